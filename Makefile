@@ -1,0 +1,50 @@
+# `make demo` and `make test` need Python 3.11 or newer with pip, and set up everything else in .venv by themselves.
+PYTHON ?= python3
+VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
+BIN := .venv/bin
+# One stamp for each Python version, so `make PYTHON=python3.12 test` makes .venv anew after another version's.
+READY := .venv/.ready-$(VERSION)
+SHELL_FILES := .ci/run .ci/setup $(wildcard launch/*.sh launch/*.sbatch)
+LOCK := --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
+	--extra report --extra tensorboard --group dev --custom-compile-command "make lock"
+
+.PHONY: help demo test test-all lint bench lock clean
+
+help:
+	@echo "make demo      pre-train, fine-tune and score a small model on this machine's CPU; ends with a report"
+	@echo "make test      the fast tests             make test-all  all tests"
+	@echo "make lint      ruff, mypy, shellcheck     make bench     time the training step"
+	@echo "make lock      requirements.lock from pyproject.toml (UPGRADE=--upgrade: newest versions)"
+	@echo "make clean     remove .venv, .tools and caches"
+	@echo "Options: PYTHON=python3.12 (which Python), ARGS='-k name' (more arguments for pytest, the demo or the benchmark)"
+
+$(READY): requirements.lock pyproject.toml
+	@.ci/setup $(PYTHON)
+	@rm -f .venv/.ready-*
+	@touch $@
+
+demo: $(READY)
+	$(BIN)/python -m bertjax.demo $(ARGS)
+
+test: $(READY)
+	$(BIN)/python -m pytest -n 2 -m "not slow" $(ARGS)
+
+test-all: $(READY)
+	$(BIN)/python -m pytest -n 2 $(ARGS)
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/shellcheck $(SHELL_FILES)
+	$(BIN)/yamllint .
+
+bench: $(READY)
+	$(BIN)/python benchmarks/step.py $(ARGS)
+
+lock: $(READY)
+	$(BIN)/uv pip compile --quiet $(LOCK) $(UPGRADE) pyproject.toml --output-file requirements.lock
+
+clean:
+	rm -rf .venv .tools build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,283 @@
+"""What each command does and takes. A command imports what it needs when it runs, and not before."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bertjax.errors import UserError
+
+if TYPE_CHECKING:
+    from bertjax.config.schema import Config
+
+_PLATFORMS = {"cpu": "cpu", "gpu": "cuda", "tpu": "tpu"}
+Option = tuple[tuple[str, ...], dict[str, Any]]
+
+
+def _use_device(arguments: argparse.Namespace) -> None:
+    """Read by jax when it is first imported, so this comes before any of our modules that import it."""
+    if arguments.device:
+        os.environ["JAX_PLATFORMS"] = _PLATFORMS[arguments.device]
+
+
+def _load(arguments: argparse.Namespace) -> "Config":
+    from bertjax.config.load import load
+
+    return load(arguments.config, arguments.overrides)
+
+
+def _show(result: Any) -> int:
+    print(result if isinstance(result, str) else json.dumps(result, indent=2, ensure_ascii=False))
+    return 0
+
+
+def train(arguments: argparse.Namespace) -> int:
+    config = _load(arguments)
+    _use_device(arguments)
+    from bertjax.evaluation.evaluate import build_evaluators
+    from bertjax.training import loop
+
+    loop.train(config, Path.cwd(), build_evaluators)
+    return 0
+
+
+def evaluate(arguments: argparse.Namespace) -> int:
+    _use_device(arguments)
+    from bertjax.evaluation.evaluate import evaluate_command
+
+    run = _existing(arguments.run)
+    return _show(evaluate_command(run, arguments.step, arguments.stage, arguments.name, arguments.overrides))
+
+
+def fill_mask(arguments: argparse.Namespace) -> int:
+    _use_device(arguments)
+    checkpoint = _existing(arguments.checkpoint)
+    from bertjax.evaluation import probes
+
+    return _show(probes.fill_mask(checkpoint, arguments.text, arguments.top_k))
+
+
+def answer(arguments: argparse.Namespace) -> int:
+    _use_device(arguments)
+    checkpoint, context = _existing(arguments.checkpoint), arguments.context
+    if (context is None) == (arguments.context_file is None):
+        raise UserError("bertjax predict answer: give either --context or --context-file")
+    if context is None:
+        from bertjax.config.strict_yaml import read_text
+
+        context = read_text(Path(arguments.context_file), 10_000_000)
+    from bertjax.evaluation import probes
+
+    return _show(probes.answer(checkpoint, arguments.question, context, arguments.n_best))
+
+
+def prepare(arguments: argparse.Namespace) -> int:
+    config, base = _load(arguments), Path.cwd()
+    from bertjax.data.loader import open_batches
+    from bertjax.training.setup import cache_of, load_tokenizer
+
+    tokenizer = load_tokenizer(config, base)
+    report = partial(print, file=sys.stderr)
+    for stage in config.stages:
+        batches = open_batches(config, stage, tokenizer, base=base, cache=cache_of(config), report=report)
+        counts = ", ".join(f"{name} {count:,}" for name, count in batches.counts.items())
+        print(f"{stage.name}: rows: {counts}")
+    return 0
+
+
+def inspect(arguments: argparse.Namespace) -> int:
+    target = _existing(arguments.target)
+    if target.is_file():  # a faulty configuration is answered before jax is imported
+        arguments.config = arguments.target
+        _load(arguments)
+    from bertjax.training.inspect import inspect_command
+
+    return _show(inspect_command(target, arguments.overrides, arguments.step, arguments.json))
+
+
+def import_folder(arguments: argparse.Namespace) -> int:
+    source, out = _existing(arguments.source), _new(arguments.out)
+    from bertjax.interop import huggingface
+
+    huggingface.import_folder(source, out)
+    return _show(str(out))
+
+
+def export(arguments: argparse.Namespace) -> int:
+    source, out = _existing(arguments.checkpoint), _new(arguments.out)
+    from bertjax.interop import huggingface
+
+    huggingface.export_checkpoint(source, out)
+    return _show(str(out))
+
+
+def write_report(arguments: argparse.Namespace) -> int:
+    run = _existing(arguments.run)
+    from bertjax.evaluation import report
+
+    return _show(str(report.write_report(run, Path(arguments.output) if arguments.output else None)))
+
+
+def score_squad(arguments: argparse.Namespace) -> int:
+    gold, predictions = _existing(arguments.gold), _existing(arguments.predictions)
+    na_prob_file = _existing(arguments.na_prob_file) if arguments.na_prob_file else None
+    from bertjax.evaluation.squad import score_command
+
+    scores = score_command(gold, predictions, na_prob_file, arguments.na_prob_thresh)
+    if not arguments.output:
+        return _show(scores)
+    unfinished = Path(f"{arguments.output}.tmp")
+    unfinished.write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
+    os.replace(unfinished, arguments.output)
+    return 0
+
+
+def doctor(arguments: argparse.Namespace) -> int:
+    from bertjax.doctor import doctor as check
+
+    lines, ok = check()
+    print("\n".join(lines))
+    return 0 if ok else 2
+
+
+def _existing(path: str) -> Path:
+    try:
+        if Path(path).expanduser().exists():
+            return Path(path).expanduser()
+    except (OSError, ValueError):  # a name too long, or one with a NUL in it
+        pass
+    raise UserError(f"{path[:200]!a}: no such file or folder")
+
+
+def _new(path: str) -> Path:
+    out = Path(path).expanduser()
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{path[:200]!a}: is there already; name a new folder")
+    return out
+
+
+def option(*names: str, **settings: Any) -> Option:
+    return names, settings
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number above zero (got '{text}')")
+    return int(text)
+
+
+@dataclass(frozen=True)
+class Command:
+    run: Callable[[argparse.Namespace], int]
+    help: str
+    options: tuple[Option, ...]
+    examples: tuple[str, ...]
+    overrides: bool = False  # takes key.path=value
+
+
+CONFIG = option("config", metavar="CONFIG", help="a YAML file")
+CHECKPOINT = option("checkpoint", metavar="CHECKPOINT", help="a run folder or one of its checkpoints")
+DEVICE = option("--device", choices=("cpu", "gpu", "tpu"), help="where to compute (default: the best there is)")
+STEP = option("--step", type=_count, help="a checkpoint's step (default: the newest)")
+OUTPUT = option("--output", metavar="FILE", help="where to write it")
+
+COMMANDS = {
+    "train": Command(
+        train,
+        "start a run, or resume it: the same command",
+        (CONFIG, DEVICE),
+        ("bertjax train configs/debug/cpu.yaml", "bertjax train my.yaml run.name=trial stages.pretrain.steps=100"),
+        overrides=True,
+    ),
+    "evaluate": Command(
+        evaluate,
+        "restore a checkpoint and score it",
+        (
+            option("run", metavar="RUN", help="a run folder or one of its checkpoints"),
+            STEP,
+            option("--stage", metavar="NAME", help="the stage to score (default: the last one)"),
+            option("--name", metavar="EVAL", help="only the evaluation of this name"),
+            DEVICE,
+        ),
+        ("bertjax evaluate runs/qa --device cpu", "bertjax evaluate runs/qa --stage squad --step 2000"),
+        overrides=True,
+    ),
+    "predict fill-mask": Command(
+        fill_mask,
+        "the most likely tokens at each [MASK]",
+        (
+            CHECKPOINT,
+            option("text", metavar="TEXT", nargs="+", help="text with [MASK] in it"),
+            option("--top-k", type=_count, default=5, help="answers for each [MASK] (default: 5)"),
+            DEVICE,
+        ),
+        ("bertjax predict fill-mask runs/demo 'Return the [MASK] of the list.'",),
+    ),
+    "predict answer": Command(
+        answer,
+        "the span of a text that answers a question",
+        (
+            CHECKPOINT,
+            option("--question", metavar="Q", required=True),
+            option("--context", metavar="TEXT", help="the text that holds the answer"),
+            option("--context-file", metavar="FILE", help="the same, from a UTF-8 file"),
+            option("--n-best", type=_count, default=3, help="how many answers (default: 3)"),
+            DEVICE,
+        ),
+        ("bertjax predict answer runs/qa --question 'What is a list?' --context-file lists.txt",),
+    ),
+    "prepare": Command(
+        prepare,
+        "tokenise and store the training data ahead of a run",
+        (CONFIG,),
+        ("bertjax prepare configs/bert/pretrain_base.yaml",),
+        overrides=True,
+    ),
+    "inspect": Command(
+        inspect,
+        "the model, what trains at a step, sizes and costs",
+        (
+            option("target", metavar="CONFIG|CHECKPOINT", help="a YAML file, a run folder or a checkpoint"),
+            STEP,
+            option("--json", action="store_true", help="as JSON"),
+        ),
+        ("bertjax inspect configs/bert/pretrain_base.yaml", "bertjax inspect my.yaml --step 500"),
+        overrides=True,
+    ),
+    "import": Command(
+        import_folder,
+        "turn a Hugging Face folder into a bertjax checkpoint",
+        (option("source", metavar="HF_FOLDER"), option("out", metavar="OUT")),
+        ("bertjax import bert-base-uncased/ checkpoints/bert-base",),
+    ),
+    "export": Command(
+        export,
+        "turn a bertjax checkpoint into a Hugging Face folder",
+        (CHECKPOINT, option("out", metavar="OUT")),
+        ("bertjax export runs/qa hf/qa",),
+    ),
+    "report": Command(
+        write_report,
+        "one HTML page about a run",
+        (option("run", metavar="RUN", help="a run folder"), OUTPUT),
+        ("bertjax report runs/demo --output demo.html",),
+    ),
+    "score squad": Command(
+        score_squad,
+        "score SQuAD predictions by the official rules",
+        (
+            option("gold", metavar="GOLD", help="the SQuAD JSON, v1.1 or v2.0"),
+            option("predictions", metavar="PREDICTIONS", help="JSON: question id -> answer"),
+            option("--na-prob-file", metavar="FILE", help="JSON: question id -> probability of no answer"),
+            option("--na-prob-thresh", metavar="X", type=float, default=1.0, help="no answer above it (default: 1)"),
+            OUTPUT,
+        ),
+        ("bertjax score squad dev-v2.0.json predictions.json",),
+    ),
+    "doctor": Command(doctor, "check this machine", (), ("bertjax doctor",)),
+}

@@ -1,0 +1,114 @@
+"""Input files: finding them, reading them through their compression, and saying in one line what is wrong with them."""
+
+import bz2
+import functools
+import glob
+import gzip
+import hashlib
+import lzma
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from bertjax.errors import UserError
+
+OPENERS = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
+UNSUPPORTED = {".zst", ".zip", ".7z", ".tar", ".tgz", ".rar"}
+BROKEN = (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, OSError)
+
+
+def resolve(name: str, base: Path) -> Path:
+    """`name` with `~` expanded, relative names taken from `base` (the folder of the config that wrote them)."""
+    path = Path(name).expanduser()
+    return path if path.is_absolute() else base / path
+
+
+def expand(patterns: list[str], base: Path) -> list[Path]:
+    """The files that names and globs stand for: in the order written, each glob sorted, no file twice.
+
+    Raises UserError for a missing file, a folder, a glob that matches no file and an empty file.
+    """
+    found: dict[Path, None] = {}
+    for pattern in patterns:
+        path = resolve(pattern, base)
+        if path.is_file():
+            matches = [path]
+        elif path.is_dir():
+            inside = sorted(p.name for p in path.iterdir())
+            if not inside:
+                raise UserError(f"{path}: the folder is empty; name files, or a glob such as {pattern.rstrip('/')}/*.jsonl")
+            raise UserError(
+                f"{path}: is a folder; name its files, or a glob such as {pattern.rstrip('/')}/*{Path(inside[0]).suffix}"
+            )
+        elif glob.has_magic(str(path)):
+            matches = sorted(Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).is_file())
+            if not matches:
+                raise UserError(f"{path}: no file matches; relative names start at {base.resolve()}")
+        else:
+            raise UserError(f"{path}: no such file; check the name (relative names start at {base.resolve()})")
+        found.update(dict.fromkeys(matches))
+    for path in found:
+        if path.stat().st_size == 0:
+            raise UserError(f"{path}: the file is empty; remove it from the list or write it again")
+    return list(found)
+
+
+def open_binary(path: Path) -> BinaryIO:
+    """The file's bytes with gzip, xz or bzip2 (told by the suffix) already undone."""
+    if path.suffix in UNSUPPORTED:
+        raise UserError(f"{path}: {path.suffix} files are not read; unpack it, or compress it with gzip, xz or bzip2")
+    try:
+        return OPENERS.get(path.suffix, open)(path, "rb")  # type: ignore[operator, return-value]
+    except OSError as error:
+        raise UserError(f"{path}: cannot be opened ({error.strerror or error}); check its permissions") from None
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """(line number from 1, line without its end), streamed. Raises UserError for a cut archive and text not in UTF-8."""
+    number = 0
+    with open_binary(path) as file:
+        try:
+            for number, raw in enumerate(file, 1):
+                yield number, _decode(raw, path, number)
+        except BROKEN as error:
+            raise UserError(_broken(path, f"after line {number}", error)) from None
+    if number == 0:
+        raise UserError(f"{path}: the file is empty; remove it from the list or write it again")
+
+
+def read_text(path: Path) -> str:
+    """The whole file as text, line ends as newlines; errors as `read_lines`."""
+    return "\n".join(line for _, line in read_lines(path))
+
+
+def _decode(raw: bytes, path: Path, number: int) -> str:
+    try:
+        return raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        byte = f"0x{raw[error.start]:02x} at byte {error.start + 1}"
+        raise UserError(f"{path}: line {number}: not UTF-8 ({byte}); convert the file with iconv -t UTF-8") from None
+
+
+def _broken(path: Path, where: str, error: Exception) -> str:
+    if path.suffix in OPENERS:
+        return f"{path}: {where}: the {path.suffix} data is cut short or damaged ({error}); copy or compress it again"
+    return f"{path}: {where}: cannot be read ({error})"
+
+
+def sha256_of_files(paths: list[Path], root: Path | None = None) -> str:
+    """Hash over (name, size, content hash) of every file; names are relative to `root`, or bare without one."""
+    digest = hashlib.sha256()
+    for path in paths:
+        stat = path.stat()
+        name = path.relative_to(root).as_posix() if root else path.name
+        content = _content_hash(str(path.resolve()), stat.st_size, stat.st_mtime_ns)
+        digest.update(f"{name}\0{stat.st_size}\0{content}\n".encode())
+    return digest.hexdigest()
+
+
+@functools.lru_cache(maxsize=4096)
+def _content_hash(path: str, size: int, mtime_ns: int) -> str:
+    # size and mtime_ns are in the key so that a file changed within one process is read again
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,214 @@
+"""Batches by number. Batch k is a pure function of (data, seed, k): nothing needs saving and any k costs the same.
+
+The stream is endless: position p = k * batch_size + row goes through `mixing.order` to (task, epoch, index), so the
+last batch of an epoch runs on into the next one. Several processes ask for their own rows of the same batch k.
+"""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bertjax.config.schema import Config, Mixture, Stage, Task
+from bertjax.data import mixing
+from bertjax.data.prepare import Report, prepare
+from bertjax.data.tasks import Fields, TaskData, dataset
+from bertjax.errors import UserError
+
+if TYPE_CHECKING:
+    from bertjax.data.tokenizers import Tokenizer
+
+Batch = dict[str, np.ndarray]
+ALL = slice(None)
+THREADS = 2  # reading and masking mostly hold the interpreter's lock; more threads would only take turns
+
+
+class BatchIterator:
+    """Batches made ahead by background threads, in order; a context manager. An error in a thread is raised here."""
+
+    def __init__(self, make: Callable[[int], Batch], start: int, stop: int, prefetch: int):
+        self._make, self._next, self._stop = make, start, stop
+        self._pool = ThreadPoolExecutor(min(THREADS, prefetch), "batches") if prefetch else None
+        self._ahead: deque[Future[Batch]] = deque()
+        self._prefetch = prefetch
+        self._fill()
+
+    def _fill(self) -> None:
+        while self._pool and len(self._ahead) < self._prefetch and self._next < self._stop:
+            self._ahead.append(self._pool.submit(self._make, self._next))
+            self._next += 1
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        if self._ahead:
+            try:
+                batch = self._ahead.popleft().result()
+            except BaseException:
+                self.close()
+                raise
+            self._fill()
+            return batch
+        if self._next >= self._stop:
+            self.close()
+            raise StopIteration
+        self._next += 1
+        return self._make(self._next - 1)
+
+    def close(self) -> None:
+        """Drops what was made ahead and waits for the threads to end."""
+        self._next = self._stop
+        self._ahead.clear()
+        if self._pool:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+            self._pool = None
+
+    def __enter__(self) -> "BatchIterator":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Batches:
+    """The batches of a stage or of an evaluation.
+
+    Attributes:
+        fields: name -> (shape, dtype) of one row; every array of a batch has an axis B in front.
+        batch_size: global B, in rows.
+        task_names: as many as there are tasks; with more than one a batch has `task_ids` [B] int32 that number them.
+        rates: the share of each task in the stream.
+        counts: rows in one epoch of each task; `examples_per_epoch` is their sum.
+    """
+
+    def __init__(self, tasks: dict[str, TaskData], shares: dict[str, float], batch_size: int, pad_id: int = 0):
+        self.task_names = list(tasks)
+        self._tasks = list(tasks.values())
+        self.batch_size = batch_size
+        self.rates = shares
+        self.counts = {name: data.length for name, data in tasks.items()}
+        self.examples_per_epoch = sum(self.counts.values())
+        self.batches_per_epoch = -(-self.examples_per_epoch // batch_size)
+        self.fields = _agreed_fields(tasks)
+        if len(tasks) > 1:
+            self.fields["task_ids"] = ((), np.dtype(np.int32))
+        self._pad_id = pad_id
+        seeds = [data.seed for data in self._tasks]
+        self._order = mixing.order(list(self.counts.values()), [shares[name] for name in tasks], seeds)
+
+    def batch(self, k: int, rows: slice = ALL) -> Batch:
+        """Rows `rows` (all of them by default) of global batch k >= 0, in order; whoever asks gets the same bits."""
+        first = k * self.batch_size
+        places = [self._order[first + row] for row in _range(rows, self.batch_size)]
+        columns = np.array(places, np.int64).reshape(len(places), 3).T
+        return self._gather(*columns)
+
+    def iterate(self, start: int, stop: int, rows: slice = ALL, prefetch: int = 4) -> BatchIterator:
+        """Batches start..stop-1; up to `prefetch` of them are made ahead by background threads (0: none)."""
+        return BatchIterator(lambda k: self.batch(k, rows), start, stop, prefetch)
+
+    def epoch_batch(self, k: int, rows: slice = ALL) -> Batch:
+        """Batch k < batches_per_epoch of one finite pass in stored order, task after task, with epoch 0's masks.
+
+        Rows behind the last example are padding: every weight and segment id 0.
+        """
+        wanted = np.array(_range(rows, self.batch_size), np.int64) + k * self.batch_size
+        real = wanted[wanted < self.examples_per_epoch]
+        ends = np.cumsum(list(self.counts.values()))
+        task = np.searchsorted(ends, real, side="right")
+        starts = ends - list(self.counts.values())
+        batch = self._gather(task, np.zeros_like(real), real - starts[task])
+        missing = len(wanted) - len(real)
+        if not missing:
+            return batch
+        for name, values in batch.items():
+            fill = self._pad_id if name == "input_ids" else 0
+            batch[name] = np.concatenate([values, np.full((missing, *values.shape[1:]), fill, values.dtype)])
+        return batch
+
+    def epoch_batches(self, rows: slice = ALL, prefetch: int = 2, limit: int | None = None) -> BatchIterator:
+        """Every example exactly once, in `batches_per_epoch` batches (at most `limit`); see `epoch_batch`."""
+        stop = min(self.batches_per_epoch, limit or self.batches_per_epoch)
+        return BatchIterator(lambda k: self.epoch_batch(k, rows), 0, stop, prefetch)
+
+    def _gather(self, tasks: np.ndarray, epochs: np.ndarray, indices: np.ndarray) -> Batch:
+        if len(self._tasks) == 1:
+            return self._tasks[0].rows(epochs, indices)
+        batch = {name: np.zeros((len(tasks), *shape), dtype) for name, (shape, dtype) in self.fields.items()}
+        batch["task_ids"][:] = tasks
+        for task in np.unique(tasks).tolist():
+            where = np.flatnonzero(tasks == task)
+            for name, values in self._tasks[task].rows(epochs[where], indices[where]).items():
+                batch[name][where] = values
+        return batch
+
+
+def open_batches(
+    config: Config, stage: Stage, tokenizer: "Tokenizer", *, base: Path, cache: Path, report: Report | None = None
+) -> Batches:
+    """The training batches of `stage`: prepares what is not in `cache` yet and mixes the tasks at their rates.
+
+    Raises UserError when a task is empty or the rows of mixed tasks differ.
+    """
+    workers = config.run.prepare_workers or os.cpu_count() or 1
+    tasks = {}
+    for name, task in config.stage_tasks(stage).items():
+        store = prepare(
+            task, name, tokenizer, seed=config.run.seed, base=base, cache=cache, workers=workers, report=report
+        )
+        tasks[name] = dataset(task, store, tokenizer, mixing.stream_seed(config.run.seed, stage.name, name))
+    counts = {name: data.length for name, data in tasks.items()}
+    shares = mixing.rates(counts, stage.data) if isinstance(stage.data, Mixture) else dict.fromkeys(tasks, 1.0)
+    return Batches(tasks, shares, stage.batch_size, tokenizer.pad_id)
+
+
+def open_task(
+    task: Task,
+    name: str,
+    tokenizer: "Tokenizer",
+    *,
+    batch_size: int,
+    seed: int,
+    base: Path,
+    cache: Path,
+    workers: int = 1,
+    labels: Sequence[str] | None = None,
+    report: Report | None = None,
+) -> Batches:
+    """The batches of a single task, for an evaluation: read them with `epoch_batches`.
+
+    Args:
+        labels: the label names of the training data (`Store.meta["labels"]`), so that ids mean the same there and here.
+    """
+    store = prepare(
+        task, name, tokenizer, seed=seed, base=base, cache=cache, workers=workers, labels=labels, report=report
+    )
+    data = dataset(task, store, tokenizer, mixing.stream_seed(seed, "evaluation", name))
+    return Batches({name: data}, {name: 1.0}, batch_size, tokenizer.pad_id)
+
+
+def _agreed_fields(tasks: dict[str, TaskData]) -> Fields:
+    (first, data), *others = tasks.items()
+    fields = dict(data.fields)
+    for name, other in others:
+        for field in sorted(fields.keys() | other.fields.keys()):
+            one, two = fields.get(field), other.fields.get(field)
+            if one != two:
+                raise UserError(
+                    f"tasks '{first}' and '{name}' cannot be mixed: {field} is {_spell(one)} in the first and "
+                    f"{_spell(two)} in the second; give both the same preprocess"
+                )
+    return fields
+
+
+def _spell(field: tuple[tuple[int, ...], np.dtype] | None) -> str:
+    return "missing" if field is None else f"{field[1].name}{list(field[0])}"
+
+
+def _range(rows: slice, batch_size: int) -> range:
+    return range(*rows.indices(batch_size))

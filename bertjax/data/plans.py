@@ -1,0 +1,212 @@
+"""How each kind of task becomes unpacked rows: its source read and checked, and cut into jobs for the shards."""
+
+import time
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bertjax.config.schema import Classify, SpanQa, Task
+from bertjax.data import examples as ex
+from bertjax.data.pairs import TokenizedCorpus
+from bertjax.errors import UserError
+
+if TYPE_CHECKING:
+    from bertjax.data.tokenizers import Tokenizer
+
+Report = Callable[[str], None]
+
+SHARDS = 64  # a store has about this many, within these sizes:
+LEAST_TOKENS, MOST_TOKENS = 1 << 18, 1 << 23
+POOL_TOKENS = 1 << 20  # less work than this is done before worker processes have started
+ENCODE_SENTENCES = 8192  # tokenised in one call
+JOB_EXAMPLES = 4096  # questions or records in one shard
+POOL_EXAMPLES = 4 * JOB_EXAMPLES
+
+
+def shard_tokens(total: int) -> int:
+    """About how many tokens go into one shard; a function of the data alone."""
+    return min(max(total // SHARDS, LEAST_TOKENS), MOST_TOKENS)
+
+
+def pool_pays(tokens: int) -> bool:
+    return tokens > POOL_TOKENS
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one call of `prepare` is about. `folder` is emptied afterwards."""
+
+    task: Task
+    name: str
+    tokenizer: "Tokenizer"
+    seed: int
+    base: Path
+    folder: Path
+    workers: int
+    labels: Sequence[str] | None
+    report: Report
+
+    def progress(self, what: str) -> Callable[[int], None]:
+        """Reports a count, at most every five seconds."""
+        last = time.monotonic()
+
+        def tell(count: int) -> None:
+            nonlocal last
+            if time.monotonic() - last > 5:
+                last = time.monotonic()
+                self.report(f"{self.name}: {count:,} {what}")
+
+        return tell
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How the unpacked rows of a task are made: arguments of `write_shards`, and what is known about the data.
+
+    `facts` may be filled while `arguments` are consumed.
+    """
+
+    make: Callable[..., Iterator[np.ndarray]]
+    shared: Any
+    arguments: Iterable[Any]
+    dtype: np.dtype
+    big: bool
+    facts: dict[str, Any]
+
+
+# ---- sentence pairs -------------------------------------------------------------------------------------------------
+
+
+def _plan_pairs(work: Work, masker: ex.Masker | None) -> Plan:
+    options, tokenizer = work.task.preprocess, work.tokenizer
+    tokens = array("q")  # of each document
+    sentences = 0
+
+    def counted() -> Iterator[list[list[int]]]:
+        nonlocal sentences
+        tell = work.progress("documents tokenised")
+        for document in _tokenised(_documents(work), tokenizer):
+            tokens.append(sum(map(len, document)))
+            sentences += len(document)
+            tell(len(tokens))
+            yield document
+        if not tokens:
+            raise UserError(f"task '{work.name}': its source holds no text; check the files and the text field")
+
+    corpus = TokenizedCorpus.write(work.folder / "corpus", counted(), tokenizer.vocab_size)
+    total = sum(tokens)
+    work.report(f"{work.name}: {len(tokens):,} documents, {sentences:,} sentences, {total:,} tokens")
+    everything = total * options.dupe_factor
+    dtype = ex.with_masks(ex.pairs_dtype(options), masker.rules if masker else None)
+    ids = {"cls_id": tokenizer.cls_id, "sep_id": tokenizer.sep_id, "pad_id": tokenizer.pad_id}
+    shared = ex.PairsWork(corpus, options, work.seed, ids, dtype, masker)
+    return Plan(
+        ex.pairs_blocks, shared, ex.pairs_units(tokens, options.dupe_factor, shard_tokens(everything)), dtype,
+        big=pool_pays(everything),
+        facts={"documents": len(tokens), "sentences": sentences, "tokens": total},
+    )  # fmt: skip
+
+
+def _documents(work: Work) -> Iterator[list[str]]:
+    from bertjax.data.sources import read_documents
+
+    return chain.from_iterable(read_documents(source, work.base) for source in work.task.source)
+
+
+def _tokenised(documents: Iterator[list[str]], tokenizer: "Tokenizer") -> Iterator[list[list[int]]]:
+    """Documents as ids without empty sentences and documents; many sentences go to the tokenizer at once."""
+    held: list[list[str]] = []
+    waiting = 0
+
+    def encode() -> Iterator[list[list[int]]]:
+        ids = iter(tokenizer.encode_batch([sentence for document in held for sentence in document]))
+        for document in held:
+            if kept := [sentence for sentence in islice(ids, len(document)) if sentence]:
+                yield kept
+
+    for document in documents:
+        held.append(document)
+        waiting += len(document)
+        if waiting >= ENCODE_SENTENCES:
+            yield from encode()
+            held, waiting = [], 0
+    yield from encode()
+
+
+# ---- questions ------------------------------------------------------------------------------------------------------
+
+
+def _plan_qa(work: Work, masker: None) -> Plan:
+    from bertjax.data import qa
+
+    options: SpanQa = work.task.preprocess
+    questions = [q for source in work.task.source for q in qa.read_squad(source, work.base)][: work.task.limit]
+    jobs = [questions[start : start + JOB_EXAMPLES] for start in range(0, len(questions), JOB_EXAMPLES)]
+    dtype = qa.row_dtype(options.sequence_length)
+    facts = {"questions": len(questions), "unanswerable": sum(q.is_impossible for q in questions)}
+    return Plan(ex.qa_blocks, (work.tokenizer, options), jobs, dtype, len(questions) > POOL_EXAMPLES, facts)
+
+
+# ---- classification -------------------------------------------------------------------------------------------------
+
+
+def _plan_classify(work: Work, masker: None) -> Plan:
+    options: Classify = work.task.preprocess
+    labels, kind, count = _survey(work)
+    dtype = ex.row_dtype(options.sequence_length, cls_positions="i4", labels=kind, label_weights="f4")
+    ids = None if labels is None else {name: n for n, name in enumerate(labels)}
+    records = (record for _, record in _records(work))
+    jobs = iter(lambda: list(islice(records, JOB_EXAMPLES)), [])
+    shared = ex.ClassifyWork(work.tokenizer, options, ids, dtype)
+    return Plan(ex.classify_blocks, shared, jobs, dtype, count > POOL_EXAMPLES, {"records": count, "labels": labels})
+
+
+def _records(work: Work) -> Iterator[tuple[int, dict[str, Any]]]:
+    from bertjax.data.sources import read_records
+
+    records = chain.from_iterable(read_records(source, work.base) for source in work.task.source)
+    return enumerate(islice(records, work.task.limit), 1)
+
+
+def _survey(work: Work) -> tuple[list[str] | None, str, int]:
+    """(label names or None, dtype of the labels, records): a first pass that finds what cannot be used."""
+    options: Classify = work.task.preprocess
+    field = options.label
+    texts = [field for field in (options.text_a, options.text_b) if field is not None]
+    kinds: set[type] = set()
+    names: set[str] = set()
+    number = 0
+    for number, record in _records(work):
+        where = f"task '{work.name}': record {number}"
+        label = record.get(field)
+        bad = [text for text in texts if not isinstance(record.get(text), str)]
+        if not isinstance(label, (str, int, float, np.number)):
+            bad.append(field)
+        if bad:
+            raise UserError(f"{where}: '{bad[0]}' is missing or of a wrong type; it has: {', '.join(record)[:120]}")
+        kind = str if isinstance(label, str) else float if isinstance(label, (float, np.floating)) else int
+        if (kind is int and label < 0) or (kind is float and not np.isfinite(label)):
+            raise UserError(f"{where}: '{field}' is {label}; leave out records without a label")
+        if kind is str:
+            names.add(label)
+        kinds.add(kind)
+    if not number:
+        raise UserError(f"task '{work.name}': its source holds no records; check the files")
+    if str in kinds and len(kinds) > 1:
+        raise UserError(f"task '{work.name}': '{field}' is a text in some records and a number in others")
+    if str not in kinds:
+        return None, "f4" if float in kinds else "i4", number
+    known = sorted(names) if work.labels is None else list(work.labels)
+    if unknown := sorted(names - set(known)):
+        raise UserError(f"task '{work.name}': label '{unknown[0][:60]}' is not one of those: {', '.join(known)[:120]}")
+    return known, "i4", number
+
+
+PLANS: dict[str, Callable[[Work, Any], Plan]] = {
+    "bert_pairs": _plan_pairs, "span_qa": _plan_qa, "classify": _plan_classify,
+}  # fmt: skip

@@ -1,0 +1,188 @@
+"""From a task to its store: read, tokenise, make examples, pack, write; done once and kept in a cache."""
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bertjax.config.schema import BertPairs, Classify, Task
+from bertjax.data import examples as ex
+from bertjax.data.masking import MaskingRules
+from bertjax.data.packing import Assignment, pack_lengths
+from bertjax.data.plans import PLANS, Plan, Report, Work, pool_pays, shard_tokens
+from bertjax.data.shards import write_shards
+from bertjax.data.store import Store, StoreWriter
+from bertjax.errors import BertjaxError, UserError
+
+if TYPE_CHECKING:
+    from bertjax.data.tokenizers import Tokenizer
+
+NO_ROWS_FROM = {"tasks.py", "mixing.py", "loader.py", "__init__.py"}  # modules a stored row does not depend on
+
+
+def prepare(
+    task: Task,
+    name: str,
+    tokenizer: "Tokenizer",
+    *,
+    seed: int,
+    base: Path,
+    cache: Path,
+    workers: int,
+    labels: Sequence[str] | None = None,
+    report: Report | None = None,
+) -> Store:
+    """The store of `task`, out of `cache` when it is there and whole.
+
+    The rows are a pure function of the sources' bytes, the preprocess section, `task.limit`, the tokenizer, this code
+    and, for sentence pairs, `seed`; `workers` only says how fast. `name` is for messages. `task.limit` counts sentence
+    pairs, questions or records.
+
+    Args:
+        base: where relative file names start.
+        labels: label names in the order of their ids (classification only), instead of those the source holds.
+        report: told about progress, one line at a time.
+
+    Store.meta: examples, rows, tokens_in_rows, density (share of positions that are not padding), padding,
+    sequence_length, preprocess, fingerprint parts, and by kind documents/sentences/tokens, questions or records/labels.
+
+    Raises UserError when a source is unusable or nothing is left of it.
+    """
+    report = report or (lambda line: None)
+    parts = _fingerprint_parts(task, tokenizer, seed, base, labels)
+    fingerprint = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    folder = Path(cache) / f"{task.preprocess.kind}-{fingerprint[:16]}"
+    if store := _cached(folder, fingerprint, report):
+        return store
+    with _scratch(folder) as scratch:
+        work = Work(task, name, tokenizer, seed, base, scratch, workers, labels, report)
+        _build(work, folder, fingerprint, parts)
+    return Store(folder)
+
+
+def _cached(folder: Path, fingerprint: str, report: Report) -> Store | None:
+    if not folder.exists():
+        return None
+    try:
+        store = Store(folder)
+    except BertjaxError as error:
+        report(f"{error}: doing that now")
+        return None
+    return store if store.fingerprint == fingerprint else None
+
+
+@contextmanager
+def _scratch(folder: Path) -> Iterator[Path]:
+    """A folder for what lies between the source and the store; named so that StoreWriter clears it after a crash."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
+    except OSError as error:
+        raise UserError(f"{folder.parent}: no data can be kept here ({error.strerror}); choose another cache") from None
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _fingerprint_parts(
+    task: Task, tokenizer: "Tokenizer", seed: int, base: Path, labels: Sequence[str] | None
+) -> dict[str, Any]:
+    from bertjax.data.sources import fingerprint
+
+    return {
+        "sources": [fingerprint(source, base) for source in task.source],
+        "preprocess": task.preprocess.model_dump(mode="json"),
+        "limit": task.limit,
+        "tokenizer": tokenizer.sha256,
+        "seed": seed if isinstance(task.preprocess, BertPairs) else None,
+        "labels": list(labels) if labels is not None else None,
+        "code": code_version(),
+    }
+
+
+@lru_cache(maxsize=1)
+def code_version() -> str:
+    """sha256 over the modules that decide what a row holds: after any change of theirs, data is prepared again."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        if path.name not in NO_ROWS_FROM:
+            digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _build(work: Work, folder: Path, fingerprint: str, parts: dict[str, Any]) -> None:
+    task, options = work.task, work.task.preprocess
+    writer = partial(
+        StoreWriter, fingerprint=fingerprint, tokenizer_sha256=work.tokenizer.sha256, code_version=code_version()
+    )
+    packed = not isinstance(options, Classify) and options.pack
+    cut = task.limit if isinstance(options, BertPairs) else None  # the others read no more than they need
+    masker = None
+    if isinstance(options, BertPairs) and options.masking == "static":
+        masker = ex.Masker(MaskingRules.of(options, work.tokenizer), work.seed)
+    again = packed or cut is not None  # then unpacked rows are a step on the way, masked after it
+    plan = PLANS[options.kind](work, None if again else masker)
+    meta: dict[str, Any] = {}
+    with writer(work.folder / "examples" if again else folder, plan.dtype, meta) as unpacked:
+        lengths = write_shards(
+            plan.make, plan.shared, plan.arguments, unpacked, workers=work.workers if plan.big else 1, enough=cut,
+            progress=work.progress("examples made"),
+        )  # fmt: skip
+        lengths = lengths[:cut]
+        if not len(lengths):
+            raise UserError(f"task '{work.name}': its source gives no example at all; check the source and its fields")
+        rows = len(lengths)
+        if not again:
+            meta.update(_facts(work, plan, lengths, rows, parts))
+    if again:
+        segments = options.max_segments if packed else 1
+        assignment = _assignment(lengths, options.sequence_length, segments, packed)
+        dtype = ex.with_masks(ex.packed_dtype(plan.dtype, segments), masker.rules if masker else None)
+        meta = _facts(work, plan, lengths, assignment.rows, parts)
+        with writer(folder, dtype, meta) as final:
+            _repack(work, Store(work.folder / "examples"), assignment, segments, masker, final)
+
+
+def _facts(work: Work, plan: Plan, lengths: np.ndarray, rows: int, parts: dict[str, Any]) -> dict[str, Any]:
+    length = work.task.preprocess.sequence_length
+    density = int(lengths.sum(dtype=np.int64)) / (rows * length)
+    facts = plan.facts | {
+        "examples": len(lengths), "rows": rows, "tokens_in_rows": int(lengths.sum(dtype=np.int64)),
+        "density": density, "padding": 1.0 - density, "sequence_length": length, **parts,
+    }  # fmt: skip
+    work.report(f"{work.name}: {len(lengths):,} examples in {rows:,} rows, {density:.1%} of the positions used")
+    return facts
+
+
+# ---- packing --------------------------------------------------------------------------------------------------------
+
+
+def _assignment(lengths: np.ndarray, sequence_length: int, segments: int, packed: bool) -> Assignment:
+    if packed:
+        return pack_lengths(lengths, sequence_length, segments)
+    return Assignment(np.arange(len(lengths)), np.arange(len(lengths) + 1))
+
+
+def _repack(
+    work: Work, store: Store, assignment: Assignment, segments: int, masker: ex.Masker | None, final: StoreWriter
+) -> None:
+    length = work.task.preprocess.sequence_length
+    tokens = assignment.rows * length
+    step = shard_tokens(tokens) // length + 1
+    parts = (
+        (first, assignment.part(first, min(first + step, assignment.rows)))
+        for first in range(0, assignment.rows, step)
+    )
+    shared = ex.PackingWork(store, segments, work.tokenizer.pad_id, final.dtype, masker)
+    write_shards(
+        ex.packing_blocks, shared, parts, final, workers=work.workers if pool_pays(tokens) else 1,
+        progress=work.progress("rows packed"),
+    )  # fmt: skip

@@ -1,0 +1,215 @@
+"""Questions in SQuAD form, made by rule from the standard library's documentation.
+
+A context strings together a few entries of one module, so an answer is found by reading which entry a question is
+about and which of its facts is asked for; every answer is a span of the context, and no answer can be told from the
+question's form alone.
+"""
+
+import dataclasses
+import hashlib
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from bertjax.data.stdlib_source import THIRD_PERSON, Entry
+
+CONTEXT_WORDS = (60, 95)  # with the question about 160 word pieces, so that most fit one window of 192
+QUESTIONS_PER_CONTEXT = 8
+QUESTIONS_PER_ENTRY = 3
+CONSTANTS_PER_CONTEXT = 3
+# Where a noun phrase ends: at a clause, and for verbs other than "return" at the words that add a place or a purpose.
+_CLAUSE = re.compile(
+    r"[,;:(]| -|\. | (?:if|when|where|which|that|unless|because|so|without|after|before|until|while|given|by|and then|or|"
+    r"is|are|was|can|has|have|as if|containing|holding|representing|describing|using|used|needed|shared|based|suitable|"
+    r"corresponding|showing|indicating|stored|passed|returned|found|relative|associated|to be|and \w+s the|and \w+s an?)\b"
+)
+_PLACE = re.compile(r" (?:to|from|into|onto|in|on|with|for|at|as|out|through|over|under|against|and|between)\b")
+_NOT_OBJECTS = frozenset(
+    "to for if when from in on up down out off at by with into as and or that until over through about like back away "
+    "only using according where how why not itself between so based again".split()
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    kind: str
+    text: str
+    answer: str
+    start: int  # of the answer, in characters of the entry's own text
+
+
+def build(modules: Iterable[tuple[str, list[Entry]]], seen: frozenset[str] = frozenset()) -> dict[str, Any]:
+    """SQuAD v1.1: {"version", "data": [{"title", "paragraphs": [{"context", "qas": [...]}]}]}; no question of `seen`."""
+    used = set(seen)
+    data = []
+    for module, entries in modules:
+        paragraphs = []
+        for group in _groups(entries):
+            paragraph = _paragraph(module, group, used)
+            if paragraph["qas"]:
+                paragraphs.append(paragraph)
+        if paragraphs:
+            data.append({"title": module, "paragraphs": paragraphs})
+    return {"version": "1.1", "data": data}
+
+
+def questions(squad: dict[str, Any]) -> frozenset[str]:
+    return frozenset(q["question"] for article in squad["data"] for p in article["paragraphs"] for q in p["qas"])
+
+
+def entry_text(entry: Entry) -> str:
+    """What a context says about an entry: the opening, one short further sentence, the facts."""
+    more = next((s for s in entry.prose if s.startswith("It ") and len(s.split()) <= 20), None)
+    more = more or next((s for s in entry.prose[:1] if len(s.split()) <= 16), None)
+    return " ".join([entry.opening(), *([more] if more else []), *entry.facts()])
+
+
+def _groups(entries: list[Entry]) -> list[list[Entry]]:
+    """Runs of entries that make contexts of a fitting length, names and descriptions distinct within each."""
+    low, high = CONTEXT_WORDS
+    groups: list[list[Entry]] = []
+    current: list[Entry] = []
+    length = 0
+    for entry in entries:
+        size = len(entry_text(entry).split()) if entry.lead else 0
+        if not 5 <= size <= 45 or any(entry.name == e.name or entry.lead == e.lead for e in current):
+            continue
+        if entry.kind == "constant" and [e.kind for e in current].count("constant") == CONSTANTS_PER_CONTEXT:
+            continue
+        if length + size > high:
+            if length >= low:
+                groups.append(current)
+            current, length = [], 0
+        current.append(entry)
+        length += size
+    return groups + ([current] if length >= low else [])
+
+
+def _paragraph(module: str, group: list[Entry], used: set[str]) -> dict[str, Any]:
+    texts = [entry_text(entry) for entry in group]
+    context = " ".join(texts)
+    candidates: list[tuple[bytes, int, int, Question]] = []
+    offset = 0
+    for index, (entry, text) in enumerate(zip(group, texts, strict=True)):
+        for question in _ask(entry, text, group):
+            order = hashlib.sha256(f"{module}\0{question.text}\0{context}".encode()).digest()
+            candidates.append((order, index, offset, question))
+        offset += len(text) + 1
+    qas = []
+    asked = [0] * len(group)
+    for order, index, offset, question in sorted(candidates, key=lambda item: _rank(item[3].kind, item[0])):
+        if len(qas) == QUESTIONS_PER_CONTEXT or asked[index] == QUESTIONS_PER_ENTRY or question.text in used:
+            continue
+        start = offset + question.start
+        assert context[start : start + len(question.answer)] == question.answer, (question, context)
+        asked[index] += 1
+        used.add(question.text)
+        answer = {"text": question.answer, "answer_start": start}
+        qas.append({"id": order.hex()[:24], "question": question.text, "answers": [answer]})
+    return {"context": context, "qas": qas}
+
+
+# The rarer kinds are more likely to be asked where they can be; without this half of all questions would ask for a name.
+_WEIGHT = {"name": 1.0, "object": 1.3, "returns": 1.6, "default": 0.7, "raises": 1.6, "base": 1.3, "value": 0.5, "owner": 0.5}
+
+
+def _rank(kind: str, order: bytes) -> float:
+    return int.from_bytes(order[:4], "big") / 2**32 / _WEIGHT[kind]
+
+
+def _ask(entry: Entry, text: str, group: list[Entry]) -> list[Question]:
+    """Every question that can be asked about one entry among the others of its context."""
+    found = [*_ask_name(entry, group), *_ask_object(entry), *_ask_sentences(entry, text)]
+    the = f"the {entry.kind} {entry.name}"
+    if entry.kind == "constant":
+        value = entry.lead.removeprefix("has the value ")
+        return [_question("value", f"What is the value of {entry.name}?", value, text, "has the value ")]
+    for argument, value in entry.defaults:
+        lead_in = f"The argument {argument} of {entry.name} is "
+        wanted = f"What is the default value of the argument {argument} of {entry.name}?"
+        found.append(_question("default", wanted, value, text, lead_in))
+        if [v for _, v in entry.defaults].count(value) == 1:
+            wanted = f"Which argument of {entry.name} is {value} by default?"
+            found.append(_question("default", wanted, argument, text, "The argument ", f"The argument {argument} of {entry.name} is "))
+    if entry.raises:
+        wanted = f"Which exception can {the} raise?"
+        found.append(_question("raises", wanted, entry.raises, text, f"The {entry.kind} {entry.name} can raise "))
+    if entry.base:
+        wanted = f"Which class is {entry.name} a subclass of?"
+        found.append(_question("base", wanted, entry.base, text, f"The class {entry.name} is a subclass of "))
+    if entry.owner and len({e.owner for e in group if e.owner}) > 1:
+        wanted = f"Which class has the {entry.kind} {entry.name}?"
+        found.append(_question("owner", wanted, entry.owner, text, f"{entry.name} of "))
+    return found
+
+
+def _question(kind: str, wanted: str, answer: str, text: str, lead_in: str, within: str = "") -> Question:
+    """A question whose answer stands right after `lead_in` (searched from `within`, when given)."""
+    start = text.index(lead_in + answer, text.index(within) if within else 0) + len(lead_in)
+    return Question(kind, wanted, answer, start)
+
+
+def _ask_name(entry: Entry, group: list[Entry]) -> list[Question]:
+    shown = _CLAUSE_END.split(entry.lead, maxsplit=1)[0]
+    words = shown.split()
+    known = sum(other.lead.startswith(shown) for other in group)
+    if entry.kind == "constant" or known > 1 or not 3 <= len(words) <= 14 or entry.name in words:
+        return []
+    if words[-1] in _NOT_OBJECTS | {"the", "a", "an", "of"}:
+        return []
+    return [_question("name", f"Which {entry.kind} {shown}?", entry.name, entry.opening(), f"The {entry.kind} ")]
+
+
+_CLAUSE_END = re.compile(r"\s*[,;:(]| -|\. ")
+
+
+def _ask_object(entry: Entry) -> list[Question]:
+    """'What does the method close remove?' for 'removes the lock file ...', 'What is the class X?' for 'is a ...'."""
+    words = entry.lead.split(" ")
+    prefix = f"The{entry.subject[3:]} "
+    if entry.kind == "class" and words[0] == "is" and words[1] in ("a", "an", "the"):
+        answer = _phrase(entry.lead[3:], place=False) or _phrase(entry.lead[3:], place=True)
+        wanted = f"What is the class {entry.name}?"
+        return [_question("object", wanted, answer, entry.opening(), prefix + "is ")] if answer else []
+    at = 1 if words[0].endswith("ly") else 0
+    verb = THIRD_PERSON.get(words[at])
+    if entry.kind == "constant" or verb in (None, "fail", "turn", "take", "try", "let") or len(words) < at + 2 or words[at + 1] in _NOT_OBJECTS:
+        return []
+    answer = _phrase(" ".join(words[at + 1 :]), place=verb != "return")
+    adverb = words[0] + " " if at else ""
+    wanted = f"What does the {entry.kind} {entry.name} {adverb}{verb}?"
+    kind = "returns" if verb == "return" else "object"
+    return [_question(kind, wanted, answer, entry.opening(), f"{prefix}{adverb}{words[at]} ")] if answer else []
+
+
+def _ask_sentences(entry: Entry, text: str) -> list[Question]:
+    """Questions on 'It returns ...' and 'It raises X if ...'."""
+    found = []
+    the = f"the {entry.kind} {entry.name}"
+    returned = re.search(r"\bIt returns ([^.]+)\.", text)
+    if returned and not entry.lead.startswith("returns"):
+        answer = _phrase(returned[1], place=False)
+        if answer:
+            found.append(Question("returns", f"What does {the} return?", answer, returned.start(1)))
+    raised = re.search(r"\bIt raises (?:an? )?(\w+(?:Error|Exception|Exit|Stop\w+)) (if|when|on) ([^.,;()]+)[.,;]", text)
+    if raised and 2 <= len(raised[3].split()) <= 12:
+        wanted = f"Which exception does {the} raise {raised[2]} {raised[3]}?"
+        found.append(Question("raises", wanted, raised[1], raised.start(1)))
+    return found
+
+
+def _phrase(text: str, place: bool) -> str:
+    """The noun phrase that `text` opens with: up to a clause (and a place); "" when it is too long or not one."""
+    end = _CLAUSE.search(text)
+    phrase = text[: end.start()] if end else text
+    if place and (cut := _PLACE.search(phrase)):
+        phrase = phrase[: cut.start()]
+    phrase = phrase.strip()
+    words = phrase.split()
+    if not 1 <= len(words) <= 9 or words[0].lower() in _NOT_OBJECTS or words[0].endswith("ly"):
+        return ""
+    if words[-1].lower() in _NOT_OBJECTS | {"the", "a", "an", "of", "all", "any", "its", "this", "each", "more"}:
+        return ""
+    if words[0] in ("True", "False", "true", "false", "None", "whether"):
+        return ""
+    return phrase

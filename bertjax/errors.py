@@ -1,0 +1,31 @@
+"""Errors that end a command, each with the exit code a launcher acts on (0 done, 70 is a bug)."""
+
+
+class BertjaxError(Exception):
+    """A failure that is reported in one line, without a traceback."""
+
+    exit_code = 70
+
+
+class UserError(BertjaxError):
+    """Bad input. The message names the file and the key or line, and says what to do."""
+
+    exit_code = 2
+
+
+class DivergedError(BertjaxError):
+    """The loss or the gradients stayed non-finite; nothing non-finite was saved."""
+
+    exit_code = 3
+
+
+class StorageError(BertjaxError):
+    """A checkpoint or a file could not be written or read back."""
+
+    exit_code = 4
+
+
+class StoppedSafely(BertjaxError):
+    """Interrupted after saving: running the same command again continues the run."""
+
+    exit_code = 75

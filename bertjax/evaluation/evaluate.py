@@ -1,0 +1,270 @@
+"""Restore a checkpoint and score it; the same evaluators run inside training.
+
+An evaluator is a function of parameters. It keeps <name>.json (scores and samples) and, for questions, the official
+predictions, n-best and null-odds files under evaluations/<stage>/ of the run.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from bertjax.config.load import build
+from bertjax.config.schema import CheckpointPolicy, ClassificationEvaluation, Evaluation, MlmEvaluation, SquadEvaluation
+from bertjax.data import qa, tokenizers
+from bertjax.data.loader import Batches, open_task
+from bertjax.errors import UserError
+from bertjax.evaluation import squad
+from bertjax.evaluation.labels import label_scores
+from bertjax.models import paths
+from bertjax.parallel import distributed
+from bertjax.parallel import mesh as meshes
+from bertjax.training import setup
+from bertjax.training.checkpoint import Checkpoints
+from bertjax.training.loop import Evaluator
+from bertjax.training.runs import find, run_of, stage_folder
+from bertjax.training.setup import Job
+from bertjax.training.state import Params
+from bertjax.training.step import Program, flat_terms, in_mesh
+from bertjax.training.warmstart import abstract_of
+
+SAMPLES = 12
+_ANY_POLICY = CheckpointPolicy()  # a reader keeps and removes nothing
+
+
+def build_evaluators(job: Job, index: int, program: Program) -> list[Evaluator]:
+    """The evaluations that stage `index` names, with their data read and checked."""
+    folder = job.config.run_dir / "evaluations" / stage_folder(Path(), index, job.config.stages[index].name).name
+    return [Evaluator(e, _builder(e)(job, program, e, folder)) for e in job.config.stages[index].evaluate]
+
+
+def _builder(config: Evaluation) -> Callable[..., Callable[[Params, int], dict[str, float]]]:
+    return {"mlm": mlm, "squad": squad_answers, "classification": classification}[config.kind]
+
+
+# ---- the evaluators -------------------------------------------------------------------------------------------------
+
+
+def mlm(job: Job, program: Program, config: MlmEvaluation, folder: Path) -> Callable[[Params, int], dict[str, float]]:
+    """Loss and accuracy of masked tokens (and of next sentences), and the perplexity of masked tokens."""
+    batches = _open(job, program, config)
+    eval_step = program.jit_eval_step()
+
+    def run(params: Params, step: int) -> dict[str, float]:
+        terms = None
+        for batch in _placed(batches.epoch_batches(_rows(program, batches), limit=config.batches), program, batches):
+            found = jax.device_get(eval_step(params, batch))
+            terms = found if terms is None else jax.tree.map(np.add, terms, found)
+        assert terms is not None, "prepare refuses an empty task"
+        scores = {name: float(x) for name, x in flat_terms(terms).items() if not name.endswith("_weight")}
+        if "mlm_loss" in scores:
+            scores["mlm_perplexity"] = float(np.exp(min(scores["mlm_loss"], 80.0)))
+        _keep(folder, config.name, {"step": step, "scores": scores})
+        return scores
+
+    return run
+
+
+def squad_answers(
+    job: Job, program: Program, config: SquadEvaluation, folder: Path
+) -> Callable[[Params, int], dict[str, float]]:
+    """Answers by run_squad.py's rules, scored by the official rules; predictions are kept in the official form."""
+    examples = [e for source in config.data.source for e in qa.read_squad(source, job.base)][: config.data.limit]
+    if not examples:
+        raise UserError(f"evaluation '{config.name}': its source holds no questions")
+    if config.data.preprocess.kind != "span_qa":
+        raise UserError(f"evaluation '{config.name}': data.preprocess.kind must be span_qa")
+    features = qa.evaluation_features(examples, job.tokenizer, config.data.preprocess)
+    logits = span_logits(program)
+    version_2 = any(e.is_impossible for e in examples) if config.version_2 is None else config.version_2
+    size = _whole(config.batch_size, program)
+
+    def run(params: Params, step: int) -> dict[str, float]:
+        start, end = answer_logits(logits, params, features, program, size)
+        predictions, nbest, null_odds = squad.predict_answers(
+            examples,
+            features,
+            start,
+            end,
+            n_best=config.n_best,
+            max_answer_length=config.max_answer_length,
+            null_score_diff_threshold=config.null_score_diff_threshold,
+            version_2=version_2,
+        )
+        scores = squad.score(examples, predictions, null_odds if version_2 else None, version_2=version_2)
+        samples = [_sample(e, predictions[e.id]) for e in examples[:: max(1, len(examples) // SAMPLES)][:SAMPLES]]
+        _keep(folder, config.name, {"step": step, "scores": scores, "samples": samples})
+        _keep(folder, f"{config.name}.predictions", predictions)
+        _keep(folder, f"{config.name}.nbest", nbest)
+        if version_2:
+            _keep(folder, f"{config.name}.null_odds", null_odds)
+        return scores
+
+    return run
+
+
+def classification(
+    job: Job, program: Program, config: ClassificationEvaluation, folder: Path
+) -> Callable[[Params, int], dict[str, float]]:
+    """Accuracy, F1 and Matthews correlation of labels; Pearson and Spearman correlation for regression."""
+    batches = _open(job, program, config)
+    everywhere = NamedSharding(program.mesh, P())
+
+    def logits_of(params: Params, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
+        model = program.module(params)
+        fields = (batch[name] for name in ("input_ids", "token_type_ids", "segment_ids", "positions"))
+        hidden = model.encode(*fields, packed=batch["cls_positions"].shape[1] > 1)
+        return model.class_logits(hidden, batch["cls_positions"]), batch["labels"], batch["label_weights"]
+
+    predict = in_mesh(jax.jit(logits_of, out_shardings=everywhere), program.mesh)
+
+    def run(params: Params, step: int) -> dict[str, float]:
+        logits, labels = [], []
+        for batch in _placed(batches.epoch_batches(_rows(program, batches)), program, batches):
+            found, truth, weights = jax.device_get(predict(params, batch))
+            logits.append(found[weights > 0])
+            labels.append(truth[weights > 0])
+        scores = label_scores(np.concatenate(logits), np.concatenate(labels))
+        _keep(folder, config.name, {"step": step, "scores": scores})
+        return scores
+
+    return run
+
+
+# ---- shared parts ---------------------------------------------------------------------------------------------------
+
+
+def span_logits(program: Program) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    """(params, input_ids, token_type_ids, segment_ids, positions) -> start, end [B, S], on every device."""
+
+    def forward(params: Params, *fields: jax.Array) -> tuple[jax.Array, jax.Array]:
+        model = program.module(params)
+        return model.qa_logits(model.encode(*fields))
+
+    jitted = jax.jit(forward, out_shardings=NamedSharding(program.mesh, P()))
+    return in_mesh(jitted, program.mesh)
+
+
+def answer_logits(
+    logits: Callable, params: Params, features: qa.Features, program: Program, size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Start and end logits of all windows, float32 [N, S]; batches of one shape, windows of like length together."""
+    names = ("input_ids", "token_type_ids", "segment_ids", "positions")
+    total, length = features.inputs["input_ids"].shape
+    start, end = np.zeros((total, length), np.float32), np.zeros((total, length), np.float32)
+    used = (features.inputs["segment_ids"] > 0).sum(1)
+    order = np.argsort(used, kind="stable")
+    sharding = program.batch_sharding()
+    rows = distributed.local_rows(sharding, size)
+    for first in range(0, total, size):
+        picked = order[first : first + size]
+        width = min(length, -(-int(used[picked].max()) // 64) * 64)  # few widths, few programs, little padding
+        padded = np.concatenate([picked, np.repeat(picked[-1:], size - len(picked))])
+        batch = {name: features.inputs[name][padded[rows], :width] for name in names}
+        put = distributed.place(batch, sharding, size)
+        found = jax.device_get(logits(params, *(put[name] for name in names)))
+        for out, values in zip((start, end), found, strict=True):
+            out[picked, :width] = values[: len(picked)]
+            out[picked, width:] = -1e30
+    return start, end
+
+
+def _open(job: Job, program: Program, config: Any) -> Batches:
+    return open_task(
+        config.data,
+        config.name,
+        job.tokenizer,
+        batch_size=_whole(config.batch_size, program),
+        seed=job.config.run.seed,
+        base=job.base,
+        cache=job.cache,
+    )
+
+
+def _whole(batch_size: int, program: Program) -> int:
+    """`batch_size` rounded up to a multiple of the shards a batch is split over."""
+    shards = int(np.prod([program.mesh.shape[a] for a in meshes.AXES if a != "tensor"]))
+    return -(-batch_size // shards) * shards
+
+
+def _rows(program: Program, batches: Batches) -> slice:
+    return distributed.local_rows(program.batch_sharding(), batches.batch_size)
+
+
+def _placed(source: Any, program: Program, batches: Batches) -> Iterator[dict[str, jax.Array]]:
+    with source:
+        for batch in source:
+            yield distributed.place(batch, program.batch_sharding(), batches.batch_size)
+
+
+def _sample(example: qa.Example, prediction: str) -> dict[str, Any]:
+    answers = [text for text, _ in example.answers]
+    return {"question": example.question, "context": example.context, "answers": answers, "prediction": prediction}
+
+
+def _keep(folder: Path, name: str, content: Any) -> None:
+    if distributed.is_lead():
+        folder.mkdir(parents=True, exist_ok=True)
+        setup.write(folder / f"{name}.json", json.dumps(content, ensure_ascii=False, indent=1))
+
+
+# ---- restoring ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Restored:
+    """A checkpoint opened for use on this machine."""
+
+    job: Job
+    stage: int
+    step: int
+    program: Program
+    params: Params
+
+
+def restore(
+    path: str | Path, *, stage: str | None = None, step: int | None = None, overrides: Sequence[str] = ()
+) -> Restored:
+    """Read a checkpoint's parameters onto this machine's devices; everything else comes out of the checkpoint itself.
+
+    The mesh it was trained on does not matter. Raises UserError when `path` holds no checkpoint.
+    """
+    found = find(path, stage=stage, step=step)
+    with Checkpoints(found.folder, _ANY_POLICY, read_only=True) as checkpoints:
+        meta = checkpoints.meta(found.step)
+        here = dict(meta["config"], mesh={})
+        here["run"] = here["run"] | {"attention": "auto", "segments": "auto"}
+        run_dir = run_of(found.folder)
+        here["run"] |= {"root": str(run_dir.parent), "name": run_dir.name}
+        config = build(here, overrides, where=str(found.folder))
+        tokenizer = tokenizers.from_json(meta["tokenizer_json"], str(found.folder))
+        job = Job(config, Path.cwd(), meshes.make_mesh(config.mesh), tokenizer)
+        program = job.program(config.stages[meta["stage"]], steps=1)
+        restored_step, params, _ = checkpoints.restore_params(abstract_of(meta, found.folder, job), found.step)
+    return Restored(job, meta["stage"], restored_step, program, paths.flatten(params))
+
+
+def evaluate_command(
+    path: str | Path, step: int | None, stage: str | None, name: str | None, overrides: Sequence[str]
+) -> dict[str, Any]:
+    """Run the evaluations of a checkpoint's stage (or the one called `name`) -> {"step", "scores": {name: scores}}."""
+    restored = restore(path, stage=stage, step=step, overrides=overrides)
+    config = restored.job.config.stages[restored.stage]
+    known = [e.name for e in config.evaluate]
+    if not known or (name is not None and name not in known):
+        there = ", ".join(known) or "none"
+        raise UserError(f"{path}: stage '{config.name}' has no evaluation '{name or ''}'; its evaluations: {there}")
+    setup_evaluators = partial(build_evaluators, restored.job, restored.stage, restored.program)
+    scores = {
+        e.config.name: e.run(restored.params, restored.step)
+        for e in setup_evaluators()
+        if name in (None, e.config.name)
+    }
+    return {"checkpoint": str(path), "stage": config.name, "step": restored.step, "scores": scores}

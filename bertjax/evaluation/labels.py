@@ -1,0 +1,41 @@
+"""Scores of predicted labels and numbers."""
+
+import numpy as np
+
+
+def label_scores(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """logits [N, 1, C] or [N, C] and labels [N, 1] or [N] -> scores in percent, as GLUE reports them.
+
+    C = 1 is regression: Pearson and Spearman correlation. Else accuracy, and for two labels F1 of label 1 and Matthews
+    correlation (0 where it is undefined).
+    """
+    logits = np.asarray(logits, np.float64).reshape(-1, logits.shape[-1])
+    labels = np.asarray(labels).reshape(-1)
+    if logits.shape[1] == 1:
+        guesses = logits[:, 0]
+        return {
+            "pearson": 100 * _correlation(guesses, labels),
+            "spearman": 100 * _correlation(_ranks(guesses), _ranks(labels)),
+        }
+    guesses = logits.argmax(1)
+    scores = {"accuracy": 100 * float((guesses == labels).mean())}
+    if logits.shape[1] == 2:
+        hit = int(((guesses == 1) & (labels == 1)).sum())
+        wrong = int((guesses != labels).sum())
+        scores["f1"] = 100 * 2 * hit / max(2 * hit + wrong, 1)
+        scores["matthews"] = 100 * _correlation(guesses, labels)
+    return scores
+
+
+def _correlation(x: np.ndarray, y: np.ndarray) -> float:
+    """Pearson's; for two binary variables this is Matthews correlation."""
+    x, y = x - x.mean(), y - y.mean()
+    spread = float(np.sqrt((x * x).sum() * (y * y).sum()))
+    return float((x * y).sum()) / spread if spread else 0.0
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """Ranks from 0; equal values share their mean rank."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    return ((last - counts) + (last - 1))[inverse] / 2

@@ -1,0 +1,98 @@
+"""Looking at a model with one's own text: fill masked words, answer a question."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from bertjax.config.schema import SpanQa, SquadEvaluation
+from bertjax.data import qa
+from bertjax.errors import UserError
+from bertjax.evaluation.answers import predict_answers
+from bertjax.evaluation.evaluate import Restored, answer_logits, restore, span_logits
+
+MASK = "[MASK]"
+
+
+def fill_mask(checkpoint: str | Path | Restored, texts: list[str], top_k: int = 5) -> list[dict[str, Any]]:
+    """The likeliest words for each [MASK] of each text.
+
+    -> a list with one {"text", "masks": [[{"token", "probability", "text"}...]...]} a text; probabilities are a softmax
+    over the vocabulary. `text` inside is the whole text with that mask filled. Raises UserError when a text has no
+    [MASK], is too long, or the checkpoint has no MLM head.
+    """
+    restored = _open(checkpoint, "mlm")
+    return [_fill(restored, text, top_k) for text in texts]
+
+
+def _fill(restored: Restored, text: str, top_k: int) -> dict[str, Any]:
+    tokenizer = restored.job.tokenizer
+    ids = [tokenizer.cls_id]
+    for number, part in enumerate(text.split(MASK)):
+        ids += ([tokenizer.mask_id] if number else []) + (tokenizer.encode_batch([part])[0] if part.strip() else [])
+    ids.append(tokenizer.sep_id)
+    places = [i for i, token in enumerate(ids) if token == tokenizer.mask_id]
+    if not places:
+        raise UserError(f"text {text[:60]!r}: holds no {MASK}; write {MASK} where a word is to be filled in")
+    length = len(ids)
+    if length > restored.job.config.model.max_position_embeddings:
+        raise UserError(f"text {text[:60]!r}: {length} tokens are more than the model's positions; shorten it")
+    one = lambda values: np.asarray([values], np.int32)  # noqa: E731
+    model = restored.program.module(restored.params)
+    with jax.set_mesh(restored.job.mesh):
+        hidden = model.encode(one(ids), one([0] * length), one([1] * length), one(list(range(length))))
+        logits = model.mlm_logits(hidden, one(places))
+        probabilities = np.asarray(jax.nn.softmax(logits[0].astype(np.float32)))[:, : tokenizer.vocab_size]
+    masks = []
+    for number, row in enumerate(probabilities):
+        best = np.argsort(-row, kind="stable")[:top_k]
+        masks.append([_filled(text, number, tokenizer.pieces[t], float(row[t])) for t in best.tolist()])
+    return {"text": text, "masks": masks}
+
+
+def _filled(text: str, number: int, token: str, probability: float) -> dict[str, Any]:
+    parts = text.split(MASK)
+    before, after = MASK.join(parts[: number + 1]), MASK.join(parts[number + 1 :])
+    whole = before.rstrip() + token[2:] + after if token.startswith("##") else before + token + after
+    return {"token": token, "probability": round(probability, 4), "text": whole}
+
+
+def answer(
+    checkpoint: str | Path | Restored, question: str, context: str, n_best: int = 3
+) -> list[dict[str, Any]]:
+    """The best answers to a question in a context of any length: [{"text", "probability"}...], best first.
+
+    Windows, n-best and the null answer follow run_squad.py and the settings of the stage's evaluation. Raises UserError
+    when the checkpoint has no QA head.
+    """
+    restored = _open(checkpoint, "qa")
+    stage = restored.job.config.stages[restored.stage]
+    settings = next((e for e in stage.evaluate if isinstance(e, SquadEvaluation)), None)
+    tasks = restored.job.config.stage_tasks(stage).values()
+    windows = next((t.preprocess for t in tasks if isinstance(t.preprocess, SpanQa)), SpanQa())
+    example = qa.Example(id="0", question=question, context=context, answers=[], is_impossible=False, title="")
+    features = qa.evaluation_features([example], restored.job.tokenizer, windows)
+    logits = span_logits(restored.program)
+    size = int(np.prod(list(restored.job.mesh.shape.values())))
+    start, end = answer_logits(logits, restored.params, features, restored.program, size)
+    _, nbest, _ = predict_answers(
+        [example],
+        features,
+        start,
+        end,
+        n_best=max(n_best, settings.n_best if settings else 20),
+        max_answer_length=settings.max_answer_length if settings else 30,
+        version_2=bool(settings and settings.version_2),
+    )
+    return [{"text": e["text"], "probability": round(e["probability"], 4)} for e in nbest["0"][:n_best]]
+
+
+def _open(checkpoint: str | Path | Restored, head: str) -> Restored:
+    restored = checkpoint if isinstance(checkpoint, Restored) else restore(checkpoint)
+    if head not in restored.program.heads:
+        raise UserError(
+            f"{checkpoint}: has no '{head}' head (it has: {', '.join(restored.program.heads)}); "
+            "name a checkpoint of a stage that trained one"
+        )
+    return restored

@@ -1,0 +1,8 @@
+"""Floor 2: networks. nnx modules that hold nothing but parameters; random keys and execution choices are arguments.
+
+Modules name logical axes and know nothing of meshes, optimizers or files.
+"""
+from flax import nnx
+
+nnx.set_graph_mode(False)  # modules are plain pytrees; a parameter shared by two modules is an error, not a silent copy
+nnx.use_eager_sharding(False)  # modules only name axes; training/state.py places them

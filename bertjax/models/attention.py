@@ -1,0 +1,101 @@
+"""Self-attention kernels behind one function: XLA everywhere, cuDNN on GPUs, splash on TPUs, chosen by capability."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from bertjax.models.execution import Execution
+from bertjax.models.layers import contract, dropout
+from bertjax.parallel.mesh import partition
+
+MASKED = -1e30  # finite, so that a row without any key stays a number
+
+
+def choose(execution: Execution, *, length: int, head_dim: int, rate: float) -> str:
+    """Which kernel runs. `auto` takes the flash kernel of the platform when it can do the job exactly.
+
+    Neither cuDNN's public interface nor splash has dropout on the probabilities, and both want bfloat16; splash wants
+    lengths in multiples of 128. Asking for one by name where it cannot serve raises ValueError with the reason.
+    """
+    if execution.attention == "xla" or (execution.attention == "auto" and execution.platform == "cpu"):
+        return "xla"
+    kernel = {"gpu": "cudnn", "tpu": "splash"}.get(execution.platform, "xla")
+    kernel = kernel if execution.attention == "auto" else execution.attention
+    why = None
+    if rate > 0:
+        why = "it has no dropout on attention probabilities: set attention_probs_dropout_prob to 0"
+    elif kernel == "cudnn" and (jnp.dtype(execution.dtype).itemsize != 2 or head_dim % 8 or head_dim > 128):
+        why = f"it needs bfloat16 and a head size in multiples of 8 up to 128, not {execution.dtype} and {head_dim}"
+    elif kernel == "splash" and length % 128:
+        why = f"it needs sequence lengths in multiples of 128, not {length}"
+    elif kernel != {"gpu": "cudnn", "tpu": "splash"}.get(execution.platform):
+        why = f"it does not run on {execution.platform}"
+    if why is None:
+        return kernel
+    if execution.attention != "auto":
+        raise ValueError(f"attention kernel '{kernel}' cannot be used: {why}")
+    return "xla"
+
+
+def attend(
+    q_BSHK: jax.Array, k_BSHK: jax.Array, v_BSHK: jax.Array, segment_ids_BS: jax.Array, *,
+    packed: bool, rate: float, key: jax.Array | None, execution: Execution,
+) -> jax.Array:  # fmt: skip
+    """softmax(q k^T / sqrt(K)) v, fully visible within each example (arXiv 1706.03762 section 3.2.1).
+
+    `segment_ids` is 0 on padding. With `packed` a token sees only its own example; without, every real token of the row.
+    """
+    rate = 0.0 if key is None else rate
+    kernel = choose(execution, length=q_BSHK.shape[1], head_dim=q_BSHK.shape[-1], rate=rate)
+    if kernel == "cudnn":
+        return _cudnn(q_BSHK, k_BSHK, v_BSHK, segment_ids_BS, packed)
+    if kernel == "splash":
+        return _splash(q_BSHK, k_BSHK, v_BSHK, segment_ids_BS)
+    return _xla(q_BSHK, k_BSHK, v_BSHK, segment_ids_BS, packed, rate, key, execution)
+
+
+def visible(segment_ids: jax.Array, packed: bool) -> jax.Array:
+    """Which keys a query sees, [B, 1, Q, S] when packed and [B, 1, 1, S] when not."""
+    real = (segment_ids > 0)[:, None, None, :]
+    return real & (segment_ids[:, None, :, None] == segment_ids[:, None, None, :]) if packed else real
+
+
+def _xla(q, k, v, segment_ids, packed, rate, key, execution: Execution) -> jax.Array:  # noqa: ANN001
+    scores = contract("bqhk,bshk->bhqs", q, k, execution.platform).astype(jnp.float32) * q.shape[-1] ** -0.5
+    scores = jnp.where(visible(segment_ids, packed), scores, MASKED)
+    probabilities = jax.nn.softmax(scores, axis=-1)
+    probabilities = dropout(probabilities, rate, key, execution).astype(q.dtype)
+    return contract("bhqs,bshk->bqhk", probabilities, v, execution.platform).astype(q.dtype)
+
+
+def _cudnn(q, k, v, segment_ids, packed) -> jax.Array:  # noqa: ANN001
+    if packed:  # cuDNN takes the mask only in its full shape
+        B, S = segment_ids.shape
+        mask = jnp.broadcast_to(visible(segment_ids, True), (B, 1, S, S))
+        return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn")
+    lengths = (segment_ids > 0).sum(-1).astype(jnp.int32)
+    return jax.nn.dot_product_attention(
+        q, k, v, query_seq_lengths=lengths, key_value_seq_lengths=lengths, implementation="cudnn"
+    )
+
+
+def _splash(q, k, v, segment_ids) -> jax.Array:  # noqa: ANN001
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
+    def local(q, k, v, segment_ids):  # noqa: ANN001, ANN202
+        heads, length = q.shape[2], q.shape[1]
+        mask = splash.MultiHeadMask([splash.FullMask((length, length)) for _ in range(heads)])
+        kernel = splash.make_splash_mha(mask, head_shards=1, q_seq_shards=1)
+        move = partial(jnp.moveaxis, source=2, destination=1)
+        scaled = move(q) * q.shape[-1] ** -0.5
+        ids = splash.SegmentIds(segment_ids, segment_ids)
+        return jnp.moveaxis(jax.vmap(kernel)(scaled.astype(q.dtype), move(k), move(v), segment_ids=ids), 1, 2)
+
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return local(q, k, v, segment_ids)
+    rows, heads = partition(("batch", None)), partition(("batch", None, "heads", None))
+    return jax.shard_map(local, in_specs=(heads, heads, heads, rows), out_specs=heads, check_vma=False)(
+        q, k, v, segment_ids
+    )

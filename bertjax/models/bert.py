@@ -1,0 +1,186 @@
+"""BERT (arXiv 1810.04805, google-research/bert modeling.py) and DistilBERT (arXiv 1910.01108): one post-norm encoder.
+
+DistilBERT is the same encoder without segment embeddings and pooler. Shape letters: B rows, S positions, D hidden,
+H heads, K head size, F feed-forward, V vocabulary, G examples in a row.
+"""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from bertjax.config.schema import ModelConfig
+from bertjax.models import paths, stack
+from bertjax.models.attention import attend
+from bertjax.models.execution import Execution
+from bertjax.models.heads import Heads, at_positions, linear_logits
+from bertjax.models.layers import Dense, Initializer, LayerNorm, activation, axes, dropout
+from bertjax.parallel.mesh import constrain, gathered
+
+
+def initializer(config: ModelConfig) -> Initializer:
+    """Normal of `initializer_range` truncated at two deviations, as tf.truncated_normal_initializer."""
+    return nnx.initializers.truncated_normal(config.initializer_range / 0.87962566)
+
+
+class Table(nnx.Module):
+    def __init__(self, rows: int, config: ModelConfig, names: tuple[str | None, ...], rngs: nnx.Rngs):
+        init = initializer(config)
+        self.embedding = nnx.Param(init(rngs.params(), (rows, config.hidden_size), jnp.float32), **axes(*names))
+
+
+class Embeddings(nnx.Module):
+    """Word + position (+ segment) embeddings, layer norm, dropout."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        self.word = Table(config.vocab_size, config, ("vocab", "embed"), rngs)
+        self.position = Table(config.max_position_embeddings, config, (None, "embed"), rngs)
+        if config.type_vocab_size:
+            self.token_type = Table(config.type_vocab_size, config, (None, "embed"), rngs)
+        self.norm = LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.rate = config.hidden_dropout_prob
+
+    def __call__(self, input_ids, token_type_ids, positions, key, execution: Execution) -> jax.Array:  # noqa: ANN001
+        # gathered first: a lookup in a table split along D would replicate the whole activation
+        x = jnp.take(gathered(self.word.embedding[...], "vocab", "embed"), input_ids, axis=0)
+        x = x + jnp.take(gathered(self.position.embedding[...], None, "embed"), positions, axis=0)
+        if hasattr(self, "token_type"):
+            table = gathered(self.token_type.embedding[...], None, "embed")
+            x = x + jax.nn.one_hot(token_type_ids, table.shape[0], dtype=table.dtype) @ table
+        x = self.norm(constrain(x, "batch", None, None)).astype(execution.dtype)
+        return dropout(x, self.rate, key, execution)
+
+
+class Attention(nnx.Module):
+    def __init__(self, config: ModelConfig, init: Initializer, rngs: nnx.Rngs):
+        D = config.hidden_size
+        self.qkv = Dense((D, 3, D), ("embed", None, "heads"), init, rngs)
+        self.output = Dense((D, D), ("heads", "embed"), init, rngs)
+        self.norm = LayerNorm(D, config.layer_norm_eps)
+
+
+class Mlp(nnx.Module):
+    def __init__(self, config: ModelConfig, init: Initializer, rngs: nnx.Rngs):
+        D, F = config.hidden_size, config.intermediate_size
+        self.intermediate = Dense((D, F), ("embed", "mlp"), init, rngs)
+        self.output = Dense((F, D), ("mlp", "embed"), init, rngs)
+        self.norm = LayerNorm(D, config.layer_norm_eps)
+
+
+class Layer(nnx.Module):
+    """Self-attention and feed-forward, each: dropout, add, then norm (post-LN)."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        self.attention = Attention(config, initializer(config), rngs)
+        self.mlp = Mlp(config, initializer(config), rngs)
+        self.config = config
+
+    def __call__(self, x_BSD, segment_ids, packed: bool, key, execution: Execution) -> jax.Array:  # noqa: ANN001
+        c = self.config
+        k1, k2, k3 = (None, None, None) if key is None else jax.random.split(key, 3)
+        q, k, v = jnp.moveaxis(self._heads(self.attention.qkv(x_BSD, execution)), 2, 0)
+        context = attend(
+            q, k, v, segment_ids, packed=packed, rate=c.attention_probs_dropout_prob, key=k1, execution=execution
+        )
+        y = self.attention.output(context.reshape(x_BSD.shape), execution)
+        x_BSD = self.attention.norm(x_BSD + dropout(y, c.hidden_dropout_prob, k2, execution))
+        x_BSD = constrain(x_BSD, "batch", None, None)
+        h_BSF = constrain(self.mlp.intermediate(x_BSD, execution), "batch", None, "mlp")
+        h_BSF = activation(c.hidden_act)(h_BSF.astype(jnp.float32)).astype(execution.dtype)
+        y = self.mlp.output(h_BSF, execution)
+        x_BSD = self.mlp.norm(x_BSD + dropout(y, c.hidden_dropout_prob, k3, execution))
+        return constrain(x_BSD, "batch", None, None)
+
+    def _heads(self, qkv: jax.Array) -> jax.Array:
+        heads = self.config.num_attention_heads
+        qkv = qkv.reshape(*qkv.shape[:-1], heads, self.config.hidden_size // heads)
+        return constrain(qkv, "batch", None, None, "heads", None)
+
+
+class Bert(nnx.Module):
+    """Encoder and heads; all methods are pure and usable eagerly or under jit."""
+
+    def __init__(
+        self, config: ModelConfig, heads: tuple[str, ...], num_labels: int, execution: Execution, rngs: nnx.Rngs
+    ):
+        self.embeddings = Embeddings(config, rngs)
+        self.layers = nnx.List([Layer(config, rngs) for _ in range(config.num_hidden_layers)])
+        self.heads = Heads(config, heads, num_labels, initializer(config), rngs)
+        self.config, self.execution = config, execution
+
+    def encode(
+        self,
+        input_ids: jax.Array,
+        token_type_ids: jax.Array,
+        segment_ids: jax.Array,
+        positions: jax.Array,
+        *,
+        packed: bool = False,
+        key: jax.Array | None = None,
+    ) -> jax.Array:
+        """int [B, S] x 4 -> hidden [B, S, D]. `segment_ids` is 0 on padding; no key means no dropout."""
+        embed_key, stack_key = (None, None) if key is None else jax.random.split(key)
+        x = self.embeddings(input_ids, token_type_ids, positions, embed_key, self.execution)
+        call = lambda layer, x, key: layer(x, segment_ids, packed, key, self.execution)  # noqa: E731
+        return stack.run(list(self.layers), x, call, stack_key, self.execution)
+
+    def mlm_logits(self, hidden: jax.Array, masked_positions: jax.Array) -> jax.Array:
+        """hidden [B, S, D], positions [B, N] -> logits [B, N, V]; only these positions meet the vocabulary."""
+        return self.heads.mlm(
+            at_positions(hidden, masked_positions), self.embeddings.word.embedding[...], self.execution
+        )
+
+    def nsp_logits(self, hidden: jax.Array, cls_positions: jax.Array) -> jax.Array:
+        """-> float32 [B, G, 2]: next, random."""
+        pooled = self.heads.pooler(at_positions(hidden, cls_positions), self.execution)
+        return linear_logits(self.heads.nsp, pooled, self.execution)
+
+    def qa_logits(self, hidden: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """-> start and end logits, float32 [B, S]."""
+        logits = linear_logits(self.heads.qa, hidden, self.execution)
+        return logits[..., 0], logits[..., 1]
+
+    def class_logits(self, hidden: jax.Array, cls_positions: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        """-> float32 [B, G, C]; dropout before the output layer as in run_classifier.py."""
+        pool = self.heads.pre_classifier if self.config.family == "distilbert" else self.heads.pooler
+        pooled = pool(at_positions(hidden, cls_positions), self.execution)
+        pooled = dropout(pooled, self.config.hidden_dropout_prob, key, self.execution)
+        return linear_logits(self.heads.classifier, pooled, self.execution)
+
+
+def structure(config: ModelConfig, heads: tuple[str, ...], num_labels: int = 2, execution: Execution = Execution()):  # noqa: ANN201, B008
+    """-> (graphdef, abstract parameters as an nnx.State): shapes, dtypes and logical axes, without memory."""
+    make = lambda key: nnx.split(Bert(config, heads, num_labels, execution, nnx.Rngs(params=key)), nnx.Param)  # noqa: E731
+    return nnx.eval_shape(make, jax.random.key(0))
+
+
+def initialize(config: ModelConfig, heads: tuple[str, ...], num_labels: int, key: jax.Array) -> dict[str, jax.Array]:
+    """Fresh parameters as {path: float32 array}; jit it with out_shardings so that they are born in their shards."""
+    model = Bert(config, heads, num_labels, Execution(), nnx.Rngs(params=key))
+    return paths.flatten(nnx.as_pure(nnx.split(model, nnx.Param)[1]))
+
+
+def logical_axes(abstract: nnx.State) -> dict[str, tuple[str | None, ...]]:
+    """{path: logical axis names}, as the modules declare them."""
+    flat = paths.flatten(abstract, is_leaf=lambda v: isinstance(v, nnx.Variable))
+    return {path: tuple(v.get_metadata("out_sharding")) for path, v in flat.items()}
+
+
+def merge(graphdef: nnx.GraphDef, abstract: nnx.State, params: Mapping[str, jax.Array]) -> Bert:
+    """The module with these parameters; raises KeyError for a missing path."""
+    template = nnx.as_pure(abstract)
+    return nnx.merge(graphdef, jax.tree_util.tree_map_with_path(lambda p, _: params[paths.join(p)], template))
+
+
+def apply_model(
+    config: ModelConfig,
+    heads: tuple[str, ...],
+    params: Mapping[str, jax.Array],
+    *,
+    num_labels: int = 2,
+    execution: Execution = Execution(),  # noqa: B008
+) -> Bert:
+    """A ready model from flat parameters."""
+    graphdef, abstract = structure(config, heads, num_labels, execution)
+    return merge(graphdef, abstract, params)

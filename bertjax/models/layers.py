@@ -1,0 +1,162 @@
+"""Building blocks: contractions with low-precision gradients, dense, layer norm, dropout and activations."""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+
+from bertjax.models.execution import Execution
+from bertjax.parallel.mesh import gathered
+
+Initializer = Callable[..., jax.Array]
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 3))
+def contract(spec: str, a: jax.Array, b: jax.Array, platform: str) -> jax.Array:
+    """`einsum(spec, a, b)` whose gradient dots also run in the operands' dtype, accumulating in float32.
+
+    Plain autodiff of a float32-accumulating bfloat16 dot transposes to float32 x bfloat16 dots, which miss the matrix
+    units. On the CPU the result stays float32 (the only fast form there), elsewhere it has the operands' dtype.
+    `spec` must not sum an index that only one operand has.
+    """
+    accumulate = jnp.float32 if platform == "cpu" else a.dtype
+    return jnp.einsum(spec, a, b, preferred_element_type=accumulate)
+
+
+def _contract_forward(spec: str, a: jax.Array, b: jax.Array, platform: str) -> tuple[jax.Array, tuple]:
+    return contract(spec, a, b, platform), (a, b)
+
+
+def _contract_backward(spec: str, platform: str, saved: tuple, g: jax.Array) -> tuple[jax.Array, jax.Array]:
+    a, b = saved
+    inputs, out = spec.split("->")
+    left, right = inputs.split(",")
+    g = g.astype(a.dtype)
+    da = jnp.einsum(f"{out},{right}->{left}", g, b, preferred_element_type=jnp.float32)
+    db = jnp.einsum(f"{left},{out}->{right}", a, g, preferred_element_type=jnp.float32)
+    return da.astype(a.dtype), db.astype(b.dtype)
+
+
+contract.defvjp(_contract_forward, _contract_backward)
+
+
+@jax.custom_vjp
+def add_bias(y: jax.Array, bias: jax.Array) -> jax.Array:
+    """y [..., *F] + bias [*F]; the bias gradient is a dot with ones, which beats a column reduction on every platform."""
+    return y + bias.astype(y.dtype)
+
+
+def _column_sum(g: jax.Array, trailing: int) -> jax.Array:
+    lead = tuple(range(g.ndim - trailing))
+    ones = jnp.ones(g.shape[: len(lead)], g.dtype)
+    return lax.dot_general(ones, g, ((lead, lead), ((), ())), preferred_element_type=jnp.float32)
+
+
+def _add_bias_forward(y: jax.Array, bias: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return add_bias(y, bias), bias
+
+
+def _add_bias_backward(bias: jax.Array, g: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return g, _column_sum(g.astype(bias.dtype), bias.ndim).astype(bias.dtype)
+
+
+add_bias.defvjp(_add_bias_forward, _add_bias_backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float) -> jax.Array:
+    """Layer normalisation over the last axis: statistics in float32, result in x's dtype (arXiv 1607.06450)."""
+    return _layer_norm_forward(x, scale, bias, eps)[0]
+
+
+def _layer_norm_forward(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float) -> tuple[jax.Array, tuple]:
+    x32 = x.astype(jnp.float32)
+    mean = x32.mean(-1, keepdims=True)
+    centred = x32 - mean
+    inverse = lax.rsqrt((centred * centred).mean(-1, keepdims=True) + eps)
+    y = (centred * inverse * scale + bias).astype(x.dtype)
+    return y, (x, mean, inverse, scale)
+
+
+def _layer_norm_backward(eps: float, saved: tuple, g: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    x, mean, inverse, scale = saved
+    normal = (x.astype(jnp.float32) - mean) * inverse
+    g32 = g.astype(jnp.float32)
+    d_scale = _column_sum((g32 * normal).astype(x.dtype), 1)
+    d_bias = _column_sum(g.astype(x.dtype), 1)
+    gs = g32 * scale
+    dx = inverse * (gs - gs.mean(-1, keepdims=True) - normal * (gs * normal).mean(-1, keepdims=True))
+    return dx.astype(x.dtype), d_scale.astype(scale.dtype), d_bias.astype(scale.dtype)
+
+
+layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
+
+
+def _mix(h: jax.Array) -> jax.Array:
+    """lowbias32 (Chris Wellons' hash-prospector): every input bit flips each output bit with probability near 1/2."""
+    h = (h ^ (h >> 16)) * jnp.uint32(0x7FEB352D)
+    h = (h ^ (h >> 15)) * jnp.uint32(0x846CA68B)
+    return h ^ (h >> 16)
+
+
+def hash_bits(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Random uint32 [*shape] from a key and the element's global coordinates: the same bits under any sharding.
+
+    Purely elementwise, so the compiler fuses it into its consumer and recomputes it in the backward pass.
+    """
+    seeds = jax.random.bits(key, (2,), jnp.uint32)
+    row = jnp.zeros(shape[:-1] + (1,), jnp.uint32) + seeds[0]
+    for axis in range(len(shape) - 1):
+        row = row * jnp.uint32(shape[axis]) + lax.broadcasted_iota(jnp.uint32, row.shape, axis)
+    column = lax.broadcasted_iota(jnp.uint32, shape, len(shape) - 1)
+    return _mix(_mix(row) ^ (column * jnp.uint32(0x9E3779B9) + seeds[1]))
+
+
+def dropout(x: jax.Array, rate: float, key: jax.Array | None, execution: Execution) -> jax.Array:
+    """Inverted dropout (arXiv 1207.0580); no key means evaluation."""
+    if key is None or rate == 0.0:
+        return x
+    if execution.dropout_rng == "threefry":
+        keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
+    else:
+        keep = hash_bits(key, x.shape) >= jnp.uint32(round(rate * 2**32))
+    return jnp.where(keep, x * (1.0 / (1.0 - rate)), 0).astype(x.dtype)
+
+
+def activation(name: str) -> Callable[[jax.Array], jax.Array]:
+    """gelu: x*Phi(x) by erf (Hugging Face BERT); gelu_new: the tanh form of google-research/bert's modeling.py."""
+    forms = {"gelu": partial(jax.nn.gelu, approximate=False), "gelu_new": jax.nn.gelu, "relu": jax.nn.relu}
+    return forms[name]
+
+
+def axes(*names: str | None) -> dict[str, tuple[str | None, ...]]:
+    return {"out_sharding": names}
+
+
+class Dense(nnx.Module):
+    """y [B, S, *out] = x [B, S, D] @ kernel [D, *out] + bias [*out], in the execution's dtype."""
+
+    def __init__(self, shape: tuple[int, ...], names: tuple[str | None, ...], init: Initializer, rngs: nnx.Rngs):
+        self.kernel = nnx.Param(init(rngs.params(), shape, jnp.float32), **axes(*names))
+        self.bias = nnx.Param(jnp.zeros(shape[1:], jnp.float32), **axes(*names[1:]))
+        self.names = names
+
+    def __call__(self, x: jax.Array, execution: Execution) -> jax.Array:
+        kernel = gathered(self.kernel[...].astype(execution.dtype), *self.names)
+        out = "tf" if kernel.ndim == 3 else "f"
+        lead = "bs"[: x.ndim - 1]
+        y = contract(f"{lead}d,d{out}->{lead}{out}", x, kernel, execution.platform)
+        return add_bias(y, self.bias[...]).astype(execution.dtype)
+
+
+class LayerNorm(nnx.Module):
+    def __init__(self, size: int, eps: float):
+        self.scale = nnx.Param(jnp.ones((size,), jnp.float32), **axes(None))
+        self.bias = nnx.Param(jnp.zeros((size,), jnp.float32), **axes(None))
+        self.eps = eps
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return layer_norm(x, self.scale[...], self.bias[...], self.eps)

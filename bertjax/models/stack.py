@@ -1,0 +1,52 @@
+"""A stack of equal layers as a list of segments: single layers are called, longer segments are stacked and scanned.
+
+Parameters are always stored one tree per layer; a segment is stacked inside the compiled step, out of the copies that
+the cast to the compute dtype makes anyway. So freezing, optimizers and checkpoints see one layout however the stack runs.
+"""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from bertjax.models.execution import Execution
+
+Layer = Callable[[jax.Array, jax.Array | None], jax.Array]
+
+
+def _remat(body: Callable, kind: str) -> Callable:
+    if kind == "none":
+        return body
+    policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if kind == "dots" else None
+    return jax.checkpoint(body, policy=policy)
+
+
+def run(
+    layers: Sequence[nnx.Module],
+    x: jax.Array,
+    call: Callable[[nnx.Module, jax.Array, jax.Array | None], jax.Array],
+    key: jax.Array | None,
+    execution: Execution,
+) -> jax.Array:
+    """Apply `call(layer, x, key)` through all layers. Layer i gets `fold_in(key, i)` however the stack is cut."""
+    lengths = execution.segments or (1,) * len(layers)
+    if sum(lengths) != len(layers):
+        raise ValueError(f"segments {lengths} do not add up to {len(layers)} layers")
+
+    def one(x: jax.Array, layer: nnx.Module, index: jax.Array | int) -> jax.Array:
+        return call(layer, x, None if key is None else jax.random.fold_in(key, index))
+
+    step = _remat(one, execution.remat)
+    start = 0
+    for length in lengths:
+        segment = layers[start : start + length]
+        if length == 1:
+            x = step(x, segment[0], start)
+        else:
+            low = [jax.tree.map(lambda w: w.astype(execution.dtype) if w.ndim > 1 else w, layer) for layer in segment]
+            stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *low)
+            indices = jnp.arange(start, start + length)
+            x, _ = jax.lax.scan(lambda x, layer: (step(x, *layer), None), x, (stacked, indices))
+        start += length
+    return x

@@ -1,0 +1,142 @@
+"""Floor 3: objectives. Each turns (model, batch, key) into sums and weights, never means.
+
+Sums over real targets and their weights add up exactly over micro-batches, packed rows and processes; the step divides
+once by the weight of the whole global batch.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from bertjax.config.schema import Classification, MlmNsp, SpanQaObjective
+from bertjax.models.bert import Bert
+
+Batch = Mapping[str, jax.Array]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Term:
+    """One part of an objective over a batch; all float32 scalars. `correct` counts weighted right predictions."""
+
+    loss: jax.Array
+    correct: jax.Array
+    weight: jax.Array
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Attributes:
+    heads: the model heads it reads.
+    scales: its terms and their share in the total loss.
+    divisors: batch -> {term: what its loss sum is divided by}, of the whole batch and before the model runs.
+    terms: (model, batch, key or None) -> {term: Term}.
+    """
+
+    heads: tuple[str, ...]
+    num_labels: int
+    scales: Mapping[str, float]
+    divisors: Callable[[Batch], dict[str, jax.Array]]
+    terms: Callable[[Bert, Batch, jax.Array | None], dict[str, Term]]
+
+    def total(self, terms: Mapping[str, Term], divisors: Mapping[str, jax.Array]) -> jax.Array:
+        return sum((s * terms[name].loss / divisors[name] for name, s in self.scales.items()), jnp.float32(0))
+
+
+def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """-log softmax(logits [..., V])[target] in float32 -> [...].
+
+    The target's logit is picked by comparison, which stays local when V is split over devices.
+    """
+    logits = logits.astype(jnp.float32)
+    hit = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1) == targets[..., None]
+    return jax.nn.logsumexp(logits, axis=-1) - jnp.where(hit, logits, 0).sum(-1)
+
+
+def _term(loss: jax.Array, right: jax.Array, weights: jax.Array) -> Term:
+    return Term((loss * weights).sum(), (right * weights).sum(), weights.sum())
+
+
+def _packed(batch: Batch) -> bool:
+    return batch["cls_positions"].shape[1] > 1
+
+
+def _encode(model: Bert, batch: Batch, key: jax.Array | None) -> jax.Array:
+    fields = (batch[name] for name in ("input_ids", "token_type_ids", "segment_ids", "positions"))
+    return model.encode(*fields, packed=_packed(batch), key=key)
+
+
+def mlm_nsp(config: MlmNsp) -> Objective:
+    """run_pretraining.py: MLM sum(w * ce) / (sum(w) + 1e-5) over masked positions, plus the mean NSP loss.
+
+    The reference divides per replica; here the divisor is that of the global batch, so the mesh does not change it.
+    """
+    scales = {"mlm": config.mlm_weight, "nsp": config.nsp_weight}
+    scales = {name: scale for name, scale in scales.items() if scale > 0}
+
+    def divisors(batch: Batch) -> dict[str, jax.Array]:
+        sums = {"mlm": batch["masked_weights"].sum() + 1e-5, "nsp": jnp.maximum(batch["nsp_weights"].sum(), 1e-5)}
+        return {name: sums[name] for name in scales}
+
+    def terms(model: Bert, batch: Batch, key: jax.Array | None) -> dict[str, Term]:
+        hidden, out = _encode(model, batch, key), {}
+        if "mlm" in scales:
+            logits = model.mlm_logits(hidden, batch["masked_positions"])
+            loss = cross_entropy(logits, batch["masked_ids"])
+            out["mlm"] = _term(loss, logits.argmax(-1) == batch["masked_ids"], batch["masked_weights"])
+        if "nsp" in scales:
+            logits = model.nsp_logits(hidden, batch["cls_positions"])
+            loss = cross_entropy(logits, batch["nsp_labels"])
+            out["nsp"] = _term(loss, logits.argmax(-1) == batch["nsp_labels"], batch["nsp_weights"])
+        return out
+
+    return Objective(tuple(scales), 2, scales, divisors, terms)
+
+
+def span_qa(_: SpanQaObjective) -> Objective:
+    """run_squad.py: mean over examples of (start loss + end loss) / 2.
+
+    The softmax runs over the example's own tokens; the reference's also runs over padding, which packing rules out.
+    """
+
+    def divisors(batch: Batch) -> dict[str, jax.Array]:
+        return {"span": jnp.maximum(batch["span_weights"].sum(), 1e-5)}
+
+    def terms(model: Bert, batch: Batch, key: jax.Array | None) -> dict[str, Term]:
+        groups = jnp.arange(1, batch["cls_positions"].shape[1] + 1)
+        own_BGS = batch["segment_ids"][:, None, :] == groups[None, :, None]
+        losses, right = 0.0, True
+        logits = model.qa_logits(_encode(model, batch, key))
+        for logits_BS, targets in zip(logits, (batch["start_positions"], batch["end_positions"]), strict=True):
+            logits_BGS = jnp.where(own_BGS, logits_BS[:, None, :], -1e30)
+            losses = losses + cross_entropy(logits_BGS, targets) / 2
+            right = right & (logits_BGS.argmax(-1) == targets)
+        weights = batch["span_weights"]
+        return {"span": _term(jnp.where(weights > 0, losses, 0), right, weights)}
+
+    return Objective(("qa",), 2, {"span": 1.0}, divisors, terms)
+
+
+def classification(config: Classification) -> Objective:
+    """run_classifier.py: mean cross-entropy of the label; with one label, mean squared error (as for STS-B)."""
+
+    def divisors(batch: Batch) -> dict[str, jax.Array]:
+        return {"label": jnp.maximum(batch["label_weights"].sum(), 1e-5)}
+
+    def terms(model: Bert, batch: Batch, key: jax.Array | None) -> dict[str, Term]:
+        keys = (None, None) if key is None else jax.random.split(key)
+        logits = model.class_logits(_encode(model, batch, keys[0]), batch["cls_positions"], keys[1])
+        labels, weights = batch["labels"], batch["label_weights"]
+        if config.num_labels == 1:
+            error = (logits[..., 0] - labels) ** 2
+            return {"label": _term(error, error < 0.25, weights)}
+        return {"label": _term(cross_entropy(logits, labels), logits.argmax(-1) == labels, weights)}
+
+    return Objective(("classifier",), config.num_labels, {"label": 1.0}, divisors, terms)
+
+
+def build(config: MlmNsp | SpanQaObjective | Classification) -> Objective:
+    """The objective a stage names."""
+    return {"mlm_nsp": mlm_nsp, "span_qa": span_qa, "classification": classification}[config.kind](config)

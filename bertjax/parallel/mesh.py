@@ -1,0 +1,91 @@
+"""The device mesh and the only place where logical axis names meet mesh axes."""
+
+from collections.abc import Mapping, Sequence
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import Mesh as JaxMesh
+from jax.sharding import PartitionSpec as P
+
+from bertjax.config.schema import Mesh
+from bertjax.errors import UserError
+
+AXES = ("data", "fsdp", "tensor")
+
+# Parameters are stored by these rules ("embed" over fsdp is ZeRO-3); `gathered` drops the fsdp axis where they are used.
+RULES: dict[str, tuple[str, ...]] = {
+    "batch": ("data", "fsdp"),
+    "vocab": ("tensor",),
+    "embed": ("fsdp",),
+    "heads": ("tensor",),
+    "mlp": ("tensor",),
+}
+
+
+def make_mesh(config: Mesh, devices: Sequence[jax.Device] | None = None) -> JaxMesh:
+    """A mesh with axes (data, fsdp, tensor) over all devices; raises UserError when the sizes do not multiply out."""
+    devices = jax.devices() if devices is None else list(devices)
+    sizes = [config.data, config.fsdp, config.tensor]
+    fixed = int(np.prod([n for n in sizes if n != -1]))
+    if len(devices) % fixed or (-1 not in sizes and fixed != len(devices)):
+        wanted = " x ".join(f"{name}={n}" for name, n in zip(AXES, sizes, strict=True))
+        raise UserError(f"mesh: {wanted} does not fit {len(devices)} devices; set one axis to -1 to take what is left")
+    sizes = [len(devices) // fixed if n == -1 else n for n in sizes]
+    if devices == jax.devices():
+        return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3)
+    return JaxMesh(np.asarray(devices).reshape(sizes), AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def rules(overrides: Mapping[str, str | list[str] | None]) -> dict[str, tuple[str, ...]]:
+    """RULES with a configuration's overrides; raises UserError for unknown logical or mesh axes."""
+    merged = dict(RULES)
+    for name, axes in overrides.items():
+        axes = () if axes is None else (axes,) if isinstance(axes, str) else tuple(axes)
+        if name not in RULES:
+            raise UserError(f"mesh.rules.{name}: no such logical axis; known: {', '.join(RULES)}")
+        if unknown := [a for a in axes if a not in AXES]:
+            raise UserError(f"mesh.rules.{name}: no mesh axis '{unknown[0]}'; known: {', '.join(AXES)}")
+        merged[name] = axes
+    return merged
+
+
+def partition(names: Sequence[str | None], table: Mapping[str, tuple[str, ...]] = RULES) -> P:
+    """Logical names of an array's axes -> PartitionSpec; a mesh axis may serve one array axis only."""
+    spec, used = [], set()
+    for name in names:
+        axes = table.get(name, ()) if name else ()
+        if used.intersection(axes):
+            raise ValueError(f"logical axes {tuple(names)} share a mesh axis")
+        used.update(axes)
+        spec.append(axes[0] if len(axes) == 1 else axes or None)
+    return P(*spec)
+
+
+def sharding(mesh: JaxMesh, names: Sequence[str | None], shape: Sequence[int], table: Mapping = RULES) -> NamedSharding:
+    """Where an array with these logical axes lives; an axis that the mesh does not divide stays whole."""
+    spec = []
+    for axes, size in zip(partition(names, table), shape, strict=True):
+        width = int(np.prod([mesh.shape[a] for a in ((axes,) if isinstance(axes, str) else axes or ())]))
+        spec.append(axes if size % width == 0 else None)
+    return NamedSharding(mesh, P(*spec))
+
+
+def constrain(x: jax.Array, *names: str | None) -> jax.Array:
+    """Ask the partitioner to place an activation by its logical axes; does nothing outside a mesh or on one device."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return x
+    spec = []
+    for axes, size in zip(partition(names), x.shape, strict=True):
+        width = int(np.prod([mesh.shape[a] for a in ((axes,) if isinstance(axes, str) else axes or ())]))
+        spec.append(axes if size % width == 0 else None)
+    return jax.lax.with_sharding_constraint(x, P(*spec))
+
+
+def gathered(weight: jax.Array, *names: str | None) -> jax.Array:
+    """A weight as its matmul wants it: whole along fsdp, still split along tensor.
+
+    Without this the partitioner may move activations instead of weights, and traffic grows with the mesh.
+    """
+    return constrain(weight, *(None if name == "embed" else name for name in names))

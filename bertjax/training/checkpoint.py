@@ -1,0 +1,361 @@
+"""Checkpoints of a training run: the one module that knows Orbax.
+
+A step is a folder with three Orbax items: `state` (the arrays), `meta` (what a reader needs to know) and `digest`
+(shape, dtype and digest of every array); it gets its final name in one rename. Orbax has no checksum over array data,
+so what is read back is compared with the digests before anybody sees it.
+
+Built on `AsyncCheckpointer` and not on `CheckpointManager`: the manager lists a step before it is committed, skips a
+save silently after a fallback, replaces an existing folder, and offers no hook after the commit (its
+`post_finalization_callback` runs before the rename). The folders are the ones a `CheckpointManager` reads.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+
+from bertjax.config.schema import CheckpointPolicy
+from bertjax.errors import StorageError, UserError
+from bertjax.models import paths
+from bertjax.training import step_folders
+from bertjax.training.lead import first_reason, from_lead, is_lead
+from bertjax.training.runlock import WriterLock
+from bertjax.training.step_record import Damaged, believe, check_digests, check_fit, describe, stored, typed
+
+log = logging.getLogger(__name__)
+# Orbax logs each failure with a traceback besides raising it; ours are one line each.
+logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
+
+# Signs that the machine failed and not the file: nothing is moved away for want of memory or of a permission.
+_NOT_DAMAGE = ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "Permission denied", "Too many open files", "Out of memory")
+
+
+class Checkpoints:
+    """The checkpoints in one folder.
+
+    A writer (the default) holds the folder's lock until `close`; a `read_only` one changes nothing on disk and may run
+    beside a writer. Under several processes each makes its own and calls `save`, `restore`, `restore_params`, `wait`
+    and `close` at the same points; `committed_steps`, `best_step` and `meta` only read files.
+
+    `on_commit(step, seconds)` is called on process 0, from a background thread, once a step is on disk under its final
+    name; `seconds` is the time since `save` was called. Raises UserError when another process writes here, StorageError
+    when the folder cannot be written.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        policy: CheckpointPolicy,
+        *,
+        read_only: bool = False,
+        on_commit: Callable[[int, float], None] | None = None,
+    ) -> None:
+        self.folder = Path(folder).expanduser().absolute()
+        self.policy = policy
+        self.read_only = read_only
+        self._on_commit = on_commit
+        self._verified: int | None = None  # the last step read back whole
+        self._newest: int | None = None  # the last step saved or restored
+        self._scores: dict[int, dict[str, float]] = {}
+        self._saving: threading.Thread | None = None
+        self._failure: Exception | None = None
+        self._lock: WriterLock | None = None
+        self._closed = False
+        if not read_only:
+            from_lead(self._open)
+            options = ocp.AsyncOptions(post_finalization_callback=self._flush_unfinished)
+            self._writer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(), async_options=options)
+
+    def _open(self) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock = WriterLock(self.folder)
+            step_folders.clean(self.folder)
+        except OSError as error:
+            raise StorageError(f"{self.folder}: cannot be written: {error.strerror}") from error
+
+    # ---- what there is ----
+
+    def committed_steps(self) -> list[int]:
+        """Steps that are complete on disk at this moment, oldest first."""
+        return step_folders.committed_steps(self.folder)
+
+    def best_step(self) -> int | None:
+        """The kept step with the best `policy.keep_best` score."""
+        steps = self.committed_steps()
+        return step_folders.best_step(self.policy, steps, {step: self._scores_of(step) for step in steps})
+
+    def meta(self, step: int | None = None) -> dict[str, Any]:
+        """The meta data saved with a step (default: the newest whose meta data are sound). Raises like `restore`."""
+        reasons: dict[int, str] = {}
+        while True:
+            candidate = self._candidate(reasons, step)
+            try:
+                return self._items(candidate)[1]
+            except Damaged as error:
+                reasons[candidate] = str(error)
+
+    # ---- saving ----
+
+    def save(self, step: int, tree: Any, meta: Mapping[str, Any], scores: Mapping[str, float] | None = None) -> None:
+        """Starts saving; returns when the arrays may change again, usually before the step is on disk.
+
+        tree: any pytree of arrays (typed PRNG keys too). meta: JSON. scores: the evaluation of this very step, by names
+        such as squad/f1, so a step that is evaluated is saved after its evaluation. Saving the step that was just saved
+        or restored again does nothing. Raises DivergedError for non-finite arrays, StorageError when this save or the
+        one before it could not be written, UserError when a newer step is there.
+        """
+        if self.read_only:
+            raise ValueError("these checkpoints were opened read_only")
+        started = time.monotonic()
+        self.wait()
+        if step == self._newest:
+            return
+        newest = from_lead(lambda: self.committed_steps()[-1:])
+        if newest and newest[0] >= step:
+            raise UserError(
+                f"{self.folder}: step {newest[0]} is there, so step {step} cannot follow; "
+                "to go on from an older step, move the newer ones away or choose another run.name"
+            )
+        leaves = paths.flatten(tree)
+        meta_item, record = describe(str(self.folder / str(step)), step, leaves, meta, scores or {})
+        try:
+            self._writer.save(
+                self.folder / str(step),
+                args=ocp.args.Composite(
+                    state=ocp.args.PyTreeSave(paths.unflatten({path: stored(leaf) for path, leaf in leaves.items()})),
+                    meta=ocp.args.JsonSave(meta_item),
+                    digest=ocp.args.JsonSave(record),
+                ),
+            )
+        except Exception as error:
+            raise self._not_written(step, error)  # noqa: B904 - it has its cause
+        self._newest = step
+        self._scores[step] = record["scores"]
+        self._saving = threading.Thread(target=self._finish, args=(step, started), name="checkpoint_commit")
+        self._saving.start()
+
+    def _flush_unfinished(self) -> None:
+        """Runs on process 0 when all files are written, just before the rename."""
+        for path in self.folder.glob(f"*{step_folders.UNFINISHED}*"):
+            step_folders.flush(path)
+
+    def _finish(self, step: int, started: float) -> None:
+        """The thread of one save. What it raises is raised by the next call of the main thread."""
+        try:
+            self._writer.wait_until_finished()
+            if is_lead():
+                if step not in self.committed_steps():
+                    raise OSError("it is not there after the commit")
+                step_folders.flush_names(self.folder)
+        except Exception as error:
+            self._failure = self._not_written(step, error)
+            return
+        try:
+            if is_lead():
+                if self._on_commit:
+                    self._on_commit(step, time.monotonic() - started)
+                self._remove_old()
+        except Exception as error:
+            self._failure = error
+
+    def _remove_old(self) -> None:
+        steps = self.committed_steps()
+        scores = {step: self._scores_of(step) for step in steps} if self.policy.keep_best else {}
+        for step in set(steps) - step_folders.steps_to_keep(self.policy, steps, scores, self._verified):
+            try:
+                step_folders.discard(self.folder, step)
+            except OSError as error:
+                log.warning("%s: step %d could not be removed: %s", self.folder, step, error.strerror)
+
+    def _scores_of(self, step: int) -> dict[str, float]:
+        if step not in self._scores:
+            try:
+                self._scores[step] = self._items(step)[0]["scores"]
+            except (Damaged, StorageError, UserError):
+                return {}
+        return self._scores[step]
+
+    def wait(self) -> None:
+        """Returns when the last save is on disk and old steps are gone; raises StorageError when it is not."""
+        failure = self._join()
+        reason = first_reason(str(failure) if failure else None)
+        if failure or reason:
+            raise failure or StorageError(str(reason))
+
+    def _join(self) -> Exception | None:
+        if self._saving is not None:
+            self._saving.join()
+            self._saving = None
+        failure, self._failure = self._failure, None
+        return failure
+
+    def _not_written(self, step: int, error: Exception) -> Exception:
+        self._newest = None
+        if is_lead():
+            step_folders.drop_unfinished(self.folder, step)
+        if isinstance(error, jax.errors.JaxRuntimeError):  # another process is gone: not the disk's fault
+            return error
+        found = StorageError(f"{self.folder / str(step)}: could not be written: {_one_line(error)}")
+        found.__cause__ = error
+        return found
+
+    def close(self) -> None:
+        """Waits for the last save and lets another writer in; raises StorageError when that save failed."""
+        if self.read_only or self._closed:
+            return
+        self._closed = True
+        try:
+            if failure := self._join():  # not `wait`: the other processes may be gone
+                raise failure
+            self._writer.close()
+        finally:
+            if self._lock:
+                self._lock.release()
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.close()
+        except Exception as failure:
+            if error is None:
+                raise
+            log.warning("%s", failure)  # the error on its way out matters more
+
+    # ---- restoring ----
+
+    def restore(self, abstract: Any, step: int | None = None) -> tuple[int, Any, dict[str, Any]]:
+        """Reads a step back, checked against its digests: (step, tree, meta).
+
+        abstract: a pytree of ShapeDtypeStruct with the shardings wanted, on any devices; its structure is the result's.
+        Or a function of the step that gives it, where the saved structure depends on the step.
+        Without `step` the newest good one: a damaged one is passed over with one warning line and, unless read_only,
+        moved to quarantine/. Raises StorageError when every step is damaged (nothing is moved then); UserError when
+        there is none, when the step named is damaged or missing, and when the arrays do not fit `abstract`.
+        """
+        return self._restore(abstract, step, "")
+
+    def restore_params(self, abstract_params: Any, step: int | None = None) -> tuple[int, Any, dict[str, Any]]:
+        """Like `restore`, for the subtree "params" alone: no other array is read from disk."""
+        return self._restore(abstract_params, step, "params")
+
+    def _restore(self, abstract: Any, step: int | None, subtree: str) -> tuple[int, Any, dict[str, Any]]:
+        if not self.read_only:
+            self.wait()
+        reasons: dict[int, str] = {}
+        while True:
+            candidate = from_lead(lambda: self._candidate(reasons, step))
+            like = abstract(candidate) if callable(abstract) else abstract
+            wanted = paths.flatten(like)
+            try:
+                leaves, meta = self._read(candidate, wanted, subtree)
+                break
+            except Damaged as error:
+                reasons[candidate] = str(error)
+        from_lead(lambda: self._leave_behind(reasons, candidate))
+        if not self.read_only:
+            self._newest, self._verified = candidate, candidate
+        tree = jax.tree.unflatten(jax.tree.structure(like), [leaves[path] for path in wanted])
+        return candidate, tree, meta
+
+    def _candidate(self, reasons: dict[int, str], named: int | None) -> int:
+        """The step named, or the newest not found damaged yet; raises when there is none.
+
+        A step that a writer deleted while it was read here is not damaged, it is forgotten.
+        """
+        steps = self.committed_steps()
+        bad = {step: reason for step, reason in reasons.items() if step in steps}
+        left = [step for step in steps if step not in bad and named in (None, step)]
+        if left:
+            return left[-1]
+        if named is not None and named in bad:
+            raise UserError(f"{self.folder / str(named)}: damaged ({bad[named]}); name another step or none")
+        if named is not None:
+            there = ", ".join(map(str, steps[-8:])) or "none"
+            raise UserError(f"{self.folder}: there is no step {named}; complete steps: {there}")
+        if not bad:
+            raise UserError(f"{self.folder}: there is no checkpoint here; train first, or name another run")
+        raise StorageError(f"{self.folder}: every step is damaged, the newest by {bad[max(bad)]}; nothing was moved")
+
+    def _leave_behind(self, reasons: Mapping[int, str], good: int) -> None:
+        """Only once a good step is read: were damaged steps moved before, a run without a good one would start anew."""
+        for step in sorted(set(reasons) & set(self.committed_steps()), reverse=True):
+            place = "left in place"
+            if not self.read_only:
+                place = f"moved to {step_folders.quarantine(self.folder, step).relative_to(self.folder)}"
+            reason = f"{self.folder}: step {step} is damaged ({reasons[step]})"
+            log.warning("%s: %s, step %d is used", reason, place, good)
+
+    def _read(self, step: int, wanted: Mapping[str, Any], subtree: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        """One step's arrays by path, and its meta data. Raises Damaged, StorageError, or UserError for a misfit."""
+        where = str(self.folder / str(step))
+        items = from_lead(lambda: self._items_or_reason(step))
+        if isinstance(items, str):
+            raise Damaged(items)
+        record, meta = items
+        prefix = f"{subtree}/" if subtree else ""
+        saved = {p.removeprefix(prefix): leaf for p, leaf in record["leaves"].items() if p.startswith(prefix)}
+        check_fit(where, prefix, saved, wanted)
+        data: dict[str, Any] = {}
+        reason = None
+        try:
+            data = self._read_arrays(step, wanted, prefix)
+        except Exception as error:  # Orbax and tensorstore raise anything from KeyError to bare Exception
+            reason = _one_line(error)
+        if reason := first_reason(reason):
+            raise _judge(reason, where)
+        leaves = {path: typed(leaf, wanted[path]) for path, leaf in data.items()}
+        check_digests(prefix, saved, leaves)
+        return leaves, meta
+
+    def _read_arrays(self, step: int, wanted: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+        """Through the handler, which waits for no other process: one that fails cannot leave the others hanging."""
+        target = paths.unflatten({f"{prefix}{path}": stored(leaf) for path, leaf in wanted.items()})
+        arguments = ocp.args.PyTreeRestore(
+            item=target,
+            restore_args=ocp.checkpoint_utils.construct_restore_args(target),
+            partial_restore=True,
+        )
+        read = ocp.PyTreeCheckpointHandler().restore(epath.Path(self.folder / str(step) / "state"), args=arguments)
+        found = paths.flatten(read)
+        return {path: found[f"{prefix}{path}"] for path in wanted}
+
+    def _items(self, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The (record, meta) of a step; raises Damaged, StorageError or UserError."""
+        where = self.folder / str(step)
+        try:
+            handler = ocp.JsonCheckpointHandler()
+            meta_item, record = (handler.restore(epath.Path(where / name)) for name in ("meta", "digest"))
+            return believe(str(where), step, meta_item, record)
+        except (Damaged, UserError):
+            raise
+        except Exception as error:
+            raise _judge(_one_line(error), str(where)) from error
+
+    def _items_or_reason(self, step: int) -> tuple[dict[str, Any], dict[str, Any]] | str:
+        try:
+            return self._items(step)
+        except Damaged as error:
+            return str(error)
+
+
+def _judge(reason: str, where: str) -> Exception:
+    if any(sign in reason for sign in _NOT_DAMAGE):
+        return StorageError(f"{where}: could not be read: {reason}")
+    return Damaged(reason)
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}"[:160]

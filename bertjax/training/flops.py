@@ -1,0 +1,91 @@
+"""Model FLOPs by formula, and the peak of the chip they are compared with.
+
+"Model" FLOPs are the multiplications the mathematics asks for, twice (a multiply and an add): nothing for recomputed
+activations, nothing for padding, and the vocabulary projection for the masked positions only. Embedding look-ups,
+norms, dropout, the optimizer and the small heads (pooler, NSP, spans, classes; under 0.1 %) are not counted.
+"""
+
+import re
+
+from bertjax.config.schema import ModelConfig
+
+
+def encoder_flops(model: ModelConfig, tokens: int, squares: int | None = None, layers: int | None = None) -> int:
+    """FLOPs of one forward pass of `layers` encoder layers (default: all) over a row of `tokens` real tokens.
+
+    2 L (4 D^2 + 2 D F) S for the projections and 4 L D sum(s^2) for attention, which looks both ways: no halving.
+    `squares` is that sum over the packed examples of the row; a row that is one example has S^2, the default.
+    """
+    hidden, inner = model.hidden_size, model.intermediate_size
+    depth = model.num_hidden_layers if layers is None else layers
+    pairs = tokens * tokens if squares is None else squares
+    return 2 * depth * (4 * hidden * hidden + 2 * hidden * inner) * tokens + 4 * depth * hidden * pairs
+
+
+def head_flops(model: ModelConfig, predictions: int) -> int:
+    """FLOPs of one forward pass of the MLM head over `predictions` masked positions: the transform and the decoder."""
+    return predictions * (2 * model.hidden_size**2 + 2 * model.hidden_size * model.vocab_size)
+
+
+def train_flops(
+    model: ModelConfig,
+    sequence_length: int,
+    predictions: int = 0,
+    *,
+    trainable_layers: int | None = None,
+    squares: int | None = None,
+) -> int:
+    """FLOPs of one training step for one row: forward, and twice that again backward for all that trains.
+
+    `predictions`: masked positions of the row (0 for a task without MLM). `trainable_layers`: how many layers, counted
+    from the top, train (default: all of them). The frozen layers below have no backward pass: their factor is 1, not 3.
+    `squares`: see `encoder_flops`.
+    """
+    trained = model.num_hidden_layers if trainable_layers is None else trainable_layers
+    if not 0 <= trained <= model.num_hidden_layers:
+        raise ValueError(f"trainable_layers is {trained} and the model has {model.num_hidden_layers} layers")
+    forward = encoder_flops(model, sequence_length, squares) + head_flops(model, predictions)
+    backward = encoder_flops(model, sequence_length, squares, layers=trained) + head_flops(model, predictions)
+    return forward + 2 * backward
+
+
+# Dense 16-bit matrix peak of ONE JAX device in FLOP/s, from the makers' data sheets (never the "with sparsity" figure).
+# TPU v2 and v3 show each core as a device, so their entries are half a chip: 180 and 492 TFLOP/s for a board of eight
+# cores. T4 and V100 have no bf16 units: theirs is the fp16 peak. The first pattern that matches decides.
+PEAKS: tuple[tuple[str, float], ...] = (
+    (r"TPU v2\b", 22.5e12),
+    (r"TPU v3\b", 61.5e12),
+    (r"TPU v4\b(?! lite)", 275e12),
+    (r"TPU v5 ?(lite|e)\b", 197e12),
+    (r"TPU v5p?\b", 459e12),
+    (r"TPU v6 ?(lite|e)\b", 918e12),
+    (r"\bGB200\b", 2500e12),
+    (r"\bB200\b", 2250e12),
+    (r"\b(H200|H100) NVL\b", 835e12),
+    (r"\bH100 PCIe\b", 756e12),
+    (r"\bG?H200\b", 989e12),
+    (r"\bH100\b", 989e12),
+    (r"\bA100\b", 312e12),
+    (r"\bV100-PCIE\b", 112e12),
+    (r"\bV100\b", 125e12),
+    (r"\bL4\b", 121e12),
+    (r"\bT4\b", 65e12),
+)
+
+
+def peak_flops(device_kind: str) -> float | None:
+    """The dense bf16 peak in FLOP/s of a device with this `jax.Device.device_kind`; None for a CPU or an unknown chip.
+
+    A slice of a GPU ("... MIG 3g.71gb") is unknown as well: the data sheet speaks of the whole chip.
+    """
+    if re.search(r"\bMIG\b", device_kind):
+        return None
+    return next((peak for pattern, peak in PEAKS if re.search(pattern, device_kind, re.IGNORECASE)), None)
+
+
+def utilization(flops: float, seconds: float, device_kind: str, devices: int) -> float | None:
+    """MFU: `flops` done by `devices` devices in `seconds` as a share (0..1) of their peak; None where it is unknown."""
+    peak = peak_flops(device_kind)
+    if peak is None or not seconds > 0:
+        return None
+    return flops / (seconds * devices * peak)

@@ -1,0 +1,110 @@
+"""The numbers of the steps between two log lines: means of losses, rates, waiting, MFU and memory."""
+
+import time
+from typing import Any
+
+import jax
+
+from bertjax.config.schema import Run
+from bertjax.data.loader import Batches
+from bertjax.training.flops import train_flops, utilization
+from bertjax.training.step import Metrics, Program
+from bertjax.training.tracking import Tracker
+
+
+class Meter:
+    """Reads each step's metrics one step late, so that the device never waits for the host.
+
+    Times exclude compilation (the first step of an episode), evaluation and checkpoints.
+    """
+
+    def __init__(self, program: Program, batches: Batches, tracker: Tracker, stage: str, run: Run):
+        self.program, self.tracker, self.stage, self.log_every = program, tracker, stage, run.log_every
+        self.shape = {name: shape for name, (shape, _) in batches.fields.items()}
+        self.rows = batches.batch_size
+        self.pending: tuple[int, Metrics] | None = None
+        self.bad_steps = 0
+        self.extra: dict[str, Any] = {}
+        self._clear()
+        self._mark: float | None = None
+
+    def episode(self, number: int, trained: int, layers: int) -> None:
+        """A new episode compiles a new step: its first step is not timed."""
+        self.flush()
+        self.extra = {"episode": number, "trainable_parameters": trained}
+        length = self.shape["input_ids"][0]
+        predictions = self.shape["masked_positions"][0] if "mlm" in self.program.heads else 0
+        self.flops = self.rows * train_flops(self.program.model, length, predictions, trainable_layers=layers)
+        self._mark = None
+
+    def pause(self) -> None:
+        """What follows is not step time."""
+        self._mark = None
+
+    def after(self, step: int, metrics: Metrics, tokens: int, waited: float) -> int:
+        """Takes step's metrics (still being computed) and reads those of the step before -> bad steps in a row."""
+        before, self.pending = self.pending, (step, metrics)
+        if before is not None:
+            self._read(*before)
+        now = time.perf_counter()
+        if self._mark is None:
+            jax.block_until_ready(metrics["loss"])
+            now = time.perf_counter()
+        else:
+            self.seconds += now - self._mark
+            self.timed += 1
+            self.tokens += tokens
+            self.waited += waited
+        self._mark = now
+        return self.bad_steps
+
+    def flush(self) -> int:
+        """Reads the last step's metrics too (waits for the device) -> bad steps in a row."""
+        if self.pending is not None:
+            before, self.pending = self.pending, None
+            self._read(*before)
+        return self.bad_steps
+
+    def _clear(self) -> None:
+        self.sums: dict[str, float] = {}
+        self.weights: dict[str, float] = {}
+        self.steps = self.timed = self.tokens = 0
+        self.seconds = self.waited = 0.0
+
+    def _read(self, step: int, metrics: Metrics) -> None:
+        values = {name: float(x) for name, x in jax.device_get(metrics).items()}
+        self.bad_steps = int(values.pop("bad_steps"))
+        self.steps += 1
+        for name, value in values.items():
+            term = name.rsplit("_", 1)[0]
+            if name.endswith("_weight"):
+                continue
+            weight = values.get(f"{term}_weight", 1.0)
+            self.sums[name] = self.sums.get(name, 0.0) + weight * value
+            self.weights[name] = self.weights.get(name, 0.0) + weight
+        if step % self.log_every == 0 or step == self.program.steps:
+            self._report(step, values)
+
+    def _report(self, step: int, values: dict[str, float]) -> None:
+        numbers = {name: total / max(self.weights[name], 1e-9) for name, total in self.sums.items()}
+        if self.steps == 1:  # a single step is written as it is, to the last bit
+            numbers = {name: values[name] for name in numbers}
+        numbers["learning_rate"] = values["learning_rate"]
+        seconds = self.seconds / self.timed if self.timed else None
+        devices = list(self.program.mesh.devices.flat)
+        memory = devices[0].memory_stats() if devices[0].platform != "cpu" else None
+        self.tracker.train(
+            self.stage,
+            step,
+            numbers
+            | {
+                "tokens_per_second": self.tokens / self.seconds if self.timed else None,
+                "step_seconds": seconds,
+                "data_wait": self.waited / self.seconds if self.timed else None,
+                "mfu": utilization(self.flops, seconds, devices[0].device_kind, len(devices)) if seconds else None,
+                "memory_bytes": memory["peak_bytes_in_use"] if memory else None,
+            }
+            | self.extra
+            | ({"bad_steps": self.bad_steps} if self.bad_steps else {}),
+        )
+        self._clear()

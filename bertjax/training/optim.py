@@ -1,0 +1,82 @@
+"""Optimizers as optax transformations without the learning rate, and schedules of the step within the stage.
+
+`direction(...)` gives the update before it is multiplied by -learning_rate, so that every parameter group can keep its
+own slots and step count while one schedule drives them all.
+"""
+
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from bertjax.config.schema import Optimizer
+
+NO_DECAY = re.compile(r"(^|/)(norm|bias)(/|$)")  # optimization.py excludes LayerNorm, layer_norm and bias
+
+
+class AdamSlots(NamedTuple):
+    mu: optax.Updates
+    nu: optax.Updates
+
+
+def bert_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
+    """AdamWeightDecayOptimizer of google-research/bert optimization.py: no bias correction, eps outside the root."""
+
+    def init(params: optax.Params) -> AdamSlots:
+        return AdamSlots(optax.tree.zeros_like(params), optax.tree.zeros_like(params))
+
+    def update(grads: optax.Updates, slots: AdamSlots, params: optax.Params | None = None):  # noqa: ANN202
+        mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, slots.mu, grads)
+        nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g * g, slots.nu, grads)
+        return jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + eps), mu, nu), AdamSlots(mu, nu)
+
+    return optax.GradientTransformation(init, update)
+
+
+def decayed(path: str) -> bool:
+    """Whether weight decay applies: all parameters but norms and biases (embeddings are decayed)."""
+    return NO_DECAY.search(path) is None
+
+
+def direction(config: Optimizer) -> optax.GradientTransformation:
+    """The update of a flat parameter dictionary, to be multiplied by -learning_rate."""
+    if config.kind == "bert_adamw":
+        adam = bert_adam(config.b1, config.b2, config.eps)
+    else:
+        adam = optax.scale_by_adam(config.b1, config.b2, config.eps)
+    if not config.weight_decay:
+        return adam
+    mask = lambda params: {path: decayed(path) for path in params}  # noqa: E731
+    return optax.chain(adam, optax.add_decayed_weights(config.weight_decay, mask))
+
+
+def warmup_steps(config: Optimizer, steps: int) -> int:
+    return int(steps * config.warmup_ratio) if config.warmup_steps is None else config.warmup_steps
+
+
+def schedule(config: Optimizer, steps: int) -> Callable[[jax.Array], jax.Array]:
+    """Step within the stage (from 0) -> learning rate.
+
+    `linear` is optimization.py's: lr * s / W during warm-up, lr * (1 - s / N) after it. The decay counts from step 0,
+    not from the end of the warm-up, so the rate drops at s = W; step 0 has rate 0 when there is a warm-up.
+    """
+    base, warmup = config.learning_rate, warmup_steps(config, steps)
+
+    def rate(step: jax.Array) -> jax.Array:
+        s = jnp.asarray(step, jnp.float32)
+        after = base * (1 - s / steps) if config.schedule == "linear" else jnp.float32(base)
+        return jnp.where(s < warmup, base * s / max(warmup, 1), jnp.maximum(after, 0))
+
+    return rate
+
+
+def clip(grads: dict[str, jax.Array], limit: float | None) -> tuple[dict[str, jax.Array], jax.Array]:
+    """tf.clip_by_global_norm over the trained parameters -> (clipped, norm before clipping)."""
+    norm = optax.tree.norm(grads)
+    if limit is None:
+        return grads, norm
+    scale = limit / jnp.maximum(norm, limit)
+    return {path: g * scale for path, g in grads.items()}, norm

@@ -1,0 +1,193 @@
+"""What a run needs before its first step: devices, how the model runs on them, the tokenizer and the run folder."""
+
+import json
+import os
+import platform
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import metadata
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh as JaxMesh
+
+from bertjax import objectives
+from bertjax.config.load import build, differences, dump, fingerprint, load
+from bertjax.config.schema import Config, Stage
+from bertjax.data import sources, tokenizers
+from bertjax.errors import UserError
+from bertjax.models.execution import Execution
+from bertjax.parallel import mesh as meshes
+from bertjax.parallel.distributed import is_lead
+from bertjax.training.step import Program
+
+PACKAGES = ("bertjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tokenizers", "numpy")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all stages of a run share."""
+
+    config: Config
+    base: Path  # relative data paths start here
+    mesh: JaxMesh
+    tokenizer: tokenizers.Tokenizer
+
+    @property
+    def cache(self) -> Path:
+        return cache_of(self.config)
+
+    def program(self, stage: Stage, steps: int) -> Program:
+        objective = objectives.build(stage.objective)
+        return Program(
+            model=self.config.model,
+            objective=objective,
+            heads=objective.heads,
+            optimizer=stage.optimizer,
+            steps=steps,
+            grad_accum=stage.grad_accum,
+            execution=execution(self.config, self.mesh),
+            mesh=self.mesh,
+            rules=meshes.rules(self.config.mesh.rules),
+        )
+
+
+def cache_of(config: Config) -> Path:
+    """Prepared data, shared by all runs under one root."""
+    return config.run_dir.parent / "prepared"
+
+
+def open_job(config: Config, base: Path) -> Job:
+    mesh = meshes.make_mesh(config.mesh)
+    tokenizer = load_tokenizer(config, base)
+    return Job(config, base, mesh, tokenizer)
+
+
+def load_tokenizer(config: Config, base: Path) -> tokenizers.Tokenizer:
+    """The configured tokenizer; trained first if it has no path. Raises UserError when the model's table is too small."""
+    settings = config.tokenizer
+    wanted = settings.train_on
+    if wanted is None:
+        wanted = list(chain.from_iterable(t.source for t in config.stage_tasks(config.stages[0]).values()))
+
+    def documents() -> Iterator[list[str]]:
+        return chain.from_iterable(sources.read_documents(source, base) for source in wanted)
+
+    size = settings.vocab_size or config.model.vocab_size
+    key = "".join(sources.fingerprint(source, base) for source in wanted) if settings.path is None else None
+    tokenizer = tokenizers.load(
+        settings, base, vocab_size=size, train_source_documents=documents, cache=cache_of(config), fingerprint=key
+    )
+    if tokenizer.vocab_size > config.model.vocab_size:
+        raise UserError(
+            f"model.vocab_size: {config.model.vocab_size} is less than the tokenizer's {tokenizer.vocab_size} pieces; "
+            f"set model.vocab_size={tokenizer.vocab_size} or more"
+        )
+    return tokenizer
+
+
+@lru_cache
+def cpu_multiplies_bfloat16() -> bool:
+    """Whether this CPU has bfloat16 matrix units; without them bfloat16 is slower than float32."""
+    try:
+        return "amx_bf16" in Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+
+
+def execution(config: Config, mesh: JaxMesh) -> Execution:
+    """How the model runs on these devices."""
+    run = config.run
+    kind = mesh.devices.flat[0].platform
+    kind = {"cuda": "gpu", "rocm": "gpu"}.get(kind, kind)
+    fast = kind != "cpu" or cpu_multiplies_bfloat16()
+    dtype = {"auto": jnp.bfloat16 if fast else jnp.float32, "bfloat16": jnp.bfloat16, "float32": jnp.float32}
+    layers = config.model.num_hidden_layers
+    if isinstance(run.segments, list):
+        segments = tuple(run.segments)
+    else:  # a scan compiles faster and runs slower (1.5x on the CPU); deep stacks and TPU pods scan
+        scan = run.segments == "scan" or (run.segments == "auto" and (kind == "tpu" or layers > 24))
+        segments = (layers,) if scan else ()
+    return Execution(
+        platform=kind,
+        dtype=jnp.dtype(dtype[run.compute_dtype]),
+        attention=run.attention,
+        dropout_rng=run.dropout_rng,
+        segments=segments,
+        remat=run.remat,
+    )
+
+
+def environment(mesh: JaxMesh) -> dict[str, Any]:
+    """Versions and the device table, as kept in the run folder and in every checkpoint."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = "source"
+    devices = [f"{d.id}: {d.device_kind} ({d.platform}, process {d.process_index})" for d in mesh.devices.flat]
+    return {
+        "versions": versions,
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "mesh": dict(mesh.shape),
+        "processes": jax.process_count(),
+        "devices": devices,
+    }
+
+
+def open_run_folder(job: Job) -> Path:
+    """Create the run folder, or check that it holds a run this configuration may continue.
+
+    Raises UserError naming the fields that differ when the folder belongs to another model, data or plan.
+    """
+    folder, config = job.config.run_dir, job.config
+    kept = folder / "config.yaml"
+    if kept.exists():
+        changed = differences(load(kept), config)
+        if changed:
+            more = f" and {len(changed) - 2} more" if len(changed) > 2 else ""
+            raise UserError(
+                f"{kept}: this run has other settings ({'; '.join(changed[:2])}{more}); "
+                "give this one another run.name, or undo the change to continue"
+            )
+    if not is_lead():
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    write(kept, dump(config))
+    write(folder / "environment.json", json.dumps(environment(job.mesh), indent=1))
+    job.tokenizer.save(folder / "tokenizer")
+    return folder
+
+
+def write(path: Path, text: str) -> None:
+    """Replace a file in one move."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def checkpoint_meta(job: Job, program: Program, stage_index: int, step: int) -> dict[str, Any]:
+    """What makes a checkpoint self-describing."""
+    return {
+        "config": job.config.model_dump(mode="json"),
+        "fingerprint": fingerprint(job.config),
+        "stage": stage_index,
+        "stage_name": job.config.stages[stage_index].name,
+        "step": step,
+        "heads": list(program.heads),
+        "num_labels": program.objective.num_labels,
+        "tokenizer_sha256": job.tokenizer.sha256,
+        "tokenizer_json": job.tokenizer.backend.to_str(),
+        "environment": environment(job.mesh),
+    }
+
+
+def config_of(meta: dict[str, Any], where: Path) -> Config:
+    """The configuration inside a checkpoint's meta."""
+    return build(meta["config"], where=str(where))

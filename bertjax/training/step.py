@@ -1,0 +1,186 @@
+"""The train step: a pure function, jitted with donated state and explicit shardings."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh as JaxMesh
+from jax.sharding import NamedSharding
+
+from bertjax.config.schema import ModelConfig, Optimizer
+from bertjax.models import bert, paths
+from bertjax.models.execution import Execution
+from bertjax.objectives import Objective, Term
+from bertjax.parallel import mesh as meshes
+from bertjax.training import optim
+from bertjax.training import state as states
+from bertjax.training.state import Params, TrainState
+
+Batch = Mapping[str, jax.Array]
+Metrics = dict[str, jax.Array]
+
+
+@dataclass(frozen=True)
+class Program:
+    """Everything static about a stage; its methods give the pure functions and the shardings they are jitted with."""
+
+    model: ModelConfig
+    objective: Objective
+    heads: tuple[str, ...]
+    optimizer: Optimizer
+    steps: int
+    grad_accum: int
+    execution: Execution
+    mesh: JaxMesh
+    rules: Mapping[str, tuple[str, ...]]
+
+    def __post_init__(self) -> None:
+        structure = bert.structure(self.model, self.heads, self.objective.num_labels, self.execution)
+        object.__setattr__(self, "_structure", structure)
+        object.__setattr__(self, "tx", optim.direction(self.optimizer))
+
+    def module(self, params: Mapping[str, jax.Array]) -> bert.Bert:
+        return bert.merge(*self._structure, params)  # type: ignore[attr-defined]
+
+    def abstract_params(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """{path: shape, dtype and sharding} of all parameters."""
+        abstract = self._structure[1]  # type: ignore[attr-defined]
+        names = bert.logical_axes(abstract)
+        flat = paths.flatten(nnx.as_pure(abstract))
+        return {
+            path: jax.ShapeDtypeStruct(
+                x.shape, x.dtype, sharding=meshes.sharding(self.mesh, names[path], x.shape, self.rules)
+            )
+            for path, x in flat.items()
+        }
+
+    def placed(self) -> dict[str, NamedSharding]:
+        return {path: x.sharding for path, x in self.abstract_params().items()}
+
+    def batch_sharding(self) -> NamedSharding:
+        return NamedSharding(self.mesh, meshes.partition(("batch",), self.rules))
+
+    def initialize(self, key: jax.Array) -> Params:
+        """Fresh parameters, each array born in its shard."""
+        make = lambda key: bert.initialize(self.model, self.heads, self.objective.num_labels, key)  # noqa: E731
+        with jax.set_mesh(self.mesh):
+            return jax.jit(make, out_shardings=self.placed())(key)
+
+    def start(self, params: Params, groups: tuple[str, ...], key: jax.Array) -> TrainState:
+        """A state at step 0 of a stage, from parameters in their shards."""
+        make = lambda p, k: states.fresh(p, groups, self.tx, k)  # type: ignore[attr-defined]  # noqa: E731
+        return self._recut(make, params, key)
+
+    def thaw(self, state: TrainState, groups: tuple[str, ...]) -> TrainState:
+        return self._recut(lambda s: states.thaw(s, groups, self.tx), state)  # type: ignore[attr-defined]
+
+    def _recut(self, make: Callable[..., TrainState], *args: Any) -> TrainState:
+        where = states.shardings(jax.eval_shape(make, *args), self.placed(), self.mesh)
+        with jax.set_mesh(self.mesh):
+            return jax.jit(make, out_shardings=where)(*args)
+
+    def abstract_state(self, groups: tuple[str, ...], key: jax.Array) -> TrainState:
+        """Shapes and shardings of the state while `groups` train, for restoring and for compiling ahead."""
+        params = self.abstract_params()
+        make = lambda p, k: states.fresh(p, groups, self.tx, k)  # type: ignore[attr-defined]  # noqa: E731
+        shape = jax.eval_shape(make, params, key)
+        return states.abstract(shape, states.shardings(shape, params_shardings(params), self.mesh))
+
+    def jit_train_step(self, like: TrainState) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+        """The compiled step for states shaped like `like` (one per episode); the state is donated."""
+        where = states.shardings(like, self.placed(), self.mesh)
+        jitted = jax.jit(
+            lambda state, batch: train_step(self, state, batch),
+            in_shardings=(where, self.batch_sharding()),
+            out_shardings=(where, None),
+            donate_argnums=0,
+        )
+        return in_mesh(jitted, self.mesh)
+
+    def jit_eval_step(self) -> Callable[[Params, Batch], dict[str, Term]]:
+        """Terms of a batch without dropout or gradients."""
+        terms = lambda params, batch: self.objective.terms(self.module(params), batch, None)  # noqa: E731
+        return in_mesh(jax.jit(terms, in_shardings=(self.placed(), self.batch_sharding())), self.mesh)
+
+
+def params_shardings(params: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, NamedSharding]:
+    return {path: x.sharding for path, x in params.items()}
+
+
+class in_mesh:  # noqa: N801
+    """A jitted function that runs, and lowers, under its mesh."""
+
+    def __init__(self, jitted: Any, mesh: JaxMesh):
+        self.jitted, self.mesh = jitted, mesh
+
+    def __call__(self, *args: Any) -> Any:
+        with jax.set_mesh(self.mesh):
+            return self.jitted(*args)
+
+    def lower(self, *args: Any) -> Any:
+        with jax.set_mesh(self.mesh):
+            return self.jitted.lower(*args)
+
+
+def train_step(program: Program, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    """One optimizer step on a global batch (arrays [B, ...]); a non-finite step changes nothing but `bad_steps`."""
+    rate = optim.schedule(program.optimizer, program.steps)(state.step)
+    grads, terms, loss = gradients(program, state, batch)
+    placed = program.placed()
+    grads = {path: jax.lax.with_sharding_constraint(g, placed[path]) for path, g in grads.items()}
+    grads, norm = optim.clip(grads, program.optimizer.clip_norm)
+    good = jnp.isfinite(loss) & jnp.isfinite(norm)
+
+    params, opt = {}, {}
+    for group, part in states.by_group(grads).items():
+        old = {path: state.params[path] for path in part}
+        update, slots = program.tx.update(part, state.opt[group], old)  # type: ignore[attr-defined]
+        params |= {path: jnp.where(good, w - rate * update[path], w) for path, w in old.items()}
+        opt[group] = jax.tree.map(lambda new, before: jnp.where(good, new, before), slots, state.opt[group])
+    bad_steps = jnp.where(good, 0, state.bad_steps + 1)
+    state = replace(state, step=state.step + 1, params=params, opt=opt, bad_steps=bad_steps)
+    metrics = {"loss": loss, "grad_norm": norm, "learning_rate": rate, "bad_steps": bad_steps}
+    return state, metrics | flat_terms(terms)
+
+
+def flat_terms(terms: Mapping[str, Term]) -> Metrics:
+    """{mlm: Term} -> mlm_loss and mlm_accuracy (means), and mlm_weight."""
+    out = {}
+    for name, t in terms.items():
+        weight = jnp.maximum(t.weight, 1e-5)
+        out |= {f"{name}_loss": t.loss / weight, f"{name}_accuracy": t.correct / weight, f"{name}_weight": t.weight}
+    return out
+
+
+def gradients(program: Program, state: TrainState, batch: Batch) -> tuple[Params, dict[str, Term], jax.Array]:
+    """-> (gradients of the trained parameters, summed terms, loss).
+
+    Micro-batches add up to exactly the whole batch's gradient because the loss is divided by the whole batch's weights.
+    Row i goes to micro-batch i mod N: every device then splits its own rows and none of them move.
+    """
+    divisors = program.objective.divisors(batch)
+    key = jax.random.fold_in(state.key, state.step)
+
+    def loss_fn(params: Params, micro: Batch, key: jax.Array) -> tuple[jax.Array, dict[str, Term]]:
+        terms = program.objective.terms(program.module({**state.frozen, **params}), micro, key)
+        return program.objective.total(terms, divisors), terms
+
+    grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+    n = program.grad_accum
+    if n == 1:
+        (loss, terms), grads = grad_fn(state.params, batch, key)
+        return grads, terms, loss
+
+    def accumulate(carry: Any, xs: tuple[Batch, jax.Array]) -> tuple[Any, None]:
+        (loss, terms), grads = grad_fn(state.params, xs[0], jax.random.fold_in(key, xs[1]))
+        return jax.tree.map(jnp.add, carry, (grads, terms, loss)), None
+
+    micros = {name: jnp.moveaxis(x.reshape(-1, n, *x.shape[1:]), 1, 0) for name, x in batch.items()}
+    first = jax.tree.map(lambda x: x[0], micros)
+    shape = jax.eval_shape(lambda p, b, k: grad_fn(p, b, k), state.params, first, key)
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (shape[1], shape[0][1], shape[0][0]))
+    (grads, terms, loss), _ = jax.lax.scan(accumulate, zeros, (micros, jnp.arange(n)))
+    return grads, terms, loss

@@ -1,0 +1,116 @@
+"""Checkpoint steps as folders on disk: which there are, which stay, and how one leaves without being half there."""
+
+import logging
+import math
+import os
+import shutil
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from bertjax.config.schema import CheckpointPolicy
+
+log = logging.getLogger(__name__)
+TRASH = "trash"
+QUARANTINE = "quarantine"
+UNFINISHED = ".orbax-checkpoint-tmp"
+
+
+def committed_steps(folder: Path) -> list[int]:
+    """Steps whose folder has its final name and holds something, oldest first.
+
+    A step gets its final name by one rename when all of it is written. One that was damaged later is listed all the
+    same: leaving it out could make a run with a single damaged checkpoint start again from nothing.
+    """
+    try:
+        entries = [entry for entry in os.scandir(folder) if _is_step(entry.name) and entry.is_dir()]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return sorted(int(entry.name) for entry in entries if not _is_empty(entry.path))
+
+
+def _is_step(name: str) -> bool:
+    return name.isascii() and name.isdigit() and name == str(int(name))
+
+
+def _is_empty(path: str) -> bool:
+    try:
+        return not os.listdir(path)
+    except OSError:  # deleted since it was listed
+        return True
+
+
+def steps_to_keep(
+    policy: CheckpointPolicy, steps: Iterable[int], scores: Mapping[int, Mapping[str, float]], verified: int | None
+) -> set[int]:
+    """The last `keep_last` steps, multiples of `keep_every`, the best one, and the last one read back whole."""
+    ordered = sorted(steps)
+    keep = set(ordered[-policy.keep_last :])
+    if policy.keep_every:
+        keep.update(step for step in ordered if step % policy.keep_every == 0)
+    best = best_step(policy, ordered, scores)
+    return keep | {step for step in (best, verified) if step is not None}
+
+
+def best_step(policy: CheckpointPolicy, steps: Iterable[int], scores: Mapping[int, Mapping[str, float]]) -> int | None:
+    """The step with the best `keep_best` score, the newer of equals; None without such a score. NaN is no score."""
+    known = {step: scores.get(step, {}).get(policy.keep_best or "", math.nan) for step in steps}
+    sign = 1 if policy.best_is == "highest" else -1
+    ranked = [(sign * score, step) for step, score in known.items() if not math.isnan(score)]
+    return max(ranked)[1] if ranked else None
+
+
+def discard(folder: Path, step: int) -> None:
+    """Deletes a step: out of the way in one rename first, so that a crash leaves no half-deleted step listed."""
+    grave = folder / TRASH / f"{step}-{time.time_ns()}"
+    grave.parent.mkdir(exist_ok=True)
+    os.rename(folder / str(step), grave)
+    shutil.rmtree(grave, ignore_errors=True)
+
+
+def quarantine(folder: Path, step: int) -> Path:
+    """Moves a damaged step out of the list, for a person to look at; returns where it is now."""
+    target = folder / QUARANTINE / str(step)
+    target.parent.mkdir(exist_ok=True)
+    if target.exists():
+        target = target.with_name(f"{step}-{time.time_ns()}")
+    os.rename(folder / str(step), target)
+    return target
+
+
+def clean(folder: Path) -> None:
+    """Removes what a killed writer left: unfinished saves, deletions not finished, empty step folders.
+
+    Only the writer that holds the lock may call it: in another process's hands it destroys a running save.
+    """
+    for entry in list(os.scandir(folder)):
+        if UNFINISHED in entry.name or entry.name == TRASH:
+            shutil.rmtree(entry.path, ignore_errors=True)
+        elif _is_step(entry.name) and entry.is_dir() and _is_empty(entry.path):
+            os.rmdir(entry.path)
+
+
+def drop_unfinished(folder: Path, step: int) -> None:
+    """Removes what a failed save of this step left, and with it the space it took."""
+    for path in folder.glob(f"{step}{UNFINISHED}*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def flush(path: Path) -> None:
+    """Forces a folder and all below it to the disk: a rename is only as durable as what it names."""
+    for parent, _, files in os.walk(path):
+        for name in [*files, "."]:
+            handle = os.open(os.path.join(parent, name), os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+
+
+def flush_names(folder: Path) -> None:
+    """Forces the names in a folder to the disk."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

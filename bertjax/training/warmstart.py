@@ -1,0 +1,84 @@
+"""Where a stage's first parameters come from: fresh, the previous stage, a checkpoint, or Hugging Face weights."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from bertjax.errors import UserError
+from bertjax.interop import huggingface
+from bertjax.models import paths
+from bertjax.training.checkpoint import Checkpoints
+from bertjax.training.runs import Found, find, stage_folder
+from bertjax.training.setup import Job, config_of
+from bertjax.training.state import Params
+from bertjax.training.step import Program
+
+
+def initial(job: Job, index: int, program: Program, key: jax.Array) -> tuple[Params, list[str]]:
+    """-> (parameters in their shards, lines that say where they came from).
+
+    Heads that the source does not have start fresh; anything else missing, or of another shape, is a UserError.
+    """
+    stage = job.config.stages[index]
+    source = stage.init_from or ("previous" if index else "scratch")
+    fresh = program.initialize(key)
+    if source == "scratch":
+        return fresh, ["fresh parameters"]
+    if source == "previous":
+        previous = stage_folder(job.config.run_dir, index - 1, job.config.stages[index - 1].name)
+        loaded, where = from_checkpoint(job, Found(previous, None)), f"stage '{job.config.stages[index - 1].name}'"
+    else:
+        folder = Path(source) if Path(source).is_absolute() else job.base / source
+        where = f"{folder}"
+        if (folder / "config.json").is_file():
+            loaded = huggingface.load_params(folder, job.config.model)
+        else:
+            loaded = from_checkpoint(job, find(folder))
+    return merge(fresh, loaded, program, where)
+
+
+def merge(
+    fresh: Params, loaded: Mapping[str, jax.Array | np.ndarray], program: Program, where: str
+) -> tuple[Params, list[str]]:
+    """`fresh` with every parameter that `loaded` has."""
+    placed, params, new = program.placed(), {}, []
+    for path, start in fresh.items():
+        value = loaded.get(path)
+        if value is None and path.startswith("heads/"):
+            params[path] = start
+            new.append(path)
+        elif value is None:
+            raise UserError(f"{where}: has no parameter '{path}'; init_from needs a model of the same family and size")
+        elif value.shape != start.shape:
+            raise UserError(
+                f"{where}: '{path}' has shape {list(value.shape)}, the model here needs {list(start.shape)}; "
+                "make the model section agree with it (or use model.config_from)"
+            )
+        else:
+            params[path] = jax.device_put(value, placed[path])
+    lines = [f"{len(params) - len(new)} of {len(params)} arrays from {where}"]
+    return params, lines + ([f"fresh: {', '.join(sorted({p.rsplit('/', 1)[0] for p in new}))}"] if new else [])
+
+
+def from_checkpoint(job: Job, found: Found) -> dict[str, jax.Array]:
+    """All parameters of a checkpoint, placed on this job's mesh; refuses one made with another tokenizer."""
+    with Checkpoints(found.folder, job.config.run.checkpoint, read_only=True) as checkpoints:
+        meta = checkpoints.meta(found.step)
+        if meta["tokenizer_sha256"] != job.tokenizer.sha256:
+            raise UserError(
+                f"{found.folder}: was trained with another tokenizer; set tokenizer.path to "
+                f"{found.folder.parent.parent / 'tokenizer'}"
+            )
+        _, params, _ = checkpoints.restore_params(abstract_of(meta, found.folder, job), found.step)
+    return paths.flatten(params)
+
+
+def abstract_of(meta: Mapping[str, Any], where: Path, job: Job) -> dict[str, Any]:
+    """The nested abstract parameters of a checkpoint, in the shards they have on this job's mesh."""
+    stored = config_of(dict(meta), where)
+    stage = stored.stages[meta["stage"]]
+    program = Job(stored, job.base, job.mesh, job.tokenizer).program(stage, steps=1)
+    return paths.unflatten(program.abstract_params())

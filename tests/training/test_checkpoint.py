@@ -1,0 +1,450 @@
+"""Checkpoints: what is saved comes back bit for bit, or it is said in one line that it does not."""
+
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from bertjax.config.schema import CheckpointPolicy
+from bertjax.errors import DivergedError, StorageError, UserError
+from bertjax.models import paths
+from bertjax.training import runlock, step_folders
+from bertjax.training.checkpoint import Checkpoints
+
+META = {"stage": 1, "config": {"run": {"name": "x"}}, "tokenizer_json": "é" * 50}
+
+
+def mesh_of(data: int, fsdp: int) -> jax.sharding.Mesh:
+    devices = np.asarray(jax.devices()[: data * fsdp]).reshape(data, fsdp)
+    return jax.sharding.Mesh(devices, ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+
+
+def make_tree(seed: int, mesh: jax.sharding.Mesh | None = None) -> dict:
+    """Parameters, slots, a counter and a key, all from `seed`; placed by fsdp where a dimension allows it."""
+    rng = np.random.default_rng(seed)
+    kernel = rng.standard_normal((16, 24)).astype(np.float32)
+    tree = {
+        "params": {
+            "layers": {"0": {"kernel": kernel}, "1": {"kernel": kernel[::-1].copy()}},
+            "bias": rng.standard_normal(24).astype(np.float32),
+            "half": jnp.asarray(rng.standard_normal((8, 8)), jnp.bfloat16),
+        },
+        "opt": {"top": {"mu.kernel": rng.standard_normal((16, 24)).astype(np.float32), "count": np.int32(seed)}},
+        "step": np.int32(seed),
+        "key": jax.random.key(seed),
+    }
+    mesh = mesh or mesh_of(4, 2)
+    return jax.tree.map(lambda x: jax.device_put(x, NamedSharding(mesh, P("fsdp") if x.ndim == 2 else P())), tree)
+
+
+def abstract_of(tree: dict, mesh: jax.sharding.Mesh | None = None) -> dict:
+    def shape(x: jax.Array) -> jax.ShapeDtypeStruct:
+        where = x.sharding if mesh is None else NamedSharding(mesh, P(None, "data") if x.ndim == 2 else P())
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+
+    return jax.tree.map(shape, tree)
+
+
+def assert_same(found: dict, expected: dict) -> None:
+    """Equal structure, dtype and bits."""
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    for (path, a), b in zip(paths.flatten(found).items(), paths.flatten(expected).values(), strict=True):
+        assert a.dtype == b.dtype, path
+        plain = [jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x for x in (a, b)]
+        assert np.asarray(plain[0]).tobytes() == np.asarray(plain[1]).tobytes(), path
+
+
+def save_steps(folder: Path, *steps: int, policy: CheckpointPolicy | None = None, **kwargs: object) -> None:
+    with Checkpoints(folder, policy or CheckpointPolicy(), **kwargs) as ck:
+        for step in steps:
+            ck.save(step, make_tree(step), {**META, "step": step})
+
+
+def reader(folder: Path) -> Checkpoints:
+    return Checkpoints(folder, CheckpointPolicy(), read_only=True)
+
+
+# ---- round trips ----
+
+
+def test_round_trip_with_meta_and_an_idempotent_second_save(tmp_path: Path) -> None:
+    tree = make_tree(3)
+    with Checkpoints(tmp_path / "a" / "b", CheckpointPolicy()) as ck:
+        assert ck.committed_steps() == []
+        ck.save(3, tree, META, {"squad/f1": 50.0})
+        ck.save(3, make_tree(4), META)  # the step just saved: nothing happens
+        ck.wait()
+        step, found, meta = ck.restore(abstract_of(tree))
+    assert (step, meta) == (3, META)
+    assert_same(found, tree)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(tree), strict=True):
+        assert a.sharding.is_equivalent_to(b.sharding, a.ndim)
+    assert reader(tmp_path / "a" / "b").meta() == META
+
+
+@pytest.mark.parametrize("first, second", [((4, 2), (1, 1)), ((1, 1), (4, 2)), ((8, 1), (2, 2))])
+def test_restores_onto_other_devices(tmp_path: Path, first: tuple[int, int], second: tuple[int, int]) -> None:
+    tree = make_tree(1, mesh_of(*first))
+    with Checkpoints(tmp_path, CheckpointPolicy()) as ck:
+        ck.save(1, tree, META)
+    wanted = abstract_of(tree, mesh_of(*second))
+    _, found, _ = reader(tmp_path).restore(wanted)
+    assert_same(found, tree)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        assert a.sharding.is_equivalent_to(b.sharding, a.ndim)
+
+
+def test_donated_buffers_do_not_reach_the_disk(tmp_path: Path) -> None:
+    step_fn = jax.jit(lambda tree: jax.tree.map(lambda x: x * -1, tree), donate_argnums=0)
+    tree = {"params": {"w": jnp.arange(200_000, dtype=jnp.float32)}}
+    expected = {"params": {"w": np.arange(200_000, dtype=np.float32)}}
+    with Checkpoints(tmp_path, CheckpointPolicy()) as ck:
+        ck.save(1, tree, META)
+        step_fn(tree)
+        ck.wait()
+        _, found, _ = ck.restore(abstract_of({"params": {"w": jnp.zeros(200_000)}}))
+    assert_same(found, expected)
+
+
+def test_restore_params_reads_nothing_else(tmp_path: Path) -> None:
+    import tensorstore as ts
+
+    def bytes_read() -> int:
+        found = ts.experimental_collect_matching_metrics("/tensorstore/kvstore/file/bytes_read")
+        return sum(int(value["value"]) for metric in found for value in metric["values"])
+
+    rng = np.random.default_rng(0)
+    tree = {
+        "params": {"w": jnp.asarray(rng.integers(0, 2**31, 5_000), jnp.int32)},
+        "opt": {"mu": jnp.asarray(rng.integers(0, 2**31, 500_000), jnp.int32)},
+        "step": jnp.int32(7),
+    }
+    with Checkpoints(tmp_path, CheckpointPolicy()) as ck:
+        ck.save(7, tree, META)
+    start = bytes_read()
+    step, params, meta = reader(tmp_path).restore_params(abstract_of(tree)["params"])
+    middle = bytes_read()
+    assert (step, meta) == (7, META)
+    assert_same(params, tree["params"])
+    assert middle - start < 200_000
+    reader(tmp_path).restore(abstract_of(tree))
+    assert bytes_read() - middle > 1_500_000
+
+
+def test_orbax_itself_reads_what_is_written(tmp_path: Path) -> None:
+    """Without this module: by CheckpointManager and by the v1 API."""
+    import orbax.checkpoint as ocp
+    from orbax.checkpoint import v1
+
+    save_steps(tmp_path, 5)
+    kernel = np.asarray(make_tree(5)["params"]["layers"]["1"]["kernel"])
+    manager = ocp.CheckpointManager(tmp_path, options=ocp.CheckpointManagerOptions(read_only=True))
+    assert manager.latest_step() == 5
+    meta = manager.restore(5, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
+    assert meta["meta"]["step"] == 5
+    plain = {**abstract_of(make_tree(5)), "key": jax.ShapeDtypeStruct((2,), jnp.uint32)}
+    found = v1.load_checkpointables(tmp_path / "5", {"state": plain})["state"]
+    np.testing.assert_array_equal(np.asarray(found["params"]["layers"]["1"]["kernel"]), kernel)
+
+
+# ---- which steps there are ----
+
+
+def test_only_complete_steps_are_listed(tmp_path: Path) -> None:
+    save_steps(tmp_path, 10, 20)
+    for name in ("99", "30.orbax-checkpoint-tmp", "trash/5", "quarantine/7", "010"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "30.orbax-checkpoint-tmp" / "x").write_text("x")
+    (tmp_path / "010" / "x").write_text("x")
+    (tmp_path / "40").write_text("a file")
+    assert reader(tmp_path).committed_steps() == [10, 20]
+    assert (tmp_path / "99").exists() and (tmp_path / "30.orbax-checkpoint-tmp").exists()
+    with Checkpoints(tmp_path, CheckpointPolicy()) as ck:
+        assert ck.committed_steps() == [10, 20]
+        assert not (tmp_path / "99").exists() and not (tmp_path / "30.orbax-checkpoint-tmp").exists()
+        assert not (tmp_path / "trash").exists() and (tmp_path / "quarantine" / "7").exists()
+        ck.save(99, make_tree(99), META)
+    assert reader(tmp_path / "nowhere").committed_steps() == []
+
+
+def test_policy_keeps_the_last_the_best_and_the_milestones(tmp_path: Path) -> None:
+    policy = CheckpointPolicy(keep_last=2, keep_every=40, keep_best="squad/f1")
+    scores = {10: 1.0, 20: 9.0, 30: 3.0, 50: float("nan"), 60: 2.0}
+    seen: list[tuple[int, list[int]]] = []
+    ck = Checkpoints(tmp_path, policy, on_commit=lambda step, s: seen.append((step, ck.committed_steps())))
+    for step in range(10, 80, 10):
+        ck.save(step, make_tree(step), META, {"squad/f1": scores[step]} if step in scores else None)
+    ck.close()
+    assert reader(tmp_path).committed_steps() == [20, 40, 60, 70]
+    assert [step for step, _ in seen] == list(range(10, 80, 10))
+    assert all(step in there for step, there in seen)
+    again = Checkpoints(tmp_path, policy, read_only=True)
+    assert again.best_step() == 20  # read from disk
+    assert not (tmp_path / "trash").exists() or not any((tmp_path / "trash").iterdir())
+
+
+def test_the_last_verified_step_outlives_the_policy(tmp_path: Path) -> None:
+    policy = CheckpointPolicy(keep_last=1)
+    save_steps(tmp_path, 1, policy=policy)
+    with Checkpoints(tmp_path, policy) as ck:
+        ck.restore(abstract_of(make_tree(1)))
+        for step in (2, 3, 4):
+            ck.save(step, make_tree(step), META)
+        ck.wait()
+        assert ck.committed_steps() == [1, 4]
+        ck.restore(abstract_of(make_tree(1)))  # now 4 is verified
+        ck.save(5, make_tree(5), META)
+        ck.wait()
+        assert ck.committed_steps() == [4, 5]
+
+
+@given(
+    steps=st.sets(st.integers(0, 60), min_size=1, max_size=12),
+    last=st.integers(1, 4),
+    every=st.none() | st.integers(1, 20),
+    lowest=st.booleans(),
+    data=st.data(),
+)
+@settings(max_examples=100, deadline=None)
+def test_what_is_kept(steps: set[int], last: int, every: int | None, lowest: bool, data: st.DataObject) -> None:
+    scores = {s: {"a/b": data.draw(st.floats(-5, 5))} for s in data.draw(st.sets(st.sampled_from(sorted(steps))))}
+    best_is = "lowest" if lowest else "highest"
+    policy = CheckpointPolicy(keep_last=last, keep_every=every, keep_best="a/b", best_is=best_is)
+    verified = data.draw(st.sampled_from(sorted(steps)))
+    kept = step_folders.steps_to_keep(policy, steps, scores, verified)
+    assert kept <= steps and verified in kept and max(steps) in kept
+    assert set(sorted(steps)[-last:]) <= kept
+    assert not every or {s for s in steps if s % every == 0} <= kept
+    values = [score["a/b"] for score in scores.values()]
+    if values:
+        edge = min(values) if lowest else max(values)
+        assert any(scores.get(s, {}).get("a/b") == edge for s in kept)
+    extra = kept - set(sorted(steps)[-last:]) - {verified} - {s for s in steps if every and s % every == 0}
+    assert len(extra) <= 1
+
+
+# ---- refusals ----
+
+
+def test_a_non_finite_array_is_never_saved(tmp_path: Path) -> None:
+    for value in (np.nan, np.inf):
+        tree = make_tree(2)
+        tree["opt"]["top"]["mu.kernel"] = tree["opt"]["top"]["mu.kernel"].at[3, 4].set(value)
+        with Checkpoints(tmp_path, CheckpointPolicy()) as ck:
+            with pytest.raises(DivergedError, match=r"/2: not saved: 1 values .* in 1 of 8 arrays.*opt/top/mu.kernel"):
+                ck.save(2, tree, META)
+        assert os.listdir(tmp_path) == [runlock.NAME]
+
+
+def change(tree: dict, path: str, **fields: object) -> dict:
+    """An abstract tree with one leaf altered, added, or (no fields) left out."""
+    flat = paths.flatten(tree)
+    if not fields:
+        del flat[path]
+    else:
+        old = flat.get(path, flat["params/bias"])
+        merged = {"shape": old.shape, "dtype": old.dtype, **fields}
+        flat[path] = jax.ShapeDtypeStruct(merged["shape"], merged["dtype"], sharding=old.sharding)
+    return paths.unflatten(flat)
+
+
+def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
+    save_steps(tmp_path, 6)
+    good = abstract_of(make_tree(6))
+    cases = [
+        (change(good, "params/bias", dtype=jnp.bfloat16), "params/bias has dtype float32, the model wants bfloat16"),
+        (change(good, "params/bias", shape=(25,)), r"params/bias has shape \(24,\), the model wants \(25,\)"),
+        (change(good, "params/extra", shape=(2,)), "params/extra is not in the checkpoint"),
+        (change(good, "params/half"), "params/half is in the checkpoint and not in the model"),
+    ]
+    with Checkpoints(tmp_path, CheckpointPolicy()) as ck:
+        for abstract, message in cases:
+            for attempt in (lambda: ck.restore(abstract), lambda: ck.restore_params(abstract["params"])):  # noqa: B023
+                with pytest.raises(UserError, match=message) as error:
+                    attempt()
+                assert len(str(error.value)) <= 300 + len(str(tmp_path)) and "\n" not in str(error.value)
+        assert ck.committed_steps() == [6]  # a misfit is no damage
+        with pytest.raises(UserError, match="there is no step 7; complete steps: 6"):
+            ck.restore(good, step=7)
+        with pytest.raises(UserError, match="step 6 is there, so step 5 cannot follow"):
+            ck.save(5, make_tree(5), META)
+    with pytest.raises(UserError, match="there is no checkpoint here"):
+        reader(tmp_path / "other").restore(good)
+    with pytest.raises(ValueError, match="read_only"):
+        reader(tmp_path).save(9, make_tree(9), META)
+
+
+def test_an_unwritable_place_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(StorageError, match="file/deeper: cannot be written: Not a directory"):
+        Checkpoints(tmp_path / "file" / "deeper", CheckpointPolicy())
+
+
+# ---- damage ----
+
+
+def biggest_file(step: Path) -> Path:
+    return max((p for p in (step / "state").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+
+
+def flip(path: Path, bit: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[bit // 8 % len(content)] ^= 1 << bit % 8
+    path.write_bytes(content)
+
+
+def edit_json(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+DAMAGE = {
+    "cut array": lambda step: os.truncate(biggest_file(step), biggest_file(step).stat().st_size // 2),
+    "no arrays": lambda step: shutil.rmtree(step / "state"),
+    "flipped array": lambda step: flip(biggest_file(step), 8 * (biggest_file(step).stat().st_size // 2)),
+    "cut tree": lambda step: os.truncate(step / "state" / "_METADATA", 40),
+    "no digest": lambda step: shutil.rmtree(step / "digest"),
+    "empty meta": lambda step: os.truncate(step / "meta" / "metadata", 0),
+    "other meta": lambda step: edit_json(step / "meta" / "metadata", '"stage": 1', '"stage": 3'),
+    "other score": lambda step: edit_json(step / "digest" / "metadata", '"format": 1', '"format": 9'),
+    "not utf-8": lambda step: (step / "digest" / "metadata").write_bytes(b"\xff\xfe"),
+    "not a dict": lambda step: (step / "meta" / "metadata").write_text("[1]"),
+    "another step": lambda step: (shutil.rmtree(step), shutil.copytree(step.with_name("10"), step)),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_goes_back_past_a_damaged_step(tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    save_steps(tmp_path, 10, 20)
+    DAMAGE[kind](tmp_path / "20")
+    wanted = abstract_of(make_tree(1))
+    with pytest.raises(UserError, match="/20: damaged"):
+        reader(tmp_path).restore(wanted, step=20)
+    step, _, _ = reader(tmp_path).restore(wanted)
+    assert step == 10 and reader(tmp_path).committed_steps() == [10, 20]
+    caplog.clear()
+    with Checkpoints(tmp_path, CheckpointPolicy()) as ck, caplog.at_level(logging.WARNING):
+        step, found, meta = ck.restore(wanted)
+        assert (step, meta["step"]) == (10, 10)
+        assert_same(found, make_tree(10))
+        warnings = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+        assert len(warnings) == 1 and "\n" not in warnings[0]
+        assert "step 20 is damaged (" in warnings[0] and "moved to quarantine/20, step 10 is used" in warnings[0]
+        assert ck.committed_steps() == [10] and any((tmp_path / "quarantine" / "20").iterdir())
+        ck.save(15, make_tree(15), META)
+        ck.wait()
+        ck.save(20, make_tree(20), META)
+        ck.wait()
+        assert ck.committed_steps() == [10, 15, 20]
+        assert_same(ck.restore(wanted)[1], make_tree(20))
+
+
+def test_when_every_step_is_damaged_nothing_moves(tmp_path: Path) -> None:
+    save_steps(tmp_path, 10, 20)
+    DAMAGE["flipped array"](tmp_path / "10")
+    DAMAGE["cut tree"](tmp_path / "20")
+    for _ in range(2):  # the second launch finds what the first one found
+        with Checkpoints(tmp_path, CheckpointPolicy()) as ck:
+            with pytest.raises(StorageError, match="every step is damaged, the newest by .*nothing was moved"):
+                ck.restore(abstract_of(make_tree(1)))
+            assert ck.committed_steps() == [10, 20]
+
+
+def test_damage_outside_the_parameters_does_not_stop_an_evaluation(tmp_path: Path) -> None:
+    save_steps(tmp_path, 10)
+    record = tmp_path / "10" / "digest" / "metadata"
+    leaves = json.loads(record.read_text())["leaves"]
+    assert leaves["key"][:2] == [[], "key<fry>"] and leaves["params/half"][:2] == [[8, 8], "bfloat16"]
+    step, params, _ = reader(tmp_path).restore_params(abstract_of(make_tree(10))["params"])
+    assert_same(params, make_tree(10)["params"])
+
+
+# ---- one writer ----
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from bertjax.training.runlock import WriterLock
+lock = WriterLock(Path(sys.argv[1]))
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_second_writer_is_told_who_holds_the_folder(tmp_path: Path) -> None:
+    child = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE)
+    try:
+        assert child.stdout.readline() == b"held\n"
+        for _ in range(2):
+            with pytest.raises(UserError, match=rf"process {child.pid} on \S+ since 20\S+ writes checkpoints here"):
+                Checkpoints(tmp_path, CheckpointPolicy())
+        assert reader(tmp_path).committed_steps() == []
+    finally:
+        child.kill()
+        child.wait()
+    assert json.loads((tmp_path / runlock.NAME).read_text())["pid"] == child.pid
+    with Checkpoints(tmp_path, CheckpointPolicy()):  # taken over from the dead
+        assert json.loads((tmp_path / runlock.NAME).read_text())["pid"] == os.getpid()
+
+
+def test_one_process_cannot_write_twice_either(tmp_path: Path) -> None:
+    with Checkpoints(tmp_path, CheckpointPolicy()):
+        with pytest.raises(UserError, match=f"process {os.getpid()} on"):
+            Checkpoints(tmp_path, CheckpointPolicy())
+    Checkpoints(tmp_path, CheckpointPolicy()).close()
+    assert (tmp_path / runlock.NAME).read_text() == ""
+
+
+@pytest.mark.parametrize("alive", [True, False])
+def test_another_machine_is_judged_by_its_heartbeat(
+    tmp_path: Path, alive: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runlock, "WATCH", 0.6)
+    path = tmp_path / runlock.NAME
+    path.write_text(json.dumps({"host": "elsewhere", "pid": 1, "started": "2024-01-01T00:00:00+00:00"}))
+    stop = threading.Event()
+    thread = threading.Thread(target=lambda: [os.utime(path) for _ in iter(lambda: stop.wait(0.05), True)])
+    if alive:
+        thread.start()
+        with pytest.raises(UserError, match="process 1 on elsewhere"):
+            Checkpoints(tmp_path, CheckpointPolicy())
+        stop.set()
+        thread.join()
+    else:
+        Checkpoints(tmp_path, CheckpointPolicy()).close()
+
+
+def test_a_failed_save_is_told_once_and_the_next_one_succeeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commits: list[int] = []
+    with Checkpoints(tmp_path, CheckpointPolicy(), on_commit=lambda step, s: commits.append(step)) as ck:
+        ck.save(1, make_tree(1), META)
+        ck.wait()
+
+        def full(path: Path) -> None:
+            raise OSError(28, "No space left on device")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(step_folders, "flush", full)
+            ck.save(2, make_tree(2), META)
+            with pytest.raises(StorageError, match="/2: could not be written: .*No space left on device"):
+                ck.wait()
+        assert ck.committed_steps() == [1] == commits
+        assert not list(tmp_path.glob("*tmp*"))
+        ck.save(2, make_tree(2), META)
+        ck.wait()
+        assert ck.committed_steps() == [1, 2] == commits
+        assert_same(ck.restore(abstract_of(make_tree(2)))[1], make_tree(2))

@@ -1,0 +1,99 @@
+"""FLOPs against the closed forms worked out by hand, against XLA's own count, and the peaks against the data sheets."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bertjax.config.schema import ModelConfig
+from bertjax.training import flops
+
+BASE = ModelConfig()
+LARGE = ModelConfig(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096)
+
+
+@pytest.mark.parametrize(
+    "model, length, predictions, gigaflops",
+    [(BASE, 128, 20, 69.9), (BASE, 512, 77, 301.0), (LARGE, 128, 20, 240.6), (LARGE, 512, 77, 1019.9)],
+)
+def test_published_shapes(model: ModelConfig, length: int, predictions: int, gigaflops: float) -> None:
+    # The standard pre-training shapes; 6 * N * S + 12 * L * D * S^2 + head, with N the weights that multiply.
+    assert flops.train_flops(model, length, predictions) / 1e9 == pytest.approx(gigaflops, abs=0.06)
+
+
+def test_six_n_d() -> None:
+    # 85.1M weights multiply in BERT-base and 302M in BERT-large: "6 N D" plus attention is the same number.
+    for model, weights in ((BASE, 84_934_656), (LARGE, 301_989_888)):
+        attention = 12 * model.num_hidden_layers * model.hidden_size * 128 * 128
+        assert flops.train_flops(model, 128) == 6 * weights * 128 + attention
+
+
+def test_forward_agrees_with_xla() -> None:
+    """The formula counts what the compiler counts in a plain encoder of the same matrix products."""
+    jax = pytest.importorskip("jax")
+    jnp = jax.numpy
+    model = ModelConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, vocab_size=96)
+    length, predictions = 16, 3
+
+    def encoder(x, square, up, down, table):
+        for _ in range(2):
+            query, key, value = x @ square, x @ square.T, x @ (square + 1)
+            heads = [t.reshape(length, 4, 8).transpose(1, 0, 2) for t in (query, key, value)]
+            mixed = (heads[0] @ heads[1].transpose(0, 2, 1)) @ heads[2]
+            x = mixed.transpose(1, 0, 2).reshape(length, 32) @ (square - 1)
+            x = (x @ up) @ down
+        return (x[:predictions] @ square) @ table
+
+    shapes = [(length, 32), (32, 32), (32, 64), (64, 32), (32, 96)]
+    compiled = jax.jit(encoder).lower(*(jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes)).compile()
+    counted = compiled.cost_analysis()["flops"]
+    formula = flops.encoder_flops(model, length) + flops.head_flops(model, predictions)
+    assert formula == pytest.approx(counted, rel=0.01)
+
+
+@given(st.integers(0, 12), st.integers(1, 512), st.integers(0, 80))
+def test_frozen_layers_cost_their_forward_pass_only(trained: int, length: int, predictions: int) -> None:
+    whole = flops.train_flops(BASE, length, predictions)
+    part = flops.train_flops(BASE, length, predictions, trainable_layers=trained)
+    assert whole - part == 2 * (12 - trained) * flops.encoder_flops(BASE, length) // 12
+
+
+@given(st.lists(st.integers(1, 128), min_size=1, max_size=8))
+def test_packing_saves_attention_and_nothing_else(lengths: list[int]) -> None:
+    packed = flops.train_flops(BASE, sum(lengths), 20, squares=sum(n * n for n in lengths))
+    alone = sum(flops.train_flops(BASE, n) for n in lengths) + 3 * flops.head_flops(BASE, 20)
+    assert packed == alone
+
+
+def test_more_trainable_layers_than_layers() -> None:
+    with pytest.raises(ValueError, match="12 layers"):
+        flops.train_flops(BASE, 128, trainable_layers=13)
+
+
+@pytest.mark.parametrize(
+    "kind, teraflops",
+    [
+        ("TPU v2", 22.5), ("TPU v3", 61.5), ("TPU v4", 275), ("TPU v5 lite", 197), ("TPU v5e", 197), ("TPU v5", 459),
+        ("TPU v5p", 459), ("TPU v6 lite", 918), ("TPU v6e", 918), ("NVIDIA A100-SXM4-40GB", 312),
+        ("NVIDIA A100 80GB PCIe", 312), ("NVIDIA H100 80GB HBM3", 989), ("NVIDIA H100 PCIe", 756),
+        ("NVIDIA H200", 989), ("NVIDIA GH200 480GB", 989), ("NVIDIA B200", 2250), ("NVIDIA GB200", 2500),
+        ("NVIDIA L4", 121), ("Tesla T4", 65), ("Tesla V100-SXM2-16GB", 125), ("Tesla V100-PCIE-32GB", 112),
+    ],
+)  # fmt: skip
+def test_peaks(kind: str, teraflops: float) -> None:
+    assert flops.peak_flops(kind) == teraflops * 1e12
+
+
+@pytest.mark.parametrize(
+    "kind", ["cpu", "", "NVIDIA L40S", "NVIDIA T400", "TPU v4 lite", "TPU v7", "NVIDIA H200 MIG 1g.18gb", "Radeon"]
+)
+def test_unknown_chips_have_no_peak(kind: str) -> None:
+    assert flops.peak_flops(kind) is None
+    assert flops.utilization(1e12, 1.0, kind, 1) is None
+
+
+def test_utilization_of_a_known_rate() -> None:
+    # BERT-base S128 at 8 486 sequences a second is 60 % of an H100's 989 TFLOP/s.
+    done = flops.train_flops(BASE, 128, 20) * 8486
+    assert flops.utilization(done, 1.0, "NVIDIA H100 80GB HBM3", 1) == pytest.approx(0.60, abs=0.001)
+    assert flops.utilization(8 * done, 1.0, "NVIDIA H100 80GB HBM3", 8) == pytest.approx(0.60, abs=0.001)
+    assert flops.utilization(done, 0.0, "NVIDIA H100 80GB HBM3", 1) is None

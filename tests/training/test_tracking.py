@@ -1,0 +1,301 @@
+"""The record of a run: its lines, resume, kills, TensorBoard read back by TensorBoard itself, and the terminal."""
+
+import io
+import json
+import os
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bertjax.errors import StorageError
+from bertjax.training import console, tracking
+from bertjax.training.tracking import Tracker, read_lines
+
+STAGES = {"pretrain": 100, "qa": 40}
+METRICS = {
+    "loss": 2.3145, "mlm_accuracy": 0.512, "nsp_accuracy": 0.875, "learning_rate": 9.75e-5,
+    "tokens_per_second": 12345.6,
+    "step_seconds": 0.125, "data_wait": 0.031, "mfu": None, "memory_bytes": None, "episode": 2,
+}  # fmt: skip
+
+
+def tracker(folder: Path, **options: Any) -> Tracker:
+    options = {"stages": STAGES, "stream": io.StringIO(), "is_tty": False} | options
+    return Tracker(folder, **options)
+
+
+def record(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_lines_are_on_disk_as_soon_as_written(tmp_path: Path) -> None:
+    with tracker(tmp_path / "new" / "run") as t:
+        t.train("pretrain", 10, METRICS)
+        t.evaluation("pretrain", 10, "squad", {"exact": 61.5, "f1": 70.25})
+        t.event("pretrain", 10, "episode", episode=2, trainable_parameters=1234)
+        train, score, event = record(tmp_path / "new" / "run")  # before close
+    assert train.pop("elapsed") >= 0
+    assert train == {"kind": "train", "stage": "pretrain", "step": 10} | METRICS
+    assert score == {
+        "kind": "eval", "stage": "pretrain", "step": 10, "name": "squad", "scores": {"exact": 61.5, "f1": 70.25},
+    }  # fmt: skip
+    assert event["event"] == "episode" and event["trainable_parameters"] == 1234 and event["time"].endswith("Z")
+
+
+def test_numbers_of_every_kind_become_plain_json(tmp_path: Path) -> None:
+    with tracker(tmp_path) as t:
+        t.train("pretrain", np.int64(3), {
+            "loss": np.float32(0.5), "grad_norm": float("nan"), "mlm_loss": float("inf"), "kind": "overwritten?",
+            "per_task": {"books": np.float64(1.5)}, "note": "café", "elapsed": 7,
+        })  # fmt: skip
+    text = (tmp_path / "metrics.jsonl").read_text()
+    line = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert line == {
+        "kind": "train", "stage": "pretrain", "step": 3, "loss": 0.5, "grad_norm": None, "mlm_loss": None,
+        "per_task": {"books": 1.5}, "note": "café", "elapsed": 7,
+    }  # fmt: skip
+
+
+def test_rewind_removes_later_steps_later_stages_and_torn_lines(tmp_path: Path) -> None:
+    stages = {"pretrain": 30, "adapt": 30, "qa": 30}
+    with tracker(tmp_path, stages=stages) as t:
+        for stage in stages:
+            for step in (10, 20, 30):
+                t.train(stage, step, {"loss": 1.0, "elapsed": step})
+            t.event(stage, 30, "stage_end")
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "train", "stage": "qa", "st')
+    with tracker(tmp_path, stages=stages) as t:
+        t.rewind(["pretrain"], "adapt", 20)
+        t.event("adapt", 20, "resume")
+    assert [(line["stage"], line["step"]) for line in record(tmp_path)] == [
+        *[("pretrain", step) for step in (10, 20, 30, 30)], *[("adapt", step) for step in (10, 20, 20)],
+    ]  # fmt: skip
+    assert [p.name for p in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+@settings(max_examples=40, deadline=None)
+@given(every=st.integers(1, 7), stops=st.lists(st.integers(1, 40), max_size=4))
+def test_stopping_and_resuming_leaves_the_record_of_one_run(tmp_path_factory, every: int, stops: list[int]) -> None:
+    """Whatever the stops, the record is that of a run without them: a checkpoint each `every` steps, resume from it."""
+
+    def run(folder: Path, start: int, stop: int) -> None:
+        with tracker(folder) as t:
+            t.rewind([], "pretrain", start)
+            for step in range(start + 1, stop + 1):
+                t.train("pretrain", step, {"loss": 1 / step, "elapsed": step})
+
+    folder = tmp_path_factory.mktemp("stopped")
+    start = 0
+    for stop in stops:
+        run(folder, start, max(start, stop))
+        start = max(start, stop) // every * every
+    run(folder, start, 40)
+    whole = tmp_path_factory.mktemp("whole")
+    run(whole, 0, 40)
+    assert (folder / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+
+
+def test_a_kill_during_rewind_leaves_the_old_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with tracker(tmp_path) as t:
+        for step in (1, 2, 3):
+            t.train("pretrain", step, {"loss": 1.0})
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", killed)
+    with tracker(tmp_path) as t, pytest.raises(KeyboardInterrupt):
+        t.rewind([], "pretrain", 1)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_torn_last_line_does_not_swallow_the_next(tmp_path: Path) -> None:
+    good = '{"kind": "train", "stage": "pretrain", "step": 1}'
+    (tmp_path / "metrics.jsonl").write_bytes(good.encode() + b'\n{"kind": "train", "loss": \xff\xfe')
+    with tracker(tmp_path) as t:
+        t.train("pretrain", 2, {})
+    assert [line["step"] for line in read_lines(tmp_path / "metrics.jsonl")] == [1, 2]
+
+
+def test_elapsed_goes_on_after_a_restart(tmp_path: Path) -> None:
+    with tracker(tmp_path) as t:
+        t.train("pretrain", 10, {"elapsed": 500.0})
+        t.train("pretrain", 20, {"elapsed": 900.0})
+    with tracker(tmp_path) as t:
+        t.rewind([], "pretrain", 10)
+        t.train("pretrain", 11, {})
+    assert 500 <= record(tmp_path)[-1]["elapsed"] < 510
+
+
+def test_a_full_disk_is_one_line_with_the_path(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").mkdir()  # stands for any file that cannot be opened
+    with tracker(tmp_path) as t, pytest.raises(StorageError, match=r"metrics\.jsonl: could not be written"):
+        t.train("pretrain", 1, {"loss": 1.0})
+
+
+def test_other_processes_write_and_print_nothing(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    with Tracker(tmp_path, stages=STAGES, tensorboard=True, wandb=True, lead=False) as t:
+        t.rewind([], "pretrain", 0)
+        t.train("pretrain", 1, METRICS)
+        t.evaluation("pretrain", 1, "squad", {"f1": 1.0})
+        t.event("pretrain", 1, "checkpoint")
+    assert list(tmp_path.iterdir()) == []
+    assert capsys.readouterr() == ("", "")
+
+
+# ---- the terminal ---------------------------------------------------------------------------------------------------
+
+
+def test_plain_lines_where_there_is_no_terminal(tmp_path: Path) -> None:
+    out = io.StringIO()
+    with tracker(tmp_path, stream=out) as t:
+        t.train("pretrain", 10, METRICS | {"memory_bytes": 3 * 2**30, "mfu": 0.503})
+        t.train("pretrain", 20, {"loss": float("nan")})
+        t.evaluation("pretrain", 20, "squad", {"exact": 61.512, "f1": 70.25, "total": 10570})
+        t.event("pretrain", 20, "stage_end", seconds=12.5, devices=["a"])
+    first, second, third, fourth = out.getvalue().splitlines()
+    assert first == (
+        "pretrain 10/100 | loss 2.3145 | mlm 51.2% | nsp 87.5% | lr 9.75e-05 | 12.3k tok/s | step 125 ms | wait 3.1% | "
+        "MFU 50.3% | mem 3.0 GiB | episode 2 | ETA 11s"  # 90 steps at 0.125 s
+    )
+    assert second.startswith("pretrain 20/100 | loss nan | MFU n/a | mem n/a | ETA ")
+    assert third == "pretrain 20 | squad: exact 61.51 | f1 70.25 | total 10,570"
+    assert fourth == "pretrain 20 | stage end seconds=12.5"
+    assert "\x1b" not in out.getvalue() and "\r" not in out.getvalue()
+
+
+def test_the_time_that_remains_follows_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SimpleNamespace(now=1000.0)
+    monkeypatch.setattr(console.time, "monotonic", lambda: clock.now)
+    out = io.StringIO()
+    shown = console.Console({"qa": 100}, out, is_tty=False)
+    shown.train("qa", 10, {"step_seconds": 2.0})  # no pace yet: 90 steps of 2 s
+    clock.now += 40  # ten steps in 40 s, saving and evaluating included: 80 steps of 4 s
+    shown.train("qa", 20, {"step_seconds": 2.0})
+    assert [line.rsplit("ETA ")[1] for line in out.getvalue().splitlines()] == ["3m00s", "5m20s"]
+
+
+def test_a_progress_bar_on_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    out = io.StringIO()
+    with tracker(tmp_path, stream=out, is_tty=True) as t:
+        t.train("pretrain", 50, METRICS)
+        t.evaluation("pretrain", 50, "squad [raw]", {"f1": 70.25})
+        t.train("qa", 4, METRICS)
+    text = out.getvalue()
+    for expected in ("pretrain (1/2)", "50/100", "qa (2/2)", "4/40", "loss 2.3145", "MFU n/a", "squad [raw]: f1 70.25"):
+        assert expected in text
+    assert text.count("\x1b[?25l") == text.count("\x1b[?25h") == 2  # the cursor is given back after each bar
+
+
+@pytest.mark.parametrize(
+    "value, text", [(0, "0s"), (59.4, "59s"), (185, "3m05s"), (3720, "1h02m"), (183600, "2d03h"), (None, "n/a")]
+)
+def test_durations(value: float | None, text: str) -> None:
+    assert console.duration(value) == text
+
+
+@pytest.mark.parametrize(
+    "value, text",
+    [(0.5, "0.5000"), (1234567, "1,234,567"), (0.000123456, "0.0001235"), (81.2345, "81.23"), (True, "yes"),
+     (None, "n/a"), ("x", "x"), (123456.7, "123,457"), (float("inf"), "inf"), (0.0, "0")],
+)  # fmt: skip
+def test_numbers(value: Any, text: str) -> None:
+    assert console.number(value) == text
+
+
+# ---- TensorBoard and Weights & Biases -------------------------------------------------------------------------------
+
+
+def test_tensorboard_reads_back_one_run_after_a_restart(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboardX")
+    accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    with tracker(tmp_path, tensorboard=True) as t:
+        for step in (10, 20, 30):
+            t.train("pretrain", step, {"loss": float(step), "per_task": {"books": 1.0}})
+        t.train("qa", 10, {"loss": 5.0})
+    with tracker(tmp_path, tensorboard=True) as t:
+        t.rewind([], "pretrain", 20)
+        t.train("pretrain", 30, {"loss": -30.0})
+        t.evaluation("pretrain", 30, "squad", {"f1": 70.25})
+        t.train("qa", 5, {"loss": 6.0})
+
+    def read(stage: str, tag: str) -> list[tuple[int, float]]:
+        events = accumulators.EventAccumulator(str(tmp_path / "tensorboard" / stage))
+        events.Reload()
+        return [(event.step, event.value) for event in events.Scalars(tag)]
+
+    assert read("pretrain", "train/loss") == [(10, 10.0), (20, 20.0), (30, -30.0)]
+    assert read("pretrain", "train/per_task/books") == [(10, 1.0), (20, 1.0)]
+    assert read("pretrain", "squad/f1") == [(30, 70.25)]
+    assert read("qa", "train/loss") == [(5, 6.0)]
+
+
+@pytest.mark.parametrize("asked, notes", [(True, 1), (None, 0), (False, 0)])
+def test_a_missing_tensorboard_is_a_note(tmp_path: Path, monkeypatch, asked: bool | None, notes: int) -> None:
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    out = io.StringIO()
+    with tracker(tmp_path, tensorboard=asked, stream=out) as t:
+        t.train("pretrain", 1, {"loss": 1.0})
+    assert out.getvalue().count("pip install 'bertjax[tensorboard]'") == notes
+    assert len(out.getvalue().splitlines()) == 1 + notes
+    assert len(record(tmp_path)) == 1
+
+
+def test_wandb_gets_every_number_and_a_restart_is_the_same_run(tmp_path: Path, monkeypatch) -> None:
+    calls: list[tuple] = []
+
+    class FakeRun:
+        def define_metric(self, name: str, step_metric: str | None = None) -> None:
+            calls.append(("define", name, step_metric))
+
+        def log(self, values: dict) -> None:
+            calls.append(("log", values))
+
+        def finish(self) -> None:
+            calls.append(("finish",))
+
+    def init(**options: Any) -> FakeRun:
+        calls.append(("init", options["id"], options["resume"], options["name"], options["config"]))
+        return FakeRun()
+
+    fake = SimpleNamespace(init=init)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    for step in (1, 2):
+        with tracker(tmp_path, wandb=True, config={"seed": 1}) as t:
+            t.train("pretrain", step, {"loss": 1.5, "elapsed": 3, "mfu": None})
+    first, second = (call for call in calls if call[0] == "init")
+    assert first == second == ("init", (tmp_path / "wandb_id").read_text().strip(), "allow", tmp_path.name, {"seed": 1})
+    assert len(first[1]) == 8
+    assert ("define", "qa/*", "qa/step") in calls
+    logged = [c[1] for c in calls if c[0] == "log"]
+    assert logged[1] == {"pretrain/step": 2, "pretrain/train/loss": 1.5, "pretrain/train/elapsed": 3}
+    assert calls.count(("finish",)) == 2
+
+
+def test_a_wandb_that_will_not_start_is_a_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**_: Any) -> None:
+        raise RuntimeError("no login\nlong text")
+
+    fake = SimpleNamespace(init=init)
+    out = io.StringIO()
+    for module in (fake, None):
+        monkeypatch.setitem(sys.modules, "wandb", module)
+        with tracker(tmp_path, wandb=True, stream=out) as t:
+            t.train("pretrain", 1, {"loss": 1.0})
+    failed, missing = (line for line in out.getvalue().splitlines() if line.startswith("note: "))
+    assert "no login" in failed and "long text" not in failed and "WANDB_MODE=offline" in failed
+    assert "pip install 'bertjax[wandb]'" in missing
+
+
+def test_heavy_packages_load_only_when_used() -> None:
+    assert not {"rich", "tensorboardX", "wandb", "jax"} & set(vars(tracking)) | set(vars(console)) & {"rich"}
