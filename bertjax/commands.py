@@ -3,7 +3,6 @@
 import argparse
 import json
 import os
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -48,9 +47,9 @@ def train(arguments: argparse.Namespace) -> int:
 
 def evaluate(arguments: argparse.Namespace) -> int:
     _use_device(arguments)
+    run = _existing(arguments.run)
     from bertjax.evaluation.evaluate import evaluate_command
 
-    run = _existing(arguments.run)
     return _show(evaluate_command(run, arguments.step, arguments.stage, arguments.name, arguments.overrides))
 
 
@@ -82,7 +81,7 @@ def prepare(arguments: argparse.Namespace) -> int:
     from bertjax.training.setup import cache_of, load_tokenizer
 
     tokenizer = load_tokenizer(config, base)
-    report = partial(print, file=sys.stderr)
+    report = partial(print, flush=True)
     for stage in config.stages:
         batches = open_batches(config, stage, tokenizer, base=base, cache=cache_of(config), report=report)
         counts = ", ".join(f"{name} {count:,}" for name, count in batches.counts.items())
@@ -102,38 +101,39 @@ def inspect(arguments: argparse.Namespace) -> int:
 
 def import_folder(arguments: argparse.Namespace) -> int:
     source, out = _existing(arguments.source), _new(arguments.out)
-    from bertjax.interop import huggingface
+    from bertjax.training import exchange
 
-    huggingface.import_folder(source, out)
+    exchange.import_folder(source, out)
     return _show(str(out))
 
 
 def export(arguments: argparse.Namespace) -> int:
     source, out = _existing(arguments.checkpoint), _new(arguments.out)
-    from bertjax.interop import huggingface
+    from bertjax.training import exchange
 
-    huggingface.export_checkpoint(source, out)
+    exchange.export_checkpoint(source, out)
     return _show(str(out))
 
 
 def write_report(arguments: argparse.Namespace) -> int:
-    run = _existing(arguments.run)
+    run, output = _existing(arguments.run), _output(arguments.output)
     from bertjax.evaluation import report
 
-    return _show(str(report.write_report(run, Path(arguments.output) if arguments.output else None)))
+    return _show(str(report.write_report(run, output)))
 
 
 def score_squad(arguments: argparse.Namespace) -> int:
     gold, predictions = _existing(arguments.gold), _existing(arguments.predictions)
     na_prob_file = _existing(arguments.na_prob_file) if arguments.na_prob_file else None
+    output = _output(arguments.output)
     from bertjax.evaluation.squad import score_command
 
     scores = score_command(gold, predictions, na_prob_file, arguments.na_prob_thresh)
-    if not arguments.output:
+    if not output:
         return _show(scores)
-    unfinished = Path(f"{arguments.output}.tmp")
+    unfinished = output.with_name(f".{output.name}.unfinished")
     unfinished.write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
-    os.replace(unfinished, arguments.output)
+    os.replace(unfinished, output)
     return 0
 
 
@@ -152,6 +152,17 @@ def _existing(path: str) -> Path:
     except (OSError, ValueError):  # a name too long, or one with a NUL in it
         pass
     raise UserError(f"{path[:200]!a}: no such file or folder")
+
+
+def _output(path: str | None) -> Path | None:
+    """A file to write, in a folder that is there: found out before the work, not after it."""
+    if path is None:
+        return None
+    out = Path(path).expanduser()
+    _existing(str(out.parent))
+    if out.is_dir():
+        raise UserError(f"{path[:200]!a}: is a folder; name a file")
+    return out
 
 
 def _new(path: str) -> Path:

@@ -20,7 +20,7 @@ from bertjax.errors import UserError
 
 # Where config.json of Hugging Face calls a size by another name; DistilBertConfig's own defaults stand beside it.
 _BERT = {name: (name, None) for name in ModelConfig.model_fields if name not in ("family", "config_from")}
-_DISTILBERT = {
+DISTILBERT = {
     "vocab_size": ("vocab_size", 30522),
     "hidden_size": ("dim", 768),
     "num_hidden_layers": ("n_layers", 6),
@@ -52,9 +52,9 @@ def build(data: dict[str, Any], overrides: Sequence[str] = (), *, where: str = "
 
 def _finish(tree: Node, overrides: Sequence[str], problems: list[str]) -> Config:
     tree = merge.merge(tree, merge.overrides_tree(overrides, problems), problems)
-    _refuse_control_characters(tree, [], problems)
     _fill_sizes(tree, problems)
     config = _validate(tree, problems)
+    _refuse_control_characters(tree, [], problems)
     if problems or config is None:
         raise report(problems)
     return config
@@ -83,7 +83,9 @@ def _refuse_control_characters(node: Node, path: list[str], problems: list[str])
         for key, item in items:
             _refuse_control_characters(item, [*path, str(key)], problems)
     elif isinstance(node.value, str) and any(ord(char) < 32 for char in node.value):
-        problems.append(f"{node.where}: {'.'.join(path)}: control characters are not allowed (got {node.value!a:.60})")
+        head = f"{node.where}: {'.'.join(path)}: "
+        if not any(problem.startswith(head) for problem in problems):
+            problems.append(f"{head}control characters are not allowed (got {node.value!a:.60})")
 
 
 def _fill_sizes(tree: Node, problems: list[str]) -> None:
@@ -138,7 +140,7 @@ def _from_hugging_face(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: model_type must be bert or distilbert (got {family!a:.60})")
     if found.get("position_embedding_type", "absolute") != "absolute":
         raise UserError(f"{path}: position_embedding_type must be absolute")
-    names = _BERT if family == "bert" else _DISTILBERT
+    names = _BERT if family == "bert" else DISTILBERT
     sizes = {ours: found.get(theirs, default) for ours, (theirs, default) in names.items()}
     sizes = {key: value for key, value in sizes.items() if value is not None}
     if "hidden_act" in sizes:

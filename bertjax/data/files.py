@@ -37,9 +37,9 @@ def expand(patterns: list[str], base: Path) -> list[Path]:
         elif path.is_dir():
             inside = sorted(p.name for p in path.iterdir())
             if not inside:
-                raise UserError(f"{path}: the folder is empty; name files, or a glob such as {pattern.rstrip('/')}/*.jsonl")
+                raise UserError(f"{path}: the folder is empty; name files, or a glob over them")
             raise UserError(
-                f"{path}: is a folder; name its files, or a glob such as {pattern.rstrip('/')}/*{Path(inside[0]).suffix}"
+                f"{path}: is a folder; name its files, or a glob such as {path.name}/*{Path(inside[0]).suffix}"
             )
         elif glob.has_magic(str(path)):
             matches = sorted(Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).is_file())
@@ -65,7 +65,7 @@ def open_binary(path: Path) -> BinaryIO:
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """(line number from 1, line without its end), streamed. Raises UserError for a cut archive and text not in UTF-8."""
+    """(line number from 1, line without its end), streamed. UserError for a cut archive and for text not in UTF-8."""
     number = 0
     with open_binary(path) as file:
         try:

@@ -110,7 +110,7 @@ _KEEP_BELOW = np.uint64(round(0.9 * 2**32))
 
 
 def mask_rows(
-    rows: Rows, rules: MaskingRules, *, seed: int, epoch: int, indices: np.ndarray | Sequence[int]
+    rows: Rows, rules: MaskingRules, *, seed: int, epoch: int | np.ndarray, indices: np.ndarray | Sequence[int]
 ) -> dict[str, np.ndarray]:
     """Masks a batch. `rows` (a dict or a structured array) holds input_ids and segment_ids, int32 [B, S]; segment_ids
     ascend along a row, 0 is padding.
@@ -118,6 +118,7 @@ def mask_rows(
     Returns input_ids int32 [B, S] (a copy with replacements), masked_positions and masked_ids int32 [B, K],
     masked_weights float32 [B, K]; positions ascend, zeros pad the end. Each example of a packed row is masked by its
     own count. Row b is a pure function of its content and (seed, epoch, indices[b]): give tasks different seeds.
+    `epoch` may be an array [B] too, one for each row.
     Raises ValueError when a row predicts more than K tokens (more examples than rules.row_predictions allows for).
     """
     input_ids, segment_ids = np.asarray(rows["input_ids"]), np.asarray(rows["segment_ids"])
@@ -163,10 +164,10 @@ def _mix(state: np.ndarray) -> np.ndarray:
     return mixed
 
 
-def _streams(seed: int, epoch: int, indices: np.ndarray) -> np.ndarray:
+def _streams(seed: int, epoch: int | np.ndarray, indices: np.ndarray) -> np.ndarray:
     """The state of each row's SplitMix64 generator: uint64 [B, 1]."""
     state = np.array([seed % (1 << 64)], np.uint64)
-    state = _mix(state + _GOLDEN) + np.uint64(epoch)
+    state = _mix(state + _GOLDEN) + np.asarray(epoch).astype(np.uint64)
     state = _mix(state + _GOLDEN) + indices.astype(np.uint64)
     return _mix(state + _GOLDEN)[:, None]
 

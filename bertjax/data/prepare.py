@@ -51,7 +51,8 @@ def prepare(
         report: told about progress, one line at a time.
 
     Store.meta: examples, rows, tokens_in_rows, density (share of positions that are not padding), padding,
-    sequence_length, preprocess, fingerprint parts, and by kind documents/sentences/tokens, questions or records/labels.
+    sequence_length, made_from (what the fingerprint is of), and by kind: documents, sentences, tokens; questions,
+    unanswerable; records, labels (names by id, None when the source has numbers).
 
     Raises UserError when a source is unusable or nothing is left of it.
     """
@@ -156,7 +157,7 @@ def _facts(work: Work, plan: Plan, lengths: np.ndarray, rows: int, parts: dict[s
     density = int(lengths.sum(dtype=np.int64)) / (rows * length)
     facts = plan.facts | {
         "examples": len(lengths), "rows": rows, "tokens_in_rows": int(lengths.sum(dtype=np.int64)),
-        "density": density, "padding": 1.0 - density, "sequence_length": length, **parts,
+        "density": density, "padding": 1.0 - density, "sequence_length": length, "made_from": parts,
     }  # fmt: skip
     work.report(f"{work.name}: {len(lengths):,} examples in {rows:,} rows, {density:.1%} of the positions used")
     return facts

@@ -93,10 +93,10 @@ def training_features(examples: Sequence[Example], tokenizer: Tokenizer, span_qa
     n = 0
     for item, span, keep in zip(prepared, spans, kept, strict=True):
         for start, length in item.windows if keep else ():
-            first = _fill(rows, n, item, start, length, tokenizer)
+            shift = _fill(rows, n, item, start, length, tokenizer) - start
             if span is not None and start <= span[0] and span[1] < start + length:
-                rows["start_positions"][n] = span[0] - start + first
-                rows["end_positions"][n] = span[1] - start + first
+                rows["start_positions"][n] = span[0] + shift
+                rows["end_positions"][n] = span[1] + shift
             n += 1
     if tokenizer.pad_id:
         rows["input_ids"][rows["segment_ids"] == 0] = tokenizer.pad_id

@@ -1,6 +1,7 @@
 """Reading extractive question answering data: official SQuAD JSON and the record form of `datasets` and TFDS."""
 
 import json
+import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +39,7 @@ def read_squad(source: QaSource, base: Path) -> list[Example]:
     if isinstance(source, SquadFiles):
         files = expand(source.files, base)
         examples = [example for file in files for example in _official(_load(file), str(file))]
-        name = ", ".join(str(file) for file in files)
+        name = str(files[0]) + (f" and {len(files) - 1} more" if len(files) > 1 else "")
     elif isinstance(source, StdlibQa):
         from bertjax.data import stdlib_docs  # reads the standard library only when asked to
 
@@ -47,7 +48,7 @@ def read_squad(source: QaSource, base: Path) -> list[Example]:
     elif isinstance(source, JsonLines | Parquet | HuggingFaceData | TfdsData):
         from bertjax.data import sources  # datasets, tfds and pyarrow come with it
 
-        name = ", ".join(source.files) if isinstance(source, JsonLines | Parquet) else source.name
+        name = ", ".join(source.files[:3]) if isinstance(source, JsonLines | Parquet) else source.name
         records = enumerate(sources.read_records(source, base), 1)
         examples = [_example(record, name, f"record {n}") for n, record in records]
     else:
@@ -93,8 +94,8 @@ def _example(record: dict[str, Any], name: str, where: str) -> Example:
     impossible = record.get("is_impossible")
     impossible = not answers if impossible is None else bool(impossible)
     if impossible == bool(answers):
-        state = "is_impossible but has answers" if impossible else "not is_impossible but has no answers"
-        raise UserError(f"{name}: {where}: it is {state}; mend one of the two")
+        state = "true, but there are answers" if impossible else "false, but there are no answers"
+        raise UserError(f"{name}: {where}: is_impossible is {state}; mend one of the two")
     title = record.get("title")
     return Example(str(identity), question, context, answers, impossible, title if isinstance(title, str) else "")
 
@@ -121,8 +122,8 @@ def _answer(text: Any, start: Any, context: str, name: str, where: str) -> tuple
     if not isinstance(text, str) or not text.strip():
         raise UserError(f"{name}: {where}: an answer's text is empty or not a string; remove that answer")
     try:
-        position = int(start)
-    except (TypeError, ValueError):
+        position = operator.index(start)  # int or a numpy integer; 22.0 and "22" are mistakes
+    except TypeError:
         raise UserError(f"{name}: {where}: answer_start {start!r} is not a whole number; mend it") from None
     if position < 0 or position + len(text) > len(context):
         raise UserError(
@@ -138,4 +139,9 @@ def _get(item: Any, key: str, kind: Any, name: str, where: str) -> Any:
     if value is None or (kind is not None and not isinstance(value, kind)):
         problem = "missing" if value is None else f"a {type(value).__name__}"
         raise UserError(f"{name}: {where}: '{key}' is {problem}; mend the record or remove it")
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:  # JSON can spell half a surrogate pair; no tokenizer takes it
+            raise UserError(f"{name}: {where}: '{key}' holds a lone surrogate, not a character; mend it") from None
     return value

@@ -11,9 +11,9 @@ VERSION = 1  # part of every fingerprint: raise it when the output changes
 
 # Abbreviations that a capital letter follows without a new sentence.
 _TITLES = frozenset(
-    "mr mrs ms messrs mme mmes mlle dr drs prof rev revd fr sr st ste hon gen maj col lt capt cpt cmdr sgt cpl adm brig "
-    "gov pres sen rep amb supt insp pvt mt ft vs viz cf eg ie op ed eds trans fig figs eq eqs sec ch chap vol vols pt "
-    "approx repr univ dept assn e.g i.e a.k.a esq".split()
+    "mr mrs ms messrs mme mmes mlle dr drs prof rev revd fr sr st ste hon gen maj col lt capt cpt cmdr sgt cpl adm "
+    "brig gov pres sen rep amb supt insp pvt mt ft vs viz cf eg ie op ed eds trans fig figs eq eqs sec ch chap vol "
+    "vols pt approx repr univ dept assn e.g i.e a.k.a esq".split()
 )
 # Abbreviations that can close a sentence: they do when a word that often opens one follows.
 _CLOSERS = frozenset(
@@ -22,14 +22,14 @@ _CLOSERS = frozenset(
 )
 _OPENERS = frozenset(
     "the a an this that these those it its he she they we you i his her their our my in on at by for from with after "
-    "before when while although though as if since because but and or so then there here however what who where why how "
-    "to both all some many most several one no not during despite today according another each such under until "
+    "before when while although though as if since because but and or so then there here however what who where why "
+    "how to both all some many most several one no not during despite today according another each such under until "
     "every yet once nor perhaps soon later meanwhile also thus therefore".split()
 )
 # Abbreviations that a number follows: "No. 6", "d. 741", "Nov. 5".
 _NUMBERED = frozenset(
-    "no nos fig figs eq vol vols ch chap sec art pt pp p op mt c ca cca d b r fl jan feb mar apr jun jul aug sept oct nov "
-    "dec vv v ll".split()
+    "no nos fig figs eq vol vols ch chap sec art pt pp p op mt c ca cca d b r fl jan feb mar apr jun jul aug sept oct "
+    "nov dec vv v ll".split()
 )
 
 # A terminator with closing quotes or brackets, then space, then what may open a sentence.

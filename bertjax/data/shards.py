@@ -81,8 +81,8 @@ def _in_pool(make: Make, shared: Any, arguments: Iterable[Any], folder: Path, wo
             yield waiting.popleft().result()
     except BrokenProcessPool:
         raise UserError(
-            f"preparing data: one of {workers} worker processes was killed, most likely for want of memory; "
-            "set run.prepare_workers to less"
+            f"preparing data: one of {workers} worker processes died, for want of memory (set run.prepare_workers to "
+            "less) or because the program that started it has no `if __name__ == '__main__':`"
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)

@@ -66,7 +66,7 @@ def _modules(root: Path) -> list[tuple[str, list[str], list[Entry]]]:
     """(name, sentences of the module's own docstring, entries)."""
     files = source_files(root)
     if len(files) < 100:
-        raise UserError(f"{root}: the Python standard library's sources are not there; install the full python3 package")
+        raise UserError(f"{root}: the Python standard library's sources are missing; install the full python3 package")
     found = []
     for name, path in files:
         tree = parse(path)

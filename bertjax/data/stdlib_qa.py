@@ -19,15 +19,19 @@ QUESTIONS_PER_ENTRY = 3
 CONSTANTS_PER_CONTEXT = 3
 # Where a noun phrase ends: at a clause, and for verbs other than "return" at the words that add a place or a purpose.
 _CLAUSE = re.compile(
-    r"[,;:(]| -|\. | (?:if|when|where|which|that|unless|because|so|without|after|before|until|while|given|by|and then|or|"
-    r"is|are|was|can|has|have|as if|containing|holding|representing|describing|using|used|needed|shared|based|suitable|"
-    r"corresponding|showing|indicating|stored|passed|returned|found|relative|associated|to be|and \w+s the|and \w+s an?)\b"
+    r"[,;:(]| -|\. | (?:if|when|where|which|that|unless|because|so|without|after|before|until|while|given|by|"
+    r"and then|or|is|are|was|can|has|have|as if|containing|holding|representing|describing|using|used|needed|shared|"
+    r"based|suitable|corresponding|showing|indicating|stored|passed|returned|found|relative|associated|to be|"
+    r"and \w+s the|and \w+s an?)\b"
 )
+_CLAUSE_END = re.compile(r"\s*[,;:(]| -|\. ")
 _PLACE = re.compile(r" (?:to|from|into|onto|in|on|with|for|at|as|out|through|over|under|against|and|between)\b")
 _NOT_OBJECTS = frozenset(
     "to for if when from in on up down out off at by with into as and or that until over through about like back away "
     "only using according where how why not itself between so based again".split()
 )
+
+_ODD_QUESTIONS = frozenset("fail turn take try let".split())  # verbs that ask for more than their object
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +43,7 @@ class Question:
 
 
 def build(modules: Iterable[tuple[str, list[Entry]]], seen: frozenset[str] = frozenset()) -> dict[str, Any]:
-    """SQuAD v1.1: {"version", "data": [{"title", "paragraphs": [{"context", "qas": [...]}]}]}; no question of `seen`."""
+    """{"version", "data": [{"title", "paragraphs": [{"context", "qas"}]}]}, without the questions in `seen`."""
     used = set(seen)
     data = []
     for module, entries in modules:
@@ -109,8 +113,17 @@ def _paragraph(module: str, group: list[Entry], used: set[str]) -> dict[str, Any
     return {"context": context, "qas": qas}
 
 
-# The rarer kinds are more likely to be asked where they can be; without this half of all questions would ask for a name.
-_WEIGHT = {"name": 1.0, "object": 1.3, "returns": 1.6, "default": 0.7, "raises": 1.6, "base": 1.3, "value": 0.5, "owner": 0.5}
+# The rarer kinds are more likely to be asked where they can be; else half of all questions would ask for a name.
+_WEIGHT = {
+    "name": 1.0,
+    "object": 1.3,
+    "returns": 1.6,
+    "default": 0.7,
+    "raises": 1.6,
+    "base": 1.3,
+    "value": 0.5,
+    "owner": 0.5,
+}
 
 
 def _rank(kind: str, order: bytes) -> float:
@@ -130,7 +143,7 @@ def _ask(entry: Entry, text: str, group: list[Entry]) -> list[Question]:
         found.append(_question("default", wanted, value, text, lead_in))
         if [v for _, v in entry.defaults].count(value) == 1:
             wanted = f"Which argument of {entry.name} is {value} by default?"
-            found.append(_question("default", wanted, argument, text, "The argument ", f"The argument {argument} of {entry.name} is "))
+            found.append(_question("default", wanted, argument, text, "The argument ", within=lead_in))
     if entry.raises:
         wanted = f"Which exception can {the} raise?"
         found.append(_question("raises", wanted, entry.raises, text, f"The {entry.kind} {entry.name} can raise "))
@@ -160,9 +173,6 @@ def _ask_name(entry: Entry, group: list[Entry]) -> list[Question]:
     return [_question("name", f"Which {entry.kind} {shown}?", entry.name, entry.opening(), f"The {entry.kind} ")]
 
 
-_CLAUSE_END = re.compile(r"\s*[,;:(]| -|\. ")
-
-
 def _ask_object(entry: Entry) -> list[Question]:
     """'What does the method close remove?' for 'removes the lock file ...', 'What is the class X?' for 'is a ...'."""
     words = entry.lead.split(" ")
@@ -173,7 +183,9 @@ def _ask_object(entry: Entry) -> list[Question]:
         return [_question("object", wanted, answer, entry.opening(), prefix + "is ")] if answer else []
     at = 1 if words[0].endswith("ly") else 0
     verb = THIRD_PERSON.get(words[at])
-    if entry.kind == "constant" or verb in (None, "fail", "turn", "take", "try", "let") or len(words) < at + 2 or words[at + 1] in _NOT_OBJECTS:
+    if entry.kind == "constant" or verb is None or verb in _ODD_QUESTIONS:
+        return []
+    if len(words) < at + 2 or words[at + 1] in _NOT_OBJECTS:
         return []
     answer = _phrase(" ".join(words[at + 1 :]), place=verb != "return")
     adverb = words[0] + " " if at else ""
@@ -191,7 +203,9 @@ def _ask_sentences(entry: Entry, text: str) -> list[Question]:
         answer = _phrase(returned[1], place=False)
         if answer:
             found.append(Question("returns", f"What does {the} return?", answer, returned.start(1)))
-    raised = re.search(r"\bIt raises (?:an? )?(\w+(?:Error|Exception|Exit|Stop\w+)) (if|when|on) ([^.,;()]+)[.,;]", text)
+    raised = re.search(
+        r"\bIt raises (?:an? )?(\w+(?:Error|Exception|Exit|Stop\w+)) (if|when|on) ([^.,;()]+)[.,;]", text
+    )
     if raised and 2 <= len(raised[3].split()) <= 12:
         wanted = f"Which exception does {the} raise {raised[2]} {raised[3]}?"
         found.append(Question("raises", wanted, raised[1], raised.start(1)))
@@ -204,12 +218,12 @@ def _phrase(text: str, place: bool) -> str:
     phrase = text[: end.start()] if end else text
     if place and (cut := _PLACE.search(phrase)):
         phrase = phrase[: cut.start()]
-    phrase = phrase.strip()
+    phrase = re.sub(r" \w+ly$", "", phrase.strip())
     words = phrase.split()
     if not 1 <= len(words) <= 9 or words[0].lower() in _NOT_OBJECTS or words[0].endswith("ly"):
         return ""
     if words[-1].lower() in _NOT_OBJECTS | {"the", "a", "an", "of", "all", "any", "its", "this", "each", "more"}:
         return ""
-    if words[0] in ("True", "False", "true", "false", "None", "whether"):
+    if words[0] in ("True", "False", "true", "false", "None", "whether") or phrase in ("a class", "the class"):
         return ""
     return phrase

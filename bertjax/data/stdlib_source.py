@@ -19,27 +19,28 @@ SKIPPED = frozenset(
     "__pycache__ __phello__ lib-dynload".split()
 )
 _VERBS = frozenset(
-    "abort accept acquire activate add adjust advance allow analyze append apply arrange ask assert attach attempt bind "
-    "block break browse build bypass calculate call cancel capture cast change check choose clean cleanup clear clone close "
-    "collapse collect combine compare compile complete compress compute concatenate configure connect consume construct "
-    "continue convert copy count create decode decompress decrement define delegate delete deliver deregister describe "
-    "deselect destroy detach detect determine dequeue disable disassemble discard disconnect discover dispatch display "
-    "divide download draw drop dump duplicate emit empty enable encode encrypt enqueue ensure enter enumerate erase escape "
-    "establish evaluate examine execute exit expand expose extend extract fail feed fetch fill filter finalize find finish "
-    "fire fix flatten flush fold follow force forget fork format forward free freeze gather generate get give grab guess "
-    "handle hash hide identify ignore implement import include increase increment indent indicate inform inherit initialise "
-    "initialize insert inspect install instantiate instruct interpret interrupt invalidate invert invoke issue iterate join "
-    "keep kill launch leave let limit link list listen load locate lock log look lookup lower make manage map mark match "
-    "measure merge modify monitor mount move multiply negate normalize notify obtain offer open order output override pack "
-    "parse pass patch pause peek perform place play poll pop populate post prepare prevent print probe process produce "
-    "propagate provide publish pull push put query queue quote raise read rebuild receive recompute reconstruct record "
-    "redirect reduce refresh register reject release reload remember remove rename render repeat replace report represent "
-    "request require reset resize resolve restore resume retrieve return reverse rewind rewrite rotate round run save scan "
-    "schedule scroll search seek select send separate serialize serve set shift show shrink shuffle shut shutdown signal "
-    "simulate skip sleep slice sort spawn specify split squeeze start stop store strip submit subtract suggest support "
-    "suspend swap switch synchronize take tell terminate test toggle track transfer transform translate traverse trigger "
-    "truncate try turn uncompress undo unlink unload unlock unmap unpack unquote unregister unset unwrap update upload use "
-    "validate verify visit wait wake walk warn withdraw wrap write yield".split()
+    "abort accept acquire activate add adjust advance allow analyze append apply arrange ask assert attach attempt "
+    "bind block break browse build bypass calculate call cancel capture cast change check choose clean cleanup clear "
+    "clone close collapse collect combine compare compile complete compress compute concatenate configure connect "
+    "consume construct continue convert copy count create decode decompress decrement define delegate delete deliver "
+    "deregister describe deselect destroy detach detect determine dequeue disable disassemble discard disconnect "
+    "discover dispatch display divide download draw drop dump duplicate emit empty enable encode encrypt enqueue "
+    "ensure enter enumerate erase escape establish evaluate examine execute exit expand expose extend extract fail "
+    "feed fetch fill filter finalize find finish fire fix flatten flush fold follow force forget fork format forward "
+    "free freeze gather generate get give grab guess handle hash hide identify ignore implement import include "
+    "increase increment indent indicate inform inherit initialise initialize insert inspect install instantiate "
+    "instruct interpret interrupt invalidate invert invoke issue iterate join keep kill launch leave let limit link "
+    "list listen load locate lock log look lookup lower make manage map mark match measure merge modify monitor mount "
+    "move multiply negate normalize notify obtain offer open order output override pack parse pass patch pause peek "
+    "perform place play poll pop populate post prepare prevent print probe process produce propagate provide publish "
+    "pull push put query queue quote raise read rebuild receive recompute reconstruct record redirect reduce refresh "
+    "register reject release reload remember remove rename render repeat replace report represent request require "
+    "reset resize resolve restore resume retrieve return reverse rewind rewrite rotate round run save scan schedule "
+    "scroll search seek select send separate serialize serve set shift show shrink shuffle shut shutdown signal "
+    "simulate skip sleep slice sort spawn specify split squeeze start stop store strip submit subtract suggest "
+    "support suspend swap switch synchronize take tell terminate test toggle track transfer transform translate "
+    "traverse trigger truncate try turn uncompress undo unlink unload unlock unmap unpack unquote unregister unset "
+    "unwrap update upload use validate verify visit wait wake walk warn withdraw wrap write yield".split()
 )
 # A further verb of a description: "open the file and read the header"
 _FURTHER_VERB = re.compile(
@@ -53,7 +54,9 @@ _MARKUP = [
     (re.compile(r"(?<![\w.])self\."), ""),
     (re.compile(r"\((?:see|See) [^)]*\)"), ""),
 ]
-_FUNCTION_WORDS = frozenset("the a an of to is are in for and or if it this that be by with as on from not any all no its".split())
+_FUNCTION_WORDS = frozenset(
+    "the a an of to is are in for and or if it this that be by with as on from not any all no its".split()
+)
 _CODE = re.compile(r">>>|::=|->|==|\\|[{}<>|~^$%@]|\w=|=\w|\(\)\.|__|\w\[|\.\.\.| = |\S{28}|\bdef \w")
 
 
@@ -129,7 +132,8 @@ def _keep_line(line: str) -> bool:
     bare = line.strip()
     if not any(c.isalpha() for c in bare) or "->" in bare or "::=" in bare:
         return False
-    return not (re.fullmatch(r"[\w.]+\([^)]*\)[:.]?|[A-Z]\w+( \w+)?:", bare) or bare.startswith((":", "@", "$")) or "   " in bare)
+    signature_or_label = re.fullmatch(r"[\w.]+\([^)]*\)[:.]?|[A-Z]\w+( \w+)?:", bare)
+    return not (signature_or_label or bare.startswith((":", "@", "$")) or "   " in bare)
 
 
 def _finish(sentence: str) -> str:
@@ -138,11 +142,11 @@ def _finish(sentence: str) -> str:
 
 
 def is_prose(sentence: str, least: int = 4) -> bool:
-    """Whether it reads as a sentence of English rather than as code, a table row or a fragment (under `least` words)."""
+    """Whether it reads as a sentence of English rather than as code, a table row or under `least` words."""
     words = sentence.split()
     if not least <= len(words) <= 60 or _CODE.search(sentence) or sentence[-1] not in ".!?":
         return False
-    if re.match(r"\w+: |\w+ -- ", sentence) or not (sentence[0].isalpha() or sentence[0] in "\"'(") or sentence.count("(") != sentence.count(")"):
+    if re.match(r"\w+: |\w+ -- |[^\w\"'(]", sentence) or sentence.count("(") != sentence.count(")"):
         return False
     plain = sum(word.strip(".,;:()'\"!?-").replace("-", "").replace("'", "").isalpha() for word in words)
     return plain >= 0.7 * len(words) and not _FUNCTION_WORDS.isdisjoint(word.lower() for word in words)
@@ -155,6 +159,7 @@ def third_person(verb: str) -> str:
     return verb + ("es" if re.search(r"(s|sh|ch|x|z|o)$", verb) else "s")
 
 
+_ALSO_NOUNS = frozenset("test process support output handle raise".split())  # "Support for flags"
 THIRD_PERSON = {third_person(verb): verb for verb in _VERBS}
 
 
@@ -183,11 +188,12 @@ def predicate(sentence: str, kind: str) -> str:
 
 
 def _agree(text: str) -> str:
-    """The verbs after the first one in the third person too, except behind an infinitive ("used to find and load the")."""
+    """The verbs after the first one in the third person too, except behind "to" ("used to find and load the")."""
 
     def agree(match: re.Match[str]) -> str:
         verb = match[2] or match[3]
-        changes = verb in _VERBS and " to " not in text[: match.start()]
+        infinitives = re.findall(r" to (\w+)", text[: match.start()])
+        changes = verb in _VERBS and _VERBS.isdisjoint(infinitives)
         return match[1] + (third_person(verb) if changes else verb)
 
     return _FURTHER_VERB.sub(agree, text)
@@ -195,9 +201,9 @@ def _agree(text: str) -> str:
 
 def _class_predicate(text: str) -> str:
     lowered = text[0].lower() + text[1:]
-    if re.match(r"(An?|The) \w", text) and not re.match(r"\w+ \w+s? (is|are|has|can|may|will|must)\b", text):
+    if re.match(r"(An?|The) \w", text) and not re.match(r"(\w+ ){2,4}(is|are|has|can|may|will|must|should)\b", text):
         return "is " + lowered
-    if re.match(r"(Base|Abstract base|Mixin|Helper|Wrapper|Simple|Generic|Utility|Dummy|Concrete)( \w+)? class\b", text):
+    if re.match(r"(Base|Abstract base|Mixin|Helper|Wrapper|Simple|Generic|Utility|Dummy)( \w+)? class\b", text):
         return ("is an " if lowered[0] in "aeiou" else "is a ") + lowered
     if re.match(r"(Exception|Error) (raised|thrown|used|for|that|which)\b", text):
         return "is an " + lowered
@@ -206,7 +212,7 @@ def _class_predicate(text: str) -> str:
     verb = text.split(" ")[0].lower()
     if verb in THIRD_PERSON:
         return lowered
-    return third_person(verb) + text[len(verb) :] if verb in _VERBS and verb not in ("test", "process", "support", "output", "handle") else ""
+    return third_person(verb) + text[len(verb) :] if verb in _VERBS - _ALSO_NOUNS else ""
 
 
 def module_entries(tree: ast.Module) -> list[Entry]:
@@ -248,7 +254,8 @@ def _function(node: ast.FunctionDef | ast.AsyncFunctionDef, kind: str, owner: st
         lead = ""  # every class has one: no name to ask for
     positional = [*node.args.posonlyargs, *node.args.args]
     arguments = positional[len(positional) - len(node.args.defaults) :]
-    pairs = [*zip(arguments, node.args.defaults, strict=True), *zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)]
+    pairs: list[tuple[ast.arg, ast.expr | None]] = list(zip(arguments, node.args.defaults, strict=True))
+    pairs += zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
     defaults = tuple((a.arg, text) for a, value in pairs if len(a.arg) > 2 and (text := _literal(value)))
     thrown = {_exception(item) for item in ast.walk(node) if isinstance(item, ast.Raise)}
     raises = thrown.pop() if len(thrown) == 1 else ""

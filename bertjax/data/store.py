@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -192,7 +193,7 @@ class Store:
         self.code_version: str = manifest["code_version"]
         self.shards: list[dict[str, Any]] = manifest["shards"]
         self._ends = np.cumsum([shard["records"] for shard in self.shards], dtype=np.int64)
-        # A closed-over cache of readers: one dropped from it lives on until the read that uses it has ended.
+        # Readers with their locks; one dropped from the cache lives on until the read that uses it has ended.
         self._reader = lru_cache(maxsize=OPEN_READERS)(self._open)
         for index in range(len(self.shards)):
             self._check(index)
@@ -210,7 +211,7 @@ class Store:
     def rows(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """The rows at `indices` [n], in that order, as a structured array [n] of the store's dtype.
 
-        One batched read for each shard touched; safe to call from several threads. IndexError outside [0, len).
+        Safe to call from several threads. IndexError outside [0, len).
         """
         wanted = np.asarray(indices, np.int64)
         if wanted.size and not (0 <= wanted.min() and wanted.max() < len(self)):
@@ -232,12 +233,12 @@ class Store:
                     f"remove {self.folder.name} and prepare the data again"
                 )
 
-    def _open(self, index: int) -> Any:
+    def _open(self, index: int) -> tuple[Any, Lock]:
         from array_record.python.array_record_module import ArrayRecordReader
 
         path = self.folder / self.shards[index]["file"]
         try:
-            return ArrayRecordReader(str(path), READ_OPTIONS)
+            return ArrayRecordReader(str(path), READ_OPTIONS), Lock()
         except Exception as error:  # the extension raises plain exceptions of several types
             raise self._damaged(index, f"cannot be opened ({_first_line(error)})") from error
 
@@ -248,16 +249,20 @@ class Store:
             raise self._damaged(index, "is missing")
         if path.stat().st_size != shard["bytes"]:
             raise self._damaged(index, f"has {path.stat().st_size} bytes, not {shard['bytes']}")
-        if (count := self._reader(index).num_records()) != shard["records"]:
+        if (count := self._reader(index)[0].num_records()) != shard["records"]:
             raise self._damaged(index, f"holds {count} rows, not {shard['records']}")
 
     def _read(self, index: int, positions: list[int]) -> np.ndarray:
+        reader, lock = self._reader(index)
+        records = []
         try:
-            data = b"".join(self._reader(index).read(positions))
-        except StorageError:
-            raise
+            with lock:  # seek and read share a position; a call of read(positions) costs three times as much a row
+                for position in positions:
+                    reader.seek(position)
+                    records.append(reader.read())
         except Exception as error:  # see _open
             raise self._damaged(index, f"cannot be read ({_first_line(error)})") from error
+        data = b"".join(records)
         if len(data) != len(positions) * self.dtype.itemsize:
             raise self._damaged(index, "holds rows of another length")
         return np.frombuffer(data, self.dtype)

@@ -123,7 +123,7 @@ def from_file(path: Path, *, lowercase: bool = True) -> Tokenizer:
             raise UserError(f"{path}: the folder holds neither tokenizer.json nor vocab.txt; name one of these files")
         path = found[0]
     if not path.is_file():
-        raise UserError(f"{path}: no such file; tokenizer.path takes a vocab.txt, a tokenizer.json or a folder with one")
+        raise UserError(f"{path}: no such file; give a vocab.txt, a tokenizer.json or a folder with one")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
@@ -174,7 +174,8 @@ def train(
     trainee = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
     steps: list[Any] = [normalizer]
     if rest:  # rare letters become spaces, for training only: the trainer would number them
-        steps.append(normalizers.Replace(tokenizers.Regex("[" + "".join(f"\\x{{{ord(c):x}}}" for c in rest) + "]"), " "))
+        letters = "".join(f"\\x{{{ord(letter):x}}}" for letter in rest)
+        steps.append(normalizers.Replace(tokenizers.Regex(f"[{letters}]"), " "))
     trainee.normalizer = normalizers.Sequence(steps)
     trainee.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     trainer = trainers.WordPieceTrainer(
@@ -246,7 +247,8 @@ def _from_json(path: Path, text: str) -> tokenizers.Tokenizer:
     except ValueError as error:
         raise UserError(f"{path}: not valid JSON ({error}); export the tokenizer again") from None
     model = state.get("model") if isinstance(state, dict) else None
-    kind = model.get("type", "WordPiece" if "max_input_chars_per_word" in model else None) if isinstance(model, dict) else None
+    model = model if isinstance(model, dict) else {}
+    kind = model.get("type", "WordPiece" if "max_input_chars_per_word" in model else None)
     if kind != "WordPiece":
         said = f"a {kind} tokenizer" if kind else "no tokenizer.json of the tokenizers library"
         raise UserError(f"{path}: is {said}; bertjax reads WordPiece (BERT, DistilBERT)")

@@ -246,7 +246,7 @@ def restore(
         config = build(here, overrides, where=str(found.folder))
         tokenizer = tokenizers.from_json(meta["tokenizer_json"], str(found.folder))
         job = Job(config, Path.cwd(), meshes.make_mesh(config.mesh), tokenizer)
-        program = job.program(config.stages[meta["stage"]], steps=1)
+        program = job.program(config.stages[meta["stage"]], steps=1, heads=tuple(meta["heads"]))
         restored_step, params, _ = checkpoints.restore_params(abstract_of(meta, found.folder, job), found.step)
     return Restored(job, meta["stage"], restored_step, program, paths.flatten(params))
 

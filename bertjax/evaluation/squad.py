@@ -124,7 +124,8 @@ def _score_v2(
     threshold: float,
 ) -> dict[str, float]:  # fmt: skip
     has_answer = {key: bool(answers) for key, answers in questions}
-    exact_raw, f1_raw = {}, {}
+    exact_raw: dict[str, float] = {}
+    f1_raw: dict[str, float] = {}
     for key, answers in questions:
         if key in predictions:
             golds = [answer for answer in answers if normalize(answer)] or [""]
@@ -162,8 +163,8 @@ def _best_threshold(
 ) -> tuple[float, float]:
     """(best mean in percent, its threshold): answering nothing scores every no-answer question, then questions are
     answered from the lowest probability up; equal probabilities are walked in file order (find_best_thresh)."""
-    current = best = sum(not answerable for answerable in has_answer.values())
-    threshold = 0.0
+    current: float = sum(not answerable for answerable in has_answer.values())
+    best, threshold = current, 0.0
     for key in sorted(na_prob, key=lambda k: na_prob[k]):
         if key not in raw:
             continue

@@ -62,11 +62,13 @@ def visible(segment_ids: jax.Array, packed: bool) -> jax.Array:
 
 
 def _xla(q, k, v, segment_ids, packed, rate, key, execution: Execution) -> jax.Array:  # noqa: ANN001
-    scores = contract("bqhk,bshk->bhqs", q, k, execution.platform).astype(jnp.float32) * q.shape[-1] ** -0.5
+    q, k, v = (jnp.moveaxis(x, 2, 1) for x in (q, k, v))
+    scores = contract("bhqk,bhsk->bhqs", q, k, execution.platform).astype(jnp.float32) * q.shape[-1] ** -0.5
     scores = jnp.where(visible(segment_ids, packed), scores, MASKED)
     probabilities = jax.nn.softmax(scores, axis=-1)
     probabilities = dropout(probabilities, rate, key, execution).astype(q.dtype)
-    return contract("bhqs,bshk->bqhk", probabilities, v, execution.platform).astype(q.dtype)
+    context = contract("bhqs,bhsk->bhqk", probabilities, v, execution.platform).astype(q.dtype)
+    return jnp.moveaxis(context, 1, 2)
 
 
 def _cudnn(q, k, v, segment_ids, packed) -> jax.Array:  # noqa: ANN001

@@ -56,7 +56,7 @@ def linear_logits(head: Dense, x: jax.Array, execution: Execution) -> jax.Array:
 
 
 class Heads(nnx.Module):
-    """The heads a checkpoint has; `names` from mlm, nsp, qa, classifier."""
+    """The heads a checkpoint has; `names` from mlm, nsp, qa, classifier, and pooler for a BERT with no head that reads it."""
 
     def __init__(
         self, config: ModelConfig, names: tuple[str, ...], num_labels: int, init: Initializer, rngs: nnx.Rngs
@@ -65,7 +65,7 @@ class Heads(nnx.Module):
         output = lambda width: Dense((D, width), ("embed", None), init, rngs)  # noqa: E731
         if "mlm" in names:
             self.mlm = MlmHead(config, init, rngs)
-        if bert and ("nsp" in names or "classifier" in names):
+        if bert and {"nsp", "classifier", "pooler"} & set(names):
             self.pooler = Pooler(config, init, rngs)
         if "nsp" in names:
             if not bert:

@@ -1,5 +1,6 @@
 """Building blocks: contractions with low-precision gradients, dense, layer norm, dropout and activations."""
 
+import re
 from collections.abc import Callable
 from functools import partial
 
@@ -12,6 +13,7 @@ from bertjax.models.execution import Execution
 from bertjax.parallel.mesh import gathered
 
 Initializer = Callable[..., jax.Array]
+ROWS_OF_ONES = 8  # a single row would be a matrix-vector product, which has no bfloat16 kernel on the CPU
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 3))
@@ -32,12 +34,30 @@ def _contract_forward(spec: str, a: jax.Array, b: jax.Array, platform: str) -> t
 
 def _contract_backward(spec: str, platform: str, saved: tuple, g: jax.Array) -> tuple[jax.Array, jax.Array]:
     a, b = saved
-    inputs, out = spec.split("->")
-    left, right = inputs.split(",")
+    left, right, out = re.split(",|->", spec)
     g = g.astype(a.dtype)
     da = jnp.einsum(f"{out},{right}->{left}", g, b, preferred_element_type=jnp.float32)
-    db = jnp.einsum(f"{left},{out}->{right}", a, g, preferred_element_type=jnp.float32)
+    batch = "".join(i for i in right if i in left and i in out)
+    if batch:
+        db = _batched_gradient(spec, batch, a, g, platform)
+    else:
+        db = jnp.einsum(f"{left},{out}->{right}", a, g, preferred_element_type=jnp.float32)
     return da.astype(a.dtype), db.astype(b.dtype)
+
+
+def _batched_gradient(spec: str, batch: str, a: jax.Array, g: jax.Array, platform: str) -> jax.Array:
+    """einsum(left,out->right) with the summed index last in the first operand, which the CPU's matrix units ask for."""
+    left, right, out = re.split(",|->", spec)
+    rows, columns = right[-1], next(i for i in right[:-1] if i not in batch)
+    summed = next(i for i in left if i in out and i not in batch)
+    (first, x), (second, y) = ((left, a), (out, g)) if rows in left else ((out, g), (left, a))
+    x = jnp.einsum(f"{first}->{batch}{rows}{summed}", x)
+    y = jnp.einsum(f"{second}->{batch}{summed}{columns}", y)
+    spec = f"{batch}{rows}{summed},{batch}{summed}{columns}->{batch}{rows}{columns}"
+    found = jnp.einsum(spec, x, y, preferred_element_type=jnp.float32)
+    if platform == "cpu":  # or the simplifier folds the transposition below into the dot, and swaps the operands back
+        found = lax.optimization_barrier(found)
+    return jnp.einsum(f"{batch}{rows}{columns}->{right}", found)
 
 
 contract.defvjp(_contract_forward, _contract_backward)
@@ -50,9 +70,10 @@ def add_bias(y: jax.Array, bias: jax.Array) -> jax.Array:
 
 
 def _column_sum(g: jax.Array, trailing: int) -> jax.Array:
-    lead = tuple(range(g.ndim - trailing))
-    ones = jnp.ones(g.shape[: len(lead)], g.dtype)
-    return lax.dot_general(ones, g, ((lead, lead), ((), ())), preferred_element_type=jnp.float32)
+    flat = g.reshape(-1, *g.shape[g.ndim - trailing :])
+    ones = jnp.ones((ROWS_OF_ONES, flat.shape[0]), g.dtype)
+    sums = lax.dot_general(ones, flat, (((1,), (0,)), ((), ())), preferred_element_type=jnp.float32)
+    return sums[0]
 
 
 def _add_bias_forward(y: jax.Array, bias: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -10,6 +10,7 @@ save silently after a fallback, replaces an existing folder, and offers no hook 
 """
 
 import logging
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -30,8 +31,16 @@ from bertjax.training.runlock import WriterLock
 from bertjax.training.step_record import Damaged, believe, check_digests, check_fit, describe, stored, typed
 
 log = logging.getLogger(__name__)
-# Orbax logs each failure with a traceback besides raising it; ours are one line each.
+
+def _hush(report: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return lambda unraisable: None if "Event loop is closed" in str(unraisable.exc_value) else report(unraisable)
+
+
+# Orbax shows a failure as tracebacks besides raising it: in its own log, and again for each array whose reading was
+# under way when another one's failure closed the event loop. Ours is one line.
 logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
+logging.getLogger("asyncio").addFilter(lambda record: "tensorstore" not in record.getMessage())
+sys.unraisablehook = _hush(sys.unraisablehook)
 
 # Signs that the machine failed and not the file: nothing is moved away for want of memory or of a permission.
 _NOT_DAMAGE = ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "Permission denied", "Too many open files", "Out of memory")

@@ -41,12 +41,13 @@ class Job:
     def cache(self) -> Path:
         return cache_of(self.config)
 
-    def program(self, stage: Stage, steps: int) -> Program:
+    def program(self, stage: Stage, steps: int, heads: tuple[str, ...] | None = None) -> Program:
+        """`heads` are those a checkpoint has; by default the ones the stage's objective reads."""
         objective = objectives.build(stage.objective)
         return Program(
             model=self.config.model,
             objective=objective,
-            heads=objective.heads,
+            heads=objective.heads if heads is None else heads,
             optimizer=stage.optimizer,
             steps=steps,
             grad_accum=stage.grad_accum,

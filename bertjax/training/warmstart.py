@@ -80,5 +80,5 @@ def abstract_of(meta: Mapping[str, Any], where: Path, job: Job) -> dict[str, Any
     """The nested abstract parameters of a checkpoint, in the shards they have on this job's mesh."""
     stored = config_of(dict(meta), where)
     stage = stored.stages[meta["stage"]]
-    program = Job(stored, job.base, job.mesh, job.tokenizer).program(stage, steps=1)
+    program = Job(stored, job.base, job.mesh, job.tokenizer).program(stage, steps=1, heads=tuple(meta["heads"]))
     return paths.unflatten(program.abstract_params())

@@ -151,6 +151,10 @@ def test_a_row_depends_on_seed_epoch_and_index_alone(words: bool) -> None:
         for row in range(0, 700, 97):
             one = mask_row({k: v[row] for k, v in rows.items()}, rule, seed=5, epoch=2, index=int(indices[row]))
             assert (one[name] == whole[name][row]).all()
+    epochs = np.arange(700) % 3
+    by_epoch = mask_rows(rows, rule, seed=5, epoch=epochs, indices=indices)
+    assert all((by_epoch[name][epochs == 2] == whole[name][epochs == 2]).all() for name in whole)
+    assert (by_epoch["masked_positions"] != whole["masked_positions"])[epochs != 2].any(axis=1).mean() > 0.9
     for other in ({"seed": 6, "epoch": 2}, {"seed": 5, "epoch": 3}):
         changed = mask_rows(rows, rule, indices=indices, **other)
         assert (changed["masked_positions"] != whole["masked_positions"]).any(axis=1).mean() > 0.9

@@ -12,10 +12,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bertjax.config.schema import BertPairs, Classify, JsonLines, SpanQa, SquadFiles, Task, TextFiles, max_predictions
+from bertjax.config.schema import (
+    BertPairs,
+    Classify,
+    Config,
+    JsonLines,
+    Mixture,
+    SpanQa,
+    SquadFiles,
+    Task,
+    TextFiles,
+    max_predictions,
+)
 from bertjax.data import plans, prepare
 from bertjax.data.examples import _cut, pairs_units
-from bertjax.data.loader import open_task
+from bertjax.data.loader import Batches, open_batches, open_task
 from bertjax.data.store import Store
 from bertjax.data.tokenizers import Tokenizer, wordpiece
 from bertjax.errors import UserError
@@ -60,7 +71,13 @@ def contents(store: Store) -> dict[str, bytes]:
 @pytest.fixture
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many shards, and a pool even for little work."""
-    for name, value in {"LEAST_TOKENS": 400, "MOST_TOKENS": 400, "POOL_TOKENS": 0, "JOB_EXAMPLES": 16, "POOL_EXAMPLES": 0}.items():
+    for name, value in {
+        "LEAST_TOKENS": 400,
+        "MOST_TOKENS": 400,
+        "POOL_TOKENS": 0,
+        "JOB_EXAMPLES": 16,
+        "POOL_EXAMPLES": 0,
+    }.items():
         monkeypatch.setattr(plans, name, value)
 
 
@@ -80,7 +97,9 @@ def test_rows_are_whole_examples(text: Path, tokenizer: Tokenizer, variant: str)
     rows, pairs = store.rows(np.arange(len(store))), task.preprocess
     ids, segments = rows["input_ids"], rows["segment_ids"]
     assert ids.shape[1] == 32 and rows["cls_positions"].shape[1] == (8 if pairs.pack else 1)
-    assert (ids[segments == 0] == tokenizer.pad_id).all() and (ids[segments > 0] != tokenizer.pad_id).all()
+    assert (ids[segments == 0] == tokenizer.pad_id).all()
+    if pairs.masking == "dynamic":  # a random replacement may be any piece
+        assert (ids[segments > 0] != tokenizer.pad_id).all()
     assert (rows["positions"] == 0)[segments == 0].all()
     for row in rows:
         examples = int(row["segment_ids"].max())
@@ -93,7 +112,9 @@ def test_rows_are_whole_examples(text: Path, tokenizer: Tokenizer, variant: str)
     meta = store.meta
     assert meta["rows"] == len(store) and meta["examples"] == int((segments.max(axis=1)).sum())
     assert meta["documents"] == 40 and meta["tokens_in_rows"] == (segments > 0).sum()
-    assert meta["density"] == pytest.approx((segments > 0).mean()) and meta["padding"] == pytest.approx(1 - meta["density"])
+    assert meta["density"] == pytest.approx((segments > 0).mean()) and meta["padding"] == pytest.approx(
+        1 - meta["density"]
+    )
     if pairs.masking == "static":
         weights = rows["masked_weights"]
         assert weights.shape[1] == max_predictions(pairs) and (weights.sum(axis=1) >= 1).all()
@@ -106,7 +127,9 @@ def test_packing_loses_and_repeats_nothing(text: Path, tokenizer: Tokenizer):
     def examples(store: Store) -> list[bytes]:
         rows = store.rows(np.arange(len(store)))
         return sorted(
-            row["input_ids"][row["segment_ids"] == n].tobytes() for row in rows for n in range(1, row["segment_ids"].max() + 1)
+            row["input_ids"][row["segment_ids"] == n].tobytes()
+            for row in rows
+            for n in range(1, row["segment_ids"].max() + 1)
         )
 
     plain, packed = (prepared(text_task(pack=pack, short_seq_prob=0.5), tokenizer, text) for pack in (False, True))
@@ -131,46 +154,49 @@ def test_worker_processes_change_no_byte(text: Path, tokenizer: Tokenizer, small
     assert contents(one) == contents(two)
 
 
+SCRIPT = """
+import sys
+from pathlib import Path
+from bertjax.config.schema import BertPairs, Task, TextFiles
+from bertjax.data.prepare import prepare
+from bertjax.data.tokenizers import from_file
+
+base, cache = Path(sys.argv[1]), Path(sys.argv[1]) / sys.argv[2]
+pairs = BertPairs(sequence_length=32, max_predictions_per_seq=5, pack=True, masking="static")
+task = Task(source=TextFiles(files=["text.txt"], layout="sentences"), preprocess=pairs)
+store = prepare(task, "demo", from_file(base / "tokenizer"), seed=1, base=base, cache=cache, workers=1)
+store.verify()
+assert "jax" not in sys.modules
+print(store.folder)
+"""
+
+
+def start(text: Path, cache: str, hash_seed: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(text), cache],
+        env=os.environ | {"PYTHONHASHSEED": hash_seed},
+        cwd=Path(__file__).parents[2],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
 @pytest.mark.slow
 def test_hash_seeds_change_no_byte(text: Path, tokenizer: Tokenizer):
     tokenizer.save(text / "tokenizer")
-    script = (
-        "import sys; from pathlib import Path; from bertjax.config.schema import *; from bertjax.data.prepare import prepare\n"
-        "from bertjax.data.tokenizers import from_file; base = Path(sys.argv[1])\n"
-        "task = Task(source=TextFiles(files=['text.txt'], layout='sentences'),"
-        " preprocess=BertPairs(sequence_length=32, max_predictions_per_seq=5, pack=True, masking='static'))\n"
-        "store = prepare(task, 'demo', from_file(base / 'tokenizer'), seed=1, base=base, cache=base / sys.argv[2], workers=1)\n"
-        "print(store.folder); assert 'jax' not in sys.modules\n"
-    )
-    folders = []
-    for hash_seed in ("1", "2"):
-        command = [sys.executable, "-c", script, str(text), f"cache{hash_seed}"]
-        done = subprocess.run(
-            command, env=os.environ | {"PYTHONHASHSEED": hash_seed}, cwd=Path(__file__).parents[2], capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr
-        folders.append(Path(done.stdout.strip()))
+    running = [start(text, f"cache{seed}", seed) for seed in ("1", "2")]
+    folders = [Path(process.communicate()[0].strip()) for process in running]
     assert folders[0].name == folders[1].name and folders[0] != folders[1]
     assert contents(Store(folders[0])) == contents(Store(folders[1]))
 
 
 @pytest.mark.slow
-def test_two_processes_preparing_at_once_agree(text: Path, tokenizer: Tokenizer):
+def test_processes_preparing_at_once_agree(text: Path, tokenizer: Tokenizer):
     tokenizer.save(text / "tokenizer")
-    script = (
-        "import sys; from pathlib import Path; from bertjax.config.schema import *; from bertjax.data.prepare import prepare\n"
-        "from bertjax.data.tokenizers import from_file; base = Path(sys.argv[1])\n"
-        "task = Task(source=TextFiles(files=['text.txt'], layout='sentences'), preprocess=BertPairs(sequence_length=32))\n"
-        "store = prepare(task, 'demo', from_file(base / 'tokenizer'), seed=1, base=base, cache=base / 'cache', workers=1)\n"
-        "store.verify(); print(len(store))\n"
-    )
-    command = [sys.executable, "-c", script, str(text)]
-    running = [
-        subprocess.Popen(command, cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, text=True) for _ in range(3)
-    ]
-    printed = [process.communicate()[0] for process in running]
-    assert len(set(printed)) == 1 and all(process.returncode == 0 for process in running)
-    assert len(list((text / "cache").iterdir())) == 1  # and nothing temporary
+    running = [start(text, "cache", "0") for _ in range(3)]
+    folders = {process.communicate()[0].strip() for process in running}
+    assert all(process.returncode == 0 for process in running)
+    assert [str(path) for path in (text / "cache").iterdir()] == list(folders)  # one store and nothing temporary
 
 
 def test_the_cache_is_used_and_knows_what_matters(text: Path, tokenizer: Tokenizer):
@@ -231,11 +257,13 @@ def squad(tmp_path: Path) -> Path:
         answer = {"text": word, "answer_start": context.index(f" {word} ") + 1}
         qas = [{"id": f"q{n}-{m}", "question": sentence(rng, 4), "answers": [answer]} for m in range(2)]
         paragraphs.append({"context": context, "qas": qas})
-    (tmp_path / "squad.json").write_text(json.dumps({"version": "1.1", "data": [{"title": "t", "paragraphs": paragraphs}]}))
+    (tmp_path / "squad.json").write_text(
+        json.dumps({"version": "1.1", "data": [{"title": "t", "paragraphs": paragraphs}]})
+    )
     return tmp_path
 
 
-@pytest.mark.parametrize("pack", [False, pytest.param(True)])
+@pytest.mark.parametrize("pack", [False, True])
 def test_questions_become_windows_with_answers_in_place(squad: Path, tokenizer: Tokenizer, pack: bool):
     options = SpanQa(sequence_length=64, doc_stride=16, max_query_length=12, pack=pack)
     store = prepared(Task(source=SquadFiles(files=["squad.json"]), preprocess=options), tokenizer, squad)
@@ -259,7 +287,10 @@ def records(folder: Path, lines: list[dict]) -> Task:
 
 def labelled(labels: list) -> list[dict]:
     rng = np.random.default_rng(0)
-    return [{"premise": sentence(rng, n % 9), "hypothesis": sentence(rng, 5), "gold": label} for n, label in enumerate(labels)]
+    return [
+        {"premise": sentence(rng, n % 9), "hypothesis": sentence(rng, 5), "gold": label}
+        for n, label in enumerate(labels)
+    ]
 
 
 def test_labels_are_numbers_names_or_scores(tmp_path: Path, tokenizer: Tokenizer):
@@ -290,7 +321,10 @@ def test_labels_are_numbers_names_or_scores(tmp_path: Path, tokenizer: Tokenizer
         ({"premise": 3, "hypothesis": "ban", "gold": 1}, "record 2: 'premise' is missing or of a wrong type"),
         ({"premise": "ban", "hypothesis": "ban"}, "record 2: 'gold' is missing"),
         ({"premise": "ban", "hypothesis": "ban", "gold": -1}, "record 2: 'gold' is -1"),
-        ({"premise": "ban", "hypothesis": "ban", "gold": "x"}, "'gold' is a text in some records and a number in others"),
+        (
+            {"premise": "ban", "hypothesis": "ban", "gold": "x"},
+            "'gold' is a text in some records and a number in others",
+        ),
     ],
 )
 def test_bad_records_are_named(tmp_path: Path, tokenizer: Tokenizer, line: dict, message: str):
@@ -308,9 +342,7 @@ def test_cutting_a_pair_is_popping_the_longer_text(size_a: int, size_b: int, roo
 
 
 @pytest.mark.slow
-def test_questions_and_records_are_the_same_from_a_pool(
-    squad: Path, tokenizer: Tokenizer, small_shards: None
-):
+def test_questions_and_records_are_the_same_from_a_pool(squad: Path, tokenizer: Tokenizer, small_shards: None):
     windows = SpanQa(sequence_length=64, doc_stride=16, max_query_length=12, pack=True)
     for task in (
         Task(source=SquadFiles(files=["squad.json"]), preprocess=windows),
@@ -321,6 +353,27 @@ def test_questions_and_records_are_the_same_from_a_pool(
 
 
 # ---- together -------------------------------------------------------------------------------------------------------
+
+
+def test_a_stage_opens_its_mixture(text: Path, tokenizer: Tokenizer):
+    tasks = {"long": text_task(), "short": text_task(short_seq_prob=0.9)}
+    mixture = Mixture(mixture={"long": 3, "short": 1}, rate="explicit")
+    config = Config(
+        tasks=tasks,
+        run={"prepare_workers": 1, "seed": 3},
+        stages=[{"name": name, "data": mixture, "steps": 1, "batch_size": 16} for name in ("one", "two")],
+    )
+
+    def opened(stage: int) -> Batches:
+        return open_batches(config, config.stages[stage], tokenizer, base=text, cache=text / "cache")
+
+    batches = opened(0)
+    assert batches.task_names == ["long", "short"] and batches.rates == {"long": 0.75, "short": 0.25}
+    assert batches.examples_per_epoch == sum(batches.counts.values())
+    first = batches.batch(2)
+    assert (first["task_ids"] == 1).sum() == 4 and first["input_ids"].shape == (16, 32)
+    assert all((first[name] == values).all() for name, values in opened(0).batch(2).items())
+    assert (first["input_ids"] != opened(1).batch(2)["input_ids"]).any()  # stages have an order of their own
 
 
 def test_an_evaluation_reads_a_finite_pass(text: Path, tokenizer: Tokenizer):

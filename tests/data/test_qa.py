@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import example as explicit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -101,7 +102,9 @@ def test_windows_follow_the_reference_rule(tokens, room, step):
         assert (start + length == tokens) == (n == len(windows) - 1)
 
 
-@given(st.integers(1, 120), st.integers(1, 40), st.integers(1, 40))
+@settings(deadline=None)
+@given(st.integers(1, 700), st.integers(20, 400), st.integers(20, 200))
+@explicit(tokens=381, room=380, step=128)  # the last window is 127 pieces shorter, which decides about piece 254
 def test_maximum_context_is_the_window_that_sees_most_around(tokens, room, step):
     windows = list(qa._windows(tokens, room, step))
     best = qa._best_window(windows, tokens)
@@ -229,8 +232,8 @@ def test_squad_train_gives_the_rows_of_run_squad(shared_data, caplog):
     rows = qa.training_features(examples, tokenizer, SpanQa())
     assert len(examples) == 87_599 and "skipped" not in caplog.text
     starts, ends = rows["start_positions"], rows["end_positions"]
-    assert (len(rows), int((starts == 0).sum())) == REFERENCE_ROWS
-    assert (int(starts.sum()), int(ends.sum())) == REFERENCE_SUMS
+    assert (len(rows), int((starts == 0).sum())) == (88_641, 636)
+    assert (int(starts.sum()), int(ends.sum())) == (7_060_108, 7_344_395)
 
 
 def test_real_answers_are_where_the_training_rows_say(shared_data):

@@ -156,7 +156,10 @@ def test_a_damaged_manifest_is_refused(store: Path):
 
 
 def test_an_unfinished_store_is_never_seen(tmp_path: Path):
-    with pytest.raises(RuntimeError, match="midway"), StoreWriter(tmp_path / "s", DTYPE, {}, rows_per_shard=10) as writer:
+    with (
+        pytest.raises(RuntimeError, match="midway"),
+        StoreWriter(tmp_path / "s", DTYPE, {}, rows_per_shard=10) as writer,
+    ):
         writer.write(random_rows(95))
         assert not (tmp_path / "s").exists()
         raise RuntimeError("midway")

@@ -155,7 +155,8 @@ def test_orbax_itself_reads_what_is_written(tmp_path: Path) -> None:
     assert manager.latest_step() == 5
     meta = manager.restore(5, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
     assert meta["meta"]["step"] == 5
-    plain = {**abstract_of(make_tree(5)), "key": jax.ShapeDtypeStruct((2,), jnp.uint32)}
+    plain = abstract_of(make_tree(5))
+    plain["key"] = jax.ShapeDtypeStruct((2,), jnp.uint32, sharding=plain["key"].sharding)
     found = v1.load_checkpointables(tmp_path / "5", {"state": plain})["state"]
     np.testing.assert_array_equal(np.asarray(found["params"]["layers"]["1"]["kernel"]), kernel)
 
@@ -296,8 +297,9 @@ def test_an_unwritable_place_is_one_line(tmp_path: Path) -> None:
 # ---- damage ----
 
 
-def biggest_file(step: Path) -> Path:
-    return max((p for p in (step / "state").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+def array_files(step: Path) -> list[Path]:
+    """What holds the arrays: small ones lie in state/d, bigger ones in one folder for each process that wrote."""
+    return sorted(p for p in (step / "state").rglob("*") if p.is_file() and p.parent.name == "d")
 
 
 def flip(path: Path, bit: int) -> None:
@@ -313,9 +315,9 @@ def edit_json(path: Path, old: str, new: str) -> None:
 
 
 DAMAGE = {
-    "cut array": lambda step: os.truncate(biggest_file(step), biggest_file(step).stat().st_size // 2),
+    "cut arrays": lambda step: [os.truncate(p, p.stat().st_size // 2) for p in array_files(step)],
     "no arrays": lambda step: shutil.rmtree(step / "state"),
-    "flipped array": lambda step: flip(biggest_file(step), 8 * (biggest_file(step).stat().st_size // 2)),
+    "flipped arrays": lambda step: [flip(p, 4 * p.stat().st_size) for p in array_files(step)],
     "cut tree": lambda step: os.truncate(step / "state" / "_METADATA", 40),
     "no digest": lambda step: shutil.rmtree(step / "digest"),
     "empty meta": lambda step: os.truncate(step / "meta" / "metadata", 0),
@@ -355,7 +357,7 @@ def test_goes_back_past_a_damaged_step(tmp_path: Path, kind: str, caplog: pytest
 
 def test_when_every_step_is_damaged_nothing_moves(tmp_path: Path) -> None:
     save_steps(tmp_path, 10, 20)
-    DAMAGE["flipped array"](tmp_path / "10")
+    DAMAGE["flipped arrays"](tmp_path / "10")
     DAMAGE["cut tree"](tmp_path / "20")
     for _ in range(2):  # the second launch finds what the first one found
         with Checkpoints(tmp_path, CheckpointPolicy()) as ck:
@@ -386,16 +388,15 @@ time.sleep(60)
 
 
 def test_a_second_writer_is_told_who_holds_the_folder(tmp_path: Path) -> None:
-    child = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE)
-    try:
-        assert child.stdout.readline() == b"held\n"
-        for _ in range(2):
-            with pytest.raises(UserError, match=rf"process {child.pid} on \S+ since 20\S+ writes checkpoints here"):
-                Checkpoints(tmp_path, CheckpointPolicy())
-        assert reader(tmp_path).committed_steps() == []
-    finally:
-        child.kill()
-        child.wait()
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE) as child:
+        try:
+            assert child.stdout and child.stdout.readline() == b"held\n"
+            for _ in range(2):
+                with pytest.raises(UserError, match=rf"process {child.pid} on \S+ since 20\S+ writes checkpoints here"):
+                    Checkpoints(tmp_path, CheckpointPolicy())
+            assert reader(tmp_path).committed_steps() == []
+        finally:
+            child.kill()
     assert json.loads((tmp_path / runlock.NAME).read_text())["pid"] == child.pid
     with Checkpoints(tmp_path, CheckpointPolicy()):  # taken over from the dead
         assert json.loads((tmp_path / runlock.NAME).read_text())["pid"] == os.getpid()

@@ -109,6 +109,8 @@ def _place(context: str, text: str, near: int) -> tuple[int, int] | None:
 def _marked(context: str, start: int, stop: int, gold: tuple[int, int] | None, said: tuple[int, int] | None) -> str:
     """context[start:stop] as HTML; where the two spans overlap the answer's mark wins."""
     cuts = sorted({start, stop} | {min(max(cut, start), stop) for span in (gold, said) if span for cut in span})
+    if gold:
+        cuts = [cut for cut in cuts if not gold[0] < cut < gold[1]]
     parts = []
     for a, b in zip(cuts, cuts[1:], strict=False):
         text = html.escape(context[a:b])

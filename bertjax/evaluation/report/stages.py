@@ -95,7 +95,7 @@ def _figure(chart: Chart, key: str, episodes: list[Episode]) -> str:
         if len(entries) > 1
     )
     if any(series.points for series in chart.series):
-        keys += '<span class="key dots">evaluation</span>'
+        keys += '<span class="key dots">eval</span>'
     return (
         f"<figure{' class=wide' * chart.wide}><figcaption><b>{html.escape(chart.title)}</b>{keys}</figcaption>"
         f"{draw(chart, key, episodes)}</figure>"

@@ -84,7 +84,7 @@ pre { margin: 0; padding: 4px 16px 16px; overflow-x: auto; font: 12.5px/1.55 ui-
   Consolas, "DejaVu Sans Mono", monospace; }
 details .scroll { border: 0; border-top: 1px solid var(--line); border-radius: 0 0 10px 10px; }
 footer { margin-top: 40px; color: var(--muted); font-size: 13px; }
-@media (max-width: 760px) {
+@media screen and (max-width: 760px) {
   main { padding: 24px 16px 48px; }
   .charts, .charts.two { grid-template-columns: minmax(0, 1fr); }
   figure.wide { overflow-x: auto; }

@@ -1,0 +1,216 @@
+"""Records of Hugging Face datasets and TensorFlow Datasets. Both libraries are imported when first used.
+
+A Hub that cannot be reached is found out with one short request, because the library itself retries for half a minute;
+a dataset in its local cache is still used then. TensorFlow is never imported.
+"""
+
+import contextlib
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from bertjax.config.schema import HuggingFaceData, TfdsData
+from bertjax.data.files import resolve, sha256_of_files
+from bertjax.errors import UserError
+
+READERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".txt": "text"}
+TIMEOUT = 4.0  # seconds to wait for the Hub
+
+
+def to_python(value: Any, where: str) -> Any:
+    """Bytes as str and numpy values as Python's, at any depth; UserError where bytes are not UTF-8 text."""
+    if isinstance(value, bytes):
+        try:
+            return value.decode("utf-8")
+        except UnicodeDecodeError:
+            raise UserError(f"{where}: holds bytes that are not UTF-8 text; choose a split or file with text") from None
+    if isinstance(value, dict):
+        return {key: to_python(item, where) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_python(item, where) for item in value]
+    if hasattr(value, "tolist"):  # numpy arrays and scalars
+        return to_python(value.tolist(), where)
+    return value
+
+
+# ---- Hugging Face ---------------------------------------------------------------------------------------------------
+
+
+def huggingface_records(source: HuggingFaceData, base: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(where, record) of a `save_to_disk` folder, a local file or folder of data files, or a dataset on the Hub."""
+    where = source.name
+    rows = iter(_open_dataset(source, base))
+    number = 0
+    while True:
+        try:
+            record = next(rows, None)
+        except Exception as error:  # noqa: BLE001  (reading is lazy: damage shows here, as any of many exceptions)
+            raise UserError(
+                f"{where}: row {number + 1}: unreadable ({_brief(error)}); make the dataset again"
+            ) from None
+        if record is None:
+            return
+        number += 1
+        yield f"{where}: row {number}", to_python(dict(record), f"{where}: row {number}")
+
+
+def huggingface_fingerprint(source: HuggingFaceData, base: Path) -> str:
+    """Of a local dataset the content of its files; of one on the Hub the fingerprint the library gives it."""
+    path = resolve(source.name, base)
+    if path.exists():
+        return _folder_hash(path)
+    return str(_open_dataset(source, base)._fingerprint)
+
+
+def _open_dataset(source: HuggingFaceData, base: Path) -> Any:
+    path = resolve(source.name, base)
+    if path.is_dir() and ((path / "dataset_dict.json").is_file() or (path / "state.json").is_file()):
+        return _saved(path, source.split)
+    import datasets
+
+    datasets.disable_progress_bars()
+    if path.exists():
+        return _local(path, source)
+    if source.name.startswith((".", "/", "~")) or Path(source.name).suffix in READERS:
+        raise UserError(f"{path}: no such file or folder; check the name (relative names start at {base.resolve()})")
+    reachable = _hub_reachable()
+    with contextlib.nullcontext() if reachable else _offline():
+        try:
+            return datasets.load_dataset(source.name, source.config, split=source.split)
+        except Exception as error:  # noqa: BLE001  (the library raises its own, requests' and Python's errors)
+            reason = _brief(error) if reachable else "the Hub is out of reach and it is not in the local cache"
+            raise UserError(
+                f"{source.name}: {reason}; check name, config and split, or save it where there is a network with "
+                "Dataset.save_to_disk and give that folder as name"
+            ) from None
+
+
+def _saved(path: Path, split: str) -> Any:
+    import datasets
+
+    try:
+        found = datasets.load_from_disk(str(path))
+    except Exception as error:  # noqa: BLE001
+        raise UserError(f"{path}: cannot be loaded ({_brief(error)}); save it again with save_to_disk") from None
+    if not isinstance(found, datasets.DatasetDict):
+        return found
+    if split not in found:
+        raise UserError(f"{path}: has no split '{split}'; it has: {', '.join(found)}")
+    return found[split]
+
+
+def _local(path: Path, source: HuggingFaceData) -> Any:
+    import datasets
+
+    try:
+        if path.is_file():
+            suffix = Path(path.stem).suffix if path.suffix in (".gz", ".xz", ".bz2") else path.suffix
+            if suffix not in READERS:
+                raise UserError(f"{path}: cannot tell its format; known endings: {' '.join(READERS)}")
+            options = {"delimiter": "\t"} if suffix == ".tsv" else {}
+            kind = READERS[suffix]
+            return datasets.load_dataset(kind, data_files=str(path), split="train", streaming=True, **options)
+        if not any(path.iterdir()):
+            raise UserError(f"{path}: the folder is empty; give a folder with data files or one made by save_to_disk")
+        return datasets.load_dataset(str(path), source.config, split=source.split, streaming=True)
+    except UserError:
+        raise
+    except Exception as error:  # noqa: BLE001
+        raise UserError(f"{path}: cannot be loaded ({_brief(error)}); check its files, config and split") from None
+
+
+def _hub_reachable() -> bool:
+    if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
+        return False
+    from huggingface_hub import constants
+
+    try:
+        request = urllib.request.Request(constants.ENDPOINT, method="HEAD")
+        urllib.request.urlopen(request, timeout=TIMEOUT).close()
+    except urllib.error.HTTPError:
+        return True  # it answered
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _offline() -> Iterator[None]:
+    """Both libraries read the variable once, when imported: later their own flags have to change."""
+    import datasets
+    import huggingface_hub
+
+    flags = [(datasets.config, "HF_HUB_OFFLINE"), (huggingface_hub.constants, "HF_HUB_OFFLINE")]
+    before = [getattr(module, name) for module, name in flags]
+    for module, name in flags:
+        setattr(module, name, True)
+    try:
+        yield
+    finally:
+        for (module, name), value in zip(flags, before, strict=True):
+            setattr(module, name, value)
+
+
+# ---- TensorFlow Datasets --------------------------------------------------------------------------------------------
+
+
+def tfds_records(source: TfdsData, base: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(where, record) of a prepared split, read through the builder's data source."""
+    builder = _builder(source, base)
+    try:
+        rows = builder.as_data_source(split=source.split)
+    except Exception as error:  # noqa: BLE001
+        splits = ", ".join(builder.info.splits or {})
+        if source.split.split("[")[0] not in (builder.info.splits or {}):
+            raise UserError(f"{source.name}: has no split '{source.split}'; it has: {splits}") from None
+        reason = _brief(error)
+        raise UserError(f"{source.name}: cannot be read ({reason}); prepare it with file_format=array_record") from None
+    for number in range(len(rows)):
+        where = f"{source.name}: record {number + 1}"
+        try:
+            record = rows[number]
+        except Exception as error:  # noqa: BLE001
+            raise UserError(f"{where}: cannot be read ({_brief(error)}); prepare the dataset again") from None
+        yield where, to_python(record, where)
+
+
+def tfds_fingerprint(source: TfdsData, base: Path) -> str:
+    return _folder_hash(Path(_builder(source, base).data_path))
+
+
+def _builder(source: TfdsData, base: Path) -> Any:
+    import tensorflow_datasets as tfds
+
+    folder = resolve(source.data_dir, base) if source.data_dir else None
+    if folder is not None and not folder.is_dir():
+        raise UserError(f"{folder}: tfds data_dir: no such folder; relative names start at {base.resolve()}")
+    try:
+        if folder is not None and (folder / "dataset_info.json").is_file():
+            builder = tfds.builder_from_directory(folder)
+        else:
+            builder = tfds.builder(source.name, data_dir=folder, try_gcs=False)
+    except Exception as error:  # noqa: BLE001
+        place = f" in {folder}" if folder else ""
+        raise UserError(
+            f"{source.name}: TensorFlow Datasets finds no such dataset{place} ({_brief(error, 60)}); "
+            "set data_dir to the folder that was prepared (with dataset_info.json)"
+        ) from None
+    if not Path(builder.data_path).is_dir():
+        raise UserError(
+            f"{source.name}: is not prepared in {builder.data_path}; run "
+            f"'tfds build {source.name} --file_format=array_record' first, or set data_dir"
+        )
+    return builder
+
+
+def _folder_hash(path: Path) -> str:
+    if path.is_file():
+        return sha256_of_files([path])
+    return sha256_of_files(sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith(".")), root=path)
+
+
+def _brief(error: Exception, limit: int = 100) -> str:
+    return " ".join((str(error) or type(error).__name__).split())[:limit]

@@ -1,0 +1,243 @@
+"""BERT and DistilBERT folders of Hugging Face transformers: read into our parameters, and written from them."""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flax import nnx
+from safetensors.numpy import save_file
+
+from bertjax.config.load import DISTILBERT, resolve_sizes
+from bertjax.config.schema import ModelConfig
+from bertjax.errors import UserError
+from bertjax.interop import tables, tensors
+from bertjax.interop.tensors import Stored
+from bertjax.models import bert, paths
+
+# The transformers classes whose tensors the tables know, by the heads they have.
+_CLASSES: dict[str, dict[frozenset[str], str]] = {
+    "bert": {
+        frozenset(): "BertModel",
+        frozenset({"mlm", "nsp"}): "BertForPreTraining",
+        frozenset({"mlm"}): "BertForMaskedLM",
+        frozenset({"nsp"}): "BertForNextSentencePrediction",
+        frozenset({"qa"}): "BertForQuestionAnswering",
+        frozenset({"classifier"}): "BertForSequenceClassification",
+    },
+    "distilbert": {
+        frozenset(): "DistilBertModel",
+        frozenset({"mlm"}): "DistilBertForMaskedLM",
+        frozenset({"qa"}): "DistilBertForQuestionAnswering",
+        frozenset({"classifier"}): "DistilBertForSequenceClassification",
+    },
+}
+_SPECIALS = {f"{name}_token": f"[{name.upper()}]" for name in ("unk", "sep", "pad", "cls", "mask")}
+# What must be equal for the same parameters to be the same function; shapes tell the rest.
+_FUNCTION = ("num_hidden_layers", "num_attention_heads", "hidden_act", "layer_norm_eps")
+
+
+# ---- reading --------------------------------------------------------------------------------------------------------
+
+
+def load_params(folder: Path, model: ModelConfig) -> dict[str, np.ndarray]:
+    """{our path: float32 array} of everything in the folder that `model` has a place for, heads included.
+
+    Shapes as in `bertjax.models.bert`. `present_heads` and `num_labels` tell what was found. Raises UserError, naming
+    the file and the tensor, when the folder is no BERT or DistilBERT, is damaged, or does not agree with `model`.
+    """
+    folder = Path(folder)
+    _check_agrees(folder, model)
+    found = tensors.open_folder(folder, lambda name: tables.modern(name, model.family))
+    heads = _heads_in(found, model.family)
+    table = tables.table(model, heads)
+    if "mlm" in heads and tables.MLM_BIAS[model.family] not in found and "bias" in tables.TIED[model.family]:
+        table["heads/mlm/bias"] = (tables.TIED[model.family]["bias"],)
+    _check_names(folder, found, table, model.family)
+    params = {}
+    for path, shape in _shapes(model, heads, found).items():
+        for name in table[path]:
+            tensors.check(found[name], tables.their_shape(path, shape, len(table[path])))
+        params[path] = tables.to_ours(path, [found[name].read() for name in table[path]])
+    _check_tied(found, params, model.family)
+    return params
+
+
+def describe(folder: Path) -> dict[str, Any]:
+    """config.json of a folder that the tables can read. Raises UserError for code, other models and decoders."""
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise UserError(f"{folder}: holds no config.json; give a folder that transformers' save_pretrained wrote")
+    resolve_sizes(folder)  # refuses what is not JSON, and other model types
+    config = json.loads(path.read_text(encoding="utf-8"))
+    known = {name for classes in _CLASSES.values() for name in classes.values()}
+    asked = config.get("architectures") or []
+    unknown = [name for name in asked if name not in known] if isinstance(asked, list) else [asked]
+    if config.get("auto_map"):
+        raise UserError(f"{path}: auto_map: the model is defined by code of its own, which is never run here")
+    if unknown:
+        raise UserError(f"{path}: architectures: {unknown[0]!a:.60} is not known; known: {', '.join(sorted(known))}")
+    if config.get("is_decoder") or config.get("add_cross_attention"):
+        raise UserError(f"{path}: is_decoder: a causal model; bertjax reads encoders")
+    return config
+
+
+def present_heads(params: Mapping[str, Any]) -> tuple[str, ...]:
+    """The heads that flat parameters hold: mlm, nsp, qa, classifier, and pooler where no other head brings it."""
+    heads = tuple(head for head in ("mlm", "nsp", "qa", "classifier") if any(_of(p, head) for p in params))
+    alone = "heads/pooler/kernel" in params and not {"nsp", "classifier"} & set(heads)
+    return (*heads, "pooler") if alone else heads
+
+
+def _of(path: str, head: str) -> bool:
+    return path.startswith(f"heads/{head}/")
+
+
+def num_labels(params: Mapping[str, Any]) -> int:
+    """Outputs of the classifier; 2 where there is none."""
+    bias = params.get("heads/classifier/bias")
+    return 2 if bias is None else int(bias.shape[0])
+
+
+def _check_agrees(folder: Path, model: ModelConfig) -> None:
+    describe(folder)
+    theirs = resolve_sizes(folder)
+    ours = model.model_dump()
+    for name in ("family", *_FUNCTION):
+        if name in theirs and theirs[name] != ours[name]:
+            raise UserError(
+                f"{folder / 'config.json'}: {name} is {theirs[name]!a:.40}, the model here has {ours[name]!r}; "
+                "make the model section agree (or use model.config_from)"
+            )
+
+
+def _heads_in(found: Mapping[str, Stored], family: str) -> tuple[str, ...]:
+    first = {head: next(iter(parts.values())) for head, parts in tables.HEADS[family].items()}
+    heads = tuple(head for head, module in first.items() if f"{module}.weight" in found)
+    pooler = f"{tables.PREFIX[family]}{tables.POOLER}.weight" in found
+    return (*heads, "pooler") if pooler and not {"nsp", "classifier"} & set(heads) else heads
+
+
+def _check_names(folder: Path, found: Mapping[str, Stored], table: tables.Table, family: str) -> None:
+    wanted = {name for names in table.values() for name in names}
+    missing = [name for names in table.values() for name in names if name not in found]
+    if missing:
+        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+        raise UserError(f"{folder}: has no tensor '{missing[0]}'{more}; give a whole {family} model")
+    for name, stored in found.items():
+        if name not in wanted and tables.is_encoder(name, family) and not tables.is_ignored(name, family):
+            raise UserError(f"{stored.path}: tensor '{stored.name}' has no place in a {family} encoder of this size")
+
+
+def _shapes(model: ModelConfig, heads: Sequence[str], found: Mapping[str, Stored]) -> dict[str, tuple[int, ...]]:
+    """{our path: the shape the model wants}."""
+    labels = found["classifier.bias"].shape[0] if "classifier" in heads and found["classifier.bias"].shape else 2
+    abstract = bert.structure(model, tuple(heads), labels)[1]
+    return {path: x.shape for path, x in paths.flatten(nnx.as_pure(abstract)).items()}
+
+
+def _check_tied(found: Mapping[str, Stored], params: Mapping[str, np.ndarray], family: str) -> None:
+    """The output matrix is the word embeddings: a file may hold it twice, but not differently."""
+    ours = {"decoder": "embeddings/word/embedding", "bias": "heads/mlm/bias"}
+    for what, name in tables.TIED[family].items():
+        twin = params.get(ours[what])
+        if name not in found or twin is None:
+            continue
+        tensors.check(found[name], twin.shape)
+        if not np.array_equal(found[name].read(), twin):
+            raise UserError(f"{found[name].path}: tensor '{found[name].name}' is not tied; bertjax has tied outputs only")
+
+
+# ---- writing --------------------------------------------------------------------------------------------------------
+
+
+def save_folder(
+    out: Path, params: Mapping[str, np.ndarray], model: ModelConfig, heads: Sequence[str], *,
+    tokenizer_json: str, pieces: Sequence[str], lowercase: bool, labels: Sequence[str] | None = None,
+) -> None:  # fmt: skip
+    """Writes a folder that transformers' AutoModelFor... and AutoTokenizer load, in one piece.
+
+    params: {our path: float32 array}, whole arrays. labels: names of the classes. A pooler that no head of the written
+    class reads (a QA model's, say) is left out, as transformers has no place for it. Raises UserError for a model that
+    transformers has no class for, OSError when the folder cannot be written.
+    """
+    out = Path(out)
+    config = _config_json(out, params, model, heads, pieces, labels)
+    work = out.with_name(f".{out.name}.unfinished")
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    try:
+        save_file(_their_tensors(params, model, heads), work / tensors.WEIGHTS, metadata={"format": "pt"})
+        _write_json(work / "config.json", config)
+        shutil.copymode(work / "config.json", work / tensors.WEIGHTS)  # safetensors lets nobody else read it
+        for name, content in _tokenizer_files(model, lowercase).items():
+            _write_json(work / name, content)
+        (work / "tokenizer.json").write_text(tokenizer_json, encoding="utf-8", newline="\n")
+        (work / "vocab.txt").write_text("\n".join(pieces) + "\n", encoding="utf-8", newline="\n")
+        os.replace(work, out)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _their_tensors(params: Mapping[str, np.ndarray], model: ModelConfig, heads: Sequence[str]) -> dict[str, np.ndarray]:
+    bare = not set(heads) - {"pooler"}
+    written = [head for head in heads if bare or head != "pooler"]
+    tensors_ = {}
+    for path, names in tables.table(model, written).items():
+        pieces = tables.to_theirs(path, np.asarray(params[path], np.float32), len(names))
+        tensors_ |= dict(zip(names, pieces, strict=True))
+    prefix = tables.PREFIX[model.family]
+    if model.family == "bert" and not model.type_vocab_size:  # transformers always adds one: zeros change nothing
+        tensors_[f"{prefix}embeddings.token_type_embeddings.weight"] = np.zeros((2, model.hidden_size), np.float32)
+    return {name.removeprefix(prefix): t for name, t in tensors_.items()} if bare else tensors_
+
+
+def _config_json(
+    out: Path, params: Mapping[str, np.ndarray], model: ModelConfig, heads: Sequence[str], pieces: Sequence[str],
+    labels: Sequence[str] | None,
+) -> dict[str, Any]:  # fmt: skip
+    kind = frozenset(heads) - {"pooler"}
+    if kind not in _CLASSES[model.family]:
+        raise UserError(f"{out}: transformers has no {model.family} class with the heads {', '.join(sorted(kind))}")
+    sizes = model.model_dump(exclude={"family", "config_from"})
+    if model.family == "bert":
+        sizes["type_vocab_size"] = model.type_vocab_size or 2
+    else:
+        if model.layer_norm_eps != 1e-12:
+            raise UserError(f"{out}: transformers' distilbert has a fixed layer_norm_eps of 1e-12, not {model.layer_norm_eps}")
+        sizes = {theirs: sizes[ours] for ours, (theirs, _) in DISTILBERT.items()}
+    config = {
+        "architectures": [_CLASSES[model.family][kind]],
+        "model_type": model.family,
+        **sizes,
+        "pad_token_id": list(pieces).index("[PAD]"),
+        "tie_word_embeddings": True,
+        "torch_dtype": "float32",
+    }
+    if "classifier" in kind:
+        names = labels or [f"LABEL_{i}" for i in range(num_labels(params))]
+        config["id2label"] = {str(i): name for i, name in enumerate(names)}
+        config["label2id"] = {name: i for i, name in enumerate(names)}
+        if len(names) == 1:
+            config["problem_type"] = "regression"
+    return config
+
+
+def _tokenizer_files(model: ModelConfig, lowercase: bool) -> dict[str, Any]:
+    """The generic class, because BertTokenizer rebuilds itself from vocab.txt and gives up on words above 100 letters."""
+    inputs = ["input_ids", "token_type_ids", "attention_mask"]
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_input_names": inputs if model.family == "bert" else [inputs[0], inputs[2]],
+        "model_max_length": model.max_position_embeddings,
+        "do_lower_case": lowercase,
+        **_SPECIALS,
+    }
+    return {"tokenizer_config.json": config, "special_tokens_map.json": _SPECIALS}
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")

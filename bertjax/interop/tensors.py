@@ -1,0 +1,106 @@
+"""Reading the safetensors files of a folder, one tensor at a time, as float32."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import safe_open
+
+from bertjax.errors import UserError
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+_PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "tf_model.h5", "flax_model.msgpack")
+_FLOATS = ("F32", "F16", "BF16", "F64")
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One tensor in a file."""
+
+    path: Path
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    file: Any  # safetensors' open file
+
+    def read(self) -> np.ndarray:
+        """float32 [*shape]; float16 and bfloat16 are widened exactly. Raises UserError for NaN or infinity."""
+        try:
+            array = self.file.get_tensor(self.name).astype(np.float32)
+        except Exception as error:
+            raise damaged(self.path, error) from None
+        if not np.isfinite(array).all():
+            raise UserError(f"{self.path}: tensor '{self.name}' holds NaN or infinite values; download or save it again")
+        return array
+
+
+def open_folder(folder: Path, rename: Callable[[str], str]) -> dict[str, Stored]:
+    """{rename(name): tensor} of model.safetensors, or of the files that model.safetensors.index.json lists."""
+    tensors: dict[str, Stored] = {}
+    for path in _files(folder):
+        for stored in _open(path):
+            name = rename(stored.name)
+            if name in tensors:
+                raise UserError(f"{path}: tensors '{tensors[name].name}' and '{stored.name}' are the same; remove one")
+            tensors[name] = stored
+    return tensors
+
+
+def _files(folder: Path) -> list[Path]:
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
+    if (folder / INDEX).is_file():
+        return _shards(folder / INDEX)
+    pickles = [name for name in _PICKLES if (folder / name).is_file()]
+    if pickles:
+        raise UserError(
+            f"{folder}: holds {pickles[0]} and no {WEIGHTS}; convert it where it is trusted: load it in transformers, "
+            "then model.save_pretrained(new_folder, safe_serialization=True)"
+        )
+    raise UserError(f"{folder}: holds no {WEIGHTS}; give a folder that transformers' save_pretrained wrote")
+
+
+def _shards(index: Path) -> list[Path]:
+    try:
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
+        raise UserError(f"{index}: not an index of safetensors files (weight_map); download it again") from None
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
+            raise UserError(f"{index}: {name!a:.60} is not the name of a safetensors file beside it; download it again")
+        if not (index.parent / name).is_file():
+            raise UserError(f"{index}: lists {name}, which is not there; download it too")
+    return sorted(index.parent / name for name in names)
+
+
+def _open(path: Path) -> list[Stored]:
+    with path.open("rb") as start:
+        if start.read(24).startswith(b"version https://git-lfs"):
+            raise UserError(f"{path}: is a Git LFS pointer and not the weights; run git lfs pull")
+    try:
+        file = safe_open(str(path), framework="np")
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
+        return [Stored(path, name, tuple(s.get_shape()), s.get_dtype(), file) for name, s in slices.items()]
+    except Exception as error:  # safetensors has one error class, and raises others too
+        raise damaged(path, error) from None
+
+
+def damaged(path: Path, error: Exception) -> UserError:
+    reason = " ".join(str(error).split())[:100]
+    return UserError(f"{path}: not a sound safetensors file ({reason}); download or save it again")
+
+
+def check(stored: Stored, shape: tuple[int, ...]) -> None:
+    """Raises UserError when a tensor has another shape, or is not of floats."""
+    if stored.shape != shape:
+        raise UserError(
+            f"{stored.path}: tensor '{stored.name}' has shape {list(stored.shape)}, the model needs {list(shape)}; "
+            "make the model section agree with the folder (or use model.config_from)"
+        )
+    if stored.dtype not in _FLOATS:
+        raise UserError(
+            f"{stored.path}: tensor '{stored.name}' is stored as {stored.dtype}; give float weights ({', '.join(_FLOATS)})"
+        )

@@ -1,0 +1,152 @@
+"""Hugging Face folders in and out: import makes a run folder whose one checkpoint is like any other, export undoes it."""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from bertjax.config.load import build, dump, resolve_sizes
+from bertjax.config.schema import CheckpointPolicy, Config, ModelConfig
+from bertjax.data import tokenizers
+from bertjax.errors import StorageError, UserError
+from bertjax.interop import huggingface
+from bertjax.models import bert, paths
+from bertjax.parallel import mesh as meshes
+from bertjax.training import setup
+from bertjax.training.checkpoint import Checkpoints
+from bertjax.training.runs import find, stage_folder
+from bertjax.training.setup import Job
+from bertjax.training.summary import model_summary
+
+STAGE = "import"
+
+
+def import_folder(source: Path, out: Path) -> None:
+    """Writes a run folder with the folder's weights as step 0 of a stage called import.
+
+    `evaluate`, `predict`, `export` and `init_from` take it like a run of ours. The stage's objective is the one its
+    heads serve; heads that the folder lacks stay absent. `out` appears in one piece. Raises UserError for a folder
+    that cannot be read, StorageError when `out` cannot be written.
+    """
+    source, out = Path(source), Path(out)
+    described = huggingface.describe(source)
+    tokenizer = tokenizers.from_file(source)
+    model = ModelConfig(**_sizes(source))
+    if tokenizer.vocab_size > model.vocab_size:
+        raise UserError(
+            f"{source}: the tokenizer has {tokenizer.vocab_size} pieces, config.json says vocab_size {model.vocab_size}; "
+            "give the folder the tokenizer it was trained with"
+        )
+    params = huggingface.load_params(source, model)
+    heads = huggingface.present_heads(params)
+    config = _config(model, heads, huggingface.num_labels(params), tokenizer.lowercase, out)
+    job = Job(config, Path.cwd(), meshes.make_mesh(config.mesh), tokenizer)
+    try:
+        _write(job, heads, params, _labels(described), out)
+    except OSError as error:
+        raise StorageError(f"{out}: could not be written: {error.strerror}") from error
+
+
+def _sizes(source: Path) -> dict[str, Any]:
+    """resolve_sizes, checked as a configuration is: with one line for each problem."""
+    checked = build({"model": {"config_from": str(source)}, "stages": [_stage(("mlm",), 2, 8)]}, where=str(source))
+    return checked.model.model_dump() | {"config_from": None}
+
+
+def _write(job: Job, heads: tuple[str, ...], params: Mapping[str, np.ndarray], labels: list[str] | None, out: Path) -> None:
+    work = out.with_name(f".{out.name}.unfinished")
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    try:
+        program = job.program(job.config.stages[0], steps=1, heads=heads)
+        placed = program.placed()
+        arrays = {path: jax.device_put(array, placed[path]) for path, array in params.items()}
+        meta = setup.checkpoint_meta(job, program, 0, 0) | ({"labels": labels} if labels else {})
+        with Checkpoints(stage_folder(work, 0, STAGE), CheckpointPolicy()) as checkpoints:
+            checkpoints.save(0, {"params": paths.unflatten(arrays)}, meta)
+        job.tokenizer.save(work / "tokenizer")
+        setup.write(work / "environment.json", json.dumps(setup.environment(job.mesh), indent=1))
+        setup.write(work / "model.txt", model_summary(arrays, placed, ()))
+        setup.write(work / "config.yaml", dump(job.config))
+        os.replace(work, out)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _config(model: ModelConfig, heads: tuple[str, ...], num_labels: int, lowercase: bool, out: Path) -> Config:
+    """What the run folder says of itself: the objective its heads serve, and data every machine has to try it on."""
+    stage = _stage(heads, num_labels, model.max_position_embeddings)
+    return build(
+        {
+            "model": model.model_dump(exclude={"config_from"}),
+            "tokenizer": {"path": str(out / "tokenizer"), "lowercase": lowercase},
+            "run": {"root": str(out.parent), "name": out.name},
+            "stages": [stage],
+        },
+        where=str(out),
+    )
+
+
+def _stage(heads: Sequence[str], num_labels: int, positions: int) -> dict[str, Any]:
+    stage = {"name": STAGE, "steps": 1}
+    if "qa" in heads:
+        length = min(384, positions)
+        windows = {"kind": "span_qa", "sequence_length": length, "doc_stride": min(128, max(1, length // 3))}
+        windows["max_query_length"] = min(64, max(1, length // 4))
+        data = lambda split: {"source": {"kind": "stdlib_qa", "split": split}, "preprocess": windows}  # noqa: E731
+        evaluate = [{"kind": "squad", "data": data("heldout")}]
+        return stage | {"objective": {"kind": "span_qa"}, "data": data("train"), "evaluate": evaluate}
+    if "classifier" in heads:
+        examples = {"kind": "jsonl", "files": ["examples.jsonl"]}  # nothing every machine has; named when it is scored
+        data = {"source": examples, "preprocess": {"kind": "classify", "sequence_length": min(128, positions)}}
+        return stage | {"objective": {"kind": "classification", "num_labels": num_labels}, "data": data}
+    pairs = {"kind": "bert_pairs", "sequence_length": min(128, positions), "next_sentence": "nsp" in heads}
+    data = lambda split: {"source": {"kind": "stdlib_docs", "split": split}, "preprocess": pairs}  # noqa: E731
+    weights = {"mlm_weight": float("mlm" in heads), "nsp_weight": float("nsp" in heads)}
+    evaluate = [{"kind": "mlm", "data": data("heldout")}] if {"mlm", "nsp"} & set(heads) else []
+    return stage | {"objective": {"kind": "mlm_nsp", **weights}, "data": data("train"), "evaluate": evaluate}
+
+
+def _labels(described: Mapping[str, Any]) -> list[str] | None:
+    """The names of the classes, if config.json has any."""
+    names = described.get("id2label")
+    try:
+        return [str(name) for _, name in sorted(names.items(), key=lambda item: int(item[0]))] if names else None
+    except (AttributeError, ValueError):
+        return None
+
+
+def export_checkpoint(source: Path, out: Path) -> None:
+    """Writes a checkpoint as a Hugging Face folder: weights, config.json and tokenizer files.
+
+    source: a run folder, a stage's checkpoint folder or one of its steps. Raises UserError when there is no checkpoint,
+    or none that transformers has a class for, StorageError when `out` cannot be written.
+    """
+    found = find(source)
+    with Checkpoints(found.folder, CheckpointPolicy(), read_only=True) as checkpoints:
+        meta = checkpoints.meta(found.step)
+        model, heads = setup.config_of(meta, found.folder).model, tuple(meta["heads"])
+        abstract = nnx.as_pure(bert.structure(model, heads, meta["num_labels"])[1])
+        wanted = paths.unflatten(paths.flatten(abstract))
+        _, params, _ = checkpoints.restore_params(wanted, meta["step"])
+    tokenizer = tokenizers.from_json(meta["tokenizer_json"], str(found.folder))
+    labels = meta.get("labels")
+    try:
+        huggingface.save_folder(
+            Path(out),
+            {path: np.asarray(x) for path, x in paths.flatten(params).items()},
+            model,
+            heads,
+            tokenizer_json=meta["tokenizer_json"],
+            pieces=tokenizer.pieces,
+            lowercase=tokenizer.lowercase,
+            labels=labels if labels and len(labels) == meta["num_labels"] else None,
+        )
+    except OSError as error:
+        raise StorageError(f"{out}: could not be written: {error.strerror}") from error

@@ -1,0 +1,267 @@
+"""WordPiece: the same bytes on every training, parity with transformers, and one-line errors."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bertjax.config.schema import TokenizerConfig
+from bertjax.data import tokenizers as ours
+from bertjax.errors import UserError
+
+SENTENCES = [
+    "The cat sat on the mat and the dog sat beside the cat.",
+    "Unaffable people are seldom affable: café, naïve, Straße!",
+    "Tokenization of tokens tokenizes the tokenizer's tokens.",
+    "Zebras quickly jump over 13 lazy dogs; why?",
+    "日本 is written with two letters.",
+]
+VOCAB = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "want", "##want", "##ed", "wa", "un", "runn", "##ing", ",", "the"]
+
+
+def documents() -> Iterator[list[str]]:
+    return iter([SENTENCES * 5, ["The mat, the mat."] * 5])
+
+
+def trained(**options) -> ours.Tokenizer:
+    return ours.train(documents, **({"vocab_size": 160, "lowercase": True} | options))
+
+
+def vocab_file(folder: Path, pieces: list[str] = VOCAB) -> Path:
+    path = folder / "vocab.txt"
+    path.write_text("\n".join(pieces) + "\n", encoding="utf-8")
+    return path
+
+
+def test_trained_vocabulary() -> None:
+    tokenizer = trained()
+    assert tokenizer.pieces[:5] == ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    ids = (tokenizer.pad_id, tokenizer.unk_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id)
+    assert ids == (0, 1, 2, 3, 4)
+    assert tokenizer.vocab_size == len(tokenizer.pieces) == len(set(tokenizer.pieces)) <= 160
+    assert "the" in tokenizer.pieces and "cat" in tokenizer.pieces
+    assert [p for p, c in zip(tokenizer.pieces, tokenizer.is_continuation, strict=True) if c] == [
+        p for p in tokenizer.pieces if p.startswith("##")
+    ]
+    (encoded,) = tokenizer.encode_batch(["The café sat, naively."])
+    assert tokenizer.decode(encoded) == "the cafe sat, naively."  # lower case, accents stripped, nothing unknown
+
+
+def test_trained_vocabulary_can_spell_every_word_it_saw() -> None:
+    tokenizer = trained(vocab_size=400)
+    for ids in tokenizer.encode_batch(SENTENCES):
+        assert tokenizer.unk_id not in ids
+
+
+def test_cased_training_keeps_case_and_accents() -> None:
+    tokenizer = trained(lowercase=False, vocab_size=300)
+    assert not tokenizer.lowercase and trained().lowercase
+    assert "The" in tokenizer.pieces and "é" in "".join(tokenizer.pieces)
+
+
+def test_alphabet_is_bounded() -> None:
+    """A text with more letters than the vocabulary has room for still trains, and on words."""
+    letters = [chr(0x4E00 + i) for i in range(500)]
+    tokenizer = ours.train(lambda: iter([letters, ["the cat sat"] * 20]), vocab_size=120, lowercase=True)
+    assert tokenizer.vocab_size <= 120
+    assert tokenizer.encode_batch([letters[499]]) == [[tokenizer.unk_id]]
+
+
+CODE = """
+import sys
+from bertjax.data import stdlib_docs, tokenizers
+text = [s for name, s in stdlib_docs.documents("heldout")][:40]
+print(tokenizers.train(lambda: iter(text), vocab_size=2000, lowercase=True).sha256)
+"""
+
+
+@pytest.mark.slow
+def test_training_is_reproducible_between_processes() -> None:
+    """huggingface/tokenizers issue 1794: the library alone gives another vocabulary on every run."""
+    settings = [("1", "true"), ("2", "false"), ("77", "true"), ("random", "true")]
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", CODE],
+            env=os.environ | {"PYTHONHASHSEED": seed, "TOKENIZERS_PARALLELISM": threads},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed, threads in settings
+    }
+    assert len(found) == 1 and len(found.pop().strip()) == 64
+
+
+def test_reference_example(tmp_path: Path) -> None:
+    """tokenization_test.py of google-research/bert, test_full_tokenizer and test_wordpiece_tokenizer."""
+    pieces = ["[PAD]", "[MASK]", "[UNK]", "[CLS]", "[SEP]", "want", "##want", "##ed", "wa", "un", "runn", "##ing", ","]
+    tokenizer = ours.from_file(vocab_file(tmp_path, pieces))
+
+    def split(text: str) -> list[str]:
+        return [tokenizer.pieces[i] for i in tokenizer.encode_batch([text])[0]]
+
+    assert split("UNwant\u00e9d,running") == ["un", "##want", "##ed", ",", "runn", "##ing"]
+    assert split("unwantedX running") == ["[UNK]", "runn", "##ing"]
+    assert split("") == []
+
+
+def test_long_words_follow_the_reference_not_transformers(tmp_path: Path) -> None:
+    tokenizer = ours.from_file(vocab_file(tmp_path, VOCAB + ["a", "##a"]))
+    assert len(tokenizer.encode_batch(["a" * 200])[0]) == 200
+    assert tokenizer.encode_batch(["a" * 201]) == [[tokenizer.unk_id]]
+
+
+def test_text_never_makes_special_tokens(tmp_path: Path) -> None:
+    tokenizer = ours.from_file(vocab_file(tmp_path, VOCAB + ["[", "]", "mask", "sep"]))
+    (ids,) = tokenizer.encode_batch(["the [MASK] [SEP]"])
+    assert [tokenizer.pieces[i] for i in ids] == ["the", "[", "mask", "]", "[", "sep", "]"]
+
+
+def test_save_and_load_again(tmp_path: Path) -> None:
+    tokenizer = trained()
+    tokenizer.save(tmp_path / "t")
+    assert sorted(p.name for p in (tmp_path / "t").iterdir()) == ["tokenizer.json", "vocab.txt"]
+    for path in (tmp_path / "t", tmp_path / "t" / "tokenizer.json", tmp_path / "t" / "vocab.txt"):
+        again = ours.from_file(path)
+        assert again.sha256 == tokenizer.sha256 and again.pieces == tokenizer.pieces
+        assert again.encode_batch(SENTENCES) == tokenizer.encode_batch(SENTENCES)
+    again.save(tmp_path / "again")
+    for name in ("tokenizer.json", "vocab.txt"):
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "t" / name).read_bytes()
+
+
+def test_saved_tokenizer_adds_special_tokens_for_other_tools(tmp_path: Path) -> None:
+    backend = trained().backend
+    encoded = backend.encode("the cat", "the mat")
+    assert encoded.tokens == ["[CLS]", "the", "cat", "[SEP]", "the", "mat", "[SEP]"]
+    assert encoded.type_ids == [0, 0, 0, 0, 1, 1, 1]
+
+
+def test_case_comes_from_the_files_before_the_config(tmp_path: Path) -> None:
+    path = vocab_file(tmp_path, VOCAB + ["The"])
+    assert ours.from_file(path).lowercase and not ours.from_file(path, lowercase=False).lowercase
+    (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": false}')
+    assert not ours.from_file(tmp_path).lowercase
+    assert ours.from_file(path).encode_batch(["The"]) == [[len(VOCAB)]]
+
+
+def test_padding_and_truncation_in_a_file_are_switched_off(tmp_path: Path) -> None:
+    backend = trained().backend
+    backend.enable_padding(length=8)
+    backend.enable_truncation(3)
+    backend.save(str(tmp_path / "tokenizer.json"))
+    assert len(ours.from_file(tmp_path).encode_batch(["the cat sat on the mat"])[0]) == 6
+
+
+def test_load_trains_once_and_caches(tmp_path: Path) -> None:
+    calls = []
+
+    def source() -> Iterator[list[str]]:
+        calls.append(1)
+        return documents()
+
+    options = {"vocab_size": 160, "train_source_documents": source, "cache": tmp_path, "fingerprint": "f1"}
+    first = ours.load(TokenizerConfig(), tmp_path, **options)
+    trained_calls = len(calls)
+    second = ours.load(TokenizerConfig(), tmp_path, **options)
+    assert trained_calls > 0 and len(calls) == trained_calls and first.sha256 == second.sha256 == trained().sha256
+    assert ours.load(TokenizerConfig(vocab_size=120), tmp_path, **options).vocab_size <= 120
+    assert len(calls) > trained_calls
+    assert len(list((tmp_path / "tokenizers").iterdir())) == 2
+
+
+def test_load_without_a_fingerprint_keys_by_the_text(tmp_path: Path) -> None:
+    for text in (SENTENCES, SENTENCES, SENTENCES[:2]):
+        ours.load(
+            TokenizerConfig(),
+            tmp_path,
+            vocab_size=160,
+            train_source_documents=lambda text=text: iter([text]),
+            cache=tmp_path,
+        )
+    assert len(list((tmp_path / "tokenizers").iterdir())) == 2
+
+
+def test_load_reads_a_path_relative_to_the_config(tmp_path: Path) -> None:
+    vocab_file(tmp_path)
+    config = TokenizerConfig(path="vocab.txt")
+    tokenizer = ours.load(config, tmp_path, vocab_size=99, train_source_documents=None, cache=tmp_path / "cache")
+    assert tokenizer.pieces == VOCAB and not (tmp_path / "cache").exists()
+
+
+def _json(change) -> str:
+    state = json.loads(trained().backend.to_str())
+    change(state)
+    return json.dumps(state)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("vocab.txt", "[PAD]\n[UNK]\n[CLS]\n[SEP]\nthe\n", r"no \[MASK\]"),
+        ("vocab.txt", "\n".join(VOCAB + ["the"]), "line 15: 'the' stands on line 14 already"),
+        ("vocab.txt", "\n".join(VOCAB[:5] + [""] + VOCAB[5:]), "line 6: empty"),
+        ("vocab.txt", "", "is empty"),
+        ("vocab.txt", b"\xff\xfe\x00", "not UTF-8"),
+        ("tokenizer.json", "{not json", "not valid JSON"),
+        ("tokenizer.json", "[1, 2]", "no tokenizer.json"),
+        ("tokenizer.json", '{"model": {"type": "BPE"}}', "is a BPE tokenizer"),
+        ("tokenizer.json", '{"model": {"type": "WordPiece"}}', "cannot read it"),
+    ],
+)
+def test_bad_files_are_one_line_errors(tmp_path: Path, name: str, content: str | bytes, says: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UserError, match=says) as caught:
+        ours.from_file(path)
+    message = str(caught.value)
+    assert message.startswith(str(path)) and "\n" not in message and ";" in message and len(message) <= 300
+
+
+def test_missing_files_and_bad_options(tmp_path: Path) -> None:
+    for path, says in ((tmp_path / "no.txt", "no such file"), (tmp_path, "holds neither")):
+        with pytest.raises(UserError, match=says):
+            ours.from_file(path)
+    with pytest.raises(UserError, match="too small"):
+        trained(vocab_size=50)
+    with pytest.raises(UserError, match="no words"):
+        ours.train(lambda: iter([["  "]]), vocab_size=200, lowercase=True)
+    with pytest.raises(UserError, match="tokenizer.path or tokenizer.train_on"):
+        ours.load(TokenizerConfig(), tmp_path, vocab_size=200, train_source_documents=None, cache=tmp_path)
+    state = _json(lambda s: s["model"]["vocab"].pop("[MASK]"))
+    (tmp_path / "tokenizer.json").write_text(_json(lambda s: s["model"]["vocab"].update({"gap": 5000})))
+    with pytest.raises(UserError, match="without gaps"):
+        ours.from_file(tmp_path)
+    assert "[MASK]" in state  # the added token stays: the library gives it an id of its own
+
+
+def test_parity_with_transformers(shared_data: Path, tmp_path: Path) -> None:
+    """BertTokenizerFast over bert-base-uncased's vocabulary and real text; ids are equal piece by piece."""
+    import lzma
+
+    transformers = pytest.importorskip("transformers")
+    path = shared_data / "vocab" / "bert-base-uncased-vocab.txt"
+    theirs = transformers.BertTokenizerFast(vocab=str(path), do_lower_case=True)
+    tokenizer = ours.from_file(path)
+    assert (tokenizer.vocab_size, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id) == (30522, 101, 102, 103)
+    texts = []
+    for name in ("wikipedia_squad_train", "eltec-eng.valid"):
+        with lzma.open(shared_data / "text" / f"{name}.jsonl.xz", "rt") as file:
+            texts += [json.loads(next(file))["text"][:20000] for _ in range(8)]
+    expected = theirs(texts, add_special_tokens=False)["input_ids"]
+    assert sum(map(len, expected)) > 30_000
+    assert tokenizer.encode_batch(texts) == expected
+
+
+def test_loads_where_there_is_neither_network_nor_transformers(tmp_path: Path) -> None:
+    vocab_file(tmp_path)
+    code = (
+        "import sys; sys.modules['transformers'] = None; import socket; socket.socket = None\n"
+        f"from bertjax.data import tokenizers as t; print(t.from_file({str(tmp_path)!r}).vocab_size, 'jax' in sys.modules)"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.split() == [str(len(VOCAB)), "False"]

@@ -1,0 +1,326 @@
+"""The report: well-formed, complete, safe with hostile text, whole without a network, and made from unfinished runs."""
+
+import json
+import re
+import shutil
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bertjax.errors import StorageError, UserError
+from bertjax.evaluation.report import write_report
+from bertjax.evaluation.report.figures import bucket_means, smooth
+from bertjax.evaluation.report.record import read_run
+from bertjax.evaluation.report.samples import excerpt, verdict
+
+pytest.importorskip("matplotlib")
+
+VOID = {"meta", "br", "hr", "img", "input", "link"}
+CONTEXT = "The Grotto stands behind the basilica. It is a replica of the grotto at Lourdes, France. " * 3
+EVIL = "<script>alert('x')</script><img src=x onerror=alert(1)> & \"quoted\" $x^2$ {}"
+
+
+class Page(HTMLParser):
+    """What a browser sees: the text, the ids, the attributes; fails at the first tag out of place."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.ids: list[str] = []
+        self.attributes: list[tuple[str, str, str]] = []
+        self.words: list[str] = []
+        self.svg_words: list[str] = []
+        self.feed(source)
+        self.close()
+        assert self.open == []
+        self.text = " ".join(" ".join(self.words).split())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(tag, key, value or "") for key, value in attrs]
+        self.ids += [value or "" for key, value in attrs if key == "id"]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert "svg" in self.open or tag in VOID, f"<{tag}/> does not close itself in HTML"
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self.open:
+            (self.svg_words if "svg" in self.open else self.words).append(data)
+
+
+def report(run: Path) -> tuple[Page, str]:
+    source = write_report(run).read_text(encoding="utf-8")
+    return Page(source), source
+
+
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("runs") / "my-run"
+    run.mkdir()
+    lines: list[dict | str] = [{"kind": "event", "stage": "pretrain", "step": 0, "event": "start", "time": "x"}]
+    for step in range(10, 1001, 10):
+        lines.append({
+            "kind": "train", "stage": "pretrain", "step": step, "loss": 9 - step / 200, "mlm_loss": 8 - step / 200,
+            "nsp_loss": 0.7, "mlm_accuracy": step / 2000, "nsp_accuracy": 0.5, "learning_rate": 1e-4,
+            "tokens_per_second": 61_900, "step_seconds": 0.125, "data_wait": 0.031, "mfu": 0.503,
+            "memory_bytes": 3 * 2**30, "elapsed": step * 3.7, "trainable_parameters": 109_000_000, "episode": 1,
+        })  # fmt: skip
+    lines.append({"kind": "eval", "stage": "pretrain", "step": 1000, "name": "mlm",
+                  "scores": {"loss": 4.25, "mlm_accuracy": 0.4321, "nsp_accuracy": 0.75}})  # fmt: skip
+    lines.append({"kind": "event", "stage": "pretrain", "step": 1000, "event": "stage_end"})
+    for step in range(5, 61, 5):
+        episode = (step - 1) // 20 + 1
+        lines.append({"kind": "event", "stage": "qa", "step": step - 5, "event": "episode", "episode": episode,
+                      "trainable_parameters": 1000 * episode**2})  # fmt: skip
+        lines.append({"kind": "train", "stage": "qa", "step": step, "loss": 3.0, "learning_rate": 3e-5, "mfu": None,
+                      "elapsed": 3700 + step, "episode": episode})  # fmt: skip
+    lines.append({"kind": "eval", "stage": "qa", "step": 60, "name": "squad", "scores": {"exact": 11.0, "f1": 12.0}})
+    lines.append({"kind": "event", "stage": "qa", "step": 60, "event": "stage_end"})
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"kind": "train", "st')
+    stages = [{"name": "pretrain", "steps": 1000}, {"name": "qa", "steps": 60}]
+    (run / "config.yaml").write_text(yaml.safe_dump({"run": {"seed": 4711}, "stages": stages}))
+    (run / "environment.json").write_text(json.dumps({
+        "date": "2026-03-04T05:06:07Z", "device_kind": "NVIDIA H200", "device_count": 8,
+        "versions": {"bertjax": "0.1.0", "jax": "0.10.2"}, "env": {"WANDB_API_KEY": "hunter2", "XLA_FLAGS": "--x"},
+    }))  # fmt: skip
+    (run / "baselines.json").write_text(json.dumps([{"name": "sliding window", "exact": 13.25, "f1": 20.5}]))
+    folder = run / "evaluations" / "02-qa"
+    folder.mkdir(parents=True)
+    samples = [
+        {"id": "a", "question": "What stands behind?", "context": CONTEXT, "answers": ["The Grotto"],
+         "prediction": "Grotto"},
+        {"id": "b", "question": "Where is the real one?", "context": CONTEXT, "answers": ["at Lourdes, France"],
+         "prediction": "Lourdes"},
+        {"id": "c", "question": "What is it?", "context": CONTEXT, "answers": [{"text": "a replica"}],
+         "prediction": "basilica"},
+        {"id": "d", "question": "Who asked?", "context": CONTEXT, "answers": [], "prediction": ""},
+    ]  # fmt: skip
+    scores = {"exact": 71.2345, "f1": 79.5, "exact_match": 71.2345, "total": 10570}
+    (folder / "squad.json").write_text(json.dumps({"scores": scores, "samples": samples}))
+    (folder / "squad.predictions.json").write_text(json.dumps({str(n): "x" for n in range(1234)}))
+    (folder / "squad.nbest.json").write_text(
+        json.dumps({"c": [{"text": "basilica", "probability": 0.6}, {"text": "runner up", "probability": 0.25}]})
+    )
+    return run
+
+
+def test_every_section_and_number_is_there(finished_run: Path) -> None:
+    page, _ = report(finished_run)
+    sections = {"summary", "baselines", "stage-1", "stage-2", "made"}
+    assert sections <= set(page.ids)
+    for expected in (
+        "my-run finished", "2026-03-04 05:06 UTC", "8 × NVIDIA H200", "bertjax 0.1.0, jax 0.10.2",  # header
+        "71.23", "79.50", "10,570", "F1, stage qa", "1,060", "109M",  # tiles and scores
+        "pretrain 1,000 1h01m 4.0000 61.9k 125 ms 3.1% 50.3% 3.0 GiB 109M",  # summary: median, and the last loss
+        "qa 60 1m00s 3.0000 n/a n/a n/a n/a n/a n/a",
+        "loss 4.2500 MLM accuracy 43.2% NSP accuracy 75.0%",
+        "qa: squad (this run) 71.23 79.50", "sliding window 13.25 20.50",
+        "1 0 to 20 1,000", "2 20 to 40 4,000", "3 40 to 60 9,000",  # episodes
+        "4 samples from 1,234 predictions", "runner up 25.0%", "seed: 4711",
+        "1 line of metrics.jsonl could not be read",
+    ):  # fmt: skip
+        assert expected in page.text, expected
+    assert "exact match 71.23 F1 79.50 total 10,570" in page.text  # once, although the file has exact_match too
+    assert "11.00" not in page.text  # the file's scores are newer than the record's
+    assert "hunter2" not in page.text and "XLA_FLAGS" in page.text
+    assert [word for word in ("✓ right", "≈ partly", "✗ wrong") if word in page.text] == [
+        "✓ right",
+        "≈ partly",
+        "✗ wrong",
+    ]
+
+
+def test_charts_are_drawn_with_their_series(finished_run: Path) -> None:
+    page, source = report(finished_run)
+    assert page.tags.count("svg") == 4 + 3
+    titles = re.findall(r"<figcaption><b>([^<]+)</b>", source)
+    assert titles == ["Loss", "Accuracy", "Learning rate", "Tokens per second", "Loss", "Accuracy", "Learning rate"]
+    svg = " ".join(page.svg_words)
+    assert "episode 2 · 4k trained" in svg and "1e-4" in svg and "80%" in svg
+    figures = re.findall(r"<figure.*?</figure>", source, re.DOTALL)
+    assert all(f"var(--c{n})" in figures[0] for n in (1, 2, 3)) and "MLM loss" in figures[0] and "eval" in figures[0]
+    assert "var(--shade)" in figures[4] and "var(--shade)" not in figures[0]
+    assert not re.search(r"#0a0[ab]", source)  # no stand-in colour is left
+
+
+def test_the_page_needs_nothing_from_outside(finished_run: Path) -> None:
+    page, source = report(finished_run)
+    assert not {"script", "link", "iframe", "object", "img", "image", "base"} & set(page.tags)
+    assert "://" not in source and "@import" not in source
+    links = [value for _, key, value in page.attributes if key in ("src", "href", "xlink:href", "action")]
+    assert all(link.startswith("#") for link in links)
+    assert set(re.findall(r"url\(([^)]*)\)", source)) <= {f"#{name}" for name in page.ids}
+    assert ("meta", "content", "default-src 'none'; style-src 'unsafe-inline'") in page.attributes
+    assert len(page.ids) == len(set(page.ids))
+
+
+def test_the_same_run_gives_the_same_bytes(finished_run: Path, tmp_path: Path) -> None:
+    first, second = (write_report(finished_run, tmp_path / name) for name in ("one.html", "new/folder/two.html"))
+    assert first == tmp_path / "one.html" and first.read_bytes() == second.read_bytes()
+    assert write_report(finished_run, tmp_path) == tmp_path / "report.html"
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_hostile_text_stays_text(finished_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "a<b>&'c"
+    shutil.copytree(finished_run, run)
+    sample = {"id": "a", "question": EVIL, "context": f"before {EVIL} after", "answers": [EVIL], "prediction": EVIL}
+    scores = {"f1": 50.0, "exact": 40.0, EVIL: 1.0, EVIL + "_loss": 2.0}
+    folder = run / "evaluations" / "02-qa"
+    (folder / "squad.json").write_text(json.dumps({"scores": scores, "samples": [sample]}))
+    nbest = {"a": [{"text": EVIL, "probability": 1.0}, {"text": EVIL + "2", "probability": 0.5}]}
+    (folder / "squad.nbest.json").write_text(json.dumps(nbest))
+    (run / "baselines.json").write_text(json.dumps([{"name": EVIL, "exact": 1.0, "f1": 2.0}]))
+    (run / "environment.json").write_text(
+        json.dumps({"date": EVIL, "device_kind": EVIL, "versions": {"jax": EVIL}, EVIL: 1})
+    )
+    (run / "config.yaml").write_text(f"# {EVIL}\nstages:\n- name: {json.dumps(EVIL)}\n  steps: 3\n")
+    with (run / "metrics.jsonl").open("a") as file:
+        line = {"stage": EVIL, "step": 1, "name": EVIL, "scores": {EVIL: 1.0, f"{EVIL}_loss": 3.0}}
+        file.write("\n" + json.dumps(line | {"kind": "eval"}) + "\n")
+        file.write(json.dumps(line | {"kind": "train", f"{EVIL}_loss": 2.0, "loss": 1.0}) + "\n")
+    page, source = report(run)
+    assert not {"script", "img", "b>"} & set(page.tags)
+    assert "onerror" not in {key for _, key, _ in page.attributes}
+    assert page.text.count("<script>alert('x')</script>") > 8
+    assert "<mark>&lt;script&gt;" in source
+
+
+@pytest.mark.parametrize("left", ["config", "metrics"])
+def test_a_run_that_has_only_begun(tmp_path: Path, left: str) -> None:
+    if left == "config":
+        (tmp_path / "config.yaml").write_text("stages:\n- {name: pretrain, steps: 10}\n- {name: qa, epochs: 2}\n")
+        page, _ = report(tmp_path)
+        assert "0 of 2 stages finished" in page.text and page.text.count("not begun") == 2
+        assert "Stage 2: qa" in page.text and "No steps are on record yet." in page.text
+    else:
+        (tmp_path / "metrics.jsonl").write_text(
+            '{"kind":"train","stage":"pretrain","step":7,"loss":null,"episode":1}\n'
+        )
+        page, _ = report(tmp_path)
+        assert "0 of 1 stages finished" in page.text and "Stage 1: pretrain not finished" in page.text
+        assert "pretrain 7 n/a n/a" in page.text
+
+
+def test_a_stopped_stage_shows_how_far_it_came(finished_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "stopped"
+    shutil.copytree(finished_run, run)
+    kept = [line for line in (run / "metrics.jsonl").read_text().splitlines() if '"qa"' not in line]
+    (run / "metrics.jsonl").write_text("\n".join(kept[:51]))
+    shutil.rmtree(run / "evaluations")
+    page, _ = report(run)
+    assert "0 of 2 stages finished" in page.text and "500 of 1,000" in page.text
+    assert "Stage 2: qa not begun" in page.text and "Scores" not in page.text
+
+
+def test_broken_files_are_left_out(tmp_path: Path) -> None:
+    good = {"kind": "train", "stage": "pretrain", "step": 1, "loss": 2.0}
+    lines = [
+        b"\xff\xfe\x00",
+        b"[1, 2]",
+        b"null",
+        b'{"kind": "train"}',
+        json.dumps(good).encode(),
+        b'{"kind": "eval", "st',
+    ]
+    lines.insert(3, b'{"kind": "eval", "stage": "pretrain", "step": 1, "name": "x", "scores": null}')
+    (tmp_path / "metrics.jsonl").write_bytes(b"\n".join(lines))
+    (tmp_path / "config.yaml").write_text("stages: [unclosed\n")
+    for name, text in (("environment.json", "[]"), ("baselines.json", '[1, {"name": "x", "f1": "high"}]')):
+        (tmp_path / name).write_text(text)
+    folder = tmp_path / "evaluations" / "01-pretrain"
+    folder.mkdir(parents=True)
+    (folder / "a.json").write_text("{")
+    (folder / "b.json").write_text(
+        '{"scores": {"f1": 3.0, "exact": null}, "samples": [1, {"question": 2}], "step": "x"}'
+    )
+    page, _ = report(tmp_path)
+    assert "5 lines of metrics.jsonl could not be read" in page.text and "F1 3.00" in page.text
+    assert [line["loss"] for line in read_run(tmp_path).stages[0].train] == [2.0]
+
+
+def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "missing"):
+        with pytest.raises(UserError, match="is not a run folder") as error:
+            write_report(folder)
+        assert "\n" not in str(error.value)
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_without_matplotlib(finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(UserError, match=r"pip install 'bertjax\[report\]'"):
+        write_report(finished_run, tmp_path / "report.html")
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_an_output_that_cannot_be_written(finished_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="could not be written"):
+        write_report(finished_run, tmp_path / "file" / "report.html")
+
+
+# ---- pieces ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "answers, prediction, expected",
+    [
+        (["The Grotto"], "grotto!", "right"),  # articles, case and punctuation do not count (SQuAD's normalization)
+        (["no", "a copper statue"], "copper statue", "right"),
+        (["Saint Bernadette Soubirous"], "Bernadette", "partly"),  # precision 1, recall 1/3: F1 = 0.5
+        (["a golden statue of the Virgin Mary"], "the Basilica of the Sacred Heart", "wrong"),  # "of" alone: F1 2/9
+        ([], "", "right"), ([], "something", "wrong"), (["something"], "", "wrong"),
+    ],
+)  # fmt: skip
+def test_verdicts(answers: list[str], prediction: str, expected: str) -> None:
+    assert verdict(answers, prediction) == expected
+
+
+def test_excerpts_mark_answer_and_prediction() -> None:
+    text = "x " * 400 + "the red fox & the dog" + " y" * 400
+    shown = excerpt(text, "red fox", "fox & the dog")
+    assert '<mark>red fox</mark><mark class="said"> &amp; the dog</mark>' in shown
+    assert shown.startswith("… ") and shown.endswith(" …") and len(shown) < 500
+    assert excerpt("short", "absent", "") == "short"
+    assert excerpt("a b a b a", "b a", "b") == "a <mark>b a</mark> b a"  # the first answer, the prediction inside it
+    far = excerpt("gold " + "z " * 2000 + "said", "gold", "said")
+    assert "<mark>gold</mark>" in far and "said" not in far
+
+
+@given(st.text("ab <&", max_size=60), st.text("ab <&", max_size=6), st.text("ab <&", max_size=6))
+def test_excerpts_never_change_the_text(context: str, answer: str, prediction: str) -> None:
+    page = Page(excerpt(context, answer, prediction))
+    assert "".join(page.words) == context  # shorter than an excerpt: shown whole
+    assert ("mark" in page.tags) == bool((answer and answer in context) or (prediction and prediction in context))
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=300), st.integers(1, 50))
+def test_fewer_points_keep_range_and_order(values: list[float], most: int) -> None:
+    steps, means = bucket_means(np.arange(len(values), dtype=float), np.array(values), most)
+    assert len(steps) == len(means) == min(len(values), most)
+    assert np.all(np.diff(steps) > 0)
+    assert min(values) - 1e-6 <= means.min() and means.max() <= max(values) + 1e-6
+
+
+def test_smoothing_keeps_lines_and_beginnings() -> None:
+    line = np.arange(50.0)
+    assert np.allclose(smooth(line, 5)[:45], line[:45])
+    assert np.allclose(smooth(np.ones(7), 3), 1)
+    assert smooth(np.array([9.0, 1, 1, 1]), 2)[0] == 9
+    assert np.isclose(smooth(np.array([0.0, 0, 3, 0, 0, 0]), 1)[1], 1.0)

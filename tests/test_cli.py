@@ -1,0 +1,234 @@
+"""The command line itself: help, mistakes, dispatch, exit codes, and that nothing heavy is imported early."""
+
+import json
+import os
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+import bertjax
+from bertjax.cli import COMMANDS, main
+from bertjax.errors import DivergedError, StoppedSafely, StorageError, UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIG = "stages: [{name: s, steps: 1, data: {source: {files: [a.txt]}}}]\n"
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    (tmp_path / "c.yaml").write_text(CONFIG)
+    return tmp_path
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    """Puts a stand-in where a command looks for its function; -> the arguments it was called with."""
+
+    def install(module: str, name: str, result: object = None) -> list:
+        calls: list = []
+
+        def call(*args: object) -> object:
+            calls.append(args)
+            if isinstance(result, BaseException):
+                raise result
+            return result
+
+        stand_in = types.ModuleType(module)
+        setattr(stand_in, name, call)
+        package, _, leaf = module.rpartition(".")
+        monkeypatch.setitem(sys.modules, module, stand_in)
+        monkeypatch.setattr(
+            sys.modules[package] if package in sys.modules else __import__(package), leaf, stand_in, False
+        )
+        return calls
+
+    return install
+
+
+def said(capsys: pytest.CaptureFixture[str], argv: list[str], code: int = 2) -> str:
+    assert main(argv) == code
+    out, err = capsys.readouterr()
+    return out if code == 0 else err
+
+
+# ---- help and mistakes ----------------------------------------------------------------------------------------------
+
+
+def test_help_names_every_command_and_each_has_an_example(capsys):
+    overview = said(capsys, ["--help"], 0)
+    assert said(capsys, [], 0) == overview == said(capsys, ["-h"], 0)
+    for name in COMMANDS:
+        assert f"  {name} " in overview
+        text = said(capsys, [*name.split(), "--help"], 0)
+        assert text.startswith(f"usage: bertjax {name}") and f"  bertjax {name}" in text.split("examples:")[1]
+        assert max(map(len, text.splitlines())) <= 120
+    assert said(capsys, ["--version"], 0) == f"bertjax {bertjax.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("argv", "line"),
+    [
+        ("tain", "bertjax: unknown command 'tain'; did you mean 'train'?"),
+        ("zzz", "bertjax: unknown command 'zzz'; try --help"),
+        ("--hlep", "bertjax: unknown option '--hlep'; did you mean '--help'?"),
+        ("train", "bertjax train: missing: CONFIG; try --help"),
+        ("train c.yaml --devcie cpu", "bertjax train: unknown option '--devcie'; did you mean '--device'?"),
+        ("train c.yaml --seed 3", "bertjax train: unknown option '--seed'; did you mean 'run.seed'?"),
+        ("train c.yaml --seed=3", "bertjax train: unknown option '--seed=3'; did you mean 'run.seed'?"),
+        ("train c.yaml --device tpux", "bertjax train: argument --device: invalid choice: 'tpux' (choose from"),
+        ("train c.yaml --device", "bertjax train: argument --device: expected one argument"),
+        ("train c.yaml oops", "bertjax train: expected key.path=value (got 'oops')"),
+        ("train c.yaml run.sed=3", "command line: run.sed: unknown key (got 3); did you mean 'seed'?"),
+        ("train d.yaml", "d.yaml: no such file; did you mean 'c.yaml'?"),
+        ("evaluate nowhere", "'nowhere': no such file or folder"),
+        ("evaluate . --step x", "bertjax evaluate: argument --step: must be a whole number above zero (got 'x')"),
+        ("evaluate . --step -1", "bertjax evaluate: argument --step"),
+        ("predict", "bertjax predict: expected fill-mask or answer"),
+        ("predict fil-mask", "bertjax predict: expected fill-mask or answer (got 'fil-mask'); did you"),
+        ("predict --help", "bertjax predict: say which: fill-mask or answer; then --help"),
+        ("predict fill-mask .", "bertjax predict fill-mask: missing: TEXT"),
+        ("predict fill-mask . a --top-k 0", "bertjax predict fill-mask: argument --top-k: must be a whole number"),
+        ("predict answer . --question q", "bertjax predict answer: give either --context or --context-file"),
+        ("predict answer . --question q --context-file no.txt", "no.txt: no such file"),
+        ("import . ./c.yaml", "'./c.yaml': is there already; name a new folder"),
+        ("export nowhere out", "'nowhere': no such file or folder"),
+        ("report . --output no/x.html", "'no': no such file or folder"),
+        ("report . --output .", "'.': is a folder; name a file"),
+        ("score", "bertjax score: expected squad"),
+        ("score squad c.yaml", "bertjax score squad: missing: PREDICTIONS"),
+        ("score squad c.yaml no.json", "'no.json': no such file or folder"),
+        ("doctor now", "bertjax doctor: unexpected argument (got 'now')"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_answered_in_one_line(here, capsys, argv, line):
+    err = said(capsys, argv.split())
+    assert err.startswith(line) and err.count("\n") == 1 and len(err) <= 301
+    assert sorted(path.name for path in here.iterdir()) == ["c.yaml"]
+
+
+# ---- dispatch -------------------------------------------------------------------------------------------------------
+
+
+def test_train_hands_over_the_config_and_the_current_folder(here, fake, monkeypatch):
+    fake("bertjax.evaluation.evaluate", "build_evaluators")
+    calls = fake("bertjax.training.loop", "train")
+    assert main(["train", "--mesh.fsdp", "2", "c.yaml", "run.seed=3", "--device", "cpu", "--run.name=x"]) == 0
+    ((config, base, evaluators),) = calls
+    assert (config.run.seed, config.run.name, config.mesh.fsdp, base) == (3, "x", 2, here) and callable(evaluators)
+    assert os.environ["JAX_PLATFORMS"] == "cpu"
+
+
+def test_evaluate_prints_json(here, fake, capsys):
+    calls = fake("bertjax.evaluation.evaluate", "evaluate_command", {"f1": 0.5})
+    out = said(capsys, ["evaluate", ".", "--step", "20", "--stage", "qa", "run.seed=1", "--name", "squad"], 0)
+    assert json.loads(out) == {"f1": 0.5}
+    assert calls == [(Path("."), 20, "qa", "squad", ["run.seed=1"])]
+
+
+def test_predictions_take_text_as_it_is(here, fake, capsys):
+    calls = fake("bertjax.evaluation.probes", "fill_mask", ["é"])
+    assert "é" in said(capsys, ["predict", "fill-mask", ".", "x = [MASK].y=1", "b", "--top-k", "2"], 0)
+    assert calls == [(Path("."), ["x = [MASK].y=1", "b"], 2)]
+    (here / "t.txt").write_text("context\n")
+    calls = fake("bertjax.evaluation.probes", "answer", [])
+    said(capsys, ["predict", "answer", ".", "--question", "q=1?", "--context-file", "t.txt"], 0)
+    assert calls == [(Path("."), "q=1?", "context\n", 3)]
+
+
+def test_score_writes_its_output_whole(here, capsys):
+    gold = {"data": [{"paragraphs": [{"context": "a b", "qas": [
+        {"id": "1", "question": "q", "answers": [{"text": "b", "answer_start": 2}]}]}]}]}  # fmt: skip
+    (here / "gold.json").write_text(json.dumps(gold))
+    (here / "pred.json").write_text(json.dumps({"1": "The b."}))
+    assert main(["score", "squad", "gold.json", "pred.json", "--output", "scores.json"]) == 0
+    assert json.loads((here / "scores.json").read_text())["exact_match"] == 100.0
+    assert json.loads(said(capsys, ["score", "squad", "gold.json", "pred.json"], 0))["f1"] == 100.0
+    assert sorted(path.name for path in here.iterdir()) == ["c.yaml", "gold.json", "pred.json", "scores.json"]
+
+
+# ---- exit codes -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "text"),
+    [
+        (UserError("a.txt: wrong"), 2, "a.txt: wrong\n"),
+        (DivergedError("loss is nan"), 3, "loss is nan\n"),
+        (StorageError("disk full"), 4, "disk full\n"),
+        (StoppedSafely("saved at 5"), 75, "saved at 5\n"),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+        (OSError(28, "No space left on device", "/x/y"), 4, "/x/y: No space left on device\n"),
+        (PermissionError(13, "Permission denied", "/x/y"), 2, "/x/y: Permission denied\n"),
+        (ModuleNotFoundError("No module named 'wandb'", name="wandb"), 2, "the package 'wandb' is missing; install"),
+        (
+            RuntimeError("Unable to initialize backend 'cuda': no\nmore"),
+            2,
+            "Unable to initialize backend 'cuda': no; ch",
+        ),
+        (ZeroDivisionError("a bug"), 70, "Traceback"),
+        (BrokenPipeError(32, "Broken pipe"), 70, "Traceback"),  # standard output is fine: some other pipe broke
+        (ModuleNotFoundError("No module named 'bertjax.x'", name="bertjax.x"), 70, "Traceback"),
+    ],
+)
+def test_exit_codes(here, fake, capsys, error, code, text):
+    fake("bertjax.evaluation.evaluate", "build_evaluators")
+    fake("bertjax.training.loop", "train", error)
+    err = said(capsys, ["train", "c.yaml"], code)
+    assert err.startswith(text) and (code == 70) == ("Traceback" in err)
+
+
+# ---- in a process of its own ----------------------------------------------------------------------------------------
+
+HEAVY = ("jax", "numpy", "flax", "grain", "orbax", "tokenizers")
+
+
+def after_main(argv: list[str], watched: tuple[str, ...]) -> tuple[int, list[str], str]:
+    """Exit code, which of `watched` were imported, and stderr."""
+    code = f"import sys; from bertjax.cli import main; c = main({argv!r}); print()"
+    code += f"; print(c, *(sys.modules.keys() & {set(watched)!r}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    result, *modules = done.stdout.splitlines()[-1].split()
+    return int(result), modules, done.stderr
+
+
+def test_help_and_mistakes_import_nothing(here):
+    nothing = (*HEAVY, "pydantic", "yaml")
+    for argv, code in ((["--help"], 0), (["train", "--help"], 0), (["tain"], 2), (["evaluate", "no/such"], 2)):
+        assert after_main(argv, nothing)[:2] == (code, [])
+    assert after_main(["train", str(here / "c.yaml"), "stages.s.steps=0"], HEAVY)[:2] == (2, [])
+    assert after_main(["inspect", str(here / "c.yaml"), "stages.s.steps=0"], HEAVY)[:2] == (2, [])
+    code = "import sys, bertjax; dir(bertjax); print(*(sys.modules.keys() & {'jax', 'pydantic', 'yaml', 'numpy'}))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT).stdout == "\n"
+
+
+def test_module_entry_point_and_a_closed_pipe(here):
+    python = [sys.executable, "-m", "bertjax"]
+    done = subprocess.run([*python, "tain"], capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stdout) == (2, "") and done.stderr.startswith("bertjax: unknown command 'tain'")
+    reader, writer = os.pipe()
+    os.close(reader)
+    for unbuffered in ("", "1"):
+        environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+        done = subprocess.run([*python, "--help"], stdout=writer, stderr=subprocess.PIPE, cwd=ROOT, env=environment)
+        assert (done.returncode, done.stderr) == (141, b"")
+    os.close(writer)
+
+
+def test_public_names_are_found_on_demand():
+    assert bertjax.Config.__name__ == "Config" and callable(bertjax.load) and "load" in dir(bertjax)
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        bertjax.nothing  # noqa: B018
+
+
+def test_doctor_finds_this_machine_fit_and_says_what_to_do_otherwise(here, capsys, monkeypatch):
+    assert "\nready\n" in said(capsys, ["doctor"], 0)
+    monkeypatch.setattr("bertjax.doctor.REQUIRED", ("jax", "no-such-package"))
+    monkeypatch.setattr("bertjax.doctor._disk", lambda: (_ for _ in ()).throw(OSError("broken")))
+    assert main(["doctor"]) == 2
+    out = capsys.readouterr().out
+    assert "pip install no-such-package" in out and "OSError: broken" in out and "not ready" in out
