@@ -13,7 +13,7 @@ from typing import Any
 
 from bertjax.data.stdlib_source import THIRD_PERSON, Entry
 
-CONTEXT_WORDS = (60, 95)  # with the question about 160 word pieces, so that most fit one window of 192
+CONTEXT_WORDS = (60, 80)  # with its question about 120 word pieces, so that most fit a window of 160
 QUESTIONS_PER_CONTEXT = 8
 QUESTIONS_PER_ENTRY = 3
 CONSTANTS_PER_CONTEXT = 3
@@ -24,7 +24,6 @@ _CLAUSE = re.compile(
     r"based|suitable|corresponding|showing|indicating|stored|passed|returned|found|relative|associated|to be|"
     r"and \w+s the|and \w+s an?)\b"
 )
-_CLAUSE_END = re.compile(r"\s*[,;:(]| -|\. ")
 _PLACE = re.compile(r" (?:to|from|into|onto|in|on|with|for|at|as|out|through|over|under|against|and|between)\b")
 _NOT_OBJECTS = frozenset(
     "to for if when from in on up down out off at by with into as and or that until over through about like back away "
@@ -163,7 +162,7 @@ def _question(kind: str, wanted: str, answer: str, text: str, lead_in: str, with
 
 
 def _ask_name(entry: Entry, group: list[Entry]) -> list[Question]:
-    shown = _CLAUSE_END.split(entry.lead, maxsplit=1)[0]
+    shown = entry.short_lead()
     words = shown.split()
     known = sum(other.lead.startswith(shown) for other in group)
     if entry.kind == "constant" or known > 1 or not 3 <= len(words) <= 14 or entry.name in words:

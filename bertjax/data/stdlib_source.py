@@ -57,7 +57,8 @@ _MARKUP = [
 _FUNCTION_WORDS = frozenset(
     "the a an of to is are in for and or if it this that be by with as on from not any all no its".split()
 )
-_CODE = re.compile(r">>>|::=|->|==|\\|[{}<>|~^$%@]|\w=|=\w|\(\)\.|__|\w\[|\.\.\.| = |\S{28}|\bdef \w")
+_LEAD_END = re.compile(r"\s*[,;:(]| -|\. ")
+_CODE = re.compile(r">>>|XXX|::=|->|==|\\|[{}<>|~^$%@]|\w=|=\w|\(\)\.|__|\w\[|\.\.\.| = |\S{28}|\bdef \w")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +80,13 @@ class Entry:
 
     def opening(self) -> str:
         return f"The{self.subject[3:]} {self.lead}."
+
+    def short_lead(self) -> str:
+        """The predicate up to its first comma or bracket."""
+        return _LEAD_END.split(self.lead, maxsplit=1)[0]
+
+    def summary(self) -> str:
+        return f"In short, {self.name} {self.short_lead()}."
 
     def facts(self) -> list[str]:
         """Sentences that say what the signature and the body say."""

@@ -10,7 +10,6 @@ save silently after a fallback, replaces an existing folder, and offers no hook 
 """
 
 import logging
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -27,20 +26,14 @@ from bertjax.errors import StorageError, UserError
 from bertjax.models import paths
 from bertjax.training import step_folders
 from bertjax.training.lead import first_reason, from_lead, is_lead
+from bertjax.training.patience import patient_loops
 from bertjax.training.runlock import WriterLock
 from bertjax.training.step_record import Damaged, believe, check_digests, check_fit, describe, stored, typed
 
 log = logging.getLogger(__name__)
 
-def _hush(report: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    return lambda unraisable: None if "Event loop is closed" in str(unraisable.exc_value) else report(unraisable)
-
-
-# Orbax shows a failure as tracebacks besides raising it: in its own log, and again for each array whose reading was
-# under way when another one's failure closed the event loop. Ours is one line.
+# Orbax logs each failure with its traceback besides raising it; ours are one line each.
 logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
-logging.getLogger("asyncio").addFilter(lambda record: "tensorstore" not in record.getMessage())
-sys.unraisablehook = _hush(sys.unraisablehook)
 
 # Signs that the machine failed and not the file: nothing is moved away for want of memory or of a permission.
 _NOT_DAMAGE = ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "Permission denied", "Too many open files", "Out of memory")
@@ -336,7 +329,8 @@ class Checkpoints:
             restore_args=ocp.checkpoint_utils.construct_restore_args(target),
             partial_restore=True,
         )
-        read = ocp.PyTreeCheckpointHandler().restore(epath.Path(self.folder / str(step) / "state"), args=arguments)
+        with patient_loops():
+            read = ocp.PyTreeCheckpointHandler().restore(epath.Path(self.folder / str(step) / "state"), args=arguments)
         found = paths.flatten(read)
         return {path: found[f"{prefix}{path}"] for path in wanted}
 

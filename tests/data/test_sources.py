@@ -2,6 +2,7 @@
 
 import bz2
 import gzip
+import importlib.resources.abc
 import json
 import lzma
 import os
@@ -10,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from bertjax.config.schema import (
@@ -249,23 +251,26 @@ def test_a_hub_name_without_a_network_fails_at_once(tmp_path: Path, monkeypatch,
 
 @pytest.fixture(scope="module")
 def tfds_folder(tmp_path_factory) -> Path:
+    """A data set prepared as array_record, without TensorFlow."""
     tfds = pytest.importorskip("tensorflow_datasets")
+    with pytest.MonkeyPatch.context() as patch:
+        # writing (not reading) wants a package that tfds 4.9 does not declare; the standard library has the same
+        patch.setitem(sys.modules, "importlib_resources", importlib.resources)
+        return _prepare_tea(tfds, tmp_path_factory.mktemp("tfds"))
 
-    class Tea(tfds.core.GeneratorBasedBuilder):
-        VERSION = tfds.core.Version("1.0.0")
 
-        def _info(self):
-            features = {"text": tfds.features.Text(), "label": tfds.features.Scalar("int64")}
-            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+def _prepare_tea(tfds, folder: Path) -> Path:
 
-        def _split_generators(self, dl_manager):
-            return {"train": self._generate_examples()}
-
-        def _generate_examples(self):
-            yield from enumerate(ROWS)
-
-    folder = tmp_path_factory.mktemp("tfds")
-    Tea(data_dir=str(folder), file_format="array_record").download_and_prepare()
+    features = {"text": tfds.features.Text(), "label": tfds.features.Scalar(np.int64)}
+    tfds.dataset_builders.store_as_tfds_dataset(
+        name="tea",
+        version="1.0.0",
+        features=tfds.features.FeaturesDict(features),
+        split_datasets={"train": list(enumerate(ROWS))},
+        data_dir=str(folder),
+        file_format="array_record",
+        disable_shuffling=True,
+    )
     return folder
 
 
