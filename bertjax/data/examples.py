@@ -202,4 +202,3 @@ def packing_blocks(work: PackingWork, part: tuple[int, Assignment]) -> Blocks:
         if work.masker:
             work.masker(rows, first + start)
         yield rows
-

@@ -1,5 +1,6 @@
 """From a task to its store: read, tokenise, make examples, pack, write; done once and kept in a cache."""
 
+import errno
 import hashlib
 import json
 import shutil
@@ -19,7 +20,7 @@ from bertjax.data.packing import Assignment, pack_lengths
 from bertjax.data.plans import PLANS, Plan, Report, Work, pool_pays, shard_tokens
 from bertjax.data.shards import write_shards
 from bertjax.data.store import Store, StoreWriter
-from bertjax.errors import BertjaxError, UserError
+from bertjax.errors import BertjaxError, StorageError, UserError
 
 if TYPE_CHECKING:
     from bertjax.data.tokenizers import Tokenizer
@@ -89,6 +90,10 @@ def _scratch(folder: Path) -> Iterator[Path]:
         raise UserError(f"{folder.parent}: no data can be kept here ({error.strerror}); choose another cache") from None
     try:
         yield scratch
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise StorageError(f"{folder.parent}: no room for prepared data ({error.strerror}); free some space") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -179,8 +184,7 @@ def _repack(
     tokens = assignment.rows * length
     step = shard_tokens(tokens) // length + 1
     parts = (
-        (first, assignment.part(first, min(first + step, assignment.rows)))
-        for first in range(0, assignment.rows, step)
+        (first, assignment.part(first, min(first + step, assignment.rows))) for first in range(0, assignment.rows, step)
     )
     shared = ex.PackingWork(store, segments, work.tokenizer.pad_id, final.dtype, masker)
     write_shards(

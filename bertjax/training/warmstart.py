@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from bertjax.data import tokenizers
 from bertjax.errors import UserError
 from bertjax.interop import huggingface
 from bertjax.models import paths
@@ -34,10 +35,20 @@ def initial(job: Job, index: int, program: Program, key: jax.Array) -> tuple[Par
         folder = Path(source) if Path(source).is_absolute() else job.base / source
         where = f"{folder}"
         if (folder / "config.json").is_file():
+            check_tokenizer(folder, job)
             loaded = huggingface.load_params(folder, job.config.model)
         else:
             loaded = from_checkpoint(job, find(folder))
     return merge(fresh, loaded, program, where)
+
+
+def check_tokenizer(folder: Path, job: Job) -> None:
+    """Weights learnt with other pieces would fit by shape and mean nothing: refuses a folder with another tokenizer."""
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
+        return
+    theirs = tokenizers.from_file(folder, lowercase=job.tokenizer.lowercase)
+    if (theirs.pieces, theirs.lowercase) != (job.tokenizer.pieces, job.tokenizer.lowercase):
+        raise UserError(f"{folder}: has another tokenizer than this run; set tokenizer.path to {folder}")
 
 
 def merge(

@@ -398,3 +398,16 @@ def test_real_text_makes_sensible_pairs(shared_data: Path, tmp_path: Path):
     # [CLS] and [SEP] frame both texts, and token types change behind the first [SEP].
     assert ((rows["input_ids"] == tokenizer.sep_id).sum(axis=1) == 2).all()
     assert (rows["token_type_ids"].sum(axis=1) > 0).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("room", [200, 2_000, 66_000])  # for the corpus, the corpus and a part of a shard
+def test_a_full_disk_is_one_line_and_leaves_nothing(text: Path, tokenizer: Tokenizer, room: int):
+    tokenizer.save(text / "tokenizer")
+    limit = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({room}, {room}))\n"
+    script = SCRIPT.replace("store = prepare", limit + "store = prepare")
+    command = [sys.executable, "-B", "-c", script, str(text), "cache"]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    last = done.stderr.strip().splitlines()[-1]
+    assert done.returncode == 1 and last.startswith("bertjax.errors.StorageError") and len(last) < 330
+    assert list((text / "cache").iterdir()) == []

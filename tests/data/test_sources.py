@@ -260,17 +260,20 @@ def tfds_folder(tmp_path_factory) -> Path:
 
 
 def _prepare_tea(tfds, folder: Path) -> Path:
+    class Tea(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
 
-    features = {"text": tfds.features.Text(), "label": tfds.features.Scalar(np.int64)}
-    tfds.dataset_builders.store_as_tfds_dataset(
-        name="tea",
-        version="1.0.0",
-        features=tfds.features.FeaturesDict(features),
-        split_datasets={"train": list(enumerate(ROWS))},
-        data_dir=str(folder),
-        file_format="array_record",
-        disable_shuffling=True,
-    )
+        def _info(self):
+            features = {"text": tfds.features.Text(), "label": tfds.features.Scalar(np.int64)}
+            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+        def _split_generators(self, dl_manager):
+            return {"train": self._generate_examples()}
+
+        def _generate_examples(self):
+            yield from enumerate(ROWS)
+
+    Tea(data_dir=str(folder), file_format="array_record").download_and_prepare()
     return folder
 
 
