@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
 
 # Signs that the machine failed and not the file: nothing is moved away for want of memory or of a permission.
-_NOT_DAMAGE = ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "Permission denied", "Too many open files", "Out of memory")
+_NOT_DAMAGE = ("RuntimeError: RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "Permission denied", "Too many open files")
 
 
 class Checkpoints:
@@ -72,7 +72,8 @@ class Checkpoints:
         self._closed = False
         if not read_only:
             from_lead(self._open)
-            options = ocp.AsyncOptions(post_finalization_callback=self._flush_unfinished)
+            # Called on process 0 when every file is written, before the rename.
+            options = ocp.AsyncOptions(post_finalization_callback=lambda: step_folders.flush_unfinished(self.folder))
             self._writer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(), async_options=options)
 
     def _open(self) -> None:
@@ -98,7 +99,7 @@ class Checkpoints:
         """The meta data saved with a step (default: the newest whose meta data are sound). Raises like `restore`."""
         reasons: dict[int, str] = {}
         while True:
-            candidate = self._candidate(reasons, step)
+            candidate = step_folders.choose(self.folder, reasons, step)
             try:
                 return self._items(candidate)[1]
             except Damaged as error:
@@ -143,11 +144,6 @@ class Checkpoints:
         self._scores[step] = record["scores"]
         self._saving = threading.Thread(target=self._finish, args=(step, started), name="checkpoint_commit")
         self._saving.start()
-
-    def _flush_unfinished(self) -> None:
-        """Runs on process 0 when all files are written, just before the rename."""
-        for path in self.folder.glob(f"*{step_folders.UNFINISHED}*"):
-            step_folders.flush(path)
 
     def _finish(self, step: int, started: float) -> None:
         """The thread of one save. What it raises is raised by the next call of the main thread."""
@@ -257,7 +253,7 @@ class Checkpoints:
             self.wait()
         reasons: dict[int, str] = {}
         while True:
-            candidate = from_lead(lambda: self._candidate(reasons, step))
+            candidate = from_lead(lambda: step_folders.choose(self.folder, reasons, step))
             like = abstract(candidate) if callable(abstract) else abstract
             wanted = paths.flatten(like)
             try:
@@ -265,39 +261,11 @@ class Checkpoints:
                 break
             except Damaged as error:
                 reasons[candidate] = str(error)
-        from_lead(lambda: self._leave_behind(reasons, candidate))
+        from_lead(lambda: step_folders.leave_behind(self.folder, reasons, candidate, move=not self.read_only))
         if not self.read_only:
             self._newest, self._verified = candidate, candidate
         tree = jax.tree.unflatten(jax.tree.structure(like), [leaves[path] for path in wanted])
         return candidate, tree, meta
-
-    def _candidate(self, reasons: dict[int, str], named: int | None) -> int:
-        """The step named, or the newest not found damaged yet; raises when there is none.
-
-        A step that a writer deleted while it was read here is not damaged, it is forgotten.
-        """
-        steps = self.committed_steps()
-        bad = {step: reason for step, reason in reasons.items() if step in steps}
-        left = [step for step in steps if step not in bad and named in (None, step)]
-        if left:
-            return left[-1]
-        if named is not None and named in bad:
-            raise UserError(f"{self.folder / str(named)}: damaged ({bad[named]}); name another step or none")
-        if named is not None:
-            there = ", ".join(map(str, steps[-8:])) or "none"
-            raise UserError(f"{self.folder}: there is no step {named}; complete steps: {there}")
-        if not bad:
-            raise UserError(f"{self.folder}: there is no checkpoint here; train first, or name another run")
-        raise StorageError(f"{self.folder}: every step is damaged, the newest by {bad[max(bad)]}; nothing was moved")
-
-    def _leave_behind(self, reasons: Mapping[int, str], good: int) -> None:
-        """Only once a good step is read: were damaged steps moved before, a run without a good one would start anew."""
-        for step in sorted(set(reasons) & set(self.committed_steps()), reverse=True):
-            place = "left in place"
-            if not self.read_only:
-                place = f"moved to {step_folders.quarantine(self.folder, step).relative_to(self.folder)}"
-            reason = f"{self.folder}: step {step} is damaged ({reasons[step]})"
-            log.warning("%s: %s, step %d is used", reason, place, good)
 
     def _read(self, step: int, wanted: Mapping[str, Any], subtree: str) -> tuple[dict[str, Any], dict[str, Any]]:
         """One step's arrays by path, and its meta data. Raises Damaged, StorageError, or UserError for a misfit."""

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -35,19 +36,35 @@ def is_key(leaf: Any) -> bool:
 
 
 def measure(leaves: Mapping[str, Any]) -> dict[str, Leaf]:
-    """Digests of {path: array}. Arrays of any dtype, typed PRNG keys included; one transfer to the host at the end.
+    """Digests of {path: array}. Arrays of any real dtype, typed PRNG keys included.
 
     Each kind of array (shape, dtype, sharding) is compiled once, and the pass that digests also counts non-finite
     elements. Under several processes every process calls this with the same tree and gets the same numbers.
     """
-    pending = {path: _measure(jax.random.key_data(leaf) if is_key(leaf) else leaf) for path, leaf in leaves.items()}
+    pending = [_measure(jax.random.key_data(leaf) if is_key(leaf) else leaf) for leaf in leaves.values()]
+    for sums in pending:
+        sums.copy_to_host_async()
+    totals = np.asarray([_own_share(sums) for sums in pending], np.uint32).reshape(-1, 2)
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        totals = np.sum(multihost_utils.process_allgather(totals), axis=0, dtype=np.uint32)
     return {
-        path: Leaf(tuple(leaves[path].shape), str(leaves[path].dtype), int(digest), int(nonfinite))
-        for path, (digest, nonfinite) in jax.device_get(pending).items()
+        path: Leaf(tuple(leaf.shape), str(leaf.dtype), int(digest), int(nonfinite))
+        for (path, leaf), (digest, nonfinite) in zip(leaves.items(), totals, strict=True)
     }
 
 
-def _measure(x: Any) -> tuple[jax.Array, jax.Array]:
+def _own_share(sums: jax.Array) -> np.ndarray:
+    """What this process adds to an array's two totals: replicas count once, an array of its own only on process 0."""
+    if sums.is_fully_addressable and jax.process_index() > 0:
+        return np.zeros(2, np.uint32)
+    blocks = [np.asarray(shard.data) for shard in sums.addressable_shards if shard.replica_id == 0]
+    return np.sum([np.zeros((1, 2), np.uint32), *blocks], axis=(0, 1), dtype=np.uint32)
+
+
+def _measure(x: Any) -> jax.Array:
+    """Digest and non-finite elements of each block of x, uint32 [blocks, 2]."""
     sharding = getattr(x, "sharding", None)
     if isinstance(sharding, NamedSharding) and sharding.num_devices > 1:
         return _measure_shards(sharding.mesh, sharding.spec)(x)
@@ -55,27 +72,31 @@ def _measure(x: Any) -> tuple[jax.Array, jax.Array]:
 
 
 @jax.jit
-def _measure_whole(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _measure_whole(x: jax.Array) -> jax.Array:
     return _measure_block(x, x.shape, (0,) * x.ndim)
 
 
 @functools.cache
-def _measure_shards(mesh: jax.sharding.Mesh, spec: P) -> Callable[[jax.Array], tuple[jax.Array, jax.Array]]:
-    """Each device digests its own block and the sums are added up; the compiler alone would gather the array first."""
+def _measure_shards(mesh: jax.sharding.Mesh, spec: P) -> Callable[[jax.Array], jax.Array]:
+    """Each device digests its own block and tells its own sums.
+
+    Nothing is exchanged: the compiler alone would gather the whole array for such a reduction, and hundreds of small
+    collectives in flight can lock up the CPU backend, whose devices share a few threads.
+    """
     axes_of = [() if names is None else (names,) if isinstance(names, str) else tuple(names) for names in spec]
     used = tuple(axis for axes in axes_of for axis in axes)
 
-    def local(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def local(x: jax.Array) -> jax.Array:
         axes = axes_of + [()] * (x.ndim - len(axes_of))
         shape = tuple(n * math.prod(mesh.shape[a] for a in names) for n, names in zip(x.shape, axes, strict=True))
         start = tuple(lax.axis_index(names) * n if names else 0 for n, names in zip(x.shape, axes, strict=True))
-        return lax.psum(_measure_block(x, shape, start), used) if used else _measure_block(x, shape, start)
+        return _measure_block(x, shape, start)
 
-    return jax.jit(jax.shard_map(local, mesh=mesh, in_specs=spec, out_specs=P()))
+    return jax.jit(jax.shard_map(local, mesh=mesh, in_specs=spec, out_specs=P(used) if used else P()))
 
 
-def _measure_block(x: jax.Array, shape: tuple[int, ...], start: tuple[Any, ...]) -> tuple[jax.Array, jax.Array]:
-    """A block of an array of the given shape -> its share of the digest and its non-finite elements, uint32 scalars."""
+def _measure_block(x: jax.Array, shape: tuple[int, ...], start: tuple[Any, ...]) -> jax.Array:
+    """A block of an array of the given shape -> its share of the digest and its non-finite elements, uint32 [1, 2]."""
     words = _words(x)
     inner = words.shape[x.ndim :]  # more than one word an element
     place = _places(words.shape, (*shape, *inner), (*start, *(0,) * len(inner)))
@@ -87,7 +108,7 @@ def _measure_block(x: jax.Array, shape: tuple[int, ...], start: tuple[Any, ...])
     digest, nonfinite = lax.reduce(
         (terms, bad), (jnp.uint32(0), jnp.uint32(0)), lambda a, b: (a[0] + b[0], a[1] + b[1]), range(words.ndim)
     )
-    return digest, nonfinite // jnp.uint32(max(math.prod(inner), 1))
+    return jnp.stack([digest, nonfinite // jnp.uint32(max(math.prod(inner), 1))])[None]
 
 
 def _words(x: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Event loops that outlive what runs on them, so that a failed read of many arrays is one error and not one for each."""
+"""Event loops that outlive what runs on them, so that one failed read among many is one error."""
 
 import asyncio
 import contextlib

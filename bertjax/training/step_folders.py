@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from bertjax.config.schema import CheckpointPolicy
+from bertjax.errors import StorageError, UserError
 
 log = logging.getLogger(__name__)
 TRASH = "trash"
@@ -68,8 +69,37 @@ def discard(folder: Path, step: int) -> None:
     shutil.rmtree(grave, ignore_errors=True)
 
 
-def quarantine(folder: Path, step: int) -> Path:
-    """Moves a damaged step out of the list, for a person to look at; returns where it is now."""
+def choose(folder: Path, reasons: Mapping[int, str], named: int | None) -> int:
+    """The step named, or the newest one not found damaged (`reasons`) so far.
+
+    A step that a writer deleted while it was being read is not damaged, it is forgotten. Raises UserError for a step
+    that is not there, or named and damaged, and when there is no step at all; StorageError when all are damaged.
+    """
+    steps = committed_steps(folder)
+    bad = {step: reason for step, reason in reasons.items() if step in steps}
+    if left := [step for step in steps if step not in bad and named in (None, step)]:
+        return left[-1]
+    if named in bad:
+        raise UserError(f"{folder / str(named)}: damaged ({bad[named]}); name another step or none")
+    if named is not None:
+        there = ", ".join(map(str, steps[-8:])) or "none"
+        raise UserError(f"{folder}: there is no step {named}; complete steps: {there}")
+    if not bad:
+        raise UserError(f"{folder}: there is no checkpoint here; train first, or name another run")
+    raise StorageError(f"{folder}: every step is damaged, the newest by {bad[max(bad)]}; nothing was moved")
+
+
+def leave_behind(folder: Path, reasons: Mapping[int, str], good: int, *, move: bool) -> None:
+    """Warns of each damaged step, and moves it to quarantine/ for a person to look at.
+
+    Only once a good step is read: had the damaged ones been moved before, a run without a good one would start anew.
+    """
+    for step in sorted(set(reasons) & set(committed_steps(folder)), reverse=True):
+        place = f"moved to {_quarantine(folder, step).relative_to(folder)}" if move else "left in place"
+        log.warning("%s: step %d is damaged (%s): %s, step %d is used", folder, step, reasons[step], place, good)
+
+
+def _quarantine(folder: Path, step: int) -> Path:
     target = folder / QUARANTINE / str(step)
     target.parent.mkdir(exist_ok=True)
     if target.exists():
@@ -94,6 +124,12 @@ def drop_unfinished(folder: Path, step: int) -> None:
     """Removes what a failed save of this step left, and with it the space it took."""
     for path in folder.glob(f"{step}{UNFINISHED}*"):
         shutil.rmtree(path, ignore_errors=True)
+
+
+def flush_unfinished(folder: Path) -> None:
+    """Forces a save that is about to get its final name to the disk."""
+    for path in folder.glob(f"*{UNFINISHED}*"):
+        flush(path)
 
 
 def flush(path: Path) -> None:

@@ -35,7 +35,9 @@ def test_splits_as_a_reader_would(case: str) -> None:
 
 
 def test_structure_ends_sentences() -> None:
-    text = "# Early life\nHe was born\nin Rome\n\nand died.\n- one item\n- another one. With two\n  lines\n## Notes\nEnd"
+    text = (
+        "# Early life\nHe was born\nin Rome\n\nand died.\n- one item\n- another one. With two\n  lines\n## Notes\nEnd"
+    )
     assert split_sentences(text) == [
         "Early life",
         "He was born in Rome",

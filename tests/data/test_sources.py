@@ -206,7 +206,9 @@ def test_saved_datasets(tmp_path: Path) -> None:
         assert list(read_records(source, tmp_path)) == ROWS
     assert list(read_documents(HuggingFaceData(name="many", split="test"), tmp_path)) == DOCUMENTS[1:]
     fails(HuggingFaceData(name="many", split="dev"), tmp_path, "has no split 'dev'; it has: train, test")
-    fails(HuggingFaceData(name="one", text_field="body"), tmp_path, "row 1: no field 'body'; the fields are: text, label")
+    fails(
+        HuggingFaceData(name="one", text_field="body"), tmp_path, "row 1: no field 'body'; the fields are: text, label"
+    )
     next((tmp_path / "one").glob("*.arrow")).write_bytes(b"garbage")
     fails(HuggingFaceData(name="one"), tmp_path, "cannot be loaded")
 
@@ -362,5 +364,6 @@ def test_fingerprint_of_a_saved_dataset(tmp_path: Path) -> None:
 
 
 def test_importing_sources_is_light() -> None:
-    code = "import sys, bertjax.data.sources; print({'jax', 'datasets', 'pyarrow', 'tensorflow_datasets'} & set(sys.modules))"
+    heavy = {"jax", "datasets", "pyarrow", "tensorflow_datasets"}
+    code = f"import sys, bertjax.data.sources; print({heavy!r} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"

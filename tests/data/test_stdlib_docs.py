@@ -119,7 +119,9 @@ def test_a_question_needs_its_context(squads: dict[str, dict]) -> None:
     by_kind = collections.defaultdict(collections.Counter)
     for _, _, qa in train:
         by_kind[qa["question"].split()[1]][qa["answers"][0]["text"]] += 1
-    habit = sum(by_kind[qa["question"].split()[1]].most_common(1)[0][0] == qa["answers"][0]["text"] for _, _, qa in heldout)
+    habit = sum(
+        by_kind[qa["question"].split()[1]].most_common(1)[0][0] == qa["answers"][0]["text"] for _, _, qa in heldout
+    )
     assert habit < 0.08 * len(heldout)
     names = [(context, qa) for context, _, qa in heldout if re.match(r"Which (method|function) ", qa["question"])]
     first = 0
@@ -161,7 +163,11 @@ def test_same_in_another_process(squads: dict[str, dict]) -> None:
     )
     found = {
         subprocess.run(
-            [sys.executable, "-c", code], env=os.environ | {"PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True
+            [sys.executable, "-c", code],
+            env=os.environ | {"PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
         ).stdout
         for seed in ("1", "2")
     }

@@ -20,7 +20,22 @@ SENTENCES = [
     "Zebras quickly jump over 13 lazy dogs; why?",
     "日本 is written with two letters.",
 ]
-VOCAB = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "want", "##want", "##ed", "wa", "un", "runn", "##ing", ",", "the"]
+VOCAB = [
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "[MASK]",
+    "want",
+    "##want",
+    "##ed",
+    "wa",
+    "un",
+    "runn",
+    "##ing",
+    ",",
+    "the",
+]
 
 
 def documents() -> Iterator[list[str]]:
@@ -261,7 +276,8 @@ def test_loads_where_there_is_neither_network_nor_transformers(tmp_path: Path) -
     vocab_file(tmp_path)
     code = (
         "import sys; sys.modules['transformers'] = None; import socket; socket.socket = None\n"
-        f"from bertjax.data import tokenizers as t; print(t.from_file({str(tmp_path)!r}).vocab_size, 'jax' in sys.modules)"
+        "from bertjax.data import tokenizers as t\n"
+        f"print(t.from_file({str(tmp_path)!r}).vocab_size, 'jax' in sys.modules)"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.split() == [str(len(VOCAB)), "False"]

@@ -355,6 +355,37 @@ def test_goes_back_past_a_damaged_step(tmp_path: Path, kind: str, caplog: pytest
         assert_same(ck.restore(wanted)[1], make_tree(20))
 
 
+def test_a_tree_that_depends_on_the_step(tmp_path: Path) -> None:
+    """As in gradual unfreezing, where an older step has fewer slots."""
+    trees = {10: {"params": {"w": jnp.ones(3)}}, 20: {"params": {"w": jnp.ones(3)}, "opt": {"mu": jnp.zeros(3)}}}
+    with Checkpoints(tmp_path, CheckpointPolicy()) as ck:
+        for step, tree in trees.items():
+            ck.save(step, tree, META)
+        ck.wait()
+        DAMAGE["empty meta"](tmp_path / "20")
+        step, found, _ = ck.restore(lambda step: abstract_of(trees[step]))
+    assert step == 10
+    assert_same(found, trees[10])
+
+
+def test_when_memory_or_permission_fails_nothing_is_called_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import orbax.checkpoint as ocp
+
+    save_steps(tmp_path, 10, 20)
+    for error in (PermissionError(13, "Permission denied"), jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: too big")):
+
+        def fail(*args: object, error: Exception = error, **kwargs: object) -> None:
+            raise error
+
+        with monkeypatch.context() as patch, Checkpoints(tmp_path, CheckpointPolicy()) as ck:
+            patch.setattr(ocp.PyTreeCheckpointHandler, "restore", fail)
+            with pytest.raises(StorageError, match="/20: could not be read: "):
+                ck.restore(abstract_of(make_tree(1)))
+            assert ck.committed_steps() == [10, 20]
+
+
 def test_when_every_step_is_damaged_nothing_moves(tmp_path: Path) -> None:
     save_steps(tmp_path, 10, 20)
     DAMAGE["flipped arrays"](tmp_path / "10")
