@@ -1,0 +1,149 @@
+"""The main job from end to end on what every machine has: `make demo`, or `python -m bertjax.demo`.
+
+Runs the commands a user would type, each in a process of its own, and prints them. Takes a few minutes on two cores.
+"""
+
+import json
+import random
+import re
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+CONFIG = Path(__file__).resolve().parents[1] / "configs" / "demo.yaml"
+Questions = list[tuple[str, str, list[str]]]  # id, context, answers
+
+
+def main() -> int:
+    began = time.monotonic()
+    root = Path("runs")
+    run, scratch = root / "demo", root / "demo-from-random-weights"
+    if not CONFIG.is_file():
+        print(f"{CONFIG}: not found; run the demo from a checkout of the project", file=sys.stderr)
+        return 2
+    title("1  Train the tokenizer, pre-train BERT (MLM + NSP), fine-tune on questions with gradual unfreezing")
+    bertjax("train", str(CONFIG))
+    title("2  The same fine-tuning from random weights, to see what pre-training gave")
+    bertjax("train", str(CONFIG.with_name("demo_random.yaml")))
+    title("3  Restore the checkpoints in fresh processes and score them on modules never seen in training")
+    scores = evaluated(run), evaluated(scratch)
+    baselines = write_baselines(run, scores[1])
+    title("4  Fill masks, answer questions")
+    show_masks(run)
+    show_answers(run)
+    title("5  The report")
+    bertjax("report", str(run))
+    print_table(scores[0], baselines)
+    print(f"\nThe whole demo took {time.monotonic() - began:.0f} s.")
+    return 0
+
+
+def title(text: str) -> None:
+    print(f"\n\033[1m{text}\033[0m" if sys.stdout.isatty() else f"\n== {text}", flush=True)
+
+
+def bertjax(*arguments: str, capture: bool = False) -> str:
+    """Run one command as a user would; a failure ends the demo with the command's own exit code."""
+    print("$ bertjax " + " ".join(f"'{a}'" if re.search(r"[\s\[\]?]", a) else a for a in arguments), flush=True)
+    command = [sys.executable, "-m", "bertjax", *arguments]
+    done = subprocess.run(command, text=True, stdout=subprocess.PIPE if capture else None, check=False)
+    if done.returncode:
+        sys.exit(done.returncode)
+    return done.stdout or ""
+
+
+def evaluated(run: Path) -> dict[str, float]:
+    out = bertjax("evaluate", str(run), "--stage", "qa", capture=True)
+    scores = json.loads(out)["scores"]["unseen_modules"]
+    print(f"exact match {scores['exact']:.1f}  F1 {scores['f1']:.1f}  over {scores['total']:.0f} questions")
+    return scores
+
+
+# ---- baselines ------------------------------------------------------------------------------------------------------
+
+
+def questions(split: str) -> Questions:
+    from bertjax.data import stdlib_docs
+
+    return [
+        (qa["id"], paragraph["context"], [answer["text"] for answer in qa["answers"]])
+        for article in stdlib_docs.squad(split)["data"]
+        for paragraph in article["paragraphs"]
+        for qa in paragraph["qas"]
+    ]
+
+
+def majority_span(train: Questions, heldout: Questions) -> dict[str, str]:
+    """Always the commonest answer of the training questions that stands in the context at all."""
+    common = [text for text, _ in Counter(answers[0] for _, _, answers in train).most_common()]
+    return {key: next((text for text in common if text in context), "") for key, context, _ in heldout}
+
+
+def random_span(train: Questions, heldout: Questions) -> dict[str, str]:
+    """A random run of words, as long as a random training answer."""
+    rng = random.Random(0)
+    lengths = [len(answers[0].split()) for _, _, answers in train]
+    predictions = {}
+    for key, context, _ in heldout:
+        words = context.split()
+        length = min(rng.choice(lengths), len(words))
+        start = rng.randrange(len(words) - length + 1)
+        predictions[key] = " ".join(words[start : start + length])
+    return predictions
+
+
+def write_baselines(run: Path, scratch: dict[str, float]) -> list[dict[str, Any]]:
+    """Scores to read the model's by -> as kept in baselines.json for the report."""
+    from bertjax.data import stdlib_docs
+    from bertjax.evaluation.squad import score
+
+    train, heldout, gold = questions("train"), questions("heldout"), stdlib_docs.squad("heldout")
+    found = [{"name": "same fine-tuning from random weights", "exact": scratch["exact"], "f1": scratch["f1"]}]
+    for name, guess in (("majority span", majority_span), ("random span", random_span)):
+        scores = score(gold, guess(train, heldout))
+        found.append({"name": name, "exact": scores["exact"], "f1": scores["f1"]})
+    (run / "baselines.json").write_text(json.dumps(found, indent=1))
+    return found
+
+
+def print_table(scores: dict[str, float], baselines: Sequence[dict[str, Any]]) -> None:
+    print("\nQuestions about modules never seen in training    exact match      F1")
+    for row in [{"name": "pre-trained, then gradual unfreezing"} | scores, *baselines]:
+        print(f"  {row['name']:<46}{row['exact']:>13.1f}{row['f1']:>8.1f}")
+
+
+# ---- probes ---------------------------------------------------------------------------------------------------------
+
+SENTENCES = (
+    "Return the number of [MASK] in the list.",
+    "If the file does not [MASK], an exception is raised.",
+    "Raise ValueError [MASK] the argument is negative.",
+)
+
+
+def show_masks(run: Path) -> None:
+    checkpoint = run / "checkpoints" / "00-pretrain"
+    found = json.loads(bertjax("predict", "fill-mask", str(checkpoint), *SENTENCES, capture=True))
+    for row in found:
+        guesses = ", ".join(f"{g['token']} {100 * g['probability']:.0f}%" for g in row["masks"][0][:4])
+        print(f"  {row['text']}\n      -> {guesses}")
+
+
+def show_answers(run: Path) -> None:
+    """Four held-out questions as the evaluation answered them, and one put to the checkpoint by hand."""
+    kept = json.loads((run / "evaluations" / "01-qa" / "unseen_modules.json").read_text())["samples"]
+    for sample in kept[:4]:
+        mark = "right" if sample["prediction"] in sample["answers"] else f"should be: {sample['answers'][0]}"
+        print(f"  {sample['question']}\n      -> {sample['prediction']}  ({mark})")
+    sample = kept[4]
+    asked = ("--question", sample["question"], "--context", sample["context"])
+    for guess in json.loads(bertjax("predict", "answer", str(run), *asked, capture=True)):
+        print(f"      -> {guess['text']}  {100 * guess['probability']:.0f}%")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
