@@ -1,4 +1,9 @@
-"""One side of benchmarks/step.py: builds a model, then times one training step for every line on standard input."""
+"""One side of a comparison: builds a model, then times training steps for every line (a number) on standard input.
+
+    python benchmarks/step_worker.py ours|torch SHAPE [JSON OPTIONS]
+
+benchmarks/step.py and gpu.py start it; unfreeze.py and ablate.py use its parts. Needs neither grain nor datasets.
+"""
 
 import json
 import sys
@@ -53,28 +58,47 @@ def model_config(shape: tuple[int, ...], attention_dropout: float = 0.1):  # noq
     )
 
 
-def ours(shape: tuple[int, ...], rows: int, **options):  # noqa: ANN003, ANN201
-    """The shipped step with its defaults -> a function that runs one step and waits for it."""
-    import jax
+def full_head(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The same batch with every position sent through the vocabulary; the weights, and so the loss, stay the same."""
+    rows, S = batch["input_ids"].shape
+    ids, weights = np.zeros((rows, S), np.int32), np.zeros((rows, S), np.float32)
+    np.put_along_axis(ids, batch["masked_positions"], batch["masked_ids"], axis=1)
+    np.put_along_axis(weights, batch["masked_positions"], batch["masked_weights"], axis=1)
+    every = np.tile(np.arange(S, dtype=np.int32), (rows, 1))
+    return batch | {"masked_positions": every, "masked_ids": ids, "masked_weights": weights}
 
+
+def spans(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The same rows as questions."""
+    rows, S = batch["input_ids"].shape
+    start = np.arange(rows, dtype=np.int32)[:, None] % (S - 4)
+    fields = ("input_ids", "token_type_ids", "segment_ids", "positions", "cls_positions")
+    answers = {"start_positions": start, "end_positions": start + 3, "span_weights": np.ones((rows, 1), np.float32)}
+    return {name: batch[name] for name in fields} | answers
+
+
+def build(shape: tuple[int, ...], *, objective: str = "mlm_nsp", dropout: bool = True, **options):  # noqa: ANN003, ANN201
+    """The shipped Program of a shape. `options`: attention_dropout, or any key of the configuration's `run`."""
     from bertjax import objectives
-    from bertjax.config.schema import Config, MlmNsp, Optimizer
+    from bertjax.config.schema import Config, MlmNsp, Optimizer, SpanQaObjective
     from bertjax.parallel import mesh as meshes
-    from bertjax.training import freezing, setup
+    from bertjax.training import setup
     from bertjax.training.allocator import keep_freed_memory
     from bertjax.training.step import Program
 
     model = model_config(shape, options.pop("attention_dropout", 0.1))
+    if not dropout:
+        model = model.model_copy(update={"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0})
     stage = {"name": "bench", "data": {"source": {"kind": "stdlib_docs"}}, "steps": 1000}
     config = Config.model_validate({"model": model.model_dump(), "run": options, "stages": [stage]})
     mesh = meshes.make_mesh(config.mesh)
     if mesh.devices.flat[0].platform == "cpu":
         keep_freed_memory()
-    objective = objectives.build(MlmNsp())
-    program = Program(
+    learns = objectives.build(SpanQaObjective() if objective == "span_qa" else MlmNsp())
+    return Program(
         model=model,
-        objective=objective,
-        heads=objective.heads,
+        objective=learns,
+        heads=learns.heads,
         optimizer=Optimizer(),
         steps=1000,
         grad_accum=1,
@@ -82,27 +106,49 @@ def ours(shape: tuple[int, ...], rows: int, **options):  # noqa: ANN003, ANN201
         mesh=mesh,
         rules=meshes.rules({}),
     )
+
+
+def stepper(program, rows: dict[str, np.ndarray], groups: tuple[str, ...] | None = None):  # noqa: ANN001, ANN201
+    """-> (a function that starts one step and returns its loss, the compiled program).
+
+    `groups` train (default: all). Neither waits for the device: `float(loss)` does.
+    """
+    import jax
+
+    from bertjax.training import freezing
+
     params = program.initialize(jax.random.key(0))
-    state = program.start(params, freezing.groups_of(params), jax.random.key(1))
-    train_step = program.jit_train_step(state)
-    put = jax.device_put(batch(shape, rows, 0), program.batch_sharding())
+    state = program.start(params, groups or freezing.groups_of(params), jax.random.key(1))
+    put = jax.device_put(rows, program.batch_sharding())
+    compiled = program.jit_train_step(state).lower(state, put).compile()
 
-    def run() -> float:
+    def step():  # noqa: ANN202
         nonlocal state
-        state, metrics = train_step(state, put)
-        return float(metrics["loss"])
+        state, metrics = compiled(state, put)
+        return metrics["loss"]
 
-    return run
+    return step, compiled
 
 
-def theirs(shape: tuple[int, ...], rows: int, device: str = "cpu", compiled: bool = False):  # noqa: ANN201
+def ours(shape: tuple[int, ...], rows: int, **options):  # noqa: ANN003, ANN201
+    """The shipped step with its defaults -> a function that starts one step and returns the loss."""
+    return stepper(build(shape, **options), batch(shape, rows, 0))[0]
+
+
+def theirs(
+    shape: tuple[int, ...], rows: int, device: str = "cpu", compiled: bool = False, attention_dropout: float = 0.1
+):  # noqa: ANN201
     """transformers' torch BertForPreTraining: bf16 autocast, SDPA attention, fused AdamW, clipping by norm 1."""
     import torch
     from transformers import BertConfig, BertForPreTraining
 
     layers, hidden, heads, _, S, _ = shape
     config = BertConfig(
-        num_hidden_layers=layers, hidden_size=hidden, num_attention_heads=heads, intermediate_size=4 * hidden
+        num_hidden_layers=layers,
+        hidden_size=hidden,
+        num_attention_heads=heads,
+        intermediate_size=4 * hidden,
+        attention_probs_dropout_prob=attention_dropout,
     )
     torch.manual_seed(0)
     model = BertForPreTraining(config).to(device).train()
@@ -114,32 +160,48 @@ def theirs(shape: tuple[int, ...], rows: int, device: str = "cpu", compiled: boo
     fields = {"input_ids": data["input_ids"], "token_type_ids": data["token_type_ids"]}
     targets = {"labels": labels, "next_sentence_label": data["nsp_labels"][:, 0]}
 
-    def run() -> float:
+    def run() -> torch.Tensor:
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast(device, dtype=torch.bfloat16):
             loss = forward(**fields, attention_mask=data["segment_ids"], **targets).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        return loss.item()
+        return loss.detach()
 
     return run
 
 
+def device_kind(side: str, device: str) -> str:
+    if side == "ours":
+        import jax
+
+        return jax.devices()[0].device_kind
+    import torch
+
+    return torch.cuda.get_device_name() if device == "cuda" else "cpu"
+
+
 def main() -> None:
     side, name = sys.argv[1], sys.argv[2]
+    options = json.loads(sys.argv[3]) if len(sys.argv) > 3 else {}
     shape = SHAPES[name]
-    run = (ours if side == "ours" else theirs)(shape, shape[3])
-    losses = [run() for _ in range(3)]  # compile and warm up
+    rows = options.pop("rows", shape[3])
+    run = (ours if side == "ours" else theirs)(shape, rows, **options)
+    losses = [float(run()) for _ in range(3)]  # compile and warm up
     import importlib.metadata as metadata
 
-    packages = ("jax", "flax") if side == "ours" else ("torch", "transformers")
+    packages = ("jax", "jaxlib", "flax") if side == "ours" else ("torch", "transformers")
     versions = {p: metadata.version(p) for p in packages}
-    print(json.dumps({"ready": name, "losses": losses, "versions": versions}), flush=True)
-    for _ in sys.stdin:
+    kind = device_kind(side, options.get("device", "cpu"))
+    print(json.dumps({"ready": name, "losses": losses, "versions": versions, "device": kind}), flush=True)
+    for line in sys.stdin:  # how many steps; they are waited for together, as in training
+        steps = int(line.strip() or 1)
         began, cpu = time.perf_counter(), time.process_time()
-        loss = run()
-        seconds = time.perf_counter() - began
+        for _ in range(steps):
+            loss = run()
+        loss = float(loss)
+        seconds = (time.perf_counter() - began) / steps
         print(json.dumps({"seconds": seconds, "cpu": time.process_time() - cpu, "loss": loss}), flush=True)
 
 

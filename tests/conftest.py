@@ -9,6 +9,8 @@ if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "")
 os.environ["JAX_PLATFORMS"] = os.environ.get("BERTJAX_TEST_PLATFORM", "cpu")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import json  # noqa: E402
+import random  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 import pytest  # noqa: E402
@@ -35,3 +37,61 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("no real data here: set BERTJAX_TEST_DATA to its folder")
     return folder
+
+
+# ---- a project small enough to train in a test ----------------------------------------------------------------------
+
+TINY = """\
+model: {vocab_size: 128, hidden_size: 16, num_hidden_layers: 2, num_attention_heads: 2, intermediate_size: 32,
+  max_position_embeddings: 48}
+run: {name: tiny, log_every: 1, compute_dtype: float32, tensorboard: false, compile_cache: null, prepare_workers: 1,
+  checkpoint: {save_every: 2}}
+tasks:
+  text: {source: {kind: text, files: [text.txt], layout: sentences}, preprocess: {sequence_length: 32}}
+  questions: {source: {kind: squad, files: [train.json]}, preprocess: &windows {kind: span_qa, sequence_length: 48,
+    doc_stride: 16, max_query_length: 12}}
+stages:
+  - {name: pretrain, data: text, steps: 5, batch_size: 8, optimizer: {learning_rate: 5e-3},
+    evaluate: [{kind: mlm, data: {source: {kind: text, files: [more.txt], layout: sentences},
+      preprocess: {sequence_length: 32}}}]}
+  - {name: qa, data: questions, objective: {kind: span_qa}, steps: 6, batch_size: 8, trainable: gradual,
+    optimizer: {learning_rate: 5e-3},
+    evaluate: [{kind: squad, data: {source: {kind: squad, files: [heldout.json]}, preprocess: *windows}}]}
+"""
+_ANIMALS = "dog cat fox hen cow owl bee ant eel elk".split()
+_PLACES = "barn river forest garden field cave tree house pond hill".split()
+_VERBS = "sleeps sings runs eats hides waits plays walks swims digs".split()
+
+
+def _text(seed: int, documents: int) -> str:
+    rng = random.Random(seed)
+    say = lambda: f"The {rng.choice(_ANIMALS)} {rng.choice(_VERBS)} near the {rng.choice(_PLACES)}."  # noqa: E731
+    return "\n\n".join("\n".join(say() for _ in range(8)) for _ in range(documents)) + "\n"
+
+
+def _squad(seed: int, articles: int) -> str:
+    rng = random.Random(seed)
+    data = []
+    for number in range(articles):
+        animals, places = rng.sample(_ANIMALS, 3), rng.sample(_PLACES, 3)
+        context = " ".join(f"The {a} sleeps in the {p}." for a, p in zip(animals, places, strict=True))
+        qas = [
+            {"id": f"{seed}-{number}-{a}", "question": f"Where is the {a}?",
+             "answers": [{"text": p, "answer_start": context.index(f"the {p}.") + 4}]}
+            for a, p in zip(animals, places, strict=True)
+        ]  # fmt: skip
+        data.append({"title": f"t{number}", "paragraphs": [{"context": context, "qas": qas}]})
+    return json.dumps({"version": "1.1", "data": data})
+
+
+@pytest.fixture(scope="session")
+def tiny_project(tmp_path_factory) -> Path:
+    """A folder with tiny.yaml (pre-training, then questions with gradual unfreezing) and its data; not to be changed."""
+    home = tmp_path_factory.mktemp("tiny")
+    files = {
+        "tiny.yaml": TINY, "text.txt": _text(0, 40), "more.txt": _text(1, 6),
+        "train.json": _squad(2, 30), "heldout.json": _squad(3, 8),
+    }  # fmt: skip
+    for name, content in files.items():
+        (home / name).write_text(content, encoding="utf-8")
+    return home

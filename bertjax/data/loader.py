@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 Batch = dict[str, np.ndarray]
 ALL = slice(None)
+Rows = slice | np.ndarray  # part of a batch: a range of its rows, or their numbers in order
 THREADS = 2  # reading and masking mostly hold the interpreter's lock; more threads would only take turns
 
 
@@ -101,18 +102,40 @@ class Batches:
         seeds = [data.seed for data in self._tasks]
         self._order = mixing.order(list(self.counts.values()), [shares[name] for name in tasks], seeds)
 
-    def batch(self, k: int, rows: slice = ALL) -> Batch:
+    @property
+    def sources(self) -> dict[str, list[str]]:
+        """The fingerprints of each task's sources: equal ones give the same rows."""
+        names = zip(self.task_names, self._tasks, strict=True)
+        return {name: data.store.meta["made_from"]["sources"] for name, data in names}
+
+    @property
+    def labels(self) -> list[str] | None:
+        """Label names by id; None when the data hold numbers, or no labels. Raises UserError when tasks differ."""
+        found = [data.store.meta.get("labels") for data in self._tasks]
+        for name, labels in zip(self.task_names, found, strict=True):
+            if labels != found[0]:
+                first = self.task_names[0]
+                raise UserError(f"tasks '{first}' and '{name}' cannot be mixed: their labels differ; use the same ones")
+        return found[0]
+
+    @property
+    def classes(self) -> int | None:
+        """How many ids the labels need; None for labels with a fraction, or none."""
+        found = [data.store.meta.get("classes") for data in self._tasks]
+        return None if None in found else max(found)
+
+    def batch(self, k: int, rows: Rows = ALL) -> Batch:
         """Rows `rows` (all of them by default) of global batch k >= 0, in order; whoever asks gets the same bits."""
         first = k * self.batch_size
         places = [self._order[first + row] for row in _range(rows, self.batch_size)]
         columns = np.array(places, np.int64).reshape(len(places), 3).T
         return self._gather(*columns)
 
-    def iterate(self, start: int, stop: int, rows: slice = ALL, prefetch: int = 4) -> BatchIterator:
+    def iterate(self, start: int, stop: int, rows: Rows = ALL, prefetch: int = 4) -> BatchIterator:
         """Batches start..stop-1; up to `prefetch` of them are made ahead by background threads (0: none)."""
         return BatchIterator(lambda k: self.batch(k, rows), start, stop, prefetch)
 
-    def epoch_batch(self, k: int, rows: slice = ALL) -> Batch:
+    def epoch_batch(self, k: int, rows: Rows = ALL) -> Batch:
         """Batch k < batches_per_epoch of one finite pass in stored order, task after task, with epoch 0's masks.
 
         Rows behind the last example are padding: every weight and segment id 0.
@@ -131,7 +154,7 @@ class Batches:
             batch[name] = np.concatenate([values, np.full((missing, *values.shape[1:]), fill, values.dtype)])
         return batch
 
-    def epoch_batches(self, rows: slice = ALL, prefetch: int = 2, limit: int | None = None) -> BatchIterator:
+    def epoch_batches(self, rows: Rows = ALL, prefetch: int = 2, limit: int | None = None) -> BatchIterator:
         """Every example exactly once, in `batches_per_epoch` batches (at most `limit`); see `epoch_batch`."""
         stop = min(self.batches_per_epoch, limit or self.batches_per_epoch)
         return BatchIterator(lambda k: self.epoch_batch(k, rows), 0, stop, prefetch)
@@ -210,5 +233,5 @@ def _spell(field: tuple[tuple[int, ...], np.dtype] | None) -> str:
     return "missing" if field is None else f"{field[1].name}{list(field[0])}"
 
 
-def _range(rows: slice, batch_size: int) -> range:
-    return range(*rows.indices(batch_size))
+def _range(rows: Rows, batch_size: int) -> list[int]:
+    return np.arange(batch_size)[rows].tolist()

@@ -157,13 +157,14 @@ def _plan_qa(work: Work, masker: None) -> Plan:
 
 def _plan_classify(work: Work, masker: None) -> Plan:
     options: Classify = work.task.preprocess
-    labels, kind, count = _survey(work)
+    labels, kind, count, classes = _survey(work)
     dtype = ex.row_dtype(options.sequence_length, cls_positions="i4", labels=kind, label_weights="f4")
     ids = None if labels is None else {name: n for n, name in enumerate(labels)}
     records = (record for _, record in _records(work))
     jobs = iter(lambda: list(islice(records, JOB_EXAMPLES)), [])
     shared = ex.ClassifyWork(work.tokenizer, options, ids, dtype)
-    return Plan(ex.classify_blocks, shared, jobs, dtype, count > POOL_EXAMPLES, {"records": count, "labels": labels})
+    facts = {"records": count, "labels": labels, "classes": classes}
+    return Plan(ex.classify_blocks, shared, jobs, dtype, count > POOL_EXAMPLES, facts)
 
 
 def _records(work: Work) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -173,14 +174,17 @@ def _records(work: Work) -> Iterator[tuple[int, dict[str, Any]]]:
     return enumerate(islice(records, work.task.limit), 1)
 
 
-def _survey(work: Work) -> tuple[list[str] | None, str, int]:
-    """(label names or None, dtype of the labels, records): a first pass that finds what cannot be used."""
+def _survey(work: Work) -> tuple[list[str] | None, str, int, int | None]:
+    """(label names or None, dtype of the labels, records, classes): a first pass that finds what cannot be used.
+
+    classes: how many ids the labels need; None for labels that are numbers with a fraction.
+    """
     options: Classify = work.task.preprocess
     field = options.label
     texts = [field for field in (options.text_a, options.text_b) if field is not None]
     kinds: set[type] = set()
     names: set[str] = set()
-    number = 0
+    number, largest = 0, 0
     for number, record in _records(work):
         where = f"task '{work.name}': record {number}"
         label = record.get(field)
@@ -194,17 +198,19 @@ def _survey(work: Work) -> tuple[list[str] | None, str, int]:
             raise UserError(f"{where}: '{field}' is {label}; leave out records without a label")
         if kind is str:
             names.add(label)
+        elif kind is int:
+            largest = max(largest, int(label))
         kinds.add(kind)
     if not number:
         raise UserError(f"task '{work.name}': its source holds no records; check the files")
     if str in kinds and len(kinds) > 1:
         raise UserError(f"task '{work.name}': '{field}' is a text in some records and a number in others")
     if str not in kinds:
-        return None, "f4" if float in kinds else "i4", number
+        return (None, "f4", number, None) if float in kinds else (None, "i4", number, largest + 1)
     known = sorted(names) if work.labels is None else list(work.labels)
     if unknown := sorted(names - set(known)):
         raise UserError(f"task '{work.name}': label '{unknown[0][:60]}' is not one of those: {', '.join(known)[:120]}")
-    return known, "i4", number
+    return known, "i4", number, len(known)
 
 
 PLANS: dict[str, Callable[[Work, Any], Plan]] = {

@@ -6,7 +6,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -82,7 +82,11 @@ def _cached(folder: Path, fingerprint: str, report: Report) -> Store | None:
 
 @contextmanager
 def _scratch(folder: Path) -> Iterator[Path]:
-    """A folder for what lies between the source and the store; named so that StoreWriter clears it after a crash."""
+    """A folder for what lies between the source and the store; named so that StoreWriter clears it after a crash.
+
+    An error also removes the folders above that were made for it, where nothing else is in them.
+    """
+    made = [path for path in (folder.parent, *folder.parent.parents) if not path.exists()]
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
@@ -96,6 +100,10 @@ def _scratch(folder: Path) -> Iterator[Path]:
         raise StorageError(f"{folder.parent}: no room for prepared data ({error.strerror}); free some space") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+        if not folder.exists():
+            with suppress(OSError):
+                for path in made:
+                    path.rmdir()
 
 
 def _fingerprint_parts(

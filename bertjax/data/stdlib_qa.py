@@ -1,19 +1,21 @@
 """Questions in SQuAD form, made by rule from the standard library's documentation.
 
-A context strings together a few entries of one module, so an answer is found by reading which entry a question is
-about and which of its facts is asked for; every answer is a span of the context, and no answer can be told from the
-question's form alone.
+A context strings together a few unlike entries of one module. Some questions are answered by the only fact of their
+kind in the context, others by reading which entry is asked about; every answer is a span of the context.
 """
 
+import collections
 import dataclasses
 import hashlib
+import itertools
 import re
 from collections.abc import Iterable
 from typing import Any
 
 from bertjax.data.stdlib_source import THIRD_PERSON, Entry
 
-CONTEXT_WORDS = (60, 80)  # with its question about 120 word pieces, so that most fit a window of 160
+CONTEXT_WORDS = (28, 44)  # two to four entries; with a question some 70 word pieces, so that a window of 96 holds most
+GROUPINGS = 3  # ways to cut a module's entries into contexts; no question is asked twice
 QUESTIONS_PER_CONTEXT = 8
 QUESTIONS_PER_ENTRY = 3
 CONSTANTS_PER_CONTEXT = 3
@@ -21,7 +23,7 @@ CONSTANTS_PER_CONTEXT = 3
 _CLAUSE = re.compile(
     r"[,;:(]| -|\. | (?:if|when|where|which|that|unless|because|so|without|after|before|until|while|given|by|"
     r"and then|or|is|are|was|can|has|have|as if|containing|holding|representing|describing|using|used|needed|shared|"
-    r"based|suitable|corresponding|showing|indicating|stored|passed|returned|found|relative|associated|to be|"
+    r"based|suitable|corresponding|showing|indicating|stored|passed|returned|found|relative|associated|to be|being|"
     r"and \w+s the|and \w+s an?)\b"
 )
 _PLACE = re.compile(r" (?:to|from|into|onto|in|on|with|for|at|as|out|through|over|under|against|and|between)\b")
@@ -35,7 +37,7 @@ _ODD_QUESTIONS = frozenset("fail turn take try let".split())  # verbs that ask f
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    kind: str
+    kind: str  # the kind of fact it asks for; its first word is a key of _WEIGHT
     text: str
     answer: str
     start: int  # of the answer, in characters of the entry's own text
@@ -47,7 +49,7 @@ def build(modules: Iterable[tuple[str, list[Entry]]], seen: frozenset[str] = fro
     data = []
     for module, entries in modules:
         paragraphs = []
-        for group in _groups(entries):
+        for group in (group for skipped in range(GROUPINGS) for group in _groups(entries[skipped:])):
             paragraph = _paragraph(module, group, used)
             if paragraph["qas"]:
                 paragraphs.append(paragraph)
@@ -73,7 +75,7 @@ def _groups(entries: list[Entry]) -> list[list[Entry]]:
     groups: list[list[Entry]] = []
     current: list[Entry] = []
     length = 0
-    for entry in entries:
+    for entry in _interleaved(entries):
         size = len(entry_text(entry).split()) if entry.lead else 0
         if not 5 <= size <= 45 or any(entry.name == e.name or entry.lead == e.lead for e in current):
             continue
@@ -88,6 +90,16 @@ def _groups(entries: list[Entry]) -> list[list[Entry]]:
     return groups + ([current] if length >= low else [])
 
 
+def _interleaved(entries: list[Entry]) -> list[Entry]:
+    """The entries with unlike ones next to each other, so that a context has few facts of any one kind."""
+    unlike: dict[tuple[object, ...], list[Entry]] = {}
+    for entry in entries:
+        likeness = (entry.kind, entry.lead.startswith("returns "), entry.raises != "", entry.defaults != ())
+        unlike.setdefault(likeness, []).append(entry)
+    rounds = itertools.zip_longest(*unlike.values())
+    return [entry for chosen in rounds for entry in chosen if entry is not None]
+
+
 def _paragraph(module: str, group: list[Entry], used: set[str]) -> dict[str, Any]:
     texts = [entry_text(entry) for entry in group]
     context = " ".join(texts)
@@ -98,11 +110,18 @@ def _paragraph(module: str, group: list[Entry], used: set[str]) -> dict[str, Any
             order = hashlib.sha256(f"{module}\0{question.text}\0{context}".encode()).digest()
             candidates.append((order, index, offset, question))
         offset += len(text) + 1
+    # First what the context says only once: which fact is wanted then follows from question and context without telling
+    # two entries apart by name, and a small model learns that much in a minute. A context without such a fact is asked
+    # one of the harder questions.
+    kinds = collections.Counter(question.kind for _, _, _, question in candidates)
+    candidates.sort(key=lambda c: (kinds[c[3].kind] > 1, _rank(c[3].kind, c[0])))
     qas = []
     asked = [0] * len(group)
-    for order, index, offset, question in sorted(candidates, key=lambda item: _rank(item[3].kind, item[0])):
-        if len(qas) == QUESTIONS_PER_CONTEXT or asked[index] == QUESTIONS_PER_ENTRY or question.text in used:
+    for order, index, offset, question in candidates:
+        if asked[index] == QUESTIONS_PER_ENTRY or question.text in used:
             continue
+        if len(qas) == QUESTIONS_PER_CONTEXT or (qas and kinds[question.kind] > 1):
+            break
         start = offset + question.start
         assert context[start : start + len(question.answer)] == question.answer, (question, context)
         asked[index] += 1
@@ -126,7 +145,7 @@ _WEIGHT = {
 
 
 def _rank(kind: str, order: bytes) -> float:
-    return int.from_bytes(order[:4], "big") / 2**32 / _WEIGHT[kind]
+    return int.from_bytes(order[:4], "big") / 2**32 / _WEIGHT[kind.split()[0]]
 
 
 def _ask(entry: Entry, text: str, group: list[Entry]) -> list[Question]:
@@ -142,7 +161,7 @@ def _ask(entry: Entry, text: str, group: list[Entry]) -> list[Question]:
         found.append(_question("default", wanted, value, text, lead_in))
         if [v for _, v in entry.defaults].count(value) == 1:
             wanted = f"Which argument of {entry.name} is {value} by default?"
-            found.append(_question("default", wanted, argument, text, "The argument ", within=lead_in))
+            found.append(_question("default name", wanted, argument, text, "The argument ", within=lead_in))
     if entry.raises:
         wanted = f"Which exception can {the} raise?"
         found.append(_question("raises", wanted, entry.raises, text, f"The {entry.kind} {entry.name} can raise "))
@@ -169,7 +188,8 @@ def _ask_name(entry: Entry, group: list[Entry]) -> list[Question]:
         return []
     if words[-1] in _NOT_OBJECTS | {"the", "a", "an", "of"}:
         return []
-    return [_question("name", f"Which {entry.kind} {shown}?", entry.name, entry.opening(), f"The {entry.kind} ")]
+    wanted = f"Which {entry.kind} {shown}?"
+    return [_question(f"name {entry.kind}", wanted, entry.name, entry.opening(), f"The {entry.kind} ")]
 
 
 def _ask_object(entry: Entry) -> list[Question]:

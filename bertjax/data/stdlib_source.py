@@ -45,7 +45,7 @@ _VERBS = frozenset(
 # A further verb of a description: "open the file and read the header"
 _FURTHER_VERB = re.compile(
     r"(\band |\bor |, |\bthen )(?:(return|raise)\b(?! code| value| type| status| address)"
-    r"|([a-z]+)(?= (?:an?|the|it|its|them|all|any|each|this|input|nothing)\b))"
+    r"|([a-z]+)(?= (?:an?|the|it|its|them|all|any|each|this|that|to|self|input|nothing)\b))"
 )
 _MARKUP = [
     (re.compile(r":\w+:`~?([^`]*)`"), r"\1"),
@@ -209,6 +209,8 @@ def _agree(text: str) -> str:
 
 def _class_predicate(text: str) -> str:
     lowered = text[0].lower() + text[1:]
+    if len(text.split()) > 2 and text.split()[2] in THIRD_PERSON:
+        return ""  # "An SSLContext holds ..." is a sentence of its own
     if re.match(r"(An?|The) \w", text) and not re.match(r"(\w+ ){2,4}(is|are|has|can|may|will|must|should)\b", text):
         return "is " + lowered
     if re.match(r"(Base|Abstract base|Mixin|Helper|Wrapper|Simple|Generic|Utility|Dummy)( \w+)? class\b", text):

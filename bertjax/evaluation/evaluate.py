@@ -17,7 +17,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from bertjax.config.load import build
-from bertjax.config.schema import CheckpointPolicy, ClassificationEvaluation, Evaluation, MlmEvaluation, SquadEvaluation
+from bertjax.config.schema import CheckpointPolicy, ClassificationEvaluation, MlmEvaluation, SquadEvaluation
 from bertjax.data import qa, tokenizers
 from bertjax.data.loader import Batches, open_task
 from bertjax.errors import UserError
@@ -39,14 +39,14 @@ SAMPLES = 12
 _ANY_POLICY = CheckpointPolicy()  # a reader keeps and removes nothing
 
 
-def build_evaluators(job: Job, index: int, program: Program) -> list[Evaluator]:
-    """The evaluations that stage `index` names, with their data read and checked."""
+def build_evaluators(job: Job, index: int, program: Program, labels: list[str] | None = None) -> list[Evaluator]:
+    """The evaluations that stage `index` names, with their data read and checked.
+
+    labels: names of the classes in the order of the training data's ids.
+    """
     folder = job.config.run_dir / "evaluations" / stage_folder(Path(), index, job.config.stages[index].name).name
-    return [Evaluator(e, _builder(e)(job, program, e, folder)) for e in job.config.stages[index].evaluate]
-
-
-def _builder(config: Evaluation) -> Callable[..., Callable[[Params, int], dict[str, float]]]:
-    return {"mlm": mlm, "squad": squad_answers, "classification": classification}[config.kind]
+    builders = {"mlm": mlm, "squad": squad_answers, "classification": partial(classification, labels=labels)}
+    return [Evaluator(e, builders[e.kind](job, program, e, folder)) for e in job.config.stages[index].evaluate]
 
 
 # ---- the evaluators -------------------------------------------------------------------------------------------------
@@ -111,10 +111,15 @@ def squad_answers(
 
 
 def classification(
-    job: Job, program: Program, config: ClassificationEvaluation, folder: Path
+    job: Job, program: Program, config: ClassificationEvaluation, folder: Path, labels: list[str] | None
 ) -> Callable[[Params, int], dict[str, float]]:
     """Accuracy, F1 and Matthews correlation of labels; Pearson and Spearman correlation for regression."""
-    batches = _open(job, program, config)
+    batches = _open(job, program, config, labels)
+    if labels is None and batches.labels is not None:
+        raise UserError(
+            f"evaluation '{config.name}': its labels are texts, the training data's were numbers; "
+            "use the numbers here too"
+        )
     everywhere = NamedSharding(program.mesh, P())
 
     def logits_of(params: Params, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -123,15 +128,15 @@ def classification(
         hidden = model.encode(*fields, packed=batch["cls_positions"].shape[1] > 1)
         return model.class_logits(hidden, batch["cls_positions"]), batch["labels"], batch["label_weights"]
 
-    predict = in_mesh(jax.jit(logits_of, out_shardings=everywhere), program.mesh)
+    predict = in_mesh(jax.jit(logits_of, out_shardings=everywhere), program.mesh, program.rules)
 
     def run(params: Params, step: int) -> dict[str, float]:
-        logits, labels = [], []
+        logits, truths = [], []
         for batch in _placed(batches.epoch_batches(_rows(program, batches)), program, batches):
             found, truth, weights = jax.device_get(predict(params, batch))
             logits.append(found[weights > 0])
-            labels.append(truth[weights > 0])
-        scores = label_scores(np.concatenate(logits), np.concatenate(labels))
+            truths.append(truth[weights > 0])
+        scores = label_scores(np.concatenate(logits), np.concatenate(truths))
         _keep(folder, config.name, {"step": step, "scores": scores})
         return scores
 
@@ -149,7 +154,7 @@ def span_logits(program: Program) -> Callable[..., tuple[jax.Array, jax.Array]]:
         return model.qa_logits(model.encode(*fields))
 
     jitted = jax.jit(forward, out_shardings=NamedSharding(program.mesh, P()))
-    return in_mesh(jitted, program.mesh)
+    return in_mesh(jitted, program.mesh, program.rules)
 
 
 def answer_logits(
@@ -176,7 +181,7 @@ def answer_logits(
     return start, end
 
 
-def _open(job: Job, program: Program, config: Any) -> Batches:
+def _open(job: Job, program: Program, config: Any, labels: list[str] | None = None) -> Batches:
     return open_task(
         config.data,
         config.name,
@@ -185,6 +190,7 @@ def _open(job: Job, program: Program, config: Any) -> Batches:
         seed=job.config.run.seed,
         base=job.base,
         cache=job.cache,
+        labels=labels,
     )
 
 
@@ -194,7 +200,7 @@ def _whole(batch_size: int, program: Program) -> int:
     return -(-batch_size // shards) * shards
 
 
-def _rows(program: Program, batches: Batches) -> slice:
+def _rows(program: Program, batches: Batches) -> slice | np.ndarray:
     return distributed.local_rows(program.batch_sharding(), batches.batch_size)
 
 
@@ -227,6 +233,7 @@ class Restored:
     step: int
     program: Program
     params: Params
+    labels: list[str] | None = None  # names of the classes by id, where the training data had names
 
 
 def restore(
@@ -248,7 +255,7 @@ def restore(
         job = Job(config, Path.cwd(), meshes.make_mesh(config.mesh), tokenizer)
         program = job.program(config.stages[meta["stage"]], steps=1, heads=tuple(meta["heads"]))
         restored_step, params, _ = checkpoints.restore_params(abstract_of(meta, found.folder, job), found.step)
-    return Restored(job, meta["stage"], restored_step, program, paths.flatten(params))
+    return Restored(job, meta["stage"], restored_step, program, paths.flatten(params), meta.get("labels"))
 
 
 def evaluate_command(
@@ -258,13 +265,15 @@ def evaluate_command(
     restored = restore(path, stage=stage, step=step, overrides=overrides)
     config = restored.job.config.stages[restored.stage]
     known = [e.name for e in config.evaluate]
-    if not known or (name is not None and name not in known):
-        there = ", ".join(known) or "none"
-        raise UserError(f"{path}: stage '{config.name}' has no evaluation '{name or ''}'; its evaluations: {there}")
-    setup_evaluators = partial(build_evaluators, restored.job, restored.stage, restored.program)
-    scores = {
-        e.config.name: e.run(restored.params, restored.step)
-        for e in setup_evaluators()
-        if name in (None, e.config.name)
-    }
+    if not known:
+        raise UserError(
+            f"{path}: stage '{config.name}' has no evaluations; name another --stage, "
+            f"or give it some: stages.{config.name}.evaluate='[{{kind: ..., data: ...}}]'"
+        )
+    if name not in (None, *known):
+        there = ", ".join(known)
+        raise UserError(f"{path}: stage '{config.name}' has no evaluation '{name}'; its evaluations: {there}")
+    evaluators = build_evaluators(restored.job, restored.stage, restored.program, restored.labels)
+    wanted = [e for e in evaluators if name in (None, e.config.name)]
+    scores = {e.config.name: e.run(restored.params, restored.step) for e in wanted}
     return {"checkpoint": str(path), "stage": config.name, "step": restored.step, "scores": scores}

@@ -73,7 +73,7 @@ def describe(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder}: holds no config.json; give a folder that transformers' save_pretrained wrote")
     resolve_sizes(folder)  # refuses what is not JSON, and other model types
     config = json.loads(path.read_text(encoding="utf-8"))
-    known = {name for classes in _CLASSES.values() for name in classes.values()}
+    known = set(_CLASSES[config["model_type"]].values())
     asked = config.get("architectures") or []
     unknown = [name for name in asked if name not in known] if isinstance(asked, list) else [asked]
     if config.get("auto_map"):
@@ -148,7 +148,7 @@ def _check_tied(found: Mapping[str, Stored], params: Mapping[str, np.ndarray], f
             continue
         tensors.check(found[name], twin.shape)
         if not np.array_equal(found[name].read(), twin):
-            raise UserError(f"{found[name].path}: tensor '{found[name].name}' is not tied; bertjax has tied outputs only")
+            raise UserError(f"{found[name].path}: tensor '{found[name].name}' is not tied; bertjax ties outputs")
 
 
 # ---- writing --------------------------------------------------------------------------------------------------------
@@ -185,14 +185,14 @@ def save_folder(
 def _their_tensors(params: Mapping[str, np.ndarray], model: ModelConfig, heads: Sequence[str]) -> dict[str, np.ndarray]:
     bare = not set(heads) - {"pooler"}
     written = [head for head in heads if bare or head != "pooler"]
-    tensors_ = {}
+    found: dict[str, np.ndarray] = {}
     for path, names in tables.table(model, written).items():
         pieces = tables.to_theirs(path, np.asarray(params[path], np.float32), len(names))
-        tensors_ |= dict(zip(names, pieces, strict=True))
+        found |= dict(zip(names, pieces, strict=True))
     prefix = tables.PREFIX[model.family]
     if model.family == "bert" and not model.type_vocab_size:  # transformers always adds one: zeros change nothing
-        tensors_[f"{prefix}embeddings.token_type_embeddings.weight"] = np.zeros((2, model.hidden_size), np.float32)
-    return {name.removeprefix(prefix): t for name, t in tensors_.items()} if bare else tensors_
+        found[f"{prefix}embeddings.token_type_embeddings.weight"] = np.zeros((2, model.hidden_size), np.float32)
+    return {name.removeprefix(prefix): t for name, t in found.items()} if bare else found
 
 
 def _config_json(
@@ -207,7 +207,7 @@ def _config_json(
         sizes["type_vocab_size"] = model.type_vocab_size or 2
     else:
         if model.layer_norm_eps != 1e-12:
-            raise UserError(f"{out}: transformers' distilbert has a fixed layer_norm_eps of 1e-12, not {model.layer_norm_eps}")
+            raise UserError(f"{out}: distilbert in transformers has layer_norm_eps 1e-12, not {model.layer_norm_eps}")
         sizes = {theirs: sizes[ours] for ours, (theirs, _) in DISTILBERT.items()}
     config = {
         "architectures": [_CLASSES[model.family][kind]],
@@ -227,7 +227,7 @@ def _config_json(
 
 
 def _tokenizer_files(model: ModelConfig, lowercase: bool) -> dict[str, Any]:
-    """The generic class, because BertTokenizer rebuilds itself from vocab.txt and gives up on words above 100 letters."""
+    """The generic class: BertTokenizer rebuilds itself from vocab.txt and gives up on words above 100 letters."""
     inputs = ["input_ids", "token_type_ids", "attention_mask"]
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",

@@ -67,7 +67,7 @@ Table = dict[str, tuple[str, ...]]
 def table(model: ModelConfig, heads: Sequence[str]) -> Table:
     """{our path: its tensors, named as in a model with heads}: one tensor, or query, key and value."""
     family, prefix = model.family, PREFIX[model.family]
-    modules = {f"embeddings/{ours}": (f"{prefix}embeddings.{name}",) for ours, name in _EMBEDDINGS.items()}
+    modules: Table = {f"embeddings/{ours}": (f"{prefix}embeddings.{name}",) for ours, name in _EMBEDDINGS.items()}
     if not model.type_vocab_size:
         del modules["embeddings/token_type"]
     for i in range(model.num_hidden_layers):
@@ -85,8 +85,8 @@ def table(model: ModelConfig, heads: Sequence[str]) -> Table:
 def _leaves(ours: str, theirs: tuple[str, ...]) -> list[tuple[str, tuple[str, ...]]]:
     if ours.split("/")[-1] in ("word", "position", "token_type"):
         return [(f"{ours}/embedding", (f"{theirs[0]}.weight",))]
-    weight = "scale" if ours.endswith("norm") else "kernel"
-    return [(f"{ours}/{leaf}", tuple(f"{t}.{name}" for t in theirs)) for leaf, name in ((weight, "weight"), ("bias", "bias"))]
+    names = {"scale" if ours.endswith("norm") else "kernel": "weight", "bias": "bias"}
+    return [(f"{ours}/{leaf}", tuple(f"{t}.{name}" for t in theirs)) for leaf, name in names.items()]
 
 
 def their_shape(path: str, shape: Sequence[int], parts: int) -> tuple[int, ...]:

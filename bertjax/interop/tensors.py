@@ -33,7 +33,7 @@ class Stored:
         except Exception as error:
             raise damaged(self.path, error) from None
         if not np.isfinite(array).all():
-            raise UserError(f"{self.path}: tensor '{self.name}' holds NaN or infinite values; download or save it again")
+            raise UserError(f"{self.path}: tensor '{self.name}' holds NaN or infinite values; download it again")
         return array
 
 
@@ -102,5 +102,5 @@ def check(stored: Stored, shape: tuple[int, ...]) -> None:
         )
     if stored.dtype not in _FLOATS:
         raise UserError(
-            f"{stored.path}: tensor '{stored.name}' is stored as {stored.dtype}; give float weights ({', '.join(_FLOATS)})"
+            f"{stored.path}: tensor '{stored.name}' is stored as {stored.dtype}; give one of {', '.join(_FLOATS)}"
         )

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from bertjax.models.execution import Execution
 from bertjax.models.layers import contract, dropout
-from bertjax.parallel.mesh import partition
+from bertjax.parallel.mesh import fitted
 
 MASKED = -1e30  # finite, so that a row without any key stays a number
 
@@ -83,21 +83,27 @@ def _cudnn(q, k, v, segment_ids, packed) -> jax.Array:  # noqa: ANN001
 
 
 def _splash(q, k, v, segment_ids) -> jax.Array:  # noqa: ANN001
+    """Segment ids say it all, packed or not; padding (segment 0) sees padding, so its rows stay finite."""
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
+    block = next(size for size in (512, 384, 256, 128) if q.shape[1] % size == 0)
+    blocks = splash.BlockSizes(
+        block_q=block, block_kv=block, block_q_dkv=block, block_kv_dkv=block, use_fused_bwd_kernel=True
+    )
 
     def local(q, k, v, segment_ids):  # noqa: ANN001, ANN202
         heads, length = q.shape[2], q.shape[1]
         mask = splash.MultiHeadMask([splash.FullMask((length, length)) for _ in range(heads)])
-        kernel = splash.make_splash_mha(mask, head_shards=1, q_seq_shards=1)
+        kernel = splash.make_splash_mha(mask, block_sizes=blocks, head_shards=1, q_seq_shards=1)
         move = partial(jnp.moveaxis, source=2, destination=1)
-        scaled = move(q) * q.shape[-1] ** -0.5
+        scaled = (move(q) * q.shape[-1] ** -0.5).astype(q.dtype)
         ids = splash.SegmentIds(segment_ids, segment_ids)
-        return jnp.moveaxis(jax.vmap(kernel)(scaled.astype(q.dtype), move(k), move(v), segment_ids=ids), 1, 2)
+        return move(jax.vmap(kernel)(scaled, move(k), move(v), segment_ids=ids))
 
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return local(q, k, v, segment_ids)
-    rows, heads = partition(("batch", None)), partition(("batch", None, "heads", None))
-    return jax.shard_map(local, in_specs=(heads, heads, heads, rows), out_specs=heads, check_vma=False)(
-        q, k, v, segment_ids
-    )
+    heads = fitted(mesh, ("batch", None, "heads", None), q.shape)  # a kernel is no operation the partitioner can split
+    rows = fitted(mesh, ("batch", None), segment_ids.shape)
+    run = jax.shard_map(local, in_specs=(heads, heads, heads, rows), out_specs=heads, check_vma=False)
+    return run(q, k, v, segment_ids)

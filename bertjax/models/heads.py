@@ -56,7 +56,7 @@ def linear_logits(head: Dense, x: jax.Array, execution: Execution) -> jax.Array:
 
 
 class Heads(nnx.Module):
-    """The heads a checkpoint has; `names` from mlm, nsp, qa, classifier, and pooler for a BERT with no head that reads it."""
+    """The heads a checkpoint has; `names` from mlm, nsp, qa, classifier, and pooler (without a head that reads it)."""
 
     def __init__(
         self, config: ModelConfig, names: tuple[str, ...], num_labels: int, init: Initializer, rngs: nnx.Rngs

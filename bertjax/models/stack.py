@@ -1,7 +1,7 @@
 """A stack of equal layers as a list of segments: single layers are called, longer segments are stacked and scanned.
 
 Parameters are always stored one tree per layer; a segment is stacked inside the compiled step, out of the copies that
-the cast to the compute dtype makes anyway. So freezing, optimizers and checkpoints see one layout however the stack runs.
+the cast to the compute dtype makes anyway. Freezing, optimizers and checkpoints see one layout however the stack runs.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from bertjax.models import paths
 from bertjax.models.execution import Execution
 
 Layer = Callable[[jax.Array, jax.Array | None], jax.Array]
@@ -20,6 +21,17 @@ def _remat(body: Callable, kind: str) -> Callable:
         return body
     policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if kind == "dots" else None
     return jax.checkpoint(body, policy=policy)
+
+
+def cut(segments: Sequence[int], at: int) -> tuple[int, ...]:
+    """The same stack with a segment boundary below layer `at`: (6, 6) cut at 8 is (6, 2, 4)."""
+    out: list[int] = []
+    start = 0
+    for length in segments:
+        below = min(max(at - start, 0), length)
+        out += [part for part in (below, length - below) if part]
+        start += length
+    return tuple(out)
 
 
 def run(
@@ -37,6 +49,9 @@ def run(
     def one(x: jax.Array, layer: nnx.Module, index: jax.Array | int) -> jax.Array:
         return call(layer, x, None if key is None else jax.random.fold_in(key, index))
 
+    def lower(path: tuple, weight: jax.Array) -> jax.Array:
+        return weight.astype(execution.dtype) if "/kernel" in paths.join(path) else weight
+
     step = _remat(one, execution.remat)
     start = 0
     for length in lengths:
@@ -44,7 +59,7 @@ def run(
         if length == 1:
             x = step(x, segment[0], start)
         else:
-            low = [jax.tree.map(lambda w: w.astype(execution.dtype) if w.ndim > 1 else w, layer) for layer in segment]
+            low = [jax.tree_util.tree_map_with_path(lower, layer) for layer in segment]
             stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *low)
             indices = jnp.arange(start, start + length)
             x, _ = jax.lax.scan(lambda x, layer: (step(x, *layer), None), x, (stacked, indices))

@@ -1,12 +1,16 @@
 """Several processes: joining the cluster, who is the lead, and which rows of a global batch are ours."""
 
 import os
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
-from bertjax.errors import UserError
+from bertjax.errors import BertjaxError, StoppedSafely, UserError
 
 
 def start() -> None:
@@ -25,22 +29,55 @@ def start() -> None:
             count, index = int(given[1] or ""), int(given[2] or "")
         except ValueError:
             raise UserError(f"environment: {names[1]} and {names[2]} must be numbers") from None
+        if not 0 <= index < count:
+            raise UserError(f"environment: {names[2]} is {index}; it counts from 0 to {names[1]} - 1 = {count - 1}")
         jax.distributed.initialize(given[0], count, index, **patience)
     elif int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1 or "," in os.environ.get("TPU_WORKER_HOSTNAMES", ""):
         jax.distributed.initialize(**patience)
+
+
+@contextmanager
+def fail_together() -> Iterator[None]:
+    """Inside a run of several processes: leave at once when another one is gone, or when a bug ends this one.
+
+    The ordinary way out waits for the others, in barriers they will not reach. Our own errors are raised on all
+    processes alike and take the ordinary way.
+    """
+    try:
+        yield
+    except BertjaxError:
+        raise
+    except Exception as error:
+        if jax.process_count() == 1:
+            raise
+        text = " ".join(str(error).split())
+        gone = isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in text
+        if gone:
+            print(f"another process is gone ({text[:160]}); run the same command again", file=sys.stderr)
+        else:
+            traceback.print_exception(error)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(StoppedSafely.exit_code if gone else BertjaxError.exit_code)
 
 
 def is_lead() -> bool:
     return jax.process_index() == 0
 
 
-def local_rows(sharding: NamedSharding, batch_size: int) -> slice:
-    """The rows of a global batch that this process's devices hold; raises UserError when they do not divide."""
+def local_rows(sharding: NamedSharding, batch_size: int) -> slice | np.ndarray:
+    """The rows of a global batch that this process's devices hold, in order: a slice, or int [b] when they lie apart.
+
+    They lie apart where a host's chips are a block of the torus and the mesh runs along its rings. Raises UserError when
+    the batch does not divide.
+    """
     shards = sharding.num_devices // max(1, int(np.prod([sharding.mesh.shape[a] for a in _unused(sharding)])))
     if batch_size % shards:
-        raise UserError(f"batch_size: {batch_size} rows do not divide over {shards} devices; use a multiple of {shards}")
-    spans = [index[0].indices(batch_size) for index in sharding.addressable_devices_indices_map((batch_size,)).values()]
-    return slice(min(span[0] for span in spans), max(span[1] for span in spans))
+        raise UserError(f"batch_size: {batch_size} rows do not divide over {shards} devices; make it a multiple")
+    held = sharding.addressable_devices_indices_map((batch_size,)).values()
+    rows = np.unique(np.concatenate([np.arange(batch_size)[index] for index in held]))
+    first, last = int(rows[0]), int(rows[-1])
+    return slice(first, last + 1) if last - first + 1 == len(rows) else rows
 
 
 def _unused(sharding: NamedSharding) -> list[str]:

@@ -1,10 +1,12 @@
 """The device mesh and the only place where logical axis names meet mesh axes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, NamedSharding
 from jax.sharding import Mesh as JaxMesh
 from jax.sharding import PartitionSpec as P
 
@@ -13,7 +15,7 @@ from bertjax.errors import UserError
 
 AXES = ("data", "fsdp", "tensor")
 
-# Parameters are stored by these rules ("embed" over fsdp is ZeRO-3); `gathered` drops the fsdp axis where they are used.
+# Parameters are stored by these rules ("embed" over fsdp is ZeRO-3); `gathered` drops fsdp where they are used.
 RULES: dict[str, tuple[str, ...]] = {
     "batch": ("data", "fsdp"),
     "vocab": ("tensor",),
@@ -21,6 +23,19 @@ RULES: dict[str, tuple[str, ...]] = {
     "heads": ("tensor",),
     "mlp": ("tensor",),
 }
+Rules = Mapping[str, tuple[str, ...]]
+_active: ContextVar[Rules] = ContextVar("rules", default=RULES)
+
+
+@contextmanager
+def placing(mesh: JaxMesh, table: Rules) -> Iterator[None]:
+    """Trace and run under this mesh, with activations placed by the same rules as the parameters."""
+    token = _active.set(table)
+    try:
+        with jax.set_mesh(mesh):
+            yield
+    finally:
+        _active.reset(token)
 
 
 def make_mesh(config: Mesh, devices: Sequence[jax.Device] | None = None) -> JaxMesh:
@@ -50,25 +65,39 @@ def rules(overrides: Mapping[str, str | list[str] | None]) -> dict[str, tuple[st
     return merged
 
 
-def partition(names: Sequence[str | None], table: Mapping[str, tuple[str, ...]] = RULES) -> P:
-    """Logical names of an array's axes -> PartitionSpec; a mesh axis may serve one array axis only."""
+def partition(names: Sequence[str | None], table: Rules | None = None) -> P:
+    """Logical names of an array's axes -> PartitionSpec, by the active rules.
+
+    Raises UserError when two axes of the array share a mesh axis, which only overridden rules can ask for.
+    """
+    table = _active.get() if table is None else table
     spec, used = [], set()
     for name in names:
         axes = table.get(name, ()) if name else ()
-        if used.intersection(axes):
-            raise ValueError(f"logical axes {tuple(names)} share a mesh axis")
+        if shared := used.intersection(axes):
+            both = " and ".join(n for n in names if n and shared & set(table.get(n, ())))
+            raise UserError(f"mesh.rules: {both} are axes of one array and cannot share '{min(shared)}'; part them")
         used.update(axes)
         spec.append(axes[0] if len(axes) == 1 else axes or None)
     return P(*spec)
 
 
-def sharding(mesh: JaxMesh, names: Sequence[str | None], shape: Sequence[int], table: Mapping = RULES) -> NamedSharding:
-    """Where an array with these logical axes lives; an axis that the mesh does not divide stays whole."""
+def fitted(
+    mesh: JaxMesh | AbstractMesh, names: Sequence[str | None], shape: Sequence[int], table: Rules | None = None
+) -> P:
+    """`partition` for an array of this shape: an axis that the mesh does not divide stays whole."""
     spec = []
     for axes, size in zip(partition(names, table), shape, strict=True):
         width = int(np.prod([mesh.shape[a] for a in ((axes,) if isinstance(axes, str) else axes or ())]))
         spec.append(axes if size % width == 0 else None)
-    return NamedSharding(mesh, P(*spec))
+    return P(*spec)
+
+
+def sharding(
+    mesh: JaxMesh, names: Sequence[str | None], shape: Sequence[int], table: Rules | None = None
+) -> NamedSharding:
+    """Where an array with these logical axes lives."""
+    return NamedSharding(mesh, fitted(mesh, names, shape, table))
 
 
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
@@ -76,11 +105,7 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return x
-    spec = []
-    for axes, size in zip(partition(names), x.shape, strict=True):
-        width = int(np.prod([mesh.shape[a] for a in ((axes,) if isinstance(axes, str) else axes or ())]))
-        spec.append(axes if size % width == 0 else None)
-    return jax.lax.with_sharding_constraint(x, P(*spec))
+    return jax.lax.with_sharding_constraint(x, fitted(mesh, names, x.shape))
 
 
 def gathered(weight: jax.Array, *names: str | None) -> jax.Array:

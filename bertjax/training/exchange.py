@@ -1,4 +1,4 @@
-"""Hugging Face folders in and out: import makes a run folder whose one checkpoint is like any other, export undoes it."""
+"""Hugging Face folders in and out: import makes a run folder with a checkpoint like any other, export undoes it."""
 
 import json
 import os
@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from bertjax.config.load import build, dump, resolve_sizes
+from bertjax.config.load import build, dump
 from bertjax.config.schema import CheckpointPolicy, Config, ModelConfig
 from bertjax.data import tokenizers
 from bertjax.errors import StorageError, UserError
@@ -40,7 +40,7 @@ def import_folder(source: Path, out: Path) -> None:
     model = ModelConfig(**_sizes(source))
     if tokenizer.vocab_size > model.vocab_size:
         raise UserError(
-            f"{source}: the tokenizer has {tokenizer.vocab_size} pieces, config.json says vocab_size {model.vocab_size}; "
+            f"{source}: the tokenizer has {tokenizer.vocab_size} pieces, vocab_size is {model.vocab_size}; "
             "give the folder the tokenizer it was trained with"
         )
     params = huggingface.load_params(source, model)
@@ -59,7 +59,9 @@ def _sizes(source: Path) -> dict[str, Any]:
     return checked.model.model_dump() | {"config_from": None}
 
 
-def _write(job: Job, heads: tuple[str, ...], params: Mapping[str, np.ndarray], labels: list[str] | None, out: Path) -> None:
+def _write(
+    job: Job, heads: tuple[str, ...], params: Mapping[str, np.ndarray], labels: list[str] | None, out: Path
+) -> None:
     work = out.with_name(f".{out.name}.unfinished")
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)

@@ -2,12 +2,14 @@
 
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 
 from bertjax import errors
+
+T = TypeVar("T")
 
 
 def is_lead() -> bool:
@@ -39,6 +41,26 @@ def from_lead(make: Callable[[], Any]) -> Any:
     if "error" in reply:
         raise getattr(errors, reply["error"], errors.BertjaxError)(reply["message"])
     return reply["value"]
+
+
+def lead_first(make: Callable[[], T]) -> T:
+    """Runs `make` on process 0 and, once that has succeeded, on the others, which find in caches what it left there.
+
+    What `make` raises on one process ends all. A collective: every process calls it, from its main thread.
+    """
+    if jax.process_count() == 1:
+        return make()
+    made: list[T] = []
+    from_lead(lambda: made.append(make()))
+    error: errors.BertjaxError | None = None
+    try:
+        if not is_lead():
+            made.append(make())
+    except errors.BertjaxError as found:
+        error = found
+    if reason := first_reason(str(error) if error else None):
+        raise error or errors.UserError(reason)
+    return made[0]
 
 
 def first_reason(reason: str | None) -> str | None:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from math import ceil
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,18 +14,20 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from bertjax.config.schema import CheckpointPolicy, Config, Evaluation, Stage
+from bertjax.config.schema import Config, Evaluation, Stage
 from bertjax.data.loader import Batches, open_batches
-from bertjax.errors import DivergedError, StoppedSafely
+from bertjax.errors import DivergedError, StoppedSafely, UserError
 from bertjax.parallel import distributed
-from bertjax.training import freezing, setup, warmstart
+from bertjax.training import freezing, preflight, setup, warmstart
 from bertjax.training import state as states
 from bertjax.training.checkpoint import Checkpoints
+from bertjax.training.lead import from_lead, lead_first
 from bertjax.training.meter import Meter
-from bertjax.training.runs import has_steps, stage_folder
+from bertjax.training.runs import stage_folder
 from bertjax.training.setup import Job
 from bertjax.training.state import Params, TrainState
 from bertjax.training.step import Program
+from bertjax.training.step_folders import committed_steps
 from bertjax.training.summary import model_summary
 from bertjax.training.tracking import Tracker
 
@@ -38,20 +41,36 @@ class Evaluator:
 
 
 class BuildEvaluators(Protocol):
-    def __call__(self, job: Job, index: int, program: Program) -> list[Evaluator]: ...
+    def __call__(self, job: Job, index: int, program: Program, labels: list[str] | None) -> list[Evaluator]: ...
 
 
 def train(config: Config, base: Path, build_evaluators: BuildEvaluators) -> None:
-    """Run, or continue, every stage of a configuration. Raises the errors of `bertjax.errors`."""
+    """Run, or continue, every stage of a configuration. Raises the errors of `bertjax.errors`.
+
+    All that can be read and checked is, before the run folder is there: a mistake in the last stage shows at once, and
+    its correction finds no half-begun run. A finished run is left as it is.
+    """
     distributed.start()
+    preflight.check_settings(config)
+    if from_lead(lambda: preflight.is_complete(config)):
+        if distributed.is_lead():
+            print(f"{config.run_dir}: every stage is finished", flush=True)
+        return
+    job = lead_first(lambda: setup.open_job(config, base))
+    plans = [lead_first(partial(open_stage, job, stage)) for stage in config.stages]
+    todo = from_lead(lambda: unfinished(config, plans))
+    evaluators = {
+        index: lead_first(partial(build_evaluators, job, index, plan.program, plan.batches.labels))
+        for index, plan in enumerate(plans)
+        if index in todo
+    }
+    from_lead(lambda: preflight.check_starts(job, [plan.program for plan in plans]))
+    from_lead(lambda: setup.open_run_folder(job))
     use_compile_cache(config)
-    job = setup.open_job(config, base)
-    plans = [open_stage(job, stage) for stage in config.stages]
-    run_dir = setup.open_run_folder(job)
     with (
         stop_signal() as stop,
         Tracker(
-            run_dir,
+            config.run_dir,
             stages={plan.stage.name: plan.program.steps for plan in plans},
             tensorboard=config.run.tensorboard or False,
             wandb=config.run.wandb,
@@ -59,10 +78,8 @@ def train(config: Config, base: Path, build_evaluators: BuildEvaluators) -> None
             config=config.model_dump(mode="json"),
         ) as tracker,
     ):
-        for index, plan in enumerate(plans):
-            if not is_finished(run_dir, plans, index, config.run.checkpoint):
-                evaluators = build_evaluators(job, index, plan.program)
-                StageRun(job, index, plan, tracker, stop, evaluators).run()
+        for index in todo:
+            StageRun(job, index, plans[index], tracker, stop, evaluators[index]).run()
 
 
 @dataclass(frozen=True)
@@ -73,13 +90,14 @@ class StagePlan:
     batches: Batches
     program: Program
     episodes: tuple[freezing.Episode, ...]
-    rows: slice
+    rows: slice | np.ndarray
 
 
 def open_stage(job: Job, stage: Stage) -> StagePlan:
     """Prepares the data and checks batch, mesh and episodes, so that a later stage's mistake shows at once."""
     report = (lambda line: print(line, flush=True)) if distributed.is_lead() else None
     batches = open_batches(job.config, stage, job.tokenizer, base=job.base, cache=job.cache, report=report)
+    preflight.check_labels(stage, batches)
     steps = stage.steps or max(1, ceil((stage.epochs or 1) * batches.examples_per_epoch / stage.batch_size))
     program = job.program(stage, steps)
     distributed.local_rows(program.batch_sharding(), stage.batch_size // stage.grad_accum)
@@ -88,15 +106,13 @@ def open_stage(job: Job, stage: Stage) -> StagePlan:
     return StagePlan(stage, batches, program, plan, distributed.local_rows(program.batch_sharding(), stage.batch_size))
 
 
-def is_finished(run_dir: Path, plans: list[StagePlan], index: int, policy: CheckpointPolicy) -> bool:
-    """A stage is done when its last step is on disk, or when a later stage has begun."""
-    folders = [stage_folder(run_dir, i, plan.stage.name) for i, plan in enumerate(plans)]
-    if any(folder.is_dir() and has_steps(folder) for folder in folders[index + 1 :]):
-        return True
-    if not folders[index].is_dir():
-        return False
-    with Checkpoints(folders[index], policy, read_only=True) as checkpoints:
-        return plans[index].program.steps in checkpoints.committed_steps()
+def unfinished(config: Config, plans: list[StagePlan]) -> list[int]:
+    """The last stage that has begun and those behind it.
+
+    It may be at its end: it is restored all the same, and what is damaged made anew, before the next one builds on it.
+    """
+    begun = [i for i, p in enumerate(plans) if committed_steps(stage_folder(config.run_dir, i, p.stage.name))]
+    return list(range(max(begun, default=0), len(plans)))
 
 
 class StageRun:
@@ -120,14 +136,15 @@ class StageRun:
         run = self.job.config.run
         folder = stage_folder(self.job.config.run_dir, self.index, self.name)
         saved = lambda step, seconds: self.event(step, "checkpoint", seconds=round(seconds, 3))  # noqa: E731
-        with Checkpoints(folder, run.checkpoint, on_commit=saved) as self.checkpoints:
+        with Checkpoints(folder, run.checkpoint, on_commit=saved) as self.checkpoints, distributed.fail_together():
             state = self.begin()
             meter = Meter(self.program, self.plan.batches, self.tracker, self.name, run)
             start = int(state.step)
             with self.plan.batches.iterate(start, self.program.steps, self.plan.rows, run.prefetch) as source:
                 feed = self.placed(source)
-                for number in range(freezing.episode_at(self.plan.episodes, start), len(self.plan.episodes)):
-                    state = self.episode(state, number, feed, meter)
+                for number, episode in enumerate(self.plan.episodes):
+                    if start < episode.stop:
+                        state = self.episode(state, number, feed, meter)
             self.finish(state)
 
     def begin(self) -> TrainState:
@@ -156,7 +173,12 @@ class StageRun:
             likes[step] = self.program.abstract_state(self.plan.episodes[number].groups, key)
             return states.to_tree(likes[step])
 
-        step, tree, _ = self.checkpoints.restore(abstract)
+        step, tree, meta = self.checkpoints.restore(abstract)
+        if changed := [name for name, now in self.plan.batches.sources.items() if meta["sources"].get(name) != now]:
+            raise UserError(
+                f"stage '{self.name}': the source of task '{changed[0]}' is not what it was when this run began; "
+                "restore it, or give this run another run.name"
+            )
         return states.from_tree(tree, likes[step]), step
 
     def placed(self, source: Iterator[dict[str, np.ndarray]]) -> Iterator[tuple[dict[str, jax.Array], int, float]]:
@@ -179,6 +201,7 @@ class StageRun:
 
     def episode(self, state: TrainState, number: int, feed: Iterator, meter: Meter) -> TrainState:
         episode = self.plan.episodes[number]
+        self.check(meter.flush(), int(state.step))
         if set(state.opt) != set(episode.groups):
             state = self.program.thaw(state, episode.groups)
         trained = sum(x.size for x in state.params.values())
@@ -195,7 +218,7 @@ class StageRun:
             stopping = self.should_stop(step)
             if last or stopping or step % policy.save_every == 0 or (evaluated and policy.keep_best):
                 self.check(meter.flush(), step)
-                self.save(state, step)
+                self.save(state, step, self.scores if evaluated else None)
             if stopping and not last:
                 self.checkpoints.wait()
                 raise StoppedSafely(f"stopped at step {step} of stage '{self.name}', saved; run the same command again")
@@ -220,9 +243,10 @@ class StageRun:
             meter.pause()
         return bool(due)
 
-    def save(self, state: TrainState, step: int) -> None:
-        meta = setup.checkpoint_meta(self.job, self.program, self.index, step)
-        self.checkpoints.save(step, states.to_tree(state), meta, self.scores or None)
+    def save(self, state: TrainState, step: int, scores: dict[str, float] | None) -> None:
+        about = {"steps": self.program.steps, "sources": self.plan.batches.sources, "labels": self.plan.batches.labels}
+        meta = setup.checkpoint_meta(self.job, self.program, self.index, step) | about
+        self.checkpoints.save(step, states.to_tree(state), meta, scores)
 
     def finish(self, state: TrainState) -> None:
         self.checkpoints.wait()

@@ -67,7 +67,7 @@ def schedule(config: Optimizer, steps: int) -> Callable[[jax.Array], jax.Array]:
 
     def rate(step: jax.Array) -> jax.Array:
         s = jnp.asarray(step, jnp.float32)
-        after = base * (1 - s / steps) if config.schedule == "linear" else jnp.float32(base)
+        after = base * ((steps - s) / steps) if config.schedule == "linear" else jnp.float32(base)
         return jnp.where(s < warmup, base * s / max(warmup, 1), jnp.maximum(after, 0))
 
     return rate

@@ -16,13 +16,12 @@ import jax.numpy as jnp
 from jax.sharding import Mesh as JaxMesh
 
 from bertjax import objectives
-from bertjax.config.load import build, differences, dump, fingerprint, load
+from bertjax.config.load import build, dump, fingerprint
 from bertjax.config.schema import Config, Stage
 from bertjax.data import sources, tokenizers
-from bertjax.errors import UserError
+from bertjax.errors import StorageError, UserError
 from bertjax.models.execution import Execution
 from bertjax.parallel import mesh as meshes
-from bertjax.parallel.distributed import is_lead
 from bertjax.training.step import Program
 
 PACKAGES = ("bertjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tokenizers", "numpy")
@@ -142,28 +141,25 @@ def environment(mesh: JaxMesh) -> dict[str, Any]:
     }
 
 
-def open_run_folder(job: Job) -> Path:
-    """Create the run folder, or check that it holds a run this configuration may continue.
+def open_run_folder(job: Job) -> None:
+    """Create the run folder, or take over the one of an interrupted run; for the lead process.
 
-    Raises UserError naming the fields that differ when the folder belongs to another model, data or plan.
+    Raises UserError when that run has another tokenizer, StorageError when the folder cannot be written.
     """
-    folder, config = job.config.run_dir, job.config
-    kept = folder / "config.yaml"
-    if kept.exists():
-        changed = differences(load(kept), config)
-        if changed:
-            more = f" and {len(changed) - 2} more" if len(changed) > 2 else ""
-            raise UserError(
-                f"{kept}: this run has other settings ({'; '.join(changed[:2])}{more}); "
-                "give this one another run.name, or undo the change to continue"
-            )
-    if not is_lead():
-        return folder
-    folder.mkdir(parents=True, exist_ok=True)
-    write(kept, dump(config))
-    write(folder / "environment.json", json.dumps(environment(job.mesh), indent=1))
-    job.tokenizer.save(folder / "tokenizer")
-    return folder
+    folder = job.config.run_dir
+    kept = folder / "tokenizer"
+    if (kept / "tokenizer.json").exists() and tokenizers.from_file(kept).sha256 != job.tokenizer.sha256:
+        raise UserError(
+            f"{kept}: this run has another tokenizer; its file or the text it is trained on has changed since: "
+            "undo that, or give this run another run.name"
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write(folder / "config.yaml", dump(job.config))
+        write(folder / "environment.json", json.dumps(environment(job.mesh), indent=1))
+        job.tokenizer.save(kept)
+    except OSError as error:
+        raise StorageError(f"{folder}: cannot be written: {error.strerror}") from error
 
 
 def write(path: Path, text: str) -> None:

@@ -11,7 +11,7 @@ from jax.sharding import Mesh as JaxMesh
 from jax.sharding import NamedSharding
 
 from bertjax.config.schema import ModelConfig, Optimizer
-from bertjax.models import bert, paths
+from bertjax.models import bert, paths, stack
 from bertjax.models.execution import Execution
 from bertjax.objectives import Objective, Term
 from bertjax.parallel import mesh as meshes
@@ -35,7 +35,7 @@ class Program:
     grad_accum: int
     execution: Execution
     mesh: JaxMesh
-    rules: Mapping[str, tuple[str, ...]]
+    rules: meshes.Rules
 
     def __post_init__(self) -> None:
         structure = bert.structure(self.model, self.heads, self.objective.num_labels, self.execution)
@@ -66,7 +66,7 @@ class Program:
     def initialize(self, key: jax.Array) -> Params:
         """Fresh parameters, each array born in its shard."""
         make = lambda key: bert.initialize(self.model, self.heads, self.objective.num_labels, key)  # noqa: E731
-        with jax.set_mesh(self.mesh):
+        with meshes.placing(self.mesh, self.rules):
             return jax.jit(make, out_shardings=self.placed())(key)
 
     def start(self, params: Params, groups: tuple[str, ...], key: jax.Array) -> TrainState:
@@ -79,7 +79,7 @@ class Program:
 
     def _recut(self, make: Callable[..., TrainState], *args: Any) -> TrainState:
         where = states.shardings(jax.eval_shape(make, *args), self.placed(), self.mesh)
-        with jax.set_mesh(self.mesh):
+        with meshes.placing(self.mesh, self.rules):
             return jax.jit(make, out_shardings=where)(*args)
 
     def abstract_state(self, groups: tuple[str, ...], key: jax.Array) -> TrainState:
@@ -92,18 +92,30 @@ class Program:
     def jit_train_step(self, like: TrainState) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
         """The compiled step for states shaped like `like` (one per episode); the state is donated."""
         where = states.shardings(like, self.placed(), self.mesh)
+        program = self.cut_below(like)
         jitted = jax.jit(
-            lambda state, batch: train_step(self, state, batch),
+            lambda state, batch: train_step(program, state, batch),
             in_shardings=(where, self.batch_sharding()),
             out_shardings=(where, None),
             donate_argnums=0,
         )
-        return in_mesh(jitted, self.mesh)
+        return in_mesh(jitted, self.mesh, self.rules)
+
+    def cut_below(self, state: TrainState) -> "Program":
+        """This program with its segments cut where training begins.
+
+        A scan over frozen and trained layers together would give all of them a backward pass.
+        """
+        trained = [int(group.split("/")[1]) for group in state.opt if group.startswith("layers/")]
+        segments = stack.cut(self.execution.segments, min(trained, default=0))
+        if segments == self.execution.segments:
+            return self
+        return replace(self, execution=replace(self.execution, segments=segments))
 
     def jit_eval_step(self) -> Callable[[Params, Batch], dict[str, Term]]:
         """Terms of a batch without dropout or gradients."""
         terms = lambda params, batch: self.objective.terms(self.module(params), batch, None)  # noqa: E731
-        return in_mesh(jax.jit(terms, in_shardings=(self.placed(), self.batch_sharding())), self.mesh)
+        return in_mesh(jax.jit(terms, in_shardings=(self.placed(), self.batch_sharding())), self.mesh, self.rules)
 
 
 def params_shardings(params: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, NamedSharding]:
@@ -111,17 +123,17 @@ def params_shardings(params: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Na
 
 
 class in_mesh:  # noqa: N801
-    """A jitted function that runs, and lowers, under its mesh."""
+    """A jitted function that runs, and lowers, under its mesh and rules."""
 
-    def __init__(self, jitted: Any, mesh: JaxMesh):
-        self.jitted, self.mesh = jitted, mesh
+    def __init__(self, jitted: Any, mesh: JaxMesh, rules: meshes.Rules):
+        self.jitted, self.mesh, self.rules = jitted, mesh, rules
 
     def __call__(self, *args: Any) -> Any:
-        with jax.set_mesh(self.mesh):
+        with meshes.placing(self.mesh, self.rules):
             return self.jitted(*args)
 
     def lower(self, *args: Any) -> Any:
-        with jax.set_mesh(self.mesh):
+        with meshes.placing(self.mesh, self.rules):
             return self.jitted.lower(*args)
 
 

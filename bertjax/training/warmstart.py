@@ -1,21 +1,60 @@
 """Where a stage's first parameters come from: fresh, the previous stage, a checkpoint, or Hugging Face weights."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+from bertjax.config.schema import Stage
 from bertjax.data import tokenizers
 from bertjax.errors import UserError
 from bertjax.interop import huggingface
 from bertjax.models import paths
 from bertjax.training.checkpoint import Checkpoints
-from bertjax.training.runs import Found, find, stage_folder
+from bertjax.training.runs import Found, find, run_of, stage_folder
 from bertjax.training.setup import Job, config_of
 from bertjax.training.state import Params
 from bertjax.training.step import Program
+
+
+def check(job: Job, index: int, programs: Sequence[Program]) -> None:
+    """Whether `initial` will find what stage `index` starts from: raises the UserError it would raise.
+
+    `programs`: of all stages. Weights of ours are judged by their description; those of others are read.
+    """
+    stage = job.config.stages[index]
+    source = _source(stage, index)
+    wanted = programs[index].abstract_params()
+    try:
+        if source == "previous":
+            check_fit(wanted, programs[index - 1].abstract_params(), f"stage '{job.config.stages[index - 1].name}'")
+        elif source != "scratch":
+            folder = _folder(job, source)
+            check_fit(wanted, _described(job, folder), f"{folder}")
+    except UserError as error:
+        raise UserError(f"stage '{stage.name}': init_from: {error}") from None
+
+
+def _described(job: Job, folder: Path) -> Mapping[str, Any]:
+    """{path: something with its shape} of what a folder holds."""
+    if (folder / "config.json").is_file():
+        check_tokenizer(folder, job)
+        return huggingface.load_params(folder, job.config.model)
+    found = find(folder)
+    with Checkpoints(found.folder, job.config.run.checkpoint, read_only=True) as checkpoints:
+        meta = checkpoints.meta(found.step)
+    check_made_with(meta, found, job)
+    return paths.flatten(abstract_of(meta, found.folder, job))
+
+
+def _source(stage: Stage, index: int) -> str:
+    return stage.init_from or ("previous" if index else "scratch")
+
+
+def _folder(job: Job, source: str) -> Path:
+    return job.base / Path(source).expanduser()
 
 
 def initial(job: Job, index: int, program: Program, key: jax.Array) -> tuple[Params, list[str]]:
@@ -24,7 +63,7 @@ def initial(job: Job, index: int, program: Program, key: jax.Array) -> tuple[Par
     Heads that the source does not have start fresh; anything else missing, or of another shape, is a UserError.
     """
     stage = job.config.stages[index]
-    source = stage.init_from or ("previous" if index else "scratch")
+    source = _source(stage, index)
     fresh = program.initialize(key)
     if source == "scratch":
         return fresh, ["fresh parameters"]
@@ -32,7 +71,7 @@ def initial(job: Job, index: int, program: Program, key: jax.Array) -> tuple[Par
         previous = stage_folder(job.config.run_dir, index - 1, job.config.stages[index - 1].name)
         loaded, where = from_checkpoint(job, Found(previous, None)), f"stage '{job.config.stages[index - 1].name}'"
     else:
-        folder = Path(source) if Path(source).is_absolute() else job.base / source
+        folder = _folder(job, source)
         where = f"{folder}"
         if (folder / "config.json").is_file():
             check_tokenizer(folder, job)
@@ -55,36 +94,40 @@ def merge(
     fresh: Params, loaded: Mapping[str, jax.Array | np.ndarray], program: Program, where: str
 ) -> tuple[Params, list[str]]:
     """`fresh` with every parameter that `loaded` has."""
-    placed, params, new = program.placed(), {}, []
-    for path, start in fresh.items():
+    check_fit(fresh, loaded, where)
+    placed = program.placed()
+    new = [path for path in fresh if path not in loaded]
+    params = fresh | {p: jax.device_put(loaded[p], placed[p]) for p in fresh if p in loaded}
+    lines = [f"{len(params) - len(new)} of {len(params)} arrays from {where}"]
+    return params, lines + ([f"fresh: {', '.join(sorted({p.rsplit('/', 1)[0] for p in new}))}"] if new else [])
+
+
+def check_fit(wanted: Mapping[str, Any], loaded: Mapping[str, Any], where: str) -> None:
+    """Raises UserError naming the first parameter that `loaded` lacks, heads apart, or has in another shape."""
+    for path, start in wanted.items():
         value = loaded.get(path)
-        if value is None and path.startswith("heads/"):
-            params[path] = start
-            new.append(path)
-        elif value is None:
+        if value is None and not path.startswith("heads/"):
             raise UserError(f"{where}: has no parameter '{path}'; init_from needs a model of the same family and size")
-        elif value.shape != start.shape:
+        if value is not None and value.shape != start.shape:
             raise UserError(
                 f"{where}: '{path}' has shape {list(value.shape)}, the model here needs {list(start.shape)}; "
                 "make the model section agree with it (or use model.config_from)"
             )
-        else:
-            params[path] = jax.device_put(value, placed[path])
-    lines = [f"{len(params) - len(new)} of {len(params)} arrays from {where}"]
-    return params, lines + ([f"fresh: {', '.join(sorted({p.rsplit('/', 1)[0] for p in new}))}"] if new else [])
 
 
 def from_checkpoint(job: Job, found: Found) -> dict[str, jax.Array]:
     """All parameters of a checkpoint, placed on this job's mesh; refuses one made with another tokenizer."""
     with Checkpoints(found.folder, job.config.run.checkpoint, read_only=True) as checkpoints:
         meta = checkpoints.meta(found.step)
-        if meta["tokenizer_sha256"] != job.tokenizer.sha256:
-            raise UserError(
-                f"{found.folder}: was trained with another tokenizer; set tokenizer.path to "
-                f"{found.folder.parent.parent / 'tokenizer'}"
-            )
+        check_made_with(meta, found, job)
         _, params, _ = checkpoints.restore_params(abstract_of(meta, found.folder, job), found.step)
     return paths.flatten(params)
+
+
+def check_made_with(meta: Mapping[str, Any], found: Found, job: Job) -> None:
+    if meta["tokenizer_sha256"] != job.tokenizer.sha256:
+        kept = run_of(found.folder) / "tokenizer"
+        raise UserError(f"{found.folder}: was trained with another tokenizer; set tokenizer.path to {kept}")
 
 
 def abstract_of(meta: Mapping[str, Any], where: Path, job: Job) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The encoder's own properties: sizes, stacks, packing, precision and gradients. Parity is in test_bert_parity.py."""
 
 from dataclasses import replace
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -16,12 +17,13 @@ from bertjax.models.execution import Execution
 from bertjax.parallel import mesh as meshes
 
 SMALL = ModelConfig(
-    vocab_size=50, hidden_size=32, num_hidden_layers=4, num_attention_heads=4, intermediate_size=48,
+    vocab_size=50, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=48,
     max_position_embeddings=32, initializer_range=0.2,
 )  # fmt: skip
 DROPPING = SMALL.model_copy(update={"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.2})
 
 
+@cache
 def parameters(config: ModelConfig, heads: tuple[str, ...]) -> dict[str, jax.Array]:
     return bert.initialize(config, heads, 2, jax.random.key(0))
 
@@ -51,14 +53,13 @@ def hidden_and_grads(config, params, batch, execution, key=None, packed=False):
     weights = np.random.default_rng(1).normal(size=(*batch["input_ids"].shape, config.hidden_size)).astype(np.float32)
     weights *= (batch["segment_ids"] > 0)[..., None]
 
-    @jax.jit
     def run(params):
         model = bert.merge(*graph, params)
         fields = (batch[name] for name in ("input_ids", "token_type_ids", "segment_ids", "positions"))
         hidden = model.encode(*fields, packed=packed, key=key).astype(jnp.float32)
         return (hidden * weights).sum(), hidden
 
-    (_, hidden), grads = jax.value_and_grad(run, has_aux=True)(params)
+    (_, hidden), grads = jax.jit(jax.value_and_grad(run, has_aux=True))(params)
     return np.asarray(hidden), {path: np.asarray(g) for path, g in grads.items()}
 
 
@@ -100,26 +101,25 @@ def test_initialisation():
     assert len(set(kernels)) == len(kernels)
 
 
-@pytest.mark.parametrize("segments", [(4,), (1, 1, 2), (3, 1), (1, 1, 1, 1)])
-@pytest.mark.parametrize("dropped", [False, True])
-def test_scanned_and_listed_stacks_are_the_same_model(segments, dropped):
-    config, key = (DROPPING, jax.random.key(3)) if dropped else (SMALL, None)
-    params, batch = parameters(config, ()), examples(3, 16)
-    expected = hidden_and_grads(config, params, batch, Execution(), key)
-    assert_close(hidden_and_grads(config, params, batch, Execution(segments=segments), key), expected)
+KEY = jax.random.key(3)
 
 
-@pytest.mark.parametrize(("remat", "segments"), [("full", ()), ("dots", ()), ("full", (4,)), ("dots", (2, 2))])
-def test_recomputation_changes_nothing(remat, segments):
-    params, batch, key = parameters(DROPPING, ()), examples(3, 16), jax.random.key(3)
-    expected = hidden_and_grads(DROPPING, params, batch, Execution(), key)
-    found = hidden_and_grads(DROPPING, params, batch, Execution(remat=remat, segments=segments), key)
-    assert_close(found, expected)
+@cache
+def listed(config: ModelConfig):
+    """What all ways of running the stack, with dropout on, are compared with: one layer after the other."""
+    return hidden_and_grads(config, parameters(config, ()), examples(3, 16), Execution(), KEY)
+
+
+@pytest.mark.parametrize(("segments", "remat"), [((3,), "none"), ((1, 2), "full"), ((2, 1), "dots"), ((), "full")])
+def test_scanned_listed_and_recomputed_stacks_are_the_same_model(segments, remat):
+    execution = Execution(segments=segments, remat=remat)
+    found = hidden_and_grads(DROPPING, parameters(DROPPING, ()), examples(3, 16), execution, KEY)
+    assert_close(found, listed(DROPPING))
 
 
 def test_segments_must_add_up():
-    with pytest.raises(ValueError, match="do not add up to 4 layers"):
-        hidden_and_grads(SMALL, parameters(SMALL, ()), examples(1, 8), Execution(segments=(3,)))
+    with pytest.raises(ValueError, match="do not add up to 3 layers"):
+        hidden_and_grads(SMALL, parameters(SMALL, ()), examples(1, 8), Execution(segments=(2,)))
 
 
 def packed(alone: dict[str, np.ndarray], length: int, segments: int):
@@ -135,17 +135,15 @@ def packed(alone: dict[str, np.ndarray], length: int, segments: int):
     return rows, np.array([at for example in sorted(where) for at in where[example]])
 
 
-@pytest.mark.parametrize("seed", range(2))
-@pytest.mark.parametrize("segments", [(), (4,)])
-def test_packed_examples_are_as_if_alone(seed, segments):
+@pytest.mark.parametrize("segments", [(), (3,)])
+def test_packed_examples_are_as_if_alone(segments):
     """Hidden states of every token, and loss and gradient of the whole QA objective, packed and not."""
-    alone = examples(9, 14, seed)
+    alone = examples(9, 14)
     together, places = packed(alone, 32, 4)
     assert together["segment_ids"].max() > 2 and len(together["input_ids"]) < 9
     params, execution = parameters(SMALL, ("qa",)), Execution(segments=segments)
     graph, objective = bert.structure(SMALL, ("qa",), execution=execution), objectives.build(SpanQaObjective())
 
-    @jax.jit
     def run(params, batch):
         model = bert.merge(*graph, params)
         terms = objective.terms(model, batch, None)
@@ -153,7 +151,7 @@ def test_packed_examples_are_as_if_alone(seed, segments):
         hidden = model.encode(*fields, packed=batch["cls_positions"].shape[1] > 1)
         return objective.total(terms, objective.divisors(batch)), (hidden, terms["span"].correct)
 
-    run = jax.value_and_grad(run, has_aux=True)
+    run = jax.jit(jax.value_and_grad(run, has_aux=True))
     (loss, (hidden, correct)), grads = run(params, alone)
     (packed_loss, (packed_hidden, packed_correct)), packed_grads = run(params, together)
     hidden = np.asarray(hidden)[alone["segment_ids"] > 0]
@@ -190,6 +188,7 @@ def test_bfloat16_is_close_to_float32():
         assert error < 0.06 or path.endswith("qkv/bias"), (path, error)
 
 
+@pytest.mark.slow
 def test_a_model_split_over_eight_devices_is_the_same_model():
     """Hidden states, gradients and the dropout drawn on the way: one device against data=2, fsdp=2, tensor=2."""
     if jax.device_count() < 8:

@@ -1,0 +1,86 @@
+"""What is wrong with a run, as far as it can be known before anything of the run is on disk."""
+
+from collections.abc import Sequence
+
+from bertjax.config.load import differences, load
+from bertjax.config.schema import Config, Stage
+from bertjax.data.loader import Batches
+from bertjax.errors import UserError
+from bertjax.training import warmstart
+from bertjax.training.checkpoint import Checkpoints
+from bertjax.training.runs import stage_folder
+from bertjax.training.setup import Job
+from bertjax.training.step import Program
+from bertjax.training.step_folders import committed_steps
+
+# objective -> (the preprocessing it reads, the evaluation that can score it)
+_FITTING = {
+    "mlm_nsp": ("bert_pairs", "mlm"),
+    "span_qa": ("span_qa", "squad"),
+    "classification": ("classify", "classification"),
+}
+
+
+def check_settings(config: Config) -> None:
+    """Raises UserError when parts of a stage do not go together, or when the run folder holds another run."""
+    for stage in config.stages:
+        _check_kinds(config, stage)
+    kept = config.run_dir / "config.yaml"
+    changed = differences(load(kept), config) if kept.exists() else []
+    if changed:
+        more = f" and {len(changed) - 2} more" if len(changed) > 2 else ""
+        raise UserError(
+            f"{kept}: this run has other settings ({'; '.join(line[:80] for line in changed[:2])}{more}); "
+            "give this one another run.name, or undo the change to continue"
+        )
+
+
+def _check_kinds(config: Config, stage: Stage) -> None:
+    rows, score = _FITTING[stage.objective.kind]
+    head = f"stage '{stage.name}': objective {stage.objective.kind}"
+    for name, task in config.stage_tasks(stage).items():
+        if task.preprocess.kind != rows:
+            found = task.preprocess.kind
+            raise UserError(f"{head} reads rows made by {rows}; task '{name}' has preprocess.kind {found}")
+    names = [evaluation.name for evaluation in stage.evaluate]
+    for evaluation in stage.evaluate:
+        which = f"evaluation '{evaluation.name}'"
+        if evaluation.kind != score:
+            raise UserError(f"{head} cannot be scored by {which} of kind {evaluation.kind}; use kind {score}")
+        if evaluation.data.preprocess.kind != rows:
+            raise UserError(f"stage '{stage.name}': {which}: data.preprocess.kind must be {rows}")
+        if names.count(evaluation.name) > 1:
+            raise UserError(f"stage '{stage.name}': there are two of {which}; give one another name")
+
+
+def check_labels(stage: Stage, batches: Batches) -> None:
+    """Raises UserError when the labels of the data are not those of a classification objective."""
+    if stage.objective.kind != "classification":
+        return
+    wanted, there, names = stage.objective.num_labels, batches.classes, batches.labels
+    head = f"stage '{stage.name}': objective.num_labels is {wanted}"
+    if wanted == 1 and names is not None:
+        raise UserError(f"{head} (regression) but the labels are texts; set objective.num_labels={len(names)}")
+    if wanted > 1 and there is None:
+        raise UserError(f"{head} but the labels are numbers with a fraction; set objective.num_labels=1 for regression")
+    if wanted > 1 and there is not None and (there > wanted or (names is not None and there < wanted)):
+        shown = ", ".join(names or [f"0 to {there - 1}"])[:100]
+        raise UserError(f"{head} but the data have {there} labels ({shown}); set objective.num_labels={there}")
+
+
+def check_starts(job: Job, programs: Sequence[Program]) -> None:
+    """Raises UserError when a stage that has not begun could not read what its `init_from` names."""
+    for index, stage in enumerate(job.config.stages):
+        if not committed_steps(stage_folder(job.config.run_dir, index, stage.name)):
+            warmstart.check(job, index, programs)
+
+
+def is_complete(config: Config) -> bool:
+    """Whether the last step of the last stage is on disk; read from the checkpoints alone, without the data."""
+    folder = stage_folder(config.run_dir, len(config.stages) - 1, config.stages[-1].name)
+    if not (steps := committed_steps(folder)):
+        return False
+    with Checkpoints(folder, config.run.checkpoint, read_only=True) as checkpoints:
+        meta = checkpoints.meta()
+    return meta["step"] == steps[-1] == meta.get("steps")
+

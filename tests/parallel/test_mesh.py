@@ -1,0 +1,113 @@
+"""Mesh sizes, the rules that place arrays, and constraints, on eight CPU devices."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from bertjax.config.schema import Mesh
+from bertjax.errors import UserError
+from bertjax.parallel import mesh as meshes
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        ({}, (8, 1, 1)),
+        ({"fsdp": 8, "data": 1}, (1, 8, 1)),
+        ({"fsdp": -1, "data": 2, "tensor": 2}, (2, 2, 2)),
+        ({"fsdp": 4, "tensor": 2}, (1, 4, 2)),
+    ],
+)
+def test_mesh_takes_all_devices(sizes, expected):
+    mesh = meshes.make_mesh(Mesh(**sizes))
+    assert mesh.axis_names == ("data", "fsdp", "tensor") and mesh.devices.shape == expected
+    assert set(mesh.devices.flat) == set(jax.devices())
+
+
+def test_mesh_over_some_devices():
+    mesh = meshes.make_mesh(Mesh(fsdp=2), jax.devices()[2:6])
+    assert mesh.devices.shape == (2, 2, 1) and list(mesh.devices.flat) == jax.devices()[2:6]
+
+
+@pytest.mark.parametrize("sizes", [{"data": 3}, {"data": 4}, {"fsdp": 16}, {"data": 2, "fsdp": 2, "tensor": 4}])
+def test_sizes_that_do_not_fit_are_one_line(sizes):
+    with pytest.raises(UserError, match=r"^mesh: data=.* does not fit 8 devices; .*-1") as error:
+        meshes.make_mesh(Mesh(**sizes))
+    assert "\n" not in str(error.value) and len(str(error.value)) <= 300
+
+
+def test_rules_place_logical_axes():
+    """ZeRO-3 over fsdp, Megatron's column and row split over tensor, rows of a batch over data and fsdp."""
+    table = meshes.rules({})
+    assert meshes.partition(("embed", None, "heads"), table) == P("fsdp", None, "tensor")
+    assert meshes.partition(("vocab", "embed"), table) == P("tensor", "fsdp")
+    assert meshes.partition(("mlp", "embed"), table) == P("tensor", "fsdp")
+    assert meshes.partition(("batch", None, None), table) == P(("data", "fsdp"), None, None)
+    assert meshes.partition((None,), table) == P(None)
+
+
+def test_overrides_replace_single_rules():
+    table = meshes.rules({"embed": None, "batch": "data", "vocab": ["fsdp", "tensor"]})
+    assert meshes.partition(("vocab", "embed"), table) == P(("fsdp", "tensor"), None)
+    assert meshes.partition(("batch", "mlp"), table) == P("data", "tensor")
+    assert meshes.RULES["embed"] == ("fsdp",)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ({"embd": "fsdp"}, "mesh.rules.embd: no such logical axis; known: batch, vocab, embed, heads, mlp"),
+        ({"embed": "model"}, "mesh.rules.embed: no mesh axis 'model'; known: data, fsdp, tensor"),
+        ({"mlp": ["tensor", "pipe"]}, "mesh.rules.mlp: no mesh axis 'pipe'"),
+    ],
+)
+def test_unknown_axes_are_user_errors(overrides, words):
+    with pytest.raises(UserError) as error:
+        meshes.rules(overrides)
+    assert words in str(error.value)
+
+
+def test_two_axes_of_one_array_cannot_share_a_mesh_axis():
+    table = meshes.rules({"heads": "fsdp"})
+    with pytest.raises(UserError, match="^mesh.rules: embed and heads .* 'fsdp'"):
+        meshes.partition(("embed", None, "heads"), table)
+
+
+def test_axes_that_do_not_divide_stay_whole():
+    mesh = meshes.make_mesh(Mesh(fsdp=4, tensor=2))
+    assert meshes.sharding(mesh, ("vocab", "embed"), (30522, 768)).spec == P("tensor", "fsdp")
+    assert meshes.sharding(mesh, ("vocab", "embed"), (101, 768)).spec == P(None, "fsdp")
+    assert meshes.sharding(mesh, ("embed", None), (30, 2)).spec == P(None, None)
+
+
+def test_constrain_places_activations_inside_a_mesh_only():
+    x = jnp.ones((8, 4, 6))
+    assert meshes.constrain(x, "batch", None, "mlp") is x
+    mesh, table = meshes.make_mesh(Mesh(fsdp=4, tensor=2)), meshes.rules({})
+    with meshes.placing(mesh, table):
+        placed = jax.jit(lambda x: meshes.constrain(x, "batch", None, "mlp"))(x)
+    expected = meshes.sharding(mesh, ("batch", None, "mlp"), x.shape, table)
+    assert placed.sharding.is_equivalent_to(expected, 3) and placed.addressable_shards[0].data.shape == (2, 4, 3)
+    one = meshes.make_mesh(Mesh(), jax.devices()[:1])
+    with meshes.placing(one, table):
+        assert meshes.constrain(x, "batch", None, "mlp") is x
+
+
+def test_constrain_follows_the_configured_rules():
+    mesh = meshes.make_mesh(Mesh(fsdp=4, tensor=2))
+    with meshes.placing(mesh, meshes.rules({"mlp": None, "batch": "data"})):
+        placed = jax.jit(lambda x: meshes.constrain(x, "batch", None, "mlp"))(jnp.ones((8, 4, 6)))
+    assert placed.sharding.is_fully_replicated
+    with meshes.placing(mesh, meshes.rules({})):  # and the override ends with its block
+        placed = jax.jit(lambda x: meshes.constrain(x, "batch", None, "mlp"))(jnp.ones((8, 4, 6)))
+    assert placed.addressable_shards[0].data.shape == (2, 4, 3)
+
+
+def test_gathered_weights_are_whole_along_fsdp_and_split_along_tensor():
+    mesh = meshes.make_mesh(Mesh(fsdp=4, tensor=2))
+    weight = jax.device_put(jnp.ones((8, 3, 8)), meshes.sharding(mesh, ("embed", None, "heads"), (8, 3, 8)))
+    with meshes.placing(mesh, meshes.rules({})):
+        whole = jax.jit(lambda w: meshes.gathered(w, "embed", None, "heads"))(weight)
+    assert weight.addressable_shards[0].data.shape == (2, 3, 4)
+    assert whole.addressable_shards[0].data.shape == (8, 3, 4)

@@ -1,0 +1,78 @@
+"""The real train step compiles for TPU pods that are not here (jax.experimental.topologies and libtpu's compiler).
+
+Slow, and skipped where libtpu is not installed: pip install libtpu. Compiling proves that a step lowers and fits, and
+which collectives and kernels it has; not that it is fast or right.
+"""
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from bertjax.config.load import build
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+import ahead
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed"),
+    pytest.mark.filterwarnings("default"),  # libtpu's own
+]
+MINI = {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 1024}
+NO_DROPOUT = {"attention_probs_dropout_prob": 0.0}
+HBM_GIB = 16  # of one v5e chip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quiet_libtpu():
+    before = dict(os.environ)
+    os.environ.update({k: v for k, v in ahead.ENVIRONMENT.items() if k.startswith("TPU_")})
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
+def compiled(topology: str, *, model: dict, mesh: dict, rows: int, length: int, pack: bool = False, **stage) -> dict:
+    pairs = {"kind": "bert_pairs", "sequence_length": length, "pack": pack}
+    task = {"source": {"kind": "stdlib_docs"}, "preprocess": pairs}
+    settings = {"name": "pretrain", "data": task, "steps": 1000, "batch_size": rows} | stage
+    return ahead.describe(ahead.compile_step(build({"model": model, "mesh": mesh, "stages": [settings]}), topology))
+
+
+def fits(found: dict) -> bool:
+    return sum(found["gib_per_device"].values()) < HBM_GIB
+
+
+def test_base_with_attention_dropout_takes_the_xla_path():
+    found = compiled("v5e:2x4", model={}, mesh={}, rows=256, length=128)
+    assert found["kernels"] == {}
+    assert set(found["collectives"]) == {"all-reduce"}  # plain data parallelism moves gradients and nothing else
+    assert fits(found)
+
+
+def test_packed_rows_run_splash_split_over_batch_and_heads():
+    mesh = {"data": 1, "fsdp": 4, "tensor": 2}
+    found = compiled("v5e:2x4", model=MINI | NO_DROPOUT, mesh=mesh, rows=32, length=512, pack=True)
+    assert sorted(name.split("_")[2] for name in found["kernels"]) == ["dkv", "fwd"]  # one fused backward kernel
+    assert set(found["kernels"].values()) == {MINI["num_hidden_layers"]}
+    assert found["collectives"]["reduce-scatter"]["count"] >= 1
+    assert "all-to-all" not in found["collectives"]
+    assert fits(found)
+
+
+def test_micro_batches_on_a_pod():
+    found = compiled(
+        "v5e:16x16", model=MINI | NO_DROPOUT, mesh={"fsdp": 16}, rows=1024, length=128, grad_accum=2,
+    )  # fmt: skip
+    assert set(found["kernels"].values()) == {2 * MINI["num_hidden_layers"]}
+    assert "all-to-all" not in found["collectives"]
+    assert fits(found)
+
+
+def test_heads_that_the_mesh_does_not_divide_stay_whole():
+    odd = {"hidden_size": 192, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 768}
+    found = compiled("v5e:2x4", model=odd | NO_DROPOUT, mesh={"data": 4, "tensor": 2}, rows=32, length=128)
+    assert set(found["kernels"].values()) == {2}

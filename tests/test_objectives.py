@@ -1,0 +1,249 @@
+"""Objectives against straightforward numpy, with the model's logits given."""
+
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bertjax import objectives
+from bertjax.config.schema import Classification, MlmNsp, ModelConfig, SpanQaObjective
+from bertjax.models import bert
+
+B, S, K, V, G = 3, 10, 4, 7, 2
+ENCODED = ("input_ids", "token_type_ids", "segment_ids", "positions")
+
+
+def answering(**logits: object) -> SimpleNamespace:
+    """A model whose heads answer with these logits, whatever they are asked."""
+    heads = {f"{name}_logits": (lambda *_, value=value: value) for name, value in logits.items()}
+    return SimpleNamespace(encode=lambda *_, **__: None, **heads)
+
+
+def softmax_loss(logits: np.ndarray, target: int) -> float:
+    logits = np.float64(logits)
+    return float(np.log(np.exp(logits - logits.max()).sum()) + logits.max() - logits[target])
+
+
+def encoder_fields(rows: int = B) -> dict[str, np.ndarray]:
+    return {name: np.ones((rows, S), np.int32) for name in ENCODED}
+
+
+def pretraining_batch(rng: np.random.Generator, groups: int = 1) -> dict[str, np.ndarray]:
+    return encoder_fields() | {
+        "masked_positions": rng.integers(0, S, (B, K)).astype(np.int32),
+        "masked_ids": rng.integers(0, V, (B, K)).astype(np.int32),
+        "masked_weights": np.float32([[1, 1, 1, 0], [1, 1, 0, 0], [0, 0, 0, 0]]),
+        "cls_positions": np.zeros((B, groups), np.int32),
+        "nsp_labels": rng.integers(0, 2, (B, groups)).astype(np.int32),
+        "nsp_weights": np.ones((B, groups), np.float32),
+    }
+
+
+def total(objective: objectives.Objective, model: SimpleNamespace, batch: dict) -> float:
+    return float(objective.total(objective.terms(model, batch, None), objective.divisors(batch)))
+
+
+@given(st.integers(0, 10_000), st.floats(-50, 50), st.floats(0.1, 30))
+@settings(max_examples=30, deadline=None)
+def test_cross_entropy_is_log_softmax(seed, shift, scale):
+    rng = np.random.default_rng(seed)
+    logits = jnp.asarray(rng.normal(size=(2, 3, V)) * scale + shift, jnp.float32)
+    targets = jnp.asarray(rng.integers(0, V, (2, 3)))
+    expected = -jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], axis=-1)[..., 0]
+    np.testing.assert_allclose(objectives.cross_entropy(logits, targets), expected, rtol=1e-4, atol=1e-4)
+    grads = jax.grad(lambda x: objectives.cross_entropy(x, targets).sum())(logits)
+    np.testing.assert_allclose(grads, jax.nn.softmax(logits) - jax.nn.one_hot(targets, V), atol=1e-5)
+
+
+def test_cross_entropy_of_low_precision_logits_is_float32():
+    logits = jnp.asarray([[8.0, 1.0, -3.0]], jnp.bfloat16)
+    found = objectives.cross_entropy(logits, jnp.asarray([1]))
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found[0], softmax_loss([8, 1, -3], 1), rtol=1e-6)
+
+
+def test_pretraining_loss_is_that_of_run_pretraining():
+    """sum(w ce) / (sum(w) + 1e-5) + mean(NSP ce); slots of weight zero do not count, whatever they hold."""
+    rng = np.random.default_rng(0)
+    batch, mlm, nsp = pretraining_batch(rng), rng.normal(size=(B, K, V)), rng.normal(size=(B, 1, 2))
+    model = answering(mlm=jnp.float32(mlm), nsp=jnp.float32(nsp))
+    weights, ids = batch["masked_weights"], batch["masked_ids"]
+    losses = [softmax_loss(mlm[b, k], ids[b, k]) for b in range(B) for k in range(K) if weights[b, k]]
+    expected = sum(losses) / (5 + 1e-5)
+    expected += np.mean([softmax_loss(nsp[b, 0], batch["nsp_labels"][b, 0]) for b in range(B)])
+    objective = objectives.build(MlmNsp())
+    assert objective.heads == ("mlm", "nsp")
+    assert total(objective, model, batch) == pytest.approx(expected, rel=1e-6)
+    batch["masked_ids"] = np.where(weights > 0, ids, (ids + 1) % V)
+    assert total(objective, model, batch) == pytest.approx(expected, rel=1e-6)
+    terms = objective.terms(model, batch, None)
+    hits = [mlm[b, k].argmax() == ids[b, k] for b in range(B) for k in range(K) if weights[b, k]]
+    assert float(terms["mlm"].correct) == sum(hits) and float(terms["mlm"].weight) == 5
+    assert float(terms["nsp"].correct) == sum(nsp[:, 0].argmax(-1) == batch["nsp_labels"][:, 0])
+
+
+def test_the_small_constant_of_the_divisor_shows_with_few_masks():
+    """With one masked position of loss ln 7 the mean is ln 7 / (1 + 1e-5); with none it is 0, not NaN."""
+    batch = pretraining_batch(np.random.default_rng(0)) | {"masked_weights": np.zeros((B, K), np.float32)}
+    model, objective = answering(mlm=jnp.zeros((B, K, V))), objectives.build(MlmNsp(nsp_weight=0))
+    assert objective.heads == ("mlm",)
+    assert total(objective, model, batch) == 0
+    batch["masked_weights"][1, 2] = 1
+    assert np.float32(batch["masked_weights"].sum() + 1e-5) == np.float32(1.00001)
+    np.testing.assert_allclose(float(objective.divisors(batch)["mlm"]), 1.00001, rtol=1e-7)
+    np.testing.assert_allclose(total(objective, model, batch), np.log(7) / 1.00001, rtol=2e-7)
+
+
+def test_weights_scale_the_two_losses():
+    rng = np.random.default_rng(0)
+    batch = pretraining_batch(rng)
+    model = answering(mlm=jnp.float32(rng.normal(size=(B, K, V))), nsp=jnp.float32(rng.normal(size=(B, 1, 2))))
+    alone = [total(objectives.build(MlmNsp(mlm_weight=m, nsp_weight=n)), model, batch) for m, n in ((1, 0), (0, 1))]
+    both = total(objectives.build(MlmNsp(mlm_weight=2, nsp_weight=0.5)), model, batch)
+    assert both == pytest.approx(2 * alone[0] + 0.5 * alone[1], rel=1e-6)
+
+
+def span_batch() -> dict[str, np.ndarray]:
+    """Row 0: examples of 5 and 4 tokens; row 1: one of 6 and no second; row 2: two, the second without weight."""
+    return encoder_fields() | {
+        "segment_ids": np.int32([[1] * 5 + [2] * 4 + [0], [1] * 6 + [0] * 4, [1] * 3 + [2] * 3 + [0] * 4]),
+        "cls_positions": np.int32([[0, 5], [0, 0], [0, 3]]),
+        "start_positions": np.int32([[2, 5], [1, 0], [0, 4]]),
+        "end_positions": np.int32([[4, 8], [1, 0], [2, 5]]),
+        "span_weights": np.float32([[1, 1], [1, 0], [1, 0]]),
+    }
+
+
+def test_span_loss_is_the_mean_over_examples():
+    """run_squad.py: (start + end) / 2, the softmax over the example's own tokens."""
+    rng = np.random.default_rng(1)
+    batch, start, end = span_batch(), rng.normal(size=(B, S)), rng.normal(size=(B, S))
+    losses, right = [], []
+    for b, g in ((0, 0), (0, 1), (1, 0), (2, 0)):
+        own = np.flatnonzero(batch["segment_ids"][b] == g + 1)
+        targets = batch["start_positions"][b, g] - own[0], batch["end_positions"][b, g] - own[0]
+        pairs = [(x[b, own], t) for x, t in zip((start, end), targets, strict=True)]
+        losses.append(sum(softmax_loss(x, t) for x, t in pairs) / 2)
+        right.append(all(x.argmax() == t for x, t in pairs))
+    model, objective = answering(qa=(jnp.float32(start), jnp.float32(end))), objectives.build(SpanQaObjective())
+    term = objective.terms(model, batch, None)["span"]
+    assert total(objective, model, batch) == pytest.approx(np.mean(losses), rel=1e-6)
+    assert float(term.weight) == 4 and float(term.correct) == sum(right)
+    assert float(term.loss) == pytest.approx(sum(losses), rel=1e-6)
+
+
+def test_span_accuracy_needs_start_and_end():
+    batch = span_batch()
+    start, end = (np.zeros((B, S), np.float32) for _ in range(2))
+    for b, g in ((0, 0), (0, 1), (1, 0)):
+        start[b, batch["start_positions"][b, g]] = 9
+        end[b, batch["end_positions"][b, g]] = 9
+    end[0, 8], end[0, 6] = 0, 9  # the second example's end is wrong
+    term = objectives.build(SpanQaObjective()).terms(answering(qa=(jnp.asarray(start), jnp.asarray(end))), batch, None)
+    assert float(term["span"].correct) == 2
+
+
+def test_absent_examples_and_padding_get_no_gradient():
+    batch, objective = span_batch(), objectives.build(SpanQaObjective())
+
+    def loss(logits):
+        return objective.total(objective.terms(answering(qa=logits), batch, None), objective.divisors(batch))
+
+    rng = np.random.default_rng(2)
+    logits = tuple(jnp.asarray(rng.normal(size=(B, S)), jnp.float32) for _ in range(2))
+    for grad in jax.grad(loss)(logits):
+        assert np.all(np.isfinite(grad)) and not np.any(np.asarray(grad)[batch["segment_ids"] == 0])
+        assert not np.any(grad[2, 3:6])  # real tokens of an example whose weight is zero
+        np.testing.assert_allclose(grad.sum(-1), 0, atol=1e-6)  # softmax - onehot, for each example
+
+
+def class_batch(labels: np.ndarray) -> dict[str, np.ndarray]:
+    weights = np.ones((B, 1), np.float32)
+    weights[2] = 0
+    return encoder_fields() | {"cls_positions": np.zeros((B, 1), np.int32), "labels": labels, "label_weights": weights}
+
+
+def test_classification_loss():
+    logits = np.random.default_rng(3).normal(size=(B, 1, 3))
+    batch = class_batch(np.int32([[2], [0], [1]]))
+    objective = objectives.build(Classification(num_labels=3))
+    assert objective.num_labels == 3 and objective.heads == ("classifier",)
+    expected = (softmax_loss(logits[0, 0], 2) + softmax_loss(logits[1, 0], 0)) / 2
+    assert total(objective, answering(**{"class": jnp.float32(logits)}), batch) == pytest.approx(expected, rel=1e-6)
+
+
+def test_regression_is_mean_squared_error():
+    """run_classifier-style tasks with one label, as for STS-B."""
+    logits, labels = np.float32([[[2.0]], [[0.5]], [[9.0]]]), np.float32([[2.4], [3.5], [0.0]])
+    objective, batch = objectives.build(Classification(num_labels=1)), class_batch(labels)
+    model = answering(**{"class": jnp.asarray(logits)})
+    assert total(objective, model, batch) == pytest.approx((0.16 + 9.0) / 2, rel=1e-6)
+    assert float(objective.terms(model, batch, None)["label"].correct) == 1  # within one half
+
+
+@pytest.mark.parametrize("kind", ["pairs", "span"])
+def test_sums_add_up_over_the_parts_of_a_batch(kind):
+    """What makes accumulation and several hosts exact: sums and weights, no means."""
+    rng = np.random.default_rng(4)
+    if kind == "pairs":
+        batch, objective = pretraining_batch(rng), objectives.build(MlmNsp())
+        logits = {"mlm": jnp.float32(rng.normal(size=(B, K, V))), "nsp": jnp.float32(rng.normal(size=(B, 1, 2)))}
+    else:
+        batch, objective = span_batch(), objectives.build(SpanQaObjective())
+        logits = {"qa": jnp.float32(rng.normal(size=(2, B, S)))}
+    cut = lambda x, rows: x[:, rows] if kind == "span" else x[rows]  # noqa: E731
+    parts = [
+        objective.terms(
+            answering(**{n: cut(x, rows) for n, x in logits.items()}), {n: x[rows] for n, x in batch.items()}, None
+        )
+        for rows in (slice(0, 1), slice(1, 3))
+    ]
+    whole = objective.terms(answering(**logits), batch, None)
+    added = jax.tree.map(jnp.add, *parts)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), added, whole)
+    np.testing.assert_allclose(
+        float(objective.total(added, objective.divisors(batch))),
+        float(objective.total(whole, objective.divisors(batch))), rtol=1e-6,
+    )  # fmt: skip
+
+
+def test_a_packed_row_is_the_sum_of_its_examples():
+    """A real model: two pre-training examples in one row give the sums of two rows."""
+    config = ModelConfig(
+        vocab_size=30, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
+        max_position_embeddings=16, initializer_range=0.2,
+    )  # fmt: skip
+    rng, first, second = np.random.default_rng(5), 6, 8
+    ids = [rng.integers(1, 30, n) for n in (first, second)]
+    masks = [np.array([1, 4]), np.array([2, 5])]
+    real = np.arange(16) < np.array([[first], [second]])
+    single = {
+        "input_ids": np.stack([np.pad(x, (0, 16 - len(x))) for x in ids]),
+        "token_type_ids": (real & (np.arange(16) >= 3)).astype(int),
+        "segment_ids": real.astype(int),
+        "positions": np.arange(16) * real,
+        "masked_positions": np.stack(masks),
+        "masked_ids": np.array([[3, 4], [5, 6]]),
+        "masked_weights": np.ones((2, 2), np.float32),
+        "cls_positions": np.zeros((2, 1), int),
+        "nsp_labels": np.array([[0], [1]]),
+        "nsp_weights": np.ones((2, 1), np.float32),
+    }
+    join = lambda a, b: np.pad(np.concatenate([a[:first], b[:second]]), (0, 2))[None]  # noqa: E731
+    packed = {name: join(*single[name]) for name in ENCODED} | {
+        "segment_ids": join(single["segment_ids"][0], 2 * single["segment_ids"][1]),
+        "masked_positions": np.concatenate([masks[0], masks[1] + first])[None],
+        "cls_positions": np.array([[0, first]]),
+    }
+    packed |= {n: single[n].reshape(1, -1) for n in ("masked_ids", "masked_weights", "nsp_labels", "nsp_weights")}
+    objective = objectives.build(MlmNsp())
+    params = jax.jit(lambda key: bert.initialize(config, objective.heads, 2, key))(jax.random.key(0))
+    terms = jax.jit(lambda batch: objective.terms(bert.apply_model(config, objective.heads, params), batch, None))
+    found, expected = terms(packed), terms(single)
+    for name in ("mlm", "nsp"):
+        np.testing.assert_allclose(found[name].loss, expected[name].loss, rtol=1e-5)
+        assert float(found[name].weight) == float(expected[name].weight)

@@ -1,0 +1,438 @@
+"""The training loop on a tiny model: what a run leaves, and every way to stop and continue it, bit for bit."""
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from bertjax.cli import main
+from bertjax.config.load import load
+from bertjax.config.schema import CheckpointPolicy
+from bertjax.data.loader import Batches
+from bertjax.errors import DivergedError, StoppedSafely, UserError
+from bertjax.evaluation.evaluate import build_evaluators, restore
+from bertjax.parallel import mesh as meshes
+from bertjax.training import loop
+from bertjax.training.checkpoint import Checkpoints
+from bertjax.training.state import TrainState
+from bertjax.training.step import Program
+from bertjax.training.step_folders import committed_steps
+from bertjax.training.tracking import Tracker
+
+TIMES = {"tokens_per_second", "step_seconds", "data_wait", "mfu", "memory_bytes", "elapsed"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_device() -> Iterator[None]:
+    """Small programs compile faster for one device; meshes have tests of their own."""
+    make = meshes.make_mesh
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(meshes, "make_mesh", lambda config: make(config, jax.devices()[:1]))
+        for name in ("initialize", "jit_train_step", "jit_eval_step"):
+            patch.setattr(Program, name, compiled_once(getattr(Program, name)))
+        yield
+
+
+def compiled_once(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Runs of one process share what they trace; test_kill.py has a process for every run."""
+    kept: dict[str, Any] = {}
+
+    def cached(self: Program, *args: Any) -> Any:
+        state = args[0] if args and isinstance(args[0], TrainState) else None
+        about = (self.model, self.heads, self.optimizer, self.steps, self.grad_accum, self.objective.scales)
+        key = repr((about, sorted(state.opt) if state else [jax.random.key_data(key) for key in args]))
+        if key not in kept:
+            kept[key] = method(self, *args)
+        return kept[key]
+
+    return cached
+
+
+@pytest.fixture(scope="module")
+def train(tiny_project, tmp_path_factory) -> Callable[..., Path]:
+    """Trains tiny.yaml under one root, with overrides; -> the run folder."""
+    root = tmp_path_factory.mktemp("runs")
+
+    def run(name: str, *overrides: str) -> Path:
+        config = load(tiny_project / "tiny.yaml", [f"run.root={root}", f"run.name={name}", *overrides])
+        loop.train(config, tiny_project, build_evaluators)
+        return config.run_dir
+
+    run.root = root
+    return run
+
+
+@pytest.fixture(scope="module")
+def whole(train) -> Path:
+    """The run that nothing interrupted. Not to be changed."""
+    return train("whole")
+
+
+@pytest.fixture
+def stop_at(monkeypatch) -> Callable[[str, int], None]:
+    """Asks the loop to stop at a step of a stage, as SIGTERM would."""
+    return lambda stage, step: monkeypatch.setattr(
+        loop.StageRun, "should_stop", lambda self, now: (self.name, now) == (stage, step)
+    )
+
+
+def lines(run: Path, kind: str) -> list[dict[str, Any]]:
+    found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in found if line["kind"] == kind]
+
+
+def learnt(run: Path) -> list[dict[str, Any]]:
+    """All numbers of all steps, times apart; JSON keeps every bit of a float."""
+    return [{k: v for k, v in line.items() if k not in TIMES} for line in lines(run, "train")]
+
+
+def digests(run: Path, stage: str, step: int) -> dict[str, Any]:
+    """Shape, dtype and digest of every array of a checkpoint: parameters, slots, key."""
+    return json.loads((run / "checkpoints" / stage / str(step) / "digest" / "metadata").read_text())["leaves"]
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """Every loss, parameter and optimizer slot, to the last bit."""
+    assert learnt(one) == learnt(other)
+    assert [line["scores"] for line in lines(one, "eval")] == [line["scores"] for line in lines(other, "eval")]
+    for stage, last in (("00-pretrain", 5), ("01-qa", 6)):
+        assert digests(one, stage, last) == digests(other, stage, last)
+    (a, b) = (restore(run).params for run in (one, other))
+    assert a.keys() == b.keys()
+    assert all(np.asarray(a[path]).tobytes() == np.asarray(b[path]).tobytes() for path in a)
+
+
+def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
+    return {str(p.relative_to(folder)): (p.stat().st_mtime_ns, p.stat().st_size) for p in sorted(folder.rglob("*"))}
+
+
+def flip_bit(step: Path) -> None:
+    path = max((p for p in step.rglob("d/*") if p.is_file()), key=lambda p: p.stat().st_size)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
+# ---- a whole run ----------------------------------------------------------------------------------------------------
+
+
+def test_a_run_from_end_to_end(whole, tiny_project):
+    assert {p.name for p in whole.iterdir()} == {
+        "config.yaml", "environment.json", "model.txt", "tokenizer", "metrics.jsonl", "checkpoints", "evaluations",
+    }  # fmt: skip
+    assert load(whole / "config.yaml").stages == load(tiny_project / "tiny.yaml").stages
+    assert {"versions", "devices", "mesh"} <= json.loads((whole / "environment.json").read_text()).keys()
+    assert {p.name for p in (whole / "tokenizer").iterdir()} == {"tokenizer.json", "vocab.txt"}
+    assert committed_steps(whole / "checkpoints" / "00-pretrain") == [2, 4, 5]
+    assert committed_steps(whole / "checkpoints" / "01-qa") == [2, 4, 6]
+    assert {p.name for p in (whole / "evaluations" / "01-qa").iterdir()} == {
+        "squad.json", "squad.predictions.json", "squad.nbest.json",
+    }  # fmt: skip
+    assert not list(whole.rglob("*.partial"))
+    with Checkpoints(whole / "checkpoints" / "01-qa", CheckpointPolicy(), read_only=True) as checkpoints:
+        meta = checkpoints.meta()
+    assert (meta["stage"], meta["stage_name"], meta["step"], meta["steps"], meta["heads"]) == (1, "qa", 6, 6, ["qa"])
+    assert load(whole / "config.yaml").model_dump(mode="json") == meta["config"]
+
+
+def test_every_line_of_the_record(whole):
+    steps = [(line["stage"], line["step"]) for line in lines(whole, "train")]
+    assert steps == [("pretrain", n) for n in range(1, 6)] + [("qa", n) for n in range(1, 7)]
+    first, last = lines(whole, "train")[0], lines(whole, "train")[-1]
+    assert {"loss", "mlm_loss", "mlm_accuracy", "nsp_loss", "nsp_accuracy", "learning_rate", "grad_norm"} <= first.keys()
+    assert TIMES | {"episode", "trainable_parameters"} <= first.keys()
+    assert first["loss"] == pytest.approx(first["mlm_loss"] + first["nsp_loss"], rel=1e-5)
+    assert abs(first["mlm_loss"] - np.log(128)) < 0.5  # an untrained model knows nothing
+    assert last["loss"] == pytest.approx(last["span_loss"], rel=1e-6)
+    assert last["tokens_per_second"] > 0 and last["step_seconds"] > 0 and 0 <= last["data_wait"] <= 1
+    qa = [line for line in lines(whole, "train") if line["stage"] == "qa"]
+    assert [line["episode"] for line in qa] == [0, 0, 0, 1, 1, 1]
+    assert qa[0]["trainable_parameters"] < qa[-1]["trainable_parameters"] < first["trainable_parameters"]
+    events = [(line["stage"], line["event"], line["step"]) for line in lines(whole, "event")]
+    assert [e for e in events if e[1] != "checkpoint"] == [
+        ("pretrain", "start", 0), ("pretrain", "episode", 0), ("pretrain", "stage_end", 5),
+        ("qa", "start", 0), ("qa", "episode", 0), ("qa", "episode", 3), ("qa", "stage_end", 6),
+    ]  # fmt: skip
+    assert [e[2] for e in events if e[1] == "checkpoint"] == [2, 4, 5, 2, 4, 6]
+    start = next(line for line in lines(whole, "event") if (line["stage"], line["event"]) == ("qa", "start"))
+    assert start["init"].endswith("arrays from stage 'pretrain'; fresh: heads/qa")
+    evaluations = {line["name"]: line["scores"] for line in lines(whole, "eval")}
+    assert evaluations["squad"]["total"] == 24 and evaluations["mlm"]["mlm_perplexity"] > 1
+    kept = json.loads((whole / "evaluations" / "01-qa" / "squad.json").read_text())
+    assert kept["scores"] == evaluations["squad"] and kept["step"] == 6
+
+
+def test_frozen_parameters_keep_their_bits_and_slots_appear_as_layers_thaw(whole):
+    before = digests(whole, "00-pretrain", 5)
+    early, late = digests(whole, "01-qa", 2), digests(whole, "01-qa", 6)
+    frozen = [path for path in early if path.startswith(("params/embeddings/", "params/layers/0/"))]
+    assert frozen and all(early[path] == before[path] != late[path] for path in frozen if "token_type" not in path)
+    slots = lambda leaves: {path.split("/")[1] for path in leaves if path.startswith("opt/")}  # noqa: E731
+    assert slots(early) == {"layers.1", "heads"}
+    assert slots(late) == {"layers.0", "layers.1", "heads", "embeddings"}
+
+
+def test_a_finished_run_is_left_as_it_is(whole, train, tiny_project, monkeypatch, capsys):
+    before = snapshot(whole.parent)
+    monkeypatch.setattr(loop, "open_stage", None)  # nothing is prepared or compiled for it
+    train("whole")
+    monkeypatch.chdir(tiny_project)
+    assert main(["train", "tiny.yaml", f"run.root={train.root}", "run.name=whole", "run.log_every=3"]) == 0
+    assert capsys.readouterr().out.count("whole: every stage is finished\n") == 2
+    assert snapshot(whole.parent) == before
+
+
+@pytest.mark.parametrize(
+    ("override", "mentions"),
+    [
+        ("stages.qa.optimizer.learning_rate=1e-3", "stages.1.optimizer.learning_rate: 0.005 -> 0.001"),
+        ("model.hidden_dropout_prob=0.2", "model.hidden_dropout_prob: 0.1 -> 0.2"),
+        ("run.seed=3", "seed: 0 -> 3"),
+        ("tasks.text.source.files=[more.txt]", "tasks.text.source"),
+    ],
+)
+def test_other_settings_are_refused(whole, train, tiny_project, monkeypatch, capsys, override, mentions):
+    before = snapshot(whole.parent)
+    monkeypatch.chdir(tiny_project)
+    assert main(["train", "tiny.yaml", f"run.root={train.root}", "run.name=whole", override]) == 2
+    err = capsys.readouterr().err
+    assert "whole/config.yaml: this run has other settings" in err and mentions in err
+    assert err.count("\n") == 1 and len(err) <= 301
+    assert snapshot(whole.parent) == before
+
+
+# ---- stopping and continuing ----------------------------------------------------------------------------------------
+
+
+def test_stops_in_a_stage_in_an_episode_and_at_its_end_change_no_bit(whole, train, stop_at):
+    """One run, stopped again and again; the damage is done to copies of it in the tests below."""
+    for stage, step, kept in (
+        ("pretrain", 3, [2, 3]), ("pretrain", 4, [2, 3, 4]), ("qa", 2, [2]), ("qa", 3, [2, 3]), ("qa", 5, [3, 4, 5]),
+    ):  # fmt: skip
+        stop_at(stage, step)
+        with pytest.raises(StoppedSafely, match=rf"stopped at step {step} of stage '{stage}'") as caught:
+            train("stopped")
+        assert caught.value.exit_code == 75
+        assert committed_steps(next((train.root / "stopped" / "checkpoints").glob(f"*-{stage}"))) == kept
+        shutil.copytree(train.root / "stopped", train.root / f"at-{stage}-{step}")
+    stop_at("", 0)
+    run = train("stopped")
+    assert_same_run(whole, run)
+    resumed = [(line["stage"], line["step"]) for line in lines(run, "event") if line["event"] == "resume"]
+    assert resumed == [("pretrain", 3), ("pretrain", 4), ("qa", 2), ("qa", 3), ("qa", 5)]
+
+
+def test_what_was_trained_after_the_last_checkpoint_is_trained_again(whole, train, monkeypatch):
+    """A crash: no chance to save anything."""
+
+    class Crash(BaseException):
+        pass
+
+    write = Tracker.train
+    for stage, step in (("pretrain", 1), ("pretrain", 3), ("qa", 1), ("qa", 5)):
+
+        def crash(self: Tracker, *line: Any, at: tuple[str, int] = (stage, step)) -> None:
+            write(self, *line)
+            if line[:2] == at:
+                raise Crash
+
+        monkeypatch.setattr(Tracker, "train", crash)
+        with pytest.raises(Crash):
+            train("crashed")
+    monkeypatch.setattr(Tracker, "train", write)
+    assert_same_run(whole, train("crashed"))
+
+
+def test_sigterm_saves_and_leaves_with_75(whole, train, tiny_project, monkeypatch, capsys):
+    monkeypatch.chdir(tiny_project)
+    command = ["train", "tiny.yaml", f"run.root={train.root}", "run.name=terminated"]
+    write = Tracker.train
+
+    def terminate(self: Tracker, stage: str, step: int, metrics: Any) -> None:
+        write(self, stage, step, metrics)
+        if (stage, step) == ("pretrain", 1):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Tracker, "train", terminate)
+    handler = signal.getsignal(signal.SIGTERM)
+    assert main(command) == 75
+    step = committed_steps(train.root / "terminated" / "checkpoints" / "00-pretrain")[-1]
+    assert step in (1, 2) and "run the same command again" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) == handler
+    monkeypatch.setattr(Tracker, "train", write)
+    assert main(command) == 0
+    assert_same_run(whole, train.root / "terminated")
+
+
+# ---- damage ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("copy", "stage", "damaged", "left"),
+    [
+        ("at-pretrain-3", "00-pretrain", (3,), 2),
+        ("at-qa-5", "01-qa", (5, 4), 3),  # back over the boundary at step 3: the fallback has fewer slots
+        ("at-qa-2", "00-pretrain", (5,), 4),  # not read again: the later stage stands on its own
+    ],
+)
+def test_a_damaged_checkpoint_is_passed_over(whole, train, caplog, copy, stage, damaged, left):
+    """Uses the copies that the test of the stops made."""
+    run = train.root / copy
+    assert run.is_dir(), "run the whole file"
+    for step in damaged:
+        flip_bit(run / "checkpoints" / stage / str(step))
+    train(copy)
+    quarantine = run / "checkpoints" / stage / "quarantine"
+    if copy == "at-qa-2":
+        assert not quarantine.exists()
+        flip = run / "checkpoints" / stage / "5"
+        shutil.rmtree(flip)
+        shutil.copytree(whole / "checkpoints" / stage / "5", flip)
+    else:
+        assert {p.name for p in quarantine.iterdir()} == {str(step) for step in damaged}
+        warnings = [r.getMessage() for r in caplog.records if "is damaged" in r.getMessage()]
+        assert len(warnings) == len(damaged) and all(f"step {left} is used" in w for w in warnings)
+    assert_same_run(whole, run)
+
+
+def test_damage_between_two_stages_is_made_good_before_the_next_one_begins(whole, train):
+    """The last checkpoint of a stage is what the next one starts from: an older one will not do."""
+    shutil.copytree(whole, train.root / "between")
+    shutil.rmtree(train.root / "between" / "checkpoints" / "01-qa")
+    flip_bit(train.root / "between" / "checkpoints" / "00-pretrain" / "5")
+    assert_same_run(whole, train("between"))
+
+
+def test_data_or_tokenizer_changed_under_a_run_are_refused(whole, train, tiny_project, tmp_path):
+    for name in ("text.txt", "more.txt", "train.json", "heldout.json", "tiny.yaml"):
+        shutil.copy(tiny_project / name, tmp_path / name)
+    for run, stage in (("fewer", "01-qa"), ("other", "00-pretrain")):
+        shutil.copytree(whole, train.root / run)
+        shutil.rmtree(train.root / run / "checkpoints" / "01-qa" / "6")
+    again = lambda run: loop.train(  # noqa: E731
+        load(tiny_project / "tiny.yaml", [f"run.root={train.root}", f"run.name={run}"]), tmp_path, build_evaluators
+    )
+    questions = json.loads((tmp_path / "train.json").read_text())
+    (tmp_path / "train.json").write_text(json.dumps(questions | {"data": questions["data"][1:]}))
+    with pytest.raises(UserError, match="stage 'qa': the source of task 'questions' is not what it was"):
+        again("fewer")
+    (tmp_path / "text.txt").write_text("Now there are zebras.\nThey walk.\n\nAnd they are striped.\nSo it is.\n" * 9)
+    with pytest.raises(UserError, match="this run has another tokenizer"):
+        again("other")
+
+
+# ---- numbers that are none ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def poison(monkeypatch) -> Callable[..., None]:
+    """NaN as the weight of every masked token of the batches of these steps."""
+    batch = Batches.batch
+
+    def install(*steps: int) -> None:
+        def poisoned(self: Batches, k: int, rows: slice = slice(None)) -> dict[str, np.ndarray]:
+            found = batch(self, k, rows)
+            if k + 1 in steps and "masked_weights" in found:
+                found["masked_weights"][:] = np.nan
+            return found
+
+        monkeypatch.setattr(Batches, "batch", poisoned)
+
+    return install
+
+
+def test_a_step_that_is_not_finite_is_skipped(whole, train, poison, stop_at):
+    poison(2, 3)
+    stop_at("pretrain", 4)
+    with pytest.raises(StoppedSafely):
+        train("skipped", "run.checkpoint.save_every=1", "run.checkpoint.keep_last=9")
+    found = lines(train.root / "skipped", "train")
+    assert [line["loss"] is None for line in found] == [False, True, True, False]
+    assert [line.get("bad_steps", 0) for line in found] == [0, 1, 2, 0]
+    one, two, three, four = (digests(train.root / "skipped", "00-pretrain", step) for step in (1, 2, 3, 4))
+    same = [path for path in one if path.startswith(("params/", "opt/", "key"))]
+    assert all(one[path] == two[path] == three[path] for path in same)
+    assert any(four[path] != three[path] for path in same)
+
+
+def test_three_such_steps_end_the_run_and_nothing_bad_is_saved(whole, train, poison, stop_at, tiny_project, monkeypatch):
+    monkeypatch.chdir(tiny_project)
+    command = ["train", "tiny.yaml", f"run.root={train.root}", "run.name=diverged", "run.checkpoint.save_every=1"]
+    poison(3, 4, 5)
+    stop_at("pretrain", 4)
+    assert main(command) == 75  # the count of bad steps is part of the state, and goes on from there
+    stop_at("", 0)
+    assert main(command) == 3
+    folder = train.root / "diverged" / "checkpoints" / "00-pretrain"
+    assert committed_steps(folder)[-1] == 4
+    for step in committed_steps(folder):
+        params = restore(folder, step=step).params
+        assert all(np.isfinite(np.asarray(x)).all() for x in params.values())
+    with pytest.raises(DivergedError, match=r"stage 'pretrain' step 5: .*not finite 3 steps in a row"):
+        train("diverged", "run.checkpoint.save_every=1")
+    poison()
+    train("diverged", "run.checkpoint.save_every=1")  # the cause is gone: the same run goes on
+
+
+# ---- where a stage starts -------------------------------------------------------------------------------------------
+
+ONE_STAGE = "stages=[{name: s, data: text, steps: 1, batch_size: 8, init_from: %s}]"
+
+
+def test_init_from_a_run_a_stage_and_a_step(whole, train):
+    for number, (source, fresh) in enumerate(
+        ((whole, "fresh: heads/mlm"), (whole / "checkpoints" / "00-pretrain" / "4", "arrays from"), ("scratch", "fresh param"))
+    ):
+        run = train(f"from-{number}", ONE_STAGE % source)
+        assert fresh in lines(run, "event")[0]["init"]
+    assert lines(train.root / "from-1", "train")[0]["loss"] < lines(train.root / "from-2", "train")[0]["loss"] - 0.3
+
+
+@pytest.mark.parametrize(
+    ("overrides", "mentions"),
+    [
+        (["stages.pretrain.init_from=nowhere"], "nowhere: no such folder"),
+        (["stages.qa.init_from=nowhere"], "stage 'qa': init_from: "),
+        (["stages.qa.init_from=."], "holds no checkpoint"),
+        (["stages.qa.init_from=tiny.yaml"], "tiny.yaml: no such folder"),
+        (["stages.pretrain.init_from={whole}", "model.hidden_size=32"], "has shape [16], the model here needs [32]"),
+        (["stages.pretrain.init_from={whole}", "model.num_hidden_layers=3"], "has no parameter 'layers/2/"),
+        (["stages.pretrain.init_from={whole}", "tokenizer.vocab_size=110"], "another tokenizer; set tokenizer.path to"),
+        (["stages.qa.init_from={whole}/checkpoints/00-pretrain/3"], "stage 'qa': init_from: "),
+        (["stages.qa.evaluate=[]", "tasks.questions.source.files=[none.json]"], "none.json"),
+        (["stages.qa.evaluate.0.data.source.files=[none.json]"], "none.json"),
+        (["stages.qa.data=text"], "objective span_qa reads rows made by span_qa; task 'text' has"),
+        (["stages.qa.trainable.episodes=3"], "trainable.episodes: 3 is more than the 2 layers"),
+    ],
+)
+def test_a_mistake_in_any_stage_shows_before_the_run_folder_is_there(
+    whole, train, tiny_project, monkeypatch, capsys, overrides, mentions
+):
+    monkeypatch.chdir(tiny_project)
+    before = {p.name for p in train.root.iterdir()}
+    overrides = [override.format(whole=whole) for override in overrides]
+    assert main(["train", "tiny.yaml", f"run.root={train.root}", "run.name=mistaken", *overrides]) == 2
+    err = capsys.readouterr().err
+    assert mentions in err and err.count("\n") == 1 and len(err) <= 301, err
+    assert {p.name for p in train.root.iterdir()} == before
+
+
+@pytest.mark.parametrize("content", ["", "\n\n", None])
+def test_bad_data_leave_no_folder(tmp_path, tiny_project, monkeypatch, capsys, content):
+    monkeypatch.chdir(tmp_path)
+    config = (tiny_project / "tiny.yaml").read_text().replace("run: {", "tokenizer: {path: vocab.txt}\nrun: {")
+    (tmp_path / "tiny.yaml").write_text(config)
+    (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a"]) + "\n")
+    if content is not None:
+        (tmp_path / "text.txt").write_text(content)
+    before = sorted(tmp_path.rglob("*"))
+    assert main(["train", "tiny.yaml"]) == 2
+    assert "text" in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before
