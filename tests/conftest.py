@@ -86,7 +86,7 @@ def _squad(seed: int, articles: int) -> str:
 
 @pytest.fixture(scope="session")
 def tiny_project(tmp_path_factory) -> Path:
-    """A folder with tiny.yaml (pre-training, then questions with gradual unfreezing) and its data; not to be changed."""
+    """A folder with tiny.yaml (pre-training, then questions, gradually unfrozen) and its data; not to be changed."""
     home = tmp_path_factory.mktemp("tiny")
     files = {
         "tiny.yaml": TINY, "text.txt": _text(0, 40), "more.txt": _text(1, 6),

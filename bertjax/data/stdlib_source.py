@@ -85,9 +85,6 @@ class Entry:
         """The predicate up to its first comma or bracket."""
         return _LEAD_END.split(self.lead, maxsplit=1)[0]
 
-    def summary(self) -> str:
-        return f"In short, {self.name} {self.short_lead()}."
-
     def facts(self) -> list[str]:
         """Sentences that say what the signature and the body say."""
         found = [f"The class {self.name} is a subclass of {self.base}."] if self.base else []

@@ -45,6 +45,7 @@ def build_evaluators(job: Job, index: int, program: Program, labels: list[str] |
     labels: names of the classes in the order of the training data's ids.
     """
     folder = job.config.run_dir / "evaluations" / stage_folder(Path(), index, job.config.stages[index].name).name
+    builders: dict[str, Callable[..., Callable[[Params, int], dict[str, float]]]]
     builders = {"mlm": mlm, "squad": squad_answers, "classification": partial(classification, labels=labels)}
     return [Evaluator(e, builders[e.kind](job, program, e, folder)) for e in job.config.stages[index].evaluate]
 
@@ -266,8 +267,9 @@ def evaluate_command(
     config = restored.job.config.stages[restored.stage]
     known = [e.name for e in config.evaluate]
     if not known:
+        asked = f"no evaluation '{name}', nor any other" if name else "no evaluations"
         raise UserError(
-            f"{path}: stage '{config.name}' has no evaluations; name another --stage, "
+            f"{path}: stage '{config.name}' has {asked}; name another --stage, "
             f"or give it some: stages.{config.name}.evaluate='[{{kind: ..., data: ...}}]'"
         )
     if name not in (None, *known):

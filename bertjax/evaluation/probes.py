@@ -58,15 +58,16 @@ def _filled(text: str, number: int, token: str, probability: float) -> dict[str,
     return {"token": token, "probability": round(probability, 4), "text": whole}
 
 
-def answer(
-    checkpoint: str | Path | Restored, question: str, context: str, n_best: int = 3
-) -> list[dict[str, Any]]:
+def answer(checkpoint: str | Path | Restored, question: str, context: str, n_best: int = 3) -> list[dict[str, Any]]:
     """The best answers to a question in a context of any length: [{"text", "probability"}...], best first.
 
     Windows, n-best and the null answer follow run_squad.py and the settings of the stage's evaluation. Raises UserError
-    when the checkpoint has no QA head.
+    when the checkpoint has no QA head or a text is empty.
     """
     restored = _open(checkpoint, "qa")
+    for what, text in (("question", question), ("context", context)):
+        if not text.strip():
+            raise UserError(f"the {what} is empty; give a {what} of at least one word")
     stage = restored.job.config.stages[restored.stage]
     settings = next((e for e in stage.evaluate if isinstance(e, SquadEvaluation)), None)
     tasks = restored.job.config.stage_tasks(stage).values()

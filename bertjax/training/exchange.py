@@ -96,23 +96,27 @@ def _config(model: ModelConfig, heads: tuple[str, ...], num_labels: int, lowerca
 
 
 def _stage(heads: Sequence[str], num_labels: int, positions: int) -> dict[str, Any]:
-    stage = {"name": STAGE, "steps": 1}
+    length = min(128, positions)
+    objective: dict[str, Any]
     if "qa" in heads:
         length = min(384, positions)
-        windows = {"kind": "span_qa", "sequence_length": length, "doc_stride": min(128, max(1, length // 3))}
-        windows["max_query_length"] = min(64, max(1, length // 4))
-        data = lambda split: {"source": {"kind": "stdlib_qa", "split": split}, "preprocess": windows}  # noqa: E731
-        evaluate = [{"kind": "squad", "data": data("heldout")}]
-        return stage | {"objective": {"kind": "span_qa"}, "data": data("train"), "evaluate": evaluate}
-    if "classifier" in heads:
-        examples = {"kind": "jsonl", "files": ["examples.jsonl"]}  # nothing every machine has; named when it is scored
-        data = {"source": examples, "preprocess": {"kind": "classify", "sequence_length": min(128, positions)}}
-        return stage | {"objective": {"kind": "classification", "num_labels": num_labels}, "data": data}
-    pairs = {"kind": "bert_pairs", "sequence_length": min(128, positions), "next_sentence": "nsp" in heads}
-    data = lambda split: {"source": {"kind": "stdlib_docs", "split": split}, "preprocess": pairs}  # noqa: E731
-    weights = {"mlm_weight": float("mlm" in heads), "nsp_weight": float("nsp" in heads)}
-    evaluate = [{"kind": "mlm", "data": data("heldout")}] if {"mlm", "nsp"} & set(heads) else []
-    return stage | {"objective": {"kind": "mlm_nsp", **weights}, "data": data("train"), "evaluate": evaluate}
+        objective, kind, evaluation = {"kind": "span_qa"}, "stdlib_qa", "squad"
+        preprocess = {"kind": "span_qa", "doc_stride": min(128, length // 3), "max_query_length": min(64, length // 4)}
+    elif "classifier" in heads:  # there are no labels that every machine has: the file is named when it is scored
+        objective = {"kind": "classification", "num_labels": num_labels}
+        source = {"kind": "jsonl", "files": ["examples.jsonl"]}
+        data = {"source": source, "preprocess": {"kind": "classify", "sequence_length": length}}
+        return {"name": STAGE, "steps": 1, "objective": objective, "data": data}
+    else:
+        weights = {"mlm_weight": float("mlm" in heads), "nsp_weight": float("nsp" in heads)}
+        objective, kind, evaluation = {"kind": "mlm_nsp", **weights}, "stdlib_docs", "mlm"
+        preprocess = {"kind": "bert_pairs", "next_sentence": "nsp" in heads}
+    preprocess["sequence_length"] = length
+    train, heldout = (
+        {"source": {"kind": kind, "split": split}, "preprocess": preprocess} for split in ("train", "heldout")
+    )
+    scored = [{"kind": evaluation, "data": heldout}] if {"mlm", "nsp", "qa"} & set(heads) else []
+    return {"name": STAGE, "steps": 1, "objective": objective, "data": train, "evaluate": scored}
 
 
 def _labels(described: Mapping[str, Any]) -> list[str] | None:

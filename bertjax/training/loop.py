@@ -205,7 +205,8 @@ class StageRun:
         if set(state.opt) != set(episode.groups):
             state = self.program.thaw(state, episode.groups)
         trained = sum(x.size for x in state.params.values())
-        self.event(int(state.step), "episode", episode=number, groups=list(episode.groups), trainable_parameters=trained)
+        about = {"episode": number, "groups": list(episode.groups), "trainable_parameters": trained}
+        self.event(int(state.step), "episode", **about)
         train_step = self.program.jit_train_step(state)
         meter.episode(number, trained, sum(g.startswith("layers/") for g in state.opt))
         policy = self.job.config.run.checkpoint
@@ -219,6 +220,7 @@ class StageRun:
             if last or stopping or step % policy.save_every == 0 or (evaluated and policy.keep_best):
                 self.check(meter.flush(), step)
                 self.save(state, step, self.scores if evaluated else None)
+                meter.pause()
             if stopping and not last:
                 self.checkpoints.wait()
                 raise StoppedSafely(f"stopped at step {step} of stage '{self.name}', saved; run the same command again")
@@ -227,8 +229,8 @@ class StageRun:
     def check(self, bad_steps: int, step: int) -> None:
         if bad_steps >= self.job.config.run.max_bad_steps:
             raise DivergedError(
-                f"stage '{self.name}' step {step}: the loss or the gradients were not finite {bad_steps} steps in a row; "
-                f"the last checkpoint is good; lower the learning rate or lengthen the warm-up"
+                f"stage '{self.name}' step {step}: the loss or the gradients were not finite {bad_steps} steps in a "
+                f"row; the last checkpoint is good; lower the learning rate or lengthen the warm-up"
             )
 
     def evaluate(self, state: TrainState, step: int, last: bool, meter: Meter) -> bool:

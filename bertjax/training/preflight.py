@@ -83,4 +83,3 @@ def is_complete(config: Config) -> bool:
     with Checkpoints(folder, config.run.checkpoint, read_only=True) as checkpoints:
         meta = checkpoints.meta()
     return meta["step"] == steps[-1] == meta.get("steps")
-

@@ -68,7 +68,7 @@ def open_job(config: Config, base: Path) -> Job:
 
 
 def load_tokenizer(config: Config, base: Path) -> tokenizers.Tokenizer:
-    """The configured tokenizer; trained first if it has no path. Raises UserError when the model's table is too small."""
+    """The configured tokenizer; trained first if it has no path. UserError when the model's table is too small."""
     settings = config.tokenizer
     wanted = settings.train_on
     if wanted is None:

@@ -4,83 +4,24 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 
 from bertjax.cli import main
 from bertjax.config.load import load
 from bertjax.config.schema import CheckpointPolicy
-from bertjax.data.loader import Batches
-from bertjax.errors import DivergedError, StoppedSafely, UserError
+from bertjax.errors import StoppedSafely, UserError
 from bertjax.evaluation.evaluate import build_evaluators, restore
-from bertjax.parallel import mesh as meshes
 from bertjax.training import loop
 from bertjax.training.checkpoint import Checkpoints
-from bertjax.training.state import TrainState
-from bertjax.training.step import Program
 from bertjax.training.step_folders import committed_steps
 from bertjax.training.tracking import Tracker
 
+pytestmark = pytest.mark.usefixtures("one_device")
 TIMES = {"tokens_per_second", "step_seconds", "data_wait", "mfu", "memory_bytes", "elapsed"}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_device() -> Iterator[None]:
-    """Small programs compile faster for one device; meshes have tests of their own."""
-    make = meshes.make_mesh
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(meshes, "make_mesh", lambda config: make(config, jax.devices()[:1]))
-        for name in ("initialize", "jit_train_step", "jit_eval_step"):
-            patch.setattr(Program, name, compiled_once(getattr(Program, name)))
-        yield
-
-
-def compiled_once(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Runs of one process share what they trace; test_kill.py has a process for every run."""
-    kept: dict[str, Any] = {}
-
-    def cached(self: Program, *args: Any) -> Any:
-        state = args[0] if args and isinstance(args[0], TrainState) else None
-        about = (self.model, self.heads, self.optimizer, self.steps, self.grad_accum, self.objective.scales)
-        key = repr((about, sorted(state.opt) if state else [jax.random.key_data(key) for key in args]))
-        if key not in kept:
-            kept[key] = method(self, *args)
-        return kept[key]
-
-    return cached
-
-
-@pytest.fixture(scope="module")
-def train(tiny_project, tmp_path_factory) -> Callable[..., Path]:
-    """Trains tiny.yaml under one root, with overrides; -> the run folder."""
-    root = tmp_path_factory.mktemp("runs")
-
-    def run(name: str, *overrides: str) -> Path:
-        config = load(tiny_project / "tiny.yaml", [f"run.root={root}", f"run.name={name}", *overrides])
-        loop.train(config, tiny_project, build_evaluators)
-        return config.run_dir
-
-    run.root = root
-    return run
-
-
-@pytest.fixture(scope="module")
-def whole(train) -> Path:
-    """The run that nothing interrupted. Not to be changed."""
-    return train("whole")
-
-
-@pytest.fixture
-def stop_at(monkeypatch) -> Callable[[str, int], None]:
-    """Asks the loop to stop at a step of a stage, as SIGTERM would."""
-    return lambda stage, step: monkeypatch.setattr(
-        loop.StageRun, "should_stop", lambda self, now: (self.name, now) == (stage, step)
-    )
 
 
 def lines(run: Path, kind: str) -> list[dict[str, Any]]:
@@ -146,8 +87,8 @@ def test_every_line_of_the_record(whole):
     steps = [(line["stage"], line["step"]) for line in lines(whole, "train")]
     assert steps == [("pretrain", n) for n in range(1, 6)] + [("qa", n) for n in range(1, 7)]
     first, last = lines(whole, "train")[0], lines(whole, "train")[-1]
-    assert {"loss", "mlm_loss", "mlm_accuracy", "nsp_loss", "nsp_accuracy", "learning_rate", "grad_norm"} <= first.keys()
-    assert TIMES | {"episode", "trainable_parameters"} <= first.keys()
+    assert {"loss", "mlm_loss", "mlm_accuracy", "nsp_loss", "nsp_accuracy", "grad_norm"} <= first.keys()
+    assert TIMES | {"learning_rate", "episode", "trainable_parameters"} <= first.keys()
     assert first["loss"] == pytest.approx(first["mlm_loss"] + first["nsp_loss"], rel=1e-5)
     assert abs(first["mlm_loss"] - np.log(128)) < 0.5  # an untrained model knows nothing
     assert last["loss"] == pytest.approx(last["span_loss"], rel=1e-6)
@@ -211,22 +152,33 @@ def test_other_settings_are_refused(whole, train, tiny_project, monkeypatch, cap
 # ---- stopping and continuing ----------------------------------------------------------------------------------------
 
 
-def test_stops_in_a_stage_in_an_episode_and_at_its_end_change_no_bit(whole, train, stop_at):
-    """One run, stopped again and again; the damage is done to copies of it in the tests below."""
-    for stage, step, kept in (
-        ("pretrain", 3, [2, 3]), ("pretrain", 4, [2, 3, 4]), ("qa", 2, [2]), ("qa", 3, [2, 3]), ("qa", 5, [3, 4, 5]),
-    ):  # fmt: skip
-        stop_at(stage, step)
-        with pytest.raises(StoppedSafely, match=rf"stopped at step {step} of stage '{stage}'") as caught:
-            train("stopped")
+STOPS = {
+    ("pretrain", 3): [2, 3], ("pretrain", 4): [2, 3, 4], ("qa", 2): [2], ("qa", 3): [2, 3], ("qa", 5): [3, 4, 5],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def stopped(train) -> Path:
+    """A run stopped in a stage, in an episode and exactly between two, and continued each time; not to be changed.
+
+    Beside it are copies of how each stop left it, `at-STAGE-STEP`, for tests to damage.
+    """
+    for (stage, step), kept in STOPS.items():
+        with pytest.MonkeyPatch.context() as patch:
+            asked = lambda self, now, at=(stage, step): (self.name, now) == at  # noqa: E731
+            patch.setattr(loop.StageRun, "should_stop", asked)
+            with pytest.raises(StoppedSafely, match=rf"stopped at step {step} of stage '{stage}'") as caught:
+                train("stopped")
         assert caught.value.exit_code == 75
         assert committed_steps(next((train.root / "stopped" / "checkpoints").glob(f"*-{stage}"))) == kept
         shutil.copytree(train.root / "stopped", train.root / f"at-{stage}-{step}")
-    stop_at("", 0)
-    run = train("stopped")
-    assert_same_run(whole, run)
-    resumed = [(line["stage"], line["step"]) for line in lines(run, "event") if line["event"] == "resume"]
-    assert resumed == [("pretrain", 3), ("pretrain", 4), ("qa", 2), ("qa", 3), ("qa", 5)]
+    return train("stopped")
+
+
+def test_stops_in_a_stage_in_an_episode_and_at_its_end_change_no_bit(whole, stopped):
+    assert_same_run(whole, stopped)
+    resumed = [(line["stage"], line["step"]) for line in lines(stopped, "event") if line["event"] == "resume"]
+    assert resumed == list(STOPS)
 
 
 def test_what_was_trained_after_the_last_checkpoint_is_trained_again(whole, train, monkeypatch):
@@ -282,10 +234,8 @@ def test_sigterm_saves_and_leaves_with_75(whole, train, tiny_project, monkeypatc
         ("at-qa-2", "00-pretrain", (5,), 4),  # not read again: the later stage stands on its own
     ],
 )
-def test_a_damaged_checkpoint_is_passed_over(whole, train, caplog, copy, stage, damaged, left):
-    """Uses the copies that the test of the stops made."""
+def test_a_damaged_checkpoint_is_passed_over(whole, stopped, train, caplog, copy, stage, damaged, left):
     run = train.root / copy
-    assert run.is_dir(), "run the whole file"
     for step in damaged:
         flip_bit(run / "checkpoints" / stage / str(step))
     train(copy)
@@ -313,7 +263,7 @@ def test_damage_between_two_stages_is_made_good_before_the_next_one_begins(whole
 def test_data_or_tokenizer_changed_under_a_run_are_refused(whole, train, tiny_project, tmp_path):
     for name in ("text.txt", "more.txt", "train.json", "heldout.json", "tiny.yaml"):
         shutil.copy(tiny_project / name, tmp_path / name)
-    for run, stage in (("fewer", "01-qa"), ("other", "00-pretrain")):
+    for run in ("fewer", "other"):
         shutil.copytree(whole, train.root / run)
         shutil.rmtree(train.root / run / "checkpoints" / "01-qa" / "6")
     again = lambda run: loop.train(  # noqa: E731
@@ -326,113 +276,3 @@ def test_data_or_tokenizer_changed_under_a_run_are_refused(whole, train, tiny_pr
     (tmp_path / "text.txt").write_text("Now there are zebras.\nThey walk.\n\nAnd they are striped.\nSo it is.\n" * 9)
     with pytest.raises(UserError, match="this run has another tokenizer"):
         again("other")
-
-
-# ---- numbers that are none ------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def poison(monkeypatch) -> Callable[..., None]:
-    """NaN as the weight of every masked token of the batches of these steps."""
-    batch = Batches.batch
-
-    def install(*steps: int) -> None:
-        def poisoned(self: Batches, k: int, rows: slice = slice(None)) -> dict[str, np.ndarray]:
-            found = batch(self, k, rows)
-            if k + 1 in steps and "masked_weights" in found:
-                found["masked_weights"][:] = np.nan
-            return found
-
-        monkeypatch.setattr(Batches, "batch", poisoned)
-
-    return install
-
-
-def test_a_step_that_is_not_finite_is_skipped(whole, train, poison, stop_at):
-    poison(2, 3)
-    stop_at("pretrain", 4)
-    with pytest.raises(StoppedSafely):
-        train("skipped", "run.checkpoint.save_every=1", "run.checkpoint.keep_last=9")
-    found = lines(train.root / "skipped", "train")
-    assert [line["loss"] is None for line in found] == [False, True, True, False]
-    assert [line.get("bad_steps", 0) for line in found] == [0, 1, 2, 0]
-    one, two, three, four = (digests(train.root / "skipped", "00-pretrain", step) for step in (1, 2, 3, 4))
-    same = [path for path in one if path.startswith(("params/", "opt/", "key"))]
-    assert all(one[path] == two[path] == three[path] for path in same)
-    assert any(four[path] != three[path] for path in same)
-
-
-def test_three_such_steps_end_the_run_and_nothing_bad_is_saved(whole, train, poison, stop_at, tiny_project, monkeypatch):
-    monkeypatch.chdir(tiny_project)
-    command = ["train", "tiny.yaml", f"run.root={train.root}", "run.name=diverged", "run.checkpoint.save_every=1"]
-    poison(3, 4, 5)
-    stop_at("pretrain", 4)
-    assert main(command) == 75  # the count of bad steps is part of the state, and goes on from there
-    stop_at("", 0)
-    assert main(command) == 3
-    folder = train.root / "diverged" / "checkpoints" / "00-pretrain"
-    assert committed_steps(folder)[-1] == 4
-    for step in committed_steps(folder):
-        params = restore(folder, step=step).params
-        assert all(np.isfinite(np.asarray(x)).all() for x in params.values())
-    with pytest.raises(DivergedError, match=r"stage 'pretrain' step 5: .*not finite 3 steps in a row"):
-        train("diverged", "run.checkpoint.save_every=1")
-    poison()
-    train("diverged", "run.checkpoint.save_every=1")  # the cause is gone: the same run goes on
-
-
-# ---- where a stage starts -------------------------------------------------------------------------------------------
-
-ONE_STAGE = "stages=[{name: s, data: text, steps: 1, batch_size: 8, init_from: %s}]"
-
-
-def test_init_from_a_run_a_stage_and_a_step(whole, train):
-    for number, (source, fresh) in enumerate(
-        ((whole, "fresh: heads/mlm"), (whole / "checkpoints" / "00-pretrain" / "4", "arrays from"), ("scratch", "fresh param"))
-    ):
-        run = train(f"from-{number}", ONE_STAGE % source)
-        assert fresh in lines(run, "event")[0]["init"]
-    assert lines(train.root / "from-1", "train")[0]["loss"] < lines(train.root / "from-2", "train")[0]["loss"] - 0.3
-
-
-@pytest.mark.parametrize(
-    ("overrides", "mentions"),
-    [
-        (["stages.pretrain.init_from=nowhere"], "nowhere: no such folder"),
-        (["stages.qa.init_from=nowhere"], "stage 'qa': init_from: "),
-        (["stages.qa.init_from=."], "holds no checkpoint"),
-        (["stages.qa.init_from=tiny.yaml"], "tiny.yaml: no such folder"),
-        (["stages.pretrain.init_from={whole}", "model.hidden_size=32"], "has shape [16], the model here needs [32]"),
-        (["stages.pretrain.init_from={whole}", "model.num_hidden_layers=3"], "has no parameter 'layers/2/"),
-        (["stages.pretrain.init_from={whole}", "tokenizer.vocab_size=110"], "another tokenizer; set tokenizer.path to"),
-        (["stages.qa.init_from={whole}/checkpoints/00-pretrain/3"], "stage 'qa': init_from: "),
-        (["stages.qa.evaluate=[]", "tasks.questions.source.files=[none.json]"], "none.json"),
-        (["stages.qa.evaluate.0.data.source.files=[none.json]"], "none.json"),
-        (["stages.qa.data=text"], "objective span_qa reads rows made by span_qa; task 'text' has"),
-        (["stages.qa.trainable.episodes=3"], "trainable.episodes: 3 is more than the 2 layers"),
-    ],
-)
-def test_a_mistake_in_any_stage_shows_before_the_run_folder_is_there(
-    whole, train, tiny_project, monkeypatch, capsys, overrides, mentions
-):
-    monkeypatch.chdir(tiny_project)
-    before = {p.name for p in train.root.iterdir()}
-    overrides = [override.format(whole=whole) for override in overrides]
-    assert main(["train", "tiny.yaml", f"run.root={train.root}", "run.name=mistaken", *overrides]) == 2
-    err = capsys.readouterr().err
-    assert mentions in err and err.count("\n") == 1 and len(err) <= 301, err
-    assert {p.name for p in train.root.iterdir()} == before
-
-
-@pytest.mark.parametrize("content", ["", "\n\n", None])
-def test_bad_data_leave_no_folder(tmp_path, tiny_project, monkeypatch, capsys, content):
-    monkeypatch.chdir(tmp_path)
-    config = (tiny_project / "tiny.yaml").read_text().replace("run: {", "tokenizer: {path: vocab.txt}\nrun: {")
-    (tmp_path / "tiny.yaml").write_text(config)
-    (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a"]) + "\n")
-    if content is not None:
-        (tmp_path / "text.txt").write_text(content)
-    before = sorted(tmp_path.rglob("*"))
-    assert main(["train", "tiny.yaml"]) == 2
-    assert "text" in capsys.readouterr().err
-    assert sorted(tmp_path.rglob("*")) == before

@@ -1,0 +1,286 @@
+"""Evaluators inside training and from a restored checkpoint, labels by name, probes, and their commands."""
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bertjax.cli import main
+from bertjax.config.load import load
+from bertjax.errors import UserError
+from bertjax.evaluation import probes
+from bertjax.evaluation.evaluate import build_evaluators, evaluate_command, restore
+from bertjax.parallel import mesh as meshes
+from bertjax.training import loop
+
+LABELS = ["calm", "loud", "odd"]
+CLASSIFY = "preprocess: {kind: classify, sequence_length: 16, text_a: sentence, label: mood}"
+STAGE = f"""
+  - {{name: moods, data: {{source: {{kind: jsonl, files: [moods.jsonl]}}, {CLASSIFY}}},
+    objective: {{kind: classification, num_labels: 3}}, steps: 40, batch_size: 32, optimizer: {{learning_rate: 5e-3}},
+    evaluate: [{{kind: classification, name: moods, batch_size: 5,
+      data: {{source: {{kind: jsonl, files: [unseen.jsonl]}}, {CLASSIFY}}}}}]}}
+"""
+
+
+def records(seed: int, count: int, labels: list[str]) -> str:
+    """The label hangs on one word of the sentence."""
+    rng = random.Random(seed)
+    words = dict(zip(LABELS, ("owl", "dog", "eel"), strict=True))
+    made = []
+    for _ in range(count):
+        mood = rng.choice(labels)
+        sentence = f"The {words[mood]} sleeps near the {rng.choice(['barn', 'pond'])}."
+        made.append({"id": len(made), "sentence": sentence, "mood": mood})
+    return "".join(json.dumps(record) + "\n" for record in made)
+
+
+@pytest.fixture(scope="module")
+def project(tiny_project, tmp_path_factory) -> Path:
+    """tiny_project with a third stage. What it is scored on lacks the first label: its ids must be the training's."""
+    home = tmp_path_factory.mktemp("moods")
+    shutil.copytree(tiny_project, home, dirs_exist_ok=True)
+    (home / "moods.jsonl").write_text(records(0, 96, LABELS))
+    (home / "unseen.jsonl").write_text(records(1, 23, LABELS[1:]))
+    config = (home / "tiny.yaml").read_text().rstrip("\n").replace("steps: 5,", "steps: 30,") + STAGE
+    (home / "tiny.yaml").write_text(config)
+    return home
+
+
+@pytest.fixture(scope="module")
+def run(project) -> Path:
+    """Trained on one device; not to be changed."""
+    make = meshes.make_mesh
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(meshes, "make_mesh", lambda config: make(config, jax.devices()[:1]))
+        config = load(project / "tiny.yaml", [f"run.root={project}/runs", "run.log_every=10"])
+        loop.train(config, project, build_evaluators)
+    return config.run_dir
+
+
+@pytest.fixture
+def here(project, monkeypatch) -> Iterator[Path]:
+    """In the project's folder, on one device."""
+    make = meshes.make_mesh
+    monkeypatch.chdir(project)
+    monkeypatch.setattr(meshes, "make_mesh", lambda config: make(config, jax.devices()[:1]))
+    return project
+
+
+def scores_of(run: Path) -> dict[str, dict[str, float]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return {line["name"]: line["scores"] for line in lines if line["kind"] == "eval"}
+
+
+# ---- scores ---------------------------------------------------------------------------------------------------------
+
+ELSEWHERE = """
+import json, sys
+import jax
+from bertjax.evaluation.evaluate import evaluate_command
+assert len(jax.devices()) == 2
+print(json.dumps([evaluate_command(sys.argv[1], None, stage, None, []) for stage in ("pretrain", "qa", "moods")]))
+"""
+
+
+def test_another_process_with_other_devices_gives_the_same_scores(run, project):
+    kept = {p.name: p.read_bytes() for p in (run / "evaluations" / "01-qa").iterdir()}
+    flags = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    paths = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-c", ELSEWHERE, str(run)], cwd=project, env=os.environ | flags | {"PYTHONPATH": paths},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout)
+    assert [(one["stage"], one["step"]) for one in found] == [("pretrain", 30), ("qa", 6), ("moods", 40)]
+    trained = scores_of(run)
+    for one in found:
+        ((name, scores),) = one["scores"].items()
+        assert scores == pytest.approx(trained[name], rel=1e-5), name
+    predictions = "squad.predictions.json"
+    assert (run / "evaluations" / "01-qa" / predictions).read_bytes() == kept[predictions]
+
+
+def test_the_commands(run, here, capsys):
+    """Through the command line, in this process."""
+    assert main(["evaluate", str(run), "--device", "cpu"]) == 0  # the last stage
+    found = json.loads(capsys.readouterr().out)
+    assert found["stage"] == "moods" and found["scores"] == {"moods": pytest.approx(scores_of(run)["moods"])}
+    assert main(["evaluate", str(run), "--stage", "qa", "--step", "4", "--name", "squad"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["stage"], found["step"]) == ("qa", 4) and found["scores"]["squad"]["total"] == 24
+    pretrain, qa = (str(run / "checkpoints" / stage) for stage in ("00-pretrain", "01-qa"))
+    assert main(["evaluate", f"{pretrain}/28", "stages.pretrain.evaluate.0.batches=1"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["step"] == 28 and found["scores"]["mlm"]["mlm_perplexity"] > 1
+    assert main(["predict", "fill-mask", pretrain, "The [MASK] runs.", "--top-k", "2"]) == 0
+    (filled,) = json.loads(capsys.readouterr().out)
+    assert filled["text"] == "The [MASK] runs." and len(filled["masks"][0]) == 2
+    (here / "context.txt").write_text("The dog sleeps in the barn.")
+    words = ["--question", "Where is the dog?", "--context-file", "context.txt", "--n-best", "2"]
+    assert main(["predict", "answer", qa, *words]) == 0
+    assert len(json.loads(capsys.readouterr().out)) == 2
+
+
+@pytest.mark.parametrize(
+    ("stage", "name", "overrides", "message"),
+    [
+        ("qa", "moods", [], "stage 'qa' has no evaluation 'moods'; its evaluations: squad"),
+        ("qa", None, ["stages.qa.evaluate=[]"], "stage 'qa' has no evaluations; name another --stage, or give it some"),
+        ("questions", None, [], "stage 'questions' has no checkpoint; there are: pretrain, qa, moods"),
+        ("qa", None, ["stages.qa.evaluate.0.data.source.0.files=[none.json]"], "none.json"),
+        ("qa", None, ["stages.qa.evaluate.0.data.preprocess={kind: classify}"], "preprocess.kind must be span_qa"),
+        ("moods", None, ["stages.moods.evaluate.0.data.preprocess.label=colour"], "record 1: 'colour' is missing"),
+    ],
+)
+def test_what_cannot_be_evaluated(run, here, stage, name, overrides, message):
+    with pytest.raises(UserError, match=message) as caught:
+        evaluate_command(run, None, stage, name, overrides)
+    assert len(str(caught.value)) <= 300 and "\n" not in str(caught.value)
+
+
+# ---- labels ---------------------------------------------------------------------------------------------------------
+
+
+def test_labels_are_those_of_the_training_data(run, here):
+    """The score by hand, labels by name. By their own order the two here would be 0 and 1."""
+    opened = restore(run)
+    assert opened.labels == LABELS and restore(run, stage="qa").labels is None
+    unseen = [json.loads(line) for line in (here / "unseen.jsonl").read_text().splitlines()]
+    assert {record["mood"] for record in unseen} == {"loud", "odd"}
+    tokenizer, model = opened.job.tokenizer, opened.program.module(opened.params)
+    ids = np.zeros((len(unseen), 16), np.int32)
+    for row, record in zip(ids, unseen, strict=True):
+        tokens = [tokenizer.cls_id, *tokenizer.encode_batch([record["sentence"]])[0], tokenizer.sep_id]
+        row[: len(tokens)] = tokens
+    real = jnp.asarray(ids > 0, jnp.int32)
+    with jax.set_mesh(opened.job.mesh):
+        hidden = model.encode(jnp.asarray(ids), 0 * real, real, real * jnp.arange(16))
+        logits = model.class_logits(hidden, jnp.zeros((len(unseen), 1), jnp.int32))
+    guesses = np.asarray(logits).reshape(-1, 3).argmax(1)
+    truths = [record["mood"] for record in unseen]
+    accuracy = lambda labels: 100 * np.mean([labels[g] == t for g, t in zip(guesses, truths, strict=True)])  # noqa: E731
+    assert scores_of(run)["moods"]["accuracy"] == pytest.approx(accuracy(LABELS))
+    assert accuracy(LABELS) != accuracy(["loud", "odd", ""])
+
+
+def test_a_label_the_training_data_lacked_is_refused(run, here):
+    (here / "more.jsonl").write_text(records(2, 4, LABELS[:1]) + '{"sentence": "A cat.", "mood": "proud"}\n')
+    with pytest.raises(UserError, match="label 'proud' is not one of those: calm, loud, odd"):
+        evaluate_command(run, None, "moods", None, ["stages.moods.evaluate.0.data.source.0.files=[more.jsonl]"])
+
+
+@pytest.mark.parametrize(
+    ("content", "overrides", "message"),
+    [
+        (
+            records(0, 30, LABELS),
+            ["stages.moods.objective.num_labels=2"],
+            "but the data have 3 labels (calm, loud, odd)",
+        ),
+        (records(0, 30, LABELS), ["stages.moods.objective.num_labels=4"], "set objective.num_labels=3"),
+        (records(0, 30, LABELS), ["stages.moods.objective.num_labels=1"], "(regression) but the labels are texts"),
+        ('{"sentence": "a", "mood": 3}\n', [], "but the data have 4 labels (0 to 3)"),
+        ('{"sentence": "a", "mood": 0.5}\n', [], "set objective.num_labels=1 for regression"),
+        ('{"sentence": "a", "mood": 1}\n', [], "its labels are texts, the training data's were numbers"),
+    ],
+)
+def test_labels_that_do_not_fit_the_stage(here, capsys, content, overrides, message):
+    (here / "other.jsonl").write_text(content)
+    data = "stages.moods.data.source.files=[other.jsonl]"
+    before = {p.name for p in (here / "runs").iterdir()}
+    assert main(["train", "tiny.yaml", "run.name=misfit", data, *overrides]) == 2
+    err = capsys.readouterr().err
+    assert message in err and err.count("\n") == 1 and len(err) <= 301
+    assert {p.name for p in (here / "runs").iterdir()} == before
+
+
+def test_regression(here):
+    """STS-B's form: two sentences and a number."""
+    rng = random.Random(0)
+    pairs = [(rng.choice("dog cat owl".split()), rng.choice("dog cat owl".split())) for _ in range(64)]
+    lines = [json.dumps({"a": f"The {x}.", "b": f"The {y}.", "score": 4.5 if x == y else 0.5}) for x, y in pairs]
+    (here / "pairs.jsonl").write_text("\n".join(lines))
+    fields = {"kind": "classify", "sequence_length": 16, "text_a": "a", "text_b": "b", "label": "score"}
+    task = {"source": {"kind": "jsonl", "files": ["pairs.jsonl"]}, "preprocess": fields}
+    stage = {"name": "similar", "data": task, "objective": {"kind": "classification", "num_labels": 1}, "steps": 2}
+    stage |= {"batch_size": 8, "evaluate": [{"kind": "classification", "data": task}]}
+    tokenizer = "tokenizer.path=runs/tiny/tokenizer"
+    config = load("tiny.yaml", [f"stages={json.dumps([stage])}", "run.name=similar", "run.root=runs", tokenizer])
+    loop.train(config, here, build_evaluators)
+    scores = scores_of(config.run_dir)["classification"]
+    assert scores.keys() == {"pearson", "spearman"} and all(-100 <= s <= 100 for s in scores.values())
+
+
+# ---- probes ---------------------------------------------------------------------------------------------------------
+
+
+def test_fill_mask_gives_the_softmax_over_the_vocabulary(run, here):
+    """Against the model itself on a padded batch of rows."""
+    opened = restore(run, stage="pretrain")
+    texts = ["The [MASK] sleeps near the barn.", "The dog [MASK] near the [MASK]."]
+    found = probes.fill_mask(opened, texts, top_k=128)
+    assert [row["text"] for row in found] == texts and [len(row["masks"]) for row in found] == [1, 2]
+    tokenizer = opened.job.tokenizer
+    size = tokenizer.vocab_size
+    for row in found:
+        for number, guesses in enumerate(row["masks"]):
+            probabilities = [guess["probability"] for guess in guesses]
+            assert probabilities == sorted(probabilities, reverse=True) and len(guesses) == min(size, 128)
+            assert sum(probabilities) == pytest.approx(1, abs=0.02)
+            parts = row["text"].split("[MASK]")
+            plain = next(g for g in guesses if not g["token"].startswith("##"))
+            before, after = "[MASK]".join(parts[: number + 1]), "[MASK]".join(parts[number + 1 :])
+            assert plain["text"] == before + plain["token"] + after
+    words = [tokenizer.backend.token_to_id(w) for w in "the dog sleeps near the barn .".split()]
+    ids = np.zeros((3, 24), np.int32)
+    ids[1, :9] = [tokenizer.cls_id, words[0], tokenizer.mask_id, *words[2:], tokenizer.sep_id]
+    segments = (ids > 0).astype(np.int32)
+    segments[1, :9] = 1
+    positions = np.where(segments > 0, np.arange(24), 0).astype(np.int32)
+    model = opened.program.module(opened.params)
+    with jax.set_mesh(opened.job.mesh):
+        fields = (jnp.asarray(x) for x in (ids, np.zeros_like(ids), segments, positions))
+        hidden = model.encode(*fields)
+        logits = model.mlm_logits(hidden, jnp.full((3, 1), 2, jnp.int32))
+    expected = np.asarray(jax.nn.softmax(logits[1, 0]))
+    for guess in found[0]["masks"][0]:
+        assert guess["probability"] == pytest.approx(expected[tokenizer.pieces.index(guess["token"])], abs=1e-4)
+
+
+def test_answers_are_spans_of_the_context(run, here):
+    opened = restore(run, stage="qa")
+    context = "The dog sleeps in the barn. " * 12 + "The cat sleeps in the tree."  # several windows
+    found = probes.answer(opened, "Where is the cat?", context, n_best=5)
+    assert len(found) == 5 and all(guess["text"] in context for guess in found)
+    probabilities = [guess["probability"] for guess in found]
+    assert probabilities == sorted(probabilities, reverse=True) and 0 < sum(probabilities) <= 1.001
+    assert len(probes.answer(opened, "Where is the cat?", context, n_best=1)) == 1
+
+
+@pytest.mark.parametrize(
+    ("ask", "message"),
+    [
+        (lambda run: probes.fill_mask(run / "checkpoints" / "00-pretrain", ["no gap"]), "holds no \\[MASK\\]"),
+        (lambda run: probes.fill_mask(run / "checkpoints" / "00-pretrain", ["[MASK] dog" * 60]), "shorten it"),
+        (lambda run: probes.fill_mask(run / "checkpoints" / "01-qa", ["[MASK]"]), "has no 'mlm' head \\(it has: qa\\)"),
+        (lambda run: probes.answer(run, "q", "c"), "has no 'qa' head \\(it has: classifier\\)"),
+        (lambda run: probes.answer(run / "checkpoints" / "01-qa", "q", " \n"), "context"),
+        (lambda run: probes.answer(run / "checkpoints" / "01-qa", " ", "The dog."), "question"),
+    ],
+)
+def test_questions_that_cannot_be_answered(run, here, ask: Callable[[Path], Any], message):
+    with pytest.raises(UserError, match=message) as caught:
+        ask(run)
+    assert len(str(caught.value)) <= 300
