@@ -36,7 +36,9 @@ def measure(shape_name: str, names: list[str], rounds: int) -> dict[str, Any]:
     rows = batch(shape, shape[3], 0)
     steps, losses, temporaries = {}, {}, {}
     for name in names:
-        steps[name], compiled = stepper(build(shape, **VARIANTS[name]), full_head(rows) if name == "full_head" else rows)
+        steps[name], compiled = stepper(
+            build(shape, **VARIANTS[name]), full_head(rows) if name == "full_head" else rows
+        )
         losses[name] = round(float(steps[name]()), 4)
         temporaries[name] = round(compiled.memory_analysis().temp_size_in_bytes / 2**20)
     times = take_turns(steps, rounds)

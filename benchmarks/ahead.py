@@ -45,7 +45,11 @@ def batch_shapes(task: Any, objective: str, rows: int) -> dict[str, tuple[tuple[
         fields |= {"masked_weights": (masked, "float32")}
         fields |= {"nsp_labels": (each, "int32"), "nsp_weights": (each, "float32")}
     elif objective == "span_qa":
-        fields |= {"start_positions": (each, "int32"), "end_positions": (each, "int32"), "span_weights": (each, "float32")}
+        fields |= {
+            "start_positions": (each, "int32"),
+            "end_positions": (each, "int32"),
+            "span_weights": (each, "float32"),
+        }
     else:
         fields |= {"labels": (each, "int32"), "label_weights": (each, "float32")}
     return fields

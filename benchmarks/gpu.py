@@ -2,7 +2,7 @@
 
     python benchmarks/gpu.py                                    # all shapes, about ten minutes
     python benchmarks/gpu.py --shapes base512,large512 --rounds 5
-    python benchmarks/gpu.py --device cpu --shapes tiny128      # the same code without a GPU: checks it, measures nothing
+    python benchmarks/gpu.py --device cpu --shapes tiny128      # the same code without a GPU: checks it only
 
 Every side is a process of its own that keeps its model; they take turns, `--steps` steps at a time, in an order that is
 reversed every round, so that clocks and heat are the same for all. The sides with `nodrop` (and cuDNN, which has none)

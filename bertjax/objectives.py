@@ -107,7 +107,7 @@ def span_qa(_: SpanQaObjective) -> Objective:
     def terms(model: Bert, batch: Batch, key: jax.Array | None) -> dict[str, Term]:
         groups = jnp.arange(1, batch["cls_positions"].shape[1] + 1)
         own_BGS = batch["segment_ids"][:, None, :] == groups[None, :, None]
-        losses, right = 0.0, True
+        losses, right = jnp.float32(0), jnp.bool_(True)
         logits = model.qa_logits(_encode(model, batch, key))
         for logits_BS, targets in zip(logits, (batch["start_positions"], batch["end_positions"]), strict=True):
             logits_BGS = jnp.where(own_BGS, logits_BS[:, None, :], -1e30)
@@ -139,4 +139,9 @@ def classification(config: Classification) -> Objective:
 
 def build(config: MlmNsp | SpanQaObjective | Classification) -> Objective:
     """The objective a stage names."""
-    return {"mlm_nsp": mlm_nsp, "span_qa": span_qa, "classification": classification}[config.kind](config)
+    makers: dict[str, Callable[..., Objective]] = {
+        "mlm_nsp": mlm_nsp,
+        "span_qa": span_qa,
+        "classification": classification,
+    }
+    return makers[config.kind](config)

@@ -10,9 +10,9 @@ import pytest
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
-import ahead
-import step_worker
-from turns import take_turns
+import ahead  # noqa: E402
+import step_worker  # noqa: E402
+from turns import take_turns  # noqa: E402
 
 # A loop of four around one gather and one reduction; the gather is spread over two fusions, as TPU programs are.
 HLO = """HloModule jit_step

@@ -26,7 +26,14 @@ BERT_BASE = {
     "initializer_range": 0.02,
 }  # fmt: skip
 # Layers and hidden size of Google's releases (google-research/bert README); heads are H/64, the feed-forward 4H.
-SIZES = {"tiny": (2, 128), "mini": (4, 256), "small": (4, 512), "medium": (8, 512), "base": (12, 768), "large": (24, 1024)}
+SIZES = {
+    "tiny": (2, 128),
+    "mini": (4, 256),
+    "small": (4, 512),
+    "medium": (8, 512),
+    "base": (12, 768),
+    "large": (24, 1024),
+}
 
 
 def golden(name: str) -> Path:
@@ -49,11 +56,14 @@ def resolved(name: str, folder: Path) -> Config:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_resolves_as_recorded(name: str, tmp_path: Path) -> None:
     text = dump(resolved(name, tmp_path))
-    assert golden(name).is_file(), f"configs/{name} is new: run `python tests/test_configs.py` and read {golden(name).name}"
+    assert golden(name).is_file(), (
+        f"configs/{name} is new: run `python tests/test_configs.py` and read {golden(name).name}"
+    )
     kept = golden(name).read_text(encoding="utf-8")
     changes = difflib.unified_diff(kept.splitlines(), text.splitlines(), "recorded", "now", lineterm="", n=1)
-    assert text == kept, f"configs/{name} means something else now; if so intended, run `python tests/test_configs.py`:\n" + (
-        "\n".join(changes)
+    assert text == kept, (
+        f"configs/{name} means something else now; if so intended, run `python tests/test_configs.py`:\n"
+        + ("\n".join(changes))
     )
 
 
@@ -94,11 +104,16 @@ def test_pretraining_is_the_papers(size: str, tmp_path: Path) -> None:
 
 
 def test_question_answering_is_run_squads(tmp_path: Path) -> None:
-    """Flags of run_squad.py (384, 128, 64, n-best 20, answers up to 30, warm-up 0.1) and 3e-5, 2 epochs of its README."""
+    """Flags of run_squad.py (384, 128, 64, n-best 20, answers up to 30, warm-up 0.1) and 3e-5, 2 epochs."""
     for name in ("squad_v1", "squad_v2", "squad_gradual"):
         stage = resolved(f"finetune/{name}.yaml", tmp_path).stages[0]
         cut = stage.data.preprocess
-        assert (cut.sequence_length, cut.doc_stride, cut.max_query_length, cut.doc_stride_mode) == (384, 128, 64, "step")
+        assert (cut.sequence_length, cut.doc_stride, cut.max_query_length, cut.doc_stride_mode) == (
+            384,
+            128,
+            64,
+            "step",
+        )
         assert (stage.optimizer.learning_rate, stage.optimizer.warmup_ratio, stage.epochs) == (3e-5, 0.1, 2)
         evaluation = stage.evaluate[0]
         assert evaluation.data.preprocess == cut

@@ -5,7 +5,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1] / "bertjax"
-FLOORS = ["config", "parallel", "data", "models interop", "objectives", "training", "evaluation", "cli commands doctor demo"]
+FLOORS = [
+    "config",
+    "parallel",
+    "data",
+    "models interop",
+    "objectives",
+    "training",
+    "evaluation",
+    "cli commands doctor demo",
+]
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names.split()}
 FREE = {"errors", "__init__", "__main__"}
 # Library -> what may import it, as prefixes of paths in the package.

@@ -7,7 +7,7 @@ frozen and refuse unknown keys. Nothing here imports jax.
 import math
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, Union
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
@@ -30,7 +30,9 @@ def tagged(tag: str, default: str, **members: type[BaseModel]) -> Any:
         return found if found in members else None
 
     names = ", ".join(members)
-    kind = Discriminator(which, custom_error_type="unknown_kind", custom_error_message=f"'{tag}' must be one of: {names}")
+    kind = Discriminator(
+        which, custom_error_type="unknown_kind", custom_error_message=f"'{tag}' must be one of: {names}"
+    )
     return Annotated[Union[tuple(Annotated[cls, Tag(name)] for name, cls in members.items())], kind]  # noqa: UP007
 
 
@@ -38,7 +40,7 @@ def tagged(tag: str, default: str, **members: type[BaseModel]) -> Any:
 
 
 class ModelConfig(Section):
-    """An encoder. Field names follow Hugging Face's BertConfig; `distilbert` has no segment embeddings and no pooler."""
+    """An encoder. Fields as in Hugging Face BertConfig; `distilbert` has no segment embeddings and no pooler."""
 
     family: Literal["bert", "distilbert"] = "bert"
     config_from: str | None = None  # a Hugging Face folder or a bertjax checkpoint whose sizes fill the fields below
@@ -70,7 +72,7 @@ class ModelConfig(Section):
 
 
 class TextFiles(Section):
-    """Plain text. `sentences`: one sentence a line, a blank line between documents; `documents`: one document a file."""
+    """Plain text. `sentences`: one sentence a line, blank lines between documents; `documents`: one a file."""
 
     kind: Literal["text"] = "text"
     files: list[str] = Field(min_length=1)  # paths or globs; .gz, .xz and .bz2 are read as they are
@@ -130,10 +132,13 @@ class StdlibQa(Section):
     split: Literal["train", "heldout"] = "train"
 
 
-Source = tagged(
-    "kind", "text", text=TextFiles, jsonl=JsonLines, parquet=Parquet, huggingface=HuggingFaceData, tfds=TfdsData,
-    stdlib_docs=StdlibDocs, squad=SquadFiles, stdlib_qa=StdlibQa,
-)  # fmt: skip
+if TYPE_CHECKING:
+    Source: TypeAlias = Any
+else:
+    Source = tagged(
+        "kind", "text", text=TextFiles, jsonl=JsonLines, parquet=Parquet, huggingface=HuggingFaceData, tfds=TfdsData,
+        stdlib_docs=StdlibDocs, squad=SquadFiles, stdlib_qa=StdlibQa,
+    )  # fmt: skip
 
 Sources = Annotated[list[Source], BeforeValidator(lambda v: v if isinstance(v, list) else [v]), Field(min_length=1)]
 
@@ -160,7 +165,9 @@ class SpanQa(Section):
     kind: Literal["span_qa"] = "span_qa"
     sequence_length: Annotated[int, Field(ge=16)] = 384
     doc_stride: Positive = 128
-    doc_stride_mode: Literal["step", "overlap"] = "step"  # step: between window starts (run_squad); overlap: transformers
+    doc_stride_mode: Literal["step", "overlap"] = (
+        "step"  # step: between window starts (run_squad); overlap: transformers
+    )
     max_query_length: Positive = 64
     pack: bool = False
     max_segments: Positive = 8
@@ -176,7 +183,10 @@ class Classify(Section):
     label: str = "label"
 
 
-Preprocess = tagged("kind", "bert_pairs", bert_pairs=BertPairs, span_qa=SpanQa, classify=Classify)
+if TYPE_CHECKING:
+    Preprocess: TypeAlias = Any
+else:
+    Preprocess = tagged("kind", "bert_pairs", bert_pairs=BertPairs, span_qa=SpanQa, classify=Classify)
 
 
 class Task(Section):
@@ -248,7 +258,10 @@ class Classification(Section):
     num_labels: Annotated[int, Field(ge=1)] = 2  # 1: regression
 
 
-Objective = tagged("kind", "mlm_nsp", mlm_nsp=MlmNsp, span_qa=SpanQaObjective, classification=Classification)
+if TYPE_CHECKING:
+    Objective: TypeAlias = Any
+else:
+    Objective = tagged("kind", "mlm_nsp", mlm_nsp=MlmNsp, span_qa=SpanQaObjective, classification=Classification)
 
 
 class Optimizer(Section):
@@ -314,7 +327,12 @@ class ClassificationEvaluation(Section):
     every: Positive | None = None
 
 
-Evaluation = tagged("kind", "mlm", mlm=MlmEvaluation, squad=SquadEvaluation, classification=ClassificationEvaluation)
+if TYPE_CHECKING:
+    Evaluation: TypeAlias = Any
+else:
+    Evaluation = tagged(
+        "kind", "mlm", mlm=MlmEvaluation, squad=SquadEvaluation, classification=ClassificationEvaluation
+    )
 
 
 # ---- stages, mesh, run ----------------------------------------------------------------------------------------------
@@ -376,7 +394,9 @@ class Run(Section):
     compute_dtype: Literal["auto", "bfloat16", "float32"] = "auto"  # auto: bfloat16 where the chip multiplies it fast
     attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"
     dropout_rng: Literal["hash", "threefry"] = "hash"
-    segments: Literal["auto", "list", "scan"] | list[Positive] = "auto"  # layers per scanned segment; auto: per platform
+    segments: Literal["auto", "list", "scan"] | list[Positive] = (
+        "auto"  # layers per scanned segment; auto: per platform
+    )
     remat: Literal["none", "full", "dots"] = "none"
     log_every: Positive = 10
     checkpoint: CheckpointPolicy = CheckpointPolicy()

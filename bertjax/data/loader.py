@@ -122,7 +122,8 @@ class Batches:
     def classes(self) -> int | None:
         """How many ids the labels need; None for labels with a fraction, or none."""
         found = [data.store.meta.get("classes") for data in self._tasks]
-        return None if None in found else max(found)
+        known = [classes for classes in found if classes is not None]
+        return max(known) if len(known) == len(found) else None
 
     def batch(self, k: int, rows: Rows = ALL) -> Batch:
         """Rows `rows` (all of them by default) of global batch k >= 0, in order; whoever asks gets the same bits."""

@@ -18,7 +18,7 @@ class Place(NamedTuple):
 
     task: int
     epoch: int  # of that task
-    index: int  # of the row in its store
+    index: int  # type: ignore[assignment]  # of the row in its store
 
 
 def rates(counts: Mapping[str, int], mixture: Mixture) -> dict[str, float]:

@@ -187,7 +187,7 @@ def _survey(work: Work) -> tuple[list[str] | None, str, int, int | None]:
     number, largest = 0, 0
     for number, record in _records(work):
         where = f"task '{work.name}': record {number}"
-        label = record.get(field)
+        label: Any = record.get(field)
         bad = [text for text in texts if not isinstance(record.get(text), str)]
         if not isinstance(label, (str, int, float, np.number)):
             bad.append(field)

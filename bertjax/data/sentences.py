@@ -120,7 +120,7 @@ def _is_abbreviation(block: str, start: int, match: re.Match[str]) -> bool:
     if word in _TITLES:
         return True
     if len(before) == 1 and before.isalpha() and before.isupper():
-        return not opener or len(after.group()) == 1  # "J. A. Hort", but "vitamin C. The"
+        return not opener or (after is not None and len(after.group()) == 1)  # "J. A. Hort", but "vitamin C. The"
     if word in _CLOSERS or _DOTTED.fullmatch(word):
         return not opener
     return False

@@ -49,7 +49,7 @@ def write_shards(
     lengths: list[np.ndarray] = [np.zeros(0, np.int32)]
     rows = 0
     run = _in_pool if workers > 1 else _in_process
-    with closing(run(make, shared, arguments, writer.temporary, workers)) as results:
+    with closing(run(make, shared, arguments, writer.temporary, workers)) as results:  # type: ignore[type-var]
         for entry, part in results:
             if entry["records"]:
                 writer.add(entry)

@@ -35,7 +35,8 @@ def build(modules: Iterable[tuple[str, list[Entry]]], seen: frozenset[str] = fro
     articles: dict[str, list[dict[str, Any]]] = {}
     contexts: set[str] = set()
     for grouping in range(GROUPINGS):
-        described.sort(key=lambda item, salt=str(grouping): _digest(salt, item[0], item[1][0].sentence))
+        keys = {id(facts): _digest(str(grouping), module, facts[0].sentence) for module, facts in described}
+        described.sort(key=lambda item: keys[id(item[1])])
         used = set(seen)
         for group in _groups(described):
             paragraph = _paragraph([facts for _, facts in group], used)

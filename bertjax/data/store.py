@@ -47,7 +47,7 @@ def write_shard(path: Path, blocks: Iterable[np.ndarray]) -> dict[str, Any]:
     with _writing(path):
         writer = ArrayRecordWriter(str(path), "group_size:1,max_parallelism:1")
     for block in blocks:  # outside _writing: an error in making rows is not one of the disk
-        data = memoryview(np.ascontiguousarray(block).view(np.uint8)) if len(block) else b""
+        data = memoryview(np.ascontiguousarray(block).view(np.uint8).data) if len(block) else b""
         with _writing(path):
             for start in range(0, len(data), block.dtype.itemsize):
                 writer.write(bytes(data[start : start + block.dtype.itemsize]))

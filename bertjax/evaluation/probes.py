@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from bertjax.config.schema import SpanQa, SquadEvaluation
@@ -38,7 +39,7 @@ def _fill(restored: Restored, text: str, top_k: int) -> dict[str, Any]:
     length = len(ids)
     if length > restored.job.config.model.max_position_embeddings:
         raise UserError(f"text {text[:60]!r}: {length} tokens are more than the model's positions; shorten it")
-    one = lambda values: np.asarray([values], np.int32)  # noqa: E731
+    one = lambda values: jnp.asarray([values], jnp.int32)  # noqa: E731
     model = restored.program.module(restored.params)
     with jax.set_mesh(restored.job.mesh):
         hidden = model.encode(one(ids), one([0] * length), one([1] * length), one(list(range(length))))

@@ -2,6 +2,7 @@
 
 Modules name logical axes and know nothing of meshes, optimizers or files.
 """
+
 from flax import nnx
 
 nnx.set_graph_mode(False)  # modules are plain pytrees; a parameter shared by two modules is an error, not a silent copy

@@ -44,7 +44,7 @@ def attend(
 ) -> jax.Array:  # fmt: skip
     """softmax(q k^T / sqrt(K)) v, fully visible within each example (arXiv 1706.03762 section 3.2.1).
 
-    `segment_ids` is 0 on padding. With `packed` a token sees only its own example; without, every real token of the row.
+    `segment_ids` is 0 on padding. With `packed` a token sees its own example only; without, all real tokens of the row.
     """
     rate = 0.0 if key is None else rate
     kernel = choose(execution, length=q_BSHK.shape[1], head_dim=q_BSHK.shape[-1], rate=rate)
@@ -61,7 +61,10 @@ def visible(segment_ids: jax.Array, packed: bool) -> jax.Array:
     return real & (segment_ids[:, None, :, None] == segment_ids[:, None, None, :]) if packed else real
 
 
-def _xla(q, k, v, segment_ids, packed, rate, key, execution: Execution) -> jax.Array:  # noqa: ANN001
+def _xla(
+    q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, packed: bool, rate: float,
+    key: jax.Array | None, execution: Execution,
+) -> jax.Array:  # fmt: skip
     q, k, v = (jnp.moveaxis(x, 2, 1) for x in (q, k, v))
     scores = contract("bhqk,bhsk->bhqs", q, k, execution.platform).astype(jnp.float32) * q.shape[-1] ** -0.5
     scores = jnp.where(visible(segment_ids, packed), scores, MASKED)
@@ -71,7 +74,7 @@ def _xla(q, k, v, segment_ids, packed, rate, key, execution: Execution) -> jax.A
     return jnp.moveaxis(context, 1, 2)
 
 
-def _cudnn(q, k, v, segment_ids, packed) -> jax.Array:  # noqa: ANN001
+def _cudnn(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, packed: bool) -> jax.Array:
     if packed:  # cuDNN takes the mask only in its full shape
         B, S = segment_ids.shape
         mask = jnp.broadcast_to(visible(segment_ids, True), (B, 1, S, S))
@@ -82,7 +85,7 @@ def _cudnn(q, k, v, segment_ids, packed) -> jax.Array:  # noqa: ANN001
     )
 
 
-def _splash(q, k, v, segment_ids) -> jax.Array:  # noqa: ANN001
+def _splash(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array) -> jax.Array:
     """Segment ids say it all, packed or not; padding (segment 0) sees padding, so its rows stay finite."""
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
@@ -91,7 +94,7 @@ def _splash(q, k, v, segment_ids) -> jax.Array:  # noqa: ANN001
         block_q=block, block_kv=block, block_q_dkv=block, block_kv_dkv=block, use_fused_bwd_kernel=True
     )
 
-    def local(q, k, v, segment_ids):  # noqa: ANN001, ANN202
+    def local(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array) -> jax.Array:
         heads, length = q.shape[2], q.shape[1]
         mask = splash.MultiHeadMask([splash.FullMask((length, length)) for _ in range(heads)])
         kernel = splash.make_splash_mha(mask, block_sizes=blocks, head_shards=1, q_seq_shards=1)

@@ -41,7 +41,14 @@ class Embeddings(nnx.Module):
         self.norm = LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.rate = config.hidden_dropout_prob
 
-    def __call__(self, input_ids, token_type_ids, positions, key, execution: Execution) -> jax.Array:  # noqa: ANN001
+    def __call__(
+        self,
+        input_ids: jax.Array,
+        token_type_ids: jax.Array,
+        positions: jax.Array,
+        key: jax.Array | None,
+        execution: Execution,
+    ) -> jax.Array:
         # gathered first: a lookup in a table split along D would replicate the whole activation
         x = jnp.take(gathered(self.word.embedding[...], "vocab", "embed"), input_ids, axis=0)
         x = x + jnp.take(gathered(self.position.embedding[...], None, "embed"), positions, axis=0)
@@ -76,7 +83,9 @@ class Layer(nnx.Module):
         self.mlp = Mlp(config, initializer(config), rngs)
         self.config = config
 
-    def __call__(self, x_BSD, segment_ids, packed: bool, key, execution: Execution) -> jax.Array:  # noqa: ANN001
+    def __call__(
+        self, x_BSD: jax.Array, segment_ids: jax.Array, packed: bool, key: jax.Array | None, execution: Execution
+    ) -> jax.Array:
         c = self.config
         k1, k2, k3 = (None, None, None) if key is None else jax.random.split(key, 3)
         q, k, v = jnp.moveaxis(self._heads(self.attention.qkv(x_BSD, execution)), 2, 0)
@@ -149,7 +158,12 @@ class Bert(nnx.Module):
         return linear_logits(self.heads.classifier, pooled, self.execution)
 
 
-def structure(config: ModelConfig, heads: tuple[str, ...], num_labels: int = 2, execution: Execution = Execution()):  # noqa: ANN201, B008
+def structure(
+    config: ModelConfig,
+    heads: tuple[str, ...],
+    num_labels: int = 2,
+    execution: Execution = Execution(),  # noqa: B008
+) -> tuple[nnx.GraphDef, nnx.State]:
     """-> (graphdef, abstract parameters as an nnx.State): shapes, dtypes and logical axes, without memory."""
     make = lambda key: nnx.split(Bert(config, heads, num_labels, execution, nnx.Rngs(params=key)), nnx.Param)  # noqa: E731
     return nnx.eval_shape(make, jax.random.key(0))

@@ -58,9 +58,7 @@ def linear_logits(head: Dense, x: jax.Array, execution: Execution) -> jax.Array:
 class Heads(nnx.Module):
     """The heads a checkpoint has; `names` from mlm, nsp, qa, classifier, and pooler (without a head that reads it)."""
 
-    def __init__(
-        self, config: ModelConfig, names: tuple[str, ...], num_labels: int, init: Initializer, rngs: nnx.Rngs
-    ):
+    def __init__(self, config: ModelConfig, names: tuple[str, ...], num_labels: int, init: Initializer, rngs: nnx.Rngs):
         D, bert = config.hidden_size, config.family == "bert"
         output = lambda width: Dense((D, width), ("embed", None), init, rngs)  # noqa: E731
         if "mlm" in names:

@@ -65,7 +65,7 @@ contract.defvjp(_contract_forward, _contract_backward)
 
 @jax.custom_vjp
 def add_bias(y: jax.Array, bias: jax.Array) -> jax.Array:
-    """y [..., *F] + bias [*F]; the bias gradient is a dot with ones, which beats a column reduction on every platform."""
+    """y [..., *F] + bias [*F]; the bias gradient is a dot with ones, which is faster than a column reduction."""
     return y + bias.astype(y.dtype)
 
 
@@ -149,7 +149,11 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None, execution: Executi
 
 def activation(name: str) -> Callable[[jax.Array], jax.Array]:
     """gelu: x*Phi(x) by erf (Hugging Face BERT); gelu_new: the tanh form of google-research/bert's modeling.py."""
-    forms = {"gelu": partial(jax.nn.gelu, approximate=False), "gelu_new": jax.nn.gelu, "relu": jax.nn.relu}
+    forms: dict[str, Callable[[jax.Array], jax.Array]] = {
+        "gelu": partial(jax.nn.gelu, approximate=False),
+        "gelu_new": jax.nn.gelu,
+        "relu": jax.nn.relu,
+    }
     return forms[name]
 
 

@@ -5,6 +5,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import jax
 import numpy as np
@@ -21,7 +22,7 @@ def start() -> None:
     """
     names = ("BERTJAX_COORDINATOR", "BERTJAX_NUM_PROCESSES", "BERTJAX_PROCESS_ID")
     given = [os.environ.get(name) for name in names]
-    patience = {"heartbeat_timeout_seconds": 30, "shutdown_timeout_seconds": 10}
+    patience: dict[str, Any] = {"heartbeat_timeout_seconds": 30, "shutdown_timeout_seconds": 10}
     if any(given):
         if not all(given):
             raise UserError(f"environment: set all of {', '.join(names)} or none of them")
@@ -68,8 +69,8 @@ def is_lead() -> bool:
 def local_rows(sharding: NamedSharding, batch_size: int) -> slice | np.ndarray:
     """The rows of a global batch that this process's devices hold, in order: a slice, or int [b] when they lie apart.
 
-    They lie apart where a host's chips are a block of the torus and the mesh runs along its rings. Raises UserError when
-    the batch does not divide.
+    They lie apart where a host's chips are a block of the torus and the mesh runs along its rings. Raises UserError
+    when the batch does not divide.
     """
     shards = sharding.num_devices // max(1, int(np.prod([sharding.mesh.shape[a] for a in _unused(sharding)])))
     if batch_size % shards:

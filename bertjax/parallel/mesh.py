@@ -55,8 +55,8 @@ def make_mesh(config: Mesh, devices: Sequence[jax.Device] | None = None) -> JaxM
 def rules(overrides: Mapping[str, str | list[str] | None]) -> dict[str, tuple[str, ...]]:
     """RULES with a configuration's overrides; raises UserError for unknown logical or mesh axes."""
     merged = dict(RULES)
-    for name, axes in overrides.items():
-        axes = () if axes is None else (axes,) if isinstance(axes, str) else tuple(axes)
+    for name, given in overrides.items():
+        axes = () if given is None else (given,) if isinstance(given, str) else tuple(given)
         if name not in RULES:
             raise UserError(f"mesh.rules.{name}: no such logical axis; known: {', '.join(RULES)}")
         if unknown := [a for a in axes if a not in AXES]:
@@ -71,7 +71,8 @@ def partition(names: Sequence[str | None], table: Rules | None = None) -> P:
     Raises UserError when two axes of the array share a mesh axis, which only overridden rules can ask for.
     """
     table = _active.get() if table is None else table
-    spec, used = [], set()
+    spec: list[str | tuple[str, ...] | None] = []
+    used: set[str] = set()
     for name in names:
         axes = table.get(name, ()) if name else ()
         if shared := used.intersection(axes):

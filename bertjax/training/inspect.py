@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from bertjax import objectives
@@ -123,7 +124,7 @@ def _at(stage: Stage, described: dict[str, Any], steps: int, step: int) -> dict[
         "stage": stage.name,
         "stage_step": step,
         "episode": number % len(described["episodes"]),
-        "learning_rate": float(optim.schedule(stage.optimizer, steps)(step)),
+        "learning_rate": float(optim.schedule(stage.optimizer, steps)(jnp.int32(step))),
         "trains": episode["groups"],
         "trained_parameters": episode["trained"],
     }

@@ -28,7 +28,7 @@ def bert_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
     def init(params: optax.Params) -> AdamSlots:
         return AdamSlots(optax.tree.zeros_like(params), optax.tree.zeros_like(params))
 
-    def update(grads: optax.Updates, slots: AdamSlots, params: optax.Params | None = None):  # noqa: ANN202
+    def update(grads: optax.Updates, slots: AdamSlots, params: optax.Params | None = None) -> tuple:
         mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, slots.mu, grads)
         nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g * g, slots.nu, grads)
         return jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + eps), mu, nu), AdamSlots(mu, nu)

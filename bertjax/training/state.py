@@ -64,7 +64,7 @@ def thaw(state: TrainState, groups: tuple[str, ...], tx: optax.GradientTransform
     return replace(state, params=hot, frozen=cold, opt=opt)
 
 
-def shardings(state: TrainState, placed: Mapping[str, NamedSharding], mesh: JaxMesh) -> TrainState:
+def shardings(state: TrainState, placed: Mapping[str, NamedSharding], mesh: JaxMesh) -> Any:
     """Where each leaf of a (possibly abstract) state lives: slots follow their parameter, scalars are replicated."""
     everywhere = NamedSharding(mesh, P())
 
@@ -72,7 +72,8 @@ def shardings(state: TrainState, placed: Mapping[str, NamedSharding], mesh: JaxM
         name = next((k.key for k in reversed(path) if getattr(k, "key", None) in placed), None)
         return placed[name] if name is not None and leaf.ndim else everywhere
 
-    return TrainState(
+    make: Any = TrainState  # with a sharding in the place of every array
+    return make(
         step=everywhere,
         params={path: placed[path] for path in state.params},
         frozen={path: placed[path] for path in state.frozen},
@@ -82,7 +83,7 @@ def shardings(state: TrainState, placed: Mapping[str, NamedSharding], mesh: JaxM
     )
 
 
-def abstract(state: TrainState, where: TrainState) -> TrainState:
+def abstract(state: TrainState, where: Any) -> TrainState:
     """Shapes, dtypes and shardings, for restoring."""
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, where)
 

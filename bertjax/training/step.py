@@ -43,7 +43,7 @@ class Program:
         object.__setattr__(self, "tx", optim.direction(self.optimizer))
 
     def module(self, params: Mapping[str, jax.Array]) -> bert.Bert:
-        return bert.merge(*self._structure, params)  # type: ignore[attr-defined]
+        return bert.merge(*self._structure, params)  # type: ignore[attr-defined,call-arg]
 
     def abstract_params(self) -> dict[str, jax.ShapeDtypeStruct]:
         """{path: shape, dtype and sharding} of all parameters."""
@@ -146,7 +146,8 @@ def train_step(program: Program, state: TrainState, batch: Batch) -> tuple[Train
     grads, norm = optim.clip(grads, program.optimizer.clip_norm)
     good = jnp.isfinite(loss) & jnp.isfinite(norm)
 
-    params, opt = {}, {}
+    params: Params = {}
+    opt: dict[str, Any] = {}
     for group, part in states.by_group(grads).items():
         old = {path: state.params[path] for path in part}
         update, slots = program.tx.update(part, state.opt[group], old)  # type: ignore[attr-defined]
@@ -160,7 +161,7 @@ def train_step(program: Program, state: TrainState, batch: Batch) -> tuple[Train
 
 def flat_terms(terms: Mapping[str, Term]) -> Metrics:
     """{mlm: Term} -> mlm_loss and mlm_accuracy (means), and mlm_weight."""
-    out = {}
+    out: Metrics = {}
     for name, t in terms.items():
         weight = jnp.maximum(t.weight, 1e-5)
         out |= {f"{name}_loss": t.loss / weight, f"{name}_accuracy": t.correct / weight, f"{name}_weight": t.weight}

@@ -64,6 +64,7 @@ def initial(job: Job, index: int, program: Program, key: jax.Array) -> tuple[Par
     """
     stage = job.config.stages[index]
     source = _source(stage, index)
+    loaded: Mapping[str, Any]
     fresh = program.initialize(key)
     if source == "scratch":
         return fresh, ["fresh parameters"]

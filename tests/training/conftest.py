@@ -1,4 +1,4 @@
-"""Runs of the tiny project that several files of tests look at; each process of the tests trains them once."""
+"""Tiny programs on any part of the eight devices and rows for them; runs of the tiny project, trained once."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -6,14 +6,109 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
+from bertjax import objectives
 from bertjax.config.load import load
+from bertjax.config.schema import Mesh, MlmNsp, ModelConfig, Optimizer
 from bertjax.evaluation.evaluate import build_evaluators
+from bertjax.models.execution import Execution
 from bertjax.parallel import mesh as meshes
 from bertjax.training import loop
 from bertjax.training.state import TrainState
 from bertjax.training.step import Program
+
+VOCABULARY, LENGTH = 64, 32
+TINY = ModelConfig(
+    vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
+    max_position_embeddings=LENGTH, initializer_range=0.1,
+)  # fmt: skip
+AXES = {"data": 1, "fsdp": 1, "tensor": 1}
+
+
+@pytest.fixture(scope="session")
+def make_program() -> Callable[..., Program]:
+    """program(data=, fsdp=, tensor=, ...) on as many devices as these axes need."""
+
+    def make(
+        objective: object = MlmNsp(),  # noqa: B008
+        *,
+        model: ModelConfig = TINY,
+        dropout: float = 0.1,
+        optimizer: Optimizer = Optimizer(learning_rate=1e-3),  # noqa: B008
+        steps: int = 100,
+        grad_accum: int = 1,
+        rules: dict | None = None,
+        dtype: object = jnp.float32,
+        segments: tuple[int, ...] = (),
+        **axes: int,
+    ) -> Program:
+        rates = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
+        built, axes = objectives.build(objective), AXES | axes
+        return Program(
+            model=model.model_copy(update=rates),
+            objective=built,
+            heads=built.heads,
+            optimizer=optimizer,
+            steps=steps,
+            grad_accum=grad_accum,
+            execution=Execution(platform="cpu", dtype=dtype, segments=segments),
+            mesh=meshes.make_mesh(Mesh(**axes), jax.devices()[: int(np.prod(list(axes.values())))]),
+            rules=meshes.rules(rules or {}),
+        )
+
+    return make
+
+
+def _layout(rng: np.random.Generator, rows: int, length: int, groups: int) -> dict[str, np.ndarray]:
+    """Rows of `groups` examples, each 4 to length/groups tokens, back to back, then padding."""
+    lengths = rng.integers(4, length // groups + 1, (rows, groups))
+    starts = np.cumsum(lengths, axis=1) - lengths
+    place = np.arange(length)[None, :]
+    segment_ids = sum(
+        (g + 1) * ((place >= starts[:, g, None]) & (place < (starts + lengths)[:, g, None])) for g in range(groups)
+    )
+    real = segment_ids > 0
+    begin = np.where(real, np.take_along_axis(starts, np.maximum(segment_ids - 1, 0), axis=1), 0)
+    return {
+        "input_ids": np.where(real, rng.integers(1, VOCABULARY, (rows, length)), 0).astype(np.int32),
+        "token_type_ids": (real & (rng.random((rows, length)) < 0.5)).astype(np.int32),
+        "segment_ids": segment_ids.astype(np.int32),
+        "positions": ((place - begin) * real).astype(np.int32),
+        "cls_positions": starts.astype(np.int32),
+        "lengths": lengths,
+    }
+
+
+@pytest.fixture(scope="session")
+def make_rows() -> Callable[..., dict[str, np.ndarray]]:
+    """rows(kind, count): random batches as the loader makes them; kind is pairs or span, groups > 1 is packed."""
+
+    def make(kind: str, count: int = 16, *, length: int = LENGTH, groups: int = 1, seed: int = 0) -> dict:
+        rng = np.random.default_rng(seed)
+        batch = _layout(rng, count, length, groups)
+        lengths = batch.pop("lengths")
+        if kind == "span":
+            offsets = np.sort(rng.integers(0, lengths[..., None], (count, groups, 2)), axis=-1)
+            first, last = np.moveaxis(batch["cls_positions"][..., None] + offsets, -1, 0)
+            answers = {"start_positions": first, "end_positions": last}
+            weights = (np.arange(count * groups).reshape(count, groups) % 7 != 6).astype(np.float32)
+            return batch | {k: v.astype(np.int32) for k, v in answers.items()} | {"span_weights": weights}
+        masked = rng.integers(0, lengths.sum(1)[:, None], (count, 5))
+        return batch | {
+            "masked_positions": masked.astype(np.int32),
+            "masked_ids": rng.integers(1, VOCABULARY, (count, 5)).astype(np.int32),
+            "masked_weights": (rng.random((count, 5)) < 0.8).astype(np.float32),
+            "nsp_labels": rng.integers(0, 2, (count, groups)).astype(np.int32),
+            "nsp_weights": np.ones((count, groups), np.float32),
+        }
+
+    return make
+
+
+# ---- runs of the tiny project ----------------------------------------------------------------------------------------
 
 METHODS = {name: getattr(Program, name) for name in ("initialize", "jit_train_step", "jit_eval_step")}
 MAKE_MESH = meshes.make_mesh

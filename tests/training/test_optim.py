@@ -1,4 +1,4 @@
-"""Optimizers against the formulas of google-research/bert optimization.py, against optax, and the schedule's numbers."""
+"""Optimizers against the formulas of google-research/bert optimization.py and against optax; the schedule's numbers."""
 
 from types import SimpleNamespace
 
@@ -12,7 +12,12 @@ from bertjax.config.schema import ModelConfig, Optimizer
 from bertjax.models import bert, paths
 from bertjax.training import optim
 
-PATHS = ("embeddings/word/embedding", "layers/0/mlp/output/kernel", "layers/0/mlp/output/bias", "layers/0/mlp/norm/scale")
+PATHS = (
+    "embeddings/word/embedding",
+    "layers/0/mlp/output/kernel",
+    "layers/0/mlp/output/bias",
+    "layers/0/mlp/norm/scale",
+)
 
 
 def rate(step: int, steps: int = 100_000, **options: object) -> float:
@@ -39,7 +44,9 @@ def test_the_rate_drops_where_the_warm_up_ends():
 
 def test_schedules_without_warm_up_or_decay():
     assert rate(0, warmup_steps=0) == pytest.approx(1e-4)
-    assert [rate(s, schedule="constant", warmup_steps=4) for s in (0, 2, 4, 99_999)] == pytest.approx([0, 5e-5, 1e-4, 1e-4])
+    assert [rate(s, schedule="constant", warmup_steps=4) for s in (0, 2, 4, 99_999)] == pytest.approx(
+        [0, 5e-5, 1e-4, 1e-4]
+    )
     assert optim.warmup_steps(Optimizer(warmup_ratio=0.1), 88) == 8  # int(), as run_squad.py truncates
 
 

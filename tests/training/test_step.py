@@ -58,25 +58,33 @@ def batches(make_rows) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def plain(make_program, batches) -> tuple[TrainState, list[dict]]:
-    return run(make_program(SpanQaObjective(), model=DEEP, dropout=0.0), batches)
+    return run(make_program(SpanQaObjective(), dropout=0.0), batches)
 
 
 def test_micro_batches_equal_one_batch(make_program, batches, plain):
-    state, metrics = run(make_program(SpanQaObjective(), model=DEEP, dropout=0.0, grad_accum=4), batches)
+    state, metrics = run(make_program(SpanQaObjective(), dropout=0.0, grad_accum=4), batches)
     for name in plain[1][0]:
         np.testing.assert_allclose([m[name] for m in metrics], [m[name] for m in plain[1]], rtol=2e-5, err_msg=name)
     assert_close(state, plain[0], 2e-5)
 
 
-@pytest.mark.parametrize("segments", [(1, 2), pytest.param((3,), marks=pytest.mark.slow)])
-def test_scanned_segments_are_the_same_model(make_program, batches, plain, segments):
-    state, metrics = run(make_program(SpanQaObjective(), model=DEEP, dropout=0.0, segments=segments), batches)
+def test_a_scanned_stack_is_the_same_model(make_program, batches, plain):
+    state, metrics = run(make_program(SpanQaObjective(), dropout=0.0, segments=(2,)), batches)
     np.testing.assert_allclose(losses(metrics), losses(plain[1]), rtol=1e-5)
     assert_close(state, plain[0], 2e-5)
 
 
+@pytest.mark.slow
+def test_segments_cut_anyhow_are_the_same_model(make_program, batches):
+    """With dropout: a layer's key follows from its number, not from its segment."""
+    found = [run(make_program(SpanQaObjective(), model=DEEP, segments=s), batches) for s in ((), (1, 2), (3,))]
+    for state, metrics in found[1:]:
+        np.testing.assert_allclose(losses(metrics), losses(found[0][1]), rtol=1e-5)
+        assert_close(state, found[0][0], 2e-5)
+
+
 def test_bfloat16_stays_close_to_float32(make_program, batches, plain):
-    state, metrics = run(make_program(SpanQaObjective(), model=DEEP, dropout=0.0, dtype=jnp.bfloat16), batches)
+    state, metrics = run(make_program(SpanQaObjective(), dropout=0.0, dtype=jnp.bfloat16), batches)
     np.testing.assert_allclose(losses(metrics), losses(plain[1]), rtol=2e-2)
     assert losses(metrics) != losses(plain[1])
     assert {x.dtype for x in jax.tree.leaves((state.params, state.opt))} == {np.dtype(np.float32)}
