@@ -212,7 +212,7 @@ def test_flops_of_the_compiled_step_fall_with_the_frozen_layers(ran):
         ratios.append(r.flops / (ROWS * train_flops(MODEL, LENGTH, trainable_layers=trained)))
     assert all(1.0 < ratio < 1.1 for ratio in ratios), ratios
     per_layer = np.diff(counted) / (ROWS * 2 * train_flops(MODEL, LENGTH, trainable_layers=0) / LAYERS)
-    np.testing.assert_allclose(per_layer, 1.05, atol=0.06)  # 12 backward products a layer, and its column sums
+    assert all(1.0 < share < 1.15 for share in per_layer), per_layer  # and column sums, elementwise work, its optimizer
 
 
 def products(program: Program, trained: tuple[str, ...], batch: dict) -> int:

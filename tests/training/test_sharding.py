@@ -1,0 +1,257 @@
+"""The train step over eight devices: the same numbers, arrays where the rules put them, and no needless traffic."""
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from math import prod
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from bertjax.config.schema import MlmNsp, ModelConfig, SpanQaObjective
+from bertjax.models.execution import Execution
+from bertjax.training import freezing
+from bertjax.training.state import TrainState
+from bertjax.training.step import Program
+from bertjax.training.summary import model_summary
+
+GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "sharding_bert_fsdp4_tensor2.txt"
+MESHES = {
+    "data8": {"data": 8},
+    "fsdp4_tensor2": {"fsdp": 4, "tensor": 2},
+    "data2_fsdp2_tensor2": {"data": 2, "fsdp": 2, "tensor": 2},
+}
+TASKS = {"pairs": (MlmNsp(), 1), "span": (SpanQaObjective(), 1), "packed_span": (SpanQaObjective(), 2)}
+STEPS = 20
+
+
+def begin(program: Program) -> TrainState:
+    groups = freezing.groups_of(program.abstract_params())
+    return program.start(program.initialize(jax.random.key(1)), groups, jax.random.key(2))
+
+
+def run(program: Program, batches: list[dict]) -> tuple[list[float], dict[str, np.ndarray], dict[str, NamedSharding]]:
+    state = begin(program)
+    step, losses = program.jit_train_step(state), []
+    for batch in batches:
+        state, metrics = step(state, jax.device_put(batch, program.batch_sharding()))
+        losses.append(metrics["loss"])
+    where = {path: x.sharding for path, x in state.params.items()}
+    return [float(loss) for loss in losses], jax.device_get(state.params), where
+
+
+# ---- the same numbers -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def single(make_program, make_rows) -> Callable[[str], tuple]:
+    """Each task on one device: its batches, losses and final parameters."""
+    kept: dict[str, tuple] = {}
+
+    def get(task: str) -> tuple:
+        if task not in kept:
+            objective, groups = TASKS[task]
+            batches = [make_rows(task.split("_")[-1], 16, groups=groups, seed=s) for s in range(STEPS)]
+            kept[task] = (batches, *run(make_program(objective), batches)[:2])
+        return kept[task]
+
+    return get
+
+
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("task", "mesh"),
+    [
+        ("pairs", "fsdp4_tensor2"),
+        *(pytest.param("pairs", mesh, marks=SLOW) for mesh in ("data8", "data2_fsdp2_tensor2")),
+        *(pytest.param(task, mesh, marks=SLOW) for task in ("span", "packed_span") for mesh in MESHES),
+    ],
+)
+def test_a_mesh_changes_nothing(make_program, single, task, mesh):
+    """Twenty steps with dropout: the hash gives an element the same bits wherever it lives."""
+    batches, expected_losses, expected = single(task)
+    program = make_program(TASKS[task][0], **MESHES[mesh])
+    losses, params, where = run(program, batches)
+    np.testing.assert_allclose(losses, expected_losses, rtol=0, atol=1e-5)
+    for path, value in expected.items():
+        np.testing.assert_allclose(params[path], value, rtol=0, atol=1e-4, err_msg=path)
+    assert all(where[path].is_equivalent_to(s, expected[path].ndim) for path, s in program.placed().items())
+    assert len(set(losses)) == STEPS
+
+
+@SLOW
+def test_micro_batches_over_devices_change_nothing(make_program, make_rows):
+    batches = [make_rows("pairs", 16, seed=s) for s in range(3)]
+    whole = run(make_program(dropout=0.0), batches)
+    cut = run(make_program(dropout=0.0, grad_accum=2, **MESHES["data2_fsdp2_tensor2"]), batches)
+    np.testing.assert_allclose(cut[0], whole[0], rtol=0, atol=1e-5)
+    for path, value in whole[1].items():
+        np.testing.assert_allclose(cut[1][path], value, rtol=0, atol=1e-4, err_msg=path)
+
+
+@SLOW
+def test_other_rules_change_nothing(make_program, make_rows):
+    """Weights whole on every device and the batch over `data` alone: slower, and the same."""
+    batches = [make_rows("pairs", 16, seed=s) for s in range(3)]
+    expected = run(make_program(), batches)
+    rules = {"embed": None, "heads": None, "batch": "data"}
+    found = run(make_program(rules=rules, **MESHES["data2_fsdp2_tensor2"]), batches)
+    np.testing.assert_allclose(found[0], expected[0], rtol=0, atol=1e-5)
+    assert found[2]["layers/0/attention/qkv/kernel"].is_fully_replicated
+
+
+# ---- where arrays live ----------------------------------------------------------------------------------------------
+
+
+def table(program: Program) -> list[str]:
+    """path, shape and PartitionSpec of each parameter, without the totals that follow them."""
+    params = program.abstract_params()
+    text = model_summary(params, program.placed(), freezing.groups_of(params))
+    return [re.sub(r" +", " ", line.rsplit("  ", 1)[0]).strip() for line in text.split("\n\n")[0].splitlines()]
+
+
+def test_bert_base_is_placed_as_the_golden_table_says(make_program):
+    """BERT-base's widths, one layer: ZeRO-3 over fsdp, columns then rows over tensor, norms and small biases whole."""
+    model = ModelConfig(num_hidden_layers=1)
+    program = make_program(MlmNsp(), model=model, **MESHES["fsdp4_tensor2"])
+    program = replace(program, heads=("mlm", "nsp", "qa", "classifier"))
+    lines = [line for line in GOLDEN.read_text().splitlines() if line and not line.startswith("#")]
+    expected = dict(re.sub(r" +", " ", line).split(" ", 1) for line in lines)
+    found = dict(line.split(" ", 1) for line in table(program))
+    wrong = [
+        f"{path}: {found.get(path, 'missing')}, the table has {expected.get(path, 'no such line')}"
+        for path in sorted(found.keys() | expected)
+        if found.get(path) != expected.get(path)
+    ]
+    assert not wrong, (
+        f"parameters moved ({GOLDEN.name}, columns: path, shape, axes):\n" + "\n".join(wrong)
+        + "\nWanted? Then change these lines of the table, and say in the commit what it does to memory and traffic."
+    )  # fmt: skip
+
+
+def test_parameters_and_slots_are_born_in_their_shards(make_program):
+    program = make_program(**MESHES["fsdp4_tensor2"])
+    state, placed = begin(program), program.placed()
+    for path, x in state.params.items():
+        assert x.sharding.is_equivalent_to(placed[path], x.ndim), path
+        mu = state.opt[freezing.group_of(path)][0].mu[path]
+        assert mu.sharding.is_equivalent_to(placed[path], x.ndim), path
+    kernel = state.params["layers/1/attention/qkv/kernel"]
+    assert kernel.shape == (32, 3, 32) and {s.data.shape for s in kernel.addressable_shards} == {(8, 3, 16)}
+    held = sum(x.addressable_shards[0].data.size for x in state.params.values())
+    assert held < sum(x.size for x in state.params.values()) / 8 * 1.35  # an eighth, and what is whole everywhere
+
+
+# ---- traffic --------------------------------------------------------------------------------------------------------
+
+BYTES = {"f32": 4, "bf16": 2, "s32": 4, "u32": 4, "pred": 1}
+COLLECTIVE = re.compile(
+    r"= (.*?) (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
+)
+
+
+def collectives(text: str) -> list[tuple[str, int]]:
+    """(kind, bytes of one device's result) of each collective in a compiled program."""
+    found = []
+    for result, kind in COLLECTIVE.findall(text):
+        shapes = [(d, [int(n) for n in s.split(",") if n]) for d, s in re.findall(r"(\w+)\[([\d,]*)\]", result)]
+        found.append((kind, sum(BYTES[d] * prod(s) for d, s in shapes)))
+    return found
+
+
+def compiled(program: Program, batch: dict) -> str:
+    like = program.abstract_state(freezing.groups_of(program.abstract_params()), jax.random.key(0))
+    return program.jit_train_step(like).lower(like, batch).compile().as_text()
+
+
+def received(found: list[tuple[str, int]], devices: int) -> float:
+    """Bytes that reach one device over a ring: (n - 1) / n of a gather, twice that of a reduction."""
+    passes = {"all-reduce": 2, "reduce-scatter": devices}  # a scatter's result is one n-th of what travels
+    return sum(size * passes.get(kind, 1) for kind, size in found) * (devices - 1) / devices
+
+
+@pytest.fixture(scope="module")
+def traffic(make_program, make_rows) -> dict[int, list[tuple[str, int]]]:
+    """Collectives of one step, fully sharded over 4 and over 8 devices with two rows on each."""
+    return {n: collectives(compiled(make_program(fsdp=n), make_rows("pairs", 2 * n))) for n in (4, 8)}
+
+
+def test_weights_are_gathered_one_at_a_time(make_program, traffic):
+    """ZeRO-3: no gather brings more than one weight, and all of them together little more than the model once."""
+    params = make_program(fsdp=8).abstract_params()
+    sizes = {4 * prod(x.shape) for path, x in params.items() if not path.endswith(("bias", "scale"))}
+    for found in traffic.values():
+        gathers = [size for kind, size in found if kind == "all-gather"]
+        assert gathers and set(gathers) <= sizes
+        assert sum(gathers) <= 2 * 4 * sum(prod(x.shape) for x in params.values())  # forward, and again backward
+
+
+def test_no_activation_travels(make_program, traffic):
+    """All other traffic is the sum of gradients: about the model's size, however many rows a device has."""
+    model = 4 * sum(prod(x.shape) for x in make_program(fsdp=8).abstract_params().values())
+    biases = 8 * 4 * sum(prod(x.shape) for p, x in make_program().abstract_params().items() if x.ndim < 3 and "bias" in p)
+    for found in traffic.values():
+        assert {kind for kind, _ in found} <= {"all-gather", "all-reduce", "reduce-scatter"}
+        assert sum(size for kind, size in found if kind != "all-gather") <= 1.2 * model + biases
+
+
+def test_traffic_to_a_device_does_not_grow_with_the_mesh(traffic):
+    """Weak scaling: from 4 to 8 devices a ring brings 7/8 instead of 3/4 of the bytes, and no more than that."""
+    four, eight = received(traffic[4], 4), received(traffic[8], 8)
+    assert eight / four <= 1.1 * (7 / 8) / (3 / 4)
+
+
+# ---- what the partitioner says --------------------------------------------------------------------------------------
+
+REMATERIALIZED = "Involuntary full rematerialization"
+
+
+@pytest.fixture
+def no_compile_cache(monkeypatch) -> None:
+    """A program out of the cache is not compiled, and its compiler says nothing."""
+    from jax.experimental.compilation_cache import compilation_cache
+
+    before = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()
+    yield
+    jax.config.update("jax_enable_compilation_cache", before)
+    compilation_cache.reset_cache()
+
+
+@pytest.mark.usefixtures("no_compile_cache")
+def test_the_partitioners_complaint_can_be_heard(make_program, capfd):
+    """The control of the test below: a change of sharding that needs the whole array on every device."""
+    mesh = make_program(data=4, tensor=2).mesh
+    place = jax.lax.with_sharding_constraint
+
+    def clumsy(x: jax.Array) -> jax.Array:
+        x = place(x * 2, NamedSharding(mesh, P("data", None, "tensor")))
+        return place(jnp.sin(x), NamedSharding(mesh, P(None, ("tensor", "data"), None)))
+
+    jax.jit(clumsy).lower(jax.ShapeDtypeStruct((8, 8, 8), jnp.float32)).compile()
+    assert REMATERIALIZED in capfd.readouterr().err
+
+
+@pytest.mark.usefixtures("no_compile_cache")
+@pytest.mark.parametrize(
+    ("task", "mesh", "execution"),
+    [
+        ("pairs", "fsdp4_tensor2", Execution()),
+        pytest.param("pairs", "data2_fsdp2_tensor2", Execution(segments=(2,)), marks=SLOW),
+        pytest.param("packed_span", "data2_fsdp2_tensor2", Execution(), marks=SLOW),
+        pytest.param("packed_span", "fsdp4_tensor2", Execution(segments=(2,), remat="full"), marks=SLOW),
+    ],
+)
+def test_the_partitioner_never_gives_up(make_program, make_rows, capfd, task, mesh, execution):
+    objective, groups = TASKS[task]
+    program = replace(make_program(objective, **MESHES[mesh]), execution=execution)
+    compiled(program, make_rows(task.split("_")[-1], 16, groups=groups))
+    assert REMATERIALIZED not in capfd.readouterr().err
