@@ -1,9 +1,11 @@
 """Compile the real train step for devices that are not here, and say what came out. Prints one JSON line.
 
     python benchmarks/ahead.py configs/bert/pretrain_base.yaml --topology v5e:16x16 mesh.fsdp=16
+    python benchmarks/ahead.py configs/bert/pretrain_base.yaml --topology h200:8 --stage 1
 
-Needs libtpu (`pip install libtpu`), which compiles without a TPU. This proves that the step lowers and fits, and shows
-the collectives and kernels that the compiler chose; it says nothing about speed. The stage's data is not read.
+Needs libtpu (`pip install libtpu`), or jax[cuda13] for h200, which compile without the hardware. This proves that the
+step lowers and fits, and shows the collectives and kernels that the compiler chose; it says nothing about speed. The
+stage's data is not read.
 """
 
 import argparse
@@ -23,6 +25,17 @@ ENVIRONMENT = {
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TF_CPP_MIN_LOG_LEVEL": "3",
 }
+H200 = """
+gpu_device_info {
+  threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048 core_count: 132 fpus_per_core: 128
+  shared_memory_per_block: 49152 shared_memory_per_core: 233472 shared_memory_per_block_optin: 232448
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536 clock_rate_ghz: 1.98
+  memory_bandwidth: 4800000000000 l2_cache_size: 52428800 device_memory_size: 150000000000
+  cuda_compute_capability { major: 9 minor: 0 }
+}
+platform_name: "CUDA" dnn_version_info { major: 9 minor: 10 patch: 0 } device_description_str: "NVIDIA H200"
+"""
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4, "u32": 4, "s64": 8}
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.-]+) \(.*\{$")
@@ -55,17 +68,27 @@ def batch_shapes(task: Any, objective: str, rows: int) -> dict[str, tuple[tuple[
     return fields
 
 
-def compile_step(config: Any, topology: str, stage_index: int = 0, episode: int = -1) -> Any:
-    """The compiled train step of a stage for `topology`, such as v5e:2x4; `episode` counts gradual unfreezing."""
-    import jax
+def devices_of(topology: str) -> Any:
+    """The devices of a TPU slice such as v5e:2x4, or of one host with so many GPUs, h200:8."""
     from jax.experimental import topologies
+
+    kind, _, count = topology.partition(":")
+    if kind == "h200":
+        shape = f"1x1x{count or 1}"
+        return topologies.get_topology_desc("h200", "cuda", target_config=H200, topology=shape).devices
+    return topologies.get_topology_desc(topology, platform="tpu").devices
+
+
+def compile_step(config: Any, topology: str, stage_index: int = 0, episode: int = -1) -> Any:
+    """The compiled train step of a stage for `devices_of(topology)`; `episode` counts gradual unfreezing."""
+    import jax
 
     from bertjax import objectives
     from bertjax.parallel import mesh as meshes
     from bertjax.training import freezing, setup
     from bertjax.training.step import Program
 
-    mesh = meshes.make_mesh(config.mesh, topologies.get_topology_desc(topology, platform="tpu").devices)
+    mesh = meshes.make_mesh(config.mesh, devices_of(topology))
     stage = config.stages[stage_index]
     objective = objectives.build(stage.objective)
     program = Program(
@@ -197,7 +220,7 @@ def kernels(text: str) -> dict[str, int]:
         target = re.search(r'custom_call_target="([^"]+)"', line)
         if operation == "custom-call" and target and ("tpu_custom_call" in target[1] or "cudnn" in target[1]):
             named = re.search(r"splash_\w+", line)
-            out[named[0] if named else target[1]] += times
+            out[named[0] if named else target[1].strip("_")] += times
     return dict(out)
 
 
@@ -206,7 +229,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", type=Path)
     parser.add_argument("overrides", nargs="*", metavar="key.path=value")
-    parser.add_argument("--topology", default="v5e:2x4", help="of jax.experimental.topologies (default: v5e:2x4)")
+    parser.add_argument("--topology", default="v5e:2x4", help="v5e:16x16, v5p:4x4x8, h200:8 (default: v5e:2x4)")
     parser.add_argument("--stage", type=int, default=0)
     arguments = parser.parse_intermixed_args()
     from bertjax.config.load import load

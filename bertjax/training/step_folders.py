@@ -86,7 +86,8 @@ def choose(folder: Path, reasons: Mapping[int, str], named: int | None) -> int:
         raise UserError(f"{folder}: there is no step {named}; complete steps: {there}")
     if not bad:
         raise UserError(f"{folder}: there is no checkpoint here; train first, or name another run")
-    raise StorageError(f"{folder}: every step is damaged, the newest by {bad[max(bad)]}; nothing was moved")
+    reason = bad[max(bad)].replace(f"{folder}/", "")[:120]
+    raise StorageError(f"{folder}: every step is damaged, the newest by {reason}; nothing was moved")
 
 
 def leave_behind(folder: Path, reasons: Mapping[int, str], good: int, *, move: bool) -> None:

@@ -96,12 +96,11 @@ def test_answers_are_where_they_are_said_to_be(squads: dict[str, dict]) -> None:
 
 def test_counts_kinds_and_lengths(squads: dict[str, dict]) -> None:
     train, heldout = _asked(squads["train"]), _asked(squads["heldout"])
-    assert len(train) >= 3000 and len(heldout) >= 500  # the library differs between Python versions
+    assert len(train) >= 5000 and len(heldout) >= 800  # the library differs between Python versions
     kinds = collections.Counter(" ".join(qa["question"].split()[:2]) for _, _, qa in train)
-    assert len([kind for kind, count in kinds.items() if count > 0.02 * len(train)]) >= 6
-    lengths = sorted(len(context.split()) for context, _, _ in train)
-    low, high = stdlib_qa.CONTEXT_WORDS
-    assert lengths[0] >= low and lengths[-1] <= high + 1  # a single long entry
+    assert {"What does", "What is", "Which class", "Which exception"} <= kinds.keys()
+    assert min(kinds[kind] for kind in ("What does", "What is", "Which class", "Which exception")) > 0.02 * len(train)
+    assert max(len(context.split()) for context, _, _ in train) <= stdlib_qa.CONTEXT_WORDS[1]
     ids = [qa["id"] for _, _, qa in train + heldout]
     assert len(set(ids)) == len(ids)
 
@@ -110,8 +109,8 @@ def test_heldout_is_unseen(squads: dict[str, dict]) -> None:
     train, heldout = _asked(squads["train"]), _asked(squads["heldout"])
     assert {title for _, title, _ in train}.isdisjoint(title for _, title, _ in heldout)
     assert {qa["question"] for _, _, qa in train}.isdisjoint(qa["question"] for _, _, qa in heldout)
-    questions = [qa["question"] for _, _, qa in train]
-    assert len(set(questions)) == len(questions)
+    asked = collections.Counter(qa["question"] for _, _, qa in train)
+    assert max(asked.values()) <= stdlib_qa.GROUPINGS
 
 
 def test_a_question_needs_its_context(squads: dict[str, dict]) -> None:
@@ -138,12 +137,13 @@ def test_a_question_needs_its_context(squads: dict[str, dict]) -> None:
     )
 
 
-def test_name_questions_have_one_answer(squads: dict[str, dict]) -> None:
+def test_one_fact_of_a_sort_in_a_context(squads: dict[str, dict]) -> None:
+    """So a question has one answer there, whatever the names."""
+    cues = {"Which exception": r" can raise (\S+)\.", "derived from?": r" is a subclass of (\S+)\."}
     for context, _, qa in _asked(squads["train"]):
-        found = re.match(r"Which (method|function|class|property) (?!of|is \S+ a sub|has the)(.+)\?$", qa["question"])
-        if found:
-            names = re.findall(rf"[Tt]he {found[1]} (\w+)(?: of \w+)? {re.escape(found[2])}", context)
-            assert qa["answers"][0]["text"] in names and len(set(names)) == 1
+        for asked, cue in cues.items():
+            if asked in qa["question"]:
+                assert re.findall(cue, context) == [qa["answers"][0]["text"]]
 
 
 def test_facts_agree_with_the_library() -> None:
@@ -212,30 +212,20 @@ def shelve(cup, place="rack"):
     """Store the clean cup in the place named. It returns the old cup."""
 '''
     entries = stdlib_source.module_entries(ast.parse(source))
-    squad = stdlib_qa.build([("cups", entries)])
-    answers = {qa["question"]: qa["answers"][0]["text"] for _, _, qa in _asked(squad)}
-    possible = {
+    facts = {f.question: f.answer for e in entries for f in stdlib_qa.facts_of(e)}
+    assert facts == {
         "What is the class Cup?": "a container for tea and other hot drinks",
-        "Which exception can the method fill raise?": "ValueError",
-        "What is the default value of the argument level of fill?": "3",
-        "Which argument of fill is 3 by default?": "level",
+        "What does the method fill do?": "fills the cup with tea up to the level",
         "Which class has the method fill?": "Cup",
-        "What does the method fill fill?": "the cup",
-        "Which method fills the cup with tea up to the level?": "fill",
-        "What does the method drain return?": "the tea",
-        "Which method returns the tea that is left in the cup?": "drain",
-        "What does the function wash remove?": "every stain",
-        "Which function removes every stain from the cup?": "wash",
+        "What is the default value of the argument level of fill?": "3",
+        "Which exception can the method fill raise?": "ValueError",
+        "What does the method drain return?": "the tea that is left in the cup",
+        "Which class has the method drain?": "Cup",
+        "What does the function wash do?": "removes every stain from the cup",
         "What is the default value of the argument soap of wash?": "True",
-        "Which argument of wash is True by default?": "soap",
         "What does the function measure return?": "the number of grams",
-        "Which function returns the number of grams?": "measure",
-        "What does the function shelve store?": "the clean cup",
-        "What does the function shelve return?": "the old cup",
-        "Which function stores the clean cup in the place named?": "shelve",
+        "What does the function shelve do?": "stores the clean cup in the place named",
         "What is the default value of the argument place of shelve?": "'rack'",
-        "Which argument of shelve is 'rack' by default?": "place",
-        "Which class is a container for tea and other hot drinks?": "Cup",
     }
-    assert len(answers) >= 8
-    assert answers.items() <= possible.items()
+    asked = {qa["question"]: qa["answers"][0]["text"] for _, _, qa in _asked(stdlib_qa.build([("cups", entries)]))}
+    assert asked and asked.items() <= facts.items()

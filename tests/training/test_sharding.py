@@ -1,7 +1,7 @@
 """The train step over eight devices: the same numbers, arrays where the rules put them, and no needless traffic."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from math import prod
 from pathlib import Path
@@ -152,9 +152,7 @@ def test_parameters_and_slots_are_born_in_their_shards(make_program):
 # ---- traffic --------------------------------------------------------------------------------------------------------
 
 BYTES = {"f32": 4, "bf16": 2, "s32": 4, "u32": 4, "pred": 1}
-COLLECTIVE = re.compile(
-    r"= (.*?) (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
-)
+COLLECTIVE = re.compile(r"= (.*?) (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(")
 
 
 def collectives(text: str) -> list[tuple[str, int]]:
@@ -180,26 +178,39 @@ def received(found: list[tuple[str, int]], devices: int) -> float:
 @pytest.fixture(scope="module")
 def traffic(make_program, make_rows) -> dict[int, list[tuple[str, int]]]:
     """Collectives of one step, fully sharded over 4 and over 8 devices with two rows on each."""
-    return {n: collectives(compiled(make_program(fsdp=n), make_rows("pairs", 2 * n))) for n in (4, 8)}
+    return {n: collectives(compiled(make_program(model=ONE, fsdp=n), make_rows("pairs", 2 * n))) for n in (4, 8)}
 
 
-def test_weights_are_gathered_one_at_a_time(make_program, traffic):
-    """ZeRO-3: no gather brings more than one weight, and all of them together little more than the model once."""
-    params = make_program(fsdp=8).abstract_params()
-    sizes = {4 * prod(x.shape) for path, x in params.items() if not path.endswith(("bias", "scale"))}
+ONE = ModelConfig(
+    vocab_size=64, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=64,
+    max_position_embeddings=32,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def sizes(make_program) -> dict[str, int]:
+    """Bytes of each parameter of that model."""
+    return {path: 4 * prod(x.shape) for path, x in make_program(model=ONE, fsdp=8).abstract_params().items()}
+
+
+def test_weights_are_gathered_one_at_a_time(traffic, sizes):
+    """ZeRO-3: a gather brings one weight, and all of them together the model at most twice (forward and backward)."""
     for found in traffic.values():
         gathers = [size for kind, size in found if kind == "all-gather"]
-        assert gathers and set(gathers) <= sizes
-        assert sum(gathers) <= 2 * 4 * sum(prod(x.shape) for x in params.values())  # forward, and again backward
+        assert len(gathers) >= 10 and set(gathers) <= set(sizes.values())
+        assert sum(gathers) <= 2 * sum(sizes.values())
 
 
-def test_no_activation_travels(make_program, traffic):
-    """All other traffic is the sum of gradients: about the model's size, however many rows a device has."""
-    model = 4 * sum(prod(x.shape) for x in make_program(fsdp=8).abstract_params().values())
-    biases = 8 * 4 * sum(prod(x.shape) for p, x in make_program().abstract_params().items() if x.ndim < 3 and "bias" in p)
+def test_no_activation_travels(traffic, sizes):
+    """All other traffic is the sum of gradients, whatever the batch: the model once and a few scalars.
+
+    Seven rows more for each bias (the column sums have eight), and the tied table again: look-up and decoder apart.
+    """
+    biases = sum(size for path, size in sizes.items() if path.endswith(("bias", "scale")))
+    most = sum(sizes.values()) + 7 * biases + sizes["embeddings/word/embedding"] + 256
     for found in traffic.values():
         assert {kind for kind, _ in found} <= {"all-gather", "all-reduce", "reduce-scatter"}
-        assert sum(size for kind, size in found if kind != "all-gather") <= 1.2 * model + biases
+        assert sum(size for kind, size in found if kind != "all-gather") <= most
 
 
 def test_traffic_to_a_device_does_not_grow_with_the_mesh(traffic):
@@ -214,7 +225,7 @@ REMATERIALIZED = "Involuntary full rematerialization"
 
 
 @pytest.fixture
-def no_compile_cache(monkeypatch) -> None:
+def no_compile_cache() -> Iterator[None]:
     """A program out of the cache is not compiled, and its compiler says nothing."""
     from jax.experimental.compilation_cache import compilation_cache
 
