@@ -9,13 +9,14 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from bertjax.config.schema import ModelConfig
 from bertjax.models import paths, stack
 from bertjax.models.attention import attend
 from bertjax.models.execution import Execution
 from bertjax.models.heads import Heads, at_positions, linear_logits
-from bertjax.models.layers import Dense, Initializer, LayerNorm, activation, axes, dropout
+from bertjax.models.layers import KEPT, Dense, Initializer, LayerNorm, activation, axes, dropout
 from bertjax.parallel.mesh import constrain, gathered
 
 
@@ -92,7 +93,8 @@ class Layer(nnx.Module):
         context = attend(
             q, k, v, segment_ids, packed=packed, rate=c.attention_probs_dropout_prob, key=k1, execution=execution
         )
-        y = self.attention.output(context.reshape(x_BSD.shape), execution)
+        context = checkpoint_name(context.reshape(x_BSD.shape), KEPT)
+        y = self.attention.output(context, execution)
         x_BSD = self.attention.norm(x_BSD + dropout(y, c.hidden_dropout_prob, k2, execution))
         x_BSD = constrain(x_BSD, "batch", None, None)
         h_BSF = constrain(self.mlp.intermediate(x_BSD, execution), "batch", None, "mlp")

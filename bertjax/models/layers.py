@@ -8,11 +8,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
 from bertjax.models.execution import Execution
 from bertjax.parallel.mesh import gathered
 
 Initializer = Callable[..., jax.Array]
+KEPT = "matmul"  # what remat "dots" keeps; jax's own policies do not look into `contract`
 ROWS_OF_ONES = 8  # a single row would be a matrix-vector product, which has no bfloat16 kernel on the CPU
 
 
@@ -173,7 +175,7 @@ class Dense(nnx.Module):
         kernel = gathered(self.kernel[...].astype(execution.dtype), *self.names)
         out = "tf" if kernel.ndim == 3 else "f"
         lead = "bs"[: x.ndim - 1]
-        y = contract(f"{lead}d,d{out}->{lead}{out}", x, kernel, execution.platform)
+        y = checkpoint_name(contract(f"{lead}d,d{out}->{lead}{out}", x, kernel, execution.platform), KEPT)
         return add_bias(y, self.bias[...]).astype(execution.dtype)
 
 

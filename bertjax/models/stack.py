@@ -12,6 +12,7 @@ from flax import nnx
 
 from bertjax.models import paths
 from bertjax.models.execution import Execution
+from bertjax.models.layers import KEPT
 
 Layer = Callable[[jax.Array, jax.Array | None], jax.Array]
 
@@ -19,7 +20,7 @@ Layer = Callable[[jax.Array, jax.Array | None], jax.Array]
 def _remat(body: Callable, kind: str) -> Callable:
     if kind == "none":
         return body
-    policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if kind == "dots" else None
+    policy = jax.checkpoint_policies.save_only_these_names(KEPT) if kind == "dots" else None
     return jax.checkpoint(body, policy=policy)
 
 

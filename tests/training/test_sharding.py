@@ -64,6 +64,8 @@ def single(make_program, make_rows) -> Callable[[str], tuple]:
 
 
 SLOW = pytest.mark.slow
+# A span's softmax does not see a shift, so the gradient of these is rounding, and Adam makes steps of it.
+UNSEEN = ("heads/qa/bias", "layers/1/mlp/norm/bias")
 
 
 @pytest.mark.parametrize(
@@ -81,7 +83,8 @@ def test_a_mesh_changes_nothing(make_program, single, task, mesh):
     losses, params, where = run(program, batches)
     np.testing.assert_allclose(losses, expected_losses, rtol=0, atol=1e-5)
     for path, value in expected.items():
-        np.testing.assert_allclose(params[path], value, rtol=0, atol=1e-4, err_msg=path)
+        tolerance = 1e-3 if task != "pairs" and path in UNSEEN else 1e-5
+        np.testing.assert_allclose(params[path], value, rtol=0, atol=tolerance, err_msg=path)
     assert all(where[path].is_equivalent_to(s, expected[path].ndim) for path, s in program.placed().items())
     assert len(set(losses)) == STEPS
 
@@ -93,7 +96,7 @@ def test_micro_batches_over_devices_change_nothing(make_program, make_rows):
     cut = run(make_program(dropout=0.0, grad_accum=2, **MESHES["data2_fsdp2_tensor2"]), batches)
     np.testing.assert_allclose(cut[0], whole[0], rtol=0, atol=1e-5)
     for path, value in whole[1].items():
-        np.testing.assert_allclose(cut[1][path], value, rtol=0, atol=1e-4, err_msg=path)
+        np.testing.assert_allclose(cut[1][path], value, rtol=0, atol=1e-5, err_msg=path)
 
 
 @SLOW
