@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from bertjax.models.execution import Execution
-from bertjax.models.layers import contract, dropout
+from bertjax.models.layers import KEPT, contract, dropout
 from bertjax.parallel.mesh import fitted
 
 MASKED = -1e30  # finite, so that a row without any key stays a number
@@ -97,7 +97,9 @@ def _splash(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array) ->
     def local(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array) -> jax.Array:
         heads, length = q.shape[2], q.shape[1]
         mask = splash.MultiHeadMask([splash.FullMask((length, length)) for _ in range(heads)])
-        kernel = splash.make_splash_mha(mask, block_sizes=blocks, head_shards=1, q_seq_shards=1)
+        kernel = splash.make_splash_mha(
+            mask, block_sizes=blocks, head_shards=1, q_seq_shards=1, residual_checkpoint_name=KEPT
+        )
         move = partial(jnp.moveaxis, source=2, destination=1)
         scaled = (move(q) * q.shape[-1] ** -0.5).astype(q.dtype)
         ids = splash.SegmentIds(segment_ids, segment_ids)
