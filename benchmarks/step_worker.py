@@ -79,11 +79,14 @@ def spans(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def build(shape: tuple[int, ...], *, objective: str = "mlm_nsp", dropout: bool = True, **options):  # noqa: ANN003, ANN201
     """The shipped Program of a shape. `options`: attention_dropout, or any key of the configuration's `run`."""
+    from bertjax.training.allocator import cpu_only, keep_freed_memory
+
+    if cpu_only():  # as the commands do, before jax starts its threads
+        keep_freed_memory()
     from bertjax import objectives
     from bertjax.config.schema import Config, MlmNsp, Optimizer, SpanQaObjective
     from bertjax.parallel import mesh as meshes
     from bertjax.training import setup
-    from bertjax.training.allocator import keep_freed_memory
     from bertjax.training.step import Program
 
     model = model_config(shape, options.pop("attention_dropout", 0.1))
@@ -92,8 +95,6 @@ def build(shape: tuple[int, ...], *, objective: str = "mlm_nsp", dropout: bool =
     stage = {"name": "bench", "data": {"source": {"kind": "stdlib_docs"}}, "steps": 1000}
     config = Config.model_validate({"model": model.model_dump(), "run": options, "stages": [stage]})
     mesh = meshes.make_mesh(config.mesh)
-    if mesh.devices.flat[0].platform == "cpu":
-        keep_freed_memory()
     learns = objectives.build(SpanQaObjective() if objective == "span_qa" else MlmNsp())
     return Program(
         model=model,

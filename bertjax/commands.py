@@ -19,9 +19,13 @@ Option = tuple[tuple[str, ...], dict[str, Any]]
 
 
 def _use_device(arguments: argparse.Namespace) -> None:
-    """Read by jax when it is first imported, so this comes before any of our modules that import it."""
+    """Comes before any of our modules that import jax: it reads JAX_PLATFORMS and starts its threads then."""
+    from bertjax.training.allocator import cpu_only, keep_freed_memory
+
     if arguments.device:
         os.environ["JAX_PLATFORMS"] = _PLATFORMS[arguments.device]
+    if cpu_only():
+        keep_freed_memory()
 
 
 def _load(arguments: argparse.Namespace) -> "Config":

@@ -46,13 +46,24 @@ class Objective:
 
 
 def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
-    """-log softmax(logits [..., V])[target] in float32 -> [...].
-
-    The target's logit is picked by comparison, which stays local when V is split over devices.
-    """
+    """-log softmax(logits [..., V])[target] in float32 -> [...]."""
     logits = logits.astype(jnp.float32)
+    return jax.nn.logsumexp(logits, axis=-1) - picked(logits, targets)
+
+
+def picked(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """logits [..., V] at targets [...], by comparison, which stays local when V is split over devices."""
     hit = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1) == targets[..., None]
-    return jax.nn.logsumexp(logits, axis=-1) - jnp.where(hit, logits, 0).sum(-1)
+    return jnp.where(hit, logits, 0).sum(-1)
+
+
+def top(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """Whether no logit [..., V] exceeds the target's -> bool [...].
+
+    Over a vocabulary a maximum is much cheaper than an argmax, a tenth of a small BERT's whole step on the CPU.
+    """
+    logits = jax.lax.stop_gradient(logits.astype(jnp.float32))
+    return picked(logits, targets) >= logits.max(-1)
 
 
 def _term(loss: jax.Array, right: jax.Array, weights: jax.Array) -> Term:
@@ -85,7 +96,7 @@ def mlm_nsp(config: MlmNsp) -> Objective:
         if "mlm" in scales:
             logits = model.mlm_logits(hidden, batch["masked_positions"])
             loss = cross_entropy(logits, batch["masked_ids"])
-            out["mlm"] = _term(loss, logits.argmax(-1) == batch["masked_ids"], batch["masked_weights"])
+            out["mlm"] = _term(loss, top(logits, batch["masked_ids"]), batch["masked_weights"])
         if "nsp" in scales:
             logits = model.nsp_logits(hidden, batch["cls_positions"])
             loss = cross_entropy(logits, batch["nsp_labels"])

@@ -89,7 +89,8 @@ class Layer(nnx.Module):
     ) -> jax.Array:
         c = self.config
         k1, k2, k3 = (None, None, None) if key is None else jax.random.split(key, 3)
-        q, k, v = jnp.moveaxis(self._heads(self.attention.qkv(x_BSD, execution)), 2, 0)
+        # split's gradient is one concatenation; indexing's would be three padded arrays and their sum
+        q, k, v = (x[:, :, 0] for x in jnp.split(self._heads(self.attention.qkv(x_BSD, execution)), 3, axis=2))
         context = attend(
             q, k, v, segment_ids, packed=packed, rate=c.attention_probs_dropout_prob, key=k1, execution=execution
         )

@@ -149,10 +149,37 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None, execution: Executi
     return jnp.where(keep, x * (1.0 / (1.0 - rate)), 0).astype(x.dtype)
 
 
+@jax.custom_vjp
+def gelu(x: jax.Array) -> jax.Array:
+    """x*Phi(x) in float32, result in x's dtype; only x is kept for the gradient.
+
+    By erf: jax's own form takes erfc, for relative accuracy far out where the result is next to 0, and 2.4 times as long.
+    """
+    return _gelu_forward(x)[0]
+
+
+def _phi(x32: jax.Array) -> jax.Array:
+    return 0.5 + 0.5 * lax.erf(x32 * 0.7071067811865476)
+
+
+def _gelu_forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x32 = x.astype(jnp.float32)
+    return (x32 * _phi(x32)).astype(x.dtype), x
+
+
+def _gelu_backward(x: jax.Array, g: jax.Array) -> tuple[jax.Array]:
+    x32 = x.astype(jnp.float32)
+    density = 0.3989422804014327 * jnp.exp(-0.5 * x32 * x32)
+    return ((g.astype(jnp.float32) * (_phi(x32) + x32 * density)).astype(x.dtype),)
+
+
+gelu.defvjp(_gelu_forward, _gelu_backward)
+
+
 def activation(name: str) -> Callable[[jax.Array], jax.Array]:
     """gelu: x*Phi(x) by erf (Hugging Face BERT); gelu_new: the tanh form of google-research/bert's modeling.py."""
     forms: dict[str, Callable[[jax.Array], jax.Array]] = {
-        "gelu": partial(jax.nn.gelu, approximate=False),
+        "gelu": gelu,
         "gelu_new": jax.nn.gelu,
         "relu": jax.nn.relu,
     }

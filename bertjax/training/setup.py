@@ -94,7 +94,7 @@ def load_tokenizer(config: Config, base: Path) -> tokenizers.Tokenizer:
 def cpu_multiplies_bfloat16() -> bool:
     """Whether this CPU has bfloat16 matrix units; without them bfloat16 is slower than float32."""
     try:
-        return "amx_bf16" in Path("/proc/cpuinfo").read_text()
+        return not {"amx_bf16", "avx512_bf16"}.isdisjoint(Path("/proc/cpuinfo").read_text().split())
     except OSError:
         return False
 
