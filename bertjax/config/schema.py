@@ -56,6 +56,7 @@ class ModelConfig(Section):
     attention_probs_dropout_prob: Probability = 0.1
     layer_norm_eps: Annotated[float, Field(gt=0)] = 1e-12
     initializer_range: Annotated[float, Field(gt=0)] = 0.02
+    position_init: Literal["normal", "sinusoidal"] = "normal"  # where learnt positions start; DistilBERT's sinusoidal
 
     @model_validator(mode="after")
     def _check(self) -> "ModelConfig":
