@@ -45,7 +45,7 @@ _CALLED = re.compile(r"(?:calls|body|condition|to_apply|async_computation)=%?([\
 
 def batch_shapes(task: Any, objective: str, rows: int) -> dict[str, tuple[tuple[int, ...], str]]:
     """{field: (shape, dtype)} of a global batch, as the loader yields it."""
-    from bertjax.config.schema import max_predictions
+    from bertjax.config.data_schema import max_predictions
 
     options = task.preprocess
     examples = options.max_segments if getattr(options, "pack", False) else 1

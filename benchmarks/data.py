@@ -24,7 +24,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import numpy as np
 
-from bertjax.config.schema import BertPairs
+from bertjax.config.data_schema import BertPairs
 from bertjax.data.masking import MaskingRules, mask_rows
 from bertjax.data.packing import density, pack_lengths
 

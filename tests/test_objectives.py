@@ -59,6 +59,16 @@ def test_cross_entropy_is_log_softmax(seed, shift, scale):
     np.testing.assert_allclose(grads, jax.nn.softmax(logits) - jax.nn.one_hot(targets, V), atol=1e-5)
 
 
+@given(st.integers(0, 10_000))
+@settings(max_examples=30, deadline=None)
+def test_top_is_argmax_without_ties(seed):
+    rng = np.random.default_rng(seed)
+    logits, targets = rng.permuted(np.arange(3.0 * V).reshape(3, V), axis=1) - 9, rng.integers(0, V, 3)
+    np.testing.assert_array_equal(
+        objectives.top(jnp.asarray(logits), jnp.asarray(targets)), logits.argmax(-1) == targets
+    )
+
+
 def test_cross_entropy_of_low_precision_logits_is_float32():
     logits = jnp.asarray([[8.0, 1.0, -3.0]], jnp.bfloat16)
     found = objectives.cross_entropy(logits, jnp.asarray([1]))

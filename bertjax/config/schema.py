@@ -1,40 +1,17 @@
-"""The configuration schema: every option, and the only home of every default.
+"""The configuration schema: with data_schema.py every option, and the only home of every default.
 
 A configuration is `model`, `tokenizer`, `mesh`, `run`, a registry of `tasks` and a list of `stages`. All sections are
 frozen and refuse unknown keys. Nothing here imports jax.
 """
 
-import math
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, Union
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-Positive = Annotated[int, Field(gt=0)]
-NonNegative = Annotated[int, Field(ge=0)]
-Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
-FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-def tagged(tag: str, default: str, **members: type[BaseModel]) -> Any:
-    """A union told apart by the key `tag`; a section that leaves the key out is of the `default` kind."""
-
-    def which(value: Any) -> str | None:
-        found = value.get(tag, default) if isinstance(value, dict) else getattr(value, tag, None)
-        return found if found in members else None
-
-    names = ", ".join(members)
-    kind = Discriminator(
-        which, custom_error_type="unknown_kind", custom_error_message=f"'{tag}' must be one of: {names}"
-    )
-    return Annotated[Union[tuple(Annotated[cls, Tag(name)] for name, cls in members.items())], kind]  # noqa: UP007
-
+from bertjax.config.data_schema import Data, Task, TokenizerConfig
+from bertjax.config.sections import FiniteFloat, Name, NonNegative, Positive, Probability, Section, tagged
 
 # ---- model ----------------------------------------------------------------------------------------------------------
 
@@ -56,7 +33,7 @@ class ModelConfig(Section):
     attention_probs_dropout_prob: Probability = 0.1
     layer_norm_eps: Annotated[float, Field(gt=0)] = 1e-12
     initializer_range: Annotated[float, Field(gt=0)] = 0.02
-    position_init: Literal["normal", "sinusoidal"] = "normal"  # where learnt positions start; DistilBERT's sinusoidal
+    position_init: Literal["normal", "sinusoidal"] = "normal"  # where learnt positions start
 
     @model_validator(mode="after")
     def _check(self) -> "ModelConfig":
@@ -67,176 +44,6 @@ class ModelConfig(Section):
         if self.family == "distilbert" and self.type_vocab_size != 0:
             raise ValueError("a distilbert model has no segment embeddings: set type_vocab_size to 0")
         return self
-
-
-# ---- text, tasks and mixtures ---------------------------------------------------------------------------------------
-
-
-class TextFiles(Section):
-    """Plain text. `sentences`: one sentence a line, blank lines between documents; `documents`: one a file."""
-
-    kind: Literal["text"] = "text"
-    files: list[str] = Field(min_length=1)  # paths or globs; .gz, .xz and .bz2 are read as they are
-    layout: Literal["sentences", "documents"] = "documents"
-
-
-class JsonLines(Section):
-    kind: Literal["jsonl"] = "jsonl"
-    files: list[str] = Field(min_length=1)
-    text_field: str = "text"
-
-
-class Parquet(Section):
-    kind: Literal["parquet"] = "parquet"
-    files: list[str] = Field(min_length=1)
-    text_field: str = "text"
-
-
-class HuggingFaceData(Section):
-    """A folder made by `Dataset.save_to_disk`, a local dataset folder, or a name on the Hugging Face Hub."""
-
-    kind: Literal["huggingface"] = "huggingface"
-    name: str
-    config: str | None = None
-    split: str = "train"
-    text_field: str = "text"
-
-
-class TfdsData(Section):
-    """A TensorFlow Datasets builder prepared as array_record; read through `tfds.data_source`, without TensorFlow."""
-
-    kind: Literal["tfds"] = "tfds"
-    name: str
-    split: str = "train"
-    data_dir: str | None = None
-    text_field: str = "text"
-
-
-class StdlibDocs(Section):
-    """The documentation inside the Python standard library; one document a module, split by a hash of its name."""
-
-    kind: Literal["stdlib_docs"] = "stdlib_docs"
-    split: Literal["train", "heldout", "all"] = "train"
-
-
-class SquadFiles(Section):
-    """The official SQuAD JSON (v1.1 or v2.0), plain or compressed."""
-
-    kind: Literal["squad"] = "squad"
-    files: list[str] = Field(min_length=1)
-
-
-class StdlibQa(Section):
-    """SQuAD-form questions made from the standard library's documentation; splits share no module."""
-
-    kind: Literal["stdlib_qa"] = "stdlib_qa"
-    split: Literal["train", "heldout"] = "train"
-
-
-if TYPE_CHECKING:
-    Source: TypeAlias = Any
-else:
-    Source = tagged(
-        "kind", "text", text=TextFiles, jsonl=JsonLines, parquet=Parquet, huggingface=HuggingFaceData, tfds=TfdsData,
-        stdlib_docs=StdlibDocs, squad=SquadFiles, stdlib_qa=StdlibQa,
-    )  # fmt: skip
-
-Sources = Annotated[list[Source], BeforeValidator(lambda v: v if isinstance(v, list) else [v]), Field(min_length=1)]
-
-
-class BertPairs(Section):
-    """Sentence pairs for MLM and NSP, as create_pretraining_data.py of google-research/bert makes them."""
-
-    kind: Literal["bert_pairs"] = "bert_pairs"
-    sequence_length: Annotated[int, Field(ge=8)] = 128
-    short_seq_prob: Probability = 0.1
-    dupe_factor: Positive = 1  # passes over the documents, each with new pairs (and new masks when masking is static)
-    next_sentence: bool = True  # False: no NSP; segments are filled with consecutive sentences only
-    masking: Literal["dynamic", "static"] = "dynamic"
-    masked_lm_prob: Annotated[float, Field(gt=0, lt=1)] = 0.15
-    max_predictions_per_seq: Positive = 20
-    whole_word_mask: bool = False
-    pack: bool = False
-    max_segments: Positive = 8  # examples a packed row may hold
-
-
-class SpanQa(Section):
-    """Windows over a document for extractive question answering, as run_squad.py makes them."""
-
-    kind: Literal["span_qa"] = "span_qa"
-    sequence_length: Annotated[int, Field(ge=16)] = 384
-    doc_stride: Positive = 128
-    doc_stride_mode: Literal["step", "overlap"] = (
-        "step"  # step: between window starts (run_squad); overlap: transformers
-    )
-    max_query_length: Positive = 64
-    pack: bool = False
-    max_segments: Positive = 8
-
-
-class Classify(Section):
-    """One label for a text or a pair of texts."""
-
-    kind: Literal["classify"] = "classify"
-    sequence_length: Annotated[int, Field(ge=8)] = 128
-    text_a: str = "text"
-    text_b: str | None = None
-    label: str = "label"
-
-
-if TYPE_CHECKING:
-    Preprocess: TypeAlias = Any
-else:
-    Preprocess = tagged("kind", "bert_pairs", bert_pairs=BertPairs, span_qa=SpanQa, classify=Classify)
-
-
-class Task(Section):
-    """One or more sources and the preprocessing that turns them into examples."""
-
-    source: Sources
-    preprocess: Preprocess = BertPairs()
-    limit: Positive | None = None  # use only the first examples
-
-
-class Mixture(Section):
-    """Tasks and the rates they are drawn at; T5's rules (arXiv 1910.10683 section 3.5.2)."""
-
-    mixture: list[str] | dict[str, float] = Field(min_length=1)  # names, or names with explicit rates
-    rate: Literal["proportional", "equal", "explicit"] = "proportional"
-    limit: Positive | None = None  # K: the artificial data set size limit
-    temperature: Annotated[float, Field(gt=0)] = 1.0
-
-    @model_validator(mode="after")
-    def _check(self) -> "Mixture":
-        if (self.rate == "explicit") != isinstance(self.mixture, dict):
-            raise ValueError("explicit rates are written as 'mixture: {task: rate}' with 'rate: explicit'")
-        if isinstance(self.mixture, dict) and any(not r > 0 for r in self.mixture.values()):
-            raise ValueError("every explicit rate must be above zero")
-        return self
-
-
-def _which_data(value: Any) -> str:
-    if isinstance(value, str):
-        return "name"
-    keys = value if isinstance(value, dict) else type(value).model_fields
-    return "mixture" if "mixture" in keys else "task"
-
-
-Data = Annotated[
-    Union[Annotated[str, Tag("name")], Annotated[Mixture, Tag("mixture")], Annotated[Task, Tag("task")]],  # noqa: UP007
-    Discriminator(_which_data),
-]
-
-
-class TokenizerConfig(Section):
-    """WordPiece. Loaded from `path` (vocab.txt, tokenizer.json, a Hugging Face folder) or trained on `train_on`."""
-
-    kind: Literal["wordpiece"] = "wordpiece"
-    path: str | None = None
-    lowercase: bool = True
-    vocab_size: Positive | None = None  # when trained; default: model.vocab_size
-    min_frequency: Positive = 2
-    train_on: Sources | None = None  # default: the text of the first stage
 
 
 # ---- objectives, optimizer, freezing --------------------------------------------------------------------------------
@@ -451,18 +258,6 @@ class Config(Section):
     @property
     def run_dir(self) -> Path:
         return Path(self.run.root).expanduser() / self.run.name
-
-
-def max_predictions(pairs: BertPairs) -> int:
-    """Masked positions a row can hold (K of `masked_positions [B, K]`).
-
-    An unpacked row holds `max_predictions_per_seq`. A packed row can hold more than one example's share: each example
-    masks round(length * masked_lm_prob), at least one, and the lengths add up to at most `sequence_length`.
-    """
-    if not pairs.pack:
-        return pairs.max_predictions_per_seq
-    share = math.ceil(pairs.sequence_length * pairs.masked_lm_prob) + pairs.max_segments
-    return min(share, pairs.max_segments * pairs.max_predictions_per_seq)
 
 
 SECRET = re.compile(r"(api_?key|token|secret|password)$", re.IGNORECASE)

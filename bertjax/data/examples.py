@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bertjax.config.schema import BertPairs, Classify, SpanQa
+from bertjax.config.data_schema import BertPairs, Classify, SpanQa
 from bertjax.data.masking import MaskingRules, mask_rows
 from bertjax.data.packing import Assignment, pack_rows
 from bertjax.data.pairs import TokenizedCorpus, document_rng, pairs_from_document, to_row

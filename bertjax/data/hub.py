@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bertjax.config.schema import HuggingFaceData, TfdsData
+from bertjax.config.data_schema import HuggingFaceData, TfdsData
 from bertjax.data.files import resolve, sha256_of_files
 from bertjax.errors import UserError
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bertjax.config.schema import Config, Mixture, Stage, Task
+from bertjax.config.data_schema import Mixture, Task
+from bertjax.config.schema import Config, Stage
 from bertjax.data import mixing
 from bertjax.data.prepare import Report, prepare
 from bertjax.data.tasks import Fields, TaskData, dataset

@@ -12,7 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
-from bertjax.config.schema import BertPairs, max_predictions
+from bertjax.config.data_schema import BertPairs, max_predictions
 
 Rows = Mapping[str, np.ndarray] | np.ndarray
 

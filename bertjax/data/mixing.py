@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from bertjax.config.schema import Mixture
+from bertjax.config.data_schema import Mixture
 from bertjax.errors import UserError
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from typing import IO, NamedTuple, Protocol
 
 import numpy as np
 
-from bertjax.config.schema import BertPairs
+from bertjax.config.data_schema import BertPairs
 from bertjax.errors import StorageError, UserError
 
 

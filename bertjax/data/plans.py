@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bertjax.config.schema import Classify, SpanQa, Task
+from bertjax.config.data_schema import Classify, SpanQa, Task
 from bertjax.data import examples as ex
 from bertjax.data.pairs import TokenizedCorpus
 from bertjax.errors import UserError

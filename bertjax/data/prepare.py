@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bertjax.config.schema import BertPairs, Classify, Task
+from bertjax.config.data_schema import BertPairs, Classify, Task
 from bertjax.data import examples as ex
 from bertjax.data.masking import MaskingRules
 from bertjax.data.packing import Assignment, pack_lengths

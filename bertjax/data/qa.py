@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bertjax.config.schema import SpanQa
+from bertjax.config.data_schema import SpanQa
 from bertjax.data.questions import Example, read_squad
 from bertjax.data.tokenizers import Tokenizer
 from bertjax.errors import UserError

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bertjax.config.schema import HuggingFaceData, JsonLines, Parquet, SquadFiles, StdlibQa, TfdsData
+from bertjax.config.data_schema import HuggingFaceData, JsonLines, Parquet, SquadFiles, StdlibQa, TfdsData
 from bertjax.data.files import expand, read_text
 from bertjax.errors import UserError
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from bertjax.config.schema import (
+from bertjax.config.data_schema import (
     HuggingFaceData,
     JsonLines,
     Parquet,

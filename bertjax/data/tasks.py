@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bertjax.config.schema import BertPairs, Task
+from bertjax.config.data_schema import BertPairs, Task
 from bertjax.data.masking import MaskingRules, mask_rows
 from bertjax.data.store import Store
 

@@ -15,7 +15,7 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from bertjax.config.schema import TokenizerConfig
+from bertjax.config.data_schema import TokenizerConfig
 from bertjax.data.files import resolve
 from bertjax.errors import UserError
 

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bertjax.config.schema import SpanQa, SquadEvaluation
+from bertjax.config.data_schema import SpanQa
+from bertjax.config.schema import SquadEvaluation
 from bertjax.data import qa
 from bertjax.errors import UserError
 from bertjax.evaluation.answers import predict_answers

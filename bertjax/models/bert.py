@@ -28,8 +28,8 @@ def initializer(config: ModelConfig) -> Initializer:
 def sinusoids(config: ModelConfig) -> Initializer:
     """sin and cos of arXiv 1706.03762 section 3.5 in one half each, scaled to the words' deviation.
 
-    Only where learnt positions start. A shift is one linear map for all of them, so attention to a neighbour need not be
-    found position by position, which is what a short MLM run otherwise spends its steps on.
+    Only where learnt positions start. A shift is then one linear map for all of them, so that attention to a neighbour
+    need not be found position by position.
     """
 
     def init(_key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:

@@ -153,7 +153,7 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None, execution: Executi
 def gelu(x: jax.Array) -> jax.Array:
     """x*Phi(x) in float32, result in x's dtype; only x is kept for the gradient.
 
-    By erf: jax's own form takes erfc, for relative accuracy far out where the result is next to 0, and 2.4 times as long.
+    By erf: jax's own form takes erfc, for relative accuracy where the result is next to 0, and 2.4 times as long.
     """
     return _gelu_forward(x)[0]
 

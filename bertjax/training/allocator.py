@@ -14,7 +14,7 @@ _ACCELERATORS = ("nvidia0", "kfd", "accel0", "vfio/0")  # CUDA, ROCm, TPU
 
 
 def cpu_only() -> bool:
-    """Whether jax will run on the CPU, told without importing it: asked for, or there is no accelerator's device file."""
+    """Whether jax will run on the CPU, told without importing it: asked for, or no accelerator has a device file."""
     asked = os.environ.get("JAX_PLATFORMS", "")
     return asked == "cpu" if asked else not any(Path("/dev", name).exists() for name in _ACCELERATORS)
 

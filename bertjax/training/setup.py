@@ -92,7 +92,7 @@ def load_tokenizer(config: Config, base: Path) -> tokenizers.Tokenizer:
 
 @lru_cache
 def cpu_multiplies_bfloat16() -> bool:
-    """Whether this CPU has bfloat16 matrix units; without them bfloat16 is slower than float32."""
+    """Whether this CPU has instructions for it (AMX or AVX-512); without them bfloat16 is slower than float32."""
     try:
         return not {"amx_bf16", "avx512_bf16"}.isdisjoint(Path("/proc/cpuinfo").read_text().split())
     except OSError:

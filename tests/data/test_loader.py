@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from bertjax.config.schema import BertPairs, Classify, Task, TextFiles
+from bertjax.config.data_schema import BertPairs, Classify, Task, TextFiles
 from bertjax.data.examples import pairs_dtype, row_dtype
 from bertjax.data.loader import Batches, BatchIterator
 from bertjax.data.store import Store, StoreWriter

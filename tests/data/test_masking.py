@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bertjax.config.schema import BertPairs
+from bertjax.config.data_schema import BertPairs
 from bertjax.data.masking import MaskingRules, mask_row, mask_rows, mask_tokens
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "masking.json").read_text())

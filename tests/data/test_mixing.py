@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bertjax.config.schema import Mixture
+from bertjax.config.data_schema import Mixture
 from bertjax.data.mixing import RATE_STEPS, order, rates, stream_seed
 from bertjax.errors import UserError
 

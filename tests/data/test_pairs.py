@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bertjax.config.schema import BertPairs
+from bertjax.config.data_schema import BertPairs
 from bertjax.data.pairs import Pair, TokenizedCorpus, document_rng, pairs_from_document, to_row, truncate_seq_pair
 from bertjax.errors import StorageError, UserError
 

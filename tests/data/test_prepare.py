@@ -12,10 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bertjax.config.schema import (
+from bertjax.config.data_schema import (
     BertPairs,
     Classify,
-    Config,
     JsonLines,
     Mixture,
     SpanQa,
@@ -24,6 +23,7 @@ from bertjax.config.schema import (
     TextFiles,
     max_predictions,
 )
+from bertjax.config.schema import Config
 from bertjax.data import plans, prepare
 from bertjax.data.examples import _cut, pairs_units
 from bertjax.data.loader import Batches, open_batches, open_task
@@ -157,7 +157,7 @@ def test_worker_processes_change_no_byte(text: Path, tokenizer: Tokenizer, small
 SCRIPT = """
 import sys
 from pathlib import Path
-from bertjax.config.schema import BertPairs, Task, TextFiles
+from bertjax.config.data_schema import BertPairs, Task, TextFiles
 from bertjax.data.prepare import prepare
 from bertjax.data.tokenizers import from_file
 

@@ -10,7 +10,7 @@ from hypothesis import example as explicit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bertjax.config.schema import SpanQa, SquadFiles
+from bertjax.config.data_schema import SpanQa, SquadFiles
 from bertjax.data import qa, tokenizers
 from bertjax.data.questions import Example, read_squad
 from bertjax.errors import UserError

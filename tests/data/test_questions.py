@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import bertjax.data
-from bertjax.config.schema import HuggingFaceData, JsonLines, SquadFiles, StdlibQa, TextFiles, TfdsData
+from bertjax.config.data_schema import HuggingFaceData, JsonLines, SquadFiles, StdlibQa, TextFiles, TfdsData
 from bertjax.data.questions import Example, read_squad
 from bertjax.errors import UserError
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bertjax.config.schema import (
+from bertjax.config.data_schema import (
     HuggingFaceData,
     JsonLines,
     Parquet,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bertjax.config.schema import TokenizerConfig
+from bertjax.config.data_schema import TokenizerConfig
 from bertjax.data import tokenizers as ours
 from bertjax.errors import UserError
 

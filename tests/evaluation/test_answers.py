@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bertjax.config.schema import SpanQa, SquadFiles
+from bertjax.config.data_schema import SpanQa, SquadFiles
 from bertjax.data import qa, tokenizers
 from bertjax.data.questions import Example, read_squad
 from bertjax.evaluation import answers, squad

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bertjax.config.schema import SquadFiles
+from bertjax.config.data_schema import SquadFiles
 from bertjax.data.questions import Example, read_squad
 from bertjax.errors import UserError
 from bertjax.evaluation import squad

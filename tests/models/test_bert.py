@@ -28,6 +28,18 @@ def parameters(config: ModelConfig, heads: tuple[str, ...]) -> dict[str, jax.Arr
     return bert.initialize(config, heads, 2, jax.random.key(0))
 
 
+def test_sinusoidal_positions_start_as_waves_as_large_as_the_words():
+    """arXiv 1706.03762 section 3.5: a shift of all positions is one linear map."""
+    config = SMALL.model_copy(update={"position_init": "sinusoidal"})
+    found = bert.initialize(config, ("mlm",), 2, jax.random.key(0))
+    table, words = found["embeddings/position/embedding"], found["embeddings/word/embedding"]
+    np.testing.assert_allclose(table.std(), words.std(), rtol=0.3)
+    shift, residual, *_ = np.linalg.lstsq(np.asarray(table[:-3]), np.asarray(table[3:]), rcond=None)
+    np.testing.assert_allclose(table[:-3] @ shift, table[3:], atol=1e-4)
+    plain = parameters(SMALL, ("mlm",))["embeddings/position/embedding"]
+    assert np.abs(np.asarray(plain) - np.asarray(table)).max() > 0.1
+
+
 def examples(count: int, length: int, seed: int = 0) -> dict[str, np.ndarray]:
     """Unpacked span_qa rows of random lengths."""
     rng = np.random.default_rng(seed)

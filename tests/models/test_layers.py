@@ -1,5 +1,7 @@
 """The operations with gradients of their own, against plain autodiff; and dropout, by what it draws."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 from bertjax.config.schema import Mesh
 from bertjax.models import stack
 from bertjax.models.execution import Execution
-from bertjax.models.layers import LayerNorm, add_bias, contract, dropout, hash_bits, layer_norm
+from bertjax.models.layers import LayerNorm, activation, add_bias, contract, dropout, hash_bits, layer_norm
 from bertjax.parallel import mesh as meshes
 
 KINDS = [Execution(dropout_rng="hash"), Execution(dropout_rng="threefry")]
@@ -53,6 +55,17 @@ def test_add_bias(shapes):
     args = normal(1, *shapes[0]), normal(2, *shapes[1])
     np.testing.assert_array_equal(add_bias(*args), args[0] + args[1])
     assert_same_gradients(add_bias, jnp.add, args)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 1e-6), (jnp.bfloat16, 0.01)])
+def test_gelu_is_x_times_the_normal_distribution(dtype, tolerance):
+    x = jnp.linspace(-9, 9, 1001).astype(dtype)
+    gelu = activation("gelu")
+    exact = jnp.float32([float(v) * 0.5 * math.erfc(-float(v) / math.sqrt(2)) for v in x])
+    assert gelu(x).dtype == dtype
+    np.testing.assert_allclose(gelu(x).astype(jnp.float32), exact, rtol=tolerance, atol=1e-6)
+    plain = lambda x: jax.nn.gelu(x, approximate=False)  # noqa: E731
+    assert_same_gradients(gelu, plain, (x,), 1e-6 if dtype == jnp.float32 else 0.01)
 
 
 def plain_layer_norm(x, scale, bias, eps):

@@ -43,7 +43,7 @@ def devices(platform: str) -> SimpleNamespace:
     return SimpleNamespace(devices=np.array([SimpleNamespace(platform=platform)], object))
 
 
-@pytest.fixture(params=[True, False], ids=["with_amx", "without_amx"])
+@pytest.fixture(params=[True, False], ids=["with_bfloat16", "without_bfloat16"])
 def bfloat16_units(request, monkeypatch) -> bool:
     monkeypatch.setattr(setup, "cpu_multiplies_bfloat16", lambda: request.param)
     return request.param

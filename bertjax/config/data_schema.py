@@ -1,0 +1,187 @@
+"""The part of the schema that says what is read: sources, preprocessing, tasks, mixtures and the tokenizer."""
+
+import math
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, Union
+
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
+
+from bertjax.config.sections import Positive, Probability, Section, tagged
+
+
+class TextFiles(Section):
+    """Plain text. `sentences`: one sentence a line, blank lines between documents; `documents`: one a file."""
+
+    kind: Literal["text"] = "text"
+    files: list[str] = Field(min_length=1)  # paths or globs; .gz, .xz and .bz2 are read as they are
+    layout: Literal["sentences", "documents"] = "documents"
+
+
+class JsonLines(Section):
+    kind: Literal["jsonl"] = "jsonl"
+    files: list[str] = Field(min_length=1)
+    text_field: str = "text"
+
+
+class Parquet(Section):
+    kind: Literal["parquet"] = "parquet"
+    files: list[str] = Field(min_length=1)
+    text_field: str = "text"
+
+
+class HuggingFaceData(Section):
+    """A folder made by `Dataset.save_to_disk`, a local dataset folder, or a name on the Hugging Face Hub."""
+
+    kind: Literal["huggingface"] = "huggingface"
+    name: str
+    config: str | None = None
+    split: str = "train"
+    text_field: str = "text"
+
+
+class TfdsData(Section):
+    """A TensorFlow Datasets builder prepared as array_record; read through `tfds.data_source`, without TensorFlow."""
+
+    kind: Literal["tfds"] = "tfds"
+    name: str
+    split: str = "train"
+    data_dir: str | None = None
+    text_field: str = "text"
+
+
+class StdlibDocs(Section):
+    """The documentation inside the Python standard library; one document a module, split by a hash of its name."""
+
+    kind: Literal["stdlib_docs"] = "stdlib_docs"
+    split: Literal["train", "heldout", "all"] = "train"
+
+
+class SquadFiles(Section):
+    """The official SQuAD JSON (v1.1 or v2.0), plain or compressed."""
+
+    kind: Literal["squad"] = "squad"
+    files: list[str] = Field(min_length=1)
+
+
+class StdlibQa(Section):
+    """SQuAD-form questions made from the standard library's documentation; splits share no module."""
+
+    kind: Literal["stdlib_qa"] = "stdlib_qa"
+    split: Literal["train", "heldout"] = "train"
+
+
+if TYPE_CHECKING:
+    Source: TypeAlias = Any
+else:
+    Source = tagged(
+        "kind", "text", text=TextFiles, jsonl=JsonLines, parquet=Parquet, huggingface=HuggingFaceData, tfds=TfdsData,
+        stdlib_docs=StdlibDocs, squad=SquadFiles, stdlib_qa=StdlibQa,
+    )  # fmt: skip
+
+Sources = Annotated[list[Source], BeforeValidator(lambda v: v if isinstance(v, list) else [v]), Field(min_length=1)]
+
+
+class BertPairs(Section):
+    """Sentence pairs for MLM and NSP, as create_pretraining_data.py of google-research/bert makes them."""
+
+    kind: Literal["bert_pairs"] = "bert_pairs"
+    sequence_length: Annotated[int, Field(ge=8)] = 128
+    short_seq_prob: Probability = 0.1
+    dupe_factor: Positive = 1  # passes over the documents, each with new pairs (and new masks when masking is static)
+    next_sentence: bool = True  # False: no NSP; segments are filled with consecutive sentences only
+    masking: Literal["dynamic", "static"] = "dynamic"
+    masked_lm_prob: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    max_predictions_per_seq: Positive = 20
+    whole_word_mask: bool = False
+    pack: bool = False
+    max_segments: Positive = 8  # examples a packed row may hold
+
+
+class SpanQa(Section):
+    """Windows over a document for extractive question answering, as run_squad.py makes them."""
+
+    kind: Literal["span_qa"] = "span_qa"
+    sequence_length: Annotated[int, Field(ge=16)] = 384
+    doc_stride: Positive = 128
+    doc_stride_mode: Literal["step", "overlap"] = (
+        "step"  # step: between window starts (run_squad); overlap: transformers
+    )
+    max_query_length: Positive = 64
+    pack: bool = False
+    max_segments: Positive = 8
+
+
+class Classify(Section):
+    """One label for a text or a pair of texts."""
+
+    kind: Literal["classify"] = "classify"
+    sequence_length: Annotated[int, Field(ge=8)] = 128
+    text_a: str = "text"
+    text_b: str | None = None
+    label: str = "label"
+
+
+if TYPE_CHECKING:
+    Preprocess: TypeAlias = Any
+else:
+    Preprocess = tagged("kind", "bert_pairs", bert_pairs=BertPairs, span_qa=SpanQa, classify=Classify)
+
+
+class Task(Section):
+    """One or more sources and the preprocessing that turns them into examples."""
+
+    source: Sources
+    preprocess: Preprocess = BertPairs()
+    limit: Positive | None = None  # use only the first examples
+
+
+class Mixture(Section):
+    """Tasks and the rates they are drawn at; T5's rules (arXiv 1910.10683 section 3.5.2)."""
+
+    mixture: list[str] | dict[str, float] = Field(min_length=1)  # names, or names with explicit rates
+    rate: Literal["proportional", "equal", "explicit"] = "proportional"
+    limit: Positive | None = None  # K: the artificial data set size limit
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+
+    @model_validator(mode="after")
+    def _check(self) -> "Mixture":
+        if (self.rate == "explicit") != isinstance(self.mixture, dict):
+            raise ValueError("explicit rates are written as 'mixture: {task: rate}' with 'rate: explicit'")
+        if isinstance(self.mixture, dict) and any(not r > 0 for r in self.mixture.values()):
+            raise ValueError("every explicit rate must be above zero")
+        return self
+
+
+def _which_data(value: Any) -> str:
+    if isinstance(value, str):
+        return "name"
+    keys = value if isinstance(value, dict) else type(value).model_fields
+    return "mixture" if "mixture" in keys else "task"
+
+
+Data = Annotated[
+    Union[Annotated[str, Tag("name")], Annotated[Mixture, Tag("mixture")], Annotated[Task, Tag("task")]],  # noqa: UP007
+    Discriminator(_which_data),
+]
+
+
+class TokenizerConfig(Section):
+    """WordPiece. Loaded from `path` (vocab.txt, tokenizer.json, a Hugging Face folder) or trained on `train_on`."""
+
+    kind: Literal["wordpiece"] = "wordpiece"
+    path: str | None = None
+    lowercase: bool = True
+    vocab_size: Positive | None = None  # when trained; default: model.vocab_size
+    min_frequency: Positive = 2
+    train_on: Sources | None = None  # default: the text of the first stage
+
+
+def max_predictions(pairs: BertPairs) -> int:
+    """Masked positions a row can hold (K of `masked_positions [B, K]`).
+
+    An unpacked row holds `max_predictions_per_seq`. A packed row can hold more than one example's share: each example
+    masks round(length * masked_lm_prob), at least one, and the lengths add up to at most `sequence_length`.
+    """
+    if not pairs.pack:
+        return pairs.max_predictions_per_seq
+    share = math.ceil(pairs.sequence_length * pairs.masked_lm_prob) + pairs.max_segments
+    return min(share, pairs.max_segments * pairs.max_predictions_per_seq)
