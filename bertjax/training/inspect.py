@@ -13,6 +13,7 @@ from flax import nnx
 from bertjax import objectives
 from bertjax.config.load import load
 from bertjax.config.schema import CheckpointPolicy, Config, Stage
+from bertjax.errors import UserError
 from bertjax.models import bert, paths
 from bertjax.parallel import mesh as meshes
 from bertjax.training import freezing, optim
@@ -21,6 +22,8 @@ from bertjax.training.runs import find
 from bertjax.training.setup import config_of
 from bertjax.training.summary import model_summary
 
+FRACTIONS = 10_000  # steps a stage of unknown length is planned with
+
 
 def inspect_command(target: Path, overrides: Sequence[str], step: int | None, as_json: bool) -> str:
     """Text (or JSON) about a YAML file, a run folder or a checkpoint.
@@ -28,7 +31,7 @@ def inspect_command(target: Path, overrides: Sequence[str], step: int | None, as
     For a configuration: each stage's model, episodes and, at `step` (counted over all stages; default 0), the stage,
     episode, learning rate and trained groups. For a checkpoint: its step, scores and where it came from.
     """
-    found = inspect_config(load(target, overrides), step or 0) if target.is_file() else inspect_checkpoint(target, step)
+    found = inspect_config(load(target, overrides), step) if target.is_file() else inspect_checkpoint(target, step)
     if as_json:
         return json.dumps({k: v for k, v in found.items() if k != "table"}, indent=2)
     return "\n".join(_lines(found))
@@ -53,22 +56,27 @@ def inspect_checkpoint(target: Path, step: int | None) -> dict[str, Any]:
     }
 
 
-def inspect_config(config: Config, step: int) -> dict[str, Any]:
-    stages, at, passed = [], None, 0
-    for index, stage in enumerate(config.stages):
-        steps, known = _steps(stage)
-        described = _stage(config, stage, steps) | ({} if known else {"steps": f"{stage.epochs} epochs"})
-        stages.append(described)
-        last = index == len(config.stages) - 1
-        if at is None and (step < passed + steps or last or not known):
-            at = _at(stage, described, steps, min(step - passed, steps)) | {"step": step}
-        passed += steps
-    return {"name": config.run.name, "stages": stages, "at": at}
+def inspect_config(config: Config, step: int | None) -> dict[str, Any]:
+    """Raises UserError for a step in or behind a stage whose length in steps is not known yet."""
+    stages = [_stage(config, stage) for stage in config.stages]
+    return {"name": config.run.name, "stages": stages, "at": _place(config, stages, step)}
 
 
-def _steps(stage: Stage) -> tuple[int, bool]:
-    """Steps of a stage; with `epochs` they depend on the prepared data, and 1000 stand in for them."""
-    return (stage.steps, True) if stage.steps else (1000, False)
+def _place(config: Config, described: list[dict[str, Any]], step: int | None) -> dict[str, Any] | None:
+    """What holds at a step counted over all stages, 0 if None; None when no step was asked for and none is known."""
+    passed, wanted = 0, step or 0
+    for stage, description in zip(config.stages, described, strict=True):
+        if stage.steps is None:
+            if step is None:
+                return None
+            raise UserError(
+                f"stages.{stage.name}.epochs: its steps are known when the data is read, so step {step} cannot be "
+                f"placed; give stages.{stage.name}.epochs=null stages.{stage.name}.steps=N"
+            )
+        if wanted < passed + stage.steps or stage is config.stages[-1]:
+            return _at(stage, description, stage.steps, min(wanted - passed, stage.steps)) | {"step": wanted}
+        passed += stage.steps
+    return None
 
 
 def _model(config: Config, heads: tuple[str, ...], num_labels: int) -> dict[str, Any]:
@@ -88,22 +96,31 @@ def _arrays(abstract: Any) -> dict[str, jax.ShapeDtypeStruct]:
     return paths.flatten(nnx.as_pure(abstract))
 
 
-def _stage(config: Config, stage: Stage, steps: int) -> dict[str, Any]:
+def _stage(config: Config, stage: Stage) -> dict[str, Any]:
+    """Episode bounds are in steps, or in fractions of a stage that is as long as its epochs."""
     objective = objectives.build(stage.objective)
     _, abstract = bert.structure(config.model, objective.heads, objective.num_labels)
     sizes = _sizes(_arrays(abstract))
-    plan = freezing.episodes(stage.trainable, tuple(sizes), steps)
+    plan = freezing.episodes(stage.trainable, tuple(sizes), stage.steps or FRACTIONS)
+    bound = lambda at: at if stage.steps else at / FRACTIONS  # noqa: E731
+    warmup = {"warmup_steps": optim.warmup_steps(stage.optimizer, stage.steps)} if stage.steps else {}
+    length = {"steps": stage.steps} if stage.steps else {"epochs": stage.epochs}
     return {
         "stage": stage.name,
         "objective": stage.objective.kind,
-        "steps": steps,
+        **length,
         "batch_size": stage.batch_size,
         "tokens_per_step": stage.batch_size
         * max(task.preprocess.sequence_length for task in config.stage_tasks(stage).values()),
         "parameters": sum(sizes.values()),
-        "warmup_steps": optim.warmup_steps(stage.optimizer, steps),
+        **warmup,
         "episodes": [
-            {"start": e.start, "stop": e.stop, "groups": list(e.groups), "trained": sum(sizes[g] for g in e.groups)}
+            {
+                "start": bound(e.start),
+                "stop": bound(e.stop),
+                "groups": list(e.groups),
+                "trained": sum(sizes[g] for g in e.groups),
+            }
             for e in plan
         ],
     }
@@ -136,20 +153,20 @@ def _lines(found: dict[str, Any]) -> list[str]:
         return [*head, f"devices: {', '.join(found['environment']['devices'])}", "", found["table"].rstrip()]
     lines = []
     for s in found["stages"]:
+        length = f"{s['steps']} steps" if "steps" in s else f"{s['epochs']:g} epochs"
+        warmup = f", warm-up {s['warmup_steps']}" if "steps" in s else ""
         lines.append(
-            f"stage {s['stage']}: {s['objective']}, {s['steps']} steps of {s['batch_size']} rows "
-            f"({s['tokens_per_step']:,} positions), {s['parameters']:,} parameters, warm-up {s['warmup_steps']}"
+            f"stage {s['stage']}: {s['objective']}, {length} of {s['batch_size']} rows a step "
+            f"({s['tokens_per_step']:,} positions), {s['parameters']:,} parameters{warmup}"
         )
         for number, e in enumerate(s["episodes"]):
-            lines.append(
-                f"  episode {number}: steps {e['start']}..{e['stop'] - 1}, trains {e['trained']:,} parameters: "
-                f"{_short(e['groups'])}"
-            )
-    at = found["at"]
-    lines.append(
-        f"at step {at['step']}: stage {at['stage']} step {at['stage_step']}, episode {at['episode']}, "
-        f"learning rate {at['learning_rate']:.3g}, trains {_short(at['trains'])}"
-    )
+            bounds = f"steps {e['start']}..{e['stop'] - 1}" if "steps" in s else f"{e['start']:.0%} to {e['stop']:.0%}"
+            lines.append(f"  episode {number}: {bounds}, trains {e['trained']:,} parameters: {_short(e['groups'])}")
+    if at := found["at"]:
+        lines.append(
+            f"at step {at['step']}: stage {at['stage']} step {at['stage_step']}, episode {at['episode']}, "
+            f"learning rate {at['learning_rate']:.3g}, trains {_short(at['trains'])}"
+        )
     return lines
 
 
