@@ -124,7 +124,7 @@ class Layer(nnx.Module):
         x_BSD = self.attention.norm(x_BSD + dropout(y, c.hidden_dropout_prob, k2, execution))
         x_BSD = constrain(x_BSD, "batch", None, None)
         h_BSF = constrain(self.mlp.intermediate(x_BSD, execution), "batch", None, "mlp")
-        h_BSF = activation(c.hidden_act)(h_BSF.astype(jnp.float32)).astype(execution.dtype)
+        h_BSF = activation(c.hidden_act, h_BSF)
         y = self.mlp.output(h_BSF, execution)
         x_BSD = self.mlp.norm(x_BSD + dropout(y, c.hidden_dropout_prob, k3, execution))
         return constrain(x_BSD, "batch", None, None)

@@ -26,7 +26,7 @@ class MlmHead(nnx.Module):
         self.act = config.hidden_act
 
     def __call__(self, hidden_BKD: jax.Array, table_VD: jax.Array, execution: Execution) -> jax.Array:
-        h = activation(self.act)(self.transform(hidden_BKD, execution).astype(jnp.float32))
+        h = activation(self.act, self.transform(hidden_BKD, execution).astype(jnp.float32))
         h = self.norm(h).astype(execution.dtype)
         table = gathered(table_VD.astype(execution.dtype), "vocab", "embed")
         logits = contract("bkd,vd->bkv", h, table, execution.platform)

@@ -149,41 +149,33 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None, execution: Executi
     return jnp.where(keep, x * (1.0 / (1.0 - rate)), 0).astype(x.dtype)
 
 
-@jax.custom_vjp
-def gelu(x: jax.Array) -> jax.Array:
-    """x*Phi(x) in float32, result in x's dtype; only x is kept for the gradient.
+def _gelu(x: jax.Array) -> jax.Array:
+    """x*Phi(x). jax's own form takes erfc: relative accuracy where the result is next to 0, at 2.4 times the cost."""
+    return x * (0.5 + 0.5 * lax.erf(x * 0.7071067811865476))
 
-    By erf: jax's own form takes erfc, for relative accuracy where the result is next to 0, and 2.4 times as long.
+
+ACTIVATIONS = {"gelu": _gelu, "gelu_new": jax.nn.gelu, "relu": jax.nn.relu}
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def activation(name: str, x: jax.Array) -> jax.Array:
+    """Computed in float32, result in x's dtype; only x is kept for the gradient, not the float32 steps between.
+
+    gelu: x*Phi(x) by erf (Hugging Face BERT); gelu_new: the tanh form of google-research/bert's modeling.py; relu.
     """
-    return _gelu_forward(x)[0]
+    return ACTIVATIONS[name](x.astype(jnp.float32)).astype(x.dtype)
 
 
-def _phi(x32: jax.Array) -> jax.Array:
-    return 0.5 + 0.5 * lax.erf(x32 * 0.7071067811865476)
+def _activation_forward(name: str, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return activation(name, x), x
 
 
-def _gelu_forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    x32 = x.astype(jnp.float32)
-    return (x32 * _phi(x32)).astype(x.dtype), x
+def _activation_backward(name: str, x: jax.Array, g: jax.Array) -> tuple[jax.Array]:
+    _, pull = jax.vjp(ACTIVATIONS[name], x.astype(jnp.float32))
+    return (pull(g.astype(jnp.float32))[0].astype(x.dtype),)
 
 
-def _gelu_backward(x: jax.Array, g: jax.Array) -> tuple[jax.Array]:
-    x32 = x.astype(jnp.float32)
-    density = 0.3989422804014327 * jnp.exp(-0.5 * x32 * x32)
-    return ((g.astype(jnp.float32) * (_phi(x32) + x32 * density)).astype(x.dtype),)
-
-
-gelu.defvjp(_gelu_forward, _gelu_backward)
-
-
-def activation(name: str) -> Callable[[jax.Array], jax.Array]:
-    """gelu: x*Phi(x) by erf (Hugging Face BERT); gelu_new: the tanh form of google-research/bert's modeling.py."""
-    forms: dict[str, Callable[[jax.Array], jax.Array]] = {
-        "gelu": gelu,
-        "gelu_new": jax.nn.gelu,
-        "relu": jax.nn.relu,
-    }
-    return forms[name]
+activation.defvjp(_activation_forward, _activation_backward)
 
 
 def axes(*names: str | None) -> dict[str, tuple[str | None, ...]]:

@@ -1,6 +1,7 @@
 """The operations with gradients of their own, against plain autodiff; and dropout, by what it draws."""
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -58,14 +59,19 @@ def test_add_bias(shapes):
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 1e-6), (jnp.bfloat16, 0.01)])
-def test_gelu_is_x_times_the_normal_distribution(dtype, tolerance):
-    x = jnp.linspace(-9, 9, 1001).astype(dtype)
-    gelu = activation("gelu")
-    exact = jnp.float32([float(v) * 0.5 * math.erfc(-float(v) / math.sqrt(2)) for v in x])
-    assert gelu(x).dtype == dtype
-    np.testing.assert_allclose(gelu(x).astype(jnp.float32), exact, rtol=tolerance, atol=1e-6)
-    plain = lambda x: jax.nn.gelu(x, approximate=False)  # noqa: E731
-    assert_same_gradients(gelu, plain, (x,), 1e-6 if dtype == jnp.float32 else 0.01)
+@pytest.mark.parametrize("name", ["gelu", "gelu_new", "relu"])
+def test_activation(name, dtype, tolerance):
+    forms = {"gelu": lambda x: jax.nn.gelu(x, approximate=False), "gelu_new": jax.nn.gelu, "relu": jax.nn.relu}
+    x, ours = jnp.linspace(-9, 9, 1000).astype(dtype), partial(activation, name)
+    assert ours(x).dtype == dtype
+    np.testing.assert_allclose(ours(x).astype(jnp.float32), forms[name](x.astype(jnp.float32)), tolerance, 1e-6)
+    assert_same_gradients(ours, forms[name], (x,), tolerance)
+
+
+def test_gelu_is_x_times_the_normal_distribution():
+    x = jnp.linspace(-9, 9, 1001)
+    exact = [v * 0.5 * math.erfc(-v / math.sqrt(2)) for v in x.tolist()]
+    np.testing.assert_allclose(activation("gelu", x), exact, rtol=1e-6, atol=1e-6)
 
 
 def plain_layer_norm(x, scale, bias, eps):
