@@ -9,8 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from bertjax.config.data_schema import (
     BertPairs,
@@ -25,7 +23,6 @@ from bertjax.config.data_schema import (
 )
 from bertjax.config.schema import Config
 from bertjax.data import plans, prepare
-from bertjax.data.examples import _cut, pairs_units
 from bertjax.data.loader import Batches, open_batches, open_task
 from bertjax.data.store import Store
 from bertjax.data.tokenizers import Tokenizer, wordpiece
@@ -236,14 +233,6 @@ def test_no_text_is_an_error_and_leaves_nothing(tmp_path: Path, tokenizer: Token
     assert not (tmp_path / "cache").exists()
 
 
-@given(st.lists(st.integers(1, 50), min_size=1, max_size=30), st.integers(1, 3), st.integers(1, 200))
-def test_units_cover_every_document_of_every_pass_once(tokens: list[int], repeats: int, size: int):
-    units = list(pairs_units(tokens, repeats, size))
-    assert [unit.number for unit in units] == list(range(len(units)))
-    covered = [(unit.repeat, document) for unit in units for document in range(unit.first, unit.last)]
-    assert covered == [(repeat, document) for repeat in range(repeats) for document in range(len(tokens))]
-
-
 # ---- questions and labels -------------------------------------------------------------------------------------------
 
 
@@ -330,15 +319,6 @@ def test_labels_are_numbers_names_or_scores(tmp_path: Path, tokenizer: Tokenizer
 def test_bad_records_are_named(tmp_path: Path, tokenizer: Tokenizer, line: dict, message: str):
     with pytest.raises(UserError, match=message):
         prepared(records(tmp_path, [*labelled([0]), line]), tokenizer, tmp_path)
-
-
-@given(st.integers(0, 30), st.integers(0, 30), st.integers(2, 40))
-def test_cutting_a_pair_is_popping_the_longer_text(size_a: int, size_b: int, room: int):
-    a, b = list(range(size_a)), list(range(100, 100 + size_b))
-    cut = _cut(a, b, room)
-    while len(a) + len(b) > room:  # run_classifier.py: _truncate_seq_pair
-        (a if len(a) > len(b) else b).pop()
-    assert cut == (a, b)
 
 
 @pytest.mark.slow
