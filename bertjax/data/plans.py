@@ -168,7 +168,7 @@ def _plan_classify(work: Work, masker: None) -> Plan:
 
 
 def _records(work: Work) -> Iterator[tuple[int, dict[str, Any]]]:
-    from bertjax.data.sources import read_records
+    from bertjax.data.records import read_records
 
     records = chain.from_iterable(read_records(source, work.base) for source in work.task.source)
     return enumerate(islice(records, work.task.limit), 1)

@@ -9,6 +9,7 @@ from typing import Any
 
 from bertjax.config.data_schema import HuggingFaceData, JsonLines, Parquet, SquadFiles, StdlibQa, TfdsData
 from bertjax.data.files import expand, read_text
+from bertjax.data.records import read_records
 from bertjax.errors import UserError
 
 QaSource = SquadFiles | StdlibQa | JsonLines | Parquet | HuggingFaceData | TfdsData
@@ -46,10 +47,8 @@ def read_squad(source: QaSource, base: Path) -> list[Example]:
         name = f"stdlib_qa ({source.split})"
         examples = list(_official(stdlib_docs.squad(source.split), name))
     elif isinstance(source, JsonLines | Parquet | HuggingFaceData | TfdsData):
-        from bertjax.data import sources  # datasets, tfds and pyarrow come with it
-
         name = ", ".join(source.files[:3]) if isinstance(source, JsonLines | Parquet) else source.name
-        records = enumerate(sources.read_records(source, base), 1)
+        records = enumerate(read_records(source, base), 1)
         examples = [_example(record, name, f"record {n}") for n, record in records]
     else:
         raise UserError(

@@ -4,13 +4,12 @@ import gzip
 import json
 import lzma
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-import bertjax.data
 from bertjax.config.data_schema import HuggingFaceData, JsonLines, SquadFiles, StdlibQa, TextFiles, TfdsData
+from bertjax.data import questions
 from bertjax.data.questions import Example, read_squad
 from bertjax.errors import UserError
 
@@ -61,8 +60,8 @@ HUB, TFDS = HuggingFaceData(kind="huggingface", name="squad"), TfdsData(kind="tf
 def test_records(monkeypatch, tmp_path, source):
     empty = RECORD | {"id": "q2", "answers": {"text": [], "answer_start": []}, "is_impossible": np.bool_(True)}
     asked = []
-    fake = SimpleNamespace(read_records=lambda *arguments: asked.append(arguments) or iter([*RECORDS, empty]))
-    monkeypatch.setattr(bertjax.data, "sources", fake, raising=False)
+    read = lambda *arguments: asked.append(arguments) or iter([*RECORDS, empty])  # noqa: E731
+    monkeypatch.setattr(questions, "read_records", read)
     found = read_squad(source, tmp_path)
     assert asked == [(source, tmp_path)]
     assert found == [EXPECTED] * 3 + [Example("q2", "When?", CONTEXT, [], True, "Wall")]

@@ -24,7 +24,8 @@ from bertjax.config.data_schema import (
     TextFiles,
     TfdsData,
 )
-from bertjax.data.sources import fingerprint, read_documents, read_records
+from bertjax.data.records import read_records
+from bertjax.data.sources import fingerprint, read_documents
 from bertjax.errors import UserError
 
 TEXT = "# Rome\nRome is old. It is a city.\n\nMr. Smith lives there."
