@@ -202,7 +202,7 @@ def _config_json(
     kind = frozenset(heads) - {"pooler"}
     if kind not in _CLASSES[model.family]:
         raise UserError(f"{out}: transformers has no {model.family} class with the heads {', '.join(sorted(kind))}")
-    sizes = model.model_dump(exclude={"family", "config_from"})
+    sizes = model.model_dump(exclude={"family", "config_from", "position_init"})
     if model.family == "bert":
         sizes["type_vocab_size"] = model.type_vocab_size or 2
     else:
