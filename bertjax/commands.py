@@ -3,7 +3,8 @@
 import argparse
 import json
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from bertjax.errors import UserError
 
 if TYPE_CHECKING:
-    from bertjax.config.schema import Config
+    from bertjax.config.schema import Config, Stage
+    from bertjax.data.loader import Batches
 
 _PLATFORMS = {"cpu": "cpu", "gpu": "cuda", "tpu": "tpu"}
 Option = tuple[tuple[str, ...], dict[str, Any]]
@@ -79,18 +81,36 @@ def answer(arguments: argparse.Namespace) -> int:
     return _show(probes.answer(checkpoint, arguments.question, context, arguments.n_best))
 
 
-def prepare(arguments: argparse.Namespace) -> int:
-    config, base = _load(arguments), Path.cwd()
+def _opened(config: "Config", report: Callable[[str], None]) -> "Iterator[tuple[Stage, Batches]]":
+    """Each stage with its data, prepared first where it is not yet."""
     from bertjax.data.loader import open_batches
     from bertjax.training.setup import cache_of, load_tokenizer
 
+    base = Path.cwd()
     tokenizer = load_tokenizer(config, base)
-    report = partial(print, flush=True)
     for stage in config.stages:
-        batches = open_batches(config, stage, tokenizer, base=base, cache=cache_of(config), report=report)
+        yield stage, open_batches(config, stage, tokenizer, base=base, cache=cache_of(config), report=report)
+
+
+def prepare(arguments: argparse.Namespace) -> int:
+    for stage, batches in _opened(_load(arguments), partial(print, flush=True)):
         counts = ", ".join(f"{name} {count:,}" for name, count in batches.counts.items())
         print(f"{stage.name}: rows: {counts}")
     return 0
+
+
+def mix(arguments: argparse.Namespace) -> int:
+    config = _load(arguments)
+    from bertjax.data import mix as mixes
+
+    if arguments.count:
+        stated = mixes.stated_counts(arguments.count, config)
+        sizes = [mixes.Size.stated(config, stage, stated) for stage in config.stages]
+    else:
+        report = partial(print, file=sys.stderr, flush=True)
+        sizes = [mixes.Size.of(stage, batches) for stage, batches in _opened(config, report)]
+    found = [mixes.plan(size, arguments.limits, arguments.temperatures) for size in sizes]
+    return _show([each.as_dict() for each in found] if arguments.json else "\n".join(each.as_text() for each in found))
 
 
 def inspect(arguments: argparse.Namespace) -> int:
@@ -186,6 +206,20 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _counts(text: str) -> list[int]:
+    return [_count(part) for part in text.split(",")]
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        found = [float(part) for part in text.split(",")]
+    except ValueError:
+        found = []
+    if not found or not all(0 < number < float("inf") for number in found):
+        raise argparse.ArgumentTypeError(f"must be numbers above zero, with commas between (got '{text}')")
+    return found
+
+
 @dataclass(frozen=True)
 class Command:
     run: Callable[[argparse.Namespace], int]
@@ -251,6 +285,19 @@ COMMANDS = {
         "tokenise and store the training data ahead of a run",
         (CONFIG,),
         ("bertjax prepare configs/bert/pretrain_base.yaml",),
+        overrides=True,
+    ),
+    "mix": Command(
+        mix,
+        "what a mixture comes to: rates, epochs and tokens of each task",
+        (
+            CONFIG,
+            option("--count", metavar="TASK:ROWS", action="append", help="state rows instead of reading data"),
+            option("--limits", metavar="K,K", type=_counts, help="limits to try (default: powers of two that matter)"),
+            option("--temperatures", metavar="T,T", type=_numbers, default=[2.0, 4.0], help="to try (default: 2,4)"),
+            option("--json", action="store_true", help="as JSON"),
+        ),
+        ("bertjax mix my.yaml", "bertjax mix my.yaml --count news:9000000 --count books:70000 --limits 65536,524288"),
         overrides=True,
     ),
     "inspect": Command(

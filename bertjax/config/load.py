@@ -19,7 +19,9 @@ from bertjax.config.strict_yaml import Node, located, plain
 from bertjax.errors import UserError
 
 # Where config.json of Hugging Face calls a size by another name; DistilBertConfig's own defaults stand beside it.
-_BERT = {name: (name, None) for name in ModelConfig.model_fields if name not in ("family", "config_from", "position_init")}
+_BERT = {
+    name: (name, None) for name in ModelConfig.model_fields if name not in ("family", "config_from", "position_init")
+}
 DISTILBERT = {
     "vocab_size": ("vocab_size", 30522),
     "hidden_size": ("dim", 768),

@@ -8,6 +8,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -102,6 +103,16 @@ class Batches:
         self._pad_id = pad_id
         seeds = [data.seed for data in self._tasks]
         self._order = mixing.order(list(self.counts.values()), [shares[name] for name in tasks], seeds)
+
+    def steps(self, stage: Stage) -> int:
+        """How many steps `stage` takes: as many as it says, or as its epochs of this data need."""
+        return stage.steps or max(1, ceil((stage.epochs or 1) * self.examples_per_epoch / stage.batch_size))
+
+    @property
+    def tokens_per_row(self) -> dict[str, float]:
+        """Real tokens in a row of each task, on average."""
+        names = zip(self.task_names, self._tasks, strict=True)
+        return {name: data.store.meta["tokens_in_rows"] / data.length for name, data in names}
 
     @property
     def sources(self) -> dict[str, list[str]]:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from math import ceil
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -98,7 +97,7 @@ def open_stage(job: Job, stage: Stage) -> StagePlan:
     report = (lambda line: print(line, flush=True)) if distributed.is_lead() else None
     batches = open_batches(job.config, stage, job.tokenizer, base=job.base, cache=job.cache, report=report)
     preflight.check_labels(stage, batches)
-    steps = stage.steps or max(1, ceil((stage.epochs or 1) * batches.examples_per_epoch / stage.batch_size))
+    steps = batches.steps(stage)
     program = job.program(stage, steps)
     distributed.local_rows(program.batch_sharding(), stage.batch_size // stage.grad_accum)
     groups = freezing.groups_of(program.abstract_params())

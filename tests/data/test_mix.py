@@ -1,0 +1,98 @@
+"""`bertjax mix`: the paper's proportions of GLUE, and the arithmetic of rows, epochs and tokens."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bertjax import cli
+from bertjax.config.load import build
+from bertjax.data import mix
+from bertjax.errors import UserError
+
+# Rows from t5/data/glue_utils.py, proportions by seqio.mixing_rate_num_examples run on them.
+GLUE = {
+    "cola": 8551, "sst2": 67349, "mrpc": 3668, "qqp": 363849, "stsb": 5749, "mnli": 392702, "qnli": 104743, "rte": 2490,
+}  # fmt: skip
+PROPORTIONS = {
+    "proportional": [0.00901, 0.07096, 0.00386, 0.38336, 0.00606, 0.41376, 0.11036, 0.00262],
+    "K=65,536": [0.03026, 0.2319, 0.01298, 0.2319, 0.02034, 0.2319, 0.2319, 0.00881],
+    "T=2": [0.04421, 0.12407, 0.02895, 0.28837, 0.03625, 0.29958, 0.15472, 0.02386],
+    "equal": [0.125] * 8,
+}
+TASKS = {name: {"source": {"kind": "stdlib_docs"}} for name in GLUE}
+
+
+def glue(**mixture):
+    data = {"mixture": list(GLUE), **mixture}
+    stages = [{"name": "multitask", "data": data, "steps": 1000, "batch_size": 128}, {"name": "one", "data": "rte"}]
+    stages[1] |= {"epochs": 2, "batch_size": 32}
+    return {"tasks": TASKS, "stages": stages}
+
+
+def test_glue_proportions():
+    rules = mix.sweep(GLUE, [65536], [2.0])
+    assert list(rules) == list(PROPORTIONS)
+    for rule, expected in PROPORTIONS.items():
+        assert [round(rules[rule][task], 5) for task in GLUE] == pytest.approx(expected, abs=6e-6), rule
+
+
+def test_rows_epochs_and_tokens():
+    config = build(glue(limit=65536))
+    size = mix.Size(config.stages[0], 1000, GLUE, dict.fromkeys(GLUE, 50.0))
+    found = {share.task: share for share in mix.plan(size, [], []).shares}
+    assert found["rte"].rate == pytest.approx(0.00881, abs=1e-5)
+    assert found["rte"].drawn == pytest.approx(128_000 * found["rte"].rate)
+    assert found["rte"].epochs == pytest.approx(found["rte"].drawn / 2490)
+    assert found["rte"].tokens == round(50 * found["rte"].drawn)
+    assert sum(share.drawn for share in found.values()) == pytest.approx(128_000)
+
+
+def test_stated_counts_need_no_data(tmp_path, capsys):
+    file = tmp_path / "glue.yaml"
+    file.write_text(json.dumps(glue(temperature=2)))
+    counts = [part for task, rows in GLUE.items() for part in ("--count", f"{task}:{rows}")]
+    assert cli.main(["mix", str(file), "--json", *counts]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [round(task["rate"], 5) for task in found[0]["tasks"]] == pytest.approx(PROPORTIONS["T=2"], abs=6e-6)
+    assert found[0]["tasks"][0]["tokens"] is None
+    assert found[1]["steps"] == -(-2 * 2490 // 32) and found[1]["rules"] == {}
+    assert cli.main(["mix", str(file), *counts, "--limits", "65536", "--temperatures", "8"]) == 0
+    text = capsys.readouterr().out
+    assert "stage multitask: 1,000 steps of 128 rows = 128,000 rows, proportional rates" in text
+    assert "K=65,536" in text and "T=8" in text
+
+
+@pytest.mark.parametrize(
+    ("pairs", "says"),
+    [
+        (["cola"], "--count cola: must be TASK:ROWS"), (["cola:0"], "must be TASK:ROWS"),
+        (["wnli:3"], "no stage has a task 'wnli'; there are: cola, sst2"), (["cola:3"], "task 'sst2' has none"),
+    ],
+)  # fmt: skip
+def test_bad_counts_are_one_line(pairs, says):
+    with pytest.raises(UserError, match=says):
+        mix.stated_counts(pairs, build(glue()))
+
+
+@given(st.dictionaries(st.sampled_from("abcdef"), st.integers(1, 10**9), min_size=1))
+def test_limits_that_tell_lie_between_the_tasks(rows):
+    found = mix.telling_limits(rows)
+    assert len(found) <= 3 and all(min(rows.values()) < limit < max(rows.values()) for limit in found)
+
+
+def test_real_data_gives_counts_and_tokens(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    task = {"source": {"kind": "stdlib_docs", "split": "heldout"}, "preprocess": {"sequence_length": 64}}
+    model = {"vocab_size": 600, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}
+    stage = {"name": "s", "data": {"mixture": ["a", "b"], "rate": "equal"}, "steps": 10, "batch_size": 8}
+    (tmp_path / "c.yaml").write_text(
+        json.dumps({"model": model, "tasks": {"a": task, "b": task | {"limit": 50}}, "stages": [stage]})
+    )
+    assert cli.main(["mix", "c.yaml", "--json"]) == 0
+    out = capsys.readouterr()
+    first, second = json.loads(out.out)[0]["tasks"]
+    assert second["rows"] == 50 and second["epochs"] == pytest.approx(40 / 50)
+    assert first["rows"] > 50 and 40 * 20 < first["tokens"] <= 40 * 64
+    assert "examples in" in out.err
