@@ -19,11 +19,15 @@ Batch = Mapping[str, jax.Array]
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Term:
-    """One part of an objective over a batch; all float32 scalars. `correct` counts weighted right predictions."""
+    """One part of an objective over a batch; float32 scalars. `correct` counts weighted right predictions.
+
+    `by_task`, where the batch comes from several: float32 [T, 2], loss and weight of each.
+    """
 
     loss: jax.Array
     correct: jax.Array
     weight: jax.Array
+    by_task: jax.Array | None = None
 
 
 @dataclass(frozen=True)
@@ -66,8 +70,23 @@ def top(logits: jax.Array, targets: jax.Array) -> jax.Array:
     return picked(logits, targets) >= logits.max(-1)
 
 
-def _term(loss: jax.Array, right: jax.Array, weights: jax.Array) -> Term:
-    return Term((loss * weights).sum(), (right * weights).sum(), weights.sum())
+def _term(loss: jax.Array, right: jax.Array, weights: jax.Array, batch: Batch, tasks: int) -> Term:
+    """Sums over losses [B, N] with their weights."""
+    by_task = None
+    if tasks > 1 and "task_ids" in batch:  # an evaluation has one task
+        rows = jnp.stack([(loss * weights).sum(-1), weights.sum(-1)], axis=-1)
+        by_task = jnp.where(_members(batch, tasks)[..., None], rows[:, None], 0).sum(0)
+    return Term((loss * weights).sum(), (right * weights).sum(), weights.sum(), by_task)
+
+
+def _members(batch: Batch, tasks: int) -> jax.Array:
+    """Which task each row comes from: bool [B, T]."""
+    return batch["task_ids"][:, None] == jnp.arange(tasks)
+
+
+def rows_by_task(batch: Batch, tasks: int) -> jax.Array:
+    """How many rows each task has in the batch: int32 [T]."""
+    return _members(batch, tasks).sum(0, dtype=jnp.int32)
 
 
 def _packed(batch: Batch) -> bool:
@@ -79,7 +98,7 @@ def _encode(model: Bert, batch: Batch, key: jax.Array | None) -> jax.Array:
     return model.encode(*fields, packed=_packed(batch), key=key)
 
 
-def mlm_nsp(config: MlmNsp) -> Objective:
+def mlm_nsp(config: MlmNsp, tasks: int) -> Objective:
     """run_pretraining.py: MLM sum(w * ce) / (sum(w) + 1e-5) over masked positions, plus the mean NSP loss.
 
     The reference divides per replica; here the divisor is that of the global batch, so the mesh does not change it.
@@ -96,17 +115,18 @@ def mlm_nsp(config: MlmNsp) -> Objective:
         if "mlm" in scales:
             logits = model.mlm_logits(hidden, batch["masked_positions"])
             loss = cross_entropy(logits, batch["masked_ids"])
-            out["mlm"] = _term(loss, top(logits, batch["masked_ids"]), batch["masked_weights"])
+            out["mlm"] = _term(loss, top(logits, batch["masked_ids"]), batch["masked_weights"], batch, tasks)
         if "nsp" in scales:
             logits = model.nsp_logits(hidden, batch["cls_positions"])
             loss = cross_entropy(logits, batch["nsp_labels"])
-            out["nsp"] = _term(loss, logits.argmax(-1) == batch["nsp_labels"], batch["nsp_weights"])
+            right = logits.argmax(-1) == batch["nsp_labels"]
+            out["nsp"] = _term(loss, right, batch["nsp_weights"], batch, tasks)
         return out
 
     return Objective(tuple(scales), 2, scales, divisors, terms)
 
 
-def span_qa(_: SpanQaObjective) -> Objective:
+def span_qa(_: SpanQaObjective, tasks: int) -> Objective:
     """run_squad.py: mean over examples of (start loss + end loss) / 2.
 
     The softmax runs over the example's own tokens; the reference's also runs over padding, which packing rules out.
@@ -125,12 +145,12 @@ def span_qa(_: SpanQaObjective) -> Objective:
             losses = losses + cross_entropy(logits_BGS, targets) / 2
             right = right & (logits_BGS.argmax(-1) == targets)
         weights = batch["span_weights"]
-        return {"span": _term(jnp.where(weights > 0, losses, 0), right, weights)}
+        return {"span": _term(jnp.where(weights > 0, losses, 0), right, weights, batch, tasks)}
 
     return Objective(("qa",), 2, {"span": 1.0}, divisors, terms)
 
 
-def classification(config: Classification) -> Objective:
+def classification(config: Classification, tasks: int) -> Objective:
     """run_classifier.py: mean cross-entropy of the label; with one label, mean squared error (as for STS-B)."""
 
     def divisors(batch: Batch) -> dict[str, jax.Array]:
@@ -142,17 +162,18 @@ def classification(config: Classification) -> Objective:
         labels, weights = batch["labels"], batch["label_weights"]
         if config.num_labels == 1:
             error = (logits[..., 0] - labels) ** 2
-            return {"label": _term(error, error < 0.25, weights)}
-        return {"label": _term(cross_entropy(logits, labels), logits.argmax(-1) == labels, weights)}
+            return {"label": _term(error, error < 0.25, weights, batch, tasks)}
+        right = logits.argmax(-1) == labels
+        return {"label": _term(cross_entropy(logits, labels), right, weights, batch, tasks)}
 
     return Objective(("classifier",), config.num_labels, {"label": 1.0}, divisors, terms)
 
 
-def build(config: MlmNsp | SpanQaObjective | Classification) -> Objective:
-    """The objective a stage names."""
+def build(config: MlmNsp | SpanQaObjective | Classification, tasks: int = 1) -> Objective:
+    """The objective a stage names; `tasks` is how many its batches are mixed from."""
     makers: dict[str, Callable[..., Objective]] = {
         "mlm_nsp": mlm_nsp,
         "span_qa": span_qa,
         "classification": classification,
     }
-    return makers[config.kind](config)
+    return makers[config.kind](config, tasks)

@@ -221,6 +221,35 @@ def test_sums_add_up_over_the_parts_of_a_batch(kind):
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("kind", ["pairs", "span", "label"])
+def test_a_mixture_knows_the_sums_of_each_task(kind):
+    """Task t's loss and weight are those of a batch of its rows alone; a task without rows has none."""
+    rng = np.random.default_rng(6)
+    task_ids = np.int32([2, 0, 2])
+    if kind == "pairs":
+        batch, config = pretraining_batch(rng), MlmNsp()
+        logits = {"mlm": jnp.float32(rng.normal(size=(B, K, V))), "nsp": jnp.float32(rng.normal(size=(B, 1, 2)))}
+    elif kind == "span":
+        batch, config = span_batch(), SpanQaObjective()
+        logits = {"qa": jnp.float32(rng.normal(size=(2, B, S)))}
+    else:
+        config, logits = Classification(num_labels=3), {"class": jnp.float32(rng.normal(size=(B, 1, 3)))}
+        batch = encoder_fields() | {"labels": np.int32([[0], [1], [2]]), "label_weights": np.ones((B, 1), np.float32)}
+        batch["cls_positions"] = np.zeros((B, 1), np.int32)
+    cut = lambda x, rows: x[:, rows] if kind == "span" else x[rows]  # noqa: E731
+    plain, mixed = objectives.build(config), objectives.build(config, tasks=4)
+    assert all(term.by_task is None for term in mixed.terms(answering(**logits), batch, None).values())
+    found = mixed.terms(answering(**logits), batch | {"task_ids": task_ids}, None)
+    for task in range(4):
+        rows = np.flatnonzero(task_ids == task)
+        alone = {n: x[rows] for n, x in batch.items()}
+        expected = plain.terms(answering(**{n: cut(x, rows) for n, x in logits.items()}), alone, None)
+        for name, term in found.items():
+            assert term.by_task.shape == (4, 2)
+            np.testing.assert_allclose(term.by_task[task], [expected[name].loss, expected[name].weight], rtol=1e-6)
+    np.testing.assert_array_equal(objectives.rows_by_task({"task_ids": task_ids}, 4), [1, 0, 2, 0])
+
+
 def test_a_packed_row_is_the_sum_of_its_examples():
     """A real model: two pre-training examples in one row give the sums of two rows."""
     config = ModelConfig(

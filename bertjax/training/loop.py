@@ -144,7 +144,7 @@ class StageRun:
                 for number, episode in enumerate(self.plan.episodes):
                     if start < episode.stop:
                         state = self.episode(state, number, feed, meter)
-            self.finish(state)
+            self.finish(state, meter)
 
     def begin(self) -> TrainState:
         """The restored state of a started stage, or a fresh one; the record is cut back to where it stands."""
@@ -249,8 +249,10 @@ class StageRun:
         meta = setup.checkpoint_meta(self.job, self.program, self.index, step) | about
         self.checkpoints.save(step, states.to_tree(state), meta, scores)
 
-    def finish(self, state: TrainState) -> None:
+    def finish(self, state: TrainState, meter: Meter) -> None:
         self.checkpoints.wait()
+        if mixture := meter.mixture():
+            self.event(int(state.step), "mixture", rows=mixture)
         self.event(int(state.step), "stage_end", scores=self.scores)
 
     def should_stop(self, step: int) -> bool:

@@ -22,6 +22,8 @@ class Meter:
         self.program, self.tracker, self.stage, self.log_every = program, tracker, stage, run.log_every
         self.shape = {name: shape for name, (shape, _) in batches.fields.items()}
         self.rows = batches.batch_size
+        self.tasks, self.planned = batches.task_names, batches.rates
+        self.seen = dict.fromkeys(self.tasks, 0)  # rows of each task since the stage began, or was resumed
         self.pending: tuple[int, Metrics] | None = None
         self.bad_steps = 0
         self.extra: dict[str, Any] = {}
@@ -72,21 +74,42 @@ class Meter:
         self.seconds = self.waited = 0.0
 
     def _read(self, step: int, metrics: Metrics) -> None:
-        values = {name: float(x) for name, x in jax.device_get(metrics).items()}
+        values = self._named(jax.device_get(metrics))
         self.bad_steps = int(values.pop("bad_steps"))
         self.steps += 1
         for name, value in values.items():
-            term = name.rsplit("_", 1)[0]
-            if name.endswith("_weight"):
+            kind, slash, task = name.partition("/")
+            if kind.endswith("_weight"):
                 continue
-            weight = values.get(f"{term}_weight", 1.0)
+            weight = values.get(f"{kind.rsplit('_', 1)[0]}_weight{slash}{task}", 1.0)
             self.sums[name] = self.sums.get(name, 0.0) + weight * value
             self.weights[name] = self.weights.get(name, 0.0) + weight
         if step % self.log_every == 0 or step == self.program.steps:
             self._report(step, values)
 
+    def _named(self, metrics: Metrics) -> dict[str, float]:
+        """Numbers by name: mlm_loss/tasks [T] becomes mlm_loss/books and so on; rows become shares of the batch."""
+        values: dict[str, float] = {}
+        for name, x in metrics.items():
+            kind, several, _ = name.partition("/tasks")
+            numbers = {f"{kind}/{task}": float(v) for task, v in zip(self.tasks, x, strict=True)} if several else {}
+            if kind == "rows":
+                for task in self.tasks:
+                    self.seen[task] += int(numbers[f"rows/{task}"])
+                numbers = {f"share/{task}": numbers[f"rows/{task}"] / self.rows for task in self.tasks}
+            values |= numbers or {name: float(x)}
+        return values
+
+    def mixture(self) -> str:
+        """What was planned against what was seen; nothing for a single task."""
+        total = sum(self.seen.values())
+        if len(self.tasks) == 1 or not total:
+            return ""
+        return "; ".join(f"{t}: planned {self.planned[t]:.2%}, seen {self.seen[t] / total:.2%}" for t in self.tasks)
+
     def _report(self, step: int, values: dict[str, float]) -> None:
-        numbers = {name: total / max(self.weights[name], 1e-9) for name, total in self.sums.items()}
+        known = {name: total for name, total in self.sums.items() if self.weights[name] > 0 or "/" not in name}
+        numbers = {name: total / max(self.weights[name], 1e-9) for name, total in known.items()}
         if self.steps == 1:  # a single step is written as it is, to the last bit
             numbers = {name: values[name] for name in numbers}
         numbers["learning_rate"] = values["learning_rate"]

@@ -42,13 +42,15 @@ class Job:
 
     def program(self, stage: Stage, steps: int, heads: tuple[str, ...] | None = None) -> Program:
         """`heads` are those a checkpoint has; by default the ones the stage's objective reads."""
-        objective = objectives.build(stage.objective)
+        tasks = len(self.config.stage_tasks(stage))
+        objective = objectives.build(stage.objective, tasks)
         return Program(
             model=self.config.model,
             objective=objective,
             heads=objective.heads if heads is None else heads,
             optimizer=stage.optimizer,
             steps=steps,
+            tasks=tasks,
             grad_accum=stage.grad_accum,
             execution=execution(self.config, self.mesh),
             mesh=self.mesh,

@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding
 from bertjax.config.schema import ModelConfig, Optimizer
 from bertjax.models import bert, paths, stack
 from bertjax.models.execution import Execution
-from bertjax.objectives import Objective, Term
+from bertjax.objectives import Objective, Term, rows_by_task
 from bertjax.parallel import mesh as meshes
 from bertjax.training import optim
 from bertjax.training import state as states
@@ -36,6 +36,7 @@ class Program:
     execution: Execution
     mesh: JaxMesh
     rules: meshes.Rules
+    tasks: int = 1  # that its batches are mixed from
 
     def __post_init__(self) -> None:
         structure = bert.structure(self.model, self.heads, self.objective.num_labels, self.execution)
@@ -156,15 +157,20 @@ def train_step(program: Program, state: TrainState, batch: Batch) -> tuple[Train
     bad_steps = jnp.where(good, 0, state.bad_steps + 1)
     state = replace(state, step=state.step + 1, params=params, opt=opt, bad_steps=bad_steps)
     metrics = {"loss": loss, "grad_norm": norm, "learning_rate": rate, "bad_steps": bad_steps}
+    if program.tasks > 1:
+        metrics["rows/tasks"] = rows_by_task(batch, program.tasks)
     return state, metrics | flat_terms(terms)
 
 
 def flat_terms(terms: Mapping[str, Term]) -> Metrics:
-    """{mlm: Term} -> mlm_loss and mlm_accuracy (means), and mlm_weight."""
+    """{mlm: Term} -> mlm_loss, mlm_accuracy (means) and mlm_weight; of a mixture mlm_loss/tasks [T] too."""
     out: Metrics = {}
     for name, t in terms.items():
         weight = jnp.maximum(t.weight, 1e-5)
         out |= {f"{name}_loss": t.loss / weight, f"{name}_accuracy": t.correct / weight, f"{name}_weight": t.weight}
+        if t.by_task is not None:
+            losses, weights = t.by_task.T
+            out |= {f"{name}_loss/tasks": losses / jnp.maximum(weights, 1e-5), f"{name}_weight/tasks": weights}
     return out
 
 

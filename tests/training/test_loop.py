@@ -64,6 +64,19 @@ def flip_bit(step: Path) -> None:
 # ---- a whole run ----------------------------------------------------------------------------------------------------
 
 
+def test_a_mixture_tells_the_loss_and_the_share_of_each_task(train, capsys):
+    more = "{source: {kind: text, files: [more.txt], layout: sentences}, preprocess: {sequence_length: 32}}"
+    mixture = "{mixture: {text: 0.75, more: 0.25}, rate: explicit}"
+    run = train("mixed", f"tasks.more={more}", f"stages.pretrain.data={mixture}", "stages.pretrain.grad_accum=2")
+    steps = [line for line in lines(run, "train") if line["stage"] == "pretrain"]
+    assert [(line["share/text"], line["share/more"]) for line in steps] == [(0.75, 0.25)] * 5
+    for line in steps:  # one masked token in eight rows more or less: the mean lies between the two tasks' losses
+        low, high = sorted((line["mlm_loss/text"], line["mlm_loss/more"]))
+        assert low <= line["mlm_loss"] <= high
+    assert "text: planned 75.00%, seen 75.00%; more: planned 25.00%, seen 25.00%" in capsys.readouterr().out
+    assert not any("/" in key for line in lines(run, "train") if line["stage"] == "qa" for key in line)
+
+
 def test_a_run_from_end_to_end(whole, tiny_project):
     assert {p.name for p in whole.iterdir()} == {
         "config.yaml", "environment.json", "model.txt", "tokenizer", "metrics.jsonl", "checkpoints", "evaluations",
