@@ -161,6 +161,21 @@ def score_squad(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def verify(arguments: argparse.Namespace) -> int:
+    from bertjax.verify import checks
+
+    results = [checks.verify(check) for check in checks.CHECKS]
+    if arguments.json:
+        _show([r.as_dict() for r in results])
+    else:
+        _show("\n".join(line for r in results for line in r.as_lines()))
+        wrong = sum(bool(r.wrong) for r in results)
+        compared = sum(r.compared for r in results)
+        verdict = f"{wrong} FAILED" if wrong else "all as they should be"
+        print(f"{compared:,} comparisons in {len(results)} checks: {verdict}")
+    return 1 if any(r.wrong for r in results) else 0
+
+
 def doctor(arguments: argparse.Namespace) -> int:
     from bertjax.doctor import doctor as check
 
@@ -340,6 +355,12 @@ COMMANDS = {
             OUTPUT,
         ),
         ("bertjax score squad dev-v2.0.json predictions.json",),
+    ),
+    "verify": Command(
+        verify,
+        "compare this installation with the reference implementations' numbers",
+        (option("--json", action="store_true", help="as JSON"),),
+        ("bertjax verify",),
     ),
     "doctor": Command(doctor, "check this machine", (), ("bertjax doctor",)),
 }

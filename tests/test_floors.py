@@ -13,6 +13,7 @@ FLOORS = [
     "objectives",
     "training",
     "evaluation",
+    "verify",
     "cli commands doctor demo",
 ]
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names.split()}

@@ -1,9 +1,7 @@
 """Masking against numbers from running the reference, and the vectorised path against the rules and the reference."""
 
-import json
 import random
 from collections import Counter
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,8 +11,9 @@ from hypothesis import strategies as st
 
 from bertjax.config.data_schema import BertPairs
 from bertjax.data.masking import MaskingRules, mask_row, mask_rows, mask_tokens
+from bertjax.verify import checks
 
-GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "masking.json").read_text())
+GOLDEN = checks.golden("masking.json")
 CLS, SEP, MASK = 2, 3, 4
 
 
@@ -47,30 +46,6 @@ def an_example(length: int, rng: random.Random, continues: float = 0.3) -> list[
 
 
 # ---- one example ----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("case", GOLDEN["cases"], ids=lambda c: f"{'wwm' * c['whole_word_mask']}{len(c['tokens'])}")
-def test_one_example_is_masked_as_by_the_reference_draw_for_draw(case: dict) -> None:
-    """tests/golden/masking.json names the file and commits that were run."""
-    options = ("whole_word_mask", "masked_lm_prob", "max_predictions_per_seq")
-    assert [piece.startswith("##") for piece in GOLDEN["vocabulary"]] == vocabulary(100, 35).is_continuation.tolist()
-    rng = random.Random(case["seed"])
-    found = mask_tokens(case["tokens"], rules(**{name: case[name] for name in options}), rng)
-    assert found == (case["output"], case["positions"], case["labels"])
-    assert rng.random() == case["next_random"]
-
-
-@pytest.mark.parametrize(("length", "count"), [(3, 1), (6, 1), (30, 4), (70, 10), (110, 16), (128, 19), (150, 22)])
-def test_counts_round_half_to_even_as_python_3_does(length: int, count: int) -> None:
-    """30, 70, 110, 150: the reference under Python 3 (golden file); Python 2 would give 5, 11, 17, 23."""
-    assert rules(max_predictions_per_seq=80).predictions(length) == count
-    assert rules(max_predictions_per_seq=10).predictions(length) == min(count, 10)
-    plain = [case for case in GOLDEN["cases"] if not case["whole_word_mask"] and case["masked_lm_prob"] == 0.15]
-    assert all(
-        rules(max_predictions_per_seq=case["max_predictions_per_seq"]).predictions(len(case["tokens"]))
-        == len(case["positions"])
-        for case in plain
-    )
 
 
 # ---- rows -----------------------------------------------------------------------------------------------------------

@@ -10,15 +10,13 @@ from bertjax import cli
 from bertjax.config.load import build
 from bertjax.data import mix
 from bertjax.errors import UserError
+from bertjax.verify import checks
 
-# Rows from t5/data/glue_utils.py, proportions by seqio.mixing_rate_num_examples run on them.
-GLUE = {
-    "cola": 8551, "sst2": 67349, "mrpc": 3668, "qqp": 363849, "stsb": 5749, "mnli": 392702, "qnli": 104743, "rte": 2490,
-}  # fmt: skip
+GLUE = checks.GLUE
 PROPORTIONS = {
-    "proportional": [0.00901, 0.07096, 0.00386, 0.38336, 0.00606, 0.41376, 0.11036, 0.00262],
-    "K=65,536": [0.03026, 0.2319, 0.01298, 0.2319, 0.02034, 0.2319, 0.2319, 0.00881],
-    "T=2": [0.04421, 0.12407, 0.02895, 0.28837, 0.03625, 0.29958, 0.15472, 0.02386],
+    "proportional": checks.GLUE_RATES["T=1"][1],
+    "K=65,536": checks.GLUE_RATES["K=2^16"][1],
+    "T=2": checks.GLUE_RATES["T=2"][1],
     "equal": [0.125] * 8,
 }
 TASKS = {name: {"source": {"kind": "stdlib_docs"}} for name in GLUE}

@@ -1,6 +1,5 @@
 """Pairs against numbers from running the reference, and the corpus on disk."""
 
-import json
 import pickle
 import random
 from itertools import chain
@@ -14,8 +13,9 @@ from hypothesis import strategies as st
 from bertjax.config.data_schema import BertPairs
 from bertjax.data.pairs import Pair, TokenizedCorpus, document_rng, pairs_from_document, to_row, truncate_seq_pair
 from bertjax.errors import StorageError, UserError
+from bertjax.verify import checks
 
-GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "pairs.json").read_text())
+GOLDEN = checks.golden("pairs.json")
 
 
 class Lists:
@@ -46,7 +46,7 @@ documents = st.lists(st.lists(st.integers(1, 40), min_size=1, max_size=8), min_s
 @pytest.mark.parametrize("name", GOLDEN["cases"])
 @pytest.mark.parametrize("on_disk", [False, True])
 def test_pairs_are_those_of_the_reference_draw_for_draw(name: str, on_disk: bool, tmp_path: Path) -> None:
-    """tests/golden/pairs.json names the file and commit that was run."""
+    """bertjax/verify/goldens/pairs.json names the file and commit that was run."""
     case = GOLDEN["cases"][name]
     made = numbered(case["documents"])
     corpus = TokenizedCorpus.write(tmp_path / "corpus", made, 30000) if on_disk else Lists(made)

@@ -14,8 +14,9 @@ from bertjax.config.data_schema import SpanQa, SquadFiles
 from bertjax.data import qa, tokenizers
 from bertjax.data.questions import Example, read_squad
 from bertjax.errors import UserError
+from bertjax.verify import checks
 
-GOLDEN = Path(__file__).parents[1] / "golden"
+GOLDEN = Path(str(checks.GOLDENS))
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,9 @@ from bertjax.config.data_schema import SpanQa, SquadFiles
 from bertjax.data import qa, tokenizers
 from bertjax.data.questions import Example, read_squad
 from bertjax.evaluation import answers, squad
+from bertjax.verify import checks
 
-GOLDEN = Path(__file__).parents[1] / "golden"
+GOLDEN = Path(str(checks.GOLDENS))
 RUNS = json.loads((GOLDEN / "squad_predictions.json").read_text(encoding="utf-8"))["runs"]
 TEXTS = json.loads((GOLDEN / "squad_texts.json").read_text(encoding="utf-8"))
 
@@ -64,16 +65,6 @@ def test_predictions_are_those_of_run_squad(run, tiny, features):
         np.testing.assert_allclose([f[1] for f in found], [w[1] for w in want], atol=1e-11)
         assert math.isclose(sum(entry["probability"] for entry in nbest[key]), 1.0)
     json.dumps([predictions, nbest, odds], allow_nan=False)
-
-
-@pytest.mark.parametrize("predicted, original, lowercase, want", TEXTS["final"])
-def test_final_text(predicted, original, lowercase, want):
-    assert answers.final_text(predicted, original.split(" "), lowercase) == want
-
-
-@pytest.mark.parametrize("text, lowercase, want", TEXTS["basic"])
-def test_basic_tokens(text, lowercase, want):
-    assert answers.basic_tokens(text, lowercase) == want
 
 
 @given(st.lists(st.text(min_size=1, max_size=8).filter(lambda t: " " not in t), max_size=5), st.booleans())

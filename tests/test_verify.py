@@ -1,0 +1,39 @@
+"""The golden semantics: the table that `bertjax verify` runs, and the command itself."""
+
+import json
+
+import pytest
+
+from bertjax import cli
+from bertjax.verify import checks
+
+
+@pytest.mark.parametrize("check", checks.CHECKS, ids=lambda check: check.name)
+def test_as_the_reference(check):
+    result = checks.verify(check)
+    assert result.compared and not result.wrong
+
+
+def test_the_command(capsys):
+    assert cli.main(["verify"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("pass  ") == len(checks.CHECKS) and "all as they should be" in out
+
+
+def test_what_differs_is_shown_and_ends_with_one(monkeypatch, capsys):
+    monkeypatch.setitem(checks.GLUE_RATES, "T=1", ({"temperature": 1.5}, checks.GLUE_RATES["T=1"][1]))
+    assert cli.main(["verify"]) == 1
+    out = capsys.readouterr().out
+    assert "FAIL  t5.mixing_rates" in out and "T=1 cola: " in out and "should be 0.00901" in out and "1 FAILED" in out
+    assert cli.main(["verify", "--json"]) == 1
+    found = {row["check"]: row["passed"] for row in json.loads(capsys.readouterr().out)}
+    assert [name for name, passed in found.items() if not passed] == ["t5.mixing_rates"]
+
+
+@pytest.mark.parametrize(
+    ("found", "expected", "same"),
+    [(1, 1.0, True), (1.0001, 1.0, False), ([1.0], (1.0,), True), ({"a": 1.0}, {"a": 2.0}, False), ("1.0", 1.0, False),
+     ({"a": 1.0}, {"b": 1.0}, False), ([1, 2], [1], False), ("x", "x", True)],
+)  # fmt: skip
+def test_agrees(found, expected, same):
+    assert checks.agrees(found, expected) is same
