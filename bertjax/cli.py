@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Sequence
 from typing import Any
 
-from bertjax.commands import COMMANDS, Command
+from bertjax.command_table import COMMANDS, Command
 from bertjax.errors import BertjaxError, UserError
 
 _CODES = "exit codes: 0 done, 2 bad input, 3 diverged, 4 storage, 75 stopped safely (run me again), 70 a bug"

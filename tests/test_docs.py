@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from bertjax.commands import COMMANDS
+from bertjax.command_table import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))

@@ -14,7 +14,7 @@ FLOORS = [
     "training",
     "evaluation",
     "verify",
-    "cli commands doctor demo",
+    "cli command_table commands doctor demo",
 ]
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names.split()}
 FREE = {"errors", "__init__", "__main__"}

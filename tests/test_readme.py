@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bertjax.commands import COMMANDS
+from bertjax.command_table import COMMANDS
 from bertjax.config.load import load
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -5,12 +5,12 @@ import json
 import pytest
 
 from bertjax import cli
-from bertjax.verify import checks
+from bertjax.verify import checks, t5, table
 
 
 @pytest.mark.parametrize("check", checks.CHECKS, ids=lambda check: check.name)
 def test_as_the_reference(check):
-    result = checks.verify(check)
+    result = table.verify(check)
     assert result.compared and not result.wrong
 
 
@@ -21,7 +21,7 @@ def test_the_command(capsys):
 
 
 def test_what_differs_is_shown_and_ends_with_one(monkeypatch, capsys):
-    monkeypatch.setitem(checks.GLUE_RATES, "T=1", ({"temperature": 1.5}, checks.GLUE_RATES["T=1"][1]))
+    monkeypatch.setitem(t5.GLUE_RATES, "T=1", ({"temperature": 1.5}, t5.GLUE_RATES["T=1"][1]))
     assert cli.main(["verify"]) == 1
     out = capsys.readouterr().out
     assert "FAIL  t5.mixing_rates" in out and "T=1 cola: " in out and "should be 0.00901" in out and "1 FAILED" in out
@@ -36,4 +36,4 @@ def test_what_differs_is_shown_and_ends_with_one(monkeypatch, capsys):
      ({"a": 1.0}, {"b": 1.0}, False), ([1, 2], [1], False), ("x", "x", True)],
 )  # fmt: skip
 def test_agrees(found, expected, same):
-    assert checks.agrees(found, expected) is same
+    assert table.agrees(found, expected) is same

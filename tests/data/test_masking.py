@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from bertjax.config.data_schema import BertPairs
 from bertjax.data.masking import MaskingRules, mask_row, mask_rows, mask_tokens
-from bertjax.verify import checks
+from bertjax.verify import table
 
-GOLDEN = checks.golden("masking.json")
+GOLDEN = table.golden("masking.json")
 CLS, SEP, MASK = 2, 3, 4
 
 

@@ -10,13 +10,13 @@ from bertjax import cli
 from bertjax.config.load import build
 from bertjax.data import mix
 from bertjax.errors import UserError
-from bertjax.verify import checks
+from bertjax.verify import t5
 
-GLUE = checks.GLUE
+GLUE = t5.GLUE
 PROPORTIONS = {
-    "proportional": checks.GLUE_RATES["T=1"][1],
-    "K=65,536": checks.GLUE_RATES["K=2^16"][1],
-    "T=2": checks.GLUE_RATES["T=2"][1],
+    "proportional": t5.GLUE_RATES["T=1"][1],
+    "K=65,536": t5.GLUE_RATES["K=2^16"][1],
+    "T=2": t5.GLUE_RATES["T=2"][1],
     "equal": [0.125] * 8,
 }
 TASKS = {name: {"source": {"kind": "stdlib_docs"}} for name in GLUE}

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from bertjax.config.data_schema import BertPairs
 from bertjax.data.pairs import Pair, TokenizedCorpus, document_rng, pairs_from_document, to_row, truncate_seq_pair
 from bertjax.errors import StorageError, UserError
-from bertjax.verify import checks
+from bertjax.verify import table
 
-GOLDEN = checks.golden("pairs.json")
+GOLDEN = table.golden("pairs.json")
 
 
 class Lists:

@@ -14,9 +14,9 @@ from bertjax.config.data_schema import SpanQa, SquadFiles
 from bertjax.data import qa, tokenizers
 from bertjax.data.questions import Example, read_squad
 from bertjax.errors import UserError
-from bertjax.verify import checks
+from bertjax.verify import table
 
-GOLDEN = Path(str(checks.GOLDENS))
+GOLDEN = Path(str(table.GOLDENS))
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,9 @@ from bertjax.config.data_schema import SpanQa, SquadFiles
 from bertjax.data import qa, tokenizers
 from bertjax.data.questions import Example, read_squad
 from bertjax.evaluation import answers, squad
-from bertjax.verify import checks
+from bertjax.verify import table
 
-GOLDEN = Path(str(checks.GOLDENS))
+GOLDEN = Path(str(table.GOLDENS))
 RUNS = json.loads((GOLDEN / "squad_predictions.json").read_text(encoding="utf-8"))["runs"]
 TEXTS = json.loads((GOLDEN / "squad_texts.json").read_text(encoding="utf-8"))
 

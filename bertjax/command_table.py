@@ -1,0 +1,179 @@
+"""Every command: what runs it, its help, options and examples. Read by cli.py; nothing heavy is imported."""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from bertjax.commands import (
+    answer,
+    doctor,
+    evaluate,
+    export,
+    fill_mask,
+    import_folder,
+    inspect,
+    mix,
+    prepare,
+    score_squad,
+    train,
+    verify,
+    write_report,
+)
+
+Option = tuple[tuple[str, ...], dict[str, Any]]
+
+
+def option(*names: str, **settings: Any) -> Option:
+    return names, settings
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number above zero (got '{text}')")
+    return int(text)
+
+
+def _counts(text: str) -> list[int]:
+    return [_count(part) for part in text.split(",")]
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        found = [float(part) for part in text.split(",")]
+    except ValueError:
+        found = []
+    if not found or not all(0 < number < float("inf") for number in found):
+        raise argparse.ArgumentTypeError(f"must be numbers above zero, with commas between (got '{text}')")
+    return found
+
+
+@dataclass(frozen=True)
+class Command:
+    run: Callable[[argparse.Namespace], int]
+    help: str
+    options: tuple[Option, ...]
+    examples: tuple[str, ...]
+    overrides: bool = False  # takes key.path=value
+
+
+CONFIG = option("config", metavar="CONFIG", help="a YAML file")
+CHECKPOINT = option("checkpoint", metavar="CHECKPOINT", help="a run folder or one of its checkpoints")
+DEVICE = option("--device", choices=("cpu", "gpu", "tpu"), help="where to compute (default: the best there is)")
+STEP = option("--step", type=_count, help="a checkpoint's step (default: the newest)")
+OUTPUT = option("--output", metavar="FILE", help="where to write it")
+
+COMMANDS = {
+    "train": Command(
+        train,
+        "start a run, or resume it: the same command",
+        (CONFIG, DEVICE),
+        ("bertjax train configs/debug/cpu.yaml", "bertjax train my.yaml run.name=trial stages.pretrain.steps=100"),
+        overrides=True,
+    ),
+    "evaluate": Command(
+        evaluate,
+        "restore a checkpoint and score it",
+        (
+            option("run", metavar="RUN", help="a run folder or one of its checkpoints"),
+            STEP,
+            option("--stage", metavar="NAME", help="the stage to score (default: the last one)"),
+            option("--name", metavar="EVAL", help="only the evaluation of this name"),
+            DEVICE,
+        ),
+        ("bertjax evaluate runs/qa --device cpu", "bertjax evaluate runs/qa --stage squad --step 2000"),
+        overrides=True,
+    ),
+    "predict fill-mask": Command(
+        fill_mask,
+        "the most likely tokens at each [MASK]",
+        (
+            CHECKPOINT,
+            option("text", metavar="TEXT", nargs="+", help="text with [MASK] in it"),
+            option("--top-k", type=_count, default=5, help="answers for each [MASK] (default: 5)"),
+            DEVICE,
+        ),
+        ("bertjax predict fill-mask runs/demo 'Return the [MASK] of the list.'",),
+    ),
+    "predict answer": Command(
+        answer,
+        "the span of a text that answers a question",
+        (
+            CHECKPOINT,
+            option("--question", metavar="Q", required=True),
+            option("--context", metavar="TEXT", help="the text that holds the answer"),
+            option("--context-file", metavar="FILE", help="the same, from a UTF-8 file"),
+            option("--n-best", type=_count, default=3, help="how many answers (default: 3)"),
+            DEVICE,
+        ),
+        ("bertjax predict answer runs/qa --question 'What is a list?' --context-file lists.txt",),
+    ),
+    "prepare": Command(
+        prepare,
+        "tokenise and store the training data ahead of a run",
+        (CONFIG,),
+        ("bertjax prepare configs/bert/pretrain_base.yaml",),
+        overrides=True,
+    ),
+    "mix": Command(
+        mix,
+        "what a mixture comes to: rates, epochs and tokens of each task",
+        (
+            CONFIG,
+            option("--count", metavar="TASK:ROWS", action="append", help="state rows instead of reading data"),
+            option("--limits", metavar="K,K", type=_counts, help="limits to try (default: powers of two that matter)"),
+            option("--temperatures", metavar="T,T", type=_numbers, default=[2.0, 4.0], help="to try (default: 2,4)"),
+            option("--json", action="store_true", help="as JSON"),
+        ),
+        ("bertjax mix my.yaml", "bertjax mix my.yaml --count news:9000000 --count books:70000 --limits 65536,524288"),
+        overrides=True,
+    ),
+    "inspect": Command(
+        inspect,
+        "the model, what trains at a step, sizes and costs",
+        (
+            option("target", metavar="CONFIG|CHECKPOINT", help="a YAML file, a run folder or a checkpoint"),
+            STEP,
+            option("--json", action="store_true", help="as JSON"),
+        ),
+        ("bertjax inspect configs/bert/pretrain_base.yaml", "bertjax inspect my.yaml --step 500"),
+        overrides=True,
+    ),
+    "import": Command(
+        import_folder,
+        "turn a Hugging Face folder into a bertjax checkpoint",
+        (option("source", metavar="HF_FOLDER"), option("out", metavar="OUT")),
+        ("bertjax import bert-base-uncased/ checkpoints/bert-base",),
+    ),
+    "export": Command(
+        export,
+        "turn a bertjax checkpoint into a Hugging Face folder",
+        (CHECKPOINT, option("out", metavar="OUT")),
+        ("bertjax export runs/qa hf/qa",),
+    ),
+    "report": Command(
+        write_report,
+        "one HTML page about a run",
+        (option("run", metavar="RUN", help="a run folder"), OUTPUT),
+        ("bertjax report runs/demo --output demo.html",),
+    ),
+    "score squad": Command(
+        score_squad,
+        "score SQuAD predictions by the official rules",
+        (
+            option("gold", metavar="GOLD", help="the SQuAD JSON, v1.1 or v2.0"),
+            option("predictions", metavar="PREDICTIONS", help="JSON: question id -> answer"),
+            option("--na-prob-file", metavar="FILE", help="JSON: question id -> probability of no answer"),
+            option("--na-prob-thresh", metavar="X", type=float, default=1.0, help="no answer above it (default: 1)"),
+            OUTPUT,
+        ),
+        ("bertjax score squad dev-v2.0.json predictions.json",),
+    ),
+    "verify": Command(
+        verify,
+        "compare this installation with the reference implementations' numbers",
+        (option("--json", action="store_true", help="as JSON"),),
+        ("bertjax verify",),
+    ),
+    "doctor": Command(doctor, "check this machine", (), ("bertjax doctor",)),
+}
