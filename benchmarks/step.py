@@ -81,6 +81,12 @@ def busy_seconds() -> float:
     return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
 
 
+def cpu_flags() -> list[str]:
+    """The CPU's instructions for low precision: they decide the ratio as much as the programs do."""
+    flags = set(Path("/proc/cpuinfo").read_text().split())
+    return sorted(flags & {"amx_bf16", "avx512_bf16", "avx512f", "avx2"})
+
+
 def measure(shape: str, rounds: int, sides: list[str]) -> dict:
     workers = [Side(name, shape) for name in sides]
     for number in range(rounds):
@@ -96,7 +102,12 @@ def measure(shape: str, rounds: int, sides: list[str]) -> dict:
         if name != "ours" and ours and found[name]["median_ms"]
     }
     versions = {k: v for w in workers for k, v in w.ready["versions"].items()}
-    machine = {"python": platform.python_version(), "cores": os.cpu_count(), "date": date.today().isoformat()}
+    machine = {
+        "python": platform.python_version(),
+        "cores": os.cpu_count(),
+        "cpu": cpu_flags(),
+        "date": date.today().isoformat(),
+    }
     return {"shape": shape, **ratios, **found, "versions": versions, **machine}
 
 
