@@ -231,7 +231,7 @@ def test_activations(act):
         "gelu_new": x / 2 * (1 + np.tanh((2 / np.pi) ** 0.5 * (x + 0.044715 * x**3))),
         "relu": np.maximum(x, 0),
     }
-    np.testing.assert_allclose(activation(act)(jnp.float32(x)), expected[act], atol=2e-6)
+    np.testing.assert_allclose(activation(act, jnp.float32(x)), expected[act], atol=2e-6)
 
 
 CPU, GPU, TPU = (Execution(platform=p, dtype=jnp.bfloat16) for p in ("cpu", "gpu", "tpu"))
