@@ -171,7 +171,7 @@ COMMANDS = {
     ),
     "verify": Command(
         verify,
-        "compare this installation with the reference implementations' numbers",
+        "compare with the reference implementations' numbers; exit code 1 if one differs",
         (option("--json", action="store_true", help="as JSON"),),
         ("bertjax verify",),
     ),
