@@ -46,10 +46,10 @@ def batch(shape: tuple[int, ...], rows: int, seed: int) -> dict[str, np.ndarray]
 
 
 def model_config(shape: tuple[int, ...], attention_dropout: float = 0.1):  # noqa: ANN201
-    from bertjax.config.schema import ModelConfig
+    from bertjax.config.model_schema import BertConfig
 
     layers, hidden, heads, *_ = shape
-    return ModelConfig(
+    return BertConfig(
         num_hidden_layers=layers,
         hidden_size=hidden,
         num_attention_heads=heads,
@@ -84,7 +84,8 @@ def build(shape: tuple[int, ...], *, objective: str = "mlm_nsp", dropout: bool =
     if cpu_only():  # as the commands do, before jax starts its threads
         keep_freed_memory()
     from bertjax import objectives
-    from bertjax.config.schema import Config, MlmNsp, Optimizer, SpanQaObjective
+    from bertjax.config.schema import Config
+    from bertjax.config.training_schema import Adam, MlmNsp, SpanQaObjective
     from bertjax.parallel import mesh as meshes
     from bertjax.training import setup
     from bertjax.training.step import Program
@@ -100,7 +101,7 @@ def build(shape: tuple[int, ...], *, objective: str = "mlm_nsp", dropout: bool =
         model=model,
         objective=learns,
         heads=learns.heads,
-        optimizer=Optimizer(),
+        optimizer=Adam(),
         steps=1000,
         grad_accum=1,
         execution=setup.execution(config, mesh),

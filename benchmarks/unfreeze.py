@@ -19,7 +19,7 @@ from turns import provenance, take_turns
 
 
 def measure(shape_name: str, rounds: int, embeddings: str) -> dict[str, Any]:
-    from bertjax.config.schema import Trainable
+    from bertjax.config.training_schema import Trainable
     from bertjax.training import freezing
 
     shape = SHAPES[shape_name]

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from bertjax.config.schema import Classification, MlmNsp, SpanQaObjective
+from bertjax.config.training_schema import Classification, MlmNsp, SpanQaObjective
 from bertjax.models.bert import Bert
+from bertjax.models.family import Module
 
 Batch = Mapping[str, jax.Array]
 
@@ -43,7 +44,7 @@ class Objective:
     num_labels: int
     scales: Mapping[str, float]
     divisors: Callable[[Batch], dict[str, jax.Array]]
-    terms: Callable[[Bert, Batch, jax.Array | None], dict[str, Term]]
+    terms: Callable[[Module, Batch, jax.Array | None], dict[str, Term]]
 
     def total(self, terms: Mapping[str, Term], divisors: Mapping[str, jax.Array]) -> jax.Array:
         return sum((s * terms[name].loss / divisors[name] for name, s in self.scales.items()), jnp.float32(0))

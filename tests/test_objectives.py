@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bertjax import objectives
-from bertjax.config.schema import Classification, MlmNsp, ModelConfig, SpanQaObjective
-from bertjax.models import bert
+from bertjax.config.model_schema import BertConfig
+from bertjax.config.training_schema import Classification, MlmNsp, SpanQaObjective
+from bertjax.models import family
 
 B, S, K, V, G = 3, 10, 4, 7, 2
 ENCODED = ("input_ids", "token_type_ids", "segment_ids", "positions")
@@ -252,7 +253,7 @@ def test_a_mixture_knows_the_sums_of_each_task(kind):
 
 def test_a_packed_row_is_the_sum_of_its_examples():
     """A real model: two pre-training examples in one row give the sums of two rows."""
-    config = ModelConfig(
+    config = BertConfig(
         vocab_size=30, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
         max_position_embeddings=16, initializer_range=0.2,
     )  # fmt: skip
@@ -280,8 +281,8 @@ def test_a_packed_row_is_the_sum_of_its_examples():
     }
     packed |= {n: single[n].reshape(1, -1) for n in ("masked_ids", "masked_weights", "nsp_labels", "nsp_weights")}
     objective = objectives.build(MlmNsp())
-    params = jax.jit(lambda key: bert.initialize(config, objective.heads, 2, key))(jax.random.key(0))
-    terms = jax.jit(lambda batch: objective.terms(bert.apply_model(config, objective.heads, params), batch, None))
+    params = jax.jit(lambda key: family.initialize(config, objective.heads, 2, key))(jax.random.key(0))
+    terms = jax.jit(lambda batch: objective.terms(family.apply_model(config, objective.heads, params), batch, None))
     found, expected = terms(packed), terms(single)
     for name in ("mlm", "nsp"):
         np.testing.assert_allclose(found[name].loss, expected[name].loss, rtol=1e-5)

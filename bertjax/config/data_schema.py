@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, Union
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from bertjax.config.sections import Positive, Probability, Section, tagged
+from bertjax.config.sections import NonNegative, Positive, Probability, Section, tagged
 
 
 class TextFiles(Section):
@@ -19,6 +19,24 @@ class TextFiles(Section):
 class JsonLines(Section):
     kind: Literal["jsonl"] = "jsonl"
     files: list[str] = Field(min_length=1)
+    text_field: str = "text"
+
+
+class Json(Section):
+    """JSON files that hold one list of objects."""
+
+    kind: Literal["json"] = "json"
+    files: list[str] = Field(min_length=1)
+    text_field: str = "text"
+
+
+class Tsv(Section):
+    """Tab-separated values, a record a line; quotes are ordinary characters, as in the GLUE files."""
+
+    kind: Literal["tsv"] = "tsv"
+    files: list[str] = Field(min_length=1)
+    fields: list[str] | None = None  # names of the columns; default: the first line's
+    skip_lines: NonNegative = 0  # a header to pass over when `fields` are given
     text_field: str = "text"
 
 
@@ -73,8 +91,8 @@ if TYPE_CHECKING:
     Source: TypeAlias = Any
 else:
     Source = tagged(
-        "kind", "text", text=TextFiles, jsonl=JsonLines, parquet=Parquet, huggingface=HuggingFaceData, tfds=TfdsData,
-        stdlib_docs=StdlibDocs, squad=SquadFiles, stdlib_qa=StdlibQa,
+        "kind", "text", text=TextFiles, jsonl=JsonLines, json=Json, tsv=Tsv, parquet=Parquet,
+        huggingface=HuggingFaceData, tfds=TfdsData, stdlib_docs=StdlibDocs, squad=SquadFiles, stdlib_qa=StdlibQa,
     )  # fmt: skip
 
 Sources = Annotated[list[Source], BeforeValidator(lambda v: v if isinstance(v, list) else [v]), Field(min_length=1)]
@@ -120,10 +138,99 @@ class Classify(Section):
     label: str = "label"
 
 
+class SpanCorruption(Section):
+    """T5's denoising: spans of text give way to sentinels, and the targets are what they hide (span_corruption of t5).
+
+    `sequence_length` and `target_length` are those of the encoder's inputs and the decoder's targets, end included.
+    """
+
+    kind: Literal["span_corruption"] = "span_corruption"
+    sequence_length: Annotated[int, Field(ge=8)] = 512
+    target_length: Positive | None = None  # default: what the density needs, 114 at 512
+    noise_density: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    mean_noise_span_length: Annotated[float, Field(ge=1)] = 3.0
+    random_roll: bool = False  # rotate the mask, so that a row's start is masked as often as its end
+
+
+class IidDenoising(Section):
+    """Tokens hidden one by one; the other denoising objectives of arXiv 1910.10683 section 3.3."""
+
+    kind: Literal["iid_denoising"] = "iid_denoising"
+    sequence_length: Annotated[int, Field(ge=8)] = 512
+    target_length: Positive | None = None
+    noise_density: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    # bert: a mask token or a random one, the target is the whole text; mass: a mask token, the whole text;
+    # replace_spans: runs of hidden tokens become sentinels; drop: hidden tokens are left out, the target is only they
+    style: Literal["bert", "mass", "replace_spans", "drop"] = "bert"
+    random_token_prob: Probability = 0.1  # of bert: the share of hidden tokens that become random ones
+
+
+class Deshuffling(Section):
+    """The inputs are the text's tokens in random order, the targets the text (arXiv 1910.10683 section 3.3.1)."""
+
+    kind: Literal["deshuffling"] = "deshuffling"
+    sequence_length: Annotated[int, Field(ge=8)] = 512
+    target_length: Positive | None = None  # default: sequence_length
+
+
+class PrefixLm(Section):
+    """A text cut in two at random: the first part is the inputs, the second the targets (prefix_lm of t5)."""
+
+    kind: Literal["prefix_lm"] = "prefix_lm"
+    sequence_length: Annotated[int, Field(ge=8)] = 512
+    target_length: Positive | None = None  # default: sequence_length
+    noise_density: Annotated[float, Field(gt=0, le=0.5)] = 0.5  # above 0.5 the reference has no rule
+
+
+class CausalLm(Section):
+    """Every token of the text is a target and nothing is an input (full_lm of t5); for a decoder alone."""
+
+    kind: Literal["causal_lm"] = "causal_lm"
+    sequence_length: Annotated[int, Field(ge=8)] = 512
+
+
+Prompt: TypeAlias = Literal[
+    "glue_cola", "glue_sst2", "glue_mrpc", "glue_qqp", "glue_stsb", "glue_mnli", "glue_qnli", "glue_rte", "glue_wnli",
+    "glue_ax", "super_glue_boolq", "super_glue_cb", "super_glue_copa", "super_glue_multirc", "super_glue_record",
+    "super_glue_rte", "super_glue_wic", "super_glue_wsc", "super_glue_axb", "super_glue_axg", "squad",
+    "squad_closed_book", "trivia_qa_closed_book", "translate", "summarize",
+]  # fmt: skip
+
+
+class TextToText(Section):
+    """Inputs and targets as text: a prompt of the T5 paper, or templates over the source's fields."""
+
+    kind: Literal["text_to_text"] = "text_to_text"
+    sequence_length: Annotated[int, Field(ge=8)] = 512
+    target_length: Annotated[int, Field(ge=2)] = 114
+    prompt: Prompt | None = None
+    fields: dict[str, str] = {}  # the prompt's field -> the source's, where they differ
+    languages: tuple[str, str] | None = None  # of translate: [English, German]
+    inputs: str | None = None  # "question: {question} context: {context}"
+    targets: str | None = None  # "{answer}"
+    labels: dict[str, str] | list[str] | None = None  # what a label stands for, by its value or its number
+    pack: bool = False
+    max_segments: Positive = 8
+
+    @model_validator(mode="after")
+    def _check(self) -> "TextToText":
+        if (self.prompt is None) == (self.inputs is None or self.targets is None):
+            raise ValueError("give either a prompt, or inputs and targets")
+        if self.prompt is not None and (self.inputs is not None or self.targets is not None):
+            raise ValueError("a prompt brings its own inputs and targets")
+        if (self.prompt == "translate") != (self.languages is not None):
+            raise ValueError("prompt: translate and languages: [English, German] go together")
+        return self
+
+
 if TYPE_CHECKING:
     Preprocess: TypeAlias = Any
 else:
-    Preprocess = tagged("kind", "bert_pairs", bert_pairs=BertPairs, span_qa=SpanQa, classify=Classify)
+    Preprocess = tagged(
+        "kind", "bert_pairs", bert_pairs=BertPairs, span_qa=SpanQa, classify=Classify, span_corruption=SpanCorruption,
+        iid_denoising=IidDenoising, deshuffling=Deshuffling, prefix_lm=PrefixLm, causal_lm=CausalLm,
+        text_to_text=TextToText,
+    )  # fmt: skip
 
 
 class Task(Section):
@@ -137,7 +244,7 @@ class Task(Section):
 class Mixture(Section):
     """Tasks and the rates they are drawn at; T5's rules (arXiv 1910.10683 section 3.5.2)."""
 
-    mixture: list[str] | dict[str, float] = Field(min_length=1)  # names, or names with explicit rates
+    mixture: list[str] | dict[str, float] = Field(min_length=1)  # tasks or mixtures, or these with explicit rates
     rate: Literal["proportional", "equal", "explicit"] = "proportional"
     limit: Positive | None = None  # K: the artificial data set size limit
     temperature: Annotated[float, Field(gt=0)] = 1.0
@@ -173,6 +280,23 @@ class TokenizerConfig(Section):
     vocab_size: Positive | None = None  # when trained; default: model.vocab_size
     min_frequency: Positive = 2
     train_on: Sources | None = None  # default: the text of the first stage
+
+
+class SentencePieceConfig(Section):
+    """SentencePiece unigram and T5's sentinels: loaded from `path` (spiece.model, tokenizer.json, folder) or trained."""
+
+    kind: Literal["sentencepiece"] = "sentencepiece"
+    path: str | None = None
+    extra_ids: NonNegative = 100  # sentinels behind the pieces; <extra_id_0> is the last id
+    vocab_size: Positive | None = None  # when trained, sentinels included; default: model.vocab_size
+    character_coverage: Annotated[float, Field(gt=0, le=1)] = 0.9995
+    train_on: Sources | None = None  # default: the text of the first stage
+
+
+if TYPE_CHECKING:
+    Tokenizer: TypeAlias = Any
+else:
+    Tokenizer = tagged("kind", "wordpiece", wordpiece=TokenizerConfig, sentencepiece=SentencePieceConfig)
 
 
 def max_predictions(pairs: BertPairs) -> int:

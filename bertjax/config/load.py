@@ -14,13 +14,13 @@ from pydantic import ValidationError
 
 from bertjax.config import merge, strict_yaml
 from bertjax.config.problems import describe, find, masked, report
-from bertjax.config.schema import Config, ModelConfig
+from bertjax.config.schema import BertConfig, Config
 from bertjax.config.strict_yaml import Node, located, plain
 from bertjax.errors import UserError
 
 # Where config.json of Hugging Face calls a size by another name; DistilBertConfig's own defaults stand beside it.
 _BERT = {
-    name: (name, None) for name in ModelConfig.model_fields if name not in ("family", "config_from", "position_init")
+    name: (name, None) for name in BertConfig.model_fields if name not in ("family", "config_from", "position_init")
 }
 DISTILBERT = {
     "vocab_size": ("vocab_size", 30522),
@@ -115,7 +115,7 @@ def _fill_sizes(tree: Node, problems: list[str]) -> None:
 
 
 def resolve_sizes(folder: str | Path) -> dict[str, Any]:
-    """The fields of ModelConfig described by a Hugging Face folder (bert, distilbert) or a bertjax run or checkpoint.
+    """The fields of BertConfig described by a Hugging Face folder (bert, distilbert) or a bertjax run or checkpoint.
 
     Names follow transformers' BertConfig and DistilBertConfig. Raises UserError.
     """

@@ -1,147 +1,20 @@
-"""The configuration schema: with data_schema.py every option, and the only home of every default.
+"""The configuration schema: with the other *_schema.py files every option, and the only home of every default.
 
-A configuration is `model`, `tokenizer`, `mesh`, `run`, a registry of `tasks` and a list of `stages`. All sections are
-frozen and refuse unknown keys. Nothing here imports jax.
+A configuration is `model`, `tokenizer`, `mesh`, `run`, a registry of `tasks` and `mixtures` and a list of `stages`. All
+sections are frozen and refuse unknown keys. Nothing here imports jax.
 """
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from bertjax.config.data_schema import Data, Task, TokenizerConfig
-from bertjax.config.sections import FiniteFloat, Name, NonNegative, Positive, Probability, Section, tagged
-
-# ---- model ----------------------------------------------------------------------------------------------------------
-
-
-class ModelConfig(Section):
-    """An encoder. Fields as in Hugging Face BertConfig; `distilbert` has no segment embeddings and no pooler."""
-
-    family: Literal["bert", "distilbert"] = "bert"
-    config_from: str | None = None  # a Hugging Face folder or a bertjax checkpoint whose sizes fill the fields below
-    vocab_size: Positive = 30522
-    hidden_size: Positive = 768
-    num_hidden_layers: Positive = 12
-    num_attention_heads: Positive = 12
-    intermediate_size: Positive = 3072
-    max_position_embeddings: Positive = 512
-    type_vocab_size: NonNegative = 2
-    hidden_act: Literal["gelu", "gelu_new", "relu"] = "gelu"  # gelu: erf form; gelu_new: the reference's tanh form
-    hidden_dropout_prob: Probability = 0.1
-    attention_probs_dropout_prob: Probability = 0.1
-    layer_norm_eps: Annotated[float, Field(gt=0)] = 1e-12
-    initializer_range: Annotated[float, Field(gt=0)] = 0.02
-    position_init: Literal["normal", "sinusoidal"] = "normal"  # where learnt positions start
-
-    @model_validator(mode="after")
-    def _check(self) -> "ModelConfig":
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                f"num_attention_heads ({self.num_attention_heads}) must divide hidden_size ({self.hidden_size})"
-            )
-        if self.family == "distilbert" and self.type_vocab_size != 0:
-            raise ValueError("a distilbert model has no segment embeddings: set type_vocab_size to 0")
-        return self
-
-
-# ---- objectives, optimizer, freezing --------------------------------------------------------------------------------
-
-
-class MlmNsp(Section):
-    """Masked language modelling, with next sentence prediction when `nsp_weight` is above zero."""
-
-    kind: Literal["mlm_nsp"] = "mlm_nsp"
-    mlm_weight: Annotated[float, Field(ge=0)] = 1.0
-    nsp_weight: Annotated[float, Field(ge=0)] = 1.0
-
-
-class SpanQaObjective(Section):
-    kind: Literal["span_qa"] = "span_qa"
-
-
-class Classification(Section):
-    kind: Literal["classification"] = "classification"
-    num_labels: Annotated[int, Field(ge=1)] = 2  # 1: regression
-
-
-if TYPE_CHECKING:
-    Objective: TypeAlias = Any
-else:
-    Objective = tagged("kind", "mlm_nsp", mlm_nsp=MlmNsp, span_qa=SpanQaObjective, classification=Classification)
-
-
-class Optimizer(Section):
-    """`bert_adamw` is optimization.py of google-research/bert (no bias correction); `adamw` is optax's."""
-
-    kind: Literal["bert_adamw", "adamw"] = "bert_adamw"
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
-    schedule: Literal["linear", "constant"] = "linear"  # linear: lr*s/W below W steps, lr*(1-s/N) from there
-    warmup_steps: NonNegative | None = None
-    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.1  # used when warmup_steps is not given
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    b1: Probability = 0.9
-    b2: Probability = 0.999
-    eps: Annotated[float, Field(gt=0)] = 1e-6
-    clip_norm: Annotated[float, Field(gt=0)] | None = 1.0
-
-
-class Trainable(Section):
-    """What trains. `gradual` opens the stack from the top, one episode at a time (arXiv 1910.10683 section 3.5.1)."""
-
-    kind: Literal["all", "head", "gradual"] = "all"
-    episodes: Positive | None = None  # default: one for each layer
-    embeddings: Literal["last", "always", "never"] = "last"  # when gradual unfreezing reaches the input embeddings
-
-
-def _trainable(value: Any) -> Any:
-    return {"kind": value} if isinstance(value, str) else value
-
-
-# ---- evaluation -----------------------------------------------------------------------------------------------------
-
-
-class MlmEvaluation(Section):
-    """Masked-token and next-sentence loss and accuracy on held-out text."""
-
-    kind: Literal["mlm"] = "mlm"
-    name: Name = "mlm"
-    data: Task
-    batch_size: Positive = 32
-    batches: Positive | None = None  # default: all
-    every: Positive | None = None  # in steps; always at the end of the stage
-
-
-class SquadEvaluation(Section):
-    """Extractive answers by run_squad.py's rules, scored by the official v1.1 or v2.0 script's rules."""
-
-    kind: Literal["squad"] = "squad"
-    name: Name = "squad"
-    data: Task
-    batch_size: Positive = 32
-    every: Positive | None = None
-    n_best: Positive = 20
-    max_answer_length: Positive = 30
-    null_score_diff_threshold: FiniteFloat = 0.0
-    version_2: bool | None = None  # default: whether the file has unanswerable questions
-
-
-class ClassificationEvaluation(Section):
-    kind: Literal["classification"] = "classification"
-    name: Name = "classification"
-    data: Task
-    batch_size: Positive = 32
-    every: Positive | None = None
-
-
-if TYPE_CHECKING:
-    Evaluation: TypeAlias = Any
-else:
-    Evaluation = tagged(
-        "kind", "mlm", mlm=MlmEvaluation, squad=SquadEvaluation, classification=ClassificationEvaluation
-    )
-
+from bertjax.config.data_schema import Data, Mixture, Task, Tokenizer, TokenizerConfig
+from bertjax.config.evaluation_schema import Evaluation
+from bertjax.config.model_schema import BertConfig, Model
+from bertjax.config.sections import Name, NonNegative, Positive, Section
+from bertjax.config.training_schema import Adam, MlmNsp, Objective, Optimizer, Trainable, trainable_kind
 
 # ---- stages, mesh, run ----------------------------------------------------------------------------------------------
 
@@ -154,8 +27,8 @@ class Stage(Section):
     epochs: Annotated[float, Field(gt=0)] | None = None  # instead of steps
     batch_size: Positive = 32  # global, in rows
     grad_accum: Positive = 1  # micro-batches a step; the numbers do not change
-    optimizer: Optimizer = Optimizer()
-    trainable: Annotated[Trainable, BeforeValidator(_trainable)] = Trainable()
+    optimizer: Optimizer = Adam()
+    trainable: Annotated[Trainable, BeforeValidator(trainable_kind)] = Trainable()
     init_from: str | None = None  # scratch | previous | a checkpoint or run folder | a Hugging Face folder
     evaluate: list[Evaluation] = []
 
@@ -191,7 +64,7 @@ class CheckpointPolicy(Section):
     save_every: Positive = 1000  # steps
     keep_last: Positive = 3
     keep_every: Positive | None = None  # steps whose multiples are never removed
-    keep_best: str | None = None  # an evaluation score such as squad/f1: the best step is kept too
+    keep_best: str | list[str] | None = None  # scores such as squad/f1: the best step of each is kept too
     best_is: Literal["highest", "lowest"] = "highest"
 
 
@@ -217,11 +90,12 @@ class Run(Section):
 
 
 class Config(Section):
-    model: ModelConfig = ModelConfig()
-    tokenizer: TokenizerConfig = TokenizerConfig()
+    model: Model = BertConfig()
+    tokenizer: Tokenizer = TokenizerConfig()
     mesh: Mesh = Mesh()
     run: Run = Run()
     tasks: dict[str, Task] = {}
+    mixtures: dict[str, Mixture] = {}  # named, so that other mixtures and stages can draw from them
     stages: list[Stage] = Field(min_length=1)
 
     @model_validator(mode="after")
@@ -229,35 +103,89 @@ class Config(Section):
         names = [stage.name for stage in self.stages]
         if len(set(names)) != len(names):
             raise ValueError("stages need different names")
+        shared = self.tasks.keys() & self.mixtures.keys()
+        if shared:
+            raise ValueError(f"'{min(shared)}' is both a task and a mixture: give one of them another name")
+        if (self.model.family == "t5") != (self.tokenizer.kind == "sentencepiece"):
+            need = "sentencepiece" if self.model.family == "t5" else "wordpiece"
+            raise ValueError(f"a model of family '{self.model.family}' needs tokenizer.kind: {need}")
         for stage in self.stages:
-            wanted = [stage.data] if isinstance(stage.data, str) else list(getattr(stage.data, "mixture", []))
-            for name in wanted:
-                if name not in self.tasks:
-                    raise ValueError(f"stage '{stage.name}' uses task '{name}', which is not under 'tasks:'")
-            for task in self.stage_tasks(stage).values():
-                length = task.preprocess.sequence_length
-                if length > self.model.max_position_embeddings:
-                    raise ValueError(
-                        f"stage '{stage.name}': sequence_length ({length}) is more than "
-                        f"model.max_position_embeddings ({self.model.max_position_embeddings})"
-                    )
+            self._check_stage(stage)
         if self.stages[0].init_from == "previous":
             raise ValueError("the first stage has no previous stage to start from")
         if isinstance(self.run.segments, list) and sum(self.run.segments) != self.model.num_hidden_layers:
             raise ValueError(f"run.segments must add up to num_hidden_layers ({self.model.num_hidden_layers})")
         return self
 
+    def _check_stage(self, stage: Stage) -> None:
+        where = f"stage '{stage.name}'"
+        try:
+            tasks = self.stage_tasks(stage)
+        except KeyError as error:
+            raise ValueError(f"{where} uses task '{error.args[0]}', which is not under 'tasks:'") from None
+        except RecursionError:
+            raise ValueError(f"{where}: its mixtures contain each other") from None
+        fitting = FITTING[stage.objective.kind]
+        for name, task in tasks.items():
+            if task.preprocess.kind not in fitting:
+                raise ValueError(
+                    f"{where}: task '{name}' has preprocess.kind '{task.preprocess.kind}', which the objective "
+                    f"'{stage.objective.kind}' cannot train on; it takes {', '.join(fitting)}"
+                )
+        if (stage.objective.kind == "text_to_text") != (self.model.family == "t5"):
+            raise ValueError(f"{where}: objective '{stage.objective.kind}' is not for a {self.model.family} model")
+        if stage.trainable.kind == "adapters" and self.model.family != "t5":
+            raise ValueError(f"{where}: trainable: adapters needs a t5 model")
+        for what in (*tasks.values(), *(e.data for e in stage.evaluate)):
+            self._check_lengths(where, what)
+
+    def _check_lengths(self, where: str, task: Task) -> None:
+        length = task.preprocess.sequence_length
+        if isinstance(self.model, BertConfig) and length > self.model.max_position_embeddings:
+            raise ValueError(
+                f"{where}: sequence_length ({length}) is more than "
+                f"model.max_position_embeddings ({self.model.max_position_embeddings})"
+            )
+
     def stage_tasks(self, stage: Stage) -> dict[str, Task]:
-        """The tasks a stage draws from, by name; a task written inside the stage takes the stage's name."""
-        if isinstance(stage.data, str):
-            return {stage.data: self.tasks[stage.data]}
+        """The tasks a stage draws from, by name; a task written inside the stage takes the stage's name.
+
+        Raises KeyError for a name that is neither a task nor a mixture, RecursionError for mixtures in a circle.
+        """
         if isinstance(stage.data, Task):
             return {stage.name: stage.data}
-        return {name: self.tasks[name] for name in stage.data.mixture}
+        if isinstance(stage.data, str) and stage.data in self.tasks:
+            return {stage.data: self.tasks[stage.data]}
+        mixture = self.mixtures[stage.data] if isinstance(stage.data, str) else stage.data
+        return {name: self.tasks[name] for name in self._members(mixture)}
+
+    def _members(self, mixture: Mixture, depth: int = 0) -> dict[str, None]:
+        """Names of the tasks in a mixture and the mixtures inside it, in order, each once."""
+        if depth > len(self.mixtures):
+            raise RecursionError
+        found: dict[str, None] = {}
+        for name in mixture.mixture:
+            if name in self.mixtures:
+                found |= self._members(self.mixtures[name], depth + 1)
+            elif name in self.tasks:
+                found[name] = None
+            else:
+                raise KeyError(name)
+        return found
 
     @property
     def run_dir(self) -> Path:
         return Path(self.run.root).expanduser() / self.run.name
 
+
+# Which kinds of preprocessing make the rows an objective reads.
+FITTING = {
+    "mlm_nsp": ("bert_pairs",),
+    "span_qa": ("span_qa",),
+    "classification": ("classify",),
+    "text_to_text": (
+        "text_to_text", "span_corruption", "iid_denoising", "deshuffling", "prefix_lm", "causal_lm",
+    ),
+}  # fmt: skip
 
 SECRET = re.compile(r"(api_?key|token|secret|password)$", re.IGNORECASE)

@@ -16,8 +16,9 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from bertjax.config.evaluation_schema import ClassificationEvaluation, MlmEvaluation, SquadEvaluation
 from bertjax.config.load import build
-from bertjax.config.schema import CheckpointPolicy, ClassificationEvaluation, MlmEvaluation, SquadEvaluation
+from bertjax.config.schema import CheckpointPolicy
 from bertjax.data import qa, tokenizers
 from bertjax.data.loader import Batches, open_task
 from bertjax.errors import UserError

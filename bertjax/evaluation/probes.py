@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bertjax.config.data_schema import SpanQa
-from bertjax.config.schema import SquadEvaluation
+from bertjax.config.evaluation_schema import SquadEvaluation
 from bertjax.data import qa
 from bertjax.errors import UserError
 from bertjax.evaluation.answers import predict_answers

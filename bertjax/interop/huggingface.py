@@ -12,11 +12,11 @@ from flax import nnx
 from safetensors.numpy import save_file
 
 from bertjax.config.load import DISTILBERT, resolve_sizes
-from bertjax.config.schema import ModelConfig
+from bertjax.config.model_schema import BertConfig
 from bertjax.errors import UserError
 from bertjax.interop import tables, tensors
 from bertjax.interop.tensors import Stored
-from bertjax.models import bert, paths
+from bertjax.models import family, paths
 
 # The transformers classes whose tensors the tables know, by the heads they have.
 _CLASSES: dict[str, dict[frozenset[str], str]] = {
@@ -43,7 +43,7 @@ _FUNCTION = ("num_hidden_layers", "num_attention_heads", "hidden_act", "layer_no
 # ---- reading --------------------------------------------------------------------------------------------------------
 
 
-def load_params(folder: Path, model: ModelConfig) -> dict[str, np.ndarray]:
+def load_params(folder: Path, model: BertConfig) -> dict[str, np.ndarray]:
     """{our path: float32 array} of everything in the folder that `model` has a place for, heads included.
 
     Shapes as in `bertjax.models.bert`. `present_heads` and `num_labels` tell what was found. Raises UserError, naming
@@ -102,7 +102,7 @@ def num_labels(params: Mapping[str, Any]) -> int:
     return 2 if bias is None else int(bias.shape[0])
 
 
-def _check_agrees(folder: Path, model: ModelConfig) -> None:
+def _check_agrees(folder: Path, model: BertConfig) -> None:
     describe(folder)
     theirs = resolve_sizes(folder)
     ours = model.model_dump()
@@ -132,10 +132,10 @@ def _check_names(folder: Path, found: Mapping[str, Stored], table: tables.Table,
             raise UserError(f"{stored.path}: tensor '{stored.name}' has no place in a {family} encoder of this size")
 
 
-def _shapes(model: ModelConfig, heads: Sequence[str], found: Mapping[str, Stored]) -> dict[str, tuple[int, ...]]:
+def _shapes(model: BertConfig, heads: Sequence[str], found: Mapping[str, Stored]) -> dict[str, tuple[int, ...]]:
     """{our path: the shape the model wants}."""
     labels = found["classifier.bias"].shape[0] if "classifier" in heads and found["classifier.bias"].shape else 2
-    abstract = bert.structure(model, tuple(heads), labels)[1]
+    abstract = family.structure(model, tuple(heads), labels)[1]
     return {path: x.shape for path, x in paths.flatten(nnx.as_pure(abstract)).items()}
 
 
@@ -155,7 +155,7 @@ def _check_tied(found: Mapping[str, Stored], params: Mapping[str, np.ndarray], f
 
 
 def save_folder(
-    out: Path, params: Mapping[str, np.ndarray], model: ModelConfig, heads: Sequence[str], *,
+    out: Path, params: Mapping[str, np.ndarray], model: BertConfig, heads: Sequence[str], *,
     tokenizer_json: str, pieces: Sequence[str], lowercase: bool, labels: Sequence[str] | None = None,
 ) -> None:  # fmt: skip
     """Writes a folder that transformers' AutoModelFor... and AutoTokenizer load, in one piece.
@@ -182,7 +182,7 @@ def save_folder(
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _their_tensors(params: Mapping[str, np.ndarray], model: ModelConfig, heads: Sequence[str]) -> dict[str, np.ndarray]:
+def _their_tensors(params: Mapping[str, np.ndarray], model: BertConfig, heads: Sequence[str]) -> dict[str, np.ndarray]:
     bare = not set(heads) - {"pooler"}
     written = [head for head in heads if bare or head != "pooler"]
     found: dict[str, np.ndarray] = {}
@@ -196,7 +196,7 @@ def _their_tensors(params: Mapping[str, np.ndarray], model: ModelConfig, heads: 
 
 
 def _config_json(
-    out: Path, params: Mapping[str, np.ndarray], model: ModelConfig, heads: Sequence[str], pieces: Sequence[str],
+    out: Path, params: Mapping[str, np.ndarray], model: BertConfig, heads: Sequence[str], pieces: Sequence[str],
     labels: Sequence[str] | None,
 ) -> dict[str, Any]:  # fmt: skip
     kind = frozenset(heads) - {"pooler"}
@@ -226,7 +226,7 @@ def _config_json(
     return config
 
 
-def _tokenizer_files(model: ModelConfig, lowercase: bool) -> dict[str, Any]:
+def _tokenizer_files(model: BertConfig, lowercase: bool) -> dict[str, Any]:
     """The generic class: BertTokenizer rebuilds itself from vocab.txt and gives up on words above 100 letters."""
     inputs = ["input_ids", "token_type_ids", "attention_mask"]
     config = {

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from bertjax.config.schema import ModelConfig
+from bertjax.config.model_schema import BertConfig
 
 # The name of the encoder inside a model with heads; the bare encoder is saved without it.
 PREFIX = {"bert": "bert.", "distilbert": "distilbert."}
@@ -64,7 +64,7 @@ _IGNORED = ("embeddings.position_ids", "embeddings.token_type_ids")  # buffers o
 Table = dict[str, tuple[str, ...]]
 
 
-def table(model: ModelConfig, heads: Sequence[str]) -> Table:
+def table(model: BertConfig, heads: Sequence[str]) -> Table:
     """{our path: its tensors, named as in a model with heads}: one tensor, or query, key and value."""
     family, prefix = model.family, PREFIX[model.family]
     modules: Table = {f"embeddings/{ours}": (f"{prefix}embeddings.{name}",) for ours, name in _EMBEDDINGS.items()}

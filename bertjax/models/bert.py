@@ -4,15 +4,14 @@ DistilBERT is the same encoder without segment embeddings and pooler. Shape lett
 H heads, K head size, F feed-forward, V vocabulary, G examples in a row.
 """
 
-from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from bertjax.config.schema import ModelConfig
-from bertjax.models import paths, stack
+from bertjax.config.model_schema import BertConfig
+from bertjax.models import stack
 from bertjax.models.attention import attend
 from bertjax.models.execution import Execution
 from bertjax.models.heads import Heads, at_positions, linear_logits
@@ -20,12 +19,12 @@ from bertjax.models.layers import KEPT, Dense, Initializer, LayerNorm, activatio
 from bertjax.parallel.mesh import constrain, gathered
 
 
-def initializer(config: ModelConfig) -> Initializer:
+def initializer(config: BertConfig) -> Initializer:
     """Normal of `initializer_range` truncated at two deviations, as tf.truncated_normal_initializer."""
     return nnx.initializers.truncated_normal(config.initializer_range / 0.87962566)
 
 
-def sinusoids(config: ModelConfig) -> Initializer:
+def sinusoids(config: BertConfig) -> Initializer:
     """sin and cos of arXiv 1706.03762 section 3.5 in one half each, scaled to the words' deviation.
 
     Only where learnt positions start. A shift is then one linear map for all of them, so that attention to a neighbour
@@ -46,7 +45,7 @@ class Table(nnx.Module):
     def __init__(
         self,
         rows: int,
-        config: ModelConfig,
+        config: BertConfig,
         names: tuple[str | None, ...],
         rngs: nnx.Rngs,
         init: Initializer | None = None,
@@ -58,7 +57,7 @@ class Table(nnx.Module):
 class Embeddings(nnx.Module):
     """Word + position (+ segment) embeddings, layer norm, dropout."""
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+    def __init__(self, config: BertConfig, rngs: nnx.Rngs):
         self.word = Table(config.vocab_size, config, ("vocab", "embed"), rngs)
         start = sinusoids(config) if config.position_init == "sinusoidal" else None
         self.position = Table(config.max_position_embeddings, config, (None, "embed"), rngs, start)
@@ -86,7 +85,7 @@ class Embeddings(nnx.Module):
 
 
 class Attention(nnx.Module):
-    def __init__(self, config: ModelConfig, init: Initializer, rngs: nnx.Rngs):
+    def __init__(self, config: BertConfig, init: Initializer, rngs: nnx.Rngs):
         D = config.hidden_size
         self.qkv = Dense((D, 3, D), ("embed", None, "heads"), init, rngs)
         self.output = Dense((D, D), ("heads", "embed"), init, rngs)
@@ -94,7 +93,7 @@ class Attention(nnx.Module):
 
 
 class Mlp(nnx.Module):
-    def __init__(self, config: ModelConfig, init: Initializer, rngs: nnx.Rngs):
+    def __init__(self, config: BertConfig, init: Initializer, rngs: nnx.Rngs):
         D, F = config.hidden_size, config.intermediate_size
         self.intermediate = Dense((D, F), ("embed", "mlp"), init, rngs)
         self.output = Dense((F, D), ("mlp", "embed"), init, rngs)
@@ -104,7 +103,7 @@ class Mlp(nnx.Module):
 class Layer(nnx.Module):
     """Self-attention and feed-forward, each: dropout, add, then norm (post-LN)."""
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+    def __init__(self, config: BertConfig, rngs: nnx.Rngs):
         self.attention = Attention(config, initializer(config), rngs)
         self.mlp = Mlp(config, initializer(config), rngs)
         self.config = config
@@ -139,7 +138,7 @@ class Bert(nnx.Module):
     """Encoder and heads; all methods are pure and usable eagerly or under jit."""
 
     def __init__(
-        self, config: ModelConfig, heads: tuple[str, ...], num_labels: int, execution: Execution, rngs: nnx.Rngs
+        self, config: BertConfig, heads: tuple[str, ...], num_labels: int, execution: Execution, rngs: nnx.Rngs
     ):
         self.embeddings = Embeddings(config, rngs)
         self.layers = nnx.List([Layer(config, rngs) for _ in range(config.num_hidden_layers)])
@@ -184,45 +183,3 @@ class Bert(nnx.Module):
         pooled = pool(at_positions(hidden, cls_positions), self.execution)
         pooled = dropout(pooled, self.config.hidden_dropout_prob, key, self.execution)
         return linear_logits(self.heads.classifier, pooled, self.execution)
-
-
-def structure(
-    config: ModelConfig,
-    heads: tuple[str, ...],
-    num_labels: int = 2,
-    execution: Execution = Execution(),  # noqa: B008
-) -> tuple[nnx.GraphDef, nnx.State]:
-    """-> (graphdef, abstract parameters as an nnx.State): shapes, dtypes and logical axes, without memory."""
-    make = lambda key: nnx.split(Bert(config, heads, num_labels, execution, nnx.Rngs(params=key)), nnx.Param)  # noqa: E731
-    return nnx.eval_shape(make, jax.random.key(0))
-
-
-def initialize(config: ModelConfig, heads: tuple[str, ...], num_labels: int, key: jax.Array) -> dict[str, jax.Array]:
-    """Fresh parameters as {path: float32 array}; jit it with out_shardings so that they are born in their shards."""
-    model = Bert(config, heads, num_labels, Execution(), nnx.Rngs(params=key))
-    return paths.flatten(nnx.as_pure(nnx.split(model, nnx.Param)[1]))
-
-
-def logical_axes(abstract: nnx.State) -> dict[str, tuple[str | None, ...]]:
-    """{path: logical axis names}, as the modules declare them."""
-    flat = paths.flatten(abstract, is_leaf=lambda v: isinstance(v, nnx.Variable))
-    return {path: tuple(v.get_metadata("out_sharding")) for path, v in flat.items()}
-
-
-def merge(graphdef: nnx.GraphDef, abstract: nnx.State, params: Mapping[str, jax.Array]) -> Bert:
-    """The module with these parameters; raises KeyError for a missing path."""
-    template = nnx.as_pure(abstract)
-    return nnx.merge(graphdef, jax.tree_util.tree_map_with_path(lambda p, _: params[paths.join(p)], template))
-
-
-def apply_model(
-    config: ModelConfig,
-    heads: tuple[str, ...],
-    params: Mapping[str, jax.Array],
-    *,
-    num_labels: int = 2,
-    execution: Execution = Execution(),  # noqa: B008
-) -> Bert:
-    """A ready model from flat parameters."""
-    graphdef, abstract = structure(config, heads, num_labels, execution)
-    return merge(graphdef, abstract, params)

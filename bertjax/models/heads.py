@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from bertjax.config.schema import ModelConfig
+from bertjax.config.model_schema import BertConfig
 from bertjax.models.execution import Execution
 from bertjax.models.layers import Dense, Initializer, LayerNorm, activation, add_bias, axes, contract
 from bertjax.parallel.mesh import constrain, gathered
@@ -18,7 +18,7 @@ def at_positions(hidden_BSD: jax.Array, positions_BN: jax.Array) -> jax.Array:
 class MlmHead(nnx.Module):
     """dense, activation, layer norm, then the word embeddings as output matrix plus a bias (run_pretraining.py)."""
 
-    def __init__(self, config: ModelConfig, init: Initializer, rngs: nnx.Rngs):
+    def __init__(self, config: BertConfig, init: Initializer, rngs: nnx.Rngs):
         D = config.hidden_size
         self.transform = Dense((D, D), ("embed", None), init, rngs)
         self.norm = LayerNorm(D, config.layer_norm_eps)
@@ -36,7 +36,7 @@ class MlmHead(nnx.Module):
 class Pooler(nnx.Module):
     """tanh(dense([CLS])); every example of a packed row has its own [CLS]."""
 
-    def __init__(self, config: ModelConfig, init: Initializer, rngs: nnx.Rngs):
+    def __init__(self, config: BertConfig, init: Initializer, rngs: nnx.Rngs):
         D = config.hidden_size
         self.kernel = nnx.Param(init(rngs.params(), (D, D), jnp.float32), **axes("embed", None))
         self.bias = nnx.Param(jnp.zeros((D,), jnp.float32), **axes(None))
@@ -58,7 +58,7 @@ def linear_logits(head: Dense, x: jax.Array, execution: Execution) -> jax.Array:
 class Heads(nnx.Module):
     """The heads a checkpoint has; `names` from mlm, nsp, qa, classifier, and pooler (without a head that reads it)."""
 
-    def __init__(self, config: ModelConfig, names: tuple[str, ...], num_labels: int, init: Initializer, rngs: nnx.Rngs):
+    def __init__(self, config: BertConfig, names: tuple[str, ...], num_labels: int, init: Initializer, rngs: nnx.Rngs):
         D, bert = config.hidden_size, config.family == "bert"
         output = lambda width: Dense((D, width), ("embed", None), init, rngs)  # noqa: E731
         if "mlm" in names:

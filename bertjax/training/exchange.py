@@ -12,11 +12,12 @@ import numpy as np
 from flax import nnx
 
 from bertjax.config.load import build, dump
-from bertjax.config.schema import CheckpointPolicy, Config, ModelConfig
+from bertjax.config.model_schema import BertConfig
+from bertjax.config.schema import CheckpointPolicy, Config
 from bertjax.data import tokenizers
 from bertjax.errors import StorageError, UserError
 from bertjax.interop import huggingface
-from bertjax.models import bert, paths
+from bertjax.models import family, paths
 from bertjax.parallel import mesh as meshes
 from bertjax.training import setup
 from bertjax.training.checkpoint import Checkpoints
@@ -37,7 +38,7 @@ def import_folder(source: Path, out: Path) -> None:
     source, out = Path(source), Path(out)
     described = huggingface.describe(source)
     tokenizer = tokenizers.from_file(source)
-    model = ModelConfig(**_sizes(source))
+    model = BertConfig(**_sizes(source))
     if tokenizer.vocab_size > model.vocab_size:
         raise UserError(
             f"{source}: the tokenizer has {tokenizer.vocab_size} pieces, vocab_size is {model.vocab_size}; "
@@ -81,7 +82,7 @@ def _write(
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _config(model: ModelConfig, heads: tuple[str, ...], num_labels: int, lowercase: bool, out: Path) -> Config:
+def _config(model: BertConfig, heads: tuple[str, ...], num_labels: int, lowercase: bool, out: Path) -> Config:
     """What the run folder says of itself: the objective its heads serve, and data every machine has to try it on."""
     stage = _stage(heads, num_labels, model.max_position_embeddings)
     return build(
@@ -138,7 +139,7 @@ def export_checkpoint(source: Path, out: Path) -> None:
     with Checkpoints(found.folder, CheckpointPolicy(), read_only=True) as checkpoints:
         meta = checkpoints.meta(found.step)
         model, heads = setup.config_of(meta, found.folder).model, tuple(meta["heads"])
-        abstract = nnx.as_pure(bert.structure(model, heads, meta["num_labels"])[1])
+        abstract = nnx.as_pure(family.structure(model, heads, meta["num_labels"])[1])
         wanted = paths.unflatten(paths.flatten(abstract))
         _, params, _ = checkpoints.restore_params(wanted, meta["step"])
     tokenizer = tokenizers.from_json(meta["tokenizer_json"], str(found.folder))

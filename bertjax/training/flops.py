@@ -7,10 +7,10 @@ norms, dropout, the optimizer and the small heads (pooler, NSP, spans, classes; 
 
 import re
 
-from bertjax.config.schema import ModelConfig
+from bertjax.config.model_schema import BertConfig
 
 
-def encoder_flops(model: ModelConfig, tokens: int, squares: int | None = None, layers: int | None = None) -> int:
+def encoder_flops(model: BertConfig, tokens: int, squares: int | None = None, layers: int | None = None) -> int:
     """FLOPs of one forward pass of `layers` encoder layers (default: all) over a row of `tokens` real tokens.
 
     2 L (4 D^2 + 2 D F) S for the projections and 4 L D sum(s^2) for attention, which looks both ways: no halving.
@@ -22,13 +22,13 @@ def encoder_flops(model: ModelConfig, tokens: int, squares: int | None = None, l
     return 2 * depth * (4 * hidden * hidden + 2 * hidden * inner) * tokens + 4 * depth * hidden * pairs
 
 
-def head_flops(model: ModelConfig, predictions: int) -> int:
+def head_flops(model: BertConfig, predictions: int) -> int:
     """FLOPs of one forward pass of the MLM head over `predictions` masked positions: the transform and the decoder."""
     return predictions * (2 * model.hidden_size**2 + 2 * model.hidden_size * model.vocab_size)
 
 
 def train_flops(
-    model: ModelConfig,
+    model: BertConfig,
     sequence_length: int,
     predictions: int = 0,
     *,

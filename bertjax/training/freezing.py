@@ -7,7 +7,7 @@ a mask): they cost no backward pass and have no optimizer slots, and their bytes
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from bertjax.config.schema import Trainable
+from bertjax.config.training_schema import Trainable
 from bertjax.errors import UserError
 
 

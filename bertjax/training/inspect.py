@@ -14,7 +14,7 @@ from bertjax import objectives
 from bertjax.config.load import load
 from bertjax.config.schema import CheckpointPolicy, Config, Stage
 from bertjax.errors import UserError
-from bertjax.models import bert, paths
+from bertjax.models import family, paths
 from bertjax.parallel import mesh as meshes
 from bertjax.training import freezing, optim
 from bertjax.training.checkpoint import Checkpoints
@@ -80,8 +80,8 @@ def _place(config: Config, described: list[dict[str, Any]], step: int | None) ->
 
 
 def _model(config: Config, heads: tuple[str, ...], num_labels: int) -> dict[str, Any]:
-    _, abstract = bert.structure(config.model, heads, num_labels)
-    names = bert.logical_axes(abstract)
+    _, abstract = family.structure(config.model, heads, num_labels)
+    names = family.logical_axes(abstract)
     mesh = meshes.make_mesh(config.mesh)
     table = meshes.rules(config.mesh.rules)
     params = _arrays(abstract)
@@ -99,7 +99,7 @@ def _arrays(abstract: Any) -> dict[str, jax.ShapeDtypeStruct]:
 def _stage(config: Config, stage: Stage) -> dict[str, Any]:
     """Episode bounds are in steps, or in fractions of a stage that is as long as its epochs."""
     objective = objectives.build(stage.objective)
-    _, abstract = bert.structure(config.model, objective.heads, objective.num_labels)
+    _, abstract = family.structure(config.model, objective.heads, objective.num_labels)
     sizes = _sizes(_arrays(abstract))
     plan = freezing.episodes(stage.trainable, tuple(sizes), stage.steps or FRACTIONS)
     bound = lambda at: at if stage.steps else at / FRACTIONS  # noqa: E731

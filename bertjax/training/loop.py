@@ -13,7 +13,8 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from bertjax.config.schema import Config, Evaluation, Stage
+from bertjax.config.evaluation_schema import Evaluation
+from bertjax.config.schema import Config, Stage
 from bertjax.data.loader import Batches, open_batches
 from bertjax.errors import DivergedError, StoppedSafely, UserError
 from bertjax.parallel import distributed

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bertjax.config.schema import Optimizer
+from bertjax.config.training_schema import Optimizer
 
 NO_DECAY = re.compile(r"(^|/)(norm|bias)(/|$)")  # optimization.py excludes LayerNorm, layer_norm and bias
 

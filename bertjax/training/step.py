@@ -10,8 +10,9 @@ from flax import nnx
 from jax.sharding import Mesh as JaxMesh
 from jax.sharding import NamedSharding
 
-from bertjax.config.schema import ModelConfig, Optimizer
-from bertjax.models import bert, paths, stack
+from bertjax.config.model_schema import BertConfig
+from bertjax.config.training_schema import Optimizer
+from bertjax.models import family, paths, stack
 from bertjax.models.execution import Execution
 from bertjax.objectives import Objective, Term, rows_by_task
 from bertjax.parallel import mesh as meshes
@@ -27,7 +28,7 @@ Metrics = dict[str, jax.Array]
 class Program:
     """Everything static about a stage; its methods give the pure functions and the shardings they are jitted with."""
 
-    model: ModelConfig
+    model: BertConfig
     objective: Objective
     heads: tuple[str, ...]
     optimizer: Optimizer
@@ -39,17 +40,17 @@ class Program:
     tasks: int = 1  # that its batches are mixed from
 
     def __post_init__(self) -> None:
-        structure = bert.structure(self.model, self.heads, self.objective.num_labels, self.execution)
+        structure = family.structure(self.model, self.heads, self.objective.num_labels, self.execution)
         object.__setattr__(self, "_structure", structure)
         object.__setattr__(self, "tx", optim.direction(self.optimizer))
 
-    def module(self, params: Mapping[str, jax.Array]) -> bert.Bert:
-        return bert.merge(*self._structure, params)  # type: ignore[attr-defined,call-arg]
+    def module(self, params: Mapping[str, jax.Array]) -> family.Module:
+        return family.merge(*self._structure, params)  # type: ignore[attr-defined,call-arg]
 
     def abstract_params(self) -> dict[str, jax.ShapeDtypeStruct]:
         """{path: shape, dtype and sharding} of all parameters."""
         abstract = self._structure[1]  # type: ignore[attr-defined]
-        names = bert.logical_axes(abstract)
+        names = family.logical_axes(abstract)
         flat = paths.flatten(nnx.as_pure(abstract))
         return {
             path: jax.ShapeDtypeStruct(
@@ -66,7 +67,7 @@ class Program:
 
     def initialize(self, key: jax.Array) -> Params:
         """Fresh parameters, each array born in its shard."""
-        make = lambda key: bert.initialize(self.model, self.heads, self.objective.num_labels, key)  # noqa: E731
+        make = lambda key: family.initialize(self.model, self.heads, self.objective.num_labels, key)  # noqa: E731
         with meshes.placing(self.mesh, self.rules):
             return jax.jit(make, out_shardings=self.placed())(key)
 

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from bertjax.config.data_schema import BertPairs
-from bertjax.config.schema import ModelConfig, Optimizer
+from bertjax.config.model_schema import BertConfig
+from bertjax.config.training_schema import Adam
 from bertjax.data.masking import MaskingRules, mask_rows, mask_tokens
 from bertjax.data.pairs import pairs_from_document
 from bertjax.verify.table import Triples, golden
@@ -99,7 +100,7 @@ class _Lists:
 
 
 def parameter_counts() -> Triples:
-    from bertjax.models import bert, paths
+    from bertjax.models import family, paths
 
     large = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
     distil = {"family": "distilbert", "num_hidden_layers": 6, "type_vocab_size": 0}
@@ -108,7 +109,7 @@ def parameter_counts() -> Triples:
         ("BERT-large uncased with pooler", large, ("pooler",), 335_141_888),
         ("DistilBERT-base uncased", distil, (), 66_362_880),
     ):
-        state = paths.flatten(bert.structure(ModelConfig(**sizes), heads)[1])  # type: ignore[arg-type]
+        state = paths.flatten(family.structure(BertConfig(**sizes), heads)[1])  # type: ignore[arg-type]
         yield name, sum(math.prod(x.shape) for x in state.values()), expected
 
 
@@ -126,7 +127,7 @@ def activations() -> Triples:
 def learning_rates() -> Triples:
     from bertjax.training import optim
 
-    schedule = optim.schedule(Optimizer(learning_rate=1e-4, warmup_steps=10_000), 100_000)
+    schedule = optim.schedule(Adam(learning_rate=1e-4, warmup_steps=10_000), 100_000)
     for step, expected in {
         0: 0.0, 1: 1e-8, 5_000: 5e-5, 9_999: 9.999e-5, 10_000: 9.0e-5, 10_001: 8.9999e-5, 50_000: 5e-5, 99_999: 1e-9,
         100_000: 0.0,
@@ -138,7 +139,7 @@ def adam_steps() -> Triples:
     """Two steps by hand: m = .9 m + .1 g, v = .999 v + .001 g^2, update = m / (sqrt v + 1e-6) + .01 w where decayed."""
     from bertjax.training import optim
 
-    rule = optim.direction(Optimizer())
+    rule = optim.direction(Adam())
     for path, decay in (("layers/0/mlp/output/kernel", 0.01), ("layers/0/mlp/output/bias", 0.0)):
         w, m, v = 0.5, 0.0, 0.0
         params = {path: np.float32(w)}

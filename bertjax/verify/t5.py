@@ -1,7 +1,7 @@
 """What of T5 is here: mixing rates and gradual unfreezing."""
 
 from bertjax.config.data_schema import Mixture
-from bertjax.config.schema import Trainable
+from bertjax.config.training_schema import Trainable
 from bertjax.data import mixing
 from bertjax.verify.table import Triples
 

@@ -12,10 +12,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from bertjax.config.load import resolve_sizes
-from bertjax.config.schema import ModelConfig
+from bertjax.config.model_schema import BertConfig
 from bertjax.errors import UserError
 from bertjax.interop import huggingface, tables
-from bertjax.models import bert
+from bertjax.models import family
 
 D, F, V, P = 8, 12, 11, 16
 BERT = {
@@ -90,12 +90,12 @@ def put(folder: Path, config: dict, weights: dict[str, np.ndarray]) -> Path:
 
 
 def load(folder: Path) -> dict[str, np.ndarray]:
-    return huggingface.load_params(folder, ModelConfig(**resolve_sizes(folder)))
+    return huggingface.load_params(folder, BertConfig(**resolve_sizes(folder)))
 
 
-def refused(folder: Path, *mentions: str, model: ModelConfig | None = None) -> None:
+def refused(folder: Path, *mentions: str, model: BertConfig | None = None) -> None:
     with pytest.raises(UserError) as error:
-        huggingface.load_params(folder, model or ModelConfig(**resolve_sizes(folder)))
+        huggingface.load_params(folder, model or BertConfig(**resolve_sizes(folder)))
     message = str(error.value)
     assert "\n" not in message and len(message) <= 300 + len(str(folder)), message
     for text in (str(folder), *mentions):
@@ -111,7 +111,7 @@ def test_bert_tensors_land_where_they_belong(tmp_path):
     assert huggingface.present_heads(params) == ("mlm", "nsp") and huggingface.num_labels(params) == 2
     assert (
         params.keys()
-        == bert.initialize(ModelConfig(**resolve_sizes(tmp_path)), ("mlm", "nsp"), 2, jax.random.key(0)).keys()
+        == family.initialize(BertConfig(**resolve_sizes(tmp_path)), ("mlm", "nsp"), 2, jax.random.key(0)).keys()
     )
     layer = "bert.encoder.layer.1."
     qkv = params["layers/1/attention/qkv/kernel"]
@@ -207,7 +207,7 @@ def test_writing_is_the_inverse_of_reading(kind, tmp_path):
     """The very tensors, by name and bit."""
     config, shapes = (BERT, bert_shapes()) if kind == "bert" else (DISTILBERT, distilbert_shapes())
     params = load(put(tmp_path / "in", config, random(shapes)))
-    model, heads = ModelConfig(**resolve_sizes(tmp_path / "in")), huggingface.present_heads(params)
+    model, heads = BertConfig(**resolve_sizes(tmp_path / "in")), huggingface.present_heads(params)
     huggingface.save_folder(
         tmp_path / "out", params, model, heads, tokenizer_json="{}", pieces=["[PAD]"], lowercase=True
     )
@@ -218,9 +218,9 @@ def test_writing_is_the_inverse_of_reading(kind, tmp_path):
 
 
 def test_the_tables_are_one_to_one():
-    for family in tables.HEADS:
-        model = ModelConfig(family=family, type_vocab_size=2 if family == "bert" else 0)
-        names = [n for theirs in tables.table(model, tuple(tables.HEADS[family])).values() for n in theirs]
+    for kind in tables.HEADS:
+        model = BertConfig(family=kind, type_vocab_size=2 if kind == "bert" else 0)
+        names = [n for theirs in tables.table(model, tuple(tables.HEADS[kind])).values() for n in theirs]
         assert len(names) == len(set(names))
         assert all(tables.modern(re.sub(r"^(distil)?bert\.", "", name), family) == name for name in names)
 
@@ -250,7 +250,7 @@ def test_configs_that_cannot_be_read(content, mention, tmp_path):
     (tmp_path / "config.json").unlink()
     if content is not None:
         (tmp_path / "config.json").write_text(content)
-    refused(tmp_path, mention, model=ModelConfig())
+    refused(tmp_path, mention, model=BertConfig())
 
 
 def test_weights_that_are_not_safetensors(tmp_path):
@@ -339,7 +339,7 @@ def test_untied_outputs_are_refused(tmp_path):
 def test_a_model_that_only_looks_alike(change, mention, tmp_path):
     """Equal shapes with another number of heads would load and be another function."""
     folder = put(tmp_path, BERT | {"hidden_act": "gelu"}, random(bert_shapes()))
-    model = ModelConfig(**resolve_sizes(folder) | change)
+    model = BertConfig(**resolve_sizes(folder) | change)
     refused(folder, mention, "config_from", model=model)
 
 

@@ -9,13 +9,13 @@ import pytest
 from safetensors import safe_open
 
 from bertjax.config.load import resolve_sizes
-from bertjax.config.schema import ModelConfig
+from bertjax.config.model_schema import BertConfig
 from bertjax.data import tokenizers
 from bertjax.errors import UserError
 from bertjax.interop import huggingface
-from bertjax.models import bert
+from bertjax.models import family
 
-MODEL = ModelConfig(
+MODEL = BertConfig(
     vocab_size=11, hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=12,
     max_position_embeddings=16,
 )  # fmt: skip
@@ -23,8 +23,8 @@ DISTILBERT = MODEL.model_copy(update={"family": "distilbert", "type_vocab_size":
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abc"]
 
 
-def save(out: Path, model: ModelConfig, heads: tuple[str, ...], labels: int = 2) -> dict[str, np.ndarray]:
-    fresh = bert.initialize(model, heads, labels, jax.random.key(0))
+def save(out: Path, model: BertConfig, heads: tuple[str, ...], labels: int = 2) -> dict[str, np.ndarray]:
+    fresh = family.initialize(model, heads, labels, jax.random.key(0))
     params = {path: np.asarray(x) for path, x in fresh.items()}
     backend = tokenizers.wordpiece({piece: i for i, piece in enumerate(PIECES)}, lowercase=False)
     huggingface.save_folder(
@@ -52,7 +52,7 @@ def test_what_is_written_reads_back(heads, labels, expected, tmp_path):
     names |= {"tokenizer_config.json", "special_tokens_map.json"}
     assert {p.name for p in (tmp_path / "out").iterdir()} == names and len(list(tmp_path.iterdir())) == 1
     config = json.loads((tmp_path / "out/config.json").read_text())
-    assert config["architectures"] == [expected] and ModelConfig(**resolve_sizes(tmp_path / "out")) == model
+    assert config["architectures"] == [expected] and BertConfig(**resolve_sizes(tmp_path / "out")) == model
     assert config.get("problem_type") == ("regression" if labels == 1 else None)
     found = huggingface.load_params(tmp_path / "out", model)
     assert found.keys() == params.keys() and all((found[p] == x).all() for p, x in params.items())

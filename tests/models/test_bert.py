@@ -9,14 +9,16 @@ import numpy as np
 import pytest
 
 from bertjax import objectives
-from bertjax.config.schema import Mesh, ModelConfig, SpanQaObjective
+from bertjax.config.model_schema import BertConfig
+from bertjax.config.schema import Mesh
+from bertjax.config.training_schema import SpanQaObjective
 from bertjax.data.packing import pack_lengths, pack_rows
-from bertjax.models import bert
+from bertjax.models import family
 from bertjax.models.attention import choose
 from bertjax.models.execution import Execution
 from bertjax.parallel import mesh as meshes
 
-SMALL = ModelConfig(
+SMALL = BertConfig(
     vocab_size=50, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=48,
     max_position_embeddings=32, initializer_range=0.2,
 )  # fmt: skip
@@ -24,14 +26,14 @@ DROPPING = SMALL.model_copy(update={"hidden_dropout_prob": 0.1, "attention_probs
 
 
 @cache
-def parameters(config: ModelConfig, heads: tuple[str, ...]) -> dict[str, jax.Array]:
-    return bert.initialize(config, heads, 2, jax.random.key(0))
+def parameters(config: BertConfig, heads: tuple[str, ...]) -> dict[str, jax.Array]:
+    return family.initialize(config, heads, 2, jax.random.key(0))
 
 
 def test_sinusoidal_positions_start_as_waves_as_large_as_the_words():
     """arXiv 1706.03762 section 3.5: a shift of all positions is one linear map."""
     config = SMALL.model_copy(update={"position_init": "sinusoidal"})
-    found = bert.initialize(config, ("mlm",), 2, jax.random.key(0))
+    found = family.initialize(config, ("mlm",), 2, jax.random.key(0))
     table, words = found["embeddings/position/embedding"], found["embeddings/word/embedding"]
     np.testing.assert_allclose(table.std(), words.std(), rtol=0.3)
     shift, residual, *_ = np.linalg.lstsq(np.asarray(table[:-3]), np.asarray(table[3:]), rcond=None)
@@ -61,12 +63,12 @@ def examples(count: int, length: int, seed: int = 0) -> dict[str, np.ndarray]:
 
 def hidden_and_grads(config, params, batch, execution, key=None, packed=False):
     """Hidden states and the gradient of a fixed random weighting of them (zero on padding)."""
-    graph = bert.structure(config, (), execution=execution)
+    graph = family.structure(config, (), execution=execution)
     weights = np.random.default_rng(1).normal(size=(*batch["input_ids"].shape, config.hidden_size)).astype(np.float32)
     weights *= (batch["segment_ids"] > 0)[..., None]
 
     def run(params):
-        model = bert.merge(*graph, params)
+        model = family.merge(*graph, params)
         fields = (batch[name] for name in ("input_ids", "token_type_ids", "segment_ids", "positions"))
         hidden = model.encode(*fields, packed=packed, key=key).astype(jnp.float32)
         return (hidden * weights).sum(), hidden
@@ -86,15 +88,15 @@ def assert_close(found, expected, tolerance=1e-5):
 @pytest.mark.parametrize(
     ("config", "heads", "expected"),
     [  # as counted by hand from the papers' sizes, and by transformers' num_parameters()
-        (ModelConfig(), ("pooler",), 109_482_240),
-        (ModelConfig(), ("mlm", "nsp"), 110_106_428),
-        (ModelConfig(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096),
+        (BertConfig(), ("pooler",), 109_482_240),
+        (BertConfig(), ("mlm", "nsp"), 110_106_428),
+        (BertConfig(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096),
          ("pooler",), 335_141_888),
-        (ModelConfig(family="distilbert", num_hidden_layers=6, type_vocab_size=0), (), 66_362_880),
+        (BertConfig(family="distilbert", num_hidden_layers=6, type_vocab_size=0), (), 66_362_880),
     ],
 )  # fmt: skip
 def test_parameter_counts(config, heads, expected):
-    abstract = bert.structure(config, heads)[1]
+    abstract = family.structure(config, heads)[1]
     assert sum(x.size for x in jax.tree.leaves(abstract)) == expected
 
 
@@ -117,7 +119,7 @@ KEY = jax.random.key(3)
 
 
 @cache
-def listed(config: ModelConfig):
+def listed(config: BertConfig):
     """What all ways of running the stack, with dropout on, are compared with: one layer after the other."""
     return hidden_and_grads(config, parameters(config, ()), examples(3, 16), Execution(), KEY)
 
@@ -154,10 +156,10 @@ def test_packed_examples_are_as_if_alone(segments):
     together, places = packed(alone, 32, 4)
     assert together["segment_ids"].max() > 2 and len(together["input_ids"]) < 9
     params, execution = parameters(SMALL, ("qa",)), Execution(segments=segments)
-    graph, objective = bert.structure(SMALL, ("qa",), execution=execution), objectives.build(SpanQaObjective())
+    graph, objective = family.structure(SMALL, ("qa",), execution=execution), objectives.build(SpanQaObjective())
 
     def run(params, batch):
-        model = bert.merge(*graph, params)
+        model = family.merge(*graph, params)
         terms = objective.terms(model, batch, None)
         fields = (batch[name] for name in ("input_ids", "token_type_ids", "segment_ids", "positions"))
         hidden = model.encode(*fields, packed=batch["cls_positions"].shape[1] > 1)
@@ -177,7 +179,7 @@ def test_packed_examples_are_as_if_alone(segments):
 def test_padding_is_never_seen():
     """Neither other tokens on padding nor more padding change a real token's hidden state."""
     params, batch = parameters(SMALL, ()), examples(4, 12)
-    model = bert.apply_model(SMALL, (), params)
+    model = family.apply_model(SMALL, (), params)
     fields = ("input_ids", "token_type_ids", "segment_ids", "positions")
     real = batch["segment_ids"] > 0
     hidden = np.asarray(model.encode(*(batch[f] for f in fields)))[real]
@@ -208,7 +210,7 @@ def test_a_model_split_over_eight_devices_is_the_same_model():
     params, batch, key = parameters(DROPPING, ()), examples(8, 16), jax.random.key(5)
     expected = hidden_and_grads(DROPPING, params, batch, Execution(), key)
     mesh = meshes.make_mesh(Mesh(data=2, fsdp=2, tensor=2))
-    names = bert.logical_axes(bert.structure(DROPPING, ())[1])
+    names = family.logical_axes(family.structure(DROPPING, ())[1])
     placed = {p: jax.device_put(x, meshes.sharding(mesh, names[p], x.shape)) for p, x in params.items()}
     assert len({x.sharding.spec for x in placed.values()}) > 3
     rows = jax.sharding.NamedSharding(mesh, meshes.partition(("batch",)))

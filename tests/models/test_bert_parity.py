@@ -12,10 +12,10 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from bertjax.config.load import resolve_sizes  # noqa: E402
-from bertjax.config.schema import ModelConfig  # noqa: E402
+from bertjax.config.model_schema import BertConfig  # noqa: E402
 from bertjax.data import tokenizers  # noqa: E402
 from bertjax.interop import huggingface  # noqa: E402
-from bertjax.models import bert  # noqa: E402
+from bertjax.models import family  # noqa: E402
 
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefgh", *(f"##{x}" for x in "abcdefgh"), "word", "!"]
 V = 61  # more rows than pieces, as padded vocabularies have
@@ -91,9 +91,9 @@ def torch_outputs(model, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name: x.numpy() for name, x in named.items()}
 
 
-def our_outputs(params, config: ModelConfig, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def our_outputs(params, config: BertConfig, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     heads = huggingface.present_heads(params)
-    model = bert.apply_model(config, heads, params, num_labels=huggingface.num_labels(params))
+    model = family.apply_model(config, heads, params, num_labels=huggingface.num_labels(params))
     b = {name: jnp.asarray(x) for name, x in batch.items()}
     hidden = model.encode(b["input_ids"], b["token_type_ids"], b["segment_ids"], b["positions"])
     every, first = jnp.broadcast_to(jnp.arange(hidden.shape[1]), hidden.shape[:2]), jnp.zeros((3, 1), jnp.int32)
@@ -118,7 +118,7 @@ def differences(theirs: dict[str, np.ndarray], ours: dict[str, np.ndarray], real
     return {name: float(np.abs(pick(theirs[name]) - pick(ours[name])).max()) for name in theirs}
 
 
-def export(out: Path, params, config: ModelConfig, labels=None) -> None:
+def export(out: Path, params, config: BertConfig, labels=None) -> None:
     backend = tokenizers.wordpiece({piece: i for i, piece in enumerate(VOCABULARY)}, lowercase=True)
     tokenizer = tokenizers.Tokenizer(backend, "test")
     huggingface.save_folder(
@@ -131,7 +131,7 @@ def export(out: Path, params, config: ModelConfig, labels=None) -> None:
 def test_outputs_and_round_trip(name, size, tmp_path):
     theirs = torch_model(name, size)
     theirs.save_pretrained(tmp_path / "theirs")
-    config = ModelConfig(**resolve_sizes(tmp_path / "theirs"))
+    config = BertConfig(**resolve_sizes(tmp_path / "theirs"))
     params = huggingface.load_params(tmp_path / "theirs", config)
     batch = rows(SIZES[size][-1])
     expected = torch_outputs(theirs, batch)
@@ -143,8 +143,8 @@ def test_outputs_and_round_trip(name, size, tmp_path):
     assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")), info
     for output, value in torch_outputs(again.eval(), batch).items():
         np.testing.assert_array_equal(value, expected[output], err_msg=output)
-    back = huggingface.load_params(tmp_path / "ours", ModelConfig(**resolve_sizes(tmp_path / "ours")))
-    assert ModelConfig(**resolve_sizes(tmp_path / "ours")) == config
+    back = huggingface.load_params(tmp_path / "ours", BertConfig(**resolve_sizes(tmp_path / "ours")))
+    assert BertConfig(**resolve_sizes(tmp_path / "ours")) == config
     assert back.keys() == params.keys()
     for path, array in params.items():
         np.testing.assert_array_equal(back[path].view(np.uint32), array.view(np.uint32), err_msg=path)
@@ -156,12 +156,12 @@ def test_our_own_models_load_in_the_auto_classes(family, heads, tmp_path):
     """Fresh parameters of ours, with the names and sizes only our configuration says."""
     if family == "distilbert" and set(heads) & {"nsp", "pooler"}:
         heads = ()
-    config = ModelConfig(
+    config = BertConfig(
         family=family, vocab_size=V, hidden_size=24, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
         max_position_embeddings=16, type_vocab_size=0 if family == "distilbert" else 2, hidden_act="gelu_new",
     )  # fmt: skip
     rng = np.random.default_rng(0)
-    shapes = bert.initialize(config, heads, 1, jax.random.key(0))
+    shapes = family.initialize(config, heads, 1, jax.random.key(0))
     params = {path: rng.normal(size=x.shape).astype(np.float32) for path, x in shapes.items()}
     export(tmp_path / "ours", params, config, labels=["score"] if "classifier" in heads else None)
     auto = {("mlm", "nsp"): "AutoModelForPreTraining", ("mlm",): "AutoModelForMaskedLM",
@@ -179,11 +179,11 @@ def test_our_own_models_load_in_the_auto_classes(family, heads, tmp_path):
 
 
 def test_models_without_segments_are_exported_with_zero_ones(tmp_path):
-    config = ModelConfig(
+    config = BertConfig(
         vocab_size=V, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8,
         max_position_embeddings=16, type_vocab_size=0,
     )  # fmt: skip
-    params = {p: np.asarray(x) for p, x in bert.initialize(config, ("mlm",), 2, jax.random.key(1)).items()}
+    params = {p: np.asarray(x) for p, x in family.initialize(config, ("mlm",), 2, jax.random.key(1)).items()}
     export(tmp_path / "ours", params, config)
     loaded = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path / "ours").eval()
     batch = rows(16)
@@ -193,11 +193,11 @@ def test_models_without_segments_are_exported_with_zero_ones(tmp_path):
 
 @pytest.mark.parametrize("family", ["bert", "distilbert"])
 def test_exported_tokenizers_give_the_same_ids(family, tmp_path):
-    config = ModelConfig(
+    config = BertConfig(
         family=family, vocab_size=V, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8,
         max_position_embeddings=16, type_vocab_size=0 if family == "distilbert" else 2,
     )  # fmt: skip
-    params = bert.initialize(config, ("mlm",), 2, jax.random.key(1))
+    params = family.initialize(config, ("mlm",), 2, jax.random.key(1))
     export(tmp_path / "ours", {p: np.asarray(x) for p, x in params.items()}, config)
     ours = tokenizers.from_file(tmp_path / "ours")
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "ours")
@@ -217,7 +217,7 @@ def test_half_precision_files_are_widened_exactly(dtype, tmp_path):
     theirs = torch_model("BertForQuestionAnswering", "three heads, erf gelu").to(getattr(torch, dtype))
     theirs.save_pretrained(tmp_path, max_shard_size="10KB")
     assert (tmp_path / "model.safetensors.index.json").is_file(), "several files"
-    params = huggingface.load_params(tmp_path, ModelConfig(**resolve_sizes(tmp_path)))
+    params = huggingface.load_params(tmp_path, BertConfig(**resolve_sizes(tmp_path)))
     weights = theirs.state_dict()
     np.testing.assert_array_equal(
         params["layers/1/attention/qkv/kernel"][:, 2],

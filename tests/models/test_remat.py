@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from bertjax.config.schema import ModelConfig
-from bertjax.models import bert
+from bertjax.config.model_schema import BertConfig
+from bertjax.models import family
 from bertjax.models.execution import Execution
 
-MODEL = ModelConfig(
+MODEL = BertConfig(
     vocab_size=64, hidden_size=64, num_hidden_layers=4, num_attention_heads=2, intermediate_size=256,
     max_position_embeddings=64, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
 )  # fmt: skip
@@ -18,14 +18,14 @@ MODEL = ModelConfig(
 
 @pytest.mark.parametrize("segments", [(4,), ()])
 def test_dots_repeats_no_projection(segments: tuple[int, ...]) -> None:
-    params = bert.initialize(MODEL, (), 2, jax.random.key(0))
+    params = family.initialize(MODEL, (), 2, jax.random.key(0))
     ids = jnp.ones((4, 64), jnp.int32)
 
     def dots(remat: str) -> tuple[int, dict[str, jax.Array]]:
         execution = Execution(segments=segments, remat=remat)
 
         def loss(params: dict[str, jax.Array]) -> jax.Array:
-            model = bert.apply_model(MODEL, (), params, execution=execution)
+            model = family.apply_model(MODEL, (), params, execution=execution)
             return (model.encode(ids, 0 * ids, ids, 0 * ids) ** 2).sum()
 
         jaxpr = jax.make_jaxpr(jax.grad(loss))(params)

@@ -12,7 +12,9 @@ import pytest
 
 from bertjax import objectives
 from bertjax.config.load import load
-from bertjax.config.schema import Mesh, MlmNsp, ModelConfig, Optimizer
+from bertjax.config.model_schema import BertConfig
+from bertjax.config.schema import Mesh
+from bertjax.config.training_schema import Adam, MlmNsp
 from bertjax.evaluation.evaluate import build_evaluators
 from bertjax.models.execution import Execution
 from bertjax.parallel import mesh as meshes
@@ -21,7 +23,7 @@ from bertjax.training.state import TrainState
 from bertjax.training.step import Program
 
 VOCABULARY, LENGTH = 64, 32
-TINY = ModelConfig(
+TINY = BertConfig(
     vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
     max_position_embeddings=LENGTH, initializer_range=0.1,
 )  # fmt: skip
@@ -35,9 +37,9 @@ def make_program() -> Callable[..., Program]:
     def make(
         objective: object = MlmNsp(),  # noqa: B008
         *,
-        model: ModelConfig = TINY,
+        model: BertConfig = TINY,
         dropout: float = 0.1,
-        optimizer: Optimizer = Optimizer(learning_rate=1e-3),  # noqa: B008
+        optimizer: Adam = Adam(learning_rate=1e-3),  # noqa: B008
         steps: int = 100,
         grad_accum: int = 1,
         rules: dict | None = None,

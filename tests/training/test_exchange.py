@@ -10,13 +10,13 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from bertjax.config.load import build, load
-from bertjax.config.schema import ModelConfig
+from bertjax.config.model_schema import BertConfig
 from bertjax.data import tokenizers
 from bertjax.errors import StorageError, UserError
 from bertjax.evaluation import probes
 from bertjax.evaluation.evaluate import evaluate_command, restore
 from bertjax.interop import huggingface
-from bertjax.models import bert
+from bertjax.models import family
 from bertjax.training import exchange, setup, warmstart
 
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefgh", *(f"##{x}" for x in "abcdefgh"), "word", "!"]
@@ -24,12 +24,12 @@ SIZES = {
     "vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24,
     "max_position_embeddings": 64,
 }  # fmt: skip
-BERT, DISTILBERT = ModelConfig(**SIZES), ModelConfig(family="distilbert", type_vocab_size=0, **SIZES)
+BERT, DISTILBERT = BertConfig(**SIZES), BertConfig(family="distilbert", type_vocab_size=0, **SIZES)
 
 
-def folder(out: Path, heads: tuple[str, ...], model: ModelConfig = BERT, labels: list[str] | None = None) -> Path:
+def folder(out: Path, heads: tuple[str, ...], model: BertConfig = BERT, labels: list[str] | None = None) -> Path:
     """A Hugging Face folder with random weights."""
-    make = jax.jit(bert.initialize, static_argnums=(0, 1, 2))
+    make = jax.jit(family.initialize, static_argnums=(0, 1, 2))
     fresh = make(model, heads, len(labels or "ab"), jax.random.key(0))
     backend = tokenizers.wordpiece({piece: i for i, piece in enumerate(PIECES)}, lowercase=True)
     huggingface.save_folder(

@@ -4,18 +4,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bertjax.config.schema import ModelConfig
+from bertjax.config.model_schema import BertConfig
 from bertjax.training import flops
 
-BASE = ModelConfig()
-LARGE = ModelConfig(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096)
+BASE = BertConfig()
+LARGE = BertConfig(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096)
 
 
 @pytest.mark.parametrize(
     "model, length, predictions, gigaflops",
     [(BASE, 128, 20, 69.9), (BASE, 512, 77, 301.0), (LARGE, 128, 20, 240.6), (LARGE, 512, 77, 1019.9)],
 )
-def test_published_shapes(model: ModelConfig, length: int, predictions: int, gigaflops: float) -> None:
+def test_published_shapes(model: BertConfig, length: int, predictions: int, gigaflops: float) -> None:
     # The standard pre-training shapes; 6 * N * S + 12 * L * D * S^2 + head, with N the weights that multiply.
     assert flops.train_flops(model, length, predictions) / 1e9 == pytest.approx(gigaflops, abs=0.06)
 
@@ -31,7 +31,7 @@ def test_forward_agrees_with_xla() -> None:
     """The formula counts what the compiler counts in a plain encoder of the same matrix products."""
     jax = pytest.importorskip("jax")
     jnp = jax.numpy
-    model = ModelConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, vocab_size=96)
+    model = BertConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, vocab_size=96)
     length, predictions = 16, 3
 
     def encoder(x, square, up, down, table):

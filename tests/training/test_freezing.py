@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bertjax.config.schema import MlmNsp, ModelConfig, Optimizer, SpanQaObjective, Trainable
+from bertjax.config.model_schema import BertConfig
+from bertjax.config.training_schema import Adam, MlmNsp, SpanQaObjective, Trainable
 from bertjax.errors import UserError
 from bertjax.models import paths, stack
 from bertjax.models.layers import ROWS_OF_ONES
@@ -101,11 +102,11 @@ def test_segments_are_cut_at_a_layer_and_nowhere_else(segments, at):
 # ---- the compiled step ----------------------------------------------------------------------------------------------
 
 LAYERS, ROWS, LENGTH = 3, 4, 64
-MODEL = ModelConfig(  # wide enough for the matrix products to outweigh the rest
+MODEL = BertConfig(  # wide enough for the matrix products to outweigh the rest
     vocab_size=64, hidden_size=128, num_hidden_layers=LAYERS, num_attention_heads=4, intermediate_size=512,
     max_position_embeddings=LENGTH,
 )  # fmt: skip
-ADAMW = Optimizer(kind="adamw", learning_rate=1e-3, warmup_steps=0)
+ADAMW = Adam(kind="adamw", learning_rate=1e-3, warmup_steps=0)
 
 
 @dataclass(frozen=True)

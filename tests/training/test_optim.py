@@ -8,8 +8,9 @@ import numpy as np
 import optax
 import pytest
 
-from bertjax.config.schema import ModelConfig, Optimizer
-from bertjax.models import bert, paths
+from bertjax.config.model_schema import BertConfig
+from bertjax.config.training_schema import Adam
+from bertjax.models import family, paths
 from bertjax.training import optim
 
 PATHS = (
@@ -21,7 +22,7 @@ PATHS = (
 
 
 def rate(step: int, steps: int = 100_000, **options: object) -> float:
-    return float(optim.schedule(Optimizer(learning_rate=1e-4, **options), steps)(step))
+    return float(optim.schedule(Adam(learning_rate=1e-4, **options), steps)(step))
 
 
 @pytest.mark.parametrize(
@@ -47,7 +48,7 @@ def test_schedules_without_warm_up_or_decay():
     assert [rate(s, schedule="constant", warmup_steps=4) for s in (0, 2, 4, 99_999)] == pytest.approx(
         [0, 5e-5, 1e-4, 1e-4]
     )
-    assert optim.warmup_steps(Optimizer(warmup_ratio=0.1), 88) == 8  # int(), as run_squad.py truncates
+    assert optim.warmup_steps(Adam(warmup_ratio=0.1), 88) == 8  # int(), as run_squad.py truncates
 
 
 def reference_adam(params: dict, grads: list[dict], rates: list[float]) -> dict:
@@ -67,7 +68,7 @@ def reference_adam(params: dict, grads: list[dict], rates: list[float]) -> dict:
     return params
 
 
-def ours(config: Optimizer, params: dict, grads: list[dict], rates: list[float]) -> dict:
+def ours(config: Adam, params: dict, grads: list[dict], rates: list[float]) -> dict:
     tx = optim.direction(config)
     slots = tx.init(params)
     for step_grads, lr in zip(grads, rates, strict=True):
@@ -86,7 +87,7 @@ def problem() -> SimpleNamespace:
 
 
 def test_bert_adamw_follows_the_reference_over_steps(problem):
-    found = ours(Optimizer(kind="bert_adamw"), problem.params, problem.grads, problem.rates)
+    found = ours(Adam(kind="bert_adamw"), problem.params, problem.grads, problem.rates)
     for path, expected in reference_adam(problem.params, problem.grads, problem.rates).items():
         np.testing.assert_allclose(found[path], expected, rtol=2e-5, atol=2e-6, err_msg=path)
 
@@ -94,14 +95,14 @@ def test_bert_adamw_follows_the_reference_over_steps(problem):
 @pytest.mark.parametrize("g", [1.0, -3.0, 1e-4, 1e-8])
 def test_first_bert_adamw_update_has_no_bias_correction(g):
     """update = .1 g / (sqrt(.001 g^2) + 1e-6): 3.16 for large gradients, where a corrected Adam would give 1."""
-    tx = optim.direction(Optimizer(weight_decay=0))
+    tx = optim.direction(Adam(weight_decay=0))
     params = {"layers/0/mlp/output/kernel": jnp.zeros(1)}
     update, _ = tx.update({path: jnp.full(1, g) for path in params}, tx.init(params), params)
     np.testing.assert_allclose(*update.values(), g * 0.1 / (np.sqrt(0.001 * g * g) + 1e-6), rtol=1e-5)
 
 
 def test_adamw_is_optax_adamw(problem):
-    config = Optimizer(kind="adamw", weight_decay=0.02, b1=0.8, b2=0.99, eps=1e-5)
+    config = Adam(kind="adamw", weight_decay=0.02, b1=0.8, b2=0.99, eps=1e-5)
     mask = dict(zip(PATHS, (True, True, False, False), strict=True))
     params, slots = problem.params, None
     for grads, lr in zip(problem.grads, problem.rates, strict=True):
@@ -132,7 +133,7 @@ def test_clipping_nothing_stays_finite():
 
 def test_decay_spares_norms_and_biases_only():
     """optimization.py: exclude_from_weight_decay=["LayerNorm", "layer_norm", "bias"]; embeddings are decayed."""
-    abstract = bert.structure(ModelConfig(num_hidden_layers=2), ("mlm", "nsp", "qa", "classifier"))[1]
+    abstract = family.structure(BertConfig(num_hidden_layers=2), ("mlm", "nsp", "qa", "classifier"))[1]
     shapes = {p.removesuffix("/value"): x.shape for p, x in paths.flatten(abstract).items()}
     decayed = {path for path in shapes if optim.decayed(path)}
     assert {p.rsplit("/", 1)[1] for p in decayed} == {"embedding", "kernel"}

@@ -13,7 +13,8 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from bertjax.config.schema import MlmNsp, ModelConfig, SpanQaObjective
+from bertjax.config.model_schema import BertConfig
+from bertjax.config.training_schema import MlmNsp, SpanQaObjective
 from bertjax.models.execution import Execution
 from bertjax.training import freezing
 from bertjax.training.state import TrainState
@@ -122,7 +123,7 @@ def table(program: Program) -> list[str]:
 
 def test_bert_base_is_placed_as_the_golden_table_says(make_program):
     """BERT-base's widths, one layer: ZeRO-3 over fsdp, columns then rows over tensor, norms and small biases whole."""
-    model = ModelConfig(num_hidden_layers=1)
+    model = BertConfig(num_hidden_layers=1)
     program = make_program(MlmNsp(), model=model, **MESHES["fsdp4_tensor2"])
     program = replace(program, heads=("mlm", "nsp", "qa", "classifier"))
     lines = [line for line in GOLDEN.read_text().splitlines() if line and not line.startswith("#")]
@@ -184,7 +185,7 @@ def traffic(make_program, make_rows) -> dict[int, list[tuple[str, int]]]:
     return {n: collectives(compiled(make_program(model=ONE, fsdp=n), make_rows("pairs", 2 * n))) for n in (4, 8)}
 
 
-ONE = ModelConfig(
+ONE = BertConfig(
     vocab_size=64, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=64,
     max_position_embeddings=32,
 )  # fmt: skip

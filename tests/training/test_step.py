@@ -8,18 +8,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bertjax.config.schema import ModelConfig, Optimizer, SpanQaObjective
+from bertjax.config.model_schema import BertConfig
+from bertjax.config.training_schema import Adam, SpanQaObjective
 from bertjax.models import paths
 from bertjax.training import freezing
 from bertjax.training import state as states
 from bertjax.training.state import TrainState
 from bertjax.training.step import Program
 
-DEEP = ModelConfig(
+DEEP = BertConfig(
     vocab_size=64, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=64,
     max_position_embeddings=32, initializer_range=0.1,
 )  # fmt: skip
-ADAMW = Optimizer(kind="adamw", learning_rate=1e-3)  # slots with a step count
+ADAMW = Adam(kind="adamw", learning_rate=1e-3)  # slots with a step count
 
 
 def begin(program: Program, groups: tuple[str, ...] | None = None) -> TrainState:

@@ -1,0 +1,86 @@
+"""The part of the schema that says what a model is."""
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeAlias
+
+from pydantic import Field, model_validator
+
+from bertjax.config.sections import NonNegative, Positive, Probability, Section, tagged
+
+
+class BertConfig(Section):
+    """An encoder. Fields as in Hugging Face BertConfig; `distilbert` has no segment embeddings and no pooler."""
+
+    family: Literal["bert", "distilbert"] = "bert"
+    config_from: str | None = None  # a Hugging Face folder or a bertjax checkpoint whose sizes fill the fields below
+    vocab_size: Positive = 30522
+    hidden_size: Positive = 768
+    num_hidden_layers: Positive = 12
+    num_attention_heads: Positive = 12
+    intermediate_size: Positive = 3072
+    max_position_embeddings: Positive = 512
+    type_vocab_size: NonNegative = 2
+    hidden_act: Literal["gelu", "gelu_new", "relu"] = "gelu"  # gelu: erf form; gelu_new: the reference's tanh form
+    hidden_dropout_prob: Probability = 0.1
+    attention_probs_dropout_prob: Probability = 0.1
+    layer_norm_eps: Annotated[float, Field(gt=0)] = 1e-12
+    initializer_range: Annotated[float, Field(gt=0)] = 0.02
+    position_init: Literal["normal", "sinusoidal"] = "normal"  # where learnt positions start
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"num_attention_heads ({self.num_attention_heads}) must divide hidden_size ({self.hidden_size})"
+            )
+        if self.family == "distilbert" and self.type_vocab_size != 0:
+            raise ValueError("a distilbert model has no segment embeddings: set type_vocab_size to 0")
+        return self
+
+
+class T5Config(Section):
+    """T5 (arXiv 1910.10683) and its decoder alone. Fields as in Hugging Face T5Config; the defaults are T5-small's."""
+
+    family: Literal["t5"] = "t5"
+    architecture: Literal["encoder_decoder", "decoder_only"] = "encoder_decoder"
+    config_from: str | None = None  # a Hugging Face folder or a bertjax checkpoint whose sizes fill the fields below
+    vocab_size: Positive = 32128
+    d_model: Positive = 512
+    d_kv: Positive = 64
+    d_ff: Positive = 2048
+    num_layers: NonNegative = 6  # of the encoder
+    num_decoder_layers: Positive | None = None  # default: num_layers
+    num_heads: Positive = 8
+    feed_forward_proj: Literal["relu", "gated-gelu"] = "relu"  # 1.0: relu; 1.1: gated-gelu
+    tie_word_embeddings: bool = True  # whether the output matrix is the embeddings; 1.0: yes, 1.1: no
+    scale_decoder_outputs: bool | None = None  # by 1/sqrt(d_model) before the output matrix; default: when tied
+    relative_attention_num_buckets: Annotated[int, Field(ge=4, multiple_of=2)] = 32
+    relative_attention_max_distance: Positive = 128
+    dropout_rate: Probability = 0.1
+    layer_norm_epsilon: Annotated[float, Field(gt=0)] = 1e-6
+
+    @property
+    def decoder_layers(self) -> int:
+        return self.num_layers if self.num_decoder_layers is None else self.num_decoder_layers
+
+    @property
+    def encoder_layers(self) -> int:
+        return self.num_layers if self.architecture == "encoder_decoder" else 0
+
+    @property
+    def num_hidden_layers(self) -> int:
+        """Of the deeper stack."""
+        return max(self.encoder_layers, self.decoder_layers)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not self.decoder_layers or (self.architecture == "encoder_decoder" and not self.num_layers):
+            raise ValueError("num_layers must be above zero")
+        return self
+
+
+if TYPE_CHECKING:
+    ModelConfig: TypeAlias = BertConfig | T5Config
+    Model: TypeAlias = Any
+else:
+    ModelConfig = BertConfig | T5Config
+    Model = tagged("family", "bert", bert=BertConfig, distilbert=BertConfig, t5=T5Config)

@@ -1,0 +1,77 @@
+"""From a model section to the model: structure, fresh parameters and a ready module, whatever the family."""
+
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+import jax
+from flax import nnx
+
+from bertjax.config.model_schema import ModelConfig, T5Config
+from bertjax.models import paths
+from bertjax.models.bert import Bert
+from bertjax.models.execution import Execution
+from bertjax.models.t5 import T5
+
+Module: TypeAlias = Any  # a Bert or a T5: whoever calls its methods knows which
+
+
+def _module(
+    config: ModelConfig,
+    heads: tuple[str, ...],
+    num_labels: int,
+    adapter_size: int,
+    execution: Execution,
+    key: jax.Array,
+) -> Module:
+    rngs = nnx.Rngs(params=key)
+    if isinstance(config, T5Config):
+        return T5(config, heads, execution, rngs, adapter_size)
+    return Bert(config, heads, num_labels, execution, rngs)
+
+
+def structure(
+    config: ModelConfig,
+    heads: tuple[str, ...],
+    num_labels: int = 2,
+    execution: Execution = Execution(),  # noqa: B008
+    adapter_size: int = 0,
+) -> tuple[nnx.GraphDef, nnx.State]:
+    """-> (graphdef, abstract parameters as an nnx.State): shapes, dtypes and logical axes, without memory."""
+    make = lambda key: nnx.split(  # noqa: E731
+        _module(config, heads, num_labels, adapter_size, execution, key), nnx.Param
+    )
+    return nnx.eval_shape(make, jax.random.key(0))
+
+
+def initialize(
+    config: ModelConfig, heads: tuple[str, ...], num_labels: int, key: jax.Array, adapter_size: int = 0
+) -> dict[str, jax.Array]:
+    """Fresh parameters as {path: float32 array}; jit it with out_shardings so that they are born in their shards."""
+    model = _module(config, heads, num_labels, adapter_size, Execution(), key)
+    return paths.flatten(nnx.as_pure(nnx.split(model, nnx.Param)[1]))
+
+
+def logical_axes(abstract: nnx.State) -> dict[str, tuple[str | None, ...]]:
+    """{path: logical axis names}, as the modules declare them."""
+    flat = paths.flatten(abstract, is_leaf=lambda v: isinstance(v, nnx.Variable))
+    return {path: tuple(v.get_metadata("out_sharding")) for path, v in flat.items()}
+
+
+def merge(graphdef: nnx.GraphDef, abstract: nnx.State, params: Mapping[str, jax.Array]) -> Module:
+    """The module with these parameters; raises KeyError for a missing path."""
+    template = nnx.as_pure(abstract)
+    return nnx.merge(graphdef, jax.tree_util.tree_map_with_path(lambda p, _: params[paths.join(p)], template))
+
+
+def apply_model(
+    config: ModelConfig,
+    heads: tuple[str, ...],
+    params: Mapping[str, jax.Array],
+    *,
+    num_labels: int = 2,
+    execution: Execution = Execution(),  # noqa: B008
+    adapter_size: int = 0,
+) -> Module:
+    """A ready model from flat parameters."""
+    graphdef, abstract = structure(config, heads, num_labels, execution, adapter_size)
+    return merge(graphdef, abstract, params)
