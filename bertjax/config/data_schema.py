@@ -283,7 +283,7 @@ class TokenizerConfig(Section):
 
 
 class SentencePieceConfig(Section):
-    """SentencePiece unigram and T5's sentinels: loaded from `path` (spiece.model, tokenizer.json, folder) or trained."""
+    """SentencePiece unigram, T5's sentinels: loaded from `path` (spiece.model, tokenizer.json, folder) or trained."""
 
     kind: Literal["sentencepiece"] = "sentencepiece"
     path: str | None = None

@@ -222,7 +222,7 @@ def test_the_tables_are_one_to_one():
         model = BertConfig(family=kind, type_vocab_size=2 if kind == "bert" else 0)
         names = [n for theirs in tables.table(model, tuple(tables.HEADS[kind])).values() for n in theirs]
         assert len(names) == len(set(names))
-        assert all(tables.modern(re.sub(r"^(distil)?bert\.", "", name), family) == name for name in names)
+        assert all(tables.modern(re.sub(r"^(distil)?bert\.", "", name), kind) == name for name in names)
 
 
 # ---- refusing -------------------------------------------------------------------------------------------------------
