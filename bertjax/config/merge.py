@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from bertjax.config import strict_yaml
-from bertjax.config.places import bare, inside, nearest
+from bertjax.config.places import bare, inside, members, nearest
 from bertjax.config.schema import Config
 from bertjax.config.strict_yaml import Node, plain
 from bertjax.errors import UserError
@@ -49,9 +49,12 @@ def merge(parent: Node, child: Node, problems: list[str], annotation: Any = Conf
     if not isinstance(parent.value, dict):
         return child
     old, both = plain(parent), plain(parent) | plain(child)
-    _, which = bare(_element(annotation) if isinstance(old, dict) else annotation)
-    if which is not None and (which(old) != which(both) or ("mixture" in old and "source" in child.value)):
-        return child
+    core, which = bare(_element(annotation) if isinstance(old, dict) else annotation)
+    if which is not None:
+        known = members(core)  # some tags share their keys: bert_adamw and adamw, bert and distilbert
+        before, after = (known.get(which(keys) or "") for keys in (old, both))
+        if before is not after or ("mixture" in old and "source" in child.value):
+            return child
     merged = dict(parent.value)
     for key, value in child.value.items():
         below = f"{path}.{key}" if path else key

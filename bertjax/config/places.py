@@ -62,12 +62,13 @@ def inside(annotation: Any, key: Any, value: Any) -> Any:
 
 
 def below(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """Dotted paths of the keys in a section and in the plain sections within it."""
+    """Dotted paths of the keys in a section and in the sections within it; those of a list are left out."""
     for name, annotation in hints(section).items():
         yield prefix + name
         core, which = bare(annotation)
-        if which is None and is_section(core):
-            yield from below(core, f"{prefix}{name}.")
+        for member in [core] if which is None else dict.fromkeys(members(core).values()):
+            if is_section(member):
+                yield from below(member, f"{prefix}{name}.")
 
 
 def nearest(word: str, words: Any, cutoff: float = 0.6) -> str | None:

@@ -115,10 +115,13 @@ def _parts(place: Place, item: Mapping[str, Any]) -> tuple[str, str, str]:
     elif kind == "literal_error":
         tail = _hint(item["input"], re.findall(r"'([^']*)'", context["expected"]))
     elif kind == "unknown_kind":
-        given = item["input"].get("kind") if isinstance(item["input"], dict) else item["input"]
-        tail = _hint(given, re.findall(r"[\w-]+", reason.split(":")[-1]))
-        if isinstance(node.value, dict) and "kind" in node.value:
-            path, node = [*path, "kind"], node.value["kind"]
+        if isinstance(node.value, dict):
+            tag = reason.split("'")[1]
+            tail = _hint(item["input"].get(tag), re.findall(r"[\w-]+", reason.split(":")[-1]))
+            if tag in node.value:
+                path, node = [*path, tag], node.value[tag]
+        else:
+            reason = _REASONS["model_type"]
     got = "" if kind in _WITHOUT_VALUE else f" (got {show(node, path)})"
     written = ascii(".".join(path))[1:-1]
     return (f"{node.where}: {written[:120]}" if written else node.where), reason, got + tail
