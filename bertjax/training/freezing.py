@@ -1,14 +1,22 @@
 """What trains when: parameter groups, and gradual unfreezing as a list of episodes.
 
-A group is a layer, the embeddings or the heads. Frozen groups are not in the gradient's inputs at all (a partition, not
-a mask): they cost no backward pass and have no optimizer slots, and their bytes do not change.
+A group is a layer, the embeddings or the heads. A T5 has two stacks of layers; the norms and the adapter of a layer are
+groups of their own there, and so are a stack's relative position bias (`encoder/shared`) and final norm
+(`encoder/shared/norms`). Frozen groups are not in the gradient's inputs at all (a partition, not a mask): they have no
+weight gradients and no optimizer slots, their bytes do not change, and nothing flows back below the lowest trained one.
 """
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from math import prod
+from typing import Any
 
 from bertjax.config.training_schema import Trainable
 from bertjax.errors import UserError
+
+_LAYER = re.compile(r"(?:(encoder|decoder)/)?layers/(\d+)(?:/|$)")
+_BOTTOM_UP = ("embeddings", "", "encoder", "decoder", "heads")
 
 
 @dataclass(frozen=True)
@@ -21,45 +29,111 @@ class Episode:
 
 
 def group_of(path: str) -> str:
-    """layers/3/mlp/output/kernel -> layers/3; embeddings/... -> embeddings; heads/... -> heads."""
+    """layers/3/mlp/output/kernel -> layers/3; embeddings/... -> embeddings; heads/... -> heads.
+
+    Of a T5: encoder/layers/3/mlp/output/kernel -> encoder/layers/3, its mlp/norm/scale -> encoder/layers/3/norms, its
+    adapter/... (the adapter's norm too) -> encoder/layers/3/adapter; encoder/position/embedding -> encoder/shared and
+    encoder/norm/scale -> encoder/shared/norms; the same for the decoder.
+    """
     parts = path.split("/")
-    return "/".join(parts[:2]) if parts[0] == "layers" else parts[0]
+    if parts[0] == "layers":
+        return "/".join(parts[:2])
+    if parts[0] not in ("encoder", "decoder"):
+        return parts[0]
+    base, inside = (3, parts[3:]) if parts[1] == "layers" else (1, ["shared", *parts[1:]])
+    group = "/".join(parts[:3]) if base == 3 else f"{parts[0]}/shared"
+    if inside[0] == "adapter":
+        return f"{group}/adapter"
+    return f"{group}/norms" if "norm" in inside else group
+
+
+def layer_of(group: str) -> tuple[str, int] | None:
+    """encoder/layers/3/norms -> (encoder, 3), layers/3 -> ("", 3); None for a group outside the layers."""
+    found = _LAYER.match(group)
+    return (found[1] or "", int(found[2])) if found else None
 
 
 def groups_of(paths: Iterable[str]) -> tuple[str, ...]:
     """All groups from the bottom of the network to the top."""
-    found = {group_of(path) for path in paths}
-    layers = sorted((g for g in found if g.startswith("layers/")), key=lambda g: int(g.split("/")[1]))
-    return tuple(g for g in ("embeddings", *layers, "heads") if g in found)
+
+    def place(group: str) -> tuple[int, int, str]:
+        stack, layer = layer_of(group) or (group.split("/")[0], -1)
+        return _BOTTOM_UP.index(stack), layer, group
+
+    return tuple(sorted({group_of(path) for path in paths}, key=place))
+
+
+def sizes(params: Mapping[str, Any]) -> dict[str, int]:
+    """Parameters of each group, from {path: array or shape}."""
+    counted = dict.fromkeys(groups_of(params), 0)
+    for path, x in params.items():
+        counted[group_of(path)] += prod(x.shape)
+    return counted
+
+
+def depths(groups: Iterable[str]) -> dict[str, int]:
+    """{stack: number of its layers that have one of these groups}; BERT's one stack is called ""."""
+    layers = {layer for group in groups if (layer := layer_of(group))}
+    stacks = dict.fromkeys(sorted(stack for stack, _ in layers), 0)
+    for stack, _ in layers:
+        stacks[stack] += 1
+    return stacks
 
 
 def episodes(trainable: Trainable, groups: tuple[str, ...], steps: int) -> tuple[Episode, ...]:
-    """The plan of a stage.
+    """The plan of a stage: for all kinds but `gradual` a single episode.
 
-    Gradual unfreezing follows arXiv 1910.10683 section 3.5.1: E episodes of steps/E each (boundaries
-    floor(i * steps / E)); episode n trains the top n+1 of L layers (with E other than L, the top ceil((n+1) * L / E)).
-    The heads always train. The paper trains T5's embeddings throughout because they are shared with its output matrix;
-    a BERT with another head shares nothing, so by default its embeddings join in the last episode.
+    `head` (feature-based) trains the heads; a T5 whose output matrix is its embeddings has no head apart from them, so
+    that there the embeddings train, at the input too. `adapters` (arXiv 1910.10683 section 3.5.1) trains, with
+    adapter_norms `paper`, the adapters and every norm of the model ("only the adapter layer and layer normalization
+    parameters are updated"), with `houlsby` the adapters and the norms inside them (variable_filter of T5's
+    task_adapter.gin).
 
-    Raises UserError when there are fewer steps than episodes.
+    Raises UserError when there are fewer steps or layers than episodes.
     """
-    if trainable.kind == "all":
-        return (Episode(0, steps, groups),)
+    if trainable.kind == "gradual":
+        return _gradual(trainable, groups, steps)
     if trainable.kind == "head":
-        return (Episode(0, steps, ("heads",)),)
-    layers = [g for g in groups if g.startswith("layers/")]
-    count = trainable.episodes or len(layers)
-    if count > len(layers):
-        raise UserError(f"trainable.episodes: {count} is more than the {len(layers)} layers there are to unfreeze")
+        groups = ("heads",) if "heads" in groups else ("embeddings",)
+    if trainable.kind == "adapters":
+        trained = ("/adapter", "/norms") if trainable.adapter_norms == "paper" else ("/adapter",)
+        groups = tuple(group for group in groups if group.endswith(trained))
+    return (Episode(0, steps, groups),)
+
+
+def _gradual(trainable: Trainable, groups: tuple[str, ...], steps: int) -> tuple[Episode, ...]:
+    """arXiv 1910.10683 section 3.5.1: E episodes of steps/E each (boundaries floor(i * steps / E)).
+
+    Episode n trains the top ceil((n+1) * L / E) of the L layers of every stack, encoder and decoder in parallel, a
+    layer with its norms; E is by default the depth of the deeper stack. Heads and final norms always train. The paper
+    trains T5's embeddings throughout because they are shared with its output matrix; a BERT with another head shares
+    nothing, so by default its embeddings join in the last episode. The paper does not speak of the relative position
+    bias, which every layer of its stack reads: it trains throughout beside the embeddings. Where these do not, it joins
+    with the bottom layer, so that nothing flows back through layers that are frozen.
+    """
+    stacks = depths(groups)
+    deepest = max(stacks.values())
+    count = trainable.episodes or deepest
+    if count > deepest:
+        raise UserError(f"trainable.episodes: {count} is more than the {deepest} layers there are to unfreeze")
     if count > steps:
         raise UserError(f"trainable.episodes: {count} episodes need at least as many steps, the stage has {steps}")
-    plan = []
-    for n in range(count):
-        top = layers[len(layers) - -(-(n + 1) * len(layers) // count) :]
-        embeddings = trainable.embeddings == "always" or (trainable.embeddings == "last" and n == count - 1)
-        open_groups = (("embeddings",) if embeddings and "embeddings" in groups else ()) + tuple(top) + ("heads",)
-        plan.append(Episode(n * steps // count, (n + 1) * steps // count, open_groups))
-    return tuple(plan)
+    auto = "last" if "" in stacks else "always"
+    when = auto if trainable.embeddings == "auto" else trainable.embeddings
+
+    def is_open(group: str, n: int) -> bool:
+        last = n == count - 1
+        if group == "embeddings":
+            return when == "always" or (when == "last" and last)
+        if (layer := layer_of(group)) is None:
+            return when == "always" or last or not group.endswith("/shared")
+        stack, number = layer
+        return number >= stacks[stack] + -(n + 1) * stacks[stack] // count
+
+    return tuple(
+        Episode(n * steps // count, (n + 1) * steps // count, tuple(g for g in groups if is_open(g, n)))
+        for n in range(count)
+    )
 
 
 def episode_at(plan: tuple[Episode, ...], step: int) -> int:
