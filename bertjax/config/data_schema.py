@@ -205,7 +205,7 @@ class TextToText(Section):
     target_length: Annotated[int, Field(ge=2)] = 114
     prompt: Prompt | None = None
     fields: dict[str, str] = {}  # the prompt's field -> the source's, where they differ
-    languages: tuple[str, str] | None = None  # of translate: [English, German]
+    languages: Annotated[list[str], Field(min_length=2, max_length=2)] | None = None  # of translate: [English, German]
     inputs: str | None = None  # "question: {question} context: {context}"
     targets: str | None = None  # "{answer}"
     labels: dict[str, str] | list[str] | None = None  # what a label stands for, by its value or its number
