@@ -1,0 +1,136 @@
+"""Text from a T5 model, token by token with a key-value cache: greedy search and sampling (beam search: beam.py).
+
+Rows come left-aligned with segment 0 on padding, as `input_ids` of a batch; ids of generated text come back as
+int32 [B, L], each row ended by EOS and padded with 0 behind it, or L tokens without one. Whatever is drawn for a row
+depends on that row alone. A model is anything with the cached interface of models/t5.py. Shape letters: B rows, S
+positions of the inputs, L new tokens, V vocabulary.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from bertjax.models.family import Module
+from bertjax.parallel.mesh import constrain
+
+PAD, EOS, START = 0, 1, 0  # the decoder starts from the id of padding (arXiv 1910.10683 has no id for the start)
+Cache: TypeAlias = Any  # a pytree of arrays [B, ...]
+EXCLUDED = -1e30
+
+
+class Begun(NamedTuple):
+    """A model that has read its inputs.
+
+    Attributes:
+        cache: with room for all new tokens.
+        logits: float32 [B, V] of the first new token where the inputs themselves go through the decoder, else None.
+        first: the cache position of START; a decoder alone has it before its prompt and goes on at first + 1.
+    """
+
+    cache: Cache
+    logits: jax.Array | None
+    first: int
+
+
+def begin(
+    model: Module, input_ids: jax.Array, segment_ids: jax.Array, max_new_tokens: int, *, causal: bool = False
+) -> Begun:
+    """int32 [B, S] x 2 -> what all kinds of decoding start from.
+
+    A decoder alone reads START and the inputs as one prompt that sees itself fully (a prefix LM), or backwards only
+    when `causal`. Prompts of different lengths end at the same cache position: T5 knows distances, not positions.
+    """
+    if model.config.architecture == "encoder_decoder":
+        hidden = model.encode(input_ids, segment_ids)
+        return Begun(model.start_cache(hidden, segment_ids, max_new_tokens), None, 0)
+    ids, real = right_aligned(input_ids, segment_ids)
+    width = ids.shape[1]
+    cache = model.start_cache(None, real, width + max_new_tokens - 1)
+    logits, cache = model.prefill(ids, real, jnp.zeros_like(real) if causal else real, cache)
+    return Begun(cache, logits, width - 1)
+
+
+def right_aligned(input_ids: jax.Array, segment_ids: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Left-aligned int32 [B, S] x 2 -> START and the tokens at the end of rows of S + 1, and 1 where they are."""
+    width = input_ids.shape[1] + 1
+    ids = jnp.pad(input_ids, ((0, 0), (1, 0)), constant_values=START)
+    free = width - 1 - (segment_ids > 0).sum(1, keepdims=True)
+    place = jnp.arange(width)[None] - free
+    real = place >= 0
+    return jnp.where(real, jnp.take_along_axis(ids, jnp.maximum(place, 0), 1), PAD), real.astype(jnp.int32)
+
+
+class _Rows(NamedTuple):
+    length: jax.Array  # int32 []: tokens drawn so far
+    token: jax.Array  # int32 [B]: the newest
+    ended: jax.Array  # bool [B]
+    ids: jax.Array  # int32 [B, L]
+    cache: Cache
+
+
+def _run(
+    model: Module, begun: Begun, rows: int, max_new_tokens: int, choose: Callable[[jax.Array, jax.Array], jax.Array]
+) -> jax.Array:
+    """Draws tokens by `choose(logits [B, V], how many before) -> [B]` until every row has ended."""
+
+    def emit(state: _Rows, logits: jax.Array, cache: Cache) -> _Rows:
+        token = jnp.where(state.ended, PAD, choose(logits, state.length)).astype(jnp.int32)
+        ids = lax.dynamic_update_slice_in_dim(state.ids, token[:, None], state.length, 1)
+        return _Rows(state.length + 1, token, state.ended | (token == EOS), constrain(ids, "batch", None), cache)
+
+    def step(state: _Rows) -> _Rows:
+        return emit(state, *model.decode_step(state.token, state.cache, begun.first + state.length))
+
+    ids = constrain(jnp.full((rows, max_new_tokens), PAD, jnp.int32), "batch", None)
+    state = _Rows(jnp.int32(0), jnp.full((rows,), START, jnp.int32), jnp.zeros((rows,), bool), ids, begun.cache)
+    if begun.logits is not None:
+        state = emit(state, begun.logits, begun.cache)
+    return lax.while_loop(lambda s: (s.length < max_new_tokens) & ~s.ended.all(), step, state).ids
+
+
+def greedy(
+    model: Module, input_ids: jax.Array, segment_ids: jax.Array, max_new_tokens: int, *, causal: bool = False
+) -> jax.Array:
+    """The likeliest token at each step -> int32 [B, L]; of equally likely ones the lowest id."""
+    begun = begin(model, input_ids, segment_ids, max_new_tokens, causal=causal)
+    return _run(model, begun, len(input_ids), max_new_tokens, lambda logits, _: logits.argmax(-1))
+
+
+def sample(
+    model: Module, input_ids: jax.Array, segment_ids: jax.Array, max_new_tokens: int, key: jax.Array, rows: jax.Array,
+    *, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None, causal: bool = False,
+) -> jax.Array:  # fmt: skip
+    """Tokens drawn from softmax(logits / temperature), of which top_k and then top_p keep a part -> int32 [B, L].
+
+    `rows` int32 [B] are the rows' numbers in the whole data: token i of row r is drawn with
+    fold_in(fold_in(key, r), i), so that a row's text does not depend on its batch.
+    """
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
+
+    def choose(logits: jax.Array, length: jax.Array) -> jax.Array:
+        draw = lambda key, x: jax.random.categorical(jax.random.fold_in(key, length), x)  # noqa: E731
+        return jax.vmap(draw)(keys, kept(logits / temperature, top_k, top_p))
+
+    begun = begin(model, input_ids, segment_ids, max_new_tokens, causal=causal)
+    return _run(model, begun, len(input_ids), max_new_tokens, choose)
+
+
+def kept(logits: jax.Array, top_k: int | None, top_p: float | None) -> jax.Array:
+    """Logits [B, V] with everything excluded but the top_k highest, then the fewest that together have top_p.
+
+    The order, and that equal logits stay or go together, are those of transformers' logits warpers; the nucleus is
+    arXiv 1904.09751 section 3.1. The likeliest token always stays.
+    """
+    if top_k is not None and top_k < logits.shape[-1]:
+        lowest = lax.top_k(logits, top_k)[0][..., -1:]
+        logits = jnp.where(logits < lowest, EXCLUDED, logits)
+    if top_p is not None and top_p < 1:
+        ordered = jnp.flip(jnp.sort(logits, axis=-1), -1)
+        probabilities = jax.nn.softmax(ordered, axis=-1)
+        before = jnp.cumsum(probabilities, axis=-1) - probabilities  # of all likelier ones
+        lowest = jnp.where(before < top_p, ordered, jnp.inf).min(-1, keepdims=True)
+        logits = jnp.where(logits < lowest, EXCLUDED, logits)
+    return logits

@@ -1,0 +1,287 @@
+"""Decoding on models small enough to enumerate: brute force, the reference's algorithm in plain Python, frequencies."""
+
+import itertools
+import math
+from functools import partial
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from bertjax.models.beam import beam, penalty
+from bertjax.models.decode import EOS, greedy, kept, right_aligned, sample
+
+STATES = 61
+
+
+class Table:
+    """A "model" whose logits [V] depend on the input and, through a hash, on every token before: `table[input, state]`.
+
+    The hash is its cache: a cache that is reordered wrongly, written late or fed another token shows at once.
+    """
+
+    def __init__(self, table: np.ndarray, architecture: str = "encoder_decoder"):
+        self.table = jnp.asarray(table, jnp.float32)
+        self.config = SimpleNamespace(architecture=architecture)
+
+    def encode(self, input_ids, segment_ids):
+        return input_ids[:, :1]
+
+    def start_cache(self, hidden, segment_ids, length):
+        first = jnp.zeros(len(segment_ids), jnp.int32) if hidden is None else hidden[:, 0]
+        return {"input": first, "state": jnp.zeros_like(first), "index": jnp.full_like(first, -1)}
+
+    def prefill(self, ids, segment_ids, prefix_mask, cache):
+        for i in range(ids.shape[1]):
+            state = (cache["state"] * 7 + ids[:, i] + 1) % STATES
+            cache = cache | {"state": jnp.where(segment_ids[:, i] > 0, state, cache["state"])}
+        return self.table[cache["input"], cache["state"]], cache | {"index": cache["index"] + ids.shape[1]}
+
+    def decode_step(self, ids, cache, index):
+        state = (cache["state"] * 7 + ids + 1) % STATES
+        # a position that is left out or fed twice gives nonsense
+        state = jnp.where(cache["index"] + 1 == index, state, STATES - 1)
+        return self.table[cache["input"], state], {"input": cache["input"], "state": state, "index": cache["index"] + 1}
+
+
+def log_p(table: np.ndarray, row: int, tokens: tuple[int, ...], start: tuple[int, ...] = (0,)) -> np.ndarray:
+    """Log probabilities [V] of the token after these."""
+    state = 0
+    for token in (*start, *tokens):
+        state = (state * 7 + token + 1) % STATES
+    logits = table[row, state].astype(np.float64)
+    return logits - np.log(np.exp(logits).sum())
+
+
+def tables(rows: int, vocabulary: int, seed: int, eos: float = 0.0, spread: float = 1.0) -> np.ndarray:
+    table = np.random.default_rng(seed).normal(size=(rows, STATES, vocabulary)) * spread
+    table[..., EOS] += eos
+    return table.astype(np.float32)
+
+
+def inputs(rows: int) -> tuple[jax.Array, jax.Array]:
+    """Row r is about table r."""
+    ids = jnp.arange(rows, dtype=jnp.int32)[:, None]
+    return jnp.pad(ids, ((0, 0), (0, 2))), jnp.ones((rows, 3), jnp.int32)
+
+
+def padded(tokens: tuple[int, ...], length: int) -> list[int]:
+    return [*tokens, *([0] * (length - len(tokens)))]
+
+
+# ---- beam search ----------------------------------------------------------------------------------------------------
+
+
+def answers(vocabulary: int, length: int):
+    """Every finished answer of at most `length` tokens."""
+    others = [token for token in range(vocabulary) if token != EOS]
+    for size in range(length):
+        for tokens in itertools.product(others, repeat=size):
+            yield (*tokens, EOS)
+
+
+def joint(table: np.ndarray, row: int, tokens: tuple[int, ...]) -> float:
+    return sum(log_p(table, row, tokens[:i])[token] for i, token in enumerate(tokens))
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.6, 2.0])
+@pytest.mark.parametrize(("vocabulary", "length"), [(3, 5), (4, 4)])
+def test_a_beam_wide_enough_finds_the_best_answer_of_all(vocabulary, length, alpha):
+    table = tables(5, vocabulary, seed=vocabulary)
+    width = (vocabulary - 1) ** length  # as many as there are unfinished answers
+    ids, scores = beam(Table(table), *inputs(5), length, beam_size=width, alpha=alpha)
+    for row in range(5):
+        score = lambda t: joint(table, row, t) / ((5 + len(t)) / 6) ** alpha  # noqa: B023, E731
+        best = max(answers(vocabulary, length), key=score)
+        assert ids[row].tolist() == padded(best, length)
+        assert scores[row] == pytest.approx(score(best), abs=1e-5)
+
+
+def reference(next_log_p, length: int, beams: int, alpha: float) -> tuple[tuple[int, ...], float]:
+    """One row by t5x/decoding.py beam_search, in words of its own: lists of hypotheses instead of arrays."""
+    brevity = lambda n: ((5 + n) / 6) ** alpha  # noqa: E731
+    alive: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]
+    finished: list[tuple[float, tuple[int, ...]]] = []
+    for now in range(1, length + 1):
+        grown = [(s + p, (*t, v)) for s, t in alive for v, p in enumerate(next_log_p(t))]
+        best = sorted(grown, key=lambda h: -h[0])[: 2 * beams]
+        finished += [(s / brevity(now), t) for s, t in best if t[-1] == EOS]
+        finished = sorted(finished, key=lambda h: -h[0])[:beams]
+        alive = [h for h in best if h[1][-1] != EOS][:beams]
+        if len(finished) == beams and finished[-1][0] > alive[0][0] / brevity(length + 1):
+            break
+    score, tokens = finished[0] if finished else alive[0]
+    return tokens, score
+
+
+@given(st.integers(0, 10**6), st.sampled_from([1, 2, 4]), st.sampled_from([0.0, 0.6, 1.5]), st.sampled_from([-3, 0, 2]))
+@settings(max_examples=25, deadline=None)
+def test_beams_are_those_of_the_reference_algorithm(seed, beams, alpha, eos):
+    rows, vocabulary, length = 4, 11, 9
+    table = tables(rows, vocabulary, seed, eos)
+    run = jax.jit(lambda t, i, s: beam(Table(t), i, s, length, beam_size=beams, alpha=alpha))
+    ids, scores = run(jnp.asarray(table), *inputs(rows))
+    for row in range(rows):
+        tokens, score = reference(partial(log_p, table, row), length, beams, alpha)
+        assert ids[row].tolist() == padded(tokens, length)
+        assert scores[row] == pytest.approx(score, abs=2e-5)
+
+
+def test_where_nothing_finishes_the_best_open_beam_is_the_answer():
+    table = tables(2, 20, seed=0, eos=-60)
+    ids, scores = beam(Table(table), *inputs(2), 5, beam_size=3, alpha=0.6)
+    for row in range(2):
+        tokens, score = reference(partial(log_p, table, row), 5, 3, 0.6)
+        assert ids[row].tolist() == list(tokens) and EOS not in tokens
+        assert scores[row] == pytest.approx(score, abs=1e-5)  # without penalty, as the reference has it
+
+
+def test_penalty():
+    """arXiv 1609.08144 equation 14, by hand."""
+    assert float(penalty(0.6, 1)) == 1.0
+    assert float(penalty(0.6, 7)) == pytest.approx(2**0.6)
+    assert float(penalty(0.0, 50)) == 1.0
+
+
+# ---- greedy search --------------------------------------------------------------------------------------------------
+
+
+def test_greedy_takes_the_likeliest_token_and_stops_at_eos():
+    table, length = tables(6, 9, seed=1, eos=1.0), 12
+    ids = greedy(Table(table), *inputs(6), length)
+    ended = 0
+    for row in range(6):
+        tokens: tuple[int, ...] = ()
+        while len(tokens) < length and EOS not in tokens:
+            tokens += (int(log_p(table, row, tokens).argmax()),)
+        assert ids[row].tolist() == padded(tokens, length)
+        ended += EOS in tokens
+    assert 0 < ended
+    assert ids.dtype == jnp.int32
+
+
+def test_the_loop_ends_with_the_last_row():
+    """A model that counts its steps: as many as the longest answer has tokens."""
+    table = tables(3, 5, seed=2, eos=3.0)
+    steps = []
+
+    class Counting(Table):
+        def decode_step(self, ids, cache, index):
+            jax.debug.callback(lambda i: steps.append(int(i)), index)
+            return super().decode_step(ids, cache, index)
+
+    ids = greedy(Counting(table), *inputs(3), 64)
+    jax.effects_barrier()
+    assert len(steps) == max((np.asarray(row) == EOS).argmax() + 1 for row in ids) < 64
+
+
+# ---- sampling -------------------------------------------------------------------------------------------------------
+
+
+def test_what_top_k_and_top_p_keep():
+    """By hand; the order (k, then p of what is left) is transformers'."""
+    p = np.array([[0.4, 0.3, 0.2, 0.1], [0.1, 0.1, 0.7, 0.1]], np.float32)
+    support = lambda **options: (np.asarray(kept(jnp.log(p), **options)) > -100).tolist()  # noqa: E731
+    assert support(top_k=None, top_p=None) == [[True] * 4] * 2
+    assert support(top_k=2, top_p=None)[0] == [True, True, False, False]
+    assert support(top_k=1, top_p=None)[1] == [False, False, True, False]
+    assert support(top_k=2, top_p=None)[1] == [True] * 4  # equal ones stay together
+    assert support(top_k=None, top_p=0.69)[0] == [True, True, False, False]
+    assert support(top_k=None, top_p=0.71)[0] == [True, True, True, False]
+    assert support(top_k=None, top_p=0.01) == [[True, False, False, False], [False, False, True, False]]
+    assert support(top_k=2, top_p=0.5)[0] == [True, False, False, False]  # 0.4 / 0.7 reaches one half
+    assert support(top_k=9, top_p=1.0) == [[True] * 4] * 2
+
+
+@given(st.integers(0, 10**6), st.integers(1, 12), st.floats(0.01, 1.0))
+@settings(max_examples=50, deadline=None)
+def test_the_nucleus_is_the_smallest_set_that_reaches_p(seed, top_k, top_p):
+    logits = np.random.default_rng(seed).normal(size=(1, 10)).astype(np.float32) * 2
+    order = np.argsort(-logits[0])[:top_k]
+    p = np.exp(logits[0, order].astype(np.float64))
+    mass = np.cumsum(p / p.sum())
+    if np.abs(mass - top_p).min() < 1e-5:
+        return  # on the edge, rounding decides
+    size = min(int((mass < top_p).sum()) + 1, len(order))
+    found = np.flatnonzero(np.asarray(kept(jnp.asarray(logits), top_k, top_p))[0] > -1e29)
+    assert sorted(found.tolist()) == sorted(order[:size].tolist())
+
+
+@pytest.mark.parametrize(
+    ("temperature", "options"),
+    [(1.0, {}), (0.5, {}), (2.0, {}), (1.0, {"top_k": 3}), (1.0, {"top_p": 0.8}), (1.5, {"top_k": 4, "top_p": 0.9})],
+)
+def test_frequencies_are_those_of_the_softmax(temperature, options):
+    """Chi-square over 20,000 first tokens; the key is fixed, so it is one draw, at the 0.1 % level."""
+    rows, vocabulary = 20_000, 6
+    table = tables(1, vocabulary, seed=4)
+    logits = log_p(table, 0, ()) / temperature
+    allowed = np.asarray(kept(jnp.asarray(logits[None]), options.get("top_k"), options.get("top_p")))[0] > -1e29
+    p = np.where(allowed, np.exp(logits), 0)
+    zeros, ones = jnp.zeros((rows, 1), jnp.int32), jnp.ones((rows, 1), jnp.int32)
+    ids = sample(
+        Table(table), zeros, ones, 1, jax.random.key(0), jnp.arange(rows), temperature=temperature, **options
+    )  # fmt: skip
+    counts = np.bincount(np.asarray(ids)[:, 0], minlength=vocabulary)
+    assert not counts[~allowed].any()
+    expected = rows * p[allowed] / p.sum()
+    assert stats.chisquare(counts[allowed], expected).pvalue > 1e-3
+
+
+def test_a_rows_text_is_its_own():
+    """Alone, in another order, in a larger batch: the same tokens; and other ones with another key or number."""
+    table, length = tables(8, 9, seed=5), 10
+    key = jax.random.key(3)
+    ids, real = inputs(8)
+    run = lambda picked, key=key, numbers=None: np.asarray(  # noqa: E731
+        sample(
+            Table(table), ids[picked], real[picked], length, key, jnp.asarray(picked if numbers is None else numbers)
+        )
+    )
+    whole = run(np.arange(8))
+    np.testing.assert_array_equal(run(np.arange(8)), whole)
+    np.testing.assert_array_equal(run(np.array([5])), whole[5:6])
+    np.testing.assert_array_equal(run(np.array([7, 2, 4])), whole[[7, 2, 4]])
+    assert (run(np.arange(8), jax.random.key(4)) != whole).any()
+    assert (run(np.array([5]), numbers=[6]) != whole[5]).any()
+    np.testing.assert_array_equal(
+        sample(Table(table), ids, real, length, key, jnp.arange(8), top_k=1), greedy(Table(table), ids, real, length)
+    )
+
+
+# ---- a decoder alone ------------------------------------------------------------------------------------------------
+
+
+def prompts() -> tuple[np.ndarray, np.ndarray, list[tuple[int, ...]]]:
+    texts = [(5, 3, 2, 4), (2,), (6, 6)]
+    ids = np.array([padded(text, 4) for text in texts], np.int32)
+    return ids, (ids > 0).astype(np.int32), texts
+
+
+def test_prompts_move_to_the_right():
+    ids, real, _ = prompts()
+    moved, there = right_aligned(jnp.asarray(ids), jnp.asarray(real))
+    assert moved.tolist() == [[0, 5, 3, 2, 4], [0, 0, 0, 0, 2], [0, 0, 0, 6, 6]]
+    assert there.tolist() == [[1, 1, 1, 1, 1], [0, 0, 0, 1, 1], [0, 0, 1, 1, 1]]
+
+
+def test_a_decoder_alone_goes_on_from_its_prompt():
+    table, length = tables(1, 7, seed=6, eos=0.5), 8
+    ids, real, texts = prompts()
+    model = Table(table, "decoder_only")
+    found = greedy(model, jnp.asarray(ids), jnp.asarray(real), length)
+    beams, scores = beam(model, jnp.asarray(ids), jnp.asarray(real), length, beam_size=4)
+    for row, text in enumerate(texts):
+        after = partial(log_p, table, 0, start=(0, *text))
+        tokens: tuple[int, ...] = ()
+        while len(tokens) < length and EOS not in tokens:
+            tokens += (int(after(tokens).argmax()),)
+        assert found[row].tolist() == padded(tokens, length)
+        best, score = reference(after, length, 4, 0.6)
+        assert beams[row].tolist() == padded(best, length)
+        assert math.isclose(scores[row], score, abs_tol=1e-5)
