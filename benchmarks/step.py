@@ -1,4 +1,4 @@
-"""Training step of the shipped program against transformers' torch BertForPreTraining, interleaved in one run.
+"""Training step of the shipped program against transformers' torch models (BERT, T5), interleaved in one run.
 
     python benchmarks/step.py --shapes mini128,base128 --rounds 7 --output benchmarks/results/step.json
 
@@ -113,7 +113,7 @@ def measure(shape: str, rounds: int, sides: list[str]) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shapes", default="mini128,base128", help="of step_worker.py's SHAPES")
+    parser.add_argument("--shapes", default="mini128,base128", help="of step_worker.py's and t5_sides.py's SHAPES")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--sides", default="ours,torch,torch_tuned")
     parser.add_argument("--output", type=Path, help="a JSON file to write the results to")

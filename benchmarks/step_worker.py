@@ -14,6 +14,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import t5_sides  # noqa: E402
+
 SHAPES = {  # name: (layers, hidden, heads, rows, length, masked)
     "tiny128": (2, 128, 2, 16, 128, 20),
     "mini128": (4, 256, 4, 16, 128, 20),
@@ -187,9 +189,12 @@ def device_kind(side: str, device: str) -> str:
 def main() -> None:
     side, name = sys.argv[1], sys.argv[2]
     options = json.loads(sys.argv[3]) if len(sys.argv) > 3 else {}
-    shape = SHAPES[name]
-    rows = options.pop("rows", shape[3])
-    run = (ours if side == "ours" else theirs)(shape, rows, **options)
+    if name in t5_sides.SHAPES:
+        run = (t5_sides.ours if side == "ours" else t5_sides.theirs)(t5_sides.SHAPES[name], **options)
+    else:
+        shape = SHAPES[name]
+        rows = options.pop("rows", shape[3])
+        run = (ours if side == "ours" else theirs)(shape, rows, **options)
     losses = [float(run()) for _ in range(3)]  # compile and warm up
     import importlib.metadata as metadata
 

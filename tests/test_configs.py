@@ -25,6 +25,12 @@ BERT_BASE = {
     "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1, "layer_norm_eps": 1e-12,
     "initializer_range": 0.02,
 }  # fmt: skip
+# The sizes in config.json of google-t5/t5-base.
+T5_BASE = {
+    "model_type": "t5", "vocab_size": 32128, "d_model": 768, "d_kv": 64, "d_ff": 3072, "num_layers": 12,
+    "num_decoder_layers": 12, "num_heads": 12, "relative_attention_num_buckets": 32, "dropout_rate": 0.1,
+    "layer_norm_epsilon": 1e-6, "is_encoder_decoder": True,
+}  # fmt: skip
 # Layers and hidden size of Google's releases (google-research/bert README); heads are H/64, the feed-forward 4H.
 SIZES = {
     "tiny": (2, 128),
@@ -41,10 +47,11 @@ def golden(name: str) -> Path:
 
 
 def resolved(name: str, folder: Path) -> Config:
-    """The configuration as seen from `folder`, where a Hugging Face folder with BERT-base's sizes is put."""
-    place = folder / "bert-base-uncased"
-    place.mkdir(exist_ok=True)
-    (place / "config.json").write_text(json.dumps(BERT_BASE), encoding="utf-8")
+    """The configuration as seen from `folder`, where Hugging Face folders with the base models' sizes are put."""
+    for name_of_model, sizes in (("bert-base-uncased", BERT_BASE), ("t5-base", T5_BASE)):
+        place = folder / name_of_model
+        place.mkdir(exist_ok=True)
+        (place / "config.json").write_text(json.dumps(sizes), encoding="utf-8")
     before = Path.cwd()
     os.chdir(folder)
     try:

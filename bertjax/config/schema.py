@@ -39,7 +39,8 @@ class Stage(Section):
         if self.batch_size % self.grad_accum:
             raise ValueError(f"grad_accum ({self.grad_accum}) must divide batch_size ({self.batch_size})")
         warmup = self.optimizer.warmup_steps
-        if self.steps is not None and warmup is not None and warmup > self.steps:
+        ramp = self.optimizer.schedule != "inverse_sqrt"  # which is flat while it warms up
+        if ramp and self.steps is not None and warmup is not None and warmup > self.steps:
             raise ValueError(f"warmup_steps ({warmup}) is more than steps ({self.steps})")
         return self
 
