@@ -118,6 +118,34 @@ def _layer_norm_backward(eps: float, saved: tuple, g: jax.Array) -> tuple[jax.Ar
 layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
+    """x / sqrt(mean(x^2) + eps) * scale over the last axis: statistics in float32, result in x's dtype.
+
+    arXiv 1910.07467; T5's layer norm (t5x layers.py LayerNorm). Only x and the inverse root are kept.
+    """
+    return _rms_norm_forward(x, scale, eps)[0]
+
+
+def _rms_norm_forward(x: jax.Array, scale: jax.Array, eps: float) -> tuple[jax.Array, tuple]:
+    x32 = x.astype(jnp.float32)
+    inverse = lax.rsqrt((x32 * x32).mean(-1, keepdims=True) + eps)
+    return (x32 * inverse * scale).astype(x.dtype), (x, inverse, scale)
+
+
+def _rms_norm_backward(eps: float, saved: tuple, g: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, inverse, scale = saved
+    normal = x.astype(jnp.float32) * inverse
+    g32 = g.astype(jnp.float32)
+    d_scale = _column_sum((g32 * normal).astype(x.dtype), 1)
+    gs = g32 * scale
+    dx = inverse * (gs - normal * (gs * normal).mean(-1, keepdims=True))
+    return dx.astype(x.dtype), d_scale.astype(scale.dtype)
+
+
+rms_norm.defvjp(_rms_norm_forward, _rms_norm_backward)
+
+
 def _mix(h: jax.Array) -> jax.Array:
     """lowbias32 (Chris Wellons' hash-prospector): every input bit flips each output bit with probability near 1/2."""
     h = (h ^ (h >> 16)) * jnp.uint32(0x7FEB352D)
@@ -138,14 +166,20 @@ def hash_bits(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return _mix(_mix(row) ^ (column * jnp.uint32(0x9E3779B9) + seeds[1]))
 
 
-def dropout(x: jax.Array, rate: float, key: jax.Array | None, execution: Execution) -> jax.Array:
-    """Inverted dropout (arXiv 1207.0580); no key means evaluation."""
+def dropout(
+    x: jax.Array, rate: float, key: jax.Array | None, execution: Execution, *, along_length: bool = False
+) -> jax.Array:
+    """Inverted dropout (arXiv 1207.0580); no key means evaluation.
+
+    `along_length` draws one mask for the whole next to last axis, as T5 does (t5x network.py: broadcast_dims=(-2,)).
+    """
     if key is None or rate == 0.0:
         return x
+    shape = (*x.shape[:-2], 1, x.shape[-1]) if along_length else x.shape
     if execution.dropout_rng == "threefry":
-        keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
+        keep = jax.random.bernoulli(key, 1.0 - rate, shape)
     else:
-        keep = hash_bits(key, x.shape) >= jnp.uint32(round(rate * 2**32))
+        keep = hash_bits(key, shape) >= jnp.uint32(round(rate * 2**32))
     return jnp.where(keep, x * (1.0 / (1.0 - rate)), 0).astype(x.dtype)
 
 
@@ -206,3 +240,24 @@ class LayerNorm(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return layer_norm(x, self.scale[...], self.bias[...], self.eps)
+
+
+class Linear(nnx.Module):
+    """y [B, S, F] = x [B, S, D] @ kernel [D, F] without a bias, in the execution's dtype."""
+
+    def __init__(self, shape: tuple[int, int], names: tuple[str | None, str | None], std: float, rngs: nnx.Rngs):
+        self.kernel = nnx.Param(nnx.initializers.normal(std)(rngs.params(), shape, jnp.float32), **axes(*names))
+        self.names = names
+
+    def __call__(self, x: jax.Array, execution: Execution) -> jax.Array:
+        kernel = gathered(self.kernel[...].astype(execution.dtype), *self.names)
+        return checkpoint_name(contract("bsd,df->bsf", x, kernel, execution.platform), KEPT).astype(execution.dtype)
+
+
+class RmsNorm(nnx.Module):
+    def __init__(self, size: int, eps: float):
+        self.scale = nnx.Param(jnp.ones((size,), jnp.float32), **axes(None))
+        self.eps = eps
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return rms_norm(x, self.scale[...], self.eps)

@@ -14,7 +14,7 @@ from bertjax.models import paths
 from bertjax.models.execution import Execution
 from bertjax.models.layers import KEPT
 
-Layer = Callable[[jax.Array, jax.Array | None], jax.Array]
+Call = Callable[[nnx.Module, jax.Array, jax.Array | None], jax.Array]  # layer, x, key -> x
 
 
 def _remat(body: Callable, kind: str) -> Callable:
@@ -38,7 +38,7 @@ def cut(segments: Sequence[int], at: int) -> tuple[int, ...]:
 def run(
     layers: Sequence[nnx.Module],
     x: jax.Array,
-    call: Callable[[nnx.Module, jax.Array, jax.Array | None], jax.Array],
+    call: Call,
     key: jax.Array | None,
     execution: Execution,
 ) -> jax.Array:

@@ -1,0 +1,115 @@
+"""Cached decoding of T5, one token at a time; the functions behind T5.start_cache, prefill and decode_step.
+
+Every array of a cache begins with the row axis, so that beams are reordered by one `jax.tree.map`.
+"""
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from bertjax.models.t5_attention import KeysValues, decoder_mask
+from bertjax.parallel.mesh import constrain
+
+if TYPE_CHECKING:
+    from bertjax.models.t5 import T5
+
+
+class Cache(NamedTuple):
+    """Keys and values of the decoder's layers: L layers, B rows, H heads, K d_kv.
+
+    Attributes:
+        layers: L pairs [B, length, H, K] of self-attention, filled from slot 0 on.
+        positions: int32 [B, length], of the token in each slot among its row's real tokens.
+        visible: bool [B, length], whether a slot holds a real token.
+        cross: L pairs [B, S, H, K] of the encoder's output; () for the decoder alone.
+        cross_visible: bool [B, S], or None for the decoder alone.
+    """
+
+    layers: tuple[KeysValues, ...]
+    positions: jax.Array
+    visible: jax.Array
+    cross: tuple[KeysValues, ...]
+    cross_visible: jax.Array | None
+
+
+def start(model: "T5", hidden: jax.Array | None, segment_ids: jax.Array, length: int) -> Cache:
+    """An empty cache of `length` slots for one example per row.
+
+    hidden [B, S, D] and segment_ids int [B, S] are the encoder's. The decoder alone gives None and the segment ids of
+    its prompts, of which only the number of rows counts.
+    """
+    c, rows, dtype = model.config, segment_ids.shape[0], model.execution.dtype
+    empty = constrain(jnp.zeros((rows, length, c.num_heads, c.d_kv), dtype), "batch", None, "heads", None)
+    cross: tuple[KeysValues, ...] = ()
+    if hidden is not None:
+        cross = tuple(layer.cross_attention.keys_values(hidden, model.execution) for layer in model.decoder.layers)
+    return Cache(
+        layers=tuple((empty, empty) for _ in model.decoder.layers),
+        positions=jnp.zeros((rows, length), jnp.int32),
+        visible=jnp.zeros((rows, length), bool),
+        cross=cross,
+        cross_visible=None if hidden is None else segment_ids > 0,
+    )
+
+
+def prefill(
+    model: "T5", ids: jax.Array, segment_ids: jax.Array, prefix_mask: jax.Array | None, cache: Cache
+) -> tuple[jax.Array, Cache]:
+    """Decoder inputs of whole prompts into slots 0..P-1 -> (float32 [B, V] after each row's last real token, cache).
+
+    All int [B, P]. The ids are decoder inputs, so they begin with the 0 that `shift_right` puts there. A row's real
+    tokens (segment 1) are contiguous, with padding (segment 0) before or after them; the next step is at index P
+    whatever the row's own length, since distances are counted in real tokens.
+    """
+    width = ids.shape[1]
+    real = segment_ids > 0
+    cache = cache._replace(
+        positions=cache.positions.at[:, :width].set(jnp.where(real, jnp.cumsum(real, axis=1) - 1, 0)),
+        visible=cache.visible.at[:, :width].set(real),
+    )
+    bias = model.decoder.position(width, width)
+    visible = decoder_mask(segment_ids, prefix_mask)
+    x, cache = _through(model, ids, bias, visible, cache, 0, width)
+    last = jnp.max(jnp.where(real, jnp.arange(width), 0), axis=1)
+    x = jnp.take_along_axis(x, last[:, None, None], axis=1)
+    return model.logits(model.decoder.norm(x))[:, 0], cache
+
+
+def step(model: "T5", ids: jax.Array, cache: Cache, index: jax.Array | int) -> tuple[jax.Array, Cache]:
+    """One decoder input per row, int [B], into slot `index` -> (float32 [B, V] of the token after it, cache).
+
+    What slots from `index` on held is forgotten. The first input of an encoder-decoder is 0, at index 0.
+    """
+    slots = jnp.arange(cache.visible.shape[1])
+    before = cache.visible & (slots < index)
+    position = before.sum(axis=1, dtype=jnp.int32)
+    cache = cache._replace(
+        positions=jnp.where(slots == index, position[:, None], cache.positions), visible=before | (slots == index)
+    )
+    bias = model.decoder.position.at(cache.positions - position[:, None])  # [B, length, H]
+    bias = jnp.moveaxis(bias, 2, 1)[:, :, None]
+    x, cache = _through(model, ids[:, None], bias, cache.visible[:, None, None], cache, index, None)
+    return model.logits(model.decoder.norm(x))[:, 0], cache
+
+
+def _through(
+    model: "T5", ids: jax.Array, bias: jax.Array, visible: jax.Array, cache: Cache, at: jax.Array | int,
+    width: int | None,
+) -> tuple[jax.Array, Cache]:  # fmt: skip
+    """The decoder's layers over ids [B, Q], whose keys and values go to slots from `at` on; sees the first `width`."""
+    x = model.embeddings(ids, None, model.execution)
+    source = None
+    filled = []
+    for number, layer in enumerate(model.decoder.layers):
+        new = layer.attention.keys_values(layer.attention.norm(x), model.execution)
+        keys, values = (
+            jax.lax.dynamic_update_slice_in_dim(old, part, at, axis=1)
+            for old, part in zip(cache.layers[number], new, strict=True)
+        )
+        filled.append((keys, values))
+        if cache.cross_visible is not None:
+            source = cache.cross[number], cache.cross_visible[:, None, None]
+        seen = keys[:, :width], values[:, :width]
+        x = layer(x, bias, visible, None, model.execution, keys_values=seen, source=source)
+    return x, cache._replace(layers=tuple(filled))
