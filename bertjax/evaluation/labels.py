@@ -14,8 +14,8 @@ def label_scores(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     if logits.shape[1] == 1:
         guesses = logits[:, 0]
         return {
-            "pearson": 100 * _correlation(guesses, labels),
-            "spearman": 100 * _correlation(_ranks(guesses), _ranks(labels)),
+            "pearson": 100 * correlation(guesses, labels),
+            "spearman": 100 * correlation(ranks(guesses), ranks(labels)),
         }
     guesses = logits.argmax(1)
     scores = {"accuracy": 100 * float((guesses == labels).mean())}
@@ -23,18 +23,18 @@ def label_scores(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         hit = int(((guesses == 1) & (labels == 1)).sum())
         wrong = int((guesses != labels).sum())
         scores["f1"] = 100 * 2 * hit / max(2 * hit + wrong, 1)
-        scores["matthews"] = 100 * _correlation(guesses, labels)
+        scores["matthews"] = 100 * correlation(guesses, labels)
     return scores
 
 
-def _correlation(x: np.ndarray, y: np.ndarray) -> float:
+def correlation(x: np.ndarray, y: np.ndarray) -> float:
     """Pearson's; for two binary variables this is Matthews correlation."""
     x, y = x - x.mean(), y - y.mean()
     spread = float(np.sqrt((x * x).sum() * (y * y).sum()))
     return float((x * y).sum()) / spread if spread else 0.0
 
 
-def _ranks(values: np.ndarray) -> np.ndarray:
+def ranks(values: np.ndarray) -> np.ndarray:
     """Ranks from 0; equal values share their mean rank."""
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)

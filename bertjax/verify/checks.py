@@ -1,10 +1,11 @@
 """The table of checks that `bertjax verify` and the tests run."""
 
-from bertjax.verify import bert, squad, t5
+from bertjax.verify import bert, metrics, squad, t5
 from bertjax.verify.table import Check
 
 BERT, OPTIMIZATION = "google-research/bert create_pretraining_data.py", "google-research/bert optimization.py"
 RUN_SQUAD = "google-research/bert run_squad.py"
+METRICS = "google-research/text-to-text-transfer-transformer t5/evaluation/metrics_test.py"
 CHECKS = (
     Check("bert.masked_examples", BERT, bert.masked_examples),
     Check("bert.prediction_counts", f"{BERT} under Python 3", bert.prediction_counts),
@@ -21,4 +22,8 @@ CHECKS = (
     Check("squad.predictions", RUN_SQUAD, squad.predictions),
     Check("squad.answer_texts", f"{RUN_SQUAD}, tokenization.py", squad.answer_texts),
     Check("squad.scores", "rajpurkar/SQuAD-explorer evaluate-v1.1.py, evaluate-v2.0.py", squad.squad_scores),
+    Check("text.labels", f"{METRICS}, postprocessors_test.py", metrics.labels),
+    Check("text.answers", f"{METRICS}, qa_utils_test.py", metrics.answers),
+    Check("text.generated", METRICS, metrics.generated_text),
+    Check("text.averages", "arXiv 1910.10683 tables 1 and 16", metrics.averages),
 )
