@@ -18,7 +18,7 @@ from bertjax.config.schema import Config, Stage
 from bertjax.data.loader import Batches, open_batches
 from bertjax.errors import DivergedError, StoppedSafely, UserError
 from bertjax.parallel import distributed
-from bertjax.training import freezing, preflight, setup, warmstart
+from bertjax.training import bases, freezing, preflight, setup, warmstart
 from bertjax.training import state as states
 from bertjax.training.checkpoint import Checkpoints
 from bertjax.training.lead import from_lead, lead_first
@@ -131,6 +131,7 @@ class StageRun:
         self.evaluators = evaluators
         self.program, self.stage, self.name = plan.program, plan.stage, plan.stage.name
         self.scores: dict[str, float] = {}
+        self.base: dict[str, Any] | None = None  # what adapter-only checkpoints stand on
 
     def run(self) -> None:
         run = self.job.config.run
@@ -158,7 +159,7 @@ class StageRun:
             self.event(step, "resume")
             return state
         self.tracker.rewind(before, self.name, -1)
-        params, lines = warmstart.initial(self.job, self.index, self.program, init_key)
+        params, lines, self.base = warmstart.initial(self.job, self.index, self.program, init_key)
         state = self.program.start(params, self.plan.episodes[0].groups, step_key)
         self.summarize(params)
         self.event(0, "start", init="; ".join(lines))
@@ -171,7 +172,7 @@ class StageRun:
         def abstract(step: int) -> dict[str, Any]:
             number = freezing.episode_at(self.plan.episodes, max(step - 1, 0))
             likes[step] = self.program.abstract_state(self.plan.episodes[number].groups, key)
-            return states.to_tree(likes[step])
+            return bases.to_tree(likes[step], self.stage, self.index)
 
         step, tree, meta = self.checkpoints.restore(abstract)
         if changed := [name for name, now in self.plan.batches.sources.items() if meta["sources"].get(name) != now]:
@@ -179,6 +180,8 @@ class StageRun:
                 f"stage '{self.name}': the source of task '{changed[0]}' is not what it was when this run began; "
                 "restore it, or give this run another run.name"
             )
+        self.base = meta.get("base")
+        tree = bases.completed(tree, self.base, self.checkpoints.folder, likes[step], self.job)
         return states.from_tree(tree, likes[step]), step
 
     def placed(self, source: Iterator[dict[str, np.ndarray]]) -> Iterator[tuple[dict[str, jax.Array], int, float]]:
@@ -247,8 +250,9 @@ class StageRun:
 
     def save(self, state: TrainState, step: int, scores: dict[str, float] | None) -> None:
         about = {"steps": self.program.steps, "sources": self.plan.batches.sources, "labels": self.plan.batches.labels}
+        about |= {"base": self.base} if self.base else {}
         meta = setup.checkpoint_meta(self.job, self.program, self.index, step) | about
-        self.checkpoints.save(step, states.to_tree(state), meta, scores)
+        self.checkpoints.save(step, bases.to_tree(state, self.stage, self.index), meta, scores)
 
     def finish(self, state: TrainState, meter: Meter) -> None:
         self.checkpoints.wait()

@@ -34,7 +34,7 @@ class Job:
     config: Config
     base: Path  # relative data paths start here
     mesh: JaxMesh
-    tokenizer: tokenizers.Tokenizer
+    tokenizer: tokenizers.AnyTokenizer
 
     @property
     def cache(self) -> Path:
@@ -44,6 +44,7 @@ class Job:
         """`heads` are those a checkpoint has; by default the ones the stage's objective reads."""
         tasks = len(self.config.stage_tasks(stage))
         objective = objectives.build(stage.objective, tasks)
+        adapters = stage.trainable.kind == "adapters"
         return Program(
             model=self.config.model,
             objective=objective,
@@ -51,6 +52,8 @@ class Job:
             optimizer=stage.optimizer,
             steps=steps,
             tasks=tasks,
+            adapter_size=stage.trainable.adapter_size if adapters else 0,
+            adapter_init=stage.trainable.adapter_init,
             grad_accum=stage.grad_accum,
             execution=execution(self.config, self.mesh),
             mesh=self.mesh,
@@ -69,7 +72,7 @@ def open_job(config: Config, base: Path) -> Job:
     return Job(config, base, mesh, tokenizer)
 
 
-def load_tokenizer(config: Config, base: Path) -> tokenizers.Tokenizer:
+def load_tokenizer(config: Config, base: Path) -> tokenizers.AnyTokenizer:
     """The configured tokenizer; trained first if it has no path. UserError when the model's table is too small."""
     settings = config.tokenizer
     wanted = settings.train_on
@@ -182,7 +185,7 @@ def checkpoint_meta(job: Job, program: Program, stage_index: int, step: int) -> 
         "heads": list(program.heads),
         "num_labels": program.objective.num_labels,
         "tokenizer_sha256": job.tokenizer.sha256,
-        "tokenizer_json": job.tokenizer.backend.to_str(),
+        "tokenizer_json": job.tokenizer.json,
         "environment": environment(job.mesh),
     }
 

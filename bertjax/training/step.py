@@ -18,6 +18,7 @@ from bertjax.objectives import Objective, Term, rows_by_task
 from bertjax.parallel import mesh as meshes
 from bertjax.training import optim
 from bertjax.training import state as states
+from bertjax.training.freezing import layer_of
 from bertjax.training.state import Params, TrainState
 
 Batch = Mapping[str, jax.Array]
@@ -38,9 +39,12 @@ class Program:
     mesh: JaxMesh
     rules: meshes.Rules
     tasks: int = 1  # that its batches are mixed from
+    adapter_size: int = 0  # inner width of the adapters; 0: none
+    adapter_init: str = "reference"
 
     def __post_init__(self) -> None:
-        structure = family.structure(self.model, self.heads, self.objective.num_labels, self.execution)
+        labels = self.objective.num_labels
+        structure = family.structure(self.model, self.heads, labels, self.execution, self.adapter_size)
         object.__setattr__(self, "_structure", structure)
         object.__setattr__(self, "tx", optim.direction(self.optimizer))
 
@@ -67,7 +71,11 @@ class Program:
 
     def initialize(self, key: jax.Array) -> Params:
         """Fresh parameters, each array born in its shard."""
-        make = lambda key: family.initialize(self.model, self.heads, self.objective.num_labels, key)  # noqa: E731
+
+        def make(key: jax.Array) -> Params:
+            params = family.initialize(self.model, self.heads, self.objective.num_labels, key, self.adapter_size)
+            return family.near_identity(params, key) if self.adapter_init == "near_identity" else params
+
         with meshes.placing(self.mesh, self.rules):
             return jax.jit(make, out_shardings=self.placed())(key)
 
@@ -104,12 +112,16 @@ class Program:
         return in_mesh(jitted, self.mesh, self.rules)
 
     def cut_below(self, state: TrainState) -> "Program":
-        """This program with its segments cut where training begins.
+        """This program with its segments cut where training begins, in either stack of a T5.
 
         A scan over frozen and trained layers together would give all of them a backward pass.
         """
-        trained = [int(group.split("/")[1]) for group in state.opt if group.startswith("layers/")]
-        segments = stack.cut(self.execution.segments, min(trained, default=0))
+        lowest: dict[str, int] = {}
+        for name, layer in filter(None, map(layer_of, state.opt)):
+            lowest[name] = min(layer, lowest.get(name, layer))
+        segments = self.execution.segments
+        for at in lowest.values():
+            segments = stack.cut(segments, at)
         if segments == self.execution.segments:
             return self
         return replace(self, execution=replace(self.execution, segments=segments))

@@ -2,21 +2,34 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from bertjax.config.schema import Stage
 from bertjax.data import tokenizers
 from bertjax.errors import UserError
 from bertjax.interop import huggingface
-from bertjax.models import paths
+from bertjax.training import bases
 from bertjax.training.checkpoint import Checkpoints
 from bertjax.training.runs import Found, find, run_of, stage_folder
-from bertjax.training.setup import Job, config_of
+from bertjax.training.setup import Job
 from bertjax.training.state import Params
 from bertjax.training.step import Program
+
+
+class Start(NamedTuple):
+    """What a stage starts with.
+
+    Attributes:
+        params: in their shards.
+        lines: say where they came from.
+        base: what an adapter-only checkpoint says of the weights it leaves out (training/bases.py); None for others.
+    """
+
+    params: Params
+    lines: list[str]
+    base: dict[str, Any] | None
 
 
 def check(job: Job, index: int, programs: Sequence[Program]) -> None:
@@ -25,7 +38,7 @@ def check(job: Job, index: int, programs: Sequence[Program]) -> None:
     `programs`: of all stages. Weights of ours are judged by their description; those of others are read.
     """
     stage = job.config.stages[index]
-    source = _source(stage, index)
+    source = bases.source_of(stage, index)
     wanted = programs[index].abstract_params()
     try:
         if source == "previous":
@@ -46,45 +59,56 @@ def _described(job: Job, folder: Path) -> Mapping[str, Any]:
     with Checkpoints(found.folder, job.config.run.checkpoint, read_only=True) as checkpoints:
         meta = checkpoints.meta(found.step)
     check_made_with(meta, found, job)
-    return paths.flatten(abstract_of(meta, found.folder, job))
-
-
-def _source(stage: Stage, index: int) -> str:
-    return stage.init_from or ("previous" if index else "scratch")
+    return bases.program_of(meta, found.folder, job).abstract_params()
 
 
 def _folder(job: Job, source: str) -> Path:
     return job.base / Path(source).expanduser()
 
 
-def initial(job: Job, index: int, program: Program, key: jax.Array) -> tuple[Params, list[str]]:
-    """-> (parameters in their shards, lines that say where they came from).
+def initial(job: Job, index: int, program: Program, key: jax.Array) -> Start:
+    """The parameters a stage begins with.
 
-    Heads that the source does not have start fresh; anything else missing, or of another shape, is a UserError.
+    Heads and adapters that the source does not have start fresh; anything else missing, of another shape or left over
+    is a UserError.
     """
     stage = job.config.stages[index]
-    source = _source(stage, index)
-    loaded: Mapping[str, Any]
+    source = bases.source_of(stage, index)
     fresh = program.initialize(key)
     if source == "scratch":
-        return fresh, ["fresh parameters"]
+        alone = stage.trainable.kind == "adapters" and stage.trainable.adapter_only_checkpoints
+        why = ["checkpoints hold all of them, there is nothing that adapters alone could stand on"] if alone else []
+        return Start(fresh, ["fresh parameters", *why], None)
+    loaded: Mapping[str, Any]
+    step: int | None = None
     if source == "previous":
-        previous = stage_folder(job.config.run_dir, index - 1, job.config.stages[index - 1].name)
-        loaded, where = from_checkpoint(job, Found(previous, None)), f"stage '{job.config.stages[index - 1].name}'"
+        name = job.config.stages[index - 1].name
+        found, where = Found(stage_folder(job.config.run_dir, index - 1, name), None), f"stage '{name}'"
+        step, loaded = from_checkpoint(job, found)
     else:
         folder = _folder(job, source)
-        where = f"{folder}"
+        found, where = Found(folder, None), f"{folder}"
         if (folder / "config.json").is_file():
             check_tokenizer(folder, job)
             loaded = huggingface.load_params(folder, job.config.model)
         else:
-            loaded = from_checkpoint(job, find(folder))
-    return merge(fresh, loaded, program, where)
+            found = find(folder)
+            step, loaded = from_checkpoint(job, found)
+    params, lines = merge(fresh, loaded, program, where)
+    if not bases.holds_part(stage, index):
+        return Start(params, lines, None)
+    frozen = bases.left_out(params, stage.trainable)
+    if missing := [path for path in frozen if path not in loaded]:
+        raise UserError(
+            f"stage '{stage.name}': init_from: {where}: has no parameter '{missing[0]}', so adapters alone cannot "
+            f"stand on it; set stages.{stage.name}.trainable.adapter_only_checkpoints=false"
+        )
+    return Start(params, lines, bases.described(found.folder, step, source == "previous", frozen))
 
 
 def check_tokenizer(folder: Path, job: Job) -> None:
     """Weights learnt with other pieces would fit by shape and mean nothing: refuses a folder with another tokenizer."""
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
+    if not any((folder / name).is_file() for name in tokenizers.FILES):
         return
     theirs = tokenizers.from_file(folder, lowercase=job.tokenizer.lowercase)
     if (theirs.pieces, theirs.lowercase) != (job.tokenizer.pieces, job.tokenizer.lowercase):
@@ -104,10 +128,20 @@ def merge(
 
 
 def check_fit(wanted: Mapping[str, Any], loaded: Mapping[str, Any], where: str) -> None:
-    """Raises UserError naming the first parameter that `loaded` lacks, heads apart, or has in another shape."""
+    """Raises UserError naming the first parameter that `loaded` lacks, heads and adapters apart, or has in another
+    shape; and for adapters that the model here does not have, since weights learnt beside them do little alone.
+    """
+    if size := _adapter_size(loaded):
+        here = _adapter_size(wanted)
+        if size != here:
+            has = f"the stage's are of size {here}" if here else "this stage has none"
+            raise UserError(
+                f"{where}: has adapters of size {size}, {has}; set trainable.kind=adapters "
+                f"trainable.adapter_size={size}, or start from the weights below those adapters"
+            )
     for path, start in wanted.items():
         value = loaded.get(path)
-        if value is None and not path.startswith("heads/"):
+        if value is None and not (path.startswith("heads/") or "/adapter/" in path):
             raise UserError(f"{where}: has no parameter '{path}'; init_from needs a model of the same family and size")
         if value is not None and value.shape != start.shape:
             raise UserError(
@@ -116,24 +150,20 @@ def check_fit(wanted: Mapping[str, Any], loaded: Mapping[str, Any], where: str) 
             )
 
 
-def from_checkpoint(job: Job, found: Found) -> dict[str, jax.Array]:
-    """All parameters of a checkpoint, placed on this job's mesh; refuses one made with another tokenizer."""
+def _adapter_size(params: Mapping[str, Any]) -> int:
+    """The inner width of a model's adapters; 0 if it has none."""
+    return next((x.shape[-1] for path, x in params.items() if path.endswith("/adapter/intermediate/kernel")), 0)
+
+
+def from_checkpoint(job: Job, found: Found) -> tuple[int, Params]:
+    """-> (step, all parameters of a checkpoint on this job's mesh); refuses one made with another tokenizer."""
     with Checkpoints(found.folder, job.config.run.checkpoint, read_only=True) as checkpoints:
         meta = checkpoints.meta(found.step)
         check_made_with(meta, found, job)
-        _, params, _ = checkpoints.restore_params(abstract_of(meta, found.folder, job), found.step)
-    return paths.flatten(params)
+        return bases.read(checkpoints, found.step, meta, job)
 
 
 def check_made_with(meta: Mapping[str, Any], found: Found, job: Job) -> None:
     if meta["tokenizer_sha256"] != job.tokenizer.sha256:
         kept = run_of(found.folder) / "tokenizer"
         raise UserError(f"{found.folder}: was trained with another tokenizer; set tokenizer.path to {kept}")
-
-
-def abstract_of(meta: Mapping[str, Any], where: Path, job: Job) -> dict[str, Any]:
-    """The nested abstract parameters of a checkpoint, in the shards they have on this job's mesh."""
-    stored = config_of(dict(meta), where)
-    stage = stored.stages[meta["stage"]]
-    program = Job(stored, job.base, job.mesh, job.tokenizer).program(stage, steps=1, heads=tuple(meta["heads"]))
-    return paths.unflatten(program.abstract_params())
