@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from bertjax.config.sections import NonNegative, Positive, Probability, Section, tagged
 
@@ -71,7 +71,7 @@ class Adafactor(Section):
     kind: Literal["adafactor"] = "adafactor"
     learning_rate: Annotated[float, Field(gt=0)] = 1.0  # with inverse_sqrt; 0.001 with constant, for fine-tuning
     schedule: Schedule = "inverse_sqrt"
-    warmup_steps: NonNegative | None = 10_000
+    warmup_steps: NonNegative | None = None  # default: 10,000 with inverse_sqrt, otherwise by warmup_ratio
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.0  # used when warmup_steps is not given
     decay_rate: Annotated[float, Field(gt=0, lt=1)] = 0.8  # second moments decay by 1 - (t + 1)^-decay_rate
     clipping_threshold: Annotated[float, Field(gt=0)] = 1.0  # of each update's root mean square
@@ -79,6 +79,14 @@ class Adafactor(Section):
     min_dim_size_to_factor: Positive = 128
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     clip_norm: Annotated[float, Field(gt=0)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _warm_up(cls, given: Any) -> Any:
+        """T5's 10,000 belong to its pre-training schedule: a constant rate would climb all through a fine-tuning."""
+        if not isinstance(given, dict) or "warmup_steps" in given or given.get("warmup_ratio"):
+            return given
+        return given | {"warmup_steps": 10_000} if given.get("schedule", "inverse_sqrt") == "inverse_sqrt" else given
 
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bertjax.config.training_schema import Optimizer
+from bertjax.config.training_schema import Adafactor, Optimizer
 
 NO_DECAY = re.compile(r"(^|/)(norm|bias)(/|$)")  # optimization.py excludes LayerNorm, layer_norm and bias
 
@@ -41,16 +41,40 @@ def decayed(path: str) -> bool:
     return NO_DECAY.search(path) is None
 
 
+def adafactor(config: Adafactor) -> optax.GradientTransformation:
+    """Adafactor (arXiv 1804.04235) as t5x/adafactor.py has it, without the learning rate.
+
+    Float32 slots of each parameter: v_row and v_col, its shape without the largest and without the second largest axis,
+    where both axes have `min_dim_size_to_factor` or more; otherwise v, its whole shape. Slots that a parameter does not
+    need have shape (1,). Second moments of g^2 + 1e-30 decay by 1 - (t + 1)^-decay_rate. The update is clipped to a
+    root mean square of `clipping_threshold` and multiplied by the parameter's, which counts as 1e-3 at least. There is
+    no momentum.
+
+    Root mean squares are those of one array. Layers are stored apart, so each layer has its own, whether the stack is
+    scanned or not. BERT's fused query, key and value [D, 3, D] are factored one by one, over D and D, and clipped and
+    scaled together; T5's are arrays of their own.
+    """
+    return optax.chain(
+        optax.scale_by_factored_rms(
+            decay_rate=config.decay_rate, min_dim_size_to_factor=config.min_dim_size_to_factor, epsilon=1e-30
+        ),
+        optax.clip_by_block_rms(config.clipping_threshold),
+        *([optax.scale_by_param_block_rms(1e-3)] if config.multiply_by_parameter_scale else []),
+    )
+
+
 def direction(config: Optimizer) -> optax.GradientTransformation:
-    """The update of a flat parameter dictionary, to be multiplied by -learning_rate."""
-    if config.kind == "bert_adamw":
-        adam = bert_adam(config.b1, config.b2, config.eps)
+    """The update of a flat parameter dictionary, to be multiplied by -learning_rate; so is the weight decay in it."""
+    if config.kind == "adafactor":
+        rule = adafactor(config)
+    elif config.kind == "bert_adamw":
+        rule = bert_adam(config.b1, config.b2, config.eps)
     else:
-        adam = optax.scale_by_adam(config.b1, config.b2, config.eps)
+        rule = optax.scale_by_adam(config.b1, config.b2, config.eps)
     if not config.weight_decay:
-        return adam
+        return rule
     mask = lambda params: {path: decayed(path) for path in params}  # noqa: E731
-    return optax.chain(adam, optax.add_decayed_weights(config.weight_decay, mask))
+    return optax.chain(rule, optax.add_decayed_weights(config.weight_decay, mask))
 
 
 def warmup_steps(config: Optimizer, steps: int) -> int:
@@ -62,11 +86,14 @@ def schedule(config: Optimizer, steps: int) -> Callable[[jax.Array], jax.Array]:
 
     `linear` is optimization.py's: lr * s / W during warm-up, lr * (1 - s / N) after it. The decay counts from step 0,
     not from the end of the warm-up, so the rate drops at s = W; step 0 has rate 0 when there is a warm-up.
+    `inverse_sqrt` is t5x's 'constant * rsqrt_decay': lr / sqrt(max(s, W, 1)), flat until W and without a ramp from 0.
     """
     base, warmup = config.learning_rate, warmup_steps(config, steps)
 
     def rate(step: jax.Array) -> jax.Array:
         s = jnp.asarray(step, jnp.float32)
+        if config.schedule == "inverse_sqrt":
+            return base / jnp.sqrt(jnp.maximum(s, max(warmup, 1)))
         after = base * ((steps - s) / steps) if config.schedule == "linear" else jnp.float32(base)
         return jnp.where(s < warmup, base * s / max(warmup, 1), jnp.maximum(after, 0))
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh as JaxMesh
 from jax.sharding import NamedSharding
@@ -67,10 +68,16 @@ def thaw(state: TrainState, groups: tuple[str, ...], tx: optax.GradientTransform
 def shardings(state: TrainState, placed: Mapping[str, NamedSharding], mesh: JaxMesh) -> Any:
     """Where each leaf of a (possibly abstract) state lives: slots follow their parameter, scalars are replicated."""
     everywhere = NamedSharding(mesh, P())
+    params = {**state.params, **state.frozen}
 
     def slot(path: tuple, leaf: jax.Array) -> NamedSharding:
         name = next((k.key for k in reversed(path) if getattr(k, "key", None) in placed), None)
-        return placed[name] if name is not None and leaf.ndim else everywhere
+        if name is None or not leaf.ndim:
+            return everywhere
+        if leaf.shape == params[name].shape:
+            return placed[name]
+        axes = kept_axes(path, leaf.shape, params[name].shape)
+        return NamedSharding(mesh, P(*(placed[name].spec[axis] for axis in axes)))
 
     make: Any = TrainState  # with a sharding in the place of every array
     return make(
@@ -81,6 +88,19 @@ def shardings(state: TrainState, placed: Mapping[str, NamedSharding], mesh: JaxM
         key=everywhere,
         bad_steps=everywhere,
     )
+
+
+def kept_axes(path: tuple, shape: tuple[int, ...], whole: tuple[int, ...]) -> list[int]:
+    """The axes of a parameter of shape `whole` that its Adafactor slot still has; none of a slot that stands empty.
+
+    optax.scale_by_factored_rms: v_row lacks the largest axis and v_col the second largest, in the order of np.argsort.
+    """
+    lacks = {"v_row": -1, "v_col": -2}
+    which = next((lacks[k.name] for k in path if getattr(k, "name", None) in lacks), None)
+    if which is None or len(whole) < 2:
+        return []
+    axes = [axis for axis in range(len(whole)) if axis != np.argsort(whole)[which]]
+    return axes if shape == tuple(whole[axis] for axis in axes) else []
 
 
 def abstract(state: TrainState, where: Any) -> TrainState:
