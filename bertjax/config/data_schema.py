@@ -193,7 +193,7 @@ Prompt: TypeAlias = Literal[
     "glue_cola", "glue_sst2", "glue_mrpc", "glue_qqp", "glue_stsb", "glue_mnli", "glue_qnli", "glue_rte", "glue_wnli",
     "glue_ax", "super_glue_boolq", "super_glue_cb", "super_glue_copa", "super_glue_multirc", "super_glue_record",
     "super_glue_rte", "super_glue_wic", "super_glue_wsc", "super_glue_axb", "super_glue_axg", "squad",
-    "squad_closed_book", "trivia_qa_closed_book", "translate", "summarize",
+    "squad_closed_book", "trivia_qa_closed_book", "translate", "summarize", "definite_pronoun_resolution",
 ]  # fmt: skip
 
 

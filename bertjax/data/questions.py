@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bertjax.config.data_schema import HuggingFaceData, JsonLines, Parquet, SquadFiles, StdlibQa, TfdsData
+from bertjax.config.data_schema import SquadFiles, StdlibQa
 from bertjax.data.files import expand, read_text
-from bertjax.data.records import read_records
+from bertjax.data.records import Records, read_records
 from bertjax.errors import UserError
 
-QaSource = SquadFiles | StdlibQa | JsonLines | Parquet | HuggingFaceData | TfdsData
+QaSource = SquadFiles | StdlibQa | Records
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +30,8 @@ class Example:
 def read_squad(source: QaSource, base: Path) -> list[Example]:
     """Every question of `source`, in file order; relative names start at `base`.
 
-    `squad` and `stdlib_qa` give the official form (data > paragraphs > qas); `jsonl`, `parquet`, `huggingface` and
-    `tfds` give one record a question: {id, title, context, question, answers: {text, answer_start}}. Without
+    `squad` and `stdlib_qa` give the official form (data > paragraphs > qas); `jsonl`, `json`, `parquet`, `huggingface`
+    and `tfds` give one record a question: {id, title, context, question, answers: {text, answer_start}}. Without
     `is_impossible` a question that has no answers is unanswerable.
 
     Raises UserError, naming the file and the question, for missing keys, wrong types and answers that are not where
@@ -46,14 +46,14 @@ def read_squad(source: QaSource, base: Path) -> list[Example]:
 
         name = f"stdlib_qa ({source.split})"
         examples = list(_official(stdlib_docs.squad(source.split), name))
-    elif isinstance(source, JsonLines | Parquet | HuggingFaceData | TfdsData):
-        name = ", ".join(source.files[:3]) if isinstance(source, JsonLines | Parquet) else source.name
+    elif isinstance(source, Records):
+        name = source.name if hasattr(source, "name") else ", ".join(source.files[:3])
         records = enumerate(read_records(source, base), 1)
         examples = [_example(record, name, f"record {n}") for n, record in records]
     else:
         raise UserError(
             f"source: kind '{source.kind}' holds no questions; "
-            "use squad, stdlib_qa, jsonl, parquet, huggingface or tfds for span_qa"
+            "use squad, stdlib_qa, jsonl, json, parquet, huggingface or tfds for span_qa"
         )
     if not examples:
         raise UserError(f"{name}: no questions in it; name a file with data > paragraphs > qas, or question records")

@@ -1,40 +1,54 @@
-"""Records (dicts) out of JSON lines, Parquet, Hugging Face `datasets` and TFDS, streamed.
+"""Records (dicts) out of JSON lines, JSON, TSV, Parquet, Hugging Face `datasets` and TFDS, streamed.
 
-What is held in memory is one line or one row group. Anything malformed is a UserError that names the file and the line.
+What is held in memory is one line, one row group or, for JSON, one file. Anything malformed is a UserError that names
+the file and the line.
 """
 
 import json
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bertjax.config.data_schema import HuggingFaceData, JsonLines, Parquet, TfdsData
+from bertjax.config.data_schema import HuggingFaceData, Json, JsonLines, Parquet, TfdsData, Tsv
 from bertjax.data import hub
-from bertjax.data.files import expand, read_lines
+from bertjax.data.files import expand, read_lines, read_text
 from bertjax.errors import UserError
 
-Records = JsonLines | Parquet | HuggingFaceData | TfdsData
+Records = JsonLines | Json | Tsv | Parquet | HuggingFaceData | TfdsData
+KINDS = "jsonl, json, tsv, parquet, huggingface or tfds"
+Located = Iterator[tuple[str, dict[str, Any]]]
 
 
 def read_records(source: Any, base: Path) -> Iterator[dict[str, Any]]:
-    """The records of a jsonl, parquet, huggingface or tfds source in order, with bytes decoded to str."""
+    """The records of a source of one of `KINDS` in order, with bytes decoded to str."""
+    return (record for _, record in read_located(source, base))
+
+
+def read_located(source: Any, base: Path) -> Located:
+    """(where it stands, record) of `read_records`. Raises UserError for sources without fields."""
     if not isinstance(source, Records):
-        raise UserError(f"source of kind '{source.kind}': has no fields; use jsonl, parquet, huggingface or tfds")
-    return (record for _, record in stream(source, base, None))
+        raise UserError(f"source of kind '{source.kind}': has no fields; use {KINDS}")
+    return stream(source, base, None)
 
 
-def stream(source: Records, base: Path, field: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
+def stream(source: Records, base: Path, field: str | None) -> Located:
     """(where, record); with `field` a columnar file may leave the other columns unread."""
     if isinstance(source, HuggingFaceData):
         return hub.huggingface_records(source, base)
     if isinstance(source, TfdsData):
         return hub.tfds_records(source, base)
-    read: Callable[[Path, str | None], Iterator[tuple[str, dict[str, Any]]]]
-    read = _json_lines if isinstance(source, JsonLines) else _parquet_rows
-    return (found for path in expand(source.files, base) for found in read(path, field))
+    read: Callable[[Path], Located]
+    if isinstance(source, Parquet):
+        read = partial(_parquet_rows, field=field)
+    elif isinstance(source, Tsv):
+        read = partial(_tsv_rows, source=source)
+    else:
+        read = _json_lines if isinstance(source, JsonLines) else _json_list
+    return (found for path in expand(source.files, base) for found in read(path))
 
 
-def _json_lines(path: Path, field: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
+def _json_lines(path: Path) -> Located:
     for number, line in read_lines(path):
         if not line or line.isspace():
             continue
@@ -50,11 +64,46 @@ def _json_lines(path: Path, field: str | None) -> Iterator[tuple[str, dict[str, 
         yield where, record
 
 
+def _json_list(path: Path) -> Located:
+    try:
+        content = json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        hint = "for one object a line use kind: jsonl" if error.msg == "Extra data" else "mend it or write it again"
+        raise UserError(f"{path}: line {error.lineno}: not valid JSON ({error.msg}); {hint}") from None
+    except (ValueError, RecursionError):
+        raise UserError(f"{path}: not valid JSON (a number too long, or nested too deeply); write it again") from None
+    if not isinstance(content, list):
+        hint = "; for a SQuAD file use kind: squad" if isinstance(content, dict) and "data" in content else ""
+        raise UserError(f"{path}: is a JSON {type(content).__name__}; a list of objects is needed{hint}")
+    for number, record in enumerate(content, 1):
+        if not isinstance(record, dict):
+            raise UserError(f"{path}: item {number}: is a JSON {type(record).__name__}, not an object; mend it")
+        yield f"{path}: item {number}", record
+
+
+def _tsv_rows(path: Path, source: Tsv) -> Located:
+    """Cells as text; nothing is a quote. Lines without any text are passed over."""
+    names = source.fields
+    for number, line in read_lines(path):
+        if number <= source.skip_lines or not line.strip():
+            continue
+        cells, where = line.split("\t"), f"{path}: line {number}"
+        if names is None:
+            names = cells
+            if twice := sorted({name for name in names if names.count(name) > 1}):
+                raise UserError(f"{where}: two columns are called '{twice[0]}'; name all of them with 'fields'")
+        elif len(cells) != len(names):
+            shown = ", ".join(names)[:100]
+            raise UserError(f"{where}: {len(cells)} columns, not the {len(names)} named ({shown}); mend the line")
+        else:
+            yield where, dict(zip(names, cells, strict=True))
+
+
 def _json_error(error: ValueError) -> str:
     return f"not valid JSON ({str(error)[:100]})"
 
 
-def _parquet_rows(path: Path, field: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
+def _parquet_rows(path: Path, field: str | None) -> Located:
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from bertjax.config.data_schema import (
     HuggingFaceData,
+    Json,
     JsonLines,
     Parquet,
     SquadFiles,
@@ -21,13 +22,14 @@ from bertjax.config.data_schema import (
     StdlibQa,
     TextFiles,
     TfdsData,
+    Tsv,
 )
 from bertjax.data import hub, questions, records, sentences, stdlib_docs
 from bertjax.data.files import expand, read_lines, read_text, sha256_of_files
 from bertjax.data.sentences import split_sentences
 from bertjax.errors import UserError
 
-Source = TextFiles | JsonLines | Parquet | HuggingFaceData | TfdsData | StdlibDocs | SquadFiles | StdlibQa
+Source = TextFiles | JsonLines | Json | Tsv | Parquet | HuggingFaceData | TfdsData | StdlibDocs | SquadFiles | StdlibQa
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +68,7 @@ def fingerprint(source: Source, base: Path) -> str:
     Files count by name, size and content, not by place or date; a Hub dataset by its own fingerprint; the standard
     library by its files.
     """
-    if isinstance(source, TextFiles | JsonLines | Parquet | SquadFiles):
+    if isinstance(source, TextFiles | JsonLines | Json | Tsv | Parquet | SquadFiles):
         content = sha256_of_files(expand(source.files, base))
     elif isinstance(source, HuggingFaceData):
         content = hub.huggingface_fingerprint(source, base)

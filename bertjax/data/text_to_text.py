@@ -1,0 +1,197 @@
+"""Text to text: records as inputs and targets, and these as rows for an encoder and a decoder.
+
+`read_examples` serves training and evaluation alike; `text_to_text_blocks` makes the rows that are trained on.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from bertjax.config.data_schema import SquadFiles, StdlibQa, Task, TextToText
+from bertjax.data import records
+from bertjax.data.prompts import GLUE, Make, Record, TextExample, answer_texts, get, prompt_of, text_of
+from bertjax.data.questions import read_squad
+from bertjax.errors import UserError
+
+if TYPE_CHECKING:
+    from bertjax.data.sentencepieces import SentencePieceTokenizer
+
+__all__ = ["TextExample", "class_names", "read_examples", "row_dtype", "text_to_text_blocks"]
+
+RIGHT_ONLY = ("glue_wnli", "super_glue_wsc")  # prompts whose target may be the wrong answer: label 1 is trained on
+
+
+def read_examples(task: Task, base: Path, *, training: bool = False) -> Iterator[TextExample]:
+    """The examples of a `text_to_text` task in the order of its records, as a stream; `task.limit` counts records.
+
+    For training a record with several answers gives one example (its first answer), or one for each in ReCoRD, and of
+    WSC and WNLI only the right referents that were found are there. For evaluation each record gives one example with
+    every reference.
+
+    Raises UserError, naming the record and the field, for anything that cannot be read.
+    """
+    options: TextToText = task.preprocess
+    make = template_of(options) if options.prompt is None else _relabelled(prompt_of(options), options)
+    found = chain.from_iterable(_records(source, base) for source in task.source)
+    for where, record in islice(found, task.limit):
+        try:
+            made = make(_renamed(record, options.fields))
+            for example in made:
+                f"{example.inputs}{example.targets}".encode()
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
+        except UnicodeEncodeError:  # JSON can spell half a surrogate pair; no tokenizer takes it
+            raise UserError(f"{where}: holds a lone surrogate, not a character; mend the record") from None
+        if not training:
+            made = made[:1]
+        elif options.prompt in RIGHT_ONLY:
+            made = [example for example in made if example.extra["label"] == 1 and example.targets]
+        yield from made
+
+
+def class_names(options: TextToText) -> tuple[str, ...] | None:
+    """The targets a classification chooses from, by number; None where the answers are free text."""
+    if options.prompt is not None:
+        return GLUE[options.prompt][2] if options.prompt in GLUE else None
+    if options.labels is None:
+        return None
+    return tuple(dict.fromkeys(options.labels if isinstance(options.labels, list) else options.labels.values()))
+
+
+def _records(source: Any, base: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    if not isinstance(source, SquadFiles | StdlibQa):
+        yield from records.read_located(source, base)
+        return
+    for q in read_squad(source, base):
+        record = {"id": q.id, "title": q.title, "context": q.context, "question": q.question}
+        yield f"question '{q.id}'", record | {"answers": [text for text, _ in q.answers]}
+
+
+def _renamed(record: dict[str, Any], fields: Mapping[str, str]) -> dict[str, Any]:
+    return record | {ours: get(record, theirs) for ours, theirs in fields.items()} if fields else record
+
+
+def _relabelled(make: Make, options: TextToText) -> Make:
+    """`make` after the record's `label` has been looked up in `options.labels`."""
+    if options.labels is None:
+        return make
+    return lambda record: make({**record, "label": _label(get(record, "label"), options)})
+
+
+def _label(value: Any, options: TextToText) -> str:
+    labels = options.labels or {}
+    names = dict(enumerate(labels)) if isinstance(labels, list) else labels
+    for key in (value, str(value)) if isinstance(labels, dict) else (_number(value),):
+        if key in names:
+            return names[key]  # type: ignore[index]
+    known = ", ".join(map(str, names))[:100]
+    raise UserError(f"label '{str(value)[:40]}' is not in 'labels', which has: {known}; add it there")
+
+
+def _number(value: Any) -> int:
+    try:
+        return int(value)
+    except (TypeError, ValueError):
+        return -1
+
+
+# ---- templates ------------------------------------------------------------------------------------------------------
+
+_PIECE = re.compile(r"\{\{|\}\}|\{([^{}]+)\}|[{}]")
+
+
+class _Template(NamedTuple):
+    """`texts` stand around the `fields`, one more of them."""
+
+    texts: list[str]
+    fields: list[str]
+
+    def fill(self, values: Sequence[str]) -> str:
+        return "".join(chain.from_iterable(zip(self.texts, [*values, ""], strict=True)))
+
+
+def _parse(template: str, key: str) -> _Template:
+    texts, fields, end = [""], [], 0
+    for piece in _PIECE.finditer(template):
+        texts[-1] += template[end : piece.start()]
+        end = piece.end()
+        if piece[1]:
+            fields.append(piece[1])
+            texts.append("")
+        elif piece[0] in ("{{", "}}"):
+            texts[-1] += piece[0][0]
+        else:
+            raise UserError(
+                f"preprocess.{key}: '{template[:60]}' has a lone '{piece[0]}'; write '{piece[0] * 2}' for it"
+            )
+    texts[-1] += template[end:]
+    return _Template(texts, fields)
+
+
+def template_of(options: TextToText) -> Make:
+    """The function of the templates `options.inputs` and `options.targets`, with {field} where a field's text goes.
+
+    Numbers are written out. A list in the inputs is joined by spaces. A list in the targets holds answers: the first is
+    the target and each is a reference; where there is none, the target is empty. `labels` translates the first field of
+    the targets. {{ and }} stand for braces, {a/b} for field b inside of a.
+    """
+    inputs, targets = _parse(options.inputs or "", "inputs"), _parse(options.targets or "", "targets")
+    if options.labels is not None and not targets.fields:
+        raise UserError("preprocess.targets: 'labels' need a {field} in the targets to translate; add one")
+    classes = class_names(options)
+
+    def make(record: Record) -> list[TextExample]:
+        answers = [answer_texts(get(record, field)) for field in targets.fields]
+        if classes is not None:
+            answers[0] = [_label(value, options) for value in answers[0]]
+        extra: dict[str, Any] = {"id": record["id"]} if "id" in record else {}
+        if classes is not None and answers[0]:
+            extra["label"] = classes.index(answers[0][0])
+        asked = inputs.fill([text_of(record, field) for field in inputs.fields])
+        many = next((n for n, texts in enumerate(answers) if len(texts) != 1), 0)
+        count = len(answers[many]) if answers and all(answers) else len(answers) == 0
+        said = tuple(
+            targets.fill([texts[k if n == many else 0] for n, texts in enumerate(answers)]) for k in range(count)
+        )
+        return [TextExample(asked, said[0] if said else "", tuple(dict.fromkeys(said)), extra)]
+
+    return make
+
+
+# ---- rows -----------------------------------------------------------------------------------------------------------
+
+
+def row_dtype(sequence_length: int, target_length: int) -> np.dtype:
+    """One row for an encoder and a decoder: S = sequence_length, T = target_length.
+
+    input_ids, segment_ids, positions int32 [S]; target_ids, target_segment_ids, target_positions int32 [T],
+    target_weights float32 [T]. Padding is zero everywhere.
+    """
+    inputs = [(name, "<i4", (sequence_length,)) for name in ("input_ids", "segment_ids", "positions")]
+    targets = [(name, "<i4", (target_length,)) for name in ("target_ids", "target_segment_ids", "target_positions")]
+    return np.dtype([*inputs, *targets, ("target_weights", "<f4", (target_length,))])
+
+
+def text_to_text_blocks(
+    work: tuple["SentencePieceTokenizer", np.dtype], examples: Sequence[tuple[str, str]]
+) -> Iterator[np.ndarray]:
+    """One block of rows [n], one for each (inputs, targets): cut to their length, the last place for the end.
+
+    seqio.preprocessors.append_eos_after_trim: a text too long loses its end, never its EOS.
+    """
+    tokenizer, dtype = work
+    rows = np.zeros(len(examples), dtype)
+    sides = (("input_ids", "segment_ids", "positions"), ("target_ids", "target_segment_ids", "target_positions"))
+    for texts, (ids, segments, positions) in zip(zip(*examples, strict=True), sides, strict=True):
+        length = dtype[ids].shape[0]
+        cut = [[*tokens[: length - 1], tokenizer.eos_id] for tokens in tokenizer.encode_batch(list(texts))]
+        real = np.arange(length) < np.array([len(tokens) for tokens in cut])[:, None]
+        rows[ids][real] = np.concatenate(cut)
+        rows[segments] = real
+        rows[positions] = np.where(real, np.arange(length), 0)
+    rows["target_weights"] = rows["target_segment_ids"]
+    yield rows
