@@ -1,6 +1,7 @@
 """WordPiece: trained so that the same text gives the same bytes, or loaded from the files other tools write.
 
-The Rust library `tokenizers` does the work; neither transformers nor a network is ever needed.
+The Rust library `tokenizers` does the work; neither transformers nor a network is ever needed. `load`, `from_json` and
+`from_file` give SentencePiece tokenizers too (`sentencepieces`).
 """
 
 import hashlib
@@ -9,13 +10,15 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
+import sentencepiece
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from bertjax.config.data_schema import TokenizerConfig
+from bertjax.config.data_schema import SentencePieceConfig, TokenizerConfig
+from bertjax.data import sentencepieces
 from bertjax.data.files import resolve
 from bertjax.errors import UserError
 
@@ -71,38 +74,57 @@ class Tokenizer:
             os.replace(scratch, folder / name)
 
 
+# A Tokenizer or a SentencePieceTokenizer: who asks for cls_id or eos_id knows which.
+AnyTokenizer: TypeAlias = Any
+
+
 def load(
-    config: TokenizerConfig,
+    config: TokenizerConfig | SentencePieceConfig,
     base: Path,
     *,
     vocab_size: int,
     train_source_documents: Callable[[], Iterator[list[str]]] | None,
     cache: Path,
     fingerprint: str | None = None,
-) -> Tokenizer:
+) -> AnyTokenizer:
     """The tokenizer of a config: read from `config.path`, else trained on the documents (lists of sentences) given.
 
     A trained one is kept under `cache`, keyed by the options and the text: by `fingerprint` where the caller knows one
     (`sources.fingerprint`), else by a hash of the documents. `config.vocab_size` goes before `vocab_size`.
     """
     if config.path is not None:
-        return from_file(resolve(config.path, base), lowercase=config.lowercase)
+        path = resolve(config.path, base)
+        said = config.model_dump(include={"lowercase", "extra_ids"})  # each kind has one of them
+        found = from_file(path, **said)
+        if isinstance(found, Tokenizer) == isinstance(config, SentencePieceConfig):
+            has = "WordPiece" if isinstance(found, Tokenizer) else "SentencePiece"
+            raise UserError(f"{path}: is a {has} tokenizer; tokenizer.kind is {config.kind}: name one of that kind")
+        return found
     if train_source_documents is None:
         raise UserError("tokenizer: neither 'path' nor text to train on; set tokenizer.path or tokenizer.train_on")
-    size = config.vocab_size or vocab_size
-    text = fingerprint or _hash_documents(train_source_documents())
-    recipe = [VERSION, tokenizers.__version__, size, config.lowercase, config.min_frequency, text]
+    options: dict[str, Any] = {"vocab_size": config.vocab_size or vocab_size}
+    trainer: Callable[..., AnyTokenizer]
+    if isinstance(config, SentencePieceConfig):
+        trainer = sentencepieces.train
+        options |= {"extra_ids": config.extra_ids, "character_coverage": config.character_coverage}
+        recipe = [config.kind, sentencepieces.VERSION, sentencepiece.__version__, *options.values()]
+    else:
+        trainer = train
+        options |= {"lowercase": config.lowercase, "min_frequency": config.min_frequency}
+        recipe = [VERSION, tokenizers.__version__, *options.values()]
+    recipe.append(fingerprint or _hash_documents(train_source_documents()))
     folder = cache / "tokenizers" / hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:24]
     if not (folder / "tokenizer.json").is_file():
-        train(
-            train_source_documents, vocab_size=size, lowercase=config.lowercase, min_frequency=config.min_frequency
-        ).save(folder)
+        trainer(train_source_documents, **options).save(folder)
     return from_file(folder)
 
 
-def from_json(text: str, where: str) -> Tokenizer:
-    """The tokenizer that a tokenizer.json text describes; `where` is named in errors. Raises UserError."""
+def from_json(text: str, where: str) -> AnyTokenizer:
+    """The tokenizer that the `json` of a tokenizer describes, of either kind; `where` is named in errors."""
     try:
+        state = json.loads(text)
+        if isinstance(state, dict) and state.get("type") == "sentencepiece":
+            return sentencepieces.from_state(state, where)
         return Tokenizer(tokenizers.Tokenizer.from_str(text), where)
     except Exception as error:  # the library raises bare Exception
         if isinstance(error, UserError):
@@ -110,20 +132,29 @@ def from_json(text: str, where: str) -> Tokenizer:
         raise UserError(f"{where}: not a tokenizer.json ({str(error)[:120]})") from None
 
 
-def from_file(path: Path, *, lowercase: bool = True) -> Tokenizer:
-    """A tokenizer from vocab.txt, tokenizer.json, or a folder with either (tokenizer.json goes first).
+FILES = ("spiece.model", "tokenizer.json", "vocab.txt")  # what a folder may hold, the first found is read
 
-    `lowercase` holds for a vocab.txt that says nothing itself; a tokenizer.json, or a tokenizer_config.json beside the
-    vocab.txt, goes before it. Raises UserError for anything that is not a complete WordPiece tokenizer.
+
+def from_file(path: Path, *, lowercase: bool = True, extra_ids: int = sentencepieces.EXTRA_IDS) -> AnyTokenizer:
+    """A tokenizer from *.model (SentencePiece), tokenizer.json, vocab.txt, or a folder with one of them.
+
+    `lowercase` holds for a vocab.txt and `extra_ids` for a *.model that say nothing themselves; a tokenizer.json, or a
+    tokenizer_config.json beside the file, goes before them. Raises UserError for anything that is not complete.
     """
     path = Path(path)
     if path.is_dir():
-        found = [path / name for name in ("tokenizer.json", "vocab.txt") if (path / name).is_file()]
+        found = [path / name for name in FILES if (path / name).is_file()]
         if not found:
-            raise UserError(f"{path}: the folder holds neither tokenizer.json nor vocab.txt; name one of these files")
+            raise UserError(
+                f"{path}: the folder holds neither tokenizer.json nor vocab.txt nor spiece.model; name a file"
+            )
         path = found[0]
     if not path.is_file():
-        raise UserError(f"{path}: no such file; give a vocab.txt, a tokenizer.json or a folder with one")
+        raise UserError(
+            f"{path}: no such file; give a vocab.txt, a tokenizer.json, a spiece.model or a folder with one"
+        )
+    if path.suffix == ".model":
+        return sentencepieces.from_model(path, extra_ids=extra_ids)
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
@@ -131,7 +162,7 @@ def from_file(path: Path, *, lowercase: bool = True) -> Tokenizer:
     if not text.strip():
         raise UserError(f"{path}: the file is empty; copy or export it again")
     if path.suffix == ".json":
-        return Tokenizer(_from_json(path, text), str(path))
+        return _from_json(path, text)
     return Tokenizer(wordpiece(_read_vocab(path, text), lowercase=_declared_case(path, lowercase)), str(path))
 
 
@@ -241,19 +272,22 @@ def _declared_case(path: Path, otherwise: bool) -> bool:
     return declared is not False
 
 
-def _from_json(path: Path, text: str) -> tokenizers.Tokenizer:
+def _from_json(path: Path, text: str) -> AnyTokenizer:
     try:
         state = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON ({error}); export the tokenizer again") from None
     model = state.get("model") if isinstance(state, dict) else None
     model = model if isinstance(model, dict) else {}
     kind = model.get("type", "WordPiece" if "max_input_chars_per_word" in model else None)
+    if kind == "Unigram":
+        return sentencepieces.from_unigram(state, str(path))
     if kind != "WordPiece":
         said = f"a {kind} tokenizer" if kind else "no tokenizer.json of the tokenizers library"
-        raise UserError(f"{path}: is {said}; bertjax reads WordPiece (BERT, DistilBERT)")
+        raise UserError(f"{path}: is {said}; bertjax reads WordPiece (BERT, DistilBERT) and Unigram (T5)")
     try:
-        return tokenizers.Tokenizer.from_str(text)
+        backend = tokenizers.Tokenizer.from_str(text)
     except Exception as error:  # noqa: BLE001  (the library raises bare Exception)
         reason = " ".join(str(error).split())[:120]
         raise UserError(f"{path}: the tokenizers library cannot read it ({reason}); export it again") from None
+    return Tokenizer(backend, str(path))
