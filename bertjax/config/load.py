@@ -161,7 +161,7 @@ def identity(config: Config) -> dict[str, Any]:
 
     Where and how it runs (mesh, dtype, logging, checkpoints, evaluations) may change when a run is resumed.
     """
-    data = config.model_dump(mode="json", include={"model", "tokenizer", "tasks", "stages"})
+    data = config.model_dump(mode="json", include={"model", "tokenizer", "tasks", "mixtures", "stages"})
     for stage in data["stages"]:
         stage.pop("evaluate")
         stage.pop("grad_accum")
