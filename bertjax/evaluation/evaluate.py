@@ -4,8 +4,7 @@ An evaluator is a function of parameters. It keeps <name>.json (scores and sampl
 predictions, n-best and null-odds files under evaluations/<stage>/ of the run.
 """
 
-import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,27 +15,31 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from bertjax.config.evaluation_schema import ClassificationEvaluation, MlmEvaluation, SquadEvaluation
+from bertjax.config.evaluation_schema import (
+    ClassificationEvaluation,
+    LossEvaluation,
+    MlmEvaluation,
+    SquadEvaluation,
+)
 from bertjax.config.load import build
 from bertjax.config.schema import CheckpointPolicy
 from bertjax.data import qa, tokenizers
-from bertjax.data.loader import Batches, open_task
 from bertjax.errors import UserError
 from bertjax.evaluation import squad
+from bertjax.evaluation.heldout import SAMPLES, keep, open_heldout, placed, rows_of, whole
 from bertjax.evaluation.labels import label_scores
-from bertjax.models import paths
+from bertjax.evaluation.text_to_text import text_to_text, with_averages
 from bertjax.parallel import distributed
 from bertjax.parallel import mesh as meshes
-from bertjax.training import setup
+from bertjax.training import bases
 from bertjax.training.checkpoint import Checkpoints
 from bertjax.training.loop import Evaluator
 from bertjax.training.runs import find, run_of, stage_folder
 from bertjax.training.setup import Job
 from bertjax.training.state import Params
 from bertjax.training.step import Program, flat_terms, in_mesh
-from bertjax.training.warmstart import abstract_of
 
-SAMPLES = 12
+TOKEN_TERMS = {"mlm", "target"}  # terms of an objective that are over a vocabulary
 _ANY_POLICY = CheckpointPolicy()  # a reader keeps and removes nothing
 
 
@@ -47,28 +50,32 @@ def build_evaluators(job: Job, index: int, program: Program, labels: list[str] |
     """
     folder = job.config.run_dir / "evaluations" / stage_folder(Path(), index, job.config.stages[index].name).name
     builders: dict[str, Callable[..., Callable[[Params, int], dict[str, float]]]]
-    builders = {"mlm": mlm, "squad": squad_answers, "classification": partial(classification, labels=labels)}
-    return [Evaluator(e, builders[e.kind](job, program, e, folder)) for e in job.config.stages[index].evaluate]
+    builders = {"mlm": loss, "loss": loss, "squad": squad_answers, "text_to_text": text_to_text}
+    builders["classification"] = partial(classification, labels=labels)
+    made = [Evaluator(e, builders[e.kind](job, program, e, folder)) for e in job.config.stages[index].evaluate]
+    return with_averages(made)
 
 
 # ---- the evaluators -------------------------------------------------------------------------------------------------
 
 
-def mlm(job: Job, program: Program, config: MlmEvaluation, folder: Path) -> Callable[[Params, int], dict[str, float]]:
-    """Loss and accuracy of masked tokens (and of next sentences), and the perplexity of masked tokens."""
-    batches = _open(job, program, config)
+def loss(
+    job: Job, program: Program, config: MlmEvaluation | LossEvaluation, folder: Path
+) -> Callable[[Params, int], dict[str, float]]:
+    """Loss and accuracy of each term of the stage's objective, and the perplexity of masked or target tokens."""
+    batches = open_heldout(job, program, config)
     eval_step = program.jit_eval_step()
 
     def run(params: Params, step: int) -> dict[str, float]:
         terms = None
-        for batch in _placed(batches.epoch_batches(_rows(program, batches), limit=config.batches), program, batches):
+        for batch in placed(batches.epoch_batches(rows_of(program, batches), limit=config.batches), program, batches):
             found = jax.device_get(eval_step(params, batch))
             terms = found if terms is None else jax.tree.map(np.add, terms, found)
         assert terms is not None, "prepare refuses an empty task"
         scores = {name: float(x) for name, x in flat_terms(terms).items() if not name.endswith("_weight")}
-        if "mlm_loss" in scores:
-            scores["mlm_perplexity"] = float(np.exp(min(scores["mlm_loss"], 80.0)))
-        _keep(folder, config.name, {"step": step, "scores": scores})
+        for name in TOKEN_TERMS & terms.keys():
+            scores[f"{name}_perplexity"] = float(np.exp(min(scores[f"{name}_loss"], 80.0)))
+        keep(folder, config.name, {"step": step, "scores": scores})
         return scores
 
     return run
@@ -86,7 +93,7 @@ def squad_answers(
     features = qa.evaluation_features(examples, job.tokenizer, config.data.preprocess)
     logits = span_logits(program)
     version_2 = any(e.is_impossible for e in examples) if config.version_2 is None else config.version_2
-    size = _whole(config.batch_size, program)
+    size = whole(config.batch_size, program)
 
     def run(params: Params, step: int) -> dict[str, float]:
         start, end = answer_logits(logits, params, features, program, size)
@@ -102,11 +109,11 @@ def squad_answers(
         )
         scores = squad.score(examples, predictions, null_odds if version_2 else None, version_2=version_2)
         samples = [_sample(e, predictions[e.id]) for e in examples[:: max(1, len(examples) // SAMPLES)][:SAMPLES]]
-        _keep(folder, config.name, {"step": step, "scores": scores, "samples": samples})
-        _keep(folder, f"{config.name}.predictions", predictions)
-        _keep(folder, f"{config.name}.nbest", nbest)
+        keep(folder, config.name, {"step": step, "scores": scores, "samples": samples})
+        keep(folder, f"{config.name}.predictions", predictions)
+        keep(folder, f"{config.name}.nbest", nbest)
         if version_2:
-            _keep(folder, f"{config.name}.null_odds", null_odds)
+            keep(folder, f"{config.name}.null_odds", null_odds)
         return scores
 
     return run
@@ -116,7 +123,7 @@ def classification(
     job: Job, program: Program, config: ClassificationEvaluation, folder: Path, labels: list[str] | None
 ) -> Callable[[Params, int], dict[str, float]]:
     """Accuracy, F1 and Matthews correlation of labels; Pearson and Spearman correlation for regression."""
-    batches = _open(job, program, config, labels)
+    batches = open_heldout(job, program, config, labels)
     if labels is None and batches.labels is not None:
         raise UserError(
             f"evaluation '{config.name}': its labels are texts, the training data's were numbers; "
@@ -134,12 +141,12 @@ def classification(
 
     def run(params: Params, step: int) -> dict[str, float]:
         logits, truths = [], []
-        for batch in _placed(batches.epoch_batches(_rows(program, batches)), program, batches):
+        for batch in placed(batches.epoch_batches(rows_of(program, batches)), program, batches):
             found, truth, weights = jax.device_get(predict(params, batch))
             logits.append(found[weights > 0])
             truths.append(truth[weights > 0])
         scores = label_scores(np.concatenate(logits), np.concatenate(truths))
-        _keep(folder, config.name, {"step": step, "scores": scores})
+        keep(folder, config.name, {"step": step, "scores": scores})
         return scores
 
     return run
@@ -183,44 +190,9 @@ def answer_logits(
     return start, end
 
 
-def _open(job: Job, program: Program, config: Any, labels: list[str] | None = None) -> Batches:
-    return open_task(
-        config.data,
-        config.name,
-        job.tokenizer,
-        batch_size=_whole(config.batch_size, program),
-        seed=job.config.run.seed,
-        base=job.base,
-        cache=job.cache,
-        labels=labels,
-    )
-
-
-def _whole(batch_size: int, program: Program) -> int:
-    """`batch_size` rounded up to a multiple of the shards a batch is split over."""
-    shards = int(np.prod([program.mesh.shape[a] for a in meshes.AXES if a != "tensor"]))
-    return -(-batch_size // shards) * shards
-
-
-def _rows(program: Program, batches: Batches) -> slice | np.ndarray:
-    return distributed.local_rows(program.batch_sharding(), batches.batch_size)
-
-
-def _placed(source: Any, program: Program, batches: Batches) -> Iterator[dict[str, jax.Array]]:
-    with source:
-        for batch in source:
-            yield distributed.place(batch, program.batch_sharding(), batches.batch_size)
-
-
 def _sample(example: qa.Example, prediction: str) -> dict[str, Any]:
     answers = [text for text, _ in example.answers]
     return {"question": example.question, "context": example.context, "answers": answers, "prediction": prediction}
-
-
-def _keep(folder: Path, name: str, content: Any) -> None:
-    if distributed.is_lead():
-        folder.mkdir(parents=True, exist_ok=True)
-        setup.write(folder / f"{name}.json", json.dumps(content, ensure_ascii=False, indent=1))
 
 
 # ---- restoring ------------------------------------------------------------------------------------------------------
@@ -256,8 +228,8 @@ def restore(
         tokenizer = tokenizers.from_json(meta["tokenizer_json"], str(found.folder))
         job = Job(config, Path.cwd(), meshes.make_mesh(config.mesh), tokenizer)
         program = job.program(config.stages[meta["stage"]], steps=1, heads=tuple(meta["heads"]))
-        restored_step, params, _ = checkpoints.restore_params(abstract_of(meta, found.folder, job), found.step)
-    return Restored(job, meta["stage"], restored_step, program, paths.flatten(params), meta.get("labels"))
+        restored_step, params = bases.read(checkpoints, found.step, meta, job)
+    return Restored(job, meta["stage"], restored_step, program, params, meta.get("labels"))
 
 
 def evaluate_command(

@@ -1,0 +1,53 @@
+"""The held-out data of an evaluation in batches on the devices, and the files an evaluation keeps."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from bertjax.data.loader import Batches, open_task
+from bertjax.parallel import distributed
+from bertjax.parallel import mesh as meshes
+from bertjax.training import setup
+from bertjax.training.setup import Job
+from bertjax.training.step import Program
+
+SAMPLES = 12  # that an evaluation keeps to show
+
+
+def open_heldout(job: Job, program: Program, config: Any, labels: list[str] | None = None) -> Batches:
+    return open_task(
+        config.data,
+        config.name,
+        job.tokenizer,
+        batch_size=whole(config.batch_size, program),
+        seed=job.config.run.seed,
+        base=job.base,
+        cache=job.cache,
+        labels=labels,
+    )
+
+
+def whole(batch_size: int, program: Program) -> int:
+    """`batch_size` rounded up to a multiple of the shards a batch is split over."""
+    shards = int(np.prod([program.mesh.shape[a] for a in meshes.AXES if a != "tensor"]))
+    return -(-batch_size // shards) * shards
+
+
+def rows_of(program: Program, batches: Batches) -> slice | np.ndarray:
+    return distributed.local_rows(program.batch_sharding(), batches.batch_size)
+
+
+def placed(source: Any, program: Program, batches: Batches) -> Iterator[dict[str, jax.Array]]:
+    with source:
+        for batch in source:
+            yield distributed.place(batch, program.batch_sharding(), batches.batch_size)
+
+
+def keep(folder: Path, name: str, content: Any) -> None:
+    if distributed.is_lead():
+        folder.mkdir(parents=True, exist_ok=True)
+        setup.write(folder / f"{name}.json", json.dumps(content, ensure_ascii=False, indent=1))
