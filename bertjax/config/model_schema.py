@@ -75,6 +75,9 @@ class T5Config(Section):
     def _check(self) -> Self:
         if not self.decoder_layers or (self.architecture == "encoder_decoder" and not self.num_layers):
             raise ValueError("num_layers must be above zero")
+        exact = self.relative_attention_num_buckets // 2  # distances of the decoder that have a bucket each
+        if self.relative_attention_max_distance <= exact:
+            raise ValueError(f"relative_attention_max_distance must be above half the buckets ({exact})")
         return self
 
 
