@@ -13,6 +13,7 @@ from typing import Protocol
 import numpy as np
 
 from bertjax.config.data_schema import BertPairs, max_predictions
+from bertjax.data.draws import BLOCK, KEY_POSITION, LAST, NOWHERE, draw, streams_of
 
 Rows = Mapping[str, np.ndarray] | np.ndarray
 
@@ -98,13 +99,8 @@ def mask_tokens(
 
 # ---- rows, vectorised -----------------------------------------------------------------------------------------------
 
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _KEY_EXAMPLE = np.uint64(48)  # a sort key: example (16 bits), random (32), position (16)
-_KEY_POSITION = np.uint64(0xFFFF)
-_LAST = np.uint64(0xFFFFFFFFFFFFFFFF)  # the key of what is never masked
-_NOWHERE = np.uint16(0xFFFF)  # a position that is none
 _REPLACEMENT = np.uint64(1 << 16)  # the replacement draws' counters begin beyond every position
-_BLOCK = 1 << 14  # tokens worked on at once: the temporaries stay in the cache
 _MASK_BELOW = np.uint64(round(0.8 * 2**32))
 _KEEP_BELOW = np.uint64(round(0.9 * 2**32))
 
@@ -123,10 +119,10 @@ def mask_rows(
     """
     input_ids, segment_ids = np.asarray(rows["input_ids"]), np.asarray(rows["segment_ids"])
     batch, length = input_ids.shape
-    if length >= _NOWHERE:
+    if length >= NOWHERE:
         raise ValueError(f"rows of {length} tokens are too long to mask")
-    streams = _streams(seed, epoch, np.asarray(indices))
-    step = max(1, _BLOCK // length)
+    streams = streams_of(seed, epoch, np.asarray(indices))
+    step = max(1, BLOCK // length)
     blocks = [
         _mask_block(streams[at : at + step], input_ids[at : at + step], segment_ids[at : at + step], rules)
         for at in range(0, max(1, batch), step)
@@ -154,29 +150,6 @@ def _mask_block(
     return _replace(streams, positions, input_ids, rules)
 
 
-def _mix(state: np.ndarray) -> np.ndarray:
-    """SplitMix64's output function (Steele, Lea and Flood 2014) on uint64 of any shape."""
-    mixed = state ^ (state >> np.uint64(30))
-    mixed *= np.uint64(0xBF58476D1CE4E5B9)
-    mixed ^= mixed >> np.uint64(27)
-    mixed *= np.uint64(0x94D049BB133111EB)
-    mixed ^= mixed >> np.uint64(31)
-    return mixed
-
-
-def _streams(seed: int, epoch: int | np.ndarray, indices: np.ndarray) -> np.ndarray:
-    """The state of each row's SplitMix64 generator: uint64 [B, 1]."""
-    state = np.array([seed % (1 << 64)], np.uint64)
-    state = _mix(state + _GOLDEN) + np.asarray(epoch).astype(np.uint64)
-    state = _mix(state + _GOLDEN) + indices.astype(np.uint64)
-    return _mix(state + _GOLDEN)[:, None]
-
-
-def _draws(streams: np.ndarray, counters: np.ndarray) -> np.ndarray:
-    """Draw number `counters` (uint64) of each stream: uint64, the broadcast shape."""
-    return _mix(streams + (counters + np.uint64(1)) * _GOLDEN)
-
-
 def _count(segment_ids: np.ndarray, what: np.ndarray) -> np.ndarray:
     """How often `what` (bool [B, S]) holds in each example: int64 [B, G + 1]; column 0, the padding, is 0."""
     width = int(segment_ids.max(initial=0)) + 1
@@ -189,14 +162,14 @@ def _count(segment_ids: np.ndarray, what: np.ndarray) -> np.ndarray:
 
 def _shuffled(streams: np.ndarray, what: np.ndarray, segment_ids: np.ndarray, packed: bool) -> np.ndarray:
     """Sort keys of the places where `what` holds, sorted: uint64 [B, S]. Each example's places come in random order,
-    one example after the other; _LAST fills the end."""
+    one example after the other; LAST fills the end."""
     places = np.arange(what.shape[1], dtype=np.uint64)
-    keys = _draws(streams, places) >> np.uint64(16)
-    keys &= ~_KEY_POSITION
+    keys = draw(streams, places) >> np.uint64(16)
+    keys &= ~KEY_POSITION
     keys |= places
     if packed:
         keys |= segment_ids.astype(np.uint64) << _KEY_EXAMPLE
-    keys[~what] = _LAST
+    keys[~what] = LAST
     keys.sort(axis=1)
     return keys
 
@@ -204,7 +177,7 @@ def _shuffled(streams: np.ndarray, what: np.ndarray, segment_ids: np.ndarray, pa
 def _choose(
     streams: np.ndarray, candidates: np.ndarray, segment_ids: np.ndarray, wanted: np.ndarray, row_predictions: int
 ) -> np.ndarray:
-    """The first `wanted` [B, G + 1] candidates of each example in random order: uint16 positions or _NOWHERE."""
+    """The first `wanted` [B, G + 1] candidates of each example in random order: uint16 positions or NOWHERE."""
     packed = wanted.shape[1] > 2
     keys = _shuffled(streams, candidates, segment_ids, packed)
     if not packed:
@@ -213,9 +186,9 @@ def _choose(
     else:
         count = _count(segment_ids, candidates)
         stop = np.cumsum(count, axis=1) - count + wanted
-        example = np.where(keys == _LAST, np.uint64(0), keys >> _KEY_EXAMPLE).astype(np.int64)
+        example = np.where(keys == LAST, np.uint64(0), keys >> _KEY_EXAMPLE).astype(np.int64)
         chosen = np.arange(keys.shape[1]) < np.take_along_axis(stop, example, axis=1)
-    return np.where(chosen & (keys != _LAST), keys & _KEY_POSITION, np.uint64(_NOWHERE)).astype(np.uint16)
+    return np.where(chosen & (keys != LAST), keys & KEY_POSITION, np.uint64(NOWHERE)).astype(np.uint16)
 
 
 def _choose_words(
@@ -245,12 +218,12 @@ def _choose_words(
         at, end, left, row = at[going], end[going], left[going], row[going]
         if not len(at):
             break
-        candidate = row + (order[at] & _KEY_POSITION).astype(np.int64)
+        candidate = row + (order[at] & KEY_POSITION).astype(np.int64)
         fits = size[candidate] <= left
         chosen[candidate[fits]] = True
         left -= size[candidate] * fits
         at = at + 1
-    return np.where(candidates & chosen[word], places, _NOWHERE).astype(np.uint16)
+    return np.where(candidates & chosen[word], places, NOWHERE).astype(np.uint16)
 
 
 def _replace(
@@ -258,16 +231,16 @@ def _replace(
 ) -> dict[str, np.ndarray]:
     """80% [MASK], 10% kept, 10% any id of the vocabulary, special ones included: per token. `input_ids` is changed."""
     width = rules.row_predictions
-    if positions.shape[1] > width and (positions[:, width] != _NOWHERE).any():
+    if positions.shape[1] > width and (positions[:, width] != NOWHERE).any():
         raise ValueError(f"a row predicts more than {width} tokens: it holds more examples than its config allows")
     if positions.shape[1] < width:
-        positions = np.pad(positions, ((0, 0), (0, width - positions.shape[1])), constant_values=_NOWHERE)
+        positions = np.pad(positions, ((0, 0), (0, width - positions.shape[1])), constant_values=NOWHERE)
     positions = positions[:, :width]
-    real = positions != _NOWHERE
+    real = positions != NOWHERE
     places = np.where(real, positions, 0).astype(np.int64)
     original = np.where(real, np.take_along_axis(input_ids, places, axis=1), 0)
 
-    draws = _draws(streams, places.astype(np.uint64) + _REPLACEMENT)
+    draws = draw(streams, places.astype(np.uint64) + _REPLACEMENT)
     kind, number = draws >> np.uint64(32), draws & np.uint64(0xFFFFFFFF)
     anything = ((number * np.uint64(rules.vocab_size)) >> np.uint64(32)).astype(np.int32)
     instead = np.where(kind < _MASK_BELOW, rules.mask_id, np.where(kind < _KEEP_BELOW, original, anything))
