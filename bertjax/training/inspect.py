@@ -19,7 +19,7 @@ from bertjax.parallel import mesh as meshes
 from bertjax.training import freezing, optim
 from bertjax.training.checkpoint import Checkpoints
 from bertjax.training.runs import find
-from bertjax.training.setup import config_of
+from bertjax.training.setup import adapter_size, config_of
 from bertjax.training.summary import model_summary
 
 FRACTIONS = 10_000  # steps a stage of unknown length is planned with
@@ -52,7 +52,8 @@ def inspect_checkpoint(target: Path, step: int | None) -> dict[str, Any]:
         "heads": meta["heads"],
         "tokenizer_sha256": meta["tokenizer_sha256"],
         "environment": meta["environment"],
-        **_model(config, tuple(meta["heads"]), meta["num_labels"]),
+        **({"base": meta["base"]} if meta.get("base") else {}),
+        **_model(config, stage, tuple(meta["heads"]), meta["num_labels"]),
     }
 
 
@@ -79,8 +80,8 @@ def _place(config: Config, described: list[dict[str, Any]], step: int | None) ->
     return None
 
 
-def _model(config: Config, heads: tuple[str, ...], num_labels: int) -> dict[str, Any]:
-    _, abstract = family.structure(config.model, heads, num_labels)
+def _model(config: Config, stage: Stage, heads: tuple[str, ...], num_labels: int) -> dict[str, Any]:
+    _, abstract = family.structure(config.model, heads, num_labels, adapter_size=adapter_size(stage.trainable))
     names = family.logical_axes(abstract)
     mesh = meshes.make_mesh(config.mesh)
     table = meshes.rules(config.mesh.rules)
@@ -99,8 +100,9 @@ def _arrays(abstract: Any) -> dict[str, jax.ShapeDtypeStruct]:
 def _stage(config: Config, stage: Stage) -> dict[str, Any]:
     """Episode bounds are in steps, or in fractions of a stage that is as long as its epochs."""
     objective = objectives.build(stage.objective)
-    _, abstract = family.structure(config.model, objective.heads, objective.num_labels)
-    sizes = _sizes(_arrays(abstract))
+    adapters = adapter_size(stage.trainable)
+    _, abstract = family.structure(config.model, objective.heads, objective.num_labels, adapter_size=adapters)
+    sizes = freezing.sizes(_arrays(abstract))
     plan = freezing.episodes(stage.trainable, tuple(sizes), stage.steps or FRACTIONS)
     bound = lambda at: at if stage.steps else at / FRACTIONS  # noqa: E731
     warmup = {"warmup_steps": optim.warmup_steps(stage.optimizer, stage.steps)} if stage.steps else {}
@@ -113,6 +115,7 @@ def _stage(config: Config, stage: Stage) -> dict[str, Any]:
         "tokens_per_step": stage.batch_size
         * max(task.preprocess.sequence_length for task in config.stage_tasks(stage).values()),
         "parameters": sum(sizes.values()),
+        **({"adapter_size": adapters} if adapters else {}),
         **warmup,
         "episodes": [
             {
@@ -123,13 +126,6 @@ def _stage(config: Config, stage: Stage) -> dict[str, Any]:
             }
             for e in plan
         ],
-    }
-
-
-def _sizes(params: dict[str, jax.ShapeDtypeStruct]) -> dict[str, int]:
-    return {
-        group: sum(prod(x.shape) for path, x in params.items() if freezing.group_of(path) == group)
-        for group in freezing.groups_of(params)
     }
 
 
@@ -150,14 +146,17 @@ def _at(stage: Stage, described: dict[str, Any], steps: int, step: int) -> dict[
 def _lines(found: dict[str, Any]) -> list[str]:
     if "checkpoint" in found:
         head = [f"{key}: {found[key]}" for key in ("checkpoint", "steps", "step", "stage", "heads", "tokenizer_sha256")]
+        base = found.get("base")
+        head += [f"base: {base.get('path') or base['stage']}, step {base['step']}"] if base else []
         return [*head, f"devices: {', '.join(found['environment']['devices'])}", "", found["table"].rstrip()]
     lines = []
     for s in found["stages"]:
         length = f"{s['steps']} steps" if "steps" in s else f"{s['epochs']:g} epochs"
         warmup = f", warm-up {s['warmup_steps']}" if "steps" in s else ""
+        adapters = f" with adapters of size {s['adapter_size']}" if "adapter_size" in s else ""
         lines.append(
             f"stage {s['stage']}: {s['objective']}, {length} of {s['batch_size']} rows a step "
-            f"({s['tokens_per_step']:,} positions), {s['parameters']:,} parameters{warmup}"
+            f"({s['tokens_per_step']:,} positions), {s['parameters']:,} parameters{adapters}{warmup}"
         )
         for number, e in enumerate(s["episodes"]):
             bounds = f"steps {e['start']}..{e['stop'] - 1}" if "steps" in s else f"{e['start']:.0%} to {e['stop']:.0%}"
@@ -171,8 +170,18 @@ def _lines(found: dict[str, Any]) -> list[str]:
 
 
 def _short(groups: Sequence[str]) -> str:
-    """embeddings, layers 4..11, heads."""
-    numbers = [int(g.split("/")[1]) for g in groups if g.startswith("layers/")]
-    layers = [f"layers {numbers[0]}..{numbers[-1]}" if len(numbers) > 1 else f"layer {numbers[0]}"] if numbers else []
-    others = [g for g in groups if not g.startswith("layers/")]
-    return ", ".join([g for g in others if g == "embeddings"] + layers + [g for g in others if g != "embeddings"])
+    """embeddings, layers 4..11, heads; of a T5: encoder layers 4..5, decoder layers 4..5, encoder final norm."""
+    names = [g for g in groups if g == "embeddings"]
+    for stack in ("", "encoder", "decoder"):
+        layers = {g: place[1] for g in groups if (place := freezing.layer_of(g)) and place[0] == stack}
+        whole = {g: n for g, n in layers.items() if g.endswith(f"layers/{n}")}
+        adapters = {g: n for g, n in layers.items() if g.endswith("/adapter")}
+        norms = {g: n for g, n in layers.items() if not whole and g not in adapters}  # those of a whole layer go along
+        for name, found in (("layer", whole), ("adapter", adapters), ("norm", norms)):
+            if found:
+                first, last = min(found.values()), max(found.values())
+                span = f"{name}s {first}..{last}" if last > first else f"{name} {first}"
+                names.append(f"{stack} {span}".strip())
+    others = [g for g in groups if g != "embeddings" and freezing.layer_of(g) is None]
+    plain = {"shared/norms": "final norm", "shared": "position bias"}
+    return ", ".join(names + [" ".join(plain.get(part, part) for part in g.split("/", 1)) for g in others])

@@ -18,6 +18,7 @@ from jax.sharding import Mesh as JaxMesh
 from bertjax import objectives
 from bertjax.config.load import build, dump, fingerprint
 from bertjax.config.schema import Config, Stage
+from bertjax.config.training_schema import Trainable
 from bertjax.data import sources, tokenizers
 from bertjax.errors import StorageError, UserError
 from bertjax.models.execution import Execution
@@ -44,7 +45,6 @@ class Job:
         """`heads` are those a checkpoint has; by default the ones the stage's objective reads."""
         tasks = len(self.config.stage_tasks(stage))
         objective = objectives.build(stage.objective, tasks)
-        adapters = stage.trainable.kind == "adapters"
         return Program(
             model=self.config.model,
             objective=objective,
@@ -52,13 +52,18 @@ class Job:
             optimizer=stage.optimizer,
             steps=steps,
             tasks=tasks,
-            adapter_size=stage.trainable.adapter_size if adapters else 0,
+            adapter_size=adapter_size(stage.trainable),
             adapter_init=stage.trainable.adapter_init,
             grad_accum=stage.grad_accum,
             execution=execution(self.config, self.mesh),
             mesh=self.mesh,
             rules=meshes.rules(self.config.mesh.rules),
         )
+
+
+def adapter_size(trainable: Trainable) -> int:
+    """The inner width of the adapters a model gets in such a stage; 0 if none."""
+    return trainable.adapter_size if trainable.kind == "adapters" else 0
 
 
 def cache_of(config: Config) -> Path:

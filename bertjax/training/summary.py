@@ -6,7 +6,7 @@ from typing import Any
 
 from jax.sharding import NamedSharding
 
-from bertjax.training.freezing import group_of, groups_of
+from bertjax.training.freezing import group_of, sizes
 
 
 def model_summary(params: Mapping[str, Any], placed: Mapping[str, NamedSharding], trained: tuple[str, ...]) -> str:
@@ -18,12 +18,12 @@ def model_summary(params: Mapping[str, Any], placed: Mapping[str, NamedSharding]
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     lines = [f"{p:<{widths[0]}}  {s:>{widths[1]}}  {w:<{widths[2]}}  {n:>{widths[3]}}" for p, s, w, n in rows]
     lines.append("")
-    for group in groups_of(params):
-        count = sum(prod(x.shape) for path, x in params.items() if group_of(path) == group)
-        lines.append(f"{'*' if group in trained else ' '} {group:<14} {count:>14,}")
+    counts = sizes(params)
+    width = max(14, *map(len, counts))
+    lines += [f"{'*' if group in trained else ' '} {group:<{width}} {count:>14,}" for group, count in counts.items()]
     total = sum(prod(x.shape) for x in params.values())
     hot = sum(prod(x.shape) for path, x in params.items() if group_of(path) in trained)
-    lines.append(f"  {'total':<14} {total:>14,}  (* trains: {hot:,})")
+    lines.append(f"  {'total':<{width}} {total:>14,}  (* trains: {hot:,})")
     return "\n".join(lines) + "\n"
 
 

@@ -1,6 +1,7 @@
-"""What of T5 is here: mixing rates and gradual unfreezing."""
+"""What of T5 is here: mixing rates, gradual unfreezing and the sizes of adapters."""
 
 from bertjax.config.data_schema import Mixture
+from bertjax.config.model_schema import T5Config
 from bertjax.config.training_schema import Trainable
 from bertjax.data import mixing
 from bertjax.verify.table import Triples
@@ -13,6 +14,8 @@ GLUE_RATES: dict[str, tuple[dict[str, float], list[float]]] = {
     "K=2^16": ({"limit": 65536}, [0.03026, 0.2319, 0.01298, 0.2319, 0.02034, 0.2319, 0.2319, 0.00881]),
     "T=2": ({"temperature": 2.0}, [0.04421, 0.12407, 0.02895, 0.28837, 0.03625, 0.29958, 0.15472, 0.02386]),
 }
+BASE = T5Config(d_model=768, d_ff=3072, num_layers=12, num_heads=12)
+ADAPTERS = {32: 1_198_080, 128: 4_737_024, 512: 18_892_800, 2048: 75_515_904}
 
 
 def glue_rates() -> Triples:
@@ -23,13 +26,33 @@ def glue_rates() -> Triples:
 
 
 def unfreezing() -> Triples:
+    """Episode n trains layers 11-n to 11 of both stacks; the embeddings, which are the output matrix, always train."""
+    from bertjax.models import family, paths
     from bertjax.training import freezing
 
     starts = [0, 21845, 43690, 65536, 87381, 109226, 131072, 152917, 174762, 196608, 218453, 240298]
-    groups = ("embeddings", *(f"layers/{n}" for n in range(12)), "heads")
-    plan = freezing.episodes(Trainable(kind="gradual", embeddings="always"), groups, 2**18)
+    params = paths.flatten(family.structure(BASE, ("lm",))[1], is_leaf=lambda x: hasattr(x, "get_metadata"))
+    plan = freezing.episodes(Trainable(kind="gradual"), freezing.groups_of(params), 2**18)
     for number, (episode, start) in enumerate(zip(plan, starts, strict=True)):
         yield f"episode {number} begins", episode.start, start
-        top = [f"layers/{n}" for n in range(11 - number, 12)]
-        yield f"episode {number} trains", list(episode.groups), ["embeddings", *top, "heads"]
+        top = list(range(11 - number, 12))
+        for stack in ("encoder", "decoder"):
+            trained = [n for n in range(12) if f"{stack}/layers/{n}" in episode.groups]
+            yield f"episode {number} trains {stack} layers", trained, top
+        yield f"episode {number} trains the embeddings", "embeddings" in episode.groups, True
     yield "the end", plan[-1].stop, 2**18
+
+
+def adapter_parameters() -> Triples:
+    """24 adapters of 768 x d + d x 768 without biases, each with its norm of 768; `paper` adds all other norms."""
+    from bertjax.models import family, paths
+    from bertjax.training import freezing
+
+    for size, count in ADAPTERS.items():
+        abstract = family.structure(BASE, ("lm",), adapter_size=size)[1]
+        params = paths.flatten(abstract, is_leaf=lambda x: hasattr(x, "get_metadata"))
+        sizes = freezing.sizes(params)
+        for norms, more in (("houlsby", 0), ("paper", 12 * 2 * 768 + 12 * 3 * 768 + 2 * 768)):
+            trainable = Trainable(kind="adapters", adapter_size=size, adapter_norms=norms)  # type: ignore[arg-type]
+            (episode,) = freezing.episodes(trainable, tuple(sizes), 1)
+            yield f"d = {size}, {norms}", sum(sizes[group] for group in episode.groups), count + more
