@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bertjax.config.data_schema import Classify, SpanQa, Task
+from bertjax.config.data_schema import Classify, SpanQa, Task, TextToText
 from bertjax.data import examples as ex
 from bertjax.data.pairs import TokenizedCorpus
 from bertjax.errors import UserError
@@ -213,6 +213,32 @@ def _survey(work: Work) -> tuple[list[str] | None, str, int, int | None]:
     return known, "i4", number, len(known)
 
 
+# ---- text to text ---------------------------------------------------------------------------------------------------
+
+
+def _plan_text_to_text(work: Work, masker: None) -> Plan:
+    from bertjax.data import text_to_text as tt
+
+    options: TextToText = work.task.preprocess
+    stream = ((e.inputs, e.targets) for e in tt.read_examples(work.task, work.base, training=True))
+    first = list(islice(stream, POOL_EXAMPLES + 1))
+    examples = chain(first, stream)
+    jobs = iter(lambda: list(islice(examples, JOB_EXAMPLES)), [])
+    dtype = tt.row_dtype(options.sequence_length, options.target_length)
+    return Plan(tt.text_to_text_blocks, (work.tokenizer, dtype), jobs, dtype, len(first) > POOL_EXAMPLES, {})
+
+
+# ---- chunks of text -------------------------------------------------------------------------------------------------
+
+
+def _plan_chunks(work: Work, masker: None) -> Plan:
+    from bertjax.data.chunks import plan_chunks
+
+    return plan_chunks(work)
+
+
+CHUNKS = ("span_corruption", "iid_denoising", "deshuffling", "prefix_lm", "causal_lm")
 PLANS: dict[str, Callable[[Work, Any], Plan]] = {
-    "bert_pairs": _plan_pairs, "span_qa": _plan_qa, "classify": _plan_classify,
+    "bert_pairs": _plan_pairs, "span_qa": _plan_qa, "classify": _plan_classify, "text_to_text": _plan_text_to_text,
+    **dict.fromkeys(CHUNKS, _plan_chunks),
 }  # fmt: skip

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bertjax.config.data_schema import BertPairs, Classify, Task
+from bertjax.config.data_schema import BertPairs, Task
 from bertjax.data import examples as ex
 from bertjax.data.masking import MaskingRules
-from bertjax.data.packing import Assignment, pack_lengths
-from bertjax.data.plans import PLANS, Plan, Report, Work, pool_pays, shard_tokens
+from bertjax.data.packing import SEGMENTS, Assignment, pack_lengths, pack_pairs
+from bertjax.data.plans import CHUNKS, PLANS, Plan, Report, Work, pool_pays, shard_tokens
 from bertjax.data.shards import write_shards
 from bertjax.data.store import Store, StoreWriter
 from bertjax.errors import BertjaxError, StorageError, UserError
@@ -25,7 +25,7 @@ from bertjax.errors import BertjaxError, StorageError, UserError
 if TYPE_CHECKING:
     from bertjax.data.tokenizers import Tokenizer
 
-NO_ROWS_FROM = {"tasks.py", "mixing.py", "loader.py", "__init__.py"}  # modules a stored row does not depend on
+NO_ROWS_FROM = {"tasks.py", "mixing.py", "loader.py", "fuse.py", "__init__.py"}  # modules a stored row does not depend on
 
 
 def prepare(
@@ -116,7 +116,7 @@ def _fingerprint_parts(
         "preprocess": task.preprocess.model_dump(mode="json"),
         "limit": task.limit,
         "tokenizer": tokenizer.sha256,
-        "seed": seed if isinstance(task.preprocess, BertPairs) else None,
+        "seed": seed if task.preprocess.kind in ("bert_pairs", *CHUNKS) else None,
         "labels": list(labels) if labels is not None else None,
         "code": code_version(),
     }
@@ -137,7 +137,7 @@ def _build(work: Work, folder: Path, fingerprint: str, parts: dict[str, Any]) ->
     writer = partial(
         StoreWriter, fingerprint=fingerprint, tokenizer_sha256=work.tokenizer.sha256, code_version=code_version()
     )
-    packed = not isinstance(options, Classify) and options.pack
+    packed: bool = getattr(options, "pack", False)
     cut = task.limit if isinstance(options, BertPairs) else None  # the others read no more than they need
     masker = None
     if isinstance(options, BertPairs) and options.masking == "static":
@@ -158,7 +158,7 @@ def _build(work: Work, folder: Path, fingerprint: str, parts: dict[str, Any]) ->
             meta.update(_facts(work, plan, lengths, rows, parts))
     if again:
         segments = options.max_segments if packed else 1
-        assignment = _assignment(lengths, options.sequence_length, segments, packed)
+        assignment = _assignment(lengths, _places(plan.dtype), segments, packed)
         dtype = ex.with_masks(ex.packed_dtype(plan.dtype, segments), masker.rules if masker else None)
         meta = _facts(work, plan, lengths, assignment.rows, parts)
         with writer(folder, dtype, meta) as final:
@@ -166,12 +166,14 @@ def _build(work: Work, folder: Path, fingerprint: str, parts: dict[str, Any]) ->
 
 
 def _facts(work: Work, plan: Plan, lengths: np.ndarray, rows: int, parts: dict[str, Any]) -> dict[str, Any]:
-    length = work.task.preprocess.sequence_length
-    density = int(lengths.sum(dtype=np.int64)) / (rows * length)
+    length, places = work.task.preprocess.sequence_length, _places(plan.dtype)
+    density = int(lengths.sum(dtype=np.int64)) / (rows * sum(places))
     facts = plan.facts | {
         "examples": len(lengths), "rows": rows, "tokens_in_rows": int(lengths.sum(dtype=np.int64)),
         "density": density, "padding": 1.0 - density, "sequence_length": length, "made_from": parts,
     }  # fmt: skip
+    if len(places) > 1:
+        facts["target_length"] = places[1]
     work.report(f"{work.name}: {len(lengths):,} examples in {rows:,} rows, {density:.1%} of the positions used")
     return facts
 
@@ -179,16 +181,23 @@ def _facts(work: Work, plan: Plan, lengths: np.ndarray, rows: int, parts: dict[s
 # ---- packing --------------------------------------------------------------------------------------------------------
 
 
-def _assignment(lengths: np.ndarray, sequence_length: int, segments: int, packed: bool) -> Assignment:
+def _places(dtype: np.dtype) -> list[int]:
+    """How many tokens a row holds: of its one sequence, or of its inputs and of its targets."""
+    return [dtype[name].shape[0] for name in ("tokens", *SEGMENTS) if name in (dtype.names or ())]
+
+
+def _assignment(lengths: np.ndarray, places: list[int], segments: int, packed: bool) -> Assignment:
+    if packed and len(places) > 1:
+        return pack_pairs(lengths, (places[0], places[1]), segments)
     if packed:
-        return pack_lengths(lengths, sequence_length, segments)
+        return pack_lengths(lengths, places[0], segments)
     return Assignment(np.arange(len(lengths)), np.arange(len(lengths) + 1))
 
 
 def _repack(
     work: Work, store: Store, assignment: Assignment, segments: int, masker: ex.Masker | None, final: StoreWriter
 ) -> None:
-    length = work.task.preprocess.sequence_length
+    length = sum(_places(final.dtype))
     tokens = assignment.rows * length
     step = shard_tokens(tokens) // length + 1
     parts = (

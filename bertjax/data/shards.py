@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from bertjax.data.packing import SEGMENTS
 from bertjax.data.store import StoreWriter, shard_name, write_shard
 from bertjax.errors import UserError
 
@@ -44,9 +45,9 @@ def write_shards(
         enough: no more jobs once this many rows are there.
         progress: told the rows so far after every shard.
 
-    Returns: the number of tokens of each row, int32 [rows].
+    Returns: the number of tokens of each row, int32 [rows]; with targets of inputs and targets, int32 [rows, 2].
     """
-    lengths: list[np.ndarray] = [np.zeros(0, np.int32)]
+    lengths: list[np.ndarray] = []
     rows = 0
     run = _in_pool if workers > 1 else _in_process
     with closing(run(make, shared, arguments, writer.temporary, workers)) as results:  # type: ignore[type-var]
@@ -60,7 +61,7 @@ def write_shards(
             progress(rows)
             if enough is not None and rows >= enough:
                 break
-    return np.concatenate(lengths)
+    return _joined(lengths)
 
 
 def _in_process(make: Make, shared: Any, arguments: Iterable[Any], folder: Path, workers: int) -> Iterator[Result]:
@@ -102,12 +103,24 @@ def _work(index: int, argument: Any) -> Result:
 
 
 def _shard(make: Make, shared: Any, folder: Path, index: int, argument: Any) -> Result:
-    lengths: list[np.ndarray] = [np.zeros(0, np.int32)]
+    lengths: list[np.ndarray] = []
 
     def counted() -> Blocks:
         for block in make(shared, argument):
-            lengths.append(np.count_nonzero(block["segment_ids"], axis=1).astype(np.int32))
+            lengths.append(_tokens(block))
             yield block
 
     entry = write_shard(folder / shard_name(index), counted())
-    return entry, np.concatenate(lengths)
+    return entry, _joined(lengths)
+
+
+def _tokens(rows: np.ndarray) -> np.ndarray:
+    if "length" in (rows.dtype.names or ()):  # chunks of text
+        return rows["length"][:, 0]
+    counts = [np.count_nonzero(rows[name], axis=1) for name in SEGMENTS if name in (rows.dtype.names or ())]
+    return (np.stack(counts, axis=1) if len(counts) > 1 else counts[0]).astype(np.int32)
+
+
+def _joined(parts: list[np.ndarray]) -> np.ndarray:
+    filled = [part for part in parts if len(part)]
+    return np.concatenate(filled) if filled else np.zeros(0, np.int32)
