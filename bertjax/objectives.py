@@ -5,14 +5,16 @@ once by the weight of the whole global batch.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
 
-from bertjax.config.training_schema import Classification, MlmNsp, SpanQaObjective
+from bertjax.config.training_schema import Classification, MlmNsp, SpanQaObjective, TextToTextObjective
+from bertjax.losses import per_sequence, target_losses
 from bertjax.models.bert import Bert
 from bertjax.models.family import Module
+from bertjax.models.t5 import T5, shift_right
 
 Batch = Mapping[str, jax.Array]
 
@@ -22,13 +24,15 @@ Batch = Mapping[str, jax.Array]
 class Term:
     """One part of an objective over a batch; float32 scalars. `correct` counts weighted right predictions.
 
-    `by_task`, where the batch comes from several: float32 [T, 2], loss and weight of each.
+    `by_task`, where the batch comes from several: float32 [T, 2], loss and weight of each. `trained`, where it is not
+    `loss`: the sum that the objective adds up instead, with what regularises it and with other weights.
     """
 
     loss: jax.Array
     correct: jax.Array
     weight: jax.Array
     by_task: jax.Array | None = None
+    trained: jax.Array | None = None
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,8 @@ class Objective:
     terms: Callable[[Module, Batch, jax.Array | None], dict[str, Term]]
 
     def total(self, terms: Mapping[str, Term], divisors: Mapping[str, jax.Array]) -> jax.Array:
-        return sum((s * terms[name].loss / divisors[name] for name, s in self.scales.items()), jnp.float32(0))
+        sums = {name: t.loss if t.trained is None else t.trained for name, t in terms.items()}
+        return sum((s * sums[name] / divisors[name] for name, s in self.scales.items()), jnp.float32(0))
 
 
 def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
@@ -170,11 +175,48 @@ def classification(config: Classification, tasks: int) -> Objective:
     return Objective(("classifier",), config.num_labels, {"label": 1.0}, divisors, terms)
 
 
-def build(config: MlmNsp | SpanQaObjective | Classification, tasks: int = 1) -> Objective:
+def text_to_text(config: TextToTextObjective, tasks: int) -> Objective:
+    """Cross-entropy of every weighted target, sentinels and end included, as in t5x/models.py.
+
+    The term is the plain cross-entropy of a target; z-loss, label smoothing and the weights of `average_per_sequence`
+    are in the total alone. A batch without `input_ids` is for a decoder alone. The divisor by
+    `loss_normalizing_factor` (get_loss_normalizing_factor_and_weights of t5x/losses.py) is that of the global batch.
+    """
+    factor = config.loss_normalizing_factor
+
+    def weights(batch: Batch) -> jax.Array:
+        given = batch["target_weights"]
+        return per_sequence(given, batch["target_segment_ids"]) if factor == "average_per_sequence" else given
+
+    def divisors(batch: Batch) -> dict[str, jax.Array]:
+        if isinstance(factor, str):
+            known = {"sum": 1.0, "num_total_target_tokens": float(batch["target_weights"].size)}
+            found = known[factor] if factor in known else jnp.maximum(weights(batch).sum(), 1e-5)
+            return {"target": jnp.float32(found)}
+        return {"target": jnp.float32(factor)}
+
+    def terms(model: T5, batch: Batch, key: jax.Array | None) -> dict[str, Term]:
+        keys = (None, None) if key is None else jax.random.split(key)
+        targets, segments = batch["target_ids"], batch["target_segment_ids"]
+        inputs = shift_right(targets, batch["target_positions"])
+        if "input_ids" in batch:
+            hidden = model.encode(batch["input_ids"], batch["segment_ids"], key=keys[0])
+            decoded = model.decode(inputs, segments, hidden, batch["segment_ids"], key=keys[1])
+        else:
+            decoded = model.decode(inputs, segments, None, None, prefix_mask=batch["prefix_mask"], key=keys[1])
+        trained, plain, right = target_losses(model.logits(decoded), targets, config.z_loss, config.label_smoothing)
+        term = _term(plain, right, batch["target_weights"], batch, tasks)
+        return {"target": replace(term, trained=(trained * weights(batch)).sum())}
+
+    return Objective(("lm",), 2, {"target": 1.0}, divisors, terms)
+
+
+def build(config: MlmNsp | SpanQaObjective | Classification | TextToTextObjective, tasks: int = 1) -> Objective:
     """The objective a stage names; `tasks` is how many its batches are mixed from."""
     makers: dict[str, Callable[..., Objective]] = {
         "mlm_nsp": mlm_nsp,
         "span_qa": span_qa,
         "classification": classification,
+        "text_to_text": text_to_text,
     }
     return makers[config.kind](config, tasks)

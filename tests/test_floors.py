@@ -10,7 +10,7 @@ FLOORS = [
     "parallel",
     "data",
     "models interop",
-    "objectives",
+    "losses objectives",
     "training",
     "evaluation",
     "verify",
@@ -20,7 +20,7 @@ FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names.spl
 FREE = {"errors", "__init__", "__main__"}
 # Library -> what may import it, as prefixes of paths in the package.
 KNOWN_TO = {
-    "jax": ("models", "interop", "parallel", "objectives", "training", "evaluation", "doctor"),
+    "jax": ("models", "interop", "parallel", "losses", "objectives", "training", "evaluation", "doctor"),
     "flax": ("models", "interop", "training", "evaluation"),
     "optax": ("training",),
     "orbax": ("training/checkpoint.py",),
