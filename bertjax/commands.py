@@ -144,6 +144,20 @@ def write_report(arguments: argparse.Namespace) -> int:
     return _show(str(report.write_report(run, output)))
 
 
+def qa_report(arguments: argparse.Namespace) -> int:
+    _use_device(arguments)
+    named = {"extractive": arguments.extractive, "context": arguments.context, "closed_book": arguments.closed_book}
+    runs = {way: _existing(run) for way, run in named.items() if run}
+    data = _existing(arguments.data) if arguments.data else None
+    output = _output(arguments.output) or Path("qa-report.html")
+    from bertjax.evaluation import qa_report as reports
+
+    report = reports.qa_report(runs, data=data, limit=arguments.limit, output=output)
+    if arguments.json:
+        return _show({name: report[name] for name in ("source", "questions", "ways")})
+    return _show(f"{reports.as_text(report)}\n\n{output.with_suffix('.html')}")
+
+
 def score_squad(arguments: argparse.Namespace) -> int:
     gold, predictions = _existing(arguments.gold), _existing(arguments.predictions)
     na_prob_file = _existing(arguments.na_prob_file) if arguments.na_prob_file else None

@@ -24,7 +24,7 @@ def fill_mask(checkpoint: str | Path | Restored, texts: list[str], top_k: int = 
     over the vocabulary. `text` inside is the whole text with that mask filled. Raises UserError when a text has no
     [MASK], is too long, or the checkpoint has no MLM head.
     """
-    restored = _open(checkpoint, "mlm")
+    restored = open_with(checkpoint, "mlm")
     return [_fill(restored, text, top_k) for text in texts]
 
 
@@ -66,14 +66,11 @@ def answer(checkpoint: str | Path | Restored, question: str, context: str, n_bes
     Windows, n-best and the null answer follow run_squad.py and the settings of the stage's evaluation. Raises UserError
     when the checkpoint has no QA head or a text is empty.
     """
-    restored = _open(checkpoint, "qa")
+    restored = open_with(checkpoint, "qa")
     for what, text in (("question", question), ("context", context)):
         if not text.strip():
             raise UserError(f"the {what} is empty; give a {what} of at least one word")
-    stage = restored.job.config.stages[restored.stage]
-    settings = next((e for e in stage.evaluate if isinstance(e, SquadEvaluation)), None)
-    tasks = restored.job.config.stage_tasks(stage).values()
-    windows = next((t.preprocess for t in tasks if isinstance(t.preprocess, SpanQa)), SpanQa())
+    settings, windows = span_settings(restored)
     example = qa.Example(id="0", question=question, context=context, answers=[], is_impossible=False, title="")
     features = qa.evaluation_features([example], restored.job.tokenizer, windows)
     logits = span_logits(restored.program)
@@ -91,7 +88,16 @@ def answer(checkpoint: str | Path | Restored, question: str, context: str, n_bes
     return [{"text": e["text"], "probability": round(e["probability"], 4)} for e in nbest["0"][:n_best]]
 
 
-def _open(checkpoint: str | Path | Restored, head: str) -> Restored:
+def span_settings(restored: Restored) -> tuple[SquadEvaluation | None, SpanQa]:
+    """The evaluation and the windows of the stage that trained a QA head."""
+    stage = restored.job.config.stages[restored.stage]
+    settings = next((e for e in stage.evaluate if isinstance(e, SquadEvaluation)), None)
+    tasks = restored.job.config.stage_tasks(stage).values()
+    return settings, next((t.preprocess for t in tasks if isinstance(t.preprocess, SpanQa)), SpanQa())
+
+
+def open_with(checkpoint: str | Path | Restored, head: str) -> Restored:
+    """The checkpoint, restored where it is not yet; UserError where it lacks the head."""
     restored = checkpoint if isinstance(checkpoint, Restored) else restore(checkpoint)
     if head not in restored.program.heads:
         raise UserError(

@@ -11,16 +11,13 @@ from typing import Any
 from bertjax.config.schema import SECRET
 from bertjax.errors import StorageError
 from bertjax.evaluation.report.figures import load_matplotlib
-from bertjax.evaluation.report.parts import label, pairs, score_text, scores_list, table
+from bertjax.evaluation.report.parts import document, label, pairs, score_text, scores_list, table
 from bertjax.evaluation.report.record import Evaluated, RunRecord, StageRecord, find, finite, read_run
 from bertjax.evaluation.report.stages import stage_section
-from bertjax.evaluation.report.style import STYLE
 from bertjax.training import console
 
 # Scores worth a tile at the top of the page, best known first.
 HEADLINES = ("f1", "exact", "accuracy", "mlm_accuracy", "nsp_accuracy", "pearson", "perplexity", "loss")
-# The page may not load or run anything, whatever text a data set put into it.
-POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 
 def write_report(run: Path, output: Path | None = None) -> Path:
@@ -49,14 +46,7 @@ def _page(run: RunRecord) -> str:
     body = [_header(run), _tiles(run), _summary(run), _baselines(run)]
     body += [stage_section(stage, place) for place, stage in enumerate(run.stages, 1)]
     body += [_made(run), _footer(run)]
-    title = html.escape(run.name)
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{title} · bertjax</title><style>{STYLE}</style></head>\n"
-        f"<body><main>\n{chr(10).join(part for part in body if part)}\n</main></body></html>\n"
-    )
+    return document(run.name, [part for part in body if part])
 
 
 # ---- the top of the page --------------------------------------------------------------------------------------------

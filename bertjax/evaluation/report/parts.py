@@ -4,8 +4,11 @@ import html
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
+from bertjax.evaluation.report.style import STYLE
 from bertjax.training import console
 
+# The page may not load or run anything, whatever text a data set put into it.
+POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 _WORDS = {
     "f1": "F1",
     "mlm": "MLM",
@@ -14,7 +17,21 @@ _WORDS = {
     "noans": "unanswerable",
     "lr": "learning rate",
 }
-_PERCENT = ("accuracy",)  # shares (0..1); SQuAD's exact and F1 are percentages already
+_PERCENT = (
+    "_accuracy",
+)  # of training: shares (0..1). Scores of a task, `accuracy` among them, are percentages already
+_HUNDREDTHS = ("exact", "exact_match", "f1", "em", "accuracy", "average")
+
+
+def document(title: str, parts: Iterable[str]) -> str:
+    """A whole page out of its parts, which are HTML."""
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{html.escape(title)} · bertjax</title><style>{STYLE}</style></head>\n"
+        f"<body><main>\n{chr(10).join(parts)}\n</main></body></html>\n"
+    )
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: Collection[int] = ()) -> str:
@@ -50,7 +67,7 @@ def score_text(key: str, value: Any) -> str:
         return console.number(value)
     if key.endswith(_PERCENT):
         return console.percent(value)
-    return f"{value:.2f}" if key.lower().endswith(("exact", "exact_match", "f1")) else console.number(value)
+    return f"{value:.2f}" if key.lower().endswith(_HUNDREDTHS) else console.number(value)
 
 
 def label(key: str) -> str:

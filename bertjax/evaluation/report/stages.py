@@ -11,6 +11,7 @@ from bertjax.evaluation.report.samples import samples_table
 from bertjax.training import console
 
 MOST_CURVES = 4  # metrics in one chart
+PERCENTAGES = ("exact", "f1", "accuracy", "em", "average")
 
 
 def stage_section(stage: StageRecord, place: int) -> str:
@@ -35,9 +36,9 @@ def stage_charts(stage: StageRecord) -> list[Chart]:
         kind = key.split("/")[0]  # loss/books is the loss of one task
         return kind == "loss" or kind.endswith("_loss")
 
-    shares = _curves(stage, lambda key: key.endswith("accuracy"), scale=100)
+    shares = _curves(stage, lambda key: key.endswith("_accuracy"), scale=100)
     next_colour = max((series.colour + 1 for series in shares), default=0)
-    answers = _curves(stage, lambda key: key in ("exact", "f1"), first_colour=next_colour)
+    answers = _curves(stage, lambda key: key in PERCENTAGES, first_colour=next_colour)
     return [
         Chart("Loss", _curves(stage, is_loss), wide=True),
         Chart("Accuracy", shares + answers, unit="%"),
