@@ -9,7 +9,6 @@ _KINDS = {
     "target_ids": np.int32, "target_segment_ids": np.int32, "target_positions": np.int32,
     "target_weights": np.float32, "prefix_mask": np.int32,
 }  # fmt: skip
-Fields = dict[str, tuple[tuple[int, ...], np.dtype]]
 
 
 def fuse_rows(rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -50,13 +49,6 @@ def fuse_rows(rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     prefix = np.take_along_axis(inputs, made["target_segment_ids"], axis=1)
     made["prefix_mask"][(made["target_segment_ids"] > 0) & (made["target_positions"] <= prefix)] = 1
     return {name: value for name, value in rows.items() if name not in _BOTH and name not in made} | made
-
-
-def fuse_fields(fields: Fields) -> Fields:
-    """What `fuse_rows` makes of fields (name -> (shape, dtype) of one row)."""
-    length = fields["input_ids"][0][0] + fields["target_ids"][0][0]
-    others = {name: field for name, field in fields.items() if name not in _BOTH and name not in _KINDS}
-    return others | {name: ((length,), np.dtype(kind)) for name, kind in _KINDS.items()}
 
 
 def _sizes(segments: np.ndarray, target_segments: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

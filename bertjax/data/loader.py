@@ -192,15 +192,22 @@ def open_batches(
     Raises UserError when a task is empty or the rows of mixed tasks differ.
     """
     workers = config.run.prepare_workers or os.cpu_count() or 1
+    decoder_only = is_decoder_only(config)
     tasks = {}
     for name, task in config.stage_tasks(stage).items():
         store = prepare(
             task, name, tokenizer, seed=config.run.seed, base=base, cache=cache, workers=workers, report=report
         )
-        tasks[name] = dataset(task, store, tokenizer, mixing.stream_seed(config.run.seed, stage.name, name))
+        seed = mixing.stream_seed(config.run.seed, stage.name, name)
+        tasks[name] = dataset(task, store, tokenizer, seed, decoder_only)
     counts = {name: data.length for name, data in tasks.items()}
     shares = mixing.rates(counts, stage.data) if isinstance(stage.data, Mixture) else dict.fromkeys(tasks, 1.0)
     return Batches(tasks, shares, stage.batch_size, tokenizer.pad_id)
+
+
+def is_decoder_only(config: Config) -> bool:
+    """Whether inputs and targets stand side by side."""
+    return getattr(config.model, "architecture", None) == "decoder_only"
 
 
 def open_task(
@@ -214,17 +221,19 @@ def open_task(
     cache: Path,
     workers: int = 1,
     labels: Sequence[str] | None = None,
+    decoder_only: bool = False,
     report: Report | None = None,
 ) -> Batches:
     """The batches of a single task, for an evaluation: read them with `epoch_batches`.
 
     Args:
         labels: the label names of the training data (`Store.meta["labels"]`), so that ids mean the same there and here.
+        decoder_only: the rows are for a decoder alone, as those of the training data are.
     """
     store = prepare(
         task, name, tokenizer, seed=seed, base=base, cache=cache, workers=workers, labels=labels, report=report
     )
-    data = dataset(task, store, tokenizer, mixing.stream_seed(seed, "evaluation", name))
+    data = dataset(task, store, tokenizer, mixing.stream_seed(seed, "evaluation", name), decoder_only)
     return Batches({name: data}, {name: 1.0}, batch_size, tokenizer.pad_id)
 
 

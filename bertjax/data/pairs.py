@@ -254,6 +254,11 @@ class TokenizedCorpus:
     def sentences(self, document: int) -> int:
         return int(self._documents[document + 1]) - int(self._documents[document])
 
+    def document(self, document: int) -> np.ndarray:
+        """Every id of a document, in order."""
+        first, last = (int(self._sentences[int(self._documents[at])]) for at in (document, document + 1))
+        return self._tokens[first:last]
+
     def tokens(self, document: int, sentence: int) -> list[int]:
         at = int(self._documents[document]) + sentence
         return self._tokens[int(self._sentences[at]) : int(self._sentences[at + 1])].tolist()

@@ -25,7 +25,7 @@ from bertjax.errors import BertjaxError, StorageError, UserError
 if TYPE_CHECKING:
     from bertjax.data.tokenizers import Tokenizer
 
-NO_ROWS_FROM = {"tasks.py", "mixing.py", "loader.py", "fuse.py", "__init__.py"}  # modules a stored row does not depend on
+NO_ROWS_FROM = {"tasks.py", "mixing.py", "loader.py", "fuse.py", "__init__.py"}  # no stored row depends on them
 
 
 def prepare(
@@ -43,8 +43,8 @@ def prepare(
     """The store of `task`, out of `cache` when it is there and whole.
 
     The rows are a pure function of the sources' bytes, the preprocess section, `task.limit`, the tokenizer, this code
-    and, for sentence pairs, `seed`; `workers` only says how fast. `name` is for messages. `task.limit` counts sentence
-    pairs, questions or records.
+    and, for sentence pairs and chunks of text, `seed`; `workers` only says how fast. `name` is for messages.
+    `task.limit` counts sentence pairs, questions, records or chunks.
 
     Args:
         base: where relative file names start.

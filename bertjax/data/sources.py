@@ -62,6 +62,21 @@ def read_documents(source: Source, base: Path) -> Iterator[list[str]]:
         raise UserError(f"{_name(source)}: holds no text at all; check the files and the text_field")
 
 
+def read_texts(source: Source, base: Path) -> Iterator[str]:
+    """The documents of a source as `read_documents` gives them, each as its text: as it was written, where the source
+    holds it so, else its sentences joined by spaces."""
+    if isinstance(source, StdlibDocs) or (isinstance(source, TextFiles) and source.layout == "sentences"):
+        yield from (" ".join(document) for document in read_documents(source, base))
+        return
+    empty = True
+    for document in _texts(source, base):
+        if document.text and not document.text.isspace():
+            empty = False
+            yield document.text
+    if empty:
+        raise UserError(f"{_name(source)}: holds no text at all; check the files and the text_field")
+
+
 def fingerprint(source: Source, base: Path) -> str:
     """sha256 over the source's options and content: changes when what `read_documents` yields may change.
 

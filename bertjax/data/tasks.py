@@ -1,4 +1,4 @@
-"""A prepared task as a training step sees it: rows by (epoch, index), masked anew in every epoch."""
+"""A prepared task as a training step sees it: rows by (epoch, index), masked or corrupted anew in every epoch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,7 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bertjax.config.data_schema import BertPairs, Task
+from bertjax.config.data_schema import BertPairs, CausalLm, Task, TextToText
+from bertjax.data.denoising import denoise_rows
+from bertjax.data.denoising_rules import Denoising, DenoisingRules
+from bertjax.data.fuse import fuse_rows
 from bertjax.data.masking import MaskingRules, mask_rows
 from bertjax.data.store import Store
 
@@ -18,11 +21,13 @@ Fields = dict[str, tuple[tuple[int, ...], np.dtype]]
 
 @dataclass(frozen=True)
 class TaskData:
-    """Rows of one task. `rules` is set when masks are drawn at load time, from (seed, epoch, index)."""
+    """Rows of one task. `rules` is set when masks or corruption are drawn at load time, from (seed, epoch, index);
+    `fused` when inputs and targets are to stand side by side, for a decoder alone."""
 
     store: Store
-    rules: MaskingRules | None
+    rules: MaskingRules | DenoisingRules | None
     seed: int
+    fused: bool = False
 
     @property
     def length(self) -> int:
@@ -32,37 +37,50 @@ class TaskData:
     @property
     def fields(self) -> Fields:
         """Name -> (shape, dtype) of every array of one row; a batch has an axis B in front."""
-        stored = self.store.dtype
-        fields: Fields = {name: (stored[name].shape, stored[name].base) for name in stored.names or ()}
-        if self.rules is not None:
-            shape = (self.rules.row_predictions,)
-            fields["masked_positions"] = fields["masked_ids"] = (shape, np.dtype(np.int32))
-            fields["masked_weights"] = (shape, np.dtype(np.float32))
-        return fields
+        return {name: (values.shape[1:], values.dtype) for name, values in self.rows([], []).items()}
 
     def row(self, epoch: int, index: int) -> dict[str, np.ndarray]:
         """One row, without a batch axis."""
         return {name: values[0] for name, values in self.rows([epoch], [index]).items()}
 
     def rows(self, epochs: Sequence[int] | np.ndarray, indices: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
-        """Rows [n] by `epochs` [n] and `indices` [n]: a dict of arrays [n, ...], one read and one masking call."""
+        """Rows [n] by `epochs` [n] and `indices` [n]: a dict of arrays [n, ...], one read, one call that
+        masks or corrupts."""
         epochs, indices = np.asarray(epochs, np.int64), np.asarray(indices, np.int64)
         stored = self.store.rows(indices)
-        rows = {name: np.ascontiguousarray(stored[name]) for name in stored.dtype.names or ()}
-        if self.rules is None:
-            return rows
+        if isinstance(self.rules, DenoisingRules):
+            rows = denoise_rows(stored, self.rules, seed=self.seed, epoch=epochs, indices=indices)
+        else:
+            rows = {name: np.ascontiguousarray(stored[name]) for name in stored.dtype.names or ()}
+        if isinstance(self.rules, MaskingRules):
+            rows |= self._masked(self.rules, rows, epochs, indices)
+        return fuse_rows(rows) if self.fused else rows
+
+    def _masked(
+        self, rules: MaskingRules, rows: dict[str, np.ndarray], epochs: np.ndarray, indices: np.ndarray
+    ) -> dict[str, np.ndarray]:
         masked: dict[str, np.ndarray] = {}
         # Two epochs at most, except where a short task is repeated often. No rows still have their fields.
         for epoch in np.unique(epochs).tolist() or [0]:
             where = np.flatnonzero(epochs == epoch)
             part = {name: rows[name][where] for name in ("input_ids", "segment_ids")}
-            drawn = mask_rows(part, self.rules, seed=self.seed, epoch=epoch, indices=indices[where])
+            drawn = mask_rows(part, rules, seed=self.seed, epoch=epoch, indices=indices[where])
             for name, values in drawn.items():
                 masked.setdefault(name, np.empty((len(indices), *values.shape[1:]), values.dtype))[where] = values
-        return rows | masked
+        return masked
 
 
-def dataset(task: Task, store: Store, tokenizer: "Tokenizer", seed: int) -> TaskData:
-    """The rows of `task` out of its `store`; `seed` alone decides the masks of dynamic masking."""
-    dynamic = isinstance(task.preprocess, BertPairs) and task.preprocess.masking == "dynamic"
-    return TaskData(store, MaskingRules.of(task.preprocess, tokenizer) if dynamic else None, seed)
+def dataset(task: Task, store: Store, tokenizer: "Tokenizer", seed: int, decoder_only: bool = False) -> TaskData:
+    """The rows of `task` out of its `store`; `seed` alone decides the masks of dynamic masking and the corruption of
+    text. `decoder_only`: the rows of an encoder and a decoder become those of a decoder alone.
+
+    Raises UserError when the preprocess section does not fit the tokenizer.
+    """
+    options = task.preprocess
+    rules: MaskingRules | DenoisingRules | None = None
+    if isinstance(options, BertPairs) and options.masking == "dynamic":
+        rules = MaskingRules.of(options, tokenizer)
+    elif isinstance(options, Denoising):
+        rules = DenoisingRules.of(options, tokenizer)  # type: ignore[arg-type]
+    both = isinstance(options, TextToText) or isinstance(rules, DenoisingRules)
+    return TaskData(store, rules, seed, decoder_only and both and not isinstance(options, CausalLm))

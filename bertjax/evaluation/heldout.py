@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from bertjax.data.loader import Batches, open_task
+from bertjax.data.loader import Batches, is_decoder_only, open_task
 from bertjax.parallel import distributed
 from bertjax.parallel import mesh as meshes
 from bertjax.training import setup
@@ -28,6 +28,7 @@ def open_heldout(job: Job, program: Program, config: Any, labels: list[str] | No
         base=job.base,
         cache=job.cache,
         labels=labels,
+        decoder_only=is_decoder_only(job.config),
     )
 
 

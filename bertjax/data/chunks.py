@@ -1,0 +1,183 @@
+"""Chunks of text for the denoising objectives: documents in random order, joined, and cut to one length.
+
+As t5's span_corruption does before it corrupts anything: 128 documents are joined with nothing between them
+(reduce_concat_tokens) and cut (split_tokens), so that one row in 128 documents is not full. Where the reference drops
+all but a random chunk of 65,536 tokens of a longer document, all of it is kept here.
+"""
+
+import re
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from bertjax.config.data_schema import CausalLm, Deshuffling, PrefixLm
+from bertjax.data.denoising_rules import Denoising, DenoisingRules
+from bertjax.data.pairs import TokenizedCorpus
+from bertjax.data.plans import Plan, Work, pool_pays, shard_tokens
+from bertjax.data.shards import BLOCK_ROWS, Blocks
+from bertjax.errors import UserError
+
+if TYPE_CHECKING:
+    from bertjax.data.tokenizers import Tokenizer
+
+JOINED = 128  # documents
+ENCODE_CHARACTERS = 1 << 20  # tokenised in one call
+PIECE_CHARACTERS = 1 << 16  # longer documents are tokenised in pieces
+_SPACE = re.compile(r"\s")
+
+
+@dataclass(frozen=True)
+class ChunksWork:
+    """Attributes:
+    order: int64 [documents], as they are joined; joined: how many of them.
+    eos_id: put behind every document; None: nothing is.
+    """
+
+    corpus: TokenizedCorpus
+    order: np.ndarray
+    joined: int
+    eos_id: int | None
+    dtype: np.dtype
+
+
+class ChunksUnit(NamedTuple):
+    """The first `rows` chunks of pools first..last-1."""
+
+    first: int
+    last: int
+    rows: int
+
+
+def chunk_dtype(tokens_length: int) -> np.dtype:
+    """tokens int32 [L], of which the first length int32 [1] are real."""
+    return np.dtype([("tokens", "<i4", (tokens_length,)), ("length", "<i4", (1,))])
+
+
+def plan_chunks(work: Work) -> Plan:
+    """Raises UserError when the source holds no text or the section does not fit the tokenizer."""
+    options: Denoising = work.task.preprocess
+    rules = DenoisingRules.of(options, work.tokenizer)  # type: ignore[arg-type]
+    tokens = array("q")  # of each document
+    tell = work.progress("documents tokenised")
+
+    def counted() -> Iterator[list["array[int]"]]:
+        for document in _tokenised(_texts(work), work.tokenizer):
+            tokens.append(sum(map(len, document)))
+            tell(len(tokens))
+            yield document
+        if not tokens:
+            raise UserError(f"task '{work.name}': its source holds no text; check the files and the text field")
+
+    corpus = TokenizedCorpus.write(work.folder / "corpus", counted(), work.tokenizer.vocab_size)
+    counts = np.frombuffer(tokens, np.int64)
+    total = int(counts.sum())
+    work.report(f"{work.name}: {len(counts):,} documents, {total:,} tokens")
+    joined = 1 if isinstance(options, Deshuffling | PrefixLm) else JOINED  # objectives/{all_permute,prefix_lm}.gin
+    eos_id = rules.eos_id if isinstance(options, CausalLm) else None
+    # Unlike a Generator's, this stream is the same in every version of numpy.
+    order = np.random.RandomState(work.seed % 2**32).permutation(len(counts))
+    pools = np.add.reduceat(counts[order] + (eos_id is not None), np.arange(0, len(counts), joined))
+    dtype = chunk_dtype(rules.tokens_length)
+    return Plan(
+        chunk_blocks, ChunksWork(corpus, order, joined, eos_id, dtype),
+        chunk_units(pools, rules.tokens_length, shard_tokens(total), work.task.limit), dtype, big=pool_pays(total),
+        facts={"documents": len(counts), "tokens": total},
+    )  # fmt: skip
+
+
+def chunk_units(pools: np.ndarray, tokens_length: int, unit_tokens: int, limit: int | None) -> Iterator[ChunksUnit]:
+    """Cuts pools of `pools` [P] tokens into units of about `unit_tokens`, until there are `limit` chunks."""
+    ends, chunks = np.cumsum(pools), np.cumsum(-(-pools // tokens_length))
+    first, made = 0, 0
+    while first < len(pools) and (limit is None or made < limit):
+        before = int(ends[first - 1]) if first else 0
+        last = min(int(np.searchsorted(ends, before + unit_tokens)) + 1, len(pools))
+        rows = int(chunks[last - 1]) - made
+        yield ChunksUnit(first, last, rows if limit is None else min(rows, limit - made))
+        first, made = last, int(chunks[last - 1])
+
+
+def chunk_blocks(work: ChunksWork, unit: ChunksUnit) -> Blocks:
+    """The rows of a unit, pool after pool."""
+    held: list[np.ndarray] = []
+    left, waiting = unit.rows, 0
+    for pool in range(unit.first, unit.last):
+        rows = _chunks(work, pool)[:left]
+        left -= len(rows)
+        held.append(rows)
+        waiting += len(rows)
+        if waiting >= BLOCK_ROWS or not left:
+            yield np.concatenate(held)
+            held, waiting = [], 0
+        if not left:
+            return
+
+
+def _chunks(work: ChunksWork, pool: int) -> np.ndarray:
+    end = [] if work.eos_id is None else [np.array([work.eos_id])]
+    documents = work.order[pool * work.joined : (pool + 1) * work.joined]
+    text = np.concatenate([part for document in documents for part in (work.corpus.document(document), *end)])
+    width = work.dtype["tokens"].shape[0]
+    rows = np.zeros(-(-len(text) // width), work.dtype)
+    padded = np.zeros(len(rows) * width, np.int32)
+    padded[: len(text)] = text
+    rows["tokens"] = padded.reshape(len(rows), width)
+    rows["length"] = width
+    rows["length"][-1] = len(text) - (len(rows) - 1) * width
+    return rows
+
+
+# ---- tokenising -----------------------------------------------------------------------------------------------------
+
+
+def _texts(work: Work) -> Iterator[str]:
+    from bertjax.data.sources import read_texts
+
+    return (text for source in work.task.source for text in read_texts(source, work.base))
+
+
+def _tokenised(texts: Iterator[str], tokenizer: "Tokenizer") -> Iterator[list["array[int]"]]:
+    """Documents that hold anything, as the ids of their pieces; about a million characters go to the tokenizer at once,
+    whatever documents they belong to."""
+    document: list[array[int]] = []
+    for held, last in _batched((piece, end) for text in texts for piece, end in _ending(pieces(text))):
+        for ids, end in zip(tokenizer.encode_batch(held), last, strict=True):
+            document.append(array("i", ids))
+            if end:
+                if any(map(len, document)):
+                    yield document
+                document = []
+
+
+def _ending(found: list[str]) -> Iterator[tuple[str, bool]]:
+    return ((piece, at == len(found)) for at, piece in enumerate(found, 1))
+
+
+def _batched(stream: Iterator[tuple[str, bool]]) -> Iterator[tuple[list[str], list[bool]]]:
+    held: list[str] = []
+    last: list[bool] = []
+    waiting = 0
+    for piece, end in stream:
+        held.append(piece)
+        last.append(end)
+        waiting += len(piece)
+        if waiting >= ENCODE_CHARACTERS:
+            yield held, last
+            held, last, waiting = [], [], 0
+    yield held, last
+
+
+def pieces(text: str) -> list[str]:
+    """The text cut at white space into pieces of PIECE_CHARACTERS or, where there is none, more.
+
+    SentencePiece begins a text as it begins a word, so the pieces' ids are those of the whole text.
+    """
+    found: list[str] = []
+    start = 0
+    while len(text) - start > PIECE_CHARACTERS and (cut := _SPACE.search(text, start + PIECE_CHARACTERS)):
+        found.append(text[start : cut.start()])
+        start = cut.end()
+    return [*found, text[start:]]
