@@ -1,0 +1,58 @@
+"""A T5 small enough to train in a test, and batches for it."""
+
+import jax
+import numpy as np
+
+from bertjax import objectives
+from bertjax.config.model_schema import T5Config
+from bertjax.config.schema import Mesh
+from bertjax.config.training_schema import Adam, TextToTextObjective
+from bertjax.models.execution import Execution
+from bertjax.parallel import mesh as meshes
+from bertjax.training.step import Program
+
+TINY_T5 = T5Config(vocab_size=64, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4)
+ADAMW = Adam(kind="adamw", learning_rate=1e-2, warmup_steps=0)
+LENGTHS = (16, 12)  # of inputs and targets
+
+
+def rows(count: int, seed: int = 0) -> dict[str, np.ndarray]:
+    """Unpacked rows of an encoder-decoder: each input and target ends in EOS and is padded behind it."""
+    rng = np.random.default_rng(seed)
+    out: dict[str, np.ndarray] = {}
+    for prefix, length in zip(("input", "target"), LENGTHS, strict=True):
+        used = rng.integers(4, length + 1, (count, 1))
+        place = np.arange(length)[None, :]
+        real = place < used
+        ids = np.where(place == used - 1, 1, rng.integers(3, TINY_T5.vocab_size, (count, length)))
+        names = ("segment_ids", "positions") if prefix == "input" else ("target_segment_ids", "target_positions")
+        out |= {f"{prefix}_ids": (ids * real).astype(np.int32), names[0]: real.astype(np.int32)}
+        out[names[1]] = (place * real).astype(np.int32)
+    return out | {"target_weights": (out["target_ids"] > 0).astype(np.float32)}
+
+
+def make_t5(
+    *,
+    optimizer: object = ADAMW,
+    steps: int = 4,
+    dropout: float = 0.1,
+    segments: tuple[int, ...] = (),
+    adapter_size: int = 0,
+    adapter_init: str = "reference",
+    **sizes: object,
+) -> Program:
+    """A program on one device."""
+    objective = objectives.build(TextToTextObjective())
+    return Program(
+        model=TINY_T5.model_copy(update={"dropout_rate": dropout, **sizes}),
+        objective=objective,
+        heads=objective.heads,
+        optimizer=optimizer,
+        steps=steps,
+        grad_accum=1,
+        execution=Execution(platform="cpu", segments=segments),
+        mesh=meshes.make_mesh(Mesh(data=1), jax.devices()[:1]),
+        rules=meshes.rules({}),
+        adapter_size=adapter_size,
+        adapter_init=adapter_init,
+    )
