@@ -126,13 +126,6 @@ class Config(Section):
             raise ValueError(f"{where} uses task '{error.args[0]}', which is not under 'tasks:'") from None
         except RecursionError:
             raise ValueError(f"{where}: its mixtures contain each other") from None
-        fitting = FITTING[stage.objective.kind]
-        for name, task in tasks.items():
-            if task.preprocess.kind not in fitting:
-                raise ValueError(
-                    f"{where}: task '{name}' has preprocess.kind '{task.preprocess.kind}', which the objective "
-                    f"'{stage.objective.kind}' cannot train on; it takes {', '.join(fitting)}"
-                )
         if (stage.objective.kind == "text_to_text") != (self.model.family == "t5"):
             raise ValueError(f"{where}: objective '{stage.objective.kind}' is not for a {self.model.family} model")
         if stage.trainable.kind == "adapters" and self.model.family != "t5":
@@ -178,15 +171,5 @@ class Config(Section):
     def run_dir(self) -> Path:
         return Path(self.run.root).expanduser() / self.run.name
 
-
-# Which kinds of preprocessing make the rows an objective reads.
-FITTING = {
-    "mlm_nsp": ("bert_pairs",),
-    "span_qa": ("span_qa",),
-    "classification": ("classify",),
-    "text_to_text": (
-        "text_to_text", "span_corruption", "iid_denoising", "deshuffling", "prefix_lm", "causal_lm",
-    ),
-}  # fmt: skip
 
 SECRET = re.compile(r"(api_?key|token|secret|password)$", re.IGNORECASE)

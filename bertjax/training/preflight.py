@@ -13,11 +13,15 @@ from bertjax.training.setup import Job
 from bertjax.training.step import Program
 from bertjax.training.step_folders import committed_steps
 
-# objective -> (the preprocessing it reads, the evaluation that can score it)
+# objective -> (the preprocessing it reads, the evaluations that can score it)
 _FITTING = {
-    "mlm_nsp": ("bert_pairs", "mlm"),
-    "span_qa": ("span_qa", "squad"),
-    "classification": ("classify", "classification"),
+    "mlm_nsp": (("bert_pairs",), ("mlm",)),
+    "span_qa": (("span_qa",), ("squad",)),
+    "classification": (("classify",), ("classification",)),
+    "text_to_text": (
+        ("text_to_text", "span_corruption", "iid_denoising", "deshuffling", "prefix_lm", "causal_lm"),
+        ("loss", "text_to_text"),
+    ),
 }
 
 
@@ -36,21 +40,28 @@ def check_settings(config: Config) -> None:
 
 
 def _check_kinds(config: Config, stage: Stage) -> None:
-    rows, score = _FITTING[stage.objective.kind]
+    rows, scores = _FITTING[stage.objective.kind]
     head = f"stage '{stage.name}': objective {stage.objective.kind}"
     for name, task in config.stage_tasks(stage).items():
-        if task.preprocess.kind != rows:
+        if task.preprocess.kind not in rows:
             found = task.preprocess.kind
-            raise UserError(f"{head} reads rows made by {rows}; task '{name}' has preprocess.kind {found}")
+            raise UserError(f"{head} reads rows made by {_or(rows)}; task '{name}' has preprocess.kind {found}")
+        if task.preprocess.kind == "causal_lm" and getattr(config.model, "architecture", "") != "decoder_only":
+            raise UserError(f"{head}: task '{name}': causal_lm needs model.architecture: decoder_only")
     names = [evaluation.name for evaluation in stage.evaluate]
     for evaluation in stage.evaluate:
         which = f"evaluation '{evaluation.name}'"
-        if evaluation.kind != score:
-            raise UserError(f"{head} cannot be scored by {which} of kind {evaluation.kind}; use kind {score}")
-        if evaluation.data.preprocess.kind != rows:
-            raise UserError(f"stage '{stage.name}': {which}: data.preprocess.kind must be {rows}")
+        kinds = ("text_to_text",) if evaluation.kind == "text_to_text" else rows
+        if evaluation.kind not in scores:
+            raise UserError(f"{head} cannot be scored by {which} of kind {evaluation.kind}; use kind {_or(scores)}")
+        if evaluation.data.preprocess.kind not in kinds:
+            raise UserError(f"stage '{stage.name}': {which}: data.preprocess.kind must be {_or(kinds)}")
         if names.count(evaluation.name) > 1:
             raise UserError(f"stage '{stage.name}': there are two of {which}; give one another name")
+
+
+def _or(words: Sequence[str]) -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
 
 
 def check_labels(stage: Stage, batches: Batches) -> None:
