@@ -1,11 +1,12 @@
 """The table of checks that `bertjax verify` and the tests run."""
 
-from bertjax.verify import bert, metrics, squad, t5
+from bertjax.verify import bert, metrics, prompts, spans, squad, t5
 from bertjax.verify.table import Check
 
 BERT, OPTIMIZATION = "google-research/bert create_pretraining_data.py", "google-research/bert optimization.py"
 RUN_SQUAD = "google-research/bert run_squad.py"
 METRICS = "google-research/text-to-text-transfer-transformer t5/evaluation/metrics_test.py"
+T5_DATA = "google-research/text-to-text-transfer-transformer t5/data/preprocessors.py"
 CHECKS = (
     Check("bert.masked_examples", BERT, bert.masked_examples),
     Check("bert.prediction_counts", f"{BERT} under Python 3", bert.prediction_counts),
@@ -17,6 +18,17 @@ CHECKS = (
     Check("bert.adam_steps", OPTIMIZATION, bert.adam_steps),
     Check("t5.mixing_rates", "arXiv 1910.10683 section 3.5.2; seqio.mixing_rate_num_examples", t5.glue_rates),
     Check("t5.gradual_unfreezing", "arXiv 1910.10683 section 3.5.1", t5.unfreezing),
+    Check("t5.span_lengths", f"{T5_DATA}, preprocessors_test.py, objectives/*.gin", spans.span_lengths),
+    Check("t5.noise_rounding", T5_DATA, spans.noise_rounding),
+    Check("t5.span_masks", T5_DATA, spans.span_masks),
+    Check("t5.sentinels", f"{T5_DATA}, preprocessors_test.py", spans.sentinels),
+    Check("t5.prefix_lengths", T5_DATA, spans.prefix_lengths),
+    Check("t5.iid_rates", f"{T5_DATA}, objectives/iid_15_r10s90_f.gin", spans.iid_rates),
+    Check("t5.decoder_only_rows", "google/seqio feature_converters_test.py", spans.decoder_only_rows),
+    Check("t5.adapter_parameters", "T5's task_adapter.gin; arXiv 1910.10683 section 3.5.1", t5.adapter_parameters),
+    Check("t5.prompts", f"{T5_DATA}, preprocessors_test.py", prompts.prompts),
+    Check("t5.ratings", f"{T5_DATA} stsb; 26 values: arXiv 1910.10683 section 2.4", prompts.ratings),
+    Check("t5.punctuation", f"{T5_DATA}, preprocessors_test.py; RE2 syntax", prompts.punctuation),
     Check("squad.training_windows", RUN_SQUAD, squad.training_windows),
     Check("squad.evaluation_windows", RUN_SQUAD, squad.evaluation_windows),
     Check("squad.predictions", RUN_SQUAD, squad.predictions),

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bertjax.data.packing import Assignment, density, pack_lengths, pack_rows
+from bertjax.data.packing import Assignment, density, pack_lengths, pack_pairs, pack_rows
 
 lengths_and_row = st.integers(8, 80).flatmap(
     lambda row: st.tuples(st.lists(st.integers(1, row), max_size=120), st.just(row))
@@ -96,6 +96,80 @@ def test_the_assignment_is_the_same_everywhere() -> None:
     dealt = np.sort(order.permutation(10).reshape(2, 5).T, axis=1)
     assignment = pack_lengths(np.full(10, 5), 10, 8)
     assert assignment.examples.reshape(5, 2).tolist() == dealt[order.permutation(5)].tolist()
+
+
+# ---- two lengths ----------------------------------------------------------------------------------------------------
+
+pairs_and_row = st.tuples(st.integers(4, 60), st.integers(2, 40)).flatmap(
+    lambda row: st.tuples(
+        st.lists(st.tuples(st.integers(1, row[0]), st.integers(1, row[1])), max_size=80), st.just(row)
+    )
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(pairs_and_row, st.integers(1, 9))
+def test_every_pair_once_and_neither_length_overflows(
+    made: tuple[list[tuple[int, int]], tuple[int, int]], max_segments: int
+) -> None:
+    pairs, row = np.array(made[0], np.int32).reshape(-1, 2), made[1]
+    assignment = pack_pairs(pairs, row, max_segments)
+    assert sorted(assignment.examples.tolist()) == list(range(len(pairs)))
+    if not len(pairs):
+        assert assignment.rows == 0
+        return
+    sizes = np.diff(assignment.offsets)
+    assert sizes.min() >= 1 and sizes.max() <= max_segments
+    assert (np.add.reduceat(pairs[assignment.examples], assignment.offsets[:-1]) <= row).all()
+    again = pack_pairs(pairs, row, max_segments)
+    assert (again.examples == assignment.examples).all() and (again.offsets == assignment.offsets).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(pairs_and_row)
+def test_equal_pairs_at_once_take_as_many_rows_as_one_by_one(
+    made: tuple[list[tuple[int, int]], tuple[int, int]],
+) -> None:
+    """Against the same rule one example at a time: fullest in either length first, least room that holds both."""
+    pairs, row = made
+    if not pairs:
+        return
+    totals = np.sum(pairs, axis=0) / row
+    if totals[0] < totals[1]:
+        pairs, row = [(second, first) for first, second in pairs], (row[1], row[0])
+    room: list[tuple[int, int]] = []
+    for first, second in sorted(pairs, key=lambda p: (max(p[0] / row[0], p[1] / row[1]), *p), reverse=True):
+        fits = [(space, number) for number, space in enumerate(room) if space[0] >= first and space[1] >= second]
+        space, number = min(fits) if fits else (row, len(room))
+        room[number : number + 1] = [(space[0] - first, space[1] - second)]
+    assert pack_pairs(np.array(made[0]), made[1], len(pairs)).rows == len(room)
+
+
+@settings(max_examples=40, deadline=None)
+@given(lengths_and_row, st.integers(1, 9))
+def test_with_a_second_length_that_never_matters_it_is_the_packing_of_one(
+    made: tuple[list[int], int], max_segments: int
+) -> None:
+    lengths = np.array(made[0], np.int64)
+    pairs = np.stack([lengths, np.ones_like(lengths)], axis=1)
+    assert pack_pairs(pairs, (made[1], 1000), max_segments).rows == pack_lengths(lengths, made[1], max_segments).rows
+
+
+def test_bad_pairs_are_refused() -> None:
+    for bad in ([[0, 3]], [[3, 0]], [[9, 3]], [[3, 6]]):
+        with pytest.raises(ValueError, match=r"1..\(8, 5\)"):
+            pack_pairs(np.array(bad), (8, 5), 4)
+
+
+def test_a_hundred_thousand_pairs_pack_densely_in_seconds() -> None:
+    """Lengths like SQuAD's: the inputs fill the rows, the targets hardly count."""
+    draw = np.random.default_rng(0)
+    inputs = np.clip(draw.lognormal(5, 0.4, 100_000).astype(int), 20, 512)
+    pairs = np.stack([inputs, np.clip(draw.lognormal(1.3, 0.6, 100_000).astype(int), 2, 97)], axis=1)
+    start = time.perf_counter()
+    assignment = pack_pairs(pairs, (512, 97), 8)
+    assert time.perf_counter() - start < 3.0
+    assert density(inputs, assignment, 512) > 0.98
 
 
 # ---- rows -----------------------------------------------------------------------------------------------------------
