@@ -2,10 +2,10 @@
 
 How transformers' `generate(num_beams=...)` differs: (1) its penalty is length^alpha, here ((5 + length) / 6)^alpha
 (arXiv 1609.08144 section 7); (2) of the 2K candidates of a step only the K best may finish, here all; (3) at the last
-position its unfinished beams compete with the finished ones, here they count only in a row where nothing has finished;
-(4) by default it stops once the best open beam, penalised at its present length, is behind; here, and with
-early_stopping="never", once it could not catch up at the greatest length. With alpha 0 and early_stopping="never" (2)
-and (3) remain. Shape letters: B rows, K beams, L new tokens, V vocabulary.
+position its open beams compete with the finished ones, here they count only in a row where nothing has finished; (4) it
+stops once the best open beam, penalised at its present length, is behind the worst finished one, here (and there with
+early_stopping="never") once it could not catch up at the greatest length; (5) it pads beams with EOS where the padding
+is 0. With alpha 0, or where no beam ends, (2) and (3) alone can tell the answers apart. Shape letters: B rows, K beams, L new tokens, V vocabulary.
 """
 
 from typing import NamedTuple
@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bertjax.models.decode import EOS, PAD, START, Begun, Cache, begin
+from bertjax.models.decode import EOS, PAD, START, Begun, begin
 from bertjax.models.family import Module
+from bertjax.models.t5_cache import Cache
 from bertjax.parallel.mesh import constrain
 
 IMPOSSIBLE = -1e7  # added to scores, as the reference does
@@ -124,6 +125,9 @@ def _pick(x: jax.Array, index: jax.Array) -> jax.Array:
 
 
 def _reordered(cache: Cache, parents: jax.Array) -> Cache:
-    """Each open beam's cache is its parent's; parents [B, K]."""
-    split = lambda x: x.reshape(*parents.shape, *x.shape[1:])  # noqa: E731
-    return jax.tree.map(lambda x: _pick(split(x), parents).reshape(x.shape), cache)
+    """Each open beam's keys and values are its parent's; parents [B, K]. The rest is alike in all beams of a row."""
+
+    def reorder(x: jax.Array) -> jax.Array:
+        return _pick(x.reshape(*parents.shape, *x.shape[1:]), parents).reshape(x.shape)
+
+    return cache._replace(layers=jax.tree.map(reorder, cache.layers))

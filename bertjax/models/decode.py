@@ -2,22 +2,22 @@
 
 Rows come left-aligned with segment 0 on padding, as `input_ids` of a batch; ids of generated text come back as
 int32 [B, L], each row ended by EOS and padded with 0 behind it, or L tokens without one. Whatever is drawn for a row
-depends on that row alone. A model is anything with the cached interface of models/t5.py. Shape letters: B rows, S
+depends on that row alone. The model is a T5 or anything with its methods. Shape letters: B rows, S
 positions of the inputs, L new tokens, V vocabulary.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from bertjax.models.family import Module
+from bertjax.models.t5_cache import Cache
 from bertjax.parallel.mesh import constrain
 
 PAD, EOS, START = 0, 1, 0  # the decoder starts from the id of padding (arXiv 1910.10683 has no id for the start)
-Cache: TypeAlias = Any  # a pytree of arrays [B, ...]
 EXCLUDED = -1e30
 
 
@@ -27,7 +27,7 @@ class Begun(NamedTuple):
     Attributes:
         cache: with room for all new tokens.
         logits: float32 [B, V] of the first new token where the inputs themselves go through the decoder, else None.
-        first: the cache position of START; a decoder alone has it before its prompt and goes on at first + 1.
+        first: the cache position of the input that new token 0 comes of, which is START; a decoder alone has read it.
     """
 
     cache: Cache
@@ -41,26 +41,17 @@ def begin(
     """int32 [B, S] x 2 -> what all kinds of decoding start from.
 
     A decoder alone reads START and the inputs as one prompt that sees itself fully (a prefix LM), or backwards only
-    when `causal`. Prompts of different lengths end at the same cache position: T5 knows distances, not positions.
+    when `causal`; new tokens follow at cache position S + 1 whatever the prompt's own length.
     """
     if model.config.architecture == "encoder_decoder":
         hidden = model.encode(input_ids, segment_ids)
         return Begun(model.start_cache(hidden, segment_ids, max_new_tokens), None, 0)
-    ids, real = right_aligned(input_ids, segment_ids)
-    width = ids.shape[1]
-    cache = model.start_cache(None, real, width + max_new_tokens - 1)
-    logits, cache = model.prefill(ids, real, jnp.zeros_like(real) if causal else real, cache)
-    return Begun(cache, logits, width - 1)
-
-
-def right_aligned(input_ids: jax.Array, segment_ids: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Left-aligned int32 [B, S] x 2 -> START and the tokens at the end of rows of S + 1, and 1 where they are."""
     width = input_ids.shape[1] + 1
     ids = jnp.pad(input_ids, ((0, 0), (1, 0)), constant_values=START)
-    free = width - 1 - (segment_ids > 0).sum(1, keepdims=True)
-    place = jnp.arange(width)[None] - free
-    real = place >= 0
-    return jnp.where(real, jnp.take_along_axis(ids, jnp.maximum(place, 0), 1), PAD), real.astype(jnp.int32)
+    segments = jnp.pad(segment_ids, ((0, 0), (1, 0)), constant_values=1)
+    cache = model.start_cache(None, segments, width + max_new_tokens - 1)
+    logits, cache = model.prefill(ids, segments, None if causal else segments, cache)
+    return Begun(cache, logits, width - 1)
 
 
 class _Rows(NamedTuple):

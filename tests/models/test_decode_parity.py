@@ -1,0 +1,158 @@
+"""Decoding as transformers' torch T5 decodes: greedy search token for token, beams where the rules are the same."""
+
+from functools import cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from beams import t5x_beams, transformers_beams
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+from torch_t5 import flat_parameters  # noqa: E402
+
+from bertjax.config.model_schema import T5Config  # noqa: E402
+from bertjax.models import family  # noqa: E402
+from bertjax.models.beam import beam  # noqa: E402
+from bertjax.models.decode import greedy, kept  # noqa: E402
+
+ROWS, WIDTH, LENGTH, V = 12, 9, 16, 23
+SIZES = dict(vocab_size=V, d_model=24, d_kv=6, d_ff=40, num_layers=2, num_heads=3, relative_attention_max_distance=10,
+             relative_attention_num_buckets=8)  # fmt: skip
+VERSIONS = {
+    "1.0": {"feed_forward_proj": "relu", "tie_word_embeddings": True},
+    "1.1": {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
+}
+
+
+@cache
+def pair(version: str):
+    """A transformers model with random weights, and ours with the same."""
+    config = T5Config(**SIZES | VERSIONS[version])
+    theirs = transformers.T5Config(
+        **SIZES | VERSIONS[version], decoder_start_token_id=0, eos_token_id=1, pad_token_id=0
+    )
+    torch.manual_seed(0)
+    model = transformers.T5ForConditionalGeneration(theirs).eval()
+    if not config.tie_word_embeddings:  # transformers 5 ties them whatever the configuration says
+        model.lm_head.weight = torch.nn.Parameter(torch.empty(V, SIZES["d_model"]))
+    with torch.no_grad():
+        for path, parameter in model.named_parameters():
+            wild = 0.3 if path.startswith(("shared", "lm_head")) else 1.0  # or every token would be the one before
+            parameter.copy_(torch.randn_like(parameter) * wild + path.endswith("layer_norm.weight"))
+    return model, family.apply_model(config, ("lm",), flat_parameters(model, config))
+
+
+def inputs() -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(1)
+    real = np.arange(WIDTH)[None] < rng.integers(1, WIDTH + 1, ROWS)[:, None]
+    return np.where(real, rng.integers(2, V, (ROWS, WIDTH)), 0).astype(np.int32), real.astype(np.int32)
+
+
+def generate(model, **options) -> np.ndarray:
+    """transformers' answers without the start, int [B, LENGTH]; behind EOS it pads with EOS in beam search."""
+    ids, real = inputs()
+    found = model.generate(
+        input_ids=torch.tensor(ids).long(), attention_mask=torch.tensor(real).long(), max_new_tokens=LENGTH,
+        do_sample=False, **options,
+    )  # fmt: skip
+    found = np.pad(found.numpy()[:, 1:], ((0, 0), (0, LENGTH + 1 - found.shape[1])))
+    ended = (found == 1).cumsum(1) - (found == 1) > 0
+    return np.where(ended, 0, found)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_greedy_search_token_for_token(version):
+    theirs, ours = pair(version)
+    expected = generate(theirs, num_beams=1)
+    np.testing.assert_array_equal(jax.jit(lambda i, s: greedy(ours, i, s, LENGTH))(*inputs()), expected)
+    assert len({tuple(row) for row in expected.tolist()}) > ROWS // 2, "the inputs matter"
+
+
+def next_log_p(model, row: int):
+    """(tokens) -> log probabilities [V] of the next one, by the model on the whole prefix."""
+    ids, real = inputs()
+    ids, real = ids[row : row + 1], real[row : row + 1]
+    hidden = model.encode(ids, real)
+
+    @jax.jit
+    def all_positions(decoder_ids):
+        return jax.nn.log_softmax(model.logits(model.decode(decoder_ids, jnp.ones_like(decoder_ids), hidden, real)))[0]
+
+    @cache
+    def log_p(tokens):
+        decoder_ids = np.zeros((1, LENGTH), np.int32)
+        decoder_ids[0, 1 : len(tokens) + 1] = tokens
+        return np.asarray(all_positions(decoder_ids))[len(tokens)].tolist()
+
+    return log_p
+
+
+def padded(tokens) -> list[int]:
+    return [*tokens, *([0] * (LENGTH - len(tokens)))]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_beams_token_for_token_where_the_rules_agree(version):
+    """Without length penalty two of the differences that models/beam.py lists remain.
+
+    The plain-Python form of either set of rules says in which rows they matter: there each program follows its own, in
+    all others both give the same tokens.
+    """
+    theirs, ours = pair(version)
+    expected = generate(theirs, num_beams=4, length_penalty=0.0)
+    found = np.asarray(jax.jit(lambda i, s: beam(ours, i, s, LENGTH, beam_size=4, alpha=0.0)[0])(*inputs()))
+    same = 0
+    for row in range(ROWS):
+        log_p = next_log_p(ours, row)
+        by_t5x = padded(t5x_beams(log_p, LENGTH, 4, 0.0)[1])
+        by_transformers = padded(transformers_beams(log_p, LENGTH, 4, 0.0, never=False)[1])
+        assert found[row].tolist() == by_t5x
+        assert expected[row].tolist() == by_transformers
+        same += by_t5x == by_transformers
+    np.testing.assert_array_equal((found == expected).all(1).sum(), same)
+    assert same > ROWS // 3
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_beams_that_never_finish_token_for_token(version):
+    """No EOS: what is left of both searches is the open beams, and these are the same under any penalty."""
+    theirs, ours = pair(version)
+    without = torch.tensor([-1e9 if token == 1 else 0.0 for token in range(V)])
+    hook = theirs.lm_head.register_forward_hook(lambda _module, _inputs, logits: logits + without)
+    expected = generate(theirs, num_beams=5)
+    hook.remove()
+
+    class Endless:
+        config, encode, start_cache = ours.config, ours.encode, ours.start_cache
+
+        def decode_step(self, ids, cache, index):
+            logits, cache = ours.decode_step(ids, cache, index)
+            return logits.at[:, 1].add(-1e9), cache
+
+    found = jax.jit(lambda i, s: beam(Endless(), i, s, LENGTH, beam_size=5)[0])(*inputs())
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize(("penalty", "early_stopping"), [(1.0, False), (1.0, "never"), (2.0, "never")])
+def test_what_transformers_does_otherwise(penalty, early_stopping):
+    """The list of differences in models/beam.py is whole: these rules, in plain Python, are transformers' own."""
+    theirs, ours = pair("1.0")
+    found = generate(theirs, num_beams=3, length_penalty=penalty, early_stopping=early_stopping)
+    for row in range(ROWS):
+        rules = partial(transformers_beams, length=LENGTH, beams=3, alpha=penalty, never=early_stopping == "never")
+        assert found[row].tolist() == padded(rules(next_log_p(ours, row))[1])
+
+
+@pytest.mark.parametrize(("top_k", "top_p"), [(5, None), (None, 0.9), (None, 0.05), (20, 0.7), (1, 0.5), (50, 1.0)])
+def test_top_k_and_top_p_keep_what_transformers_keeps(top_k, top_p):
+    logits = np.random.default_rng(0).normal(size=(64, 40)).astype(np.float32) * 2
+    warpers = transformers.LogitsProcessorList()
+    if top_k is not None:
+        warpers.append(transformers.TopKLogitsWarper(top_k))
+    if top_p is not None:
+        warpers.append(transformers.TopPLogitsWarper(top_p))
+    expected = warpers(None, torch.tensor(logits)).numpy() > -np.inf
+    np.testing.assert_array_equal(np.asarray(kept(jnp.asarray(logits), top_k, top_p)) > -1e29, expected)

@@ -1,0 +1,144 @@
+"""Decoding of T5 itself: cached as uncached, one device as eight, float32 and bfloat16."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bertjax.config.model_schema import T5Config
+from bertjax.config.schema import Mesh
+from bertjax.models import family
+from bertjax.models.beam import beam
+from bertjax.models.decode import EOS, greedy, sample
+from bertjax.models.execution import Execution
+from bertjax.parallel import mesh as meshes
+
+ROWS, WIDTH, LENGTH, V = 8, 12, 14, 11
+HOW = {
+    "greedy": greedy,
+    "beam": lambda *a, **k: beam(*a, **k, beam_size=3)[0],
+    "sample": lambda *a, **k: sample(*a, jax.random.key(1), jnp.arange(ROWS), **k, temperature=0.7, top_k=9),
+}
+
+
+def config_of(architecture: str, **more) -> T5Config:
+    sizes = dict(vocab_size=V, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=4,
+                 relative_attention_num_buckets=8, relative_attention_max_distance=10)  # fmt: skip
+    return T5Config(architecture=architecture, **sizes | more)
+
+
+def parameters(config: T5Config, seed: int = 0) -> dict[str, jax.Array]:
+    """Random everywhere, and wild enough that the inputs and the tokens before matter."""
+    rng = np.random.default_rng(seed)
+    shapes = jax.eval_shape(lambda key: family.initialize(config, ("lm",), 2, key), jax.random.key(0))
+    draw = lambda path, x: rng.normal(size=x.shape) * (1.0 if "kernel" in path else 0.5) + path.endswith("scale")  # noqa: E731
+    return {path: jnp.asarray(draw(path, x), jnp.float32) for path, x in shapes.items()}
+
+
+def inputs(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    real = np.arange(WIDTH)[None] < np.array([WIDTH, 1, 5, 7, 11, 2, 3, 9])[:, None]
+    return np.where(real, rng.integers(2, V, (ROWS, WIDTH)), 0).astype(np.int32), real.astype(np.int32)
+
+
+class Buffer(NamedTuple):
+    layers: jax.Array  # [B, N]: all decoder inputs so far, without gaps
+    lengths: jax.Array  # [B]
+    prefix: jax.Array  # [B]: how many of them are the prompt
+    hidden: jax.Array | None
+    source: jax.Array | None
+
+
+class Uncached:
+    """The same interface with no cache: every step runs `T5.decode` on the whole prefix."""
+
+    def __init__(self, model):
+        self.model, self.encode, self.config = model, model.encode, model.config
+
+    def start_cache(self, hidden, segment_ids, length):
+        rows = len(segment_ids)
+        none = jnp.zeros(rows, jnp.int32)
+        return Buffer(jnp.zeros((rows, length), jnp.int32), none, none, hidden, None if hidden is None else segment_ids)
+
+    def prefill(self, ids, segment_ids, prefix_mask, cache):
+        lengths = segment_ids.sum(1)
+        prefix = lengths if prefix_mask is not None else jnp.zeros_like(lengths)
+        ids = jnp.pad(ids, ((0, 0), (0, cache.layers.shape[1] - ids.shape[1])))
+        cache = cache._replace(layers=ids, lengths=lengths, prefix=prefix)
+        return self._logits(cache), cache
+
+    def decode_step(self, ids, cache, index):
+        ids = jax.vmap(lambda row, token, at: row.at[at].set(token))(cache.layers, ids, cache.lengths)
+        cache = cache._replace(layers=ids, lengths=cache.lengths + 1)
+        return self._logits(cache), cache
+
+    def _logits(self, cache):
+        place = jnp.arange(cache.layers.shape[1])[None]
+        real, prefix = (place < n[:, None] for n in (cache.lengths, cache.prefix))
+        decoded = self.model.decode(
+            cache.layers, real.astype(jnp.int32), cache.hidden, cache.source,
+            prefix_mask=prefix.astype(jnp.int32) if cache.hidden is None else None,
+        )  # fmt: skip
+        return self.model.logits(decoded)[jnp.arange(len(real)), cache.lengths - 1]
+
+
+@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize("kind", ["encoder_decoder", "decoder_only", "causal"])
+def test_cached_is_uncached(kind, how):
+    architecture = "decoder_only" if kind == "causal" else kind
+    config = config_of(architecture)
+    model = family.apply_model(config, ("lm",), parameters(config))
+    options = {"causal": True} if kind == "causal" else {}
+    ids, real = inputs()
+    found = jax.jit(lambda i, s: HOW[how](model, i, s, LENGTH, **options))(ids, real)
+    slow = jax.jit(lambda i, s: HOW[how](Uncached(model), i, s, LENGTH, **options))(ids, real)
+    np.testing.assert_array_equal(found, slow)
+    assert len({tuple(row) for row in found.tolist()}) > 1, "the inputs matter"
+    assert how != "sample" or (np.asarray(found) == EOS).any()
+
+
+def test_the_prefix_sees_itself_only_where_it_should():
+    """The two kinds of decoder alone are different models."""
+    config = config_of("decoder_only")
+    model = family.apply_model(config, ("lm",), parameters(config))
+    run = lambda causal: jax.jit(lambda i, s: greedy(model, i, s, 4, causal=causal))(*inputs())  # noqa: E731
+    assert (run(True) != run(False)).any()
+
+
+@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize("architecture", ["encoder_decoder", "decoder_only"])
+def test_eight_devices_give_the_tokens_of_one(architecture, how):
+    config = config_of(architecture)
+    params = parameters(config)
+    ids, real = inputs()
+    model = family.apply_model(config, ("lm",), params)
+    expected = jax.jit(lambda i, s: HOW[how](model, i, s, LENGTH))(ids, real)
+
+    mesh = meshes.make_mesh(Mesh(data=2, fsdp=2, tensor=2))
+    abstract = family.structure(config, ("lm",))[1]
+    names = family.logical_axes(abstract)
+    placed = {p: jax.device_put(x, meshes.sharding(mesh, names[p], x.shape)) for p, x in params.items()}
+    rows = jax.NamedSharding(mesh, meshes.partition(("batch",)))
+    run = jax.jit(lambda p, i, s: HOW[how](family.apply_model(config, ("lm",), p), i, s, LENGTH))
+    with meshes.placing(mesh, meshes.RULES):
+        compiled = run.lower(placed, *(jax.device_put(x, rows) for x in (ids, real))).compile()
+        found = compiled(placed, *(jax.device_put(x, rows) for x in (ids, real)))
+    np.testing.assert_array_equal(found, expected)
+    rows_here = ROWS // 4 * (3 if how == "beam" else 1)
+    slots = LENGTH if architecture == "encoder_decoder" else WIDTH + LENGTH
+    assert f"f32[{rows_here},{slots},2,8]" in compiled.as_text(), "the cache is split over rows and heads"
+    assert f"f32[{rows_here * 4},{slots}," not in compiled.as_text(), "and nowhere gathered"
+
+
+@pytest.mark.parametrize(("how", "architecture"), [("greedy", "encoder_decoder"), ("beam", "decoder_only")])
+def test_bfloat16(how, architecture):
+    """Tokens of the vocabulary, and where the first choice is clear the same first token as in float32."""
+    config = config_of(architecture)
+    params = parameters(config)
+    model = lambda dtype: family.apply_model(config, ("lm",), params, execution=Execution(dtype=dtype))  # noqa: E731
+    run = lambda dtype: jax.jit(lambda i, s: HOW[how](model(dtype), i, s, LENGTH))(*inputs())  # noqa: E731
+    half, full = np.asarray(run(jnp.bfloat16)), np.asarray(run(jnp.float32))
+    assert half.shape == (ROWS, LENGTH) and half.dtype == np.int32 and (half >= 0).all() and (half < V).all()
+    assert (half[:, 0] == full[:, 0]).mean() >= 0.75
