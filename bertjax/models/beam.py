@@ -5,7 +5,9 @@ How transformers' `generate(num_beams=...)` differs: (1) its penalty is length^a
 position its open beams compete with the finished ones, here they count only in a row where nothing has finished; (4) it
 stops once the best open beam, penalised at its present length, is behind the worst finished one, here (and there with
 early_stopping="never") once it could not catch up at the greatest length; (5) it pads beams with EOS where the padding
-is 0. With alpha 0, or where no beam ends, (2) and (3) alone can tell the answers apart. Shape letters: B rows, K beams, L new tokens, V vocabulary.
+is 0. With alpha 0 only (2) and (3) can tell the answers apart, and where no beam ends nothing does.
+
+Shape letters: B rows, K beams, L new tokens, V vocabulary.
 """
 
 from typing import NamedTuple

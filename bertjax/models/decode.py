@@ -2,8 +2,8 @@
 
 Rows come left-aligned with segment 0 on padding, as `input_ids` of a batch; ids of generated text come back as
 int32 [B, L], each row ended by EOS and padded with 0 behind it, or L tokens without one. Whatever is drawn for a row
-depends on that row alone. The model is a T5 or anything with its methods. Shape letters: B rows, S
-positions of the inputs, L new tokens, V vocabulary.
+depends on that row alone. The model is a T5 or anything with its methods. Shape letters: B rows, S positions of the
+inputs, L new tokens, V vocabulary.
 """
 
 from collections.abc import Callable

@@ -68,7 +68,7 @@ def test_greedy_search_token_for_token(version):
     theirs, ours = pair(version)
     expected = generate(theirs, num_beams=1)
     np.testing.assert_array_equal(jax.jit(lambda i, s: greedy(ours, i, s, LENGTH))(*inputs()), expected)
-    assert len({tuple(row) for row in expected.tolist()}) > ROWS // 2, "the inputs matter"
+    assert len({tuple(row) for row in expected.tolist()}) >= ROWS // 2, "the inputs matter"
 
 
 def next_log_p(model, row: int):
@@ -113,7 +113,7 @@ def test_beams_token_for_token_where_the_rules_agree(version):
         assert expected[row].tolist() == by_transformers
         same += by_t5x == by_transformers
     np.testing.assert_array_equal((found == expected).all(1).sum(), same)
-    assert same > ROWS // 3
+    assert same >= ROWS // 3
 
 
 @pytest.mark.parametrize("version", VERSIONS)
