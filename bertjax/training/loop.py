@@ -211,7 +211,7 @@ class StageRun:
         about = {"episode": number, "groups": list(episode.groups), "trainable_parameters": trained}
         self.event(int(state.step), "episode", **about)
         train_step = self.program.jit_train_step(state)
-        meter.episode(number, trained, sum(g.startswith("layers/") for g in state.opt))
+        meter.episode(number, trained, tuple(state.opt))
         policy = self.job.config.run.checkpoint
         for step in range(int(state.step) + 1, episode.stop + 1):
             batch, tokens, waited = next(feed)

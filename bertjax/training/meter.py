@@ -1,12 +1,15 @@
 """The numbers of the steps between two log lines: means of losses, rates, waiting, MFU and memory."""
 
 import time
+from collections.abc import Collection
 from typing import Any
 
 import jax
 
+from bertjax.config.model_schema import T5Config
 from bertjax.config.schema import Run
 from bertjax.data.loader import Batches
+from bertjax.training import flops_t5
 from bertjax.training.flops import train_flops, utilization
 from bertjax.training.step import Metrics, Program
 from bertjax.training.tracking import Tracker
@@ -30,14 +33,21 @@ class Meter:
         self._clear()
         self._mark: float | None = None
 
-    def episode(self, number: int, trained: int, layers: int) -> None:
-        """A new episode compiles a new step: its first step is not timed."""
+    def episode(self, number: int, trained: int, groups: Collection[str]) -> None:
+        """A new episode, in which these groups train, compiles a new step: its first step is not timed."""
         self.flush()
         self.extra = {"episode": number, "trainable_parameters": trained}
-        length = self.shape["input_ids"][0]
-        predictions = self.shape["masked_positions"][0] if "mlm" in self.program.heads else 0
-        self.flops = self.rows * train_flops(self.program.model, length, predictions, trainable_layers=layers)
+        self.flops = self.rows * self._row_flops(groups)
         self._mark = None
+
+    def _row_flops(self, groups: Collection[str]) -> int:
+        model, width = self.program.model, lambda name: self.shape[name][0] if name in self.shape else 0
+        if isinstance(model, T5Config):
+            lengths = width("input_ids"), width("target_ids")
+            return flops_t5.train_flops(model, *lengths, groups=groups, adapter_size=self.program.adapter_size)
+        predictions = width("masked_positions") if "mlm" in self.program.heads else 0
+        layers = sum(group.startswith("layers/") for group in groups)
+        return train_flops(model, width("input_ids"), predictions, trainable_layers=layers)
 
     def pause(self) -> None:
         """What follows is not step time."""
