@@ -1,5 +1,6 @@
 """From documents to chunks of text, to a store, to rows: nothing is lost, and pools of documents stay together."""
 
+import json
 import zlib
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,12 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bertjax.config.data_schema import CausalLm, PrefixLm, SpanCorruption, Task, TextFiles
+from bertjax.config.data_schema import CausalLm, JsonLines, PrefixLm, SpanCorruption, Task, TextFiles
 from bertjax.data import chunks, plans
 from bertjax.data.chunks import ChunksUnit, chunk_units, pieces
 from bertjax.data.loader import open_task
 from bertjax.data.prepare import prepare
 from bertjax.data.sentencepieces import train
+from bertjax.data.sources import read_texts
 from bertjax.data.store import Store
 from bertjax.errors import UserError
 
@@ -211,3 +213,14 @@ def test_a_tokenizer_without_an_end_is_refused(tmp_path: Path):
     bert: Any = SimpleNamespace(vocab_size=100, sha256="bert")
     with pytest.raises(UserError, match="tokenizer.kind: sentencepiece"):
         prepare(task_of(CausalLm()), "c4", bert, base=tmp_path, cache=tmp_path / "cache", workers=1, seed=0)
+
+
+def test_texts_are_as_they_were_written(tmp_path: Path):
+    texts = ["# Cats\n\n- One cat. Two  cats.\n- Mr. Cat", " \n", "\tThe end"]
+    (tmp_path / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    assert list(read_texts(JsonLines(files=["text.jsonl"]), tmp_path)) == [texts[0], texts[2]]
+    (tmp_path / "text.txt").write_text("One.\nTwo.\n\nThree.\n")
+    assert list(read_texts(task_of(CausalLm()).source[0], tmp_path)) == ["One. Two.", "Three."]
+    (tmp_path / "text.jsonl").write_text('{"text": null}\n')
+    with pytest.raises(UserError, match="no text at all"):
+        list(read_texts(JsonLines(files=["text.jsonl"]), tmp_path))
