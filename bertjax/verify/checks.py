@@ -1,6 +1,6 @@
 """The table of checks that `bertjax verify` and the tests run."""
 
-from bertjax.verify import bert, metrics, prompts, spans, squad, t5
+from bertjax.verify import bert, metrics, prompts, spans, squad, t5, t5_model
 from bertjax.verify.table import Check
 
 BERT, OPTIMIZATION = "google-research/bert create_pretraining_data.py", "google-research/bert optimization.py"
@@ -26,6 +26,8 @@ CHECKS = (
     Check("t5.iid_rates", f"{T5_DATA}, objectives/iid_15_r10s90_f.gin", spans.iid_rates),
     Check("t5.decoder_only_rows", "google/seqio feature_converters_test.py", spans.decoder_only_rows),
     Check("t5.adapter_parameters", "T5's task_adapter.gin; arXiv 1910.10683 section 3.5.1", t5.adapter_parameters),
+    Check("t5.parameter_counts", "the released models", t5_model.parameter_counts),
+    Check("t5.position_buckets", "t5x layers.py; arXiv 1910.10683 section 2.1", t5_model.position_buckets),
     Check("t5.prompts", f"{T5_DATA}, preprocessors_test.py", prompts.prompts),
     Check("t5.ratings", f"{T5_DATA} stsb; 26 values: arXiv 1910.10683 section 2.4", prompts.ratings),
     Check("t5.punctuation", f"{T5_DATA}, preprocessors_test.py; RE2 syntax", prompts.punctuation),
