@@ -7,6 +7,7 @@ from typing import Any
 
 from bertjax.commands import (
     answer,
+    compare,
     doctor,
     evaluate,
     export,
@@ -85,6 +86,13 @@ COMMANDS = {
         ("bertjax evaluate runs/qa --device cpu", "bertjax evaluate runs/qa --stage squad --step 2000"),
         overrides=True,
     ),
+    "compare": Command(
+        compare,
+        "train each way of fine-tuning the config lists under compare, and tabulate scores and costs",
+        (CONFIG, DEVICE, option("--json", action="store_true", help="as JSON")),
+        ("bertjax compare configs/recipes/compare_finetuning.yaml",),
+        overrides=True,
+    ),
     "predict fill-mask": Command(
         fill_mask,
         "the most likely tokens at each [MASK]",
@@ -121,7 +129,7 @@ COMMANDS = {
         "what a mixture comes to: rates, epochs and tokens of each task",
         (
             CONFIG,
-            option("--count", metavar="TASK:ROWS", action="append", help="state rows instead of reading data"),
+            option("--count", metavar="TASK:COUNT", action="append", help="state examples instead of reading data"),
             option("--limits", metavar="K,K", type=_counts, help="limits to try (default: powers of two that matter)"),
             option("--temperatures", metavar="T,T", type=_numbers, default=[2.0, 4.0], help="to try (default: 2,4)"),
             option("--json", action="store_true", help="as JSON"),

@@ -57,6 +57,14 @@ def evaluate(arguments: argparse.Namespace) -> int:
     return _show(evaluate_command(run, arguments.step, arguments.stage, arguments.name, arguments.overrides))
 
 
+def compare(arguments: argparse.Namespace) -> int:
+    config = _load(arguments)
+    _use_device(arguments)
+    from bertjax.evaluation.compare import compare_command
+
+    return _show(compare_command(config, Path.cwd(), arguments.json))
+
+
 def fill_mask(arguments: argparse.Namespace) -> int:
     _use_device(arguments)
     checkpoint = _existing(arguments.checkpoint)
@@ -106,7 +114,7 @@ def mix(arguments: argparse.Namespace) -> int:
         sizes = [mixes.Size.stated(config, stage, stated) for stage in config.stages]
     else:
         report = partial(print, file=sys.stderr, flush=True)
-        sizes = [mixes.Size.of(stage, batches) for stage, batches in _opened(config, report)]
+        sizes = [mixes.Size.of(config, stage, batches) for stage, batches in _opened(config, report)]
     found = [mixes.plan(size, arguments.limits, arguments.temperatures) for size in sizes]
     return _show([each.as_dict() for each in found] if arguments.json else "\n".join(each.as_text() for each in found))
 

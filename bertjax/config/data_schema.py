@@ -242,7 +242,10 @@ class Task(Section):
 
 
 class Mixture(Section):
-    """Tasks and the rates they are drawn at; T5's rules (arXiv 1910.10683 section 3.5.2)."""
+    """Tasks and the rates their examples are drawn at; T5's rules (arXiv 1910.10683 section 3.5.2).
+
+    A mixture inside another has a rate of its own there, a number, which its tasks share by its rates.
+    """
 
     mixture: list[str] | dict[str, float] = Field(min_length=1)  # tasks or mixtures, or these with explicit rates
     rate: Literal["proportional", "equal", "explicit"] = "proportional"
@@ -255,6 +258,8 @@ class Mixture(Section):
             raise ValueError("explicit rates are written as 'mixture: {task: rate}' with 'rate: explicit'")
         if isinstance(self.mixture, dict) and any(not r > 0 for r in self.mixture.values()):
             raise ValueError("every explicit rate must be above zero")
+        if self.rate != "proportional" and (self.limit is not None or self.temperature != 1.0):
+            raise ValueError(f"limit and temperature change proportional rates; with 'rate: {self.rate}' give neither")
         return self
 
 

@@ -45,6 +45,14 @@ class Stage(Section):
         return self
 
 
+class Variant(Section):
+    """One way to fine-tune: what it changes in the last stage."""
+
+    name: Name
+    trainable: Annotated[Trainable, BeforeValidator(trainable_kind)]
+    optimizer: Optimizer | None = None  # default: the stage's
+
+
 class Mesh(Section):
     """Devices along each axis; one axis may be -1 and takes what is left."""
 
@@ -98,12 +106,16 @@ class Config(Section):
     tasks: dict[str, Task] = {}
     mixtures: dict[str, Mixture] = {}  # named, so that other mixtures and stages can draw from them
     stages: list[Stage] = Field(min_length=1)
+    compare: list[Variant] = Field(default=[], exclude_if=lambda found: not found)  # what `bertjax compare` tries
 
     @model_validator(mode="after")
     def _check(self) -> "Config":
         names = [stage.name for stage in self.stages]
         if len(set(names)) != len(names):
             raise ValueError("stages need different names")
+        variants = [variant.name for variant in self.compare]
+        if len({*variants, "base"}) <= len(variants):
+            raise ValueError("entries of compare need different names, and 'base' is none of them")
         shared = self.tasks.keys() & self.mixtures.keys()
         if shared:
             raise ValueError(f"'{min(shared)}' is both a task and a mixture: give one of them another name")
@@ -126,6 +138,11 @@ class Config(Section):
             raise ValueError(f"{where} uses task '{error.args[0]}', which is not under 'tasks:'") from None
         except RecursionError:
             raise ValueError(f"{where}: its mixtures contain each other") from None
+        except TypeError as error:
+            raise ValueError(
+                f"{where}: mixture '{error.args[0]}' stands inside a mixture with proportional rates, which count the "
+                f"examples of tasks alone; give that one rate: explicit with a number for '{error.args[0]}', or equal"
+            ) from None
         if (stage.objective.kind == "text_to_text") != (self.model.family == "t5"):
             raise ValueError(f"{where}: objective '{stage.objective.kind}' is not for a {self.model.family} model")
         if stage.trainable.kind == "adapters" and self.model.family != "t5":
@@ -144,7 +161,8 @@ class Config(Section):
     def stage_tasks(self, stage: Stage) -> dict[str, Task]:
         """The tasks a stage draws from, by name; a task written inside the stage takes the stage's name.
 
-        Raises KeyError for a name that is neither a task nor a mixture, RecursionError for mixtures in a circle.
+        Raises KeyError for a name that is neither a task nor a mixture, RecursionError for mixtures in a circle,
+        TypeError for a mixture inside another whose rate there is no number (seqio.Mixture refuses that).
         """
         if isinstance(stage.data, Task):
             return {stage.name: stage.data}
@@ -153,6 +171,12 @@ class Config(Section):
         mixture = self.mixtures[stage.data] if isinstance(stage.data, str) else stage.data
         return {name: self.tasks[name] for name in self._members(mixture)}
 
+    def stage_mixture(self, stage: Stage) -> Mixture | None:
+        """The mixture a stage draws from; None where it draws from a single task."""
+        if isinstance(stage.data, str):
+            return self.mixtures.get(stage.data)
+        return stage.data if isinstance(stage.data, Mixture) else None
+
     def _members(self, mixture: Mixture, depth: int = 0) -> dict[str, None]:
         """Names of the tasks in a mixture and the mixtures inside it, in order, each once."""
         if depth > len(self.mixtures):
@@ -160,6 +184,8 @@ class Config(Section):
         found: dict[str, None] = {}
         for name in mixture.mixture:
             if name in self.mixtures:
+                if mixture.rate == "proportional":
+                    raise TypeError(name)
                 found |= self._members(self.mixtures[name], depth + 1)
             elif name in self.tasks:
                 found[name] = None

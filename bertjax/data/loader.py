@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bertjax.config.data_schema import Mixture, Task
+from bertjax.config.data_schema import Task
 from bertjax.config.schema import Config, Stage
 from bertjax.data import mixing
 from bertjax.data.prepare import Report, prepare
@@ -85,7 +85,7 @@ class Batches:
         fields: name -> (shape, dtype) of one row; every array of a batch has an axis B in front.
         batch_size: global B, in rows.
         task_names: as many as there are tasks; with more than one a batch has `task_ids` [B] int32 that number them.
-        rates: the share of each task in the stream.
+        rates: the share of each task in the stream's rows.
         counts: rows in one epoch of each task; `examples_per_epoch` is their sum.
     """
 
@@ -107,6 +107,12 @@ class Batches:
     def steps(self, stage: Stage) -> int:
         """How many steps `stage` takes: as many as it says, or as its epochs of this data need."""
         return stage.steps or max(1, ceil((stage.epochs or 1) * self.examples_per_epoch / stage.batch_size))
+
+    @property
+    def examples(self) -> dict[str, int]:
+        """In one epoch of each task; more than its rows where they are packed."""
+        names = zip(self.task_names, self._tasks, strict=True)
+        return {name: data.store.meta["examples"] for name, data in names}
 
     @property
     def tokens_per_row(self) -> dict[str, float]:
@@ -200,8 +206,11 @@ def open_batches(
         )
         seed = mixing.stream_seed(config.run.seed, stage.name, name)
         tasks[name] = dataset(task, store, tokenizer, seed, decoder_only)
-    counts = {name: data.length for name, data in tasks.items()}
-    shares = mixing.rates(counts, stage.data) if isinstance(stage.data, Mixture) else dict.fromkeys(tasks, 1.0)
+    shares = dict.fromkeys(tasks, 1.0)
+    if mixture := config.stage_mixture(stage):
+        examples = {name: data.store.meta["examples"] for name, data in tasks.items()}
+        shares = mixing.rates(examples, mixture, config.mixtures)
+        shares = mixing.of_rows(shares, examples, {name: data.length for name, data in tasks.items()})
     return Batches(tasks, shares, stage.batch_size, tokenizer.pad_id)
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 from bertjax.config.data_schema import Mixture
@@ -21,28 +22,51 @@ class Place(NamedTuple):
     index: int  # type: ignore[assignment]  # of the row in its store
 
 
-def rates(counts: Mapping[str, int], mixture: Mixture) -> dict[str, float]:
-    """The share of each task of `mixture`, adding up to one.
+def rates(
+    counts: Mapping[str, int], mixture: Mixture, mixtures: Mapping[str, Mixture] = MappingProxyType({})
+) -> dict[str, float]:
+    """The share of each task in the examples of `mixture`, adding up to one.
 
     Args:
         counts: examples in one epoch of each task.
+        mixtures: those that `mixture` may draw from besides tasks, by name.
 
     `proportional` follows seqio.mixing_rate_num_examples: the count is clipped at K = `limit` first and raised to
-    1/T second (arXiv 1910.10683 section 3.5.2). `equal` and `explicit` take no notice of the counts.
+    1/T second (arXiv 1910.10683 section 3.5.2). `equal` and `explicit` take no notice of the counts. A mixture inside
+    counts with the number it has there, times the shares of its own tasks, and a task in several branches adds up
+    (seqio.Mixture.get_rate). Raises UserError for a task without examples.
     """
-    names = list(mixture.mixture)
-    empty = [name for name in names if counts[name] <= 0]
+    found: dict[str, float] = {}
+    for name, rate in _own(counts, mixture, mixtures).items():
+        parts = rates(counts, mixtures[name], mixtures) if name in mixtures else {name: 1.0}
+        for task, share in parts.items():
+            found[task] = found.get(task, 0.0) + rate * share
+    total = sum(found.values())
+    return {name: rate / total for name, rate in found.items()}
+
+
+def _own(counts: Mapping[str, int], mixture: Mixture, mixtures: Mapping[str, Mixture]) -> dict[str, float]:
+    """The rates of what stands in the mixture itself, not normalised."""
+    empty = [name for name in mixture.mixture if name not in mixtures and counts[name] <= 0]
     if empty:
         raise UserError(f"task '{empty[0]}' has no examples and cannot be mixed; check its source")
     if isinstance(mixture.mixture, dict):
-        raw = {name: float(rate) for name, rate in mixture.mixture.items()}
-    elif mixture.rate == "equal":
-        raw = dict.fromkeys(names, 1.0)
-    else:
-        clipped = {name: min(counts[name], mixture.limit or counts[name]) for name in names}
-        raw = {name: count ** (1.0 / mixture.temperature) for name, count in clipped.items()}
-    total = sum(raw.values())
-    return {name: rate / total for name, rate in raw.items()}
+        return dict(mixture.mixture)
+    if mixture.rate == "equal":
+        return dict.fromkeys(mixture.mixture, 1.0)
+    clipped = {name: min(counts[name], mixture.limit or counts[name]) for name in mixture.mixture}
+    return {name: count ** (1.0 / mixture.temperature) for name, count in clipped.items()}
+
+
+def of_rows(shares: Mapping[str, float], examples: Mapping[str, int], rows: Mapping[str, int]) -> dict[str, float]:
+    """Shares of the examples -> shares of the rows.
+
+    T5 mixes examples and packs afterwards. Here rows are packed before, each with examples of one task, so a task with
+    more examples to a row takes fewer of the rows.
+    """
+    taken = {name: share * rows[name] / examples[name] for name, share in shares.items()}
+    total = sum(taken.values())
+    return {name: share / total for name, share in taken.items()}
 
 
 def stream_seed(seed: int, *names: str) -> int:

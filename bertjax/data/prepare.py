@@ -25,7 +25,8 @@ from bertjax.errors import BertjaxError, StorageError, UserError
 if TYPE_CHECKING:
     from bertjax.data.tokenizers import Tokenizer
 
-NO_ROWS_FROM = {"tasks.py", "mixing.py", "loader.py", "fuse.py", "__init__.py"}  # no stored row depends on them
+# No stored row depends on these.
+NO_ROWS_FROM = {"tasks.py", "mixing.py", "mix.py", "loader.py", "fuse.py", "__init__.py"}
 
 
 def prepare(

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from bertjax import cli
 from bertjax.config.load import build
-from bertjax.data import mix
+from bertjax.config.schema import Stage
+from bertjax.data import mix, mixing
 from bertjax.errors import UserError
 from bertjax.verify import t5
 
@@ -31,20 +32,29 @@ def glue(**mixture):
 
 def test_glue_proportions():
     rules = mix.sweep(GLUE, [65536], [2.0])
-    assert list(rules) == list(PROPORTIONS)
+    assert list(rules) == [*list(PROPORTIONS)[:3], "K=65,536 T=2", "equal"]
     for rule, expected in PROPORTIONS.items():
         assert [round(rules[rule][task], 5) for task in GLUE] == pytest.approx(expected, abs=6e-6), rule
 
 
 def test_rows_epochs_and_tokens():
     config = build(glue(limit=65536))
-    size = mix.Size(config.stages[0], 1000, GLUE, dict.fromkeys(GLUE, 50.0))
+    rates = mixing.rates(GLUE, config.stages[0].data)
+    size = mix.Size(config.stages[0], 1000, GLUE, GLUE, rates, dict.fromkeys(GLUE, 50.0))
     found = {share.task: share for share in mix.plan(size, [], []).shares}
     assert found["rte"].rate == pytest.approx(0.00881, abs=1e-5)
     assert found["rte"].drawn == pytest.approx(128_000 * found["rte"].rate)
     assert found["rte"].epochs == pytest.approx(found["rte"].drawn / 2490)
     assert found["rte"].tokens == round(50 * found["rte"].drawn)
     assert sum(share.drawn for share in found.values()) == pytest.approx(128_000)
+
+
+def test_packed_tasks_take_their_share_of_the_examples():
+    """Two tasks of 1,000 examples at equal rates, one with ten in a row: both end at the same epochs."""
+    counts, rows = {"a": 1000, "b": 1000}, {"a": 100, "b": 1000}
+    stage = Stage(name="s", data={"mixture": ["a", "b"], "rate": "equal"}, steps=11, batch_size=100)
+    a, b = mix.plan(mix.Size(stage, 11, counts, rows, {"a": 0.5, "b": 0.5}, None), [], []).shares
+    assert (a.drawn, b.drawn) == pytest.approx((100, 1000)) and a.epochs == pytest.approx(b.epochs)
 
 
 def test_stated_counts_need_no_data(tmp_path, capsys):
@@ -59,13 +69,33 @@ def test_stated_counts_need_no_data(tmp_path, capsys):
     assert cli.main(["mix", str(file), *counts, "--limits", "65536", "--temperatures", "8"]) == 0
     text = capsys.readouterr().out
     assert "stage multitask: 1,000 steps of 128 rows = 128,000 rows, proportional rates" in text
-    assert "K=65,536" in text and "T=8" in text
+    assert "K=65,536  " in text and "T=8  " in text and "K=65,536 T=8  " in text
+
+
+def test_a_named_mixture_of_mixtures(tmp_path, capsys):
+    """multitask: the unlabelled text a half, GLUE the other half at its own rates (seqio.Mixture.get_rate)."""
+    config = glue()
+    config["tasks"] = TASKS | {"text": TASKS["rte"]}
+    config["mixtures"] = {
+        "glue": {"mixture": list(GLUE), "limit": 65536},
+        "multitask": {"mixture": {"text": 10, "glue": 10}, "rate": "explicit"},
+    }
+    config["stages"] = [{"name": "s", "data": "multitask", "steps": 10}]
+    file = tmp_path / "c.yaml"
+    file.write_text(json.dumps(config))
+    counts = [part for task, rows in (GLUE | {"text": 10**6}).items() for part in ("--count", f"{task}:{rows}")]
+    assert cli.main(["mix", str(file), "--json", *counts]) == 0
+    found = {task["task"]: task["rate"] for task in json.loads(capsys.readouterr().out)[0]["tasks"]}
+    assert list(found) == ["text", *GLUE] and found["text"] == pytest.approx(0.5)
+    assert [2 * found[task] for task in GLUE] == pytest.approx(PROPORTIONS["K=65,536"], abs=1.1e-5)
+    assert cli.main(["mix", str(file), *counts]) == 0
+    assert "rows, mixture multitask" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("pairs", "says"),
     [
-        (["cola"], "--count cola: must be TASK:ROWS"), (["cola:0"], "must be TASK:ROWS"),
+        (["cola"], "--count cola: must be TASK:COUNT"), (["cola:0"], "must be TASK:COUNT"),
         (["wnli:3"], "no stage has a task 'wnli'; there are: cola, sst2"), (["cola:3"], "task 'sst2' has none"),
     ],
 )  # fmt: skip

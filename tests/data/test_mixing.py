@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bertjax.config.data_schema import Mixture
-from bertjax.data.mixing import RATE_STEPS, order, rates, stream_seed
+from bertjax.config.load import build
+from bertjax.data.mixing import RATE_STEPS, of_rows, order, rates, stream_seed
 from bertjax.errors import UserError
 
 # t5/data/glue_utils.py: examples of each GLUE task.
@@ -40,6 +41,71 @@ def test_equal_and_explicit_rates():
     assert rates(GLUE, Mixture(mixture=list(GLUE), rate="equal")) == dict.fromkeys(GLUE, 1 / 8)
     found = rates(GLUE, Mixture(mixture={"cola": 3.0, "rte": 1.0}, rate="explicit"))
     assert found == {"cola": 0.75, "rte": 0.25}
+
+
+def rate_of(mixture: str, mixtures: dict[str, dict], **counts: int) -> dict[str, float]:
+    rule = lambda of: "explicit" if isinstance(of, dict) else "equal"  # noqa: E731
+    made = {name: Mixture(mixture=of, rate=rule(of)) for name, of in mixtures.items()}
+    return rates(counts, made[mixture], made)
+
+
+def test_mixtures_of_mixtures_are_those_of_seqio():
+    """dataset_providers_test.py test_mixture_of_mixtures and _dupe: rates [.5, .5, 1] and [1.5, .5, 1]."""
+    ones = {"a": 9, "b": 1, "c": 4}
+    supermix = {"another_mix": {"a": 1, "b": 1}, "supermix": {"another_mix": 1, "c": 1}}
+    assert rate_of("supermix", supermix, **ones) == {"a": 0.25, "b": 0.25, "c": 0.5}
+    dupe = {"yet_another_mix": {"a": 1, "b": 1}, "supermix_with_dupe": {"yet_another_mix": 1, "a": 1, "c": 1}}
+    found = rate_of("supermix_with_dupe", dupe, **ones)
+    assert found == pytest.approx({"a": 1.5 / 3, "b": 0.5 / 3, "c": 1 / 3})
+    equal = {"inner": ["a", "b"], "outer": ["inner", "c"]}  # a default rate of 1.0 is a number too
+    assert rate_of("outer", equal, **ones) == {"a": 0.25, "b": 0.25, "c": 0.5}
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(1, 10**6), min_size=3, max_size=3), st.floats(0.01, 100), st.floats(0.01, 100))
+def test_a_mixture_inside_keeps_its_proportions(counts: list[int], inner: float, alone: float):
+    named = {"inner": Mixture(mixture=["a", "b"], limit=1000, temperature=2.0)}
+    outer = Mixture(mixture={"inner": inner, "c": alone}, rate="explicit")
+    rows = dict(zip("abc", counts, strict=True))
+    found, own = rates(rows, outer, named), rates(rows, named["inner"])
+    assert sum(found.values()) == pytest.approx(1)
+    assert found["c"] == pytest.approx(alone / (alone + inner))
+    assert found["a"] / found["b"] == pytest.approx(own["a"] / own["b"])
+
+
+@pytest.mark.parametrize(
+    ("mixtures", "says"),
+    [
+        (
+            {"inner": {"mixture": ["a"]}, "outer": {"mixture": ["inner", "b"]}},
+            "'inner' stands inside a mixture",
+        ),
+        ({"outer": {"mixture": ["inner", "b"], "rate": "equal"}}, "uses task 'inner', which is not under"),
+        ({"outer": {"mixture": ["outer", "b"], "rate": "equal"}}, "its mixtures contain each other"),
+        ({"outer": {"mixture": ["a", "b"], "rate": "equal", "temperature": 2}}, "limit and temperature change"),
+        ({"outer": {"mixture": ["a", "b"]}, "a": {"mixture": ["b"]}}, "'a' is both a task and a mixture"),
+    ],
+)
+def test_mixtures_that_cannot_be(mixtures, says):
+    task = {"source": {"kind": "stdlib_docs"}}
+    stage = {"name": "s", "data": "outer", "steps": 1}
+    with pytest.raises(UserError, match=says):
+        build({"tasks": {"a": task, "b": task}, "mixtures": mixtures, "stages": [stage]})
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.floats(0.01, 1), st.integers(1, 500), st.integers(1, 30)), min_size=1, max_size=5))
+def test_packed_rows_hold_the_shares_of_the_examples(tasks: list[tuple[float, int, int]]):
+    """Rows times examples to a row, task by task, are in the proportions asked for."""
+    names = [str(n) for n in range(len(tasks))]
+    shares = {n: share / sum(t[0] for t in tasks) for n, (share, _, _) in zip(names, tasks, strict=True)}
+    rows = {n: count for n, (_, count, _) in zip(names, tasks, strict=True)}
+    examples = {n: count * packed for n, (_, count, packed) in zip(names, tasks, strict=True)}
+    found = of_rows(shares, examples, rows)
+    drawn = {n: found[n] * examples[n] / rows[n] for n in names}
+    assert sum(found.values()) == pytest.approx(1)
+    for name in names:
+        assert drawn[name] / sum(drawn.values()) == pytest.approx(shares[name])
 
 
 def test_an_empty_task_is_named():
