@@ -37,7 +37,7 @@ class _Beams(NamedTuple):
 
 def beam(
     model: Module, input_ids: jax.Array, segment_ids: jax.Array, max_new_tokens: int, *,
-    beam_size: int, alpha: float = 0.6, causal: bool = False,
+    beam_size: int, alpha: float = 0.6, causal: bool = False, eos_id: int = EOS,
 ) -> tuple[jax.Array, jax.Array]:  # fmt: skip
     """The best answer found for each row -> ids int32 [B, L] and its score float32 [B].
 
@@ -47,11 +47,11 @@ def beam(
     begun = begin(model, input_ids, segment_ids, max_new_tokens, causal=causal)
     state = _first(begun, rows, beam_size, max_new_tokens)
     if begun.logits is not None:
-        state = _advance(state, jnp.repeat(begun.logits, beam_size, axis=0), state.cache, alpha)
+        state = _advance(state, jnp.repeat(begun.logits, beam_size, axis=0), state.cache, alpha, eos_id)
 
     def step(state: _Beams) -> _Beams:
         logits, cache = model.decode_step(state.tokens.reshape(-1), state.cache, begun.first + state.length)
-        return _advance(state, logits, cache, alpha)
+        return _advance(state, logits, cache, alpha, eos_id)
 
     state = lax.while_loop(lambda s: (s.length < max_new_tokens) & _may_improve(s, alpha), step, state)
     any_finished = state.finished.any(1)
@@ -76,13 +76,13 @@ def _first(begun: Begun, rows: int, beam_size: int, max_new_tokens: int) -> _Bea
     )
 
 
-def _advance(state: _Beams, logits: jax.Array, cache: Cache, alpha: float) -> _Beams:
+def _advance(state: _Beams, logits: jax.Array, cache: Cache, alpha: float, eos_id: int) -> _Beams:
     """One token more. Of twice as many candidates as beams at most half can end, so that K beams always stay open."""
     rows, beams, _ = state.ids.shape
     scores, parents, tokens = _candidates(state.scores, logits.reshape(rows, beams, -1))
     ids = _pick(state.ids, parents)
     ids = lax.dynamic_update_slice_in_dim(ids, tokens[..., None], state.length, 2)
-    ends = tokens == EOS
+    ends = tokens == eos_id
 
     open_scores, chosen = lax.top_k(scores + IMPOSSIBLE * ends, beams)
     parents = _pick(parents, chosen)

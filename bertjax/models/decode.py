@@ -17,7 +17,7 @@ from bertjax.models.family import Module
 from bertjax.models.t5_cache import Cache
 from bertjax.parallel.mesh import constrain
 
-PAD, EOS, START = 0, 1, 0  # the decoder starts from the id of padding (arXiv 1910.10683 has no id for the start)
+PAD, EOS, START = 0, 1, 0  # T5's; the decoder starts from the id of padding, since there is none for the start
 EXCLUDED = -1e30
 
 
@@ -63,14 +63,15 @@ class _Rows(NamedTuple):
 
 
 def _run(
-    model: Module, begun: Begun, rows: int, max_new_tokens: int, choose: Callable[[jax.Array, jax.Array], jax.Array]
-) -> jax.Array:
+    model: Module, begun: Begun, rows: int, max_new_tokens: int, eos_id: int,
+    choose: Callable[[jax.Array, jax.Array], jax.Array],
+) -> jax.Array:  # fmt: skip
     """Draws tokens by `choose(logits [B, V], how many before) -> [B]` until every row has ended."""
 
     def emit(state: _Rows, logits: jax.Array, cache: Cache) -> _Rows:
         token = jnp.where(state.ended, PAD, choose(logits, state.length)).astype(jnp.int32)
         ids = lax.dynamic_update_slice_in_dim(state.ids, token[:, None], state.length, 1)
-        return _Rows(state.length + 1, token, state.ended | (token == EOS), constrain(ids, "batch", None), cache)
+        return _Rows(state.length + 1, token, state.ended | (token == eos_id), constrain(ids, "batch", None), cache)
 
     def step(state: _Rows) -> _Rows:
         return emit(state, *model.decode_step(state.token, state.cache, begun.first + state.length))
@@ -83,16 +84,18 @@ def _run(
 
 
 def greedy(
-    model: Module, input_ids: jax.Array, segment_ids: jax.Array, max_new_tokens: int, *, causal: bool = False
-) -> jax.Array:
+    model: Module, input_ids: jax.Array, segment_ids: jax.Array, max_new_tokens: int, *,
+    causal: bool = False, eos_id: int = EOS,
+) -> jax.Array:  # fmt: skip
     """The likeliest token at each step -> int32 [B, L]; of equally likely ones the lowest id."""
     begun = begin(model, input_ids, segment_ids, max_new_tokens, causal=causal)
-    return _run(model, begun, len(input_ids), max_new_tokens, lambda logits, _: logits.argmax(-1))
+    return _run(model, begun, len(input_ids), max_new_tokens, eos_id, lambda logits, _: logits.argmax(-1))
 
 
 def sample(
     model: Module, input_ids: jax.Array, segment_ids: jax.Array, max_new_tokens: int, key: jax.Array, rows: jax.Array,
-    *, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None, causal: bool = False,
+    *, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None,
+    causal: bool = False, eos_id: int = EOS,
 ) -> jax.Array:  # fmt: skip
     """Tokens drawn from softmax(logits / temperature), of which top_k and then top_p keep a part -> int32 [B, L].
 
@@ -106,7 +109,7 @@ def sample(
         return jax.vmap(draw)(keys, kept(logits / temperature, top_k, top_p))
 
     begun = begin(model, input_ids, segment_ids, max_new_tokens, causal=causal)
-    return _run(model, begun, len(input_ids), max_new_tokens, choose)
+    return _run(model, begun, len(input_ids), max_new_tokens, eos_id, choose)
 
 
 def kept(logits: jax.Array, top_k: int | None, top_p: float | None) -> jax.Array:

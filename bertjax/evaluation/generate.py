@@ -1,0 +1,106 @@
+"""Texts in, generated texts out: batches of like length through one compiled program for each width.
+
+generator = Generator(program, tokenizer, Decoding(beam_size=4), sequence_length=512, target_length=114, batch_size=32)
+answers = generator(params, ["translate English to German: Hello."])
+"""
+
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from bertjax.config.evaluation_schema import Decoding
+from bertjax.data.sentencepieces import SentencePieceTokenizer
+from bertjax.models.beam import beam
+from bertjax.models.decode import greedy, sample
+from bertjax.parallel import distributed
+from bertjax.training.state import Params
+from bertjax.training.step import Program, in_mesh
+
+WIDTH = 64  # inputs are as wide as the next multiple: few widths, few programs, little padding
+
+
+class Generator:
+    """Generates for one model, tokenizer and way of decoding; programs are compiled once for each width.
+
+    Every process of a run calls it alike and gets all answers.
+    """
+
+    def __init__(
+        self, program: Program, tokenizer: SentencePieceTokenizer, decoding: Decoding, *,
+        sequence_length: int, target_length: int, batch_size: int, seed: int = 0, causal: bool = False,
+    ) -> None:  # fmt: skip
+        """At most `sequence_length` tokens of a text are read, EOS counted; `target_length` are generated unless
+        `decoding` has its own number. `seed` is for sampling. `causal`: a language model that goes on with a text; it
+        then sees backwards only and the text does not end in EOS."""
+        self.program, self.tokenizer, self.decoding, self.causal = program, tokenizer, decoding, causal
+        self.sequence_length, self.batch_size, self.seed = sequence_length, batch_size, seed
+        self.max_new_tokens = decoding.max_new_tokens or target_length
+        jitted = jax.jit(self._tokens, out_shardings=NamedSharding(program.mesh, P()))
+        self._jitted = in_mesh(jitted, program.mesh, program.rules)
+
+    def __call__(self, params: Params, texts: Sequence[str]) -> list[str]:
+        """-> one generated text for each text, in their order."""
+        return self.from_ids(params, self.tokenizer.encode_batch(list(texts)))
+
+    def from_ids(self, params: Params, rows: Sequence[Sequence[int]]) -> list[str]:
+        """The same from the texts' ids, without EOS."""
+        fitted = [self._fitted(row) for row in rows]
+        lengths = np.array([len(row) for row in fitted])
+        size = self._whole(min(self.batch_size, len(fitted)))
+        found: dict[int, str] = {}
+        order = np.argsort(lengths, kind="stable")
+        for first in range(0, len(fitted), size):
+            picked = order[first : first + size]
+            width = min(self.sequence_length, -(-max(int(lengths[picked].max()), 1) // WIDTH) * WIDTH)
+            ids = self._generate(params, [fitted[i] for i in picked], picked, width, size)
+            found |= {int(i): self._text(row) for i, row in zip(picked, ids, strict=False)}
+        return [found[i] for i in range(len(fitted))]
+
+    def _fitted(self, row: Sequence[int]) -> list[int]:
+        """Cut at the end and closed by EOS, as in training; a causal model needs the end of its text."""
+        if self.causal:
+            return list(row)[-self.sequence_length :]
+        return [*row[: self.sequence_length - 1], self.tokenizer.eos_id]
+
+    def _whole(self, size: int) -> int:
+        """Rounded up to a multiple of the shards a batch is split over."""
+        split = self.program.batch_sharding().spec[0] or ()
+        axes = (split,) if isinstance(split, str) else split
+        shards = int(np.prod([self.program.mesh.shape[axis] for axis in axes]))
+        return max(1, -(-size // shards)) * shards
+
+    def _generate(
+        self, params: Params, rows: list[list[int]], numbers: np.ndarray, width: int, size: int
+    ) -> np.ndarray:
+        """-> ids int32 [size, L]; rows behind the last one are copies of it."""
+        ids = np.zeros((size, width), np.int32)
+        lengths = np.array([len(row) for row in rows])
+        for i, row in enumerate(rows):
+            ids[i, : len(row)] = row
+        last = np.minimum(np.arange(size), len(rows) - 1)
+        real = (np.arange(width)[None] < lengths[last, None]).astype(np.int32)
+        batch = {"input_ids": ids[last], "segment_ids": real, "rows": numbers[last].astype(np.int32)}
+        sharding = self.program.batch_sharding()
+        ours = distributed.local_rows(sharding, size)
+        put = distributed.place({name: x[ours] for name, x in batch.items()}, sharding, size)
+        return np.asarray(jax.device_get(self._jitted(params, *put.values())))
+
+    def _tokens(self, params: Params, input_ids: jax.Array, segment_ids: jax.Array, rows: jax.Array) -> jax.Array:
+        model, how = self.program.module(params), self.decoding
+        inputs = (model, input_ids, segment_ids, self.max_new_tokens)
+        causal, eos_id = self.causal, self.tokenizer.eos_id
+        if how.sample:
+            return sample(
+                *inputs, jax.random.key(self.seed), rows, causal=causal, eos_id=eos_id,
+                temperature=how.temperature, top_k=how.top_k, top_p=how.top_p,
+            )  # fmt: skip
+        if how.beam_size > 1:
+            return beam(*inputs, beam_size=how.beam_size, alpha=how.length_penalty, causal=causal, eos_id=eos_id)[0]
+        return greedy(*inputs, causal=causal, eos_id=eos_id)
+
+    def _text(self, ids: np.ndarray) -> str:
+        ends = np.flatnonzero(ids == self.tokenizer.eos_id)
+        return self.tokenizer.decode(ids[: ends[0] if len(ends) else None].tolist())
