@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from bertjax.config import merge, strict_yaml
+from bertjax.config import merge, strict_yaml, t5_sizes
 from bertjax.config.problems import describe, find, masked, report
 from bertjax.config.schema import BertConfig, Config
 from bertjax.config.strict_yaml import Node, located, plain
@@ -115,9 +115,9 @@ def _fill_sizes(tree: Node, problems: list[str]) -> None:
 
 
 def resolve_sizes(folder: str | Path) -> dict[str, Any]:
-    """The fields of BertConfig described by a Hugging Face folder (bert, distilbert) or a bertjax run or checkpoint.
+    """The fields of BertConfig or T5Config that a Hugging Face folder, a bertjax run or a checkpoint describes.
 
-    Names follow transformers' BertConfig and DistilBertConfig. Raises UserError.
+    Names follow transformers' BertConfig, DistilBertConfig and T5Config. Raises UserError.
     """
     folder = Path(folder).expanduser()
     if not folder.is_dir():
@@ -138,8 +138,10 @@ def _from_hugging_face(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON ({str(error)[:80]})") from None
     family = found.get("model_type") if isinstance(found, dict) else None
+    if family == "t5":
+        return t5_sizes.from_hugging_face(path, found)
     if family not in ("bert", "distilbert"):
-        raise UserError(f"{path}: model_type must be bert or distilbert (got {family!a:.60})")
+        raise UserError(f"{path}: model_type must be bert, distilbert or t5 (got {family!a:.60})")
     if found.get("position_embedding_type", "absolute") != "absolute":
         raise UserError(f"{path}: position_embedding_type must be absolute")
     names = _BERT if family == "bert" else DISTILBERT

@@ -1,20 +1,17 @@
-"""BERT and DistilBERT folders of Hugging Face transformers: read into our parameters, and written from them."""
+"""Folders of Hugging Face transformers: read into our parameters, and written from them. T5's are in `t5`."""
 
 import json
-import os
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from flax import nnx
-from safetensors.numpy import save_file
 
 from bertjax.config.load import DISTILBERT, resolve_sizes
-from bertjax.config.model_schema import BertConfig
+from bertjax.config.model_schema import BertConfig, ModelConfig, T5Config
 from bertjax.errors import UserError
-from bertjax.interop import tables, tensors
+from bertjax.interop import t5, tables, tensors
 from bertjax.interop.tensors import Stored
 from bertjax.models import family, paths
 
@@ -43,13 +40,16 @@ _FUNCTION = ("num_hidden_layers", "num_attention_heads", "hidden_act", "layer_no
 # ---- reading --------------------------------------------------------------------------------------------------------
 
 
-def load_params(folder: Path, model: BertConfig) -> dict[str, np.ndarray]:
+def load_params(folder: Path, model: ModelConfig) -> dict[str, np.ndarray]:
     """{our path: float32 array} of everything in the folder that `model` has a place for, heads included.
 
-    Shapes as in `bertjax.models.bert`. `present_heads` and `num_labels` tell what was found. Raises UserError, naming
-    the file and the tensor, when the folder is no BERT or DistilBERT, is damaged, or does not agree with `model`.
+    Shapes as in `bertjax.models`. `present_heads` and `num_labels` tell what was found. Raises UserError, naming the
+    file and the tensor, when the folder is no BERT, DistilBERT or T5, is damaged, or does not agree with `model`.
     """
     folder = Path(folder)
+    if isinstance(model, T5Config):
+        describe(folder)
+        return t5.load_params(folder, model)
     _check_agrees(folder, model)
     found = tensors.open_folder(folder, lambda name: tables.modern(name, model.family))
     heads = _heads_in(found, model.family)
@@ -73,7 +73,8 @@ def describe(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder}: holds no config.json; give a folder that transformers' save_pretrained wrote")
     resolve_sizes(folder)  # refuses what is not JSON, and other model types
     config = json.loads(path.read_text(encoding="utf-8"))
-    known = set(_CLASSES[config["model_type"]].values())
+    family = config["model_type"]
+    known = set(t5.CLASSES if family == "t5" else _CLASSES[family].values())
     asked = config.get("architectures") or []
     unknown = [name for name in asked if name not in known] if isinstance(asked, list) else [asked]
     if config.get("auto_map"):
@@ -81,12 +82,14 @@ def describe(folder: Path) -> dict[str, Any]:
     if unknown:
         raise UserError(f"{path}: architectures: {unknown[0]!a:.60} is not known; known: {', '.join(sorted(known))}")
     if config.get("is_decoder") or config.get("add_cross_attention"):
-        raise UserError(f"{path}: is_decoder: a causal model; bertjax reads encoders")
+        raise UserError(f"{path}: is_decoder: a causal model; bertjax reads encoders and T5")
     return config
 
 
 def present_heads(params: Mapping[str, Any]) -> tuple[str, ...]:
-    """The heads that flat parameters hold: mlm, nsp, qa, classifier, and pooler where no other head brings it."""
+    """The heads that flat parameters hold: mlm, nsp, qa, classifier, and pooler where no other head brings it; lm."""
+    if "decoder/norm/scale" in params:
+        return ("lm",)
     heads = tuple(head for head in ("mlm", "nsp", "qa", "classifier") if any(_of(p, head) for p in params))
     alone = "heads/pooler/kernel" in params and not {"nsp", "classifier"} & set(heads)
     return (*heads, "pooler") if alone else heads
@@ -166,20 +169,14 @@ def save_folder(
     """
     out = Path(out)
     config = _config_json(out, params, model, heads, pieces, labels)
-    work = out.with_name(f".{out.name}.unfinished")
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
-    try:
-        save_file(_their_tensors(params, model, heads), work / tensors.WEIGHTS, metadata={"format": "pt"})
-        _write_json(work / "config.json", config)
-        shutil.copymode(work / "config.json", work / tensors.WEIGHTS)  # safetensors lets nobody else read it
+
+    def add(work: Path) -> None:
         for name, content in _tokenizer_files(model, lowercase).items():
-            _write_json(work / name, content)
+            tensors.write_json(work / name, content)
         (work / "tokenizer.json").write_text(tokenizer_json, encoding="utf-8", newline="\n")
         (work / "vocab.txt").write_text("\n".join(pieces) + "\n", encoding="utf-8", newline="\n")
-        os.replace(work, out)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+
+    tensors.write_folder(out, _their_tensors(params, model, heads), config, add)
 
 
 def _their_tensors(params: Mapping[str, np.ndarray], model: BertConfig, heads: Sequence[str]) -> dict[str, np.ndarray]:
@@ -237,7 +234,3 @@ def _tokenizer_files(model: BertConfig, lowercase: bool) -> dict[str, Any]:
         **_SPECIALS,
     }
     return {"tokenizer_config.json": config, "special_tokens_map.json": _SPECIALS}
-
-
-def _write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")

@@ -1,13 +1,16 @@
-"""Reading the safetensors files of a folder, one tensor at a time, as float32."""
+"""Safetensors: reading the files of a folder, one tensor at a time, as float32, and writing a folder in one piece."""
 
 import json
-from collections.abc import Callable
+import os
+import shutil
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from bertjax.errors import UserError
 
@@ -104,3 +107,24 @@ def check(stored: Stored, shape: tuple[int, ...]) -> None:
         raise UserError(
             f"{stored.path}: tensor '{stored.name}' is stored as {stored.dtype}; give one of {', '.join(_FLOATS)}"
         )
+
+
+def write_folder(
+    out: Path, weights: Mapping[str, np.ndarray], config: dict[str, Any], add: Callable[[Path], None]
+) -> None:
+    """model.safetensors, config.json and what `add` writes; `out` appears in one piece. Raises OSError."""
+    work = out.with_name(f".{out.name}.unfinished")
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    try:
+        save_file(dict(weights), work / WEIGHTS, metadata={"format": "pt"})
+        write_json(work / "config.json", config)
+        shutil.copymode(work / "config.json", work / WEIGHTS)  # safetensors lets nobody else read it
+        add(work)
+        os.replace(work, out)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")

@@ -12,11 +12,11 @@ import numpy as np
 from flax import nnx
 
 from bertjax.config.load import build, dump
-from bertjax.config.model_schema import BertConfig
+from bertjax.config.model_schema import ModelConfig, T5Config
 from bertjax.config.schema import CheckpointPolicy, Config
 from bertjax.data import tokenizers
 from bertjax.errors import StorageError, UserError
-from bertjax.interop import huggingface
+from bertjax.interop import huggingface, t5
 from bertjax.models import family, paths
 from bertjax.parallel import mesh as meshes
 from bertjax.training import setup
@@ -38,7 +38,9 @@ def import_folder(source: Path, out: Path) -> None:
     source, out = Path(source), Path(out)
     described = huggingface.describe(source)
     tokenizer = tokenizers.from_file(source)
-    model = BertConfig(**_sizes(source))
+    model = _model(source, described["model_type"] == "t5")
+    if isinstance(tokenizer, tokenizers.Tokenizer) == isinstance(model, T5Config):
+        raise UserError(f"{source}: its tokenizer is not of the kind a {model.family} reads; give the folder its own")
     if tokenizer.vocab_size > model.vocab_size:
         raise UserError(
             f"{source}: the tokenizer has {tokenizer.vocab_size} pieces, vocab_size is {model.vocab_size}; "
@@ -46,7 +48,7 @@ def import_folder(source: Path, out: Path) -> None:
         )
     params = huggingface.load_params(source, model)
     heads = huggingface.present_heads(params)
-    config = _config(model, heads, huggingface.num_labels(params), tokenizer.lowercase, out)
+    config = _config(model, heads, huggingface.num_labels(params), tokenizer, out)
     job = Job(config, Path.cwd(), meshes.make_mesh(config.mesh), tokenizer)
     try:
         _write(job, heads, params, _labels(described), out)
@@ -54,10 +56,14 @@ def import_folder(source: Path, out: Path) -> None:
         raise StorageError(f"{out}: could not be written: {error.strerror}") from error
 
 
-def _sizes(source: Path) -> dict[str, Any]:
+def _model(source: Path, is_t5: bool) -> ModelConfig:
     """resolve_sizes, checked as a configuration is: with one line for each problem."""
-    checked = build({"model": {"config_from": str(source)}, "stages": [_stage(("mlm",), 2, 8)]}, where=str(source))
-    return checked.model.model_dump() | {"config_from": None}
+    described = {
+        "model": {"config_from": str(source)},
+        "tokenizer": {"kind": "sentencepiece" if is_t5 else "wordpiece"},
+        "stages": [_stage(("lm",) if is_t5 else ("mlm",), 2, 8)],
+    }
+    return build(described, where=str(source)).model
 
 
 def _write(
@@ -82,13 +88,21 @@ def _write(
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _config(model: BertConfig, heads: tuple[str, ...], num_labels: int, lowercase: bool, out: Path) -> Config:
+def _config(
+    model: ModelConfig, heads: tuple[str, ...], num_labels: int, tokenizer: tokenizers.AnyTokenizer, out: Path
+) -> Config:
     """What the run folder says of itself: the objective its heads serve, and data every machine has to try it on."""
-    stage = _stage(heads, num_labels, model.max_position_embeddings)
+    is_t5 = isinstance(model, T5Config)
+    stage = _stage(heads, num_labels, 128 if isinstance(model, T5Config) else model.max_position_embeddings)
+    about = {"extra_ids": tokenizer.extra_ids} if is_t5 else {"lowercase": tokenizer.lowercase}
     return build(
         {
             "model": model.model_dump(exclude={"config_from"}),
-            "tokenizer": {"path": str(out / "tokenizer"), "lowercase": lowercase},
+            "tokenizer": {
+                "kind": "sentencepiece" if is_t5 else "wordpiece",
+                "path": str(out / "tokenizer"),
+                **about,
+            },
             "run": {"root": str(out.parent), "name": out.name},
             "stages": [stage],
         },
@@ -108,6 +122,9 @@ def _stage(heads: Sequence[str], num_labels: int, positions: int) -> dict[str, A
         source = {"kind": "jsonl", "files": ["examples.jsonl"]}
         data = {"source": source, "preprocess": {"kind": "classify", "sequence_length": length}}
         return {"name": STAGE, "steps": 1, "objective": objective, "data": data}
+    elif "lm" in heads:
+        objective, kind, evaluation = {"kind": "text_to_text"}, "stdlib_docs", "loss"
+        preprocess = {"kind": "span_corruption"}
     else:
         weights = {"mlm_weight": float("mlm" in heads), "nsp_weight": float("nsp" in heads)}
         objective, kind, evaluation = {"kind": "mlm_nsp", **weights}, "stdlib_docs", "mlm"
@@ -116,7 +133,7 @@ def _stage(heads: Sequence[str], num_labels: int, positions: int) -> dict[str, A
     train, heldout = (
         {"source": {"kind": kind, "split": split}, "preprocess": preprocess} for split in ("train", "heldout")
     )
-    scored = [{"kind": evaluation, "data": heldout}] if {"mlm", "nsp", "qa"} & set(heads) else []
+    scored = [{"kind": evaluation, "data": heldout}] if {"mlm", "nsp", "qa", "lm"} & set(heads) else []
     return {"name": STAGE, "steps": 1, "objective": objective, "data": train, "evaluate": scored}
 
 
@@ -138,17 +155,23 @@ def export_checkpoint(source: Path, out: Path) -> None:
     found = find(source)
     with Checkpoints(found.folder, CheckpointPolicy(), read_only=True) as checkpoints:
         meta = checkpoints.meta(found.step)
-        model, heads = setup.config_of(meta, found.folder).model, tuple(meta["heads"])
-        abstract = nnx.as_pure(family.structure(model, heads, meta["num_labels"])[1])
+        config, heads = setup.config_of(meta, found.folder), tuple(meta["heads"])
+        if setup.adapter_size(config.stages[meta["stage"]].trainable):
+            raise UserError(f"{found.folder}: has adapters, for which transformers' T5 has no place; export its base")
+        abstract = nnx.as_pure(family.structure(config.model, heads, meta["num_labels"])[1])
         wanted = paths.unflatten(paths.flatten(abstract))
         _, params, _ = checkpoints.restore_params(wanted, meta["step"])
     tokenizer = tokenizers.from_json(meta["tokenizer_json"], str(found.folder))
-    labels = meta.get("labels")
+    arrays = {path: np.asarray(x) for path, x in paths.flatten(params).items()}
     try:
+        if isinstance(config.model, T5Config):
+            t5.save_folder(Path(out), arrays, config.model, tokenizer)
+            return
+        labels = meta.get("labels")
         huggingface.save_folder(
             Path(out),
-            {path: np.asarray(x) for path, x in paths.flatten(params).items()},
-            model,
+            arrays,
+            config.model,
             heads,
             tokenizer_json=meta["tokenizer_json"],
             pieces=tokenizer.pieces,

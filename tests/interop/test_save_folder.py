@@ -12,7 +12,7 @@ from bertjax.config.load import resolve_sizes
 from bertjax.config.model_schema import BertConfig
 from bertjax.data import tokenizers
 from bertjax.errors import UserError
-from bertjax.interop import huggingface
+from bertjax.interop import huggingface, tensors
 from bertjax.models import family
 
 MODEL = BertConfig(
@@ -80,7 +80,7 @@ def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(huggingface, "save_file", full)
+    monkeypatch.setattr(tensors, "save_file", full)
     with pytest.raises(OSError, match="No space"):
         save(tmp_path / "out", MODEL, ("mlm",))
     assert not list(tmp_path.iterdir())

@@ -15,7 +15,7 @@ from bertjax.data import tokenizers
 from bertjax.errors import StorageError, UserError
 from bertjax.evaluation import probes
 from bertjax.evaluation.evaluate import evaluate_command, restore
-from bertjax.interop import huggingface
+from bertjax.interop import huggingface, tensors
 from bertjax.models import family
 from bertjax.training import exchange, setup, warmstart
 
@@ -172,7 +172,7 @@ def test_a_disk_that_is_full(monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(huggingface, "save_file", full)
+    monkeypatch.setattr(tensors, "save_file", full)
     with pytest.raises(StorageError, match="No space left"):
         exchange.export_checkpoint(Path("runs/imported"), Path("out"))
     monkeypatch.setattr(tokenizers.Tokenizer, "save", full)

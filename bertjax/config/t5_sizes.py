@@ -1,0 +1,72 @@
+"""T5Config's fields out of a Hugging Face folder: config.json, and what only the names in its weights tell."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+_NAMES = (
+    "vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_decoder_layers", "num_heads", "feed_forward_proj",
+    "relative_attention_num_buckets", "relative_attention_max_distance", "dropout_rate", "layer_norm_epsilon",
+)  # fmt: skip
+_WEIGHTS = "model.safetensors"
+_EMBEDDINGS = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")  # one and the same
+_OUTPUT = "lm_head.weight"
+
+
+def from_hugging_face(path: Path, found: dict[str, Any]) -> dict[str, Any]:
+    """path: of config.json, `found` inside it. Names follow transformers' T5Config.
+
+    The version of a T5 hides in two places. Transformers up to 4 ties and scales the output by `tie_word_embeddings`;
+    since 5 that is always true, `scale_decoder_outputs` says the one thing, and the other is whether the weights hold
+    an output matrix of their own.
+    """
+    sizes = {name: found[name] for name in _NAMES if found.get(name) is not None}
+    said = found.get("tie_word_embeddings") is not False
+    scale = found.get("scale_decoder_outputs")
+    own = _own_output(path.parent)
+    versions = {
+        "tie_word_embeddings": said if own is None else not own,
+        "scale_decoder_outputs": said if scale is None else scale,
+    }
+    return {"family": "t5", **sizes, **versions}
+
+
+def _own_output(folder: Path) -> bool | None:
+    """Whether the weights hold an output matrix that is not a copy of the embeddings; None without readable weights."""
+    try:
+        places = {_OUTPUT: _place(folder, _OUTPUT)} | {name: _place(folder, name) for name in _EMBEDDINGS}
+        output = places.pop(_OUTPUT)
+        if output is None:
+            return False
+        twin = next((place for place in places.values() if place), None)
+        return twin is None or not _same(output, twin)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None  # whoever loads them says what is wrong with them
+
+
+def _place(folder: Path, name: str) -> tuple[Path, int, int] | None:
+    """(file, first byte, bytes) of a tensor; the format's header is JSON behind its length in 8 bytes."""
+    path = folder / _WEIGHTS
+    if not path.is_file():
+        index = json.loads((folder / f"{_WEIGHTS}.index.json").read_text(encoding="utf-8"))
+        if name not in index["weight_map"]:
+            return None
+        path = folder / Path(index["weight_map"][name]).name
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > path.stat().st_size:
+            raise ValueError("no header")
+        described = json.loads(file.read(length)).get(name)
+    if described is None:
+        return None
+    start, stop = described["data_offsets"]
+    return path, 8 + length + start, stop - start
+
+
+def _same(one: tuple[Path, int, int], other: tuple[Path, int, int], piece: int = 2**24) -> bool:
+    if one[2] != other[2]:
+        return False
+    with one[0].open("rb") as a, other[0].open("rb") as b:
+        a.seek(one[1])
+        b.seek(other[1])
+        return all(a.read(n) == b.read(n) for n in (min(piece, one[2] - at) for at in range(0, one[2], piece)))

@@ -1,0 +1,122 @@
+"""T5 folders of Hugging Face transformers, v1.0 and v1.1: read into our parameters, and written from them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flax import nnx
+
+from bertjax.config.load import resolve_sizes
+from bertjax.config.model_schema import T5Config
+from bertjax.data.sentencepieces import SentencePieceTokenizer
+from bertjax.errors import UserError
+from bertjax.interop import t5_tables, tables, tensors
+from bertjax.interop.tensors import Stored
+from bertjax.models import family, paths
+
+CLASSES = ("T5ForConditionalGeneration", "T5Model", "T5WithLMHeadModel")  # the last is what the first was once called
+# What must be equal for the same parameters to be the same function; shapes tell the rest.
+_FUNCTION = (
+    "family", "architecture", "num_layers", "num_decoder_layers", "num_heads", "feed_forward_proj",
+    "relative_attention_max_distance", "layer_norm_epsilon", "tie_word_embeddings", "scale_decoder_outputs",
+)  # fmt: skip
+
+
+def load_params(folder: Path, model: T5Config) -> dict[str, np.ndarray]:
+    """{our path: float32 array} of a folder whose config.json describes a T5; shapes as in `bertjax.models.t5`.
+
+    Raises UserError, naming the file and the tensor, when it is damaged or does not agree with `model`.
+    """
+    _check_agrees(folder, model)
+    table = t5_tables.table(model)
+    found = _without_copies(tensors.open_folder(folder, lambda name: name), model)
+    missing = [name for name in table.values() if name not in found]
+    if missing:
+        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+        raise UserError(f"{folder}: has no tensor '{missing[0]}'{more}; give a whole T5")
+    for name, stored in found.items():
+        if name not in table.values() and name not in t5_tables.IGNORED:
+            raise UserError(f"{stored.path}: tensor '{stored.name}' has no place in a T5 of this size and version")
+    abstract = family.structure(model, ("lm",))[1]
+    shapes = {path: x.shape for path, x in paths.flatten(nnx.as_pure(abstract)).items()}
+    for path, shape in shapes.items():
+        tensors.check(found[table[path]], tables.their_shape(path, shape, 1))
+    return {path: tables.to_ours(path, [found[table[path]].read()]) for path in shapes}
+
+
+def _check_agrees(folder: Path, model: T5Config) -> None:
+    theirs, ours = _function(T5Config().model_dump() | resolve_sizes(folder)), _function(model.model_dump())
+    for name in _FUNCTION:
+        if theirs[name] != ours[name]:
+            raise UserError(
+                f"{folder / 'config.json'}: {name} is {theirs[name]!a:.40}, the model here has {ours[name]!r}; "
+                "make the model section agree (or use model.config_from)"
+            )
+
+
+def _function(sizes: Mapping[str, Any]) -> dict[str, Any]:
+    found = {name: sizes[name] for name in _FUNCTION}
+    if found["num_decoder_layers"] is None:
+        found["num_decoder_layers"] = sizes["num_layers"]
+    if found["scale_decoder_outputs"] is None:
+        found["scale_decoder_outputs"] = sizes["tie_word_embeddings"]
+    return found
+
+
+def _without_copies(found: dict[str, Stored], model: T5Config) -> dict[str, Stored]:
+    """A file may hold the embeddings under several names, or one of the others alone, but not differently."""
+    names = [*t5_tables.SHARED, *([t5_tables.OUTPUT] if model.tie_word_embeddings else [])]
+    copies = [found[name] for name in names if name in found]
+    if not copies:
+        return found
+    for copy in copies[1:]:
+        tensors.check(copy, copies[0].shape)
+        if not np.array_equal(copy.read(), copies[0].read()):
+            raise UserError(f"{copy.path}: tensor '{copy.name}' is not tied to '{copies[0].name}'; T5 ties them")
+    return {name: x for name, x in found.items() if name not in names} | {t5_tables.SHARED[0]: copies[0]}
+
+
+def save_folder(
+    out: Path, params: Mapping[str, np.ndarray], model: T5Config, tokenizer: SentencePieceTokenizer
+) -> None:
+    """Writes a folder that T5ForConditionalGeneration and AutoTokenizer of transformers load, in one piece.
+
+    params: {our path: float32 array}, whole arrays. Raises UserError for a model that transformers has no class for,
+    OSError when the folder cannot be written.
+    """
+    out = Path(out)
+    if model.architecture != "encoder_decoder":
+        raise UserError(f"{out}: transformers has no class for T5's decoder alone")
+    table = t5_tables.table(model)
+    extra = [path for path in params if path not in table]
+    if extra:
+        what = "adapters" if "/adapter/" in extra[0] else f"'{extra[0]}'"
+        raise UserError(f"{out}: transformers' T5 has no place for {what}; export a checkpoint without")
+    weights = {
+        theirs: tables.to_theirs(ours, np.asarray(params[ours], np.float32), 1)[0] for ours, theirs in table.items()
+    }
+    tensors.write_folder(out, weights, _config_json(model, tokenizer), tokenizer.save)
+
+
+def _config_json(model: T5Config, tokenizer: SentencePieceTokenizer) -> dict[str, Any]:
+    """Transformers 4 ties and scales by tie_word_embeddings; 5 scales by scale_decoder_outputs and ties what has no
+    lm_head.weight. Where a model does one without the other, only the latter computes what we do.
+    """
+    gated = model.feed_forward_proj == "gated-gelu"
+    tied, scale = model.tie_word_embeddings, model.scale_decoder_outputs
+    return {
+        "architectures": [CLASSES[0]],
+        "model_type": "t5",
+        **model.model_dump(exclude={"family", "config_from", "architecture"}),
+        "num_decoder_layers": model.decoder_layers,
+        "scale_decoder_outputs": tied if scale is None else scale,
+        "dense_act_fn": "gelu_new" if gated else "relu",
+        "is_gated_act": gated,
+        "is_encoder_decoder": True,
+        "initializer_factor": 1.0,
+        "decoder_start_token_id": 0,
+        "pad_token_id": tokenizer.pad_id,
+        "eos_token_id": tokenizer.eos_id,
+        "torch_dtype": "float32",
+    }
