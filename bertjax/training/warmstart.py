@@ -110,7 +110,8 @@ def check_tokenizer(folder: Path, job: Job) -> None:
     """Weights learnt with other pieces would fit by shape and mean nothing: refuses a folder with another tokenizer."""
     if not any((folder / name).is_file() for name in tokenizers.FILES):
         return
-    theirs = tokenizers.from_file(folder, lowercase=job.tokenizer.lowercase)
+    like = {name: getattr(job.tokenizer, name) for name in ("lowercase", "extra_ids") if hasattr(job.tokenizer, name)}
+    theirs = tokenizers.from_file(folder, **like)
     if (theirs.pieces, theirs.lowercase) != (job.tokenizer.pieces, job.tokenizer.lowercase):
         raise UserError(f"{folder}: has another tokenizer than this run; set tokenizer.path to {folder}")
 
