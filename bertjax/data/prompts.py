@@ -128,12 +128,19 @@ def glue(record: Record, name: str, texts: tuple[str, ...], classes: tuple[str, 
     return [TextExample(inputs, targets, (targets,) if label >= 0 else (), id_of(record) | {"label": label})]
 
 
+def _group(record: Record, numbers: tuple[str, ...], texts: tuple[str, ...]) -> Any:
+    """The numbers in the record's `idx`, else texts of it."""
+    index = record.get("idx")
+    if isinstance(index, Mapping) and all(name in index for name in numbers):
+        return index[numbers[0]] if len(numbers) == 1 else tuple(index[name] for name in numbers)
+    return tuple(text_of(record, name) for name in texts)
+
+
 def multirc(record: Record, name: str, texts: tuple[str, ...], classes: tuple[str, ...]) -> list[TextExample]:
     """`glue` without the markup; grouped by question."""
     (example,) = glue(record, name, texts, classes)
     inputs = re.sub("</?b>", "", example.inputs.replace("<br>", " "))
-    index = record.get("idx")
-    group = index["question"] if isinstance(index, Mapping) else (record["paragraph"], record["question"])
+    group = _group(record, ("question",), ("paragraph", "question"))
     return [TextExample(inputs, example.targets, example.references, example.extra | {"group": group})]
 
 
@@ -159,11 +166,10 @@ def stsb(record: Record) -> list[TextExample]:
 def record_cloze(record: Record) -> list[TextExample]:
     """ReCoRD: one example for each answer, all of them right (`record`); without answers one with a hidden target."""
     passage = re.sub(r"([.?!\"'])\n@highlight\n", r"\1 ", text_of(record, "passage")).replace("\n@highlight\n", ". ")
-    query, entities = text_of(record, "query"), ", ".join(get(record, "entities"))
+    query, entities = text_of(record, "query"), ", ".join(answer_texts(get(record, "entities")))
     inputs = f"record query: {query} entities: {entities} passage: {passage}"
-    answers = tuple(get(record, "answers"))
-    index = record.get("idx")
-    group = (index["passage"], index["query"]) if isinstance(index, Mapping) else (passage, query)
+    answers = tuple(answer_texts(get(record, "answers")))
+    group = _group(record, ("passage", "query"), ("passage", "query"))
     return [TextExample(inputs, each, answers, id_of(record) | {"group": group}) for each in answers or (UNKNOWN,)]
 
 
@@ -186,7 +192,8 @@ def answer_texts(value: Any) -> list[str]:
     """Answers in any of their forms: a text, a list of them, objects with `text` (SQuAD), `value` and `aliases`."""
     if isinstance(value, Mapping):
         if "aliases" in value:  # TriviaQA: the answer itself goes first
-            return list(dict.fromkeys([value["value"], *value["aliases"]] if "value" in value else value["aliases"]))
+            first = [value["value"]] if "value" in value else []
+            return list(dict.fromkeys(answer_texts([*first, value["aliases"]])))
         value = value.get("text", value.get("value"))
     if isinstance(value, list | tuple):
         return [text for item in value for text in answer_texts(item)]

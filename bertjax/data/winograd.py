@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from bertjax.data.prompts import Record, TextExample, class_id, get, id_of, text_of
+from bertjax.data.prompts import Record, TextExample, answer_texts, class_id, get, id_of, text_of
 from bertjax.errors import UserError
 
 _LABELS = ("False", "True")
@@ -35,16 +35,21 @@ def wsc(record: Record) -> list[TextExample]:
     text, pronoun = text_of(record, "text"), text_of(record, "span2_text")
     blanked = _SPECIAL.get(text)
     if blanked is None:
-        words, index = text.split(" "), int(get(record, "span2_index"))
+        words, place = text.split(" "), text_of(record, "span2_index")
+        index = int(place) if place.isdecimal() else 0  # the reference takes no pronoun that is the first word
         if not 0 < index < len(words) or words[index] != pronoun:
-            raise UserError(f"span2_text '{pronoun}' is not word {index} of the text; mend the record")
+            raise UserError(f"span2_text '{pronoun[:40]}' is not word {place[:10]} of the text; mend the record")
         blanked = " ".join([*words[:index], "X", *words[index + 1 :]])
     return _example(blanked.replace(" X ", f" *{pronoun}* "), text_of(record, "span1_text"), record, _LABELS)
 
 
 def definite_pronoun_resolution(record: Record) -> list[TextExample]:
     """The first place of the pronoun that a space, '.' or ',' follows is marked; the target is the right candidate."""
-    sentence, pronoun, candidates = text_of(record, "sentence"), text_of(record, "pronoun"), get(record, "candidates")
+    sentence, pronoun, candidates = (
+        text_of(record, "sentence"),
+        text_of(record, "pronoun"),
+        answer_texts(get(record, "candidates")),
+    )
     label = class_id(get(record, "label"), tuple(candidates))
     if label < 0:
         raise UserError("the label is hidden; leave the record out")

@@ -5,7 +5,7 @@ import re
 from decimal import ROUND_HALF_EVEN, Decimal
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bertjax.config.data_schema import Prompt, TextToText
@@ -69,6 +69,37 @@ def test_a_label_that_is_none_is_refused(label):
 def test_what_a_record_lacks(prompt, record, says):
     with pytest.raises(UserError, match=re.escape(says)):
         make(prompt, record)
+
+
+SCALARS = st.one_of(st.none(), st.booleans(), st.integers(-2, 3), st.floats(), st.text(max_size=4))
+VALUES = st.recursive(
+    SCALARS,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.dictionaries(
+            st.sampled_from(["text", "value", "aliases", "question", "query", "en", "a"]), inner, max_size=3
+        ),
+    ),
+    max_leaves=4,
+)
+
+
+@pytest.mark.parametrize("prompt", Prompt.__args__)
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_any_record_is_read_or_refused_in_one_line(prompt, data):
+    known = [record for name, record, _ in TESTED + RULED if name == prompt]
+    record = dict(data.draw(st.sampled_from(known)))
+    for name in data.draw(st.lists(st.sampled_from([*record, "idx", "translation", "target"]), min_size=1, max_size=2)):
+        record[name] = data.draw(VALUES)
+    try:
+        made = make(prompt, record)
+    except UserError as error:
+        assert "\n" not in repr(str(error)) and len(str(error)) < 300
+        return
+    for example in made:
+        texts = (example.inputs, example.targets, *example.references)
+        assert all(isinstance(text, str) for text in texts) and isinstance(example.extra, dict)
 
 
 def test_extra_columns_are_left_out():

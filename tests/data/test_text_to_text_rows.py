@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bertjax.config.data_schema import JsonLines, Task, TextToText
+from bertjax.config.data_schema import JsonLines, SpanCorruption, Task, TextToText
 from bertjax.data import plans, prepare
-from bertjax.data.loader import open_task
+from bertjax.data.loader import Batches, open_task
 from bertjax.data.store import Store
+from bertjax.data.tasks import dataset
 from bertjax.errors import UserError
 
 
@@ -25,6 +26,10 @@ class Words:
     eos_id: int = 1
     unk_id: int = 2
     sha256: str = "words"
+    extra_ids: int = 10
+
+    def sentinel_id(self, number: int) -> int:
+        return self.vocab_size - 1 - number
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         return [[min(len(word) + 2, 39) for word in text.split()] for text in texts]
@@ -139,6 +144,30 @@ def test_batches(tmp_path: Path):
     }  # fmt: skip
     last = batches.epoch_batch(1)
     assert last["target_weights"].sum() == 2 and not last["input_ids"][1:].any()
+
+
+def test_rows_agree_with_those_of_span_corruption(tmp_path: Path):
+    """The reference mixes both in one batch, packed or not (arXiv 1910.10683 section 3.5)."""
+    write(tmp_path / "data.jsonl", [{"a": "x " * (n % 9), "b": "y", "text": "a bb ccc " * 9} for n in range(30)])
+    options = {"inputs": "{a}", "targets": "{b}", "sequence_length": 32, "target_length": 12}
+    corrupted = SpanCorruption(sequence_length=32, target_length=12)
+    tasks = {
+        "text": Task(source=JsonLines(files=["data.jsonl"]), preprocess=corrupted),
+        "single": task(**options),
+        "packed": task(**options, pack=True),
+    }
+    data = {}
+    for name, one in tasks.items():
+        store = prepare.prepare(one, name, Words(), seed=0, base=tmp_path, cache=tmp_path / "cache", workers=1)
+        data[name] = dataset(one, store, Words(), 0)
+    batches = Batches(data, dict.fromkeys(data, 1 / 3), 12)
+    batch = batches.batch(0)
+    assert set(batch["task_ids"].tolist()) == {0, 1, 2}
+    assert batch["input_ids"].shape == (12, 32) and batch["target_weights"].shape == (12, 12)
+    rows = np.zeros(12, [(name, batch[name].dtype, batch[name].shape[1:]) for name in data["packed"].fields])
+    for name in rows.dtype.names:
+        rows[name] = batch[name]
+    assert len(split(rows)) > 12
 
 
 def test_nothing_to_train_on(tmp_path: Path):
