@@ -25,7 +25,18 @@ from bertjax.models.execution import Execution
 from bertjax.parallel import mesh as meshes
 from bertjax.training.step import Program
 
-PACKAGES = ("bertjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tokenizers", "numpy")
+PACKAGES = (
+    "bertjax",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "grain",
+    "tokenizers",
+    "sentencepiece",
+    "numpy",
+)
 
 
 @dataclass(frozen=True)
