@@ -1,6 +1,6 @@
 """The table of checks that `bertjax verify` and the tests run."""
 
-from bertjax.verify import bert, metrics, prompts, spans, squad, t5, t5_model
+from bertjax.verify import bert, metrics, prompts, spans, squad, t5, t5_model, t5_training
 from bertjax.verify.table import Check
 
 BERT, OPTIMIZATION = "google-research/bert create_pretraining_data.py", "google-research/bert optimization.py"
@@ -17,6 +17,7 @@ CHECKS = (
     Check("bert.learning_rates", OPTIMIZATION, bert.learning_rates),
     Check("bert.adam_steps", OPTIMIZATION, bert.adam_steps),
     Check("t5.mixing_rates", "arXiv 1910.10683 section 3.5.2; seqio.mixing_rate_num_examples", t5.glue_rates),
+    Check("t5.nested_mixtures", "t5/data/glue_utils.py; seqio dataset_providers_test.py", t5.nested_rates),
     Check("t5.gradual_unfreezing", "arXiv 1910.10683 section 3.5.1", t5.unfreezing),
     Check("t5.span_lengths", f"{T5_DATA}, preprocessors_test.py, objectives/*.gin", spans.span_lengths),
     Check("t5.noise_rounding", T5_DATA, spans.noise_rounding),
@@ -28,6 +29,10 @@ CHECKS = (
     Check("t5.adapter_parameters", "T5's task_adapter.gin; arXiv 1910.10683 section 3.5.1", t5.adapter_parameters),
     Check("t5.parameter_counts", "the released models", t5_model.parameter_counts),
     Check("t5.position_buckets", "t5x layers.py; arXiv 1910.10683 section 2.1", t5_model.position_buckets),
+    Check("t5.learning_rates", "t5x optimizer gin files; arXiv 1910.10683 section 3.1.2", t5_training.learning_rates),
+    Check("t5.adafactor", "t5x/adafactor.py, adafactor_test.py", t5_training.adafactor_steps),
+    Check("t5.losses", "t5x/losses.py", t5_training.losses),
+    Check("t5.loss_weights", "t5x/losses.py, losses_test.py", t5_training.loss_weights),
     Check("t5.prompts", f"{T5_DATA}, preprocessors_test.py", prompts.prompts),
     Check("t5.ratings", f"{T5_DATA} stsb; 26 values: arXiv 1910.10683 section 2.4", prompts.ratings),
     Check("t5.punctuation", f"{T5_DATA}, preprocessors_test.py; RE2 syntax", prompts.punctuation),

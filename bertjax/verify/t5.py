@@ -14,6 +14,12 @@ GLUE_RATES: dict[str, tuple[dict[str, float], list[float]]] = {
     "K=2^16": ({"limit": 65536}, [0.03026, 0.2319, 0.01298, 0.2319, 0.02034, 0.2319, 0.2319, 0.00881]),
     "T=2": ({"temperature": 2.0}, [0.04421, 0.12407, 0.02895, 0.28837, 0.03625, 0.29958, 0.15472, 0.02386]),
 }
+# t5/data/glue_utils.py SUPER_GLUE_WEIGHT_MAPPING and each weight over their sum, 185,673.
+SUPER_GLUE = {
+    "dpr": 1322, "wsc": 259, "boolq": 9427, "cb": 250, "copa": 400, "multirc": 27243, "record": 138854,
+    "super_glue_rte": 2490, "wic": 5428,
+}  # fmt: skip
+SUPER_GLUE_RATES = [0.00712, 0.00139, 0.05077, 0.00135, 0.00215, 0.14673, 0.74784, 0.01341, 0.02923]
 BASE = T5Config(d_model=768, d_ff=3072, num_layers=12, num_heads=12)
 ADAPTERS = {32: 1_198_080, 128: 4_737_024, 512: 18_892_800, 2048: 75_515_904}
 
@@ -23,6 +29,27 @@ def glue_rates() -> Triples:
         found = mixing.rates(GLUE, Mixture(mixture=list(GLUE), **options))  # type: ignore[arg-type]
         for (task, rate), share in zip(found.items(), expected, strict=True):
             yield f"{rule} {task}", round(rate, 5), share
+
+
+def nested_rates() -> Triples:
+    """SuperGLUE, and with GLUE in one mixture; mixtures of mixtures as in seqio's dataset_providers_test.py."""
+    mixtures = {
+        "glue": Mixture(mixture=list(GLUE)),
+        "super_glue": Mixture(mixture={name: float(n) for name, n in SUPER_GLUE.items()}, rate="explicit"),
+        "both": Mixture(mixture={"glue": 949_101, "super_glue": 185_673}, rate="explicit"),
+    }
+    found = mixing.rates(GLUE | SUPER_GLUE, mixtures["super_glue"])
+    for (task, rate), share in zip(found.items(), SUPER_GLUE_RATES, strict=True):
+        yield f"SuperGLUE {task}", round(rate, 5), share
+    found = mixing.rates(GLUE | SUPER_GLUE, mixtures["both"], mixtures)
+    for task, count in (GLUE | SUPER_GLUE).items():
+        yield f"with GLUE, {task}", found[task], count / 1_134_774
+    counts = dict.fromkeys("abc", 1)
+    inner = {"inner": Mixture(mixture={"a": 1, "b": 1}, rate="explicit")}
+    cases = [({"inner": 1.0, "c": 1.0}, [0.5, 0.5, 1.0]), ({"inner": 1.0, "a": 1.0, "c": 1.0}, [1.5, 0.5, 1.0])]
+    for outer, rates in cases:
+        found = mixing.rates(counts, Mixture(mixture=outer, rate="explicit"), inner)
+        yield f"a mixture of {', '.join(outer)}", [found[task] * sum(rates) for task in "abc"], rates
 
 
 def unfreezing() -> Triples:
