@@ -84,19 +84,12 @@ def _relabelled(make: Make, options: TextToText) -> Make:
 
 def _label(value: Any, options: TextToText) -> str:
     labels = options.labels or {}
-    names = dict(enumerate(labels)) if isinstance(labels, list) else labels
-    for key in (value, str(value)) if isinstance(labels, dict) else (_number(value),):
+    names = {str(n): name for n, name in enumerate(labels)} if isinstance(labels, list) else labels
+    for key in (str(value), str(value).lower()):  # YAML spells truth values in small letters
         if key in names:
-            return names[key]  # type: ignore[index]
-    known = ", ".join(map(str, names))[:100]
+            return names[key]
+    known = ", ".join(names)[:100]
     raise UserError(f"label '{str(value)[:40]}' is not in 'labels', which has: {known}; add it there")
-
-
-def _number(value: Any) -> int:
-    try:
-        return int(value)
-    except (TypeError, ValueError):
-        return -1
 
 
 # ---- templates ------------------------------------------------------------------------------------------------------

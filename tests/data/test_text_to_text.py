@@ -62,7 +62,12 @@ def test_every_answer_of_a_list_is_a_reference():
 
 @pytest.mark.parametrize(
     ("labels", "values"),
-    [(["bad", "good"], [1, "1"]), ({"0": "bad", "1": "good"}, [1, "1"]), ({"False": "bad", "True": "good"}, [True])],
+    [
+        (["bad", "good"], [1, "1"]),
+        ({"0": "bad", "1": "good"}, [1, "1"]),
+        ({"False": "bad", "True": "good"}, [True]),
+        ({"false": "bad", "true": "good"}, [True, "true"]),
+    ],
 )
 def test_labels_by_value_or_by_number(labels, values):
     options = {"targets": "{label} film", "labels": labels}
