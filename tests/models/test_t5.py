@@ -331,7 +331,14 @@ def listed():
     return loss_and_grads(DROPPING, parameters(DROPPING, 4), examples(), Execution(), KEY, 4)
 
 
-@pytest.mark.parametrize(("segments", "remat"), [((2,), "dots"), ((3,), "full"), ((1, 2), "none")])
+@pytest.mark.parametrize(
+    ("segments", "remat"),
+    [
+        ((2,), "dots"),
+        pytest.param((3,), "full", marks=pytest.mark.slow),
+        pytest.param((1, 2), "none", marks=pytest.mark.slow),
+    ],
+)
 def test_scanned_listed_and_recomputed_stacks_are_the_same_model(segments, remat):
     """Adapters and dropout on; segments of two cut the encoder, of three the decoder."""
     execution = Execution(segments=segments, remat=remat)
