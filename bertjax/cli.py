@@ -83,11 +83,15 @@ def _command(argv: list[str]) -> tuple[str, list[str]]:
         raise UserError(f"bertjax: unknown {what} {first[:80]!a}{_near(first, words) or '; try --help'}")
     second = argv[1] if len(argv) > 1 else ""
     if second in ("-h", "--help"):
-        raise UserError(f"bertjax {first}: say which: {' or '.join(seconds)}; then --help")
+        raise UserError(f"bertjax {first}: say which: {_either(seconds)}; then --help")
     if second not in seconds:
         got = f" (got {second[:80]!a}){_near(second, seconds)}" if second else ""
-        raise UserError(f"bertjax {first}: expected {' or '.join(seconds)}{got}")
+        raise UserError(f"bertjax {first}: expected {_either(seconds)}{got}")
     return f"{first} {second}", argv[2:]
+
+
+def _either(words: Sequence[str]) -> str:
+    return " or ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
 def _near(word: str, words: Sequence[str]) -> str:
@@ -117,7 +121,7 @@ def _parse(name: str, command: Command, words: list[str]) -> argparse.Namespace 
         if word.startswith("-") and not word[1:2].isdigit() and word != "-" and word.split("=")[0] not in flags:
             hint = _near_key(word, command) or _near(word.split("=")[0], [*flags, "--help"])
             raise UserError(f"bertjax {name}: unknown option {word[:80]!a}{hint}")
-    arguments, extra = parser.parse_known_args(words)
+    arguments, extra = parser.parse_known_intermixed_args(words)  # options may stand between RUN and its texts
     if extra:
         what = "expected key.path=value" if command.overrides else "unexpected argument"
         raise UserError(f"bertjax {name}: {what} (got {extra[0][:80]!a})")

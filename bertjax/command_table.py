@@ -12,6 +12,7 @@ from bertjax.commands import (
     evaluate,
     export,
     fill_mask,
+    generate,
     import_folder,
     inspect,
     mix,
@@ -50,6 +51,19 @@ def _numbers(text: str) -> list[float]:
     return found
 
 
+def _above_zero(text: str) -> float:
+    return _numbers(text)[0] if "," not in text else _refuse("a number above zero", text)
+
+
+def _share(text: str) -> float:
+    number = _above_zero(text)
+    return number if number <= 1 else _refuse("above 0 and at most 1", text)
+
+
+def _refuse(what: str, text: str) -> float:
+    raise argparse.ArgumentTypeError(f"must be {what} (got '{text}')")
+
+
 @dataclass(frozen=True)
 class Command:
     run: Callable[[argparse.Namespace], int]
@@ -79,11 +93,16 @@ COMMANDS = {
         (
             option("run", metavar="RUN", help="a run folder or one of its checkpoints"),
             STEP,
+            option("--best", metavar="SCORE", help="the checkpoint with the best score of training, such as squad/f1"),
             option("--stage", metavar="NAME", help="the stage to score (default: the last one)"),
             option("--name", metavar="EVAL", help="only the evaluation of this name"),
             DEVICE,
         ),
-        ("bertjax evaluate runs/qa --device cpu", "bertjax evaluate runs/qa --stage squad --step 2000"),
+        (
+            "bertjax evaluate runs/qa --device cpu",
+            "bertjax evaluate runs/qa --stage squad --step 2000",
+            "bertjax evaluate runs/t5 --best squad/squad_em --name squad",
+        ),
         overrides=True,
     ),
     "compare": Command(
@@ -116,6 +135,29 @@ COMMANDS = {
             DEVICE,
         ),
         ("bertjax predict answer runs/qa --question 'What is a list?' --context-file lists.txt",),
+    ),
+    "predict generate": Command(
+        generate,
+        "text that a T5 run makes of other text; of a decoder alone, what follows it",
+        (
+            CHECKPOINT,
+            option("text", metavar="[TEXT ...]", nargs="*", help="input texts (default: the lines of standard input)"),
+            option("--file", metavar="FILE", help="input texts, one a line, UTF-8"),
+            option("--beam", dest="beam_size", metavar="N", type=_count, help="beams (default: the run's own, else 1)"),
+            option("--sample", action="store_true", help="draw tokens instead of searching"),
+            option("--temperature", metavar="X", type=_above_zero, help="of --sample (default: 1)"),
+            option("--top-k", metavar="K", type=_count, help="of --sample: only the K likeliest tokens"),
+            option("--top-p", metavar="P", type=_share, help="of --sample: the fewest tokens that together have P"),
+            option("--seed", metavar="N", type=_count, default=1, help="of --sample (default: 1)"),
+            option("--max-new-tokens", metavar="N", type=_count, help="default: as in the run's data"),
+            option("--json", action="store_true", help="as JSON, with the input texts"),
+            DEVICE,
+        ),
+        (
+            "bertjax predict generate runs/t5 'translate English to German: Thank you.' --beam 4",
+            "bertjax predict generate runs/t5 --file articles.txt --json",
+            "bertjax predict generate runs/t5/checkpoints/00-pretrain 'Thank <extra_id_0> me.' --sample --top-p 0.9",
+        ),
     ),
     "prepare": Command(
         prepare,

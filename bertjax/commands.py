@@ -54,7 +54,8 @@ def evaluate(arguments: argparse.Namespace) -> int:
     run = _existing(arguments.run)
     from bertjax.evaluation.evaluate import evaluate_command
 
-    return _show(evaluate_command(run, arguments.step, arguments.stage, arguments.name, arguments.overrides))
+    where = {"step": arguments.step, "stage": arguments.stage, "best": arguments.best}
+    return _show(evaluate_command(run, arguments.name, arguments.overrides, **where))
 
 
 def compare(arguments: argparse.Namespace) -> int:
@@ -85,6 +86,46 @@ def answer(arguments: argparse.Namespace) -> int:
     from bertjax.evaluation import probes
 
     return _show(probes.answer(checkpoint, arguments.question, context, arguments.n_best))
+
+
+def generate(arguments: argparse.Namespace) -> int:
+    given = {
+        name: getattr(arguments, name) for name in ("beam_size", "temperature", "top_k", "top_p", "max_new_tokens")
+    }
+    choices = {name: value for name, value in given.items() if value is not None}
+    if arguments.sample:
+        choices["sample"] = True
+        if "beam_size" in choices:
+            raise UserError("bertjax predict generate: --sample draws and --beam searches; use one of them")
+    elif drawing := [name for name in ("temperature", "top_k", "top_p") if name in choices]:
+        raise UserError(f"bertjax predict generate: --{drawing[0].replace('_', '-')} needs --sample")
+    checkpoint = _existing(arguments.checkpoint)
+    texts = _texts(arguments)
+    _use_device(arguments)
+    from bertjax.evaluation import probes
+
+    found = probes.generate(checkpoint, texts, choices, arguments.seed)
+    return _show(found if arguments.json else "\n".join(one["generated"] for one in found))
+
+
+def _texts(arguments: argparse.Namespace) -> list[str]:
+    """Those on the command line, else the lines of --file or of standard input."""
+    if arguments.text and arguments.file:
+        raise UserError("bertjax predict generate: give either TEXT or --file")
+    if arguments.text:
+        return list(arguments.text)
+    if arguments.file:
+        from bertjax.config.strict_yaml import read_text
+
+        content = read_text(Path(arguments.file), 100_000_000)
+    else:
+        try:
+            content = sys.stdin.buffer.read().decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(f"standard input: not UTF-8 text (byte {error.start}); convert it first") from None
+    if not content.strip():
+        raise UserError(f"{arguments.file or 'standard input'}: holds no text; give one text a line")
+    return [line.rstrip("\r") for line in content.removesuffix("\n").split("\n")]
 
 
 def _opened(config: "Config", report: Callable[[str], None]) -> "Iterator[tuple[Stage, Batches]]":

@@ -1,5 +1,6 @@
 """The command line itself: help, mistakes, dispatch, exit codes, and that nothing heavy is imported early."""
 
+import io
 import json
 import os
 import subprocess
@@ -21,6 +22,7 @@ CONFIG = "stages: [{name: s, steps: 1, data: {source: {files: [a.txt]}}}]\n"
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO()))
     (tmp_path / "c.yaml").write_text(CONFIG)
     return tmp_path
 
@@ -88,13 +90,22 @@ def test_help_names_every_command_and_each_has_an_example(capsys):
         ("evaluate nowhere", "'nowhere': no such file or folder"),
         ("evaluate . --step x", "bertjax evaluate: argument --step: must be a whole number above zero (got 'x')"),
         ("evaluate . --step -1", "bertjax evaluate: argument --step"),
-        ("predict", "bertjax predict: expected fill-mask or answer"),
-        ("predict fil-mask", "bertjax predict: expected fill-mask or answer (got 'fil-mask'); did you"),
-        ("predict --help", "bertjax predict: say which: fill-mask or answer; then --help"),
+        ("predict", "bertjax predict: expected fill-mask, answer or generate"),
+        ("predict fil-mask", "bertjax predict: expected fill-mask, answer or generate (got 'fil-mask'); did you"),
+        ("predict --help", "bertjax predict: say which: fill-mask, answer or generate; then --help"),
         ("predict fill-mask .", "bertjax predict fill-mask: missing: TEXT"),
         ("predict fill-mask . a --top-k 0", "bertjax predict fill-mask: argument --top-k: must be a whole number"),
         ("predict answer . --question q", "bertjax predict answer: give either --context or --context-file"),
         ("predict answer . --question q --context-file no.txt", "no.txt: no such file"),
+        ("predict generate", "bertjax predict generate: missing: CHECKPOINT"),
+        ("predict generate nowhere a", "'nowhere': no such file or folder"),
+        ("predict generate . a --file c.yaml", "bertjax predict generate: give either TEXT or --file"),
+        ("predict generate . --file no.txt", "no.txt: no such file"),
+        ("predict generate .", "standard input: holds no text; give one text a line"),
+        ("predict generate . a --top-p 0.5", "bertjax predict generate: --top-p needs --sample"),
+        ("predict generate . a --sample --beam 2", "bertjax predict generate: --sample draws and --beam searches"),
+        ("predict generate . a --sample --top-p 1.5", "bertjax predict generate: argument --top-p: must be above"),
+        ("predict generate . a --temperature 0", "bertjax predict generate: argument --temperature: must be"),
         ("import . ./c.yaml", "'./c.yaml': is there already; name a new folder"),
         ("export nowhere out", "'nowhere': no such file or folder"),
         ("report . --output no/x.html", "'no': no such file or folder"),
@@ -138,6 +149,24 @@ def test_predictions_take_text_as_it_is(here, fake, capsys):
     calls = fake("bertjax.evaluation.probes", "answer", [])
     said(capsys, ["predict", "answer", ".", "--question", "q=1?", "--context-file", "t.txt"], 0)
     assert calls == [(Path("."), "q=1?", "context\n", 3)]
+
+
+def test_texts_to_generate_from(here, fake, capsys, monkeypatch):
+    """From the command line, a file or standard input; options may stand between; plain text out, or JSON."""
+    found = [{"text": "a", "generated": "é"}, {"text": "b", "generated": ""}]
+    calls = fake("bertjax.evaluation.probes", "generate", found)
+    assert said(capsys, "predict generate . --beam 4 a b=1".split(), 0) == "é\n\n"
+    (here / "t.txt").write_bytes("x y\r\n\nz\u2028z\n".encode())
+    assert json.loads(said(capsys, "predict generate . --file t.txt --json --max-new-tokens 9".split(), 0)) == found
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("é\nf".encode())))
+    said(capsys, "predict generate . --sample --temperature 0.5 --top-k 3 --top-p 0.9".split(), 0)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\xff")))
+    assert said(capsys, "predict generate .".split()).startswith("standard input: not UTF-8")
+    assert [call[1:] for call in calls] == [
+        (["a", "b=1"], {"beam_size": 4}, 1),
+        (["x y", "", "z\u2028z"], {"max_new_tokens": 9}, 1),
+        (["é", "f"], {"temperature": 0.5, "top_k": 3, "top_p": 0.9, "sample": True}, 1),
+    ]
 
 
 def test_score_writes_its_output_whole(here, capsys):

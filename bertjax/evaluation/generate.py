@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from bertjax.config.evaluation_schema import Decoding
 from bertjax.data.sentencepieces import SentencePieceTokenizer
+from bertjax.evaluation.heldout import whole
 from bertjax.models.beam import beam
 from bertjax.models.decode import greedy, sample
 from bertjax.parallel import distributed
@@ -49,7 +50,7 @@ class Generator:
         """The same from the texts' ids, without EOS."""
         fitted = [self._fitted(row) for row in rows]
         lengths = np.array([len(row) for row in fitted])
-        size = self._whole(min(self.batch_size, len(fitted)))
+        size = whole(min(self.batch_size, max(len(fitted), 1)), self.program)
         found: dict[int, str] = {}
         order = np.argsort(lengths, kind="stable")
         for first in range(0, len(fitted), size):
@@ -64,13 +65,6 @@ class Generator:
         if self.causal:
             return list(row)[-self.sequence_length :]
         return [*row[: self.sequence_length - 1], self.tokenizer.eos_id]
-
-    def _whole(self, size: int) -> int:
-        """Rounded up to a multiple of the shards a batch is split over."""
-        split = self.program.batch_sharding().spec[0] or ()
-        axes = (split,) if isinstance(split, str) else split
-        shards = int(np.prod([self.program.mesh.shape[axis] for axis in axes]))
-        return max(1, -(-size // shards)) * shards
 
     def _generate(
         self, params: Params, rows: list[list[int]], numbers: np.ndarray, width: int, size: int

@@ -1,5 +1,6 @@
-"""Looking at a model with one's own text: fill masked words, answer a question."""
+"""Looking at a model with one's own text: fill masked words, answer a question, generate text."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -7,14 +8,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bertjax.config.data_schema import SpanQa
-from bertjax.config.evaluation_schema import SquadEvaluation
+from bertjax.config.data_schema import CausalLm, SpanQa
+from bertjax.config.evaluation_schema import Decoding, SquadEvaluation, TextToTextEvaluation
 from bertjax.data import qa
+from bertjax.data.sentencepieces import SentencePieceTokenizer
 from bertjax.errors import UserError
 from bertjax.evaluation.answers import predict_answers
 from bertjax.evaluation.evaluate import Restored, answer_logits, restore, span_logits
+from bertjax.evaluation.generate import Generator
 
 MASK = "[MASK]"
+_SENTINEL = re.compile(r"<extra_id_(\d{1,4})>")
 
 
 def fill_mask(checkpoint: str | Path | Restored, texts: list[str], top_k: int = 5) -> list[dict[str, Any]]:
@@ -94,6 +98,53 @@ def span_settings(restored: Restored) -> tuple[SquadEvaluation | None, SpanQa]:
     settings = next((e for e in stage.evaluate if isinstance(e, SquadEvaluation)), None)
     tasks = restored.job.config.stage_tasks(stage).values()
     return settings, next((t.preprocess for t in tasks if isinstance(t.preprocess, SpanQa)), SpanQa())
+
+
+def generate(
+    checkpoint: str | Path | Restored, texts: list[str], choices: dict[str, Any], seed: int = 0, batch_size: int = 8
+) -> list[dict[str, str]]:
+    """-> a list with one {"text", "generated"} a text, in their order.
+
+    `choices` are fields of Decoding that go before those of the stage's evaluation of generated text. What is read and
+    generated of a text is as long as in the stage's tasks. <extra_id_N> in a text is that sentinel. Raises UserError
+    when the model is no T5 or lacks a sentinel.
+    """
+    restored = checkpoint if isinstance(checkpoint, Restored) else restore(checkpoint)
+    config, tokenizer = restored.job.config, restored.job.tokenizer
+    if config.model.family != "t5":
+        raise UserError(
+            f"{checkpoint}: is a {config.model.family} model, which generates no text; name a run of family t5"
+        )
+    stage = config.stages[restored.stage]
+    evaluations = [e for e in stage.evaluate if isinstance(e, TextToTextEvaluation)]
+    tasks = [*config.stage_tasks(stage).values(), *(e.data for e in evaluations)]
+    generator = Generator(
+        restored.program, tokenizer, _decoding(evaluations[0].decoding if evaluations else Decoding(), choices),
+        sequence_length=max(task.preprocess.sequence_length for task in tasks),
+        target_length=max(_target_length(task.preprocess) for task in tasks),
+        batch_size=batch_size, seed=seed, causal=all(isinstance(task.preprocess, CausalLm) for task in tasks),
+    )  # fmt: skip
+    found = generator.from_ids(restored.params, [_with_sentinels(tokenizer, text) for text in texts])
+    return [{"text": text, "generated": new} for text, new in zip(texts, found, strict=True)]
+
+
+def _decoding(settings: Decoding, choices: dict[str, Any]) -> Decoding:
+    """A way of decoding that is chosen takes the place of the settings' own; the rest stays."""
+    if "sample" in choices or "beam_size" in choices:
+        settings = Decoding(length_penalty=settings.length_penalty, max_new_tokens=settings.max_new_tokens)
+    return Decoding(**settings.model_dump() | choices)
+
+
+def _target_length(options: Any) -> int:
+    return getattr(options, "target_length", None) or options.sequence_length
+
+
+def _with_sentinels(tokenizer: SentencePieceTokenizer, text: str) -> list[int]:
+    parts = _SENTINEL.split(text)  # text, number, text, number, ..., text
+    ids = [tokenizer.encode_batch([part])[0] for part in parts[::2]]
+    for number, after in zip(parts[1::2], ids[1:], strict=True):
+        ids[0] += [tokenizer.sentinel_id(int(number)), *after]
+    return ids[0]
 
 
 def open_with(checkpoint: str | Path | Restored, head: str) -> Restored:
