@@ -26,7 +26,10 @@ KNOWN_TO = {
     "orbax": ("training/checkpoint.py",),
     "grain": ("data",),
 }
-LAZY = {"grain", "transformers", "datasets", "tensorflow_datasets", "matplotlib", "torch", "wandb", "tensorboardX"}
+LAZY = {
+    "grain", "transformers", "datasets", "tensorflow_datasets", "matplotlib", "torch", "wandb", "tensorboardX",
+    "sacrebleu", "rouge_score",
+}  # fmt: skip
 
 
 def imports(path: Path) -> Iterator[str]:

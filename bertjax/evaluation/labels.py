@@ -28,10 +28,12 @@ def label_scores(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
 
 
 def correlation(x: np.ndarray, y: np.ndarray) -> float:
-    """Pearson's; for two binary variables this is Matthews correlation."""
+    """Pearson's; for two binary variables this is Matthews correlation. 0 where one of them is constant."""
+    if np.ptp(x) == 0 or np.ptp(y) == 0:  # whose mean may be off by a rounding
+        return 0.0
     x, y = x - x.mean(), y - y.mean()
     spread = float(np.sqrt((x * x).sum() * (y * y).sum()))
-    return float((x * y).sum()) / spread if spread else 0.0
+    return float((x * y).sum()) / spread if spread else 0.0  # no spread: numbers too small to square
 
 
 def ranks(values: np.ndarray) -> np.ndarray:

@@ -140,7 +140,12 @@ def test_the_commands(run, here, capsys):
         ("qa", None, ["stages.qa.evaluate=[]"], "stage 'qa' has no evaluations; name another --stage, or give it some"),
         ("questions", None, [], "stage 'questions' has no checkpoint; there are: pretrain, qa, moods"),
         ("qa", None, ["stages.qa.evaluate.0.data.source.0.files=[none.json]"], "none.json"),
-        ("qa", None, ["stages.qa.evaluate.0.data.preprocess={kind: classify, sequence_length: 16}"], "preprocess.kind must be span_qa"),
+        (
+            "qa",
+            None,
+            ["stages.qa.evaluate.0.data.preprocess={kind: classify, sequence_length: 16}"],
+            "preprocess.kind must be span_qa",
+        ),
         ("moods", None, ["stages.moods.evaluate.0.data.preprocess.label=colour"], "record 1: 'colour' is missing"),
     ],
 )

@@ -51,6 +51,12 @@ def test_correlations_as_scipy(pairs):
     assert found == pytest.approx(expected, abs=1e-7)
 
 
+def test_ratings_that_never_change_correlate_with_nothing():
+    """The mean of three times 0.2 is not 0.2 in binary."""
+    for metric in (metrics.pearson, metrics.spearman):
+        assert list(metric(np.array([0.0, 1.0, 4.0]), np.array([0.2, 0.2, 0.2])).values()) == [0.0]
+
+
 def test_what_cannot_be_read_is_wrong():
     labels = ["negative", "positive"]
     ids = metrics.class_ids(["positive", "Positive", " positive", "positive.", "", "<unk>"], labels)

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bertjax.errors import StorageError, UserError
-from bertjax.evaluation.report import write_report
+from bertjax.evaluation.report import parts, write_report
 from bertjax.evaluation.report.figures import bucket_means, smooth
 from bertjax.evaluation.report.record import read_run
 from bertjax.evaluation.report.samples import excerpt, verdict
@@ -324,3 +324,16 @@ def test_smoothing_keeps_lines_and_beginnings() -> None:
     assert np.allclose(smooth(np.ones(7), 3), 1)
     assert smooth(np.array([9.0, 1, 1, 1]), 2)[0] == 9
     assert np.isclose(smooth(np.array([0.0, 0, 3, 0, 0, 0]), 1)[1], 1.0)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "shown"),
+    [
+        ("accuracy", 85.0, "85.00"),
+        ("mlm_accuracy", 0.85, "85.0%"),
+        ("average", 83.284, "83.28"),
+        ("squad_em", 80.9, "80.90"),
+    ],
+)
+def test_shares_of_training_and_percentages_of_tasks_are_told_apart(key: str, value: float, shown: str) -> None:
+    assert parts.score_text(key, value) == shown
