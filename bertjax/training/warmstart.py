@@ -123,9 +123,10 @@ def merge(
     check_fit(fresh, loaded, where)
     placed = program.placed()
     new = [path for path in fresh if path not in loaded]
+    named = sorted({"adapters" if "/adapter/" in path else path.rsplit("/", 1)[0] for path in new})
     params = fresh | {p: jax.device_put(loaded[p], placed[p]) for p in fresh if p in loaded}
     lines = [f"{len(params) - len(new)} of {len(params)} arrays from {where}"]
-    return params, lines + ([f"fresh: {', '.join(sorted({p.rsplit('/', 1)[0] for p in new}))}"] if new else [])
+    return params, lines + ([f"fresh: {', '.join(named)}"] if new else [])
 
 
 def check_fit(wanted: Mapping[str, Any], loaded: Mapping[str, Any], where: str) -> None:

@@ -123,6 +123,7 @@ def compiled_once(name: str) -> Callable[..., Any]:
     def cached(self: Program, *args: Any) -> Any:
         state = args[0] if args and isinstance(args[0], TrainState) else None
         about = (name, self.model, self.heads, self.optimizer, self.steps, self.grad_accum, self.objective.scales)
+        about += (self.adapter_size, self.adapter_init)
         key = repr((about, sorted(state.opt) if state else [jax.random.key_data(key) for key in args]))
         if key not in kept:
             kept[key] = METHODS[name](self, *args)
@@ -139,6 +140,12 @@ def small_programs() -> Iterator[None]:
         for name in METHODS:
             patch.setattr(Program, name, compiled_once(name))
         yield
+
+
+@pytest.fixture(scope="session")
+def once() -> Callable[..., Any]:
+    """`small_programs`, for runs of other projects."""
+    return small_programs
 
 
 @pytest.fixture
