@@ -54,8 +54,8 @@ def evaluate(arguments: argparse.Namespace) -> int:
     run = _existing(arguments.run)
     from bertjax.evaluation.evaluate import evaluate_command
 
-    where = {"step": arguments.step, "stage": arguments.stage, "best": arguments.best}
-    return _show(evaluate_command(run, arguments.name, arguments.overrides, **where))
+    where = (arguments.step, arguments.stage, arguments.name)
+    return _show(evaluate_command(run, *where, arguments.overrides, arguments.best))
 
 
 def compare(arguments: argparse.Namespace) -> int:

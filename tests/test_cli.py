@@ -138,7 +138,11 @@ def test_evaluate_prints_json(here, fake, capsys):
     calls = fake("bertjax.evaluation.evaluate", "evaluate_command", {"f1": 0.5})
     out = said(capsys, ["evaluate", ".", "--step", "20", "--stage", "qa", "run.seed=1", "--name", "squad"], 0)
     assert json.loads(out) == {"f1": 0.5}
-    assert calls == [(Path("."), 20, "qa", "squad", ["run.seed=1"])]
+    said(capsys, ["evaluate", ".", "--best", "squad/f1"], 0)
+    assert calls == [
+        (Path("."), 20, "qa", "squad", ["run.seed=1"], None),
+        (Path("."), None, None, None, [], "squad/f1"),
+    ]
 
 
 def test_predictions_take_text_as_it_is(here, fake, capsys):

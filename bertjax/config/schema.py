@@ -76,6 +76,11 @@ class CheckpointPolicy(Section):
     keep_best: str | list[str] | None = None  # scores such as squad/f1: the best step of each is kept too
     best_is: Literal["highest", "lowest"] = "highest"
 
+    @property
+    def best_of(self) -> tuple[str, ...]:
+        """The scores in `keep_best`."""
+        return (self.keep_best,) if isinstance(self.keep_best, str) else tuple(self.keep_best or ())
+
 
 class Run(Section):
     name: Name = "run"
@@ -126,6 +131,11 @@ class Config(Section):
             self._check_stage(stage)
         if self.stages[0].init_from == "previous":
             raise ValueError("the first stage has no previous stage to start from")
+        evaluations = {e.name: None for stage in self.stages for e in stage.evaluate}
+        for score in self.run.checkpoint.best_of:
+            if score.split("/")[0] not in evaluations or "/" not in score:
+                there = ", ".join(f"{name}/..." for name in evaluations) or "none"
+                raise ValueError(f"run.checkpoint.keep_best: no evaluation gives '{score}'; the scores are {there}")
         if isinstance(self.run.segments, list) and sum(self.run.segments) != self.model.num_hidden_layers:
             raise ValueError(f"run.segments must add up to num_hidden_layers ({self.model.num_hidden_layers})")
         return self

@@ -5,7 +5,7 @@ predictions, n-best and null-odds files under evaluations/<stage>/ of the run.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from bertjax.parallel import mesh as meshes
 from bertjax.training import bases
 from bertjax.training.checkpoint import Checkpoints
 from bertjax.training.loop import Evaluator
-from bertjax.training.runs import find, run_of, stage_folder
+from bertjax.training.runs import Found, find, run_of, stage_folder
 from bertjax.training.setup import Job
 from bertjax.training.state import Params
 from bertjax.training.step import Program, flat_terms, in_mesh
@@ -211,14 +211,22 @@ class Restored:
 
 
 def restore(
-    path: str | Path, *, stage: str | None = None, step: int | None = None, overrides: Sequence[str] = ()
+    path: str | Path,
+    *,
+    stage: str | None = None,
+    step: int | None = None,
+    best: str | None = None,
+    overrides: Sequence[str] = (),
 ) -> Restored:
     """Read a checkpoint's parameters onto this machine's devices; everything else comes out of the checkpoint itself.
 
-    The mesh it was trained on does not matter. Raises UserError when `path` holds no checkpoint.
+    The mesh it was trained on does not matter. Instead of a step, `best` names a score (squad/f1) whose best step is
+    taken. Raises UserError when `path` holds no checkpoint, or none with that score.
     """
     found = find(path, stage=stage, step=step)
     with Checkpoints(found.folder, _ANY_POLICY, read_only=True) as checkpoints:
+        if best is not None:
+            found = replace(found, step=_best(found, checkpoints, best))
         meta = checkpoints.meta(found.step)
         here = dict(meta["config"], mesh={})
         here["run"] = here["run"] | {"attention": "auto", "segments": "auto"}
@@ -232,11 +240,22 @@ def restore(
     return Restored(job, meta["stage"], restored_step, program, params, meta.get("labels"))
 
 
+def _best(found: Found, checkpoints: Checkpoints, score: str) -> int:
+    if found.step is not None:
+        raise UserError(f"{found.folder}: step {found.step} is named already; leave it out to get the best {score}")
+    return checkpoints.best_step(score, checkpoints.meta()["config"]["run"]["checkpoint"]["best_is"])
+
+
 def evaluate_command(
-    path: str | Path, step: int | None, stage: str | None, name: str | None, overrides: Sequence[str]
+    path: str | Path,
+    step: int | None,
+    stage: str | None,
+    name: str | None,
+    overrides: Sequence[str],
+    best: str | None = None,
 ) -> dict[str, Any]:
     """Run the evaluations of a checkpoint's stage (or the one called `name`) -> {"step", "scores": {name: scores}}."""
-    restored = restore(path, stage=stage, step=step, overrides=overrides)
+    restored = restore(path, stage=stage, step=step, best=best, overrides=overrides)
     config = restored.job.config.stages[restored.stage]
     known = [e.name for e in config.evaluate]
     if not known:

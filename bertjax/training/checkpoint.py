@@ -90,10 +90,14 @@ class Checkpoints:
         """Steps that are complete on disk at this moment, oldest first."""
         return step_folders.committed_steps(self.folder)
 
-    def best_step(self) -> int | None:
-        """The kept step with the best `policy.keep_best` score."""
-        steps = self.committed_steps()
-        return step_folders.best_step(self.policy, steps, {step: self._scores_of(step) for step in steps})
+    def best_step(self, score: str, best_is: str | None = None) -> int:
+        """The step whose `score` is best, by `policy.best_is` unless said; raises UserError when no step has it."""
+        scores = {step: self._scores_of(step) for step in self.committed_steps()}
+        found = step_folders.best_step(score, best_is or self.policy.best_is, scores)
+        if found is None:
+            there = ", ".join(sorted({name for of in scores.values() for name in of})) or "none"
+            raise UserError(f"{self.folder}: no checkpoint has a score '{score}'; their scores: {there}")
+        return found
 
     def meta(self, step: int | None = None) -> dict[str, Any]:
         """The meta data saved with a step (default: the newest whose meta data are sound). Raises like `restore`."""

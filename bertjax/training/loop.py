@@ -22,7 +22,7 @@ from bertjax.training import bases, freezing, preflight, setup, warmstart
 from bertjax.training import state as states
 from bertjax.training.checkpoint import Checkpoints
 from bertjax.training.lead import from_lead, lead_first
-from bertjax.training.meter import Meter
+from bertjax.training.meter import Meter, real_tokens
 from bertjax.training.runs import stage_folder
 from bertjax.training.setup import Job
 from bertjax.training.state import Params, TrainState
@@ -66,7 +66,7 @@ def train(config: Config, base: Path, build_evaluators: BuildEvaluators) -> None
     }
     from_lead(lambda: preflight.check_starts(job, [plan.program for plan in plans]))
     from_lead(lambda: setup.open_run_folder(job))
-    use_compile_cache(config)
+    setup.use_compile_cache(config)
     with (
         stop_signal() as stop,
         Tracker(
@@ -193,7 +193,7 @@ class StageRun:
             waited = time.perf_counter() - began
             upcoming = None
             if batch is not None:
-                tokens = int((batch["segment_ids"] > 0).sum()) * jax.process_count()
+                tokens = real_tokens(batch) * jax.process_count()
                 put = distributed.place(batch, self.program.batch_sharding(), self.stage.batch_size)
                 upcoming = (put, tokens, waited)
             if ahead is not None:
@@ -218,11 +218,11 @@ class StageRun:
             state, metrics = train_step(state, batch)
             self.check(meter.after(step, metrics, tokens, waited), step)
             last = step == self.program.steps
-            evaluated = self.evaluate(state, step, last, meter)
+            scores = self.evaluate(state, step, last, meter)
             stopping = self.should_stop(step)
-            if last or stopping or step % policy.save_every == 0 or (evaluated and policy.keep_best):
+            if last or stopping or step % policy.save_every == 0 or not scores.keys().isdisjoint(policy.best_of):
                 self.check(meter.flush(), step)
-                self.save(state, step, self.scores if evaluated else None)
+                self.save(state, step, scores)
                 meter.pause()
             if stopping and not last:
                 self.checkpoints.wait()
@@ -236,19 +236,22 @@ class StageRun:
                 f"row; the last checkpoint is good; lower the learning rate or lengthen the warm-up"
             )
 
-    def evaluate(self, state: TrainState, step: int, last: bool, meter: Meter) -> bool:
+    def evaluate(self, state: TrainState, step: int, last: bool, meter: Meter) -> dict[str, float]:
+        """The scores of this very step, from the evaluations that are due."""
+        found: dict[str, float] = {}
         due = [e for e in self.evaluators if last or (e.config.every and step % e.config.every == 0)]
         for evaluator in due:
             self.check(meter.flush(), step)
             name = evaluator.config.name
             scores = evaluator.run(self.all(state), step)
             self.tracker.evaluation(self.name, step, name, scores)
-            self.scores |= {f"{name}/{key}": value for key, value in scores.items()}
+            found |= {f"{name}/{key}": value for key, value in scores.items()}
         if due:
             meter.pause()
-        return bool(due)
+        self.scores |= found
+        return found
 
-    def save(self, state: TrainState, step: int, scores: dict[str, float] | None) -> None:
+    def save(self, state: TrainState, step: int, scores: dict[str, float]) -> None:
         about = {"steps": self.program.steps, "sources": self.plan.batches.sources, "labels": self.plan.batches.labels}
         about |= {"base": self.base} if self.base else {}
         meta = setup.checkpoint_meta(self.job, self.program, self.index, step) | about
@@ -278,14 +281,6 @@ class StageRun:
         if distributed.is_lead():
             path = self.job.config.run_dir / "model.txt"
             setup.write(path, model_summary(params, self.program.placed(), self.plan.episodes[0].groups))
-
-
-def use_compile_cache(config: Config) -> None:
-    """Keep compiled programs between runs: a restart then costs no compilation."""
-    if config.run.compile_cache:
-        folder = Path(config.run.compile_cache).expanduser()
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
 @contextmanager

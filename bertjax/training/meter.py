@@ -1,10 +1,11 @@
 """The numbers of the steps between two log lines: means of losses, rates, waiting, MFU and memory."""
 
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 
 from bertjax.config.model_schema import T5Config
 from bertjax.config.schema import Run
@@ -13,6 +14,11 @@ from bertjax.training import flops_t5
 from bertjax.training.flops import train_flops, utilization
 from bertjax.training.step import Metrics, Program
 from bertjax.training.tracking import Tracker
+
+
+def real_tokens(batch: Mapping[str, np.ndarray]) -> int:
+    """Tokens that are not padding, of inputs and of targets where a batch has both."""
+    return sum(int((ids > 0).sum()) for name, ids in batch.items() if name.endswith("segment_ids"))
 
 
 class Meter:

@@ -162,6 +162,14 @@ def environment(mesh: JaxMesh) -> dict[str, Any]:
     }
 
 
+def use_compile_cache(config: Config) -> None:
+    """Keep compiled programs between runs: a restart then costs no compilation."""
+    if config.run.compile_cache:
+        folder = Path(config.run.compile_cache).expanduser()
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
 def open_run_folder(job: Job) -> None:
     """Create the run folder, or take over the one of an interrupted run; for the lead process.
 

@@ -44,20 +44,24 @@ def _is_empty(path: str) -> bool:
 def steps_to_keep(
     policy: CheckpointPolicy, steps: Iterable[int], scores: Mapping[int, Mapping[str, float]], verified: int | None
 ) -> set[int]:
-    """The last `keep_last` steps, multiples of `keep_every`, the best one, and the last one read back whole."""
+    """The last `keep_last` steps, multiples of `keep_every`, the best of each score, the last one read back whole."""
     ordered = sorted(steps)
     keep = set(ordered[-policy.keep_last :])
     if policy.keep_every:
         keep.update(step for step in ordered if step % policy.keep_every == 0)
-    best = best_step(policy, ordered, scores)
-    return keep | {step for step in (best, verified) if step is not None}
+    there = {step: scores.get(step, {}) for step in ordered}
+    best = [best_step(score, policy.best_is, there) for score in policy.best_of]
+    return keep | {step for step in (*best, verified) if step is not None}
 
 
-def best_step(policy: CheckpointPolicy, steps: Iterable[int], scores: Mapping[int, Mapping[str, float]]) -> int | None:
-    """The step with the best `keep_best` score, the newer of equals; None without such a score. NaN is no score."""
-    known = {step: scores.get(step, {}).get(policy.keep_best or "", math.nan) for step in steps}
-    sign = 1 if policy.best_is == "highest" else -1
-    ranked = [(sign * score, step) for step, score in known.items() if not math.isnan(score)]
+def best_step(score: str, best_is: str, scores: Mapping[int, Mapping[str, float]]) -> int | None:
+    """The step whose `score` is the "highest" or "lowest", the newer of equals; None if no step has it.
+
+    NaN is no score. Of several tasks trained together each can have a step of its own that is the best.
+    """
+    sign = 1 if best_is == "highest" else -1
+    known = {step: of[score] for step, of in scores.items() if score in of}
+    ranked = [(sign * value, step) for step, value in known.items() if not math.isnan(value)]
     return max(ranked)[1] if ranked else None
 
 

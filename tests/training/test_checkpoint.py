@@ -126,7 +126,7 @@ def test_only_complete_steps_are_listed(tmp_path: Path) -> None:
 
 
 def test_policy_keeps_the_last_the_best_and_the_milestones(tmp_path: Path) -> None:
-    policy = CheckpointPolicy(keep_last=2, keep_every=40, keep_best="squad/f1")
+    policy = CheckpointPolicy(keep_last=2, keep_every=40, keep_best=["squad/f1"])
     scores = {10: 1.0, 20: 9.0, 30: 3.0, 50: float("nan"), 60: 2.0}
     seen: list[tuple[int, list[int]]] = []
     ck = Checkpoints(tmp_path, policy, on_commit=lambda step, s: seen.append((step, ck.committed_steps())))
@@ -137,7 +137,9 @@ def test_policy_keeps_the_last_the_best_and_the_milestones(tmp_path: Path) -> No
     assert [step for step, _ in seen] == list(range(10, 80, 10))
     assert all(step in there for step, there in seen)
     again = Checkpoints(tmp_path, policy, read_only=True)
-    assert again.best_step() == 20  # read from disk
+    assert again.best_step("squad/f1") == 20 and again.best_step("squad/f1", "lowest") == 60  # read from disk
+    with pytest.raises(UserError, match="no checkpoint has a score 'squad/f2'; their scores: squad/f1"):
+        again.best_step("squad/f2")
     assert not (tmp_path / "trash").exists() or not any((tmp_path / "trash").iterdir())
 
 
@@ -179,6 +181,19 @@ def test_what_is_kept(steps: set[int], last: int, every: int | None, lowest: boo
         assert any(scores.get(s, {}).get("a/b") == edge for s in kept)
     extra = kept - set(sorted(steps)[-last:]) - {verified} - {s for s in steps if every and s % every == 0}
     assert len(extra) <= 1
+
+
+def test_the_best_step_of_each_task_is_kept() -> None:
+    """T5 reports every task from its own best checkpoint (arXiv 1910.10683 section 3.1.2)."""
+    scores = {
+        10: {"cola/matthews": 20.0, "squad/em": 70.0}, 20: {"cola/matthews": 50.0}, 30: {"squad/em": 80.0},
+        40: {"cola/matthews": 40.0, "squad/em": 75.0}, 50: {"cola/matthews": 50.0, "squad/em": float("nan")}, 60: {},
+    }  # fmt: skip
+    kept = lambda **policy: step_folders.steps_to_keep(CheckpointPolicy(keep_last=1, **policy), scores, scores, None)  # noqa: E731
+    assert kept(keep_best=["cola/matthews", "squad/em"]) == {50, 30, 60}
+    assert kept(keep_best=["squad/em"]) == kept(keep_best="squad/em") == {30, 60}
+    assert kept(keep_best=["cola/matthews", "squad/em"], best_is="lowest") == {10, 60}
+    assert kept(keep_best=["rte/accuracy"]) == kept(keep_best=[]) == kept() == {60}
 
 
 # ---- refusals ----
