@@ -1,6 +1,9 @@
 """T5's learning rate, Adafactor and loss."""
 
 import math
+from typing import Any
+
+import numpy as np
 
 from bertjax.config.training_schema import Adafactor, TextToTextObjective
 from bertjax.verify.table import Triples
@@ -16,17 +19,15 @@ def learning_rates() -> Triples:
 
 def adafactor_steps() -> Triples:
     """test_apply_gradient of t5x/adafactor_test.py: the second step of ones on a 3 x 2 matrix of ones at rate 0.1."""
-    import jax.numpy as jnp
-
     from bertjax.training import optim
 
     for least, slots in ((1, ((0.9, 0.9574349), (0.1, 0.6169143))), (32, ((0.5, 0.787174),))):
-        rule, params = optim.direction(Adafactor(min_dim_size_to_factor=least)), {"x": jnp.ones((3, 2))}
+        rule, params = optim.direction(Adafactor(min_dim_size_to_factor=least)), {"x": np.ones((3, 2), np.float32)}
         first, *others = rule.init(params)  # type: ignore[misc]
         names = ("v_row", "v_col") if least == 1 else ("v",)
         given = {name: {"x": 0 * getattr(first, name)["x"] + slot[0]} for name, slot in zip(names, slots, strict=True)}
-        first = first._replace(count=jnp.int32(1), **given)
-        update, after = rule.update({"x": jnp.ones((3, 2))}, (first, *others), params)  # type: ignore[arg-type]
+        first = first._replace(count=np.int32(1), **given)
+        update, after = rule.update({"x": np.ones((3, 2), np.float32)}, (first, *others), params)  # type: ignore[arg-type]
         step = float(update["x"][0, 0])  # type: ignore[index,call-overload]
         yield f"parameter with {' and '.join(names)}", round(1 - 0.1 * step, 6), 0.9
         for name, (_, expected) in zip(names, slots, strict=True):
@@ -36,16 +37,14 @@ def adafactor_steps() -> Triples:
 
 def loss_weights() -> Triples:
     """SpecialLossNormalizingFactorTest of t5x/losses_test.py: packed rows, and rows of one example."""
-    import jax.numpy as jnp
-
     from bertjax import objectives
 
-    packed = {
-        "target_weights": jnp.array([[0.5, 1.0, 0.25, 2.0, 1.5], [1.0, 2.0, 3.0, 4.0, 5.0]]),
-        "target_segment_ids": jnp.array([[1, 1, 1, 2, 3], [1, 2, 2, 3, 0]]),
+    packed: dict[str, Any] = {
+        "target_weights": np.array([[0.5, 1.0, 0.25, 2.0, 1.5], [1.0, 2.0, 3.0, 4.0, 5.0]], np.float32),
+        "target_segment_ids": np.array([[1, 1, 1, 2, 3], [1, 2, 2, 3, 0]]),
     }
-    real = jnp.array([[1, 1, 1, 1, 0], [1, 1, 0, 0, 0]])
-    single = {"target_weights": real.astype(jnp.float32), "target_segment_ids": real}
+    real = np.array([[1, 1, 1, 1, 0], [1, 1, 0, 0, 0]])
+    single: dict[str, Any] = {"target_weights": real.astype(np.float32), "target_segment_ids": real}
     for what, batch, factor, expected in (
         ("packed", packed, "average_per_sequence", 6.0),
         ("single", single, "average_per_sequence", 2.0),
@@ -59,8 +58,6 @@ def loss_weights() -> Triples:
 
 def losses() -> Triples:
     """compute_weighted_cross_entropy of t5x/losses.py, worked out: three logits of which the second is the target."""
-    import jax.numpy as jnp
-
     from bertjax.losses import target_losses
 
     logits = (1.0, 3.0, -2.0)
@@ -69,7 +66,7 @@ def losses() -> Triples:
         soft = (smoothing / 2, 1 - smoothing, smoothing / 2)
         entropy = -sum(p * math.log(p) for p in soft if p)
         expected = -sum(p * (x - log_z) for p, x in zip(soft, logits, strict=True)) - entropy + z_loss * log_z**2
-        found, plain, right = target_losses(jnp.array([logits]), jnp.array([1]), z_loss, smoothing)
+        found, plain, right = target_losses(np.array([logits], np.float32), np.array([1]), z_loss, smoothing)
         name = f"z-loss {z_loss:g}, smoothing {smoothing:g}"
         yield f"{name}: loss", bool(abs(float(found[0]) - expected) < 1e-6), True
         yield f"{name}: cross-entropy", bool(abs(float(plain[0]) - (log_z - 3.0)) < 1e-6), True
