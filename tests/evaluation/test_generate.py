@@ -1,0 +1,205 @@
+"""Generating for many texts: order, batches, widths, cuts and meshes change no answer; and `predict generate`."""
+
+import json
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bertjax.config.evaluation_schema import Decoding
+from bertjax.config.load import build
+from bertjax.config.schema import Mesh
+from bertjax.data import sentencepieces
+from bertjax.errors import UserError
+from bertjax.evaluation import generate, probes
+from bertjax.evaluation.evaluate import Restored
+from bertjax.evaluation.generate import Generator
+from bertjax.models.beam import beam
+from bertjax.models.decode import greedy, sample
+from bertjax.parallel import mesh as meshes
+from bertjax.training.setup import Job
+
+WORDS = "dog cat owl fox barn tree sleeps runs sings under near the a green old".split()
+DATA = {"kind": "text_to_text", "inputs": "{text}", "targets": "{text}", "sequence_length": 24, "target_length": 9}
+HOW = {
+    "greedy": Decoding(),
+    "beam": Decoding(beam_size=3, length_penalty=1.0),
+    "sample": Decoding(sample=True, temperature=0.8, top_k=12, top_p=0.95),
+}
+
+
+def texts(count: int, seed: int = 0) -> list[str]:
+    rng = np.random.default_rng(seed)
+    return [" ".join(rng.choice(WORDS, size=n)) for n in rng.integers(1, 14, count)]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return sentencepieces.train(
+        lambda: iter([texts(300)]), vocab_size=64, extra_ids=4, character_coverage=1.0
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def opened(tokenizer):
+    """(architecture, preprocess, devices, decoding of an evaluation) -> a T5 of wild random weights, as if restored."""
+
+    def make(architecture="encoder_decoder", preprocess=DATA, devices=(1, 1, 1), decoding=None) -> Restored:
+        source = {"kind": "jsonl", "files": ["none.jsonl"]}
+        task = {"source": source, "preprocess": preprocess}
+        stage = {"name": "s", "data": task, "objective": {"kind": "text_to_text"}, "steps": 1, "batch_size": 8}
+        if decoding is not None:
+            stage["evaluate"] = [{"kind": "text_to_text", "data": task, "decoding": decoding}]
+        sizes = {"vocab_size": 64, "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2}
+        settings = {
+            "model": {"family": "t5", "architecture": architecture, **sizes},
+            "tokenizer": {"kind": "sentencepiece"},
+            "run": {"compute_dtype": "float32"},
+            "stages": [stage],
+        }
+        config = build(settings, (), where="here")
+        data, fsdp, tensor = devices
+        mesh = meshes.make_mesh(Mesh(data=data, fsdp=fsdp, tensor=tensor), jax.devices()[: data * fsdp * tensor])
+        job = Job(config, None, mesh, tokenizer)
+        program = job.program(config.stages[0], steps=1)
+        rng = np.random.default_rng(0)
+        params = {}
+        for path, x in program.abstract_params().items():
+            drawn = rng.normal(size=x.shape) * (0.6 if "word" in path else 1.0) + path.endswith("scale")
+            params[path] = jax.device_put(drawn.astype(np.float32), x.sharding)
+        return Restored(job, 0, 1, program, params)
+
+    return make
+
+
+def generator(restored: Restored, how: str, batch_size: int = 4, **options) -> Generator:
+    lengths = {"sequence_length": 24, "target_length": 9} | options
+    return Generator(
+        restored.program, restored.job.tokenizer, HOW[how], batch_size=batch_size, seed=5, **lengths
+    )  # fmt: skip
+
+
+def one_by_one(restored: Restored, how: str, rows: list[list[int]], causal: bool = False) -> list[str]:
+    """Each row of ids alone, as wide as it is, straight through the decoding functions."""
+    tokenizer, found = restored.job.tokenizer, []
+
+    @jax.jit
+    def run(params, ids, number):
+        inputs = (restored.program.module(params), ids, jnp.ones_like(ids), 9)
+        if how == "sample":
+            return sample(*inputs, jax.random.key(5), number, temperature=0.8, top_k=12, top_p=0.95, causal=causal)
+        if how == "beam":
+            return beam(*inputs, beam_size=3, alpha=1.0, causal=causal)[0]
+        return greedy(*inputs, causal=causal)
+
+    for number, row in enumerate(rows):
+        tokens = np.asarray(run(restored.params, jnp.asarray([row]), jnp.array([number])))[0].tolist()
+        found.append(tokenizer.decode(tokens[: tokens.index(1)] if 1 in tokens else tokens))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("architecture", "how"),
+    [("encoder_decoder", "greedy"), ("encoder_decoder", "beam"), ("decoder_only", "sample")],
+)
+def test_every_text_gets_its_own_answer(opened, tokenizer, monkeypatch, architecture, how):
+    monkeypatch.setattr(generate, "WIDTH", 8)
+    restored = opened(architecture)
+    ids = [list(np.random.default_rng(n).integers(3, 60, (5, 14, 20)[n % 3])) for n in range(9)]
+    expected = one_by_one(restored, how, [[*row, 1] for row in ids])
+    assert len(set(expected)) > 2
+    many = generator(restored, how, batch_size=3)
+    assert many.from_ids(restored.params, ids) == expected
+    assert many._jitted.jitted._cache_size() == 3  # widths of 8, 16 and 24
+    assert generator(restored, how, batch_size=16).from_ids(restored.params, ids) == expected
+
+
+@pytest.mark.parametrize("how", ["beam", "sample"])
+def test_a_mesh_of_eight_gives_the_same_answers(opened, how):
+    """Batches of 5 are rounded up to the 4 shards of the rows; the last one is padded."""
+    asked = texts(9, seed=2)
+    one, eight = opened(), opened(devices=(2, 2, 2))
+    assert generator(eight, how, 5)(eight.params, asked) == generator(one, how, 5)(one.params, asked)
+
+
+def test_long_texts_are_cut_as_in_training(opened, tokenizer):
+    restored, long = opened(), " ".join(WORDS * 4)
+    ids = tokenizer.encode_batch([long])[0]
+    assert len(ids) > 24
+    assert generator(restored, "greedy")(restored.params, [long]) == one_by_one(restored, "greedy", [[*ids[:23], 1]])
+
+
+def test_a_causal_model_goes_on_where_the_text_ends(opened, tokenizer):
+    restored = opened("decoder_only")
+    asked = [" ".join(WORDS * 4), "the dog"]
+    ids = tokenizer.encode_batch(asked)
+    found = generator(restored, "greedy", causal=True)(restored.params, asked)
+    assert found == one_by_one(restored, "greedy", [ids[0][-24:], ids[1]], causal=True)
+
+
+def test_no_texts_and_empty_texts(opened):
+    restored = opened()
+    run = generator(restored, "greedy")
+    assert run(restored.params, []) == []
+    assert run(restored.params, ["", "dog"]) == one_by_one(
+        restored, "greedy", [[1], [*restored.job.tokenizer.encode_batch(["dog"])[0], 1]]
+    )
+
+
+def test_max_new_tokens_goes_before_the_tasks_length(opened):
+    restored = opened()
+    run = lambda n: Generator(  # noqa: E731
+        restored.program, restored.job.tokenizer, Decoding(max_new_tokens=n), sequence_length=24, target_length=9,
+        batch_size=4,
+    ).max_new_tokens  # fmt: skip
+    assert (run(None), run(3)) == (9, 3)
+
+
+# ---- predict generate -----------------------------------------------------------------------------------------------
+
+
+def test_the_probe_decodes_as_the_stage_does_unless_told(opened, monkeypatch):
+    restored, asked = opened(decoding={"beam_size": 3, "length_penalty": 1.0}), texts(3)
+    made = []
+    monkeypatch.setattr(probes, "Generator", lambda *a, **k: made.append((a[2], k)) or Generator(*a, **k))
+    found = probes.generate(restored, asked, {})
+    assert [one["text"] for one in found] == asked
+    assert [one["generated"] for one in found] == generator(restored, "beam")(restored.params, asked)
+    for choices in ({"sample": True, "top_k": 2}, {"beam_size": 5}, {"max_new_tokens": 2}):
+        probes.generate(restored, asked, choices)
+    assert [decoding.model_dump(exclude_defaults=True) for decoding, _ in made] == [
+        {"beam_size": 3, "length_penalty": 1.0},
+        {"length_penalty": 1.0, "sample": True, "top_k": 2},
+        {"beam_size": 5, "length_penalty": 1.0},
+        {"beam_size": 3, "length_penalty": 1.0, "max_new_tokens": 2},
+    ]
+    assert {k: made[0][1][k] for k in ("sequence_length", "target_length", "causal")} == {
+        "sequence_length": 24, "target_length": 9, "causal": False,
+    }  # fmt: skip
+
+
+def test_the_probe_of_a_language_model_goes_on(opened, tokenizer):
+    restored = opened("decoder_only", {"kind": "causal_lm", "sequence_length": 24})
+    found = probes.generate(restored, ["the old"], {"max_new_tokens": 9})
+    ids = tokenizer.encode_batch(["the old"])
+    assert found == [{"text": "the old", "generated": one_by_one(restored, "greedy", ids, causal=True)[0]}]
+    json.dumps(found)
+
+
+def test_sentinels_in_a_text_are_sentinels(opened, tokenizer):
+    restored = opened(preprocess={"kind": "span_corruption", "sequence_length": 24, "target_length": 9})
+    text = "the <extra_id_0> sleeps near <extra_id_1>"
+    the, near, nothing = tokenizer.encode_batch(["the", "sleeps near", ""])
+    ids = [*the, tokenizer.sentinel_id(0), *near, tokenizer.sentinel_id(1), *nothing, 1]
+    found = probes.generate(restored, [text], {})
+    assert found[0]["generated"] == one_by_one(restored, "greedy", [ids])[0]
+    with pytest.raises(UserError, match="4 sentinels, <extra_id_7>"):
+        probes.generate(restored, ["<extra_id_7>"], {})
+
+
+def test_another_family_is_refused():
+    job = SimpleNamespace(config=SimpleNamespace(model=SimpleNamespace(family="bert")), tokenizer=None)
+    with pytest.raises(UserError, match="is a bert model, which generates no text; name a run of family t5"):
+        probes.generate(Restored(job, 0, 1, None, {}), ["x"], {})
