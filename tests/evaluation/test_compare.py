@@ -1,0 +1,132 @@
+"""`bertjax compare`: which runs it makes of a configuration, and the table of what they learnt and cost."""
+
+import json
+from contextlib import chdir
+from pathlib import Path
+
+import jax
+import pytest
+import yaml
+from t5_project import CONFIG, write_project
+
+from bertjax.cli import main
+from bertjax.config.load import build, load
+from bertjax.errors import UserError
+from bertjax.evaluation.compare import as_markdown, plan, shown
+from bertjax.models import family, paths
+from bertjax.training import freezing
+
+WAYS = [
+    {"name": "full", "trainable": "all"},
+    {"name": "head", "trainable": "head", "optimizer": {"kind": "adamw", "learning_rate": 0.01}},
+    {"name": "gradual", "trainable": "gradual"},
+    {"name": "d4", "trainable": {"kind": "adapters", "adapter_size": 4}},
+]
+
+
+def config(**changes: object):
+    return build(yaml.safe_load(CONFIG) | {"compare": WAYS} | changes)
+
+
+def test_the_stages_before_the_last_are_where_all_start():
+    start, runs = plan(config())
+    assert [stage.name for stage in start.stages] == ["pretrain"] and start.run.name == "tiny-base"
+    assert [run.run.name for run in runs] == ["tiny-full", "tiny-head", "tiny-gradual", "tiny-d4"]
+    for run, way in zip(runs, config().compare, strict=True):
+        (stage,) = run.stages
+        assert stage.init_from == "runs/tiny-base" and run.tokenizer.path == "runs/tiny-base/tokenizer"
+        assert stage.trainable == way.trainable
+        assert stage.optimizer.kind == ("adamw" if way.name == "head" else "adafactor")
+        assert stage.data == config().stages[-1].data and stage.evaluate == config().stages[-1].evaluate
+
+
+def test_a_checkpoint_named_is_where_all_start():
+    stage = yaml.safe_load(CONFIG)["stages"][-1] | {"init_from": "t5-base"}
+    start, runs = plan(config(stages=[stage]))
+    assert start is None and {run.stages[0].init_from for run in runs} == {"t5-base"}
+    assert {run.tokenizer for run in runs} == {config().tokenizer}
+
+
+@pytest.mark.parametrize("init_from", ["scratch", None])
+def test_without_a_start_there_is_nothing_to_compare(init_from):
+    stage = yaml.safe_load(CONFIG)["stages"][-1] | {"init_from": init_from}
+    with pytest.raises(UserError, match="stages.tune.init_from: all variants start from one checkpoint"):
+        plan(config(stages=[stage]))
+    with pytest.raises(UserError, match="^compare: names no ways to fine-tune"):
+        plan(config(compare=[]))
+
+
+@pytest.mark.parametrize("names", [["a", "a"], ["base", "a"]])
+def test_ways_have_names_of_their_own(names):
+    with pytest.raises(UserError, match="compare need different names"):
+        config(compare=[{"name": name, "trainable": "all"} for name in names])
+
+
+def test_the_table():
+    row = {
+        "method": "gradual", "trained": 1000, "trained_mean": 500.0, "share": 0.5, "share_mean": 0.25, "episodes": 2,
+        "scores": {"dev/f1": 88.5, "dev/exact": 80.25, "dev/more": 1.0}, "step_seconds": 0.25, "step_bytes": 3 * 2**30,
+        "optimizer_bytes": 2048,
+    }  # fmt: skip
+    other = row | {"method": "all", "episodes": 1, "scores": {}, "diverged": "...", "step_seconds": None}
+    text = as_markdown([row, other], ["dev/f1"]).splitlines()
+    assert text[0] == "| method | trained parameters | share | dev/f1 | s/step | step memory | optimizer state |"
+    assert text[2] == "| gradual | 1,000 (mean 500) | 50.00% (mean 25.00%) | 88.5 | 250 ms | 3.0 GiB | 2 KiB |"
+    assert text[3] == "| all | 1,000 | 50.00% | diverged | - | 3.0 GiB | 2 KiB |"
+
+
+def test_scores_that_keep_best_names_are_shown():
+    rows = [{"scores": {"loss/a": 1.0, "loss/b": 1.0, "loss/c": 1.0}}]
+    assert shown(config(), rows) == ["loss/a", "loss/b"]
+    best = config(run={"checkpoint": {"keep_best": "loss/c"}})
+    assert shown(best, rows) == ["loss/c"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["bert", "t5"])
+def test_ways_are_trained_once_and_tabulated(kind, tiny_project, tmp_path, capsys):
+    """Counts follow from the model's shapes: Adam keeps two numbers for each parameter that trains."""
+    home = tiny_project
+    ways = WAYS[:3] if kind == "bert" else [WAYS[0], WAYS[3]]
+    if kind == "t5":
+        write_project(tmp_path)
+        home = tmp_path
+    command = ["compare", "tiny.yaml", f"compare={json.dumps(ways)}", f"run.root={tmp_path / 'runs'}"]
+    with chdir(home):
+        assert main([*command, "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        lines = {p: p.read_bytes() for p in (tmp_path / "runs").glob("*/metrics.jsonl")}
+        assert main(command) == 0
+        table = capsys.readouterr().out
+    assert len(lines) == len(ways) + 1 and {p: p.read_bytes() for p in lines} == lines, "trained again"
+    assert (tmp_path / "runs" / "tiny-comparison.md").read_text() == table
+    assert json.loads((tmp_path / "runs" / "tiny-comparison.json").read_text()) == found
+    model = load(home / "tiny.yaml").model
+    heads = ("qa",) if kind == "bert" else ("lm",)
+    rows = {row["method"]: row for row in found["methods"]}
+    assert list(rows) == [way["name"] for way in ways]
+    for name, row in rows.items():
+        size = 4 if name == "d4" else 0
+        sizes = freezing.sizes(paths.flatten(family.structure(model, heads, adapter_size=size)[1], _is_variable))
+        whole = sum(sizes.values())
+        expected = {"head": sizes.get("heads"), "d4": 2 * 2 * (32 * 4 * 2 + 32) + 32 * (2 * 2 + 2 * 3 + 2)}
+        assert row["trained"] == expected.get(name, whole) and row["parameters"] == whole
+        assert row["scores"] and row["step_bytes"] > 0 and row["step_seconds"] > 0
+        if kind == "bert":
+            assert row["optimizer_bytes"] >= 8 * row["trained"]
+    if kind == "bert":
+        assert rows["gradual"]["trained_mean"] < rows["gradual"]["trained"] == rows["full"]["trained"]
+        assert rows["head"]["step_bytes"] < rows["full"]["step_bytes"]
+
+
+def _is_variable(leaf: object) -> bool:
+    return hasattr(leaf, "get_metadata") and not isinstance(leaf, jax.Array)
+
+
+def test_the_recipe_is_a_comparison(tmp_path: Path):
+    recipe = Path(__file__).resolve().parents[2] / "configs" / "recipes" / "compare_finetuning.yaml"
+    (tmp_path / "t5-base").mkdir()
+    (tmp_path / "t5-base" / "config.json").write_text(json.dumps({"model_type": "t5", "num_layers": 12}))
+    with chdir(tmp_path):
+        start, runs = plan(load(recipe))
+    assert start is None and len(runs) == 7
