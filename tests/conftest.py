@@ -58,6 +58,24 @@ stages:
     optimizer: {learning_rate: 5e-3},
     evaluate: [{kind: squad, data: {source: {kind: squad, files: [heldout.json]}, preprocess: *windows}}]}
 """
+TINY_T5 = """\
+model: {family: t5, vocab_size: 256, d_model: 16, d_kv: 8, d_ff: 32, num_layers: 2, num_heads: 2}
+tokenizer: {kind: sentencepiece}
+run: {name: tiny, log_every: 1, compute_dtype: float32, tensorboard: false, compile_cache: null, prepare_workers: 1,
+  checkpoint: {save_every: 2}}
+tasks:
+  spans: {source: {kind: text, files: [text.txt], layout: sentences}, preprocess: &spans {kind: span_corruption,
+    sequence_length: 32, target_length: 16}}
+  questions: {source: {kind: squad, files: [train.json]}, preprocess: &answers {kind: text_to_text, prompt: squad,
+    sequence_length: 32, target_length: 16}}
+stages:
+  - {name: pretrain, data: {mixture: [spans, questions], temperature: 2.0}, objective: {kind: text_to_text}, steps: 5,
+    batch_size: 8, optimizer: {kind: adafactor, min_dim_size_to_factor: 16},
+    evaluate: [{kind: loss, data: {source: {kind: text, files: [more.txt], layout: sentences}, preprocess: *spans}}]}
+  - {name: qa, data: questions, objective: {kind: text_to_text}, steps: 6, batch_size: 8, trainable: gradual,
+    optimizer: {kind: adafactor, learning_rate: 1e-2, schedule: constant, warmup_steps: 0},
+    evaluate: [{kind: text_to_text, data: {source: {kind: squad, files: [heldout.json]}, preprocess: *answers}}]}
+"""
 _ANIMALS = "dog cat fox hen cow owl bee ant eel elk".split()
 _PLACES = "barn river forest garden field cave tree house pond hill".split()
 _VERBS = "sleeps sings runs eats hides waits plays walks swims digs".split()
@@ -87,9 +105,18 @@ def _squad(seed: int, articles: int) -> str:
 @pytest.fixture(scope="session")
 def tiny_project(tmp_path_factory) -> Path:
     """A folder with tiny.yaml (pre-training, then questions, gradually unfrozen) and its data; not to be changed."""
-    home = tmp_path_factory.mktemp("tiny")
+    return _project(tmp_path_factory.mktemp("tiny"), TINY)
+
+
+@pytest.fixture(scope="session")
+def tiny_t5_project(tmp_path_factory) -> Path:
+    """The same with a T5: a mixture of span corruption and questions, then questions, gradually unfrozen."""
+    return _project(tmp_path_factory.mktemp("tiny-t5"), TINY_T5)
+
+
+def _project(home: Path, config: str) -> Path:
     files = {
-        "tiny.yaml": TINY, "text.txt": _text(0, 40), "more.txt": _text(1, 6),
+        "tiny.yaml": config, "text.txt": _text(0, 40), "more.txt": _text(1, 6),
         "train.json": _squad(2, 30), "heldout.json": _squad(3, 8),
     }  # fmt: skip
     for name, content in files.items():

@@ -128,6 +128,39 @@ def test_question_answering_is_run_squads(tmp_path: Path) -> None:
         assert stage.trainable.kind == ("gradual" if name == "squad_gradual" else "all")
 
 
+# Parameters of the published checkpoints (T5 paper section 3.7.1 rounds them; exact counts are those of their shapes).
+T5_COUNTS = {
+    "small": 60_506_624, "base": 222_903_552, "large": 737_668_096, "3b": 2_851_598_336,
+    "v1_1_small": 76_961_152, "v1_1_base": 247_577_856, "v1_1_large": 783_150_080, "v1_1_3b": 2_849_757_184,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("size", T5_COUNTS)
+def test_t5_sizes_are_the_published_ones(size: str, tmp_path: Path) -> None:
+    m = resolved(f"t5/pretrain_{size}.yaml", tmp_path).model
+    inner, gated = m.num_heads * m.d_kv, m.feed_forward_proj == "gated-gelu"
+    attention, feed_forward = 4 * m.d_model * inner, (3 if gated else 2) * m.d_model * m.d_ff
+    encoder = m.encoder_layers * (attention + feed_forward + 2 * m.d_model)
+    decoder = m.decoder_layers * (2 * attention + feed_forward + 3 * m.d_model)
+    stacks = 2 * (m.d_model + m.relative_attention_num_buckets * m.num_heads)
+    tables = (1 if m.tie_word_embeddings else 2) * m.vocab_size * m.d_model
+    assert encoder + decoder + stacks + tables == T5_COUNTS[size]
+
+
+def test_t5_pretraining_is_the_papers(tmp_path: Path) -> None:
+    """arXiv 1910.10683 section 3.1: 2^19 steps of 128 x 512 tokens, 15 % in spans of 3, 1/sqrt(max(step, 10^4))."""
+    for name, steps in (("pretrain_base", 2**19), ("multitask_base", 2**19)):
+        config = resolved(f"t5/{name}.yaml", tmp_path)
+        (stage,), spans = config.stages, config.tasks["c4"].preprocess
+        assert (stage.steps, stage.batch_size, spans.sequence_length) == (steps, 128, 512)
+        assert (spans.noise_density, spans.mean_noise_span_length, stage.objective.z_loss) == (0.15, 3.0, 1e-4)
+        rate = stage.optimizer
+        assert (rate.kind, rate.schedule, rate.learning_rate, rate.warmup_steps) == (
+            "adafactor", "inverse_sqrt", 1.0, 10_000,
+        )  # fmt: skip
+    assert (stage.data.rate, stage.data.limit, len(stage.data.mixture)) == ("proportional", 2**19, 21)
+
+
 def test_nothing_is_recorded_that_is_gone() -> None:
     assert {path.name for path in GOLDEN.iterdir()} == {golden(name).name for name in CONFIGS}
 

@@ -1,5 +1,7 @@
 """A T5 small enough to train in a test, and batches for it."""
 
+from math import prod
+
 import jax
 import numpy as np
 
@@ -39,9 +41,12 @@ def make_t5(
     segments: tuple[int, ...] = (),
     adapter_size: int = 0,
     adapter_init: str = "reference",
+    mesh: dict[str, int] | None = None,
+    grad_accum: int = 1,
     **sizes: object,
 ) -> Program:
-    """A program on one device."""
+    """A program on as many devices as the axes of `mesh` need, by default one."""
+    axes = {"data": 1, "fsdp": 1, "tensor": 1} | (mesh or {})
     objective = objectives.build(TextToTextObjective())
     return Program(
         model=TINY_T5.model_copy(update={"dropout_rate": dropout, **sizes}),
@@ -49,9 +54,9 @@ def make_t5(
         heads=objective.heads,
         optimizer=optimizer,
         steps=steps,
-        grad_accum=1,
+        grad_accum=grad_accum,
         execution=Execution(platform="cpu", segments=segments),
-        mesh=meshes.make_mesh(Mesh(data=1), jax.devices()[:1]),
+        mesh=meshes.make_mesh(Mesh(**axes), jax.devices()[: prod(axes.values())]),
         rules=meshes.rules({}),
         adapter_size=adapter_size,
         adapter_init=adapter_init,

@@ -29,7 +29,10 @@ from bertjax.training import loop
 from bertjax.training import state as states
 from bertjax.training.step_folders import committed_steps
 
-SAME = ("loss", "grad_norm", "learning_rate", "mlm_loss", "nsp_loss", "span_loss", "mlm_accuracy", "span_accuracy")
+SAME = (
+    "loss", "grad_norm", "learning_rate", "mlm_loss", "nsp_loss", "span_loss", "target_loss", "target_loss/spans",
+    "mlm_accuracy", "span_accuracy", "target_accuracy",
+)  # fmt: skip
 Seen = dict[tuple[str, int], tuple[Any, ...]]
 
 

@@ -41,6 +41,11 @@ def test_three_kills(tiny_project, tmp_path):
 
 
 @pytest.mark.slow
+def test_kills_in_a_mixture_and_in_the_episodes_of_a_t5(tiny_t5_project, tmp_path):
+    assert_nothing_lost(storm(tiny_t5_project, tmp_path, "--kills", "10", steps=16), 10)
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_forty_kills(tiny_project, tmp_path):
     assert_nothing_lost(storm(tiny_project, tmp_path, "--kills", "40", "--seed", "1", steps=30), 40)

@@ -1,0 +1,62 @@
+"""A T5's train step over eight devices: the meshes of the BERT tests, the same losses and parameters."""
+
+import jax
+import numpy as np
+import pytest
+from t5_models import ADAMW, make_t5, rows
+
+from bertjax.config.training_schema import Adafactor
+from bertjax.training import freezing
+from bertjax.training.step import Program
+
+MESHES = {
+    "data8": {"data": 8},
+    "fsdp4_tensor2": {"fsdp": 4, "tensor": 2},
+    "data2_fsdp2_tensor2": {"data": 2, "fsdp": 2, "tensor": 2},
+}
+STEPS = 20
+ADAFACTOR = Adafactor(warmup_steps=100, min_dim_size_to_factor=16)
+SLOW = pytest.mark.slow
+
+
+def run(program: Program) -> tuple[list[float], dict[str, np.ndarray]]:
+    groups = freezing.groups_of(program.abstract_params())
+    state = program.start(program.initialize(jax.random.key(1)), groups, jax.random.key(2))
+    step, losses = program.jit_train_step(state), []
+    for seed in range(STEPS):
+        state, metrics = step(state, jax.device_put(rows(16, seed), program.batch_sharding()))
+        losses.append(float(metrics["loss"]))
+    return losses, jax.device_get(state.params)
+
+
+@pytest.fixture(scope="module")
+def single() -> dict[str, tuple]:
+    return {}
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "mesh"),
+    [
+        (ADAFACTOR, "data2_fsdp2_tensor2"),
+        *(pytest.param(ADAFACTOR, mesh, marks=SLOW) for mesh in ("data8", "fsdp4_tensor2")),
+        *(pytest.param(ADAMW, mesh, marks=SLOW) for mesh in MESHES),
+    ],
+    ids=lambda x: x if isinstance(x, str) else x.kind,
+)
+@pytest.mark.parametrize("variant", ["tied", pytest.param("v1_1", marks=SLOW), pytest.param("scanned", marks=SLOW)])
+def test_a_mesh_changes_nothing(single, optimizer, mesh, variant):
+    """Twenty steps with dropout, as for BERT; Adafactor's factored slots are split where their parameter is."""
+    options: dict = {
+        "tied": {},
+        "v1_1": {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
+        "scanned": {"segments": (2,)},
+    }[variant]
+    key = f"{optimizer.kind} {variant}"
+    if key not in single:
+        single[key] = run(make_t5(optimizer=optimizer, steps=100, **options))
+    expected_losses, expected = single[key]
+    losses, params = run(make_t5(optimizer=optimizer, steps=100, mesh=MESHES[mesh], **options))
+    np.testing.assert_allclose(losses, expected_losses, rtol=1e-5, atol=0)
+    for path, value in expected.items():
+        np.testing.assert_allclose(params[path], value, rtol=0, atol=2e-4, err_msg=path)
+    assert len(set(losses)) == STEPS
