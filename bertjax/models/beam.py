@@ -32,7 +32,8 @@ class _Beams(NamedTuple):
     finished_scores: jax.Array  # float32 [B, K]: penalised, best first
     finished_ids: jax.Array  # int32 [B, K, L]
     finished: jax.Array  # bool [B, K]: the slot holds a finished beam
-    cache: Cache  # [B*K, ...]
+    cache: Cache
+    seen: jax.Array  # bool [B, K, slots]: the past of each open beam
 
 
 def beam(
@@ -44,14 +45,17 @@ def beam(
     The score is log p / ((5 + length) / 6)^alpha, EOS counted; log p itself where no beam of the row has finished.
     """
     rows = len(input_ids)
-    begun = begin(model, input_ids, segment_ids, max_new_tokens, causal=causal)
+    begun = begin(model, input_ids, segment_ids, max_new_tokens, beams=beam_size, causal=causal)
     state = _first(begun, rows, beam_size, max_new_tokens)
     if begun.logits is not None:
-        state = _advance(state, jnp.repeat(begun.logits, beam_size, axis=0), state.cache, alpha, eos_id)
+        logits = jnp.repeat(begun.logits[:, None], beam_size, axis=1)
+        state = _advance(state, logits, state.cache, state.seen, alpha, eos_id)
 
     def step(state: _Beams) -> _Beams:
-        logits, cache = model.decode_step(state.tokens.reshape(-1), state.cache, begun.first + state.length)
-        return _advance(state, logits, cache, alpha, eos_id)
+        logits, cache, seen = model.beam_step(
+            state.tokens, state.cache, begun.first + state.length * beam_size, state.seen
+        )
+        return _advance(state, logits, cache, seen, alpha, eos_id)
 
     state = lax.while_loop(lambda s: (s.length < max_new_tokens) & _may_improve(s, alpha), step, state)
     any_finished = state.finished.any(1)
@@ -68,18 +72,17 @@ def _first(begun: Begun, rows: int, beam_size: int, max_new_tokens: int) -> _Bea
     """One open beam; the others of a row are copies of it that no candidate of the first one can lose against."""
     shape = (rows, beam_size)
     ids = constrain(jnp.full((*shape, max_new_tokens), PAD, jnp.int32), "batch", None, None)
-    cache = jax.tree.map(lambda x: jnp.repeat(x, beam_size, axis=0), begun.cache)
+    seen = jnp.repeat(begun.cache.visible[:, None], beam_size, axis=1)
     scores = jnp.tile(jnp.where(jnp.arange(beam_size) == 0, 0.0, IMPOSSIBLE), (rows, 1))
     nothing = jnp.full(shape, IMPOSSIBLE)
-    return _Beams(
-        jnp.int32(0), jnp.full(shape, START, jnp.int32), scores, ids, nothing, ids, jnp.zeros(shape, bool), cache
-    )
+    tokens, finished = jnp.full(shape, START, jnp.int32), jnp.zeros(shape, bool)
+    return _Beams(jnp.int32(0), tokens, scores, ids, nothing, ids, finished, begun.cache, seen)
 
 
-def _advance(state: _Beams, logits: jax.Array, cache: Cache, alpha: float, eos_id: int) -> _Beams:
+def _advance(state: _Beams, logits: jax.Array, cache: Cache, seen: jax.Array, alpha: float, eos_id: int) -> _Beams:
     """One token more. Of twice as many candidates as beams at most half can end, so that K beams always stay open."""
-    rows, beams, _ = state.ids.shape
-    scores, parents, tokens = _candidates(state.scores, logits.reshape(rows, beams, -1))
+    beams = state.ids.shape[1]
+    scores, parents, tokens = _candidates(state.scores, logits)
     ids = _pick(state.ids, parents)
     ids = lax.dynamic_update_slice_in_dim(ids, tokens[..., None], state.length, 2)
     ends = tokens == eos_id
@@ -97,7 +100,8 @@ def _advance(state: _Beams, logits: jax.Array, cache: Cache, alpha: float, eos_i
         finished_scores,
         constrain(finished_ids, "batch", None, None),
         _pick(jnp.concatenate([state.finished, ends], 1), best),
-        _reordered(cache, parents),
+        cache,
+        _pick(seen, parents),
     )
 
 
@@ -124,12 +128,3 @@ def _may_improve(state: _Beams, alpha: float) -> jax.Array:
 def _pick(x: jax.Array, index: jax.Array) -> jax.Array:
     """x [B, N, ...], index [B, M] -> [B, M, ...], row by row."""
     return jax.vmap(lambda x, i: x[i])(x, index)
-
-
-def _reordered(cache: Cache, parents: jax.Array) -> Cache:
-    """Each open beam's keys and values are its parent's; parents [B, K]. The rest is alike in all beams of a row."""
-
-    def reorder(x: jax.Array) -> jax.Array:
-        return _pick(x.reshape(*parents.shape, *x.shape[1:]), parents).reshape(x.shape)
-
-    return cache._replace(layers=jax.tree.map(reorder, cache.layers))

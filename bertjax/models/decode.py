@@ -25,9 +25,10 @@ class Begun(NamedTuple):
     """A model that has read its inputs.
 
     Attributes:
-        cache: with room for all new tokens.
+        cache: with room for all new tokens of all beams.
         logits: float32 [B, V] of the first new token where the inputs themselves go through the decoder, else None.
-        first: the cache position of the input that new token 0 comes of, which is START; a decoder alone has read it.
+        first: new token n comes of the decoder input at slot first + n * beams of the cache (of START, for n = 0; a
+            decoder alone has read that).
     """
 
     cache: Cache
@@ -36,22 +37,23 @@ class Begun(NamedTuple):
 
 
 def begin(
-    model: Module, input_ids: jax.Array, segment_ids: jax.Array, max_new_tokens: int, *, causal: bool = False
-) -> Begun:
+    model: Module, input_ids: jax.Array, segment_ids: jax.Array, max_new_tokens: int, *,
+    beams: int = 1, causal: bool = False,
+) -> Begun:  # fmt: skip
     """int32 [B, S] x 2 -> what all kinds of decoding start from.
 
     A decoder alone reads START and the inputs as one prompt that sees itself fully (a prefix LM), or backwards only
-    when `causal`; new tokens follow at cache position S + 1 whatever the prompt's own length.
+    when `causal`; new tokens go to the slots from S + 1 on whatever the prompt's own length.
     """
     if model.config.architecture == "encoder_decoder":
         hidden = model.encode(input_ids, segment_ids)
-        return Begun(model.start_cache(hidden, segment_ids, max_new_tokens), None, 0)
+        return Begun(model.start_cache(hidden, segment_ids, max_new_tokens * beams), None, 0)
     width = input_ids.shape[1] + 1
     ids = jnp.pad(input_ids, ((0, 0), (1, 0)), constant_values=START)
     segments = jnp.pad(segment_ids, ((0, 0), (1, 0)), constant_values=1)
-    cache = model.start_cache(None, segments, width + max_new_tokens - 1)
+    cache = model.start_cache(None, segments, width + (max_new_tokens - 1) * beams)
     logits, cache = model.prefill(ids, segments, None if causal else segments, cache)
-    return Begun(cache, logits, width - 1)
+    return Begun(cache, logits, width - beams)
 
 
 class _Rows(NamedTuple):
@@ -89,7 +91,14 @@ def greedy(
 ) -> jax.Array:  # fmt: skip
     """The likeliest token at each step -> int32 [B, L]; of equally likely ones the lowest id."""
     begun = begin(model, input_ids, segment_ids, max_new_tokens, causal=causal)
-    return _run(model, begun, len(input_ids), max_new_tokens, eos_id, lambda logits, _: logits.argmax(-1))
+    return _run(model, begun, len(input_ids), max_new_tokens, eos_id, lambda logits, _: likeliest(logits))
+
+
+def likeliest(logits: jax.Array) -> jax.Array:
+    """argmax [..., V] -> [...] as two reductions: XLA's own is a scalar loop on the CPU, many times slower."""
+    tokens = jnp.arange(logits.shape[-1], dtype=jnp.int32)
+    highest = logits.max(-1, keepdims=True)
+    return jnp.where(logits == highest, tokens, logits.shape[-1] - 1).min(-1)
 
 
 def sample(

@@ -210,6 +210,12 @@ class T5(nnx.Module):
         """See `t5_cache.step`."""
         return t5_cache.step(self, ids, cache, index)
 
+    def beam_step(
+        self, ids: jax.Array, cache: Cache, at: jax.Array | int, seen: jax.Array
+    ) -> tuple[jax.Array, Cache, jax.Array]:
+        """See `t5_cache.beam_step`."""
+        return t5_cache.beam_step(self, ids, cache, at, seen)
+
     def _run(self, part: Stack, ids: jax.Array, call: stack.Call, key: jax.Array | None) -> jax.Array:
         embed_key, stack_key, final_key = (None,) * 3 if key is None else jax.random.split(key, 3)
         x = self.embeddings(ids, embed_key, self.execution)

@@ -1,6 +1,6 @@
 """Cached decoding of T5, one token at a time; the functions behind T5.start_cache, prefill and decode_step.
 
-Every array of a cache begins with the row axis, so that beams are reordered by one `jax.tree.map`.
+Every array of a cache begins with the row axis.
 """
 
 from typing import TYPE_CHECKING, NamedTuple
@@ -91,6 +91,25 @@ def step(model: "T5", ids: jax.Array, cache: Cache, index: jax.Array | int) -> t
     bias = jnp.moveaxis(bias, 2, 1)[:, :, None]
     x, cache = _through(model, ids[:, None], bias, cache.visible[:, None, None], cache, index, None)
     return model.logits(model.decoder.norm(x))[:, 0], cache
+
+
+def beam_step(
+    model: "T5", ids: jax.Array, cache: Cache, at: jax.Array | int, seen: jax.Array
+) -> tuple[jax.Array, Cache, jax.Array]:
+    """One decoder input for each of K beams of a row, int [B, K], into slots `at`..`at` + K - 1.
+
+    `seen`, bool [B, K, length], says which slots hold the past of a beam. -> (float32 [B, K, V], cache, `seen` with the
+    new slots). The beams of a row are queries over one cache: what they share is stored once, and to go on from
+    another beam is to take its `seen`, where a cache for each beam would be copied at every step.
+    """
+    beams, slots = ids.shape[1], jnp.arange(seen.shape[2])
+    position = seen[:, 0].sum(axis=1, dtype=jnp.int32)[:, None]
+    seen = seen | (slots == at + jnp.arange(beams)[:, None])
+    new = (slots >= at) & (slots < at + beams)
+    cache = cache._replace(positions=jnp.where(new, position, cache.positions), visible=cache.visible | new)
+    bias = jnp.moveaxis(model.decoder.position.at(cache.positions - position), 2, 1)[:, :, None]
+    x, cache = _through(model, ids, bias, seen[:, None], cache, at, None)
+    return model.logits(model.decoder.norm(x)), cache, seen
 
 
 def _through(

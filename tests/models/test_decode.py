@@ -22,17 +22,15 @@ STATES = 61
 
 
 class Cache(NamedTuple):
-    """As T5's: only `layers` differs among the beams of a row."""
-
-    layers: jax.Array
-    table: jax.Array
-    index: jax.Array
+    tokens: jax.Array  # [B, slots]
+    visible: jax.Array  # [B, slots]
+    table: jax.Array  # [B]
 
 
 class Table:
-    """A "model" whose logits [V] depend on the input and, through a hash, on every token before: `table[input, state]`.
+    """A "model" whose logits [V] depend on the input and, through a hash, on every token before: `table[input, hash]`.
 
-    The hash is its cache: a cache that is reordered wrongly, written late or fed another token shows at once.
+    The cache is the tokens: one that is written late or to another slot, or a beam that sees another's, shows at once.
     """
 
     def __init__(self, table: np.ndarray, architecture: str = "encoder_decoder"):
@@ -44,19 +42,34 @@ class Table:
 
     def start_cache(self, hidden, segment_ids, length):
         first = jnp.zeros(len(segment_ids), jnp.int32) if hidden is None else hidden[:, 0]
-        return Cache(layers=jnp.zeros_like(first), table=first, index=jnp.full_like(first, -1))
+        empty = jnp.zeros((len(first), length), jnp.int32)
+        return Cache(empty, empty > 0, first)
 
     def prefill(self, ids, segment_ids, prefix_mask, cache):
-        state = cache.layers
-        for i in range(ids.shape[1]):
-            state = jnp.where(segment_ids[:, i] > 0, (state * 7 + ids[:, i] + 1) % STATES, state)
-        return self.table[cache.table, state], Cache(state, cache.table, cache.index + ids.shape[1])
+        width = ids.shape[1]
+        tokens, visible = cache.tokens.at[:, :width].set(ids), cache.visible.at[:, :width].set(segment_ids > 0)
+        cache = Cache(tokens, visible, cache.table)
+        return self._logits(cache, visible[:, None])[:, 0], cache
 
     def decode_step(self, ids, cache, index):
-        state = (cache.layers * 7 + ids + 1) % STATES
-        # a position that is left out or fed twice gives nonsense
-        state = jnp.where(cache.index + 1 == index, state, STATES - 1)
-        return self.table[cache.table, state], Cache(state, cache.table, cache.index + 1)
+        logits, cache, _ = self.beam_step(ids[:, None], cache, index, cache.visible[:, None])
+        return logits[:, 0], cache
+
+    def beam_step(self, ids, cache, at, seen):
+        slots = jnp.arange(seen.shape[2])
+        seen = seen | (slots == at + jnp.arange(ids.shape[1])[:, None])
+        tokens = jax.lax.dynamic_update_slice_in_dim(cache.tokens, ids, at, 1)
+        cache = Cache(tokens, cache.visible | seen.any(1), cache.table)
+        return self._logits(cache, seen), cache, seen
+
+    def _logits(self, cache, seen):
+        def read(state, slot):
+            token, mine = slot
+            return jnp.where(mine, (state * 7 + token[:, None] + 1) % STATES, state), None
+
+        slots = (cache.tokens.T, jnp.moveaxis(seen, 2, 0))
+        state, _ = jax.lax.scan(read, jnp.zeros(seen.shape[:2], jnp.int32), slots)
+        return self.table[cache.table[:, None], state]
 
 
 def log_p(table: np.ndarray, row: int, tokens: tuple[int, ...], start: tuple[int, ...] = (0,)) -> np.ndarray:

@@ -128,9 +128,9 @@ def test_beams_that_never_finish_token_for_token(version):
     class Endless:
         config, encode, start_cache = ours.config, ours.encode, ours.start_cache
 
-        def decode_step(self, ids, cache, index):
-            logits, cache = ours.decode_step(ids, cache, index)
-            return logits.at[:, 1].add(-1e9), cache
+        def beam_step(self, *args):
+            logits, cache, seen = ours.beam_step(*args)
+            return logits.at[..., 1].add(-1e9), cache, seen
 
     found = jax.jit(lambda i, s: beam(Endless(), i, s, LENGTH, beam_size=5)[0])(*inputs())
     np.testing.assert_array_equal(found, expected)

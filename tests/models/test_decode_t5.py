@@ -44,44 +44,56 @@ def inputs(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
 
 class Buffer(NamedTuple):
-    layers: jax.Array  # [B, N]: all decoder inputs so far, without gaps
-    lengths: jax.Array  # [B]
-    prefix: jax.Array  # [B]: how many of them are the prompt
+    tokens: jax.Array  # int32 [B, slots]
+    visible: jax.Array  # bool [B, slots]
+    prefix: jax.Array  # int32 [B]: how many tokens the prompt has
     hidden: jax.Array | None
     source: jax.Array | None
 
 
 class Uncached:
-    """The same interface with no cache: every step runs `T5.decode` on the whole prefix."""
+    """The same interface with no cache but the tokens: every step runs `T5.decode` on each beam's whole prefix."""
 
     def __init__(self, model):
         self.model, self.encode, self.config = model, model.encode, model.config
 
     def start_cache(self, hidden, segment_ids, length):
-        rows = len(segment_ids)
-        none = jnp.zeros(rows, jnp.int32)
-        return Buffer(jnp.zeros((rows, length), jnp.int32), none, none, hidden, None if hidden is None else segment_ids)
+        empty = jnp.zeros((len(segment_ids), length), jnp.int32)
+        return Buffer(empty, empty > 0, empty[:, 0], hidden, None if hidden is None else segment_ids)
 
     def prefill(self, ids, segment_ids, prefix_mask, cache):
-        lengths = segment_ids.sum(1)
-        prefix = lengths if prefix_mask is not None else jnp.zeros_like(lengths)
-        ids = jnp.pad(ids, ((0, 0), (0, cache.layers.shape[1] - ids.shape[1])))
-        cache = cache._replace(layers=ids, lengths=lengths, prefix=prefix)
-        return self._logits(cache), cache
+        width, lengths = ids.shape[1], segment_ids.sum(1)
+        cache = cache._replace(
+            tokens=cache.tokens.at[:, :width].set(ids),
+            visible=cache.visible.at[:, :width].set(segment_ids > 0),
+            prefix=lengths if prefix_mask is not None else jnp.zeros_like(lengths),
+        )
+        return self._logits(cache, cache.visible[:, None])[:, 0], cache
 
     def decode_step(self, ids, cache, index):
-        ids = jax.vmap(lambda row, token, at: row.at[at].set(token))(cache.layers, ids, cache.lengths)
-        cache = cache._replace(layers=ids, lengths=cache.lengths + 1)
-        return self._logits(cache), cache
+        logits, cache, _ = self.beam_step(ids[:, None], cache, index, cache.visible[:, None])
+        return logits[:, 0], cache
 
-    def _logits(self, cache):
-        place = jnp.arange(cache.layers.shape[1])[None]
-        real, prefix = (place < n[:, None] for n in (cache.lengths, cache.prefix))
+    def beam_step(self, ids, cache, at, seen):
+        seen = seen | (jnp.arange(seen.shape[2]) == at + jnp.arange(ids.shape[1])[:, None])
+        tokens = jax.lax.dynamic_update_slice_in_dim(cache.tokens, ids, at, 1)
+        cache = cache._replace(tokens=tokens, visible=cache.visible | seen.any(1))
+        return self._logits(cache, seen), cache, seen
+
+    def _logits(self, cache, seen):
+        rows, beams, slots = seen.shape
+        order = jnp.argsort(~seen, axis=-1, stable=True)  # a beam's own tokens, without gaps
+        tokens = jnp.take_along_axis(jnp.repeat(cache.tokens[:, None], beams, 1), order, 2).reshape(-1, slots)
+        lengths = seen.sum(-1).reshape(-1)
+        place = jnp.arange(slots)[None]
+        many = lambda x: None if x is None else jnp.repeat(x, beams, axis=0)  # noqa: E731
+        prefix = place < many(cache.prefix)[:, None]
         decoded = self.model.decode(
-            cache.layers, real.astype(jnp.int32), cache.hidden, cache.source,
+            tokens, (place < lengths[:, None]).astype(jnp.int32), many(cache.hidden), many(cache.source),
             prefix_mask=prefix.astype(jnp.int32) if cache.hidden is None else None,
         )  # fmt: skip
-        return self.model.logits(decoded)[jnp.arange(len(real)), cache.lengths - 1]
+        logits = self.model.logits(decoded)[jnp.arange(rows * beams), lengths - 1]
+        return logits.reshape(rows, beams, -1)
 
 
 @pytest.mark.parametrize("how", HOW)
@@ -126,10 +138,10 @@ def test_eight_devices_give_the_tokens_of_one(architecture, how):
         compiled = run.lower(placed, *(jax.device_put(x, rows) for x in (ids, real))).compile()
         found = compiled(placed, *(jax.device_put(x, rows) for x in (ids, real)))
     np.testing.assert_array_equal(found, expected)
-    rows_here = ROWS // 4 * (3 if how == "beam" else 1)
-    slots = LENGTH if architecture == "encoder_decoder" else WIDTH + LENGTH
-    assert f"f32[{rows_here},{slots},2,8]" in compiled.as_text(), "the cache is split over rows and heads"
-    assert f"f32[{rows_here * 4},{slots}," not in compiled.as_text(), "and nowhere gathered"
+    beams = 3 if how == "beam" else 1
+    slots = beams * LENGTH if architecture == "encoder_decoder" else WIDTH + 1 + beams * (LENGTH - 1)
+    assert f"f32[{ROWS // 4},{slots},2,8]" in compiled.as_text(), "the cache is split over rows and heads"
+    assert f"f32[{ROWS},{slots}," not in compiled.as_text(), "and nowhere gathered"
 
 
 @pytest.mark.parametrize(("how", "architecture"), [("greedy", "encoder_decoder"), ("beam", "decoder_only")])
