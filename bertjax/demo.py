@@ -35,9 +35,12 @@ def main() -> int:
     title("4  Fill masks, answer questions")
     show_masks(run)
     show_answers(run)
-    title("5  The report")
+    title("5  A T5: span corruption, then a mixture of it and questions, answers generated token by token")
+    generated = text_to_text(root / "demo-t5")
+    title("6  The reports")
     bertjax("report", str(run))
-    print_table(scores[0], baselines)
+    bertjax("report", str(root / "demo-t5"))
+    print_table(scores[0], [*baselines, generated])
     print(f"\nThe whole demo took {time.monotonic() - began:.0f} s.")
     return 0
 
@@ -61,6 +64,20 @@ def evaluated(run: Path) -> dict[str, float]:
     scores = json.loads(out)["scores"]["unseen_modules"]
     print(f"exact match {scores['exact']:.1f}  F1 {scores['f1']:.1f}  over {scores['total']:.0f} questions")
     return scores
+
+
+def text_to_text(run: Path) -> dict[str, Any]:
+    """Trains and scores the T5 and shows what it writes -> its row of the table."""
+    bertjax("train", str(CONFIG.with_name("demo_t5.yaml")))
+    kept = json.loads((run / "evaluations" / "01-multitask" / "unseen_modules.json").read_text())
+    show_samples(kept["samples"][:3])
+    sample = kept["samples"][3]
+    prompts = (f"question: {sample['question']} context: {sample['context']}", SPAN)
+    for row in json.loads(bertjax("predict", "generate", str(run), *prompts, "--json", capture=True)):
+        print(f"      -> {row['generated']}")
+    scores = kept["scores"]
+    print(f"exact match {scores['exact']:.1f}  F1 {scores['f1']:.1f}  over {scores['total']:.0f} questions")
+    return {"name": "a T5 that writes its answers", "exact": scores["exact"], "f1": scores["f1"]}
 
 
 # ---- baselines ------------------------------------------------------------------------------------------------------
@@ -123,6 +140,7 @@ SENTENCES = (
     "If the file does not [MASK], an exception is raised.",
     "Raise ValueError [MASK] the argument is negative.",
 )
+SPAN = "Return True if the <extra_id_0> is empty."
 
 
 def show_masks(run: Path) -> None:
@@ -136,13 +154,17 @@ def show_masks(run: Path) -> None:
 def show_answers(run: Path) -> None:
     """Four held-out questions as the evaluation answered them, and one put to the checkpoint by hand."""
     kept = json.loads((run / "evaluations" / "01-qa" / "unseen_modules.json").read_text())["samples"]
-    for sample in kept[:4]:
-        mark = "right" if sample["prediction"] in sample["answers"] else f"should be: {sample['answers'][0]}"
-        print(f"  {sample['question']}\n      -> {sample['prediction']}  ({mark})")
+    show_samples(kept[:4])
     sample = kept[4]
     asked = ("--question", sample["question"], "--context", sample["context"])
     for guess in json.loads(bertjax("predict", "answer", str(run), *asked, capture=True)):
         print(f"      -> {guess['text']}  {100 * guess['probability']:.0f}%")
+
+
+def show_samples(samples: Sequence[dict[str, Any]]) -> None:
+    for sample in samples:
+        mark = "right" if sample["prediction"] in sample["answers"] else f"should be: {sample['answers'][0]}"
+        print(f"  {sample['question']}\n      -> {sample['prediction']}  ({mark})")
 
 
 if __name__ == "__main__":
