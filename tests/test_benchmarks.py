@@ -113,6 +113,18 @@ def test_scripts_run(script: str) -> None:
         assert flops[0] == 1 and flops[1] > flops[2] >= 1  # fewer layers trained, fewer FLOPs
 
 
+@pytest.mark.slow
+def test_decoding_benchmark_draws_the_tokens_torch_draws() -> None:
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    options = ["--shapes", "t5_mini", "--inputs", "16", "--tokens", "4", "--rounds", "1"]
+    command = [sys.executable, str(BENCHMARKS / "decode.py"), *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [(one["way"], one["same_tokens"]) for one in found] == [("greedy", 1.0), ("beam4", 1.0)]
+
+
 def test_gpu_benchmark_refuses_without_a_gpu() -> None:
     command = [sys.executable, str(BENCHMARKS / "gpu.py")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -1,6 +1,6 @@
 """The table of checks that `bertjax verify` and the tests run."""
 
-from bertjax.verify import bert, metrics, prompts, spans, squad, t5, t5_model, t5_training
+from bertjax.verify import bert, decoding, metrics, prompts, spans, squad, t5, t5_model, t5_training
 from bertjax.verify.table import Check
 
 BERT, OPTIMIZATION = "google-research/bert create_pretraining_data.py", "google-research/bert optimization.py"
@@ -36,6 +36,8 @@ CHECKS = (
     Check("t5.prompts", f"{T5_DATA}, preprocessors_test.py", prompts.prompts),
     Check("t5.ratings", f"{T5_DATA} stsb; 26 values: arXiv 1910.10683 section 2.4", prompts.ratings),
     Check("t5.punctuation", f"{T5_DATA}, preprocessors_test.py; RE2 syntax", prompts.punctuation),
+    Check("t5.length_penalties", "arXiv 1609.08144 equation 14; t5x/decoding.py", decoding.length_penalties),
+    Check("t5.sampling_sets", "arXiv 1904.09751 section 3.1; transformers logits_process.py", decoding.sampling_sets),
     Check("squad.training_windows", RUN_SQUAD, squad.training_windows),
     Check("squad.evaluation_windows", RUN_SQUAD, squad.evaluation_windows),
     Check("squad.predictions", RUN_SQUAD, squad.predictions),
