@@ -4,7 +4,6 @@ DistilBERT is the same encoder without segment embeddings and pooler. Shape lett
 H heads, K head size, F feed-forward, V vocabulary, G examples in a row.
 """
 
-
 import jax
 import jax.numpy as jnp
 from flax import nnx

@@ -294,7 +294,9 @@ def test_transformers_loads_what_is_written(tmp_path, tokenizer, version):
     found = their_logits(theirs.eval())
     np.testing.assert_allclose(real(our_logits(model, params)), real(found), atol=2e-4, rtol=1e-4)
     read = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
-    assert read("the cat").input_ids == [*tokenizer.encode_batch(["the cat"])[0], 1] and len(read) == tokenizer.vocab_size
+    assert (
+        read("the cat").input_ids == [*tokenizer.encode_batch(["the cat"])[0], 1] and len(read) == tokenizer.vocab_size
+    )
     theirs.save_pretrained(tmp_path / "again")  # and what transformers makes of it comes back to the bit
     assert T5Config(**resolve_sizes(tmp_path / "again")) == T5Config(**resolve_sizes(tmp_path / "out"))
     back = load(tmp_path / "again")
