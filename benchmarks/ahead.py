@@ -47,6 +47,8 @@ def batch_shapes(task: Any, objective: str, rows: int) -> dict[str, tuple[tuple[
     """{field: (shape, dtype)} of a global batch, as the loader yields it."""
     from bertjax.config.data_schema import max_predictions
 
+    if objective == "text_to_text":
+        return text_to_text_shapes(task.preprocess, rows)
     options = task.preprocess
     examples = options.max_segments if getattr(options, "pack", False) else 1
     tokens, each = (rows, options.sequence_length), (rows, examples)
@@ -66,6 +68,19 @@ def batch_shapes(task: Any, objective: str, rows: int) -> dict[str, tuple[tuple[
     else:
         fields |= {"labels": (each, "int32"), "label_weights": (each, "float32")}
     return fields
+
+
+def text_to_text_shapes(options: Any, rows: int) -> dict[str, tuple[tuple[int, ...], str]]:
+    """The same for a T5 with an encoder."""
+    from bertjax.data.spans import span_lengths
+
+    targets = options.target_length
+    if targets is None:
+        targets = span_lengths(options.sequence_length, options.noise_density, options.mean_noise_span_length).targets
+    inputs, outputs = (rows, options.sequence_length), (rows, targets)
+    fields = dict.fromkeys(("input_ids", "segment_ids", "positions"), (inputs, "int32"))
+    fields |= dict.fromkeys(("target_ids", "target_segment_ids", "target_positions"), (outputs, "int32"))
+    return fields | {"target_weights": (outputs, "float32")}
 
 
 def devices_of(topology: str) -> Any:

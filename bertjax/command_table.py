@@ -144,6 +144,7 @@ COMMANDS = {
             option("text", metavar="[TEXT ...]", nargs="*", help="input texts (default: the lines of standard input)"),
             option("--file", metavar="FILE", help="input texts, one a line, UTF-8"),
             option("--beam", dest="beam_size", metavar="N", type=_count, help="beams (default: the run's own, else 1)"),
+            option("--beam-rules", choices=("t5x", "transformers"), help="of beams (default: the run's own, else t5x)"),
             option("--sample", action="store_true", help="draw tokens instead of searching"),
             option("--temperature", metavar="X", type=_above_zero, help="of --sample (default: 1)"),
             option("--top-k", metavar="K", type=_count, help="of --sample: only the K likeliest tokens"),

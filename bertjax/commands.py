@@ -90,12 +90,13 @@ def answer(arguments: argparse.Namespace) -> int:
 
 def generate(arguments: argparse.Namespace) -> int:
     given = {
-        name: getattr(arguments, name) for name in ("beam_size", "temperature", "top_k", "top_p", "max_new_tokens")
+        name: getattr(arguments, name)
+        for name in ("beam_size", "beam_rules", "temperature", "top_k", "top_p", "max_new_tokens")
     }
     choices = {name: value for name, value in given.items() if value is not None}
     if arguments.sample:
         choices["sample"] = True
-        if "beam_size" in choices:
+        if "beam_size" in choices or "beam_rules" in choices:
             raise UserError("bertjax predict generate: --sample draws and --beam searches; use one of them")
     elif drawing := [name for name in ("temperature", "top_k", "top_p") if name in choices]:
         raise UserError(f"bertjax predict generate: --{drawing[0].replace('_', '-')} needs --sample")

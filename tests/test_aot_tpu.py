@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from bertjax.config.load import build
+from bertjax.config.load import build, load
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
-import ahead
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import ahead  # noqa: E402
 
 pytestmark = [
     pytest.mark.slow,
@@ -76,3 +77,17 @@ def test_heads_that_the_mesh_does_not_divide_stay_whole():
     odd = {"hidden_size": 192, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 768}
     found = compiled("v5e:2x4", model=odd | NO_DROPOUT, mesh={"data": 4, "tensor": 2}, rows=32, length=128)
     assert set(found["kernels"].values()) == {2}
+
+
+def test_t5_base_trains_on_v5e():
+    """The paper's batch of 128 x 512 on eight chips, as its configuration says: plain data parallelism, and it fits."""
+    config = load(ROOT / "configs" / "t5" / "pretrain_base.yaml")
+    found = ahead.describe(ahead.compile_step(config, "v5e:2x4"))
+    assert set(found["collectives"]) == {"all-reduce"} and found["kernels"] == {}
+    assert fits(found)
+
+
+def test_t5_small_is_split_over_fsdp_and_tensor():
+    config = load(ROOT / "configs" / "t5" / "pretrain_small.yaml", ["mesh.data=1", "mesh.fsdp=4", "mesh.tensor=2"])
+    found = ahead.describe(ahead.compile_step(config, "v5e:2x4"))
+    assert {"all-gather", "all-reduce"} <= set(found["collectives"]) and fits(found)

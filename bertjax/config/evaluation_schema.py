@@ -18,6 +18,7 @@ class Decoding(Section):
 
     beam_size: Positive = 1
     length_penalty: Annotated[float, Field(ge=0)] = 0.6  # alpha: beams are ranked by log p / ((5 + length) / 6)^alpha
+    beam_rules: Literal["t5x", "transformers"] = "t5x"  # transformers: as its generate(), log p / length^alpha
     sample: bool = False
     temperature: Annotated[float, Field(gt=0)] = 1.0
     top_k: Positive | None = None

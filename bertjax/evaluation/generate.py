@@ -92,7 +92,10 @@ class Generator:
                 temperature=how.temperature, top_k=how.top_k, top_p=how.top_p,
             )  # fmt: skip
         if how.beam_size > 1:
-            return beam(*inputs, beam_size=how.beam_size, alpha=how.length_penalty, causal=causal, eos_id=eos_id)[0]
+            return beam(
+                *inputs, beam_size=how.beam_size, alpha=how.length_penalty, causal=causal, eos_id=eos_id,
+                rules=how.beam_rules,
+            )[0]  # fmt: skip
         return greedy(*inputs, causal=causal, eos_id=eos_id)
 
     def _text(self, ids: np.ndarray) -> str:

@@ -131,7 +131,7 @@ def generate(
 def _decoding(settings: Decoding, choices: dict[str, Any]) -> Decoding:
     """A way of decoding that is chosen takes the place of the settings' own; the rest stays."""
     if "sample" in choices or "beam_size" in choices:
-        settings = Decoding(length_penalty=settings.length_penalty, max_new_tokens=settings.max_new_tokens)
+        settings = Decoding(**settings.model_dump(include={"length_penalty", "beam_rules", "max_new_tokens"}))
     return Decoding(**settings.model_dump() | choices)
 
 

@@ -1,16 +1,18 @@
-"""Beam search with a length penalty, by the rules of t5x/decoding.py `beam_search`.
+"""Beam search with a length penalty, by the rules of t5x/decoding.py `beam_search` or by those of transformers'
+`generate(num_beams=..., early_stopping=False)` (generation/utils.py `_beam_search`).
 
-How transformers' `generate(num_beams=...)` differs: (1) its penalty is length^alpha, here ((5 + length) / 6)^alpha
-(arXiv 1609.08144 section 7); (2) of the 2K candidates of a step only the K best may finish, here all; (3) at the last
-position its open beams compete with the finished ones, here they count only in a row where nothing has finished; (4) it
-stops once the best open beam, penalised at its present length, is behind the worst finished one, here (and there with
-early_stopping="never") once it could not catch up at the greatest length; (5) it pads beams with EOS where the padding
-is 0. With alpha 0 only (2) and (3) can tell the answers apart, and where no beam ends nothing does.
+How they differ: (1) the penalty is ((5 + length) / 6)^alpha (arXiv 1609.08144 section 7) in t5x, length^alpha in
+transformers; length is that of the new tokens, EOS counted; (2) all 2K candidates of a step may finish in t5x, only the
+K best in transformers; (3) beams that the last position cuts off count in t5x only in a row where nothing has finished,
+in transformers they compete with the finished ones; (4) a row is done in t5x once its best open beam could not catch up
+with the worst finished one at the greatest length, in transformers once it is behind at its present length. With alpha
+0 only (2) and (3) can tell the answers apart, and where no beam ends nothing does. One thing is not followed:
+transformers pads beams with EOS where the id of padding is 0; here padding is 0.
 
 Shape letters: B rows, K beams, L new tokens, V vocabulary.
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +23,14 @@ from bertjax.models.family import Module
 from bertjax.models.t5_cache import Cache
 from bertjax.parallel.mesh import constrain
 
-IMPOSSIBLE = -1e7  # added to scores, as the reference does
+IMPOSSIBLE = -1e7  # added to scores, as t5x does
+Rules: TypeAlias = Literal["t5x", "transformers"]
+
+
+class _How(NamedTuple):
+    alpha: float
+    eos_id: int
+    rules: Rules
 
 
 class _Beams(NamedTuple):
@@ -32,40 +41,42 @@ class _Beams(NamedTuple):
     finished_scores: jax.Array  # float32 [B, K]: penalised, best first
     finished_ids: jax.Array  # int32 [B, K, L]
     finished: jax.Array  # bool [B, K]: the slot holds a finished beam
+    going: jax.Array  # bool [B]: open beams may still finish; a row that is done stays so while others go on
     cache: Cache
     seen: jax.Array  # bool [B, K, slots]: the past of each open beam
 
 
 def beam(
     model: Module, input_ids: jax.Array, segment_ids: jax.Array, max_new_tokens: int, *,
-    beam_size: int, alpha: float = 0.6, causal: bool = False, eos_id: int = EOS,
+    beam_size: int, alpha: float = 0.6, causal: bool = False, eos_id: int = EOS, rules: Rules = "t5x",
 ) -> tuple[jax.Array, jax.Array]:  # fmt: skip
     """The best answer found for each row -> ids int32 [B, L] and its score float32 [B].
 
-    The score is log p / ((5 + length) / 6)^alpha, EOS counted; log p itself where no beam of the row has finished.
+    The score is log p / penalty(alpha, length, rules), EOS counted; with t5x's rules log p itself where no beam of the
+    row has finished.
     """
-    rows = len(input_ids)
+    rows, how = len(input_ids), _How(alpha, eos_id, rules)
     begun = begin(model, input_ids, segment_ids, max_new_tokens, beams=beam_size, causal=causal)
     state = _first(begun, rows, beam_size, max_new_tokens)
     if begun.logits is not None:
         logits = jnp.repeat(begun.logits[:, None], beam_size, axis=1)
-        state = _advance(state, logits, state.cache, state.seen, alpha, eos_id)
+        state = _advance(state, logits, state.cache, state.seen, how)
 
     def step(state: _Beams) -> _Beams:
         logits, cache, seen = model.beam_step(
             state.tokens, state.cache, begun.first + state.length * beam_size, state.seen
         )
-        return _advance(state, logits, cache, seen, alpha, eos_id)
+        return _advance(state, logits, cache, seen, how)
 
-    state = lax.while_loop(lambda s: (s.length < max_new_tokens) & _may_improve(s, alpha), step, state)
+    state = lax.while_loop(lambda s: (s.length < max_new_tokens) & s.going.any(), step, state)
     any_finished = state.finished.any(1)
     ids = jnp.where(any_finished[:, None], state.finished_ids[:, 0], state.ids[:, 0])
     return constrain(ids, "batch", None), jnp.where(any_finished, state.finished_scores[:, 0], state.scores[:, 0])
 
 
-def penalty(alpha: float, length: jax.Array | int) -> jax.Array:
-    """arXiv 1609.08144 equation 14 without coverage."""
-    return jnp.power((5.0 + length) / 6.0, alpha)
+def penalty(alpha: float, length: jax.Array | int, rules: Rules = "t5x") -> jax.Array:
+    """float32 []: arXiv 1609.08144 equation 14 without coverage, or transformers' length^alpha."""
+    return jnp.power((5.0 + length) / 6.0 if rules == "t5x" else jnp.float32(length), alpha)
 
 
 def _first(begun: Begun, rows: int, beam_size: int, max_new_tokens: int) -> _Beams:
@@ -75,34 +86,48 @@ def _first(begun: Begun, rows: int, beam_size: int, max_new_tokens: int) -> _Bea
     seen = jnp.repeat(begun.cache.visible[:, None], beam_size, axis=1)
     scores = jnp.tile(jnp.where(jnp.arange(beam_size) == 0, 0.0, IMPOSSIBLE), (rows, 1))
     nothing = jnp.full(shape, IMPOSSIBLE)
-    tokens, finished = jnp.full(shape, START, jnp.int32), jnp.zeros(shape, bool)
-    return _Beams(jnp.int32(0), tokens, scores, ids, nothing, ids, finished, begun.cache, seen)
+    tokens, finished, going = jnp.full(shape, START, jnp.int32), jnp.zeros(shape, bool), jnp.ones(rows, bool)
+    return _Beams(jnp.int32(0), tokens, scores, ids, nothing, ids, finished, going, begun.cache, seen)
 
 
-def _advance(state: _Beams, logits: jax.Array, cache: Cache, seen: jax.Array, alpha: float, eos_id: int) -> _Beams:
+def _advance(state: _Beams, logits: jax.Array, cache: Cache, seen: jax.Array, how: _How) -> _Beams:
     """One token more. Of twice as many candidates as beams at most half can end, so that K beams always stay open."""
-    beams = state.ids.shape[1]
+    beams, length = state.ids.shape[1], state.length + 1
     scores, parents, tokens = _candidates(state.scores, logits)
     ids = _pick(state.ids, parents)
     ids = lax.dynamic_update_slice_in_dim(ids, tokens[..., None], state.length, 2)
-    ends = tokens == eos_id
+    ends = tokens == how.eos_id
+    finishes = _finishes(ends, length == ids.shape[2], how.rules) & state.going[:, None]
 
     open_scores, chosen = lax.top_k(scores + IMPOSSIBLE * ends, beams)
     parents = _pick(parents, chosen)
-    penalised = scores / penalty(alpha, state.length + 1) + IMPOSSIBLE * ~ends
+    penalised = scores / penalty(how.alpha, length, how.rules) + IMPOSSIBLE * ~finishes
     finished_scores, best = lax.top_k(jnp.concatenate([state.finished_scores, penalised], 1), beams)
     finished_ids = _pick(jnp.concatenate([state.finished_ids, ids], 1), best)
+    finished = _pick(jnp.concatenate([state.finished, finishes], 1), best)
+    reach = length if how.rules == "transformers" else ids.shape[2] + 1  # t5x counts the start token in
+    bound = open_scores[:, :1] / penalty(how.alpha, reach, how.rules)
+    worst = jnp.where(finished, finished_scores[:, -1:], IMPOSSIBLE)
     return _Beams(
-        state.length + 1,
+        length,
         _pick(tokens, chosen),
         open_scores,
         constrain(_pick(ids, chosen), "batch", None, None),
         finished_scores,
         constrain(finished_ids, "batch", None, None),
-        _pick(jnp.concatenate([state.finished, ends], 1), best),
+        finished,
+        state.going & (bound > worst).any(1),
         cache,
         _pick(seen, parents),
     )
+
+
+def _finishes(ends: jax.Array, last: jax.Array, rules: Rules) -> jax.Array:
+    """Which of the 2K candidates, best first, may become finished beams: ends bool [B, 2K], last bool [] -> [B, 2K]."""
+    if rules == "t5x":
+        return ends
+    width = ends.shape[1]
+    return (ends | last) & (jnp.arange(width) < width // 2)
 
 
 def _candidates(scores: jax.Array, logits: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -116,13 +141,6 @@ def _candidates(scores: jax.Array, logits: jax.Array) -> tuple[jax.Array, jax.Ar
     log_p = highest - jax.nn.logsumexp(logits, axis=-1, keepdims=True) + scores[..., None]
     log_p, index = lax.top_k(log_p.reshape(rows, -1), 2 * beams)
     return log_p, index // width, _pick(tokens.reshape(rows, -1), index).astype(jnp.int32)
-
-
-def _may_improve(state: _Beams, alpha: float) -> jax.Array:
-    """Whether an open beam of any row can still displace a finished one: penalties only grow up to the last length."""
-    bound = state.scores[:, :1] / penalty(alpha, state.ids.shape[-1] + 1)
-    worst = jnp.where(state.finished, state.finished_scores.min(1, keepdims=True), IMPOSSIBLE)
-    return ~(worst > bound).all()
 
 
 def _pick(x: jax.Array, index: jax.Array) -> jax.Array:

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from functools import partial
+from functools import cache, partial
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from beams import t5x_beams
+from beams import t5x_beams, transformers_beams
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from bertjax.models.beam import beam, penalty
+from bertjax.models.beam import Rules, beam, penalty
 from bertjax.models.decode import EOS, greedy, kept, sample
 
 STATES = 61
@@ -125,15 +125,22 @@ def test_a_beam_wide_enough_finds_the_best_answer_of_all(vocabulary, length, alp
         assert scores[row] == pytest.approx(score(best), abs=1e-5)
 
 
+@cache
+def search(beams: int, length: int, rules: Rules):
+    return jax.jit(lambda t, i, s, a: beam(Table(t), i, s, length, beam_size=beams, alpha=a, rules=rules))
+
+
+@pytest.mark.parametrize("rules", ["t5x", "transformers"])
 @given(st.integers(0, 10**6), st.sampled_from([1, 2, 4]), st.sampled_from([0.0, 0.6, 1.5]), st.sampled_from([-3, 0, 2]))
 @settings(max_examples=25, deadline=None)
-def test_beams_are_those_of_the_reference_algorithm(seed, beams, alpha, eos):
+def test_beams_are_those_of_the_reference_algorithm(rules, seed, beams, alpha, eos):
+    """Of each row alone: that others of the batch go on after it is done does not change it."""
     rows, vocabulary, length = 4, 11, 9
     table = tables(rows, vocabulary, seed, eos)
-    run = jax.jit(lambda t, i, s: beam(Table(t), i, s, length, beam_size=beams, alpha=alpha))
-    ids, scores = run(jnp.asarray(table), *inputs(rows))
+    ids, scores = search(beams, length, rules)(jnp.asarray(table), *inputs(rows), alpha)
+    plain = t5x_beams if rules == "t5x" else partial(transformers_beams, never=False)
     for row in range(rows):
-        score, tokens = t5x_beams(partial(log_p, table, row), length, beams, alpha)
+        score, tokens = plain(partial(log_p, table, row), length, beams, alpha)
         assert ids[row].tolist() == padded(tokens, length)
         assert scores[row] == pytest.approx(score, abs=2e-5)
 
@@ -152,6 +159,13 @@ def test_penalty():
     assert float(penalty(0.6, 1)) == 1.0
     assert float(penalty(0.6, 7)) == pytest.approx(2**0.6)
     assert float(penalty(0.0, 50)) == 1.0
+
+
+def test_penalty_of_transformers():
+    """length^alpha, by hand."""
+    assert float(penalty(2.0, 7, "transformers")) == 49.0
+    assert float(penalty(0.5, 9, "transformers")) == pytest.approx(3.0)
+    assert float(penalty(0.0, 50, "transformers")) == 1.0
 
 
 # ---- greedy search --------------------------------------------------------------------------------------------------

@@ -1,5 +1,8 @@
-"""Decoding as transformers' torch T5 decodes: greedy search token for token, beams where the rules are the same."""
+"""Decoding as transformers' torch T5 decodes, token for token: greedy search, and beams by its rules; by t5x's rules
+where these are the same."""
 
+import itertools
+from contextlib import contextmanager
 from functools import cache, partial
 
 import jax
@@ -71,6 +74,47 @@ def test_greedy_search_token_for_token(version):
     assert len({tuple(row) for row in expected.tolist()}) >= ROWS // 2, "the inputs matter"
 
 
+class Inclined:
+    """Our model with something added to the logit of EOS at every step."""
+
+    def __init__(self, model, amount: float):
+        self.model, self.amount = model, amount
+        self.config, self.encode, self.start_cache = model.config, model.encode, model.start_cache
+
+    def beam_step(self, *args):
+        logits, cache, seen = self.model.beam_step(*args)
+        return logits.at[..., 1].add(self.amount), cache, seen
+
+
+@contextmanager
+def inclined(model, amount: float):
+    """The same of transformers' model."""
+    added = torch.tensor([amount if token == 1 else 0.0 for token in range(V)])
+    hook = model.lm_head.register_forward_hook(lambda _module, _inputs, logits: logits + added)
+    yield
+    hook.remove()
+
+
+@pytest.mark.parametrize("beams", [2, 4])
+@pytest.mark.parametrize("version", VERSIONS)
+def test_beams_by_transformers_rules_token_for_token(version, beams):
+    """All of generate()'s lengths of answers: at once, on the way, cut off. One program for all penalties and biases."""
+    theirs, ours = pair(version)
+    by = lambda rules: jax.jit(  # noqa: E731
+        lambda i, s, alpha, eos: beam(Inclined(ours, eos), i, s, LENGTH, beam_size=beams, alpha=alpha, rules=rules)[0]
+    )
+    search, other, lengths, told_apart = by("transformers"), by("t5x"), [], 0
+    for eos, penalty in itertools.product((0.0, 2.5), (0.0, 0.6, 1.0, 2.0)):
+        with inclined(theirs, eos):
+            expected = generate(theirs, num_beams=beams, length_penalty=penalty, early_stopping=False)
+        np.testing.assert_array_equal(search(*inputs(), penalty, eos), expected, err_msg=f"{penalty=} {eos=}")
+        lengths += [row.index(1) if 1 in row else LENGTH for row in expected.tolist()]
+        told_apart += (np.asarray(other(*inputs(), penalty, eos)) != expected).any(1).sum()
+    print("LENGTHS", lengths, told_apart)
+    assert np.mean(np.array(lengths) < LENGTH) > 0.4 and len(set(lengths)) > 6, "beams end, here and there"
+    assert told_apart > 5, "the rules matter"
+
+
 def next_log_p(model, row: int):
     """(tokens) -> log probabilities [V] of the next one, by the model on the whole prefix."""
     ids, real = inputs()
@@ -120,19 +164,9 @@ def test_beams_token_for_token_where_the_rules_agree(version):
 def test_beams_that_never_finish_token_for_token(version):
     """No EOS: what is left of both searches is the open beams, and these are the same under any penalty."""
     theirs, ours = pair(version)
-    without = torch.tensor([-1e9 if token == 1 else 0.0 for token in range(V)])
-    hook = theirs.lm_head.register_forward_hook(lambda _module, _inputs, logits: logits + without)
-    expected = generate(theirs, num_beams=5)
-    hook.remove()
-
-    class Endless:
-        config, encode, start_cache = ours.config, ours.encode, ours.start_cache
-
-        def beam_step(self, *args):
-            logits, cache, seen = ours.beam_step(*args)
-            return logits.at[..., 1].add(-1e9), cache, seen
-
-    found = jax.jit(lambda i, s: beam(Endless(), i, s, LENGTH, beam_size=5)[0])(*inputs())
+    with inclined(theirs, -1e9):
+        expected = generate(theirs, num_beams=5)
+    found = jax.jit(lambda i, s: beam(Inclined(ours, -1e9), i, s, LENGTH, beam_size=5)[0])(*inputs())
     np.testing.assert_array_equal(found, expected)
 
 
