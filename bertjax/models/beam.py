@@ -105,7 +105,7 @@ def _advance(state: _Beams, logits: jax.Array, cache: Cache, seen: jax.Array, ho
     finished_scores, best = lax.top_k(jnp.concatenate([state.finished_scores, penalised], 1), beams)
     finished_ids = _pick(jnp.concatenate([state.finished_ids, ids], 1), best)
     finished = _pick(jnp.concatenate([state.finished, finishes], 1), best)
-    reach = length if how.rules == "transformers" else ids.shape[2] + 1  # t5x counts the start token in
+    reach = length if how.rules == "transformers" else ids.shape[2] + 1  # t5x counts the start token
     bound = open_scores[:, :1] / penalty(how.alpha, reach, how.rules)
     worst = jnp.where(finished, finished_scores[:, -1:], IMPOSSIBLE)
     return _Beams(

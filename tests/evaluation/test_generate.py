@@ -26,6 +26,7 @@ DATA = {"kind": "text_to_text", "inputs": "{text}", "targets": "{text}", "sequen
 HOW = {
     "greedy": Decoding(),
     "beam": Decoding(beam_size=3, length_penalty=1.0),
+    "transformers": Decoding(beam_size=3, length_penalty=1.0, beam_rules="transformers"),
     "sample": Decoding(sample=True, temperature=0.8, top_k=12, top_p=0.95),
 }
 
@@ -90,8 +91,9 @@ def one_by_one(restored: Restored, how: str, rows: list[list[int]], causal: bool
         inputs = (restored.program.module(params), ids, jnp.ones_like(ids), 9)
         if how == "sample":
             return sample(*inputs, jax.random.key(5), number, temperature=0.8, top_k=12, top_p=0.95, causal=causal)
-        if how == "beam":
-            return beam(*inputs, beam_size=3, alpha=1.0, causal=causal)[0]
+        if how in ("beam", "transformers"):
+            rules = "transformers" if how == "transformers" else "t5x"
+            return beam(*inputs, beam_size=3, alpha=1.0, causal=causal, rules=rules)[0]
         return greedy(*inputs, causal=causal)
 
     for number, row in enumerate(rows):
@@ -102,7 +104,12 @@ def one_by_one(restored: Restored, how: str, rows: list[list[int]], causal: bool
 
 @pytest.mark.parametrize(
     ("architecture", "how"),
-    [("encoder_decoder", "greedy"), ("encoder_decoder", "beam"), ("decoder_only", "sample")],
+    [
+        ("encoder_decoder", "greedy"),
+        ("encoder_decoder", "beam"),
+        ("encoder_decoder", "transformers"),
+        ("decoder_only", "sample"),
+    ],
 )
 def test_every_text_gets_its_own_answer(opened, tokenizer, monkeypatch, architecture, how):
     monkeypatch.setattr(generate, "WIDTH", 8)
@@ -167,13 +174,15 @@ def test_the_probe_decodes_as_the_stage_does_unless_told(opened, monkeypatch):
     found = probes.generate(restored, asked, {})
     assert [one["text"] for one in found] == asked
     assert [one["generated"] for one in found] == generator(restored, "beam")(restored.params, asked)
-    for choices in ({"sample": True, "top_k": 2}, {"beam_size": 5}, {"max_new_tokens": 2}):
+    by_rules = {"beam_rules": "transformers"}
+    for choices in ({"sample": True, "top_k": 2}, {"beam_size": 5}, {"max_new_tokens": 2}, by_rules):
         probes.generate(restored, asked, choices)
     assert [decoding.model_dump(exclude_defaults=True) for decoding, _ in made] == [
         {"beam_size": 3, "length_penalty": 1.0},
         {"length_penalty": 1.0, "sample": True, "top_k": 2},
         {"beam_size": 5, "length_penalty": 1.0},
         {"beam_size": 3, "length_penalty": 1.0, "max_new_tokens": 2},
+        {"beam_size": 3, "length_penalty": 1.0, "beam_rules": "transformers"},
     ]
     assert {k: made[0][1][k] for k in ("sequence_length", "target_length", "causal")} == {
         "sequence_length": 24, "target_length": 9, "causal": False,
