@@ -104,7 +104,7 @@ def test_help_names_every_command_and_each_has_an_example(capsys):
         ("predict generate .", "standard input: holds no text; give one text a line"),
         ("predict generate . a --top-p 0.5", "bertjax predict generate: --top-p needs --sample"),
         ("predict generate . a --sample --beam 2", "bertjax predict generate: --sample draws and --beam searches"),
-        ("predict generate . a --sample --beam-rules t5x", "bertjax predict generate: --sample draws and --beam searches"),
+        ("predict generate . a --sample --beam-rules t5x", "bertjax predict generate: --sample draws and --beam"),
         ("predict generate . a --sample --top-p 1.5", "bertjax predict generate: argument --top-p: must be above"),
         ("predict generate . a --temperature 0", "bertjax predict generate: argument --temperature: must be"),
         ("import . ./c.yaml", "'./c.yaml': is there already; name a new folder"),
