@@ -190,7 +190,9 @@ def main() -> None:
     side, name = sys.argv[1], sys.argv[2]
     options = json.loads(sys.argv[3]) if len(sys.argv) > 3 else {}
     if name in t5_sides.SHAPES:
-        run = (t5_sides.ours if side == "ours" else t5_sides.theirs)(t5_sides.SHAPES[name], **options)
+        shape = t5_sides.SHAPES[name]
+        ours_t5 = lambda: stepper(t5_sides.build(shape, **options), t5_sides.batch(shape, 0))[0]  # noqa: E731
+        run = ours_t5() if side == "ours" else t5_sides.theirs(shape, **options)
     else:
         shape = SHAPES[name]
         rows = options.pop("rows", shape[3])

@@ -53,13 +53,6 @@ def build(shape: tuple[int, ...], **options):  # noqa: ANN003, ANN201
     return Job(config, Path(), meshes.make_mesh(config.mesh), tokenizer).program(config.stages[0], 10000)
 
 
-def ours(shape: tuple[int, ...], **options):  # noqa: ANN003, ANN201
-    """The shipped step with its defaults -> a function that starts one step and returns the loss."""
-    from step_worker import stepper
-
-    return stepper(build(shape, **options), batch(shape, 0))[0]
-
-
 def theirs(shape: tuple[int, ...], device: str = "cpu", compiled: bool = False):  # noqa: ANN201
     """transformers' torch T5ForConditionalGeneration in bf16 autocast with transformers' own Adafactor."""
     import torch

@@ -23,6 +23,7 @@ from bertjax.errors import UserError
 if TYPE_CHECKING:
     from bertjax.data.tokenizers import Tokenizer
 
+KINDS = ("span_corruption", "iid_denoising", "deshuffling", "prefix_lm", "causal_lm")  # of preprocessing
 JOINED = 128  # documents
 ENCODE_CHARACTERS = 1 << 20  # tokenised in one call
 PIECE_CHARACTERS = 1 << 16  # longer documents are tokenised in pieces

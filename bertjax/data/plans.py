@@ -82,7 +82,7 @@ class Plan:
 # ---- sentence pairs -------------------------------------------------------------------------------------------------
 
 
-def _plan_pairs(work: Work, masker: ex.Masker | None) -> Plan:
+def plan_pairs(work: Work, masker: ex.Masker | None) -> Plan:
     options, tokenizer = work.task.preprocess, work.tokenizer
     tokens = array("q")  # of each document
     sentences = 0
@@ -141,7 +141,7 @@ def _tokenised(documents: Iterator[list[str]], tokenizer: "Tokenizer") -> Iterat
 # ---- questions ------------------------------------------------------------------------------------------------------
 
 
-def _plan_qa(work: Work, masker: None) -> Plan:
+def plan_qa(work: Work, masker: None) -> Plan:
     from bertjax.data import qa
 
     options: SpanQa = work.task.preprocess
@@ -155,7 +155,7 @@ def _plan_qa(work: Work, masker: None) -> Plan:
 # ---- classification -------------------------------------------------------------------------------------------------
 
 
-def _plan_classify(work: Work, masker: None) -> Plan:
+def plan_classify(work: Work, masker: None) -> Plan:
     options: Classify = work.task.preprocess
     labels, kind, count, classes = _survey(work)
     dtype = ex.row_dtype(options.sequence_length, cls_positions="i4", labels=kind, label_weights="f4")
@@ -216,7 +216,7 @@ def _survey(work: Work) -> tuple[list[str] | None, str, int, int | None]:
 # ---- text to text ---------------------------------------------------------------------------------------------------
 
 
-def _plan_text_to_text(work: Work, masker: None) -> Plan:
+def plan_text_to_text(work: Work, masker: None) -> Plan:
     from bertjax.data import text_to_text as tt
 
     options: TextToText = work.task.preprocess
@@ -226,19 +226,3 @@ def _plan_text_to_text(work: Work, masker: None) -> Plan:
     jobs = iter(lambda: list(islice(examples, JOB_EXAMPLES)), [])
     dtype = tt.row_dtype(options.sequence_length, options.target_length)
     return Plan(tt.text_to_text_blocks, (work.tokenizer, dtype), jobs, dtype, len(first) > POOL_EXAMPLES, {})
-
-
-# ---- chunks of text -------------------------------------------------------------------------------------------------
-
-
-def _plan_chunks(work: Work, masker: None) -> Plan:
-    from bertjax.data.chunks import plan_chunks
-
-    return plan_chunks(work)
-
-
-CHUNKS = ("span_corruption", "iid_denoising", "deshuffling", "prefix_lm", "causal_lm")
-PLANS: dict[str, Callable[[Work, Any], Plan]] = {
-    "bert_pairs": _plan_pairs, "span_qa": _plan_qa, "classify": _plan_classify, "text_to_text": _plan_text_to_text,
-    **dict.fromkeys(CHUNKS, _plan_chunks),
-}  # fmt: skip

@@ -5,7 +5,7 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import lru_cache, partial
 from pathlib import Path
@@ -15,9 +15,12 @@ import numpy as np
 
 from bertjax.config.data_schema import BertPairs, Task
 from bertjax.data import examples as ex
+from bertjax.data import plans
+from bertjax.data.chunks import KINDS as CHUNKS
+from bertjax.data.chunks import plan_chunks
 from bertjax.data.masking import MaskingRules
 from bertjax.data.packing import SEGMENTS, Assignment, pack_lengths, pack_pairs
-from bertjax.data.plans import CHUNKS, PLANS, Plan, Report, Work, pool_pays, shard_tokens
+from bertjax.data.plans import Plan, Report, Work, pool_pays, shard_tokens
 from bertjax.data.shards import write_shards
 from bertjax.data.store import Store, StoreWriter
 from bertjax.errors import BertjaxError, StorageError, UserError
@@ -144,7 +147,7 @@ def _build(work: Work, folder: Path, fingerprint: str, parts: dict[str, Any]) ->
     if isinstance(options, BertPairs) and options.masking == "static":
         masker = ex.Masker(MaskingRules.of(options, work.tokenizer), work.seed)
     again = packed or cut is not None  # then unpacked rows are a step on the way, masked after it
-    plan = PLANS[options.kind](work, None if again else masker)
+    plan = _plan(work, None if again else masker)
     meta: dict[str, Any] = {}
     with writer(work.folder / "examples" if again else folder, plan.dtype, meta) as unpacked:
         lengths = write_shards(
@@ -164,6 +167,17 @@ def _build(work: Work, folder: Path, fingerprint: str, parts: dict[str, Any]) ->
         meta = _facts(work, plan, lengths, assignment.rows, parts)
         with writer(folder, dtype, meta) as final:
             _repack(work, Store(work.folder / "examples"), assignment, segments, masker, final)
+
+
+def _plan(work: Work, masker: ex.Masker | None) -> Plan:
+    kind = work.task.preprocess.kind
+    if kind in CHUNKS:
+        return plan_chunks(work)
+    makers: dict[str, Callable[[Work, Any], Plan]] = {
+        "bert_pairs": plans.plan_pairs, "span_qa": plans.plan_qa, "classify": plans.plan_classify,
+        "text_to_text": plans.plan_text_to_text,
+    }  # fmt: skip
+    return makers[kind](work, masker)
 
 
 def _facts(work: Work, plan: Plan, lengths: np.ndarray, rows: int, parts: dict[str, Any]) -> dict[str, Any]:

@@ -83,7 +83,8 @@ def test_lengths_are_the_largest_that_fit(length: int, density: float, mean: flo
     found = spans.span_lengths(length, density, mean)
     most = next(tokens for tokens in range(2 * length + 2, 0, -1) if inputs(tokens) <= length)
     assert found.tokens == most or (density == 0.5 and found.tokens == most - 1)
-    assert found.targets == found.noise + found.spans + 1
+    if found.tokens == most:  # else the reference takes one from the targets as well, whatever the noise comes to
+        assert found.targets == found.noise + found.spans + 1
 
 
 def test_the_prefix_has_a_rule_up_to_half():

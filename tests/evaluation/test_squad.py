@@ -119,7 +119,9 @@ def test_best_threshold_against_every_threshold(seed, count):
         if mean(-1, name) < best - 1e-9:
             assert mean(scores[f"best_{name}_thresh"], name) == pytest.approx(best)
         else:
-            assert scores[f"best_{name}_thresh"] == 0.0  # answering nothing is best: the official starting value
+            # Answering nothing is best: the official starting value, or one that a rounding of the sum puts above it.
+            found = scores[f"best_{name}_thresh"]
+            assert found == 0.0 or mean(found, name) == pytest.approx(best)
         assert squad.score(examples, predictions, na_prob, 50)[name] == pytest.approx(mean(50, name))
 
 

@@ -15,7 +15,7 @@ from bertjax.config.load import resolve_sizes  # noqa: E402
 from bertjax.config.model_schema import BertConfig  # noqa: E402
 from bertjax.data import tokenizers  # noqa: E402
 from bertjax.interop import huggingface  # noqa: E402
-from bertjax.models import family  # noqa: E402
+from bertjax.models import family as families  # noqa: E402
 
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefgh", *(f"##{x}" for x in "abcdefgh"), "word", "!"]
 V = 61  # more rows than pieces, as padded vocabularies have
@@ -93,7 +93,7 @@ def torch_outputs(model, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def our_outputs(params, config: BertConfig, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     heads = huggingface.present_heads(params)
-    model = family.apply_model(config, heads, params, num_labels=huggingface.num_labels(params))
+    model = families.apply_model(config, heads, params, num_labels=huggingface.num_labels(params))
     b = {name: jnp.asarray(x) for name, x in batch.items()}
     hidden = model.encode(b["input_ids"], b["token_type_ids"], b["segment_ids"], b["positions"])
     every, first = jnp.broadcast_to(jnp.arange(hidden.shape[1]), hidden.shape[:2]), jnp.zeros((3, 1), jnp.int32)
@@ -161,7 +161,7 @@ def test_our_own_models_load_in_the_auto_classes(family, heads, tmp_path):
         max_position_embeddings=16, type_vocab_size=0 if family == "distilbert" else 2, hidden_act="gelu_new",
     )  # fmt: skip
     rng = np.random.default_rng(0)
-    shapes = family.initialize(config, heads, 1, jax.random.key(0))
+    shapes = families.initialize(config, heads, 1, jax.random.key(0))
     params = {path: rng.normal(size=x.shape).astype(np.float32) for path, x in shapes.items()}
     export(tmp_path / "ours", params, config, labels=["score"] if "classifier" in heads else None)
     auto = {("mlm", "nsp"): "AutoModelForPreTraining", ("mlm",): "AutoModelForMaskedLM",
@@ -183,7 +183,7 @@ def test_models_without_segments_are_exported_with_zero_ones(tmp_path):
         vocab_size=V, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8,
         max_position_embeddings=16, type_vocab_size=0,
     )  # fmt: skip
-    params = {p: np.asarray(x) for p, x in family.initialize(config, ("mlm",), 2, jax.random.key(1)).items()}
+    params = {p: np.asarray(x) for p, x in families.initialize(config, ("mlm",), 2, jax.random.key(1)).items()}
     export(tmp_path / "ours", params, config)
     loaded = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path / "ours").eval()
     batch = rows(16)
@@ -197,7 +197,7 @@ def test_exported_tokenizers_give_the_same_ids(family, tmp_path):
         family=family, vocab_size=V, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8,
         max_position_embeddings=16, type_vocab_size=0 if family == "distilbert" else 2,
     )  # fmt: skip
-    params = family.initialize(config, ("mlm",), 2, jax.random.key(1))
+    params = families.initialize(config, ("mlm",), 2, jax.random.key(1))
     export(tmp_path / "ours", {p: np.asarray(x) for p, x in params.items()}, config)
     ours = tokenizers.from_file(tmp_path / "ours")
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "ours")
