@@ -55,6 +55,10 @@ def _above_zero(text: str) -> float:
     return _numbers(text)[0] if "," not in text else _refuse("a number above zero", text)
 
 
+def _at_least_zero(text: str) -> float:
+    return 0.0 if text in ("0", "0.0") else _above_zero(text)
+
+
 def _share(text: str) -> float:
     number = _above_zero(text)
     return number if number <= 1 else _refuse("above 0 and at most 1", text)
@@ -145,6 +149,7 @@ COMMANDS = {
             option("--file", metavar="FILE", help="input texts, one a line, UTF-8"),
             option("--beam", dest="beam_size", metavar="N", type=_count, help="beams (default: the run's own, else 1)"),
             option("--beam-rules", choices=("t5x", "transformers"), help="of beams (default: the run's own, else t5x)"),
+            option("--length-penalty", metavar="X", type=_at_least_zero, help="of beams (default: 0.6, or the run's)"),
             option("--sample", action="store_true", help="draw tokens instead of searching"),
             option("--temperature", metavar="X", type=_above_zero, help="of --sample (default: 1)"),
             option("--top-k", metavar="K", type=_count, help="of --sample: only the K likeliest tokens"),

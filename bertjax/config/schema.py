@@ -74,7 +74,7 @@ class CheckpointPolicy(Section):
     keep_last: Positive = 3
     keep_every: Positive | None = None  # steps whose multiples are never removed
     keep_best: str | list[str] | None = None  # scores such as squad/f1: the best step of each is kept too
-    best_is: Literal["highest", "lowest"] = "highest"
+    best_is: Literal["auto", "highest", "lowest"] = "auto"  # auto: lowest of a loss or perplexity, highest of the rest
 
     @property
     def best_of(self) -> tuple[str, ...]:

@@ -55,10 +55,12 @@ def steps_to_keep(
 
 
 def best_step(score: str, best_is: str, scores: Mapping[int, Mapping[str, float]]) -> int | None:
-    """The step whose `score` is the "highest" or "lowest", the newer of equals; None if no step has it.
+    """The step whose `score` is the "highest" or "lowest" ("auto": by its name), the newer of equals; None without one.
 
     NaN is no score. Of several tasks trained together each can have a step of its own that is the best.
     """
+    if best_is == "auto":
+        best_is = "lowest" if score.endswith(("loss", "perplexity")) else "highest"
     sign = 1 if best_is == "highest" else -1
     known = {step: of[score] for step, of in scores.items() if score in of}
     ranked = [(sign * value, step) for step, value in known.items() if not math.isnan(value)]

@@ -193,6 +193,10 @@ def test_the_best_step_of_each_task_is_kept() -> None:
     assert kept(keep_best=["cola/matthews", "squad/em"]) == {50, 30, 60}
     assert kept(keep_best=["squad/em"]) == kept(keep_best="squad/em") == {30, 60}
     assert kept(keep_best=["cola/matthews", "squad/em"], best_is="lowest") == {10, 60}
+    scores[10] |= {"novels/target_loss": 3.0}
+    scores[20] |= {"novels/target_loss": 2.5}
+    assert kept(keep_best=["novels/target_loss", "squad/em"]) == {20, 30, 60}  # a loss is best where it is lowest
+    assert kept(keep_best=["novels/target_loss"], best_is="highest") == {10, 60}
     assert kept(keep_best=["rte/accuracy"]) == kept(keep_best=[]) == kept() == {60}
 
 
