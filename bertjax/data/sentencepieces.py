@@ -21,10 +21,12 @@ import sentencepiece
 from bertjax.data import spm_model, unigram_json
 from bertjax.errors import UserError
 
-VERSION = 1  # of the training recipe, part of the cache key
+VERSION = 2  # of the training recipe, part of the cache key
 EXTRA_IDS = 100  # T5's; what a spiece.model is taken to have where nothing beside it says otherwise
 MODEL = "spiece.model"
 SPACE = "▁"
+ASCII = "".join(map(chr, range(33, 127)))
+ROOM = 1000  # pieces of a vocabulary in which all of ASCII takes no place that matters
 _SENTINEL = re.compile(rf"{SPACE}?<extra_id_(\d+)>")
 
 
@@ -174,7 +176,8 @@ def train(
     """A unigram model of at most `vocab_size` pieces, sentinels included: the same bytes for the same text.
 
     T5's options (arXiv 1910.10683 section 2.2.1; the trainer_spec of its cc_all.32000 model): <pad> 0, </s> 1, <unk> 2,
-    no <s>, NMT's NFKC. One thread: with more the sums of the EM steps differ in their last bits.
+    no <s>, NMT's NFKC. In a vocabulary of ROOM and more ASCII's characters are pieces in any case: prompts and labels
+    (`not_equivalent`) are written in them. One thread: with more the sums of the EM steps differ in their last bits.
     """
     writer = io.BytesIO()
     try:
@@ -185,6 +188,7 @@ def train(
             vocab_size=vocab_size - extra_ids,
             hard_vocab_limit=False,  # a text with fewer pieces than asked for gives those it has
             character_coverage=character_coverage,
+            required_chars=ASCII if vocab_size - extra_ids >= ROOM else "",
             normalization_rule_name="nmt_nfkc",
             byte_fallback=False,
             pad_id=0,

@@ -114,6 +114,14 @@ def test_a_vocabulary_too_small_for_the_letters(size):
     assert "\n" not in str(error.value)
 
 
+def test_prompts_and_labels_can_be_written_whatever_the_text():
+    """An English text without an underscore would leave GLUE's `not_equivalent` unreadable, and every answer wrong."""
+    labels = ["not_equivalent", "acceptable", "mrpc sentence1: a (b) [c] {d} <e> #1 50% ~ `f` ^|\\@$&*+="]
+    tokenizer = trained(vocab_size=5000)
+    ids = tokenizer.encode_batch(labels)
+    assert all(tokenizer.unk_id not in row for row in ids) and [tokenizer.decode(row) for row in ids] == labels
+
+
 def test_a_text_without_words():
     with pytest.raises(UserError, match="more text"):
         sentencepieces.train(lambda: iter([[]]), vocab_size=200, extra_ids=10, character_coverage=1.0)
