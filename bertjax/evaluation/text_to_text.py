@@ -1,5 +1,6 @@
 """Scores of generated text, and the averages of GLUE and SuperGLUE where a stage has several of their tasks."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from bertjax.training.loop import Evaluator
 from bertjax.training.setup import Job
 from bertjax.training.state import Params
 from bertjax.training.step import Program
+
+_log = logging.getLogger(__name__)
 
 
 def text_to_text(
@@ -39,6 +42,12 @@ def text_to_text(
         scoring.check(names, labels, examples)
     except UserError as error:
         raise UserError(f"evaluation '{config.name}': {error}") from None
+    for label in labels or ():
+        if job.tokenizer.unk_id in job.tokenizer.encode_batch([label])[0]:
+            _log.warning(
+                "evaluation '%s': the tokenizer has no piece for a character of the label '%s', which can so never be "
+                "answered", config.name, label,
+            )  # fmt: skip
     generate = generator_of(job, program, config)
     keys = keys_of(examples)
 

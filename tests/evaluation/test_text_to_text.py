@@ -67,7 +67,8 @@ class Generator:
 def build(tmp_path, monkeypatch):
     """build(prompt, ...) -> run, over the records above in jsonl files."""
     monkeypatch.setattr(evaluator, "Generator", Generator)
-    job = SimpleNamespace(base=tmp_path, tokenizer=None, config=SimpleNamespace(run=SimpleNamespace(seed=3)))
+    tokenizer = SimpleNamespace(unk_id=2, encode_batch=lambda texts: [[2 if c == "~" else 5 for c in t] for t in texts])
+    job = SimpleNamespace(base=tmp_path, tokenizer=tokenizer, config=SimpleNamespace(run=SimpleNamespace(seed=3)))
 
     def make(prompt: str | None, records: list | None = None, said: dict | None = None, **options):
         Generator.said, source = said or {}, {"kind": "jsonl", "files": ["records.jsonl"]}
@@ -196,3 +197,13 @@ def test_an_average_of_tasks_scored_at_different_steps_waits_for_the_end():
     watched = evaluator.with_averages(made)
     assert watched[-1].config.name == "super_glue_average" and watched[-1].config.every is None
     assert [e.run({}, 3) for e in watched][-1] == {"average": 60.0, "tasks": 2}
+
+
+def test_a_label_that_no_pieces_can_write_is_named(build, caplog):
+    """A vocabulary without an underscore never answers GLUE's not_equivalent, and the score does not say why."""
+    records = [{"idx": n, "x": "a", "label": n} for n in (0, 1)]
+    build(None, records, inputs="x: {x}", targets="{label}", labels=["un~likely", "likely"])
+    assert [r.getMessage() for r in caplog.records] == [
+        "evaluation 'held': the tokenizer has no piece for a character of the label 'un~likely', which can so never be "
+        "answered"
+    ]
