@@ -26,7 +26,10 @@ MESHES = {
     "data8": {"data": 8},
     "fsdp4_tensor2": {"fsdp": 4, "tensor": 2},
     "data2_fsdp2_tensor2": {"data": 2, "fsdp": 2, "tensor": 2},
+    "slices2_fsdp2_tensor2": {"slices": 2, "fsdp": 2, "tensor": 2},
+    "slices2_data4": {"slices": 2, "data": 4},
 }
+SEQUENCE = {"sequence": "tensor"}  # positions of the residual stream over tensor
 TASKS = {"pairs": (MlmNsp(), 1), "span": (SpanQaObjective(), 1), "packed_span": (SpanQaObjective(), 2)}
 STEPS = 20
 
@@ -65,6 +68,9 @@ def single(make_program, make_rows) -> Callable[[str], tuple]:
 
 
 SLOW = pytest.mark.slow
+# One mesh for every run of the tests, the others for the slow ones.
+TENSOR = [pytest.param(mesh, marks=() if "slices" in mesh else SLOW) for mesh in MESHES if "tensor" in mesh]
+EVERY = [pytest.param(mesh, marks=() if mesh == "data2_fsdp2_tensor2" else SLOW) for mesh in MESHES]
 # A span's softmax does not see a shift, so the gradient of these is rounding, and Adam makes steps of it.
 UNSEEN = ("heads/qa/bias", "layers/1/mlp/norm/bias")
 
@@ -73,7 +79,8 @@ UNSEEN = ("heads/qa/bias", "layers/1/mlp/norm/bias")
     ("task", "mesh"),
     [
         ("pairs", "fsdp4_tensor2"),
-        *(pytest.param("pairs", mesh, marks=SLOW) for mesh in ("data8", "data2_fsdp2_tensor2")),
+        ("pairs", "slices2_fsdp2_tensor2"),
+        *(pytest.param("pairs", mesh, marks=SLOW) for mesh in ("data8", "data2_fsdp2_tensor2", "slices2_data4")),
         *(pytest.param(task, mesh, marks=SLOW) for task in ("span", "packed_span") for mesh in MESHES),
     ],
 )
@@ -90,14 +97,41 @@ def test_a_mesh_changes_nothing(make_program, single, task, mesh):
     assert len(set(losses)) == STEPS
 
 
-@SLOW
-def test_micro_batches_over_devices_change_nothing(make_program, make_rows):
+@pytest.mark.parametrize("mesh", TENSOR)
+def test_split_positions_change_nothing(make_program, single, mesh):
+    """The residual stream in pieces along the row, with the dropout bits of the whole."""
+    batches, expected_losses, expected = single("pairs")
+    losses, params, _ = run(make_program(rules=SEQUENCE, **MESHES[mesh]), batches)
+    np.testing.assert_allclose(losses, expected_losses, rtol=0, atol=1e-5)
+    for path, value in expected.items():
+        np.testing.assert_allclose(params[path], value, rtol=0, atol=1e-5, err_msg=path)
+
+
+@pytest.fixture(scope="module")
+def micro(make_program, make_rows) -> tuple:
+    """Two micro-batches a step, with dropout, on one device."""
     batches = [make_rows("pairs", 16, seed=s) for s in range(3)]
-    whole = run(make_program(dropout=0.0), batches)
-    cut = run(make_program(dropout=0.0, grad_accum=2, **MESHES["data2_fsdp2_tensor2"]), batches)
-    np.testing.assert_allclose(cut[0], whole[0], rtol=0, atol=1e-5)
-    for path, value in whole[1].items():
-        np.testing.assert_allclose(cut[1][path], value, rtol=0, atol=1e-5, err_msg=path)
+    return batches, *run(make_program(grad_accum=2), batches)[:2]
+
+
+@pytest.mark.parametrize("mesh", EVERY)
+def test_micro_batches_over_devices_change_nothing(make_program, micro, mesh):
+    batches, expected_losses, expected = micro
+    losses, params, _ = run(make_program(grad_accum=2, **MESHES[mesh]), batches)
+    np.testing.assert_allclose(losses, expected_losses, rtol=0, atol=1e-5)
+    for path, value in expected.items():
+        np.testing.assert_allclose(params[path], value, rtol=0, atol=1e-5, err_msg=path)
+
+
+@SLOW
+@pytest.mark.parametrize("rng", ["hash", "threefry"])
+def test_slices_and_micro_batches_with_either_generator(make_program, make_rows, rng):
+    """jax's own bits are drawn for the whole batch, so that such a program is left to the partitioner."""
+    batches = [make_rows("pairs", 16, seed=s) for s in range(3)]
+    drawn = [replace(make_program(grad_accum=2, **axes), execution=Execution(dropout_rng=rng)) for axes in ({}, MESHES["slices2_data4"])]
+    assert (drawn[1].by_hand == ()) == (rng == "threefry")
+    expected, found = (run(program, batches) for program in drawn)
+    np.testing.assert_allclose(found[0], expected[0], rtol=0, atol=1e-5)
 
 
 @SLOW
@@ -260,6 +294,7 @@ def test_the_partitioners_complaint_can_be_heard(make_program, capfd):
     ("task", "mesh", "execution"),
     [
         ("pairs", "fsdp4_tensor2", Execution()),
+        ("pairs", "slices2_fsdp2_tensor2", Execution()),
         pytest.param("pairs", "data2_fsdp2_tensor2", Execution(segments=(2,)), marks=SLOW),
         pytest.param("packed_span", "data2_fsdp2_tensor2", Execution(), marks=SLOW),
         pytest.param("packed_span", "fsdp4_tensor2", Execution(segments=(2,), remat="full"), marks=SLOW),
