@@ -175,7 +175,7 @@ COMMANDS = {
             CONFIG,
             option("--runner", choices=("local", "beam"), default="local", help="of the work (default: local)"),
             option("--workers", metavar="N", type=_count, help="processes on this machine (default: its cores)"),
-            option("--beam-args", metavar="OPTIONS", help="options for Beam in one word; they may also follow `--`"),
+            option("--beam-args", metavar="OPTIONS", help="--beam-args='--region=r ...'; they may also follow `--`"),
             option("--verify", action="store_true", help="read every shard again and compare it with its manifest"),
         ),
         (

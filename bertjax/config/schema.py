@@ -56,7 +56,7 @@ class Variant(Section):
 class Mesh(Section):
     """Devices along each axis; one axis may be -1 and takes what is left."""
 
-    slices: Positive = 1  # TPU slices or groups of GPU hosts, each a mesh of the axes below; rows are shared out to them
+    slices: Positive = 1  # TPU slices or groups of GPU hosts, each with a mesh of the axes below
     data: int = -1
     fsdp: int = 1
     tensor: int = 1

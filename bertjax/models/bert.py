@@ -15,8 +15,8 @@ from bertjax.models.attention import attend
 from bertjax.models.execution import Execution
 from bertjax.models.heads import Heads, at_positions, linear_logits
 from bertjax.models.layers import KEPT, Dense, Initializer, LayerNorm, activation, axes, dropout
-from bertjax.models.positions import enter
-from bertjax.models.vocabulary import lookup
+from bertjax.models.positions import each, enter
+from bertjax.models.vocabulary import lookup, small_lookup
 from bertjax.parallel.mesh import constrain, gathered
 
 
@@ -76,11 +76,13 @@ class Embeddings(nnx.Module):
         execution: Execution,
     ) -> jax.Array:
         x = lookup(self.word.embedding[...], input_ids)
-        x = x + jnp.take(gathered(self.position.embedding[...], None, "embed"), positions, axis=0)
+        table = gathered(self.position.embedding[...], None, "embed")
+        x = x + small_lookup(lambda table, positions: jnp.take(table, positions, axis=0), table, positions)
         if hasattr(self, "token_type"):
             table = gathered(self.token_type.embedding[...], None, "embed")
-            x = x + jax.nn.one_hot(token_type_ids, table.shape[0], dtype=table.dtype) @ table
-        x = self.norm(constrain(x, "batch", "sequence", None)).astype(execution.dtype)
+            one_hot = lambda table, ids: jax.nn.one_hot(ids, table.shape[0], dtype=table.dtype) @ table  # noqa: E731
+            x = x + small_lookup(one_hot, table, token_type_ids)
+        x = each(self.norm, constrain(x, "batch", "sequence", None)).astype(execution.dtype)
         return dropout(x, self.rate, key, execution)
 
 

@@ -182,7 +182,7 @@ def dropout(
     x: jax.Array, rate: float, key: jax.Array | None, execution: Execution, *, along_length: bool = False,
     names: Sequence[str | None] = ("batch", "sequence"),
 ) -> jax.Array:  # fmt: skip
-    """Inverted dropout (arXiv 1207.0580); no key means evaluation. `names` are the logical axes of x, as of `hash_bits`.
+    """Inverted dropout (arXiv 1207.0580); no key means evaluation. `names` are logical axes, as of `hash_bits`.
 
     `along_length` draws one mask for the whole next to last axis, as T5 does (t5x network.py: broadcast_dims=(-2,)).
     """

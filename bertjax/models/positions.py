@@ -42,6 +42,14 @@ def joined(x: jax.Array) -> jax.Array:
     return constrain(x, "batch", None, None) if split_axes("sequence", x.shape[1]) else x
 
 
+def each(norm: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
+    """norm(x), a module's, on pieces of x [B, S, D] where positions are split: its gradients take rows and positions
+    as one axis, which the partitioner would put together."""
+    if not (axes := split_axes("sequence", x.shape[1])):
+        return norm(x)
+    return in_pieces(lambda x, norm: norm(x), axes, x, norm, ())
+
+
 def split(length: int, weights: Any) -> tuple[str, ...]:
     """The mesh axes over which a stack can run in pieces: they divide the positions and all its heads and columns."""
     axes = split_axes("sequence", length)
@@ -53,7 +61,7 @@ def split(length: int, weights: Any) -> tuple[str, ...]:
 def in_pieces(
     run: Callable[..., jax.Array], axes: tuple[str, ...], x: jax.Array, weights: Any, given: Sequence[Given]
 ) -> jax.Array:
-    """run(x, weights, *given) over pieces of x [B, S, D] along S, cut over `axes`, and of what else these axes split."""
+    """run(x, weights, *given) on pieces of x [B, S, D] along S, cut over `axes`, and of what else these axes split."""
     mesh = jax.sharding.get_abstract_mesh()
     leaves, structure = jax.tree.flatten(weights)
     names = [_names(v) for v in jax.tree.leaves(weights, is_leaf=_is_variable)]

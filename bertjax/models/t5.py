@@ -17,6 +17,7 @@ from bertjax.config.model_schema import T5Config
 from bertjax.models import stack, t5_cache
 from bertjax.models.execution import Execution
 from bertjax.models.layers import Linear, RmsNorm, activation, axes, contract, dropout
+from bertjax.models.positions import Given, each, enter, joined
 from bertjax.models.t5_attention import (
     Attention,
     KeysValues,
@@ -26,10 +27,8 @@ from bertjax.models.t5_attention import (
     same_segment,
 )
 from bertjax.models.t5_cache import Cache
-from bertjax.models.positions import Given, enter
 from bertjax.models.vocabulary import lookup
 from bertjax.parallel.mesh import constrain, gathered
-
 
 BIAS = (None, "heads", None, None)  # logical axes of a position bias
 
@@ -228,13 +227,12 @@ class T5(nnx.Module):
         """See `t5_cache.beam_step`."""
         return t5_cache.beam_step(self, ids, cache, at, seen)
 
-    def _run(
-        self, part: Stack, ids: jax.Array, call: stack.Call, key: jax.Array | None, *given: Given
-    ) -> jax.Array:
+    def _run(self, part: Stack, ids: jax.Array, call: stack.Call, key: jax.Array | None, *given: Given) -> jax.Array:
         embed_key, stack_key, final_key = (None,) * 3 if key is None else jax.random.split(key, 3)
         x = self.embeddings(ids, embed_key, self.execution)
         segments = self.execution.segments if sum(self.execution.segments) == len(part.layers) else ()
         x = stack.run(list(part.layers), x, call, stack_key, replace(self.execution, segments=segments), *given)
         # t5x draws the encoder's last mask anew for every position, the decoder's once for all
         shared = part is self.decoder
-        return dropout(part.norm(x), self.config.dropout_rate, final_key, self.execution, along_length=shared)
+        x = each(part.norm, x)
+        return joined(dropout(x, self.config.dropout_rate, final_key, self.execution, along_length=shared))

@@ -107,10 +107,8 @@ def attend(
     scores = contract("bhqk,bhsk->bhqs", q, k, execution.platform).astype(jnp.float32)
     scores = scores if bias is None else scores + bias
     probabilities = jax.nn.softmax(jnp.where(visible, scores, MASKED), axis=-1)
-    probabilities = dropout(
-        probabilities, rate, key, execution, along_length=True, names=("batch", "heads")
-    ).astype(q.dtype)
-    context = contract("bhqs,bhsk->bhqk", probabilities, v, execution.platform).astype(q.dtype)
+    kept = dropout(probabilities, rate, key, execution, along_length=True, names=("batch", "heads")).astype(q.dtype)
+    context = contract("bhqs,bhsk->bhqk", kept, v, execution.platform).astype(q.dtype)
     return jnp.moveaxis(context, 1, 2)
 
 

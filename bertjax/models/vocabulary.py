@@ -1,5 +1,6 @@
-"""Searches of arrays whose rows, and whose vocabulary, are split over devices: what travels is candidates, not logits."""
+"""Look-ups and searches where rows and vocabulary are split over devices: tables and logits do not travel."""
 
+from collections.abc import Callable
 from math import prod
 
 import jax
@@ -20,7 +21,7 @@ def lookup(table: jax.Array, ids: jax.Array) -> jax.Array:
     pieces, parts = split_axes("sequence", ids.shape[1]), split_axes("vocab", table.shape[0])
     if not pieces:
         return jnp.take(table, ids, axis=0)
-    if pieces != parts:
+    if pieces != parts:  # every device reads all rows: the gradient needs no sum then
         return constrain(jnp.take(table, ids, axis=0), "batch", None, None)
 
     def local(table: jax.Array, ids: jax.Array) -> jax.Array:
@@ -29,13 +30,30 @@ def lookup(table: jax.Array, ids: jax.Array) -> jax.Array:
         found = jnp.where(here[..., None], jnp.take(table, places, axis=0, mode="clip"), 0)
         return lax.psum_scatter(found, parts, scatter_dimension=1, tiled=True)
 
+    return _over_pieces(local, table, P(parts, None), ids, ("batch", None))
+
+
+def small_lookup(read: Callable[[jax.Array, jax.Array], jax.Array], table: jax.Array, ids: jax.Array) -> jax.Array:
+    """read(table [N, D], int ids [B, S]) -> [B, S, D] of a table so small that every device has it.
+
+    Where positions are split each device reads for its own, and it is the table's gradient that is summed.
+    """
+    if not split_axes("sequence", ids.shape[1]):
+        return read(table, ids)
+    return _over_pieces(read, table, P(None, None), ids, ("batch", "sequence"))
+
+
+def _over_pieces(
+    local: Callable[[jax.Array, jax.Array], jax.Array], table: jax.Array, held: P, ids: jax.Array,
+    names: tuple[str | None, ...],
+) -> jax.Array:  # fmt: skip
+    """local(part of the table, ids) on every device; its results are pieces of positions."""
     mesh = jax.sharding.get_abstract_mesh()
-    free, rows = free_axes(mesh), fitted(mesh, ("batch", None), ids.shape)
-    read = jax.shard_map(
-        local, in_specs=(P(parts, None), rows), out_specs=P(*rows[:1], parts, None), axis_names=set(free),
-        check_vma=False,
-    )  # fmt: skip
-    return read(table, ids)
+    rows, out = fitted(mesh, names, ids.shape), fitted(mesh, ("batch", "sequence"), ids.shape)
+    axes = set(free_axes(mesh))
+    return jax.shard_map(
+        local, in_specs=(held, rows), out_specs=P(*out, None), axis_names=axes, check_vma=False
+    )(table, ids)  # fmt: skip
 
 
 def top_k(x: jax.Array, k: int, along: str | None = None) -> tuple[jax.Array, jax.Array]:

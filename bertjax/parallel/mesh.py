@@ -111,8 +111,8 @@ def own_part(name: str | None) -> tuple[int, jax.Array | int]:
 
 def by_hand(mesh: AbstractMesh, name: str | None) -> tuple[str, ...]:
     """The mesh axes that cut a logical axis by hand here."""
-    free = free_axes(mesh)
-    return tuple(a for a in _active.get().get(name or "", ()) if a in mesh.shape and a not in free and mesh.shape[a] > 1)
+    cut = {a for a, size in mesh.shape.items() if size > 1} - {*free_axes(mesh)}
+    return tuple(a for a in _active.get().get(name or "", ()) if a in cut)
 
 
 def sharding(

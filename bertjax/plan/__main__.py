@@ -19,6 +19,8 @@ def main() -> int:
     except BertjaxError as error:
         print(error, file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:  # `bertjax plan` got it too, and says so
+        return 130
     except Exception as error:  # Python's own code for it, 1, says that something does not fit
         traceback.print_exception(error)
         return BertjaxError.exit_code

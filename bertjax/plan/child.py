@@ -33,7 +33,7 @@ def plan_command(config: Config, arguments: argparse.Namespace) -> int:
 
 
 def compile_apart(config: Config, name: str, topology: Topology, wanted: dict[str, Any]) -> int:
-    """Runs `python -m bertjax.plan` -> its exit code; it writes to our standard output and error.
+    """Runs `python -m bertjax.plan` -> its exit code; its standard error is ours, its output is printed at the end.
 
     `wanted`: stage, episode, sweep, limit, json. Raises UserError when a compiler ends the process.
     """
@@ -41,12 +41,14 @@ def compile_apart(config: Config, name: str, topology: Topology, wanted: dict[st
     package = str(Path(__file__).resolve().parents[2])
     paths = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
     own = os.environ | environment(topology) | {"PYTHONPATH": paths}
-    done = subprocess.run([sys.executable, "-m", "bertjax.plan"], input=json.dumps(request), text=True, env=own)
+    words = [sys.executable, "-m", "bertjax.plan"]
+    done = subprocess.run(words, input=json.dumps(request), stdout=subprocess.PIPE, text=True, env=own)
     if done.returncode < 0 or done.returncode > 128:
         raise UserError(
             f"--topology {topology.name}: the compiler ended with {_cause(done.returncode)}; "
             "what it wrote stands above; try a smaller configuration, or more memory"
         )
+    print(done.stdout, end="")
     return done.returncode
 
 

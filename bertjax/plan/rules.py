@@ -60,7 +60,7 @@ def remarks(opened: StageProgram) -> list[str]:
         elif rule.whole:
             shown = ", ".join(rule.whole[:3]) + (f" and {len(rule.whole) - 3} more" if len(rule.whole) > 3 else "")
             lines.append(f"{where}: {shown} cannot be divided and stays whole on every device")
-    return lines + _heads(opened) + _idle(opened)
+    return lines + _heads(opened) + _sequences(opened) + _idle(opened)
 
 
 def _heads(opened: StageProgram) -> list[str]:
@@ -71,6 +71,18 @@ def _heads(opened: StageProgram) -> list[str]:
     if heads % width == 0:
         return []
     return [f"{heads} attention heads do not divide over {width}: every device computes all of them"]
+
+
+def _sequences(opened: StageProgram) -> list[str]:
+    program = opened.program
+    axes = program.rules.get("sequence", ())
+    width = prod(program.mesh.shape[axis] for axis in axes)
+    lengths = {opened.fields[name][0][0] for name in ("input_ids", "target_ids") if name in opened.fields}
+    return [
+        f"rule sequence -> {'+'.join(axes)}={width}: rows of {length} positions cannot be divided and stay whole"
+        for length in sorted(lengths)
+        if length % width
+    ]
 
 
 def _idle(opened: StageProgram) -> list[str]:

@@ -117,10 +117,11 @@ def _lines(path: Path) -> Iterable[dict[str, Any]]:
     for raw in written:
         try:
             line = json.loads(raw)
-            whole = {"life", "started", "time", "stage", "step", "resumed", "seconds"} <= line.keys()
-        except (ValueError, AttributeError):
+            numbers = [line[name] for name in ("life", "started", "time", "stage", "step", "resumed")]
+            numbers += [line["seconds"][phase] for phase in PHASES]
+        except (ValueError, KeyError, TypeError):
             continue
-        if whole and set(PHASES) <= line["seconds"].keys():
+        if all(isinstance(number, int | float) for number in numbers):
             yield line
 
 

@@ -1,4 +1,4 @@
-"""A stage with everything decided that does not need its parameters: data, program and episodes; and what is left to do."""
+"""A stage with everything decided that does not need its parameters: data, program and episodes; and what remains."""
 
 from dataclasses import dataclass
 

@@ -48,15 +48,18 @@ class Program:
         labels = self.objective.num_labels
         structure = family.structure(self.model, self.heads, labels, self.execution, self.adapter_size)
         object.__setattr__(self, "_structure", structure)
-        object.__setattr__(self, "names", family.logical_axes(structure[1]))  # {path: logical axes}
         object.__setattr__(self, "tx", optim.direction(self.optimizer))
 
     def module(self, params: Mapping[str, jax.Array]) -> family.Module:
         return family.merge(*self._structure, params)  # type: ignore[attr-defined,call-arg]
 
+    def names(self) -> dict[str, tuple[str | None, ...]]:
+        """{path: logical axes} of all parameters."""
+        return family.logical_axes(self._structure[1])  # type: ignore[attr-defined]
+
     def abstract_params(self) -> dict[str, jax.ShapeDtypeStruct]:
         """{path: shape, dtype and sharding} of all parameters."""
-        names = self.names  # type: ignore[attr-defined]
+        names = self.names()
         flat = paths.flatten(nnx.as_pure(self._structure[1]))  # type: ignore[attr-defined]
         return {
             path: jax.ShapeDtypeStruct(
@@ -89,15 +92,17 @@ class Program:
     def _even(self) -> bool:
         """Whether the mesh divides every axis that the rules split over axes of the batch."""
         ways = prod(self.mesh.shape[a] for a in self.rules["embed"] if a in self.rules["batch"])
-        split = ((self.names[path], x.shape) for path, x in self.abstract_params().items())  # type: ignore[attr-defined]
-        return all(n % ways == 0 for names, sizes in split for name, n in zip(names, sizes) if name == "embed")
+        names, params = self.names(), self.abstract_params()
+        axes = (axis for path, x in params.items() for axis in zip(names[path], x.shape, strict=True))
+        return all(size % ways == 0 for name, size in axes if name == "embed")
 
     def batch_sharding(self) -> NamedSharding:
         return NamedSharding(self.mesh, meshes.partition(("batch",), self.rules))
 
     def in_shards(self, grads: Params) -> Params:
         """Gradients where their parameters live: each device is left with the sums that it needs."""
-        return {path: meshes.constrain(g, *self.names[path]) for path, g in grads.items()}  # type: ignore[attr-defined]
+        names = self.names()
+        return {path: meshes.constrain(g, *names[path]) for path, g in grads.items()}
 
     def initialize(self, key: jax.Array) -> Params:
         """Fresh parameters, each array born in its shard."""
@@ -228,14 +233,16 @@ def gradients(program: Program, state: TrainState, batch: Batch) -> tuple[Params
     if not axes:
         return accumulated(program, state.params, state.frozen, batch, divisors, key)
     where = {path: P(*(_within(entry, axes) for entry in s.spec)) for path, s in program.placed().items()}
+    names = program.names()
     hot, cold = ({path: where[path] for path in part} for part in (state.params, state.frozen))
 
     def of_own_rows(*args: Any) -> tuple[Params, dict[str, Term], jax.Array]:
         grads, terms, loss = accumulated(program, *args)
-        split = {path: jax.tree.leaves(tuple(spec)) for path, spec in hot.items()}  # summed where they are cut
-        rest = {path: tuple(a for a in axes if a not in split[path]) for path in grads}
-        sums = {path: meshes.summed(g, rest[path], *program.names[path]) for path, g in grads.items()}
-        return sums, *jax.tree.map(lambda x: jax.lax.psum(x, axes), (terms, loss))  # type: ignore[return-value]
+        cut = {path: jax.tree.leaves(tuple(spec)) for path, spec in hot.items()}  # by axes they are summed over already
+        rest = {path: tuple(a for a in axes if a not in cut[path]) for path in grads}
+        sums = {path: meshes.summed(g, rest[path], *names[path]) for path, g in grads.items()}
+        terms, loss = jax.tree.map(lambda x: jax.lax.psum(x, axes), (terms, loss))
+        return sums, terms, loss
 
     run = jax.shard_map(
         of_own_rows, mesh=program.mesh, in_specs=(hot, cold, P(axes), P(), P()), out_specs=(hot, P(), P()),

@@ -57,9 +57,9 @@ def test_the_bytes_are_those_of_the_local_runner(base: Path, kind: str):
 
 @needs_beam
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["pairs packed, static", "chunks"])
+@pytest.mark.parametrize(("kind", "workers"), [("pairs packed, static", 1), ("chunks", 1), ("chunks", 2)])
 def test_processes_and_object_stores_change_no_byte(
-    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, workers: int
 ):
     bucket = fakegcs.install(tmp_path, monkeypatch) / "bucket"
     (bucket / "in").mkdir(parents=True)
@@ -67,9 +67,9 @@ def test_processes_and_object_stores_change_no_byte(
     kit = str(Path(__file__).parents[1] / "kit")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([os.environ["PYTHONPATH"], kit, str(Path(__file__).parents[2])]))
     here = prepared(kind, base, "here", "gs://bucket/in")
-    far = prepared(kind, base, "gs://bucket/cache", "gs://bucket/in", runner=choose("beam", [], 2))
+    far = prepared(kind, base, "gs://bucket/cache", "gs://bucket/in", runner=choose("beam", [], workers))
     assert objects(bucket, far) == contents(here)
-    assert [path.name for path in (bucket / "cache").iterdir()] == [far.folder.name]
+    assert [path.name for path in (bucket / "cache").iterdir() if any(path.glob("**/*.*"))] == [far.folder.name]
 
 
 @needs_beam
@@ -146,21 +146,14 @@ def test_an_option_that_beam_does_not_know_is_refused(base: Path):
 def test_the_command_hands_options_to_beam(tmp_path: Path, capsys: pytest.CaptureFixture):
     config = tmp_path / "c.yaml"
     config.write_text(
-        "model: {vocab_size: 300, hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 2, intermediate_size: 32}\n"
+        "model: {vocab_size: 300, hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 2}\n"
         f"run: {{root: {tmp_path}/runs}}\n"
         "stages: [{name: s, data: {source: {kind: text, files: ['*.txt']}}, steps: 1, batch_size: 2}]\n"
     )
     (tmp_path / "a.txt").write_text("One sentence here. And another one there.\n\n" * 30)
-    command = [
-        "prepare",
-        str(config),
-        "--runner",
-        "beam",
-        "--workers",
-        "1",
-        f"stages.s.data.source.files=[{tmp_path}/*.txt]",
-    ]
+    files = f"stages.s.data.source.files=[{tmp_path}/*.txt]"
+    command = ["prepare", str(config), "--runner", "beam", "--workers", "1", files]
     assert main([*command, "--", "--no_such_option=1"]) == 2
     assert "Beam has no option --no_such_option" in capsys.readouterr().err
-    assert main([*command, "--beam-args", "--runner=FnApiRunner --job_name=a", "--", "--region=b"]) == 0
+    assert main([*command, "--beam-args=--runner=FnApiRunner --job_name=a", "--", "--region=b"]) == 0
     assert " rows/s, " in capsys.readouterr().out

@@ -2,8 +2,8 @@
 
 It behaves as an object store does: there are no folders but those that objects imply, an object appears when it is
 closed, nothing is renamed, and `info` has a checksum. The objects lie in $FAKE_GCS, so that child processes see them;
-they get the file system by an entry point in a folder that `install` puts on PYTHONPATH. A file FAULT in there says what
-goes wrong: "unreachable", "forbidden", or "corrupt" (what is written is damaged on its way).
+they get the file system by an entry point in a folder that `install` puts on PYTHONPATH. A file FAULT in there says
+what goes wrong: "unreachable", "forbidden", or "corrupt" (what is written is damaged on its way).
 """
 
 import os
@@ -87,11 +87,8 @@ class FakeGcs(AbstractFileSystem):
         return _Upload(real)
 
     def rm_file(self, path: str) -> None:
-        self._real(path).unlink()
-
-    def _rm(self, path: str) -> None:
-        if self._real(path).is_file():
-            self.rm_file(path)
+        if not self._real(path).is_dir():  # a folder goes with the last of its objects
+            self._real(path).unlink()
 
     def makedirs(self, path: str, exist_ok: bool = False) -> None:
         raise AssertionError("an object store has no folders to make")

@@ -28,6 +28,6 @@ def sent(compiled: Any, mesh: jax.sharding.Mesh) -> Counter[tuple[str, str]]:
     return found
 
 
-def sizes(compiled: Any) -> set[int]:
+def lengths(compiled: Any) -> set[int]:
     """The lengths of all axes of all arrays."""
     return {n for one in arrays(compiled.as_text()) for n in one.shape}

@@ -5,6 +5,8 @@ import signal
 import subprocess
 import time
 
+import pytest
+
 CREATE, DELETE = "queued-resources create", "queued-resources delete"
 SCP, SSH = "tpu-vm scp", "tpu-vm ssh"
 
@@ -66,6 +68,7 @@ def test_a_dropped_connection_is_made_again_and_no_line_is_lost_or_doubled(cloud
     assert steps(said) == list(range(1, 9)) and said.count("[w0] start") == 1
 
 
+@pytest.mark.slow
 def test_a_worker_that_was_stopped_starts_again_on_the_same_machines_then_on_new_ones(cloud):
     cloud.shared.mkdir()
     (cloud.shared / "fail-1-at-3").write_text("75")
@@ -157,6 +160,7 @@ def test_a_pod_never_reached_is_not_thrown_away(cloud):
     assert "SSH Key is not present in the SSH agent" in said and "my-pod is kept" in said
 
 
+@pytest.mark.slow
 def test_retries_end(cloud):
     cloud.plan(ssh_run=["preempt"] * 9)
     code, said = cloud.launch("--max-retries=1", "steps=40")

@@ -48,6 +48,7 @@ def lint(command: str) -> str | None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_real_training_through_a_preemption(cloud, tiny_project):
     """Two workers that train tiny.yaml together; their pod is taken away; the run ends as one never disturbed."""
     shutil.rmtree(cloud.checkout / "bertjax")
@@ -67,9 +68,9 @@ def test_real_training_through_a_preemption(cloud, tiny_project):
         "JAX_ENABLE_COMPILATION_CACHE": "false",
     }  # fmt: skip
     cloud.plan(ssh_run=["preempt at pretrain 6"])
+    words = cloud.words("--poll=1", "stages.pretrain.steps=12", "stages.qa.steps=2")
     done = subprocess.run(
-        cloud.words("--poll=1", "stages.pretrain.steps=12", "stages.qa.steps=2"), cwd=cloud.checkout, env=cloud.environment,
-        text=True, timeout=550,
+        words, cwd=cloud.checkout, env=cloud.environment, text=True, timeout=850,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout

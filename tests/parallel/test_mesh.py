@@ -34,8 +34,15 @@ def test_mesh_over_some_devices():
 
 @pytest.mark.parametrize(
     "sizes",
-    [{"data": 3}, {"data": 4}, {"fsdp": 16}, {"data": 2, "fsdp": 2, "tensor": 4}, {"slices": 3}, {"slices": 2, "data": 8}],
-)
+    [
+        {"data": 3},
+        {"data": 4},
+        {"fsdp": 16},
+        {"data": 2, "fsdp": 2, "tensor": 4},
+        {"slices": 3},
+        {"slices": 2, "data": 8},
+    ],
+)  # fmt: skip
 def test_sizes_that_do_not_fit_are_one_line(sizes):
     first = "slices" if "slices" in sizes else "data"
     with pytest.raises(UserError, match=rf"^mesh: {first}=.* does not fit 8 devices; .*-1") as error:
@@ -126,7 +133,7 @@ def test_gathered_weights_are_whole_along_fsdp_and_split_along_tensor():
 
 @pytest.fixture
 def by_hand():
-    """run(f, *(array, logical axes)) inside a shard_map over dcn, data and fsdp of a mesh of eight, tensor left alone."""
+    """run(f, *(array, logical axes)) inside a shard_map over dcn, data and fsdp of eight devices, tensor left alone."""
     mesh, table = meshes.make_mesh(Mesh(slices=2, fsdp=2, tensor=2)), meshes.rules({})
     cut = ("dcn", "data", "fsdp")
 

@@ -194,6 +194,15 @@ def test_what_stays_whole_is_said(opened):
     assert remarks(opened("bert", "pretrain", *MIXED)) == []
 
 
+def test_rows_that_a_sequence_rule_cannot_divide_are_said(opened):
+    rule = "mesh.rules={sequence: tensor}"
+    lines = remarks(
+        opened("t5", "qa", "mesh.data=2", "mesh.tensor=4", "tasks.questions.preprocess.target_length=18", rule)
+    )
+    assert "rule sequence -> tensor=4: rows of 18 positions cannot be divided and stay whole" in lines
+    assert not any("rows of 32" in line for line in lines)
+
+
 def test_layers_are_named_together(opened):
     rule = "mesh.rules={mlp: data, heads: null, vocab: null, batch: fsdp}"
     lines = remarks(opened("bert", "pretrain", "mesh.data=8", "model.intermediate_size=36", rule))

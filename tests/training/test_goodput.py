@@ -11,8 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bertjax.errors import StorageError
+from bertjax.evaluation.report.record import read_run
 from bertjax.training import goodput, loop, phases
 from bertjax.training.goodput import Account, Ledger, account
+from bertjax.training.inspect import inspect_command
 from bertjax.training.phases import COMPILE, EVALUATION, PHASES, SAVE, STARTUP, STEP, Phases
 
 
@@ -119,6 +121,12 @@ def test_lines_cut_by_a_kill_are_left_out_and_swallow_nothing(tmp_path: Path) ->
     assert found is not None and found.lives == 2
 
 
+@pytest.mark.parametrize("text", ["", "[]", '{"life": 0}', '{"kind": "goodput", "seconds": 3}', "\\ud800"])
+def test_what_is_no_line_is_left_out(tmp_path: Path, text: str) -> None:
+    (tmp_path / goodput.NAME).write_text(text)
+    assert goodput.read(tmp_path) is None
+
+
 def test_other_processes_write_nothing_and_a_life_without_a_stage_leaves_no_line(tmp_path: Path) -> None:
     other = Ledger(tmp_path, Phases(), lead=False)
     other.begin(0, 0)
@@ -196,3 +204,6 @@ def test_a_stopped_and_resumed_run_accounts_for_all_of_its_time(train, monkeypat
     assert parts == pytest.approx(wall, rel=0.01, abs=0.05)
     assert found.idle == pytest.approx(resumed - stopped, abs=0.1)
     assert 0 < found.productive < wall and found.checkpoint > 0 and found.evaluation > 0
+    assert str(found) in inspect_command(run, [], None, False)
+    assert json.loads(inspect_command(run, [], None, True))["goodput"]["lives"] == 2
+    assert read_run(run).goodput == str(found)
