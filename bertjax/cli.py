@@ -104,6 +104,7 @@ def _parse(name: str, command: Command, words: list[str]) -> argparse.Namespace 
     usage = f"bertjax {name}" + (" [options]" if any(names[0][0] == "-" for names, _ in command.options) else "")
     positional = [settings["metavar"] for names, settings in command.options if names[0][0] != "-"]
     usage = " ".join([usage, *positional, *(["[key.path=value ...]"] if command.overrides else [])])
+    usage += f" [-- {command.rest} ...]" if command.rest else ""
     parser = _Parser(
         prog=f"bertjax {name}", usage=usage, description=command.help, add_help=False, allow_abbrev=False,
         epilog="examples:\n" + "\n".join(f"  {line}" for line in command.examples),
@@ -111,6 +112,9 @@ def _parse(name: str, command: Command, words: list[str]) -> argparse.Namespace 
     )  # fmt: skip
     for names, settings in command.options:
         parser.add_argument(*names, **settings)
+    rest: list[str] = []
+    if command.rest and "--" in words:
+        words, rest = words[: words.index("--")], words[words.index("--") + 1 :]
     flags = {flag: settings for names, settings in command.options for flag in names if flag.startswith("-")}
     overrides, words = _split_overrides(words, flags) if command.overrides else ([], words)
     own = words[: words.index("--")] if "--" in words else words
@@ -125,7 +129,7 @@ def _parse(name: str, command: Command, words: list[str]) -> argparse.Namespace 
     if extra:
         what = "expected key.path=value" if command.overrides else "unexpected argument"
         raise UserError(f"bertjax {name}: {what} (got {extra[0][:80]!a})")
-    arguments.overrides = overrides
+    arguments.overrides, arguments.rest = overrides, rest
     return arguments
 
 

@@ -16,6 +16,7 @@ from bertjax.commands import (
     import_folder,
     inspect,
     mix,
+    plan,
     prepare,
     qa_report,
     score_squad,
@@ -34,6 +35,12 @@ def option(*names: str, **settings: Any) -> Option:
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number above zero (got '{text}')")
+    return int(text)
+
+
+def _number(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"must be a whole number, counted from zero (got '{text}')")
     return int(text)
 
 
@@ -75,6 +82,7 @@ class Command:
     options: tuple[Option, ...]
     examples: tuple[str, ...]
     overrides: bool = False  # takes key.path=value
+    rest: str = ""  # what may stand behind `--`
 
 
 CONFIG = option("config", metavar="CONFIG", help="a YAML file")
@@ -168,9 +176,19 @@ COMMANDS = {
     "prepare": Command(
         prepare,
         "tokenise and store the training data ahead of a run",
-        (CONFIG,),
-        ("bertjax prepare configs/bert/pretrain_base.yaml",),
+        (
+            CONFIG,
+            option("--runner", choices=("local", "beam"), default="local", help="of the work (default: local)"),
+            option("--workers", metavar="N", type=_count, help="processes on this machine (default: its cores)"),
+            option("--beam-args", metavar="OPTIONS", help="--beam-args='--region=r ...'; they may also follow `--`"),
+            option("--verify", action="store_true", help="read every shard again and compare it with its manifest"),
+        ),
+        (
+            "bertjax prepare configs/bert/pretrain_base.yaml --workers 8 --verify",
+            "bertjax prepare my.yaml --runner beam run.prepared=gs://bucket/prepared -- --runner=DataflowRunner ...",
+        ),
         overrides=True,
+        rest="BEAM_OPTION",
     ),
     "mix": Command(
         mix,
@@ -194,6 +212,27 @@ COMMANDS = {
             option("--json", action="store_true", help="as JSON"),
         ),
         ("bertjax inspect configs/bert/pretrain_base.yaml", "bertjax inspect my.yaml --step 500"),
+        overrides=True,
+    ),
+    "plan": Command(
+        plan,
+        "compile a configuration for a pod or GPUs that are not here: does it fit, what travels, how fast at best",
+        (
+            CONFIG,
+            option("--topology", metavar="T", required=True, help="v5e:16x16, v5p-128, h200:2x8 (hosts x GPUs), cpu:8"),
+            option("--stage", metavar="NAME", help="only this stage (default: all of them; of --sweep the first)"),
+            option("--episode", metavar="N", type=_number, help="of gradual unfreezing, from 0 (default: the last)"),
+            option(
+                "--sweep", action="store_true", help="try other meshes, batch sizes and remat policies, and rank them"
+            ),
+            option("--limit", metavar="N", type=_count, help="of --sweep: compile no more than this (default: 24)"),
+            option("--json", action="store_true", help="as JSON"),
+        ),
+        (
+            "bertjax plan configs/bert/pretrain_large.yaml --topology v5e:16x16 mesh.fsdp=16",
+            "bertjax plan configs/t5/pretrain_3b.yaml --topology v5p:4x4x4 --json",
+            "bertjax plan configs/t5/pretrain_large.yaml --topology h200:8 --sweep --limit 12",
+        ),
         overrides=True,
     ),
     "import": Command(
@@ -247,5 +286,10 @@ COMMANDS = {
         (option("--json", action="store_true", help="as JSON"),),
         ("bertjax verify",),
     ),
-    "doctor": Command(doctor, "check this machine", (), ("bertjax doctor",)),
+    "doctor": Command(
+        doctor,
+        "check this machine, or all machines of a job together",
+        (option("--cluster", action="store_true", help="run on every process, as `bertjax train` would be"),),
+        ("bertjax doctor", "srun bertjax doctor --cluster"),
+    ),
 }

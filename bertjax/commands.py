@@ -4,8 +4,11 @@ import argparse
 import json
 import logging
 import os
+import signal
 import sys
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 from bertjax.errors import UserError
 
 if TYPE_CHECKING:
-    from bertjax.config.schema import Config, Stage
-    from bertjax.data.loader import Batches
+    from bertjax.config.schema import Config
 
 _PLATFORMS = {"cpu": "cpu", "gpu": "cuda", "tpu": "tpu"}
 
@@ -41,13 +43,32 @@ def _show(result: Any) -> int:
 
 
 def train(arguments: argparse.Namespace) -> int:
-    config = _load(arguments)
-    _use_device(arguments)
-    from bertjax.evaluation.evaluate import build_evaluators
-    from bertjax.training import loop
+    with _stoppable():
+        config = _load(arguments)
+        _use_device(arguments)
+        from bertjax.evaluation.evaluate import build_evaluators
+        from bertjax.training import loop
 
-    loop.train(config, Path.cwd(), build_evaluators)
+        loop.train(config, Path.cwd(), build_evaluators)
     return 0
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """SIGTERM before the run listens itself: nothing has begun, so the process just goes, with 75."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(*_: object) -> None:
+        print("stopped before anything began; run the same command again", file=sys.stderr, flush=True)
+        os._exit(75)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
@@ -130,34 +151,27 @@ def _texts(arguments: argparse.Namespace) -> list[str]:
     return [line.rstrip("\r") for line in content.removesuffix("\n").split("\n")]
 
 
-def _opened(config: "Config", report: Callable[[str], None]) -> "Iterator[tuple[Stage, Batches]]":
-    """Each stage with its data, prepared first where it is not yet."""
-    from bertjax.data.loader import open_batches
-    from bertjax.training.setup import cache_of, load_tokenizer
-
-    base = Path.cwd()
-    tokenizer = load_tokenizer(config, base)
-    for stage in config.stages:
-        yield stage, open_batches(config, stage, tokenizer, base=base, cache=cache_of(config), report=report)
-
-
 def prepare(arguments: argparse.Namespace) -> int:
-    for stage, batches in _opened(_load(arguments), partial(print, flush=True)):
-        counts = ", ".join(f"{name} {count:,}" for name, count in batches.counts.items())
-        print(f"{stage.name}: rows: {counts}")
+    if arguments.workers:
+        arguments.overrides.append(f"run.prepare_workers={arguments.workers}")
+    config = _load(arguments)
+    from bertjax.training.preparing import prepare_command
+
+    prepare_command(config, arguments.runner, arguments.beam_args, arguments.rest, arguments.verify)
     return 0
 
 
 def mix(arguments: argparse.Namespace) -> int:
     config = _load(arguments)
     from bertjax.data import mix as mixes
+    from bertjax.training.preparing import opened
 
     if arguments.count:
         stated = mixes.stated_counts(arguments.count, config)
         sizes = [mixes.Size.stated(config, stage, stated) for stage in config.stages]
     else:
         report = partial(print, file=sys.stderr, flush=True)
-        sizes = [mixes.Size.of(config, stage, batches) for stage, batches in _opened(config, report)]
+        sizes = [mixes.Size.of(config, stage, batches) for stage, batches in opened(config, report)]
     found = [mixes.plan(size, arguments.limits, arguments.temperatures) for size in sizes]
     return _show([each.as_dict() for each in found] if arguments.json else "\n".join(each.as_text() for each in found))
 
@@ -170,6 +184,13 @@ def inspect(arguments: argparse.Namespace) -> int:
     from bertjax.training.inspect import inspect_command
 
     return _show(inspect_command(target, arguments.overrides, arguments.step, arguments.json))
+
+
+def plan(arguments: argparse.Namespace) -> int:
+    config = _load(arguments)
+    from bertjax.plan.child import plan_command
+
+    return plan_command(config, arguments)
 
 
 def import_folder(arguments: argparse.Namespace) -> int:
@@ -246,9 +267,11 @@ def verify(arguments: argparse.Namespace) -> int:
 
 def doctor(arguments: argparse.Namespace) -> int:
     from bertjax.doctor import doctor as check
+    from bertjax.doctor import doctor_of_cluster
 
-    lines, ok = check()
-    print("\n".join(lines))
+    lines, ok = doctor_of_cluster() if arguments.cluster else check()
+    if lines:
+        print("\n".join(lines))
     return 0 if ok else 2
 
 

@@ -31,11 +31,37 @@ def doctor() -> tuple[list[str], bool]:
     lines, ok = [], True
     for check in (_python, _packages, _extras, _devices, _compute, _disk):
         for label, finding, remedy in _guarded(check):
-            lines.append(f"{'ok ' if remedy is None else 'BAD'} {label:<20}{finding}")
-            if remedy is not None:
-                lines.append(f"    -> {remedy}")
-                ok = False
-    return [*lines, "ready" if ok else "not ready: see the lines marked BAD"], ok
+            lines += _lines(label, finding, remedy)
+            ok = ok and remedy is None
+    return [*lines, _verdict(ok)], ok
+
+
+def doctor_of_cluster() -> tuple[list[str], bool]:
+    """The same for all processes of a job together; every one calls it, and process 0 has the lines to print.
+
+    Raises the errors of `bertjax.parallel.distributed.start` when the processes do not come together.
+    """
+    from bertjax.parallel import distributed
+
+    distributed.start()
+    with distributed.fail_together():
+        lines, ok = doctor()
+        from bertjax.training.cluster import cluster_checks
+
+        checks = cluster_checks([line[4:] for line in lines if line.startswith("BAD ")])
+    ok = ok and all(remedy is None for _, _, remedy in checks)
+    shown = [line for check in checks for line in _lines(*check)]
+    return ([*lines[:-1], *shown, _verdict(ok)] if distributed.is_lead() else []), ok
+
+
+def _lines(label: str, finding: str, remedy: str | None) -> list[str]:
+    if remedy is None:
+        return [f"ok  {label:<20}{finding}"]
+    return [f"BAD {label:<20}{finding}", f"    -> {remedy}"]
+
+
+def _verdict(ok: bool) -> str:
+    return "ready" if ok else "not ready: see the lines marked BAD"
 
 
 def _guarded(check: Callable[[], Iterator[Check]]) -> Iterator[Check]:

@@ -5,17 +5,21 @@ which collectives and kernels it has; not that it is fast or right.
 """
 
 import importlib.util
+import json
 import os
-import sys
 from pathlib import Path
 
 import pytest
 
+from bertjax.cli import main
 from bertjax.config.load import build, load
+from bertjax.errors import UserError
+from bertjax.parallel.chips import GIB, NAMED, chip_of
+from bertjax.plan import topologies
+from bertjax.plan.compile import compile_step
+from bertjax.plan.hlo import describe
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "benchmarks"))
-import ahead  # noqa: E402
 
 pytestmark = [
     pytest.mark.slow,
@@ -24,13 +28,18 @@ pytestmark = [
 ]
 MINI = {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 1024}
 NO_DROPOUT = {"attention_probs_dropout_prob": 0.0}
-HBM_GIB = 16  # of one v5e chip
+
+
+def made(config, topology: str) -> dict:
+    """Of the first stage's train step."""
+    return describe(compile_step(config, topologies.devices(topologies.parse(topology, config.mesh.slices))))
 
 
 @pytest.fixture(scope="module", autouse=True)
 def quiet_libtpu():
     before = dict(os.environ)
-    os.environ.update({k: v for k, v in ahead.ENVIRONMENT.items() if k.startswith("TPU_")})
+    found = topologies.environment(topologies.parse("v5e:2x4"))
+    os.environ.update({name: value for name, value in found.items() if "TPU" in name})
     yield
     os.environ.clear()
     os.environ.update(before)
@@ -40,11 +49,11 @@ def compiled(topology: str, *, model: dict, mesh: dict, rows: int, length: int, 
     pairs = {"kind": "bert_pairs", "sequence_length": length, "pack": pack}
     task = {"source": {"kind": "stdlib_docs"}, "preprocess": pairs}
     settings = {"name": "pretrain", "data": task, "steps": 1000, "batch_size": rows} | stage
-    return ahead.describe(ahead.compile_step(build({"model": model, "mesh": mesh, "stages": [settings]}), topology))
+    return made(build({"model": model, "mesh": mesh, "stages": [settings]}), topology)
 
 
 def fits(found: dict) -> bool:
-    return sum(found["gib_per_device"].values()) < HBM_GIB
+    return sum(found["gib_per_device"].values()) < NAMED["v5e"].memory / GIB
 
 
 def test_base_with_attention_dropout_takes_the_xla_path():
@@ -82,12 +91,58 @@ def test_heads_that_the_mesh_does_not_divide_stay_whole():
 def test_t5_base_trains_on_v5e():
     """The paper's batch of 128 x 512 on eight chips, as its configuration says: plain data parallelism, and it fits."""
     config = load(ROOT / "configs" / "t5" / "pretrain_base.yaml")
-    found = ahead.describe(ahead.compile_step(config, "v5e:2x4"))
+    found = made(config, "v5e:2x4")
     assert set(found["collectives"]) == {"all-reduce"} and found["kernels"] == {}
     assert fits(found)
 
 
 def test_t5_small_is_split_over_fsdp_and_tensor():
     config = load(ROOT / "configs" / "t5" / "pretrain_small.yaml", ["mesh.data=1", "mesh.fsdp=4", "mesh.tensor=2"])
-    found = ahead.describe(ahead.compile_step(config, "v5e:2x4"))
+    found = made(config, "v5e:2x4")
     assert {"all-gather", "all-reduce"} <= set(found["collectives"]) and fits(found)
+
+
+@pytest.mark.parametrize(
+    "topology, devices", [("v3:2x2", 8), ("v4-8", 4), ("v5p-8", 4), ("v6e:2x4", 8), ("v5e:1x1", 1)]
+)
+def test_topologies_the_compiler_knows(topology: str, devices: int):
+    parsed = topologies.parse(topology)
+    found = topologies.devices(parsed)
+    assert len(found) == parsed.size == devices
+    assert topologies.parse(topology).chip == chip_of(found[0].device_kind)
+
+
+def test_slices_are_numbered():
+    found = topologies.devices(topologies.parse("v5e:4x4", 2))
+    assert len(found) == 32 and {device.slice_index for device in found} == {0, 1}
+
+
+def test_a_shape_the_compiler_does_not_know_is_bad_input():
+    with pytest.raises(UserError, match="the compiler does not know it"):
+        topologies.devices(topologies.parse("v5e:3x3"))
+
+
+PLANNED = ["stages.pretrain.steps=100", "model.num_hidden_layers=2", "--topology", "v5e:2x4", "--stage", "pretrain"]
+
+
+def test_the_command_plans_for_a_tpu(capfd):
+    assert (
+        main(["plan", str(ROOT / "configs/debug/cpu.yaml"), *PLANNED, "stages.pretrain.batch_size=64", "--json"]) == 0
+    )
+    plan = json.loads(capfd.readouterr().out)
+    (stage,) = plan["stages"]
+    assert plan["device_kind"] == "TPU v5 lite" and plan["verdict"] == "fits" and stage["fits"]
+    assert 0 < stage["roofline"]["best"] <= stage["roofline"]["step"] < 1
+    assert stage["attention"]["kernel"] == "xla" and "attention_probs_dropout_prob" in stage["attention"]["why"]
+
+
+def test_what_does_not_fit_a_tpu_ends_with_1(capfd):
+    rows = "stages.pretrain.batch_size=2097152"
+    assert main(["plan", str(ROOT / "configs/debug/cpu.yaml"), *PLANNED, rows]) == 1
+    out = capfd.readouterr().out
+    assert "DOES NOT FIT: needs " in out and out.endswith("does not fit: stage pretrain\n")
+
+
+def test_a_single_device_has_no_collectives():
+    config = load(ROOT / "configs" / "debug" / "cpu.yaml")
+    assert made(config, "v5e:1x1")["collectives"] == {}

@@ -10,56 +10,8 @@ import pytest
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
-import ahead  # noqa: E402
 import step_worker  # noqa: E402
 from turns import take_turns  # noqa: E402
-
-# A loop of four around one gather and one reduction; the gather is spread over two fusions, as TPU programs are.
-HLO = """HloModule jit_step
-
-%start (p: bf16[2,8]) -> bf16[8,8] {
-  %p = bf16[2,8]{1,0} parameter(0)
-  %all-gather.1 = bf16[8,8]{1,0} all-gather(%p), channel_id=1, frontend_attributes={chain_id="0"}
-}
-
-%done (p: bf16[2,8]) -> bf16[8,8] {
-  %p = bf16[2,8]{1,0} parameter(0)
-  %all-gather.2 = bf16[8,8]{1,0} all-gather(%p), channel_id=1, frontend_attributes={chain_id="0"}
-}
-
-%all-reduce-scatter.1 (p: f32[8,8]) -> f32[2,8] {
-  %p = f32[8,8]{1,0} parameter(0)
-  %all-reduce.7 = f32[8,8]{1,0} all-reduce(%p), to_apply=%add
-}
-
-%body (s: (s32[], bf16[2,8])) -> (s32[], bf16[2,8]) {
-  %f.1 = bf16[8,8]{1,0} fusion(%s), kind=kCustom, calls=%start
-  %f.2 = bf16[8,8]{1,0} fusion(%f.1), kind=kCustom, calls=%done
-  %f.3 = f32[2,8]{1,0} fusion(%f.2), kind=kCustom, calls=%all-reduce-scatter.1
-  %c.1 = bf16[8,8]{1,0} custom-call(%f.2), custom_call_target="tpu_custom_call", metadata={op_name="splash_mha_fwd"}
-}
-
-%condition (s: (s32[], bf16[2,8])) -> pred[] {
-  %n = s32[]{:T(128)} constant(4)
-  ROOT %lt = pred[] compare(%i, %n), direction=LT
-}
-
-ENTRY %main (a: bf16[2,8]) -> f32[] {
-  %while.1 = (s32[], bf16[2,8]{1,0}) while(%t), condition=%condition, body=%body
-  %all-reduce.9 = (f32[4]{0}, f32[]) all-reduce(%x, %y), to_apply=%add
-}
-"""
-
-
-def test_collectives_and_kernels_are_counted_as_often_as_they_run():
-    kib = 2**-10
-    assert ahead.kernels(HLO) == {"splash_mha_fwd": 4}
-    counts = {kind: found["count"] for kind, found in ahead.collectives(HLO).items()}
-    assert counts == {"all-gather": 4, "reduce-scatter": 4, "all-reduce": 1}
-    large = HLO.replace("8,8]", "8192,8]")
-    mib = {kind: found["mib"] for kind, found in ahead.collectives(large).items()}
-    assert mib["all-gather"] == pytest.approx(4 * 8192 * 8 * 2 * kib**2)
-    assert mib["reduce-scatter"] == pytest.approx(4 * 8192 * 8 * 4 * kib**2)
 
 
 def test_full_head_is_the_same_task():

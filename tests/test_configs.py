@@ -131,7 +131,9 @@ def test_question_answering_is_run_squads(tmp_path: Path) -> None:
 # Parameters of the published checkpoints (T5 paper section 3.7.1 rounds them; exact counts are those of their shapes).
 T5_COUNTS = {
     "small": 60_506_624, "base": 222_903_552, "large": 737_668_096, "3b": 2_851_598_336,
+    "11b": 11_307_321_344,
     "v1_1_small": 76_961_152, "v1_1_base": 247_577_856, "v1_1_large": 783_150_080, "v1_1_3b": 2_849_757_184,
+    "v1_1_11b": 11_135_332_352,
 }  # fmt: skip
 
 

@@ -13,6 +13,7 @@ FLOORS = [
     "losses objectives",
     "training",
     "evaluation",
+    "plan",
     "verify",
     "cli command_table commands doctor demo",
 ]
@@ -20,7 +21,7 @@ FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names.spl
 FREE = {"errors", "__init__", "__main__"}
 # Library -> what may import it, as prefixes of paths in the package.
 KNOWN_TO = {
-    "jax": ("models", "interop", "parallel", "losses", "objectives", "training", "evaluation", "doctor"),
+    "jax": ("models", "interop", "parallel", "losses", "objectives", "training", "evaluation", "plan", "doctor"),
     "flax": ("models", "interop", "training", "evaluation"),
     "optax": ("training",),
     "orbax": ("training/checkpoint.py",),

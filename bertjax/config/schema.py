@@ -56,6 +56,7 @@ class Variant(Section):
 class Mesh(Section):
     """Devices along each axis; one axis may be -1 and takes what is left."""
 
+    slices: Positive = 1  # TPU slices or groups of GPU hosts, each with a mesh of the axes below
     data: int = -1
     fsdp: int = 1
     tensor: int = 1
@@ -82,6 +83,26 @@ class CheckpointPolicy(Section):
         return (self.keep_best,) if isinstance(self.keep_best, str) else tuple(self.keep_best or ())
 
 
+Seconds = Annotated[float, Field(gt=0)]
+
+
+class Watchdog(Section):
+    """Seconds without any progress after which a run leaves with exit code 75; null: no limit."""
+
+    compile: Seconds | None = 7200.0  # the first step of an episode, with what it waits for
+    step: Seconds | None = 900.0
+    evaluation: Seconds | None = 7200.0  # a batch of it; the first one compiles
+    save: Seconds | None = 3600.0
+    startup: Seconds | None = 3600.0  # making or restoring the parameters of a stage; preparing data has no limit
+
+
+class Profile(Section):
+    """Steps of which the lead process writes a trace, once a start of the run."""
+
+    start_step: Positive = 10  # in the stage; the first ones compile
+    steps: Positive = 5
+
+
 class Run(Section):
     name: Name = "run"
     root: str = "runs"
@@ -96,9 +117,12 @@ class Run(Section):
     log_every: Positive = 10
     checkpoint: CheckpointPolicy = CheckpointPolicy()
     prefetch: Positive = 4  # batches prepared ahead
+    prepared: str | None = None  # where prepared data are kept, a folder or gs://...; default: <root>/prepared
     prepare_workers: Positive | None = None  # default: the machine's cores
     max_bad_steps: Positive = 3  # non-finite steps in a row (each skipped) before the run stops with exit code 3
     compile_cache: str | None = "~/.cache/bertjax/xla"
+    watchdog: Watchdog | None = Watchdog()
+    profile: Profile | None = None  # SIGUSR1 asks for a trace too
     tensorboard: bool = True
     wandb: bool = False
 

@@ -15,10 +15,11 @@ import numpy as np
 
 from bertjax.config.data_schema import CausalLm, Deshuffling, PrefixLm
 from bertjax.data.denoising_rules import Denoising, DenoisingRules
-from bertjax.data.pairs import TokenizedCorpus
+from bertjax.data.joining import Joined, in_order
 from bertjax.data.plans import Plan, Work, pool_pays, shard_tokens
 from bertjax.data.shards import BLOCK_ROWS, Blocks
-from bertjax.errors import UserError
+from bertjax.data.sources import stream_texts
+from bertjax.data.tokenising import tokenised
 
 if TYPE_CHECKING:
     from bertjax.data.tokenizers import Tokenizer
@@ -33,12 +34,11 @@ _SPACE = re.compile(r"\s")
 @dataclass(frozen=True)
 class ChunksWork:
     """Attributes:
-    order: int64 [documents], as they are joined; joined: how many of them.
+    text: gives the documents as they are joined; joined: how many of them.
     eos_id: put behind every document; None: nothing is.
     """
 
-    corpus: TokenizedCorpus
-    order: np.ndarray
+    text: Joined
     joined: int
     eos_id: int | None
     dtype: np.dtype
@@ -61,19 +61,8 @@ def plan_chunks(work: Work) -> Plan:
     """Raises UserError when the source holds no text or the section does not fit the tokenizer."""
     options: Denoising = work.task.preprocess
     rules = DenoisingRules.of(options, work.tokenizer)  # type: ignore[arg-type]
-    tokens = array("q")  # of each document
-    tell = work.progress("documents tokenised")
-
-    def counted() -> Iterator[list["array[int]"]]:
-        for document in _tokenised(_texts(work), work.tokenizer):
-            tokens.append(sum(map(len, document)))
-            tell(len(tokens))
-            yield document
-        if not tokens:
-            raise UserError(f"task '{work.name}': its source holds no text; check the files and the text field")
-
-    corpus = TokenizedCorpus.write(work.folder / "corpus", counted(), work.tokenizer.vocab_size)
-    counts = np.frombuffer(tokens, np.int64)
+    text = tokenised(work, stream_texts, tokenised_texts)
+    counts = text.tokens
     total = int(counts.sum())
     work.report(f"{work.name}: {len(counts):,} documents, {total:,} tokens")
     joined = 1 if isinstance(options, Deshuffling | PrefixLm) else JOINED  # objectives/{all_permute,prefix_lm}.gin
@@ -81,11 +70,13 @@ def plan_chunks(work: Work) -> Plan:
     # Unlike a Generator's, this stream is the same in every version of numpy.
     order = np.random.RandomState(work.seed % 2**32).permutation(len(counts))
     pools = np.add.reduceat(counts[order] + (eos_id is not None), np.arange(0, len(counts), joined))
+    units = list(chunk_units(pools, rules.tokens_length, shard_tokens(total), work.task.limit))
     dtype = chunk_dtype(rules.tokens_length)
+    ends = [min(unit.last * joined, len(counts)) for unit in units]
+    joining, shuffle = in_order(work, text, order, ends)
     return Plan(
-        chunk_blocks, ChunksWork(corpus, order, joined, eos_id, dtype),
-        chunk_units(pools, rules.tokens_length, shard_tokens(total), work.task.limit), dtype, big=pool_pays(total),
-        facts={"documents": len(counts), "tokens": total},
+        chunk_blocks, ChunksWork(joining, joined, eos_id, dtype), units, dtype, big=pool_pays(total),
+        facts={"documents": len(counts), "tokens": total}, shuffle=shuffle,
     )  # fmt: skip
 
 
@@ -119,8 +110,8 @@ def chunk_blocks(work: ChunksWork, unit: ChunksUnit) -> Blocks:
 
 def _chunks(work: ChunksWork, pool: int) -> np.ndarray:
     end = [] if work.eos_id is None else [np.array([work.eos_id])]
-    documents = work.order[pool * work.joined : (pool + 1) * work.joined]
-    text = np.concatenate([part for document in documents for part in (work.corpus.document(document), *end)])
+    documents = work.text.documents(pool * work.joined, (pool + 1) * work.joined)
+    text = np.concatenate([part for document in documents for part in (document, *end)])
     width = work.dtype["tokens"].shape[0]
     rows = np.zeros(-(-len(text) // width), work.dtype)
     padded = np.zeros(len(rows) * width, np.int32)
@@ -134,13 +125,7 @@ def _chunks(work: ChunksWork, pool: int) -> np.ndarray:
 # ---- tokenising -----------------------------------------------------------------------------------------------------
 
 
-def _texts(work: Work) -> Iterator[str]:
-    from bertjax.data.sources import read_texts
-
-    return (text for source in work.task.source for text in read_texts(source, work.base))
-
-
-def _tokenised(texts: Iterator[str], tokenizer: "Tokenizer") -> Iterator[list["array[int]"]]:
+def tokenised_texts(texts: Iterator[str], tokenizer: "Tokenizer") -> Iterator[list["array[int]"]]:
     """Documents that hold anything, as the ids of their pieces; about a million characters go to the tokenizer at once,
     whatever documents they belong to."""
     document: list[array[int]] = []

@@ -13,7 +13,7 @@ import numpy as np
 from bertjax.config.data_schema import BertPairs, Classify, SpanQa
 from bertjax.data.masking import MaskingRules, mask_rows
 from bertjax.data.packing import Assignment, pack_rows
-from bertjax.data.pairs import TokenizedCorpus, document_rng, pairs_from_document, to_row
+from bertjax.data.pairs import Corpus, document_rng, pairs_from_document, to_row
 from bertjax.data.shards import BLOCK_ROWS, Blocks
 from bertjax.data.store import Store
 
@@ -71,7 +71,7 @@ class Masker:
 
 @dataclass(frozen=True)
 class PairsWork:
-    corpus: TokenizedCorpus
+    corpus: Corpus
     pairs: BertPairs
     seed: int
     ids: dict[str, int]  # cls_id, sep_id, pad_id

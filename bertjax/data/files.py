@@ -1,4 +1,7 @@
-"""Input files: finding them, reading them through their compression, and saying in one line what is wrong with them."""
+"""Input files: finding them, reading them through their compression, and saying in one line what is wrong with them.
+
+They lie on a disk or in an object store (`remote.place`).
+"""
 
 import bz2
 import functools
@@ -8,20 +11,22 @@ import hashlib
 import lzma
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-from bertjax.errors import UserError
+from bertjax.data import remote
+from bertjax.errors import StorageError, UserError
 
-OPENERS = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
+OPENERS: dict[str, Any] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
 UNSUPPORTED = {".zst", ".zip", ".7z", ".tar", ".tgz", ".rar"}
 BROKEN = (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, OSError)
 
 
 def resolve(name: str, base: Path) -> Path:
     """`name` with `~` expanded, relative names taken from `base` (the folder of the config that wrote them)."""
-    path = Path(name).expanduser()
-    return path if path.is_absolute() else base / path
+    path = remote.place(name)
+    return path if path.is_absolute() or remote.is_remote(path) else base / path
 
 
 def expand(patterns: list[str], base: Path) -> list[Path]:
@@ -29,49 +34,65 @@ def expand(patterns: list[str], base: Path) -> list[Path]:
 
     Raises UserError for a missing file, a folder, a glob that matches no file and an empty file.
     """
-    found: dict[Path, None] = {}
+    found: dict[Path, int | None] = {}
     for pattern in patterns:
         path = resolve(pattern, base)
-        if path.is_file():
-            matches = [path]
-        elif path.is_dir():
-            inside = sorted(p.name for p in path.iterdir())
-            if not inside:
-                raise UserError(f"{path}: the folder is empty; name files, or a glob over them")
-            raise UserError(
-                f"{path}: is a folder; name its files, or a glob such as {path.name}/*{Path(inside[0]).suffix}"
-            )
-        elif glob.has_magic(str(path)):
-            matches = sorted(Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).is_file())
-            if not matches:
-                raise UserError(f"{path}: no file matches; relative names start at {base.resolve()}")
-        else:
-            raise UserError(f"{path}: no such file; check the name (relative names start at {base.resolve()})")
-        found.update(dict.fromkeys(matches))
-    for path in found:
-        if path.stat().st_size == 0:
+        with remote.reaching(path):
+            found.update(_matches(path, base))
+    for path, size in found.items():
+        if size == 0:
             raise UserError(f"{path}: the file is empty; remove it from the list or write it again")
     return list(found)
 
 
-def open_binary(path: Path) -> BinaryIO:
+def _matches(path: Path, base: Path) -> dict[Path, int | None]:
+    """The files that a name or a glob stands for, in order, and their sizes."""
+    if (size := remote.size_of(path)) is not None:
+        return {path: size}
+    if path.is_dir():
+        inside = sorted(p.name for p in path.iterdir())
+        if not inside:
+            raise UserError(f"{path}: the folder is empty; name files, or a glob over them")
+        raise UserError(f"{path}: is a folder; name its files, or a glob such as {path.name}/*{Path(inside[0]).suffix}")
+    far = remote.is_remote(path)
+    if not glob.has_magic(str(path)):
+        hint = "check the bucket and the name" if far else f"check the name (relative names start at {base.resolve()})"
+        raise UserError(f"{path}: no such file; {hint}")
+    if far and "**" in str(path):
+        raise UserError(f"{path}: '**' is not searched for in an object store; name the folders, or use '*'")
+    names = sorted(path.parent.glob(path.name) if far else map(Path, glob.glob(str(path), recursive=True)))
+    sizes = remote.at_once(remote.size_of, names) if far else map(remote.size_of, names)
+    files: dict[Path, int | None] = {p: size for p, size in zip(names, sizes, strict=True) if size is not None}
+    if not files:
+        start = "" if far else f"; relative names start at {base.resolve()}"
+        raise UserError(f"{path}: no file matches{start}")
+    return files
+
+
+@contextmanager
+def open_binary(path: Path) -> Iterator[BinaryIO]:
     """The file's bytes with gzip, xz or bzip2 (told by the suffix) already undone."""
     if path.suffix in UNSUPPORTED:
         raise UserError(f"{path}: {path.suffix} files are not read; unpack it, or compress it with gzip, xz or bzip2")
     try:
-        return OPENERS.get(path.suffix, open)(path, "rb")  # type: ignore[operator, return-value]
+        with remote.reaching(path):
+            file: Any = path.open("rb")
     except OSError as error:
         raise UserError(f"{path}: cannot be opened ({error.strerror or error}); check its permissions") from None
+    with file, OPENERS[path.suffix](file, "rb") if path.suffix in OPENERS else file as opened:
+        yield opened
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
     """(line number from 1, line without its end), streamed. UserError for a cut archive and for text not in UTF-8."""
     number = 0
-    with open_binary(path) as file:
+    with open_binary(path) as file, remote.reaching(path):
         try:
             for number, raw in enumerate(file, 1):
                 yield number, _decode(raw, path, number)
         except BROKEN as error:
+            if remote.is_remote(path) and isinstance(error, OSError) and not isinstance(error, gzip.BadGzipFile):
+                raise StorageError(f"{path}: after line {number}: reading broke off ({error}); run it again") from error
             raise UserError(_broken(path, f"after line {number}", error)) from None
     if number == 0:
         raise UserError(f"{path}: the file is empty; remove it from the list or write it again")
@@ -97,13 +118,21 @@ def _broken(path: Path, where: str, error: Exception) -> str:
 
 
 def sha256_of_files(paths: list[Path], root: Path | None = None) -> str:
-    """Hash over (name, size, content hash) of every file; names are relative to `root`, or bare without one."""
+    """Hash over (name, size, content hash) of every file; names are relative to `root`, or bare without one.
+
+    Of a file in an object store it takes the checksum that is kept there, so the same file has another hash than here.
+    """
     digest = hashlib.sha256()
+    far = [path for path in paths if remote.is_remote(path)]
+    known = dict(zip(far, remote.at_once(lambda path: (remote.size_of(path), remote.checksum(path)), far), strict=True))
     for path in paths:
-        stat = path.stat()
         name = path.relative_to(root).as_posix() if root else path.name
-        content = _content_hash(str(path.resolve()), stat.st_size, stat.st_mtime_ns)
-        digest.update(f"{name}\0{stat.st_size}\0{content}\n".encode())
+        if path in known:
+            size, content = known[path]
+        else:
+            stat = path.stat()
+            size, content = stat.st_size, _content_hash(str(path.resolve()), stat.st_size, stat.st_mtime_ns)
+        digest.update(f"{name}\0{size}\0{content}\n".encode())
     return digest.hexdigest()
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from bertjax.config.data_schema import HuggingFaceData, TfdsData
 from bertjax.data.files import resolve, sha256_of_files
+from bertjax.data.remote import is_remote
 from bertjax.errors import UserError
 
 READERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".txt": "text"}
@@ -39,6 +40,12 @@ def to_python(value: Any, where: str) -> Any:
 # ---- Hugging Face ---------------------------------------------------------------------------------------------------
 
 
+def _local_only(name: str | None) -> None:
+    """Both libraries open folders by themselves, and not all that `files` can reach."""
+    if name and is_remote(name):
+        raise UserError(f"{name}: data sets are read from a disk; copy it, or mount the bucket and name that folder")
+
+
 def huggingface_records(source: HuggingFaceData, base: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """(where, record) of a `save_to_disk` folder, a local file or folder of data files, or a dataset on the Hub."""
     where = source.name
@@ -59,6 +66,7 @@ def huggingface_records(source: HuggingFaceData, base: Path) -> Iterator[tuple[s
 
 def huggingface_fingerprint(source: HuggingFaceData, base: Path) -> str:
     """Of a local dataset the content of its files; of one on the Hub the fingerprint the library gives it."""
+    _local_only(source.name)
     path = resolve(source.name, base)
     if path.exists():
         return _folder_hash(path)
@@ -66,6 +74,7 @@ def huggingface_fingerprint(source: HuggingFaceData, base: Path) -> str:
 
 
 def _open_dataset(source: HuggingFaceData, base: Path) -> Any:
+    _local_only(source.name)
     path = resolve(source.name, base)
     if path.is_dir() and ((path / "dataset_dict.json").is_file() or (path / "state.json").is_file()):
         return _saved(path, source.split)
@@ -184,6 +193,7 @@ def tfds_fingerprint(source: TfdsData, base: Path) -> str:
 def _builder(source: TfdsData, base: Path) -> Any:
     import tensorflow_datasets as tfds
 
+    _local_only(source.data_dir)
     folder = resolve(source.data_dir, base) if source.data_dir else None
     if folder is not None and not folder.is_dir():
         raise UserError(f"{folder}: tfds data_dir: no such folder; relative names start at {base.resolve()}")

@@ -17,7 +17,9 @@ import numpy as np
 from bertjax.config.data_schema import Task
 from bertjax.config.schema import Config, Stage
 from bertjax.data import mixing
+from bertjax.data.jobs import Runner
 from bertjax.data.prepare import Report, prepare
+from bertjax.data.store import Store
 from bertjax.data.tasks import Fields, TaskData, dataset
 from bertjax.errors import UserError
 
@@ -115,6 +117,11 @@ class Batches:
         return {name: data.store.meta["examples"] for name, data in names}
 
     @property
+    def stores(self) -> dict[str, Store]:
+        """Of each task."""
+        return {name: data.store for name, data in zip(self.task_names, self._tasks, strict=True)}
+
+    @property
     def tokens_per_row(self) -> dict[str, float]:
         """Real tokens in a row of each task, on average."""
         names = zip(self.task_names, self._tasks, strict=True)
@@ -191,7 +198,14 @@ class Batches:
 
 
 def open_batches(
-    config: Config, stage: Stage, tokenizer: "Tokenizer", *, base: Path, cache: Path, report: Report | None = None
+    config: Config,
+    stage: Stage,
+    tokenizer: "Tokenizer",
+    *,
+    base: Path,
+    cache: Path,
+    report: Report | None = None,
+    runner: Runner | None = None,
 ) -> Batches:
     """The training batches of `stage`: prepares what is not in `cache` yet and mixes the tasks at their rates.
 
@@ -202,8 +216,9 @@ def open_batches(
     tasks = {}
     for name, task in config.stage_tasks(stage).items():
         store = prepare(
-            task, name, tokenizer, seed=config.run.seed, base=base, cache=cache, workers=workers, report=report
-        )
+            task, name, tokenizer, seed=config.run.seed, base=base, cache=cache, workers=workers, report=report,
+            runner=runner,
+        )  # fmt: skip
         seed = mixing.stream_seed(config.run.seed, stage.name, name)
         tasks[name] = dataset(task, store, tokenizer, seed, decoder_only)
     shares = dict.fromkeys(tasks, 1.0)

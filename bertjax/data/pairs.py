@@ -1,21 +1,13 @@
-"""Sentence pairs for MLM and NSP, made as create_pretraining_data.py of google-research/bert makes them, and the
-tokenised corpus on disk that they are drawn from: any sentence of any document can be asked for, in bounded memory."""
+"""Sentence pairs for MLM and NSP, made as create_pretraining_data.py of google-research/bert makes them."""
 
-import json
-import os
 import random
-import secrets
-import shutil
-from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain
-from pathlib import Path
-from typing import IO, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from bertjax.config.data_schema import BertPairs
-from bertjax.errors import StorageError, UserError
 
 
 class Corpus(Protocol):
@@ -168,129 +160,3 @@ def to_row(pair: Pair, sequence_length: int, *, cls_id: int, sep_id: int, pad_id
     row["nsp_labels"] = np.array([bool(pair.is_random_next)], np.int32)
     row["nsp_weights"] = np.array([pair.is_random_next is not None], np.float32)
     return row
-
-
-# ---- the corpus on disk ---------------------------------------------------------------------------------------------
-
-_FORMAT = "bertjax tokenized corpus 1"
-_OFFSET = np.dtype("<u8")
-
-
-class TokenizedCorpus:
-    """A `Corpus` in a folder, read through memory maps; pickles as its folder, so worker processes share the pages.
-
-    `tokens.bin`: every id in order, little-endian uint16 (uint32 above 65,536 ids). `sentences.bin`: uint64, where each
-    sentence starts in the tokens, and the end. `documents.bin`: uint64, where each document starts in the sentences,
-    and the end. `corpus.json`: the counts, checked when it is opened (StorageError names the file).
-    """
-
-    def __init__(self, folder: Path | str) -> None:
-        self.folder = Path(folder)
-        facts = self._facts()
-        self.vocab_size: int = facts["vocab_size"]
-        self._documents = self._open("documents.bin", _OFFSET, facts["documents"] + 1, last=facts["sentences"])
-        self._sentences = self._open("sentences.bin", _OFFSET, facts["sentences"] + 1, last=facts["tokens"])
-        self._tokens = self._open("tokens.bin", _token_dtype(self.vocab_size), facts["tokens"])
-
-    def _facts(self) -> dict[str, int]:
-        path = self.folder / "corpus.json"
-        try:
-            facts = json.loads(path.read_text())
-            counts = {name: int(facts[name]) for name in ("vocab_size", "documents", "sentences", "tokens")}
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            reason = f"not a readable corpus ({error!r:.80})"
-            raise StorageError(f"{path}: {reason}; remove the folder to make it anew") from error
-        if facts.get("format") != _FORMAT or min(counts.values()) < 1:
-            raise StorageError(f"{path}: written by another version; remove the folder to make it anew")
-        return counts
-
-    def _open(self, name: str, dtype: np.dtype, count: int, last: int | None = None) -> np.ndarray:
-        path = self.folder / name
-        size = path.stat().st_size if path.exists() else -1
-        if size != count * dtype.itemsize:
-            found = "is missing" if size < 0 else f"has {size} bytes, not {count * dtype.itemsize}"
-            raise StorageError(f"{path}: {found}; remove the folder to make it anew")
-        values = np.asarray(np.memmap(path, dtype, mode="r"))  # a plain view: slicing a memmap object is slow
-        if last is not None and (values[0] != 0 or values[-1] != last):
-            raise StorageError(f"{path}: its offsets do not fit corpus.json; remove the folder to make it anew")
-        return values
-
-    @classmethod
-    def write(
-        cls, folder: Path | str, documents: Iterable[Iterable[Sequence[int]]], vocab_size: int
-    ) -> "TokenizedCorpus":
-        """Streams `documents` (lists of sentences of ids below vocab_size) into `folder` and opens it.
-
-        Empty sentences and empty documents are left out. The folder appears only when it is complete, and replaces an
-        older one. Raises UserError when there is no text at all, ValueError for an id outside the vocabulary.
-        """
-        folder = Path(folder)
-        temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
-        temporary.mkdir(parents=True)
-        try:
-            with (
-                open(temporary / "tokens.bin", "wb") as tokens,
-                open(temporary / "sentences.bin", "wb") as sentences,
-                open(temporary / "documents.bin", "wb") as starts,
-            ):
-                counts = _write_documents(documents, vocab_size, tokens, sentences, starts)
-            if not counts["tokens"]:
-                raise UserError(f"{folder}: the source holds no text; check its files and the text field")
-            facts = {"format": _FORMAT, "vocab_size": vocab_size, **counts}
-            (temporary / "corpus.json").write_text(json.dumps(facts, indent=1) + "\n")
-            if folder.exists():
-                shutil.rmtree(folder)
-            os.replace(temporary, folder)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-        return cls(folder)
-
-    def __reduce__(self) -> tuple[type["TokenizedCorpus"], tuple[Path]]:
-        return TokenizedCorpus, (self.folder,)
-
-    def __len__(self) -> int:
-        return len(self._documents) - 1
-
-    def sentences(self, document: int) -> int:
-        return int(self._documents[document + 1]) - int(self._documents[document])
-
-    def document(self, document: int) -> np.ndarray:
-        """Every id of a document, in order."""
-        first, last = (int(self._sentences[int(self._documents[at])]) for at in (document, document + 1))
-        return self._tokens[first:last]
-
-    def tokens(self, document: int, sentence: int) -> list[int]:
-        at = int(self._documents[document]) + sentence
-        return self._tokens[int(self._sentences[at]) : int(self._sentences[at + 1])].tolist()
-
-    @property
-    def total_tokens(self) -> int:
-        return len(self._tokens)
-
-
-def _token_dtype(vocab_size: int) -> np.dtype:
-    return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
-
-
-def _write_documents(
-    documents: Iterable[Iterable[Sequence[int]]], vocab_size: int, tokens: IO, sentences: IO, starts: IO
-) -> dict[str, int]:
-    dtype = _token_dtype(vocab_size)
-    counts = {"documents": 0, "sentences": 0, "tokens": 0}
-    sentences.write(np.zeros(1, _OFFSET).tobytes())
-    starts.write(np.zeros(1, _OFFSET).tobytes())
-    for document in documents:
-        kept = [sentence for sentence in document if len(sentence)]
-        if not kept:
-            continue
-        ids = np.array(array("q", chain.from_iterable(kept)))
-        if ids.min() < 0 or ids.max() >= vocab_size:
-            raise ValueError(f"document {counts['documents']}: an id is outside the vocabulary of {vocab_size}")
-        ends = counts["tokens"] + np.cumsum([len(sentence) for sentence in kept])
-        tokens.write(ids.astype(dtype).tobytes())
-        sentences.write(ends.astype(_OFFSET).tobytes())
-        counts["documents"] += 1
-        counts["sentences"] += len(kept)
-        counts["tokens"] += len(ids)
-        starts.write(np.array([counts["sentences"]], _OFFSET).tobytes())
-    return counts

@@ -1,7 +1,6 @@
 """How each kind of task becomes unpacked rows: its source read and checked, and cut into jobs for the shards."""
 
 import time
-from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -12,7 +11,9 @@ import numpy as np
 
 from bertjax.config.data_schema import Classify, SpanQa, Task, TextToText
 from bertjax.data import examples as ex
-from bertjax.data.pairs import TokenizedCorpus
+from bertjax.data.jobs import LocalRunner, Runner, Shuffle
+from bertjax.data.sources import stream_documents
+from bertjax.data.tokenising import tokenised
 from bertjax.errors import UserError
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def pool_pays(tokens: int) -> bool:
 
 @dataclass(frozen=True)
 class Work:
-    """What one call of `prepare` is about. `folder` is emptied afterwards."""
+    """What one call of `prepare` is about. `folder` holds what lies between the sources and the store."""
 
     task: Task
     name: str
@@ -50,6 +51,7 @@ class Work:
     workers: int
     labels: Sequence[str] | None
     report: Report
+    runner: Runner = LocalRunner()
 
     def progress(self, what: str) -> Callable[[int], None]:
         """Reports a count, at most every five seconds."""
@@ -77,6 +79,7 @@ class Plan:
     dtype: np.dtype
     big: bool
     facts: dict[str, Any]
+    shuffle: Shuffle | None = None
 
 
 # ---- sentence pairs -------------------------------------------------------------------------------------------------
@@ -84,41 +87,22 @@ class Plan:
 
 def plan_pairs(work: Work, masker: ex.Masker | None) -> Plan:
     options, tokenizer = work.task.preprocess, work.tokenizer
-    tokens = array("q")  # of each document
-    sentences = 0
-
-    def counted() -> Iterator[list[list[int]]]:
-        nonlocal sentences
-        tell = work.progress("documents tokenised")
-        for document in _tokenised(_documents(work), tokenizer):
-            tokens.append(sum(map(len, document)))
-            sentences += len(document)
-            tell(len(tokens))
-            yield document
-        if not tokens:
-            raise UserError(f"task '{work.name}': its source holds no text; check the files and the text field")
-
-    corpus = TokenizedCorpus.write(work.folder / "corpus", counted(), tokenizer.vocab_size)
-    total = sum(tokens)
-    work.report(f"{work.name}: {len(tokens):,} documents, {sentences:,} sentences, {total:,} tokens")
+    text = tokenised(work, stream_documents, tokenised_sentences)
+    total = int(text.tokens.sum())
+    work.report(f"{work.name}: {len(text.tokens):,} documents, {text.sentences:,} sentences, {total:,} tokens")
     everything = total * options.dupe_factor
     dtype = ex.with_masks(ex.pairs_dtype(options), masker.rules if masker else None)
     ids = {"cls_id": tokenizer.cls_id, "sep_id": tokenizer.sep_id, "pad_id": tokenizer.pad_id}
-    shared = ex.PairsWork(corpus, options, work.seed, ids, dtype, masker)
+    shared = ex.PairsWork(text.corpus, options, work.seed, ids, dtype, masker)
+    units = ex.pairs_units(text.tokens.tolist(), options.dupe_factor, shard_tokens(everything))
     return Plan(
-        ex.pairs_blocks, shared, ex.pairs_units(tokens, options.dupe_factor, shard_tokens(everything)), dtype,
+        ex.pairs_blocks, shared, units, dtype,
         big=pool_pays(everything),
-        facts={"documents": len(tokens), "sentences": sentences, "tokens": total},
+        facts={"documents": len(text.tokens), "sentences": text.sentences, "tokens": total},
     )  # fmt: skip
 
 
-def _documents(work: Work) -> Iterator[list[str]]:
-    from bertjax.data.sources import read_documents
-
-    return chain.from_iterable(read_documents(source, work.base) for source in work.task.source)
-
-
-def _tokenised(documents: Iterator[list[str]], tokenizer: "Tokenizer") -> Iterator[list[list[int]]]:
+def tokenised_sentences(documents: Iterator[list[str]], tokenizer: "Tokenizer") -> Iterator[list[list[int]]]:
     """Documents as ids without empty sentences and documents; many sentences go to the tokenizer at once."""
     held: list[list[str]] = []
     waiting = 0

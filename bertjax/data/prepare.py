@@ -1,12 +1,9 @@
 """From a task to its store: read, tokenise, make examples, pack, write; done once and kept in a cache."""
 
-import errno
 import hashlib
 import json
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+import time
+from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,21 +12,29 @@ import numpy as np
 
 from bertjax.config.data_schema import BertPairs, Task
 from bertjax.data import examples as ex
-from bertjax.data import plans
+from bertjax.data import plans, remote
 from bertjax.data.chunks import KINDS as CHUNKS
 from bertjax.data.chunks import plan_chunks
+from bertjax.data.jobs import LocalRunner, Runner
+from bertjax.data.manifest import MANIFEST, NotAStore
 from bertjax.data.masking import MaskingRules
 from bertjax.data.packing import SEGMENTS, Assignment, pack_lengths, pack_pairs
 from bertjax.data.plans import Plan, Report, Work, pool_pays, shard_tokens
-from bertjax.data.shards import write_shards
-from bertjax.data.store import Store, StoreWriter
-from bertjax.errors import BertjaxError, StorageError, UserError
+from bertjax.data.remote import DamagedError
+from bertjax.data.shards import Written, write_shards
+from bertjax.data.store import Store
+from bertjax.data.store_writer import StoreWriter
+from bertjax.data.workplace import forget, workplace
+from bertjax.errors import UserError
 
 if TYPE_CHECKING:
     from bertjax.data.tokenizers import Tokenizer
 
 # No stored row depends on these.
-NO_ROWS_FROM = {"tasks.py", "mixing.py", "mix.py", "loader.py", "fuse.py", "__init__.py"}
+NO_ROWS_FROM = {
+    "tasks.py", "mixing.py", "mix.py", "loader.py", "fuse.py", "__init__.py", "remote.py", "workplace.py", "jobs.py",
+    "runners.py", "beam_runner.py", "stopping.py",
+}  # fmt: skip
 
 
 def prepare(
@@ -43,17 +48,21 @@ def prepare(
     workers: int,
     labels: Sequence[str] | None = None,
     report: Report | None = None,
+    runner: Runner | None = None,
 ) -> Store:
     """The store of `task`, out of `cache` when it is there and whole.
 
     The rows are a pure function of the sources' bytes, the preprocess section, `task.limit`, the tokenizer, this code
-    and, for sentence pairs and chunks of text, `seed`; `workers` only says how fast. `name` is for messages.
-    `task.limit` counts sentence pairs, questions, records or chunks.
+    and, for sentence pairs and chunks of text, `seed`; `workers` and `runner` only say how fast. `name` is for
+    messages. `task.limit` counts sentence pairs, questions, records or chunks. Killed, it goes on where it was when it
+    is called again: every part that is finished is compared with its record and kept.
 
     Args:
         base: where relative file names start.
         labels: label names in the order of their ids (classification only), instead of those the source holds.
-        report: told about progress, one line at a time.
+        cache: a folder, which may lie in an object store (`remote.place`).
+        report: told about progress, one line at a time, and about the throughput at the end.
+        runner: of the jobs (default: `workers` processes on this machine).
 
     Store.meta: examples, rows, tokens_in_rows, density (share of positions that are not padding), padding,
     sequence_length, made_from (what the fingerprint is of), and by kind: documents, sentences, tokens; questions,
@@ -61,53 +70,45 @@ def prepare(
 
     Raises UserError when a source is unusable or nothing is left of it.
     """
-    report = report or (lambda line: None)
+    report, runner = report or (lambda line: None), runner or LocalRunner()
     parts = _fingerprint_parts(task, tokenizer, seed, base, labels)
     fingerprint = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-    folder = Path(cache) / f"{task.preprocess.kind}-{fingerprint[:16]}"
+    folder = remote.place(cache) / f"{task.preprocess.kind}-{fingerprint[:16]}"
     if store := _cached(folder, fingerprint, report):
+        forget(folder)
         return store
-    with _scratch(folder) as scratch:
-        work = Work(task, name, tokenizer, seed, base, scratch, workers, labels, report)
-        _build(work, folder, fingerprint, parts)
-    return Store(folder)
+    start = time.monotonic()
+    with workplace(folder, runner.apart) as at:
+        if store := _cached(folder, fingerprint, lambda line: None):  # another process was faster
+            return store
+        work = Work(task, name, tokenizer, seed, base, at.folder, workers, labels, report, runner)
+        writer = partial(
+            StoreWriter, fingerprint=fingerprint, tokenizer_sha256=tokenizer.sha256, code_version=code_version()
+        )
+        written = _build(work, partial(writer, folder, temporary=at.rows), writer, parts)
+    store = Store(folder)
+    report(f"{name}: {_throughput(store, written, time.monotonic() - start)}")
+    return store
 
 
 def _cached(folder: Path, fingerprint: str, report: Report) -> Store | None:
-    if not folder.exists():
+    if remote.size_of(folder / MANIFEST) is None and not (not remote.is_remote(folder) and folder.exists()):
         return None
     try:
         store = Store(folder)
-    except BertjaxError as error:
+    except (DamagedError, NotAStore) as error:
         report(f"{error}: doing that now")
+        if remote.is_remote(folder):
+            remote.remove(folder / MANIFEST)  # its shards are about to change
         return None
     return store if store.fingerprint == fingerprint else None
 
 
-@contextmanager
-def _scratch(folder: Path) -> Iterator[Path]:
-    """A folder for what lies between the source and the store; named so that StoreWriter clears it after a crash.
-
-    An error also removes the folders above that were made for it, where nothing else is in them.
-    """
-    made = [path for path in (folder.parent, *folder.parent.parents) if not path.exists()]
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
-    except OSError as error:
-        raise UserError(f"{folder.parent}: no data can be kept here ({error.strerror}); choose another cache") from None
-    try:
-        yield scratch
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
-        raise StorageError(f"{folder.parent}: no room for prepared data ({error.strerror}); free some space") from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-        if not folder.exists():
-            with suppress(OSError):
-                for path in made:
-                    path.rmdir()
+def _throughput(store: Store, written: Written, seconds: float) -> str:
+    rows, tokens, size = store.meta["rows"], store.meta["tokens_in_rows"], store.bytes
+    rates = f"{rows / seconds:,.0f} rows/s, {tokens / seconds:,.0f} tokens/s, {size / seconds / 1e6:.2f} MB/s"
+    found = f"; {written.found} of {written.shards} shards were finished before" if written.found else ""
+    return f"{rows:,} rows, {tokens:,} tokens, {size / 1e6:.1f} MB in {seconds:.1f} s: {rates}{found}"
 
 
 def _fingerprint_parts(
@@ -136,11 +137,11 @@ def code_version() -> str:
     return digest.hexdigest()
 
 
-def _build(work: Work, folder: Path, fingerprint: str, parts: dict[str, Any]) -> None:
+def _build(
+    work: Work, writer: Callable[..., StoreWriter], anywhere: Callable[..., StoreWriter], parts: dict[str, Any]
+) -> Written:
+    """Writes the store by `writer` (dtype, meta); what lies in between by `anywhere` (folder, dtype, meta)."""
     task, options = work.task, work.task.preprocess
-    writer = partial(
-        StoreWriter, fingerprint=fingerprint, tokenizer_sha256=work.tokenizer.sha256, code_version=code_version()
-    )
     packed: bool = getattr(options, "pack", False)
     cut = task.limit if isinstance(options, BertPairs) else None  # the others read no more than they need
     masker = None
@@ -149,24 +150,25 @@ def _build(work: Work, folder: Path, fingerprint: str, parts: dict[str, Any]) ->
     again = packed or cut is not None  # then unpacked rows are a step on the way, masked after it
     plan = _plan(work, None if again else masker)
     meta: dict[str, Any] = {}
-    with writer(work.folder / "examples" if again else folder, plan.dtype, meta) as unpacked:
-        lengths = write_shards(
-            plan.make, plan.shared, plan.arguments, unpacked, workers=work.workers if plan.big else 1, enough=cut,
+    examples = work.folder / "examples"
+    first = partial(anywhere, examples, temporary=examples) if again else writer
+    with first(plan.dtype, meta) as unpacked:
+        written = write_shards(
+            plan.make, plan.shared, plan.arguments, unpacked, records=work.folder / "examples-done",
+            workers=work.workers if plan.big else 1, runner=work.runner, shuffle=plan.shuffle, enough=cut,
             progress=work.progress("examples made"),
         )  # fmt: skip
-        lengths = lengths[:cut]
+        lengths = written.lengths[:cut]
         if not len(lengths):
             raise UserError(f"task '{work.name}': its source gives no example at all; check the source and its fields")
-        rows = len(lengths)
         if not again:
-            meta.update(_facts(work, plan, lengths, rows, parts))
-    if again:
-        segments = options.max_segments if packed else 1
-        assignment = _assignment(lengths, _places(plan.dtype), segments, packed)
-        dtype = ex.with_masks(ex.packed_dtype(plan.dtype, segments), masker.rules if masker else None)
-        meta = _facts(work, plan, lengths, assignment.rows, parts)
-        with writer(folder, dtype, meta) as final:
-            _repack(work, Store(work.folder / "examples"), assignment, segments, masker, final)
+            meta.update(_facts(work, plan, lengths, len(lengths), parts))
+            return written
+    segments = options.max_segments if packed else 1
+    assignment = _assignment(lengths, _places(plan.dtype), segments, packed)
+    dtype = ex.with_masks(ex.packed_dtype(plan.dtype, segments), masker.rules if masker else None)
+    with writer(dtype, _facts(work, plan, lengths, assignment.rows, parts)) as final:
+        return _repack(work, Store(examples), assignment, segments, masker, final)
 
 
 def _plan(work: Work, masker: ex.Masker | None) -> Plan:
@@ -211,7 +213,7 @@ def _assignment(lengths: np.ndarray, places: list[int], segments: int, packed: b
 
 def _repack(
     work: Work, store: Store, assignment: Assignment, segments: int, masker: ex.Masker | None, final: StoreWriter
-) -> None:
+) -> Written:
     length = sum(_places(final.dtype))
     tokens = assignment.rows * length
     step = shard_tokens(tokens) // length + 1
@@ -219,7 +221,7 @@ def _repack(
         (first, assignment.part(first, min(first + step, assignment.rows))) for first in range(0, assignment.rows, step)
     )
     shared = ex.PackingWork(store, segments, work.tokenizer.pad_id, final.dtype, masker)
-    write_shards(
-        ex.packing_blocks, shared, parts, final, workers=work.workers if pool_pays(tokens) else 1,
-        progress=work.progress("rows packed"),
+    return write_shards(
+        ex.packing_blocks, shared, parts, final, records=work.folder / "rows-done",
+        workers=work.workers if pool_pays(tokens) else 1, runner=work.runner, progress=work.progress("rows packed"),
     )  # fmt: skip

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bertjax.config.data_schema import HuggingFaceData, Json, JsonLines, Parquet, TfdsData, Tsv
-from bertjax.data import hub
+from bertjax.data import hub, remote
 from bertjax.data.files import expand, read_lines, read_text
 from bertjax.errors import UserError
 
@@ -108,7 +108,7 @@ def _parquet_rows(path: Path, field: str | None) -> Located:
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(path) as file:
+        with remote.reaching(path), path.open("rb") as opened, pq.ParquetFile(opened) as file:
             names = file.schema_arrow.names
             if field is not None and field not in names:
                 raise UserError(missing(str(path), field, names))

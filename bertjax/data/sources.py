@@ -8,9 +8,10 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from bertjax.config.data_schema import (
     HuggingFaceData,
@@ -24,12 +25,14 @@ from bertjax.config.data_schema import (
     TfdsData,
     Tsv,
 )
-from bertjax.data import hub, questions, records, sentences, stdlib_docs
+from bertjax.data import hub, questions, records, remote, sentences, stdlib_docs
 from bertjax.data.files import expand, read_lines, read_text, sha256_of_files
 from bertjax.data.sentences import split_sentences
 from bertjax.errors import UserError
 
 Source = TextFiles | JsonLines | Json | Tsv | Parquet | HuggingFaceData | TfdsData | StdlibDocs | SquadFiles | StdlibQa
+PART_BYTES = 64 << 20
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +49,11 @@ def read_documents(source: Source, base: Path) -> Iterator[list[str]]:
     Relative names start at `base`. Documents without text (an empty or null field) are left out; a source without any
     document is a UserError. Sources of questions (`squad`, `stdlib_qa`) give their contexts, one article a document.
     """
-    empty = True
+    yield from _some(stream_documents(source, base), source)
+
+
+def stream_documents(source: Source, base: Path) -> Iterator[list[str]]:
+    """`read_documents` of a source that may be without any, as a part of one may."""
     stream: Iterator[list[str]]
     if isinstance(source, StdlibDocs):
         stream = (found for _, found in stdlib_docs.documents(source.split))
@@ -54,27 +61,54 @@ def read_documents(source: Source, base: Path) -> Iterator[list[str]]:
         stream = _sentence_files(source, base)
     else:
         stream = (split_sentences(document.text) for document in _texts(source, base))
-    for document in stream:
-        if document:
-            empty = False
-            yield document
-    if empty:
-        raise UserError(f"{_name(source)}: holds no text at all; check the files and the text_field")
+    yield from (document for document in stream if document)
 
 
 def read_texts(source: Source, base: Path) -> Iterator[str]:
     """The documents of a source as `read_documents` gives them, each as its text: as it was written, where the source
     holds it so, else its sentences joined by spaces."""
+    yield from _some(stream_texts(source, base), source)
+
+
+def stream_texts(source: Source, base: Path) -> Iterator[str]:
+    """`read_texts` of a source that may be without any."""
     if isinstance(source, StdlibDocs) or (isinstance(source, TextFiles) and source.layout == "sentences"):
-        yield from (" ".join(document) for document in read_documents(source, base))
+        yield from (" ".join(document) for document in stream_documents(source, base))
         return
-    empty = True
     for document in _texts(source, base):
         if document.text and not document.text.isspace():
-            empty = False
             yield document.text
+
+
+def no_text(source: Source) -> UserError:
+    return UserError(f"{_name(source)}: holds no text at all; check the files and the text_field")
+
+
+def _some(stream: Iterator[T], source: Source) -> Iterator[T]:
+    empty = True
+    for found in stream:
+        empty = False
+        yield found
     if empty:
-        raise UserError(f"{_name(source)}: holds no text at all; check the files and the text_field")
+        raise no_text(source)
+
+
+def parts(source: Source, base: Path) -> list[tuple[Source, int]]:
+    """The source cut into (source, bytes) of about PART_BYTES of files, which one after the other hold what it holds.
+
+    A file is never cut; what is not in files of text is one part of no bytes.
+    """
+    if not isinstance(source, TextFiles | JsonLines | Json | Tsv | Parquet):
+        return [(source, 0)]
+    files: list[list[str]] = [[]]
+    sizes = [0]
+    for path in expand(source.files, base):
+        if sizes[-1] >= PART_BYTES:
+            files.append([])
+            sizes.append(0)
+        files[-1].append(str(path) if remote.is_remote(path) else os.path.abspath(path))
+        sizes[-1] += remote.size_of(path) or 0
+    return [(source.model_copy(update={"files": part}), size) for part, size in zip(files, sizes, strict=True)]
 
 
 def fingerprint(source: Source, base: Path) -> str:

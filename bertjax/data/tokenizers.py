@@ -18,7 +18,7 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from bertjax.config.data_schema import SentencePieceConfig, TokenizerConfig
-from bertjax.data import sentencepieces
+from bertjax.data import remote, sentencepieces
 from bertjax.data.files import resolve
 from bertjax.errors import UserError
 
@@ -93,7 +93,7 @@ def load(
     (`sources.fingerprint`), else by a hash of the documents. `config.vocab_size` goes before `vocab_size`.
     """
     if config.path is not None:
-        path = resolve(config.path, base)
+        path = remote.small_files(resolve(config.path, base), [*FILES, "tokenizer_config.json"])
         said = config.model_dump(include={"lowercase", "extra_ids"})  # each kind has one of them
         found = from_file(path, **said)
         if isinstance(found, Tokenizer) == isinstance(config, SentencePieceConfig):

@@ -31,7 +31,7 @@ from bertjax.evaluation.labels import label_scores
 from bertjax.evaluation.text_to_text import text_to_text, with_averages
 from bertjax.parallel import distributed
 from bertjax.parallel import mesh as meshes
-from bertjax.training import bases
+from bertjax.training import bases, stopping
 from bertjax.training.checkpoint import Checkpoints
 from bertjax.training.loop import Evaluator
 from bertjax.training.runs import Found, find, run_of, stage_folder
@@ -178,6 +178,7 @@ def answer_logits(
     sharding = program.batch_sharding()
     rows = distributed.local_rows(sharding, size)
     for first in range(0, total, size):
+        stopping.check()
         picked = order[first : first + size]
         width = min(length, -(-int(used[picked].max()) // 64) * 64)  # few widths, few programs, little padding
         padded = np.concatenate([picked, np.repeat(picked[-1:], size - len(picked))])

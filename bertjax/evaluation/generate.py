@@ -17,6 +17,7 @@ from bertjax.evaluation.heldout import whole
 from bertjax.models.beam import beam
 from bertjax.models.decode import greedy, sample
 from bertjax.parallel import distributed
+from bertjax.training import stopping
 from bertjax.training.state import Params
 from bertjax.training.step import Program, in_mesh
 
@@ -54,6 +55,7 @@ class Generator:
         found: dict[int, str] = {}
         order = np.argsort(lengths, kind="stable")
         for first in range(0, len(fitted), size):
+            stopping.check()
             picked = order[first : first + size]
             width = min(self.sequence_length, -(-max(int(lengths[picked].max()), 1) // WIDTH) * WIDTH)
             ids = self._generate(params, [fitted[i] for i in picked], picked, width, size)

@@ -11,7 +11,7 @@ import numpy as np
 from bertjax.data.loader import Batches, is_decoder_only, open_task
 from bertjax.parallel import distributed
 from bertjax.parallel import mesh as meshes
-from bertjax.training import setup
+from bertjax.training import setup, stopping
 from bertjax.training.setup import Job
 from bertjax.training.step import Program
 
@@ -45,6 +45,7 @@ def rows_of(program: Program, batches: Batches) -> slice | np.ndarray:
 def placed(source: Any, program: Program, batches: Batches) -> Iterator[dict[str, jax.Array]]:
     with source:
         for batch in source:
+            stopping.check()
             yield distributed.place(batch, program.batch_sharding(), batches.batch_size)
 
 

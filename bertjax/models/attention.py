@@ -1,5 +1,6 @@
 """Self-attention kernels behind one function: XLA everywhere, cuDNN on GPUs, splash on TPUs, chosen by capability."""
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 
 from bertjax.models.execution import Execution
 from bertjax.models.layers import KEPT, contract, dropout
-from bertjax.parallel.mesh import fitted
+from bertjax.parallel.mesh import fitted, free_axes
 
 MASKED = -1e30  # finite, so that a row without any key stays a number
 
@@ -69,20 +70,26 @@ def _xla(
     scores = contract("bhqk,bhsk->bhqs", q, k, execution.platform).astype(jnp.float32) * q.shape[-1] ** -0.5
     scores = jnp.where(visible(segment_ids, packed), scores, MASKED)
     probabilities = jax.nn.softmax(scores, axis=-1)
-    probabilities = dropout(probabilities, rate, key, execution).astype(q.dtype)
+    probabilities = dropout(probabilities, rate, key, execution, names=("batch", "heads")).astype(q.dtype)
     context = contract("bhqs,bhsk->bhqk", probabilities, v, execution.platform).astype(q.dtype)
     return jnp.moveaxis(context, 1, 2)
 
 
 def _cudnn(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, packed: bool) -> jax.Array:
-    if packed:  # cuDNN takes the mask only in its full shape
-        B, S = segment_ids.shape
-        mask = jnp.broadcast_to(visible(segment_ids, True), (B, 1, S, S))
-        return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn")
-    lengths = (segment_ids > 0).sum(-1).astype(jnp.int32)
-    return jax.nn.dot_product_attention(
-        q, k, v, query_seq_lengths=lengths, key_value_seq_lengths=lengths, implementation="cudnn"
-    )
+    def local(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array) -> jax.Array:
+        if packed:  # cuDNN takes the mask only in its full shape
+            B, S = segment_ids.shape
+            mask = jnp.broadcast_to(visible(segment_ids, True), (B, 1, S, S))
+            return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn")
+        lengths = (segment_ids > 0).sum(-1).astype(jnp.int32)
+        return jax.nn.dot_product_attention(
+            q, k, v, query_seq_lengths=lengths, key_value_seq_lengths=lengths, implementation="cudnn"
+        )
+
+    mesh = jax.sharding.get_abstract_mesh()
+    if len(free_axes(mesh)) == len(mesh.axis_names):  # jax partitions cuDNN's calls, but not inside a shard_map
+        return local(q, k, v, segment_ids)
+    return _by_shards(local, q, k, v, segment_ids)
 
 
 def _splash(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array) -> jax.Array:
@@ -105,10 +112,20 @@ def _splash(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array) ->
         ids = splash.SegmentIds(segment_ids, segment_ids)
         return move(jax.vmap(kernel)(scaled, move(k), move(v), segment_ids=ids))
 
+    return _by_shards(local, q, k, v, segment_ids)
+
+
+def _by_shards(
+    local: Callable[..., jax.Array], q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array
+) -> jax.Array:
+    """A kernel on each device's rows and heads: it is no operation that the partitioner can split."""
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
+    free = free_axes(mesh)
+    if not free:
         return local(q, k, v, segment_ids)
-    heads = fitted(mesh, ("batch", None, "heads", None), q.shape)  # a kernel is no operation the partitioner can split
+    heads = fitted(mesh, ("batch", None, "heads", None), q.shape)
     rows = fitted(mesh, ("batch", None), segment_ids.shape)
-    run = jax.shard_map(local, in_specs=(heads, heads, heads, rows), out_specs=heads, check_vma=False)
+    run = jax.shard_map(
+        local, in_specs=(heads, heads, heads, rows), out_specs=heads, axis_names=set(free), check_vma=False
+    )
     return run(q, k, v, segment_ids)

@@ -21,6 +21,7 @@ from jax import lax
 from bertjax.models.decode import EOS, PAD, START, Begun, begin
 from bertjax.models.family import Module
 from bertjax.models.t5_cache import Cache
+from bertjax.models.vocabulary import top_k
 from bertjax.parallel.mesh import constrain
 
 IMPOSSIBLE = -1e7  # added to scores, as t5x does
@@ -99,10 +100,10 @@ def _advance(state: _Beams, logits: jax.Array, cache: Cache, seen: jax.Array, ho
     ends = tokens == how.eos_id
     finishes = _finishes(ends, length == ids.shape[2], how.rules) & state.going[:, None]
 
-    open_scores, chosen = lax.top_k(scores + IMPOSSIBLE * ends, beams)
+    open_scores, chosen = top_k(scores + IMPOSSIBLE * ends, beams)
     parents = _pick(parents, chosen)
     penalised = scores / penalty(how.alpha, length, how.rules) + IMPOSSIBLE * ~finishes
-    finished_scores, best = lax.top_k(jnp.concatenate([state.finished_scores, penalised], 1), beams)
+    finished_scores, best = top_k(jnp.concatenate([state.finished_scores, penalised], 1), beams)
     finished_ids = _pick(jnp.concatenate([state.finished_ids, ids], 1), best)
     finished = _pick(jnp.concatenate([state.finished, finishes], 1), best)
     reach = length if how.rules == "transformers" else ids.shape[2] + 1  # t5x counts the start token
@@ -137,9 +138,9 @@ def _candidates(scores: jax.Array, logits: jax.Array) -> tuple[jax.Array, jax.Ar
     """
     rows, beams, vocabulary = logits.shape
     width = min(2 * beams, vocabulary)
-    highest, tokens = lax.top_k(logits, width)
+    highest, tokens = top_k(logits, width, "vocab")
     log_p = highest - jax.nn.logsumexp(logits, axis=-1, keepdims=True) + scores[..., None]
-    log_p, index = lax.top_k(log_p.reshape(rows, -1), 2 * beams)
+    log_p, index = top_k(log_p.reshape(rows, -1), 2 * beams)
     return log_p, index // width, _pick(tokens.reshape(rows, -1), index).astype(jnp.int32)
 
 

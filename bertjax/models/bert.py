@@ -15,6 +15,8 @@ from bertjax.models.attention import attend
 from bertjax.models.execution import Execution
 from bertjax.models.heads import Heads, at_positions, linear_logits
 from bertjax.models.layers import KEPT, Dense, Initializer, LayerNorm, activation, axes, dropout
+from bertjax.models.positions import each, enter
+from bertjax.models.vocabulary import lookup, small_lookup
 from bertjax.parallel.mesh import constrain, gathered
 
 
@@ -73,13 +75,14 @@ class Embeddings(nnx.Module):
         key: jax.Array | None,
         execution: Execution,
     ) -> jax.Array:
-        # gathered first: a lookup in a table split along D would replicate the whole activation
-        x = jnp.take(gathered(self.word.embedding[...], "vocab", "embed"), input_ids, axis=0)
-        x = x + jnp.take(gathered(self.position.embedding[...], None, "embed"), positions, axis=0)
+        x = lookup(self.word.embedding[...], input_ids)
+        table = gathered(self.position.embedding[...], None, "embed")
+        x = x + small_lookup(lambda table, positions: jnp.take(table, positions, axis=0), table, positions)
         if hasattr(self, "token_type"):
             table = gathered(self.token_type.embedding[...], None, "embed")
-            x = x + jax.nn.one_hot(token_type_ids, table.shape[0], dtype=table.dtype) @ table
-        x = self.norm(constrain(x, "batch", None, None)).astype(execution.dtype)
+            one_hot = lambda table, ids: jax.nn.one_hot(ids, table.shape[0], dtype=table.dtype) @ table  # noqa: E731
+            x = x + small_lookup(one_hot, table, token_type_ids)
+        x = each(self.norm, constrain(x, "batch", "sequence", None)).astype(execution.dtype)
         return dropout(x, self.rate, key, execution)
 
 
@@ -113,23 +116,22 @@ class Layer(nnx.Module):
         c = self.config
         k1, k2, k3 = (None, None, None) if key is None else jax.random.split(key, 3)
         # split's gradient is one concatenation; indexing's would be three padded arrays and their sum
-        q, k, v = (x[:, :, 0] for x in jnp.split(self._heads(self.attention.qkv(x_BSD, execution)), 3, axis=2))
+        q, k, v = (x[:, :, 0] for x in jnp.split(self._heads(self.attention.qkv(enter(x_BSD), execution)), 3, axis=2))
         context = attend(
             q, k, v, segment_ids, packed=packed, rate=c.attention_probs_dropout_prob, key=k1, execution=execution
         )
-        context = checkpoint_name(context.reshape(x_BSD.shape), KEPT)
+        context = checkpoint_name(context.reshape(*context.shape[:2], -1), KEPT)
         y = self.attention.output(context, execution)
         x_BSD = self.attention.norm(x_BSD + dropout(y, c.hidden_dropout_prob, k2, execution))
         x_BSD = constrain(x_BSD, "batch", None, None)
-        h_BSF = constrain(self.mlp.intermediate(x_BSD, execution), "batch", None, "mlp")
+        h_BSF = constrain(self.mlp.intermediate(enter(x_BSD), execution), "batch", None, "mlp")
         h_BSF = activation(c.hidden_act, h_BSF)
         y = self.mlp.output(h_BSF, execution)
         x_BSD = self.mlp.norm(x_BSD + dropout(y, c.hidden_dropout_prob, k3, execution))
         return constrain(x_BSD, "batch", None, None)
 
     def _heads(self, qkv: jax.Array) -> jax.Array:
-        heads = self.config.num_attention_heads
-        qkv = qkv.reshape(*qkv.shape[:-1], heads, self.config.hidden_size // heads)
+        qkv = qkv.reshape(*qkv.shape[:-1], -1, self.config.hidden_size // self.config.num_attention_heads)
         return constrain(qkv, "batch", None, None, "heads", None)
 
 
@@ -157,8 +159,8 @@ class Bert(nnx.Module):
         """int [B, S] x 4 -> hidden [B, S, D]. `segment_ids` is 0 on padding; no key means no dropout."""
         embed_key, stack_key = (None, None) if key is None else jax.random.split(key)
         x = self.embeddings(input_ids, token_type_ids, positions, embed_key, self.execution)
-        call = lambda layer, x, key: layer(x, segment_ids, packed, key, self.execution)  # noqa: E731
-        return stack.run(list(self.layers), x, call, stack_key, self.execution)
+        call = lambda layer, x, key, ids: layer(x, ids, packed, key, self.execution)  # noqa: E731
+        return stack.run(list(self.layers), x, call, stack_key, self.execution, (segment_ids, ()))
 
     def mlm_logits(self, hidden: jax.Array, masked_positions: jax.Array) -> jax.Array:
         """hidden [B, S, D], positions [B, N] -> logits [B, N, V]; only these positions meet the vocabulary."""

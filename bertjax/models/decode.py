@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from bertjax.models import vocabulary
 from bertjax.models.family import Module
 from bertjax.models.t5_cache import Cache
 from bertjax.parallel.mesh import constrain
@@ -128,7 +129,7 @@ def kept(logits: jax.Array, top_k: int | None, top_p: float | None) -> jax.Array
     arXiv 1904.09751 section 3.1. The likeliest token always stays.
     """
     if top_k is not None and top_k < logits.shape[-1]:
-        lowest = lax.top_k(logits, top_k)[0][..., -1:]
+        lowest = vocabulary.top_k(logits, top_k, "vocab")[0][..., -1:]
         logits = jnp.where(logits < lowest, EXCLUDED, logits)
     if top_p is not None and top_p < 1:
         ordered = jnp.flip(jnp.sort(logits, axis=-1), -1)

@@ -1,7 +1,7 @@
 """Building blocks: contractions with low-precision gradients, dense, layer norm, dropout and activations."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import jax
@@ -11,7 +11,8 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
 from bertjax.models.execution import Execution
-from bertjax.parallel.mesh import gathered
+from bertjax.models.positions import leave
+from bertjax.parallel.mesh import gathered, own_part, whole
 
 Initializer = Callable[..., jax.Array]
 KEPT = "matmul"  # what remat "dots" keeps; jax's own policies do not look into `contract`
@@ -153,33 +154,46 @@ def _mix(h: jax.Array) -> jax.Array:
     return h ^ (h >> 16)
 
 
-def hash_bits(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+def hash_bits(key: jax.Array, shape: tuple[int, ...], names: Sequence[str | None] = ("batch",)) -> jax.Array:
     """Random uint32 [*shape] from a key and the element's global coordinates: the same bits under any sharding.
 
-    Purely elementwise, so the compiler fuses it into its consumer and recomputes it in the backward pass.
+    Purely elementwise, so the compiler fuses it into its consumer and recomputes it in the backward pass. `names` are
+    the logical axes, None for those left out: inside `jax.shard_map` they tell which part of the whole this is.
     """
     seeds = jax.random.bits(key, (2,), jnp.uint32)
+    names = (*names, *(None,) * (len(shape) - len(names)))
+
+    def coordinate(shape: tuple[int, ...], axis: int) -> tuple[int, jax.Array]:
+        parts, part = own_part(names[axis])
+        place = lax.broadcasted_iota(jnp.uint32, shape, axis)
+        if parts > 1:
+            place = place + jnp.asarray(part, jnp.uint32) * jnp.uint32(shape[axis])
+        return parts * shape[axis], place
+
     row = jnp.zeros(shape[:-1] + (1,), jnp.uint32) + seeds[0]
     for axis in range(len(shape) - 1):
-        row = row * jnp.uint32(shape[axis]) + lax.broadcasted_iota(jnp.uint32, row.shape, axis)
-    column = lax.broadcasted_iota(jnp.uint32, shape, len(shape) - 1)
+        count, place = coordinate(row.shape, axis)
+        row = row * jnp.uint32(count) + place
+    _, column = coordinate(shape, len(shape) - 1)
     return _mix(_mix(row) ^ (column * jnp.uint32(0x9E3779B9) + seeds[1]))
 
 
 def dropout(
-    x: jax.Array, rate: float, key: jax.Array | None, execution: Execution, *, along_length: bool = False
-) -> jax.Array:
-    """Inverted dropout (arXiv 1207.0580); no key means evaluation.
+    x: jax.Array, rate: float, key: jax.Array | None, execution: Execution, *, along_length: bool = False,
+    names: Sequence[str | None] = ("batch", "sequence"),
+) -> jax.Array:  # fmt: skip
+    """Inverted dropout (arXiv 1207.0580); no key means evaluation. `names` are logical axes, as of `hash_bits`.
 
     `along_length` draws one mask for the whole next to last axis, as T5 does (t5x network.py: broadcast_dims=(-2,)).
     """
     if key is None or rate == 0.0:
         return x
     shape = (*x.shape[:-2], 1, x.shape[-1]) if along_length else x.shape
+    names = [None if size == 1 else name for name, size in zip(names, shape, strict=False)]
     if execution.dropout_rng == "threefry":
         keep = jax.random.bernoulli(key, 1.0 - rate, shape)
     else:
-        keep = hash_bits(key, shape) >= jnp.uint32(round(rate * 2**32))
+        keep = hash_bits(key, shape, names) >= jnp.uint32(round(rate * 2**32))
     return jnp.where(keep, x * (1.0 / (1.0 - rate)), 0).astype(x.dtype)
 
 
@@ -228,8 +242,9 @@ class Dense(nnx.Module):
         kernel = gathered(self.kernel[...].astype(execution.dtype), *self.names)
         out = "tf" if kernel.ndim == 3 else "f"
         lead = "bs"[: x.ndim - 1]
-        y = checkpoint_name(contract(f"{lead}d,d{out}->{lead}{out}", x, kernel, execution.platform), KEPT)
-        return add_bias(y, self.bias[...]).astype(execution.dtype)
+        y = contract(f"{lead}d,d{out}->{lead}{out}", x, kernel, execution.platform)
+        y = checkpoint_name(leave(y, self.names), KEPT)
+        return add_bias(y, whole(self.bias[...], *self.names[1:])).astype(execution.dtype)
 
 
 class LayerNorm(nnx.Module):
@@ -251,7 +266,8 @@ class Linear(nnx.Module):
 
     def __call__(self, x: jax.Array, execution: Execution) -> jax.Array:
         kernel = gathered(self.kernel[...].astype(execution.dtype), *self.names)
-        return checkpoint_name(contract("bsd,df->bsf", x, kernel, execution.platform), KEPT).astype(execution.dtype)
+        y = leave(contract("bsd,df->bsf", x, kernel, execution.platform), self.names)
+        return checkpoint_name(y, KEPT).astype(execution.dtype)
 
 
 class RmsNorm(nnx.Module):

@@ -5,16 +5,17 @@ the cast to the compute dtype makes anyway. Freezing, optimizers and checkpoints
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from bertjax.models import paths
+from bertjax.models import paths, positions
 from bertjax.models.execution import Execution
 from bertjax.models.layers import KEPT
 
-Call = Callable[[nnx.Module, jax.Array, jax.Array | None], jax.Array]  # layer, x, key -> x
+Call = Callable[..., jax.Array]  # layer, x, key, and what is given beside them -> x
 
 
 def _remat(body: Callable, kind: str) -> Callable:
@@ -41,14 +42,29 @@ def run(
     call: Call,
     key: jax.Array | None,
     execution: Execution,
+    *given: positions.Given,
 ) -> jax.Array:
-    """Apply `call(layer, x, key)` through all layers. Layer i gets `fold_in(key, i)` however the stack is cut."""
+    """Apply `call(layer, x, key, *arrays)` through all layers. Layer i gets `fold_in(key, i)` however the stack is cut.
+
+    `given` are the other arrays that a layer reads, with their logical axes. Where the mesh's rules split positions,
+    and the bits of dropout do not ask for whole rows, the stack runs in pieces of them, and so does x come back.
+    """
+    axes = positions.split(x.shape[1], layers) if key is None or execution.dropout_rng == "hash" else ()
+    if not axes:
+        return _through(x, layers, key, *(array for array, _ in given), call=call, execution=execution)
+    inside = lambda x, layers, key, *arrays: _through(x, layers, key, *arrays, call=call, execution=execution)  # noqa: E731
+    return positions.in_pieces(inside, axes, x, layers, ((key, ()), *given))
+
+
+def _through(
+    x: jax.Array, layers: Sequence[nnx.Module], key: jax.Array | None, *arrays: Any, call: Call, execution: Execution
+) -> jax.Array:
     lengths = execution.segments or (1,) * len(layers)
     if sum(lengths) != len(layers):
         raise ValueError(f"segments {lengths} do not add up to {len(layers)} layers")
 
     def one(x: jax.Array, layer: nnx.Module, index: jax.Array | int) -> jax.Array:
-        return call(layer, x, None if key is None else jax.random.fold_in(key, index))
+        return call(layer, x, None if key is None else jax.random.fold_in(key, index), *arrays)
 
     def lower(path: tuple, weight: jax.Array) -> jax.Array:
         return weight.astype(execution.dtype) if "/kernel" in paths.join(path) else weight

@@ -7,6 +7,7 @@ distance 0. Shape letters: B rows, S inputs, T targets, D d_model, H heads, K d_
 """
 
 from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from bertjax.config.model_schema import T5Config
 from bertjax.models import stack, t5_cache
 from bertjax.models.execution import Execution
 from bertjax.models.layers import Linear, RmsNorm, activation, axes, contract, dropout
+from bertjax.models.positions import Given, each, enter, joined
 from bertjax.models.t5_attention import (
     Attention,
     KeysValues,
@@ -25,7 +27,10 @@ from bertjax.models.t5_attention import (
     same_segment,
 )
 from bertjax.models.t5_cache import Cache
+from bertjax.models.vocabulary import lookup
 from bertjax.parallel.mesh import constrain, gathered
+
+BIAS = (None, "heads", None, None)  # logical axes of a position bias
 
 
 def shift_right(target_ids: jax.Array, target_positions: jax.Array) -> jax.Array:
@@ -51,9 +56,8 @@ class Embeddings(nnx.Module):
         self.rate = config.dropout_rate
 
     def __call__(self, ids: jax.Array, key: jax.Array | None, execution: Execution) -> jax.Array:
-        # gathered first: a lookup in a table split along D would replicate the whole activation
-        x = jnp.take(gathered(self.word.embedding[...], "vocab", "embed"), ids, axis=0).astype(execution.dtype)
-        return dropout(constrain(x, "batch", None, None), self.rate, key, execution, along_length=True)
+        x = lookup(self.word.embedding[...], ids).astype(execution.dtype)
+        return dropout(constrain(x, "batch", "sequence", None), self.rate, key, execution, along_length=True)
 
 
 class Mlp(nnx.Module):
@@ -70,13 +74,14 @@ class Mlp(nnx.Module):
 
     def __call__(self, x_BSD: jax.Array, key: jax.Array | None, execution: Execution) -> jax.Array:
         k1, k2 = (None, None) if key is None else jax.random.split(key)
-        y = self.norm(x_BSD)
+        y = enter(self.norm(x_BSD))
         h_BSF = constrain(self.intermediate(y, execution), "batch", None, "mlp")
         if hasattr(self, "gate"):  # the linear half is t5x's wi_1, the gate its wi_0; its GELU is the tanh form
             h_BSF = h_BSF * activation("gelu_new", constrain(self.gate(y, execution), "batch", None, "mlp"))
         else:
             h_BSF = activation("relu", h_BSF)
-        y = self.output(dropout(h_BSF, self.rate, k1, execution, along_length=True), execution)
+        h_BSF = dropout(h_BSF, self.rate, k1, execution, along_length=True, names=("batch", None, "mlp"))
+        y = self.output(h_BSF, execution)
         return constrain(x_BSD + dropout(y, self.rate, k2, execution, along_length=True), "batch", None, None)
 
 
@@ -91,8 +96,10 @@ class Adapter(nnx.Module):
 
     def __call__(self, x_BSD: jax.Array, key: jax.Array | None, execution: Execution) -> jax.Array:
         k1, k2 = (None, None) if key is None else jax.random.split(key)
-        h = activation("relu", constrain(self.intermediate(self.norm(x_BSD), execution), "batch", None, "mlp"))
-        y = self.output(dropout(h, self.rate, k1, execution, along_length=True), execution)
+        h = self.intermediate(enter(self.norm(x_BSD)), execution)
+        h = activation("relu", constrain(h, "batch", None, "mlp"))
+        h = dropout(h, self.rate, k1, execution, along_length=True, names=("batch", None, "mlp"))
+        y = self.output(h, execution)
         return constrain(x_BSD + dropout(y, self.rate, k2, execution, along_length=True), "batch", None, None)
 
 
@@ -163,8 +170,8 @@ class T5(nnx.Module):
         """int [B, S] x 2 -> hidden [B, S, D]. `segment_ids` is 0 on padding; no key means no dropout."""
         visible = same_segment(segment_ids, segment_ids)
         bias = self.encoder.position(input_ids.shape[1], input_ids.shape[1])
-        call = lambda layer, x, key: layer(x, bias, visible, key, self.execution)  # noqa: E731
-        return self._run(self.encoder, input_ids, call, key)
+        call = lambda layer, x, key, bias, visible: layer(x, bias, visible, key, self.execution)  # noqa: E731
+        return self._run(self.encoder, input_ids, call, key, (bias, BIAS), (visible, ()))
 
     def decode(
         self, decoder_input_ids: jax.Array, target_segment_ids: jax.Array, hidden: jax.Array | None,
@@ -179,8 +186,12 @@ class T5(nnx.Module):
         source = None
         if hidden is not None and segment_ids is not None:
             source = hidden, same_segment(target_segment_ids, segment_ids)
-        call = lambda layer, x, key: layer(x, bias, visible, key, self.execution, source=source)  # noqa: E731
-        return self._run(self.decoder, decoder_input_ids, call, key)
+
+        def call(layer: Layer, x: jax.Array, key: jax.Array | None, bias: jax.Array, *sees: Any) -> jax.Array:
+            own, source = sees
+            return layer(x, bias, own, key, self.execution, source=source)
+
+        return self._run(self.decoder, decoder_input_ids, call, key, (bias, BIAS), (visible, ()), (source, ()))
 
     def logits(self, decoded: jax.Array) -> jax.Array:
         """[B, T, D] -> float32 [B, T, V], scaled by D^-0.5 when the configuration says so or the matrix is tied."""
@@ -216,11 +227,12 @@ class T5(nnx.Module):
         """See `t5_cache.beam_step`."""
         return t5_cache.beam_step(self, ids, cache, at, seen)
 
-    def _run(self, part: Stack, ids: jax.Array, call: stack.Call, key: jax.Array | None) -> jax.Array:
+    def _run(self, part: Stack, ids: jax.Array, call: stack.Call, key: jax.Array | None, *given: Given) -> jax.Array:
         embed_key, stack_key, final_key = (None,) * 3 if key is None else jax.random.split(key, 3)
         x = self.embeddings(ids, embed_key, self.execution)
         segments = self.execution.segments if sum(self.execution.segments) == len(part.layers) else ()
-        x = stack.run(list(part.layers), x, call, stack_key, replace(self.execution, segments=segments))
+        x = stack.run(list(part.layers), x, call, stack_key, replace(self.execution, segments=segments), *given)
         # t5x draws the encoder's last mask anew for every position, the decoder's once for all
         shared = part is self.decoder
-        return dropout(part.norm(x), self.config.dropout_rate, final_key, self.execution, along_length=shared)
+        x = each(part.norm, x)
+        return joined(dropout(x, self.config.dropout_rate, final_key, self.execution, along_length=shared))

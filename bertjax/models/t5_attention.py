@@ -13,6 +13,7 @@ from bertjax.config.model_schema import T5Config
 from bertjax.models.attention import MASKED
 from bertjax.models.execution import Execution
 from bertjax.models.layers import KEPT, Linear, RmsNorm, contract, dropout
+from bertjax.models.positions import enter
 from bertjax.parallel.mesh import constrain, gathered
 
 KeysValues = tuple[jax.Array, jax.Array]
@@ -106,8 +107,8 @@ def attend(
     scores = contract("bhqk,bhsk->bhqs", q, k, execution.platform).astype(jnp.float32)
     scores = scores if bias is None else scores + bias
     probabilities = jax.nn.softmax(jnp.where(visible, scores, MASKED), axis=-1)
-    probabilities = dropout(probabilities, rate, key, execution, along_length=True).astype(q.dtype)
-    context = contract("bhqs,bhsk->bhqk", probabilities, v, execution.platform).astype(q.dtype)
+    kept = dropout(probabilities, rate, key, execution, along_length=True, names=("batch", "heads")).astype(q.dtype)
+    context = contract("bhqs,bhsk->bhqk", kept, v, execution.platform).astype(q.dtype)
     return jnp.moveaxis(context, 1, 2)
 
 
@@ -135,7 +136,7 @@ class Attention(nnx.Module):
         """`keys_values`: of the encoder or a cache; None attends to x itself."""
         rate = self.config.dropout_rate
         k1, k2 = (None, None) if key is None else jax.random.split(key)
-        y = self.norm(x_BQD)
+        y = enter(self.norm(x_BQD))
         keys_values = self.keys_values(y, execution) if keys_values is None else keys_values
         q = self._heads(self.query(y, execution))
         context = attend(q, keys_values, bias, visible, rate=rate, key=k1, execution=execution)
@@ -144,5 +145,5 @@ class Attention(nnx.Module):
         return constrain(x_BQD + y, "batch", None, None)
 
     def _heads(self, x: jax.Array) -> jax.Array:
-        x = x.reshape(*x.shape[:-1], self.config.num_heads, self.config.d_kv)
+        x = x.reshape(*x.shape[:-1], -1, self.config.d_kv)
         return constrain(x, "batch", None, "heads", None)

@@ -5,36 +5,122 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
-from bertjax.errors import BertjaxError, StoppedSafely, UserError
+from bertjax.errors import BertjaxError, UserError
+from bertjax.parallel import aborts, rollcall
+
+NAMES = ("BERTJAX_COORDINATOR", "BERTJAX_NUM_PROCESSES", "BERTJAX_PROCESS_ID")
+TIMEOUT = "BERTJAX_START_TIMEOUT"
+# A lost process is noticed by its connections at once, or by its silence after this many seconds; jax's own 100 and 300
+# are for jobs that may wait.
+PATIENCE: dict[str, Any] = {"heartbeat_timeout_seconds": 30, "shutdown_timeout_seconds": 10}
+
+
+@dataclass(frozen=True)
+class Seat:
+    """The place of this process in a job of several."""
+
+    address: str  # host:port of process 0
+    count: int
+    index: int
+    devices: list[int] | None = None  # of this host; None: all of them
 
 
 def start() -> None:
     """Join the other processes of the job, if there are any; call before anything touches a device.
 
-    Explicit: BERTJAX_COORDINATOR=host:port, BERTJAX_NUM_PROCESSES and BERTJAX_PROCESS_ID. Detected by jax: a SLURM step
-    of several tasks, and TPU pods. Raises UserError when only part of the explicit settings is there.
+    Explicit: BERTJAX_COORDINATOR=host:port, BERTJAX_NUM_PROCESSES and BERTJAX_PROCESS_ID. Otherwise detected by jax's
+    own rules: Open MPI, a SLURM step of several tasks, TPU pods of GKE and of GCE. A second call does nothing.
+
+    Raises UserError when the settings are no use, StoppedSafely naming the missing processes when some have not come
+    within BERTJAX_START_TIMEOUT seconds (300).
     """
-    names = ("BERTJAX_COORDINATOR", "BERTJAX_NUM_PROCESSES", "BERTJAX_PROCESS_ID")
-    given = [os.environ.get(name) for name in names]
-    patience: dict[str, Any] = {"heartbeat_timeout_seconds": 30, "shutdown_timeout_seconds": 10}
-    if any(given):
-        if not all(given):
-            raise UserError(f"environment: set all of {', '.join(names)} or none of them")
+    if jax.distributed.is_initialized():
+        return
+    limit = start_timeout()
+    seat = explicit_seat() or detected_seat(limit)
+    if seat is None:
+        return
+    rollcall.meet(seat.address, seat.count, seat.index, limit)
+    aborts.leave_when_the_service_is_gone()
+    jax.distributed.initialize(
+        seat.address,
+        seat.count,
+        seat.index,
+        seat.devices,
+        cluster_detection_method="deactivate",
+        initialization_timeout=max(10, int(limit)),
+        **PATIENCE,
+    )
+
+
+def start_timeout() -> float:
+    """Seconds that the processes of a job have to come together."""
+    text = os.environ.get(TIMEOUT, "300")
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise UserError(f"environment: {TIMEOUT} is '{text[:40]}'; it must be a number of seconds above zero")
+    return seconds
+
+
+def explicit_seat() -> Seat | None:
+    """What the environment says. Raises UserError when only part of it is there, or no use."""
+    given = [os.environ.get(name) for name in NAMES]
+    if not any(given):
+        return None
+    if not all(given):
+        raise UserError(f"environment: set all of {', '.join(NAMES)} or none of them")
+    try:
+        count, index = int(given[1] or ""), int(given[2] or "")
+    except ValueError:
+        raise UserError(f"environment: {NAMES[1]} and {NAMES[2]} must be numbers") from None
+    if not 0 <= index < count:
+        raise UserError(f"environment: {NAMES[2]} is {index}; it counts from 0 to {NAMES[1]} - 1 = {count - 1}")
+    return Seat(given[0] or "", count, index)
+
+
+def detected_seat(limit: float) -> Seat | None:
+    """What jax's detectors find; None for a single process, whatever it runs under.
+
+    Raises UserError when a cluster is there and cannot be read.
+    """
+    from jax._src import clusters
+
+    kinds: list[Any] = [clusters.OmpiCluster, clusters.SlurmCluster]
+    if os.environ.get("JAX_PLATFORMS") != "cpu":  # or a CPU run on a TPU host would wait for the whole pod
+        kinds += [clusters.GkeTpuCluster, clusters.GceTpuCluster]
+    for kind in kinds:
         try:
-            count, index = int(given[1] or ""), int(given[2] or "")
-        except ValueError:
-            raise UserError(f"environment: {names[1]} and {names[2]} must be numbers") from None
-        if not 0 <= index < count:
-            raise UserError(f"environment: {names[2]} is {index}; it counts from 0 to {names[1]} - 1 = {count - 1}")
-        jax.distributed.initialize(given[0], count, index, **patience)
-    elif int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1 or "," in os.environ.get("TPU_WORKER_HOSTNAMES", ""):
-        jax.distributed.initialize(**patience)
+            if not kind.is_env_present() or kind.get_process_count() < 2 or _is_batch_script(kind):
+                continue
+            unset = (None, None, None, None)
+            found = clusters.ClusterEnv.auto_detect_unset_distributed_params(*unset, kind.name, int(limit))
+        except Exception as error:  # environment variables and a metadata server: anything can be wrong with them
+            text = " ".join(f"{type(error).__name__}: {error}".split())[:160]
+            raise UserError(
+                f"the {kind.name} cluster cannot be read ({text}); set {', '.join(NAMES)} instead"
+            ) from error
+        address, count, index, devices = found
+        return Seat(str(address), int(count or 1), int(index or 0), None if devices is None else list(devices))
+    return None
+
+
+def _is_batch_script(kind: Any) -> bool:
+    """A SLURM job's script runs once, whatever the number of tasks it asked for: only a step has several processes."""
+    return kind.name == "slurm" and int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) < 2
+
+
+# Status codes that a lost process never causes: the same program would fail again.
+_OURS = ("INVALID_ARGUMENT", "UNIMPLEMENTED", "RESOURCE_EXHAUSTED", "OUT_OF_RANGE")
 
 
 @contextmanager
@@ -49,17 +135,15 @@ def fail_together() -> Iterator[None]:
     except BertjaxError:
         raise
     except Exception as error:
-        if jax.process_count() == 1:
+        if not jax.distributed.is_initialized():
             raise
         text = " ".join(str(error).split())
-        gone = isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in text
-        if gone:
-            print(f"another process is gone ({text[:160]}); run the same command again", file=sys.stderr)
-        else:
-            traceback.print_exception(error)
+        if isinstance(error, jax.errors.JaxRuntimeError) and not text.startswith(_OURS):
+            aborts.leave(text[:160])
+        traceback.print_exception(error)
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(StoppedSafely.exit_code if gone else BertjaxError.exit_code)
+        os._exit(BertjaxError.exit_code)
 
 
 def is_lead() -> bool:

@@ -1,23 +1,26 @@
 """The device mesh and the only place where logical axis names meet mesh axes."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
+from math import prod
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType, NamedSharding
 from jax.sharding import Mesh as JaxMesh
 from jax.sharding import PartitionSpec as P
 
-from bertjax.config.schema import Mesh
 from bertjax.errors import UserError
-
-AXES = ("data", "fsdp", "tensor")
+from bertjax.parallel.devices import AXES as AXES
+from bertjax.parallel.devices import make_mesh as make_mesh
 
 # Parameters are stored by these rules ("embed" over fsdp is ZeRO-3); `gathered` drops fsdp where they are used.
+# "sequence" is the residual stream's positions between blocks; over tensor it is Megatron's sequence parallelism.
 RULES: dict[str, tuple[str, ...]] = {
-    "batch": ("data", "fsdp"),
+    "batch": ("dcn", "data", "fsdp"),
+    "sequence": (),
     "vocab": ("tensor",),
     "embed": ("fsdp",),
     "heads": ("tensor",),
@@ -36,20 +39,6 @@ def placing(mesh: JaxMesh, table: Rules) -> Iterator[None]:
             yield
     finally:
         _active.reset(token)
-
-
-def make_mesh(config: Mesh, devices: Sequence[jax.Device] | None = None) -> JaxMesh:
-    """A mesh with axes (data, fsdp, tensor) over all devices; raises UserError when the sizes do not multiply out."""
-    devices = jax.devices() if devices is None else list(devices)
-    sizes = [config.data, config.fsdp, config.tensor]
-    fixed = int(np.prod([n for n in sizes if n != -1]))
-    if len(devices) % fixed or (-1 not in sizes and fixed != len(devices)):
-        wanted = " x ".join(f"{name}={n}" for name, n in zip(AXES, sizes, strict=True))
-        raise UserError(f"mesh: {wanted} does not fit {len(devices)} devices; set one axis to -1 to take what is left")
-    sizes = [len(devices) // fixed if n == -1 else n for n in sizes]
-    if devices == jax.devices():
-        return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3)
-    return JaxMesh(np.asarray(devices).reshape(sizes), AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 def rules(overrides: Mapping[str, str | list[str] | None]) -> dict[str, tuple[str, ...]]:
@@ -86,12 +75,44 @@ def partition(names: Sequence[str | None], table: Rules | None = None) -> P:
 def fitted(
     mesh: JaxMesh | AbstractMesh, names: Sequence[str | None], shape: Sequence[int], table: Rules | None = None
 ) -> P:
-    """`partition` for an array of this shape: an axis that the mesh does not divide stays whole."""
-    spec = []
+    """`partition` for an array of this shape: an axis that the mesh does not divide stays whole.
+
+    Inside `jax.shard_map` the shape is that of a shard, and the mesh axes that cut it are left out.
+    """
+    free, spec = free_axes(mesh), []
     for axes, size in zip(partition(names, table), shape, strict=True):
-        width = int(np.prod([mesh.shape[a] for a in ((axes,) if isinstance(axes, str) else axes or ())]))
-        spec.append(axes if size % width == 0 else None)
+        kept = tuple(a for a in ((axes,) if isinstance(axes, str) else axes or ()) if a in free)
+        fits = kept and size % prod(mesh.shape[a] for a in kept) == 0
+        spec.append((kept[0] if len(kept) == 1 else kept) if fits else None)
     return P(*spec)
+
+
+def split_axes(name: str, size: int) -> tuple[str, ...]:
+    """The mesh axes that split a logical axis of this size, without those that cut it by hand; () outside a mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    found = () if mesh.empty else tuple(jax.tree.leaves(tuple(fitted(mesh, (name,), (size,)))))
+    return found if prod(mesh.shape[a] for a in found) > 1 else ()
+
+
+def free_axes(mesh: JaxMesh | AbstractMesh) -> tuple[str, ...]:
+    """The mesh axes that are not cut by hand here, by a `jax.shard_map` around."""
+    return tuple(a for a, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind != AxisType.Manual)
+
+
+def own_part(name: str | None) -> tuple[int, jax.Array | int]:
+    """Inside a `jax.shard_map` that cuts a logical axis: (into how many parts, which of them this is); else (1, 0).
+
+    Parts are contiguous and in order: part i of n places begins at place i * n of the whole.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    cut = () if mesh.empty else by_hand(mesh, name)
+    return (prod(mesh.shape[a] for a in cut), jax.lax.axis_index(cut)) if cut else (1, 0)
+
+
+def by_hand(mesh: AbstractMesh, name: str | None) -> tuple[str, ...]:
+    """The mesh axes that cut a logical axis by hand here."""
+    cut = {a for a, size in mesh.shape.items() if size > 1} - {*free_axes(mesh)}
+    return tuple(a for a in _active.get().get(name or "", ()) if a in cut)
 
 
 def sharding(
@@ -114,4 +135,53 @@ def gathered(weight: jax.Array, *names: str | None) -> jax.Array:
 
     Without this the partitioner may move activations instead of weights, and traffic grows with the mesh.
     """
-    return constrain(weight, *(None if name == "embed" else name for name in names))
+    return constrain(whole(weight, *names), *(None if name == "embed" else name for name in names))
+
+
+def whole(weight: jax.Array, *names: str | None) -> jax.Array:
+    """Inside a `jax.shard_map` a weight together with what other devices hold of it; its gradient is summed and cut.
+
+    Does nothing elsewhere. The axes that are cut there divide evenly.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return weight
+    for axis, name in enumerate(names):
+        cut = tuple(a for a in by_hand(mesh, name) if a in _active.get()["batch"])
+        weight = _all_of(weight, cut, axis, names) if cut else weight
+    return weight
+
+
+def summed(x: jax.Array, axes: tuple[str, ...], *names: str | None) -> jax.Array:
+    """Inside a `jax.shard_map` over `axes`: a gradient summed over them."""
+    return _piecewise(lambda x: jax.lax.psum(x, axes), x, names) if axes else x
+
+
+def _piecewise(collective: Callable[[jax.Array], jax.Array], x: jax.Array, names: Sequence[str | None]) -> jax.Array:
+    """A collective on each piece of a weight along tensor, which the partitioner would put together first."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if not (free := free_axes(mesh)):
+        return collective(x)
+    spec = fitted(mesh, names, x.shape)
+    return jax.shard_map(collective, in_specs=spec, out_specs=spec, axis_names=set(free), check_vma=False)(x)
+
+
+Names = tuple[str | None, ...]
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def _all_of(weight: jax.Array, cut: tuple[str, ...], axis: int, names: Names) -> jax.Array:
+    """all_gather; its gradients are summed in float32, as they are between slices."""
+    return _piecewise(lambda w: jax.lax.all_gather(w, cut, axis=axis, tiled=True), weight, names)
+
+
+def _all_of_forward(weight: jax.Array, cut: tuple[str, ...], axis: int, names: Names) -> tuple[jax.Array, None]:
+    return _all_of(weight, cut, axis, names), None
+
+
+def _all_of_backward(cut: tuple[str, ...], axis: int, names: Names, _: None, g: jax.Array) -> tuple[jax.Array]:
+    scatter = partial(jax.lax.psum_scatter, axis_name=cut, scatter_dimension=axis, tiled=True)
+    return (_piecewise(scatter, g.astype(jnp.float32), names).astype(g.dtype),)
+
+
+_all_of.defvjp(_all_of_forward, _all_of_backward)

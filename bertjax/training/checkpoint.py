@@ -149,6 +149,11 @@ class Checkpoints:
         self._saving = threading.Thread(target=self._finish, args=(step, started), name="checkpoint_commit")
         self._saving.start()
 
+    def rescore(self, step: int, scores: Mapping[str, float]) -> None:
+        """Adds the scores of a committed step whose evaluations ended after it was saved."""
+        from_lead(lambda: step_folders.add_scores(self.folder, step, scores))
+        self._scores[step] = dict(scores)
+
     def _finish(self, step: int, started: float) -> None:
         """The thread of one save. What it raises is raised by the next call of the main thread."""
         try:
@@ -180,7 +185,7 @@ class Checkpoints:
     def _scores_of(self, step: int) -> dict[str, float]:
         if step not in self._scores:
             try:
-                self._scores[step] = self._items(step)[0]["scores"]
+                self._scores[step] = self._items(step)[0]["scores"] | step_folders.added_scores(self.folder, step)
             except (Damaged, StorageError, UserError):
                 return {}
         return self._scores[step]

@@ -1,13 +1,12 @@
-"""Model FLOPs by formula, and the peak of the chip they are compared with.
+"""Model FLOPs by formula, and their share of the chip's peak (`parallel/chips.py`).
 
 "Model" FLOPs are the multiplications the mathematics asks for, twice (a multiply and an add): nothing for recomputed
 activations, nothing for padding, and the vocabulary projection for the masked positions only. Embedding look-ups,
 norms, dropout, the optimizer and the small heads (pooler, NSP, spans, classes; under 0.1 %) are not counted.
 """
 
-import re
-
 from bertjax.config.model_schema import BertConfig
+from bertjax.parallel.chips import chip_of
 
 
 def encoder_flops(model: BertConfig, tokens: int, squares: int | None = None, layers: int | None = None) -> int:
@@ -49,38 +48,10 @@ def train_flops(
     return forward + 2 * backward
 
 
-# Dense 16-bit matrix peak of ONE JAX device in FLOP/s, from the makers' data sheets (never the "with sparsity" figure).
-# TPU v2 and v3 show each core as a device, so their entries are half a chip: 180 and 492 TFLOP/s for a board of eight
-# cores. T4 and V100 have no bf16 units: theirs is the fp16 peak. The first pattern that matches decides.
-PEAKS: tuple[tuple[str, float], ...] = (
-    (r"TPU v2\b", 22.5e12),
-    (r"TPU v3\b", 61.5e12),
-    (r"TPU v4\b(?! lite)", 275e12),
-    (r"TPU v5 ?(lite|e)\b", 197e12),
-    (r"TPU v5p?\b", 459e12),
-    (r"TPU v6 ?(lite|e)\b", 918e12),
-    (r"\bGB200\b", 2500e12),
-    (r"\bB200\b", 2250e12),
-    (r"\b(H200|H100) NVL\b", 835e12),
-    (r"\bH100 PCIe\b", 756e12),
-    (r"\bG?H200\b", 989e12),
-    (r"\bH100\b", 989e12),
-    (r"\bA100\b", 312e12),
-    (r"\bV100-PCIE\b", 112e12),
-    (r"\bV100\b", 125e12),
-    (r"\bL4\b", 121e12),
-    (r"\bT4\b", 65e12),
-)
-
-
 def peak_flops(device_kind: str) -> float | None:
-    """The dense bf16 peak in FLOP/s of a device with this `jax.Device.device_kind`; None for a CPU or an unknown chip.
-
-    A slice of a GPU ("... MIG 3g.71gb") is unknown as well: the data sheet speaks of the whole chip.
-    """
-    if re.search(r"\bMIG\b", device_kind):
-        return None
-    return next((peak for pattern, peak in PEAKS if re.search(pattern, device_kind, re.IGNORECASE)), None)
+    """The dense bf16 peak in FLOP/s of a device with this `jax.Device.device_kind`; None for a CPU or an unknown chip."""
+    chip = chip_of(device_kind)
+    return None if chip is None else chip.flops
 
 
 def utilization(flops: float, seconds: float, device_kind: str, devices: int) -> float | None:

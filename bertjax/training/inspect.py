@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,9 @@ from bertjax.config.schema import CheckpointPolicy, Config, Stage
 from bertjax.errors import UserError
 from bertjax.models import family, paths
 from bertjax.parallel import mesh as meshes
-from bertjax.training import freezing, optim
+from bertjax.training import freezing, goodput, optim
 from bertjax.training.checkpoint import Checkpoints
-from bertjax.training.runs import find
+from bertjax.training.runs import find, run_of
 from bertjax.training.setup import adapter_size, config_of
 from bertjax.training.summary import model_summary
 
@@ -43,6 +44,7 @@ def inspect_checkpoint(target: Path, step: int | None) -> dict[str, Any]:
         meta = checkpoints.meta(place.step)
         steps = checkpoints.committed_steps()
     config = config_of(meta, place.folder)
+    spent = goodput.read(run_of(place.folder))
     stage = config.stages[meta["stage"]]
     return {
         "checkpoint": str(place.folder),
@@ -52,6 +54,7 @@ def inspect_checkpoint(target: Path, step: int | None) -> dict[str, Any]:
         "heads": meta["heads"],
         "tokenizer_sha256": meta["tokenizer_sha256"],
         "environment": meta["environment"],
+        **({"goodput": asdict(spent)} if spent else {}),
         **({"base": meta["base"]} if meta.get("base") else {}),
         **_model(config, stage, tuple(meta["heads"]), meta["num_labels"]),
     }
@@ -148,6 +151,7 @@ def _lines(found: dict[str, Any]) -> list[str]:
         head = [f"{key}: {found[key]}" for key in ("checkpoint", "steps", "step", "stage", "heads", "tokenizer_sha256")]
         base = found.get("base")
         head += [f"base: {base.get('path') or base['stage']}, step {base['step']}"] if base else []
+        head += [str(goodput.Account(**found["goodput"]))] if "goodput" in found else []
         return [*head, f"devices: {', '.join(found['environment']['devices'])}", "", found["table"].rstrip()]
     lines = []
     for s in found["stages"]:

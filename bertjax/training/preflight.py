@@ -11,7 +11,7 @@ from bertjax.training.checkpoint import Checkpoints
 from bertjax.training.runs import stage_folder
 from bertjax.training.setup import Job
 from bertjax.training.step import Program
-from bertjax.training.step_folders import committed_steps
+from bertjax.training.step_folders import committed_steps, unscored
 
 # objective -> (the preprocessing it reads, the evaluations that can score it)
 _FITTING = {
@@ -28,7 +28,7 @@ _FITTING = {
 def check_settings(config: Config) -> None:
     """Raises UserError when parts of a stage do not go together, or when the run folder holds another run."""
     for stage in config.stages:
-        _check_kinds(config, stage)
+        check_kinds(config, stage)
     kept = config.run_dir / "config.yaml"
     changed = differences(load(kept), config) if kept.exists() else []
     if changed:
@@ -39,7 +39,8 @@ def check_settings(config: Config) -> None:
         )
 
 
-def _check_kinds(config: Config, stage: Stage) -> None:
+def check_kinds(config: Config, stage: Stage) -> None:
+    """Raises UserError when the rows or evaluations of a stage are not for its objective."""
     rows, scores = _FITTING[stage.objective.kind]
     head = f"stage '{stage.name}': objective {stage.objective.kind}"
     for name, task in config.stage_tasks(stage).items():
@@ -93,4 +94,4 @@ def is_complete(config: Config) -> bool:
         return False
     with Checkpoints(folder, config.run.checkpoint, read_only=True) as checkpoints:
         meta = checkpoints.meta()
-    return meta["step"] == steps[-1] == meta.get("steps")
+    return meta["step"] == steps[-1] == meta.get("steps") and not unscored(folder, meta)

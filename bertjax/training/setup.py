@@ -3,6 +3,8 @@
 import json
 import os
 import platform
+import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,7 +21,7 @@ from bertjax import objectives
 from bertjax.config.load import build, dump, fingerprint
 from bertjax.config.schema import Config, Stage
 from bertjax.config.training_schema import Trainable
-from bertjax.data import sources, tokenizers
+from bertjax.data import remote, sources, tokenizers
 from bertjax.errors import StorageError, UserError
 from bertjax.models.execution import Execution
 from bertjax.parallel import mesh as meshes
@@ -78,8 +80,8 @@ def adapter_size(trainable: Trainable) -> int:
 
 
 def cache_of(config: Config) -> Path:
-    """Prepared data, shared by all runs under one root."""
-    return config.run_dir.parent / "prepared"
+    """Prepared data, by default shared by all runs under one root; a remote path may be named."""
+    return remote.place(config.run.prepared) if config.run.prepared else config.run_dir.parent / "prepared"
 
 
 def open_job(config: Config, base: Path) -> Job:
@@ -100,8 +102,11 @@ def load_tokenizer(config: Config, base: Path) -> tokenizers.AnyTokenizer:
 
     size = settings.vocab_size or config.model.vocab_size
     key = "".join(sources.fingerprint(source, base) for source in wanted) if settings.path is None else None
+    cache = cache_of(config)
+    if remote.is_remote(cache):  # a trained tokenizer is small, and the same wherever it is trained
+        cache = config.run_dir.parent / "prepared"
     tokenizer = tokenizers.load(
-        settings, base, vocab_size=size, train_source_documents=documents, cache=cache_of(config), fingerprint=key
+        settings, base, vocab_size=size, train_source_documents=documents, cache=cache, fingerprint=key
     )
     if tokenizer.vocab_size > config.model.vocab_size:
         raise UserError(
@@ -163,11 +168,24 @@ def environment(mesh: JaxMesh) -> dict[str, Any]:
 
 
 def use_compile_cache(config: Config) -> None:
-    """Keep compiled programs between runs: a restart then costs no compilation."""
-    if config.run.compile_cache:
-        folder = Path(config.run.compile_cache).expanduser()
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        jax.config.update("jax_compilation_cache_dir", str(folder))
+    """Keep compiled programs between runs: a restart then costs no compilation.
+
+    A path with a scheme (gs://) goes to jax as it is. A folder that cannot be written is told of and done without: a
+    slow start is no reason not to start.
+    """
+    where = config.run.compile_cache
+    if where and "://" not in where:
+        folder = Path(where).expanduser()
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            with tempfile.TemporaryFile(dir=folder):
+                where = str(folder)
+        except OSError as error:
+            print(f"note: {folder}: no compiled programs are kept ({error.strerror}); run.compile_cache=null, or name "
+                  "another folder", file=sys.stderr)  # fmt: skip
+            return
+    if where:
+        jax.config.update("jax_compilation_cache_dir", where)
 
 
 def open_run_folder(job: Job) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 
 import jax
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh as JaxMesh
 from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from bertjax.config.model_schema import BertConfig
 from bertjax.config.training_schema import Optimizer
@@ -51,11 +53,14 @@ class Program:
     def module(self, params: Mapping[str, jax.Array]) -> family.Module:
         return family.merge(*self._structure, params)  # type: ignore[attr-defined,call-arg]
 
+    def names(self) -> dict[str, tuple[str | None, ...]]:
+        """{path: logical axes} of all parameters."""
+        return family.logical_axes(self._structure[1])  # type: ignore[attr-defined]
+
     def abstract_params(self) -> dict[str, jax.ShapeDtypeStruct]:
         """{path: shape, dtype and sharding} of all parameters."""
-        abstract = self._structure[1]  # type: ignore[attr-defined]
-        names = family.logical_axes(abstract)
-        flat = paths.flatten(nnx.as_pure(abstract))
+        names = self.names()
+        flat = paths.flatten(nnx.as_pure(self._structure[1]))  # type: ignore[attr-defined]
         return {
             path: jax.ShapeDtypeStruct(
                 x.shape, x.dtype, sharding=meshes.sharding(self.mesh, names[path], x.shape, self.rules)
@@ -66,8 +71,38 @@ class Program:
     def placed(self) -> dict[str, NamedSharding]:
         return {path: x.sharding for path, x in self.abstract_params().items()}
 
+    @property
+    def by_hand(self) -> tuple[str, ...]:
+        """Mesh axes of the batch over which the step itself gathers weights and sums gradients, none in most programs.
+
+        The partitioner would sum whole gradients over all devices, in every micro-batch. By hand they are summed and
+        cut inside a slice, or inside a group along `fsdp`, and only the pieces are summed between these, once a step.
+        Left to the partitioner: programs where that gains nothing (`data` or `fsdp` alone, without slices, micro-
+        batches or split positions), and where uneven sizes, unusual rules or jax's own dropout bits ask for the batch
+        in one piece.
+        """
+        size, batch = self.mesh.shape, self.rules["batch"]
+        gains = size["dcn"] > 1 or (size["data"] > 1 and (self.grad_accum > 1 or size["fsdp"] > 1))
+        gains = gains or prod(size[a] for a in self.rules["sequence"]) > 1
+        inner = [axes for name, axes in self.rules.items() if name not in ("batch", "embed")]
+        plain = batch == meshes.RULES["batch"] and not any(set(batch) & set(axes) for axes in inner)
+        plain = plain and self.execution.dropout_rng == "hash" and self._even()
+        return tuple(a for a in batch if size[a] > 1) if gains and plain else ()
+
+    def _even(self) -> bool:
+        """Whether the mesh divides every axis that the rules split over axes of the batch."""
+        ways = prod(self.mesh.shape[a] for a in self.rules["embed"] if a in self.rules["batch"])
+        names, params = self.names(), self.abstract_params()
+        axes = (axis for path, x in params.items() for axis in zip(names[path], x.shape, strict=True))
+        return all(size % ways == 0 for name, size in axes if name == "embed")
+
     def batch_sharding(self) -> NamedSharding:
         return NamedSharding(self.mesh, meshes.partition(("batch",), self.rules))
+
+    def in_shards(self, grads: Params) -> Params:
+        """Gradients where their parameters live: each device is left with the sums that it needs."""
+        names = self.names()
+        return {path: meshes.constrain(g, *names[path]) for path, g in grads.items()}
 
     def initialize(self, key: jax.Array) -> Params:
         """Fresh parameters, each array born in its shard."""
@@ -190,29 +225,64 @@ def flat_terms(terms: Mapping[str, Term]) -> Metrics:
 def gradients(program: Program, state: TrainState, batch: Batch) -> tuple[Params, dict[str, Term], jax.Array]:
     """-> (gradients of the trained parameters, summed terms, loss).
 
-    Micro-batches add up to exactly the whole batch's gradient because the loss is divided by the whole batch's weights.
-    Row i goes to micro-batch i mod N: every device then splits its own rows and none of them move.
+    Along `program.by_hand` every device computes the sums of its own rows, and what they give is added up here.
     """
     divisors = program.objective.divisors(batch)
     key = jax.random.fold_in(state.key, state.step)
+    axes = program.by_hand
+    if not axes:
+        return accumulated(program, state.params, state.frozen, batch, divisors, key)
+    where = {path: P(*(_within(entry, axes) for entry in s.spec)) for path, s in program.placed().items()}
+    names = program.names()
+    hot, cold = ({path: where[path] for path in part} for part in (state.params, state.frozen))
+
+    def of_own_rows(*args: Any) -> tuple[Params, dict[str, Term], jax.Array]:
+        grads, terms, loss = accumulated(program, *args)
+        cut = {path: jax.tree.leaves(tuple(spec)) for path, spec in hot.items()}  # by axes they are summed over already
+        rest = {path: tuple(a for a in axes if a not in cut[path]) for path in grads}
+        sums = {path: meshes.summed(g, rest[path], *names[path]) for path, g in grads.items()}
+        terms, loss = jax.tree.map(lambda x: jax.lax.psum(x, axes), (terms, loss))
+        return sums, terms, loss
+
+    run = jax.shard_map(
+        of_own_rows, mesh=program.mesh, in_specs=(hot, cold, P(axes), P(), P()), out_specs=(hot, P(), P()),
+        axis_names={*axes, *(a for a, size in program.mesh.shape.items() if size == 1)}, check_vma=False,
+    )  # fmt: skip
+    return run(state.params, state.frozen, batch, divisors, key)
+
+
+def _within(entry: Any, axes: tuple[str, ...]) -> tuple[str, ...] | None:
+    """An entry of a PartitionSpec, of which only these mesh axes are left."""
+    entries = (entry,) if isinstance(entry, str) else entry or ()
+    return tuple(a for a in entries if a in axes) or None
+
+
+def accumulated(
+    program: Program, params: Params, frozen: Params, batch: Batch, divisors: Mapping[str, jax.Array], key: jax.Array
+) -> tuple[Params, dict[str, Term], jax.Array]:
+    """`gradients` of a batch, or of one share of it, by micro-batches; the sums of a share lack the other shares'.
+
+    Micro-batches add up to exactly the whole batch's gradient because the loss is divided by the whole batch's weights.
+    Row i goes to micro-batch i mod N: every device then splits its own rows and none of them move.
+    """
 
     def loss_fn(params: Params, micro: Batch, key: jax.Array) -> tuple[jax.Array, dict[str, Term]]:
-        terms = program.objective.terms(program.module({**state.frozen, **params}), micro, key)
+        terms = program.objective.terms(program.module({**frozen, **params}), micro, key)
         return program.objective.total(terms, divisors), terms
 
     grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
     n = program.grad_accum
     if n == 1:
-        (loss, terms), grads = grad_fn(state.params, batch, key)
+        (loss, terms), grads = grad_fn(params, batch, key)
         return grads, terms, loss
 
     def accumulate(carry: Any, xs: tuple[Batch, jax.Array]) -> tuple[Any, None]:
-        (loss, terms), grads = grad_fn(state.params, xs[0], jax.random.fold_in(key, xs[1]))
-        return jax.tree.map(jnp.add, carry, (grads, terms, loss)), None
+        (loss, terms), grads = grad_fn(params, xs[0], jax.random.fold_in(key, xs[1]))
+        return jax.tree.map(jnp.add, carry, (program.in_shards(grads), terms, loss)), None
 
     micros = {name: jnp.moveaxis(x.reshape(-1, n, *x.shape[1:]), 1, 0) for name, x in batch.items()}
     first = jax.tree.map(lambda x: x[0], micros)
-    shape = jax.eval_shape(lambda p, b, k: grad_fn(p, b, k), state.params, first, key)
+    shape = jax.eval_shape(lambda p, b, k: grad_fn(p, b, k), params, first, key)
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (shape[1], shape[0][1], shape[0][0]))
     (grads, terms, loss), _ = jax.lax.scan(accumulate, zeros, (micros, jnp.arange(n)))
     return grads, terms, loss

@@ -1,5 +1,6 @@
 """Checkpoint steps as folders on disk: which there are, which stay, and how one leaves without being half there."""
 
+import json
 import logging
 import math
 import os
@@ -7,6 +8,7 @@ import shutil
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from bertjax.config.schema import CheckpointPolicy
 from bertjax.errors import StorageError, UserError
@@ -15,6 +17,8 @@ log = logging.getLogger(__name__)
 TRASH = "trash"
 QUARANTINE = "quarantine"
 UNFINISHED = ".orbax-checkpoint-tmp"
+UNSCORED = "unscored"  # in a step's meta: it was saved before its evaluations had ended
+SCORES = "scores.json"  # in a step's folder: what they gave when they were done later
 
 
 def committed_steps(folder: Path) -> list[int]:
@@ -65,6 +69,27 @@ def best_step(score: str, best_is: str, scores: Mapping[int, Mapping[str, float]
     known = {step: of[score] for step, of in scores.items() if score in of}
     ranked = [(sign * value, step) for step, value in known.items() if not math.isnan(value)]
     return max(ranked)[1] if ranked else None
+
+
+def add_scores(folder: Path, step: int, scores: Mapping[str, float]) -> None:
+    """Keeps the scores of a step that was saved before its evaluations had ended."""
+    path = folder / str(step) / SCORES
+    partial = path.with_name(f"{SCORES}.partial")
+    partial.write_text(json.dumps({name: float(score) for name, score in scores.items()}), encoding="utf-8")
+    os.replace(partial, path)
+
+
+def added_scores(folder: Path, step: int) -> dict[str, float]:
+    """What `add_scores` kept; nothing where it was not needed."""
+    try:
+        return dict(json.loads((folder / str(step) / SCORES).read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return {}
+
+
+def unscored(folder: Path, meta: Mapping[str, Any]) -> bool:
+    """Whether evaluations of the step with this meta are still to be done."""
+    return bool(meta.get(UNSCORED)) and not (folder / str(meta["step"]) / SCORES).exists()
 
 
 def discard(folder: Path, step: int) -> None:

@@ -90,11 +90,18 @@ class Tracker:
         self._write("event", stage, step, {"event": event, "time": now, **fields})
         self._console.event(stage, step, event, fields)
 
-    def rewind(self, stages_before: Collection[str], stage: str, step: int) -> None:
+    def note(self, text: str) -> None:
+        """Show one line about the run itself; it is not recorded."""
+        if self.lead:
+            self._console.note(text)
+
+    def rewind(self, stages_before: Collection[str], stage: str, step: int, *, scored: bool = True) -> None:
         """Make the record what it was at `step` of `stage`: later lines, and lines cut short by a kill, are removed.
 
-        Lines of `stages_before` all stay. `step` -1 removes every line of the stage. The file is replaced in one move,
-        so a kill in the middle leaves either the old record or the new one. Call it before anything is written.
+        Lines of `stages_before` all stay. `step` -1 removes every line of the stage. Unless `scored`, the scores of
+        this very step are removed too: its evaluations were broken off and are to be done again. The file is replaced
+        in one move, so a kill in the middle leaves either the old record or the new one. Call it before anything is
+        written.
         """
         if not self.lead:
             return
@@ -104,6 +111,8 @@ class Tracker:
         if not self.path.exists():
             return
         kept = [line for line in read_lines(self.path) if keeps(line, stages_before, stage, step)]
+        if not scored:
+            kept = [x for x in kept if (x["kind"], x["stage"], x["step"]) != ("eval", stage, step)]
         partial = self.path.with_name(self.path.name + ".partial")
         with _storage(partial), partial.open("w", encoding="utf-8") as out:
             out.writelines(_line(line) for line in kept)

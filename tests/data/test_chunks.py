@@ -165,7 +165,7 @@ def test_pieces_have_the_ids_of_the_whole_text(monkeypatch: pytest.MonkeyPatch):
     whole = tokenizer.encode_batch([text])[0]
     monkeypatch.setattr(chunks, "PIECE_CHARACTERS", 50)
     monkeypatch.setattr(chunks, "ENCODE_CHARACTERS", 300)
-    found = list(chunks._tokenised(iter(["", text, " ", text]), tokenizer))  # type: ignore[arg-type]
+    found = list(chunks.tokenised_texts(iter(["", text, " ", text]), tokenizer))  # type: ignore[arg-type]
     assert len(found) == 2 and len(found[0]) > 50
     assert [[token for piece in document for token in piece] for document in found] == [whole, whole]
 

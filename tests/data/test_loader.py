@@ -12,7 +12,8 @@ import pytest
 from bertjax.config.data_schema import BertPairs, Classify, Task, TextFiles
 from bertjax.data.examples import pairs_dtype, row_dtype
 from bertjax.data.loader import Batches, BatchIterator
-from bertjax.data.store import Store, StoreWriter
+from bertjax.data.store import Store
+from bertjax.data.store_writer import StoreWriter
 from bertjax.data.tasks import dataset
 from bertjax.errors import StorageError, UserError
 

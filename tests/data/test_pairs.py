@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bertjax.config.data_schema import BertPairs
-from bertjax.data.pairs import Pair, TokenizedCorpus, document_rng, pairs_from_document, to_row, truncate_seq_pair
+from bertjax.data.corpus import TokenizedCorpus
+from bertjax.data.pairs import Pair, document_rng, pairs_from_document, to_row, truncate_seq_pair
 from bertjax.errors import StorageError, UserError
 from bertjax.verify import table
 

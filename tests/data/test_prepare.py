@@ -381,8 +381,10 @@ def test_real_text_makes_sensible_pairs(shared_data: Path, tmp_path: Path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("room", [200, 2_000, 66_000])  # for the corpus, the corpus and a part of a shard
-def test_a_full_disk_is_one_line_and_leaves_nothing(text: Path, tokenizer: Tokenizer, room: int):
+@pytest.mark.parametrize(("room", "kept"), [(200, False), (2_000, False), (66_000, True)])  # for a part of the corpus,
+def test_a_full_disk_is_one_line_and_keeps_what_is_whole(  # for it without its record, for it and a part of a shard
+    text: Path, tokenizer: Tokenizer, room: int, kept: bool
+):
     tokenizer.save(text / "tokenizer")
     limit = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({room}, {room}))\n"
     script = SCRIPT.replace("store = prepare", limit + "store = prepare")
@@ -390,4 +392,10 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(text: Path, tokenizer: Token
     done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
     last = done.stderr.strip().splitlines()[-1]
     assert done.returncode == 1 and last.startswith("bertjax.errors.StorageError") and len(last) < 330
-    assert not (text / "cache").exists()
+    assert (text / "cache").exists() == kept
+    if kept:
+        (work,) = (text / "cache").iterdir()
+        assert work.name.endswith(".work") and (work / "corpus-done" / "00000.json").exists()
+        assert start(text, "cache", "0").wait() == 0
+        (store,) = (text / "cache").iterdir()
+        Store(store).verify()

@@ -12,7 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bertjax.data.store import MANIFEST, Store, StoreWriter
+from bertjax.data.manifest import MANIFEST
+from bertjax.data.store import Store
+from bertjax.data.store_writer import StoreWriter
 from bertjax.errors import StorageError, UserError
 
 DTYPE = np.dtype([("input_ids", "<i4", (16,)), ("weights", "<f4", (3,)), ("label", "<i4")])

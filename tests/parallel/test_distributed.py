@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
+from jax._src.clusters import cloud_tpu_cluster, cluster
 from jax.sharding import NamedSharding
 
 from bertjax.config.schema import Mesh
@@ -38,14 +39,32 @@ def owned_by(sharding: NamedSharding, devices: list[int]) -> SimpleNamespace:
     )
 
 
+CLUSTERS = (
+    "SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NUM_TASKS",
+    "OMPI_MCA_orte_hnp_uri", "TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES", "TPU_WORKER_ID", "JAX_PLATFORMS",
+    "MEGASCALE_COORDINATOR_ADDRESS", "MEGASCALE_NUM_SLICES", "MEGASCALE_SLICE_ID", distributed.TIMEOUT,
+)  # fmt: skip
+
+
 @pytest.fixture
 def started(monkeypatch) -> list[tuple]:
-    """Calls of jax.distributed.initialize, in a clean environment."""
+    """Calls of jax.distributed.initialize, in a clean environment where everyone is there."""
     calls: list[tuple] = []
-    for name in (*NAMES, "SLURM_STEP_NUM_TASKS", "TPU_WORKER_HOSTNAMES"):
+    for name in (*NAMES, *CLUSTERS):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(distributed.rollcall, "meet", lambda *_: None)
+    monkeypatch.setattr(distributed.aborts, "leave_when_the_service_is_gone", lambda: None)
     monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **options: calls.append(args))
     return calls
+
+
+@pytest.fixture
+def on_tpu_host(monkeypatch) -> None:
+    """As on a machine with chips, where the address of the first worker can be looked up."""
+    monkeypatch.setattr(cloud_tpu_cluster, "running_in_cloud_tpu_vm", True)
+    monkeypatch.setattr(cluster, "running_in_cloud_tpu_vm", True)
+    monkeypatch.setattr(socket, "gethostbyname", lambda name: "10.0.0.1")
+    monkeypatch.setattr(cloud_tpu_cluster, "get_metadata", lambda key: ("", 404))
 
 
 def test_one_process_starts_nothing(started, monkeypatch):
@@ -59,15 +78,139 @@ def test_one_process_starts_nothing(started, monkeypatch):
 def test_explicit_settings_are_passed_on(started, monkeypatch):
     for name, value in zip(NAMES, ("host:1234", "4", "2"), strict=True):
         monkeypatch.setenv(name, value)
+    monkeypatch.setenv("SLURM_LOCALID", "1")  # says nothing where a person said it all
     distributed.start()
-    assert started == [("host:1234", 4, 2)]
+    assert started == [("host:1234", 4, 2, None)]
 
 
-@pytest.mark.parametrize(("name", "value"), [("SLURM_STEP_NUM_TASKS", "2"), ("TPU_WORKER_HOSTNAMES", "a,b")])
-def test_clusters_that_jax_knows_are_detected(started, monkeypatch, name, value):
-    monkeypatch.setenv(name, value)
+SLURM = {
+    "SLURM_JOB_ID": "4096", "SLURM_STEP_NODELIST": "gpu[003-006,009]", "SLURM_NTASKS": "8", "SLURM_PROCID": "5",
+    "SLURM_LOCALID": "1", "SLURM_STEP_NUM_TASKS": "8",
+}  # fmt: skip
+OMPI = {
+    "OMPI_MCA_orte_hnp_uri": "1531576320.0;tcp://10.96.0.1,10.148.0.1:34911", "OMPI_COMM_WORLD_SIZE": "4",
+    "OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_LOCAL_RANK": "0",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [(SLURM, ("gpu003:61440", 8, 5, [1])), (OMPI, ("10.96.0.1:62624", 4, 3, [0]))],
+    ids=["SLURM", "Open MPI"],
+)
+def test_clusters_of_hosts_are_detected(started, monkeypatch, environment, expected):
+    """Ports by jax's rule: 61440 + the job's number modulo 4096."""
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
     distributed.start()
-    assert started == [()]
+    assert started == [expected]
+
+
+@pytest.mark.parametrize("changes", [{"SLURM_STEP_NUM_TASKS": None}, {"SLURM_NTASKS": "1"}, {"SLURM_PROCID": None}])
+def test_a_batch_script_or_a_step_of_one_task_is_alone(started, monkeypatch, changes):
+    for name, value in (SLURM | changes).items():
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    distributed.start()
+    assert started == []
+
+
+@pytest.mark.usefixtures("on_tpu_host")
+def test_a_tpu_pod_of_gke_is_detected(started, monkeypatch):
+    """Two slices of two hosts: jax numbers the processes slice by slice."""
+    for name, value in {
+        "TPU_WORKER_HOSTNAMES": "w-0.svc,w-1.svc", "TPU_WORKER_ID": "1", "MEGASCALE_SLICE_ID": "1",
+        "MEGASCALE_NUM_SLICES": "2", "MEGASCALE_COORDINATOR_ADDRESS": "first.svc:8080",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    distributed.start()
+    assert started == [("first.svc:8482", 4, 3, None)]
+
+
+METADATA = {
+    "agent-worker-number": ("2", 200), "worker-network-endpoints": ("a:0:10.0.0.5,b:1:10.0.0.6,c:2:10.0.0.7", 200),
+    "tpu-env": ("ACCELERATOR_TYPE: 'v4-24'", 200),
+}  # fmt: skip
+
+
+@pytest.mark.usefixtures("on_tpu_host")
+def test_a_tpu_pod_of_gce_is_detected(started, monkeypatch):
+    monkeypatch.setattr(cloud_tpu_cluster, "get_metadata", METADATA.__getitem__)
+    monkeypatch.delenv("TPU_SKIP_MDS_QUERY", raising=False)
+    distributed.start()
+    assert started == [("10.0.0.5:8482", 3, 2, None)]
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    distributed.start()
+    assert len(started) == 1, "a run on the host's CPU is alone"
+
+
+@pytest.mark.usefixtures("on_tpu_host")
+def test_a_cluster_that_cannot_be_read_is_a_user_error(started, monkeypatch):
+    def refuse(key: str) -> None:
+        raise OSError("metadata.google.internal: no such host")
+
+    monkeypatch.setattr(cloud_tpu_cluster, "get_metadata", refuse)
+    monkeypatch.delenv("TPU_SKIP_MDS_QUERY", raising=False)
+    with pytest.raises(UserError, match=r"the gcetpu cluster cannot be read \(OSError: .*set BERTJAX_COORDINATOR"):
+        distributed.start()
+
+
+def test_a_job_that_has_begun_is_not_joined_again(started, monkeypatch):
+    for name, value in zip(NAMES, ("host:1234", "4", "2"), strict=True):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    distributed.start()
+    assert started == []
+
+
+@pytest.mark.parametrize("text", ["", "soon", "0", "-3", "inf", "nan"])
+def test_a_start_timeout_that_is_no_number_of_seconds_is_a_user_error(started, monkeypatch, text):
+    monkeypatch.setenv(distributed.TIMEOUT, text)
+    with pytest.raises(UserError, match="BERTJAX_START_TIMEOUT is .* seconds above zero"):
+        distributed.start()
+
+
+# ---- failing together -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def exits(monkeypatch) -> list[int]:
+    codes: list[int] = []
+
+    def leave(code: int) -> None:
+        codes.append(code)
+        raise SystemExit(code)
+
+    monkeypatch.setattr(os, "_exit", leave)
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    return codes
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("UNKNOWN: Gloo all-reduce failed: [pair.cc:553] Connection closed by peer [127.0.0.1]:53130", 75),
+        ("UNAVAILABLE: failed to connect to all addresses", 75),
+        ("INTERNAL: NCCL operation ncclAllReduce() failed: remote process exited", 75),
+        ("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 17179869184 bytes", 70),
+        ("INVALID_ARGUMENT: Argument does not match host shape or layout of computation parameter 0", 70),
+    ],
+)
+def test_a_lost_process_is_75_and_a_failure_of_the_program_is_70(exits, capsys, text, code):
+    with pytest.raises(SystemExit), distributed.fail_together():
+        raise jax.errors.JaxRuntimeError(text)
+    assert exits == [code]
+    err = capsys.readouterr().err
+    assert ("another process is gone" in err) == (code == 75) and ("Traceback" in err) == (code == 70)
+
+
+def test_our_own_errors_and_those_of_a_single_process_take_the_ordinary_way(exits, monkeypatch):
+    with pytest.raises(UserError), distributed.fail_together():
+        raise UserError("on all alike")
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: False)
+    with pytest.raises(ZeroDivisionError), distributed.fail_together():
+        raise ZeroDivisionError
+    assert exits == []
 
 
 @pytest.mark.parametrize("missing", NAMES)

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
@@ -13,26 +14,38 @@ from bertjax.parallel import mesh as meshes
 @pytest.mark.parametrize(
     ("sizes", "expected"),
     [
-        ({}, (8, 1, 1)),
-        ({"fsdp": 8, "data": 1}, (1, 8, 1)),
-        ({"fsdp": -1, "data": 2, "tensor": 2}, (2, 2, 2)),
-        ({"fsdp": 4, "tensor": 2}, (1, 4, 2)),
+        ({}, (1, 8, 1, 1)),
+        ({"fsdp": 8, "data": 1}, (1, 1, 8, 1)),
+        ({"fsdp": -1, "data": 2, "tensor": 2}, (1, 2, 2, 2)),
+        ({"fsdp": 4, "tensor": 2}, (1, 1, 4, 2)),
+        ({"slices": 2, "fsdp": 2}, (2, 2, 2, 1)),
     ],
 )
 def test_mesh_takes_all_devices(sizes, expected):
     mesh = meshes.make_mesh(Mesh(**sizes))
-    assert mesh.axis_names == ("data", "fsdp", "tensor") and mesh.devices.shape == expected
+    assert mesh.axis_names == ("dcn", "data", "fsdp", "tensor") and mesh.devices.shape == expected
     assert set(mesh.devices.flat) == set(jax.devices())
 
 
 def test_mesh_over_some_devices():
     mesh = meshes.make_mesh(Mesh(fsdp=2), jax.devices()[2:6])
-    assert mesh.devices.shape == (2, 2, 1) and list(mesh.devices.flat) == jax.devices()[2:6]
+    assert mesh.devices.shape == (1, 2, 2, 1) and list(mesh.devices.flat) == jax.devices()[2:6]
 
 
-@pytest.mark.parametrize("sizes", [{"data": 3}, {"data": 4}, {"fsdp": 16}, {"data": 2, "fsdp": 2, "tensor": 4}])
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"data": 3},
+        {"data": 4},
+        {"fsdp": 16},
+        {"data": 2, "fsdp": 2, "tensor": 4},
+        {"slices": 3},
+        {"slices": 2, "data": 8},
+    ],
+)  # fmt: skip
 def test_sizes_that_do_not_fit_are_one_line(sizes):
-    with pytest.raises(UserError, match=r"^mesh: data=.* does not fit 8 devices; .*-1") as error:
+    first = "slices" if "slices" in sizes else "data"
+    with pytest.raises(UserError, match=rf"^mesh: {first}=.* does not fit 8 devices; .*-1") as error:
         meshes.make_mesh(Mesh(**sizes))
     assert "\n" not in str(error.value) and len(str(error.value)) <= 300
 
@@ -43,22 +56,24 @@ def test_rules_place_logical_axes():
     assert meshes.partition(("embed", None, "heads"), table) == P("fsdp", None, "tensor")
     assert meshes.partition(("vocab", "embed"), table) == P("tensor", "fsdp")
     assert meshes.partition(("mlp", "embed"), table) == P("tensor", "fsdp")
-    assert meshes.partition(("batch", None, None), table) == P(("data", "fsdp"), None, None)
+    assert meshes.partition(("batch", None, None), table) == P(("dcn", "data", "fsdp"), None, None)
+    assert meshes.partition(("batch", "sequence", None), table) == P(("dcn", "data", "fsdp"), None, None)
     assert meshes.partition((None,), table) == P(None)
 
 
 def test_overrides_replace_single_rules():
-    table = meshes.rules({"embed": None, "batch": "data", "vocab": ["fsdp", "tensor"]})
+    table = meshes.rules({"embed": None, "batch": ["dcn", "data"], "vocab": ["fsdp", "tensor"], "sequence": "tensor"})
+    assert meshes.partition(("batch", "sequence"), table) == P(("dcn", "data"), "tensor")
     assert meshes.partition(("vocab", "embed"), table) == P(("fsdp", "tensor"), None)
-    assert meshes.partition(("batch", "mlp"), table) == P("data", "tensor")
+    assert meshes.partition(("batch", "mlp"), table) == P(("dcn", "data"), "tensor")
     assert meshes.RULES["embed"] == ("fsdp",)
 
 
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        ({"embd": "fsdp"}, "mesh.rules.embd: no such logical axis; known: batch, vocab, embed, heads, mlp"),
-        ({"embed": "model"}, "mesh.rules.embed: no mesh axis 'model'; known: data, fsdp, tensor"),
+        ({"embd": "fsdp"}, "mesh.rules.embd: no such logical axis; known: batch, sequence, vocab, embed, heads, mlp"),
+        ({"embed": "model"}, "mesh.rules.embed: no mesh axis 'model'; known: dcn, data, fsdp, tensor"),
         ({"mlp": ["tensor", "pipe"]}, "mesh.rules.mlp: no mesh axis 'pipe'"),
     ],
 )
@@ -111,3 +126,52 @@ def test_gathered_weights_are_whole_along_fsdp_and_split_along_tensor():
         whole = jax.jit(lambda w: meshes.gathered(w, "embed", None, "heads"))(weight)
     assert weight.addressable_shards[0].data.shape == (2, 3, 4)
     assert whole.addressable_shards[0].data.shape == (8, 3, 4)
+
+
+# ---- inside a shard_map over the rows' axes --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def by_hand():
+    """run(f, *(array, logical axes)) inside a shard_map over dcn, data and fsdp of eight devices, tensor left alone."""
+    mesh, table = meshes.make_mesh(Mesh(slices=2, fsdp=2, tensor=2)), meshes.rules({})
+    cut = ("dcn", "data", "fsdp")
+
+    def run(f, *given, out):
+        """Each given with its logical axes; `out` names those of the result."""
+        only = lambda names: P(*(tuple(a for a in table.get(n or "", ()) if a in cut) or None for n in names))  # noqa: E731
+        specs = tuple(only(names) for _, names in given)
+        with meshes.placing(mesh, table):
+            mapped = jax.shard_map(f, in_specs=specs, out_specs=only(out), axis_names=set(cut), check_vma=False)
+            return jax.jit(mapped)(*(x for x, _ in given))
+
+    return run
+
+
+def test_own_part_numbers_the_parts_in_order(by_hand):
+    def first(x):
+        parts, part = meshes.own_part("batch")
+        assert parts == 4 and meshes.own_part("heads") == (1, 0)
+        return jnp.full(x.shape, part * x.shape[0])
+
+    found = by_hand(first, (jnp.zeros((8,)), ("batch",)), out=("batch",))
+    assert found.tolist() == [0, 0, 2, 2, 4, 4, 6, 6] and meshes.own_part("batch") == (1, 0)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_a_weight_is_gathered_whole_and_its_gradient_summed_and_cut(by_hand, dtype):
+    """y = x w over all rows: dw = x^T g, each device's rows added up, and left where w is."""
+    x, w = (jax.random.normal(jax.random.key(n), shape) for n, shape in enumerate(((8, 4), (4, 6))))
+
+    def gradient(x, w):
+        loss = lambda w: (x @ meshes.gathered(w.astype(dtype), "embed", "mlp").astype(jnp.float32)).sum()  # noqa: E731
+        return meshes.summed(jax.grad(loss)(w), ("dcn",), "embed", "mlp")
+
+    found = by_hand(gradient, (x, ("batch", None)), (w, ("embed", "mlp")), out=("embed", None))
+    expected = jnp.broadcast_to(x.sum(0)[:, None], w.shape)
+    np.testing.assert_allclose(found, expected, rtol=1e-6 if dtype == jnp.float32 else 2e-2, atol=1e-6)
+
+
+def test_weights_are_left_alone_outside():
+    w = jnp.ones((4, 6))
+    assert meshes.whole(w, "embed", "mlp") is w

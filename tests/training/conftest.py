@@ -27,12 +27,12 @@ TINY = BertConfig(
     vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
     max_position_embeddings=LENGTH, initializer_range=0.1,
 )  # fmt: skip
-AXES = {"data": 1, "fsdp": 1, "tensor": 1}
+AXES = {"slices": 1, "data": 1, "fsdp": 1, "tensor": 1}
 
 
 @pytest.fixture(scope="session")
 def make_program() -> Callable[..., Program]:
-    """program(data=, fsdp=, tensor=, ...) on as many devices as these axes need."""
+    """program(slices=, data=, fsdp=, tensor=, ...) on as many devices as these axes need."""
 
     def make(
         objective: object = MlmNsp(),  # noqa: B008

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from math import prod
 from pathlib import Path
 
 import jax
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
+from traffic import compile_step
 
 from bertjax.config.model_schema import BertConfig
 from bertjax.config.training_schema import MlmNsp, SpanQaObjective
@@ -26,7 +26,10 @@ MESHES = {
     "data8": {"data": 8},
     "fsdp4_tensor2": {"fsdp": 4, "tensor": 2},
     "data2_fsdp2_tensor2": {"data": 2, "fsdp": 2, "tensor": 2},
+    "slices2_fsdp2_tensor2": {"slices": 2, "fsdp": 2, "tensor": 2},
+    "slices2_data4": {"slices": 2, "data": 4},
 }
+SEQUENCE = {"sequence": "tensor"}  # positions of the residual stream over tensor
 TASKS = {"pairs": (MlmNsp(), 1), "span": (SpanQaObjective(), 1), "packed_span": (SpanQaObjective(), 2)}
 STEPS = 20
 
@@ -65,6 +68,9 @@ def single(make_program, make_rows) -> Callable[[str], tuple]:
 
 
 SLOW = pytest.mark.slow
+# One mesh for every run of the tests, the others for the slow ones.
+TENSOR = [pytest.param(mesh, marks=() if "slices" in mesh else SLOW) for mesh in MESHES if "tensor" in mesh]
+EVERY = [pytest.param(mesh, marks=() if mesh == "data2_fsdp2_tensor2" else SLOW) for mesh in MESHES]
 # A span's softmax does not see a shift, so the gradient of these is rounding, and Adam makes steps of it.
 UNSEEN = ("heads/qa/bias", "layers/1/mlp/norm/bias")
 
@@ -73,7 +79,8 @@ UNSEEN = ("heads/qa/bias", "layers/1/mlp/norm/bias")
     ("task", "mesh"),
     [
         ("pairs", "fsdp4_tensor2"),
-        *(pytest.param("pairs", mesh, marks=SLOW) for mesh in ("data8", "data2_fsdp2_tensor2")),
+        ("pairs", "slices2_fsdp2_tensor2"),
+        *(pytest.param("pairs", mesh, marks=SLOW) for mesh in ("data8", "data2_fsdp2_tensor2", "slices2_data4")),
         *(pytest.param(task, mesh, marks=SLOW) for task in ("span", "packed_span") for mesh in MESHES),
     ],
 )
@@ -90,14 +97,43 @@ def test_a_mesh_changes_nothing(make_program, single, task, mesh):
     assert len(set(losses)) == STEPS
 
 
-@SLOW
-def test_micro_batches_over_devices_change_nothing(make_program, make_rows):
+@pytest.mark.parametrize("mesh", TENSOR)
+def test_split_positions_change_nothing(make_program, single, mesh):
+    """The residual stream in pieces along the row, with the dropout bits of the whole."""
+    batches, expected_losses, expected = single("pairs")
+    losses, params, _ = run(make_program(rules=SEQUENCE, **MESHES[mesh]), batches)
+    np.testing.assert_allclose(losses, expected_losses, rtol=0, atol=1e-5)
+    for path, value in expected.items():
+        np.testing.assert_allclose(params[path], value, rtol=0, atol=1e-5, err_msg=path)
+
+
+@pytest.fixture(scope="module")
+def micro(make_program, make_rows) -> tuple:
+    """Two micro-batches a step, with dropout, on one device."""
     batches = [make_rows("pairs", 16, seed=s) for s in range(3)]
-    whole = run(make_program(dropout=0.0), batches)
-    cut = run(make_program(dropout=0.0, grad_accum=2, **MESHES["data2_fsdp2_tensor2"]), batches)
-    np.testing.assert_allclose(cut[0], whole[0], rtol=0, atol=1e-5)
-    for path, value in whole[1].items():
-        np.testing.assert_allclose(cut[1][path], value, rtol=0, atol=1e-5, err_msg=path)
+    return batches, *run(make_program(grad_accum=2), batches)[:2]
+
+
+@pytest.mark.parametrize("mesh", EVERY)
+def test_micro_batches_over_devices_change_nothing(make_program, micro, mesh):
+    batches, expected_losses, expected = micro
+    losses, params, _ = run(make_program(grad_accum=2, **MESHES[mesh]), batches)
+    np.testing.assert_allclose(losses, expected_losses, rtol=0, atol=1e-5)
+    for path, value in expected.items():
+        np.testing.assert_allclose(params[path], value, rtol=0, atol=1e-5, err_msg=path)
+
+
+@SLOW
+@pytest.mark.parametrize("rng", ["hash", "threefry"])
+def test_slices_and_micro_batches_with_either_generator(make_program, make_rows, rng):
+    """jax's own bits are drawn for the whole batch, so that such a program is left to the partitioner."""
+    batches = [make_rows("pairs", 16, seed=s) for s in range(3)]
+    execution = Execution(dropout_rng=rng)
+    meshes = ({}, MESHES["slices2_data4"])
+    drawn = [replace(make_program(grad_accum=2, **axes), execution=execution) for axes in meshes]
+    assert (drawn[1].by_hand == ()) == (rng == "threefry")
+    expected, found = (run(program, batches) for program in drawn)
+    np.testing.assert_allclose(found[0], expected[0], rtol=0, atol=1e-5)
 
 
 @SLOW
@@ -153,76 +189,6 @@ def test_parameters_and_slots_are_born_in_their_shards(make_program):
     assert held < sum(x.size for x in state.params.values()) / 8 * 1.35  # an eighth, and what is whole everywhere
 
 
-# ---- traffic --------------------------------------------------------------------------------------------------------
-
-BYTES = {"f32": 4, "bf16": 2, "s32": 4, "u32": 4, "pred": 1}
-COLLECTIVE = re.compile(r"= (.*?) (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(")
-
-
-def collectives(text: str) -> list[tuple[str, int]]:
-    """(kind, bytes of one device's result) of each collective in a compiled program."""
-    found = []
-    for result, kind in COLLECTIVE.findall(text):
-        shapes = [(d, [int(n) for n in s.split(",") if n]) for d, s in re.findall(r"(\w+)\[([\d,]*)\]", result)]
-        found.append((kind, sum(BYTES[d] * prod(s) for d, s in shapes)))
-    return found
-
-
-def compiled(program: Program, batch: dict) -> str:
-    like = program.abstract_state(freezing.groups_of(program.abstract_params()), jax.random.key(0))
-    return program.jit_train_step(like).lower(like, batch).compile().as_text()
-
-
-def received(found: list[tuple[str, int]], devices: int) -> float:
-    """Bytes that reach one device over a ring: (n - 1) / n of a gather, twice that of a reduction."""
-    passes = {"all-reduce": 2, "reduce-scatter": devices}  # a scatter's result is one n-th of what travels
-    return sum(size * passes.get(kind, 1) for kind, size in found) * (devices - 1) / devices
-
-
-@pytest.fixture(scope="module")
-def traffic(make_program, make_rows) -> dict[int, list[tuple[str, int]]]:
-    """Collectives of one step, fully sharded over 4 and over 8 devices with two rows on each."""
-    return {n: collectives(compiled(make_program(model=ONE, fsdp=n), make_rows("pairs", 2 * n))) for n in (4, 8)}
-
-
-ONE = BertConfig(
-    vocab_size=64, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=64,
-    max_position_embeddings=32,
-)  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def sizes(make_program) -> dict[str, int]:
-    """Bytes of each parameter of that model."""
-    return {path: 4 * prod(x.shape) for path, x in make_program(model=ONE, fsdp=8).abstract_params().items()}
-
-
-def test_weights_are_gathered_one_at_a_time(traffic, sizes):
-    """ZeRO-3: a gather brings one weight, and all of them together the model at most twice (forward and backward)."""
-    for found in traffic.values():
-        gathers = [size for kind, size in found if kind == "all-gather"]
-        assert len(gathers) >= 10 and set(gathers) <= set(sizes.values())
-        assert sum(gathers) <= 2 * sum(sizes.values())
-
-
-def test_no_activation_travels(traffic, sizes):
-    """All other traffic is the sum of gradients, whatever the batch: the model once and a few scalars.
-
-    Seven rows more for each bias (the column sums have eight), and the tied table again: look-up and decoder apart.
-    """
-    biases = sum(size for path, size in sizes.items() if path.endswith(("bias", "scale")))
-    most = sum(sizes.values()) + 7 * biases + sizes["embeddings/word/embedding"] + 256
-    for found in traffic.values():
-        assert {kind for kind, _ in found} <= {"all-gather", "all-reduce", "reduce-scatter"}
-        assert sum(size for kind, size in found if kind != "all-gather") <= most
-
-
-def test_traffic_to_a_device_does_not_grow_with_the_mesh(traffic):
-    """Weak scaling: from 4 to 8 devices a ring brings 7/8 instead of 3/4 of the bytes, and no more than that."""
-    four, eight = received(traffic[4], 4), received(traffic[8], 8)
-    assert eight / four <= 1.1 * (7 / 8) / (3 / 4)
-
-
 # ---- what the partitioner says --------------------------------------------------------------------------------------
 
 REMATERIALIZED = "Involuntary full rematerialization"
@@ -260,6 +226,7 @@ def test_the_partitioners_complaint_can_be_heard(make_program, capfd):
     ("task", "mesh", "execution"),
     [
         ("pairs", "fsdp4_tensor2", Execution()),
+        ("pairs", "slices2_fsdp2_tensor2", Execution()),
         pytest.param("pairs", "data2_fsdp2_tensor2", Execution(segments=(2,)), marks=SLOW),
         pytest.param("packed_span", "data2_fsdp2_tensor2", Execution(), marks=SLOW),
         pytest.param("packed_span", "fsdp4_tensor2", Execution(segments=(2,), remat="full"), marks=SLOW),
@@ -268,5 +235,5 @@ def test_the_partitioners_complaint_can_be_heard(make_program, capfd):
 def test_the_partitioner_never_gives_up(make_program, make_rows, capfd, task, mesh, execution):
     objective, groups = TASKS[task]
     program = replace(make_program(objective, **MESHES[mesh]), execution=execution)
-    compiled(program, make_rows(task.split("_")[-1], 16, groups=groups))
+    compile_step(program, make_rows(task.split("_")[-1], 16, groups=groups))
     assert REMATERIALIZED not in capfd.readouterr().err

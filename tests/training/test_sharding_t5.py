@@ -1,11 +1,14 @@
 """A T5's train step over eight devices: the meshes of the BERT tests, the same losses and parameters."""
 
+from dataclasses import replace
+
 import jax
 import numpy as np
 import pytest
 from t5_models import ADAMW, make_t5, rows
 
 from bertjax.config.training_schema import Adafactor
+from bertjax.parallel import mesh as meshes
 from bertjax.training import freezing
 from bertjax.training.step import Program
 
@@ -13,17 +16,18 @@ MESHES = {
     "data8": {"data": 8},
     "fsdp4_tensor2": {"fsdp": 4, "tensor": 2},
     "data2_fsdp2_tensor2": {"data": 2, "fsdp": 2, "tensor": 2},
+    "slices2_fsdp2_tensor2": {"slices": 2, "fsdp": 2, "tensor": 2},
 }
 STEPS = 20
 ADAFACTOR = Adafactor(min_dim_size_to_factor=16)  # at T5's own rate; a larger one makes more of a rounding
 SLOW = pytest.mark.slow
 
 
-def run(program: Program) -> tuple[list[float], dict[str, np.ndarray]]:
+def run(program: Program, steps: int = STEPS) -> tuple[list[float], dict[str, np.ndarray]]:
     groups = freezing.groups_of(program.abstract_params())
     state = program.start(program.initialize(jax.random.key(1)), groups, jax.random.key(2))
     step, losses = program.jit_train_step(state), []
-    for seed in range(STEPS):
+    for seed in range(steps):
         state, metrics = step(state, jax.device_put(rows(16, seed), program.batch_sharding()))
         losses.append(float(metrics["loss"]))
     return losses, jax.device_get(state.params)
@@ -38,7 +42,7 @@ def single() -> dict[str, tuple]:
     ("optimizer", "mesh"),
     [
         (ADAFACTOR, "data2_fsdp2_tensor2"),
-        *(pytest.param(ADAFACTOR, mesh, marks=SLOW) for mesh in ("data8", "fsdp4_tensor2")),
+        *(pytest.param(ADAFACTOR, mesh, marks=SLOW) for mesh in ("data8", "fsdp4_tensor2", "slices2_fsdp2_tensor2")),
         *(pytest.param(ADAMW, mesh, marks=SLOW) for mesh in MESHES),
     ],
     ids=lambda x: x if isinstance(x, str) else x.kind,
@@ -55,8 +59,29 @@ def test_a_mesh_changes_nothing(single, optimizer, mesh, variant):
     if key not in single:
         single[key] = run(make_t5(optimizer=optimizer, steps=100, **options))
     expected_losses, expected = single[key]
-    losses, params = run(make_t5(optimizer=optimizer, steps=100, mesh=MESHES[mesh], **options))
-    np.testing.assert_allclose(losses, expected_losses, rtol=1e-5, atol=0)
-    for path, value in expected.items():
-        np.testing.assert_allclose(params[path], value, rtol=0, atol=2e-4, err_msg=path)
-    assert len(set(losses)) == STEPS
+    found = run(make_t5(optimizer=optimizer, steps=100, mesh=MESHES[mesh], **options))
+    assert_equal(found, (expected_losses, expected))
+    assert len(set(found[0])) == STEPS
+
+
+def assert_equal(found: tuple, expected: tuple) -> None:
+    np.testing.assert_allclose(found[0], expected[0], rtol=1e-5, atol=0)
+    for path, value in expected[1].items():
+        np.testing.assert_allclose(found[1][path], value, rtol=0, atol=2e-4, err_msg=path)
+
+
+@pytest.mark.parametrize("grad_accum", [1, pytest.param(2, marks=SLOW)])
+@pytest.mark.parametrize(
+    ("mesh", "options"),
+    [
+        ("slices2_fsdp2_tensor2", {"adapter_size": 8}),
+        *(pytest.param(mesh, {}, marks=SLOW) for mesh in ("fsdp4_tensor2", "data2_fsdp2_tensor2")),
+        pytest.param("slices2_fsdp2_tensor2", {"segments": (2,)}, marks=SLOW),
+        pytest.param("fsdp4_tensor2", {"num_heads": 3}, marks=SLOW),  # do not divide: left to the partitioner
+    ],
+)
+def test_split_positions_change_nothing(mesh, options, grad_accum):
+    """Both stacks in pieces along their rows, with dropout, cross attention and micro-batches."""
+    options = {"optimizer": ADAFACTOR, "steps": 100, "grad_accum": grad_accum} | options
+    split = replace(make_t5(mesh=MESHES[mesh], **options), rules=meshes.rules({"sequence": "tensor"}))
+    assert_equal(run(split, steps=3), run(make_t5(**options), steps=3))

@@ -10,6 +10,7 @@ from typing import Any, TypeGuard
 import yaml
 
 from bertjax.errors import UserError
+from bertjax.training import goodput
 from bertjax.training.tracking import read_lines
 
 
@@ -57,6 +58,7 @@ class RunRecord:
     baselines: list[dict[str, Any]]
     started: str | None
     unreadable: int  # lines of metrics.jsonl that could not be read
+    goodput: str | None = None  # where the time went, over all restarts
 
 
 def read_run(run: Path) -> RunRecord:
@@ -82,6 +84,7 @@ def read_run(run: Path) -> RunRecord:
         baselines=[row for row in _json(run / "baselines.json", list) if isinstance(row, dict)],
         started=str(started) if started else None,
         unreadable=written - len(lines),
+        goodput=str(spent) if (spent := goodput.read(run)) else None,
     )
 
 

@@ -1,0 +1,87 @@
+"""Positions of the residual stream split over tensor (sequence parallelism, arXiv 2205.05198).
+
+Where the rule `sequence: tensor` splits them, a whole stack of layers runs inside one `jax.shard_map` over tensor.
+There norms, dropout and the stream itself are in pieces along the row; `enter` puts a row together before the matmuls
+of a block, and `leave` adds up what the devices' heads or columns gave, in pieces again. That is as many bytes as the
+sums of whole rows would be, and the gradients of a block's matmuls are added up on the device before they travel.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from flax import nnx
+from jax.sharding import PartitionSpec as P
+
+from bertjax.parallel.mesh import by_hand, constrain, free_axes, split_axes
+
+Given = tuple[Any, tuple[str | None, ...]]  # an array and its logical axes
+_ALONG_TENSOR = ("heads", "mlp", "sequence")
+
+
+def cut() -> tuple[str, ...]:
+    """The mesh axes that cut positions by hand here."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return () if mesh.empty else by_hand(mesh, "sequence")
+
+
+def enter(x: jax.Array) -> jax.Array:
+    """Of a stream in pieces [B, S / n, D] the whole rows [B, S, D]; does nothing where they are whole."""
+    return jax.lax.all_gather(x, axes, axis=1, tiled=True) if (axes := cut()) else x
+
+
+def leave(x: jax.Array, names: Sequence[str | None]) -> jax.Array:
+    """The result [B, S, D] of a matmul with a weight of these logical axes, of which the first may be split by hand:
+    parts of sums become pieces of whole sums, [B, S / n, D]."""
+    axes = cut()
+    return jax.lax.psum_scatter(x, axes, scatter_dimension=1, tiled=True) if axes and names[0] in _ALONG_TENSOR else x
+
+
+def joined(x: jax.Array) -> jax.Array:
+    """The stream [B, S, D] with whole rows, for what comes after a stack."""
+    return constrain(x, "batch", None, None) if split_axes("sequence", x.shape[1]) else x
+
+
+def each(norm: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
+    """norm(x), a module's, on pieces of x [B, S, D] where positions are split: its gradients take rows and positions
+    as one axis, which the partitioner would put together."""
+    if not (axes := split_axes("sequence", x.shape[1])):
+        return norm(x)
+    return in_pieces(lambda x, norm: norm(x), axes, x, norm, ())
+
+
+def split(length: int, weights: Any) -> tuple[str, ...]:
+    """The mesh axes over which a stack can run in pieces: they divide the positions and all its heads and columns."""
+    axes = split_axes("sequence", length)
+    variables = jax.tree.leaves(weights, is_leaf=_is_variable)
+    sizes = {(n, s) for v in variables for n, s in zip(_names(v), v.shape, strict=True) if n in _ALONG_TENSOR}
+    return axes if axes and all(split_axes(name, size) == axes for name, size in sizes) else ()
+
+
+def in_pieces(
+    run: Callable[..., jax.Array], axes: tuple[str, ...], x: jax.Array, weights: Any, given: Sequence[Given]
+) -> jax.Array:
+    """run(x, weights, *given) on pieces of x [B, S, D] along S, cut over `axes`, and of what else these axes split."""
+    mesh = jax.sharding.get_abstract_mesh()
+    leaves, structure = jax.tree.flatten(weights)
+    names = [_names(v) for v in jax.tree.leaves(weights, is_leaf=_is_variable)]
+    spec = lambda names: P(*(axes if name in _ALONG_TENSOR else None for name in names))  # noqa: E731
+    alone = {a for a in free_axes(mesh) if a in axes or mesh.shape[a] == 1}
+
+    def local(x: jax.Array, leaves: list[jax.Array], *arrays: Any) -> jax.Array:
+        return run(x, jax.tree.unflatten(structure, leaves), *arrays)
+
+    stream = P(None, axes, None)
+    cut_up = jax.shard_map(
+        local, in_specs=(stream, [spec(n) for n in names], *(spec(n) for _, n in given)), out_specs=stream,
+        axis_names=alone, check_vma=False,
+    )  # fmt: skip
+    return cut_up(x, leaves, *(array for array, _ in given))
+
+
+def _is_variable(x: Any) -> bool:
+    return isinstance(x, nnx.Variable)
+
+
+def _names(variable: nnx.Variable) -> tuple[str | None, ...]:
+    return tuple(variable.get_metadata("out_sharding"))

@@ -1,0 +1,75 @@
+"""Which device stands where in the mesh: slices (or hosts) outermost, and each of them laid out by its own links."""
+
+from collections.abc import Sequence
+from math import prod
+
+import jax
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType
+from jax.sharding import Mesh as JaxMesh
+
+from bertjax.config.schema import Mesh
+from bertjax.errors import UserError
+
+AXES = ("dcn", "data", "fsdp", "tensor")  # dcn: between slices, over the slower network
+
+
+def make_mesh(config: Mesh, devices: Sequence[jax.Device] | None = None) -> JaxMesh:
+    """A mesh with axes (dcn, data, fsdp, tensor) over all devices; `dcn` is 1 unless the configuration has slices.
+
+    Raises UserError when the sizes do not multiply out, or the devices do not come in so many slices.
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    sizes = [config.slices, config.data, config.fsdp, config.tensor]
+    fixed = prod(n for n in sizes if n != -1)
+    if len(devices) % fixed or (-1 not in sizes and fixed != len(devices)):
+        named = zip(("slices", *AXES[1:]), sizes, strict=True)
+        wanted = " x ".join(f"{name}={n}" for name, n in named if name != "slices" or n > 1)
+        raise UserError(f"mesh: {wanted} does not fit {len(devices)} devices; set one axis to -1 to take what is left")
+    shape = tuple(len(devices) // fixed if n == -1 else n for n in sizes[1:])
+    grid = np.stack([arranged(part, shape) for part in by_slice(devices, config.slices)])
+    return JaxMesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def by_slice(devices: Sequence[jax.Device], count: int) -> list[list[jax.Device]]:
+    """The devices in `count` equal parts with fast links inside: TPU slices, or groups of GPU hosts.
+
+    CPU devices stand for either: those of one process are cut into equal runs, as a rehearsal. Raises UserError.
+    """
+    devices = list(devices)
+    found = _together(devices)
+    platform = devices[0].platform
+    if platform == "tpu" and len(found) != count:
+        raise UserError(f"mesh.slices: these TPU devices form {len(found)} slices, not {count}; set it to {len(found)}")
+    if count == 1:
+        return [[device for part in found for device in part]]
+    if len(found) == 1 and platform == "cpu":
+        size = len(devices) // count
+        return [devices[i * size : (i + 1) * size] for i in range(count)]
+    if len(found) % count or len({len(part) for part in found}) > 1:
+        held = ", ".join(str(len(part)) for part in found[:8])
+        raise UserError(f"mesh.slices: {count} does not part {len(found)} hosts with {held} devices into equal groups")
+    each = len(found) // count
+    return [[d for part in found[i * each : (i + 1) * each] for d in part] for i in range(count)]
+
+
+def _together(devices: list[jax.Device]) -> list[list[jax.Device]]:
+    """By `slice_index` (TPU slices, NVLink domains); by process where no device has one or all have the same."""
+    indices = {getattr(device, "slice_index", None) for device in devices}
+    by_process = len(indices) == 1 and devices[0].platform != "tpu"
+    parts: dict[int, list[jax.Device]] = {}
+    for device in devices:
+        parts.setdefault(device.process_index if by_process else getattr(device, "slice_index", 0), []).append(device)
+    return [parts[key] for key in sorted(parts)]
+
+
+def arranged(devices: Sequence[jax.Device], shape: tuple[int, ...]) -> np.ndarray:
+    """One slice's devices as an array of this shape whose axes follow the torus of a TPU as well as they can."""
+    if devices[0].platform != "tpu":
+        return np.asarray(devices).reshape(shape)
+    try:
+        v5e = devices[0].device_kind in ("TPU v5 lite", "TPU v5e")  # whose axes jax.make_mesh splits at once
+        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=v5e)
+    except NotImplementedError:  # no whole axes of the torus multiply to these sizes
+        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)

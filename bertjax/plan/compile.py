@@ -1,0 +1,135 @@
+"""The real train step of a stage, compiled for devices that need not be here."""
+
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import jax
+
+from bertjax.config.schema import Config, Stage
+from bertjax.data.tasks import Fields
+from bertjax.errors import UserError
+from bertjax.parallel import mesh as meshes
+from bertjax.plan.batch import NOWHERE, stage_fields, stand_in_tokenizer
+from bertjax.plan.words import spell_mesh
+from bertjax.training import freezing, preflight
+from bertjax.training.setup import Job
+from bertjax.training.state import TrainState
+from bertjax.training.step import Program
+
+UNKNOWN_STEPS = 1000  # of a stage as long as its epochs: only schedules and episodes' bounds depend on it
+_MEMORY = re.compile(r"Used ([\d.]+)([KMG]) of ([\d.]+)([KMG]) hbm", re.IGNORECASE)
+_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
+
+
+@dataclass(frozen=True)
+class StageProgram:
+    """A stage as it will run: abstract state and batch, with where each array lives."""
+
+    config: Config
+    stage: Stage
+    job: Job
+    program: Program
+    episode: int
+    episodes: int
+    groups: tuple[str, ...]
+    fields: Fields
+    state: TrainState
+    batch: dict[str, jax.ShapeDtypeStruct]
+
+    @property
+    def shards(self) -> int:
+        """Parts that a batch is cut into."""
+        return shards_of(self.program)
+
+    def lower(self) -> Any:
+        """The train step, traced."""
+        step: Any = self.program.jit_train_step(self.state)
+        return step.lower(self.state, self.batch)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the compiler said. `compiled` is None when it refused; `reason` then says why in one line, and `needs` how
+    many bytes of a device's memory it would take, where it is memory that it ran out of."""
+
+    seconds: float
+    compiled: Any = None
+    reason: str = ""
+    needs: int | None = None
+
+
+def open_stage(config: Config, stage: Stage, devices: Sequence[Any], episode: int | None = None) -> StageProgram:
+    """A stage over these devices; `episode` counts from 0 (default: the last, in which most trains).
+
+    Raises UserError as a run would: a mesh or a batch that does not divide, rows that do not fit the objective.
+    """
+    preflight.check_kinds(config, stage)
+    job = Job(config, NOWHERE, meshes.make_mesh(config.mesh, devices), stand_in_tokenizer(config))
+    program = job.program(stage, stage.steps or UNKNOWN_STEPS)
+    check_batch(stage, program)
+    groups = freezing.groups_of(program.abstract_params())
+    plan = freezing.episodes(stage.trainable, groups, program.steps)
+    number = len(plan) - 1 if episode is None else episode
+    if number >= len(plan):
+        raise UserError(f"--episode: stage '{stage.name}' has episodes 0 to {len(plan) - 1}; got {number}")
+    state = program.abstract_state(plan[number].groups, jax.eval_shape(lambda: jax.random.key(0)))
+    fields = stage_fields(config, stage)
+    batch = abstract_batch(fields, stage.batch_size, program)
+    return StageProgram(config, stage, job, program, number, len(plan), plan[number].groups, fields, state, batch)
+
+
+def shards_of(program: Program) -> int:
+    axes = program.batch_sharding().spec[0]
+    names = (axes,) if isinstance(axes, str) else tuple(axes or ())
+    return prod(program.mesh.shape[name] for name in names)
+
+
+def check_batch(stage: Stage, program: Program) -> None:
+    """Raises UserError when the rows of a micro-batch do not divide, naming batch sizes that do."""
+    unit = shards_of(program) * stage.grad_accum
+    if stage.batch_size % unit == 0:
+        return
+    near = sorted({max(1, stage.batch_size // unit) * unit, -(-stage.batch_size // unit) * unit})
+    sizes = " or ".join(str(size) for size in near)
+    parts = f"{shards_of(program)} parts" + (f" of {stage.grad_accum} micro-batches" if stage.grad_accum > 1 else "")
+    raise UserError(
+        f"stages.{stage.name}.batch_size: {stage.batch_size} rows do not divide over {parts} "
+        f"({spell_mesh(program.mesh.shape)}); set {sizes}, or a larger mesh.tensor, which splits no rows"
+    )
+
+
+def abstract_batch(fields: Fields, rows: int, program: Program) -> dict[str, jax.ShapeDtypeStruct]:
+    """A global batch of so many rows, without its bytes."""
+    put = program.batch_sharding()
+    return {name: jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=put) for name, (shape, dtype) in fields.items()}
+
+
+def compile_lowered(lower: Any) -> Outcome:
+    """Traces and compiles what `lower` returns; a refusal of the compiler, or of a kernel, is an outcome too."""
+    began = time.perf_counter()
+    try:
+        compiled = lower().compile()
+    except jax.errors.JaxRuntimeError as error:
+        return _refused(str(error), time.perf_counter() - began)
+    except ValueError as error:  # models/attention.py: a kernel asked for by name that cannot serve
+        if not str(error).startswith("attention kernel"):
+            raise
+        return Outcome(time.perf_counter() - began, reason=str(error))
+    return Outcome(time.perf_counter() - began, compiled)
+
+
+def _refused(message: str, seconds: float) -> Outcome:
+    if found := _MEMORY.search(message):
+        needs = int(float(found[1]) * _UNITS[found[2].upper()])
+        reason = f"needs {found[1]} {found[2]}iB of the {found[3]} {found[4]}iB that the compiler may use"
+        return Outcome(seconds, reason=reason, needs=needs)
+    return Outcome(seconds, reason=" ".join(message.split())[:300])
+
+
+def compile_step(config: Config, devices: Sequence[Any], stage_index: int = 0, episode: int | None = None) -> Any:
+    """The compiled train step of a stage (jax.stages.Compiled); raises what the compiler raises."""
+    return open_stage(config, config.stages[stage_index], devices, episode).lower().compile()

@@ -1,0 +1,187 @@
+"""`bertjax plan --sweep`: compile a stage under other meshes, batch sizes and remat policies, and rank what fits.
+
+First every mesh at the smallest batch it can take, then the best of them at larger ones. A remat policy that saves more
+is tried only where one that saves less does not fit: it would compute the same and more.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from math import gcd
+from typing import Any
+
+from bertjax.config.model_schema import T5Config
+from bertjax.config.schema import Config, Stage
+from bertjax.plan import memory
+from bertjax.plan.compile import open_stage
+from bertjax.plan.stages import Site, plan_step, tell
+from bertjax.plan.words import GIB, spell_bytes, spell_mesh
+
+REMATS = ("none", "dots", "full")
+MOST_TENSOR = 16  # ways to split a layer; beyond that its activations travel more than they are worked on
+FSDP_SIZES = 4  # tried for each size of tensor
+BEST = 3  # meshes that larger batches are tried on
+LARGER = (2, 4)
+
+
+@dataclass(frozen=True, order=True)
+class Shape:
+    """Of one slice's devices."""
+
+    tensor: int
+    fsdp: int
+    data: int
+
+
+@dataclass
+class Sweep:
+    """What was tried so far."""
+
+    config: Config
+    stage: Stage
+    site: Site
+    limit: int
+    ranked: list[dict[str, Any]] = field(default_factory=list)
+    unfit: list[dict[str, Any]] = field(default_factory=list)
+    compiled: int = 0
+
+    @property
+    def over(self) -> bool:
+        return self.compiled >= self.limit
+
+    def attempt(self, shape: Shape, rows: int) -> None:
+        """Compiles a mesh and batch with the cheapest remat policy that fits."""
+        for remat in REMATS:
+            if self.over:
+                return
+            found = self._compile(shape, rows, remat)
+            if found["fits"] is not False:
+                self.ranked.append(found)
+                return
+            self.unfit.append(found)
+            if found["memory"]["parameters"] + found["memory"]["optimizer"] > (
+                self.site.usable or found["memory"]["total"]
+            ):
+                return  # no policy makes these smaller
+
+    def _compile(self, shape: Shape, rows: int, remat: str) -> dict[str, Any]:
+        config, stage = changed(self.config, self.stage, shape, rows, remat)
+        mesh = config.mesh.model_dump(include={"slices", "data", "fsdp", "tensor"})
+        found: dict[str, Any] = {"mesh": mesh, "batch_size": rows, "remat": remat}
+        opened = open_stage(config, stage, self.site.devices)
+        held = {"parameters": memory.parameters(opened), "optimizer": memory.optimizer(opened)}
+        if self.site.usable is not None and sum(held.values()) > self.site.usable:
+            reason = "parameters and optimizer alone are too large"
+            return found | {"fits": False, "reason": reason, "memory": held | {"total": sum(held.values())}}
+        self.compiled += 1
+        tell(f"{self.compiled} of at most {self.limit}: {spell_mesh(found['mesh'])}, {rows} rows, remat {remat} ...")
+        plan = plan_step(opened, self.site)
+        tell(f"  {_outcome(plan)}")
+        kept = ("fits", "reason", "memory", "roofline", "collectives", "rows_per_device", "compile_seconds")
+        return found | {key: plan[key] for key in kept if key in plan}
+
+
+def _outcome(plan: dict[str, Any]) -> str:
+    if plan["fits"] is False:
+        return f"does not fit: {plan['reason']}"
+    step = f", {plan['roofline']['step'] * 1e3:.3g} ms" if plan["roofline"] else ""
+    return f"{spell_bytes(plan['memory']['total'])}{step}"
+
+
+def sweep(config: Config, stage: Stage, site: Site, limit: int) -> dict[str, Any]:
+    """{sweep, compiled, limit, ranked, unfit}; ranked by estimated positions/s, on CPUs by memory instead."""
+    run = Sweep(config, stage, site, limit)
+    shapes = list(shapes_of(config, len(site.devices) // config.mesh.slices))
+    for shape in shapes:
+        run.attempt(shape, first_batch(config, stage, shape))
+    best = [found["mesh"] for found in sorted(run.ranked, key=_rank)[:BEST]]
+    for times in LARGER:
+        for mesh in best:
+            shape = Shape(mesh["tensor"], mesh["fsdp"], mesh["data"])
+            run.attempt(shape, times * first_batch(config, stage, shape))
+    return {
+        "sweep": stage.name,
+        "compiled": run.compiled,
+        "limit": limit,
+        "ranked": sorted(run.ranked, key=_rank),
+        "unfit": run.unfit,
+    }
+
+
+def _rank(found: dict[str, Any]) -> float:
+    if found["roofline"]:
+        return -found["roofline"]["tokens_per_second"]
+    return found["memory"]["total"] / found["batch_size"]
+
+
+def shapes_of(config: Config, devices: int) -> Iterator[Shape]:
+    """Meshes of so many devices that split heads and the feed-forward layer evenly; the least split first."""
+    model = config.model
+    heads, inner = (
+        (model.num_heads, model.d_ff)
+        if isinstance(model, T5Config)
+        else (model.num_attention_heads, model.intermediate_size)
+    )
+    for tensor in divisors(gcd(gcd(heads, inner), devices)):
+        if tensor > MOST_TENSOR:
+            return
+        sizes = divisors(devices // tensor)
+        kept = {sizes[round(at * (len(sizes) - 1) / (FSDP_SIZES - 1))] for at in range(FSDP_SIZES)}
+        for fsdp in sorted(kept):
+            yield Shape(tensor, fsdp, devices // tensor // fsdp)
+
+
+def divisors(number: int) -> list[int]:
+    return [size for size in range(1, number + 1) if number % size == 0]
+
+
+def first_batch(config: Config, stage: Stage, shape: Shape) -> int:
+    """The stage's batch size, or the next one that this mesh divides."""
+    unit = config.mesh.slices * shape.data * shape.fsdp * stage.grad_accum
+    return -(-stage.batch_size // unit) * unit
+
+
+def changed(config: Config, stage: Stage, shape: Shape, rows: int, remat: str) -> tuple[Config, Stage]:
+    """The configuration with another mesh, batch size and remat policy, and its stage."""
+    mesh = config.mesh.model_copy(update={"data": shape.data, "fsdp": shape.fsdp, "tensor": shape.tensor})
+    stage = stage.model_copy(update={"batch_size": rows})
+    run = config.run.model_copy(update={"remat": remat})
+    return config.model_copy(update={"mesh": mesh, "run": run}), stage
+
+
+def sweep_text(found: dict[str, Any]) -> str:
+    """A table of what fits, the best one as overrides, and how much does not fit."""
+    ranked, unfit = found["ranked"], found["unfit"]
+    how = "estimated positions/s" if ranked and ranked[0]["roofline"] else "memory a row (no data sheet for CPUs)"
+    lines = [
+        f"{found['config']}, stage {found['sweep']}, on {found['topology']} "
+        f"({found['devices']} x {found['device_kind']})",
+        f"{found['compiled']} compiled (--limit {found['limit']}): {len(ranked)} fit, by {how}",
+        "",
+    ]
+    if ranked:
+        lines += [_HEADER, *(_row(one) for one in ranked), "", f"best: {overrides(ranked[0], found['sweep'])}"]
+    lines += [f"does not fit: {_name(one)}: {one['reason']}" for one in unfit]
+    return "\n".join(lines if ranked else [*lines, "nothing fits"])
+
+
+_HEADER = f"{'mesh':<34}{'rows':>7}{'remat':>7}{'GiB':>8}{'ms':>9}{'positions/s':>14}{'MFU':>6}  bound by"
+
+
+def _row(one: dict[str, Any]) -> str:
+    line = f"{spell_mesh(one['mesh']):<34}{one['batch_size']:>7}{one['remat']:>7}{one['memory']['total'] / GIB:>8.2f}"
+    if not (estimate := one["roofline"]):
+        return line
+    return (
+        f"{line}{estimate['step'] * 1e3:>9.3g}{estimate['tokens_per_second']:>14,.0f}{estimate['mfu']:>6.0%}"
+        f"  {estimate['bound']}"
+    )
+
+
+def _name(one: dict[str, Any]) -> str:
+    return f"{spell_mesh(one['mesh'])}, {one['batch_size']} rows, remat {one['remat']}"
+
+
+def overrides(one: dict[str, Any], stage: str) -> str:
+    """As `bertjax train` takes them."""
+    mesh = " ".join(f"mesh.{axis}={one['mesh'][axis]}" for axis in ("data", "fsdp", "tensor"))
+    return f"{mesh} stages.{stage}.batch_size={one['batch_size']} run.remat={one['remat']}"

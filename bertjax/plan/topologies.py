@@ -1,0 +1,166 @@
+"""Devices that are not here, by name: v5e:16x16, v5p-128, h200:2x8, cpu:8. Nothing here imports jax before `devices`.
+
+A TPU slice is named by the shape of its torus, or by its Cloud TPU type, whose number counts cores for v3, v4 and v5p
+and chips for v5e and v6e. GPUs are named by hosts x GPUs of a host.
+"""
+
+import importlib.util
+import os
+import re
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any
+
+from bertjax.errors import UserError
+from bertjax.parallel.chips import NAMED, Chip
+
+EXAMPLES = "v5e:16x16, v5p:4x4x8, v5litepod-256, h100:8, h200:2x8 or cpu:8"
+_SHAPE = re.compile(r"([a-z]\w*):(\d+(?:x\d+)*)$")
+_TYPE = re.compile(r"(v\d+\w*)-(\d+)$")
+# The shape of a Cloud TPU type that names none, by its chips (cloud.google.com/tpu/docs, a page for each version).
+_FLAT = {1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}
+_V3 = {4: "2x2", 16: "4x4", 64: "8x8", 128: "8x16", 256: "16x16", 512: "16x32", 1024: "32x32"}
+_CUBES = {
+    4: "2x2x1", 8: "2x2x2", 16: "2x2x4", 32: "2x4x4", 64: "4x4x4", 128: "4x4x8", 256: "4x8x8", 512: "8x8x8",
+    1024: "8x8x16", 2048: "8x16x16", 4096: "16x16x16", 6144: "16x16x24",
+}  # fmt: skip
+_TYPES = {"v3": (_V3, 2), "v4": (_CUBES, 2), "v5p": (_CUBES, 2), "v5e": (_FLAT, 1), "v6e": (_FLAT, 1)}
+_ALIASES = {"v5litepod": "v5e", "v5lite": "v5e"}
+# What XLA compiles for, in its protobuf text form; numbers from openxla/xla, xla/backends/gpu/target_config/specs.
+_GPU = """
+gpu_device_info {{
+  threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048 core_count: {cores}
+  fpus_per_core: {fpus} shared_memory_per_block: 49152 shared_memory_per_core: {shared}
+  shared_memory_per_block_optin: {block} block_dim_limit_x: 2147483647 block_dim_limit_y: 65535
+  block_dim_limit_z: 65535 thread_dim_limit_x: 1024 thread_dim_limit_y: 1024 thread_dim_limit_z: 64
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536 clock_rate_ghz: {clock}
+  memory_bandwidth: {bandwidth:.0f} l2_cache_size: {cache} device_memory_size: {memory}
+  cuda_compute_capability {{ major: {major} minor: 0 }}
+}}
+platform_name: "CUDA" dnn_version_info {{ major: 9 minor: 10 patch: 0 }} device_description_str: "NVIDIA {name}"
+"""
+_HOPPER = {"cores": 132, "fpus": 128, "shared": 233472, "block": 232448, "clock": 1.98, "cache": 52428800, "major": 9}
+_GPUS: dict[str, dict[str, float]] = {
+    "a100": {"cores": 108, "fpus": 64, "shared": 167936, "block": 166912, "clock": 1.41, "cache": 41943040, "major": 8},
+    "h100": _HOPPER,
+    "h200": _HOPPER,
+    "b200": _HOPPER | {"cores": 148, "clock": 1.965, "cache": 132644864, "major": 10},
+}
+
+
+@dataclass(frozen=True)
+class Topology:
+    """Attributes:
+    name: as it was asked for.
+    kind: v3, v4, v5e, v5p, v6e, a100, h100, h200, b200 or cpu.
+    shape: chips along each dimension of the torus; (hosts, GPUs of a host); (devices,) of a CPU.
+    slices: how many of them (`mesh.slices`), joined by the data centre's network; TPU only.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    slices: int = 1
+
+    @property
+    def platform(self) -> str:
+        return "cpu" if self.kind == "cpu" else "gpu" if self.kind in _GPUS else "tpu"
+
+    @property
+    def chip(self) -> Chip | None:
+        return NAMED.get(self.kind)
+
+    @property
+    def size(self) -> int:
+        """Devices."""
+        return self.slices * prod(self.shape) * (2 if self.kind == "v3" else 1)
+
+
+def parse(name: str, slices: int = 1) -> Topology:
+    """`slices` of the TPU slice of this name (of GPUs and CPUs the name says all devices, in slices or not).
+
+    Raises UserError for a name that is none, with what it may look like.
+    """
+    wanted = name.strip().lower()
+    if found := _TYPE.match(wanted):
+        wanted = _shape_of(name, _ALIASES.get(found[1], found[1]), int(found[2]))
+    if not (found := _SHAPE.match(wanted)):
+        raise UserError(f"--topology: {name[:80]!a} names no devices; write {EXAMPLES}")
+    kind, shape = _ALIASES.get(found[1], found[1]), tuple(map(int, found[2].split("x")))
+    if kind != "cpu" and kind not in NAMED:
+        raise UserError(f"--topology: no chip '{found[1][:20]}'; known: {', '.join(sorted(NAMED))}, cpu")
+    topology = Topology(name, kind, (1, *shape) if kind in _GPUS and len(shape) == 1 else shape)
+    wide = {"cpu": 1, "gpu": 2}.get(topology.platform) or NAMED[kind].torus
+    if len(topology.shape) != wide or not 1 <= topology.size <= 65536:
+        form = {"cpu": "cpu:8", "gpu": f"{kind}:8 or {kind}:2x8"}.get(topology.platform) or f"{kind}:" + "x".join(
+            "4" * wide
+        )
+        raise UserError(f"--topology: {name[:80]!a}: {kind} is written like {form}")
+    return replace(topology, slices=slices) if topology.platform == "tpu" else topology
+
+
+def _shape_of(name: str, kind: str, number: int) -> str:
+    if kind not in _TYPES:
+        raise UserError(f"--topology: {name[:80]!a} names no Cloud TPU type known here; write {EXAMPLES}")
+    shapes, cores = _TYPES[kind]
+    if number % cores or number // cores not in shapes:
+        sizes = ", ".join(str(chips * cores) for chips in shapes)
+        raise UserError(f"--topology: {name[:80]!a}: {kind} comes in {sizes}; else name its shape, {kind}:AxB")
+    return f"{kind}:{shapes[number // cores]}"
+
+
+def check_installed(topology: Topology) -> None:
+    """Raises UserError when the compiler for these devices is not installed."""
+    package, wanted = {"tpu": ("libtpu", "libtpu"), "gpu": ("jax_cuda", "'jax[cuda13]'")}.get(
+        topology.platform, ("", "")
+    )
+    names = ("jax_cuda13_plugin", "jax_cuda12_plugin") if package == "jax_cuda" else (package,)
+    if package and not any(importlib.util.find_spec(name) for name in names):
+        raise UserError(f"--topology {topology.name}: its compiler is not installed; pip install {wanted}")
+
+
+def environment(topology: Topology) -> dict[str, str]:
+    """Variables that jax and the compilers read when they start: arrays live on the CPU, nobody looks for a TPU."""
+    found = {"JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    if topology.platform == "tpu":
+        found["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # or a second plan waits for a lock meant for the chips
+        found |= {"TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-8", "TPU_WORKER_HOSTNAMES": "localhost"}
+    if topology.platform == "cpu":
+        ours = f"--xla_force_host_platform_device_count={topology.size}"
+        others = [f for f in os.environ.get("XLA_FLAGS", "").split() if "force_host_platform_device_count" not in f]
+        found["XLA_FLAGS"] = " ".join([*others, ours])
+    return found
+
+
+def devices(topology: Topology) -> list[Any]:
+    """The devices, in jax's order; they can be compiled for and not run. The process has `environment` from its start.
+
+    Raises UserError for a shape that the compiler does not know.
+    """
+    import jax
+    from jax.experimental import topologies
+
+    if topology.platform == "cpu":
+        here = jax.devices("cpu")
+        if len(here) < topology.size:
+            raise UserError(f"--topology {topology.name}: this process has {len(here)} CPU devices")
+        return here[: topology.size]
+    try:
+        if topology.platform == "gpu":
+            chip, (hosts, each) = NAMED[topology.kind], topology.shape
+            target = _GPU.format(
+                name=topology.kind.upper(), bandwidth=chip.bandwidth, memory=chip.memory, **_GPUS[topology.kind]
+            )
+            shape = f"1x{hosts}x{each}"
+            return list(
+                topologies.get_topology_desc(topology.kind, "cuda", target_config=target, topology=shape).devices
+            )
+        # The compiler knows whole hosts; a single chip is one of a host's.
+        shape = topology.kind + ":" + ("2x2" if topology.shape == (1, 1) else "x".join(map(str, topology.shape)))
+        more: dict[str, Any] = {"num_slices": topology.slices} if topology.slices > 1 else {}
+        if topology.kind == "v4":  # the two cores of a chip as one device, as jax has them on the real one
+            more["chip_config_name"] = "megacore"
+        return list(topologies.get_topology_desc(shape, "tpu", **more).devices)[: topology.size]
+    except jax.errors.JaxRuntimeError as error:
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(f"--topology {topology.name}: the compiler does not know it ({reason})") from None

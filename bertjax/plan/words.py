@@ -1,0 +1,20 @@
+"""Numbers as a reader wants them."""
+
+from collections.abc import Mapping
+
+GIB, MIB = 2**30, 2**20
+
+
+def spell_mesh(mesh: Mapping[str, int]) -> str:
+    """Axes of more than one device."""
+    return " ".join(f"{name}={size}" for name, size in mesh.items() if size > 1) or "one device"
+
+
+def spell_bytes(size: float) -> str:
+    unit, name = (GIB, "GiB") if size >= GIB / 4 else (MIB, "MiB") if size >= MIB / 4 else (2**10, "KiB")
+    return f"{size / unit:,.2f} {name}"
+
+
+def spell_flops(flops: float) -> str:
+    unit, name = (1e12, "TFLOP") if flops >= 1e11 else (1e9, "GFLOP")
+    return f"{flops / unit:,.3g} {name}"

@@ -1,0 +1,39 @@
+"""`bertjax prepare`: the data of every stage, ahead of a run."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+from bertjax.config.schema import Config, Stage
+from bertjax.data.jobs import Runner
+from bertjax.data.loader import Batches, open_batches
+from bertjax.data.runners import beam_options, choose
+from bertjax.data.stopping import stoppable
+from bertjax.training.setup import cache_of, load_tokenizer
+
+
+def opened(
+    config: Config, report: Callable[[str], None], runner: Runner | None = None
+) -> Iterator[tuple[Stage, Batches]]:
+    """Each stage with its data, prepared first where it is not yet."""
+    base, cache = Path.cwd(), cache_of(config)
+    tokenizer = load_tokenizer(config, base)
+    for stage in config.stages:
+        yield stage, open_batches(config, stage, tokenizer, base=base, cache=cache, report=report, runner=runner)
+
+
+def prepare_command(config: Config, runner: str, together: str | None, apart: Sequence[str], verify: bool) -> None:
+    """Prepares and tells. `together` and `apart`: options for Beam. `verify`: the shards are read again afterwards.
+
+    Raises StorageError for a shard that is not what its manifest says, StoppedSafely after SIGTERM.
+    """
+    workers = config.run.prepare_workers or os.cpu_count() or 1
+    chosen = choose(runner, beam_options(together, apart), workers)
+    with stoppable():
+        for stage, batches in opened(config, partial(print, flush=True), chosen):
+            counts = ", ".join(f"{name} {count:,}" for name, count in batches.counts.items())
+            print(f"{stage.name}: rows: {counts}", flush=True)
+            for name, store in batches.stores.items() if verify else ():
+                store.verify(workers)
+                print(f"{name}: {len(store.shards)} shards, {store.bytes:,} bytes: as the manifest says", flush=True)

@@ -1,0 +1,217 @@
+"""The gcloud commands of launch/tpu.py as argument lists, and what their replies mean. Standard library only."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# The TPU software versions of Cloud TPU's documentation for JAX, by generation.
+RUNTIMES = {
+    "v2": "tpu-ubuntu2204-base",
+    "v3": "tpu-ubuntu2204-base",
+    "v4": "tpu-ubuntu2204-base",
+    "v5litepod": "v2-alpha-tpuv5-lite",
+    "v5p": "v2-alpha-tpuv5",
+    "v6e": "v2-alpha-tpuv6e",
+}
+# Without these a connection to a machine that was taken away stays open for hours.
+_SSH_FLAGS = ("-oServerAliveInterval=15", "-oServerAliveCountMax=4", "-oConnectTimeout=30")
+_PASSING = re.compile(
+    r"RESOURCE_EXHAUSTED|[Qq]uota|UNAVAILABLE|DEADLINE_EXCEEDED|INTERNAL\b|ABORTED|capacity|Internal error|"
+    r"\b(?:429|500|502|503|504)\b|[Tt]imed? ?out|Connection (?:reset|refused|aborted)|Could not reach|"
+    r"Network is unreach|Unable to find the server"
+)
+_SECRET = re.compile(r"((?:--env=)?\w*(?:key|token|secret|passw)\w*)=.*", re.IGNORECASE | re.DOTALL)
+
+
+class Stop(Exception):
+    """Ends the launcher with a line and an exit code."""
+
+    def __init__(self, message: str, code: int = 2) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@dataclass(frozen=True)
+class Node:
+    """One slice: its TPU VM's name and number of workers."""
+
+    name: str
+    index: int
+    workers: int
+
+
+@dataclass(frozen=True)
+class Pod:
+    """A queued resource and how its machines are reached."""
+
+    name: str
+    type: str
+    runtime: str
+    node_id: str | None  # one slice, or
+    node_count: int | None  # several
+    capacity: str = "on-demand"  # spot | reserved | on-demand
+    project: str | None = None
+    zone: str | None = None
+    network: str | None = None
+    subnetwork: str | None = None
+    service_account: str | None = None
+    internal_ip: bool = False
+
+    def create(self) -> list[str]:
+        argv = self._queued("create", self.name, f"--accelerator-type={self.type}", f"--runtime-version={self.runtime}")
+        if self.node_count:
+            argv += [f"--node-count={self.node_count}", f"--node-prefix={self.name}"]
+        else:
+            argv += [f"--node-id={self.node_id}"]
+        argv += [] if self.capacity == "on-demand" else [f"--{self.capacity}"]
+        given = {"network": self.network, "subnetwork": self.subnetwork, "service-account": self.service_account}
+        argv += [f"--{flag}={value}" for flag, value in given.items() if value]
+        return argv + (["--internal-ips"] if self.internal_ip else [])
+
+    def describe(self) -> list[str]:
+        return self._queued("describe", self.name, "--format=json")
+
+    def delete(self) -> list[str]:
+        return self._queued("delete", self.name, "--force")
+
+    def describe_node(self, node: str) -> list[str]:
+        return [*self._start("tpu-vm", "describe"), node, *self._where(), "--format=json"]
+
+    def copy(self, source: Path, node: str) -> list[str]:
+        """A file into the home folder of every worker of a slice."""
+        flags = [f"--scp-flag={flag}" for flag in _SSH_FLAGS]
+        return [
+            *self._start("tpu-vm", "scp"),
+            str(source),
+            f"{node}:",
+            *self._where(),
+            "--worker=all",
+            *self._via(),
+            *flags,
+        ]
+
+    def ssh(self, node: str, remote: Sequence[str]) -> list[str]:
+        """A command on all workers of a slice at once.
+
+        Not `queued-resources ssh`: that runs at most 64 workers at a time, and training waits for all of them.
+        """
+        flags = [f"--ssh-flag={flag}" for flag in _SSH_FLAGS]
+        argv = [*self._start("tpu-vm", "ssh"), node, *self._where(), "--worker=all", *self._via(), *flags]
+        return [*argv, f"--command={shlex.join(remote)}"]
+
+    def planned_nodes(self) -> list[str]:
+        """The slices' names as they will be."""
+        return [f"{self.name}-{i}" for i in range(self.node_count)] if self.node_count else [str(self.node_id)]
+
+    def planned_workers(self) -> int:
+        """Workers of a slice by Cloud TPU's table: four chips a worker, eight on single hosts of v5e and v6e."""
+        generation, _, size = self.type.partition("-")
+        number = int(size)
+        if generation in ("v5litepod", "v6e"):
+            return 1 if number <= 8 else number // 4
+        return max(1, number // 8)  # the number counts cores, two a chip
+
+    def _queued(self, verb: str, *words: str) -> list[str]:
+        return [*self._start("queued-resources", verb), *words[:1], *self._where(), *words[1:]]
+
+    def _start(self, kind: str, verb: str) -> list[str]:
+        return ["gcloud", "compute", "tpus", kind, verb]
+
+    def _where(self) -> list[str]:
+        given = {"project": self.project, "zone": self.zone}
+        return ["--quiet", *(f"--{flag}={value}" for flag, value in given.items() if value)]
+
+    def _via(self) -> list[str]:
+        return ["--internal-ip"] if self.internal_ip else []
+
+
+def generation(accelerator: str) -> str:
+    """`v5litepod` of `v5litepod-256`; Stop for what is no accelerator type."""
+    found = re.fullmatch(r"(\w+)-([1-9]\d*)", accelerator)
+    if not found or found[1] not in RUNTIMES:
+        near = {"v5e": "v5litepod", "v5lite": "v5litepod", "v6": "v6e", "v5": "v5p"}.get(accelerator.split("-")[0])
+        hint = f"; did you mean {near}-{accelerator.partition('-')[2] or 8}?" if near else ""
+        raise Stop(f"--type: {accelerator} is none of {', '.join(f'{name}-N' for name in RUNTIMES)}{hint}")
+    return found[1]
+
+
+def masked(argv: Sequence[str]) -> str:
+    """A command as a shell would take it, without the values of what looks like a secret."""
+
+    def hide(word: str) -> str:
+        flag, _, remote = word.partition("=")
+        if flag == "--command":
+            return f"{flag}={shlex.join(map(hide, shlex.split(remote)))}"
+        found = _SECRET.fullmatch(word)
+        return f"{found[1]}=***" if found else word
+
+    return shlex.join(map(hide, argv))
+
+
+def call(argv: Sequence[str]) -> tuple[int, str, str]:
+    """(exit code, standard output, standard error). Runs in a session of its own: Ctrl-C is for us to answer."""
+    try:
+        process = subprocess.Popen(
+            argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            errors="replace", start_new_session=True,
+        )  # fmt: skip
+    except FileNotFoundError:
+        raise Stop(f"{argv[0]} is not installed: see https://cloud.google.com/sdk/docs/install") from None
+    out, err = process.communicate()
+    return process.returncode, out, err
+
+
+def complaint(err: str) -> str:
+    """The line of gcloud's standard error that says what is wrong."""
+    lines = [" ".join(line.split()) for line in err.splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith("ERROR")]
+    return (errors[0] if errors else lines[-1] if lines else "gcloud failed without a word")[:300]
+
+
+def passing(err: str) -> bool:
+    """Whether it may go away by itself: quota and capacity, the service or the network failing."""
+    return bool(_PASSING.search(err))
+
+
+def missing(err: str) -> bool:
+    return "NOT_FOUND" in err or "was not found" in err
+
+
+def state_of(reply: str) -> str:
+    return str(json.loads(reply).get("state", {}).get("state", "STATE_UNSPECIFIED"))
+
+
+def nodes_of(reply: str) -> list[str]:
+    """The names of a queued resource's slices, in order."""
+    names = []
+    for spec in _specs(reply):
+        several = spec.get("multisliceParams", {})
+        prefix = several.get("nodeIdPrefix") or json.loads(reply)["name"].split("/")[-1]
+        names += [spec["nodeId"]] if spec.get("nodeId") else [f"{prefix}-{i}" for i in range(several["nodeCount"])]
+    return names
+
+
+def _specs(reply: str) -> list[dict[str, Any]]:
+    specs: list[dict[str, Any]] = json.loads(reply).get("tpu", {}).get("nodeSpec", [])
+    return specs
+
+
+def type_of(reply: str) -> str | None:
+    """The accelerator type a queued resource was made with."""
+    specs = _specs(reply)
+    found = specs[0].get("node", {}).get("acceleratorType") if specs else None
+    return str(found) if found else None
+
+
+def workers_of(reply: str) -> int:
+    """The number of workers of a TPU VM, from its description."""
+    node = json.loads(reply)
+    networks = max(1, len(node.get("networkConfigs") or []))  # each worker has an endpoint in every network
+    return max(1, len(node.get("networkEndpoints", [])) // networks)

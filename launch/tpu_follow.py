@@ -1,0 +1,179 @@
+"""Follow a command on all workers of a pod: their lines to the terminal and to files, and each one's exit code.
+
+gcloud's own exit code is not enough: of several workers it gives the first that failed, and a worker it could not
+reach may count as none. So each worker's last line tells its code (launch/tpu_worker.py), and a job is over when all
+have told. Standard library only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tpu_commands import Node
+
+_LINE = re.compile(r"\[s(\d+) w(\d+)\] (.*)")
+_EXIT = re.compile(r"launch: (setup|run|stop) exit (\d+)")
+_BEGIN = re.compile(r"launch: (setup|run|stop) begins")  # of this connection: the lines come from the first on
+GRACE = 120.0  # seconds the other workers get once one has failed
+RECONNECTS = 3  # in a row without a new line; gcloud itself tries each connection ten times
+
+
+@dataclass
+class Outcome:
+    """What the workers told: exit codes by (slice, worker), and why not all did, if so."""
+
+    codes: dict[tuple[int, int], int] = field(default_factory=dict)
+    lost: str = ""
+
+
+class Stream:
+    """One slice's gcloud process. It writes to a file, since lines of many writers stay whole only in files."""
+
+    def __init__(self, node: Node, argv: Sequence[str], file: Path) -> None:
+        self.node, self._argv, self._file = node, argv, file
+        self.reconnects = 0
+        self._rest, self._position = "", file.stat().st_size if file.exists() else 0
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        with open(self._file, "ab") as out:
+            self._process = subprocess.Popen(
+                self._argv, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
+            )
+
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def lines(self) -> list[str]:
+        """The whole lines that came since the last call."""
+        with open(self._file, "rb") as file:
+            file.seek(self._position)
+            data = file.read()
+        self._position += len(data)
+        *whole, self._rest = (self._rest + data.decode(errors="replace")).split("\n")
+        return whole
+
+    def last_words(self) -> str:
+        """The last line that gcloud wrote."""
+        words = self._file.read_text(encoding="utf-8", errors="replace").split("\n")
+        return next((line.strip()[:300] for line in reversed(words) if line.strip()), "nothing was said")
+
+    def end(self) -> None:
+        """Closes the connection; what runs on the workers goes on."""
+        if self._process is None or self._process.poll() is not None:
+            return
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            self._signal(number)
+            try:
+                self._process.wait(5)
+                return
+            except subprocess.TimeoutExpired:
+                continue
+
+    def _signal(self, number: int) -> None:
+        assert self._process is not None
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, number)  # gcloud's ssh processes are of its session
+
+
+class Follower:
+    """Runs one command on all slices until every worker told its exit code, or the pod is lost."""
+
+    def __init__(
+        self, nodes: Sequence[Node], argv: Callable[[Node], list[str]], logs: Path, verb: str, poll: float,
+        watch: Callable[[], str],
+    ) -> None:  # fmt: skip
+        """`watch` says why the pod is lost, or nothing; it is asked every `poll` seconds."""
+        self._verb, self._poll, self._watch, self._logs = verb, poll, watch, logs
+        self._several = len(nodes) > 1
+        self._expected = {(node.index, worker) for node in nodes for worker in range(node.workers)}
+        self._streams = [Stream(n, argv(n), logs / f"gcloud-{verb}-{n.index}.log") for n in nodes]
+        self._outcome = Outcome()
+        self._failed_at: float | None = None
+        # A connection made again, by us or by gcloud, brings all lines once more: pass over those that were here.
+        self._had = {key: _count(self._log(key)) if verb == "run" else 0 for key in self._expected}
+        self._seen = dict.fromkeys(self._expected, 0)
+
+    def run(self) -> Outcome:
+        """Follows to the end. Ending it by an exception leaves the workers' processes running."""
+        for stream in self._streams:
+            stream.start()
+        asked = time.monotonic()
+        try:
+            while not self._over():
+                time.sleep(min(0.2, self._poll))
+                for stream in self._streams:
+                    alive = stream.running()  # asked before the lines, or the last could be missed
+                    self._take(stream)
+                    if not alive and not self._complete(stream.node):
+                        self._reconnect(stream)
+                if time.monotonic() - asked >= self._poll and not self._over():
+                    self._outcome.lost = self._outcome.lost or self._watch()
+                    asked = time.monotonic()
+        finally:
+            for stream in self._streams:
+                stream.end()
+        return self._outcome
+
+    def _over(self) -> bool:
+        if self._outcome.lost or self._outcome.codes.keys() >= self._expected:
+            return True
+        return self._failed_at is not None and time.monotonic() - self._failed_at > GRACE
+
+    def _complete(self, node: Node) -> bool:
+        return all((node.index, worker) in self._outcome.codes for worker in range(node.workers))
+
+    def _reconnect(self, stream: Stream) -> None:
+        if lost := self._watch():
+            self._outcome.lost = lost
+        elif stream.reconnects == RECONNECTS:
+            self._outcome.lost = f"no answer from {stream.node.name}: {stream.last_words()}"
+        else:
+            stream.reconnects += 1
+            print(f"launch: the connection to {stream.node.name} ended; connecting again", flush=True)
+            time.sleep(min(self._poll, 10.0))
+            stream.start()
+
+    def _take(self, stream: Stream) -> None:
+        for line in stream.lines():
+            found = _LINE.search(line)
+            if found is None or (int(found[1]), int(found[2])) not in self._expected:
+                continue  # gcloud's own words; they are in its log
+            key, text = (int(found[1]), int(found[2])), found[3]
+            if _BEGIN.fullmatch(text):
+                self._seen[key] = 0
+            elif told := _EXIT.fullmatch(text):
+                if told[1] == self._verb:
+                    self._tell(key, int(told[2]))
+            else:
+                self._seen[key] += 1
+                if self._seen[key] > self._had[key]:
+                    stream.reconnects = 0
+                    self._pass_on(key, text)
+
+    def _pass_on(self, key: tuple[int, int], text: str) -> None:
+        if self._verb == "run":
+            self._had[key] = self._seen[key]
+        with open(self._log(key), "a", encoding="utf-8") as log:
+            log.write(text + "\n")
+        print(f"[{f's{key[0]} ' if self._several else ''}w{key[1]}] {text}", flush=True)
+
+    def _tell(self, key: tuple[int, int], code: int) -> None:
+        self._outcome.codes[key] = code
+        if code and self._failed_at is None:
+            self._failed_at = time.monotonic()
+
+    def _log(self, key: tuple[int, int]) -> Path:
+        return self._logs / f"{self._verb}-s{key[0]}-w{key[1]}.log"
+
+
+def _count(path: Path) -> int:
+    return path.read_text(encoding="utf-8").count("\n") if path.exists() else 0

@@ -1,0 +1,207 @@
+"""SIGTERM in every phase of a run of one process: exit code 75, nothing lost, and what follows to the same bits."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bertjax.cli import main
+from bertjax.config.schema import CheckpointPolicy
+from bertjax.errors import UserError
+from bertjax.evaluation import evaluate
+from bertjax.training import checkpoint, loop, stage_run, stopping, warmstart
+from bertjax.training.checkpoint import Checkpoints
+from bertjax.training.step_folders import committed_steps
+from bertjax.training.tracking import Tracker
+
+TIMES = {"tokens_per_second", "step_seconds", "data_wait", "mfu", "memory_bytes", "elapsed"}
+
+
+def numbers(run: Path) -> list[dict[str, Any]]:
+    """Everything logged but times: steps and evaluations."""
+    found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    kept = sorted((x for x in found if x["kind"] != "event"), key=lambda x: (x["stage"], x["step"], x["kind"]))
+    return [{k: v for k, v in line.items() if k not in TIMES} for line in kept]
+
+
+def digests(run: Path) -> list[Any]:
+    last = [folder / str(committed_steps(folder)[-1]) for folder in sorted((run / "checkpoints").iterdir())]
+    return [json.loads((step / "digest" / "metadata").read_text())["leaves"] for step in last]
+
+
+@pytest.fixture
+def stop_during(one_device, train, tiny_project, monkeypatch, capsys) -> Callable[..., tuple[Path, int, str]]:
+    """stop(name, owner, function, at): SIGTERM as the at-th call of a function begins -> the run, code, stderr."""
+
+    def stop(name: str, owner: Any, function: str, at: int = 1, signals: int = 1) -> tuple[Path, int, str]:
+        monkeypatch.chdir(tiny_project)
+        calls, real = [0], getattr(owner, function)
+
+        def told(*args: Any, **options: Any) -> Any:
+            calls[0] += 1
+            if calls[0] == at:
+                for _ in range(signals):
+                    os.kill(os.getpid(), signal.SIGTERM)
+            return real(*args, **options)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(owner, function, told)
+            code = main(["train", "tiny.yaml", f"run.root={train.root}", f"run.name={name}"])
+        assert calls[0] >= at, "the place was never reached"
+        return train.root / name, code, capsys.readouterr().err
+
+    return stop
+
+
+def finished_like(whole: Path, run: Path, train: Callable[..., Path]) -> None:
+    train(run.name)
+    assert numbers(run) == numbers(whole)
+    assert digests(run) == digests(whole)
+
+
+# ---- where nothing can be lost --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("owner", "function"), [(loop.setup, "open_job"), (loop, "open_stage"), (loop.preflight, "check_starts")]
+)
+def test_while_it_starts_it_leaves_at_once(whole, stop_during, train, owner, function):
+    handler = signal.getsignal(signal.SIGTERM)
+    run, code, err = stop_during(f"starting-{function}", owner, function)
+    assert (code, err) == (75, "stopped while starting; nothing was lost; run the same command again\n")
+    assert not (run / "checkpoints").exists() and signal.getsignal(signal.SIGTERM) == handler
+    finished_like(whole, run, train)
+
+
+@pytest.mark.parametrize(
+    ("owner", "function", "doing"),
+    [
+        (warmstart, "initial", "restoring or making the parameters"),
+        (loop.Program, "start", "restoring or making the"),
+        (stage_run.Meter, "after", "compiling the first step"),
+    ],
+)
+def test_before_the_first_step_it_leaves_at_once(whole, stop_during, train, owner, function, doing):
+    run, code, err = stop_during(f"before-{function}", owner, function)
+    assert code == 75 and err.startswith(f"stopped while {doing}") and err.count("\n") == 1
+    assert committed_steps(run / "checkpoints" / "00-pretrain") == []
+    finished_like(whole, run, train)
+
+
+def test_the_first_step_of_a_later_stage_may_be_left_too(whole, stop_during, train):
+    run, code, err = stop_during("second-stage", stage_run.StageRun, "compiling", 2)
+    assert code == 75 and err.startswith("stopped while compiling the first step")
+    assert committed_steps(run / "checkpoints" / "00-pretrain")[-1] == 5
+    assert committed_steps(run / "checkpoints" / "01-qa") == []
+    finished_like(whole, run, train)
+
+
+def test_a_run_at_its_end_is_not_stopped_any_more(whole, stop_during, train):
+    run, code, err = stop_during("at-its-end", stage_run.StageRun, "finish", 2)
+    assert (code, err) == (0, "") and numbers(run) == numbers(whole)
+
+
+# ---- where it saves first -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+def test_in_a_step_it_saves_and_leaves(whole, stop_during, train, signals):
+    run, code, err = stop_during(f"step-{signals}", Tracker, "train", 2, signals)
+    (step,) = committed_steps(run / "checkpoints" / "00-pretrain")[-1:]
+    assert code == 75 and step in (2, 3)
+    assert err == f"stopped at step {step} of stage 'pretrain', saved; run the same command again\n"
+    finished_like(whole, run, train)
+
+
+@pytest.mark.parametrize("signals", [1, 3])
+def test_while_a_checkpoint_is_written_it_ends_whole(whole, stop_during, train, signals):
+    run, code, _ = stop_during(f"save-{signals}", checkpoint, "describe", 1, signals)
+    assert code == 75 and committed_steps(run / "checkpoints" / "00-pretrain") == [2, 3]
+    finished_like(whole, run, train)
+
+
+def test_while_a_later_episode_compiles_it_saves_that_step(whole, stop_during, train):
+    """A stage with steps behind it is not simply left: the next boundary comes when the compiler is done."""
+    run, code, err = stop_during("episode", stage_run.StageRun, "compiling", 3)
+    assert code == 75 and "stopped at step 4 of stage 'qa', saved" in err
+    finished_like(whole, run, train)
+
+
+@pytest.mark.parametrize(
+    ("function", "stage", "step"), [("rows_of", "pretrain", 5), ("answer_logits", "qa", 6)], ids=["loss", "answers"]
+)
+def test_in_the_midst_of_an_evaluation_it_saves_and_does_it_again(whole, stop_during, train, function, stage, step):
+    """The scores broken off are those of a stage's last step, which then may not count as finished."""
+    run, code, err = stop_during(f"evaluation-{stage}", evaluate, function)
+    assert code == 75 and err == f"stopped at step {step} of stage '{stage}', saved; run the same command again\n"
+    (folder,) = (run / "checkpoints").glob(f"*-{stage}")
+    assert committed_steps(folder)[-1] == step and not (run / "checkpoints" / "02").exists()
+    with Checkpoints(folder, CheckpointPolicy(), read_only=True) as kept:
+        assert kept.meta()["unscored"] is True
+        with pytest.raises(UserError, match="no checkpoint has a score"):
+            kept.best_step("mlm/mlm_loss" if stage == "pretrain" else "squad/f1")
+    finished_like(whole, run, train)
+    with Checkpoints(folder, CheckpointPolicy(), read_only=True) as kept:
+        assert kept.best_step("mlm/mlm_loss" if stage == "pretrain" else "squad/f1") == step
+
+
+def test_without_a_run_nothing_asks_to_stop():
+    stopping.check()
+    assert stopping.current.poll() is False
+
+
+# ---- a main thread that hears nothing -------------------------------------------------------------------------------
+
+DEAF = """
+import threading
+import jax
+from bertjax.training.stopping import Stop
+
+stop = Stop()
+stop_now = threading.Timer(0.3, lambda: __import__("os").kill(__import__("os").getpid(), 15))
+with stop.listening(), stop.free("compiling the first step"):
+    stop_now.start()
+    print("ready", flush=True)
+    %s
+"""
+
+
+ENDLESS = "jax.block_until_ready(jax.jit(lambda x: jax.lax.while_loop(lambda v: v > 0, lambda v: v % 7 + 1, x))(1))"
+WAITING = "try:\n        threading.Event().wait(60)\n    finally:\n        threading.Event().wait(60)"
+
+
+@pytest.mark.parametrize("body", [ENDLESS, WAITING], ids=["in C", "in a clean-up that waits"])
+def test_a_main_thread_that_does_not_come_back_is_left_behind(body):
+    began = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", DEAF % body], capture_output=True, text=True, timeout=60, cwd=Path(__file__).parents[2],
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    )  # fmt: skip
+    assert done.returncode == 75, done.stderr
+    assert done.stderr == "stopped while compiling the first step; nothing was lost; run the same command again\n"
+    assert time.monotonic() - began < stopping.GRACE + 20
+
+
+@pytest.mark.slow
+def test_sigterm_while_modules_are_imported(tiny_project, tmp_path):
+    """The first seconds, before the run listens itself."""
+    command = [sys.executable, "-X", "importtime", "-m", "bertjax", "train", "tiny.yaml", f"run.root={tmp_path}"]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(Path(__file__).parents[2])}
+    with subprocess.Popen(command, cwd=tiny_project, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.rstrip().endswith(" jax._src.config"):
+                process.send_signal(signal.SIGTERM)
+                break
+        rest = process.stderr.read()
+    assert process.returncode == 75
+    assert rest.splitlines()[-1] == "stopped before anything began; run the same command again"
+    shutil.rmtree(tmp_path, ignore_errors=True)
