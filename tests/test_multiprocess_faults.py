@@ -262,7 +262,7 @@ def test_a_long_compilation_and_a_long_save_are_no_alarm(job, tmp_path):
 LOSE_NOTHING = {  # what one process is doing -> where it is held, and what the message says
     "prepare": ("bertjax.training.stage_plan:open_batches:0:1", "stopped while starting"),
     "begin": ("bertjax.training.warmstart:initial:0:1", "stopped while restoring or making the parameters"),
-    "compile": ("bertjax.training.step:Program.jit_train_step:1:1", "stopped while"),
+    "compile": ("bertjax.training.step:Program.jit_train_step:1:1", "stopped while compiling the first step"),
 }
 
 

@@ -4,6 +4,7 @@ Imported only where Beam is installed. What the jobs share is put into a file be
 too where they are large: a pipeline's own description has to stay small (Dataflow takes 10 MB).
 """
 
+import os
 import pickle
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
@@ -116,6 +117,7 @@ class _WithSpec(beam.DoFn):
         self._path = path
 
     def setup(self) -> None:
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # Beam has a process for each core
         path = remote.place(self._path)
         with remote.reaching(path):
             self._spec: _Spec = pickle.loads(path.read_bytes())  # written by the process that started the pipeline

@@ -206,8 +206,11 @@ def open_batches(
     cache: Path,
     report: Report | None = None,
     runner: Runner | None = None,
+    fetch: bool = True,
 ) -> Batches:
     """The training batches of `stage`: prepares what is not in `cache` yet and mixes the tasks at their rates.
+
+    `fetch`: rows that lie in an object store are copied to this machine now, and not when the first is read.
 
     Raises UserError when a task is empty or the rows of mixed tasks differ.
     """
@@ -219,6 +222,8 @@ def open_batches(
             task, name, tokenizer, seed=config.run.seed, base=base, cache=cache, workers=workers, report=report,
             runner=runner,
         )  # fmt: skip
+        if fetch:
+            store.fetch()
         seed = mixing.stream_seed(config.run.seed, stage.name, name)
         tasks[name] = dataset(task, store, tokenizer, seed, decoder_only)
     shares = dict.fromkeys(tasks, 1.0)

@@ -88,10 +88,10 @@ def checksum(path: Path) -> str:
 
     Cloud Storage keeps a CRC32C of every object, S3 an entity tag.
     """
-    import fsspec
+    from etils.epath.backend import fsspec_backend
 
     with reaching(path):
-        found = fsspec.core.url_to_fs(str(path))[0].info(str(path))
+        found = fsspec_backend.fs(path).info(str(path))
         for name in ("crc32c", "md5Hash", "ETag", "etag", "content_md5"):
             if value := found.get(name):
                 return f"{name.lower()}:{value}"

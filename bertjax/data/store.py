@@ -27,8 +27,8 @@ READ_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
 class Store:
     """Random access to the rows of a finished store.
 
-    The shards of a remote store are copied to this machine first (`remote.staged`): batches are drawn from all of them
-    at once, and ArrayRecord reads files.
+    The shards of a remote store are copied to this machine before a row is read (`fetch`): batches are drawn from all
+    of them at once, and ArrayRecord reads files.
 
     Raises:
         UserError: the folder is not a store, or was made by another format.
@@ -48,10 +48,9 @@ class Store:
         self._files = [self.folder / shard["file"] for shard in self.shards]  # to be read
         # Readers with their locks; one dropped from the cache lives on until the read that uses it has ended.
         self._reader = lru_cache(maxsize=OPEN_READERS)(self._open)
-        if remote.is_remote(self.folder):
-            self._fetch()
-        for index in range(len(self.shards)):
-            self._check(index)
+        self._fetched = Lock()
+        self._here = not remote.is_remote(self.folder)
+        self._check()
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
@@ -77,6 +76,8 @@ class Store:
         if wanted.size and not (0 <= wanted.min() and wanted.max() < len(self)):
             raise IndexError(f"{self.folder} has rows 0 to {len(self) - 1}; asked for {wanted.min()} to {wanted.max()}")
         rows = np.empty(wanted.shape, self.dtype)
+        if wanted.size:
+            self.fetch()
         shard_of = np.searchsorted(self._ends, wanted, side="right")
         for index in np.unique(shard_of).tolist():
             where = np.flatnonzero(shard_of == index)
@@ -99,15 +100,16 @@ class Store:
         except OSError as error:
             raise self._damaged(index, f"cannot be read ({error.strerror})") from error
 
-    def _fetch(self) -> None:
-        entries = [(shard["bytes"], shard["sha256"]) for shard in self.shards]
-        wanted = [(path, *entry) for path, entry in zip(self._files, entries, strict=True)]
-        copies = [remote.staging() / sha256[:2] / sha256 for _, _, sha256 in wanted]
-        # Asked of those that have no copy yet: a restart on the same machine needs the manifest alone.
-        sizes = remote.at_once(lambda n: remote.size_of(copies[n]) or remote.size_of(wanted[n][0]), range(len(wanted)))
-        for index, size in enumerate(sizes):
-            self._check_size(index, size)
-        self._files = remote.stage_all(wanted)
+    def fetch(self) -> None:
+        """Copies what is remote to this machine, once; StorageError when it is damaged or does not fit."""
+        with self._fetched:
+            if self._here:
+                return
+            entries = [(path, shard["bytes"], shard["sha256"])
+                       for path, shard in zip(self._files, self.shards, strict=True)]  # fmt: skip
+            self._files = remote.stage_all(entries)
+            self._here = True
+            self._count()
 
     def _open(self, index: int) -> tuple[Any, Lock]:
         from array_record.python.array_record_module import ArrayRecordReader
@@ -117,16 +119,21 @@ class Store:
         except Exception as error:  # the extension raises plain exceptions of several types
             raise self._damaged(index, f"cannot be opened ({first_line(error)})") from error
 
-    def _check(self, index: int) -> None:
-        self._check_size(index, remote.size_of(self._files[index]))
-        if (count := self._reader(index)[0].num_records()) != self.shards[index]["records"]:
-            raise self._damaged(index, f"holds {count} rows, not {self.shards[index]['records']}")
+    def _check(self) -> None:
+        """Compares sizes, and counts where the files are at hand."""
+        sizes = map(remote.size_of, self._files) if self._here else remote.at_once(remote.size_of, self._files)
+        for index, (size, shard) in enumerate(zip(sizes, self.shards, strict=True)):
+            if size is None:
+                raise self._damaged(index, "is missing")
+            if size != shard["bytes"]:
+                raise self._damaged(index, f"has {size} bytes, not {shard['bytes']}")
+        if self._here:
+            self._count()
 
-    def _check_size(self, index: int, size: int | None) -> None:
-        if size is None:
-            raise self._damaged(index, "is missing")
-        if size != self.shards[index]["bytes"]:
-            raise self._damaged(index, f"has {size} bytes, not {self.shards[index]['bytes']}")
+    def _count(self) -> None:
+        for index, shard in enumerate(self.shards):
+            if (count := self._reader(index)[0].num_records()) != shard["records"]:
+                raise self._damaged(index, f"holds {count} rows, not {shard['records']}")
 
     def _read(self, index: int, positions: list[int]) -> np.ndarray:
         reader, lock = self._reader(index)

@@ -6,11 +6,13 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from bertjax.errors import BertjaxError, UserError
 from bertjax.parallel import aborts, rollcall
@@ -117,6 +119,24 @@ def detected_seat(limit: float) -> Seat | None:
 def _is_batch_script(kind: Any) -> bool:
     """A SLURM job's script runs once, whatever the number of tasks it asked for: only a step has several processes."""
     return kind.name == "slurm" and int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) < 2
+
+
+def connect(mesh: Mesh) -> None:
+    """Opens the connections between the devices of every group that a program on this mesh may sum over.
+
+    To be called when all processes have just met. Gloo gives the others 30 seconds to come to a first sum; later, one
+    process may compile for longer than that. A job of one process, and TPUs, have nothing to open.
+    """
+    axes = [axis for axis in mesh.axis_names if mesh.shape[axis] > 1]
+    if jax.process_count() == 1 or not axes or mesh.devices.flat[0].platform == "tpu":
+        return
+    groups = [group for size in range(1, len(axes) + 1) for group in combinations(axes, size)]
+
+    def sums() -> jax.Array:
+        mine = jax.lax.axis_index(tuple(axes)).astype(np.float32)  # not the same everywhere, or nothing need be sent
+        return jax.lax.psum(sum(jax.lax.psum(mine, group) for group in groups), tuple(axes))
+
+    jax.block_until_ready(jax.jit(jax.shard_map(sums, mesh=mesh, in_specs=(), out_specs=P(), check_vma=False))())
 
 
 # Status codes that a lost process never causes: the same program would fail again.

@@ -3,8 +3,10 @@
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import jax
@@ -60,6 +62,12 @@ class Outcome:
     compiled: Any = None
     reason: str = ""
     needs: int | None = None
+    dumped: str = ""
+
+    @property
+    def text(self) -> str:
+        """The optimised program."""
+        return self.dumped or self.compiled.as_text()
 
 
 def open_stage(config: Config, stage: Stage, devices: Sequence[Any], episode: int | None = None) -> StageProgram:
@@ -108,11 +116,21 @@ def abstract_batch(fields: Fields, rows: int, program: Program) -> dict[str, jax
     return {name: jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=put) for name, (shape, dtype) in fields.items()}
 
 
-def compile_lowered(lower: Any) -> Outcome:
-    """Traces and compiles what `lower` returns; a refusal of the compiler, or of a kernel, is an outcome too."""
+def compile_lowered(lower: Any, dump: bool = False) -> Outcome:
+    """Traces and compiles what `lower` returns; a refusal of the compiler, or of a kernel, is an outcome too.
+
+    `dump`: have the TPU compiler write its program down. jaxlib 0.10.2 cannot read all of libtpu 0.0.51's back.
+    """
+    with TemporaryDirectory(prefix="bertjax-plan-") as folder:
+        outcome = _compile(lower, {"xla_dump_to": folder, "xla_dump_hlo_as_text": True} if dump else None)
+        written = sorted(Path(folder).glob("*.after_optimizations.txt"), key=lambda path: path.stat().st_size)
+        return replace(outcome, dumped=written[-1].read_text(encoding="utf-8") if written else "")
+
+
+def _compile(lower: Any, options: dict[str, Any] | None) -> Outcome:
     began = time.perf_counter()
     try:
-        compiled = lower().compile()
+        compiled = lower().compile(compiler_options=options)
     except jax.errors.JaxRuntimeError as error:
         return _refused(str(error), time.perf_counter() - began)
     except ValueError as error:  # models/attention.py: a kernel asked for by name that cannot serve

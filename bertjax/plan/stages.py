@@ -44,7 +44,9 @@ def plan_stage(config: Config, stage: Stage, site: Site, episode: int | None) ->
 
 def plan_step(opened: StageProgram, site: Site) -> dict[str, Any]:
     """The same of its train step alone."""
-    return _facts(opened) | _step(opened, compile_lowered(opened.lower), site)
+    return _facts(opened) | _step(
+        opened, compile_lowered(opened.lower, dump=opened.program.execution.platform == "tpu"), site
+    )
 
 
 def tell(line: str) -> None:
@@ -79,7 +81,7 @@ def _step(opened: StageProgram, outcome: Outcome, site: Site) -> dict[str, Any]:
         held = {"parameters": memory.parameters(opened), "optimizer": memory.optimizer(opened)}
         return base | {"fits": False, "memory": held | {"total": outcome.needs, "usable": site.usable}}
     bytes_ = memory.of_program(opened, outcome, opened.batch.values())
-    module = Module.of(outcome.compiled.as_text())
+    module = Module.of(outcome.text)
     moves = collectives(module, dict(opened.program.mesh.shape))
     links = Links(site.chip, list(opened.program.mesh.devices.flat)) if site.chip else None
     flops, traffic = matmul_flops(module), memory_bytes(module)

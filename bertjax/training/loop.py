@@ -63,6 +63,7 @@ def open_run(
         return None
     setup.use_compile_cache(config)
     job = lead_first(lambda: setup.open_job(config, base))
+    distributed.connect(job.mesh)
     plans = [lead_first(partial(open_stage, job, stage)) for stage in config.stages]
     agreement.check({f"the data of stage '{plan.stage.name}'": json.dumps(plan.batches.sources) for plan in plans})
     todo = from_lead(lambda: unfinished(config, plans))

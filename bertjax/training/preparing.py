@@ -20,7 +20,10 @@ def opened(
     base, cache = Path.cwd(), cache_of(config)
     tokenizer = load_tokenizer(config, base)
     for stage in config.stages:
-        yield stage, open_batches(config, stage, tokenizer, base=base, cache=cache, report=report, runner=runner)
+        yield (
+            stage,
+            open_batches(config, stage, tokenizer, base=base, cache=cache, report=report, runner=runner, fetch=False),
+        )
 
 
 def prepare_command(config: Config, runner: str, together: str | None, apart: Sequence[str], verify: bool) -> None:

@@ -132,19 +132,13 @@ class StageRun:
             ahead = upcoming
 
     def episode(self, state: TrainState, number: int, feed: Iterator, meter: Meter) -> TrainState:
-        episode = self.plan.episodes[number]
-        self.check(meter.flush(), int(state.step))
-        if set(state.opt) != set(episode.groups):
-            state = self.program.thaw(state, episode.groups)
-        trained = sum(x.size for x in state.params.values())
-        about = {"episode": number, "groups": list(episode.groups), "trainable_parameters": trained}
-        self.event(int(state.step), "episode", **about)
-        train_step = self.program.jit_train_step(state)
-        meter.episode(number, trained, tuple(state.opt))
+        with self.compiling():
+            state, train_step = self.opened(state, number, meter)
         policy, begun = self.job.config.run.checkpoint, int(state.step)
-        for step in range(begun + 1, episode.stop + 1):
+        for step in range(begun + 1, self.plan.episodes[number].stop + 1):
             with self.compiling() if step == begun + 1 else nullcontext():
                 state = self.step(state, step, train_step, feed, meter)
+            self.stepped = True
             last = step == self.program.steps
             scores = self.evaluate(state, step, last, meter)
             stopping = self.should_stop(step)
@@ -154,6 +148,18 @@ class StageRun:
                 self.leave(step)
         return state
 
+    def opened(self, state: TrainState, number: int, meter: Meter) -> tuple[TrainState, Callable]:
+        """The state with what trains in this episode, and the step that trains it."""
+        groups = self.plan.episodes[number].groups
+        self.check(meter.flush(), int(state.step))
+        if set(state.opt) != set(groups):
+            state = self.program.thaw(state, groups)
+        trained = sum(x.size for x in state.params.values())
+        about = {"episode": number, "groups": list(groups), "trainable_parameters": trained}
+        self.event(int(state.step), "episode", **about)
+        meter.episode(number, trained, tuple(state.opt))
+        return state, self.program.jit_train_step(state)
+
     @contextmanager
     def compiling(self) -> Iterator[None]:
         """Around the first step of an episode. The first one of all may be left: no step has been done."""
@@ -161,7 +167,6 @@ class StageRun:
             if not self.stepped:
                 stack.enter_context(self.stop.free("compiling the first step"))
             yield
-            self.stepped = True
 
     def step(self, state: TrainState, step: int, train_step: Callable, feed: Iterator, meter: Meter) -> TrainState:
         self.operations.profiler.before(step)

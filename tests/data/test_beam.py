@@ -1,6 +1,7 @@
 """Apache Beam makes the same bytes as this machine's own processes. Skipped where Beam is not installed."""
 
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,10 @@ import fakegcs
 import pytest
 from preparing import TASKS, contents, prepared, small_jobs, task_of, write_texts
 
-from bertjax.cli import main
+from bertjax.cli import _command, _parse, main
+from bertjax.command_table import COMMANDS
 from bertjax.config.data_schema import JsonLines
+from bertjax.config.load import load
 from bertjax.data import shards
 from bertjax.data.jobs import Made
 from bertjax.data.joining import ByPlace
@@ -157,3 +160,17 @@ def test_the_command_hands_options_to_beam(tmp_path: Path, capsys: pytest.Captur
     assert "Beam has no option --no_such_option" in capsys.readouterr().err
     assert main([*command, "--beam-args=--runner=FnApiRunner --job_name=a", "--", "--region=b"]) == 0
     assert " rows/s, " in capsys.readouterr().out
+
+
+@needs_beam
+def test_the_command_of_the_page_is_one_that_beam_takes():
+    page = (Path(__file__).parents[2] / "docs" / "data_at_scale.md").read_text()
+    words = shlex.split(page.split("```bash\n")[1].split("```")[0].replace("\\\n", " "))
+    assert words[:2] == ["bertjax", "prepare"]
+    name, rest = _command(words[1:])
+    arguments = _parse(name, COMMANDS[name], rest)
+    assert arguments and arguments.runner == "beam"
+    assert "run.prepared=gs://BUCKET/prepared" in arguments.overrides
+    assert choose("beam", arguments.rest).apart
+    config = load(arguments.config, arguments.overrides)
+    assert config.tasks["c4"].source[0].files == ["gs://BUCKET/c4/en/c4-train.*.json.gz"]

@@ -396,6 +396,8 @@ def test_a_full_disk_is_one_line_and_keeps_what_is_whole(  # for it without its 
     if kept:
         (work,) = (text / "cache").iterdir()
         assert work.name.endswith(".work") and (work / "corpus-done" / "00000.json").exists()
-        assert start(text, "cache", "0").wait() == 0
+        again = start(text, "cache", "0")
+        again.communicate()
+        assert again.returncode == 0
         (store,) = (text / "cache").iterdir()
         Store(store).verify()

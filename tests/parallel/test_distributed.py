@@ -326,3 +326,34 @@ def test_two_processes_place_rows_that_lie_apart():
     for process, expected in zip(processes, ("0 [0, 1, 4, 5]", "1 [2, 3, 6, 7]"), strict=True):
         found, _ = process.communicate(timeout=120)
         assert process.returncode == 0 and expected in found.replace("np.int64(", "").replace(")", ""), found
+
+
+CONNECTED = """
+import jax
+from jax.sharding import AxisType
+from bertjax.parallel import distributed
+
+distributed.start()
+mesh = jax.make_mesh((2, 1, 4), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+distributed.connect(mesh)
+print("connected", jax.process_index(), flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_every_group_of_the_mesh_is_connected():
+    """Two processes of four devices: groups along each axis and over both, within a process and across."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", NAMES[0]: f"127.0.0.1:{port}", NAMES[1]: "2"}
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", CONNECTED], env=os.environ | flags | {NAMES[2]: str(index)}, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )
+        for index in (0, 1)
+    ]  # fmt: skip
+    for index, process in enumerate(running):
+        out, err = process.communicate(timeout=240)
+        assert process.returncode == 0 and f"connected {index}" in out, err

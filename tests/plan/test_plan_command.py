@@ -81,7 +81,7 @@ def test_what_does_not_fit_is_a_plan_too(planned: str):
 
 def test_a_compiler_s_refusal_is_a_plan_too(tiny_project, gpus, monkeypatch):
     refusal = Outcome(1.0, reason="needs 20.50 GiB of the 15.75 GiB that the compiler may use", needs=22011707392)
-    monkeypatch.setattr(stages, "compile_lowered", lambda lower: refusal)
+    monkeypatch.setattr(stages, "compile_lowered", lambda *_, **__: refusal)
     text, good = ask(tiny_project / "tiny.yaml", "h100:8", stage="qa")
     assert not good and "DOES NOT FIT: needs 20.50 GiB" in text and "parameters, float32" in text
     found = json.loads(ask(tiny_project / "tiny.yaml", "h100:8", stage="qa", json=True)[0])

@@ -97,7 +97,7 @@ def test_before_the_first_step_it_leaves_at_once(whole, stop_during, train, owne
 
 
 def test_the_first_step_of_a_later_stage_may_be_left_too(whole, stop_during, train):
-    run, code, err = stop_during("second-stage", stage_run.StageRun, "compiling", 2)
+    run, code, err = stop_during("second-stage", stage_run.StageRun, "compiling", 3)
     assert code == 75 and err.startswith("stopped while compiling the first step")
     assert committed_steps(run / "checkpoints" / "00-pretrain")[-1] == 5
     assert committed_steps(run / "checkpoints" / "01-qa") == []
@@ -130,7 +130,7 @@ def test_while_a_checkpoint_is_written_it_ends_whole(whole, stop_during, train, 
 
 def test_while_a_later_episode_compiles_it_saves_that_step(whole, stop_during, train):
     """A stage with steps behind it is not simply left: the next boundary comes when the compiler is done."""
-    run, code, err = stop_during("episode", stage_run.StageRun, "compiling", 3)
+    run, code, err = stop_during("episode", stage_run.StageRun, "compiling", 5)
     assert code == 75 and "stopped at step 4 of stage 'qa', saved" in err
     finished_like(whole, run, train)
 
