@@ -49,7 +49,7 @@ def train_flops(
 
 
 def peak_flops(device_kind: str) -> float | None:
-    """The dense bf16 peak in FLOP/s of a device with this `jax.Device.device_kind`; None for a CPU or an unknown chip."""
+    """The dense bf16 peak in FLOP/s of a device with this `jax.Device.device_kind`; None for a CPU or unknown chip."""
     chip = chip_of(device_kind)
     return None if chip is None else chip.flops
 
