@@ -225,10 +225,10 @@ def test_when_one_is_killed_the_other_leaves_with_75_and_the_run_goes_on(job, tm
 @pytest.mark.parametrize(("what", "victim"), [("loader", 1), ("stop", 1), ("stop", 0)])
 def test_when_one_hangs_all_leave_with_75(job, tmp_path, what, victim):
     """A loader that never returns; a process that SIGSTOP holds, and that leaves when it may run again."""
-    limits = "run.watchdog={compile: 120, step: 6, evaluation: 120, save: 120}"
+    limits = ["run.watchdog={compile: 120, step: 6, evaluation: 120, save: 120}", "run.checkpoint.save_every=10000"]
     slow = {"SLOW": f"bertjax.data.loader:Batches.batch:{victim}:30", "FOR": "10000"} if what == "loader" else {}
     run = tmp_path / "runs" / "hangs"
-    with job("bert", "hangs", 2, "stages.pretrain.steps=5000", limits, **slow) as running:
+    with job("bert", "hangs", 2, "stages.pretrain.steps=5000", *limits, **slow) as running:
         until(lambda: steps_of(run) >= 15, running)
         if what == "stop":
             running.send(victim, signal.SIGSTOP)
@@ -292,7 +292,7 @@ def test_sigterm_in_the_decoding_of_a_t5_saves_and_decodes_again(job, tmp_path):
     with job(
         "t5", "decoding", 2, *shorter, SLOW="bertjax.evaluation.generate:Generator._generate:1:1", FOR="6"
     ) as held:
-        until((tmp_path / "mark-decoding").exists, running)
+        until((tmp_path / "mark-decoding").exists, held)
         held.send(1, signal.SIGTERM)
         ended = held.ended(120)
     assert [code for code, _, _ in ended.values()] == [75, 75], ended

@@ -20,6 +20,7 @@ from bertjax.parallel import keys
 ANSWER = 3.0  # seconds the service has to answer
 SURE = 15  # seconds after which the kernel ends the process, should the handler itself be stuck
 
+_leaving = threading.Lock()  # several threads may find out at once: the first one speaks and leaves
 _kept: list[Any] = []  # a handler that is collected would be called all the same
 
 
@@ -44,10 +45,11 @@ def _aborted(libc: Any) -> None:
 
 def leave(reason: str) -> None:
     """Ends this process with 75, at once, without the barriers on the ordinary way out."""
-    print(f"another process is gone ({reason}); run the same command again", file=sys.stderr)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(StoppedSafely.exit_code)
+    with _leaving:
+        print(f"another process is gone ({reason}); run the same command again", file=sys.stderr)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(StoppedSafely.exit_code)
 
 
 def service_answers() -> bool:

@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from bertjax.errors import BertjaxError, UserError
-from bertjax.parallel import aborts, rollcall
+from bertjax.parallel import aborts, lifelines, rollcall
 
 NAMES = ("BERTJAX_COORDINATOR", "BERTJAX_NUM_PROCESSES", "BERTJAX_PROCESS_ID")
 TIMEOUT = "BERTJAX_START_TIMEOUT"
@@ -49,7 +49,7 @@ def start() -> None:
     seat = explicit_seat() or detected_seat(limit)
     if seat is None:
         return
-    rollcall.meet(seat.address, seat.count, seat.index, limit)
+    lifelines.watch(rollcall.meet(seat.address, seat.count, seat.index, limit), aborts.leave)
     aborts.leave_when_the_service_is_gone()
     jax.distributed.initialize(
         seat.address,
@@ -152,7 +152,9 @@ def fail_together() -> Iterator[None]:
     """
     try:
         yield
+        lifelines.rest()
     except BertjaxError:
+        lifelines.rest()
         raise
     except Exception as error:
         if not jax.distributed.is_initialized():

@@ -2,7 +2,7 @@
 
 jax waits for late processes without a word and then aborts. Here process 0 listens first, knows by number and host who
 has come, and can say who has not. Whoever comes sends one line of JSON and keeps its connection open; when all are
-there process 0 stops listening, tells everyone to go on, and the port is jax's.
+there process 0 stops listening, tells everyone to go on, and the port is jax's. The connections stay (lifelines.py).
 """
 
 import errno
@@ -12,32 +12,34 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 
 from bertjax.errors import BertjaxError, StoppedSafely, UserError
+from bertjax.parallel.lifelines import LINE, Peer
 
-LINE = 4096  # bytes of a message, at most
 BEAT = 0.2  # seconds between looks at the clock
 NEWS = 30.0  # seconds between two lines about who is missing
 TAKEN = 60.0  # seconds that a former life of the job may need to give the port back
 
 
-def meet(address: str, count: int, index: int, limit: float, say: Callable[[str], None] | None = None) -> None:
-    """Returns on every process once all `count` are there.
+def meet(
+    address: str, count: int, index: int, limit: float, say: Callable[[str], None] | None = None
+) -> dict[int, Peer]:
+    """Returns on every process once all `count` are there -> {number: peer}: to process 0 all others, to them 0 alone.
 
     address: host:port of process 0. limit: seconds. say: told by process 0 about who is missing; default: stderr.
     Raises StoppedSafely naming the missing ones after `limit` seconds, on all that came; UserError when two say they
     are the same process, when they do not agree on their number, and when the port is taken.
     """
     if count == 1:
-        return
+        return {}
     host, port = split(address)
     until = time.monotonic() + limit
     if index == 0:
         with _Host(port, count, until, say or _say) as hosting:
-            hosting.wait(limit)
-    else:
-        _attend((host, port), count, index, until, limit)
+            return hosting.wait(limit)
+    return {0: _attend((host, port), count, index, until, limit)}
 
 
 def split(address: str) -> tuple[str, int]:
@@ -76,13 +78,14 @@ class _Guest:
 
 @dataclass
 class _Host:
-    """Process 0 while it waits for the others; leaving it closes every connection."""
+    """Process 0 while it waits for the others; leaving it closes every connection but those that `wait` returned."""
 
     port: int
     count: int
     until: float
     say: Callable[[str], None]
     guests: list[_Guest] = field(default_factory=list)
+    kept: list[_Guest] = field(default_factory=list)
 
     def __enter__(self) -> "_Host":
         self.selector = selectors.DefaultSelector()
@@ -94,7 +97,8 @@ class _Host:
         self.selector.close()
         self.door.close()
         for guest in self.guests:
-            guest.connection.close()
+            if guest not in self.kept:
+                guest.connection.close()
 
     def _listen(self) -> socket.socket:
         until = min(self.until, time.monotonic() + TAKEN)
@@ -113,7 +117,7 @@ class _Host:
                     ) from None
                 time.sleep(BEAT)
 
-    def wait(self, limit: float) -> None:
+    def wait(self, limit: float) -> dict[int, Peer]:
         news = time.monotonic() + NEWS
         while missing := self._missing():
             now = time.monotonic()
@@ -129,7 +133,9 @@ class _Host:
                     self._hear(key.data)
         self.selector.unregister(self.door)
         self.door.close()  # first: whoever goes on looks for jax behind this port
-        self._tell({"go": True})
+        self._tell({"go": True, "host": socket.gethostname()})
+        self.kept = [guest for guest in self.guests if guest.index is not None]
+        return {guest.index: Peer(guest.connection, guest.host) for guest in self.kept if guest.index is not None}
 
     def _missing(self) -> set[int]:
         return set(range(1, self.count)) - {guest.index for guest in self.guests if guest.index is not None}
@@ -212,15 +218,18 @@ class _Host:
 # ---- the others -----------------------------------------------------------------------------------------------------
 
 
-def _attend(where: tuple[str, int], count: int, index: int, until: float, limit: float) -> None:
+def _attend(where: tuple[str, int], count: int, index: int, until: float, limit: float) -> Peer:
     said = json.dumps({"process": index, "of": count, "host": socket.gethostname()}).encode() + b"\n"
     while time.monotonic() < until + TAKEN:  # process 0 may have begun to wait later than this one
-        answer = _ask(where, said, until)
-        if answer.get("go"):
-            return
-        if "error" in answer:
-            kind = UserError if answer["error"] == "UserError" else StoppedSafely
-            raise kind(str(answer.get("message")))
+        with suppress(OSError), ExitStack() as stack:  # OSError: there is nobody
+            connection = stack.enter_context(socket.create_connection(where, timeout=5))
+            answer = _ask(connection, said, until)
+            if answer.get("go"):
+                stack.pop_all()  # it stays open
+                return Peer(connection, str(answer.get("host"))[:100])
+            if "error" in answer:
+                kind = UserError if answer["error"] == "UserError" else StoppedSafely
+                raise kind(str(answer.get("message")))
         if time.monotonic() > until:
             break
         time.sleep(BEAT)
@@ -230,22 +239,21 @@ def _attend(where: tuple[str, int], count: int, index: int, until: float, limit:
     )
 
 
-def _ask(where: tuple[str, int], said: bytes, until: float) -> dict[str, object]:
-    """Process 0's answer; {} when there is nobody, or somebody else."""
+def _ask(connection: socket.socket, said: bytes, until: float) -> dict[str, object]:
+    """Process 0's answer; {} when it is somebody else who answers. Raises OSError when nobody does."""
+    connection.sendall(said)
+    connection.settimeout(BEAT)
+    text = b""
+    while b"\n" not in text and len(text) < LINE and time.monotonic() < until + TAKEN:
+        try:
+            new = connection.recv(LINE)
+        except TimeoutError:
+            continue
+        if not new:
+            return {}
+        text += new
     try:
-        with socket.create_connection(where, timeout=5) as connection:
-            connection.sendall(said)
-            connection.settimeout(BEAT)
-            text = b""
-            while not text.endswith(b"\n") and len(text) < LINE and time.monotonic() < until + TAKEN:
-                try:
-                    new = connection.recv(LINE)
-                except TimeoutError:
-                    continue
-                if not new:
-                    return {}
-                text += new
-        answer = json.loads(text)
-    except (OSError, ValueError):
+        answer = json.loads(text.partition(b"\n")[0])
+    except ValueError:
         return {}
     return answer if isinstance(answer, dict) else {}

@@ -27,7 +27,12 @@ def meet(address: str, seats: list[tuple[int, int, float]], limit: float = 10) -
     def one(place: int, index: int, count: int, late: float) -> None:
         time.sleep(late)
         try:
-            rollcall.meet(address, count, index, limit, say=lambda line: None)
+            peers = rollcall.meet(address, count, index, limit, say=lambda line: None)
+            assert set(peers) == (set(range(1, count)) if index == 0 else {0})
+            assert {peer.host for peer in peers.values()} == {socket.gethostname()}
+            for peer in peers.values():
+                peer.connection.sendall(b"x")  # it is open
+                peer.connection.close()
         except BertjaxError as error:
             results[place] = error
 
@@ -47,7 +52,7 @@ def test_all_go_on_whoever_comes_first(address):
 
 
 def test_one_process_meets_nobody(address):
-    rollcall.meet(address, 1, 0, 1)
+    assert rollcall.meet(address, 1, 0, 1) == {}
 
 
 def test_all_are_told_who_is_missing(address):

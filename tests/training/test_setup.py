@@ -117,7 +117,7 @@ def test_the_run_folder_holds_what_made_it(home):
     assert tokenizers.from_file(folder / "tokenizer").sha256 == job.tokenizer.sha256
     environment = json.loads((folder / "environment.json").read_text())
     assert environment["versions"]["jax"] == jax.__version__
-    assert environment["mesh"] == {"data": 1, "fsdp": 1, "tensor": 1}
+    assert environment["mesh"] == {"dcn": 1, "data": 1, "fsdp": 1, "tensor": 1}
     assert not list(folder.rglob("*.partial"))
     preflight.check_settings(job.config)
     setup.open_run_folder(job)
