@@ -1,4 +1,4 @@
-"""docs/launch.md, followed word for word: its commands run, print what the page shows, and end in a finished run."""
+"""docs/launch.md and docs/pods.md, word for word: their commands run, print what is shown, and end in a finished run."""
 
 import re
 import shlex
@@ -8,7 +8,11 @@ from pathlib import Path
 
 import pytest
 
-PAGE = (Path(__file__).resolve().parents[2] / "docs" / "launch.md").read_text(encoding="utf-8")
+from bertjax.config.load import load
+from bertjax.plan.topologies import parse
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+PAGE = (DOCS / "launch.md").read_text(encoding="utf-8")
 POD = PAGE[PAGE.index("## A pod, word for word") : PAGE.index("### What it does when")]
 
 
@@ -46,6 +50,34 @@ def test_the_walk_through_ends_in_a_finished_run(cloud):
     mounted = (cloud.home / "sudo").read_text().splitlines()
     assert f"mount -t nfs 10.0.0.2:/share {cloud.shared}" in mounted, "by every worker, of every pod"
     assert len([line for line in mounted if line.startswith("mount")]) == 8
+
+
+def test_the_page_of_pods_ends_in_a_finished_run(cloud):
+    """Its plan is for the pod that it launches, its configurations are right, and the launcher's run is finished."""
+    steps = [command for command, _ in blocks((DOCS / "pods.md").read_text(encoding="utf-8"))]
+    assert [shlex.split(step)[0] for step in steps] == ["bertjax", "launch/local.py", "bertjax", *["launch/tpu.py"] * 2]
+    root = DOCS.parent
+    assert shlex.split(steps[0])[:2] == ["bertjax", "plan"] and shlex.split(steps[2])[:2] == ["bertjax", "prepare"]
+    for step, at in ((steps[0], 2), (steps[1], 6), (steps[2], 2)):
+        assert load(root / shlex.split(step)[at]).stages
+    topology = parse(shlex.split(steps[0])[4])
+    assert f"--type v5litepod-{topology.size}" in steps[3] and steps[4] == steps[3].removesuffix(" --dry-run")
+    done = []
+    for command in steps[3:]:
+        here = command.replace("/mnt/share", str(cloud.shared)) + " --poll=0.05"
+        done.append(
+            subprocess.run(
+                shlex.split(here),
+                cwd=cloud.checkout,
+                env=cloud.environment | {"FAKE_WORKERS": "4"},
+                timeout=100,
+                capture_output=True,
+                text=True,
+            )  # fmt: skip
+        )
+        assert done[-1].returncode == 0, done[-1].stderr
+    assert "queued-resources create my-pod" in done[0].stdout
+    assert "launch: finished" in done[1].stdout + done[1].stderr and not cloud.there()
 
 
 def test_what_ctrl_c_says_is_on_the_page(cloud):
