@@ -1,4 +1,4 @@
-"""docs/launch.md and docs/pods.md, word for word: their commands run, print what is shown, and end in a finished run."""
+"""docs/launch.md and docs/pods.md, word for word: commands run, print what is shown, and end in a finished run."""
 
 import re
 import shlex
