@@ -32,6 +32,7 @@ def test_turns_reverse_and_the_first_round_does_not_count():
     assert [found[name]["samples"] for name in "ab"] == [2, 2]
 
 
+@pytest.mark.slow
 def test_worker_needs_no_data_libraries():
     """On a machine made for measuring, grain, array_record and datasets may be missing."""
     hidden = "array_record datasets grain tensorflow tensorflow_datasets orbax transformers"

@@ -20,6 +20,7 @@ def test_the_command(capsys):
     assert out.count("pass  ") == len(checks.CHECKS) and "all as they should be" in out
 
 
+@pytest.mark.slow
 def test_what_differs_is_shown_and_ends_with_one(monkeypatch, capsys):
     monkeypatch.setitem(t5.GLUE_RATES, "T=1", ({"temperature": 1.5}, t5.GLUE_RATES["T=1"][1]))
     assert cli.main(["verify"]) == 1

@@ -16,7 +16,7 @@ MODEL = BertConfig(
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("segments", [(4,), ()])
+@pytest.mark.parametrize("segments", [(4,), pytest.param((), marks=pytest.mark.slow)])
 def test_dots_repeats_no_projection(segments: tuple[int, ...]) -> None:
     params = family.initialize(MODEL, (), 2, jax.random.key(0))
     ids = jnp.ones((4, 64), jnp.int32)

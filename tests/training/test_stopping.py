@@ -22,6 +22,7 @@ from bertjax.training.checkpoint import Checkpoints
 from bertjax.training.step_folders import committed_steps
 from bertjax.training.tracking import Tracker
 
+SLOW = pytest.mark.slow
 TIMES = {"tokens_per_second", "step_seconds", "data_wait", "mfu", "memory_bytes", "elapsed"}
 
 
@@ -71,7 +72,12 @@ def finished_like(whole: Path, run: Path, train: Callable[..., Path]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("owner", "function"), [(loop.setup, "open_job"), (loop, "open_stage"), (loop.preflight, "check_starts")]
+    ("owner", "function"),
+    [
+        (loop.setup, "open_job"),
+        pytest.param(loop, "open_stage", marks=SLOW),
+        pytest.param(loop.preflight, "check_starts", marks=SLOW),
+    ],
 )
 def test_while_it_starts_it_leaves_at_once(whole, stop_during, train, owner, function):
     handler = signal.getsignal(signal.SIGTERM)
@@ -85,7 +91,7 @@ def test_while_it_starts_it_leaves_at_once(whole, stop_during, train, owner, fun
     ("owner", "function", "doing"),
     [
         (warmstart, "initial", "restoring or making the parameters"),
-        (loop.Program, "start", "restoring or making the"),
+        pytest.param(loop.Program, "start", "restoring or making the", marks=SLOW),
         (stage_run.Meter, "after", "compiling the first step"),
     ],
 )
@@ -104,6 +110,7 @@ def test_the_first_step_of_a_later_stage_may_be_left_too(whole, stop_during, tra
     finished_like(whole, run, train)
 
 
+@SLOW
 def test_a_run_at_its_end_is_not_stopped_any_more(whole, stop_during, train):
     run, code, err = stop_during("at-its-end", stage_run.StageRun, "finish", 2)
     assert (code, err) == (0, "") and numbers(run) == numbers(whole)
@@ -112,7 +119,7 @@ def test_a_run_at_its_end_is_not_stopped_any_more(whole, stop_during, train):
 # ---- where it saves first -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("signals", [1, 2])
+@pytest.mark.parametrize("signals", [1, pytest.param(2, marks=SLOW)])
 def test_in_a_step_it_saves_and_leaves(whole, stop_during, train, signals):
     run, code, err = stop_during(f"step-{signals}", Tracker, "train", 2, signals)
     (step,) = committed_steps(run / "checkpoints" / "00-pretrain")[-1:]
@@ -121,7 +128,7 @@ def test_in_a_step_it_saves_and_leaves(whole, stop_during, train, signals):
     finished_like(whole, run, train)
 
 
-@pytest.mark.parametrize("signals", [1, 3])
+@pytest.mark.parametrize("signals", [pytest.param(1, marks=SLOW), 3])
 def test_while_a_checkpoint_is_written_it_ends_whole(whole, stop_during, train, signals):
     run, code, _ = stop_during(f"save-{signals}", checkpoint, "describe", 1, signals)
     assert code == 75 and committed_steps(run / "checkpoints" / "00-pretrain") == [2, 3]
