@@ -16,10 +16,11 @@ import numpy as np
 from bertjax.config.data_schema import CausalLm, Deshuffling, PrefixLm
 from bertjax.data.denoising_rules import Denoising, DenoisingRules
 from bertjax.data.joining import Joined, in_order
-from bertjax.data.plans import Plan, Work, pool_pays, shard_tokens
+from bertjax.data.plans import Plan, pool_pays, shard_tokens
 from bertjax.data.shards import BLOCK_ROWS, Blocks
 from bertjax.data.sources import stream_texts
 from bertjax.data.tokenising import tokenised
+from bertjax.data.work import Work
 
 if TYPE_CHECKING:
     from bertjax.data.tokenizers import Tokenizer

@@ -15,8 +15,8 @@ from bertjax.data.jobs import Shuffle
 from bertjax.errors import StorageError
 
 if TYPE_CHECKING:
-    from bertjax.data.plans import Work
     from bertjax.data.tokenising import Tokenised
+    from bertjax.data.work import Work
 
 Piece = tuple[int, np.ndarray]  # a document's place in the order, and its ids
 

@@ -1,25 +1,22 @@
 """How each kind of task becomes unpacked rows: its source read and checked, and cut into jobs for the shards."""
 
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bertjax.config.data_schema import Classify, SpanQa, Task, TextToText
+from bertjax.config.data_schema import Classify, SpanQa, TextToText
 from bertjax.data import examples as ex
-from bertjax.data.jobs import LocalRunner, Runner, Shuffle
+from bertjax.data.jobs import Shuffle
 from bertjax.data.sources import stream_documents
 from bertjax.data.tokenising import tokenised
+from bertjax.data.work import Work
 from bertjax.errors import UserError
 
 if TYPE_CHECKING:
     from bertjax.data.tokenizers import Tokenizer
-
-Report = Callable[[str], None]
 
 SHARDS = 64  # a store has about this many, within these sizes:
 LEAST_TOKENS, MOST_TOKENS = 1 << 18, 1 << 23
@@ -36,34 +33,6 @@ def shard_tokens(total: int) -> int:
 
 def pool_pays(tokens: int) -> bool:
     return tokens > POOL_TOKENS
-
-
-@dataclass(frozen=True)
-class Work:
-    """What one call of `prepare` is about. `folder` holds what lies between the sources and the store."""
-
-    task: Task
-    name: str
-    tokenizer: "Tokenizer"
-    seed: int
-    base: Path
-    folder: Path
-    workers: int
-    labels: Sequence[str] | None
-    report: Report
-    runner: Runner = LocalRunner()
-
-    def progress(self, what: str) -> Callable[[int], None]:
-        """Reports a count, at most every five seconds."""
-        last = time.monotonic()
-
-        def tell(count: int) -> None:
-            nonlocal last
-            if time.monotonic() - last > 5:
-                last = time.monotonic()
-                self.report(f"{self.name}: {count:,} {what}")
-
-        return tell
 
 
 @dataclass(frozen=True)

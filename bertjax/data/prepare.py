@@ -19,11 +19,12 @@ from bertjax.data.jobs import LocalRunner, Runner
 from bertjax.data.manifest import MANIFEST, NotAStore
 from bertjax.data.masking import MaskingRules
 from bertjax.data.packing import SEGMENTS, Assignment, pack_lengths, pack_pairs
-from bertjax.data.plans import Plan, Report, Work, pool_pays, shard_tokens
+from bertjax.data.plans import Plan, pool_pays, shard_tokens
 from bertjax.data.remote import DamagedError
 from bertjax.data.shards import Written, write_shards
 from bertjax.data.store import Store
 from bertjax.data.store_writer import StoreWriter
+from bertjax.data.work import Report, Work
 from bertjax.data.workplace import forget, workplace
 from bertjax.errors import UserError
 

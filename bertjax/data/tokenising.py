@@ -15,8 +15,8 @@ from bertjax.data.remote import is_remote
 from bertjax.errors import UserError
 
 if TYPE_CHECKING:
-    from bertjax.data.plans import Work
     from bertjax.data.tokenizers import Tokenizer
+    from bertjax.data.work import Work
 
 POOL_BYTES = 8 << 20  # of files; less is tokenised before worker processes have started
 Ids = Iterable[Sequence[int]]  # of one document, in pieces

@@ -63,16 +63,6 @@ def collectives(module: Module, mesh: Mapping[str, int] | None = None) -> list[C
     return sorted(found.values(), key=lambda c: (-c.bytes, c.kind, c.axes))
 
 
-def by_kind(found: Sequence[Collective]) -> dict[str, dict[str, float]]:
-    """{kind: {count, mib}} over all axes."""
-    out: dict[str, dict[str, float]] = {}
-    for one in sorted(found, key=lambda c: c.kind):
-        entry = out.setdefault(one.kind, {"count": 0, "mib": 0.0})
-        entry["count"] += one.count
-        entry["mib"] = round(entry["mib"] + one.bytes / 2**20, 2)
-    return out
-
-
 def _whole(operation: Operation, kind: str, group: int) -> int:
     """Bytes of the whole arrays. The result of an asynchronous start holds its operands too."""
     result = operation.result

@@ -146,8 +146,3 @@ def _refused(message: str, seconds: float) -> Outcome:
         reason = f"needs {found[1]} {found[2]}iB of the {found[3]} {found[4]}iB that the compiler may use"
         return Outcome(seconds, reason=reason, needs=needs)
     return Outcome(seconds, reason=" ".join(message.split())[:300])
-
-
-def compile_step(config: Config, devices: Sequence[Any], stage_index: int = 0, episode: int | None = None) -> Any:
-    """The compiled train step of a stage (jax.stages.Compiled); raises what the compiler raises."""
-    return open_stage(config, config.stages[stage_index], devices, episode).lower().compile()

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 SIZES = {
     "pred": 1, "s8": 1, "u8": 1, "s4": 1, "u4": 1, "f8e4m3fn": 1, "f8e5m2": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2,
@@ -151,23 +151,3 @@ def attention_kernel(found: dict[str, int]) -> str:
     if any(name.startswith("splash") for name in found):
         return "splash"
     return "cudnn" if any("fmha" in name for name in found) else "xla"
-
-
-def describe(compiled: Any) -> dict[str, Any]:
-    """Of a jax.stages.Compiled: GiB of one device, the collectives by kind, and the kernels."""
-    from bertjax.plan.collectives import by_kind, collectives
-
-    memory, module = compiled.memory_analysis(), Module.of(compiled.as_text())
-    return {
-        "gib_per_device": {
-            "arguments": _gib(memory.argument_size_in_bytes),
-            "temporaries": _gib(memory.temp_size_in_bytes),
-            "outputs_not_aliased": _gib(memory.output_size_in_bytes - memory.alias_size_in_bytes),
-        },
-        "collectives": by_kind(collectives(module)),
-        "kernels": kernels(module),
-    }
-
-
-def _gib(size: int) -> float:
-    return round(size / 2**30, 3)

@@ -1,0 +1,43 @@
+"""What one preparation is about: handed from `prepare` to all that plans and makes its shards."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bertjax.config.data_schema import Task
+from bertjax.data.jobs import LocalRunner, Runner
+
+if TYPE_CHECKING:
+    from bertjax.data.tokenizers import Tokenizer
+
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one call of `prepare` is about. `folder` holds what lies between the sources and the store."""
+
+    task: Task
+    name: str
+    tokenizer: "Tokenizer"
+    seed: int
+    base: Path
+    folder: Path
+    workers: int
+    labels: Sequence[str] | None
+    report: Report
+    runner: Runner = LocalRunner()
+
+    def progress(self, what: str) -> Callable[[int], None]:
+        """Reports a count, at most every five seconds."""
+        last = time.monotonic()
+
+        def tell(count: int) -> None:
+            nonlocal last
+            if time.monotonic() - last > 5:
+                last = time.monotonic()
+                self.report(f"{self.name}: {count:,} {what}")
+
+        return tell
