@@ -102,9 +102,13 @@ def _row(name: str, topology: str, one: Mapping[str, Any]) -> str:
     assert roof is not None
     share = roof["collectives"] / roof["step"]
     used = f"{memory['total'] / GIB:.1f} of {memory['usable'] / GIB:.0f}"
-    times = f"{1e3 * roof['best']:.3g} - {1e3 * roof['step']:.3g}"
+    times = f"{_ms(roof['best'])} - {_ms(roof['step'])}"
     best = roof["mfu"] * roof["step"] / roof["best"]
     return f"{head} | {used} | {times} | {best:.0%} - {roof['mfu']:.0%} | {share:.0%} |"
+
+
+def _ms(seconds: float) -> str:
+    return f"{1e3 * seconds:,.0f}" if seconds >= 0.1 else f"{1e3 * seconds:.1f}"
 
 
 def scaling(found: Mapping[str, Mapping[str, Any]]) -> str:
