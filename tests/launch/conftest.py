@@ -115,6 +115,8 @@ class Cloud:
         return subprocess.Popen(
             self.words(*more), cwd=self.checkout, env=self.environment | environment, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            # A shell's background jobs, these tests among them, are deaf to SIGINT, and so are their children.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )  # fmt: skip
 
     def launch(self, *more: str, **environment: str) -> tuple[int, str]:
