@@ -34,9 +34,11 @@ def watch(peers: Mapping[int, Peer], leave: Callable[[str], None]) -> None:
     """
     if peers:
         _over.clear()
-        for peer in peers.values():
+        selector = selectors.DefaultSelector()
+        for index, peer in peers.items():
             _keep_alive(peer.connection)
-        threading.Thread(target=_watch, args=(dict(peers), leave), name="lifelines", daemon=True).start()
+            selector.register(peer.connection, selectors.EVENT_READ, index)
+        threading.Thread(target=_watch, args=(selector, dict(peers), leave), name="lifelines", daemon=True).start()
 
 
 def rest() -> None:
@@ -54,10 +56,8 @@ def _keep_alive(connection: socket.socket) -> None:
             connection.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
-def _watch(peers: dict[int, Peer], leave: Callable[[str], None]) -> None:
-    with selectors.DefaultSelector() as selector:
-        for index, peer in peers.items():
-            selector.register(peer.connection, selectors.EVENT_READ, index)
+def _watch(selector: selectors.BaseSelector, peers: dict[int, Peer], leave: Callable[[str], None]) -> None:
+    with selector:
         while ready := selector.select():
             for key, _ in ready:
                 if who := _heard(key.data, peers[key.data]):
