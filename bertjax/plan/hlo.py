@@ -142,7 +142,10 @@ def kernels(module: Module) -> dict[str, int]:
     for operation, _, times, _ in module.runs:
         target = operation.attribute(r'custom_call_target="([^"]+)"') if operation.code == "custom-call" else None
         if target and ("tpu_custom_call" in target or "cudnn" in target):
-            out[operation.attribute(r"(splash_\w+)") or target.strip("_")] += times
+            named = re.search(
+                r"splash_\w+", f"{operation.name} {operation.rest}"
+            )  # the line may break before its op_name
+            out[named[0] if named else target.strip("_")] += times
     return dict(out)
 
 

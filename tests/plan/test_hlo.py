@@ -74,6 +74,15 @@ def test_the_compiler_s_own_trip_count_comes_first():
     assert kernels(Module.of(told)) == {"splash_mha_fwd": 7}
 
 
+def test_a_kernel_is_known_by_its_operation_too():
+    """libtpu 0.0.51 breaks the line inside the kernel's attributes, before the metadata."""
+    broken = HLO.replace("%c.1 =", "%splash_mha_dkv.1 =").replace(
+        ', metadata={op_name="splash_mha_fwd"}', ", frontend_attributes={kernel_metadata={\n}}"
+    )
+    found = kernels(Module.of(broken))
+    assert found == {"splash_mha_dkv": 4} and attention_kernel(found) == "splash"
+
+
 def test_every_branch_counts_once():
     text = """ENTRY %main (a: f32[2]) -> f32[2] {
   %c = f32[2] conditional(%i, %a, %a), branch_computations={%one, %two}
