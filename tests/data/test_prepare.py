@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from preparing import questions
 
 from bertjax.config.data_schema import (
     BertPairs,
@@ -238,17 +239,7 @@ def test_no_text_is_an_error_and_leaves_nothing(tmp_path: Path, tokenizer: Token
 
 @pytest.fixture
 def squad(tmp_path: Path) -> Path:
-    rng = np.random.default_rng(3)
-    paragraphs = []
-    for n in range(30):
-        context = " ".join(sentence(rng, 8) for _ in range(4))
-        word = context.split()[5]
-        answer = {"text": word, "answer_start": context.index(f" {word} ") + 1}
-        qas = [{"id": f"q{n}-{m}", "question": sentence(rng, 4), "answers": [answer]} for m in range(2)]
-        paragraphs.append({"context": context, "qas": qas})
-    (tmp_path / "squad.json").write_text(
-        json.dumps({"version": "1.1", "data": [{"title": "t", "paragraphs": paragraphs}]})
-    )
+    (tmp_path / "squad.json").write_text(questions(np.random.default_rng(3), 30, sentence))
     return tmp_path
 
 

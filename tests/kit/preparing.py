@@ -1,6 +1,7 @@
 """Small texts, tasks and a tokenizer for tests of preparing data, and limits that make many small jobs of them."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,18 @@ def sentence(rng: np.random.Generator, words: int) -> str:
     return " ".join(WORDS[n] for n in rng.integers(len(WORDS), size=words)) + " ."
 
 
+def questions(rng: np.random.Generator, paragraphs: int, say: Callable[[np.random.Generator, int], str]) -> str:
+    """A SQuAD file with two questions a paragraph, of sentences say(rng, words); answers are single words."""
+    found = []
+    for n in range(paragraphs):
+        context = " ".join(say(rng, 8) for _ in range(4))
+        word = context.split()[5]
+        answer = {"text": word, "answer_start": context.index(f" {word} ") + 1}
+        qas = [{"id": f"q{n}-{m}", "question": say(rng, 4), "answers": [answer]} for m in range(2)]
+        found.append({"context": context, "qas": qas})
+    return json.dumps({"version": "1.1", "data": [{"title": "t", "paragraphs": found}]})
+
+
 def write_texts(folder: Path, documents: int = 300) -> None:
     """FILES files of documents, the third without any text, and questions in SQuAD form."""
     rng = np.random.default_rng(0)
@@ -48,14 +61,7 @@ def write_texts(folder: Path, documents: int = 300) -> None:
     for number in range(FILES):
         lines = ["", " "] if number == 2 else texts[number::FILES]
         (folder / f"part-{number}.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
-    paragraphs = []
-    for n in range(40):
-        context = " ".join(sentence(rng, 8) for _ in range(4))
-        word = context.split()[5]
-        answer = {"text": word, "answer_start": context.index(f" {word} ") + 1}
-        qas = [{"id": f"q{n}-{m}", "question": sentence(rng, 4), "answers": [answer]} for m in range(2)]
-        paragraphs.append({"context": context, "qas": qas})
-    (folder / "squad.json").write_text(json.dumps({"data": [{"title": "t", "paragraphs": paragraphs}]}))
+    (folder / "squad.json").write_text(questions(rng, 40, sentence))
 
 
 def texts(where: str = ".") -> JsonLines:

@@ -310,22 +310,29 @@ print(jax.process_index(), list(rows))
 """
 
 
-@pytest.mark.slow
-def test_two_processes_place_rows_that_lie_apart():
+def two_processes(program: str, devices: int) -> list[tuple[int, str, str]]:
+    """(exit code, standard output, standard error) of a program run by two processes that are to meet."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", NAMES[0]: f"127.0.0.1:{port}", NAMES[1]: "2"}
-    processes = [
+    flag = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    seats = [{NAMES[0]: f"127.0.0.1:{port}", NAMES[1]: "2", NAMES[2]: str(index)} for index in (0, 1)]
+    running = [
         subprocess.Popen(
-            [sys.executable, "-c", INTERLEAVED], env=os.environ | flags | {NAMES[2]: str(index)},
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            [sys.executable, "-c", program], env=os.environ | flag | seat, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )
-        for index in range(2)
+        for seat in seats
     ]  # fmt: skip
-    for process, expected in zip(processes, ("0 [0, 1, 4, 5]", "1 [2, 3, 6, 7]"), strict=True):
-        found, _ = process.communicate(timeout=120)
-        assert process.returncode == 0 and expected in found.replace("np.int64(", "").replace(")", ""), found
+    said = [process.communicate(timeout=240) for process in running]
+    return [(process.returncode, *each) for process, each in zip(running, said, strict=True)]
+
+
+@pytest.mark.slow
+def test_two_processes_place_rows_that_lie_apart():
+    ended = two_processes(INTERLEAVED, 2)
+    for (code, out, err), expected in zip(ended, ("0 [0, 1, 4, 5]", "1 [2, 3, 6, 7]"), strict=True):
+        assert code == 0 and expected in out.replace("np.int64(", "").replace(")", ""), err
 
 
 CONNECTED = """
@@ -343,17 +350,5 @@ print("connected", jax.process_index(), flush=True)
 @pytest.mark.slow
 def test_every_group_of_the_mesh_is_connected():
     """Two processes of four devices: groups along each axis and over both, within a process and across."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", NAMES[0]: f"127.0.0.1:{port}", NAMES[1]: "2"}
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-c", CONNECTED], env=os.environ | flags | {NAMES[2]: str(index)}, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )
-        for index in (0, 1)
-    ]  # fmt: skip
-    for index, process in enumerate(running):
-        out, err = process.communicate(timeout=240)
-        assert process.returncode == 0 and f"connected {index}" in out, err
+    for index, (code, out, err) in enumerate(two_processes(CONNECTED, 4)):
+        assert code == 0 and f"connected {index}" in out, err
