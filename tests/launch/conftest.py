@@ -115,8 +115,6 @@ class Cloud:
         return subprocess.Popen(
             self.words(*more), cwd=self.checkout, env=self.environment | environment, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            # A shell's background jobs, these tests among them, are deaf to SIGINT, and so are their children.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )  # fmt: skip
 
     def launch(self, *more: str, **environment: str) -> tuple[int, str]:
@@ -146,6 +144,9 @@ class Cloud:
 
 @pytest.fixture
 def cloud(tmp_path):
+    # A shell's background jobs, these tests among them, are deaf to SIGINT, and so are their children.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     made = Cloud(tmp_path)
     yield made
     made.close()
+    signal.signal(signal.SIGINT, before)
