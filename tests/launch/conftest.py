@@ -85,6 +85,7 @@ class Cloud:
         files = {
             "configs/tiny.yaml": "steps: 8\n",
             "configs/bert/pretrain_base.yaml": "steps: 8\n",
+            "configs/bert/pretrain_large.yaml": "steps: 8\n",
             "bertjax/__init__.py": "",
             "bertjax/__main__.py": TRAINER,
             ".ci/setup": SETUP,
