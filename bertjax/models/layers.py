@@ -189,7 +189,8 @@ def dropout(
     if key is None or rate == 0.0:
         return x
     shape = (*x.shape[:-2], 1, x.shape[-1]) if along_length else x.shape
-    names = [None if size == 1 else name for name, size in zip(names, shape, strict=False)]
+    if along_length:  # the one mask is that of every part
+        names = [None if axis == x.ndim - 2 else name for axis, name in enumerate(names)]
     if execution.dropout_rng == "threefry":
         keep = jax.random.bernoulli(key, 1.0 - rate, shape)
     else:

@@ -50,11 +50,15 @@ def each(norm: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
     return in_pieces(lambda x, norm: norm(x), axes, x, norm, ())
 
 
-def split(length: int, weights: Any) -> tuple[str, ...]:
-    """The mesh axes over which a stack can run in pieces: they divide the positions and all its heads and columns."""
+def split(length: int, weights: Any, given: Sequence[Given]) -> tuple[str, ...]:
+    """The mesh axes over which a stack can run in pieces: they divide the positions and all its heads and columns.
+
+    Not the weights alone: 3 heads of 8 columns are 24 columns, which 2 devices divide, and the bias of 3 heads is not.
+    """
     axes = split_axes("sequence", length)
-    variables = jax.tree.leaves(weights, is_leaf=_is_variable)
-    sizes = {(n, s) for v in variables for n, s in zip(_names(v), v.shape, strict=True) if n in _ALONG_TENSOR}
+    cut_up = [(_names(v), v.shape) for v in jax.tree.leaves(weights, is_leaf=_is_variable)]
+    cut_up += [(names, array.shape) for array, names in given if names]
+    sizes = {pair for names, shape in cut_up for pair in zip(names, shape, strict=True) if pair[0] in _ALONG_TENSOR}
     return axes if axes and all(split_axes(name, size) == axes for name, size in sizes) else ()
 
 

@@ -49,7 +49,7 @@ def run(
     `given` are the other arrays that a layer reads, with their logical axes. Where the mesh's rules split positions,
     and the bits of dropout do not ask for whole rows, the stack runs in pieces of them, and so does x come back.
     """
-    axes = positions.split(x.shape[1], layers) if key is None or execution.dropout_rng == "hash" else ()
+    axes = positions.split(x.shape[1], layers, given) if key is None or execution.dropout_rng == "hash" else ()
     if not axes:
         return _through(x, layers, key, *(array for array, _ in given), call=call, execution=execution)
     inside = lambda x, layers, key, *arrays: _through(x, layers, key, *arrays, call=call, execution=execution)  # noqa: E731

@@ -1,5 +1,7 @@
 """Positions in pieces: what enters and leaves a block, and when a stack can run so."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -70,8 +72,15 @@ def test_a_block_in_pieces_gives_the_same_values_and_gradients():
 )
 def test_when_a_stack_runs_in_pieces(rules, length, width, expected):
     with meshes.placing(meshes.make_mesh(Mesh(**AXES)), meshes.rules(rules)):
-        assert positions.split(length, [Block(width)]) == expected
-    assert positions.split(length, [Block(width)]) == ()
+        assert positions.split(length, [Block(width)], ()) == expected
+    assert positions.split(length, [Block(width)], ()) == ()
+
+
+@pytest.mark.parametrize(("heads", "expected"), [(4, ("tensor",)), (3, ())])
+def test_heads_that_do_not_divide_though_their_columns_do(heads, expected):
+    bias = (jnp.zeros((1, heads, 6, 6)), (None, "heads", None, None))
+    with meshes.placing(meshes.make_mesh(Mesh(**AXES)), meshes.rules(RULES)):
+        assert positions.split(6, [Block(6)], (bias, (jax.random.key(0), ()))) == expected
 
 
 @pytest.mark.parametrize("names", [("batch", "sequence"), ("batch", "heads", None), ("batch", None, "mlp")])
@@ -86,6 +95,19 @@ def test_bits_of_a_part_are_those_of_the_whole(names):
         draw = jax.shard_map(lambda: hash_bits(key, part, names), in_specs=(), out_specs=spec, check_vma=False)
         found = jax.jit(draw)()
     np.testing.assert_array_equal(found, hash_bits(key, shape))
+
+
+@pytest.mark.parametrize("names", [("batch", "sequence"), ("batch", None, "mlp")])
+@pytest.mark.parametrize("along_length", [False, True])
+def test_a_device_with_a_single_row_draws_what_is_its_own(names, along_length):
+    """Eight rows over eight devices, each with one: not the first row's mask eight times."""
+    shape, key, table = (8, 6, 4), jax.random.key(3), meshes.rules({})
+    mesh, spec = meshes.make_mesh(Mesh(data=8)), meshes.partition(("batch", None, None), table)
+    drop = partial(dropout, rate=0.5, key=key, execution=EXECUTION, names=names, along_length=along_length)
+    with meshes.placing(mesh, table):
+        found = jax.jit(jax.shard_map(drop, in_specs=spec, out_specs=spec, check_vma=False))(jnp.ones(shape))
+    np.testing.assert_array_equal(found, drop(jnp.ones(shape)))
+    assert len({row.tobytes() for row in np.asarray(found)}) > 4
 
 
 @pytest.mark.parametrize("rules", [RULES, {}, RULES | {"vocab": None}], ids=["pieces", "whole", "whole table"])
