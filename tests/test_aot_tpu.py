@@ -150,7 +150,7 @@ def test_the_command_plans_for_a_tpu(capfd):
 
 
 def test_what_does_not_fit_a_tpu_ends_with_1(capfd):
-    rows = "stages.pretrain.batch_size=2097152"
+    rows = "stages.pretrain.batch_size=262144"
     assert main(["plan", str(ROOT / "configs/debug/cpu.yaml"), *PLANNED, rows]) == 1
     out = capfd.readouterr().out
     assert "DOES NOT FIT: needs " in out and out.endswith("does not fit: stage pretrain\n")

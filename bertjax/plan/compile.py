@@ -23,8 +23,12 @@ from bertjax.training.state import TrainState
 from bertjax.training.step import Program
 
 UNKNOWN_STEPS = 1000  # of a stage as long as its epochs: only schedules and episodes' bounds depend on it
-_MEMORY = re.compile(r"Used ([\d.]+)([KMG]) of ([\d.]+)([KMG]) hbm", re.IGNORECASE)
-_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
+# Of a whole program, or of its temporaries alone where they are too much by themselves.
+_MEMORY = re.compile(
+    r"(?:Used|for HLO temporaries) \(?([\d.]+)([KMGT])\)? (?:of|exceeds available HBM) \(?([\d.]+)([KMGT])",
+    re.IGNORECASE,
+)
+_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 @dataclass(frozen=True)

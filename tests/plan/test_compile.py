@@ -164,15 +164,26 @@ def raising(error: Exception):
     return lower
 
 
-def test_too_little_memory_is_an_outcome():
+@pytest.mark.parametrize(
+    ("message", "needs"),
+    [
+        (
+            "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 20.50G "
+            "of 15.75G hbm. Exceeded hbm capacity by 4.75G.\n\nTotal hbm usage >= 20.75G:\n    reserved 258.00M",
+            "20.50 G",
+        ),
+        (
+            "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory required for HLO "
+            "temporaries (146.69G) exceeds available HBM (15.75G). HLO module: jit__lambda. See https://openxla.org/",
+            "146.69 G",
+        ),
+    ],
+)
+def test_too_little_memory_is_an_outcome(message, needs):
     """The words of libtpu 0.0.51."""
-    message = (
-        "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 20.50G of "
-        "15.75G hbm. Exceeded hbm capacity by 4.75G.\n\nTotal hbm usage >= 20.75G:\n    reserved 258.00M"
-    )
     found = compile_lowered(raising(jax.errors.JaxRuntimeError(message)))
-    assert found.compiled is None and found.needs == int(20.5 * 2**30)
-    assert found.reason == "needs 20.50 GiB of the 15.75 GiB that the compiler may use"
+    assert found.compiled is None and found.needs == int(float(needs[:-2]) * 2**30)
+    assert found.reason == f"needs {needs}iB of the 15.75 GiB that the compiler may use"
 
 
 def test_other_refusals_are_one_line():
