@@ -58,7 +58,12 @@ def split(length: int, weights: Any, given: Sequence[Given]) -> tuple[str, ...]:
     axes = split_axes("sequence", length)
     cut_up = [(_names(v), v.shape) for v in jax.tree.leaves(weights, is_leaf=_is_variable)]
     cut_up += [(names, array.shape) for array, names in given if names]
-    sizes = {pair for names, shape in cut_up for pair in zip(names, shape, strict=True) if pair[0] in _ALONG_TENSOR}
+    sizes = {
+        (name, size)
+        for names, shape in cut_up
+        for name, size in zip(names, shape, strict=True)
+        if name is not None and name in _ALONG_TENSOR
+    }
     return axes if axes and all(split_axes(name, size) == axes for name, size in sizes) else ()
 
 
