@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import os
+import re
 import shlex
 import signal
 import socket
@@ -27,6 +28,8 @@ import outcome
 
 ROOT = Path(__file__).resolve().parents[1]
 PATIENCE = 60.0  # seconds the others get once one process has failed; by then their heartbeats have told them
+# A line for each group of processes, about nothing. Its threads write in pieces, so that lines come torn.
+GLOO = re.compile(r"\[Gloo\]|connected to \d+ peer ranks|number of connected peer ranks")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -111,7 +114,7 @@ class Processes:
         stream: IO[str] | None = self._running[index].stdout
         assert stream is not None
         for line in stream:
-            if not line.startswith("[Gloo]"):  # a line for each pair of processes, about nothing
+            if not GLOO.search(line):
                 self._say(f"[{index:>{self._width}}] {line.rstrip()}")
 
     def _say(self, line: str) -> None:

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import gloo
 import numpy as np
 import pytest
 
@@ -82,8 +83,7 @@ class Job:
         found = []
         for process in self.running:
             out, err = process.communicate(timeout=timeout)
-            lines = [line for line in out.splitlines(keepends=True) if not line.startswith("[Gloo]")]
-            found.append((process.returncode, "".join(lines), err))
+            found.append((process.returncode, gloo.without(out), err))
         return found
 
 

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gloo
 import pytest
 
 from bertjax.training import goodput
@@ -97,8 +98,7 @@ class Job:
         found = {}
         for index, process in self.running.items():
             out, err = process.communicate(timeout=timeout)
-            said = "".join(line for line in out.splitlines(keepends=True) if "[Gloo]" not in line)
-            found[index] = (process.returncode, said, err)
+            found[index] = (process.returncode, gloo.without(out), err)
         return found
 
     def codes(self, timeout: float = 300) -> dict[int, int]:
