@@ -160,7 +160,8 @@ class Bert(nnx.Module):
         embed_key, stack_key = (None, None) if key is None else jax.random.split(key)
         x = self.embeddings(input_ids, token_type_ids, positions, embed_key, self.execution)
         call = lambda layer, x, key, ids: layer(x, ids, packed, key, self.execution)  # noqa: E731
-        return stack.run(list(self.layers), x, call, stack_key, self.execution, (segment_ids, ()))
+        heads = self.config.num_attention_heads
+        return stack.run(list(self.layers), x, call, stack_key, self.execution, (segment_ids, ()), heads=heads)
 
     def mlm_logits(self, hidden: jax.Array, masked_positions: jax.Array) -> jax.Array:
         """hidden [B, S, D], positions [B, N] -> logits [B, N, V]; only these positions meet the vocabulary."""

@@ -50,20 +50,16 @@ def each(norm: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
     return in_pieces(lambda x, norm: norm(x), axes, x, norm, ())
 
 
-def split(length: int, weights: Any, given: Sequence[Given]) -> tuple[str, ...]:
+def split(length: int, weights: Any, heads: int) -> tuple[str, ...]:
     """The mesh axes over which a stack can run in pieces: they divide the positions and all its heads and columns.
 
-    Not the weights alone: 3 heads of 8 columns are 24 columns, which 2 devices divide, and the bias of 3 heads is not.
+    Not the weights' columns alone: 3 heads of 8 are 24 columns, which 2 devices divide, but not the heads.
     """
     axes = split_axes("sequence", length)
-    cut_up = [(_names(v), v.shape) for v in jax.tree.leaves(weights, is_leaf=_is_variable)]
-    cut_up += [(names, array.shape) for array, names in given if names]
-    sizes = {
-        (name, size)
-        for names, shape in cut_up
-        for name, size in zip(names, shape, strict=True)
-        if name is not None and name in _ALONG_TENSOR
-    }
+    variables = jax.tree.leaves(weights, is_leaf=_is_variable)
+    sizes = {(n, s) for v in variables for n, s in zip(_names(v), v.shape, strict=True) if n in _ALONG_TENSOR}
+    if any(name == "heads" for name, _ in sizes):
+        sizes.add(("heads", heads))
     return axes if axes and all(split_axes(name, size) == axes for name, size in sizes) else ()
 
 

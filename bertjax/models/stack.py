@@ -43,13 +43,15 @@ def run(
     key: jax.Array | None,
     execution: Execution,
     *given: positions.Given,
+    heads: int,
 ) -> jax.Array:
     """Apply `call(layer, x, key, *arrays)` through all layers. Layer i gets `fold_in(key, i)` however the stack is cut.
 
-    `given` are the other arrays that a layer reads, with their logical axes. Where the mesh's rules split positions,
-    and the bits of dropout do not ask for whole rows, the stack runs in pieces of them, and so does x come back.
+    `given` are the other arrays that a layer reads, with their logical axes; `heads` those of its attention. Where the
+    mesh's rules split positions, and the bits of dropout do not ask for whole rows, the stack runs in pieces of them,
+    and so does x come back.
     """
-    axes = positions.split(x.shape[1], layers, given) if key is None or execution.dropout_rng == "hash" else ()
+    axes = positions.split(x.shape[1], layers, heads) if key is None or execution.dropout_rng == "hash" else ()
     if not axes:
         return _through(x, layers, key, *(array for array, _ in given), call=call, execution=execution)
     inside = lambda x, layers, key, *arrays: _through(x, layers, key, *arrays, call=call, execution=execution)  # noqa: E731

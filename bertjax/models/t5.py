@@ -231,7 +231,8 @@ class T5(nnx.Module):
         embed_key, stack_key, final_key = (None,) * 3 if key is None else jax.random.split(key, 3)
         x = self.embeddings(ids, embed_key, self.execution)
         segments = self.execution.segments if sum(self.execution.segments) == len(part.layers) else ()
-        x = stack.run(list(part.layers), x, call, stack_key, replace(self.execution, segments=segments), *given)
+        execution, heads = replace(self.execution, segments=segments), self.config.num_heads
+        x = stack.run(list(part.layers), x, call, stack_key, execution, *given, heads=heads)
         # t5x draws the encoder's last mask anew for every position, the decoder's once for all
         shared = part is self.decoder
         x = each(part.norm, x)

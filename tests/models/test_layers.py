@@ -145,7 +145,7 @@ def test_masks_differ_by_layer_and_step_but_not_by_how_the_stack_is_cut(kind, se
         execution = Execution(dropout_rng=kind, segments=segments)
         call = lambda _, x, key: jnp.roll(x, -1, 0).at[-1].set(dropout(jnp.ones(size), 0.5, key, execution))  # noqa: E731
         stacked = [LayerNorm(1, 1e-12) for _ in range(layers)]
-        return stack.run(stacked, jnp.zeros((layers, size)), call, key, execution)
+        return stack.run(stacked, jnp.zeros((layers, size)), call, key, execution, heads=1)
 
     keys = [jax.random.fold_in(jax.random.key(0), step) for step in range(steps)]
     drawn = np.concatenate([np.asarray(masks(key, segments)) > 0 for key in keys])

@@ -72,15 +72,15 @@ def test_a_block_in_pieces_gives_the_same_values_and_gradients():
 )
 def test_when_a_stack_runs_in_pieces(rules, length, width, expected):
     with meshes.placing(meshes.make_mesh(Mesh(**AXES)), meshes.rules(rules)):
-        assert positions.split(length, [Block(width)], ()) == expected
-    assert positions.split(length, [Block(width)], ()) == ()
+        assert positions.split(length, [Block(width)], heads=3) == expected
+    assert positions.split(length, [Block(width)], heads=3) == ()
 
 
 @pytest.mark.parametrize(("heads", "expected"), [(4, ("tensor",)), (3, ())])
 def test_heads_that_do_not_divide_though_their_columns_do(heads, expected):
-    bias = (jnp.zeros((1, heads, 6, 6)), (None, "heads", None, None))
+    columns = Linear((8, 8 * heads), ("embed", "heads"), 1.0, nnx.Rngs(params=0))
     with meshes.placing(meshes.make_mesh(Mesh(**AXES)), meshes.rules(RULES)):
-        assert positions.split(6, [Block(6)], (bias, (jax.random.key(0), ()))) == expected
+        assert positions.split(6, [columns], heads) == expected
 
 
 @pytest.mark.parametrize("names", [("batch", "sequence"), ("batch", "heads", None), ("batch", None, "mlp")])
