@@ -113,7 +113,7 @@ def class_id(value: Any, classes: tuple[str, ...]) -> int:
         return folded.index(name.casefold())
     try:
         number = int(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):  # a float may be infinite
         number = -2
     if not -1 <= number < len(classes) or (isinstance(value, float) and value != number):
         raise UserError(f"label '{name[:40]}' is none of {', '.join(classes)} and no number of one; use 'labels'")
@@ -159,6 +159,8 @@ def stsb(record: Record) -> list[TextExample]:
         rating = float(-1.0 if value in (None, "") else value)
     except (TypeError, ValueError):
         raise UserError(f"label '{str(value)[:40]}' is not a number; name the rating's field in 'fields'") from None
+    if not abs(rating) < 1e6:  # NaN too
+        raise UserError(f"label '{str(value)[:40]}' is no rating between 0 and 5; name the rating's field in 'fields'")
     targets = f"{np.rint(np.float32(rating) * np.float32(5)) / np.float32(5):.1f}"
     return [TextExample(inputs, targets, (targets,), id_of(record) | {"label": rating})]
 
