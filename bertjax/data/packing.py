@@ -93,16 +93,16 @@ def _fillings(histogram: list[int], sequence_length: int, max_segments: int) -> 
             if fits:
                 space = length + (fits & -fits).bit_length() - 1
                 filling, rows = room[space].pop()
-                used = min(rows, count)
-                if used < rows:
-                    room[space].append((filling, rows - used))
-                if not room[space]:
-                    spaces &= ~(1 << space)
-                filling, space, count = (*filling, length), space - length, count - used
-            else:  # new rows, each taking as many of this length as one by one they would
-                copies = min(sequence_length // length, max_segments, count)
-                used = count // copies
-                filling, space, count = (length,) * copies, sequence_length - copies * length, count - used * copies
+            else:
+                filling, rows, space = (), count, sequence_length
+            # Each row takes as many of this length as one by one it would: what it has taken makes it the fullest.
+            copies = min(space // length, max_segments - len(filling), count)
+            used = min(rows, count // copies)
+            if used < rows and filling:
+                room[space].append((filling, rows - used))
+            if filling and not room[space]:
+                spaces &= ~(1 << space)
+            filling, space, count = filling + (length,) * copies, space - copies * length, count - used * copies
             if space and len(filling) < max_segments:
                 room[space].append((filling, used))
                 spaces |= 1 << space
@@ -125,17 +125,16 @@ def _pair_fillings(
             space = _tightest(firsts, seconds, first, second)
             if space:
                 filling, rows = room[space].pop()
-                used, copies = min(rows, count), 1
-                if used < rows:
-                    room[space].append((filling, rows - used))
-                if not room[space]:
-                    seconds[space[0]] &= ~(1 << space[1])
-                    if not seconds[space[0]]:
-                        firsts &= ~(1 << space[0])
-            else:  # new rows, each taking as many of this kind as one by one they would
-                filling, space = (), row
-                copies = min(row[0] // first, row[1] // second, max_segments, count)
-                used = count // copies
+            else:
+                filling, rows, space = (), count, row
+            copies = min(space[0] // first, space[1] // second, max_segments - len(filling), count)
+            used = min(rows, count // copies)
+            if used < rows and filling:
+                room[space].append((filling, rows - used))
+            if filling and not room[space]:
+                seconds[space[0]] &= ~(1 << space[1])
+                if not seconds[space[0]]:
+                    firsts &= ~(1 << space[0])
             filling += (kind,) * copies
             left = (space[0] - copies * first, space[1] - copies * second)
             count -= used * copies

@@ -48,6 +48,14 @@ def test_as_few_rows_as_best_fit_decreasing(made: tuple[list[int], int]) -> None
     assert pack_lengths(lengths, row, len(lengths)).rows == best_fit_decreasing(made[0], row)
 
 
+def test_rows_that_share_a_filling_take_of_a_length_one_after_the_other():
+    """Two rows with 12 tokens left and two examples of 6: both into one row, as one at a time they would."""
+    lengths = np.array([3, 4, 4, 4, 6, 6, 6, 15, 15, 19, 22])
+    assert pack_lengths(lengths, 27, 11).rows == best_fit_decreasing(lengths.tolist(), 27) == 4
+    pairs = np.stack([lengths, np.ones_like(lengths)], axis=1)
+    assert pack_pairs(pairs, (27, 100), 11).rows == 4
+
+
 def best_fit_decreasing(lengths: list[int], row: int) -> int:
     """The textbook, one example at a time: how many rows it takes."""
     room: list[int] = []
