@@ -98,9 +98,9 @@ def _fillings(histogram: list[int], sequence_length: int, max_segments: int) -> 
             # Each row takes as many of this length as one by one it would: what it has taken makes it the fullest.
             copies = min(space // length, max_segments - len(filling), count)
             used = min(rows, count // copies)
-            if used < rows and filling:
+            if filling and used < rows:
                 room[space].append((filling, rows - used))
-            if filling and not room[space]:
+            elif filling and not room[space]:
                 spaces &= ~(1 << space)
             filling, space, count = filling + (length,) * copies, space - copies * length, count - used * copies
             if space and len(filling) < max_segments:
@@ -129,9 +129,9 @@ def _pair_fillings(
                 filling, rows, space = (), count, row
             copies = min(space[0] // first, space[1] // second, max_segments - len(filling), count)
             used = min(rows, count // copies)
-            if used < rows and filling:
+            if filling and used < rows:
                 room[space].append((filling, rows - used))
-            if filling and not room[space]:
+            elif filling and not room[space]:
                 seconds[space[0]] &= ~(1 << space[1])
                 if not seconds[space[0]]:
                     firsts &= ~(1 << space[0])

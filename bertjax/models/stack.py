@@ -45,11 +45,11 @@ def run(
     *given: positions.Given,
     heads: int,
 ) -> jax.Array:
-    """Apply `call(layer, x, key, *arrays)` through all layers. Layer i gets `fold_in(key, i)` however the stack is cut.
+    """Apply `call(layer, x, key, *arrays)` to x [B, S, D] through all layers.
 
-    `given` are the other arrays that a layer reads, with their logical axes; `heads` those of its attention. Where the
-    mesh's rules split positions, and the bits of dropout do not ask for whole rows, the stack runs in pieces of them,
-    and so does x come back.
+    Layer i gets `fold_in(key, i)` however the stack is cut. `given` are the other arrays that a layer reads, with their
+    logical axes; `heads` is the number of its attention heads. Where the mesh's rules split positions, and the bits of
+    dropout do not ask for whole rows, the stack runs in pieces of them, and so does x come back.
     """
     axes = positions.split(x.shape[1], layers, heads) if key is None or execution.dropout_rng == "hash" else ()
     if not axes:
