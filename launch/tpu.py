@@ -10,6 +10,7 @@ bertjax's (0 done, 2 bad input, 3 diverged, 4 storage, 70 a bug), 75 when retrie
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import signal
 import subprocess
@@ -52,7 +53,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         command = _command(arguments)
         _remark(pod, arguments)
         if arguments.dry_run:
-            _dry_run(pod, options, command, arguments)
+            try:
+                _dry_run(pod, options, command, arguments)
+                sys.stdout.flush()
+            except BrokenPipeError:  # `| head` has seen enough
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
         signal.signal(signal.SIGTERM, _interrupt)
         folder = tpu_state.Folder(arguments.state_dir, pod.name)

@@ -218,6 +218,14 @@ def test_a_dry_run_calls_nothing_and_shows_what_a_run_does(cloud):
     assert set(described) == set(once)
 
 
+def test_a_dry_run_of_which_only_the_beginning_is_read(cloud):
+    process = cloud.start("--dry-run", PYTHONUNBUFFERED="1")
+    assert any(line.startswith("#") for line in process.stdout)
+    process.stdout.close()
+    assert process.wait(30) == 0
+    assert cloud.calls() == []
+
+
 def test_words_it_does_not_take(cloud):
     wrong = {
         "--type=v5e-256": "did you mean v5litepod-256",
