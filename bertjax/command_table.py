@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 from bertjax.commands import (
@@ -69,6 +70,14 @@ def _at_least_zero(text: str) -> float:
 def _share(text: str) -> float:
     number = _above_zero(text)
     return number if number <= 1 else _refuse("above 0 and at most 1", text)
+
+
+def _finite(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = float("nan")
+    return number if isfinite(number) else _refuse("a number", text)
 
 
 def _refuse(what: str, text: str) -> float:
@@ -143,10 +152,16 @@ COMMANDS = {
             option("--question", metavar="Q", required=True),
             option("--context", metavar="TEXT", help="the text that holds the answer"),
             option("--context-file", metavar="FILE", help="the same, from a UTF-8 file"),
-            option("--n-best", type=_count, default=3, help="how many answers (default: 3)"),
+            option("--n-best", type=_count, default=3, help="how many candidates to list (default: 3)"),
+            option("--null-threshold", metavar="X", type=_finite, help="\"no answer\" where the null odds are above X "
+                   "(default: the stage's, if it learnt from unanswerable questions)"),
+            option("--min-probability", metavar="P", type=_share, help="\"no answer\" where the best one's is below P"),
             DEVICE,
         ),
-        ("bertjax predict answer runs/qa --question 'What is a list?' --context-file lists.txt",),
+        (
+            "bertjax predict answer runs/qa --question 'What is a list?' --context-file lists.txt",
+            "bertjax predict answer runs/qa --question 'Who?' --context 'It rained.' --null-threshold -1.5",
+        ),
     ),
     "predict generate": Command(
         generate,

@@ -107,7 +107,8 @@ def answer(arguments: argparse.Namespace) -> int:
         context = read_text(Path(arguments.context_file), 10_000_000)
     from bertjax.evaluation import probes
 
-    return _show(probes.answer(checkpoint, arguments.question, context, arguments.n_best))
+    asked = (arguments.question, context, arguments.n_best, arguments.null_threshold, arguments.min_probability)
+    return _show(probes.answer(checkpoint, *asked))
 
 
 def generate(arguments: argparse.Namespace) -> int:

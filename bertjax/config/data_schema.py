@@ -115,9 +115,12 @@ class BertPairs(Section):
 
 
 class SpanQa(Section):
-    """Windows over a document for extractive question answering, as run_squad.py makes them."""
+    """Windows over a document for extractive question answering."""
 
     kind: Literal["span_qa"] = "span_qa"
+    # hf: answers are characters of the context, by the tokenizer's offsets; every candidate is in the context.
+    # bert: run_squad.py's words, text alignment and n-best rules.
+    profile: Literal["hf", "bert"] = "hf"
     sequence_length: Annotated[int, Field(ge=16)] = 384
     doc_stride: Positive = 128
     doc_stride_mode: Literal["step", "overlap"] = (

@@ -144,6 +144,13 @@ class Batches:
         return found[0]
 
     @property
+    def unanswerable(self) -> int | None:
+        """Questions without an answer; None when the data are no questions."""
+        found = [data.store.meta.get("unanswerable") for data in self._tasks]
+        known = [count for count in found if count is not None]
+        return sum(known) if known else None
+
+    @property
     def classes(self) -> int | None:
         """How many ids the labels need; None for labels with a fraction, or none."""
         found = [data.store.meta.get("classes") for data in self._tasks]

@@ -1,37 +1,32 @@
-"""Windows over a document for extractive question answering, as run_squad.py of google-research/bert makes them.
+"""Windows over a document for extractive question answering: training rows and evaluation features.
 
-Words are split on whitespace, each word is cut into pieces on its own, and a document too long for one row is covered
-by overlapping windows: [CLS] question [SEP] window [SEP]. Distinct contexts and words are tokenized once.
+A document too long for one row is covered by overlapping windows: [CLS] question [SEP] window [SEP]. Distinct contexts
+are tokenized once. What a document and an answer are is the profile's: see `qa_documents`.
 """
 
 import logging
-import re
-from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from bertjax.config.data_schema import SpanQa
+from bertjax.data.qa_documents import (
+    Document,
+    TextDocument,
+    WordDocument,
+    answer_spans,
+    text_documents,
+    word_documents,
+)
 from bertjax.data.questions import Example, read_squad
 from bertjax.data.tokenizers import Tokenizer
 from bertjax.errors import UserError
 
 __all__ = ["Example", "Features", "evaluation_features", "read_squad", "row_dtype", "training_features"]
 
-_WORD = re.compile("[^ \t\r\n\u202f]+")  # run_squad's is_whitespace: no other Unicode space parts two words
 _log = logging.getLogger(__name__)
-
-
-class Document(NamedTuple):
-    """A context, split once for all its questions."""
-
-    words: list[str]
-    starts: list[int]  # first character of each word
-    ids: np.ndarray  # int32 [T] pieces
-    token_to_word: np.ndarray  # int32 [T]
-    first_token: np.ndarray  # int64 [words + 1]: word w is the pieces first_token[w] .. first_token[w + 1]
 
 
 class Prepared(NamedTuple):
@@ -44,16 +39,22 @@ class Prepared(NamedTuple):
 
 @dataclass(frozen=True)
 class Features:
-    """Windows of evaluation examples in example order. N windows, S = sequence_length."""
+    """Windows of evaluation examples in example order. N windows, S = sequence_length.
+
+    Text comes from `contexts` and `offsets` in profile hf, from `words`, `pieces` and `lowercase` in profile bert.
+    """
 
     inputs: dict[str, np.ndarray]  # input_ids, token_type_ids, segment_ids, positions: int32 [N, S]
     example_index: np.ndarray  # int32 [N], ascending
     doc_start: np.ndarray  # int32 [N] the document piece that the window begins with
-    token_to_word: np.ndarray  # int32 [N, S] index into words; -1 outside the document
+    token_to_word: np.ndarray  # int32 [N, S] index into words (bert) or offsets (hf); -1 where no answer can begin
     max_context: np.ndarray  # bool [N, S] true in the one window that sees most around the piece
-    words: list[list[str]]  # per example (shared between questions on one context)
     pieces: Sequence[str]  # the vocabulary by id
     lowercase: bool  # whether the tokenizer lower-cases
+    profile: Literal["hf", "bert"] = "bert"
+    words: Sequence[list[str]] = ()  # bert: per example (shared between questions on one context)
+    contexts: Sequence[str] = ()  # hf: per example
+    offsets: Sequence[np.ndarray] = ()  # hf: per example, characters of each piece of the context [T, 2]
 
     def __len__(self) -> int:
         return len(self.example_index)
@@ -72,17 +73,13 @@ def training_features(examples: Sequence[Example], tokenizer: Tokenizer, span_qa
 
     A window without the whole answer, like every window of an unanswerable question, has [CLS] as its answer (in v1.1
     too). The first answer of an example is the one trained on. Examples whose answer text is not found at its place are
-    left out, their number is logged (run_squad.py: read_squad_examples, convert_examples_to_features). A pure function
-    of its arguments: slices of `examples` may be converted one by one to bound memory (16 * S bytes a row).
+    left out, their number is logged, as is that of questions cut at `max_query_length`. A pure function of its
+    arguments: slices of `examples` may be converted one by one to bound memory (16 * S bytes a row).
 
     Raises UserError if a question leaves no room for its document.
     """
     prepared = list(_prepare(examples, tokenizer, span_qa))
-    answers = iter(tokenizer.encode_batch([e.answers[0][0] for e in examples if not e.is_impossible]))
-    spans = [
-        None if e.is_impossible else _answer_span(e, p.document, next(answers))
-        for e, p in zip(examples, prepared, strict=True)
-    ]
+    spans = answer_spans(examples, [item.document for item in prepared], tokenizer)
     kept = [e.is_impossible or s is not None for e, s in zip(examples, spans, strict=True)]
     if skipped := kept.count(False):
         first = examples[kept.index(False)].id
@@ -129,15 +126,27 @@ def evaluation_features(examples: Sequence[Example], tokenizer: Tokenizer, span_
             max_context[n, first : first + size] = best[start : start + size] == w
             n += 1
     inputs["input_ids"][inputs["segment_ids"] == 0] = tokenizer.pad_id
-    words = [p.document.words for p in prepared]
+    found = (inputs, example_index, doc_start, token_to_word, max_context, tokenizer.pieces, tokenizer.lowercase)
+    documents = [item.document for item in prepared]
     return Features(
-        inputs, example_index, doc_start, token_to_word, max_context, words, tokenizer.pieces, tokenizer.lowercase
+        *found,
+        profile=span_qa.profile,
+        words=[d.words for d in documents if isinstance(d, WordDocument)],
+        contexts=[d.text for d in documents if isinstance(d, TextDocument)],
+        offsets=[d.offsets for d in documents if isinstance(d, TextDocument)],
     )
 
 
 def _prepare(examples: Sequence[Example], tokenizer: Tokenizer, span_qa: SpanQa) -> Iterator[Prepared]:
-    documents = _documents({e.context: None for e in examples}, tokenizer)
+    make = text_documents if span_qa.profile == "hf" else word_documents
+    documents = make(dict.fromkeys(e.context for e in examples), tokenizer)
     queries = tokenizer.encode_batch([e.question for e in examples])
+    cut = [e.id for e, query in zip(examples, queries, strict=True) if len(query) > span_qa.max_query_length]
+    if cut:
+        _log.warning(
+            "%d of %d questions cut at max_query_length %d (first: %s)",
+            len(cut), len(examples), span_qa.max_query_length, cut[0],
+        )  # fmt: skip
     for example, query in zip(examples, queries, strict=True):
         query, document = query[: span_qa.max_query_length], documents[example.context]
         room = span_qa.sequence_length - len(query) - 3  # [CLS] and two [SEP]
@@ -148,25 +157,6 @@ def _prepare(examples: Sequence[Example], tokenizer: Tokenizer, span_qa: SpanQa)
             )
         step = span_qa.doc_stride if span_qa.doc_stride_mode == "step" else room - span_qa.doc_stride
         yield Prepared(query, document, list(_windows(len(document.ids), room, step)))
-
-
-def _documents(contexts: dict[str, None], tokenizer: Tokenizer) -> dict[str, Document]:
-    """Each context split into words and pieces; every distinct word is tokenized once."""
-    split = {context: [(m.group(), m.start()) for m in _WORD.finditer(context)] for context in contexts}
-    distinct = list(dict.fromkeys(word for parts in split.values() for word, _ in parts))
-    encoded = dict(zip(distinct, tokenizer.encode_batch(distinct), strict=True))
-    documents = {}
-    for context, parts in split.items():
-        ids = [encoded[word] for word, _ in parts]
-        sizes = np.array([len(pieces) for pieces in ids], np.int64)
-        documents[context] = Document(
-            words=[word for word, _ in parts],
-            starts=[start for _, start in parts],
-            ids=np.array([piece for pieces in ids for piece in pieces], np.int32),
-            token_to_word=np.repeat(np.arange(len(parts), dtype=np.int32), sizes),
-            first_token=np.concatenate([[0], np.cumsum(sizes)]),
-        )
-    return documents
 
 
 def _windows(tokens: int, room: int, step: int) -> Iterator[tuple[int, int]]:
@@ -189,28 +179,6 @@ def _best_window(windows: list[tuple[int, int]], tokens: int) -> np.ndarray:
         left = np.arange(length)
         row[start : start + length] = np.minimum(left, left[::-1]) + 0.01 * length
     return score.argmax(axis=0) if windows else np.zeros(0, np.int64)
-
-
-def _answer_span(example: Example, document: Document, pieces: list[int]) -> tuple[int, int] | None:
-    """First and last piece (inclusive) of the first answer; None if its text is not there (read_squad_examples).
-
-    Words are narrowed to the first run of pieces equal to the answer's own, so that "1895" is found in "(1895-1943)."
-    (_improve_answer_span); without one the whole words are the answer ("Japan" in "Japanese").
-    """
-    text, position = example.answers[0]
-    first = bisect_right(document.starts, position) - 1
-    last = bisect_right(document.starts, position + len(text) - 1) - 1
-    if first < 0 or " ".join(text.split()) not in " ".join(document.words[first : last + 1]):
-        return None
-    start, end = int(document.first_token[first]), int(document.first_token[last + 1]) - 1
-    if end < start:
-        return None  # words of nothing but control characters have no pieces
-    ids = document.ids[start : end + 1].tolist()
-    size = len(pieces)
-    for offset in range(len(ids) - size + 1 if size else 0):
-        if ids[offset : offset + size] == pieces:
-            return start + offset, start + offset + size - 1
-    return start, end
 
 
 def _fill(

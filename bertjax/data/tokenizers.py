@@ -61,6 +61,11 @@ class Tokenizer:
         """Piece ids of each text, without special tokens. Runs on all cores unless TOKENIZERS_PARALLELISM=false."""
         return [encoding.ids for encoding in self.backend.encode_batch_fast(texts, add_special_tokens=False)]
 
+    def encode_batch_offsets(self, texts: list[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
+        """(piece ids, offsets) of each text, without special tokens; an offset is (start, stop) in characters of it."""
+        found = self.backend.encode_batch(texts, add_special_tokens=False)
+        return [(encoding.ids, encoding.offsets) for encoding in found]
+
     def decode(self, ids: list[int]) -> str:
         """Pieces joined to words; special tokens are left out."""
         return self.backend.decode(list(ids), skip_special_tokens=True)

@@ -1,4 +1,9 @@
-"""From start and end logits to answer texts: the rules of write_predictions in run_squad.py (google-research/bert)."""
+"""From start and end logits to answer texts, by the rules of the features' profile.
+
+bert: write_predictions of run_squad.py (google-research/bert). hf: postprocess_qa_predictions of transformers'
+examples/pytorch/question-answering/utils_qa.py, but only what can be answered is among the n best positions and in the
+probabilities, a text is listed once, and the best span is searched where none of the n best starts and ends fit.
+"""
 
 import functools
 import math
@@ -33,14 +38,13 @@ def predict_answers(
 
     An n-best entry is {text, probability, start_logit, end_logit}, the probability a softmax over the entries. Null
     odds (empty unless `version_2`) are the smallest null score over the windows minus the score of the best answer; ""
-    is predicted where they are strictly above the threshold. Where no span is valid, v1 answers "empty" and v2 "".
+    is predicted where they are strictly above the threshold, and where a context has nothing to answer with. Profile
+    bert: where none of the n best spans is valid, v1 answers "empty" and v2 "".
     """
     start_logits, end_logits = np.asarray(start_logits, np.float64), np.asarray(end_logits, np.float64)
     shape = features.token_to_word.shape
     if start_logits.shape != shape or end_logits.shape != shape:
         raise ValueError(f"logits of shape {start_logits.shape}, {end_logits.shape} for windows of shape {shape}")
-    best_starts = _best_indexes(start_logits, n_best)
-    best_ends = _best_indexes(end_logits, n_best)
     bounds = np.searchsorted(features.example_index, np.arange(len(examples) + 1))
     predictions: dict[str, str] = {}
     nbest: dict[str, list[dict]] = {}
@@ -49,12 +53,13 @@ def predict_answers(
         windows = range(bounds[index], bounds[index + 1])
         null = _null_logits(windows, start_logits, end_logits) if version_2 else None
         found = [
-            _window_spans(w, best_starts[w], best_ends[w], features, start_logits[w], end_logits[w], max_answer_length)
-            for w in windows
+            _window_spans(w, features, start_logits[w], end_logits[w], n_best, max_answer_length) for w in windows
         ]
-        entries = _entries(_ranked(found, null), features, features.words[index], n_best, null)
+        if features.profile == "hf" and not any(len(spans.start) for spans in found):
+            found = [_best_span(w, features, start_logits[w], end_logits[w], max_answer_length) for w in windows]
+        entries = _entries(_ranked(found, null), features, index, n_best, null)
         nbest[example.id] = _with_probabilities(entries)
-        predictions[example.id] = entries[0][0]
+        predictions[example.id] = entries[0][0] if entries else ""
         if null is not None:
             answer = next((entry for entry in entries if entry[0]), None)
             # subtracted one by one, as the reference does: the last bit can decide a strict comparison
@@ -65,9 +70,8 @@ def predict_answers(
 
 
 def _best_indexes(logits: np.ndarray, n_best: int) -> np.ndarray:
-    """int [N, n_best]: the highest logits first, the lower index first among equals."""
-    order = [np.argsort(-row, kind="stable")[:n_best] for row in logits]  # by row: no second copy of [N, S]
-    return np.array(order, np.int64).reshape(len(logits), min(n_best, logits.shape[1]))
+    """int [n_best]: the highest of logits [S] first, the lower index first among equals."""
+    return np.argsort(-logits, kind="stable")[:n_best]
 
 
 def _null_logits(windows: range, start_logits: np.ndarray, end_logits: np.ndarray) -> tuple[float, float]:
@@ -77,34 +81,61 @@ def _null_logits(windows: range, start_logits: np.ndarray, end_logits: np.ndarra
 
 
 def _window_spans(
-    window: int, starts: np.ndarray, ends: np.ndarray, features: Features, start_row: np.ndarray, end_row: np.ndarray,
-    max_answer_length: int,
-) -> Spans:  # fmt: skip
-    """Valid spans of a window, by rank of the start, then of the end. Only the start needs the maximum context."""
-    in_document = features.token_to_word[window] >= 0
-    starts = starts[in_document[starts] & features.max_context[window][starts]]
-    ends = ends[in_document[ends]]
+    window: int, features: Features, start_row: np.ndarray, end_row: np.ndarray, n_best: int, max_answer_length: int
+) -> Spans:
+    """Valid spans of a window, by rank of the start, then of the end. Only the start needs the maximum context.
+
+    Profile bert cuts the n best positions of the row first and drops those outside the context; hf the other way round.
+    """
+    may_end = features.token_to_word[window] >= 0
+    may_start = may_end & features.max_context[window]
+    if features.profile == "hf":
+        start_of, end_of = np.flatnonzero(may_start), np.flatnonzero(may_end)
+        starts = start_of[_best_indexes(start_row[start_of], n_best)]
+        ends = end_of[_best_indexes(end_row[end_of], n_best)]
+    else:
+        starts, ends = _best_indexes(start_row, n_best), _best_indexes(end_row, n_best)
+        starts, ends = starts[may_start[starts]], ends[may_end[ends]]
     length = ends[None, :] - starts[:, None] + 1
     i, j = np.nonzero((length >= 1) & (length <= max_answer_length))
     start, end = starts[i], ends[j]
     return Spans(np.full(len(start), window), start, end, start_row[start], end_row[end])
 
 
+def _best_span(
+    window: int, features: Features, start_row: np.ndarray, end_row: np.ndarray, max_answer_length: int
+) -> Spans:
+    """The best of all valid spans of a window, if it has one."""
+    may_end = features.token_to_word[window] >= 0
+    starts = np.flatnonzero(may_end & features.max_context[window])
+    if not len(starts):
+        return _spans([])
+    ends_row = np.append(np.where(may_end, end_row, -np.inf), np.full(max_answer_length - 1, -np.inf))
+    following = np.lib.stride_tricks.sliding_window_view(ends_row, max_answer_length)[starts]
+    best = int(np.argmax(start_row[starts] + following.max(axis=1)))
+    start, end = int(starts[best]), int(starts[best] + np.argmax(following[best]))
+    return _spans([(window, start, end, start_row[start], end_row[end])])
+
+
+def _spans(rows: list[tuple[int, int, int, float, float]]) -> Spans:
+    columns = zip(*rows, strict=True) if rows else [[]] * 5
+    kinds = (np.int64, np.int64, np.int64, np.float64, np.float64)
+    return Spans(*(np.array(column, kind) for column, kind in zip(columns, kinds, strict=True)))
+
+
 def _ranked(found: list[Spans], null: tuple[float, float] | None) -> Spans:
     """All spans of an example, highest sum first; among equals in order of window and rank, the null answer last."""
     if null is not None:
-        zero = np.zeros(1, np.int64)
-        found = [*found, Spans(zero, zero, zero, np.array([null[0]]), np.array([null[1]]))]
+        found = [*found, _spans([(0, 0, 0, *null)])]
     if not found:
-        none = np.zeros(0, np.int64)
-        return Spans(none, none, none, none.astype(np.float64), none.astype(np.float64))
+        return _spans([])
     merged = Spans(*(np.concatenate(column) for column in zip(*found, strict=True)))
     order = np.argsort(-(merged.start_logit + merged.end_logit), kind="stable")
     return Spans(*(column[order] for column in merged))
 
 
 def _entries(
-    spans: Spans, features: Features, words: list[str], n_best: int, null: tuple[float, float] | None
+    spans: Spans, features: Features, index: int, n_best: int, null: tuple[float, float] | None
 ) -> list[tuple[str, float, float]]:
     """(text, start logit, end logit): at most n_best of different texts; the null answer follows if not among them."""
     entries: list[tuple[str, float, float]] = []
@@ -112,14 +143,14 @@ def _entries(
     for window, start, end, start_logit, end_logit in zip(*(column.tolist() for column in spans), strict=True):
         if len(entries) >= n_best:
             break
-        text = _span_text(features, words, window, start, end) if start > 0 else ""
+        text = _span_text(features, index, window, start, end) if start > 0 else ""
         if start > 0 and text in seen:
             continue
         seen.add(text)
         entries.append((text, start_logit, end_logit))
     if null is not None and "" not in seen:
         entries.append(("", *null))
-    return entries or [("empty", 0.0, 0.0)]
+    return entries or ([("empty", 0.0, 0.0)] if features.profile == "bert" else [])
 
 
 def _with_probabilities(entries: list[tuple[str, float, float]]) -> list[dict]:
@@ -132,11 +163,16 @@ def _with_probabilities(entries: list[tuple[str, float, float]]) -> list[dict]:
     ]
 
 
-def _span_text(features: Features, words: list[str], window: int, start: int, end: int) -> str:
+def _span_text(features: Features, index: int, window: int, start: int, end: int) -> str:
+    """The text of example `index` from position `start` to `end` (inclusive) of a window."""
+    first, last = features.token_to_word[window, [start, end]].tolist()
+    if features.profile == "hf":
+        offsets = features.offsets[index]
+        return features.contexts[index][offsets[first, 0] : offsets[last, 1]]
     ids = features.inputs["input_ids"][window, start : end + 1].tolist()
     pieces = " ".join(features.pieces[i] for i in ids).replace(" ##", "").replace("##", "")
-    first, last = features.token_to_word[window, start], features.token_to_word[window, end]
-    return final_text(" ".join(pieces.split()), tuple(words[first : last + 1]), features.lowercase)
+    words = tuple(features.words[index][first : last + 1])
+    return final_text(" ".join(pieces.split()), words, features.lowercase)
 
 
 def final_text(predicted: str, words: Sequence[str], lowercase: bool) -> str:

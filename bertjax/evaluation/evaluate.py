@@ -84,7 +84,7 @@ def loss(
 def squad_answers(
     job: Job, program: Program, config: SquadEvaluation, folder: Path
 ) -> Callable[[Params, int], dict[str, float]]:
-    """Answers by run_squad.py's rules, scored by the official rules; predictions are kept in the official form."""
+    """Answers by the rules of the profile, scored by the official rules; predictions are kept in the official form."""
     examples = [e for source in config.data.source for e in qa.read_squad(source, job.base)][: config.data.limit]
     if not examples:
         raise UserError(f"evaluation '{config.name}': its source holds no questions")
@@ -209,6 +209,7 @@ class Restored:
     program: Program
     params: Params
     labels: list[str] | None = None  # names of the classes by id, where the training data had names
+    unanswerable: int | None = None  # questions without an answer in the training data, where that is known
 
 
 def restore(
@@ -238,7 +239,7 @@ def restore(
         job = Job(config, Path.cwd(), meshes.make_mesh(config.mesh), tokenizer)
         program = job.program(config.stages[meta["stage"]], steps=1, heads=tuple(meta["heads"]))
         restored_step, params = bases.read(checkpoints, found.step, meta, job)
-    return Restored(job, meta["stage"], restored_step, program, params, meta.get("labels"))
+    return Restored(job, meta["stage"], restored_step, program, params, meta.get("labels"), meta.get("unanswerable"))
 
 
 def _best(found: Found, checkpoints: Checkpoints, score: str) -> int:

@@ -64,32 +64,74 @@ def _filled(text: str, number: int, token: str, probability: float) -> dict[str,
     return {"token": token, "probability": round(probability, 4), "text": whole}
 
 
-def answer(checkpoint: str | Path | Restored, question: str, context: str, n_best: int = 3) -> list[dict[str, Any]]:
-    """The best answers to a question in a context of any length: [{"text", "probability"}...], best first.
+def answer(
+    checkpoint: str | Path | Restored, question: str, context: str, n_best: int = 3,
+    null_threshold: float | None = None, min_probability: float | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """The best answer to a question in a context of any length, and the candidates it was chosen from, best first.
 
-    Windows, n-best and the null answer follow run_squad.py and the settings of the stage's evaluation. Raises UserError
-    when the checkpoint has no QA head or a text is empty.
+    -> {"answer": text or None, "probability", "candidates": [{"text", "probability"}...]}; `n_best` candidates are
+    listed, probabilities are a softmax over all of them. Windows, their number and the longest answer are those of the
+    stage's evaluation.
+
+    A model that learnt to say "no answer" (its training data had unanswerable questions, its evaluation says version_2,
+    or `null_threshold` is given) also gives "no_answer": {"probability", "null_odds", "threshold"}: where the odds are
+    above the threshold (default: the evaluation's), `answer` is None. It is None as well where the best candidate's
+    probability is below `min_probability`; "reason" then says why, in place of "probability".
+
+    Raises UserError when the checkpoint has no QA head, or a text is empty or not Unicode.
     """
     restored = open_with(checkpoint, "qa")
     for what, text in (("question", question), ("context", context)):
-        if not text.strip():
-            raise UserError(f"the {what} is empty; give a {what} of at least one word")
+        _check_text(what, text)
     settings, windows = span_settings(restored)
+    settings = settings or SquadEvaluation.model_construct()
+    version_2 = settings.version_2 if settings.version_2 is not None else bool(restored.unanswerable)
+    threshold = settings.null_score_diff_threshold if null_threshold is None else null_threshold
     example = qa.Example(id="0", question=question, context=context, answers=[], is_impossible=False, title="")
+    # whatever rules the run is scored by, a person gets candidates that are in the context
+    windows = windows.model_copy(update={"profile": "hf"})
     features = qa.evaluation_features([example], restored.job.tokenizer, windows)
-    logits = span_logits(restored.program)
     size = int(np.prod(list(restored.job.mesh.shape.values())))
-    start, end = answer_logits(logits, restored.params, features, restored.program, size)
-    _, nbest, _ = predict_answers(
-        [example],
-        features,
-        start,
-        end,
-        n_best=max(n_best, settings.n_best if settings else 20),
-        max_answer_length=settings.max_answer_length if settings else 30,
-        version_2=bool(settings and settings.version_2),
-    )
-    return [{"text": e["text"], "probability": round(e["probability"], 4)} for e in nbest["0"][:n_best]]
+    logits = answer_logits(span_logits(restored.program), restored.params, features, restored.program, size)
+    _, nbest, odds = predict_answers(
+        [example], features, *logits, n_best=max(n_best, settings.n_best),
+        max_answer_length=settings.max_answer_length, version_2=version_2 or null_threshold is not None,
+    )  # fmt: skip
+    return _chosen(nbest["0"], n_best, odds.get("0"), threshold, min_probability)
+
+
+def _check_text(what: str, text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"the {what} holds half of a surrogate pair, or bytes that are not UTF-8; repair it") from None
+    if not text.strip():
+        raise UserError(f"the {what} is empty; give a {what} of at least one word")
+
+
+def _chosen(
+    entries: list[dict[str, Any]], n_best: int, odds: float | None, threshold: float, min_probability: float | None
+) -> dict[str, Any]:
+    """The result of `answer` from the entries of an n-best list and the null odds, if there are any."""
+    candidates = [{"text": e["text"], "probability": round(e["probability"], 4)} for e in entries if e["text"]]
+    if not candidates:
+        raise UserError("the context has no character that the tokenizer reads; give a context of at least one word")
+    best = next(e for e in entries if e["text"])
+    reason = None
+    if odds is not None and odds > threshold:
+        reason = f"the null odds, {odds:.4g}, are above the threshold, {threshold:.4g}"
+    elif min_probability is not None and best["probability"] < min_probability:
+        reason = f"the best candidate's probability, {best['probability']:.4g}, is below {min_probability:.4g}"
+    result: dict[str, Any] = {"answer": None, "reason": reason} if reason else {
+        "answer": best["text"], "probability": candidates[0]["probability"]
+    }  # fmt: skip
+    if odds is not None:
+        null = next(e for e in entries if not e["text"])
+        result["no_answer"] = {
+            "probability": round(null["probability"], 4), "null_odds": round(odds, 4), "threshold": threshold
+        }  # fmt: skip
+    return result | {"candidates": candidates[:n_best]}
 
 
 def span_settings(restored: Restored) -> tuple[SquadEvaluation | None, SpanQa]:

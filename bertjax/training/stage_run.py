@@ -212,6 +212,7 @@ class StageRun:
             self.check(meter.flush(), step)
             batches = self.plan.batches
             about = {"steps": self.program.steps, "sources": batches.sources, "labels": batches.labels}
+            about |= {"unanswerable": batches.unanswerable} if batches.unanswerable is not None else {}
             about |= {"base": self.base} if self.base else {}
             about |= {UNSCORED: True} if unscored else {}
             meta = setup.checkpoint_meta(self.job, self.program, self.index, step) | about

@@ -19,7 +19,8 @@ def _tiny() -> tuple[list[qa.Example], tokenizers.Tokenizer]:
 
 
 def _windows_of(file: dict[str, Any]) -> SpanQa:
-    return SpanQa(**{name: file[name] for name in ("sequence_length", "doc_stride", "max_query_length")})
+    sizes = {name: file[name] for name in ("sequence_length", "doc_stride", "max_query_length")}
+    return SpanQa(profile="bert", **sizes)
 
 
 def training_windows() -> Triples:

@@ -36,7 +36,7 @@ def golden() -> dict:
 
 def options(golden: dict) -> SpanQa:
     names = ("sequence_length", "doc_stride", "max_query_length")
-    return SpanQa(**{name: golden[name] for name in names})
+    return SpanQa(profile="bert", **{name: golden[name] for name in names})
 
 
 def test_training_rows_are_those_of_run_squad(tiny, tokenizer, golden, caplog):
@@ -152,6 +152,7 @@ def test_questions_with_one_id_are_refused_for_evaluation(tokenizer):
 
 # ---- answers --------------------------------------------------------------------------------------------------------
 
+WORDS = SpanQa(profile="bert", sequence_length=256)
 TEXTS = st.text(st.sampled_from("ab1 (.'-\u202f\u00a0\n\u00e9\u200b"), min_size=1, max_size=40)
 
 
@@ -160,7 +161,7 @@ TEXTS = st.text(st.sampled_from("ab1 (.'-\u202f\u00a0\n\u00e9\u200b"), min_size=
 def test_the_answer_is_the_first_exact_run_of_pieces(tokenizer, context, data):
     start = data.draw(st.integers(0, len(context) - 1))
     text = context[start : data.draw(st.integers(start + 1, len(context)))]
-    rows = qa.training_features([Example("a", "q", context, [(text, start)])], tokenizer, SpanQa(sequence_length=256))
+    rows = qa.training_features([Example("a", "q", context, [(text, start)])], tokenizer, WORDS)
     # words, the characters they take and their pieces, told character by character
     words, owner = [], []
     fresh = True
@@ -230,7 +231,7 @@ def test_squad_train_gives_the_rows_of_run_squad(shared_data, caplog):
     """Figures of run_squad.py (bert-tensorflow 1.0.1) on the same file: rows, [CLS] rows, sums of the positions."""
     examples = read_squad(SquadFiles(kind="squad", files=["squad/train-v1.1.json.gz"]), shared_data)
     tokenizer = tokenizers.from_file(shared_data / "vocab" / "bert-base-uncased-vocab.txt")
-    rows = qa.training_features(examples, tokenizer, SpanQa())
+    rows = qa.training_features(examples, tokenizer, SpanQa(profile="bert"))
     assert len(examples) == 87_599 and "skipped" not in caplog.text
     starts, ends = rows["start_positions"], rows["end_positions"]
     assert (len(rows), int((starts == 0).sum())) == (88_641, 636)

@@ -32,7 +32,7 @@ def tiny() -> list[Example]:
 
 @pytest.fixture(scope="module")
 def features(tiny, tokenizer) -> qa.Features:
-    return qa.evaluation_features(tiny, tokenizer, SpanQa(sequence_length=32, doc_stride=8, max_query_length=7))
+    return qa.evaluation_features(tiny, tokenizer, SpanQa(profile="bert", sequence_length=32, doc_stride=8, max_query_length=7))
 
 
 def logits(run: dict, shape: tuple[int, int]) -> list[np.ndarray]:
@@ -143,7 +143,7 @@ def test_the_threshold_is_strict():
 
 def test_an_example_without_windows(tokenizer):
     example = Example("a", "q", "\u200b", [], is_impossible=True)  # a word, but no pieces
-    features = qa.evaluation_features([example], tokenizer, SpanQa(sequence_length=32))
+    features = qa.evaluation_features([example], tokenizer, SpanQa(profile="bert", sequence_length=32))
     assert len(features) == 0
     nothing = np.zeros((0, 32), np.float32)
     assert answers.predict_answers([example], features, nothing, nothing)[0] == {"a": "empty"}

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +131,11 @@ def test_the_commands(run, here, capsys):
     (here / "context.txt").write_text("The dog sleeps in the barn.")
     words = ["--question", "Where is the dog?", "--context-file", "context.txt", "--n-best", "2"]
     assert main(["predict", "answer", qa, *words]) == 0
-    assert len(json.loads(capsys.readouterr().out)) == 2
+    found = json.loads(capsys.readouterr().out)
+    assert len(found["candidates"]) == 2 and found["answer"] in "The dog sleeps in the barn."
+    assert main(["predict", "answer", qa, *words, "--null-threshold", "-1000.5", "--min-probability", "0.5"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["answer"] is None and found["no_answer"]["threshold"] == -1000.5
 
 
 @pytest.mark.parametrize(
@@ -268,10 +273,54 @@ def test_answers_are_spans_of_the_context(run, here):
     opened = restore(run, stage="qa")
     context = "The dog sleeps in the barn. " * 12 + "The cat sleeps in the tree."  # several windows
     found = probes.answer(opened, "Where is the cat?", context, n_best=5)
-    assert len(found) == 5 and all(guess["text"] in context for guess in found)
-    probabilities = [guess["probability"] for guess in found]
+    candidates = found["candidates"]
+    assert found["answer"] == candidates[0]["text"] and "no_answer" not in found
+    assert len(candidates) == 5 and all(each["text"] in context for each in candidates)
+    probabilities = [each["probability"] for each in candidates]
     assert probabilities == sorted(probabilities, reverse=True) and 0 < sum(probabilities) <= 1.001
-    assert len(probes.answer(opened, "Where is the cat?", context, n_best=1)) == 1
+    assert len(probes.answer(opened, "Where is the cat?", context, n_best=1)["candidates"]) == 1
+
+
+@pytest.mark.parametrize("context", ["owl", "It rained.", "a\u00a0dog", "The dog.", "barn barn", "x?", "42"])
+def test_a_short_context_is_answered_out_of_itself(run, here, context):
+    """Padding is 30 and more of the 48 positions, so its logits used to fill the n best."""
+    found = probes.answer(restore(run, stage="qa"), "Where is the dog?", context, n_best=99)
+    assert found["answer"] and all(each["text"] in context for each in found["candidates"])
+    assert sum(each["probability"] for each in found["candidates"]) == pytest.approx(1, abs=0.01)
+
+
+def test_no_answer_is_given_by_the_rules_the_checkpoint_was_trained_for(run, here):
+    opened, asked = restore(run, stage="qa"), ("Where is the dog?", "The dog sleeps in the barn.")
+    assert opened.unanswerable == 0 and restore(run, stage="pretrain").unanswerable is None
+    plain = probes.answer(opened, *asked)
+    version_2 = replace(opened, unanswerable=3)  # as after training on SQuAD 2.0
+    found = probes.answer(version_2, *asked, n_best=99)
+    null = found["no_answer"]
+    assert null["threshold"] == 0 and (found["answer"] is None) == (null["null_odds"] > 0)
+    total = null["probability"] + sum(each["probability"] for each in found["candidates"])
+    assert total == pytest.approx(1, abs=0.01)
+    # the odds are strictly above the threshold or not, on any checkpoint
+    for checkpoint in (opened, version_2):
+        above = probes.answer(checkpoint, *asked, null_threshold=null["null_odds"] - 0.01)
+        assert above["answer"] is None and "above the threshold" in above["reason"] and "probability" not in above
+        below = probes.answer(checkpoint, *asked, null_threshold=null["null_odds"] + 0.01)
+        assert below["answer"] == plain["answer"] and "reason" not in below
+    stage = opened.job.config.stages[opened.stage]
+    for settings, answered in (({"null_score_diff_threshold": 1e9}, True), ({"null_score_diff_threshold": -1e9}, False)):
+        evaluation = stage.evaluate[0].model_copy(update=settings)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(stage, "evaluate", [evaluation])
+            assert (probes.answer(version_2, *asked)["answer"] is not None) == answered
+            patch.setattr(stage, "evaluate", [evaluation.model_copy(update={"version_2": False})])
+            assert probes.answer(version_2, *asked) == plain
+
+
+def test_an_answer_that_is_not_probable_enough_is_none(run, here):
+    opened, asked = restore(run, stage="qa"), ("Where is the dog?", "The dog sleeps in the barn.")
+    probability = probes.answer(opened, *asked)["probability"]
+    assert probes.answer(opened, *asked, min_probability=probability - 0.001)["answer"]
+    found = probes.answer(opened, *asked, min_probability=probability + 0.001)
+    assert found["answer"] is None and "is below" in found["reason"] and found["candidates"]
 
 
 @pytest.mark.parametrize(
@@ -283,6 +332,9 @@ def test_answers_are_spans_of_the_context(run, here):
         (lambda run: probes.answer(run, "q", "c"), "has no 'qa' head \\(it has: classifier\\)"),
         (lambda run: probes.answer(run / "checkpoints" / "01-qa", "q", " \n"), "context"),
         (lambda run: probes.answer(run / "checkpoints" / "01-qa", " ", "The dog."), "question"),
+        (lambda run: probes.answer(run / "checkpoints" / "01-qa", "q", "a \ud800"), "context holds half of a surrogate"),
+        (lambda run: probes.answer(run / "checkpoints" / "01-qa", "\udcff", "a"), "question holds half of a surrogate"),
+        (lambda run: probes.answer(run / "checkpoints" / "01-qa", "q", "\x01\x02"), "context has no character"),
     ],
 )
 def test_questions_that_cannot_be_answered(run, here, ask: Callable[[Path], Any], message):

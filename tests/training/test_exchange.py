@@ -93,7 +93,7 @@ def test_an_imported_run_predicts_and_is_scored():
     scores = evaluate_command("runs/pairs", None, None, None, ["stages.import.evaluate.mlm.batches=1"])["scores"]["mlm"]
     assert 2 < scores["mlm_loss"] < 5  # near log(40), as random weights give
     exchange.import_folder(folder(Path("hf_qa"), ("qa",)), Path("runs/qa"))
-    assert probes.answer("runs/qa", "a b?", "word abc def", n_best=1)[0]["probability"] > 0
+    assert probes.answer("runs/qa", "a b?", "word abc def", n_best=1)["probability"] > 0
     paragraph = {
         "context": "word abc def",
         "qas": [{"id": "1", "question": "a?", "answers": [{"text": "abc", "answer_start": 5}]}],
