@@ -153,9 +153,14 @@ COMMANDS = {
             option("--context", metavar="TEXT", help="the text that holds the answer"),
             option("--context-file", metavar="FILE", help="the same, from a UTF-8 file"),
             option("--n-best", type=_count, default=3, help="how many candidates to list (default: 3)"),
-            option("--null-threshold", metavar="X", type=_finite, help="\"no answer\" where the null odds are above X "
-                   "(default: the stage's, if it learnt from unanswerable questions)"),
-            option("--min-probability", metavar="P", type=_share, help="\"no answer\" where the best one's is below P"),
+            option(
+                "--null-threshold",
+                metavar="X",
+                type=_finite,
+                help='"no answer" where the null odds are above X '
+                "(default: the stage's, if it learnt from unanswerable questions)",
+            ),
+            option("--min-probability", metavar="P", type=_share, help='"no answer" where the best one\'s is below P'),
             DEVICE,
         ),
         (

@@ -20,10 +20,10 @@ _ZERO_WIDTH_JOINER = 0x200D
 def whole_words(text: str, offsets: np.ndarray) -> np.ndarray:
     """Offsets (start, stop) [T, 2] of pieces in `text`, widened to whole characters and words -> int32 [T, 2].
 
-    White space at the ends is left out first; a piece of nothing else gets start == stop. Then an end that parts a
-    character from its marks, two letters of a script with spaces between words, or two digits is moved outwards: "ander"
+    White space at the ends is left out first; a piece of nothing else gets start == stop. Then an end that separates a
+    character from its marks, two letters of a script with spaces between words, or two digits is moved outwards. "er"
     in "New Zealander" becomes "Zealander", while "1990" in "1990s" and any part of a Chinese text stay as they are.
-    Neither starts nor stops ever decrease from one piece to the next.
+    Among pieces with characters, neither starts nor stops decrease from one to the next.
     """
     kinds = _kinds_of(text)
     count = len(kinds)
@@ -36,9 +36,10 @@ def whole_words(text: str, offsets: np.ndarray) -> np.ndarray:
     cuttable = ~_inside(text, kinds)
     unit_start = np.maximum.accumulate(np.where(cuttable, places, 0))
     unit_stop = np.minimum.accumulate(np.where(cuttable, places, count)[::-1])[::-1]
-    stops = np.maximum.accumulate(np.where(empty, 0, unit_stop[stops]))
-    starts = np.maximum.accumulate(np.where(empty, stops, unit_start[np.minimum(starts, count)]))
-    return np.stack([starts, np.maximum(stops, starts)], axis=1).astype(np.int32)
+    widened = np.stack([stops, stops], axis=1).astype(np.int32)
+    widened[~empty, 0] = np.maximum.accumulate(unit_start[starts[~empty]])
+    widened[~empty, 1] = np.maximum.accumulate(unit_stop[stops[~empty]])
+    return widened
 
 
 def _inside(text: str, kinds: np.ndarray) -> np.ndarray:

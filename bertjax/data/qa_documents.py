@@ -116,13 +116,28 @@ def word_span(example: Example, document: WordDocument, pieces: list[int]) -> tu
 
 
 def text_span(example: Example, document: TextDocument) -> tuple[int, int] | None:
-    """First and last piece (inclusive) that the first answer has characters in; None if its text is not there."""
+    """First and last piece (inclusive) that the first answer has characters in; None if its text is not there.
+
+    As prepare_train_features of transformers' run_qa.py, but where pieces share characters (bytes of one, parts of a
+    word) the outermost of those with the same characters are taken.
+    """
     place = find_answer(document.text, *example.answers[0])
     if place is None:
         return None
-    first = int(np.searchsorted(document.offsets[:, 1], place[0], side="right"))
-    last = int(np.searchsorted(document.offsets[:, 0], place[1], side="left")) - 1
-    return (first, last) if first <= last else None  # characters that the tokenizer drops have no pieces
+    readable = np.flatnonzero(document.token_to_word >= 0)
+    starts, stops = document.offsets[readable].T
+    first = int(np.searchsorted(starts, place[0], side="right")) - 1
+    if first < 0 or stops[first] <= place[0]:
+        first = int(np.searchsorted(stops, place[0], side="right"))
+    last = int(np.searchsorted(stops, place[1], side="left"))
+    if last == len(stops) or starts[last] >= place[1]:
+        last = int(np.searchsorted(starts, place[1], side="left")) - 1
+    if first == len(starts) or last < 0:
+        return None
+    first = int(np.searchsorted(starts, starts[first], side="left"))
+    last = int(np.searchsorted(stops, stops[last], side="right")) - 1
+    # characters that the tokenizer drops have no pieces
+    return (int(readable[first]), int(readable[last])) if first <= last else None
 
 
 def find_answer(context: str, text: str, start: int) -> tuple[int, int] | None:

@@ -52,9 +52,7 @@ def predict_answers(
     for index, example in enumerate(examples):
         windows = range(bounds[index], bounds[index + 1])
         null = _null_logits(windows, start_logits, end_logits) if version_2 else None
-        found = [
-            _window_spans(w, features, start_logits[w], end_logits[w], n_best, max_answer_length) for w in windows
-        ]
+        found = [_window_spans(w, features, start_logits[w], end_logits[w], n_best, max_answer_length) for w in windows]
         if features.profile == "hf" and not any(len(spans.start) for spans in found):
             found = [_best_span(w, features, start_logits[w], end_logits[w], max_answer_length) for w in windows]
         entries = _entries(_ranked(found, null), features, index, n_best, null)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from span_oracle import oracle
 
 from bertjax.config.data_schema import SpanQa, SquadFiles
 from bertjax.data import qa, tokenizers
@@ -32,7 +33,9 @@ def tiny() -> list[Example]:
 
 @pytest.fixture(scope="module")
 def features(tiny, tokenizer) -> qa.Features:
-    return qa.evaluation_features(tiny, tokenizer, SpanQa(profile="bert", sequence_length=32, doc_stride=8, max_query_length=7))
+    return qa.evaluation_features(
+        tiny, tokenizer, SpanQa(profile="bert", sequence_length=32, doc_stride=8, max_query_length=7)
+    )
 
 
 def logits(run: dict, shape: tuple[int, int]) -> list[np.ndarray]:
@@ -158,17 +161,6 @@ def test_logits_of_another_shape_are_refused(tiny, features):
 
 
 # ---- a model that knows the answers ---------------------------------------------------------------------------------
-
-
-def oracle(examples: list[Example], tokenizer, span_qa: SpanQa) -> tuple[qa.Features, np.ndarray, np.ndarray]:
-    """Logits that are high at the gold answer, in the window where its start is seen best, and at [CLS] elsewhere."""
-    features = qa.evaluation_features(examples, tokenizer, span_qa)
-    rows = qa.training_features(examples, tokenizer, span_qa)
-    assert len(rows) == len(features)  # nothing was skipped
-    start, end = np.zeros((2, *features.token_to_word.shape), np.float32)
-    n = np.arange(len(rows))
-    start[n, rows["start_positions"][:, 0]] = end[n, rows["end_positions"][:, 0]] = 10.0
-    return features, start, end
 
 
 @pytest.mark.parametrize("name, at_least", [("dev-v1.1", 99.6), ("dev-v2.0", 99.8)])

@@ -289,7 +289,7 @@ def test_a_short_context_is_answered_out_of_itself(run, here, context):
     assert sum(each["probability"] for each in found["candidates"]) == pytest.approx(1, abs=0.01)
 
 
-def test_no_answer_is_given_by_the_rules_the_checkpoint_was_trained_for(run, here):
+def test_no_answer_is_given_by_the_rules_the_checkpoint_was_trained_for(run, here, monkeypatch):
     opened, asked = restore(run, stage="qa"), ("Where is the dog?", "The dog sleeps in the barn.")
     assert opened.unanswerable == 0 and restore(run, stage="pretrain").unanswerable is None
     plain = probes.answer(opened, *asked)
@@ -305,14 +305,14 @@ def test_no_answer_is_given_by_the_rules_the_checkpoint_was_trained_for(run, her
         assert above["answer"] is None and "above the threshold" in above["reason"] and "probability" not in above
         below = probes.answer(checkpoint, *asked, null_threshold=null["null_odds"] + 0.01)
         assert below["answer"] == plain["answer"] and "reason" not in below
-    stage = opened.job.config.stages[opened.stage]
-    for settings, answered in (({"null_score_diff_threshold": 1e9}, True), ({"null_score_diff_threshold": -1e9}, False)):
-        evaluation = stage.evaluate[0].model_copy(update=settings)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(stage, "evaluate", [evaluation])
-            assert (probes.answer(version_2, *asked)["answer"] is not None) == answered
-            patch.setattr(stage, "evaluate", [evaluation.model_copy(update={"version_2": False})])
-            assert probes.answer(version_2, *asked) == plain
+    evaluation, windows = probes.span_settings(opened)
+    for threshold in (1e9, -1e9):
+        settings = evaluation.model_copy(update={"null_score_diff_threshold": threshold})
+        monkeypatch.setattr(probes, "span_settings", lambda _, settings=settings: (settings, windows))
+        assert (probes.answer(version_2, *asked)["answer"] is not None) == (threshold > 0)
+        settings = settings.model_copy(update={"version_2": False})
+        monkeypatch.setattr(probes, "span_settings", lambda _, settings=settings: (settings, windows))
+        assert probes.answer(version_2, *asked) == plain
 
 
 def test_an_answer_that_is_not_probable_enough_is_none(run, here):
@@ -332,7 +332,10 @@ def test_an_answer_that_is_not_probable_enough_is_none(run, here):
         (lambda run: probes.answer(run, "q", "c"), "has no 'qa' head \\(it has: classifier\\)"),
         (lambda run: probes.answer(run / "checkpoints" / "01-qa", "q", " \n"), "context"),
         (lambda run: probes.answer(run / "checkpoints" / "01-qa", " ", "The dog."), "question"),
-        (lambda run: probes.answer(run / "checkpoints" / "01-qa", "q", "a \ud800"), "context holds half of a surrogate"),
+        (
+            lambda run: probes.answer(run / "checkpoints" / "01-qa", "q", "a \ud800"),
+            "context holds half of a surrogate",
+        ),
         (lambda run: probes.answer(run / "checkpoints" / "01-qa", "\udcff", "a"), "question holds half of a surrogate"),
         (lambda run: probes.answer(run / "checkpoints" / "01-qa", "q", "\x01\x02"), "context has no character"),
     ],
