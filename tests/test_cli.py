@@ -157,7 +157,7 @@ def test_predictions_take_text_as_it_is(here, fake, capsys):
     (here / "t.txt").write_text("context\n")
     calls = fake("bertjax.evaluation.probes", "answer", [])
     said(capsys, ["predict", "answer", ".", "--question", "q=1?", "--context-file", "t.txt"], 0)
-    assert calls == [(Path("."), "q=1?", "context\n", 3)]
+    assert calls == [(Path("."), "q=1?", "context\n", 3, None, None)]
 
 
 def test_texts_to_generate_from(here, fake, capsys, monkeypatch):
