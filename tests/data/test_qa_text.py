@@ -1,13 +1,15 @@
 """Answers as characters: for every normalizer, tokenizer and script the label's text is the answer itself."""
 
+import json
 import logging
 
 import pytest
 from span_oracle import oracle_answers
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
-from bertjax.config.data_schema import SpanQa, SquadFiles
+from bertjax.config.data_schema import SpanQa, SquadFiles, Task
 from bertjax.data import qa, tokenizers
+from bertjax.data.loader import open_task
 from bertjax.data.qa_documents import find_answer
 from bertjax.data.questions import Example, read_squad
 from bertjax.evaluation import squad
@@ -169,3 +171,16 @@ def test_real_answers_are_found_with_the_real_vocabulary(shared_data, name):
     found = oracle_answers(examples, tokenizers.from_json(backend.to_str(), name), SpanQa())
     wrong = [e.answers[0][0] for e in examples if squad.normalize(found[e.id]) != squad.normalize(e.answers[0][0])]
     assert wrong == ["7,000,000 square kilometres (2,70"]
+
+
+def test_the_data_know_how_many_questions_have_no_answer(tmp_path):
+    """What a checkpoint keeps for `predict`."""
+    context = "John Smith was born in 1895."
+    answered = {"id": "1", "question": "Who?", "answers": [{"text": "John Smith", "answer_start": 0}]}
+    asked = [answered, *({"id": n, "question": "What?", "answers": [], "is_impossible": True} for n in ("2", "3"))]
+    data = [{"title": "t", "paragraphs": [{"context": context, "qas": asked}]}]
+    (tmp_path / "v2.json").write_text(json.dumps({"version": "v2.0", "data": data}))
+    task = Task(source=[SquadFiles(files=["v2.json"])], preprocess=SpanQa(sequence_length=192, pack=True))
+    tokenizer = wordpiece(NORMALIZERS["cased"])
+    batches = open_task(task, "qa", tokenizer, batch_size=2, seed=0, base=tmp_path, cache=tmp_path / "cache")
+    assert batches.unanswerable == 2
