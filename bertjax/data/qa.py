@@ -172,13 +172,15 @@ def _windows(tokens: int, room: int, step: int) -> Iterator[tuple[int, int]]:
 
 def _best_window(windows: list[tuple[int, int]], tokens: int) -> np.ndarray:
     """int [tokens]: the window with the largest min(left, right) + 0.01 * length around a piece; the first on a tie."""
+    best, highest = np.zeros(tokens, np.int64), np.full(tokens, -1.0)
     if len(windows) == 1:
-        return np.zeros(tokens, np.int64)
-    score = np.full((len(windows), tokens), -1.0)
-    for row, (start, length) in zip(score, windows, strict=True):
-        left = np.arange(length)
-        row[start : start + length] = np.minimum(left, left[::-1]) + 0.01 * length
-    return score.argmax(axis=0) if windows else np.zeros(0, np.int64)
+        return best
+    for number, (start, length) in enumerate(windows):
+        left, there = np.arange(length), slice(start, start + length)
+        score = np.minimum(left, left[::-1]) + 0.01 * length
+        better = score > highest[there]
+        best[there][better], highest[there][better] = number, score[better]
+    return best
 
 
 def _fill(
