@@ -125,7 +125,7 @@ def _sentences(docstring: str) -> list[str]:
     text = "\n\n".join("\n".join(line for line in block.split("\n") if _keep_line(line)) for block in map(_cut, blocks))
     for pattern, replacement in _MARKUP:
         text = pattern.sub(replacement, text)
-    return [_finish(sentence) for sentence in split_sentences(text)]
+    return [_finish(sentence) for sentence in split_sentences(text, lower=False)]
 
 
 def _cut(block: str) -> str:
