@@ -9,11 +9,13 @@ from bertjax.config.sections import NonNegative, Positive, Probability, Section,
 
 
 class TextFiles(Section):
-    """Plain text. `sentences`: one sentence a line, blank lines between documents; `documents`: one a file."""
+    """Plain text. `sentences`: one sentence a line, blank lines between documents; `paragraphs`: blank lines between
+    documents, whose sentences are found; `documents`: one document a file, whose sentences are found.
+    """
 
     kind: Literal["text"] = "text"
     files: list[str] = Field(min_length=1)  # paths or globs; .gz, .xz and .bz2 are read as they are
-    layout: Literal["sentences", "documents"] = "documents"
+    layout: Literal["sentences", "paragraphs", "documents"] = "documents"
 
 
 class JsonLines(Section):

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bertjax.config.data_schema import Classify, SpanQa, TextToText
+from bertjax.config.data_schema import Classify, SpanQa, TextFiles, TextToText
 from bertjax.data import examples as ex
 from bertjax.data.jobs import Shuffle
-from bertjax.data.sources import stream_documents
-from bertjax.data.tokenising import tokenised
+from bertjax.data.sources import largest_file, stream_documents
+from bertjax.data.tokenising import Tokenised, tokenised
 from bertjax.data.work import Work
 from bertjax.errors import UserError
 
@@ -56,9 +56,12 @@ class Plan:
 
 def plan_pairs(work: Work, masker: ex.Masker | None) -> Plan:
     options, tokenizer = work.task.preprocess, work.tokenizer
-    text = tokenised(work, stream_documents, tokenised_sentences)
+    longest = options.sequence_length - 3 if options.next_sentence else None
+    text = tokenised(work, stream_documents, tokenised_sentences, longest)
     total = int(text.tokens.sum())
     work.report(f"{work.name}: {len(text.tokens):,} documents, {text.sentences:,} sentences, {total:,} tokens")
+    if text.cut:
+        work.report(f"{work.name}: {text.cut:,} sentences of more than {longest:,} tokens were cut into pieces")
     everything = total * options.dupe_factor
     dtype = ex.with_masks(ex.pairs_dtype(options), masker.rules if masker else None)
     ids = {"cls_id": tokenizer.cls_id, "sep_id": tokenizer.sep_id, "pad_id": tokenizer.pad_id}
@@ -67,8 +70,19 @@ def plan_pairs(work: Work, masker: ex.Masker | None) -> Plan:
     return Plan(
         ex.pairs_blocks, shared, units, dtype,
         big=pool_pays(everything),
-        facts={"documents": len(text.tokens), "sentences": text.sentences, "tokens": total},
+        facts={"documents": len(text.tokens), "sentences": text.sentences, "tokens": total, "sentences_cut": text.cut,
+               "undivided": _undivided(work, text)},
     )  # fmt: skip
+
+
+def _undivided(work: Work, text: Tokenised) -> dict[str, Any] | None:
+    """About files that blank lines divide and that were read as one long document each, for `pair_statistics.lines`."""
+    files = [source for source in work.task.source if isinstance(source, TextFiles) and source.layout == "documents"]
+    for source in files if text.long and work.task.preprocess.next_sentence else ():
+        path, blocks = largest_file(source, work.base)
+        if blocks > 1:
+            return {"file": path.name, "blocks": blocks, "documents": text.long, "longest": text.most}
+    return None
 
 
 def tokenised_sentences(documents: Iterator[list[str]], tokenizer: "Tokenizer") -> Iterator[list[list[int]]]:

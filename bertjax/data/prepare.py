@@ -12,7 +12,7 @@ import numpy as np
 
 from bertjax.config.data_schema import BertPairs, Task
 from bertjax.data import examples as ex
-from bertjax.data import plans, remote
+from bertjax.data import pair_statistics, plans, remote
 from bertjax.data.chunks import KINDS as CHUNKS
 from bertjax.data.chunks import plan_chunks
 from bertjax.data.jobs import LocalRunner, Runner
@@ -66,8 +66,8 @@ def prepare(
         runner: of the jobs (default: `workers` processes on this machine).
 
     Store.meta: examples, rows, tokens_in_rows, density (share of positions that are not padding), padding,
-    sequence_length, made_from (what the fingerprint is of), and by kind: documents, sentences, tokens; questions,
-    unanswerable; records, labels (names by id, None when the source has numbers).
+    sequence_length, made_from (what the fingerprint is of), and by kind: documents, sentences, tokens, pairs
+    (`pair_statistics.facts`); questions, unanswerable; records, labels (names by id, None when the source has numbers).
 
     Raises UserError when a source is unusable or nothing is left of it.
     """
@@ -77,6 +77,7 @@ def prepare(
     folder = remote.place(cache) / f"{task.preprocess.kind}-{fingerprint[:16]}"
     if store := _cached(folder, fingerprint, report):
         forget(folder)
+        _tell(task, name, store, report)
         return store
     start = time.monotonic()
     with workplace(folder, runner.apart) as at:
@@ -88,8 +89,16 @@ def prepare(
         )
         written = _build(work, partial(writer, folder, temporary=at.rows), writer, parts)
     store = Store(folder)
+    _tell(task, name, store, report)
     report(f"{name}: {_throughput(store, written, time.monotonic() - start)}")
     return store
+
+
+def _tell(task: Task, name: str, store: Store, report: Report) -> None:
+    """What is known of the quality of a task's rows; said whenever they are used, not only when they are made."""
+    if isinstance(task.preprocess, BertPairs):
+        for line in pair_statistics.lines(name, task.preprocess, store.meta):
+            report(line)
 
 
 def _cached(folder: Path, fingerprint: str, report: Report) -> Store | None:
@@ -163,12 +172,12 @@ def _build(
         if not len(lengths):
             raise UserError(f"task '{work.name}': its source gives no example at all; check the source and its fields")
         if not again:
-            meta.update(_facts(work, plan, lengths, len(lengths), parts))
+            meta.update(_facts(work, plan, lengths, len(lengths), parts, written))
             return written
     segments = options.max_segments if packed else 1
     assignment = _assignment(lengths, _places(plan.dtype), segments, packed)
     dtype = ex.with_masks(ex.packed_dtype(plan.dtype, segments), masker.rules if masker else None)
-    with writer(dtype, _facts(work, plan, lengths, assignment.rows, parts)) as final:
+    with writer(dtype, _facts(work, plan, lengths, assignment.rows, parts, written)) as final:
         return _repack(work, Store(examples), assignment, segments, masker, final)
 
 
@@ -183,13 +192,17 @@ def _plan(work: Work, masker: ex.Masker | None) -> Plan:
     return makers[kind](work, masker)
 
 
-def _facts(work: Work, plan: Plan, lengths: np.ndarray, rows: int, parts: dict[str, Any]) -> dict[str, Any]:
+def _facts(
+    work: Work, plan: Plan, lengths: np.ndarray, rows: int, parts: dict[str, Any], written: Written
+) -> dict[str, Any]:
     length, places = work.task.preprocess.sequence_length, _places(plan.dtype)
     density = int(lengths.sum(dtype=np.int64)) / (rows * sum(places))
     facts = plan.facts | {
         "examples": len(lengths), "rows": rows, "tokens_in_rows": int(lengths.sum(dtype=np.int64)),
         "density": density, "padding": 1.0 - density, "sequence_length": length, "made_from": parts,
     }  # fmt: skip
+    if isinstance(work.task.preprocess, BertPairs):
+        facts["pairs"] = pair_statistics.facts(work.task.preprocess, plan.facts, lengths, written.sums)
     if len(places) > 1:
         facts["target_length"] = places[1]
     work.report(f"{work.name}: {len(lengths):,} examples in {rows:,} rows, {density:.1%} of the positions used")

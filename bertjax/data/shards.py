@@ -4,6 +4,7 @@ What a shard holds depends on its job alone, never on which process or machine r
 is the same to the byte for any number of workers and any runner.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from bertjax.data import pair_statistics
 from bertjax.data.jobs import Jobs, LocalRunner, Made, Runner, Shuffle
 from bertjax.data.manifest import shard_name
 from bertjax.data.packing import SEGMENTS
@@ -33,11 +35,13 @@ class Written(NamedTuple):
     """Attributes:
     lengths: the number of tokens of each row, int32 [rows]; with targets of inputs and targets, int32 [rows, 2].
     shards: how many were read; found: how many of them were there already.
+    sums: of `pair_statistics.tally`, where the rows are unpacked sentence pairs.
     """
 
     lengths: np.ndarray
     shards: int
     found: int
+    sums: Counter[str] = Counter()
 
 
 def write_shards(
@@ -66,6 +70,7 @@ def write_shards(
     jobs = Jobs(make_shard, ShardWork(make, shared), writer.temporary, records)
     lengths: list[np.ndarray] = []
     rows, found = 0, 0
+    sums: Counter[str] = Counter()
     run = (runner or LocalRunner()).run(jobs, arguments, workers=workers, shuffle=shuffle, few=enough is not None)
     with closing(run) as results:  # type: ignore[type-var]
         for record in results:
@@ -75,23 +80,26 @@ def write_shards(
             lengths.append(record.counts)
             rows += len(record.counts)
             found += record.found
+            sums.update(record.facts["sums"])
             progress(rows)
             if enough is not None and rows >= enough:
                 break
-    return Written(_joined(lengths), len(lengths), found)
+    return Written(_joined(lengths), len(lengths), found, sums)
 
 
 def make_shard(work: ShardWork, argument: Any, index: int, folder: Path) -> Made:
     """A job (`jobs.Make`): one shard in `folder`, or none when there are no rows. Counts: the tokens of each row."""
     lengths: list[np.ndarray] = []
+    sums: Counter[str] = Counter()
 
     def counted() -> Blocks:
         for block in work.make(work.shared, argument):
             lengths.append(_tokens(block))
+            sums.update(_sums(block))
             yield block
 
     records = write_shard(folder / shard_name(index), counted())
-    return Made([shard_name(index)] if records else [], {"records": records}, _joined(lengths))
+    return Made([shard_name(index)] if records else [], {"records": records, "sums": dict(sums)}, _joined(lengths))
 
 
 def _tokens(rows: np.ndarray) -> np.ndarray:
@@ -99,6 +107,11 @@ def _tokens(rows: np.ndarray) -> np.ndarray:
         return rows["length"][:, 0]
     counts = [np.count_nonzero(rows[name], axis=1) for name in SEGMENTS if name in (rows.dtype.names or ())]
     return (np.stack(counts, axis=1) if len(counts) > 1 else counts[0]).astype(np.int32)
+
+
+def _sums(rows: np.ndarray) -> dict[str, int]:
+    names = rows.dtype.names or ()
+    return pair_statistics.tally(rows) if "nsp_labels" in names and rows.dtype["nsp_labels"].shape == (1,) else {}
 
 
 def _joined(parts: list[np.ndarray]) -> np.ndarray:

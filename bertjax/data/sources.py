@@ -58,7 +58,7 @@ def stream_documents(source: Source, base: Path) -> Iterator[list[str]]:
     if isinstance(source, StdlibDocs):
         stream = (found for _, found in stdlib_docs.documents(source.split))
     elif isinstance(source, TextFiles) and source.layout == "sentences":
-        stream = _sentence_files(source, base)
+        stream = ([line for line in map(_collapsed, lines) if line] for _, lines in _blocks(source, base))
     else:
         stream = (split_sentences(document.text) for document in _texts(source, base))
     yield from (document for document in stream if document)
@@ -78,6 +78,12 @@ def stream_texts(source: Source, base: Path) -> Iterator[str]:
     for document in _texts(source, base):
         if document.text and not document.text.isspace():
             yield document.text
+
+
+def largest_file(source: TextFiles, base: Path) -> tuple[Path, int]:
+    """A source's largest file, and how many blocks of lines blank lines divide it into."""
+    path = max(expand(source.files, base), key=lambda path: remote.size_of(path) or 0)
+    return path, sum(1 for _ in _blocks(source.model_copy(update={"files": [str(path)]}), base))
 
 
 def no_text(source: Source) -> UserError:
@@ -130,7 +136,10 @@ def fingerprint(source: Source, base: Path) -> str:
 
 
 def _texts(source: Source, base: Path) -> Iterator[Document]:
-    if isinstance(source, TextFiles):
+    if isinstance(source, TextFiles) and source.layout == "paragraphs":
+        for where, lines in _blocks(source, base):
+            yield Document(where, "\n".join(lines))
+    elif isinstance(source, TextFiles):
         for path in expand(source.files, base):
             yield Document(str(path), read_text(path))
     elif isinstance(source, SquadFiles | StdlibQa):
@@ -146,19 +155,22 @@ def _articles(source: SquadFiles | StdlibQa, base: Path) -> Iterator[Document]:
         yield Document(title, "\n\n".join(dict.fromkeys(example.context for example in examples)))
 
 
-def _sentence_files(source: TextFiles, base: Path) -> Iterator[list[str]]:
-    """One sentence a line; a blank line, or the end of a file, ends a document."""
+def _blocks(source: TextFiles, base: Path) -> Iterator[tuple[str, list[str]]]:
+    """(where, lines) of the stretches of lines that blank lines, or the ends of files, separate."""
     for path in expand(source.files, base):
-        document: list[str] = []
-        for _, line in read_lines(path):
-            sentence = " ".join(line.split())
-            if sentence:
-                document.append(sentence)
-            elif document:
-                yield document
-                document = []
-        if document:
-            yield document
+        block: list[str] = []
+        for number, line in read_lines(path):
+            if line and not line.isspace():
+                block.append(line)
+            elif block:
+                yield f"{path}: line {number - len(block)}", block
+                block = []
+        if block:
+            yield f"{path}: line {number - len(block) + 1}", block
+
+
+def _collapsed(line: str) -> str:
+    return " ".join(line.split())
 
 
 def _field(record: dict[str, Any], field: str, where: str) -> str:

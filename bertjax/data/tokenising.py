@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ import numpy as np
 from bertjax.data import sources
 from bertjax.data.corpus import FILES, CorpusPart, Documents, PartedCorpus, TokenizedCorpus
 from bertjax.data.jobs import Jobs, Made, Record
+from bertjax.data.pair_statistics import LONG_DOCUMENT, cut_long_sentences
 from bertjax.data.remote import is_remote
 from bertjax.errors import UserError
 
@@ -33,29 +34,38 @@ class Reading:
     tokenizer: "Tokenizer"
     base: Path
     tell: Callable[[int], None] | None = None  # told of every document, where that is possible
+    longest: int | None = None  # sentences of more tokens are cut (`pair_statistics.cut_long_sentences`)
 
 
 @dataclass(frozen=True)
 class Tokenised:
     """Attributes:
     tokens: of each document, int64 [documents].
+    sentences: in all; cut: sentences that became pieces; most: sentences in the longest document; long: documents of
+        more than `pair_statistics.LONG_DOCUMENT` sentences.
     """
 
     corpus: Documents
     tokens: np.ndarray
     sentences: int
     parts: tuple[CorpusPart, ...] = field(default=())
+    cut: int = 0
+    most: int = 0
+    long: int = 0
 
 
-def tokenised(work: "Work", read: Read, tokenise: Tokenise) -> Tokenised:
-    """The corpus of a task. Raises UserError when a source holds no text, or all of them no token."""
+def tokenised(work: "Work", read: Read, tokenise: Tokenise, longest: int | None = None) -> Tokenised:
+    """The corpus of a task; sentences of more than `longest` tokens are cut into pieces.
+
+    Raises UserError when a source holds no text, or all of them no token.
+    """
     cut = [sources.parts(source, work.base) for source in work.task.source]
     parts = [(number, part) for number, found in enumerate(cut) for part, _ in found]
     pooled = work.workers > 1 and len(parts) > 1 and sum(size for found in cut for _, size in found) > POOL_BYTES
-    reading = Reading(read, tokenise, work.tokenizer, work.base.absolute())
+    reading = Reading(read, tokenise, work.tokenizer, work.base.absolute(), longest=longest)
     tell = work.progress("documents tokenised")
     if not pooled and not work.runner.apart:
-        reading = Reading(read, tokenise, work.tokenizer, work.base.absolute(), tell)
+        reading = replace(reading, tell=tell)
     jobs = Jobs(tokenise_part, reading, work.folder / "corpus", work.folder / "corpus-done")
     arguments = [part for _, part in parts]
     found: list[Record] = []
@@ -73,13 +83,16 @@ def tokenised(work: "Work", read: Read, tokenise: Tokenise) -> Tokenised:
     if len(filled) == 1 and not is_remote(filled[0].folder):
         corpus = filled[0].open()  # nothing to look up
     tokens = np.concatenate([record.counts for record in found if len(record.counts)])
-    return Tokenised(corpus, tokens, sum(record.facts["sentences"] for record in found), filled)
+    total = {key: sum(record.facts[key] for record in found) for key in ("sentences", "cut", "long")}
+    most = max(record.facts["most"] for record in found)
+    return Tokenised(corpus, tokens, total["sentences"], filled, total["cut"], most, total["long"])
 
 
 def tokenise_part(reading: Reading, part: Any, index: int, folder: Path) -> Made:
     """A job (`jobs.Make`): a `TokenizedCorpus` of one part. Counts: the tokens of each document that has any."""
     counts: list[int] = []
-    read, sentences = 0, 0
+    read = 0
+    facts = {"sentences": 0, "cut": 0, "most": 0, "long": 0}
 
     def documents() -> Iterator[Any]:
         nonlocal read
@@ -88,11 +101,15 @@ def tokenise_part(reading: Reading, part: Any, index: int, folder: Path) -> Made
             yield document
 
     def counted() -> Iterator[Ids]:
-        nonlocal sentences
         for document in reading.tokenise(documents(), reading.tokenizer):
             pieces = list(document)
+            facts["most"] = max(facts["most"], len(pieces))
+            facts["long"] += len(pieces) > LONG_DOCUMENT
+            if reading.longest is not None:
+                pieces, cut = cut_long_sentences(pieces, reading.longest, reading.tokenizer.is_continuation)
+                facts["cut"] += cut
             counts.append(sum(map(len, pieces)))
-            sentences += len(pieces)
+            facts["sentences"] += len(pieces)
             if reading.tell:
                 reading.tell(len(counts))
             yield pieces
@@ -101,7 +118,7 @@ def tokenise_part(reading: Reading, part: Any, index: int, folder: Path) -> Made
     first = next(stream, None)
     name = f"{index:05d}"
     if first is None:
-        return Made([], {"read": read, "sentences": 0}, np.zeros(0, np.int64))
+        return Made([], {"read": read, **facts}, np.zeros(0, np.int64))
 
     def whole() -> Iterator[Ids]:
         yield first
@@ -109,7 +126,7 @@ def tokenise_part(reading: Reading, part: Any, index: int, folder: Path) -> Made
 
     TokenizedCorpus.write(folder / name, whole(), reading.tokenizer.vocab_size)
     files = [f"{name}/{file}" for file in FILES]
-    return Made(files, {"read": read, "sentences": sentences}, np.array(counts, np.int64))
+    return Made(files, {"read": read, **facts}, np.array(counts, np.int64))
 
 
 def _part(jobs: Jobs, index: int, record: Record) -> CorpusPart:

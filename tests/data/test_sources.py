@@ -25,7 +25,7 @@ from bertjax.config.data_schema import (
     TfdsData,
 )
 from bertjax.data.records import read_records
-from bertjax.data.sources import fingerprint, read_documents
+from bertjax.data.sources import fingerprint, read_documents, read_texts
 from bertjax.errors import UserError
 
 TEXT = "# Rome\nRome is old. It is a city.\n\nMr. Smith lives there."
@@ -70,6 +70,17 @@ def test_text_sentences(tmp_path: Path) -> None:
     write(tmp_path / "b.txt", "Five")
     source = TextFiles(files=["a.txt", str(tmp_path / "b.txt")], layout="sentences")
     assert list(read_documents(source, tmp_path)) == [["One. Two.", "Three"], ["Four"], ["Five"]]
+
+
+def test_text_paragraphs(tmp_path: Path) -> None:
+    """Blank lines separate documents, lines are joined, and the splitter finds the sentences."""
+    write(tmp_path / "a.txt", "\n\nOne. Two\ngoes on.\n \n\nthree . four\r\n")
+    write(tmp_path / "b.txt", "Five")
+    source = TextFiles(files=["*.txt"], layout="paragraphs")
+    assert list(read_documents(source, tmp_path)) == [["One.", "Two goes on."], ["three .", "four"], ["Five"]]
+    assert list(read_texts(source, tmp_path)) == ["One. Two\ngoes on.", "three . four", "Five"]
+    layouts = [fingerprint(TextFiles(files=["*.txt"], layout=kind), tmp_path) for kind in ("paragraphs", "documents")]
+    assert layouts[0] != layouts[1]
 
 
 @pytest.mark.parametrize(("suffix", "opener"), [("gz", gzip.open), ("xz", lzma.open), ("bz2", bz2.open)])

@@ -1,0 +1,126 @@
+"""What sentence pairs made of a text: how much of it is in them, how many labels are random, how many masks fit."""
+
+from collections.abc import Iterator, Sequence
+from math import ceil
+from typing import Any
+
+import numpy as np
+
+from bertjax.config.data_schema import BertPairs
+
+LEAST_USED, MOST_RANDOM, LEAST_MASKED = 0.8, 0.6, 0.95  # beyond these a warning says what to do
+LONG_DOCUMENT = 1000  # sentences; a chapter has some hundred
+
+
+def cut_long_sentences(
+    sentences: Sequence[Sequence[int]], longest: int, continues: np.ndarray
+) -> tuple[list[Sequence[int]], int]:
+    """(sentences, how many were cut): those of more than `longest` tokens become pieces of half as many.
+
+    Two pieces fill a row, so that a pair has a piece on each side and loses nothing. A piece begins with a word where
+    one begins near: `continues` [V] is true of ids that continue a word.
+    """
+    if all(len(sentence) <= longest for sentence in sentences):
+        return list(sentences), 0
+    found: list[Sequence[int]] = []
+    for sentence in sentences:
+        found.extend(_pieces(sentence, longest, continues) if len(sentence) > longest else [sentence])
+    return found, sum(len(sentence) > longest for sentence in sentences)
+
+
+def _pieces(sentence: Sequence[int], longest: int, continues: np.ndarray) -> Iterator[Sequence[int]]:
+    sizes = ceil(longest / 2), longest // 2
+    start, number = 0, 0
+    while len(sentence) - start > sizes[number % 2]:
+        stop = start + sizes[number % 2]
+        most = min(stop + sizes[1] // 2, len(sentence) - 1)
+        stop = next((at for at in range(stop, most) if not continues[sentence[at]]), stop)
+        yield sentence[start:stop]
+        start, number = stop, number + 1
+    yield sentence[start:]
+
+
+def tally(rows: np.ndarray) -> dict[str, int]:
+    """Sums over unpacked rows of pairs: pairs, pairs with a random B, tokens that stand in their own text."""
+    is_b = rows["token_type_ids"] == 1
+    real = np.count_nonzero(rows["segment_ids"], axis=1)
+    in_b = np.count_nonzero(is_b, axis=1)
+    paired, random = rows["nsp_weights"][:, 0] > 0, rows["nsp_labels"][:, 0] == 1
+    own = real - in_b - 2 + np.where(paired & ~random, in_b - 1, 0)
+    return {"pairs": len(rows), "random": int(np.count_nonzero(paired & random)), "own_tokens": int(own.sum())}
+
+
+def facts(options: BertPairs, text: dict[str, Any], lengths: np.ndarray, sums: dict[str, int]) -> dict[str, Any]:
+    """Values of `Store.meta["pairs"]`.
+
+    Args:
+        text: documents, sentences and tokens of the source.
+        lengths: tokens of each pair, special ones included: int32 [pairs].
+        sums: those of `tally` over every pair that was made, which are more than `lengths` when the task has a limit.
+    """
+    wanted = np.maximum(1, np.rint(lengths * options.masked_lm_prob))
+    masked = np.minimum(wanted, options.max_predictions_per_seq)
+    all_made = len(lengths) == sums["pairs"]
+    return {
+        "sentences_per_document": text["sentences"] / text["documents"],
+        "tokens_used": sums["own_tokens"] / (text["tokens"] * options.dupe_factor) if all_made else None,
+        "random_share": sums["random"] / sums["pairs"] if options.next_sentence else None,
+        "masks_per_pair": float(masked.mean()),
+        "masks_wanted": float(wanted.mean()),
+        "pairs_capped": float((wanted > masked).mean()),
+    }
+
+
+def lines(name: str, options: BertPairs, meta: dict[str, Any]) -> Iterator[str]:
+    """What a person should know about a prepared task, then a warning for each number that is not as it should be."""
+    found = meta["pairs"]
+    used, random = found["tokens_used"], found["random_share"]
+    said = [
+        f"{_count(meta['documents'], 'document')}, {found['sentences_per_document']:,.1f} sentences each",
+        "" if used is None else f"{used:.1%} of the tokens used",
+        "" if random is None else f"{random:.1%} of the pairs random",
+        f"{found['masks_per_pair']:.1f} masks a pair ({found['pairs_capped']:.1%} capped at "
+        f"max_predictions_per_seq={options.max_predictions_per_seq})",
+    ]
+    yield f"{name}: {', '.join(filter(None, said))}"
+    for warning in _warnings(options, meta):
+        yield f"warning: {name}: {warning}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
+def _warnings(options: BertPairs, meta: dict[str, Any]) -> Iterator[str]:
+    found, length = meta["pairs"], options.sequence_length
+    used, random = found["tokens_used"], found["random_share"]
+    if long := meta["undivided"]:
+        yield (
+            f"{_count(long['documents'], 'file')} became one document each of more than {LONG_DOCUMENT:,} sentences, "
+            f"the longest of {long['longest']:,}, though blank lines divide {long['file']} into {long['blocks']:,} "
+            "blocks; if these are documents, set layout: paragraphs, or layout: sentences where each line is a sentence"
+        )
+    if options.next_sentence and meta["documents"] == 1:
+        yield (
+            "the text is one document, so a random B comes from the same one and next-sentence labels mean little; "
+            "separate the documents (layout: paragraphs or sentences for text files, else one a record), or set "
+            "next_sentence: false"
+        )
+    if random is not None and random > MOST_RANDOM:
+        yield (
+            f"{random:.1%} of the pairs have a random B, not about half: documents of "
+            f"{found['sentences_per_document']:.1f} sentences of {meta['tokens'] / meta['sentences']:.0f} tokens "
+            f"seldom fill both sides of {length} tokens; join short texts into documents, raise sequence_length, or set "
+            "next_sentence: false"
+        )
+    if used is not None and used < LEAST_USED:
+        yield (
+            f"{used:.1%} of the tokens are used: sentences of {meta['tokens'] / meta['sentences']:.0f} tokens are cut "
+            f"at {length}; raise sequence_length, or set next_sentence: false, which loses nothing"
+        )
+    if found["masks_per_pair"] < LEAST_MASKED * found["masks_wanted"]:
+        yield (
+            f"max_predictions_per_seq={options.max_predictions_per_seq} leaves {found['masks_per_pair']:.1f} of "
+            f"{found['masks_wanted']:.1f} masks a pair; set max_predictions_per_seq="
+            f"{ceil(length * options.masked_lm_prob)}"
+        )
