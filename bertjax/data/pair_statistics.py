@@ -110,7 +110,7 @@ def _warnings(options: BertPairs, meta: dict[str, Any]) -> Iterator[str]:
         yield (
             f"{random:.1%} of the pairs have a random B, not about half: documents of "
             f"{found['sentences_per_document']:.1f} sentences of {meta['tokens'] / meta['sentences']:.0f} tokens "
-            f"seldom fill both sides of {length} tokens; join short texts into documents, raise sequence_length, or set "
+            f"seldom fill both sides of {length} tokens; join short texts into documents, raise sequence_length or set "
             "next_sentence: false"
         )
     if used is not None and used < LEAST_USED:
