@@ -5,36 +5,23 @@ a dataset in its local cache is still used then. TensorFlow is never imported.
 """
 
 import contextlib
+import csv
 import os
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from bertjax.config.data_schema import HuggingFaceData, TfdsData
-from bertjax.data.files import resolve, sha256_of_files
+from bertjax.data.files import UNSUPPORTED, resolve, sha256_of_files
+from bertjax.data.record_files import BY_BUILDER, Located, by_suffix, to_python
 from bertjax.data.remote import is_remote
 from bertjax.errors import UserError
 
 READERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".txt": "text"}
 TIMEOUT = 4.0  # seconds to wait for the Hub
-
-
-def to_python(value: Any, where: str) -> Any:
-    """Bytes as str and numpy values as Python's, at any depth; UserError where bytes are not UTF-8 text."""
-    if isinstance(value, bytes):
-        try:
-            return value.decode("utf-8")
-        except UnicodeDecodeError:
-            raise UserError(f"{where}: holds bytes that are not UTF-8 text; choose a split or file with text") from None
-    if isinstance(value, dict):
-        return {key: to_python(item, where) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [to_python(item, where) for item in value]
-    if hasattr(value, "tolist"):  # numpy arrays and scalars
-        return to_python(value.tolist(), where)
-    return value
 
 
 # ---- Hugging Face ---------------------------------------------------------------------------------------------------
@@ -46,22 +33,57 @@ def _local_only(name: str | None) -> None:
         raise UserError(f"{name}: data sets are read from a disk; copy it, or mount the bucket and name that folder")
 
 
-def huggingface_records(source: HuggingFaceData, base: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(where, record) of a `save_to_disk` folder, a local file or folder of data files, or a dataset on the Hub."""
-    where = source.name
+def huggingface_records(source: HuggingFaceData, base: Path) -> Located:
+    """(where, record) of a `save_to_disk` folder, a local file or folder of data files, or a dataset on the Hub.
+
+    Local files of a format that `record_files` reads are read by it: `datasets` takes a cell "NA" for nothing, "007"
+    for 7, and a quote in a TSV file for the start of a cell.
+    """
+    files = _data_files(source, base)
+    return _rows(source, base) if files is None else chain.from_iterable(files)
+
+
+def _data_files(source: HuggingFaceData, base: Path) -> list[Located] | None:
+    """Readers of the local files of the split, where they are all that there is to know."""
+    _local_only(source.name)
+    path = resolve(source.name, base)
+    if path.is_file():
+        if (found := by_suffix(path)) is None:
+            raise UserError(f"{path}: cannot tell its format; known endings: {' '.join(READERS)}")
+        return [found]
+    if not path.is_dir() or _is_saved(path) or not any(path.iterdir()):
+        return None
+    import datasets
+
+    try:
+        builder = datasets.load_dataset_builder(str(path), source.config)
+        names = list((builder.config.data_files or {}).get(source.split) or ())
+    except Exception:  # noqa: BLE001  (`_local` meets the same error and reports it)
+        return None
+    if builder.name not in BY_BUILDER or builder.info.features is not None or not names:
+        return None
+    if any("::" in name or not Path(name).is_file() or Path(name).suffix in UNSUPPORTED for name in names):
+        return None
+    return [by_suffix(Path(name)) or BY_BUILDER[builder.name](Path(name)) for name in names]
+
+
+def _is_saved(path: Path) -> bool:
+    return (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
+
+
+def _rows(source: HuggingFaceData, base: Path) -> Located:
     rows = iter(_open_dataset(source, base))
     number = 0
     while True:
+        where = f"{source.name}: split {source.split}: row {number + 1}"
         try:
             record = next(rows, None)
         except Exception as error:  # noqa: BLE001  (reading is lazy: damage shows here, as any of many exceptions)
-            raise UserError(
-                f"{where}: row {number + 1}: unreadable ({_brief(error)}); make the dataset again"
-            ) from None
+            raise UserError(f"{where}: unreadable ({_brief(error)}); make the dataset again") from None
         if record is None:
             return
         number += 1
-        yield f"{where}: row {number}", to_python(dict(record), f"{where}: row {number}")
+        yield where, to_python(dict(record), where)
 
 
 def huggingface_fingerprint(source: HuggingFaceData, base: Path) -> str:
@@ -76,7 +98,7 @@ def huggingface_fingerprint(source: HuggingFaceData, base: Path) -> str:
 def _open_dataset(source: HuggingFaceData, base: Path) -> Any:
     _local_only(source.name)
     path = resolve(source.name, base)
-    if path.is_dir() and ((path / "dataset_dict.json").is_file() or (path / "state.json").is_file()):
+    if path.is_dir() and _is_saved(path):
         return _saved(path, source.split)
     import datasets
 
@@ -88,7 +110,10 @@ def _open_dataset(source: HuggingFaceData, base: Path) -> Any:
     reachable = _hub_reachable()
     with contextlib.nullcontext() if reachable else _offline():
         try:
-            return datasets.load_dataset(source.name, source.config, split=source.split)
+            builder = datasets.load_dataset_builder(source.name, source.config)
+            tabs = getattr(builder.config, "sep", ",") == "\t"
+            options = _csv_options(tabs) if builder.name == "csv" else {}
+            return datasets.load_dataset(source.name, source.config, split=source.split, **options)
         except Exception as error:  # noqa: BLE001  (the library raises its own, requests' and Python's errors)
             reason = _brief(error) if reachable else "the Hub is out of reach and it is not in the local cache"
             raise UserError(
@@ -119,7 +144,7 @@ def _local(path: Path, source: HuggingFaceData) -> Any:
             suffix = Path(path.stem).suffix if path.suffix in (".gz", ".xz", ".bz2") else path.suffix
             if suffix not in READERS:
                 raise UserError(f"{path}: cannot tell its format; known endings: {' '.join(READERS)}")
-            options = {"delimiter": "\t"} if suffix == ".tsv" else {}
+            options = _csv_options(suffix == ".tsv") if READERS[suffix] == "csv" else {}
             kind = READERS[suffix]
             return datasets.load_dataset(kind, data_files=str(path), split="train", streaming=True, **options)
         if not any(path.iterdir()):
@@ -129,6 +154,11 @@ def _local(path: Path, source: HuggingFaceData) -> Any:
         raise
     except Exception as error:  # noqa: BLE001
         raise UserError(f"{path}: cannot be loaded ({_brief(error)}); check its files, config and split") from None
+
+
+def _csv_options(tabs: bool) -> dict[str, Any]:
+    """Without these `datasets` takes texts such as "null", "NA" and "None" for nothing, and a quote in TSV for one."""
+    return {"keep_default_na": False} | ({"sep": "\t", "quoting": csv.QUOTE_NONE} if tabs else {})
 
 
 def _hub_reachable() -> bool:
@@ -166,7 +196,7 @@ def _offline() -> Iterator[None]:
 # ---- TensorFlow Datasets --------------------------------------------------------------------------------------------
 
 
-def tfds_records(source: TfdsData, base: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def tfds_records(source: TfdsData, base: Path) -> Located:
     """(where, record) of a prepared split, read through the builder's data source."""
     builder = _builder(source, base)
     try:
@@ -178,7 +208,7 @@ def tfds_records(source: TfdsData, base: Path) -> Iterator[tuple[str, dict[str, 
         reason = _brief(error)
         raise UserError(f"{source.name}: cannot be read ({reason}); prepare it with file_format=array_record") from None
     for number in range(len(rows)):
-        where = f"{source.name}: record {number + 1}"
+        where = f"{source.name}: split {source.split}: record {number + 1}"
         try:
             record = rows[number]
         except Exception as error:  # noqa: BLE001

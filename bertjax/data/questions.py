@@ -1,7 +1,6 @@
 """Reading extractive question answering data: official SQuAD JSON and the record form of `datasets` and TFDS."""
 
 import json
-import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,8 @@ from typing import Any
 
 from bertjax.config.data_schema import SquadFiles, StdlibQa
 from bertjax.data.files import expand, read_text
-from bertjax.data.records import Records, read_records
+from bertjax.data.record_files import check_characters
+from bertjax.data.records import Records, read_located
 from bertjax.errors import UserError
 
 QaSource = SquadFiles | StdlibQa | Records
@@ -39,17 +39,16 @@ def read_squad(source: QaSource, base: Path) -> list[Example]:
     """
     if isinstance(source, SquadFiles):
         files = expand(source.files, base)
-        examples = [example for file in files for example in _official(_load(file), str(file))]
+        examples = [example for file in files for example in _official(_load(file), f"{file}: ")]
         name = str(files[0]) + (f" and {len(files) - 1} more" if len(files) > 1 else "")
     elif isinstance(source, StdlibQa):
         from bertjax.data import stdlib_docs  # reads the standard library only when asked to
 
         name = f"stdlib_qa ({source.split})"
-        examples = list(_official(stdlib_docs.squad(source.split), name))
+        examples = list(_official(stdlib_docs.squad(source.split), f"{name}: "))
     elif isinstance(source, Records):
         name = source.name if hasattr(source, "name") else ", ".join(source.files[:3])
-        records = enumerate(read_records(source, base), 1)
-        examples = [_example(record, name, f"record {n}") for n, record in records]
+        examples = [_example(record, f"{where}: ", "") for where, record in read_located(source, base)]
     else:
         raise UserError(
             f"source: kind '{source.kind}' holds no questions; "
@@ -64,83 +63,98 @@ def _load(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(read_text(file))
     except json.JSONDecodeError as error:
-        raise UserError(f"{file}: line {error.lineno}: not JSON ({error.msg}); mend or re-download the file") from None
+        raise UserError(f"{file}: line {error.lineno}: not JSON ({error.msg}); correct or download it again") from None
+    except (ValueError, RecursionError):
+        raise UserError(f"{file}: not JSON (a number too long, or nested too deeply); write it again") from None
     if not isinstance(content, dict) or not isinstance(content.get("data"), list):
         raise UserError(f"{file}: 'data' list missing; name a SQuAD file (for one record a line use kind: jsonl)")
     return content
 
 
-def _official(content: dict[str, Any], name: str) -> Iterator[Example]:
+def _official(content: dict[str, Any], file: str) -> Iterator[Example]:
     for a, article in enumerate(content["data"]):
-        for p, paragraph in enumerate(_get(article, "paragraphs", list, name, f"data[{a}]")):
+        for p, paragraph in enumerate(_get(article, "paragraphs", list, f"{file}data[{a}]")):
             where = f"data[{a}].paragraphs[{p}]"
-            shared = {"context": _get(paragraph, "context", str, name, where), "title": article.get("title", "")}
-            for q, qa in enumerate(_get(paragraph, "qas", list, name, where)):
+            context = _get(paragraph, "context", str, f"{file}{where}")
+            shared = {"context": context, "title": article.get("title", "")}
+            for q, qa in enumerate(_get(paragraph, "qas", list, f"{file}{where}")):
                 if not isinstance(qa, dict):
-                    raise UserError(f"{name}: {where}.qas[{q}]: an object is needed; remove or mend it")
-                yield _example(shared | qa, name, f"{where}.qas[{q}]")
+                    raise UserError(f"{file}{where}.qas[{q}]: an object is needed; remove or correct it")
+                yield _example(shared | qa, file, f"{where}.qas[{q}]")
 
 
-def _example(record: dict[str, Any], name: str, where: str) -> Example:
-    """A question with everything about it checked; `where` names it until its id is known."""
-    identity = _get(record, "id", (str, int), name, where)
-    where = f"question '{identity}'"
-    context = _get(record, "context", str, name, where)
-    question = _get(record, "question", str, name, where)
+def _example(record: dict[str, Any], before: str, place: str) -> Example:
+    """A question with everything about it checked. Errors begin with `before` and, until the id is known, `place`."""
+    identity = _get(record, "id", (str, int), f"{before}{place}".removesuffix(": "))
+    where = f"{before}question '{_brief(identity)}'"
+    context = _get(record, "context", str, where)
+    question = _get(record, "question", str, where)
     if not context.strip():
-        raise UserError(f"{name}: {where}: the context is empty; remove the question")
-    answers = [_answer(text, start, context, name, where) for text, start in _pairs(record, name, where)]
+        raise UserError(f"{where}: the context is empty; remove the question")
+    answers = [_answer(text, start, context, where) for text, start in _pairs(record, where)]
     impossible = record.get("is_impossible")
+    if not isinstance(impossible, bool | None) and impossible not in (0, 1):
+        raise UserError(f"{where}: is_impossible is {_brief(impossible)}, not true or false; correct it")
     impossible = not answers if impossible is None else bool(impossible)
     if impossible == bool(answers):
         state = "true, but there are answers" if impossible else "false, but there are no answers"
-        raise UserError(f"{name}: {where}: is_impossible is {state}; mend one of the two")
+        raise UserError(f"{where}: is_impossible is {state}; correct one of the two")
+    check_characters(record, where)
     title = record.get("title")
     return Example(str(identity), question, context, answers, impossible, title if isinstance(title, str) else "")
 
 
-def _pairs(record: dict[str, Any], name: str, where: str) -> list[tuple[Any, Any]]:
-    """(text, answer_start) pairs out of a list of objects (official) or an object of lists (`datasets`, TFDS)."""
+def _pairs(record: dict[str, Any], where: str) -> list[tuple[Any, Any]]:
+    """(text, answer_start) pairs out of a list of objects (official), an object of lists (`datasets`, TFDS) or an
+    object with one text and one number."""
     answers = record.get("answers")
     if isinstance(answers, dict):
-        texts, starts = (_get(answers, key, None, name, f"{where}: answers") for key in ("text", "answer_start"))
-        texts, starts = list(texts), list(starts)  # numpy arrays from TFDS
+        texts, starts = (_get(answers, key, None, f"{where}: answers") for key in ("text", "answer_start"))
+        several = [isinstance(values, list | tuple) for values in (texts, starts)]
+        if not any(several):
+            return [(texts, starts)]
+        if not all(several):
+            one, many = ("text", "answer_start") if several[1] else ("answer_start", "text")
+            raise UserError(f"{where}: answers: '{one}' is one value and '{many}' is a list; make both lists")
         if len(texts) != len(starts):
-            raise UserError(f"{name}: {where}: {len(texts)} answer texts, {len(starts)} answer_start; mend the record")
+            raise UserError(f"{where}: {len(texts)} answer texts, {len(starts)} answer_start; correct the record")
         return list(zip(texts, starts, strict=True))
     if isinstance(answers, list):
         places = [f"{where}: answers[{n}]" for n in range(len(answers))]
         return [
-            (_get(answer, "text", None, name, place), _get(answer, "answer_start", None, name, place))
+            (_get(answer, "text", None, place), _get(answer, "answer_start", None, place))
             for answer, place in zip(answers, places, strict=True)
         ]
-    raise UserError(f"{name}: {where}: 'answers' missing or not a list; give it, empty for an unanswerable question")
+    raise UserError(f"{where}: 'answers' missing or not a list; give it, empty for an unanswerable question")
 
 
-def _answer(text: Any, start: Any, context: str, name: str, where: str) -> tuple[str, int]:
+def _answer(text: Any, start: Any, context: str, where: str) -> tuple[str, int]:
     if not isinstance(text, str) or not text.strip():
-        raise UserError(f"{name}: {where}: an answer's text is empty or not a string; remove that answer")
-    try:
-        position = operator.index(start)  # int or a numpy integer; 22.0 and "22" are mistakes
-    except TypeError:
-        raise UserError(f"{name}: {where}: answer_start {start!r} is not a whole number; mend it") from None
-    if position < 0 or position + len(text) > len(context):
+        raise UserError(f"{where}: an answer's text is empty or not a string; remove that answer")
+    if isinstance(start, bool) or not isinstance(start, int):  # 22.0, "22" and true are mistakes
+        raise UserError(f"{where}: answer_start {_brief(start)!r} is not a whole number; correct it")
+    if start < 0 or start + len(text) > len(context):
         raise UserError(
-            f"{name}: {where}: answer_start {position} with {len(text)} characters is outside the context "
-            f"({len(context)} characters); mend it (it counts characters from 0)"
+            f"{where}: answer_start {_brief(start)} with {len(text)} characters is outside the context "
+            f"({len(context)} characters); correct it (it counts characters from 0)"
         )
-    return text, position
+    return text, start
 
 
-def _get(item: Any, key: str, kind: Any, name: str, where: str) -> Any:
+def _brief(value: Any) -> Any:
+    """A value as part of one line."""
+    if isinstance(value, float):
+        return value
+    if isinstance(value, int):
+        return value if abs(value) < 10**15 else "of many digits"
+    return " ".join(str(value).split())[:60]
+
+
+def _get(item: Any, key: str, kind: Any, where: str) -> Any:
     """item[key] of the type `kind` (None: any)."""
     value = item.get(key) if isinstance(item, dict) else None
-    if value is None or (kind is not None and not isinstance(value, kind)):
+    if value is None or (kind is not None and (not isinstance(value, kind) or isinstance(value, bool))):
         problem = "missing" if value is None else f"a {type(value).__name__}"
-        raise UserError(f"{name}: {where}: '{key}' is {problem}; mend the record or remove it")
-    if isinstance(value, str):
-        try:
-            value.encode()
-        except UnicodeEncodeError:  # JSON can spell half a surrogate pair; no tokenizer takes it
-            raise UserError(f"{name}: {where}: '{key}' holds a lone surrogate, not a character; mend it") from None
+        raise UserError(f"{where}: '{key}' is {problem}; correct the record or remove it")
+    check_characters({key: value} if isinstance(value, str) else None, where)
     return value

@@ -13,7 +13,19 @@ import numpy as np
 
 from bertjax.config.data_schema import SquadFiles, StdlibQa, Task, TextToText
 from bertjax.data import records
-from bertjax.data.prompts import GLUE, Make, Record, TextExample, answer_texts, get, prompt_of, text_of
+from bertjax.data.official_files import named_fields, official_records
+from bertjax.data.prompts import (
+    GLUE,
+    Make,
+    Record,
+    TextExample,
+    answer_texts,
+    get,
+    id_of,
+    prompt_of,
+    shown,
+    text_of,
+)
 from bertjax.data.questions import read_squad
 from bertjax.errors import UserError
 
@@ -36,16 +48,18 @@ def read_examples(task: Task, base: Path, *, training: bool = False) -> Iterator
     """
     options: TextToText = task.preprocess
     make = template_of(options) if options.prompt is None else _relabelled(prompt_of(options), options)
-    found = chain.from_iterable(_records(source, base) for source in task.source)
+    found = official_records(options.prompt or "", chain.from_iterable(_records(each, base) for each in task.source))
     for where, record in islice(found, task.limit):
         try:
-            made = make(_renamed(record, options.fields))
+            made = make(named_fields(options.prompt or "", _renamed(record, options.fields), training))
             for example in made:
                 f"{example.inputs}{example.targets}".encode()
         except UserError as error:
             raise UserError(f"{where}: {error}") from None
         except UnicodeEncodeError:  # JSON can spell half a surrogate pair; no tokenizer takes it
-            raise UserError(f"{where}: holds a lone surrogate, not a character; mend the record") from None
+            raise UserError(f"{where}: holds a lone surrogate, not a character; correct the record") from None
+        except RecursionError:
+            raise UserError(f"{where}: nested too deeply; correct the record") from None
         if not training:
             made = made[:1]
         elif options.prompt in RIGHT_ONLY:
@@ -85,11 +99,11 @@ def _relabelled(make: Make, options: TextToText) -> Make:
 def _label(value: Any, options: TextToText) -> str:
     labels = options.labels or {}
     names = {str(n): name for n, name in enumerate(labels)} if isinstance(labels, list) else labels
-    for key in (str(value), str(value).lower()):  # YAML spells truth values in small letters
+    for key in (shown(value), shown(value).lower()):  # YAML spells truth values in small letters
         if key in names:
             return names[key]
     known = ", ".join(names)[:100]
-    raise UserError(f"label '{str(value)[:40]}' is not in 'labels', which has: {known}; add it there")
+    raise UserError(f"label '{shown(value)[:40]}' is not in 'labels', which has: {known}; add it there")
 
 
 # ---- templates ------------------------------------------------------------------------------------------------------
@@ -141,7 +155,7 @@ def template_of(options: TextToText) -> Make:
         answers = [answer_texts(get(record, field)) for field in targets.fields]
         if classes is not None:
             answers[0] = [_label(value, options) for value in answers[0]]
-        extra: dict[str, Any] = {"id": record["id"]} if "id" in record else {}
+        extra: dict[str, Any] = id_of(record) if "id" in record else {}
         if classes is not None and answers[0]:
             extra["label"] = classes.index(answers[0][0])
         asked = inputs.fill([text_of(record, field) for field in inputs.fields])

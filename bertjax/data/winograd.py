@@ -36,7 +36,9 @@ def wsc(record: Record) -> list[TextExample]:
     blanked = _SPECIAL.get(text)
     if blanked is None:
         words, place = text.split(" "), text_of(record, "span2_index")
-        index = int(place) if place.isdecimal() else 0  # the reference takes no pronoun that is the first word
+        index = (
+            int(place) if place.isdecimal() and len(place) < 10 else 0
+        )  # the reference takes no pronoun that is the first word
         if not 0 < index < len(words) or words[index] != pronoun:
             raise UserError(f"span2_text '{pronoun[:40]}' is not word {place[:10]} of the text; mend the record")
         blanked = " ".join([*words[:index], "X", *words[index + 1 :]])

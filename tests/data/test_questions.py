@@ -11,6 +11,7 @@ import pytest
 from bertjax.config.data_schema import HuggingFaceData, JsonLines, SquadFiles, StdlibQa, TextFiles, TfdsData
 from bertjax.data import questions
 from bertjax.data.questions import Example, read_squad
+from bertjax.data.record_files import to_python
 from bertjax.errors import UserError
 
 CONTEXT = "The wall was built in 1870."
@@ -60,8 +61,9 @@ HUB, TFDS = HuggingFaceData(kind="huggingface", name="squad"), TfdsData(kind="tf
 def test_records(monkeypatch, tmp_path, source):
     empty = RECORD | {"id": "q2", "answers": {"text": [], "answer_start": []}, "is_impossible": np.bool_(True)}
     asked = []
-    read = lambda *arguments: asked.append(arguments) or iter([*RECORDS, empty])  # noqa: E731
-    monkeypatch.setattr(questions, "read_records", read)
+    records = [to_python(record, "") for record in [*RECORDS, empty]]  # as both readers give them
+    read = lambda *arguments: asked.append(arguments) or (("row", record) for record in records)  # noqa: E731
+    monkeypatch.setattr(questions, "read_located", read)
     found = read_squad(source, tmp_path)
     assert asked == [(source, tmp_path)]
     assert found == [EXPECTED] * 3 + [Example("q2", "When?", CONTEXT, [], True, "Wall")]
