@@ -29,3 +29,11 @@ class StoppedSafely(BertjaxError):
     """Interrupted after saving: running the same command again continues the run."""
 
     exit_code = 75
+
+
+def printable(message: str) -> str:
+    """A message on one line that quotes what others wrote: line ends, control characters and halves of surrogate pairs
+    are escaped."""
+    if message.isprintable():
+        return message
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in message)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from bertjax.data.record_files import Located
-from bertjax.errors import UserError
+from bertjax.errors import UserError, printable
 
 Record = dict[str, Any]
 
@@ -40,7 +40,7 @@ def _expanded(expand: Callable[[Record], Iterator[tuple[str, Record]]], located:
             for place, each in expand(record):
                 yield f"{where}: {place}", each
         except UserError as error:
-            raise UserError(f"{where}: {error}") from None
+            raise UserError(printable(f"{where}: {error}")) from None
 
 
 def named_fields(prompt: str, record: Record, training: bool) -> Record:

@@ -13,7 +13,7 @@ from bertjax.data.jobs import Shuffle
 from bertjax.data.sources import largest_file, stream_documents
 from bertjax.data.tokenising import Tokenised, tokenised
 from bertjax.data.work import Work
-from bertjax.errors import UserError
+from bertjax.errors import UserError, printable
 
 if TYPE_CHECKING:
     from bertjax.data.tokenizers import Tokenizer
@@ -124,7 +124,10 @@ def plan_qa(work: Work, masker: None) -> Plan:
 
 def plan_classify(work: Work, masker: None) -> Plan:
     options: Classify = work.task.preprocess
-    labels, kind, count, classes = _survey(work)
+    try:
+        labels, kind, count, classes = _survey(work)
+    except UserError as error:
+        raise UserError(printable(str(error))) from None
     dtype = ex.row_dtype(options.sequence_length, cls_positions="i4", labels=kind, label_weights="f4")
     ids = None if labels is None else {name: n for n, name in enumerate(labels)}
     records = (record for _, record in _records(work))

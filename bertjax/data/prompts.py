@@ -5,7 +5,6 @@ to the character. Every function is pure: a record (a dict with the fields of TF
 something is a UserError that says what; who reads it adds where it stands.
 """
 
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,11 +13,10 @@ from typing import Any
 import numpy as np
 
 from bertjax.config.data_schema import TextToText
+from bertjax.data.record_values import Record, get, id_of, is_text, kind_of, text_of, written
 from bertjax.errors import UserError
 
-_LARGE = 10**300  # numbers beyond it are no numbers of anything
 UNKNOWN = "<unk>"  # the target where a label is hidden
-Record = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,62 +39,6 @@ class TextExample:
 
 
 Make = Callable[[Record], list[TextExample]]
-
-
-def get(record: Record, name: str) -> Any:
-    """A field; 'a/b' is field b inside of a. Raises UserError naming the field and those there are."""
-    if name in record:
-        return record[name]
-    value: Any = record
-    for part in name.split("/"):
-        if not isinstance(value, Mapping) or part not in value:
-            there = ", ".join(map(shown, record))[:150]
-            raise UserError(
-                f"no field '{name}'; there are: {there or '(none)'}; name the right one: preprocess.fields.{name}=FIELD"
-            )
-        value = value[part]
-    return value
-
-
-def text_of(record: Record, name: str) -> str:
-    """A field as text: numbers written out, lists of texts joined by spaces."""
-    value = get(record, name)
-    if isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
-        return " ".join(value)
-    if is_text(value):
-        return str(value)
-    raise UserError(f"field '{name}' holds {_kind(value)}, not text; name another one: preprocess.fields.{name}=FIELD")
-
-
-def is_text(value: Any) -> bool:
-    """A text, or a number that can be written out."""
-    if isinstance(value, int):
-        return -_LARGE < value < _LARGE
-    return isinstance(value, str) or (isinstance(value, float) and math.isfinite(value))
-
-
-def shown(value: Any) -> str:
-    """Any value as part of a message: numbers of thousands of digits cannot be written out."""
-    if isinstance(value, int) and not -_LARGE < value < _LARGE:
-        return "of many digits"
-    try:
-        return " ".join(str(value).split())
-    except ValueError:  # such a number inside of a list
-        return f"a {type(value).__name__}"
-
-
-def _kind(value: Any) -> str:
-    if value is None:
-        return "nothing (null)"
-    return f"the number {shown(value)}" if isinstance(value, int | float) else f"a {type(value).__name__}"
-
-
-def id_of(record: Record) -> dict[str, Any]:
-    found = record.get("id", record.get("idx"))
-    inside = list(found.values()) if isinstance(found, Mapping) else [found]
-    if not all(item is None or is_text(item) for item in inside):
-        raise UserError("'id' (or 'idx') holds something that is no text and no number; correct or remove it")
-    return {} if found is None else {"id": found}
 
 
 # ---- GLUE and SuperGLUE ---------------------------------------------------------------------------------------------
@@ -133,7 +75,7 @@ def class_id(value: Any, classes: tuple[str, ...]) -> int:
     """
     if value is None or value == "":
         return -1
-    name = shown(value)
+    name = written(value)
     folded = [known.casefold() for known in classes]
     if name.casefold() in folded:
         return folded.index(name.casefold())
@@ -184,10 +126,10 @@ def stsb(record: Record) -> list[TextExample]:
     try:
         rating = float(-1.0 if value in (None, "") else value)
     except (TypeError, ValueError, OverflowError):
-        raise UserError(f"label '{shown(value)[:40]}' is not a number; name the rating's field in 'fields'") from None
+        raise UserError(f"label '{written(value)[:40]}' is not a number; name the rating's field in 'fields'") from None
     if not abs(rating) < 1e6:  # NaN too
         raise UserError(
-            f"label '{shown(value)[:40]}' is no rating between 0 and 5; name the rating's field in 'fields'"
+            f"label '{written(value)[:40]}' is no rating between 0 and 5; name the rating's field in 'fields'"
         )
     targets = f"{np.rint(np.float32(rating) * np.float32(5)) / np.float32(5):.1f}"
     return [TextExample(inputs, targets, (targets,), id_of(record) | {"label": rating})]
@@ -229,7 +171,7 @@ def answer_texts(value: Any) -> list[str]:
         return [text for item in value for text in answer_texts(item)]
     if is_text(value):
         return [str(value)]
-    raise UserError(f"an answer is {_kind(value)}, not text; name another field under 'fields'")
+    raise UserError(f"an answer is {kind_of(value)}, not text; name another field under 'fields'")
 
 
 def squad(record: Record, context: bool = True) -> list[TextExample]:

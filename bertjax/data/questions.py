@@ -10,7 +10,7 @@ from bertjax.config.data_schema import SquadFiles, StdlibQa
 from bertjax.data.files import expand, read_text
 from bertjax.data.record_files import check_characters
 from bertjax.data.records import Records, read_located
-from bertjax.errors import UserError
+from bertjax.errors import UserError, printable
 
 QaSource = SquadFiles | StdlibQa | Records
 
@@ -147,7 +147,7 @@ def _brief(value: Any) -> Any:
         return value
     if isinstance(value, int):
         return value if abs(value) < 10**15 else "of many digits"
-    return " ".join(str(value).split())[:60]
+    return printable(str(value)[:60])
 
 
 def _get(item: Any, key: str, kind: Any, where: str) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 
 from bertjax.data import remote
 from bertjax.data.files import read_lines, read_text
-from bertjax.errors import UserError
+from bertjax.errors import UserError, printable
 
 Located = Iterator[tuple[str, dict[str, Any]]]
 
@@ -48,8 +48,9 @@ def check_characters(record: Any, where: str) -> None:
     except RecursionError:
         raise UserError(f"{where}: nested too deeply; correct the record") from None
     if field is not None:
-        name = field.encode("ascii", "backslashreplace").decode()[:60]
-        raise UserError(f"{where}: '{name}' holds a lone surrogate, not a character; correct or remove it")
+        raise UserError(
+            f"{where}: '{printable(field)[:60]}' holds a lone surrogate, not a character; correct or remove it"
+        )
 
 
 def _surrogate(value: Any) -> str | None:
@@ -156,9 +157,11 @@ def _named(path: Path, rows: Iterator[tuple[int, list[str]]], names: Sequence[st
         if names is None:
             names = cells
             if twice := sorted({name for name in names if names.count(name) > 1}):
-                raise UserError(f"{where}: two columns are called '{twice[0]}'; name all of them with 'fields'")
+                raise UserError(
+                    f"{where}: two columns are called '{printable(twice[0])[:60]}'; name all of them with 'fields'"
+                )
         elif len(cells) != len(names):
-            shown = ", ".join(names)[:100]
+            shown = printable(", ".join(names)[:100])
             raise UserError(f"{where}: {len(cells)} columns, not the {len(names)} named ({shown}); correct the line")
         else:
             yield where, dict(zip(names, cells, strict=True))
@@ -191,6 +194,7 @@ def parquet_rows(path: Path, field: str | None = None) -> Located:
 
 def missing(where: str, field: str, names: list[str]) -> str:
     shown = ", ".join(names[:12])[:120] + (", ..." if len(names) > 12 else "")
+    shown = printable(shown)
     return f"{where}: no field '{field}'; the fields are: {shown or '(none)'}; set text_field to one of them"
 
 

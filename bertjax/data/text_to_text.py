@@ -14,20 +14,10 @@ import numpy as np
 from bertjax.config.data_schema import SquadFiles, StdlibQa, Task, TextToText
 from bertjax.data import records
 from bertjax.data.official_files import named_fields, official_records
-from bertjax.data.prompts import (
-    GLUE,
-    Make,
-    Record,
-    TextExample,
-    answer_texts,
-    get,
-    id_of,
-    prompt_of,
-    shown,
-    text_of,
-)
+from bertjax.data.prompts import GLUE, Make, TextExample, answer_texts, prompt_of
 from bertjax.data.questions import read_squad
-from bertjax.errors import UserError
+from bertjax.data.record_values import Record, get, id_of, text_of, written
+from bertjax.errors import UserError, printable
 
 if TYPE_CHECKING:
     from bertjax.data.sentencepieces import SentencePieceTokenizer
@@ -55,7 +45,7 @@ def read_examples(task: Task, base: Path, *, training: bool = False) -> Iterator
             for example in made:
                 f"{example.inputs}{example.targets}".encode()
         except UserError as error:
-            raise UserError(f"{where}: {error}") from None
+            raise UserError(printable(f"{where}: {error}")) from None
         except UnicodeEncodeError:  # JSON can spell half a surrogate pair; no tokenizer takes it
             raise UserError(f"{where}: holds a lone surrogate, not a character; correct the record") from None
         except RecursionError:
@@ -99,11 +89,11 @@ def _relabelled(make: Make, options: TextToText) -> Make:
 def _label(value: Any, options: TextToText) -> str:
     labels = options.labels or {}
     names = {str(n): name for n, name in enumerate(labels)} if isinstance(labels, list) else labels
-    for key in (shown(value), shown(value).lower()):  # YAML spells truth values in small letters
+    for key in (written(value), written(value).lower()):  # YAML spells truth values in small letters
         if key in names:
             return names[key]
     known = ", ".join(names)[:100]
-    raise UserError(f"label '{shown(value)[:40]}' is not in 'labels', which has: {known}; add it there")
+    raise UserError(f"label '{written(value)[:40]}' is not in 'labels', which has: {known}; add it there")
 
 
 # ---- templates ------------------------------------------------------------------------------------------------------

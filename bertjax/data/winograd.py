@@ -8,7 +8,8 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from bertjax.data.prompts import Record, TextExample, answer_texts, class_id, get, id_of, text_of
+from bertjax.data.prompts import TextExample, answer_texts, class_id
+from bertjax.data.record_values import Record, get, id_of, text_of
 from bertjax.errors import UserError
 
 _LABELS = ("False", "True")
@@ -36,11 +37,10 @@ def wsc(record: Record) -> list[TextExample]:
     blanked = _SPECIAL.get(text)
     if blanked is None:
         words, place = text.split(" "), text_of(record, "span2_index")
-        index = (
-            int(place) if place.isdecimal() and len(place) < 10 else 0
-        )  # the reference takes no pronoun that is the first word
+        # The reference takes no pronoun that is the first word.
+        index = int(place) if place.isdecimal() and len(place) < 10 else 0
         if not 0 < index < len(words) or words[index] != pronoun:
-            raise UserError(f"span2_text '{pronoun[:40]}' is not word {place[:10]} of the text; mend the record")
+            raise UserError(f"span2_text '{pronoun[:40]}' is not word {place[:10]} of the text; correct the record")
         blanked = " ".join([*words[:index], "X", *words[index + 1 :]])
     return _example(blanked.replace(" X ", f" *{pronoun}* "), text_of(record, "span1_text"), record, _LABELS)
 

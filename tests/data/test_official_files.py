@@ -28,7 +28,7 @@ RECORD = {
     "source": "Daily mail", "idx": 3,
     "passage": {
         "text": "Ada met Bob.\n@highlight\nAda left Rome",
-        "entities": [{"start": 8, "end": 10}, {"start": 0, "end": 2}, {"start": 24, "end": 26}, {"start": 33, "end": 36}],
+        "entities": [{"start": start, "end": end} for start, end in ((8, 10), (0, 2), (24, 26), (33, 36))],
     },
     "qas": [
         {"query": "@placeholder left.", "idx": 11,
@@ -142,7 +142,8 @@ GLUE = {  # prompt: header and a row as published, the example
         "sentence2_parse\tsentence1\tsentence2\tlabel1\tgold_label\n0\t1\t1n\tg\t(\t(\t(\t(\tp\th\tneutral\tneutral\n",
         ("mnli hypothesis: h premise: p", "neutral"),
     ),
-    "glue_qnli": ("index\tquestion\tsentence\tlabel\n0\tq\ts\tentailment\n", ("qnli question: q sentence: s", "entailment")),
+    "glue_qnli": ("index\tquestion\tsentence\tlabel\n0\tq\ts\tentailment\n",
+                  ("qnli question: q sentence: s", "entailment")),
     "glue_rte": ("index\tsentence1\tsentence2\tlabel\n0\ta\tb\tnot_entailment\n",
                  ("rte sentence1: a sentence2: b", "not_entailment")),
     "glue_ax": ("index\tsentence1\tsentence2\n0\tp\th\n", ("mnli hypothesis: h premise: p", "<unk>")),
@@ -193,7 +194,7 @@ BROKEN = [
 def test_broken_passages(tmp_path: Path, prompt: str, record: dict, says: str) -> None:
     with pytest.raises(UserError) as caught:
         examples(tmp_path, prompt, record)
-    assert f"val.jsonl: line 1: {says}" in str(caught.value).replace("passage: an entity: ", "")
+    assert "val.jsonl: line 1: " in str(caught.value) and says in str(caught.value)
 
 
 def test_real_tables(shared_data) -> None:

@@ -160,7 +160,7 @@ def test_sources_are_read_one_after_another_and_the_limit_counts_records(tmp_pat
     [
         ('{"q": "Q"}', "data.jsonl: line 2: no field 'a'; there are: q"),
         ('{"q": null, "a": "A"}', "data.jsonl: line 2: field 'q' holds nothing"),
-        ('{"q": "\\ud800", "a": "A"}', "data.jsonl: line 2: holds a lone surrogate"),
+        ('{"q": "\\ud800", "a": "A"}', "data.jsonl: line 2: 'q' holds a lone surrogate"),
     ],
 )
 def test_a_bad_record_is_named(tmp_path: Path, record: str, says: str):
