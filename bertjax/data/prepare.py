@@ -82,6 +82,7 @@ def prepare(
     start = time.monotonic()
     with workplace(folder, runner.apart) as at:
         if store := _cached(folder, fingerprint, lambda line: None):  # another process was faster
+            _tell(task, name, store, report)
             return store
         work = Work(task, name, tokenizer, seed, base, at.folder, workers, labels, report, runner)
         writer = partial(
