@@ -32,9 +32,7 @@ def text_of(record: Record, name: str) -> str:
         return " ".join(value)
     if is_text(value):
         return str(value)
-    raise UserError(
-        f"field '{name}' holds {kind_of(value)}, not text; give another: preprocess.fields.{name}=FIELD"
-    )
+    raise UserError(f"field '{name}' holds {kind_of(value)}, not text; give another: preprocess.fields.{name}=FIELD")
 
 
 def is_text(value: Any) -> bool:
