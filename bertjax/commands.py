@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bertjax.config.locations import local_path
 from bertjax.errors import UserError
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def _use_device(arguments: argparse.Namespace) -> None:
 def _load(arguments: argparse.Namespace) -> "Config":
     from bertjax.config.load import load
 
-    return load(arguments.config, arguments.overrides)
+    return load(local_path(arguments.config), arguments.overrides)
 
 
 def _show(result: Any) -> int:
@@ -104,7 +105,7 @@ def answer(arguments: argparse.Namespace) -> int:
     if context is None:
         from bertjax.config.strict_yaml import read_text
 
-        context = read_text(Path(arguments.context_file), 10_000_000)
+        context = read_text(local_path(arguments.context_file), 10_000_000)
     from bertjax.evaluation import probes
 
     asked = (arguments.question, context, arguments.n_best, arguments.null_threshold, arguments.min_probability)
@@ -141,7 +142,7 @@ def _texts(arguments: argparse.Namespace) -> list[str]:
     if arguments.file:
         from bertjax.config.strict_yaml import read_text
 
-        content = read_text(Path(arguments.file), 100_000_000)
+        content = read_text(local_path(arguments.file), 100_000_000)
     else:
         try:
             content = sys.stdin.buffer.read().decode("utf-8")
@@ -277,9 +278,10 @@ def doctor(arguments: argparse.Namespace) -> int:
 
 
 def _existing(path: str) -> Path:
+    found = local_path(path)
     try:
-        if Path(path).expanduser().exists():
-            return Path(path).expanduser()
+        if found.exists():
+            return found
     except (OSError, ValueError):  # a name too long, or one with a NUL in it
         pass
     raise UserError(f"{path[:200]!a}: no such file or folder")
@@ -289,7 +291,7 @@ def _output(path: str | None) -> Path | None:
     """A file to write, in a folder that is there: found out before the work, not after it."""
     if path is None:
         return None
-    out = Path(path).expanduser()
+    out = local_path(path)
     _existing(str(out.parent))
     if out.is_dir():
         raise UserError(f"{path[:200]!a}: is a folder; name a file")
@@ -297,7 +299,7 @@ def _output(path: str | None) -> Path | None:
 
 
 def _new(path: str) -> Path:
-    out = Path(path).expanduser()
+    out = local_path(path)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{path[:200]!a}: is there already; name a new folder")
     return out

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, Union
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from bertjax.config.sections import NonNegative, Positive, Probability, Section, tagged
+from bertjax.config.sections import AnyPath, LocalPath, NonNegative, Positive, Probability, Section, tagged
 
 
 class TextFiles(Section):
@@ -14,13 +14,13 @@ class TextFiles(Section):
     """
 
     kind: Literal["text"] = "text"
-    files: list[str] = Field(min_length=1)  # paths or globs; .gz, .xz and .bz2 are read as they are
+    files: list[AnyPath] = Field(min_length=1)  # paths or globs; .gz, .xz and .bz2 are read as they are
     layout: Literal["sentences", "paragraphs", "documents"] = "documents"
 
 
 class JsonLines(Section):
     kind: Literal["jsonl"] = "jsonl"
-    files: list[str] = Field(min_length=1)
+    files: list[AnyPath] = Field(min_length=1)
     text_field: str = "text"
 
 
@@ -28,7 +28,7 @@ class Json(Section):
     """JSON files that hold one list of objects."""
 
     kind: Literal["json"] = "json"
-    files: list[str] = Field(min_length=1)
+    files: list[AnyPath] = Field(min_length=1)
     text_field: str = "text"
 
 
@@ -36,7 +36,7 @@ class Tsv(Section):
     """Tab-separated values, a record a line; quotes are ordinary characters, as in the GLUE files."""
 
     kind: Literal["tsv"] = "tsv"
-    files: list[str] = Field(min_length=1)
+    files: list[AnyPath] = Field(min_length=1)
     fields: list[str] | None = None  # names of the columns; default: the first line's
     skip_lines: NonNegative = 0  # a header to pass over when `fields` are given
     text_field: str = "text"
@@ -44,7 +44,7 @@ class Tsv(Section):
 
 class Parquet(Section):
     kind: Literal["parquet"] = "parquet"
-    files: list[str] = Field(min_length=1)
+    files: list[AnyPath] = Field(min_length=1)
     text_field: str = "text"
 
 
@@ -52,7 +52,7 @@ class HuggingFaceData(Section):
     """A folder made by `Dataset.save_to_disk`, a local dataset folder, or a name on the Hugging Face Hub."""
 
     kind: Literal["huggingface"] = "huggingface"
-    name: str
+    name: LocalPath
     config: str | None = None
     split: str = "train"
     text_field: str = "text"
@@ -64,7 +64,7 @@ class TfdsData(Section):
     kind: Literal["tfds"] = "tfds"
     name: str
     split: str = "train"
-    data_dir: str | None = None
+    data_dir: LocalPath | None = None
     text_field: str = "text"
 
 
@@ -79,7 +79,7 @@ class SquadFiles(Section):
     """The official SQuAD JSON (v1.1 or v2.0), plain or compressed."""
 
     kind: Literal["squad"] = "squad"
-    files: list[str] = Field(min_length=1)
+    files: list[AnyPath] = Field(min_length=1)
 
 
 class StdlibQa(Section):
@@ -285,7 +285,7 @@ class TokenizerConfig(Section):
     """WordPiece. Loaded from `path` (vocab.txt, tokenizer.json, a Hugging Face folder) or trained on `train_on`."""
 
     kind: Literal["wordpiece"] = "wordpiece"
-    path: str | None = None
+    path: AnyPath | None = None
     lowercase: bool = True
     vocab_size: Positive | None = None  # when trained; default: model.vocab_size
     min_frequency: Positive = 2
@@ -296,7 +296,7 @@ class SentencePieceConfig(Section):
     """SentencePiece unigram, T5's sentinels: loaded from `path` (spiece.model, tokenizer.json, folder) or trained."""
 
     kind: Literal["sentencepiece"] = "sentencepiece"
-    path: str | None = None
+    path: AnyPath | None = None
     extra_ids: NonNegative = 100  # sentinels behind the pieces; <extra_id_0> is the last id
     vocab_size: Positive | None = None  # when trained, sentinels included; default: model.vocab_size
     character_coverage: Annotated[float, Field(gt=0, le=1)] = 0.9995

@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from bertjax.config import merge, strict_yaml, t5_sizes
+from bertjax.config.locations import location_problem
 from bertjax.config.problems import describe, find, masked, report
 from bertjax.config.schema import BertConfig, Config
 from bertjax.config.strict_yaml import Node, located, plain
@@ -99,6 +100,9 @@ def _fill_sizes(tree: Node, problems: list[str]) -> None:
     head = f"{source.where}: model.config_from"
     if not isinstance(source.value, str):
         problems.append(f"{head}: must be the path of a folder (got {json.dumps(plain(source))[:60]})")
+        return
+    if problem := location_problem(source.value, remote=False):
+        problems.append(f"{head}: {problem}")
         return
     try:
         sizes = resolve_sizes(source.value)

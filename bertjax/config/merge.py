@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from bertjax.config import strict_yaml
+from bertjax.config.locations import location_problem
 from bertjax.config.places import bare, inside, members, nearest
 from bertjax.config.schema import Config
 from bertjax.config.strict_yaml import Node, plain
@@ -24,6 +25,8 @@ def read_chain(path: Path, problems: list[str], seen: tuple[Path, ...] = ()) -> 
         return node
     if not isinstance(extends.value, str) or not extends.value.isprintable():
         raise UserError(f"{extends.where}: extends: expected the path of a file")
+    if problem := location_problem(extends.value, remote=False):
+        raise UserError(f"{extends.where}: extends: {problem}")
     parent = path.parent / Path(extends.value).expanduser()
     seen = (*seen, path.resolve())
     if parent.resolve() in seen:

@@ -4,14 +4,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeAlias
 
 from pydantic import Field, model_validator
 
-from bertjax.config.sections import NonNegative, Positive, Probability, Section, tagged
+from bertjax.config.sections import LocalPath, NonNegative, Positive, Probability, Section, tagged
 
 
 class BertConfig(Section):
     """An encoder. Fields as in Hugging Face BertConfig; `distilbert` has no segment embeddings and no pooler."""
 
     family: Literal["bert", "distilbert"] = "bert"
-    config_from: str | None = None  # a Hugging Face folder or a bertjax checkpoint whose sizes fill the fields below
+    config_from: LocalPath | None = (
+        None  # a Hugging Face folder or bertjax checkpoint whose sizes fill the fields below
+    )
     vocab_size: Positive = 30522
     hidden_size: Positive = 768
     num_hidden_layers: Positive = 12
@@ -42,7 +44,9 @@ class T5Config(Section):
 
     family: Literal["t5"] = "t5"
     architecture: Literal["encoder_decoder", "decoder_only"] = "encoder_decoder"
-    config_from: str | None = None  # a Hugging Face folder or a bertjax checkpoint whose sizes fill the fields below
+    config_from: LocalPath | None = (
+        None  # a Hugging Face folder or bertjax checkpoint whose sizes fill the fields below
+    )
     vocab_size: Positive = 32128
     d_model: Positive = 512
     d_kv: Positive = 64

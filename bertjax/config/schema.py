@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from bertjax.config.data_schema import Data, Mixture, Task, Tokenizer, TokenizerConfig
 from bertjax.config.evaluation_schema import Evaluation
 from bertjax.config.model_schema import BertConfig, Model
-from bertjax.config.sections import Name, NonNegative, Positive, Section
+from bertjax.config.sections import AnyPath, LocalPath, Name, NonNegative, Positive, Section
 from bertjax.config.training_schema import Adam, MlmNsp, Objective, Optimizer, Trainable, trainable_kind
 
 # ---- stages, mesh, run ----------------------------------------------------------------------------------------------
@@ -29,7 +29,7 @@ class Stage(Section):
     grad_accum: Positive = 1  # micro-batches a step; the numbers do not change
     optimizer: Optimizer = Adam()
     trainable: Annotated[Trainable, BeforeValidator(trainable_kind)] = Trainable()
-    init_from: str | None = None  # scratch | previous | a checkpoint or run folder | a Hugging Face folder
+    init_from: LocalPath | None = None  # scratch | previous | a checkpoint or run folder | a Hugging Face folder
     evaluate: list[Evaluation] = []
 
     @model_validator(mode="after")
@@ -105,7 +105,7 @@ class Profile(Section):
 
 class Run(Section):
     name: Name = "run"
-    root: str = "runs"
+    root: LocalPath = "runs"
     seed: NonNegative = 0
     compute_dtype: Literal["auto", "bfloat16", "float32"] = "auto"  # auto: bfloat16 where the chip multiplies it fast
     attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"
@@ -117,10 +117,10 @@ class Run(Section):
     log_every: Positive = 10
     checkpoint: CheckpointPolicy = CheckpointPolicy()
     prefetch: Positive = 4  # batches prepared ahead
-    prepared: str | None = None  # where prepared data are kept, a folder or gs://...; default: <root>/prepared
+    prepared: AnyPath | None = None  # where prepared data are kept, a folder or gs://...; default: <root>/prepared
     prepare_workers: Positive | None = None  # default: the machine's cores
     max_bad_steps: Positive = 3  # non-finite steps in a row (each skipped) before the run stops with exit code 3
-    compile_cache: str | None = "~/.cache/bertjax/xla"
+    compile_cache: AnyPath | None = "~/.cache/bertjax/xla"
     watchdog: Watchdog | None = Watchdog()
     profile: Profile | None = None  # SIGUSR1 asks for a trace too
     tensorboard: bool = True

@@ -2,13 +2,28 @@
 
 from typing import Annotated, Any, Union
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
+
+from bertjax.config.locations import location_problem
 
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
 FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+
+
+def _reaching(remote: bool) -> AfterValidator:
+    def check(path: str) -> str:
+        if problem := location_problem(path, remote=remote):
+            raise ValueError(problem)
+        return path
+
+    return AfterValidator(check)
+
+
+LocalPath = Annotated[str, _reaching(remote=False)]
+AnyPath = Annotated[str, _reaching(remote=True)]  # local, or in an object store
 
 
 class Section(BaseModel):

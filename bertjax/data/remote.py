@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
+from bertjax.config.locations import local_path, location_problem
 from bertjax.errors import BertjaxError, StorageError, UserError
 
 SCHEMES = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs"}  # and the package that knows each
@@ -38,12 +39,10 @@ def is_remote(path: Path | str) -> bool:
 
 def place(name: Path | str) -> Path:
     """`name` as a path: a local one, or an epath that is used like one. UserError for a scheme that nothing reads."""
+    if problem := location_problem(str(name), remote=True):
+        raise UserError(problem)
     if not is_remote(name):
         return Path(name).expanduser()
-    scheme = str(name).split("://")[0]
-    if scheme not in SCHEMES:
-        known = ", ".join(f"{known}://" for known in SCHEMES)
-        raise UserError(f"{name}: '{scheme}://' is not known; use a local path or one of {known}")
     from etils import epath
 
     return epath.Path(str(name))  # type: ignore[return-value]
@@ -159,7 +158,7 @@ def at_once(function: Callable[[Any], T], items: Iterable[Any]) -> list[T]:
 
 def staging() -> Path:
     """The folder that holds local copies of remote files; only its owner may read it."""
-    folder = Path(os.environ.get(STAGING) or "~/.cache/bertjax/staged").expanduser()
+    folder = local_path(os.environ.get(STAGING) or "~/.cache/bertjax/staged")
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:

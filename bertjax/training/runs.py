@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from bertjax.config.locations import local_path
 from bertjax.errors import UserError
 
 
@@ -23,7 +24,7 @@ def find(path: str | Path, *, stage: str | None = None, step: int | None = None)
 
     Raises UserError when there is no checkpoint.
     """
-    path = Path(path).expanduser()
+    path = local_path(path)
     if not path.is_dir():
         raise UserError(f"{path}: no such folder; give a run folder, a stage's checkpoint folder or one of its steps")
     if path.name.isdigit() and path.parent.parent.name == "checkpoints":
