@@ -22,14 +22,25 @@ if TYPE_CHECKING:
 _PLATFORMS = {"cpu": "cpu", "gpu": "cuda", "tpu": "tpu"}
 
 
-def _use_device(arguments: argparse.Namespace) -> None:
+def _choose_device(arguments: argparse.Namespace) -> None:
     """Comes before any of our modules that import jax: it reads JAX_PLATFORMS and starts its threads then."""
     from bertjax.training.allocator import cpu_only, keep_freed_memory
 
-    if arguments.device:
+    if getattr(arguments, "device", None):
         os.environ["JAX_PLATFORMS"] = _PLATFORMS[arguments.device]
     if cpu_only():
         keep_freed_memory()
+
+
+def _use_device(arguments: argparse.Namespace) -> None:
+    """The same for commands of one process: raises UserError at once when there is no such device.
+
+    Training asks for its devices itself, once its processes have met.
+    """
+    _choose_device(arguments)
+    from bertjax.parallel.devices import all_devices
+
+    all_devices()
 
 
 def _load(arguments: argparse.Namespace) -> "Config":
@@ -46,7 +57,7 @@ def _show(result: Any) -> int:
 def train(arguments: argparse.Namespace) -> int:
     with _stoppable():
         config = _load(arguments)
-        _use_device(arguments)
+        _choose_device(arguments)
         from bertjax.evaluation.evaluate import build_evaluators
         from bertjax.training import loop
 
@@ -73,8 +84,8 @@ def _stoppable() -> Iterator[None]:
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
-    _use_device(arguments)
     run = _existing(arguments.run)
+    _use_device(arguments)
     from bertjax.evaluation.evaluate import evaluate_command
 
     where = (arguments.step, arguments.stage, arguments.name)
@@ -83,22 +94,21 @@ def evaluate(arguments: argparse.Namespace) -> int:
 
 def compare(arguments: argparse.Namespace) -> int:
     config = _load(arguments)
-    _use_device(arguments)
+    _choose_device(arguments)
     from bertjax.evaluation.compare import compare_command
 
     return _show(compare_command(config, Path.cwd(), arguments.json))
 
 
 def fill_mask(arguments: argparse.Namespace) -> int:
-    _use_device(arguments)
     checkpoint = _existing(arguments.checkpoint)
+    _use_device(arguments)
     from bertjax.evaluation import probes
 
     return _show(probes.fill_mask(checkpoint, arguments.text, arguments.top_k))
 
 
 def answer(arguments: argparse.Namespace) -> int:
-    _use_device(arguments)
     checkpoint, context = _existing(arguments.checkpoint), arguments.context
     if (context is None) == (arguments.context_file is None):
         raise UserError("bertjax predict answer: give either --context or --context-file")
@@ -106,6 +116,7 @@ def answer(arguments: argparse.Namespace) -> int:
         from bertjax.config.strict_yaml import read_text
 
         context = read_text(local_path(arguments.context_file), 10_000_000)
+    _use_device(arguments)
     from bertjax.evaluation import probes
 
     asked = (arguments.question, context, arguments.n_best, arguments.null_threshold, arguments.min_probability)
@@ -183,6 +194,7 @@ def inspect(arguments: argparse.Namespace) -> int:
     if target.is_file():  # a faulty configuration is answered before jax is imported
         arguments.config = arguments.target
         _load(arguments)
+    _use_device(arguments)
     from bertjax.training.inspect import inspect_command
 
     return _show(inspect_command(target, arguments.overrides, arguments.step, arguments.json))
@@ -197,6 +209,7 @@ def plan(arguments: argparse.Namespace) -> int:
 
 def import_folder(arguments: argparse.Namespace) -> int:
     source, out = _existing(arguments.source), _new(arguments.out)
+    _use_device(arguments)
     from bertjax.training import exchange
 
     exchange.import_folder(source, out)
@@ -205,6 +218,7 @@ def import_folder(arguments: argparse.Namespace) -> int:
 
 def export(arguments: argparse.Namespace) -> int:
     source, out = _existing(arguments.checkpoint), _new(arguments.out)
+    _use_device(arguments)
     from bertjax.training import exchange
 
     exchange.export_checkpoint(source, out)
@@ -219,11 +233,11 @@ def write_report(arguments: argparse.Namespace) -> int:
 
 
 def qa_report(arguments: argparse.Namespace) -> int:
-    _use_device(arguments)
     named = {"extractive": arguments.extractive, "context": arguments.context, "closed_book": arguments.closed_book}
     runs = {way: _existing(run) for way, run in named.items() if run}
     data = _existing(arguments.data) if arguments.data else None
     output = _output(arguments.output) or Path("qa-report.html")
+    _use_device(arguments)
     from bertjax.evaluation import qa_report as reports
 
     report = reports.qa_report(runs, data=data, limit=arguments.limit, output=output)
@@ -248,6 +262,7 @@ def score_squad(arguments: argparse.Namespace) -> int:
 
 
 def verify(arguments: argparse.Namespace) -> int:
+    _use_device(arguments)
     from bertjax.verify.checks import CHECKS
     from bertjax.verify.table import verify as compare
 

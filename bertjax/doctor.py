@@ -99,7 +99,9 @@ def _extras() -> Iterator[Check]:
 def _devices() -> Iterator[Check]:
     import jax
 
-    devices = jax.devices()
+    from bertjax.parallel.devices import all_devices
+
+    devices = all_devices()
     yield "devices", f"{len(devices)} x {devices[0].device_kind} ({jax.default_backend()})", None
     for device in jax.local_devices()[:8]:
         limit = (device.memory_stats() or {}).get("bytes_limit")

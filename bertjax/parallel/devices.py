@@ -1,5 +1,7 @@
 """Which device stands where in the mesh: slices (or hosts) outermost, and each of them laid out by its own links."""
 
+import os
+from collections import Counter
 from collections.abc import Sequence
 from math import prod
 
@@ -13,6 +15,40 @@ from bertjax.config.schema import Mesh
 from bertjax.errors import UserError
 
 AXES = ("dcn", "data", "fsdp", "tensor")  # dcn: between slices, over the slower network
+_ASKED = {"cuda": "--device gpu", "tpu": "--device tpu", "cpu": "--device cpu"}  # sets JAX_PLATFORMS to the key
+_INSTALL = {
+    "cuda": "install NVIDIA's driver and pip install 'bertjax[cuda13]' (or cuda12)",
+    "tpu": "on a TPU VM pip install 'bertjax[tpu]'",
+}
+
+
+def all_devices() -> list[jax.Device]:
+    """jax's devices, of all processes. Raises UserError when there are none of the kind that was asked for."""
+    try:
+        return jax.devices()
+    except (RuntimeError, AssertionError) as error:  # jax has no error of its own for it
+        raise UserError(_no_device(os.environ.get("JAX_PLATFORMS", ""), error)) from error
+
+
+def _no_device(platforms: str, error: Exception) -> str:
+    """Which devices were asked for, which there are, and what to install."""
+    asked = f"{_ASKED[platforms]} (JAX_PLATFORMS={platforms})" if platforms in _ASKED else f"JAX_PLATFORMS={platforms}"
+    first = " ".join(str(error).split("(set JAX_PLATFORMS")[0].split())[:160]
+    reason = f" ({first})" if first else ""
+    remedy = _INSTALL.get(platforms.split(",")[0], "install jax's support for it")
+    # Several processes would wait for each other.
+    present = "" if jax.distributed.is_initialized() else f"this machine has {_present()}; "
+    return f"{asked}: jax finds no such device{reason}; {present}{remedy}, or choose another --device"
+
+
+def _present() -> str:
+    """What jax finds when nothing is asked for."""
+    try:
+        jax.config.update("jax_platforms", None)
+        found = Counter(device.device_kind for device in jax.devices())
+    except (RuntimeError, AssertionError):
+        return "none at all"
+    return ", ".join(f"{count} x {kind}" for kind, count in found.items())
 
 
 def make_mesh(config: Mesh, devices: Sequence[jax.Device] | None = None) -> JaxMesh:
@@ -20,7 +56,7 @@ def make_mesh(config: Mesh, devices: Sequence[jax.Device] | None = None) -> JaxM
 
     Raises UserError when the sizes do not multiply out, or the devices do not come in so many slices.
     """
-    devices = jax.devices() if devices is None else list(devices)
+    devices = all_devices() if devices is None else list(devices)
     sizes = [config.slices, config.data, config.fsdp, config.tensor]
     fixed = prod(n for n in sizes if n != -1)
     if len(devices) % fixed or (-1 not in sizes and fixed != len(devices)):

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from bertjax.config.schema import Config
 from bertjax.parallel import distributed
+from bertjax.parallel.devices import all_devices
 from bertjax.training import agreement, preflight, setup, stopping
 from bertjax.training.lead import from_lead, lead_first
 from bertjax.training.operations import watching
@@ -34,6 +35,7 @@ def train(config: Config, base: Path, build_evaluators: BuildEvaluators) -> None
         with stop.free("starting"):
             distributed.start()
             stop.joined()
+            all_devices()  # that there are some, before anything is prepared
             opened = open_run(config, base, build_evaluators)
         if opened is None:
             if distributed.is_lead():
