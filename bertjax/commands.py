@@ -177,12 +177,14 @@ def prepare(arguments: argparse.Namespace) -> int:
 def mix(arguments: argparse.Namespace) -> int:
     config = _load(arguments)
     from bertjax.data import mix as mixes
+    from bertjax.training.inputs import check_data
     from bertjax.training.preparing import opened
 
     if arguments.count:
         stated = mixes.stated_counts(arguments.count, config)
         sizes = [mixes.Size.stated(config, stage, stated) for stage in config.stages]
     else:
+        check_data(config, Path.cwd())
         report = partial(print, file=sys.stderr, flush=True)
         sizes = [mixes.Size.of(config, stage, batches) for stage, batches in opened(config, report)]
     found = [mixes.plan(size, arguments.limits, arguments.temperatures) for size in sizes]

@@ -105,8 +105,8 @@ def _open_dataset(source: HuggingFaceData, base: Path) -> Any:
     datasets.disable_progress_bars()
     if path.exists():
         return _local(path, source)
-    if source.name.startswith((".", "/", "~")) or Path(source.name).suffix in READERS:
-        raise UserError(f"{path}: no such file or folder; check the name (relative names start at {base.resolve()})")
+    if problem := missing_folder(source, base):
+        raise UserError(problem)
     reachable = _hub_reachable()
     with contextlib.nullcontext() if reachable else _offline():
         try:
@@ -120,6 +120,14 @@ def _open_dataset(source: HuggingFaceData, base: Path) -> Any:
                 f"{source.name}: {reason}; check name, config and split, or save it where there is a network with "
                 "Dataset.save_to_disk and give that folder as name"
             ) from None
+
+
+def missing_folder(source: HuggingFaceData, base: Path) -> str | None:
+    """Why a data set that can only be a local one is not there; None of one that may be on the Hub."""
+    path = resolve(source.name, base)
+    if path.exists() or not (source.name.startswith((".", "/", "~")) or Path(source.name).suffix in READERS):
+        return None
+    return f"{path}: no such file or folder; check the name (relative names start at {base.resolve()})"
 
 
 def _saved(path: Path, split: str) -> Any:
@@ -225,8 +233,8 @@ def _builder(source: TfdsData, base: Path) -> Any:
 
     _local_only(source.data_dir)
     folder = resolve(source.data_dir, base) if source.data_dir else None
-    if folder is not None and not folder.is_dir():
-        raise UserError(f"{folder}: tfds data_dir: no such folder; relative names start at {base.resolve()}")
+    if problem := missing_data_dir(source, base):
+        raise UserError(problem)
     try:
         if folder is not None and (folder / "dataset_info.json").is_file():
             builder = tfds.builder_from_directory(folder)
@@ -244,6 +252,14 @@ def _builder(source: TfdsData, base: Path) -> Any:
             f"'tfds build {source.name} --file_format=array_record' first, or set data_dir"
         )
     return builder
+
+
+def missing_data_dir(source: TfdsData, base: Path) -> str | None:
+    """Why the folder that was prepared is not there; None of the library's own folder."""
+    folder = resolve(source.data_dir, base) if source.data_dir else None
+    if folder is None or folder.is_dir():
+        return None
+    return f"{folder}: tfds data_dir: no such folder; relative names start at {base.resolve()}"
 
 
 def _folder_hash(path: Path) -> str:

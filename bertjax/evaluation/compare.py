@@ -20,7 +20,7 @@ from bertjax.errors import DivergedError, UserError
 from bertjax.evaluation.evaluate import build_evaluators
 from bertjax.evaluation.report.record import StageRecord, finite, read_run
 from bertjax.parallel import distributed
-from bertjax.training import freezing, loop, setup
+from bertjax.training import freezing, inputs, loop, setup
 from bertjax.training.console import memory, number, seconds
 from bertjax.training.step import Program
 
@@ -34,6 +34,8 @@ def compare_command(config: Config, base: Path, as_json: bool) -> str:
     Raises the errors of `loop.train`, and UserError where there is nothing to compare or to start from.
     """
     start, variants = plan(config)
+    if not all(inputs.has_begun(run) for run in variants):
+        inputs.check_comparison(config, base, start is not None)
     rows = []
     with contextlib.redirect_stdout(sys.stderr):  # the table alone is the command's output
         if start is not None:

@@ -31,7 +31,7 @@ from bertjax.evaluation.labels import label_scores
 from bertjax.evaluation.text_to_text import text_to_text, with_averages
 from bertjax.parallel import distributed
 from bertjax.parallel import mesh as meshes
-from bertjax.training import bases, stopping
+from bertjax.training import bases, inputs, stopping
 from bertjax.training.checkpoint import Checkpoints
 from bertjax.training.loop import Evaluator
 from bertjax.training.runs import Found, find, run_of, stage_folder
@@ -269,6 +269,7 @@ def evaluate_command(
     if name not in (None, *known):
         there = ", ".join(known)
         raise UserError(f"{path}: stage '{config.name}' has no evaluation '{name}'; its evaluations: {there}")
+    inputs.check_evaluations(config, restored.job.base, name)
     evaluators = build_evaluators(restored.job, restored.stage, restored.program, restored.labels)
     wanted = [e for e in evaluators if name in (None, e.config.name)]
     scores = {e.config.name: e.run(restored.params, restored.step) for e in wanted}

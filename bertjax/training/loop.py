@@ -8,7 +8,7 @@ from typing import Protocol
 from bertjax.config.schema import Config
 from bertjax.parallel import distributed
 from bertjax.parallel.devices import all_devices
-from bertjax.training import agreement, preflight, setup, stopping
+from bertjax.training import agreement, inputs, preflight, setup, stopping
 from bertjax.training.lead import from_lead, lead_first
 from bertjax.training.operations import watching
 from bertjax.training.phases import Phases
@@ -63,6 +63,7 @@ def open_run(
     preflight.check_settings(config)
     if from_lead(lambda: preflight.is_complete(config)):
         return None
+    lead_first(lambda: inputs.check_run(config, base))
     setup.use_compile_cache(config)
     job = lead_first(lambda: setup.open_job(config, base))
     distributed.connect(job.mesh)

@@ -10,6 +10,7 @@ from bertjax.data.jobs import Runner
 from bertjax.data.loader import Batches, open_batches
 from bertjax.data.runners import beam_options, choose
 from bertjax.data.stopping import stoppable
+from bertjax.training import inputs
 from bertjax.training.setup import cache_of, load_tokenizer
 
 
@@ -31,6 +32,7 @@ def prepare_command(config: Config, runner: str, together: str | None, apart: Se
 
     Raises StorageError for a shard that is not what its manifest says, StoppedSafely after SIGTERM.
     """
+    inputs.check_prepare(config, Path.cwd())
     workers = config.run.prepare_workers or os.cpu_count() or 1
     chosen = choose(runner, beam_options(together, apart), workers)
     with stoppable():

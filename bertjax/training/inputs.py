@@ -1,0 +1,162 @@
+"""Is everything there that a command is going to read? Asked before it prepares or trains, and said for all at once.
+
+What a file holds is not looked at, nor is the network asked for a data set: their readers say what is wrong with them.
+"""
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from bertjax.config.data_schema import HuggingFaceData, Task, TfdsData
+from bertjax.config.problems import report
+from bertjax.config.schema import Config, Stage
+from bertjax.data import hub, remote, tokenizers
+from bertjax.data.files import UNSUPPORTED, expand, resolve
+from bertjax.errors import UserError
+from bertjax.training import bases
+from bertjax.training.runs import find, stage_folder
+from bertjax.training.step_folders import committed_steps
+
+
+def check_run(config: Config, base: Path) -> None:
+    """For `train`: the data and the tokenizer, and of stages that are not finished their starts and evaluations.
+
+    Raises UserError with a line for each thing that is missing: `stages.qa.evaluate.squad.data.source.0.files: ...`.
+    """
+    begun = _begun(config)
+    to_do = config.stages[max(begun, default=0) :]
+    starts = [(i, stage) for i, stage in enumerate(config.stages) if i not in begun]
+    _refuse([*_place(config.run_dir), *_starts(starts, base), *_data(config, base), *_evaluations(to_do, base)])
+
+
+def check_prepare(config: Config, base: Path) -> None:
+    """For `prepare`: the data of every stage, the tokenizer, and what the evaluations will read. Raises UserError."""
+    _refuse([*_data(config, base), *_evaluations(config.stages, base)])
+
+
+def check_data(config: Config, base: Path) -> None:
+    """The data that every stage trains on, and the tokenizer. Raises UserError."""
+    _refuse(_data(config, base))
+
+
+def check_evaluations(stage: Stage, base: Path, name: str | None = None) -> None:
+    """For `evaluate`: what a stage's evaluations read, or that of this name. Raises UserError."""
+    _refuse(_evaluations([stage], base, name))
+
+
+def check_comparison(config: Config, base: Path, whole: bool) -> None:
+    """For `compare`: of the stages that its runs are made of, all (`whole`) or the last one alone. Raises UserError."""
+    stages = config.stages if whole else config.stages[-1:]
+    starts = [(index, stage) for index, stage in enumerate(config.stages) if stage in stages]
+    data = _data(config.model_copy(update={"stages": stages}), base)
+    _refuse([*_place(config.run_dir), *_starts(starts, base), *data, *_evaluations(stages, base)])
+
+
+def has_begun(config: Config) -> bool:
+    """Whether a checkpoint of the last stage is on disk."""
+    return len(config.stages) - 1 in _begun(config)
+
+
+def _begun(config: Config) -> list[int]:
+    folders = [stage_folder(config.run_dir, index, stage.name) for index, stage in enumerate(config.stages)]
+    return [index for index, folder in enumerate(folders) if committed_steps(folder)]
+
+
+def _refuse(problems: Iterable[str]) -> None:
+    if lines := list(problems):
+        raise report(lines)
+
+
+def _evaluations(stages: Sequence[Stage], base: Path, name: str | None = None) -> Iterator[str]:
+    """What the evaluations of these stages (or those called `name`) lack, one line each."""
+    for stage in stages:
+        for evaluation in stage.evaluate:
+            if name in (None, evaluation.name):
+                yield from _task(f"stages.{stage.name}.evaluate.{evaluation.name}.data", evaluation.data, base)
+
+
+def _data(config: Config, base: Path) -> Iterator[str]:
+    tasks: dict[str, Task] = {}
+    for stage in config.stages:
+        if isinstance(stage.data, Task):
+            tasks[f"stages.{stage.name}.data"] = stage.data
+        else:
+            tasks |= {f"tasks.{name}": task for name, task in config.stage_tasks(stage).items()}
+    yield from _tokenizer(config.tokenizer, base)
+    for key, task in tasks.items():
+        yield from _task(key, task, base)
+
+
+def _tokenizer(settings: Any, base: Path) -> Iterator[str]:
+    if settings.path is None:
+        yield from _sources("tokenizer.train_on", settings.train_on or (), base)
+        return
+    path = resolve(settings.path, base)
+    if remote.is_remote(path):
+        return  # it is fetched first of all
+    if not path.exists():
+        yield f"tokenizer.path: {path}: no such file or folder; relative names start at {base.resolve()}"
+    elif path.is_dir() and not any((path / name).is_file() for name in tokenizers.FILES):
+        yield f"tokenizer.path: {path}: the folder holds none of {', '.join(tokenizers.FILES)}; name a file"
+    else:
+        yield from _unreadable("tokenizer.path", [path])
+
+
+def _task(key: str, task: Task, base: Path) -> Iterator[str]:
+    yield from _sources(f"{key}.source", task.source, base)
+
+
+def _sources(key: str, sources: Iterable[Any], base: Path) -> Iterator[str]:
+    for number, source in enumerate(sources):
+        if isinstance(source, HuggingFaceData):
+            problem = hub.missing_folder(source, base)
+            yield from [f"{key}.{number}.name: {problem}"] if problem else []
+        elif isinstance(source, TfdsData):
+            problem = hub.missing_data_dir(source, base)
+            yield from [f"{key}.{number}.data_dir: {problem}"] if problem else []
+        else:
+            for pattern in getattr(source, "files", ()):
+                yield from _files(f"{key}.{number}.files", pattern, base)
+
+
+def _files(key: str, pattern: str, base: Path) -> Iterator[str]:
+    try:
+        found = expand([pattern], base)
+    except UserError as error:
+        yield f"{key}: {error}"
+        return
+    yield from _unreadable(key, found)
+    for path in found:
+        if path.suffix in UNSUPPORTED:
+            yield f"{key}: {path}: {path.suffix} files are not read; unpack it, or compress it with gzip, xz or bzip2"
+
+
+def _unreadable(key: str, paths: Iterable[Path]) -> Iterator[str]:
+    for path in paths:
+        if not remote.is_remote(path) and not os.access(path, os.R_OK):
+            yield f"{key}: {path}: cannot be opened (permission denied); check its permissions"
+
+
+def _starts(stages: Iterable[tuple[int, Stage]], base: Path) -> Iterator[str]:
+    """Of `init_from`: whether the folder holds a Hugging Face model or a checkpoint; whether it fits is seen later."""
+    for index, stage in stages:
+        source = bases.source_of(stage, index)
+        if source in ("scratch", "previous"):
+            continue
+        folder = base / Path(source).expanduser()
+        if (folder / "config.json").is_file():
+            continue
+        try:
+            find(folder)
+        except UserError as error:
+            yield f"stages.{stage.name}.init_from: {error}"
+
+
+def _place(run_dir: Path) -> Iterator[str]:
+    """Whether the run folder can be made or written."""
+    there = next(folder for folder in (run_dir, *run_dir.absolute().parents) if folder.exists())
+    if not there.is_dir():
+        yield f"run.root: {there}: is a file; name a folder"
+    elif not os.access(there, os.W_OK | os.X_OK):
+        yield f"run.root: {there}: cannot be written (permission denied); name another folder"
