@@ -98,7 +98,7 @@ def test_init_from_a_run_a_stage_and_a_step(whole, train):
     ("overrides", "mentions"),
     [
         (["stages.pretrain.init_from=nowhere"], "nowhere: no such folder"),
-        (["stages.qa.init_from=nowhere"], "stage 'qa': init_from: "),
+        (["stages.qa.init_from=nowhere"], "stages.qa.init_from: "),
         (["stages.qa.init_from=."], "holds no checkpoint"),
         (["stages.qa.init_from=tiny.yaml"], "tiny.yaml: no such folder"),
         (["stages.pretrain.init_from={whole}", "model.hidden_size=32"], "has shape [16], the model here needs [32]"),

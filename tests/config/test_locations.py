@@ -1,0 +1,101 @@
+"""Paths of a configuration and of the command line: which may lead to an object store, and what is said of others."""
+
+import pytest
+
+from bertjax.cli import main
+from bertjax.config.load import load
+from bertjax.config.locations import REMOTE, local_path, location_problem
+from bertjax.data import remote
+from bertjax.errors import UserError
+
+CONFIG = "stages: [{name: s, steps: 1, data: {source: {files: [a.txt]}}}]\n"
+SOURCE = "stages.s.data.source"
+LOCAL_ONLY = {
+    "run.root": "run.root={}",
+    "stages.s.init_from": "stages.s.init_from={}",
+    "model.config_from": "model.config_from={}",
+    f"{SOURCE}.name": SOURCE + "={{kind: huggingface, name: '{}'}}",
+    f"{SOURCE}.data_dir": SOURCE + "={{kind: tfds, name: x, data_dir: '{}'}}",
+}
+ALSO_REMOTE = {
+    "run.prepared": "run.prepared={}",
+    "run.compile_cache": "run.compile_cache={}",
+    "tokenizer.path": "tokenizer.path={}",
+    f"{SOURCE}.files.0": SOURCE + ".files=['{}']",
+    "tokenizer.train_on.files.0": "tokenizer.train_on={{files: ['{}']}}",
+}
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "c.yaml").write_text(CONFIG)
+    return tmp_path
+
+
+@pytest.mark.parametrize("url", ["gs://bucket/x", "s3:/bucket/x", "http://h/x", "hdfs://h/x", "gs:bucket"])
+@pytest.mark.parametrize("key", LOCAL_ONLY)
+def test_a_remote_path_where_only_a_local_one_works_is_refused_by_its_key(here, key, url):
+    with pytest.raises(UserError, match=r"only a local path works here; name one, or the folder where") as caught:
+        load(here / "c.yaml", [LOCAL_ONLY[key].format(url)])
+    assert str(caught.value).startswith(f"command line: {key}: '{url}'") and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ALSO_REMOTE)
+def test_object_stores_are_taken_where_the_code_behind_reads_them(here, key):
+    for scheme in REMOTE:
+        assert load(here / "c.yaml", [ALSO_REMOTE[key].format(f"{scheme}://bucket/x")])
+    for url, said in {
+        "hdfs://h/x": "use a local path or one of gs://, s3://, az://",
+        "gcs://b/x": "did you mean gs://b/x?",
+        "gs:/b/x": "did you mean gs://b/x?",
+        "GS://b/x": "did you mean gs://b/x?",
+        "gs:///b/x": "did you mean gs://b/x?",
+        "gs://": "is named like gs://bucket/name",
+        "file:///tmp/x": "such as /tmp/x",
+    }.items():
+        with pytest.raises(UserError) as caught:
+            load(here / "c.yaml", [ALSO_REMOTE[key].format(url)])
+        assert str(caught.value).startswith(f"command line: {key}: '{url}'") and said in str(caught.value)
+
+
+def test_names_with_colons_are_local_paths_and_the_schemes_are_those_with_a_package():
+    for path in ("runs", "/mnt/a:b", "notes: old/x.txt", "C:stuff", "~/x", "12:30.txt"):
+        assert location_problem(path, remote=False) is None
+    assert tuple(remote.SCHEMES) == REMOTE
+    with pytest.raises(UserError, match=r"'https://\*\*\*@h/x'"):
+        local_path("https://me:TOKEN@h/x")
+    with pytest.raises(UserError, match=r"named like gs://bucket/name"):
+        remote.place("gs:/bucket")
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        "train c.yaml run.root=gs://b/r", "inspect c.yaml run.root=gs://b/r", "prepare c.yaml run.root=gs://b/r",
+        "compare c.yaml run.root=gs://b/r", "train gs://b/c.yaml", "inspect gs://b/run", "evaluate gs://b/run",
+        "predict fill-mask gs://b/run x", "predict answer gs://b/run --question q --context c",
+        "predict answer . --question q --context-file gs://b/c", "predict generate gs://b/run x",
+        "import gs://b/folder out", "import . gs://b/out", "export gs://b/run out", "export . gs://b/out",
+        "report gs://b/run", "report . --output gs://b/x.html", "qa-report --context gs://b/run",
+        "plan c.yaml --topology cpu:1 run.root=gs://b/r", "mix c.yaml run.root=gs://b/r",
+    ],
+)  # fmt: skip
+def test_every_command_says_so_before_it_writes_anything(here, capsys, argv):
+    before = {path.name for path in here.iterdir()}
+    assert main(argv.split()) == 2
+    err = capsys.readouterr().err
+    assert "only a local path works here" in err and err.count("\n") == 1 and len(err) <= 301
+    assert {path.name for path in here.iterdir()} == before
+
+
+def test_a_file_extends_a_local_one(here):
+    (here / "d.yaml").write_text("extends: gs://b/c.yaml\n")
+    with pytest.raises(UserError, match=r"d.yaml:1: extends: 'gs://b/c.yaml': only a local path works here"):
+        load(here / "d.yaml")
+
+
+def test_the_staging_folder_is_local(monkeypatch):
+    monkeypatch.setenv(remote.STAGING, "gs://b/staged")
+    with pytest.raises(UserError, match="only a local path works here"):
+        remote.staging()
