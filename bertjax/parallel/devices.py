@@ -3,7 +3,6 @@
 import os
 from collections import Counter
 from collections.abc import Sequence
-from math import prod
 
 import jax
 import numpy as np
@@ -13,8 +12,8 @@ from jax.sharding import Mesh as JaxMesh
 
 from bertjax.config.schema import Mesh
 from bertjax.errors import UserError
+from bertjax.parallel.mesh_shape import AXES, axis_sizes
 
-AXES = ("dcn", "data", "fsdp", "tensor")  # dcn: between slices, over the slower network
 _ASKED = {"cuda": "--device gpu", "tpu": "--device tpu", "cpu": "--device cpu"}  # sets JAX_PLATFORMS to the key
 _INSTALL = {
     "cuda": "install NVIDIA's driver and pip install 'bertjax[cuda13]' (or cuda12)",
@@ -57,14 +56,8 @@ def make_mesh(config: Mesh, devices: Sequence[jax.Device] | None = None) -> JaxM
     Raises UserError when the sizes do not multiply out, or the devices do not come in so many slices.
     """
     devices = all_devices() if devices is None else list(devices)
-    sizes = [config.slices, config.data, config.fsdp, config.tensor]
-    fixed = prod(n for n in sizes if n != -1)
-    if len(devices) % fixed or (-1 not in sizes and fixed != len(devices)):
-        named = zip(("slices", *AXES[1:]), sizes, strict=True)
-        wanted = " x ".join(f"{name}={n}" for name, n in named if name != "slices" or n > 1)
-        raise UserError(f"mesh: {wanted} does not fit {len(devices)} devices; set one axis to -1 to take what is left")
-    shape = tuple(len(devices) // fixed if n == -1 else n for n in sizes[1:])
-    grid = np.stack([arranged(part, shape) for part in by_slice(devices, config.slices)])
+    _, *shape = axis_sizes(config, len(devices)).values()
+    grid = np.stack([arranged(part, tuple(shape)) for part in by_slice(devices, config.slices)])
     return JaxMesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 

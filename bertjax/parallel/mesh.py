@@ -1,6 +1,6 @@
 """The device mesh and the only place where logical axis names meet mesh axes."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
@@ -13,20 +13,15 @@ from jax.sharding import Mesh as JaxMesh
 from jax.sharding import PartitionSpec as P
 
 from bertjax.errors import UserError
-from bertjax.parallel.devices import AXES as AXES
 from bertjax.parallel.devices import make_mesh as make_mesh
+from bertjax.parallel.mesh_shape import AXES as AXES
+from bertjax.parallel.mesh_shape import RULES as RULES
+from bertjax.parallel.mesh_shape import Rules as Rules
+from bertjax.parallel.mesh_shape import batch_problem as batch_problem
+from bertjax.parallel.mesh_shape import batch_shards as batch_shards
+from bertjax.parallel.mesh_shape import rules as rules
+from bertjax.parallel.mesh_shape import spell_mesh as spell_mesh
 
-# Parameters are stored by these rules ("embed" over fsdp is ZeRO-3); `gathered` drops fsdp where they are used.
-# "sequence" is the residual stream's positions between blocks; over tensor it is Megatron's sequence parallelism.
-RULES: dict[str, tuple[str, ...]] = {
-    "batch": ("dcn", "data", "fsdp"),
-    "sequence": (),
-    "vocab": ("tensor",),
-    "embed": ("fsdp",),
-    "heads": ("tensor",),
-    "mlp": ("tensor",),
-}
-Rules = Mapping[str, tuple[str, ...]]
 _active: ContextVar[Rules] = ContextVar("rules", default=RULES)
 
 
@@ -39,19 +34,6 @@ def placing(mesh: JaxMesh, table: Rules) -> Iterator[None]:
             yield
     finally:
         _active.reset(token)
-
-
-def rules(overrides: Mapping[str, str | list[str] | None]) -> dict[str, tuple[str, ...]]:
-    """RULES with a configuration's overrides; raises UserError for unknown logical or mesh axes."""
-    merged = dict(RULES)
-    for name, given in overrides.items():
-        axes = () if given is None else (given,) if isinstance(given, str) else tuple(given)
-        if name not in RULES:
-            raise UserError(f"mesh.rules.{name}: no such logical axis; known: {', '.join(RULES)}")
-        if unknown := [a for a in axes if a not in AXES]:
-            raise UserError(f"mesh.rules.{name}: no mesh axis '{unknown[0]}'; known: {', '.join(AXES)}")
-        merged[name] = axes
-    return merged
 
 
 def partition(names: Sequence[str | None], table: Rules | None = None) -> P:

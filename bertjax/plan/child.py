@@ -8,8 +8,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from bertjax.config.problems import report
 from bertjax.config.schema import Config
 from bertjax.errors import UserError
+from bertjax.parallel import mesh_shape
 from bertjax.plan.topologies import Topology, check_installed, environment, parse
 
 LIMIT = 24  # programs that a sweep compiles
@@ -27,6 +29,10 @@ def plan_command(config: Config, arguments: argparse.Namespace) -> int:
         raise UserError("--sweep: tries the last episode, in which most trains; leave --episode out")
     if arguments.limit is not None and not arguments.sweep:
         raise UserError("--limit: is for --sweep")
+    if not arguments.sweep:  # which tries other meshes and batches
+        stages = [stage for stage in config.stages if arguments.stage in (None, stage.name)]
+        if problems := mesh_shape.problems(config.mesh, stages, topology.size):
+            raise report(problems)
     check_installed(topology)
     wanted = {name: getattr(arguments, name) for name in ("stage", "episode", "sweep", "json")}
     return compile_apart(config, arguments.config, topology, wanted | {"limit": arguments.limit or LIMIT})

@@ -4,7 +4,6 @@ import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,7 +15,6 @@ from bertjax.data.tasks import Fields
 from bertjax.errors import UserError
 from bertjax.parallel import mesh as meshes
 from bertjax.plan.batch import NOWHERE, stage_fields, stand_in_tokenizer
-from bertjax.plan.words import spell_mesh
 from bertjax.training import freezing, preflight
 from bertjax.training.setup import Job
 from bertjax.training.state import TrainState
@@ -49,7 +47,7 @@ class StageProgram:
     @property
     def shards(self) -> int:
         """Parts that a batch is cut into."""
-        return shards_of(self.program)
+        return meshes.batch_shards(self.program.mesh.shape, self.program.rules["batch"])
 
     def lower(self) -> Any:
         """The train step, traced."""
@@ -94,24 +92,10 @@ def open_stage(config: Config, stage: Stage, devices: Sequence[Any], episode: in
     return StageProgram(config, stage, job, program, number, len(plan), plan[number].groups, fields, state, batch)
 
 
-def shards_of(program: Program) -> int:
-    axes = program.batch_sharding().spec[0]
-    names = (axes,) if isinstance(axes, str) else tuple(axes or ())
-    return prod(program.mesh.shape[name] for name in names)
-
-
 def check_batch(stage: Stage, program: Program) -> None:
     """Raises UserError when the rows of a micro-batch do not divide, naming batch sizes that do."""
-    unit = shards_of(program) * stage.grad_accum
-    if stage.batch_size % unit == 0:
-        return
-    near = sorted({max(1, stage.batch_size // unit) * unit, -(-stage.batch_size // unit) * unit})
-    sizes = " or ".join(str(size) for size in near)
-    parts = f"{shards_of(program)} parts" + (f" of {stage.grad_accum} micro-batches" if stage.grad_accum > 1 else "")
-    raise UserError(
-        f"stages.{stage.name}.batch_size: {stage.batch_size} rows do not divide over {parts} "
-        f"({spell_mesh(program.mesh.shape)}); set {sizes}, or a larger mesh.tensor, which splits no rows"
-    )
+    if problem := meshes.batch_problem(stage, program.mesh.shape, program.rules):
+        raise UserError(problem)
 
 
 def abstract_batch(fields: Fields, rows: int, program: Program) -> dict[str, jax.ShapeDtypeStruct]:

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
+from bertjax.parallel.mesh import spell_mesh
 from bertjax.plan.estimate import ASSUMPTIONS
-from bertjax.plan.words import MIB, spell_bytes, spell_flops, spell_mesh
+from bertjax.plan.words import MIB, spell_bytes, spell_flops
 
 _PARTS = {
     "parameters": "parameters, float32",

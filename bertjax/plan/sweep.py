@@ -11,10 +11,11 @@ from typing import Any
 
 from bertjax.config.model_schema import T5Config
 from bertjax.config.schema import Config, Stage
+from bertjax.parallel.mesh import spell_mesh
 from bertjax.plan import memory
 from bertjax.plan.compile import open_stage
 from bertjax.plan.stages import Site, plan_step, tell
-from bertjax.plan.words import GIB, spell_bytes, spell_mesh
+from bertjax.plan.words import GIB, spell_bytes
 
 REMATS = ("none", "dots", "full")
 MOST_TENSOR = 16  # ways to split a layer; beyond that its activations travel more than they are worked on

@@ -19,12 +19,22 @@ _SHAPE = re.compile(r"([a-z]\w*):(\d+(?:x\d+)*)$")
 _TYPE = re.compile(r"(v\d+\w*)-(\d+)$")
 # The shape of a Cloud TPU type that names none, by its chips (cloud.google.com/tpu/docs, a page for each version).
 _FLAT = {1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}
-_V3 = {4: "2x2", 16: "4x4", 64: "8x8", 128: "8x16", 256: "16x16", 512: "16x32", 1024: "32x32"}
-_CUBES = {
-    4: "2x2x1", 8: "2x2x2", 16: "2x2x4", 32: "2x4x4", 64: "4x4x4", 128: "4x4x8", 256: "4x8x8", 512: "8x8x8",
-    1024: "8x8x16", 2048: "8x16x16", 4096: "16x16x16", 6144: "16x16x24",
-}  # fmt: skip
-_TYPES = {"v3": (_V3, 2), "v4": (_CUBES, 2), "v5p": (_CUBES, 2), "v5e": (_FLAT, 1), "v6e": (_FLAT, 1)}
+_V3 = {4: "2x2", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16", 512: "16x32", 1024: "32x32"}
+_BLOCKS = {4: "2x2x1", 8: "2x2x2", 16: "2x2x4", 32: "2x4x4"}  # smaller than a cube of 4x4x4 chips
+_MOST = {"v4": 64, "v5p": 96}  # cubes of one slice
+
+
+def _of_cubes(count: int) -> str:
+    """The shape of so many cubes: the three sides whose sum is smallest, as the tables of xpk and GKE have it."""
+    found = [
+        (a, b, count // (a * b)) for a in range(1, count + 1) if count % a == 0
+        for b in range(a, count // a + 1) if count // a % b == 0 and b <= count // (a * b)
+    ]  # fmt: skip
+    return "x".join(str(4 * side) for side in min(found, key=sum))
+
+
+_CUBES = {kind: _BLOCKS | {64 * n: _of_cubes(n) for n in range(1, most + 1)} for kind, most in _MOST.items()}
+_TYPES = {"v3": (_V3, 2), "v4": (_CUBES["v4"], 2), "v5p": (_CUBES["v5p"], 2), "v5e": (_FLAT, 1), "v6e": (_FLAT, 1)}
 _ALIASES = {"v5litepod": "v5e", "v5lite": "v5e"}
 # What XLA compiles for, in its protobuf text form; numbers from openxla/xla, xla/backends/gpu/target_config/specs.
 _GPU = """
@@ -104,7 +114,8 @@ def _shape_of(name: str, kind: str, number: int) -> str:
         raise UserError(f"--topology: {name[:80]!a} names no Cloud TPU type known here; write {EXAMPLES}")
     shapes, cores = _TYPES[kind]
     if number % cores or number // cores not in shapes:
-        sizes = ", ".join(str(chips * cores) for chips in shapes)
+        sizes = ", ".join(str(chips * cores) for chips in shapes if kind not in _MOST or chips <= 64)
+        sizes += f" and multiples of 128 up to {128 * _MOST[kind]}" if kind in _MOST else ""
         raise UserError(f"--topology: {name[:80]!a}: {kind} comes in {sizes}; else name its shape, {kind}:AxB")
     return f"{kind}:{shapes[number // cores]}"
 

@@ -1,13 +1,6 @@
 """Numbers as a reader wants them."""
 
-from collections.abc import Mapping
-
 GIB, MIB = 2**30, 2**20
-
-
-def spell_mesh(mesh: Mapping[str, int]) -> str:
-    """Axes of more than one device."""
-    return " ".join(f"{name}={size}" for name, size in mesh.items() if size > 1) or "one device"
 
 
 def spell_bytes(size: float) -> str:

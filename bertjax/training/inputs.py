@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from bertjax.config.data_schema import HuggingFaceData, Task, TfdsData
+from bertjax.config import reads
+from bertjax.config.data_schema import HuggingFaceData, TfdsData
 from bertjax.config.problems import report
 from bertjax.config.schema import Config, Stage
 from bertjax.data import hub, remote, tokenizers
@@ -69,32 +70,20 @@ def _refuse(problems: Iterable[str]) -> None:
 
 
 def _evaluations(stages: Sequence[Stage], base: Path, name: str | None = None) -> Iterator[str]:
-    """What the evaluations of these stages (or those called `name`) lack, one line each."""
-    for stage in stages:
-        for evaluation in stage.evaluate:
-            if name in (None, evaluation.name):
-                yield from _task(f"stages.{stage.name}.evaluate.{evaluation.name}.data", evaluation.data, base)
+    for key, source in reads.evaluation_sources(stages, name):
+        yield from _source(key, source, base)
 
 
 def _data(config: Config, base: Path) -> Iterator[str]:
-    tasks: dict[str, Task] = {}
-    for stage in config.stages:
-        if isinstance(stage.data, Task):
-            tasks[f"stages.{stage.name}.data"] = stage.data
-        else:
-            tasks |= {f"tasks.{name}": task for name, task in config.stage_tasks(stage).items()}
     yield from _tokenizer(config.tokenizer, base)
-    for key, task in tasks.items():
-        yield from _task(key, task, base)
+    for key, source in reads.training_sources(config):
+        yield from _source(key, source, base)
 
 
 def _tokenizer(settings: Any, base: Path) -> Iterator[str]:
-    if settings.path is None:
-        yield from _sources("tokenizer.train_on", settings.train_on or (), base)
-        return
+    if settings.path is None or remote.is_remote(settings.path):
+        return  # a remote one is fetched first of all
     path = resolve(settings.path, base)
-    if remote.is_remote(path):
-        return  # it is fetched first of all
     if not path.exists():
         yield f"tokenizer.path: {path}: no such file or folder; relative names start at {base.resolve()}"
     elif path.is_dir() and not any((path / name).is_file() for name in tokenizers.FILES):
@@ -103,21 +92,16 @@ def _tokenizer(settings: Any, base: Path) -> Iterator[str]:
         yield from _unreadable("tokenizer.path", [path])
 
 
-def _task(key: str, task: Task, base: Path) -> Iterator[str]:
-    yield from _sources(f"{key}.source", task.source, base)
-
-
-def _sources(key: str, sources: Iterable[Any], base: Path) -> Iterator[str]:
-    for number, source in enumerate(sources):
-        if isinstance(source, HuggingFaceData):
-            problem = hub.missing_folder(source, base)
-            yield from [f"{key}.{number}.name: {problem}"] if problem else []
-        elif isinstance(source, TfdsData):
-            problem = hub.missing_data_dir(source, base)
-            yield from [f"{key}.{number}.data_dir: {problem}"] if problem else []
-        else:
-            for pattern in getattr(source, "files", ()):
-                yield from _files(f"{key}.{number}.files", pattern, base)
+def _source(key: str, source: Any, base: Path) -> Iterator[str]:
+    problem = None
+    if isinstance(source, HuggingFaceData):
+        key, problem = f"{key}.name", hub.missing_folder(source, base)
+    elif isinstance(source, TfdsData):
+        key, problem = f"{key}.data_dir", hub.missing_data_dir(source, base)
+    if problem:
+        yield f"{key}: {problem}"
+    for pattern in getattr(source, "files", ()):
+        yield from _files(f"{key}.files", pattern, base)
 
 
 def _files(key: str, pattern: str, base: Path) -> Iterator[str]:
