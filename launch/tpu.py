@@ -13,29 +13,17 @@ import argparse
 import os
 import re
 import signal
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+import tpu_checks
 import tpu_state
-from tpu_commands import RUNTIMES, Pod, Stop, generation, masked
+from redact import redact, redact_command
+from tpu_commands import RUNTIMES, Pod, Stop, generation
 from tpu_launch import Launcher, Options, Remote
-
-CHECK = (
-    "import sys\n"
-    "try:\n"
-    "    from bertjax.config.load import load\n"
-    "    from bertjax.errors import BertjaxError\n"
-    "except ImportError as error:\n"
-    "    print(f'not checked here: {error}'); sys.exit()\n"
-    "try:\n"
-    "    load(sys.argv[1], sys.argv[2:])\n"
-    "except BertjaxError as error:\n"
-    "    print(error, file=sys.stderr); sys.exit(2)\n"
-)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -49,9 +37,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments = _arguments(argv)
         pod = _pod(arguments)
-        options = Options(arguments.env, arguments.nfs, arguments.max_retries, arguments.keep, arguments.poll)
+        retries, keep, cwd = arguments.max_retries, arguments.keep, arguments.cwd
+        options = Options(arguments.env, arguments.nfs, retries, keep, arguments.poll, cwd)
         command = _command(arguments)
-        _remark(pod, arguments)
+        _check(pod, command, arguments)
         if arguments.dry_run:
             try:
                 _dry_run(pod, options, command, arguments)
@@ -63,10 +52,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         folder = tpu_state.Folder(arguments.state_dir, pod.name)
         with folder.held():
             state = tpu_state.begin(folder, command, arguments.repo, arguments.ref)
-            launcher = Launcher(pod, folder, state, options)
+            repo = tpu_state.repo_of(state, arguments.repo)
+            launcher = Launcher(pod, folder, state, options, command, repo)
             return _carry_through(launcher)
     except Stop as stop:
-        print(f"launch: {stop}", file=sys.stderr, flush=True)
+        for line in redact(str(stop)).splitlines():
+            print(f"launch: {line}", file=sys.stderr)
         return stop.code
     except KeyboardInterrupt:
         print("launch: interrupted", file=sys.stderr, flush=True)
@@ -120,6 +111,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     p.add_argument(
         "--nfs", action="append", default=[], type=_share, metavar="HOST:/SHARE:/MOUNT", help="mount; repeat"
     )
+    p.add_argument("--cwd", type=_absolute, metavar="DIR", help="start training there: relative names begin in it")
+    p.add_argument("--root-is-shared", action="store_true", help="workers share run.root though no --nfs mounts it")
     p.add_argument("--repo", metavar="URL", help="clone the code from there instead of sending this checkout's")
     p.add_argument("--ref", default="HEAD", help="branch, tag or commit of --repo; default: its HEAD")
     p.add_argument("--max-retries", type=_number(0), default=50, metavar="N", help="default: 50")
@@ -152,6 +145,12 @@ def _share(word: str) -> str:
     return word
 
 
+def _absolute(word: str) -> str:
+    if not word.startswith("/"):
+        raise argparse.ArgumentTypeError(f"a full path on the workers is wanted (got {word!r})")
+    return word.rstrip("/") or "/"
+
+
 def _pod(arguments: argparse.Namespace) -> Pod:
     kind = arguments.type.lower()
     runtime = arguments.runtime_version or RUNTIMES[generation(kind)]
@@ -164,34 +163,25 @@ def _pod(arguments: argparse.Namespace) -> Pod:
 
 
 def _command(arguments: argparse.Namespace) -> list[str]:
-    """The configuration's path in the code, and the overrides; checked here, before hours of waiting for machines."""
+    """The configuration's path in the code, and the overrides."""
     for word in arguments.overrides:
         if not re.match(r"[A-Za-z_][\w.-]*=", word):
             raise Stop(f"{word}: expected key.path=value")
-    if arguments.repo:
-        return [arguments.config, *arguments.overrides]
-    name = tpu_state.in_checkout(arguments.config)
-    own = tpu_state.ROOT / ".venv" / "bin" / "python"
-    python = str(own) if own.exists() else sys.executable
-    argv = [python, "-c", CHECK, name, *arguments.overrides]
-    done = subprocess.run(argv, cwd=tpu_state.ROOT, capture_output=True, text=True)
-    if done.returncode == 2:
-        raise Stop(done.stderr.strip())
-    if done.stdout:
-        print(f"launch: {name}: {done.stdout.strip()}", flush=True)
+    name = arguments.config if arguments.repo else tpu_state.in_checkout(arguments.config)
     return [name, *arguments.overrides]
 
 
-def _remark(pod: Pod, arguments: argparse.Namespace) -> None:
-    """Checkpoints on a worker's own disk are no use: other workers do not see them and preemption takes them."""
-    if arguments.nfs or any(word.startswith("run.root=/") for word in arguments.overrides):
-        return
-    workers = (pod.node_count or 1) * pod.planned_workers()
-    print(
-        f"launch: note: {workers} worker{'s' * (workers > 1)} and no shared folder: run.root should be one that "
-        "outlives the machines (--nfs HOST:/SHARE:/MOUNT run.root=/MOUNT/runs)",
-        file=sys.stderr, flush=True,
-    )  # fmt: skip
+def _check(pod: Pod, command: list[str], arguments: argparse.Namespace) -> None:
+    """Before hours of waiting for machines: can this work at all? Stop when it cannot; what is doubtful is told."""
+    tpu_checks.check_pod(pod, arguments.runtime_version is not None)
+    mounts = [share.rpartition(":")[2] for share in arguments.nfs]
+    place = tpu_checks.Place(mounts, arguments.cwd, arguments.root_is_shared, arguments.keep)
+    if arguments.repo:
+        tpu_checks.check_repo(arguments.repo, place)
+    found = tpu_checks.check_command(pod, command, place, bool(arguments.repo))
+    for note in found.notes:
+        print(f"launch: note: {redact(note)}", file=sys.stderr, flush=True)
+    found.stop()
 
 
 def _dry_run(pod: Pod, options: Options, command: list[str], arguments: argparse.Namespace) -> None:
@@ -201,8 +191,10 @@ def _dry_run(pod: Pod, options: Options, command: list[str], arguments: argparse
     nodes, archive = pod.planned_nodes(), folder / f"code-{revision}.tar.gz"
 
     def show(title: str, *commands: Sequence[str]) -> None:
-        print(f"# {title}", *map(masked, commands), sep="\n")
+        print(f"# {title}", *map(redact_command, commands), sep="\n")
 
+    plan = ["bertjax", "plan", command[0], "--topology", pod.type, *command[1:]]
+    show("for you to run: does the model fit, and how fast could it be?", plan)
     if not arguments.repo:
         show("pack the code", ["git", *tpu_state.archive_words(archive, revision)])
     show("is it there?", pod.describe())
@@ -226,8 +218,8 @@ def _tell_what_runs(launcher: Launcher) -> None:
     )
     print("launch: to follow it again, run the same command. To stop training after a checkpoint:", file=sys.stderr)
     for node in pod.planned_nodes():
-        print(f"    {masked(pod.ssh(node, launcher.remote.stop()))}", file=sys.stderr)
-    print(f"launch: to delete it:\n    {masked(pod.delete())}", file=sys.stderr, flush=True)
+        print(f"    {redact_command(pod.ssh(node, launcher.remote.stop()))}", file=sys.stderr)
+    print(f"launch: to delete it:\n    {redact_command(pod.delete())}", file=sys.stderr, flush=True)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -27,7 +27,6 @@ _PASSING = re.compile(
     r"\b(?:429|500|502|503|504)\b|[Tt]imed? ?out|Connection (?:reset|refused|aborted)|Could not reach|"
     r"Network is unreach|Unable to find the server"
 )
-_SECRET = re.compile(r"((?:--env=)?\w*(?:key|token|secret|passw)\w*)=.*", re.IGNORECASE | re.DOTALL)
 
 
 class Stop(Exception):
@@ -140,19 +139,6 @@ def generation(accelerator: str) -> str:
         hint = f"; did you mean {near}-{accelerator.partition('-')[2] or 8}?" if near else ""
         raise Stop(f"--type: {accelerator} is none of {', '.join(f'{name}-N' for name in RUNTIMES)}{hint}")
     return found[1]
-
-
-def masked(argv: Sequence[str]) -> str:
-    """A command as a shell would take it, without the values of what looks like a secret."""
-
-    def hide(word: str) -> str:
-        flag, _, remote = word.partition("=")
-        if flag == "--command":
-            return f"{flag}={shlex.join(map(hide, shlex.split(remote)))}"
-        found = _SECRET.fullmatch(word)
-        return f"{found[1]}=***" if found else word
-
-    return shlex.join(map(hide, argv))
 
 
 def call(argv: Sequence[str]) -> tuple[int, str, str]:

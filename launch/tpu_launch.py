@@ -19,8 +19,10 @@ UNPACK = (
     'mv -T "$1.new" "$1"; fi; shift 2; exec python3 "$@"'
 )
 CLONE = (
-    'set -eu; if ! [ -d "$1" ]; then rm -rf "$1.new"; git clone --quiet "$2" "$1.new"; '
-    'git -C "$1.new" checkout --quiet "$3"; mv -T "$1.new" "$1"; fi; shift 3; exec python3 "$@"'
+    'set -eu -o pipefail; if ! [ -d "$1" ]; then rm -rf "$1.new"; '
+    'git clone --quiet "$2" "$1.new" 2>&1 | sed "s#://[^/@]*@#://***@#g"; '
+    'git -C "$1.new" checkout --quiet "$3"; git -C "$1.new" remote remove origin; mv -T "$1.new" "$1"; fi; '
+    'shift 3; exec python3 "$@"'
 )
 GONE = ("SUSPENDING", "SUSPENDED", "FAILED", "DELETING")
 LASTED = 600.0  # an attempt of so many seconds shows that its machines are sound
@@ -37,6 +39,7 @@ class Options:
     max_retries: int = 50
     keep: bool = False
     poll: float = 15.0
+    cwd: str | None = None  # where training starts; None: in the code
 
 
 class Remote:
@@ -55,6 +58,7 @@ class Remote:
 
     def run(self, slice_: int, attempt: int) -> list[str]:
         own = self._own("run", slice_) + [f"--attempt={attempt}", *(f"--env={pair}" for pair in self._options.env)]
+        own += [f"--cwd={self._options.cwd}"] if self._options.cwd else []
         return ["python3", *own, "--", ".venv/bin/python", "-m", "bertjax", "train", *self._command]
 
     def stop(self) -> list[str]:
@@ -73,11 +77,13 @@ class Remote:
 class Launcher:
     """Brings a job to its end. What it did is in the folder's state, so another call goes on where this one stops."""
 
-    def __init__(self, pod: Pod, folder: Folder, state: State, options: Options) -> None:
+    def __init__(
+        self, pod: Pod, folder: Folder, state: State, options: Options, command: Sequence[str], repo: str | None
+    ) -> None:
+        """`command` and `repo`: as the state has them, with their secrets."""
         self.pod, self.folder, self.state, self.options = pod, folder, state, options
-        source = state.source
         self.made = False  # whether the pod was seen or created in this call
-        self.remote = Remote(pod.name, state.command, source["revision"], source["repo"], options)
+        self.remote = Remote(pod.name, command, state.source["revision"], repo, options)
 
     def run(self) -> int:
         """Until the job is done or has a reason to stop; returns its exit code. Stop when it cannot go on."""

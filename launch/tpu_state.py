@@ -14,7 +14,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from tpu_commands import Stop, call, complaint, masked
+from redact import HIDDEN, redact, redact_command, redact_word
+from tpu_commands import Stop, call, complaint
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -30,7 +31,7 @@ class Source:
 
 @dataclass
 class State:
-    """One job on one pod."""
+    """One job on one pod; without secrets, which each call is given anew."""
 
     command: list[str] = field(default_factory=list)  # the configuration and its overrides
     source: dict[str, Any] = field(default_factory=dict)
@@ -77,6 +78,7 @@ class Folder:
 
     def note(self, line: str) -> None:
         """A line with its time on the terminal and in launch.log."""
+        line = redact(line)
         print(f"launch: {line}", flush=True)
         with open(self.path / "launch.log", "a", encoding="utf-8") as log:
             log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
@@ -87,8 +89,8 @@ class Folder:
         if "describe" in argv and code == 0:
             return code, out, err
         with open(self.path / "launch.log", "a", encoding="utf-8") as log:
-            said = f" -> {code}: {complaint(err)}" if code else ""
-            log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} $ {masked(argv)}{said}\n")
+            said = redact(f" -> {code}: {complaint(err)}") if code else ""
+            log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} $ {redact_command(argv)}{said}\n")
         return code, out, err
 
     @contextmanager
@@ -108,20 +110,30 @@ def begin(folder: Folder, command: Sequence[str], repo: str | None, ref: str) ->
 
     A job keeps the code it began with. Stop when another job runs on the pod, or git cannot give the code.
     """
-    state = folder.load()
-    if state.status in ("running", "finished") and state.command == list(command):
+    state, shown = folder.load(), [redact_word(word) for word in command]
+    if state.status in ("running", "finished") and state.command == shown:
         return state
     if state.status == "running" and state.started:
         raise Stop(
             f"{folder.path.name}: still runs {' '.join(state.command)}; give another --name, or stop that one (Ctrl-C "
             f"while following it tells how) and remove {folder.state_file}"
         )
-    source = Source(resolve(repo, ref), repo=repo) if repo else archive(folder.path)
+    source = Source(resolve(repo, ref), repo=redact_word(repo)) if repo else archive(folder.path)
     # Attempts go on counting: the workers know them by their number.
-    fresh = State(command=list(command), source=asdict(source), status="running", attempt=state.attempt + 1)
+    fresh = State(command=shown, source=asdict(source), status="running", attempt=state.attempt + 1)
     fresh = replace(fresh, ready=state.ready)
     folder.save(fresh)
     return fresh
+
+
+def repo_of(state: State, given: str | None) -> str | None:
+    """The URL that a job's code is cloned from, with the password that only the caller gives. Stop when it did not."""
+    kept: str | None = state.source["repo"]
+    if kept is None or HIDDEN not in kept:
+        return kept
+    if given is None or redact_word(given) != kept:
+        raise Stop(f"--repo: this job clones {kept}, and its password is not kept; give the same --repo again")
+    return given
 
 
 def archive(where: Path) -> Source:
@@ -147,7 +159,7 @@ def resolve(repo: str, ref: str) -> str:
         return found[-1][0]  # what an annotated tag stands for comes last
     if re.fullmatch(r"[0-9a-f]{7,40}", ref):
         return ref
-    raise Stop(f"--ref: {repo} has no {ref!a}")
+    raise Stop(f"--ref: {redact(repo)} has no {ref!a}")
 
 
 def archive_words(where: Path, revision: str) -> list[str]:
@@ -167,20 +179,26 @@ def in_checkout(config: str) -> str:
     return name
 
 
+def in_code(pattern: str) -> bool:
+    """Whether a relative path or glob stands for files that git knows, which are those that are sent."""
+    return bool(_git("ls-files", "--", pattern))
+
+
 def _git(*words: str) -> str:
     try:
         done = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True)
     except FileNotFoundError:
         raise Stop("git is not installed") from None
     if done.returncode:
-        raise Stop(f"git {words[0]}: {complaint(done.stderr)}; or send a repository's code: --repo URL --ref REF")
+        said = redact(complaint(done.stderr))
+        raise Stop(f"git {words[0]}: {said}; or send a repository's code: --repo URL --ref REF")
     return done.stdout.strip()
 
 
-def valid_name(name: str) -> str:
-    """A queued resource's id, by Cloud TPU's rule. Stop otherwise."""
+def valid_name(name: str, option: str = "--name") -> str:
+    """The id of a queued resource or a node, by Cloud TPU's rule. Stop otherwise."""
     if not re.fullmatch(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?", name):
         raise Stop(
-            f"--name: {name!a}: small letters, digits and dashes are wanted, beginning with a letter, at most 63"
+            f"{option}: {name!a}: small letters, digits and dashes are wanted, beginning with a letter, at most 63"
         )
     return name

@@ -41,12 +41,13 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--attempt", type=int, default=0)
     parser.add_argument("--env", action="append", default=[])
     parser.add_argument("--nfs", action="append", default=[])
+    parser.add_argument("--cwd", type=Path)
     parser.add_argument("--lock", type=int)
     split = list(argv).index("--") if "--" in argv else len(argv)
     arguments = parser.parse_args(argv[:split])
     command = list(argv[split + 1 :])
     if arguments.verb == "supervise":
-        return supervise(_folder(arguments), arguments.code, command, arguments.lock)
+        return supervise(_folder(arguments), arguments.code, command, arguments.lock, arguments.cwd)
     global _prefix
     _prefix = f"[s{arguments.slice} w{worker()}] "
     say(f"launch: {arguments.verb} begins")
@@ -170,6 +171,7 @@ def _start(folder: Path, arguments: argparse.Namespace, command: Sequence[str]) 
     new.rename(folder)
     argv = [sys.executable, str(Path(__file__).resolve()), "supervise", "--home", str(arguments.home)]
     argv += ["--code", str(arguments.code), "--attempt", str(arguments.attempt), "--lock", str(lock)]
+    argv += ["--cwd", str(arguments.cwd)] if arguments.cwd else []
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", **dict(pair.split("=", 1) for pair in arguments.env)}
     subprocess.Popen(
         [*argv, "--", *command], env=environment, pass_fds=(lock,), start_new_session=True,
@@ -178,12 +180,16 @@ def _start(folder: Path, arguments: argparse.Namespace, command: Sequence[str]) 
     os.close(lock)
 
 
-def supervise(folder: Path, code: Path, command: Sequence[str], lock: int) -> int:
-    """Runs the command with its output in `log`, passes SIGTERM on to it, leaves its code in `exit`."""
+def supervise(folder: Path, code: Path, command: Sequence[str], lock: int, cwd: Path | None = None) -> int:
+    """Runs the command in the code or `cwd`, its output in `log`; passes SIGTERM on, leaves its code in `exit`."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    if cwd:  # files of the code are named in full
+        code = code.absolute()
+        command = [str(code / word) if "=" not in word and (code / word).is_file() else word for word in command]
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(code), os.environ.get("PYTHONPATH"))))
     with open(folder / "log", "ab") as log:
         try:
-            child = subprocess.Popen(command, cwd=code, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            child = subprocess.Popen(command, cwd=cwd or code, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         except OSError as error:
             log.write(f"launch: {error}\n".encode())
             returncode = 127

@@ -109,8 +109,8 @@ class Cloud:
         (self.home / "plan.json").write_text(json.dumps(words))
 
     def words(self, *more: str) -> list[str]:
-        own = ["--name=my-pod", "--type=v5litepod-8", "--poll=0.1", "configs/tiny.yaml", f"run.root={self.shared}"]
-        return [sys.executable, "-S", "launch/tpu.py", *own, *more]
+        own = ["--name=my-pod", "--type=v5litepod-8", "--poll=0.1", "--root-is-shared", "configs/tiny.yaml"]
+        return [sys.executable, "-S", "launch/tpu.py", *own, f"run.root={self.shared}", *more]
 
     def start(self, *more: str, **environment: str) -> subprocess.Popen:
         return subprocess.Popen(

@@ -193,13 +193,49 @@ def test_changes_that_are_not_committed_go_along_and_the_checkout_stays(cloud):
 
 def test_code_from_a_repository(cloud):
     revision = cloud.git("rev-parse", "HEAD")
-    code, said = cloud.launch(f"--repo={cloud.checkout}", "--keep")
+    mounted = f"--nfs=10.0.0.2:/share:{cloud.checkout.parent}"
+    code, said = cloud.launch(f"--repo={cloud.checkout}", "--keep", mounted)
     assert code == 0, said
     assert SCP not in cloud.calls()
     cloned = cloud.home / "my-pod-1" / "bertjax-my-pod" / f"code-{revision[:12]}"
     assert subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=cloned, text=True).strip() == revision
-    code, said = cloud.launch(f"--repo={cloud.checkout}", "--ref=nowhere", "--name=other")
+    code, said = cloud.launch(f"--repo={cloud.checkout}", "--ref=nowhere", "--name=other", mounted)
     assert code == 2 and "has no 'nowhere'" in said
+
+
+def test_a_token_in_the_url_of_the_code_reaches_git_and_nothing_else(cloud):
+    """git takes only the URL with its token for that of the checkout, so both the laptop's and the workers' had it."""
+    url = "https://me:TOKEN/123@host.example/owner/name.git"
+    git = {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": f"url.{cloud.checkout}.insteadOf", "GIT_CONFIG_VALUE_0": url}
+    said = [cloud.launch(f"--repo={url}", "--keep", *more, **git) for more in (["--dry-run"], ["steps=8"])]
+    assert [code for code, _ in said] == [0, 0], said
+    assert "https://***@host.example/owner/name.git" in said[0][1] and "git clone" in said[0][1]
+    asked = [f"--repo={url}x", "--ref=nowhere", "--name=b"], [f"--repo={url}", "--ref=no", "--name=c"], [f"--rpo={url}"]
+    for words in asked:
+        code, line = cloud.launch(*words, **git)
+        assert code == 2
+        said.append((code, line))
+    code, line = cloud.launch("--keep", "steps=8")
+    assert code == 2 and "its password is not kept; give the same --repo again" in line
+    assert cloud.launch(f"--repo={url}", "--keep", "steps=8", **git)[0] == 0
+    assert not any("TOKEN" in text or "123" in text for _, text in said)
+    kept = [path for path in (cloud.checkout / "runs").rglob("*") if path.is_file()]
+    assert len(kept) > 5 and not any(b"TOKEN" in path.read_bytes() for path in kept)
+    clone = cloud.home / "my-pod-0" / "bertjax-my-pod"
+    assert not any(b"TOKEN" in path.read_bytes() for path in clone.rglob("config"))
+    assert any("TOKEN" in line for line in (cloud.home / "calls.jsonl").read_text().splitlines()), "what gcloud got"
+
+
+def test_training_starts_in_a_folder_of_the_workers(cloud):
+    cloud.shared.mkdir()
+    (cloud.shared / "text.txt").write_text("x")
+    (cloud.checkout / "bertjax" / "__main__.py").write_text(
+        'import sys; print("in", sys.argv[1:], open("text.txt").read())\n'
+    )
+    code, said = cloud.launch(f"--cwd={cloud.shared}/", "x.y=" + "z" * 300)
+    assert code == 0 and f"/configs/tiny.yaml', 'run.root={cloud.shared}'" in said, said
+    code, said = cloud.launch("--cwd=data")
+    assert code == 2 and "a full path on the workers is wanted" in said
 
 
 def test_a_dry_run_calls_nothing_and_shows_what_a_run_does(cloud):

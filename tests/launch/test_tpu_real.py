@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import redact
 import tpu_commands
 from tpu_commands import Pod, Stop
 
@@ -129,7 +130,7 @@ def test_a_remote_command_survives_gcloud_and_two_shells():
 
 
 def test_values_that_look_secret_are_not_shown():
-    shown = tpu_commands.masked(["gcloud", "--command=x --env=HF_TOKEN=abc123 '--env=MY_PASSWORD=d e' --env=A=1"])
+    shown = redact.redact_command(["gcloud", "--command=x --env=HF_TOKEN=abc123 '--env=MY_PASSWORD=d e' --env=A=1"])
     assert "abc123" not in shown and "--env=A=1" in shown and "d e" not in shown
 
 

@@ -31,6 +31,7 @@ def missing(shown: list[str], said: list[str]) -> list[str]:
 
 def test_the_walk_through_ends_in_a_finished_run(cloud):
     cloud.plan(states=["WAITING_FOR_RESOURCES", "PROVISIONING"], ssh_run=["preempt"])
+    cloud.shared.mkdir()
     commands = blocks(POD)
     assert len(commands) == 3
     for command, shown in commands:
@@ -63,6 +64,7 @@ def test_the_page_of_pods_ends_in_a_finished_run(cloud):
     topology = parse(shlex.split(steps[0])[4])
     assert f"--type v5litepod-{topology.size}" in steps[3] and steps[4] == steps[3].removesuffix(" --dry-run")
     done = []
+    cloud.shared.mkdir()
     for command in steps[3:]:
         here = command.replace("/mnt/share", str(cloud.shared)) + " --poll=0.05"
         done.append(

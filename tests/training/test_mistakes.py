@@ -104,7 +104,7 @@ def test_init_from_a_run_a_stage_and_a_step(whole, train):
         (["stages.pretrain.init_from={whole}", "model.hidden_size=32"], "has shape [16], the model here needs [32]"),
         (["stages.pretrain.init_from={whole}", "model.num_hidden_layers=3"], "has no parameter 'layers/2/"),
         (["stages.pretrain.init_from={whole}", "tokenizer.vocab_size=110"], "another tokenizer; set tokenizer.path to"),
-        (["stages.qa.init_from={whole}/checkpoints/00-pretrain/3"], "stage 'qa': init_from: "),
+        (["stages.qa.init_from={whole}/checkpoints/00-pretrain/3"], "stages.qa.init_from: "),
         (["stages.qa.evaluate=[]", "tasks.questions.source.files=[none.json]"], "none.json"),
         (["stages.qa.evaluate.0.data.source.files=[none.json]"], "none.json"),
         (["stages.qa.data=text"], "objective span_qa reads rows made by span_qa; task 'text' has"),
@@ -129,6 +129,8 @@ def test_bad_data_leave_no_folder(tmp_path, tiny_project, monkeypatch, capsys, c
     config = (tiny_project / "tiny.yaml").read_text().replace("run: {", "tokenizer: {path: vocab.txt}\nrun: {")
     (tmp_path / "tiny.yaml").write_text(config)
     (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a"]) + "\n")
+    for name in ("train.json", "more.txt", "heldout.json"):
+        (tmp_path / name).write_bytes((tiny_project / name).read_bytes())
     if content is not None:
         (tmp_path / "text.txt").write_text(content)
     before = sorted(tmp_path.rglob("*"))

@@ -1,0 +1,47 @@
+"""Passwords and tokens, in whatever the launcher prints or keeps: `***` in their place. Standard library only."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Sequence
+
+HIDDEN = "***"
+_SECRET = r"(?:key|token(?!i[sz])|secret|passw|credential)"
+# KEY=VALUE whose key, or the last part of whose dotted key, is named like a secret.
+_PAIR = re.compile(rf"(?<![\w.-])((?:--env=)?(?:[\w-]+\.)*[\w-]*{_SECRET}[\w-]*=)(.+)", re.IGNORECASE | re.DOTALL)
+_HTTP = re.compile(r"(https?://)[^\s'\"]*@", re.IGNORECASE)  # up to the last @: passwords may hold any letter
+_USER = re.compile(r"(\w[\w+.-]*://)[^\s'\"/@]*:[^\s'\"]*@")  # user:password of other schemes; git@ alone is no secret
+_QUERY = re.compile(rf"([?&][\w-]*(?:{_SECRET}|sig)[\w-]*=)[^&\s'\"#]+", re.IGNORECASE)
+_SHAPES = re.compile(r"\b(gh[opsru]_|github_pat_|glpat-|hf_)[\w-]{10,}")
+
+
+def redact(text: str) -> str:
+    """A line of text without what looks like a secret in it."""
+    text = _PAIR.sub(lambda found: found[1] + re.sub(r"^\S+", HIDDEN, found[2]), text)
+    return _urls(text)
+
+
+def redact_word(word: str) -> str:
+    """One argument of a command; the whole value of KEY=VALUE is hidden where the key is named like a secret."""
+    found = _PAIR.fullmatch(word)
+    return f"{found[1]}{HIDDEN}" if found else _urls(word)
+
+
+def redact_command(argv: Sequence[str]) -> str:
+    """A command as a shell would take it, without secrets."""
+
+    def hide(word: str) -> str:
+        flag, _, remote = word.partition("=")
+        if flag == "--command":
+            return f"{flag}={shlex.join(map(hide, shlex.split(remote)))}"
+        return redact_word(word)
+
+    return shlex.join(map(hide, argv))
+
+
+def _urls(text: str) -> str:
+    text = _HTTP.sub(rf"\1{HIDDEN}@", text)
+    text = _USER.sub(rf"\1{HIDDEN}@", text)
+    text = _QUERY.sub(rf"\1{HIDDEN}", text)
+    return _SHAPES.sub(rf"\1{HIDDEN}", text)

@@ -1,0 +1,186 @@
+"""What cannot work on a pod, found on this machine before anything is created. Standard library only."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import tpu_state
+from redact import redact
+from tpu_commands import RUNTIMES, Pod, Stop, generation
+
+# Sizes of Cloud TPU's accelerator types: cores of v2 to v4 and of v5p, chips of v5e and v6e. The same as in
+# bertjax/plan/topologies.py, which cannot be imported by every Python that this runs on.
+_CUBES = (8, 16, 32, 64)
+SIZES = {
+    "v2": (8, 32, 128, 256, 512),
+    "v3": (8, 32, 64, 128, 256, 512, 1024, 2048),
+    "v4": (*_CUBES, *range(128, 8193, 128)),
+    "v5litepod": (1, 4, 8, 16, 32, 64, 128, 256),
+    "v5p": (*_CUBES, *range(128, 12289, 128)),
+    "v6e": (1, 4, 8, 16, 32, 64, 128, 256),
+}
+_ZONE = re.compile(r"[a-z]+(?:-[a-z]+)+\d+-[a-z]\d?")
+_URL = re.compile(r"(?:https?|ssh|git)://[^/\s]+/\S+|[\w.-]+@[\w.-]+:\S+|[\w-]+(?:\.[\w-]+)+:(?!/)\S+")
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")
+CHECK = (
+    "import json, sys\n"
+    "try:\n"
+    "    from bertjax.config.load import load\n"
+    "    from bertjax.errors import BertjaxError\n"
+    "    from bertjax.plan.target import about\n"
+    "except ImportError as error:\n"
+    "    print(f'not checked here: {error}'); sys.exit()\n"
+    "try:\n"
+    "    print(json.dumps(about(load(sys.argv[3], sys.argv[4:]), int(sys.argv[1]), int(sys.argv[2]))))\n"
+    "except BertjaxError as error:\n"
+    "    print(error, file=sys.stderr); sys.exit(2)\n"
+)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the workers' files are: what is mounted, and where training starts.
+
+    `shared`: the user says that run.root is on all workers and outlives them, whatever is mounted.
+    """
+
+    mounts: Sequence[str] = ()
+    cwd: str | None = None
+    shared: bool = False
+    keep: bool = False
+
+    def holds(self, path: str) -> bool:
+        """Whether a path, as training takes it, is in a mounted folder."""
+        full = path if path.startswith("/") else f"{self.cwd}/{path}" if self.cwd else ""
+        return any(full == mount or full.startswith(mount.rstrip("/") + "/") for mount in self.mounts)
+
+
+@dataclass
+class Findings:
+    """`problems` end the launch; `notes` are told."""
+
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def stop(self) -> None:
+        if self.problems:
+            raise Stop("\n".join(map(redact, self.problems)))
+
+
+def devices(kind: str) -> int:
+    """What jax calls devices in one slice: cores of v2 and v3, else chips."""
+    name, size = generation(kind), int(kind.partition("-")[2])
+    return size // 2 if name in ("v4", "v5p") else size
+
+
+def check_pod(pod: Pod, runtime_given: bool) -> None:
+    """Type, names, zone and software version, by Cloud TPU's tables and rules. Stop for what cannot be."""
+    name = generation(pod.type)
+    size = int(pod.type.partition("-")[2])
+    if size not in SIZES[name]:
+        near = sorted(SIZES[name], key=lambda known: (abs(known - size), known))[:2]
+        hint = " or ".join(f"{name}-{known}" for known in sorted(near))
+        raise Stop(f"--type: there is no {pod.type}; did you mean {hint}?")
+    for node in pod.planned_nodes():
+        tpu_state.valid_name(node, "--node-id" if pod.node_id and pod.node_id != pod.name else "--name")
+    if pod.zone and not _ZONE.fullmatch(pod.zone):
+        region = re.fullmatch(r"[a-z]+(?:-[a-z]+)+\d+", pod.zone)
+        hint = f"is a region; name one of its zones, such as {pod.zone}-a" if region else "a zone is like us-west4-a"
+        raise Stop(f"--zone: {pod.zone!a}: {hint}")
+    others = {version for other, version in RUNTIMES.items() if RUNTIMES[name] != version}
+    if runtime_given and pod.runtime in others:
+        raise Stop(f"--runtime-version: {pod.runtime} is not for {name}; leave it out for {RUNTIMES[name]}")
+    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", pod.runtime):
+        raise Stop(f"--runtime-version: {pod.runtime!a} is no version's name; leave it out for {RUNTIMES[name]}")
+
+
+def check_repo(url: str, place: Place) -> None:
+    """Whether workers could clone it. Stop for a path of this machine."""
+    if _URL.fullmatch(url):
+        return
+    path = re.sub(r"^file://", "", url)
+    if not (path.startswith("/") and place.holds(path)):
+        raise Stop(
+            f"--repo: {redact(url)}: the workers cannot clone it; give a URL such as https://host/owner/name.git"
+        )
+
+
+def check_command(pod: Pod, command: Sequence[str], place: Place, repo: bool) -> Findings:
+    """The configuration with its overrides, on the pod. Of a repository only this checkout's copy can be looked at."""
+    found = Findings()
+    known = _ask(pod, command, found, repo)
+    if known:
+        found.problems += known["problems"]
+        _check_paths(known["paths"], place, found)
+    if repo:  # what this checkout has may be older or newer
+        found.notes += [f"in this checkout's copy: {problem}" for problem in found.problems]
+        found.problems, known = [], None
+    root = next((word[len("run.root=") :] for word in reversed(command) if word.startswith("run.root=")), None)
+    _check_root(pod, known["root"] if known else root, place, found)
+    return found
+
+
+def _ask(pod: Pod, command: Sequence[str], found: Findings, repo: bool) -> dict[str, Any] | None:
+    """What bertjax says of the configuration; None, with a note, where it cannot be asked."""
+    name = command[0]
+    if repo and not (tpu_state.ROOT / name).is_file():
+        found.notes.append(f"{name}: not checked, it is in --repo alone")
+        return None
+    own = tpu_state.ROOT / ".venv" / "bin" / "python"
+    slices = pod.node_count or 1
+    python = str(own) if own.exists() else sys.executable
+    argv = [python, "-c", CHECK, str(slices * devices(pod.type)), str(slices), *command]
+    done = subprocess.run(argv, cwd=tpu_state.ROOT, capture_output=True, text=True)
+    if done.returncode == 2:
+        found.problems += done.stderr.strip().splitlines()
+        return None
+    try:
+        answer: dict[str, Any] = json.loads(done.stdout)
+        return answer
+    except ValueError:
+        said = (done.stdout or done.stderr).strip().splitlines()
+        found.notes.append(f"{name}: {said[-1] if said else 'not checked here'}")
+        return None
+
+
+def _check_root(pod: Pod, root: str | None, place: Place, found: Findings) -> None:
+    """Checkpoints on a worker's own disk are no use: other workers do not see them and deletion takes them."""
+    workers = (pod.node_count or 1) * pod.planned_workers()
+    advice = "name a folder that outlives the machines (--nfs HOST:/SHARE:/MOUNT run.root=/MOUNT/runs)"
+    many = f"{workers} worker{'s' * (workers > 1)}"
+    if any("run.root:" in problem for problem in found.problems):
+        return
+    if root is not None and _SCHEME.match(root):
+        found.problems.append(f"run.root: {root}: only a folder of a mounted file system works; {advice}")
+    elif place.shared or (root is not None and place.holds(root)):
+        return
+    elif root is None:
+        found.notes.append(f"{many}: run.root is not known here; {advice}")
+    elif workers == 1 and place.keep:
+        found.notes.append(f"run.root: {root}: is on the machine's own disk, and gone with it; {advice}")
+    else:
+        lost = "no other worker sees it, and it is deleted with the machine" if workers > 1 else "it is deleted with it"
+        found.problems.append(
+            f"run.root: {root}: is on {'each' if workers > 1 else 'the'} machine's own disk: {lost}; {advice}, or say "
+            "--root-is-shared where the machines have it by other means"
+        )
+
+
+def _check_paths(paths: Sequence[Sequence[str]], place: Place, found: Findings) -> None:
+    """What the run reads: in a mounted folder, in an object store, or a file of the code, or it will not be there."""
+    for key, path in paths:
+        if "://" in path or place.holds(path):
+            continue
+        if path.startswith(("/", "~")) or place.cwd:
+            found.notes.append(f"{key}: {path}: is in no folder of --nfs; the workers' own disks must have it")
+        elif not tpu_state.in_code(path):
+            found.problems.append(
+                f"{key}: {path}: is not in the code that is sent; name a path in a folder of --nfs, or start "
+                "training in one: --cwd /MOUNT"
+            )

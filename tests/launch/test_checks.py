@@ -1,0 +1,180 @@
+"""What launch/tpu.py finds on the laptop: types, names, meshes, batches and paths that cannot work, and secrets."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import redact
+import tpu_checks
+from tpu_checks import Place
+from tpu_commands import RUNTIMES, Pod, Stop
+
+from bertjax.config.problems import masked
+from bertjax.plan import topologies
+
+ROOT = Path(__file__).resolve().parents[2]
+MOUNTED = Place(["/mnt/share"], "/mnt/share")
+BASE = "configs/bert/pretrain_base.yaml"
+
+
+def pod(kind: str = "v5litepod-16", node_id: str | None = "p", count: int | None = None, **more: str) -> Pod:
+    return Pod("p", kind, more.pop("runtime", "v2-alpha-tpuv5-lite"), node_id, count, **more)
+
+
+def test_the_table_of_types_is_that_of_plan():
+    for name, sizes in tpu_checks.SIZES.items():
+        assert name in RUNTIMES
+        for size in sizes if name != "v2" else ():  # which no compiler here knows
+            assert topologies.parse(f"{name}-{size}").size == tpu_checks.devices(f"{name}-{size}")
+    of_plan = {
+        name: topologies._TYPES[topologies._ALIASES.get(name, name)] for name in tpu_checks.SIZES if name != "v2"
+    }
+    for name, (shapes, cores) in of_plan.items():
+        assert sorted(chips * cores for chips in shapes) == sorted(tpu_checks.SIZES[name])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "given", "says"),
+    [
+        (pod("v5litepod-17"), False, "--type: there is no v5litepod-17; did you mean v5litepod-8 or v5litepod-16?"),
+        (pod("v5litepod-512"), False, "there is no v5litepod-512; did you mean v5litepod-128 or v5litepod-256?"),
+        (pod("v4-7"), False, "did you mean v4-8 or v4-16?"),
+        (pod("v5p-100"), False, "did you mean v5p-64 or v5p-128?"),
+        (pod("v6e-3"), False, "did you mean v6e-1 or v6e-4?"),
+        (pod(zone="us-west4"), False, "--zone: 'us-west4': is a region; name one of its zones, such as us-west4-a"),
+        (pod(zone="nonsense"), False, "--zone: 'nonsense': a zone is like us-west4-a"),
+        (pod(node_id="My_node"), False, "--node-id: 'My_node': small letters"),
+        (Pod("p" * 63, "v6e-8", "r", None, 2), False, "at most 63"),
+        (pod("v6e-8"), True, "--runtime-version: v2-alpha-tpuv5-lite is not for v6e; leave it out for v2-alpha-tpuv6e"),
+        (pod(runtime="no version"), True, "--runtime-version: 'no version' is no version's name"),
+    ],
+)
+def test_a_pod_that_cannot_be(wrong, given, says):
+    with pytest.raises(Stop) as caught:
+        tpu_checks.check_pod(wrong, given)
+    assert says in str(caught.value)
+
+
+def test_pods_that_can_be():
+    for kind in ("v2-8", "v3-64", "v4-384", "v5p-12288", "v6e-256", "v5litepod-1"):
+        tpu_checks.check_pod(pod(kind, zone="northamerica-northeast1-c", runtime="tpu-vm-v4-base"), True)
+
+
+@pytest.mark.parametrize("url", ["https://h/a/b.git", "git@github.com:a/b", "ssh://git@h/a", "host.example:a/b.git"])
+def test_urls_that_workers_clone(url):
+    tpu_checks.check_repo(url, Place())
+    tpu_checks.check_repo("file:///mnt/share/code", MOUNTED)
+    for local in ("/home/me/code", "code", "file:///home/me", "./x:y"):
+        with pytest.raises(Stop, match="the workers cannot clone it"):
+            tpu_checks.check_repo(local, MOUNTED)
+
+
+def check(where: Pod, place: Place, *overrides: str, repo: bool = False) -> tpu_checks.Findings:
+    return tpu_checks.check_command(where, [BASE, *overrides], place, repo)
+
+
+def test_mesh_batches_paths_and_attention_are_checked_on_the_pod_s_devices():
+    """16 chips of v5e: by bertjax's own rules, as `bertjax plan` has them."""
+    wrong = "stages.pretrain128.batch_size=250", "stages.pretrain512.grad_accum=32", "run.attention=cudnn"
+    found = check(pod(), Place(["/mnt/share"]), "run.root=/mnt/share/runs", *wrong)
+    batches = "stages.pretrain128.batch_size: 250 rows do not divide over 16 parts (data=16); set 240 or 256, or"
+    assert found.problems[0].startswith(batches) and found.problems[1].startswith("stages.pretrain512.batch_size: 256")
+    assert found.problems[2] == "run.attention: cudnn is for GPUs; use auto, splash or xla"
+    assert found.problems[3].startswith("tokenizer.path: vocab.txt: is not in the code that is sent; name a path in")
+    assert [line.split(":")[0] for line in found.problems[4:]] == [
+        "tasks.s128.source.0.files", "tasks.s512.source.0.files",
+        "stages.pretrain128.evaluate.heldout.data.source.0.files",
+        "stages.pretrain512.evaluate.heldout.data.source.0.files",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("where", "overrides", "says"),
+    [
+        (pod("v5p-16"), ["mesh.data=7"], "mesh: data=7 x fsdp=1 x tensor=1 does not fit 8 devices"),
+        (pod(node_id=None, count=2), [], "mesh.slices: the devices come in slices: 2, not 1; set mesh.slices=2"),
+        (pod(), ["run.root=gs://b/r"], "run.root: 'gs://b/r': only a local path works here"),
+        (pod(), ["run.root=/mnt/shared"], "run.root: /mnt/shared: is on each machine's own disk: no other worker"),
+    ],
+)
+def test_a_run_that_cannot_work_there(where, overrides, says):
+    found = check(where, MOUNTED, "run.root=/mnt/share/runs", *overrides)
+    assert len(found.problems) == 1 and says in found.problems[0]
+    with pytest.raises(Stop, match="^"):
+        found.stop()
+
+
+def test_a_run_that_can_work_there():
+    found = check(pod(), MOUNTED, "run.root=runs", "stages.pretrain128.init_from=/home/me/bert")
+    assert found.problems == [] and found.notes == [
+        "stages.pretrain128.init_from: /home/me/bert: is in no folder of --nfs; the workers' own disks must have it"
+    ]
+    code = "tokenizer.path=configs/bert/pretrain_base.yaml", "tasks.s128.source.files=['README*']"
+    same = ["stages.pretrain512.data=s128", "stages.0.evaluate=[]", "stages.1.evaluate=[]"]
+    assert check(pod(), Place(["/mnt/share"]), "run.root=/mnt/share/runs", *code, *same).problems == []
+
+
+def test_roots():
+    alone = pod("v5litepod-8")
+    for place, root, problems, notes in (
+        (Place(["/mnt/share"]), "/mnt/share", 0, 0),
+        (Place(["/mnt/share"]), "/mnt/sharedx", 1, 0),
+        (Place(), "/data", 1, 0),
+        (Place(shared=True), "/data", 0, 0),
+        (Place(keep=True), "/data", 0, 1),
+        (Place(), None, 0, 1),
+        (Place(), "s3://b/r", 1, 0),
+    ):
+        found = tpu_checks.Findings()
+        tpu_checks._check_root(alone, root, place, found)
+        assert (len(found.problems), len(found.notes)) == (problems, notes), root
+
+
+def test_of_a_repository_this_checkout_can_only_tell_its_own_copy():
+    found = check(pod(), MOUNTED, "run.root=/mnt/share/runs", "mesh.data=7", repo=True)
+    assert found.problems == [] and found.notes[0].startswith("in this checkout's copy: mesh: data=7")
+    found = check(pod(), MOUNTED, "run.root=gs://b/r", repo=True)
+    assert len(found.problems) == 1 and found.problems[0].startswith("run.root: gs://b/r: only a folder")
+    away = tpu_checks.check_command(pod(), ["configs/elsewhere.yaml", "run.root=gs://b/r"], MOUNTED, True)
+    assert away.notes == ["configs/elsewhere.yaml: not checked, it is in --repo alone"] and len(away.problems) == 1
+
+
+def test_a_dry_run_ends_with_2_and_a_line_for_each_problem():
+    words = ["--name=p", "--type=v5litepod-16", "--dry-run", BASE, "mesh.data=3"]
+    done = subprocess.run([sys.executable, "launch/tpu.py", *words], cwd=ROOT, capture_output=True, text=True)
+    lines = done.stderr.splitlines()
+    assert done.returncode == 2 and done.stdout == "" and len(lines) == 7
+    assert all(line.startswith("launch: ") for line in lines) and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("https://me:TOKEN@h/x.git", "https://***@h/x.git"),
+        ("https://TOKEN@h/x.git", "https://***@h/x.git"),
+        ("fatal: 'https://me:TOK/E@N@h/x.git/' not found", "fatal: 'https://***@h/x.git/' not found"),
+        ("ssh://git@h/x", "ssh://git@h/x"),
+        ("ssh://me:TOKEN@h/x", "ssh://***@h/x"),
+        ("git@github.com:a/b", "git@github.com:a/b"),
+        ("https://h/x?access_token=TOKEN&a=1", "https://h/x?access_token=***&a=1"),
+        ("https://h/x?X-Goog-Signature=TOKEN", "https://h/x?X-Goog-Signature=***"),
+        ("--env=WANDB_API_KEY=TOKEN", "--env=WANDB_API_KEY=***"),
+        ("AWS_SECRET_ACCESS_KEY=TOKEN", "AWS_SECRET_ACCESS_KEY=***"),
+        ("run.hub_token=TOKEN", "run.hub_token=***"),
+        ("--env=A=ghp_TOKENTOKENTOKEN1", "--env=A=ghp_***"),
+        ("tokenizer.path=vocab.txt", "tokenizer.path=vocab.txt"),
+        ("tokenizer={kind: wordpiece}", "tokenizer={kind: wordpiece}"),
+        ("expected key.path=value", "expected key.path=value"),
+        ("run.checkpoint.keep_best=squad/f1", "run.checkpoint.keep_best=squad/f1"),
+    ],
+)
+def test_secrets_are_not_shown(text, shown):
+    assert redact.redact(text) == shown == redact.redact_word(text)
+    assert redact.redact_command(["gcloud", f"--command=x '{text}'"]).count("TOKEN") == 0
+
+
+def test_a_secret_of_several_words_is_hidden_and_the_schema_s_words_are_too():
+    assert redact.redact_word("--env=MY_PASSWORD=a b c") == "--env=MY_PASSWORD=***"
+    for name in ("api_key", "apikey", "token", "secret", "password", "HF_TOKEN"):
+        assert masked({name: "x"}) == {name: "***"} and redact.redact(f"{name}=x") == f"{name}=***"
