@@ -9,7 +9,9 @@ from collections.abc import Sequence
 HIDDEN = "***"
 _SECRET = r"(?:key|token(?!i[sz])|secret|passw|credential)"
 # KEY=VALUE whose key, or the last part of whose dotted key, is named like a secret.
-_PAIR = re.compile(rf"(?<![\w.-])((?:--env=)?(?:[\w-]+\.)*[\w-]*{_SECRET}[\w-]*=)(.+)", re.IGNORECASE | re.DOTALL)
+_KEY = rf"(?<![\w.?&-])((?:--env=)?(?:[\w-]+\.)*[\w-]*{_SECRET}[\w-]*=)(?!VALUE\b)"
+_PAIR = re.compile(rf"{_KEY}(.+)", re.IGNORECASE | re.DOTALL)
+_PAIR_IN_TEXT = re.compile(rf"{_KEY}('[^']*'|\"[^\"]*\"|\S+)", re.IGNORECASE)
 _HTTP = re.compile(r"(https?://)[^\s'\"]*@", re.IGNORECASE)  # up to the last @: passwords may hold any letter
 _USER = re.compile(r"(\w[\w+.-]*://)[^\s'\"/@]*:[^\s'\"]*@")  # user:password of other schemes; git@ alone is no secret
 _QUERY = re.compile(rf"([?&][\w-]*(?:{_SECRET}|sig)[\w-]*=)[^&\s'\"#]+", re.IGNORECASE)
@@ -18,8 +20,7 @@ _SHAPES = re.compile(r"\b(gh[opsru]_|github_pat_|glpat-|hf_)[\w-]{10,}")
 
 def redact(text: str) -> str:
     """A line of text without what looks like a secret in it."""
-    text = _PAIR.sub(lambda found: found[1] + re.sub(r"^\S+", HIDDEN, found[2]), text)
-    return _urls(text)
+    return _urls(_PAIR_IN_TEXT.sub(rf"\1{HIDDEN}", text))
 
 
 def redact_word(word: str) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import outcome
 import tpu_commands as gcloud
+from redact import redact
 from tpu_commands import Node, Pod, Stop
 from tpu_follow import Follower, Outcome
 from tpu_state import Folder, State
@@ -20,7 +21,7 @@ UNPACK = (
 )
 CLONE = (
     'set -eu -o pipefail; if ! [ -d "$1" ]; then rm -rf "$1.new"; '
-    'git clone --quiet "$2" "$1.new" 2>&1 | sed "s#://[^/@]*@#://***@#g"; '
+    'git clone --quiet "$2" "$1.new" 2>&1 | sed "s#://[^ ]*@#://***@#g"; '
     'git -C "$1.new" checkout --quiet "$3"; git -C "$1.new" remote remove origin; mv -T "$1.new" "$1"; fi; '
     'shift 3; exec python3 "$@"'
 )
@@ -280,7 +281,7 @@ class Launcher:
         return f"{outcome.reason(code)} on s{s} w{w}: {lines[-1] if lines else 'it said nothing'} (all of it: {log})"
 
     def _end(self, status: str, code: int, reason: str) -> int:
-        self.state.status, self.state.code, self.state.reason = status, code, reason
+        self.state.status, self.state.code, self.state.reason = status, code, redact(reason)
         self.folder.save(self.state)
         self.folder.note("finished" if code == 0 else f"stopped: {reason}")
         self.finish()

@@ -176,5 +176,6 @@ def test_secrets_are_not_shown(text, shown):
 
 def test_a_secret_of_several_words_is_hidden_and_the_schema_s_words_are_too():
     assert redact.redact_word("--env=MY_PASSWORD=a b c") == "--env=MY_PASSWORD=***"
+    assert redact.redact("ran A_KEY='a b c' B=2 TOKEN=x then") == "ran A_KEY=*** B=2 TOKEN=*** then"
     for name in ("api_key", "apikey", "token", "secret", "password", "HF_TOKEN"):
         assert masked({name: "x"}) == {name: "***"} and redact.redact(f"{name}=x") == f"{name}=***"
