@@ -169,21 +169,25 @@ def matches(rule: dict, container: str, code: int) -> bool:
 def start(made: dict, container: dict, index: int, count: int, folder: Path) -> subprocess.Popen:
     """A pod: the image's entry point on the container's arguments, with the variables GKE adds to TPU pods."""
     checkout, name = Path(os.environ["CHECKOUT"]), made["metadata"]["name"]
-    (entry,) = re.findall(r"^ENTRYPOINT (.*)$", (checkout / "launch" / "Dockerfile").read_text(), re.MULTILINE)
+    dockerfile = (checkout / "launch" / "Dockerfile").read_text()
+    (entry,), (image,) = (re.findall(rf"^{key} (.*)$", dockerfile, re.MULTILINE) for key in ("ENTRYPOINT", "WORKDIR"))
     words = container.get("command", json.loads(entry)) + container["args"]
+    words = [f"{checkout}{word.removeprefix(image)}" if word.startswith(f"{image}/") else word for word in words]
+    cwd = checkout
     for mount in container["volumeMounts"]:
         here = HOME / "volumes" / mount["name"]
         here.mkdir(parents=True, exist_ok=True)
         words = [word.replace(f"={mount['mountPath']}/", f"={here}/") for word in words]
+        cwd = here if container.get("workingDir") == mount["mountPath"] else cwd
     home = HOME / "homes" / f"{name}-slice-0-{index}"
     home.mkdir(parents=True, exist_ok=True)
     added = {
-        "TPU_WORKER_ID": str(index), "HOME": str(home),
+        "TPU_WORKER_ID": str(index), "HOME": str(home), "PYTHONPATH": str(checkout),  # the image has it installed
         "TPU_WORKER_HOSTNAMES": ",".join(f"{name}-slice-0-{i}.{name}" for i in range(count)),
     }  # fmt: skip
     with (folder / f"{index}.log").open("w") as log:
         return subprocess.Popen(
-            words, cwd=checkout, env=os.environ | added, start_new_session=True, stdin=subprocess.DEVNULL,
+            words, cwd=cwd, env=os.environ | added, start_new_session=True, stdin=subprocess.DEVNULL,
             stdout=log, stderr=subprocess.STDOUT,
         )  # fmt: skip
 

@@ -164,7 +164,8 @@ def test_jobset_asks_for_the_whole_slice():
     chips = pod["containers"][0]["resources"]["limits"]["google.com/tpu"]
     rows, columns = map(int, topology.split("x"))
     assert rows * columns == job["parallelism"] * chips and job["parallelism"] == job["completions"]
-    assert (ROOT / pod["containers"][0]["args"][1]).is_file()
+    assert (ROOT / pod["containers"][0]["args"][1].removeprefix("/bertjax/")).is_file()
+    assert "WORKDIR /bertjax\n" in (LAUNCH / "Dockerfile").read_text()
     mounted = {m["name"] for m in pod["containers"][0]["volumeMounts"]}
     assert mounted == {volume["name"] for volume in pod["volumes"]}
 
