@@ -26,7 +26,7 @@ def _choose_device(arguments: argparse.Namespace) -> None:
     """Comes before any of our modules that import jax: it reads JAX_PLATFORMS and starts its threads then."""
     from bertjax.training.allocator import cpu_only, keep_freed_memory
 
-    if getattr(arguments, "device", None):
+    if arguments.device:
         os.environ["JAX_PLATFORMS"] = _PLATFORMS[arguments.device]
     if cpu_only():
         keep_freed_memory()
@@ -35,9 +35,10 @@ def _choose_device(arguments: argparse.Namespace) -> None:
 def _use_device(arguments: argparse.Namespace) -> None:
     """The same for commands of one process: raises UserError at once when there is no such device.
 
-    Training asks for its devices itself, once its processes have met.
+    Training asks for its devices itself, once its processes have met. Commands without --device take JAX_PLATFORMS.
     """
-    _choose_device(arguments)
+    if hasattr(arguments, "device"):
+        _choose_device(arguments)
     from bertjax.parallel.devices import all_devices
 
     all_devices()

@@ -117,7 +117,9 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     p.add_argument("--ref", default="HEAD", help="branch, tag or commit of --repo; default: its HEAD")
     p.add_argument("--max-retries", type=_number(0), default=50, metavar="N", help="default: 50")
     p.add_argument("--keep", action="store_true", help="do not delete the pod at the end")
-    p.add_argument("--state-dir", type=Path, default=Path("runs/launch"), help="state and logs; default: runs/launch")
+    p.add_argument(
+        "--state-dir", type=_folder, default=Path("runs/launch"), help="state and logs; default: runs/launch"
+    )
     p.add_argument("--poll", type=float, default=15.0, metavar="SECONDS", help="between looks at the pod; default: 15")
     p.add_argument("--dry-run", action="store_true", help="print the commands and do nothing")
     p.set_defaults(capacity="on-demand")
@@ -143,6 +145,12 @@ def _share(word: str) -> str:
     if not re.fullmatch(r"[\w.-]+:/[^:\s]*:/[^:\s]+", word):
         raise argparse.ArgumentTypeError(f"HOST:/SHARE:/MOUNT is wanted (got {word!r})")
     return word
+
+
+def _folder(word: str) -> Path:
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:/", word):
+        raise argparse.ArgumentTypeError(f"a folder of this machine is wanted (got {word!r})")
+    return Path(word)
 
 
 def _absolute(word: str) -> str:
