@@ -84,8 +84,8 @@ def check_pod(pod: Pod, runtime_given: bool) -> None:
     name = generation(pod.type)
     size = int(pod.type.partition("-")[2])
     if size not in SIZES[name]:
-        near = sorted(SIZES[name], key=lambda known: (abs(known - size), known))[:2]
-        hint = " or ".join(f"{name}-{known}" for known in sorted(near))
+        near = [known for known in SIZES[name] if known < size][-1:] + [k for k in SIZES[name] if k > size][:1]
+        hint = " or ".join(f"{name}-{known}" for known in near)
         raise Stop(f"--type: there is no {pod.type}; did you mean {hint}?")
     for node in pod.planned_nodes():
         tpu_state.valid_name(node, "--node-id" if pod.node_id and pod.node_id != pod.name else "--name")

@@ -37,9 +37,9 @@ def test_the_table_of_types_is_that_of_plan():
 @pytest.mark.parametrize(
     ("wrong", "given", "says"),
     [
-        (pod("v5litepod-17"), False, "--type: there is no v5litepod-17; did you mean v5litepod-8 or v5litepod-16?"),
-        (pod("v5litepod-512"), False, "there is no v5litepod-512; did you mean v5litepod-128 or v5litepod-256?"),
-        (pod("v4-7"), False, "did you mean v4-8 or v4-16?"),
+        (pod("v5litepod-17"), False, "--type: there is no v5litepod-17; did you mean v5litepod-16 or v5litepod-32?"),
+        (pod("v5litepod-512"), False, "there is no v5litepod-512; did you mean v5litepod-256?"),
+        (pod("v4-7"), False, "did you mean v4-8?"),
         (pod("v5p-100"), False, "did you mean v5p-64 or v5p-128?"),
         (pod("v6e-3"), False, "did you mean v6e-1 or v6e-4?"),
         (pod(zone="us-west4"), False, "--zone: 'us-west4': is a region; name one of its zones, such as us-west4-a"),
