@@ -60,7 +60,7 @@ class Mesh(Section):
     data: int = -1
     fsdp: int = 1
     tensor: int = 1
-    rules: dict[str, str | list[str] | None] = {}  # logical axis -> mesh axes, over the defaults in parallel/mesh.py
+    rules: dict[str, str | list[str] | None] = {}  # logical axis -> mesh axes; defaults: parallel/mesh_shape.py
 
     @model_validator(mode="after")
     def _check(self) -> "Mesh":

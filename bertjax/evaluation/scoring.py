@@ -1,5 +1,6 @@
 """Which scores a prompt has, and from predictions on its examples to these scores."""
 
+import importlib.util
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
@@ -32,6 +33,7 @@ _BY_CLASS: dict[str, Callable[[np.ndarray, np.ndarray], Scores]] = {
 }  # fmt: skip
 _BY_NUMBER = {"pearson": metrics.pearson, "spearman": metrics.spearman}
 _BY_TEXT = {"exact_match": metrics.exact_match, "bleu": metrics.bleu, "rouge": metrics.rouge}
+_PACKAGES = {"bleu": ("sacrebleu", "sacrebleu"), "rouge": ("rouge_score", "rouge-score")}
 _CLASSES_NEEDED = {"f1": 2, "mean_3class_f1": 3}
 
 
@@ -43,8 +45,11 @@ def metrics_of(options: TextToText, wanted: Sequence[str] | None = None) -> tupl
 
 
 def check(names: Sequence[str], labels: Sequence[str] | None, examples: Sequence[TextExample]) -> None:
-    """Raises UserError where the examples lack what a metric compares with, before anything is generated."""
+    """Raises UserError where the examples lack what a metric compares with, or a package is missing, before the run."""
     for name in names:
+        module, package = _PACKAGES.get(name, ("", ""))
+        if module and importlib.util.find_spec(module) is None:
+            raise UserError(f"metric '{name}' needs {package}: pip install 'bertjax[eval]'")
         count = _CLASSES_NEEDED.get(name)
         if name in ("f1", "mean_3class_f1", "matthews") and labels is None:
             raise UserError(f"metric '{name}' needs the classes; give preprocess.labels: [name, name, ...]")

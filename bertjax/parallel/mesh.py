@@ -1,4 +1,4 @@
-"""The device mesh and the only place where logical axis names meet mesh axes."""
+"""The device mesh and the only place where logical axis names meet mesh axes; their table is in mesh_shape.py."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager

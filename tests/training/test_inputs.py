@@ -1,5 +1,6 @@
 """Missing files: all of them, by the key that names them, before anything is prepared."""
 
+import importlib.util
 import os
 from types import SimpleNamespace
 
@@ -8,7 +9,7 @@ import pytest
 from bertjax.cli import main
 from bertjax.config.load import load
 from bertjax.errors import UserError
-from bertjax.evaluation import evaluate
+from bertjax.evaluation import evaluate, scoring
 from bertjax.training import inputs
 
 GONE = "stages.qa.evaluate.squad.data.source.0.files"
@@ -108,3 +109,10 @@ def test_evaluate_asks_for_the_files_of_the_evaluations_that_it_runs(project, mo
     overrides = ["stages.qa.evaluate.0.data.source.files=[gone.json]"]
     with pytest.raises(UserError, match=rf"^{GONE}: .*/gone.json: no such file"):
         evaluate.evaluate_command(project, None, None, None, overrides)
+
+
+@pytest.mark.parametrize("metric", ["bleu", "rouge"])
+def test_a_metric_s_package_is_missed_before_the_run_and_not_after_its_first_stage(monkeypatch, metric):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=rf"metric '{metric}' needs .*: pip install 'bertjax\[eval\]'"):
+        scoring.check([metric], None, [])
