@@ -1,5 +1,7 @@
 """What launch/tpu.py finds on the laptop: types, names, meshes, batches and paths that cannot work, and secrets."""
 
+import contextlib
+import io
 import subprocess
 import sys
 from pathlib import Path
@@ -70,11 +72,30 @@ def test_urls_that_workers_clone(url):
             tpu_checks.check_repo(local, MOUNTED)
 
 
+@pytest.fixture
+def here(monkeypatch):
+    """The question to bertjax is answered in this process, which has it imported; a dry run below starts another."""
+
+    def run(argv: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        out, err, code = io.StringIO(), io.StringIO(), 0
+        monkeypatch.setattr(sys, "argv", ["-c", *argv[3:]])
+        with contextlib.chdir(ROOT), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            try:
+                exec(argv[2], {})
+            except SystemExit as leaves:
+                code = leaves.code or 0
+        return subprocess.CompletedProcess(argv, code, out.getvalue(), err.getvalue())
+
+    git = subprocess.run
+    asks = lambda argv, **more: run(argv) if argv[1] == "-c" else git(argv, **more)  # noqa: E731
+    monkeypatch.setattr(tpu_checks.subprocess, "run", asks)
+
+
 def check(where: Pod, place: Place, *overrides: str, repo: bool = False) -> tpu_checks.Findings:
     return tpu_checks.check_command(where, [BASE, *overrides], place, repo)
 
 
-def test_mesh_batches_paths_and_attention_are_checked_on_the_pod_s_devices():
+def test_mesh_batches_paths_and_attention_are_checked_on_the_pod_s_devices(here):
     """16 chips of v5e: by bertjax's own rules, as `bertjax plan` has them."""
     wrong = "stages.pretrain128.batch_size=250", "stages.pretrain512.grad_accum=32", "run.attention=cudnn"
     found = check(pod(), Place(["/mnt/share"]), "run.root=/mnt/share/runs", *wrong)
@@ -98,14 +119,14 @@ def test_mesh_batches_paths_and_attention_are_checked_on_the_pod_s_devices():
         (pod(), ["run.root=/mnt/shared"], "run.root: /mnt/shared: is on each machine's own disk: no other worker"),
     ],
 )
-def test_a_run_that_cannot_work_there(where, overrides, says):
+def test_a_run_that_cannot_work_there(here, where, overrides, says):
     found = check(where, MOUNTED, "run.root=/mnt/share/runs", *overrides)
     assert len(found.problems) == 1 and says in found.problems[0]
     with pytest.raises(Stop, match="^"):
         found.stop()
 
 
-def test_a_run_that_can_work_there():
+def test_a_run_that_can_work_there(here):
     found = check(pod(), MOUNTED, "run.root=runs", "stages.pretrain128.init_from=/home/me/bert")
     assert found.problems == [] and found.notes == [
         "stages.pretrain128.init_from: /home/me/bert: is in no folder of --nfs; the workers' own disks must have it"
@@ -131,7 +152,7 @@ def test_roots():
         assert (len(found.problems), len(found.notes)) == (problems, notes), root
 
 
-def test_of_a_repository_this_checkout_can_only_tell_its_own_copy():
+def test_of_a_repository_this_checkout_can_only_tell_its_own_copy(here):
     found = check(pod(), MOUNTED, "run.root=/mnt/share/runs", "mesh.data=7", repo=True)
     assert found.problems == [] and found.notes[0].startswith("in this checkout's copy: mesh: data=7")
     found = check(pod(), MOUNTED, "run.root=gs://b/r", repo=True)
