@@ -282,11 +282,15 @@ Data = Annotated[
 
 
 class TokenizerConfig(Section):
-    """WordPiece. Loaded from `path` (vocab.txt, tokenizer.json, a Hugging Face folder) or trained on `train_on`."""
+    """WordPiece, trained on `train_on`; or any tokenizer with [CLS] and [SEP], from `path`: a vocab.txt, a
+    tokenizer.json or a Hugging Face folder, which is read as transformers reads it.
+    """
 
     kind: Literal["wordpiece"] = "wordpiece"
     path: AnyPath | None = None
-    lowercase: bool = True
+    lowercase: bool = True  # this and the next two hold where `path` says nothing of them
+    strip_accents: bool | None = None  # null: BERT's rule, as `lowercase`; false keeps accents in uncased text
+    tokenize_chinese_chars: bool = True  # every CJK character is a word
     vocab_size: Positive | None = None  # when trained; default: model.vocab_size
     min_frequency: Positive = 2
     train_on: Sources | None = None  # default: the text of the first stage

@@ -14,6 +14,7 @@ import numpy as np
 
 from bertjax.config.data_schema import BertPairs, max_predictions
 from bertjax.data.draws import BLOCK, KEY_POSITION, LAST, NOWHERE, draw, streams_of
+from bertjax.errors import UserError
 
 Rows = Mapping[str, np.ndarray] | np.ndarray
 
@@ -24,8 +25,8 @@ class Vocabulary(Protocol):
     vocab_size: int
     cls_id: int
     sep_id: int
-    mask_id: int
-    is_continuation: np.ndarray
+    mask_id: int | None
+    is_continuation: np.ndarray | None
 
 
 @dataclass(frozen=True)
@@ -40,14 +41,24 @@ class MaskingRules:
     cls_id: int
     sep_id: int
     mask_id: int
-    is_continuation: np.ndarray  # bool [V]: the pieces that start with '##'
+    is_continuation: np.ndarray  # bool [V]: the pieces that continue a word ('##' in WordPiece)
 
     @classmethod
     def of(cls, pairs: BertPairs, tokenizer: Vocabulary) -> "MaskingRules":
+        """Raises UserError for a tokenizer without a mask, or without words where words are masked."""
+        inside = tokenizer.is_continuation
+        if tokenizer.mask_id is None:
+            raise UserError("preprocess.kind: bert_pairs needs a mask, and the tokenizer has no mask_token")
+        if inside is None:
+            if pairs.whole_word_mask:
+                raise UserError(
+                    "preprocess.whole_word_mask: the tokenizer's pieces do not say where words begin; set it to false"
+                )
+            inside = np.zeros(tokenizer.vocab_size, bool)
         return cls(
             pairs.masked_lm_prob, pairs.max_predictions_per_seq, max_predictions(pairs), pairs.whole_word_mask,
             tokenizer.vocab_size, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id,
-            np.asarray(tokenizer.is_continuation, bool),
+            np.asarray(inside, bool),
         )  # fmt: skip
 
     def predictions(self, length: np.ndarray | int) -> np.ndarray:

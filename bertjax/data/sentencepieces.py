@@ -18,7 +18,7 @@ from typing import Any
 
 import sentencepiece
 
-from bertjax.data import spm_model, unigram_json
+from bertjax.data import backend_state, spm_model, tokenizer_files, unigram_json
 from bertjax.errors import UserError
 
 VERSION = 2  # of the training recipe, part of the cache key
@@ -116,16 +116,20 @@ class SentencePieceTokenizer:
 
         transformers' AutoTokenizer reads the folder: the same pieces, ids and sentinels.
         """
-        folder.mkdir(parents=True, exist_ok=True)
-        files = {
+        tokenizer_files.write(folder, self.files())
+
+    def files(self) -> dict[str, str | bytes]:
+        """{name: content} of the files that `save` writes."""
+        return {
             MODEL: self.model,
-            "tokenizer_config.json": unigram_json.tokenizer_config(self._parsed, self.extra_ids).encode(),
-            "tokenizer.json": unigram_json.write(self._parsed, self.extra_ids).encode(),
+            "tokenizer_config.json": unigram_json.tokenizer_config(self._parsed, self.extra_ids),
+            "tokenizer.json": unigram_json.write(self._parsed, self.extra_ids),
         }
-        for name, content in files.items():
-            scratch = folder / f".{name}.{os.getpid()}"
-            scratch.write_bytes(content)
-            os.replace(scratch, folder / name)
+
+    @property
+    def behavior(self) -> dict[str, Any]:
+        """What has to be equal for weights to fit."""
+        return backend_state.behavior(json.loads(unigram_json.write(self._parsed, self.extra_ids)), self.pieces)
 
 
 def from_state(state: dict[str, Any], where: str) -> SentencePieceTokenizer:
@@ -155,6 +159,20 @@ def from_model(path: Path, *, extra_ids: int) -> SentencePieceTokenizer:
     if content.startswith(b"version https://git-lfs"):
         raise UserError(f"{path}: is a Git LFS pointer and not the model; run git lfs pull")
     return SentencePieceTokenizer(content, _declared_extra_ids(path, extra_ids), str(path))
+
+
+def from_saved(folder: Path) -> SentencePieceTokenizer | None:
+    """The tokenizer of a folder whose files are as `save` writes them; None where one is missing, added or changed."""
+    names = (MODEL, tokenizer_files.CONFIG, tokenizer_files.JSON)
+    more = (tokenizer_files.SPECIAL, tokenizer_files.ADDED)
+    if not all((folder / name).is_file() for name in names) or any((folder / name).is_file() for name in more):
+        return None
+    try:
+        found = from_model(folder / MODEL, extra_ids=EXTRA_IDS)
+    except UserError:
+        return None
+    written = {name: x.encode() if isinstance(x, str) else x for name, x in found.files().items()}
+    return found if all((folder / name).read_bytes() == x for name, x in written.items()) else None
 
 
 def _declared_extra_ids(path: Path, otherwise: int) -> int:

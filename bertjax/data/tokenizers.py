@@ -1,61 +1,66 @@
-"""WordPiece: trained so that the same text gives the same bytes, or loaded from the files other tools write.
+"""Tokenizers: WordPiece trained here, the files of other tools, and whatever transformers makes of a folder.
 
-The Rust library `tokenizers` does the work; neither transformers nor a network is ever needed. `load`, `from_json` and
-`from_file` give SentencePiece tokenizers too (`sentencepieces`).
+The Rust library `tokenizers` does the work; transformers is imported only for a folder whose settings need it
+(`foreign_tokenizers`), and nothing needs a network. `load`, `from_json` and `from_file` give SentencePiece tokenizers
+too (`sentencepieces`, `unigram_tokenizer`).
 """
 
 import hashlib
-import itertools
 import json
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import numpy as np
 import sentencepiece
 import tokenizers
-from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from bertjax.config.data_schema import SentencePieceConfig, TokenizerConfig
-from bertjax.data import remote, sentencepieces
+from bertjax.data import backend_state, foreign_tokenizers, remote, sentencepieces, tokenizer_files
+from bertjax.data import wordpiece as wordpiece_training
 from bertjax.data.files import resolve
+from bertjax.data.tokenizer_files import JSON, OWN, SpecialTokens
+from bertjax.data.unigram_tokenizer import UnigramTokenizer
+from bertjax.data.wordpiece import SPECIALS, VERSION, wordpiece
 from bertjax.errors import UserError
-
-VERSION = 1  # of the training recipe, part of the cache key
-SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]  # ids 0..4 of a trained vocabulary
-# tokenization.py of google-research/bert gives up on words above 200 characters (transformers: 100).
-MAX_CHARS_PER_WORD = 200
-MAX_ALPHABET = 1000
 
 
 class Tokenizer:
-    """A WordPiece tokenizer and what the data pipeline asks of it.
+    """A tokenizer of an encoder with [CLS] and [SEP], and what the data pipeline asks of it.
 
-    `pieces` lists the pieces by id, `is_continuation [V]` (bool) marks the '##' pieces, `sha256` identifies the
-    tokenizer. Text never makes a special token: "[MASK]" in a text is five characters in brackets, as in the reference.
+    `pieces` lists the pieces by id, `is_continuation [V]` (bool) marks the pieces that continue a word (None where a
+    piece alone does not tell), `sha256` identifies the tokenizer. `mask_id` and `unk_id` are None where there is none.
+    Text never makes a special token of a WordPiece tokenizer of ours: "[MASK]" in a text is five characters in
+    brackets, as in the reference. In one that transformers loaded it is the mask, as it is there.
     """
 
-    def __init__(self, backend: tokenizers.Tokenizer, where: str) -> None:
+    def __init__(self, backend: tokenizers.Tokenizer, where: str, special: SpecialTokens = OWN) -> None:
         """`where` names the file in the errors about missing special tokens."""
         backend.no_truncation()
         backend.no_padding()
-        backend.encode_special_tokens = True
-        self.backend = backend
+        backend.encode_special_tokens = not special.in_text
+        self.backend, self.special = backend, special
         vocab = backend.get_vocab(with_added_tokens=True)
-        for piece in SPECIALS:
-            if piece not in vocab:
-                raise UserError(f"{where}: the vocabulary has no {piece}; BERT needs {' '.join(SPECIALS)}")
-        if sorted(vocab.values()) != list(range(len(vocab))):
-            raise UserError(f"{where}: the ids are not 0..{len(vocab) - 1} without gaps; export the tokenizer again")
-        self.vocab_size = len(vocab)
-        self.pieces = sorted(vocab, key=vocab.__getitem__)
-        self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = (vocab[piece] for piece in SPECIALS)
-        self.is_continuation = np.array([piece.startswith("##") for piece in self.pieces])
-        self.lowercase = getattr(backend.normalizer, "lowercase", False) is True
-        state = json.loads(backend.to_str())
+        _check_special(vocab, special, where)
+        self.pieces = backend_state.pieces(vocab)
+        self.vocab_size = len(self.pieces)
+        roles = {role: vocab[token] for role, token in special.roles.items()}
+        self.pad_id, self.cls_id, self.sep_id = roles["pad"], roles["cls"], roles["sep"]
+        self.unk_id, self.mask_id = roles.get("unk"), roles.get("mask")
+        state = backend_state.state_of(backend)
+        self.is_continuation = backend_state.continuations(state, self.pieces)
+        self.lowercase = backend_state.lowercases(state)
         self.json = json.dumps(state, ensure_ascii=False, indent=1, sort_keys=False) + "\n"
-        self.sha256 = hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+        if not special.own:
+            self.json = tokenizer_files.kept_json(state, special)
+        self.sha256 = hashlib.sha256(json.dumps(json.loads(self.json), sort_keys=True).encode()).hexdigest()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return from_json, (self.json, "the tokenizer")  # the backend's own pickle forgets `encode_special_tokens`
+
+    @property
+    def behavior(self) -> dict[str, Any]:
+        """What has to be equal for weights to fit."""
+        return backend_state.behavior(backend_state.state_of(self.backend), self.pieces)
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """Piece ids of each text, without special tokens. Runs on all cores unless TOKENIZERS_PARALLELISM=false."""
@@ -70,16 +75,41 @@ class Tokenizer:
         """Pieces joined to words; special tokens are left out."""
         return self.backend.decode(list(ids), skip_special_tokens=True)
 
+    def files(self, about: dict[str, Any] | None = None) -> dict[str, str]:
+        """{name: text} of a folder that transformers' AutoTokenizer loads; `about`: more for tokenizer_config.json."""
+        state = backend_state.state_of(self.backend)
+        said = {"do_lower_case": self.lowercase}
+        chosen = backend_state.bert_options(self.backend)
+        said |= {name: value for name, value in chosen.items() if value != _DEFAULTS[name]}
+        is_wordpiece = bool(state["model"].get("continuing_subword_prefix"))
+        plain = is_wordpiece and not any("\n" in piece for piece in self.pieces)
+        text = json.dumps(state, ensure_ascii=False, indent=1) + "\n"
+        return tokenizer_files.generic(text, self.special, {**(about or {}), **said}, self.pieces if plain else ())
+
     def save(self, folder: Path) -> None:
-        """Writes vocab.txt and tokenizer.json into `folder`, each in one piece; tokenizer.json comes last."""
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, text in (("vocab.txt", "\n".join(self.pieces) + "\n"), ("tokenizer.json", self.json)):
-            scratch = folder / f".{name}.{os.getpid()}"
-            scratch.write_text(text, encoding="utf-8", newline="\n")
-            os.replace(scratch, folder / name)
+        """Writes the files into `folder`, each in one piece: vocab.txt and tokenizer.json, and beside a tokenizer that
+        transformers loaded what says which its special tokens are.
+        """
+        files = self.files()
+        tokenizer_files.write(folder, {n: files[n] for n in ("vocab.txt", JSON)} if self.special.own else files)
 
 
-# A Tokenizer or a SentencePieceTokenizer: who asks for cls_id or eos_id knows which.
+def _check_special(vocab: dict[str, int], special: SpecialTokens, where: str) -> None:
+    if special.own:
+        for piece in SPECIALS:
+            if piece not in vocab:
+                raise UserError(f"{where}: the vocabulary has no {piece}; BERT needs {' '.join(SPECIALS)}")
+        if backend_state.gaps(vocab):
+            raise UserError(f"{where}: the ids are not 0..{len(vocab) - 1} without gaps; export the tokenizer again")
+    for role in ("pad", "cls", "sep"):
+        if role not in special.roles:
+            raise UserError(
+                f"{where}: the tokenizer has no {role}_token; BERT's rows need pad, cls and sep: name them in "
+                "tokenizer_config.json"
+            )
+
+
+# A Tokenizer, a SentencePieceTokenizer or a UnigramTokenizer: who asks for cls_id or eos_id knows which.
 AnyTokenizer: TypeAlias = Any
 
 
@@ -98,12 +128,12 @@ def load(
     (`sources.fingerprint`), else by a hash of the documents. `config.vocab_size` goes before `vocab_size`.
     """
     if config.path is not None:
-        path = remote.small_files(resolve(config.path, base), [*FILES, "tokenizer_config.json"])
-        said = config.model_dump(include={"lowercase", "extra_ids"})  # each kind has one of them
-        found = from_file(path, **said)
+        path = remote.small_files(resolve(config.path, base), [*FILES, *foreign_tokenizers.SETTINGS])
+        found = from_file(path, **config.model_dump(include=set(_DEFAULTS)))  # each kind has some of them
         if isinstance(found, Tokenizer) == isinstance(config, SentencePieceConfig):
             has = "WordPiece" if isinstance(found, Tokenizer) else "SentencePiece"
             raise UserError(f"{path}: is a {has} tokenizer; tokenizer.kind is {config.kind}: name one of that kind")
+        foreign_tokenizers.note_unused(config, found, path)
         return found
     if train_source_documents is None:
         raise UserError("tokenizer: neither 'path' nor text to train on; set tokenizer.path or tokenizer.train_on")
@@ -117,6 +147,10 @@ def load(
         trainer = train
         options |= {"lowercase": config.lowercase, "min_frequency": config.min_frequency}
         recipe = [VERSION, tokenizers.__version__, *options.values()]
+        chosen = config.model_dump(include={"strip_accents", "tokenize_chinese_chars"})
+        if chosen := {name: value for name, value in chosen.items() if value != _DEFAULTS[name]}:
+            options |= chosen
+            recipe.append(chosen)
     recipe.append(fingerprint or _hash_documents(train_source_documents()))
     folder = cache / "tokenizers" / hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:24]
     if not (folder / "tokenizer.json").is_file():
@@ -125,11 +159,13 @@ def load(
 
 
 def from_json(text: str, where: str) -> AnyTokenizer:
-    """The tokenizer that the `json` of a tokenizer describes, of either kind; `where` is named in errors."""
+    """The tokenizer that the `json` of a tokenizer describes, of any kind; `where` is named in errors."""
     try:
         state = json.loads(text)
         if isinstance(state, dict) and state.get("type") == "sentencepiece":
             return sentencepieces.from_state(state, where)
+        if isinstance(state, dict) and state.get("type") == tokenizer_files.KEPT:
+            return _built(*tokenizer_files.from_kept(state, where), where)
         return Tokenizer(tokenizers.Tokenizer.from_str(text), where)
     except Exception as error:  # the library raises bare Exception
         if isinstance(error, UserError):
@@ -137,29 +173,68 @@ def from_json(text: str, where: str) -> AnyTokenizer:
         raise UserError(f"{where}: not a tokenizer.json ({str(error)[:120]})") from None
 
 
+def _built(text: str, special: SpecialTokens, where: str) -> AnyTokenizer:
+    kind: Any = UnigramTokenizer if special.is_t5 else Tokenizer
+    return kind(_backend(text, where), where, special)
+
+
+def _backend(text: str, where: str) -> tokenizers.Tokenizer:
+    try:
+        return tokenizers.Tokenizer.from_str(text)
+    except Exception as error:  # noqa: BLE001  (the library raises bare Exception)
+        reason = " ".join(str(error).split())[:120]
+        raise UserError(f"{where}: the tokenizers library cannot read it ({reason}); export it again") from None
+
+
 FILES = ("spiece.model", "tokenizer.json", "vocab.txt")  # what a folder may hold, the first found is read
+_DEFAULTS: dict[str, Any] = {  # of transformers' classes too
+    "lowercase": True, "strip_accents": None, "tokenize_chinese_chars": True, "extra_ids": sentencepieces.EXTRA_IDS,
+}  # fmt: skip
 
 
-def from_file(path: Path, *, lowercase: bool = True, extra_ids: int = sentencepieces.EXTRA_IDS) -> AnyTokenizer:
+def from_file(path: Path, **options: Any) -> AnyTokenizer:
     """A tokenizer from *.model (SentencePiece), tokenizer.json, vocab.txt, or a folder with one of them.
 
-    `lowercase` holds for a vocab.txt and `extra_ids` for a *.model that say nothing themselves; a tokenizer.json, or a
-    tokenizer_config.json beside the file, goes before them. Raises UserError for anything that is not complete.
+    Options: `lowercase`, `strip_accents` and `tokenize_chinese_chars` for a vocab.txt, `extra_ids` for a *.model; they
+    hold where the files say nothing. Where settings stand beside the vocabulary (config.json, tokenizer_config.json,
+    special_tokens_map.json, added_tokens.json) it becomes what transformers makes of it. Raises UserError.
     """
-    path = Path(path)
-    if path.is_dir():
-        found = [path / name for name in FILES if (path / name).is_file()]
-        if not found:
-            raise UserError(
-                f"{path}: the folder holds neither tokenizer.json nor vocab.txt nor spiece.model; name a file"
-            )
-        path = found[0]
-    if not path.is_file():
+    path, options = Path(path), _DEFAULTS | options
+    if not path.exists():
         raise UserError(
             f"{path}: no such file; give a vocab.txt, a tokenizer.json, a spiece.model or a folder with one"
         )
+    path = tokenizer_files.with_settings(path)
+    if found := _own(path):
+        return found
+    if foreign_tokenizers.is_foreign(path):
+        names = {"lowercase": "do_lower_case"}
+        given = {names.get(name, name): x for name, x in options.items() if x != _DEFAULTS[name]}
+        loaded = foreign_tokenizers.load(path, given)
+        return _built(loaded.backend.to_str(), loaded.special, str(path))
+    if path.is_dir():
+        present = [path / name for name in FILES if (path / name).is_file()]
+        if not present:
+            raise UserError(
+                f"{path}: the folder holds neither tokenizer.json nor vocab.txt nor spiece.model; name a file"
+            )
+        path = present[0]
+    return _from_bare(path, options)
+
+
+def _own(path: Path) -> AnyTokenizer | None:
+    """The tokenizer of a folder that bertjax wrote and nobody changed: what it was there, without transformers."""
+    folder = path if path.is_dir() else path.parent
+    if path.is_dir() or path.name == JSON:
+        special = tokenizer_files.read_sealed(folder)
+        if special is not None:
+            return _built((folder / JSON).read_text(encoding="utf-8"), special, str(path))
+    return sentencepieces.from_saved(folder) if path.is_dir() or path.name in FILES else None
+
+
+def _from_bare(path: Path, options: dict[str, Any]) -> AnyTokenizer:
     if path.suffix == ".model":
-        return sentencepieces.from_model(path, extra_ids=extra_ids)
+        return sentencepieces.from_model(path, extra_ids=options["extra_ids"])
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
@@ -168,81 +243,13 @@ def from_file(path: Path, *, lowercase: bool = True, extra_ids: int = sentencepi
         raise UserError(f"{path}: the file is empty; copy or export it again")
     if path.suffix == ".json":
         return _from_json(path, text)
-    return Tokenizer(wordpiece(_read_vocab(path, text), lowercase=_declared_case(path, lowercase)), str(path))
+    chosen = {name: options[name] for name in ("lowercase", "strip_accents", "tokenize_chinese_chars")}
+    return Tokenizer(wordpiece(wordpiece_training.read_vocab(path, text), **chosen), str(path))
 
 
-def wordpiece(vocab: dict[str, int], *, lowercase: bool) -> tokenizers.Tokenizer:
-    """BERT's tokenizer over a vocabulary {piece: id}: the reference's normalisation and greedy longest match."""
-    model = models.WordPiece(vocab, unk_token="[UNK]", max_input_chars_per_word=MAX_CHARS_PER_WORD)
-    backend = tokenizers.Tokenizer(model)
-    backend.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
-    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    backend.decoder = decoders.WordPiece()
-    if "[CLS]" in vocab and "[SEP]" in vocab:
-        backend.post_processor = processors.TemplateProcessing(
-            single="[CLS]:0 $A:0 [SEP]:0",
-            pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1",
-            special_tokens=[(piece, vocab[piece]) for piece in ("[CLS]", "[SEP]")],
-        )
-    backend.add_special_tokens([piece for piece in SPECIALS if piece in vocab])
-    return backend
-
-
-def train(
-    documents: Callable[[], Iterator[list[str]]], *, vocab_size: int, lowercase: bool, min_frequency: int = 2
-) -> Tokenizer:
-    """A WordPiece vocabulary of at most `vocab_size` pieces: the same for the same text, on every run and machine.
-
-    The library's trainer numbers the letters in the order of a hash map, which differs from run to run and changes ties
-    between merges (huggingface/tokenizers issue 1794). Naming every letter up front, sorted, as a special token leaves
-    it nothing to number; the vocabulary is then lifted out and only the five real specials stay special.
-    """
-    if vocab_size < 100:
-        raise UserError(f"tokenizer.vocab_size: {vocab_size} is too small for letters and words; give at least 100")
-    normalizer = normalizers.BertNormalizer(lowercase=lowercase)
-    words = _words(documents, normalizer)
-    if not words:
-        raise UserError("tokenizer.train_on: the text holds no words; check the source and its text_field")
-    alphabet, rest = _alphabet(words, min(MAX_ALPHABET, vocab_size // 4))
-    kept = set(alphabet)
-    first = sorted({word[0] for word in words} & kept)
-    later = sorted({"##" + letter for word in words for letter in word[1:]} & {"##" + letter for letter in kept})
-    trainee = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    steps: list[Any] = [normalizer]
-    if rest:  # rare letters become spaces, for training only: the trainer would number them
-        letters = "".join(f"\\x{{{ord(letter):x}}}" for letter in rest)
-        steps.append(normalizers.Replace(tokenizers.Regex(f"[{letters}]"), " "))
-    trainee.normalizer = normalizers.Sequence(steps)
-    trainee.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=vocab_size,
-        min_frequency=min_frequency,
-        special_tokens=SPECIALS + first + later,
-        continuing_subword_prefix="##",
-        show_progress=False,
-    )
-    trainee.train_from_iterator(itertools.chain.from_iterable(documents()), trainer)
-    return Tokenizer(wordpiece(trainee.get_vocab(), lowercase=lowercase), "the trained tokenizer")
-
-
-def _words(documents: Callable[[], Iterator[list[str]]], normalizer: normalizers.Normalizer) -> list[str]:
-    """The different words of a text, counted by the library's threads."""
-    counter = tokenizers.Tokenizer(models.WordLevel(unk_token="[UNK]"))
-    counter.normalizer = normalizer
-    counter.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    trainer = trainers.WordLevelTrainer(vocab_size=2**31 - 1, min_frequency=1, special_tokens=[], show_progress=False)
-    counter.train_from_iterator(itertools.chain.from_iterable(documents()), trainer)
-    return sorted(counter.get_vocab())
-
-
-def _alphabet(words: list[str], limit: int) -> tuple[list[str], list[str]]:
-    """The letters that stand in the most different words, at most `limit`, and the others; ties by code point."""
-    spread: dict[str, int] = {}
-    for word in words:
-        for letter in set(word):
-            spread[letter] = spread.get(letter, 0) + 1
-    ranked = sorted(spread, key=lambda letter: (-spread[letter], letter))
-    return sorted(ranked[:limit]), sorted(ranked[limit:])
+def train(documents: wordpiece_training.Documents, **options: Any) -> Tokenizer:
+    """A WordPiece vocabulary of at most `vocab_size` pieces: the same for the same text (`wordpiece.train`)."""
+    return Tokenizer(wordpiece_training.train(documents, **options), "the trained tokenizer")
 
 
 def _hash_documents(documents: Iterator[list[str]]) -> str:
@@ -250,31 +257,6 @@ def _hash_documents(documents: Iterator[list[str]]) -> str:
     for sentences in documents:
         digest.update("\n".join(sentences).encode() + b"\n\n")
     return digest.hexdigest()
-
-
-def _read_vocab(path: Path, text: str) -> dict[str, int]:
-    # split at newlines only: str.splitlines would also cut at the separators that some vocabularies list
-    vocab: dict[str, int] = {}
-    for number, line in enumerate(text.rstrip("\r\n").split("\n"), 1):
-        piece = line.rstrip("\r")
-        if not piece:
-            raise UserError(f"{path}: line {number}: empty; a vocabulary has one piece on every line")
-        if piece in vocab:
-            raise UserError(f"{path}: line {number}: '{piece}' stands on line {vocab[piece] + 1} already; remove one")
-        vocab[piece] = number - 1
-    return vocab
-
-
-def _declared_case(path: Path, otherwise: bool) -> bool:
-    """`do_lower_case` of the tokenizer_config.json beside a vocab.txt."""
-    beside = path.with_name("tokenizer_config.json")
-    if not beside.is_file():
-        return otherwise
-    try:
-        declared = json.loads(beside.read_text(encoding="utf-8")).get("do_lower_case", otherwise)
-    except (ValueError, AttributeError):
-        raise UserError(f"{beside}: not a JSON object; repair or remove it") from None
-    return declared is not False
 
 
 def _from_json(path: Path, text: str) -> AnyTokenizer:
@@ -290,9 +272,4 @@ def _from_json(path: Path, text: str) -> AnyTokenizer:
     if kind != "WordPiece":
         said = f"a {kind} tokenizer" if kind else "no tokenizer.json of the tokenizers library"
         raise UserError(f"{path}: is {said}; bertjax reads WordPiece (BERT, DistilBERT) and Unigram (T5)")
-    try:
-        backend = tokenizers.Tokenizer.from_str(text)
-    except Exception as error:  # noqa: BLE001  (the library raises bare Exception)
-        reason = " ".join(str(error).split())[:120]
-        raise UserError(f"{path}: the tokenizers library cannot read it ({reason}); export it again") from None
-    return Tokenizer(backend, str(path))
+    return Tokenizer(_backend(text, str(path)), str(path))

@@ -12,6 +12,7 @@ from bertjax.config.data_schema import CausalLm, SpanQa
 from bertjax.config.evaluation_schema import Decoding, SquadEvaluation, TextToTextEvaluation
 from bertjax.data import qa
 from bertjax.data.sentencepieces import SentencePieceTokenizer
+from bertjax.data.tokenizers import Tokenizer
 from bertjax.errors import UserError
 from bertjax.evaluation.answers import predict_answers
 from bertjax.evaluation.evaluate import Restored, answer_logits, restore, span_logits
@@ -34,10 +35,7 @@ def fill_mask(checkpoint: str | Path | Restored, texts: list[str], top_k: int = 
 
 def _fill(restored: Restored, text: str, top_k: int) -> dict[str, Any]:
     tokenizer = restored.job.tokenizer
-    ids = [tokenizer.cls_id]
-    for number, part in enumerate(text.split(MASK)):
-        ids += ([tokenizer.mask_id] if number else []) + (tokenizer.encode_batch([part])[0] if part.strip() else [])
-    ids.append(tokenizer.sep_id)
+    ids = _with_masks(tokenizer, text)
     places = [i for i, token in enumerate(ids) if token == tokenizer.mask_id]
     if not places:
         raise UserError(f"text {text[:60]!r}: holds no {MASK}; write {MASK} where a word is to be filled in")
@@ -50,18 +48,34 @@ def _fill(restored: Restored, text: str, top_k: int) -> dict[str, Any]:
         hidden = model.encode(one(ids), one([0] * length), one([1] * length), one(list(range(length))))
         logits = model.mlm_logits(hidden, one(places))
         probabilities = np.asarray(jax.nn.softmax(logits[0].astype(np.float32)))[:, : tokenizer.vocab_size]
-    masks = []
+    masks, mask = [], MASK if MASK in text else tokenizer.special.roles["mask"]
     for number, row in enumerate(probabilities):
         best = np.argsort(-row, kind="stable")[:top_k]
-        masks.append([_filled(text, number, tokenizer.pieces[t], float(row[t])) for t in best.tolist()])
+        masks.append([_filled(text, mask, number, tokenizer.pieces[t], float(row[t])) for t in best.tolist()])
     return {"text": text, "masks": masks}
 
 
-def _filled(text: str, number: int, token: str, probability: float) -> dict[str, Any]:
-    parts = text.split(MASK)
-    before, after = MASK.join(parts[: number + 1]), MASK.join(parts[number + 1 :])
-    whole = before.rstrip() + token[2:] + after if token.startswith("##") else before + token + after
-    return {"token": token, "probability": round(probability, 4), "text": whole}
+def _with_masks(tokenizer: Tokenizer, text: str) -> list[int]:
+    """[CLS] text [SEP], a mask for every [MASK]; one that transformers loaded also knows its own name for it."""
+    if tokenizer.mask_id is None:
+        raise UserError("the checkpoint's tokenizer has no mask_token; fill-mask needs a model trained with masks")
+    if tokenizer.special.in_text:
+        (ids,) = tokenizer.encode_batch([text.replace(MASK, tokenizer.special.roles["mask"])])
+    else:
+        parts = [tokenizer.encode_batch([part])[0] if part.strip() else [] for part in text.split(MASK)]
+        ids = parts[0] + [i for part in parts[1:] for i in (tokenizer.mask_id, *part)]
+    return [tokenizer.cls_id, *ids, tokenizer.sep_id]
+
+
+def _filled(text: str, mask: str, number: int, token: str, probability: float) -> dict[str, Any]:
+    parts = text.split(mask)
+    before, after = mask.join(parts[: number + 1]), mask.join(parts[number + 1 :])
+    if token.startswith("##"):
+        before, word = before.rstrip(), token[2:]
+    else:  # a word's start is marked by Metaspace and by byte-level BPE
+        word = token.removeprefix("▁").removeprefix("Ġ")
+        before += " " if word != token and before and not before[-1].isspace() else ""
+    return {"token": token, "probability": round(probability, 4), "text": before + word + after}
 
 
 def answer(

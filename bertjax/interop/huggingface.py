@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from flax import nnx
 
 from bertjax.config.load import DISTILBERT, resolve_sizes
 from bertjax.config.model_schema import BertConfig, ModelConfig, T5Config
+from bertjax.data import tokenizer_files
+from bertjax.data.tokenizers import Tokenizer
 from bertjax.errors import UserError
 from bertjax.interop import t5, tables, tensors
 from bertjax.interop.tensors import Stored
@@ -32,7 +35,6 @@ _CLASSES: dict[str, dict[frozenset[str], str]] = {
         frozenset({"classifier"}): "DistilBertForSequenceClassification",
     },
 }
-_SPECIALS = {f"{name}_token": f"[{name.upper()}]" for name in ("unk", "sep", "pad", "cls", "mask")}
 # What must be equal for the same parameters to be the same function; shapes tell the rest.
 _FUNCTION = ("num_hidden_layers", "num_attention_heads", "hidden_act", "layer_norm_eps")
 
@@ -159,7 +161,7 @@ def _check_tied(found: Mapping[str, Stored], params: Mapping[str, np.ndarray], f
 
 def save_folder(
     out: Path, params: Mapping[str, np.ndarray], model: BertConfig, heads: Sequence[str], *,
-    tokenizer_json: str, pieces: Sequence[str], lowercase: bool, labels: Sequence[str] | None = None,
+    tokenizer: Tokenizer, labels: Sequence[str] | None = None,
 ) -> None:  # fmt: skip
     """Writes a folder that transformers' AutoModelFor... and AutoTokenizer load, in one piece.
 
@@ -168,14 +170,10 @@ def save_folder(
     transformers has no class for, OSError when the folder cannot be written.
     """
     out = Path(out)
-    config = _config_json(out, params, model, heads, pieces, labels)
-
-    def add(work: Path) -> None:
-        for name, content in _tokenizer_files(model, lowercase).items():
-            tensors.write_json(work / name, content)
-        (work / "tokenizer.json").write_text(tokenizer_json, encoding="utf-8", newline="\n")
-        (work / "vocab.txt").write_text("\n".join(pieces) + "\n", encoding="utf-8", newline="\n")
-
+    config = _config_json(out, params, model, heads, tokenizer.pad_id, labels)
+    inputs = ["input_ids", *(["token_type_ids"] if model.family == "bert" else []), "attention_mask"]
+    files = tokenizer.files({"model_input_names": inputs, "model_max_length": model.max_position_embeddings})
+    add = partial(tokenizer_files.write, files=files)
     tensors.write_folder(out, _their_tensors(params, model, heads), config, add)
 
 
@@ -193,7 +191,7 @@ def _their_tensors(params: Mapping[str, np.ndarray], model: BertConfig, heads: S
 
 
 def _config_json(
-    out: Path, params: Mapping[str, np.ndarray], model: BertConfig, heads: Sequence[str], pieces: Sequence[str],
+    out: Path, params: Mapping[str, np.ndarray], model: BertConfig, heads: Sequence[str], pad_id: int,
     labels: Sequence[str] | None,
 ) -> dict[str, Any]:  # fmt: skip
     kind = frozenset(heads) - {"pooler"}
@@ -210,7 +208,7 @@ def _config_json(
         "architectures": [_CLASSES[model.family][kind]],
         "model_type": model.family,
         **sizes,
-        "pad_token_id": list(pieces).index("[PAD]"),
+        "pad_token_id": pad_id,
         "tie_word_embeddings": True,
         "torch_dtype": "float32",
     }
@@ -221,16 +219,3 @@ def _config_json(
         if len(names) == 1:
             config["problem_type"] = "regression"
     return config
-
-
-def _tokenizer_files(model: BertConfig, lowercase: bool) -> dict[str, Any]:
-    """The generic class: BertTokenizer rebuilds itself from vocab.txt and gives up on words above 100 letters."""
-    inputs = ["input_ids", "token_type_ids", "attention_mask"]
-    config = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_input_names": inputs if model.family == "bert" else [inputs[0], inputs[2]],
-        "model_max_length": model.max_position_embeddings,
-        "do_lower_case": lowercase,
-        **_SPECIALS,
-    }
-    return {"tokenizer_config.json": config, "special_tokens_map.json": _SPECIALS}

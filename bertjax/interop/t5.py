@@ -10,6 +10,7 @@ from flax import nnx
 from bertjax.config.load import resolve_sizes
 from bertjax.config.model_schema import T5Config
 from bertjax.data.sentencepieces import SentencePieceTokenizer
+from bertjax.data.unigram_tokenizer import UnigramTokenizer
 from bertjax.errors import UserError
 from bertjax.interop import t5_tables, tables, tensors
 from bertjax.interop.tensors import Stored
@@ -78,7 +79,7 @@ def _without_copies(found: dict[str, Stored], model: T5Config) -> dict[str, Stor
 
 
 def save_folder(
-    out: Path, params: Mapping[str, np.ndarray], model: T5Config, tokenizer: SentencePieceTokenizer
+    out: Path, params: Mapping[str, np.ndarray], model: T5Config, tokenizer: SentencePieceTokenizer | UnigramTokenizer
 ) -> None:
     """Writes a folder that T5ForConditionalGeneration and AutoTokenizer of transformers load, in one piece.
 
@@ -99,7 +100,7 @@ def save_folder(
     tensors.write_folder(out, weights, _config_json(model, tokenizer), tokenizer.save)
 
 
-def _config_json(model: T5Config, tokenizer: SentencePieceTokenizer) -> dict[str, Any]:
+def _config_json(model: T5Config, tokenizer: SentencePieceTokenizer | UnigramTokenizer) -> dict[str, Any]:
     """Transformers 4 ties and scales by tie_word_embeddings; 5 scales by scale_decoder_outputs and ties what has no
     lm_head.weight. Where a model does one without the other, only the latter computes what we do.
     """

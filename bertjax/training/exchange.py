@@ -42,9 +42,10 @@ def import_folder(source: Path, out: Path) -> None:
     if isinstance(tokenizer, tokenizers.Tokenizer) == isinstance(model, T5Config):
         raise UserError(f"{source}: its tokenizer is not of the kind a {model.family} reads; give the folder its own")
     if tokenizer.vocab_size > model.vocab_size:
+        late = ", ".join(tokenizer.pieces[model.vocab_size :][:3])
         raise UserError(
-            f"{source}: the tokenizer has {tokenizer.vocab_size} pieces, vocab_size is {model.vocab_size}; "
-            "give the folder the tokenizer it was trained with"
+            f"{source}: the tokenizer has {tokenizer.vocab_size} pieces, vocab_size is {model.vocab_size} ({late[:60]} "
+            "...: no weights); give the folder the tokenizer it was trained with"
         )
     params = huggingface.load_params(source, model)
     heads = huggingface.present_heads(params)
@@ -173,9 +174,7 @@ def export_checkpoint(source: Path, out: Path) -> None:
             arrays,
             config.model,
             heads,
-            tokenizer_json=meta["tokenizer_json"],
-            pieces=tokenizer.pieces,
-            lowercase=tokenizer.lowercase,
+            tokenizer=tokenizer,
             labels=labels if labels and len(labels) == meta["num_labels"] else None,
         )
     except OSError as error:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from bertjax.data import tokenizers
+from bertjax.data import backend_state, tokenizers
 from bertjax.errors import UserError
 from bertjax.interop import huggingface
 from bertjax.training import bases
@@ -110,10 +110,21 @@ def check_tokenizer(folder: Path, job: Job) -> None:
     """Weights learnt with other pieces would fit by shape and mean nothing: refuses a folder with another tokenizer."""
     if not any((folder / name).is_file() for name in tokenizers.FILES):
         return
-    like = {name: getattr(job.tokenizer, name) for name in ("lowercase", "extra_ids") if hasattr(job.tokenizer, name)}
-    theirs = tokenizers.from_file(folder, **like)
-    if (theirs.pieces, theirs.lowercase) != (job.tokenizer.pieces, job.tokenizer.lowercase):
-        raise UserError(f"{folder}: has another tokenizer than this run; set tokenizer.path to {folder}")
+    theirs = tokenizers.from_file(folder, **_as_here(job.tokenizer))
+    changed = backend_state.differences(theirs.behavior, job.tokenizer.behavior)
+    if changed:
+        more = f" and {len(changed) - 2} more" if len(changed) > 2 else ""
+        raise UserError(
+            f"{folder}: has another tokenizer than this run ({'; '.join(changed[:2])}{more}); "
+            f"set tokenizer.path to {folder}"
+        )
+
+
+def _as_here(tokenizer: tokenizers.AnyTokenizer) -> dict[str, Any]:
+    """What a vocabulary without settings is taken to be: as this run's."""
+    if not isinstance(tokenizer, tokenizers.Tokenizer):
+        return {"extra_ids": tokenizer.extra_ids}
+    return {"lowercase": tokenizer.lowercase} | backend_state.bert_options(tokenizer.backend)
 
 
 def merge(

@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from bertjax.config.load import resolve_sizes
 from bertjax.config.model_schema import BertConfig
+from bertjax.data import tokenizers
 from bertjax.errors import UserError
 from bertjax.interop import huggingface, tables
 from bertjax.models import family
@@ -208,9 +209,8 @@ def test_writing_is_the_inverse_of_reading(kind, tmp_path):
     config, shapes = (BERT, bert_shapes()) if kind == "bert" else (DISTILBERT, distilbert_shapes())
     params = load(put(tmp_path / "in", config, random(shapes)))
     model, heads = BertConfig(**resolve_sizes(tmp_path / "in")), huggingface.present_heads(params)
-    huggingface.save_folder(
-        tmp_path / "out", params, model, heads, tokenizer_json="{}", pieces=["[PAD]"], lowercase=True
-    )
+    backend = tokenizers.wordpiece({piece: i for i, piece in enumerate(tokenizers.SPECIALS)}, lowercase=True)
+    huggingface.save_folder(tmp_path / "out", params, model, heads, tokenizer=tokenizers.Tokenizer(backend, "test"))
     expected, found = (load_file(tmp_path / side / "model.safetensors") for side in ("in", "out"))
     assert found.keys() == expected.keys()
     assert all((found[name].view(np.uint32) == x.view(np.uint32)).all() for name, x in expected.items())

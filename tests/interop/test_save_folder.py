@@ -29,7 +29,7 @@ def save(out: Path, model: BertConfig, heads: tuple[str, ...], labels: int = 2) 
     backend = tokenizers.wordpiece({piece: i for i, piece in enumerate(PIECES)}, lowercase=False)
     huggingface.save_folder(
         out, params, model, heads,
-        tokenizer_json=tokenizers.Tokenizer(backend, "test").json, pieces=PIECES, lowercase=False,
+        tokenizer=tokenizers.Tokenizer(backend, "test"),
     )  # fmt: skip
     return params
 

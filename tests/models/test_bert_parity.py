@@ -123,7 +123,7 @@ def export(out: Path, params, config: BertConfig, labels=None) -> None:
     tokenizer = tokenizers.Tokenizer(backend, "test")
     huggingface.save_folder(
         out, params, config, huggingface.present_heads(params),
-        tokenizer_json=tokenizer.json, pieces=tokenizer.pieces, lowercase=True, labels=labels,
+        tokenizer=tokenizer, labels=labels,
     )  # fmt: skip
 
 

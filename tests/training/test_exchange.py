@@ -34,7 +34,7 @@ def folder(out: Path, heads: tuple[str, ...], model: BertConfig = BERT, labels: 
     backend = tokenizers.wordpiece({piece: i for i, piece in enumerate(PIECES)}, lowercase=True)
     huggingface.save_folder(
         out, {path: np.asarray(x) for path, x in fresh.items()}, model, heads,
-        tokenizer_json=tokenizers.Tokenizer(backend, "test").json, pieces=PIECES, lowercase=True, labels=labels,
+        tokenizer=tokenizers.Tokenizer(backend, "test"), labels=labels,
     )  # fmt: skip
     return out
 
