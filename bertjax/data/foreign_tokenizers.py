@@ -25,6 +25,7 @@ from bertjax.errors import UserError
 SETTINGS = ("config.json", CONFIG, SPECIAL, ADDED)
 _VOCABULARIES = (JSON, "spiece.model", "vocab.txt", "vocab.json", "sentencepiece.bpe.model", "tokenizer.model")
 _TYPES = {"vocab.txt": "bert", "spiece.model": "t5"}  # transformers' tokenizer_type where nothing names a class
+_GENERIC = ("PreTrainedTokenizerFast", "TokenizersBackend")  # classes that are nothing without a tokenizer.json
 _UNKNOWN = "\U00013000"  # a letter that hardly any vocabulary holds
 _said: set[str] = set()
 
@@ -78,6 +79,7 @@ def load(path: Path, options: Mapping[str, Any]) -> Foreign:
     with tempfile.TemporaryDirectory(prefix="bertjax-tokenizer-") as scratch:
         at = folder if path.is_dir() else _alone(path, Path(scratch))
         found = _from_pretrained(path, at, options)
+        _refuse_made_up(found, path, at)
         backend = _backend(found, path)
         is_t5 = json_object(folder / "config.json").get("model_type") == "t5"
         special = _special_tokens(found, backend, {"cls", "sep"} if is_t5 else set())
@@ -109,7 +111,7 @@ def _from_pretrained(path: Path, at: Path, options: Mapping[str, Any]) -> Any:
     declared = json_object(at / CONFIG)
     keywords = {name: value for name, value in options.items() if name not in declared}
     present = next((name for name in _TYPES if (at / name).is_file()), None)
-    if present and not (at / JSON).is_file() and not _class_named(at):
+    if present and not (at / JSON).is_file() and _class_named(at) in (None, *_GENERIC):
         keywords["tokenizer_type"] = _TYPES[present]
     try:
         with _quiet():
@@ -149,6 +151,16 @@ def _quiet() -> Iterator[None]:
             os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
+def _refuse_made_up(found: Any, path: Path, at: Path) -> None:
+    """Without its file a class of transformers 5 makes up a vocabulary of a few special tokens."""
+    names = dict.fromkeys([*found.vocab_files_names.values(), JSON])
+    read = getattr(found, "vocab_file", None)
+    if not any((at / name).is_file() for name in names) and not (read and Path(read).is_file()):
+        raise UserError(
+            f"{path}: holds none of the files that a {type(found).__name__} reads ({', '.join(names)}); copy them there"
+        )
+
+
 def _backend(found: Any, path: Path) -> tokenizers.Tokenizer:
     """A copy of the fast backend, free of padding, truncation and chance."""
     backend = getattr(found, "backend_tokenizer", None)
@@ -160,9 +172,6 @@ def _backend(found: Any, path: Path) -> tokenizers.Tokenizer:
     state = backend_state.state_of(backend)
     if state["model"].get("dropout"):
         raise UserError(f"{path}: the tokenizer drops merges at random (dropout); set model.dropout to null")
-    special = {token["content"] for token in state["added_tokens"]}
-    if set(backend.get_vocab(with_added_tokens=False)) <= special:
-        raise UserError(f"{path}: {type(found).__name__} finds no vocabulary there, only special tokens; copy its file")
     try:
         backend.encode(_UNKNOWN)
     except Exception as error:  # noqa: BLE001  (the library raises bare Exception)

@@ -110,13 +110,16 @@ def check_tokenizer(folder: Path, job: Job) -> None:
     """Weights learnt with other pieces would fit by shape and mean nothing: refuses a folder with another tokenizer."""
     if not any((folder / name).is_file() for name in tokenizers.FILES):
         return
-    theirs = tokenizers.from_file(folder, **_as_here(job.tokenizer))
+    _refuse_other(tokenizers.from_file(folder, **_as_here(job.tokenizer)), job, folder, folder)
+
+
+def _refuse_other(theirs: tokenizers.AnyTokenizer, job: Job, where: Path, path: Path) -> None:
     changed = backend_state.differences(theirs.behavior, job.tokenizer.behavior)
     if changed:
         more = f" and {len(changed) - 2} more" if len(changed) > 2 else ""
         raise UserError(
-            f"{folder}: has another tokenizer than this run ({'; '.join(changed[:2])}{more}); "
-            f"set tokenizer.path to {folder}"
+            f"{where}: was trained with another tokenizer; set tokenizer.path to {path} "
+            f"(differs from this run's: {'; '.join(changed[:2])}{more})"
         )
 
 
@@ -178,5 +181,5 @@ def from_checkpoint(job: Job, found: Found) -> tuple[int, Params]:
 
 def check_made_with(meta: Mapping[str, Any], found: Found, job: Job) -> None:
     if meta["tokenizer_sha256"] != job.tokenizer.sha256:
-        kept = run_of(found.folder) / "tokenizer"
-        raise UserError(f"{found.folder}: was trained with another tokenizer; set tokenizer.path to {kept}")
+        theirs = tokenizers.from_json(meta["tokenizer_json"], str(found.folder))
+        _refuse_other(theirs, job, found.folder, run_of(found.folder) / "tokenizer")

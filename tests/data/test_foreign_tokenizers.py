@@ -399,7 +399,7 @@ def test_behaviors_differ_by_more_than_pieces(tmp_path):
         ({"vocab.txt": lines([*OTHERS, "a"])}, "name the vocabulary's own special tokens"),
         ({"vocab.txt": b"\xff\xfe\x00"}, "transformers cannot load"),
         ({"tokenizer.json": "{not json"}, "transformers cannot load"),
-        ({"vocab.txt": lines(SPECIALS)}, "finds no vocabulary"),
+        ({"config.json": {"model_type": "t5"}}, "none of the files that a T5Tokenizer reads"),
         ({"config.json": {"model_type": "gpt2"}, "tokenizer.json": built("byte-level BPE").to_str()}, "pad_token"),
     ],
 )  # fmt: skip

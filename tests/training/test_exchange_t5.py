@@ -122,7 +122,7 @@ def test_folders_that_cannot_become_runs(tokenizer):
     for name in ("spiece.model", "tokenizer.json", "tokenizer_config.json"):
         (source / name).unlink()
     (source / "vocab.txt").write_text("\n".join(tokenizers.SPECIALS) + "\n")
-    with pytest.raises(UserError, match="not of the kind a t5 reads"):
+    with pytest.raises(UserError, match="none of the files that a T5Tokenizer reads"):
         exchange.import_folder(source, Path("out"))
     assert not list(Path().glob("*out*"))
 
