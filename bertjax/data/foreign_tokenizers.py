@@ -81,8 +81,13 @@ def load(path: Path, options: Mapping[str, Any]) -> Foreign:
         found = _from_pretrained(path, at, options)
         _refuse_made_up(found, path, at)
         backend = _backend(found, path)
-        is_t5 = json_object(folder / "config.json").get("model_type") == "t5"
-        special = _special_tokens(found, backend, {"cls", "sep"} if is_t5 else set())
+        family = json_object(folder / "config.json").get("model_type")
+        special = _special_tokens(found, backend, {"cls", "sep"} if family == "t5" else set())
+        if family in ("bert", "distilbert") and special.is_t5:
+            missing = next(role for role in ("cls", "sep") if role not in special.roles)
+            raise UserError(
+                f"{path}: the tokenizer has no {missing}_token, which a {family} needs; name it in {CONFIG}"
+            )
         for note in _notes(at, type(found).__name__, backend, special):
             say(path, note)
     return Foreign(backend, special)
@@ -205,7 +210,22 @@ def _notes(at: Path, kind: str, backend: tokenizers.Tokenizer, special: SpecialT
             f"{len(missing)} ids have no piece (the first is {missing[0]}: a line of vocab.txt that is repeated, for "
             "one), as in transformers"
         )
+    notes.append(_around(backend, special))
     return [note for note in notes if note]
+
+
+def _around(backend: tokenizers.Tokenizer, special: SpecialTokens) -> str:
+    """Rows get the special tokens of BERT and of T5, whatever the folder's template."""
+    token = {role: backend.token_to_id(name) for role, name in special.roles.items()}
+    (a,), (b,) = (backend.encode_batch_fast([text], add_special_tokens=False) for text in "ab")
+    pair = backend.encode("a", "b")
+    if special.is_t5:
+        usual = pair.ids == [*a.ids, token.get("eos"), *b.ids, token.get("eos")]
+        return "" if usual else "transformers does not put eos behind a text; bertjax does"
+    ids = [token["cls"], *a.ids, token["sep"], *b.ids, token["sep"]]
+    if (pair.ids, pair.type_ids) == (ids, [0] * (len(a.ids) + 2) + [1] * (len(b.ids) + 1)):
+        return ""
+    return f"transformers writes two texts as {' '.join(pair.tokens)}; bertjax as [CLS] a [SEP] b [SEP]"
 
 
 def _against_json(at: Path, kind: str, state: Mapping[str, Any]) -> str:

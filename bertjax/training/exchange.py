@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,10 +43,17 @@ def import_folder(source: Path, out: Path) -> None:
     if isinstance(tokenizer, tokenizers.Tokenizer) == isinstance(model, T5Config):
         raise UserError(f"{source}: its tokenizer is not of the kind a {model.family} reads; give the folder its own")
     if tokenizer.vocab_size > model.vocab_size:
-        late = ", ".join(tokenizer.pieces[model.vocab_size :][:3])
+        late = tokenizer.pieces[model.vocab_size :]
+        more = f" and {len(late) - 3} more" if len(late) > 3 else ""
         raise UserError(
-            f"{source}: the tokenizer has {tokenizer.vocab_size} pieces, vocab_size is {model.vocab_size} ({late[:60]} "
-            "...: no weights); give the folder the tokenizer it was trained with"
+            f"{source}: the tokenizer has {tokenizer.vocab_size} pieces, vocab_size is {model.vocab_size}: no weights "
+            f"for {', '.join(late[:3])}{more}; give the folder the tokenizer it was trained with"
+        )
+    if not hasattr(tokenizer, "special") or tokenizer.special.own:
+        print(
+            f"note: {source}: a special token spelled in a text is characters here, as in the reference; in "
+            "transformers it is the token",
+            file=sys.stderr,
         )
     params = huggingface.load_params(source, model)
     heads = huggingface.present_heads(params)

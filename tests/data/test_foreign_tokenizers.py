@@ -262,7 +262,7 @@ def test_roles_that_are_missing(tmp_path):
         said = {name: token for name, token in config.items() if name != f"{role}_token"}
         folder = put(tmp_path / role, {"config.json": BERT, "tokenizer.json": backend, "tokenizer_config.json": said})
         if role == "cls":
-            with pytest.raises(UserError, match="has no eos_token"):
+            with pytest.raises(UserError, match="has no cls_token, which a bert needs"):
                 tokenizers.from_file(folder)
             continue
         ours = tokenizers.from_file(folder)

@@ -1,13 +1,17 @@
 """WordPiece: the same bytes on every training, parity with transformers, and one-line errors."""
 
+import hashlib
 import json
 import os
+import pickle
 import subprocess
 import sys
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import tokenizers
 
 from bertjax.config.data_schema import TokenizerConfig
 from bertjax.data import tokenizers as ours
@@ -187,6 +191,59 @@ def test_load_trains_once_and_caches(tmp_path: Path) -> None:
     assert ours.load(TokenizerConfig(vocab_size=120), tmp_path, **options).vocab_size <= 120
     assert len(calls) > trained_calls
     assert len(list((tmp_path / "tokenizers").iterdir())) == 2
+
+
+# A vowel sign, a tone or an umlaut is part of the word: uncased vocabularies of these languages keep accents.
+LANGUAGES = {
+    "German": "Größe und Maß für Übermut, Öl und Äpfel.",
+    "Hindi": "हिन्दी में लिखा हुआ वाक्य और उसकी मात्राएँ।",
+    "Vietnamese": "Tiếng Việt rất đẹp, ƯỚC MƠ của tôi.",
+}
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_an_uncased_vocabulary_that_keeps_accents(language: str, tmp_path: Path) -> None:
+    text = LANGUAGES[language]
+    options = {"train_source_documents": lambda: iter([[text] * 5]), "cache": tmp_path, "fingerprint": "f1"}
+    kept = ours.load(TokenizerConfig(strip_accents=False), tmp_path, vocab_size=400, **options)
+    bare = ours.load(TokenizerConfig(), tmp_path, vocab_size=400, **options)
+    assert kept.lowercase and len(list((tmp_path / "tokenizers").iterdir())) == 2
+    assert kept.encode_batch([text])[0] != bare.encode_batch([text])[0]
+    for tokenizer, accents in ((kept, True), (bare, False)):
+        (ids,) = tokenizer.encode_batch([text])
+        assert tokenizer.unk_id not in ids
+        spelled = "".join(text.lower().split())
+        if not accents:  # as BERT strips them: nonspacing marks of the decomposed text
+            spelled = "".join(x for x in unicodedata.normalize("NFD", spelled) if unicodedata.category(x) != "Mn")
+        assert "".join(tokenizer.decode(ids).split()) == spelled
+    kept.save(tmp_path / "t")
+    for path in (tmp_path / "t", tmp_path / "t" / "vocab.txt"):  # the vocabulary alone says nothing of accents
+        assert ours.from_file(path).sha256 == kept.sha256
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.BertTokenizer(vocab=str(tmp_path / "t" / "vocab.txt"), strip_accents=False)
+    assert kept.encode_batch([text]) == [theirs(text, add_special_tokens=False)["input_ids"]]
+    ours.tokenizer_files.write(tmp_path / "hf", kept.files())
+    for load in (transformers.AutoTokenizer, transformers.BertTokenizer):
+        theirs = load.from_pretrained(tmp_path / "hf")
+        assert kept.encode_batch([text]) == [theirs(text, add_special_tokens=False)["input_ids"]]
+
+
+def test_chinese_in_words_and_the_key_of_what_was_trained_before(tmp_path: Path) -> None:
+    options = {"train_source_documents": lambda: iter([["日本 日本 語"] * 5]), "cache": tmp_path, "fingerprint": "f1"}
+    words = ours.load(TokenizerConfig(tokenize_chinese_chars=False), tmp_path, vocab_size=120, **options)
+    single = ours.load(TokenizerConfig(), tmp_path, vocab_size=120, **options)
+    assert "日本" in words.pieces and "日本" not in single.pieces
+    recipe = [1, tokenizers.__version__, 120, True, 2, "f1"]  # without the options that came later
+    key = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:24]
+    assert ours.from_file(tmp_path / "tokenizers" / key).sha256 == single.sha256
+
+
+def test_a_copy_in_another_process_reads_text_alike(tmp_path: Path) -> None:
+    """Workers get the tokenizer by pickle, which the library does without `encode_special_tokens`."""
+    tokenizer = ours.from_file(vocab_file(tmp_path, VOCAB + ["[", "]", "mask"]))
+    again = pickle.loads(pickle.dumps(tokenizer))
+    assert again.encode_batch(["the [MASK]"]) == tokenizer.encode_batch(["the [MASK]"])
+    assert again.sha256 == tokenizer.sha256 and again.mask_id not in again.encode_batch(["[MASK]"])[0]
 
 
 def test_load_without_a_fingerprint_keys_by_the_text(tmp_path: Path) -> None:
