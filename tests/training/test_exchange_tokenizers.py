@@ -105,8 +105,10 @@ def test_a_bert_folder_there_and_back(name):
     assert rows == ids("hf")
     assert json.loads(Path("back/config.json").read_text())["pad_token_id"] == 0
     assert setup.load_tokenizer(restored.job.config, Path()).sha256 == ours.sha256  # the run's own folder
-    one, two = (probes.fill_mask(restored, [f"the {mask} a"], 2)[0]["masks"] for mask in ("[MASK]", "<mask>"))
-    assert one == two and len(one) == 1 and "<mask>" not in one[0][0]["text"]
+    (masks,) = probes.fill_mask(restored, ["the [MASK] a"], 2)
+    assert len(masks["masks"]) == 1 and "[MASK]" not in masks["masks"][0][0]["text"]
+    assert probes._with_masks(ours, "the [MASK]") == probes._with_masks(ours, "the <mask>")
+    assert probes._with_masks(ours, "the [MASK]")[-2:] == [ours.mask_id, ours.sep_id]
 
 
 def test_a_t5_folder_there_and_back():
