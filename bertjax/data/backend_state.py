@@ -32,6 +32,14 @@ def lowercases(state: Mapping[str, Any]) -> bool:
     return any(step["type"] == "Lowercase" or step.get("lowercase") is True for step in found)
 
 
+def strips_accents(state: Mapping[str, Any]) -> bool:
+    found = steps(state, "normalizer")
+    if any(step["type"] == "StripAccents" for step in found):
+        return True
+    rules = [step for step in found if step["type"] == "BertNormalizer"]
+    return any(step.get("lowercase") if step.get("strip_accents") is None else step["strip_accents"] for step in rules)
+
+
 def bert_normalizer(state: Mapping[str, Any]) -> dict[str, Any] | None:
     return next((step for step in steps(state, "normalizer") if step["type"] == "BertNormalizer"), None)
 

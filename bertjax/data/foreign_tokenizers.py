@@ -23,7 +23,15 @@ from bertjax.data.tokenizer_files import ADDED, CONFIG, JSON, ROLES, SPECIAL, Sp
 from bertjax.errors import UserError
 
 SETTINGS = ("config.json", CONFIG, SPECIAL, ADDED)
-_VOCABULARIES = (JSON, "spiece.model", "vocab.txt", "vocab.json", "sentencepiece.bpe.model", "tokenizer.model")
+VOCABULARIES = (
+    JSON,
+    "spiece.model",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "sentencepiece.bpe.model",
+    "tokenizer.model",
+)
 _TYPES = {"vocab.txt": "bert", "spiece.model": "t5"}  # transformers' tokenizer_type where nothing names a class
 _GENERIC = ("PreTrainedTokenizerFast", "TokenizersBackend")  # classes that are nothing without a tokenizer.json
 _UNKNOWN = "\U00013000"  # a letter that hardly any vocabulary holds
@@ -73,7 +81,7 @@ def load(path: Path, options: Mapping[str, Any]) -> Foreign:
     """
     folder = path if path.is_dir() else path.parent
     _refuse_code(folder)
-    present = [name for name in _VOCABULARIES if (folder / name).is_file()]
+    present = [name for name in VOCABULARIES if (folder / name).is_file()]
     if path.is_dir() and not present:
         raise UserError(f"{path}: the folder holds neither tokenizer.json nor vocab.txt nor spiece.model; name a file")
     with tempfile.TemporaryDirectory(prefix="bertjax-tokenizer-") as scratch:
@@ -177,6 +185,9 @@ def _backend(found: Any, path: Path) -> tokenizers.Tokenizer:
     state = backend_state.state_of(backend)
     if state["model"].get("dropout"):
         raise UserError(f"{path}: the tokenizer drops merges at random (dropout); set model.dropout to null")
+    backend = tokenizers.Tokenizer.from_str(backend.to_str())
+    backend.no_padding()
+    backend.no_truncation()
     try:
         backend.encode(_UNKNOWN)
     except Exception as error:  # noqa: BLE001  (the library raises bare Exception)
@@ -184,7 +195,7 @@ def _backend(found: Any, path: Path) -> tokenizers.Tokenizer:
             f"{path}: cannot write unknown text ({error}); name the vocabulary's own special tokens in "
             "tokenizer_config.json (unk_token ...)"
         ) from None
-    return tokenizers.Tokenizer.from_str(backend.to_str())
+    return backend
 
 
 def _special_tokens(found: Any, backend: tokenizers.Tokenizer, unused: set[str]) -> SpecialTokens:
@@ -225,7 +236,7 @@ def _around(backend: tokenizers.Tokenizer, special: SpecialTokens) -> str:
     ids = [token["cls"], *a.ids, token["sep"], *b.ids, token["sep"]]
     if (pair.ids, pair.type_ids) == (ids, [0] * (len(a.ids) + 2) + [1] * (len(b.ids) + 1)):
         return ""
-    return f"transformers writes two texts as {' '.join(pair.tokens)}; bertjax as [CLS] a [SEP] b [SEP]"
+    return f"transformers writes two texts as {' '.join(pair.tokens[:12])}; bertjax as [CLS] a [SEP] b [SEP]"
 
 
 def _against_json(at: Path, kind: str, state: Mapping[str, Any]) -> str:
@@ -268,7 +279,7 @@ def note_unused(config: TokenizerConfig | SentencePieceConfig, found: Any, path:
         pairs = {"extra_ids": (config.extra_ids, found.extra_ids)}
     else:
         bert = backend_state.bert_options(found.backend)
-        strips = found.lowercase if bert.get("strip_accents") is None else bert["strip_accents"]
+        strips = backend_state.strips_accents(backend_state.state_of(found.backend))
         pairs = {
             "lowercase": (config.lowercase, found.lowercase),
             "strip_accents": (strips if config.strip_accents is None else config.strip_accents, strips),

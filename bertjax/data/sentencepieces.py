@@ -171,8 +171,11 @@ def from_saved(folder: Path) -> SentencePieceTokenizer | None:
         found = from_model(folder / MODEL, extra_ids=EXTRA_IDS)
     except UserError:
         return None
-    written = {name: x.encode() if isinstance(x, str) else x for name, x in found.files().items()}
-    return found if all((folder / name).read_bytes() == x for name, x in written.items()) else None
+    config = unigram_json.tokenizer_config(found._parsed, found.extra_ids)  # the other file takes a second to write
+    if (folder / tokenizer_files.CONFIG).read_bytes() != config.encode():
+        return None
+    written = unigram_json.write(found._parsed, found.extra_ids)
+    return found if (folder / tokenizer_files.JSON).read_bytes() == written.encode() else None
 
 
 def _declared_extra_ids(path: Path, otherwise: int) -> int:

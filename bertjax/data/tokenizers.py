@@ -128,7 +128,9 @@ def load(
     (`sources.fingerprint`), else by a hash of the documents. `config.vocab_size` goes before `vocab_size`.
     """
     if config.path is not None:
-        path = remote.small_files(resolve(config.path, base), [*FILES, *foreign_tokenizers.SETTINGS])
+        path = remote.small_files(
+            resolve(config.path, base), [*foreign_tokenizers.VOCABULARIES, *foreign_tokenizers.SETTINGS]
+        )
         found = from_file(path, **config.model_dump(include=set(_DEFAULTS)))  # each kind has some of them
         if isinstance(found, Tokenizer) == isinstance(config, SentencePieceConfig):
             has = "WordPiece" if isinstance(found, Tokenizer) else "SentencePiece"
@@ -271,5 +273,5 @@ def _from_json(path: Path, text: str) -> AnyTokenizer:
         return sentencepieces.from_unigram(state, str(path))
     if kind != "WordPiece":
         said = f"a {kind} tokenizer" if kind else "no tokenizer.json of the tokenizers library"
-        raise UserError(f"{path}: is {said}; bertjax reads WordPiece (BERT, DistilBERT) and Unigram (T5)")
+        raise UserError(f"{path}: is {said}; without settings beside it bertjax reads WordPiece and Unigram")
     return Tokenizer(_backend(text, str(path)), str(path))

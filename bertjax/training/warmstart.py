@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from bertjax.data import backend_state, tokenizers
+from bertjax.data import backend_state, foreign_tokenizers, tokenizers
 from bertjax.errors import UserError
 from bertjax.interop import huggingface
 from bertjax.training import bases
@@ -108,7 +108,7 @@ def initial(job: Job, index: int, program: Program, key: jax.Array) -> Start:
 
 def check_tokenizer(folder: Path, job: Job) -> None:
     """Weights learnt with other pieces would fit by shape and mean nothing: refuses a folder with another tokenizer."""
-    if not any((folder / name).is_file() for name in tokenizers.FILES):
+    if not any((folder / name).is_file() for name in foreign_tokenizers.VOCABULARIES):
         return
     _refuse_other(tokenizers.from_file(folder, **_as_here(job.tokenizer)), job, folder, folder)
 

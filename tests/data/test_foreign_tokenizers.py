@@ -109,6 +109,13 @@ def wordpiece_json(vocab: list[str] = VOCAB, **options) -> str:
     return wordpiece.wordpiece({piece: i for i, piece in enumerate(vocab)}, **{"lowercase": False} | options).to_str()
 
 
+def padded(state: str) -> str:
+    backend = rust.Tokenizer.from_str(state)
+    backend.enable_padding(length=8)
+    backend.enable_truncation(3)
+    return backend.to_str()
+
+
 CUSTOM = lines([*OTHERS, *VOCAB[5:]])
 BERTS = {
     "config.json alone": {},
@@ -138,15 +145,17 @@ BERTS = {
     "json": {"tokenizer.json": wordpiece_json(), "tokenizer_config.json": {"tokenizer_class": "PreTrainedTokenizerFast",
                                                                            **roles(SPECIALS)}},
     "json against config": {"tokenizer.json": wordpiece_json(), "tokenizer_config.json": {"do_lower_case": True}},
+    "json, padded and cut": {"tokenizer.json": padded(wordpiece_json(lowercase=True))},
     "json without config": {"tokenizer.json": wordpiece_json(strip_accents=False)},
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", BERTS)
-def test_every_setting_of_a_bert_folder(name, tmp_path):
+def test_every_setting_of_a_bert_folder(name, tmp_path, capsys):
     files = {"config.json": BERT, "vocab.txt": lines(VOCAB)} | BERTS[name]
     ours = check(put(tmp_path / "hf", files), tmp_path)
     assert isinstance(ours, tokenizers.Tokenizer) and ours.mask_id is not None
+    assert "writes two texts" not in capsys.readouterr().err
     assert ours.is_continuation is not None and len(ours.is_continuation) == ours.vocab_size == len(ours.pieces)
 
 
