@@ -66,6 +66,19 @@ def gaps(vocab: Mapping[str, int]) -> list[int]:
     return sorted(set(range(max(vocab.values()) + 1)) - set(vocab.values()))
 
 
+def unused(vocab: Mapping[str, int]) -> list[str]:
+    """In words, the ids that no text gives."""
+    missing, found = gaps(vocab), []
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        found.append(
+            f"id {missing[0]}{more} has no piece (in a vocab.txt: its line comes again further down, and holds there)"
+        )
+    if "" in vocab:
+        found.append(f"id {vocab['']} is a blank line")
+    return found
+
+
 def continuations(state: Mapping[str, Any], listed: Sequence[str]) -> np.ndarray | None:
     """bool [V]: the pieces that continue a word, as the model's prefix or the pre-tokenizer's mark of a word's start
     says; None where a piece alone does not tell (end-of-word suffixes, word starts without a mark).

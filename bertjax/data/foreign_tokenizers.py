@@ -216,11 +216,7 @@ def _notes(at: Path, kind: str, backend: tokenizers.Tokenizer, special: SpecialT
     late = [f"{t} ({vocab[t]})" for t in special.roles.values() if vocab[t] >= base and not (at / JSON).is_file()]
     if late:
         notes.append(f"the vocabulary lacks {', '.join(late)}: transformers gives them ids behind it")
-    if missing := backend_state.gaps(vocab):
-        notes.append(
-            f"{len(missing)} ids have no piece (the first is {missing[0]}: a line of vocab.txt that is repeated, for "
-            "one), as in transformers"
-        )
+    notes += backend_state.unused(vocab)
     notes.append(_around(backend, special))
     return [note for note in notes if note]
 

@@ -99,8 +99,6 @@ def _check_special(vocab: dict[str, int], special: SpecialTokens, where: str) ->
         for piece in SPECIALS:
             if piece not in vocab:
                 raise UserError(f"{where}: the vocabulary has no {piece}; BERT needs {' '.join(SPECIALS)}")
-        if backend_state.gaps(vocab):
-            raise UserError(f"{where}: the ids are not 0..{len(vocab) - 1} without gaps; export the tokenizer again")
     for role in ("pad", "cls", "sep"):
         if role not in special.roles:
             raise UserError(
@@ -245,8 +243,11 @@ def _from_bare(path: Path, options: dict[str, Any]) -> AnyTokenizer:
         raise UserError(f"{path}: the file is empty; copy or export it again")
     if path.suffix == ".json":
         return _from_json(path, text)
+    vocab = wordpiece_training.read_vocab(text)
+    for note in backend_state.unused(vocab):
+        foreign_tokenizers.say(path, note)
     chosen = {name: options[name] for name in ("lowercase", "strip_accents", "tokenize_chinese_chars")}
-    return Tokenizer(wordpiece(wordpiece_training.read_vocab(path, text), **chosen), str(path))
+    return Tokenizer(wordpiece(vocab, **chosen), str(path))
 
 
 def train(documents: wordpiece_training.Documents, **options: Any) -> Tokenizer:

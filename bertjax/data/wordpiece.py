@@ -2,7 +2,6 @@
 
 import itertools
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import tokenizers
@@ -105,15 +104,9 @@ def _alphabet(words: list[str], limit: int) -> tuple[list[str], list[str]]:
     return sorted(ranked[:limit]), sorted(ranked[limit:])
 
 
-def read_vocab(path: Path, text: str) -> dict[str, int]:
-    """{piece: id} of a vocab.txt. Raises UserError for a line that is empty or repeated."""
+def read_vocab(text: str) -> dict[str, int]:
+    """{piece: id} of a vocab.txt. Of lines that are equal the last one holds, as in transformers: an id is a line's
+    number, so none may be left out.
+    """
     # split at newlines only: str.splitlines would also cut at the separators that some vocabularies list
-    vocab: dict[str, int] = {}
-    for number, line in enumerate(text.rstrip("\r\n").split("\n"), 1):
-        piece = line.rstrip("\r")
-        if not piece:
-            raise UserError(f"{path}: line {number}: empty; a vocabulary has one piece on every line")
-        if piece in vocab:
-            raise UserError(f"{path}: line {number}: '{piece}' stands on line {vocab[piece] + 1} already; remove one")
-        vocab[piece] = number - 1
-    return vocab
+    return {line.rstrip("\r"): number for number, line in enumerate(text.rstrip("\r\n").split("\n"))}

@@ -209,7 +209,7 @@ def test_what_transformers_decides_is_said_once(tmp_path, capsys):
     (folder / "tokenizer.json").unlink()
     tokenizers.from_file(folder)
     (line,) = capsys.readouterr().err.splitlines()
-    assert f"1 ids have no piece (the first is {VOCAB.index('the')}" in line
+    assert f"id {VOCAB.index('the')} has no piece" in line
     folder = put(tmp_path / "mark", {"config.json": BERT, "vocab.txt": "\ufeff" + lines(VOCAB)})
     tokenizers.from_file(folder)
     assert f"the vocabulary lacks [PAD] ({len(VOCAB)})" in capsys.readouterr().err
