@@ -26,7 +26,7 @@ class Vocabulary(Protocol):
     cls_id: int
     sep_id: int
     mask_id: int | None
-    is_continuation: np.ndarray | None
+    is_continuation: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -46,19 +46,16 @@ class MaskingRules:
     @classmethod
     def of(cls, pairs: BertPairs, tokenizer: Vocabulary) -> "MaskingRules":
         """Raises UserError for a tokenizer without a mask, or without words where words are masked."""
-        inside = tokenizer.is_continuation
         if tokenizer.mask_id is None:
             raise UserError("preprocess.kind: bert_pairs needs a mask, and the tokenizer has no mask_token")
-        if inside is None:
-            if pairs.whole_word_mask:
-                raise UserError(
-                    "preprocess.whole_word_mask: the tokenizer's pieces do not say where words begin; set it to false"
-                )
-            inside = np.zeros(tokenizer.vocab_size, bool)
+        if pairs.whole_word_mask and not getattr(tokenizer, "marks_words", True):
+            raise UserError(
+                "preprocess.whole_word_mask: the tokenizer's pieces do not say where words begin; set it to false"
+            )
         return cls(
             pairs.masked_lm_prob, pairs.max_predictions_per_seq, max_predictions(pairs), pairs.whole_word_mask,
             tokenizer.vocab_size, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id,
-            np.asarray(inside, bool),
+            np.asarray(tokenizer.is_continuation, bool),
         )  # fmt: skip
 
     def predictions(self, length: np.ndarray | int) -> np.ndarray:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
 import sentencepiece
 import tokenizers
 
@@ -27,8 +28,9 @@ from bertjax.errors import UserError
 class Tokenizer:
     """A tokenizer of an encoder with [CLS] and [SEP], and what the data pipeline asks of it.
 
-    `pieces` lists the pieces by id, `is_continuation [V]` (bool) marks the pieces that continue a word (None where a
-    piece alone does not tell), `sha256` identifies the tokenizer. `mask_id` and `unk_id` are None where there is none.
+    `pieces` lists the pieces by id, `is_continuation [V]` (bool) marks the pieces that continue a word (none where a
+    piece alone does not tell: `marks_words` is false), `sha256` identifies the tokenizer. `mask_id` and `unk_id` are
+    None where there is none.
     Text never makes a special token of a WordPiece tokenizer of ours: "[MASK]" in a text is five characters in
     brackets, as in the reference. In one that transformers loaded it is the mask, as it is there.
     """
@@ -47,7 +49,9 @@ class Tokenizer:
         self.pad_id, self.cls_id, self.sep_id = roles["pad"], roles["cls"], roles["sep"]
         self.unk_id, self.mask_id = roles.get("unk"), roles.get("mask")
         state = backend_state.state_of(backend)
-        self.is_continuation = backend_state.continuations(state, self.pieces)
+        inside = backend_state.continuations(state, self.pieces)
+        self.marks_words = inside is not None
+        self.is_continuation = np.zeros(self.vocab_size, bool) if inside is None else inside
         self.lowercase = backend_state.lowercases(state)
         self.json = json.dumps(state, ensure_ascii=False, indent=1, sort_keys=False) + "\n"
         if not special.own:

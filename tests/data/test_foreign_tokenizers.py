@@ -156,7 +156,7 @@ def test_every_setting_of_a_bert_folder(name, tmp_path, capsys):
     ours = check(put(tmp_path / "hf", files), tmp_path)
     assert isinstance(ours, tokenizers.Tokenizer) and ours.mask_id is not None
     assert "writes two texts" not in capsys.readouterr().err
-    assert ours.is_continuation is not None and len(ours.is_continuation) == ours.vocab_size == len(ours.pieces)
+    assert ours.marks_words and len(ours.is_continuation) == ours.vocab_size == len(ours.pieces)
 
 
 def test_one_file_is_read_with_the_settings_beside_it(tmp_path):
@@ -254,8 +254,9 @@ def test_a_bert_with_any_fast_tokenizer(kind, tmp_path):
     assert ours.lowercase == (kind in ("Unigram", "BPE with suffixes"))
     rules = MaskingRules.of(BertPairs(), ours)
     assert rules.mask_id == 4 and len(rules.is_continuation) == ours.vocab_size
-    if kind == "BPE with suffixes":
-        assert ours.is_continuation is None
+    assert ours.marks_words == (kind != "BPE with suffixes")
+    if not ours.marks_words:
+        assert not ours.is_continuation.any()
         with pytest.raises(UserError, match="do not say where words begin"):
             MaskingRules.of(BertPairs(whole_word_mask=True), ours)
         return
