@@ -176,7 +176,6 @@ DATA: dict[str, tuple[str, dict[str, str | bytes | None], str | tuple[str, ...]]
     "no vocabulary": ("text", {"vocab.txt": None}, "vocab.txt"),
     "empty vocabulary": ("text", {"vocab.txt": ""}, "vocab.txt"),
     "no [MASK]": ("text", {"vocab.txt": "\n".join(VOCABULARY).replace("[MASK]", "mask")}, ("vocab.txt", "[MASK]")),
-    "a piece twice": ("text", {"vocab.txt": "\n".join([*VOCABULARY, "a"])}, ("vocab.txt", "58")),
     "too many pieces": ("text", {"vocab.txt": "\n".join([*VOCABULARY, "zz"])}, "vocab_size"),
     "vocabulary not UTF-8": ("text", {"vocab.txt": b"[PAD]\n\xff\n"}, "vocab.txt"),
 }  # fmt: skip
