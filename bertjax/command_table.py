@@ -281,7 +281,7 @@ COMMANDS = {
             option("--context", metavar="RUN", help="a T5 run that reads question and context"),
             option("--closed-book", metavar="RUN", help="a T5 run that reads the question alone"),
             option("--data", metavar="SQUAD", help="questions, SQuAD JSON (default: the first run's evaluation)"),
-            option("--limit", metavar="N", type=_count, help="only the first questions"),
+            option("--limit", metavar="N", type=_count, help="only a sample of so many questions"),
             option("--output", metavar="FILE", help="the page, and its .json beside it (default: qa-report.html)"),
             option("--json", action="store_true", help="print the scores as JSON"),
             DEVICE,

@@ -31,7 +31,7 @@ from bertjax.training.lead import lead_first
 distributed.start()
 config, base = load("tiny.yaml", sys.argv[2:]), Path.cwd()
 job = lead_first(lambda: setup.open_job(config, base))
-plan = lead_first(lambda: loop.open_stage(job, config.stages[0]))
+plan = lead_first(lambda: loop.open_stage(job, 0, None))
 shards = {}
 for k in range(3):
     rows = plan.batches.batch(k, plan.rows)

@@ -141,6 +141,14 @@ class Classify(Section):
     text_a: str = "text"
     text_b: str | None = None
     label: str = "label"
+    labels: Annotated[list[str], Field(min_length=2)] | None = None  # what the source's ids 0, 1, ... are called
+
+    @model_validator(mode="after")
+    def _check(self) -> "Classify":
+        names = [name.strip().casefold() for name in self.labels or ()]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"labels: two of them are '{twice[0]}'; upper and lower case are the same")
+        return self
 
 
 class SpanCorruption(Section):
@@ -243,7 +251,8 @@ class Task(Section):
 
     source: Sources
     preprocess: Preprocess = BertPairs()
-    limit: Positive | None = None  # use only the first examples
+    # Use a sample, by run.seed, of so many of the source's records: lines of JSON or TSV, rows, questions, documents.
+    limit: Positive | None = None
 
 
 class Mixture(Section):

@@ -30,6 +30,10 @@ class Stage(Section):
     optimizer: Optimizer = Adam()
     trainable: Annotated[Trainable, BeforeValidator(trainable_kind)] = Trainable()
     init_from: LocalPath | None = None  # scratch | previous | a checkpoint or run folder | a Hugging Face folder
+    # Heads (or adapters) that start fresh though init_from has them, as for a task with other classes.
+    fresh: list[Literal["classifier", "pooler", "qa", "mlm", "nsp", "adapters"]] = Field(
+        default=[], exclude_if=lambda found: not found
+    )
     evaluate: list[Evaluation] = []
 
     @model_validator(mode="after")
@@ -179,6 +183,13 @@ class Config(Section):
             ) from None
         if (stage.objective.kind == "text_to_text") != (self.model.family == "t5"):
             raise ValueError(f"{where}: objective '{stage.objective.kind}' is not for a {self.model.family} model")
+        if stage.fresh and (stage.init_from or ("previous" if stage is not self.stages[0] else "scratch")) == "scratch":
+            raise ValueError(f"{where}: fresh: everything starts fresh without init_from; name what it starts from")
+        if other := [name for name in stage.fresh if name not in _HEADS[stage.objective.kind]]:
+            there = ", ".join(_HEADS[stage.objective.kind])
+            raise ValueError(f"{where}: fresh: a stage of {stage.objective.kind} has no '{other[0]}'; it has: {there}")
+        for what in (*tasks.values(), *(e.data for e in stage.evaluate)):
+            self._check_classes(where, stage, what)
         if stage.trainable.kind == "adapters" and self.model.family != "t5":
             raise ValueError(f"{where}: trainable: adapters needs a t5 model")
         for what in (*tasks.values(), *(e.data for e in stage.evaluate)):
@@ -191,6 +202,13 @@ class Config(Section):
                 f"{where}: sequence_length ({length}) is more than "
                 f"model.max_position_embeddings ({self.model.max_position_embeddings})"
             )
+
+    def _check_classes(self, where: str, stage: Stage, task: Task) -> None:
+        names = getattr(task.preprocess, "labels", None) if task.preprocess.kind == "classify" else None
+        count = getattr(stage.objective, "num_labels", None)
+        if names and count not in (None, len(names)):
+            one = "1 is regression, which has none" if count == 1 else f"set objective.num_labels={len(names)}"
+            raise ValueError(f"{where}: labels has {len(names)} names and objective.num_labels is {count}: {one}")
 
     def stage_tasks(self, stage: Stage) -> dict[str, Task]:
         """The tasks a stage draws from, by name; a task written inside the stage takes the stage's name.
@@ -232,4 +250,9 @@ class Config(Section):
         return Path(self.run.root).expanduser() / self.run.name
 
 
+# The heads (and adapters) of a stage's model, by its objective, which `fresh` can name.
+_HEADS = {
+    "classification": ("classifier", "pooler"), "span_qa": ("qa",), "mlm_nsp": ("mlm", "nsp", "pooler"),
+    "text_to_text": ("adapters",),
+}  # fmt: skip
 SECRET = re.compile(r"(api_?key|token|secret|password)$", re.IGNORECASE)

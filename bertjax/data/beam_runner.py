@@ -7,7 +7,6 @@ too where they are large: a pipeline's own description has to stay small (Datafl
 import os
 import pickle
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -63,17 +62,14 @@ class BeamRunner:
         *,
         workers: int,
         shuffle: Shuffle | None = None,
-        few: bool = False,
     ) -> Iterator[Record]:
         if shuffle:
             yield from self._shuffled(jobs, list(arguments), shuffle)
             return
         spec, before = _written(_place(jobs, "jobs"), _Spec(jobs, None, {})), _recorded(jobs)
-        numbered, size = enumerate(arguments), ROUND if few else None
-        while elements := [_element(jobs, *each) for each in islice(numbered, size)]:
+        if elements := [_element(jobs, *each) for each in enumerate(arguments)]:
             self._map("make the files", elements, _Prepare(spec))
             yield from _records(jobs, [index for index, _ in elements], before)
-            size = 2 * size if size else None
 
     def _shuffled(self, jobs: Jobs, arguments: list[Any], shuffle: Shuffle) -> Iterator[Record]:
         spec = _written(_place(jobs, "jobs"), _Spec(jobs, None, {}))

@@ -17,6 +17,7 @@ from bertjax.config.data_schema import CausalLm, Deshuffling, PrefixLm
 from bertjax.data.denoising_rules import Denoising, DenoisingRules
 from bertjax.data.joining import Joined, in_order
 from bertjax.data.plans import Plan, pool_pays, shard_tokens
+from bertjax.data.sampling import chosen
 from bertjax.data.shards import BLOCK_ROWS, Blocks
 from bertjax.data.sources import stream_texts
 from bertjax.data.tokenising import tokenised
@@ -46,7 +47,7 @@ class ChunksWork:
 
 
 class ChunksUnit(NamedTuple):
-    """The first `rows` chunks of pools first..last-1."""
+    """The `rows` chunks of pools first..last-1."""
 
     first: int
     last: int
@@ -64,32 +65,32 @@ def plan_chunks(work: Work) -> Plan:
     rules = DenoisingRules.of(options, work.tokenizer)  # type: ignore[arg-type]
     text = tokenised(work, stream_texts, tokenised_texts)
     counts = text.tokens
-    total = int(counts.sum())
-    work.report(f"{work.name}: {len(counts):,} documents, {total:,} tokens")
+    numbers = chosen(len(counts), work.task.limit, work.seed)
+    total = int(counts[numbers].sum())
+    work.report(f"{work.name}: {len(numbers):,} documents, {total:,} tokens")
     joined = 1 if isinstance(options, Deshuffling | PrefixLm) else JOINED  # objectives/{all_permute,prefix_lm}.gin
     eos_id = rules.eos_id if isinstance(options, CausalLm) else None
     # Unlike a Generator's, this stream is the same in every version of numpy.
-    order = np.random.RandomState(work.seed % 2**32).permutation(len(counts))
-    pools = np.add.reduceat(counts[order] + (eos_id is not None), np.arange(0, len(counts), joined))
-    units = list(chunk_units(pools, rules.tokens_length, shard_tokens(total), work.task.limit))
+    order = numbers[np.random.RandomState(work.seed % 2**32).permutation(len(numbers))]
+    pools = np.add.reduceat(counts[order] + (eos_id is not None), np.arange(0, len(order), joined))
+    units = list(chunk_units(pools, rules.tokens_length, shard_tokens(total)))
     dtype = chunk_dtype(rules.tokens_length)
-    ends = [min(unit.last * joined, len(counts)) for unit in units]
+    ends = [min(unit.last * joined, len(order)) for unit in units]
     joining, shuffle = in_order(work, text, order, ends)
     return Plan(
         chunk_blocks, ChunksWork(joining, joined, eos_id, dtype), units, dtype, big=pool_pays(total),
-        facts={"documents": len(counts), "tokens": total}, shuffle=shuffle,
+        facts={"documents": len(order), "tokens": total}, shuffle=shuffle,
     )  # fmt: skip
 
 
-def chunk_units(pools: np.ndarray, tokens_length: int, unit_tokens: int, limit: int | None) -> Iterator[ChunksUnit]:
-    """Cuts pools of `pools` [P] tokens into units of about `unit_tokens`, until there are `limit` chunks."""
+def chunk_units(pools: np.ndarray, tokens_length: int, unit_tokens: int) -> Iterator[ChunksUnit]:
+    """Cuts pools of `pools` [P] tokens into units of about `unit_tokens`."""
     ends, chunks = np.cumsum(pools), np.cumsum(-(-pools // tokens_length))
     first, made = 0, 0
-    while first < len(pools) and (limit is None or made < limit):
+    while first < len(pools):
         before = int(ends[first - 1]) if first else 0
         last = min(int(np.searchsorted(ends, before + unit_tokens)) + 1, len(pools))
-        rows = int(chunks[last - 1]) - made
-        yield ChunksUnit(first, last, rows if limit is None else min(rows, limit - made))
+        yield ChunksUnit(first, last, int(chunks[last - 1]) - made)
         first, made = last, int(chunks[last - 1])
 
 

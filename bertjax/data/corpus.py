@@ -180,6 +180,25 @@ class PartedCorpus:
         return corpus.document(at)
 
 
+class SelectedDocuments:
+    """Some documents of a corpus, by their `numbers` in it (int64, ascending)."""
+
+    def __init__(self, corpus: Documents, numbers: np.ndarray) -> None:
+        self._corpus, self._numbers = corpus, numbers
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def sentences(self, document: int) -> int:
+        return self._corpus.sentences(int(self._numbers[document]))
+
+    def tokens(self, document: int, sentence: int) -> list[int]:
+        return self._corpus.tokens(int(self._numbers[document]), sentence)
+
+    def document(self, document: int) -> np.ndarray:
+        return self._corpus.document(int(self._numbers[document]))
+
+
 def _files_allowed(wanted: int) -> int:
     """How many files this process may hold open, after asking for `wanted`."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -18,6 +18,7 @@ from bertjax.data.shards import BLOCK_ROWS, Blocks
 from bertjax.data.store import Store
 
 if TYPE_CHECKING:
+    from bertjax.data.labels import Labels
     from bertjax.data.questions import Example
     from bertjax.data.tokenizers import Tokenizer
 
@@ -138,7 +139,7 @@ def qa_blocks(work: tuple["Tokenizer", SpanQa], examples: Sequence["Example"]) -
 class ClassifyWork:
     tokenizer: "Tokenizer"
     classify: Classify
-    labels: dict[str, int] | None  # names -> ids, when labels are strings
+    labels: "Labels"
     dtype: np.dtype
 
 
@@ -154,7 +155,6 @@ def classify_blocks(work: ClassifyWork, records: Sequence[dict[str, Any]]) -> Bl
         texts_b = tokenizer.encode_batch([record[options.text_b] for record in records])
     rows = np.zeros(len(records), work.dtype)
     rows["input_ids"] = tokenizer.pad_id
-    rows["label_weights"] = 1.0
     for row, record, a, b in zip(rows, records, texts_a, texts_b, strict=True):
         a, b = _cut(a, b, options.sequence_length - (2 if options.text_b is None else 3))
         ids = [tokenizer.cls_id, *a, tokenizer.sep_id]
@@ -165,8 +165,7 @@ def classify_blocks(work: ClassifyWork, records: Sequence[dict[str, Any]]) -> Bl
         row["token_type_ids"][first : len(ids)] = 1
         row["segment_ids"][: len(ids)] = 1
         row["positions"][: len(ids)] = np.arange(len(ids))
-        label = record[options.label]
-        row["labels"] = label if work.labels is None else work.labels[label]
+        row["labels"], row["label_weights"] = work.labels.number(record[options.label])
     yield rows
 
 

@@ -72,7 +72,7 @@ def _is_saved(path: Path) -> bool:
 
 
 def _rows(source: HuggingFaceData, base: Path) -> Located:
-    rows = iter(_open_dataset(source, base))
+    rows = iter(open_dataset(source, base))
     number = 0
     while True:
         where = f"{source.name}: split {source.split}: row {number + 1}"
@@ -92,10 +92,10 @@ def huggingface_fingerprint(source: HuggingFaceData, base: Path) -> str:
     path = resolve(source.name, base)
     if path.exists():
         return _folder_hash(path)
-    return str(_open_dataset(source, base)._fingerprint)
+    return str(open_dataset(source, base)._fingerprint)
 
 
-def _open_dataset(source: HuggingFaceData, base: Path) -> Any:
+def open_dataset(source: HuggingFaceData, base: Path) -> Any:
     _local_only(source.name)
     path = resolve(source.name, base)
     if path.is_dir() and _is_saved(path):
@@ -206,7 +206,7 @@ def _offline() -> Iterator[None]:
 
 def tfds_records(source: TfdsData, base: Path) -> Located:
     """(where, record) of a prepared split, read through the builder's data source."""
-    builder = _builder(source, base)
+    builder = tfds_builder(source, base)
     try:
         rows = builder.as_data_source(split=source.split)
     except Exception as error:  # noqa: BLE001
@@ -225,10 +225,10 @@ def tfds_records(source: TfdsData, base: Path) -> Located:
 
 
 def tfds_fingerprint(source: TfdsData, base: Path) -> str:
-    return _folder_hash(Path(_builder(source, base).data_path))
+    return _folder_hash(Path(tfds_builder(source, base).data_path))
 
 
-def _builder(source: TfdsData, base: Path) -> Any:
+def tfds_builder(source: TfdsData, base: Path) -> Any:
     import tensorflow_datasets as tfds
 
     _local_only(source.data_dir)

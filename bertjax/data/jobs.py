@@ -88,9 +88,9 @@ class Runner(Protocol):
     apart: bool
 
     def run(
-        self, jobs: Jobs, arguments: Iterable[Any], *, workers: int, shuffle: Shuffle | None = None, few: bool = False
+        self, jobs: Jobs, arguments: Iterable[Any], *, workers: int, shuffle: Shuffle | None = None
     ) -> Iterator[Record]:
-        """`few`: whoever reads the records may stop early, so that not many more are to be made than are read."""
+        """`shuffle`: how the jobs get what they would else read from what they share at random."""
 
 
 class WorkersDied(UserError):
@@ -166,7 +166,6 @@ class LocalRunner:
         *,
         workers: int,
         shuffle: Shuffle | None = None,
-        few: bool = False,
     ) -> Iterator[Record]:
         """In order; with `workers` above one some jobs are ahead of what was read."""
         if workers > 1:

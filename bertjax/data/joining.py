@@ -87,12 +87,12 @@ class ByPlace:
 
 
 def in_order(work: "Work", text: "Tokenised", order: np.ndarray, ends: list[int]) -> tuple[Joined, Shuffle | None]:
-    """The documents of `text` in `order` (int64 [documents]), for jobs that end at places `ends`."""
+    """The documents of `text` numbered in `order` (int64), for jobs that end at places `ends`."""
     if not work.runner.apart:
         work.folder.mkdir(parents=True, exist_ok=True)
         np.save(work.folder / "order.npy", order)
         return LookedUp(text.corpus, work.folder / "order.npy"), None
-    place_of = np.empty(len(order), np.int64)
+    place_of = np.full(sum(part.documents for part in text.parts), np.iinfo(np.int64).max)  # of what a limit leaves out
     place_of[order] = np.arange(len(order))
     bounds = np.cumsum([part.documents for part in text.parts])[:-1]
     for number, places in enumerate(np.split(place_of, bounds)):

@@ -6,8 +6,9 @@ last batch of an epoch runs on into the next one. Several processes ask for thei
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ from bertjax.config.data_schema import Task
 from bertjax.config.schema import Config, Stage
 from bertjax.data import mixing
 from bertjax.data.jobs import Runner
+from bertjax.data.labels import Classes
 from bertjax.data.prepare import Report, prepare
 from bertjax.data.store import Store
 from bertjax.data.tasks import Fields, TaskData, dataset
@@ -139,8 +141,8 @@ class Batches:
         found = [data.store.meta.get("labels") for data in self._tasks]
         for name, labels in zip(self.task_names, found, strict=True):
             if labels != found[0]:
-                first = self.task_names[0]
-                raise UserError(f"tasks '{first}' and '{name}' cannot be mixed: their labels differ; use the same ones")
+                first, how = self.task_names[0], "name them alike, in one order: preprocess.labels: [...]"
+                raise UserError(f"tasks '{first}' and '{name}' cannot be mixed: their labels differ; {how}")
         return found[0]
 
     @property
@@ -149,13 +151,6 @@ class Batches:
         found = [data.store.meta.get("unanswerable") for data in self._tasks]
         known = [count for count in found if count is not None]
         return sum(known) if known else None
-
-    @property
-    def classes(self) -> int | None:
-        """How many ids the labels need; None for labels with a fraction, or none."""
-        found = [data.store.meta.get("classes") for data in self._tasks]
-        known = [classes for classes in found if classes is not None]
-        return max(known) if len(known) == len(found) else None
 
     def batch(self, k: int, rows: Rows = ALL) -> Batch:
         """Rows `rows` (all of them by default) of global batch k >= 0, in order; whoever asks gets the same bits."""
@@ -214,21 +209,28 @@ def open_batches(
     report: Report | None = None,
     runner: Runner | None = None,
     fetch: bool = True,
+    classes: Classes | None = None,
 ) -> Batches:
     """The training batches of `stage`: prepares what is not in `cache` yet and mixes the tasks at their rates.
 
     `fetch`: rows that lie in an object store are copied to this machine now, and not when the first is read.
+    `classes`: of a classification (default: the stage's, without names); tasks behind the first have to have the
+    labels of the first.
 
     Raises UserError when a task is empty or the rows of mixed tasks differ.
     """
     workers = config.run.prepare_workers or os.cpu_count() or 1
+    if classes is None and stage.objective.kind == "classification":
+        classes = Classes(stage.objective.num_labels)
     decoder_only = is_decoder_only(config)
     tasks = {}
     for name, task in config.stage_tasks(stage).items():
         store = prepare(
             task, name, tokenizer, seed=config.run.seed, base=base, cache=cache, workers=workers, report=report,
-            runner=runner,
+            runner=runner, classes=classes,
         )  # fmt: skip
+        if classes and (names := store.meta.get("labels")):
+            classes = replace(classes, names=tuple(names), required=True)
         if fetch:
             store.fetch()
         seed = mixing.stream_seed(config.run.seed, stage.name, name)
@@ -256,18 +258,18 @@ def open_task(
     base: Path,
     cache: Path,
     workers: int = 1,
-    labels: Sequence[str] | None = None,
+    classes: Classes | None = None,
     decoder_only: bool = False,
     report: Report | None = None,
 ) -> Batches:
     """The batches of a single task, for an evaluation: read them with `epoch_batches`.
 
     Args:
-        labels: the label names of the training data (`Store.meta["labels"]`), so that ids mean the same there and here.
+        classes: of a classification: the names of the checkpoint's, so that ids mean the same there and here.
         decoder_only: the rows are for a decoder alone, as those of the training data are.
     """
     store = prepare(
-        task, name, tokenizer, seed=seed, base=base, cache=cache, workers=workers, labels=labels, report=report
+        task, name, tokenizer, seed=seed, base=base, cache=cache, workers=workers, classes=classes, report=report
     )
     data = dataset(task, store, tokenizer, mixing.stream_seed(seed, "evaluation", name), decoder_only)
     return Batches({name: data}, {name: 1.0}, batch_size, tokenizer.pad_id)

@@ -56,14 +56,13 @@ def facts(options: BertPairs, text: dict[str, Any], lengths: np.ndarray, sums: d
     Args:
         text: documents, sentences and tokens of the source.
         lengths: tokens of each pair, special ones included: int32 [pairs].
-        sums: those of `tally` over every pair that was made, which are more than `lengths` when the task has a limit.
+        sums: those of `tally` over every pair.
     """
     wanted = np.maximum(1, np.rint(lengths * options.masked_lm_prob))
     masked = np.minimum(wanted, options.max_predictions_per_seq)
-    all_made = len(lengths) == sums["pairs"]
     return {
         "sentences_per_document": text["sentences"] / text["documents"],
-        "tokens_used": sums["own_tokens"] / (text["tokens"] * options.dupe_factor) if all_made else None,
+        "tokens_used": sums["own_tokens"] / (text["tokens"] * options.dupe_factor),
         "random_share": sums["random"] / sums["pairs"] if options.next_sentence else None,
         "masks_per_pair": float(masked.mean()),
         "masks_wanted": float(wanted.mean()),
@@ -77,7 +76,7 @@ def lines(name: str, options: BertPairs, meta: dict[str, Any]) -> Iterator[str]:
     used, random = found["tokens_used"], found["random_share"]
     said = [
         f"{_count(meta['documents'], 'document')}, {found['sentences_per_document']:,.1f} sentences each",
-        "" if used is None else f"{used:.1%} of the tokens used",
+        f"{used:.1%} of the tokens used",
         "" if random is None else f"{random:.1%} of the pairs random",
         f"{found['masks_per_pair']:.1f} masks a pair ({found['pairs_capped']:.1%} capped at "
         f"max_predictions_per_seq={options.max_predictions_per_seq})",
@@ -113,7 +112,7 @@ def _warnings(options: BertPairs, meta: dict[str, Any]) -> Iterator[str]:
             f"seldom fill both sides of {length} tokens; join short texts into documents, raise sequence_length or set "
             "next_sentence: false"
         )
-    if used is not None and used < LEAST_USED:
+    if used < LEAST_USED:
         yield (
             f"{used:.1%} of the tokens are used: sentences of {meta['tokens'] / meta['sentences']:.0f} tokens are cut "
             f"at {length}; raise sequence_length, or set next_sentence: false, which loses nothing"

@@ -1,7 +1,7 @@
 """How each kind of task becomes unpacked rows: its source read and checked, and cut into jobs for the shards."""
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +9,12 @@ import numpy as np
 
 from bertjax.config.data_schema import Classify, SpanQa, TextFiles, TextToText
 from bertjax.data import examples as ex
+from bertjax.data.corpus import SelectedDocuments
 from bertjax.data.jobs import Shuffle
+from bertjax.data.label_survey import given_names, survey, with_names
+from bertjax.data.labels import Classes, decide, facts
+from bertjax.data.pair_statistics import LONG_DOCUMENT
+from bertjax.data.sampling import chosen, sampled
 from bertjax.data.sources import largest_file, stream_documents
 from bertjax.data.tokenising import Tokenised, tokenised
 from bertjax.data.work import Work
@@ -57,7 +62,7 @@ class Plan:
 def plan_pairs(work: Work, masker: ex.Masker | None) -> Plan:
     options, tokenizer = work.task.preprocess, work.tokenizer
     longest = options.sequence_length - 3 if options.next_sentence else None
-    text = tokenised(work, stream_documents, tokenised_sentences, longest)
+    text = limited(work, tokenised(work, stream_documents, tokenised_sentences, longest))
     total = int(text.tokens.sum())
     work.report(f"{work.name}: {len(text.tokens):,} documents, {text.sentences:,} sentences, {total:,} tokens")
     if text.cut:
@@ -83,6 +88,18 @@ def _undivided(work: Work, text: Tokenised) -> dict[str, Any] | None:
         if blocks > 1:
             return {"file": path.name, "blocks": blocks, "documents": text.long, "longest": text.most}
     return None
+
+
+def limited(work: Work, text: Tokenised) -> Tokenised:
+    """The documents that `limit` keeps."""
+    numbers = chosen(len(text.tokens), work.task.limit, work.seed)
+    if len(numbers) == len(text.tokens):
+        return text
+    corpus = SelectedDocuments(text.corpus, numbers)
+    sizes = np.array([corpus.sentences(document) for document in range(len(corpus))])
+    most, long = int(sizes.max()), int((sizes > LONG_DOCUMENT).sum())
+    tokens = text.tokens[numbers]
+    return replace(text, corpus=corpus, tokens=tokens, sentences=int(sizes.sum()), most=most, long=long)
 
 
 def tokenised_sentences(documents: Iterator[list[str]], tokenizer: "Tokenizer") -> Iterator[list[list[int]]]:
@@ -112,7 +129,8 @@ def plan_qa(work: Work, masker: None) -> Plan:
     from bertjax.data import qa
 
     options: SpanQa = work.task.preprocess
-    questions = [q for source in work.task.source for q in qa.read_squad(source, work.base)][: work.task.limit]
+    found = (question for source in work.task.source for question in qa.read_squad(source, work.base))
+    questions = list(sampled(found, work.task.limit, work.seed))
     jobs = [questions[start : start + JOB_EXAMPLES] for start in range(0, len(questions), JOB_EXAMPLES)]
     dtype = qa.row_dtype(options.sequence_length)
     facts = {"questions": len(questions), "unanswerable": sum(q.is_impossible for q in questions)}
@@ -124,63 +142,46 @@ def plan_qa(work: Work, masker: None) -> Plan:
 
 def plan_classify(work: Work, masker: None) -> Plan:
     options: Classify = work.task.preprocess
+    classes = work.classes or Classes()
     try:
-        labels, kind, count, classes = _survey(work)
+        given, given_by = _given_names(work)
+        found = survey(_records(work, given), options, given, given_by)
+        if not found.records:
+            raise UserError("its source holds no records; check the files")
+        labels = decide(found, classes)
     except UserError as error:
-        raise UserError(printable(str(error))) from None
-    dtype = ex.row_dtype(options.sequence_length, cls_positions="i4", labels=kind, label_weights="f4")
-    ids = None if labels is None else {name: n for n, name in enumerate(labels)}
-    records = (record for _, record in _records(work))
+        raise UserError(printable(f"task '{work.name}': {error}")) from None
+    dtype = ex.row_dtype(options.sequence_length, cls_positions="i4", labels=labels.dtype, label_weights="f4")
+    records = (record for _, record in _records(work, given))
     jobs = iter(lambda: list(islice(records, JOB_EXAMPLES)), [])
-    shared = ex.ClassifyWork(work.tokenizer, options, ids, dtype)
-    facts = {"records": count, "labels": labels, "classes": classes}
-    return Plan(ex.classify_blocks, shared, jobs, dtype, count > POOL_EXAMPLES, facts)
+    shared = ex.ClassifyWork(work.tokenizer, options, labels, dtype)
+    about = {"records": found.records, **facts(labels)}
+    return Plan(ex.classify_blocks, shared, jobs, dtype, found.records > POOL_EXAMPLES, about)
 
 
-def _records(work: Work) -> Iterator[tuple[int, dict[str, Any]]]:
-    from bertjax.data.records import read_records
+def _given_names(work: Work) -> tuple[tuple[str, ...] | None, str | None]:
+    """The names that the sources give their ids: of all of them, in the order of the first that has a name."""
+    found = [_names_in(work, source) for source in work.task.source]
+    names = tuple(dict.fromkeys(name for given, _ in found for name in given or ()))
+    return (names, found[0][1] or "source") if names else (None, None)
 
-    records = chain.from_iterable(read_records(source, work.base) for source in work.task.source)
-    return enumerate(islice(records, work.task.limit), 1)
+
+def _names_in(work: Work, source: Any) -> tuple[tuple[str, ...] | None, str | None]:
+    regression = work.classes is not None and work.classes.count == 1
+    return given_names(work.task.preprocess, source, work.base, regression=regression)
 
 
-def _survey(work: Work) -> tuple[list[str] | None, str, int, int | None]:
-    """(label names or None, dtype of the labels, records, classes): a first pass that finds what cannot be used.
+def _records(work: Work, given: Sequence[str] | None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(where, record) of those that `limit` keeps; a label that is an id in its source is its name here."""
+    from bertjax.data.records import read_located
 
-    classes: how many ids the labels need; None for labels that are numbers with a fraction.
-    """
-    options: Classify = work.task.preprocess
-    field = options.label
-    texts = [field for field in (options.text_a, options.text_b) if field is not None]
-    kinds: set[type] = set()
-    names: set[str] = set()
-    number, largest = 0, 0
-    for number, record in _records(work):
-        where = f"task '{work.name}': record {number}"
-        label: Any = record.get(field)
-        bad = [text for text in texts if not isinstance(record.get(text), str)]
-        if not isinstance(label, (str, int, float, np.number)):
-            bad.append(field)
-        if bad:
-            raise UserError(f"{where}: '{bad[0]}' is missing or of a wrong type; it has: {', '.join(record)[:120]}")
-        kind = str if isinstance(label, str) else float if isinstance(label, (float, np.floating)) else int
-        if (kind is int and label < 0) or (kind is float and not np.isfinite(label)):
-            raise UserError(f"{where}: '{field}' is {label}; leave out records without a label")
-        if kind is str:
-            names.add(label)
-        elif kind is int:
-            largest = max(largest, int(label))
-        kinds.add(kind)
-    if not number:
-        raise UserError(f"task '{work.name}': its source holds no records; check the files")
-    if str in kinds and len(kinds) > 1:
-        raise UserError(f"task '{work.name}': '{field}' is a text in some records and a number in others")
-    if str not in kinds:
-        return (None, "f4", number, None) if float in kinds else (None, "i4", number, largest + 1)
-    known = sorted(names) if work.labels is None else list(work.labels)
-    if unknown := sorted(names - set(known)):
-        raise UserError(f"task '{work.name}': label '{unknown[0][:60]}' is not one of those: {', '.join(known)[:120]}")
-    return known, "i4", number, len(known)
+    def read(source: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+        own, _ = _names_in(work, source) if given else (None, None)
+        located = read_located(source, work.base)
+        return with_names(located, own, work.task.preprocess.label) if own else located
+
+    located = chain.from_iterable(read(source) for source in work.task.source)
+    return sampled(located, work.task.limit, work.seed)
 
 
 # ---- text to text ---------------------------------------------------------------------------------------------------
@@ -190,7 +191,7 @@ def plan_text_to_text(work: Work, masker: None) -> Plan:
     from bertjax.data import text_to_text as tt
 
     options: TextToText = work.task.preprocess
-    stream = ((e.inputs, e.targets) for e in tt.read_examples(work.task, work.base, training=True))
+    stream = ((e.inputs, e.targets) for e in tt.read_examples(work.task, work.base, training=True, seed=work.seed))
     first = list(islice(stream, POOL_EXAMPLES + 1))
     examples = chain(first, stream)
     jobs = iter(lambda: list(islice(examples, JOB_EXAMPLES)), [])

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from bertjax.data import pair_statistics, plans, remote
 from bertjax.data.chunks import KINDS as CHUNKS
 from bertjax.data.chunks import plan_chunks
 from bertjax.data.jobs import LocalRunner, Runner
+from bertjax.data.labels import Classes
 from bertjax.data.manifest import MANIFEST, NotAStore
 from bertjax.data.masking import MaskingRules
 from bertjax.data.packing import SEGMENTS, Assignment, pack_lengths, pack_pairs
@@ -47,32 +48,34 @@ def prepare(
     base: Path,
     cache: Path,
     workers: int,
-    labels: Sequence[str] | None = None,
+    classes: Classes | None = None,
     report: Report | None = None,
     runner: Runner | None = None,
 ) -> Store:
     """The store of `task`, out of `cache` when it is there and whole.
 
-    The rows are a pure function of the sources' bytes, the preprocess section, `task.limit`, the tokenizer, this code
-    and, for sentence pairs and chunks of text, `seed`; `workers` and `runner` only say how fast. `name` is for
-    messages. `task.limit` counts sentence pairs, questions, records or chunks. Killed, it goes on where it was when it
-    is called again: every part that is finished is compared with its record and kept.
+    The rows are a pure function of the sources' bytes, the preprocess section, `task.limit`, the tokenizer, this code,
+    `classes` and, for sentence pairs, chunks of text and samples, `seed`; `workers` and `runner` only say how fast.
+    `name` is for messages. `task.limit` keeps a sample of the source's documents, questions or records (`sampling`).
+    Killed, it goes on where it was when it is called again: every part that is finished is compared with its record
+    and kept.
 
     Args:
         base: where relative file names start.
-        labels: label names in the order of their ids (classification only), instead of those the source holds.
+        classes: what the rows of a classification are for.
         cache: a folder, which may lie in an object store (`remote.place`).
         report: told about progress, one line at a time, and about the throughput at the end.
         runner: of the jobs (default: `workers` processes on this machine).
 
     Store.meta: examples, rows, tokens_in_rows, density (share of positions that are not padding), padding,
     sequence_length, made_from (what the fingerprint is of), and by kind: documents, sentences, tokens, pairs
-    (`pair_statistics.facts`); questions, unanswerable; records, labels (names by id, None when the source has numbers).
+    (`pair_statistics.facts`); questions, unanswerable; records, labels (names by id, None where there are none) and
+    what else `labels.facts` has.
 
     Raises UserError when a source is unusable or nothing is left of it.
     """
     report, runner = report or (lambda line: None), runner or LocalRunner()
-    parts = _fingerprint_parts(task, tokenizer, seed, base, labels)
+    parts = _fingerprint_parts(task, tokenizer, seed, base, classes)
     fingerprint = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
     folder = remote.place(cache) / f"{task.preprocess.kind}-{fingerprint[:16]}"
     if store := _cached(folder, fingerprint, report):
@@ -84,7 +87,7 @@ def prepare(
         if store := _cached(folder, fingerprint, lambda line: None):  # another process was faster
             _tell(task, name, store, report)
             return store
-        work = Work(task, name, tokenizer, seed, base, at.folder, workers, labels, report, runner)
+        work = Work(task, name, tokenizer, seed, base, at.folder, workers, classes, report, runner)
         writer = partial(
             StoreWriter, fingerprint=fingerprint, tokenizer_sha256=tokenizer.sha256, code_version=code_version()
         )
@@ -123,7 +126,7 @@ def _throughput(store: Store, written: Written, seconds: float) -> str:
 
 
 def _fingerprint_parts(
-    task: Task, tokenizer: "Tokenizer", seed: int, base: Path, labels: Sequence[str] | None
+    task: Task, tokenizer: "Tokenizer", seed: int, base: Path, classes: Classes | None
 ) -> dict[str, Any]:
     from bertjax.data.sources import fingerprint
 
@@ -132,8 +135,8 @@ def _fingerprint_parts(
         "preprocess": task.preprocess.model_dump(mode="json"),
         "limit": task.limit,
         "tokenizer": tokenizer.sha256,
-        "seed": seed if task.preprocess.kind in ("bert_pairs", *CHUNKS) else None,
-        "labels": list(labels) if labels is not None else None,
+        "seed": seed if task.preprocess.kind in ("bert_pairs", *CHUNKS) or task.limit else None,
+        "classes": (classes or Classes()).as_json() if task.preprocess.kind == "classify" else None,
         "code": code_version(),
     }
 
@@ -152,27 +155,25 @@ def _build(
     work: Work, writer: Callable[..., StoreWriter], anywhere: Callable[..., StoreWriter], parts: dict[str, Any]
 ) -> Written:
     """Writes the store by `writer` (dtype, meta); what lies in between by `anywhere` (folder, dtype, meta)."""
-    task, options = work.task, work.task.preprocess
+    options = work.task.preprocess
     packed: bool = getattr(options, "pack", False)
-    cut = task.limit if isinstance(options, BertPairs) else None  # the others read no more than they need
     masker = None
     if isinstance(options, BertPairs) and options.masking == "static":
         masker = ex.Masker(MaskingRules.of(options, work.tokenizer), work.seed)
-    again = packed or cut is not None  # then unpacked rows are a step on the way, masked after it
-    plan = _plan(work, None if again else masker)
+    plan = _plan(work, None if packed else masker)  # the unpacked rows of a packed task are masked after packing
     meta: dict[str, Any] = {}
     examples = work.folder / "examples"
-    first = partial(anywhere, examples, temporary=examples) if again else writer
+    first = partial(anywhere, examples, temporary=examples) if packed else writer
     with first(plan.dtype, meta) as unpacked:
         written = write_shards(
             plan.make, plan.shared, plan.arguments, unpacked, records=work.folder / "examples-done",
-            workers=work.workers if plan.big else 1, runner=work.runner, shuffle=plan.shuffle, enough=cut,
+            workers=work.workers if plan.big else 1, runner=work.runner, shuffle=plan.shuffle,
             progress=work.progress("examples made"),
         )  # fmt: skip
-        lengths = written.lengths[:cut]
+        lengths = written.lengths
         if not len(lengths):
             raise UserError(f"task '{work.name}': its source gives no example at all; check the source and its fields")
-        if not again:
+        if not packed:
             meta.update(_facts(work, plan, lengths, len(lengths), parts, written))
             return written
     segments = options.max_segments if packed else 1

@@ -54,7 +54,6 @@ def write_shards(
     workers: int,
     runner: Runner | None = None,
     shuffle: Shuffle | None = None,
-    enough: int | None = None,
     progress: Callable[[int], None] = lambda rows: None,
 ) -> Written:
     """Runs `make(shared, argument)` for each argument and adds one shard for each to `writer`, in order.
@@ -64,14 +63,13 @@ def write_shards(
         records: where the records of finished shards are kept; those that are there and whole are not made again.
         workers: processes; 1 works in this one.
         shuffle: how a runner apart brings to the jobs what they would else read from `shared` at random.
-        enough: no more jobs once this many rows are there.
         progress: told the rows so far after every shard.
     """
     jobs = Jobs(make_shard, ShardWork(make, shared), writer.temporary, records)
     lengths: list[np.ndarray] = []
     rows, found = 0, 0
     sums: Counter[str] = Counter()
-    run = (runner or LocalRunner()).run(jobs, arguments, workers=workers, shuffle=shuffle, few=enough is not None)
+    run = (runner or LocalRunner()).run(jobs, arguments, workers=workers, shuffle=shuffle)
     with closing(run) as results:  # type: ignore[type-var]
         for record in results:
             for entry in record.files:
@@ -82,8 +80,6 @@ def write_shards(
             found += record.found
             sums.update(record.facts["sums"])
             progress(rows)
-            if enough is not None and rows >= enough:
-                break
     return Written(_joined(lengths), len(lengths), found, sums)
 
 

@@ -5,7 +5,7 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,10 +13,13 @@ import numpy as np
 
 from bertjax.config.data_schema import SquadFiles, StdlibQa, Task, TextToText
 from bertjax.data import records
+from bertjax.data.class_names import HIDDEN, find, of_source, whole_number
 from bertjax.data.official_files import named_fields, official_records
-from bertjax.data.prompts import GLUE, Make, TextExample, answer_texts, prompt_of
+from bertjax.data.prompts import GLUE, UNKNOWN, Make, TextExample, answer_texts, prompt_of
 from bertjax.data.questions import read_squad
+from bertjax.data.record_files import Located
 from bertjax.data.record_values import Record, get, id_of, text_of, written
+from bertjax.data.sampling import sampled
 from bertjax.errors import UserError, printable
 
 if TYPE_CHECKING:
@@ -27,19 +30,22 @@ __all__ = ["TextExample", "class_names", "read_examples", "row_dtype", "text_to_
 RIGHT_ONLY = ("glue_wnli", "super_glue_wsc")  # prompts whose target may be the wrong answer: label 1 is trained on
 
 
-def read_examples(task: Task, base: Path, *, training: bool = False) -> Iterator[TextExample]:
-    """The examples of a `text_to_text` task in the order of its records, as a stream; `task.limit` counts records.
+def read_examples(task: Task, base: Path, *, training: bool = False, seed: int = 0) -> Iterator[TextExample]:
+    """The examples of a `text_to_text` task in the order of its records, as a stream; `task.limit` keeps a sample of
+    the records, by `seed`.
 
-    For training a record with several answers gives one example (its first answer), or one for each in ReCoRD, and of
-    WSC and WNLI only the right referents that were found are there. For evaluation each record gives one example with
-    every reference.
+    The numbers of a ClassLabel become its names where these are the prompt's classes, or a template's targets without
+    `labels`. For training a record with several answers gives one example (its first answer), or one for each in
+    ReCoRD, and of WSC and WNLI only the right referents that were found are there. For evaluation each record gives one
+    example with every reference.
 
     Raises UserError, naming the record and the field, for anything that cannot be read.
     """
     options: TextToText = task.preprocess
     make = template_of(options) if options.prompt is None else _relabelled(prompt_of(options), options)
-    found = official_records(options.prompt or "", chain.from_iterable(_records(each, base) for each in task.source))
-    for where, record in islice(found, task.limit):
+    read = (_named(_records(source, base), source, base, options) for source in task.source)
+    found = official_records(options.prompt or "", chain.from_iterable(read))
+    for where, record in sampled(found, task.limit, seed):
         try:
             made = make(named_fields(options.prompt or "", _renamed(record, options.fields), training))
             for example in made:
@@ -50,11 +56,17 @@ def read_examples(task: Task, base: Path, *, training: bool = False) -> Iterator
             raise UserError(f"{where}: holds a lone surrogate, not a character; correct the record") from None
         except RecursionError:
             raise UserError(f"{where}: nested too deeply; correct the record") from None
+        if training and any(example.extra.get("label") == HIDDEN or _has_no_answer(example) for example in made):
+            raise UserError(f"{where}: its label or answer is hidden; train on records that have one")
         if not training:
             made = made[:1]
         elif options.prompt in RIGHT_ONLY:
             made = [example for example in made if example.extra["label"] == 1 and example.targets]
         yield from made
+
+
+def _has_no_answer(example: TextExample) -> bool:
+    return example.targets == UNKNOWN and not example.references
 
 
 def class_names(options: TextToText) -> tuple[str, ...] | None:
@@ -75,6 +87,41 @@ def _records(source: Any, base: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         yield f"question '{q.id}'", record | {"answers": [text for text, _ in q.answers]}
 
 
+def _named(found: Located, source: Any, base: Path, options: TextToText) -> Located:
+    """Records whose labels are names where the source has ClassLabel names that fit."""
+    fields, classes = _label_fields(options)
+    by_field = {field: of_source(source, base, field) for field in fields}
+    known = {field: names for field, names in by_field.items() if names and _fit(names, classes)}
+    if not known:
+        return found
+    return ((where, {**record, **_names_of(record, known, where)}) for where, record in found)
+
+
+def _label_fields(options: TextToText) -> tuple[list[str], tuple[str, ...] | None]:
+    """(the fields whose numbers may be names, the classes that the names have to be)."""
+    if options.prompt in GLUE:
+        return [options.fields.get("label", "label")], GLUE[options.prompt][2]
+    if options.prompt is not None or options.labels is not None:
+        return [], None
+    return [options.fields.get(field, field) for field in _parse(options.targets or "", "targets").fields], None
+
+
+def _fit(names: Sequence[str], classes: Sequence[str] | None) -> bool:
+    return classes is None or {find(name, classes) for name in names} == set(range(len(classes)))
+
+
+def _names_of(record: dict[str, Any], known: Mapping[str, Sequence[str]], where: str) -> dict[str, Any]:
+    made: dict[str, Any] = {}
+    for field, names in known.items():
+        number = record.get(field)
+        if not isinstance(number, int) or number == HIDDEN:
+            continue
+        if not 0 <= number < len(names):
+            raise UserError(f"{where}: label {number} is not one of the {len(names)} names of the data set; correct it")
+        made[field] = names[number]
+    return made
+
+
 def _renamed(record: dict[str, Any], fields: Mapping[str, str]) -> dict[str, Any]:
     return record | {ours: get(record, theirs) for ours, theirs in fields.items()} if fields else record
 
@@ -87,11 +134,19 @@ def _relabelled(make: Make, options: TextToText) -> Make:
 
 
 def _label(value: Any, options: TextToText) -> str:
+    """The text for a label, by its value, its number or, in a list, its name; UNKNOWN where it is hidden."""
     labels = options.labels or {}
     names = {str(n): name for n, name in enumerate(labels)} if isinstance(labels, list) else labels
-    for key in (written(value), written(value).lower()):  # YAML spells truth values in small letters
+    spelt = "" if value is None else written(value).strip()
+    number = whole_number(spelt) if spelt else HIDDEN
+    for key in (spelt, spelt.lower(), str(number)):  # YAML spells truth values in small letters
         if key in names:
             return names[key]
+    found = find(spelt, labels) if isinstance(labels, list) else None
+    if found is not None and found != HIDDEN:
+        return list(labels)[found]
+    if number == HIDDEN:
+        return UNKNOWN
     known = ", ".join(names)[:100]
     raise UserError(f"label '{written(value)[:40]}' is not in 'labels', which has: {known}; add it there")
 
@@ -142,12 +197,17 @@ def template_of(options: TextToText) -> Make:
     classes = class_names(options)
 
     def make(record: Record) -> list[TextExample]:
-        answers = [answer_texts(get(record, field)) for field in targets.fields]
+        extra: dict[str, Any] = id_of(record) if "id" in record else {}
+        values = [get(record, field) for field in targets.fields]
+        if classes is not None and values[0] is None:
+            values[0] = HIDDEN
+        answers = [answer_texts(value) for value in values]
         if classes is not None:
             answers[0] = [_label(value, options) for value in answers[0]]
-        extra: dict[str, Any] = id_of(record) if "id" in record else {}
-        if classes is not None and answers[0]:
-            extra["label"] = classes.index(answers[0][0])
+            if UNKNOWN in answers[0]:
+                extra["label"], answers[0] = HIDDEN, []
+            elif answers[0]:
+                extra["label"] = classes.index(answers[0][0])
         asked = inputs.fill([text_of(record, field) for field in inputs.fields])
         many = next((n for n, texts in enumerate(answers) if len(texts) != 1), 0)
         count = len(answers[many]) if answers and all(answers) else len(answers) == 0

@@ -1,13 +1,14 @@
 """What one preparation is about: handed from `prepare` to all that plans and makes its shards."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bertjax.config.data_schema import Task
 from bertjax.data.jobs import LocalRunner, Runner
+from bertjax.data.labels import Classes
 
 if TYPE_CHECKING:
     from bertjax.data.tokenizers import Tokenizer
@@ -26,7 +27,7 @@ class Work:
     base: Path
     folder: Path
     workers: int
-    labels: Sequence[str] | None
+    classes: Classes | None
     report: Report
     runner: Runner = LocalRunner()
 

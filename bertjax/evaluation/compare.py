@@ -95,7 +95,7 @@ def measure(config: Config, base: Path) -> dict[str, Any]:
     Shares are of the model without adapters, as in arXiv 1902.00751.
     """
     (stage,) = config.stages
-    opened = loop.open_stage(setup.open_job(config, base), stage)
+    opened = loop.open_stage(setup.open_job(config, base), 0, None)
     program, episodes = opened.program, opened.episodes
     sizes = freezing.sizes(program.abstract_params())
     trained = [sum(sizes[group] for group in episode.groups) for episode in episodes]

@@ -4,6 +4,7 @@ An evaluator is a function of parameters. It keeps <name>.json (scores and sampl
 predictions, n-best and null-odds files under evaluations/<stage>/ of the run.
 """
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,6 +25,9 @@ from bertjax.config.evaluation_schema import (
 from bertjax.config.load import build
 from bertjax.config.schema import CheckpointPolicy
 from bertjax.data import qa, tokenizers
+from bertjax.data.labels import Classes
+from bertjax.data.labels import lines as label_lines
+from bertjax.data.sampling import sampled
 from bertjax.errors import UserError
 from bertjax.evaluation import squad
 from bertjax.evaluation.heldout import SAMPLES, keep, open_heldout, placed, rows_of, whole
@@ -85,7 +89,8 @@ def squad_answers(
     job: Job, program: Program, config: SquadEvaluation, folder: Path
 ) -> Callable[[Params, int], dict[str, float]]:
     """Answers by the rules of the profile, scored by the official rules; predictions are kept in the official form."""
-    examples = [e for source in config.data.source for e in qa.read_squad(source, job.base)][: config.data.limit]
+    everything = (e for source in config.data.source for e in qa.read_squad(source, job.base))
+    examples = list(sampled(everything, config.data.limit, job.config.run.seed))
     if not examples:
         raise UserError(f"evaluation '{config.name}': its source holds no questions")
     if config.data.preprocess.kind != "span_qa":
@@ -122,13 +127,17 @@ def squad_answers(
 def classification(
     job: Job, program: Program, config: ClassificationEvaluation, folder: Path, labels: list[str] | None
 ) -> Callable[[Params, int], dict[str, float]]:
-    """Accuracy, F1 and Matthews correlation of labels; Pearson and Spearman correlation for regression."""
-    batches = open_heldout(job, program, config, labels)
-    if labels is None and batches.labels is not None:
-        raise UserError(
-            f"evaluation '{config.name}': its labels are texts, the training data's were numbers; "
-            "use the numbers here too"
-        )
+    """Accuracy, F1 and Matthews correlation of labels; Pearson and Spearman correlation for regression.
+
+    labels: names of the classes by id, which the data's are matched to. Rows without a label are left out.
+    """
+    names = tuple(labels) if labels else None
+    classes = Classes(program.objective.num_labels, names, required=True, hidden=True)
+    batches = open_heldout(job, program, config, classes)
+    meta = batches.stores[config.name].meta
+    for line in label_lines(meta, training=False) if distributed.is_lead() else ():
+        print(f"evaluation '{config.name}': {line}", file=sys.stderr)
+    left_out = {"records_without_label": meta["hidden"]} if meta.get("hidden") else {}
     everywhere = NamedSharding(program.mesh, P())
 
     def logits_of(params: Params, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -146,7 +155,7 @@ def classification(
             logits.append(found[weights > 0])
             truths.append(truth[weights > 0])
         scores = label_scores(np.concatenate(logits), np.concatenate(truths))
-        keep(folder, config.name, {"step": step, "scores": scores})
+        keep(folder, config.name, {"step": step, "scores": scores, **left_out})
         return scores
 
     return run

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from bertjax.data.labels import Classes
 from bertjax.data.loader import Batches, is_decoder_only, open_task
 from bertjax.parallel import distributed
 from bertjax.parallel import mesh as meshes
@@ -18,7 +19,7 @@ from bertjax.training.step import Program
 SAMPLES = 12  # that an evaluation keeps to show
 
 
-def open_heldout(job: Job, program: Program, config: Any, labels: list[str] | None = None) -> Batches:
+def open_heldout(job: Job, program: Program, config: Any, classes: Classes | None = None) -> Batches:
     return open_task(
         config.data,
         config.name,
@@ -27,7 +28,7 @@ def open_heldout(job: Job, program: Program, config: Any, labels: list[str] | No
         seed=job.config.run.seed,
         base=job.base,
         cache=job.cache,
-        labels=labels,
+        classes=classes,
         decoder_only=is_decoder_only(job.config),
     )
 

@@ -8,7 +8,6 @@ official rules tell from 'U.S.'.
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from bertjax.config.evaluation_schema import SquadEvaluation, TextToTextEvaluati
 from bertjax.data import qa
 from bertjax.data.prompts import pad_punctuation
 from bertjax.data.questions import Example, read_squad
+from bertjax.data.sampling import sampled
 from bertjax.data.text_to_text import read_examples
 from bertjax.errors import UserError
 from bertjax.evaluation import metrics, squad
@@ -41,6 +41,7 @@ class Questions:
     task: Task
     name: str
     examples: list[Example]
+    seed: int  # of the sample that task.limit keeps
 
 
 def qa_report(
@@ -101,7 +102,8 @@ def questions_of(restored: Restored, run: Path, data: Path | None, limit: int | 
         task = tasks[0].model_copy(update={"limit": min(limits, default=None)})
     examples = [example for source in task.source for example in read_squad(source, restored.job.base)]
     names = [", ".join(getattr(source, "files", [])) or source.kind for source in task.source]
-    return Questions(task, "; ".join(names), list(islice(examples, task.limit)))
+    seed = restored.job.config.run.seed
+    return Questions(task, "; ".join(names), list(sampled(examples, task.limit, seed)), seed)
 
 
 def _asks(evaluation: Any) -> bool:
@@ -129,7 +131,7 @@ def _extractive(restored: Restored, questions: Questions, _: str) -> dict[str, s
 
 def _generated(restored: Restored, questions: Questions, way: str) -> dict[str, str]:
     config = text_settings(restored, questions.task, way)
-    asked = list(read_examples(config.data, restored.job.base))
+    asked = list(read_examples(config.data, restored.job.base, seed=questions.seed))
     found = answers_to(generator_of(restored.job, restored.program, config), restored.params, asked)
     return {example.id: text for example, text in zip(questions.examples, found, strict=True)}
 

@@ -34,7 +34,7 @@ def text_to_text(
         raise UserError(
             f"evaluation '{config.name}': data.preprocess.kind must be text_to_text; kind: loss takes others"
         )
-    examples = list(read_examples(config.data, job.base))
+    examples = list(read_examples(config.data, job.base, seed=job.config.run.seed))
     if not examples:
         raise UserError(f"evaluation '{config.name}': its source holds no examples")
     names, labels = scoring.metrics_of(options, config.metrics), class_names(options)

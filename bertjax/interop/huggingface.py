@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from flax import nnx
@@ -86,6 +86,61 @@ def describe(folder: Path) -> dict[str, Any]:
     if config.get("is_decoder") or config.get("add_cross_attention"):
         raise UserError(f"{path}: is_decoder: a causal model; bertjax reads encoders and T5")
     return config
+
+
+class Classifier(NamedTuple):
+    """The classifier in a folder: its outputs, their names by id (None: none), and notes for the user."""
+
+    outputs: int
+    names: tuple[str, ...] | None
+    notes: tuple[str, ...]
+
+
+def classifier_of(folder: Path) -> Classifier | None:
+    """The classifier in a folder, by its tensors and config.json; None where it has none.
+
+    Raises UserError where config.json describes another classifier than the tensors hold, or one of several labels.
+    """
+    config = describe(folder)
+    family = config["model_type"]
+    if family == "t5":
+        return None
+    found = tensors.open_folder(Path(folder), lambda name: tables.modern(name, family))
+    if "classifier" not in _heads_in(found, family) or "classifier.bias" not in found:
+        return None
+    return _classifier(Path(folder) / "config.json", config, found["classifier.bias"].shape[0])
+
+
+def _classifier(path: Path, config: Mapping[str, Any], count: int) -> Classifier:
+    kind = config.get("problem_type")
+    fitting = (None, "regression") if count == 1 else (None, "single_label_classification")
+    if kind not in fitting:
+        raise UserError(f"{path}: problem_type {kind!a:.40} with {count} outputs: bertjax has one label or one number")
+    listed = config.get("id2label")
+    if listed is None:
+        if config.get("num_labels", count) != count:
+            raise UserError(f"{path}: num_labels is {config['num_labels']!a:.20}, the classifier has {count} outputs")
+        return Classifier(count, None, ())
+    names = _by_id(listed)
+    if names is None or len(names) != count:
+        raise UserError(f"{path}: id2label does not name the ids 0 to {count - 1} of the classifier; correct it")
+    if count == 1 or names == [f"LABEL_{number}" for number in range(count)]:
+        return Classifier(count, None, ())
+    if len({name.strip().casefold() for name in names}) < count:
+        return Classifier(count, None, (f"{path}: id2label gives two classes one name, so labels can only be ids",))
+    theirs = config.get("label2id")
+    other = theirs is not None and theirs != {name: number for number, name in enumerate(names)}
+    notes = (f"{path}: label2id is not the inverse of id2label: id2label decides",) if other else ()
+    return Classifier(count, tuple(names), notes)
+
+
+def _by_id(listed: Any) -> list[str] | None:
+    """id2label as a list; None where its keys are not 0, 1, 2, ..."""
+    try:
+        by_id = {int(number): str(name) for number, name in listed.items()}
+    except (AttributeError, TypeError, ValueError):
+        return None
+    return [by_id[number] for number in range(len(by_id))] if by_id.keys() == set(range(len(by_id))) else None
 
 
 def present_heads(params: Mapping[str, Any]) -> tuple[str, ...]:

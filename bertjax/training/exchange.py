@@ -59,8 +59,11 @@ def import_folder(source: Path, out: Path) -> None:
     heads = huggingface.present_heads(params)
     config = _config(model, heads, huggingface.num_labels(params), tokenizer, out)
     job = Job(config, Path.cwd(), meshes.make_mesh(config.mesh), tokenizer)
+    classifier = huggingface.classifier_of(source)
+    for note in classifier.notes if classifier else ():
+        print(f"note: {note}", file=sys.stderr)
     try:
-        _write(job, heads, params, _labels(described), out)
+        _write(job, heads, params, list(classifier.names) if classifier and classifier.names else None, out)
     except OSError as error:
         raise StorageError(f"{out}: could not be written: {error.strerror}") from error
 
@@ -144,15 +147,6 @@ def _stage(heads: Sequence[str], num_labels: int, positions: int) -> dict[str, A
     )
     scored = [{"kind": evaluation, "data": heldout}] if {"mlm", "nsp", "qa", "lm"} & set(heads) else []
     return {"name": STAGE, "steps": 1, "objective": objective, "data": train, "evaluate": scored}
-
-
-def _labels(described: Mapping[str, Any]) -> list[str] | None:
-    """The names of the classes, if config.json has any."""
-    names = described.get("id2label")
-    try:
-        return [str(name) for _, name in sorted(names.items(), key=lambda item: int(item[0]))] if names else None
-    except (AttributeError, ValueError):
-        return None
 
 
 def export_checkpoint(source: Path, out: Path) -> None:

@@ -52,6 +52,7 @@ def inspect_checkpoint(target: Path, step: int | None) -> dict[str, Any]:
         "step": meta["step"],
         "stage": stage.name,
         "heads": meta["heads"],
+        **({"labels": meta["labels"]} if meta.get("labels") else {}),
         "tokenizer_sha256": meta["tokenizer_sha256"],
         "environment": meta["environment"],
         **({"goodput": asdict(spent)} if spent else {}),
@@ -149,6 +150,8 @@ def _at(stage: Stage, described: dict[str, Any], steps: int, step: int) -> dict[
 def _lines(found: dict[str, Any]) -> list[str]:
     if "checkpoint" in found:
         head = [f"{key}: {found[key]}" for key in ("checkpoint", "steps", "step", "stage", "heads", "tokenizer_sha256")]
+        names = [f"{number}={name}" for number, name in enumerate(found.get("labels", ()))]
+        head += [f"labels: {', '.join(names)}"] if names else []
         base = found.get("base")
         head += [f"base: {base.get('path') or base['stage']}, step {base['step']}"] if base else []
         head += [str(goodput.Account(**found["goodput"]))] if "goodput" in found else []

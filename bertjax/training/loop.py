@@ -67,14 +67,17 @@ def open_run(
     setup.use_compile_cache(config)
     job = lead_first(lambda: setup.open_job(config, base))
     distributed.connect(job.mesh)
-    plans = [lead_first(partial(open_stage, job, stage)) for stage in config.stages]
+    plans: list[StagePlan] = []
+    for index in range(len(config.stages)):
+        previous = plans[-1].labels if plans else None
+        plans.append(lead_first(partial(open_stage, job, index, previous)))
     agreement.check({f"the data of stage '{plan.stage.name}'": json.dumps(plan.batches.sources) for plan in plans})
     todo = from_lead(lambda: unfinished(config, plans))
     evaluators = {
-        index: lead_first(partial(build_evaluators, job, index, plan.program, plan.batches.labels))
+        index: lead_first(partial(build_evaluators, job, index, plan.program, plan.labels.names))
         for index, plan in enumerate(plans)
         if index in todo
     }
-    from_lead(lambda: preflight.check_starts(job, [plan.program for plan in plans]))
+    from_lead(lambda: preflight.check_starts(job, plans))
     from_lead(lambda: setup.open_run_folder(job))
     return job, plans, evaluators

@@ -4,13 +4,12 @@ from collections.abc import Sequence
 
 from bertjax.config.load import differences, load
 from bertjax.config.schema import Config, Stage
-from bertjax.data.loader import Batches
 from bertjax.errors import UserError
 from bertjax.training import warmstart
 from bertjax.training.checkpoint import Checkpoints
 from bertjax.training.runs import stage_folder
 from bertjax.training.setup import Job
-from bertjax.training.step import Program
+from bertjax.training.stage_plan import StagePlan
 from bertjax.training.step_folders import committed_steps, unscored
 
 # objective -> (the preprocessing it reads, the evaluations that can score it)
@@ -65,26 +64,11 @@ def _or(words: Sequence[str]) -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
 
 
-def check_labels(stage: Stage, batches: Batches) -> None:
-    """Raises UserError when the labels of the data are not those of a classification objective."""
-    if stage.objective.kind != "classification":
-        return
-    wanted, there, names = stage.objective.num_labels, batches.classes, batches.labels
-    head = f"stage '{stage.name}': objective.num_labels is {wanted}"
-    if wanted == 1 and names is not None:
-        raise UserError(f"{head} (regression) but the labels are texts; set objective.num_labels={len(names)}")
-    if wanted > 1 and there is None:
-        raise UserError(f"{head} but the labels are numbers with a fraction; set objective.num_labels=1 for regression")
-    if wanted > 1 and there is not None and (there > wanted or (names is not None and there < wanted)):
-        shown = ", ".join(names or [f"0 to {there - 1}"])[:100]
-        raise UserError(f"{head} but the data have {there} labels ({shown}); set objective.num_labels={there}")
-
-
-def check_starts(job: Job, programs: Sequence[Program]) -> None:
+def check_starts(job: Job, plans: Sequence[StagePlan]) -> None:
     """Raises UserError when a stage that has not begun could not read what its `init_from` names."""
     for index, stage in enumerate(job.config.stages):
         if not committed_steps(stage_folder(job.config.run_dir, index, stage.name)):
-            warmstart.check(job, index, programs)
+            warmstart.check(job, index, [plan.program for plan in plans], plans[index].labels.fresh)
 
 
 def is_complete(config: Config) -> bool:

@@ -7,11 +7,12 @@ from pathlib import Path
 
 from bertjax.config.schema import Config, Stage
 from bertjax.data.jobs import Runner
-from bertjax.data.loader import Batches, open_batches
+from bertjax.data.loader import Batches
 from bertjax.data.runners import beam_options, choose
 from bertjax.data.stopping import stoppable
 from bertjax.training import inputs
 from bertjax.training.setup import cache_of, load_tokenizer
+from bertjax.training.stage_plan import open_data
 
 
 def opened(
@@ -20,11 +21,12 @@ def opened(
     """Each stage with its data, prepared first where it is not yet."""
     base, cache = Path.cwd(), cache_of(config)
     tokenizer = load_tokenizer(config, base)
-    for stage in config.stages:
-        yield (
-            stage,
-            open_batches(config, stage, tokenizer, base=base, cache=cache, report=report, runner=runner, fetch=False),
+    labels = None
+    for index, stage in enumerate(config.stages):
+        batches, labels = open_data(
+            config, index, tokenizer, labels, base=base, cache=cache, report=report, runner=runner, fetch=False
         )
+        yield stage, batches
 
 
 def prepare_command(config: Config, runner: str, together: str | None, apart: Sequence[str], verify: bool) -> None:

@@ -1,13 +1,20 @@
 """A stage with everything decided that does not need its parameters: data, program and episodes; and what remains."""
 
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from bertjax.config.schema import Config, Stage
+from bertjax.data.labels import Classes
 from bertjax.data.loader import Batches, open_batches
+from bertjax.data.tokenizers import AnyTokenizer
+from bertjax.data.work import Report
 from bertjax.parallel import distributed
-from bertjax.training import freezing, preflight
+from bertjax.training import freezing, label_mapping
+from bertjax.training.label_mapping import StageLabels
 from bertjax.training.runs import stage_folder
 from bertjax.training.setup import Job
 from bertjax.training.step import Program
@@ -20,22 +27,52 @@ class StagePlan:
 
     stage: Stage
     batches: Batches
+    labels: StageLabels
     program: Program
     episodes: tuple[freezing.Episode, ...]
     rows: slice | np.ndarray
 
 
-def open_stage(job: Job, stage: Stage) -> StagePlan:
-    """Prepares the data and checks batch, mesh and episodes, so that a later stage's mistake shows at once."""
-    report = (lambda line: print(line, flush=True)) if distributed.is_lead() else None
-    batches = open_batches(job.config, stage, job.tokenizer, base=job.base, cache=job.cache, report=report)
-    preflight.check_labels(stage, batches)
+def open_stage(job: Job, index: int, previous: StageLabels | None) -> StagePlan:
+    """Prepares the data and checks batch, mesh and episodes, so that a later stage's mistake shows at once.
+
+    previous: the labels of the stage before.
+    """
+    stage = job.config.stages[index]
+    report: Report = partial(print, flush=True) if distributed.is_lead() else lambda line: None
+    batches, labels = open_data(
+        job.config, index, job.tokenizer, previous, base=job.base, cache=job.cache, report=report
+    )
     steps = batches.steps(stage)
     program = job.program(stage, steps)
     distributed.local_rows(program.batch_sharding(), stage.batch_size // stage.grad_accum)
     groups = freezing.groups_of(program.abstract_params())
     plan = freezing.episodes(stage.trainable, groups, steps)
-    return StagePlan(stage, batches, program, plan, distributed.local_rows(program.batch_sharding(), stage.batch_size))
+    return StagePlan(
+        stage, batches, labels, program, plan, distributed.local_rows(program.batch_sharding(), stage.batch_size)
+    )
+
+
+def open_data(
+    config: Config, index: int, tokenizer: AnyTokenizer, previous: StageLabels | None, *, base: Path, cache: Path,
+    report: Report, **options: Any,
+) -> tuple[Batches, StageLabels]:  # fmt: skip
+    """The batches of a stage and what its labels are; `options` of `open_batches`."""
+    stage = config.stages[index]
+    start = label_mapping.start_of(config, base, index, previous)
+
+    def opened(classes: Classes | None) -> Batches:
+        return open_batches(config, stage, tokenizer, base=base, cache=cache, report=report, classes=classes, **options)
+
+    batches = opened(label_mapping.wanted(stage, start))
+    if stage.objective.kind == "classification":
+        kept = label_mapping.kept_names(config, index)
+        if kept is not None and list(kept) != batches.labels:
+            batches = opened(Classes(stage.objective.num_labels, kept, required=True))
+    labels = label_mapping.decide(stage, start, batches)
+    for line in labels.lines:
+        report(line)
+    return batches, labels
 
 
 def unfinished(config: Config, plans: list[StagePlan]) -> list[int]:

@@ -88,7 +88,9 @@ class StageRun:
             self.event(step, "resume")
             return state
         self.tracker.rewind(before, self.name, -1)
-        params, lines, self.base = warmstart.initial(self.job, self.index, self.program, init_key)
+        params, lines, self.base = warmstart.initial(
+            self.job, self.index, self.program, init_key, self.plan.labels.fresh
+        )
         state = self.program.start(params, self.plan.episodes[0].groups, step_key)
         self.summarize(params)
         self.event(0, "start", init="; ".join(lines))
@@ -211,7 +213,7 @@ class StageRun:
         with self.phases.enter(SAVE):
             self.check(meter.flush(), step)
             batches = self.plan.batches
-            about = {"steps": self.program.steps, "sources": batches.sources, "labels": batches.labels}
+            about = {"steps": self.program.steps, "sources": batches.sources, "labels": self.plan.labels.names}
             about |= {"unanswerable": batches.unanswerable} if batches.unanswerable is not None else {}
             about |= {"base": self.base} if self.base else {}
             about |= {UNSCORED: True} if unscored else {}

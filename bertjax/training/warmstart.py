@@ -12,6 +12,7 @@ from bertjax.errors import UserError
 from bertjax.interop import huggingface
 from bertjax.training import bases
 from bertjax.training.checkpoint import Checkpoints
+from bertjax.training.label_mapping import without
 from bertjax.training.runs import Found, find, run_of, stage_folder
 from bertjax.training.setup import Job
 from bertjax.training.state import Params
@@ -32,20 +33,22 @@ class Start(NamedTuple):
     base: dict[str, Any] | None
 
 
-def check(job: Job, index: int, programs: Sequence[Program]) -> None:
+def check(job: Job, index: int, programs: Sequence[Program], fresh: Sequence[str] = ()) -> None:
     """Whether `initial` will find what stage `index` starts from: raises the UserError it would raise.
 
-    `programs`: of all stages. Weights of ours are judged by their description; those of others are read.
+    `programs`: of all stages; `fresh`: heads that the stage does not take over. Weights of ours are judged by their
+    description; those of others are read.
     """
     stage = job.config.stages[index]
     source = bases.source_of(stage, index)
     wanted = programs[index].abstract_params()
     try:
         if source == "previous":
-            check_fit(wanted, programs[index - 1].abstract_params(), f"stage '{job.config.stages[index - 1].name}'")
+            before = without(programs[index - 1].abstract_params(), fresh)
+            check_fit(wanted, before, f"stage '{job.config.stages[index - 1].name}'", stage.name)
         elif source != "scratch":
             folder = _folder(job, source)
-            check_fit(wanted, _described(job, folder), f"{folder}")
+            check_fit(wanted, without(_described(job, folder), fresh), f"{folder}", stage.name)
     except UserError as error:
         raise UserError(f"stage '{stage.name}': init_from: {error}") from None
 
@@ -66,11 +69,11 @@ def _folder(job: Job, source: str) -> Path:
     return job.base / Path(source).expanduser()
 
 
-def initial(job: Job, index: int, program: Program, key: jax.Array) -> Start:
+def initial(job: Job, index: int, program: Program, key: jax.Array, left: Sequence[str] = ()) -> Start:
     """The parameters a stage begins with.
 
-    Heads and adapters that the source does not have start fresh; anything else missing, of another shape or left over
-    is a UserError.
+    Heads and adapters that the source does not have, and those named in `left`, start fresh; anything else missing, of
+    another shape or left over is a UserError.
     """
     stage = job.config.stages[index]
     source = bases.source_of(stage, index)
@@ -94,7 +97,7 @@ def initial(job: Job, index: int, program: Program, key: jax.Array) -> Start:
         else:
             found = find(folder)
             step, loaded = from_checkpoint(job, found)
-    params, lines = merge(fresh, loaded, program, where)
+    params, lines = merge(fresh, without(loaded, left), program, where, stage.name)
     if not bases.holds_part(stage, index):
         return Start(params, lines, None)
     frozen = bases.left_out(params, stage.trainable)
@@ -131,10 +134,10 @@ def _as_here(tokenizer: tokenizers.AnyTokenizer) -> dict[str, Any]:
 
 
 def merge(
-    fresh: Params, loaded: Mapping[str, jax.Array | np.ndarray], program: Program, where: str
+    fresh: Params, loaded: Mapping[str, jax.Array | np.ndarray], program: Program, where: str, stage: str = ""
 ) -> tuple[Params, list[str]]:
     """`fresh` with every parameter that `loaded` has."""
-    check_fit(fresh, loaded, where)
+    check_fit(fresh, loaded, where, stage)
     placed = program.placed()
     new = [path for path in fresh if path not in loaded]
     named = sorted({"adapters" if "/adapter/" in path else path.rsplit("/", 1)[0] for path in new})
@@ -143,7 +146,7 @@ def merge(
     return params, lines + ([f"fresh: {', '.join(named)}"] if new else [])
 
 
-def check_fit(wanted: Mapping[str, Any], loaded: Mapping[str, Any], where: str) -> None:
+def check_fit(wanted: Mapping[str, Any], loaded: Mapping[str, Any], where: str, stage: str = "") -> None:
     """Raises UserError naming the first parameter that `loaded` lacks, heads and adapters apart, or has in another
     shape; and for adapters that the model here does not have, since weights learnt beside them do little alone.
     """
@@ -159,6 +162,11 @@ def check_fit(wanted: Mapping[str, Any], loaded: Mapping[str, Any], where: str) 
         value = loaded.get(path)
         if value is None and not (path.startswith("heads/") or "/adapter/" in path):
             raise UserError(f"{where}: has no parameter '{path}'; init_from needs a model of the same family and size")
+        if value is not None and value.shape != start.shape and path.startswith("heads/classifier/"):
+            raise UserError(
+                f"{where}: its classifier has {value.shape[-1]} outputs, this stage's {start.shape[-1]}; set "
+                f"objective.num_labels={value.shape[-1]}, or stages.{stage}.fresh=[classifier] to start a fresh one"
+            )
         if value is not None and value.shape != start.shape:
             raise UserError(
                 f"{where}: '{path}' has shape {list(value.shape)}, the model here needs {list(start.shape)}; "

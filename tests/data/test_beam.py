@@ -76,11 +76,11 @@ def test_processes_and_object_stores_change_no_byte(
 
 
 @needs_beam
-def test_a_limit_is_met_in_rounds(base: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("bertjax.data.beam_runner.ROUND", 2)
-    here = prepared("pairs", base, "here", limit=80)
-    beam = prepared("pairs", base, "beam", limit=80, runner=choose("beam"))
-    assert len(here) == 80 and contents(beam) == contents(here)
+@pytest.mark.parametrize("kind", ["pairs", "chunks"])
+def test_a_limit_takes_the_same_sample_here_and_there(base: Path, kind: str):
+    here = prepared(kind, base, "here", limit=80)
+    beam = prepared(kind, base, "beam", limit=80, runner=choose("beam"))
+    assert here.meta["documents"] == 80 and contents(beam) == contents(here)
 
 
 MADE: list[int] = []

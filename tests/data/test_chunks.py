@@ -109,13 +109,20 @@ def test_the_seed_orders_the_documents(tmp_path: Path):
 
 
 @pytest.mark.parametrize("preprocess", [SpanCorruption(sequence_length=64), PrefixLm(sequence_length=33)])
-def test_the_limit_takes_the_first_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, preprocess: Any):
+def test_the_limit_takes_a_sample_of_the_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, preprocess: Any):
     monkeypatch.setattr(chunks, "shard_tokens", lambda total: 1000)
-    write_documents(tmp_path)
-    everything = texts_of(prepared(task_of(preprocess), tmp_path))
+    documents = write_documents(tmp_path)
+    place = {number: at for at, words in enumerate(documents) for number in words}
+    before: set[int] = set()
     for limit in (1, 100, 10_000):
-        found = prepared(task_of(preprocess, limit=limit), tmp_path)
-        assert texts_of(found) == everything[:limit]
+        store = prepared(task_of(preprocess, limit=limit), tmp_path)
+        found = [number for text in texts_of(store) for number in text]
+        kept = {place[number] for number in found}
+        assert len(kept) == min(limit, DOCUMENTS) == store.meta["documents"] and before <= kept
+        assert sorted(found) == [number for at in sorted(kept) for number in documents[at]]  # each of them whole
+        before = kept
+        if limit == 100:
+            assert min(kept) < 60 and max(kept) > 240  # of all parts of the source
 
 
 def test_worker_processes_change_no_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -129,23 +136,19 @@ def test_worker_processes_change_no_byte(tmp_path: Path, monkeypatch: pytest.Mon
     assert one == two
 
 
-@given(
-    st.lists(st.integers(1, 500), min_size=1, max_size=40), st.integers(1, 60), st.integers(1, 900),
-    st.none() | st.integers(1, 80),
-)  # fmt: skip
-def test_units_cover_the_pools(pools: list[int], length: int, unit_tokens: int, limit: int | None):
-    units = list(chunk_units(np.array(pools), length, unit_tokens, limit))
-    total = sum(-(-tokens // length) for tokens in pools)
-    assert sum(unit.rows for unit in units) == (total if limit is None else min(limit, total))
+@given(st.lists(st.integers(1, 500), min_size=1, max_size=40), st.integers(1, 60), st.integers(1, 900))
+def test_units_cover_the_pools(pools: list[int], length: int, unit_tokens: int):
+    units = list(chunk_units(np.array(pools), length, unit_tokens))
+    assert sum(unit.rows for unit in units) == sum(-(-tokens // length) for tokens in pools)
     assert units[0].first == 0 and all(a.last == b.first for a, b in zip(units, units[1:], strict=False))
-    assert limit is not None or units[-1].last == len(pools)
+    assert units[-1].last == len(pools)
     assert all(unit.rows > 0 and unit.last > unit.first for unit in units)
     for unit in units[:-1]:  # the one that goes over the size is the last in it
         assert sum(pools[unit.first : unit.last - 1]) < unit_tokens
 
 
 def test_a_pool_is_one_unit_however_long():
-    assert list(chunk_units(np.array([10**6]), 10, 100, None)) == [ChunksUnit(0, 1, 10**5)]
+    assert list(chunk_units(np.array([10**6]), 10, 100)) == [ChunksUnit(0, 1, 10**5)]
 
 
 @given(st.text(alphabet="ab \n", max_size=60))

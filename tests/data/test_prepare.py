@@ -24,6 +24,7 @@ from bertjax.config.data_schema import (
 )
 from bertjax.config.schema import Config
 from bertjax.data import plans, prepare
+from bertjax.data.labels import Classes
 from bertjax.data.loader import Batches, open_batches, open_task
 from bertjax.data.store import Store
 from bertjax.data.tokenizers import Tokenizer, wordpiece
@@ -219,11 +220,12 @@ def test_a_damaged_store_in_the_cache_is_made_again(text: Path, tokenizer: Token
     assert "bytes, not" in lines[0] and all("\n" not in line for line in lines)
 
 
-def test_the_limit_takes_the_first_examples(text: Path, tokenizer: Tokenizer):
+def test_the_limit_takes_a_sample_of_the_documents(text: Path, tokenizer: Tokenizer):
     everything = prepared(text_task(), tokenizer, text)
     some = prepared(text_task().model_copy(update={"limit": 7}), tokenizer, text)
-    assert len(some) == 7 == some.meta["examples"]
-    np.testing.assert_array_equal(some.rows(np.arange(7)), everything.rows(np.arange(7)))
+    assert everything.meta["documents"] > 20 and some.meta["documents"] == 7
+    assert some.meta["sentences"] < everything.meta["sentences"] and 0 < some.meta["tokens"] < everything.meta["tokens"]
+    assert some.meta["made_from"]["seed"] is not None
 
 
 def test_no_text_is_an_error_and_leaves_nothing(tmp_path: Path, tokenizer: Tokenizer):
@@ -282,10 +284,10 @@ def test_labels_are_numbers_names_or_scores(tmp_path: Path, tokenizer: Tokenizer
     assert (rows["label_weights"] == 1).all() and (rows["cls_positions"] == 0).all()
 
     few = records(tmp_path, labelled(["yes"]))  # a source that lacks a label keeps the ids when it is told the names
-    store = prepared(few, tokenizer, tmp_path, labels=["maybe", "no", "yes"])
+    store = prepared(few, tokenizer, tmp_path, classes=Classes(3, ("maybe", "no", "yes"), required=True))
     assert store.rows([0])["labels"][0, 0] == 2
-    with pytest.raises(UserError, match="label 'yes' is not one of those: maybe, no"):
-        prepared(few, tokenizer, tmp_path, labels=["maybe", "no"])
+    with pytest.raises(UserError, match=r"records.jsonl: line 1: label 'yes' is not one of those: maybe, no"):
+        prepared(few, tokenizer, tmp_path, classes=Classes(2, ("maybe", "no"), required=True))
 
     store = prepared(records(tmp_path, labelled([3, 0, 1])), tokenizer, tmp_path)
     assert store.meta["labels"] is None and store.rows([0, 1, 2])["labels"][:, 0].tolist() == [3, 0, 1]
@@ -297,10 +299,10 @@ def test_labels_are_numbers_names_or_scores(tmp_path: Path, tokenizer: Tokenizer
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ({"premise": "ban", "gold": 1}, "record 2: 'hypothesis' is missing"),
-        ({"premise": 3, "hypothesis": "ban", "gold": 1}, "record 2: 'premise' is missing or of a wrong type"),
-        ({"premise": "ban", "hypothesis": "ban"}, "record 2: 'gold' is missing"),
-        ({"premise": "ban", "hypothesis": "ban", "gold": -1}, "record 2: 'gold' is -1"),
+        ({"premise": "ban", "gold": 1}, "line 2: 'hypothesis' is missing"),
+        ({"premise": 3, "hypothesis": "ban", "gold": 1}, "line 2: 'premise' is missing or of a wrong type"),
+        ({"premise": "ban", "hypothesis": "ban"}, "line 2: 'gold' is missing"),
+        ({"premise": "ban", "hypothesis": "ban", "gold": -1}, "line 2: 'gold' is -1"),
         (
             {"premise": "ban", "hypothesis": "ban", "gold": "x"},
             "'gold' is a text in some records and a number in others",

@@ -151,7 +151,12 @@ def test_the_commands(run, here, capsys):
             ["stages.qa.evaluate.0.data.preprocess={kind: classify, sequence_length: 16}"],
             "preprocess.kind must be span_qa",
         ),
-        ("moods", None, ["stages.moods.evaluate.0.data.preprocess.label=colour"], "record 1: 'colour' is missing"),
+        (
+            "moods",
+            None,
+            ["stages.moods.evaluate.0.data.preprocess.label=colour"],
+            "unseen.jsonl: line 1: 'colour' is missing",
+        ),
     ],
 )
 def test_what_cannot_be_evaluated(run, here, stage, name, overrides, message):
@@ -201,7 +206,7 @@ def test_a_label_the_training_data_lacked_is_refused(run, here):
         ),
         (records(0, 30, LABELS), ["stages.moods.objective.num_labels=4"], "set objective.num_labels=3"),
         (records(0, 30, LABELS), ["stages.moods.objective.num_labels=1"], "(regression) but the labels are texts"),
-        ('{"sentence": "a", "mood": 3}\n', [], "but the data have 4 labels (0 to 3)"),
+        ('{"sentence": "a", "mood": 3}\n', [], "line 1: 'mood' is 3, but ids go from 0 to 2"),
         ('{"sentence": "a", "mood": 0.5}\n', [], "set objective.num_labels=1 for regression"),
         ('{"sentence": "a", "mood": 1}\n', [], "its labels are texts, the training data's were numbers"),
     ],

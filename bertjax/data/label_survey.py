@@ -1,0 +1,113 @@
+"""The labels of a classification task as they occur: one pass over its records, which finds what cannot be used."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bertjax.config.data_schema import Classify
+from bertjax.data import class_names
+from bertjax.data.class_names import HIDDEN, find, shown
+from bertjax.errors import UserError
+
+Key = str | int | None  # a label without outer space; None: hidden
+Located = tuple[str, dict[str, Any]]
+
+
+@dataclass
+class Survey:
+    """The labels that occur in field `name`: {label: [how often, where first]}, and the first with a fraction.
+
+    `given`: the names of the source's ids, and `given_by` who gives them (labels, source).
+    """
+
+    name: str
+    given: tuple[str, ...] | None = None
+    given_by: str | None = None
+    found: dict[Key, list[Any]] = field(default_factory=dict)
+    fraction: tuple[float, str] | None = None
+    truth_values: bool = False
+    records: int = 0
+
+    def add(self, label: Any, where: str) -> None:
+        self.records += 1
+        if isinstance(label, float | np.floating):
+            if not isfinite(label):
+                raise UserError(f"{where}: '{self.name}' is {label}; give a number, or leave the record out")
+            if label != int(label):
+                self.fraction = self.fraction or (float(label), where)
+                return
+        self.truth_values |= isinstance(label, bool | np.bool_)
+        entry = self.found.setdefault(key_of(label), [0, where])
+        entry[0] += 1
+
+    @property
+    def texts(self) -> list[str]:
+        return [key for key in self.found if isinstance(key, str)]
+
+    @property
+    def numbers(self) -> list[int]:
+        return [key for key in self.found if isinstance(key, int)]
+
+    def where(self, key: Key) -> str:
+        return str(self.found[key][1])
+
+    def count(self, keys: Iterable[Key]) -> int:
+        return sum(self.found[key][0] for key in keys)
+
+
+def key_of(label: Any) -> Key:
+    if isinstance(label, str):
+        return label.strip() or None
+    if isinstance(label, bool | np.bool_):
+        return str(bool(label))
+    if label is None:
+        return None
+    return int(label) if label == int(label) else label
+
+
+# ---- reading --------------------------------------------------------------------------------------------------------
+
+
+def with_names(located: Iterable[Located], given: Sequence[str], field: str) -> Iterator[Located]:
+    """Replaces each record's label by its name, one of those `given` by id; by None where it is hidden."""
+    known: dict[Key, int | None] = {}
+    for where, record in located:
+        label = record.get(field)
+        if field not in record or not isinstance(label, str | int | float | np.number | None):
+            yield where, record  # reported by `survey`
+            continue
+        key = key_of(label)
+        number = known[key] if key in known else known.setdefault(key, find(key, given))
+        if number is None:
+            raise UserError(f"{where}: label '{str(label)[:60]}' is not one of those: {shown(given)}")
+        yield where, {**record, field: None if number == HIDDEN else given[number]}
+
+
+def given_names(
+    options: Classify, source: Any, base: Path, *, regression: bool
+) -> tuple[tuple[str, ...] | None, str | None]:
+    """(names of a source's ids, who gives them): `labels` of the configuration before the data set's own."""
+    if options.labels is not None:
+        return tuple(options.labels), "labels"
+    if regression:
+        return None, None  # the ids of a ClassLabel are numbers like any others
+    names = class_names.of_source(source, base, options.label)
+    return names, "source" if names else None
+
+
+def survey(located: Iterable[Located], options: Classify, given: Sequence[str] | None, given_by: str | None) -> Survey:
+    """One pass over the records; raises UserError for the first that lacks a text or a label."""
+    found = Survey(options.label, tuple(given) if given else None, given_by)
+    texts = [name for name in (options.text_a, options.text_b) if name is not None]
+    for where, record in located:
+        bad = [name for name in texts if not isinstance(record.get(name), str)]
+        if options.label not in record or not isinstance(record[options.label], str | int | float | np.number | None):
+            bad.append(options.label)
+        if bad:
+            raise UserError(f"{where}: '{bad[0]}' is missing or of a wrong type; it has: {', '.join(record)[:120]}")
+        found.add(record[options.label], where)
+    return found
