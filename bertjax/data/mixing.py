@@ -1,17 +1,24 @@
 """Mixing rates and the order in which a stage sees its examples."""
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+
 from bertjax.config.data_schema import Mixture
+from bertjax.data.draws import streams_of
 from bertjax.errors import UserError
 
 if TYPE_CHECKING:
     import grain
 
 RATE_STEPS = 100  # grain mixes by whole numbers; the rarest task gets this many of them
+LEAST_SHARE = 1e-9  # of the examples: a task below it would not be drawn once in any run
+TINY = 256  # rows: grain's shuffle takes 65536 / rows steps for each row of a smaller task
 
 
 class Place(NamedTuple):
@@ -34,7 +41,7 @@ def rates(
     `proportional` follows seqio.mixing_rate_num_examples: the count is clipped at K = `limit` first and raised to
     1/T second (arXiv 1910.10683 section 3.5.2). `equal` and `explicit` take no notice of the counts. A mixture inside
     counts with the number it has there, times the shares of its own tasks, and a task in several branches adds up
-    (seqio.Mixture.get_rate). Raises UserError for a task without examples.
+    (seqio.Mixture.get_rate). Raises UserError for a task without examples, or with a share below LEAST_SHARE.
     """
     found: dict[str, float] = {}
     for name, rate in _own(counts, mixture, mixtures).items():
@@ -42,7 +49,14 @@ def rates(
         for task, share in parts.items():
             found[task] = found.get(task, 0.0) + rate * share
     total = sum(found.values())
-    return {name: rate / total for name, rate in found.items()}
+    shares = {name: rate / total for name, rate in found.items()}
+    for name, share in shares.items():
+        if share < LEAST_SHARE:
+            raise UserError(
+                f"task '{name}' has a share of {share:.0e} in a mixture of {len(shares)} tasks and would never be "
+                "drawn; raise the mixture's temperature (or its rate), or leave the task out"
+            )
+    return shares
 
 
 def _own(counts: Mapping[str, int], mixture: Mixture, mixtures: Mapping[str, Mixture]) -> dict[str, float]:
@@ -55,7 +69,9 @@ def _own(counts: Mapping[str, int], mixture: Mixture, mixtures: Mapping[str, Mix
     if mixture.rate == "equal":
         return dict.fromkeys(mixture.mixture, 1.0)
     clipped = {name: min(counts[name], mixture.limit or counts[name]) for name in mixture.mixture}
-    return {name: count ** (1.0 / mixture.temperature) for name, count in clipped.items()}
+    power, largest = 1.0 / mixture.temperature, max(clipped.values())
+    unit = largest if power * math.log(largest) > 600 else 1  # only shares matter; the powers must fit into a float
+    return {name: (count / unit) ** power for name, count in clipped.items()}
 
 
 def of_rows(shares: Mapping[str, float], examples: Mapping[str, int], rows: Mapping[str, int]) -> dict[str, float]:
@@ -84,12 +100,24 @@ def order(counts: Sequence[int], shares: Sequence[float], seeds: Sequence[int]) 
 
     tasks = []
     for task, (count, seed) in enumerate(zip(counts, seeds, strict=True)):
-        rows = grain.MapDataset.range(count).shuffle(seed=seed).repeat()
+        rows = grain.MapDataset.range(count)
         # repeat() counts on without end, so the position in one task's stream tells its epoch.
-        place = lambda at, index, task=task, count=count: Place(task, at // count, int(index))  # noqa: E731
-        tasks.append(rows.map_with_index(place))
+        if count < TINY:
+            place = lambda at, row, task=task, count=count, seed=seed: Place(  # noqa: E731
+                task, at // count, tiny_order(count, seed, at // count)[row]
+            )
+        else:
+            rows = rows.shuffle(seed=seed)
+            place = lambda at, row, task=task, count=count: Place(task, at // count, int(row))  # noqa: E731
+        tasks.append(rows.repeat().map_with_index(place))
     if len(tasks) == 1:
         return tasks[0]
     # Rounded here because grain itself cuts the fractions off, which costs the rarer tasks up to a hundredth.
     weights = [round(share / min(shares) * RATE_STEPS) for share in shares]
     return grain.MapDataset.mix(tasks, weights=weights)
+
+
+@lru_cache(maxsize=1024)
+def tiny_order(count: int, seed: int, epoch: int) -> tuple[int, ...]:
+    """The rows 0..count-1 of a small task in the order of one epoch: sorted by 64 hashed bits of each."""
+    return tuple(np.argsort(streams_of(seed, epoch, np.arange(count))[:, 0], kind="stable").tolist())

@@ -1,5 +1,6 @@
 """Mixing rates against the figures of T5's mixtures, and the order they give."""
 
+import time
 from collections import Counter
 
 import numpy as np
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from bertjax.config.data_schema import Mixture
 from bertjax.config.load import build
-from bertjax.data.mixing import RATE_STEPS, of_rows, order, rates, stream_seed
+from bertjax.data.mixing import RATE_STEPS, TINY, of_rows, order, rates, stream_seed, tiny_order
 from bertjax.errors import UserError
 
 # t5/data/glue_utils.py: examples of each GLUE task.
@@ -150,3 +151,46 @@ def test_the_stream_keeps_the_proportions_everywhere():
             # one row of stride, and half a step of rounding relative to the rarest task
             assert abs(counts[task] - 4000 * share) <= 2 + 4000 * share / (2 * RATE_STEPS)
     assert stream[10**12] == order([1000, 500, 20], shares, [1, 2, 3])[10**12]
+
+
+def test_a_low_temperature_needs_no_number_beyond_a_float():
+    """393,000^100 is above the largest float; the shares r_m^(1/T) (arXiv 1910.10683 section 3.5.2) are not."""
+    found = rates({"a": 392_702, "b": 390_000}, Mixture(mixture=["a", "b"], temperature=0.01))
+    ratio = (390_000 / 392_702) ** 100
+    assert found["b"] / found["a"] == pytest.approx(ratio, rel=1e-9)
+    for temperature in (0.01, 1e-300):
+        with pytest.raises(UserError, match="task 'rte' has a share of .* raise the mixture's temperature"):
+            rates(GLUE, Mixture(mixture=["mnli", "rte"], temperature=temperature))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, TINY + 1), st.integers(0, 2**32 - 1), st.integers(0, 2**40))
+def test_a_tiny_task_visits_each_row_once_wherever_it_is_read(count: int, seed: int, epoch: int):
+    stream = order([count], [1.0], [seed])
+    assert sorted(stream[count * epoch + at].index for at in range(count)) == list(range(count))
+
+
+def test_tiny_tasks_cost_about_as_much_a_row_as_large_ones():
+    """grain's index_shuffle searches 65536 / rows numbers for each row: 2 rows took 600 times as long as 20,000."""
+
+    def seconds(rows: int) -> float:
+        stream, start = order([rows], [1.0], [7]), time.perf_counter()
+        for position in range(500):
+            stream[position]
+        return time.perf_counter() - start
+
+    large = min(seconds(20_000) for _ in range(3))
+    assert all(min(seconds(rows) for _ in range(3)) < 20 * large for rows in (2, 10))
+
+
+def test_the_orders_of_tiny_tasks_are_uniform():
+    """Of 3 rows each of the 6 orders comes up in about a sixth of 6000 epochs; the chi-squared's 99.99 % is 25.7."""
+    found = Counter(tiny_order(3, 11, epoch) for epoch in range(6000))
+    assert len(found) == 6 and sum((count - 1000) ** 2 / 1000 for count in found.values()) < 25.7
+
+
+def test_the_order_of_larger_tasks_is_grain_s():
+    import grain
+
+    stream, theirs = order([TINY], [1.0], [7]), grain.MapDataset.range(TINY).shuffle(seed=7).repeat()
+    assert [stream[at].index for at in range(2 * TINY)] == [theirs[at] for at in range(2 * TINY)]
