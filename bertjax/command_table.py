@@ -1,6 +1,7 @@
 """Every command: what runs it, its help, options and examples. Read by cli.py; nothing heavy is imported."""
 
 import argparse
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import isfinite
@@ -60,11 +61,19 @@ def _numbers(text: str) -> list[float]:
 
 
 def _above_zero(text: str) -> float:
-    return _numbers(text)[0] if "," not in text else _refuse("a number above zero", text)
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    return number if 0 < number < math.inf else _refuse("a number above zero", text)
 
 
-def _at_least_zero(text: str) -> float:
-    return 0.0 if text in ("0", "0.0") else _above_zero(text)
+def _penalty(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    return number if -2 <= number <= 100 else _refuse("a number from -2 to 100", text)
 
 
 def _share(text: str) -> float:
@@ -177,7 +186,7 @@ COMMANDS = {
             option("--file", metavar="FILE", help="input texts, one a line, UTF-8"),
             option("--beam", dest="beam_size", metavar="N", type=_count, help="beams (default: the run's own, else 1)"),
             option("--beam-rules", choices=("t5x", "transformers"), help="of beams (default: the run's own, else t5x)"),
-            option("--length-penalty", metavar="X", type=_at_least_zero, help="of beams (default: 0.6, or the run's)"),
+            option("--length-penalty", metavar="X", type=_penalty, help="of beams (default: 0.6, or the run's)"),
             option("--sample", action="store_true", help="draw tokens instead of searching"),
             option("--temperature", metavar="X", type=_above_zero, help="of --sample (default: 1)"),
             option("--top-k", metavar="K", type=_count, help="of --sample: only the K likeliest tokens"),

@@ -110,6 +110,10 @@ def test_help_names_every_command_and_each_has_an_example(capsys):
         ("predict generate . a --sample --beam-rules t5x", "bertjax predict generate: --sample draws and --beam"),
         ("predict generate . a --sample --length-penalty 1", "bertjax predict generate: --sample draws and --beam"),
         ("predict generate . a --sample --top-p 1.5", "bertjax predict generate: argument --top-p: must be above"),
+        (
+            "predict generate . a --length-penalty -3",
+            "bertjax predict generate: argument --length-penalty: must be a number from -2 to 100 (got '-3')",
+        ),
         ("predict generate . a --temperature 0", "bertjax predict generate: argument --temperature: must be"),
         ("import . ./c.yaml", "'./c.yaml': is there already; name a new folder"),
         ("export nowhere out", "'nowhere': no such file or folder"),
@@ -164,7 +168,7 @@ def test_texts_to_generate_from(here, fake, capsys, monkeypatch):
     """From the command line, a file or standard input; options may stand between; plain text out, or JSON."""
     found = [{"text": "a", "generated": "é"}, {"text": "b", "generated": ""}]
     calls = fake("bertjax.evaluation.probes", "generate", found)
-    beams = "--beam 4 a b=1 --beam-rules transformers --length-penalty 0"
+    beams = "--beam 4 a b=1 --beam-rules transformers --length-penalty -0.5"
     assert said(capsys, f"predict generate . {beams}".split(), 0) == "é\n\n"
     (here / "t.txt").write_bytes("x y\r\n\nz\u2028z\n".encode())
     assert json.loads(said(capsys, "predict generate . --file t.txt --json --max-new-tokens 9".split(), 0)) == found
@@ -173,7 +177,7 @@ def test_texts_to_generate_from(here, fake, capsys, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\xff")))
     assert said(capsys, "predict generate .".split()).startswith("standard input: not UTF-8")
     assert [call[1:] for call in calls] == [
-        (["a", "b=1"], {"beam_size": 4, "beam_rules": "transformers", "length_penalty": 0.0}, 1),
+        (["a", "b=1"], {"beam_size": 4, "beam_rules": "transformers", "length_penalty": -0.5}, 1),
         (["x y", "", "z\u2028z"], {"max_new_tokens": 9}, 1),
         (["é", "f"], {"temperature": 0.5, "top_k": 3, "top_p": 0.9, "sample": True}, 1),
     ]

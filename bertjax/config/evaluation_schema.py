@@ -17,10 +17,11 @@ class Decoding(Section):
     """How text is generated; greedy by default."""
 
     beam_size: Positive = 1
-    length_penalty: Annotated[float, Field(ge=0)] = 0.6  # alpha: beams are ranked by log p / ((5 + length) / 6)^alpha
+    # alpha: beams are ranked by log p / ((5 + length) / 6)^alpha; below 0 for beam_rules: transformers alone
+    length_penalty: Annotated[float, Field(ge=-2, le=100)] = 0.6
     beam_rules: Literal["t5x", "transformers"] = "t5x"  # transformers: as its generate(), log p / length^alpha
     sample: bool = False
-    temperature: Annotated[float, Field(gt=0)] = 1.0
+    temperature: Annotated[float, Field(ge=1e-6)] = 1.0
     top_k: Positive | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     max_new_tokens: Positive | None = None  # default: the task's target_length
@@ -31,6 +32,8 @@ class Decoding(Section):
             raise ValueError("sample draws one answer and beam_size searches for the best: use one of them")
         if not self.sample and (self.top_k is not None or self.top_p is not None or self.temperature != 1.0):
             raise ValueError("temperature, top_k and top_p need sample: true")
+        if self.length_penalty < 0 and self.beam_rules != "transformers":
+            raise ValueError("a length_penalty below 0 needs beam_rules: transformers")
         return self
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from pydantic import ValidationError
 
 from bertjax.config.data_schema import CausalLm, SpanQa
 from bertjax.config.evaluation_schema import Decoding, SquadEvaluation, TextToTextEvaluation
@@ -188,7 +189,12 @@ def _decoding(settings: Decoding, choices: dict[str, Any]) -> Decoding:
     """A way of decoding that is chosen takes the place of the settings' own; the rest stays."""
     if "sample" in choices or "beam_size" in choices:
         settings = Decoding(**settings.model_dump(include={"length_penalty", "beam_rules", "max_new_tokens"}))
-    return Decoding(**settings.model_dump() | choices)
+    try:
+        return Decoding(**settings.model_dump() | choices)
+    except ValidationError as error:
+        reason = error.errors()[0]
+        field = "".join(f"{name}: " for name in reason["loc"])
+        raise UserError(f"predict generate: {field}{reason['msg'].removeprefix('Value error, ')}") from None
 
 
 def _target_length(options: Any) -> int:

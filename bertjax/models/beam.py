@@ -6,7 +6,9 @@ transformers; length is that of the new tokens, EOS counted; (2) all 2K candidat
 K best in transformers; (3) beams that the last position cuts off count in t5x only in a row where nothing has finished,
 in transformers they compete with the finished ones; (4) a row is done in t5x once its best open beam could not catch up
 with the worst finished one at the greatest length, in transformers once it is behind at its present length. With alpha
-0 only (2) and (3) can tell the answers apart, and where no beam ends nothing does. One thing is not followed:
+0 only (2) and (3) can tell the answers apart, and where no beam ends nothing does. A penalty below 0, which favours
+short answers, is for transformers' rules alone: t5x's bound of what an open beam can reach does not hold for it. One
+thing is not followed:
 transformers pads beams with EOS where the id of padding is 0; here padding is 0.
 
 Shape letters: B rows, K beams, L new tokens, V vocabulary.
@@ -25,6 +27,7 @@ from bertjax.models.vocabulary import top_k
 from bertjax.parallel.mesh import constrain
 
 IMPOSSIBLE = -1e7  # added to scores, as t5x does
+UNFINISHED = {"t5x": IMPOSSIBLE, "transformers": -1e9}  # below every penalised score; each as its reference has it
 Rules: TypeAlias = Literal["t5x", "transformers"]
 
 
@@ -58,7 +61,7 @@ def beam(
     """
     rows, how = len(input_ids), _How(alpha, eos_id, rules)
     begun = begin(model, input_ids, segment_ids, max_new_tokens, beams=beam_size, causal=causal)
-    state = _first(begun, rows, beam_size, max_new_tokens)
+    state = _first(begun, rows, beam_size, max_new_tokens, rules)
     if begun.logits is not None:
         logits = jnp.repeat(begun.logits[:, None], beam_size, axis=1)
         state = _advance(state, logits, state.cache, state.seen, how)
@@ -80,13 +83,13 @@ def penalty(alpha: float, length: jax.Array | int, rules: Rules = "t5x") -> jax.
     return jnp.power((5.0 + length) / 6.0 if rules == "t5x" else jnp.float32(length), alpha)
 
 
-def _first(begun: Begun, rows: int, beam_size: int, max_new_tokens: int) -> _Beams:
+def _first(begun: Begun, rows: int, beam_size: int, max_new_tokens: int, rules: Rules) -> _Beams:
     """One open beam; the others of a row are copies of it that no candidate of the first one can lose against."""
     shape = (rows, beam_size)
     ids = constrain(jnp.full((*shape, max_new_tokens), PAD, jnp.int32), "batch", None, None)
     seen = jnp.repeat(begun.cache.visible[:, None], beam_size, axis=1)
     scores = jnp.tile(jnp.where(jnp.arange(beam_size) == 0, 0.0, IMPOSSIBLE), (rows, 1))
-    nothing = jnp.full(shape, IMPOSSIBLE)
+    nothing = jnp.full(shape, UNFINISHED[rules])
     tokens, finished, going = jnp.full(shape, START, jnp.int32), jnp.zeros(shape, bool), jnp.ones(rows, bool)
     return _Beams(jnp.int32(0), tokens, scores, ids, nothing, ids, finished, going, begun.cache, seen)
 
@@ -102,13 +105,14 @@ def _advance(state: _Beams, logits: jax.Array, cache: Cache, seen: jax.Array, ho
 
     open_scores, chosen = top_k(scores + IMPOSSIBLE * ends, beams)
     parents = _pick(parents, chosen)
-    penalised = scores / penalty(how.alpha, length, how.rules) + IMPOSSIBLE * ~finishes
+    unfinished = UNFINISHED[how.rules]
+    penalised = scores / penalty(how.alpha, length, how.rules) + unfinished * ~finishes
     finished_scores, best = top_k(jnp.concatenate([state.finished_scores, penalised], 1), beams)
     finished_ids = _pick(jnp.concatenate([state.finished_ids, ids], 1), best)
     finished = _pick(jnp.concatenate([state.finished, finishes], 1), best)
     reach = length if how.rules == "transformers" else ids.shape[2] + 1  # t5x counts the start token
     bound = open_scores[:, :1] / penalty(how.alpha, reach, how.rules)
-    worst = jnp.where(finished, finished_scores[:, -1:], IMPOSSIBLE)
+    worst = jnp.where(finished, finished_scores[:, -1:], unfinished)
     return _Beams(
         length,
         _pick(tokens, chosen),

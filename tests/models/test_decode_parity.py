@@ -109,7 +109,7 @@ def test_beams_by_transformers_rules_token_for_token(version, beams):
         return beam(model, ids, real, LENGTH, beam_size=beams, alpha=alpha, rules="transformers")[0]
 
     lengths = []
-    for eos, penalty in itertools.product((0.0, 0.3, 0.6, 1.5), (0.0, 0.6, 1.0, 2.0)):
+    for eos, penalty in itertools.product((0.0, 0.3, 0.6, 1.5), (-1.0, 0.0, 0.6, 1.0, 2.0)):
         with inclined(theirs, eos):
             expected = generate(theirs, num_beams=beams, length_penalty=penalty, early_stopping=False)
         np.testing.assert_array_equal(search(*inputs(), penalty, eos), expected, err_msg=f"{penalty=} {eos=}")
