@@ -106,6 +106,11 @@ class Command:
 CONFIG = option("config", metavar="CONFIG", help="a YAML file")
 CHECKPOINT = option("checkpoint", metavar="CHECKPOINT", help="a run folder or one of its checkpoints")
 DEVICE = option("--device", choices=("cpu", "gpu", "tpu"), help="where to compute (default: the best there is)")
+DTYPE = option(
+    "--dtype",
+    choices=("float32", "bfloat16"),
+    help="what to compute in (default: the run's run.compute_dtype; of imported weights, what they are stored in)",
+)
 STEP = option("--step", type=_count, help="a checkpoint's step (default: the newest)")
 OUTPUT = option("--output", metavar="FILE", help="where to write it")
 
@@ -127,6 +132,7 @@ COMMANDS = {
             option("--stage", metavar="NAME", help="the stage to score (default: the last one)"),
             option("--name", metavar="EVAL", help="only the evaluation of this name"),
             DEVICE,
+            DTYPE,
         ),
         (
             "bertjax evaluate runs/qa --device cpu",
@@ -150,6 +156,7 @@ COMMANDS = {
             option("text", metavar="TEXT", nargs="+", help="text with [MASK] in it"),
             option("--top-k", type=_count, default=5, help="answers for each [MASK] (default: 5)"),
             DEVICE,
+            DTYPE,
         ),
         ("bertjax predict fill-mask runs/demo 'Return the [MASK] of the list.'",),
     ),
@@ -171,6 +178,7 @@ COMMANDS = {
             ),
             option("--min-probability", metavar="P", type=_share, help='"no answer" where the best one\'s is below P'),
             DEVICE,
+            DTYPE,
         ),
         (
             "bertjax predict answer runs/qa --question 'What is a list?' --context-file lists.txt",
@@ -192,9 +200,16 @@ COMMANDS = {
             option("--top-k", metavar="K", type=_count, help="of --sample: only the K likeliest tokens"),
             option("--top-p", metavar="P", type=_share, help="of --sample: the fewest tokens that together have P"),
             option("--seed", metavar="N", type=_count, default=1, help="of --sample (default: 1)"),
+            option(
+                "--max-input-tokens",
+                metavar="N",
+                type=_count,
+                help="cut inputs to N tokens, their end counted (default: read them whole)",
+            ),
             option("--max-new-tokens", metavar="N", type=_count, help="default: as in the run's data"),
             option("--json", action="store_true", help="as JSON, with the input texts"),
             DEVICE,
+            DTYPE,
         ),
         (
             "bertjax predict generate runs/t5 'translate English to German: Thank you.' --beam 4",

@@ -44,6 +44,11 @@ def _use_device(arguments: argparse.Namespace) -> None:
     all_devices()
 
 
+def _dtype(arguments: argparse.Namespace) -> list[str]:
+    """--dtype as an override of the checkpoint's configuration."""
+    return [f"run.compute_dtype={arguments.dtype}"] if arguments.dtype else []
+
+
 def _load(arguments: argparse.Namespace) -> "Config":
     from bertjax.config.load import load
 
@@ -90,7 +95,8 @@ def evaluate(arguments: argparse.Namespace) -> int:
     from bertjax.evaluation.evaluate import evaluate_command
 
     where = (arguments.step, arguments.stage, arguments.name)
-    return _show(evaluate_command(run, *where, arguments.overrides, arguments.best))
+    overrides = arguments.overrides + _dtype(arguments)
+    return _show(evaluate_command(run, *where, overrides, arguments.best))
 
 
 def compare(arguments: argparse.Namespace) -> int:
@@ -106,7 +112,7 @@ def fill_mask(arguments: argparse.Namespace) -> int:
     _use_device(arguments)
     from bertjax.evaluation import probes
 
-    return _show(probes.fill_mask(checkpoint, arguments.text, arguments.top_k))
+    return _show(probes.fill_mask(checkpoint, arguments.text, arguments.top_k, overrides=_dtype(arguments)))
 
 
 def answer(arguments: argparse.Namespace) -> int:
@@ -121,7 +127,7 @@ def answer(arguments: argparse.Namespace) -> int:
     from bertjax.evaluation import probes
 
     asked = (arguments.question, context, arguments.n_best, arguments.null_threshold, arguments.min_probability)
-    return _show(probes.answer(checkpoint, *asked))
+    return _show(probes.answer(checkpoint, *asked, overrides=_dtype(arguments)))
 
 
 def generate(arguments: argparse.Namespace) -> int:
@@ -141,7 +147,8 @@ def generate(arguments: argparse.Namespace) -> int:
     _use_device(arguments)
     from bertjax.evaluation import probes
 
-    found = probes.generate(checkpoint, texts, choices, arguments.seed)
+    reads = {"max_input_tokens": arguments.max_input_tokens, "overrides": _dtype(arguments)}
+    found = probes.generate(checkpoint, texts, choices, arguments.seed, **reads)
     return _show(found if arguments.json else "\n".join(one["generated"] for one in found))
 
 
@@ -215,7 +222,8 @@ def import_folder(arguments: argparse.Namespace) -> int:
     _use_device(arguments)
     from bertjax.training import exchange
 
-    exchange.import_folder(source, out)
+    for line in exchange.import_folder(source, out):
+        print(f"note: {line}", file=sys.stderr)
     return _show(str(out))
 
 

@@ -145,7 +145,8 @@ def span_qa(_: SpanQaObjective, tasks: int) -> Objective:
         groups = jnp.arange(1, batch["cls_positions"].shape[1] + 1)
         own_BGS = batch["segment_ids"][:, None, :] == groups[None, :, None]
         losses, right = jnp.float32(0), jnp.bool_(True)
-        logits = model.qa_logits(_encode(model, batch, key))
+        keys = jax.random.split(key) if key is not None and model.config.qa_dropout else (key, None)
+        logits = model.qa_logits(_encode(model, batch, keys[0]), keys[1])
         for logits_BS, targets in zip(logits, (batch["start_positions"], batch["end_positions"]), strict=True):
             logits_BGS = jnp.where(own_BGS, logits_BS[:, None, :], -1e30)
             losses = losses + cross_entropy(logits_BGS, targets) / 2
@@ -198,7 +199,7 @@ def text_to_text(config: TextToTextObjective, tasks: int) -> Objective:
     def terms(model: T5, batch: Batch, key: jax.Array | None) -> dict[str, Term]:
         keys = (None, None) if key is None else jax.random.split(key)
         targets, segments = batch["target_ids"], batch["target_segment_ids"]
-        inputs = shift_right(targets, batch["target_positions"])
+        inputs = shift_right(targets, batch["target_positions"], model.config.decoder_start_token_id)
         if "input_ids" in batch:
             hidden = model.encode(batch["input_ids"], batch["segment_ids"], key=keys[0])
             decoded = model.decode(inputs, segments, hidden, batch["segment_ids"], key=keys[1])

@@ -34,8 +34,8 @@ def fake(monkeypatch):
     def install(module: str, name: str, result: object = None) -> list:
         calls: list = []
 
-        def call(*args: object) -> object:
-            calls.append(args)
+        def call(*args: object, **named: object) -> object:
+            calls.append((*args, named) if named else args)
             if isinstance(result, BaseException):
                 raise result
             return result
@@ -147,21 +147,21 @@ def test_evaluate_prints_json(here, fake, capsys):
     calls = fake("bertjax.evaluation.evaluate", "evaluate_command", {"f1": 0.5})
     out = said(capsys, ["evaluate", ".", "--step", "20", "--stage", "qa", "run.seed=1", "--name", "squad"], 0)
     assert json.loads(out) == {"f1": 0.5}
-    said(capsys, ["evaluate", ".", "--best", "squad/f1"], 0)
+    said(capsys, ["evaluate", ".", "--best", "squad/f1", "--dtype", "float32"], 0)
     assert calls == [
         (Path("."), 20, "qa", "squad", ["run.seed=1"], None),
-        (Path("."), None, None, None, [], "squad/f1"),
+        (Path("."), None, None, None, ["run.compute_dtype=float32"], "squad/f1"),
     ]
 
 
 def test_predictions_take_text_as_it_is(here, fake, capsys):
     calls = fake("bertjax.evaluation.probes", "fill_mask", ["é"])
     assert "é" in said(capsys, ["predict", "fill-mask", ".", "x = [MASK].y=1", "b", "--top-k", "2"], 0)
-    assert calls == [(Path("."), ["x = [MASK].y=1", "b"], 2)]
+    assert calls == [(Path("."), ["x = [MASK].y=1", "b"], 2, {"overrides": []})]
     (here / "t.txt").write_text("context\n")
     calls = fake("bertjax.evaluation.probes", "answer", [])
-    said(capsys, ["predict", "answer", ".", "--question", "q=1?", "--context-file", "t.txt"], 0)
-    assert calls == [(Path("."), "q=1?", "context\n", 3, None, None)]
+    said(capsys, ["predict", "answer", ".", "--question", "q=1?", "--context-file", "t.txt", "--dtype", "bfloat16"], 0)
+    assert calls == [(Path("."), "q=1?", "context\n", 3, None, None, {"overrides": ["run.compute_dtype=bfloat16"]})]
 
 
 def test_texts_to_generate_from(here, fake, capsys, monkeypatch):
@@ -173,10 +173,11 @@ def test_texts_to_generate_from(here, fake, capsys, monkeypatch):
     (here / "t.txt").write_bytes("x y\r\n\nz\u2028z\n".encode())
     assert json.loads(said(capsys, "predict generate . --file t.txt --json --max-new-tokens 9".split(), 0)) == found
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("é\nf".encode())))
-    said(capsys, "predict generate . --sample --temperature 0.5 --top-k 3 --top-p 0.9".split(), 0)
+    said(capsys, "predict generate . --sample --temperature 0.5 --top-k 3 --top-p 0.9 --max-input-tokens 7".split(), 0)
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\xff")))
     assert said(capsys, "predict generate .".split()).startswith("standard input: not UTF-8")
-    assert [call[1:] for call in calls] == [
+    assert [call[4] for call in calls] == [{"max_input_tokens": n, "overrides": []} for n in (None, None, 7)]
+    assert [call[1:4] for call in calls] == [
         (["a", "b=1"], {"beam_size": 4, "beam_rules": "transformers", "length_penalty": -0.5}, 1),
         (["x y", "", "z\u2028z"], {"max_new_tokens": 9}, 1),
         (["é", "f"], {"temperature": 0.5, "top_k": 3, "top_p": 0.9, "sample": True}, 1),

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from bertjax.config import merge, strict_yaml, t5_sizes
+from bertjax.config import hf_fields, merge, strict_yaml, t5_sizes
 from bertjax.config.locations import location_problem
 from bertjax.config.problems import describe, find, masked, report
 from bertjax.config.schema import BertConfig, Config
@@ -21,8 +21,9 @@ from bertjax.errors import UserError
 
 # Where config.json of Hugging Face calls a size by another name; DistilBertConfig's own defaults stand beside it.
 _BERT = {
-    name: (name, None) for name in BertConfig.model_fields if name not in ("family", "config_from", "position_init")
-}
+    name: (name, None) for name in BertConfig.model_fields
+    if name not in ("family", "config_from", "position_init", "qa_dropout")
+}  # fmt: skip
 DISTILBERT = {
     "vocab_size": ("vocab_size", 30522),
     "hidden_size": ("dim", 768),
@@ -34,8 +35,9 @@ DISTILBERT = {
     "hidden_dropout_prob": ("dropout", 0.1),
     "attention_probs_dropout_prob": ("attention_dropout", 0.1),
     "initializer_range": ("initializer_range", 0.02),
+    "classifier_dropout": ("seq_classif_dropout", 0.2),
+    "qa_dropout": ("qa_dropout", 0.1),
 }
-_ACTIVATIONS = {"gelu_python": "gelu", "gelu_pytorch_tanh": "gelu_new", "gelu_python_tanh": "gelu_new"}
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -142,17 +144,18 @@ def _from_hugging_face(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON ({str(error)[:80]})") from None
     family = found.get("model_type") if isinstance(found, dict) else None
+    if family not in ("bert", "distilbert", "t5"):
+        raise UserError(f"{path}: model_type must be bert, distilbert or t5 (got {family!a:.60})")
+    hf_fields.check(path, found)
     if family == "t5":
         return t5_sizes.from_hugging_face(path, found)
-    if family not in ("bert", "distilbert"):
-        raise UserError(f"{path}: model_type must be bert, distilbert or t5 (got {family!a:.60})")
-    if found.get("position_embedding_type", "absolute") != "absolute":
-        raise UserError(f"{path}: position_embedding_type must be absolute")
     names = _BERT if family == "bert" else DISTILBERT
     sizes = {ours: found.get(theirs, default) for ours, (theirs, default) in names.items()}
     sizes = {key: value for key, value in sizes.items() if value is not None}
     if "hidden_act" in sizes:
-        sizes["hidden_act"] = _ACTIVATIONS.get(sizes["hidden_act"], sizes["hidden_act"])
+        sizes["hidden_act"] = hf_fields.activation(path, names["hidden_act"][0], sizes["hidden_act"])
+    if sizes.get("classifier_dropout") == sizes.get("hidden_dropout_prob", 0.1):
+        sizes.pop("classifier_dropout", None)
     return {"family": family, **sizes} | ({"type_vocab_size": 0} if family == "distilbert" else {})
 
 

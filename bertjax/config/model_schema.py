@@ -7,6 +7,15 @@ from pydantic import Field, model_validator
 from bertjax.config.sections import LocalPath, NonNegative, Positive, Probability, Section, tagged
 
 
+def _is_none(value: Any) -> bool:
+    """Fields of later versions are left out of what is kept where they say nothing: old runs stay the same runs."""
+    return value is None
+
+
+def _is_zero(value: Any) -> bool:
+    return value == 0
+
+
 class BertConfig(Section):
     """An encoder. Fields as in Hugging Face BertConfig; `distilbert` has no segment embeddings and no pooler."""
 
@@ -21,9 +30,13 @@ class BertConfig(Section):
     intermediate_size: Positive = 3072
     max_position_embeddings: Positive = 512
     type_vocab_size: NonNegative = 2
-    hidden_act: Literal["gelu", "gelu_new", "relu"] = "gelu"  # gelu: erf form; gelu_new: the reference's tanh form
+    # gelu: erf form; gelu_new: the reference's tanh form; quick_gelu: x * sigmoid(1.702 x)
+    hidden_act: Literal["gelu", "gelu_new", "relu", "silu", "quick_gelu"] = "gelu"
     hidden_dropout_prob: Probability = 0.1
     attention_probs_dropout_prob: Probability = 0.1
+    # Before the output of a classification, and of a span's start and end (DistilBERT's; BERT has none there).
+    classifier_dropout: Probability | None = Field(default=None, exclude_if=_is_none)  # default: hidden_dropout_prob
+    qa_dropout: Probability = Field(default=0.0, exclude_if=_is_zero)
     layer_norm_eps: Annotated[float, Field(gt=0)] = 1e-12
     initializer_range: Annotated[float, Field(gt=0)] = 0.02
     position_init: Literal["normal", "sinusoidal"] = "normal"  # where learnt positions start
@@ -54,13 +67,25 @@ class T5Config(Section):
     num_layers: NonNegative = 6  # of the encoder
     num_decoder_layers: Positive | None = None  # default: num_layers
     num_heads: Positive = 8
-    feed_forward_proj: Literal["relu", "gated-gelu"] = "relu"  # 1.0: relu; 1.1: gated-gelu
+    # 1.0: relu; 1.1: gated-gelu, whose gelu is the tanh form gelu_new
+    feed_forward_proj: Literal["relu", "gelu", "gelu_new", "silu", "gated-relu", "gated-gelu", "gated-silu"] = "relu"
     tie_word_embeddings: bool = True  # whether the output matrix is the embeddings; 1.0: yes, 1.1: no
     scale_decoder_outputs: bool | None = None  # by 1/sqrt(d_model) before the output matrix; default: when tied
     relative_attention_num_buckets: Annotated[int, Field(ge=4, multiple_of=2)] = 32
     relative_attention_max_distance: Positive = 128
     dropout_rate: Probability = 0.1
     layer_norm_epsilon: Annotated[float, Field(gt=0)] = 1e-6
+    decoder_start_token_id: NonNegative = Field(default=0, exclude_if=_is_zero)  # what the decoder reads first
+
+    @property
+    def gated(self) -> bool:
+        """Whether the feed-forward layers have a gate."""
+        return self.feed_forward_proj.startswith("gated-")
+
+    @property
+    def activation(self) -> str:
+        """Of the feed-forward layers, as `models.layers` calls it."""
+        return "gelu_new" if self.feed_forward_proj == "gated-gelu" else self.feed_forward_proj.removeprefix("gated-")
 
     @property
     def decoder_layers(self) -> int:
@@ -77,6 +102,8 @@ class T5Config(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if self.decoder_start_token_id >= self.vocab_size:
+            raise ValueError(f"decoder_start_token_id must be below vocab_size ({self.vocab_size})")
         if not self.decoder_layers or (self.architecture == "encoder_decoder" and not self.num_layers):
             raise ValueError("num_layers must be above zero")
         exact = self.relative_attention_num_buckets // 2  # distances of the decoder that have a bucket each

@@ -29,6 +29,7 @@ _REASONS = {
     "finite_number": "must be a finite number",
     "string_pattern_mismatch": "must be letters, digits, '.', '_' or '-', at most 64, the first a letter or a digit",
 }
+_NO_NEAR_NAMES = (["hidden_act"], ["feed_forward_proj"])  # another name is another function, however alike they sound
 _WITHOUT_VALUE = ("missing", "value_error")
 
 
@@ -112,7 +113,7 @@ def _parts(place: Place, item: Mapping[str, Any]) -> tuple[str, str, str]:
     elif kind == "extra_forbidden":
         reason = "unknown key"
         tail = suggest_key(path[-1], place.annotation, place.siblings)
-    elif kind == "literal_error":
+    elif kind == "literal_error" and path[-1:] not in _NO_NEAR_NAMES:
         tail = _hint(item["input"], re.findall(r"'([^']*)'", context["expected"]))
     elif kind == "unknown_kind":
         if isinstance(node.value, dict):

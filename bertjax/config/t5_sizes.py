@@ -2,10 +2,14 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
+
+from bertjax.config import hf_fields, hf_generation
+from bertjax.config.model_schema import T5Config
+from bertjax.errors import UserError
 
 _NAMES = (
-    "vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_decoder_layers", "num_heads", "feed_forward_proj",
+    "vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_decoder_layers", "num_heads",
     "relative_attention_num_buckets", "relative_attention_max_distance", "dropout_rate", "layer_norm_epsilon",
 )  # fmt: skip
 _WEIGHTS = "model.safetensors"
@@ -28,7 +32,36 @@ def from_hugging_face(path: Path, found: dict[str, Any]) -> dict[str, Any]:
         "tie_word_embeddings": said if own is None else not own,
         "scale_decoder_outputs": said if scale is None else scale,
     }
-    return {"family": "t5", **sizes, **versions}
+    start = found.get("decoder_start_token_id")
+    if start is None:
+        start = hf_generation.read(path.parent).get("decoder_start_token_id")
+    if start is None:  # T5's convention
+        start = found.get("pad_token_id") or 0
+    return {"family": "t5", **sizes, **versions, "decoder_start_token_id": start} | _feed_forward(path, found)
+
+
+def _feed_forward(path: Path, found: dict[str, Any]) -> dict[str, str]:
+    """T5Config of transformers derives `dense_act_fn` and `is_gated_act` from feed_forward_proj, whatever else they say
+    in the file; one that disagrees was written by hand and means something else.
+    """
+    said = found.get("feed_forward_proj", "relu")
+    gate, _, name = said.rpartition("-") if isinstance(said, str) else ("", "", said)
+    if gate not in ("", "gated"):
+        name = said
+    tanh = said in ("gated-gelu", "gated-gelu_new")  # the first is the tanh form too
+    ours = "gelu" if tanh else hf_fields.activation(path, "feed_forward_proj", name)
+    derived = {"dense_act_fn": "gelu_new" if said == "gated-gelu" else name, "is_gated_act": gate == "gated"}
+    for field, value in derived.items():
+        if found.get(field) not in (None, value):
+            raise UserError(
+                f"{path}: {field} is {found[field]!a:.40} and feed_forward_proj {said!r}, which says {value!r}; remove "
+                "the one that is wrong"
+            )
+    made = f"{gate}-{ours}" if gate else ours
+    erf_gate = gate == "gated" and ours == "gelu" and not tanh
+    if made not in get_args(T5Config.model_fields["feed_forward_proj"].annotation) or erf_gate:
+        raise UserError(f"{path}: feed_forward_proj: {said!a:.40} is a layer bertjax does not compute")
+    return {"feed_forward_proj": made}
 
 
 def _own_output(folder: Path) -> bool | None:

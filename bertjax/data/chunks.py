@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from bertjax.config.data_schema import CausalLm, Deshuffling, PrefixLm
+from bertjax.data import text_counts
 from bertjax.data.denoising_rules import Denoising, DenoisingRules
 from bertjax.data.joining import Joined, in_order
 from bertjax.data.plans import Plan, pool_pays, shard_tokens
@@ -79,7 +80,7 @@ def plan_chunks(work: Work) -> Plan:
     joining, shuffle = in_order(work, text, order, ends)
     return Plan(
         chunk_blocks, ChunksWork(joining, joined, eos_id, dtype), units, dtype, big=pool_pays(total),
-        facts={"documents": len(order), "tokens": total}, shuffle=shuffle,
+        facts={"documents": len(order), "tokens": total, text_counts.KEY: text.text_counts}, shuffle=shuffle,
     )  # fmt: skip
 
 

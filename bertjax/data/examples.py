@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bertjax.config.data_schema import BertPairs, Classify, SpanQa
+from bertjax.data import text_counts
 from bertjax.data.masking import MaskingRules, mask_rows
 from bertjax.data.packing import Assignment, pack_rows
 from bertjax.data.pairs import Corpus, document_rng, pairs_from_document, to_row
-from bertjax.data.shards import BLOCK_ROWS, Blocks
+from bertjax.data.shards import BLOCK_ROWS, Blocks, CountedBlocks
 from bertjax.data.store import Store
 
 if TYPE_CHECKING:
@@ -143,7 +144,7 @@ class ClassifyWork:
     dtype: np.dtype
 
 
-def classify_blocks(work: ClassifyWork, records: Sequence[dict[str, Any]]) -> Blocks:
+def classify_blocks(work: ClassifyWork, records: Sequence[dict[str, Any]]) -> CountedBlocks:
     """`[CLS] a [SEP]` or `[CLS] a [SEP] b [SEP]`: run_classifier.py's convert_single_example (google-research/bert).
 
     A single text is cut at its end; of a pair the longer text loses tokens from its end (B when equal).
@@ -155,8 +156,9 @@ def classify_blocks(work: ClassifyWork, records: Sequence[dict[str, Any]]) -> Bl
         texts_b = tokenizer.encode_batch([record[options.text_b] for record in records])
     rows = np.zeros(len(records), work.dtype)
     rows["input_ids"] = tokenizer.pad_id
+    room = options.sequence_length - (2 if options.text_b is None else 3)
     for row, record, a, b in zip(rows, records, texts_a, texts_b, strict=True):
-        a, b = _cut(a, b, options.sequence_length - (2 if options.text_b is None else 3))
+        a, b = _cut(a, b, room)
         ids = [tokenizer.cls_id, *a, tokenizer.sep_id]
         first = len(ids)
         if options.text_b is not None:
@@ -167,6 +169,8 @@ def classify_blocks(work: ClassifyWork, records: Sequence[dict[str, Any]]) -> Bl
         row["positions"][: len(ids)] = np.arange(len(ids))
         row["labels"], row["label_weights"] = work.labels.number(record[options.label])
     yield rows
+    both = [[*a, *b] for a, b in zip(texts_a, texts_b, strict=True)]
+    return {"texts": text_counts.count(both, room, tokenizer.unk_id)}
 
 
 def _cut(a: list[int], b: list[int], room: int) -> tuple[list[int], list[int]]:

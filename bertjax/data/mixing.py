@@ -3,7 +3,7 @@
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -102,19 +102,21 @@ def order(counts: Sequence[int], shares: Sequence[float], seeds: Sequence[int]) 
     for task, (count, seed) in enumerate(zip(counts, seeds, strict=True)):
         rows = grain.MapDataset.range(count)
         # repeat() counts on without end, so the position in one task's stream tells its epoch.
-        if count < TINY:
-            place = lambda at, row, task=task, count=count, seed=seed: Place(  # noqa: E731
-                task, at // count, tiny_order(count, seed, at // count)[row]
-            )
-        else:
-            rows = rows.shuffle(seed=seed)
-            place = lambda at, row, task=task, count=count: Place(task, at // count, int(row))  # noqa: E731
-        tasks.append(rows.repeat().map_with_index(place))
+        rows = (rows if count < TINY else rows.shuffle(seed=seed)).repeat()
+        tasks.append(rows.map_with_index(partial(_tiny_place if count < TINY else _place, task, count, seed)))
     if len(tasks) == 1:
         return tasks[0]
     # Rounded here because grain itself cuts the fractions off, which costs the rarer tasks up to a hundredth.
     weights = [round(share / min(shares) * RATE_STEPS) for share in shares]
     return grain.MapDataset.mix(tasks, weights=weights)
+
+
+def _place(task: int, count: int, _seed: int, at: int, row: int) -> Place:
+    return Place(task, at // count, int(row))
+
+
+def _tiny_place(task: int, count: int, seed: int, at: int, row: int) -> Place:
+    return Place(task, at // count, tiny_order(count, seed, at // count)[row])
 
 
 @lru_cache(maxsize=1024)

@@ -9,12 +9,14 @@ import numpy as np
 
 from bertjax.config.data_schema import Classify, SpanQa, TextFiles, TextToText
 from bertjax.data import examples as ex
+from bertjax.data import text_counts
 from bertjax.data.corpus import SelectedDocuments
 from bertjax.data.jobs import Shuffle
 from bertjax.data.label_survey import given_names, survey, with_names
 from bertjax.data.labels import Classes, decide, facts
 from bertjax.data.pair_statistics import LONG_DOCUMENT
 from bertjax.data.sampling import chosen, sampled
+from bertjax.data.shards import Blocks
 from bertjax.data.sources import largest_file, stream_documents
 from bertjax.data.tokenising import Tokenised, tokenised
 from bertjax.data.work import Work
@@ -47,7 +49,7 @@ class Plan:
     `facts` may be filled while `arguments` are consumed.
     """
 
-    make: Callable[..., Iterator[np.ndarray]]
+    make: Callable[..., Blocks]
     shared: Any
     arguments: Iterable[Any]
     dtype: np.dtype
@@ -76,7 +78,7 @@ def plan_pairs(work: Work, masker: ex.Masker | None) -> Plan:
         ex.pairs_blocks, shared, units, dtype,
         big=pool_pays(everything),
         facts={"documents": len(text.tokens), "sentences": text.sentences, "tokens": total, "sentences_cut": text.cut,
-               "undivided": _undivided(work, text)},
+               "undivided": _undivided(work, text), text_counts.KEY: text.text_counts},
     )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from bertjax.config.data_schema import BertPairs, Task
 from bertjax.data import examples as ex
-from bertjax.data import pair_statistics, plans, remote
+from bertjax.data import pair_statistics, plans, remote, text_counts
 from bertjax.data.chunks import KINDS as CHUNKS
 from bertjax.data.chunks import plan_chunks
 from bertjax.data.jobs import LocalRunner, Runner
@@ -68,9 +68,9 @@ def prepare(
         runner: of the jobs (default: `workers` processes on this machine).
 
     Store.meta: examples, rows, tokens_in_rows, density (share of positions that are not padding), padding,
-    sequence_length, made_from (what the fingerprint is of), and by kind: documents, sentences, tokens, pairs
-    (`pair_statistics.facts`); questions, unanswerable; records, labels (names by id, None where there are none) and
-    what else `labels.facts` has.
+    sequence_length, made_from (what the fingerprint is of), text_counts (see that module), and by kind: documents,
+    sentences, tokens, pairs (`pair_statistics.facts`); questions, unanswerable; records, labels (names by id, None
+    where there are none) and what else `labels.facts` has.
 
     Raises UserError when a source is unusable or nothing is left of it.
     """
@@ -103,6 +103,8 @@ def _tell(task: Task, name: str, store: Store, report: Report) -> None:
     if isinstance(task.preprocess, BertPairs):
         for line in pair_statistics.lines(name, task.preprocess, store.meta):
             report(line)
+    for line in text_counts.lines(name, store.meta.get(text_counts.KEY), task.preprocess):
+        report(line)
 
 
 def _cached(folder: Path, fingerprint: str, report: Report) -> Store | None:
@@ -202,6 +204,7 @@ def _facts(
     facts = plan.facts | {
         "examples": len(lengths), "rows": rows, "tokens_in_rows": int(lengths.sum(dtype=np.int64)),
         "density": density, "padding": 1.0 - density, "sequence_length": length, "made_from": parts,
+        text_counts.KEY: text_counts.added(plan.facts.get(text_counts.KEY, {}), written.text_counts),
     }  # fmt: skip
     if isinstance(work.task.preprocess, BertPairs):
         facts["pairs"] = pair_statistics.facts(work.task.preprocess, plan.facts, lengths, written.sums)

@@ -35,8 +35,10 @@ class SentencePieceTokenizer:
 
     `vocab_size` and `pieces` count the sentinels: with T5's 32000 pieces <extra_id_0> is 32099. Ids are the model's
     own. Padding is always 0 (seqio's PAD_ID): a model without <pad> shares it with the unknown or control piece there.
-    Text never makes a sentinel or another special token: "<extra_id_0>" and "</s>" in a text are characters. (In
-    transformers they become the special tokens anywhere, in seqio <extra_id_0> does at the start of a word.)
+    Text is read as seqio.SentencePieceVocabulary reads it, which appends the sentinels to the model as user-defined
+    pieces "▁<extra_id_N>": "<extra_id_0>" at the start of a word is the sentinel, in training, evaluation and
+    prediction alike, and what follows it without a space has no word start; inside a word it is characters, and "</s>"
+    always is. (In transformers both become the special tokens anywhere.)
     """
 
     lowercase = False  # T5's text keeps its case
@@ -46,12 +48,15 @@ class SentencePieceTokenizer:
         parsed, listed = _split(_parse(model, where), where)
         self.model, self.extra_ids = (spm_model.write(parsed), listed) if listed else (model, extra_ids)
         self._parsed = parsed
-        self._processor = sentencepiece.SentencePieceProcessor(model_proto=self.model)
+        extended = self.model + spm_model.more_pieces(
+            spm_model.Piece(f"{SPACE}<extra_id_{i}>", 0.0, spm_model.USER_DEFINED)
+            for i in reversed(range(self.extra_ids))
+        )
+        self._processor = sentencepiece.SentencePieceProcessor(model_proto=extended)
         self.eos_id: int = self._processor.eos_id()
         self.unk_id: int = self._processor.unk_id()
         self.pad_id = 0
-        self._texts = len(parsed.pieces)  # ids from here on are sentinels
-        self.vocab_size = self._texts + self.extra_ids
+        self.vocab_size = len(parsed.pieces) + self.extra_ids
         sentinels = [f"<extra_id_{i}>" for i in reversed(range(self.extra_ids))]
         self.pieces = [piece.text for piece in parsed.pieces] + sentinels
         self._check_ids(parsed, where)
@@ -89,21 +94,9 @@ class SentencePieceTokenizer:
 
         Ids past the vocabulary (a model's table may be rounded up) are unknown pieces, as in seqio's Vocabulary.decode.
         """
-        text, run = "", list[int]()
-        for i in (int(i) for i in ids):
-            if i in (self.pad_id, self.eos_id):
-                continue
-            if self._texts <= i < self.vocab_size:
-                text, run = f"{self._joined(text, run)} <extra_id_{self.vocab_size - 1 - i}>".lstrip(" "), []
-            else:
-                run.append(i if 0 <= i < self._texts else self.unk_id)
-        return self._joined(text, run)
-
-    def _joined(self, text: str, run: list[int]) -> str:
-        if not run:
-            return text
-        space = " " if text and self.pieces[run[0]].startswith(SPACE) else ""
-        return text + space + self._processor.decode(run)
+        kept = (int(i) for i in ids)
+        kept = (i if 0 <= i < self.vocab_size else self.unk_id for i in kept if i not in (self.pad_id, self.eos_id))
+        return self._processor.decode(list(kept))
 
     @property
     def json(self) -> str:

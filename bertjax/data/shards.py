@@ -5,20 +5,21 @@ is the same to the byte for any number of workers and any runner.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from bertjax.data import pair_statistics
+from bertjax.data import pair_statistics, text_counts
 from bertjax.data.jobs import Jobs, LocalRunner, Made, Runner, Shuffle
 from bertjax.data.manifest import shard_name
 from bertjax.data.packing import SEGMENTS
 from bertjax.data.store_writer import StoreWriter, write_shard
 
 Blocks = Iterator[np.ndarray]
+CountedBlocks = Generator[np.ndarray, None, text_counts.Counts]  # returns what it has counted of the texts
 MakeBlocks = Callable[[Any, Any], Blocks]  # (what all jobs share, one job's argument) -> blocks of rows
 
 BLOCK_ROWS = 1024
@@ -36,12 +37,14 @@ class Written(NamedTuple):
     lengths: the number of tokens of each row, int32 [rows]; with targets of inputs and targets, int32 [rows, 2].
     shards: how many were read; found: how many of them were there already.
     sums: of `pair_statistics.tally`, where the rows are unpacked sentence pairs.
+    text_counts: of all shards; see `text_counts`.
     """
 
     lengths: np.ndarray
     shards: int
     found: int
-    sums: Counter[str] = Counter()
+    sums: Counter[str]
+    text_counts: text_counts.Counts
 
 
 def write_shards(
@@ -67,7 +70,7 @@ def write_shards(
     """
     jobs = Jobs(make_shard, ShardWork(make, shared), writer.temporary, records)
     lengths: list[np.ndarray] = []
-    rows, found = 0, 0
+    rows, found, counts = 0, 0, text_counts.Counts()
     sums: Counter[str] = Counter()
     run = (runner or LocalRunner()).run(jobs, arguments, workers=workers, shuffle=shuffle)
     with closing(run) as results:  # type: ignore[type-var]
@@ -79,23 +82,32 @@ def write_shards(
             rows += len(record.counts)
             found += record.found
             sums.update(record.facts["sums"])
+            counts = text_counts.added(counts, record.facts[text_counts.KEY])
             progress(rows)
-    return Written(_joined(lengths), len(lengths), found, sums)
+    return Written(_joined(lengths), len(lengths), found, sums, counts)
 
 
 def make_shard(work: ShardWork, argument: Any, index: int, folder: Path) -> Made:
     """A job (`jobs.Make`): one shard in `folder`, or none when there are no rows. Counts: the tokens of each row."""
     lengths: list[np.ndarray] = []
     sums: Counter[str] = Counter()
+    counts = text_counts.Counts()
 
-    def counted() -> Blocks:
-        for block in work.make(work.shared, argument):
+    def counted() -> Iterator[np.ndarray]:
+        blocks = work.make(work.shared, argument)
+        while True:
+            try:
+                block = next(blocks)
+            except StopIteration as end:
+                counts.update(end.value or {})
+                return
             lengths.append(_tokens(block))
             sums.update(_sums(block))
             yield block
 
     records = write_shard(folder / shard_name(index), counted())
-    return Made([shard_name(index)] if records else [], {"records": records, "sums": dict(sums)}, _joined(lengths))
+    facts = {"records": records, "sums": dict(sums), text_counts.KEY: counts}
+    return Made([shard_name(index)] if records else [], facts, _joined(lengths))
 
 
 def _tokens(rows: np.ndarray) -> np.ndarray:

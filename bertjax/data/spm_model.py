@@ -5,7 +5,7 @@ load beside the newest protobuf, which other packages hold back; what is needed 
 """
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4  # ModelProto.SentencePiece.Type
@@ -71,11 +71,16 @@ def read(content: bytes) -> Model:
 def write(model: Model) -> bytes:
     """A spiece.model with T5's options."""
     ids = {piece.text: number for number, piece in enumerate(model.pieces)}
-    content = b"".join(_message(_PIECES, _piece_content(piece)) for piece in model.pieces)
+    content = more_pieces(model.pieces)
     spec = _number(_MODEL_TYPE, UNIGRAM) + _number(_VOCAB_SIZE, len(model.pieces))
     spec += b"".join(_number(_IDS[what], ids.get(name, -1)) for what, name in model.special.items())
     spec += b"".join(_text(_NAMES[what], name) for what, name in model.special.items())
     return content + _message(_TRAINER, spec) + _message(_NORMALIZER, _message(_CHARSMAP, model.charsmap))
+
+
+def more_pieces(pieces: Iterable[Piece]) -> bytes:
+    """The bytes that, put behind those of a model, add pieces to it: a protocol buffer's lists go on."""
+    return b"".join(_message(_PIECES, _piece_content(piece)) for piece in pieces)
 
 
 def _piece_content(piece: Piece) -> bytes:

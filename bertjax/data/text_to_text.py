@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from bertjax.config.data_schema import SquadFiles, StdlibQa, Task, TextToText
-from bertjax.data import records
+from bertjax.data import records, text_counts
 from bertjax.data.class_names import HIDDEN, find, of_source, whole_number
 from bertjax.data.official_files import named_fields, official_records
 from bertjax.data.prompts import GLUE, UNKNOWN, Make, TextExample, answer_texts, prompt_of
@@ -24,6 +24,7 @@ from bertjax.errors import UserError, printable
 
 if TYPE_CHECKING:
     from bertjax.data.sentencepieces import SentencePieceTokenizer
+    from bertjax.data.shards import CountedBlocks
 
 __all__ = ["TextExample", "class_names", "read_examples", "row_dtype", "text_to_text_blocks"]
 
@@ -235,20 +236,23 @@ def row_dtype(sequence_length: int, target_length: int) -> np.dtype:
 
 def text_to_text_blocks(
     work: tuple["SentencePieceTokenizer", np.dtype], examples: Sequence[tuple[str, str]]
-) -> Iterator[np.ndarray]:
+) -> "CountedBlocks":
     """One block of rows [n], one for each (inputs, targets): cut to their length, the last place for the end.
 
     seqio.preprocessors.append_eos_after_trim: a text too long loses its end, never its EOS.
     """
     tokenizer, dtype = work
-    rows = np.zeros(len(examples), dtype)
+    rows, counts = np.zeros(len(examples), dtype), text_counts.Counts()
     sides = (("input_ids", "segment_ids", "positions"), ("target_ids", "target_segment_ids", "target_positions"))
     for texts, (ids, segments, positions) in zip(zip(*examples, strict=True), sides, strict=True):
         length = dtype[ids].shape[0]
-        cut = [[*tokens[: length - 1], tokenizer.eos_id] for tokens in tokenizer.encode_batch(list(texts))]
+        encoded = tokenizer.encode_batch(list(texts))
+        counts[ids.removesuffix("_ids") + "s"] = text_counts.count(encoded, length - 1, tokenizer.unk_id)
+        cut = [[*tokens[: length - 1], tokenizer.eos_id] for tokens in encoded]
         real = np.arange(length) < np.array([len(tokens) for tokens in cut])[:, None]
         rows[ids][real] = np.concatenate(cut)
         rows[segments] = real
         rows[positions] = np.where(real, np.arange(length), 0)
     rows["target_weights"] = rows["target_segment_ids"]
     yield rows
+    return counts

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bertjax.data import sources
+from bertjax.data import sources, text_counts
 from bertjax.data.corpus import FILES, CorpusPart, Documents, PartedCorpus, TokenizedCorpus
 from bertjax.data.jobs import Jobs, Made, Record
 from bertjax.data.pair_statistics import LONG_DOCUMENT, cut_long_sentences
@@ -40,7 +40,7 @@ class Reading:
 @dataclass(frozen=True)
 class Tokenised:
     """Attributes:
-    tokens: of each document, int64 [documents].
+    tokens: of each document, int64 [documents]; unknown: how many of them the tokenizer does not know.
     sentences: in all; cut: sentences that became pieces; most: sentences in the longest document; long: documents of
         more than `pair_statistics.LONG_DOCUMENT` sentences.
     """
@@ -48,10 +48,18 @@ class Tokenised:
     corpus: Documents
     tokens: np.ndarray
     sentences: int
+    unknown: int
     parts: tuple[CorpusPart, ...] = field(default=())
     cut: int = 0
     most: int = 0
     long: int = 0
+
+    @property
+    def text_counts(self) -> text_counts.Counts:
+        """Nothing of a text is cut."""
+        tokens = int(self.tokens.sum())
+        counts = {"texts": len(self.tokens), "cut": 0, "tokens": tokens, "tokens_cut": 0, "unknown": self.unknown}
+        return {"texts": counts}
 
 
 def tokenised(work: "Work", read: Read, tokenise: Tokenise, longest: int | None = None) -> Tokenised:
@@ -83,16 +91,16 @@ def tokenised(work: "Work", read: Read, tokenise: Tokenise, longest: int | None 
     if len(filled) == 1 and not is_remote(filled[0].folder):
         corpus = filled[0].open()  # nothing to look up
     tokens = np.concatenate([record.counts for record in found if len(record.counts)])
-    total = {key: sum(record.facts[key] for record in found) for key in ("sentences", "cut", "long")}
+    total = {key: sum(record.facts[key] for record in found) for key in ("sentences", "unknown", "cut", "long")}
     most = max(record.facts["most"] for record in found)
-    return Tokenised(corpus, tokens, total["sentences"], filled, total["cut"], most, total["long"])
+    return Tokenised(corpus, tokens, total["sentences"], total["unknown"], filled, total["cut"], most, total["long"])
 
 
 def tokenise_part(reading: Reading, part: Any, index: int, folder: Path) -> Made:
     """A job (`jobs.Make`): a `TokenizedCorpus` of one part. Counts: the tokens of each document that has any."""
     counts: list[int] = []
     read = 0
-    facts = {"sentences": 0, "cut": 0, "most": 0, "long": 0}
+    facts = {"sentences": 0, "unknown": 0, "cut": 0, "most": 0, "long": 0}
 
     def documents() -> Iterator[Any]:
         nonlocal read
@@ -110,6 +118,7 @@ def tokenise_part(reading: Reading, part: Any, index: int, folder: Path) -> Made
                 facts["cut"] += cut
             counts.append(sum(map(len, pieces)))
             facts["sentences"] += len(pieces)
+            facts["unknown"] += sum(ids.count(reading.tokenizer.unk_id) for ids in pieces)
             if reading.tell:
                 reading.tell(len(counts))
             yield pieces

@@ -219,6 +219,7 @@ class Restored:
     params: Params
     labels: list[str] | None = None  # names of the classes by id, where the training data had names
     unanswerable: int | None = None  # questions without an answer in the training data, where that is known
+    hugging_face: dict[str, Any] | None = None  # of imported weights: what the folder's two JSON files say
 
 
 def restore(
@@ -248,7 +249,8 @@ def restore(
         job = Job(config, Path.cwd(), meshes.make_mesh(config.mesh), tokenizer)
         program = job.program(config.stages[meta["stage"]], steps=1, heads=tuple(meta["heads"]))
         restored_step, params = bases.read(checkpoints, found.step, meta, job)
-    return Restored(job, meta["stage"], restored_step, program, params, meta.get("labels"), meta.get("unanswerable"))
+    known = (meta.get(key) for key in ("labels", "unanswerable", "hugging_face"))
+    return Restored(job, meta["stage"], restored_step, program, params, *known)
 
 
 def _best(found: Found, checkpoints: Checkpoints, score: str) -> int:
@@ -282,4 +284,6 @@ def evaluate_command(
     evaluators = build_evaluators(restored.job, restored.stage, restored.program, restored.labels)
     wanted = [e for e in evaluators if name in (None, e.config.name)]
     scores = {e.config.name: e.run(restored.params, restored.step) for e in wanted}
-    return {"checkpoint": str(path), "stage": config.name, "step": restored.step, "scores": scores}
+    dtype = str(restored.program.execution.dtype)
+    about = {"checkpoint": str(path), "stage": config.name, "step": restored.step, "compute_dtype": dtype}
+    return about | {"scores": scores}

@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from bertjax.config.evaluation_schema import Decoding
 from bertjax.data.sentencepieces import SentencePieceTokenizer
+from bertjax.errors import UserError
 from bertjax.evaluation.heldout import whole
 from bertjax.models.beam import beam
 from bertjax.models.decode import greedy, sample
@@ -22,6 +23,9 @@ from bertjax.training.state import Params
 from bertjax.training.step import Program, in_mesh
 
 WIDTH = 64  # inputs are as wide as the next multiple: few widths, few programs, little padding
+# Of texts read whole: the longest that is read unasked, and how many pairs of tokens a batch may compare at once (8
+# attention heads hold 1 GB of float32 for them).
+MOST_TOKENS, MOST_PAIRS = 8192, 8 * 2048**2
 
 
 class Generator:
@@ -32,15 +36,17 @@ class Generator:
 
     def __init__(
         self, program: Program, tokenizer: SentencePieceTokenizer, decoding: Decoding, *,
-        sequence_length: int, target_length: int, batch_size: int, seed: int = 0, causal: bool = False,
+        sequence_length: int | None, target_length: int, batch_size: int, seed: int = 0, causal: bool = False,
     ) -> None:  # fmt: skip
-        """At most `sequence_length` tokens of a text are read, EOS counted; `target_length` are generated unless
-        `decoding` has its own number. `seed` is for sampling. `causal`: a language model that goes on with a text; it
-        then sees backwards only and the text does not end in EOS."""
+        """At most `sequence_length` tokens of a text are read, EOS counted (None: all of them, and UserError for a text
+        above MOST_TOKENS); `target_length` are generated unless `decoding` has its own number. `seed` is for sampling.
+        `causal`: a language model that goes on with a text; it then sees backwards only and the text does not end in
+        EOS."""
         self.program, self.tokenizer, self.decoding, self.causal = program, tokenizer, decoding, causal
         self.sequence_length, self.batch_size, self.seed = sequence_length, batch_size, seed
         self.max_new_tokens = decoding.max_new_tokens or target_length
         jitted = jax.jit(self._tokens, out_shardings=NamedSharding(program.mesh, P()))
+        self.unended = 0  # answers so far that reached the greatest length without an end
         self._jitted = in_mesh(jitted, program.mesh, program.rules)
 
     def __call__(self, params: Params, texts: Sequence[str]) -> list[str]:
@@ -50,23 +56,43 @@ class Generator:
     def from_ids(self, params: Params, rows: Sequence[Sequence[int]]) -> list[str]:
         """The same from the texts' ids, without EOS."""
         fitted = [self._fitted(row) for row in rows]
-        lengths = np.array([len(row) for row in fitted])
-        size = whole(min(self.batch_size, max(len(fitted), 1)), self.program)
+        lengths = np.array([len(row) for row in fitted], np.int64)
+        if self.sequence_length is None and (lengths > MOST_TOKENS).any():
+            number = int(np.argmax(lengths > MOST_TOKENS))
+            raise UserError(
+                f"text {number + 1}: has {lengths[number]:,} tokens, and attention's memory grows with their square; "
+                f"above {MOST_TOKENS:,} say how many to read with --max-input-tokens"
+            )
         found: dict[int, str] = {}
         order = np.argsort(lengths, kind="stable")
-        for first in range(0, len(fitted), size):
+        while len(order):
             stopping.check()
-            picked = order[first : first + size]
-            width = min(self.sequence_length, -(-max(int(lengths[picked].max()), 1) // WIDTH) * WIDTH)
+            size, width = self._batch(lengths[order])
+            picked, order = order[:size], order[size:]
             ids = self._generate(params, [fitted[i] for i in picked], picked, width, size)
             found |= {int(i): self._text(row) for i, row in zip(picked, ids, strict=False)}
         return [found[i] for i in range(len(fitted))]
 
+    def _batch(self, lengths: np.ndarray) -> tuple[int, int]:
+        """(rows, width) of the next batch out of texts of these lengths, shortest first."""
+        size = whole(min(self.batch_size, len(lengths)), self.program)
+        longest = max(int(lengths[:size].max()), 1)
+        if self.sequence_length is not None:
+            return size, min(self.sequence_length, -(-longest // WIDTH) * WIDTH)
+        if size * longest**2 > MOST_PAIRS:
+            size = whole(max(1, MOST_PAIRS // longest**2), self.program)
+            longest = max(int(lengths[:size].max()), 1)
+        step = max(WIDTH, 1 << (longest - 1).bit_length() >> 3)  # four to eight widths for each doubling
+        return size, -(-longest // step) * step
+
     def _fitted(self, row: Sequence[int]) -> list[int]:
         """Cut at the end and closed by EOS, as in training; a causal model needs the end of its text."""
-        if self.causal:
-            return list(row)[-self.sequence_length :]
-        return [*row[: self.sequence_length - 1], self.tokenizer.eos_id]
+        room = self.room(len(row))
+        return list(row)[len(row) - room :] if self.causal else [*row[:room], self.tokenizer.eos_id]
+
+    def room(self, tokens: int) -> int:
+        """How many of a text's tokens are read."""
+        return tokens if self.sequence_length is None else min(tokens, self.sequence_length - (not self.causal))
 
     def _generate(
         self, params: Params, rows: list[list[int]], numbers: np.ndarray, width: int, size: int
@@ -102,4 +128,5 @@ class Generator:
 
     def _text(self, ids: np.ndarray) -> str:
         ends = np.flatnonzero(ids == self.tokenizer.eos_id)
+        self.unended += not len(ends)
         return self.tokenizer.decode(ids[: ends[0] if len(ends) else None].tolist())

@@ -1,6 +1,7 @@
 """The held-out data of an evaluation in batches on the devices, and the files an evaluation keeps."""
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from bertjax.data import text_counts
 from bertjax.data.labels import Classes
 from bertjax.data.loader import Batches, is_decoder_only, open_task
 from bertjax.parallel import distributed
@@ -20,7 +22,8 @@ SAMPLES = 12  # that an evaluation keeps to show
 
 
 def open_heldout(job: Job, program: Program, config: Any, classes: Classes | None = None) -> Batches:
-    return open_task(
+    """The data of an evaluation; what is cut of its texts, or unknown, is said on stderr."""
+    batches = open_task(
         config.data,
         config.name,
         job.tokenizer,
@@ -31,6 +34,15 @@ def open_heldout(job: Job, program: Program, config: Any, classes: Classes | Non
         classes=classes,
         decoder_only=is_decoder_only(job.config),
     )
+    for store in batches.stores.values():
+        report_losses(f"evaluation '{config.name}'", store.meta.get(text_counts.KEY), config.data.preprocess)
+    return batches
+
+
+def report_losses(name: str, counts: text_counts.Counts | None, options: Any) -> None:
+    """Says on stderr, once for all processes, what is cut of texts or unknown to the tokenizer."""
+    for line in text_counts.lines(name, counts, options) if distributed.is_lead() else ():
+        print(line, file=sys.stderr, flush=True)
 
 
 def whole(batch_size: int, program: Program) -> int:

@@ -1,6 +1,8 @@
 """Looking at a model with one's own text: fill masked words, answer a question, generate text."""
 
 import re
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,28 +11,31 @@ import jax.numpy as jnp
 import numpy as np
 from pydantic import ValidationError
 
+from bertjax.config import hf_generation
 from bertjax.config.data_schema import CausalLm, SpanQa
 from bertjax.config.evaluation_schema import Decoding, SquadEvaluation, TextToTextEvaluation
-from bertjax.data import qa
-from bertjax.data.sentencepieces import SentencePieceTokenizer
+from bertjax.data import qa, text_counts
 from bertjax.data.tokenizers import Tokenizer
 from bertjax.errors import UserError
 from bertjax.evaluation.answers import predict_answers
 from bertjax.evaluation.evaluate import Restored, answer_logits, restore, span_logits
 from bertjax.evaluation.generate import Generator
+from bertjax.evaluation.heldout import report_losses
 
 MASK = "[MASK]"
-_SENTINEL = re.compile(r"<extra_id_(\d{1,4})>")
+_SENTINEL = re.compile(r"▁?<extra_id_\d+>")
 
 
-def fill_mask(checkpoint: str | Path | Restored, texts: list[str], top_k: int = 5) -> list[dict[str, Any]]:
+def fill_mask(
+    checkpoint: str | Path | Restored, texts: list[str], top_k: int = 5, overrides: Sequence[str] = ()
+) -> list[dict[str, Any]]:
     """The likeliest words for each [MASK] of each text.
 
     -> a list with one {"text", "masks": [[{"token", "probability", "text"}...]...]} a text; probabilities are a softmax
     over the vocabulary. `text` inside is the whole text with that mask filled. Raises UserError when a text has no
     [MASK], is too long, or the checkpoint has no MLM head.
     """
-    restored = open_with(checkpoint, "mlm")
+    restored = open_with(checkpoint, "mlm", overrides)
     return [_fill(restored, text, top_k) for text in texts]
 
 
@@ -81,7 +86,7 @@ def _filled(text: str, mask: str, number: int, token: str, probability: float) -
 
 def answer(
     checkpoint: str | Path | Restored, question: str, context: str, n_best: int = 3,
-    null_threshold: float | None = None, min_probability: float | None = None,
+    null_threshold: float | None = None, min_probability: float | None = None, overrides: Sequence[str] = (),
 ) -> dict[str, Any]:  # fmt: skip
     """The best answer to a question in a context of any length, and the candidates it was chosen from, best first.
 
@@ -96,7 +101,7 @@ def answer(
 
     Raises UserError when the checkpoint has no QA head, or a text is empty or not Unicode.
     """
-    restored = open_with(checkpoint, "qa")
+    restored = open_with(checkpoint, "qa", overrides)
     for what, text in (("question", question), ("context", context)):
         _check_text(what, text)
     settings, windows = span_settings(restored)
@@ -158,15 +163,16 @@ def span_settings(restored: Restored) -> tuple[SquadEvaluation | None, SpanQa]:
 
 
 def generate(
-    checkpoint: str | Path | Restored, texts: list[str], choices: dict[str, Any], seed: int = 0, batch_size: int = 8
-) -> list[dict[str, str]]:
+    checkpoint: str | Path | Restored, texts: list[str], choices: dict[str, Any], seed: int = 0, batch_size: int = 8,
+    *, max_input_tokens: int | None = None, overrides: Sequence[str] = (),
+) -> list[dict[str, str]]:  # fmt: skip
     """-> a list with one {"text", "generated"} a text, in their order.
 
-    `choices` are fields of Decoding that go before those of the stage's evaluation of generated text. What is read and
-    generated of a text is as long as in the stage's tasks. <extra_id_N> in a text is that sentinel. Raises UserError
-    when the model is no T5 or lacks a sentinel.
+    `choices` are fields of Decoding that go before those of the stage's evaluation of generated text. Texts are read
+    whole, or up to `max_input_tokens`; what is generated is as long as in the stage's tasks. What is cut, unknown or
+    not read as the sentinel it names is said on stderr. Raises UserError when the model is no T5.
     """
-    restored = checkpoint if isinstance(checkpoint, Restored) else restore(checkpoint)
+    restored = checkpoint if isinstance(checkpoint, Restored) else restore(checkpoint, overrides=overrides)
     config, tokenizer = restored.job.config, restored.job.tokenizer
     if config.model.family != "t5":
         raise UserError(
@@ -176,13 +182,49 @@ def generate(
     evaluations = [e for e in stage.evaluate if isinstance(e, TextToTextEvaluation)]
     tasks = [*config.stage_tasks(stage).values(), *(e.data for e in evaluations)]
     generator = Generator(
-        restored.program, tokenizer, _decoding(evaluations[0].decoding if evaluations else Decoding(), choices),
-        sequence_length=max(task.preprocess.sequence_length for task in tasks),
+        restored.program, tokenizer,
+        _decoding(evaluations[0].decoding if evaluations else _imported(restored), choices),
+        sequence_length=max_input_tokens,
         target_length=max(_target_length(task.preprocess) for task in tasks),
         batch_size=batch_size, seed=seed, causal=all(isinstance(task.preprocess, CausalLm) for task in tasks),
     )  # fmt: skip
-    found = generator.from_ids(restored.params, [_with_sentinels(tokenizer, text) for text in texts])
+    rows = tokenizer.encode_batch(texts)
+    _say_losses(generator, texts, rows)
+    found = generator.from_ids(restored.params, rows)
+    if generator.unended and "max_new_tokens" not in choices:
+        ends = f"{generator.unended:,} of {len(texts):,} answers reach {generator.max_new_tokens} tokens"
+        _note(f"{ends} without an end and are cut there; --max-new-tokens sets another length")
     return [{"text": text, "generated": new} for text, new in zip(texts, found, strict=True)]
+
+
+def _say_losses(generator: Generator, texts: Sequence[str], rows: Sequence[Sequence[int]]) -> None:
+    tokenizer, limit = generator.tokenizer, generator.sequence_length
+    counts = {"inputs": text_counts.count(rows, None if limit is None else generator.room(limit), tokenizer.unk_id)}
+    report_losses("note", counts, {"inputs": ("--max-input-tokens", limit)})
+    sentinels = {i for i, piece in enumerate(tokenizer.pieces) if _SENTINEL.fullmatch(piece)}
+    wrong = sum(
+        len(_SENTINEL.findall(text)) > sum(i in sentinels for i in row) for text, row in zip(texts, rows, strict=True)
+    )
+    if wrong:
+        where = f"{wrong:,} of {len(texts):,} texts"
+        _note(
+            f"{where} hold an <extra_id_N> that is read as characters: it stands inside a word (put a space before "
+            f"it), or there are only {len(sentinels)} sentinels"
+        )
+
+
+def _note(line: str) -> None:
+    print(f"note: {line}", file=sys.stderr, flush=True)
+
+
+def _imported(restored: Restored) -> Decoding:
+    """As the generation settings of an imported folder say, else greedily."""
+    if restored.hugging_face is None:
+        return Decoding()
+    settings = hf_generation.of_files(restored.hugging_face)
+    if left := hf_generation.not_done(settings):
+        _note(f"not done, though the imported folder's generation settings say so: {', '.join(left)}")
+    return _decoding(Decoding(), hf_generation.decoding_of(settings))
 
 
 def _decoding(settings: Decoding, choices: dict[str, Any]) -> Decoding:
@@ -201,17 +243,12 @@ def _target_length(options: Any) -> int:
     return getattr(options, "target_length", None) or options.sequence_length
 
 
-def _with_sentinels(tokenizer: SentencePieceTokenizer, text: str) -> list[int]:
-    parts = _SENTINEL.split(text)  # text, number, text, number, ..., text
-    ids = [tokenizer.encode_batch([part])[0] for part in parts[::2]]
-    for number, after in zip(parts[1::2], ids[1:], strict=True):
-        ids[0] += [tokenizer.sentinel_id(int(number)), *after]
-    return ids[0]
+def open_with(checkpoint: str | Path | Restored, head: str, overrides: Sequence[str] = ()) -> Restored:
+    """The checkpoint, restored where it is not yet; UserError where it lacks the head.
 
-
-def open_with(checkpoint: str | Path | Restored, head: str) -> Restored:
-    """The checkpoint, restored where it is not yet; UserError where it lacks the head."""
-    restored = checkpoint if isinstance(checkpoint, Restored) else restore(checkpoint)
+    `overrides` (key.path=value) change the configuration that the checkpoint keeps.
+    """
+    restored = checkpoint if isinstance(checkpoint, Restored) else restore(checkpoint, overrides=overrides)
     if head not in restored.program.heads:
         raise UserError(
             f"{checkpoint}: has no '{head}' head (it has: {', '.join(restored.program.heads)}); "

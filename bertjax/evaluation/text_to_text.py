@@ -8,12 +8,13 @@ from typing import Any
 
 from bertjax.config.data_schema import TextToText
 from bertjax.config.evaluation_schema import TextToTextEvaluation
+from bertjax.data import text_counts
 from bertjax.data.text_to_text import TextExample, class_names, read_examples
 from bertjax.errors import UserError
 from bertjax.evaluation import scoring
 from bertjax.evaluation.benchmarks import suite_average, task_of
 from bertjax.evaluation.generate import Generator
-from bertjax.evaluation.heldout import SAMPLES, keep
+from bertjax.evaluation.heldout import SAMPLES, keep, report_losses
 from bertjax.training.loop import Evaluator
 from bertjax.training.setup import Job
 from bertjax.training.state import Params
@@ -50,17 +51,34 @@ def text_to_text(
             )  # fmt: skip
     generate = generator_of(job, program, config)
     keys = keys_of(examples)
+    counts = _losses(job, config, examples)
 
     def run(params: Params, step: int) -> dict[str, float]:
         answers = answers_to(generate, params, examples)
         scores = scoring.score(names, examples, answers, labels)
         pairs = list(zip(examples, answers, strict=True))[:: max(1, len(examples) // SAMPLES)][:SAMPLES]
         samples = [_sample(example, answer, options.prompt) for example, answer in pairs]
-        keep(folder, config.name, {"step": step, "scores": scores, "samples": samples})
+        keep(folder, config.name, {"step": step, "scores": scores, "samples": samples, text_counts.KEY: counts})
         keep(folder, f"{config.name}.predictions", dict(zip(keys, answers, strict=True)))
         return scores
 
     return run
+
+
+def _losses(job: Job, config: TextToTextEvaluation, examples: Sequence[TextExample]) -> text_counts.Counts:
+    """What is cut of the inputs, and of the references that no answer is long enough for; said on stderr."""
+    options: TextToText = config.data.preprocess
+    tokenizer, longest = job.tokenizer, config.decoding.max_new_tokens or options.target_length
+    inputs = tokenizer.encode_batch([example.inputs for example in examples])
+    targets = tokenizer.encode_batch([text for example in examples for text in example.references])
+    counts = {
+        "inputs": text_counts.count(inputs, options.sequence_length - 1, tokenizer.unk_id),
+        "targets": text_counts.count(targets, longest, tokenizer.unk_id),
+    }
+    own = "decoding.max_new_tokens" if config.decoding.max_new_tokens else "target_length"
+    lengths = {"inputs": ("sequence_length", options.sequence_length), "targets": (own, longest)}
+    report_losses(f"evaluation '{config.name}'", counts, lengths)
+    return counts
 
 
 def generator_of(job: Job, program: Program, config: TextToTextEvaluation) -> Generator:

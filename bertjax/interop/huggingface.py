@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from flax import nnx
 
+from bertjax.config import hf_generation
 from bertjax.config.load import DISTILBERT, resolve_sizes
 from bertjax.config.model_schema import BertConfig, ModelConfig, T5Config
 from bertjax.data import tokenizer_files
@@ -143,6 +144,20 @@ def _by_id(listed: Any) -> list[str] | None:
     return [by_id[number] for number in range(len(by_id))] if by_id.keys() == set(range(len(by_id))) else None
 
 
+def described_files(folder: Path) -> dict[str, Any]:
+    """{"config", "generation_config"}: what the two JSON files of a folder say; empty where the latter is missing.
+
+    A checkpoint of imported weights keeps them, for generating and for export. Raises UserError.
+    """
+    return {"config": describe(folder), "generation_config": hf_generation.read(Path(folder))}
+
+
+def stored_dtype(folder: Path) -> str:
+    """What the weights are to be computed in: bfloat16 where all are stored so, else float32."""
+    kinds = {stored.dtype for stored in tensors.open_folder(Path(folder), lambda name: name).values()}
+    return "bfloat16" if kinds & {"BF16", "F16", "F32", "F64"} == {"BF16"} else "float32"
+
+
 def present_heads(params: Mapping[str, Any]) -> tuple[str, ...]:
     """The heads that flat parameters hold: mlm, nsp, qa, classifier, and pooler where no other head brings it; lm."""
     if "decoder/norm/scale" in params:
@@ -165,7 +180,7 @@ def num_labels(params: Mapping[str, Any]) -> int:
 def _check_agrees(folder: Path, model: BertConfig) -> None:
     describe(folder)
     theirs = resolve_sizes(folder)
-    ours = model.model_dump()
+    ours = dict(model)
     for name in ("family", *_FUNCTION):
         if name in theirs and theirs[name] != ours[name]:
             raise UserError(
@@ -216,16 +231,17 @@ def _check_tied(found: Mapping[str, Stored], params: Mapping[str, np.ndarray], f
 
 def save_folder(
     out: Path, params: Mapping[str, np.ndarray], model: BertConfig, heads: Sequence[str], *,
-    tokenizer: Tokenizer, labels: Sequence[str] | None = None,
+    tokenizer: Tokenizer, labels: Sequence[str] | None = None, kept: Mapping[str, Any] | None = None,
 ) -> None:  # fmt: skip
     """Writes a folder that transformers' AutoModelFor... and AutoTokenizer load, in one piece.
 
-    params: {our path: float32 array}, whole arrays. labels: names of the classes. A pooler that no head of the written
+    params: {our path: float32 array}, whole arrays. labels: names of the classes. kept: of an
+    imported folder, see described_files. A pooler that no head of the written
     class reads (a QA model's, say) is left out, as transformers has no place for it. Raises UserError for a model that
     transformers has no class for, OSError when the folder cannot be written.
     """
     out = Path(out)
-    config = _config_json(out, params, model, heads, tokenizer.pad_id, labels)
+    config = tensors.merged(kept, _config_json(out, params, model, heads, tokenizer.pad_id, labels))
     inputs = ["input_ids", *(["token_type_ids"] if model.family == "bert" else []), "attention_mask"]
     files = tokenizer.files({"model_input_names": inputs, "model_max_length": model.max_position_embeddings})
     add = partial(tokenizer_files.write, files=files)
@@ -252,12 +268,15 @@ def _config_json(
     kind = frozenset(heads) - {"pooler"}
     if kind not in _CLASSES[model.family]:
         raise UserError(f"{out}: transformers has no {model.family} class with the heads {', '.join(sorted(kind))}")
-    sizes = model.model_dump(exclude={"family", "config_from", "position_init"})
+    sizes = {name: value for name, value in model if name not in ("family", "config_from", "position_init")}
     if model.family == "bert":
+        del sizes["qa_dropout"]
         sizes["type_vocab_size"] = model.type_vocab_size or 2
     else:
         if model.layer_norm_eps != 1e-12:
             raise UserError(f"{out}: distilbert in transformers has layer_norm_eps 1e-12, not {model.layer_norm_eps}")
+        if sizes["classifier_dropout"] is None:
+            sizes["classifier_dropout"] = model.hidden_dropout_prob
         sizes = {theirs: sizes[ours] for ours, (theirs, _) in DISTILBERT.items()}
     config = {
         "architectures": [_CLASSES[model.family][kind]],

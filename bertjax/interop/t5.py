@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
+from bertjax.config import hf_generation
 from bertjax.config.load import resolve_sizes
 from bertjax.config.model_schema import T5Config
 from bertjax.data.sentencepieces import SentencePieceTokenizer
@@ -21,6 +22,7 @@ CLASSES = ("T5ForConditionalGeneration", "T5Model", "T5WithLMHeadModel")  # the 
 _FUNCTION = (
     "family", "architecture", "num_layers", "num_decoder_layers", "num_heads", "feed_forward_proj",
     "relative_attention_max_distance", "layer_norm_epsilon", "tie_word_embeddings", "scale_decoder_outputs",
+    "decoder_start_token_id",
 )  # fmt: skip
 
 
@@ -46,8 +48,22 @@ def load_params(folder: Path, model: T5Config) -> dict[str, np.ndarray]:
     return {path: tables.to_ours(path, [found[table[path]].read()]) for path in shapes}
 
 
+def check_ids(folder: Path, files: Mapping[str, Any], model: T5Config, eos_id: int) -> None:
+    """Whether both JSON files (`huggingface.described_files`) end and start a text as tokenizer and model do."""
+    config, generation = files["config"], files["generation_config"]
+    start = ("decoder_start_token_id", model.decoder_start_token_id, "config.json says")
+    for name, wanted, whose in (("eos_token_id", eos_id, "the tokenizer's </s> is"), start):
+        for file, found in (("config.json", config), (hf_generation.FILE, generation)):
+            said = found.get(name)
+            if said is not None and said not in (wanted, [wanted]):
+                raise UserError(
+                    f"{folder / file}: {name} is {said!a:.40}, {whose} {wanted}; a text can start and end in one way "
+                    "only: make them agree"
+                )
+
+
 def _check_agrees(folder: Path, model: T5Config) -> None:
-    theirs, ours = _function(T5Config().model_dump() | resolve_sizes(folder)), _function(model.model_dump())
+    theirs, ours = _function(dict(T5Config()) | resolve_sizes(folder)), _function(dict(model))
     for name in _FUNCTION:
         if theirs[name] != ours[name]:
             raise UserError(
@@ -79,12 +95,13 @@ def _without_copies(found: dict[str, Stored], model: T5Config) -> dict[str, Stor
 
 
 def save_folder(
-    out: Path, params: Mapping[str, np.ndarray], model: T5Config, tokenizer: SentencePieceTokenizer | UnigramTokenizer
-) -> None:
+    out: Path, params: Mapping[str, np.ndarray], model: T5Config,
+    tokenizer: SentencePieceTokenizer | UnigramTokenizer, kept: Mapping[str, Any] | None = None,
+) -> None:  # fmt: skip
     """Writes a folder that T5ForConditionalGeneration and AutoTokenizer of transformers load, in one piece.
 
-    params: {our path: float32 array}, whole arrays. Raises UserError for a model that transformers has no class for,
-    OSError when the folder cannot be written.
+    params: {our path: float32 array}, whole arrays. kept: of an imported folder, see huggingface.described_files.
+    Raises UserError for a model that transformers has no class for, OSError when the folder cannot be written.
     """
     out = Path(out)
     if model.architecture != "encoder_decoder":
@@ -97,14 +114,22 @@ def save_folder(
     weights = {
         theirs: tables.to_theirs(ours, np.asarray(params[ours], np.float32), 1)[0] for ours, theirs in table.items()
     }
-    tensors.write_folder(out, weights, _config_json(model, tokenizer), tokenizer.save)
+    config = tensors.merged(kept, _config_json(model, tokenizer))
+    generation = (kept or {}).get("generation_config")
+
+    def add(work: Path) -> None:
+        tokenizer.save(work)
+        if generation:
+            ids = ("decoder_start_token_id", "eos_token_id", "pad_token_id")
+            tensors.write_json(work / hf_generation.FILE, generation | {name: config[name] for name in ids})
+
+    tensors.write_folder(out, weights, config, add)
 
 
 def _config_json(model: T5Config, tokenizer: SentencePieceTokenizer | UnigramTokenizer) -> dict[str, Any]:
     """Transformers 4 ties and scales by tie_word_embeddings; 5 scales by scale_decoder_outputs and ties what has no
     lm_head.weight. Where a model does one without the other, only the latter computes what we do.
     """
-    gated = model.feed_forward_proj == "gated-gelu"
     tied, scale = model.tie_word_embeddings, model.scale_decoder_outputs
     return {
         "architectures": [CLASSES[0]],
@@ -112,11 +137,11 @@ def _config_json(model: T5Config, tokenizer: SentencePieceTokenizer | UnigramTok
         **model.model_dump(exclude={"family", "config_from", "architecture"}),
         "num_decoder_layers": model.decoder_layers,
         "scale_decoder_outputs": tied if scale is None else scale,
-        "dense_act_fn": "gelu_new" if gated else "relu",
-        "is_gated_act": gated,
+        "dense_act_fn": model.activation,
+        "is_gated_act": model.gated,
         "is_encoder_decoder": True,
         "initializer_factor": 1.0,
-        "decoder_start_token_id": 0,
+        "decoder_start_token_id": model.decoder_start_token_id,
         "pad_token_id": tokenizer.pad_id,
         "eos_token_id": tokenizer.eos_id,
         "torch_dtype": "float32",

@@ -7,13 +7,13 @@ OUTPUT = "lm_head.weight"
 # Old files of transformers hold one, which no version reads (its `_keys_to_ignore_on_load_unexpected`).
 IGNORED = ("decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",)
 _ATTENTION = {"query": "q", "key": "k", "value": "v", "output": "o"}
-_MLP = {"relu": {"intermediate": "wi"}, "gated-gelu": {"gate": "wi_0", "intermediate": "wi_1"}}
+_MLP = {False: {"intermediate": "wi"}, True: {"gate": "wi_0", "intermediate": "wi_1"}}
 
 
 def table(model: T5Config) -> dict[str, str]:
     """{our path: its tensor} of an encoder-decoder."""
     found = {"embeddings/word/embedding": SHARED[0]}
-    mlp = _MLP[model.feed_forward_proj] | {"output": "wo"}
+    mlp = _MLP[model.gated] | {"output": "wo"}
     sublayers = {
         "encoder": {"attention": ("SelfAttention", _ATTENTION), "mlp": ("DenseReluDense", mlp)},
         "decoder": {

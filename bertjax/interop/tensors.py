@@ -16,6 +16,7 @@ from bertjax.errors import UserError
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "tf_model.h5", "flax_model.msgpack")
+_OLD = {"tf_model.h5": "tf", "flax_model.msgpack": "flax"}
 _FLOATS = ("F32", "F16", "BF16", "F64")
 
 
@@ -59,9 +60,13 @@ def _files(folder: Path) -> list[Path]:
         return _shards(folder / INDEX)
     pickles = [name for name in _PICKLES if (folder / name).is_file()]
     if pickles:
+        old = _OLD.get(pickles[0])
+        where = f"transformers 4 with torch and {old} (5 reads no such file)" if old else "transformers"
+        argument = f", from_{old}=True" if old else ""
         raise UserError(
-            f"{folder}: holds {pickles[0]} and no {WEIGHTS}; convert it where it is trusted: load it in transformers, "
-            "then model.save_pretrained(new_folder, safe_serialization=True)"
+            f"{folder}: holds {pickles[0]} and no {WEIGHTS}; convert it where it is trusted: in {where}, "
+            f"AutoModel...from_pretrained(folder{argument}).save_pretrained(new_folder), AutoModel... being the class "
+            "that config.json names under architectures"
         )
     raise UserError(f"{folder}: holds no {WEIGHTS}; give a folder that transformers' save_pretrained wrote")
 
@@ -124,6 +129,12 @@ def write_folder(
         os.replace(work, out)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def merged(kept: Mapping[str, Any] | None, ours: Mapping[str, Any]) -> dict[str, Any]:
+    """config.json of an imported folder with what is ours now; `dtype` is the newer spelling of `torch_dtype`."""
+    before = (kept or {}).get("config", {})
+    return {name: value for name, value in before.items() if name not in ("dtype", "_name_or_path")} | dict(ours)
 
 
 def write_json(path: Path, content: Any) -> None:

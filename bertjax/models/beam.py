@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bertjax.models.decode import EOS, PAD, START, Begun, begin
+from bertjax.models.decode import EOS, PAD, Begun, begin
 from bertjax.models.family import Module
 from bertjax.models.t5_cache import Cache
 from bertjax.models.vocabulary import top_k
@@ -90,7 +90,7 @@ def _first(begun: Begun, rows: int, beam_size: int, max_new_tokens: int, rules: 
     seen = jnp.repeat(begun.cache.visible[:, None], beam_size, axis=1)
     scores = jnp.tile(jnp.where(jnp.arange(beam_size) == 0, 0.0, IMPOSSIBLE), (rows, 1))
     nothing = jnp.full(shape, UNFINISHED[rules])
-    tokens, finished, going = jnp.full(shape, START, jnp.int32), jnp.zeros(shape, bool), jnp.ones(rows, bool)
+    tokens, finished, going = jnp.full(shape, begun.start, jnp.int32), jnp.zeros(shape, bool), jnp.ones(rows, bool)
     return _Beams(jnp.int32(0), tokens, scores, ids, nothing, ids, finished, going, begun.cache, seen)
 
 

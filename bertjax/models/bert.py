@@ -174,8 +174,9 @@ class Bert(nnx.Module):
         pooled = self.heads.pooler(at_positions(hidden, cls_positions), self.execution)
         return linear_logits(self.heads.nsp, pooled, self.execution)
 
-    def qa_logits(self, hidden: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def qa_logits(self, hidden: jax.Array, key: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
         """-> start and end logits, float32 [B, S]."""
+        hidden = dropout(hidden, self.config.qa_dropout, key, self.execution)
         logits = linear_logits(self.heads.qa, hidden, self.execution)
         return logits[..., 0], logits[..., 1]
 
@@ -183,5 +184,6 @@ class Bert(nnx.Module):
         """-> float32 [B, G, C]; dropout before the output layer as in run_classifier.py."""
         pool = self.heads.pre_classifier if self.config.family == "distilbert" else self.heads.pooler
         pooled = pool(at_positions(hidden, cls_positions), self.execution)
-        pooled = dropout(pooled, self.config.hidden_dropout_prob, key, self.execution)
+        own = self.config.classifier_dropout
+        pooled = dropout(pooled, self.config.hidden_dropout_prob if own is None else own, key, self.execution)
         return linear_logits(self.heads.classifier, pooled, self.execution)

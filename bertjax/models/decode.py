@@ -18,7 +18,7 @@ from bertjax.models.family import Module
 from bertjax.models.t5_cache import Cache
 from bertjax.parallel.mesh import constrain
 
-PAD, EOS, START = 0, 1, 0  # T5's; the decoder starts from the id of padding, since there is none for the start
+PAD, EOS = 0, 1  # T5's; behind an end there is PAD whatever id a tokenizer pads with: nobody reads it
 EXCLUDED = -1e30
 
 
@@ -28,13 +28,15 @@ class Begun(NamedTuple):
     Attributes:
         cache: with room for all new tokens of all beams.
         logits: float32 [B, V] of the first new token where the inputs themselves go through the decoder, else None.
-        first: new token n comes of the decoder input at slot first + n * beams of the cache (of START, for n = 0; a
+        first: new token n comes of the decoder input at slot first + n * beams of the cache (of `start`, for n = 0; a
             decoder alone has read that).
+        start: what the decoder reads first: T5's is the id of padding, since it has none for the start.
     """
 
     cache: Cache
     logits: jax.Array | None
     first: int
+    start: int
 
 
 def begin(
@@ -43,18 +45,19 @@ def begin(
 ) -> Begun:  # fmt: skip
     """int32 [B, S] x 2 -> what all kinds of decoding start from.
 
-    A decoder alone reads START and the inputs as one prompt that sees itself fully (a prefix LM), or backwards only
+    A decoder alone reads the start and the inputs as one prompt that sees itself fully (a prefix LM), or backwards only
     when `causal`; new tokens go to the slots from S + 1 on whatever the prompt's own length.
     """
+    start = model.config.decoder_start_token_id
     if model.config.architecture == "encoder_decoder":
         hidden = model.encode(input_ids, segment_ids)
-        return Begun(model.start_cache(hidden, segment_ids, max_new_tokens * beams), None, 0)
+        return Begun(model.start_cache(hidden, segment_ids, max_new_tokens * beams), None, 0, start)
     width = input_ids.shape[1] + 1
-    ids = jnp.pad(input_ids, ((0, 0), (1, 0)), constant_values=START)
+    ids = jnp.pad(input_ids, ((0, 0), (1, 0)), constant_values=start)
     segments = jnp.pad(segment_ids, ((0, 0), (1, 0)), constant_values=1)
     cache = model.start_cache(None, segments, width + (max_new_tokens - 1) * beams)
     logits, cache = model.prefill(ids, segments, None if causal else segments, cache)
-    return Begun(cache, logits, width - beams)
+    return Begun(cache, logits, width - beams, start)
 
 
 class _Rows(NamedTuple):
@@ -80,7 +83,7 @@ def _run(
         return emit(state, *model.decode_step(state.token, state.cache, begun.first + state.length))
 
     ids = constrain(jnp.full((rows, max_new_tokens), PAD, jnp.int32), "batch", None)
-    state = _Rows(jnp.int32(0), jnp.full((rows,), START, jnp.int32), jnp.zeros((rows,), bool), ids, begun.cache)
+    state = _Rows(jnp.int32(0), jnp.full((rows,), begun.start, jnp.int32), jnp.zeros((rows,), bool), ids, begun.cache)
     if begun.logits is not None:
         state = emit(state, begun.logits, begun.cache)
     return lax.while_loop(lambda s: (s.length < max_new_tokens) & ~s.ended.all(), step, state).ids

@@ -203,14 +203,21 @@ def _gelu(x: jax.Array) -> jax.Array:
     return x * (0.5 + 0.5 * lax.erf(x * 0.7071067811865476))
 
 
-ACTIVATIONS = {"gelu": _gelu, "gelu_new": jax.nn.gelu, "relu": jax.nn.relu}
+def _quick_gelu(x: jax.Array) -> jax.Array:
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+ACTIVATIONS = {
+    "gelu": _gelu, "gelu_new": jax.nn.gelu, "relu": jax.nn.relu, "silu": jax.nn.silu, "quick_gelu": _quick_gelu,
+}  # fmt: skip
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def activation(name: str, x: jax.Array) -> jax.Array:
     """Computed in float32, result in x's dtype; only x is kept for the gradient, not the float32 steps between.
 
-    gelu: x*Phi(x) by erf (Hugging Face BERT); gelu_new: the tanh form of google-research/bert's modeling.py; relu.
+    gelu: x*Phi(x) by erf (Hugging Face BERT); gelu_new: the tanh form of google-research/bert's modeling.py; relu, silu
+    and quick_gelu as in transformers' activations.py.
     """
     return ACTIVATIONS[name](x.astype(jnp.float32)).astype(x.dtype)
 

@@ -33,12 +33,12 @@ from bertjax.parallel.mesh import constrain, gathered
 BIAS = (None, "heads", None, None)  # logical axes of a position bias
 
 
-def shift_right(target_ids: jax.Array, target_positions: jax.Array) -> jax.Array:
-    """Targets -> decoder inputs, int32 [B, T]: one to the right, 0 where an example of a packed row begins.
+def shift_right(target_ids: jax.Array, target_positions: jax.Array, start: int = 0) -> jax.Array:
+    """Targets -> decoder inputs, int32 [B, T]: one to the right, `start` where an example of a packed row begins.
 
-    seqio utils.py make_autoregressive_inputs.
+    seqio utils.py make_autoregressive_inputs, whose start is 0; transformers has T5Config.decoder_start_token_id.
     """
-    return jnp.where(target_positions == 0, 0, jnp.roll(target_ids, 1, axis=1))
+    return jnp.where(target_positions == 0, start, jnp.roll(target_ids, 1, axis=1))
 
 
 class Word(nnx.Module):
@@ -66,7 +66,8 @@ class Mlp(nnx.Module):
     def __init__(self, config: T5Config, rngs: nnx.Rngs):
         D, F = config.d_model, config.d_ff
         self.intermediate = Linear((D, F), ("embed", "mlp"), D**-0.5, rngs)
-        if config.feed_forward_proj == "gated-gelu":
+        self.act = config.activation
+        if config.gated:
             self.gate = Linear((D, F), ("embed", "mlp"), D**-0.5, rngs)
         self.output = Linear((F, D), ("mlp", "embed"), F**-0.5, rngs)
         self.norm = RmsNorm(D, config.layer_norm_epsilon)
@@ -76,10 +77,10 @@ class Mlp(nnx.Module):
         k1, k2 = (None, None) if key is None else jax.random.split(key)
         y = enter(self.norm(x_BSD))
         h_BSF = constrain(self.intermediate(y, execution), "batch", None, "mlp")
-        if hasattr(self, "gate"):  # the linear half is t5x's wi_1, the gate its wi_0; its GELU is the tanh form
-            h_BSF = h_BSF * activation("gelu_new", constrain(self.gate(y, execution), "batch", None, "mlp"))
+        if hasattr(self, "gate"):  # the linear half is t5x's wi_1, the gate its wi_0
+            h_BSF = h_BSF * activation(self.act, constrain(self.gate(y, execution), "batch", None, "mlp"))
         else:
-            h_BSF = activation("relu", h_BSF)
+            h_BSF = activation(self.act, h_BSF)
         h_BSF = dropout(h_BSF, self.rate, k1, execution, along_length=True, names=("batch", None, "mlp"))
         y = self.output(h_BSF, execution)
         return constrain(x_BSD + dropout(y, self.rate, k2, execution, along_length=True), "batch", None, None)

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from bertjax.config import hf_fields, hf_generation
 from bertjax.config.load import build, dump
 from bertjax.config.model_schema import ModelConfig, T5Config
 from bertjax.config.schema import CheckpointPolicy, Config
@@ -29,15 +30,17 @@ from bertjax.training.summary import model_summary
 STAGE = "import"
 
 
-def import_folder(source: Path, out: Path) -> None:
+def import_folder(source: Path, out: Path) -> list[str]:
     """Writes a run folder with the folder's weights as step 0 of a stage called import.
 
     `evaluate`, `predict`, `export` and `init_from` take it like a run of ours. The stage's objective is the one its
-    heads serve; heads that the folder lacks stay absent. `out` appears in one piece. Raises UserError for a folder
-    that cannot be read, StorageError when `out` cannot be written.
+    heads serve; heads that the folder lacks stay absent. `out` appears in one piece. -> what a person should know
+    of the folder, a line each. Raises UserError for a folder that cannot be read, StorageError when `out` cannot be
+    written.
     """
     source, out = Path(source), Path(out)
-    described = huggingface.describe(source)
+    files = huggingface.described_files(source)
+    described = files["config"]
     tokenizer = tokenizers.from_file(source)
     model = _model(source, described["model_type"] == "t5")
     if isinstance(tokenizer, tokenizers.Tokenizer) == isinstance(model, T5Config):
@@ -55,17 +58,36 @@ def import_folder(source: Path, out: Path) -> None:
             "transformers it is the token",
             file=sys.stderr,
         )
+    if isinstance(model, T5Config):
+        t5.check_ids(source, files, model, tokenizer.eos_id)
     params = huggingface.load_params(source, model)
     heads = huggingface.present_heads(params)
-    config = _config(model, heads, huggingface.num_labels(params), tokenizer, out)
+    config = _config(model, heads, huggingface.num_labels(params), tokenizer, out, huggingface.stored_dtype(source))
     job = Job(config, Path.cwd(), meshes.make_mesh(config.mesh), tokenizer)
     classifier = huggingface.classifier_of(source)
     for note in classifier.notes if classifier else ():
         print(f"note: {note}", file=sys.stderr)
     try:
-        _write(job, heads, params, list(classifier.names) if classifier and classifier.names else None, out)
+        names = list(classifier.names) if classifier and classifier.names else None
+        _write(job, heads, params, files, names, out)
     except OSError as error:
         raise StorageError(f"{out}: could not be written: {error.strerror}") from error
+    return _notes(source, files, config)
+
+
+def _notes(source: Path, files: Mapping[str, Any], config: Config) -> list[str]:
+    dtype = config.run.compute_dtype
+    notes = [f"computes in {dtype}, as the weights are stored; --dtype of evaluate and predict chooses another"]
+    if unknown := hf_fields.unknown(files["config"]):
+        notes.append(f"{source / 'config.json'}: not known and not used: {', '.join(unknown)[:200]}")
+    if isinstance(config.model, T5Config):
+        generation = hf_generation.of_files(files)
+        if made := hf_generation.decoding_of(generation):
+            said = ", ".join(f"{name} {value}" for name, value in made.items() if value is not None)
+            notes.append(f"predict generate decodes as the folder says: {said}")
+        if left := hf_generation.not_done(generation):
+            notes.append(f"predict generate does not do what the folder's generation settings say: {', '.join(left)}")
+    return notes
 
 
 def _model(source: Path, is_t5: bool) -> ModelConfig:
@@ -79,8 +101,9 @@ def _model(source: Path, is_t5: bool) -> ModelConfig:
 
 
 def _write(
-    job: Job, heads: tuple[str, ...], params: Mapping[str, np.ndarray], labels: list[str] | None, out: Path
-) -> None:
+    job: Job, heads: tuple[str, ...], params: Mapping[str, np.ndarray], files: dict[str, Any],
+    labels: list[str] | None, out: Path,
+) -> None:  # fmt: skip
     work = out.with_name(f".{out.name}.unfinished")
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
@@ -88,7 +111,8 @@ def _write(
         program = job.program(job.config.stages[0], steps=1, heads=heads)
         placed = program.placed()
         arrays = {path: jax.device_put(array, placed[path]) for path, array in params.items()}
-        meta = setup.checkpoint_meta(job, program, 0, 0) | ({"labels": labels} if labels else {})
+        meta = setup.checkpoint_meta(job, program, 0, 0) | {"hugging_face": files}
+        meta |= {"labels": labels} if labels else {}
         with Checkpoints(stage_folder(work, 0, STAGE), CheckpointPolicy()) as checkpoints:
             checkpoints.save(0, {"params": paths.unflatten(arrays)}, meta)
         job.tokenizer.save(work / "tokenizer")
@@ -101,8 +125,9 @@ def _write(
 
 
 def _config(
-    model: ModelConfig, heads: tuple[str, ...], num_labels: int, tokenizer: tokenizers.AnyTokenizer, out: Path
-) -> Config:
+    model: ModelConfig, heads: tuple[str, ...], num_labels: int, tokenizer: tokenizers.AnyTokenizer, out: Path,
+    dtype: str,
+) -> Config:  # fmt: skip
     """What the run folder says of itself: the objective its heads serve, and data every machine has to try it on."""
     is_t5 = isinstance(model, T5Config)
     stage = _stage(heads, num_labels, 128 if isinstance(model, T5Config) else model.max_position_embeddings)
@@ -115,7 +140,7 @@ def _config(
                 "path": str(out / "tokenizer"),
                 **about,
             },
-            "run": {"root": str(out.parent), "name": out.name},
+            "run": {"root": str(out.parent), "name": out.name, "compute_dtype": dtype},
             "stages": [stage],
         },
         where=str(out),
@@ -168,7 +193,7 @@ def export_checkpoint(source: Path, out: Path) -> None:
     arrays = {path: np.asarray(x) for path, x in paths.flatten(params).items()}
     try:
         if isinstance(config.model, T5Config):
-            t5.save_folder(Path(out), arrays, config.model, tokenizer)
+            t5.save_folder(Path(out), arrays, config.model, tokenizer, meta.get("hugging_face"))
             return
         labels = meta.get("labels")
         huggingface.save_folder(
@@ -178,6 +203,7 @@ def export_checkpoint(source: Path, out: Path) -> None:
             heads,
             tokenizer=tokenizer,
             labels=labels if labels and len(labels) == meta["num_labels"] else None,
+            kept=meta.get("hugging_face"),
         )
     except OSError as error:
         raise StorageError(f"{out}: could not be written: {error.strerror}") from error

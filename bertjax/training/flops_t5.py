@@ -40,7 +40,7 @@ def decoder_layer(model: T5Config, inputs: int, targets: int, adapter_size: int 
 
 
 def _mlp(model: T5Config) -> int:
-    return (3 if model.feed_forward_proj == "gated-gelu" else 2) * model.d_model * model.d_ff
+    return (3 if model.gated else 2) * model.d_model * model.d_ff
 
 
 def train_flops(

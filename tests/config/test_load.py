@@ -150,7 +150,10 @@ def test_every_problem_at_once_each_with_its_line(write):
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        ("model.hidden_act=gelo", "hidden_act: must be 'gelu', 'gelu_new' or 'relu' (got 'gelo'); did you mean"),
+        (
+            "model.hidden_act=gelo",  # no near name: another activation is another function
+            "hidden_act: must be 'gelu', 'gelu_new', 'relu', 'silu' or 'quick_gelu' (got 'gelo')",
+        ),
         ("model.hidden_size=[1]", "model.hidden_size: must be a whole number (got [1])"),
         ("model.hidden_size='64'", "model.hidden_size: must be a whole number (got '64')"),
         ("model.hidden_size=64.5", "model.hidden_size: must be a whole number (got 64.5)"),

@@ -30,6 +30,7 @@ class Words:
 
     def __init__(self) -> None:
         self.vocab_size, self.extra_ids, self.eos_id, self.pad_id, self.sha256 = 60_000, 100, EOS, 0, "words"
+        self.unk_id = 2
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         return [[int(word) for word in text.split()] for text in texts]

@@ -127,11 +127,41 @@ def test_a_text_without_words():
         sentencepieces.train(lambda: iter([[]]), vocab_size=200, extra_ids=10, character_coverage=1.0)
 
 
-def test_text_never_makes_a_special_token(tokenizer):
-    special = {tokenizer.pad_id, tokenizer.eos_id, *range(PIECES, tokenizer.vocab_size)}
-    texts = ["<extra_id_0>", "the <extra_id_1> cat </s> <pad>", "</s>", "▁<extra_id_0>", "<pad>"]
-    for text, ids in zip(texts, tokenizer.encode_batch(texts), strict=True):
-        assert ids and not special & set(ids), text
+def seqios(model: bytes, extra_ids: int) -> sentencepiece.SentencePieceProcessor:
+    """seqio.SentencePieceVocabulary (vocabularies.py `_load_model`): user-defined pieces '▁<extra_id_N>', backwards.
+
+    A piece in sentencepiece_model.proto: field 1 of ModelProto; in it text (1), score 0.0 (2), type USER_DEFINED (3).
+    """
+    for number in reversed(range(extra_ids)):
+        text = f"▁<extra_id_{number}>".encode()
+        piece = b"\x0a" + bytes([len(text)]) + text + b"\x15" + bytes(4) + b"\x18\x04"
+        model += b"\x0a" + bytes([len(piece)]) + piece
+    return sentencepiece.SentencePieceProcessor(model_proto=model)
+
+
+SENTINEL_TEXTS = [
+    "<extra_id_0>", "the <extra_id_1> cat </s> <pad>", "</s>", "▁<extra_id_0>", "<pad>", "<extra_id_0> the cat",
+    "<extra_id_0>the cat", "the<extra_id_0> cat", "the<extra_id_0>cat", "the cat<extra_id_0>", "a <extra_id_99>b",
+    "<extra_id_0><extra_id_1>", "<extra_id_0> <extra_id_1>", "the <extra_id_100> cat", "<extra_id_00>", "<extra_id_>",
+    " <extra_id_5> ", "jugs\t<extra_id_3>\njugs", "  <extra_id_0>  the", "extra_id_0", "< extra_id_0>", "<EXTRA_ID_0>",
+    "the <extra_id_1>", "dog <extra_id_12>s", "<extra_id_1> <extra_id_1> <extra_id_1>", "<extra_id_0>.",
+    "(<extra_id_0>)",
+    "ﬁne <extra_id_7> ½", "quick <extra_id_10>0 fox", "日本 <extra_id_4>本",
+]  # fmt: skip
+
+
+def test_text_with_sentinels_is_read_as_seqio_reads_it(tokenizer):
+    theirs = seqios(tokenizer.model, EXTRA)
+    for text, ids in zip(SENTINEL_TEXTS + TEXTS, tokenizer.encode_batch(SENTINEL_TEXTS + TEXTS), strict=True):
+        assert ids == theirs.encode(text), text
+        assert tokenizer.decode(ids) == theirs.decode(ids), text
+    glued, spaced = tokenizer.encode_batch(["<extra_id_0>cat", "<extra_id_0> cat"])
+    assert glued[0] == spaced[0] == tokenizer.sentinel_id(0) and glued[1:] != spaced[1:]
+
+
+def test_text_never_makes_a_control_piece(tokenizer):
+    for text, ids in zip(SENTINEL_TEXTS, tokenizer.encode_batch(SENTINEL_TEXTS), strict=True):
+        assert ids and not {tokenizer.pad_id, tokenizer.eos_id} & set(ids), text
 
 
 def test_decoding_renders_sentinels_as_seqio_does(tokenizer):
@@ -179,7 +209,8 @@ def test_sentinels_inside_a_model_are_counted(tokenizer):
     inside = tuple(Piece(f"▁<extra_id_{number}>", 0.0, spm_model.USER_DEFINED) for number in reversed(range(5)))
     found = SentencePieceTokenizer(spm_model.write(replace(model, pieces=model.pieces + inside)), 100, "model")
     assert (found.extra_ids, found.vocab_size, found.sentinel_id(0)) == (5, PIECES + 5, PIECES + 4)
-    assert found.encode_batch(["a <extra_id_0>"]) == tokenizer.encode_batch(["a <extra_id_0>"])
+    text = tokenizer.encode_batch(["a"])[0]
+    assert found.encode_batch(["a <extra_id_0>"]) == [[*text, PIECES + 4]]
 
 
 # ---- transformers ---------------------------------------------------------------------------------------------------

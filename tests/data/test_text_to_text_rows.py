@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bertjax.config.data_schema import JsonLines, SpanCorruption, Task, TextToText
-from bertjax.data import plans, prepare
+from bertjax.data import plans, prepare, text_counts
 from bertjax.data.loader import Batches, open_task
 from bertjax.data.store import Store
 from bertjax.data.tasks import dataset
@@ -78,6 +78,46 @@ def test_a_row_by_hand(tmp_path: Path):
     meta = store.meta
     assert (meta["examples"], meta["rows"], meta["tokens_in_rows"]) == (3, 3, 17 + 10)
     assert meta["density"] == 27 / (3 * 18) and meta["target_length"] == 6
+
+
+def test_texts_cut_and_unknown_are_counted_and_said_again_of_a_cached_store(tmp_path: Path):
+    """Rows of 12 and 6: an end and 11 or 5 words. The counts are the same packed, by workers and in every part."""
+    texts = [(3, 2), (40, 40), (0, 0), (11, 5), (12, 6)]
+    write(tmp_path / "data.jsonl", [{"a": " ".join("x" * one), "b": " ".join("y" * two)} for one, two in texts])
+    counts = {
+        "inputs": {"texts": 5, "cut": 2, "tokens": 66, "tokens_cut": 30, "unknown": 0},
+        "targets": {"texts": 5, "cut": 2, "tokens": 53, "tokens_cut": 36, "unknown": 53},
+    }
+
+    class Unknown(Words):  # 'y' has no piece
+        def encode_batch(self, texts):
+            return [[2 if word == "y" else 3 for word in text.split()] for text in texts]
+
+    for pack in (False, True, True):
+        lines: list[str] = []
+        options = {"inputs": "{a}", "targets": "{b}", "sequence_length": 12, "target_length": 6, "pack": pack}
+        store = prepare.prepare(
+            task(**options), "demo", Unknown(), seed=0, base=tmp_path, cache=tmp_path / "cache", workers=1,
+            report=lines.append,
+        )  # fmt: skip
+        assert store.meta["text_counts"] == counts
+        assert [line for line in lines if " cut (" in line or "unknown" in line] == [
+            "demo: 2 of 5 inputs cut (45.5% of their tokens lost); raise sequence_length (now 12) to keep them",
+            "demo: 2 of 5 targets cut (67.9% of their tokens lost); raise target_length (now 6) to keep them",
+            "demo: unknown pieces in the targets: 53 (100.0%); the tokenizer has none for their characters, take one "
+            "that was trained on such text",
+        ]
+
+
+def test_counts_add_up_over_shards_and_texts_of_older_stores_are_not_counted():
+    one = {"inputs": text_counts.count([[3, 2, 2], [4]], 2, unk_id=2)}
+    assert one == {"inputs": {"texts": 2, "cut": 1, "tokens": 4, "tokens_cut": 1, "unknown": 2}}
+    both = text_counts.added(text_counts.added({}, one), one | {"targets": text_counts.count([[5]], None, 2)})
+    assert both["inputs"] == {name: 2 * number for name, number in one["inputs"].items()}
+    assert both["targets"] == {"texts": 1, "cut": 0, "tokens": 1, "tokens_cut": 0, "unknown": 0}
+    assert text_counts.lines("demo", None, None) == text_counts.lines("demo", {"targets": both["targets"]}, None) == []
+    rare = {"texts": dict(texts=1, cut=0, tokens=10_000, tokens_cut=0, unknown=1)}
+    assert "unknown pieces in the texts: 1 (less than 0.1%)" in text_counts.lines("demo", rare, None)[0]
 
 
 def split(rows: np.ndarray) -> list[tuple[list[int], list[int]]]:

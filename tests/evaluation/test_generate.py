@@ -12,6 +12,7 @@ from bertjax.config.evaluation_schema import Decoding
 from bertjax.config.load import build
 from bertjax.config.schema import Mesh
 from bertjax.data import sentencepieces
+from bertjax.data.text_to_text import row_dtype, text_to_text_blocks
 from bertjax.errors import UserError
 from bertjax.evaluation import generate, probes
 from bertjax.evaluation.evaluate import Restored
@@ -185,7 +186,7 @@ def test_the_probe_decodes_as_the_stage_does_unless_told(opened, monkeypatch):
         {"beam_size": 3, "length_penalty": 1.0, "beam_rules": "transformers"},
     ]
     assert {k: made[0][1][k] for k in ("sequence_length", "target_length", "causal")} == {
-        "sequence_length": 24, "target_length": 9, "causal": False,
+        "sequence_length": None, "target_length": 9, "causal": False,
     }  # fmt: skip
 
 
@@ -197,15 +198,55 @@ def test_the_probe_of_a_language_model_goes_on(opened, tokenizer):
     json.dumps(found)
 
 
-def test_sentinels_in_a_text_are_sentinels(opened, tokenizer):
+def test_sentinels_in_a_text_are_those_of_training(opened, tokenizer, capsys):
+    """What `predict generate` reads is what a record of a text_to_text task is trained on."""
     restored = opened(preprocess={"kind": "span_corruption", "sequence_length": 24, "target_length": 9})
-    text = "the <extra_id_0> sleeps near <extra_id_1>"
-    the, near, nothing = tokenizer.encode_batch(["the", "sleeps near", ""])
-    ids = [*the, tokenizer.sentinel_id(0), *near, tokenizer.sentinel_id(1), *nothing, 1]
-    found = probes.generate(restored, [text], {})
-    assert found[0]["generated"] == one_by_one(restored, "greedy", [ids])[0]
-    with pytest.raises(UserError, match="4 sentinels, <extra_id_7>"):
-        probes.generate(restored, ["<extra_id_7>"], {})
+    asked = ["the <extra_id_0> sleeps near <extra_id_1>", "the <extra_id_0>s near"]
+    (rows,) = text_to_text_blocks((tokenizer, row_dtype(24, 9)), [(text, "") for text in asked])
+    ids = [row["input_ids"][row["segment_ids"] > 0].tolist() for row in rows]
+    assert [tokenizer.sentinel_id(0) in row for row in ids] == [True, True]
+    found = probes.generate(restored, asked, {})
+    assert [one["generated"] for one in found] == one_by_one(restored, "greedy", ids)
+    assert "read as characters" not in capsys.readouterr().err
+    probes.generate(restored, ["<extra_id_7>", "dog", "dog<extra_id_0>"], {})
+    assert "note: 2 of 3 texts hold an <extra_id_N> that is read as characters" in capsys.readouterr().err
+
+
+def test_the_probe_reads_texts_whole_or_says_what_it_cuts(opened, tokenizer, capsys, monkeypatch):
+    """The stage's rows have 24 tokens; relative positions have no end."""
+    restored, asked = opened(), ["the dog", " ".join(WORDS * 3)]
+    ids = tokenizer.encode_batch(asked)
+    assert len(ids[1]) > 40
+    found = probes.generate(restored, asked, {"max_new_tokens": 9})
+    assert found[1]["generated"] == one_by_one(restored, "greedy", [[*ids[1], 1]])[0]
+    assert "inputs cut" not in capsys.readouterr().err
+    probes.generate(restored, asked, {"max_new_tokens": 9}, max_input_tokens=10)
+    lost = (len(ids[1]) - 9) / (len(ids[0]) + len(ids[1]))
+    assert capsys.readouterr().err.splitlines()[0] == (
+        f"note: 1 of 2 inputs cut ({lost:.1%} of their tokens lost); raise --max-input-tokens (now 10) to keep them"
+    )
+    monkeypatch.setattr(generate, "MOST_TOKENS", 40)
+    with pytest.raises(UserError, match=r"^text 2: has \d\d tokens, .* --max-input-tokens$"):
+        probes.generate(restored, asked, {})
+
+
+def test_long_texts_go_in_few_widths_and_small_batches(opened):
+    run = generator(opened(), "greedy", batch_size=8, sequence_length=None)
+    lengths = np.arange(1, 5001)
+    widths = {run._batch(lengths[n : n + 1])[1] for n in range(5000)}
+    assert len(widths) <= 8 + 4 * 4 and all(run._batch(lengths[n : n + 1])[1] >= n + 1 for n in range(5000))
+    for longest in (10, 2000, 5000):
+        size, width = run._batch(np.full(8, longest))
+        assert longest <= width <= max(64, 1.25 * longest) and size * longest**2 <= generate.MOST_PAIRS
+    assert run._batch(np.full(8, 5000))[0] == 1 and run._batch(np.full(8, 2048))[0] == 8
+
+
+def test_answers_without_an_end_are_counted(opened, capsys):
+    restored = opened(preprocess=DATA | {"target_length": 2})
+    probes.generate(restored, texts(3), {})
+    assert "of 3 answers reach 2 tokens without an end and are cut there" in capsys.readouterr().err
+    probes.generate(restored, texts(3), {"max_new_tokens": 2})
+    assert "without an end" not in capsys.readouterr().err
 
 
 def test_another_family_is_refused():

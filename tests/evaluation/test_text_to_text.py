@@ -47,6 +47,9 @@ SQUAD = {
 }
 
 
+KEYS = ("inputs", "targets", "labels", "sequence_length", "target_length")
+
+
 class Generator:
     """Says what the test put down for a text, and remembers what it was asked."""
 
@@ -78,7 +81,7 @@ def build(tmp_path, monkeypatch):
         else:
             lines = records or RECORDS[prompt]
             (tmp_path / "records.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-        fields = {key: options.pop(key) for key in ("inputs", "targets", "labels") if key in options}
+        fields = {key: options.pop(key) for key in KEYS if key in options}
         task = Task(source=source, preprocess={"kind": "text_to_text", "prompt": prompt} | fields)
         config = TextToTextEvaluation(name="held", data=task, **options)
         return evaluator.text_to_text(job, None, config, tmp_path / "kept")
@@ -103,6 +106,24 @@ def test_scores_samples_and_predictions(build, tmp_path):
     }  # fmt: skip
     about = Generator.made
     assert (about["sequence_length"], about["target_length"], about["batch_size"], about["seed"]) == (512, 114, 5, 3)
+
+
+def test_what_is_cut_or_unknown_is_said_and_kept(build, tmp_path, capsys):
+    """A token for each character: inputs of 6 and 9 (7 fit beside the end), references of 3 and 1 (2 fit)."""
+    records = [{"id": 1, "a": "abcdef", "b": "xyz"}, {"id": 2, "a": "abcdefgh~", "b": "x"}]
+    lengths = {"sequence_length": 8, "target_length": 2}
+    run = build(None, records, inputs="{a}", targets="{b}", metrics=["exact_match"], **lengths)
+    assert capsys.readouterr().err.splitlines() == [
+        "evaluation 'held': 1 of 2 inputs cut (13.3% of their tokens lost); raise sequence_length (now 8) to keep them",
+        "evaluation 'held': unknown pieces in the inputs: 1 (6.7%); the tokenizer has none for their characters, take "
+        "one that was trained on such text",
+        "evaluation 'held': 1 of 2 targets cut (25.0% of their tokens lost); raise target_length (now 2) to keep them",
+    ]
+    run(None, 1)
+    assert kept(tmp_path)[0]["text_counts"] == {
+        "inputs": {"texts": 2, "cut": 1, "tokens": 15, "tokens_cut": 2, "unknown": 1},
+        "targets": {"texts": 2, "cut": 1, "tokens": 4, "tokens_cut": 1, "unknown": 0},
+    }
 
 
 def test_squad_is_scored_both_ways_and_its_files_are_the_official_ones(build, tmp_path):

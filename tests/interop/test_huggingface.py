@@ -268,7 +268,10 @@ def test_weights_that_are_not_safetensors(tmp_path):
     weights.unlink()
     refused(folder, "no model.safetensors")
     (folder / "pytorch_model.bin").write_bytes(b"\x80\x04.")
-    refused(folder, "pytorch_model.bin", "safe_serialization=True")
+    refused(folder, "pytorch_model.bin", "in transformers, ", "from_pretrained(folder).save_pretrained(new_folder)")
+    (folder / "pytorch_model.bin").rename(folder / "flax_model.msgpack")
+    # transformers 5 has no Flax classes and no from_flax
+    refused(folder, "in transformers 4 with torch and flax (5 reads no such file)", "(folder, from_flax=True)")
 
 
 def test_files_cut_short_and_headers_overwritten(tmp_path):

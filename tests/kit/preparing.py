@@ -24,6 +24,7 @@ class Numbers:
 
     def __init__(self) -> None:
         self.vocab_size, self.extra_ids, self.eos_id, self.pad_id, self.sha256 = 1000, 100, 1, 0, "numbers"
+        self.unk_id = 2
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         return [[3 + WORDS.index(word) for word in text.split() if word in WORDS] for text in texts]

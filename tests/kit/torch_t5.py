@@ -12,7 +12,7 @@ def flat_parameters(model, config: T5Config) -> dict[str, np.ndarray]:
     if not config.tie_word_embeddings:
         out["heads/lm/kernel"] = state["lm_head.weight"].T
     attention = {"q": "query", "k": "key", "v": "value", "o": "output"}
-    gated = config.feed_forward_proj == "gated-gelu"
+    gated = config.gated
     mlp = {"wi_0": "gate", "wi_1": "intermediate", "wo": "output"} if gated else {"wi": "intermediate", "wo": "output"}
     for part, depth in (("encoder", config.encoder_layers), ("decoder", config.decoder_layers)):
         first = f"{part}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"

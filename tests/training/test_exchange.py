@@ -150,10 +150,10 @@ def test_folders_that_cannot_become_runs():
         exchange.import_folder(source, Path("out"))
     source = folder(Path("hf2"), ("mlm",))
     config = json.loads((source / "config.json").read_text())
-    (source / "config.json").write_text(json.dumps(config | {"hidden_size": -4, "hidden_act": "silu"}))
+    (source / "config.json").write_text(json.dumps(config | {"hidden_size": -4, "intermediate_size": 0}))
     with pytest.raises(UserError) as error:
         exchange.import_folder(source, Path("out"))
-    assert "hidden_size" in str(error.value) and "hidden_act" in str(error.value)
+    assert "hidden_size" in str(error.value) and "intermediate_size" in str(error.value)
     source = folder(Path("hf3"), ("mlm",))
     weights = load_file(source / "model.safetensors")
     weights["cls.predictions.bias"] = weights["cls.predictions.bias"] + np.float32(np.nan)

@@ -112,9 +112,16 @@ def test_a_stage_starts_from_the_folder_and_from_its_import_alike(tokenizer):
 def test_folders_that_cannot_become_runs(tokenizer):
     source = folder(Path("hf"), MODELS["1.0"], tokenizer)
     config = json.loads((source / "config.json").read_text())
-    (source / "config.json").write_text(json.dumps(config | {"feed_forward_proj": "gated-silu"}))
-    with pytest.raises(UserError, match="feed_forward_proj"):
+    (source / "config.json").write_text(json.dumps(config | {"feed_forward_proj": "gated-mish"}))
+    with pytest.raises(UserError, match="feed_forward_proj: 'mish' is an activation bertjax does not compute") as error:
         exchange.import_folder(source, Path("out"))
+    assert "did you mean" not in str(error.value)
+    for name, value in {"eos_token_id": 5, "decoder_start_token_id": 7}.items():
+        (source / "config.json").write_text(json.dumps(config))
+        (source / "generation_config.json").write_text(json.dumps({name: value}))
+        with pytest.raises(UserError, match=rf"generation_config.json: {name} is {value}, .* make them agree"):
+            exchange.import_folder(source, Path("out"))
+    (source / "generation_config.json").unlink()
     (source / "config.json").write_text(json.dumps(config | {"vocab_size": 100}))
     with pytest.raises(UserError, match="pieces, vocab_size is 100"):
         exchange.import_folder(source, Path("out"))

@@ -1,0 +1,60 @@
+"""How many texts of a task are cut to their length, and how many of their pieces the tokenizer does not know.
+
+Counted where rows are made and kept in a store's meta["text_counts"], so that a cached store still says it:
+{side: {"texts", "cut", "tokens", "tokens_cut", "unknown"}}, a side being inputs, targets, texts or questions.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Counts = dict[str, dict[str, int]]
+
+KEY = "text_counts"  # in a store's meta and in a job's facts
+# What to raise for fewer cuts.
+_LENGTHS = {
+    "inputs": "sequence_length", "texts": "sequence_length", "targets": "target_length",
+    "questions": "max_query_length",
+}  # fmt: skip
+
+
+def count(texts: Sequence[Sequence[int]], room: int | None, unk_id: int | None) -> dict[str, int]:
+    """The counts of texts, given as ids, of which `room` tokens each are kept (None: all); no unknown piece: None."""
+    sizes = [len(ids) for ids in texts]
+    over = [] if room is None else [size - room for size in sizes if size > room]
+    unknown = sum(ids.count(unk_id) for ids in texts)
+    return {"texts": len(sizes), "cut": len(over), "tokens": sum(sizes), "tokens_cut": sum(over), "unknown": unknown}
+
+
+def added(one: Counts, other: Counts) -> Counts:
+    """The counts of both."""
+    found = {side: dict(counts) for side, counts in one.items()}
+    for side, counts in other.items():
+        before = found.setdefault(side, dict.fromkeys(counts, 0))
+        found[side] = {name: before[name] + number for name, number in counts.items()}
+    return found
+
+
+def lines(name: str, counts: Counts | None, options: Any) -> list[str]:
+    """A line for each thing that is lost; none where nothing is, or a store of an earlier version counted nothing.
+
+    options: the preprocess section, or {side: (what its length is called, the length)}.
+    """
+    found = []
+    for side, n in (counts or {}).items():
+        if n["cut"]:
+            named = isinstance(options, Mapping)
+            key, limit = options[side] if named else (_LENGTHS[side], getattr(options, _LENGTHS[side], None))
+            found.append(
+                f"{name}: {n['cut']:,} of {n['texts']:,} {side} cut ({_share(n['tokens_cut'], n['tokens'])} of their "
+                f"tokens lost); raise {key} (now {limit}) to keep them"
+            )
+        if n["unknown"]:
+            found.append(
+                f"{name}: unknown pieces in the {side}: {n['unknown']:,} ({_share(n['unknown'], n['tokens'])}); the "
+                "tokenizer has none for their characters, take one that was trained on such text"
+            )
+    return found
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part / whole:.1%}" if part / whole >= 0.0005 else "less than 0.1%"
