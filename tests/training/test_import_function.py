@@ -137,7 +137,7 @@ def test_settings_that_are_not_done_are_said(source, tmp_path, capsys):
         exchange.import_folder(folder, tmp_path / "other")
 
 
-@pytest.mark.parametrize("stored", ["bfloat16", "float16"])
+@pytest.mark.parametrize("stored", ["bfloat16", pytest.param("float16", marks=pytest.mark.slow)])
 def test_weights_are_computed_in_what_they_are_stored_in(source, tmp_path, stored):
     """transformers 5 loads a folder in the dtype it is stored in; float16 becomes float32, which has all its values."""
     theirs = transformers.T5ForConditionalGeneration.from_pretrained(source, dtype=getattr(torch, stored))
