@@ -5,16 +5,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bertjax.config import strict_yaml
+from bertjax.config import list_elements, strict_yaml
 from bertjax.config.locations import location_problem
-from bertjax.config.places import bare, inside, members, nearest
+from bertjax.config.places import bare, inside, members
 from bertjax.config.schema import Config
-from bertjax.config.strict_yaml import Node, plain
+from bertjax.config.strict_yaml import Node, plain_keys
+from bertjax.config.training_schema import Trainable
 from bertjax.errors import UserError
 
 COMMAND_LINE = "command line"
-NAMED_LISTS = ("stages", "evaluate")  # lists whose elements can be patched by name
 OVERRIDE = re.compile(r"(?:--)?([A-Za-z_][\w-]*(?:\.[\w-]+)*)(?:=(.*))?\Z", re.DOTALL)
+
+
+class Dotted(Node):
+    """A mapping made by the dots of an override: it selects something inside, and is no value by itself."""
+
+    __slots__ = ()
 
 
 def read_chain(path: Path, problems: list[str], seen: tuple[Path, ...] = ()) -> Node:
@@ -38,21 +44,31 @@ def read_chain(path: Path, problems: list[str], seen: tuple[Path, ...] = ()) -> 
 
 
 def merge(parent: Node, child: Node, problems: list[str], annotation: Any = Config, path: str = "") -> Node:
-    """`child` over `parent`: sections merge key by key, everything else is replaced.
+    """`child` over `parent`: sections merge key by key, lists are replaced or patched, everything else is replaced.
 
-    A new `kind` in a tagged union drops the old kind's keys. Where the parent has a list, a mapping from stage names
-    (or positions) patches single elements.
+    A `kind` changes only where the child names another one, which drops the old kind's keys. Over a list a mapping
+    patches single elements, by name or by index; `_over_list` has the rules.
     """
-    if path.endswith("trainable") and isinstance(parent.value, str) and isinstance(child.value, dict):
-        parent = Node({"kind": parent}, parent.where)
+    if bare(annotation)[0] is Trainable:
+        parent, child = _spelled_out(parent), _spelled_out(child)
+    if isinstance(child.value, list):
+        problems += list_elements.unasked_kinds(parent, child, annotation, path)
+        return child
     if not isinstance(child.value, dict):
         return child
-    if isinstance(parent.value, list) and _patches(child, path):
-        return _patch(parent, child, problems, annotation, path)
+    single = list_elements.may_be_single(annotation)
+    if single and isinstance(parent.value, dict) and child.value and all(key.isdecimal() for key in child.value):
+        parent = Node([parent], parent.where)
+    if isinstance(parent.value, list):
+        return _over_list(parent, child, problems, annotation, path)
     if not isinstance(parent.value, dict):
+        if isinstance(child, Dotted) and parent.value is not None:
+            problems.append(_nothing_inside(parent, child, path))
+            return parent
         return child
-    old, both = plain(parent), plain(parent) | plain(child)
-    core, which = bare(_element(annotation) if isinstance(old, dict) else annotation)
+    section = list_elements.element_of(annotation) if single else annotation
+    old, both = plain_keys(parent.value), plain_keys(parent.value | child.value)
+    core, which = bare(section)
     if which is not None:
         known = members(core)  # some tags share their keys: bert_adamw and adamw, bert and distilbert
         before, after = (known.get(which(keys) or "") for keys in (old, both))
@@ -62,49 +78,84 @@ def merge(parent: Node, child: Node, problems: list[str], annotation: Any = Conf
     for key, value in child.value.items():
         below = f"{path}.{key}" if path else key
         if key in merged:
-            value = merge(merged[key], value, problems, inside(annotation, key, both), below)
+            value = merge(merged[key], value, problems, inside(section, key, both), below)
         merged[key] = value
     return Node(merged, child.where if annotation is Config else parent.where)
 
 
-def _element(annotation: Any) -> Any:
-    """One source may be written where a list of them is expected."""
-    core, which = bare(annotation)
-    return core.__args__[0] if which is None and getattr(core, "__origin__", None) is list else annotation
+def _spelled_out(node: Node) -> Node:
+    """`trainable: head` is short for `trainable: {kind: head}`."""
+    return Node({"kind": node}, node.where) if isinstance(node.value, str) else node
 
 
-def _patches(child: Node, path: str) -> bool:
-    return bool(child.value) and (path.split(".")[-1] in NAMED_LISTS or all(key.isdigit() for key in child.value))
+def _nothing_inside(parent: Node, child: Node, path: str) -> str:
+    key, value = next(iter(child.value.items()))
+    hint = "override it where it is defined, or " if path.endswith(".data") else ""
+    head = f"{value.where}: {path}.{ascii(key)[1:-1]}"
+    return f"{head}: {path} is {parent.value!a:.60} here, which has no keys; {hint}give all of {path} as one value"
+
+
+def _over_list(parent: Node, child: Node, problems: list[str], annotation: Any, path: str) -> Node:
+    """A mapping over a list. Keys that are names or indices of elements patch those elements.
+
+    Other keys patch the only element of a list that may be written as that element, and are refused where there are
+    several. Where the schema has a mapping beside the list, one given as a value replaces it.
+    """
+    keys, count = list(child.value), len(parent.value)
+    first = next(iter(child.value.values()), child)
+    whole = not keys or (list_elements.may_be_mapping(annotation) and not isinstance(child, Dotted))
+    if whole:
+        return child
+    if list_elements.is_named(annotation) or all(key.isdecimal() for key in keys):
+        return _patch(parent, child, problems, annotation, path)
+    if list_elements.may_be_single(annotation) and count == 1:
+        only = merge(parent.value[0], child, problems, list_elements.element_of(annotation), path)
+        return Node([only], parent.where)
+    if list_elements.may_be_single(annotation):
+        which = " or ".join(f"{path.rsplit('.', 1)[-1]}.{at}.{keys[0]}" for at in range(min(count, 3)))
+        reason = f"there are {count} elements; say which one: {which}{', ...' * (count > 3)}"
+    elif isinstance(child, Dotted):
+        last = path.rsplit(".", 1)[-1]
+        reason = (
+            f"{last} is a list of {count} here; use an index (0 to {count - 1}), or give all of {last} as one value"
+        )
+    else:
+        return child  # the schema says what it expects here
+    problems.append(f"{first.where}: {path}.{ascii(keys[0])[1:-1]}: {reason}")
+    return parent
 
 
 def _patch(parent: Node, child: Node, problems: list[str], annotation: Any, path: str) -> Node:
     elements = list(parent.value)
-    names = [element_name(item) for item in elements]
+    names = list_elements.names_of(elements, annotation)
+    patches: dict[int, Node] = {}
     for key, value in child.value.items():
-        at = names.index(key) if key in names else int(key) if key.isdigit() else -1
-        if 0 <= at < len(elements):
-            elements[at] = merge(elements[at], value, problems, inside(annotation, at, elements), f"{path}.{key}")
-            continue
-        known = [name for name in names if name] or [str(i) for i in range(len(names))]
-        hint = nearest(key, known)
-        problems.append(
-            f"{value.where}: {path}.{ascii(key)[1:-1]}: no such element; there are: {', '.join(known)[:80]}"
-            + (f"; did you mean '{hint}'?" if hint else "")
-        )
+        at = list_elements.position(key, names)
+        if isinstance(at, str):
+            problems.append(f"{value.where}: {path}.{ascii(key)[1:-1]}: {at}")
+        elif at in patches:  # one element addressed by its name and by its index
+            patches[at] = _both(patches[at], value)
+        else:
+            patches[at] = value
+    for at, value in patches.items():
+        element = inside(annotation, at, elements)
+        elements[at] = merge(elements[at], value, problems, element, f"{path}.{names[at] or at}")
     return Node(elements, parent.where)
 
 
-def element_name(item: Node) -> str | None:
-    """The name an element of a list can be called by: its `name`, or for an evaluation without one its kind."""
-    if not isinstance(item.value, dict):
-        return None
-    name = item.value.get("name") or item.value.get("kind")
-    return name.value if name is not None and isinstance(name.value, str) else None
+def _both(first: Node, second: Node) -> Node:
+    """Two mappings with the keys of both, the second's where they differ; anything else gives way to the second."""
+    if not isinstance(first.value, dict) or not isinstance(second.value, dict):
+        return second
+    merged = dict(first.value)
+    for key, value in second.value.items():
+        merged[key] = _both(merged[key], value) if key in merged else value
+    return Dotted(merged, first.where) if isinstance(first, Dotted) else Node(merged, first.where)
 
 
 def overrides_tree(overrides: Sequence[str], problems: list[str]) -> Node:
     """`a.b=1`, `--a.b=1` and `--a.b 1` as one tree to lay over a configuration; a later one wins."""
-    tree = Node({}, COMMAND_LINE)
+    tree: Node = Dotted({}, COMMAND_LINE)
     waiting = list(overrides)
     while waiting:
         word = waiting.pop(0)
@@ -120,18 +171,21 @@ def overrides_tree(overrides: Sequence[str], problems: list[str]) -> Node:
         except UserError as error:
             problems.append(str(error).replace(COMMAND_LINE, f"{COMMAND_LINE}: {key}", 1))
             continue
-        _insert(tree, key.split("."), value)
+        _insert(tree, key.split("."), value, problems)
     return tree
 
 
-def _insert(tree: Node, keys: list[str], value: Node) -> None:
-    for key in keys[:-1]:
-        if not isinstance(tree.value.get(key, Node(None, "")).value, dict):
-            tree.value[key] = Node({}, COMMAND_LINE)
-        tree = tree.value[key]
-    old = tree.value.get(keys[-1])
-    if old is not None and isinstance(old.value, dict) and isinstance(value.value, dict):
-        for key, item in value.value.items():
-            _insert(old, [key], item)
-    else:
-        tree.value[keys[-1]] = value
+def _insert(tree: Node, keys: list[str], value: Node, problems: list[str]) -> None:
+    for depth, key in enumerate(keys[:-1]):
+        below = tree.value.setdefault(key, Dotted({}, COMMAND_LINE))
+        if key == "trainable":
+            below = tree.value[key] = _spelled_out(below)
+        if not isinstance(below.value, dict):
+            given = ".".join(keys[: depth + 1])
+            problems.append(f"{COMMAND_LINE}: {'.'.join(keys)}: {given} is given as one value too; put it in there")
+            return
+        tree = below
+    key = keys[-1]
+    if key == "trainable":
+        value = _spelled_out(value)
+    tree.value[key] = _both(tree.value[key], value) if key in tree.value else value

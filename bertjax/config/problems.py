@@ -8,10 +8,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from bertjax.config.merge import element_name
+from bertjax.config.list_elements import element_name
 from bertjax.config.places import bare, inside, is_union, members, nearest, suggest_key
 from bertjax.config.schema import SECRET, Config
-from bertjax.config.strict_yaml import Node, plain
+from bertjax.config.strict_yaml import Node, plain, plain_keys
 from bertjax.errors import UserError
 
 MAX_LINES = 20
@@ -78,11 +78,6 @@ def find(tree: Node, loc: Sequence[str | int]) -> Place:
         annotation = inside(annotation, item, value if isinstance(value, list) else plain_keys(value))
         siblings = {}
     return place
-
-
-def plain_keys(value: dict[str, Node]) -> dict[str, Any]:
-    """Enough of a section to tell which union member it is: its scalars and its keys."""
-    return {key: item.value for key, item in value.items()}
 
 
 def describe(error: ValidationError, tree: Node) -> list[str]:

@@ -35,7 +35,7 @@ def tagged(tag: str, default: str, **members: type[BaseModel]) -> Any:
 
     def which(value: Any) -> str | None:
         found = value.get(tag, default) if isinstance(value, dict) else getattr(value, tag, None)
-        return found if found in members else None
+        return found if isinstance(found, str) and found in members else None
 
     names = ", ".join(members)
     kind = Discriminator(

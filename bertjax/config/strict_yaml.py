@@ -46,6 +46,11 @@ def plain(node: Node) -> Any:
     return [plain(item) for item in node.value] if isinstance(node.value, list) else node.value
 
 
+def plain_keys(value: dict[str, Node]) -> dict[str, Any]:
+    """Enough of a section to tell which union member it is: its scalars and its keys."""
+    return {key: item.value for key, item in value.items()}
+
+
 def located(value: Any, where: str) -> Node:
     """The other way round: every part of `value` is said to come from `where`."""
     if isinstance(value, dict):
