@@ -131,6 +131,12 @@ COMMANDS = {
             option("--best", metavar="SCORE", help="the checkpoint with the best score of training, such as squad/f1"),
             option("--stage", metavar="NAME", help="the stage to score (default: the last one)"),
             option("--name", metavar="EVAL", help="only the evaluation of this name"),
+            option(
+                "--output",
+                metavar="FOLDER",
+                help="where to keep scores and predictions (default: in the run, apart from its own record where the "
+                "evaluation differs from it); or a .json file for the scores of one evaluation",
+            ),
             DEVICE,
             DTYPE,
         ),
@@ -138,6 +144,7 @@ COMMANDS = {
             "bertjax evaluate runs/qa --device cpu",
             "bertjax evaluate runs/qa --stage squad --step 2000",
             "bertjax evaluate runs/t5 --best squad/squad_em --name squad",
+            "bertjax evaluate runs/qa stages.squad.evaluate.squad.data.source.files=[other.json] --output scores/",
         ),
         overrides=True,
     ),

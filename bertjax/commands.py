@@ -91,12 +91,15 @@ def _stoppable() -> Iterator[None]:
 
 def evaluate(arguments: argparse.Namespace) -> int:
     run = _existing(arguments.run)
+    output = Path(arguments.output).expanduser() if arguments.output else None
+    if output is not None:
+        _existing(str(output.parent))
     _use_device(arguments)
     from bertjax.evaluation.evaluate import evaluate_command
 
     where = (arguments.step, arguments.stage, arguments.name)
     overrides = arguments.overrides + _dtype(arguments)
-    return _show(evaluate_command(run, *where, overrides, arguments.best))
+    return _show(evaluate_command(run, *where, overrides, arguments.best, output))
 
 
 def compare(arguments: argparse.Namespace) -> int:

@@ -147,11 +147,12 @@ def test_evaluate_prints_json(here, fake, capsys):
     calls = fake("bertjax.evaluation.evaluate", "evaluate_command", {"f1": 0.5})
     out = said(capsys, ["evaluate", ".", "--step", "20", "--stage", "qa", "run.seed=1", "--name", "squad"], 0)
     assert json.loads(out) == {"f1": 0.5}
-    said(capsys, ["evaluate", ".", "--best", "squad/f1", "--dtype", "float32"], 0)
+    said(capsys, ["evaluate", ".", "--best", "squad/f1", "--output", str(here / "scores"), "--dtype", "float32"], 0)
     assert calls == [
-        (Path("."), 20, "qa", "squad", ["run.seed=1"], None),
-        (Path("."), None, None, None, ["run.compute_dtype=float32"], "squad/f1"),
+        (Path("."), 20, "qa", "squad", ["run.seed=1"], None, None),
+        (Path("."), None, None, None, ["run.compute_dtype=float32"], "squad/f1", here / "scores"),
     ]
+    assert "no such file or folder" in said(capsys, ["evaluate", ".", "--output", str(here / "none" / "x.json")], 2)
 
 
 def test_predictions_take_text_as_it_is(here, fake, capsys):

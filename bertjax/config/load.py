@@ -184,13 +184,13 @@ def fingerprint(config: Config) -> str:
 
 def differences(old: Config, new: Config) -> list[str]:
     """`key.path: old -> new` for every field of `identity` that differs."""
-    before, after = _flat(identity(old)), _flat(identity(new))
+    before, after = flat(identity(old)), flat(identity(new))
     keys = [key for key in before | after if before.get(key) != after.get(key)]
     return [f"{key}: {json.dumps(before.get(key))} -> {json.dumps(after.get(key))}" for key in keys]
 
 
-def _flat(data: Any, prefix: str = "") -> dict[str, Any]:
+def flat(data: Any, prefix: str = "") -> dict[str, Any]:
     items = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else None
     if items is None:
         return {prefix[:-1]: data}
-    return {key: leaf for name, item in items for key, leaf in _flat(item, f"{prefix}{name}.").items()}
+    return {key: leaf for name, item in items for key, leaf in flat(item, f"{prefix}{name}.").items()}

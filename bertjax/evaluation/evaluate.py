@@ -5,7 +5,7 @@ predictions, n-best and null-odds files under evaluations/<stage>/ of the run.
 """
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,15 +23,16 @@ from bertjax.config.evaluation_schema import (
     SquadEvaluation,
 )
 from bertjax.config.load import build
-from bertjax.config.schema import CheckpointPolicy
+from bertjax.config.schema import CheckpointPolicy, Config
 from bertjax.data import qa, tokenizers
 from bertjax.data.labels import Classes
 from bertjax.data.labels import lines as label_lines
 from bertjax.data.sampling import sampled
 from bertjax.errors import UserError
-from bertjax.evaluation import squad
-from bertjax.evaluation.heldout import SAMPLES, keep, open_heldout, placed, rows_of, whole
+from bertjax.evaluation import records, squad
+from bertjax.evaluation.heldout import SAMPLES, keep, made_from, open_heldout, placed, rows_of, whole
 from bertjax.evaluation.labels import label_scores
+from bertjax.evaluation.records import Record
 from bertjax.evaluation.text_to_text import text_to_text, with_averages
 from bertjax.parallel import distributed
 from bertjax.parallel import mesh as meshes
@@ -47,24 +48,40 @@ TOKEN_TERMS = {"mlm", "target"}  # terms of an objective that are over a vocabul
 _ANY_POLICY = CheckpointPolicy()  # a reader keeps and removes nothing
 
 
-def build_evaluators(job: Job, index: int, program: Program, labels: list[str] | None = None) -> list[Evaluator]:
+def build_evaluators(
+    job: Job,
+    index: int,
+    program: Program,
+    labels: list[str] | None = None,
+    kept: Mapping[str, Record] | None = None,
+) -> list[Evaluator]:
     """The evaluations that stage `index` names, with their data read and checked.
 
-    labels: names of the classes in the order of the training data's ids.
+    labels: names of the classes in the order of the training data's ids. kept: where the files of each evaluation go
+    (default: the run's own record); an evaluation that is not among them is left out.
     """
-    folder = job.config.run_dir / "evaluations" / stage_folder(Path(), index, job.config.stages[index].name).name
     builders: dict[str, Callable[..., Callable[[Params, int], dict[str, float]]]]
     builders = {"mlm": loss, "loss": loss, "squad": squad_answers, "text_to_text": text_to_text}
     builders["classification"] = partial(classification, labels=labels)
-    made = [Evaluator(e, builders[e.kind](job, program, e, folder)) for e in job.config.stages[index].evaluate]
+    made = []
+    for config in job.config.stages[index].evaluate:
+        if kept is None or config.name in kept:
+            record = own_record(job, index, program, config) if kept is None else kept[config.name]
+            made.append(Evaluator(config, builders[config.kind](job, program, config, record)))
     return with_averages(made)
+
+
+def own_record(job: Job, index: int, program: Program, config: Any) -> Record:
+    """The run's record of an evaluation, as training writes it."""
+    folder = job.config.run_dir / "evaluations" / stage_folder(Path(), index, job.config.stages[index].name).name
+    return Record(folder, config.name, config.name, made_from(job, program, config))
 
 
 # ---- the evaluators -------------------------------------------------------------------------------------------------
 
 
 def loss(
-    job: Job, program: Program, config: MlmEvaluation | LossEvaluation, folder: Path
+    job: Job, program: Program, config: MlmEvaluation | LossEvaluation, record: Record
 ) -> Callable[[Params, int], dict[str, float]]:
     """Loss and accuracy of each term of the stage's objective, and the perplexity of masked or target tokens."""
     batches = open_heldout(job, program, config)
@@ -79,14 +96,14 @@ def loss(
         scores = {name: float(x) for name, x in flat_terms(terms).items() if not name.endswith("_weight")}
         for name in TOKEN_TERMS & terms.keys():
             scores[f"{name}_perplexity"] = float(np.exp(min(scores[f"{name}_loss"], 80.0)))
-        keep(folder, config.name, {"step": step, "scores": scores})
+        keep(record, config.name, {"step": step, "scores": scores})
         return scores
 
     return run
 
 
 def squad_answers(
-    job: Job, program: Program, config: SquadEvaluation, folder: Path
+    job: Job, program: Program, config: SquadEvaluation, record: Record
 ) -> Callable[[Params, int], dict[str, float]]:
     """Answers by the rules of the profile, scored by the official rules; predictions are kept in the official form."""
     everything = (e for source in config.data.source for e in qa.read_squad(source, job.base))
@@ -114,18 +131,18 @@ def squad_answers(
         )
         scores = squad.score(examples, predictions, null_odds if version_2 else None, version_2=version_2)
         samples = [_sample(e, predictions[e.id]) for e in examples[:: max(1, len(examples) // SAMPLES)][:SAMPLES]]
-        keep(folder, config.name, {"step": step, "scores": scores, "samples": samples})
-        keep(folder, f"{config.name}.predictions", predictions)
-        keep(folder, f"{config.name}.nbest", nbest)
+        keep(record, config.name, {"step": step, "scores": scores, "samples": samples})
+        keep(record, f"{config.name}.predictions", predictions)
+        keep(record, f"{config.name}.nbest", nbest)
         if version_2:
-            keep(folder, f"{config.name}.null_odds", null_odds)
+            keep(record, f"{config.name}.null_odds", null_odds)
         return scores
 
     return run
 
 
 def classification(
-    job: Job, program: Program, config: ClassificationEvaluation, folder: Path, labels: list[str] | None
+    job: Job, program: Program, config: ClassificationEvaluation, record: Record, labels: list[str] | None
 ) -> Callable[[Params, int], dict[str, float]]:
     """Accuracy, F1 and Matthews correlation of labels; Pearson and Spearman correlation for regression.
 
@@ -155,7 +172,7 @@ def classification(
             logits.append(found[weights > 0])
             truths.append(truth[weights > 0])
         scores = label_scores(np.concatenate(logits), np.concatenate(truths))
-        keep(folder, config.name, {"step": step, "scores": scores, **left_out})
+        keep(record, config.name, {"step": step, "scores": scores, **left_out})
         return scores
 
     return run
@@ -220,6 +237,8 @@ class Restored:
     labels: list[str] | None = None  # names of the classes by id, where the training data had names
     unanswerable: int | None = None  # questions without an answer in the training data, where that is known
     hugging_face: dict[str, Any] | None = None  # of imported weights: what the folder's two JSON files say
+    stored: Config | None = None  # the configuration without overrides
+    is_last: bool = True  # whether it is the last step of its stage
 
 
 def restore(
@@ -250,7 +269,8 @@ def restore(
         program = job.program(config.stages[meta["stage"]], steps=1, heads=tuple(meta["heads"]))
         restored_step, params = bases.read(checkpoints, found.step, meta, job)
     known = (meta.get(key) for key in ("labels", "unanswerable", "hugging_face"))
-    return Restored(job, meta["stage"], restored_step, program, params, *known)
+    stored, is_last = build(here, where=str(found.folder)), meta.get("steps") in (None, restored_step)
+    return Restored(job, meta["stage"], restored_step, program, params, *known, stored, is_last)
 
 
 def _best(found: Found, checkpoints: Checkpoints, score: str) -> int:
@@ -266,8 +286,13 @@ def evaluate_command(
     name: str | None,
     overrides: Sequence[str],
     best: str | None = None,
+    output: Path | None = None,
 ) -> dict[str, Any]:
-    """Run the evaluations of a checkpoint's stage (or the one called `name`) -> {"step", "scores": {name: scores}}."""
+    """Run the evaluations of a checkpoint's stage (or the one called `name`) and keep their scores.
+
+    What differs from the run's own evaluation never replaces the run's record: see `records`. -> {"checkpoint",
+    "stage", "step", "scores": {name: scores}, "kept": {name: file}, "differs": {name: from the run's record}}.
+    """
     restored = restore(path, stage=stage, step=step, best=best, overrides=overrides)
     config = restored.job.config.stages[restored.stage]
     known = [e.name for e in config.evaluate]
@@ -281,9 +306,47 @@ def evaluate_command(
         there = ", ".join(known)
         raise UserError(f"{path}: stage '{config.name}' has no evaluation '{name}'; its evaluations: {there}")
     inputs.check_evaluations(config, restored.job.base, name)
-    evaluators = build_evaluators(restored.job, restored.stage, restored.program, restored.labels)
-    wanted = [e for e in evaluators if name in (None, e.config.name)]
-    scores = {e.config.name: e.run(restored.params, restored.step) for e in wanted}
+    kept = records_of(restored, [e for e in config.evaluate if name in (None, e.name)], output)
+    job = with_cache(restored.job, output)
+    evaluators = build_evaluators(job, restored.stage, restored.program, restored.labels, kept)
+    scores = {}
+    for evaluator in evaluators:
+        scores[evaluator.config.name] = evaluator.run(restored.params, restored.step)
+        if record := kept.get(evaluator.config.name):
+            print(record.told(restored.step), file=sys.stderr, flush=True)
     dtype = str(restored.program.execution.dtype)
-    about = {"checkpoint": str(path), "stage": config.name, "step": restored.step, "compute_dtype": dtype}
-    return about | {"scores": scores}
+    found = {"checkpoint": str(path), "stage": config.name, "step": restored.step, "compute_dtype": dtype}
+    found |= {"scores": scores, "kept": {name: str(record.path) for name, record in kept.items()}}
+    return found | {"differs": {name: dict(record.differs) for name, record in kept.items() if record.differs}}
+
+
+def records_of(restored: Restored, evaluations: Sequence[Any], output: Path | None) -> dict[str, Record]:
+    """Where each evaluation of a checkpoint keeps its files; that it can write there is found out at once."""
+    assert restored.stored is not None
+    job, run = restored.job, restored.stored.run_dir
+    stage = job.config.stages[restored.stage].name
+    folder = run / "evaluations" / stage_folder(Path(), restored.stage, stage).name
+    places = records.placed_at(output, [e.name for e in evaluations]) if output else {}
+    made = {}
+    for config in evaluations:
+        about = made_from(job, restored.program, config)
+        last, before = records.recorded(run, folder, stage, config.name)
+        differs = records.differences(restored.stored, job.config, restored.stage, config, before, about)
+        if restored.step != last and not (last is None and restored.is_last):
+            differs = {"step": {"here": restored.step, "run": last}} | differs
+        own = (folder / records.OTHER, records.other_stem(config.name, restored.step, differs))
+        at, stem = places.get(config.name) or (own if differs else (folder, config.name))
+        made[config.name] = Record(at, config.name, stem, about, differs)
+    for record in made.values():
+        records.check_writable(record.folder)
+    return made
+
+
+def with_cache(job: Job, output: Path | None) -> Job:
+    """The same with prepared data beside `output`, where the run's folder for them can only be read."""
+    if output is None or job.config.run.prepared or records.is_writable(job.cache):
+        return job
+    folder = (output.parent if output.suffix == ".json" else output) / "prepared"
+    print(f"{job.cache}: cannot be written; prepared data are kept in {folder}", file=sys.stderr, flush=True)
+    run = job.config.run.model_copy(update={"prepared": str(folder)})
+    return replace(job, config=job.config.model_copy(update={"run": run}))

@@ -1,9 +1,9 @@
 """The held-out data of an evaluation in batches on the devices, and the files an evaluation keeps."""
 
+import hashlib
 import json
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,6 +12,8 @@ import numpy as np
 from bertjax.data import text_counts
 from bertjax.data.labels import Classes
 from bertjax.data.loader import Batches, is_decoder_only, open_task
+from bertjax.data.sources import fingerprint
+from bertjax.evaluation.records import Record
 from bertjax.parallel import distributed
 from bertjax.parallel import mesh as meshes
 from bertjax.training import setup, stopping
@@ -62,7 +64,21 @@ def placed(source: Any, program: Program, batches: Batches) -> Iterator[dict[str
             yield distributed.place(batch, program.batch_sharding(), batches.batch_size)
 
 
-def keep(folder: Path, name: str, content: Any) -> None:
+def keep(record: Record, name: str, content: Any) -> None:
+    """Writes one file of an evaluation; `name` is the evaluation's, or that with an ending such as .predictions."""
     if distributed.is_lead():
-        folder.mkdir(parents=True, exist_ok=True)
-        setup.write(folder / f"{name}.json", json.dumps(content, ensure_ascii=False, indent=1))
+        path = record.file(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = record.described(content) if name == record.name else content
+        setup.write(path, json.dumps(content, ensure_ascii=False, indent=1))
+
+
+def made_from(job: Job, program: Program, config: Any) -> dict[str, Any]:
+    """What is kept with the scores of an evaluation: its section, what its data hold, and the arithmetic."""
+    found = "".join(fingerprint(source, job.base) for source in config.data.source)
+    execution = program.execution
+    return {
+        "evaluation": config.model_dump(mode="json"),
+        "data": hashlib.sha256(found.encode()).hexdigest()[:16],
+        "computed": f"{execution.platform} {execution.dtype.name}",
+    }

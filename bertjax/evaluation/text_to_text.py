@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from bertjax.config.data_schema import TextToText
@@ -15,6 +14,7 @@ from bertjax.evaluation import scoring
 from bertjax.evaluation.benchmarks import suite_average, task_of
 from bertjax.evaluation.generate import Generator
 from bertjax.evaluation.heldout import SAMPLES, keep, report_losses
+from bertjax.evaluation.records import Record
 from bertjax.training.loop import Evaluator
 from bertjax.training.setup import Job
 from bertjax.training.state import Params
@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 
 
 def text_to_text(
-    job: Job, program: Program, config: TextToTextEvaluation, folder: Path
+    job: Job, program: Program, config: TextToTextEvaluation, record: Record
 ) -> Callable[[Params, int], dict[str, float]]:
     """Answers generated for held-out examples, scored by the metrics of their prompt (or those the config names).
 
@@ -58,8 +58,8 @@ def text_to_text(
         scores = scoring.score(names, examples, answers, labels)
         pairs = list(zip(examples, answers, strict=True))[:: max(1, len(examples) // SAMPLES)][:SAMPLES]
         samples = [_sample(example, answer, options.prompt) for example, answer in pairs]
-        keep(folder, config.name, {"step": step, "scores": scores, "samples": samples, text_counts.KEY: counts})
-        keep(folder, f"{config.name}.predictions", dict(zip(keys, answers, strict=True)))
+        keep(record, config.name, {"step": step, "scores": scores, "samples": samples, text_counts.KEY: counts})
+        keep(record, f"{config.name}.predictions", dict(zip(keys, answers, strict=True)))
         return scores
 
     return run

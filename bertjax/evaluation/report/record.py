@@ -10,6 +10,7 @@ from typing import Any, TypeGuard
 import yaml
 
 from bertjax.errors import UserError
+from bertjax.evaluation.records import OTHER, sentence
 from bertjax.training import goodput
 from bertjax.training.tracking import read_lines
 
@@ -24,6 +25,16 @@ class Evaluated:
     samples: list[dict[str, Any]] = field(default_factory=list)
     nbest: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     predictions: int | None = None
+
+
+@dataclass(frozen=True)
+class Other:
+    """Scores that `bertjax evaluate` made from something else than the run's own evaluation: they are not the run's."""
+
+    name: str
+    made_from: str  # a sentence
+    scores: dict[str, Any]
+    step: int | None
 
 
 @dataclass(frozen=True)
@@ -47,6 +58,7 @@ class StageRecord:
     evals: list[dict[str, Any]]
     episodes: list[Episode]
     evaluations: list[Evaluated]
+    others: list[Other] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -124,6 +136,7 @@ def _stage(run: Path, name: str, planned: int | None, lines: list[dict[str, Any]
         evals=sorted(evals.values(), key=lambda line: line["step"]),
         episodes=_episodes(ordered, [line for line in by_kind["event"] if line.get("event") == "episode"]),
         evaluations=_evaluations(run, name, list(evals.values())),
+        others=_others(run, name),
     )
 
 
@@ -175,6 +188,20 @@ def _evaluations(run: Path, stage: str, lines: list[dict[str, Any]]) -> list[Eva
                 predictions=len(predictions) or None,
             )
     return list(found.values())
+
+
+def _others(run: Path, stage: str) -> list[Other]:
+    found = []
+    for folder in _evaluation_folders(run):
+        for path in sorted((folder / OTHER).glob("*.json")) if _stage_of(folder) == stage else ():
+            content = _json(path, dict)
+            scores, step, differs = (content.get(key) for key in ("scores", "step", "differs"))
+            if isinstance(scores, dict):
+                step = step if isinstance(step, int) else None
+                text = sentence(step, differs if isinstance(differs, dict) else {})
+                name = find(content.get("made_from"), "name") or path.name.removesuffix(".json")
+                found.append(Other(str(name), text, scores, step))
+    return sorted(found, key=lambda other: (other.name, other.step or 0))
 
 
 def _evaluation_folders(run: Path) -> list[Path]:

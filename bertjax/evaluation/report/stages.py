@@ -5,8 +5,8 @@ from collections.abc import Callable
 from typing import Any
 
 from bertjax.evaluation.report.figures import SERIES, Chart, Series, draw
-from bertjax.evaluation.report.parts import label, table
-from bertjax.evaluation.report.record import Episode, StageRecord, finite
+from bertjax.evaluation.report.parts import label, scores_list, table
+from bertjax.evaluation.report.record import Episode, Other, StageRecord, finite
 from bertjax.evaluation.report.samples import samples_table
 from bertjax.training import console
 
@@ -23,9 +23,10 @@ def stage_section(stage: StageRecord, place: int) -> str:
     narrow = sum(not chart.wide for chart in charts)
     drawn = "".join(_figure(chart, f"s{place}c{at}", stage.episodes) for at, chart in enumerate(charts))
     body = f'<div class="charts{" two" * (narrow in (2, 4))}">{drawn}</div>' if drawn else ""
-    if not charts and not stage.evaluations:
+    if not charts and not stage.evaluations and not stage.others:
         body = '<p class="muted">No steps are on record yet.</p>'
     body += _episodes(stage.episodes) + "".join(samples_table(evaluated) for evaluated in stage.evaluations)
+    body += _others(stage.others)
     return f'<section id="stage-{place}"><h2>Stage {place}: {html.escape(stage.name)}{state}</h2>{body}</section>'
 
 
@@ -101,6 +102,19 @@ def _figure(chart: Chart, key: str, episodes: list[Episode]) -> str:
         f"<figure{' class=wide' * chart.wide}><figcaption><b>{html.escape(chart.title)}</b>{keys}</figcaption>"
         f"{draw(chart, key, episodes)}</figure>"
     )
+
+
+def _others(others: list[Other]) -> str:
+    """Evaluations that differ from the run's own, each with what it was made from."""
+    if not others:
+        return ""
+    rows = [
+        (html.escape(one.name), console.number(one.step), scores_list(one.scores), html.escape(one.made_from))
+        for one in others
+    ]
+    note = "Made by bertjax evaluate; none of them is a score of this run's own evaluations."
+    head = ("Evaluation", "Step", "Scores", "Made")
+    return f'<h3>Other evaluations</h3><p class="muted">{note}</p>{table(head, rows, numbers=(1,))}'
 
 
 def _episodes(episodes: list[Episode]) -> str:
