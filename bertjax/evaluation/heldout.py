@@ -80,5 +80,5 @@ def made_from(job: Job, program: Program, config: Any) -> dict[str, Any]:
     return {
         "evaluation": config.model_dump(mode="json"),
         "data": hashlib.sha256(found.encode()).hexdigest()[:16],
-        "computed": f"{execution.platform} {execution.dtype.name}",
+        "computed": f"{execution.platform} {np.dtype(execution.dtype).name}",
     }

@@ -86,7 +86,7 @@ def _settings(config: Config, stage: int) -> dict[str, Any]:
     return flat(data)
 
 
-def _changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+def _changed(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
     keys = [key for key in before | after if before.get(key) != after.get(key)]
     return {key: {"here": after.get(key), "run": before.get(key)} for key in keys}
 

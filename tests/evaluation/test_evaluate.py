@@ -1,6 +1,7 @@
 """Evaluators inside training and from a restored checkpoint, labels by name, probes, and their commands."""
 
 import json
+import lzma
 import os
 import random
 import shutil
@@ -17,7 +18,7 @@ import numpy as np
 import pytest
 
 from bertjax.cli import main
-from bertjax.config.load import load
+from bertjax.config.load import build, load
 from bertjax.errors import UserError
 from bertjax.evaluation import probes
 from bertjax.evaluation.evaluate import build_evaluators, evaluate_command, restore
@@ -163,6 +164,59 @@ def test_what_cannot_be_evaluated(run, here, stage, name, overrides, message):
     with pytest.raises(UserError, match=message) as caught:
         evaluate_command(run, None, stage, name, overrides)
     assert len(str(caught.value)) <= 300 and "\n" not in str(caught.value)
+
+
+# ---- the run's record, and other evaluations -------------------------------------------------------------------------
+
+
+def test_an_evaluation_of_something_else_leaves_the_runs_record_alone(run, here, capsys):
+    """Other data, another step, another option: files of their own, which say what they were made from."""
+    folder = run / "evaluations" / "01-qa"
+    own = {path: path.read_bytes() for path in (run / "evaluations").rglob("*.json") if path.parent.name != "other"}
+    (here / "longer.json").write_text((here / "train.json").read_text())
+    other = "stages.qa.evaluate.squad.data.source.files=[longer.json]"
+    found = evaluate_command(run, None, "qa", None, [other, "stages.qa.evaluate.squad.data.limit=12"])
+    told = capsys.readouterr().err
+    kept = Path(found["kept"]["squad"])
+    assert kept.parent == folder / "other" and kept.name.startswith("squad-step6-")
+    content = json.loads(kept.read_text())
+    assert content["scores"] == found["scores"]["squad"] and content["scores"]["total"] == 12
+    assert (
+        content["differs"]
+        == found["differs"]["squad"]
+        == {
+            "stages.qa.evaluate.squad.data.source.0.files.0": {"here": "longer.json", "run": "heldout.json"},
+            "stages.qa.evaluate.squad.data.limit": {"here": 12, "run": None},
+        }
+    )
+    assert len(json.loads(kept.with_name(f"{kept.stem}.predictions.json").read_text())) == 12
+    assert 'files.0 = "longer.json" (the run: "heldout.json")' in told and told.rstrip().endswith(
+        "not the run's own score"
+    )
+    assert {path: path.read_bytes() for path in own} == own
+    same = evaluate_command(run, None, "qa", None, [])
+    assert same["differs"] == {} and Path(same["kept"]["squad"]) == folder / "squad.json"
+    assert {path: path.read_bytes() for path in own} == own and len(list((folder / "other").glob("squad-step6-*"))) == 3
+
+
+def test_the_same_data_under_another_name_scores_the_same(run, here, tmp_path):
+    """An override of the files alone keeps the kind and the layout; the scores go where --output says."""
+    lines = [line for line in (here / "more.txt").read_text().splitlines() if line]
+    for name in ("held.jsonl.xz", "again.jsonl.xz"):
+        with lzma.open(here / name, "wt") as out:
+            out.writelines(json.dumps({"body": " ".join(lines[n : n + 8])}) + "\n" for n in range(0, 48, 8))
+    mlm = "stages.pretrain.evaluate.mlm"
+    source = "[{kind: jsonl, text_field: body, files: [held.jsonl.xz]}]"
+    first = [f"{mlm}.data.source={source}", f"{mlm}.batches=2"]
+    found = [evaluate_command(run, None, "pretrain", None, first, None, tmp_path / "scores")]
+    opened = restore(run, stage="pretrain", overrides=first).stored
+    assert opened is not None and opened.stages[0].evaluate[0].data.source[0].kind == "text"
+    stored = restore(run, stage="pretrain", overrides=first).job.config.model_dump(mode="json")
+    renamed = build(stored, [f"{mlm}.data.source.files=[again.jsonl.xz]"]).stages[0].evaluate[0].data.source[0]
+    again = [f"{mlm}.data.source=[{json.dumps(renamed.model_dump(mode='json'))}]", f"{mlm}.batches=2"]
+    found.append(evaluate_command(run, None, "pretrain", None, again, None, tmp_path / "again.json"))
+    assert found[0]["scores"] == found[1]["scores"]
+    assert [Path(one["kept"]["mlm"]) for one in found] == [tmp_path / "scores" / "mlm.json", tmp_path / "again.json"]
 
 
 # ---- labels ---------------------------------------------------------------------------------------------------------
