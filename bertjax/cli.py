@@ -17,6 +17,7 @@ from typing import Any
 
 from bertjax.command_table import COMMANDS, Command
 from bertjax.errors import BertjaxError, UserError
+from bertjax.interrupts import INTERRUPTED, interruptible
 
 _CODES = "exit codes: 0 done, 2 bad input, 3 diverged, 4 storage, 75 stopped safely (run me again), 70 a bug"
 _KEY = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)*\Z")
@@ -33,15 +34,16 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code of contract 7 in the module's first lines."""
     try:
-        code = _run(list(sys.argv[1:] if argv is None else argv))
-        sys.stdout.flush()
+        with interruptible():
+            code = _run(list(sys.argv[1:] if argv is None else argv))
+            sys.stdout.flush()
         return code
     except BertjaxError as error:
         print(error, file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     except BrokenPipeError as error:
         return _broken_pipe(error)
     except Exception as error:

@@ -73,7 +73,7 @@ def train(arguments: argparse.Namespace) -> int:
 
 @contextmanager
 def _stoppable() -> Iterator[None]:
-    """SIGTERM before the run listens itself: nothing has begun, so the process just goes, with 75."""
+    """SIGTERM or Ctrl-C before the run listens itself: nothing has begun, so the process just goes, with 75."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -82,11 +82,12 @@ def _stoppable() -> Iterator[None]:
         print("stopped before anything began; run the same command again", file=sys.stderr, flush=True)
         os._exit(75)
 
-    before = signal.signal(signal.SIGTERM, leave)
+    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def evaluate(arguments: argparse.Namespace) -> int:

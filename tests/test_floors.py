@@ -6,7 +6,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1] / "bertjax"
 FLOORS = [
-    "config",
+    "config interrupts",
     "parallel",
     "data",
     "models interop",

@@ -181,7 +181,8 @@ def _in_pool(jobs: Jobs, arguments: Iterable[Any], workers: int) -> Iterator[Rec
     waiting: deque[Future[Record]] = deque()
     try:
         for index, argument in enumerate(arguments):
-            waiting.append(pool.submit(_work, index, argument))
+            with _signals_held():
+                waiting.append(pool.submit(_work, index, argument))
             if len(waiting) >= 2 * workers:  # bounded: arguments may be a stream of records
                 yield waiting.popleft().result()
         while waiting:
@@ -197,6 +198,16 @@ def _in_pool(jobs: Jobs, arguments: Iterable[Any], workers: int) -> Iterator[Rec
         raise
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """A process started inside the block is deaf to Ctrl-C from its beginning, and not only from `_start` on."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 _state: Jobs  # of a worker process, set once when it starts

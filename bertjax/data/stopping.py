@@ -1,13 +1,13 @@
-"""SIGTERM while data are prepared: leave with exit code 75; what is finished is kept by `workplace`."""
+"""Ctrl-C and SIGTERM while data are prepared: leave with exit code 75; what is finished is kept by `workplace`."""
 
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from bertjax.data.workplace import KEPT
 from bertjax.errors import StoppedSafely
+from bertjax.interrupts import GRACE, INTERRUPTED, Presses, leave, listening
 
 
 class _Stop(BaseException):
@@ -16,19 +16,30 @@ class _Stop(BaseException):
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Inside the block SIGTERM ends the command at once, with StoppedSafely; in the main thread."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+    """Inside the block SIGTERM or Ctrl-C ends the command, with StoppedSafely; a second Ctrl-C leaves at once."""
+    presses, over, raised = Presses(), threading.Event(), []
 
-    def stop(*_: Any) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one would interrupt the tidying up
-        raise _Stop
+    def stop(number: int) -> None:
+        if not raised:  # a second one would interrupt the tidying up
+            raised.append(number)
+            raise _Stop
 
-    before = signal.signal(signal.SIGTERM, stop)
+    def again() -> None:
+        raised.clear()
+
+    def wait() -> None:
+        if not over.wait(GRACE):
+            leave(StoppedSafely.exit_code, f"stopped; {KEPT}")
+
+    def heard(received: bytes) -> None:
+        if signal.SIGINT in received and presses.is_another():
+            leave(INTERRUPTED, f"interrupted; {KEPT}")
+        threading.Thread(target=wait, name="stopped", daemon=True).start()
+
     try:
-        yield
+        with listening([signal.SIGTERM, signal.SIGINT], stop, heard, lost=(_Stop,), on_lost=again):
+            yield
     except _Stop:
         raise StoppedSafely(f"stopped; {KEPT}") from None
     finally:
-        signal.signal(signal.SIGTERM, before)
+        over.set()

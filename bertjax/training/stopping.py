@@ -1,30 +1,30 @@
-"""SIGTERM: leave with exit code 75, in every phase, on all processes alike.
+"""SIGTERM and Ctrl-C: leave with exit code 75, in every phase, on all processes alike.
 
 While steps have been done that no checkpoint holds, the run goes on to the next place where it can save: the end of a
 step, or the next batch of an evaluation. Where nothing can be lost (starting, preparing data, compiling the first step)
 it leaves at once, in the midst of whatever it does.
 
 One process: a Python handler. Several: jax's own handler and its preemption service, which makes the processes agree on
-the poll at which they stop; all of them poll at the same places in the same order.
+the poll at which they stop; all of them poll at the same places in the same order. A second Ctrl-C leaves at once.
 """
 
-import multiprocessing
 import os
 import signal
-import socket
-import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 
 import jax
 
+from bertjax import interrupts
 from bertjax.errors import StoppedSafely
 from bertjax.parallel import keys
 
 NOTICE = "RECEIVED_PREEMPTION_NOTICE"  # jax's key for: some process got SIGTERM
-GRACE = 5.0  # seconds in which the main thread may leave in good order, before it is left behind
+GRACE = interrupts.GRACE
 WORD = "run the same command again"
+LOST = f"steps since the last checkpoint are lost; {WORD}"
+TOLD = "Ctrl-C: saving, then leaving; press it again to leave at once, without the steps since the last checkpoint"
 
 
 class Stopped(BaseException):
@@ -39,6 +39,8 @@ class Stop:
         self._beat = beat or (lambda: None)
         self._asked = threading.Event()
         self._over = threading.Event()
+        self._raised = threading.Event()  # Stopped is on its way up in the main thread
+        self._presses = interrupts.Presses()
         self._free: str | None = None  # what is being done, while nothing can be lost
         self._polls = 0
         self._several = False
@@ -79,7 +81,7 @@ class Stop:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Inside the block SIGTERM is heard; a Stopped that reaches its end becomes StoppedSafely."""
+        """Inside the block SIGTERM and Ctrl-C are heard; a Stopped that reaches its end becomes StoppedSafely."""
         try:
             with self._handler():
                 yield
@@ -91,38 +93,36 @@ class Stop:
     def _farewell(self) -> str:
         return f"stopped while {self._left or 'running'}; nothing was lost; {WORD}"
 
-    @contextmanager
-    def _handler(self) -> Iterator[None]:
-        if threading.current_thread() is not threading.main_thread():
-            yield  # only the main thread may set handlers, and only it is told
-            return
-        # The byte arrives at once, also while the main thread is inside a long call of C, such as compiling.
-        ours, theirs = socket.socketpair()
-        theirs.setblocking(False)
-        wakeup = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
-        before = signal.signal(signal.SIGTERM, lambda *_: self._heard())
-        threading.Thread(target=self._wait_for_byte, args=(ours,), name="stop_signal", daemon=True).start()
-        try:
-            yield
-        finally:
-            signal.set_wakeup_fd(wakeup)
-            if not self._several:  # then the handler is jax's
-                signal.signal(signal.SIGTERM, before)
-            theirs.close()
+    def _handler(self) -> AbstractContextManager[None]:
+        return interrupts.listening(
+            [signal.SIGTERM, signal.SIGINT],
+            self._heard,
+            self._heard_at_once,
+            lost=(Stopped,),
+            on_lost=self._raised.clear,
+            restore=lambda number: number == signal.SIGINT or not self._several,  # then SIGTERM's is jax's
+        )
 
-    def _heard(self) -> None:
+    def _heard(self, number: int) -> None:
         """Runs in the main thread, between two of its instructions."""
-        first = not self._asked.is_set()
+        if number == signal.SIGINT and self._several:
+            return  # `_heard_at_once` makes a SIGTERM of it
         self._asked.set()
-        if first and self._free:
+        if self._free and not self._raised.is_set():
+            self._raised.set()
             self._left = self._free
             raise Stopped
 
-    def _wait_for_byte(self, bytes_of_signals: socket.socket) -> None:
-        with suppress(OSError), bytes_of_signals:
-            while received := bytes_of_signals.recv(64):
-                if signal.SIGTERM in received:
-                    return self._leave_soon()
+    def _heard_at_once(self, received: bytes) -> None:
+        """Runs in a thread, also while the main thread is inside a long call of C, such as compiling."""
+        if signal.SIGINT in received:
+            if self._presses.is_another():
+                interrupts.leave(interrupts.INTERRUPTED, f"left at once; {LOST}")
+            with suppress(OSError):
+                os.write(2, f"{TOLD}\n".encode())
+            if self._several:  # jax's preemption service tells the other processes
+                os.kill(os.getpid(), signal.SIGTERM)
+        threading.Thread(target=self._leave_soon, name="stop_soon", daemon=True).start()
 
     def _leave_soon(self) -> None:
         """Ends the process if it is still where nothing can be lost, or still on its way out from there."""
@@ -131,12 +131,7 @@ class Stop:
             self._leave()
 
     def _leave(self) -> None:
-        for child in multiprocessing.active_children():  # or they would outlive this process
-            child.terminate()
-        print(self._farewell(), file=sys.stderr)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(StoppedSafely.exit_code)
+        interrupts.leave(StoppedSafely.exit_code, self._farewell())
 
     def joined(self) -> None:
         """To be called when the processes of the job have met: from here on jax's handler takes the signal."""

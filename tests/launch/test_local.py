@@ -28,7 +28,8 @@ starts = Path(f"starts-{index}"); number = len(starts.read_text()) if starts.exi
 starts.write_text("x" * (number + 1))
 end = Path(f"{number}-{index}").read_text() if Path(f"{number}-{index}").exists() else "0"
 if end == "wait":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: sys.exit(75))
     Path(f"waits-{index}").touch()
     time.sleep(60)
 if int(end) < 0:
@@ -99,14 +100,15 @@ def test_retries_start_again_on_75_only(stand_in):
     assert code == 75 and (stand_in / "starts-0").read_text() == "x" * 6 and said[-1].endswith("(75)")
 
 
-def test_sigterm_reaches_all_and_is_not_retried(stand_in):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_reaches_all_and_is_not_retried(stand_in, number):
     for index in range(2):
         (stand_in / f"0-{index}").write_text("wait")
     process = start(stand_in, "--retries", "3", "train")
     until = time.monotonic() + 60
     while not all((stand_in / f"waits-{index}").exists() for index in range(2)) and time.monotonic() < until:
         time.sleep(0.02)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     process.communicate(timeout=30)
     assert process.returncode == 75 and (stand_in / "starts-0").read_text() == "x"
 

@@ -1,4 +1,4 @@
-"""SIGTERM in every phase of a run of one process: exit code 75, nothing lost, and what follows to the same bits."""
+"""SIGTERM and Ctrl-C in every phase of a run: exit code 75, nothing lost, and what follows to the same bits."""
 
 import json
 import os
@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from bertjax import interrupts
 from bertjax.cli import main
 from bertjax.config.schema import CheckpointPolicy
 from bertjax.errors import UserError
@@ -42,7 +43,9 @@ def digests(run: Path) -> list[Any]:
 def stop_during(one_device, train, tiny_project, monkeypatch, capsys) -> Callable[..., tuple[Path, int, str]]:
     """stop(name, owner, function, at): SIGTERM as the at-th call of a function begins -> the run, code, stderr."""
 
-    def stop(name: str, owner: Any, function: str, at: int = 1, signals: int = 1) -> tuple[Path, int, str]:
+    def stop(
+        name: str, owner: Any, function: str, at: int = 1, signals: int = 1, number: int = signal.SIGTERM
+    ) -> tuple[Path, int, str]:
         monkeypatch.chdir(tiny_project)
         calls, real = [0], getattr(owner, function)
 
@@ -50,7 +53,7 @@ def stop_during(one_device, train, tiny_project, monkeypatch, capsys) -> Callabl
             calls[0] += 1
             if calls[0] == at:
                 for _ in range(signals):
-                    os.kill(os.getpid(), signal.SIGTERM)
+                    os.kill(os.getpid(), number)
             return real(*args, **options)
 
         with pytest.MonkeyPatch.context() as patch:
@@ -128,6 +131,18 @@ def test_in_a_step_it_saves_and_leaves(whole, stop_during, train, signals):
     finished_like(whole, run, train)
 
 
+@pytest.mark.parametrize("signals", [1, pytest.param(2, marks=SLOW)])
+def test_ctrl_c_saves_and_leaves_as_sigterm_does(whole, stop_during, train, signals):
+    """Two that come together are one press: a terminal and a wrapper both pass it on."""
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    run, code, err = stop_during(f"ctrl-c-{signals}", Tracker, "train", 2, signals, signal.SIGINT)
+    (step,) = committed_steps(run / "checkpoints" / "00-pretrain")[-1:]
+    assert code == 75 and step in (2, 3)
+    assert err == f"stopped at step {step} of stage 'pretrain', saved; run the same command again\n"
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+    finished_like(whole, run, train)
+
+
 @pytest.mark.parametrize("signals", [pytest.param(1, marks=SLOW), 3])
 def test_while_a_checkpoint_is_written_it_ends_whole(whole, stop_during, train, signals):
     run, code, _ = stop_during(f"save-{signals}", checkpoint, "describe", 1, signals)
@@ -174,6 +189,7 @@ from bertjax.training.stopping import Stop
 
 stop = Stop()
 stop_now = threading.Timer(0.3, lambda: __import__("os").kill(__import__("os").getpid(), 15))
+endless = jax.jit(lambda x: jax.lax.while_loop(lambda v: v > 0, lambda v: v % 7 + 1, x)).lower(1).compile()
 with stop.listening(), stop.free("compiling the first step"):
     stop_now.start()
     print("ready", flush=True)
@@ -181,7 +197,7 @@ with stop.listening(), stop.free("compiling the first step"):
 """
 
 
-ENDLESS = "jax.block_until_ready(jax.jit(lambda x: jax.lax.while_loop(lambda v: v > 0, lambda v: v % 7 + 1, x))(1))"
+ENDLESS = "jax.block_until_ready(endless(1))"
 WAITING = "try:\n        threading.Event().wait(60)\n    finally:\n        threading.Event().wait(60)"
 
 
@@ -195,6 +211,36 @@ def test_a_main_thread_that_does_not_come_back_is_left_behind(body):
     assert done.returncode == 75, done.stderr
     assert done.stderr == "stopped while compiling the first step; nothing was lost; run the same command again\n"
     assert time.monotonic() - began < stopping.GRACE + 20
+
+
+RUNNING = """
+import time
+from bertjax.training.stopping import Stop
+
+with Stop().listening():
+    print("ready", flush=True)
+    while True:
+        time.sleep(0.01)  # steps, none of which looks whether to stop
+"""
+
+
+def test_a_second_ctrl_c_leaves_at_once():
+    """From the midst of steps: no traceback, and the first one said so."""
+    with subprocess.Popen(
+        [sys.executable, "-c", RUNNING], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        cwd=Path(__file__).parents[2], env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    ) as process:  # fmt: skip
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        told = process.stderr.readline()
+        time.sleep(interrupts.SAME_PRESS + 0.1)
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        rest = process.stderr.read()
+    assert process.returncode == 130
+    assert told.startswith("Ctrl-C: saving, then leaving; press it again to leave at once")
+    assert rest == "left at once; steps since the last checkpoint are lost; run the same command again\n"
 
 
 @pytest.mark.slow
