@@ -12,7 +12,7 @@ _HOME = {
     "Config": "bertjax.config.schema",
     "load": "bertjax.config.load",
     "Tokenizer": "bertjax.data.tokenizers",
-    "apply_model": "bertjax.models.bert",
+    "apply_model": "bertjax.models.family",
     "train": "bertjax.training.loop",
     "fill_mask": "bertjax.evaluation.probes",
     "answer": "bertjax.evaluation.probes",

@@ -44,6 +44,8 @@ def stream(source: Records, base: Path, field: str | None) -> Located:
         read = partial(parquet_rows, field=field)
     elif isinstance(source, Tsv):
         read = partial(tsv_rows, fields=source.fields, skip_lines=source.skip_lines)
-    else:
+    elif isinstance(source, JsonLines | Json):
         read = json_lines if isinstance(source, JsonLines) else json_list
+    else:
+        raise TypeError(f"source kind '{source.kind}' has no case in data/records.py: stream")
     return (found for path in expand(source.files, base) for found in read(path))

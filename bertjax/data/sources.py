@@ -129,10 +129,17 @@ def fingerprint(source: Source, base: Path) -> str:
         content = hub.huggingface_fingerprint(source, base)
     elif isinstance(source, TfdsData):
         content = hub.tfds_fingerprint(source, base)
-    else:
+    elif isinstance(source, StdlibDocs | StdlibQa):
         content = f"{stdlib_docs.VERSION} " + sha256_of_files(stdlib_docs.source_paths())
+    else:
+        raise _unknown(source, "fingerprint")
     options = json.dumps(source.model_dump(mode="json", exclude={"files"}), sort_keys=True)
     return hashlib.sha256(f"{sentences.VERSION}\n{options}\n{content}".encode()).hexdigest()
+
+
+def _unknown(source: Any, function: str) -> TypeError:
+    """For whoever adds a kind of source: without a case of its own it would pass for another kind."""
+    return TypeError(f"source kind '{getattr(source, 'kind', source)}' has no case in data/sources.py: {function}")
 
 
 def _texts(source: Source, base: Path) -> Iterator[Document]:
@@ -147,6 +154,8 @@ def _texts(source: Source, base: Path) -> Iterator[Document]:
     elif isinstance(source, records.Records):
         for where, record in records.stream(source, base, source.text_field):
             yield Document(where, _field(record, source.text_field, where))
+    else:
+        raise _unknown(source, "_texts")
 
 
 def _articles(source: SquadFiles | StdlibQa, base: Path) -> Iterator[Document]:

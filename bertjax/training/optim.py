@@ -69,8 +69,10 @@ def direction(config: Optimizer) -> optax.GradientTransformation:
         rule = adafactor(config)
     elif config.kind == "bert_adamw":
         rule = bert_adam(config.b1, config.b2, config.eps)
-    else:
+    elif config.kind == "adamw":
         rule = optax.scale_by_adam(config.b1, config.b2, config.eps)
+    else:
+        raise TypeError(f"optimizer kind '{config.kind}' has no case in training/optim.py: direction")
     if not config.weight_decay:
         return rule
     mask = lambda params: {path: decayed(path) for path in params}  # noqa: E731

@@ -40,6 +40,11 @@ def check_settings(config: Config) -> None:
 
 def check_kinds(config: Config, stage: Stage) -> None:
     """Raises UserError when the rows or evaluations of a stage are not for its objective."""
+    if stage.objective.kind not in _FITTING:
+        raise UserError(
+            f"stage '{stage.name}': objective {stage.objective.kind} has no entry in training/preflight.py, which says "
+            "the rows and evaluations that fit it; add one"
+        )
     rows, scores = _FITTING[stage.objective.kind]
     head = f"stage '{stage.name}': objective {stage.objective.kind}"
     for name, task in config.stage_tasks(stage).items():
