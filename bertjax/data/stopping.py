@@ -17,7 +17,7 @@ class _Stop(BaseException):
 @contextmanager
 def stoppable() -> Iterator[None]:
     """Inside the block SIGTERM or Ctrl-C ends the command, with StoppedSafely; a second Ctrl-C leaves at once."""
-    presses, over, raised = Presses(), threading.Event(), []
+    presses, over, raised = Presses(), threading.Event(), list[int]()
 
     def stop(number: int) -> None:
         if not raised:  # a second one would interrupt the tidying up
