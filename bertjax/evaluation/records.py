@@ -72,7 +72,7 @@ def differences(
     found = _changed(before | flat(own, f"{head}."), after | flat(made_from["evaluation"], f"{head}."))
     found.pop(f"{head}.every", None)  # when training evaluates; no score depends on it
     same_source = not any(key.startswith(f"{head}.data.source") for key in found)
-    for key, name in (("data", "content of the data"), ("computed", "arithmetic")):
+    for key, name in (("data", "data as they are read"), ("computed", "arithmetic")):
         if key in kept and kept[key] != made_from[key] and (same_source or key != "data"):
             found[name] = {"here": made_from[key], "run": kept[key]}
     return found

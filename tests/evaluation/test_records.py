@@ -63,7 +63,7 @@ def test_the_runs_record_is_compared_where_it_says_what_it_was_made_from():
     assert differing(kept=whole | {"computed": "gpu bfloat16"}) == {
         "arithmetic": {"here": "cpu float32", "run": "gpu bfloat16"}
     }
-    assert differing(kept=whole, data="changed") == {"content of the data": {"here": "changed", "run": "d"}}
+    assert differing(kept=whole, data="changed") == {"data as they are read": {"here": "changed", "run": "d"}}
 
 
 def test_an_evaluation_the_run_does_not_have():

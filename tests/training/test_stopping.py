@@ -189,7 +189,7 @@ from bertjax.training.stopping import Stop
 
 stop = Stop()
 stop_now = threading.Timer(0.3, lambda: __import__("os").kill(__import__("os").getpid(), 15))
-endless = jax.jit(lambda x: jax.lax.while_loop(lambda v: v > 0, lambda v: v % 7 + 1, x)).lower(1).compile()
+endless = jax.jit(lambda x: jax.lax.while_loop(lambda v: v > 0, lambda v: v %% 7 + 1, x)).lower(1).compile()
 with stop.listening(), stop.free("compiling the first step"):
     stop_now.start()
     print("ready", flush=True)
