@@ -268,9 +268,10 @@ def restore(
         job = Job(config, Path.cwd(), meshes.make_mesh(config.mesh), tokenizer)
         program = job.program(config.stages[meta["stage"]], steps=1, heads=tuple(meta["heads"]))
         restored_step, params = bases.read(checkpoints, found.step, meta, job)
-    known = (meta.get(key) for key in ("labels", "unanswerable", "hugging_face"))
+    labels, unanswerable, hugging_face = (meta.get(key) for key in ("labels", "unanswerable", "hugging_face"))
     stored, is_last = build(here, where=str(found.folder)), meta.get("steps") in (None, restored_step)
-    return Restored(job, meta["stage"], restored_step, program, params, *known, stored, is_last)
+    about = (labels, unanswerable, hugging_face, stored, is_last)
+    return Restored(job, meta["stage"], restored_step, program, params, *about)
 
 
 def _best(found: Found, checkpoints: Checkpoints, score: str) -> int:
