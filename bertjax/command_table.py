@@ -112,6 +112,12 @@ DTYPE = option(
     help="what to compute in (default: the run's run.compute_dtype; of imported weights, what they are stored in)",
 )
 STEP = option("--step", type=_count, help="a checkpoint's step (default: the newest)")
+BASE = option(
+    "--base",
+    metavar="PATH",
+    help="of a checkpoint that holds adapters alone: the run, checkpoint or Hugging Face folder with the weights below "
+    "them (default: where it was)",
+)
 OUTPUT = option("--output", metavar="FILE", help="where to write it")
 
 COMMANDS = {
@@ -137,6 +143,7 @@ COMMANDS = {
                 help="where to keep scores and predictions (default: in the run, apart from its own record where the "
                 "evaluation differs from it); or a .json file for the scores of one evaluation",
             ),
+            BASE,
             DEVICE,
             DTYPE,
         ),
@@ -215,6 +222,7 @@ COMMANDS = {
             ),
             option("--max-new-tokens", metavar="N", type=_count, help="default: as in the run's data"),
             option("--json", action="store_true", help="as JSON, with the input texts"),
+            BASE,
             DEVICE,
             DTYPE,
         ),

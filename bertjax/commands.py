@@ -100,7 +100,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
 
     where = (arguments.step, arguments.stage, arguments.name)
     overrides = arguments.overrides + _dtype(arguments)
-    return _show(evaluate_command(run, *where, overrides, arguments.best, output))
+    return _show(evaluate_command(run, *where, overrides, arguments.best, output, **_base(arguments)))
 
 
 def compare(arguments: argparse.Namespace) -> int:
@@ -149,10 +149,11 @@ def generate(arguments: argparse.Namespace) -> int:
     checkpoint = _existing(arguments.checkpoint)
     texts = _texts(arguments)
     _use_device(arguments)
+    base = _base(arguments)
     from bertjax.evaluation import probes
 
     reads = {"max_input_tokens": arguments.max_input_tokens, "overrides": _dtype(arguments)}
-    found = probes.generate(checkpoint, texts, choices, arguments.seed, **reads)
+    found = probes.generate(checkpoint, texts, choices, arguments.seed, **reads, **base)
     return _show(found if arguments.json else "\n".join(one["generated"] for one in found))
 
 
@@ -235,8 +236,10 @@ def export(arguments: argparse.Namespace) -> int:
     source, out = _existing(arguments.checkpoint), _new(arguments.out)
     _use_device(arguments)
     from bertjax.training import exchange
+    from bertjax.training.carried import spell_modules
 
-    exchange.export_checkpoint(source, out)
+    if left_out := exchange.export_checkpoint(source, out):
+        print(f"note: left out, its class has no place for them: {spell_modules(left_out)}", file=sys.stderr)
     return _show(str(out))
 
 
@@ -305,6 +308,11 @@ def doctor(arguments: argparse.Namespace) -> int:
     if lines:
         print("\n".join(lines))
     return 0 if ok else 2
+
+
+def _base(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The folder with the weights below a checkpoint's adapters, where a person names it."""
+    return {"base": _existing(arguments.base)} if arguments.base else {}
 
 
 def _existing(path: str) -> Path:

@@ -16,6 +16,7 @@ from bertjax.config import hf_fields, merge, strict_yaml, t5_sizes
 from bertjax.config.locations import location_problem
 from bertjax.config.problems import describe, find, masked, report
 from bertjax.config.schema import BertConfig, Config
+from bertjax.config.step_meta import is_step, read_meta, steps_in
 from bertjax.config.strict_yaml import Node, located, plain
 from bertjax.errors import UserError
 
@@ -130,12 +131,27 @@ def resolve_sizes(folder: str | Path) -> dict[str, Any]:
         raise UserError(f"{folder}: no such folder")
     if (folder / "config.json").is_file():
         return _from_hugging_face(folder / "config.json")
-    for place in (folder, *folder.resolve().parents[:3]):  # a checkpoint lies at most three levels below its run
+    if found := _checkpoint_in(folder):
+        model = read_meta(found)["config"].get("model") or {}
+        return {"family": "bert"} | {key: value for key, value in model.items() if key != "config_from"}
+    full = folder.resolve()
+    runs = [above.parent for above in (full, *full.parents[:2]) if above.name == "checkpoints"]
+    for place in (folder, *runs):
         if (place / "config.yaml").is_file():
             model = strict_yaml.read(place / "config.yaml", []).value.get("model")
             sizes = plain(model) if model is not None else {}
             return {"family": "bert"} | {key: value for key, value in sizes.items() if key != "config_from"}
-    raise UserError(f"{folder}: holds neither config.json (Hugging Face) nor config.yaml (a bertjax run)")
+    raise UserError(
+        f"{folder}: holds neither config.json (Hugging Face) nor config.yaml (a bertjax run), and is no checkpoint"
+    )
+
+
+def _checkpoint_in(folder: Path) -> Path | None:
+    """The folder itself where it is a checkpoint step, else the newest step in it, or of the last stage in it."""
+    if is_step(folder):
+        return folder
+    places = [folder] if steps_in(folder) else [p for p in sorted(folder.glob("[0-9][0-9]-*")) if steps_in(p)]
+    return places[-1] / str(steps_in(places[-1])[-1]) if places else None
 
 
 def _from_hugging_face(path: Path) -> dict[str, Any]:
@@ -174,6 +190,7 @@ def identity(config: Config) -> dict[str, Any]:
     for stage in data["stages"]:
         stage.pop("evaluate")
         stage.pop("grad_accum")
+        stage.pop("init_base", None)
     return data | {"seed": config.run.seed, "dropout_rng": config.run.dropout_rng}
 
 

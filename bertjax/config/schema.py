@@ -34,6 +34,8 @@ class Stage(Section):
     fresh: list[Literal["classifier", "pooler", "qa", "mlm", "nsp", "adapters"]] = Field(
         default=[], exclude_if=lambda found: not found
     )
+    # Where the weights below the adapters of `init_from` are, or below this stage's own, if not where they were.
+    init_base: LocalPath | None = Field(default=None, exclude_if=lambda found: found is None)
     evaluate: list[Evaluation] = []
 
     @model_validator(mode="after")

@@ -23,7 +23,7 @@ from bertjax.config.evaluation_schema import (
     SquadEvaluation,
 )
 from bertjax.config.load import build
-from bertjax.config.schema import CheckpointPolicy, Config
+from bertjax.config.schema import Config
 from bertjax.data import qa, tokenizers
 from bertjax.data.labels import Classes
 from bertjax.data.labels import lines as label_lines
@@ -37,15 +37,15 @@ from bertjax.evaluation.text_to_text import text_to_text, with_averages
 from bertjax.parallel import distributed
 from bertjax.parallel import mesh as meshes
 from bertjax.training import bases, inputs, stopping
+from bertjax.training.carried import all_heads
 from bertjax.training.checkpoint import Checkpoints
 from bertjax.training.loop import Evaluator
-from bertjax.training.runs import Found, find, run_of, stage_folder
+from bertjax.training.runs import Found, find, results_folder, stage_folder
 from bertjax.training.setup import Job
 from bertjax.training.state import Params
 from bertjax.training.step import Program, flat_terms, in_mesh
 
 TOKEN_TERMS = {"mlm", "target"}  # terms of an objective that are over a vocabulary
-_ANY_POLICY = CheckpointPolicy()  # a reader keeps and removes nothing
 
 
 def build_evaluators(
@@ -239,6 +239,8 @@ class Restored:
     hugging_face: dict[str, Any] | None = None  # of imported weights: what the folder's two JSON files say
     stored: Config | None = None  # the configuration without overrides
     is_last: bool = True  # whether it is the last step of its stage
+    in_run: bool = True  # whether job.config.run_dir is the run that the checkpoint belongs to
+    carried: tuple[str, ...] = ()  # heads that the stage has not trained
 
 
 def restore(
@@ -248,35 +250,61 @@ def restore(
     step: int | None = None,
     best: str | None = None,
     overrides: Sequence[str] = (),
+    base: str | Path | None = None,
 ) -> Restored:
     """Read a checkpoint's parameters onto this machine's devices; everything else comes out of the checkpoint itself.
 
     The mesh it was trained on does not matter. Instead of a step, `best` names a score (squad/f1) whose best step is
-    taken. Raises UserError when `path` holds no checkpoint, or none with that score.
+    taken. `base`: where the weights below its adapters are, if not where they were. Raises UserError when `path` holds
+    no checkpoint, or none with that score.
     """
     found = find(path, stage=stage, step=step)
-    with Checkpoints(found.folder, _ANY_POLICY, read_only=True) as checkpoints:
+    with Checkpoints.reader(found) as checkpoints:
         if best is not None:
             found = replace(found, step=_best(found, checkpoints, best))
         meta = checkpoints.meta(found.step)
         here = dict(meta["config"], mesh={})
         here["run"] = here["run"] | {"attention": "auto", "segments": "auto"}
-        run_dir = run_of(found.folder)
-        here["run"] |= {"root": str(run_dir.parent), "name": run_dir.name}
-        config = build(here, overrides, where=str(found.folder))
-        tokenizer = tokenizers.from_json(meta["tokenizer_json"], str(found.folder))
+        config, in_run = _at_home(build(here, overrides, where=str(found.path)), meta, found)
+        tokenizer = tokenizers.from_json(meta["tokenizer_json"], str(found.path))
         job = Job(config, Path.cwd(), meshes.make_mesh(config.mesh), tokenizer)
-        program = job.program(config.stages[meta["stage"]], steps=1, heads=tuple(meta["heads"]))
-        restored_step, params = bases.read(checkpoints, found.step, meta, job)
-    labels, unanswerable, hugging_face = (meta.get(key) for key in ("labels", "unanswerable", "hugging_face"))
-    stored, is_last = build(here, where=str(found.folder)), meta.get("steps") in (None, restored_step)
-    about = (labels, unanswerable, hugging_face, stored, is_last)
-    return Restored(job, meta["stage"], restored_step, program, params, *about)
+        stage_config, classes = config.stages[meta["stage"]], meta["num_labels"]
+        program = job.program(stage_config, steps=1, heads=all_heads(meta), num_labels=classes)
+        named = Path(base).expanduser() if base is not None else None
+        restored_step, params = bases.read(checkpoints, found.step, meta, job, named)
+    return Restored(
+        job,
+        meta["stage"],
+        restored_step,
+        program,
+        params,
+        labels=meta.get("labels"),
+        unanswerable=meta.get("unanswerable"),
+        hugging_face=meta.get("hugging_face"),
+        stored=_at_home(build(here, where=str(found.path)), meta, found)[0],
+        is_last=meta.get("steps") in (None, restored_step),
+        in_run=in_run,
+        carried=tuple(meta.get("carried", ())),
+    )
+
+
+def _at_home(config: Config, meta: Mapping[str, Any], found: Found) -> tuple[Config, bool]:
+    """The configuration with the run folder where it is now, or where results of a lone checkpoint are kept instead.
+
+    -> (config, whether that is the checkpoint's run). What an override names is left as it is.
+    """
+    run, was = config.run, meta["config"]["run"]
+    if (run.root, run.name) != (was["root"], was["name"]):
+        return config, True
+    folder, in_run = results_folder(found)
+    changes = {"root": str(folder.parent), "name": folder.name}
+    changes |= {} if in_run or run.prepared else {"prepared": str(folder / "prepared")}
+    return config.model_copy(update={"run": run.model_copy(update=changes)}), in_run
 
 
 def _best(found: Found, checkpoints: Checkpoints, score: str) -> int:
     if found.step is not None:
-        raise UserError(f"{found.folder}: step {found.step} is named already; leave it out to get the best {score}")
+        raise UserError(f"{found.path}: step {found.step} is named already; leave it out to get the best {score}")
     return checkpoints.best_step(score, checkpoints.meta()["config"]["run"]["checkpoint"]["best_is"])
 
 
@@ -288,13 +316,14 @@ def evaluate_command(
     overrides: Sequence[str],
     best: str | None = None,
     output: Path | None = None,
+    base: str | Path | None = None,
 ) -> dict[str, Any]:
     """Run the evaluations of a checkpoint's stage (or the one called `name`) and keep their scores.
 
     What differs from the run's own evaluation never replaces the run's record: see `records`. -> {"checkpoint",
     "stage", "step", "scores": {name: scores}, "kept": {name: file}, "differs": {name: from the run's record}}.
     """
-    restored = restore(path, stage=stage, step=step, best=best, overrides=overrides)
+    restored = restore(path, stage=stage, step=step, best=best, overrides=overrides, base=base)
     config = restored.job.config.stages[restored.stage]
     known = [e.name for e in config.evaluate]
     if not known:
@@ -307,6 +336,9 @@ def evaluate_command(
         there = ", ".join(known)
         raise UserError(f"{path}: stage '{config.name}' has no evaluation '{name}'; its evaluations: {there}")
     inputs.check_evaluations(config, restored.job.base, name)
+    if not restored.in_run and output is None:
+        home = restored.job.config.run_dir
+        print(f"note: {path}: is outside of a run; its evaluations are kept in {home}", file=sys.stderr, flush=True)
     kept = records_of(restored, [e for e in config.evaluate if name in (None, e.name)], output)
     job = with_cache(restored.job, output)
     evaluators = build_evaluators(job, restored.stage, restored.program, restored.labels, kept)

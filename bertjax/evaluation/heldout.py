@@ -15,7 +15,6 @@ from bertjax.data.loader import Batches, is_decoder_only, open_task
 from bertjax.data.sources import fingerprint
 from bertjax.evaluation.records import Record
 from bertjax.parallel import distributed
-from bertjax.parallel import mesh as meshes
 from bertjax.training import setup, stopping
 from bertjax.training.setup import Job
 from bertjax.training.step import Program
@@ -49,7 +48,7 @@ def report_losses(name: str, counts: text_counts.Counts | None, options: Any) ->
 
 def whole(batch_size: int, program: Program) -> int:
     """`batch_size` rounded up to a multiple of the shards a batch is split over."""
-    shards = int(np.prod([program.mesh.shape[a] for a in meshes.AXES if a != "tensor"]))
+    shards = program.batch_shards
     return -(-batch_size // shards) * shards
 
 

@@ -20,7 +20,7 @@ from bertjax.errors import UserError
 from bertjax.evaluation.answers import predict_answers
 from bertjax.evaluation.evaluate import Restored, answer_logits, restore, span_logits
 from bertjax.evaluation.generate import Generator
-from bertjax.evaluation.heldout import report_losses
+from bertjax.evaluation.heldout import report_losses, whole
 
 MASK = "[MASK]"
 _SENTINEL = re.compile(r"▁?<extra_id_\d+>")
@@ -112,7 +112,7 @@ def answer(
     # whatever rules the run is scored by, a person gets candidates that are in the context
     windows = windows.model_copy(update={"profile": "hf"})
     features = qa.evaluation_features([example], restored.job.tokenizer, windows)
-    size = int(np.prod(list(restored.job.mesh.shape.values())))
+    size = whole(1, restored.program)
     logits = answer_logits(span_logits(restored.program), restored.params, features, restored.program, size)
     _, nbest, odds = predict_answers(
         [example], features, *logits, n_best=max(n_best, settings.n_best),
@@ -164,15 +164,16 @@ def span_settings(restored: Restored) -> tuple[SquadEvaluation | None, SpanQa]:
 
 def generate(
     checkpoint: str | Path | Restored, texts: list[str], choices: dict[str, Any], seed: int = 0, batch_size: int = 8,
-    *, max_input_tokens: int | None = None, overrides: Sequence[str] = (),
+    *, max_input_tokens: int | None = None, overrides: Sequence[str] = (), base: Path | None = None,
 ) -> list[dict[str, str]]:  # fmt: skip
     """-> a list with one {"text", "generated"} a text, in their order.
 
     `choices` are fields of Decoding that go before those of the stage's evaluation of generated text. Texts are read
     whole, or up to `max_input_tokens`; what is generated is as long as in the stage's tasks. What is cut, unknown or
-    not read as the sentinel it names is said on stderr. Raises UserError when the model is no T5.
+    not read as the sentinel it names is said on stderr. `base` is that of `evaluate.restore`. Raises UserError when
+    the model is no T5.
     """
-    restored = checkpoint if isinstance(checkpoint, Restored) else restore(checkpoint, overrides=overrides)
+    restored = checkpoint if isinstance(checkpoint, Restored) else restore(checkpoint, overrides=overrides, base=base)
     config, tokenizer = restored.job.config, restored.job.tokenizer
     if config.model.family != "t5":
         raise UserError(
@@ -254,4 +255,11 @@ def open_with(checkpoint: str | Path | Restored, head: str, overrides: Sequence[
             f"{checkpoint}: has no '{head}' head (it has: {', '.join(restored.program.heads)}); "
             "name a checkpoint of a stage that trained one"
         )
+    if head in restored.carried:
+        stage = restored.job.config.stages[restored.stage].name
+        print(
+            f"note: stage '{stage}' has trained the layers below the '{head}' head for something else since; "
+            "the stage that trained the head answers better",
+            file=sys.stderr, flush=True,
+        )  # fmt: skip
     return restored

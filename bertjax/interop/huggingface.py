@@ -69,6 +69,18 @@ def load_params(folder: Path, model: ModelConfig) -> dict[str, np.ndarray]:
     return params
 
 
+def unused_tensors(folder: Path, model: ModelConfig) -> list[str]:
+    """Names of the tensors in a folder that `load_params` reads and that it has no place for (other heads, mostly)."""
+    if isinstance(model, T5Config):
+        return []  # it refuses them
+    found = tensors.open_folder(Path(folder), lambda name: tables.modern(name, model.family))
+    table = tables.table(model, _heads_in(found, model.family))
+    known = {name for names in table.values() for name in names} | {*tables.TIED[model.family].values()}
+    return sorted(
+        x.name for name, x in found.items() if name not in known and not tables.is_ignored(name, model.family)
+    )
+
+
 def describe(folder: Path) -> dict[str, Any]:
     """config.json of a folder that the tables can read. Raises UserError for code, other models and decoders."""
     path = Path(folder) / "config.json"

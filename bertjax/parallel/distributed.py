@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 from bertjax.errors import BertjaxError, UserError
 from bertjax.parallel import aborts, lifelines, rollcall
+from bertjax.parallel.mesh_shape import batch_shards
 
 NAMES = ("BERTJAX_COORDINATOR", "BERTJAX_NUM_PROCESSES", "BERTJAX_PROCESS_ID")
 TIMEOUT = "BERTJAX_START_TIMEOUT"
@@ -178,19 +179,13 @@ def local_rows(sharding: NamedSharding, batch_size: int) -> slice | np.ndarray:
     They lie apart where a host's chips are a block of the torus and the mesh runs along its rings. Raises UserError
     when the batch does not divide.
     """
-    shards = sharding.num_devices // max(1, int(np.prod([sharding.mesh.shape[a] for a in _unused(sharding)])))
+    shards = batch_shards(sharding.mesh.shape, sharding.spec[0])
     if batch_size % shards:
         raise UserError(f"batch_size: {batch_size} rows do not divide over {shards} devices; make it a multiple")
     held = sharding.addressable_devices_indices_map((batch_size,)).values()
     rows = np.unique(np.concatenate([np.arange(batch_size)[index] for index in held]))
     first, last = int(rows[0]), int(rows[-1])
     return slice(first, last + 1) if last - first + 1 == len(rows) else rows
-
-
-def _unused(sharding: NamedSharding) -> list[str]:
-    first = sharding.spec[0]
-    used = (first,) if isinstance(first, str) else first or ()
-    return [axis for axis in sharding.mesh.axis_names if axis not in used]
 
 
 def place(batch: dict[str, np.ndarray], sharding: NamedSharding, batch_size: int) -> dict[str, jax.Array]:

@@ -15,7 +15,7 @@ from bertjax.data.tasks import Fields
 from bertjax.errors import UserError
 from bertjax.parallel import mesh as meshes
 from bertjax.plan.batch import NOWHERE, stage_fields, stand_in_tokenizer
-from bertjax.training import freezing, preflight
+from bertjax.training import freezing, preflight, stage_plan
 from bertjax.training.setup import Job
 from bertjax.training.state import TrainState
 from bertjax.training.step import Program
@@ -47,7 +47,7 @@ class StageProgram:
     @property
     def shards(self) -> int:
         """Parts that a batch is cut into."""
-        return meshes.batch_shards(self.program.mesh.shape, self.program.rules["batch"])
+        return self.program.batch_shards
 
     def lower(self) -> Any:
         """The train step, traced."""
@@ -80,7 +80,7 @@ def open_stage(config: Config, stage: Stage, devices: Sequence[Any], episode: in
     preflight.check_kinds(config, stage)
     job = Job(config, NOWHERE, meshes.make_mesh(config.mesh, devices), stand_in_tokenizer(config))
     program = job.program(stage, stage.steps or UNKNOWN_STEPS)
-    check_batch(stage, program)
+    stage_plan.check_batch(stage, program)
     groups = freezing.groups_of(program.abstract_params())
     plan = freezing.episodes(stage.trainable, groups, program.steps)
     number = len(plan) - 1 if episode is None else episode
@@ -90,12 +90,6 @@ def open_stage(config: Config, stage: Stage, devices: Sequence[Any], episode: in
     fields = stage_fields(config, stage)
     batch = abstract_batch(fields, stage.batch_size, program)
     return StageProgram(config, stage, job, program, number, len(plan), plan[number].groups, fields, state, batch)
-
-
-def check_batch(stage: Stage, program: Program) -> None:
-    """Raises UserError when the rows of a micro-batch do not divide, naming batch sizes that do."""
-    if problem := meshes.batch_problem(stage, program.mesh.shape, program.rules):
-        raise UserError(problem)
 
 
 def abstract_batch(fields: Fields, rows: int, program: Program) -> dict[str, jax.ShapeDtypeStruct]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from bertjax.config.model_schema import T5Config
 from bertjax.config.schema import Config, Stage
-from bertjax.parallel.mesh import spell_mesh
+from bertjax.parallel.mesh import batch_shards, rules, spell_mesh
 from bertjax.plan import memory
 from bertjax.plan.compile import open_stage
 from bertjax.plan.stages import Site, plan_step, tell
@@ -137,7 +137,8 @@ def divisors(number: int) -> list[int]:
 
 def first_batch(config: Config, stage: Stage, shape: Shape) -> int:
     """The stage's batch size, or the next one that this mesh divides."""
-    unit = config.mesh.slices * shape.data * shape.fsdp * stage.grad_accum
+    sizes = {"dcn": config.mesh.slices, "data": shape.data, "fsdp": shape.fsdp, "tensor": shape.tensor}
+    unit = batch_shards(sizes, rules(config.mesh.rules)["batch"]) * stage.grad_accum
     return -(-stage.batch_size // unit) * unit
 
 

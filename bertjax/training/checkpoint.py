@@ -13,6 +13,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -28,6 +29,7 @@ from bertjax.training import step_folders
 from bertjax.training.lead import first_reason, from_lead, is_lead
 from bertjax.training.patience import patient_loops
 from bertjax.training.runlock import WriterLock
+from bertjax.training.runs import Found
 from bertjax.training.step_record import Damaged, believe, check_digests, check_fit, describe, stored, typed
 
 log = logging.getLogger(__name__)
@@ -49,6 +51,8 @@ class Checkpoints:
     `on_commit(step, seconds)` is called on process 0, from a background thread, once a step is on disk under its final
     name; `seconds` is the time since `save` was called. Raises UserError when another process writes here, StorageError
     when the folder cannot be written.
+
+    `names`: {step: name of its folder} of steps that were copied to another name; there are then no others.
     """
 
     def __init__(
@@ -58,10 +62,12 @@ class Checkpoints:
         *,
         read_only: bool = False,
         on_commit: Callable[[int, float], None] | None = None,
+        names: Mapping[int, str] | None = None,
     ) -> None:
         self.folder = Path(folder).expanduser().absolute()
         self.policy = policy
         self.read_only = read_only
+        self._names = dict(names or {})
         self._on_commit = on_commit
         self._verified: int | None = None  # the last step read back whole
         self._newest: int | None = None  # the last step saved or restored
@@ -76,6 +82,15 @@ class Checkpoints:
             options = ocp.AsyncOptions(post_finalization_callback=lambda: step_folders.flush_unfinished(self.folder))
             self._writer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(), async_options=options)
 
+    @classmethod
+    def reader(cls, found: Found) -> "Checkpoints":
+        """The checkpoints that a person named, to read alone."""
+        names = {found.step: found.name} if found.name and found.step is not None else None
+        return cls(found.folder, CheckpointPolicy(), read_only=True, names=names)
+
+    def _place(self, step: int) -> Path:
+        return self.folder / self._names.get(step, str(step))
+
     def _open(self) -> None:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -88,7 +103,7 @@ class Checkpoints:
 
     def committed_steps(self) -> list[int]:
         """Steps that are complete on disk at this moment, oldest first."""
-        return step_folders.committed_steps(self.folder)
+        return sorted(self._names) or step_folders.committed_steps(self.folder)
 
     def best_step(self, score: str, best_is: str | None = None) -> int:
         """The step whose `score` is best, by `policy.best_is` unless said; raises UserError when no step has it."""
@@ -103,11 +118,20 @@ class Checkpoints:
         """The meta data saved with a step (default: the newest whose meta data are sound). Raises like `restore`."""
         reasons: dict[int, str] = {}
         while True:
-            candidate = step_folders.choose(self.folder, reasons, step)
+            candidate = self._choose(reasons, step)
             try:
                 return self._items(candidate)[1]
             except Damaged as error:
                 reasons[candidate] = str(error)
+
+    def _choose(self, reasons: Mapping[int, str], step: int | None) -> int:
+        """The step named, or the newest one that is not found damaged."""
+        if not self._names:
+            return step_folders.choose(self.folder, reasons, step)
+        (alone,) = self._names
+        if alone in reasons:
+            raise UserError(f"{self._place(alone)}: damaged ({reasons[alone]}); copy it again")
+        return alone
 
     # ---- saving ----
 
@@ -115,8 +139,8 @@ class Checkpoints:
         """Starts saving; returns when the arrays may change again, usually before the step is on disk.
 
         tree: any pytree of arrays (typed PRNG keys too). meta: JSON. scores: the evaluation of this very step, by names
-        such as squad/f1, so a step that is evaluated is saved after its evaluation. Saving the step that was just saved
-        or restored again does nothing. Raises DivergedError for non-finite arrays, StorageError when this save or the
+        such as squad/f1; `rescore` adds those that come later. Saving the step that was just saved or restored again
+        does nothing. Raises DivergedError for non-finite arrays, StorageError when this save or the
         one before it could not be written, UserError when a newer step is there.
         """
         if self.read_only:
@@ -150,9 +174,28 @@ class Checkpoints:
         self._saving.start()
 
     def rescore(self, step: int, scores: Mapping[str, float]) -> None:
-        """Adds the scores of a committed step whose evaluations ended after it was saved."""
-        from_lead(lambda: step_folders.add_scores(self.folder, step, scores))
+        """Adds the scores of a step whose evaluations ended after `save` was called, once it is on disk.
+
+        Returns at once; what goes wrong is raised like the failure of a save.
+        """
         self._scores[step] = dict(scores)
+        arguments = (self._saving, step, dict(scores))
+        self._saving = threading.Thread(target=self._add_scores, args=arguments, name="checkpoint_scores")
+        self._saving.start()
+
+    def _add_scores(self, saving: threading.Thread | None, step: int, scores: Mapping[str, float]) -> None:
+        if saving is not None:
+            saving.join()
+        if self._failure is not None or not is_lead():
+            return
+        try:
+            step_folders.add_scores(self.folder, step, scores)
+            self._remove_old()
+        except OSError as error:
+            where = self.folder / str(step)
+            self._failure = StorageError(f"{where}: its scores could not be written: {error.strerror}")
+        except Exception as error:
+            self._failure = error
 
     def _finish(self, step: int, started: float) -> None:
         """The thread of one save. What it raises is raised by the next call of the main thread."""
@@ -182,10 +225,15 @@ class Checkpoints:
             except OSError as error:
                 log.warning("%s: step %d could not be removed: %s", self.folder, step, error.strerror)
 
+    def scores(self, step: int) -> dict[str, float]:
+        """Of the evaluations of a step, by names such as squad/f1; the same on every process."""
+        return dict(from_lead(lambda: self._scores_of(step)))
+
     def _scores_of(self, step: int) -> dict[str, float]:
         if step not in self._scores:
             try:
-                self._scores[step] = self._items(step)[0]["scores"] | step_folders.added_scores(self.folder, step)
+                added = step_folders.added_scores(self._place(step))
+                self._scores[step] = self._items(step)[0]["scores"] | (added or {})
             except (Damaged, StorageError, UserError):
                 return {}
         return self._scores[step]
@@ -246,7 +294,7 @@ class Checkpoints:
         """Reads a step back, checked against its digests: (step, tree, meta).
 
         abstract: a pytree of ShapeDtypeStruct with the shardings wanted, on any devices; its structure is the result's.
-        Or a function of the step that gives it, where the saved structure depends on the step.
+        Or a function of the step and its meta data that gives it, where the saved structure depends on these.
         Without `step` the newest good one: a damaged one is passed over with one warning line and, unless read_only,
         moved to quarantine/. Raises StorageError when every step is damaged (nothing is moved then); UserError when
         there is none, when the step named is damaged or missing, and when the arrays do not fit `abstract`.
@@ -262,11 +310,16 @@ class Checkpoints:
             self.wait()
         reasons: dict[int, str] = {}
         while True:
-            candidate = from_lead(lambda: step_folders.choose(self.folder, reasons, step))
-            like = abstract(candidate) if callable(abstract) else abstract
+            candidate = from_lead(lambda: self._choose(reasons, step))
+            items = from_lead(partial(self._items_or_reason, candidate))
+            if isinstance(items, str):
+                reasons[candidate] = items
+                continue
+            record, meta = items
+            like = abstract(candidate, meta) if callable(abstract) else abstract
             wanted = paths.flatten(like)
             try:
-                leaves, meta = self._read(candidate, wanted, subtree)
+                leaves = self._read(candidate, wanted, subtree, record)
                 break
             except Damaged as error:
                 reasons[candidate] = str(error)
@@ -276,13 +329,9 @@ class Checkpoints:
         tree = jax.tree.unflatten(jax.tree.structure(like), [leaves[path] for path in wanted])
         return candidate, tree, meta
 
-    def _read(self, step: int, wanted: Mapping[str, Any], subtree: str) -> tuple[dict[str, Any], dict[str, Any]]:
-        """One step's arrays by path, and its meta data. Raises Damaged, StorageError, or UserError for a misfit."""
-        where = str(self.folder / str(step))
-        items = from_lead(lambda: self._items_or_reason(step))
-        if isinstance(items, str):
-            raise Damaged(items)
-        record, meta = items
+    def _read(self, step: int, wanted: Mapping[str, Any], subtree: str, record: Mapping[str, Any]) -> dict[str, Any]:
+        """One step's arrays by path. Raises Damaged, StorageError, or UserError for a misfit."""
+        where = str(self._place(step))
         prefix = f"{subtree}/" if subtree else ""
         saved = {p.removeprefix(prefix): leaf for p, leaf in record["leaves"].items() if p.startswith(prefix)}
         check_fit(where, prefix, saved, wanted)
@@ -296,7 +345,7 @@ class Checkpoints:
             raise _judge(reason, where)
         leaves = {path: typed(leaf, wanted[path]) for path, leaf in data.items()}
         check_digests(prefix, saved, leaves)
-        return leaves, meta
+        return leaves
 
     def _read_arrays(self, step: int, wanted: Mapping[str, Any], prefix: str) -> dict[str, Any]:
         """Through the handler, which waits for no other process: one that fails cannot leave the others hanging."""
@@ -307,13 +356,13 @@ class Checkpoints:
             partial_restore=True,
         )
         with patient_loops():
-            read = ocp.PyTreeCheckpointHandler().restore(epath.Path(self.folder / str(step) / "state"), args=arguments)
+            read = ocp.PyTreeCheckpointHandler().restore(epath.Path(self._place(step) / "state"), args=arguments)
         found = paths.flatten(read)
         return {path: found[f"{prefix}{path}"] for path in wanted}
 
     def _items(self, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
         """The (record, meta) of a step; raises Damaged, StorageError or UserError."""
-        where = self.folder / str(step)
+        where = self._place(step)
         try:
             handler = ocp.JsonCheckpointHandler()
             meta_item, record = (handler.restore(epath.Path(where / name)) for name in ("meta", "digest"))

@@ -22,6 +22,7 @@ from bertjax.interop import huggingface, t5
 from bertjax.models import family, paths
 from bertjax.parallel import mesh as meshes
 from bertjax.training import setup
+from bertjax.training.carried import all_heads
 from bertjax.training.checkpoint import Checkpoints
 from bertjax.training.runs import find, stage_folder
 from bertjax.training.setup import Job
@@ -72,7 +73,10 @@ def import_folder(source: Path, out: Path) -> list[str]:
         _write(job, heads, params, files, names, out)
     except OSError as error:
         raise StorageError(f"{out}: could not be written: {error.strerror}") from error
-    return _notes(source, files, config)
+    notes = _notes(source, files, config)
+    if unused := huggingface.unused_tensors(source, model):
+        notes.append(f"{source}: tensors without a place in bertjax, left out: {', '.join(unused)}")
+    return notes
 
 
 def _notes(source: Path, files: Mapping[str, Any], config: Config) -> list[str]:
@@ -174,27 +178,30 @@ def _stage(heads: Sequence[str], num_labels: int, positions: int) -> dict[str, A
     return {"name": STAGE, "steps": 1, "objective": objective, "data": train, "evaluate": scored}
 
 
-def export_checkpoint(source: Path, out: Path) -> None:
+def export_checkpoint(source: Path, out: Path) -> list[str]:
     """Writes a checkpoint as a Hugging Face folder: weights, config.json and tokenizer files.
 
+    The class is that of the heads that the stage trained; -> the arrays of carried heads, which it has no place for.
     source: a run folder, a stage's checkpoint folder or one of its steps. Raises UserError when there is no checkpoint,
     or none that transformers has a class for, StorageError when `out` cannot be written.
     """
     found = find(source)
-    with Checkpoints(found.folder, CheckpointPolicy(), read_only=True) as checkpoints:
+    with Checkpoints.reader(found) as checkpoints:
         meta = checkpoints.meta(found.step)
-        config, heads = setup.config_of(meta, found.folder), tuple(meta["heads"])
+        config, heads = setup.config_of(meta, found.path), tuple(meta["heads"])
         if setup.adapter_size(config.stages[meta["stage"]].trainable):
-            raise UserError(f"{found.folder}: has adapters, for which transformers' T5 has no place; export its base")
-        abstract = nnx.as_pure(family.structure(config.model, heads, meta["num_labels"])[1])
+            raise UserError(f"{found.path}: has adapters, for which transformers' T5 has no place; export its base")
+        abstract = nnx.as_pure(family.structure(config.model, all_heads(meta), meta["num_labels"])[1])
+        own = paths.flatten(nnx.as_pure(family.structure(config.model, heads, meta["num_labels"])[1]))
         wanted = paths.unflatten(paths.flatten(abstract))
         _, params, _ = checkpoints.restore_params(wanted, meta["step"])
-    tokenizer = tokenizers.from_json(meta["tokenizer_json"], str(found.folder))
-    arrays = {path: np.asarray(x) for path, x in paths.flatten(params).items()}
+    tokenizer = tokenizers.from_json(meta["tokenizer_json"], str(found.path))
+    every = paths.flatten(params)
+    arrays = {path: np.asarray(every[path]) for path in own}
     try:
         if isinstance(config.model, T5Config):
             t5.save_folder(Path(out), arrays, config.model, tokenizer, meta.get("hugging_face"))
-            return
+            return []
         labels = meta.get("labels")
         huggingface.save_folder(
             Path(out),
@@ -207,3 +214,4 @@ def export_checkpoint(source: Path, out: Path) -> None:
         )
     except OSError as error:
         raise StorageError(f"{out}: could not be written: {error.strerror}") from error
+    return [path for path in every if path not in own]

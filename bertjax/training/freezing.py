@@ -7,7 +7,7 @@ weight gradients and no optimizer slots, their bytes do not change, and nothing 
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -139,3 +139,21 @@ def _gradual(trainable: Trainable, groups: tuple[str, ...], steps: int) -> tuple
 def episode_at(plan: tuple[Episode, ...], step: int) -> int:
     """Index of the episode that holds `step`; the last one from the end of the stage on."""
     return next((i for i, episode in enumerate(plan) if step < episode.stop), len(plan) - 1)
+
+
+def spell_groups(groups: Sequence[str]) -> str:
+    """embeddings, layers 4..11, heads; of a T5: encoder layers 4..5, decoder layers 4..5, encoder final norm."""
+    names = [g for g in groups if g == "embeddings"]
+    for stack in ("", "encoder", "decoder"):
+        layers = {g: place[1] for g in groups if (place := layer_of(g)) and place[0] == stack}
+        whole = {g: n for g, n in layers.items() if g.endswith(f"layers/{n}")}
+        adapters = {g: n for g, n in layers.items() if g.endswith("/adapter")}
+        norms = {g: n for g, n in layers.items() if not whole and g not in adapters}  # those of a whole layer go along
+        for name, found in (("layer", whole), ("adapter", adapters), ("norm", norms)):
+            if found:
+                first, last = min(found.values()), max(found.values())
+                span = f"{name}s {first}..{last}" if last > first else f"{name} {first}"
+                names.append(f"{stack} {span}".strip())
+    others = [g for g in groups if g != "embeddings" and layer_of(g) is None]
+    plain = {"shared/norms": "final norm", "shared": "position bias"}
+    return ", ".join(names + [" ".join(plain.get(part, part) for part in g.split("/", 1)) for g in others])

@@ -56,7 +56,8 @@ def account(lines: Iterable[Mapping[str, Any]]) -> Account | None:
     """Adds up the lines of a goodput.jsonl; None without any.
 
     A life that begins at a place before one that was reached undoes the steps in between: a stretch of steps that the
-    place cuts is shared out evenly.
+    place cuts is shared out evenly. Step time without a new place is a step that did not end, and lost; in a `settled`
+    line there was none, and the time belongs to the steps before.
     """
     spent = dict.fromkeys(PHASES, 0.0)
     stretches: list[tuple[Place, Place, float]] = []
@@ -76,7 +77,10 @@ def account(lines: Iterable[Mapping[str, Any]]) -> Account | None:
             spent[phase] += seconds[phase] - last[phase]
         in_steps, last = seconds[STEP] - last[STEP], seconds
         reached = (before["stage"], before["step"]) if before and not line["resumed"] else place
-        if place > reached:
+        if line.get("settled") and before:
+            reached = place = (before["stage"], before["step"])
+            stretches.append((reached, place, in_steps))
+        elif place > reached:
             stretches.append((reached, place, in_steps))
         else:
             lost += in_steps
@@ -134,6 +138,7 @@ class Ledger:
     def __init__(self, folder: Path, phases: Phases, *, lead: bool) -> None:
         self.path, self.phases, self.lead = folder / NAME, phases, lead
         self._place: Place = (0, 0)
+        self._settled = False
         self._next = 0.0
         if lead:
             before = list(_lines(self.path))
@@ -145,12 +150,17 @@ class Ledger:
         """A stage begins, or goes on from a checkpoint, at this step."""
         self._place = (stage, step)
         self._write(resumed=True)
+        self._settled = False
 
     def reached(self, stage: int, step: int, *, last: bool = False) -> None:
         """The step has been done; a line is written when one is due, and for the last step of a stage."""
         self._place = (stage, step)
         if last or time.monotonic() >= self._next:
             self._write()
+
+    def settle(self) -> None:
+        """No step is under way, and none will be before the next `begin`."""
+        self._settled = True
 
     def close(self) -> None:
         """The last line of this life."""
@@ -167,6 +177,7 @@ class Ledger:
         line = {
             "kind": "goodput", "life": self._life, "started": round(self._started, 3), "time": round(time.time(), 3),
             "stage": self._place[0], "step": self._place[1], "resumed": resumed,
+            **({"settled": True} if self._settled else {}),
             "seconds": {phase: round(spent, 3) for phase, spent in seconds.items()},
         }  # fmt: skip
         try:

@@ -13,11 +13,12 @@ from flax import nnx
 
 from bertjax import objectives
 from bertjax.config.load import load
-from bertjax.config.schema import CheckpointPolicy, Config, Stage
+from bertjax.config.schema import Config, Stage
 from bertjax.errors import UserError
 from bertjax.models import family, paths
 from bertjax.parallel import mesh as meshes
 from bertjax.training import freezing, goodput, optim
+from bertjax.training.carried import all_heads
 from bertjax.training.checkpoint import Checkpoints
 from bertjax.training.runs import find, run_of
 from bertjax.training.setup import adapter_size, config_of
@@ -40,24 +41,26 @@ def inspect_command(target: Path, overrides: Sequence[str], step: int | None, as
 
 def inspect_checkpoint(target: Path, step: int | None) -> dict[str, Any]:
     place = find(target, step=step)
-    with Checkpoints(place.folder, CheckpointPolicy(), read_only=True) as checkpoints:
+    with Checkpoints.reader(place) as checkpoints:
         meta = checkpoints.meta(place.step)
         steps = checkpoints.committed_steps()
-    config = config_of(meta, place.folder)
-    spent = goodput.read(run_of(place.folder))
+    config = config_of(meta, place.path)
+    run = run_of(place.folder)
+    spent = goodput.read(run) if run else None
     stage = config.stages[meta["stage"]]
     return {
-        "checkpoint": str(place.folder),
+        "checkpoint": str(place.path if place.name else place.folder),
         "steps": steps,
         "step": meta["step"],
         "stage": stage.name,
         "heads": meta["heads"],
         **({"labels": meta["labels"]} if meta.get("labels") else {}),
+        **({"carried_heads": meta["carried"]} if meta.get("carried") else {}),
         "tokenizer_sha256": meta["tokenizer_sha256"],
         "environment": meta["environment"],
         **({"goodput": asdict(spent)} if spent else {}),
         **({"base": meta["base"]} if meta.get("base") else {}),
-        **_model(config, stage, tuple(meta["heads"]), meta["num_labels"]),
+        **_model(config, stage, all_heads(meta), meta["num_labels"]),
     }
 
 
@@ -152,8 +155,17 @@ def _lines(found: dict[str, Any]) -> list[str]:
         head = [f"{key}: {found[key]}" for key in ("checkpoint", "steps", "step", "stage", "heads", "tokenizer_sha256")]
         names = [f"{number}={name}" for number, name in enumerate(found.get("labels", ()))]
         head += [f"labels: {', '.join(names)}"] if names else []
+        head += (
+            [f"carried heads, not trained here: {', '.join(found['carried_heads'])}"]
+            if "carried_heads" in found
+            else []
+        )
         base = found.get("base")
-        head += [f"base: {base.get('path') or base['stage']}, step {base['step']}"] if base else []
+        head += (
+            [f"base: {base.get('path') or base['stage']}, step {base['step']}, digest {base['digest'][:12]}"]
+            if base
+            else []
+        )
         head += [str(goodput.Account(**found["goodput"]))] if "goodput" in found else []
         return [*head, f"devices: {', '.join(found['environment']['devices'])}", "", found["table"].rstrip()]
     lines = []
@@ -167,28 +179,11 @@ def _lines(found: dict[str, Any]) -> list[str]:
         )
         for number, e in enumerate(s["episodes"]):
             bounds = f"steps {e['start']}..{e['stop'] - 1}" if "steps" in s else f"{e['start']:.0%} to {e['stop']:.0%}"
-            lines.append(f"  episode {number}: {bounds}, trains {e['trained']:,} parameters: {_short(e['groups'])}")
+            trains = f"trains {e['trained']:,} parameters: {freezing.spell_groups(e['groups'])}"
+            lines.append(f"  episode {number}: {bounds}, {trains}")
     if at := found["at"]:
         lines.append(
             f"at step {at['step']}: stage {at['stage']} step {at['stage_step']}, episode {at['episode']}, "
-            f"learning rate {at['learning_rate']:.3g}, trains {_short(at['trains'])}"
+            f"learning rate {at['learning_rate']:.3g}, trains {freezing.spell_groups(at['trains'])}"
         )
     return lines
-
-
-def _short(groups: Sequence[str]) -> str:
-    """embeddings, layers 4..11, heads; of a T5: encoder layers 4..5, decoder layers 4..5, encoder final norm."""
-    names = [g for g in groups if g == "embeddings"]
-    for stack in ("", "encoder", "decoder"):
-        layers = {g: place[1] for g in groups if (place := freezing.layer_of(g)) and place[0] == stack}
-        whole = {g: n for g, n in layers.items() if g.endswith(f"layers/{n}")}
-        adapters = {g: n for g, n in layers.items() if g.endswith("/adapter")}
-        norms = {g: n for g, n in layers.items() if not whole and g not in adapters}  # those of a whole layer go along
-        for name, found in (("layer", whole), ("adapter", adapters), ("norm", norms)):
-            if found:
-                first, last = min(found.values()), max(found.values())
-                span = f"{name}s {first}..{last}" if last > first else f"{name} {first}"
-                names.append(f"{stack} {span}".strip())
-    others = [g for g in groups if g != "embeddings" and freezing.layer_of(g) is None]
-    plain = {"shared/norms": "final norm", "shared": "position bias"}
-    return ", ".join(names + [" ".join(plain.get(part, part) for part in g.split("/", 1)) for g in others])

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bertjax.config.schema import CheckpointPolicy, Config, Stage
+from bertjax.config.schema import Config, Stage
 from bertjax.data import labels
 from bertjax.data.class_names import shown
 from bertjax.data.labels import Classes
@@ -74,7 +74,7 @@ def _in_folder(folder: Path) -> StartClasses | None:
         found = huggingface.classifier_of(folder)
         return None if found is None else StartClasses(found.outputs, found.names, str(folder))
     place = find(folder)
-    with Checkpoints(place.folder, CheckpointPolicy(), read_only=True) as checkpoints:
+    with Checkpoints.reader(place) as checkpoints:
         meta = checkpoints.meta(place.step)
     if CLASSIFIER not in (*meta["heads"], *meta.get("carried", ())):
         return None

@@ -1,7 +1,9 @@
 """The numbers of the steps between two log lines: means of losses, rates, waiting, MFU and memory."""
 
+import math
 import time
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -21,23 +23,56 @@ def real_tokens(batch: Mapping[str, np.ndarray]) -> int:
     return sum(int((ids > 0).sum()) for name, ids in batch.items() if name.endswith("segment_ids"))
 
 
+@dataclass(frozen=True)
+class _Pending:
+    """A step whose metrics are not read yet. `timed`: its time counts, because nothing was compiled for it."""
+
+    step: int
+    metrics: Metrics
+    tokens: int
+    timed: bool
+
+
 class Meter:
     """Reads each step's metrics one step late, so that the device never waits for the host.
 
-    Times exclude compilation (the first step of an episode), evaluation and checkpoints.
+    The time of a step is the time from the end of the step before to its own end on the device. It excludes evaluations
+    and checkpoints. The first step of an episode, for which the program is compiled, is not timed at all.
+
+    `unlogged`: what the Meter of an earlier process gave to the checkpoint that this run resumes from, so that a stop
+    between two log lines changes no number.
     """
 
-    def __init__(self, program: Program, batches: Batches, tracker: Tracker, stage: str, run: Run):
+    def __init__(
+        self,
+        program: Program,
+        batches: Batches,
+        tracker: Tracker,
+        stage: str,
+        run: Run,
+        unlogged: Mapping[str, Any] | None = None,
+    ):
         self.program, self.tracker, self.stage, self.log_every = program, tracker, stage, run.log_every
         self.shape = {name: shape for name, (shape, _) in batches.fields.items()}
         self.rows = batches.batch_size
         self.tasks, self.planned = batches.task_names, batches.rates
-        self.seen = dict.fromkeys(self.tasks, 0)  # rows of each task since the stage began, or was resumed
-        self.pending: tuple[int, Metrics] | None = None
+        self.seen = dict.fromkeys(self.tasks, 0)  # rows of each task since the stage began
+        self.pending: _Pending | None = None
         self.bad_steps = 0
         self.extra: dict[str, Any] = {}
-        self._clear()
-        self._mark: float | None = None
+        self._clear(unlogged)
+        self._mark: float | None = None  # when the step before ended; None: the next one compiles and is not timed
+        self._waiting = 0.0  # seconds waited for batches since `_mark`
+        if unlogged:
+            self.seen |= {task: int(rows) for task, rows in unlogged["seen"].items() if task in self.seen}
+
+    def unlogged(self) -> dict[str, Any]:
+        """What belongs to the position of the run, as JSON: the sums since the last log line and the rows seen.
+
+        Call `flush` before. Python writes and reads finite numbers exactly; JSON has no others, so those become texts.
+        """
+        exact = lambda sums: {k: x if math.isfinite(x) else str(x) for k, x in sums.items()}  # noqa: E731
+        return {"sums": exact(self.sums), "weights": exact(self.weights), "steps": self.steps, "seen": self.seen}
 
     def episode(self, number: int, trained: int, groups: Collection[str]) -> None:
         """A new episode, in which these groups train, compiles a new step: its first step is not timed."""
@@ -56,41 +91,47 @@ class Meter:
         return train_flops(model, width("input_ids"), predictions, trainable_layers=layers)
 
     def pause(self) -> None:
-        """What follows is not step time."""
-        self._mark = None
+        """The time up to now was not step time. Call `flush` before what takes it."""
+        if self._mark is not None:
+            self._mark, self._waiting = time.perf_counter(), 0.0
 
     def after(self, step: int, metrics: Metrics, tokens: int, waited: float) -> int:
-        """Takes step's metrics (still being computed) and reads those of the step before -> bad steps in a row."""
-        before, self.pending = self.pending, (step, metrics)
+        """Takes step's metrics (still being computed) and reads those of the step before -> bad steps in a row.
+
+        waited: seconds that passed without a batch since the last call.
+        """
+        before, self.pending = self.pending, _Pending(step, metrics, tokens, timed=self._mark is not None)
+        self._waiting += waited
         if before is not None:
-            self._read(*before)
-        now = time.perf_counter()
+            self._read(before)
         if self._mark is None:
             jax.block_until_ready(metrics["loss"])
-            now = time.perf_counter()
-        else:
-            self.seconds += now - self._mark
-            self.timed += 1
-            self.tokens += tokens
-            self.waited += waited
-        self._mark = now
+            self._mark, self._waiting = time.perf_counter(), 0.0
         return self.bad_steps
 
     def flush(self) -> int:
         """Reads the last step's metrics too (waits for the device) -> bad steps in a row."""
         if self.pending is not None:
             before, self.pending = self.pending, None
-            self._read(*before)
+            self._read(before)
         return self.bad_steps
 
-    def _clear(self) -> None:
-        self.sums: dict[str, float] = {}
-        self.weights: dict[str, float] = {}
-        self.steps = self.timed = self.tokens = 0
+    def _clear(self, unlogged: Mapping[str, Any] | None = None) -> None:
+        kept = unlogged or {"sums": {}, "weights": {}, "steps": 0}
+        self.sums = {name: float(total) for name, total in kept["sums"].items()}
+        self.weights = {name: float(total) for name, total in kept["weights"].items()}
+        self.steps, self.timed, self.tokens = int(kept["steps"]), 0, 0
         self.seconds = self.waited = 0.0
 
-    def _read(self, step: int, metrics: Metrics) -> None:
-        values = self._named(jax.device_get(metrics))
+    def _read(self, done: _Pending) -> None:
+        step, values = done.step, self._named(jax.device_get(done.metrics))
+        if done.timed and self._mark is not None:
+            now = time.perf_counter()
+            self.seconds += now - self._mark
+            self.waited += self._waiting
+            self.tokens += done.tokens
+            self.timed += 1
+            self._mark, self._waiting = now, 0.0
         self.bad_steps = int(values.pop("bad_steps"))
         self.steps += 1
         for name, value in values.items():

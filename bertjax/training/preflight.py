@@ -1,15 +1,17 @@
 """What is wrong with a run, as far as it can be known before anything of the run is on disk."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from bertjax.config.load import differences, load
 from bertjax.config.schema import Config, Stage
-from bertjax.errors import UserError
+from bertjax.errors import BertjaxError, UserError
 from bertjax.training import warmstart
 from bertjax.training.checkpoint import Checkpoints
-from bertjax.training.runs import stage_folder
+from bertjax.training.runs import Found, stage_folder
 from bertjax.training.setup import Job
 from bertjax.training.stage_plan import StagePlan
+from bertjax.training.step import Program
 from bertjax.training.step_folders import committed_steps, unscored
 
 # objective -> (the preprocessing it reads, the evaluations that can score it)
@@ -71,9 +73,21 @@ def _or(words: Sequence[str]) -> str:
 
 def check_starts(job: Job, plans: Sequence[StagePlan]) -> None:
     """Raises UserError when a stage that has not begun could not read what its `init_from` names."""
-    for index, stage in enumerate(job.config.stages):
-        if not committed_steps(stage_folder(job.config.run_dir, index, stage.name)):
-            warmstart.check(job, index, [plan.program for plan in plans], plans[index].labels.fresh)
+    held: warmstart.Shapes = {}  # by the stage before, at its end
+    for index, (stage, plan) in enumerate(zip(job.config.stages, plans, strict=True)):
+        folder = stage_folder(job.config.run_dir, index, stage.name)
+        if committed_steps(folder):
+            held = _held(job, folder, plan.program)
+        else:
+            held = warmstart.check(job, index, plan.program, held, plan.labels.fresh)
+
+
+def _held(job: Job, folder: Path, program: Program) -> warmstart.Shapes:
+    """What a stage that has begun holds; what is wrong with its checkpoints shows when they are restored."""
+    try:
+        return warmstart.described(job, Found(folder, None))
+    except BertjaxError:
+        return program.abstract_params()
 
 
 def is_complete(config: Config) -> bool:

@@ -54,14 +54,17 @@ class Job:
     def cache(self) -> Path:
         return cache_of(self.config)
 
-    def program(self, stage: Stage, steps: int, heads: tuple[str, ...] | None = None) -> Program:
-        """`heads` are those a checkpoint has; by default the ones the stage's objective reads."""
+    def program(
+        self, stage: Stage, steps: int, heads: tuple[str, ...] | None = None, num_labels: int | None = None
+    ) -> Program:
+        """`heads` and `num_labels` are those a checkpoint has; by default the ones the stage's objective reads."""
         tasks = len(self.config.stage_tasks(stage))
         objective = objectives.build(stage.objective, tasks)
         return Program(
             model=self.config.model,
             objective=objective,
             heads=objective.heads if heads is None else heads,
+            num_labels=num_labels,
             optimizer=stage.optimizer,
             steps=steps,
             tasks=tasks,
@@ -225,7 +228,7 @@ def checkpoint_meta(job: Job, program: Program, stage_index: int, step: int) -> 
         "stage_name": job.config.stages[stage_index].name,
         "step": step,
         "heads": list(program.heads),
-        "num_labels": program.objective.num_labels,
+        "num_labels": program.classes,
         "tokenizer_sha256": job.tokenizer.sha256,
         "tokenizer_json": job.tokenizer.json,
         "environment": environment(job.mesh),

@@ -12,7 +12,9 @@ from bertjax.data.labels import Classes
 from bertjax.data.loader import Batches, open_batches
 from bertjax.data.tokenizers import AnyTokenizer
 from bertjax.data.work import Report
+from bertjax.errors import UserError
 from bertjax.parallel import distributed
+from bertjax.parallel.mesh import batch_problem
 from bertjax.training import freezing, label_mapping
 from bertjax.training.label_mapping import StageLabels
 from bertjax.training.runs import stage_folder
@@ -45,7 +47,7 @@ def open_stage(job: Job, index: int, previous: StageLabels | None) -> StagePlan:
     )
     steps = batches.steps(stage)
     program = job.program(stage, steps)
-    distributed.local_rows(program.batch_sharding(), stage.batch_size // stage.grad_accum)
+    check_batch(stage, program)
     groups = freezing.groups_of(program.abstract_params())
     plan = freezing.episodes(stage.trainable, groups, steps)
     return StagePlan(
@@ -82,3 +84,9 @@ def unfinished(config: Config, plans: list[StagePlan]) -> list[int]:
     """
     begun = [i for i, p in enumerate(plans) if committed_steps(stage_folder(config.run_dir, i, p.stage.name))]
     return list(range(max(begun, default=0), len(plans)))
+
+
+def check_batch(stage: Stage, program: Program) -> None:
+    """Raises UserError when the rows of a micro-batch do not divide, naming batch sizes that do."""
+    if problem := batch_problem(stage, program.mesh.shape, program.rules):
+        raise UserError(problem)

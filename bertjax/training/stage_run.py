@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NoReturn
 
 import jax
@@ -11,9 +12,11 @@ import numpy as np
 
 from bertjax.config.evaluation_schema import Evaluation
 from bertjax.errors import DivergedError, StoppedSafely, UserError
+from bertjax.models import paths
 from bertjax.parallel import distributed
 from bertjax.training import bases, freezing, setup, warmstart
 from bertjax.training import state as states
+from bertjax.training.carried import Carried, carrier, restored_heads, spell_modules
 from bertjax.training.checkpoint import Checkpoints
 from bertjax.training.meter import Meter, real_tokens
 from bertjax.training.operations import Operations
@@ -56,6 +59,8 @@ class StageRun:
         self.base: dict[str, Any] | None = None  # what adapter-only checkpoints stand on
         self.stepped = False  # since this process began the stage
         self.unscored = False  # the restored step was saved before its evaluations had ended
+        self.carried = Carried()
+        self.unlogged: dict[str, Any] | None = None  # what the meter had not logged at the restored step
 
     def run(self) -> None:
         run = self.job.config.run
@@ -66,10 +71,10 @@ class StageRun:
                 state = self.begin()
             start = int(state.step)
             self.operations.ledger.begin(self.index, start)
-            meter = Meter(self.program, self.plan.batches, self.tracker, self.name, run)
+            meter = Meter(self.program, self.plan.batches, self.tracker, self.name, run, self.unlogged)
             with self.phases.enter(STEP):
                 if self.unscored:
-                    self.checkpoints.rescore(start, self.evaluate(state, start, start == self.program.steps, meter))
+                    self.evaluate(state, start, self.due(start), meter, saved=True)
                 with self.plan.batches.iterate(start, self.program.steps, self.plan.rows, run.prefetch) as source:
                     feed = self.placed(source)
                     for number, episode in enumerate(self.plan.episodes):
@@ -88,7 +93,7 @@ class StageRun:
             self.event(step, "resume")
             return state
         self.tracker.rewind(before, self.name, -1)
-        params, lines, self.base = warmstart.initial(
+        params, lines, self.base, self.carried = warmstart.initial(
             self.job, self.index, self.program, init_key, self.plan.labels.fresh
         )
         state = self.program.start(params, self.plan.episodes[0].groups, step_key)
@@ -99,11 +104,15 @@ class StageRun:
     def restore(self, key: jax.Array) -> tuple[TrainState, int]:
         """The newest good checkpoint; which slots it holds follows from the episode that led to its step."""
         likes: dict[int, TrainState] = {}
+        carried: dict[str, Any] = {}
 
-        def abstract(step: int) -> dict[str, Any]:
+        def abstract(step: int, meta: dict[str, Any]) -> dict[str, Any]:
             number = freezing.episode_at(self.plan.episodes, max(step - 1, 0))
             likes[step] = self.program.abstract_state(self.plan.episodes[number].groups, key)
-            return bases.to_tree(likes[step], self.stage, self.index)
+            everything = carrier(self.program, meta.get("carried", ()), meta["num_labels"]).abstract_params()
+            carried.clear()
+            carried.update({path: x for path, x in everything.items() if path not in self.program.placed()})
+            return bases.to_tree(likes[step], self.stage, self.index, carried)
 
         step, tree, meta = self.checkpoints.restore(abstract)
         if changed := [name for name, now in self.plan.batches.sources.items() if meta["sources"].get(name) != now]:
@@ -112,23 +121,28 @@ class StageRun:
                 "restore it, or give this run another run.name"
             )
         self.base, self.unscored = meta.get("base"), unscored(self.checkpoints.folder, meta)
-        tree = bases.completed(tree, self.base, self.checkpoints.folder, likes[step], self.job)
+        self.unlogged, self.scores = meta.get("unlogged"), self.checkpoints.scores(step)
+        held = paths.flatten(tree["params"])
+        self.carried = restored_heads(meta, {path: held[path] for path in carried})
+        named = self.job.base / Path(self.stage.init_base).expanduser() if self.stage.init_base else None
+        tree = bases.completed(tree, self.base, self.checkpoints.folder, likes[step], self.job, named)
         return states.from_tree(tree, likes[step]), step
 
     def placed(self, source: Iterator[dict[str, np.ndarray]]) -> Iterator[tuple[dict[str, jax.Array], int, float]]:
-        """Batches on the devices, one ahead of the step -> (batch, real tokens, seconds waited for it)."""
-        ahead = None
+        """Batches on the devices, one ahead of the step -> (batch, its real tokens, seconds waited since the last)."""
+        ahead, waited = None, 0.0
         while True:
             began = time.perf_counter()
             batch = next(source, None)
-            waited = time.perf_counter() - began
+            waited += time.perf_counter() - began
             upcoming = None
             if batch is not None:
                 tokens = real_tokens(batch) * jax.process_count()
                 put = distributed.place(batch, self.program.batch_sharding(), self.stage.batch_size)
-                upcoming = (put, tokens, waited)
+                upcoming = (put, tokens)
             if ahead is not None:
-                yield ahead
+                yield *ahead, waited
+                waited = 0.0
             if upcoming is None:
                 return
             ahead = upcoming
@@ -137,16 +151,19 @@ class StageRun:
         with self.compiling():
             state, train_step = self.opened(state, number, meter)
         policy, begun = self.job.config.run.checkpoint, int(state.step)
+        compared = {score.partition("/")[0] for score in policy.best_of}
         for step in range(begun + 1, self.plan.episodes[number].stop + 1):
             with self.compiling() if step == begun + 1 else nullcontext():
                 state = self.step(state, step, train_step, feed, meter)
             self.stepped = True
-            last = step == self.program.steps
-            scores = self.evaluate(state, step, last, meter)
-            stopping = self.should_stop(step)
-            if last or stopping or step % policy.save_every == 0 or not scores.keys().isdisjoint(policy.best_of):
-                self.save(state, step, scores, meter)
-            if stopping and not last:
+            last, due = step == self.program.steps, self.due(step)
+            saved = last or step % policy.save_every == 0 or any(e.config.name in compared for e in due)
+            if saved:
+                self.save(state, step, {}, meter, unscored=bool(due))
+            scores = self.evaluate(state, step, due, meter, saved=saved) if due else {}
+            if self.should_stop(step) and not last:
+                if not saved:
+                    self.save(state, step, scores, meter)
                 self.leave(step)
         return state
 
@@ -186,47 +203,72 @@ class StageRun:
                 f"row; the last checkpoint is good; lower the learning rate or lengthen the warm-up"
             )
 
-    def evaluate(self, state: TrainState, step: int, last: bool, meter: Meter) -> dict[str, float]:
-        """The scores of this very step, from the evaluations that are due."""
-        found: dict[str, float] = {}
-        due = [e for e in self.evaluators if last or (e.config.every and step % e.config.every == 0)]
-        with self.phases.enter(EVALUATION) if due else nullcontext():
-            for evaluator in due:
-                self.check(meter.flush(), step)
-                name = evaluator.config.name
-                try:
-                    scores = evaluator.run(self.all(state), step)
-                except Stopped:
-                    self.save(state, step, {}, meter, unscored=True)
-                    self.leave(step)
-                self.tracker.evaluation(self.name, step, name, scores)
-                found |= {f"{name}/{key}": value for key, value in scores.items()}
-        if due:
-            meter.pause()
+    def due(self, step: int) -> list[Evaluator]:
+        """The evaluations of this step; at the end of the stage all of them."""
+        last = step == self.program.steps
+        return [e for e in self.evaluators if last or (e.config.every and step % e.config.every == 0)]
+
+    def evaluate(
+        self, state: TrainState, step: int, due: list[Evaluator], meter: Meter, *, saved: bool
+    ) -> dict[str, float]:
+        """The scores of this very step. It is saved before, if it is to be: an evaluation that fails loses no step."""
+        self.check(meter.flush(), step)
+        try:
+            with self.phases.enter(EVALUATION):
+                found = self.scores_of(state, step, due)
+        except Stopped:
+            if not saved:
+                self.save(state, step, {}, meter, unscored=True)
+            self.leave(step)
+        except Exception:
+            if not saved and jax.process_count() == 1:  # others may not have failed, and would not join in
+                self.save(state, step, {}, meter, unscored=True)
+            raise
+        if saved:
+            self.checkpoints.rescore(step, found)
+        meter.pause()
         self.scores |= found
+        return found
+
+    def scores_of(self, state: TrainState, step: int, due: list[Evaluator]) -> dict[str, float]:
+        found: dict[str, float] = {}
+        for evaluator in due:
+            name = evaluator.config.name
+            scores = evaluator.run(self.all(state), step)
+            self.tracker.evaluation(self.name, step, name, scores)
+            found |= {f"{name}/{key}": value for key, value in scores.items()}
         return found
 
     def save(
         self, state: TrainState, step: int, scores: dict[str, float], meter: Meter, *, unscored: bool = False
     ) -> None:
-        """unscored: the evaluations of this step were broken off; whoever resumes does them first."""
+        """unscored: the evaluations of this step are still to be done; whoever resumes does them first."""
+        self.check(meter.flush(), step)
         with self.phases.enter(SAVE):
-            self.check(meter.flush(), step)
-            batches = self.plan.batches
-            about = {"steps": self.program.steps, "sources": batches.sources, "labels": self.plan.labels.names}
-            about |= {"unanswerable": batches.unanswerable} if batches.unanswerable is not None else {}
-            about |= {"base": self.base} if self.base else {}
-            about |= {UNSCORED: True} if unscored else {}
-            meta = setup.checkpoint_meta(self.job, self.program, self.index, step) | about
-            self.checkpoints.save(step, bases.to_tree(state, self.stage, self.index), meta, scores)
+            meta = self.meta(step, meter) | ({UNSCORED: True} if unscored else {})
+            tree = bases.to_tree(state, self.stage, self.index, self.carried.params)
+            self.checkpoints.save(step, tree, meta, scores)
             meter.pause()
 
+    def meta(self, step: int, meter: Meter) -> dict[str, Any]:
+        """What makes this step self-describing."""
+        batches, carried = self.plan.batches, self.carried
+        about = {"steps": self.program.steps, "sources": batches.sources, "labels": self.plan.labels.names}
+        about |= {"unanswerable": batches.unanswerable} if batches.unanswerable is not None else {}
+        about |= carried.about
+        about |= {"base": self.base} if self.base else {}
+        about |= {"unlogged": meter.unlogged(), "carried": list(carried.heads)}
+        about |= {"num_labels": carried.num_labels} if carried.num_labels else {}
+        return setup.checkpoint_meta(self.job, self.program, self.index, step) | about
+
     def leave(self, step: int) -> NoReturn:
+        self.operations.ledger.settle()
         with self.phases.enter(SAVE):
             self.checkpoints.wait()
         raise StoppedSafely(f"stopped at step {step} of stage '{self.name}', saved; run the same command again")
 
     def finish(self, state: TrainState, meter: Meter) -> None:
+        self.operations.ledger.settle()
         with self.phases.enter(SAVE):
             self.checkpoints.wait()
         if mixture := meter.mixture():
@@ -245,5 +287,7 @@ class StageRun:
 
     def summarize(self, params: Params) -> None:
         if distributed.is_lead():
-            path = self.job.config.run_dir / "model.txt"
-            setup.write(path, model_summary(params, self.program.placed(), self.plan.episodes[0].groups))
+            text = model_summary(params, self.program.placed(), self.plan.episodes[0].groups)
+            if held := self.carried.params:
+                text += f"  carried on, not trained: {sum(x.size for x in held.values()):,} ({spell_modules(held)})\n"
+            setup.write(self.job.config.run_dir / "model.txt", text)

@@ -43,10 +43,14 @@ class Program:
     tasks: int = 1  # that its batches are mixed from
     adapter_size: int = 0  # inner width of the adapters; 0: none
     adapter_init: str = "reference"
+    num_labels: int | None = None  # outputs of a classifier; default: the objective's
+
+    @property
+    def classes(self) -> int:
+        return self.objective.num_labels if self.num_labels is None else self.num_labels
 
     def __post_init__(self) -> None:
-        labels = self.objective.num_labels
-        structure = family.structure(self.model, self.heads, labels, self.execution, self.adapter_size)
+        structure = family.structure(self.model, self.heads, self.classes, self.execution, self.adapter_size)
         object.__setattr__(self, "_structure", structure)
         object.__setattr__(self, "tx", optim.direction(self.optimizer))
 
@@ -99,6 +103,11 @@ class Program:
     def batch_sharding(self) -> NamedSharding:
         return NamedSharding(self.mesh, meshes.partition(("batch",), self.rules))
 
+    @property
+    def batch_shards(self) -> int:
+        """Into how many parts the rows of a batch are split."""
+        return meshes.batch_shards(self.mesh.shape, self.rules["batch"])
+
     def in_shards(self, grads: Params) -> Params:
         """Gradients where their parameters live: each device is left with the sums that it needs."""
         names = self.names()
@@ -108,7 +117,7 @@ class Program:
         """Fresh parameters, each array born in its shard."""
 
         def make(key: jax.Array) -> Params:
-            params = family.initialize(self.model, self.heads, self.objective.num_labels, key, self.adapter_size)
+            params = family.initialize(self.model, self.heads, self.classes, key, self.adapter_size)
             return family.near_identity(params, key) if self.adapter_init == "near_identity" else params
 
         with meshes.placing(self.mesh, self.rules):

@@ -75,21 +75,24 @@ def add_scores(folder: Path, step: int, scores: Mapping[str, float]) -> None:
     """Keeps the scores of a step that was saved before its evaluations had ended."""
     path = folder / str(step) / SCORES
     partial = path.with_name(f"{SCORES}.partial")
-    partial.write_text(json.dumps({name: float(score) for name, score in scores.items()}), encoding="utf-8")
+    with partial.open("w", encoding="utf-8") as out:
+        json.dump({name: float(score) for name, score in scores.items()}, out)
+        out.flush()
+        os.fsync(out.fileno())
     os.replace(partial, path)
 
 
-def added_scores(folder: Path, step: int) -> dict[str, float]:
-    """What `add_scores` kept; nothing where it was not needed."""
+def added_scores(step_folder: Path) -> dict[str, float] | None:
+    """What `add_scores` kept; None where there is nothing, or nothing that can be read."""
     try:
-        return dict(json.loads((folder / str(step) / SCORES).read_text(encoding="utf-8")))
-    except (OSError, ValueError):
-        return {}
+        return dict(json.loads((step_folder / SCORES).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
 
 
 def unscored(folder: Path, meta: Mapping[str, Any]) -> bool:
     """Whether evaluations of the step with this meta are still to be done."""
-    return bool(meta.get(UNSCORED)) and not (folder / str(meta["step"]) / SCORES).exists()
+    return bool(meta.get(UNSCORED)) and added_scores(folder / str(meta["step"])) is None
 
 
 def discard(folder: Path, step: int) -> None:

@@ -19,6 +19,8 @@ from bertjax.errors import StorageError
 from bertjax.training import boards
 from bertjax.training.console import Console
 
+AT_THE_END = ("mixture", "stage_end")  # the events that end a stage
+
 
 class Tracker:
     """The run's numbers, used as a context manager by the training loop. On a process that is not the lead, silent.
@@ -99,9 +101,9 @@ class Tracker:
         """Make the record what it was at `step` of `stage`: later lines, and lines cut short by a kill, are removed.
 
         Lines of `stages_before` all stay. `step` -1 removes every line of the stage. Unless `scored`, the scores of
-        this very step are removed too: its evaluations were broken off and are to be done again. The file is replaced
-        in one move, so a kill in the middle leaves either the old record or the new one. Call it before anything is
-        written.
+        this very step are removed too: its evaluations were broken off and are to be done again. So are the events of
+        the end of the stage, which the resumed run writes again. The file is replaced in one move, so a kill in the
+        middle leaves either the old record or the new one. Call it before anything is written.
         """
         if not self.lead:
             return
@@ -111,8 +113,9 @@ class Tracker:
         if not self.path.exists():
             return
         kept = [line for line in read_lines(self.path) if keeps(line, stages_before, stage, step)]
-        if not scored:
-            kept = [x for x in kept if (x["kind"], x["stage"], x["step"]) != ("eval", stage, step)]
+        again = {("event", name) for name in AT_THE_END} | (set() if scored else {("eval", None)})
+        here = lambda x: (x["stage"], x["step"]) == (stage, step)  # noqa: E731
+        kept = [x for x in kept if not here(x) or (x["kind"], x.get("event")) not in again]
         partial = self.path.with_name(self.path.name + ".partial")
         with _storage(partial), partial.open("w", encoding="utf-8") as out:
             out.writelines(_line(line) for line in kept)

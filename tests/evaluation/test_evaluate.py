@@ -382,13 +382,22 @@ def test_an_answer_that_is_not_probable_enough_is_none(run, here):
     assert found["answer"] is None and "is below" in found["reason"] and found["candidates"]
 
 
+def test_a_head_that_a_stage_only_carries_is_used_and_said(run, here, capsys):
+    assert probes.fill_mask(run / "checkpoints" / "01-qa", ["[MASK]"])[0]["masks"]
+    assert "note: stage 'qa' has trained the layers below the 'mlm' head" in capsys.readouterr().err
+    assert probes.fill_mask(run / "checkpoints" / "00-pretrain", ["[MASK]"])[0]["masks"]
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize(
     ("ask", "message"),
     [
         (lambda run: probes.fill_mask(run / "checkpoints" / "00-pretrain", ["no gap"]), "holds no \\[MASK\\]"),
         (lambda run: probes.fill_mask(run / "checkpoints" / "00-pretrain", ["[MASK] dog" * 60]), "shorten it"),
-        (lambda run: probes.fill_mask(run / "checkpoints" / "01-qa", ["[MASK]"]), "has no 'mlm' head \\(it has: qa\\)"),
-        (lambda run: probes.answer(run, "q", "c"), "has no 'qa' head \\(it has: classifier\\)"),
+        (
+            lambda run: probes.answer(run / "checkpoints" / "00-pretrain", "q", "c"),
+            "has no 'qa' head \\(it has: mlm, nsp\\)",
+        ),
         (lambda run: probes.answer(run / "checkpoints" / "01-qa", "q", " \n"), "context"),
         (lambda run: probes.answer(run / "checkpoints" / "01-qa", " ", "The dog."), "question"),
         (

@@ -360,3 +360,14 @@ def test_indexes_of_several_files(tmp_path):
     }.items():
         index.write_text(content)
         refused(folder, "index.json", mention)
+
+
+def test_tensors_without_a_place_are_named(tmp_path):
+    """Copies of tied tensors and old buffers carry nothing; anything else is left out and said."""
+    weights = random(bert_shapes())
+    model = BertConfig(**resolve_sizes(put(tmp_path, BERT, weights)))
+    assert huggingface.unused_tensors(tmp_path, model) == []
+    copies = {"cls.predictions.decoder.weight": weights["bert.embeddings.word_embeddings.weight"].copy(),
+              "bert.embeddings.position_ids": np.arange(4, dtype=np.float32)}  # fmt: skip
+    put(tmp_path, BERT, weights | copies | {"sentiment.weight": np.zeros((2, D), np.float32)})
+    assert huggingface.unused_tensors(tmp_path, model) == ["sentiment.weight"]

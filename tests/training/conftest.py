@@ -122,8 +122,10 @@ def compiled_once(name: str) -> Callable[..., Any]:
 
     def cached(self: Program, *args: Any) -> Any:
         state = args[0] if args and isinstance(args[0], TrainState) else None
-        about = (name, self.model, self.heads, self.optimizer, self.steps, self.grad_accum, self.objective.scales)
-        about += (self.adapter_size, self.adapter_init, self.objective.num_labels)
+        about = (name, self.model, self.heads, self.optimizer, self.steps, self.grad_accum, self.tasks)
+        about += (self.objective.scales,)
+        about += (self.adapter_size, self.adapter_init)
+        about += (self.objective.num_labels,)
         key = repr((about, sorted(state.opt) if state else [jax.random.key_data(key) for key in args]))
         if key not in kept:
             kept[key] = METHODS[name](self, *args)

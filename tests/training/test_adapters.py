@@ -85,14 +85,16 @@ def train(tmp_path_factory, once) -> Callable[..., Path]:
     write_project(home)
 
     def run(
-        name: str, base: Path | None = None, trainable: Any = ADAPTERS, start: str | None = None, **run: Any
-    ) -> Path:
+        name: str, base: Path | None = None, trainable: Any = ADAPTERS, start: str | None = None,
+        init_base: Path | None = None, **run: Any,
+    ) -> Path:  # fmt: skip
         tree = yaml.safe_load(CONFIG)
         tree["run"] |= {"name": name, "root": str(home / "runs"), **run}
         if base is not None:
             kept = base.parents[1] if base.parent.name == "checkpoints" else base
             tree["tokenizer"]["path"] = str(kept / "tokenizer")
             tree["stages"] = [tree["stages"][-1] | {"init_from": start or str(base), "trainable": trainable}]
+            tree["stages"][0] |= {"init_base": str(init_base)} if init_base else {}
         with once(), chdir(home):
             loop.train(build(tree), home, build_evaluators)
         return home / "runs" / name
@@ -192,8 +194,48 @@ def test_a_missing_or_changed_base_is_said_in_one_line(train, whole, tmp_path):
         restore(run)
     changed = shutil.copytree(train("seed", seed=1), base)
     assert (changed / "checkpoints" / "00-pretrain" / "2").is_dir()
-    with pytest.raises(UserError, match=r"step 2 no longer has the weights they were trained on; put those back$"):
+    with pytest.raises(
+        UserError, match=r"step 2 no longer has the weights they were trained on; put those back, or name .*--base PATH"
+    ):
         restore(run)
+
+
+def test_a_lone_step_finds_its_base_by_content(whole, tmp_path, one_device):
+    """Beside it under its name, or wherever a person says; what counts is the digest."""
+    last = str(restore(whole).step)
+    lone = shutil.copytree(whole / "checkpoints" / "01-tune" / last, tmp_path / "adapters")
+    said = rf"^{lone.parent}: holds adapters alone, .*\(digest [0-9a-f]{{12}}\): --base PATH"
+    with pytest.raises(UserError, match=said):
+        restore(lone)
+    wanted = restore(whole).params
+    for base in (whole / "checkpoints" / "00-pretrain", whole / "checkpoints" / "00-pretrain" / "2", whole):
+        found = restore(lone, base=base).params
+        assert all(np.array_equal(found[path], x) for path, x in wanted.items())
+    with pytest.raises(UserError, match="needs no base"):
+        restore(whole, stage="pretrain", base=whole)
+    shutil.copytree(whole / "checkpoints" / "00-pretrain", tmp_path / "00-pretrain")
+    assert restore(lone).params.keys() == wanted.keys()
+    (lone.parent / "00-pretrain").rename(tmp_path / "other-name")
+    assert restore(lone, base=tmp_path / "other-name").step == restore(whole).step
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_and_others_start_with_a_base_that_moved(train, whole, apart, stop_at, tmp_path):
+    source = shutil.copytree(whole, tmp_path / "base") / "checkpoints" / "00-pretrain"
+    tokenizer = shutil.copytree(whole / "tokenizer", tmp_path / "kept" / "tokenizer").parent
+    stop_at("tune", 3)
+    with pytest.raises(StoppedSafely):
+        train("moving", source)
+    stop_at("tune", -1)
+    moved = (tmp_path / "base").rename(tmp_path / "elsewhere")
+    shutil.copytree(tokenizer / "tokenizer", tmp_path / "base" / "tokenizer")
+    with pytest.raises(UserError, match="stages.NAME.init_base"):
+        train("moving", source)
+    run = train("moving", source, init_base=moved / "checkpoints" / "00-pretrain")
+    assert leaves(run) == leaves(apart)
+    with pytest.raises(UserError, match="stages.NAME.init_base"):
+        train("on-top", run)
+    assert (train("on-top", run, init_base=moved) / "checkpoints").is_dir()
 
 
 def test_other_stages_refuse_adapters(train, apart):

@@ -12,6 +12,7 @@ from bertjax.evaluation.evaluate import build_evaluators, restore
 from bertjax.training import loop
 from bertjax.training.checkpoint import Checkpoints
 from bertjax.training.loop import Evaluator
+from bertjax.training.step_folders import SCORES as SCORES_FILE
 from bertjax.training.step_folders import committed_steps
 
 DATA = "data: {source: {kind: text, files: [more.txt], layout: sentences}, preprocess: {sequence_length: 32}}"
@@ -43,7 +44,7 @@ def test_each_task_keeps_its_best_step(run, tiny_project, monkeypatch, capsys):
     scores = {}
     with Checkpoints(folder, load(run / "config.yaml").run.checkpoint, read_only=True) as checkpoints:
         for step in (2, 4, 5):
-            scores[step] = json.loads((folder / str(step) / "digest" / "metadata").read_text())["scores"]
+            scores[step] = json.loads((folder / str(step) / SCORES_FILE).read_text())
         assert (checkpoints.best_step("cola/f1"), checkpoints.best_step("squad/f1")) == (2, 4)
     assert scores == {step: {f"{name}/f1": of[step] for name, of in SCORES.items()} for step in (2, 4, 5)}
     monkeypatch.chdir(tiny_project)

@@ -82,7 +82,7 @@ def test_a_tree_that_depends_on_the_step(tmp_path: Path) -> None:
             ck.save(step, tree, META)
         ck.wait()
         DAMAGE["empty meta"](tmp_path / "20")
-        step, found, _ = ck.restore(lambda step: abstract_of(trees[step]))
+        step, found, _ = ck.restore(lambda step, _: abstract_of(trees[step]))
     assert step == 10
     assert_same(found, trees[10])
 

@@ -119,7 +119,10 @@ def test_every_line_of_the_record(whole):
     ]  # fmt: skip
     assert [e[2] for e in events if e[1] == "checkpoint"] == [2, 4, 5, 2, 4, 6]
     start = next(line for line in lines(whole, "event") if (line["stage"], line["event"]) == ("qa", "start"))
-    assert start["init"].endswith("arrays from stage 'pretrain'; fresh: heads/qa")
+    assert start["init"] == (
+        "29 of 31 arrays from stage 'pretrain' (embeddings, layers 0..1); fresh: heads/qa; "
+        "carried on, not trained here: heads/mlm, heads/nsp, heads/pooler"
+    )
     evaluations = {line["name"]: line["scores"] for line in lines(whole, "eval")}
     assert evaluations["squad"]["total"] == 24 and evaluations["mlm"]["mlm_perplexity"] > 1
     kept = json.loads((whole / "evaluations" / "01-qa" / "squad.json").read_text())

@@ -146,7 +146,7 @@ def test_ctrl_c_saves_and_leaves_as_sigterm_does(whole, stop_during, train, sign
 @pytest.mark.parametrize("signals", [pytest.param(1, marks=SLOW), 3])
 def test_while_a_checkpoint_is_written_it_ends_whole(whole, stop_during, train, signals):
     run, code, _ = stop_during(f"save-{signals}", checkpoint, "describe", 1, signals)
-    assert code == 75 and committed_steps(run / "checkpoints" / "00-pretrain") == [2, 3]
+    assert code == 75 and committed_steps(run / "checkpoints" / "00-pretrain") == [2]
     finished_like(whole, run, train)
 
 

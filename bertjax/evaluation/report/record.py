@@ -9,6 +9,7 @@ from typing import Any, TypeGuard
 
 import yaml
 
+from bertjax.config.step_meta import is_step, steps_in
 from bertjax.errors import UserError
 from bertjax.evaluation.records import OTHER, sentence
 from bertjax.training import goodput
@@ -77,6 +78,11 @@ def read_run(run: Path) -> RunRecord:
     """Read a run folder. UserError when it is none: it has neither config.yaml nor metrics.jsonl."""
     metrics = run / "metrics.jsonl"
     if not (run / "config.yaml").is_file() and not metrics.is_file():
+        if is_step(run) or steps_in(run):
+            raise UserError(
+                f"{run}: is a checkpoint without its run, so there is no record to report on; name the run folder, or "
+                "score the checkpoint with `bertjax evaluate`"
+            )
         raise UserError(
             f"{run}: is not a run folder (no config.yaml, no metrics.jsonl); give the folder that 'bertjax train' wrote"
         )
