@@ -1,4 +1,4 @@
-"""Restore a checkpoint and score it; the same evaluators run inside training.
+"""The evaluators of a stage, which run inside training, and the command that runs them on a checkpoint.
 
 An evaluator is a function of parameters. It keeps <name>.json (scores and samples) and, for questions, the official
 predictions, n-best and null-odds files under evaluations/<stage>/ of the run.
@@ -6,7 +6,6 @@ predictions, n-best and null-odds files under evaluations/<stage>/ of the run.
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,25 +21,22 @@ from bertjax.config.evaluation_schema import (
     MlmEvaluation,
     SquadEvaluation,
 )
-from bertjax.config.load import build
-from bertjax.config.schema import Config
-from bertjax.data import qa, tokenizers
+from bertjax.data import qa
 from bertjax.data.labels import Classes
 from bertjax.data.labels import lines as label_lines
 from bertjax.data.sampling import sampled
 from bertjax.errors import UserError
-from bertjax.evaluation import records, squad
+from bertjax.evaluation import squad
 from bertjax.evaluation.heldout import SAMPLES, keep, made_from, open_heldout, placed, rows_of, whole
+from bertjax.evaluation.kept_records import records_of, with_cache
 from bertjax.evaluation.labels import label_scores
 from bertjax.evaluation.records import Record
+from bertjax.evaluation.restore import restore
 from bertjax.evaluation.text_to_text import text_to_text, with_averages
 from bertjax.parallel import distributed
-from bertjax.parallel import mesh as meshes
-from bertjax.training import bases, inputs, stopping
-from bertjax.training.carried import all_heads
-from bertjax.training.checkpoint import Checkpoints
+from bertjax.training import inputs, stopping
 from bertjax.training.loop import Evaluator
-from bertjax.training.runs import Found, find, results_folder, stage_folder
+from bertjax.training.runs import stage_folder
 from bertjax.training.setup import Job
 from bertjax.training.state import Params
 from bertjax.training.step import Program, flat_terms, in_mesh
@@ -222,90 +218,7 @@ def _sample(example: qa.Example, prediction: str) -> dict[str, Any]:
     return {"question": example.question, "context": example.context, "answers": answers, "prediction": prediction}
 
 
-# ---- restoring ------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Restored:
-    """A checkpoint opened for use on this machine."""
-
-    job: Job
-    stage: int
-    step: int
-    program: Program
-    params: Params
-    labels: list[str] | None = None  # names of the classes by id, where the training data had names
-    unanswerable: int | None = None  # questions without an answer in the training data, where that is known
-    hugging_face: dict[str, Any] | None = None  # of imported weights: what the folder's two JSON files say
-    stored: Config | None = None  # the configuration without overrides
-    is_last: bool = True  # whether it is the last step of its stage
-    in_run: bool = True  # whether job.config.run_dir is the run that the checkpoint belongs to
-    carried: tuple[str, ...] = ()  # heads that the stage has not trained
-
-
-def restore(
-    path: str | Path,
-    *,
-    stage: str | None = None,
-    step: int | None = None,
-    best: str | None = None,
-    overrides: Sequence[str] = (),
-    base: str | Path | None = None,
-) -> Restored:
-    """Read a checkpoint's parameters onto this machine's devices; everything else comes out of the checkpoint itself.
-
-    The mesh it was trained on does not matter. Instead of a step, `best` names a score (squad/f1) whose best step is
-    taken. `base`: where the weights below its adapters are, if not where they were. Raises UserError when `path` holds
-    no checkpoint, or none with that score.
-    """
-    found = find(path, stage=stage, step=step)
-    with Checkpoints.reader(found) as checkpoints:
-        if best is not None:
-            found = replace(found, step=_best(found, checkpoints, best))
-        meta = checkpoints.meta(found.step)
-        here = dict(meta["config"], mesh={})
-        here["run"] = here["run"] | {"attention": "auto", "segments": "auto"}
-        config, in_run = _at_home(build(here, overrides, where=str(found.path)), meta, found)
-        tokenizer = tokenizers.from_json(meta["tokenizer_json"], str(found.path))
-        job = Job(config, Path.cwd(), meshes.make_mesh(config.mesh), tokenizer)
-        stage_config, classes = config.stages[meta["stage"]], meta["num_labels"]
-        program = job.program(stage_config, steps=1, heads=all_heads(meta), num_labels=classes)
-        named = Path(base).expanduser() if base is not None else None
-        restored_step, params = bases.read(checkpoints, found.step, meta, job, named)
-    return Restored(
-        job,
-        meta["stage"],
-        restored_step,
-        program,
-        params,
-        labels=meta.get("labels"),
-        unanswerable=meta.get("unanswerable"),
-        hugging_face=meta.get("hugging_face"),
-        stored=_at_home(build(here, where=str(found.path)), meta, found)[0],
-        is_last=meta.get("steps") in (None, restored_step),
-        in_run=in_run,
-        carried=tuple(meta.get("carried", ())),
-    )
-
-
-def _at_home(config: Config, meta: Mapping[str, Any], found: Found) -> tuple[Config, bool]:
-    """The configuration with the run folder where it is now, or where results of a lone checkpoint are kept instead.
-
-    -> (config, whether that is the checkpoint's run). What an override names is left as it is.
-    """
-    run, was = config.run, meta["config"]["run"]
-    if (run.root, run.name) != (was["root"], was["name"]):
-        return config, True
-    folder, in_run = results_folder(found)
-    changes = {"root": str(folder.parent), "name": folder.name}
-    changes |= {} if in_run or run.prepared else {"prepared": str(folder / "prepared")}
-    return config.model_copy(update={"run": run.model_copy(update=changes)}), in_run
-
-
-def _best(found: Found, checkpoints: Checkpoints, score: str) -> int:
-    if found.step is not None:
-        raise UserError(f"{found.path}: step {found.step} is named already; leave it out to get the best {score}")
-    return checkpoints.best_step(score, checkpoints.meta()["config"]["run"]["checkpoint"]["best_is"])
+# ---- the command ---------------------------------------------------------------------------------------------------
 
 
 def evaluate_command(
@@ -351,35 +264,3 @@ def evaluate_command(
     found = {"checkpoint": str(path), "stage": config.name, "step": restored.step, "compute_dtype": dtype}
     found |= {"scores": scores, "kept": {name: str(record.path) for name, record in kept.items()}}
     return found | {"differs": {name: dict(record.differs) for name, record in kept.items() if record.differs}}
-
-
-def records_of(restored: Restored, evaluations: Sequence[Any], output: Path | None) -> dict[str, Record]:
-    """Where each evaluation of a checkpoint keeps its files; that it can write there is found out at once."""
-    assert restored.stored is not None
-    job, run = restored.job, restored.stored.run_dir
-    stage = job.config.stages[restored.stage].name
-    folder = run / "evaluations" / stage_folder(Path(), restored.stage, stage).name
-    places = records.placed_at(output, [e.name for e in evaluations]) if output else {}
-    made = {}
-    for config in evaluations:
-        about = made_from(job, restored.program, config)
-        last, before = records.recorded(run, folder, stage, config.name)
-        differs = records.differences(restored.stored, job.config, restored.stage, config, before, about)
-        if restored.step != last and not (last is None and restored.is_last):
-            differs = {"step": {"here": restored.step, "run": last}} | differs
-        own = (folder / records.OTHER, records.other_stem(config.name, restored.step, differs))
-        at, stem = places.get(config.name) or (own if differs else (folder, config.name))
-        made[config.name] = Record(at, config.name, stem, about, differs)
-    for record in made.values():
-        records.check_writable(record.folder)
-    return made
-
-
-def with_cache(job: Job, output: Path | None) -> Job:
-    """The same with prepared data beside `output`, where the run's folder for them can only be read."""
-    if output is None or job.config.run.prepared or records.is_writable(job.cache):
-        return job
-    folder = (output.parent if output.suffix == ".json" else output) / "prepared"
-    print(f"{job.cache}: cannot be written; prepared data are kept in {folder}", file=sys.stderr, flush=True)
-    run = job.config.run.model_copy(update={"prepared": str(folder)})
-    return replace(job, config=job.config.model_copy(update={"run": run}))

@@ -18,9 +18,10 @@ from bertjax.data import qa, text_counts
 from bertjax.data.tokenizers import Tokenizer
 from bertjax.errors import UserError
 from bertjax.evaluation.answers import predict_answers
-from bertjax.evaluation.evaluate import Restored, answer_logits, restore, span_logits
+from bertjax.evaluation.evaluate import answer_logits, span_logits
 from bertjax.evaluation.generate import Generator
 from bertjax.evaluation.heldout import report_losses, whole
+from bertjax.evaluation.restore import Restored, restore
 
 MASK = "[MASK]"
 _SENTINEL = re.compile(r"▁?<extra_id_\d+>")
@@ -170,7 +171,7 @@ def generate(
 
     `choices` are fields of Decoding that go before those of the stage's evaluation of generated text. Texts are read
     whole, or up to `max_input_tokens`; what is generated is as long as in the stage's tasks. What is cut, unknown or
-    not read as the sentinel it names is said on stderr. `base` is that of `evaluate.restore`. Raises UserError when
+    not read as the sentinel it names is said on stderr. `base` is that of `restore`. Raises UserError when
     the model is no T5.
     """
     restored = checkpoint if isinstance(checkpoint, Restored) else restore(checkpoint, overrides=overrides, base=base)

@@ -20,10 +20,11 @@ from bertjax.data.sampling import sampled
 from bertjax.data.text_to_text import read_examples
 from bertjax.errors import UserError
 from bertjax.evaluation import metrics, squad
-from bertjax.evaluation.evaluate import Restored, answer_logits, restore, span_logits
+from bertjax.evaluation.evaluate import answer_logits, span_logits
 from bertjax.evaluation.heldout import whole
 from bertjax.evaluation.probes import open_with, span_settings
 from bertjax.evaluation.report.answers import answers_page
+from bertjax.evaluation.restore import Restored, restore
 from bertjax.evaluation.text_to_text import answers_to, generator_of
 from bertjax.training import setup
 

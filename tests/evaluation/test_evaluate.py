@@ -21,7 +21,8 @@ from bertjax.cli import main
 from bertjax.config.load import build, load
 from bertjax.errors import UserError
 from bertjax.evaluation import probes
-from bertjax.evaluation.evaluate import build_evaluators, evaluate_command, restore
+from bertjax.evaluation.evaluate import build_evaluators, evaluate_command
+from bertjax.evaluation.restore import restore
 from bertjax.parallel import mesh as meshes
 from bertjax.training import loop
 

@@ -15,8 +15,8 @@ from bertjax.data import sentencepieces
 from bertjax.data.text_to_text import row_dtype, text_to_text_blocks
 from bertjax.errors import UserError
 from bertjax.evaluation import generate, probes
-from bertjax.evaluation.evaluate import Restored
 from bertjax.evaluation.generate import Generator
+from bertjax.evaluation.restore import Restored
 from bertjax.models.beam import beam
 from bertjax.models.decode import greedy, sample
 from bertjax.parallel import mesh as meshes

@@ -17,7 +17,8 @@ from bertjax.config.load import build
 from bertjax.config.schema import CheckpointPolicy
 from bertjax.config.training_schema import Trainable
 from bertjax.errors import StoppedSafely, UserError
-from bertjax.evaluation.evaluate import build_evaluators, evaluate_command, restore
+from bertjax.evaluation.evaluate import build_evaluators, evaluate_command
+from bertjax.evaluation.restore import restore
 from bertjax.training import freezing, loop
 from bertjax.training.checkpoint import Checkpoints
 from bertjax.training.inspect import inspect_command

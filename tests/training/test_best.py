@@ -8,7 +8,8 @@ import pytest
 from bertjax import cli
 from bertjax.config.load import load
 from bertjax.errors import UserError
-from bertjax.evaluation.evaluate import build_evaluators, restore
+from bertjax.evaluation.evaluate import build_evaluators
+from bertjax.evaluation.restore import restore
 from bertjax.training import loop
 from bertjax.training.checkpoint import Checkpoints
 from bertjax.training.loop import Evaluator

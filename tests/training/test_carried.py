@@ -8,8 +8,9 @@ import pytest
 
 from bertjax.cli import main
 from bertjax.config.load import load
-from bertjax.evaluation.evaluate import build_evaluators, restore
+from bertjax.evaluation.evaluate import build_evaluators
 from bertjax.evaluation.probes import fill_mask
+from bertjax.evaluation.restore import restore
 from bertjax.training import loop
 from bertjax.training.checkpoint import Checkpoints
 from bertjax.training.runs import find

@@ -14,7 +14,8 @@ from bertjax.config.model_schema import BertConfig
 from bertjax.data import tokenizers
 from bertjax.errors import StorageError, UserError
 from bertjax.evaluation import probes
-from bertjax.evaluation.evaluate import evaluate_command, restore
+from bertjax.evaluation.evaluate import evaluate_command
+from bertjax.evaluation.restore import restore
 from bertjax.interop import huggingface, tensors
 from bertjax.models import family
 from bertjax.training import exchange, setup, warmstart

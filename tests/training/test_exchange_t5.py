@@ -12,7 +12,8 @@ from bertjax.config.load import build, load
 from bertjax.config.model_schema import T5Config
 from bertjax.data import sentencepieces, tokenizers
 from bertjax.errors import UserError
-from bertjax.evaluation.evaluate import evaluate_command, restore
+from bertjax.evaluation.evaluate import evaluate_command
+from bertjax.evaluation.restore import restore
 from bertjax.interop import huggingface, t5
 from bertjax.models import family
 from bertjax.training import exchange, setup, warmstart

@@ -14,7 +14,8 @@ from bertjax.config.schema import Config
 from bertjax.data import sentencepieces, tokenizers
 from bertjax.errors import UserError
 from bertjax.evaluation import probes
-from bertjax.evaluation.evaluate import build_evaluators, restore
+from bertjax.evaluation.evaluate import build_evaluators
+from bertjax.evaluation.restore import restore
 from bertjax.interop import huggingface, t5
 from bertjax.models import family
 from bertjax.training import exchange, loop, setup, warmstart

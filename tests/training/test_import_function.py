@@ -17,7 +17,7 @@ from bertjax import objectives  # noqa: E402
 from bertjax.config.training_schema import TextToTextObjective  # noqa: E402
 from bertjax.errors import UserError  # noqa: E402
 from bertjax.evaluation import probes  # noqa: E402
-from bertjax.evaluation.evaluate import restore  # noqa: E402
+from bertjax.evaluation.restore import restore  # noqa: E402
 from bertjax.training import exchange  # noqa: E402
 
 TEXT = ["the cat and the dog sat on the mat with a hat", "zebras jump over lazy dogs, why do they?"] * 4

@@ -12,7 +12,8 @@ import pytest
 from bertjax.cli import main
 from bertjax.config.load import build, load
 from bertjax.errors import UserError
-from bertjax.evaluation.evaluate import build_evaluators, evaluate_command, restore
+from bertjax.evaluation.evaluate import build_evaluators, evaluate_command
+from bertjax.evaluation.restore import restore
 from bertjax.training import exchange, loop, runs
 from bertjax.training.checkpoint import Checkpoints
 

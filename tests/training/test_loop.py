@@ -14,7 +14,8 @@ from bertjax.cli import main
 from bertjax.config.load import load
 from bertjax.config.schema import CheckpointPolicy
 from bertjax.errors import StoppedSafely, UserError
-from bertjax.evaluation.evaluate import build_evaluators, restore
+from bertjax.evaluation.evaluate import build_evaluators
+from bertjax.evaluation.restore import restore
 from bertjax.training import loop
 from bertjax.training.checkpoint import Checkpoints
 from bertjax.training.step_folders import committed_steps

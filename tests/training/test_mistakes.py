@@ -11,7 +11,7 @@ import pytest
 from bertjax.cli import main
 from bertjax.data.loader import ALL, Batches, Rows
 from bertjax.errors import DivergedError, StoppedSafely
-from bertjax.evaluation.evaluate import restore
+from bertjax.evaluation.restore import restore
 from bertjax.training.step_folders import committed_steps
 
 pytestmark = pytest.mark.usefixtures("one_device")

@@ -9,7 +9,8 @@ import pytest
 
 from bertjax.config.load import load
 from bertjax.errors import StoppedSafely
-from bertjax.evaluation.evaluate import build_evaluators, evaluate_command, restore
+from bertjax.evaluation.evaluate import build_evaluators, evaluate_command
+from bertjax.evaluation.restore import restore
 from bertjax.training import loop
 
 pytestmark = pytest.mark.usefixtures("one_device")

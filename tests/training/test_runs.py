@@ -12,8 +12,8 @@ import pytest
 from bertjax.cli import main
 from bertjax.config.load import resolve_sizes
 from bertjax.errors import UserError
-from bertjax.evaluation.evaluate import restore
 from bertjax.evaluation.report.record import read_run
+from bertjax.evaluation.restore import restore
 from bertjax.training import runs
 from bertjax.training.checkpoint import Checkpoints
 from bertjax.training.inspect import inspect_checkpoint
