@@ -12,14 +12,16 @@ import re
 import select
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bertjax.command_table import COMMANDS, Command
 from bertjax.errors import BertjaxError, UserError
 from bertjax.interrupts import INTERRUPTED, interruptible
 
-_CODES = "exit codes: 0 done, 2 bad input, 3 diverged, 4 storage, 75 stopped safely (run me again), 70 a bug"
+_CODES = (
+    "exit codes: 0 done, 2 bad input, 3 diverged, 4 storage, 75 stopped safely (run me again), 70 a bug, 130 Ctrl-C"
+)
 _KEY = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)*\Z")
 _STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG}
 _REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}
@@ -59,16 +61,26 @@ def _run(argv: list[str]) -> int:
 
         print(f"bertjax {__version__}")
         return 0
+    if argv[1:2] in (["-h"], ["--help"]) and argv[0] not in COMMANDS and _group(argv[0]):
+        print(_overview(_group(argv[0])))
+        return 0
     name, rest = _command(argv)
     command = COMMANDS[name]
     arguments = _parse(name, command, rest)
     return 0 if arguments is None else command.run(arguments)
 
 
-def _overview() -> str:
-    width = max(map(len, COMMANDS)) + 2
-    lines = [f"  {name:<{width}}{command.help}" for name, command in COMMANDS.items()]
-    example = "example: bertjax train configs/debug/cpu.yaml run.name=trial\n`bertjax COMMAND --help` says more.\n"
+def _group(first: str) -> dict[str, Command]:
+    """The commands of two words that begin with this one."""
+    return {name: command for name, command in COMMANDS.items() if name.startswith(first + " ")}
+
+
+def _overview(commands: Mapping[str, Command] = COMMANDS) -> str:
+    """All commands, or those of a group such as `predict`."""
+    width = max(map(len, commands)) + 2
+    lines = [f"  {name:<{width}}{command.help}" for name, command in commands.items()]
+    first = "train configs/debug/cpu.yaml run.name=trial" if commands is COMMANDS else next(iter(commands)) + " --help"
+    example = f"example: bertjax {first}\n`bertjax COMMAND --help` says more.\n"
     return "usage: bertjax COMMAND ...\n\n" + "\n".join(lines) + f"\n\n{example}{_CODES}"
 
 
@@ -77,15 +89,13 @@ def _command(argv: list[str]) -> tuple[str, list[str]]:
     first = argv[0]
     if first in COMMANDS:
         return first, argv[1:]
-    seconds = [name.split()[1] for name in COMMANDS if name.startswith(first + " ")]
+    seconds = [name.split()[1] for name in _group(first)]
     if not seconds:
         known = [name.split()[0] for name in COMMANDS]
         what = "option" if first.startswith("-") else "command"
         words = ["--help", "--version"] if first.startswith("-") else known
         raise UserError(f"bertjax: unknown {what} {first[:80]!a}{_near(first, words) or '; try --help'}")
     second = argv[1] if len(argv) > 1 else ""
-    if second in ("-h", "--help"):
-        raise UserError(f"bertjax {first}: say which: {_either(seconds)}; then --help")
     if second not in seconds:
         got = f" (got {second[:80]!a}){_near(second, seconds)}" if second else ""
         raise UserError(f"bertjax {first}: expected {_either(seconds)}{got}")

@@ -69,6 +69,7 @@ def test_help_names_every_command_and_each_has_an_example(capsys):
         text = said(capsys, [*name.split(), "--help"], 0)
         assert text.startswith(f"usage: bertjax {name}") and f"  bertjax {name}" in text.split("examples:")[1]
         assert max(map(len, text.splitlines())) <= 120
+    assert "  predict answer " in said(capsys, ["predict", "--help"], 0) and "130" in overview
     assert said(capsys, ["--version"], 0) == f"bertjax {bertjax.__version__}\n"
 
 
@@ -92,7 +93,6 @@ def test_help_names_every_command_and_each_has_an_example(capsys):
         ("evaluate . --step -1", "bertjax evaluate: argument --step"),
         ("predict", "bertjax predict: expected fill-mask, answer or generate"),
         ("predict fil-mask", "bertjax predict: expected fill-mask, answer or generate (got 'fil-mask'); did you"),
-        ("predict --help", "bertjax predict: say which: fill-mask, answer or generate; then --help"),
         ("predict fill-mask .", "bertjax predict fill-mask: missing: TEXT"),
         ("predict fill-mask . a --top-k 0", "bertjax predict fill-mask: argument --top-k: must be a whole number"),
         ("predict answer . --question q", "bertjax predict answer: give either --context or --context-file"),

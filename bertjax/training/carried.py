@@ -7,6 +7,7 @@ and `carried` these.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from math import prod
 from typing import Any
 
 import jax
@@ -84,6 +85,12 @@ def carry(program: Program, loaded: Mapping[str, Any], meta: Mapping[str, Any]) 
     heads, wanted = carried_heads(program, loaded)
     params = {path: jax.device_put(loaded[path], x.sharding) for path, x in wanted.items()}
     return Carried(heads, params, _about(heads, meta))
+
+
+def carried_line(params: Mapping[str, Any]) -> str:
+    """The line of a model summary for carried heads, from {path: something with a shape}."""
+    size = sum(prod(x.shape) for x in params.values())
+    return f"  carried on, not trained: {size:,} ({spell_modules(params)})\n"
 
 
 def spell_modules(paths: Iterable[str]) -> str:

@@ -18,7 +18,7 @@ from bertjax.errors import UserError
 from bertjax.models import family, paths
 from bertjax.parallel import mesh as meshes
 from bertjax.training import freezing, goodput, optim
-from bertjax.training.carried import all_heads
+from bertjax.training.carried import all_heads, carried_line
 from bertjax.training.checkpoint import Checkpoints
 from bertjax.training.runs import find, run_of
 from bertjax.training.setup import adapter_size, config_of
@@ -60,7 +60,7 @@ def inspect_checkpoint(target: Path, step: int | None) -> dict[str, Any]:
         "environment": meta["environment"],
         **({"goodput": asdict(spent)} if spent else {}),
         **({"base": meta["base"]} if meta.get("base") else {}),
-        **_model(config, stage, all_heads(meta), meta["num_labels"]),
+        **_model(config, stage, meta),
     }
 
 
@@ -87,17 +87,21 @@ def _place(config: Config, described: list[dict[str, Any]], step: int | None) ->
     return None
 
 
-def _model(config: Config, stage: Stage, heads: tuple[str, ...], num_labels: int) -> dict[str, Any]:
-    _, abstract = family.structure(config.model, heads, num_labels, adapter_size=adapter_size(stage.trainable))
-    names = family.logical_axes(abstract)
-    mesh = meshes.make_mesh(config.mesh)
-    table = meshes.rules(config.mesh.rules)
-    params = _arrays(abstract)
+def _model(config: Config, stage: Stage, meta: dict[str, Any]) -> dict[str, Any]:
+    """The arrays of a checkpoint, marked by what trained in its last step; an import (step 0) trained nothing."""
+    size = adapter_size(stage.trainable)
+    build = lambda heads: family.structure(config.model, heads, meta["num_labels"], adapter_size=size)[1]  # noqa: E731
+    abstract = build(all_heads(meta))
+    names, params, own = family.logical_axes(abstract), _arrays(abstract), _arrays(build(tuple(meta["heads"])))
+    mesh, table = meshes.make_mesh(config.mesh), meshes.rules(config.mesh.rules)
     placed = {p: meshes.sharding(mesh, names[p], x.shape, table) for p, x in params.items()}
-    return {
-        "parameters": sum(prod(x.shape) for x in params.values()),
-        "table": model_summary(params, placed, freezing.groups_of(params)),
-    }
+    steps = meta.get("steps") or stage.steps or meta["step"]
+    plan = freezing.episodes(stage.trainable, freezing.groups_of(own), steps) if meta["step"] else ()
+    trained = next((e.groups for e in reversed(plan) if e.start < meta["step"]), ())
+    text = model_summary(own, placed, trained)
+    if held := {path: x for path, x in params.items() if path not in own}:
+        text += carried_line(held)
+    return {"parameters": sum(prod(x.shape) for x in params.values()), "table": text}
 
 
 def _arrays(abstract: Any) -> dict[str, jax.ShapeDtypeStruct]:

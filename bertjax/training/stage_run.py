@@ -16,7 +16,7 @@ from bertjax.models import paths
 from bertjax.parallel import distributed
 from bertjax.training import bases, freezing, setup, warmstart
 from bertjax.training import state as states
-from bertjax.training.carried import Carried, carrier, restored_heads, spell_modules
+from bertjax.training.carried import Carried, carried_line, carrier, restored_heads
 from bertjax.training.checkpoint import Checkpoints
 from bertjax.training.meter import Meter, real_tokens
 from bertjax.training.operations import Operations
@@ -289,5 +289,5 @@ class StageRun:
         if distributed.is_lead():
             text = model_summary(params, self.program.placed(), self.plan.episodes[0].groups)
             if held := self.carried.params:
-                text += f"  carried on, not trained: {sum(x.size for x in held.values()):,} ({spell_modules(held)})\n"
+                text += carried_line(held)
             setup.write(self.job.config.run_dir / "model.txt", text)

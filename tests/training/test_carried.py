@@ -121,6 +121,8 @@ def test_a_stopped_stage_keeps_what_it_carries(project, run, once, stop_at):
 def test_commands_know_carried_heads(run, tmp_path, capsys):
     assert main(["inspect", str(run / "checkpoints" / "02-classify")]) == 0
     assert "carried heads, not trained here: mlm, nsp\n" in capsys.readouterr().out
+    assert main(["inspect", str(run)]) == 0  # marks what trained, as the run's own table does
+    assert (run / "model.txt").read_text() in capsys.readouterr().out
     (filled,) = fill_mask(run / "checkpoints" / "02-classify", ["The [MASK] sleeps."])
     assert len(filled["masks"]) == 1 and "the 'mlm' head" in capsys.readouterr().err
     assert main(["export", str(run / "checkpoints" / "02-classify" / "2"), str(tmp_path / "hf")]) == 0
