@@ -85,12 +85,13 @@ def test_a_signal_inside_a_callback_of_the_garbage_collector_is_not_lost(block, 
             gc.callbacks.remove(callback)
             press()
 
-    began = time.monotonic()
+    slept = False
     with pytest.raises(raised), block():
         gc.callbacks.append(callback)
         gc.collect()
-        time.sleep(interrupts.GRACE - 1)
-    assert time.monotonic() - began < interrupts.GRACE - 1
+        time.sleep(60)
+        slept = True
+    assert not slept
 
 
 def test_a_second_ctrl_c_ends_a_long_call():

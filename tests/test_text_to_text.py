@@ -160,7 +160,8 @@ def batch_of(weights: np.ndarray, targets: np.ndarray) -> dict[str, np.ndarray]:
 def answering(logits: np.ndarray) -> SimpleNamespace:
     """A model that answers with these logits, whatever it is asked."""
     calls = {name: lambda *_, **__: None for name in ("encode", "decode")}
-    return SimpleNamespace(**calls, logits=lambda _: jnp.asarray(logits))
+    config = SimpleNamespace(decoder_start_token_id=0)
+    return SimpleNamespace(**calls, config=config, logits=lambda _: jnp.asarray(logits))
 
 
 def total(objective: objectives.Objective, model: SimpleNamespace, batch: dict) -> float:

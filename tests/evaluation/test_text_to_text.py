@@ -10,6 +10,7 @@ from bertjax.config.data_schema import Task
 from bertjax.config.evaluation_schema import TextToTextEvaluation
 from bertjax.errors import UserError
 from bertjax.evaluation import text_to_text as evaluator
+from bertjax.evaluation.records import Record
 from bertjax.training.loop import Evaluator
 
 RECORDS = {
@@ -84,7 +85,7 @@ def build(tmp_path, monkeypatch):
         fields = {key: options.pop(key) for key in KEYS if key in options}
         task = Task(source=source, preprocess={"kind": "text_to_text", "prompt": prompt} | fields)
         config = TextToTextEvaluation(name="held", data=task, **options)
-        return evaluator.text_to_text(job, None, config, tmp_path / "kept")
+        return evaluator.text_to_text(job, None, config, Record(tmp_path / "kept", "held", "held", {}))
 
     return make
 

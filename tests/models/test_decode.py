@@ -35,7 +35,7 @@ class Table:
 
     def __init__(self, table: np.ndarray, architecture: str = "encoder_decoder"):
         self.table = jnp.asarray(table, jnp.float32)
-        self.config = SimpleNamespace(architecture=architecture)
+        self.config = SimpleNamespace(architecture=architecture, decoder_start_token_id=0)
 
     def encode(self, input_ids, segment_ids):
         return input_ids[:, :1]

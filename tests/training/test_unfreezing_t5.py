@@ -12,7 +12,6 @@ from t5_models import ADAMW, TINY_T5, make_t5, rows
 from bertjax.config.training_schema import Trainable
 from bertjax.models.layers import ROWS_OF_ONES
 from bertjax.training import freezing
-from bertjax.training.inspect import _short
 from bertjax.training.step import Program
 
 LAYERS = TINY_T5.num_layers
@@ -106,9 +105,9 @@ def test_plans_without_episodes():
 def test_groups_in_words():
     plan = gradual(groups(6, 6, "heads"), 12)
     always = "encoder position bias, encoder final norm, decoder position bias, decoder final norm, heads"
-    assert _short(plan[1].groups) == f"embeddings, encoder layers 4..5, decoder layers 4..5, {always}"
+    assert freezing.spell_groups(plan[1].groups) == f"embeddings, encoder layers 4..5, decoder layers 4..5, {always}"
     (paper,) = freezing.episodes(Trainable(kind="adapters"), groups(2, 1, adapters=True), 1)
-    assert _short(paper.groups) == (
+    assert freezing.spell_groups(paper.groups) == (
         "encoder adapters 0..1, encoder norms 0..1, decoder adapter 0, decoder norm 0, "
         "encoder final norm, decoder final norm"
     )
