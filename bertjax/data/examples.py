@@ -126,11 +126,13 @@ def pairs_units(tokens: Sequence[int], repeats: int, unit_tokens: int) -> Iterat
 # ---- questions ------------------------------------------------------------------------------------------------------
 
 
-def qa_blocks(work: tuple["Tokenizer", SpanQa], examples: Sequence["Example"]) -> Blocks:
+def qa_blocks(work: tuple["Tokenizer", SpanQa], examples: Sequence["Example"]) -> CountedBlocks:
     """The training windows of some questions."""
-    from bertjax.data.qa import training_features
+    from bertjax.data.qa import counted_training_features
 
-    yield training_features(examples, *work)
+    rows, counts = counted_training_features(examples, *work)
+    yield rows
+    return counts
 
 
 # ---- classification -------------------------------------------------------------------------------------------------

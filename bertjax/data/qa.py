@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from bertjax.config.data_schema import SpanQa
+from bertjax.data import text_counts
 from bertjax.data.qa_documents import (
     Document,
     TextDocument,
@@ -32,7 +33,8 @@ _log = logging.getLogger(__name__)
 class Prepared(NamedTuple):
     """An example as ids and the windows that cover its document."""
 
-    query: list[int]
+    question: list[int]
+    query: list[int]  # the question, cut at max_query_length
     document: Document
     windows: list[tuple[int, int]]  # (first piece, pieces)
 
@@ -69,11 +71,18 @@ def row_dtype(sequence_length: int) -> np.dtype:
 
 
 def training_features(examples: Sequence[Example], tokenizer: Tokenizer, span_qa: SpanQa) -> np.ndarray:
+    """The rows of `counted_training_features`."""
+    return counted_training_features(examples, tokenizer, span_qa)[0]
+
+
+def counted_training_features(
+    examples: Sequence[Example], tokenizer: Tokenizer, span_qa: SpanQa
+) -> tuple[np.ndarray, text_counts.Counts]:
     """Training rows, one window each: structured array [N] of `row_dtype`, windows of an example side by side.
 
     A window without the whole answer, like every window of an unanswerable question, has [CLS] as its answer (in v1.1
     too). The first answer of an example is the one trained on. Examples whose answer text is not found at its place are
-    left out, their number is logged, as is that of questions cut at `max_query_length`. A pure function of its
+    left out, their number is logged; questions that are cut and unknown pieces are counted. A pure function of its
     arguments: slices of `examples` may be converted one by one to bound memory (16 * S bytes a row).
 
     Raises UserError if a question leaves no room for its document.
@@ -97,11 +106,18 @@ def training_features(examples: Sequence[Example], tokenizer: Tokenizer, span_qa
             n += 1
     if tokenizer.pad_id:
         rows["input_ids"][rows["segment_ids"] == 0] = tokenizer.pad_id
-    return rows
+    contexts = {id(item.document): item.document.ids.tolist() for item in prepared}
+    counts = {
+        "questions": text_counts.count([p.question for p in prepared], span_qa.max_query_length, tokenizer.unk_id),
+        "contexts": text_counts.count(list(contexts.values()), None, tokenizer.unk_id),
+    }
+    return rows, counts
 
 
 def evaluation_features(examples: Sequence[Example], tokenizer: Tokenizer, span_qa: SpanQa) -> Features:
     """Every window of every example, with what is needed to turn logits [N, S] back into text.
+
+    The number of questions cut at `max_query_length` is logged.
 
     Raises UserError if a question leaves no room for its document, or two questions have one id.
     """
@@ -111,6 +127,12 @@ def evaluation_features(examples: Sequence[Example], tokenizer: Tokenizer, span_
             raise UserError(f"question '{example.id}' is there twice; answers are told apart by id: remove one")
         seen.add(example.id)
     prepared = list(_prepare(examples, tokenizer, span_qa))
+    cut = [e.id for e, item in zip(examples, prepared, strict=True) if len(item.question) > len(item.query)]
+    if cut:
+        _log.warning(
+            "%d of %d questions cut at max_query_length %d (first: %s)",
+            len(cut), len(examples), span_qa.max_query_length, cut[0],
+        )  # fmt: skip
     total, length = sum(len(p.windows) for p in prepared), span_qa.sequence_length
     names = ("input_ids", "token_type_ids", "segment_ids", "positions")
     inputs = {name: np.zeros((total, length), np.int32) for name in names}
@@ -141,14 +163,8 @@ def _prepare(examples: Sequence[Example], tokenizer: Tokenizer, span_qa: SpanQa)
     make = text_documents if span_qa.profile == "hf" else word_documents
     documents = make(dict.fromkeys(e.context for e in examples), tokenizer)
     queries = tokenizer.encode_batch([e.question for e in examples])
-    cut = [e.id for e, query in zip(examples, queries, strict=True) if len(query) > span_qa.max_query_length]
-    if cut:
-        _log.warning(
-            "%d of %d questions cut at max_query_length %d (first: %s)",
-            len(cut), len(examples), span_qa.max_query_length, cut[0],
-        )  # fmt: skip
-    for example, query in zip(examples, queries, strict=True):
-        query, document = query[: span_qa.max_query_length], documents[example.context]
+    for example, question in zip(examples, queries, strict=True):
+        query, document = question[: span_qa.max_query_length], documents[example.context]
         room = span_qa.sequence_length - len(query) - 3  # [CLS] and two [SEP]
         if room < 1 or (span_qa.doc_stride_mode == "overlap" and room <= span_qa.doc_stride):
             raise UserError(
@@ -156,7 +172,7 @@ def _prepare(examples: Sequence[Example], tokenizer: Tokenizer, span_qa: SpanQa)
                 f"doc_stride {span_qa.doc_stride}; raise sequence_length, or lower max_query_length or doc_stride"
             )
         step = span_qa.doc_stride if span_qa.doc_stride_mode == "step" else room - span_qa.doc_stride
-        yield Prepared(query, document, list(_windows(len(document.ids), room, step)))
+        yield Prepared(question, query, document, list(_windows(len(document.ids), room, step)))
 
 
 def _windows(tokens: int, room: int, step: int) -> Iterator[tuple[int, int]]:

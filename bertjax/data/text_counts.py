@@ -1,7 +1,7 @@
 """How many texts of a task are cut to their length, and how many of their pieces the tokenizer does not know.
 
 Counted where rows are made and kept in a store's meta["text_counts"], so that a cached store still says it:
-{side: {"texts", "cut", "tokens", "tokens_cut", "unknown"}}, a side being inputs, targets, texts or questions.
+{side: {"texts", "cut", "tokens", "tokens_cut", "unknown"}}, a side being inputs, targets, texts, questions or contexts.
 """
 
 from collections.abc import Mapping, Sequence

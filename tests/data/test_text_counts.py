@@ -5,7 +5,7 @@ from pathlib import Path
 
 from preparing import WORDS, bert
 
-from bertjax.config.data_schema import BertPairs, Classify, JsonLines, Task
+from bertjax.config.data_schema import BertPairs, Classify, JsonLines, SpanQa, SquadFiles, Task
 from bertjax.data import text_counts
 from bertjax.data.prepare import prepare
 
@@ -37,3 +37,26 @@ def test_unknown_pieces_of_running_text_are_counted(tmp_path: Path):
     counts = store.meta["text_counts"]["texts"]
     assert (counts["texts"], counts["cut"], counts["unknown"]) == (2, 0, 3)
     assert text_counts.lines("text", store.meta["text_counts"], task.preprocess)[0].startswith("text: unknown pieces")
+
+
+def test_questions_cut_and_unknown_pieces_of_questions_and_contexts_are_counted(tmp_path: Path):
+    """Two questions on one context: of 4 pieces, and of 7 with one unknown; the context's 11 hold two of them."""
+    context = " ".join(WORDS[:8]) + " ψ Ω ."
+    answer = [{"text": WORDS[1], "answer_start": context.index(WORDS[1])}]
+    asked = " ".join(WORDS[:3]) + "?", " ".join(WORDS[:5]) + " ψ?"
+    qas = [{"id": str(n), "question": question, "answers": answer} for n, question in enumerate(asked)]
+    data = [{"title": "t", "paragraphs": [{"context": context, "qas": qas}]}]
+    (tmp_path / "q.json").write_text(json.dumps({"version": "1.1", "data": data}))
+    options = SpanQa(sequence_length=32, max_query_length=5)
+    task = Task(source=SquadFiles(files=["q.json"]), preprocess=options)
+    said: list[str] = []
+    store = prepare(task, "qa", bert(), seed=0, base=tmp_path, cache=tmp_path, workers=1, report=said.append)
+    assert store.meta["text_counts"] == {
+        "questions": {"texts": 2, "cut": 1, "tokens": 11, "tokens_cut": 2, "unknown": 1},
+        "contexts": {"texts": 1, "cut": 0, "tokens": 11, "tokens_cut": 0, "unknown": 2},
+    }
+    assert [line.split(";")[0] for line in said if " cut (" in line or "unknown" in line] == [
+        "qa: 1 of 2 questions cut (18.2% of their tokens lost)",
+        "qa: unknown pieces in the questions: 1 (9.1%)",
+        "qa: unknown pieces in the contexts: 2 (18.2%)",
+    ]
