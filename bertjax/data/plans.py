@@ -193,9 +193,12 @@ def plan_text_to_text(work: Work, masker: None) -> Plan:
     from bertjax.data import text_to_text as tt
 
     options: TextToText = work.task.preprocess
-    stream = ((e.inputs, e.targets) for e in tt.read_examples(work.task, work.base, training=True, seed=work.seed))
+    counts = text_counts.Counts()  # full once the stream is read, which is before the facts are
+    read = tt.read_examples(work.task, work.base, training=True, seed=work.seed, counts=counts)
+    stream = ((example.inputs, example.targets) for example in read)
     first = list(islice(stream, POOL_EXAMPLES + 1))
     examples = chain(first, stream)
     jobs = iter(lambda: list(islice(examples, JOB_EXAMPLES)), [])
     dtype = tt.row_dtype(options.sequence_length, options.target_length)
-    return Plan(tt.text_to_text_blocks, (work.tokenizer, dtype), jobs, dtype, len(first) > POOL_EXAMPLES, {})
+    facts = {text_counts.KEY: counts}
+    return Plan(tt.text_to_text_blocks, (work.tokenizer, dtype), jobs, dtype, len(first) > POOL_EXAMPLES, facts)

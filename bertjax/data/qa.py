@@ -82,17 +82,16 @@ def counted_training_features(
 
     A window without the whole answer, like every window of an unanswerable question, has [CLS] as its answer (in v1.1
     too). The first answer of an example is the one trained on. Examples whose answer text is not found at its place are
-    left out, their number is logged; questions that are cut and unknown pieces are counted. A pure function of its
-    arguments: slices of `examples` may be converted one by one to bound memory (16 * S bytes a row).
+    left out; these, questions that are cut and unknown pieces are counted. A pure function of its arguments: slices of
+    `examples` may be converted one by one to bound memory (16 * S bytes a row).
 
     Raises UserError if a question leaves no room for its document.
     """
     prepared = list(_prepare(examples, tokenizer, span_qa))
     spans = answer_spans(examples, [item.document for item in prepared], tokenizer)
     kept = [e.is_impossible or s is not None for e, s in zip(examples, spans, strict=True)]
-    if skipped := kept.count(False):
-        first = examples[kept.index(False)].id
-        _log.warning("%d of %d questions skipped: answer text not in its place (first: %s)", skipped, len(kept), first)
+    if False in kept:
+        _log.info("questions left out, whose answer text is not in its place: first %s", examples[kept.index(False)].id)
     total = sum(len(p.windows) for p, k in zip(prepared, kept, strict=True) if k)
     rows = np.zeros(total, row_dtype(span_qa.sequence_length))
     rows["span_weights"] = 1.0
@@ -107,8 +106,9 @@ def counted_training_features(
     if tokenizer.pad_id:
         rows["input_ids"][rows["segment_ids"] == 0] = tokenizer.pad_id
     contexts = {id(item.document): item.document.ids.tolist() for item in prepared}
+    questions = text_counts.count([p.question for p in prepared], span_qa.max_query_length, tokenizer.unk_id)
     counts = {
-        "questions": text_counts.count([p.question for p in prepared], span_qa.max_query_length, tokenizer.unk_id),
+        "questions": questions | {"left_out": kept.count(False)},
         "contexts": text_counts.count(list(contexts.values()), None, tokenizer.unk_id),
     }
     return rows, counts

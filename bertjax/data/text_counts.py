@@ -1,7 +1,8 @@
-"""How many texts of a task are cut to their length, and how many of their pieces the tokenizer does not know.
+"""How many texts of a task are cut to their length or left out, and how many pieces the tokenizer does not know.
 
 Counted where rows are made and kept in a store's meta["text_counts"], so that a cached store still says it:
-{side: {"texts", "cut", "tokens", "tokens_cut", "unknown"}}, a side being inputs, targets, texts, questions or contexts.
+{side: {"texts", "cut", "tokens", "tokens_cut", "unknown"}}, a side being inputs, targets, texts, questions or contexts;
+questions and records (of text_to_text) that make no row: "left_out" of "texts".
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,10 @@ _LENGTHS = {
     "inputs": "sequence_length", "texts": "sequence_length", "targets": "target_length",
     "questions": "max_query_length",
 }  # fmt: skip
+_WHY_LEFT_OUT = {
+    "questions": "their answer's text is not where answer_start says; correct it to train on them",
+    "records": "only right referents are trained on, and theirs is wrong (label 0) or not found in the text",
+}
 
 
 def count(texts: Sequence[Sequence[int]], room: int | None, unk_id: int | None) -> dict[str, int]:
@@ -30,7 +35,7 @@ def added(one: Counts, other: Counts) -> Counts:
     found = {side: dict(counts) for side, counts in one.items()}
     for side, counts in other.items():
         before = found.setdefault(side, dict.fromkeys(counts, 0))
-        found[side] = {name: before[name] + number for name, number in counts.items()}
+        found[side] = before | {name: before.get(name, 0) + number for name, number in counts.items()}
     return found
 
 
@@ -41,14 +46,16 @@ def lines(name: str, counts: Counts | None, options: Any) -> list[str]:
     """
     found = []
     for side, n in (counts or {}).items():
-        if n["cut"]:
+        if n.get("left_out"):
+            found.append(f"{name}: {n['left_out']:,} of {n['texts']:,} {side} left out: {_WHY_LEFT_OUT[side]}")
+        if n.get("cut"):
             named = isinstance(options, Mapping)
             key, limit = options[side] if named else (_LENGTHS[side], getattr(options, _LENGTHS[side], None))
             found.append(
                 f"{name}: {n['cut']:,} of {n['texts']:,} {side} cut ({_share(n['tokens_cut'], n['tokens'])} of their "
                 f"tokens lost); raise {key} (now {limit}) to keep them"
             )
-        if n["unknown"]:
+        if n.get("unknown"):
             found.append(
                 f"{name}: unknown pieces in the {side}: {n['unknown']:,} ({_share(n['unknown'], n['tokens'])}); the "
                 "tokenizer has none for their characters, take one that was trained on such text"

@@ -31,14 +31,16 @@ __all__ = ["TextExample", "class_names", "read_examples", "row_dtype", "text_to_
 RIGHT_ONLY = ("glue_wnli", "super_glue_wsc")  # prompts whose target may be the wrong answer: label 1 is trained on
 
 
-def read_examples(task: Task, base: Path, *, training: bool = False, seed: int = 0) -> Iterator[TextExample]:
+def read_examples(
+    task: Task, base: Path, *, training: bool = False, seed: int = 0, counts: text_counts.Counts | None = None
+) -> Iterator[TextExample]:
     """The examples of a `text_to_text` task in the order of its records, as a stream; `task.limit` keeps a sample of
     the records, by `seed`.
 
     The numbers of a ClassLabel become its names where these are the prompt's classes, or a template's targets without
     `labels`. For training a record with several answers gives one example (its first answer), or one for each in
     ReCoRD, and of WSC and WNLI only the right referents that were found are there. For evaluation each record gives one
-    example with every reference.
+    example with every reference. `counts` gets, while the stream is read, the records and those left out.
 
     Raises UserError, naming the record and the field, for anything that cannot be read.
     """
@@ -46,6 +48,7 @@ def read_examples(task: Task, base: Path, *, training: bool = False, seed: int =
     make = template_of(options) if options.prompt is None else _relabelled(prompt_of(options), options)
     read = (_named(_records(source, base), source, base, options) for source in task.source)
     found = official_records(options.prompt or "", chain.from_iterable(read))
+    tally = (text_counts.Counts() if counts is None else counts).setdefault("records", {"texts": 0, "left_out": 0})
     for where, record in sampled(found, task.limit, seed):
         try:
             made = make(named_fields(options.prompt or "", _renamed(record, options.fields), training))
@@ -63,6 +66,8 @@ def read_examples(task: Task, base: Path, *, training: bool = False, seed: int =
             made = made[:1]
         elif options.prompt in RIGHT_ONLY:
             made = [example for example in made if example.extra["label"] == 1 and example.targets]
+        tally["texts"] += 1
+        tally["left_out"] += not made
         yield from made
 
 

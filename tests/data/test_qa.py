@@ -40,9 +40,9 @@ def options(golden: dict) -> SpanQa:
 
 
 def test_training_rows_are_those_of_run_squad(tiny, tokenizer, golden, caplog):
-    with caplog.at_level(logging.WARNING):
-        rows = qa.training_features(tiny, tokenizer, options(golden))
-    assert "1 of 22 questions skipped" in caplog.text and "q0lost" in caplog.text
+    with caplog.at_level(logging.INFO):
+        rows, counts = qa.counted_training_features(tiny, tokenizer, options(golden))
+    assert (counts["questions"]["texts"], counts["questions"]["left_out"]) == (22, 1) and "q0lost" in caplog.text
     assert rows.dtype == qa.row_dtype(golden["sequence_length"])
     assert len(rows) == len(golden["training"])
     for row, want in zip(rows, golden["training"], strict=True):

@@ -153,10 +153,10 @@ def test_questions_left_out_and_cut_are_counted(caplog):
         options = SpanQa(sequence_length=192, max_query_length=16)
         rows, counts = qa.counted_training_features(examples, tokenizer, options)
     assert len(rows) == 2 and (rows["start_positions"] > 0).all()
-    assert "1 of 3 questions skipped: answer text not in its place (first: lost)" in caplog.text
+    assert counts["questions"].pop("left_out") == 1
     assert counts["questions"] | {"unknown": 0} == {"texts": 3, "cut": 1, "tokens": 55, "tokens_cut": 29, "unknown": 0}
     assert counts["contexts"]["texts"] == 2 and counts["contexts"]["cut"] == 0  # two questions share one
-    assert "max_query_length" not in caplog.text  # `prepare` says it
+    assert not caplog.text  # `prepare` says it
     qa.evaluation_features(examples, tokenizer, options)
     assert "1 of 3 questions cut at max_query_length 16 (first: long)" in caplog.text
 
