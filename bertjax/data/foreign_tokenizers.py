@@ -18,9 +18,9 @@ from typing import Any
 import tokenizers
 
 from bertjax.config.data_schema import SentencePieceConfig, TokenizerConfig
-from bertjax.data import backend_state
+from bertjax.data import backend_state, row_template
 from bertjax.data.tokenizer_files import ADDED, CONFIG, JSON, ROLES, SPECIAL, SpecialTokens, json_object
-from bertjax.errors import UserError
+from bertjax.errors import UserError, printable
 
 SETTINGS = ("config.json", CONFIG, SPECIAL, ADDED)
 VOCABULARIES = (
@@ -96,8 +96,14 @@ def load(path: Path, options: Mapping[str, Any]) -> Foreign:
             raise UserError(
                 f"{path}: the tokenizer has no {missing}_token, which a {family} needs; name it in {CONFIG}"
             )
+        if special.is_t5 and "eos" not in special.roles:
+            raise UserError(
+                f"{path}: transformers finds neither pad_token, cls_token and sep_token, which BERT's rows need, nor "
+                f"pad_token and eos_token, which T5's need; name them in {CONFIG}"
+            )
         for note in _notes(at, type(found).__name__, backend, special):
             say(path, note)
+    row_template.write(backend, special)
     return Foreign(backend, special)
 
 
@@ -217,22 +223,8 @@ def _notes(at: Path, kind: str, backend: tokenizers.Tokenizer, special: SpecialT
     if late:
         notes.append(f"the vocabulary lacks {', '.join(late)}: transformers gives them ids behind it")
     notes += backend_state.unused(vocab)
-    notes.append(_around(backend, special))
+    notes.append(row_template.difference(backend, special))
     return [note for note in notes if note]
-
-
-def _around(backend: tokenizers.Tokenizer, special: SpecialTokens) -> str:
-    """Rows get the special tokens of BERT and of T5, whatever the folder's template."""
-    token = {role: backend.token_to_id(name) for role, name in special.roles.items()}
-    (a,), (b,) = (backend.encode_batch_fast([text], add_special_tokens=False) for text in "ab")
-    pair = backend.encode("a", "b")
-    if special.is_t5:
-        usual = pair.ids == [*a.ids, token.get("eos"), *b.ids, token.get("eos")]
-        return "" if usual else "transformers does not put eos behind a text; bertjax does"
-    ids = [token["cls"], *a.ids, token["sep"], *b.ids, token["sep"]]
-    if (pair.ids, pair.type_ids) == (ids, [0] * (len(a.ids) + 2) + [1] * (len(b.ids) + 1)):
-        return ""
-    return f"transformers writes two texts as {' '.join(pair.tokens[:12])}; bertjax as [CLS] a [SEP] b [SEP]"
 
 
 def _against_json(at: Path, kind: str, state: Mapping[str, Any]) -> str:
@@ -263,7 +255,7 @@ def _comparable(part: Any) -> Any:
 
 def say(path: Path, note: str) -> None:
     """Writes a note to stderr, once."""
-    line = f"note: {path}: {note}"
+    line = printable(f"note: {path}: {note}")  # a token can be a line end
     if line not in _said:
         _said.add(line)
         print(line, file=sys.stderr)

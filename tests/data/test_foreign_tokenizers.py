@@ -265,6 +265,40 @@ def test_a_bert_with_any_fast_tokenizer(kind, tmp_path):
     assert starts[0] and sum(starts) == (1 if kind == "WordLevel" and len(ids) == 1 else 2)
 
 
+@pytest.mark.parametrize("family", ["bert", "t5"])
+def test_what_is_saved_writes_special_tokens_as_rows_have_them(family, tmp_path, capsys):
+    """A folder without a template: its export would read texts without the special tokens it was trained with."""
+    backend = built("Unigram")
+    backend.post_processor = processors.TemplateProcessing(single="$A", pair="$A $B", special_tokens=[])
+    names = {"pad_token": "<pad>", "unk_token": "<unk>"}
+    names |= {"cls_token": "<s>", "sep_token": "</s>"} if family == "bert" else {"eos_token": "</s>"}
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", **names}
+    files = {"config.json": {"model_type": family}, "tokenizer.json": backend.to_str(), "tokenizer_config.json": config}
+    ours = tokenizers.from_file(put(tmp_path / "hf", files))
+    assert ("as [CLS] a [SEP] b [SEP]" if family == "bert" else "does not put eos") in capsys.readouterr().err
+    ours.save(tmp_path / "saved")
+    found = transformers.AutoTokenizer.from_pretrained(tmp_path / "saved")("the cat", "a", return_token_type_ids=True)
+    a, b = ours.encode_batch(["the cat", "a"])
+    if family == "t5":
+        assert found["input_ids"] == [*a, 3, *b, 3]
+        return
+    assert found["input_ids"] == [2, *a, 3, *b, 3]
+    assert found["token_type_ids"] == [0] * (len(a) + 2) + [1] * (len(b) + 1)
+
+
+def test_notes_and_errors_about_odd_folders_take_one_line(tmp_path, capsys):
+    tokens = {"added_tokens_decoder": added("\n")}
+    put(tmp_path / "hf", {"config.json": BERT, "vocab.txt": lines(VOCAB), "tokenizer_config.json": tokens})
+    put(tmp_path / "hf", {"tokenizer.json": wordpiece_json()})
+    tokenizers.from_file(tmp_path / "hf")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"added tokens: \\n ({len(VOCAB)})" in line
+    put(tmp_path / "no", {"tokenizer.json": wordpiece_json(), "tokenizer_config.json": {"do_lower_case": True}})
+    with pytest.raises(UserError, match="neither pad_token, cls_token and sep_token"):
+        tokenizers.from_file(tmp_path / "no")
+    assert not capsys.readouterr().err
+
+
 def test_roles_that_are_missing(tmp_path):
     backend = built("Unigram").to_str()
     config = {"tokenizer_class": "PreTrainedTokenizerFast", **roles(OTHERS)}

@@ -100,7 +100,7 @@ def test_texts_cut_and_unknown_are_counted_and_said_again_of_a_cached_store(tmp_
             task(**options), "demo", Unknown(), seed=0, base=tmp_path, cache=tmp_path / "cache", workers=1,
             report=lines.append,
         )  # fmt: skip
-        assert store.meta["text_counts"] == counts
+        assert store.meta["text_counts"] == counts | {"records": {"texts": 5, "left_out": 0}}
         assert [line for line in lines if " cut (" in line or "unknown" in line] == [
             "demo: 2 of 5 inputs cut (45.5% of their tokens lost); raise sequence_length (now 12) to keep them",
             "demo: 2 of 5 targets cut (67.9% of their tokens lost); raise target_length (now 6) to keep them",
