@@ -88,7 +88,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
     number = 0
     with open_binary(path) as file, remote.reaching(path):
         try:
-            for number, raw in enumerate(file, 1):
+            for number, raw in enumerate(_raw_lines(file), 1):
                 yield number, _decode(raw, path, number)
         except BROKEN as error:
             if remote.is_remote(path) and isinstance(error, OSError) and not isinstance(error, gzip.BadGzipFile):
@@ -96,6 +96,13 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
             raise UserError(_broken(path, f"after line {number}", error)) from None
     if number == 0:
         raise UserError(f"{path}: the file is empty; remove it from the list or write it again")
+
+
+def _raw_lines(file: BinaryIO) -> Iterator[bytes]:
+    """Lines that end with a line feed, or in a file that has none with a carriage return, as old Macs wrote them."""
+    first = next(file, b"")
+    yield from first.rstrip(b"\r").split(b"\r") if b"\n" not in first and b"\r" in first else [first] if first else []
+    yield from file
 
 
 def read_text(path: Path) -> str:

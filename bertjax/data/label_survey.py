@@ -11,6 +11,7 @@ import numpy as np
 from bertjax.config.data_schema import Classify
 from bertjax.data import class_names
 from bertjax.data.class_names import HIDDEN, find, shown
+from bertjax.data.record_values import kind_of
 from bertjax.errors import UserError
 
 Key = str | int | None  # a label without outer space; None: hidden
@@ -107,7 +108,10 @@ def survey(located: Iterable[Located], options: Classify, given: Sequence[str] |
         bad = [name for name in texts if not isinstance(record.get(name), str)]
         if options.label not in record or not isinstance(record[options.label], str | int | float | np.number | None):
             bad.append(options.label)
+        if bad and bad[0] in record:
+            kind = "a text or a number" if bad[0] == options.label else "a text"
+            raise UserError(f"{where}: '{bad[0]}' is not {kind} but {kind_of(record[bad[0]])}; correct the record")
         if bad:
-            raise UserError(f"{where}: '{bad[0]}' is missing or of a wrong type; it has: {', '.join(record)[:120]}")
+            raise UserError(f"{where}: '{bad[0]}' is missing; it has: {', '.join(record)[:120]}; name the right field")
         found.add(record[options.label], where)
     return found

@@ -68,7 +68,7 @@ def plan_pairs(work: Work, masker: ex.Masker | None) -> Plan:
     total = int(text.tokens.sum())
     work.report(f"{work.name}: {len(text.tokens):,} documents, {text.sentences:,} sentences, {total:,} tokens")
     if text.cut:
-        work.report(f"{work.name}: {text.cut:,} sentences of more than {longest:,} tokens were cut into pieces")
+        work.report(f"{work.name}: sentences of more than {longest:,} tokens, cut into pieces: {text.cut:,}")
     everything = total * options.dupe_factor
     dtype = ex.with_masks(ex.pairs_dtype(options), masker.rules if masker else None)
     ids = {"cls_id": tokenizer.cls_id, "sep_id": tokenizer.sep_id, "pad_id": tokenizer.pad_id}

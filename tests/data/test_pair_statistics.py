@@ -68,7 +68,7 @@ def test_a_text_without_any_mark_is_used_and_its_labels_are_even(tmp_path: Path,
     pairs = store.meta["pairs"]
     assert pairs["tokens_used"] > 0.9 and pairs["random_share"] < 0.6
     assert store.meta["sentences_cut"] == 20
-    assert any("20 sentences of more than 29 tokens were cut into pieces" in line for line in said)
+    assert any("sentences of more than 29 tokens, cut into pieces: 20" in line for line in said)
     assert not any("warning" in line for line in said)
 
 

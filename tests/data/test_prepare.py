@@ -300,7 +300,7 @@ def test_labels_are_numbers_names_or_scores(tmp_path: Path, tokenizer: Tokenizer
     ("line", "message"),
     [
         ({"premise": "ban", "gold": 1}, "line 2: 'hypothesis' is missing"),
-        ({"premise": 3, "hypothesis": "ban", "gold": 1}, "line 2: 'premise' is missing or of a wrong type"),
+        ({"premise": 3, "hypothesis": "ban", "gold": 1}, "line 2: 'premise' is not a text but the number 3"),
         ({"premise": "ban", "hypothesis": "ban"}, "line 2: 'gold' is missing"),
         ({"premise": "ban", "hypothesis": "ban", "gold": -1}, "line 2: 'gold' is -1"),
         (

@@ -23,6 +23,7 @@ from bertjax.config.data_schema import (
     StdlibQa,
     TextFiles,
     TfdsData,
+    Tsv,
 )
 from bertjax.data.records import read_records
 from bertjax.data.sources import fingerprint, read_documents, read_texts
@@ -62,6 +63,18 @@ def test_text_documents(tmp_path: Path) -> None:
     write(tmp_path / "b.txt", "Second one. It ends.")
     write(tmp_path / "a.txt", "\ufeff" + TEXT.replace("\n", "\r\n"))
     assert list(read_documents(TextFiles(files=["*.txt"]), tmp_path)) == DOCUMENTS
+
+
+def test_lines_that_end_with_carriage_returns_alone(tmp_path: Path) -> None:
+    """As `open` reads them: a file without any line feed. In one that has some a lone carriage return is a space."""
+    write(tmp_path / "a.txt", "One. Two.\rThree\r\r \rFour\r")
+    source = TextFiles(files=["a.txt"], layout="sentences")
+    assert list(read_documents(source, tmp_path)) == [["One. Two.", "Three"], ["Four"]]
+    write(tmp_path / "a.txt", "One\rTwo\n\nFour")
+    assert list(read_documents(source, tmp_path)) == [["One Two"], ["Four"]]
+    write(tmp_path / "a.tsv", "text\tlabel\ra\t0\rb\t1")
+    rows = list(read_records(Tsv(files=["a.tsv"]), tmp_path))
+    assert rows == [{"text": "a", "label": "0"}, {"text": "b", "label": "1"}]
 
 
 def test_text_sentences(tmp_path: Path) -> None:
