@@ -105,12 +105,17 @@ def limited(work: Work, text: Tokenised) -> Tokenised:
 
 
 def tokenised_sentences(documents: Iterator[list[str]], tokenizer: "Tokenizer") -> Iterator[list[list[int]]]:
-    """Documents as ids without empty sentences and documents; many sentences go to the tokenizer at once."""
+    """Documents as ids without empty sentences and documents; many sentences go to the tokenizer at once.
+
+    Each is cut into pieces as it would be behind the sentence before it.
+    """
+    space = tokenizer.space_between
     held: list[list[str]] = []
     waiting = 0
 
     def encode() -> Iterator[list[list[int]]]:
-        ids = iter(tokenizer.encode_batch([sentence for document in held for sentence in document]))
+        texts = [sentence if n == 0 else space + sentence for document in held for n, sentence in enumerate(document)]
+        ids = iter(tokenizer.encode_batch(texts))
         for document in held:
             if kept := [sentence for sentence in islice(ids, len(document)) if sentence]:
                 yield kept

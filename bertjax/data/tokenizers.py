@@ -70,6 +70,13 @@ class Tokenizer:
         """Piece ids of each text, without special tokens. Runs on all cores unless TOKENIZERS_PARALLELISM=false."""
         return [encoding.ids for encoding in self.backend.encode_batch_fast(texts, add_special_tokens=False)]
 
+    @property
+    def space_between(self) -> str:
+        """What has to be put in front of a text for the pieces that it has behind another one: a space where that is
+        part of a word's first piece and not added by itself (byte-level BPE without add_prefix_space)."""
+        alone, behind, together = self.encode_batch(["a", " a", "a a"])
+        return " " if together != alone * 2 and together == alone + behind else ""
+
     def encode_batch_offsets(self, texts: list[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
         """(piece ids, offsets) of each text, without special tokens; an offset is (start, stop) in characters of it."""
         found = self.backend.encode_batch(texts, add_special_tokens=False)

@@ -13,7 +13,7 @@ import tokenizers as rust
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from bertjax.config.data_schema import BertPairs, SentencePieceConfig, TokenizerConfig
-from bertjax.data import backend_state, foreign_tokenizers, sentencepieces, tokenizers, wordpiece
+from bertjax.data import backend_state, foreign_tokenizers, plans, sentencepieces, tokenizers, wordpiece
 from bertjax.data.masking import MaskingRules
 from bertjax.errors import UserError
 
@@ -297,6 +297,21 @@ def test_notes_and_errors_about_odd_folders_take_one_line(tmp_path, capsys):
     with pytest.raises(UserError, match="neither pad_token, cls_token and sep_token"):
         tokenizers.from_file(tmp_path / "no")
     assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize("add_prefix_space", [True, False])
+def test_sentences_have_the_pieces_of_their_text(add_prefix_space, tmp_path):
+    """RoBERTa's tokenizer sets no space before a text: the second sentence would read as the end of a word."""
+    backend = built("byte-level BPE")
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", **roles(OTHERS)}
+    files = {"config.json": BERT, "tokenizer.json": backend.to_str(), "tokenizer_config.json": config}
+    ours = tokenizers.from_file(put(tmp_path / "hf", files))
+    document = ["The cat sat.", "The dog sat on the mat.", "It is."]
+    (sentences,) = plans.tokenised_sentences(iter([document]), ours)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
+    assert [i for ids in sentences for i in ids] == theirs(" ".join(document), add_special_tokens=False)["input_ids"]
+    assert ours.space_between == ("" if add_prefix_space else " ")
 
 
 def test_roles_that_are_missing(tmp_path):
