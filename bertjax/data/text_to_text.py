@@ -88,9 +88,10 @@ def _records(source: Any, base: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     if not isinstance(source, SquadFiles | StdlibQa):
         yield from records.read_located(source, base)
         return
+    name = ", ".join(source.files)[:150] if isinstance(source, SquadFiles) else f"stdlib_qa ({source.split})"
     for q in read_squad(source, base):
         record = {"id": q.id, "title": q.title, "context": q.context, "question": q.question}
-        yield f"question '{q.id}'", record | {"answers": [text for text, _ in q.answers]}
+        yield f"{name}: question '{q.id}'", record | {"answers": [text for text, _ in q.answers]}
 
 
 def _named(found: Located, source: Any, base: Path, options: TextToText) -> Located:
