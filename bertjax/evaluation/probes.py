@@ -41,7 +41,8 @@ def fill_mask(
 
 
 def _fill(restored: Restored, text: str, top_k: int) -> dict[str, Any]:
-    tokenizer = restored.job.tokenizer
+    tokenizer, given = restored.job.tokenizer, text
+    text = _with_own_masks(tokenizer, text)
     ids = _with_masks(tokenizer, text)
     places = [i for i, token in enumerate(ids) if token == tokenizer.mask_id]
     if not places:
@@ -55,33 +56,42 @@ def _fill(restored: Restored, text: str, top_k: int) -> dict[str, Any]:
         hidden = model.encode(one(ids), one([0] * length), one([1] * length), one(list(range(length))))
         logits = model.mlm_logits(hidden, one(places))
         probabilities = np.asarray(jax.nn.softmax(logits[0].astype(np.float32)))[:, : tokenizer.vocab_size]
-    masks, mask = [], MASK if MASK in text else tokenizer.special.roles["mask"]
+    masks = []
     for number, row in enumerate(probabilities):
         best = np.argsort(-row, kind="stable")[:top_k]
-        masks.append([_filled(text, mask, number, tokenizer.pieces[t], float(row[t])) for t in best.tolist()])
-    return {"text": text, "masks": masks}
+        masks.append([filled(tokenizer, text, number, t, float(row[t])) for t in best.tolist()])
+    return {"text": given, "masks": masks}
+
+
+def _with_own_masks(tokenizer: Tokenizer, text: str) -> str:
+    """The text with the tokenizer's own name of the mask for every [MASK]."""
+    if tokenizer.mask_id is None:
+        raise UserError("the checkpoint's tokenizer has no mask_token; fill-mask needs a model trained with masks")
+    return text.replace(MASK, tokenizer.special.roles["mask"])
 
 
 def _with_masks(tokenizer: Tokenizer, text: str) -> list[int]:
-    """[CLS] text [SEP], a mask for every [MASK]; one that transformers loaded also knows its own name for it."""
-    if tokenizer.mask_id is None:
-        raise UserError("the checkpoint's tokenizer has no mask_token; fill-mask needs a model trained with masks")
+    """[CLS] text [SEP], a mask for each one's name in the text."""
     if tokenizer.special.in_text:
-        (ids,) = tokenizer.encode_batch([text.replace(MASK, tokenizer.special.roles["mask"])])
+        (ids,) = tokenizer.encode_batch([text])
     else:
-        parts = [tokenizer.encode_batch([part])[0] if part.strip() else [] for part in text.split(MASK)]
+        texts = text.split(tokenizer.special.roles["mask"])
+        parts = [tokenizer.encode_batch([part])[0] if part.strip() else [] for part in texts]
         ids = parts[0] + [i for part in parts[1:] for i in (tokenizer.mask_id, *part)]
     return [tokenizer.cls_id, *ids, tokenizer.sep_id]
 
 
-def _filled(text: str, mask: str, number: int, token: str, probability: float) -> dict[str, Any]:
+def filled(tokenizer: Tokenizer, text: str, number: int, index: int, probability: float) -> dict[str, Any]:
+    """The piece `index` in the place of mask `number` of a text."""
+    token, mask = tokenizer.pieces[index], tokenizer.special.roles["mask"]
     parts = text.split(mask)
     before, after = mask.join(parts[: number + 1]), mask.join(parts[number + 1 :])
     if token.startswith("##"):
         before, word = before.rstrip(), token[2:]
-    else:  # a word's start is marked by Metaspace and by byte-level BPE
-        word = token.removeprefix("▁").removeprefix("Ġ")
-        before += " " if word != token and before and not before[-1].isspace() else ""
+    else:  # a word's start is marked by Metaspace and by byte-level BPE, whose pieces are bytes
+        bare = token.removeprefix("▁").removeprefix("Ġ")
+        word = tokenizer.decode([index]).strip() or bare
+        before += " " if bare != token and before and not before[-1].isspace() else ""
     return {"token": token, "probability": round(probability, 4), "text": before + word + after}
 
 

@@ -16,9 +16,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tokenizers as rust
 
 from bertjax.cli import main
 from bertjax.config.load import build, load
+from bertjax.data.tokenizer_files import SpecialTokens
+from bertjax.data.tokenizers import Tokenizer
 from bertjax.errors import UserError
 from bertjax.evaluation import probes
 from bertjax.evaluation.evaluate import build_evaluators, evaluate_command
@@ -294,6 +297,28 @@ def test_regression(here):
 
 
 # ---- probes ---------------------------------------------------------------------------------------------------------
+
+
+def test_filled_text_holds_words_and_not_bytes_or_marks():
+    """Byte-level pieces are bytes written as letters, suffix pieces have a mark; masks may be spelled in two ways."""
+    special = SpecialTokens({"pad": "<pad>", "unk": "<unk>", "cls": "<s>", "sep": "</s>", "mask": "<mask>"})
+    names = list(special.roles.values())
+    by_bytes = rust.Tokenizer(rust.models.BPE())
+    by_bytes.pre_tokenizer = rust.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    by_bytes.decoder = rust.decoders.ByteLevel()
+    trainer = rust.trainers.BpeTrainer(vocab_size=300, special_tokens=names, show_progress=False)
+    by_bytes.train_from_iterator(["x café"] * 9, trainer)
+    by_suffix = rust.Tokenizer(rust.models.BPE(unk_token="<unk>", end_of_word_suffix="</w>"))
+    by_suffix.decoder = rust.decoders.BPEDecoder(suffix="</w>")
+    trainer = rust.trainers.BpeTrainer(
+        vocab_size=90, special_tokens=names, end_of_word_suffix="</w>", show_progress=False
+    )
+    by_suffix.train_from_iterator(["café"] * 9, trainer)
+    for backend, token in ((by_bytes, "\u0120caf\u00c3\u00a9"), (by_suffix, "café</w>")):
+        tokenizer = Tokenizer(backend, "test", special)
+        text = probes._with_own_masks(tokenizer, "a [MASK] b <mask>.")
+        found = probes.filled(tokenizer, text, 1, tokenizer.pieces.index(token), 0.5)
+        assert found == {"token": token, "probability": 0.5, "text": "a <mask> b café."}
 
 
 def test_fill_mask_gives_the_softmax_over_the_vocabulary(run, here):
