@@ -77,7 +77,8 @@ def _with_masks(tokenizer: Tokenizer, text: str) -> list[int]:
     else:
         texts = text.split(tokenizer.special.roles["mask"])
         parts = [tokenizer.encode_batch([part])[0] if part.strip() else [] for part in texts]
-        ids = parts[0] + [i for part in parts[1:] for i in (tokenizer.mask_id, *part)]
+        mask = tokenizer.pieces.index(tokenizer.special.roles["mask"])
+        ids = parts[0] + [i for part in parts[1:] for i in (mask, *part)]
     return [tokenizer.cls_id, *ids, tokenizer.sep_id]
 
 
