@@ -7,15 +7,18 @@ import shlex
 from collections.abc import Sequence
 
 HIDDEN = "***"
-_SECRET = r"(?:key|token(?!i[sz])|secret|passw|credential)"
+_WORDS = r"(?<![A-Za-z])(?:pass|pat|pwd|auth|jwt)(?![A-Za-z])"  # parts of a name between underscores, not of words
+_SECRET = rf"(?:key|token(?!i[sz])|secret|passw|credential|webhook|{_WORDS})"
 # KEY=VALUE whose key, or the last part of whose dotted key, is named like a secret.
 _KEY = rf"(?<![\w.?&-])((?:--env=)?(?:[\w-]+\.)*[\w-]*{_SECRET}[\w-]*=)(?!VALUE\b)"
 _PAIR = re.compile(rf"{_KEY}(.+)", re.IGNORECASE | re.DOTALL)
 _PAIR_IN_TEXT = re.compile(rf"{_KEY}('[^']*'|\"[^\"]*\"|\S+)", re.IGNORECASE)
 _HTTP = re.compile(r"(https?://)[^\s'\"]*@", re.IGNORECASE)  # up to the last @: passwords may hold any letter
-_USER = re.compile(r"(\w[\w+.-]*://)[^\s'\"/@]*:[^\s'\"]*@")  # user:password of other schemes; git@ alone is no secret
-_QUERY = re.compile(rf"([?&][\w-]*(?:{_SECRET}|sig)[\w-]*=)[^&\s'\"#]+", re.IGNORECASE)
-_SHAPES = re.compile(r"\b(gh[opsru]_|github_pat_|glpat-|hf_)[\w-]{10,}")
+_USER = re.compile(r"(\w[\w+.-]*://)[^\s'\"/@]*:[^\s'\"]*@")  # user:password of other schemes
+_NAME = re.compile(r"(\w[\w+.-]*(?<!ssh)://)[^\s'\"/@]+@")  # a token alone; of ssh it is a user, as in ssh://git@host
+_BARE = re.compile(r"(?<![\w@])[\w.+-]+:[^\s'\"@/]+@(?=\w)")  # user:password@host where the scheme is missing
+_QUERY = re.compile(rf"([?&#][\w-]*(?:{_SECRET}|sig)[\w-]*=)[^&\s'\"#]+", re.IGNORECASE)
+_SHAPES = re.compile(r"\b(gh[opsru]_|github_pat_|glpat-|hf_|sk-|xox[a-z]-|AKIA|Bearer )[\w.-]{10,}")
 
 
 def redact(text: str) -> str:
@@ -44,5 +47,7 @@ def redact_command(argv: Sequence[str]) -> str:
 def _urls(text: str) -> str:
     text = _HTTP.sub(rf"\1{HIDDEN}@", text)
     text = _USER.sub(rf"\1{HIDDEN}@", text)
+    text = _NAME.sub(rf"\1{HIDDEN}@", text)
+    text = _BARE.sub(f"{HIDDEN}@", text)
     text = _QUERY.sub(rf"\1{HIDDEN}", text)
     return _SHAPES.sub(rf"\1{HIDDEN}", text)

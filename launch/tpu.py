@@ -10,6 +10,7 @@ bertjax's (0 done, 2 bad input, 3 diverged, 4 storage, 70 a bug), 75 when retrie
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import re
 import signal
@@ -114,13 +115,15 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     p.add_argument("--cwd", type=_absolute, metavar="DIR", help="start training there: relative names begin in it")
     p.add_argument("--root-is-shared", action="store_true", help="workers share run.root though no --nfs mounts it")
     p.add_argument("--repo", metavar="URL", help="clone the code from there instead of sending this checkout's")
-    p.add_argument("--ref", default="HEAD", help="branch, tag or commit of --repo; default: its HEAD")
+    p.add_argument("--ref", type=_ref, default="HEAD", help="branch, tag or commit of --repo; default: its HEAD")
     p.add_argument("--max-retries", type=_number(0), default=50, metavar="N", help="default: 50")
     p.add_argument("--keep", action="store_true", help="do not delete the pod at the end")
     p.add_argument(
         "--state-dir", type=_folder, default=Path("runs/launch"), help="state and logs; default: runs/launch"
     )
-    p.add_argument("--poll", type=float, default=15.0, metavar="SECONDS", help="between looks at the pod; default: 15")
+    p.add_argument(
+        "--poll", type=_seconds, default=15.0, metavar="SECONDS", help="between looks at the pod; default: 15"
+    )
     p.add_argument("--dry-run", action="store_true", help="print the commands and do nothing")
     p.set_defaults(capacity="on-demand")
     return p.parse_intermixed_args(argv)
@@ -133,6 +136,22 @@ def _number(least: int) -> Callable[[str], int]:
         return int(word)
 
     return parse
+
+
+def _seconds(word: str) -> float:
+    try:
+        found = float(word)
+    except ValueError:
+        found = math.nan
+    if not 0 < found < math.inf:
+        raise argparse.ArgumentTypeError(f"a number above zero is wanted (got {word!r})")
+    return found
+
+
+def _ref(word: str) -> str:
+    if not re.fullmatch(r"[^\s:~^?*\[\\-][^\s:~^?*\[\\]*", word):
+        raise argparse.ArgumentTypeError(f"a branch, tag or commit is wanted (got {word!r})")
+    return word
 
 
 def _pair(word: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import posixpath
 import re
 import subprocess
 import sys
@@ -28,6 +29,7 @@ SIZES = {
 _ZONE = re.compile(r"[a-z]+(?:-[a-z]+)+\d+-[a-z]\d?")
 _URL = re.compile(r"(?:https?|ssh|git)://[^/\s]+/\S+|[\w.-]+@[\w.-]+:\S+|[\w-]+(?:\.[\w-]+)+:(?!/)\S+")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")
+_ABSENT_MODEL = re.compile(r"(?:.*: )?model\.config_from: (.+): no such folder")
 CHECK = (
     "import json, sys\n"
     "try:\n"
@@ -58,7 +60,9 @@ class Place:
     def holds(self, path: str) -> bool:
         """Whether a path, as training takes it, is in a mounted folder."""
         full = path if path.startswith("/") else f"{self.cwd}/{path}" if self.cwd else ""
-        return any(full == mount or full.startswith(mount.rstrip("/") + "/") for mount in self.mounts)
+        full = posixpath.normpath(full) if full else ""  # /mnt/share/../x is not in /mnt/share
+        mounts = [posixpath.normpath(mount).rstrip("/") for mount in self.mounts]
+        return any(full == mount or full.startswith(f"{mount}/") for mount in mounts)
 
 
 @dataclass
@@ -114,7 +118,9 @@ def check_repo(url: str, place: Place) -> None:
 def check_command(pod: Pod, command: Sequence[str], place: Place, repo: bool) -> Findings:
     """The configuration with its overrides, on the pod. Of a repository only this checkout's copy can be looked at."""
     found = Findings()
-    known = _ask(pod, command, found, repo)
+    if twice := sorted({mount for mount in place.mounts if place.mounts.count(mount) > 1}):
+        found.problems.append(f"--nfs: two shares are mounted at {twice[0]}; give each a folder of its own")
+    known = _ask(pod, command, found, place, repo)
     if known:
         found.problems += known["problems"]
         _check_paths(known["paths"], place, found)
@@ -126,7 +132,7 @@ def check_command(pod: Pod, command: Sequence[str], place: Place, repo: bool) ->
     return found
 
 
-def _ask(pod: Pod, command: Sequence[str], found: Findings, repo: bool) -> dict[str, Any] | None:
+def _ask(pod: Pod, command: Sequence[str], found: Findings, place: Place, repo: bool) -> dict[str, Any] | None:
     """What bertjax says of the configuration; None, with a note, where it cannot be asked."""
     name = command[0]
     if repo and not (tpu_state.ROOT / name).is_file():
@@ -138,7 +144,14 @@ def _ask(pod: Pod, command: Sequence[str], found: Findings, repo: bool) -> dict[
     argv = [python, "-c", CHECK, str(slices * devices(pod.type)), str(slices), *command]
     done = subprocess.run(argv, cwd=tpu_state.ROOT, capture_output=True, text=True)
     if done.returncode == 2:
-        found.problems += done.stderr.strip().splitlines()
+        lines = done.stderr.strip().splitlines()
+        absent = {line: match[1] for line in lines if (match := _ABSENT_MODEL.fullmatch(line))}
+        for line in lines:
+            if line in absent and place.holds(absent[line]):  # the workers have it, this machine has not
+                said = f"mesh, batches and files not checked: model.config_from {absent[line]} is not here"
+                found.notes.append(f"{name}: {said}")
+            else:
+                found.problems.append(line)
         return None
     try:
         answer: dict[str, Any] = json.loads(done.stdout)

@@ -200,3 +200,47 @@ def test_a_secret_of_several_words_is_hidden_and_the_schema_s_words_are_too():
     assert redact.redact("ran A_KEY='a b c' B=2 TOKEN=x then") == "ran A_KEY=*** B=2 TOKEN=*** then"
     for name in ("api_key", "apikey", "token", "secret", "password", "HF_TOKEN"):
         assert masked({name: "x"}) == {name: "***"} and redact.redact(f"{name}=x") == f"{name}=***"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "git://TOKEN@h/x", "git+https://TOKEN@h/x", "oauth2:TOKEN@h/x/y", "https//me:TOKEN@h/x", "https://h/x#token=TOKEN",
+        "--env=GITHUB_PAT=TOKEN", "--env=DB_PASS=TOKEN", "--env=AUTH=TOKEN", "Authorization: Bearer TOKEN.TOKEN",
+        "sk-TOKENTOKENTOKEN", "SLACK_WEBHOOK=https://h/TOKEN",
+    ],
+)  # fmt: skip
+def test_secrets_without_the_usual_form_are_hidden_too(text):
+    for shown in (redact.redact(text), redact.redact_word(text), redact.redact_command(["x", text])):
+        assert "TOKEN" not in shown and "***" in shown
+    for plain in ("a_path=x", "passes=3", "10.0.0.2:/share:/mnt", "git+ssh://git@h/x", "author=me", "compat=1"):
+        assert redact.redact(plain) == plain
+
+
+def test_a_folder_beside_the_mount_is_not_in_it():
+    assert not Place(["/mnt/share/"], "/mnt/share").holds("/mnt/share/../x")
+    assert not Place(["/mnt/share"], "/mnt/share").holds("../x") and Place(["/mnt/share/"]).holds("/mnt/share/a/../b")
+
+
+def test_two_shares_at_one_mount_are_refused(here):
+    found = check(pod(), Place(["/mnt/a", "/mnt/a"], "/mnt/a"), "run.root=/mnt/a/runs")
+    assert found.problems == ["--nfs: two shares are mounted at /mnt/a; give each a folder of its own"]
+
+
+@pytest.mark.parametrize("folder", ["/mnt/share/bert", "models/bert"])
+def test_a_model_that_the_workers_alone_have_is_no_mistake(here, folder):
+    command = ["configs/finetune/squad_v1.yaml", "run.root=/mnt/share/runs", f"model.config_from={folder}"]
+    found = tpu_checks.check_command(pod(), command, MOUNTED, False)
+    assert found.problems == [] and found.notes == [
+        f"configs/finetune/squad_v1.yaml: mesh, batches and files not checked: model.config_from {folder} is not here"
+    ]
+    command[2] = "model.config_from=/home/me/bert"
+    assert "no such folder" in tpu_checks.check_command(pod(), command, MOUNTED, False).problems[0]
+
+
+@pytest.mark.parametrize("words", [["--poll", "nan"], ["--poll", "0"], ["--ref", ""], ["--ref", "https://me:T@h"]])
+def test_options_without_a_meaning_are_refused(words, capsys):
+    import tpu
+
+    assert tpu.main(["--name=p", "--type=v5litepod-16", "--dry-run", BASE, *words]) == 2
+    assert f"argument {words[0]}: a " in capsys.readouterr().err
