@@ -245,11 +245,15 @@ def _decoding(settings: Decoding, choices: dict[str, Any]) -> Decoding:
     if "sample" in choices or "beam_size" in choices:
         settings = Decoding(**settings.model_dump(include={"length_penalty", "beam_rules", "max_new_tokens"}))
     try:
-        return Decoding(**settings.model_dump() | choices)
+        made = Decoding(**settings.model_dump() | choices)
     except ValidationError as error:
         reason = error.errors()[0]
         field = "".join(f"{name}: " for name in reason["loc"])
         raise UserError(f"predict generate: {field}{reason['msg'].removeprefix('Value error, ')}") from None
+    if made.beam_size == 1 and (unused := [name for name in ("length_penalty", "beam_rules") if name in choices]):
+        option = unused[0].replace("_", "-")
+        raise UserError(f"predict generate: --{option} is for beams, and only one is searched; give --beam N above 1")
+    return made
 
 
 def _target_length(options: Any) -> int:

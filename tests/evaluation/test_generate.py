@@ -253,3 +253,10 @@ def test_another_family_is_refused():
     job = SimpleNamespace(config=SimpleNamespace(model=SimpleNamespace(family="bert")), tokenizer=None)
     with pytest.raises(UserError, match="is a bert model, which generates no text; name a run of family t5"):
         probes.generate(Restored(job, 0, 1, None, {}), ["x"], {})
+
+
+@pytest.mark.parametrize("choice", [{"length_penalty": 2.0}, {"beam_rules": "transformers"}])
+def test_what_is_for_beams_is_refused_without_them(choice):
+    with pytest.raises(UserError, match="is for beams, and only one is searched; give --beam N above 1"):
+        probes._decoding(Decoding(), choice)
+    assert probes._decoding(Decoding(beam_size=2), choice).beam_size == 2
