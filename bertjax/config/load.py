@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from bertjax.config import hf_fields, merge, strict_yaml, t5_sizes
+from bertjax.config.earlier import with_earlier_meaning
 from bertjax.config.locations import location_problem
 from bertjax.config.problems import describe, find, masked, report
 from bertjax.config.schema import BertConfig, Config
@@ -54,6 +55,18 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 def build(data: dict[str, Any], overrides: Sequence[str] = (), *, where: str = "config") -> Config:
     """The same from plain data, such as the configuration stored in a checkpoint; `where` names it in errors."""
     return _finish(located(data, where), overrides, [])
+
+
+def build_kept(kept: dict[str, Any], overrides: Sequence[str] = (), *, where: str) -> Config:
+    """The same from a configuration that a run folder or a checkpoint keeps, maybe written by an earlier version."""
+    return build(with_earlier_meaning(kept), overrides, where=where)
+
+
+def load_kept(path: Path) -> Config:
+    """The configuration in a run folder's config.yaml, maybe written by an earlier version."""
+    problems: list[str] = []
+    tree = strict_yaml.read(path, problems)
+    return _finish(located(with_earlier_meaning(plain(tree)), str(path)), (), problems)
 
 
 def _finish(tree: Node, overrides: Sequence[str], problems: list[str]) -> Config:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bertjax.config.load import build
+from bertjax.config.load import build_kept
 from bertjax.config.schema import Config
 from bertjax.data import tokenizers
 from bertjax.errors import UserError
@@ -59,7 +59,7 @@ def restore(
         meta = checkpoints.meta(found.step)
         here = dict(meta["config"], mesh={})
         here["run"] = here["run"] | {"attention": "auto", "segments": "auto"}
-        config, in_run = _at_home(build(here, overrides, where=str(found.path)), meta, found)
+        config, in_run = _at_home(build_kept(here, overrides, where=str(found.path)), meta, found)
         tokenizer = tokenizers.from_json(meta["tokenizer_json"], str(found.path))
         job = Job(config, Path.cwd(), meshes.make_mesh(config.mesh), tokenizer)
         stage_config, classes = config.stages[meta["stage"]], meta["num_labels"]
@@ -75,7 +75,7 @@ def restore(
         labels=meta.get("labels"),
         unanswerable=meta.get("unanswerable"),
         hugging_face=meta.get("hugging_face"),
-        stored=_at_home(build(here, where=str(found.path)), meta, found)[0],
+        stored=_at_home(build_kept(here, where=str(found.path)), meta, found)[0],
         is_last=meta.get("steps") in (None, restored_step),
         in_run=in_run,
         carried=tuple(meta.get("carried", ())),

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from bertjax.config.load import differences, load
+from bertjax.config.load import differences, load_kept
 from bertjax.config.schema import Config, Stage
 from bertjax.errors import BertjaxError, UserError
 from bertjax.training import warmstart
@@ -31,7 +31,7 @@ def check_settings(config: Config) -> None:
     for stage in config.stages:
         check_kinds(config, stage)
     kept = config.run_dir / "config.yaml"
-    changed = differences(load(kept), config) if kept.exists() else []
+    changed = differences(load_kept(kept), config) if kept.exists() else []
     if changed:
         more = f" and {len(changed) - 2} more" if len(changed) > 2 else ""
         raise UserError(

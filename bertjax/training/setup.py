@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh as JaxMesh
 
 from bertjax import objectives
-from bertjax.config.load import build, dump, fingerprint
+from bertjax.config.load import build_kept, dump, fingerprint
 from bertjax.config.schema import Config, Stage
 from bertjax.config.training_schema import Trainable
 from bertjax.data import remote, sources, tokenizers
@@ -237,4 +237,4 @@ def checkpoint_meta(job: Job, program: Program, stage_index: int, step: int) -> 
 
 def config_of(meta: dict[str, Any], where: Path) -> Config:
     """The configuration inside a checkpoint's meta."""
-    return build(meta["config"], where=str(where))
+    return build_kept(meta["config"], where=str(where))

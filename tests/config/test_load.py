@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bertjax.config import strict_yaml
-from bertjax.config.load import build, differences, dump, fingerprint, load, resolve_sizes
+from bertjax.config.load import build, build_kept, differences, dump, fingerprint, load, load_kept, resolve_sizes
 from bertjax.config.problems import show
 from bertjax.config.schema import Config
 from bertjax.config.training_schema import Trainable
@@ -349,3 +349,21 @@ def test_fingerprint_follows_what_is_learnt_and_nothing_else(write):
     assert fingerprint(other) != fingerprint(config)
     changed = ["model.hidden_size: 64 -> 128", "stages.0.optimizer.b1: 0.9 -> 0.8", "seed: 0 -> 1"]
     assert differences(config, other) == changed
+
+
+def test_a_kept_configuration_means_what_it_meant(tmp_path: Path):
+    """Runs written before `profile` existed had run_squad.py's rules."""
+    stage = {
+        "name": "qa",
+        "steps": 1,
+        "batch_size": 1,
+        "objective": {"kind": "span_qa"},
+        "data": {"source": {"kind": "stdlib_qa"}, "preprocess": {"kind": "span_qa", "doc_stride": 128}},
+    }
+    kept = {"stages": [stage]}
+    assert build_kept(kept, where="kept").stages[0].data.preprocess.profile == "bert"
+    assert build(kept).stages[0].data.preprocess.profile == "hf"
+    said = build_kept(kept, ["stages.qa.data.preprocess.profile=hf"], where="kept")
+    assert said.stages[0].data.preprocess.profile == "hf"
+    (tmp_path / "config.yaml").write_text("\n".join(x for x in dump(build(kept)).split("\n") if "profile: hf" not in x))
+    assert load_kept(tmp_path / "config.yaml").stages[0].data.preprocess.profile == "bert"
