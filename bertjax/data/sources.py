@@ -9,7 +9,7 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -117,11 +117,11 @@ def parts(source: Source, base: Path) -> list[tuple[Source, int]]:
     return [(source.model_copy(update={"files": part}), size) for part, size in zip(files, sizes, strict=True)]
 
 
-def fingerprint(source: Source, base: Path) -> str:
+def fingerprint(source: Source, base: Path, version: int = sentences.VERSION) -> str:
     """sha256 over the source's options and content: changes when what `read_documents` yields may change.
 
     Files count by name, size and content, not by place or date; a Hub dataset by its own fingerprint; the standard
-    library by its files.
+    library by its files. version: of the rules that split sentences.
     """
     if isinstance(source, TextFiles | JsonLines | Json | Tsv | Parquet | SquadFiles):
         content = sha256_of_files(expand(source.files, base))
@@ -134,7 +134,13 @@ def fingerprint(source: Source, base: Path) -> str:
     else:
         raise _unknown(source, "fingerprint")
     options = json.dumps(source.model_dump(mode="json", exclude={"files"}), sort_keys=True)
-    return hashlib.sha256(f"{sentences.VERSION}\n{options}\n{content}".encode()).hexdigest()
+    return hashlib.sha256(f"{version}\n{options}\n{content}".encode()).hexdigest()
+
+
+def are_unchanged(sources: Sequence[Source], base: Path, fingerprints: Sequence[str]) -> bool:
+    """Whether an earlier version of bertjax gave these sources these fingerprints: the same data, read otherwise."""
+    earlier = ([fingerprint(source, base, version) for source in sources] for version in range(1, sentences.VERSION))
+    return list(fingerprints) in earlier
 
 
 def _unknown(source: Any, function: str) -> TypeError:

@@ -34,7 +34,7 @@ from bertjax.evaluation.records import Record
 from bertjax.evaluation.restore import restore
 from bertjax.evaluation.text_to_text import text_to_text, with_averages
 from bertjax.parallel import distributed
-from bertjax.training import inputs, stopping
+from bertjax.training import inputs, preflight, stopping
 from bertjax.training.loop import Evaluator
 from bertjax.training.runs import stage_folder
 from bertjax.training.setup import Job
@@ -145,7 +145,7 @@ def classification(
     labels: names of the classes by id, which the data's are matched to. Rows without a label are left out.
     """
     names = tuple(labels) if labels else None
-    classes = Classes(program.objective.num_labels, names, required=True, hidden=True)
+    classes = Classes(program.classes, names, required=True, hidden=True)
     batches = open_heldout(job, program, config, classes)
     meta = batches.stores[config.name].meta
     for line in label_lines(meta, training=False) if distributed.is_lead() else ():
@@ -248,6 +248,7 @@ def evaluate_command(
     if name not in (None, *known):
         there = ", ".join(known)
         raise UserError(f"{path}: stage '{config.name}' has no evaluation '{name}'; its evaluations: {there}")
+    preflight.check_scores(config, restored.program.heads, str(path), name)
     inputs.check_evaluations(config, restored.job.base, name)
     if not restored.in_run and output is None:
         home = restored.job.config.run_dir

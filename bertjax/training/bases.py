@@ -87,15 +87,15 @@ def read(
     named: where a person says that the base is. Raises like `Checkpoints.restore`, and UserError when the base is not
     there or has other weights, or when one is named and the checkpoint needs none.
     """
-    wanted = program_of(meta, checkpoints.folder, job).abstract_params()
+    wanted = program_of(meta, checkpoints.where, job).abstract_params()
     base = meta.get("base")
     if named is not None and base is None:
-        raise UserError(f"{checkpoints.folder}: holds all its weights and needs no base; leave out {named}")
-    trainable = config_of(dict(meta), checkpoints.folder).stages[meta["stage"]].trainable
+        raise UserError(f"{checkpoints.where}: holds all its weights and needs no base; leave out {named}")
+    trainable = config_of(dict(meta), checkpoints.where).stages[meta["stage"]].trainable
     left = left_out(wanted, trainable) if base else {}
     held = {path: x for path, x in wanted.items() if path not in left}
     step, params, _ = checkpoints.restore_params(paths.unflatten(held), step)
-    return step, paths.flatten(params) | (beneath(base, checkpoints.folder, left, job, named) if base else {})
+    return step, paths.flatten(params) | (beneath(base, checkpoints.where, left, job, named) if base else {})
 
 
 def beneath(
@@ -126,11 +126,14 @@ def beneath(
 
 
 def _places(base: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Where the base was, and folders of its name and of its last folders' names beside and above the checkpoints."""
+    """Where the base was, where `init_base` said that its weights are, and folders with the last names of its path
+    beside and above the checkpoints.
+    """
     recorded = folder.parent / base["stage"] if "stage" in base else Path(base["path"])
     tails = [Path(*recorded.parts[-length:]) for length in range(1, min(5, len(recorded.parts)))]
     around = [above / tail for above in [folder, *folder.absolute().parents[:4]] for tail in tails]
-    return [recorded, *dict.fromkeys(place for place in around if place not in (recorded, folder) and place.is_dir())]
+    known = [recorded, *([Path(base["init_base"])] if "init_base" in base else [])]
+    return [*known, *dict.fromkeys(place for place in around if place not in (*known, folder) and place.is_dir())]
 
 
 def _load(place: Path, step: int | None, job: Job) -> Mapping[str, Any]:
@@ -142,11 +145,15 @@ def _load(place: Path, step: int | None, job: Job) -> Mapping[str, Any]:
         return read(checkpoints, asked, checkpoints.meta(asked), job)[1]
 
 
-def described(found: Found, step: int | None, same_run: bool, frozen: Mapping[str, jax.Array]) -> dict[str, Any]:
+def described(
+    found: Found, step: int | None, same_run: bool, frozen: Mapping[str, jax.Array], named: Path | None = None
+) -> dict[str, Any]:
     """What the meta data of an adapter-only checkpoint say of its base, from which the weights `frozen` come.
 
     step: None for a Hugging Face folder. A stage of the same run is named without its path: a run may be moved.
+    named: where a person said that the weights below the adapters of that base are (init_base).
     """
     place = found.path if found.name else found.folder
     where = {"stage": place.name} if same_run else {"path": str(place.absolute())}
+    where |= {"init_base": str(named.absolute())} if named else {}
     return where | {"step": step, "digest": digest_of(frozen)}

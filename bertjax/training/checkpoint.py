@@ -88,6 +88,11 @@ class Checkpoints:
         names = {found.step: found.name} if found.name and found.step is not None else None
         return cls(found.folder, CheckpointPolicy(), read_only=True, names=names)
 
+    @property
+    def where(self) -> Path:
+        """The folder, or the step that was copied to another name."""
+        return self._place(next(iter(self._names))) if self._names else self.folder
+
     def _place(self, step: int) -> Path:
         return self.folder / self._names.get(step, str(step))
 

@@ -1,6 +1,6 @@
 """What is wrong with a run, as far as it can be known before anything of the run is on disk."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from bertjax.config.load import differences, load_kept
@@ -24,6 +24,8 @@ _FITTING = {
         ("loss", "text_to_text"),
     ),
 }
+
+_BY_HEAD = {"squad": ("qa", ("span_qa",)), "classification": ("classifier", ("classify",))}  # whatever the objective
 
 
 def check_settings(config: Config) -> None:
@@ -65,6 +67,31 @@ def check_kinds(config: Config, stage: Stage) -> None:
             raise UserError(f"stage '{stage.name}': {which}: data.preprocess.kind must be {_or(kinds)}")
         if names.count(evaluation.name) > 1:
             raise UserError(f"stage '{stage.name}': there are two of {which}; give one another name")
+
+
+def check_scores(stage: Stage, heads: Collection[str], where: str, name: str | None = None) -> None:
+    """Raises UserError when an evaluation of a checkpoint with these heads (or that called `name`) cannot score it.
+
+    Questions and classes are scored by their head, also one that the stage has carried; everything else by the stage's
+    objective.
+    """
+    rows, scores = _FITTING[stage.objective.kind]
+    for evaluation in stage.evaluate:
+        if name not in (None, evaluation.name):
+            continue
+        which = f"evaluation '{evaluation.name}' of kind {evaluation.kind}"
+        head, kinds = _BY_HEAD.get(evaluation.kind, (None, rows))
+        kinds = ("text_to_text",) if evaluation.kind == "text_to_text" else kinds
+        if head is not None and head not in heads:
+            there = f"has heads {', '.join(heads)}" if heads else "has none"
+            raise UserError(f"{where}: {which} needs the head '{head}', the checkpoint of stage '{stage.name}' {there}")
+        if head is None and evaluation.kind not in scores:
+            raise UserError(
+                f"{where}: objective {stage.objective.kind} of stage '{stage.name}' cannot be scored by {which}; "
+                f"use kind {_or(scores)}, or name another --stage"
+            )
+        if evaluation.data.preprocess.kind not in kinds:
+            raise UserError(f"{where}: {which}: data.preprocess.kind must be {_or(kinds)}")
 
 
 def _or(words: Sequence[str]) -> str:

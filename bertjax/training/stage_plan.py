@@ -1,5 +1,6 @@
 """A stage with everything decided that does not need its parameters: data, program and episodes; and what remains."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 from bertjax.config.schema import Config, Stage
 from bertjax.data.labels import Classes
 from bertjax.data.loader import Batches, open_batches
+from bertjax.data.sources import are_unchanged
 from bertjax.data.tokenizers import AnyTokenizer
 from bertjax.data.work import Report
 from bertjax.errors import UserError
@@ -90,3 +92,26 @@ def check_batch(stage: Stage, program: Program) -> None:
     """Raises UserError when the rows of a micro-batch do not divide, naming batch sizes that do."""
     if problem := batch_problem(stage, program.mesh.shape, program.rules):
         raise UserError(problem)
+
+
+def check_sources(job: Job, plan: StagePlan, before: Mapping[str, list[str]], folder: Path, step: int) -> None:
+    """Raises UserError when the rows to come are not those that the run with the checkpoint `step` began with.
+
+    before: fingerprints of the sources of each task, as that checkpoint has them.
+    """
+    changed = [name for name, now in plan.batches.sources.items() if before.get(name) != now]
+    if not changed:
+        return
+    stage, tasks = plan.stage, job.config.stage_tasks(plan.stage)
+    head = f"stage '{stage.name}': "
+    other = [name for name in changed if not are_unchanged(tasks[name].source, job.base, before.get(name, []))]
+    if other:
+        raise UserError(
+            f"{head}the source of task '{other[0]}' is not what it was when this run began; "
+            "restore it, or give this run another run.name"
+        )
+    if step < plan.program.steps:
+        raise UserError(
+            f"{head}the run was begun by an earlier version of bertjax, which reads the same source of task "
+            f"'{changed[0]}' otherwise; go on with that version, or under another run.name with init_from: {folder}"
+        )

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from bertjax.config.evaluation_schema import Evaluation
-from bertjax.errors import DivergedError, StoppedSafely, UserError
+from bertjax.errors import DivergedError, StoppedSafely
 from bertjax.models import paths
 from bertjax.parallel import distributed
 from bertjax.training import bases, freezing, setup, warmstart
@@ -23,7 +23,7 @@ from bertjax.training.operations import Operations
 from bertjax.training.phases import COMPILE, EVALUATION, SAVE, STARTUP, STEP
 from bertjax.training.runs import stage_folder
 from bertjax.training.setup import Job
-from bertjax.training.stage_plan import StagePlan
+from bertjax.training.stage_plan import StagePlan, check_sources
 from bertjax.training.state import Params, TrainState
 from bertjax.training.step_folders import UNSCORED, unscored
 from bertjax.training.stopping import Stopped
@@ -115,11 +115,7 @@ class StageRun:
             return bases.to_tree(likes[step], self.stage, self.index, carried)
 
         step, tree, meta = self.checkpoints.restore(abstract)
-        if changed := [name for name, now in self.plan.batches.sources.items() if meta["sources"].get(name) != now]:
-            raise UserError(
-                f"stage '{self.name}': the source of task '{changed[0]}' is not what it was when this run began; "
-                "restore it, or give this run another run.name"
-            )
+        check_sources(self.job, self.plan, meta["sources"], self.checkpoints.folder, step)
         self.base, self.unscored = meta.get("base"), unscored(self.checkpoints.folder, meta)
         self.unlogged, self.scores = meta.get("unlogged"), self.checkpoints.scores(step)
         held = paths.flatten(tree["params"])

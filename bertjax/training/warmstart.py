@@ -125,7 +125,8 @@ def initial(job: Job, index: int, program: Program, key: jax.Array, left: Sequen
             f"stage '{stage.name}': init_from: {where}: has no parameter '{missing[0]}', so adapters alone cannot "
             f"stand on it; set stages.{stage.name}.trainable.adapter_only_checkpoints=false"
         )
-    return Start(params, lines, bases.described(found, step, source == "previous", frozen), carried)
+    named = _folder(job, stage.init_base) if stage.init_base else None
+    return Start(params, lines, bases.described(found, step, source == "previous", frozen, named), carried)
 
 
 def check_tokenizer(folder: Path, job: Job) -> None:

@@ -31,6 +31,7 @@ from bertjax.training import loop
 
 LABELS = ["calm", "loud", "odd"]
 CLASSIFY = "preprocess: {kind: classify, sequence_length: 16, text_a: sentence, label: mood}"
+UNREAD = f"data: {{source: {{kind: jsonl, files: [none]}}, {CLASSIFY}}}"
 STAGE = f"""
   - {{name: moods, data: {{source: {{kind: jsonl, files: [moods.jsonl]}}, {CLASSIFY}}},
     objective: {{kind: classification, num_labels: 3}}, steps: 40, batch_size: 32, optimizer: {{learning_rate: 5e-3}},
@@ -161,6 +162,18 @@ def test_the_commands(run, here, capsys):
             None,
             ["stages.moods.evaluate.0.data.preprocess.label=colour"],
             "unseen.jsonl: line 1: 'colour' is missing",
+        ),
+        (
+            "moods",
+            None,
+            [f"stages.moods.evaluate=[{{kind: text_to_text, {UNREAD}}}]"],
+            "objective classification of stage 'moods' cannot be scored by evaluation 'text_to_text'",
+        ),
+        (
+            "pretrain",
+            None,
+            [f"stages.pretrain.evaluate=[{{kind: classification, {UNREAD}}}]"],
+            "needs the head 'classifier', the checkpoint of stage 'pretrain' has heads mlm, nsp",
         ),
     ],
 )

@@ -19,7 +19,7 @@ from bertjax.config.training_schema import Trainable
 from bertjax.errors import StoppedSafely, UserError
 from bertjax.evaluation.evaluate import build_evaluators, evaluate_command
 from bertjax.evaluation.restore import restore
-from bertjax.training import freezing, loop
+from bertjax.training import bases, freezing, loop
 from bertjax.training.checkpoint import Checkpoints
 from bertjax.training.inspect import inspect_command
 from bertjax.training.runs import find
@@ -205,7 +205,7 @@ def test_a_lone_step_finds_its_base_by_content(whole, tmp_path, one_device):
     """Beside it under its name, or wherever a person says; what counts is the digest."""
     last = str(restore(whole).step)
     lone = shutil.copytree(whole / "checkpoints" / "01-tune" / last, tmp_path / "adapters")
-    said = rf"^{lone.parent}: holds adapters alone, .*\(digest [0-9a-f]{{12}}\): --base PATH"
+    said = rf"^{lone}: holds adapters alone, .*\(digest [0-9a-f]{{12}}\): --base PATH"
     with pytest.raises(UserError, match=said):
         restore(lone)
     wanted = restore(whole).params
@@ -218,6 +218,11 @@ def test_a_lone_step_finds_its_base_by_content(whole, tmp_path, one_device):
     assert restore(lone).params.keys() == wanted.keys()
     (lone.parent / "00-pretrain").rename(tmp_path / "other-name")
     assert restore(lone, base=tmp_path / "other-name").step == restore(whole).step
+
+
+def test_where_init_base_said_the_base_is(tmp_path):
+    known = bases._places({"path": "/gone/01-tune", "init_base": str(tmp_path / "base")}, tmp_path / "run" / "00-more")
+    assert known[:2] == [Path("/gone/01-tune"), tmp_path / "base"]
 
 
 @pytest.mark.slow
@@ -236,7 +241,8 @@ def test_a_run_goes_on_and_others_start_with_a_base_that_moved(train, whole, apa
     assert leaves(run) == leaves(apart)
     with pytest.raises(UserError, match="stages.NAME.init_base"):
         train("on-top", run)
-    assert (train("on-top", run, init_base=moved) / "checkpoints").is_dir()
+    on_top = train("on-top", run, init_base=moved)
+    assert restore(on_top).step == restore(run, base=moved).step  # it knows where its base was said to be
 
 
 def test_other_stages_refuse_adapters(train, apart):

@@ -8,7 +8,7 @@ import pytest
 
 from bertjax.cli import main
 from bertjax.config.load import load
-from bertjax.evaluation.evaluate import build_evaluators
+from bertjax.evaluation.evaluate import build_evaluators, evaluate_command
 from bertjax.evaluation.probes import fill_mask
 from bertjax.evaluation.restore import restore
 from bertjax.training import loop
@@ -142,3 +142,13 @@ def test_layers_that_a_start_has_too_many_are_named(project, run, once):
     with once():
         loop.train(config, project, build_evaluators)
     assert starts(config.run_dir)["both"].endswith("; left unused: layer 1")
+
+
+def test_a_carried_classifier_is_scored_by_its_own_classes(run, project, one_device, monkeypatch):
+    """Stage 'again' trains another objective; its classifier has three classes and not the two of the default."""
+    monkeypatch.chdir(project)
+    rows = "data: {source: {kind: jsonl, files: [labels.jsonl]}, preprocess: {kind: classify, sequence_length: 32}}"
+    scores = lambda stage: evaluate_command(  # noqa: E731
+        run, None, stage, None, [f"stages.{stage}.evaluate=[{{kind: classification, {rows}}}]"]
+    )["scores"]["classification"]  # fmt: skip
+    assert scores("again").keys() == {"accuracy"}

@@ -4,7 +4,9 @@ import json
 import os
 import shutil
 import signal
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,11 +15,14 @@ import pytest
 from bertjax.cli import main
 from bertjax.config.load import load
 from bertjax.config.schema import CheckpointPolicy
+from bertjax.data import sentences
+from bertjax.data.sources import fingerprint
 from bertjax.errors import StoppedSafely, UserError
 from bertjax.evaluation.evaluate import build_evaluators
 from bertjax.evaluation.restore import restore
 from bertjax.training import loop
 from bertjax.training.checkpoint import Checkpoints
+from bertjax.training.stage_plan import check_sources
 from bertjax.training.step_folders import committed_steps
 from bertjax.training.tracking import Tracker
 
@@ -278,6 +283,22 @@ def test_damage_between_two_stages_is_made_good_before_the_next_one_begins(whole
     shutil.rmtree(train.root / "between" / "checkpoints" / "01-qa")
     damage(train.root / "between" / "checkpoints" / "00-pretrain" / "5")
     assert_same_run(whole, train("between"))
+
+
+def test_a_run_of_a_version_that_reads_the_same_source_otherwise(tiny_project):
+    """Its finished stages are taken as they are; one that is under way is refused, and the source is not blamed."""
+    config = load(tiny_project / "tiny.yaml")
+    stage, source = config.stages[1], config.tasks["questions"].source[0]
+    by = lambda version: {"questions": [fingerprint(source, tiny_project, version)]}  # noqa: E731
+    batches, program = SimpleNamespace(sources=by(sentences.VERSION)), SimpleNamespace(steps=6)
+    plan = SimpleNamespace(stage=stage, batches=batches, program=program)
+    check = partial(check_sources, SimpleNamespace(config=config, base=tiny_project), plan)
+    check(by(sentences.VERSION), Path("01-qa"), 4)
+    check(by(1), Path("01-qa"), 6)
+    with pytest.raises(UserError, match="begun by an earlier version .* with init_from: 01-qa"):
+        check(by(1), Path("01-qa"), 4)
+    with pytest.raises(UserError, match="the source of task 'questions' is not what it was"):
+        check(by(0), Path("01-qa"), 6)
 
 
 def test_data_or_tokenizer_changed_under_a_run_are_refused(whole, train, tiny_project, tmp_path):
