@@ -92,7 +92,7 @@ def _stoppable() -> Iterator[None]:
 
 def evaluate(arguments: argparse.Namespace) -> int:
     run = _existing(arguments.run)
-    output = Path(arguments.output).expanduser() if arguments.output else None
+    output = local_path(arguments.output) if arguments.output else None
     if output is not None:
         _existing(str(output.parent))
     _use_device(arguments)

@@ -19,6 +19,7 @@ from bertjax.errors import UserError
 from bertjax.training.tracking import read_lines
 
 OTHER = "other"  # folder, beside the run's own records, of evaluations that differ from them
+EARLIER = {"by": "an earlier version"}  # of bertjax, which did not say what its scores were made from
 _RUN_OPTIONS = ("seed", "compute_dtype", "attention")  # of `run`: those a score may depend on
 
 
@@ -71,6 +72,8 @@ def differences(
         return {head: {"here": "given here", "run": None}} | _changed(before, after)
     found = _changed(before | flat(own, f"{head}."), after | flat(made_from["evaluation"], f"{head}."))
     found.pop(f"{head}.every", None)  # when training evaluates; no score depends on it
+    if "by" in kept:
+        found["made by"] = {"here": "this version", "run": kept["by"]}
     same_source = not any(key.startswith(f"{head}.data.source") for key in found)
     for key, name in (("data", "data as they are read"), ("computed", "arithmetic")):
         if key in kept and kept[key] != made_from[key] and (same_source or key != "data"):
@@ -102,7 +105,7 @@ def recorded(run: Path, folder: Path, stage: str, name: str) -> tuple[int | None
     lines = read_lines(metrics) if metrics.is_file() else ()
     own = [x["step"] for x in lines if (x["kind"], x["stage"], x.get("name")) == ("eval", stage, name)]
     step = max(own, default=content.get("step"))
-    made_from = content.get("made_from", {}) if content.get("step") == step else {}
+    made_from = content.get("made_from", EARLIER) if content and content.get("step") == step else {}
     return (step if isinstance(step, int) else None), made_from if isinstance(made_from, dict) else {}
 
 

@@ -66,6 +66,14 @@ def test_the_runs_record_is_compared_where_it_says_what_it_was_made_from():
     assert differing(kept=whole, data="changed") == {"data as they are read": {"here": "changed", "run": "d"}}
 
 
+def test_a_record_of_an_earlier_version_is_not_replaced(tmp_path):
+    """Its rules may have been others, as those of `squad` were: the scores of this version go beside it."""
+    (tmp_path / "mlm.json").write_text('{"step": 20, "scores": {}}')
+    step, kept = records.recorded(tmp_path, tmp_path, "first", "mlm")
+    assert step == 20
+    assert differing(kept=kept) == {"made by": {"here": "this version", "run": "an earlier version"}}
+
+
 def test_an_evaluation_the_run_does_not_have():
     new = f"stages.first.evaluate=[{{kind: mlm, name: new, data: {json.dumps(HELD)}}}]"
     found = differing(new)
