@@ -28,8 +28,6 @@ def records_of(restored: Restored, evaluations: Sequence[Any], output: Path | No
         differs = records.differences(restored.stored, job.config, restored.stage, config, before, about)
         if restored.step != last and not (last is None and restored.is_last):
             differs = {"step": {"here": restored.step, "run": last}} | differs
-        if records.is_of_earlier_version(folder, config.name):
-            differs |= {"rules": {"here": "today's", "run": "an earlier version's"}}
         own = (folder / records.OTHER, records.other_stem(config.name, restored.step, differs))
         at, stem = places.get(config.name) or (own if differs else (folder, config.name))
         made[config.name] = Record(at, config.name, stem, about, differs)

@@ -109,15 +109,6 @@ def recorded(run: Path, folder: Path, stage: str, name: str) -> tuple[int | None
     return (step if isinstance(step, int) else None), made_from if isinstance(made_from, dict) else {}
 
 
-def is_of_earlier_version(folder: Path, name: str) -> bool:
-    """Whether a record says nothing of what it was made from: `limit` and span_qa had other rules when it was."""
-    try:
-        content = json.loads((folder / f"{name}.json").read_bytes())
-    except (OSError, ValueError):
-        return False
-    return isinstance(content, dict) and "scores" in content and "made_from" not in content
-
-
 def other_stem(name: str, step: int, differs: Mapping[str, Any]) -> str:
     """The same for the same evaluation, so that repeating it replaces its files."""
     here = json.dumps({key: value["here"] for key, value in differs.items()}, sort_keys=True)

@@ -144,15 +144,3 @@ def test_the_report_shows_other_evaluations_apart(tmp_path):
         in rest
     )
     assert "&lt;b&gt;x&lt;/b&gt;" in rest and "<b>x</b>" not in rest
-
-
-def test_a_record_that_does_not_say_what_it_was_made_from_is_known(tmp_path):
-    """Written before 'made_from' was kept, by rules of then: an evaluation of today must not replace it."""
-    for name, content in (
-        ("old", '{"step": 3, "scores": {}}'),
-        ("new", '{"scores": {}, "made_from": {}}'),
-        ("bad", "["),
-    ):
-        (tmp_path / f"{name}.json").write_text(content)
-    found = [records.is_of_earlier_version(tmp_path, name) for name in ("old", "new", "bad", "none")]
-    assert found == [True, False, False, False]
