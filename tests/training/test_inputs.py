@@ -103,7 +103,8 @@ def test_what_a_finished_stage_read_may_be_gone(project):
 def test_evaluate_asks_for_the_files_of_the_evaluations_that_it_runs(project, monkeypatch):
     def restored(path, **options):
         config = load("tiny.yaml", options["overrides"])
-        return SimpleNamespace(job=SimpleNamespace(config=config, base=inputs.Path.cwd()), stage=1)
+        job, program = SimpleNamespace(config=config, base=inputs.Path.cwd()), SimpleNamespace(heads=("qa",))
+        return SimpleNamespace(job=job, stage=1, program=program)
 
     monkeypatch.setattr(evaluate, "restore", restored)
     overrides = ["stages.qa.evaluate.0.data.source.files=[gone.json]"]
