@@ -157,7 +157,7 @@ def show_answers(run: Path) -> None:
     show_samples(kept[:4])
     sample = kept[4]
     asked = ("--question", sample["question"], "--context", sample["context"])
-    for guess in json.loads(bertjax("predict", "answer", str(run), *asked, capture=True)):
+    for guess in json.loads(bertjax("predict", "answer", str(run), *asked, capture=True))["candidates"]:
         print(f"      -> {guess['text']}  {100 * guess['probability']:.0f}%")
 
 

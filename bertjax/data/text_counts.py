@@ -10,6 +10,7 @@ from typing import Any
 
 Counts = dict[str, dict[str, int]]
 
+MANY_UNKNOWN = 0.01  # of the pieces: from here on another tokenizer is advised
 KEY = "text_counts"  # in a store's meta and in a job's facts
 # What to raise for fewer cuts.
 _LENGTHS = {
@@ -56,10 +57,12 @@ def lines(name: str, counts: Counts | None, options: Any) -> list[str]:
                 f"tokens lost); raise {key} (now {limit}) to keep them"
             )
         if n.get("unknown"):
-            found.append(
-                f"{name}: unknown pieces in the {side}: {n['unknown']:,} ({_share(n['unknown'], n['tokens'])}); the "
-                "tokenizer has none for their characters, take one that was trained on such text"
+            many = n["unknown"] >= MANY_UNKNOWN * n["tokens"]
+            advice = (
+                "; the tokenizer has none for their characters, take one that was trained on such text" if many else ""
             )
+            share = _share(n["unknown"], n["tokens"])
+            found.append(f"{name}: unknown pieces in the {side}: {n['unknown']:,} ({share}){advice}")
     return found
 
 

@@ -4,6 +4,7 @@ import json
 import lzma
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import numpy as np
 import pytest
 import tokenizers as rust
 
+from bertjax import demo
 from bertjax.cli import main
 from bertjax.config.load import build, load
 from bertjax.data.tokenizer_files import SpecialTokens
@@ -451,3 +453,15 @@ def test_questions_that_cannot_be_answered(run, here, ask: Callable[[Path], Any]
     with pytest.raises(UserError, match=message) as caught:
         ask(run)
     assert len(str(caught.value)) <= 300
+
+
+def test_the_demo_shows_what_predict_answers(run, tmp_path, monkeypatch, capsys):
+    sample = {"question": "Where is the dog?", "context": "The dog sleeps in the barn.", "answers": ["barn"]}
+    kept = tmp_path / "evaluations" / "01-qa"
+    kept.mkdir(parents=True)
+    (kept / "unseen_modules.json").write_text(json.dumps({"samples": [sample | {"prediction": "barn"}] * 5}))
+    answer = lambda *words, capture: json.dumps(probes.answer(run, words[4], words[6]))  # noqa: E731
+    monkeypatch.setattr(demo, "bertjax", answer)
+    demo.show_answers(tmp_path)
+    *_, last = capsys.readouterr().out.strip().split("\n")
+    assert re.fullmatch(r" +-> .*[a-z.]+  \d+%", last)
