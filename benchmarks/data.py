@@ -24,9 +24,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import numpy as np
 
-from bertjax.config.data_schema import BertPairs
-from bertjax.data.masking import MaskingRules, mask_rows
-from bertjax.data.packing import density, pack_lengths
+from bertjax.config.schema.data import BertPairs
+from bertjax.data.preprocess.masking import MaskingRules, mask_rows
+from bertjax.data.preprocess.packing import density, pack_lengths
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 VOCAB = 30522
@@ -78,7 +78,7 @@ def masking(length: int, predictions: int, batch: int, rounds: int) -> dict[str,
     turns: dict[str, Callable[[], Any]] = {}
     for name, words in (("bertjax", False), ("bertjax_whole_word", True)):
         pairs = BertPairs(sequence_length=length, max_predictions_per_seq=predictions, whole_word_mask=words)
-        rules = MaskingRules.of(pairs, vocabulary)
+        rules = MaskingRules.from_options(pairs, vocabulary)
         turns[name] = lambda rules=rules: mask_rows(rows, rules, seed=0, epoch=0, indices=np.arange(batch))
     for name, collator in collators().items():
         turns[name] = lambda collator=collator: collator([dict(row) for row in lists])

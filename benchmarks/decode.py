@@ -67,15 +67,15 @@ def ours(program: Any, params: dict[str, Any], beams: int, ids: np.ndarray, toke
     """The program's own decoding, placed and jitted as evaluation does it."""
     import jax
 
-    from bertjax.models.beam import beam
-    from bertjax.models.decode import greedy
-    from bertjax.training.step import in_mesh
+    from bertjax.models.decoding.beam import beam_search
+    from bertjax.models.decoding.sample import greedy
+    from bertjax.training.program import MeshJit
 
     def decode(params: dict[str, Any], ids: jax.Array, real: jax.Array) -> jax.Array:
-        inputs = (program.module(params), ids, real, tokens)
-        return greedy(*inputs, eos_id=NO_EOS) if beams == 1 else beam(*inputs, beam_size=beams, eos_id=NO_EOS)[0]
+        inputs = (program.build_model(params), ids, real, tokens)
+        return greedy(*inputs, eos_id=NO_EOS) if beams == 1 else beam_search(*inputs, beam_size=beams, eos_id=NO_EOS)[0]
 
-    jitted = in_mesh(jax.jit(decode), program.mesh, program.rules)
+    jitted = MeshJit(jax.jit(decode), program.mesh, program.rules)
     placed = [jax.device_put(x, program.batch_sharding()) for x in (ids, np.ones_like(ids))]
     return lambda: np.asarray(jitted(params, *placed))
 
@@ -86,15 +86,15 @@ def measure(name: str, length: int, tokens: int, rounds: int, device: str) -> li
     import jax
     import jax.numpy as jnp
 
-    from bertjax.interop.t5_tables import table
+    from bertjax.interop.t5_names import t5_tensor_names
 
     model = torch_model(shape, device)
     state = {key: x.detach().cpu().numpy() for key, x in model.state_dict().items()}
-    placed = program.placed()
-    found = {path: state[tensor] for path, tensor in table(program.model).items()}
+    placed = program.param_shardings()
+    found = {path: state[tensor] for path, tensor in t5_tensor_names(program.model).items()}
     params = {p: jax.device_put(x.T if p.endswith("kernel") else x, placed[p]) for p, x in found.items()}
     ids = batch((*shape[:-3], ROWS, length, tokens), 0)["input_ids"]
-    single = replace(program, execution=replace(program.execution, dtype=jnp.dtype("float32")))
+    single = replace(program, compute=replace(program.compute, dtype=jnp.dtype("float32")))
     results = []
     for way, beams in WAYS.items():
         steps = {
@@ -110,7 +110,7 @@ def measure(name: str, length: int, tokens: int, rounds: int, device: str) -> li
             "ours_over_torch": round(rates["ours"] / max(rates[side] for side in DTYPES), 2),
             "float32_over_float32": round(rates["ours_float32"] / rates["torch_float32"], 2),
         }
-        dtype = str(program.execution.dtype)
+        dtype = str(program.compute.dtype)
         results.append(about | ratios | {"tokens_per_second": rates, "ours_dtype": dtype, "same_tokens": same, **times})
     return [one | provenance() | _torch_versions() for one in results]
 

@@ -7,7 +7,7 @@
 Every side is a process of its own that keeps its model; they take turns, `--steps` steps at a time, in an order that is
 reversed every round, so that clocks and heat are the same for all. The sides with `nodrop` (and cuDNN, which has none)
 run without dropout on attention probabilities, all others with 0.1; hidden dropout is 0.1 everywhere. torch: bfloat16
-autocast, SDPA attention, fused AdamW. MFU counts the FLOPs of bertjax.training.flops over the data sheet's dense peak,
+autocast, SDPA attention, fused AdamW. MFU counts the FLOPs of bertjax.models.bert.flops over the data sheet's dense peak,
 the same count for every side. Prints one JSON line a shape; the file is written anew after each. The parent process
 never touches the GPU. Needs jax[cuda], flax, optax, pydantic and, for the other side, torch and transformers (a side
 that cannot run is reported and left out): pip install pydantic transformers torch.
@@ -105,7 +105,7 @@ class Side:
         self.errors.close()
 
     def summary(self, flops: int) -> dict[str, Any]:
-        from bertjax.training.flops import utilization
+        from bertjax.parallel.hardware import utilization
 
         if self.failed or not self.samples:
             return {"failed": self.failed or "no sample"}
@@ -123,7 +123,7 @@ class Side:
 
 
 def measure(shape: str, names: list[str], rows: int, rounds: int, steps: int, device: str) -> dict[str, Any]:
-    from bertjax.training.flops import train_flops
+    from bertjax.models.bert.flops import train_flops
 
     sides = [Side(name, shape, rows, device) for name in names]  # they compile at the same time
     for side in sides:

@@ -48,7 +48,7 @@ def batch(shape: tuple[int, ...], rows: int, seed: int) -> dict[str, np.ndarray]
 
 
 def model_config(shape: tuple[int, ...], attention_dropout: float = 0.1):  # noqa: ANN201
-    from bertjax.config.model_schema import BertConfig
+    from bertjax.config.schema.model import BertConfig
 
     layers, hidden, heads, *_ = shape
     return BertConfig(
@@ -81,34 +81,35 @@ def spans(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def build(shape: tuple[int, ...], *, objective: str = "mlm_nsp", dropout: bool = True, **options):  # noqa: ANN003, ANN201
     """The shipped Program of a shape. `options`: attention_dropout, or any key of the configuration's `run`."""
-    from bertjax.training.allocator import cpu_only, keep_freed_memory
+    from bertjax.parallel.host_allocator import cpu_only, keep_freed_memory
 
     if cpu_only():  # as the commands do, before jax starts its threads
         keep_freed_memory()
-    from bertjax import objectives
-    from bertjax.config.schema import Config
-    from bertjax.config.training_schema import Adam, MlmNsp, SpanQaObjective
-    from bertjax.parallel import mesh as meshes
-    from bertjax.training import setup
-    from bertjax.training.step import Program
+    from bertjax.config.schema.run import Config
+    from bertjax.config.schema.training import AdamW, MlmNspObjective, SpanQaObjective
+    from bertjax.objectives import registry
+    from bertjax.parallel.mesh import make_mesh
+    from bertjax.parallel.mesh_shape import merge_rules
+    from bertjax.training import run_context
+    from bertjax.training.program import TrainProgram
 
     model = model_config(shape, options.pop("attention_dropout", 0.1))
     if not dropout:
         model = model.model_copy(update={"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0})
     stage = {"name": "bench", "data": {"source": {"kind": "stdlib_docs"}}, "steps": 1000}
     config = Config.model_validate({"model": model.model_dump(), "run": options, "stages": [stage]})
-    mesh = meshes.make_mesh(config.mesh)
-    learns = objectives.build(SpanQaObjective() if objective == "span_qa" else MlmNsp())
-    return Program(
+    mesh = make_mesh(config.mesh)
+    learns = registry.build(SpanQaObjective() if objective == "span_qa" else MlmNspObjective())
+    return TrainProgram(
         model=model,
         objective=learns,
         heads=learns.heads,
-        optimizer=Adam(),
+        optimizer=AdamW(),
         steps=1000,
         grad_accum=1,
-        execution=setup.execution(config, mesh),
+        compute=run_context.compute_options(config, mesh),
         mesh=mesh,
-        rules=meshes.rules({}),
+        rules=merge_rules({}),
     )
 
 
@@ -120,11 +121,12 @@ def stepper(program, rows: dict[str, np.ndarray], groups: tuple[str, ...] | None
     import jax
 
     from bertjax.training import freezing
+    from bertjax.training.step import jit_train_step
 
     params = program.initialize(jax.random.key(0))
-    state = program.start(params, groups or freezing.groups_of(params), jax.random.key(1))
+    state = program.init_state(params, groups or freezing.param_groups(params), jax.random.key(1))
     put = jax.device_put(rows, program.batch_sharding())
-    compiled = program.jit_train_step(state).lower(state, put).compile()
+    compiled = jit_train_step(program, state).lower(state, put).compile()
 
     def step():  # noqa: ANN202
         nonlocal state

@@ -25,16 +25,16 @@ def batch(shape: tuple[int, ...], seed: int) -> dict[str, np.ndarray]:
 
 def build(shape: tuple[int, ...], **options):  # noqa: ANN003, ANN201
     """The shipped Program of a shape; `options` are keys of the configuration's `run`."""
-    from bertjax.training.allocator import cpu_only, keep_freed_memory
+    from bertjax.parallel.host_allocator import cpu_only, keep_freed_memory
+    from bertjax.parallel.mesh import make_mesh
 
     if cpu_only():  # as the commands do, before jax starts its threads
         keep_freed_memory()
     from pathlib import Path
 
-    from bertjax.config.load import build as config_of
-    from bertjax.data.tokenizers import Tokenizer
-    from bertjax.parallel import mesh as meshes
-    from bertjax.training.setup import Job
+    from bertjax.config.loading.load import build as config_of
+    from bertjax.data.tokenizers.load import Tokenizer
+    from bertjax.training.run_context import RunContext
 
     layers, d_model, heads, d_kv, d_ff, *_ = shape
     model = {
@@ -50,7 +50,7 @@ def build(shape: tuple[int, ...], **options):  # noqa: ANN003, ANN201
     }
     config = config_of({"model": model, "tokenizer": {"kind": "sentencepiece"}, "run": options, "stages": [stage]})
     tokenizer: Tokenizer = None  # type: ignore[assignment]  # a program does not read text
-    return Job(config, Path(), meshes.make_mesh(config.mesh), tokenizer).program(config.stages[0], 10000)
+    return RunContext(config, Path(), make_mesh(config.mesh), tokenizer).program(config.stages[0], 10000)
 
 
 def theirs(shape: tuple[int, ...], device: str = "cpu", compiled: bool = False):  # noqa: ANN201

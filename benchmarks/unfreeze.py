@@ -19,12 +19,12 @@ from turns import provenance, take_turns
 
 
 def measure(shape_name: str, rounds: int, embeddings: str) -> dict[str, Any]:
-    from bertjax.config.training_schema import Trainable
+    from bertjax.config.schema.training import Trainable
     from bertjax.training import freezing
 
     shape = SHAPES[shape_name]
     program = build(shape, objective="span_qa")
-    groups = freezing.groups_of(program.abstract_params())
+    groups = freezing.param_groups(program.abstract_params())
     plan = freezing.episodes(Trainable(kind="gradual", embeddings=embeddings), groups, 1000)
     variants = {"full": groups} | {f"episode_{n}": episode.groups for n, episode in enumerate(plan)}
     rows = spans(batch(shape, shape[3], 0))

@@ -9,13 +9,13 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOME = {
-    "Config": "bertjax.config.schema",
-    "load": "bertjax.config.load",
-    "Tokenizer": "bertjax.data.tokenizers",
-    "apply_model": "bertjax.models.family",
+    "Config": "bertjax.config.schema.run",
+    "load": "bertjax.config.loading.load",
+    "Tokenizer": "bertjax.data.tokenizers.load",
+    "build_model": "bertjax.models.registry",
     "train": "bertjax.training.loop",
-    "fill_mask": "bertjax.evaluation.probes",
-    "answer": "bertjax.evaluation.probes",
+    "fill_mask": "bertjax.evaluation.predict",
+    "answer": "bertjax.evaluation.predict",
 }
 
 __all__ = ["__version__", *_HOME]

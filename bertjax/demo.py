@@ -25,31 +25,31 @@ def main() -> int:
     if not CONFIG.is_file():
         print(f"{CONFIG}: not found; run the demo from a checkout of the project", file=sys.stderr)
         return 2
-    title("1  Train the tokenizer, pre-train BERT (MLM + NSP), fine-tune on questions with gradual unfreezing")
-    bertjax("train", str(CONFIG))
-    title("2  The same fine-tuning from random weights, to see what pre-training gave")
-    bertjax("train", str(CONFIG.with_name("demo_random.yaml")))
-    title("3  Restore the checkpoints in fresh processes and score them on modules never seen in training")
-    scores = evaluated(run), evaluated(scratch)
+    print_title("1  Train the tokenizer, pre-train BERT (MLM + NSP), fine-tune on questions with gradual unfreezing")
+    run_bertjax("train", str(CONFIG))
+    print_title("2  The same fine-tuning from random weights, to see what pre-training gave")
+    run_bertjax("train", str(CONFIG.with_name("demo_random.yaml")))
+    print_title("3  Restore the checkpoints in fresh processes and score them on modules never seen in training")
+    scores = evaluate_run(run), evaluate_run(scratch)
     baselines = write_baselines(run, scores[1])
-    title("4  Fill masks, answer questions")
+    print_title("4  Fill masks, answer questions")
     show_masks(run)
     show_answers(run)
-    title("5  A T5: span corruption, then a mixture of it and questions, answers generated token by token")
+    print_title("5  A T5: span corruption, then a mixture of it and questions, answers generated token by token")
     generated = text_to_text(root / "demo-t5")
-    title("6  The reports")
-    bertjax("report", str(run))
-    bertjax("report", str(root / "demo-t5"))
+    print_title("6  The reports")
+    run_bertjax("report", str(run))
+    run_bertjax("report", str(root / "demo-t5"))
     print_table(scores[0], [*baselines, generated])
     print(f"\nThe whole demo took {time.monotonic() - began:.0f} s.")
     return 0
 
 
-def title(text: str) -> None:
+def print_title(text: str) -> None:
     print(f"\n\033[1m{text}\033[0m" if sys.stdout.isatty() else f"\n== {text}", flush=True)
 
 
-def bertjax(*arguments: str, capture: bool = False) -> str:
+def run_bertjax(*arguments: str, capture: bool = False) -> str:
     """Run one command as a user would; a failure ends the demo with the command's own exit code."""
     print("$ bertjax " + " ".join(f"'{a}'" if re.search(r"[\s\[\]?]", a) else a for a in arguments), flush=True)
     command = [sys.executable, "-m", "bertjax", *arguments]
@@ -59,8 +59,8 @@ def bertjax(*arguments: str, capture: bool = False) -> str:
     return done.stdout or ""
 
 
-def evaluated(run: Path) -> dict[str, float]:
-    out = bertjax("evaluate", str(run), "--stage", "qa", capture=True)
+def evaluate_run(run: Path) -> dict[str, float]:
+    out = run_bertjax("evaluate", str(run), "--stage", "qa", capture=True)
     scores = json.loads(out)["scores"]["unseen_modules"]
     print(f"exact match {scores['exact']:.1f}  F1 {scores['f1']:.1f}  over {scores['total']:.0f} questions")
     return scores
@@ -68,12 +68,12 @@ def evaluated(run: Path) -> dict[str, float]:
 
 def text_to_text(run: Path) -> dict[str, Any]:
     """Trains and scores the T5 and shows what it writes -> its row of the table."""
-    bertjax("train", str(CONFIG.with_name("demo_t5.yaml")))
+    run_bertjax("train", str(CONFIG.with_name("demo_t5.yaml")))
     kept = json.loads((run / "evaluations" / "01-multitask" / "unseen_modules.json").read_text())
     show_samples(kept["samples"][:3])
     sample = kept["samples"][3]
     prompts = (f"question: {sample['question']} context: {sample['context']}", SPAN)
-    for row in json.loads(bertjax("predict", "generate", str(run), *prompts, "--json", capture=True)):
+    for row in json.loads(run_bertjax("predict", "generate", str(run), *prompts, "--json", capture=True)):
         print(f"      -> {row['generated']}")
     scores = kept["scores"]
     print(f"exact match {scores['exact']:.1f}  F1 {scores['f1']:.1f}  over {scores['total']:.0f} questions")
@@ -83,12 +83,12 @@ def text_to_text(run: Path) -> dict[str, Any]:
 # ---- baselines ------------------------------------------------------------------------------------------------------
 
 
-def questions(split: str) -> Questions:
-    from bertjax.data import stdlib_docs
+def load_questions(split: str) -> Questions:
+    from bertjax.data.sources.stdlib import docs
 
     return [
         (qa["id"], paragraph["context"], [answer["text"] for answer in qa["answers"]])
-        for article in stdlib_docs.squad(split)["data"]
+        for article in docs.squad(split)["data"]
         for paragraph in article["paragraphs"]
         for qa in paragraph["qas"]
     ]
@@ -115,10 +115,10 @@ def random_span(train: Questions, heldout: Questions) -> dict[str, str]:
 
 def write_baselines(run: Path, scratch: dict[str, float]) -> list[dict[str, Any]]:
     """Scores to read the model's by -> as kept in baselines.json for the report."""
-    from bertjax.data import stdlib_docs
-    from bertjax.evaluation.squad import score
+    from bertjax.data.sources.stdlib import docs
+    from bertjax.evaluation.metrics.squad import score
 
-    train, heldout, gold = questions("train"), questions("heldout"), stdlib_docs.squad("heldout")
+    train, heldout, gold = load_questions("train"), load_questions("heldout"), docs.squad("heldout")
     found = [{"name": "same fine-tuning from random weights", "exact": scratch["exact"], "f1": scratch["f1"]}]
     for name, guess in (("majority span", majority_span), ("random span", random_span)):
         scores = score(gold, guess(train, heldout))
@@ -145,7 +145,7 @@ SPAN = "Return True if the <extra_id_0> is empty."
 
 def show_masks(run: Path) -> None:
     checkpoint = run / "checkpoints" / "00-pretrain"
-    found = json.loads(bertjax("predict", "fill-mask", str(checkpoint), *SENTENCES, capture=True))
+    found = json.loads(run_bertjax("predict", "fill-mask", str(checkpoint), *SENTENCES, capture=True))
     for row in found:
         guesses = ", ".join(f"{g['token']} {100 * g['probability']:.0f}%" for g in row["masks"][0][:4])
         print(f"  {row['text']}\n      -> {guesses}")
@@ -157,7 +157,7 @@ def show_answers(run: Path) -> None:
     show_samples(kept[:4])
     sample = kept[4]
     asked = ("--question", sample["question"], "--context", sample["context"])
-    for guess in json.loads(bertjax("predict", "answer", str(run), *asked, capture=True))["candidates"]:
+    for guess in json.loads(run_bertjax("predict", "answer", str(run), *asked, capture=True))["candidates"]:
         print(f"      -> {guess['text']}  {100 * guess['probability']:.0f}%")
 
 

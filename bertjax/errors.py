@@ -31,7 +31,7 @@ class StoppedSafely(BertjaxError):
     exit_code = 75
 
 
-def printable(message: str) -> str:
+def escape_unprintable(message: str) -> str:
     """A message on one line that quotes what others wrote: line ends, control characters and halves of surrogate pairs
     are escaped."""
     if message.isprintable():

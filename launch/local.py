@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for attempt in range(arguments.retries + 1):
         processes = Processes(arguments.processes, arguments.devices, arguments.command)
         code = processes.run()
-        if code != outcome.AGAIN or processes.told or attempt == arguments.retries:
+        if code != outcome.AGAIN or processes.stop_requested or attempt == arguments.retries:
             break
         print(f"launch: stopped (75), again: {attempt + 1} of {arguments.retries} retries", flush=True)
     if code:
@@ -47,10 +47,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 class Processes:
-    """One start of all processes. `told`: a signal asked us to stop."""
+    """One start of all processes. `stop_requested`: a signal asked us to stop."""
 
     def __init__(self, count: int, devices: int, command: Sequence[str]) -> None:
-        self.told = False
+        self.stop_requested = False
         self._printing = threading.Lock()
         self._argv = [_python(), "-m", "bertjax", *command]
         self._width = len(str(count - 1))
@@ -63,7 +63,7 @@ class Processes:
         before = {number: signal.signal(number, self._pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             for environment in self._environments:
-                if self.told:
+                if self.stop_requested:
                     break
                 # A session each, or Ctrl-C at a terminal would reach them twice.
                 self._running.append(
@@ -105,7 +105,7 @@ class Processes:
             time.sleep(0.05)
 
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
-        self.told = True
+        self.stop_requested = True
         for process in self._running:
             if process.poll() is None:
                 process.send_signal(number)

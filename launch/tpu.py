@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         signal.signal(signal.SIGTERM, _interrupt)
         folder = tpu_state.Folder(arguments.state_dir, pod.name)
-        with folder.held():
+        with folder.locked():
             state = tpu_state.begin(folder, command, arguments.repo, arguments.ref)
             repo = tpu_state.repo_of(state, arguments.repo)
             launcher = Launcher(pod, folder, state, options, command, repo)
@@ -69,8 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _carry_through(launcher: Launcher) -> int:
     if launcher.state.status == "finished":
-        again = launcher.folder.state_file
-        launcher.folder.note(f"{launcher.pod.name}: finished before; remove {again} to run it again")
+        again = launcher.state_dir.state_file
+        launcher.state_dir.note(f"{launcher.pod.name}: finished before; remove {again} to run it again")
         launcher.finish()
         return 0
     try:
@@ -78,7 +78,7 @@ def _carry_through(launcher: Launcher) -> int:
     except Stop as stop:
         if stop.code == 75 and launcher.state.retries > launcher.options.max_retries:
             launcher.state.retries = 0  # the next call has retries of its own
-            launcher.folder.save(launcher.state)
+            launcher.state_dir.save(launcher.state)
             launcher.finish()
         else:
             _tell_what_runs(launcher)
@@ -238,7 +238,7 @@ def _dry_run(pod: Pod, options: Options, command: list[str], arguments: argparse
 
 def _tell_what_runs(launcher: Launcher) -> None:
     pod = launcher.pod
-    if not launcher.made:
+    if not launcher.pod_seen:
         return
     print(
         f"launch: {pod.name} may still be there, and cost money; if training was started, it goes on.", file=sys.stderr

@@ -33,13 +33,13 @@ _ABSENT_MODEL = re.compile(r"(?:.*: )?model\.config_from: (.+): no such folder")
 CHECK = (
     "import json, sys\n"
     "try:\n"
-    "    from bertjax.config.load import load\n"
+    "    from bertjax.config.loading.load import load\n"
     "    from bertjax.errors import BertjaxError\n"
-    "    from bertjax.plan.target import about\n"
+    "    from bertjax.plan.launch_info import launch_info\n"
     "except ImportError as error:\n"
     "    print(f'not checked here: {error}'); sys.exit()\n"
     "try:\n"
-    "    print(json.dumps(about(load(sys.argv[3], sys.argv[4:]), int(sys.argv[1]), int(sys.argv[2]))))\n"
+    "    print(json.dumps(launch_info(load(sys.argv[3], sys.argv[4:]), int(sys.argv[1]), int(sys.argv[2]))))\n"
     "except BertjaxError as error:\n"
     "    print(error, file=sys.stderr); sys.exit(2)\n"
 )
@@ -57,7 +57,7 @@ class Place:
     shared: bool = False
     keep: bool = False
 
-    def holds(self, path: str) -> bool:
+    def is_mounted(self, path: str) -> bool:
         """Whether a path, as training takes it, is in a mounted folder."""
         full = path if path.startswith("/") else f"{self.cwd}/{path}" if self.cwd else ""
         full = posixpath.normpath(full) if full else ""  # /mnt/share/../x is not in /mnt/share
@@ -109,7 +109,7 @@ def check_repo(url: str, place: Place) -> None:
     if _URL.fullmatch(url):
         return
     path = re.sub(r"^file://", "", url)
-    if not (path.startswith("/") and place.holds(path)):
+    if not (path.startswith("/") and place.is_mounted(path)):
         raise Stop(
             f"--repo: {redact(url)}: the workers cannot clone it; give a URL such as https://host/owner/name.git"
         )
@@ -147,7 +147,7 @@ def _ask(pod: Pod, command: Sequence[str], found: Findings, place: Place, repo: 
         lines = done.stderr.strip().splitlines()
         absent = {line: match[1] for line in lines if (match := _ABSENT_MODEL.fullmatch(line))}
         for line in lines:
-            if line in absent and place.holds(absent[line]):  # the workers have it, this machine has not
+            if line in absent and place.is_mounted(absent[line]):  # the workers have it, this machine has not
                 said = f"mesh, batches and files not checked: model.config_from {absent[line]} is not here"
                 found.notes.append(f"{name}: {said}")
             else:
@@ -171,7 +171,7 @@ def _check_root(pod: Pod, root: str | None, place: Place, found: Findings) -> No
         return
     if root is not None and _SCHEME.match(root):
         found.problems.append(f"run.root: {root}: only a folder of a mounted file system works; {advice}")
-    elif place.shared or (root is not None and place.holds(root)):
+    elif place.shared or (root is not None and place.is_mounted(root)):
         return
     elif root is None:
         found.notes.append(f"{many}: run.root is not known here; {advice}")
@@ -188,7 +188,7 @@ def _check_root(pod: Pod, root: str | None, place: Place, found: Findings) -> No
 def _check_paths(paths: Sequence[Sequence[str]], place: Place, found: Findings) -> None:
     """What the run reads: in a mounted folder, in an object store, or a file of the code, or it will not be there."""
     for key, path in paths:
-        if "://" in path or place.holds(path):
+        if "://" in path or place.is_mounted(path):
             continue
         if path.startswith(("/", "~")) or place.cwd:
             found.notes.append(f"{key}: {path}: is in no folder of --nfs; the workers' own disks must have it")

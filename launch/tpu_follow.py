@@ -61,12 +61,12 @@ class Stream:
         *whole, self._rest = (self._rest + data.decode(errors="replace")).split("\n")
         return whole
 
-    def last_words(self) -> str:
+    def last_line(self) -> str:
         """The last line that gcloud wrote."""
         words = self._file.read_text(encoding="utf-8", errors="replace").split("\n")
         return next((line.strip()[:300] for line in reversed(words) if line.strip()), "nothing was said")
 
-    def end(self) -> None:
+    def close(self) -> None:
         """Closes the connection; what runs on the workers goes on."""
         if self._process is None or self._process.poll() is not None:
             return
@@ -96,10 +96,10 @@ class Follower:
         self._several = len(nodes) > 1
         self._expected = {(node.index, worker) for node in nodes for worker in range(node.workers)}
         self._streams = [Stream(n, argv(n), logs / f"gcloud-{verb}-{n.index}.log") for n in nodes]
-        self._outcome = Outcome()
+        self._result = Outcome()
         self._failed_at: float | None = None
         # A connection made again, by us or by gcloud, brings all lines once more: pass over those that were here.
-        self._had = {key: _count(self._log(key)) if verb == "run" else 0 for key in self._expected}
+        self._printed_before = {key: _count(self._log(key)) if verb == "run" else 0 for key in self._expected}
         self._seen = dict.fromkeys(self._expected, 0)
 
     def run(self) -> Outcome:
@@ -108,41 +108,41 @@ class Follower:
             stream.start()
         asked = time.monotonic()
         try:
-            while not self._over():
+            while not self._is_over():
                 time.sleep(min(0.2, self._poll))
                 for stream in self._streams:
                     alive = stream.running()  # asked before the lines, or the last could be missed
-                    self._take(stream)
+                    self._read_lines(stream)
                     if not alive and not self._complete(stream.node):
                         self._reconnect(stream)
-                if time.monotonic() - asked >= self._poll and not self._over():
-                    self._outcome.lost = self._outcome.lost or self._watch()
+                if time.monotonic() - asked >= self._poll and not self._is_over():
+                    self._result.lost = self._result.lost or self._watch()
                     asked = time.monotonic()
         finally:
             for stream in self._streams:
-                stream.end()
-        return self._outcome
+                stream.close()
+        return self._result
 
-    def _over(self) -> bool:
-        if self._outcome.lost or self._outcome.codes.keys() >= self._expected:
+    def _is_over(self) -> bool:
+        if self._result.lost or self._result.codes.keys() >= self._expected:
             return True
         return self._failed_at is not None and time.monotonic() - self._failed_at > GRACE
 
     def _complete(self, node: Node) -> bool:
-        return all((node.index, worker) in self._outcome.codes for worker in range(node.workers))
+        return all((node.index, worker) in self._result.codes for worker in range(node.workers))
 
     def _reconnect(self, stream: Stream) -> None:
         if lost := self._watch():
-            self._outcome.lost = lost
+            self._result.lost = lost
         elif stream.reconnects == RECONNECTS:
-            self._outcome.lost = f"no answer from {stream.node.name}: {stream.last_words()}"
+            self._result.lost = f"no answer from {stream.node.name}: {stream.last_line()}"
         else:
             stream.reconnects += 1
             print(f"launch: the connection to {stream.node.name} ended; connecting again", flush=True)
             time.sleep(min(self._poll, 10.0))
             stream.start()
 
-    def _take(self, stream: Stream) -> None:
+    def _read_lines(self, stream: Stream) -> None:
         for line in stream.lines():
             found = _LINE.search(line)
             if found is None or (int(found[1]), int(found[2])) not in self._expected:
@@ -150,24 +150,24 @@ class Follower:
             key, text = (int(found[1]), int(found[2])), found[3]
             if _BEGIN.fullmatch(text):
                 self._seen[key] = 0
-            elif told := _EXIT.fullmatch(text):
-                if told[1] == self._verb:
-                    self._tell(key, int(told[2]))
+            elif exited := _EXIT.fullmatch(text):
+                if exited[1] == self._verb:
+                    self._record_exit(key, int(exited[2]))
             else:
                 self._seen[key] += 1
-                if self._seen[key] > self._had[key]:
+                if self._seen[key] > self._printed_before[key]:
                     stream.reconnects = 0
                     self._pass_on(key, text)
 
     def _pass_on(self, key: tuple[int, int], text: str) -> None:
         if self._verb == "run":
-            self._had[key] = self._seen[key]
+            self._printed_before[key] = self._seen[key]
         with open(self._log(key), "a", encoding="utf-8") as log:
             log.write(text + "\n")
         print(f"[{f's{key[0]} ' if self._several else ''}w{key[1]}] {text}", flush=True)
 
-    def _tell(self, key: tuple[int, int], code: int) -> None:
-        self._outcome.codes[key] = code
+    def _record_exit(self, key: tuple[int, int], code: int) -> None:
+        self._result.codes[key] = code
         if code and self._failed_at is None:
             self._failed_at = time.monotonic()
 

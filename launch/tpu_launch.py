@@ -52,20 +52,23 @@ class Remote:
         self._command, self._revision, self._repo, self._options = command, revision, repo, options
 
     def setup(self, slice_: int) -> list[str]:
-        own = self._own("setup", slice_) + [f"--nfs={share}" for share in self._options.nfs]
+        own = self._worker_command("setup", slice_) + [f"--nfs={share}" for share in self._options.nfs]
         if self._repo:
             return ["bash", "-c", CLONE, "clone", self.code, self._repo, self._revision, *own]
         return ["bash", "-c", UNPACK, "unpack", self.code, f"code-{self._revision}.tar.gz", *own]
 
     def run(self, slice_: int, attempt: int) -> list[str]:
-        own = self._own("run", slice_) + [f"--attempt={attempt}", *(f"--env={pair}" for pair in self._options.env)]
+        own = self._worker_command("run", slice_) + [
+            f"--attempt={attempt}",
+            *(f"--env={pair}" for pair in self._options.env),
+        ]
         own += [f"--cwd={self._options.cwd}"] if self._options.cwd else []
         return ["python3", *own, "--", ".venv/bin/python", "-m", "bertjax", "train", *self._command]
 
     def stop(self) -> list[str]:
-        return ["python3", *self._own("stop", 0)]
+        return ["python3", *self._worker_command("stop", 0)]
 
-    def _own(self, verb: str, slice_: int) -> list[str]:
+    def _worker_command(self, verb: str, slice_: int) -> list[str]:
         return [
             f"{self.code}/launch/tpu_worker.py",
             verb,
@@ -82,53 +85,53 @@ class Launcher:
         self, pod: Pod, folder: Folder, state: State, options: Options, command: Sequence[str], repo: str | None
     ) -> None:
         """`command` and `repo`: as the state has them, with their secrets."""
-        self.pod, self.folder, self.state, self.options = pod, folder, state, options
-        self.made = False  # whether the pod was seen or created in this call
+        self.pod, self.state_dir, self.state, self.options = pod, folder, state, options
+        self.pod_seen = False  # whether the pod was seen or created in this call
         self.remote = Remote(pod.name, command, state.source["revision"], repo, options)
 
     def run(self) -> int:
         """Until the job is done or has a reason to stop; returns its exit code. Stop when it cannot go on."""
         while True:
-            created = self._machines()
-            began = self._attempt(created)
+            created = self._wait_for_pod()
+            began = self._run_attempt(created)
             code = outcome.worst(began.codes.values())
             if code not in (0, outcome.AGAIN):
-                return self._end("failed", code, self._said(began, code))
+                return self._end("failed", code, self._failure_line(began, code))
             if code == 0 and not began.lost:
                 return self._end("finished", 0, "")
-            self._again(began)
+            self._prepare_retry(began)
 
     def finish(self) -> None:
         """Deletes the pod if it is there."""
-        code, _, err = self.folder.call(self.pod.describe())
+        code, _, err = self.state_dir.call(self.pod.describe())
         if not self.options.keep and not (code and gcloud.missing(err)):
-            self.folder.note(f"deleting {self.pod.name}")
+            self.state_dir.note(f"deleting {self.pod.name}")
             self._delete()
 
-    def _machines(self) -> str:
+    def _wait_for_pod(self) -> str:
         """Waits for the pod, creating it where it is not, and again where it is gone; its creation time."""
         shown, since = "", time.monotonic()
         while True:
-            code, out, err = self.folder.call(self.pod.describe())
+            code, out, err = self.state_dir.call(self.pod.describe())
             if code and gcloud.missing(err):
                 self._create()
                 continue
             if code and not gcloud.passing(err):
                 raise Stop(gcloud.complaint(err))
             found = "" if code else gcloud.state_of(out)
-            self.made = self.made or bool(found)
+            self.pod_seen = self.pod_seen or bool(found)
             if found and (found != shown or time.monotonic() - since > SAY_AGAIN):
-                self.folder.note(f"{self.pod.name} is {found}")
+                self.state_dir.note(f"{self.pod.name} is {found}")
                 shown, since = found, time.monotonic()
             if found == "ACTIVE":
-                return self._known(out)
+                return self._check_pod(out)
             if found in ("SUSPENDED", "FAILED"):
-                self._retry(f"{self.pod.name} is {found}")
+                self._count_retry(f"{self.pod.name} is {found}")
                 self._replace()
                 shown = ""
             time.sleep(self.options.poll)
 
-    def _known(self, reply: str) -> str:
+    def _check_pod(self, reply: str) -> str:
         kind, created = gcloud.type_of(reply), str(json.loads(reply).get("createTime", ""))
         if kind and kind.lower() != self.pod.type:
             raise Stop(f"{self.pod.name} is there already, as {kind}; give another --name or --type={kind}")
@@ -137,29 +140,29 @@ class Launcher:
         return created
 
     def _create(self) -> None:
-        self.folder.note(f"creating {self.pod.name}: {self.pod.type}, {self.pod.capacity}")
+        self.state_dir.note(f"creating {self.pod.name}: {self.pod.type}, {self.pod.capacity}")
         pause = self.options.poll
         while True:
-            code, _, err = self.folder.call(self.pod.create())
+            code, _, err = self.state_dir.call(self.pod.create())
             if code == 0 or "ALREADY_EXISTS" in err or "already exists" in err:
-                self.made = True
+                self.pod_seen = True
                 return
             if not gcloud.passing(err):
                 raise Stop(gcloud.complaint(err))
-            self._retry(gcloud.complaint(err))
+            self._count_retry(gcloud.complaint(err))
             time.sleep(pause)
             pause = min(2 * pause, LONGEST)
 
     def _delete(self) -> None:
         """Stop when it does not go away."""
         for _ in range(5):
-            code, _, err = self.folder.call(self.pod.delete())
+            code, _, err = self.state_dir.call(self.pod.delete())
             if code == 0 or gcloud.missing(err):
                 return
             time.sleep(self.options.poll)
         raise Stop(f"{self.pod.name} could not be deleted ({gcloud.complaint(err)}); it may still cost money", 4)
 
-    def _attempt(self, created: str) -> Outcome:
+    def _run_attempt(self, created: str) -> Outcome:
         """Sets up and starts, or follows what was started before."""
         nodes = self._nodes()
         ready = f"{created} {self.state.source['revision']}"
@@ -168,20 +171,20 @@ class Launcher:
             if lost:
                 return Outcome(lost=lost)
             self.state.started, self.state.began = True, time.time()
-            self.folder.save(self.state)
+            self.state_dir.save(self.state)
             workers = sum(node.workers for node in nodes)
-            self.folder.note(f"attempt {self.state.attempt}: training on {workers} worker{'s' * (workers > 1)}")
+            self.state_dir.note(f"attempt {self.state.attempt}: training on {workers} worker{'s' * (workers > 1)}")
         else:
-            self.folder.note(f"attempt {self.state.attempt} was started before: following it")
+            self.state_dir.note(f"attempt {self.state.attempt} was started before: following it")
         return self._follow(nodes, "run", lambda n: self.remote.run(n.index, self.state.attempt))
 
     def _nodes(self) -> list[Node]:
         """The slices and how many workers each has. Stop when gcloud does not say."""
-        code, out, err = self.folder.call(self.pod.describe())
+        code, out, err = self.state_dir.call(self.pod.describe())
         names = [] if code else gcloud.nodes_of(out)
         nodes = []
         for index, name in enumerate(names):
-            code, out, err = self.folder.call(self.pod.describe_node(name))
+            code, out, err = self.state_dir.call(self.pod.describe_node(name))
             if code:
                 break
             nodes.append(Node(name, index, gcloud.workers_of(out)))
@@ -195,25 +198,27 @@ class Launcher:
         """Code and packages on every worker; why the pod is lost, or nothing. Stop when that fails there."""
         reached_before = bool(self.state.ready)
         if self.state.ready != ready:
-            self.folder.note(f"sending the code ({self.state.source['revision'][:12]}) and installing it")
+            self.state_dir.note(f"sending the code ({self.state.source['revision'][:12]}) and installing it")
             lost = "" if self.state.source["repo"] else self._copy(nodes)
             if lost:
                 return self._unreachable(lost, reached_before)
         done = self._follow(nodes, "setup", lambda n: self.remote.setup(n.index))
         code = outcome.worst(done.codes.values())
         if code:
-            raise Stop(f"setting up failed: {self._said(done, code, 'setup')}; {self.pod.name} is kept, run this again")
+            raise Stop(
+                f"setting up failed: {self._failure_line(done, code, 'setup')}; {self.pod.name} is kept, run this again"
+            )
         if done.lost:
             return self._unreachable(done.lost, reached_before)
         self.state.ready = ready
-        self.folder.save(self.state)
+        self.state_dir.save(self.state)
         return ""
 
     def _copy(self, nodes: Sequence[Node]) -> str:
-        archive = self.folder.path / self.state.source["archive"]
+        archive = self.state_dir.path / self.state.source["archive"]
         for node in nodes:
             for tries in range(3):
-                code, _, err = self.folder.call(self.pod.copy(archive, node.name))
+                code, _, err = self.state_dir.call(self.pod.copy(archive, node.name))
                 if code == 0:
                     break
                 if lost := self._lost():
@@ -233,20 +238,20 @@ class Launcher:
         def argv(node: Node) -> list[str]:
             return self.pod.ssh(node.name, remote(node))
 
-        return Follower(nodes, argv, self.folder.logs(self.state.attempt), verb, self.options.poll, self._lost).run()
+        return Follower(nodes, argv, self.state_dir.logs(self.state.attempt), verb, self.options.poll, self._lost).run()
 
     def _lost(self) -> str:
         """Why the pod is no longer ours, or nothing; when gcloud cannot tell, nothing."""
-        code, out, err = self.folder.call(self.pod.describe())
+        code, out, err = self.state_dir.call(self.pod.describe())
         if code:
             return f"{self.pod.name} is deleted" if gcloud.missing(err) else ""
         found = gcloud.state_of(out)
         return f"{self.pod.name} is {found}" if found in GONE else ""
 
-    def _again(self, ended: Outcome) -> None:
+    def _prepare_retry(self, ended: Outcome) -> None:
         """Prepares the next attempt: on the same machines if they are well, else on new ones."""
         lasted = time.time() - self.state.began > LASTED
-        self._retry(ended.lost or "training stopped after saving (75)")
+        self._count_retry(ended.lost or "training stopped after saving (75)")
         if not ended.lost and (lasted or not self.state.in_place) and not self._lost():
             self.state.in_place = 1
             self._next_attempt()
@@ -255,7 +260,7 @@ class Launcher:
             self._replace()
 
     def _replace(self) -> None:
-        self.folder.note(f"deleting {self.pod.name} to create it again")
+        self.state_dir.note(f"deleting {self.pod.name} to create it again")
         self._delete()
         self.state.in_place = 0
         self._next_attempt()
@@ -263,26 +268,26 @@ class Launcher:
     def _next_attempt(self) -> None:
         self.state.attempt += self.state.started
         self.state.started = False
-        self.folder.save(self.state)
+        self.state_dir.save(self.state)
 
-    def _retry(self, why: str) -> None:
+    def _count_retry(self, why: str) -> None:
         """Counts one; Stop when there were enough."""
         self.state.retries += 1
-        self.folder.save(self.state)
+        self.state_dir.save(self.state)
         if self.state.retries > self.options.max_retries:
             raise Stop(f"{why}; gave up after {self.options.max_retries} retries", outcome.AGAIN)
-        self.folder.note(f"{why}; retry {self.state.retries} of {self.options.max_retries}")
+        self.state_dir.note(f"{why}; retry {self.state.retries} of {self.options.max_retries}")
 
-    def _said(self, ended: Outcome, code: int, verb: str = "run") -> str:
+    def _failure_line(self, ended: Outcome, code: int, verb: str = "run") -> str:
         """The reason for a code in words, with the last line of the worker that left with it."""
         (s, w) = next(key for key, found in sorted(ended.codes.items()) if outcome.of_process(found) == code)
-        log = self.folder.logs(self.state.attempt) / f"{verb}-s{s}-w{w}.log"
+        log = self.state_dir.logs(self.state.attempt) / f"{verb}-s{s}-w{w}.log"
         lines = log.read_text(encoding="utf-8").strip().splitlines() if log.exists() else []
         return f"{outcome.reason(code)} on s{s} w{w}: {lines[-1] if lines else 'it said nothing'} (all of it: {log})"
 
     def _end(self, status: str, code: int, reason: str) -> int:
         self.state.status, self.state.code, self.state.reason = status, code, redact(reason)
-        self.folder.save(self.state)
-        self.folder.note("finished" if code == 0 else f"stopped: {reason}")
+        self.state_dir.save(self.state)
+        self.state_dir.note("finished" if code == 0 else f"stopped: {reason}")
         self.finish()
         return code

@@ -94,7 +94,7 @@ class Folder:
         return code, out, err
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def locked(self) -> Iterator[None]:
         """One launcher for each pod at a time."""
         self.path.mkdir(parents=True, exist_ok=True)
         with open(self.path / "lock", "w", encoding="utf-8") as file:

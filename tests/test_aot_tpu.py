@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from bertjax.cli import main
-from bertjax.config.load import build, load
+from bertjax.cli.main import main
+from bertjax.config.loading.load import build, load
 from bertjax.errors import UserError
-from bertjax.parallel.chips import NAMED, chip_of
+from bertjax.parallel.hardware import CHIPS_BY_NAME, find_chip
 from bertjax.plan import topologies
-from bertjax.plan.collectives import collectives
-from bertjax.plan.compile import compile_lowered, open_stage
-from bertjax.plan.hlo import Module, kernels
+from bertjax.plan.compile import build_stage_program, compile_lowered
+from bertjax.plan.hlo.collectives import find_collectives
+from bertjax.plan.hlo.module import HloModule, custom_kernels
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -35,23 +35,23 @@ NO_DROPOUT = {"attention_probs_dropout_prob": 0.0}
 def made(config, topology: str) -> dict:
     """Of the first stage's train step: bytes of one device, {kind: number of collectives}, {kernel: calls}."""
     devices = topologies.devices(topologies.parse(topology, config.mesh.slices))
-    outcome = compile_lowered(open_stage(config, config.stages[0], devices).lower, dump=True)
+    outcome = compile_lowered(build_stage_program(config, config.stages[0], devices).lower, dump=True)
     assert outcome.compiled is not None, outcome.reason
-    memory, module, counts = outcome.compiled.memory_analysis(), Module.of(outcome.text), Counter()
-    for one in collectives(module):
+    memory, module, counts = outcome.compiled.memory_analysis(), HloModule.of(outcome.text), Counter()
+    for one in find_collectives(module):
         counts[one.kind] += one.count
     kept = memory.argument_size_in_bytes + memory.temp_size_in_bytes
     return {
         "bytes": kept + memory.output_size_in_bytes - memory.alias_size_in_bytes,
         "collectives": dict(counts),
-        "kernels": kernels(module),
+        "kernels": custom_kernels(module),
     }
 
 
 @pytest.fixture(scope="module", autouse=True)
 def quiet_libtpu():
     before = dict(os.environ)
-    found = topologies.environment(topologies.parse("v5e:2x4"))
+    found = topologies.compiler_env(topologies.parse("v5e:2x4"))
     os.environ.update({name: value for name, value in found.items() if "TPU" in name})
     yield
     os.environ.clear()
@@ -66,7 +66,7 @@ def compiled(topology: str, *, model: dict, mesh: dict, rows: int, length: int, 
 
 
 def fits(found: dict) -> bool:
-    return found["bytes"] < NAMED["v5e"].memory
+    return found["bytes"] < CHIPS_BY_NAME["v5e"].memory
 
 
 def test_base_with_attention_dropout_takes_the_xla_path():
@@ -122,7 +122,7 @@ def test_topologies_the_compiler_knows(topology: str, devices: int):
     parsed = topologies.parse(topology)
     found = topologies.devices(parsed)
     assert len(found) == parsed.size == devices
-    assert topologies.parse(topology).chip == chip_of(found[0].device_kind)
+    assert topologies.parse(topology).chip == find_chip(found[0].device_kind)
 
 
 def test_slices_are_numbered():

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import bertjax
-from bertjax.cli import COMMANDS, main
+from bertjax.cli.main import COMMANDS, main
 from bertjax.errors import DivergedError, StoppedSafely, StorageError, UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -135,7 +135,7 @@ def test_mistakes_are_answered_in_one_line(here, capsys, argv, line):
 
 
 def test_train_hands_over_the_config_and_the_current_folder(here, fake, monkeypatch):
-    fake("bertjax.evaluation.evaluate", "build_evaluators")
+    fake("bertjax.evaluation.evaluators.build", "build_evaluators")
     calls = fake("bertjax.training.loop", "train")
     assert main(["train", "--mesh.fsdp", "2", "c.yaml", "run.seed=3", "--device", "cpu", "--run.name=x"]) == 0
     ((config, base, evaluators),) = calls
@@ -144,7 +144,7 @@ def test_train_hands_over_the_config_and_the_current_folder(here, fake, monkeypa
 
 
 def test_evaluate_prints_json(here, fake, capsys):
-    calls = fake("bertjax.evaluation.evaluate", "evaluate_command", {"f1": 0.5})
+    calls = fake("bertjax.evaluation.evaluators.build", "evaluate_command", {"f1": 0.5})
     out = said(capsys, ["evaluate", ".", "--step", "20", "--stage", "qa", "run.seed=1", "--name", "squad"], 0)
     assert json.loads(out) == {"f1": 0.5}
     said(capsys, ["evaluate", ".", "--best", "squad/f1", "--output", str(here / "scores"), "--dtype", "float32"], 0)
@@ -156,11 +156,11 @@ def test_evaluate_prints_json(here, fake, capsys):
 
 
 def test_predictions_take_text_as_it_is(here, fake, capsys):
-    calls = fake("bertjax.evaluation.probes", "fill_mask", ["é"])
+    calls = fake("bertjax.evaluation.predict", "fill_mask", ["é"])
     assert "é" in said(capsys, ["predict", "fill-mask", ".", "x = [MASK].y=1", "b", "--top-k", "2"], 0)
     assert calls == [(Path("."), ["x = [MASK].y=1", "b"], 2, {"overrides": []})]
     (here / "t.txt").write_text("context\n")
-    calls = fake("bertjax.evaluation.probes", "answer", [])
+    calls = fake("bertjax.evaluation.predict", "answer", [])
     said(capsys, ["predict", "answer", ".", "--question", "q=1?", "--context-file", "t.txt", "--dtype", "bfloat16"], 0)
     assert calls == [(Path("."), "q=1?", "context\n", 3, None, None, {"overrides": ["run.compute_dtype=bfloat16"]})]
 
@@ -168,7 +168,7 @@ def test_predictions_take_text_as_it_is(here, fake, capsys):
 def test_texts_to_generate_from(here, fake, capsys, monkeypatch):
     """From the command line, a file or standard input; options may stand between; plain text out, or JSON."""
     found = [{"text": "a", "generated": "é"}, {"text": "b", "generated": ""}]
-    calls = fake("bertjax.evaluation.probes", "generate", found)
+    calls = fake("bertjax.evaluation.predict", "generate", found)
     beams = "--beam 4 a b=1 --beam-rules transformers --length-penalty -0.5"
     assert said(capsys, f"predict generate . {beams}".split(), 0) == "é\n\n"
     (here / "t.txt").write_bytes("x y\r\n\nz\u2028z\n".encode())
@@ -221,7 +221,7 @@ def test_score_writes_its_output_whole(here, capsys):
     ],
 )
 def test_exit_codes(here, fake, capsys, error, code, text):
-    fake("bertjax.evaluation.evaluate", "build_evaluators")
+    fake("bertjax.evaluation.evaluators.build", "build_evaluators")
     fake("bertjax.training.loop", "train", error)
     err = said(capsys, ["train", "c.yaml"], code)
     assert err.startswith(text) and (code == 70) == ("Traceback" in err)
@@ -234,7 +234,7 @@ HEAVY = ("jax", "numpy", "flax", "grain", "orbax", "tokenizers")
 
 def after_main(argv: list[str], watched: tuple[str, ...]) -> tuple[int, list[str], str]:
     """Exit code, which of `watched` were imported, and stderr."""
-    code = f"import sys; from bertjax.cli import main; c = main({argv!r}); print()"
+    code = f"import sys; from bertjax.cli.main import main; c = main({argv!r}); print()"
     code += f"; print(c, *(sys.modules.keys() & {set(watched)!r}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     result, *modules = done.stdout.splitlines()[-1].split()
@@ -272,8 +272,8 @@ def test_public_names_are_found_on_demand():
 
 def test_doctor_finds_this_machine_fit_and_says_what_to_do_otherwise(here, capsys, monkeypatch):
     assert "\nready\n" in said(capsys, ["doctor"], 0)
-    monkeypatch.setattr("bertjax.doctor.REQUIRED", ("jax", "no-such-package"))
-    monkeypatch.setattr("bertjax.doctor._disk", lambda: (_ for _ in ()).throw(OSError("broken")))
+    monkeypatch.setattr("bertjax.tools.doctor.REQUIRED", ("jax", "no-such-package"))
+    monkeypatch.setattr("bertjax.tools.doctor._disk", lambda: (_ for _ in ()).throw(OSError("broken")))
     assert main(["doctor"]) == 2
     out = capsys.readouterr().out
     assert "pip install no-such-package" in out and "OSError: broken" in out and "not ready" in out

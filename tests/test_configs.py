@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from bertjax.config.load import dump, load
-from bertjax.config.schema import Config
+from bertjax.config.loading.load import dump, load
+from bertjax.config.schema.run import Config
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted(path.relative_to(ROOT / "configs").as_posix() for path in ROOT.glob("configs/**/*.yaml"))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from bertjax.command_table import COMMANDS
+from bertjax.cli.arguments import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))

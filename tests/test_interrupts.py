@@ -12,24 +12,24 @@ from pathlib import Path
 import pytest
 
 from bertjax import interrupts
-from bertjax.cli import main
-from bertjax.data import jobs
-from bertjax.data.stopping import stoppable
+from bertjax.cli.main import main
+from bertjax.data.jobs import jobs
+from bertjax.data.jobs.stopping import exit_on_signal
 from bertjax.errors import StoppedSafely
 
 ROOT = Path(__file__).resolve().parents[1]
 DEAF = """
 import hashlib, sys
-from bertjax.cli import main
-from bertjax import command_table
+from bertjax.cli.main import main
+from bertjax.cli import arguments
 
 def deaf(_):
     print("ready", flush=True)
     hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)  # minutes in one call of C, which lets other threads run
     return 0
 
-command = command_table.COMMANDS["doctor"]
-command_table.COMMANDS["doctor"] = command_table.Command(deaf, command.help, command.options, command.examples)
+command = arguments.COMMANDS["doctor"]
+arguments.COMMANDS["doctor"] = arguments.Command(deaf, command.help, command.options, command.examples)
 sys.exit(main(["doctor"]))
 """
 
@@ -50,10 +50,10 @@ def here(tmp_path, monkeypatch) -> Path:
 @pytest.mark.parametrize(
     ("argv", "function"),
     [
-        (["evaluate", "."], "bertjax.evaluation.evaluate.evaluate_command"),
-        (["predict", "fill-mask", ".", "A [MASK]."], "bertjax.evaluation.probes.fill_mask"),
-        (["predict", "generate", ".", "A text."], "bertjax.evaluation.probes.generate"),
-        (["export", ".", "out"], "bertjax.training.exchange.export_checkpoint"),
+        (["evaluate", "."], "bertjax.tools.evaluate.evaluate_command"),
+        (["predict", "fill-mask", ".", "A [MASK]."], "bertjax.evaluation.predict.fill_mask"),
+        (["predict", "generate", ".", "A text."], "bertjax.evaluation.predict.generate"),
+        (["export", ".", "out"], "bertjax.tools.convert_hf.export_checkpoint"),
     ],
 )
 def test_ctrl_c_is_one_line(here, monkeypatch, capsys, argv, function):
@@ -69,13 +69,13 @@ def test_a_preparation_keeps_what_is_finished(here, monkeypatch, capsys, number)
         os.kill(os.getpid(), number)
         time.sleep(5)
 
-    monkeypatch.setattr("bertjax.training.preparing.opened", stop)
+    monkeypatch.setattr("bertjax.tools.prepare.open_stage_data", stop)
     assert main(["prepare", "c.yaml"]) == 75
     assert capsys.readouterr().err == "stopped; what is finished is kept: run the same command again\n"
 
 
 @pytest.mark.parametrize(
-    ("block", "raised"), [(interrupts.interruptible, KeyboardInterrupt), (stoppable, StoppedSafely)]
+    ("block", "raised"), [(interrupts.interruptible, KeyboardInterrupt), (exit_on_signal, StoppedSafely)]
 )
 def test_a_signal_inside_a_callback_of_the_garbage_collector_is_not_lost(block, raised):
     """The interpreter ignores what is raised there, and jax has such a callback."""
@@ -102,25 +102,25 @@ def test_a_second_ctrl_c_ends_a_long_call():
         process.stdout.readline()
         began = time.monotonic()
         process.send_signal(signal.SIGINT)
-        time.sleep(interrupts.SAME_PRESS + 0.1)
+        time.sleep(interrupts.DEBOUNCE_SECONDS + 0.1)
         process.send_signal(signal.SIGINT)
         rest = process.stderr.read()
     assert process.returncode == 130 and rest == "interrupted\n"
-    assert time.monotonic() - began < interrupts.GRACE
+    assert time.monotonic() - began < interrupts.GRACE_SECONDS
 
 
 def test_two_signals_of_one_press_are_one():
-    presses = interrupts.Presses()
-    assert [presses.is_another() for _ in range(3)] == [False, False, False]
-    time.sleep(interrupts.SAME_PRESS + 0.01)
-    assert presses.is_another()
+    presses = interrupts.CtrlCCounter()
+    assert [presses.is_repeated() for _ in range(3)] == [False, False, False]
+    time.sleep(interrupts.DEBOUNCE_SECONDS + 0.01)
+    assert presses.is_repeated()
 
 
 def test_in_another_thread_nothing_is_changed():
     handlers = []
 
     def run() -> None:
-        with interrupts.interruptible(), stoppable():
+        with interrupts.interruptible(), exit_on_signal():
             handlers.append(signal.getsignal(signal.SIGINT))
 
     before = signal.getsignal(signal.SIGINT)
@@ -133,7 +133,7 @@ def test_in_another_thread_nothing_is_changed():
 def test_worker_processes_never_hear_ctrl_c():
     """Not even in the second in which they import: a terminal sends it to all, and the parent decides."""
     code = "import signal; print(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, []))"
-    with jobs._signals_held():
+    with jobs._sigint_blocked():
         inside = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     outside = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert (inside.stdout, outside.stdout) == ("True\n", "False\n")

@@ -9,18 +9,19 @@ from typing import Any
 import pytest
 
 import bertjax
-from bertjax import objectives
-from bertjax.config import data_schema, evaluation_schema, training_schema
-from bertjax.config.load import build
-from bertjax.config.places import bare, members
-from bertjax.data import chunks, hub, records, sources
+from bertjax.config.loading.introspect import union_members, unwrap
+from bertjax.config.loading.load import build
+from bertjax.config.schema import data, evaluation, sources, training
+from bertjax.data.preprocess.denoising import chunks
+from bertjax.data.sources import hub, records, text
 from bertjax.errors import UserError
-from bertjax.training import preflight
+from bertjax.objectives import registry
+from bertjax.training import validate
 
-SOURCES = members(bare(data_schema.Source)[0])
-OBJECTIVES = members(bare(training_schema.Objective)[0])
-PREPROCESS = members(bare(data_schema.Preprocess)[0])
-EVALUATIONS = members(bare(evaluation_schema.Evaluation)[0])
+SOURCES = union_members(unwrap(sources.Source)[0])
+OBJECTIVES = union_members(unwrap(training.Objective)[0])
+PREPROCESS = union_members(unwrap(data.Preprocess)[0])
+EVALUATIONS = union_members(unwrap(evaluation.Evaluation)[0])
 STAGE = {"stages": [{"name": "s", "data": {"source": {"files": ["a.txt"]}}, "steps": 1}]}
 
 
@@ -39,7 +40,7 @@ def here(tmp_path, monkeypatch) -> Path:
 
 
 def test_two_kinds_never_share_prepared_data(here):
-    found = {kind: sources.fingerprint(source(kind), here) for kind in SOURCES}
+    found = {kind: text.fingerprint(source(kind), here) for kind in SOURCES}
     assert len(SOURCES) >= 10 and len(set(found.values())) == len(SOURCES)
 
 
@@ -57,18 +58,18 @@ OTHER = {
 @pytest.mark.parametrize("kind", SOURCES)
 def test_every_option_of_a_source_is_in_its_fingerprint(here, kind):
     options = SOURCES[kind].model_fields.keys() - {"kind", "files", "name"}
-    plain = sources.fingerprint(source(kind), here)
+    plain = text.fingerprint(source(kind), here)
     for option in options:
-        assert sources.fingerprint(source(kind, **{option: OTHER[option]}), here) != plain, option
+        assert text.fingerprint(source(kind, **{option: OTHER[option]}), here) != plain, option
 
 
 def test_a_source_of_an_unknown_kind_is_refused_everywhere(here):
     new = SimpleNamespace(kind="new", text_field="text", files=["same.json"], model_dump=lambda **_: {"kind": "new"})
     for use in (
-        lambda: sources.fingerprint(new, here),
-        lambda: list(sources.stream_texts(new, here)),
-        lambda: list(sources.stream_documents(new, here)),
-        lambda: records.stream(new, here, None),
+        lambda: text.fingerprint(new, here),
+        lambda: list(text.stream_texts(new, here)),
+        lambda: list(text.stream_documents(new, here)),
+        lambda: records.stream_records(new, here, None),
     ):
         with pytest.raises(TypeError, match="source kind 'new' has no case in data/(sources|records).py"):
             use()
@@ -76,18 +77,18 @@ def test_a_source_of_an_unknown_kind_is_refused_everywhere(here):
 
 def test_an_objective_without_an_entry_is_one_clear_error(monkeypatch):
     config = build(STAGE)
-    monkeypatch.delitem(preflight._FITTING, "mlm_nsp")
-    with pytest.raises(UserError, match="stage 's': objective mlm_nsp has no entry in training/preflight.py"):
-        preflight.check_kinds(config, config.stages[0])
+    monkeypatch.delitem(validate._FITTING, "mlm_nsp")
+    with pytest.raises(UserError, match="stage 's': objective mlm_nsp has no entry in training/validate.py"):
+        validate.check_kinds(config, config.stages[0])
 
 
 def test_the_tables_cover_the_schema():
-    assert preflight._FITTING.keys() == OBJECTIVES.keys()
-    rows, scores = ({kind for fit in preflight._FITTING.values() for kind in fit[at]} for at in (0, 1))
+    assert validate._FITTING.keys() == OBJECTIVES.keys()
+    rows, scores = ({kind for fit in validate._FITTING.values() for kind in fit[at]} for at in (0, 1))
     assert rows == PREPROCESS.keys() and scores == EVALUATIONS.keys()
     for kind, section in OBJECTIVES.items():
-        assert objectives.build(section()).heads, kind
-    assert set(chunks.KINDS) < PREPROCESS.keys()
+        assert registry.build(section()).heads, kind
+    assert set(chunks.DENOISING_KINDS) < PREPROCESS.keys()
 
 
 def test_every_public_name_can_be_imported():

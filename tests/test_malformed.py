@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from bertjax.cli import main
+from bertjax.cli.main import main
 
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 VOCABULARY = SPECIALS + list("abcdefghijklmnopqrstuvwxyz") + [f"##{c}" for c in "abcdefghijklmnopqrstuvwxyz"]

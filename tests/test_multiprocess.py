@@ -14,28 +14,29 @@ import gloo
 import numpy as np
 import pytest
 
-from bertjax.config.load import load
-from bertjax.data.loader import open_batches
-from bertjax.training.setup import cache_of, load_tokenizer
-from bertjax.training.step_folders import committed_steps
+from bertjax.config.loading.load import load
+from bertjax.data.pipeline.loader import open_batches
+from bertjax.training.checkpoint.layout import committed_steps
+from bertjax.training.run_context import load_tokenizer, prepared_dir
 
 PLACE = """
 import sys
 from pathlib import Path
 import jax, numpy as np
-from bertjax.config.load import load
-from bertjax.parallel import distributed
-from bertjax.training import loop, setup
-from bertjax.training.lead import lead_first
+from bertjax.config.loading.load import load
+from bertjax.parallel import batches
+from bertjax.parallel.multihost import initialize
+from bertjax.training import loop, run_context
+from bertjax.parallel.multihost.primary import primary_first
 
-distributed.start()
+initialize.initialize_distributed()
 config, base = load("tiny.yaml", sys.argv[2:]), Path.cwd()
-job = lead_first(lambda: setup.open_job(config, base))
-plan = lead_first(lambda: loop.open_stage(job, 0, None))
+job = primary_first(lambda: run_context.open_run_context(config, base))
+plan = primary_first(lambda: loop.open_stage(job, 0, None))
 shards = {}
 for k in range(3):
     rows = plan.batches.batch(k, plan.rows)
-    placed = distributed.place(rows, plan.program.batch_sharding(), plan.stage.batch_size)
+    placed = batches.place(rows, plan.program.batch_sharding(), plan.stage.batch_size)
     for name, array in placed.items():
         assert array.shape[0] == plan.stage.batch_size and len(array.addressable_shards) == 2
         for shard in array.addressable_shards:
@@ -107,7 +108,7 @@ def test_two_processes_place_the_batches_of_one(tiny_project, tmp_path):
     assert said.count("examples in") == 1 and other_said == ""  # prepared once, and told once
     config = load(tiny_project / "tiny.yaml", overrides)
     tokenizer = load_tokenizer(config, tiny_project)
-    batches = open_batches(config, config.stages[0], tokenizer, base=tiny_project, cache=cache_of(config))
+    batches = open_batches(config, config.stages[0], tokenizer, base=tiny_project, cache=prepared_dir(config))
     shards = [np.load(tmp_path / f"shards-{index}.npz") for index in (0, 1)]
     assert not set(shards[0]) & set(shards[1])
     for k in range(3):

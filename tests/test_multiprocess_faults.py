@@ -19,8 +19,8 @@ from typing import Any
 import gloo
 import pytest
 
-from bertjax.training import goodput
-from bertjax.training.step_folders import committed_steps
+from bertjax.training.checkpoint.layout import committed_steps
+from bertjax.training.monitor import goodput
 
 ROOT = Path(__file__).parents[1]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -45,10 +45,10 @@ def at(place, seconds):
         return real(*args, **options)
     setattr(target, name, slow)
 
-from bertjax.cli import main
+from bertjax.cli.main import main
 if "SLOW" in os.environ:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    import bertjax.evaluation.evaluate, bertjax.training.loop
+    import bertjax.evaluation.evaluators.build, bertjax.training.loop
     at(os.environ["SLOW"], float(os.environ["FOR"]))
 sys.exit(main(sys.argv[1:]))
 """
@@ -219,14 +219,16 @@ def test_when_one_is_killed_the_other_leaves_with_75_and_the_run_goes_on(job, tm
     assert len(one) == 126 and one.keys() == other.keys()
     assert all(one[place]["loss"] == other[place]["loss"] for place in one), "bit for bit"
     spent = goodput.read(run)
-    assert spent is not None and spent.lives == 2 and spent.idle > 0
+    assert spent is not None and spent.attempts == 2 and spent.idle > 0
 
 
 @pytest.mark.parametrize(("what", "victim"), [("loader", 1), ("stop", 1), ("stop", 0)])
 def test_when_one_hangs_all_leave_with_75(job, tmp_path, what, victim):
     """A loader that never returns; a process that SIGSTOP holds, and that leaves when it may run again."""
     limits = ["run.watchdog={compile: 120, step: 6, evaluation: 120, save: 120}", "run.checkpoint.save_every=10000"]
-    slow = {"SLOW": f"bertjax.data.loader:Batches.batch:{victim}:30", "FOR": "10000"} if what == "loader" else {}
+    slow = (
+        {"SLOW": f"bertjax.data.pipeline.loader:Batches.batch:{victim}:30", "FOR": "10000"} if what == "loader" else {}
+    )
     run = tmp_path / "runs" / "hangs"
     with job("bert", "hangs", 2, "stages.pretrain.steps=5000", *limits, **slow) as running:
         until(lambda: steps_of(run) >= 15, running)
@@ -242,14 +244,14 @@ def test_when_one_hangs_all_leave_with_75(job, tmp_path, what, victim):
         ended = running.ended(60)
     assert {code for code, _, _ in ended.values()} == {75}, ended
     stacks = (run / f"hang-{1 - victim}.txt").read_text()
-    assert "no progress for" in stacks and "in phase 'step'" in stacks and "stage_run.py" in stacks
+    assert "no progress for" in stacks and "in phase 'step'" in stacks and "stage.py" in stacks
     if what == "loader":
         assert "in slow" in (run / f"hang-{victim}.txt").read_text()
 
 
 def test_a_long_compilation_and_a_long_save_are_no_alarm(job, tmp_path):
     limits = "run.watchdog={compile: 60, step: 5, evaluation: 60, save: 60}"
-    for name, place in (("compile", "training.step:Program.jit_train_step"), ("save", "training.checkpoint:describe")):
+    for name, place in (("compile", "training.stage:jit_train_step"), ("save", "training.checkpoint:seal")):
         slow = {"SLOW": f"bertjax.{place}:1:1", "FOR": "12"}
         with job("bert", f"slow-{name}", 2, "stages.qa.steps=2", limits, **slow) as running:
             ended = running.ended()
@@ -261,8 +263,11 @@ def test_a_long_compilation_and_a_long_save_are_no_alarm(job, tmp_path):
 
 LOSE_NOTHING = {  # what one process is doing -> where it is held, and what the message says
     "prepare": ("bertjax.training.stage_plan:open_batches:0:1", "stopped while starting"),
-    "begin": ("bertjax.training.warmstart:initial:0:1", "stopped while restoring or making the parameters"),
-    "compile": ("bertjax.training.step:Program.jit_train_step:1:1", "stopped while compiling the first step"),
+    "begin": (
+        "bertjax.training.checkpoint.warmstart:init_params:0:1",
+        "stopped while restoring or making the parameters",
+    ),
+    "compile": ("bertjax.training.stage:jit_train_step:1:1", "stopped while compiling the first step"),
 }
 
 
@@ -291,7 +296,7 @@ def test_sigterm_in_the_decoding_of_a_t5_saves_and_decodes_again(job, tmp_path):
     with job("t5", "whole", 2, *shorter) as running:
         running.finish()
     with job(
-        "t5", "decoding", 2, *shorter, SLOW="bertjax.evaluation.generate:Generator._generate:1:1", FOR="6"
+        "t5", "decoding", 2, *shorter, SLOW="bertjax.evaluation.inference.generate:Generator._generate:1:1", FOR="6"
     ) as held:
         until((tmp_path / "mark-decoding").exists, held)
         held.send(1, signal.SIGTERM)

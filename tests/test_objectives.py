@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bertjax import objectives
-from bertjax.config.model_schema import BertConfig
-from bertjax.config.training_schema import Classification, MlmNsp, SpanQaObjective
-from bertjax.models import family
+from bertjax.config.schema.model import BertConfig
+from bertjax.config.schema.training import ClassificationObjective, MlmNspObjective, SpanQaObjective
+from bertjax.models.registry import build_model, init_params
+from bertjax.objectives import base
+from bertjax.objectives.registry import build
 
 B, S, K, V, G = 3, 10, 4, 7, 2
 ENCODED = ("input_ids", "token_type_ids", "segment_ids", "positions")
@@ -44,8 +45,8 @@ def pretraining_batch(rng: np.random.Generator, groups: int = 1) -> dict[str, np
     }
 
 
-def total(objective: objectives.Objective, model: SimpleNamespace, batch: dict) -> float:
-    return float(objective.total(objective.terms(model, batch, None), objective.divisors(batch)))
+def total(objective: base.Objective, model: SimpleNamespace, batch: dict) -> float:
+    return float(objective.total_loss(objective.losses(model, batch, None), objective.normalizers(batch)))
 
 
 @given(st.integers(0, 10_000), st.floats(-50, 50), st.floats(0.1, 30))
@@ -55,8 +56,8 @@ def test_cross_entropy_is_log_softmax(seed, shift, scale):
     logits = jnp.asarray(rng.normal(size=(2, 3, V)) * scale + shift, jnp.float32)
     targets = jnp.asarray(rng.integers(0, V, (2, 3)))
     expected = -jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], axis=-1)[..., 0]
-    np.testing.assert_allclose(objectives.cross_entropy(logits, targets), expected, rtol=1e-4, atol=1e-4)
-    grads = jax.grad(lambda x: objectives.cross_entropy(x, targets).sum())(logits)
+    np.testing.assert_allclose(base.cross_entropy(logits, targets), expected, rtol=1e-4, atol=1e-4)
+    grads = jax.grad(lambda x: base.cross_entropy(x, targets).sum())(logits)
     np.testing.assert_allclose(grads, jax.nn.softmax(logits) - jax.nn.one_hot(targets, V), atol=1e-5)
 
 
@@ -66,13 +67,13 @@ def test_top_is_argmax_without_ties(seed):
     rng = np.random.default_rng(seed)
     logits, targets = rng.permuted(np.arange(3.0 * V).reshape(3, V), axis=1) - 9, rng.integers(0, V, 3)
     np.testing.assert_array_equal(
-        objectives.top(jnp.asarray(logits), jnp.asarray(targets)), logits.argmax(-1) == targets
+        base.is_correct(jnp.asarray(logits), jnp.asarray(targets)), logits.argmax(-1) == targets
     )
 
 
 def test_cross_entropy_of_low_precision_logits_is_float32():
     logits = jnp.asarray([[8.0, 1.0, -3.0]], jnp.bfloat16)
-    found = objectives.cross_entropy(logits, jnp.asarray([1]))
+    found = base.cross_entropy(logits, jnp.asarray([1]))
     assert found.dtype == jnp.float32
     np.testing.assert_allclose(found[0], softmax_loss([8, 1, -3], 1), rtol=1e-6)
 
@@ -86,12 +87,12 @@ def test_pretraining_loss_is_that_of_run_pretraining():
     losses = [softmax_loss(mlm[b, k], ids[b, k]) for b in range(B) for k in range(K) if weights[b, k]]
     expected = sum(losses) / (5 + 1e-5)
     expected += np.mean([softmax_loss(nsp[b, 0], batch["nsp_labels"][b, 0]) for b in range(B)])
-    objective = objectives.build(MlmNsp())
+    objective = build(MlmNspObjective())
     assert objective.heads == ("mlm", "nsp")
     assert total(objective, model, batch) == pytest.approx(expected, rel=1e-6)
     batch["masked_ids"] = np.where(weights > 0, ids, (ids + 1) % V)
     assert total(objective, model, batch) == pytest.approx(expected, rel=1e-6)
-    terms = objective.terms(model, batch, None)
+    terms = objective.losses(model, batch, None)
     hits = [mlm[b, k].argmax() == ids[b, k] for b in range(B) for k in range(K) if weights[b, k]]
     assert float(terms["mlm"].correct) == sum(hits) and float(terms["mlm"].weight) == 5
     assert float(terms["nsp"].correct) == sum(nsp[:, 0].argmax(-1) == batch["nsp_labels"][:, 0])
@@ -100,12 +101,12 @@ def test_pretraining_loss_is_that_of_run_pretraining():
 def test_the_small_constant_of_the_divisor_shows_with_few_masks():
     """With one masked position of loss ln 7 the mean is ln 7 / (1 + 1e-5); with none it is 0, not NaN."""
     batch = pretraining_batch(np.random.default_rng(0)) | {"masked_weights": np.zeros((B, K), np.float32)}
-    model, objective = answering(mlm=jnp.zeros((B, K, V))), objectives.build(MlmNsp(nsp_weight=0))
+    model, objective = answering(mlm=jnp.zeros((B, K, V))), build(MlmNspObjective(nsp_weight=0))
     assert objective.heads == ("mlm",)
     assert total(objective, model, batch) == 0
     batch["masked_weights"][1, 2] = 1
     assert np.float32(batch["masked_weights"].sum() + 1e-5) == np.float32(1.00001)
-    np.testing.assert_allclose(float(objective.divisors(batch)["mlm"]), 1.00001, rtol=1e-7)
+    np.testing.assert_allclose(float(objective.normalizers(batch)["mlm"]), 1.00001, rtol=1e-7)
     np.testing.assert_allclose(total(objective, model, batch), np.log(7) / 1.00001, rtol=2e-7)
 
 
@@ -113,8 +114,8 @@ def test_weights_scale_the_two_losses():
     rng = np.random.default_rng(0)
     batch = pretraining_batch(rng)
     model = answering(mlm=jnp.float32(rng.normal(size=(B, K, V))), nsp=jnp.float32(rng.normal(size=(B, 1, 2))))
-    alone = [total(objectives.build(MlmNsp(mlm_weight=m, nsp_weight=n)), model, batch) for m, n in ((1, 0), (0, 1))]
-    both = total(objectives.build(MlmNsp(mlm_weight=2, nsp_weight=0.5)), model, batch)
+    alone = [total(build(MlmNspObjective(mlm_weight=m, nsp_weight=n)), model, batch) for m, n in ((1, 0), (0, 1))]
+    both = total(build(MlmNspObjective(mlm_weight=2, nsp_weight=0.5)), model, batch)
     assert both == pytest.approx(2 * alone[0] + 0.5 * alone[1], rel=1e-6)
 
 
@@ -140,8 +141,8 @@ def test_span_loss_is_the_mean_over_examples():
         pairs = [(x[b, own], t) for x, t in zip((start, end), targets, strict=True)]
         losses.append(sum(softmax_loss(x, t) for x, t in pairs) / 2)
         right.append(all(x.argmax() == t for x, t in pairs))
-    model, objective = answering(qa=(jnp.float32(start), jnp.float32(end))), objectives.build(SpanQaObjective())
-    term = objective.terms(model, batch, None)["span"]
+    model, objective = answering(qa=(jnp.float32(start), jnp.float32(end))), build(SpanQaObjective())
+    term = objective.losses(model, batch, None)["span"]
     assert total(objective, model, batch) == pytest.approx(np.mean(losses), rel=1e-6)
     assert float(term.weight) == 4 and float(term.correct) == sum(right)
     assert float(term.loss) == pytest.approx(sum(losses), rel=1e-6)
@@ -154,15 +155,15 @@ def test_span_accuracy_needs_start_and_end():
         start[b, batch["start_positions"][b, g]] = 9
         end[b, batch["end_positions"][b, g]] = 9
     end[0, 8], end[0, 6] = 0, 9  # the second example's end is wrong
-    term = objectives.build(SpanQaObjective()).terms(answering(qa=(jnp.asarray(start), jnp.asarray(end))), batch, None)
+    term = build(SpanQaObjective()).losses(answering(qa=(jnp.asarray(start), jnp.asarray(end))), batch, None)
     assert float(term["span"].correct) == 2
 
 
 def test_absent_examples_and_padding_get_no_gradient():
-    batch, objective = span_batch(), objectives.build(SpanQaObjective())
+    batch, objective = span_batch(), build(SpanQaObjective())
 
     def loss(logits):
-        return objective.total(objective.terms(answering(qa=logits), batch, None), objective.divisors(batch))
+        return objective.total_loss(objective.losses(answering(qa=logits), batch, None), objective.normalizers(batch))
 
     rng = np.random.default_rng(2)
     logits = tuple(jnp.asarray(rng.normal(size=(B, S)), jnp.float32) for _ in range(2))
@@ -181,7 +182,7 @@ def class_batch(labels: np.ndarray) -> dict[str, np.ndarray]:
 def test_classification_loss():
     logits = np.random.default_rng(3).normal(size=(B, 1, 3))
     batch = class_batch(np.int32([[2], [0], [1]]))
-    objective = objectives.build(Classification(num_labels=3))
+    objective = build(ClassificationObjective(num_labels=3))
     assert objective.num_labels == 3 and objective.heads == ("classifier",)
     expected = (softmax_loss(logits[0, 0], 2) + softmax_loss(logits[1, 0], 0)) / 2
     assert total(objective, answering(**{"class": jnp.float32(logits)}), batch) == pytest.approx(expected, rel=1e-6)
@@ -190,10 +191,10 @@ def test_classification_loss():
 def test_regression_is_mean_squared_error():
     """run_classifier-style tasks with one label, as for STS-B."""
     logits, labels = np.float32([[[2.0]], [[0.5]], [[9.0]]]), np.float32([[2.4], [3.5], [0.0]])
-    objective, batch = objectives.build(Classification(num_labels=1)), class_batch(labels)
+    objective, batch = build(ClassificationObjective(num_labels=1)), class_batch(labels)
     model = answering(**{"class": jnp.asarray(logits)})
     assert total(objective, model, batch) == pytest.approx((0.16 + 9.0) / 2, rel=1e-6)
-    assert float(objective.terms(model, batch, None)["label"].correct) == 1  # within one half
+    assert float(objective.losses(model, batch, None)["label"].correct) == 1  # within one half
 
 
 @pytest.mark.parametrize("kind", ["pairs", "span"])
@@ -201,24 +202,24 @@ def test_sums_add_up_over_the_parts_of_a_batch(kind):
     """What makes accumulation and several hosts exact: sums and weights, no means."""
     rng = np.random.default_rng(4)
     if kind == "pairs":
-        batch, objective = pretraining_batch(rng), objectives.build(MlmNsp())
+        batch, objective = pretraining_batch(rng), build(MlmNspObjective())
         logits = {"mlm": jnp.float32(rng.normal(size=(B, K, V))), "nsp": jnp.float32(rng.normal(size=(B, 1, 2)))}
     else:
-        batch, objective = span_batch(), objectives.build(SpanQaObjective())
+        batch, objective = span_batch(), build(SpanQaObjective())
         logits = {"qa": jnp.float32(rng.normal(size=(2, B, S)))}
     cut = lambda x, rows: x[:, rows] if kind == "span" else x[rows]  # noqa: E731
     parts = [
-        objective.terms(
+        objective.losses(
             answering(**{n: cut(x, rows) for n, x in logits.items()}), {n: x[rows] for n, x in batch.items()}, None
         )
         for rows in (slice(0, 1), slice(1, 3))
     ]
-    whole = objective.terms(answering(**logits), batch, None)
+    whole = objective.losses(answering(**logits), batch, None)
     added = jax.tree.map(jnp.add, *parts)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), added, whole)
     np.testing.assert_allclose(
-        float(objective.total(added, objective.divisors(batch))),
-        float(objective.total(whole, objective.divisors(batch))), rtol=1e-6,
+        float(objective.total_loss(added, objective.normalizers(batch))),
+        float(objective.total_loss(whole, objective.normalizers(batch))), rtol=1e-6,
     )  # fmt: skip
 
 
@@ -228,27 +229,27 @@ def test_a_mixture_knows_the_sums_of_each_task(kind):
     rng = np.random.default_rng(6)
     task_ids = np.int32([2, 0, 2])
     if kind == "pairs":
-        batch, config = pretraining_batch(rng), MlmNsp()
+        batch, config = pretraining_batch(rng), MlmNspObjective()
         logits = {"mlm": jnp.float32(rng.normal(size=(B, K, V))), "nsp": jnp.float32(rng.normal(size=(B, 1, 2)))}
     elif kind == "span":
         batch, config = span_batch(), SpanQaObjective()
         logits = {"qa": jnp.float32(rng.normal(size=(2, B, S)))}
     else:
-        config, logits = Classification(num_labels=3), {"class": jnp.float32(rng.normal(size=(B, 1, 3)))}
+        config, logits = ClassificationObjective(num_labels=3), {"class": jnp.float32(rng.normal(size=(B, 1, 3)))}
         batch = encoder_fields() | {"labels": np.int32([[0], [1], [2]]), "label_weights": np.ones((B, 1), np.float32)}
         batch["cls_positions"] = np.zeros((B, 1), np.int32)
     cut = lambda x, rows: x[:, rows] if kind == "span" else x[rows]  # noqa: E731
-    plain, mixed = objectives.build(config), objectives.build(config, tasks=4)
-    assert all(term.by_task is None for term in mixed.terms(answering(**logits), batch, None).values())
-    found = mixed.terms(answering(**logits), batch | {"task_ids": task_ids}, None)
+    plain, mixed = build(config), build(config, tasks=4)
+    assert all(term.by_task is None for term in mixed.losses(answering(**logits), batch, None).values())
+    found = mixed.losses(answering(**logits), batch | {"task_ids": task_ids}, None)
     for task in range(4):
         rows = np.flatnonzero(task_ids == task)
         alone = {n: x[rows] for n, x in batch.items()}
-        expected = plain.terms(answering(**{n: cut(x, rows) for n, x in logits.items()}), alone, None)
+        expected = plain.losses(answering(**{n: cut(x, rows) for n, x in logits.items()}), alone, None)
         for name, term in found.items():
             assert term.by_task.shape == (4, 2)
             np.testing.assert_allclose(term.by_task[task], [expected[name].loss, expected[name].weight], rtol=1e-6)
-    np.testing.assert_array_equal(objectives.rows_by_task({"task_ids": task_ids}, 4), [1, 0, 2, 0])
+    np.testing.assert_array_equal(base.rows_by_task({"task_ids": task_ids}, 4), [1, 0, 2, 0])
 
 
 def test_a_packed_row_is_the_sum_of_its_examples():
@@ -280,9 +281,9 @@ def test_a_packed_row_is_the_sum_of_its_examples():
         "cls_positions": np.array([[0, first]]),
     }
     packed |= {n: single[n].reshape(1, -1) for n in ("masked_ids", "masked_weights", "nsp_labels", "nsp_weights")}
-    objective = objectives.build(MlmNsp())
-    params = jax.jit(lambda key: family.initialize(config, objective.heads, 2, key))(jax.random.key(0))
-    terms = jax.jit(lambda batch: objective.terms(family.apply_model(config, objective.heads, params), batch, None))
+    objective = build(MlmNspObjective())
+    params = jax.jit(lambda key: init_params(config, objective.heads, 2, key))(jax.random.key(0))
+    terms = jax.jit(lambda batch: objective.losses(build_model(config, objective.heads, params), batch, None))
     found, expected = terms(packed), terms(single)
     for name in ("mlm", "nsp"):
         np.testing.assert_allclose(found[name].loss, expected[name].loss, rtol=1e-5)

@@ -9,8 +9,8 @@ from types import ModuleType
 
 import pytest
 
-from bertjax.cli import _parse
-from bertjax.command_table import COMMANDS
+from bertjax.cli.arguments import COMMANDS
+from bertjax.cli.main import _parse
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "plans.json"

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from bertjax.command_table import COMMANDS
-from bertjax.config.load import load
+from bertjax.cli.arguments import COMMANDS
+from bertjax.config.loading.load import load
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -10,12 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bertjax import objectives
-from bertjax.config.model_schema import T5Config
-from bertjax.config.training_schema import TextToTextObjective
-from bertjax.losses import per_sequence, target_losses
-from bertjax.models import family
-from bertjax.models.layers import contract
+from bertjax.config.schema.model import T5Config
+from bertjax.config.schema.training import TextToTextObjective
+from bertjax.models.layers.numerics import einsum_lowp
+from bertjax.models.registry import build_model, init_params
+from bertjax.objectives import base
+from bertjax.objectives.losses import normalize_per_sequence, target_losses
+from bertjax.objectives.registry import build
 
 B, S, T, V = 3, 7, 6, 11
 Numbers = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -105,7 +106,7 @@ def test_the_backward_pass_keeps_the_logits_alone():
     targets = jnp.zeros((8, rows), jnp.int32)
 
     def loss(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
-        trained, plain, right = target_losses(contract("btd,dv->btv", x, kernel, "cpu"), targets, 1e-4, 0.0)
+        trained, plain, right = target_losses(einsum_lowp("btd,dv->btv", x, kernel, "cpu"), targets, 1e-4, 0.0)
         return trained.sum(), (plain.sum(), right.sum())
 
     memory = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True)).lower(*shapes).compile().memory_analysis()
@@ -120,7 +121,7 @@ def test_weights_per_segment_are_those_of_t5x():
     weights = np.float32([[0.5, 1.0, 0.25, 2.0, 1.5], [1.0, 2.0, 3.0, 4.0, 5.0]])
     segments = np.int32([[1, 1, 1, 2, 3], [1, 2, 2, 3, 0]])
     expected = [[0.5 / 1.75, 1 / 1.75, 0.25 / 1.75, 1, 1], [1, 0.4, 0.6, 1, 0]]
-    np.testing.assert_allclose(per_sequence(jnp.asarray(weights), jnp.asarray(segments)), expected, rtol=1e-6)
+    np.testing.assert_allclose(normalize_per_sequence(jnp.asarray(weights), jnp.asarray(segments)), expected, rtol=1e-6)
     assert divided("average_per_sequence", weights, segments) == pytest.approx(6.0)
 
 
@@ -135,14 +136,14 @@ def test_weights_of_unpacked_rows_are_those_of_t5x():
     assert divided("average_per_sequence", weights, segments) == pytest.approx(2.0)
     assert divided("sum", plain, segments) == 1 and divided(233472, plain, segments) == 233472
     for given_weights, row in ((plain, [0.25] * 4 + [0]), (weights, [0.5 / 3.75, 1 / 3.75, 0.25 / 3.75, 2 / 3.75, 0])):
-        found = per_sequence(jnp.asarray(given_weights), jnp.asarray(segments))
+        found = normalize_per_sequence(jnp.asarray(given_weights), jnp.asarray(segments))
         np.testing.assert_allclose(found, [row, [0.5, 0.5, 0, 0, 0]], rtol=1e-6)
 
 
 def divided(factor: str | float, weights: np.ndarray, segments: np.ndarray) -> float:
-    objective = objectives.build(TextToTextObjective(loss_normalizing_factor=factor))
+    objective = build(TextToTextObjective(loss_normalizing_factor=factor))
     batch = {"target_weights": jnp.asarray(weights), "target_segment_ids": jnp.asarray(segments)}
-    return float(objective.divisors(batch)["target"])
+    return float(objective.normalizers(batch)["target"])
 
 
 # ---- the objective --------------------------------------------------------------------------------------------------
@@ -164,8 +165,8 @@ def answering(logits: np.ndarray) -> SimpleNamespace:
     return SimpleNamespace(**calls, config=config, logits=lambda _: jnp.asarray(logits))
 
 
-def total(objective: objectives.Objective, model: SimpleNamespace, batch: dict) -> float:
-    return float(objective.total(objective.terms(model, batch, None), objective.divisors(batch)))
+def total(objective: base.Objective, model: SimpleNamespace, batch: dict) -> float:
+    return float(objective.total_loss(objective.losses(model, batch, None), objective.normalizers(batch)))
 
 
 def test_the_total_is_that_of_t5x_and_the_term_is_the_plain_cross_entropy():
@@ -183,10 +184,10 @@ def test_the_total_is_that_of_t5x_and_the_term_is_the_plain_cross_entropy():
     }
     for factor, value in expected.items():
         config = TextToTextObjective(z_loss=0.1, label_smoothing=0.1, loss_normalizing_factor=factor)
-        objective = objectives.build(config)
+        objective = build(config)
         assert objective.heads == ("lm",)
         assert total(objective, model, batch) == pytest.approx(value, rel=1e-5), factor
-        term = objective.terms(model, batch, None)["target"]
+        term = objective.losses(model, batch, None)["target"]
         assert float(term.weight) == 7  # the record's loss is a mean over targets, however the total is divided
         assert float(term.loss) == pytest.approx((plain * weights).sum(), rel=1e-5)
         assert float(term.correct) == ((logits.argmax(-1) == targets) * weights).sum()
@@ -195,7 +196,7 @@ def test_the_total_is_that_of_t5x_and_the_term_is_the_plain_cross_entropy():
 def test_a_batch_without_targets_is_zero_and_not_nan():
     logits, targets, weights = numbers()
     for factor in ("num_real_target_tokens", "average_per_sequence"):
-        objective = objectives.build(TextToTextObjective(loss_normalizing_factor=factor))
+        objective = build(TextToTextObjective(loss_normalizing_factor=factor))
         assert total(objective, answering(logits), batch_of(weights * 0, targets)) == 0
 
 
@@ -204,8 +205,8 @@ def test_sums_add_up_over_the_parts_of_a_batch_and_over_its_tasks(factor):
     """What makes accumulation, several hosts and the losses of a mixture exact."""
     logits, targets, weights = numbers(4)
     batch = batch_of(weights, targets) | {"task_ids": np.int32([1, 0, 1])}
-    objective = objectives.build(TextToTextObjective(loss_normalizing_factor=factor, label_smoothing=0.1), tasks=3)
-    part = lambda rows: objective.terms(answering(logits[rows]), {n: x[rows] for n, x in batch.items()}, None)  # noqa: E731
+    objective = build(TextToTextObjective(loss_normalizing_factor=factor, label_smoothing=0.1), tasks=3)
+    part = lambda rows: objective.losses(answering(logits[rows]), {n: x[rows] for n, x in batch.items()}, None)  # noqa: E731
     whole = part(slice(None))
     added = jax.tree.map(jnp.add, part(slice(0, 1)), part(slice(1, 3)))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), added, whole)
@@ -222,9 +223,9 @@ TINY = {
 
 def tiny(**options: object) -> tuple[dict[str, jax.Array], Callable[[dict], dict]]:
     """Parameters of a small model, and its summed terms by batch."""
-    config, objective = T5Config(**TINY | options), objectives.build(TextToTextObjective(z_loss=0.01))
-    params = jax.jit(lambda key: family.initialize(config, objective.heads, 2, key))(jax.random.key(0))
-    apply = lambda batch: objective.terms(family.apply_model(config, objective.heads, params), batch, None)  # noqa: E731
+    config, objective = T5Config(**TINY | options), build(TextToTextObjective(z_loss=0.01))
+    params = jax.jit(lambda key: init_params(config, objective.heads, 2, key))(jax.random.key(0))
+    apply = lambda batch: objective.losses(build_model(config, objective.heads, params), batch, None)  # noqa: E731
     return params, jax.jit(apply)
 
 
@@ -265,10 +266,12 @@ def test_a_decoder_alone_is_scored_on_its_targets():
     }  # fmt: skip
     found = terms(batch)["target"]
     assert float(found.weight) == 6
-    model = family.apply_model(T5Config(**TINY, architecture="decoder_only"), ("lm",), params)
+    model = build_model(T5Config(**TINY, architecture="decoder_only"), ("lm",), params)
     inputs = np.pad(batch["target_ids"][:, :-1], ((0, 0), (1, 0)))
     logits = model.logits(model.decode(inputs, segments, None, None, prefix_mask=batch["prefix_mask"]))
     trained, _, plain = reference(np.asarray(logits), batch["target_ids"], 0.01, 0.0)
-    np.testing.assert_allclose([found.loss, found.trained], [(x * weights).sum() for x in (plain, trained)], rtol=1e-5)
+    np.testing.assert_allclose(
+        [found.loss, found.train_loss], [(x * weights).sum() for x in (plain, trained)], rtol=1e-5
+    )
     batch["target_ids"] = np.where(np.arange(T) == 0, (ids + 1) % 40, batch["target_ids"])
     assert abs(float(terms(batch)["target"].loss - found.loss)) > 1e-3

@@ -4,18 +4,18 @@ import json
 
 import pytest
 
-from bertjax import cli
-from bertjax.verify import checks, t5, table
+from bertjax.cli import main
+from bertjax.verify import checks, runner, t5
 
 
 @pytest.mark.parametrize("check", checks.CHECKS, ids=lambda check: check.name)
 def test_as_the_reference(check):
-    result = table.verify(check)
-    assert result.compared and not result.wrong
+    result = runner.run_check(check)
+    assert result.compared and not result.mismatches
 
 
 def test_the_command(capsys):
-    assert cli.main(["verify"]) == 0
+    assert main.main(["verify"]) == 0
     out = capsys.readouterr().out
     assert out.count("pass  ") == len(checks.CHECKS) and "all as they should be" in out
 
@@ -23,10 +23,10 @@ def test_the_command(capsys):
 @pytest.mark.slow
 def test_what_differs_is_shown_and_ends_with_one(monkeypatch, capsys):
     monkeypatch.setitem(t5.GLUE_RATES, "T=1", ({"temperature": 1.5}, t5.GLUE_RATES["T=1"][1]))
-    assert cli.main(["verify"]) == 1
+    assert main.main(["verify"]) == 1
     out = capsys.readouterr().out
     assert "FAIL  t5.mixing_rates" in out and "T=1 cola: " in out and "should be 0.00901" in out and "1 FAILED" in out
-    assert cli.main(["verify", "--json"]) == 1
+    assert main.main(["verify", "--json"]) == 1
     found = {row["check"]: row["passed"] for row in json.loads(capsys.readouterr().out)}
     assert [name for name, passed in found.items() if not passed] == ["t5.mixing_rates"]
 
@@ -37,4 +37,4 @@ def test_what_differs_is_shown_and_ends_with_one(monkeypatch, capsys):
      ({"a": 1.0}, {"b": 1.0}, False), ([1, 2], [1], False), ("x", "x", True)],
 )  # fmt: skip
 def test_agrees(found, expected, same):
-    assert table.agrees(found, expected) is same
+    assert runner.matches(found, expected) is same

@@ -7,19 +7,19 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from bertjax.config import hf_generation
-from bertjax.config.load import resolve_sizes
-from bertjax.config.model_schema import T5Config
-from bertjax.data.sentencepieces import SentencePieceTokenizer
-from bertjax.data.unigram_tokenizer import UnigramTokenizer
+from bertjax.config.huggingface.generation import FILENAME
+from bertjax.config.loading.load import read_model_fields
+from bertjax.config.schema.model import T5Config
+from bertjax.data.tokenizers.sentencepiece import SentencePieceTokenizer
+from bertjax.data.tokenizers.unigram import UnigramTokenizer
 from bertjax.errors import UserError
-from bertjax.interop import t5_tables, tables, tensors
-from bertjax.interop.tensors import Stored
-from bertjax.models import family, paths
+from bertjax.interop import bert_names, safetensors_folder, t5_names
+from bertjax.interop.safetensors_folder import StoredTensor
+from bertjax.models import param_paths, registry
 
 CLASSES = ("T5ForConditionalGeneration", "T5Model", "T5WithLMHeadModel")  # the last is what the first was once called
 # What must be equal for the same parameters to be the same function; shapes tell the rest.
-_FUNCTION = (
+_COMPUTE_FIELDS = (
     "family", "architecture", "num_layers", "num_decoder_layers", "num_heads", "feed_forward_proj",
     "relative_attention_max_distance", "layer_norm_epsilon", "tie_word_embeddings", "scale_decoder_outputs",
     "decoder_start_token_id",
@@ -27,33 +27,33 @@ _FUNCTION = (
 
 
 def load_params(folder: Path, model: T5Config) -> dict[str, np.ndarray]:
-    """{our path: float32 array} of a folder whose config.json describes a T5; shapes as in `bertjax.models.t5`.
+    """{our path: float32 array} of a folder whose config.json describes a T5; shapes as in `bertjax.models.t5.model`.
 
     Raises UserError, naming the file and the tensor, when it is damaged or does not agree with `model`.
     """
     _check_agrees(folder, model)
-    table = t5_tables.table(model)
-    found = _without_copies(tensors.open_folder(folder, lambda name: name), model)
+    table = t5_names.t5_tensor_names(model)
+    found = _drop_tied_copies(safetensors_folder.open_folder(folder, lambda name: name), model)
     missing = [name for name in table.values() if name not in found]
     if missing:
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
         raise UserError(f"{folder}: has no tensor '{missing[0]}'{more}; give a whole T5")
     for name, stored in found.items():
-        if name not in table.values() and name not in t5_tables.IGNORED:
+        if name not in table.values() and name not in t5_names.IGNORED_NAMES:
             raise UserError(f"{stored.path}: tensor '{stored.name}' has no place in a T5 of this size and version")
-    abstract = family.structure(model, ("lm",))[1]
-    shapes = {path: x.shape for path, x in paths.flatten(nnx.as_pure(abstract)).items()}
+    abstract = registry.abstract_model(model, ("lm",))[1]
+    shapes = {path: x.shape for path, x in param_paths.flatten(nnx.as_pure(abstract)).items()}
     for path, shape in shapes.items():
-        tensors.check(found[table[path]], tables.their_shape(path, shape, 1))
-    return {path: tables.to_ours(path, [found[table[path]].read()]) for path in shapes}
+        safetensors_folder.check_tensor(found[table[path]], bert_names.hf_shape(path, shape, 1))
+    return {path: bert_names.from_hf(path, [found[table[path]].read()]) for path in shapes}
 
 
 def check_ids(folder: Path, files: Mapping[str, Any], model: T5Config, eos_id: int) -> None:
-    """Whether both JSON files (`huggingface.described_files`) end and start a text as tokenizer and model do."""
+    """Whether both JSON files (`huggingface.read_config_files`) end and start a text as tokenizer and model do."""
     config, generation = files["config"], files["generation_config"]
     start = ("decoder_start_token_id", model.decoder_start_token_id, "config.json says")
     for name, wanted, whose in (("eos_token_id", eos_id, "the tokenizer's </s> is"), start):
-        for file, found in (("config.json", config), (hf_generation.FILE, generation)):
+        for file, found in (("config.json", config), (FILENAME, generation)):
             said = found.get(name)
             if said is not None and said not in (wanted, [wanted]):
                 raise UserError(
@@ -63,8 +63,8 @@ def check_ids(folder: Path, files: Mapping[str, Any], model: T5Config, eos_id: i
 
 
 def _check_agrees(folder: Path, model: T5Config) -> None:
-    theirs, ours = _function(dict(T5Config()) | resolve_sizes(folder)), _function(dict(model))
-    for name in _FUNCTION:
+    theirs, ours = _compute_fields(dict(T5Config()) | read_model_fields(folder)), _compute_fields(dict(model))
+    for name in _COMPUTE_FIELDS:
         if theirs[name] != ours[name]:
             raise UserError(
                 f"{folder / 'config.json'}: {name} is {theirs[name]!a:.40}, the model here has {ours[name]!r}; "
@@ -72,8 +72,8 @@ def _check_agrees(folder: Path, model: T5Config) -> None:
             )
 
 
-def _function(sizes: Mapping[str, Any]) -> dict[str, Any]:
-    found = {name: sizes[name] for name in _FUNCTION}
+def _compute_fields(sizes: Mapping[str, Any]) -> dict[str, Any]:
+    found = {name: sizes[name] for name in _COMPUTE_FIELDS}
     if found["num_decoder_layers"] is None:
         found["num_decoder_layers"] = sizes["num_layers"]
     if found["scale_decoder_outputs"] is None:
@@ -81,49 +81,49 @@ def _function(sizes: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _without_copies(found: dict[str, Stored], model: T5Config) -> dict[str, Stored]:
+def _drop_tied_copies(found: dict[str, StoredTensor], model: T5Config) -> dict[str, StoredTensor]:
     """A file may hold the embeddings under several names, or one of the others alone, but not differently."""
-    names = [*t5_tables.SHARED, *([t5_tables.OUTPUT] if model.tie_word_embeddings else [])]
+    names = [*t5_names.EMBEDDING_NAMES, *([t5_names.OUTPUT_NAME] if model.tie_word_embeddings else [])]
     copies = [found[name] for name in names if name in found]
     if not copies:
         return found
     for copy in copies[1:]:
-        tensors.check(copy, copies[0].shape)
+        safetensors_folder.check_tensor(copy, copies[0].shape)
         if not np.array_equal(copy.read(), copies[0].read()):
             raise UserError(f"{copy.path}: tensor '{copy.name}' is not tied to '{copies[0].name}'; T5 ties them")
-    return {name: x for name, x in found.items() if name not in names} | {t5_tables.SHARED[0]: copies[0]}
+    return {name: x for name, x in found.items() if name not in names} | {t5_names.EMBEDDING_NAMES[0]: copies[0]}
 
 
 def save_folder(
     out: Path, params: Mapping[str, np.ndarray], model: T5Config,
-    tokenizer: SentencePieceTokenizer | UnigramTokenizer, kept: Mapping[str, Any] | None = None,
+    tokenizer: SentencePieceTokenizer | UnigramTokenizer, imported: Mapping[str, Any] | None = None,
 ) -> None:  # fmt: skip
     """Writes a folder that T5ForConditionalGeneration and AutoTokenizer of transformers load, in one piece.
 
-    params: {our path: float32 array}, whole arrays. kept: of an imported folder, see huggingface.described_files.
+    params: {our path: float32 array}, whole arrays. imported: of an imported folder, see huggingface.read_config_files.
     Raises UserError for a model that transformers has no class for, OSError when the folder cannot be written.
     """
     out = Path(out)
     if model.architecture != "encoder_decoder":
         raise UserError(f"{out}: transformers has no class for T5's decoder alone")
-    table = t5_tables.table(model)
+    table = t5_names.t5_tensor_names(model)
     extra = [path for path in params if path not in table]
     if extra:
         what = "adapters" if "/adapter/" in extra[0] else f"'{extra[0]}'"
         raise UserError(f"{out}: transformers' T5 has no place for {what}; export a checkpoint without")
     weights = {
-        theirs: tables.to_theirs(ours, np.asarray(params[ours], np.float32), 1)[0] for ours, theirs in table.items()
+        theirs: bert_names.to_hf(ours, np.asarray(params[ours], np.float32), 1)[0] for ours, theirs in table.items()
     }
-    config = tensors.merged(kept, _config_json(model, tokenizer))
-    generation = (kept or {}).get("generation_config")
+    config = safetensors_folder.merge_config(imported, _config_json(model, tokenizer))
+    generation = (imported or {}).get("generation_config")
 
     def add(work: Path) -> None:
         tokenizer.save(work)
         if generation:
             ids = ("decoder_start_token_id", "eos_token_id", "pad_token_id")
-            tensors.write_json(work / hf_generation.FILE, generation | {name: config[name] for name in ids})
+            safetensors_folder.write_json(work / FILENAME, generation | {name: config[name] for name in ids})
 
-    tensors.write_folder(out, weights, config, add)
+    safetensors_folder.write_folder(out, weights, config, add)
 
 
 def _config_json(model: T5Config, tokenizer: SentencePieceTokenizer | UnigramTokenizer) -> dict[str, Any]:

@@ -1,169 +1,112 @@
-"""The device mesh and the only place where logical axis names meet mesh axes; their table is in mesh_shape.py."""
+"""Which device stands where in the mesh: slices (or hosts) outermost, and each of them laid out by its own links."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
-from functools import partial
-from math import prod
+import os
+from collections import Counter
+from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
-from jax.sharding import AbstractMesh, AxisType, NamedSharding
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType
 from jax.sharding import Mesh as JaxMesh
-from jax.sharding import PartitionSpec as P
 
+from bertjax.config.schema.run import MeshConfig
 from bertjax.errors import UserError
-from bertjax.parallel.devices import make_mesh as make_mesh
-from bertjax.parallel.mesh_shape import AXES as AXES
-from bertjax.parallel.mesh_shape import RULES as RULES
-from bertjax.parallel.mesh_shape import Rules as Rules
-from bertjax.parallel.mesh_shape import batch_problem as batch_problem
-from bertjax.parallel.mesh_shape import batch_shards as batch_shards
-from bertjax.parallel.mesh_shape import rules as rules
-from bertjax.parallel.mesh_shape import spell_mesh as spell_mesh
+from bertjax.parallel.mesh_shape import AXES, axis_sizes
 
-_active: ContextVar[Rules] = ContextVar("rules", default=RULES)
+_DEVICE_OPTIONS = {
+    "cuda": "--device gpu",
+    "tpu": "--device tpu",
+    "cpu": "--device cpu",
+}  # sets JAX_PLATFORMS to the key
+_INSTALL = {
+    "cuda": "install NVIDIA's driver and pip install 'bertjax[cuda13]' (or cuda12)",
+    "tpu": "on a TPU VM pip install 'bertjax[tpu]'",
+}
 
 
-@contextmanager
-def placing(mesh: JaxMesh, table: Rules) -> Iterator[None]:
-    """Trace and run under this mesh, with activations placed by the same rules as the parameters."""
-    token = _active.set(table)
+def all_devices() -> list[jax.Device]:
+    """jax's devices, of all processes. Raises UserError when there are none of the kind that was asked for."""
     try:
-        with jax.set_mesh(mesh):
-            yield
-    finally:
-        _active.reset(token)
+        return jax.devices()
+    except (RuntimeError, AssertionError) as error:  # jax has no error of its own for it
+        raise UserError(_no_device(os.environ.get("JAX_PLATFORMS", ""), error)) from error
 
 
-def partition(names: Sequence[str | None], table: Rules | None = None) -> P:
-    """Logical names of an array's axes -> PartitionSpec, by the active rules.
+def _no_device(platforms: str, error: Exception) -> str:
+    """Which devices were asked for, which there are, and what to install."""
+    asked = (
+        f"{_DEVICE_OPTIONS[platforms]} (JAX_PLATFORMS={platforms})"
+        if platforms in _DEVICE_OPTIONS
+        else f"JAX_PLATFORMS={platforms}"
+    )
+    first = " ".join(str(error).split("(set JAX_PLATFORMS")[0].split())[:160]
+    reason = f" ({first})" if first else ""
+    remedy = _INSTALL.get(platforms.split(",")[0], "install jax's support for it")
+    # Several processes would wait for each other.
+    present = "" if jax.distributed.is_initialized() else f"this machine has {_available_devices()}; "
+    return f"{asked}: jax finds no such device{reason}; {present}{remedy}, or choose another --device"
 
-    Raises UserError when two axes of the array share a mesh axis, which only overridden rules can ask for.
+
+def _available_devices() -> str:
+    """What jax finds when nothing is asked for."""
+    try:
+        jax.config.update("jax_platforms", None)
+        found = Counter(device.device_kind for device in jax.devices())
+    except (RuntimeError, AssertionError):
+        return "none at all"
+    return ", ".join(f"{count} x {kind}" for kind, count in found.items())
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> JaxMesh:
+    """A mesh with axes (dcn, data, fsdp, tensor) over all devices; `dcn` is 1 unless the configuration has slices.
+
+    Raises UserError when the sizes do not multiply out, or the devices do not come in so many slices.
     """
-    table = _active.get() if table is None else table
-    spec: list[str | tuple[str, ...] | None] = []
-    used: set[str] = set()
-    for name in names:
-        axes = table.get(name, ()) if name else ()
-        if shared := used.intersection(axes):
-            both = " and ".join(n for n in names if n and shared & set(table.get(n, ())))
-            raise UserError(f"mesh.rules: {both} are axes of one array and cannot share '{min(shared)}'; part them")
-        used.update(axes)
-        spec.append(axes[0] if len(axes) == 1 else axes or None)
-    return P(*spec)
+    devices = all_devices() if devices is None else list(devices)
+    _, *shape = axis_sizes(config, len(devices)).values()
+    grid = np.stack([arrange_devices(part, tuple(shape)) for part in group_by_slice(devices, config.slices)])
+    return JaxMesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def fitted(
-    mesh: JaxMesh | AbstractMesh, names: Sequence[str | None], shape: Sequence[int], table: Rules | None = None
-) -> P:
-    """`partition` for an array of this shape: an axis that the mesh does not divide stays whole.
+def group_by_slice(devices: Sequence[jax.Device], count: int) -> list[list[jax.Device]]:
+    """The devices in `count` equal parts with fast links inside: TPU slices, or groups of GPU hosts.
 
-    Inside `jax.shard_map` the shape is that of a shard, and the mesh axes that cut it are left out.
+    CPU devices stand for either: those of one process are cut into equal runs, as a rehearsal. Raises UserError.
     """
-    free, spec = free_axes(mesh), []
-    for axes, size in zip(partition(names, table), shape, strict=True):
-        kept = tuple(a for a in ((axes,) if isinstance(axes, str) else axes or ()) if a in free)
-        fits = kept and size % prod(mesh.shape[a] for a in kept) == 0
-        spec.append((kept[0] if len(kept) == 1 else kept) if fits else None)
-    return P(*spec)
+    devices = list(devices)
+    found = _group_by_index(devices)
+    platform = devices[0].platform
+    if platform == "tpu" and len(found) != count:
+        raise UserError(f"mesh.slices: these TPU devices form {len(found)} slices, not {count}; set it to {len(found)}")
+    if count == 1:
+        return [[device for part in found for device in part]]
+    if len(found) == 1 and platform == "cpu":
+        size = len(devices) // count
+        return [devices[i * size : (i + 1) * size] for i in range(count)]
+    if len(found) % count or len({len(part) for part in found}) > 1:
+        held = ", ".join(str(len(part)) for part in found[:8])
+        raise UserError(f"mesh.slices: {count} does not part {len(found)} hosts with {held} devices into equal groups")
+    each = len(found) // count
+    return [[d for part in found[i * each : (i + 1) * each] for d in part] for i in range(count)]
 
 
-def split_axes(name: str, size: int) -> tuple[str, ...]:
-    """The mesh axes that split a logical axis of this size, without those that cut it by hand; () outside a mesh."""
-    mesh = jax.sharding.get_abstract_mesh()
-    found = () if mesh.empty else tuple(jax.tree.leaves(tuple(fitted(mesh, (name,), (size,)))))
-    return found if prod(mesh.shape[a] for a in found) > 1 else ()
+def _group_by_index(devices: list[jax.Device]) -> list[list[jax.Device]]:
+    """By `slice_index` (TPU slices, NVLink domains); by process where no device has one or all have the same."""
+    indices = {getattr(device, "slice_index", None) for device in devices}
+    by_process = len(indices) == 1 and devices[0].platform != "tpu"
+    parts: dict[int, list[jax.Device]] = {}
+    for device in devices:
+        parts.setdefault(device.process_index if by_process else getattr(device, "slice_index", 0), []).append(device)
+    return [parts[key] for key in sorted(parts)]
 
 
-def free_axes(mesh: JaxMesh | AbstractMesh) -> tuple[str, ...]:
-    """The mesh axes that are not cut by hand here, by a `jax.shard_map` around."""
-    return tuple(a for a, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind != AxisType.Manual)
-
-
-def own_part(name: str | None) -> tuple[int, jax.Array | int]:
-    """Inside a `jax.shard_map` that cuts a logical axis: (into how many parts, which of them this is); else (1, 0).
-
-    Parts are contiguous and in order: part i of n places begins at place i * n of the whole.
-    """
-    mesh = jax.sharding.get_abstract_mesh()
-    cut = () if mesh.empty else by_hand(mesh, name)
-    return (prod(mesh.shape[a] for a in cut), jax.lax.axis_index(cut)) if cut else (1, 0)
-
-
-def by_hand(mesh: AbstractMesh, name: str | None) -> tuple[str, ...]:
-    """The mesh axes that cut a logical axis by hand here."""
-    cut = {a for a, size in mesh.shape.items() if size > 1} - {*free_axes(mesh)}
-    return tuple(a for a in _active.get().get(name or "", ()) if a in cut)
-
-
-def sharding(
-    mesh: JaxMesh, names: Sequence[str | None], shape: Sequence[int], table: Rules | None = None
-) -> NamedSharding:
-    """Where an array with these logical axes lives."""
-    return NamedSharding(mesh, fitted(mesh, names, shape, table))
-
-
-def constrain(x: jax.Array, *names: str | None) -> jax.Array:
-    """Ask the partitioner to place an activation by its logical axes; does nothing outside a mesh or on one device."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
-        return x
-    return jax.lax.with_sharding_constraint(x, fitted(mesh, names, x.shape))
-
-
-def gathered(weight: jax.Array, *names: str | None) -> jax.Array:
-    """A weight as its matmul wants it: whole along fsdp, still split along tensor.
-
-    Without this the partitioner may move activations instead of weights, and traffic grows with the mesh.
-    """
-    return constrain(whole(weight, *names), *(None if name == "embed" else name for name in names))
-
-
-def whole(weight: jax.Array, *names: str | None) -> jax.Array:
-    """Inside a `jax.shard_map` a weight together with what other devices hold of it; its gradient is summed and cut.
-
-    Does nothing elsewhere. The axes that are cut there divide evenly.
-    """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
-        return weight
-    for axis, name in enumerate(names):
-        cut = tuple(a for a in by_hand(mesh, name) if a in _active.get()["batch"])
-        weight = _all_of(weight, cut, axis, names) if cut else weight
-    return weight
-
-
-def summed(x: jax.Array, axes: tuple[str, ...], *names: str | None) -> jax.Array:
-    """Inside a `jax.shard_map` over `axes`: a gradient summed over them."""
-    return _piecewise(lambda x: jax.lax.psum(x, axes), x, names) if axes else x
-
-
-def _piecewise(collective: Callable[[jax.Array], jax.Array], x: jax.Array, names: Sequence[str | None]) -> jax.Array:
-    """A collective on each piece of a weight along tensor, which the partitioner would put together first."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if not (free := free_axes(mesh)):
-        return collective(x)
-    spec = fitted(mesh, names, x.shape)
-    return jax.shard_map(collective, in_specs=spec, out_specs=spec, axis_names=set(free), check_vma=False)(x)
-
-
-Names = tuple[str | None, ...]
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
-def _all_of(weight: jax.Array, cut: tuple[str, ...], axis: int, names: Names) -> jax.Array:
-    """all_gather; its gradients are summed in float32, as they are between slices."""
-    return _piecewise(lambda w: jax.lax.all_gather(w, cut, axis=axis, tiled=True), weight, names)
-
-
-def _all_of_forward(weight: jax.Array, cut: tuple[str, ...], axis: int, names: Names) -> tuple[jax.Array, None]:
-    return _all_of(weight, cut, axis, names), None
-
-
-def _all_of_backward(cut: tuple[str, ...], axis: int, names: Names, _: None, g: jax.Array) -> tuple[jax.Array]:
-    scatter = partial(jax.lax.psum_scatter, axis_name=cut, scatter_dimension=axis, tiled=True)
-    return (_piecewise(scatter, g.astype(jnp.float32), names).astype(g.dtype),)
-
-
-_all_of.defvjp(_all_of_forward, _all_of_backward)
+def arrange_devices(devices: Sequence[jax.Device], shape: tuple[int, ...]) -> np.ndarray:
+    """One slice's devices as an array of this shape whose axes follow the torus of a TPU as well as they can."""
+    if devices[0].platform != "tpu":
+        return np.asarray(devices).reshape(shape)
+    try:
+        v5e = devices[0].device_kind in ("TPU v5 lite", "TPU v5e")  # whose axes jax.make_mesh splits at once
+        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=v5e)
+    except NotImplementedError:  # no whole axes of the torus multiply to these sizes
+        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)

@@ -3,11 +3,11 @@
 from collections.abc import Mapping, Sequence
 from math import prod
 
-from bertjax.config.schema import Mesh, Stage
+from bertjax.config.schema.run import MeshConfig, Stage
 from bertjax.errors import UserError
 
 AXES = ("dcn", "data", "fsdp", "tensor")  # dcn: between slices, over the slower network
-# Parameters are stored by these rules ("embed" over fsdp is ZeRO-3); `mesh.gathered` drops fsdp where they are used.
+# Parameters are stored by these rules ("embed" over fsdp is ZeRO-3); `sharding.all_gather_fsdp` drops fsdp where they are used.
 # "sequence" is the residual stream's positions between blocks; over tensor it is Megatron's sequence parallelism.
 RULES: dict[str, tuple[str, ...]] = {
     "batch": ("dcn", "data", "fsdp"),
@@ -20,7 +20,7 @@ RULES: dict[str, tuple[str, ...]] = {
 Rules = Mapping[str, tuple[str, ...]]
 
 
-def rules(overrides: Mapping[str, str | list[str] | None]) -> dict[str, tuple[str, ...]]:
+def merge_rules(overrides: Mapping[str, str | list[str] | None]) -> dict[str, tuple[str, ...]]:
     """RULES with a configuration's overrides; raises UserError for unknown logical or mesh axes."""
     merged = dict(RULES)
     for name, given in overrides.items():
@@ -33,7 +33,7 @@ def rules(overrides: Mapping[str, str | list[str] | None]) -> dict[str, tuple[st
     return merged
 
 
-def axis_sizes(config: Mesh, devices: int) -> dict[str, int]:
+def axis_sizes(config: MeshConfig, devices: int) -> dict[str, int]:
     """The size of each axis on so many devices. Raises UserError when they do not multiply out."""
     sizes = [config.slices, config.data, config.fsdp, config.tensor]
     fixed = prod(n for n in sizes if n != -1)
@@ -52,7 +52,7 @@ def batch_shards(sizes: Mapping[str, int], axes: str | Sequence[str] | None) -> 
     return prod(sizes[axis] for axis in ((axes,) if isinstance(axes, str) else axes or ()))
 
 
-def spell_mesh(sizes: Mapping[str, int]) -> str:
+def format_mesh(sizes: Mapping[str, int]) -> str:
     """Axes of more than one device."""
     return " ".join(f"{name}={size}" for name, size in sizes.items() if size > 1) or "one device"
 
@@ -68,11 +68,11 @@ def batch_problem(stage: Stage, sizes: Mapping[str, int], table: Rules) -> str |
     larger = "" if "tensor" in table["batch"] else ", or a larger mesh.tensor, which splits no rows"
     return (
         f"stages.{stage.name}.batch_size: {stage.batch_size} rows do not divide over {parts} "
-        f"({spell_mesh(sizes)}); set {' or '.join(map(str, near))}{larger}"
+        f"({format_mesh(sizes)}); set {' or '.join(map(str, near))}{larger}"
     )
 
 
-def problems(mesh: Mesh, stages: Sequence[Stage], devices: int, slices: int | None = None) -> list[str]:
+def find_problems(mesh: MeshConfig, stages: Sequence[Stage], devices: int, slices: int | None = None) -> list[str]:
     """What of a configuration cannot run on so many devices, a line each: mesh, rules, batches.
 
     `slices`: TPU slices that the devices come in, where that is known.
@@ -80,7 +80,7 @@ def problems(mesh: Mesh, stages: Sequence[Stage], devices: int, slices: int | No
     if slices is not None and mesh.slices != slices:
         return [f"mesh.slices: the devices come in slices: {slices}, not {mesh.slices}; set mesh.slices={slices}"]
     try:
-        sizes, table = axis_sizes(mesh, devices), rules(mesh.rules)
+        sizes, table = axis_sizes(mesh, devices), merge_rules(mesh.rules)
     except UserError as error:
         return [str(error)]
     return [line for stage in stages if (line := batch_problem(stage, sizes, table))]

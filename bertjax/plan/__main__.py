@@ -13,9 +13,9 @@ from bertjax.errors import BertjaxError
 
 def main() -> int:
     try:
-        from bertjax.plan.answer import answer
+        from bertjax.plan.handle_request import handle_request
 
-        text, good = answer(json.load(sys.stdin))
+        text, good = handle_request(json.load(sys.stdin))
     except BertjaxError as error:
         print(error, file=sys.stderr)
         return error.exit_code

@@ -7,18 +7,19 @@ from typing import Any
 
 import numpy as np
 
-from bertjax.config.data_schema import BertPairs, Classify, SpanQa, Task, TextToText
-from bertjax.config.schema import Config, Stage
-from bertjax.data import examples, qa, text_to_text
-from bertjax.data.chunks import chunk_dtype
-from bertjax.data.denoising_rules import tokens_length
-from bertjax.data.loader import Batches, is_decoder_only
-from bertjax.data.masking import MaskingRules
-from bertjax.data.tasks import Fields, TaskData, dataset
+from bertjax.config.schema.data import BertPairs, Classify, SpanQa, Task, TextToText
+from bertjax.config.schema.run import Config, Stage
+from bertjax.data.pipeline.loader import Batches, is_decoder_only
+from bertjax.data.pipeline.task_rows import Fields, TaskData, make_task_data
+from bertjax.data.preprocess import bert_pairs, masking, span_qa, text_to_text
+from bertjax.data.preprocess.denoising.chunks import chunk_dtype
+from bertjax.data.preprocess.denoising.rules import tokens_length
+from bertjax.data.preprocess.masking import MaskingRules
+from bertjax.data.store import row_format
 
 
 @dataclass(frozen=True)
-class NoRows:
+class EmptyStore:
     """A store of rows of this type of which none is read; its length only says that there are some."""
 
     dtype: np.dtype
@@ -31,7 +32,7 @@ class NoRows:
         return np.empty(len(indices), self.dtype)
 
 
-def stand_in_tokenizer(config: Config) -> Any:
+def dummy_tokenizer(config: Config) -> Any:
     """What masking, denoising and decoding ask of a tokenizer as large as the model's table; its ids mean nothing."""
     size = config.model.vocab_size
     found: dict[str, Any] = {"vocab_size": size, "pad_id": 0, "cls_id": 1, "sep_id": 2, "mask_id": 3, "sha256": ""}
@@ -48,19 +49,19 @@ def stage_fields(config: Config, stage: Stage) -> Fields:
     Raises UserError where a section does not fit the model's vocabulary, or mixed tasks have different rows.
     """
     regression = stage.objective.kind == "classification" and stage.objective.num_labels == 1
-    tasks = {name: _data(config, task, regression) for name, task in config.stage_tasks(stage).items()}
+    tasks = {name: _task_data(config, task, regression) for name, task in config.stage_tasks(stage).items()}
     return Batches(tasks, dict.fromkeys(tasks, 1.0), stage.batch_size).fields
 
 
 def task_fields(config: Config, task: Task, regression: bool = False) -> Fields:
     """The same for the task of an evaluation."""
-    return _data(config, task, regression).fields
+    return _task_data(config, task, regression).fields
 
 
-def _data(config: Config, task: Task, regression: bool) -> TaskData:
-    tokenizer = stand_in_tokenizer(config)
-    rows: Any = NoRows(stored_dtype(task, tokenizer, regression), {})
-    return dataset(task, rows, tokenizer, 0, is_decoder_only(config))
+def _task_data(config: Config, task: Task, regression: bool) -> TaskData:
+    tokenizer = dummy_tokenizer(config)
+    rows: Any = EmptyStore(stored_dtype(task, tokenizer, regression), {})
+    return make_task_data(task, rows, tokenizer, 0, is_decoder_only(config))
 
 
 def stored_dtype(task: Task, tokenizer: Any, regression: bool = False) -> np.dtype:
@@ -68,24 +69,24 @@ def stored_dtype(task: Task, tokenizer: Any, regression: bool = False) -> np.dty
     options = task.preprocess
     masks = None
     if isinstance(options, BertPairs):
-        dtype = examples.pairs_dtype(options)
-        masks = MaskingRules.of(options, tokenizer) if options.masking == "static" else None
+        dtype = bert_pairs.pairs_dtype(options)
+        masks = MaskingRules.from_options(options, tokenizer) if options.masking == "static" else None
     elif isinstance(options, SpanQa):
-        dtype = qa.row_dtype(options.sequence_length)
+        dtype = span_qa.row_dtype(options.sequence_length)
     elif isinstance(options, Classify):
         kind = "f4" if regression else "i4"
-        dtype = examples.row_dtype(options.sequence_length, cls_positions="i4", labels=kind, label_weights="f4")
+        dtype = row_format.row_dtype(options.sequence_length, cls_positions="i4", labels=kind, label_weights="f4")
     elif isinstance(options, TextToText):
         dtype = text_to_text.row_dtype(options.sequence_length, options.target_length)
     else:
         return chunk_dtype(tokens_length(options))
     segments = options.max_segments if getattr(options, "pack", False) else 1
-    return examples.with_masks(examples.packed_dtype(dtype, segments), masks)
+    return masking.with_mask_fields(row_format.packed_dtype(dtype, segments), masks)
 
 
-def positions(fields: Fields) -> int:
+def tokens_per_row(fields: Fields) -> int:
     """Tokens of a row, padding counted: of its inputs and of its targets."""
     return sum(shape[0] for name, (shape, _) in fields.items() if name in ("input_ids", "target_ids"))
 
 
-NOWHERE = Path()  # for what wants a folder of data and will not open it
+NO_DATA_DIR = Path()  # for what wants a folder of data and will not open it

@@ -10,17 +10,18 @@ from typing import Any
 
 import jax
 
-from bertjax.config.schema import Config, Stage
-from bertjax.data.tasks import Fields
+from bertjax.config.schema.run import Config, Stage
+from bertjax.data.pipeline.task_rows import Fields
 from bertjax.errors import UserError
-from bertjax.parallel import mesh as meshes
-from bertjax.plan.batch import NOWHERE, stage_fields, stand_in_tokenizer
-from bertjax.training import freezing, preflight, stage_plan
-from bertjax.training.setup import Job
+from bertjax.parallel.mesh import make_mesh
+from bertjax.plan.batch import NO_DATA_DIR, dummy_tokenizer, stage_fields
+from bertjax.training import freezing, stage_plan, validate
+from bertjax.training.program import TrainProgram
+from bertjax.training.run_context import RunContext
 from bertjax.training.state import TrainState
-from bertjax.training.step import Program
+from bertjax.training.step import jit_train_step
 
-UNKNOWN_STEPS = 1000  # of a stage as long as its epochs: only schedules and episodes' bounds depend on it
+DEFAULT_STEPS = 1000  # of a stage as long as its epochs: only schedules and episodes' bounds depend on it
 # Of a whole program, or of its temporaries alone where they are too much by themselves.
 _MEMORY = re.compile(
     r"(?:Used|for HLO temporaries) \(?([\d.]+)([KMGT])\)? (?:of|exceeds available HBM) \(?([\d.]+)([KMGT])",
@@ -35,8 +36,8 @@ class StageProgram:
 
     config: Config
     stage: Stage
-    job: Job
-    program: Program
+    ctx: RunContext
+    program: TrainProgram
     episode: int
     episodes: int
     groups: tuple[str, ...]
@@ -45,43 +46,45 @@ class StageProgram:
     batch: dict[str, jax.ShapeDtypeStruct]
 
     @property
-    def shards(self) -> int:
+    def batch_shards(self) -> int:
         """Parts that a batch is cut into."""
         return self.program.batch_shards
 
     def lower(self) -> Any:
         """The train step, traced."""
-        step: Any = self.program.jit_train_step(self.state)
+        step: Any = jit_train_step(self.program, self.state)
         return step.lower(self.state, self.batch)
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What the compiler said. `compiled` is None when it refused; `reason` then says why in one line, and `needs` how
+class CompileResult:
+    """What the compiler said. `compiled` is None when it refused; `reason` then says why in one line, and `required_bytes` how
     many bytes of a device's memory it would take, where it is memory that it ran out of."""
 
     seconds: float
     compiled: Any = None
     reason: str = ""
-    needs: int | None = None
-    dumped: str = ""
+    required_bytes: int | None = None
+    hlo_dump: str = ""
 
     @property
     def text(self) -> str:
         """The optimised program."""
-        return self.dumped or self.compiled.as_text()
+        return self.hlo_dump or self.compiled.as_text()
 
 
-def open_stage(config: Config, stage: Stage, devices: Sequence[Any], episode: int | None = None) -> StageProgram:
+def build_stage_program(
+    config: Config, stage: Stage, devices: Sequence[Any], episode: int | None = None
+) -> StageProgram:
     """A stage over these devices; `episode` counts from 0 (default: the last, in which most trains).
 
     Raises UserError as a run would: a mesh or a batch that does not divide, rows that do not fit the objective.
     """
-    preflight.check_kinds(config, stage)
-    job = Job(config, NOWHERE, meshes.make_mesh(config.mesh, devices), stand_in_tokenizer(config))
-    program = job.program(stage, stage.steps or UNKNOWN_STEPS)
+    validate.check_kinds(config, stage)
+    ctx = RunContext(config, NO_DATA_DIR, make_mesh(config.mesh, devices), dummy_tokenizer(config))
+    program = ctx.program(stage, stage.steps or DEFAULT_STEPS)
     stage_plan.check_batch(stage, program)
-    groups = freezing.groups_of(program.abstract_params())
+    groups = freezing.param_groups(program.abstract_params())
     plan = freezing.episodes(stage.trainable, groups, program.steps)
     number = len(plan) - 1 if episode is None else episode
     if number >= len(plan):
@@ -89,16 +92,16 @@ def open_stage(config: Config, stage: Stage, devices: Sequence[Any], episode: in
     state = program.abstract_state(plan[number].groups, jax.eval_shape(lambda: jax.random.key(0)))
     fields = stage_fields(config, stage)
     batch = abstract_batch(fields, stage.batch_size, program)
-    return StageProgram(config, stage, job, program, number, len(plan), plan[number].groups, fields, state, batch)
+    return StageProgram(config, stage, ctx, program, number, len(plan), plan[number].groups, fields, state, batch)
 
 
-def abstract_batch(fields: Fields, rows: int, program: Program) -> dict[str, jax.ShapeDtypeStruct]:
+def abstract_batch(fields: Fields, rows: int, program: TrainProgram) -> dict[str, jax.ShapeDtypeStruct]:
     """A global batch of so many rows, without its bytes."""
     put = program.batch_sharding()
     return {name: jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=put) for name, (shape, dtype) in fields.items()}
 
 
-def compile_lowered(lower: Any, dump: bool = False) -> Outcome:
+def compile_lowered(lower: Any, dump: bool = False) -> CompileResult:
     """Traces and compiles what `lower` returns; a refusal of the compiler, or of a kernel, is an outcome too.
 
     `dump`: have the TPU compiler write its program down. jaxlib 0.10.2 cannot read all of libtpu 0.0.51's back.
@@ -106,25 +109,25 @@ def compile_lowered(lower: Any, dump: bool = False) -> Outcome:
     with TemporaryDirectory(prefix="bertjax-plan-") as folder:
         outcome = _compile(lower, {"xla_dump_to": folder, "xla_dump_hlo_as_text": True} if dump else None)
         written = sorted(Path(folder).glob("*.after_optimizations.txt"), key=lambda path: path.stat().st_size)
-        return replace(outcome, dumped=written[-1].read_text(encoding="utf-8") if written else "")
+        return replace(outcome, hlo_dump=written[-1].read_text(encoding="utf-8") if written else "")
 
 
-def _compile(lower: Any, options: dict[str, Any] | None) -> Outcome:
+def _compile(lower: Any, options: dict[str, Any] | None) -> CompileResult:
     began = time.perf_counter()
     try:
         compiled = lower().compile(compiler_options=options)
     except jax.errors.JaxRuntimeError as error:
-        return _refused(str(error), time.perf_counter() - began)
+        return _compile_failure(str(error), time.perf_counter() - began)
     except ValueError as error:  # models/attention.py: a kernel asked for by name that cannot serve
         if not str(error).startswith("attention kernel"):
             raise
-        return Outcome(time.perf_counter() - began, reason=str(error))
-    return Outcome(time.perf_counter() - began, compiled)
+        return CompileResult(time.perf_counter() - began, reason=str(error))
+    return CompileResult(time.perf_counter() - began, compiled)
 
 
-def _refused(message: str, seconds: float) -> Outcome:
+def _compile_failure(message: str, seconds: float) -> CompileResult:
     if found := _MEMORY.search(message):
         needs = int(float(found[1]) * _UNITS[found[2].upper()])
         reason = f"needs {found[1]} {found[2]}iB of the {found[3]} {found[4]}iB that the compiler may use"
-        return Outcome(seconds, reason=reason, needs=needs)
-    return Outcome(seconds, reason=" ".join(message.split())[:300])
+        return CompileResult(seconds, reason=reason, required_bytes=needs)
+    return CompileResult(seconds, reason=" ".join(message.split())[:300])

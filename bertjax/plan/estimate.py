@@ -14,28 +14,29 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bertjax.config.model_schema import ModelConfig, T5Config
-from bertjax.data.tasks import Fields
-from bertjax.parallel.chips import Chip
-from bertjax.plan.collectives import Collective
-from bertjax.training import flops, flops_t5
+from bertjax.config.schema.model import ModelConfig, T5Config
+from bertjax.data.pipeline.task_rows import Fields
+from bertjax.models.bert import flops as bert_flops
+from bertjax.models.t5 import flops as t5_flops
+from bertjax.parallel.hardware import Chip
+from bertjax.plan.hlo.collectives import Collective
 
 ASSUMPTIONS = "from data sheets, at full speed and with no waiting: real steps take longer, often twice as long"
 
 
 def row_flops(model: ModelConfig, fields: Fields, heads: Collection[str], groups: Collection[str], adapter: int) -> int:
-    """Model FLOPs of a training step for one row, as the log's MFU counts them (training/meter.py)."""
+    """Model FLOPs of a training step for one row, as the log's MFU counts them (training/monitor/meter.py)."""
     width = lambda name: fields[name][0][0] if name in fields else 0  # noqa: E731
     if isinstance(model, T5Config):
         lengths = width("input_ids"), width("target_ids")
-        return flops_t5.train_flops(model, *lengths, groups=groups, adapter_size=adapter)
+        return t5_flops.train_flops(model, *lengths, groups=groups, adapter_size=adapter)
     predictions = width("masked_positions") if "mlm" in heads else 0
     layers = sum(group.startswith("layers/") for group in groups)
-    return flops.train_flops(model, width("input_ids"), predictions, trainable_layers=layers)
+    return bert_flops.train_flops(model, width("input_ids"), predictions, trainable_layers=layers)
 
 
 @dataclass(frozen=True)
-class Links:
+class Interconnect:
     """What joins the devices of a mesh, in the mesh's order."""
 
     chip: Chip
@@ -43,7 +44,7 @@ class Links:
 
     def seconds(self, one: Collective) -> float:
         """Of all runs of a collective in a step, none of it hidden behind other work."""
-        if self.chip.link is None:
+        if self.chip.link_bandwidth is None:
             return 0.0
         group = [self.devices[number] for number in one.group]
         parts: dict[int, list[Any]] = {}
@@ -61,31 +62,36 @@ class Links:
             return 0.0
         if self.chip.torus and one.kind == "all-to-all":  # every byte goes a quarter of the way around
             return one.bytes * len(group) / 4 / self._bandwidth(group)
-        return one.bytes * moved(one.kind, len(group)) / self._bandwidth(group)
+        return one.bytes * transfer_factor(one.kind, len(group)) / self._bandwidth(group)
 
     def _between(self, one: Collective, parts: int, inside: int) -> float:
-        if parts < 2 or self.chip.network is None:
+        if parts < 2 or self.chip.network_bandwidth is None:
             return 0.0
-        return one.bytes / inside * moved(one.kind, parts) / (self.chip.network / self.chip.host)
+        return (
+            one.bytes
+            / inside
+            * transfer_factor(one.kind, parts)
+            / (self.chip.network_bandwidth / self.chip.devices_per_host)
+        )
 
     def _bandwidth(self, group: Sequence[Any]) -> float:
         """Bytes/s that a device of this group receives."""
-        assert self.chip.link is not None
+        assert self.chip.link_bandwidth is not None
         if not self.chip.torus:
-            return self.chip.link
+            return self.chip.link_bandwidth
         links = 0
         for axis in range(self.chip.torus):
             extent = len({device.coords[axis] for device in group})
             if extent > 1:
-                closed = extent == self._extent(axis) and extent % self.chip.ring == 0
+                closed = extent == self._extent(axis) and extent % self.chip.ring_multiple == 0
                 links += 2 if closed else 1
-        return self.chip.link * max(1, links)  # two cores of one chip talk at least as fast
+        return self.chip.link_bandwidth * max(1, links)  # two cores of one chip talk at least as fast
 
     def _extent(self, axis: int) -> int:
         return 1 + max(device.coords[axis] for device in self.devices)
 
 
-def moved(kind: str, devices: int) -> float:
+def transfer_factor(kind: str, devices: int) -> float:
     """Share of the whole array's bytes that a device receives."""
     if kind == "collective-permute":
         return 1.0
@@ -137,10 +143,10 @@ def roofline(
 
     What a hand-written kernel multiplies cannot be seen in the program, so compute is at least the model's own FLOPs.
     """
-    assert chip.bandwidth is not None
+    assert chip.memory_bandwidth is not None
     return Roofline(
         compute=max(flops, model_flops) / chip.flops,
-        memory=memory_bytes / chip.bandwidth,
+        memory=memory_bytes / chip.memory_bandwidth,
         collectives=transfers,
         tokens=tokens,
         model_flops=model_flops,

@@ -8,15 +8,15 @@ from typing import Any
 
 import jax
 
-from bertjax.parallel.chips import Chip
-from bertjax.plan.compile import Outcome, StageProgram
+from bertjax.parallel.hardware import Chip
+from bertjax.plan.compile import CompileResult, StageProgram
 
 # jax takes this share of a GPU's memory when it starts (XLA_PYTHON_CLIENT_MEM_FRACTION).
-GPU_SHARE = 0.75
+GPU_MEMORY_FRACTION = 0.75
 
 
 @dataclass(frozen=True)
-class Memory:
+class DeviceMemory:
     """Bytes of one device.
 
     Attributes:
@@ -39,37 +39,37 @@ class Memory:
         return sum(asdict(self).values())
 
 
-def held(arrays: Iterable[Any]) -> int:
+def shard_bytes(arrays: Iterable[Any]) -> int:
     """Bytes of one device's shards of abstract arrays with shardings."""
     return sum(prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in arrays)
 
 
-def parameters(opened: StageProgram) -> int:
-    return held([*opened.state.params.values(), *opened.state.frozen.values()])
+def parameter_bytes(opened: StageProgram) -> int:
+    return shard_bytes([*opened.state.params.values(), *opened.state.frozen.values()])
 
 
-def optimizer(opened: StageProgram) -> int:
-    return held(jax.tree.leaves(opened.state.opt))
+def optimizer_bytes(opened: StageProgram) -> int:
+    return shard_bytes(jax.tree.leaves(opened.state.opt_state))
 
 
-def of_program(opened: StageProgram, outcome: Outcome, arguments: Iterable[Any] = ()) -> Memory:
+def program_memory(opened: StageProgram, outcome: CompileResult, arguments: Iterable[Any] = ()) -> DeviceMemory:
     """Of a program that was compiled, inside training: the parameters and the optimizer's state are there whether it
     reads them or not. `arguments`: abstract arrays that are there besides."""
     found = outcome.compiled.memory_analysis()
-    params, opt = parameters(opened), optimizer(opened)
+    params, opt = parameter_bytes(opened), optimizer_bytes(opened)
     read = found.argument_size_in_bytes
     rest = read - params - opt if read > params + opt else read - params
-    return Memory(
+    return DeviceMemory(
         parameters=params,
         optimizer=opt,
-        batch=max(held(arguments), rest),
+        batch=max(shard_bytes(arguments), rest),
         temporaries=found.temp_size_in_bytes,
         outputs=max(0, found.output_size_in_bytes - found.alias_size_in_bytes),
         program=found.generated_code_size_in_bytes,
     )
 
 
-def usable(chip: Chip | None, environment: Mapping[str, str] = os.environ) -> int | None:
+def usable_bytes(chip: Chip | None, environment: Mapping[str, str] = os.environ) -> int | None:
     """Bytes that a program may take of a device; None where that is not known (a CPU).
 
     The TPU compiler refuses by itself what does not fit. A GPU's share is jax's, or the one that the environment sets.
@@ -80,7 +80,7 @@ def usable(chip: Chip | None, environment: Mapping[str, str] = os.environ) -> in
         return chip.memory
     given = environment.get("XLA_PYTHON_CLIENT_MEM_FRACTION") or environment.get("XLA_CLIENT_MEM_FRACTION")
     try:
-        share = float(given) if given else GPU_SHARE
+        share = float(given) if given else GPU_MEMORY_FRACTION
     except ValueError:
-        share = GPU_SHARE
+        share = GPU_MEMORY_FRACTION
     return int(chip.memory * share)

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-from bertjax.parallel.mesh import spell_mesh
+from bertjax.parallel.mesh_shape import format_mesh
 from bertjax.plan.estimate import ASSUMPTIONS
-from bertjax.plan.words import MIB, spell_bytes, spell_flops
+from bertjax.plan.units import MIB, format_bytes, format_flops
 
 _PARTS = {
     "parameters": "parameters, float32",
@@ -17,9 +17,9 @@ _PARTS = {
 }
 
 
-def as_text(plan: dict[str, Any]) -> str:
+def format_text(plan: dict[str, Any]) -> str:
     """The whole plan: where it runs, and each stage."""
-    lines = [f"{plan['config']} on {plan['topology']}: {_where(plan)}", ""]
+    lines = [f"{plan['config']} on {plan['topology']}: {_describe_target(plan)}", ""]
     for stage in plan["stages"]:
         lines += [*stage_lines(stage), ""]
     if any(stage["roofline"] for stage in plan["stages"] if "roofline" in stage):
@@ -28,7 +28,7 @@ def as_text(plan: dict[str, Any]) -> str:
 
 
 def verdict(plan: dict[str, Any]) -> str:
-    bad = [stage["stage"] for stage in plan["stages"] if not _good(stage)]
+    bad = [stage["stage"] for stage in plan["stages"] if not _stage_fits(stage)]
     if bad:
         return f"does not fit: stage {', '.join(bad)}"
     return (
@@ -36,15 +36,15 @@ def verdict(plan: dict[str, Any]) -> str:
     )
 
 
-def good(plan: dict[str, Any]) -> bool:
-    return all(_good(stage) for stage in plan["stages"])
+def all_fit(plan: dict[str, Any]) -> bool:
+    return all(_stage_fits(stage) for stage in plan["stages"])
 
 
-def _good(stage: dict[str, Any]) -> bool:
+def _stage_fits(stage: dict[str, Any]) -> bool:
     return stage["fits"] is not False and all(one["fits"] is not False for one in stage["evaluations"])
 
 
-def _where(plan: dict[str, Any]) -> str:
+def _describe_target(plan: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in plan["versions"].items())
     slices = f" in {plan['slices']} slices" if plan["slices"] > 1 else ""
     return f"{plan['devices']} x {plan['device_kind']}{slices} ({versions})"
@@ -57,7 +57,7 @@ def stage_lines(stage: dict[str, Any]) -> list[str]:
     remat = f", remat {stage['remat']}" if stage["remat"] != "none" else ""
     unit = stage["batch_sizes_in_steps_of"]
     lines = [
-        f"stage {stage['stage']}{episode}: {stage['objective']}, mesh {spell_mesh(stage['mesh'])}{remat}",
+        f"stage {stage['stage']}{episode}: {stage['objective']}, mesh {format_mesh(stage['mesh'])}{remat}",
         f"  trains {stage['trained_parameters']:,} parameters{frozen}",
         f"  {stage['batch_size']} rows of {stage['positions_per_row']} positions a step{accum}; "
         f"{stage['rows_per_device']} on each device (batch_size: any multiple of {unit})",
@@ -65,7 +65,7 @@ def stage_lines(stage: dict[str, Any]) -> list[str]:
     ]
     if "collectives" in stage:
         lines += [_attention(stage["attention"]), *_collectives(stage["collectives"]), *_roofline(stage)]
-    lines += [f"  note: {remark}" for remark in stage["remarks"]]
+    lines += [f"  note: {note}" for note in stage["notes"]]
     return lines + [line for one in stage["evaluations"] for line in _evaluation(one)]
 
 
@@ -75,10 +75,12 @@ def _memory(stage: dict[str, Any]) -> list[str]:
     if stage["fits"] is False:
         head = f"  DOES NOT FIT: {stage['reason']}"
     elif usable is None:
-        head = f"  {spell_bytes(total)} on each device, {seconds}"
+        head = f"  {format_bytes(total)} on each device, {seconds}"
     else:
-        head = f"  fits: {spell_bytes(total)} of {spell_bytes(usable)} on each device ({total / usable:.0%}), {seconds}"
-    parts = [f"    {spell_bytes(memory[name]):>12}  {words}" for name, words in _PARTS.items() if memory.get(name)]
+        head = (
+            f"  fits: {format_bytes(total)} of {format_bytes(usable)} on each device ({total / usable:.0%}), {seconds}"
+        )
+    parts = [f"    {format_bytes(memory[name]):>12}  {words}" for name, words in _PARTS.items() if memory.get(name)]
     return [head, *parts]
 
 
@@ -102,7 +104,7 @@ def _roofline(stage: dict[str, Any]) -> list[str]:
     flops, found = stage["flops"], stage["roofline"]
     more = flops["program"] / max(flops["model"], 1) - 1
     extra = f", {more:+.0%} in the program (recomputing, or work that is not split)" if more > 0.05 else ""
-    lines = [f"  model FLOPs: {spell_flops(flops['model'])} on each device and step{extra}"]
+    lines = [f"  model FLOPs: {format_flops(flops['model'])} on each device and step{extra}"]
     if found is None:
         return lines
     ms = {name: f"{found[name] * 1e3:.3g}" for name in ("compute", "memory", "collectives", "step", "best")}
@@ -117,6 +119,6 @@ def _roofline(stage: dict[str, Any]) -> list[str]:
 
 def _evaluation(one: dict[str, Any]) -> list[str]:
     total = one["memory"]["total"]
-    size = f"{spell_bytes(total)} on each device, " if total else ""
+    size = f"{format_bytes(total)} on each device, " if total else ""
     verdict = "" if one["fits"] is None else "fits: " if one["fits"] else f"DOES NOT FIT: {one['reason']}; "
     return [f"  evaluation {one['names']}: {verdict}{size}compiled in {one['compile_seconds']} s"]

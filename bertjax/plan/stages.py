@@ -5,62 +5,62 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from bertjax.config.model_schema import BertConfig
-from bertjax.config.schema import Config, Stage
-from bertjax.models.attention import choose
-from bertjax.parallel.chips import Chip
+from bertjax.config.schema.model import BertConfig
+from bertjax.config.schema.run import Config, Stage
+from bertjax.models.attention import select_kernel
+from bertjax.parallel.hardware import Chip
 from bertjax.plan import memory
-from bertjax.plan.batch import positions
-from bertjax.plan.collectives import Collective, collectives
-from bertjax.plan.compile import Outcome, StageProgram, compile_lowered, open_stage
-from bertjax.plan.estimate import Links, Roofline, roofline, row_flops
+from bertjax.plan.batch import tokens_per_row
+from bertjax.plan.compile import CompileResult, StageProgram, build_stage_program, compile_lowered
+from bertjax.plan.estimate import Interconnect, Roofline, roofline, row_flops
 from bertjax.plan.evaluation import evaluation_steps
-from bertjax.plan.hlo import Module, attention_kernel, kernels
-from bertjax.plan.rules import remarks
-from bertjax.plan.words import spell_bytes
-from bertjax.plan.work import matmul_flops, memory_bytes
+from bertjax.plan.hlo.collectives import Collective, find_collectives
+from bertjax.plan.hlo.costs import matmul_flops, memory_bytes
+from bertjax.plan.hlo.module import HloModule, attention_kernel, custom_kernels
+from bertjax.plan.sharding_notes import sharding_notes
+from bertjax.plan.units import format_bytes
 
 
 @dataclass(frozen=True)
-class Site:
+class Target:
     """Where a configuration is to run. `chip` is None for CPUs, of which nothing is promised."""
 
     devices: Sequence[Any]
     chip: Chip | None
 
     @property
-    def usable(self) -> int | None:
-        return memory.usable(self.chip)
+    def usable_bytes(self) -> int | None:
+        return memory.usable_bytes(self.chip)
 
 
-def plan_stage(config: Config, stage: Stage, site: Site, episode: int | None) -> dict[str, Any]:
+def plan_stage(config: Config, stage: Stage, site: Target, episode: int | None) -> dict[str, Any]:
     """Compiles a stage with its evaluations and describes them; `fits` is None where a device's memory is not known."""
-    opened = open_stage(config, stage, site.devices, episode)
-    tell(f"stage {stage.name}: compiling the train step ...")
+    opened = build_stage_program(config, stage, site.devices, episode)
+    log_progress(f"stage {stage.name}: compiling the train step ...")
     found = plan_step(opened, site)
     found["evaluations"] = [_evaluation(opened, names, lower, site) for names, lower in evaluation_steps(opened)]
     return found
 
 
-def plan_step(opened: StageProgram, site: Site) -> dict[str, Any]:
+def plan_step(opened: StageProgram, site: Target) -> dict[str, Any]:
     """The same of its train step alone."""
-    return _facts(opened) | _step(
-        opened, compile_lowered(opened.lower, dump=opened.program.execution.platform == "tpu"), site
+    return _stage_info(opened) | _step(
+        opened, compile_lowered(opened.lower, dump=opened.program.compute.platform == "tpu"), site
     )
 
 
-def tell(line: str) -> None:
+def log_progress(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _facts(opened: StageProgram) -> dict[str, Any]:
-    stage, width = opened.stage, positions(opened.fields)
-    rows = stage.batch_size // opened.shards
+def _stage_info(opened: StageProgram) -> dict[str, Any]:
+    stage, width = opened.stage, tokens_per_row(opened.fields)
+    rows = stage.batch_size // opened.batch_shards
     return {
         "stage": stage.name,
         "objective": stage.objective.kind,
         "mesh": dict(opened.program.mesh.shape),
-        "remat": opened.program.execution.remat,
+        "remat": opened.program.compute.remat,
         "episode": opened.episode,
         "episodes": opened.episodes,
         "trained_parameters": sum(x.size for x in opened.state.params.values()),
@@ -68,46 +68,46 @@ def _facts(opened: StageProgram) -> dict[str, Any]:
         "batch_size": stage.batch_size,
         "grad_accum": stage.grad_accum,
         "rows_per_device": rows,
-        "batch_sizes_in_steps_of": opened.shards * stage.grad_accum,
+        "batch_sizes_in_steps_of": opened.batch_shards * stage.grad_accum,
         "positions_per_row": width,
         "positions_per_step": width * stage.batch_size,
-        "remarks": remarks(opened),
+        "notes": sharding_notes(opened),
     }
 
 
-def _step(opened: StageProgram, outcome: Outcome, site: Site) -> dict[str, Any]:
+def _step(opened: StageProgram, outcome: CompileResult, site: Target) -> dict[str, Any]:
     base = {"compile_seconds": round(outcome.seconds, 1), "reason": outcome.reason}
     if outcome.compiled is None:
-        held = {"parameters": memory.parameters(opened), "optimizer": memory.optimizer(opened)}
-        return base | {"fits": False, "memory": held | {"total": outcome.needs, "usable": site.usable}}
-    bytes_ = memory.of_program(opened, outcome, opened.batch.values())
-    module = Module.of(outcome.text)
-    moves = collectives(module, dict(opened.program.mesh.shape))
-    links = Links(site.chip, list(opened.program.mesh.devices.flat)) if site.chip else None
+        held = {"parameters": memory.parameter_bytes(opened), "optimizer": memory.optimizer_bytes(opened)}
+        return base | {"fits": False, "memory": held | {"total": outcome.required_bytes, "usable": site.usable_bytes}}
+    bytes_ = memory.program_memory(opened, outcome, opened.batch.values())
+    module = HloModule.parse(outcome.text)
+    moves = find_collectives(module, dict(opened.program.mesh.shape))
+    links = Interconnect(site.chip, list(opened.program.mesh.devices.flat)) if site.chip else None
     flops, traffic = matmul_flops(module), memory_bytes(module)
     model_flops = _model_flops(opened) / opened.program.mesh.size
     estimate = None
     if site.chip and links:
         estimate = roofline(
             site.chip, flops=flops, model_flops=model_flops, memory_bytes=traffic,
-            transfers=sum(links.seconds(one) for one in moves), tokens=tokens_of(opened),
+            transfers=sum(links.seconds(one) for one in moves), tokens=tokens_per_step(opened),
         )  # fmt: skip
-    if fits(bytes_.total, site) is False:
-        base["reason"] = _too_large(bytes_.total, site)
+    if fits_memory(bytes_.total, site) is False:
+        base["reason"] = _oom_reason(bytes_.total, site)
     return base | {
-        "fits": fits(bytes_.total, site),
-        "memory": asdict(bytes_) | {"total": bytes_.total, "usable": site.usable},
+        "fits": fits_memory(bytes_.total, site),
+        "memory": asdict(bytes_) | {"total": bytes_.total, "usable": site.usable_bytes},
         "flops": {"model": model_flops, "program": flops},
         "memory_traffic": traffic,
-        "collectives": table(moves, links),
-        "attention": _attention(opened, kernels(module)),
-        "roofline": as_dict(estimate, site.chip) if estimate and site.chip else None,
+        "collectives": collectives_table(moves, links),
+        "attention": _attention(opened, custom_kernels(module)),
+        "roofline": roofline_dict(estimate, site.chip) if estimate and site.chip else None,
     }
 
 
-def tokens_of(opened: StageProgram) -> int:
+def tokens_per_step(opened: StageProgram) -> int:
     """Positions of a step, padding counted."""
-    return positions(opened.fields) * opened.stage.batch_size
+    return tokens_per_row(opened.fields) * opened.stage.batch_size
 
 
 def _model_flops(opened: StageProgram) -> int:
@@ -116,17 +116,17 @@ def _model_flops(opened: StageProgram) -> int:
     return opened.stage.batch_size * each
 
 
-def fits(total: int, site: Site) -> bool | None:
-    return None if site.usable is None else total <= site.usable
+def fits_memory(total: int, site: Target) -> bool | None:
+    return None if site.usable_bytes is None else total <= site.usable_bytes
 
 
-def _too_large(total: int, site: Site) -> str:
-    assert site.chip is not None and site.usable is not None and site.chip.memory is not None
-    share = "" if site.chip.torus else f", {site.usable / site.chip.memory:.0%} of the GPU's memory"
-    return f"needs {spell_bytes(total)} of {spell_bytes(site.usable)}{share}"
+def _oom_reason(total: int, site: Target) -> str:
+    assert site.chip is not None and site.usable_bytes is not None and site.chip.memory is not None
+    share = "" if site.chip.torus else f", {site.usable_bytes / site.chip.memory:.0%} of the GPU's memory"
+    return f"needs {format_bytes(total)} of {format_bytes(site.usable_bytes)}{share}"
 
 
-def table(moves: Sequence[Collective], links: Links | None) -> list[dict[str, Any]]:
+def collectives_table(moves: Sequence[Collective], links: Interconnect | None) -> list[dict[str, Any]]:
     """Collectives by kind and axes, those of different groups along the same axes added up."""
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     for one in moves:
@@ -138,7 +138,7 @@ def table(moves: Sequence[Collective], links: Links | None) -> list[dict[str, An
     return list(rows.values())
 
 
-def as_dict(estimate: Roofline, chip: Chip) -> dict[str, Any]:
+def roofline_dict(estimate: Roofline, chip: Chip) -> dict[str, Any]:
     return asdict(estimate) | {
         "best": estimate.best,
         "step": estimate.step,
@@ -150,13 +150,13 @@ def as_dict(estimate: Roofline, chip: Chip) -> dict[str, Any]:
 
 def _attention(opened: StageProgram, found: dict[str, int]) -> dict[str, Any]:
     """The kernel that was compiled, its calls, and why the platform's own one was not."""
-    execution, model = opened.program.execution, opened.program.model
+    compute, model = opened.program.compute, opened.program.model
     kernel, why = attention_kernel(found), None
-    own = {"gpu": "cudnn", "tpu": "splash"}.get(execution.platform)
-    if isinstance(model, BertConfig) and kernel == "xla" and own and execution.attention != "xla":
+    own = {"gpu": "cudnn", "tpu": "splash"}.get(compute.platform)
+    if isinstance(model, BertConfig) and kernel == "xla" and own and compute.attention != "xla":
         try:
-            choose(
-                replace(execution, attention=own), length=opened.fields["input_ids"][0][0],
+            select_kernel(
+                replace(compute, attention=own), length=opened.fields["input_ids"][0][0],
                 head_dim=model.hidden_size // model.num_attention_heads, rate=model.attention_probs_dropout_prob,
             )  # fmt: skip
         except ValueError as error:
@@ -164,13 +164,13 @@ def _attention(opened: StageProgram, found: dict[str, int]) -> dict[str, Any]:
     return {"kernel": kernel, "calls": found, "why": why}
 
 
-def _evaluation(opened: StageProgram, names: str, lower: Any, site: Site) -> dict[str, Any]:
-    tell(f"stage {opened.stage.name}: compiling the evaluation {names} ...")
+def _evaluation(opened: StageProgram, names: str, lower: Any, site: Target) -> dict[str, Any]:
+    log_progress(f"stage {opened.stage.name}: compiling the evaluation {names} ...")
     outcome = compile_lowered(lower)
     found: dict[str, Any] = {"names": names, "compile_seconds": round(outcome.seconds, 1), "reason": outcome.reason}
     if outcome.compiled is None:
-        return found | {"fits": False, "memory": {"total": outcome.needs, "usable": site.usable}}
-    bytes_ = memory.of_program(opened, outcome)
-    found["reason"] = _too_large(bytes_.total, site) if fits(bytes_.total, site) is False else ""
-    held = asdict(bytes_) | {"total": bytes_.total, "usable": site.usable}
-    return found | {"fits": fits(bytes_.total, site), "memory": held}
+        return found | {"fits": False, "memory": {"total": outcome.required_bytes, "usable": site.usable_bytes}}
+    bytes_ = memory.program_memory(opened, outcome)
+    found["reason"] = _oom_reason(bytes_.total, site) if fits_memory(bytes_.total, site) is False else ""
+    held = asdict(bytes_) | {"total": bytes_.total, "usable": site.usable_bytes}
+    return found | {"fits": fits_memory(bytes_.total, site), "memory": held}

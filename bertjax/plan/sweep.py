@@ -9,23 +9,23 @@ from dataclasses import dataclass, field
 from math import gcd
 from typing import Any
 
-from bertjax.config.model_schema import T5Config
-from bertjax.config.schema import Config, Stage
-from bertjax.parallel.mesh import batch_shards, rules, spell_mesh
+from bertjax.config.schema.model import T5Config
+from bertjax.config.schema.run import Config, Stage
+from bertjax.parallel.mesh_shape import batch_shards, format_mesh, merge_rules
 from bertjax.plan import memory
-from bertjax.plan.compile import open_stage
-from bertjax.plan.stages import Site, plan_step, tell
-from bertjax.plan.words import GIB, spell_bytes
+from bertjax.plan.compile import build_stage_program
+from bertjax.plan.stages import Target, log_progress, plan_step
+from bertjax.plan.units import GIB, format_bytes
 
-REMATS = ("none", "dots", "full")
-MOST_TENSOR = 16  # ways to split a layer; beyond that its activations travel more than they are worked on
+REMAT_POLICIES = ("none", "dots", "full")
+MAX_TENSOR = 16  # ways to split a layer; beyond that its activations travel more than they are worked on
 FSDP_SIZES = 4  # tried for each size of tensor
-BEST = 3  # meshes that larger batches are tried on
-LARGER = (2, 4)
+TOP_MESHES = 3  # meshes that larger batches are tried on
+BATCH_MULTIPLES = (2, 4)
 
 
 @dataclass(frozen=True, order=True)
-class Shape:
+class MeshShape:
     """Of one slice's devices."""
 
     tensor: int
@@ -39,20 +39,20 @@ class Sweep:
 
     config: Config
     stage: Stage
-    site: Site
+    site: Target
     limit: int
     ranked: list[dict[str, Any]] = field(default_factory=list)
     unfit: list[dict[str, Any]] = field(default_factory=list)
     compiled: int = 0
 
     @property
-    def over(self) -> bool:
+    def exhausted(self) -> bool:
         return self.compiled >= self.limit
 
-    def attempt(self, shape: Shape, rows: int) -> None:
+    def try_mesh(self, shape: MeshShape, rows: int) -> None:
         """Compiles a mesh and batch with the cheapest remat policy that fits."""
-        for remat in REMATS:
-            if self.over:
+        for remat in REMAT_POLICIES:
+            if self.exhausted:
                 return
             found = self._compile(shape, rows, remat)
             if found["fits"] is not False:
@@ -60,61 +60,63 @@ class Sweep:
                 return
             self.unfit.append(found)
             if found["memory"]["parameters"] + found["memory"]["optimizer"] > (
-                self.site.usable or found["memory"]["total"]
+                self.site.usable_bytes or found["memory"]["total"]
             ):
                 return  # no policy makes these smaller
 
-    def _compile(self, shape: Shape, rows: int, remat: str) -> dict[str, Any]:
-        config, stage = changed(self.config, self.stage, shape, rows, remat)
+    def _compile(self, shape: MeshShape, rows: int, remat: str) -> dict[str, Any]:
+        config, stage = apply_candidate(self.config, self.stage, shape, rows, remat)
         mesh = config.mesh.model_dump(include={"slices", "data", "fsdp", "tensor"})
         found: dict[str, Any] = {"mesh": mesh, "batch_size": rows, "remat": remat}
-        opened = open_stage(config, stage, self.site.devices)
-        held = {"parameters": memory.parameters(opened), "optimizer": memory.optimizer(opened)}
-        if self.site.usable is not None and sum(held.values()) > self.site.usable:
+        opened = build_stage_program(config, stage, self.site.devices)
+        held = {"parameters": memory.parameter_bytes(opened), "optimizer": memory.optimizer_bytes(opened)}
+        if self.site.usable_bytes is not None and sum(held.values()) > self.site.usable_bytes:
             reason = "parameters and optimizer alone are too large"
             return found | {"fits": False, "reason": reason, "memory": held | {"total": sum(held.values())}}
         self.compiled += 1
-        tell(f"{self.compiled} of at most {self.limit}: {spell_mesh(found['mesh'])}, {rows} rows, remat {remat} ...")
+        log_progress(
+            f"{self.compiled} of at most {self.limit}: {format_mesh(found['mesh'])}, {rows} rows, remat {remat} ..."
+        )
         plan = plan_step(opened, self.site)
-        tell(f"  {_outcome(plan)}")
+        log_progress(f"  {_summary(plan)}")
         kept = ("fits", "reason", "memory", "roofline", "collectives", "rows_per_device", "compile_seconds")
         return found | {key: plan[key] for key in kept if key in plan}
 
 
-def _outcome(plan: dict[str, Any]) -> str:
+def _summary(plan: dict[str, Any]) -> str:
     if plan["fits"] is False:
         return f"does not fit: {plan['reason']}"
     step = f", {plan['roofline']['step'] * 1e3:.3g} ms" if plan["roofline"] else ""
-    return f"{spell_bytes(plan['memory']['total'])}{step}"
+    return f"{format_bytes(plan['memory']['total'])}{step}"
 
 
-def sweep(config: Config, stage: Stage, site: Site, limit: int) -> dict[str, Any]:
+def sweep(config: Config, stage: Stage, site: Target, limit: int) -> dict[str, Any]:
     """{sweep, compiled, limit, ranked, unfit}; ranked by estimated positions/s, on CPUs by memory instead."""
     run = Sweep(config, stage, site, limit)
-    shapes = list(shapes_of(config, len(site.devices) // config.mesh.slices))
+    shapes = list(candidate_meshes(config, len(site.devices) // config.mesh.slices))
     for shape in shapes:
-        run.attempt(shape, first_batch(config, stage, shape))
-    best = [found["mesh"] for found in sorted(run.ranked, key=_rank)[:BEST]]
-    for times in LARGER:
+        run.try_mesh(shape, smallest_batch(config, stage, shape))
+    best = [found["mesh"] for found in sorted(run.ranked, key=_rank_key)[:TOP_MESHES]]
+    for times in BATCH_MULTIPLES:
         for mesh in best:
-            shape = Shape(mesh["tensor"], mesh["fsdp"], mesh["data"])
-            run.attempt(shape, times * first_batch(config, stage, shape))
+            shape = MeshShape(mesh["tensor"], mesh["fsdp"], mesh["data"])
+            run.try_mesh(shape, times * smallest_batch(config, stage, shape))
     return {
         "sweep": stage.name,
         "compiled": run.compiled,
         "limit": limit,
-        "ranked": sorted(run.ranked, key=_rank),
+        "ranked": sorted(run.ranked, key=_rank_key),
         "unfit": run.unfit,
     }
 
 
-def _rank(found: dict[str, Any]) -> float:
+def _rank_key(found: dict[str, Any]) -> float:
     if found["roofline"]:
         return -found["roofline"]["tokens_per_second"]
     return found["memory"]["total"] / found["batch_size"]
 
 
-def shapes_of(config: Config, devices: int) -> Iterator[Shape]:
+def candidate_meshes(config: Config, devices: int) -> Iterator[MeshShape]:
     """Meshes of so many devices that split heads and the feed-forward layer evenly; the least split first."""
     model = config.model
     heads, inner = (
@@ -123,26 +125,26 @@ def shapes_of(config: Config, devices: int) -> Iterator[Shape]:
         else (model.num_attention_heads, model.intermediate_size)
     )
     for tensor in divisors(gcd(gcd(heads, inner), devices)):
-        if tensor > MOST_TENSOR:
+        if tensor > MAX_TENSOR:
             return
         sizes = divisors(devices // tensor)
         kept = {sizes[round(at * (len(sizes) - 1) / (FSDP_SIZES - 1))] for at in range(FSDP_SIZES)}
         for fsdp in sorted(kept):
-            yield Shape(tensor, fsdp, devices // tensor // fsdp)
+            yield MeshShape(tensor, fsdp, devices // tensor // fsdp)
 
 
 def divisors(number: int) -> list[int]:
     return [size for size in range(1, number + 1) if number % size == 0]
 
 
-def first_batch(config: Config, stage: Stage, shape: Shape) -> int:
+def smallest_batch(config: Config, stage: Stage, shape: MeshShape) -> int:
     """The stage's batch size, or the next one that this mesh divides."""
     sizes = {"dcn": config.mesh.slices, "data": shape.data, "fsdp": shape.fsdp, "tensor": shape.tensor}
-    unit = batch_shards(sizes, rules(config.mesh.rules)["batch"]) * stage.grad_accum
+    unit = batch_shards(sizes, merge_rules(config.mesh.rules)["batch"]) * stage.grad_accum
     return -(-stage.batch_size // unit) * unit
 
 
-def changed(config: Config, stage: Stage, shape: Shape, rows: int, remat: str) -> tuple[Config, Stage]:
+def apply_candidate(config: Config, stage: Stage, shape: MeshShape, rows: int, remat: str) -> tuple[Config, Stage]:
     """The configuration with another mesh, batch size and remat policy, and its stage."""
     mesh = config.mesh.model_copy(update={"data": shape.data, "fsdp": shape.fsdp, "tensor": shape.tensor})
     stage = stage.model_copy(update={"batch_size": rows})
@@ -150,7 +152,7 @@ def changed(config: Config, stage: Stage, shape: Shape, rows: int, remat: str) -
     return config.model_copy(update={"mesh": mesh, "run": run}), stage
 
 
-def sweep_text(found: dict[str, Any]) -> str:
+def format_sweep(found: dict[str, Any]) -> str:
     """A table of what fits, the best one as overrides, and how much does not fit."""
     ranked, unfit = found["ranked"], found["unfit"]
     how = "estimated positions/s" if ranked and ranked[0]["roofline"] else "memory a row (no data sheet for CPUs)"
@@ -161,8 +163,8 @@ def sweep_text(found: dict[str, Any]) -> str:
         "",
     ]
     if ranked:
-        lines += [_HEADER, *(_row(one) for one in ranked), "", f"best: {overrides(ranked[0], found['sweep'])}"]
-    lines += [f"does not fit: {_name(one)}: {one['reason']}" for one in unfit]
+        lines += [_HEADER, *(_row(one) for one in ranked), "", f"best: {format_overrides(ranked[0], found['sweep'])}"]
+    lines += [f"does not fit: {_describe(one)}: {one['reason']}" for one in unfit]
     return "\n".join(lines if ranked else [*lines, "nothing fits"])
 
 
@@ -170,7 +172,7 @@ _HEADER = f"{'mesh':<34}{'rows':>7}{'remat':>7}{'GiB':>8}{'ms':>9}{'positions/s'
 
 
 def _row(one: dict[str, Any]) -> str:
-    line = f"{spell_mesh(one['mesh']):<34}{one['batch_size']:>7}{one['remat']:>7}{one['memory']['total'] / GIB:>8.2f}"
+    line = f"{format_mesh(one['mesh']):<34}{one['batch_size']:>7}{one['remat']:>7}{one['memory']['total'] / GIB:>8.2f}"
     if not (estimate := one["roofline"]):
         return line
     return (
@@ -179,11 +181,11 @@ def _row(one: dict[str, Any]) -> str:
     )
 
 
-def _name(one: dict[str, Any]) -> str:
-    return f"{spell_mesh(one['mesh'])}, {one['batch_size']} rows, remat {one['remat']}"
+def _describe(one: dict[str, Any]) -> str:
+    return f"{format_mesh(one['mesh'])}, {one['batch_size']} rows, remat {one['remat']}"
 
 
-def overrides(one: dict[str, Any], stage: str) -> str:
+def format_overrides(one: dict[str, Any], stage: str) -> str:
     """As `bertjax train` takes them."""
     mesh = " ".join(f"mesh.{axis}={one['mesh'][axis]}" for axis in ("data", "fsdp", "tensor"))
     return f"{mesh} stages.{stage}.batch_size={one['batch_size']} run.remat={one['remat']}"

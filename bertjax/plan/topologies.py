@@ -12,7 +12,7 @@ from math import prod
 from typing import Any
 
 from bertjax.errors import UserError
-from bertjax.parallel.chips import NAMED, Chip
+from bertjax.parallel.hardware import CHIPS_BY_NAME, Chip
 
 EXAMPLES = "v5e:16x16, v5p:4x4x8, v5litepod-256, h100:8, h200:2x8 or cpu:8"
 _SHAPE = re.compile(r"([a-z]\w*):(\d+(?:x\d+)*)$")
@@ -21,10 +21,10 @@ _TYPE = re.compile(r"(v\d+\w*)-(\d+)$")
 _FLAT = {1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}
 _V3 = {4: "2x2", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16", 512: "16x32", 1024: "32x32"}
 _BLOCKS = {4: "2x2x1", 8: "2x2x2", 16: "2x2x4", 32: "2x4x4"}  # smaller than a cube of 4x4x4 chips
-_MOST = {"v4": 64, "v5p": 96}  # cubes of one slice
+_MAX_CUBES = {"v4": 64, "v5p": 96}  # cubes of one slice
 
 
-def _of_cubes(count: int) -> str:
+def _cube_shape(count: int) -> str:
     """The shape of so many cubes: the three sides whose sum is smallest, as the tables of xpk and GKE have it."""
     found = [
         (a, b, count // (a * b)) for a in range(1, count + 1) if count % a == 0
@@ -33,7 +33,7 @@ def _of_cubes(count: int) -> str:
     return "x".join(str(4 * side) for side in min(found, key=sum))
 
 
-_CUBES = {kind: _BLOCKS | {64 * n: _of_cubes(n) for n in range(1, most + 1)} for kind, most in _MOST.items()}
+_CUBES = {kind: _BLOCKS | {64 * n: _cube_shape(n) for n in range(1, most + 1)} for kind, most in _MAX_CUBES.items()}
 _TYPES = {"v3": (_V3, 2), "v4": (_CUBES["v4"], 2), "v5p": (_CUBES["v5p"], 2), "v5e": (_FLAT, 1), "v6e": (_FLAT, 1)}
 _ALIASES = {"v5litepod": "v5e", "v5lite": "v5e"}
 # What XLA compiles for, in its protobuf text form; numbers from openxla/xla, xla/backends/gpu/target_config/specs.
@@ -78,7 +78,7 @@ class Topology:
 
     @property
     def chip(self) -> Chip | None:
-        return NAMED.get(self.kind)
+        return CHIPS_BY_NAME.get(self.kind)
 
     @property
     def size(self) -> int:
@@ -93,14 +93,14 @@ def parse(name: str, slices: int = 1) -> Topology:
     """
     wanted = name.strip().lower()
     if found := _TYPE.match(wanted):
-        wanted = _shape_of(name, _ALIASES.get(found[1], found[1]), int(found[2]))
+        wanted = _type_to_shape(name, _ALIASES.get(found[1], found[1]), int(found[2]))
     if not (found := _SHAPE.match(wanted)):
         raise UserError(f"--topology: {name[:80]!a} names no devices; write {EXAMPLES}")
     kind, shape = _ALIASES.get(found[1], found[1]), tuple(map(int, found[2].split("x")))
-    if kind != "cpu" and kind not in NAMED:
-        raise UserError(f"--topology: no chip '{found[1][:20]}'; known: {', '.join(sorted(NAMED))}, cpu")
+    if kind != "cpu" and kind not in CHIPS_BY_NAME:
+        raise UserError(f"--topology: no chip '{found[1][:20]}'; known: {', '.join(sorted(CHIPS_BY_NAME))}, cpu")
     topology = Topology(name, kind, (1, *shape) if kind in _GPUS and len(shape) == 1 else shape)
-    wide = {"cpu": 1, "gpu": 2}.get(topology.platform) or NAMED[kind].torus
+    wide = {"cpu": 1, "gpu": 2}.get(topology.platform) or CHIPS_BY_NAME[kind].torus
     if len(topology.shape) != wide or not 1 <= topology.size <= 65536:
         form = {"cpu": "cpu:8", "gpu": f"{kind}:8 or {kind}:2x8"}.get(topology.platform) or f"{kind}:" + "x".join(
             "4" * wide
@@ -109,13 +109,13 @@ def parse(name: str, slices: int = 1) -> Topology:
     return replace(topology, slices=slices) if topology.platform == "tpu" else topology
 
 
-def _shape_of(name: str, kind: str, number: int) -> str:
+def _type_to_shape(name: str, kind: str, number: int) -> str:
     if kind not in _TYPES:
         raise UserError(f"--topology: {name[:80]!a} names no Cloud TPU type known here; write {EXAMPLES}")
     shapes, cores = _TYPES[kind]
     if number % cores or number // cores not in shapes:
-        sizes = ", ".join(str(chips * cores) for chips in shapes if kind not in _MOST or chips <= 64)
-        sizes += f" and multiples of 128 up to {128 * _MOST[kind]}" if kind in _MOST else ""
+        sizes = ", ".join(str(chips * cores) for chips in shapes if kind not in _MAX_CUBES or chips <= 64)
+        sizes += f" and multiples of 128 up to {128 * _MAX_CUBES[kind]}" if kind in _MAX_CUBES else ""
         raise UserError(f"--topology: {name[:80]!a}: {kind} comes in {sizes}; else name its shape, {kind}:AxB")
     return f"{kind}:{shapes[number // cores]}"
 
@@ -130,7 +130,7 @@ def check_installed(topology: Topology) -> None:
         raise UserError(f"--topology {topology.name}: its compiler is not installed; pip install {wanted}")
 
 
-def environment(topology: Topology) -> dict[str, str]:
+def compiler_env(topology: Topology) -> dict[str, str]:
     """Variables that jax and the compilers read when they start: arrays live on the CPU, nobody looks for a TPU."""
     found = {"JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3"}
     if topology.platform == "tpu":
@@ -158,9 +158,9 @@ def devices(topology: Topology) -> list[Any]:
         return here[: topology.size]
     try:
         if topology.platform == "gpu":
-            chip, (hosts, each) = NAMED[topology.kind], topology.shape
+            chip, (hosts, each) = CHIPS_BY_NAME[topology.kind], topology.shape
             target = _GPU.format(
-                name=topology.kind.upper(), bandwidth=chip.bandwidth, memory=chip.memory, **_GPUS[topology.kind]
+                name=topology.kind.upper(), bandwidth=chip.memory_bandwidth, memory=chip.memory, **_GPUS[topology.kind]
             )
             shape = f"1x{hosts}x{each}"
             return list(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from bertjax.config.training_schema import Trainable
+from bertjax.config.schema.training import Trainable
 from bertjax.errors import UserError
 
 _LAYER = re.compile(r"(?:(encoder|decoder)/)?layers/(\d+)(?:/|$)")
@@ -28,7 +28,7 @@ class Episode:
     groups: tuple[str, ...]
 
 
-def group_of(path: str) -> str:
+def param_group(path: str) -> str:
     """layers/3/mlp/output/kernel -> layers/3; embeddings/... -> embeddings; heads/... -> heads.
 
     Of a T5: encoder/layers/3/mlp/output/kernel -> encoder/layers/3, its mlp/norm/scale -> encoder/layers/3/norms, its
@@ -47,33 +47,33 @@ def group_of(path: str) -> str:
     return f"{group}/norms" if "norm" in inside else group
 
 
-def layer_of(group: str) -> tuple[str, int] | None:
+def parse_layer(group: str) -> tuple[str, int] | None:
     """encoder/layers/3/norms -> (encoder, 3), layers/3 -> ("", 3); None for a group outside the layers."""
     found = _LAYER.match(group)
     return (found[1] or "", int(found[2])) if found else None
 
 
-def groups_of(paths: Iterable[str]) -> tuple[str, ...]:
+def param_groups(paths: Iterable[str]) -> tuple[str, ...]:
     """All groups from the bottom of the network to the top."""
 
     def place(group: str) -> tuple[int, int, str]:
-        stack, layer = layer_of(group) or (group.split("/")[0], -1)
+        stack, layer = parse_layer(group) or (group.split("/")[0], -1)
         return _BOTTOM_UP.index(stack), layer, group
 
-    return tuple(sorted({group_of(path) for path in paths}, key=place))
+    return tuple(sorted({param_group(path) for path in paths}, key=place))
 
 
-def sizes(params: Mapping[str, Any]) -> dict[str, int]:
+def group_sizes(params: Mapping[str, Any]) -> dict[str, int]:
     """Parameters of each group, from {path: array or shape}."""
-    counted = dict.fromkeys(groups_of(params), 0)
+    counted = dict.fromkeys(param_groups(params), 0)
     for path, x in params.items():
-        counted[group_of(path)] += prod(x.shape)
+        counted[param_group(path)] += prod(x.shape)
     return counted
 
 
-def depths(groups: Iterable[str]) -> dict[str, int]:
+def stack_depths(groups: Iterable[str]) -> dict[str, int]:
     """{stack: number of its layers that have one of these groups}; BERT's one stack is called ""."""
-    layers = {layer for group in groups if (layer := layer_of(group))}
+    layers = {layer for group in groups if (layer := parse_layer(group))}
     stacks = dict.fromkeys(sorted(stack for stack, _ in layers), 0)
     for stack, _ in layers:
         stacks[stack] += 1
@@ -111,7 +111,7 @@ def _gradual(trainable: Trainable, groups: tuple[str, ...], steps: int) -> tuple
     bias, which every layer of its stack reads: it trains throughout beside the embeddings. Where these do not, it joins
     with the bottom layer, so that nothing flows back through layers that are frozen.
     """
-    stacks = depths(groups)
+    stacks = stack_depths(groups)
     deepest = max(stacks.values())
     count = trainable.episodes or deepest
     if count > deepest:
@@ -125,7 +125,7 @@ def _gradual(trainable: Trainable, groups: tuple[str, ...], steps: int) -> tuple
         last = n == count - 1
         if group == "embeddings":
             return when == "always" or (when == "last" and last)
-        if (layer := layer_of(group)) is None:
+        if (layer := parse_layer(group)) is None:
             return when == "always" or last or not group.endswith("/shared")
         stack, number = layer
         return number >= stacks[stack] + -(n + 1) * stacks[stack] // count
@@ -141,19 +141,19 @@ def episode_at(plan: tuple[Episode, ...], step: int) -> int:
     return next((i for i, episode in enumerate(plan) if step < episode.stop), len(plan) - 1)
 
 
-def spell_groups(groups: Sequence[str]) -> str:
+def format_groups(groups: Sequence[str]) -> str:
     """embeddings, layers 4..11, heads; of a T5: encoder layers 4..5, decoder layers 4..5, encoder final norm."""
     names = [g for g in groups if g == "embeddings"]
     for stack in ("", "encoder", "decoder"):
-        layers = {g: place[1] for g in groups if (place := layer_of(g)) and place[0] == stack}
-        whole = {g: n for g, n in layers.items() if g.endswith(f"layers/{n}")}
+        layers = {g: place[1] for g in groups if (place := parse_layer(g)) and place[0] == stack}
+        full = {g: n for g, n in layers.items() if g.endswith(f"layers/{n}")}
         adapters = {g: n for g, n in layers.items() if g.endswith("/adapter")}
-        norms = {g: n for g, n in layers.items() if not whole and g not in adapters}  # those of a whole layer go along
-        for name, found in (("layer", whole), ("adapter", adapters), ("norm", norms)):
+        norms = {g: n for g, n in layers.items() if not full and g not in adapters}  # those of a full layer go along
+        for name, found in (("layer", full), ("adapter", adapters), ("norm", norms)):
             if found:
                 first, last = min(found.values()), max(found.values())
                 span = f"{name}s {first}..{last}" if last > first else f"{name} {first}"
                 names.append(f"{stack} {span}".strip())
-    others = [g for g in groups if g != "embeddings" and layer_of(g) is None]
+    others = [g for g in groups if g != "embeddings" and parse_layer(g) is None]
     plain = {"shared/norms": "final norm", "shared": "position bias"}
     return ", ".join(names + [" ".join(plain.get(part, part) for part in g.split("/", 1)) for g in others])

@@ -8,16 +8,18 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from bertjax.config import reads
-from bertjax.config.data_schema import HuggingFaceData, TfdsData
-from bertjax.config.problems import report
-from bertjax.config.schema import Config, Stage
-from bertjax.data import hub, remote, tokenizers
-from bertjax.data.files import UNSUPPORTED, expand, resolve
+from bertjax.config.loading import input_paths
+from bertjax.config.loading.error_messages import config_error
+from bertjax.config.schema.run import Config, Stage
+from bertjax.config.schema.sources import HuggingFaceData, TfdsData
+from bertjax.data.sources import hub
+from bertjax.data.tokenizers import load
 from bertjax.errors import UserError
-from bertjax.training import bases
-from bertjax.training.runs import find, stage_folder
-from bertjax.training.step_folders import committed_steps
+from bertjax.storage import remote
+from bertjax.storage.files import UNSUPPORTED_SUFFIXES, expand_globs, resolve_path
+from bertjax.training.checkpoint import adapters
+from bertjax.training.checkpoint.layout import committed_steps
+from bertjax.training.checkpoint.locate import find, stage_folder
 
 
 def check_run(config: Config, base: Path) -> None:
@@ -28,30 +30,32 @@ def check_run(config: Config, base: Path) -> None:
     begun = _begun(config)
     to_do = config.stages[max(begun, default=0) :]
     starts = [(i, stage) for i, stage in enumerate(config.stages) if i not in begun]
-    _refuse([*_place(config.run_dir), *_starts(starts, base), *_data(config, base), *_evaluations(to_do, base)])
+    _raise_problems(
+        [*_run_dir(config.run_dir), *_init_sources(starts, base), *_data(config, base), *_evaluations(to_do, base)]
+    )
 
 
 def check_prepare(config: Config, base: Path) -> None:
     """For `prepare`: the data of every stage, the tokenizer, and what the evaluations will read. Raises UserError."""
-    _refuse([*_data(config, base), *_evaluations(config.stages, base)])
+    _raise_problems([*_data(config, base), *_evaluations(config.stages, base)])
 
 
 def check_data(config: Config, base: Path) -> None:
     """The data that every stage trains on, and the tokenizer. Raises UserError."""
-    _refuse(_data(config, base))
+    _raise_problems(_data(config, base))
 
 
 def check_evaluations(stage: Stage, base: Path, name: str | None = None) -> None:
     """For `evaluate`: what a stage's evaluations read, or that of this name. Raises UserError."""
-    _refuse(_evaluations([stage], base, name))
+    _raise_problems(_evaluations([stage], base, name))
 
 
-def check_comparison(config: Config, base: Path, whole: bool) -> None:
-    """For `compare`: of the stages that its runs are made of, all (`whole`) or the last one alone. Raises UserError."""
-    stages = config.stages if whole else config.stages[-1:]
+def check_comparison(config: Config, base: Path, all_stages: bool) -> None:
+    """For `compare`: of the stages that its runs are made of, all (`all_stages`) or the last one alone. Raises UserError."""
+    stages = config.stages if all_stages else config.stages[-1:]
     starts = [(index, stage) for index, stage in enumerate(config.stages) if stage in stages]
     data = _data(config.model_copy(update={"stages": stages}), base)
-    _refuse([*_place(config.run_dir), *_starts(starts, base), *data, *_evaluations(stages, base)])
+    _raise_problems([*_run_dir(config.run_dir), *_init_sources(starts, base), *data, *_evaluations(stages, base)])
 
 
 def has_begun(config: Config) -> bool:
@@ -64,30 +68,30 @@ def _begun(config: Config) -> list[int]:
     return [index for index, folder in enumerate(folders) if committed_steps(folder)]
 
 
-def _refuse(problems: Iterable[str]) -> None:
+def _raise_problems(problems: Iterable[str]) -> None:
     if lines := list(problems):
-        raise report(lines)
+        raise config_error(lines)
 
 
 def _evaluations(stages: Sequence[Stage], base: Path, name: str | None = None) -> Iterator[str]:
-    for key, source in reads.evaluation_sources(stages, name):
+    for key, source in input_paths.evaluation_sources(stages, name):
         yield from _source(key, source, base)
 
 
 def _data(config: Config, base: Path) -> Iterator[str]:
     yield from _tokenizer(config.tokenizer, base)
-    for key, source in reads.training_sources(config):
+    for key, source in input_paths.training_sources(config):
         yield from _source(key, source, base)
 
 
 def _tokenizer(settings: Any, base: Path) -> Iterator[str]:
     if settings.path is None or remote.is_remote(settings.path):
         return  # a remote one is fetched first of all
-    path = resolve(settings.path, base)
+    path = resolve_path(settings.path, base)
     if not path.exists():
         yield f"tokenizer.path: {path}: no such file or folder; relative names start at {base.resolve()}"
-    elif path.is_dir() and not any((path / name).is_file() for name in tokenizers.FILES):
-        yield f"tokenizer.path: {path}: the folder holds none of {', '.join(tokenizers.FILES)}; name a file"
+    elif path.is_dir() and not any((path / name).is_file() for name in load.FILES):
+        yield f"tokenizer.path: {path}: the folder holds none of {', '.join(load.FILES)}; name a file"
     else:
         yield from _unreadable("tokenizer.path", [path])
 
@@ -95,9 +99,9 @@ def _tokenizer(settings: Any, base: Path) -> Iterator[str]:
 def _source(key: str, source: Any, base: Path) -> Iterator[str]:
     problem = None
     if isinstance(source, HuggingFaceData):
-        key, problem = f"{key}.name", hub.missing_folder(source, base)
+        key, problem = f"{key}.name", hub.missing_folder_message(source, base)
     elif isinstance(source, TfdsData):
-        key, problem = f"{key}.data_dir", hub.missing_data_dir(source, base)
+        key, problem = f"{key}.data_dir", hub.missing_data_dir_message(source, base)
     if problem:
         yield f"{key}: {problem}"
     for pattern in getattr(source, "files", ()):
@@ -106,13 +110,13 @@ def _source(key: str, source: Any, base: Path) -> Iterator[str]:
 
 def _files(key: str, pattern: str, base: Path) -> Iterator[str]:
     try:
-        found = expand([pattern], base)
+        found = expand_globs([pattern], base)
     except UserError as error:
         yield f"{key}: {error}"
         return
     yield from _unreadable(key, found)
     for path in found:
-        if path.suffix in UNSUPPORTED:
+        if path.suffix in UNSUPPORTED_SUFFIXES:
             yield f"{key}: {path}: {path.suffix} files are not read; unpack it, or compress it with gzip, xz or bzip2"
 
 
@@ -122,10 +126,10 @@ def _unreadable(key: str, paths: Iterable[Path]) -> Iterator[str]:
             yield f"{key}: {path}: cannot be opened (permission denied); check its permissions"
 
 
-def _starts(stages: Iterable[tuple[int, Stage]], base: Path) -> Iterator[str]:
+def _init_sources(stages: Iterable[tuple[int, Stage]], base: Path) -> Iterator[str]:
     """Of `init_from`: whether the folder holds a Hugging Face model or a checkpoint; whether it fits is seen later."""
     for index, stage in stages:
-        source = bases.source_of(stage, index)
+        source = adapters.init_source(stage, index)
         if source in ("scratch", "previous"):
             continue
         folder = base / Path(source).expanduser()
@@ -137,7 +141,7 @@ def _starts(stages: Iterable[tuple[int, Stage]], base: Path) -> Iterator[str]:
             yield f"stages.{stage.name}.init_from: {error}"
 
 
-def _place(run_dir: Path) -> Iterator[str]:
+def _run_dir(run_dir: Path) -> Iterator[str]:
     """Whether the run folder can be made or written."""
     there = next(folder for folder in (run_dir, *run_dir.absolute().parents) if folder.exists())
     if not there.is_dir():

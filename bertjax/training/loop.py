@@ -5,22 +5,25 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from bertjax.config.schema import Config
-from bertjax.parallel import distributed
-from bertjax.parallel.devices import all_devices
-from bertjax.training import agreement, inputs, preflight, setup, stopping
-from bertjax.training.lead import from_lead, lead_first
-from bertjax.training.operations import watching
-from bertjax.training.phases import Phases
-from bertjax.training.setup import Job
-from bertjax.training.stage_plan import StagePlan, open_stage, unfinished
-from bertjax.training.stage_run import Evaluator, StageRun
-from bertjax.training.step import Program
-from bertjax.training.tracking import Tracker
+from bertjax.config.schema.run import Config
+from bertjax.parallel.mesh import all_devices
+from bertjax.parallel.multihost import initialize, primary
+from bertjax.parallel.multihost.primary import primary_first, run_on_primary
+from bertjax.training import consistency, inputs, run_context, validate
+from bertjax.training.monitor import preemption
+from bertjax.training.monitor.phases import Phases
+from bertjax.training.monitor.run_monitor import monitor_run
+from bertjax.training.monitor.tracking import Tracker
+from bertjax.training.program import TrainProgram
+from bertjax.training.run_context import RunContext
+from bertjax.training.stage import Evaluator, StageRunner
+from bertjax.training.stage_plan import StagePlan, open_stage, unfinished_stages
 
 
 class BuildEvaluators(Protocol):
-    def __call__(self, job: Job, index: int, program: Program, labels: list[str] | None) -> list[Evaluator]: ...
+    def __call__(
+        self, ctx: RunContext, index: int, program: TrainProgram, labels: list[str] | None
+    ) -> list[Evaluator]: ...
 
 
 def train(config: Config, base: Path, build_evaluators: BuildEvaluators) -> None:
@@ -30,54 +33,56 @@ def train(config: Config, base: Path, build_evaluators: BuildEvaluators) -> None
     its correction finds no half-begun run. A finished run is left as it is.
     """
     phases = Phases()
-    stop = stopping.Stop(phases.beat)
-    with stopping.running(stop), stop.listening(), distributed.fail_together():
-        with stop.free("starting"):
-            distributed.start()
-            stop.joined()
+    stop = preemption.PreemptionHandler(phases.heartbeat)
+    with preemption.set_current(stop), stop.handle_signals(), initialize.exit_together():
+        with stop.may_exit("starting"):
+            initialize.initialize_distributed()
+            stop.after_distributed_init()
             all_devices()  # that there are some, before anything is prepared
             opened = open_run(config, base, build_evaluators)
         if opened is None:
-            if distributed.is_lead():
+            if primary.is_primary():
                 print(f"{config.run_dir}: every stage is finished", flush=True)
             return
-        job, plans, evaluators = opened
+        ctx, plans, evaluators = opened
         tracker = Tracker(
             config.run_dir,
             stages={plan.stage.name: plan.program.steps for plan in plans},
             tensorboard=config.run.tensorboard or False,
             wandb=config.run.wandb,
-            lead=distributed.is_lead(),
+            is_primary=primary.is_primary(),
             config=config.model_dump(mode="json"),
         )
-        with tracker, watching(config, stop, phases, tracker) as operations:
+        with tracker, monitor_run(config, stop, phases, tracker) as monitor:
             for index in evaluators:
-                StageRun(job, index, plans[index], tracker, operations, evaluators[index]).run()
+                StageRunner(ctx, index, plans[index], tracker, monitor, evaluators[index]).run()
 
 
 def open_run(
     config: Config, base: Path, build_evaluators: BuildEvaluators
-) -> tuple[Job, list[StagePlan], dict[int, list[Evaluator]]] | None:
+) -> tuple[RunContext, list[StagePlan], dict[int, list[Evaluator]]] | None:
     """What a run needs before its first step, and the evaluators of the stages to do; None when all are done."""
-    agreement.check_start(config, base)
-    preflight.check_settings(config)
-    if from_lead(lambda: preflight.is_complete(config)):
+    consistency.check_start(config, base)
+    validate.check_settings(config)
+    if run_on_primary(lambda: validate.is_complete(config)):
         return None
-    lead_first(lambda: inputs.check_run(config, base))
-    setup.use_compile_cache(config)
-    job = lead_first(lambda: setup.open_job(config, base))
-    distributed.connect(job.mesh)
+    primary_first(lambda: inputs.check_run(config, base))
+    run_context.enable_compilation_cache(config)
+    ctx = primary_first(lambda: run_context.open_run_context(config, base))
+    initialize.warm_up_collectives(ctx.mesh)
     plans: list[StagePlan] = []
     for index in range(len(config.stages)):
         previous = plans[-1].labels if plans else None
-        plans.append(lead_first(partial(open_stage, job, index, previous)))
-    agreement.check({f"the data of stage '{plan.stage.name}'": json.dumps(plan.batches.sources) for plan in plans})
-    todo = from_lead(lambda: unfinished(config, plans))
+        plans.append(primary_first(partial(open_stage, ctx, index, previous)))
+    consistency.check_equal(
+        {f"the data of stage '{plan.stage.name}'": json.dumps(plan.batches.source_fingerprints) for plan in plans}
+    )
+    todo = run_on_primary(lambda: unfinished_stages(config, plans))
     evaluators = {
-        index: lead_first(partial(build_evaluators, job, index, plan.program, plan.labels.names))
+        index: primary_first(partial(build_evaluators, ctx, index, plan.program, plan.labels.names))
         for index, plan in enumerate(plans)
         if index in todo
     }
-    from_lead(lambda: preflight.check_starts(job, plans))
-    from_lead(lambda: setup.open_run_folder(job))
-    return job, plans, evaluators
+    run_on_primary(lambda: validate.check_init_sources(ctx, plans))
+    run_on_primary(lambda: run_context.create_run_dir(ctx))
+    return ctx, plans, evaluators

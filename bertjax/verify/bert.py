@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from bertjax.config.data_schema import BertPairs
-from bertjax.config.model_schema import BertConfig
-from bertjax.config.training_schema import Adam
-from bertjax.data.masking import MaskingRules, mask_rows, mask_tokens
-from bertjax.data.pairs import pairs_from_document
-from bertjax.verify.table import Triples, golden
+from bertjax.config.schema.data import BertPairs
+from bertjax.config.schema.model import BertConfig
+from bertjax.config.schema.training import AdamW
+from bertjax.data.preprocess.bert_pairs import pairs_from_document
+from bertjax.data.preprocess.masking import MaskingRules, mask_rows, mask_tokens
+from bertjax.verify.runner import Comparisons, load_golden
 
 
 def _vocabulary(pieces: list[str]) -> SimpleNamespace:
@@ -22,37 +22,37 @@ def _vocabulary(pieces: list[str]) -> SimpleNamespace:
     return SimpleNamespace(vocab_size=len(pieces), is_continuation=continues, **{f"{n}_id": i for n, i in ids.items()})
 
 
-def _masking_rules(pieces: list[str], **options: Any) -> MaskingRules:
-    return MaskingRules.of(BertPairs(**options), _vocabulary(pieces))
+def _make_masking_rules(pieces: list[str], **options: Any) -> MaskingRules:
+    return MaskingRules.from_options(BertPairs(**options), _vocabulary(pieces))
 
 
-def masked_examples() -> Triples:
-    file = golden("masking.json")
+def masked_examples() -> Comparisons:
+    file = load_golden("masking.json")
     for case in file["cases"]:
         options = {name: case[name] for name in ("whole_word_mask", "masked_lm_prob", "max_predictions_per_seq")}
         draw = random.Random(case["seed"])
-        found = mask_tokens(case["tokens"], _masking_rules(file["vocabulary"], **options), draw)
+        found = mask_tokens(case["tokens"], _make_masking_rules(file["vocabulary"], **options), draw)
         what = f"{len(case['tokens'])} tokens{', whole words' * case['whole_word_mask']}"
         yield what, list(found), [case["output"], case["positions"], case["labels"]]
         yield f"{what}: draws used", draw.random(), case["next_random"]
 
 
-def prediction_counts() -> Triples:
-    rules = _masking_rules(golden("masking.json")["vocabulary"], max_predictions_per_seq=80)
+def prediction_counts() -> Comparisons:
+    rules = _make_masking_rules(load_golden("masking.json")["vocabulary"], max_predictions_per_seq=80)
     for length, count in {3: 1, 6: 1, 30: 4, 70: 10, 110: 16, 128: 19, 150: 22, 512: 77}.items():
-        yield f"{length} tokens", int(rules.predictions(length)), count
-    capped = _masking_rules(golden("masking.json")["vocabulary"])
-    yield "512 tokens, 20 at most", int(capped.predictions(512)), 20
+        yield f"{length} tokens", int(rules.num_predictions(length)), count
+    capped = _make_masking_rules(load_golden("masking.json")["vocabulary"])
+    yield "512 tokens, 20 at most", int(capped.num_predictions(512)), 20
 
 
-def masking_rates() -> Triples:
+def masking_rates() -> Comparisons:
     """Within four standard deviations; the counts of masked tokens are exact."""
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{n}" for n in range(1000))]
     rows, length = 6000, 128
     ids = np.random.default_rng(0).integers(5, len(pieces), (rows, length), dtype=np.int32)
     ids[:, 0], ids[:, [60, length - 1]] = 2, 3
     batch = {"input_ids": ids, "segment_ids": np.ones_like(ids)}
-    found = mask_rows(batch, _masking_rules(pieces), seed=1, epoch=0, indices=np.arange(rows))
+    found = mask_rows(batch, _make_masking_rules(pieces), seed=1, epoch=0, indices=np.arange(rows))
     yield "masked tokens of 768,000", int(found["masked_weights"].sum()), rows * 19
     picked = np.take_along_axis(found["input_ids"], found["masked_positions"], axis=1)[:, :19]
     original = found["masked_ids"][:, :19]
@@ -62,12 +62,12 @@ def masking_rates() -> Triples:
         yield f"{name}: {share:.4f} is {expected} within {spread:.4f}", bool(abs(share - expected) < spread), True
 
 
-def sentence_pairs() -> Triples:
-    file = golden("pairs.json")
+def sentence_pairs() -> Comparisons:
+    file = load_golden("pairs.json")
     for name, case in file["cases"].items():
         ids = iter(range(100, 100 + sum(map(sum, case["documents"]))))
         made = [[[next(ids) for _ in range(length)] for length in document] for document in case["documents"]]
-        corpus = _Lists(made)
+        corpus = _InMemoryCorpus(made)
         options = BertPairs(sequence_length=case["sequence_length"], short_seq_prob=case["short_seq_prob"])
         draw = random.Random(file["seed"])
         found = [
@@ -81,7 +81,7 @@ def sentence_pairs() -> Triples:
 
 
 @dataclass(frozen=True)
-class _Lists:
+class _InMemoryCorpus:
     """A corpus in memory."""
 
     documents: list[list[list[int]]]
@@ -89,18 +89,18 @@ class _Lists:
     def __len__(self) -> int:
         return len(self.documents)
 
-    def sentences(self, document: int) -> int:
+    def num_sentences(self, document: int) -> int:
         return len(self.documents[document])
 
-    def tokens(self, document: int, sentence: int) -> list[int]:
+    def sentence_tokens(self, document: int, sentence: int) -> list[int]:
         return self.documents[document][sentence]
 
 
 # ---- models, optimizer, schedule ------------------------------------------------------------------------------------
 
 
-def parameter_counts() -> Triples:
-    from bertjax.models import family, paths
+def parameter_counts() -> Comparisons:
+    from bertjax.models import param_paths, registry
 
     large = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
     distil = {"family": "distilbert", "num_hidden_layers": 6, "type_vocab_size": 0}
@@ -109,12 +109,12 @@ def parameter_counts() -> Triples:
         ("BERT-large uncased with pooler", large, ("pooler",), 335_141_888),
         ("DistilBERT-base uncased", distil, (), 66_362_880),
     ):
-        state = paths.flatten(family.structure(BertConfig(**sizes), heads)[1])  # type: ignore[arg-type]
+        state = param_paths.flatten(registry.abstract_model(BertConfig(**sizes), heads)[1])  # type: ignore[arg-type]
         yield name, sum(math.prod(x.shape) for x in state.values()), expected
 
 
-def activations() -> Triples:
-    from bertjax.models.layers import activation
+def activations() -> Comparisons:
+    from bertjax.models.layers.numerics import activation
 
     for x in (-3.0, -1.0, 0.5, 1.0, 2.0):
         erf = x * 0.5 * (1 + math.erf(x / math.sqrt(2)))
@@ -124,10 +124,10 @@ def activations() -> Triples:
             yield f"{name}({x})", bool(abs(found - expected) < 1e-6), True
 
 
-def learning_rates() -> Triples:
-    from bertjax.training import optim
+def learning_rates() -> Comparisons:
+    from bertjax.training import optimizers
 
-    schedule = optim.schedule(Adam(learning_rate=1e-4, warmup_steps=10_000), 100_000)
+    schedule = optimizers.schedule(AdamW(learning_rate=1e-4, warmup_steps=10_000), 100_000)
     for step, expected in {
         0: 0.0, 1: 1e-8, 5_000: 5e-5, 9_999: 9.999e-5, 10_000: 9.0e-5, 10_001: 8.9999e-5, 50_000: 5e-5, 99_999: 1e-9,
         100_000: 0.0,
@@ -135,11 +135,11 @@ def learning_rates() -> Triples:
         yield f"step {step:,}", float(schedule(np.int32(step))), expected  # type: ignore[arg-type]
 
 
-def adam_steps() -> Triples:
+def adam_steps() -> Comparisons:
     """Two steps by hand: m = .9 m + .1 g, v = .999 v + .001 g^2, update = m / (sqrt v + 1e-6) + .01 w where decayed."""
-    from bertjax.training import optim
+    from bertjax.training import optimizers
 
-    rule = optim.direction(Adam())
+    rule = optimizers.make_transform(AdamW())
     for path, decay in (("layers/0/mlp/output/kernel", 0.01), ("layers/0/mlp/output/bias", 0.0)):
         w, m, v = 0.5, 0.0, 0.0
         params = {path: np.float32(w)}

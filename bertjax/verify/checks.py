@@ -1,7 +1,7 @@
 """The table of checks that `bertjax verify` and the tests run."""
 
 from bertjax.verify import bert, decoding, metrics, prompts, spans, squad, t5, t5_model, t5_training
-from bertjax.verify.table import Check
+from bertjax.verify.runner import Check
 
 BERT, OPTIMIZATION = "google-research/bert create_pretraining_data.py", "google-research/bert optimization.py"
 RUN_SQUAD = "google-research/bert run_squad.py"

@@ -2,61 +2,80 @@
 
 from importlib.util import find_spec
 
-from bertjax.evaluation import benchmarks, metrics
-from bertjax.verify.table import Triples
+from bertjax.evaluation.metrics import glue_average
+from bertjax.evaluation.metrics.text import (
+    accuracy,
+    bleu,
+    class_ids,
+    f1,
+    matthews,
+    mean_3class_f1,
+    multirc,
+    normalize,
+    normalize_trivia_qa,
+    parse_numbers,
+    pearson,
+    record,
+    rouge,
+    spearman,
+    squad,
+    trivia_qa,
+    wsc_label,
+)
+from bertjax.verify.runner import Comparisons
 
 _SAME = "this is a string"
 
 
-def labels() -> Triples:
+def labels() -> Comparisons:
     """metrics_test.py, postprocessors_test.py."""
-    yield "accuracy", metrics.accuracy([0, 0, 2, 1], [0, 1, 2, 1])["accuracy"], 75.0
-    yield "Matthews", metrics.matthews([0, 0, 2, 1], [0, 1, 2, 1])["matthews"], 70.0  # type: ignore[arg-type]
-    yield "F1 with unreadable answers", metrics.f1([0, 1, 1, 0], [0, 1, 2, 2])["f1"], 50.0  # type: ignore[arg-type]
-    found = metrics.mean_3class_f1([0, 1, 1, 2], [0, 0, 2, 2])  # type: ignore[arg-type]
+    yield "accuracy", accuracy([0, 0, 2, 1], [0, 1, 2, 1])["accuracy"], 75.0
+    yield "Matthews", matthews([0, 0, 2, 1], [0, 1, 2, 1])["matthews"], 70.0  # type: ignore[arg-type]
+    yield "F1 with unreadable answers", f1([0, 1, 1, 0], [0, 1, 2, 2])["f1"], 50.0  # type: ignore[arg-type]
+    found = mean_3class_f1([0, 1, 1, 2], [0, 0, 2, 2])  # type: ignore[arg-type]
     yield "mean F1 of three classes", found["mean_3class_f1"], 44.44444444444444
-    yield "Pearson", metrics.pearson([0, 2], [0, 1])["pearson"], 100.0  # type: ignore[arg-type]
-    yield "Spearman", metrics.spearman([0, 2, 1], [0, 1, 2])["spearman"], 50.0  # type: ignore[arg-type]
-    yield "MultiRC F1", metrics.multirc([1, 1, 0], [1, 0, 1], "aab")["f1"], 50.0  # type: ignore[arg-type]
-    found = metrics.multirc([0, 1, 0, 1], [0, 1, 0, 2], "aabb")  # type: ignore[arg-type]
+    yield "Pearson", pearson([0, 2], [0, 1])["pearson"], 100.0  # type: ignore[arg-type]
+    yield "Spearman", spearman([0, 2, 1], [0, 1, 2])["spearman"], 50.0  # type: ignore[arg-type]
+    yield "MultiRC F1", multirc([1, 1, 0], [1, 0, 1], "aab")["f1"], 50.0  # type: ignore[arg-type]
+    found = multirc([0, 1, 0, 1], [0, 1, 0, 2], "aabb")  # type: ignore[arg-type]
     yield "MultiRC questions: all_match is 100 and 0, their mean", found["exact_match"], 50.0
-    yield "names of classes", metrics.class_ids(["one", "two", "foo"], ["one", "two"]).tolist(), [0, 1, -1]
-    yield "numbers", metrics.numbers(["10", "10.", "asdf"]).tolist(), [10.0, 10.0, -1.0]
+    yield "names of classes", class_ids(["one", "two", "foo"], ["one", "two"]).tolist(), [0, 1, -1]
+    yield "numbers", parse_numbers(["10", "10.", "asdf"]).tolist(), [10.0, 10.0, -1.0]
     for said, referent, expected in (
         ("potato", "turnip", 0), ("turnip", "turnip", 1), ("the cat", "cat", 1), ("Bob's hat", "Bob", 0),
         ("Bob's hat", "Bob's hat", 1), ("potato", "Potato", 1), ("a potato", "my potato", 1),
         ("fuzzy bunny", "fuzzy hungry bunny", 1), ("", "cat", -1), ("a this", "cat", -1),
     ):  # fmt: skip
-        yield f"WSC: '{said}' for '{referent}'", metrics.wsc_label(said, referent), expected
+        yield f"WSC: '{said}' for '{referent}'", wsc_label(said, referent), expected
 
 
-def answers() -> Triples:
+def answers() -> Comparisons:
     """metrics_test.py, qa_utils_test.py."""
     right, wrong = {"em": 100.0, "f1": 100.0}, {"em": 0.0, "f1": 0.0}
-    yield "same answer", metrics.squad([["", _SAME], [_SAME, _SAME]], [_SAME, _SAME]), right
-    yield "no answer", metrics.squad([[_SAME, _SAME], [_SAME, _SAME]], ["", ""]), wrong
+    yield "same answer", squad([["", _SAME], [_SAME, _SAME]], [_SAME, _SAME]), right
+    yield "no answer", squad([[_SAME, _SAME], [_SAME, _SAME]], ["", ""]), wrong
     golds = [["big moose", "hippo"], ["correct1"], ["correct2.1", "correct2.2"], ["a", "b"]]
     said = ["‘a big  Moose!‘", "wrong", "correct2.2", "c"]
-    yield "four questions, SQuAD", metrics.squad(golds, said), {"em": 25.0, "f1": 35.0}
-    yield "four questions, TriviaQA", metrics.trivia_qa(golds, said), {"em": 50.0, "f1": 50.0}
-    yield "part of an answer", metrics.squad([["abc abd", "$$$$"]], ["abd"]), {"em": 0.0, "f1": 200 / 3}
+    yield "four questions, SQuAD", squad(golds, said), {"em": 25.0, "f1": 35.0}
+    yield "four questions, TriviaQA", trivia_qa(golds, said), {"em": 50.0, "f1": 50.0}
+    yield "part of an answer", squad([["abc abd", "$$$$"]], ["abd"]), {"em": 0.0, "f1": 200 / 3}
     text = "`Needs\tA_LOT of the 'normalization'.\"‘"
-    yield "TriviaQA's normal form", metrics.normalize_trivia_qa(text), "needs lot of normalization"
-    yield "SQuAD's normal form", metrics.normalize(text), "needs alot of normalization‘"
+    yield "TriviaQA's normal form", normalize_trivia_qa(text), "needs lot of normalization"
+    yield "SQuAD's normal form", normalize(text), "needs alot of normalization‘"
     twice = [["answer"], ["else"], ["answer"]]
-    yield "ReCoRD counts a query once", metrics.record(twice, ["answer", "answer", "answer"], [1, 1, 2]), right
+    yield "ReCoRD counts a query once", record(twice, ["answer", "answer", "answer"], [1, 1, 2]), right
 
 
-def generated_text() -> Triples:
+def generated_text() -> Comparisons:
     """metrics_test.py; what needs the extra `eval` is compared where it is installed."""
     same, empty = [[_SAME], [_SAME]], ["", ""]
     if find_spec("sacrebleu"):
-        yield "same text, BLEU", metrics.bleu(same, [_SAME, _SAME])["bleu"], 100.0
-        yield "no text, BLEU", metrics.bleu(same, empty)["bleu"], 0.0
-        yield "one of two references", metrics.bleu([["", _SAME], [_SAME, ""]], [_SAME, _SAME])["bleu"], 100.0
+        yield "same text, BLEU", bleu(same, [_SAME, _SAME])["bleu"], 100.0
+        yield "no text, BLEU", bleu(same, empty)["bleu"], 0.0
+        yield "one of two references", bleu([["", _SAME], [_SAME, ""]], [_SAME, _SAME])["bleu"], 100.0
     if find_spec("rouge_score"):
         for said, expected in (([_SAME, _SAME], 100.0), (empty, 0.0)):
-            found = metrics.rouge(same, said)
+            found = rouge(same, said)
             yield f"ROUGE of '{said[0]}'", found, dict.fromkeys(("rouge1", "rouge2", "rougeLsum"), expected)
 
 
@@ -74,9 +93,9 @@ _SUPER_GLUE = {
 }  # fmt: skip
 
 
-def averages() -> Triples:
+def averages() -> Comparisons:
     """To the two digits that are printed; WNLI is in neither."""
-    found = benchmarks.glue_average(_GLUE | {"wnli": {"accuracy": 0.0}})
+    found = glue_average.glue_average(_GLUE | {"wnli": {"accuracy": 0.0}})
     yield "GLUE", [round(found["average"], 2), found["tasks"]], [83.28, 8]
-    found = benchmarks.super_glue_average(_SUPER_GLUE | {"axb": {"accuracy": 0.0}})
+    found = glue_average.super_glue_average(_SUPER_GLUE | {"axb": {"accuracy": 0.0}})
     yield "SuperGLUE", [round(found["average"], 2), found["tasks"]], [71.36, 8]

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from bertjax.config.data_schema import TextToText
-from bertjax.data.prompts import Record, TextExample, pad_punctuation, prompt_of
-from bertjax.verify.table import Triples
+from bertjax.config.schema.data import TextToText
+from bertjax.data.preprocess.prompts.t5_prompts import Record, TextExample, get_prompt, pad_punctuation
+from bertjax.verify.runner import Comparisons
 
 _WNLI = (
     "Edward dropped adhesive tape onto his window sill, and when he pulled the tape off, some of the glue was stuck on"
@@ -16,7 +16,7 @@ _WALLET = "Al stole Bob's wallet and car, and then he was driving"
 Case = tuple[str, dict[str, Any], list[tuple[str, str]]]
 
 # t5/data/preprocessors_test.py: (prompt, record, [(inputs, targets)])
-TESTED: tuple[Case, ...] = (
+FROM_REFERENCE_TESTS: tuple[Case, ...] = (
     ("glue_stsb", {"sentence1": "Big news.", "sentence2": "No idea.", "label": 2.8},
      [("stsb sentence1: Big news. sentence2: No idea.", "2.8")]),
     ("glue_stsb", {"sentence1": "Big news.", "sentence2": "No idea.", "label": 1.66},
@@ -78,7 +78,7 @@ TESTED: tuple[Case, ...] = (
 
 _YES = {"label": 1}
 # By the rule of `glue` and the names of the fields and classes in tensorflow_datasets text/glue.py and super_glue.py.
-RULED: tuple[Case, ...] = (
+BY_RULE: tuple[Case, ...] = (
     ("glue_qqp", {"question1": "Why do I easily get bored of my friends?", "label": 1, "idx": 10,
                   "question2": "Why do I get bored of friends so quickly?"},
      [("qqp question1: Why do I easily get bored of my friends? question2: Why do I get bored of friends so quickly?",
@@ -109,25 +109,25 @@ RULED: tuple[Case, ...] = (
 RATINGS = {0.0: "0.0", 0.3: "0.4", 0.5: "0.4", 1.1: "1.2", 1.66: "1.6", 2.5: "2.4", 2.8: "2.8", 3.9: "4.0", 5.0: "5.0"}
 
 
-def make(prompt: str, record: Record) -> list[TextExample]:
+def make_examples(prompt: str, record: Record) -> list[TextExample]:
     languages = ["English", "German"] if prompt == "translate" else None
-    return prompt_of(TextToText(prompt=prompt, languages=languages))(record)  # type: ignore[arg-type]
+    return get_prompt(TextToText(prompt=prompt, languages=languages))(record)  # type: ignore[arg-type]
 
 
-def prompts() -> Triples:
-    for prompt, record, expected in TESTED + RULED:
-        yield prompt, [[example.inputs, example.targets] for example in make(prompt, record)], expected
+def prompts() -> Comparisons:
+    for prompt, record, expected in FROM_REFERENCE_TESTS + BY_RULE:
+        yield prompt, [[example.inputs, example.targets] for example in make_examples(prompt, record)], expected
 
 
-def ratings() -> Triples:
+def ratings() -> Comparisons:
     sentences = {"sentence1": "A", "sentence2": "B"}
     for rating, expected in RATINGS.items():
-        yield f"a rating of {rating}", make("glue_stsb", sentences | {"label": rating})[0].targets, expected
-    every = {make("glue_stsb", sentences | {"label": n / 1000})[0].targets for n in range(5001)}
+        yield f"a rating of {rating}", make_examples("glue_stsb", sentences | {"label": rating})[0].targets, expected
+    every = {make_examples("glue_stsb", sentences | {"label": n / 1000})[0].targets for n in range(5001)}
     yield "different ratings", sorted(every), [f"{n / 5:.1f}" for n in range(26)]
 
 
-def punctuation() -> Triples:
+def punctuation() -> Comparisons:
     for text, expected in {
         '"This  is a string with "punctuation (1845-1986) ".': (
             ' " This is a string with " punctuation ( 1845 - 1986 ) " . '

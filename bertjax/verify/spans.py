@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from bertjax.config.data_schema import IidDenoising, PrefixLm, SpanCorruption
-from bertjax.data import spans
-from bertjax.data.denoising import denoise_rows
-from bertjax.data.denoising_rules import DenoisingRules
-from bertjax.data.fuse import fuse_rows
+from bertjax.config.schema.data import IidDenoising, PrefixLm, SpanCorruption
+from bertjax.data.preprocess.decoder_only import to_decoder_only_rows
+from bertjax.data.preprocess.denoising import reference
+from bertjax.data.preprocess.denoising.batch import denoise_rows
+from bertjax.data.preprocess.denoising.rules import DenoisingRules
 from bertjax.errors import UserError
-from bertjax.verify.table import Triples
+from bertjax.verify.runner import Comparisons
 
 DRAWS = 4000
 
@@ -40,50 +40,50 @@ def _hidden(rows: dict[str, np.ndarray], length: int) -> np.ndarray:
     return ~there[:, 3 : 3 + length]
 
 
-def span_lengths() -> Triples:
+def span_lengths() -> Comparisons:
     table = {
         32: (34, 8, 5, 2), 64: (70, 14, 10, 3), 128: (141, 29, 21, 7), 256: (284, 58, 43, 14), 384: (426, 86, 64, 21),
         512: (568, 114, 85, 28), 1024: (1137, 229, 171, 57), 2048: (2274, 456, 341, 114),
     }  # fmt: skip
     for length, expected in table.items():
-        yield f"{length} tokens", tuple(spans.span_lengths(length, 0.15, 3.0)), expected
+        yield f"{length} tokens", tuple(reference.span_lengths(length, 0.15, 3.0)), expected
     upstream = {(64, 0.2, 2.0): (70, 22), (64, 0.2, 1.0): (63, 27)}
     variants = {
         (512, 0.15, 2.0): (552, 126), (512, 0.15, 5.0): (581, 105), (512, 0.15, 10.0): (591, 99),
         (512, 0.1, 3.0): (548, 74), (512, 0.25, 3.0): (614, 206),
     }  # fmt: skip
     for arguments, pair in (upstream | variants).items():
-        yield f"length, density, mean {arguments}", tuple(spans.span_lengths(*arguments))[:2], pair
+        yield f"length, density, mean {arguments}", tuple(reference.span_lengths(*arguments))[:2], pair
     # Density 0.5 by hand: 11 tokens hide round(5.5) = 6 in 6 spans; inputs 12, targets 13: one token less.
-    yield "density 0.5", tuple(spans.span_lengths(12, 0.5, 1.0))[:2], (10, 12)
+    yield "density 0.5", tuple(reference.span_lengths(12, 0.5, 1.0))[:2], (10, 12)
 
 
-def noise_rounding() -> Triples:
+def noise_rounding() -> Comparisons:
     """random_spans_noise_mask rounds float32, numpy and Python float64."""
     lengths = np.arange(4, 4097)  # shorter ones have one noise token by rule
-    differ = lengths[spans.noise_counts(lengths, 0.15, 3.0)[0] != np.rint(lengths * 0.15)]
+    differ = lengths[reference.noise_counts(lengths, 0.15, 3.0)[0] != np.rint(lengths * 0.15)]
     yield "lengths up to 4096 where float64 counts other noise", len(differ), 39
     yield "the first of them", differ[:4].tolist(), [190, 350, 390, 670]
-    yield "568 tokens", [int(count) for count in spans.noise_counts(568, 0.15, 3.0)], [85, 28]
-    yield "one token", [int(count) for count in spans.noise_counts(1, 0.15, 3.0)], [1, 1]
+    yield "568 tokens", [int(count) for count in reference.noise_counts(568, 0.15, 3.0)], [85, 28]
+    yield "one token", [int(count) for count in reference.noise_counts(1, 0.15, 3.0)], [1, 1]
     rng = np.random.default_rng(0)
-    mask = spans.random_spans_noise_mask(32, 0.25, 2.0, rng)
+    mask = reference.random_spans_noise_mask(32, 0.25, 2.0, rng)
     yield "32 tokens at 0.25, mean 2: noise, spans", [int(mask.sum()), _runs(mask)], [8, 4]
-    yield "one token is text", spans.random_spans_noise_mask(1, 0.15, 3.0, rng).tolist(), [False]
-    yield "five tokens", spans.random_spans_noise_mask(5, 0.15, 3.0, rng).tolist(), [False] * 4 + [True]
-    yield "density 0", int(spans.random_spans_noise_mask(9, 0.0, 3.0, rng).sum()), 0
+    yield "one token is text", reference.random_spans_noise_mask(1, 0.15, 3.0, rng).tolist(), [False]
+    yield "five tokens", reference.random_spans_noise_mask(5, 0.15, 3.0, rng).tolist(), [False] * 4 + [True]
+    yield "density 0", int(reference.random_spans_noise_mask(9, 0.0, 3.0, rng).sum()), 0
 
 
 def _runs(mask: np.ndarray) -> int:
     return int(np.count_nonzero(mask[1:] & ~mask[:-1]) + mask[0])
 
 
-def span_masks() -> Triples:
+def span_masks() -> Comparisons:
     """Of one text at a time and of whole batches."""
     rng = np.random.default_rng(1)
-    rules = DenoisingRules.of(SpanCorruption(), _tokenizer())
+    rules = DenoisingRules.from_options(SpanCorruption(), _tokenizer())
     found = {
-        "one by one": np.stack([spans.random_spans_noise_mask(568, 0.15, 3.0, rng) for _ in range(DRAWS)]),
+        "one by one": np.stack([reference.random_spans_noise_mask(568, 0.15, 3.0, rng) for _ in range(DRAWS)]),
         "batches": _hidden(_rows(rules, DRAWS), 568),
     }
     last_ten = [0.15, 0.16, 0.17, 0.19, 0.23, 0.28, 0.35, 0.47, 0.67, 1.0]
@@ -95,7 +95,7 @@ def span_masks() -> Triples:
         for place, (share, expected) in enumerate(zip(masks[:, -10:].mean(axis=0), last_ten, strict=True)):
             yield f"{how}: token {place - 10} hidden near {expected}", bool(abs(share - expected) < 0.037), True
     small = SpanCorruption(sequence_length=11, noise_density=0.33, mean_noise_span_length=2.0)
-    rules = DenoisingRules.of(small, _tokenizer())
+    rules = DenoisingRules.from_options(small, _tokenizer())
     yield "12 tokens at 0.33, mean 2", [rules.tokens_length, rules.target_length], [12, 7]
     kinds, counts = np.unique(_hidden(_rows(rules, DRAWS), 12), axis=0, return_counts=True)
     yield "12 tokens: masks that there are", len(kinds), comb(3, 1) * comb(7, 1)
@@ -103,17 +103,21 @@ def span_masks() -> Triples:
     yield "12 tokens: all equally likely (chi-square, 20 degrees of freedom)", statistic < 45.3, True  # p = 0.001
 
 
-def sentinels() -> Triples:
+def sentinels() -> Comparisons:
     tokens = np.arange(10, 16)
     mask = np.array([True, True, False, False, True, False])
     ids = np.arange(999, 899, -1)
-    yield "noise to sentinels", spans.noise_span_to_unique_sentinel(tokens, mask, ids).tolist(), [999, 12, 13, 998, 15]
-    found = spans.nonnoise_span_to_unique_sentinel(tokens, mask, ids).tolist()
+    yield (
+        "noise to sentinels",
+        reference.noise_span_to_unique_sentinel(tokens, mask, ids).tolist(),
+        [999, 12, 13, 998, 15],
+    )
+    found = reference.nonnoise_span_to_unique_sentinel(tokens, mask, ids).tolist()
     yield "text to sentinels", found, [10, 11, 999, 14, 998]
-    yield "noise tokens", spans.noise_token_to_sentinel(tokens, mask, 999).tolist(), [999, 999, 12, 13, 999, 15]
-    yield "without noise", spans.drop_noise_tokens(tokens, mask).tolist(), [12, 13, 15]
-    yield "without text", spans.drop_nonnoise_tokens(tokens, mask).tolist(), [10, 11, 14]
-    rows = _rows(DenoisingRules.of(SpanCorruption(), _tokenizer()), 1)
+    yield "noise tokens", reference.noise_token_to_sentinel(tokens, mask, 999).tolist(), [999, 999, 12, 13, 999, 15]
+    yield "without noise", reference.drop_noise_tokens(tokens, mask).tolist(), [12, 13, 15]
+    yield "without text", reference.drop_nonnoise_tokens(tokens, mask).tolist(), [10, 11, 14]
+    rows = _rows(DenoisingRules.from_options(SpanCorruption(), _tokenizer()), 1)
     inputs, targets = rows["input_ids"][0], rows["target_ids"][0]
     descending = list(range(32099, 32099 - 28, -1))
     yield "sentinels of the inputs", inputs[inputs >= 32000].tolist(), descending
@@ -129,34 +133,34 @@ def _sentinels_needed(length: int) -> int:
     """The fewest with which the rules can be made."""
     for extra_ids in range(90, 120):
         try:
-            DenoisingRules.of(SpanCorruption(sequence_length=length), _tokenizer(extra_ids=extra_ids))
+            DenoisingRules.from_options(SpanCorruption(sequence_length=length), _tokenizer(extra_ids=extra_ids))
         except UserError:
             continue
         return extra_ids
     return -1
 
 
-def prefix_lengths() -> Triples:
+def prefix_lengths() -> Comparisons:
     """Uniform from 1 to one less than the text: within five standard deviations."""
     for density, shortest in {0.5: 1, 0.25: 255}.items():  # round((1 - 2 * 0.25) * 510) = 255
-        rules = DenoisingRules.of(PrefixLm(sequence_length=512, noise_density=density), _tokenizer())
+        rules = DenoisingRules.from_options(PrefixLm(sequence_length=512, noise_density=density), _tokenizer())
         found = _rows(rules, DRAWS)["segment_ids"].sum(axis=1) - 1
         yield f"density {density}: inside its bounds", [bool(found.min() < shortest + 9), int(found.max()) > 501], [
             True, True,
         ]  # fmt: skip
-        yield f"density {density}: bounds", [int(b) for b in spans.prefix_bounds(511, density)], [shortest, 510]
+        yield f"density {density}: bounds", [int(b) for b in reference.prefix_bounds(511, density)], [shortest, 510]
         outside = np.count_nonzero((found < shortest) | (found > 510))
         yield f"density {density}: lengths outside them", int(outside), 0
         spread = (511 - shortest) / 12**0.5 / DRAWS**0.5
         yield f"density {density}: mean", bool(abs(found.mean() - (510 + shortest) / 2) < 5 * spread), True
-    rules = DenoisingRules.of(PrefixLm(), _tokenizer())
+    rules = DenoisingRules.from_options(PrefixLm(), _tokenizer())
     yield "two tokens", _rows(rules, 1, length=2)["input_ids"][0, :3].tolist(), [3, 1, 0]
     yield "one token: no inputs", _rows(rules, 1, length=1)["input_ids"][0, :2].tolist(), [1, 0]
 
 
-def iid_rates() -> Triples:
+def iid_rates() -> Comparisons:
     """objectives/iid_15_r10s90_f.gin: 15% hidden, a tenth of them as random ids from 3 on; the target is the text."""
-    rules = DenoisingRules.of(IidDenoising(), _tokenizer())
+    rules = DenoisingRules.from_options(IidDenoising(), _tokenizer())
     rows = _rows(rules, 1000)
     inputs, text = rows["input_ids"][:, :511], rows["target_ids"][:, :511]
     changed = inputs != text
@@ -171,14 +175,14 @@ def iid_rates() -> Triples:
     yield "smallest random id", bool(inputs[changed].min() >= 3), True
 
 
-def decoder_only_rows() -> Triples:
+def decoder_only_rows() -> Comparisons:
     """The packed example of PrefixLMFeatureConverter."""
     rows: dict[str, Any] = {
         "input_ids": [7, 8, 5, 1, 8, 4, 9, 3, 1, 0], "segment_ids": [1, 1, 1, 1, 2, 2, 2, 2, 2, 0],
         "positions": [0, 1, 2, 3, 0, 1, 2, 3, 4, 0], "target_ids": [3, 9, 1, 4, 1],
         "target_segment_ids": [1, 1, 1, 2, 2], "target_positions": [0, 1, 2, 0, 1], "target_weights": [1.0] * 5,
     }  # fmt: skip
-    fused = fuse_rows({name: np.array([values]) for name, values in rows.items()})
+    fused = to_decoder_only_rows({name: np.array([values]) for name, values in rows.items()})
     expected = {
         "target_ids": [7, 8, 5, 1, 3, 9, 1, 8, 4, 9, 3, 1, 4, 1, 0],
         "target_weights": [0, 0, 0, 0, 1, 1, 1, 0, 0, 0, 0, 0, 1, 1, 0],

@@ -5,27 +5,31 @@ from typing import Any
 
 import numpy as np
 
-from bertjax.config.data_schema import SpanQa, SquadFiles
-from bertjax.data import qa, tokenizers
-from bertjax.data.questions import read_squad
-from bertjax.evaluation import answers, squad
-from bertjax.verify.table import GOLDENS, Triples, golden
+from bertjax.config.schema.data import SpanQa
+from bertjax.config.schema.sources import SquadFiles
+from bertjax.data.preprocess import span_qa
+from bertjax.data.sources.squad import read_squad
+from bertjax.data.tokenizers import load
+from bertjax.data.tokenizers.load import Tokenizer
+from bertjax.evaluation.inference import span_decoding
+from bertjax.evaluation.metrics import squad
+from bertjax.verify.runner import GOLDENS, Comparisons, load_golden
 
 
-def _tiny() -> tuple[list[qa.Example], tokenizers.Tokenizer]:
+def _tiny() -> tuple[list[span_qa.Example], Tokenizer]:
     with resources.as_file(GOLDENS) as folder:
         examples = read_squad(SquadFiles(files=["squad_tiny.json"]), folder)
-        return examples, tokenizers.from_file(folder / "squad_vocab.txt")
+        return examples, load.from_file(folder / "squad_vocab.txt")
 
 
-def _windows_of(file: dict[str, Any]) -> SpanQa:
+def _window_options(file: dict[str, Any]) -> SpanQa:
     sizes = {name: file[name] for name in ("sequence_length", "doc_stride", "max_query_length")}
     return SpanQa(profile="bert", **sizes)
 
 
-def training_windows() -> Triples:
-    file, (examples, tokenizer) = golden("squad_features.json"), _tiny()
-    rows = qa.training_features(examples, tokenizer, _windows_of(file))
+def training_windows() -> Comparisons:
+    file, (examples, tokenizer) = load_golden("squad_features.json"), _tiny()
+    rows = span_qa.training_features(examples, tokenizer, _window_options(file))
     yield "windows", len(rows), len(file["training"])
     for number, (row, want) in enumerate(zip(rows, file["training"], strict=True)):
         used = len(want["ids"])
@@ -35,9 +39,9 @@ def training_windows() -> Triples:
         yield f"window {number}: answer", found, [want["start"], want["end"]]
 
 
-def evaluation_windows() -> Triples:
-    file, (examples, tokenizer) = golden("squad_features.json"), _tiny()
-    features = qa.evaluation_features(examples, tokenizer, _windows_of(file))
+def evaluation_windows() -> Comparisons:
+    file, (examples, tokenizer) = load_golden("squad_features.json"), _tiny()
+    features = span_qa.evaluation_features(examples, tokenizer, _window_options(file))
     yield "windows", len(features), len(file["evaluation"])
     for number, want in enumerate(file["evaluation"]):
         inside = np.flatnonzero(features.token_to_word[number] >= 0)
@@ -47,11 +51,11 @@ def evaluation_windows() -> Triples:
         yield f"window {number}: max context", flags, want["max_context"]
 
 
-def predictions() -> Triples:
+def predictions() -> Comparisons:
     examples, tokenizer = _tiny()
-    features = qa.evaluation_features(examples, tokenizer, _windows_of(golden("squad_features.json")))
-    for run in golden("squad_predictions.json")["runs"]:
-        texts, _, odds = answers.predict_answers(
+    features = span_qa.evaluation_features(examples, tokenizer, _window_options(load_golden("squad_features.json")))
+    for run in load_golden("squad_predictions.json")["runs"]:
+        texts, _, odds = span_decoding.predict_answers(
             examples, features, *reference_logits(run, features.token_to_word.shape), n_best=run["n_best"],
             max_answer_length=run["max_answer_length"], null_score_diff_threshold=run["threshold"],
             version_2=run["version_2"],
@@ -74,25 +78,29 @@ def reference_logits(run: dict[str, Any], shape: tuple[int, ...]) -> list[np.nda
     return made
 
 
-def answer_texts() -> Triples:
-    file = golden("squad_texts.json")
+def answer_texts() -> Comparisons:
+    file = load_golden("squad_texts.json")
     for predicted, original, lowercase, want in file["final"]:
-        yield f"{predicted!r} in {original!r}", answers.final_text(predicted, original.split(" "), lowercase), want
+        yield (
+            f"{predicted!r} in {original!r}",
+            span_decoding.final_text(predicted, original.split(" "), lowercase),
+            want,
+        )
     for text, lowercase, want in file["basic"]:
-        yield f"tokens of {text!r}", answers.basic_tokens(text, lowercase), want
+        yield f"tokens of {text!r}", span_decoding.basic_tokens(text, lowercase), want
 
 
-def squad_scores() -> Triples:
-    file, tiny = golden("squad_scores.json"), golden("squad_tiny.json")
+def squad_scores() -> Comparisons:
+    file, tiny = load_golden("squad_scores.json"), load_golden("squad_tiny.json")
     for case in file["cases"]:
-        gold = tiny if case["version_2"] else answerable(tiny)
+        gold = tiny if case["version_2"] else answerable_only(tiny)
         found = squad.score(gold, case["predictions"], case["na_prob"], case["na_prob_thresh"])
         yield case["name"], {key: found.get(key) for key in case["scores"]}, case["scores"]
     for text, want in file["normalized"]:
         yield f"normal form of {text!r}", squad.normalize(text), want
 
 
-def answerable(squad_2: dict[str, Any]) -> dict[str, Any]:
+def answerable_only(squad_2: dict[str, Any]) -> dict[str, Any]:
     """The questions that have answers, as a v1.1 file."""
     articles = [
         article

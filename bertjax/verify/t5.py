@@ -1,10 +1,10 @@
 """What of T5 is here: mixing rates, gradual unfreezing and the sizes of adapters."""
 
-from bertjax.config.data_schema import Mixture
-from bertjax.config.model_schema import T5Config
-from bertjax.config.training_schema import Trainable
-from bertjax.data import mixing
-from bertjax.verify.table import Triples
+from bertjax.config.schema.data import Mixture
+from bertjax.config.schema.model import T5Config
+from bertjax.config.schema.training import Trainable
+from bertjax.data.pipeline import mixing
+from bertjax.verify.runner import Comparisons
 
 GLUE = {
     "cola": 8551, "sst2": 67349, "mrpc": 3668, "qqp": 363849, "stsb": 5749, "mnli": 392702, "qnli": 104743, "rte": 2490,
@@ -24,14 +24,14 @@ BASE = T5Config(d_model=768, d_ff=3072, num_layers=12, num_heads=12)
 ADAPTERS = {32: 1_198_080, 128: 4_737_024, 512: 18_892_800, 2048: 75_515_904}
 
 
-def glue_rates() -> Triples:
+def glue_rates() -> Comparisons:
     for rule, (options, expected) in GLUE_RATES.items():
         found = mixing.rates(GLUE, Mixture(mixture=list(GLUE), **options))  # type: ignore[arg-type]
         for (task, rate), share in zip(found.items(), expected, strict=True):
             yield f"{rule} {task}", round(rate, 5), share
 
 
-def nested_rates() -> Triples:
+def nested_rates() -> Comparisons:
     """SuperGLUE, and with GLUE in one mixture; mixtures of mixtures as in seqio's dataset_providers_test.py."""
     mixtures = {
         "glue": Mixture(mixture=list(GLUE)),
@@ -52,14 +52,16 @@ def nested_rates() -> Triples:
         yield f"a mixture of {', '.join(outer)}", [found[task] * sum(rates) for task in "abc"], rates
 
 
-def unfreezing() -> Triples:
+def unfreezing() -> Comparisons:
     """Episode n trains layers 11-n to 11 of both stacks; the embeddings, which are the output matrix, always train."""
-    from bertjax.models import family, paths
+    from bertjax.models import param_paths, registry
     from bertjax.training import freezing
 
     starts = [0, 21845, 43690, 65536, 87381, 109226, 131072, 152917, 174762, 196608, 218453, 240298]
-    params = paths.flatten(family.structure(BASE, ("lm",))[1], is_leaf=lambda x: hasattr(x, "get_metadata"))
-    plan = freezing.episodes(Trainable(kind="gradual"), freezing.groups_of(params), 2**18)
+    params = param_paths.flatten(
+        registry.abstract_model(BASE, ("lm",))[1], is_leaf=lambda x: hasattr(x, "get_metadata")
+    )
+    plan = freezing.episodes(Trainable(kind="gradual"), freezing.param_groups(params), 2**18)
     for number, (episode, start) in enumerate(zip(plan, starts, strict=True)):
         yield f"episode {number} begins", episode.start, start
         top = list(range(11 - number, 12))
@@ -70,15 +72,15 @@ def unfreezing() -> Triples:
     yield "the end", plan[-1].stop, 2**18
 
 
-def adapter_parameters() -> Triples:
+def adapter_parameters() -> Comparisons:
     """24 adapters of 768 x d + d x 768 without biases, each with its norm of 768; `paper` adds all other norms."""
-    from bertjax.models import family, paths
+    from bertjax.models import param_paths, registry
     from bertjax.training import freezing
 
     for size, count in ADAPTERS.items():
-        abstract = family.structure(BASE, ("lm",), adapter_size=size)[1]
-        params = paths.flatten(abstract, is_leaf=lambda x: hasattr(x, "get_metadata"))
-        sizes = freezing.sizes(params)
+        abstract = registry.abstract_model(BASE, ("lm",), adapter_size=size)[1]
+        params = param_paths.flatten(abstract, is_leaf=lambda x: hasattr(x, "get_metadata"))
+        sizes = freezing.group_sizes(params)
         for norms, more in (("houlsby", 0), ("paper", 12 * 2 * 768 + 12 * 3 * 768 + 2 * 768)):
             trainable = Trainable(kind="adapters", adapter_size=size, adapter_norms=norms)  # type: ignore[arg-type]
             (episode,) = freezing.episodes(trainable, tuple(sizes), 1)

@@ -2,15 +2,15 @@
 
 import math
 
-from bertjax.config.model_schema import T5Config
-from bertjax.verify.table import Triples
+from bertjax.config.schema.model import T5Config
+from bertjax.verify.runner import Comparisons
 
 BASE = {"d_model": 768, "num_layers": 12, "num_heads": 12}
 V1_1 = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
 
 
-def parameter_counts() -> Triples:
-    from bertjax.models import family, paths
+def parameter_counts() -> Comparisons:
+    from bertjax.models import param_paths, registry
 
     for name, sizes, expected in (
         ("T5-small", {}, 60_506_624),
@@ -18,13 +18,13 @@ def parameter_counts() -> Triples:
         ("T5-large", {"d_model": 1024, "d_ff": 4096, "num_layers": 24, "num_heads": 16}, 737_668_096),
         ("T5 v1.1 base", {**BASE, **V1_1, "d_ff": 2048}, 247_577_856),
     ):
-        state = paths.flatten(family.structure(T5Config(**sizes), ("lm",))[1])  # type: ignore[arg-type]
+        state = param_paths.flatten(registry.abstract_model(T5Config(**sizes), ("lm",))[1])  # type: ignore[arg-type]
         yield name, sum(math.prod(x.shape) for x in state.values()), expected
 
 
-def position_buckets() -> Triples:
+def position_buckets() -> Comparisons:
     """Where buckets begin, in whole numbers: bucket e + j of e exact ones begins at the first n^e >= e^e (m/e)^j."""
-    from bertjax.models.t5_attention import bucket_table
+    from bertjax.models.t5.attention import bucket_table
 
     for furthest in (128, 1000):
         for bidirectional, count in ((True, 16), (False, 32)):

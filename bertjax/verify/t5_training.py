@@ -5,24 +5,27 @@ from typing import Any
 
 import numpy as np
 
-from bertjax.config.training_schema import Adafactor, TextToTextObjective
-from bertjax.verify.table import Triples
+from bertjax.config.schema.training import Adafactor, TextToTextObjective
+from bertjax.verify.runner import Comparisons
 
 
-def learning_rates() -> Triples:
-    from bertjax.training import optim
+def learning_rates() -> Comparisons:
+    from bertjax.training import optimizers
 
-    schedule = optim.schedule(Adafactor(), 2**19)
+    schedule = optimizers.schedule(Adafactor(), 2**19)
     for step, expected in {0: 0.01, 9_999: 0.01, 10_000: 0.01, 2**19: 1 / math.sqrt(2**19), 1_000_000: 0.001}.items():
         yield f"step {step:,}", float(schedule(step)), expected  # type: ignore[arg-type]
 
 
-def adafactor_steps() -> Triples:
+def adafactor_steps() -> Comparisons:
     """test_apply_gradient of t5x/adafactor_test.py: the second step of ones on a 3 x 2 matrix of ones at rate 0.1."""
-    from bertjax.training import optim
+    from bertjax.training import optimizers
 
     for least, slots in ((1, ((0.9, 0.9574349), (0.1, 0.6169143))), (32, ((0.5, 0.787174),))):
-        rule, params = optim.direction(Adafactor(min_dim_size_to_factor=least)), {"x": np.ones((3, 2), np.float32)}
+        rule, params = (
+            optimizers.make_transform(Adafactor(min_dim_size_to_factor=least)),
+            {"x": np.ones((3, 2), np.float32)},
+        )
         first, *others = rule.init(params)  # type: ignore[misc]
         names = ("v_row", "v_col") if least == 1 else ("v",)
         given = {name: {"x": 0 * getattr(first, name)["x"] + slot[0]} for name, slot in zip(names, slots, strict=True)}
@@ -35,9 +38,9 @@ def adafactor_steps() -> Triples:
             yield name, bool(math.isclose(found, expected, rel_tol=1e-6)), True  # the tolerance of that test
 
 
-def loss_weights() -> Triples:
+def loss_weights() -> Comparisons:
     """SpecialLossNormalizingFactorTest of t5x/losses_test.py: packed rows, and rows of one example."""
-    from bertjax import objectives
+    from bertjax.objectives import registry
 
     packed: dict[str, Any] = {
         "target_weights": np.array([[0.5, 1.0, 0.25, 2.0, 1.5], [1.0, 2.0, 3.0, 4.0, 5.0]], np.float32),
@@ -52,13 +55,13 @@ def loss_weights() -> Triples:
         ("single", single, "num_total_target_tokens", 10.0),
         ("single", single, 233_472.0, 233_472.0),
     ):
-        objective = objectives.build(TextToTextObjective(loss_normalizing_factor=factor))  # type: ignore[arg-type]
-        yield f"{what}, {factor}", float(objective.divisors(batch)["target"]), expected
+        objective = registry.build(TextToTextObjective(loss_normalizing_factor=factor))  # type: ignore[arg-type]
+        yield f"{what}, {factor}", float(objective.normalizers(batch)["target"]), expected
 
 
-def losses() -> Triples:
+def losses() -> Comparisons:
     """compute_weighted_cross_entropy of t5x/losses.py, worked out: three logits of which the second is the target."""
-    from bertjax.losses import target_losses
+    from bertjax.objectives.losses import target_losses
 
     logits = (1.0, 3.0, -2.0)
     log_z = math.log(sum(math.exp(x) for x in logits))

@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bertjax.config import hf_fields, hf_generation
-from bertjax.config.load import build, resolve_sizes
-from bertjax.config.model_schema import BertConfig, T5Config
+from bertjax.config.huggingface import generation
+from bertjax.config.huggingface.fields import ACTIVATIONS, unknown_fields
+from bertjax.config.loading.load import build, read_model_fields
+from bertjax.config.schema.model import BertConfig, T5Config
 from bertjax.errors import UserError
 
 # configuration_utils.py of transformers 4.57, PretrainedConfig.__init__, and the files of bert-base-multilingual-cased,
@@ -33,16 +34,16 @@ OWN = {
 def described(folder: Path, **fields) -> dict:
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps(fields))
-    return resolve_sizes(folder)
+    return read_model_fields(folder)
 
 
 @pytest.mark.parametrize(("family", "name"), [("bert", "Bert"), ("distilbert", "DistilBert"), ("t5", "T5")])
 def test_every_field_of_transformers_has_a_rule(family, name, tmp_path):
     transformers = pytest.importorskip("transformers")
     fields = getattr(transformers, f"{name}Config")().to_dict()
-    assert hf_fields.unknown(fields) == []
-    assert hf_fields.unknown(dict.fromkeys([*VERSION_4, *OWN[family].split()]) | {"model_type": family}) == []
-    assert hf_fields.unknown(fields | {"attention_temperature": 2}) == ["attention_temperature"]
+    assert unknown_fields(fields) == []
+    assert unknown_fields(dict.fromkeys([*VERSION_4, *OWN[family].split()]) | {"model_type": family}) == []
+    assert unknown_fields(fields | {"attention_temperature": 2}) == ["attention_temperature"]
     plain = json.loads(json.dumps(fields, default=str))
     sizes = described(tmp_path, **plain)  # defaults are what we compute
     config = build({"model": sizes, "tokenizer": {"kind": "sentencepiece" if family == "t5" else "wordpiece"},
@@ -59,10 +60,10 @@ STAGES = [
 
 def test_every_setting_of_generation_has_a_rule():
     transformers = pytest.importorskip("transformers")
-    known = {*hf_generation.HONOURED, *hf_generation.NOT_DONE, *hf_generation.HARMLESS}
+    known = {*generation.SUPPORTED, *generation.UNSUPPORTED, *generation.IGNORED}
     assert sorted(transformers.GenerationConfig().to_dict().keys() - known) == []
-    assert hf_generation.not_done(transformers.GenerationConfig().to_dict()) == []
-    assert hf_generation.decoding_of(transformers.GenerationConfig().to_dict()) == {}
+    assert generation.unsupported_settings(transformers.GenerationConfig().to_dict()) == []
+    assert generation.to_decoding_fields(transformers.GenerationConfig().to_dict()) == {}
 
 
 @pytest.mark.parametrize(
@@ -86,7 +87,7 @@ def test_another_function_is_refused_in_one_line(tmp_path, family, field, value)
 def test_activations_are_those_of_transformers_or_refused(tmp_path):
     """Values of ACT2FN itself; no hint to a name that merely sounds alike."""
     torch, activations = pytest.importorskip("torch"), pytest.importorskip("transformers.activations")
-    from bertjax.models.layers import activation
+    from bertjax.models.layers.numerics import activation
 
     x = np.linspace(-6, 6, 101, dtype=np.float32)
     read = 0
@@ -94,7 +95,7 @@ def test_activations_are_those_of_transformers_or_refused(tmp_path):
         fields = {"model_type": "bert", "hidden_act": name}
         if name is None:
             assert "hidden_act" not in described(tmp_path, **fields)
-        elif name in hf_fields.ACTIVATIONS:
+        elif name in ACTIVATIONS:
             ours = described(tmp_path, **fields)["hidden_act"]
             theirs = activations.ACT2FN[name](torch.tensor(x)).numpy()
             np.testing.assert_allclose(np.asarray(activation(ours, x)), theirs, atol=2e-6, err_msg=name)
@@ -104,7 +105,7 @@ def test_activations_are_those_of_transformers_or_refused(tmp_path):
             with pytest.raises(UserError, match="hidden_act: '.*' is an activation bertjax does not compute") as error:
                 described(tmp_path, **fields)
             assert "did you mean" not in str(error.value)
-    assert read == len(hf_fields.ACTIVATIONS)
+    assert read == len(ACTIVATIONS)
 
 
 @pytest.mark.parametrize("said", ["relu", "silu", "gelu", "gelu_new", "gated-relu", "gated-gelu", "gated-silu",
@@ -115,7 +116,7 @@ def test_feed_forward_layers_are_those_of_transformers(tmp_path, said):
     sizes = described(tmp_path, **json.loads(theirs.to_json_string(use_diff=False)))
     ours = T5Config(feed_forward_proj=sizes["feed_forward_proj"])
     assert ours.gated == theirs.is_gated_act
-    assert hf_fields.ACTIVATIONS[theirs.dense_act_fn] == ours.activation
+    assert ACTIVATIONS[theirs.dense_act_fn] == ours.activation
 
 
 @pytest.mark.parametrize(
@@ -184,5 +185,5 @@ def test_new_fields_leave_the_identity_of_older_runs_alone():
     ],
 )  # fmt: skip
 def test_settings_of_generation(settings, expected, left):
-    assert hf_generation.decoding_of(settings) == expected
-    assert hf_generation.not_done(settings) == left
+    assert generation.to_decoding_fields(settings) == expected
+    assert generation.unsupported_settings(settings) == left

@@ -9,11 +9,20 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bertjax.config import strict_yaml
-from bertjax.config.load import build, build_kept, differences, dump, fingerprint, load, load_kept, resolve_sizes
-from bertjax.config.problems import show
-from bertjax.config.schema import Config
-from bertjax.config.training_schema import Trainable
+from bertjax.config.loading import yaml_reader
+from bertjax.config.loading.error_messages import format_value
+from bertjax.config.loading.load import (
+    build,
+    build_saved,
+    dump,
+    fingerprint,
+    identity_diff,
+    load,
+    load_saved,
+    read_model_fields,
+)
+from bertjax.config.schema.run import Config
+from bertjax.config.schema.training import Trainable
 from bertjax.errors import UserError
 
 TEXT = "data: {source: {files: [a.txt]}}"
@@ -66,7 +75,7 @@ def lines_of(path: str, *overrides: str) -> list[str]:
     ],
 )  # fmt: skip
 def test_scalars_are_what_they_look_like(text, value):
-    found = strict_yaml.plain(strict_yaml.parse(text, str, []))
+    found = yaml_reader.to_plain(yaml_reader.parse(text, str, []))
     assert found == value and type(found) is type(value)
 
 
@@ -76,14 +85,14 @@ SCALARS = st.none() | st.booleans() | st.integers(-(10**17), 10**17) | st.floats
 @given(st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner)))
 @settings(deadline=None, max_examples=200)
 def test_what_is_dumped_is_read_back_equal(value):
-    assert strict_yaml.plain(strict_yaml.parse(strict_yaml.dump({"v": value}), str, [])) == {"v": value}
+    assert yaml_reader.to_plain(yaml_reader.parse(yaml_reader.dump({"v": value}), str, [])) == {"v": value}
 
 
 @given(st.text(max_size=60) | st.text("{}[]:,-&*!|>'\"#%@`\n a1.", max_size=60))
 @settings(deadline=None, max_examples=300)
 def test_any_text_is_a_value_or_a_one_line_error(text):
     try:
-        strict_yaml.parse(text, lambda line: f"f:{line}", [])
+        yaml_reader.parse(text, lambda line: f"f:{line}", [])
     except UserError as error:
         assert re.match(r"f:\d+: ", str(error)) and len(str(error).splitlines()) == 1 and len(str(error)) <= 300
 
@@ -204,7 +213,7 @@ def test_secrets_are_not_repeated(write):
     assert "hf_very_private" not in line and "'***'" in line
     (line,) = lines_of(write(BASE + "extra: {api_key: hf_very_private}\n"))
     assert "hf_very_private" not in line
-    assert show(strict_yaml.located({"password": "p"}, "x")) == '{"password": "***"}'
+    assert format_value(yaml_reader.to_nodes({"password": "p"}, "x")) == '{"password": "***"}'
 
 
 def test_environment_is_not_read(write, monkeypatch):
@@ -303,7 +312,7 @@ def test_sizes_from_hugging_face_folders(write, tmp_path):
 
     bert = {"model_type": "bert", "hidden_size": 96, "num_attention_heads": 5, "hidden_act": "gelu_pytorch_tanh"}
     write(json.dumps(bert), "hf/config.json")
-    assert resolve_sizes("hf") == {
+    assert read_model_fields("hf") == {
         "family": "bert", "hidden_size": 96, "num_attention_heads": 5, "hidden_act": "gelu_new",
     }  # fmt: skip
     (line,) = lines_of("c.yaml", "model.config_from=hf")
@@ -344,11 +353,11 @@ def test_fingerprint_follows_what_is_learnt_and_nothing_else(write):
     path = write(BASE)
     config = load(path)
     same = load(path, ["mesh.fsdp=2", "run.name=x", "stages.0.grad_accum=4", "run.compute_dtype=float32"])
-    assert fingerprint(same) == fingerprint(config) and differences(config, same) == []
+    assert fingerprint(same) == fingerprint(config) and identity_diff(config, same) == []
     other = load(path, ["run.seed=1", "stages.0.optimizer.b1=0.8", "model.hidden_size=128"])
     assert fingerprint(other) != fingerprint(config)
     changed = ["model.hidden_size: 64 -> 128", "stages.0.optimizer.b1: 0.9 -> 0.8", "seed: 0 -> 1"]
-    assert differences(config, other) == changed
+    assert identity_diff(config, other) == changed
 
 
 def test_a_kept_configuration_means_what_it_meant(tmp_path: Path):
@@ -361,9 +370,9 @@ def test_a_kept_configuration_means_what_it_meant(tmp_path: Path):
         "data": {"source": {"kind": "stdlib_qa"}, "preprocess": {"kind": "span_qa", "doc_stride": 128}},
     }
     kept = {"stages": [stage]}
-    assert build_kept(kept, where="kept").stages[0].data.preprocess.profile == "bert"
+    assert build_saved(kept, where="kept").stages[0].data.preprocess.profile == "bert"
     assert build(kept).stages[0].data.preprocess.profile == "hf"
-    said = build_kept(kept, ["stages.qa.data.preprocess.profile=hf"], where="kept")
+    said = build_saved(kept, ["stages.qa.data.preprocess.profile=hf"], where="kept")
     assert said.stages[0].data.preprocess.profile == "hf"
     (tmp_path / "config.yaml").write_text("\n".join(x for x in dump(build(kept)).split("\n") if "profile: hf" not in x))
-    assert load_kept(tmp_path / "config.yaml").stages[0].data.preprocess.profile == "bert"
+    assert load_saved(tmp_path / "config.yaml").stages[0].data.preprocess.profile == "bert"

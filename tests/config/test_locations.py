@@ -2,11 +2,11 @@
 
 import pytest
 
-from bertjax.cli import main
-from bertjax.config.load import load
-from bertjax.config.locations import REMOTE, local_path, location_problem
-from bertjax.data import remote
+from bertjax.cli.main import main
+from bertjax.config.loading.load import load
 from bertjax.errors import UserError
+from bertjax.storage import remote, staging
+from bertjax.storage.locations import REMOTE_SCHEMES, local_path, path_problem
 
 CONFIG = "stages: [{name: s, steps: 1, data: {source: {files: [a.txt]}}}]\n"
 SOURCE = "stages.s.data.source"
@@ -43,7 +43,7 @@ def test_a_remote_path_where_only_a_local_one_works_is_refused_by_its_key(here, 
 
 @pytest.mark.parametrize("key", ALSO_REMOTE)
 def test_object_stores_are_taken_where_the_code_behind_reads_them(here, key):
-    for scheme in REMOTE:
+    for scheme in REMOTE_SCHEMES:
         assert load(here / "c.yaml", [ALSO_REMOTE[key].format(f"{scheme}://bucket/x")])
     for url, said in {
         "hdfs://h/x": "use a local path or one of gs://, s3://, az://",
@@ -61,12 +61,12 @@ def test_object_stores_are_taken_where_the_code_behind_reads_them(here, key):
 
 def test_names_with_colons_are_local_paths_and_the_schemes_are_those_with_a_package():
     for path in ("runs", "/mnt/a:b", "notes: old/x.txt", "C:stuff", "~/x", "12:30.txt"):
-        assert location_problem(path, remote=False) is None
-    assert tuple(remote.SCHEMES) == REMOTE
+        assert path_problem(path, remote=False) is None
+    assert tuple(remote.SCHEMES) == REMOTE_SCHEMES
     with pytest.raises(UserError, match=r"'https://\*\*\*@h/x'"):
         local_path("https://me:TOKEN@h/x")
     with pytest.raises(UserError, match=r"named like gs://bucket/name"):
-        remote.place("gs:/bucket")
+        remote.as_path("gs:/bucket")
 
 
 @pytest.mark.parametrize(
@@ -96,6 +96,6 @@ def test_a_file_extends_a_local_one(here):
 
 
 def test_the_staging_folder_is_local(monkeypatch):
-    monkeypatch.setenv(remote.STAGING, "gs://b/staged")
+    monkeypatch.setenv(staging.STAGING_ENV, "gs://b/staged")
     with pytest.raises(UserError, match="only a local path works here"):
-        remote.staging()
+        staging.staging_dir()

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bertjax.config import merge, strict_yaml
-from bertjax.config.load import build, dump, load
-from bertjax.config.strict_yaml import located, plain
+from bertjax.config.loading import yaml_reader
+from bertjax.config.loading.load import build, dump, load
+from bertjax.config.loading.overrides import merge, parse_overrides
+from bertjax.config.loading.yaml_reader import to_nodes, to_plain
 from bertjax.errors import UserError
 
 GOLDEN = sorted((Path(__file__).parents[1] / "golden" / "configs").glob("*.yaml"))
@@ -87,14 +88,14 @@ def test_an_override_changes_what_it_names(config, override, expected):
 def test_overriding_any_leaf_of_a_resolved_configuration_changes_that_leaf(data):
     """Every shipped configuration as a run keeps it; a leaf is set by indices, and by names where elements have one."""
     path = data.draw(st.sampled_from(GOLDEN))
-    tree = plain(strict_yaml.read(path, []))
+    tree = to_plain(yaml_reader.read(path, []))
     flat = {key: leaf for key, leaf in leaves(tree).items() if not isinstance(leaf, dict | list)}
     tags = ("kind", "family")  # naming another kind means another section
     key = data.draw(st.sampled_from([key for key in flat if key.split(".")[-1] not in tags and "rules" not in key]))
     for spelled in {key, by_name(key, tree)}:
         problems: list[str] = []
-        override = merge.overrides_tree([f"{spelled}={json.dumps('other')}"], problems)
-        after = plain(merge.merge(located(tree, "f"), override, problems))
+        override = parse_overrides([f"{spelled}={json.dumps('other')}"], problems)
+        after = to_plain(merge(to_nodes(tree, "f"), override, problems))
         assert problems == [] and leaves(after) == leaves(tree) | {key: "other"}, spelled
 
 
@@ -177,21 +178,21 @@ def test_a_kind_changes_where_it_is_named(config):
 def test_a_section_keeps_its_kind_under_another_key(section, leaf, kind, form):
     """Every tagged union of the schema, each with a kind that is not the default."""
     tag = "family" if section == "model" else "kind"
-    base = located(
+    base = to_nodes(
         {"stages": [{"name": "s", "data": {"source": [{"kind": "squad"}]}, "evaluate": [{"kind": kind}]}]}, "b"
     )
-    base = merge.merge(base, merge.overrides_tree([f"{section}={{{tag}: {kind}}}"], []), [])
+    base = merge(base, parse_overrides([f"{section}={{{tag}: {kind}}}"], []), [])
     key, value = leaf.split("=")
     if form == "override":
-        child = merge.overrides_tree([f"{section}.{leaf}"], [])
+        child = parse_overrides([f"{section}.{leaf}"], [])
     else:
         nested: Any = json.loads(value)
         for part in reversed([*section.split("."), *key.split(".")]):
             nested = {part: nested}
-        child = located(nested, "child.yaml:1")
+        child = to_nodes(nested, "child.yaml:1")
     problems: list[str] = []
-    after = leaves(plain(merge.merge(base, child, problems)))
-    assert problems == [] and after == leaves(plain(base)) | {f"{section}.{key}": json.loads(value)}
+    after = leaves(to_plain(merge(base, child, problems)))
+    assert problems == [] and after == leaves(to_plain(base)) | {f"{section}.{key}": json.loads(value)}
 
 
 def test_extends_lays_a_mapping_over_the_only_source_and_refuses_it_over_two(config):

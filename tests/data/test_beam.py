@@ -10,16 +10,16 @@ import fakegcs
 import pytest
 from preparing import TASKS, contents, prepared, small_jobs, task_of, write_texts
 
-from bertjax.cli import _command, _parse, main
-from bertjax.command_table import COMMANDS
-from bertjax.config.data_schema import JsonLines
-from bertjax.config.load import load
-from bertjax.data import shards
-from bertjax.data.jobs import Made
-from bertjax.data.joining import ByPlace
-from bertjax.data.prepare import prepare
-from bertjax.data.runners import choose
-from bertjax.data.store import Store
+from bertjax.cli.arguments import COMMANDS
+from bertjax.cli.main import _parse, _split_command, main
+from bertjax.config.loading.load import load
+from bertjax.config.schema.sources import JsonLines
+from bertjax.data.jobs import shards
+from bertjax.data.jobs.jobs import JobOutput
+from bertjax.data.jobs.runners import make_runner
+from bertjax.data.jobs.shuffle import PositionShuffle
+from bertjax.data.pipeline.prepare import prepare
+from bertjax.data.store.reader import Store
 from bertjax.errors import StorageError, UserError
 
 try:
@@ -46,14 +46,14 @@ def objects(bucket: Path, store: Store) -> dict[str, bytes]:
 def test_beam_that_is_missing_is_one_line(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "apache_beam", None)
     with pytest.raises(UserError, match=r"Apache Beam is missing; .*pip install 'bertjax\[beam,gcs\]'"):
-        choose("beam", [])
+        make_runner("beam", [])
 
 
 @needs_beam
 @pytest.mark.parametrize("kind", TASKS)
 def test_the_bytes_are_those_of_the_local_runner(base: Path, kind: str):
     here = prepared(kind, base, "here")
-    beam = prepared(kind, base, "beam", runner=choose("beam"))
+    beam = prepared(kind, base, "beam", runner=make_runner("beam"))
     assert len(here.shards) > 3 and contents(beam) == contents(here)
     assert [path.name for path in (base / "beam").iterdir()] == [beam.folder.name]
 
@@ -70,7 +70,7 @@ def test_processes_and_object_stores_change_no_byte(
     kit = str(Path(__file__).parents[1] / "kit")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([os.environ["PYTHONPATH"], kit, str(Path(__file__).parents[2])]))
     here = prepared(kind, base, "here", "gs://bucket/in")
-    far = prepared(kind, base, "gs://bucket/cache", "gs://bucket/in", runner=choose("beam", [], workers))
+    far = prepared(kind, base, "gs://bucket/cache", "gs://bucket/in", runner=make_runner("beam", [], workers))
     assert objects(bucket, far) == contents(here)
     assert [path.name for path in (bucket / "cache").iterdir() if any(path.glob("**/*.*"))] == [far.folder.name]
 
@@ -79,7 +79,7 @@ def test_processes_and_object_stores_change_no_byte(
 @pytest.mark.parametrize("kind", ["pairs", "chunks"])
 def test_a_limit_takes_the_same_sample_here_and_there(base: Path, kind: str):
     here = prepared(kind, base, "here", limit=80)
-    beam = prepared(kind, base, "beam", limit=80, runner=choose("beam"))
+    beam = prepared(kind, base, "beam", limit=80, runner=make_runner("beam"))
     assert here.meta["documents"] == 80 and contents(beam) == contents(here)
 
 
@@ -87,7 +87,7 @@ MADE: list[int] = []
 make_shard = shards.make_shard
 
 
-def fails_after_four(work: shards.ShardWork, argument: object, index: int, folder: Path) -> Made:
+def fails_after_four(work: shards.ShardContext, argument: object, index: int, folder: Path) -> JobOutput:
     """At the top of the module, so that it can be pickled."""
     if len(MADE) == 4:
         raise RuntimeError("a machine was lost")
@@ -103,22 +103,22 @@ def test_a_pipeline_that_broke_off_goes_on(base: Path, monkeypatch: pytest.Monke
     with monkeypatch.context() as patched:
         patched.setattr(shards, "make_shard", fails_after_four)
         with pytest.raises(StorageError, match="the pipeline failed .*a machine was lost.*run the same command again"):
-            prepared(kind, base, runner=choose("beam"))
+            prepared(kind, base, runner=make_runner("beam"))
     (work,) = (base / "cache").iterdir()
     assert len(list(work.glob("examples-done/*.json"))) == 4
     damaged = sorted((work / "rows").iterdir())[1]
     damaged.write_bytes(damaged.read_bytes()[:-3])
 
     asked: set[int] = set()
-    brought = ByPlace.shared
+    brought = PositionShuffle.shared_for_job
 
-    def shared(self: ByPlace, work: Any, job: int, found: Any) -> Any:
+    def shared(self: PositionShuffle, work: Any, job: int, found: Any) -> Any:
         asked.add(job)
         return brought(self, work, job, found)
 
-    monkeypatch.setattr(ByPlace, "shared", shared)
+    monkeypatch.setattr(PositionShuffle, "shared_for_job", shared)
     lines: list[str] = []
-    store = prepared(kind, base, runner=choose("beam"), report=lines.append)
+    store = prepared(kind, base, runner=make_runner("beam"), report=lines.append)
     assert contents(store) == expected
     assert "of" in lines[-1] and "were finished before" in lines[-1]
     if kind == "chunks":  # documents went to those jobs alone that had to be done
@@ -129,20 +129,20 @@ def test_a_pipeline_that_broke_off_goes_on(base: Path, monkeypatch: pytest.Monke
 def test_faults_of_the_data_are_one_line_with_their_code(base: Path):
     (base / "part-3.jsonl").write_text('{"text": "ban"}\n{"text": 3}\n')
     with pytest.raises(UserError, match=r"part-3.jsonl: line 2: field 'text' holds a int, not text") as caught:
-        prepared("chunks", base, runner=choose("beam"))
+        prepared("chunks", base, runner=make_runner("beam"))
     assert "\n" not in str(caught.value)
     assert not (base / "cache").exists()
     (base / "blank.jsonl").write_text('{"text": " "}\n')
     task, tokenizer = task_of("pairs")
     blank = task.model_copy(update={"source": [JsonLines(files=["blank.jsonl"])]})
     with pytest.raises(UserError, match="blank.jsonl: holds no text at all"):
-        prepare(blank, "t", tokenizer, seed=1, base=base, cache=base / "cache", workers=1, runner=choose("beam"))
+        prepare(blank, "t", tokenizer, seed=1, base=base, cache=base / "cache", workers=1, runner=make_runner("beam"))
 
 
 @needs_beam
 def test_an_option_that_beam_does_not_know_is_refused(base: Path):
     with pytest.raises(UserError, match="Beam has no option --projct"):
-        choose("beam", ["--runner=DataflowRunner", "--projct=p"])
+        make_runner("beam", ["--runner=DataflowRunner", "--projct=p"])
 
 
 @needs_beam
@@ -167,10 +167,10 @@ def test_the_command_of_the_page_is_one_that_beam_takes():
     page = (Path(__file__).parents[2] / "docs" / "data_at_scale.md").read_text()
     words = shlex.split(page.split("```bash\n")[1].split("```")[0].replace("\\\n", " "))
     assert words[:2] == ["bertjax", "prepare"]
-    name, rest = _command(words[1:])
+    name, rest = _split_command(words[1:])
     arguments = _parse(name, COMMANDS[name], rest)
     assert arguments and arguments.runner == "beam"
     assert "run.prepared=gs://BUCKET/prepared" in arguments.overrides
-    assert choose("beam", arguments.rest).apart
+    assert make_runner("beam", arguments.rest).is_distributed
     config = load(arguments.config, arguments.overrides)
     assert config.tasks["c4"].source[0].files == ["gs://BUCKET/c4/en/c4-train.*.json.gz"]

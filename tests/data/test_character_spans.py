@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bertjax.data.character_spans import whole_words
+from bertjax.data.tokenizers.character_spans import expand_to_words
 
 
 def texts(text: str, *pieces: tuple[int, int]) -> list[str]:
-    return [text[start:stop] for start, stop in whole_words(text, np.array(pieces))]
+    return [text[start:stop] for start, stop in expand_to_words(text, np.array(pieces))]
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def texts(text: str, *pieces: tuple[int, int]) -> list[str]:
     ],
 )
 def test_characters_of_pieces(text, pieces, want):
-    assert texts(text, *pieces) == want if pieces else len(whole_words(text, np.zeros((0, 2), int))) == 0
+    assert texts(text, *pieces) == want if pieces else len(expand_to_words(text, np.zeros((0, 2), int))) == 0
 
 
 SPACES = " \u00a0\u200b\t"
@@ -54,7 +54,7 @@ ALPHABET = SPACES + "ab7é\u0301\u200d北👩🏽स्ि-€"
 def test_any_pieces_of_any_text(text, data):
     cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=8)))
     pieces = np.array([*zip(cuts, cuts[1:], strict=False)], np.int64).reshape(-1, 2)
-    found = whole_words(text, pieces)
+    found = expand_to_words(text, pieces)
     assert found.dtype == np.int32 and (found[:, 0] <= found[:, 1]).all()
     assert (np.diff(found[found[:, 0] < found[:, 1]], axis=0) >= 0).all()
     for (start, stop), (first, last) in zip(found.tolist(), pieces.tolist(), strict=True):

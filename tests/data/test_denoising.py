@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bertjax.config.data_schema import CausalLm, Deshuffling, IidDenoising, PrefixLm, SpanCorruption
-from bertjax.data import spans
-from bertjax.data.denoising import denoise_rows
-from bertjax.data.denoising_rules import DenoisingRules
+from bertjax.config.schema.data import CausalLm, Deshuffling, IidDenoising, PrefixLm, SpanCorruption
+from bertjax.data.preprocess.denoising.batch import denoise_rows
+from bertjax.data.preprocess.denoising.reference import noise_counts, random_spans_noise_mask
+from bertjax.data.preprocess.denoising.rules import DenoisingRules
 from bertjax.errors import UserError
 
 EOS = 1
@@ -47,7 +47,7 @@ def texts(lengths: list[int], width: int) -> dict[str, np.ndarray]:
 
 
 def made(kind: str, lengths: list[int], **place: Any) -> tuple[DenoisingRules, dict[str, np.ndarray], dict]:
-    rules = DenoisingRules.of(KINDS[kind], tokenizer())
+    rules = DenoisingRules.from_options(KINDS[kind], tokenizer())
     rows = texts([min(length, rules.tokens_length) for length in lengths], rules.tokens_length)
     place = {"seed": 0, "epoch": 0, "indices": np.arange(len(lengths))} | place
     return rules, rows, denoise_rows(rows, rules, **place)
@@ -101,9 +101,7 @@ def test_spans_restore_the_text_and_sentinels_descend(lengths: list[int], seed: 
 @given(lengths, seeds, st.sampled_from(["spans", "long spans"]))
 def test_spans_count_as_the_reference(lengths: list[int], seed: int, kind: str):
     rules, rows, out = made(kind, lengths, seed=seed)
-    noise, count = spans.noise_counts(
-        rows["length"][:, 0], rules.options.noise_density, rules.options.mean_noise_span_length
-    )
+    noise, count = noise_counts(rows["length"][:, 0], rules.options.noise_density, rules.options.mean_noise_span_length)
     for row, length in enumerate(rows["length"][:, 0]):
         inputs, targets = sides(out, row)
         if length == 1:
@@ -172,7 +170,7 @@ def test_masks_are_as_those_of_one_text():
     """Where noise stands, and the order of shuffled tokens: shares of 4,000 rows within five standard deviations."""
     draws, rng = 4000, np.random.default_rng(0)
     options = SpanCorruption(sequence_length=24, noise_density=0.3, mean_noise_span_length=2.0)
-    rules = DenoisingRules.of(options, tokenizer())
+    rules = DenoisingRules.from_options(options, tokenizer())
     length = rules.tokens_length
     rows = {"tokens": np.tile(np.arange(3, 3 + length, dtype=np.int32), (draws, 1)),
             "length": np.full((draws, 1), length, np.int32)}  # fmt: skip
@@ -180,11 +178,11 @@ def test_masks_are_as_those_of_one_text():
         rules = DenoisingRules(options.model_copy(update={"random_roll": roll}), length, 40, 1000, EOS, rules.sentinels)
         out = denoise_rows(rows, rules, seed=1, epoch=0, indices=np.arange(draws))
         hidden = np.stack([~np.isin(np.arange(3, 3 + length), row) for row in out["input_ids"]])
-        expected = np.stack([spans.random_spans_noise_mask(length, 0.3, 2.0, rng, roll) for _ in range(draws)])
+        expected = np.stack([random_spans_noise_mask(length, 0.3, 2.0, rng, roll) for _ in range(draws)])
         for found, want in ((hidden, expected), (hidden[:, :-1] & hidden[:, 1:], expected[:, :-1] & expected[:, 1:])):
             p = want.mean(axis=0)
             assert (np.abs(found.mean(axis=0) - p) <= 5 * (2 * p * (1 - p) / draws) ** 0.5 + 1e-9).all()
-    rules = DenoisingRules.of(Deshuffling(sequence_length=length + 1), tokenizer())
+    rules = DenoisingRules.from_options(Deshuffling(sequence_length=length + 1), tokenizer())
     out = denoise_rows(rows, rules, seed=1, epoch=0, indices=np.arange(draws))
     places = np.stack([np.mean(out["input_ids"][:, :length] == token, axis=0) for token in range(3, 3 + length)])
     assert np.abs(places - 1 / length).max() < 5.5 * (1 / length / draws) ** 0.5
@@ -192,7 +190,7 @@ def test_masks_are_as_those_of_one_text():
 
 def test_random_targets_have_room_and_too_long_ones_lose_their_end():
     for style, reference in (("drop", 104), ("replace_spans", 192)):  # objectives/iid_15_d_d.gin and iid_15_u_u.gin
-        rules = DenoisingRules.of(IidDenoising(style=style), tokenizer(32100))  # type: ignore[arg-type]
+        rules = DenoisingRules.from_options(IidDenoising(style=style), tokenizer(32100))  # type: ignore[arg-type]
         assert reference <= rules.target_length <= reference + 10
         rows = texts([511] * 2000, 511)
         out = denoise_rows(rows, rules, seed=2, epoch=0, indices=np.arange(2000))
@@ -205,7 +203,9 @@ def test_random_targets_have_room_and_too_long_ones_lose_their_end():
 
 
 def test_runs_beyond_the_last_sentinel_stay_text():
-    rules = DenoisingRules.of(IidDenoising(sequence_length=64, style="replace_spans", noise_density=0.5), tokenizer())
+    rules = DenoisingRules.from_options(
+        IidDenoising(sequence_length=64, style="replace_spans", noise_density=0.5), tokenizer()
+    )
     few = DenoisingRules(rules.options, 63, 64, 1000, EOS, rules.sentinels[:3])
     rows = texts([63] * 300, 63)
     out = denoise_rows(rows, few, seed=3, epoch=0, indices=np.arange(300))
@@ -217,13 +217,13 @@ def test_runs_beyond_the_last_sentinel_stay_text():
 
 def test_what_cannot_be_is_said():
     with pytest.raises(UserError, match="needs 101 sentinels and the tokenizer has 100"):
-        DenoisingRules.of(SpanCorruption(sequence_length=1810), tokenizer(32100))
+        DenoisingRules.from_options(SpanCorruption(sequence_length=1810), tokenizer(32100))
     with pytest.raises(UserError, match="target_length: 113 is too short.* need 114"):
-        DenoisingRules.of(SpanCorruption(target_length=113), tokenizer(32100))
-    assert DenoisingRules.of(SpanCorruption(target_length=128), tokenizer(32100)).target_length == 128
+        DenoisingRules.from_options(SpanCorruption(target_length=113), tokenizer(32100))
+    assert DenoisingRules.from_options(SpanCorruption(target_length=128), tokenizer(32100)).target_length == 128
     with pytest.raises(UserError, match="tokenizer.kind: sentencepiece"):
-        DenoisingRules.of(SpanCorruption(), SimpleNamespace(vocab_size=10))  # type: ignore[arg-type]
-    rules = DenoisingRules.of(CausalLm(), tokenizer(extra_ids=0))
+        DenoisingRules.from_options(SpanCorruption(), SimpleNamespace(vocab_size=10))  # type: ignore[arg-type]
+    rules = DenoisingRules.from_options(CausalLm(), tokenizer(extra_ids=0))
     with pytest.raises(ValueError, match="too long"):
         denoise_rows(texts([5], 70_000), rules, seed=0, epoch=0, indices=[0])
 

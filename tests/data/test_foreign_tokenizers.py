@@ -12,9 +12,12 @@ import pytest
 import tokenizers as rust
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from bertjax.config.data_schema import BertPairs, SentencePieceConfig, TokenizerConfig
-from bertjax.data import backend_state, foreign_tokenizers, plans, sentencepieces, tokenizers, wordpiece
-from bertjax.data.masking import MaskingRules
+from bertjax.config.schema.data import BertPairs, SentencePieceConfig, WordPieceConfig
+from bertjax.data.preprocess import bert_pairs
+from bertjax.data.preprocess.masking import MaskingRules
+from bertjax.data.tokenizers import backend_state, huggingface, sentencepiece, wordpiece
+from bertjax.data.tokenizers import load as tokenizers_load
+from bertjax.data.tokenizers.load import Tokenizer
 from bertjax.errors import UserError
 
 ENT, COL = "<ent>", "<col>"
@@ -93,20 +96,22 @@ def theirs(folder: Path) -> list[list[int]]:
 
 def check(folder: Path, tmp_path: Path):
     """Ids, kept JSON, a saved folder and transformers on that folder agree; -> our tokenizer."""
-    expected, ours = theirs(folder), tokenizers.from_file(folder)
+    expected, ours = theirs(folder), tokenizers_load.from_file(folder)
     for text, one, other in zip(TEXTS, ours.encode_batch(TEXTS), expected, strict=True):
         assert one == other, text
-    for again in (tokenizers.from_json(ours.json, "kept"), pickle.loads(pickle.dumps(ours))):
+    for again in (tokenizers_load.from_json(ours.json, "kept"), pickle.loads(pickle.dumps(ours))):
         assert again.sha256 == ours.sha256 and again.encode_batch(TEXTS) == expected
     ours.save(tmp_path / "saved")
-    again = tokenizers.from_file(tmp_path / "saved")
+    again = tokenizers_load.from_file(tmp_path / "saved")
     assert again.sha256 == ours.sha256 and again.encode_batch(TEXTS) == expected
     assert theirs(tmp_path / "saved") == expected
     return ours
 
 
 def wordpiece_json(vocab: list[str] = VOCAB, **options) -> str:
-    return wordpiece.wordpiece({piece: i for i, piece in enumerate(vocab)}, **{"lowercase": False} | options).to_str()
+    return wordpiece.build_wordpiece(
+        {piece: i for i, piece in enumerate(vocab)}, **{"lowercase": False} | options
+    ).to_str()
 
 
 def padded(state: str) -> str:
@@ -154,7 +159,7 @@ BERTS = {
 def test_every_setting_of_a_bert_folder(name, tmp_path, capsys):
     files = {"config.json": BERT, "vocab.txt": lines(VOCAB)} | BERTS[name]
     ours = check(put(tmp_path / "hf", files), tmp_path)
-    assert isinstance(ours, tokenizers.Tokenizer) and ours.mask_id is not None
+    assert isinstance(ours, Tokenizer) and ours.mask_id is not None
     assert "writes two texts" not in capsys.readouterr().err
     assert ours.marks_words and len(ours.is_continuation) == ours.vocab_size == len(ours.pieces)
 
@@ -166,26 +171,26 @@ def test_one_file_is_read_with_the_settings_beside_it(tmp_path):
     folder = put(tmp_path / "hf", {"vocab.txt": lines(VOCAB), "tokenizer_config.json": settings})
     expected = theirs(put(folder, {"config.json": BERT}))
     put(folder, {"tokenizer.json": other})
-    assert tokenizers.from_file(folder / "vocab.txt").encode_batch(TEXTS) == expected
+    assert tokenizers_load.from_file(folder / "vocab.txt").encode_batch(TEXTS) == expected
     (folder / "config.json").unlink()  # no class is named: BERT's, as the file's name says
-    assert tokenizers.from_file(folder / "vocab.txt").encode_batch(TEXTS) == expected
+    assert tokenizers_load.from_file(folder / "vocab.txt").encode_batch(TEXTS) == expected
     (folder / "tokenizer_config.json").unlink()
     put(folder, {"config.json": {"of": "something else"}})
-    assert tokenizers.from_file(folder / "vocab.txt").special.own
+    assert tokenizers_load.from_file(folder / "vocab.txt").special.is_native
 
 
 def test_options_hold_where_the_files_say_nothing(tmp_path, capsys):
     folder = put(tmp_path / "hf", {"config.json": BERT, "vocab.txt": lines(VOCAB)})
     options = {"lowercase": False, "strip_accents": True, "tokenize_chinese_chars": False}
-    ours = tokenizers.from_file(folder, **options)
+    ours = tokenizers_load.from_file(folder, **options)
     named = {"do_lower_case": False, "strip_accents": True, "tokenize_chinese_chars": False}
     expected = transformers.AutoTokenizer.from_pretrained(folder, **named)(TEXTS, add_special_tokens=False)["input_ids"]
     assert ours.encode_batch(TEXTS) == expected
     put(folder, {"tokenizer_config.json": {"do_lower_case": True}})
 
     def load(**options):
-        config = TokenizerConfig(path="hf", **options)
-        return tokenizers.load(config, tmp_path, vocab_size=9, train_source_documents=None, cache=tmp_path)
+        config = WordPieceConfig(path="hf", **options)
+        return tokenizers_load.load(config, tmp_path, vocab_size=9, train_source_documents=None, cache=tmp_path)
 
     capsys.readouterr()
     assert load(lowercase=False).lowercase and load(lowercase=False, strip_accents=False).lowercase
@@ -201,17 +206,17 @@ def test_what_transformers_decides_is_said_once(tmp_path, capsys):
         ("two", {"added_tokens.json": {ENT: len(VOCAB)}}, "added tokens: <ent>"),
     ):
         folder = put(tmp_path / name, files | beside)
-        tokenizers.from_file(folder)
-        tokenizers.from_file(folder)
+        tokenizers_load.from_file(folder)
+        tokenizers_load.from_file(folder)
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith(f"note: {folder}: tokenizer.json is not what transformers' BertTokenizer uses"), line
         assert says in line and "max_input_chars_per_word: 200 -> 100" in line
     (folder / "tokenizer.json").unlink()
-    tokenizers.from_file(folder)
+    tokenizers_load.from_file(folder)
     (line,) = capsys.readouterr().err.splitlines()
     assert f"id {VOCAB.index('the')} has no piece" in line
     folder = put(tmp_path / "mark", {"config.json": BERT, "vocab.txt": "\ufeff" + lines(VOCAB)})
-    tokenizers.from_file(folder)
+    tokenizers_load.from_file(folder)
     assert f"the vocabulary lacks [PAD] ({len(VOCAB)})" in capsys.readouterr().err
 
 
@@ -252,13 +257,13 @@ def test_a_bert_with_any_fast_tokenizer(kind, tmp_path):
     ours = check(put(tmp_path / "hf", files), tmp_path)
     assert (ours.pad_id, ours.unk_id, ours.cls_id, ours.sep_id, ours.mask_id) == (0, 1, 2, 3, 4)
     assert ours.lowercase == (kind in ("Unigram", "BPE with suffixes"))
-    rules = MaskingRules.of(BertPairs(), ours)
+    rules = MaskingRules.from_options(BertPairs(), ours)
     assert rules.mask_id == 4 and len(rules.is_continuation) == ours.vocab_size
     assert ours.marks_words == (kind != "BPE with suffixes")
     if not ours.marks_words:
         assert not ours.is_continuation.any()
         with pytest.raises(UserError, match="do not say where words begin"):
-            MaskingRules.of(BertPairs(whole_word_mask=True), ours)
+            MaskingRules.from_options(BertPairs(whole_word_mask=True), ours)
         return
     (ids,) = ours.encode_batch(["the cats"])
     starts = [not ours.is_continuation[i] for i in ids]
@@ -274,7 +279,7 @@ def test_what_is_saved_writes_special_tokens_as_rows_have_them(family, tmp_path,
     names |= {"cls_token": "<s>", "sep_token": "</s>"} if family == "bert" else {"eos_token": "</s>"}
     config = {"tokenizer_class": "PreTrainedTokenizerFast", **names}
     files = {"config.json": {"model_type": family}, "tokenizer.json": backend.to_str(), "tokenizer_config.json": config}
-    ours = tokenizers.from_file(put(tmp_path / "hf", files))
+    ours = tokenizers_load.from_file(put(tmp_path / "hf", files))
     assert ("as [CLS] a [SEP] b [SEP]" if family == "bert" else "does not put eos") in capsys.readouterr().err
     ours.save(tmp_path / "saved")
     found = transformers.AutoTokenizer.from_pretrained(tmp_path / "saved")("the cat", "a", return_token_type_ids=True)
@@ -290,12 +295,12 @@ def test_notes_and_errors_about_odd_folders_take_one_line(tmp_path, capsys):
     tokens = {"added_tokens_decoder": added("\n")}
     put(tmp_path / "hf", {"config.json": BERT, "vocab.txt": lines(VOCAB), "tokenizer_config.json": tokens})
     put(tmp_path / "hf", {"tokenizer.json": wordpiece_json()})
-    tokenizers.from_file(tmp_path / "hf")
+    tokenizers_load.from_file(tmp_path / "hf")
     (line,) = capsys.readouterr().err.splitlines()
     assert f"added tokens: \\n ({len(VOCAB)})" in line
     put(tmp_path / "no", {"tokenizer.json": wordpiece_json(), "tokenizer_config.json": {"do_lower_case": True}})
     with pytest.raises(UserError, match="neither pad_token, cls_token and sep_token"):
-        tokenizers.from_file(tmp_path / "no")
+        tokenizers_load.from_file(tmp_path / "no")
     assert not capsys.readouterr().err
 
 
@@ -306,9 +311,9 @@ def test_sentences_have_the_pieces_of_their_text(add_prefix_space, tmp_path):
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
     config = {"tokenizer_class": "PreTrainedTokenizerFast", **roles(OTHERS)}
     files = {"config.json": BERT, "tokenizer.json": backend.to_str(), "tokenizer_config.json": config}
-    ours = tokenizers.from_file(put(tmp_path / "hf", files))
+    ours = tokenizers_load.from_file(put(tmp_path / "hf", files))
     document = ["The cat sat.", "The dog sat on the mat.", "It is."]
-    (sentences,) = plans.tokenised_sentences(iter([document]), ours)
+    (sentences,) = bert_pairs.tokenize_sentences(iter([document]), ours)
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
     assert [i for ids in sentences for i in ids] == theirs(" ".join(document), add_special_tokens=False)["input_ids"]
     assert ours.space_between == ("" if add_prefix_space else " ")
@@ -322,12 +327,12 @@ def test_roles_that_are_missing(tmp_path):
         folder = put(tmp_path / role, {"config.json": BERT, "tokenizer.json": backend, "tokenizer_config.json": said})
         if role == "cls":
             with pytest.raises(UserError, match="has no cls_token, which a bert needs"):
-                tokenizers.from_file(folder)
+                tokenizers_load.from_file(folder)
             continue
-        ours = tokenizers.from_file(folder)
+        ours = tokenizers_load.from_file(folder)
         assert ours.mask_id is None
         with pytest.raises(UserError, match="no mask_token"):
-            MaskingRules.of(BertPairs(), ours)
+            MaskingRules.from_options(BertPairs(), ours)
 
 
 # ---- T5 -------------------------------------------------------------------------------------------------------------
@@ -337,7 +342,7 @@ def test_roles_that_are_missing(tmp_path):
 def t5(tmp_path_factory) -> Path:
     """A folder with spiece.model and the tokenizer.json of the same vocabulary."""
     text = [TEXTS[2:17] * 3]
-    found = sentencepieces.train(lambda: iter(text), vocab_size=420, extra_ids=10, character_coverage=1.0)
+    found = sentencepiece.train(lambda: iter(text), vocab_size=420, extra_ids=10, character_coverage=1.0)
     found.save(tmp_path_factory.mktemp("t5"))
     folder = tmp_path_factory.mktemp("t5-hf")
     (folder / "spiece.model").write_bytes(found.model)
@@ -387,12 +392,12 @@ def test_every_setting_of_a_t5_folder(name, vocabulary, t5, tmp_path):
 
 def test_a_t5_run_s_own_folder_stays_what_it_was(t5, tmp_path):
     """Old runs and ours are read without transformers; one more file makes it a folder of others."""
-    own = sentencepieces.from_model(t5 / "spiece.model", extra_ids=10)
+    own = sentencepiece.from_model(t5 / "spiece.model", extra_ids=10)
     own.save(tmp_path / "t")
-    assert tokenizers.from_file(tmp_path / "t").sha256 == own.sha256
+    assert tokenizers_load.from_file(tmp_path / "t").sha256 == own.sha256
     size = own.vocab_size
     put(tmp_path / "t", {"added_tokens.json": {COL: size}})
-    assert tokenizers.from_file(tmp_path / "t").pieces[size] == COL
+    assert tokenizers_load.from_file(tmp_path / "t").pieces[size] == COL
 
 
 # ---- what is kept and compared --------------------------------------------------------------------------------------
@@ -402,7 +407,7 @@ def test_a_kept_tokenizer_needs_neither_transformers_nor_network(tmp_path):
     folder = put(
         tmp_path / "hf", {"config.json": BERT, "vocab.txt": lines(VOCAB), "added_tokens.json": {ENT: len(VOCAB)}}
     )
-    ours = tokenizers.from_file(folder)
+    ours = tokenizers_load.from_file(folder)
     ours.save(tmp_path / "kept")
     (tmp_path / "json").write_text(ours.json)
     code = (
@@ -416,7 +421,7 @@ def test_a_kept_tokenizer_needs_neither_transformers_nor_network(tmp_path):
     (ids,) = ours.encode_batch(["x<ent>y"])
     assert out.strip() == f"{ours.sha256} {ours.sha256} {ids}" and len(VOCAB) in ids
     put(tmp_path / "kept", {"added_tokens.json": {COL: len(VOCAB) + 1}})  # changed: what transformers makes of it
-    assert tokenizers.from_file(tmp_path / "kept").pieces[-1] == COL
+    assert tokenizers_load.from_file(tmp_path / "kept").pieces[-1] == COL
 
 
 @pytest.mark.slow
@@ -435,14 +440,14 @@ def test_behaviors_differ_by_more_than_pieces(tmp_path):
 
     def of(**config) -> dict:
         files = {"config.json": BERT, "vocab.txt": lines(VOCAB), "tokenizer_config.json": config | {"x": 1}}
-        return tokenizers.from_file(put(tmp_path / "hf", files)).behavior
+        return tokenizers_load.from_file(put(tmp_path / "hf", files)).behavior
 
     plain = of()
     for name, value in {"strip_accents": False, "tokenize_chinese_chars": False, "do_lower_case": False}.items():
         assert backend_state.differences(plain, of(**{name: value})), name
     assert backend_state.differences(plain, of(strip_accents=True)) == []
     put(tmp_path / "bare", {"vocab.txt": lines(VOCAB)})
-    assert backend_state.differences(plain, tokenizers.from_file(tmp_path / "bare").behavior) == []
+    assert backend_state.differences(plain, tokenizers_load.from_file(tmp_path / "bare").behavior) == []
 
 
 # ---- refused --------------------------------------------------------------------------------------------------------
@@ -465,22 +470,22 @@ def test_behaviors_differ_by_more_than_pieces(tmp_path):
 def test_folders_that_give_no_tokenizer(files, says, tmp_path):
     folder = put(tmp_path / "hf", {"config.json": BERT, "vocab.txt": lines(VOCAB)} | files)
     with pytest.raises(UserError, match=says) as caught:
-        tokenizers.from_file(folder)
+        tokenizers_load.from_file(folder)
     assert "\n" not in str(caught.value) and str(caught.value).startswith(str(folder)) and len(str(caught.value)) < 420
 
 
 def test_a_folder_without_any_vocabulary(tmp_path):
     """transformers 5 would make a vocabulary of the five special tokens."""
     with pytest.raises(UserError, match="holds neither tokenizer.json nor vocab.txt"):
-        tokenizers.from_file(put(tmp_path / "hf", {"config.json": BERT}))
+        tokenizers_load.from_file(put(tmp_path / "hf", {"config.json": BERT}))
     with pytest.raises(UserError, match="is a WordPiece tokenizer"):
         put(tmp_path / "hf", {"vocab.txt": lines(VOCAB)})
         config = SentencePieceConfig(path="hf")
-        tokenizers.load(config, tmp_path, vocab_size=9, train_source_documents=None, cache=tmp_path)
+        tokenizers_load.load(config, tmp_path, vocab_size=9, train_source_documents=None, cache=tmp_path)
 
 
 def test_real_vocabulary(shared_data, tmp_path):
     folder = put(tmp_path / "hf", {"config.json": BERT, "tokenizer_config.json": {"strip_accents": False}})
     shutil.copy(shared_data / "vocab" / "bert-base-uncased-vocab.txt", folder / "vocab.txt")
-    assert tokenizers.from_file(folder).encode_batch(TEXTS) == theirs(folder)
-    assert foreign_tokenizers.is_foreign(folder)
+    assert tokenizers_load.from_file(folder).encode_batch(TEXTS) == theirs(folder)
+    assert huggingface.needs_transformers(folder)

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bertjax.data.fuse import fuse_rows
+from bertjax.data.preprocess.decoder_only import to_decoder_only_rows
 
 Example = tuple[list[int], list[int]]
 
@@ -28,7 +28,7 @@ def rows_of(packed: list[list[Example]], inputs: int, targets: int) -> dict[str,
 
 def test_the_packed_example_of_seqio():
     """feature_converters_test.py, PrefixLMFeatureConverter: test_prefix_lm_packed."""
-    fused = fuse_rows(rows_of([[([7, 8, 5, 1], [3, 9, 1]), ([8, 4, 9, 3, 1], [4, 1])]], 10, 5))
+    fused = to_decoder_only_rows(rows_of([[([7, 8, 5, 1], [3, 9, 1]), ([8, 4, 9, 3, 1], [4, 1])]], 10, 5))
     expected = {
         "target_ids": [7, 8, 5, 1, 3, 9, 1, 8, 4, 9, 3, 1, 4, 1, 0],
         "target_weights": [0, 0, 0, 0, 1, 1, 1, 0, 0, 0, 0, 0, 1, 1, 0],
@@ -41,7 +41,7 @@ def test_the_packed_example_of_seqio():
 
 def test_the_unpacked_example_of_seqio():
     """The same file: test_prefix_lm_long_inputs_feature_length."""
-    fused = fuse_rows(rows_of([[([9, 4, 6, 1], [3, 9, 1])]], 10, 4))
+    fused = to_decoder_only_rows(rows_of([[([9, 4, 6, 1], [3, 9, 1])]], 10, 4))
     assert fused["target_ids"][0].tolist() == [9, 4, 6, 1, 3, 9, 1, 0, 0, 0, 0, 0, 0, 0]
     assert fused["target_weights"][0].tolist() == [0, 0, 0, 0, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0]
     assert fused["prefix_mask"][0].tolist() == [1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0]
@@ -53,7 +53,7 @@ ids = st.lists(st.integers(2, 99), min_size=1, max_size=5)
 @given(st.lists(st.lists(st.tuples(ids, ids), max_size=4), min_size=1, max_size=4))
 def test_examples_follow_each_other(packed: list[list[Example]]):
     rows = rows_of(packed, 20, 20) | {"task_ids": np.arange(len(packed))}
-    fused = fuse_rows(rows)
+    fused = to_decoder_only_rows(rows)
     assert fused["task_ids"].tolist() == list(range(len(packed)))
     for row, examples in enumerate(packed):
         text = [token for inputs, targets in examples for token in inputs + targets]

@@ -9,12 +9,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from bertjax.config.data_schema import BertPairs, Classify, Task, TextFiles
-from bertjax.data.examples import pairs_dtype, row_dtype
-from bertjax.data.loader import Batches, BatchIterator
-from bertjax.data.store import Store
-from bertjax.data.store_writer import StoreWriter
-from bertjax.data.tasks import dataset
+from bertjax.config.schema.data import BertPairs, Classify, Task
+from bertjax.config.schema.sources import TextFiles
+from bertjax.data.pipeline.loader import Batches, BatchIterator
+from bertjax.data.pipeline.task_rows import make_task_data
+from bertjax.data.preprocess.bert_pairs import pairs_dtype
+from bertjax.data.store.reader import Store
+from bertjax.data.store.row_format import row_dtype
+from bertjax.data.store.writer import StoreWriter
 from bertjax.errors import StorageError, UserError
 
 S, B = 32, 8
@@ -53,13 +55,14 @@ def stores(tmp_path_factory) -> list[Store]:
 
 @pytest.fixture
 def one(stores: list[Store]) -> Batches:
-    return Batches({"a": dataset(TASK, stores[0], TOKENIZER, seed=5)}, {"a": 1.0}, B)
+    return Batches({"a": make_task_data(TASK, stores[0], TOKENIZER, seed=5)}, {"a": 1.0}, B)
 
 
 @pytest.fixture
 def two(stores: list[Store]) -> Batches:
     tasks = {
-        name: dataset(TASK, store, TOKENIZER, seed) for seed, (name, store) in enumerate(zip("ab", stores, strict=True))
+        name: make_task_data(TASK, store, TOKENIZER, seed)
+        for seed, (name, store) in enumerate(zip("ab", stores, strict=True))
     }
     return Batches(tasks, {"a": 0.75, "b": 0.25}, B)
 
@@ -107,14 +110,14 @@ def test_iterating_seeking_and_resuming_agree(which: str, prefetch: int, request
 
 def test_another_opening_gives_the_same_bits_and_another_seed_does_not(stores: list[Store]):
     def opened(seed: int) -> Batches:
-        return Batches({"a": dataset(TASK, Store(stores[0].folder), TOKENIZER, seed)}, {"a": 1.0}, B)
+        return Batches({"a": make_task_data(TASK, Store(stores[0].folder), TOKENIZER, seed)}, {"a": 1.0}, B)
 
     assert equal(opened(5).batch(3), opened(5).batch(3))
     assert marks(opened(5).batch(3)) != marks(opened(6).batch(3))
 
 
 def test_every_epoch_is_complete_reshuffled_and_masked_anew(one: Batches):
-    assert (one.examples_per_epoch, one.batches_per_epoch) == (50, 7)
+    assert (one.rows_per_epoch, one.batches_per_epoch) == (50, 7)
     stream = [mark for k in range(25) for mark in marks(one.batch(k))]  # 200 rows: four epochs
     epochs = [stream[50 * e : 50 * (e + 1)] for e in range(4)]
     assert all(sorted(epoch) == list(range(50)) for epoch in epochs)
@@ -163,7 +166,7 @@ def test_a_finite_pass_shows_every_row_once(which: str, processes: int, request:
     merged = [{name: np.concatenate([part[name] for part in at]) for name in at[0]} for at in zip(*parts, strict=True)]
     assert len(merged) == batches.batches_per_epoch
     everything = {name: np.concatenate([batch[name] for batch in merged]) for name in merged[0]}
-    count = batches.examples_per_epoch
+    count = batches.rows_per_epoch
     assert everything["token_type_ids"][:50, 0].tolist() == list(range(50))
     assert (everything["segment_ids"][:count, 0] == 1).all() and len(everything["segment_ids"]) % B == 0
     for name, array in everything.items():
@@ -179,8 +182,8 @@ def test_fields_of_mixed_tasks_must_agree(stores: list[Store], tmp_path: Path):
         writer.write(rows)
     other = Task(source=TextFiles(files=["unused"]), preprocess=Classify(sequence_length=64))
     tasks = {
-        "a": dataset(TASK, stores[0], TOKENIZER, 0),
-        "glue": dataset(other, Store(tmp_path / "c"), TOKENIZER, 0),
+        "a": make_task_data(TASK, stores[0], TOKENIZER, 0),
+        "glue": make_task_data(other, Store(tmp_path / "c"), TOKENIZER, 0),
     }
     with pytest.raises(
         UserError, match=r"tasks 'a' and 'glue' cannot be mixed: input_ids is int32\[32\] .* int32\[64\]"
@@ -190,7 +193,7 @@ def test_fields_of_mixed_tasks_must_agree(stores: list[Store], tmp_path: Path):
 
 def test_an_error_in_a_thread_reaches_the_consumer(stores: list[Store], tmp_path: Path):
     broken = pair_store(tmp_path / "broken", 50)
-    batches = Batches({"a": dataset(TASK, broken, TOKENIZER, 0)}, {"a": 1.0}, B)
+    batches = Batches({"a": make_task_data(TASK, broken, TOKENIZER, 0)}, {"a": 1.0}, B)
     path = broken.folder / broken.shards[1]["file"]
     data = bytearray(path.read_bytes())
     for at in range(0, len(data) // 2, 97):
@@ -244,7 +247,7 @@ def test_one_core_yields_well_above_five_thousand_rows_a_second(tmp_path: Path):
     with StoreWriter(tmp_path / "s", rows.dtype, {}, rows_per_shard=512) as writer:
         writer.write(rows)
     task = Task(source=TextFiles(files=["unused"]), preprocess=pairs)
-    batches = Batches({"s": dataset(task, Store(tmp_path / "s"), TOKENIZER, 0)}, {"s": 1.0}, 256)
+    batches = Batches({"s": make_task_data(task, Store(tmp_path / "s"), TOKENIZER, 0)}, {"s": 1.0}, 256)
     batches.batch(0)
     start = time.process_time()  # of all threads: what else runs on the machine does not count
     with batches.iterate(0, 40) as found:

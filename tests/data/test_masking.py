@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bertjax.config.data_schema import BertPairs
-from bertjax.data.masking import MaskingRules, mask_row, mask_rows, mask_tokens
-from bertjax.verify import table
+from bertjax.config.schema.data import BertPairs
+from bertjax.data.preprocess.masking import MaskingRules, mask_row, mask_rows, mask_tokens
+from bertjax.verify import runner
 
-GOLDEN = table.golden("masking.json")
+GOLDEN = runner.load_golden("masking.json")
 CLS, SEP, MASK = 2, 3, 4
 
 
@@ -24,7 +24,7 @@ def vocabulary(size: int, continuations: int) -> SimpleNamespace:
 
 
 def rules(size: int = 100, continuations: int = 35, **options) -> MaskingRules:
-    return MaskingRules.of(BertPairs(**options), vocabulary(size, continuations))
+    return MaskingRules.from_options(BertPairs(**options), vocabulary(size, continuations))
 
 
 def rows_of(examples: list[list[list[int]]], length: int) -> dict[str, np.ndarray]:

@@ -8,9 +8,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bertjax.config.data_schema import Mixture
-from bertjax.config.load import build
-from bertjax.data.mixing import RATE_STEPS, TINY, of_rows, order, rates, stream_seed, tiny_order
+from bertjax.config.loading.load import build
+from bertjax.config.schema.data import Mixture
+from bertjax.data.pipeline.mixing import (
+    RATE_STEPS,
+    SMALL_TASK_ROWS,
+    order,
+    rates,
+    small_task_order,
+    task_seed,
+    to_row_rates,
+)
 from bertjax.errors import UserError
 
 # t5/data/glue_utils.py: examples of each GLUE task.
@@ -102,7 +110,7 @@ def test_packed_rows_hold_the_shares_of_the_examples(tasks: list[tuple[float, in
     shares = {n: share / sum(t[0] for t in tasks) for n, (share, _, _) in zip(names, tasks, strict=True)}
     rows = {n: count for n, (_, count, _) in zip(names, tasks, strict=True)}
     examples = {n: count * packed for n, (_, count, packed) in zip(names, tasks, strict=True)}
-    found = of_rows(shares, examples, rows)
+    found = to_row_rates(shares, examples, rows)
     drawn = {n: found[n] * examples[n] / rows[n] for n in names}
     assert sum(found.values()) == pytest.approx(1)
     for name in names:
@@ -115,9 +123,9 @@ def test_an_empty_task_is_named():
 
 
 def test_seeds_differ_by_stage_and_task_and_fit_grain():
-    seeds = {stream_seed(seed, stage, task) for seed in range(3) for stage in "ab" for task in "cd"}
+    seeds = {task_seed(seed, stage, task) for seed in range(3) for stage in "ab" for task in "cd"}
     assert len(seeds) == 12 and all(0 <= seed < 2**32 for seed in seeds)
-    assert stream_seed(0, "a", "bc") != stream_seed(0, "ab", "c")
+    assert task_seed(0, "a", "bc") != task_seed(0, "ab", "c")
 
 
 @settings(max_examples=25, deadline=None)
@@ -164,7 +172,7 @@ def test_a_low_temperature_needs_no_number_beyond_a_float():
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.integers(1, TINY + 1), st.integers(0, 2**32 - 1), st.integers(0, 2**40))
+@given(st.integers(1, SMALL_TASK_ROWS + 1), st.integers(0, 2**32 - 1), st.integers(0, 2**40))
 def test_a_tiny_task_visits_each_row_once_wherever_it_is_read(count: int, seed: int, epoch: int):
     stream = order([count], [1.0], [seed])
     assert sorted(stream[count * epoch + at].index for at in range(count)) == list(range(count))
@@ -185,12 +193,15 @@ def test_tiny_tasks_cost_about_as_much_a_row_as_large_ones():
 
 def test_the_orders_of_tiny_tasks_are_uniform():
     """Of 3 rows each of the 6 orders comes up in about a sixth of 6000 epochs; the chi-squared's 99.99 % is 25.7."""
-    found = Counter(tiny_order(3, 11, epoch) for epoch in range(6000))
+    found = Counter(small_task_order(3, 11, epoch) for epoch in range(6000))
     assert len(found) == 6 and sum((count - 1000) ** 2 / 1000 for count in found.values()) < 25.7
 
 
 def test_the_order_of_larger_tasks_is_grain_s():
     import grain
 
-    stream, theirs = order([TINY], [1.0], [7]), grain.MapDataset.range(TINY).shuffle(seed=7).repeat()
-    assert [stream[at].index for at in range(2 * TINY)] == [theirs[at] for at in range(2 * TINY)]
+    stream, theirs = (
+        order([SMALL_TASK_ROWS], [1.0], [7]),
+        grain.MapDataset.range(SMALL_TASK_ROWS).shuffle(seed=7).repeat(),
+    )
+    assert [stream[at].index for at in range(2 * SMALL_TASK_ROWS)] == [theirs[at] for at in range(2 * SMALL_TASK_ROWS)]

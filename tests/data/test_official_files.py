@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from bertjax.config.data_schema import HuggingFaceData, JsonLines, Task, TextToText, Tsv
-from bertjax.data.text_to_text import read_examples
+from bertjax.config.schema.data import Task, TextToText
+from bertjax.config.schema.sources import HuggingFaceData, JsonLines, Tsv
+from bertjax.data.preprocess.text_to_text import read_examples
 from bertjax.errors import UserError
 
 MULTIRC = {

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bertjax.data.packing import Assignment, density, pack_lengths, pack_pairs, pack_rows
+from bertjax.data.preprocess.packing import Assignment, density, pack_lengths, pack_pairs, pack_rows
 
 lengths_and_row = st.integers(8, 80).flatmap(
     lambda row: st.tuples(st.lists(st.integers(1, row), max_size=120), st.just(row))

@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bertjax.config.data_schema import BertPairs, JsonLines, Task, TextFiles
-from bertjax.data.pair_statistics import cut_long_sentences
-from bertjax.data.prepare import prepare
-from bertjax.data.store import Store
-from bertjax.data.tokenizers import from_file
+from bertjax.config.schema.data import BertPairs, Task
+from bertjax.config.schema.sources import JsonLines, TextFiles
+from bertjax.data.jobs.tokenize import split_long_sentences
+from bertjax.data.pipeline.prepare import prepare
+from bertjax.data.store.reader import Store
+from bertjax.data.tokenizers.load import from_file
 
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS = "the dog cat sleeps runs near far river . ##s".split()
@@ -47,7 +48,7 @@ def records(base: Path, texts: list[str]) -> JsonLines:
 def test_long_sentences_become_pieces_and_lose_nothing(lengths: list[int], longest: int, data: st.DataObject) -> None:
     continues = np.array([False, True])
     sentences = [data.draw(st.lists(st.integers(0, 1), min_size=n, max_size=n)) for n in lengths]
-    found, cut = cut_long_sentences(sentences, longest, continues)
+    found, cut = split_long_sentences(sentences, longest, continues)
     assert list(chain.from_iterable(found)) == list(chain.from_iterable(sentences))
     assert cut == sum(n > longest for n in lengths) and all(0 < len(piece) <= longest for piece in found)
     assert [s for s in sentences if len(s) <= longest] == [s for s in sentences if s in found and len(s) <= longest]
@@ -55,9 +56,9 @@ def test_long_sentences_become_pieces_and_lose_nothing(lengths: list[int], longe
 
 def test_two_pieces_fill_a_row_and_begin_with_words() -> None:
     continues = np.array([False, True])
-    pieces, cut = cut_long_sentences([[0] * 300], 125, continues)
+    pieces, cut = split_long_sentences([[0] * 300], 125, continues)
     assert [len(piece) for piece in pieces] == [63, 62, 63, 62, 50] and cut == 1
-    pieces, _ = cut_long_sentences([[0] * 63 + [1, 1] + [0] * 100], 125, continues)
+    pieces, _ = split_long_sentences([[0] * 63 + [1, 1] + [0] * 100], 125, continues)
     assert [len(piece) for piece in pieces] == [65, 62, 38]
 
 

@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bertjax.config.data_schema import BertPairs
-from bertjax.data.corpus import TokenizedCorpus
-from bertjax.data.pairs import Pair, document_rng, pairs_from_document, to_row, truncate_seq_pair
+from bertjax.config.schema.data import BertPairs
+from bertjax.data.jobs.token_corpus import TokenizedCorpus
+from bertjax.data.preprocess.bert_pairs import Pair, document_rng, pairs_from_document, to_row, truncate_seq_pair
 from bertjax.errors import StorageError, UserError
-from bertjax.verify import table
+from bertjax.verify import runner
 
-GOLDEN = table.golden("pairs.json")
+GOLDEN = runner.load_golden("pairs.json")
 
 
 class Lists:
@@ -28,10 +28,10 @@ class Lists:
     def __len__(self) -> int:
         return len(self.documents)
 
-    def sentences(self, document: int) -> int:
+    def num_sentences(self, document: int) -> int:
         return len(self.documents[document])
 
-    def tokens(self, document: int, sentence: int) -> list[int]:
+    def sentence_tokens(self, document: int, sentence: int) -> list[int]:
         return self.documents[document][sentence]
 
 
@@ -152,7 +152,7 @@ def test_corpus_comes_back_without_its_empty_parts(
         assert not list(folder.parent.iterdir())
         return
     corpus = TokenizedCorpus.write(folder, iter(documents), vocab_size)
-    found = [[corpus.tokens(d, s) for s in range(corpus.sentences(d))] for d in range(len(corpus))]
+    found = [[corpus.sentence_tokens(d, s) for s in range(corpus.num_sentences(d))] for d in range(len(corpus))]
     assert found == kept and corpus.total_tokens == sum(len(s) for d in kept for s in d)
 
 
@@ -160,7 +160,7 @@ def test_small_ids_take_two_bytes_and_large_ones_four(tmp_path: Path) -> None:
     two = TokenizedCorpus.write(tmp_path / "two", [[[65_535, 1]]], 1 << 16)
     four = TokenizedCorpus.write(tmp_path / "four", [[[65_536, 1]]], (1 << 16) + 1)
     assert (two.folder / "tokens.bin").stat().st_size == 4 and (four.folder / "tokens.bin").stat().st_size == 8
-    assert two.tokens(0, 0) == [65_535, 1] and four.tokens(0, 0) == [65_536, 1]
+    assert two.sentence_tokens(0, 0) == [65_535, 1] and four.sentence_tokens(0, 0) == [65_536, 1]
 
 
 def test_an_interrupted_write_leaves_the_old_corpus(tmp_path: Path) -> None:
@@ -174,8 +174,8 @@ def test_an_interrupted_write_leaves_the_old_corpus(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="outside the vocabulary"):
         TokenizedCorpus.write(tmp_path / "corpus", [[[10]]], 10)
     assert [path.name for path in tmp_path.iterdir()] == ["corpus"]
-    assert TokenizedCorpus(tmp_path / "corpus").tokens(0, 0) == [7]
-    assert TokenizedCorpus.write(tmp_path / "corpus", [[[8]]], 10).tokens(0, 0) == [8]
+    assert TokenizedCorpus(tmp_path / "corpus").sentence_tokens(0, 0) == [7]
+    assert TokenizedCorpus.write(tmp_path / "corpus", [[[8]]], 10).sentence_tokens(0, 0) == [8]
 
 
 @pytest.mark.parametrize("name", ["tokens.bin", "sentences.bin", "documents.bin", "corpus.json"])
@@ -202,4 +202,4 @@ def test_offsets_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 def test_a_corpus_pickles_as_its_folder(tmp_path: Path) -> None:
     corpus = TokenizedCorpus.write(tmp_path / "corpus", [[list(range(500))]], 1000)
     packed = pickle.dumps(corpus)
-    assert len(packed) < 400 and pickle.loads(packed).tokens(0, 0) == list(range(500))
+    assert len(packed) < 400 and pickle.loads(packed).sentence_tokens(0, 0) == list(range(500))

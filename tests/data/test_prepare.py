@@ -11,23 +11,15 @@ import numpy as np
 import pytest
 from preparing import questions
 
-from bertjax.config.data_schema import (
-    BertPairs,
-    Classify,
-    JsonLines,
-    Mixture,
-    SpanQa,
-    SquadFiles,
-    Task,
-    TextFiles,
-    max_predictions,
-)
-from bertjax.config.schema import Config
-from bertjax.data import plans, prepare
-from bertjax.data.labels import Classes
-from bertjax.data.loader import Batches, open_batches, open_task
-from bertjax.data.store import Store
-from bertjax.data.tokenizers import Tokenizer, wordpiece
+from bertjax.config.schema.data import BertPairs, Classify, Mixture, SpanQa, Task, max_predictions
+from bertjax.config.schema.run import Config
+from bertjax.config.schema.sources import JsonLines, SquadFiles, TextFiles
+from bertjax.data.jobs import plan
+from bertjax.data.pipeline import prepare
+from bertjax.data.pipeline.loader import Batches, open_batches, open_task
+from bertjax.data.sources.class_names import ClassSpec
+from bertjax.data.store.reader import Store
+from bertjax.data.tokenizers.load import Tokenizer, build_wordpiece
 from bertjax.errors import UserError
 
 WORDS = [a + b for a in ("ba", "ko", "mi", "tu", "ra", "se") for b in ("n", "lo", "di", "pe", "sh", "gu", "x")]
@@ -36,7 +28,7 @@ PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, "##s", "##ing", 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return Tokenizer(wordpiece({piece: n for n, piece in enumerate(PIECES)}, lowercase=True), "test")
+    return Tokenizer(build_wordpiece({piece: n for n, piece in enumerate(PIECES)}, lowercase=True), "test")
 
 
 def sentence(rng: np.random.Generator, words: int) -> str:
@@ -71,13 +63,13 @@ def contents(store: Store) -> dict[str, bytes]:
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many shards, and a pool even for little work."""
     for name, value in {
-        "LEAST_TOKENS": 400,
-        "MOST_TOKENS": 400,
-        "POOL_TOKENS": 0,
-        "JOB_EXAMPLES": 16,
-        "POOL_EXAMPLES": 0,
+        "MIN_SHARD_TOKENS": 400,
+        "MAX_SHARD_TOKENS": 400,
+        "MIN_POOL_TOKENS": 0,
+        "EXAMPLES_PER_JOB": 16,
+        "MIN_POOL_EXAMPLES": 0,
     }.items():
-        monkeypatch.setattr(plans, name, value)
+        monkeypatch.setattr(plan, name, value)
 
 
 VARIANTS = {
@@ -156,9 +148,10 @@ def test_worker_processes_change_no_byte(text: Path, tokenizer: Tokenizer, small
 SCRIPT = """
 import sys
 from pathlib import Path
-from bertjax.config.data_schema import BertPairs, Task, TextFiles
-from bertjax.data.prepare import prepare
-from bertjax.data.tokenizers import from_file
+from bertjax.config.schema.data import BertPairs, Task
+from bertjax.config.schema.sources import TextFiles
+from bertjax.data.pipeline.prepare import prepare
+from bertjax.data.tokenizers.load import from_file
 
 base, cache = Path(sys.argv[1]), Path(sys.argv[1]) / sys.argv[2]
 pairs = BertPairs(sequence_length=32, max_predictions_per_seq=5, pack=True, masking="static")
@@ -284,10 +277,10 @@ def test_labels_are_numbers_names_or_scores(tmp_path: Path, tokenizer: Tokenizer
     assert (rows["label_weights"] == 1).all() and (rows["cls_positions"] == 0).all()
 
     few = records(tmp_path, labelled(["yes"]))  # a source that lacks a label keeps the ids when it is told the names
-    store = prepared(few, tokenizer, tmp_path, classes=Classes(3, ("maybe", "no", "yes"), required=True))
+    store = prepared(few, tokenizer, tmp_path, classes=ClassSpec(3, ("maybe", "no", "yes"), required=True))
     assert store.rows([0])["labels"][0, 0] == 2
     with pytest.raises(UserError, match=r"records.jsonl: line 1: label 'yes' is not one of those: maybe, no"):
-        prepared(few, tokenizer, tmp_path, classes=Classes(2, ("maybe", "no"), required=True))
+        prepared(few, tokenizer, tmp_path, classes=ClassSpec(2, ("maybe", "no"), required=True))
 
     store = prepared(records(tmp_path, labelled([3, 0, 1])), tokenizer, tmp_path)
     assert store.meta["labels"] is None and store.rows([0, 1, 2])["labels"][:, 0].tolist() == [3, 0, 1]
@@ -342,7 +335,7 @@ def test_a_stage_opens_its_mixture(text: Path, tokenizer: Tokenizer):
 
     batches = opened(0)
     assert batches.task_names == ["long", "short"] and batches.rates == {"long": 0.75, "short": 0.25}
-    assert batches.examples_per_epoch == sum(batches.counts.values())
+    assert batches.rows_per_epoch == sum(batches.row_counts.values())
     first = batches.batch(2)
     assert (first["task_ids"] == 1).sum() == 4 and first["input_ids"].shape == (16, 32)
     assert all((first[name] == values).all() for name, values in opened(0).batch(2).items())
@@ -352,14 +345,14 @@ def test_a_stage_opens_its_mixture(text: Path, tokenizer: Tokenizer):
 def test_an_evaluation_reads_a_finite_pass(text: Path, tokenizer: Tokenizer):
     batches = open_task(text_task(), "heldout", tokenizer, batch_size=8, seed=0, base=text, cache=text / "cache")
     passes = [list(batches.epoch_batches()) for _ in range(2)]
-    assert sum((batch["nsp_weights"] > 0).sum() for batch in passes[0]) == batches.examples_per_epoch
+    assert sum((batch["nsp_weights"] > 0).sum() for batch in passes[0]) == batches.rows_per_epoch
     for one, two in zip(*passes, strict=True):
         assert all((one[name] == two[name]).all() for name in one)
 
 
 @pytest.mark.slow
 def test_real_text_makes_sensible_pairs(shared_data: Path, tmp_path: Path):
-    from bertjax.data.tokenizers import from_file
+    from bertjax.data.tokenizers.load import from_file
 
     tokenizer = from_file(shared_data / "vocab" / "bert-base-uncased-vocab.txt")
     source = JsonLines(files=[str(shared_data / "text" / "openstax-us-history.jsonl.xz")])

@@ -8,20 +8,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bertjax.config.data_schema import Prompt, TextToText
-from bertjax.data import prompts
-from bertjax.data.prompts import TextExample, pad_punctuation, prompt_of
+from bertjax.config.schema.data import Prompt, TextToText
+from bertjax.data.preprocess.prompts import t5_prompts
+from bertjax.data.preprocess.prompts.t5_prompts import TextExample, get_prompt, pad_punctuation
 from bertjax.errors import UserError
-from bertjax.verify.prompts import RULED, TESTED, make
+from bertjax.verify.prompts import BY_RULE, FROM_REFERENCE_TESTS, make_examples
 
 
 def one(prompt: str, record: dict) -> TextExample:
-    (example,) = make(prompt, record)
+    (example,) = make_examples(prompt, record)
     return example
 
 
 def test_every_prompt_of_the_schema_is_checked():
-    assert {prompt for prompt, _, _ in TESTED + RULED} == set(Prompt.__args__)
+    assert {prompt for prompt, _, _ in FROM_REFERENCE_TESTS + BY_RULE} == set(Prompt.__args__)
 
 
 @pytest.mark.parametrize("label", ["contradiction", "CONTRADICTION", 2, "2", 2.0])
@@ -48,7 +48,7 @@ def test_a_hidden_label_is_unknown(label):
 @pytest.mark.parametrize("label", ["good", 2, -2, 0.5, "1.0", math.nan, [1]])
 def test_a_label_that_is_none_is_refused(label):
     with pytest.raises(UserError, match="is none of negative, positive"):
-        make("glue_sst2", {"sentence": "S", "label": label})
+        make_examples("glue_sst2", {"sentence": "S", "label": label})
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_a_label_that_is_none_is_refused(label):
 )
 def test_what_a_record_lacks(prompt, record, says):
     with pytest.raises(UserError, match=re.escape(says)):
-        make(prompt, record)
+        make_examples(prompt, record)
 
 
 SCALARS = st.one_of(st.none(), st.booleans(), st.integers(-2, 3), st.floats(), st.text(max_size=4))
@@ -91,12 +91,12 @@ VALUES = st.recursive(
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_any_record_is_read_or_refused_in_one_line(prompt, data):
-    known = [record for name, record, _ in TESTED + RULED if name == prompt]
+    known = [record for name, record, _ in FROM_REFERENCE_TESTS + BY_RULE if name == prompt]
     record = dict(data.draw(st.sampled_from(known)))
     for name in data.draw(st.lists(st.sampled_from([*record, "idx", "translation", "target"]), min_size=1, max_size=2)):
         record[name] = data.draw(VALUES)
     try:
-        made = make(prompt, record)
+        made = make_examples(prompt, record)
     except UserError as error:
         assert "\n" not in repr(str(error)) and len(str(error)) < 300
         return
@@ -139,7 +139,7 @@ def test_multirc_is_grouped_by_question():
 
 def test_record_gives_an_example_for_each_answer():
     record = {"query": "@placeholder ran.", "entities": ["Ann", "Bo"], "passage": 'Ann said "go".\n@highlight\nBo ran'}
-    made = make("super_glue_record", record | {"answers": ["Ann", "Bo"], "idx": {"passage": 3, "query": 4}})
+    made = make_examples("super_glue_record", record | {"answers": ["Ann", "Bo"], "idx": {"passage": 3, "query": 4}})
     assert [example.targets for example in made] == ["Ann", "Bo"]
     assert all(example.references == ("Ann", "Bo") and example.extra["group"] == (3, 4) for example in made)
     assert made[0].inputs.endswith('passage: Ann said "go". Bo ran')
@@ -175,19 +175,19 @@ def test_trivia_answers():
     "record", [{"en": "A", "ro": "B"}, {"translation": {"en": "A", "ro": "B"}}, {"source": "A", "target": "B"}]
 )
 def test_translation(languages, record):
-    (example,) = prompt_of(TextToText(prompt="translate", languages=languages))(record)
+    (example,) = get_prompt(TextToText(prompt="translate", languages=languages))(record)
     assert (example.inputs, example.targets) == ("translate English to Romanian: A", "B")
 
 
 def test_a_language_without_a_code_needs_its_fields():
-    klingon = prompt_of(TextToText(prompt="translate", languages=["Klingon", "English"]))
+    klingon = get_prompt(TextToText(prompt="translate", languages=["Klingon", "English"]))
     assert klingon({"source": "A", "en": "B"})[0].inputs == "translate Klingon to English: A"
     with pytest.raises(UserError, match="no field 'source'"):
         klingon({"tlh": "A", "en": "B"})
 
 
 def test_the_languages_have_different_codes():
-    assert len(set(prompts.LANGUAGES.values())) == len(prompts.LANGUAGES)
+    assert len(set(t5_prompts.LANGUAGES.values())) == len(t5_prompts.LANGUAGES)
 
 
 def test_a_summary_of_sentences_with_several_references():

@@ -10,18 +10,28 @@ from hypothesis import example as explicit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bertjax.config.data_schema import SpanQa, SquadFiles
-from bertjax.data import qa, tokenizers
-from bertjax.data.questions import Example, read_squad
+from bertjax.config.schema.data import SpanQa
+from bertjax.config.schema.sources import SquadFiles
+from bertjax.data.preprocess.span_qa import (
+    _best_window,
+    _windows,
+    evaluation_features,
+    row_dtype,
+    training_features,
+    training_features_with_counts,
+)
+from bertjax.data.sources.squad import Example, read_squad
+from bertjax.data.tokenizers import load
+from bertjax.data.tokenizers.load import Tokenizer
 from bertjax.errors import UserError
-from bertjax.verify import table
+from bertjax.verify import runner
 
-GOLDEN = Path(str(table.GOLDENS))
+GOLDEN = Path(str(runner.GOLDENS))
 
 
 @pytest.fixture(scope="module")
-def tokenizer() -> tokenizers.Tokenizer:
-    return tokenizers.from_file(GOLDEN / "squad_vocab.txt")
+def tokenizer() -> Tokenizer:
+    return load.from_file(GOLDEN / "squad_vocab.txt")
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +51,9 @@ def options(golden: dict) -> SpanQa:
 
 def test_training_rows_are_those_of_run_squad(tiny, tokenizer, golden, caplog):
     with caplog.at_level(logging.INFO):
-        rows, counts = qa.counted_training_features(tiny, tokenizer, options(golden))
+        rows, counts = training_features_with_counts(tiny, tokenizer, options(golden))
     assert (counts["questions"]["texts"], counts["questions"]["left_out"]) == (22, 1) and "q0lost" in caplog.text
-    assert rows.dtype == qa.row_dtype(golden["sequence_length"])
+    assert rows.dtype == row_dtype(golden["sequence_length"])
     assert len(rows) == len(golden["training"])
     for row, want in zip(rows, golden["training"], strict=True):
         used = len(want["ids"])
@@ -57,7 +67,7 @@ def test_training_rows_are_those_of_run_squad(tiny, tokenizer, golden, caplog):
 
 
 def test_evaluation_windows_are_those_of_run_squad(tiny, tokenizer, golden):
-    features = qa.evaluation_features(tiny, tokenizer, options(golden))
+    features = evaluation_features(tiny, tokenizer, options(golden))
     assert len(features) == len(golden["evaluation"])
     for n, want in enumerate(golden["evaluation"]):
         assert tiny[features.example_index[n]].id == want["id"]
@@ -73,20 +83,20 @@ def test_evaluation_windows_are_those_of_run_squad(tiny, tokenizer, golden):
 def test_a_padding_id_other_than_zero_is_used(tiny, tmp_path, golden):
     lines = (GOLDEN / "squad_vocab.txt").read_text(encoding="utf-8").splitlines()
     (tmp_path / "vocab.txt").write_text("\n".join([*lines[1:], lines[0]]) + "\n", encoding="utf-8")
-    moved = tokenizers.from_file(tmp_path / "vocab.txt")
+    moved = load.from_file(tmp_path / "vocab.txt")
     assert moved.pad_id == len(lines) - 1
-    rows = qa.training_features(tiny, moved, options(golden))
+    rows = training_features(tiny, moved, options(golden))
     np.testing.assert_array_equal(rows["input_ids"] == moved.pad_id, rows["segment_ids"] == 0)
-    features = qa.evaluation_features(tiny, moved, options(golden))
+    features = evaluation_features(tiny, moved, options(golden))
     np.testing.assert_array_equal(features.inputs["input_ids"] == moved.pad_id, features.inputs["segment_ids"] == 0)
 
 
 def test_slices_of_the_examples_give_the_same_rows(tiny, tokenizer, golden):
-    whole = qa.training_features(tiny, tokenizer, options(golden))
-    parts = [qa.training_features(tiny[i : i + 5], tokenizer, options(golden)) for i in range(0, len(tiny), 5)]
+    whole = training_features(tiny, tokenizer, options(golden))
+    parts = [training_features(tiny[i : i + 5], tokenizer, options(golden)) for i in range(0, len(tiny), 5)]
     np.testing.assert_array_equal(whole, np.concatenate(parts))
-    assert len(qa.training_features([], tokenizer, options(golden))) == 0
-    assert len(qa.evaluation_features([], tokenizer, options(golden))) == 0
+    assert len(training_features([], tokenizer, options(golden))) == 0
+    assert len(evaluation_features([], tokenizer, options(golden))) == 0
 
 
 # ---- windows --------------------------------------------------------------------------------------------------------
@@ -94,7 +104,7 @@ def test_slices_of_the_examples_give_the_same_rows(tiny, tokenizer, golden):
 
 @given(st.integers(0, 300), st.integers(1, 60), st.integers(1, 80))
 def test_windows_follow_the_reference_rule(tokens, room, step):
-    windows = list(qa._windows(tokens, room, step))
+    windows = list(_windows(tokens, room, step))
     covered = {piece for start, length in windows for piece in range(start, start + length)}
     assert covered == set(range(tokens))
     for n, (start, length) in enumerate(windows):
@@ -107,8 +117,8 @@ def test_windows_follow_the_reference_rule(tokens, room, step):
 @given(st.integers(1, 700), st.integers(20, 400), st.integers(20, 200))
 @explicit(tokens=381, room=380, step=128)  # the last window is 127 pieces shorter, which decides about piece 254
 def test_maximum_context_is_the_window_that_sees_most_around(tokens, room, step):
-    windows = list(qa._windows(tokens, room, step))
-    best = qa._best_window(windows, tokens)
+    windows = list(_windows(tokens, room, step))
+    best = _best_window(windows, tokens)
     for piece in range(tokens):
         scores = {
             n: min(piece - start, start + length - 1 - piece) + 0.01 * length
@@ -124,8 +134,8 @@ def test_stride_modes(tokenizer):
     example = Example("a", "wall", text, [], is_impossible=True)
     query = len(tokenizer.encode_batch(["wall"])[0])
     room = 32 - query - 3
-    step = qa.evaluation_features([example], tokenizer, SpanQa(sequence_length=32, doc_stride=10))
-    overlap = qa.evaluation_features(
+    step = evaluation_features([example], tokenizer, SpanQa(sequence_length=32, doc_stride=10))
+    overlap = evaluation_features(
         [example], tokenizer, SpanQa(sequence_length=32, doc_stride=10, doc_stride_mode="overlap")
     )
     assert np.unique(np.diff(step.doc_start)).tolist() == [10]
@@ -136,18 +146,18 @@ def test_stride_modes(tokenizer):
 def test_a_question_without_room_for_its_document_is_an_error(tokenizer):
     example = Example("long one", "wall " * 40, "stone", [], is_impossible=True)
     with pytest.raises(UserError, match="'long one' takes 29 of 32"):
-        qa.evaluation_features([example], tokenizer, SpanQa(sequence_length=32, max_query_length=29))
-    features = qa.evaluation_features([example], tokenizer, SpanQa(sequence_length=32, max_query_length=24))
+        evaluation_features([example], tokenizer, SpanQa(sequence_length=32, max_query_length=29))
+    features = evaluation_features([example], tokenizer, SpanQa(sequence_length=32, max_query_length=24))
     assert features.token_to_word[0].tolist().index(0) == 26  # [CLS], 24 pieces, [SEP]
     with pytest.raises(UserError, match="doc_stride 5"):
         narrow = SpanQa(sequence_length=32, max_query_length=24, doc_stride=5, doc_stride_mode="overlap")
-        qa.training_features([example], tokenizer, narrow)
+        training_features([example], tokenizer, narrow)
 
 
 def test_questions_with_one_id_are_refused_for_evaluation(tokenizer):
     twice = [Example("a", "q", "stone", [], True), Example("a", "r", "stone", [], True)]
     with pytest.raises(UserError, match="'a' is there twice"):
-        qa.evaluation_features(twice, tokenizer, SpanQa())
+        evaluation_features(twice, tokenizer, SpanQa())
 
 
 # ---- answers --------------------------------------------------------------------------------------------------------
@@ -161,7 +171,7 @@ TEXTS = st.text(st.sampled_from("ab1 (.'-\u202f\u00a0\n\u00e9\u200b"), min_size=
 def test_the_answer_is_the_first_exact_run_of_pieces(tokenizer, context, data):
     start = data.draw(st.integers(0, len(context) - 1))
     text = context[start : data.draw(st.integers(start + 1, len(context)))]
-    rows = qa.training_features([Example("a", "q", context, [(text, start)])], tokenizer, WORDS)
+    rows = training_features([Example("a", "q", context, [(text, start)])], tokenizer, WORDS)
     # words, the characters they take and their pieces, told character by character
     words, owner = [], []
     fresh = True
@@ -194,7 +204,7 @@ def test_windows_without_the_answer_and_unanswerable_questions_have_cls(tokenize
         Example("none", "wall", context, [], is_impossible=True),
         Example("wide", "wall", context, [(context, 0)]),  # longer than any window
     ]
-    rows = qa.training_features(examples, tokenizer, SpanQa(sequence_length=32, doc_stride=16))
+    rows = training_features(examples, tokenizer, SpanQa(sequence_length=32, doc_stride=16))
     count = len(rows) // 3
     spans = np.concatenate([rows["start_positions"], rows["end_positions"]], axis=1).reshape(3, count, 2)
     assert not spans[0, :-1].any() and spans[0, -1, 0] > 0
@@ -219,7 +229,7 @@ def test_overlap_windows_are_those_of_transformers(tiny, tokenizer):
             stride=stride, return_overflowing_tokens=True, return_token_type_ids=True, padding="max_length",
         )  # fmt: skip
         span_qa = SpanQa(sequence_length=length, doc_stride=stride, doc_stride_mode="overlap")
-        features = qa.evaluation_features(tiny, tokenizer, span_qa)
+        features = evaluation_features(tiny, tokenizer, span_qa)
         np.testing.assert_array_equal(features.inputs["input_ids"], wanted["input_ids"])
         np.testing.assert_array_equal(features.inputs["token_type_ids"], wanted["token_type_ids"])
         np.testing.assert_array_equal(features.inputs["segment_ids"], wanted["attention_mask"])
@@ -230,8 +240,8 @@ def test_overlap_windows_are_those_of_transformers(tiny, tokenizer):
 def test_squad_train_gives_the_rows_of_run_squad(shared_data, caplog):
     """Figures of run_squad.py (bert-tensorflow 1.0.1) on the same file: rows, [CLS] rows, sums of the positions."""
     examples = read_squad(SquadFiles(kind="squad", files=["squad/train-v1.1.json.gz"]), shared_data)
-    tokenizer = tokenizers.from_file(shared_data / "vocab" / "bert-base-uncased-vocab.txt")
-    rows = qa.training_features(examples, tokenizer, SpanQa(profile="bert"))
+    tokenizer = load.from_file(shared_data / "vocab" / "bert-base-uncased-vocab.txt")
+    rows = training_features(examples, tokenizer, SpanQa(profile="bert"))
     assert len(examples) == 87_599 and "skipped" not in caplog.text
     starts, ends = rows["start_positions"], rows["end_positions"]
     assert (len(rows), int((starts == 0).sum())) == (88_641, 636)
@@ -241,10 +251,10 @@ def test_squad_train_gives_the_rows_of_run_squad(shared_data, caplog):
 def test_real_answers_are_where_the_training_rows_say(shared_data):
     source = SquadFiles(kind="squad", files=["squad/xquad.en.first-half.json.gz"])
     examples = read_squad(source, shared_data)
-    tokenizer = tokenizers.from_file(shared_data / "vocab" / "bert-base-uncased-vocab.txt")
+    tokenizer = load.from_file(shared_data / "vocab" / "bert-base-uncased-vocab.txt")
     span_qa = SpanQa(sequence_length=512, doc_stride=256)
-    rows = qa.training_features(examples, tokenizer, span_qa)
-    owners = qa.evaluation_features(examples, tokenizer, span_qa).example_index  # nothing is skipped: the same windows
+    rows = training_features(examples, tokenizer, span_qa)
+    owners = evaluation_features(examples, tokenizer, span_qa).example_index  # nothing is skipped: the same windows
     answered = np.flatnonzero(rows["start_positions"][:, 0])
     assert np.unique(owners[answered]).tolist() == list(range(len(examples)))
     wanted = tokenizer.encode_batch([e.answers[0][0] for e in examples])

@@ -7,12 +7,15 @@ import pytest
 from span_oracle import oracle_answers
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
-from bertjax.config.data_schema import SpanQa, SquadFiles, Task
-from bertjax.data import qa, tokenizers
-from bertjax.data.loader import open_task
-from bertjax.data.qa_documents import find_answer
-from bertjax.data.questions import Example, read_squad
-from bertjax.evaluation import squad
+from bertjax.config.schema.data import SpanQa, Task
+from bertjax.config.schema.sources import SquadFiles
+from bertjax.data.pipeline.loader import open_task
+from bertjax.data.preprocess import span_qa
+from bertjax.data.preprocess.qa_documents import find_answer
+from bertjax.data.sources.squad import Example, read_squad
+from bertjax.data.tokenizers import load
+from bertjax.data.tokenizers.load import Tokenizer as BertTokenizer
+from bertjax.evaluation.metrics import squad
 
 # (context, answers in it): the first place of each answer is meant
 TEXTS = [
@@ -59,14 +62,14 @@ def letters(normalizer: normalizers.Normalizer | None) -> list[str]:
     return sorted({char for text in texts for char in (normalizer.normalize_str(text) if normalizer else text)})
 
 
-def of(backend: Tokenizer, normalizer: normalizers.Normalizer | None) -> tokenizers.Tokenizer:
+def of(backend: Tokenizer, normalizer: normalizers.Normalizer | None) -> BertTokenizer:
     if normalizer is not None:
         backend.normalizer = normalizer
     backend.add_special_tokens(SPECIALS)
-    return tokenizers.from_json(backend.to_str(), "a test")
+    return load.from_json(backend.to_str(), "a test")
 
 
-def wordpiece(normalizer: normalizers.Normalizer | None) -> tokenizers.Tokenizer:
+def wordpiece(normalizer: normalizers.Normalizer | None) -> BertTokenizer:
     """Every letter is a piece."""
     found = letters(normalizer)
     pieces = [*SPECIALS, *found, *(f"##{letter}" for letter in found)]
@@ -75,7 +78,7 @@ def wordpiece(normalizer: normalizers.Normalizer | None) -> tokenizers.Tokenizer
     return of(backend, normalizer)
 
 
-def byte_level(normalizer: normalizers.Normalizer | None) -> tokenizers.Tokenizer:
+def byte_level(normalizer: normalizers.Normalizer | None) -> BertTokenizer:
     """Every byte is a piece, and every space one with the byte behind it."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     merges = [("Ġ", letter) for letter in alphabet]
@@ -85,7 +88,7 @@ def byte_level(normalizer: normalizers.Normalizer | None) -> tokenizers.Tokenize
     return of(backend, normalizer)
 
 
-def unigram(normalizer: normalizers.Normalizer | None) -> tokenizers.Tokenizer:
+def unigram(normalizer: normalizers.Normalizer | None) -> BertTokenizer:
     """Letters, some with a word start in front."""
     pieces = [(piece, 0.0) for piece in SPECIALS] + [("▁", -5.0)]
     pieces += [(letter, -4.0) for letter in letters(normalizer)]
@@ -151,13 +154,13 @@ def test_questions_left_out_and_cut_are_counted(caplog):
     ]
     with caplog.at_level(logging.WARNING):
         options = SpanQa(sequence_length=192, max_query_length=16)
-        rows, counts = qa.counted_training_features(examples, tokenizer, options)
+        rows, counts = span_qa.training_features_with_counts(examples, tokenizer, options)
     assert len(rows) == 2 and (rows["start_positions"] > 0).all()
     assert counts["questions"].pop("left_out") == 1
     assert counts["questions"] | {"unknown": 0} == {"texts": 3, "cut": 1, "tokens": 55, "tokens_cut": 29, "unknown": 0}
     assert counts["contexts"]["texts"] == 2 and counts["contexts"]["cut"] == 0  # two questions share one
     assert not caplog.text  # `prepare` says it
-    qa.evaluation_features(examples, tokenizer, options)
+    span_qa.evaluation_features(examples, tokenizer, options)
     assert "1 of 3 questions cut at max_query_length 16 (first: long)" in caplog.text
 
 
@@ -170,10 +173,10 @@ ACCENTS = "NFD, Lowercase, StripAccents"
 def test_real_answers_are_found_with_the_real_vocabulary(shared_data, name):
     """All but one of 632: an annotation that ends inside a number ("(2,70" of "(2,700,000")."""
     examples = read_squad(SquadFiles(files=["squad/xquad.en.first-half.json.gz"]), shared_data)
-    backend = tokenizers.from_file(shared_data / "vocab" / "bert-base-uncased-vocab.txt").backend
+    backend = load.from_file(shared_data / "vocab" / "bert-base-uncased-vocab.txt").backend
     if NORMALIZERS[name] is not None:
         backend.normalizer = NORMALIZERS[name]
-    found = oracle_answers(examples, tokenizers.from_json(backend.to_str(), name), SpanQa())
+    found = oracle_answers(examples, load.from_json(backend.to_str(), name), SpanQa())
     wrong = [e.answers[0][0] for e in examples if squad.normalize(found[e.id]) != squad.normalize(e.answers[0][0])]
     assert wrong == ["7,000,000 square kilometres (2,70"]
 

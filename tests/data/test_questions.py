@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bertjax.config.data_schema import HuggingFaceData, JsonLines, SquadFiles, StdlibQa, TextFiles, TfdsData
-from bertjax.data import questions
-from bertjax.data.questions import Example, read_squad
-from bertjax.data.record_files import to_python
+from bertjax.config.schema.sources import HuggingFaceData, JsonLines, SquadFiles, StdlibQa, TextFiles, TfdsData
+from bertjax.data.sources import squad
+from bertjax.data.sources.record_files import to_python
+from bertjax.data.sources.squad import Example, read_squad
 from bertjax.errors import UserError
 
 CONTEXT = "The wall was built in 1870."
@@ -63,7 +63,7 @@ def test_records(monkeypatch, tmp_path, source):
     asked = []
     records = [to_python(record, "") for record in [*RECORDS, empty]]  # as both readers give them
     read = lambda *arguments: asked.append(arguments) or (("row", record) for record in records)  # noqa: E731
-    monkeypatch.setattr(questions, "read_located", read)
+    monkeypatch.setattr(squad, "read_located", read)
     found = read_squad(source, tmp_path)
     assert asked == [(source, tmp_path)]
     assert found == [EXPECTED] * 3 + [Example("q2", "When?", CONTEXT, [], True, "Wall")]

@@ -14,24 +14,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bertjax.config.data_schema import (
-    BertPairs,
-    Classify,
-    HuggingFaceData,
-    Json,
-    JsonLines,
-    Parquet,
-    SpanCorruption,
-    SpanQa,
-    SquadFiles,
-    Task,
-    TextToText,
-    Tsv,
-)
-from bertjax.data.prepare import prepare
-from bertjax.data.record_files import csv_rows, to_python, tsv_rows
-from bertjax.data.records import read_located
-from bertjax.data.tokenizers import Tokenizer, from_file
+from bertjax.config.schema.data import BertPairs, Classify, SpanCorruption, SpanQa, Task, TextToText
+from bertjax.config.schema.sources import HuggingFaceData, Json, JsonLines, Parquet, SquadFiles, Tsv
+from bertjax.data.pipeline.prepare import prepare
+from bertjax.data.sources.record_files import csv_rows, to_python, tsv_rows
+from bertjax.data.sources.records import read_located
+from bertjax.data.tokenizers.load import Tokenizer, from_file
 from bertjax.errors import UserError
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"

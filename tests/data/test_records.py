@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from bertjax.config.data_schema import Json, JsonLines, Tsv
-from bertjax.data.questions import read_squad
-from bertjax.data.records import read_located, read_records
-from bertjax.data.sources import fingerprint, read_documents
+from bertjax.config.schema.sources import Json, JsonLines, Tsv
+from bertjax.data.sources.records import read_located, read_records
+from bertjax.data.sources.squad import read_squad
+from bertjax.data.sources.text import fingerprint, read_documents
 from bertjax.errors import UserError
 
 

@@ -11,11 +11,11 @@ import pytest
 import yaml
 from preparing import TASKS, contents, prepared, small_jobs, write_texts
 
-from bertjax.cli import main
-from bertjax.data import remote
-from bertjax.data.files import expand, read_lines, sha256_of_files
-from bertjax.data.store import Store
+from bertjax.cli.main import main
+from bertjax.data.store.reader import Store
 from bertjax.errors import StorageError, UserError
+from bertjax.storage import remote
+from bertjax.storage.files import expand_globs, read_lines, sha256_of_files
 
 
 @pytest.fixture
@@ -36,9 +36,9 @@ def fault(bucket: Path, what: str | None) -> None:
 
 
 def test_files_are_found_read_and_told_apart(bucket: Path, tmp_path: Path):
-    names = [str(path) for path in expand(["gs://bucket/in/part-*.jsonl", "gs://bucket/in/squad.json"], tmp_path)]
+    names = [str(path) for path in expand_globs(["gs://bucket/in/part-*.jsonl", "gs://bucket/in/squad.json"], tmp_path)]
     assert names == [f"gs://bucket/in/part-{n}.jsonl" for n in range(5)] + ["gs://bucket/in/squad.json"]
-    (path,) = expand(["gs://bucket/in/part-0.jsonl"], tmp_path)
+    (path,) = expand_globs(["gs://bucket/in/part-0.jsonl"], tmp_path)
     lines = list(read_lines(path))
     assert lines == list(read_lines(bucket / "in" / "part-0.jsonl"))
     before = sha256_of_files([path])
@@ -55,7 +55,7 @@ def test_compressed_objects_are_read(bucket: Path, tmp_path: Path, suffix: str):
     opener = {"gz": gzip, "xz": lzma, "bz2": bz2}[suffix].open
     with opener(bucket / f"a.txt.{suffix}", "wt") as file:
         file.write("one\ntwo\n")
-    (path,) = expand([f"gs://bucket/a.txt.{suffix}"], tmp_path)
+    (path,) = expand_globs([f"gs://bucket/a.txt.{suffix}"], tmp_path)
     assert [line for _, line in read_lines(path)] == ["one", "two"]
     (bucket / f"a.txt.{suffix}").write_bytes((bucket / f"a.txt.{suffix}").read_bytes()[:-6])
     with pytest.raises(UserError, match=f"the .{suffix} data is cut short or damaged"):
@@ -66,8 +66,8 @@ def test_parquet_is_read(bucket: Path, tmp_path: Path):
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from bertjax.config.data_schema import Parquet
-    from bertjax.data.sources import read_texts
+    from bertjax.config.schema.sources import Parquet
+    from bertjax.data.sources.text import read_texts
 
     pq.write_table(pa.table({"text": ["one", "two"], "n": [1, 2]}), bucket / "t.parquet")
     assert list(read_texts(Parquet(files=["gs://bucket/t.parquet"]), tmp_path)) == ["one", "two"]
@@ -87,7 +87,7 @@ def test_parquet_is_read(bucket: Path, tmp_path: Path):
 def test_what_cannot_be_read_is_one_line(bucket: Path, tmp_path: Path, name: str, message: str):
     (bucket / "empty.txt").write_text("")
     with pytest.raises(UserError, match=message) as caught:
-        expand([name], tmp_path)
+        expand_globs([name], tmp_path)
     assert "\n" not in str(caught.value) and len(str(caught.value)) <= 300
 
 
@@ -98,8 +98,8 @@ def test_what_cannot_be_read_is_one_line(bucket: Path, tmp_path: Path, name: str
 def test_an_object_store_out_of_reach(bucket: Path, tmp_path: Path, what: str, code: int, message: str):
     fault(bucket, what)
     for ask in (
-        lambda: expand(["gs://bucket/in/part-0.jsonl"], tmp_path),
-        lambda: Store(remote.place("gs://bucket/store")),
+        lambda: expand_globs(["gs://bucket/in/part-0.jsonl"], tmp_path),
+        lambda: Store(remote.as_path("gs://bucket/store")),
         lambda: prepared("pairs", tmp_path, "gs://bucket/cache", str(bucket / "in")),
     ):
         with pytest.raises((StorageError, UserError), match=message) as caught:
@@ -113,7 +113,7 @@ def test_a_missing_package_is_named(bucket: Path, tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(fakegcs.FakeGcs, "info", missing)
     with pytest.raises(UserError, match="the package 'gcsfs' is missing; pip install gcsfs"):
-        expand(["gs://bucket/in/part-0.jsonl"], tmp_path)
+        expand_globs(["gs://bucket/in/part-0.jsonl"], tmp_path)
 
 
 # ---- stores ---------------------------------------------------------------------------------------------------------
@@ -191,10 +191,10 @@ def test_an_upload_that_is_damaged_is_not_believed(bucket: Path, tmp_path: Path)
     local = tmp_path / "local"
     local.write_bytes(b"x" * 1000)
     with pytest.raises(StorageError, match="reads back differently"):
-        remote.put(local, remote.place("gs://bucket/x"))
+        remote.move_verified(local, remote.as_path("gs://bucket/x"))
     assert local.exists()
     fault(bucket, None)
-    assert remote.put(local, remote.place("gs://bucket/x"))["bytes"] == 1000
+    assert remote.move_verified(local, remote.as_path("gs://bucket/x"))["bytes"] == 1000
     assert (bucket / "x").read_bytes() == b"x" * 1000 and not local.exists()
 
 
@@ -209,7 +209,7 @@ def test_a_store_too_large_for_this_disk(bucket: Path, tmp_path: Path, monkeypat
 def test_a_preparation_that_broke_off_goes_on(bucket: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     small_jobs(monkeypatch)
     expected = contents(prepared("pairs", tmp_path, where="gs://bucket/in"))
-    original, uploads = remote.put, []
+    original, uploads = remote.move_verified, []
 
     def failing(local: Path, path: Path) -> dict:
         if remote.is_remote(path):
@@ -218,11 +218,11 @@ def test_a_preparation_that_broke_off_goes_on(bucket: Path, tmp_path: Path, monk
                 raise OSError(errno.ENOSPC, "No space left on device")
         return original(local, path)
 
-    monkeypatch.setattr(remote, "put", failing)
+    monkeypatch.setattr(remote, "move_verified", failing)
     with pytest.raises(StorageError, match="free some space; what is finished is kept"):
         prepared("pairs", tmp_path, "gs://bucket/cache", "gs://bucket/in")
     with pytest.raises(UserError, match="not a prepared store"):
-        Store(remote.place(f"gs://bucket/cache/{next((bucket / 'cache').iterdir()).name}"))
+        Store(remote.as_path(f"gs://bucket/cache/{next((bucket / 'cache').iterdir()).name}"))
     far = prepared("pairs", tmp_path, "gs://bucket/cache", "gs://bucket/in")
     assert uploads[3:5] == ["rows-00003.array_record"] * 2  # the first three were there
     assert objects(bucket, far) == expected

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from preparing import TASKS, contents, prepared, small_jobs, task_of, write_texts
 
-from bertjax.config.data_schema import JsonLines
-from bertjax.data import shards
-from bertjax.data.jobs import Jobs, LocalRunner, Made, finished, prepare_shard
-from bertjax.data.prepare import prepare
-from bertjax.data.workplace import workplace
+from bertjax.config.schema.sources import JsonLines
+from bertjax.data.jobs import shards
+from bertjax.data.jobs.jobs import JobOutput, Jobs, LocalRunner, load_finished, run_job
+from bertjax.data.jobs.scratch_dir import scratch_dir
+from bertjax.data.pipeline.prepare import prepare
 from bertjax.errors import UserError
 
 
@@ -26,12 +26,12 @@ def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def squares(shared: int, argument: int, index: int, folder: Path) -> Made:
+def squares(shared: int, argument: int, index: int, folder: Path) -> JobOutput:
     """A job: a file with a number in it."""
     with (folder.parents[1] / "log").open("a") as log:
         log.write(f"{index}\n")
     (folder / f"{index}.txt").write_text(str(shared * argument**2))
-    return Made([f"{index}.txt"], {"argument": argument}, np.array([argument, -argument]))
+    return JobOutput([f"{index}.txt"], {"argument": argument}, np.array([argument, -argument]))
 
 
 def jobs_in(folder: Path) -> Jobs:
@@ -40,10 +40,10 @@ def jobs_in(folder: Path) -> Jobs:
 
 def test_a_finished_job_is_not_done_again(tmp_path: Path):
     jobs = jobs_in(tmp_path)
-    first = prepare_shard(jobs, 3, 5)
-    again = prepare_shard(jobs, 3, 5)
+    first = run_job(jobs, 3, 5)
+    again = run_job(jobs, 3, 5)
     assert (tmp_path / "files" / "3.txt").read_text() == "175"
-    assert not first.found and again.found and again.files == first.files and again.facts == {"argument": 5}
+    assert not first.reused and again.reused and again.files == first.files and again.facts == {"argument": 5}
     assert again.counts.tolist() == [5, -5] == first.counts.tolist()
     assert (tmp_path / "log").read_text() == "3\n"
     assert not any((tmp_path / "making").iterdir())
@@ -52,8 +52,8 @@ def test_a_finished_job_is_not_done_again(tmp_path: Path):
 @pytest.mark.parametrize("damage", ["flip", "cut", "gone", "half a record", "no record"])
 def test_a_damaged_job_is_done_again(tmp_path: Path, damage: str):
     jobs = jobs_in(tmp_path)
-    prepare_shard(jobs, 3, 5)
-    path, record = tmp_path / "files" / "3.txt", jobs.record(3)
+    run_job(jobs, 3, 5)
+    path, record = tmp_path / "files" / "3.txt", jobs.record_path(3)
     {
         "flip": lambda: path.write_text("174"),
         "cut": lambda: path.write_text("17"),
@@ -61,9 +61,9 @@ def test_a_damaged_job_is_done_again(tmp_path: Path, damage: str):
         "half a record": lambda: record.write_bytes(record.read_bytes()[:40]),
         "no record": record.unlink,
     }[damage]()
-    assert finished(jobs, 3) is None
-    assert not prepare_shard(jobs, 3, 5).found
-    assert path.read_text() == "175" and finished(jobs, 3)
+    assert load_finished(jobs, 3) is None
+    assert not run_job(jobs, 3, 5).reused
+    assert path.read_text() == "175" and load_finished(jobs, 3)
 
 
 @pytest.mark.slow
@@ -81,7 +81,7 @@ def test_what_was_finished_is_kept_and_the_bytes_are_the_same(base: Path, kind: 
     expected = contents(prepared(kind, base, "whole"))
     made, original = [], shards.make_shard
 
-    def failing(work: shards.ShardWork, argument: object, index: int, folder: Path) -> Made:
+    def failing(work: shards.ShardContext, argument: object, index: int, folder: Path) -> JobOutput:
         if len(made) == 3:
             raise Interrupted
         made.append(index)
@@ -95,7 +95,7 @@ def test_what_was_finished_is_kept_and_the_bytes_are_the_same(base: Path, kind: 
 
     again: list[int] = []
 
-    def counted(work: shards.ShardWork, argument: object, index: int, folder: Path) -> Made:
+    def counted(work: shards.ShardContext, argument: object, index: int, folder: Path) -> JobOutput:
         again.append(index)
         return original(work, argument, index, folder)
 
@@ -114,7 +114,7 @@ def test_parts_of_a_corpus_do_not_change_a_byte(base: Path, monkeypatch: pytest.
     for kind in ("pairs", "chunks"):
         many = prepared(kind, base, "many", workers=2)
         with monkeypatch.context() as patched:
-            patched.setattr("bertjax.data.sources.PART_BYTES", 1 << 30)
+            patched.setattr("bertjax.data.sources.text.PART_BYTES", 1 << 30)
             one = prepared(kind, base, "one")
         assert contents(many) == contents(one)
 
@@ -141,22 +141,23 @@ SCRIPT = """
 import sys, time
 from pathlib import Path
 import pytest
-from bertjax.data import examples, jobs
+from bertjax.data.jobs import jobs
+from bertjax.data.preprocess import bert_pairs
 import preparing
 
-slow = examples.pairs_blocks
+slow = bert_pairs.pairs_blocks
 def blocks(work, unit):
     time.sleep(0.05)
     yield from slow(work, unit)
 
 if __name__ == "__main__":
-    examples.pairs_blocks = blocks
+    bert_pairs.pairs_blocks = blocks
     preparing.small_jobs(pytest.MonkeyPatch())
-    from bertjax.data.stopping import stoppable
+    from bertjax.data.jobs.stopping import exit_on_signal
     from bertjax.errors import BertjaxError
     base = Path(sys.argv[1])
     try:
-        with stoppable():
+        with exit_on_signal():
             store = preparing.prepared("pairs", base, sys.argv[2], report=print, workers=int(sys.argv[3]))
     except BertjaxError as error:
         print(error)
@@ -216,16 +217,16 @@ def test_a_killed_process_leaves_no_orphans_and_the_next_goes_on(base: Path, num
 
 def test_only_one_of_two_preparers_takes_the_kept_work(base: Path):
     store = base / "cache" / "store"
-    with workplace(store, False) as first, workplace(store, False) as second:
+    with scratch_dir(store, False) as first, scratch_dir(store, False) as second:
         assert first.folder.name == ".store.work" != second.folder.name
     assert not (base / "cache").exists()
-    with pytest.raises(Interrupted), workplace(store, False) as first:
+    with pytest.raises(Interrupted), scratch_dir(store, False) as first:
         (first.folder / "rows-done").mkdir()
         (first.folder / "rows-done" / "00000.json").write_text("{}")
         raise Interrupted
-    with workplace(store, False) as third:
+    with scratch_dir(store, False) as third:
         assert (third.folder / "rows-done" / "00000.json").exists()
-    with pytest.raises(UserError), workplace(store, False) as fourth:
+    with pytest.raises(UserError), scratch_dir(store, False) as fourth:
         (fourth.folder / "rows-done").mkdir()
         (fourth.folder / "rows-done" / "00000.json").write_text("{}")
         raise UserError("the source is at fault")
@@ -238,5 +239,5 @@ def test_a_worker_that_dies_is_told(base: Path):
         list(LocalRunner().run(Jobs(_dies, None, base / "x", base / "x-done"), range(4), workers=2))
 
 
-def _dies(shared: None, argument: int, index: int, folder: Path) -> Made:
+def _dies(shared: None, argument: int, index: int, folder: Path) -> JobOutput:
     os._exit(9)

@@ -16,10 +16,11 @@ import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bertjax.config.data_schema import SentencePieceConfig, TokenizerConfig
-from bertjax.data import sentencepieces, spm_model, tokenizers
-from bertjax.data.sentencepieces import SentencePieceTokenizer
-from bertjax.data.spm_model import CONTROL, UNKNOWN, Model, Piece
+from bertjax.config.schema.data import SentencePieceConfig, WordPieceConfig
+from bertjax.data.tokenizers import load as tokenizers_load
+from bertjax.data.tokenizers import spm_proto
+from bertjax.data.tokenizers.sentencepiece import SentencePieceTokenizer, train
+from bertjax.data.tokenizers.spm_proto import CONTROL, UNKNOWN, Model, Piece
 from bertjax.errors import UserError
 
 SENTENCES = [
@@ -42,7 +43,7 @@ def documents() -> Iterator[list[str]]:
 
 def trained(**options) -> SentencePieceTokenizer:
     defaults = {"vocab_size": PIECES + EXTRA, "extra_ids": EXTRA, "character_coverage": 1.0}
-    return sentencepieces.train(documents, **(defaults | options))
+    return train(documents, **(defaults | options))
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +78,7 @@ def test_sentinels_of_the_released_vocabulary():
     pieces = [Piece("<pad>", 0.0, CONTROL), Piece("</s>", 0.0, CONTROL), Piece("<unk>", 0.0, UNKNOWN)]
     pieces += [Piece(f"p{number}", -1.0) for number in range(3, 32000)]
     model = Model(tuple(pieces), b"", {"unk": "<unk>", "bos": "<s>", "eos": "</s>", "pad": "<pad>"})
-    found = SentencePieceTokenizer(spm_model.write(model), 100, "made up")
+    found = SentencePieceTokenizer(spm_proto.write(model), 100, "made up")
     assert (found.vocab_size, found.sentinel_id(0), found.sentinel_id(99)) == (32100, 32099, 32000)
 
 
@@ -98,7 +99,7 @@ def test_training_gives_the_same_bytes_in_every_process(tokenizer):
 
 def test_training_spells_what_it_saw_and_keeps_long_documents():
     long = " ".join(SENTENCES) + " ψ" + " The cat sat." * 500  # beyond the trainer's usual 4192 bytes
-    found = sentencepieces.train(lambda: iter([[long]]), vocab_size=120, extra_ids=0, character_coverage=1.0)
+    found = train(lambda: iter([[long]]), vocab_size=120, extra_ids=0, character_coverage=1.0)
     assert all(found.unk_id not in ids for ids in found.encode_batch([*SENTENCES, "ψ"]))
     assert found.sha256 != trained().sha256
 
@@ -124,7 +125,7 @@ def test_prompts_and_labels_can_be_written_whatever_the_text():
 
 def test_a_text_without_words():
     with pytest.raises(UserError, match="more text"):
-        sentencepieces.train(lambda: iter([[]]), vocab_size=200, extra_ids=10, character_coverage=1.0)
+        train(lambda: iter([[]]), vocab_size=200, extra_ids=10, character_coverage=1.0)
 
 
 def seqios(model: bytes, extra_ids: int) -> sentencepiece.SentencePieceProcessor:
@@ -186,7 +187,7 @@ def test_ids_are_in_range_and_decoding_is_stable(texts):
 
 
 def test_it_pickles_and_its_json_is_read_back(tokenizer):
-    for other in (pickle.loads(pickle.dumps(tokenizer)), tokenizers.from_json(tokenizer.json, "meta")):
+    for other in (pickle.loads(pickle.dumps(tokenizer)), tokenizers_load.from_json(tokenizer.json, "meta")):
         assert (other.sha256, other.pieces, other.extra_ids) == (tokenizer.sha256, tokenizer.pieces, EXTRA)
         assert other.model == tokenizer.model and other.json == tokenizer.json
         assert other.encode_batch(TEXTS) == tokenizer.encode_batch(TEXTS)
@@ -194,20 +195,20 @@ def test_it_pickles_and_its_json_is_read_back(tokenizer):
 
 def test_every_file_gives_the_same_tokenizer(tokenizer, folder, tmp_path):
     for path in (folder, folder / "spiece.model", folder / "tokenizer.json"):
-        other = tokenizers.from_file(path)
+        other = tokenizers_load.from_file(path)
         assert (other.sha256, other.pieces) == (tokenizer.sha256, tokenizer.pieces), path
         assert other.encode_batch(TEXTS) == tokenizer.encode_batch(TEXTS)
     (tmp_path / "tokenizer.json").write_bytes((folder / "tokenizer.json").read_bytes())  # alone
-    assert tokenizers.from_file(tmp_path).sha256 == tokenizer.sha256
+    assert tokenizers_load.from_file(tmp_path).sha256 == tokenizer.sha256
     (tmp_path / "a.model").write_bytes(tokenizer.model)
-    assert tokenizers.from_file(tmp_path / "a.model", extra_ids=7).extra_ids == 7
+    assert tokenizers_load.from_file(tmp_path / "a.model", extra_ids=7).extra_ids == 7
 
 
 def test_sentinels_inside_a_model_are_counted(tokenizer):
     """Models saved by seqio list them as pieces '▁<extra_id_N>'."""
-    model = spm_model.read(tokenizer.model)
-    inside = tuple(Piece(f"▁<extra_id_{number}>", 0.0, spm_model.USER_DEFINED) for number in reversed(range(5)))
-    found = SentencePieceTokenizer(spm_model.write(replace(model, pieces=model.pieces + inside)), 100, "model")
+    model = spm_proto.read(tokenizer.model)
+    inside = tuple(Piece(f"▁<extra_id_{number}>", 0.0, spm_proto.USER_DEFINED) for number in reversed(range(5)))
+    found = SentencePieceTokenizer(spm_proto.write(replace(model, pieces=model.pieces + inside)), 100, "model")
     assert (found.extra_ids, found.vocab_size, found.sentinel_id(0)) == (5, PIECES + 5, PIECES + 4)
     text = tokenizer.encode_batch(["a"])[0]
     assert found.encode_batch(["a <extra_id_0>"]) == [[*text, PIECES + 4]]
@@ -246,7 +247,7 @@ def test_a_folder_saved_by_transformers(tokenizer, folder, tmp_path):
     transformers = pytest.importorskip("transformers")
     transformers.T5Tokenizer.from_pretrained(folder).save_pretrained(tmp_path)
     assert not (tmp_path / "spiece.model").exists()
-    ours = tokenizers.from_file(tmp_path)
+    ours = tokenizers_load.from_file(tmp_path)
     assert ours.pieces == tokenizer.pieces and ours.behavior == tokenizer.behavior  # weights fit both
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
     assert ours.encode_batch(TEXTS) == theirs(TEXTS, add_special_tokens=False)["input_ids"]
@@ -259,7 +260,7 @@ def real_text(shared_data: Path) -> list[str]:
 
 def test_seqios_vocabulary(shared_data):
     """seqio/vocabularies_test.py: 'this is a test' of test_data/sentencepiece (26 pieces)."""
-    ours = tokenizers.from_file(shared_data / "vocab" / "seqio_test_sentencepiece_26.model", extra_ids=10)
+    ours = tokenizers_load.from_file(shared_data / "vocab" / "seqio_test_sentencepiece_26.model", extra_ids=10)
     assert ours.encode_batch(["this is a test"]) == [[11, 8, 6, 3, 8, 6, 3, 5, 10]]
     assert ours.decode([11, 8, 6, 3, 8, 6, 3, 5, 10]) == "this is a test"
     assert (ours.vocab_size, ours.eos_id, ours.pad_id, ours.unk_id) == (36, 1, 0, 2)
@@ -268,12 +269,12 @@ def test_seqios_vocabulary(shared_data):
 def test_a_model_without_padding_keeps_its_own_ids(shared_data, tmp_path):
     """32768 pieces of C4: <unk> 0, <s> 1, </s> 2 and no <pad>; as in seqio padding is 0 all the same."""
     transformers = pytest.importorskip("transformers")
-    ours = tokenizers.from_file(shared_data / "vocab" / "c4_unigram_32768.spm.model")
+    ours = tokenizers_load.from_file(shared_data / "vocab" / "c4_unigram_32768.spm.model")
     assert (ours.pad_id, ours.eos_id, ours.unk_id, ours.vocab_size) == (0, 2, 0, 32868)
     ours.save(tmp_path)
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
     assert_same_as_transformers(ours, theirs, real_text(shared_data))
-    again = tokenizers.from_file(tmp_path / "tokenizer.json")
+    again = tokenizers_load.from_file(tmp_path / "tokenizer.json")
     assert again.sha256 == ours.sha256 and again.encode_batch(["café"]) == ours.encode_batch(["café"])
     assert ours.decode(ours.encode_batch(["It was a bright cold day."])[0]) == "It was a bright cold day."
 
@@ -281,7 +282,7 @@ def test_a_model_without_padding_keeps_its_own_ids(shared_data, tmp_path):
 def test_real_text_as_transformers(shared_data, tmp_path):
     transformers = pytest.importorskip("transformers")
     lines = real_text(shared_data)
-    ours = sentencepieces.train(lambda: iter([lines]), vocab_size=500, extra_ids=100, character_coverage=0.9995)
+    ours = train(lambda: iter([lines]), vocab_size=500, extra_ids=100, character_coverage=0.9995)
     ours.save(tmp_path)
     assert_same_as_transformers(ours, transformers.AutoTokenizer.from_pretrained(tmp_path), lines)
 
@@ -290,7 +291,9 @@ def test_real_text_as_transformers(shared_data, tmp_path):
 
 
 def load(config, tmp_path: Path, source=documents):
-    return tokenizers.load(config, tmp_path, vocab_size=180, train_source_documents=source, cache=tmp_path / "cache")
+    return tokenizers_load.load(
+        config, tmp_path, vocab_size=180, train_source_documents=source, cache=tmp_path / "cache"
+    )
 
 
 def test_a_trained_one_is_kept(tokenizer, tmp_path):
@@ -313,8 +316,8 @@ def test_path_and_kind(tokenizer, folder, tmp_path):
     config = SentencePieceConfig(kind="sentencepiece", path=str(tmp_path / "my.model"), extra_ids=3)
     assert load(config, tmp_path, None).vocab_size == PIECES + 3
     with pytest.raises(UserError, match="is a SentencePiece tokenizer; tokenizer.kind is wordpiece"):
-        load(TokenizerConfig(path=str(folder)), tmp_path, None)
-    (tmp_path / "vocab.txt").write_text("\n".join(tokenizers.SPECIALS) + "\n")
+        load(WordPieceConfig(path=str(folder)), tmp_path, None)
+    (tmp_path / "vocab.txt").write_text("\n".join(tokenizers_load.SPECIALS) + "\n")
     with pytest.raises(UserError, match="is a WordPiece tokenizer; tokenizer.kind is sentencepiece"):
         load(SentencePieceConfig(kind="sentencepiece", path=str(tmp_path / "vocab.txt")), tmp_path, None)
     with pytest.raises(UserError, match="neither 'path' nor text"):
@@ -326,7 +329,7 @@ def test_path_and_kind(tokenizer, folder, tmp_path):
 
 def refused(path: Path, mentions: str) -> None:
     with pytest.raises(UserError, match=mentions) as error:
-        tokenizers.from_file(path)
+        tokenizers_load.from_file(path)
     assert "\n" not in str(error.value) and str(path.parent) in str(error.value)
 
 
@@ -376,14 +379,14 @@ def test_models_of_other_kinds(tmp_path, options, mentions):
 
 def test_the_file_is_read_as_the_library_reads_it(shared_data, tokenizer):
     path = shared_data / "vocab" / "c4_unigram_32768.spm.model"
-    for content in (path.read_bytes(), tokenizer.model, spm_model.write(spm_model.read(tokenizer.model))):
-        library, model = sentencepiece.SentencePieceProcessor(model_proto=content), spm_model.read(content)
+    for content in (path.read_bytes(), tokenizer.model, spm_proto.write(spm_proto.read(tokenizer.model))):
+        library, model = sentencepiece.SentencePieceProcessor(model_proto=content), spm_proto.read(content)
         ids = list(range(library.get_piece_size()))
         assert [piece.text for piece in model.pieces] == library.id_to_piece(ids)
         assert [piece.score for piece in model.pieces] == library.get_score(ids)
         for kind, those in ((CONTROL, library.is_control(ids)), (UNKNOWN, library.is_unknown(ids))):
             assert [piece.kind == kind for piece in model.pieces] == those
-        assert model.charsmap and not model.odd
+        assert model.charsmap and not model.unsupported
 
 
 @given(st.binary(max_size=60))
@@ -399,7 +402,7 @@ def test_a_config_beside_it_that_is_wrong(tokenizer, tmp_path, extra):
     (tmp_path / "spiece.model").write_bytes(tokenizer.model)
     (tmp_path / "tokenizer_config.json").write_text(extra)
     with pytest.raises(UserError, match=r"tokenizer_config.json: (not a JSON object|extra_ids must be)"):
-        tokenizers.from_file(tmp_path)
+        tokenizers_load.from_file(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -437,5 +440,5 @@ def test_a_tokenizer_json_of_another_kind(folder, tmp_path, where, value, mentio
 )
 def test_a_damaged_text_in_a_checkpoint(state):
     with pytest.raises(UserError, match=r"^meta: not a SentencePiece") as error:
-        tokenizers.from_json(json.dumps({"type": "sentencepiece"} | state), "meta")
+        tokenizers_load.from_json(json.dumps({"type": "sentencepiece"} | state), "meta")
     assert "\n" not in str(error.value)

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bertjax.config.data_schema import (
+from bertjax.config.schema.sources import (
     HuggingFaceData,
     JsonLines,
     Parquet,
@@ -25,8 +25,8 @@ from bertjax.config.data_schema import (
     TfdsData,
     Tsv,
 )
-from bertjax.data.records import read_records
-from bertjax.data.sources import fingerprint, read_documents, read_texts
+from bertjax.data.sources.records import read_records
+from bertjax.data.sources.text import fingerprint, read_documents, read_texts
 from bertjax.errors import UserError
 
 TEXT = "# Rome\nRome is old. It is a city.\n\nMr. Smith lives there."
@@ -390,5 +390,5 @@ def test_fingerprint_of_a_saved_dataset(tmp_path: Path) -> None:
 
 def test_importing_sources_is_light() -> None:
     heavy = {"jax", "datasets", "pyarrow", "tensorflow_datasets"}
-    code = f"import sys, bertjax.data.sources; print({heavy!r} & set(sys.modules))"
+    code = f"import sys, bertjax.data.sources.text; print({heavy!r} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bertjax.data import spans
+from bertjax.data.preprocess.denoising import reference
 
 SENTINELS = np.arange(999, 899, -1)
 densities = st.floats(0.05, 0.95)
@@ -32,8 +32,8 @@ def restored(inputs: list[int], targets: list[int], sentinels: list[int]) -> lis
 
 @given(st.integers(2, 300), densities, means, st.integers(0, 2**32))
 def test_counts_are_kept_and_text_comes_first(length: int, density: float, mean: float, seed: int):
-    mask = spans.random_spans_noise_mask(length, density, mean, np.random.default_rng(seed))
-    noise, count = spans.noise_counts(length, density, mean)
+    mask = reference.random_spans_noise_mask(length, density, mean, np.random.default_rng(seed))
+    noise, count = reference.noise_counts(length, density, mean)
     assert mask.sum() == noise and runs(mask) == count
     assert not mask[0] and mask[-1]
 
@@ -41,11 +41,11 @@ def test_counts_are_kept_and_text_comes_first(length: int, density: float, mean:
 @given(st.integers(2, 150), st.floats(0.05, 0.4), means, st.integers(0, 2**32), st.booleans())
 def test_inputs_and_targets_restore_the_text(length: int, density: float, mean: float, seed: int, roll: bool):
     tokens = np.arange(3, 3 + length)
-    mask = spans.random_spans_noise_mask(length, density, mean, np.random.default_rng(seed), roll)
+    mask = reference.random_spans_noise_mask(length, density, mean, np.random.default_rng(seed), roll)
     if mask[0]:  # a turned mask: targets begin with noise
         mask = ~mask
-    inputs = spans.noise_span_to_unique_sentinel(tokens, mask, SENTINELS).tolist()
-    targets = spans.nonnoise_span_to_unique_sentinel(tokens, mask, SENTINELS).tolist()
+    inputs = reference.noise_span_to_unique_sentinel(tokens, mask, SENTINELS).tolist()
+    targets = reference.nonnoise_span_to_unique_sentinel(tokens, mask, SENTINELS).tolist()
     assert [t for t in inputs if t > 500] == SENTINELS[: runs(mask)].tolist()
     assert [t for t in targets if t > 500] == SENTINELS[: runs(~mask)].tolist()
     if mask[-1]:
@@ -55,21 +55,23 @@ def test_inputs_and_targets_restore_the_text(length: int, density: float, mean: 
 def test_every_mask_is_as_likely():
     """Nine tokens, three of them noise in two spans: C(2, 1) * C(5, 1) masks."""
     rng = np.random.default_rng(3)
-    counts = Counter(spans.random_spans_noise_mask(9, 0.33, 1.5, rng).tobytes() for _ in range(4000))
+    counts = Counter(reference.random_spans_noise_mask(9, 0.33, 1.5, rng).tobytes() for _ in range(4000))
     assert len(counts) == comb(2, 1) * comb(5, 1)
     assert sum((count - 400) ** 2 / 400 for count in counts.values()) < 27.9  # chi-square, 9 degrees, p = 0.001
 
 
 def test_turning_evens_out_the_edges():
     rng = np.random.default_rng(4)
-    share = np.mean([spans.random_spans_noise_mask(20, 0.15, 3.0, rng, random_roll=True) for _ in range(4000)], axis=0)
+    share = np.mean(
+        [reference.random_spans_noise_mask(20, 0.15, 3.0, rng, random_roll=True) for _ in range(4000)], axis=0
+    )
     assert np.abs(share - 3 / 20).max() < 5 * (0.15 * 0.85 / 4000) ** 0.5
 
 
 def test_more_spans_than_sentinels_are_refused():
     mask = np.arange(10) % 2 == 1
     with pytest.raises(ValueError, match="5 spans of noise need as many sentinels; there are 4"):
-        spans.noise_span_to_unique_sentinel(np.arange(10), mask, SENTINELS[:4])
+        reference.noise_span_to_unique_sentinel(np.arange(10), mask, SENTINELS[:4])
 
 
 @given(st.integers(2, 700), st.floats(0.05, 0.5), st.floats(1.0, 12.0))
@@ -80,7 +82,7 @@ def test_lengths_are_the_largest_that_fit(length: int, density: float, mean: flo
         noise = round(tokens * density)
         return tokens - noise + round(noise / mean) + 1
 
-    found = spans.span_lengths(length, density, mean)
+    found = reference.span_lengths(length, density, mean)
     most = next(tokens for tokens in range(2 * length + 2, 0, -1) if inputs(tokens) <= length)
     assert found.tokens == most or (density == 0.5 and found.tokens == most - 1)
     if found.tokens == most:  # else the reference takes one from the targets as well, whatever the noise comes to
@@ -89,18 +91,18 @@ def test_lengths_are_the_largest_that_fit(length: int, density: float, mean: flo
 
 def test_the_prefix_has_a_rule_up_to_half():
     with pytest.raises(ValueError, match="at most 0.5"):
-        spans.prefix_bounds(10, 0.6)
+        reference.prefix_bounds(10, 0.6)
     rng = np.random.default_rng(5)
     for _ in range(100):  # preprocessors_test.py of t5: test_random_prefix_noise_mask
-        mask = spans.random_prefix_noise_mask(10, 0.5, rng)
+        mask = reference.random_prefix_noise_mask(10, 0.5, rng)
         assert mask[0] and not mask[-1]
 
 
 def test_tokens_by_themselves():
     rng = np.random.default_rng(6)
-    mask = spans.iid_noise_mask(100_000, 0.15, rng)
+    mask = reference.iid_noise_mask(100_000, 0.15, rng)
     assert abs(mask.mean() - 0.15) < 0.006
     tokens = np.full(100_000, 7)
-    found = spans.noise_token_to_random_token_or_sentinel(tokens, mask, 999, 1000, 0.1, rng)
-    assert (found[~mask] == 7).all() and found[mask].min() >= spans.FIRST_TEXT_ID
+    found = reference.noise_token_to_random_token_or_sentinel(tokens, mask, 999, 1000, 0.1, rng)
+    assert (found[~mask] == 7).all() and found[mask].min() >= reference.FIRST_TEXT_ID
     assert abs((found[mask] == 999).mean() - 0.9) < 0.013

@@ -9,17 +9,18 @@ import sys
 
 import pytest
 
-from bertjax.data import stdlib_docs, stdlib_qa, stdlib_source
+from bertjax.data.sources.stdlib import docs, parse
+from bertjax.data.sources.stdlib.qa import CONTEXT_WORDS, GROUPINGS, build_squad, facts_of
 
 
 @pytest.fixture(scope="module")
 def documents() -> dict[str, list[str]]:
-    return dict(stdlib_docs.documents("all"))
+    return dict(docs.documents("all"))
 
 
 @pytest.fixture(scope="module")
 def squads() -> dict[str, dict]:
-    return {split: stdlib_docs.squad(split) for split in ("train", "heldout")}
+    return {split: docs.squad(split) for split in ("train", "heldout")}
 
 
 def _asked(squad: dict) -> list[tuple[str, str, dict]]:
@@ -35,7 +36,7 @@ def test_there_is_enough_text(documents: dict[str, list[str]]) -> None:
 
 
 def test_splits_partition_the_modules(documents: dict[str, list[str]]) -> None:
-    train, heldout = (dict(stdlib_docs.documents(split)) for split in ("train", "heldout"))
+    train, heldout = (dict(docs.documents(split)) for split in ("train", "heldout"))
     assert train.keys().isdisjoint(heldout) and train | heldout == documents
     assert 0.10 < len(heldout) / len(documents) < 0.25
 
@@ -66,7 +67,7 @@ def test_text_is_english_and_not_code(documents: dict[str, list[str]]) -> None:
     ],
 )
 def test_descriptions_become_predicates(description: str, kind: str, expected: str) -> None:
-    assert stdlib_source.predicate(description, kind) == expected
+    assert parse.predicate(description, kind) == expected
 
 
 def test_prose_drops_what_is_not_prose() -> None:
@@ -81,7 +82,7 @@ def test_prose_drops_what_is_not_prose() -> None:
     x = y[0]
     - the first item of the list
     """
-    assert stdlib_source.prose(docstring) == ["Add one to the number given.", "It keeps the sign."]
+    assert parse.extract_prose(docstring) == ["Add one to the number given.", "It keeps the sign."]
 
 
 def test_answers_are_where_they_are_said_to_be(squads: dict[str, dict]) -> None:
@@ -100,7 +101,7 @@ def test_counts_kinds_and_lengths(squads: dict[str, dict]) -> None:
     kinds = collections.Counter(" ".join(qa["question"].split()[:2]) for _, _, qa in train)
     assert {"What does", "What is", "Which class", "Which exception"} <= kinds.keys()
     assert min(kinds[kind] for kind in ("What does", "What is", "Which class", "Which exception")) > 0.02 * len(train)
-    assert max(len(context.split()) for context, _, _ in train) <= stdlib_qa.CONTEXT_WORDS[1]
+    assert max(len(context.split()) for context, _, _ in train) <= CONTEXT_WORDS[1]
     ids = [qa["id"] for _, _, qa in train + heldout]
     assert len(set(ids)) == len(ids)
 
@@ -110,7 +111,7 @@ def test_heldout_is_unseen(squads: dict[str, dict]) -> None:
     assert {title for _, title, _ in train}.isdisjoint(title for _, title, _ in heldout)
     assert {qa["question"] for _, _, qa in train}.isdisjoint(qa["question"] for _, _, qa in heldout)
     asked = collections.Counter(qa["question"] for _, _, qa in train)
-    assert max(asked.values()) <= stdlib_qa.GROUPINGS
+    assert max(asked.values()) <= GROUPINGS
 
 
 def test_a_question_needs_its_context(squads: dict[str, dict]) -> None:
@@ -151,7 +152,7 @@ def test_facts_agree_with_the_library() -> None:
     import inspect
     import shutil
 
-    entries = {e.name: e for e in stdlib_source.module_entries(stdlib_source.parse(_file("shutil")))}
+    entries = {e.name: e for e in parse.module_entries(parse.parse(_file("shutil")))}
     entry = entries["copytree"]
     assert entry.lead.startswith("recursively copies a directory tree")
     parameters = inspect.signature(shutil.copytree).parameters
@@ -160,12 +161,12 @@ def test_facts_agree_with_the_library() -> None:
 
 
 def _file(module: str):
-    return dict(stdlib_source.source_files(stdlib_source.library()))[module]
+    return dict(parse.source_files(parse.stdlib_root()))[module]
 
 
 @pytest.mark.slow
 def test_same_in_another_process(squads: dict[str, dict]) -> None:
-    code = "import hashlib, json; from bertjax.data import stdlib_docs as d; " + (
+    code = "import hashlib, json; from bertjax.data.sources.stdlib import docs as d; " + (
         "print(hashlib.sha256(json.dumps([d.squad('heldout'), list(d.documents('all'))]).encode()).hexdigest())"
     )
     found = {
@@ -182,14 +183,14 @@ def test_same_in_another_process(squads: dict[str, dict]) -> None:
 
 
 def test_no_module_is_imported_by_reading() -> None:
-    code = "import sys; from bertjax.data import stdlib_docs as d; list(d.documents('heldout')); print(*sys.modules)"
+    code = "import sys; from bertjax.data.sources.stdlib import docs as d; list(d.documents('heldout')); print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert {"tkinter", "turtle", "antigravity", "imaplib", "wsgiref", "pydoc_data.topics"}.isdisjoint(loaded)
 
 
 def test_split_is_by_a_hash_of_the_name() -> None:
     digest = hashlib.sha256(b"shutil").digest()
-    assert stdlib_docs.is_heldout("shutil") == (int.from_bytes(digest[:4], "big") % 100 < 15)
+    assert docs.is_heldout("shutil") == (int.from_bytes(digest[:4], "big") % 100 < 15)
 
 
 def test_questions_of_one_context() -> None:
@@ -211,8 +212,8 @@ def measure(cup):
 def shelve(cup, place="rack"):
     """Store the clean cup in the place named. It returns the old cup."""
 '''
-    entries = stdlib_source.module_entries(ast.parse(source))
-    facts = {f.question: f.answer for e in entries for f in stdlib_qa.facts_of(e)}
+    entries = parse.module_entries(ast.parse(source))
+    facts = {f.question: f.answer for e in entries for f in facts_of(e)}
     assert facts == {
         "What is the class Cup?": "a container for tea and other hot drinks",
         "What does the method fill do?": "fills the cup with tea up to the level",
@@ -227,5 +228,5 @@ def shelve(cup, place="rack"):
         "What does the function shelve do?": "stores the clean cup in the place named",
         "What is the default value of the argument place of shelve?": "'rack'",
     }
-    asked = {qa["question"]: qa["answers"][0]["text"] for _, _, qa in _asked(stdlib_qa.build([("cups", entries)]))}
+    asked = {qa["question"]: qa["answers"][0]["text"] for _, _, qa in _asked(build_squad([("cups", entries)]))}
     assert asked and asked.items() <= facts.items()

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bertjax.data.manifest import MANIFEST
-from bertjax.data.store import Store
-from bertjax.data.store_writer import StoreWriter
+from bertjax.data.store.manifest import MANIFEST
+from bertjax.data.store.reader import Store
+from bertjax.data.store.writer import StoreWriter
 from bertjax.errors import StorageError, UserError
 
 DTYPE = np.dtype([("input_ids", "<i4", (16,)), ("weights", "<f4", (3,)), ("label", "<i4")])
@@ -193,7 +193,7 @@ def test_a_damaged_or_other_store_is_replaced(tmp_path: Path):
 
 
 def test_more_shards_than_open_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("bertjax.data.store.OPEN_READERS", 2)
+    monkeypatch.setattr("bertjax.data.store.reader.MAX_OPEN_READERS", 2)
     rows = random_rows(50)
     opened = Store(write(tmp_path / "s", rows, rows_per_shard=5))
     wanted = np.random.default_rng(0).permutation(50)

@@ -6,9 +6,10 @@ from typing import Any
 
 from preparing import WORDS, Numbers, bert
 
-from bertjax.config.data_schema import BertPairs, Classify, JsonLines, SpanQa, SquadFiles, Task, TextToText
-from bertjax.data import text_counts
-from bertjax.data.prepare import prepare
+from bertjax.config.schema.data import BertPairs, Classify, SpanQa, Task, TextToText
+from bertjax.config.schema.sources import JsonLines, SquadFiles
+from bertjax.data.jobs import text_counts
+from bertjax.data.pipeline.prepare import prepare
 
 
 def test_pairs_cut_and_pieces_unknown_are_counted(tmp_path: Path):
@@ -37,7 +38,9 @@ def test_unknown_pieces_of_running_text_are_counted(tmp_path: Path):
     store = prepare(task, "text", bert(), seed=0, base=tmp_path, cache=tmp_path, workers=1)
     counts = store.meta["text_counts"]["texts"]
     assert (counts["texts"], counts["cut"], counts["unknown"]) == (2, 0, 3)
-    assert text_counts.lines("text", store.meta["text_counts"], task.preprocess)[0].startswith("text: unknown pieces")
+    assert text_counts.report_lines("text", store.meta["text_counts"], task.preprocess)[0].startswith(
+        "text: unknown pieces"
+    )
 
 
 def test_questions_cut_and_unknown_pieces_of_questions_and_contexts_are_counted(tmp_path: Path):

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bertjax.config.data_schema import JsonLines, StdlibQa, Task, TextToText
-from bertjax.data.text_to_text import class_names, read_examples, template_of
+from bertjax.config.schema.data import Task, TextToText
+from bertjax.config.schema.sources import JsonLines, StdlibQa
+from bertjax.data.preprocess.text_to_text import class_names, read_examples, template_prompt
 from bertjax.errors import UserError
 
 
@@ -25,7 +26,7 @@ def task(files: str = "data.jsonl", limit: int | None = None, **options) -> Task
 
 
 def filled(record: dict, **options):
-    (example,) = template_of(TextToText(**({"inputs": "i", "targets": "t"} | options)))(record)
+    (example,) = template_prompt(TextToText(**({"inputs": "i", "targets": "t"} | options)))(record)
     return example
 
 

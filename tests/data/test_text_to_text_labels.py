@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from bertjax.config.data_schema import HuggingFaceData, JsonLines, Task, TextToText
-from bertjax.data.text_to_text import read_examples
+from bertjax.config.schema.data import Task, TextToText
+from bertjax.config.schema.sources import HuggingFaceData, JsonLines
+from bertjax.data.preprocess.text_to_text import read_examples
 from bertjax.errors import UserError
-from bertjax.evaluation.scoring import score
+from bertjax.evaluation.metrics.by_prompt import score
 
 TEMPLATE = {"inputs": "review: {sentence}", "targets": "{label}"}
 

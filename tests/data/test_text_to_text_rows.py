@@ -9,11 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bertjax.config.data_schema import JsonLines, SpanCorruption, Task, TextToText
-from bertjax.data import plans, prepare, text_counts
-from bertjax.data.loader import Batches, open_task
-from bertjax.data.store import Store
-from bertjax.data.tasks import dataset
+from bertjax.config.schema.data import SpanCorruption, Task, TextToText
+from bertjax.config.schema.sources import JsonLines
+from bertjax.data.jobs import plan, text_counts
+from bertjax.data.pipeline import prepare
+from bertjax.data.pipeline.loader import Batches, open_task
+from bertjax.data.pipeline.task_rows import make_task_data
+from bertjax.data.store.reader import Store
 from bertjax.errors import UserError
 
 
@@ -112,12 +114,18 @@ def test_texts_cut_and_unknown_are_counted_and_said_again_of_a_cached_store(tmp_
 def test_counts_add_up_over_shards_and_texts_of_older_stores_are_not_counted():
     one = {"inputs": text_counts.count([[3, 2, 2], [4]], 2, unk_id=2)}
     assert one == {"inputs": {"texts": 2, "cut": 1, "tokens": 4, "tokens_cut": 1, "unknown": 2}}
-    both = text_counts.added(text_counts.added({}, one), one | {"targets": text_counts.count([[5]], None, 2)})
+    both = text_counts.merge_counts(
+        text_counts.merge_counts({}, one), one | {"targets": text_counts.count([[5]], None, 2)}
+    )
     assert both["inputs"] == {name: 2 * number for name, number in one["inputs"].items()}
     assert both["targets"] == {"texts": 1, "cut": 0, "tokens": 1, "tokens_cut": 0, "unknown": 0}
-    assert text_counts.lines("demo", None, None) == text_counts.lines("demo", {"targets": both["targets"]}, None) == []
+    assert (
+        text_counts.report_lines("demo", None, None)
+        == text_counts.report_lines("demo", {"targets": both["targets"]}, None)
+        == []
+    )
     rare = {"texts": dict(texts=1, cut=0, tokens=10_000, tokens_cut=0, unknown=1)}
-    assert "unknown pieces in the texts: 1 (less than 0.1%)" in text_counts.lines("demo", rare, None)[0]
+    assert "unknown pieces in the texts: 1 (less than 0.1%)" in text_counts.report_lines("demo", rare, None)[0]
 
 
 def split(rows: np.ndarray) -> list[tuple[list[int], list[int]]]:
@@ -163,9 +171,14 @@ def test_packing_loses_and_repeats_nothing(tmp_path_factory, texts, segments, da
 
 @pytest.mark.slow
 def test_the_same_for_any_number_of_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    for name, value in {"LEAST_TOKENS": 60, "MOST_TOKENS": 60, "POOL_TOKENS": 0, "JOB_EXAMPLES": 7}.items():
-        monkeypatch.setattr(plans, name, value)
-    monkeypatch.setattr(plans, "POOL_EXAMPLES", 10)
+    for name, value in {
+        "MIN_SHARD_TOKENS": 60,
+        "MAX_SHARD_TOKENS": 60,
+        "MIN_POOL_TOKENS": 0,
+        "EXAMPLES_PER_JOB": 7,
+    }.items():
+        monkeypatch.setattr(plan, name, value)
+    monkeypatch.setattr(plan, "MIN_POOL_EXAMPLES", 10)
     texts = [(n % 11, n % 5) for n in range(40)]
     stores = [prepared(tmp_path, texts, f"cache{n}", workers=n, pack=True) for n in (1, 2)]
     contents = [{p.name: p.read_bytes() for p in sorted(store.folder.iterdir())} for store in stores]
@@ -199,7 +212,7 @@ def test_rows_agree_with_those_of_span_corruption(tmp_path: Path):
     data = {}
     for name, one in tasks.items():
         store = prepare.prepare(one, name, Words(), seed=0, base=tmp_path, cache=tmp_path / "cache", workers=1)
-        data[name] = dataset(one, store, Words(), 0)
+        data[name] = make_task_data(one, store, Words(), 0)
     batches = Batches(data, dict.fromkeys(data, 1 / 3), 12)
     batch = batches.batch(0)
     assert set(batch["task_ids"].tolist()) == {0, 1, 2}

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 import tokenizers
 
-from bertjax.config.data_schema import TokenizerConfig
-from bertjax.data import tokenizers as ours
+from bertjax.config.schema.data import WordPieceConfig
+from bertjax.data.tokenizers import load as tokenizers_load
+from bertjax.data.tokenizers.load import Tokenizer
 from bertjax.errors import UserError
 
 SENTENCES = [
@@ -46,8 +47,8 @@ def documents() -> Iterator[list[str]]:
     return iter([SENTENCES * 5, ["The mat, the mat."] * 5])
 
 
-def trained(**options) -> ours.Tokenizer:
-    return ours.train(documents, **({"vocab_size": 160, "lowercase": True} | options))
+def trained(**options) -> Tokenizer:
+    return tokenizers_load.train(documents, **({"vocab_size": 160, "lowercase": True} | options))
 
 
 def vocab_file(folder: Path, pieces: list[str] = VOCAB) -> Path:
@@ -85,16 +86,17 @@ def test_cased_training_keeps_case_and_accents() -> None:
 def test_alphabet_is_bounded() -> None:
     """A text with more letters than the vocabulary has room for still trains, and on words."""
     letters = [chr(0x4E00 + i) for i in range(500)]
-    tokenizer = ours.train(lambda: iter([letters, ["the cat sat"] * 20]), vocab_size=120, lowercase=True)
+    tokenizer = tokenizers_load.train(lambda: iter([letters, ["the cat sat"] * 20]), vocab_size=120, lowercase=True)
     assert tokenizer.vocab_size <= 120
     assert tokenizer.encode_batch([letters[499]]) == [[tokenizer.unk_id]]
 
 
 CODE = """
 import sys
-from bertjax.data import stdlib_docs, tokenizers
-text = [s for name, s in stdlib_docs.documents("heldout")][:40]
-print(tokenizers.train(lambda: iter(text), vocab_size=2000, lowercase=True).sha256)
+from bertjax.data.sources.stdlib import docs
+from bertjax.data.tokenizers import load
+text = [s for name, s in docs.documents("heldout")][:40]
+print(load.train(lambda: iter(text), vocab_size=2000, lowercase=True).sha256)
 """
 
 
@@ -118,7 +120,7 @@ def test_training_is_reproducible_between_processes() -> None:
 def test_reference_example(tmp_path: Path) -> None:
     """tokenization_test.py of google-research/bert, test_full_tokenizer and test_wordpiece_tokenizer."""
     pieces = ["[PAD]", "[MASK]", "[UNK]", "[CLS]", "[SEP]", "want", "##want", "##ed", "wa", "un", "runn", "##ing", ","]
-    tokenizer = ours.from_file(vocab_file(tmp_path, pieces))
+    tokenizer = tokenizers_load.from_file(vocab_file(tmp_path, pieces))
 
     def split(text: str) -> list[str]:
         return [tokenizer.pieces[i] for i in tokenizer.encode_batch([text])[0]]
@@ -129,13 +131,13 @@ def test_reference_example(tmp_path: Path) -> None:
 
 
 def test_long_words_follow_the_reference_not_transformers(tmp_path: Path) -> None:
-    tokenizer = ours.from_file(vocab_file(tmp_path, VOCAB + ["a", "##a"]))
+    tokenizer = tokenizers_load.from_file(vocab_file(tmp_path, VOCAB + ["a", "##a"]))
     assert len(tokenizer.encode_batch(["a" * 200])[0]) == 200
     assert tokenizer.encode_batch(["a" * 201]) == [[tokenizer.unk_id]]
 
 
 def test_text_never_makes_special_tokens(tmp_path: Path) -> None:
-    tokenizer = ours.from_file(vocab_file(tmp_path, VOCAB + ["[", "]", "mask", "sep"]))
+    tokenizer = tokenizers_load.from_file(vocab_file(tmp_path, VOCAB + ["[", "]", "mask", "sep"]))
     (ids,) = tokenizer.encode_batch(["the [MASK] [SEP]"])
     assert [tokenizer.pieces[i] for i in ids] == ["the", "[", "mask", "]", "[", "sep", "]"]
 
@@ -145,7 +147,7 @@ def test_save_and_load_again(tmp_path: Path) -> None:
     tokenizer.save(tmp_path / "t")
     assert sorted(p.name for p in (tmp_path / "t").iterdir()) == ["tokenizer.json", "vocab.txt"]
     for path in (tmp_path / "t", tmp_path / "t" / "tokenizer.json", tmp_path / "t" / "vocab.txt"):
-        again = ours.from_file(path)
+        again = tokenizers_load.from_file(path)
         assert again.sha256 == tokenizer.sha256 and again.pieces == tokenizer.pieces
         assert again.encode_batch(SENTENCES) == tokenizer.encode_batch(SENTENCES)
     again.save(tmp_path / "again")
@@ -162,10 +164,10 @@ def test_saved_tokenizer_adds_special_tokens_for_other_tools(tmp_path: Path) -> 
 
 def test_case_comes_from_the_files_before_the_config(tmp_path: Path) -> None:
     path = vocab_file(tmp_path, VOCAB + ["The"])
-    assert ours.from_file(path).lowercase and not ours.from_file(path, lowercase=False).lowercase
+    assert tokenizers_load.from_file(path).lowercase and not tokenizers_load.from_file(path, lowercase=False).lowercase
     (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": false}')
-    assert not ours.from_file(tmp_path).lowercase
-    assert ours.from_file(path).encode_batch(["The"]) == [[len(VOCAB)]]
+    assert not tokenizers_load.from_file(tmp_path).lowercase
+    assert tokenizers_load.from_file(path).encode_batch(["The"]) == [[len(VOCAB)]]
 
 
 def test_padding_and_truncation_in_a_file_are_switched_off(tmp_path: Path) -> None:
@@ -173,7 +175,7 @@ def test_padding_and_truncation_in_a_file_are_switched_off(tmp_path: Path) -> No
     backend.enable_padding(length=8)
     backend.enable_truncation(3)
     backend.save(str(tmp_path / "tokenizer.json"))
-    assert len(ours.from_file(tmp_path).encode_batch(["the cat sat on the mat"])[0]) == 6
+    assert len(tokenizers_load.from_file(tmp_path).encode_batch(["the cat sat on the mat"])[0]) == 6
 
 
 def test_load_trains_once_and_caches(tmp_path: Path) -> None:
@@ -184,11 +186,11 @@ def test_load_trains_once_and_caches(tmp_path: Path) -> None:
         return documents()
 
     options = {"vocab_size": 160, "train_source_documents": source, "cache": tmp_path, "fingerprint": "f1"}
-    first = ours.load(TokenizerConfig(), tmp_path, **options)
+    first = tokenizers_load.load(WordPieceConfig(), tmp_path, **options)
     trained_calls = len(calls)
-    second = ours.load(TokenizerConfig(), tmp_path, **options)
+    second = tokenizers_load.load(WordPieceConfig(), tmp_path, **options)
     assert trained_calls > 0 and len(calls) == trained_calls and first.sha256 == second.sha256 == trained().sha256
-    assert ours.load(TokenizerConfig(vocab_size=120), tmp_path, **options).vocab_size <= 120
+    assert tokenizers_load.load(WordPieceConfig(vocab_size=120), tmp_path, **options).vocab_size <= 120
     assert len(calls) > trained_calls
     assert len(list((tmp_path / "tokenizers").iterdir())) == 2
 
@@ -205,8 +207,8 @@ LANGUAGES = {
 def test_an_uncased_vocabulary_that_keeps_accents(language: str, tmp_path: Path) -> None:
     text = LANGUAGES[language]
     options = {"train_source_documents": lambda: iter([[text] * 5]), "cache": tmp_path, "fingerprint": "f1"}
-    kept = ours.load(TokenizerConfig(strip_accents=False), tmp_path, vocab_size=400, **options)
-    bare = ours.load(TokenizerConfig(), tmp_path, vocab_size=400, **options)
+    kept = tokenizers_load.load(WordPieceConfig(strip_accents=False), tmp_path, vocab_size=400, **options)
+    bare = tokenizers_load.load(WordPieceConfig(), tmp_path, vocab_size=400, **options)
     assert kept.lowercase and len(list((tmp_path / "tokenizers").iterdir())) == 2
     assert kept.encode_batch([text])[0] != bare.encode_batch([text])[0]
     for tokenizer, accents in ((kept, True), (bare, False)):
@@ -218,11 +220,11 @@ def test_an_uncased_vocabulary_that_keeps_accents(language: str, tmp_path: Path)
         assert "".join(tokenizer.decode(ids).split()) == spelled
     kept.save(tmp_path / "t")
     for path in (tmp_path / "t", tmp_path / "t" / "vocab.txt"):  # the vocabulary alone says nothing of accents
-        assert ours.from_file(path).sha256 == kept.sha256
+        assert tokenizers_load.from_file(path).sha256 == kept.sha256
     transformers = pytest.importorskip("transformers")
     theirs = transformers.BertTokenizer(vocab=str(tmp_path / "t" / "vocab.txt"), strip_accents=False)
     assert kept.encode_batch([text]) == [theirs(text, add_special_tokens=False)["input_ids"]]
-    ours.tokenizer_files.write(tmp_path / "hf", kept.files())
+    tokenizers_load.tokenizer_files.write(tmp_path / "hf", kept.files())
     for load in (transformers.AutoTokenizer, transformers.BertTokenizer):
         theirs = load.from_pretrained(tmp_path / "hf")
         assert kept.encode_batch([text]) == [theirs(text, add_special_tokens=False)["input_ids"]]
@@ -230,17 +232,17 @@ def test_an_uncased_vocabulary_that_keeps_accents(language: str, tmp_path: Path)
 
 def test_chinese_in_words_and_the_key_of_what_was_trained_before(tmp_path: Path) -> None:
     options = {"train_source_documents": lambda: iter([["日本 日本 語"] * 5]), "cache": tmp_path, "fingerprint": "f1"}
-    words = ours.load(TokenizerConfig(tokenize_chinese_chars=False), tmp_path, vocab_size=120, **options)
-    single = ours.load(TokenizerConfig(), tmp_path, vocab_size=120, **options)
+    words = tokenizers_load.load(WordPieceConfig(tokenize_chinese_chars=False), tmp_path, vocab_size=120, **options)
+    single = tokenizers_load.load(WordPieceConfig(), tmp_path, vocab_size=120, **options)
     assert "日本" in words.pieces and "日本" not in single.pieces
     recipe = [1, tokenizers.__version__, 120, True, 2, "f1"]  # without the options that came later
     key = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:24]
-    assert ours.from_file(tmp_path / "tokenizers" / key).sha256 == single.sha256
+    assert tokenizers_load.from_file(tmp_path / "tokenizers" / key).sha256 == single.sha256
 
 
 def test_a_copy_in_another_process_reads_text_alike(tmp_path: Path) -> None:
     """Workers get the tokenizer by pickle, which the library does without `encode_special_tokens`."""
-    tokenizer = ours.from_file(vocab_file(tmp_path, VOCAB + ["[", "]", "mask"]))
+    tokenizer = tokenizers_load.from_file(vocab_file(tmp_path, VOCAB + ["[", "]", "mask"]))
     again = pickle.loads(pickle.dumps(tokenizer))
     assert again.encode_batch(["the [MASK]"]) == tokenizer.encode_batch(["the [MASK]"])
     assert again.sha256 == tokenizer.sha256 and again.mask_id not in again.encode_batch(["[MASK]"])[0]
@@ -248,8 +250,8 @@ def test_a_copy_in_another_process_reads_text_alike(tmp_path: Path) -> None:
 
 def test_load_without_a_fingerprint_keys_by_the_text(tmp_path: Path) -> None:
     for text in (SENTENCES, SENTENCES, SENTENCES[:2]):
-        ours.load(
-            TokenizerConfig(),
+        tokenizers_load.load(
+            WordPieceConfig(),
             tmp_path,
             vocab_size=160,
             train_source_documents=lambda text=text: iter([text]),
@@ -260,8 +262,10 @@ def test_load_without_a_fingerprint_keys_by_the_text(tmp_path: Path) -> None:
 
 def test_load_reads_a_path_relative_to_the_config(tmp_path: Path) -> None:
     vocab_file(tmp_path)
-    config = TokenizerConfig(path="vocab.txt")
-    tokenizer = ours.load(config, tmp_path, vocab_size=99, train_source_documents=None, cache=tmp_path / "cache")
+    config = WordPieceConfig(path="vocab.txt")
+    tokenizer = tokenizers_load.load(
+        config, tmp_path, vocab_size=99, train_source_documents=None, cache=tmp_path / "cache"
+    )
     assert tokenizer.pieces == VOCAB and not (tmp_path / "cache").exists()
 
 
@@ -287,7 +291,7 @@ def test_bad_files_are_one_line_errors(tmp_path: Path, name: str, content: str |
     path = tmp_path / name
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(UserError, match=says) as caught:
-        ours.from_file(path)
+        tokenizers_load.from_file(path)
     message = str(caught.value)
     assert message.startswith(str(path)) and "\n" not in message and ";" in message and len(message) <= 300
 
@@ -301,7 +305,7 @@ def test_ids_without_a_piece(tmp_path: Path, capsys) -> None:
     ):
         (tmp_path / name).mkdir()
         path = vocab_file(tmp_path / name, pieces)
-        tokenizer = ours.from_file(path)
+        tokenizer = tokenizers_load.from_file(path)
         (line,) = capsys.readouterr().err.splitlines()
         assert says in line and line.startswith(f"note: {path}: ")
         theirs = transformers.BertTokenizer(vocab={piece: i for i, piece in enumerate(pieces)})
@@ -309,22 +313,24 @@ def test_ids_without_a_piece(tmp_path: Path, capsys) -> None:
         assert tokenizer.encode_batch(texts) == theirs(texts, add_special_tokens=False)["input_ids"]
         assert tokenizer.vocab_size == len(pieces) == len(tokenizer.pieces) == len(set(tokenizer.pieces))
         tokenizer.save(tmp_path / name / "saved")
-        assert ours.from_file(tmp_path / name / "saved").sha256 == tokenizer.sha256
+        assert tokenizers_load.from_file(tmp_path / name / "saved").sha256 == tokenizer.sha256
         assert len((tmp_path / name / "saved" / "vocab.txt").read_text().splitlines()) == len(pieces)
     (tmp_path / "tokenizer.json").write_text(_json(lambda s: s["model"]["vocab"].update({"gap": 5000})))
-    assert ours.from_file(tmp_path).vocab_size == 5001  # more than a model has rows for, which is said with numbers
+    assert (
+        tokenizers_load.from_file(tmp_path).vocab_size == 5001
+    )  # more than a model has rows for, which is said with numbers
 
 
 def test_missing_files_and_bad_options(tmp_path: Path) -> None:
     for path, says in ((tmp_path / "no.txt", "no such file"), (tmp_path, "holds neither")):
         with pytest.raises(UserError, match=says):
-            ours.from_file(path)
+            tokenizers_load.from_file(path)
     with pytest.raises(UserError, match="too small"):
         trained(vocab_size=50)
     with pytest.raises(UserError, match="no words"):
-        ours.train(lambda: iter([["  "]]), vocab_size=200, lowercase=True)
+        tokenizers_load.train(lambda: iter([["  "]]), vocab_size=200, lowercase=True)
     with pytest.raises(UserError, match="tokenizer.path or tokenizer.train_on"):
-        ours.load(TokenizerConfig(), tmp_path, vocab_size=200, train_source_documents=None, cache=tmp_path)
+        tokenizers_load.load(WordPieceConfig(), tmp_path, vocab_size=200, train_source_documents=None, cache=tmp_path)
     state = _json(lambda s: s["model"]["vocab"].pop("[MASK]"))
     assert "[MASK]" in state  # the added token stays: the library gives it an id of its own
 
@@ -336,7 +342,7 @@ def test_parity_with_transformers(shared_data: Path, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     path = shared_data / "vocab" / "bert-base-uncased-vocab.txt"
     theirs = transformers.BertTokenizerFast(vocab=str(path), do_lower_case=True)
-    tokenizer = ours.from_file(path)
+    tokenizer = tokenizers_load.from_file(path)
     assert (tokenizer.vocab_size, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id) == (30522, 101, 102, 103)
     texts = []
     for name in ("wikipedia_squad_train", "eltec-eng.valid"):

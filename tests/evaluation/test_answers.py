@@ -10,20 +10,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from span_oracle import oracle
 
-from bertjax.config.data_schema import SpanQa, SquadFiles
-from bertjax.data import qa, tokenizers
-from bertjax.data.questions import Example, read_squad
-from bertjax.evaluation import answers, squad
-from bertjax.verify import table
+from bertjax.config.schema.data import SpanQa
+from bertjax.config.schema.sources import SquadFiles
+from bertjax.data.preprocess import span_qa
+from bertjax.data.sources.squad import Example, read_squad
+from bertjax.data.tokenizers import load
+from bertjax.data.tokenizers.load import Tokenizer
+from bertjax.evaluation.inference import span_decoding
+from bertjax.evaluation.metrics import squad
+from bertjax.verify import runner
 
-GOLDEN = Path(str(table.GOLDENS))
+GOLDEN = Path(str(runner.GOLDENS))
 RUNS = json.loads((GOLDEN / "squad_predictions.json").read_text(encoding="utf-8"))["runs"]
 TEXTS = json.loads((GOLDEN / "squad_texts.json").read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")
-def tokenizer() -> tokenizers.Tokenizer:
-    return tokenizers.from_file(GOLDEN / "squad_vocab.txt")
+def tokenizer() -> Tokenizer:
+    return load.from_file(GOLDEN / "squad_vocab.txt")
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +36,8 @@ def tiny() -> list[Example]:
 
 
 @pytest.fixture(scope="module")
-def features(tiny, tokenizer) -> qa.Features:
-    return qa.evaluation_features(
+def features(tiny, tokenizer) -> span_qa.Features:
+    return span_qa.evaluation_features(
         tiny, tokenizer, SpanQa(profile="bert", sequence_length=32, doc_stride=8, max_query_length=7)
     )
 
@@ -52,7 +56,7 @@ def logits(run: dict, shape: tuple[int, int]) -> list[np.ndarray]:
 
 @pytest.mark.parametrize("run", RUNS, ids=lambda run: str(run["seed"]))
 def test_predictions_are_those_of_run_squad(run, tiny, features):
-    predictions, nbest, odds = answers.predict_answers(
+    predictions, nbest, odds = span_decoding.predict_answers(
         tiny, features, *logits(run, features.token_to_word.shape), n_best=run["n_best"],
         max_answer_length=run["max_answer_length"], null_score_diff_threshold=run["threshold"],
         version_2=run["version_2"],
@@ -60,7 +64,7 @@ def test_predictions_are_those_of_run_squad(run, tiny, features):
     stopped = {key for key, text in run["predictions"].items() if text is None}
     assert predictions == {key: text or "" for key, text in run["predictions"].items()}
     assert {key: value for key, value in odds.items() if key not in stopped} == run["null_odds"]
-    assert all(odds[key] == answers.NO_SPAN_ODDS and nbest[key][0]["text"] == "" for key in stopped)
+    assert all(odds[key] == span_decoding.NO_SPAN_NULL_ODDS and nbest[key][0]["text"] == "" for key in stopped)
     assert {key: len(nbest[key]) for key in run["entries"]} == run["entries"]
     for key, want in run["nbest"].items():
         found = [list(entry.values()) for entry in nbest[key][: len(want)]]
@@ -72,8 +76,8 @@ def test_predictions_are_those_of_run_squad(run, tiny, features):
 
 @given(st.lists(st.text(min_size=1, max_size=8).filter(lambda t: " " not in t), max_size=5), st.booleans())
 def test_basic_tokens_of_words_are_those_of_the_joined_text(words, lowercase):
-    apart = " ".join(filter(None, (answers.basic_tokens(word, lowercase) for word in words)))
-    assert apart == answers.basic_tokens(" ".join(words), lowercase)
+    apart = " ".join(filter(None, (span_decoding.basic_tokens(word, lowercase) for word in words)))
+    assert apart == span_decoding.basic_tokens(" ".join(words), lowercase)
 
 
 # ---- a re-statement for any logits ----------------------------------------------------------------------------------
@@ -81,14 +85,14 @@ def test_basic_tokens_of_words_are_those_of_the_joined_text(words, lowercase):
 QUESTION, WORDS = 3, 9  # a window: [CLS] q q [SEP] then the document's pieces, [SEP]; S = 16
 
 
-def toy(windows: int, max_context: np.ndarray) -> qa.Features:
+def toy(windows: int, max_context: np.ndarray) -> span_qa.Features:
     """One example over the words w0 w1 ..; every window shows WORDS of them, `windows` apart."""
     ids, word = np.zeros((windows, 16), np.int32), np.full((windows, 16), -1, np.int32)
     for n in range(windows):
         word[n, QUESTION + 1 : QUESTION + 1 + WORDS] = np.arange(WORDS) + n
         ids[n, QUESTION + 1 : QUESTION + 1 + WORDS] = np.arange(WORDS) + n
     words = [f"w{n}" for n in range(WORDS + windows)]
-    return qa.Features(
+    return span_qa.Features(
         inputs={"input_ids": ids}, example_index=np.zeros(windows, np.int32), doc_start=np.arange(windows),
         token_to_word=word, max_context=max_context & (word >= 0), words=[words], pieces=words, lowercase=True,
     )  # fmt: skip
@@ -118,7 +122,7 @@ def test_predictions_of_any_logits(data, windows, n_best, longest, threshold):
         entries = list(dict.fromkeys(text for _, text in ranked))[:n_best]
         if version_2 and "" not in entries:
             entries.append("")
-        predictions, nbest, odds = answers.predict_answers(
+        predictions, nbest, odds = span_decoding.predict_answers(
             [example], features, start, end, n_best=n_best, max_answer_length=longest,
             null_score_diff_threshold=threshold, version_2=version_2,
         )  # fmt: skip
@@ -128,7 +132,7 @@ def test_predictions_of_any_logits(data, windows, n_best, longest, threshold):
             continue
         score = dict(reversed([(text, value) for value, text in ranked]))  # the best of each text
         answer = next((text for text in entries if text), None)
-        assert odds["a"] == (answers.NO_SPAN_ODDS if answer is None else null - score[answer])
+        assert odds["a"] == (span_decoding.NO_SPAN_NULL_ODDS if answer is None else null - score[answer])
         assert predictions["a"] == ("" if answer is None or odds["a"] > threshold else answer)
 
 
@@ -138,7 +142,7 @@ def test_the_threshold_is_strict():
     start[0, 0] = start[0, 5] = 4.0  # null odds 0
     example = Example("a", "q", "w", [("w", 0)])
     for threshold, want in ((0.0, "w1"), (-0.001, "")):
-        got, _, odds = answers.predict_answers(
+        got, _, odds = span_decoding.predict_answers(
             [example], features, start, end, null_score_diff_threshold=threshold, version_2=True
         )
         assert odds == {"a": 0.0} and got == {"a": want}
@@ -146,18 +150,18 @@ def test_the_threshold_is_strict():
 
 def test_an_example_without_windows(tokenizer):
     example = Example("a", "q", "\u200b", [], is_impossible=True)  # a word, but no pieces
-    features = qa.evaluation_features([example], tokenizer, SpanQa(profile="bert", sequence_length=32))
+    features = span_qa.evaluation_features([example], tokenizer, SpanQa(profile="bert", sequence_length=32))
     assert len(features) == 0
     nothing = np.zeros((0, 32), np.float32)
-    assert answers.predict_answers([example], features, nothing, nothing)[0] == {"a": "empty"}
-    predictions, nbest, odds = answers.predict_answers([example], features, nothing, nothing, version_2=True)
-    assert (predictions, odds) == ({"a": ""}, {"a": answers.NO_SPAN_ODDS})
+    assert span_decoding.predict_answers([example], features, nothing, nothing)[0] == {"a": "empty"}
+    predictions, nbest, odds = span_decoding.predict_answers([example], features, nothing, nothing, version_2=True)
+    assert (predictions, odds) == ({"a": ""}, {"a": span_decoding.NO_SPAN_NULL_ODDS})
     assert nbest["a"] == [{"text": "", "probability": 1.0, "start_logit": 0.0, "end_logit": 0.0}]
 
 
 def test_logits_of_another_shape_are_refused(tiny, features):
     with pytest.raises(ValueError, match="for windows of shape"):
-        answers.predict_answers(tiny, features, np.zeros((1, 32)), np.zeros((1, 32)))
+        span_decoding.predict_answers(tiny, features, np.zeros((1, 32)), np.zeros((1, 32)))
 
 
 # ---- a model that knows the answers ---------------------------------------------------------------------------------
@@ -167,9 +171,9 @@ def test_logits_of_another_shape_are_refused(tiny, features):
 def test_a_model_that_knows_the_answers_gets_them(shared_data, name, at_least):
     """The rest: answers inside a word ('8' of '20-18') and annotated answers longer than 30 pieces."""
     examples = read_squad(SquadFiles(kind="squad", files=[f"squad/{name}.first-half.json.gz"]), shared_data)
-    tokenizer = tokenizers.from_file(shared_data / "vocab" / "bert-base-uncased-vocab.txt")
+    tokenizer = load.from_file(shared_data / "vocab" / "bert-base-uncased-vocab.txt")
     version_2 = name == "dev-v2.0"
-    predictions, _, odds = answers.predict_answers(
+    predictions, _, odds = span_decoding.predict_answers(
         examples, *oracle(examples, tokenizer, SpanQa()), version_2=version_2
     )
     scores = squad.score(examples, predictions, odds if version_2 else None)

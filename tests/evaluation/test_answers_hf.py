@@ -8,19 +8,23 @@ import numpy as np
 import pytest
 from transformers_qa import postprocess_qa_predictions
 
-from bertjax.config.data_schema import SpanQa, SquadFiles
-from bertjax.data import qa, tokenizers
-from bertjax.data.questions import Example, read_squad
-from bertjax.evaluation import answers, squad
-from bertjax.verify import table
+from bertjax.config.schema.data import SpanQa
+from bertjax.config.schema.sources import SquadFiles
+from bertjax.data.preprocess import span_qa
+from bertjax.data.sources.squad import Example, read_squad
+from bertjax.data.tokenizers import load
+from bertjax.data.tokenizers.load import Tokenizer
+from bertjax.evaluation.inference import span_decoding
+from bertjax.evaluation.metrics import squad
+from bertjax.verify import runner
 
-GOLDEN = Path(str(table.GOLDENS))
+GOLDEN = Path(str(runner.GOLDENS))
 WINDOWS = SpanQa(sequence_length=32, doc_stride=8, max_query_length=7, doc_stride_mode="overlap")
 
 
 @pytest.fixture(scope="module")
-def tokenizer() -> tokenizers.Tokenizer:
-    return tokenizers.from_file(GOLDEN / "squad_vocab.txt")
+def tokenizer() -> Tokenizer:
+    return load.from_file(GOLDEN / "squad_vocab.txt")
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +41,7 @@ def in_word(text: str, place: int) -> bool:
     return len(pair) == 2 and (latin or pair.isdigit())
 
 
-def transformers_windows(example: Example, tokenizer: tokenizers.Tokenizer) -> list[list[tuple[int, int] | None]]:
+def transformers_windows(example: Example, tokenizer: Tokenizer) -> list[list[tuple[int, int] | None]]:
     """offset_mapping of prepare_validation_features (run_qa.py), its ends moved out of words."""
     transformers = pytest.importorskip("transformers")
     from tokenizers import Tokenizer, processors
@@ -64,13 +68,13 @@ def transformers_windows(example: Example, tokenizer: tokenizers.Tokenizer) -> l
 
 @pytest.mark.parametrize(("n_best", "longest", "threshold"), [(20, 30, 0.0), (5, 4, -2.0), (3, 30, 1.5)])
 def test_predictions_are_those_of_transformers(tiny, tokenizer, n_best, longest, threshold):
-    features = qa.evaluation_features(tiny, tokenizer, WINDOWS)
+    features = span_qa.evaluation_features(tiny, tokenizer, WINDOWS)
     random = np.random.default_rng(n_best)
     logits = random.normal(size=(2, *features.token_to_word.shape)) * 3
     logits[:, :, 0] += 2.0
     options = {"max_answer_length": longest, "null_score_diff_threshold": threshold}
     for version_2 in (False, True):
-        predictions, nbest, odds = answers.predict_answers(
+        predictions, nbest, odds = span_decoding.predict_answers(
             tiny, features, *logits, n_best=n_best, version_2=version_2, **options
         )
         compared = 0
@@ -96,9 +100,9 @@ def test_predictions_are_those_of_transformers(tiny, tokenizer, n_best, longest,
         assert compared > len(tiny) / 2
 
 
-def one(context: str, tokenizer: tokenizers.Tokenizer, length: int = 48) -> tuple[list[Example], qa.Features]:
+def one(context: str, tokenizer: Tokenizer, length: int = 48) -> tuple[list[Example], span_qa.Features]:
     example = Example("a", "stone?", context, [], is_impossible=True)
-    return [example], qa.evaluation_features([example], tokenizer, SpanQa(sequence_length=length))
+    return [example], span_qa.evaluation_features([example], tokenizer, SpanQa(sequence_length=length))
 
 
 def test_nothing_but_the_context_competes(tokenizer):
@@ -108,7 +112,7 @@ def test_nothing_but_the_context_competes(tokenizer):
     start, end = np.where(inside, 0.0, 5.0), np.where(inside, 0.0, 5.0)
     start[inside], end[inside] = np.arange(inside.sum()), np.arange(inside.sum())
     for n_best in (1, 3, 20):
-        predictions, nbest, _ = answers.predict_answers(examples, features, start, end, n_best=n_best)
+        predictions, nbest, _ = span_decoding.predict_answers(examples, features, start, end, n_best=n_best)
         assert predictions["a"] == "wall"
         assert all(entry["text"] in "the stone wall" for entry in nbest["a"])
         assert math.isclose(sum(entry["probability"] for entry in nbest["a"]), 1.0)
@@ -121,20 +125,20 @@ def test_the_best_span_is_searched_where_the_n_best_do_not_fit(tokenizer):
     places = np.flatnonzero(features.token_to_word[0] >= 0)
     start, end = np.zeros((2, *features.token_to_word.shape))
     start[0, places[-1]], end[0, places[0]] = 9.0, 8.0  # the best end is in front of the best start
-    predictions, nbest, _ = answers.predict_answers(examples, features, start, end, n_best=1)
+    predictions, nbest, _ = span_decoding.predict_answers(examples, features, start, end, n_best=1)
     words = examples[0].context.split()
     assert predictions["a"] == words[-1] and nbest["a"][0]["start_logit"] == 9.0 and len(nbest["a"]) == 1
     start[0, places[-1]], end[0, places[-1]] = 9.0, -9.0
-    predictions, _, odds = answers.predict_answers(examples, features, start, end, n_best=1, version_2=True)
+    predictions, _, odds = span_decoding.predict_answers(examples, features, start, end, n_best=1, version_2=True)
     assert predictions["a"] == "the" and odds["a"] == -8.0  # [CLS] has logits of 0
 
 
 def test_a_context_without_a_piece_has_no_answer(tokenizer):
     examples, features = one("\x01\x02", tokenizer)
     nothing = np.zeros(features.token_to_word.shape)
-    assert answers.predict_answers(examples, features, nothing, nothing)[:2] == ({"a": ""}, {"a": []})
-    predictions, nbest, odds = answers.predict_answers(examples, features, nothing, nothing, version_2=True)
-    assert (predictions, odds) == ({"a": ""}, {"a": answers.NO_SPAN_ODDS}) and nbest["a"][0]["text"] == ""
+    assert span_decoding.predict_answers(examples, features, nothing, nothing)[:2] == ({"a": ""}, {"a": []})
+    predictions, nbest, odds = span_decoding.predict_answers(examples, features, nothing, nothing, version_2=True)
+    assert (predictions, odds) == ({"a": ""}, {"a": span_decoding.NO_SPAN_NULL_ODDS}) and nbest["a"][0]["text"] == ""
     assert squad.score(examples, predictions)["exact"] == 100
 
 
@@ -143,6 +147,6 @@ def test_a_text_of_two_windows_is_listed_once(tokenizer):
     assert len(features) > 1
     random = np.random.default_rng(0)
     start, end = random.normal(size=(2, *features.token_to_word.shape))
-    _, nbest, _ = answers.predict_answers(examples, features, start, end)
+    _, nbest, _ = span_decoding.predict_answers(examples, features, start, end)
     texts = [entry["text"] for entry in nbest["a"]]
     assert len(texts) == len(set(texts)) and "" not in texts

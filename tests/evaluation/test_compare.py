@@ -9,11 +9,11 @@ import pytest
 import yaml
 from t5_project import CONFIG, write_project
 
-from bertjax.cli import main
-from bertjax.config.load import build, load
+from bertjax.cli.main import main
+from bertjax.config.loading.load import build, load
 from bertjax.errors import UserError
-from bertjax.evaluation.compare import as_markdown, plan, shown
-from bertjax.models import family, paths
+from bertjax.models import param_paths, registry
+from bertjax.tools.compare import build_runs, format_markdown, table_scores
 from bertjax.training import freezing
 
 WAYS = [
@@ -29,7 +29,7 @@ def config(**changes: object):
 
 
 def test_the_stages_before_the_last_are_where_all_start():
-    start, runs = plan(config())
+    start, runs = build_runs(config())
     assert [stage.name for stage in start.stages] == ["pretrain"] and start.run.name == "tiny-base"
     assert [run.run.name for run in runs] == ["tiny-full", "tiny-head", "tiny-gradual", "tiny-d4"]
     for run, way in zip(runs, config().compare, strict=True):
@@ -42,7 +42,7 @@ def test_the_stages_before_the_last_are_where_all_start():
 
 def test_a_checkpoint_named_is_where_all_start():
     stage = yaml.safe_load(CONFIG)["stages"][-1] | {"init_from": "t5-base"}
-    start, runs = plan(config(stages=[stage]))
+    start, runs = build_runs(config(stages=[stage]))
     assert start is None and {run.stages[0].init_from for run in runs} == {"t5-base"}
     assert {run.tokenizer for run in runs} == {config().tokenizer}
 
@@ -51,9 +51,9 @@ def test_a_checkpoint_named_is_where_all_start():
 def test_without_a_start_there_is_nothing_to_compare(init_from):
     stage = yaml.safe_load(CONFIG)["stages"][-1] | {"init_from": init_from}
     with pytest.raises(UserError, match="stages.tune.init_from: all variants start from one checkpoint"):
-        plan(config(stages=[stage]))
+        build_runs(config(stages=[stage]))
     with pytest.raises(UserError, match="^compare: names no ways to fine-tune"):
-        plan(config(compare=[]))
+        build_runs(config(compare=[]))
 
 
 @pytest.mark.parametrize("names", [["a", "a"], ["base", "a"]])
@@ -69,7 +69,7 @@ def test_the_table():
         "optimizer_bytes": 2048,
     }  # fmt: skip
     other = row | {"method": "all", "episodes": 1, "scores": {}, "diverged": "...", "step_seconds": None}
-    text = as_markdown([row, other], ["dev/f1"]).splitlines()
+    text = format_markdown([row, other], ["dev/f1"]).splitlines()
     assert text[0] == "| method | trained parameters | share | dev/f1 | s/step | step memory | optimizer state |"
     assert text[2] == "| gradual | 1,000 (mean 500) | 50.00% (mean 25.00%) | 88.5 | 250 ms | 3.0 GiB | 2 KiB |"
     assert text[3] == "| all | 1,000 | 50.00% | diverged | - | 3.0 GiB | 2 KiB |"
@@ -77,9 +77,9 @@ def test_the_table():
 
 def test_scores_that_keep_best_names_are_shown():
     rows = [{"scores": {"loss/a": 1.0, "loss/b": 1.0, "loss/c": 1.0}}]
-    assert shown(config(), rows) == ["loss/a", "loss/b"]
+    assert table_scores(config(), rows) == ["loss/a", "loss/b"]
     best = config(run={"checkpoint": {"keep_best": "loss/c"}})
-    assert shown(best, rows) == ["loss/c"]
+    assert table_scores(best, rows) == ["loss/c"]
 
 
 @pytest.mark.slow
@@ -107,7 +107,9 @@ def test_ways_are_trained_once_and_tabulated(kind, tiny_project, tmp_path, capsy
     assert list(rows) == [way["name"] for way in ways]
     for name, row in rows.items():
         size = 4 if name == "d4" else 0
-        sizes = freezing.sizes(paths.flatten(family.structure(model, heads, adapter_size=size)[1], _is_variable))
+        sizes = freezing.group_sizes(
+            param_paths.flatten(registry.abstract_model(model, heads, adapter_size=size)[1], _is_variable)
+        )
         whole = sum(sizes.values())
         expected = {"head": sizes.get("heads"), "d4": 2 * 2 * (32 * 4 * 2 + 32) + 32 * (2 * 2 + 2 * 3 + 2)}
         assert row["trained"] == expected.get(name, whole) and row["parameters"] == whole
@@ -128,5 +130,5 @@ def test_the_recipe_is_a_comparison(tmp_path: Path):
     (tmp_path / "t5-base").mkdir()
     (tmp_path / "t5-base" / "config.json").write_text(json.dumps({"model_type": "t5", "num_layers": 12}))
     with chdir(tmp_path):
-        start, runs = plan(load(recipe))
+        start, runs = build_runs(load(recipe))
     assert start is None and len(runs) == 7

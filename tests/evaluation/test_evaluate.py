@@ -20,15 +20,16 @@ import pytest
 import tokenizers as rust
 
 from bertjax import demo
-from bertjax.cli import main
-from bertjax.config.load import build, load
-from bertjax.data.tokenizer_files import SpecialTokens
-from bertjax.data.tokenizers import Tokenizer
+from bertjax.cli.main import main
+from bertjax.config.loading.load import build, load
+from bertjax.data.tokenizers.files import SpecialTokens
+from bertjax.data.tokenizers.load import Tokenizer
 from bertjax.errors import UserError
-from bertjax.evaluation import probes
-from bertjax.evaluation.evaluate import build_evaluators, evaluate_command
+from bertjax.evaluation import predict
+from bertjax.evaluation.evaluators.build import build_evaluators
 from bertjax.evaluation.restore import restore
-from bertjax.parallel import mesh as meshes
+from bertjax.parallel import mesh
+from bertjax.tools.evaluate import evaluate_command
 from bertjax.training import loop
 
 LABELS = ["calm", "loud", "odd"]
@@ -69,9 +70,8 @@ def project(tiny_project, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def run(project) -> Path:
     """Trained on one device; not to be changed."""
-    make = meshes.make_mesh
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(meshes, "make_mesh", lambda config: make(config, jax.devices()[:1]))
+        patch.setattr(mesh, "all_devices", lambda: jax.devices()[:1])
         config = load(project / "tiny.yaml", [f"run.root={project}/runs", "run.log_every=10"])
         loop.train(config, project, build_evaluators)
     return config.run_dir
@@ -80,9 +80,8 @@ def run(project) -> Path:
 @pytest.fixture
 def here(project, monkeypatch) -> Iterator[Path]:
     """In the project's folder, on one device."""
-    make = meshes.make_mesh
     monkeypatch.chdir(project)
-    monkeypatch.setattr(meshes, "make_mesh", lambda config: make(config, jax.devices()[:1]))
+    monkeypatch.setattr(mesh, "all_devices", lambda: jax.devices()[:1])
     return project
 
 
@@ -96,7 +95,7 @@ def scores_of(run: Path) -> dict[str, dict[str, float]]:
 ELSEWHERE = """
 import json, sys
 import jax
-from bertjax.evaluation.evaluate import evaluate_command
+from bertjax.tools.evaluate import evaluate_command
 assert len(jax.devices()) == 2
 print(json.dumps([evaluate_command(sys.argv[1], None, stage, None, []) for stage in ("pretrain", "qa", "moods")]))
 """
@@ -228,9 +227,9 @@ def test_the_same_data_under_another_name_scores_the_same(run, here, tmp_path):
     source = "[{kind: jsonl, text_field: body, files: [held.jsonl.xz]}]"
     first = [f"{mlm}.data.source={source}", f"{mlm}.batches=2"]
     found = [evaluate_command(run, None, "pretrain", None, first, None, tmp_path / "scores")]
-    opened = restore(run, stage="pretrain", overrides=first).stored
+    opened = restore(run, stage="pretrain", overrides=first).saved_config
     assert opened is not None and opened.stages[0].evaluate[0].data.source[0].kind == "text"
-    stored = restore(run, stage="pretrain", overrides=first).job.config.model_dump(mode="json")
+    stored = restore(run, stage="pretrain", overrides=first).ctx.config.model_dump(mode="json")
     renamed = build(stored, [f"{mlm}.data.source.files=[again.jsonl.xz]"]).stages[0].evaluate[0].data.source[0]
     again = [f"{mlm}.data.source=[{json.dumps(renamed.model_dump(mode='json'))}]", f"{mlm}.batches=2"]
     found.append(evaluate_command(run, None, "pretrain", None, again, None, tmp_path / "again.json"))
@@ -247,13 +246,13 @@ def test_labels_are_those_of_the_training_data(run, here):
     assert opened.labels == LABELS and restore(run, stage="qa").labels is None
     unseen = [json.loads(line) for line in (here / "unseen.jsonl").read_text().splitlines()]
     assert {record["mood"] for record in unseen} == {"loud", "odd"}
-    tokenizer, model = opened.job.tokenizer, opened.program.module(opened.params)
+    tokenizer, model = opened.ctx.tokenizer, opened.program.build_model(opened.params)
     ids = np.zeros((len(unseen), 16), np.int32)
     for row, record in zip(ids, unseen, strict=True):
         tokens = [tokenizer.cls_id, *tokenizer.encode_batch([record["sentence"]])[0], tokenizer.sep_id]
         row[: len(tokens)] = tokens
     real = jnp.asarray(ids > 0, jnp.int32)
-    with jax.set_mesh(opened.job.mesh):
+    with jax.set_mesh(opened.ctx.mesh):
         hidden = model.encode(jnp.asarray(ids), 0 * real, real, real * jnp.arange(16))
         logits = model.class_logits(hidden, jnp.zeros((len(unseen), 1), jnp.int32))
     guesses = np.asarray(logits).reshape(-1, 3).argmax(1)
@@ -331,8 +330,8 @@ def test_filled_text_holds_words_and_not_bytes_or_marks():
     by_suffix.train_from_iterator(["café"] * 9, trainer)
     for backend, token in ((by_bytes, "\u0120caf\u00c3\u00a9"), (by_suffix, "café</w>")):
         tokenizer = Tokenizer(backend, "test", special)
-        text = probes._with_own_masks(tokenizer, "a [MASK] b <mask>.")
-        found = probes.filled(tokenizer, text, 1, tokenizer.pieces.index(token), 0.5)
+        text = predict._to_tokenizer_mask(tokenizer, "a [MASK] b <mask>.")
+        found = predict.fill_result(tokenizer, text, 1, tokenizer.pieces.index(token), 0.5)
         assert found == {"token": token, "probability": 0.5, "text": "a <mask> b café."}
 
 
@@ -340,9 +339,9 @@ def test_fill_mask_gives_the_softmax_over_the_vocabulary(run, here):
     """Against the model itself on a padded batch of rows."""
     opened = restore(run, stage="pretrain")
     texts = ["The [MASK] sleeps near the barn.", "The dog [MASK] near the [MASK]."]
-    found = probes.fill_mask(opened, texts, top_k=128)
+    found = predict.fill_mask(opened, texts, top_k=128)
     assert [row["text"] for row in found] == texts and [len(row["masks"]) for row in found] == [1, 2]
-    tokenizer = opened.job.tokenizer
+    tokenizer = opened.ctx.tokenizer
     size = tokenizer.vocab_size
     for row in found:
         for number, guesses in enumerate(row["masks"]):
@@ -359,8 +358,8 @@ def test_fill_mask_gives_the_softmax_over_the_vocabulary(run, here):
     segments = (ids > 0).astype(np.int32)
     segments[1, :9] = 1
     positions = np.where(segments > 0, np.arange(24), 0).astype(np.int32)
-    model = opened.program.module(opened.params)
-    with jax.set_mesh(opened.job.mesh):
+    model = opened.program.build_model(opened.params)
+    with jax.set_mesh(opened.ctx.mesh):
         fields = (jnp.asarray(x) for x in (ids, np.zeros_like(ids), segments, positions))
         hidden = model.encode(*fields)
         logits = model.mlm_logits(hidden, jnp.full((3, 1), 2, jnp.int32))
@@ -372,19 +371,19 @@ def test_fill_mask_gives_the_softmax_over_the_vocabulary(run, here):
 def test_answers_are_spans_of_the_context(run, here):
     opened = restore(run, stage="qa")
     context = "The dog sleeps in the barn. " * 12 + "The cat sleeps in the tree."  # several windows
-    found = probes.answer(opened, "Where is the cat?", context, n_best=5)
+    found = predict.answer(opened, "Where is the cat?", context, n_best=5)
     candidates = found["candidates"]
     assert found["answer"] == candidates[0]["text"] and "no_answer" not in found
     assert len(candidates) == 5 and all(each["text"] in context for each in candidates)
     probabilities = [each["probability"] for each in candidates]
     assert probabilities == sorted(probabilities, reverse=True) and 0 < sum(probabilities) <= 1.001
-    assert len(probes.answer(opened, "Where is the cat?", context, n_best=1)["candidates"]) == 1
+    assert len(predict.answer(opened, "Where is the cat?", context, n_best=1)["candidates"]) == 1
 
 
 @pytest.mark.parametrize("context", ["owl", "It rained.", "a\u00a0dog", "The dog.", "barn barn", "x?", "42"])
 def test_a_short_context_is_answered_out_of_itself(run, here, context):
     """Padding is 30 and more of the 48 positions, so its logits used to fill the n best."""
-    found = probes.answer(restore(run, stage="qa"), "Where is the dog?", context, n_best=99)
+    found = predict.answer(restore(run, stage="qa"), "Where is the dog?", context, n_best=99)
     assert found["answer"] and all(each["text"] in context for each in found["candidates"])
     assert sum(each["probability"] for each in found["candidates"]) == pytest.approx(1, abs=0.01)
 
@@ -392,61 +391,64 @@ def test_a_short_context_is_answered_out_of_itself(run, here, context):
 def test_no_answer_is_given_by_the_rules_the_checkpoint_was_trained_for(run, here, monkeypatch):
     opened, asked = restore(run, stage="qa"), ("Where is the dog?", "The dog sleeps in the barn.")
     assert opened.unanswerable == 0 and restore(run, stage="pretrain").unanswerable is None
-    plain = probes.answer(opened, *asked)
+    plain = predict.answer(opened, *asked)
     version_2 = replace(opened, unanswerable=3)  # as after training on SQuAD 2.0
-    found = probes.answer(version_2, *asked, n_best=99)
+    found = predict.answer(version_2, *asked, n_best=99)
     null = found["no_answer"]
     assert null["threshold"] == 0 and (found["answer"] is None) == (null["null_odds"] > 0)
     total = null["probability"] + sum(each["probability"] for each in found["candidates"])
     assert total == pytest.approx(1, abs=0.01)
     # the odds are strictly above the threshold or not, on any checkpoint
     for checkpoint in (opened, version_2):
-        above = probes.answer(checkpoint, *asked, null_threshold=null["null_odds"] - 0.01)
+        above = predict.answer(checkpoint, *asked, null_threshold=null["null_odds"] - 0.01)
         assert above["answer"] is None and "above the threshold" in above["reason"] and "probability" not in above
-        below = probes.answer(checkpoint, *asked, null_threshold=null["null_odds"] + 0.01)
+        below = predict.answer(checkpoint, *asked, null_threshold=null["null_odds"] + 0.01)
         assert below["answer"] == plain["answer"] and "reason" not in below
-    evaluation, windows = probes.span_settings(opened)
+    evaluation, windows = predict.span_settings(opened)
     for threshold in (1e9, -1e9):
         settings = evaluation.model_copy(update={"null_score_diff_threshold": threshold})
-        monkeypatch.setattr(probes, "span_settings", lambda _, settings=settings: (settings, windows))
-        assert (probes.answer(version_2, *asked)["answer"] is not None) == (threshold > 0)
+        monkeypatch.setattr(predict, "span_settings", lambda _, settings=settings: (settings, windows))
+        assert (predict.answer(version_2, *asked)["answer"] is not None) == (threshold > 0)
         settings = settings.model_copy(update={"version_2": False})
-        monkeypatch.setattr(probes, "span_settings", lambda _, settings=settings: (settings, windows))
-        assert probes.answer(version_2, *asked) == plain
+        monkeypatch.setattr(predict, "span_settings", lambda _, settings=settings: (settings, windows))
+        assert predict.answer(version_2, *asked) == plain
 
 
 def test_an_answer_that_is_not_probable_enough_is_none(run, here):
     opened, asked = restore(run, stage="qa"), ("Where is the dog?", "The dog sleeps in the barn.")
-    probability = probes.answer(opened, *asked)["probability"]
-    assert probes.answer(opened, *asked, min_probability=probability - 0.001)["answer"]
-    found = probes.answer(opened, *asked, min_probability=probability + 0.001)
+    probability = predict.answer(opened, *asked)["probability"]
+    assert predict.answer(opened, *asked, min_probability=probability - 0.001)["answer"]
+    found = predict.answer(opened, *asked, min_probability=probability + 0.001)
     assert found["answer"] is None and "is below" in found["reason"] and found["candidates"]
 
 
 def test_a_head_that_a_stage_only_carries_is_used_and_said(run, here, capsys):
-    assert probes.fill_mask(run / "checkpoints" / "01-qa", ["[MASK]"])[0]["masks"]
+    assert predict.fill_mask(run / "checkpoints" / "01-qa", ["[MASK]"])[0]["masks"]
     assert "note: stage 'qa' has trained the layers below the 'mlm' head" in capsys.readouterr().err
-    assert probes.fill_mask(run / "checkpoints" / "00-pretrain", ["[MASK]"])[0]["masks"]
+    assert predict.fill_mask(run / "checkpoints" / "00-pretrain", ["[MASK]"])[0]["masks"]
     assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(
     ("ask", "message"),
     [
-        (lambda run: probes.fill_mask(run / "checkpoints" / "00-pretrain", ["no gap"]), "holds no \\[MASK\\]"),
-        (lambda run: probes.fill_mask(run / "checkpoints" / "00-pretrain", ["[MASK] dog" * 60]), "shorten it"),
+        (lambda run: predict.fill_mask(run / "checkpoints" / "00-pretrain", ["no gap"]), "holds no \\[MASK\\]"),
+        (lambda run: predict.fill_mask(run / "checkpoints" / "00-pretrain", ["[MASK] dog" * 60]), "shorten it"),
         (
-            lambda run: probes.answer(run / "checkpoints" / "00-pretrain", "q", "c"),
+            lambda run: predict.answer(run / "checkpoints" / "00-pretrain", "q", "c"),
             "has no 'qa' head \\(it has: mlm, nsp\\)",
         ),
-        (lambda run: probes.answer(run / "checkpoints" / "01-qa", "q", " \n"), "context"),
-        (lambda run: probes.answer(run / "checkpoints" / "01-qa", " ", "The dog."), "question"),
+        (lambda run: predict.answer(run / "checkpoints" / "01-qa", "q", " \n"), "context"),
+        (lambda run: predict.answer(run / "checkpoints" / "01-qa", " ", "The dog."), "question"),
         (
-            lambda run: probes.answer(run / "checkpoints" / "01-qa", "q", "a \ud800"),
+            lambda run: predict.answer(run / "checkpoints" / "01-qa", "q", "a \ud800"),
             "context holds half of a surrogate",
         ),
-        (lambda run: probes.answer(run / "checkpoints" / "01-qa", "\udcff", "a"), "question holds half of a surrogate"),
-        (lambda run: probes.answer(run / "checkpoints" / "01-qa", "q", "\x01\x02"), "context has no character"),
+        (
+            lambda run: predict.answer(run / "checkpoints" / "01-qa", "\udcff", "a"),
+            "question holds half of a surrogate",
+        ),
+        (lambda run: predict.answer(run / "checkpoints" / "01-qa", "q", "\x01\x02"), "context has no character"),
     ],
 )
 def test_questions_that_cannot_be_answered(run, here, ask: Callable[[Path], Any], message):
@@ -460,8 +462,8 @@ def test_the_demo_shows_what_predict_answers(run, tmp_path, monkeypatch, capsys)
     kept = tmp_path / "evaluations" / "01-qa"
     kept.mkdir(parents=True)
     (kept / "unseen_modules.json").write_text(json.dumps({"samples": [sample | {"prediction": "barn"}] * 5}))
-    answer = lambda *words, capture: json.dumps(probes.answer(run, words[4], words[6]))  # noqa: E731
-    monkeypatch.setattr(demo, "bertjax", answer)
+    answer = lambda *words, capture: json.dumps(predict.answer(run, words[4], words[6]))  # noqa: E731
+    monkeypatch.setattr(demo, "run_bertjax", answer)
     demo.show_answers(tmp_path)
     *_, last = capsys.readouterr().out.strip().split("\n")
     assert re.fullmatch(r" +-> .*[a-z.]+  \d+%", last)

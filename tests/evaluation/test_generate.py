@@ -8,19 +8,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bertjax.config.evaluation_schema import Decoding
-from bertjax.config.load import build
-from bertjax.config.schema import Mesh
-from bertjax.data import sentencepieces
-from bertjax.data.text_to_text import row_dtype, text_to_text_blocks
+from bertjax.config.loading.load import build
+from bertjax.config.schema.evaluation import Decoding
+from bertjax.config.schema.run import MeshConfig
+from bertjax.data.preprocess.text_to_text import row_dtype, text_to_text_blocks
+from bertjax.data.tokenizers import sentencepiece
 from bertjax.errors import UserError
-from bertjax.evaluation import generate, probes
-from bertjax.evaluation.generate import Generator
-from bertjax.evaluation.restore import Restored
-from bertjax.models.beam import beam
-from bertjax.models.decode import greedy, sample
-from bertjax.parallel import mesh as meshes
-from bertjax.training.setup import Job
+from bertjax.evaluation import predict
+from bertjax.evaluation.inference import generate
+from bertjax.evaluation.inference.generate import Generator
+from bertjax.evaluation.restore import RestoredCheckpoint
+from bertjax.models.decoding.beam import beam_search
+from bertjax.models.decoding.sample import greedy, sample
+from bertjax.parallel.mesh import make_mesh
+from bertjax.training.run_context import RunContext
 
 WORDS = "dog cat owl fox barn tree sleeps runs sings under near the a green old".split()
 DATA = {"kind": "text_to_text", "inputs": "{text}", "targets": "{text}", "sequence_length": 24, "target_length": 9}
@@ -39,7 +40,7 @@ def texts(count: int, seed: int = 0) -> list[str]:
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return sentencepieces.train(
+    return sentencepiece.train(
         lambda: iter([texts(300)]), vocab_size=64, extra_ids=4, character_coverage=1.0
     )  # fmt: skip
 
@@ -48,7 +49,7 @@ def tokenizer():
 def opened(tokenizer):
     """(architecture, preprocess, devices, decoding of an evaluation) -> a T5 of wild random weights, as if restored."""
 
-    def make(architecture="encoder_decoder", preprocess=DATA, devices=(1, 1, 1), decoding=None) -> Restored:
+    def make(architecture="encoder_decoder", preprocess=DATA, devices=(1, 1, 1), decoding=None) -> RestoredCheckpoint:
         source = {"kind": "jsonl", "files": ["none.jsonl"]}
         task = {"source": source, "preprocess": preprocess}
         stage = {"name": "s", "data": task, "objective": {"kind": "text_to_text"}, "steps": 1, "batch_size": 8}
@@ -63,38 +64,38 @@ def opened(tokenizer):
         }
         config = build(settings, (), where="here")
         data, fsdp, tensor = devices
-        mesh = meshes.make_mesh(Mesh(data=data, fsdp=fsdp, tensor=tensor), jax.devices()[: data * fsdp * tensor])
-        job = Job(config, None, mesh, tokenizer)
-        program = job.program(config.stages[0], steps=1)
+        mesh = make_mesh(MeshConfig(data=data, fsdp=fsdp, tensor=tensor), jax.devices()[: data * fsdp * tensor])
+        ctx = RunContext(config, None, mesh, tokenizer)
+        program = ctx.program(config.stages[0], steps=1)
         rng = np.random.default_rng(0)
         params = {}
         for path, x in program.abstract_params().items():
             drawn = rng.normal(size=x.shape) * (0.6 if "word" in path else 1.0) + path.endswith("scale")
             params[path] = jax.device_put(drawn.astype(np.float32), x.sharding)
-        return Restored(job, 0, 1, program, params)
+        return RestoredCheckpoint(ctx, 0, 1, program, params)
 
     return make
 
 
-def generator(restored: Restored, how: str, batch_size: int = 4, **options) -> Generator:
+def generator(restored: RestoredCheckpoint, how: str, batch_size: int = 4, **options) -> Generator:
     lengths = {"sequence_length": 24, "target_length": 9} | options
     return Generator(
-        restored.program, restored.job.tokenizer, HOW[how], batch_size=batch_size, seed=5, **lengths
+        restored.program, restored.ctx.tokenizer, HOW[how], batch_size=batch_size, seed=5, **lengths
     )  # fmt: skip
 
 
-def one_by_one(restored: Restored, how: str, rows: list[list[int]], causal: bool = False) -> list[str]:
+def one_by_one(restored: RestoredCheckpoint, how: str, rows: list[list[int]], causal: bool = False) -> list[str]:
     """Each row of ids alone, as wide as it is, straight through the decoding functions."""
-    tokenizer, found = restored.job.tokenizer, []
+    tokenizer, found = restored.ctx.tokenizer, []
 
     @jax.jit
     def run(params, ids, number):
-        inputs = (restored.program.module(params), ids, jnp.ones_like(ids), 9)
+        inputs = (restored.program.build_model(params), ids, jnp.ones_like(ids), 9)
         if how == "sample":
             return sample(*inputs, jax.random.key(5), number, temperature=0.8, top_k=12, top_p=0.95, causal=causal)
         if how in ("beam", "transformers"):
             rules = "transformers" if how == "transformers" else "t5x"
-            return beam(*inputs, beam_size=3, alpha=1.0, causal=causal, rules=rules)[0]
+            return beam_search(*inputs, beam_size=3, alpha=1.0, causal=causal, rules=rules)[0]
         return greedy(*inputs, causal=causal)
 
     for number, row in enumerate(rows):
@@ -113,7 +114,7 @@ def one_by_one(restored: Restored, how: str, rows: list[list[int]], causal: bool
     ],
 )
 def test_every_text_gets_its_own_answer(opened, tokenizer, monkeypatch, architecture, how):
-    monkeypatch.setattr(generate, "WIDTH", 8)
+    monkeypatch.setattr(generate, "WIDTH_MULTIPLE", 8)
     restored = opened(architecture)
     ids = [list(np.random.default_rng(n).integers(3, 60, (5, 14, 20)[n % 3])) for n in range(9)]
     expected = one_by_one(restored, how, [[*row, 1] for row in ids])
@@ -152,14 +153,14 @@ def test_no_texts_and_empty_texts(opened):
     run = generator(restored, "greedy")
     assert run(restored.params, []) == []
     assert run(restored.params, ["", "dog"]) == one_by_one(
-        restored, "greedy", [[1], [*restored.job.tokenizer.encode_batch(["dog"])[0], 1]]
+        restored, "greedy", [[1], [*restored.ctx.tokenizer.encode_batch(["dog"])[0], 1]]
     )
 
 
 def test_max_new_tokens_goes_before_the_tasks_length(opened):
     restored = opened()
     run = lambda n: Generator(  # noqa: E731
-        restored.program, restored.job.tokenizer, Decoding(max_new_tokens=n), sequence_length=24, target_length=9,
+        restored.program, restored.ctx.tokenizer, Decoding(max_new_tokens=n), sequence_length=24, target_length=9,
         batch_size=4,
     ).max_new_tokens  # fmt: skip
     assert (run(None), run(3)) == (9, 3)
@@ -171,13 +172,13 @@ def test_max_new_tokens_goes_before_the_tasks_length(opened):
 def test_the_probe_decodes_as_the_stage_does_unless_told(opened, monkeypatch):
     restored, asked = opened(decoding={"beam_size": 3, "length_penalty": 1.0}), texts(3)
     made = []
-    monkeypatch.setattr(probes, "Generator", lambda *a, **k: made.append((a[2], k)) or Generator(*a, **k))
-    found = probes.generate(restored, asked, {})
+    monkeypatch.setattr(predict, "Generator", lambda *a, **k: made.append((a[2], k)) or Generator(*a, **k))
+    found = predict.generate(restored, asked, {})
     assert [one["text"] for one in found] == asked
     assert [one["generated"] for one in found] == generator(restored, "beam")(restored.params, asked)
     by_rules = {"beam_rules": "transformers"}
     for choices in ({"sample": True, "top_k": 2}, {"beam_size": 5}, {"max_new_tokens": 2}, by_rules):
-        probes.generate(restored, asked, choices)
+        predict.generate(restored, asked, choices)
     assert [decoding.model_dump(exclude_defaults=True) for decoding, _ in made] == [
         {"beam_size": 3, "length_penalty": 1.0},
         {"length_penalty": 1.0, "sample": True, "top_k": 2},
@@ -192,7 +193,7 @@ def test_the_probe_decodes_as_the_stage_does_unless_told(opened, monkeypatch):
 
 def test_the_probe_of_a_language_model_goes_on(opened, tokenizer):
     restored = opened("decoder_only", {"kind": "causal_lm", "sequence_length": 24})
-    found = probes.generate(restored, ["the old"], {"max_new_tokens": 9})
+    found = predict.generate(restored, ["the old"], {"max_new_tokens": 9})
     ids = tokenizer.encode_batch(["the old"])
     assert found == [{"text": "the old", "generated": one_by_one(restored, "greedy", ids, causal=True)[0]}]
     json.dumps(found)
@@ -205,10 +206,10 @@ def test_sentinels_in_a_text_are_those_of_training(opened, tokenizer, capsys):
     (rows,) = text_to_text_blocks((tokenizer, row_dtype(24, 9)), [(text, "") for text in asked])
     ids = [row["input_ids"][row["segment_ids"] > 0].tolist() for row in rows]
     assert [tokenizer.sentinel_id(0) in row for row in ids] == [True, True]
-    found = probes.generate(restored, asked, {})
+    found = predict.generate(restored, asked, {})
     assert [one["generated"] for one in found] == one_by_one(restored, "greedy", ids)
     assert "read as characters" not in capsys.readouterr().err
-    probes.generate(restored, ["<extra_id_7>", "dog", "dog<extra_id_0>"], {})
+    predict.generate(restored, ["<extra_id_7>", "dog", "dog<extra_id_0>"], {})
     assert "note: 2 of 3 texts hold an <extra_id_N> that is read as characters" in capsys.readouterr().err
 
 
@@ -217,17 +218,17 @@ def test_the_probe_reads_texts_whole_or_says_what_it_cuts(opened, tokenizer, cap
     restored, asked = opened(), ["the dog", " ".join(WORDS * 3)]
     ids = tokenizer.encode_batch(asked)
     assert len(ids[1]) > 40
-    found = probes.generate(restored, asked, {"max_new_tokens": 9})
+    found = predict.generate(restored, asked, {"max_new_tokens": 9})
     assert found[1]["generated"] == one_by_one(restored, "greedy", [[*ids[1], 1]])[0]
     assert "inputs cut" not in capsys.readouterr().err
-    probes.generate(restored, asked, {"max_new_tokens": 9}, max_input_tokens=10)
+    predict.generate(restored, asked, {"max_new_tokens": 9}, max_input_tokens=10)
     lost = (len(ids[1]) - 9) / (len(ids[0]) + len(ids[1]))
     assert capsys.readouterr().err.splitlines()[0] == (
         f"note: 1 of 2 inputs cut ({lost:.1%} of their tokens lost); raise --max-input-tokens (now 10) to keep them"
     )
-    monkeypatch.setattr(generate, "MOST_TOKENS", 40)
+    monkeypatch.setattr(generate, "MAX_INPUT_TOKENS", 40)
     with pytest.raises(UserError, match=r"^text 2: has \d\d tokens, .* --max-input-tokens$"):
-        probes.generate(restored, asked, {})
+        predict.generate(restored, asked, {})
 
 
 def test_long_texts_go_in_few_widths_and_small_batches(opened):
@@ -237,26 +238,26 @@ def test_long_texts_go_in_few_widths_and_small_batches(opened):
     assert len(widths) <= 8 + 4 * 4 and all(run._batch(lengths[n : n + 1])[1] >= n + 1 for n in range(5000))
     for longest in (10, 2000, 5000):
         size, width = run._batch(np.full(8, longest))
-        assert longest <= width <= max(64, 1.25 * longest) and size * longest**2 <= generate.MOST_PAIRS
+        assert longest <= width <= max(64, 1.25 * longest) and size * longest**2 <= generate.MAX_TOKEN_PAIRS
     assert run._batch(np.full(8, 5000))[0] == 1 and run._batch(np.full(8, 2048))[0] == 8
 
 
 def test_answers_without_an_end_are_counted(opened, capsys):
     restored = opened(preprocess=DATA | {"target_length": 2})
-    probes.generate(restored, texts(3), {})
+    predict.generate(restored, texts(3), {})
     assert "of 3 answers reach 2 tokens without an end and are cut there" in capsys.readouterr().err
-    probes.generate(restored, texts(3), {"max_new_tokens": 2})
+    predict.generate(restored, texts(3), {"max_new_tokens": 2})
     assert "without an end" not in capsys.readouterr().err
 
 
 def test_another_family_is_refused():
-    job = SimpleNamespace(config=SimpleNamespace(model=SimpleNamespace(family="bert")), tokenizer=None)
+    ctx = SimpleNamespace(config=SimpleNamespace(model=SimpleNamespace(family="bert")), tokenizer=None)
     with pytest.raises(UserError, match="is a bert model, which generates no text; name a run of family t5"):
-        probes.generate(Restored(job, 0, 1, None, {}), ["x"], {})
+        predict.generate(RestoredCheckpoint(ctx, 0, 1, None, {}), ["x"], {})
 
 
 @pytest.mark.parametrize("choice", [{"length_penalty": 2.0}, {"beam_rules": "transformers"}])
 def test_what_is_for_beams_is_refused_without_them(choice):
     with pytest.raises(UserError, match="is for beams, and only one is searched; give --beam N above 1"):
-        probes._decoding(Decoding(), choice)
-    assert probes._decoding(Decoding(beam_size=2), choice).beam_size == 2
+        predict._override_decoding(Decoding(), choice)
+    assert predict._override_decoding(Decoding(beam_size=2), choice).beam_size == 2

@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bertjax.config.data_schema import TextToText
-from bertjax.data.prompts import TextExample, prompt_of
+from bertjax.config.schema.data import TextToText
+from bertjax.data.preprocess.prompts.t5_prompts import TextExample, get_prompt
 from bertjax.errors import UserError
-from bertjax.evaluation import benchmarks, metrics, scoring
+from bertjax.evaluation.metrics import by_prompt, glue_average
+from bertjax.evaluation.metrics import text as metrics_text
 
 IDS = st.lists(st.tuples(st.integers(0, 2), st.integers(-1, 2)), min_size=1, max_size=30)
 WORDS = st.sampled_from(["the cat", "Cat.", "a dog", "dog", "", "U . S . ", "U.S.", "‘owl’", "an  owl_s", "x-y", "x y"])
@@ -26,16 +27,16 @@ WORDS = st.sampled_from(["the cat", "Cat.", "a dog", "dog", "", "U . S . ", "U.S
 def test_labels_as_sklearn(pairs):
     sklearn = pytest.importorskip("sklearn.metrics")
     targets, guesses = np.array(pairs).T
-    assert metrics.accuracy(targets, guesses)["accuracy"] == pytest.approx(
+    assert metrics_text.accuracy(targets, guesses)["accuracy"] == pytest.approx(
         100 * sklearn.accuracy_score(targets, guesses)
     )
     macro = sklearn.fbeta_score(targets, guesses, beta=1, labels=range(3), average="macro", zero_division=0)
-    assert metrics.mean_3class_f1(targets, guesses)["mean_3class_f1"] == pytest.approx(100 * macro)
+    assert metrics_text.mean_3class_f1(targets, guesses)["mean_3class_f1"] == pytest.approx(100 * macro)
     expected = sklearn.matthews_corrcoef(targets, guesses)
-    assert metrics.matthews(targets, guesses)["matthews"] == pytest.approx(100 * expected, abs=1e-6)
+    assert metrics_text.matthews(targets, guesses)["matthews"] == pytest.approx(100 * expected, abs=1e-6)
     two = targets % 2
     flipped = np.where((guesses == 0) | (guesses == 1), guesses, 1 - two)
-    assert metrics.f1(two, guesses)["f1"] == pytest.approx(100 * sklearn.f1_score(two, flipped, zero_division=0))
+    assert metrics_text.f1(two, guesses)["f1"] == pytest.approx(100 * sklearn.f1_score(two, flipped, zero_division=0))
 
 
 @settings(deadline=None)
@@ -43,7 +44,7 @@ def test_labels_as_sklearn(pairs):
 def test_correlations_as_scipy(pairs):
     stats = pytest.importorskip("scipy.stats")
     x, y = np.array(pairs, np.float64).T / 5
-    found = metrics.pearson(x, y)["pearson"], metrics.spearman(x, y)["spearman"]
+    found = metrics_text.pearson(x, y)["pearson"], metrics_text.spearman(x, y)["spearman"]
     if len(set(x)) < 2 or len(set(y)) < 2:
         assert found == (0, 0)  # scipy says nan, which no JSON holds
         return
@@ -53,22 +54,22 @@ def test_correlations_as_scipy(pairs):
 
 def test_ratings_that_never_change_correlate_with_nothing():
     """The mean of three times 0.2 is not 0.2 in binary."""
-    for metric in (metrics.pearson, metrics.spearman):
+    for metric in (metrics_text.pearson, metrics_text.spearman):
         assert list(metric(np.array([0.0, 1.0, 4.0]), np.array([0.2, 0.2, 0.2])).values()) == [0.0]
 
 
 def test_what_cannot_be_read_is_wrong():
     labels = ["negative", "positive"]
-    ids = metrics.class_ids(["positive", "Positive", " positive", "positive.", "", "<unk>"], labels)
+    ids = metrics_text.class_ids(["positive", "Positive", " positive", "positive.", "", "<unk>"], labels)
     assert ids.tolist() == [1, -1, -1, -1, -1, -1]
-    assert metrics.numbers(["3.8", "nan", "inf", "1,0", " 2 "]).tolist() == [3.8, -1, -1, -1, 2]
-    assert metrics.f1(np.array([1, 1, 0]), np.array([-1, 1, -1]))["f1"] == pytest.approx(50)
+    assert metrics_text.parse_numbers(["3.8", "nan", "inf", "1,0", " 2 "]).tolist() == [3.8, -1, -1, -1, 2]
+    assert metrics_text.f1(np.array([1, 1, 0]), np.array([-1, 1, -1]))["f1"] == pytest.approx(50)
 
 
 @given(st.lists(st.tuples(st.lists(WORDS, min_size=1, max_size=3), WORDS), min_size=1, max_size=6))
 def test_answers_score_the_best_reference_alone(pairs):
     references, said = zip(*pairs, strict=True)
-    for metric in (metrics.squad, metrics.trivia_qa):
+    for metric in (metrics_text.squad, metrics_text.trivia_qa):
         whole = metric(references, said)
         for key in ("em", "f1"):
             best = [max(metric([[r]], [p])[key] for r in rs) for rs, p in pairs]
@@ -78,9 +79,9 @@ def test_answers_score_the_best_reference_alone(pairs):
 
 def test_the_reference_scores_two_empty_texts_by_words():
     """qa_utils._f1_score: no word in common is 0, also where both have none; exact they are."""
-    assert metrics.squad([["the"]], ["an"]) == {"em": 100.0, "f1": 0.0}
-    assert metrics.squad([[]], [""]) == {"em": 100.0, "f1": 100.0}  # no answer, and none given
-    assert metrics.squad([[]], ["owl"]) == {"em": 0.0, "f1": 0.0}
+    assert metrics_text.squad([["the"]], ["an"]) == {"em": 100.0, "f1": 0.0}
+    assert metrics_text.squad([[]], [""]) == {"em": 100.0, "f1": 100.0}  # no answer, and none given
+    assert metrics_text.squad([[]], ["owl"]) == {"em": 0.0, "f1": 0.0}
 
 
 def test_bleu_is_sacrebleus_with_intl_tokens_case_and_several_references():
@@ -93,10 +94,10 @@ def test_bleu_is_sacrebleus_with_intl_tokens_case_and_several_references():
     said = ["Der Hund rennt – schnell.", "Sie sagt: „Nein“, Danke.", "Es kostet 3,50€ heute."]
     streams = [[g[0] for g in golds], [g[1] if len(g) > 1 else None for g in golds]]
     expected = sacrebleu.metrics.BLEU(tokenize="intl", smooth_method="exp").corpus_score(said, streams).score
-    assert metrics.bleu(golds, said)["bleu"] == pytest.approx(expected)
+    assert metrics_text.bleu(golds, said)["bleu"] == pytest.approx(expected)
     other = sacrebleu.metrics.BLEU(tokenize="13a").corpus_score(said, streams).score
     assert other != pytest.approx(expected)
-    lowered = metrics.bleu(golds, [text.lower() for text in said])["bleu"]
+    lowered = metrics_text.bleu(golds, [text.lower() for text in said])["bleu"]
     assert lowered < expected
 
 
@@ -104,7 +105,7 @@ def test_rouge_is_the_mean_over_examples_with_lines_at_full_stops():
     scorer = pytest.importorskip("rouge_score.rouge_scorer").RougeScorer(["rouge1", "rouge2", "rougeLsum"])
     golds = ["the cat sat . it ran away . the end", "owls fly at night"]
     said = ["it ran . the cat sat on a mat .", "an owl flies at night"]
-    found = metrics.rouge([[g] for g in golds], said)
+    found = metrics_text.rouge([[g] for g in golds], said)
     cut = lambda text: text.replace(" . ", " .\n")  # noqa: E731
     each = [scorer.score(target=cut(g), prediction=cut(p)) for g, p in zip(golds, said, strict=True)]
     for key, value in found.items():
@@ -112,10 +113,12 @@ def test_rouge_is_the_mean_over_examples_with_lines_at_full_stops():
     assert found["rougeLsum"] != pytest.approx(
         100 * np.mean([scorer.score(g, p)["rougeLsum"].fmeasure for g, p in zip(golds, said, strict=True)])
     )
-    assert metrics.rouge([golds], said[:1])["rouge1"] == pytest.approx(100 * each[0]["rouge1"].fmeasure)  # the best
+    assert metrics_text.rouge([golds], said[:1])["rouge1"] == pytest.approx(
+        100 * each[0]["rouge1"].fmeasure
+    )  # the best
 
 
-@pytest.mark.parametrize(("metric", "module"), [(metrics.bleu, "sacrebleu"), (metrics.rouge, "rouge_score")])
+@pytest.mark.parametrize(("metric", "module"), [(metrics_text.bleu, "sacrebleu"), (metrics_text.rouge, "rouge_score")])
 def test_a_missing_package_is_named(monkeypatch, metric, module):
     real = builtins.__import__
 
@@ -131,9 +134,9 @@ def test_a_missing_package_is_named(monkeypatch, metric, module):
 
 def test_multirc_and_record_by_hand():
     """Groups may lie apart; a query's first example counts, and the best of all its answers."""
-    found = metrics.multirc(np.array([1, 0, 1, 1]), np.array([1, 1, 1, -1]), ["a", "b", "a", "c"])
+    found = metrics_text.multirc(np.array([1, 0, 1, 1]), np.array([1, 1, 1, -1]), ["a", "b", "a", "c"])
     assert found == {"f1": pytest.approx(100 * 2 * 2 / (2 * 2 + 1 + 1)), "exact_match": pytest.approx(100 / 3)}
-    found = metrics.record(
+    found = metrics_text.record(
         [["Paris"], ["Rome", "Oslo"], ["Paris"]], ["paris", "Oslo city", "Rome"], [(0, 1), 2, (0, 1)]
     )
     assert found == {"em": 50.0, "f1": pytest.approx(50 + 50 * 2 / 3)}
@@ -151,16 +154,16 @@ def example(targets: str, label: int | None = None, **extra) -> TextExample:
 def test_every_prompt_has_metrics_and_every_metric_a_function():
     from typing import get_args
 
-    from bertjax.config.data_schema import Prompt
-    from bertjax.config.evaluation_schema import Metric
+    from bertjax.config.schema.data import Prompt
+    from bertjax.config.schema.evaluation import Metric
 
-    assert set(get_args(Prompt)) <= set(scoring.METRICS)
-    assert {name for names in scoring.METRICS.values() for name in names} <= set(get_args(Metric))
+    assert set(get_args(Prompt)) <= set(by_prompt.METRICS)
+    assert {name for names in by_prompt.METRICS.values() for name in names} <= set(get_args(Metric))
     made = [example("1.0", 1, group=1), example("0.0", 0, group=2)]
     for name in get_args(Metric):
         labels = ["0.0", "1.0", "2.0"] if name == "mean_3class_f1" else ["0.0", "1.0"]
-        scoring.check([name], labels, made)
-        found = scoring.score([name], made, ["1.0", "0.0"], labels)
+        by_prompt.check_metrics([name], labels, made)
+        found = by_prompt.score([name], made, ["1.0", "0.0"], labels)
         assert found.pop("examples") == 2 and found, name
         assert all(isinstance(value, int | float) for value in found.values()), name
 
@@ -176,37 +179,37 @@ def test_every_prompt_has_metrics_and_every_metric_a_function():
 )
 def test_labels_of_a_prompt(prompt, targets, said, expected):
     options = TextToText(prompt=prompt)
-    from bertjax.data.text_to_text import class_names
+    from bertjax.data.preprocess.text_to_text import class_names
 
     examples = [*(example(text, 0) for text in targets), example("<unk>", -1)]
-    found = scoring.score(scoring.metrics_of(options), examples, [*said, targets[0]], class_names(options))
+    found = by_prompt.score(by_prompt.metrics_for(options), examples, [*said, targets[0]], class_names(options))
     assert found == {**{key: pytest.approx(value) for key, value in expected.items()}, "examples": 2}
 
 
 def test_ratings_are_compared_as_t5_rounds_them():
     """The target of STS-B is the text, so 2.5 is 2.4; a bad answer is -1.0."""
-    make = prompt_of(TextToText(prompt="glue_stsb"))
+    make = get_prompt(TextToText(prompt="glue_stsb"))
     examples = [make({"sentence1": "a", "sentence2": "b", "label": y, "idx": 0})[0] for y in (2.5, 0.0, 5.0)]
-    found = scoring.score(("pearson", "spearman"), examples, ["2.4", "-1.0", "4.8"])
+    found = by_prompt.score(("pearson", "spearman"), examples, ["2.4", "-1.0", "4.8"])
     expected = np.corrcoef([2.4, 0, 5.0], [2.4, -1, 4.8])[0, 1]
     assert found == {"pearson": pytest.approx(100 * expected), "spearman": pytest.approx(100), "examples": 3}
 
 
 def test_squad_has_both_scores():
     """'U.S.' is asked for as 'U . S . ': right by the padded golds, not by the official script (semantics.md 8)."""
-    make = prompt_of(TextToText(prompt="squad"))
+    make = get_prompt(TextToText(prompt="squad"))
     record = {"id": "1", "question": "Where?", "context": "In the U.S. of A.", "answers": {"text": ["U.S."]}}
     (padded,) = make(record)
     assert padded.references == ("U . S . ",)
-    found = scoring.score(("squad",), [padded], ["U . S ."])
+    found = by_prompt.score(("squad",), [padded], ["U . S ."])
     assert (found["squad_em"], found["squad_f1"], found["exact"], found["f1"]) == (100, 100, 0, 0)
     (none,) = make(record | {"answers": []})
-    found = scoring.score(("squad",), [padded, none], ["U.S.", ""])
+    found = by_prompt.score(("squad",), [padded, none], ["U.S.", ""])
     assert (found["squad_em"], found["exact"], found["NoAns_exact"], found["examples"]) == (50, 100, 100, 2)
 
 
 def test_hidden_labels_have_predictions_only():
-    assert scoring.score(("accuracy",), [example("<unk>", -1)], ["positive"], ["positive"]) == {"examples": 0}
+    assert by_prompt.score(("accuracy",), [example("<unk>", -1)], ["positive"], ["positive"]) == {"examples": 0}
 
 
 @pytest.mark.parametrize(
@@ -221,26 +224,29 @@ def test_hidden_labels_have_predictions_only():
 )
 def test_metrics_that_do_not_fit(name, labels, message):
     with pytest.raises(UserError, match=message):
-        scoring.check([name], labels, [example("a")])
+        by_prompt.check_metrics([name], labels, [example("a")])
 
 
 # ---- averages -------------------------------------------------------------------------------------------------------
 
 
-@given(st.lists(st.sampled_from(sorted(benchmarks.GLUE)), min_size=1, unique=True), st.integers(0, 99))
+@given(st.lists(st.sampled_from(sorted(glue_average.GLUE)), min_size=1, unique=True), st.integers(0, 99))
 def test_an_average_is_over_what_is_there(tasks, seed):
     draw = random.Random(seed)
-    scores = {task: {key: draw.uniform(0, 100) for key in benchmarks.GLUE[task]} for task in tasks}
-    found = benchmarks.glue_average(scores | {"wnli": {"accuracy": 100.0}, "cb": {"accuracy": 100.0}})
+    scores = {task: {key: draw.uniform(0, 100) for key in glue_average.GLUE[task]} for task in tasks}
+    found = glue_average.glue_average(scores | {"wnli": {"accuracy": 100.0}, "cb": {"accuracy": 100.0}})
     expected = np.mean([np.mean(list(one.values())) for one in scores.values()])
     assert found == {"average": pytest.approx(expected), "tasks": len(tasks)}
 
 
 def test_both_halves_of_mnli_are_one_task_and_other_scores_do_not_count():
     halves = {"mnli_matched": {"accuracy": 80.0, "examples": 9}, "mnli_mismatched": {"accuracy": 60.0}}
-    assert benchmarks.glue_average(halves | {"rte": {"accuracy": 50.0}}) == {"average": 60.0, "tasks": 2}
+    assert glue_average.glue_average(halves | {"rte": {"accuracy": 50.0}}) == {"average": 60.0, "tasks": 2}
     pairs = [("mnli", {"accuracy": 80.0}), ("mnli", {"accuracy": 60.0}), ("rte", {"accuracy": 50.0})]
-    assert benchmarks.suite_average("glue", pairs) == {"average": 60.0, "tasks": 2}
-    assert benchmarks.glue_average({"mrpc": {"accuracy": 80.0}}) == {}  # without its F1
-    assert benchmarks.task_of("super_glue_rte") == ("super_glue", "rte") and benchmarks.task_of("glue_wnli") is None
-    assert benchmarks.task_of("squad") is None and benchmarks.task_of(None) is None
+    assert glue_average.suite_average("glue", pairs) == {"average": 60.0, "tasks": 2}
+    assert glue_average.glue_average({"mrpc": {"accuracy": 80.0}}) == {}  # without its F1
+    assert (
+        glue_average.suite_task("super_glue_rte") == ("super_glue", "rte")
+        and glue_average.suite_task("glue_wnli") is None
+    )
+    assert glue_average.suite_task("squad") is None and glue_average.suite_task(None) is None

@@ -9,13 +9,14 @@ from pathlib import Path
 import jax
 import pytest
 
-from bertjax.cli import main
-from bertjax.config.load import load
-from bertjax.data import sampling
-from bertjax.data.files import read_text
-from bertjax.evaluation import squad
-from bertjax.evaluation.evaluate import build_evaluators, evaluate_command
-from bertjax.parallel import mesh as meshes
+from bertjax.cli.main import main
+from bertjax.config.loading.load import load
+from bertjax.data.preprocess import sampling
+from bertjax.evaluation.evaluators.build import build_evaluators
+from bertjax.evaluation.metrics import squad
+from bertjax.parallel import mesh
+from bertjax.storage.files import read_text
+from bertjax.tools.evaluate import evaluate_command
 from bertjax.training import loop
 
 T5 = """\
@@ -59,9 +60,8 @@ def project(tiny_project, tmp_path_factory) -> Path:
     (home / "rte.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rte))
     mnli = [{"idx": n, "hypothesis": "a dog", "premise": "an owl", "label": n % 3} for n in range(6)]
     (home / "mnli.jsonl").write_text("".join(json.dumps(one) + "\n" for one in mnli))
-    make = meshes.make_mesh
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(meshes, "make_mesh", lambda config: make(config, jax.devices()[:1]))
+        patch.setattr(mesh, "all_devices", lambda: jax.devices()[:1])
         short = ["stages.pretrain.steps=1", "stages.qa.steps=2", "stages.qa.trainable=all"]
         for name, overrides in (("tiny", short), ("t5", [])):
             loop.train(load(home / f"{name}.yaml", [f"run.root={home}/runs", *overrides]), home, build_evaluators)
@@ -70,9 +70,8 @@ def project(tiny_project, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def here(project, monkeypatch) -> Iterator[Path]:
-    make = meshes.make_mesh
     monkeypatch.chdir(project)
-    monkeypatch.setattr(meshes, "make_mesh", lambda config: make(config, jax.devices()[:1]))
+    monkeypatch.setattr(mesh, "all_devices", lambda: jax.devices()[:1])
     return project
 
 
@@ -127,7 +126,7 @@ def test_three_ways_on_the_same_questions(here, capsys):
 
 def test_another_file_a_limit_and_json(here, capsys):
     data = json.loads((here / "heldout.json").read_text())
-    first = sampling.chosen(24, 5, 0)[0]  # of the sample, by the run's seed
+    first = sampling.sample_indices(24, 5, 0)[0]  # of the sample, by the run's seed
     data["data"][first // 3]["paragraphs"][0]["qas"][first % 3] |= {
         "answers": [],
         "is_impossible": True,

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from bertjax.config.load import build
+from bertjax.config.loading.load import build
 from bertjax.errors import UserError
 from bertjax.evaluation import records
-from bertjax.evaluation.report.record import read_run
+from bertjax.report.record import read_run
 
 HELD = {"source": {"kind": "jsonl", "files": ["held.jsonl"]}, "preprocess": {"sequence_length": 64}}
 CONFIG = {
@@ -24,7 +24,7 @@ def differing(*overrides: str, kept: dict[str, Any] | None = None, **made: Any) 
     """What `evaluate` with these overrides finds different; made: what is not as the run's record has it."""
     old, new = build(CONFIG), build(CONFIG, overrides)
     about = {"evaluation": new.stages[0].evaluate[0].model_dump(mode="json"), "data": "d", "computed": "cpu float32"}
-    return records.differences(old, new, 0, new.stages[0].evaluate[0], kept or {}, about | made)
+    return records.diff_from_run(old, new, 0, new.stages[0].evaluate[0], kept or {}, about | made)
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_the_runs_record_is_compared_where_it_says_what_it_was_made_from():
 def test_a_record_of_an_earlier_version_is_not_replaced(tmp_path):
     """Its rules may have been others, as those of `squad` were: the scores of this version go beside it."""
     (tmp_path / "mlm.json").write_text('{"step": 20, "scores": {}}')
-    step, kept = records.recorded(tmp_path, tmp_path, "first", "mlm")
+    step, kept = records.last_recorded(tmp_path, tmp_path, "first", "mlm")
     assert step == 20
     assert differing(kept=kept) == {"made by": {"here": "this version", "run": "an earlier version"}}
 
@@ -77,39 +77,39 @@ def test_a_record_of_an_earlier_version_is_not_replaced(tmp_path):
 def test_an_evaluation_the_run_does_not_have():
     new = f"stages.first.evaluate=[{{kind: mlm, name: new, data: {json.dumps(HELD)}}}]"
     found = differing(new)
-    assert records.sentence(20, found) == (
+    assert records.describe_provenance(20, found) == (
         "from step 20 with stages.first.evaluate.new, which is not in the run's configuration"
     )
 
 
 def test_the_runs_last_step_is_that_of_its_record(tmp_path):
     folder = tmp_path / "evaluations" / "00-first"
-    assert records.recorded(tmp_path, folder, "first", "mlm") == (None, {})
+    assert records.last_recorded(tmp_path, folder, "first", "mlm") == (None, {})
     folder.mkdir(parents=True)
     (folder / "mlm.json").write_text(json.dumps({"step": 20, "scores": {}, "made_from": {"data": "d"}}))
-    assert records.recorded(tmp_path, folder, "first", "mlm") == (20, {"data": "d"})
+    assert records.last_recorded(tmp_path, folder, "first", "mlm") == (20, {"data": "d"})
     line = {"kind": "eval", "stage": "first", "step": 30, "name": "mlm", "scores": {}}
     others = [line | {"stage": "second", "step": 90}, line | {"name": "short", "step": 80}]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in [line | {"step": 10}, line, *others]))
-    assert records.recorded(tmp_path, folder, "first", "mlm") == (30, {})  # the file is of another step
+    assert records.last_recorded(tmp_path, folder, "first", "mlm") == (30, {})  # the file is of another step
     (folder / "mlm.json").write_text("[")
-    assert records.recorded(tmp_path, folder, "first", "mlm") == (30, {})
+    assert records.last_recorded(tmp_path, folder, "first", "mlm") == (30, {})
 
 
 def test_names_are_the_same_for_the_same_evaluation_alone():
     batch, files = differing(f"{MLM}.batch_size=4"), differing(f"{MLM}.data.source.files=[x]")
-    stems = [records.other_stem("mlm", 20, found) for found in (batch, files, differing(f"{MLM}.batch_size=8"))]
-    assert len({*stems, records.other_stem("mlm", 10, batch)}) == 4
-    assert stems[0] == records.other_stem("mlm", 20, differing(f"{MLM}.batch_size=4")) and "mlm-step20-" in stems[0]
+    stems = [records.variant_stem("mlm", 20, found) for found in (batch, files, differing(f"{MLM}.batch_size=8"))]
+    assert len({*stems, records.variant_stem("mlm", 10, batch)}) == 4
+    assert stems[0] == records.variant_stem("mlm", 20, differing(f"{MLM}.batch_size=4")) and "mlm-step20-" in stems[0]
 
 
 def test_where_output_puts_the_files(tmp_path):
-    assert records.placed_at(tmp_path / "new", ["a", "b"]) == {n: (tmp_path / "new", n) for n in "ab"}
-    assert records.placed_at(tmp_path / "x.json", ["a"]) == {"a": (tmp_path, "x")}
+    assert records.output_paths(tmp_path / "new", ["a", "b"]) == {n: (tmp_path / "new", n) for n in "ab"}
+    assert records.output_paths(tmp_path / "x.json", ["a"]) == {"a": (tmp_path, "x")}
     with pytest.raises(UserError, match="a file takes one evaluation, and there are a, b; give --name, or name a fold"):
-        records.placed_at(tmp_path / "x.json", ["a", "b"])
-    record = records.Record(tmp_path, "a", "x", {})
-    assert record.path.name == "x.json" and record.file("a.predictions").name == "x.predictions.json"
+        records.output_paths(tmp_path / "x.json", ["a", "b"])
+    record = records.EvaluationRecord(tmp_path, "a", "x", {})
+    assert record.path.name == "x.json" and record.file_path("a.predictions").name == "x.predictions.json"
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot be written \\(Not a directory\\); name a folder with --output"):
         records.check_writable(tmp_path / "file" / "evaluations")
@@ -118,7 +118,7 @@ def test_where_output_puts_the_files(tmp_path):
 
 def test_the_report_shows_other_evaluations_apart(tmp_path):
     pytest.importorskip("matplotlib")
-    from bertjax.evaluation.report import write_report
+    from bertjax.report import write_report
 
     run = tmp_path / "run"
     folder = run / "evaluations" / "00-first"

@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bertjax.errors import StorageError, UserError
-from bertjax.evaluation.report import parts, write_report
-from bertjax.evaluation.report.figures import bucket_means, smooth
-from bertjax.evaluation.report.record import read_run
-from bertjax.evaluation.report.samples import excerpt, verdict
+from bertjax.report import parts, write_report
+from bertjax.report.figures import bucket_means, smooth
+from bertjax.report.record import read_run
+from bertjax.report.samples import excerpt, verdict
 
 pytest.importorskip("matplotlib")
 

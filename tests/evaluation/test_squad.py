@@ -9,21 +9,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bertjax.config.data_schema import SquadFiles
-from bertjax.data.questions import Example, read_squad
+from bertjax.config.schema.sources import SquadFiles
+from bertjax.data.sources.squad import Example, read_squad
 from bertjax.errors import UserError
-from bertjax.evaluation import squad
-from bertjax.verify import squad as goldens
-from bertjax.verify import table
+from bertjax.evaluation.metrics import squad
+from bertjax.verify import runner
+from bertjax.verify.squad import answerable_only
 
-GOLDEN = Path(str(table.GOLDENS))
+GOLDEN = Path(str(runner.GOLDENS))
 SCORES = json.loads((GOLDEN / "squad_scores.json").read_text(encoding="utf-8"))
 TINY = json.loads((GOLDEN / "squad_tiny.json").read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("case", SCORES["cases"], ids=lambda case: case["name"])
 def test_scores_are_those_of_the_official_scripts(case):
-    gold = TINY if case["version_2"] else goldens.answerable(TINY)
+    gold = TINY if case["version_2"] else answerable_only(TINY)
     scores = squad.score(gold, case["predictions"], case["na_prob"], case["na_prob_thresh"])
     for key, want in case["scores"].items():
         assert scores[key] == pytest.approx(want, abs=1e-9), key
@@ -61,10 +61,10 @@ def test_v2_golds_without_words_are_dropped(golds, predicted, exact, f1):
 
 def test_the_version_is_told_from_the_gold_data():
     predictions = {"q00": "1895"}
-    assert "exact_match" in squad.score(goldens.answerable(TINY), predictions)
-    assert "exact_match" not in squad.score(goldens.answerable(TINY) | {"version": "v2.0"}, predictions)
+    assert "exact_match" in squad.score(answerable_only(TINY), predictions)
+    assert "exact_match" not in squad.score(answerable_only(TINY) | {"version": "v2.0"}, predictions)
     assert "exact_match" not in squad.score(TINY["data"], predictions)  # it has unanswerable questions
-    assert "best_exact" in squad.score(goldens.answerable(TINY), predictions, {"q00": 0.1})
+    assert "best_exact" in squad.score(answerable_only(TINY), predictions, {"q00": 0.1})
     assert squad.score(TINY, predictions, version_2=False)["total"] == 22  # as v1.1: no question is left out
 
 
@@ -150,7 +150,7 @@ def test_score_command(files, tmp_path, capsys):
 
 
 def test_score_command_counts_missing_predictions_on_stderr(files, capsys):
-    gold_1, gold_2, some, none = files(gold1=goldens.answerable(TINY), gold2=TINY, some={"q00": "1895"}, none={})
+    gold_1, gold_2, some, none = files(gold1=answerable_only(TINY), gold2=TINY, some={"q00": "1895"}, none={})
     assert squad.score_command(gold_1, some)["exact_match"] == pytest.approx(100 / 19)
     captured = capsys.readouterr()
     assert captured.out == ""

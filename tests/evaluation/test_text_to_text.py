@@ -6,11 +6,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from bertjax.config.data_schema import Task
-from bertjax.config.evaluation_schema import TextToTextEvaluation
+from bertjax.config.schema.data import Task
+from bertjax.config.schema.evaluation import TextToTextEvaluation
 from bertjax.errors import UserError
-from bertjax.evaluation import text_to_text as evaluator
-from bertjax.evaluation.records import Record
+from bertjax.evaluation.evaluators import text_to_text as evaluators_text_to_text
+from bertjax.evaluation.records import EvaluationRecord
 from bertjax.training.loop import Evaluator
 
 RECORDS = {
@@ -70,9 +70,9 @@ class Generator:
 @pytest.fixture
 def build(tmp_path, monkeypatch):
     """build(prompt, ...) -> run, over the records above in jsonl files."""
-    monkeypatch.setattr(evaluator, "Generator", Generator)
+    monkeypatch.setattr(evaluators_text_to_text, "Generator", Generator)
     tokenizer = SimpleNamespace(unk_id=2, encode_batch=lambda texts: [[2 if c == "~" else 5 for c in t] for t in texts])
-    job = SimpleNamespace(base=tmp_path, tokenizer=tokenizer, config=SimpleNamespace(run=SimpleNamespace(seed=3)))
+    ctx = SimpleNamespace(base=tmp_path, tokenizer=tokenizer, config=SimpleNamespace(run=SimpleNamespace(seed=3)))
 
     def make(prompt: str | None, records: list | None = None, said: dict | None = None, **options):
         Generator.said, source = said or {}, {"kind": "jsonl", "files": ["records.jsonl"]}
@@ -85,7 +85,9 @@ def build(tmp_path, monkeypatch):
         fields = {key: options.pop(key) for key in KEYS if key in options}
         task = Task(source=source, preprocess={"kind": "text_to_text", "prompt": prompt} | fields)
         config = TextToTextEvaluation(name="held", data=task, **options)
-        return evaluator.text_to_text(job, None, config, Record(tmp_path / "kept", "held", "held", {}))
+        return evaluators_text_to_text.text_to_text_evaluator(
+            ctx, None, config, EvaluationRecord(tmp_path / "kept", "held", "held", {})
+        )
 
     return make
 
@@ -128,7 +130,7 @@ def test_what_is_cut_or_unknown_is_said_and_kept(build, tmp_path, capsys):
 
 
 def test_squad_is_scored_both_ways_and_its_files_are_the_official_ones(build, tmp_path):
-    from bertjax.evaluation.squad import score_command
+    from bertjax.evaluation.metrics.squad import score_command
 
     context = "The dog sleeps in the U . S . The cat runs . "
     said = {
@@ -186,7 +188,9 @@ def test_metrics_that_do_not_fit_are_refused_before_training(build, prompt, opti
 def test_other_data_is_refused(tmp_path):
     task = Task(source={"kind": "text", "files": ["a.txt"]}, preprocess={"kind": "span_corruption"})
     with pytest.raises(UserError, match="kind must be text_to_text; kind: loss takes others"):
-        evaluator.text_to_text(None, None, TextToTextEvaluation(name="held", data=task), tmp_path)
+        evaluators_text_to_text.text_to_text_evaluator(
+            None, None, TextToTextEvaluation(name="held", data=task), tmp_path
+        )
 
 
 # ---- averages -------------------------------------------------------------------------------------------------------
@@ -205,7 +209,7 @@ def test_an_average_follows_the_evaluations_of_a_suite():
         fixed("wnli", "glue_wnli", {"accuracy": 0.0}, 5),
         fixed("cb", "super_glue_cb", {"mean_3class_f1": 10.0, "accuracy": 30.0}),
     ]
-    watched = evaluator.with_averages(made)
+    watched = evaluators_text_to_text.with_suite_averages(made)
     assert [e.config.name for e in watched] == ["matched", "mismatched", "rte", "wnli", "cb", "glue_average"]
     assert watched[-1].config.every == 10  # one task of SuperGLUE alone has no average
     assert watched[-1].run({}, 10) == {}
@@ -216,7 +220,7 @@ def test_an_average_follows_the_evaluations_of_a_suite():
 
 def test_an_average_of_tasks_scored_at_different_steps_waits_for_the_end():
     made = [fixed("rte", "super_glue_rte", {"accuracy": 50.0}, 10), fixed("wic", "super_glue_wic", {"accuracy": 70.0})]
-    watched = evaluator.with_averages(made)
+    watched = evaluators_text_to_text.with_suite_averages(made)
     assert watched[-1].config.name == "super_glue_average" and watched[-1].config.every is None
     assert [e.run({}, 3) for e in watched][-1] == {"average": 60.0, "tasks": 2}
 

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from bertjax.config.load import resolve_sizes
-from bertjax.config.model_schema import BertConfig
-from bertjax.data import tokenizers
+from bertjax.config.loading.load import read_model_fields
+from bertjax.config.schema.model import BertConfig
+from bertjax.data.tokenizers import load
+from bertjax.data.tokenizers.load import Tokenizer
 from bertjax.errors import UserError
-from bertjax.interop import huggingface, tensors
-from bertjax.models import family
+from bertjax.interop import bert, safetensors_folder
+from bertjax.models import registry
 
 MODEL = BertConfig(
     vocab_size=11, hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=12,
@@ -24,12 +25,12 @@ PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abc"]
 
 
 def save(out: Path, model: BertConfig, heads: tuple[str, ...], labels: int = 2) -> dict[str, np.ndarray]:
-    fresh = family.initialize(model, heads, labels, jax.random.key(0))
+    fresh = registry.init_params(model, heads, labels, jax.random.key(0))
     params = {path: np.asarray(x) for path, x in fresh.items()}
-    backend = tokenizers.wordpiece({piece: i for i, piece in enumerate(PIECES)}, lowercase=False)
-    huggingface.save_folder(
+    backend = load.build_wordpiece({piece: i for i, piece in enumerate(PIECES)}, lowercase=False)
+    bert.save_folder(
         out, params, model, heads,
-        tokenizer=tokenizers.Tokenizer(backend, "test"),
+        tokenizer=Tokenizer(backend, "test"),
     )  # fmt: skip
     return params
 
@@ -52,15 +53,15 @@ def test_what_is_written_reads_back(heads, labels, expected, tmp_path):
     names |= {"tokenizer_config.json", "special_tokens_map.json"}
     assert {p.name for p in (tmp_path / "out").iterdir()} == names and len(list(tmp_path.iterdir())) == 1
     config = json.loads((tmp_path / "out/config.json").read_text())
-    assert config["architectures"] == [expected] and BertConfig(**resolve_sizes(tmp_path / "out")) == model
+    assert config["architectures"] == [expected] and BertConfig(**read_model_fields(tmp_path / "out")) == model
     assert config.get("problem_type") == ("regression" if labels == 1 else None)
-    found = huggingface.load_params(tmp_path / "out", model)
+    found = bert.load_params(tmp_path / "out", model)
     assert found.keys() == params.keys() and all((found[p] == x).all() for p, x in params.items())
-    assert huggingface.present_heads(found) == heads and huggingface.num_labels(found) == labels
+    assert bert.present_heads(found) == heads and bert.num_labels(found) == labels
     with safe_open(tmp_path / "out/model.safetensors", "np") as file:
         assert file.metadata() == {"format": "pt"}
         assert ("embeddings.LayerNorm.weight" in file.keys()) == (heads == ("pooler",))  # noqa: SIM118
-    again = tokenizers.from_file(tmp_path / "out")
+    again = load.from_file(tmp_path / "out")
     assert again.pieces == PIECES and not again.lowercase
     assert (tmp_path / "out/vocab.txt").read_text().split() == PIECES
 
@@ -80,7 +81,7 @@ def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(tensors, "save_file", full)
+    monkeypatch.setattr(safetensors_folder, "save_file", full)
     with pytest.raises(OSError, match="No space"):
         save(tmp_path / "out", MODEL, ("mlm",))
     assert not list(tmp_path.iterdir())

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from bertjax.config.load import build, resolve_sizes
-from bertjax.config.model_schema import BertConfig, T5Config
-from bertjax.data import sentencepieces, tokenizers
+from bertjax.config.loading.load import build, read_model_fields
+from bertjax.config.schema.model import BertConfig, T5Config
+from bertjax.data.tokenizers import sentencepiece
+from bertjax.data.tokenizers.load import from_file
 from bertjax.errors import UserError
-from bertjax.interop import huggingface, t5, tensors
-from bertjax.models import family
+from bertjax.interop import bert, safetensors_folder, t5
+from bertjax.models import registry
 
 V, D, K, H, F, BUCKETS = 40, 16, 4, 3, 24, 8
 SIZES = dict(vocab_size=V, d_model=D, d_kv=K, d_ff=F, num_layers=2, num_heads=H, num_decoder_layers=1,
@@ -60,13 +61,13 @@ def put(folder: Path, weights: dict[str, np.ndarray], **config) -> Path:
 
 
 def load(folder: Path) -> dict[str, np.ndarray]:
-    return huggingface.load_params(folder, T5Config(**resolve_sizes(folder)))
+    return bert.load_params(folder, T5Config(**read_model_fields(folder)))
 
 
 @pytest.fixture(scope="module")
-def tokenizer() -> sentencepieces.SentencePieceTokenizer:
+def tokenizer() -> sentencepiece.SentencePieceTokenizer:
     text = ["the cat and the dog sat on the mat with a hat"] * 4
-    return sentencepieces.train(lambda: iter([text]), vocab_size=36, extra_ids=6, character_coverage=1.0)
+    return sentencepiece.train(lambda: iter([text]), vocab_size=36, extra_ids=6, character_coverage=1.0)
 
 
 # ---- reading --------------------------------------------------------------------------------------------------------
@@ -76,10 +77,10 @@ def tokenizer() -> sentencepieces.SentencePieceTokenizer:
 def test_tensors_land_where_they_belong(tmp_path, version):
     weights = random(version)
     params = load(put(tmp_path, weights, **version))
-    model = T5Config(**resolve_sizes(tmp_path))
-    fresh = family.initialize(model, ("lm",), 2, jax.random.key(0))
+    model = T5Config(**read_model_fields(tmp_path))
+    fresh = registry.init_params(model, ("lm",), 2, jax.random.key(0))
     assert {path: x.shape for path, x in params.items()} == {path: x.shape for path, x in fresh.items()}
-    assert huggingface.present_heads(params) == ("lm",)
+    assert bert.present_heads(params) == ("lm",)
     same = np.testing.assert_array_equal
     same(params["embeddings/word/embedding"], weights["shared.weight"])
     name = "decoder.block.0.layer.{}.weight".format
@@ -131,7 +132,7 @@ def test_versions_hide_in_two_places(tmp_path, config, output, tied, scale, shar
         for file in set(index.values()):
             save_file({name: x for name, x in weights.items() if index[name] == file}, tmp_path / file)
         (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
-    sizes = resolve_sizes(tmp_path)
+    sizes = read_model_fields(tmp_path)
     assert (sizes["tie_word_embeddings"], sizes["scale_decoder_outputs"]) == (tied, scale)
     assert ("heads/lm/kernel" in load(tmp_path)) == (not tied)
 
@@ -139,7 +140,7 @@ def test_versions_hide_in_two_places(tmp_path, config, output, tied, scale, shar
 def test_without_weights_the_config_decides(tmp_path):
     for said in (True, False):
         (tmp_path / "config.json").write_text(json.dumps(CONFIG | {"tie_word_embeddings": said}))
-        assert resolve_sizes(tmp_path)["tie_word_embeddings"] is said
+        assert read_model_fields(tmp_path)["tie_word_embeddings"] is said
 
 
 def test_config_from_takes_the_sizes(tmp_path):
@@ -165,7 +166,7 @@ def test_old_files_and_copies(tmp_path):
 
 def refused(folder: Path, *mentions: str, model=None) -> None:
     with pytest.raises(UserError) as error:
-        huggingface.load_params(folder, model or T5Config(**resolve_sizes(folder)))
+        bert.load_params(folder, model or T5Config(**read_model_fields(folder)))
     message = str(error.value)
     assert "\n" not in message and str(folder) in message and len(message) < 300 + len(str(folder)), message
     for text in mentions:
@@ -187,12 +188,12 @@ def test_what_is_refused(tmp_path):
     (tmp_path / "a/model.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
     refused(tmp_path / "a", "Git LFS")
     with pytest.raises(UserError, match="model_type must be bert, distilbert or t5"):
-        resolve_sizes(put(tmp_path / "i", weights, model_type="mt5"))
+        read_model_fields(put(tmp_path / "i", weights, model_type="mt5"))
 
 
 def test_a_model_that_differs(tmp_path):
     folder = put(tmp_path, random(V10))
-    model = T5Config(**resolve_sizes(folder))
+    model = T5Config(**read_model_fields(folder))
     for name, value in {
         "num_heads": 6, "tie_word_embeddings": False, "scale_decoder_outputs": False, "feed_forward_proj": "gated-gelu",
         "num_decoder_layers": 2, "architecture": "decoder_only", "layer_norm_epsilon": 1e-5,
@@ -201,7 +202,7 @@ def test_a_model_that_differs(tmp_path):
         refused(folder, f"config.json: {name} is", model=model.model_copy(update={name: value}))
     refused(folder, "family is 't5'", model=BertConfig())
     load(folder)
-    assert huggingface.load_params(folder, model.model_copy(update={"scale_decoder_outputs": None}))
+    assert bert.load_params(folder, model.model_copy(update={"scale_decoder_outputs": None}))
 
 
 # ---- writing --------------------------------------------------------------------------------------------------------
@@ -210,30 +211,30 @@ def test_a_model_that_differs(tmp_path):
 @pytest.mark.parametrize("version", [V10, V11, {"scale_decoder_outputs": False}, {"num_decoder_layers": None}])
 def test_what_is_written_reads_back_to_the_bit(tmp_path, tokenizer, version):
     model = T5Config(**SIZES | version)
-    fresh = family.initialize(model, ("lm",), 2, jax.random.key(1))
+    fresh = registry.init_params(model, ("lm",), 2, jax.random.key(1))
     params = {path: np.asarray(x) for path, x in fresh.items()}
     t5.save_folder(tmp_path / "out", params, model, tokenizer)
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
     names = {"config.json", "model.safetensors", "spiece.model", "tokenizer.json", "tokenizer_config.json"}
     assert {p.name for p in (tmp_path / "out").iterdir()} == names
-    resolved = T5Config(**resolve_sizes(tmp_path / "out"))
+    resolved = T5Config(**read_model_fields(tmp_path / "out"))
     scale = {"scale_decoder_outputs": model.tie_word_embeddings} if model.scale_decoder_outputs is None else {}
     assert resolved == model.model_copy(update={"num_decoder_layers": model.decoder_layers} | scale)
-    found = huggingface.load_params(tmp_path / "out", model)
+    found = bert.load_params(tmp_path / "out", model)
     assert found.keys() == params.keys()
     assert all((found[p].view(np.uint32) == x.view(np.uint32)).all() for p, x in params.items())
-    assert tokenizers.from_file(tmp_path / "out").sha256 == tokenizer.sha256
+    assert from_file(tmp_path / "out").sha256 == tokenizer.sha256
     names = set(load_file(tmp_path / "out/model.safetensors"))
     assert ("lm_head.weight" in names) == (not model.tie_word_embeddings)
 
 
 def test_what_transformers_has_no_class_for(tmp_path, tokenizer):
     alone = T5Config(**SIZES, architecture="decoder_only")
-    params = {path: np.asarray(x) for path, x in family.initialize(alone, ("lm",), 2, jax.random.key(1)).items()}
+    params = {path: np.asarray(x) for path, x in registry.init_params(alone, ("lm",), 2, jax.random.key(1)).items()}
     with pytest.raises(UserError, match="no class for T5's decoder alone"):
         t5.save_folder(tmp_path / "out", params, alone, tokenizer)
     whole = T5Config(**SIZES)
-    with_adapters = family.initialize(whole, ("lm",), 2, jax.random.key(1), adapter_size=4)
+    with_adapters = registry.init_params(whole, ("lm",), 2, jax.random.key(1), adapter_size=4)
     with pytest.raises(UserError, match="no place for adapters"):
         t5.save_folder(tmp_path / "out", {p: np.asarray(x) for p, x in with_adapters.items()}, whole, tokenizer)
     assert not list(tmp_path.iterdir())
@@ -244,8 +245,8 @@ def test_a_failed_write_leaves_nothing(tmp_path, tokenizer, monkeypatch):
         raise OSError(28, "No space left on device")
 
     model = T5Config(**SIZES)
-    params = {path: np.asarray(x) for path, x in family.initialize(model, ("lm",), 2, jax.random.key(1)).items()}
-    monkeypatch.setattr(tensors, "save_file", full)
+    params = {path: np.asarray(x) for path, x in registry.init_params(model, ("lm",), 2, jax.random.key(1)).items()}
+    monkeypatch.setattr(safetensors_folder, "save_file", full)
     with pytest.raises(OSError, match="No space"):
         t5.save_folder(tmp_path / "out", params, model, tokenizer)
     assert not list(tmp_path.iterdir())
@@ -257,7 +258,7 @@ IDS, TARGETS = np.array([[5, 9, 12, 1], [7, 3, 1, 0]], np.int32), np.array([[8, 
 
 
 def our_logits(model: T5Config, params: dict[str, np.ndarray]) -> np.ndarray:
-    module = family.apply_model(model, ("lm",), params)
+    module = registry.build_model(model, ("lm",), params)
     segments, targets = jnp.asarray(IDS > 0, jnp.int32), jnp.asarray(TARGETS > 0, jnp.int32)
     hidden = module.encode(jnp.asarray(IDS), segments)
     shifted = np.pad(TARGETS, ((0, 0), (1, 0)))[:, :-1]
@@ -286,7 +287,7 @@ def test_transformers_loads_what_is_written(tmp_path, tokenizer, version):
     transformers = pytest.importorskip("transformers")
     model = T5Config(**SIZES | version)
     rng = np.random.default_rng(0)
-    fresh = family.initialize(model, ("lm",), 2, jax.random.key(1))
+    fresh = registry.init_params(model, ("lm",), 2, jax.random.key(1))
     params = {p: np.asarray(x) + rng.normal(size=x.shape).astype("f") * np.float32(0.3) for p, x in fresh.items()}
     t5.save_folder(tmp_path / "out", params, model, tokenizer)
     theirs, about = transformers.T5ForConditionalGeneration.from_pretrained(tmp_path / "out", output_loading_info=True)
@@ -298,7 +299,7 @@ def test_transformers_loads_what_is_written(tmp_path, tokenizer, version):
         read("the cat").input_ids == [*tokenizer.encode_batch(["the cat"])[0], 1] and len(read) == tokenizer.vocab_size
     )
     theirs.save_pretrained(tmp_path / "again")  # and what transformers makes of it comes back to the bit
-    assert T5Config(**resolve_sizes(tmp_path / "again")) == T5Config(**resolve_sizes(tmp_path / "out"))
+    assert T5Config(**read_model_fields(tmp_path / "again")) == T5Config(**read_model_fields(tmp_path / "out"))
     back = load(tmp_path / "again")
     assert back.keys() == params.keys() and all((back[p] == x).all() for p, x in params.items())
 
@@ -314,7 +315,7 @@ def test_a_folder_saved_by_transformers(tmp_path, version):
     if version is V11:  # transformers 5 ties whatever it is told
         theirs.lm_head.weight = torch.nn.Parameter(torch.randn(V, D))
     theirs.save_pretrained(tmp_path)
-    model = T5Config(**resolve_sizes(tmp_path))
+    model = T5Config(**read_model_fields(tmp_path))
     assert model == T5Config(**SIZES, **version, scale_decoder_outputs=version is V10)
     params, expected = load(tmp_path), flat_parameters(theirs, model)
     assert params.keys() == expected.keys() and all((params[p] == x).all() for p, x in expected.items())

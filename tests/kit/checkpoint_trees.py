@@ -8,9 +8,9 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from bertjax.config.schema import CheckpointPolicy
-from bertjax.models import paths
-from bertjax.training.checkpoint import Checkpoints
+from bertjax.config.schema.run import CheckpointPolicy
+from bertjax.models import param_paths
+from bertjax.training.checkpoint.manager import CheckpointManager
 
 META = {"stage": 1, "config": {"run": {"name": "x"}}, "tokenizer_json": "é" * 50}
 
@@ -49,17 +49,17 @@ def abstract_of(tree: dict, mesh: jax.sharding.Mesh | None = None) -> dict:
 def assert_same(found: dict, expected: dict) -> None:
     """Equal structure, dtype and bits."""
     assert jax.tree.structure(found) == jax.tree.structure(expected)
-    for (path, a), b in zip(paths.flatten(found).items(), paths.flatten(expected).values(), strict=True):
+    for (path, a), b in zip(param_paths.flatten(found).items(), param_paths.flatten(expected).values(), strict=True):
         assert a.dtype == b.dtype, path
         plain = [jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x for x in (a, b)]
         assert np.asarray(plain[0]).tobytes() == np.asarray(plain[1]).tobytes(), path
 
 
 def save_steps(folder: Path, *steps: int, policy: CheckpointPolicy | None = None, **kwargs: object) -> None:
-    with Checkpoints(folder, policy or CheckpointPolicy(), **kwargs) as ck:
+    with CheckpointManager(folder, policy or CheckpointPolicy(), **kwargs) as ck:
         for step in steps:
             ck.save(step, make_tree(step), {**META, "step": step})
 
 
-def reader(folder: Path) -> Checkpoints:
-    return Checkpoints(folder, CheckpointPolicy(), read_only=True)
+def reader(folder: Path) -> CheckpointManager:
+    return CheckpointManager(folder, CheckpointPolicy(), read_only=True)

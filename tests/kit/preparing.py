@@ -8,11 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bertjax.config.data_schema import BertPairs, JsonLines, SpanCorruption, SpanQa, SquadFiles, Task, TextToText
-from bertjax.data import chunks, plans, sources, tokenising
-from bertjax.data.prepare import prepare
-from bertjax.data.store import Store
-from bertjax.data.tokenizers import AnyTokenizer, Tokenizer, wordpiece
+from bertjax.config.schema.data import BertPairs, SpanCorruption, SpanQa, Task, TextToText
+from bertjax.config.schema.sources import JsonLines, SquadFiles
+from bertjax.data.jobs import plan, tokenize
+from bertjax.data.pipeline.prepare import prepare
+from bertjax.data.preprocess.denoising import chunks
+from bertjax.data.sources import text as sources_text
+from bertjax.data.store.reader import Store
+from bertjax.data.tokenizers.load import AnyTokenizer, Tokenizer, build_wordpiece
 
 WORDS = [a + b for a in ("ba", "ko", "mi", "tu", "ra", "se") for b in ("n", "lo", "di", "pe", "sh", "gu", "x")]
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, "##s", "##ing", ".", "?"]
@@ -34,7 +37,7 @@ class Numbers:
 
 
 def bert() -> Tokenizer:
-    return Tokenizer(wordpiece({piece: n for n, piece in enumerate(PIECES)}, lowercase=True), "test")
+    return Tokenizer(build_wordpiece({piece: n for n, piece in enumerate(PIECES)}, lowercase=True), "test")
 
 
 def sentence(rng: np.random.Generator, words: int) -> str:
@@ -96,12 +99,18 @@ def prepared(
 
 def small_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many shards and parts, and a pool even for little work."""
-    limits = {"LEAST_TOKENS": 400, "MOST_TOKENS": 400, "POOL_TOKENS": 0, "JOB_EXAMPLES": 16, "POOL_EXAMPLES": 0}
+    limits = {
+        "MIN_SHARD_TOKENS": 400,
+        "MAX_SHARD_TOKENS": 400,
+        "MIN_POOL_TOKENS": 0,
+        "EXAMPLES_PER_JOB": 16,
+        "MIN_POOL_EXAMPLES": 0,
+    }
     for name, value in limits.items():
-        monkeypatch.setattr(plans, name, value)
-    monkeypatch.setattr(chunks, "JOINED", 16)
-    monkeypatch.setattr(sources, "PART_BYTES", 1)
-    monkeypatch.setattr(tokenising, "POOL_BYTES", 0)
+        monkeypatch.setattr(plan, name, value)
+    monkeypatch.setattr(chunks, "CONCAT_DOCUMENTS", 16)
+    monkeypatch.setattr(sources_text, "PART_BYTES", 1)
+    monkeypatch.setattr(tokenize, "MIN_POOL_BYTES", 0)
 
 
 def contents(store: Store) -> dict[str, bytes]:

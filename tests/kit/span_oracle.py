@@ -4,19 +4,19 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from bertjax.config.data_schema import SpanQa
-from bertjax.data import qa
-from bertjax.data.questions import Example
-from bertjax.data.tokenizers import Tokenizer
-from bertjax.evaluation import answers
+from bertjax.config.schema.data import SpanQa
+from bertjax.data.preprocess.span_qa import Features, evaluation_features, training_features
+from bertjax.data.sources.squad import Example
+from bertjax.data.tokenizers.load import Tokenizer
+from bertjax.evaluation.inference import span_decoding
 
 
 def oracle(
     examples: Sequence[Example], tokenizer: Tokenizer, span_qa: SpanQa
-) -> tuple[qa.Features, np.ndarray, np.ndarray]:
+) -> tuple[Features, np.ndarray, np.ndarray]:
     """(features, start logits, end logits): high at the labels of the training rows, [CLS] in the other windows."""
-    features = qa.evaluation_features(examples, tokenizer, span_qa)
-    rows = qa.training_features(examples, tokenizer, span_qa)
+    features = evaluation_features(examples, tokenizer, span_qa)
+    rows = training_features(examples, tokenizer, span_qa)
     assert len(rows) == len(features)  # nothing was skipped
     start, end = np.zeros((2, *features.token_to_word.shape), np.float32)
     n = np.arange(len(rows))
@@ -26,4 +26,4 @@ def oracle(
 
 def oracle_answers(examples: Sequence[Example], tokenizer: Tokenizer, span_qa: SpanQa) -> dict[str, str]:
     """The texts by id that the labels of the training rows stand for."""
-    return answers.predict_answers(examples, *oracle(examples, tokenizer, span_qa), max_answer_length=1000)[0]
+    return span_decoding.predict_answers(examples, *oracle(examples, tokenizer, span_qa), max_answer_length=1000)[0]

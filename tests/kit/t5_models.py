@@ -5,16 +5,17 @@ from math import prod
 import jax
 import numpy as np
 
-from bertjax import objectives
-from bertjax.config.model_schema import T5Config
-from bertjax.config.schema import Mesh
-from bertjax.config.training_schema import Adam, TextToTextObjective
-from bertjax.models.execution import Execution
-from bertjax.parallel import mesh as meshes
-from bertjax.training.step import Program
+from bertjax.config.schema.model import T5Config
+from bertjax.config.schema.run import MeshConfig
+from bertjax.config.schema.training import AdamW, TextToTextObjective
+from bertjax.models.compute_options import ComputeOptions
+from bertjax.objectives import registry
+from bertjax.parallel.mesh import make_mesh
+from bertjax.parallel.mesh_shape import merge_rules
+from bertjax.training.program import TrainProgram
 
 TINY_T5 = T5Config(vocab_size=64, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4)
-ADAMW = Adam(kind="adamw", learning_rate=1e-2, warmup_steps=0)
+ADAMW = AdamW(kind="adamw", learning_rate=1e-2, warmup_steps=0)
 LENGTHS = (16, 12)  # of inputs and targets
 
 
@@ -44,20 +45,20 @@ def make_t5(
     mesh: dict[str, int] | None = None,
     grad_accum: int = 1,
     **sizes: object,
-) -> Program:
+) -> TrainProgram:
     """A program on as many devices as the axes of `mesh` need, by default one."""
     axes = {"data": 1, "fsdp": 1, "tensor": 1} | (mesh or {})
-    objective = objectives.build(TextToTextObjective())
-    return Program(
+    objective = registry.build(TextToTextObjective())
+    return TrainProgram(
         model=TINY_T5.model_copy(update={"dropout_rate": dropout, **sizes}),
         objective=objective,
         heads=objective.heads,
         optimizer=optimizer,
         steps=steps,
         grad_accum=grad_accum,
-        execution=Execution(platform="cpu", segments=segments),
-        mesh=meshes.make_mesh(Mesh(**axes), jax.devices()[: prod(axes.values())]),
-        rules=meshes.rules({}),
+        compute=ComputeOptions(platform="cpu", segments=segments),
+        mesh=make_mesh(MeshConfig(**axes), jax.devices()[: prod(axes.values())]),
+        rules=merge_rules({}),
         adapter_size=adapter_size,
         adapter_init=adapter_init,
     )

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from bertjax.config.model_schema import T5Config
+from bertjax.config.schema.model import T5Config
 
 
 def flat_parameters(model, config: T5Config) -> dict[str, np.ndarray]:

@@ -12,7 +12,7 @@ import tpu_checks
 from tpu_checks import Place
 from tpu_commands import RUNTIMES, Pod, Stop
 
-from bertjax.config.problems import masked
+from bertjax.config.loading.error_messages import mask_secrets
 from bertjax.plan import topologies
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -199,7 +199,7 @@ def test_a_secret_of_several_words_is_hidden_and_the_schema_s_words_are_too():
     assert redact.redact_word("--env=MY_PASSWORD=a b c") == "--env=MY_PASSWORD=***"
     assert redact.redact("ran A_KEY='a b c' B=2 TOKEN=x then") == "ran A_KEY=*** B=2 TOKEN=*** then"
     for name in ("api_key", "apikey", "token", "secret", "password", "HF_TOKEN"):
-        assert masked({name: "x"}) == {name: "***"} and redact.redact(f"{name}=x") == f"{name}=***"
+        assert mask_secrets({name: "x"}) == {name: "***"} and redact.redact(f"{name}=x") == f"{name}=***"
 
 
 @pytest.mark.parametrize(
@@ -218,8 +218,10 @@ def test_secrets_without_the_usual_form_are_hidden_too(text):
 
 
 def test_a_folder_beside_the_mount_is_not_in_it():
-    assert not Place(["/mnt/share/"], "/mnt/share").holds("/mnt/share/../x")
-    assert not Place(["/mnt/share"], "/mnt/share").holds("../x") and Place(["/mnt/share/"]).holds("/mnt/share/a/../b")
+    assert not Place(["/mnt/share/"], "/mnt/share").is_mounted("/mnt/share/../x")
+    assert not Place(["/mnt/share"], "/mnt/share").is_mounted("../x") and Place(["/mnt/share/"]).is_mounted(
+        "/mnt/share/a/../b"
+    )
 
 
 def test_two_shares_at_one_mount_are_refused(here):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bertjax.config.load import load
+from bertjax.config.loading.load import load
 from bertjax.plan.topologies import parse
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"

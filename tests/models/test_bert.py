@@ -8,15 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bertjax import objectives
-from bertjax.config.model_schema import BertConfig
-from bertjax.config.schema import Mesh
-from bertjax.config.training_schema import SpanQaObjective
-from bertjax.data.packing import pack_lengths, pack_rows
-from bertjax.models import family
-from bertjax.models.attention import choose
-from bertjax.models.execution import Execution
-from bertjax.parallel import mesh as meshes
+from bertjax.config.schema.model import BertConfig
+from bertjax.config.schema.run import MeshConfig
+from bertjax.config.schema.training import SpanQaObjective
+from bertjax.data.preprocess.packing import pack_lengths, pack_rows
+from bertjax.models.attention import select_kernel
+from bertjax.models.compute_options import ComputeOptions
+from bertjax.models.registry import abstract_model, build_model, init_params, logical_axes, merge
+from bertjax.objectives.registry import build
+from bertjax.parallel import sharding
+from bertjax.parallel.mesh import make_mesh
 
 SMALL = BertConfig(
     vocab_size=50, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=48,
@@ -27,13 +28,13 @@ DROPPING = SMALL.model_copy(update={"hidden_dropout_prob": 0.1, "attention_probs
 
 @cache
 def parameters(config: BertConfig, heads: tuple[str, ...]) -> dict[str, jax.Array]:
-    return family.initialize(config, heads, 2, jax.random.key(0))
+    return init_params(config, heads, 2, jax.random.key(0))
 
 
 def test_sinusoidal_positions_start_as_waves_as_large_as_the_words():
     """arXiv 1706.03762 section 3.5: a shift of all positions is one linear map."""
     config = SMALL.model_copy(update={"position_init": "sinusoidal"})
-    found = family.initialize(config, ("mlm",), 2, jax.random.key(0))
+    found = init_params(config, ("mlm",), 2, jax.random.key(0))
     table, words = found["embeddings/position/embedding"], found["embeddings/word/embedding"]
     np.testing.assert_allclose(table.std(), words.std(), rtol=0.3)
     shift, residual, *_ = np.linalg.lstsq(np.asarray(table[:-3]), np.asarray(table[3:]), rcond=None)
@@ -61,14 +62,14 @@ def examples(count: int, length: int, seed: int = 0) -> dict[str, np.ndarray]:
     }
 
 
-def hidden_and_grads(config, params, batch, execution, key=None, packed=False):
+def hidden_and_grads(config, params, batch, compute, key=None, packed=False):
     """Hidden states and the gradient of a fixed random weighting of them (zero on padding)."""
-    graph = family.structure(config, (), execution=execution)
+    graph = abstract_model(config, (), compute=compute)
     weights = np.random.default_rng(1).normal(size=(*batch["input_ids"].shape, config.hidden_size)).astype(np.float32)
     weights *= (batch["segment_ids"] > 0)[..., None]
 
     def run(params):
-        model = family.merge(*graph, params)
+        model = merge(*graph, params)
         fields = (batch[name] for name in ("input_ids", "token_type_ids", "segment_ids", "positions"))
         hidden = model.encode(*fields, packed=packed, key=key).astype(jnp.float32)
         return (hidden * weights).sum(), hidden
@@ -96,7 +97,7 @@ def assert_close(found, expected, tolerance=1e-5):
     ],
 )  # fmt: skip
 def test_parameter_counts(config, heads, expected):
-    abstract = family.structure(config, heads)[1]
+    abstract = abstract_model(config, heads)[1]
     assert sum(x.size for x in jax.tree.leaves(abstract)) == expected
 
 
@@ -121,19 +122,19 @@ KEY = jax.random.key(3)
 @cache
 def listed(config: BertConfig):
     """What all ways of running the stack, with dropout on, are compared with: one layer after the other."""
-    return hidden_and_grads(config, parameters(config, ()), examples(3, 16), Execution(), KEY)
+    return hidden_and_grads(config, parameters(config, ()), examples(3, 16), ComputeOptions(), KEY)
 
 
 @pytest.mark.parametrize(("segments", "remat"), [((3,), "none"), ((1, 2), "full"), ((2, 1), "dots"), ((), "full")])
 def test_scanned_listed_and_recomputed_stacks_are_the_same_model(segments, remat):
-    execution = Execution(segments=segments, remat=remat)
-    found = hidden_and_grads(DROPPING, parameters(DROPPING, ()), examples(3, 16), execution, KEY)
+    compute = ComputeOptions(segments=segments, remat=remat)
+    found = hidden_and_grads(DROPPING, parameters(DROPPING, ()), examples(3, 16), compute, KEY)
     assert_close(found, listed(DROPPING))
 
 
 def test_segments_must_add_up():
     with pytest.raises(ValueError, match="do not add up to 3 layers"):
-        hidden_and_grads(SMALL, parameters(SMALL, ()), examples(1, 8), Execution(segments=(2,)))
+        hidden_and_grads(SMALL, parameters(SMALL, ()), examples(1, 8), ComputeOptions(segments=(2,)))
 
 
 def packed(alone: dict[str, np.ndarray], length: int, segments: int):
@@ -155,15 +156,15 @@ def test_packed_examples_are_as_if_alone(segments):
     alone = examples(9, 14)
     together, places = packed(alone, 32, 4)
     assert together["segment_ids"].max() > 2 and len(together["input_ids"]) < 9
-    params, execution = parameters(SMALL, ("qa",)), Execution(segments=segments)
-    graph, objective = family.structure(SMALL, ("qa",), execution=execution), objectives.build(SpanQaObjective())
+    params, compute = parameters(SMALL, ("qa",)), ComputeOptions(segments=segments)
+    graph, objective = abstract_model(SMALL, ("qa",), compute=compute), build(SpanQaObjective())
 
     def run(params, batch):
-        model = family.merge(*graph, params)
-        terms = objective.terms(model, batch, None)
+        model = merge(*graph, params)
+        terms = objective.losses(model, batch, None)
         fields = (batch[name] for name in ("input_ids", "token_type_ids", "segment_ids", "positions"))
         hidden = model.encode(*fields, packed=batch["cls_positions"].shape[1] > 1)
-        return objective.total(terms, objective.divisors(batch)), (hidden, terms["span"].correct)
+        return objective.total_loss(terms, objective.normalizers(batch)), (hidden, terms["span"].correct)
 
     run = jax.jit(jax.value_and_grad(run, has_aux=True))
     (loss, (hidden, correct)), grads = run(params, alone)
@@ -179,7 +180,7 @@ def test_packed_examples_are_as_if_alone(segments):
 def test_padding_is_never_seen():
     """Neither other tokens on padding nor more padding change a real token's hidden state."""
     params, batch = parameters(SMALL, ()), examples(4, 12)
-    model = family.apply_model(SMALL, (), params)
+    model = build_model(SMALL, (), params)
     fields = ("input_ids", "token_type_ids", "segment_ids", "positions")
     real = batch["segment_ids"] > 0
     hidden = np.asarray(model.encode(*(batch[f] for f in fields)))[real]
@@ -191,8 +192,8 @@ def test_padding_is_never_seen():
 
 def test_bfloat16_is_close_to_float32():
     params, batch = parameters(SMALL, ()), examples(4, 16)
-    exact, exact_grads = hidden_and_grads(SMALL, params, batch, Execution())
-    low, low_grads = hidden_and_grads(SMALL, params, batch, Execution(dtype=jnp.bfloat16))
+    exact, exact_grads = hidden_and_grads(SMALL, params, batch, ComputeOptions())
+    low, low_grads = hidden_and_grads(SMALL, params, batch, ComputeOptions(dtype=jnp.bfloat16))
     real = batch["segment_ids"] > 0
     assert 1e-4 < np.abs(low - exact)[real].mean() < 0.02  # hidden states have unit variance
     for path, value in exact_grads.items():
@@ -208,15 +209,15 @@ def test_a_model_split_over_eight_devices_is_the_same_model():
     if jax.device_count() < 8:
         pytest.skip("needs eight devices")
     params, batch, key = parameters(DROPPING, ()), examples(8, 16), jax.random.key(5)
-    expected = hidden_and_grads(DROPPING, params, batch, Execution(), key)
-    mesh = meshes.make_mesh(Mesh(data=2, fsdp=2, tensor=2))
-    names = family.logical_axes(family.structure(DROPPING, ())[1])
-    placed = {p: jax.device_put(x, meshes.sharding(mesh, names[p], x.shape)) for p, x in params.items()}
+    expected = hidden_and_grads(DROPPING, params, batch, ComputeOptions(), key)
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    names = logical_axes(abstract_model(DROPPING, ())[1])
+    placed = {p: jax.device_put(x, sharding.named_sharding(mesh, names[p], x.shape)) for p, x in params.items()}
     assert len({x.sharding.spec for x in placed.values()}) > 3
-    rows = jax.sharding.NamedSharding(mesh, meshes.partition(("batch",)))
+    rows = jax.sharding.NamedSharding(mesh, sharding.logical_to_mesh_axes(("batch",)))
     put = {name: jax.device_put(x, rows) for name, x in batch.items()}
     with jax.set_mesh(mesh):
-        found = hidden_and_grads(DROPPING, placed, put, Execution(), key)
+        found = hidden_and_grads(DROPPING, placed, put, ComputeOptions(), key)
     assert_close(found, expected)
 
 
@@ -225,7 +226,7 @@ def test_activations(act):
     """Against the formulas in double precision: x*Phi(x), and the tanh form of modeling.py's gelu."""
     from math import erf
 
-    from bertjax.models.layers import activation
+    from bertjax.models.layers.numerics import activation
 
     x = np.linspace(-6, 6, 301)
     expected = {
@@ -236,11 +237,11 @@ def test_activations(act):
     np.testing.assert_allclose(activation(act, jnp.float32(x)), expected[act], atol=2e-6)
 
 
-CPU, GPU, TPU = (Execution(platform=p, dtype=jnp.bfloat16) for p in ("cpu", "gpu", "tpu"))
+CPU, GPU, TPU = (ComputeOptions(platform=p, dtype=jnp.bfloat16) for p in ("cpu", "gpu", "tpu"))
 
 
 @pytest.mark.parametrize(
-    ("execution", "length", "head_dim", "rate", "expected"),
+    ("compute", "length", "head_dim", "rate", "expected"),
     [
         (CPU, 128, 64, 0.0, "xla"),
         (GPU, 128, 64, 0.0, "cudnn"),
@@ -257,12 +258,12 @@ CPU, GPU, TPU = (Execution(platform=p, dtype=jnp.bfloat16) for p in ("cpu", "gpu
         (TPU, 128, 64, 0.1, "xla"),
     ],
 )
-def test_attention_kernels_are_chosen_by_what_they_can_do(execution, length, head_dim, rate, expected):
-    assert choose(execution, length=length, head_dim=head_dim, rate=rate) == expected
+def test_attention_kernels_are_chosen_by_what_they_can_do(compute, length, head_dim, rate, expected):
+    assert select_kernel(compute, length=length, head_dim=head_dim, rate=rate) == expected
 
 
 @pytest.mark.parametrize(
-    ("execution", "length", "rate", "why"),
+    ("compute", "length", "rate", "why"),
     [
         (replace(GPU, attention="cudnn"), 128, 0.1, "attention_probs_dropout_prob"),
         (replace(GPU, attention="cudnn", dtype=jnp.float32), 128, 0.0, "bfloat16"),
@@ -271,6 +272,6 @@ def test_attention_kernels_are_chosen_by_what_they_can_do(execution, length, hea
         (replace(GPU, attention="splash"), 128, 0.0, "does not run on gpu"),
     ],
 )
-def test_a_kernel_asked_for_by_name_says_why_it_cannot(execution, length, rate, why):
+def test_a_kernel_asked_for_by_name_says_why_it_cannot(compute, length, rate, why):
     with pytest.raises(ValueError, match=why):
-        choose(execution, length=length, head_dim=64, rate=rate)
+        select_kernel(compute, length=length, head_dim=64, rate=rate)

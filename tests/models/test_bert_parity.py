@@ -11,11 +11,12 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from bertjax.config.load import resolve_sizes  # noqa: E402
-from bertjax.config.model_schema import BertConfig  # noqa: E402
-from bertjax.data import tokenizers  # noqa: E402
-from bertjax.interop import huggingface  # noqa: E402
-from bertjax.models import family as families  # noqa: E402
+from bertjax.config.loading.load import read_model_fields  # noqa: E402
+from bertjax.config.schema.model import BertConfig  # noqa: E402
+from bertjax.data.tokenizers import load  # noqa: E402
+from bertjax.data.tokenizers.load import Tokenizer  # noqa: E402
+from bertjax.interop import bert  # noqa: E402
+from bertjax.models.registry import build_model, init_params  # noqa: E402
 
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefgh", *(f"##{x}" for x in "abcdefgh"), "word", "!"]
 V = 61  # more rows than pieces, as padded vocabularies have
@@ -92,8 +93,8 @@ def torch_outputs(model, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def our_outputs(params, config: BertConfig, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    heads = huggingface.present_heads(params)
-    model = families.apply_model(config, heads, params, num_labels=huggingface.num_labels(params))
+    heads = bert.present_heads(params)
+    model = build_model(config, heads, params, num_labels=bert.num_labels(params))
     b = {name: jnp.asarray(x) for name, x in batch.items()}
     hidden = model.encode(b["input_ids"], b["token_type_ids"], b["segment_ids"], b["positions"])
     every, first = jnp.broadcast_to(jnp.arange(hidden.shape[1]), hidden.shape[:2]), jnp.zeros((3, 1), jnp.int32)
@@ -107,7 +108,7 @@ def our_outputs(params, config: BertConfig, batch: dict[str, np.ndarray]) -> dic
     if "classifier" in heads:
         out["classifier"] = model.class_logits(hidden, first)[:, 0]
     if "pooler" in heads:
-        out["pooled"] = model.heads.pooler(hidden[:, :1], model.execution)[:, 0]
+        out["pooled"] = model.heads.pooler(hidden[:, :1], model.compute)[:, 0]
     return {name: np.asarray(x) for name, x in out.items()}
 
 
@@ -119,10 +120,10 @@ def differences(theirs: dict[str, np.ndarray], ours: dict[str, np.ndarray], real
 
 
 def export(out: Path, params, config: BertConfig, labels=None) -> None:
-    backend = tokenizers.wordpiece({piece: i for i, piece in enumerate(VOCABULARY)}, lowercase=True)
-    tokenizer = tokenizers.Tokenizer(backend, "test")
-    huggingface.save_folder(
-        out, params, config, huggingface.present_heads(params),
+    backend = load.build_wordpiece({piece: i for i, piece in enumerate(VOCABULARY)}, lowercase=True)
+    tokenizer = Tokenizer(backend, "test")
+    bert.save_folder(
+        out, params, config, bert.present_heads(params),
         tokenizer=tokenizer, labels=labels,
     )  # fmt: skip
 
@@ -131,8 +132,8 @@ def export(out: Path, params, config: BertConfig, labels=None) -> None:
 def test_outputs_and_round_trip(name, size, tmp_path):
     theirs = torch_model(name, size)
     theirs.save_pretrained(tmp_path / "theirs")
-    config = BertConfig(**resolve_sizes(tmp_path / "theirs"))
-    params = huggingface.load_params(tmp_path / "theirs", config)
+    config = BertConfig(**read_model_fields(tmp_path / "theirs"))
+    params = bert.load_params(tmp_path / "theirs", config)
     batch = rows(SIZES[size][-1])
     expected = torch_outputs(theirs, batch)
     found = differences(expected, our_outputs(params, config, batch), batch["segment_ids"] > 0)
@@ -143,8 +144,8 @@ def test_outputs_and_round_trip(name, size, tmp_path):
     assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")), info
     for output, value in torch_outputs(again.eval(), batch).items():
         np.testing.assert_array_equal(value, expected[output], err_msg=output)
-    back = huggingface.load_params(tmp_path / "ours", BertConfig(**resolve_sizes(tmp_path / "ours")))
-    assert BertConfig(**resolve_sizes(tmp_path / "ours")) == config
+    back = bert.load_params(tmp_path / "ours", BertConfig(**read_model_fields(tmp_path / "ours")))
+    assert BertConfig(**read_model_fields(tmp_path / "ours")) == config
     assert back.keys() == params.keys()
     for path, array in params.items():
         np.testing.assert_array_equal(back[path].view(np.uint32), array.view(np.uint32), err_msg=path)
@@ -161,7 +162,7 @@ def test_our_own_models_load_in_the_auto_classes(family, heads, tmp_path):
         max_position_embeddings=16, type_vocab_size=0 if family == "distilbert" else 2, hidden_act="gelu_new",
     )  # fmt: skip
     rng = np.random.default_rng(0)
-    shapes = families.initialize(config, heads, 1, jax.random.key(0))
+    shapes = init_params(config, heads, 1, jax.random.key(0))
     params = {path: rng.normal(size=x.shape).astype(np.float32) for path, x in shapes.items()}
     export(tmp_path / "ours", params, config, labels=["score"] if "classifier" in heads else None)
     auto = {("mlm", "nsp"): "AutoModelForPreTraining", ("mlm",): "AutoModelForMaskedLM",
@@ -183,7 +184,7 @@ def test_models_without_segments_are_exported_with_zero_ones(tmp_path):
         vocab_size=V, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8,
         max_position_embeddings=16, type_vocab_size=0,
     )  # fmt: skip
-    params = {p: np.asarray(x) for p, x in families.initialize(config, ("mlm",), 2, jax.random.key(1)).items()}
+    params = {p: np.asarray(x) for p, x in init_params(config, ("mlm",), 2, jax.random.key(1)).items()}
     export(tmp_path / "ours", params, config)
     loaded = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path / "ours").eval()
     batch = rows(16)
@@ -197,9 +198,9 @@ def test_exported_tokenizers_give_the_same_ids(family, tmp_path):
         family=family, vocab_size=V, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8,
         max_position_embeddings=16, type_vocab_size=0 if family == "distilbert" else 2,
     )  # fmt: skip
-    params = families.initialize(config, ("mlm",), 2, jax.random.key(1))
+    params = init_params(config, ("mlm",), 2, jax.random.key(1))
     export(tmp_path / "ours", {p: np.asarray(x) for p, x in params.items()}, config)
-    ours = tokenizers.from_file(tmp_path / "ours")
+    ours = load.from_file(tmp_path / "ours")
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "ours")
     texts = ["Word ABC, déf!", "x", "", "a" * 150, "badge  fade\tface 中文"]  # 150 letters are one word
     assert theirs(texts, add_special_tokens=False)["input_ids"] == ours.encode_batch(texts)
@@ -217,7 +218,7 @@ def test_half_precision_files_are_widened_exactly(dtype, tmp_path):
     theirs = torch_model("BertForQuestionAnswering", "three heads, erf gelu").to(getattr(torch, dtype))
     theirs.save_pretrained(tmp_path, max_shard_size="10KB")
     assert (tmp_path / "model.safetensors.index.json").is_file(), "several files"
-    params = huggingface.load_params(tmp_path, BertConfig(**resolve_sizes(tmp_path)))
+    params = bert.load_params(tmp_path, BertConfig(**read_model_fields(tmp_path)))
     weights = theirs.state_dict()
     np.testing.assert_array_equal(
         params["layers/1/attention/qkv/kernel"][:, 2],

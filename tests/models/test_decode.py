@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from bertjax.models.beam import Rules, beam, penalty
-from bertjax.models.decode import EOS, greedy, kept, sample
+from bertjax.models.decoding.beam import Rules, beam_search, length_penalty
+from bertjax.models.decoding.sample import EOS, filter_logits, greedy, sample
 
 STATES = 61
 
@@ -40,7 +40,7 @@ class Table:
     def encode(self, input_ids, segment_ids):
         return input_ids[:, :1]
 
-    def start_cache(self, hidden, segment_ids, length):
+    def init_cache(self, hidden, segment_ids, length):
         first = jnp.zeros(len(segment_ids), jnp.int32) if hidden is None else hidden[:, 0]
         empty = jnp.zeros((len(first), length), jnp.int32)
         return Cache(empty, empty > 0, first)
@@ -117,7 +117,7 @@ def joint(table: np.ndarray, row: int, tokens: tuple[int, ...]) -> float:
 def test_a_beam_wide_enough_finds_the_best_answer_of_all(vocabulary, length, alpha):
     table = tables(5, vocabulary, seed=vocabulary)
     width = (vocabulary - 1) ** length  # as many as there are unfinished answers
-    ids, scores = beam(Table(table), *inputs(5), length, beam_size=width, alpha=alpha)
+    ids, scores = beam_search(Table(table), *inputs(5), length, beam_size=width, alpha=alpha)
     for row in range(5):
         score = lambda t: joint(table, row, t) / ((5 + len(t)) / 6) ** alpha  # noqa: B023, E731
         best = max(answers(vocabulary, length), key=score)
@@ -127,7 +127,7 @@ def test_a_beam_wide_enough_finds_the_best_answer_of_all(vocabulary, length, alp
 
 @cache
 def search(beams: int, length: int, rules: Rules):
-    return jax.jit(lambda t, i, s, a: beam(Table(t), i, s, length, beam_size=beams, alpha=a, rules=rules))
+    return jax.jit(lambda t, i, s, a: beam_search(Table(t), i, s, length, beam_size=beams, alpha=a, rules=rules))
 
 
 @pytest.mark.parametrize("rules", ["t5x", "transformers"])
@@ -147,7 +147,7 @@ def test_beams_are_those_of_the_reference_algorithm(rules, seed, beams, alpha, e
 
 def test_where_nothing_finishes_the_best_open_beam_is_the_answer():
     table = tables(2, 20, seed=0, eos=-60)
-    ids, scores = beam(Table(table), *inputs(2), 5, beam_size=3, alpha=0.6)
+    ids, scores = beam_search(Table(table), *inputs(2), 5, beam_size=3, alpha=0.6)
     for row in range(2):
         score, tokens = t5x_beams(partial(log_p, table, row), 5, 3, 0.6)
         assert ids[row].tolist() == list(tokens) and EOS not in tokens
@@ -156,16 +156,16 @@ def test_where_nothing_finishes_the_best_open_beam_is_the_answer():
 
 def test_penalty():
     """arXiv 1609.08144 equation 14, by hand."""
-    assert float(penalty(0.6, 1)) == 1.0
-    assert float(penalty(0.6, 7)) == pytest.approx(2**0.6)
-    assert float(penalty(0.0, 50)) == 1.0
+    assert float(length_penalty(0.6, 1)) == 1.0
+    assert float(length_penalty(0.6, 7)) == pytest.approx(2**0.6)
+    assert float(length_penalty(0.0, 50)) == 1.0
 
 
 def test_penalty_of_transformers():
     """length^alpha, by hand."""
-    assert float(penalty(2.0, 7, "transformers")) == 49.0
-    assert float(penalty(0.5, 9, "transformers")) == pytest.approx(3.0)
-    assert float(penalty(0.0, 50, "transformers")) == 1.0
+    assert float(length_penalty(2.0, 7, "transformers")) == 49.0
+    assert float(length_penalty(0.5, 9, "transformers")) == pytest.approx(3.0)
+    assert float(length_penalty(0.0, 50, "transformers")) == 1.0
 
 
 # ---- greedy search --------------------------------------------------------------------------------------------------
@@ -206,7 +206,7 @@ def test_the_loop_ends_with_the_last_row():
 def test_what_top_k_and_top_p_keep():
     """By hand; the order (k, then p of what is left) is transformers'."""
     p = np.array([[0.4, 0.3, 0.2, 0.1], [0.1, 0.1, 0.7, 0.1]], np.float32)
-    support = lambda **options: (np.asarray(kept(jnp.log(p), **options)) > -100).tolist()  # noqa: E731
+    support = lambda **options: (np.asarray(filter_logits(jnp.log(p), **options)) > -100).tolist()  # noqa: E731
     assert support(top_k=None, top_p=None) == [[True] * 4] * 2
     assert support(top_k=2, top_p=None)[0] == [True, True, False, False]
     assert support(top_k=1, top_p=None)[1] == [False, False, True, False]
@@ -228,7 +228,7 @@ def test_the_nucleus_is_the_smallest_set_that_reaches_p(seed, top_k, top_p):
     if np.abs(mass - top_p).min() < 1e-5:
         return  # on the edge, rounding decides
     size = min(int((mass < top_p).sum()) + 1, len(order))
-    found = np.flatnonzero(np.asarray(kept(jnp.asarray(logits), top_k, top_p))[0] > -1e29)
+    found = np.flatnonzero(np.asarray(filter_logits(jnp.asarray(logits), top_k, top_p))[0] > -1e29)
     assert sorted(found.tolist()) == sorted(order[:size].tolist())
 
 
@@ -241,7 +241,9 @@ def test_frequencies_are_those_of_the_softmax(temperature, options):
     rows, vocabulary = 20_000, 6
     table = tables(1, vocabulary, seed=4)
     logits = log_p(table, 0, ()) / temperature
-    allowed = np.asarray(kept(jnp.asarray(logits[None]), options.get("top_k"), options.get("top_p")))[0] > -1e29
+    allowed = (
+        np.asarray(filter_logits(jnp.asarray(logits[None]), options.get("top_k"), options.get("top_p")))[0] > -1e29
+    )
     p = np.where(allowed, np.exp(logits), 0)
     zeros, ones = jnp.zeros((rows, 1), jnp.int32), jnp.ones((rows, 1), jnp.int32)
     ids = sample(
@@ -288,7 +290,7 @@ def test_a_decoder_alone_goes_on_from_its_prompt():
     ids, real, texts = prompts()
     model = Table(table, "decoder_only")
     found = greedy(model, jnp.asarray(ids), jnp.asarray(real), length)
-    beams, scores = beam(model, jnp.asarray(ids), jnp.asarray(real), length, beam_size=4)
+    beams, scores = beam_search(model, jnp.asarray(ids), jnp.asarray(real), length, beam_size=4)
     for row, text in enumerate(texts):
         after = partial(log_p, table, 0, start=(0, *text))
         tokens: tuple[int, ...] = ()

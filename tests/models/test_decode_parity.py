@@ -18,10 +18,10 @@ torch.set_num_threads(1)  # models this small only wait for each other's threads
 
 from torch_t5 import flat_parameters  # noqa: E402
 
-from bertjax.config.model_schema import T5Config  # noqa: E402
-from bertjax.models import family  # noqa: E402
-from bertjax.models.beam import beam  # noqa: E402
-from bertjax.models.decode import greedy, kept  # noqa: E402
+from bertjax.config.schema.model import T5Config  # noqa: E402
+from bertjax.models import registry  # noqa: E402
+from bertjax.models.decoding.beam import beam_search  # noqa: E402
+from bertjax.models.decoding.sample import filter_logits, greedy  # noqa: E402
 
 ROWS, WIDTH, LENGTH, V = 12, 9, 16, 23
 SIZES = dict(vocab_size=V, d_model=24, d_kv=6, d_ff=40, num_layers=2, num_heads=3, relative_attention_max_distance=10,
@@ -47,7 +47,7 @@ def pair(version: str):
         for path, parameter in model.named_parameters():
             wild = 0.3 if path.startswith(("shared", "lm_head")) else 1.0  # or every token would be the one before
             parameter.copy_(torch.randn_like(parameter) * wild + path.endswith("layer_norm.weight"))
-    return model, family.apply_model(config, ("lm",), flat_parameters(model, config))
+    return model, registry.build_model(config, ("lm",), flat_parameters(model, config))
 
 
 def inputs() -> tuple[np.ndarray, np.ndarray]:
@@ -81,7 +81,7 @@ class Inclined:
 
     def __init__(self, model, amount: float):
         self.model, self.amount = model, amount
-        self.config, self.encode, self.start_cache = model.config, model.encode, model.start_cache
+        self.config, self.encode, self.init_cache = model.config, model.encode, model.init_cache
 
     def beam_step(self, *args):
         logits, cache, seen = self.model.beam_step(*args)
@@ -106,7 +106,7 @@ def test_beams_by_transformers_rules_token_for_token(version, beams):
     @jax.jit
     def search(ids, real, alpha, eos):
         model = Inclined(ours, eos)
-        return beam(model, ids, real, LENGTH, beam_size=beams, alpha=alpha, rules="transformers")[0]
+        return beam_search(model, ids, real, LENGTH, beam_size=beams, alpha=alpha, rules="transformers")[0]
 
     lengths = []
     for eos, penalty in itertools.product((0.0, 0.3, 0.6, 1.5), (-1.0, 0.0, 0.6, 1.0, 2.0)):
@@ -142,14 +142,14 @@ def padded(tokens) -> list[int]:
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_beams_token_for_token_where_the_rules_agree(version):
-    """Without length penalty two of the differences that models/beam.py lists remain.
+    """Without length penalty two of the differences that models/decoding/beam.py lists remain.
 
     The plain-Python form of either set of rules says in which rows they matter: there each program follows its own, in
     all others both give the same tokens.
     """
     theirs, ours = pair(version)
     expected = generate(theirs, num_beams=4, length_penalty=0.0)
-    found = np.asarray(jax.jit(lambda i, s: beam(ours, i, s, LENGTH, beam_size=4, alpha=0.0)[0])(*inputs()))
+    found = np.asarray(jax.jit(lambda i, s: beam_search(ours, i, s, LENGTH, beam_size=4, alpha=0.0)[0])(*inputs()))
     same = 0
     for row in range(ROWS):
         log_p = next_log_p(ours, row)
@@ -168,13 +168,13 @@ def test_beams_that_never_finish_token_for_token(version):
     theirs, ours = pair(version)
     with inclined(theirs, -1e9):
         expected = generate(theirs, num_beams=5)
-    found = jax.jit(lambda i, s: beam(Inclined(ours, -1e9), i, s, LENGTH, beam_size=5)[0])(*inputs())
+    found = jax.jit(lambda i, s: beam_search(Inclined(ours, -1e9), i, s, LENGTH, beam_size=5)[0])(*inputs())
     np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize(("penalty", "early_stopping"), [(1.0, False), (1.0, "never"), (2.0, "never")])
 def test_what_transformers_does_otherwise(penalty, early_stopping):
-    """The list of differences in models/beam.py is whole: these rules, in plain Python, are transformers' own."""
+    """The list of differences in models/decoding/beam.py is whole: these rules, in plain Python, are transformers' own."""
     theirs, ours = pair("1.0")
     found = generate(theirs, num_beams=3, length_penalty=penalty, early_stopping=early_stopping)
     for row in range(ROWS):
@@ -191,4 +191,4 @@ def test_top_k_and_top_p_keep_what_transformers_keeps(top_k, top_p):
     if top_p is not None:
         warpers.append(transformers.TopPLogitsWarper(top_p))
     expected = warpers(None, torch.tensor(logits)).numpy() > -np.inf
-    np.testing.assert_array_equal(np.asarray(kept(jnp.asarray(logits), top_k, top_p)) > -1e29, expected)
+    np.testing.assert_array_equal(np.asarray(filter_logits(jnp.asarray(logits), top_k, top_p)) > -1e29, expected)

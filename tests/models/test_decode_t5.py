@@ -7,18 +7,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bertjax.config.model_schema import T5Config
-from bertjax.config.schema import Mesh
-from bertjax.models import family
-from bertjax.models.beam import beam
-from bertjax.models.decode import EOS, greedy, sample
-from bertjax.models.execution import Execution
-from bertjax.parallel import mesh as meshes
+from bertjax.config.schema.model import T5Config
+from bertjax.config.schema.run import MeshConfig
+from bertjax.models import registry
+from bertjax.models.compute_options import ComputeOptions
+from bertjax.models.decoding.beam import beam_search
+from bertjax.models.decoding.sample import EOS, greedy, sample
+from bertjax.parallel import sharding
+from bertjax.parallel.mesh import make_mesh
+from bertjax.parallel.mesh_shape import RULES
 
 ROWS, WIDTH, LENGTH, V = 8, 12, 14, 11
 HOW = {
     "greedy": greedy,
-    "beam": lambda *a, **k: beam(*a, **k, beam_size=3)[0],
+    "beam": lambda *a, **k: beam_search(*a, **k, beam_size=3)[0],
     "sample": lambda *a, **k: sample(*a, jax.random.key(1), jnp.arange(ROWS), **k, temperature=0.7, top_k=9),
 }
 
@@ -32,7 +34,7 @@ def config_of(architecture: str, **more) -> T5Config:
 def parameters(config: T5Config, seed: int = 0) -> dict[str, jax.Array]:
     """Random everywhere, and wild enough that the inputs and the tokens before matter."""
     rng = np.random.default_rng(seed)
-    shapes = jax.eval_shape(lambda key: family.initialize(config, ("lm",), 2, key), jax.random.key(0))
+    shapes = jax.eval_shape(lambda key: registry.init_params(config, ("lm",), 2, key), jax.random.key(0))
     draw = lambda path, x: rng.normal(size=x.shape) * (1.0 if "kernel" in path else 0.5) + path.endswith("scale")  # noqa: E731
     return {path: jnp.asarray(draw(path, x), jnp.float32) for path, x in shapes.items()}
 
@@ -57,7 +59,7 @@ class Uncached:
     def __init__(self, model):
         self.model, self.encode, self.config = model, model.encode, model.config
 
-    def start_cache(self, hidden, segment_ids, length):
+    def init_cache(self, hidden, segment_ids, length):
         empty = jnp.zeros((len(segment_ids), length), jnp.int32)
         return Buffer(empty, empty > 0, empty[:, 0], hidden, None if hidden is None else segment_ids)
 
@@ -101,7 +103,7 @@ class Uncached:
 def test_cached_is_uncached(kind, how):
     architecture = "decoder_only" if kind == "causal" else kind
     config = config_of(architecture)
-    model = family.apply_model(config, ("lm",), parameters(config))
+    model = registry.build_model(config, ("lm",), parameters(config))
     options = {"causal": True} if kind == "causal" else {}
     ids, real = inputs()
     found = jax.jit(lambda i, s: HOW[how](model, i, s, LENGTH, **options))(ids, real)
@@ -114,7 +116,7 @@ def test_cached_is_uncached(kind, how):
 def test_the_prefix_sees_itself_only_where_it_should():
     """The two kinds of decoder alone are different models."""
     config = config_of("decoder_only")
-    model = family.apply_model(config, ("lm",), parameters(config))
+    model = registry.build_model(config, ("lm",), parameters(config))
     run = lambda causal: jax.jit(lambda i, s: greedy(model, i, s, 4, causal=causal))(*inputs())  # noqa: E731
     assert (run(True) != run(False)).any()
 
@@ -125,16 +127,16 @@ def test_eight_devices_give_the_tokens_of_one(architecture, how):
     config = config_of(architecture)
     params = parameters(config)
     ids, real = inputs()
-    model = family.apply_model(config, ("lm",), params)
+    model = registry.build_model(config, ("lm",), params)
     expected = jax.jit(lambda i, s: HOW[how](model, i, s, LENGTH))(ids, real)
 
-    mesh = meshes.make_mesh(Mesh(data=2, fsdp=2, tensor=2))
-    abstract = family.structure(config, ("lm",))[1]
-    names = family.logical_axes(abstract)
-    placed = {p: jax.device_put(x, meshes.sharding(mesh, names[p], x.shape)) for p, x in params.items()}
-    rows = jax.NamedSharding(mesh, meshes.partition(("batch",)))
-    run = jax.jit(lambda p, i, s: HOW[how](family.apply_model(config, ("lm",), p), i, s, LENGTH))
-    with meshes.placing(mesh, meshes.RULES):
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    abstract = registry.abstract_model(config, ("lm",))[1]
+    names = registry.logical_axes(abstract)
+    placed = {p: jax.device_put(x, sharding.named_sharding(mesh, names[p], x.shape)) for p, x in params.items()}
+    rows = jax.NamedSharding(mesh, sharding.logical_to_mesh_axes(("batch",)))
+    run = jax.jit(lambda p, i, s: HOW[how](registry.build_model(config, ("lm",), p), i, s, LENGTH))
+    with sharding.use_mesh_and_rules(mesh, RULES):
         compiled = run.lower(placed, *(jax.device_put(x, rows) for x in (ids, real))).compile()
         found = compiled(placed, *(jax.device_put(x, rows) for x in (ids, real)))
     np.testing.assert_array_equal(found, expected)
@@ -149,7 +151,7 @@ def test_bfloat16(how, architecture):
     """Tokens of the vocabulary, and where the first choice is clear the same first token as in float32."""
     config = config_of(architecture)
     params = parameters(config)
-    model = lambda dtype: family.apply_model(config, ("lm",), params, execution=Execution(dtype=dtype))  # noqa: E731
+    model = lambda dtype: registry.build_model(config, ("lm",), params, compute=ComputeOptions(dtype=dtype))  # noqa: E731
     run = lambda dtype: jax.jit(lambda i, s: HOW[how](model(dtype), i, s, LENGTH))(*inputs())  # noqa: E731
     half, full = np.asarray(run(jnp.bfloat16)), np.asarray(run(jnp.float32))
     assert half.shape == (ROWS, LENGTH) and half.dtype == np.int32 and (half >= 0).all() and (half < V).all()

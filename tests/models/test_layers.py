@@ -9,13 +9,15 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from bertjax.config.schema import Mesh
-from bertjax.models import stack
-from bertjax.models.execution import Execution
-from bertjax.models.layers import LayerNorm, activation, add_bias, contract, dropout, hash_bits, layer_norm
-from bertjax.parallel import mesh as meshes
+from bertjax.config.schema.run import MeshConfig
+from bertjax.models import layer_stack
+from bertjax.models.compute_options import ComputeOptions
+from bertjax.models.layers.dropout import dropout, hash_bits
+from bertjax.models.layers.modules import LayerNorm
+from bertjax.models.layers.numerics import activation, add_bias, einsum_lowp, layer_norm
+from bertjax.parallel.mesh import make_mesh
 
-KINDS = [Execution(dropout_rng="hash"), Execution(dropout_rng="threefry")]
+KINDS = [ComputeOptions(dropout_rng="hash"), ComputeOptions(dropout_rng="threefry")]
 SIZES = {"b": 3, "s": 5, "d": 6, "t": 3, "f": 7, "h": 2, "q": 4, "k": 6, "v": 9, "g": 2}
 SPECS = ["bsd,df->bsf", "bsd,dtf->bstf", "bqhk,bshk->bhqs", "bhqs,bshk->bqhk", "bkd,vd->bkv", "bgd,df->bgf"]
 
@@ -45,7 +47,7 @@ def test_contract(spec, dtype, platform):
     a = normal(1, *(SIZES[i] for i in left)).astype(dtype)
     b = normal(2, *(SIZES[i] for i in right)).astype(dtype)
     plain = lambda a, b: jnp.einsum(spec, a, b, precision="highest")  # noqa: E731
-    ours = lambda a, b: contract(spec, a, b, platform)  # noqa: E731
+    ours = lambda a, b: einsum_lowp(spec, a, b, platform)  # noqa: E731
     assert ours(a, b).dtype == (jnp.float32 if platform == "cpu" else dtype)
     assert_same_gradients(ours, plain, (a, b), 1e-5 if dtype == jnp.float32 else 0.02)
 
@@ -95,45 +97,45 @@ def test_layer_norm_far_from_zero():
 # ---- dropout --------------------------------------------------------------------------------------------------------
 
 
-def kept(key: jax.Array, shape: tuple[int, ...], rate: float, execution: Execution) -> np.ndarray:
-    return np.asarray(dropout(jnp.ones(shape), rate, key, execution)) > 0
+def kept(key: jax.Array, shape: tuple[int, ...], rate: float, compute: ComputeOptions) -> np.ndarray:
+    return np.asarray(dropout(jnp.ones(shape), rate, key, compute)) > 0
 
 
-@pytest.mark.parametrize("execution", KINDS, ids=lambda e: e.dropout_rng)
+@pytest.mark.parametrize("compute", KINDS, ids=lambda e: e.dropout_rng)
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.01])
-def test_the_rate_and_the_mean_are_exact(rate, execution):
-    out = np.asarray(dropout(jnp.ones((2048, 2048)), rate, jax.random.key(1), execution))
+def test_the_rate_and_the_mean_are_exact(rate, compute):
+    out = np.asarray(dropout(jnp.ones((2048, 2048)), rate, jax.random.key(1), compute))
     assert abs((out == 0).mean() - rate) < 1e-3  # four million draws: 0.1 % is four deviations at the worst rate
     np.testing.assert_allclose(out[out > 0], 1 / (1 - rate), rtol=1e-6)
 
 
-@pytest.mark.parametrize("execution", KINDS, ids=lambda e: e.dropout_rng)
-def test_no_key_or_no_rate_is_no_dropout(execution):
+@pytest.mark.parametrize("compute", KINDS, ids=lambda e: e.dropout_rng)
+def test_no_key_or_no_rate_is_no_dropout(compute):
     x = normal(1, 4, 4)
-    assert dropout(x, 0.5, None, execution) is x and dropout(x, 0.0, jax.random.key(0), execution) is x
-    low = dropout(x.astype(jnp.bfloat16), 0.5, jax.random.key(0), execution)
+    assert dropout(x, 0.5, None, compute) is x and dropout(x, 0.0, jax.random.key(0), compute) is x
+    low = dropout(x.astype(jnp.bfloat16), 0.5, jax.random.key(0), compute)
     assert low.dtype == jnp.bfloat16
 
 
-@pytest.mark.parametrize("execution", KINDS, ids=lambda e: e.dropout_rng)
+@pytest.mark.parametrize("compute", KINDS, ids=lambda e: e.dropout_rng)
 @pytest.mark.parametrize("spec", [P(("data", "fsdp")), P("data", None, "tensor"), P(None, "fsdp", ("data", "tensor"))])
-def test_the_same_elements_are_dropped_under_any_sharding(spec, execution):
+def test_the_same_elements_are_dropped_under_any_sharding(spec, compute):
     if jax.device_count() < 8:
         pytest.skip("needs eight devices")
-    mesh, x, key = meshes.make_mesh(Mesh(data=2, fsdp=2, tensor=2)), normal(1, 8, 6, 24), jax.random.key(2)
-    whole = dropout(x, 0.3, key, execution)
-    drop = jax.jit(lambda x, key: dropout(x, 0.3, key, execution), out_shardings=NamedSharding(mesh, spec))
+    mesh, x, key = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2)), normal(1, 8, 6, 24), jax.random.key(2)
+    whole = dropout(x, 0.3, key, compute)
+    drop = jax.jit(lambda x, key: dropout(x, 0.3, key, compute), out_shardings=NamedSharding(mesh, spec))
     with jax.set_mesh(mesh):
         split = drop(jax.device_put(x, NamedSharding(mesh, spec)), key)
     assert split.sharding.num_devices == 8
     np.testing.assert_array_equal(np.asarray(split), np.asarray(whole))
 
 
-@pytest.mark.parametrize("execution", KINDS, ids=lambda e: e.dropout_rng)
-def test_forward_and_backward_drop_the_same(execution):
+@pytest.mark.parametrize("compute", KINDS, ids=lambda e: e.dropout_rng)
+def test_forward_and_backward_drop_the_same(compute):
     x, key = normal(1, 16, 32), jax.random.key(3)
-    gradient = jax.grad(lambda x: dropout(x, 0.4, key, execution).sum())(x)
-    np.testing.assert_array_equal(np.asarray(gradient) > 0, np.asarray(dropout(x, 0.4, key, execution)) != 0)
+    gradient = jax.grad(lambda x: dropout(x, 0.4, key, compute).sum())(x)
+    np.testing.assert_array_equal(np.asarray(gradient) > 0, np.asarray(dropout(x, 0.4, key, compute)) != 0)
 
 
 @pytest.mark.parametrize("segments", [(), (4,), (1, 3)])
@@ -142,10 +144,10 @@ def test_masks_differ_by_layer_and_step_but_not_by_how_the_stack_is_cut(kind, se
     layers, steps, size = 4, 3, 4096
 
     def masks(key: jax.Array, segments: tuple[int, ...]) -> jax.Array:
-        execution = Execution(dropout_rng=kind, segments=segments)
-        call = lambda _, x, key: jnp.roll(x, -1, 0).at[-1].set(dropout(jnp.ones(size), 0.5, key, execution))  # noqa: E731
+        compute = ComputeOptions(dropout_rng=kind, segments=segments)
+        call = lambda _, x, key: jnp.roll(x, -1, 0).at[-1].set(dropout(jnp.ones(size), 0.5, key, compute))  # noqa: E731
         stacked = [LayerNorm(1, 1e-12) for _ in range(layers)]
-        return stack.run(stacked, jnp.zeros((layers, size)), call, key, execution, heads=1)
+        return layer_stack.apply_layers(stacked, jnp.zeros((layers, size)), call, key, compute, heads=1)
 
     keys = [jax.random.fold_in(jax.random.key(0), step) for step in range(steps)]
     drawn = np.concatenate([np.asarray(masks(key, segments)) > 0 for key in keys])

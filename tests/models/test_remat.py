@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from bertjax.config.model_schema import BertConfig
-from bertjax.models import family
-from bertjax.models.execution import Execution
+from bertjax.config.schema.model import BertConfig
+from bertjax.models import registry
+from bertjax.models.compute_options import ComputeOptions
 
 MODEL = BertConfig(
     vocab_size=64, hidden_size=64, num_hidden_layers=4, num_attention_heads=2, intermediate_size=256,
@@ -18,14 +18,14 @@ MODEL = BertConfig(
 
 @pytest.mark.parametrize("segments", [(4,), pytest.param((), marks=pytest.mark.slow)])
 def test_dots_repeats_no_projection(segments: tuple[int, ...]) -> None:
-    params = family.initialize(MODEL, (), 2, jax.random.key(0))
+    params = registry.init_params(MODEL, (), 2, jax.random.key(0))
     ids = jnp.ones((4, 64), jnp.int32)
 
     def dots(remat: str) -> tuple[int, dict[str, jax.Array]]:
-        execution = Execution(segments=segments, remat=remat)
+        compute = ComputeOptions(segments=segments, remat=remat)
 
         def loss(params: dict[str, jax.Array]) -> jax.Array:
-            model = family.apply_model(MODEL, (), params, execution=execution)
+            model = registry.build_model(MODEL, (), params, compute=compute)
             return (model.encode(ids, 0 * ids, ids, 0 * ids) ** 2).sum()
 
         jaxpr = jax.make_jaxpr(jax.grad(loss))(params)

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
-from bertjax.models.attention import attend, choose
-from bertjax.models.execution import Execution
+from bertjax.models.attention import dot_product_attention, select_kernel
+from bertjax.models.compute_options import ComputeOptions
 
-SPLASH, XLA = Execution(platform="tpu", attention="splash"), Execution(platform="cpu", attention="xla")
+SPLASH, XLA = ComputeOptions(platform="tpu", attention="splash"), ComputeOptions(platform="cpu", attention="xla")
 
 
 @pytest.mark.parametrize("packed", [True, False])
@@ -27,13 +27,13 @@ def test_splash_equals_xla(packed: bool, monkeypatch: pytest.MonkeyPatch) -> Non
         segments[1, 60:] = 2
     ids = jnp.asarray(segments)
 
-    def loss(q: jax.Array, k: jax.Array, v: jax.Array, execution: Execution) -> jax.Array:
-        out = attend(q, k, v, ids, packed=packed, rate=0.1, key=None, execution=execution)
+    def loss(q: jax.Array, k: jax.Array, v: jax.Array, compute: ComputeOptions) -> jax.Array:
+        out = dot_product_attention(q, k, v, ids, packed=packed, rate=0.1, key=None, compute=compute)
         return jnp.where((ids > 0)[..., None, None], out * weight, 0).sum()
 
     found, expected = (
-        jax.jit(jax.value_and_grad(partial(loss, execution=execution), argnums=(0, 1, 2)))(q, k, v)
-        for execution in (SPLASH, XLA)
+        jax.jit(jax.value_and_grad(partial(loss, compute=compute), argnums=(0, 1, 2)))(q, k, v)
+        for compute in (SPLASH, XLA)
     )
     np.testing.assert_allclose(found[0], expected[0], rtol=1e-3)
     for ours, theirs in zip(found[1], expected[1], strict=True):
@@ -41,9 +41,9 @@ def test_splash_equals_xla(packed: bool, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_auto_takes_it_when_it_can() -> None:
-    auto = Execution(platform="tpu")
-    assert choose(auto, length=512, head_dim=64, rate=0.0) == "splash"
-    assert choose(auto, length=512, head_dim=64, rate=0.1) == "xla"
-    assert choose(auto, length=320, head_dim=64, rate=0.0) == "xla"
+    auto = ComputeOptions(platform="tpu")
+    assert select_kernel(auto, length=512, head_dim=64, rate=0.0) == "splash"
+    assert select_kernel(auto, length=512, head_dim=64, rate=0.1) == "xla"
+    assert select_kernel(auto, length=320, head_dim=64, rate=0.0) == "xla"
     with pytest.raises(ValueError, match="multiples of 128"):
-        choose(Execution(platform="tpu", attention="splash"), length=320, head_dim=64, rate=0.0)
+        select_kernel(ComputeOptions(platform="tpu", attention="splash"), length=320, head_dim=64, rate=0.0)

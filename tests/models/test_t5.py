@@ -11,12 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from bertjax.config.model_schema import T5Config
-from bertjax.config.schema import Mesh
-from bertjax.models import family
-from bertjax.models.execution import Execution
-from bertjax.models.t5 import shift_right
-from bertjax.parallel import mesh as meshes
+from bertjax.config.schema.model import T5Config
+from bertjax.config.schema.run import MeshConfig
+from bertjax.models import registry
+from bertjax.models.compute_options import ComputeOptions
+from bertjax.models.t5.model import shift_right
+from bertjax.parallel import sharding
+from bertjax.parallel.mesh import make_mesh
 
 V = 50
 SMALL = T5Config(
@@ -32,15 +33,15 @@ BASE = {"d_model": 768, "d_ff": 3072, "num_layers": 12, "num_heads": 12}
 @cache
 def parameters(config: T5Config, adapter_size: int = 0) -> dict[str, jax.Array]:
     """Fresh, with random norms and livelier position biases, so that no part goes unseen."""
-    params = family.initialize(config, ("lm",), 2, jax.random.key(0), adapter_size)
+    params = registry.init_params(config, ("lm",), 2, jax.random.key(0), adapter_size)
     draw = np.random.default_rng(1)
     livelier = lambda path: 1.0 if "position" in path else 0.1 if path.endswith("scale") else 0.0  # noqa: E731
     return {p: x + livelier(p) * draw.normal(size=x.shape).astype(np.float32) for p, x in params.items()}
 
 
-def model_of(config: T5Config, execution: Execution = Execution(), adapter_size: int = 0):  # noqa: B008
+def model_of(config: T5Config, compute: ComputeOptions = ComputeOptions(), adapter_size: int = 0):  # noqa: B008
     params = parameters(config, adapter_size)
-    return family.apply_model(config, ("lm",), params, execution=execution, adapter_size=adapter_size)
+    return registry.build_model(config, ("lm",), params, compute=compute, adapter_size=adapter_size)
 
 
 def fields(prefix: str, lengths: list[list[int]], width: int, seed: int) -> dict[str, np.ndarray]:
@@ -80,17 +81,17 @@ def logits_of(model, rows, key=None, prefix_mask=None):
 @cache
 def runner(config: T5Config):
     """rows, dropout key -> logits, compiled once for each shape."""
-    graph, params = family.structure(config, ("lm",)), parameters(config)
-    run = jax.jit(lambda params, rows, key: logits_of(family.merge(*graph, params), rows, key))
+    graph, params = registry.abstract_model(config, ("lm",)), parameters(config)
+    run = jax.jit(lambda params, rows, key: logits_of(registry.merge(*graph, params), rows, key))
     return lambda rows, key=None: np.asarray(run(params, rows, key))
 
 
-def loss_and_grads(config, params, rows, execution, key=None, adapter_size=0):
+def loss_and_grads(config, params, rows, compute, key=None, adapter_size=0):
     """Logits of real targets and the gradient of their summed cross-entropy."""
-    graph = family.structure(config, ("lm",), execution=execution, adapter_size=adapter_size)
+    graph = registry.abstract_model(config, ("lm",), compute=compute, adapter_size=adapter_size)
 
     def run(params):
-        logits = logits_of(family.merge(*graph, params), rows, key)
+        logits = logits_of(registry.merge(*graph, params), rows, key)
         real = rows["target_segment_ids"] > 0
         picked = jnp.take_along_axis(jax.nn.log_softmax(logits), rows["target_ids"][..., None], axis=-1)[..., 0]
         return -(picked * real).sum(), logits * real[..., None]
@@ -111,7 +112,7 @@ def assert_close(found, expected, tolerance=1e-5):
 
 @cache
 def size(config: T5Config, adapter_size: int = 0) -> int:
-    return sum(x.size for x in jax.tree.leaves(family.structure(config, ("lm",), adapter_size=adapter_size)[1]))
+    return sum(x.size for x in jax.tree.leaves(registry.abstract_model(config, ("lm",), adapter_size=adapter_size)[1]))
 
 
 @pytest.mark.parametrize(
@@ -139,7 +140,7 @@ def test_adapter_counts(width, expected):
 
 def test_parameter_paths():
     def paths(config: T5Config, adapter_size: int = 0) -> set[str]:
-        return set(family.logical_axes(family.structure(config, ("lm",), adapter_size=adapter_size)[1]))
+        return set(registry.logical_axes(registry.abstract_model(config, ("lm",), adapter_size=adapter_size)[1]))
 
     attention = {f"{k}/kernel" for k in ("query", "key", "value", "output")} | {"norm/scale"}
     mlp = {"mlp/intermediate/kernel", "mlp/output/kernel", "mlp/norm/scale"}
@@ -162,7 +163,7 @@ def test_initialisation():
     """Deviations of transformers' T5 _init_weights; unit norms; no array twice the same."""
     config = GATED.model_copy(update={"d_model": 256, "d_kv": 16, "d_ff": 300, "num_heads": 12, "vocab_size": 400})
     D, K, inner, F, d = 256, 16, 192, 300, 64
-    params = family.initialize(config, ("lm",), 2, jax.random.key(0), d)
+    params = registry.init_params(config, ("lm",), 2, jax.random.key(0), d)
     expected = {
         "word/embedding": 1.0, "position/embedding": D**-0.5, "query": (D * K) ** -0.5, "key": D**-0.5,
         "value": D**-0.5, "attention/output": inner**-0.5, "mlp/intermediate": D**-0.5, "mlp/gate": D**-0.5,
@@ -284,7 +285,7 @@ def test_cached_steps_are_the_uncached_decoder():
     expected = runner(GATED)(rows)
     inputs = shift_right(rows["target_ids"], rows["target_positions"])
     hidden = model.encode(rows["input_ids"], rows["segment_ids"])
-    state, found, step = model.start_cache(hidden, rows["segment_ids"], 15), [], jax.jit(model.decode_step)
+    state, found, step = model.init_cache(hidden, rows["segment_ids"], 15), [], jax.jit(model.decode_step)
     for index in range(10):
         logits, state = step(inputs[:, index], state, index)
         assert logits.dtype == jnp.float32
@@ -307,7 +308,7 @@ def test_prompts_of_any_length_then_steps_are_the_uncached_decoder(side, full):
     for row, n in enumerate(lengths):
         at = width - n if side == "left" else 0
         prompts[row, at : at + n], real[row, at : at + n] = inputs[row][:n], 1
-    state = model.start_cache(None, real, width + more + 2)
+    state = model.init_cache(None, real, width + more + 2)
     logits, state = jax.jit(model.prefill)(prompts, real, real if full else None, state)
     found, decode_step = [logits], jax.jit(model.decode_step)
     for step in range(more):
@@ -328,7 +329,7 @@ KEY = jax.random.key(3)
 
 @cache
 def listed():
-    return loss_and_grads(DROPPING, parameters(DROPPING, 4), examples(), Execution(), KEY, 4)
+    return loss_and_grads(DROPPING, parameters(DROPPING, 4), examples(), ComputeOptions(), KEY, 4)
 
 
 @pytest.mark.parametrize(
@@ -341,8 +342,8 @@ def listed():
 )
 def test_scanned_listed_and_recomputed_stacks_are_the_same_model(segments, remat):
     """Adapters and dropout on; segments of two cut the encoder, of three the decoder."""
-    execution = Execution(segments=segments, remat=remat)
-    found = loss_and_grads(DROPPING, parameters(DROPPING, 4), examples(), execution, KEY, 4)
+    compute = ComputeOptions(segments=segments, remat=remat)
+    found = loss_and_grads(DROPPING, parameters(DROPPING, 4), examples(), compute, KEY, 4)
     assert_close(found, listed())
     assert all(np.isfinite(g).all() and np.abs(g).max() > 0 for g in found[1].values())
 
@@ -359,16 +360,16 @@ def test_dropout_drops_and_no_key_means_none():
 @pytest.mark.parametrize("rng", ["hash", "threefry"])
 def test_one_dropout_mask_for_a_whole_row(rng):
     """t5x network.py: broadcast_dims=(-2,)."""
-    from bertjax.models.layers import dropout
+    from bertjax.models.layers.dropout import dropout
 
-    x = dropout(jnp.ones((3, 5, 400)), 0.25, KEY, Execution(dropout_rng=rng), along_length=True)
+    x = dropout(jnp.ones((3, 5, 400)), 0.25, KEY, ComputeOptions(dropout_rng=rng), broadcast_length=True)
     assert (x == x[:, :1]).all() and abs(float((x == 0).mean()) - 0.25) < 0.06 and x.max() == pytest.approx(4 / 3)
     assert (x[0] != x[1]).any()
 
 
 def test_rms_norm_and_its_gradient():
     """Against the formula of arXiv 1910.07467 and jax's own gradient of it."""
-    from bertjax.models.layers import rms_norm
+    from bertjax.models.layers.numerics import rms_norm
 
     x, scale, g = (jax.random.normal(jax.random.key(n), shape) for n, shape in enumerate([(2, 3, 8), (8,), (2, 3, 8)]))
     plain = lambda x, scale: x / jnp.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) * scale  # noqa: E731
@@ -381,8 +382,8 @@ def test_rms_norm_and_its_gradient():
 
 def test_bfloat16_is_close_to_float32():
     params, rows = parameters(GATED), examples(6)
-    exact, exact_grads = loss_and_grads(GATED, params, rows, Execution())
-    low, low_grads = loss_and_grads(GATED, params, rows, Execution(dtype=jnp.bfloat16))
+    exact, exact_grads = loss_and_grads(GATED, params, rows, ComputeOptions())
+    low, low_grads = loss_and_grads(GATED, params, rows, ComputeOptions(dtype=jnp.bfloat16))
     assert low.dtype == np.float32
     assert 1e-4 < np.abs(low - exact).mean() / np.abs(exact).mean() < 0.05
     for path, value in exact_grads.items():
@@ -394,7 +395,7 @@ def test_bfloat16_is_close_to_float32():
 @pytest.mark.parametrize("kernel", ["cudnn", "splash"])
 def test_flash_kernels_by_name_are_refused(kernel):
     with pytest.raises(ValueError, match="position bias"):
-        family.structure(SMALL, ("lm",), execution=replace(Execution(), attention=kernel))
+        registry.abstract_model(SMALL, ("lm",), compute=replace(ComputeOptions(), attention=kernel))
 
 
 @pytest.mark.slow
@@ -405,13 +406,13 @@ def test_a_model_split_over_eight_devices_is_the_same_model(sizes):
         pytest.skip("needs eight devices")
     config = DROPPING.model_copy(update={"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False})
     params, rows = parameters(config, 4), examples(8)
-    expected = loss_and_grads(config, params, rows, Execution(), KEY, 4)
-    mesh = meshes.make_mesh(Mesh(**sizes))
-    names = family.logical_axes(family.structure(config, ("lm",), adapter_size=4)[1])
-    placed = {p: jax.device_put(x, meshes.sharding(mesh, names[p], x.shape)) for p, x in params.items()}
+    expected = loss_and_grads(config, params, rows, ComputeOptions(), KEY, 4)
+    mesh = make_mesh(MeshConfig(**sizes))
+    names = registry.logical_axes(registry.abstract_model(config, ("lm",), adapter_size=4)[1])
+    placed = {p: jax.device_put(x, sharding.named_sharding(mesh, names[p], x.shape)) for p, x in params.items()}
     assert len({x.sharding.spec for x in placed.values()}) > 3
-    split = jax.sharding.NamedSharding(mesh, meshes.partition(("batch",)))
+    split = jax.sharding.NamedSharding(mesh, sharding.logical_to_mesh_axes(("batch",)))
     put = {name: jax.device_put(x, split) for name, x in rows.items()}
     with jax.set_mesh(mesh):
-        found = loss_and_grads(config, placed, put, Execution(), KEY, 4)
+        found = loss_and_grads(config, placed, put, ComputeOptions(), KEY, 4)
     assert_close(found, expected)

@@ -11,10 +11,10 @@ transformers = pytest.importorskip("transformers")
 
 from torch_t5 import flat_parameters  # noqa: E402
 
-from bertjax.config.model_schema import T5Config  # noqa: E402
-from bertjax.models import family  # noqa: E402
-from bertjax.models.t5 import shift_right  # noqa: E402
-from bertjax.models.t5_attention import bucket_table  # noqa: E402
+from bertjax.config.schema.model import T5Config  # noqa: E402
+from bertjax.models import registry  # noqa: E402
+from bertjax.models.t5.attention import bucket_table  # noqa: E402
+from bertjax.models.t5.model import shift_right  # noqa: E402
 
 TOLERANCE = 1e-4
 SIZES = dict(vocab_size=53, d_model=24, d_kv=6, d_ff=40, num_layers=2, num_heads=5, relative_attention_max_distance=20,
@@ -43,7 +43,7 @@ def pair(version: str):
             norm = path.endswith("layer_norm.weight")
             parameter.copy_(torch.randn_like(parameter) * 0.3 + (1.0 if norm else 0.0))
     params = flat_parameters(model, config)
-    return model, family.apply_model(config, ("lm",), params), params, config
+    return model, registry.build_model(config, ("lm",), params), params, config
 
 
 def batch() -> dict[str, np.ndarray]:

@@ -8,9 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 
-from bertjax.config.schema import Mesh
-from bertjax.models.vocabulary import top_k
-from bertjax.parallel import mesh as meshes
+from bertjax.config.schema.run import MeshConfig
+from bertjax.models.vocab_parallel import top_k
+from bertjax.parallel import sharding
+from bertjax.parallel.mesh import make_mesh
+from bertjax.parallel.mesh_shape import merge_rules
 
 MESHES = {
     "tensor8": {"data": 1, "tensor": 8},
@@ -20,7 +22,7 @@ MESHES = {
 
 
 def search(axes: dict, x: jax.Array, k: int, along: str | None) -> tuple:
-    with meshes.placing(meshes.make_mesh(Mesh(**axes)), meshes.rules({})):
+    with sharding.use_mesh_and_rules(make_mesh(MeshConfig(**axes)), merge_rules({})):
         return jax.jit(top_k, static_argnums=(1, 2))(x, k, along)
 
 
@@ -38,8 +40,8 @@ def test_it_is_top_k(axes, shape, seed):
 
 def test_one_device_and_none_take_laxs():
     x = jnp.asarray([[3.0, 1.0, 3.0, 2.0]])
-    one = meshes.make_mesh(Mesh(), jax.devices()[:1])
-    with meshes.placing(one, meshes.rules({})):
+    one = make_mesh(MeshConfig(), jax.devices()[:1])
+    with sharding.use_mesh_and_rules(one, merge_rules({})):
         inside = jax.make_jaxpr(lambda x: top_k(x, 2, "vocab"))(x)
     assert str(inside) == str(jax.make_jaxpr(lambda x: top_k(x, 2, "vocab"))(x)) and "shard_map" not in str(inside)
     assert [a.tolist() for a in top_k(x, 2, "vocab")] == [[[3.0, 3.0]], [[0, 2]]]

@@ -12,11 +12,11 @@ import pytest
 ABORT = """
 import os, signal, sys, threading
 import jax
-from bertjax.parallel import aborts
+from bertjax.parallel.multihost import sigabrt
 
 if len(sys.argv) > 1:
     jax.distributed.initialize(sys.argv[1], 1, 0)
-aborts.leave_when_the_service_is_gone()
+sigabrt.install_handler()
 if sys.argv[2:] == ["thread"]:  # as jax does it: not from the main thread
     threading.Thread(target=os.abort).start()
     threading.Event().wait()

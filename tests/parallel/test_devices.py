@@ -5,10 +5,9 @@ from types import SimpleNamespace
 import jax
 import pytest
 
-from bertjax.config.schema import Mesh
+from bertjax.config.schema.run import MeshConfig
 from bertjax.errors import UserError
-from bertjax.parallel import devices
-from bertjax.parallel.mesh import make_mesh
+from bertjax.parallel.mesh import group_by_slice, make_mesh
 
 
 def fake(platform: str, hosts: int, each: int, slices: int | None = None) -> list:
@@ -26,7 +25,7 @@ def ids(parts: list) -> list[list[int]]:
 
 
 def test_slices_of_one_process_are_equal_runs():
-    mesh = make_mesh(Mesh(slices=2, fsdp=2, tensor=2, data=1))
+    mesh = make_mesh(MeshConfig(slices=2, fsdp=2, tensor=2, data=1))
     assert [[d.id for d in part.flat] for part in mesh.devices] == [[0, 1, 2, 3], [4, 5, 6, 7]]
     assert mesh.devices.shape == (2, 1, 2, 2) and set(mesh.devices.flat) == set(jax.devices())
 
@@ -34,25 +33,25 @@ def test_slices_of_one_process_are_equal_runs():
 def test_tpu_slices_are_found_by_their_index():
     """In whatever order jax lists them."""
     listed = fake("tpu", 4, 2, slices=2)
-    assert ids(devices.by_slice(listed[4:] + listed[:4], 2)) == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert ids(group_by_slice(listed[4:] + listed[:4], 2)) == [[0, 1, 2, 3], [4, 5, 6, 7]]
 
 
 @pytest.mark.parametrize(("slices", "asked"), [(2, 1), (2, 4), (1, 2)])
 def test_tpu_slices_are_what_they_are(slices, asked):
     with pytest.raises(UserError, match=rf"^mesh.slices: .* form {slices} slices, not {asked}; set it to {slices}$"):
-        devices.by_slice(fake("tpu", 4, 2, slices=slices), asked)
+        group_by_slice(fake("tpu", 4, 2, slices=slices), asked)
 
 
 @pytest.mark.parametrize("known", [None, 4], ids=["by host", "by NVLink domain"])
 def test_gpu_hosts_join_into_groups(known):
     listed = fake("gpu", 4, 2, slices=known)
-    assert ids(devices.by_slice(listed, 2)) == [[0, 1, 2, 3], [4, 5, 6, 7]]
-    assert ids(devices.by_slice(listed, 4)) == [[0, 1], [2, 3], [4, 5], [6, 7]]
-    assert ids(devices.by_slice(listed, 1)) == [list(range(8))]
+    assert ids(group_by_slice(listed, 2)) == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert ids(group_by_slice(listed, 4)) == [[0, 1], [2, 3], [4, 5], [6, 7]]
+    assert ids(group_by_slice(listed, 1)) == [list(range(8))]
 
 
 @pytest.mark.parametrize("listed", [fake("gpu", 3, 2), fake("gpu", 1, 8), fake("gpu", 2, 4)[:6]], ids=["3", "1", "odd"])
 def test_gpu_hosts_that_do_not_part_are_one_line(listed):
     with pytest.raises(UserError, match="^mesh.slices: 2 does not part") as error:
-        devices.by_slice(listed, 2)
+        group_by_slice(listed, 2)
     assert "\n" not in str(error.value)

@@ -12,17 +12,20 @@ import pytest
 from jax._src.clusters import cloud_tpu_cluster, cluster
 from jax.sharding import NamedSharding
 
-from bertjax.config.schema import Mesh
+from bertjax.config.schema.run import MeshConfig
 from bertjax.errors import UserError
-from bertjax.parallel import distributed
-from bertjax.parallel import mesh as meshes
+from bertjax.parallel import batches
+from bertjax.parallel.mesh import make_mesh
+from bertjax.parallel.mesh_shape import merge_rules
+from bertjax.parallel.multihost import initialize, primary
+from bertjax.parallel.sharding import logical_to_mesh_axes
 
 NAMES = ("BERTJAX_COORDINATOR", "BERTJAX_NUM_PROCESSES", "BERTJAX_PROCESS_ID")
 
 
 def batch_sharding(rules: dict | None = None, **sizes: int) -> NamedSharding:
-    mesh = meshes.make_mesh(Mesh(**sizes))
-    return NamedSharding(mesh, meshes.partition(("batch",), meshes.rules(rules or {})))
+    mesh = make_mesh(MeshConfig(**sizes))
+    return NamedSharding(mesh, logical_to_mesh_axes(("batch",), merge_rules(rules or {})))
 
 
 def owned_by(sharding: NamedSharding, devices: list[int]) -> SimpleNamespace:
@@ -42,7 +45,7 @@ def owned_by(sharding: NamedSharding, devices: list[int]) -> SimpleNamespace:
 CLUSTERS = (
     "SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NUM_TASKS",
     "OMPI_MCA_orte_hnp_uri", "TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES", "TPU_WORKER_ID", "JAX_PLATFORMS",
-    "MEGASCALE_COORDINATOR_ADDRESS", "MEGASCALE_NUM_SLICES", "MEGASCALE_SLICE_ID", distributed.TIMEOUT,
+    "MEGASCALE_COORDINATOR_ADDRESS", "MEGASCALE_NUM_SLICES", "MEGASCALE_SLICE_ID", initialize.ENV_START_TIMEOUT,
 )  # fmt: skip
 
 
@@ -52,8 +55,8 @@ def started(monkeypatch) -> list[tuple]:
     calls: list[tuple] = []
     for name in (*NAMES, *CLUSTERS):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(distributed.rollcall, "meet", lambda *_: None)
-    monkeypatch.setattr(distributed.aborts, "leave_when_the_service_is_gone", lambda: None)
+    monkeypatch.setattr(initialize.rollcall, "wait_for_all", lambda *_: None)
+    monkeypatch.setattr(initialize.aborts, "install_handler", lambda: None)
     monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **options: calls.append(args))
     return calls
 
@@ -68,18 +71,18 @@ def on_tpu_host(monkeypatch) -> None:
 
 
 def test_one_process_starts_nothing(started, monkeypatch):
-    distributed.start()
+    initialize.initialize_distributed()
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
     monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "localhost")
-    distributed.start()
-    assert started == [] and distributed.is_lead()
+    initialize.initialize_distributed()
+    assert started == [] and primary.is_primary()
 
 
 def test_explicit_settings_are_passed_on(started, monkeypatch):
     for name, value in zip(NAMES, ("host:1234", "4", "2"), strict=True):
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("SLURM_LOCALID", "1")  # says nothing where a person said it all
-    distributed.start()
+    initialize.initialize_distributed()
     assert started == [("host:1234", 4, 2, None)]
 
 
@@ -102,7 +105,7 @@ def test_clusters_of_hosts_are_detected(started, monkeypatch, environment, expec
     """Ports by jax's rule: 61440 + the job's number modulo 4096."""
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    distributed.start()
+    initialize.initialize_distributed()
     assert started == [expected]
 
 
@@ -111,7 +114,7 @@ def test_a_batch_script_or_a_step_of_one_task_is_alone(started, monkeypatch, cha
     for name, value in (SLURM | changes).items():
         if value is not None:
             monkeypatch.setenv(name, value)
-    distributed.start()
+    initialize.initialize_distributed()
     assert started == []
 
 
@@ -123,7 +126,7 @@ def test_a_tpu_pod_of_gke_is_detected(started, monkeypatch):
         "MEGASCALE_NUM_SLICES": "2", "MEGASCALE_COORDINATOR_ADDRESS": "first.svc:8080",
     }.items():  # fmt: skip
         monkeypatch.setenv(name, value)
-    distributed.start()
+    initialize.initialize_distributed()
     assert started == [("first.svc:8482", 4, 3, None)]
 
 
@@ -137,10 +140,10 @@ METADATA = {
 def test_a_tpu_pod_of_gce_is_detected(started, monkeypatch):
     monkeypatch.setattr(cloud_tpu_cluster, "get_metadata", METADATA.__getitem__)
     monkeypatch.delenv("TPU_SKIP_MDS_QUERY", raising=False)
-    distributed.start()
+    initialize.initialize_distributed()
     assert started == [("10.0.0.5:8482", 3, 2, None)]
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    distributed.start()
+    initialize.initialize_distributed()
     assert len(started) == 1, "a run on the host's CPU is alone"
 
 
@@ -152,22 +155,22 @@ def test_a_cluster_that_cannot_be_read_is_a_user_error(started, monkeypatch):
     monkeypatch.setattr(cloud_tpu_cluster, "get_metadata", refuse)
     monkeypatch.delenv("TPU_SKIP_MDS_QUERY", raising=False)
     with pytest.raises(UserError, match=r"the gcetpu cluster cannot be read \(OSError: .*set BERTJAX_COORDINATOR"):
-        distributed.start()
+        initialize.initialize_distributed()
 
 
 def test_a_job_that_has_begun_is_not_joined_again(started, monkeypatch):
     for name, value in zip(NAMES, ("host:1234", "4", "2"), strict=True):
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
-    distributed.start()
+    initialize.initialize_distributed()
     assert started == []
 
 
 @pytest.mark.parametrize("text", ["", "soon", "0", "-3", "inf", "nan"])
 def test_a_start_timeout_that_is_no_number_of_seconds_is_a_user_error(started, monkeypatch, text):
-    monkeypatch.setenv(distributed.TIMEOUT, text)
+    monkeypatch.setenv(initialize.ENV_START_TIMEOUT, text)
     with pytest.raises(UserError, match="BERTJAX_START_TIMEOUT is .* seconds above zero"):
-        distributed.start()
+        initialize.initialize_distributed()
 
 
 # ---- failing together -----------------------------------------------------------------------------------------------
@@ -197,7 +200,7 @@ def exits(monkeypatch) -> list[int]:
     ],
 )
 def test_a_lost_process_is_75_and_a_failure_of_the_program_is_70(exits, capsys, text, code):
-    with pytest.raises(SystemExit), distributed.fail_together():
+    with pytest.raises(SystemExit), initialize.exit_together():
         raise jax.errors.JaxRuntimeError(text)
     assert exits == [code]
     err = capsys.readouterr().err
@@ -205,10 +208,10 @@ def test_a_lost_process_is_75_and_a_failure_of_the_program_is_70(exits, capsys, 
 
 
 def test_our_own_errors_and_those_of_a_single_process_take_the_ordinary_way(exits, monkeypatch):
-    with pytest.raises(UserError), distributed.fail_together():
+    with pytest.raises(UserError), initialize.exit_together():
         raise UserError("on all alike")
     monkeypatch.setattr(jax.distributed, "is_initialized", lambda: False)
-    with pytest.raises(ZeroDivisionError), distributed.fail_together():
+    with pytest.raises(ZeroDivisionError), initialize.exit_together():
         raise ZeroDivisionError
     assert exits == []
 
@@ -218,7 +221,7 @@ def test_partial_settings_are_a_user_error(started, monkeypatch, missing):
     for name in set(NAMES) - {missing}:
         monkeypatch.setenv(name, "1")
     with pytest.raises(UserError, match=f"environment: set all of .*{missing}"):
-        distributed.start()
+        initialize.initialize_distributed()
     assert started == []
 
 
@@ -236,7 +239,7 @@ def test_settings_that_are_no_numbers_in_range_are_a_user_error(started, monkeyp
     for name, value in zip(NAMES, ("host:1234", count, index), strict=True):
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=f"^environment: .*{reason}"):
-        distributed.start()
+        initialize.initialize_distributed()
     assert started == []
 
 
@@ -244,7 +247,7 @@ def test_settings_that_are_no_numbers_in_range_are_a_user_error(started, monkeyp
     "sizes", [{}, {"fsdp": 4, "tensor": 2}, {"data": 2, "fsdp": 2, "tensor": 2}, {"data": 1, "tensor": 8}]
 )
 def test_one_process_holds_every_row(sizes):
-    assert distributed.local_rows(batch_sharding(**sizes), 16) == slice(0, 16)
+    assert batches.local_rows(batch_sharding(**sizes), 16) == slice(0, 16)
 
 
 @pytest.mark.parametrize(
@@ -260,32 +263,32 @@ def test_one_process_holds_every_row(sizes):
 )
 def test_rows_of_one_process_of_several(sizes, devices, expected):
     """Mesh order is data, fsdp, tensor; the 16 rows are cut over data x fsdp."""
-    assert distributed.local_rows(owned_by(batch_sharding(**sizes), devices), 16) == expected
+    assert batches.local_rows(owned_by(batch_sharding(**sizes), devices), 16) == expected
 
 
 def test_rows_that_lie_apart_are_listed():
     """A host of a TPU pod holds a block of the torus: pieces of several rings, and so of several parts of the batch."""
-    found = distributed.local_rows(owned_by(batch_sharding(), [0, 1, 4, 5]), 16)
+    found = batches.local_rows(owned_by(batch_sharding(), [0, 1, 4, 5]), 16)
     np.testing.assert_array_equal(found, [0, 1, 2, 3, 8, 9, 10, 11])
 
 
 @pytest.mark.parametrize(("sizes", "shards"), [({}, 8), ({"fsdp": 4, "tensor": 2}, 4), ({"data": 2, "tensor": 4}, 2)])
 def test_rows_that_do_not_divide_are_a_user_error(sizes, shards):
     sharding = batch_sharding(**sizes)
-    assert distributed.local_rows(sharding, shards) == slice(0, shards)
+    assert batches.local_rows(sharding, shards) == slice(0, shards)
     with pytest.raises(UserError, match=f"^batch_size: {shards + 1} rows do not divide over {shards} devices"):
-        distributed.local_rows(sharding, shards + 1)
+        batches.local_rows(sharding, shards + 1)
 
 
 def test_batches_whole_on_every_device():
     """With the batch rule taken away nothing has to divide."""
-    assert distributed.local_rows(batch_sharding({"batch": None}), 3) == slice(0, 3)
+    assert batches.local_rows(batch_sharding({"batch": None}), 3) == slice(0, 3)
 
 
 def test_place_makes_global_arrays():
     sharding = batch_sharding(data=2, fsdp=2, tensor=2)
     rows = {"input_ids": np.arange(32).reshape(8, 4), "nsp_labels": np.arange(8).reshape(8, 1)}
-    placed = distributed.place(rows, sharding, 8)
+    placed = batches.place(rows, sharding, 8)
     for name, x in rows.items():
         np.testing.assert_array_equal(placed[name], x)
         assert placed[name].sharding.is_equivalent_to(sharding, x.ndim)
@@ -295,15 +298,16 @@ def test_place_makes_global_arrays():
 INTERLEAVED = """
 import jax, numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
-from bertjax.parallel import distributed
+from bertjax.parallel import batches
+from bertjax.parallel.multihost import initialize
 
-distributed.start()
+initialize.initialize_distributed()
 devices = np.asarray(jax.devices())[[0, 2, 1, 3]].reshape(4, 1, 1)
 mesh = Mesh(devices, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
 sharding = NamedSharding(mesh, P(("data", "fsdp")))
-rows = distributed.local_rows(sharding, 8)
+rows = batches.local_rows(sharding, 8)
 batch = np.arange(24).reshape(8, 3)
-placed = distributed.place({"x": batch[rows]}, sharding, 8)["x"]
+placed = batches.place({"x": batch[rows]}, sharding, 8)["x"]
 for shard in placed.addressable_shards:
     np.testing.assert_array_equal(shard.data, batch[shard.index])
 print(jax.process_index(), list(rows))
@@ -338,11 +342,12 @@ def test_two_processes_place_rows_that_lie_apart():
 CONNECTED = """
 import jax
 from jax.sharding import AxisType
-from bertjax.parallel import distributed
+from bertjax.parallel import batches
+from bertjax.parallel.multihost import initialize
 
-distributed.start()
+initialize.initialize_distributed()
 mesh = jax.make_mesh((2, 1, 4), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
-distributed.connect(mesh)
+initialize.warm_up_collectives(mesh)
 print("connected", jax.process_index(), flush=True)
 """
 

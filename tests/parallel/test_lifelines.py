@@ -6,8 +6,8 @@ import threading
 
 import pytest
 
-from bertjax.parallel import lifelines
-from bertjax.parallel.lifelines import Peer, watch
+from bertjax.parallel.multihost import peer_monitor
+from bertjax.parallel.multihost.peer_monitor import Peer, start
 
 SOON = 5.0  # seconds
 
@@ -15,9 +15,9 @@ SOON = 5.0  # seconds
 @pytest.fixture(autouse=True)
 def on_duty(monkeypatch):
     """Every test ends with nobody waiting for anybody, so that closing its sockets ends no process."""
-    monkeypatch.setattr(lifelines, "PATIENCE", 0.1)
+    monkeypatch.setattr(peer_monitor, "GRACE_SECONDS", 0.1)
     yield
-    lifelines.rest()
+    peer_monitor.stop()
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def star():
         return [near, *far], [queue.Queue() for _ in range(count)]
 
     yield make
-    lifelines.rest()
+    peer_monitor.stop()
     for each in made:
         each.close()
 
@@ -43,7 +43,7 @@ def star():
 def test_all_others_are_told_who_is_gone(star):
     (zero, one, two), said = star(3)
     for peers, told in zip((zero, one), said, strict=False):
-        watch(peers, told.put)
+        start(peers, told.put)
     two[0].connection.close()  # process 2 is killed
     assert said[0].get(timeout=SOON) == "process 2 on host-2"
     assert said[1].get(timeout=SOON) == "process 2 on host-2"
@@ -51,8 +51,8 @@ def test_all_others_are_told_who_is_gone(star):
 
 def test_process_0_may_be_the_one(star):
     (zero, one, two), said = star(3)
-    watch(one, said[1].put)
-    watch(two, said[2].put)
+    start(one, said[1].put)
+    start(two, said[2].put)
     for peer in zero.values():
         peer.connection.close()
     assert [told.get(timeout=SOON) for told in said[1:]] == ["process 0 on host-0"] * 2
@@ -60,8 +60,8 @@ def test_process_0_may_be_the_one(star):
 
 def test_who_is_done_waits_for_nobody(star):
     (zero, one), said = star(2)
-    watch(zero, said[0].put)
-    lifelines.rest()
+    start(zero, said[0].put)
+    peer_monitor.stop()
     one[0].connection.close()
     with pytest.raises(queue.Empty):
         said[0].get(timeout=0.5)
@@ -69,7 +69,7 @@ def test_who_is_done_waits_for_nobody(star):
 
 def test_noise_on_a_connection_is_no_loss(star):
     (zero, one, two), said = star(3)
-    watch(one, said[1].put)
+    start(one, said[1].put)
     zero[1].connection.sendall(b"\xff[] {\n")
     with pytest.raises(queue.Empty):
         said[1].get(timeout=0.3)
@@ -79,12 +79,12 @@ def test_noise_on_a_connection_is_no_loss(star):
 
 def test_connections_are_kept_alive(star):
     (zero, _), said = star(2)
-    watch(zero, said[0].put)
+    start(zero, said[0].put)
     connection = zero[1].connection
     assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) and connection.gettimeout() is None
 
 
 def test_a_process_alone_watches_nobody():
     before = threading.active_count()
-    watch({}, print)
+    start({}, print)
     assert threading.active_count() == before

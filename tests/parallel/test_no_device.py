@@ -9,7 +9,7 @@ import jax
 import pytest
 
 from bertjax.errors import UserError
-from bertjax.parallel import devices
+from bertjax.parallel import mesh
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = "stages: [{name: s, steps: 1, data: {source: {files: [a.txt]}}}]\n"
@@ -59,9 +59,9 @@ def test_whatever_jax_raises_is_worded(monkeypatch, platforms, error, said):
         raise error
 
     monkeypatch.setenv("JAX_PLATFORMS", platforms)
-    monkeypatch.setattr(devices, "_present", lambda: "1 x cpu")
+    monkeypatch.setattr(mesh, "_available_devices", lambda: "1 x cpu")
     monkeypatch.setattr(jax, "devices", fail)
-    for ask in (devices.all_devices, lambda: devices.make_mesh(devices.Mesh())):
+    for ask in (mesh.all_devices, lambda: mesh.make_mesh(mesh.Mesh())):
         with pytest.raises(UserError) as caught:
             ask()
         assert str(caught.value).startswith(said)

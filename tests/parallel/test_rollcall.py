@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bertjax.errors import BertjaxError, StoppedSafely, UserError
-from bertjax.parallel import rollcall
+from bertjax.parallel.multihost import rendezvous
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def meet(address: str, seats: list[tuple[int, int, float]], limit: float = 10) -
     def one(place: int, index: int, count: int, late: float) -> None:
         time.sleep(late)
         try:
-            peers = rollcall.meet(address, count, index, limit, say=lambda line: None)
+            peers = rendezvous.wait_for_all(address, count, index, limit, report=lambda line: None)
             assert set(peers) == (set(range(1, count)) if index == 0 else {0})
             assert {peer.host for peer in peers.values()} == {socket.gethostname()}
             for peer in peers.values():
@@ -52,7 +52,7 @@ def test_all_go_on_whoever_comes_first(address):
 
 
 def test_one_process_meets_nobody(address):
-    assert rollcall.meet(address, 1, 0, 1) == {}
+    assert rendezvous.wait_for_all(address, 1, 0, 1) == {}
 
 
 def test_all_are_told_who_is_missing(address):
@@ -67,7 +67,7 @@ def test_all_are_told_who_is_missing(address):
 
 
 def test_without_process_0_the_others_say_where_they_looked(address, monkeypatch):
-    monkeypatch.setattr(rollcall, "TAKEN", 0.5)
+    monkeypatch.setattr(rendezvous, "PORT_RELEASE_SECONDS", 0.5)
     (error,) = meet(address, [(1, 2, 0.0)], limit=0.5)
     assert isinstance(error, StoppedSafely) and f"process 0 did not answer at {address} within 0.5 s" in str(error)
 
@@ -92,7 +92,7 @@ def call(address: str, said: bytes) -> socket.socket:
     until = time.monotonic() + 10
     while True:
         try:
-            connection = socket.create_connection(rollcall.split(address), timeout=1)
+            connection = socket.create_connection(rendezvous.parse_address(address), timeout=1)
             connection.sendall(said)
             return connection
         except OSError:
@@ -126,24 +126,24 @@ def test_strangers_at_the_port_are_sent_away(address, noise):
 
 
 def test_a_port_that_is_taken_is_bad_input(address, monkeypatch):
-    monkeypatch.setattr(rollcall, "TAKEN", 0.4)
+    monkeypatch.setattr(rendezvous, "PORT_RELEASE_SECONDS", 0.4)
     with socket.create_server(("", int(address.split(":")[1]))), pytest.raises(UserError, match="Address already in u"):
-        rollcall.meet(address, 2, 0, 5)
+        rendezvous.wait_for_all(address, 2, 0, 5)
 
 
 @pytest.mark.parametrize(("text", "expected"), [("a:1", ("a", 1)), ("[::1]:80", ("::1", 80)), ("10.0.0.2:8476", None)])
 def test_addresses(text, expected):
-    assert rollcall.split(text) == (expected or ("10.0.0.2", 8476))
+    assert rendezvous.parse_address(text) == (expected or ("10.0.0.2", 8476))
 
 
 @pytest.mark.parametrize("text", ["", "host", "host:", ":80", "host:http", "host:0", "host:70000"])
 def test_what_is_no_address_is_bad_input(text):
     with pytest.raises(UserError, match="must be host:port"):
-        rollcall.split(text)
+        rendezvous.parse_address(text)
 
 
 @given(st.sets(st.integers(0, 60), min_size=1))
 def test_runs_of_numbers_name_each_once(found):
-    ranges = [part.split("-") for part in rollcall.numbers(found).split(", ")]
+    ranges = [part.split("-") for part in rendezvous.format_ranges(found).split(", ")]
     listed = [n for part in ranges for n in range(int(part[0]), int(part[-1]) + 1)]
     assert listed == sorted(found)

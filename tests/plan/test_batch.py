@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from bertjax.config.load import build, load
-from bertjax.config.schema import Config
-from bertjax.data.loader import open_batches
+from bertjax.config.loading.load import build, load
+from bertjax.config.schema.run import Config
+from bertjax.data.pipeline.loader import open_batches
 from bertjax.errors import UserError
-from bertjax.plan.batch import positions, stage_fields, task_fields
-from bertjax.training.setup import load_tokenizer
+from bertjax.plan.batch import stage_fields, task_fields, tokens_per_row
+from bertjax.training.run_context import load_tokenizer
 
 TEXT = {"kind": "text", "files": ["text.txt"], "layout": "sentences"}
 SQUAD = {"kind": "squad", "files": ["train.json"]}
@@ -114,7 +114,7 @@ def test_mixed_tasks_need_the_same_rows(tiny_t5_project):
 
 def test_positions_are_those_of_inputs_and_targets():
     config = config_of("t5", TEXT_TO_TEXT, {"source": SQUAD, "preprocess": SQUAD_TEXT})
-    assert positions(stage_fields(config, config.stages[0])) == 32 + 16
-    assert positions(task_fields(config, config.stages[0].data)) == 32 + 16
+    assert tokens_per_row(stage_fields(config, config.stages[0])) == 32 + 16
+    assert tokens_per_row(task_fields(config, config.stages[0].data)) == 32 + 16
     config = config_of("bert", MLM, {"source": TEXT, "preprocess": PAIRS})
-    assert positions(stage_fields(config, config.stages[0])) == 32
+    assert tokens_per_row(stage_fields(config, config.stages[0])) == 32

@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from bertjax.plan.collectives import Collective, axes_of, collectives, groups_of
-from bertjax.plan.hlo import Module, Operation
+from bertjax.plan.hlo.collectives import Collective, find_collectives, parse_replica_groups, spanned_axes
+from bertjax.plan.hlo.module import HloModule, HloOp
 
 MESH = {"dcn": 1, "data": 2, "fsdp": 2, "tensor": 2}
 
 
-def operation(attributes: str, code: str = "all-reduce", type_: str = "f32[8]{0}") -> Operation:
-    return Operation("x", code, type_, f"%p), channel_id=1, {attributes}, use_global_device_ids=true", False)
+def operation(attributes: str, code: str = "all-reduce", type_: str = "f32[8]{0}") -> HloOp:
+    return HloOp("x", code, type_, f"%p), channel_id=1, {attributes}, use_global_device_ids=true", False)
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def operation(attributes: str, code: str = "all-reduce", type_: str = "f32[8]{0}
     ],
 )
 def test_forms_of_groups(text: str, groups: list[tuple[int, ...]]):
-    assert groups_of(operation(text), 8) == groups
+    assert parse_replica_groups(operation(text), 8) == groups
 
 
 @given(st.lists(st.integers(1, 4), min_size=2, max_size=4), st.data())
@@ -58,11 +58,11 @@ def test_groups_along_any_axes_are_named_by_them(sizes: list[int], data):
     ) + "}"  # fmt: skip
     expected = "+".join(name for name in mesh if name in along and mesh[name] > 1) or "none"
     for text in (listed, iota, named):
-        assert axes_of(groups_of(operation(text), prod(sizes)), mesh) == expected
+        assert spanned_axes(parse_replica_groups(operation(text), prod(sizes)), mesh) == expected
 
 
 def test_a_piece_of_an_axis_is_called_one():
-    assert axes_of([(0, 1), (2, 3)], {"data": 4}) == "part of data"
+    assert spanned_axes([(0, 1), (2, 3)], {"data": 4}) == "part of data"
 
 
 def test_asynchronous_starts_hold_their_operands_too():
@@ -73,7 +73,7 @@ def test_asynchronous_starts_hold_their_operands_too():
   %s = f32[2]{0} reduce-scatter(%a), replica_groups=[2,4]<=[8], dimensions={0}
 }
 """
-    found = {one.kind: one.bytes for one in collectives(Module.of(text), {"x": 2, "y": 4})}
+    found = {one.kind: one.bytes for one in find_collectives(HloModule.parse(text), {"x": 2, "y": 4})}
     assert found == {"all-gather": 64, "all-reduce": 20, "collective-permute": 8, "reduce-scatter": 32}
 
 
@@ -87,7 +87,7 @@ def mesh() -> jax.sharding.Mesh:
 
 def found_in(mesh, function, *arguments) -> list[Collective]:
     compiled = jax.jit(function).lower(*arguments).compile()
-    return collectives(Module.of(compiled.as_text()), dict(mesh.shape))
+    return find_collectives(HloModule.parse(compiled.as_text()), dict(mesh.shape))
 
 
 def abstract(mesh, shape, *spec) -> jax.ShapeDtypeStruct:

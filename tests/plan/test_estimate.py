@@ -5,11 +5,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from bertjax.config.load import load
-from bertjax.parallel.chips import NAMED
-from bertjax.plan.collectives import Collective
-from bertjax.plan.estimate import Links, Roofline, moved, roofline, row_flops
-from bertjax.training.meter import Meter
+from bertjax.config.loading.load import load
+from bertjax.parallel.hardware import CHIPS_BY_NAME
+from bertjax.plan.estimate import Interconnect, Roofline, roofline, row_flops, transfer_factor
+from bertjax.plan.hlo.collectives import Collective
+from bertjax.training.monitor.meter import Meter
 
 
 def torus(*extents: int, slices: int = 1) -> list[SimpleNamespace]:
@@ -40,13 +40,13 @@ B, D = 1024, 4096  # chapter "Sharded Matrices", question 2: bfloat16[B, D] on a
 )
 def test_gathers_of_the_scaling_book(size: int, group: tuple[int, ...], microseconds: float):
     """Its answers leave out (n-1)/n."""
-    seconds = Links(NAMED["v4"], torus(4, 4, 4)).seconds(gather(size, group))
+    seconds = Interconnect(CHIPS_BY_NAME["v4"], torus(4, 4, 4)).seconds(gather(size, group))
     n = len(group)
     assert seconds * n / (n - 1) * 1e6 == pytest.approx(microseconds, rel=0.01)
 
 
 def test_a_reduction_is_two_gathers_and_an_all_to_all_a_quarter():
-    links, group, size = Links(NAMED["v5e"], torus(16, 16)), tuple(range(16)), 2**24
+    links, group, size = Interconnect(CHIPS_BY_NAME["v5e"], torus(16, 16)), tuple(range(16)), 2**24
     once = links.seconds(gather(size, group))
     assert links.seconds(gather(size, group, "all-reduce")) == pytest.approx(2 * once)
     assert links.seconds(gather(size, group, "reduce-scatter")) == pytest.approx(once)
@@ -57,16 +57,16 @@ def test_a_reduction_is_two_gathers_and_an_all_to_all_a_quarter():
 
 def test_a_line_has_half_of_a_ring():
     """Dimensions of v5e close at 16; eight of sixteen, or a dimension of eight, do not."""
-    size, chip = 2**24, NAMED["v5e"]
-    ring = Links(chip, torus(16, 16)).seconds(gather(size, tuple(range(16)))) * 16 / 15
-    part = Links(chip, torus(16, 16)).seconds(gather(size, tuple(range(8)))) * 8 / 7
-    short = Links(chip, torus(4, 8)).seconds(gather(size, tuple(range(8)))) * 8 / 7
-    assert part == short == pytest.approx(2 * ring) == pytest.approx(size / chip.link)
+    size, chip = 2**24, CHIPS_BY_NAME["v5e"]
+    ring = Interconnect(chip, torus(16, 16)).seconds(gather(size, tuple(range(16)))) * 16 / 15
+    part = Interconnect(chip, torus(16, 16)).seconds(gather(size, tuple(range(8)))) * 8 / 7
+    short = Interconnect(chip, torus(4, 8)).seconds(gather(size, tuple(range(8)))) * 8 / 7
+    assert part == short == pytest.approx(2 * ring) == pytest.approx(size / chip.link_bandwidth)
 
 
 def test_gpus_of_a_host_use_nvlink_and_hosts_their_network():
-    chip, size = NAMED["h100"], 2**30
-    links = Links(chip, hosts(2, 8))
+    chip, size = CHIPS_BY_NAME["h100"], 2**30
+    links = Interconnect(chip, hosts(2, 8))
     inside = links.seconds(gather(size, tuple(range(8))))
     assert inside == pytest.approx(size * 7 / 8 / 450e9)
     pair = links.seconds(gather(size, (0, 8)))  # one GPU of each host: its own network card, 50 GB/s
@@ -76,8 +76,8 @@ def test_gpus_of_a_host_use_nvlink_and_hosts_their_network():
 
 
 def test_slices_share_out_what_crosses_between_them():
-    chip, size = NAMED["v5p"], 2**30
-    links = Links(chip, torus(4, 4, 4, slices=2))
+    chip, size = CHIPS_BY_NAME["v5p"], 2**30
+    links = Interconnect(chip, torus(4, 4, 4, slices=2))
     across = links.seconds(gather(size, (0, 64), "all-reduce"))
     assert across == pytest.approx(size / (25e9 / 4))  # twice half of it, over a chip's share of the host's network
     whole = links.seconds(gather(size, tuple(range(128)), "all-reduce"))
@@ -85,24 +85,27 @@ def test_slices_share_out_what_crosses_between_them():
 
 
 def test_one_device_receives_nothing_from_itself():
-    assert moved("all-reduce", 1) == 0 and Links(NAMED["v5e"], torus(1, 1)).seconds(gather(2**20, (0,))) == 0
+    assert (
+        transfer_factor("all-reduce", 1) == 0
+        and Interconnect(CHIPS_BY_NAME["v5e"], torus(1, 1)).seconds(gather(2**20, (0,))) == 0
+    )
 
 
 def test_a_roofline_by_hand():
     """A v5e at 197 TFLOP/s and 819 GB/s."""
     found = roofline(
-        NAMED["v5e"], flops=int(394e12), model_flops=197e12, memory_bytes=int(819e9), transfers=0.5, tokens=5000
+        CHIPS_BY_NAME["v5e"], flops=int(394e12), model_flops=197e12, memory_bytes=int(819e9), transfers=0.5, tokens=5000
     )
     assert found == Roofline(2.0, 1.0, 0.5, 5000, 197e12)
     assert (found.best, found.step, found.bound) == (2.0, 2.5, "compute")
-    assert found.tokens_per_second == 2000 and found.mfu(NAMED["v5e"]) == pytest.approx(0.4)
-    hidden = roofline(NAMED["v5e"], flops=0, model_flops=197e12, memory_bytes=1, transfers=0.0, tokens=1)
+    assert found.tokens_per_second == 2000 and found.mfu(CHIPS_BY_NAME["v5e"]) == pytest.approx(0.4)
+    hidden = roofline(CHIPS_BY_NAME["v5e"], flops=0, model_flops=197e12, memory_bytes=1, transfers=0.0, tokens=1)
     assert hidden.compute == 1.0  # products inside of kernels cannot be counted
 
 
 @pytest.mark.parametrize("model, groups", [("bert", ("layers/1", "heads")), ("t5", ("embeddings", "decoder/layers/0"))])
 def test_model_flops_are_those_of_the_log(model: str, groups, tiny_project, tiny_t5_project):
-    """training/meter.py counts what MFU in the log is made of."""
+    """training/monitor/meter.py counts what MFU in the log is made of."""
     config = load({"bert": tiny_project, "t5": tiny_t5_project}[model] / "tiny.yaml")
     lengths = {"input_ids": 32, "target_ids": 16, "masked_positions": 5}
     fields = {name: ((length,), np.dtype(np.int32)) for name, length in lengths.items()}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bertjax.cli import main
+from bertjax.cli.main import main
 
 ROOT = Path(__file__).resolve().parents[2]
 PLUGINS = ("jax_cuda13_plugin", "jax_cuda12_plugin")

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bertjax.plan.collectives import collectives
-from bertjax.plan.hlo import Module, arrays, attention_kernel, kernels
-from bertjax.plan.work import matmul_flops, memory_bytes
+from bertjax.plan.hlo.collectives import find_collectives
+from bertjax.plan.hlo.costs import matmul_flops, memory_bytes
+from bertjax.plan.hlo.module import HloModule, attention_kernel, custom_kernels, parse_arrays
 
 # A loop of four around one gather and one reduction; the gather is spread over two fusions, as TPU programs are.
 HLO = """HloModule jit_step
@@ -49,21 +49,21 @@ ENTRY %main (a: bf16[2,8]) -> f32[] {
 """
 
 
-def sums(module: Module, of: str) -> dict[str, int]:
+def sums(module: HloModule, of: str) -> dict[str, int]:
     """{kind: count or bytes} of a program's collectives."""
     found: Counter[str] = Counter()
-    for one in collectives(module):
+    for one in find_collectives(module):
         found[one.kind] += getattr(one, of)
     return dict(found)
 
 
 def test_collectives_and_kernels_are_counted_as_often_as_they_run():
     kib = 2**-10
-    module = Module.of(HLO)
-    assert kernels(module) == {"splash_mha_fwd": 4} and attention_kernel(kernels(module)) == "splash"
+    module = HloModule.parse(HLO)
+    assert custom_kernels(module) == {"splash_mha_fwd": 4} and attention_kernel(custom_kernels(module)) == "splash"
     counts = sums(module, "count")
     assert counts == {"all-gather": 4, "reduce-scatter": 4, "all-reduce": 1}
-    large = Module.of(HLO.replace("8,8]", "8192,8]"))
+    large = HloModule.parse(HLO.replace("8,8]", "8192,8]"))
     mib = {kind: round(size / 2**20, 2) for kind, size in sums(large, "bytes").items()}
     assert mib["all-gather"] == pytest.approx(4 * 8192 * 8 * 2 * kib**2)
     assert mib["reduce-scatter"] == pytest.approx(4 * 8192 * 8 * 4 * kib**2)
@@ -71,7 +71,7 @@ def test_collectives_and_kernels_are_counted_as_often_as_they_run():
 
 def test_the_compiler_s_own_trip_count_comes_first():
     told = HLO.replace("body=%body", 'body=%body, backend_config={"known_trip_count":{"n":"7"}}')
-    assert kernels(Module.of(told)) == {"splash_mha_fwd": 7}
+    assert custom_kernels(HloModule.parse(told)) == {"splash_mha_fwd": 7}
 
 
 def test_a_kernel_is_known_by_its_operation_too():
@@ -79,7 +79,7 @@ def test_a_kernel_is_known_by_its_operation_too():
     broken = HLO.replace("%c.1 =", "%splash_mha_dkv.1 =").replace(
         ', metadata={op_name="splash_mha_fwd"}', ", frontend_attributes={kernel_metadata={\n}}"
     )
-    found = kernels(Module.of(broken))
+    found = custom_kernels(HloModule.parse(broken))
     assert found == {"splash_mha_dkv": 4} and attention_kernel(found) == "splash"
 
 
@@ -96,12 +96,12 @@ def test_every_branch_counts_once():
   %r.2 = f32[2] all-reduce(%a), to_apply=%add
 }
 """
-    assert sums(Module.of(text), "count")["all-reduce"] == 2
+    assert sums(HloModule.parse(text), "count")["all-reduce"] == 2
 
 
 def test_a_type_s_arrays_and_where_they_lie():
-    found = arrays("(bf16[8,128]{1,0:T(8,128)(2,1)S(1)}, /*index=1*/f32[]{:T(128)}, pred[3])")
-    assert [(a.dtype, a.shape, a.fast, a.bytes) for a in found] == [
+    found = parse_arrays("(bf16[8,128]{1,0:T(8,128)(2,1)S(1)}, /*index=1*/f32[]{:T(128)}, pred[3])")
+    assert [(a.dtype, a.shape, a.in_vmem, a.bytes) for a in found] == [
         ("bf16", (8, 128), True, 2048), ("f32", (), False, 4), ("pred", (3,), False, 3),
     ]  # fmt: skip
 
@@ -112,7 +112,7 @@ def compiled(function, *shapes):
 
 def test_matrix_products_are_xla_s_count():
     program = compiled(lambda a, b, c: jnp.einsum("bij,bjk->bik", a, b) @ c, (3, 16, 32), (3, 32, 8), (8, 40))
-    flops = matmul_flops(Module.of(program.as_text()))
+    flops = matmul_flops(HloModule.parse(program.as_text()))
     assert flops == 2 * 3 * (16 * 32 * 8 + 16 * 8 * 40)
     assert flops == pytest.approx(program.cost_analysis()["flops"], rel=0.01)
 
@@ -124,7 +124,7 @@ def test_a_loop_s_products_count_each_time():
         return jax.lax.scan(lambda carry, w: (jnp.tanh(carry @ w), None), x, stack)[0]
 
     program = compiled(scanned, (8, 16), (12, 16, 16))
-    assert matmul_flops(Module.of(program.as_text())) == 12 * 2 * 8 * 16 * 16
+    assert matmul_flops(HloModule.parse(program.as_text())) == 12 * 2 * 8 * 16 * 16
 
 
 @settings(max_examples=15, deadline=None)
@@ -143,20 +143,24 @@ def test_convolutions_are_xla_s_count(size, window, stride, padding, holes, filt
     text = jax.jit(convolve).lower(
         jax.ShapeDtypeStruct((2, 3, size), jnp.float32), jax.ShapeDtypeStruct((filters, 3, window), jnp.float32)
     )
-    module = Module.of(text.compiler_ir("hlo").as_hlo_module().to_string())
+    module = HloModule.parse(text.compiler_ir("hlo").as_hlo_module().to_string())
     assert matmul_flops(module) == text.cost_analysis().get("flops", 0)
 
 
 def test_memory_is_read_and_written_once_by_a_fusion():
     program = compiled(lambda x, y: jnp.tanh(x + y) * x, (256, 256), (256, 256))
-    assert memory_bytes(Module.of(program.as_text())) == 3 * 4 * 256 * 256 == program.cost_analysis()["bytes accessed"]
+    assert (
+        memory_bytes(HloModule.parse(program.as_text()))
+        == 3 * 4 * 256 * 256
+        == program.cost_analysis()["bytes accessed"]
+    )
 
 
 def test_a_loop_over_a_stack_reads_a_slice_each_time():
     def scanned(x, stack):
         return jax.lax.scan(lambda carry, row: (carry + row, None), x, stack)[0]
 
-    moved = memory_bytes(Module.of(compiled(scanned, (1024,), (100, 1024)).as_text()))
+    moved = memory_bytes(HloModule.parse(compiled(scanned, (1024,), (100, 1024)).as_text()))
     once = 4 * 1024 * 100
     assert (
         3 * once <= moved <= 6 * once
@@ -203,4 +207,4 @@ ENTRY %main (p: f32[12,64], i: s32[], x: f32[64], q: f32[12,64]) -> f32[12,64] {
 
 def test_memory_of_nested_fusions_is_what_they_touch():
     """A row read of q, a row written of p, nothing of x, which lies beside the cores; and three rows of q fetched."""
-    assert memory_bytes(Module.of(NESTED)) == 4 * 64 * (1 + 1 + 3)
+    assert memory_bytes(HloModule.parse(NESTED)) == 4 * 64 * (1 + 1 + 3)

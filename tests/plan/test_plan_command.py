@@ -6,12 +6,12 @@ import sys
 import jax
 import pytest
 
-from bertjax.cli import main
-from bertjax.config.load import load
-from bertjax.plan import answer as answering
-from bertjax.plan import child, memory, report, stages, sweep, topologies
-from bertjax.plan.compile import Outcome
-from bertjax.plan.sweep import Shape, divisors, first_batch, overrides, shapes_of
+from bertjax.cli.main import main
+from bertjax.config.loading.load import load
+from bertjax.plan import memory, report, stages, subprocess_runner, sweep, topologies
+from bertjax.plan.compile import CompileResult
+from bertjax.plan.handle_request import handle_request
+from bertjax.plan.sweep import MeshShape, candidate_meshes, divisors, format_overrides, smallest_batch
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def gpus(monkeypatch):
 
 def ask(path, topology: str, *overrides: str, **wanted) -> tuple[str, bool]:
     request = {"config": load(path, overrides).model_dump(mode="json"), "name": "my.yaml", "topology": topology}
-    return answering.answer(
+    return handle_request(
         request | {"stage": None, "episode": None, "sweep": False, "limit": 2, "json": False} | wanted
     )
 
@@ -47,7 +47,7 @@ def test_the_plan_as_json(planned: str):
     assert (stage["rows_per_device"], stage["positions_per_row"], stage["batch_sizes_in_steps_of"]) == (1, 32, 8)
     parts = {name: size for name, size in stage["memory"].items() if name not in ("total", "usable")}
     assert sum(parts.values()) == stage["memory"]["total"] < stage["memory"]["usable"]
-    assert stage["memory"]["usable"] == int(84_942_979_072 * memory.GPU_SHARE)
+    assert stage["memory"]["usable"] == int(84_942_979_072 * memory.GPU_MEMORY_FRACTION)
     roofline = stage["roofline"]
     assert roofline["collectives"] == pytest.approx(sum(row["seconds"] for row in stage["collectives"])) and (
         roofline["best"] <= roofline["step"] <= roofline["best"] + roofline["collectives"] + roofline["memory"]
@@ -58,7 +58,7 @@ def test_the_plan_as_json(planned: str):
 
 
 def test_the_plan_in_words(planned: str):
-    text = report.as_text(json.loads(planned))
+    text = report.format_text(json.loads(planned))
     assert "my.yaml on h100:8: 8 x cpu" in text and text.endswith("\nfits")
     for words in (
         "stage pretrain: mlm_nsp, mesh data=4 fsdp=2", "8 rows of 32 positions a step; 1 on each device",
@@ -72,15 +72,15 @@ def test_the_plan_in_words(planned: str):
 def test_what_does_not_fit_is_a_plan_too(planned: str):
     plan = json.loads(planned)
     plan["stages"][0] |= {"fits": False, "reason": "needs 90.00 GiB of 59.33 GiB"}
-    assert not report.good(plan) and report.as_text(plan).endswith("does not fit: stage pretrain")
-    assert "DOES NOT FIT: needs 90.00 GiB" in report.as_text(plan)
+    assert not report.all_fit(plan) and report.format_text(plan).endswith("does not fit: stage pretrain")
+    assert "DOES NOT FIT: needs 90.00 GiB" in report.format_text(plan)
     refused = json.loads(planned)
     refused["stages"][0]["evaluations"][0] |= {"fits": False, "reason": "needs more"}
-    assert not report.good(refused) and "evaluation mlm: DOES NOT FIT: needs more" in report.as_text(refused)
+    assert not report.all_fit(refused) and "evaluation mlm: DOES NOT FIT: needs more" in report.format_text(refused)
 
 
 def test_a_compiler_s_refusal_is_a_plan_too(tiny_project, gpus, monkeypatch):
-    refusal = Outcome(1.0, reason="needs 20.50 GiB of the 15.75 GiB that the compiler may use", needs=22011707392)
+    refusal = CompileResult(1.0, reason="needs 20.50 GiB of the 15.75 GiB that the compiler may use", needs=22011707392)
     monkeypatch.setattr(stages, "compile_lowered", lambda *_, **__: refusal)
     text, good = ask(tiny_project / "tiny.yaml", "h100:8", stage="qa")
     assert not good and "DOES NOT FIT: needs 20.50 GiB" in text and "parameters, float32" in text
@@ -90,9 +90,9 @@ def test_a_compiler_s_refusal_is_a_plan_too(tiny_project, gpus, monkeypatch):
 
 def test_a_gpu_s_share_of_memory_is_the_environment_s():
     chip = topologies.parse("h100:8").chip
-    assert memory.usable(chip, {}) == int(chip.memory * 0.75)
-    assert memory.usable(chip, {"XLA_PYTHON_CLIENT_MEM_FRACTION": ".9"}) == int(chip.memory * 0.9)
-    assert memory.usable(topologies.parse("v5e:2x4").chip, {}) == 16 * 2**30 and memory.usable(None) is None
+    assert memory.usable_bytes(chip, {}) == int(chip.memory * 0.75)
+    assert memory.usable_bytes(chip, {"XLA_PYTHON_CLIENT_MEM_FRACTION": ".9"}) == int(chip.memory * 0.9)
+    assert memory.usable_bytes(topologies.parse("v5e:2x4").chip, {}) == 16 * 2**30 and memory.usable_bytes(None) is None
 
 
 # ---- the command ----------------------------------------------------------------------------------------------------
@@ -117,7 +117,7 @@ def test_a_gpu_s_share_of_memory_is_the_environment_s():
     ],
 )
 def test_mistakes_are_one_line(words: list[str], says: str, tiny_project, capsys, monkeypatch):
-    monkeypatch.setattr(child.subprocess, "run", lambda *_, **__: pytest.fail("nothing is to be compiled"))
+    monkeypatch.setattr(subprocess_runner.subprocess, "run", lambda *_, **__: pytest.fail("nothing is to be compiled"))
     assert main(["plan", str(tiny_project / "tiny.yaml"), *words]) == 2
     out = capsys.readouterr()
     assert says in out.err and out.err.count("\n") == 1 and not out.out
@@ -177,8 +177,8 @@ def test_a_batch_that_does_not_divide_is_bad_input(tiny_project, capfd):
 
 def test_shapes_fill_the_devices_and_divide_the_layers(tiny_project):
     config = load(tiny_project / "tiny.yaml", ["model.num_attention_heads=12", "model.hidden_size=48"])
-    shapes = list(shapes_of(config, 64))
-    assert shapes[0] == Shape(1, 1, 64) and all(s.tensor * s.fsdp * s.data == 64 for s in shapes)
+    shapes = list(candidate_meshes(config, 64))
+    assert shapes[0] == MeshShape(1, 1, 64) and all(s.tensor * s.fsdp * s.data == 64 for s in shapes)
     assert {s.tensor for s in shapes} == {1, 2, 4}  # 12 heads
     assert {s.fsdp for s in shapes if s.tensor == 1} == {1, 4, 16, 64} and len(set(shapes)) == len(shapes)
     assert divisors(12) == [1, 2, 3, 4, 6, 12]
@@ -186,10 +186,10 @@ def test_shapes_fill_the_devices_and_divide_the_layers(tiny_project):
 
 def test_the_first_batch_is_the_stage_s_or_the_next_that_divides(tiny_project):
     config = load(tiny_project / "tiny.yaml", ["stages.pretrain.batch_size=12", "stages.pretrain.grad_accum=2"])
-    assert first_batch(config, config.stages[0], Shape(1, 1, 2)) == 12
-    assert first_batch(config, config.stages[0], Shape(1, 2, 4)) == 16
+    assert smallest_batch(config, config.stages[0], MeshShape(1, 1, 2)) == 12
+    assert smallest_batch(config, config.stages[0], MeshShape(1, 2, 4)) == 16
     two = load(tiny_project / "tiny.yaml", ["mesh.slices=2"])
-    assert first_batch(two, two.stages[0], Shape(2, 1, 8)) == 16
+    assert smallest_batch(two, two.stages[0], MeshShape(2, 1, 8)) == 16
 
 
 @pytest.fixture
@@ -206,15 +206,15 @@ def pretend(monkeypatch, gpus):
             "mfu": 0.1,
             "bound": "memory",
         }
-        fits = total <= site.usable
+        fits = total <= site.usable_bytes
         return {"fits": fits, "reason": "" if fits else "too large", "memory": held, "roofline": speed}
 
     monkeypatch.setattr(sweep, "plan_step", step)
 
     def make(path, mib: int, limit: int, *changes: str) -> dict:
         config = load(path, changes)
-        site = stages.Site(jax.devices()[:8], topologies.parse("h100:8").chip)
-        monkeypatch.setattr(stages.memory, "usable", lambda chip: mib * 2**20)
+        site = stages.Target(jax.devices()[:8], topologies.parse("h100:8").chip)
+        monkeypatch.setattr(stages.memory, "usable_bytes", lambda chip: mib * 2**20)
         return sweep.sweep(config, config.stages[0], site, limit)
 
     return make
@@ -238,7 +238,7 @@ def test_a_sweep_stops_at_its_limit(pretend, tiny_project, capsys):
 
 
 def test_a_sweep_skips_what_the_state_alone_fills(pretend, tiny_project, monkeypatch):
-    monkeypatch.setattr(sweep.memory, "optimizer", lambda opened: 2**30)
+    monkeypatch.setattr(sweep.memory, "optimizer_bytes", lambda opened: 2**30)
     found = pretend(tiny_project / "tiny.yaml", 100, 50)
     assert found["compiled"] == 0 and not found["ranked"]
     assert {one["reason"] for one in found["unfit"]} == {"parameters and optimizer alone are too large"}
@@ -247,13 +247,13 @@ def test_a_sweep_skips_what_the_state_alone_fills(pretend, tiny_project, monkeyp
 
 def test_the_table_and_the_overrides_of_the_best(pretend, tiny_project):
     found = pretend(tiny_project / "tiny.yaml", 9, 100) | {"config": "my.yaml", "topology": "h100:8", "devices": 8}
-    text = sweep.sweep_text(found | {"device_kind": "NVIDIA H100"})
-    best = overrides(found["ranked"][0], "pretrain")
+    text = sweep.format_sweep(found | {"device_kind": "NVIDIA H100"})
+    best = format_overrides(found["ranked"][0], "pretrain")
     assert f"best: {best}" in text and "does not fit: " in text and "positions/s" in text
     changed = load(tiny_project / "tiny.yaml", best.split())
     assert changed.stages[0].batch_size == found["ranked"][0]["batch_size"]
     assert changed.mesh.data * changed.mesh.fsdp * changed.mesh.tensor == 8
-    nothing = sweep.sweep_text(found | {"ranked": [], "device_kind": ""})
+    nothing = sweep.format_sweep(found | {"ranked": [], "device_kind": ""})
     assert nothing.endswith("nothing fits")
 
 

@@ -76,10 +76,10 @@ def test_any_text_is_a_name_or_a_user_error(name: str):
 
 def test_the_environment_keeps_jax_off_the_hardware_and_other_flags(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=/x --xla_force_host_platform_device_count=3")
-    found = topologies.environment(parse("cpu:5"))
+    found = topologies.compiler_env(parse("cpu:5"))
     assert found["XLA_FLAGS"].split() == ["--xla_dump_to=/x", "--xla_force_host_platform_device_count=5"]
-    assert {topologies.environment(parse(name))["JAX_PLATFORMS"] for name in ("cpu:5", "v5e:2x4", "h100:8")} == {"cpu"}
-    assert {"TPU_SKIP_MDS_QUERY", "ALLOW_MULTIPLE_LIBTPU_LOAD"} <= topologies.environment(parse("v5e:2x4")).keys()
+    assert {topologies.compiler_env(parse(name))["JAX_PLATFORMS"] for name in ("cpu:5", "v5e:2x4", "h100:8")} == {"cpu"}
+    assert {"TPU_SKIP_MDS_QUERY", "ALLOW_MULTIPLE_LIBTPU_LOAD"} <= topologies.compiler_env(parse("v5e:2x4")).keys()
 
 
 @pytest.mark.parametrize("name, package", [("v5e:2x4", "libtpu"), ("h100:8", "jax[cuda13]")])

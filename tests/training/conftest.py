@@ -10,17 +10,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bertjax import objectives
-from bertjax.config.load import load
-from bertjax.config.model_schema import BertConfig
-from bertjax.config.schema import Mesh
-from bertjax.config.training_schema import Adam, MlmNsp
-from bertjax.evaluation.evaluate import build_evaluators
-from bertjax.models.execution import Execution
-from bertjax.parallel import mesh as meshes
-from bertjax.training import loop
+from bertjax.config.loading.load import load
+from bertjax.config.schema.model import BertConfig
+from bertjax.config.schema.run import MeshConfig
+from bertjax.config.schema.training import AdamW, MlmNspObjective
+from bertjax.evaluation.evaluators import loss as evaluate_loss
+from bertjax.evaluation.evaluators.build import build_evaluators
+from bertjax.models.compute_options import ComputeOptions
+from bertjax.objectives import registry
+from bertjax.parallel import mesh
+from bertjax.parallel.mesh import make_mesh
+from bertjax.parallel.mesh_shape import merge_rules
+from bertjax.training import loop, stage, step
+from bertjax.training.program import TrainProgram
 from bertjax.training.state import TrainState
-from bertjax.training.step import Program
 
 VOCABULARY, LENGTH = 64, 32
 TINY = BertConfig(
@@ -31,34 +34,34 @@ AXES = {"slices": 1, "data": 1, "fsdp": 1, "tensor": 1}
 
 
 @pytest.fixture(scope="session")
-def make_program() -> Callable[..., Program]:
+def make_program() -> Callable[..., TrainProgram]:
     """program(slices=, data=, fsdp=, tensor=, ...) on as many devices as these axes need."""
 
     def make(
-        objective: object = MlmNsp(),  # noqa: B008
+        objective: object = MlmNspObjective(),  # noqa: B008
         *,
         model: BertConfig = TINY,
         dropout: float = 0.1,
-        optimizer: Adam = Adam(learning_rate=1e-3),  # noqa: B008
+        optimizer: AdamW = AdamW(learning_rate=1e-3),  # noqa: B008
         steps: int = 100,
         grad_accum: int = 1,
         rules: dict | None = None,
         dtype: object = jnp.float32,
         segments: tuple[int, ...] = (),
         **axes: int,
-    ) -> Program:
+    ) -> TrainProgram:
         rates = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
-        built, axes = objectives.build(objective), AXES | axes
-        return Program(
+        built, axes = registry.build(objective), AXES | axes
+        return TrainProgram(
             model=model.model_copy(update=rates),
             objective=built,
             heads=built.heads,
             optimizer=optimizer,
             steps=steps,
             grad_accum=grad_accum,
-            execution=Execution(platform="cpu", dtype=dtype, segments=segments),
-            mesh=meshes.make_mesh(Mesh(**axes), jax.devices()[: int(np.prod(list(axes.values())))]),
-            rules=meshes.rules(rules or {}),
+            compute=ComputeOptions(platform="cpu", dtype=dtype, segments=segments),
+            mesh=make_mesh(MeshConfig(**axes), jax.devices()[: int(np.prod(list(axes.values())))]),
+            rules=merge_rules(rules or {}),
         )
 
     return make
@@ -112,23 +115,27 @@ def make_rows() -> Callable[..., dict[str, np.ndarray]]:
 
 # ---- runs of the tiny project ----------------------------------------------------------------------------------------
 
-METHODS = {name: getattr(Program, name) for name in ("initialize", "jit_train_step", "jit_eval_step")}
-MAKE_MESH = meshes.make_mesh
+PATCHED = {
+    "initialize": (TrainProgram,),
+    "jit_train_step": (stage, step),
+    "jit_eval_step": (evaluate_loss, step),
+}
+ORIGINAL = {name: getattr(places[-1], name) for name, places in PATCHED.items()}
 kept: dict[str, Any] = {}
 
 
 def compiled_once(name: str) -> Callable[..., Any]:
     """Runs of one process share what they trace; test_kill.py has a process for every run."""
 
-    def cached(self: Program, *args: Any) -> Any:
+    def cached(self: TrainProgram, *args: Any) -> Any:
         state = args[0] if args and isinstance(args[0], TrainState) else None
         about = (name, self.model, self.heads, self.optimizer, self.steps, self.grad_accum, self.tasks)
-        about += (self.objective.scales,)
+        about += (self.objective.weights,)
         about += (self.adapter_size, self.adapter_init)
         about += (self.objective.num_labels,)
-        key = repr((about, sorted(state.opt) if state else [jax.random.key_data(key) for key in args]))
+        key = repr((about, sorted(state.opt_state) if state else [jax.random.key_data(key) for key in args]))
         if key not in kept:
-            kept[key] = METHODS[name](self, *args)
+            kept[key] = ORIGINAL[name](self, *args)
         return kept[key]
 
     return cached
@@ -138,9 +145,10 @@ def compiled_once(name: str) -> Callable[..., Any]:
 def small_programs() -> Iterator[None]:
     """One device, for which small programs compile faster; meshes have tests of their own."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(meshes, "make_mesh", lambda config: MAKE_MESH(config, jax.devices()[:1]))
-        for name in METHODS:
-            patch.setattr(Program, name, compiled_once(name))
+        patch.setattr(mesh, "all_devices", lambda: jax.devices()[:1])
+        for name, places in PATCHED.items():
+            for place in places:
+                patch.setattr(place, name, compiled_once(name))
         yield
 
 
@@ -181,5 +189,5 @@ def whole(train) -> Path:
 def stop_at(monkeypatch) -> Callable[[str, int], None]:
     """Asks the loop to stop at a step of a stage, as SIGTERM would."""
     return lambda stage, step: monkeypatch.setattr(
-        loop.StageRun, "should_stop", lambda self, now: (self.name, now) == (stage, step)
+        loop.StageRunner, "should_stop", lambda self, now: (self.name, now) == (stage, step)
     )

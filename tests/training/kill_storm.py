@@ -22,12 +22,13 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 import jax.numpy as jnp
 
-from bertjax.config.load import load
-from bertjax.config.schema import Config
-from bertjax.evaluation.evaluate import build_evaluators
+from bertjax.config.loading.load import load
+from bertjax.config.schema.run import Config
+from bertjax.evaluation.evaluators.build import build_evaluators
 from bertjax.training import loop
-from bertjax.training import state as states
-from bertjax.training.step_folders import committed_steps
+from bertjax.training import state as training_state
+from bertjax.training.checkpoint.layout import committed_steps
+from bertjax.training.state import TrainState
 
 SAME = (
     "loss", "grad_norm", "learning_rate", "mlm_loss", "nsp_loss", "span_loss", "target_loss", "target_loss/spans",
@@ -104,13 +105,13 @@ def live_and_die(config: Config, base: Path, rng: random.Random) -> bool:
 
 
 def forget_slots() -> None:
-    remember = states.from_tree
+    remember = training_state.from_tree
 
-    def forgetful(tree: Any, like: states.TrainState) -> states.TrainState:
+    def forgetful(tree: Any, like: TrainState) -> TrainState:
         opt = {group: {name: jnp.zeros_like(x) for name, x in slots.items()} for group, slots in tree["opt"].items()}
         return remember({**tree, "opt": opt}, like)
 
-    states.from_tree = forgetful
+    training_state.from_tree = forgetful
 
 
 def storm(project: Path, root: Path, kills: int, seed: int, overrides: list[str]) -> dict[str, Any]:

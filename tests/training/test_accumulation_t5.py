@@ -7,17 +7,18 @@ import numpy as np
 import pytest
 from t5_models import make_t5, rows
 
-from bertjax import objectives
-from bertjax.config.training_schema import TextToTextObjective
+from bertjax.config.schema.training import TextToTextObjective
+from bertjax.objectives import base, registry
 from bertjax.training import freezing
-from bertjax.training.step import Program, gradients
+from bertjax.training.program import TrainProgram
+from bertjax.training.step import compute_gradients
 
 
-def gradient(program: Program, objective: objectives.Objective, batch: dict) -> tuple[dict, dict, float]:
+def gradient(program: TrainProgram, objective: base.Objective, batch: dict) -> tuple[dict, dict, float]:
     program = replace(program, objective=objective)
-    groups = freezing.groups_of(program.abstract_params())
-    state = program.start(program.initialize(jax.random.key(1)), groups, jax.random.key(2))
-    grads, terms, loss = jax.jit(lambda state, batch: gradients(program, state, batch))(state, batch)
+    groups = freezing.param_groups(program.abstract_params())
+    state = program.init_state(program.initialize(jax.random.key(1)), groups, jax.random.key(2))
+    grads, terms, loss = jax.jit(lambda state, batch: compute_gradients(program, state, batch))(state, batch)
     return grads, terms["target"], float(loss)
 
 
@@ -31,7 +32,7 @@ SLOW = pytest.mark.slow
 def test_micro_batches_equal_one_batch(factor):
     """Rows of unlike lengths, so that means of the micro-batches' means would be others."""
     config = TextToTextObjective(loss_normalizing_factor=factor, label_smoothing=0.1, z_loss=0.01)
-    objective, batch = objectives.build(config), rows(8, seed=3)
+    objective, batch = registry.build(config), rows(8, seed=3)
     whole, cut = (gradient(make_t5(dropout=0.0, num_layers=1, grad_accum=n), objective, batch) for n in (1, 4))
     assert cut[2] == pytest.approx(whole[2], rel=1e-5)
     for name in ("loss", "correct", "weight", "trained"):

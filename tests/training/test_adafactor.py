@@ -13,14 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import PartitionSpec as P
 
-from bertjax.config.schema import CheckpointPolicy, Stage
-from bertjax.config.training_schema import Adafactor, Adam
-from bertjax.models import paths
-from bertjax.training import freezing, optim
-from bertjax.training import state as states
-from bertjax.training.checkpoint import Checkpoints
-from bertjax.training.state import TrainState
-from bertjax.training.step import Program
+from bertjax.config.schema.run import CheckpointPolicy, Stage
+from bertjax.config.schema.training import Adafactor, AdamW
+from bertjax.models import param_paths
+from bertjax.training import freezing, optimizers
+from bertjax.training.checkpoint.manager import CheckpointManager
+from bertjax.training.program import TrainProgram
+from bertjax.training.state import TrainState, factored_axes, from_tree, to_tree
+from bertjax.training.step import jit_train_step
 
 # The widths of the tiny model are 32 and 64: with 16 its kernels are factored, and its biases and small tables are not.
 SMALL = Adafactor(min_dim_size_to_factor=16, learning_rate=0.01, schedule="constant")
@@ -41,17 +41,17 @@ SHAPES = {
 )  # fmt: skip
 def test_inverse_square_root_is_flat_and_then_falls(step, expected):
     for steps in (1000, 2**19):  # the length of the stage does not matter
-        np.testing.assert_allclose(float(optim.schedule(Adafactor(), steps)(step)), expected, rtol=1e-6)
+        np.testing.assert_allclose(float(optimizers.schedule(Adafactor(), steps)(step)), expected, rtol=1e-6)
 
 
 def test_schedules_of_adafactor():
     for rule in (Adafactor(learning_rate=1e-3, schedule="constant"), Adafactor(learning_rate=1e-3, schedule="linear")):
-        assert float(optim.schedule(rule, 1000)(0)) == pytest.approx(1e-3)  # no ramp from zero
-    assert float(optim.schedule(rule, 1000)(750)) == pytest.approx(2.5e-4)
-    assert float(optim.schedule(Adafactor(warmup_steps=0), 10)(0)) == 1.0
-    assert float(optim.schedule(Adafactor(warmup_ratio=0.25), 400)(7)) == pytest.approx(0.1)
+        assert float(optimizers.schedule(rule, 1000)(0)) == pytest.approx(1e-3)  # no ramp from zero
+    assert float(optimizers.schedule(rule, 1000)(750)) == pytest.approx(2.5e-4)
+    assert float(optimizers.schedule(Adafactor(warmup_steps=0), 10)(0)) == 1.0
+    assert float(optimizers.schedule(Adafactor(warmup_ratio=0.25), 400)(7)) == pytest.approx(0.1)
     assert float(
-        optim.schedule(Adam(learning_rate=2.0, schedule="inverse_sqrt", warmup_steps=100), 1)(3)
+        optimizers.schedule(AdamW(learning_rate=2.0, schedule="inverse_sqrt", warmup_steps=100), 1)(3)
     ) == pytest.approx(0.2)
     assert Stage(name="a", data="b", steps=10, optimizer={"kind": "adafactor"}).optimizer.warmup_steps == 10_000
 
@@ -84,7 +84,7 @@ def reference(config: Adafactor, params: dict, grads: list[dict], rates: list[fl
 
 
 def ours(config: Adafactor, params: dict, grads: list[dict], rates: list[float]) -> dict:
-    rule = optim.direction(config)
+    rule = optimizers.make_transform(config)
     slots = rule.init(params)
     update = jax.jit(rule.update)
     for step_grads, lr in zip(grads, rates, strict=True):
@@ -121,7 +121,7 @@ def test_updates_are_those_of_t5x(problem, options):
 
 def test_the_numbers_of_t5x_own_test():
     """adafactor_test.py test_apply_gradient: the second step of ones on a 3 x 2 matrix of ones, at rate 0.1."""
-    rule, params = optim.direction(Adafactor(min_dim_size_to_factor=1)), {"x": jnp.ones((3, 2))}
+    rule, params = optimizers.make_transform(Adafactor(min_dim_size_to_factor=1)), {"x": jnp.ones((3, 2))}
     first, *others = rule.init(params)
     first = first._replace(count=jnp.int32(1), v_row={"x": jnp.full(2, 0.9)}, v_col={"x": jnp.full(3, 0.1)})
     update, (after, *_) = rule.update({"x": jnp.ones((3, 2))}, (first, *others), params)
@@ -131,7 +131,7 @@ def test_the_numbers_of_t5x_own_test():
 
 
 def test_the_slots_are_rows_and_columns():
-    slots = optim.direction(Adafactor()).init({n: jnp.zeros(s) for n, s in SHAPES.items()})[0]
+    slots = optimizers.make_transform(Adafactor()).init({n: jnp.zeros(s) for n, s in SHAPES.items()})[0]
     shapes = {n: (slots.v_row[n].shape, slots.v_col[n].shape, slots.v[n].shape) for n in SHAPES}
     assert shapes["wide"] == shapes["tall"] == ((128,), (200,), (1,))
     assert shapes["square"] == ((128,), (128,), (1,))
@@ -163,14 +163,16 @@ def test_fused_projections_are_factored_one_by_one_and_clipped_together():
         alone = optax.scale_by_factored_rms()
         update, _ = alone.update({"w": g[:, part]}, alone.init({"w": w[:, part]}), {"w": w[:, part]})
         np.testing.assert_allclose(w[:, part] - together["w"][:, part], update["w"], rtol=1e-4, atol=1e-5)
-    update, _ = optim.direction(Adafactor()).update({"w": g}, optim.direction(Adafactor()).init({"w": w}), {"w": w})
+    update, _ = optimizers.make_transform(Adafactor()).update(
+        {"w": g}, optimizers.make_transform(Adafactor()).init({"w": w}), {"w": w}
+    )
     assert float(jnp.sqrt((update["w"] ** 2).mean())) <= float(jnp.sqrt((w**2).mean())) * 1.00001
 
 
 def test_weight_decay_is_that_of_adamw():
     params = {"encoder/layers/0/mlp/output/kernel": jnp.full((2, 3), 0.5), "encoder/norm/scale": jnp.ones(3)}
     nothing = jax.tree.map(jnp.zeros_like, params)
-    rule = optim.direction(Adafactor(weight_decay=0.1))
+    rule = optimizers.make_transform(Adafactor(weight_decay=0.1))
     update, _ = rule.update(nothing, rule.init(params), params)
     np.testing.assert_allclose(update["encoder/layers/0/mlp/output/kernel"], 0.05)
     assert not np.any(update["encoder/norm/scale"])
@@ -179,14 +181,14 @@ def test_weight_decay_is_that_of_adamw():
 # ---- in the step ----------------------------------------------------------------------------------------------------
 
 
-def begin(program: Program) -> TrainState:
-    groups = freezing.groups_of(program.abstract_params())
-    return program.start(program.initialize(jax.random.key(1)), groups, jax.random.key(2))
+def begin(program: TrainProgram) -> TrainState:
+    groups = freezing.param_groups(program.abstract_params())
+    return program.init_state(program.initialize(jax.random.key(1)), groups, jax.random.key(2))
 
 
-def run(program: Program, batches: list[dict]) -> TrainState:
+def run(program: TrainProgram, batches: list[dict]) -> TrainState:
     state = begin(program)
-    step = program.jit_train_step(state)
+    step = jit_train_step(program, state)
     for batch in batches:
         state, _ = step(state, jax.device_put(batch, program.batch_sharding()))
     return state
@@ -207,7 +209,9 @@ def assert_close(found: TrainState, expected: TrainState) -> None:
     for path, value in expected.params.items():
         tolerance = 1e-3 if path.endswith("qkv/bias") else 2e-5
         np.testing.assert_allclose(found.params[path], value, rtol=0, atol=tolerance, err_msg=path)
-    for (path, value), other in zip(paths.flatten(expected.opt).items(), jax.tree.leaves(found.opt), strict=True):
+    for (path, value), other in zip(
+        param_paths.flatten(expected.opt_state).items(), jax.tree.leaves(found.opt_state), strict=True
+    ):
         np.testing.assert_allclose(other, value, rtol=2e-3, atol=1e-9, err_msg=path)
 
 
@@ -218,14 +222,14 @@ def test_a_scanned_stack_has_statistics_of_each_layer(make_program, batches, sin
 
 def test_slots_follow_their_parameters(make_program):
     program = make_program(optimizer=SMALL, data=2, fsdp=2, tensor=2)
-    state, placed = begin(program), program.placed()
-    where = {path: x.sharding.spec for path, x in paths.flatten(state.opt).items()}
-    group = lambda path, slot: f"{freezing.group_of(path)}/0/{slot}/{path}"  # noqa: E731
+    state, placed = begin(program), program.param_shardings()
+    where = {path: x.sharding.spec for path, x in param_paths.flatten(state.opt_state).items()}
+    group = lambda path, slot: f"{freezing.param_group(path)}/0/{slot}/{path}"  # noqa: E731
     kernel, fused = "layers/1/mlp/output/kernel", "layers/1/attention/qkv/kernel"  # [64, 32] and [32, 3, 32]
     assert (placed[kernel].spec, placed[fused].spec) == (P("tensor", "fsdp"), P("fsdp", None, "tensor"))
     assert (where[group(kernel, "v_row")], where[group(kernel, "v_col")]) == (P("fsdp"), P("tensor"))
     assert (where[group(fused, "v_row")], where[group(fused, "v_col")]) == (P("fsdp", None), P(None, "tensor"))
-    assert where[group(kernel, "v")] == P() and state.opt["layers/1"][0].v[kernel].shape == (1,)
+    assert where[group(kernel, "v")] == P() and state.opt_state["layers/1"][0].v[kernel].shape == (1,)
     bias = "layers/1/mlp/intermediate/bias"
     assert where[group(bias, "v")] == placed[bias].spec and where[group(bias, "v_row")] == P()
 
@@ -239,7 +243,7 @@ def test_kept_axes_are_those_of_the_slots(shape, least):
     )
     factored = slots.v["w"].shape == (1,) != tuple(shape)
     for path, leaf in jax.tree_util.tree_leaves_with_path(slots):
-        axes = states.kept_axes(path, leaf.shape, tuple(shape))
+        axes = factored_axes(path, leaf.shape, tuple(shape))
         if axes or (factored and path[0].name in ("v_row", "v_col")):
             assert tuple(shape[axis] for axis in axes) == leaf.shape
 
@@ -251,12 +255,12 @@ def test_a_mesh_changes_nothing(make_program, batches, single):
 def test_slots_come_back_from_a_checkpoint(make_program, single, tmp_path: Path):
     """Saved from one device, restored onto eight, bit for bit."""
     program = make_program(optimizer=SMALL, data=2, fsdp=2, tensor=2)
-    like = program.abstract_state(freezing.groups_of(program.abstract_params()), jax.random.key(0))
-    with Checkpoints(tmp_path, CheckpointPolicy()) as checkpoints:
-        checkpoints.save(2, states.to_tree(single), {"step": 2})
-    _, tree, _ = Checkpoints(tmp_path, CheckpointPolicy(), read_only=True).restore(states.to_tree(like))
-    found = states.from_tree(tree, like)
-    assert_same(states.to_tree(found), states.to_tree(single))
-    for x, wanted in zip(jax.tree.leaves(found.opt), jax.tree.leaves(like.opt), strict=True):
+    like = program.abstract_state(freezing.param_groups(program.abstract_params()), jax.random.key(0))
+    with CheckpointManager(tmp_path, CheckpointPolicy()) as checkpoints:
+        checkpoints.save(2, to_tree(single), {"step": 2})
+    _, tree, _ = CheckpointManager(tmp_path, CheckpointPolicy(), read_only=True).restore(to_tree(like))
+    found = from_tree(tree, like)
+    assert_same(to_tree(found), to_tree(single))
+    for x, wanted in zip(jax.tree.leaves(found.opt_state), jax.tree.leaves(like.opt_state), strict=True):
         assert x.sharding.is_equivalent_to(wanted.sharding, x.ndim)
-    assert int(found.opt["heads"][0].count) == 2
+    assert int(found.opt_state["heads"][0].count) == 2

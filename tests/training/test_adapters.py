@@ -13,18 +13,21 @@ import yaml
 from t5_models import make_t5, rows
 from t5_project import CONFIG, write_project
 
-from bertjax.config.load import build
-from bertjax.config.schema import CheckpointPolicy
-from bertjax.config.training_schema import Trainable
+from bertjax.config.loading.load import build
+from bertjax.config.schema.run import CheckpointPolicy
+from bertjax.config.schema.training import Trainable
 from bertjax.errors import StoppedSafely, UserError
-from bertjax.evaluation.evaluate import build_evaluators, evaluate_command
+from bertjax.evaluation.evaluators.build import build_evaluators
 from bertjax.evaluation.restore import restore
-from bertjax.training import bases, freezing, loop
-from bertjax.training.checkpoint import Checkpoints
-from bertjax.training.inspect import inspect_command
-from bertjax.training.runs import find
-from bertjax.training.step_record import sha256
-from bertjax.training.tracking import read_lines
+from bertjax.tools.evaluate import evaluate_command
+from bertjax.tools.inspect import inspect_command
+from bertjax.training import freezing, loop
+from bertjax.training.checkpoint import adapters
+from bertjax.training.checkpoint.integrity import json_sha256
+from bertjax.training.checkpoint.locate import find
+from bertjax.training.checkpoint.manager import CheckpointManager
+from bertjax.training.monitor.tracking import read_lines
+from bertjax.training.step import jit_train_step
 
 ADAPTERS = {"kind": "adapters", "adapter_size": 4}
 
@@ -35,13 +38,13 @@ ADAPTERS = {"kind": "adapters", "adapter_size": 4}
 def test_what_trains(norms):
     """paper: "only the adapter layer and layer normalization parameters are updated"; houlsby: variable_filter."""
     program = make_t5(adapter_size=4, dropout=0.0)
-    names = freezing.groups_of(program.abstract_params())
+    names = freezing.param_groups(program.abstract_params())
     (episode,) = freezing.episodes(Trainable(kind="adapters", adapter_norms=norms), names, 4)
-    state = program.start(program.initialize(jax.random.key(0)), episode.groups, jax.random.key(1))
+    state = program.init_state(program.initialize(jax.random.key(0)), episode.groups, jax.random.key(1))
     wanted = {p for p in program.abstract_params() if "/adapter/" in p or (norms == "paper" and "/norm/" in p)}
     assert set(state.params) == wanted
     before = jax.device_get({**state.params, **state.frozen})
-    step = program.jit_train_step(state)
+    step = jit_train_step(program, state)
     for _ in range(2):  # 1e-2 from an output matrix away
         state, _ = step(state, jax.device_put(rows(4), program.batch_sharding()))
     after = jax.device_get({**state.params, **state.frozen})
@@ -53,7 +56,7 @@ def logits(params: dict, **options: object) -> np.ndarray:
 
     @jax.jit
     def forward(params: dict, batch: dict) -> jax.Array:
-        model = program.module(params)
+        model = program.build_model(params)
         hidden = model.encode(batch["input_ids"], batch["segment_ids"])
         decoded = model.decode(batch["target_ids"], batch["target_segment_ids"], hidden, batch["segment_ids"])
         return model.logits(decoded)
@@ -123,12 +126,12 @@ def apart(train, pretrained) -> Path:
 def leaves(run: Path, step: int | None = None) -> dict[str, list]:
     """{path: shape, dtype and digest} of a checkpoint's arrays."""
     found = find(run, step=step)
-    with Checkpoints(found.folder, CheckpointPolicy(), read_only=True) as checkpoints:
+    with CheckpointManager(found.folder, CheckpointPolicy(), read_only=True) as checkpoints:
         return checkpoints._items(checkpoints.committed_steps()[-1] if step is None else step)[0]["leaves"]
 
 
 def meta(run: Path) -> dict:
-    with Checkpoints(find(run).folder, CheckpointPolicy(), read_only=True) as checkpoints:
+    with CheckpointManager(find(run).folder, CheckpointPolicy(), read_only=True) as checkpoints:
         return checkpoints.meta()
 
 
@@ -150,7 +153,7 @@ def test_a_checkpoint_holds_what_trains_and_names_its_base(whole, pretrained, ap
         assert about.items() >= (base | {"step": 2}).items()
         below = {path: x for path, x in leaves(pretrained).items() if path[:7] == "params/"}
         frozen = {p.removeprefix("params/"): x[2] for p, x in below.items() if p.removeprefix("params/") not in held}
-        assert about["digest"] == sha256(frozen)
+        assert about["digest"] == json_sha256(frozen)
 
 
 def test_reading_gives_the_model_that_was_scored(whole, apart, once):
@@ -210,18 +213,20 @@ def test_a_lone_step_finds_its_base_by_content(whole, tmp_path, one_device):
         restore(lone)
     wanted = restore(whole).params
     for base in (whole / "checkpoints" / "00-pretrain", whole / "checkpoints" / "00-pretrain" / "2", whole):
-        found = restore(lone, base=base).params
+        found = restore(lone, base_model=base).params
         assert all(np.array_equal(found[path], x) for path, x in wanted.items())
     with pytest.raises(UserError, match="needs no base"):
-        restore(whole, stage="pretrain", base=whole)
+        restore(whole, stage="pretrain", base_model=whole)
     shutil.copytree(whole / "checkpoints" / "00-pretrain", tmp_path / "00-pretrain")
     assert restore(lone).params.keys() == wanted.keys()
     (lone.parent / "00-pretrain").rename(tmp_path / "other-name")
-    assert restore(lone, base=tmp_path / "other-name").step == restore(whole).step
+    assert restore(lone, base_model=tmp_path / "other-name").step == restore(whole).step
 
 
 def test_where_init_base_said_the_base_is(tmp_path):
-    known = bases._places({"path": "/gone/01-tune", "init_base": str(tmp_path / "base")}, tmp_path / "run" / "00-more")
+    known = adapters._candidate_paths(
+        {"path": "/gone/01-tune", "init_base": str(tmp_path / "base")}, tmp_path / "run" / "00-more"
+    )
     assert known[:2] == [Path("/gone/01-tune"), tmp_path / "base"]
 
 
@@ -242,7 +247,7 @@ def test_a_run_goes_on_and_others_start_with_a_base_that_moved(train, whole, apa
     with pytest.raises(UserError, match="stages.NAME.init_base"):
         train("on-top", run)
     on_top = train("on-top", run, init_base=moved)
-    assert restore(on_top).step == restore(run, base=moved).step  # it knows where its base was said to be
+    assert restore(on_top).step == restore(run, base_model=moved).step  # it knows where its base was said to be
 
 
 def test_other_stages_refuse_adapters(train, apart):

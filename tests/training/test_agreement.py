@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from bertjax.config.load import load
+from bertjax.config.loading.load import load
 from bertjax.errors import UserError
-from bertjax.training import agreement
-from bertjax.training.agreement import difference
+from bertjax.training import consistency
+from bertjax.training.consistency import raise_on_difference
 
 
 def said(host: str, **facts: str) -> str:
@@ -16,8 +16,8 @@ def said(host: str, **facts: str) -> str:
 
 
 def test_equal_processes_agree():
-    difference([said("a", the_seed="1"), said("b", the_seed="1")])
-    difference([said("a")])
+    raise_on_difference([said("a", the_seed="1"), said("b", the_seed="1")])
+    raise_on_difference([said("a")])
 
 
 @pytest.mark.parametrize(
@@ -31,12 +31,12 @@ def test_equal_processes_agree():
 def test_the_first_difference_is_named(other, expected):
     facts = {"the_seed": "1", "the_rate": "9"}
     with pytest.raises(UserError) as error:
-        difference([said("a", **facts), said("b", **facts), said("c", **other)])
+        raise_on_difference([said("a", **facts), said("b", **facts), said("c", **other)])
     assert str(error.value).startswith(expected) and "\n" not in str(error.value)
 
 
 def facts(project: Path, *overrides: str) -> dict[str, str]:
-    return agreement._about(load(project / "tiny.yaml", overrides), project)
+    return consistency._facts(load(project / "tiny.yaml", overrides), project)
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_versions_and_code_are_compared(tiny_project):
     assert {"the version of jax", "the version of bertjax", "the code of bertjax", "the version of Python"} <= set(
         found
     )
-    assert len(agreement.code()) == 64
+    assert len(consistency.package_hash()) == 64
 
 
 def test_files_are_compared_by_name_and_size(tiny_project, tmp_path):
@@ -66,11 +66,11 @@ def test_files_are_compared_by_name_and_size(tiny_project, tmp_path):
     names = ("text.txt", "more.txt", "train.json", "heldout.json")
     for name in names:
         (tmp_path / name).write_bytes((tiny_project / name).read_bytes())
-    same = agreement.files(config, tiny_project)
-    assert same == agreement.files(config, tmp_path) and len(same) == 4
+    same = consistency.data_file_digests(config, tiny_project)
+    assert same == consistency.data_file_digests(config, tmp_path) and len(same) == 4
     (tmp_path / "more.txt").write_text("one line more")
     (tmp_path / "train.json").unlink()
-    changed = agreement.files(config, tmp_path)
+    changed = consistency.data_file_digests(config, tmp_path)
     differing = {name for name in same if same[name] != changed[name]}
     assert differing == {"the files of evaluation 'mlm' of 'pretrain'", "the files of task 'questions'"}
     assert changed["the files of task 'questions'"] == "missing, or no use"

@@ -6,11 +6,11 @@ import sys
 
 import pytest
 
-from bertjax.training import allocator
+from bertjax.parallel import host_allocator
 
 STEPS = """
 import json, resource, sys
-from bertjax.training.allocator import keep_freed_memory
+from bertjax.parallel.host_allocator import keep_freed_memory
 told = sys.argv[1] == "keep" and keep_freed_memory()
 import jax, jax.numpy as jnp
 step = jax.jit(lambda x: jnp.sin(jnp.sin(x) @ jnp.cos(x)).sum())
@@ -50,5 +50,5 @@ def test_a_step_takes_its_memory_without_page_faults():
 )
 def test_which_machine_is_a_cpu_machine(monkeypatch, asked, files, expected):
     monkeypatch.setenv("JAX_PLATFORMS", asked)
-    monkeypatch.setattr(allocator.Path, "exists", lambda path: path.name in files)
-    assert allocator.cpu_only() is expected
+    monkeypatch.setattr(host_allocator.Path, "exists", lambda path: path.name in files)
+    assert host_allocator.cpu_only() is expected

@@ -10,10 +10,11 @@ import pytest
 from t5_models import make_t5
 from t5_models import rows as t5_rows
 
-from bertjax.config.training_schema import Adafactor, Adam, MlmNsp, SpanQaObjective
-from bertjax.parallel import mesh as meshes
+from bertjax.config.schema.training import Adafactor, AdamW, MlmNspObjective, SpanQaObjective
+from bertjax.parallel.mesh_shape import merge_rules
 from bertjax.training import freezing
-from bertjax.training.step import Program
+from bertjax.training.program import TrainProgram
+from bertjax.training.step import jit_eval_step, jit_train_step
 
 SIZES = [(s, d, f, t) for s in (1, 2) for d in (1, 2, 4, 8) for f in (1, 2, 4, 8) for t in (1, 2, 4)]
 MESHES = [dict(zip(("slices", "data", "fsdp", "tensor"), n, strict=True)) for n in SIZES if 1 < np.prod(n) <= 8]
@@ -24,7 +25,7 @@ RULES: list[dict[str, Any]] = [
 STEPS = 2
 
 
-def draw(seed: int, make_program: Any, make_rows: Any) -> tuple[Program, Program, list[dict], int]:
+def draw(seed: int, make_program: Any, make_rows: Any) -> tuple[TrainProgram, TrainProgram, list[dict], int]:
     """(the program on one device, the same over a mesh, its batches, how many groups from the bottom are frozen).
 
     Also with a single row for each device and micro-batch, and with heads that the mesh does not divide.
@@ -35,30 +36,30 @@ def draw(seed: int, make_program: Any, make_rows: Any) -> tuple[Program, Program
     count = mesh["slices"] * mesh["data"] * mesh["fsdp"] * shared["grad_accum"] * choose([1, 1, 2, 3])
     if choose([True, False]):
         objective, kind, groups = choose(
-            [(MlmNsp(), "pairs", 1), (SpanQaObjective(), "span", 1), (SpanQaObjective(), "span", 2)]
+            [(MlmNspObjective(), "pairs", 1), (SpanQaObjective(), "span", 1), (SpanQaObjective(), "span", 2)]
         )
         sizes = {"num_attention_heads": heads, "hidden_size": 8 * heads}
         model = make_program(objective).model.model_copy(update=sizes)
         pair = [make_program(objective, model=model, **shared, **axes) for axes in ({}, mesh)]
         batches = [make_rows(kind, count, groups=groups, seed=k) for k in range(STEPS)]
     else:
-        optimizer = choose([Adafactor(min_dim_size_to_factor=16), Adam(kind="adamw", warmup_steps=0)])
+        optimizer = choose([Adafactor(min_dim_size_to_factor=16), AdamW(kind="adamw", warmup_steps=0)])
         untied = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
         shared |= choose([{}, untied]) | {"optimizer": optimizer, "steps": 100, "num_heads": heads}
         pair = [make_t5(mesh=axes, **shared) for axes in ({}, mesh)]
         batches = [t5_rows(count, k) for k in range(STEPS)]
     remat, adapter_size = choose(["none", "none", "full", "dots"]), choose([0, 0, 0, 8])
     one, many = (
-        replace(p, execution=replace(p.execution, remat=remat), adapter_size=adapter_size, rules=meshes.rules(r))
+        replace(p, compute=replace(p.compute, remat=remat), adapter_size=adapter_size, rules=merge_rules(r))
         for p, r in zip(pair, ({}, rules), strict=True)
     )
     return one, many, batches, choose([0, 0, 1, 3, 4])
 
 
-def run(program: Program, batches: list[dict], below: int) -> tuple[list[dict[str, float]], dict[str, np.ndarray]]:
-    groups = freezing.groups_of(program.abstract_params())[below:]
-    state = program.start(program.initialize(jax.random.key(1)), groups, jax.random.key(2))
-    step, evaluate, numbers = program.jit_train_step(state), program.jit_eval_step(), []
+def run(program: TrainProgram, batches: list[dict], below: int) -> tuple[list[dict[str, float]], dict[str, np.ndarray]]:
+    groups = freezing.param_groups(program.abstract_params())[below:]
+    state = program.init_state(program.initialize(jax.random.key(1)), groups, jax.random.key(2))
+    step, evaluate, numbers = jit_train_step(program, state), jit_eval_step(program), []
     for batch in batches:
         batch = jax.device_put(batch, program.batch_sharding())
         terms = evaluate({**state.params, **state.frozen}, batch)
@@ -72,7 +73,7 @@ def run(program: Program, batches: list[dict], below: int) -> tuple[list[dict[st
 def test_a_mesh_changes_nothing_of_any_program(make_program, make_rows, seed):
     one, many, batches, below = draw(seed, make_program, make_rows)
     (expected, params), (found, others) = run(one, batches, below), run(many, batches, below)
-    said = f"{many.mesh.shape}, {many.rules}, {many.execution}, by hand {many.by_hand}"
+    said = f"{many.mesh.shape}, {many.rules}, {many.compute}, by hand {many.manual_axes}"
     for numbers, wanted in zip(found, expected, strict=True):
         assert numbers.keys() == wanted.keys()
         for name, value in wanted.items():

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from bertjax.config.schema import Config, Mesh, Stage
+from bertjax.config.schema.run import Config, MeshConfig, Stage
 from bertjax.errors import UserError
-from bertjax.evaluation.heldout import whole
-from bertjax.parallel import distributed
-from bertjax.parallel import mesh as meshes
-from bertjax.plan.sweep import Shape, first_batch
+from bertjax.evaluation.inference.batches import round_up_batch
+from bertjax.parallel import batches
+from bertjax.parallel.mesh_shape import batch_shards
+from bertjax.plan.sweep import MeshShape, smallest_batch
 from bertjax.training import stage_plan
 
 OVER_TENSOR = {"batch": ["dcn", "data", "fsdp", "tensor"], "vocab": None, "heads": None, "mlp": None}
@@ -30,9 +30,9 @@ def test_an_evaluation_batch_is_rounded_to_what_divides(make_program, rules, axe
     program = make_program(rules=rules, **axes)
     assert program.batch_shards == shards
     for asked in (1, 2, 3, 8):
-        size = whole(asked, program)
+        size = round_up_batch(asked, program)
         assert asked <= size < asked + shards and size % shards == 0
-        rows = distributed.local_rows(program.batch_sharding(), size)
+        rows = batches.local_rows(program.batch_sharding(), size)
         assert len(np.arange(size)[rows]) == size
 
 
@@ -48,7 +48,7 @@ def test_a_training_batch_is_checked_with_the_same_count(make_program, rules, ax
 @pytest.mark.parametrize(("rules", "axes", "shards"), CASES)
 def test_a_sweep_starts_at_the_same_count(rules, axes, shards):
     slices = axes.get("slices", 1)
-    config = Config(stages=[Stage(**STAGE, batch_size=1)], mesh=Mesh(slices=slices, data=1, rules=rules))
-    shape = Shape(axes.get("tensor", 1), axes.get("fsdp", 1), axes.get("data", 1))
-    assert first_batch(config, config.stages[0], shape) == shards
-    assert meshes.batch_shards({"dcn": 2, "data": 3, "fsdp": 5, "tensor": 7}, ("dcn", "tensor")) == 14
+    config = Config(stages=[Stage(**STAGE, batch_size=1)], mesh=MeshConfig(slices=slices, data=1, rules=rules))
+    shape = MeshShape(axes.get("tensor", 1), axes.get("fsdp", 1), axes.get("data", 1))
+    assert smallest_batch(config, config.stages[0], shape) == shards
+    assert batch_shards({"dcn": 2, "data": 3, "fsdp": 5, "tensor": 7}, ("dcn", "tensor")) == 14

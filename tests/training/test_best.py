@@ -5,16 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from bertjax import cli
-from bertjax.config.load import load
+from bertjax.cli import main
+from bertjax.config.loading.load import load
 from bertjax.errors import UserError
-from bertjax.evaluation.evaluate import build_evaluators
+from bertjax.evaluation.evaluators.build import build_evaluators
 from bertjax.evaluation.restore import restore
 from bertjax.training import loop
-from bertjax.training.checkpoint import Checkpoints
+from bertjax.training.checkpoint.layout import SCORES as SCORES_FILE
+from bertjax.training.checkpoint.layout import committed_steps
+from bertjax.training.checkpoint.manager import CheckpointManager
 from bertjax.training.loop import Evaluator
-from bertjax.training.step_folders import SCORES as SCORES_FILE
-from bertjax.training.step_folders import committed_steps
 
 DATA = "data: {source: {kind: text, files: [more.txt], layout: sentences}, preprocess: {sequence_length: 32}}"
 EVALUATE = f"[{{kind: mlm, name: cola, every: 1, {DATA}}}, {{kind: mlm, name: squad, every: 2, {DATA}}}]"
@@ -22,10 +22,10 @@ SCORES = {"cola": {1: 1.0, 2: 9.0, 3: 2.0, 4: 3.0, 5: 4.0}, "squad": {2: 1.0, 4:
 OVERRIDES = [f"stages.pretrain.evaluate={EVALUATE}", "run.checkpoint.keep_last=1", "run.checkpoint.save_every=5"]
 
 
-def told(job, index, program, labels):
+def told(ctx, index, program, labels):
     """Evaluations whose scores are known before."""
     made = []
-    for evaluator in build_evaluators(job, index, program, labels) if index else job.config.stages[0].evaluate:
+    for evaluator in build_evaluators(ctx, index, program, labels) if index else ctx.config.stages[0].evaluate:
         of = SCORES.get(getattr(evaluator, "name", ""))
         made.append(Evaluator(evaluator, lambda _, step, of=of: {"f1": of[step]}) if of else evaluator)
     return made
@@ -43,7 +43,7 @@ def test_each_task_keeps_its_best_step(run, tiny_project, monkeypatch, capsys):
     folder = run / "checkpoints" / "00-pretrain"
     assert committed_steps(folder) == [2, 4, 5]  # the best of cola, the best of squad, and the last
     scores = {}
-    with Checkpoints(folder, load(run / "config.yaml").run.checkpoint, read_only=True) as checkpoints:
+    with CheckpointManager(folder, load(run / "config.yaml").run.checkpoint, read_only=True) as checkpoints:
         for step in (2, 4, 5):
             scores[step] = json.loads((folder / str(step) / SCORES_FILE).read_text())
         assert (checkpoints.best_step("cola/f1"), checkpoints.best_step("squad/f1")) == (2, 4)
@@ -51,7 +51,7 @@ def test_each_task_keeps_its_best_step(run, tiny_project, monkeypatch, capsys):
     monkeypatch.chdir(tiny_project)
     for score, step in (("cola/f1", 2), ("squad/f1", 4)):
         assert restore(run, stage="pretrain", best=score).step == step
-        assert cli.main(["evaluate", str(run), "--stage", "pretrain", "--best", score, "--name", "cola"]) == 0
+        assert main.main(["evaluate", str(run), "--stage", "pretrain", "--best", score, "--name", "cola"]) == 0
         found = json.loads(capsys.readouterr().out)
         assert found["step"] == step and found["scores"].keys() == {"cola"}
     with pytest.raises(UserError, match="no checkpoint has a score 'cola/em'; their scores: cola/f1, squad/f1"):

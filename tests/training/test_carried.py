@@ -6,14 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bertjax.cli import main
-from bertjax.config.load import load
-from bertjax.evaluation.evaluate import build_evaluators, evaluate_command
-from bertjax.evaluation.probes import fill_mask
+from bertjax.cli.main import main
+from bertjax.config.loading.load import load
+from bertjax.evaluation.evaluators.build import build_evaluators
+from bertjax.evaluation.predict import fill_mask
 from bertjax.evaluation.restore import restore
+from bertjax.tools.evaluate import evaluate_command
 from bertjax.training import loop
-from bertjax.training.checkpoint import Checkpoints
-from bertjax.training.runs import find
+from bertjax.training.checkpoint.locate import find
+from bertjax.training.checkpoint.manager import CheckpointManager
 
 THREE = """\
 extends: {tiny}
@@ -62,7 +63,7 @@ def starts(run: Path) -> dict[str, str]:
 
 
 def meta(run: Path, stage: str) -> dict:
-    with Checkpoints.reader(find(run, stage=stage)) as checkpoints:
+    with CheckpointManager.open_readonly(find(run, stage=stage)) as checkpoints:
         return checkpoints.meta()
 
 

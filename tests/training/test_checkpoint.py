@@ -1,4 +1,4 @@
-"""Checkpoints: what is saved comes back bit for bit, or it is said in one line that it does not."""
+"""CheckpointManager: what is saved comes back bit for bit, or it is said in one line that it does not."""
 
 import json
 import os
@@ -15,18 +15,18 @@ from checkpoint_trees import META, abstract_of, assert_same, make_tree, mesh_of,
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bertjax.config.schema import CheckpointPolicy
+from bertjax.config.schema.run import CheckpointPolicy
 from bertjax.errors import DivergedError, StorageError, UserError
-from bertjax.models import paths
-from bertjax.training import runlock, step_folders
-from bertjax.training.checkpoint import Checkpoints
+from bertjax.models import param_paths
+from bertjax.training.checkpoint import layout, lock
+from bertjax.training.checkpoint.manager import CheckpointManager
 
 # ---- round trips ----
 
 
 def test_round_trip_with_meta_and_an_idempotent_second_save(tmp_path: Path) -> None:
     tree = make_tree(3)
-    with Checkpoints(tmp_path / "a" / "b", CheckpointPolicy()) as ck:
+    with CheckpointManager(tmp_path / "a" / "b", CheckpointPolicy()) as ck:
         assert ck.committed_steps() == []
         ck.save(3, tree, META, {"squad/f1": 50.0})
         ck.save(3, make_tree(4), META)  # the step just saved: nothing happens
@@ -42,7 +42,7 @@ def test_round_trip_with_meta_and_an_idempotent_second_save(tmp_path: Path) -> N
 @pytest.mark.parametrize("first, second", [((4, 2), (1, 1)), ((1, 1), (4, 2)), ((8, 1), (2, 2))])
 def test_restores_onto_other_devices(tmp_path: Path, first: tuple[int, int], second: tuple[int, int]) -> None:
     tree = make_tree(1, mesh_of(*first))
-    with Checkpoints(tmp_path, CheckpointPolicy()) as ck:
+    with CheckpointManager(tmp_path, CheckpointPolicy()) as ck:
         ck.save(1, tree, META)
     wanted = abstract_of(tree, mesh_of(*second))
     _, found, _ = reader(tmp_path).restore(wanted)
@@ -55,7 +55,7 @@ def test_donated_buffers_do_not_reach_the_disk(tmp_path: Path) -> None:
     step_fn = jax.jit(lambda tree: jax.tree.map(lambda x: x * -1, tree), donate_argnums=0)
     tree = {"params": {"w": jnp.arange(200_000, dtype=jnp.float32)}}
     expected = {"params": {"w": np.arange(200_000, dtype=np.float32)}}
-    with Checkpoints(tmp_path, CheckpointPolicy()) as ck:
+    with CheckpointManager(tmp_path, CheckpointPolicy()) as ck:
         ck.save(1, tree, META)
         step_fn(tree)
         ck.wait()
@@ -76,7 +76,7 @@ def test_restore_params_reads_nothing_else(tmp_path: Path) -> None:
         "opt": {"mu": jnp.asarray(rng.integers(0, 2**31, 500_000), jnp.int32)},
         "step": jnp.int32(7),
     }
-    with Checkpoints(tmp_path, CheckpointPolicy()) as ck:
+    with CheckpointManager(tmp_path, CheckpointPolicy()) as ck:
         ck.save(7, tree, META)
     start = bytes_read()
     step, params, meta = reader(tmp_path).restore_params(abstract_of(tree)["params"])
@@ -117,7 +117,7 @@ def test_only_complete_steps_are_listed(tmp_path: Path) -> None:
     (tmp_path / "40").write_text("a file")
     assert reader(tmp_path).committed_steps() == [10, 20]
     assert (tmp_path / "99").exists() and (tmp_path / "30.orbax-checkpoint-tmp").exists()
-    with Checkpoints(tmp_path, CheckpointPolicy()) as ck:
+    with CheckpointManager(tmp_path, CheckpointPolicy()) as ck:
         assert ck.committed_steps() == [10, 20]
         assert not (tmp_path / "99").exists() and not (tmp_path / "30.orbax-checkpoint-tmp").exists()
         assert not (tmp_path / "trash").exists() and (tmp_path / "quarantine" / "7").exists()
@@ -129,14 +129,14 @@ def test_policy_keeps_the_last_the_best_and_the_milestones(tmp_path: Path) -> No
     policy = CheckpointPolicy(keep_last=2, keep_every=40, keep_best=["squad/f1"])
     scores = {10: 1.0, 20: 9.0, 30: 3.0, 50: float("nan"), 60: 2.0}
     seen: list[tuple[int, list[int]]] = []
-    ck = Checkpoints(tmp_path, policy, on_commit=lambda step, s: seen.append((step, ck.committed_steps())))
+    ck = CheckpointManager(tmp_path, policy, on_commit=lambda step, s: seen.append((step, ck.committed_steps())))
     for step in range(10, 80, 10):
         ck.save(step, make_tree(step), META, {"squad/f1": scores[step]} if step in scores else None)
     ck.close()
     assert reader(tmp_path).committed_steps() == [20, 40, 60, 70]
     assert [step for step, _ in seen] == list(range(10, 80, 10))
     assert all(step in there for step, there in seen)
-    again = Checkpoints(tmp_path, policy, read_only=True)
+    again = CheckpointManager(tmp_path, policy, read_only=True)
     assert again.best_step("squad/f1") == 20 and again.best_step("squad/f1", "lowest") == 60  # read from disk
     with pytest.raises(UserError, match="no checkpoint has a score 'squad/f2'; their scores: squad/f1"):
         again.best_step("squad/f2")
@@ -146,7 +146,7 @@ def test_policy_keeps_the_last_the_best_and_the_milestones(tmp_path: Path) -> No
 def test_the_last_verified_step_outlives_the_policy(tmp_path: Path) -> None:
     policy = CheckpointPolicy(keep_last=1)
     save_steps(tmp_path, 1, policy=policy)
-    with Checkpoints(tmp_path, policy) as ck:
+    with CheckpointManager(tmp_path, policy) as ck:
         ck.restore(abstract_of(make_tree(1)))
         for step in (2, 3, 4):
             ck.save(step, make_tree(step), META)
@@ -171,7 +171,7 @@ def test_what_is_kept(steps: set[int], last: int, every: int | None, lowest: boo
     best_is = "lowest" if lowest else "highest"
     policy = CheckpointPolicy(keep_last=last, keep_every=every, keep_best="a/b", best_is=best_is)
     verified = data.draw(st.sampled_from(sorted(steps)))
-    kept = step_folders.steps_to_keep(policy, steps, scores, verified)
+    kept = layout.steps_to_keep(policy, steps, scores, verified)
     assert kept <= steps and verified in kept and max(steps) in kept
     assert set(sorted(steps)[-last:]) <= kept
     assert not every or {s for s in steps if s % every == 0} <= kept
@@ -189,7 +189,7 @@ def test_the_best_step_of_each_task_is_kept() -> None:
         10: {"cola/matthews": 20.0, "squad/em": 70.0}, 20: {"cola/matthews": 50.0}, 30: {"squad/em": 80.0},
         40: {"cola/matthews": 40.0, "squad/em": 75.0}, 50: {"cola/matthews": 50.0, "squad/em": float("nan")}, 60: {},
     }  # fmt: skip
-    kept = lambda **policy: step_folders.steps_to_keep(CheckpointPolicy(keep_last=1, **policy), scores, scores, None)  # noqa: E731
+    kept = lambda **policy: layout.steps_to_keep(CheckpointPolicy(keep_last=1, **policy), scores, scores, None)  # noqa: E731
     assert kept(keep_best=["cola/matthews", "squad/em"]) == {50, 30, 60}
     assert kept(keep_best=["squad/em"]) == kept(keep_best="squad/em") == {30, 60}
     assert kept(keep_best=["cola/matthews", "squad/em"], best_is="lowest") == {10, 60}
@@ -207,22 +207,22 @@ def test_a_non_finite_array_is_never_saved(tmp_path: Path) -> None:
     for value in (np.nan, np.inf):
         tree = make_tree(2)
         tree["opt"]["top"]["mu.kernel"] = tree["opt"]["top"]["mu.kernel"].at[3, 4].set(value)
-        with Checkpoints(tmp_path, CheckpointPolicy()) as ck:
+        with CheckpointManager(tmp_path, CheckpointPolicy()) as ck:
             with pytest.raises(DivergedError, match=r"/2: not saved: 1 values .* in 1 of 8 arrays.*opt/top/mu.kernel"):
                 ck.save(2, tree, META)
-        assert os.listdir(tmp_path) == [runlock.NAME]
+        assert os.listdir(tmp_path) == [lock.FILE_NAME]
 
 
 def change(tree: dict, path: str, **fields: object) -> dict:
     """An abstract tree with one leaf altered, added, or (no fields) left out."""
-    flat = paths.flatten(tree)
+    flat = param_paths.flatten(tree)
     if not fields:
         del flat[path]
     else:
         old = flat.get(path, flat["params/bias"])
         merged = {"shape": old.shape, "dtype": old.dtype, **fields}
         flat[path] = jax.ShapeDtypeStruct(merged["shape"], merged["dtype"], sharding=old.sharding)
-    return paths.unflatten(flat)
+    return param_paths.unflatten(flat)
 
 
 def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
@@ -234,7 +234,7 @@ def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
         (change(good, "params/extra", shape=(2,)), "params/extra is not in the checkpoint"),
         (change(good, "params/half"), "params/half is in the checkpoint and not in the model"),
     ]
-    with Checkpoints(tmp_path, CheckpointPolicy()) as ck:
+    with CheckpointManager(tmp_path, CheckpointPolicy()) as ck:
         for abstract, message in cases:
             for attempt in (lambda: ck.restore(abstract), lambda: ck.restore_params(abstract["params"])):  # noqa: B023
                 with pytest.raises(UserError, match=message) as error:
@@ -254,7 +254,7 @@ def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
 def test_an_unwritable_place_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(StorageError, match="file/deeper: cannot be written: Not a directory"):
-        Checkpoints(tmp_path / "file" / "deeper", CheckpointPolicy())
+        CheckpointManager(tmp_path / "file" / "deeper", CheckpointPolicy())
 
 
 # ---- one writer ----
@@ -262,7 +262,7 @@ def test_an_unwritable_place_is_one_line(tmp_path: Path) -> None:
 HOLD = """
 import sys, time
 from pathlib import Path
-from bertjax.training.runlock import WriterLock
+from bertjax.training.checkpoint.lock import WriterLock
 lock = WriterLock(Path(sys.argv[1]))
 print("held", flush=True)
 time.sleep(60)
@@ -275,45 +275,45 @@ def test_a_second_writer_is_told_who_holds_the_folder(tmp_path: Path) -> None:
             assert child.stdout and child.stdout.readline() == b"held\n"
             for _ in range(2):
                 with pytest.raises(UserError, match=rf"process {child.pid} on \S+ since 20\S+ writes checkpoints here"):
-                    Checkpoints(tmp_path, CheckpointPolicy())
+                    CheckpointManager(tmp_path, CheckpointPolicy())
             assert reader(tmp_path).committed_steps() == []
         finally:
             child.kill()
-    assert json.loads((tmp_path / runlock.NAME).read_text())["pid"] == child.pid
-    with Checkpoints(tmp_path, CheckpointPolicy()):  # taken over from the dead
-        assert json.loads((tmp_path / runlock.NAME).read_text())["pid"] == os.getpid()
+    assert json.loads((tmp_path / lock.FILE_NAME).read_text())["pid"] == child.pid
+    with CheckpointManager(tmp_path, CheckpointPolicy()):  # taken over from the dead
+        assert json.loads((tmp_path / lock.FILE_NAME).read_text())["pid"] == os.getpid()
 
 
 def test_one_process_cannot_write_twice_either(tmp_path: Path) -> None:
-    with Checkpoints(tmp_path, CheckpointPolicy()):
+    with CheckpointManager(tmp_path, CheckpointPolicy()):
         with pytest.raises(UserError, match=f"process {os.getpid()} on"):
-            Checkpoints(tmp_path, CheckpointPolicy())
-    Checkpoints(tmp_path, CheckpointPolicy()).close()
-    assert (tmp_path / runlock.NAME).read_text() == ""
+            CheckpointManager(tmp_path, CheckpointPolicy())
+    CheckpointManager(tmp_path, CheckpointPolicy()).close()
+    assert (tmp_path / lock.FILE_NAME).read_text() == ""
 
 
 @pytest.mark.parametrize("alive", [True, False])
 def test_another_machine_is_judged_by_its_heartbeat(
     tmp_path: Path, alive: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runlock, "WATCH", 0.6)
-    path = tmp_path / runlock.NAME
+    monkeypatch.setattr(lock, "STALE_SECONDS", 0.6)
+    path = tmp_path / lock.FILE_NAME
     path.write_text(json.dumps({"host": "elsewhere", "pid": 1, "started": "2024-01-01T00:00:00+00:00"}))
     stop = threading.Event()
     thread = threading.Thread(target=lambda: [os.utime(path) for _ in iter(lambda: stop.wait(0.05), True)])
     if alive:
         thread.start()
         with pytest.raises(UserError, match="process 1 on elsewhere"):
-            Checkpoints(tmp_path, CheckpointPolicy())
+            CheckpointManager(tmp_path, CheckpointPolicy())
         stop.set()
         thread.join()
     else:
-        Checkpoints(tmp_path, CheckpointPolicy()).close()
+        CheckpointManager(tmp_path, CheckpointPolicy()).close()
 
 
 def test_a_failed_save_is_told_once_and_the_next_one_succeeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     commits: list[int] = []
-    with Checkpoints(tmp_path, CheckpointPolicy(), on_commit=lambda step, s: commits.append(step)) as ck:
+    with CheckpointManager(tmp_path, CheckpointPolicy(), on_commit=lambda step, s: commits.append(step)) as ck:
         ck.save(1, make_tree(1), META)
         ck.wait()
 
@@ -321,7 +321,7 @@ def test_a_failed_save_is_told_once_and_the_next_one_succeeds(tmp_path: Path, mo
             raise OSError(28, "No space left on device")
 
         with monkeypatch.context() as patch:
-            patch.setattr(step_folders, "flush", full)
+            patch.setattr(layout, "fsync_tree", full)
             ck.save(2, make_tree(2), META)
             with pytest.raises(StorageError, match="/2: could not be written: .*No space left on device"):
                 ck.wait()

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import pytest
 from checkpoint_trees import META, abstract_of, assert_same, make_tree, reader, save_steps
 
-from bertjax.config.schema import CheckpointPolicy
+from bertjax.config.schema.run import CheckpointPolicy
 from bertjax.errors import StorageError, UserError
-from bertjax.training.checkpoint import Checkpoints
+from bertjax.training.checkpoint.manager import CheckpointManager
 
 
 def array_files(step: Path) -> list[Path]:
@@ -58,7 +58,7 @@ def test_goes_back_past_a_damaged_step(tmp_path: Path, kind: str, caplog: pytest
     step, _, _ = reader(tmp_path).restore(wanted)
     assert step == 10 and reader(tmp_path).committed_steps() == [10, 20]
     caplog.clear()
-    with Checkpoints(tmp_path, CheckpointPolicy()) as ck, caplog.at_level(logging.WARNING):
+    with CheckpointManager(tmp_path, CheckpointPolicy()) as ck, caplog.at_level(logging.WARNING):
         step, found, meta = ck.restore(wanted)
         assert (step, meta["step"]) == (10, 10)
         assert_same(found, make_tree(10))
@@ -77,7 +77,7 @@ def test_goes_back_past_a_damaged_step(tmp_path: Path, kind: str, caplog: pytest
 def test_a_tree_that_depends_on_the_step(tmp_path: Path) -> None:
     """As in gradual unfreezing, where an older step has fewer slots."""
     trees = {10: {"params": {"w": jnp.ones(3)}}, 20: {"params": {"w": jnp.ones(3)}, "opt": {"mu": jnp.zeros(3)}}}
-    with Checkpoints(tmp_path, CheckpointPolicy()) as ck:
+    with CheckpointManager(tmp_path, CheckpointPolicy()) as ck:
         for step, tree in trees.items():
             ck.save(step, tree, META)
         ck.wait()
@@ -98,7 +98,7 @@ def test_when_memory_or_permission_fails_nothing_is_called_damaged(
         def fail(*args: object, error: Exception = error, **kwargs: object) -> None:
             raise error
 
-        with monkeypatch.context() as patch, Checkpoints(tmp_path, CheckpointPolicy()) as ck:
+        with monkeypatch.context() as patch, CheckpointManager(tmp_path, CheckpointPolicy()) as ck:
             patch.setattr(ocp.PyTreeCheckpointHandler, "restore", fail)
             with pytest.raises(StorageError, match="/20: could not be read: "):
                 ck.restore(abstract_of(make_tree(1)))
@@ -110,7 +110,7 @@ def test_when_every_step_is_damaged_nothing_moves(tmp_path: Path) -> None:
     DAMAGE["flipped arrays"](tmp_path / "10")
     DAMAGE["cut tree"](tmp_path / "20")
     for _ in range(2):  # the second launch finds what the first one found
-        with Checkpoints(tmp_path, CheckpointPolicy()) as ck:
+        with CheckpointManager(tmp_path, CheckpointPolicy()) as ck:
             with pytest.raises(StorageError, match="every step is damaged, the newest by .*nothing was moved"):
                 ck.restore(abstract_of(make_tree(1)))
             assert ck.committed_steps() == [10, 20]

@@ -1,4 +1,4 @@
-"""Checkpoints under fire: flipped bits, broken files, kill -9, full disks, readers beside a writer, two processes."""
+"""CheckpointManager under fire: flipped bits, broken files, kill -9, full disks, readers beside a writer, two processes."""
 
 import json
 import logging
@@ -20,9 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bertjax.config.schema import CheckpointPolicy
+from bertjax.config.schema.run import CheckpointPolicy
 from bertjax.errors import UserError
-from bertjax.training.checkpoint import Checkpoints
+from bertjax.training.checkpoint.manager import CheckpointManager
 
 pytestmark = pytest.mark.slow
 
@@ -48,13 +48,13 @@ def bits(tree: dict[str, Any]) -> bytes:
 
 
 def save(folder: Path, *steps: int) -> None:
-    with Checkpoints(folder, CheckpointPolicy()) as ck:
+    with CheckpointManager(folder, CheckpointPolicy()) as ck:
         for step in steps:
             ck.save(step, make_tree(step), {"step": step})
 
 
-def reader(folder: Path) -> Checkpoints:
-    return Checkpoints(folder, CheckpointPolicy(), read_only=True)
+def reader(folder: Path) -> CheckpointManager:
+    return CheckpointManager(folder, CheckpointPolicy(), read_only=True)
 
 
 def files_of(step: Path) -> list[Path]:
@@ -105,7 +105,7 @@ def test_any_broken_file_of_the_newest_step(tmp_path: Path, harm: str) -> None:
         broken = tmp_path / "broken"
         shutil.copytree(tmp_path / "sound", broken)
         HARMS[harm](broken / name)
-        with Checkpoints(broken, CheckpointPolicy()) as ck:
+        with CheckpointManager(broken, CheckpointPolicy()) as ck:
             step, tree, meta = ck.restore(wanted)
             assert meta == {"step": step} and bits(tree) == bits(make_tree(step)), name
             assert ck.committed_steps() == ([10] if step == 10 else [10, 20])
@@ -132,13 +132,13 @@ warnings.filterwarnings("ignore")
 from pathlib import Path
 import jax, numpy as np
 import test_checkpoint_storms as storms
-from bertjax.config.schema import CheckpointPolicy
-from bertjax.training.checkpoint import Checkpoints
+from bertjax.config.schema.run import CheckpointPolicy
+from bertjax.training.checkpoint.manager import CheckpointManager
 
 def worker(folder, commits):
     log = os.open(commits, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     policy = CheckpointPolicy(keep_last=2)
-    ck = Checkpoints(folder, policy, on_commit=lambda step, s: os.write(log, f"{step}\\n".encode()))
+    ck = CheckpointManager(folder, policy, on_commit=lambda step, s: os.write(log, f"{step}\\n".encode()))
     wanted = storms.abstract()
     step = 0
     if ck.committed_steps():
@@ -199,13 +199,13 @@ warnings.filterwarnings("ignore")
 from pathlib import Path
 import jax.numpy as jnp, numpy as np
 import test_checkpoint_storms as storms
-from bertjax.config.schema import CheckpointPolicy
+from bertjax.config.schema.run import CheckpointPolicy
 from bertjax.errors import BertjaxError
-from bertjax.training.checkpoint import Checkpoints
+from bertjax.training.checkpoint.manager import CheckpointManager
 
 tree = {"params": {"w": jnp.asarray(np.random.default_rng(0).standard_normal(500_000), jnp.float32)}}
 commits = []
-ck = Checkpoints(Path(sys.argv[1]), CheckpointPolicy(keep_last=1), on_commit=lambda step, s: commits.append(step))
+ck = CheckpointManager(Path(sys.argv[1]), CheckpointPolicy(keep_last=1), on_commit=lambda step, s: commits.append(step))
 ck.save(1, tree, {"step": 1})
 ck.wait()
 limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -243,9 +243,9 @@ warnings.filterwarnings("ignore")
 logging.basicConfig(format="%(message)s")
 from pathlib import Path
 import test_checkpoint_storms as storms
-from bertjax.config.schema import CheckpointPolicy
-from bertjax.training.checkpoint import Checkpoints
-with Checkpoints(Path(sys.argv[1]), CheckpointPolicy()) as ck:
+from bertjax.config.schema.run import CheckpointPolicy
+from bertjax.training.checkpoint.manager import CheckpointManager
+with CheckpointManager(Path(sys.argv[1]), CheckpointPolicy()) as ck:
     print(ck.restore(storms.abstract())[0])
 """
 
@@ -267,7 +267,7 @@ def test_readers_beside_a_writer_that_deletes(tmp_path: Path, caplog: pytest.Log
 
     def write() -> None:
         try:
-            with Checkpoints(tmp_path, CheckpointPolicy(keep_last=1)) as ck:
+            with CheckpointManager(tmp_path, CheckpointPolicy(keep_last=1)) as ck:
                 step = 0
                 while not stop.is_set():
                     step += 1
@@ -311,10 +311,10 @@ from pathlib import Path
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
 import test_checkpoint_storms as storms
-from bertjax.config.schema import CheckpointPolicy
+from bertjax.config.schema.run import CheckpointPolicy
 from bertjax.errors import BertjaxError
-from bertjax.training import step_folders
-from bertjax.training.checkpoint import Checkpoints
+from bertjax.training.checkpoint import layout
+from bertjax.training.checkpoint.manager import CheckpointManager
 from jax.experimental import multihost_utils
 
 lead = jax.process_index() == 0
@@ -334,7 +334,7 @@ def same(tree, step):
 folder = Path(sys.argv[1])
 wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), placed(0))
 commits = []
-with Checkpoints(folder, CheckpointPolicy(keep_last=2), on_commit=lambda step, s: commits.append(step)) as ck:
+with CheckpointManager(folder, CheckpointPolicy(keep_last=2), on_commit=lambda step, s: commits.append(step)) as ck:
     for step in (1, 2, 3):
         ck.save(step, placed(step), {"step": step})
     ck.wait()

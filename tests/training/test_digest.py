@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from bertjax.training import digest
+from bertjax.training.checkpoint import checksums
 
 MASK = 0xFFFFFFFF
 
@@ -29,13 +29,13 @@ def definition(words: np.ndarray) -> int:
 
 
 def of(x: jax.Array | np.ndarray) -> int:
-    return digest.measure({"x": x})["x"].digest
+    return checksums.compute_digests({"x": x})["x"].digest
 
 
 def test_mix_is_the_published_finalizer() -> None:
     """SMHasher's values for fmix32(0), fmix32(1) and fmix32(0xffffffff)."""
     values = jnp.asarray([0, 1, MASK], jnp.uint32)
-    assert [int(v) for v in digest._mix(values)] == [0, 0x514E28B7, 0x81F16F39]
+    assert [int(v) for v in checksums._mix(values)] == [0, 0x514E28B7, 0x81F16F39]
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (7,), (16, 24), (3, 5, 4), (0, 3)])
@@ -68,14 +68,14 @@ def test_one_value_for_every_sharding(axis_type: AxisType) -> None:
         devices = jax.devices()[: shape[0] * shape[1]]
         mesh = jax.make_mesh(shape, ("a", "b"), axis_types=(axis_type,) * 2, devices=devices)
         for spec in specs:
-            leaf = digest.measure({"x": jax.device_put(x, NamedSharding(mesh, spec))})["x"]
+            leaf = checksums.compute_digests({"x": jax.device_put(x, NamedSharding(mesh, spec))})["x"]
             assert (leaf.digest, leaf.nonfinite, leaf.shape, leaf.dtype) == (expected, 1, (16, 8, 24), "float32")
 
 
 def test_devices_exchange_nothing() -> None:
     mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(AxisType.Auto,) * 2)
     x = jax.device_put(np.zeros((64, 64), np.float32), NamedSharding(mesh, P("a", "b")))
-    program = digest._measure_shards(mesh, P("a", "b")).lower(x).compile().as_text()
+    program = checksums._measure_shards(mesh, P("a", "b")).lower(x).compile().as_text()
     assert not [name for name in ("all-reduce", "all-gather", "all-to-all", "collective-permute") if name in program]
 
 
@@ -97,6 +97,10 @@ def test_counts_what_is_not_finite() -> None:
     x = np.zeros((3, 4), np.float32)
     x[0, 0], x[1, 2], x[2, 3] = np.nan, np.inf, -np.inf
     tree = {"x": x, "half": jnp.asarray(x, jnp.bfloat16), "ints": np.full(3, 0x7F800000, np.int32)}
-    assert {path: leaf.nonfinite for path, leaf in digest.measure(tree).items()} == {"x": 3, "half": 3, "ints": 0}
+    assert {path: leaf.nonfinite for path, leaf in checksums.compute_digests(tree).items()} == {
+        "x": 3,
+        "half": 3,
+        "ints": 0,
+    }
     with jax.enable_x64(True):
-        assert digest.measure({"x": x.astype(np.float64)})["x"].nonfinite == 3
+        assert checksums.compute_digests({"x": x.astype(np.float64)})["x"].nonfinite == 3

@@ -9,16 +9,18 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from bertjax.config.load import build, load
-from bertjax.config.model_schema import BertConfig
-from bertjax.data import tokenizers
+from bertjax.config.loading.load import build, load
+from bertjax.config.schema.model import BertConfig
+from bertjax.data.tokenizers.load import Tokenizer, build_wordpiece, from_file
 from bertjax.errors import StorageError, UserError
-from bertjax.evaluation import probes
-from bertjax.evaluation.evaluate import evaluate_command
+from bertjax.evaluation import predict
 from bertjax.evaluation.restore import restore
-from bertjax.interop import huggingface, tensors
-from bertjax.models import family
-from bertjax.training import exchange, setup, warmstart
+from bertjax.interop import bert, safetensors_folder
+from bertjax.models import registry
+from bertjax.tools import convert_hf
+from bertjax.tools.evaluate import evaluate_command
+from bertjax.training import run_context
+from bertjax.training.checkpoint import warmstart
 
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefgh", *(f"##{x}" for x in "abcdefgh"), "word", "!"]
 SIZES = {
@@ -30,12 +32,12 @@ BERT, DISTILBERT = BertConfig(**SIZES), BertConfig(family="distilbert", type_voc
 
 def folder(out: Path, heads: tuple[str, ...], model: BertConfig = BERT, labels: list[str] | None = None) -> Path:
     """A Hugging Face folder with random weights."""
-    make = jax.jit(family.initialize, static_argnums=(0, 1, 2))
+    make = jax.jit(registry.init_params, static_argnums=(0, 1, 2))
     fresh = make(model, heads, len(labels or "ab"), jax.random.key(0))
-    backend = tokenizers.wordpiece({piece: i for i, piece in enumerate(PIECES)}, lowercase=True)
-    huggingface.save_folder(
+    backend = build_wordpiece({piece: i for i, piece in enumerate(PIECES)}, lowercase=True)
+    bert.save_folder(
         out, {path: np.asarray(x) for path, x in fresh.items()}, model, heads,
-        tokenizer=tokenizers.Tokenizer(backend, "test"), labels=labels,
+        tokenizer=Tokenizer(backend, "test"), labels=labels,
     )  # fmt: skip
     return out
 
@@ -66,35 +68,35 @@ def here(tmp_path, monkeypatch):
 def test_there_and_back(heads, model, objective):
     labels = ["no", "maybe", "yes"] if heads == ("classifier",) else None
     source = folder(Path("hf"), heads, model, labels)
-    exchange.import_folder(source, Path("runs/imported"))
+    convert_hf.import_folder(source, Path("runs/imported"))
     assert sorted(p.name for p in Path("runs").iterdir()) == ["imported"]
     config = load("runs/imported/config.yaml")
     assert config.model == model and config.run_dir == Path("runs/imported")
     assert config.stages[0].name == "import" and config.stages[0].objective.model_dump() == objective
-    assert setup.load_tokenizer(config, Path()).pieces == PIECES
+    assert run_context.load_tokenizer(config, Path()).pieces == PIECES
     restored = restore("runs/imported")
     assert restored.step == 0 and restored.program.heads == heads
-    expected = huggingface.load_params(source, model)
+    expected = bert.load_params(source, model)
     assert restored.params.keys() == expected.keys()
     assert all((np.asarray(restored.params[path]) == x).all() for path, x in expected.items())
     for name in ("runs/imported", "runs/imported/checkpoints/00-import", "runs/imported/checkpoints/00-import/0"):
-        exchange.export_checkpoint(Path(name), Path("back"))
+        convert_hf.export_checkpoint(Path(name), Path("back"))
         assert_same_tensors(source, Path("back"))
         for file in ("config.json", "tokenizer_config.json", "vocab.txt"):
             assert (source / file).read_text() == (Path("back") / file).read_text()
-        assert tokenizers.from_file(Path("back")).sha256 == tokenizers.from_file(source).sha256
+        assert from_file(Path("back")).sha256 == from_file(source).sha256
         shutil.rmtree("back")
 
 
 @pytest.mark.slow
 def test_an_imported_run_predicts_and_is_scored():
-    exchange.import_folder(folder(Path("hf"), ("mlm", "nsp")), Path("runs/pairs"))
-    (masks,) = probes.fill_mask("runs/pairs", ["word [MASK] !"], top_k=3)
+    convert_hf.import_folder(folder(Path("hf"), ("mlm", "nsp")), Path("runs/pairs"))
+    (masks,) = predict.fill_mask("runs/pairs", ["word [MASK] !"], top_k=3)
     assert len(masks["masks"][0]) == 3
     scores = evaluate_command("runs/pairs", None, None, None, ["stages.import.evaluate.mlm.batches=1"])["scores"]["mlm"]
     assert 2 < scores["mlm_loss"] < 5  # near log(40), as random weights give
-    exchange.import_folder(folder(Path("hf_qa"), ("qa",)), Path("runs/qa"))
-    assert probes.answer("runs/qa", "a b?", "word abc def", n_best=1)["probability"] > 0
+    convert_hf.import_folder(folder(Path("hf_qa"), ("qa",)), Path("runs/qa"))
+    assert predict.answer("runs/qa", "a b?", "word abc def", n_best=1)["probability"] > 0
     paragraph = {
         "context": "word abc def",
         "qas": [{"id": "1", "question": "a?", "answers": [{"text": "abc", "answer_start": 5}]}],
@@ -104,24 +106,24 @@ def test_an_imported_run_predicts_and_is_scored():
     assert 0 <= evaluate_command("runs/qa", None, None, None, [override])["scores"]["squad"]["f1"] <= 100
 
 
-def fine_tuning(init_from: str, tokenizer: str = "hf", **model) -> setup.Job:
+def fine_tuning(init_from: str, tokenizer: str = "hf", **model) -> run_context.RunContext:
     pairs = {"kind": "span_qa", "sequence_length": 32, "doc_stride": 8, "max_query_length": 8}
     stage = {"name": "qa", "steps": 1, "init_from": init_from, "objective": {"kind": "span_qa"}}
     stage["data"] = {"source": {"kind": "stdlib_qa"}, "preprocess": pairs}
     config = build({"model": SIZES | model, "tokenizer": {"path": tokenizer}, "stages": [stage]})
-    return setup.open_job(config, Path.cwd())
+    return run_context.open_run_context(config, Path.cwd())
 
 
-def start(job: setup.Job) -> tuple[dict, list[str]]:
-    return warmstart.initial(job, 0, job.program(job.config.stages[0], 1), jax.random.key(1))[:2]
+def start(ctx: run_context.RunContext) -> tuple[dict, list[str]]:
+    return warmstart.init_params(ctx, 0, ctx.program(ctx.config.stages[0], 1), jax.random.key(1))[:2]
 
 
 @pytest.mark.parametrize("heads", [("pooler",), ("mlm", "nsp"), ("qa",)])
 def test_a_stage_starts_from_the_folder_and_from_its_import_alike(heads):
     """All but the heads that the source lacks come from it; heads that the stage has no use for are carried on."""
     source = folder(Path("hf"), heads)
-    exchange.import_folder(source, Path("runs/imported"))
-    expected = huggingface.load_params(source, BERT)
+    convert_hf.import_folder(source, Path("runs/imported"))
+    expected = bert.load_params(source, BERT)
     for name in ("hf", "runs/imported"):
         params, lines = start(fine_tuning(name))
         fresh = {path for path, x in params.items() if path not in expected}
@@ -134,7 +136,7 @@ def test_a_stage_starts_from_the_folder_and_from_its_import_alike(heads):
 
 @pytest.mark.parametrize("source", ["hf", "runs/imported"])
 def test_a_stage_refuses_weights_learnt_with_another_tokenizer(source):
-    exchange.import_folder(folder(Path("hf"), ("mlm",)), Path("runs/imported"))
+    convert_hf.import_folder(folder(Path("hf"), ("mlm",)), Path("runs/imported"))
     Path("other.txt").write_text("\n".join(PIECES[:5] + PIECES[5:][::-1]) + "\n")
     with pytest.raises(UserError, match="another tokenizer.*; set tokenizer.path to"):
         start(fine_tuning(source, "other.txt"))
@@ -147,38 +149,38 @@ def test_folders_that_cannot_become_runs():
     (source / "vocab.txt").write_text("\n".join(PIECES + [f"more{i}" for i in range(40)]) + "\n")
     (source / "tokenizer.json").unlink()
     with pytest.raises(UserError, match="63 pieces, vocab_size is 40"):
-        exchange.import_folder(source, Path("out"))
+        convert_hf.import_folder(source, Path("out"))
     (source / "vocab.txt").unlink()
     with pytest.raises(UserError, match="neither tokenizer.json nor vocab.txt"):
-        exchange.import_folder(source, Path("out"))
+        convert_hf.import_folder(source, Path("out"))
     source = folder(Path("hf2"), ("mlm",))
     config = json.loads((source / "config.json").read_text())
     (source / "config.json").write_text(json.dumps(config | {"hidden_size": -4, "intermediate_size": 0}))
     with pytest.raises(UserError) as error:
-        exchange.import_folder(source, Path("out"))
+        convert_hf.import_folder(source, Path("out"))
     assert "hidden_size" in str(error.value) and "intermediate_size" in str(error.value)
     source = folder(Path("hf3"), ("mlm",))
     weights = load_file(source / "model.safetensors")
     weights["cls.predictions.bias"] = weights["cls.predictions.bias"] + np.float32(np.nan)
     save_file(weights, source / "model.safetensors")
     with pytest.raises(UserError, match="cls.predictions.bias"):
-        exchange.import_folder(source, Path("out"))
+        convert_hf.import_folder(source, Path("out"))
     with pytest.raises(UserError, match="run.name"):
-        exchange.import_folder(folder(Path("hf4"), ("mlm",)), Path("a name"))
+        convert_hf.import_folder(folder(Path("hf4"), ("mlm",)), Path("a name"))
     assert not list(Path().glob("*out*")) and not list(Path().glob("*name*"))
 
 
 def test_a_disk_that_is_full(monkeypatch):
     source = folder(Path("hf"), ("mlm",))
-    exchange.import_folder(source, Path("runs/imported"))
+    convert_hf.import_folder(source, Path("runs/imported"))
 
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(tensors, "save_file", full)
+    monkeypatch.setattr(safetensors_folder, "save_file", full)
     with pytest.raises(StorageError, match="No space left"):
-        exchange.export_checkpoint(Path("runs/imported"), Path("out"))
-    monkeypatch.setattr(tokenizers.Tokenizer, "save", full)
+        convert_hf.export_checkpoint(Path("runs/imported"), Path("out"))
+    monkeypatch.setattr(Tokenizer, "save", full)
     with pytest.raises(StorageError, match="No space left"):
-        exchange.import_folder(source, Path("runs/again"))
+        convert_hf.import_folder(source, Path("runs/again"))
     assert not Path("out").exists() and [p.name for p in Path("runs").iterdir()] == ["imported"]

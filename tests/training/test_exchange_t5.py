@@ -8,15 +8,18 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from bertjax.config.load import build, load
-from bertjax.config.model_schema import T5Config
-from bertjax.data import sentencepieces, tokenizers
+from bertjax.config.loading.load import build, load
+from bertjax.config.schema.model import T5Config
+from bertjax.data.tokenizers import sentencepiece
+from bertjax.data.tokenizers.wordpiece import SPECIAL_TOKENS
 from bertjax.errors import UserError
-from bertjax.evaluation.evaluate import evaluate_command
 from bertjax.evaluation.restore import restore
-from bertjax.interop import huggingface, t5
-from bertjax.models import family
-from bertjax.training import exchange, setup, warmstart
+from bertjax.interop import bert, t5
+from bertjax.models import registry
+from bertjax.tools import convert_hf
+from bertjax.tools.evaluate import evaluate_command
+from bertjax.training import run_context
+from bertjax.training.checkpoint import warmstart
 
 SIZES = dict(vocab_size=320, d_model=16, d_kv=4, d_ff=24, num_layers=2, num_heads=3, num_decoder_layers=1)
 MODELS = {
@@ -32,13 +35,13 @@ def here(tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def tokenizer() -> sentencepieces.SentencePieceTokenizer:
-    return sentencepieces.train(lambda: iter(TEXT), vocab_size=170, extra_ids=100, character_coverage=1.0)
+def tokenizer() -> sentencepiece.SentencePieceTokenizer:
+    return sentencepiece.train(lambda: iter(TEXT), vocab_size=170, extra_ids=100, character_coverage=1.0)
 
 
 def folder(out: Path, model: T5Config, tokenizer) -> Path:
     """A Hugging Face folder with random weights."""
-    fresh = jax.jit(family.initialize, static_argnums=(0, 1, 2))(model, ("lm",), 2, jax.random.key(0))
+    fresh = jax.jit(registry.init_params, static_argnums=(0, 1, 2))(model, ("lm",), 2, jax.random.key(0))
     t5.save_folder(out, {path: np.asarray(x) for path, x in fresh.items()}, model, tokenizer)
     return out
 
@@ -47,7 +50,7 @@ def folder(out: Path, model: T5Config, tokenizer) -> Path:
 def test_there_and_back(version, tokenizer):
     model = MODELS[version]
     source = folder(Path("hf"), model, tokenizer)
-    exchange.import_folder(source, Path("runs/imported"))
+    convert_hf.import_folder(source, Path("runs/imported"))
     config = load("runs/imported/config.yaml")
     assert config.model == model and config.run_dir == Path("runs/imported")
     (stage,) = config.stages
@@ -56,13 +59,13 @@ def test_there_and_back(version, tokenizer):
         "text_to_text",
         "span_corruption",
     )
-    assert setup.load_tokenizer(config, Path()).sha256 == tokenizer.sha256
+    assert run_context.load_tokenizer(config, Path()).sha256 == tokenizer.sha256
     restored = restore("runs/imported")
     assert restored.step == 0 and restored.program.heads == ("lm",)
-    expected = huggingface.load_params(source, model)
+    expected = bert.load_params(source, model)
     assert restored.params.keys() == expected.keys()
     assert all((np.asarray(restored.params[path]) == x).all() for path, x in expected.items())
-    exchange.export_checkpoint(Path("runs/imported"), Path("back"))
+    convert_hf.export_checkpoint(Path("runs/imported"), Path("back"))
     ours, theirs = load_file("back/model.safetensors"), load_file("hf/model.safetensors")
     assert ours.keys() == theirs.keys()
     assert all((x.view(np.uint32) == theirs[name].view(np.uint32)).all() for name, x in ours.items())
@@ -72,36 +75,36 @@ def test_there_and_back(version, tokenizer):
 
 @pytest.mark.slow
 def test_an_imported_t5_is_scored(tokenizer):
-    exchange.import_folder(folder(Path("hf"), MODELS["1.0"], tokenizer), Path("runs/imported"))
+    convert_hf.import_folder(folder(Path("hf"), MODELS["1.0"], tokenizer), Path("runs/imported"))
     few = ["stages.import.evaluate.loss.batches=1", "stages.import.evaluate.loss.batch_size=4"]
     scores = evaluate_command("runs/imported", None, None, None, few)["scores"]["loss"]
     assert 4 < scores["target_loss"] < 9  # near log(320), as random weights give
 
 
-def fine_tuning(init_from: str, tokenizer: str = "hf", **model) -> setup.Job:
+def fine_tuning(init_from: str, tokenizer: str = "hf", **model) -> run_context.RunContext:
     stage = {"name": "spans", "steps": 1, "init_from": init_from, "objective": {"kind": "text_to_text"}}
     preprocess = {"kind": "span_corruption", "sequence_length": 32}
     stage["data"] = {"source": {"kind": "stdlib_docs"}, "preprocess": preprocess}
     about = {"kind": "sentencepiece", "path": tokenizer, "extra_ids": 100}
     sizes = MODELS["1.0"].model_dump() | model
-    return setup.open_job(build({"model": sizes, "tokenizer": about, "stages": [stage]}), Path.cwd())
+    return run_context.open_run_context(build({"model": sizes, "tokenizer": about, "stages": [stage]}), Path.cwd())
 
 
-def start(job: setup.Job) -> dict:
-    return warmstart.initial(job, 0, job.program(job.config.stages[0], 1), jax.random.key(1)).params
+def start(ctx: run_context.RunContext) -> dict:
+    return warmstart.init_params(ctx, 0, ctx.program(ctx.config.stages[0], 1), jax.random.key(1)).params
 
 
 def test_a_stage_starts_from_the_folder_and_from_its_import_alike(tokenizer):
     source = folder(Path("hf"), MODELS["1.0"], tokenizer)
-    exchange.import_folder(source, Path("runs/imported"))
-    expected = huggingface.load_params(source, MODELS["1.0"])
+    convert_hf.import_folder(source, Path("runs/imported"))
+    expected = bert.load_params(source, MODELS["1.0"])
     (source / "tokenizer_config.json").unlink()  # nothing tells the number of sentinels: the run's is taken
     (source / "tokenizer.json").unlink()
     for name in ("hf", "runs/imported"):
         params = start(fine_tuning(name))
         assert params.keys() == expected.keys()
         assert all((np.asarray(x) == expected[path]).all() for path, x in params.items())
-    other = sentencepieces.train(lambda: iter(TEXT), vocab_size=135, extra_ids=100, character_coverage=1.0)
+    other = sentencepiece.train(lambda: iter(TEXT), vocab_size=135, extra_ids=100, character_coverage=1.0)
     other.save(Path("other"))
     for name in ("hf", "runs/imported"):
         with pytest.raises(UserError, match="another tokenizer.*; set tokenizer.path to"):
@@ -115,29 +118,29 @@ def test_folders_that_cannot_become_runs(tokenizer):
     config = json.loads((source / "config.json").read_text())
     (source / "config.json").write_text(json.dumps(config | {"feed_forward_proj": "gated-mish"}))
     with pytest.raises(UserError, match="feed_forward_proj: 'mish' is an activation bertjax does not compute") as error:
-        exchange.import_folder(source, Path("out"))
+        convert_hf.import_folder(source, Path("out"))
     assert "did you mean" not in str(error.value)
     for name, value in {"eos_token_id": 5, "decoder_start_token_id": 7}.items():
         (source / "config.json").write_text(json.dumps(config))
         (source / "generation_config.json").write_text(json.dumps({name: value}))
         with pytest.raises(UserError, match=rf"generation_config.json: {name} is {value}, .* make them agree"):
-            exchange.import_folder(source, Path("out"))
+            convert_hf.import_folder(source, Path("out"))
     (source / "generation_config.json").unlink()
     (source / "config.json").write_text(json.dumps(config | {"vocab_size": 100}))
     with pytest.raises(UserError, match="pieces, vocab_size is 100"):
-        exchange.import_folder(source, Path("out"))
+        convert_hf.import_folder(source, Path("out"))
     (source / "config.json").write_text(json.dumps(config))
     for name in ("spiece.model", "tokenizer.json", "tokenizer_config.json"):
         (source / name).unlink()
-    (source / "vocab.txt").write_text("\n".join(tokenizers.SPECIALS) + "\n")
+    (source / "vocab.txt").write_text("\n".join(SPECIAL_TOKENS) + "\n")
     with pytest.raises(UserError, match="none of the files that a T5Tokenizer reads"):
-        exchange.import_folder(source, Path("out"))
+        convert_hf.import_folder(source, Path("out"))
     assert not list(Path().glob("*out*"))
 
 
 def test_adapters_have_no_place_there(tokenizer, monkeypatch):
-    exchange.import_folder(folder(Path("hf"), MODELS["1.0"], tokenizer), Path("runs/imported"))
-    monkeypatch.setattr(setup, "adapter_size", lambda trainable: 8)
+    convert_hf.import_folder(folder(Path("hf"), MODELS["1.0"], tokenizer), Path("runs/imported"))
+    monkeypatch.setattr(run_context, "adapter_size", lambda trainable: 8)
     with pytest.raises(UserError, match="has adapters, for which transformers' T5 has no place"):
-        exchange.export_checkpoint(Path("runs/imported"), Path("back"))
+        convert_hf.export_checkpoint(Path("runs/imported"), Path("back"))
     assert not Path("back").exists()

@@ -8,17 +8,19 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from bertjax.config.load import build
-from bertjax.config.model_schema import BertConfig, T5Config
-from bertjax.config.schema import Config
-from bertjax.data import sentencepieces, tokenizers
+from bertjax.config.loading.load import build
+from bertjax.config.schema.model import BertConfig, T5Config
+from bertjax.config.schema.run import Config
+from bertjax.data.tokenizers import load, sentencepiece
 from bertjax.errors import UserError
-from bertjax.evaluation import probes
-from bertjax.evaluation.evaluate import build_evaluators
+from bertjax.evaluation import predict
+from bertjax.evaluation.evaluators.build import build_evaluators
 from bertjax.evaluation.restore import restore
-from bertjax.interop import huggingface, t5
-from bertjax.models import family
-from bertjax.training import exchange, loop, setup, warmstart
+from bertjax.interop import bert, t5
+from bertjax.models import registry
+from bertjax.tools import convert_hf
+from bertjax.training import loop, run_context
+from bertjax.training.checkpoint import warmstart
 
 TEXTS = [
     "The Café [MASK] sat, naïve; ﬁne", "Cafe\u0301 日本語 हिन्दी", "x<ent>y <ent> [SEP] <mask> </s>", "a" * 150,
@@ -70,16 +72,16 @@ FILES = {
 
 def folder(files: dict, model=BERT, heads: tuple[str, ...] = ("mlm",)) -> Path:
     """A Hugging Face folder with random weights and these tokenizer files."""
-    fresh = jax.jit(family.initialize, static_argnums=(0, 1, 2))(model, heads, 2, jax.random.key(0))
+    fresh = jax.jit(registry.init_params, static_argnums=(0, 1, 2))(model, heads, 2, jax.random.key(0))
     params = {path: np.asarray(x) for path, x in fresh.items()}
     if isinstance(model, T5Config):
         text = [["The cat sat on the mat and the dog sat beside the cat: " + TEXTS[0]]] * 20
-        own = sentencepieces.train(lambda: iter(text), vocab_size=160, extra_ids=100, character_coverage=1.0)
+        own = sentencepiece.train(lambda: iter(text), vocab_size=160, extra_ids=100, character_coverage=1.0)
         t5.save_folder(Path("hf"), params, model, own)
         size = own.vocab_size
     else:
-        backend = tokenizers.wordpiece({piece: i for i, piece in enumerate(tokenizers.SPECIALS)}, lowercase=True)
-        huggingface.save_folder(Path("hf"), params, model, heads, tokenizer=tokenizers.Tokenizer(backend, "test"))
+        backend = load.build_wordpiece({piece: i for i, piece in enumerate(load.SPECIALS)}, lowercase=True)
+        bert.save_folder(Path("hf"), params, model, heads, tokenizer=Tokenizer(backend, "test"))
         size = 0
         for path in Path("hf").iterdir():
             if path.name not in ("config.json", "model.safetensors"):
@@ -97,19 +99,19 @@ def ids(path: str) -> list[list[int]]:
 @pytest.mark.parametrize("name", [pytest.param("accents, names, added", marks=pytest.mark.slow), "unigram"])
 def test_a_bert_folder_there_and_back(name):
     source = folder(FILES[name])
-    exchange.import_folder(source, Path("runs/imported"))
-    exchange.export_checkpoint(Path("runs/imported"), Path("back"))
+    convert_hf.import_folder(source, Path("runs/imported"))
+    convert_hf.export_checkpoint(Path("runs/imported"), Path("back"))
     assert ids("back") == ids("hf")
     restored = restore("runs/imported")
-    ours = restored.job.tokenizer
+    ours = restored.ctx.tokenizer
     rows = [[ours.cls_id, *row, ours.sep_id] for row in ours.encode_batch(TEXTS)]
     assert rows == ids("hf")
     assert json.loads(Path("back/config.json").read_text())["pad_token_id"] == 0
-    assert setup.load_tokenizer(restored.job.config, Path()).sha256 == ours.sha256  # the run's own folder
-    (masks,) = probes.fill_mask(restored, ["the [MASK] a"], 2)
+    assert run_context.load_tokenizer(restored.ctx.config, Path()).sha256 == ours.sha256  # the run's own folder
+    (masks,) = predict.fill_mask(restored, ["the [MASK] a"], 2)
     assert len(masks["masks"]) == 1 and "[MASK]" not in masks["masks"][0][0]["text"]
-    assert probes._with_own_masks(ours, "the [MASK]") == "the <mask>"
-    assert probes._with_masks(ours, "the <mask>")[-2:] == [ours.mask_id, ours.sep_id]
+    assert predict._to_tokenizer_mask(ours, "the [MASK]") == "the <mask>"
+    assert predict._encode_with_masks(ours, "the <mask>")[-2:] == [ours.mask_id, ours.sep_id]
 
 
 def test_a_t5_folder_there_and_back():
@@ -121,10 +123,10 @@ def test_a_t5_folder_there_and_back():
         return {"tokenizer_class": "T5Tokenizer", "extra_ids": 100, "added_tokens_decoder": tokens}
 
     source = folder({"tokenizer_config.json": config}, T5, ("lm",))
-    exchange.import_folder(source, Path("runs/imported"))
-    exchange.export_checkpoint(Path("runs/imported"), Path("back"))
+    convert_hf.import_folder(source, Path("runs/imported"))
+    convert_hf.export_checkpoint(Path("runs/imported"), Path("back"))
     assert ids("back") == ids("hf")
-    ours = restore("runs/imported").job.tokenizer
+    ours = restore("runs/imported").ctx.tokenizer
     assert [[*row, ours.eos_id] for row in ours.encode_batch(TEXTS)] == ids("hf")
     assert ours.pieces.index("<ent>") in ours.encode_batch([TEXTS[2]])[0]
 
@@ -134,7 +136,7 @@ def test_added_tokens_that_have_no_weights():
     (source / "added_tokens.json").write_text(json.dumps({f"<x{i}>": len(PIECES) + i for i in range(320)}))
     message = rf"{len(PIECES) + 320} pieces, vocab_size is 320: no weights for <x\d+>, <x\d+>, <x\d+> and"
     with pytest.raises(UserError, match=message):
-        exchange.import_folder(source, Path("out"))
+        convert_hf.import_folder(source, Path("out"))
 
 
 def fine_tuning(tokenizer: str, **options) -> Config:
@@ -159,16 +161,16 @@ def test_equal_pieces_with_another_normalizer_are_another_tokenizer():
     Path("bare").mkdir()
     Path("bare/vocab.txt").write_text(names, encoding="utf-8")
     for options in ({}, {"lowercase": False}, {"strip_accents": False, "tokenize_chinese_chars": False}):
-        job = setup.open_job(fine_tuning("bare/vocab.txt", **options), Path.cwd())
+        ctx = run_context.open_run_context(fine_tuning("bare/vocab.txt", **options), Path.cwd())
         with pytest.raises(UserError, match="another tokenizer; set tokenizer.path to hf .*normalizer"):
-            warmstart.check_tokenizer(Path("hf"), job)
+            warmstart.check_tokenizer(Path("hf"), ctx)
     for config in (fine_tuning("bare/vocab.txt", strip_accents=False), fine_tuning("hf")):
-        warmstart.check_tokenizer(Path("hf"), setup.open_job(config, Path.cwd()))
+        warmstart.check_tokenizer(Path("hf"), run_context.open_run_context(config, Path.cwd()))
 
 
 @pytest.mark.slow
 def test_a_trained_run_is_exported_with_the_folder_s_tokenizer():
     folder(FILES["accents, names, added"], heads=("pooler",))
     loop.train(fine_tuning("hf"), Path.cwd(), build_evaluators)
-    exchange.export_checkpoint(Path("runs/trained"), Path("back"))
+    convert_hf.export_checkpoint(Path("runs/trained"), Path("back"))
     assert ids("back") == ids("hf")

@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bertjax.config.model_schema import BertConfig
-from bertjax.training import flops
+from bertjax.config.schema.model import BertConfig
+from bertjax.models.bert import flops
+from bertjax.parallel import hardware
 
 BASE = BertConfig()
 LARGE = BertConfig(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096)
@@ -59,7 +60,7 @@ def test_frozen_layers_cost_their_forward_pass_only(trained: int, length: int, p
 
 @given(st.lists(st.integers(1, 128), min_size=1, max_size=8))
 def test_packing_saves_attention_and_nothing_else(lengths: list[int]) -> None:
-    packed = flops.train_flops(BASE, sum(lengths), 20, squares=sum(n * n for n in lengths))
+    packed = flops.train_flops(BASE, sum(lengths), 20, squared_lengths=sum(n * n for n in lengths))
     alone = sum(flops.train_flops(BASE, n) for n in lengths) + 3 * flops.head_flops(BASE, 20)
     assert packed == alone
 
@@ -80,20 +81,20 @@ def test_more_trainable_layers_than_layers() -> None:
     ],
 )  # fmt: skip
 def test_peaks(kind: str, teraflops: float) -> None:
-    assert flops.peak_flops(kind) == teraflops * 1e12
+    assert hardware.peak_flops(kind) == teraflops * 1e12
 
 
 @pytest.mark.parametrize(
     "kind", ["cpu", "", "NVIDIA L40S", "NVIDIA T400", "TPU v4 lite", "TPU v7", "NVIDIA H200 MIG 1g.18gb", "Radeon"]
 )
 def test_unknown_chips_have_no_peak(kind: str) -> None:
-    assert flops.peak_flops(kind) is None
-    assert flops.utilization(1e12, 1.0, kind, 1) is None
+    assert hardware.peak_flops(kind) is None
+    assert hardware.utilization(1e12, 1.0, kind, 1) is None
 
 
 def test_utilization_of_a_known_rate() -> None:
     # BERT-base S128 at 8 486 sequences a second is 60 % of an H100's 989 TFLOP/s.
     done = flops.train_flops(BASE, 128, 20) * 8486
-    assert flops.utilization(done, 1.0, "NVIDIA H100 80GB HBM3", 1) == pytest.approx(0.60, abs=0.001)
-    assert flops.utilization(8 * done, 1.0, "NVIDIA H100 80GB HBM3", 8) == pytest.approx(0.60, abs=0.001)
-    assert flops.utilization(done, 0.0, "NVIDIA H100 80GB HBM3", 1) is None
+    assert hardware.utilization(done, 1.0, "NVIDIA H100 80GB HBM3", 1) == pytest.approx(0.60, abs=0.001)
+    assert hardware.utilization(8 * done, 1.0, "NVIDIA H100 80GB HBM3", 8) == pytest.approx(0.60, abs=0.001)
+    assert hardware.utilization(done, 0.0, "NVIDIA H100 80GB HBM3", 1) is None

@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from bertjax.config.model_schema import T5Config
-from bertjax.models import family
-from bertjax.models.t5 import shift_right
-from bertjax.training import flops_t5
-from bertjax.training.freezing import group_of
+from bertjax.config.schema.model import T5Config
+from bertjax.models import registry
+from bertjax.models.t5 import flops
+from bertjax.models.t5.model import shift_right
+from bertjax.training.freezing import param_group
 
 BASE = T5Config(d_model=768, d_ff=3072, num_layers=12, num_heads=12)
 
@@ -19,14 +19,14 @@ def test_base_by_hand() -> None:
     encoder, decoder, cross = 84_934_656, 84_934_656 + 12 * 2 * D * D, 12 * 2 * D * D
     weights = 6 * (encoder * S + decoder * T + cross * S + D * 32128 * T)
     attention = 12 * 12 * D * (S * S + T * (T + 1) // 2 + S * T)
-    assert flops_t5.train_flops(BASE, S, T) == weights + attention
+    assert flops.train_flops(BASE, S, T) == weights + attention
 
 
 def test_the_decoder_alone_by_hand() -> None:
     T, D = 512, 768
     alone = BASE.model_copy(update={"architecture": "decoder_only"})
     expected = 6 * T * (84_934_656 + D * 32128) + 12 * 12 * D * T * (T + 1) // 2
-    assert flops_t5.train_flops(alone, 0, T) == expected
+    assert flops.train_flops(alone, 0, T) == expected
 
 
 SMALL = T5Config(
@@ -48,21 +48,21 @@ def test_agrees_with_xla(groups) -> None:
     It also sees that the lowest trained layers need no gradients of what they read, which the formula counts.
     """
     S, T, width = 48, 32, 16
-    graph = family.structure(SMALL, ("lm",), adapter_size=width)
-    params = jax.eval_shape(lambda key: family.initialize(SMALL, ("lm",), 2, key, width), jax.random.key(0))
-    trained = {p: x for p, x in params.items() if groups is None or group_of(p) in groups}
+    graph = registry.abstract_model(SMALL, ("lm",), adapter_size=width)
+    params = jax.eval_shape(lambda key: registry.init_params(SMALL, ("lm",), 2, key, width), jax.random.key(0))
+    trained = {p: x for p, x in params.items() if groups is None or param_group(p) in groups}
     frozen = {p: x for p, x in params.items() if p not in trained}
     inputs, targets = (jax.ShapeDtypeStruct((1, n), jnp.int32) for n in (S, T))
 
     def loss(trained, frozen, inputs, targets):
-        model, ones = family.merge(*graph, trained | frozen), jnp.ones_like
+        model, ones = registry.merge(*graph, trained | frozen), jnp.ones_like
         hidden = model.encode(inputs, ones(inputs))
         decoded = model.decode(shift_right(targets, jnp.arange(T)[None]), ones(targets), hidden, ones(inputs))
         log_p = jax.nn.log_softmax(model.logits(decoded))
         return -jnp.take_along_axis(log_p, targets[..., None], axis=-1).sum()
 
     counted = jax.jit(jax.grad(loss)).lower(trained, frozen, inputs, targets).compile().cost_analysis()["flops"]
-    formula = flops_t5.train_flops(SMALL, S, T, groups=groups, adapter_size=width)
-    lowest = (flops_t5.encoder_layer(SMALL, S), flops_t5.decoder_layer(SMALL, S, T))
+    formula = flops.train_flops(SMALL, S, T, groups=groups, adapter_size=width)
+    lowest = (flops.encoder_layer(SMALL, S), flops.decoder_layer(SMALL, S, T))
     unneeded = 0 if groups is None else sum(cost.kernels + 2 * cost.attention for cost in lowest)
     assert formula - unneeded < counted < 1.1 * formula

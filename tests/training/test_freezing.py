@@ -10,15 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bertjax.config.model_schema import BertConfig
-from bertjax.config.training_schema import Adam, MlmNsp, SpanQaObjective, Trainable
+from bertjax.config.schema.model import BertConfig
+from bertjax.config.schema.training import AdamW, MlmNspObjective, SpanQaObjective, Trainable
 from bertjax.errors import UserError
-from bertjax.models import paths, stack
-from bertjax.models.layers import ROWS_OF_ONES
+from bertjax.models import layer_stack, param_paths
+from bertjax.models.bert.flops import train_flops
+from bertjax.models.layers.numerics import ROWS_OF_ONES
 from bertjax.training import freezing
-from bertjax.training.flops import train_flops
+from bertjax.training.program import TrainProgram
 from bertjax.training.state import TrainState
-from bertjax.training.step import Program
+from bertjax.training.step import jit_train_step
 
 # ---- the plan -------------------------------------------------------------------------------------------------------
 
@@ -88,12 +89,12 @@ def test_impossible_plans_are_user_errors(steps, episodes, words):
 
 def test_groups_are_listed_from_the_bottom():
     names = [f"layers/{i}/mlp/norm/scale" for i in range(11, -1, -1)] + ["heads/qa/bias", "embeddings/norm/bias"]
-    assert freezing.groups_of(names) == groups(12)
+    assert freezing.param_groups(names) == groups(12)
 
 
 @given(st.lists(st.integers(1, 6), max_size=6), st.integers(0, 40))
 def test_segments_are_cut_at_a_layer_and_nowhere_else(segments, at):
-    found = stack.cut(segments, at)
+    found = layer_stack.split_segments(segments, at)
     bounds = lambda lengths: set(np.cumsum((0, *lengths)).tolist())  # noqa: E731
     assert all(n > 0 for n in found) and sum(found) == sum(segments)
     assert bounds(found) == bounds(segments) | ({at} if at <= sum(segments) else set())
@@ -106,7 +107,7 @@ MODEL = BertConfig(  # wide enough for the matrix products to outweigh the rest
     vocab_size=64, hidden_size=128, num_hidden_layers=LAYERS, num_attention_heads=4, intermediate_size=512,
     max_position_embeddings=LENGTH,
 )  # fmt: skip
-ADAMW = Adam(kind="adamw", learning_rate=1e-3, warmup_steps=0)
+ADAMW = AdamW(kind="adamw", learning_rate=1e-3, warmup_steps=0)
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ def on_host(state: TrainState) -> TrainState:
 
 
 @pytest.fixture(scope="module")
-def program(make_program) -> Program:
+def program(make_program) -> TrainProgram:
     return make_program(SpanQaObjective(), model=MODEL, dropout=0.0, optimizer=ADAMW, steps=9)
 
 
@@ -137,15 +138,15 @@ def batch(make_rows) -> dict[str, np.ndarray]:
 @pytest.fixture(scope="module")
 def ran(program, batch) -> list[Ran]:
     """Three episodes of three steps; the embeddings stay frozen throughout, so that only layers make a difference."""
-    names = freezing.groups_of(program.abstract_params())
+    names = freezing.param_groups(program.abstract_params())
     plan = freezing.episodes(Trainable(kind="gradual", embeddings="never"), names, 9)
     state, out = None, []
     for episode in plan:
         if state is None:
-            state = program.start(program.initialize(jax.random.key(0)), episode.groups, jax.random.key(1))
+            state = program.init_state(program.initialize(jax.random.key(0)), episode.groups, jax.random.key(1))
         else:
-            state = program.thaw(state, episode.groups)
-        step = program.jit_train_step(state).lower(state, batch).compile()
+            state = program.unfreeze(state, episode.groups)
+        step = jit_train_step(program, state).lower(state, batch).compile()
         seen = [on_host(state)]
         for _ in range(episode.start, episode.stop):
             state, _ = step(state, jax.device_put(batch, program.batch_sharding()))
@@ -156,13 +157,15 @@ def ran(program, batch) -> list[Ran]:
 
 def same_bits(found: object, expected: object) -> list[str]:
     """Paths whose bytes differ."""
-    flat = paths.flatten(expected)
-    return [p for p, x in paths.flatten(found).items() if np.asarray(x).tobytes() != np.asarray(flat[p]).tobytes()]
+    flat = param_paths.flatten(expected)
+    return [
+        p for p, x in param_paths.flatten(found).items() if np.asarray(x).tobytes() != np.asarray(flat[p]).tobytes()
+    ]
 
 
 def test_frozen_bytes_do_not_change_and_trained_ones_do(ran):
     for r in ran:
-        assert {freezing.group_of(p) for p in r.begun.params} == set(r.episode.groups)
+        assert {freezing.param_group(p) for p in r.begun.params} == set(r.episode.groups)
         assert same_bits(r.ended.frozen, r.begun.frozen) == []
         assert len(r.begun.params) + len(r.begun.frozen) == len(ran[0].begun.params) + len(ran[0].begun.frozen)
         still = set(r.begun.params) - set(same_bits(r.ended.params, r.begun.params))
@@ -171,8 +174,8 @@ def test_frozen_bytes_do_not_change_and_trained_ones_do(ran):
 
 def test_frozen_groups_have_no_optimizer_state(ran):
     for r in ran:
-        assert set(r.begun.opt) == set(r.episode.groups)
-        slots = sum(x.size for x in jax.tree.leaves(r.begun.opt) if x.ndim)
+        assert set(r.begun.opt_state) == set(r.episode.groups)
+        slots = sum(x.size for x in jax.tree.leaves(r.begun.opt_state) if x.ndim)
         assert slots == 2 * sum(x.size for x in r.begun.params.values())
 
 
@@ -180,19 +183,19 @@ def test_slots_and_parameters_survive_a_thaw_bit_for_bit(ran):
     for before, after in zip(ran, ran[1:], strict=False):
         merged = {**after.begun.params, **after.begun.frozen}
         assert same_bits({**before.ended.params, **before.ended.frozen}, merged) == []
-        assert same_bits(before.ended.opt, after.begun.opt) == []
+        assert same_bits(before.ended.opt_state, after.begun.opt_state) == []
         assert int(after.begun.step) == after.episode.start
 
 
 def test_thawed_groups_start_with_fresh_slots_and_counts(ran):
     for before, after in zip(ran, ran[1:], strict=False):
         (thawed,) = set(after.episode.groups) - set(before.episode.groups)
-        fresh = after.begun.opt[thawed][0]
+        fresh = after.begun.opt_state[thawed][0]
         assert int(fresh.count) == 0 and not any(np.any(x) for x in jax.tree.leaves((fresh.mu, fresh.nu)))
-        first = after.first.opt[thawed][0]
+        first = after.first.opt_state[thawed][0]
         for path, mu in first.mu.items():  # after one step from zero: mu = .1 g and nu = .001 g^2
             np.testing.assert_allclose((mu / 0.1) ** 2, first.nu[path] / 0.001, rtol=1e-3, atol=1e-12, err_msg=path)
-    counts = {group: int(slots[0].count) for group, slots in ran[-1].ended.opt.items()}
+    counts = {group: int(slots[0].count) for group, slots in ran[-1].ended.opt_state.items()}
     assert counts == {"heads": 9, "layers/2": 9, "layers/1": 6, "layers/0": 3}
 
 
@@ -216,10 +219,10 @@ def test_flops_of_the_compiled_step_fall_with_the_frozen_layers(ran):
     assert all(1.0 < share < 1.15 for share in per_layer), per_layer  # and column sums, elementwise work, its optimizer
 
 
-def products(program: Program, trained: tuple[str, ...], batch: dict) -> int:
+def products(program: TrainProgram, trained: tuple[str, ...], batch: dict) -> int:
     """Matrix products in the lowered step, without the column sums of bias gradients (dots with rows of ones)."""
     like = program.abstract_state(trained, jax.random.key(0))
-    dots = re.findall(r"dot_general.* : \(tensor<(\d+)x", program.jit_train_step(like).lower(like, batch).as_text())
+    dots = re.findall(r"dot_general.* : \(tensor<(\d+)x", jit_train_step(program, like).lower(like, batch).as_text())
     assert ROWS_OF_ONES not in (ROWS, MODEL.hidden_size, MODEL.intermediate_size)
     return sum(int(rows) != ROWS_OF_ONES for rows in dots)
 
@@ -263,7 +266,7 @@ def test_a_scan_never_mixes_frozen_and_trained_layers(make_program, batch, train
 
 def test_heads_alone_leave_the_encoder_without_backward(make_program, make_rows):
     """Pre-training heads: the tied output matrix belongs to the embeddings and stays frozen with them."""
-    program: Program = make_program(MlmNsp(), model=MODEL, dropout=0.0)
+    program: TrainProgram = make_program(MlmNspObjective(), model=MODEL, dropout=0.0)
     build: Callable = make_rows
     found = products(program, ("heads",), build("pairs", ROWS, length=LENGTH))
     forward = 6 * LAYERS + 1 + 4  # segment embeddings; transform, decoder, pooler, NSP

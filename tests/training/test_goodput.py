@@ -1,4 +1,4 @@
-"""The account of a run's time: by hand, against a simulation of lives that knows the truth, and of real runs."""
+"""The account of a run's time: by hand, against a simulation of attempts that knows the truth, and of real runs."""
 
 import json
 import random
@@ -11,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bertjax.errors import StorageError
-from bertjax.evaluation.report.record import read_run
-from bertjax.training import goodput, loop, phases
-from bertjax.training.goodput import Account, Ledger, account
-from bertjax.training.inspect import inspect_command
-from bertjax.training.phases import COMPILE, EVALUATION, PHASES, SAVE, STARTUP, STEP, Phases
+from bertjax.report.record import read_run
+from bertjax.tools.inspect import inspect_command
+from bertjax.training import loop
+from bertjax.training.monitor import goodput, phases
+from bertjax.training.monitor.goodput import GoodputLog, GoodputSummary, summarize
+from bertjax.training.monitor.phases import COMPILE, EVALUATION, PHASES, SAVE, STARTUP, STEP, Phases
 
 
 def line(
@@ -39,9 +40,16 @@ def test_two_lives_by_hand():
         line(1, 1090, 1131, 1, 0, True, startup=7, step=30, evaluation=4),
         line(1, 1090, 1141, 1, 5, startup=7, step=40, evaluation=4),
     ]
-    found = account(lines)
-    assert found == Account(
-        productive=30 + 30 + 10, lost=10 + 3, startup=10 + 5 + 7, evaluation=4, checkpoint=2, idle=30, wall=141, lives=2
+    found = summarize(lines)
+    assert found == GoodputSummary(
+        productive=30 + 30 + 10,
+        lost=10 + 3,
+        startup=10 + 5 + 7,
+        evaluation=4,
+        checkpoint=2,
+        idle=30,
+        wall=141,
+        attempts=2,
     )
     assert str(found) == (
         "goodput 49.6% of 2m21s with 1 restart: steps 1m10s, steps done again 13s, starting and compiling 22s, "
@@ -55,21 +63,21 @@ def test_a_stage_that_begins_anew_undoes_all_of_it():
         line(0, 0, 12, 1, 0, True, startup=2, step=10), line(0, 0, 19, 1, 7, startup=2, step=17),
         line(1, 20, 21, 1, 0, True, startup=1),
     ]  # fmt: skip
-    found = account(lines)
+    found = summarize(lines)
     assert found is not None and (found.productive, found.lost, found.idle) == (10, 7, 1)
 
 
 def test_no_lines_no_account(tmp_path):
-    assert account([]) is None and goodput.read(tmp_path) is None
+    assert summarize([]) is None and goodput.read(tmp_path) is None
 
 
 @settings(deadline=None, max_examples=60)
 @given(st.integers(0, 10**6), st.integers(1, 6), st.integers(1, 9))
-def test_a_simulation_that_knows_the_truth(seed: int, lives: int, every: int) -> None:
-    """Random lives, each killed anywhere behind a line; steps of one length, so that a cut stretch is exact."""
+def test_a_simulation_that_knows_the_truth(seed: int, attempts: int, every: int) -> None:
+    """Random attempts, each killed anywhere behind a line; steps of one length, so that a cut stretch is exact."""
     rng, now, checkpoint, place, done = random.Random(seed), 500.0, 0, 0, 0
     lines, truth = [], dict.fromkeys(("startup", "save", "evaluation", "idle"), 0.0)
-    for life in range(lives):
+    for life in range(attempts):
         pause = rng.uniform(0, 50) if life else 0.0
         truth["idle"] += pause
         now += pause
@@ -96,8 +104,8 @@ def test_a_simulation_that_knows_the_truth(seed: int, lives: int, every: int) ->
                 truth["save"] += 0.5
                 checkpoint = step
             lines.append(line(life, started, now, 0, step, **spent))
-    found = account(lines)
-    assert found is not None and found.lives == lives
+    found = summarize(lines)
+    assert found is not None and found.attempts == attempts
     assert found.productive == pytest.approx(2.0 * place)  # each step of the way counts once
     assert found.lost == pytest.approx(2.0 * (done - place))
     assert found.startup == pytest.approx(truth["startup"]) and found.checkpoint == pytest.approx(truth["save"])
@@ -110,50 +118,50 @@ def test_a_simulation_that_knows_the_truth(seed: int, lives: int, every: int) ->
 
 
 def test_lines_cut_by_a_kill_are_left_out_and_swallow_nothing(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path, Phases(time.time()), lead=True)
-    ledger.begin(0, 0)
-    with (tmp_path / goodput.NAME).open("ab") as out:
+    goodput_log = GoodputLog(tmp_path, Phases(time.time()), is_primary=True)
+    goodput_log.start_stage(0, 0)
+    with (tmp_path / goodput.FILE_NAME).open("ab") as out:
         out.write(b'{"life": 0, "star')
-    later = Ledger(tmp_path, Phases(time.time()), lead=True)
-    later.begin(0, 0)
+    later = GoodputLog(tmp_path, Phases(time.time()), is_primary=True)
+    later.start_stage(0, 0)
     later.close()
     found = goodput.read(tmp_path)
-    assert found is not None and found.lives == 2
+    assert found is not None and found.attempts == 2
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"life": 0}', '{"kind": "goodput", "seconds": 3}', "\\ud800"])
 def test_what_is_no_line_is_left_out(tmp_path: Path, text: str) -> None:
-    (tmp_path / goodput.NAME).write_text(text)
+    (tmp_path / goodput.FILE_NAME).write_text(text)
     assert goodput.read(tmp_path) is None
 
 
 def test_other_processes_write_nothing_and_a_life_without_a_stage_leaves_no_line(tmp_path: Path) -> None:
-    other = Ledger(tmp_path, Phases(), lead=False)
-    other.begin(0, 0)
+    other = GoodputLog(tmp_path, Phases(), is_primary=False)
+    other.start_stage(0, 0)
     other.close()
-    Ledger(tmp_path, Phases(), lead=True).close()
+    GoodputLog(tmp_path, Phases(), is_primary=True).close()
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_full_disk_is_a_storage_error(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path, Phases(), lead=True)
-    (tmp_path / goodput.NAME).mkdir()
+    goodput_log = GoodputLog(tmp_path, Phases(), is_primary=True)
+    (tmp_path / goodput.FILE_NAME).mkdir()
     with pytest.raises(StorageError, match=r"goodput\.jsonl: could not be written"):
-        ledger.begin(0, 0)
+        goodput_log.start_stage(0, 0)
 
 
 def test_lines_come_seldom_in_a_long_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A hundredth of the life apart: few lines for a month, and little lost by a kill."""
     clock = [0.0]
     monkeypatch.setattr(goodput.time, "monotonic", lambda: clock[0])
-    ledger = Ledger(tmp_path, Phases(time.time()), lead=True)
-    ledger.begin(0, 0)
+    goodput_log = GoodputLog(tmp_path, Phases(time.time()), is_primary=True)
+    goodput_log.start_stage(0, 0)
     for step in range(1, 20_001):
         clock[0] += 2.0
-        ledger.reached(0, step)
-    written = [json.loads(x) for x in (tmp_path / goodput.NAME).read_text().splitlines()]
+        goodput_log.record_step(0, step)
+    written = [json.loads(x) for x in (tmp_path / goodput.FILE_NAME).read_text().splitlines()]
     gaps = [b["step"] - a["step"] for a, b in zip(written, written[1:], strict=False)]
-    assert len(written) < 1500 and 2.0 * max(gaps) <= 2.0 * 20_000 * goodput.SHARE + 4
+    assert len(written) < 1500 and 2.0 * max(gaps) <= 2.0 * 20_000 * goodput.MAX_WRITE_SHARE + 4
 
 
 def test_phases_add_up_and_return_to_what_was_before(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,7 +186,7 @@ def test_phases_add_up_and_return_to_what_was_before(monkeypatch: pytest.MonkeyP
 def test_a_stopped_and_resumed_run_accounts_for_all_of_its_time(train, monkeypatch) -> None:
     """Lives, idle time and steps done again, against clocks outside of it: to one part in a hundred of the whole."""
     assert phases._process_age() >= 0  # of this process: later runs begin when they are called
-    began, real = time.time(), loop.StageRun.save
+    began, real = time.time(), loop.StageRunner.save
 
     class Crash(BaseException):
         pass
@@ -188,22 +196,22 @@ def test_a_stopped_and_resumed_run_accounts_for_all_of_its_time(train, monkeypat
             raise Crash
         real(self, state, step, *rest, **options)
 
-    monkeypatch.setattr(loop.StageRun, "save", crash)
+    monkeypatch.setattr(loop.StageRunner, "save", crash)
     with pytest.raises(Crash):
         train("timed")
-    monkeypatch.setattr(loop.StageRun, "save", real)
+    monkeypatch.setattr(loop.StageRunner, "save", real)
     stopped = time.time()
     time.sleep(1.0)
     resumed = time.time()
     run = train("timed")
     wall = time.time() - began
     found = goodput.read(run)
-    assert found is not None and found.lives == 2 and found.lost > 0
+    assert found is not None and found.attempts == 2 and found.lost > 0
     assert found.wall == pytest.approx(wall, rel=0.01, abs=0.05)
     parts = found.productive + found.lost + found.startup + found.checkpoint + found.evaluation + found.idle
     assert parts == pytest.approx(wall, rel=0.01, abs=0.05)
     assert found.idle == pytest.approx(resumed - stopped, abs=0.1)
     assert 0 < found.productive < wall and found.checkpoint > 0 and found.evaluation > 0
     assert str(found) in inspect_command(run, [], None, False)
-    assert json.loads(inspect_command(run, [], None, True))["goodput"]["lives"] == 2
+    assert json.loads(inspect_command(run, [], None, True))["goodput"]["attempts"] == 2
     assert read_run(run).goodput == str(found)

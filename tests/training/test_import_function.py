@@ -13,12 +13,12 @@ import sentencepiece
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from bertjax import objectives  # noqa: E402
-from bertjax.config.training_schema import TextToTextObjective  # noqa: E402
+from bertjax.config.schema.training import TextToTextObjective  # noqa: E402
 from bertjax.errors import UserError  # noqa: E402
-from bertjax.evaluation import probes  # noqa: E402
+from bertjax.evaluation import predict  # noqa: E402
 from bertjax.evaluation.restore import restore  # noqa: E402
-from bertjax.training import exchange  # noqa: E402
+from bertjax.objectives import registry  # noqa: E402
+from bertjax.tools import convert_hf  # noqa: E402
 
 TEXT = ["the cat and the dog sat on the mat with a hat", "zebras jump over lazy dogs, why do they?"] * 4
 START, END, PAD = 5, 3, 2  # in T5: 0, 1, 0
@@ -53,7 +53,7 @@ def source(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def imported(source, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "imported"
-    notes = exchange.import_folder(source, out)
+    notes = convert_hf.import_folder(source, out)
     assert notes[0].startswith("computes in float32, as the weights are stored")
     assert notes[1] == (
         "predict generate decodes as the folder says: beam_size 3, beam_rules transformers, length_penalty -1.0, "
@@ -80,12 +80,12 @@ def generated(folder: Path, ids: list[list[int]]) -> list[list[int]]:
 
 def test_it_generates_what_transformers_generates(source, imported, capsys):
     restored = restore(imported)
-    tokenizer = restored.job.tokenizer
-    assert (tokenizer.eos_id, restored.job.config.model.decoder_start_token_id) == (END, START)
+    tokenizer = restored.ctx.tokenizer
+    assert (tokenizer.eos_id, restored.ctx.config.model.decoder_start_token_id) == (END, START)
     asked = ["the cat", "zebras jump over the mat", "why", "dogs with a hat <extra_id_1>"]
     expected = generated(source, [[*row, END] for row in tokenizer.encode_batch(asked)])
     assert len({tuple(row) for row in expected}) > 2
-    found = probes.generate(restored, asked, {})
+    found = predict.generate(restored, asked, {})
     assert [one["generated"] for one in found] == [tokenizer.decode(row) for row in expected]
 
 
@@ -104,15 +104,17 @@ def test_its_loss_is_that_of_transformers(source, imported):
         "target_positions": np.cumsum(target_real, 1) - 1 + 9 * (1 - target_real),
         "target_weights": target_real.astype(np.float32),
     }  # fmt: skip
-    objective = objectives.build(TextToTextObjective(z_loss=0.0))
-    sum_of = jax.jit(lambda params: objective.terms(restored.program.module(params), batch, None)["target"].trained)
-    with jax.set_mesh(restored.job.mesh):
+    objective = registry.build(TextToTextObjective(z_loss=0.0))
+    sum_of = jax.jit(
+        lambda params: objective.losses(restored.program.build_model(params), batch, None)["target"].train_loss
+    )
+    with jax.set_mesh(restored.ctx.mesh):
         found = float(sum_of(restored.params)) / target_real.sum()
     assert found == pytest.approx(float(theirs.loss), rel=1e-5)
 
 
 def test_it_is_exported_with_what_it_came_with(source, imported, tmp_path):
-    exchange.export_checkpoint(imported, tmp_path / "out")
+    convert_hf.export_checkpoint(imported, tmp_path / "out")
     for name in ("config.json", "generation_config.json"):
         before, after = (json.loads((folder / name).read_text()) for folder in (source, tmp_path / "out"))
         lost = {key for key, value in before.items() if after.get(key) != value} - {"dtype", "pad_token_id"}
@@ -129,12 +131,12 @@ def test_settings_that_are_not_done_are_said(source, tmp_path, capsys):
     config = json.loads((folder / "config.json").read_text()) | {"attention_temperature": 2}
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "generation_config.json").write_text('{"repetition_penalty": 1.5, "max_new_tokens": 3}')
-    notes = exchange.import_folder(folder, tmp_path / "out")
+    notes = convert_hf.import_folder(folder, tmp_path / "out")
     assert notes[1].endswith("config.json: not known and not used: attention_temperature")
     assert notes[3].endswith("does not do what the folder's generation settings say: repetition_penalty 1.5")
     (folder / "generation_config.json").write_text("[")
     with pytest.raises(UserError, match="generation_config.json: not valid JSON"):
-        exchange.import_folder(folder, tmp_path / "other")
+        convert_hf.import_folder(folder, tmp_path / "other")
 
 
 @pytest.mark.parametrize("stored", ["bfloat16", pytest.param("float16", marks=pytest.mark.slow)])
@@ -144,10 +146,10 @@ def test_weights_are_computed_in_what_they_are_stored_in(source, tmp_path, store
     theirs.save_pretrained(tmp_path / "hf")
     for name in ("spiece.model", "tokenizer_config.json"):
         (tmp_path / "hf" / name).write_bytes((source / name).read_bytes())
-    exchange.import_folder(tmp_path / "hf", tmp_path / "run")
+    convert_hf.import_folder(tmp_path / "hf", tmp_path / "run")
     restored = restore(tmp_path / "run")
-    assert restored.program.execution.dtype == jnp.dtype("bfloat16" if stored == "bfloat16" else "float32")
+    assert restored.program.compute.dtype == jnp.dtype("bfloat16" if stored == "bfloat16" else "float32")
     chosen = restore(tmp_path / "run", overrides=["run.compute_dtype=float32"])
-    assert chosen.program.execution.dtype == jnp.float32
+    assert chosen.program.compute.dtype == jnp.float32
     table = theirs.shared.weight.detach().float().numpy()
     np.testing.assert_array_equal(np.asarray(restored.params["embeddings/word/embedding"]), table)

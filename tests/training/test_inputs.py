@@ -6,10 +6,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from bertjax.cli import main
-from bertjax.config.load import load
+from bertjax.cli.main import main
+from bertjax.config.loading.load import load
 from bertjax.errors import UserError
-from bertjax.evaluation import evaluate, scoring
+from bertjax.evaluation.evaluators import build
+from bertjax.evaluation.metrics import by_prompt
+from bertjax.tools import evaluate
 from bertjax.training import inputs
 
 GONE = "stages.qa.evaluate.squad.data.source.0.files"
@@ -103,10 +105,10 @@ def test_what_a_finished_stage_read_may_be_gone(project):
 def test_evaluate_asks_for_the_files_of_the_evaluations_that_it_runs(project, monkeypatch):
     def restored(path, **options):
         config = load("tiny.yaml", options["overrides"])
-        job, program = SimpleNamespace(config=config, base=inputs.Path.cwd()), SimpleNamespace(heads=("qa",))
-        return SimpleNamespace(job=job, stage=1, program=program)
+        ctx, program = SimpleNamespace(config=config, base=inputs.Path.cwd()), SimpleNamespace(heads=("qa",))
+        return SimpleNamespace(ctx=ctx, stage=1, program=program)
 
-    monkeypatch.setattr(evaluate, "restore", restored)
+    monkeypatch.setattr(build, "restore", restored)
     overrides = ["stages.qa.evaluate.0.data.source.files=[gone.json]"]
     with pytest.raises(UserError, match=rf"^{GONE}: .*/gone.json: no such file"):
         evaluate.evaluate_command(project, None, None, None, overrides)
@@ -116,4 +118,4 @@ def test_evaluate_asks_for_the_files_of_the_evaluations_that_it_runs(project, mo
 def test_a_metric_s_package_is_missed_before_the_run_and_not_after_its_first_stage(monkeypatch, metric):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=rf"metric '{metric}' needs .*: pip install 'bertjax\[eval\]'"):
-        scoring.check([metric], None, [])
+        by_prompt.check_metrics([metric], None, [])

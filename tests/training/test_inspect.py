@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from bertjax.config.load import build
+from bertjax.config.loading.load import build
 from bertjax.errors import UserError
-from bertjax.training.inspect import inspect_command, inspect_config
+from bertjax.tools.inspect import inspect_command, inspect_config
 
 QA = {
     "name": "qa", "data": {"source": {"kind": "stdlib_qa"}, "preprocess": {"kind": "span_qa", "sequence_length": 64}},

@@ -9,13 +9,16 @@ import jax
 import numpy as np
 import pytest
 
-from bertjax.cli import main
-from bertjax.config.load import build, load
+from bertjax.cli.main import main
+from bertjax.config.loading.load import build, load
 from bertjax.errors import UserError
-from bertjax.evaluation.evaluate import build_evaluators, evaluate_command
+from bertjax.evaluation.evaluators.build import build_evaluators
 from bertjax.evaluation.restore import restore
-from bertjax.training import exchange, loop, runs
-from bertjax.training.checkpoint import Checkpoints
+from bertjax.tools import convert_hf
+from bertjax.tools.evaluate import evaluate_command
+from bertjax.training import loop
+from bertjax.training.checkpoint import locate
+from bertjax.training.checkpoint.manager import CheckpointManager
 
 NAMES = ["positive", "Neutral", "bad"]  # by id; no alphabetical order
 WORDS = "good fine dull poor bright dark long short".split()
@@ -112,7 +115,7 @@ def forms(predicted: list[int]) -> list[str]:
 def test_an_imported_folder_scores_its_own_predictions_as_right(folder, capsys):
     """transformers' torch model is the reference: labelled by it, accuracy is 100 in every form of the labels."""
     source, predicted = folder
-    exchange.import_folder(source, Path("runs/imported"))
+    convert_hf.import_folder(source, Path("runs/imported"))
     assert restore("runs/imported").labels == NAMES
     for file in forms(predicted):
         scored = json.dumps(stage("x", file)["evaluate"])
@@ -142,7 +145,7 @@ def test_what_is_exported_predicts_the_same_names_in_torch(folder):
     source, predicted = folder
     save_class_label("saved", ["bad", "neutral", "positive"], [NAMES[n] for n in predicted])
     run = train("named", stage("c", "saved"))
-    exchange.export_checkpoint(run, Path("out"))
+    convert_hf.export_checkpoint(run, Path("out"))
     config = json.loads(Path("out/config.json").read_text())
     assert config["id2label"] == {"0": "bad", "1": "neutral", "2": "positive"}
     assert config["label2id"] == {"bad": 0, "neutral": 1, "positive": 2}
@@ -169,7 +172,7 @@ def test_what_is_exported_predicts_the_same_names_in_torch(folder):
 def test_folders_whose_names_do_not_fit_are_refused(folder, changes, message):
     changed(folder[0], changes)
     with pytest.raises(UserError, match=message):
-        exchange.import_folder(Path("changed"), Path("runs/imported"))
+        convert_hf.import_folder(Path("changed"), Path("runs/imported"))
 
 
 def changed(source: Path, changes: dict) -> None:
@@ -182,7 +185,7 @@ def changed(source: Path, changes: dict) -> None:
 
 def test_id2label_decides_where_label2id_says_otherwise(folder, capsys):
     changed(folder[0], {"label2id": {"LABEL_0": 0, "LABEL_1": 1, "LABEL_2": 2}})
-    exchange.import_folder(Path("changed"), Path("runs/imported"))
+    convert_hf.import_folder(Path("changed"), Path("runs/imported"))
     assert restore("runs/imported").labels == NAMES
     assert "label2id is not the inverse of id2label: id2label decides" in capsys.readouterr().err
 
@@ -239,15 +242,15 @@ def test_a_run_that_has_begun_keeps_its_own_names(monkeypatch):
     first = train("start", stage("c", "first.jsonl", 2, {"labels": ["yes", "no"]}))
     second = stage("c", "first.jsonl", 2, init_from="runs/start", steps=2, fresh=["classifier"])
     train("old", second)
-    folder = runs.find("runs/old").folder
+    folder = locate.find("runs/old").folder
     config = load("runs/old/config.yaml")
-    from bertjax.training import label_mapping
+    from bertjax.training.checkpoint import label_mapping
 
-    assert label_mapping.kept_names(config, 0) == ("no", "yes")
-    with Checkpoints(folder, config.run.checkpoint, read_only=True) as checkpoints:
+    assert label_mapping.saved_names(config, 0) == ("no", "yes")
+    with CheckpointManager(folder, config.run.checkpoint, read_only=True) as checkpoints:
         assert checkpoints.meta()["labels"] == ["no", "yes"]
-    job = restore("runs/old").job
-    plan = loop.open_stage(job, 0, None)
+    ctx = restore("runs/old").ctx
+    plan = loop.open_stage(ctx, 0, None)
     assert plan.labels.names == ["no", "yes"] and restore(first).labels == ["yes", "no"]
     assert jax.process_count() == 1 and re.fullmatch(r"\d\d-c", folder.name)
 

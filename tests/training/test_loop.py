@@ -12,19 +12,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bertjax.cli import main
-from bertjax.config.load import load
-from bertjax.config.schema import CheckpointPolicy
-from bertjax.data import sentences
-from bertjax.data.sources import fingerprint
+from bertjax.cli.main import main
+from bertjax.config.loading.load import load
+from bertjax.config.schema.run import CheckpointPolicy
+from bertjax.data.sources import sentences
+from bertjax.data.sources.text import fingerprint
 from bertjax.errors import StoppedSafely, UserError
-from bertjax.evaluation.evaluate import build_evaluators
+from bertjax.evaluation.evaluators.build import build_evaluators
 from bertjax.evaluation.restore import restore
 from bertjax.training import loop
-from bertjax.training.checkpoint import Checkpoints
+from bertjax.training.checkpoint.layout import committed_steps
+from bertjax.training.checkpoint.manager import CheckpointManager
+from bertjax.training.monitor.tracking import Tracker
 from bertjax.training.stage_plan import check_sources
-from bertjax.training.step_folders import committed_steps
-from bertjax.training.tracking import Tracker
 
 pytestmark = pytest.mark.usefixtures("one_device")
 TIMES = {"tokens_per_second", "step_seconds", "data_wait", "mfu", "memory_bytes", "elapsed"}
@@ -99,7 +99,7 @@ def test_a_run_from_end_to_end(whole, tiny_project):
         "squad.json", "squad.predictions.json", "squad.nbest.json",
     }  # fmt: skip
     assert not list(whole.rglob("*.partial"))
-    with Checkpoints(whole / "checkpoints" / "01-qa", CheckpointPolicy(), read_only=True) as checkpoints:
+    with CheckpointManager(whole / "checkpoints" / "01-qa", CheckpointPolicy(), read_only=True) as checkpoints:
         meta = checkpoints.meta()
     assert (meta["stage"], meta["stage_name"], meta["step"], meta["steps"], meta["heads"]) == (1, "qa", 6, 6, ["qa"])
     assert load(whole / "config.yaml").model_dump(mode="json") == meta["config"]
@@ -191,7 +191,7 @@ def stopped(train) -> Path:
     for (stage, step), kept in STOPS.items():
         with pytest.MonkeyPatch.context() as patch:
             asked = lambda self, now, at=(stage, step): (self.name, now) == at  # noqa: E731
-            patch.setattr(loop.StageRun, "should_stop", asked)
+            patch.setattr(loop.StageRunner, "should_stop", asked)
             with pytest.raises(StoppedSafely, match=rf"stopped at step {step} of stage '{stage}'") as caught:
                 train("stopped")
         assert caught.value.exit_code == 75
@@ -290,7 +290,7 @@ def test_a_run_of_a_version_that_reads_the_same_source_otherwise(tiny_project):
     config = load(tiny_project / "tiny.yaml")
     stage, source = config.stages[1], config.tasks["questions"].source[0]
     by = lambda version: {"questions": [fingerprint(source, tiny_project, version)]}  # noqa: E731
-    batches, program = SimpleNamespace(sources=by(sentences.VERSION)), SimpleNamespace(steps=6)
+    batches, program = SimpleNamespace(source_fingerprints=by(sentences.VERSION)), SimpleNamespace(steps=6)
     plan = SimpleNamespace(stage=stage, batches=batches, program=program)
     check = partial(check_sources, SimpleNamespace(config=config, base=tiny_project), plan)
     check(by(sentences.VERSION), Path("01-qa"), 4)

@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bertjax.config.schema import Run
-from bertjax.training import meter as meters
-from bertjax.training.meter import Meter, real_tokens
+from bertjax.config.schema.run import RunConfig
+from bertjax.training.monitor.meter import Meter, jax, non_padding_tokens, time
 
 STEPS, LOG_EVERY = 11, 4
 TIMES = {"tokens_per_second", "step_seconds", "data_wait", "mfu", "memory_bytes"}
@@ -19,9 +18,14 @@ TIMES = {"tokens_per_second", "step_seconds", "data_wait", "mfu", "memory_bytes"
 def test_tokens_are_those_of_inputs_and_targets():
     inputs, targets = np.array([[1, 1, 2, 0], [1, 0, 0, 0]]), np.array([[1, 2, 0], [1, 1, 1]])
     bert = {"input_ids": inputs + 5, "segment_ids": inputs, "positions": inputs}
-    assert real_tokens(bert) == 4
-    assert real_tokens(bert | {"target_ids": targets, "target_segment_ids": targets, "target_weights": targets}) == 9
-    assert real_tokens({"target_segment_ids": targets, "prefix_mask": targets, "task_ids": np.array([1, 1])}) == 5
+    assert non_padding_tokens(bert) == 4
+    assert (
+        non_padding_tokens(bert | {"target_ids": targets, "target_segment_ids": targets, "target_weights": targets})
+        == 9
+    )
+    assert (
+        non_padding_tokens({"target_segment_ids": targets, "prefix_mask": targets, "task_ids": np.array([1, 1])}) == 5
+    )
 
 
 class Lines(list):
@@ -40,8 +44,8 @@ def make_meter(make_program):
     )  # fmt: skip
 
     def make(lines: Lines, unlogged: dict[str, Any] | None = None) -> Meter:
-        made = Meter(program, batches, lines, "pretrain", Run(log_every=LOG_EVERY), unlogged)
-        made.episode(0, 100, ("layers/0", "layers/1", "heads"))
+        made = Meter(program, batches, lines, "pretrain", RunConfig(log_every=LOG_EVERY), unlogged)
+        made.start_episode(0, 100, ("layers/0", "layers/1", "heads"))
         return made
 
     return make
@@ -69,7 +73,7 @@ def logged(make_meter, stops: set[int]) -> tuple[list[str], str]:
     lines = Lines()
     meter = make_meter(lines)
     for step in range(1, STEPS + 1):
-        meter.after(step, metrics_of(step), 100, 0.0)
+        meter.record_step(step, metrics_of(step), 100, 0.0)
         if step in stops:
             meter.flush()
             meter = make_meter(lines, json.loads(json.dumps(meter.unlogged())))
@@ -88,7 +92,7 @@ def test_a_stop_behind_any_step_changes_no_line(make_meter):
 
 def test_a_position_is_json_without_what_json_lacks(make_meter):
     meter = make_meter(Lines())
-    meter.after(3, metrics_of(3), 1, 0.0)
+    meter.record_step(3, metrics_of(3), 1, 0.0)
     meter.flush()
     text = json.dumps(meter.unlogged(), allow_nan=False)
     assert json.loads(text)["sums"]["mlm_loss"] == "nan" and json.loads(text)["seen"] != {}
@@ -112,9 +116,9 @@ def clock(monkeypatch):
         return {"loss": 1.0, "learning_rate": 0.1, "bad_steps": 0}
 
     found.run = run
-    monkeypatch.setattr(meters.time, "perf_counter", lambda: found.now)
-    monkeypatch.setattr(meters.jax, "device_get", read)
-    monkeypatch.setattr(meters.jax, "block_until_ready", read)
+    monkeypatch.setattr(time, "perf_counter", lambda: found.now)
+    monkeypatch.setattr(jax, "device_get", read)
+    monkeypatch.setattr(jax, "block_until_ready", read)
     return found
 
 
@@ -124,7 +128,7 @@ def timed(make_meter, clock, waits: dict[int, float], pause_after: int = 0, flus
     meter = make_meter(lines)
     for step in range(1, STEPS + 1):
         clock.now += waits.get(step, 0.0)
-        meter.after(step, clock.run(step), 100, waits.get(step, 0.0))
+        meter.record_step(step, clock.run(step), 100, waits.get(step, 0.0))
         if flush or step == pause_after:
             meter.flush()
         if step == pause_after:

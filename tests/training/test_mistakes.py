@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bertjax.cli import main
-from bertjax.data.loader import ALL, Batches, Rows
+from bertjax.cli.main import main
+from bertjax.data.pipeline.loader import ALL_ROWS, Batches, RowSelection
 from bertjax.errors import DivergedError, StoppedSafely
 from bertjax.evaluation.restore import restore
-from bertjax.training.step_folders import committed_steps
+from bertjax.training.checkpoint.layout import committed_steps
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -36,7 +36,7 @@ def poison(monkeypatch) -> Callable[..., None]:
     batch = Batches.batch
 
     def install(*steps: int) -> None:
-        def poisoned(self: Batches, k: int, rows: Rows = ALL) -> dict[str, np.ndarray]:
+        def poisoned(self: Batches, k: int, rows: RowSelection = ALL_ROWS) -> dict[str, np.ndarray]:
             found = batch(self, k, rows)
             if k + 1 in steps and "masked_weights" in found:
                 found["masked_weights"][:] = np.nan

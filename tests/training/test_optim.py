@@ -8,10 +8,10 @@ import numpy as np
 import optax
 import pytest
 
-from bertjax.config.model_schema import BertConfig
-from bertjax.config.training_schema import Adam
-from bertjax.models import family, paths
-from bertjax.training import optim
+from bertjax.config.schema.model import BertConfig
+from bertjax.config.schema.training import AdamW
+from bertjax.models import param_paths, registry
+from bertjax.training import optimizers
 
 PATHS = (
     "embeddings/word/embedding",
@@ -22,7 +22,7 @@ PATHS = (
 
 
 def rate(step: int, steps: int = 100_000, **options: object) -> float:
-    return float(optim.schedule(Adam(learning_rate=1e-4, **options), steps)(step))
+    return float(optimizers.schedule(AdamW(learning_rate=1e-4, **options), steps)(step))
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_schedules_without_warm_up_or_decay():
     assert [rate(s, schedule="constant", warmup_steps=4) for s in (0, 2, 4, 99_999)] == pytest.approx(
         [0, 5e-5, 1e-4, 1e-4]
     )
-    assert optim.warmup_steps(Adam(warmup_ratio=0.1), 88) == 8  # int(), as run_squad.py truncates
+    assert optimizers.warmup_steps(AdamW(warmup_ratio=0.1), 88) == 8  # int(), as run_squad.py truncates
 
 
 def reference_adam(params: dict, grads: list[dict], rates: list[float]) -> dict:
@@ -68,8 +68,8 @@ def reference_adam(params: dict, grads: list[dict], rates: list[float]) -> dict:
     return params
 
 
-def ours(config: Adam, params: dict, grads: list[dict], rates: list[float]) -> dict:
-    tx = optim.direction(config)
+def ours(config: AdamW, params: dict, grads: list[dict], rates: list[float]) -> dict:
+    tx = optimizers.make_transform(config)
     slots = tx.init(params)
     for step_grads, lr in zip(grads, rates, strict=True):
         update, slots = tx.update(step_grads, slots, params)
@@ -87,7 +87,7 @@ def problem() -> SimpleNamespace:
 
 
 def test_bert_adamw_follows_the_reference_over_steps(problem):
-    found = ours(Adam(kind="bert_adamw"), problem.params, problem.grads, problem.rates)
+    found = ours(AdamW(kind="bert_adamw"), problem.params, problem.grads, problem.rates)
     for path, expected in reference_adam(problem.params, problem.grads, problem.rates).items():
         np.testing.assert_allclose(found[path], expected, rtol=2e-5, atol=2e-6, err_msg=path)
 
@@ -95,14 +95,14 @@ def test_bert_adamw_follows_the_reference_over_steps(problem):
 @pytest.mark.parametrize("g", [1.0, -3.0, 1e-4, 1e-8])
 def test_first_bert_adamw_update_has_no_bias_correction(g):
     """update = .1 g / (sqrt(.001 g^2) + 1e-6): 3.16 for large gradients, where a corrected Adam would give 1."""
-    tx = optim.direction(Adam(weight_decay=0))
+    tx = optimizers.make_transform(AdamW(weight_decay=0))
     params = {"layers/0/mlp/output/kernel": jnp.zeros(1)}
     update, _ = tx.update({path: jnp.full(1, g) for path in params}, tx.init(params), params)
     np.testing.assert_allclose(*update.values(), g * 0.1 / (np.sqrt(0.001 * g * g) + 1e-6), rtol=1e-5)
 
 
 def test_adamw_is_optax_adamw(problem):
-    config = Adam(kind="adamw", weight_decay=0.02, b1=0.8, b2=0.99, eps=1e-5)
+    config = AdamW(kind="adamw", weight_decay=0.02, b1=0.8, b2=0.99, eps=1e-5)
     mask = dict(zip(PATHS, (True, True, False, False), strict=True))
     params, slots = problem.params, None
     for grads, lr in zip(problem.grads, problem.rates, strict=True):
@@ -119,7 +119,7 @@ def test_adamw_is_optax_adamw(problem):
 def test_clip_is_clip_by_global_norm(limit):
     """tf.clip_by_global_norm: t * clip_norm / max(global_norm, clip_norm)."""
     grads = {"a": np.float32([[3.0, 0.0]]), "b": np.float32([0.0, 4.0, 0.0])}
-    clipped, norm = optim.clip({path: jnp.asarray(g) for path, g in grads.items()}, limit)
+    clipped, norm = optimizers.clip_by_global_norm({path: jnp.asarray(g) for path, g in grads.items()}, limit)
     assert float(norm) == pytest.approx(5.0)
     for path, g in grads.items():
         expected = g if limit is None else g * limit / max(5.0, limit)
@@ -127,15 +127,15 @@ def test_clip_is_clip_by_global_norm(limit):
 
 
 def test_clipping_nothing_stays_finite():
-    clipped, norm = optim.clip({"a": jnp.zeros(3)}, 1.0)
+    clipped, norm = optimizers.clip_by_global_norm({"a": jnp.zeros(3)}, 1.0)
     assert float(norm) == 0 and not np.any(clipped["a"])
 
 
 def test_decay_spares_norms_and_biases_only():
     """optimization.py: exclude_from_weight_decay=["LayerNorm", "layer_norm", "bias"]; embeddings are decayed."""
-    abstract = family.structure(BertConfig(num_hidden_layers=2), ("mlm", "nsp", "qa", "classifier"))[1]
-    shapes = {p.removesuffix("/value"): x.shape for p, x in paths.flatten(abstract).items()}
-    decayed = {path for path in shapes if optim.decayed(path)}
+    abstract = registry.abstract_model(BertConfig(num_hidden_layers=2), ("mlm", "nsp", "qa", "classifier"))[1]
+    shapes = {p.removesuffix("/value"): x.shape for p, x in param_paths.flatten(abstract).items()}
+    decayed = {path for path in shapes if optimizers.has_weight_decay(path)}
     assert {p.rsplit("/", 1)[1] for p in decayed} == {"embedding", "kernel"}
     assert {p.rsplit("/", 1)[1] for p in shapes.keys() - decayed} == {"scale", "bias"}
     assert {f"embeddings/{t}/embedding" for t in ("word", "position", "token_type")} <= decayed

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from bertjax.config.load import load
+from bertjax.config.loading.load import load
 from bertjax.errors import StoppedSafely, StorageError, UserError
-from bertjax.evaluation.evaluate import build_evaluators
-from bertjax.training import goodput, loop
+from bertjax.evaluation.evaluators.build import build_evaluators
+from bertjax.training import loop
+from bertjax.training.checkpoint.layout import SCORES, committed_steps
 from bertjax.training.loop import Evaluator
-from bertjax.training.step_folders import SCORES, committed_steps
+from bertjax.training.monitor import goodput
 
 TIMES = {"tokens_per_second", "step_seconds", "data_wait", "mfu", "memory_bytes", "elapsed", "time"}
 FEW_LINES = "run.log_every=4"
@@ -56,7 +57,7 @@ def check_stop(train: Callable[..., Path], stop_at, whole: Path, place: tuple[st
     run = train(name, FEW_LINES, *overrides)
     assert numbers(run) == numbers(whole) and digests(run) == digests(whole)
     found = goodput.read(run)
-    assert found is not None and found.lives == 2 and found.lost == 0
+    assert found is not None and found.attempts == 2 and found.lost == 0
 
 
 def test_a_stop_between_two_lines(train, stop_at, unbroken):
@@ -76,12 +77,12 @@ def test_a_kill_between_two_lines(train, mixed, monkeypatch):
     class Kill(BaseException):
         pass
 
-    def kill(self, bad_steps: int, step: int) -> None:
+    def kill(self, nonfinite_steps: int, step: int) -> None:
         if (self.name, step) == ("qa", 5):
             raise Kill
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop.StageRun, "check", kill)
+        patch.setattr(loop.StageRunner, "check_finite", kill)
         with pytest.raises(Kill):
             train("killed", FEW_LINES, *MIXED)
     run = train("killed", FEW_LINES, *MIXED)
@@ -110,11 +111,11 @@ ERRORS = [
 def test_an_evaluation_that_fails_loses_no_step(whole, train, tiny_project, once, error):
     """The last step of the stage is on disk before its evaluations begin; the same command does these alone."""
 
-    def failing(job, index, program, labels):
+    def failing(ctx, index, program, labels):
         def fail(*_):
             raise error
 
-        return [Evaluator(e.config, fail) for e in build_evaluators(job, index, program, labels)]
+        return [Evaluator(e.config, fail) for e in build_evaluators(ctx, index, program, labels)]
 
     name = f"failing-{type(error).__name__}"
     config = load(tiny_project / "tiny.yaml", [f"run.root={train.root}", f"run.name={name}"])
@@ -131,11 +132,11 @@ def test_an_evaluation_that_fails_loses_no_step(whole, train, tiny_project, once
 
 @pytest.mark.slow
 def test_an_evaluation_between_two_saves_loses_no_step_either(train, tiny_project, once):
-    def failing(job, index, program, labels):
+    def failing(ctx, index, program, labels):
         def fail(*_):
             raise UserError("evaluation: no")
 
-        return [Evaluator(e.config, fail) for e in build_evaluators(job, index, program, labels)]
+        return [Evaluator(e.config, fail) for e in build_evaluators(ctx, index, program, labels)]
 
     between = ["stages.pretrain.evaluate.0.every=3", "run.checkpoint.save_every=4"]
     config = load(tiny_project / "tiny.yaml", [f"run.root={train.root}", "run.name=between", *between])

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from bertjax.config.schema import Profile
-from bertjax.training.profiler import Profiler
-from bertjax.training.tracking import Tracker
+from bertjax.config.schema.run import ProfilerConfig
+from bertjax.training.monitor.profiler import Profiler
+from bertjax.training.monitor.tracking import Tracker
 
 
 @pytest.fixture
@@ -25,14 +25,14 @@ def traces(monkeypatch) -> list[str]:
 
 def steps(profiler: Profiler, traces: list[str], numbers: range) -> None:
     for step in numbers:
-        profiler.before(step)
+        profiler.before_step(step)
         traces.append(str(step))
-        profiler.after(jnp.zeros(()))
+        profiler.after_step(jnp.zeros(()))
 
 
 def test_a_window_is_traced_once(traces, tmp_path):
     said: list[str] = []
-    profiler = Profiler(tmp_path / "profile", Profile(start_step=3, steps=2), lead=True, say=said.append)
+    profiler = Profiler(tmp_path / "profile", ProfilerConfig(start_step=3, steps=2), is_primary=True, log=said.append)
     steps(profiler, traces, range(1, 7))
     steps(profiler, traces, range(1, 5))  # the next stage
     assert traces == ["1", "2", "start", "3", "4", "stop", "5", "6", "1", "2", "3", "4"]
@@ -42,8 +42,8 @@ def test_a_window_is_traced_once(traces, tmp_path):
 def test_a_signal_asks_for_a_trace_on_the_lead_alone(traces, tmp_path):
     before = signal.getsignal(signal.SIGUSR1)
     for lead in (True, False):
-        profiler = Profiler(tmp_path, None, lead=lead, say=lambda line: None)
-        with profiler.listening():
+        profiler = Profiler(tmp_path, None, is_primary=lead, log=lambda line: None)
+        with profiler.handle_signals():
             steps(profiler, traces, range(1, 3))
             os.kill(os.getpid(), signal.SIGUSR1)
             steps(profiler, traces, range(3, 10))
@@ -54,8 +54,8 @@ def test_a_signal_asks_for_a_trace_on_the_lead_alone(traces, tmp_path):
 
 
 def test_a_trace_under_way_is_ended_with_the_run(traces, tmp_path):
-    profiler = Profiler(tmp_path, Profile(start_step=1, steps=9), lead=True, say=lambda line: None)
-    with profiler.listening():
+    profiler = Profiler(tmp_path, ProfilerConfig(start_step=1, steps=9), is_primary=True, log=lambda line: None)
+    with profiler.handle_signals():
         steps(profiler, traces, range(1, 3))
     assert traces == ["start", "1", "2", "stop"]
 
@@ -66,7 +66,7 @@ def test_a_profiler_that_fails_costs_a_line_and_not_the_run(traces, tmp_path, mo
 
     monkeypatch.setattr(jax.profiler, "start_trace", fail)
     said: list[str] = []
-    profiler = Profiler(tmp_path, Profile(start_step=1), lead=True, say=said.append)
+    profiler = Profiler(tmp_path, ProfilerConfig(start_step=1), is_primary=True, log=said.append)
     steps(profiler, traces, range(1, 4))
     assert traces == ["1", "2", "3"] and said == ["no profile: Only one profile may be run at a time."]
 

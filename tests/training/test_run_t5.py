@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from bertjax.config.load import load
+from bertjax.config.loading.load import load
 from bertjax.errors import StoppedSafely
-from bertjax.evaluation.evaluate import build_evaluators, evaluate_command
+from bertjax.evaluation.evaluators.build import build_evaluators
 from bertjax.evaluation.restore import restore
+from bertjax.tools.evaluate import evaluate_command
 from bertjax.training import loop
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -74,7 +75,7 @@ def test_stops_in_a_mixture_and_in_an_episode_change_no_bit(whole, train, monkey
     for stage, step in STOPS:
         asked = lambda self, now, at=(stage, step): (self.name, now) == at  # noqa: E731
         with monkeypatch.context() as patch:
-            patch.setattr(loop.StageRun, "should_stop", asked)
+            patch.setattr(loop.StageRunner, "should_stop", asked)
             with pytest.raises(StoppedSafely):
                 train("stopped")
     stopped = train("stopped")

@@ -9,15 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bertjax.cli import main
-from bertjax.config.load import resolve_sizes
+from bertjax.cli.main import main
+from bertjax.config.loading.load import read_model_fields
 from bertjax.errors import UserError
-from bertjax.evaluation.report.record import read_run
 from bertjax.evaluation.restore import restore
-from bertjax.training import runs
-from bertjax.training.checkpoint import Checkpoints
-from bertjax.training.inspect import inspect_checkpoint
-from bertjax.training.runs import find, run_of
+from bertjax.report.record import read_run
+from bertjax.tools.inspect import inspect_checkpoint
+from bertjax.training.checkpoint import locate
+from bertjax.training.checkpoint.locate import find, find_run_dir
+from bertjax.training.checkpoint.manager import CheckpointManager
 
 
 @pytest.fixture(scope="module")
@@ -53,11 +53,11 @@ NAMES = [
 @pytest.mark.parametrize("name", NAMES)
 def test_a_copy_is_what_it_was(whole, lone, name):
     found = find(f"{lone}/{name}")
-    with Checkpoints.reader(found) as ours, Checkpoints.reader(find(whole)) as theirs:
+    with CheckpointManager.open_readonly(found) as ours, CheckpointManager.open_readonly(find(whole)) as theirs:
         assert ours.meta(found.step) == theirs.meta()
-    assert run_of(found.folder) == (whole if name == "link" else None)
+    assert find_run_dir(found.folder) == (whole if name == "link" else None)
     assert inspect_checkpoint(lone / name, None)["step"] == 6
-    assert resolve_sizes(lone / name)["hidden_size"] == 16
+    assert read_model_fields(lone / name)["hidden_size"] == 16
 
 
 def test_the_current_folder_is_a_checkpoint(lone, monkeypatch):
@@ -128,7 +128,7 @@ def test_scores_are_kept_beside_a_lone_checkpoint(whole, lone, tiny_project, one
 def test_where_nothing_can_be_written_the_current_folder_is_used(lone, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, _: not str(path).startswith(str(lone)))
     monkeypatch.chdir(tmp_path)
-    assert runs.results_folder(find(lone / "copied")) == (tmp_path / "copied-evaluation", False)
+    assert locate.results_folder(find(lone / "copied")) == (tmp_path / "copied-evaluation", False)
 
 
 def test_data_that_are_not_here_are_one_line(lone, tmp_path, one_device, monkeypatch, capsys):

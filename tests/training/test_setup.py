@@ -9,13 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bertjax.config.load import build, load
-from bertjax.config.schema import Config, Mesh
-from bertjax.data import tokenizers
+from bertjax.config.loading.load import build, load
+from bertjax.config.schema.run import Config, MeshConfig
+from bertjax.data.tokenizers.load import from_file
 from bertjax.errors import StorageError, UserError
-from bertjax.parallel import mesh as meshes
-from bertjax.training import preflight, setup
-from bertjax.training.setup import Job
+from bertjax.parallel.mesh import make_mesh
+from bertjax.storage import atomic
+from bertjax.training import run_context, validate
+from bertjax.training.run_context import RunContext
 
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghij", *(f"##{c}" for c in "abcdefghij")]
 
@@ -45,13 +46,13 @@ def devices(platform: str) -> SimpleNamespace:
 
 @pytest.fixture(params=[True, False], ids=["with_bfloat16", "without_bfloat16"])
 def bfloat16_units(request, monkeypatch) -> bool:
-    monkeypatch.setattr(setup, "cpu_multiplies_bfloat16", lambda: request.param)
+    monkeypatch.setattr(run_context, "cpu_has_bfloat16", lambda: request.param)
     return request.param
 
 
 def test_precision_follows_the_chip(bfloat16_units):
     for platform, expected in (("cpu", bfloat16_units), ("cuda", True), ("rocm", True), ("gpu", True), ("tpu", True)):
-        found = setup.execution(config(), devices(platform))
+        found = run_context.compute_options(config(), devices(platform))
         assert found.dtype == (jnp.bfloat16 if expected else jnp.float32), platform
         assert found.platform == {"cpu": "cpu", "tpu": "tpu"}.get(platform, "gpu")
 
@@ -59,7 +60,9 @@ def test_precision_follows_the_chip(bfloat16_units):
 @pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_precision_that_is_asked_for_is_taken(bfloat16_units, platform, dtype):
-    assert setup.execution(config(run={"compute_dtype": dtype}), devices(platform)).dtype == jnp.dtype(dtype)
+    assert run_context.compute_options(config(run={"compute_dtype": dtype}), devices(platform)).dtype == jnp.dtype(
+        dtype
+    )
 
 
 @pytest.mark.parametrize(
@@ -76,12 +79,15 @@ def test_a_precision_that_is_asked_for_is_taken(bfloat16_units, platform, dtype)
 )
 def test_how_the_stack_is_cut(platform, layers, wanted, expected):
     small = {"num_hidden_layers": layers}
-    assert setup.execution(config(model=small, run={"segments": wanted}), devices(platform)).segments == expected
+    assert (
+        run_context.compute_options(config(model=small, run={"segments": wanted}), devices(platform)).segments
+        == expected
+    )
 
 
 def test_other_execution_choices_are_handed_on():
     run = {"attention": "xla", "dropout_rng": "threefry", "remat": "dots"}
-    found = setup.execution(config(run=run), devices("cpu"))
+    found = run_context.compute_options(config(run=run), devices("cpu"))
     assert (found.attention, found.dropout_rng, found.remat) == ("xla", "threefry", "dots")
 
 
@@ -94,33 +100,33 @@ def home(tmp_path) -> Path:
     return tmp_path
 
 
-def make_job(home: Path, **sections: dict) -> Job:
+def make_job(home: Path, **sections: dict) -> RunContext:
     made = config(home / "runs", **sections)
-    mesh = meshes.make_mesh(Mesh(), jax.devices()[:1])
-    return Job(made, home, mesh, tokenizers.from_file(home / "vocab.txt"))
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    return RunContext(made, home, mesh, from_file(home / "vocab.txt"))
 
 
 def test_a_vocabulary_that_the_model_cannot_hold_is_a_user_error(home):
-    assert setup.load_tokenizer(config(home), home).vocab_size == len(PIECES) == 25
+    assert run_context.load_tokenizer(config(home), home).vocab_size == len(PIECES) == 25
     with pytest.raises(UserError, match=r"^model.vocab_size: 24 is less than .* 25 pieces; set model.vocab_size=25"):
-        setup.load_tokenizer(config(home, model={"vocab_size": 24}), home)
+        run_context.load_tokenizer(config(home, model={"vocab_size": 24}), home)
 
 
 # ---- run folder -----------------------------------------------------------------------------------------------------
 
 
 def test_the_run_folder_holds_what_made_it(home):
-    job = make_job(home)
-    setup.open_run_folder(job)
+    ctx = make_job(home)
+    run_context.create_run_dir(ctx)
     folder = home / "runs" / "one"
-    assert load(folder / "config.yaml") == job.config
-    assert tokenizers.from_file(folder / "tokenizer").sha256 == job.tokenizer.sha256
+    assert load(folder / "config.yaml") == ctx.config
+    assert from_file(folder / "tokenizer").sha256 == ctx.tokenizer.sha256
     environment = json.loads((folder / "environment.json").read_text())
     assert environment["versions"]["jax"] == jax.__version__
     assert environment["mesh"] == {"dcn": 1, "data": 1, "fsdp": 1, "tensor": 1}
     assert not list(folder.rglob("*.partial"))
-    preflight.check_settings(job.config)
-    setup.open_run_folder(job)
+    validate.check_settings(ctx.config)
+    run_context.create_run_dir(ctx)
 
 
 @pytest.mark.parametrize(
@@ -131,8 +137,8 @@ def test_the_run_folder_holds_what_made_it(home):
     ],
 )
 def test_how_it_runs_may_change_between_starts(home, sections):
-    setup.open_run_folder(make_job(home))
-    preflight.check_settings(config(home / "runs", **sections))
+    run_context.create_run_dir(make_job(home))
+    validate.check_settings(config(home / "runs", **sections))
 
 
 @pytest.mark.parametrize(
@@ -146,46 +152,46 @@ def test_how_it_runs_may_change_between_starts(home, sections):
     ],
 )
 def test_other_settings_are_refused_by_name(home, sections, words):
-    setup.open_run_folder(make_job(home))
+    run_context.create_run_dir(make_job(home))
     before = (home / "runs" / "one" / "config.yaml").read_text()
     with pytest.raises(UserError) as error:
-        preflight.check_settings(config(home / "runs", **sections))
+        validate.check_settings(config(home / "runs", **sections))
     line = str(error.value)
     assert words in line and "config.yaml: this run has other settings" in line and "run.name" in line
     assert "\n" not in line and (home / "runs" / "one" / "config.yaml").read_text() == before
 
 
 def test_another_tokenizer_is_refused(home):
-    setup.open_run_folder(make_job(home))
+    run_context.create_run_dir(make_job(home))
     (home / "vocab.txt").write_text("\n".join([*PIECES, "ab"]) + "\n")
     with pytest.raises(UserError, match="tokenizer: this run has another tokenizer"):
-        setup.open_run_folder(make_job(home))
+        run_context.create_run_dir(make_job(home))
 
 
 def test_a_folder_that_cannot_be_written_is_a_storage_error(home):
     (home / "runs").write_text("a file where the folder should be")
     with pytest.raises(StorageError, match=r"runs/one: cannot be written"):
-        setup.open_run_folder(make_job(home))
+        run_context.create_run_dir(make_job(home))
 
 
 def test_a_failed_write_leaves_the_old_file(home, monkeypatch):
     path = home / "kept.txt"
-    setup.write(path, "old")
+    atomic.write_text_atomic(path, "old")
 
     def fail(*_: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(setup.os, "replace", fail)
+    monkeypatch.setattr(run_context.os, "replace", fail)
     with pytest.raises(OSError):
-        setup.write(path, "new")
+        atomic.write_text_atomic(path, "new")
     assert path.read_text() == "old"
 
 
 def test_a_checkpoint_describes_itself(home):
-    job = make_job(home)
-    program = job.program(job.config.stages[0], 4)
-    meta = json.loads(json.dumps(setup.checkpoint_meta(job, program, 0, 3)))
+    ctx = make_job(home)
+    program = ctx.program(ctx.config.stages[0], 4)
+    meta = json.loads(json.dumps(run_context.checkpoint_meta(ctx, program, 0, 3)))
     assert (meta["stage"], meta["stage_name"], meta["step"]) == (0, "pretrain", 3)
     assert meta["heads"] == ["mlm", "nsp"] and meta["num_labels"] == 2
-    assert meta["tokenizer_sha256"] == job.tokenizer.sha256
-    assert setup.config_of(meta, home) == job.config
+    assert meta["tokenizer_sha256"] == ctx.tokenizer.sha256
+    assert run_context.config_from_meta(meta, home) == ctx.config

@@ -13,13 +13,14 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from traffic import compile_step
 
-from bertjax.config.model_schema import BertConfig
-from bertjax.config.training_schema import MlmNsp, SpanQaObjective
-from bertjax.models.execution import Execution
+from bertjax.config.schema.model import BertConfig
+from bertjax.config.schema.training import MlmNspObjective, SpanQaObjective
+from bertjax.models.compute_options import ComputeOptions
 from bertjax.training import freezing
+from bertjax.training.monitor.param_summary import model_summary
+from bertjax.training.program import TrainProgram
 from bertjax.training.state import TrainState
-from bertjax.training.step import Program
-from bertjax.training.summary import model_summary
+from bertjax.training.step import jit_train_step
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "sharding_bert_fsdp4_tensor2.txt"
 MESHES = {
@@ -30,18 +31,20 @@ MESHES = {
     "slices2_data4": {"slices": 2, "data": 4},
 }
 SEQUENCE = {"sequence": "tensor"}  # positions of the residual stream over tensor
-TASKS = {"pairs": (MlmNsp(), 1), "span": (SpanQaObjective(), 1), "packed_span": (SpanQaObjective(), 2)}
+TASKS = {"pairs": (MlmNspObjective(), 1), "span": (SpanQaObjective(), 1), "packed_span": (SpanQaObjective(), 2)}
 STEPS = 20
 
 
-def begin(program: Program) -> TrainState:
-    groups = freezing.groups_of(program.abstract_params())
-    return program.start(program.initialize(jax.random.key(1)), groups, jax.random.key(2))
+def begin(program: TrainProgram) -> TrainState:
+    groups = freezing.param_groups(program.abstract_params())
+    return program.init_state(program.initialize(jax.random.key(1)), groups, jax.random.key(2))
 
 
-def run(program: Program, batches: list[dict]) -> tuple[list[float], dict[str, np.ndarray], dict[str, NamedSharding]]:
+def run(
+    program: TrainProgram, batches: list[dict]
+) -> tuple[list[float], dict[str, np.ndarray], dict[str, NamedSharding]]:
     state = begin(program)
-    step, losses = program.jit_train_step(state), []
+    step, losses = jit_train_step(program, state), []
     for batch in batches:
         state, metrics = step(state, jax.device_put(batch, program.batch_sharding()))
         losses.append(metrics["loss"])
@@ -93,7 +96,7 @@ def test_a_mesh_changes_nothing(make_program, single, task, mesh):
     for path, value in expected.items():
         tolerance = 1e-3 if task != "pairs" and path in UNSEEN else 1e-5
         np.testing.assert_allclose(params[path], value, rtol=0, atol=tolerance, err_msg=path)
-    assert all(where[path].is_equivalent_to(s, expected[path].ndim) for path, s in program.placed().items())
+    assert all(where[path].is_equivalent_to(s, expected[path].ndim) for path, s in program.param_shardings().items())
     assert len(set(losses)) == STEPS
 
 
@@ -128,9 +131,9 @@ def test_micro_batches_over_devices_change_nothing(make_program, micro, mesh):
 def test_slices_and_micro_batches_with_either_generator(make_program, make_rows, rng):
     """jax's own bits are drawn for the whole batch, so that such a program is left to the partitioner."""
     batches = [make_rows("pairs", 16, seed=s) for s in range(3)]
-    execution = Execution(dropout_rng=rng)
+    execution = ComputeOptions(dropout_rng=rng)
     meshes = ({}, MESHES["slices2_data4"])
-    drawn = [replace(make_program(grad_accum=2, **axes), execution=execution) for axes in meshes]
+    drawn = [replace(make_program(grad_accum=2, **axes), compute=execution) for axes in meshes]
     assert (drawn[1].by_hand == ()) == (rng == "threefry")
     expected, found = (run(program, batches) for program in drawn)
     np.testing.assert_allclose(found[0], expected[0], rtol=0, atol=1e-5)
@@ -150,17 +153,17 @@ def test_other_rules_change_nothing(make_program, make_rows):
 # ---- where arrays live ----------------------------------------------------------------------------------------------
 
 
-def table(program: Program) -> list[str]:
+def table(program: TrainProgram) -> list[str]:
     """path, shape and PartitionSpec of each parameter, without the totals that follow them."""
     params = program.abstract_params()
-    text = model_summary(params, program.placed(), freezing.groups_of(params))
+    text = model_summary(params, program.param_shardings(), freezing.param_groups(params))
     return [re.sub(r" +", " ", line.rsplit("  ", 1)[0]).strip() for line in text.split("\n\n")[0].splitlines()]
 
 
 def test_bert_base_is_placed_as_the_golden_table_says(make_program):
     """BERT-base's widths, one layer: ZeRO-3 over fsdp, columns then rows over tensor, norms and small biases whole."""
     model = BertConfig(num_hidden_layers=1)
-    program = make_program(MlmNsp(), model=model, **MESHES["fsdp4_tensor2"])
+    program = make_program(MlmNspObjective(), model=model, **MESHES["fsdp4_tensor2"])
     program = replace(program, heads=("mlm", "nsp", "qa", "classifier"))
     lines = [line for line in GOLDEN.read_text().splitlines() if line and not line.startswith("#")]
     expected = dict(re.sub(r" +", " ", line).split(" ", 1) for line in lines)
@@ -178,10 +181,10 @@ def test_bert_base_is_placed_as_the_golden_table_says(make_program):
 
 def test_parameters_and_slots_are_born_in_their_shards(make_program):
     program = make_program(**MESHES["fsdp4_tensor2"])
-    state, placed = begin(program), program.placed()
+    state, placed = begin(program), program.param_shardings()
     for path, x in state.params.items():
         assert x.sharding.is_equivalent_to(placed[path], x.ndim), path
-        mu = state.opt[freezing.group_of(path)][0].mu[path]
+        mu = state.opt_state[freezing.param_group(path)][0].mu[path]
         assert mu.sharding.is_equivalent_to(placed[path], x.ndim), path
     kernel = state.params["layers/1/attention/qkv/kernel"]
     assert kernel.shape == (32, 3, 32) and {s.data.shape for s in kernel.addressable_shards} == {(8, 3, 16)}
@@ -225,15 +228,15 @@ def test_the_partitioners_complaint_can_be_heard(make_program, capfd):
 @pytest.mark.parametrize(
     ("task", "mesh", "execution"),
     [
-        ("pairs", "fsdp4_tensor2", Execution()),
-        ("pairs", "slices2_fsdp2_tensor2", Execution()),
-        pytest.param("pairs", "data2_fsdp2_tensor2", Execution(segments=(2,)), marks=SLOW),
-        pytest.param("packed_span", "data2_fsdp2_tensor2", Execution(), marks=SLOW),
-        pytest.param("packed_span", "fsdp4_tensor2", Execution(segments=(2,), remat="full"), marks=SLOW),
+        ("pairs", "fsdp4_tensor2", ComputeOptions()),
+        ("pairs", "slices2_fsdp2_tensor2", ComputeOptions()),
+        pytest.param("pairs", "data2_fsdp2_tensor2", ComputeOptions(segments=(2,)), marks=SLOW),
+        pytest.param("packed_span", "data2_fsdp2_tensor2", ComputeOptions(), marks=SLOW),
+        pytest.param("packed_span", "fsdp4_tensor2", ComputeOptions(segments=(2,), remat="full"), marks=SLOW),
     ],
 )
 def test_the_partitioner_never_gives_up(make_program, make_rows, capfd, task, mesh, execution):
     objective, groups = TASKS[task]
-    program = replace(make_program(objective, **MESHES[mesh]), execution=execution)
+    program = replace(make_program(objective, **MESHES[mesh]), compute=execution)
     compile_step(program, make_rows(task.split("_")[-1], 16, groups=groups))
     assert REMATERIALIZED not in capfd.readouterr().err

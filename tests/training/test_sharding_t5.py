@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from t5_models import ADAMW, make_t5, rows
 
-from bertjax.config.training_schema import Adafactor
-from bertjax.parallel import mesh as meshes
+from bertjax.config.schema.training import Adafactor
+from bertjax.parallel.mesh_shape import merge_rules
 from bertjax.training import freezing
-from bertjax.training.step import Program
+from bertjax.training.program import TrainProgram
+from bertjax.training.step import jit_train_step
 
 MESHES = {
     "data8": {"data": 8},
@@ -23,10 +24,10 @@ ADAFACTOR = Adafactor(min_dim_size_to_factor=16)  # at T5's own rate; a larger o
 SLOW = pytest.mark.slow
 
 
-def run(program: Program, steps: int = STEPS) -> tuple[list[float], dict[str, np.ndarray]]:
-    groups = freezing.groups_of(program.abstract_params())
-    state = program.start(program.initialize(jax.random.key(1)), groups, jax.random.key(2))
-    step, losses = program.jit_train_step(state), []
+def run(program: TrainProgram, steps: int = STEPS) -> tuple[list[float], dict[str, np.ndarray]]:
+    groups = freezing.param_groups(program.abstract_params())
+    state = program.init_state(program.initialize(jax.random.key(1)), groups, jax.random.key(2))
+    step, losses = jit_train_step(program, state), []
     for seed in range(steps):
         state, metrics = step(state, jax.device_put(rows(16, seed), program.batch_sharding()))
         losses.append(float(metrics["loss"]))
@@ -83,5 +84,5 @@ def assert_equal(found: tuple, expected: tuple) -> None:
 def test_split_positions_change_nothing(mesh, options, grad_accum):
     """Both stacks in pieces along their rows, with dropout, cross attention and micro-batches."""
     options = {"optimizer": ADAFACTOR, "steps": 100, "grad_accum": grad_accum} | options
-    split = replace(make_t5(mesh=MESHES[mesh], **options), rules=meshes.rules({"sequence": "tensor"}))
+    split = replace(make_t5(mesh=MESHES[mesh], **options), rules=merge_rules({"sequence": "tensor"}))
     assert_equal(run(split, steps=3), run(make_t5(**options), steps=3))

@@ -8,29 +8,29 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bertjax.config.model_schema import BertConfig
-from bertjax.config.training_schema import Adam, SpanQaObjective
-from bertjax.models import paths
+from bertjax.config.schema.model import BertConfig
+from bertjax.config.schema.training import AdamW, SpanQaObjective
+from bertjax.models import param_paths
 from bertjax.training import freezing
-from bertjax.training import state as states
-from bertjax.training.state import TrainState
-from bertjax.training.step import Program
+from bertjax.training.program import TrainProgram
+from bertjax.training.state import TrainState, from_tree, to_tree
+from bertjax.training.step import jit_train_step
 
 DEEP = BertConfig(
     vocab_size=64, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=64,
     max_position_embeddings=32, initializer_range=0.1,
 )  # fmt: skip
-ADAMW = Adam(kind="adamw", learning_rate=1e-3)  # slots with a step count
+ADAMW = AdamW(kind="adamw", learning_rate=1e-3)  # slots with a step count
 
 
-def begin(program: Program, groups: tuple[str, ...] | None = None) -> TrainState:
-    groups = groups or freezing.groups_of(program.abstract_params())
-    return program.start(program.initialize(jax.random.key(1)), groups, jax.random.key(2))
+def begin(program: TrainProgram, groups: tuple[str, ...] | None = None) -> TrainState:
+    groups = groups or freezing.param_groups(program.abstract_params())
+    return program.init_state(program.initialize(jax.random.key(1)), groups, jax.random.key(2))
 
 
-def run(program: Program, batches: list[dict]) -> tuple[TrainState, list[dict]]:
+def run(program: TrainProgram, batches: list[dict]) -> tuple[TrainState, list[dict]]:
     state, metrics = begin(program), []
-    step = program.jit_train_step(state)
+    step = jit_train_step(program, state)
     for batch in batches:
         state, found = step(state, jax.device_put(batch, program.batch_sharding()))
         metrics.append(jax.device_get(found))
@@ -47,8 +47,8 @@ def assert_close(found: TrainState, expected: TrainState, tolerance: float) -> N
 
 
 def assert_same_bits(found: object, expected: object) -> None:
-    flat = paths.flatten(expected)
-    for path, value in paths.flatten(found).items():
+    flat = param_paths.flatten(expected)
+    for path, value in param_paths.flatten(found).items():
         assert np.asarray(value).tobytes() == np.asarray(flat[path]).tobytes(), path
 
 
@@ -88,18 +88,18 @@ def test_bfloat16_stays_close_to_float32(make_program, batches, plain):
     state, metrics = run(make_program(SpanQaObjective(), dropout=0.0, dtype=jnp.bfloat16), batches)
     np.testing.assert_allclose(losses(metrics), losses(plain[1]), rtol=2e-2)
     assert losses(metrics) != losses(plain[1])
-    assert {x.dtype for x in jax.tree.leaves((state.params, state.opt))} == {np.dtype(np.float32)}
+    assert {x.dtype for x in jax.tree.leaves((state.params, state.opt_state))} == {np.dtype(np.float32)}
 
 
 class Counted:
     """A program whose objective counts how often it is traced."""
 
-    def __init__(self, program: Program):
+    def __init__(self, program: TrainProgram):
         self.traces = 0
-        self.program = replace(program, objective=replace(program.objective, terms=self.terms))
-        self.inner: Callable = program.objective.terms
+        self.program = replace(program, objective=replace(program.objective, losses=self.losses))
+        self.inner: Callable = program.objective.losses
 
-    def terms(self, *args: object) -> dict:
+    def losses(self, *args: object) -> dict:
         self.traces += 1
         return self.inner(*args)
 
@@ -118,7 +118,7 @@ def fresh(dropping) -> Callable[[], TrainState]:
 
 @pytest.fixture(scope="module")
 def step(dropping, fresh) -> Callable:
-    return dropping.program.jit_train_step(fresh())
+    return jit_train_step(dropping.program, fresh())
 
 
 def test_steps_trace_once_and_donate_the_state(dropping, fresh, step, make_rows):
@@ -127,10 +127,12 @@ def test_steps_trace_once_and_donate_the_state(dropping, fresh, step, make_rows)
         old = state
         batch = jax.device_put(make_rows("pairs", seed=seed), dropping.program.batch_sharding())
         state, metrics = step(state, batch)
-        assert all(x.is_deleted() for x in jax.tree.leaves((old.params, old.opt))), "the old state still takes memory"
+        assert all(x.is_deleted() for x in jax.tree.leaves((old.params, old.opt_state))), (
+            "the old state still takes memory"
+        )
         assert not any(x.is_deleted() for x in jax.tree.leaves((state, metrics, batch)))
     assert dropping.traces - before <= 1
-    assert int(state.step) == 4 and {int(s[0].count) for s in state.opt.values()} == {4}
+    assert int(state.step) == 4 and {int(s[0].count) for s in state.opt_state.values()} == {4}
 
 
 def test_metrics_have_the_names_of_the_record(fresh, step, make_rows):
@@ -158,15 +160,15 @@ def test_a_non_finite_step_changes_nothing_but_its_count(fresh, step, make_rows,
     bad["masked_weights"][3, 1] = poison
     state, _ = step(fresh(), good)
     for expected in (1, 2):
-        before = jax.device_get((state.params, state.opt))
+        before = jax.device_get((state.params, state.opt_state))
         number = int(state.step)
         state, metrics = step(state, bad)
-        assert not np.isfinite(metrics["loss"]) and int(metrics["bad_steps"]) == int(state.bad_steps) == expected
-        assert_same_bits(jax.device_get((state.params, state.opt)), before)
+        assert not np.isfinite(metrics["loss"]) and int(metrics["bad_steps"]) == int(state.nonfinite_steps) == expected
+        assert_same_bits(jax.device_get((state.params, state.opt_state)), before)
         assert int(state.step) == number + 1
     before = jax.device_get(state.params)
     state, metrics = step(state, good)
-    assert int(state.bad_steps) == int(metrics["bad_steps"]) == 0 and np.isfinite(metrics["loss"])
+    assert int(state.nonfinite_steps) == int(metrics["bad_steps"]) == 0 and np.isfinite(metrics["loss"])
     assert all(np.any(np.asarray(state.params[path]) != w) for path, w in before.items() if path.endswith("kernel"))
 
 
@@ -177,14 +179,14 @@ def test_a_non_finite_gradient_with_a_finite_loss_is_skipped_too(fresh, step, ma
     batch = make_rows("pairs")
     state, metrics = step(replace(state, params=huge), batch)
     assert np.isfinite(metrics["loss"]) and not np.isfinite(metrics["grad_norm"])
-    assert int(state.bad_steps) == 1 and all(np.all(np.isfinite(w)) for w in state.params.values())
+    assert int(state.nonfinite_steps) == 1 and all(np.all(np.isfinite(w)) for w in state.params.values())
 
 
 def test_the_checkpoint_layout_is_lossless(dropping):
     state = begin(dropping.program, ("layers/1", "heads"))
-    tree = states.to_tree(state)
+    tree = to_tree(state)
     assert set(tree["params"]) == {"embeddings", "layers", "heads"} and set(tree["opt"]) == {"layers.1", "heads"}
-    back = states.from_tree(tree, dropping.program.abstract_state(("layers/1", "heads"), state.key))
+    back = from_tree(tree, dropping.program.abstract_state(("layers/1", "heads"), state.key))
     assert jax.tree.structure(back) == jax.tree.structure(state)
     plain = [replace(s, key=jax.random.key_data(s.key)) for s in (back, state)]
     assert_same_bits(*plain)

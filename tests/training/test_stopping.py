@@ -14,14 +14,17 @@ from typing import Any
 import pytest
 
 from bertjax import interrupts
-from bertjax.cli import main
-from bertjax.config.schema import CheckpointPolicy
+from bertjax.cli.main import main
+from bertjax.config.schema.run import CheckpointPolicy
 from bertjax.errors import UserError
-from bertjax.evaluation import evaluate
-from bertjax.training import checkpoint, loop, stage_run, stopping, warmstart
-from bertjax.training.checkpoint import Checkpoints
-from bertjax.training.step_folders import committed_steps
-from bertjax.training.tracking import Tracker
+from bertjax.evaluation.evaluators import build
+from bertjax.training import loop
+from bertjax.training.checkpoint import manager, warmstart
+from bertjax.training.checkpoint.layout import committed_steps
+from bertjax.training.checkpoint.manager import CheckpointManager
+from bertjax.training.monitor import preemption
+from bertjax.training.monitor.tracking import Tracker
+from bertjax.training.stage import Meter, StageRunner
 
 SLOW = pytest.mark.slow
 TIMES = {"tokens_per_second", "step_seconds", "data_wait", "mfu", "memory_bytes", "elapsed"}
@@ -77,9 +80,9 @@ def finished_like(whole: Path, run: Path, train: Callable[..., Path]) -> None:
 @pytest.mark.parametrize(
     ("owner", "function"),
     [
-        (loop.setup, "open_job"),
+        (loop, "open_run_context"),
         pytest.param(loop, "open_stage", marks=SLOW),
-        pytest.param(loop.preflight, "check_starts", marks=SLOW),
+        pytest.param(loop, "check_init_sources", marks=SLOW),
     ],
 )
 def test_while_it_starts_it_leaves_at_once(whole, stop_during, train, owner, function):
@@ -93,9 +96,9 @@ def test_while_it_starts_it_leaves_at_once(whole, stop_during, train, owner, fun
 @pytest.mark.parametrize(
     ("owner", "function", "doing"),
     [
-        (warmstart, "initial", "restoring or making the parameters"),
-        pytest.param(loop.Program, "start", "restoring or making the", marks=SLOW),
-        (stage_run.Meter, "after", "compiling the first step"),
+        (warmstart, "init_params", "restoring or making the parameters"),
+        pytest.param(loop.TrainProgram, "init_state", "restoring or making the", marks=SLOW),
+        (Meter, "record_step", "compiling the first step"),
     ],
 )
 def test_before_the_first_step_it_leaves_at_once(whole, stop_during, train, owner, function, doing):
@@ -106,7 +109,7 @@ def test_before_the_first_step_it_leaves_at_once(whole, stop_during, train, owne
 
 
 def test_the_first_step_of_a_later_stage_may_be_left_too(whole, stop_during, train):
-    run, code, err = stop_during("second-stage", stage_run.StageRun, "compiling", 3)
+    run, code, err = stop_during("second-stage", StageRunner, "compile_phase", 3)
     assert code == 75 and err.startswith("stopped while compiling the first step")
     assert committed_steps(run / "checkpoints" / "00-pretrain")[-1] == 5
     assert committed_steps(run / "checkpoints" / "01-qa") == []
@@ -115,7 +118,7 @@ def test_the_first_step_of_a_later_stage_may_be_left_too(whole, stop_during, tra
 
 @SLOW
 def test_a_run_at_its_end_is_not_stopped_any_more(whole, stop_during, train):
-    run, code, err = stop_during("at-its-end", stage_run.StageRun, "finish", 2)
+    run, code, err = stop_during("at-its-end", StageRunner, "finish", 2)
     assert (code, err) == (0, "") and numbers(run) == numbers(whole)
 
 
@@ -145,14 +148,14 @@ def test_ctrl_c_saves_and_leaves_as_sigterm_does(whole, stop_during, train, sign
 
 @pytest.mark.parametrize("signals", [pytest.param(1, marks=SLOW), 3])
 def test_while_a_checkpoint_is_written_it_ends_whole(whole, stop_during, train, signals):
-    run, code, _ = stop_during(f"save-{signals}", checkpoint, "describe", 1, signals)
+    run, code, _ = stop_during(f"save-{signals}", manager, "describe", 1, signals)
     assert code == 75 and committed_steps(run / "checkpoints" / "00-pretrain") == [2]
     finished_like(whole, run, train)
 
 
 def test_while_a_later_episode_compiles_it_saves_that_step(whole, stop_during, train):
     """A stage with steps behind it is not simply left: the next boundary comes when the compiler is done."""
-    run, code, err = stop_during("episode", stage_run.StageRun, "compiling", 5)
+    run, code, err = stop_during("episode", StageRunner, "compile_phase", 5)
     assert code == 75 and "stopped at step 4 of stage 'qa', saved" in err
     finished_like(whole, run, train)
 
@@ -162,22 +165,22 @@ def test_while_a_later_episode_compiles_it_saves_that_step(whole, stop_during, t
 )
 def test_in_the_midst_of_an_evaluation_it_saves_and_does_it_again(whole, stop_during, train, function, stage, step):
     """The scores broken off are those of a stage's last step, which then may not count as finished."""
-    run, code, err = stop_during(f"evaluation-{stage}", evaluate, function)
+    run, code, err = stop_during(f"evaluation-{stage}", build, function)
     assert code == 75 and err == f"stopped at step {step} of stage '{stage}', saved; run the same command again\n"
     (folder,) = (run / "checkpoints").glob(f"*-{stage}")
     assert committed_steps(folder)[-1] == step and not (run / "checkpoints" / "02").exists()
-    with Checkpoints(folder, CheckpointPolicy(), read_only=True) as kept:
+    with CheckpointManager(folder, CheckpointPolicy(), read_only=True) as kept:
         assert kept.meta()["unscored"] is True
         with pytest.raises(UserError, match="no checkpoint has a score"):
             kept.best_step("mlm/mlm_loss" if stage == "pretrain" else "squad/f1")
     finished_like(whole, run, train)
-    with Checkpoints(folder, CheckpointPolicy(), read_only=True) as kept:
+    with CheckpointManager(folder, CheckpointPolicy(), read_only=True) as kept:
         assert kept.best_step("mlm/mlm_loss" if stage == "pretrain" else "squad/f1") == step
 
 
 def test_without_a_run_nothing_asks_to_stop():
-    stopping.check()
-    assert stopping.current.poll() is False
+    preemption.check()
+    assert preemption.current.poll() is False
 
 
 # ---- a main thread that hears nothing -------------------------------------------------------------------------------
@@ -185,12 +188,12 @@ def test_without_a_run_nothing_asks_to_stop():
 DEAF = """
 import threading
 import jax
-from bertjax.training.stopping import Stop
+from bertjax.training.monitor.preemption import PreemptionHandler
 
-stop = Stop()
+stop = PreemptionHandler()
 stop_now = threading.Timer(0.3, lambda: __import__("os").kill(__import__("os").getpid(), 15))
 endless = jax.jit(lambda x: jax.lax.while_loop(lambda v: v > 0, lambda v: v %% 7 + 1, x)).lower(1).compile()
-with stop.listening(), stop.free("compiling the first step"):
+with stop.handle_signals(), stop.may_exit("compiling the first step"):
     stop_now.start()
     print("ready", flush=True)
     %s
@@ -210,14 +213,14 @@ def test_a_main_thread_that_does_not_come_back_is_left_behind(body):
     )  # fmt: skip
     assert done.returncode == 75, done.stderr
     assert done.stderr == "stopped while compiling the first step; nothing was lost; run the same command again\n"
-    assert time.monotonic() - began < stopping.GRACE + 20
+    assert time.monotonic() - began < preemption.GRACE_SECONDS + 20
 
 
 RUNNING = """
 import time
-from bertjax.training.stopping import Stop
+from bertjax.training.monitor.preemption import PreemptionHandler
 
-with Stop().listening():
+with PreemptionHandler().handle_signals():
     print("ready", flush=True)
     while True:
         time.sleep(0.01)  # steps, none of which looks whether to stop
@@ -234,7 +237,7 @@ def test_a_second_ctrl_c_leaves_at_once():
         process.stdout.readline()
         process.send_signal(signal.SIGINT)
         told = process.stderr.readline()
-        time.sleep(interrupts.SAME_PRESS + 0.1)
+        time.sleep(interrupts.DEBOUNCE_SECONDS + 0.1)
         assert process.poll() is None
         process.send_signal(signal.SIGINT)
         rest = process.stderr.read()

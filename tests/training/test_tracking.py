@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bertjax.errors import StorageError
-from bertjax.training import console, tracking
-from bertjax.training.tracking import Tracker, read_lines
+from bertjax.training.monitor import console, tracking
+from bertjax.training.monitor.tracking import Tracker, read_lines
 
 STAGES = {"pretrain": 100, "qa": 40}
 METRICS = {
@@ -142,7 +142,7 @@ def test_a_full_disk_is_one_line_with_the_path(tmp_path: Path) -> None:
 
 
 def test_other_processes_write_and_print_nothing(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    with Tracker(tmp_path, stages=STAGES, tensorboard=True, wandb=True, lead=False) as t:
+    with Tracker(tmp_path, stages=STAGES, tensorboard=True, wandb=True, is_primary=False) as t:
         t.rewind([], "pretrain", 0)
         t.train("pretrain", 1, METRICS)
         t.evaluation("pretrain", 1, "squad", {"f1": 1.0})

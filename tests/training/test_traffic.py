@@ -13,15 +13,17 @@ from t5_models import TINY_T5, make_t5
 from t5_models import rows as t5_rows
 from traffic import compile_step, lengths, lower_step, sent
 
-from bertjax import objectives
-from bertjax.config.model_schema import BertConfig
-from bertjax.config.schema import Mesh
-from bertjax.config.training_schema import TextToTextObjective
-from bertjax.models import family
-from bertjax.models.beam import beam
-from bertjax.models.decode import greedy, sample
-from bertjax.parallel import mesh as meshes
-from bertjax.training.step import Program
+from bertjax.config.schema.model import BertConfig
+from bertjax.config.schema.run import MeshConfig
+from bertjax.config.schema.training import TextToTextObjective
+from bertjax.models.decoding.beam import beam_search
+from bertjax.models.decoding.sample import greedy, sample
+from bertjax.models.registry import abstract_model, init_params, logical_axes, merge
+from bertjax.objectives.registry import build
+from bertjax.parallel import sharding
+from bertjax.parallel.mesh import make_mesh
+from bertjax.parallel.mesh_shape import merge_rules
+from bertjax.training.program import TrainProgram
 
 SLOW = pytest.mark.slow
 ODD = 122  # pieces of a vocabulary: no other axis is as long
@@ -59,7 +61,7 @@ def test_micro_batches_add_no_traffic_between_copies(make_program, make_rows, me
         assert found[2] == found[4] and between(found[4]) <= parameters(programs[4]) + SCALARS
 
 
-def parameters(program: Program, axis: str = "") -> int:
+def parameters(program: TrainProgram, axis: str = "") -> int:
     """Bytes of them, or of those that a mesh axis splits; of one device's part along tensor."""
     params = program.abstract_params().values()
     split = lambda x, axis: axis in jax.tree.leaves(tuple(x.sharding.spec))  # noqa: E731
@@ -119,13 +121,13 @@ def test_no_device_has_all_logits_or_the_whole_table(make_program, make_rows, me
     assert ODD // 2 in lengths(compiled) and ODD not in lengths(compiled)
 
 
-def compile_of(make_program: Any, kind: str, axes: dict, rules: dict) -> Program:
+def compile_of(make_program: Any, kind: str, axes: dict, rules: dict) -> TrainProgram:
     if kind == "bert":
         return make_program(model=BERT, rules=rules, **axes)
     version = {"tie_word_embeddings": kind == "tied"}
     program = make_t5(mesh=axes, vocab_size=ODD, **version)
-    objective = objectives.build(TextToTextObjective(z_loss=1e-3, label_smoothing=0.1))
-    return replace(program, objective=objective, rules=meshes.rules(rules))
+    objective = build(TextToTextObjective(z_loss=1e-3, label_smoothing=0.1))
+    return replace(program, objective=objective, rules=merge_rules(rules))
 
 
 @SLOW
@@ -137,26 +139,26 @@ def test_a_whole_vocabulary_would_be_seen(make_program, make_rows):
 
 WAYS = {
     "greedy": lambda *a: greedy(*a, 6),
-    "beam": lambda *a: beam(*a, 6, beam_size=3),
+    "beam": lambda *a: beam_search(*a, 6, beam_size=3),
     "sample": lambda *a: sample(*a, 6, jax.random.key(0), jnp.arange(8), top_k=5),
 }
 
 
 @pytest.mark.parametrize("way", ["beam", *(pytest.param(way, marks=SLOW) for way in ("greedy", "sample"))])
 def test_decoding_sends_candidates_and_no_logits(way):
-    mesh, rules = meshes.make_mesh(Mesh(data=2, fsdp=2, tensor=2)), meshes.rules({})
+    mesh, rules = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2)), merge_rules({})
     model = TINY_T5.model_copy(update={"vocab_size": ODD, "num_layers": 1})
-    graph, abstract = family.structure(model, ("lm",))
-    shapes = jax.eval_shape(lambda key: family.initialize(model, ("lm",), 2, key), jax.random.key(0))
-    names = family.logical_axes(abstract)
+    graph, abstract = abstract_model(model, ("lm",))
+    shapes = jax.eval_shape(lambda key: init_params(model, ("lm",), 2, key), jax.random.key(0))
+    names = logical_axes(abstract)
     place = lambda path, x: jax.ShapeDtypeStruct(  # noqa: E731
-        x.shape, x.dtype, sharding=meshes.sharding(mesh, names[path], x.shape, rules)
+        x.shape, x.dtype, sharding=sharding.named_sharding(mesh, names[path], x.shape, rules)
     )
     params = {path: place(path, x) for path, x in shapes.items()}
-    put = jax.sharding.NamedSharding(mesh, meshes.partition(("batch",), rules))
+    put = jax.sharding.NamedSharding(mesh, sharding.logical_to_mesh_axes(("batch",), rules))
     ids = jax.ShapeDtypeStruct((8, 16), jnp.int32, sharding=put)
-    generate = jax.jit(lambda params, ids: WAYS[way](family.merge(graph, abstract, params), ids, (ids > 0).astype(int)))
-    with meshes.placing(mesh, rules):
+    generate = jax.jit(lambda params, ids: WAYS[way](merge(graph, abstract, params), ids, (ids > 0).astype(int)))
+    with sharding.use_mesh_and_rules(mesh, rules):
         compiled = generate.lower(params, ids).compile()
     assert ODD // 2 in lengths(compiled) and ODD not in lengths(compiled)
     assert between(sent(compiled, mesh)) <= 64  # whether to go on; no row is brought to another device

@@ -9,10 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from t5_models import ADAMW, TINY_T5, make_t5, rows
 
-from bertjax.config.training_schema import Trainable
-from bertjax.models.layers import ROWS_OF_ONES
+from bertjax.config.schema.training import Trainable
+from bertjax.models.layers.numerics import ROWS_OF_ONES
 from bertjax.training import freezing
-from bertjax.training.step import Program
+from bertjax.training.program import TrainProgram
+from bertjax.training.step import jit_train_step
 
 LAYERS = TINY_T5.num_layers
 
@@ -55,17 +56,17 @@ def layers(episode: freezing.Episode, stack: str) -> list[int]:
     ],
 )
 def test_groups_of_paths(path, group):
-    assert freezing.group_of(path) == group
+    assert freezing.param_group(path) == group
 
 
 @pytest.mark.parametrize("size", [0, 4])
 @pytest.mark.parametrize("tied", [True, False])
 def test_groups_of_the_model_are_listed_from_the_bottom(size, tied):
     program = make_t5(adapter_size=size, tie_word_embeddings=tied)
-    found = freezing.groups_of(program.abstract_params())
+    found = freezing.param_groups(program.abstract_params())
     assert found == groups(LAYERS, LAYERS, *(() if tied else ("heads",)), adapters=bool(size))
     alone = make_t5(architecture="decoder_only", tie_word_embeddings=tied)
-    assert not any(group.startswith("encoder") for group in freezing.groups_of(alone.abstract_params()))
+    assert not any(group.startswith("encoder") for group in freezing.param_groups(alone.abstract_params()))
 
 
 @given(st.data(), st.integers(0, 30), st.integers(1, 30), st.sampled_from(["auto", "last", "always", "never"]))
@@ -105,9 +106,9 @@ def test_plans_without_episodes():
 def test_groups_in_words():
     plan = gradual(groups(6, 6, "heads"), 12)
     always = "encoder position bias, encoder final norm, decoder position bias, decoder final norm, heads"
-    assert freezing.spell_groups(plan[1].groups) == f"embeddings, encoder layers 4..5, decoder layers 4..5, {always}"
+    assert freezing.format_groups(plan[1].groups) == f"embeddings, encoder layers 4..5, decoder layers 4..5, {always}"
     (paper,) = freezing.episodes(Trainable(kind="adapters"), groups(2, 1, adapters=True), 1)
-    assert freezing.spell_groups(paper.groups) == (
+    assert freezing.format_groups(paper.groups) == (
         "encoder adapters 0..1, encoder norms 0..1, decoder adapter 0, decoder norm 0, "
         "encoder final norm, decoder final norm"
     )
@@ -116,21 +117,21 @@ def test_groups_in_words():
 # ---- the compiled step ----------------------------------------------------------------------------------------------
 
 
-def products(program: Program, trained: tuple[str, ...]) -> int:
+def products(program: TrainProgram, trained: tuple[str, ...]) -> int:
     """Matrix products in the lowered step, without column sums (dots with rows of ones); a scan's body counts once."""
     like = program.abstract_state(trained, jax.random.key(0))
-    text = program.jit_train_step(like).lower(like, rows(4)).as_text()
+    text = jit_train_step(program, like).lower(like, rows(4)).as_text()
     shapes = re.findall(r"dot_general.* : \(tensor<(\d+)x", text)
     return sum(int(first) != ROWS_OF_ONES for first in shapes)
 
 
-def flops(program: Program, trained: tuple[str, ...]) -> float:
+def flops(program: TrainProgram, trained: tuple[str, ...]) -> float:
     like = program.abstract_state(trained, jax.random.key(0))
-    return program.jit_train_step(like).lower(like, rows(4)).compile().cost_analysis()["flops"]
+    return jit_train_step(program, like).lower(like, rows(4)).compile().cost_analysis()["flops"]
 
 
-def first(program: Program, **options: object) -> tuple[str, ...]:
-    return gradual(freezing.groups_of(program.abstract_params()), 4, **options)[0].groups
+def first(program: TrainProgram, **options: object) -> tuple[str, ...]:
+    return gradual(freezing.param_groups(program.abstract_params()), 4, **options)[0].groups
 
 
 # Products of a layer forward: query, key, value, scores, context and output of an attention, and two of the MLP.
@@ -163,7 +164,7 @@ def test_frozen_layers_have_no_backward_products(trained, expected):
 def test_products_of_an_episode():
     """With the embeddings, activations' gradients flow down to them, but frozen weights still have none."""
     program = make_t5(dropout=0.0)
-    every = freezing.groups_of(program.abstract_params())
+    every = freezing.param_groups(program.abstract_params())
     table = 1
     assert products(program, every) == FORWARD + table + LAYERS * 2 * (ENCODER + DECODER)
     assert products(program, first(program)) == products(program, every) - 6 - 10
@@ -177,7 +178,7 @@ def test_a_frozen_bottom_half_costs_less():
     The vocabulary's product and elementwise work dilute it.
     """
     program = make_t5(dropout=0.0, d_model=64, d_ff=256)
-    every = flops(program, freezing.groups_of(program.abstract_params()))
+    every = flops(program, freezing.param_groups(program.abstract_params()))
     always, never = flops(program, first(program)), flops(program, first(program, embeddings="never"))
     assert never < 0.95 * always and always < 0.9 * every
 
@@ -190,9 +191,9 @@ def test_a_scan_never_mixes_frozen_and_trained_layers(embeddings, frozen):
     beside it.
     """
     program = make_t5(segments=(4,), num_layers=4, dropout=0.0)
-    plan = gradual(freezing.groups_of(program.abstract_params()), 8, episodes=2, embeddings=embeddings)
+    plan = gradual(freezing.param_groups(program.abstract_params()), 8, episodes=2, embeddings=embeddings)
     like = program.abstract_state(plan[0].groups, jax.random.key(0))
-    assert program.cut_below(like).execution.segments == (2, 2)
+    assert program.split_segments(like).compute.segments == (2, 2)
     table = embeddings == "always"
     assert products(program, plan[0].groups) == FORWARD + table + 2 * (DECODER + ENCODER) + sum(frozen)
 
@@ -202,9 +203,9 @@ def test_a_scan_and_a_list_train_alike():
     sizes = {"num_layers": 4, "dropout": 0.0}
     results = []
     for program in (make_t5(segments=(4,), **sizes), make_t5(**sizes)):
-        names = gradual(freezing.groups_of(program.abstract_params()), 8, episodes=2, embeddings="last")[0].groups
-        state = program.start(program.initialize(jax.random.key(0)), names, jax.random.key(1))
-        state, _ = program.jit_train_step(state)(state, jax.device_put(rows(4), program.batch_sharding()))
+        names = gradual(freezing.param_groups(program.abstract_params()), 8, episodes=2, embeddings="last")[0].groups
+        state = program.init_state(program.initialize(jax.random.key(0)), names, jax.random.key(1))
+        state, _ = jit_train_step(program, state)(state, jax.device_put(rows(4), program.batch_sharding()))
         results.append(jax.device_get(state.params))
     for path, x in results[0].items():
         np.testing.assert_allclose(x, results[1][path], rtol=1e-3, atol=1e-5, err_msg=path)
@@ -214,21 +215,21 @@ def test_a_scan_and_a_list_train_alike():
 def test_episodes_change_what_they_train_and_nothing_else():
     """Slots of surviving groups are carried over, those of thawed ones made; frozen bytes stay."""
     program = make_t5(optimizer=ADAMW, steps=4)
-    plan = gradual(freezing.groups_of(program.abstract_params()), 4, embeddings="last")
+    plan = gradual(freezing.param_groups(program.abstract_params()), 4, embeddings="last")
     assert len(plan) == LAYERS
-    state = program.start(program.initialize(jax.random.key(0)), plan[0].groups, jax.random.key(1))
+    state = program.init_state(program.initialize(jax.random.key(0)), plan[0].groups, jax.random.key(1))
     batch = jax.device_put(rows(4), program.batch_sharding())
     for episode in plan:
-        if set(state.opt) != set(episode.groups):
-            state = program.thaw(state, episode.groups)
+        if set(state.opt_state) != set(episode.groups):
+            state = program.unfreeze(state, episode.groups)
         before = jax.device_get({**state.params, **state.frozen})
-        step = program.jit_train_step(state)
+        step = jit_train_step(program, state)
         for _ in range(episode.start, episode.stop):
             state, metrics = step(state, batch)
         after = jax.device_get({**state.params, **state.frozen})
-        changed = {freezing.group_of(path) for path in after if after[path].tobytes() != before[path].tobytes()}
+        changed = {freezing.param_group(path) for path in after if after[path].tobytes() != before[path].tobytes()}
         assert changed == set(episode.groups)
         assert np.isfinite(metrics["loss"])
-    counts = {group: int(slots[0].count) for group, slots in state.opt.items()}
+    counts = {group: int(slots[0].count) for group, slots in state.opt_state.items()}
     assert counts["decoder/layers/1"] == counts["encoder/layers/1/norms"] == counts["decoder/shared/norms"] == 4
     assert counts["decoder/layers/0"] == counts["encoder/shared"] == counts["embeddings"] == 2

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from bertjax.config.load import build
-from bertjax.config.schema import Watchdog as Limits
-from bertjax.training import watchdog
-from bertjax.training.phases import COMPILE, SAVE, STEP, Phases
-from bertjax.training.watchdog import Watchdog
+from bertjax.config.loading.load import build
+from bertjax.config.schema.run import WatchdogTimeouts as Limits
+from bertjax.training.monitor import watchdog
+from bertjax.training.monitor.phases import COMPILE, SAVE, STEP, Phases
+from bertjax.training.monitor.watchdog import Watchdog
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def test_progress_is_no_alarm(exits, tmp_path):
     with Watchdog(phases, limits(), tmp_path, 0, lambda: None), phases.enter(STEP):
         for _ in range(12):
             time.sleep(0.1)
-            phases.beat()
+            phases.heartbeat()
     assert exits == []
 
 
@@ -106,16 +106,16 @@ def test_the_configuration_takes_seconds_and_null():
 
 STOPPED = """
 import pathlib, sys, time
-from bertjax.config.schema import Watchdog as Limits
-from bertjax.training.phases import STEP, Phases
-from bertjax.training.watchdog import Watchdog
+from bertjax.config.schema.run import WatchdogTimeouts as Limits
+from bertjax.training.monitor.phases import STEP, Phases
+from bertjax.training.monitor.watchdog import Watchdog
 
 phases = Phases()
 with Watchdog(phases, Limits(step=1.0), pathlib.Path(sys.argv[1]), 0, lambda: None), phases.enter(STEP):
     print("ready", flush=True)
     for _ in range(8):
         time.sleep(0.3)
-        phases.beat()
+        phases.heartbeat()
 print("done", flush=True)
 """
 

@@ -1,0 +1,202 @@
+"""The command line: parse, check, dispatch. Nothing heavy is imported before a command needs it.
+
+Exit codes: 0 done, 2 bad input (one line for each problem, no traceback), 3 diverged, 4 storage, 75 stopped safely (run
+the same command again), 70 a bug (traceback), 130 interrupted.
+"""
+
+import argparse
+import difflib
+import errno
+import os
+import re
+import select
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from bertjax.cli.arguments import COMMANDS, Command
+from bertjax.errors import BertjaxError, UserError
+from bertjax.interrupts import INTERRUPTED_EXIT_CODE, interruptible
+
+_EXIT_CODES_HELP = (
+    "exit codes: 0 done, 2 bad input, 3 diverged, 4 storage, 75 stopped safely (run me again), 70 a bug, 130 Ctrl-C"
+)
+_KEY = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)*\Z")
+_STORAGE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG}
+_PATH_ERRORS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> Any:  # type: ignore[override]
+        message = message.replace("the following arguments are required", "missing")
+        raise UserError(f"{self.prog}: {message[:200]}; try --help")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit code of contract 7 in the module's first lines."""
+    try:
+        with interruptible():
+            code = _run(list(sys.argv[1:] if argv is None else argv))
+            sys.stdout.flush()
+        return code
+    except BertjaxError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED_EXIT_CODE
+    except BrokenPipeError as error:
+        return _broken_pipe(error)
+    except Exception as error:
+        return _unexpected_error(error)
+
+
+def _run(argv: list[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(_usage())
+        return 0
+    if argv[0] == "--version":
+        from bertjax import __version__
+
+        print(f"bertjax {__version__}")
+        return 0
+    if argv[1:2] in (["-h"], ["--help"]) and argv[0] not in COMMANDS and _group(argv[0]):
+        print(_usage(_group(argv[0])))
+        return 0
+    name, rest = _split_command(argv)
+    command = COMMANDS[name]
+    arguments = _parse(name, command, rest)
+    return 0 if arguments is None else command.run(arguments)
+
+
+def _group(first: str) -> dict[str, Command]:
+    """The commands of two words that begin with this one."""
+    return {name: command for name, command in COMMANDS.items() if name.startswith(first + " ")}
+
+
+def _usage(commands: Mapping[str, Command] = COMMANDS) -> str:
+    """All commands, or those of a group such as `predict`."""
+    width = max(map(len, commands)) + 2
+    lines = [f"  {name:<{width}}{command.help}" for name, command in commands.items()]
+    first = "train configs/debug/cpu.yaml run.name=trial" if commands is COMMANDS else next(iter(commands)) + " --help"
+    example = f"example: bertjax {first}\n`bertjax COMMAND --help` says more.\n"
+    return "usage: bertjax COMMAND ...\n\n" + "\n".join(lines) + f"\n\n{example}{_EXIT_CODES_HELP}"
+
+
+def _split_command(argv: list[str]) -> tuple[str, list[str]]:
+    """The command's name (one word or two) and the words after it. Raises UserError."""
+    first = argv[0]
+    if first in COMMANDS:
+        return first, argv[1:]
+    seconds = [name.split()[1] for name in _group(first)]
+    if not seconds:
+        known = [name.split()[0] for name in COMMANDS]
+        what = "option" if first.startswith("-") else "command"
+        words = ["--help", "--version"] if first.startswith("-") else known
+        raise UserError(f"bertjax: unknown {what} {first[:80]!a}{_suggest(first, words) or '; try --help'}")
+    second = argv[1] if len(argv) > 1 else ""
+    if second not in seconds:
+        got = f" (got {second[:80]!a}){_suggest(second, seconds)}" if second else ""
+        raise UserError(f"bertjax {first}: expected {_join_or(seconds)}{got}")
+    return f"{first} {second}", argv[2:]
+
+
+def _join_or(words: Sequence[str]) -> str:
+    return " or ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def _suggest(word: str, words: Sequence[str]) -> str:
+    found = difflib.get_close_matches(word, words, 1, 0.5)
+    return f"; did you mean '{found[0]}'?" if found else ""
+
+
+def _parse(name: str, command: Command, words: list[str]) -> argparse.Namespace | None:
+    """The command's arguments, `overrides` among them; None when help was asked for. Raises UserError."""
+    usage = f"bertjax {name}" + (" [options]" if any(names[0][0] == "-" for names, _ in command.options) else "")
+    positional = [settings["metavar"] for names, settings in command.options if names[0][0] != "-"]
+    usage = " ".join([usage, *positional, *(["[key.path=value ...]"] if command.overrides else [])])
+    usage += f" [-- {command.rest} ...]" if command.rest else ""
+    parser = _Parser(
+        prog=f"bertjax {name}", usage=usage, description=command.help, add_help=False, allow_abbrev=False,
+        epilog="examples:\n" + "\n".join(f"  {line}" for line in command.examples),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    for names, settings in command.options:
+        parser.add_argument(*names, **settings)
+    rest: list[str] = []
+    if command.rest and "--" in words:
+        words, rest = words[: words.index("--")], words[words.index("--") + 1 :]
+    flags = {flag: settings for names, settings in command.options for flag in names if flag.startswith("-")}
+    overrides, words = _split_overrides(words, flags) if command.overrides else ([], words)
+    own = words[: words.index("--")] if "--" in words else words
+    if "-h" in own or "--help" in own:
+        print(parser.format_help(), end="")
+        return None
+    for word in own:
+        if word.startswith("-") and not word[1:2].isdigit() and word != "-" and word.split("=")[0] not in flags:
+            hint = _near_key(word, command) or _suggest(word.split("=")[0], [*flags, "--help"])
+            raise UserError(f"bertjax {name}: unknown option {word[:80]!a}{hint}")
+    arguments, extra = parser.parse_known_intermixed_args(words)  # options may stand between RUN and its texts
+    if extra:
+        what = "expected key.path=value" if command.overrides else "unexpected argument"
+        raise UserError(f"bertjax {name}: {what} (got {extra[0][:80]!a})")
+    arguments.overrides, arguments.rest = overrides, rest
+    return arguments
+
+
+def _near_key(word: str, command: Command) -> str:
+    """`--seed` may be meant for `run.seed`."""
+    if not command.overrides:
+        return ""
+    from bertjax.config.loading.introspect import suggest_key
+    from bertjax.config.schema.run import Config
+
+    return suggest_key(word.lstrip("-").split("=")[0].replace("-", "_"), Config, {})
+
+
+def _split_overrides(words: list[str], flags: dict[str, dict[str, Any]]) -> tuple[list[str], list[str]]:
+    """`a.b=1`, `--a.b=1` and `--a.b 1`, each as `a.b=1`; and the other words."""
+    overrides, others, waiting = [], [], list(words)
+    while waiting:
+        word = waiting.pop(0)
+        key, equals, _ = word.removeprefix("--").partition("=")
+        dashed, is_key = word.startswith("--"), _KEY.match(key) is not None
+        if word in flags and "action" not in flags[word] and waiting:
+            others += [word, waiting.pop(0)]
+        elif dashed and is_key and "." in key and not equals and waiting:
+            overrides.append(f"{key}={waiting.pop(0)}")
+        elif equals and is_key and ("." in key or not dashed):
+            overrides.append(word.removeprefix("--"))
+        else:
+            others.append(word)
+    return overrides, others
+
+
+def _broken_pipe(error: BrokenPipeError) -> int:
+    """The reader of our output went away (`| head`): nothing to say. Any other broken pipe is a fault of ours."""
+    try:
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), select.POLLOUT)
+        gone = any(flags & (select.POLLERR | select.POLLHUP) for _, flags in poll.poll(0))
+    except (OSError, ValueError, AttributeError):  # standard output is no file here
+        gone = False
+    if not gone:
+        return _unexpected_error(error)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains as it leaves
+    return 141
+
+
+def _unexpected_error(error: Exception) -> int:
+    """An error no module of ours worded: the machine's faults in one line, a bug with its traceback."""
+    if isinstance(error, OSError) and error.errno in _STORAGE_ERRORS | _PATH_ERRORS:
+        print(f"{error.filename or 'storage'}: {error.strerror}", file=sys.stderr)
+        return 4 if error.errno in _STORAGE_ERRORS else 2
+    if isinstance(error, ModuleNotFoundError) and not (error.name or "bertjax").startswith("bertjax"):
+        print(f"the package '{error.name}' is missing; install it with pip", file=sys.stderr)
+        return 2
+    if isinstance(error, RuntimeError) and str(error).startswith("Unable to initialize backend"):
+        print(f"{str(error).splitlines()[0][:200]}; choose another --device", file=sys.stderr)
+        return 2
+    traceback.print_exception(error)
+    return 70

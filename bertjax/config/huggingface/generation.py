@@ -1,0 +1,93 @@
+"""Every field of transformers' generation_config.json (GenerationConfig), and what `predict generate` makes of it."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bertjax.errors import UserError
+from bertjax.storage import text
+
+FILENAME = "generation_config.json"
+# Those that become fields of Decoding, or ids that are compared with config.json and the tokenizer.
+SUPPORTED = (
+    "num_beams", "do_sample", "temperature", "top_k", "top_p", "length_penalty", "max_length", "max_new_tokens",
+    "decoder_start_token_id", "eos_token_id", "pad_token_id",
+)  # fmt: skip
+# Those that change the text and are not done here, with the values that change nothing.
+UNSUPPORTED: dict[str, tuple[Any, ...]] = {
+    "min_length": (0,), "min_new_tokens": (0,), "early_stopping": (False,), "repetition_penalty": (1.0,),
+    "encoder_repetition_penalty": (1.0,), "no_repeat_ngram_size": (0,), "encoder_no_repeat_ngram_size": (0,),
+    "bad_words_ids": ([],), "force_words_ids": ([],), "constraints": ([],), "forced_bos_token_id": (),
+    "forced_eos_token_id": (), "suppress_tokens": ([],), "begin_suppress_tokens": ([],), "sequence_bias": ({}, []),
+    "exponential_decay_length_penalty": (), "num_beam_groups": (1,), "diversity_penalty": (0.0,),
+    "num_return_sequences": (1,), "min_p": (0.0,), "top_h": (1.0,), "typical_p": (1.0,), "epsilon_cutoff": (0.0,),
+    "eta_cutoff": (0.0,), "guidance_scale": (1.0,), "penalty_alpha": (0.0,), "dola_layers": (), "stop_strings": ([],),
+    "max_time": (), "watermarking_config": (), "token_healing": (False,), "forced_decoder_ids": ([],),
+}  # fmt: skip
+# Those that change speed, or what is returned beside the text.
+IGNORED = (
+    "bos_token_id", "use_mtp", "use_cache", "cache_implementation", "cache_config", "max_cache_len",
+    "renormalize_logits", "remove_invalid_values", "output_attentions", "output_hidden_states", "output_scores",
+    "output_logits", "return_dict_in_generate", "is_assistant", "num_assistant_tokens",
+    "num_assistant_tokens_schedule", "assistant_confidence_threshold", "prompt_lookup_num_tokens",
+    "max_matching_ngram_size", "assistant_early_exit", "assistant_lookbehind", "target_lookbehind",
+    "assistant_ensemble_weight", "speculation_type", "compile_config", "disable_compile",
+    "continuous_batching_config", "low_memory", "prefill_chunk_size", "_from_model_config", "transformers_version",
+    "_commit_hash", "_name_or_path", "generation_kwargs", "trust_remote_code", "custom_generate",
+)  # fmt: skip
+CONFIG_JSON_FIELDS = (*SUPPORTED[:8], *UNSUPPORTED)  # those that transformers 4 keeps in config.json
+
+
+def read_generation_config(folder: Path) -> dict[str, Any]:
+    """generation_config.json of a folder; empty where there is none. Raises UserError."""
+    path = folder / FILENAME
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(text.read_text(path, text.MAX_BYTES))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not valid JSON ({str(error)[:80]})") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: not a JSON object; repair or remove it")
+    return found
+
+
+def generation_settings(files: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a folder's {"config", "generation_config"}: without the latter, transformers takes what version 4
+    kept in config.json."""
+    return files["generation_config"] or {
+        name: files["config"][name] for name in CONFIG_JSON_FIELDS if name in files["config"]
+    }
+
+
+def to_decoding_fields(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of our Decoding that generate as transformers' `generate` does with this configuration.
+
+    Its own defaults hold where the configuration says nothing: a length penalty of 1, and top_k 50 when it samples.
+    What is generated without a length here is as long as the run's own setting says, not transformers' 20.
+    """
+    said = {name: value for name, value in found.items() if value is not None}
+    made: dict[str, Any] = {}
+    if said.get("num_beams", 1) > 1 and not said.get("do_sample"):
+        made = {"beam_size": said["num_beams"], "beam_rules": "transformers"}
+        made["length_penalty"] = float(said.get("length_penalty", 1.0))
+    elif said.get("do_sample"):
+        made = {"sample": True, "temperature": float(said.get("temperature", 1.0))}
+        made |= {"top_k": said.get("top_k", 50) or None, "top_p": float(said["top_p"]) if "top_p" in said else None}
+    if "max_new_tokens" in said:
+        made["max_new_tokens"] = said["max_new_tokens"]
+    elif said.get("max_length", 20) != 20:  # 20 is what every configuration says that says nothing
+        made["max_new_tokens"] = max(1, said["max_length"] - 1)  # it counts the start
+    return made
+
+
+def unsupported_settings(found: Mapping[str, Any]) -> list[str]:
+    """`name value` of each setting under which transformers' `generate` gives another text than ours."""
+    said = {name: value for name, value in found.items() if value is not None}
+    names = [name for name, same in UNSUPPORTED.items() if name in said and said[name] not in same]
+    beams = said.get("num_beams", 1) > 1
+    names = [name for name in names if name != "early_stopping" or beams]
+    if beams and said.get("do_sample"):
+        names.insert(0, "num_beams")  # drawn beams
+    return [f"{name} {said[name]!a:.40}" for name in names]

@@ -1,0 +1,179 @@
+"""What pydantic found wrong, in one line each: `file:line: key.path: reason (got value); did you mean 'x'?`."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import ValidationError
+
+from bertjax.config.loading.introspect import (
+    closest_match,
+    is_union,
+    item_annotation,
+    suggest_key,
+    union_members,
+    unwrap,
+)
+from bertjax.config.loading.list_elements import element_name
+from bertjax.config.loading.yaml_reader import Node, shallow_plain, to_plain
+from bertjax.config.schema.run import SECRET_KEY, Config
+from bertjax.errors import UserError
+
+MAX_LINES = 20
+MAX_LINE_LENGTH = 300
+
+_REASONS = {
+    "missing": "required key is missing",
+    "bool_type": "must be true or false",
+    "int_type": "must be a whole number",
+    "float_type": "must be a number",
+    "string_type": "must be text",
+    "list_type": "must be a list",
+    "dict_type": "must be a section (key: value)",
+    "model_type": "must be a section (key: value)",
+    "finite_number": "must be a finite number",
+    "string_pattern_mismatch": "must be letters, digits, '.', '_' or '-', at most 64, the first a letter or a digit",
+}
+_NO_SUGGESTIONS = (["hidden_act"], ["feed_forward_proj"])  # another name is another function, however alike they sound
+_WITHOUT_VALUE = ("missing", "value_error")
+
+
+@dataclass
+class ErrorLocation:
+    """Where an error lies: the path as the user writes it, the node there or nearest to it, and the schema around."""
+
+    node: Node
+    path: list[str] = field(default_factory=list)
+    raw: list[Any] = field(default_factory=list)  # keys and indexes into the plain data
+    annotation: Any = Config  # of the section that holds the last key
+    siblings: dict[str, Any] = field(default_factory=dict)  # members of the union that section belongs to
+    union: int = -1  # how deep in the path an untagged union stood
+
+
+def locate(tree: Node, loc: Sequence[str | int]) -> ErrorLocation:
+    """Follows a pydantic location, leaving out what the user did not type: union tags and wrapped single sources."""
+    place, siblings = ErrorLocation(tree), dict[str, Any]()
+    node: Node | None = tree
+    annotation: Any = Config
+    for item in loc:
+        core, which = unwrap(annotation)
+        if which is not None and node is not None and item in union_members(core):
+            siblings = union_members(core)
+            annotation = siblings[item]
+            continue
+        if is_union(core) and which is None and place.union < 0:
+            place.union, annotation = len(place.path), None
+            continue
+        value = node.value if node is not None else None
+        if isinstance(value, dict) and isinstance(item, str):
+            place.annotation, place.siblings = core, siblings
+            place.path.append(item)
+            node = value.get(item)
+        elif isinstance(value, list) and isinstance(item, int) and item < len(value):
+            name = element_name(value[item]) if place.path[-1:] in (["stages"], ["evaluate"]) else None
+            place.path.append(name or str(item))
+            node = value[item]
+        elif value is None or not isinstance(value, dict | list):
+            break
+        else:  # a single source where the schema wraps it in a list
+            annotation = item_annotation(annotation, item, [])
+            continue
+        place.raw.append(item)
+        place.node = node or place.node
+        annotation = item_annotation(annotation, item, value if isinstance(value, list) else shallow_plain(value))
+        siblings = {}
+    return place
+
+
+def format_errors(error: ValidationError, tree: Node) -> list[str]:
+    """One line for each thing wrong, in the order of the schema; alternatives of one union become one line."""
+    found = [(locate(tree, item["loc"]), item) for item in error.errors(include_url=False)]
+    lines: dict[tuple[str, ...], tuple[str, list[str], str]] = {}
+    for place, item in found:
+        head, reason, tail = _error_parts(place, item)
+        deeper = any(
+            other.union == place.union >= 0 and other.path[: place.union] == place.path[: place.union]
+            and len(other.path) > len(place.path) for other, _ in found
+        )  # fmt: skip
+        if deeper and len(place.path) == place.union:
+            continue  # the union's other member was meant: its own error says more
+        key = (head, *place.path) if place.union >= 0 else (head, *place.path, reason)
+        lines.setdefault(key, (head, [], tail))[1].append(reason)
+    return [f"{head}: {', or '.join(dict.fromkeys(reasons))}{tail}" for head, reasons, tail in lines.values()]
+
+
+def _error_parts(place: ErrorLocation, item: Mapping[str, Any]) -> tuple[str, str, str]:
+    kind, context = item["type"], item.get("ctx", {})
+    reason = _REASONS.get(kind) or str(context.get("error", item["msg"]))
+    reason = reason.replace("Input should be", "must be").removesuffix(" after validation, not 0")
+    reason = re.sub(r"^(List|String|Dictionary|Value) ", lambda match: match[1].lower() + " ", reason)
+    tail, path, node = "", place.path, place.node
+    if kind == "value_error":
+        path, node = _mentioned_key(place, reason)
+    elif kind == "extra_forbidden":
+        reason = "unknown key"
+        tail = suggest_key(path[-1], place.annotation, place.siblings)
+    elif kind == "literal_error" and path[-1:] not in _NO_SUGGESTIONS:
+        tail = _suggestion(item["input"], re.findall(r"'([^']*)'", context["expected"]))
+    elif kind == "unknown_kind":
+        if isinstance(node.value, dict):
+            tag = reason.split("'")[1]
+            tail = _suggestion(item["input"].get(tag), re.findall(r"[\w-]+", reason.split(":")[-1]))
+            if tag in node.value:
+                path, node = [*path, tag], node.value[tag]
+        else:
+            reason = _REASONS["model_type"]
+    got = "" if kind in _WITHOUT_VALUE else f" (got {format_value(node, path)})"
+    written = ascii(".".join(path))[1:-1]
+    return (f"{node.where}: {written[:120]}" if written else node.where), reason, got + tail
+
+
+def _suggestion(given: Any, allowed: list[str]) -> str:
+    found = closest_match(given, allowed) if isinstance(given, str) else None
+    return f"; did you mean '{found}'?" if found else ""
+
+
+def _mentioned_key(place: ErrorLocation, reason: str) -> tuple[list[str], Node]:
+    """A rule between keys is reported at the first key (or the stage) it names, where that key is written."""
+    if isinstance(place.node.value, dict) and place.path:
+        for word in re.findall(r"\w+", reason):
+            if word in place.node.value:
+                return [*place.path, word], place.node.value[word]
+    stages = place.node.value.get("stages") if isinstance(place.node.value, dict) else None
+    if stages is not None and isinstance(stages.value, list):
+        for stage in stages.value:
+            if f"stage '{element_name(stage)}'" in reason:
+                return ["stages", str(element_name(stage))], stage
+    return place.path, place.node
+
+
+def format_value(node: Node, path: Sequence[str] = ()) -> str:
+    """A value on one short line; what a key named like a secret holds is not shown."""
+    if path and SECRET_KEY.search(path[-1]) and isinstance(node.value, str):
+        return "'***'"
+    value = mask_secrets(to_plain(node))
+    text = ascii(value) if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def mask_secrets(data: Any) -> Any:
+    """Plain data without the text under keys named like secrets."""
+    if isinstance(data, list):
+        return [mask_secrets(item) for item in data]
+    if not isinstance(data, dict):
+        return data
+    secret = {key for key, value in data.items() if SECRET_KEY.search(key) and isinstance(value, str)}
+    return {key: "***" if key in secret else mask_secrets(value) for key, value in data.items()}
+
+
+def config_error(problems: Sequence[str]) -> UserError:
+    """One error whose message has a line for every problem, the first MAX_LINES of them."""
+    lines = [
+        line if len(line) <= MAX_LINE_LENGTH else line[: MAX_LINE_LENGTH - 3] + "..."
+        for line in dict.fromkeys(problems)
+    ]
+    if len(lines) > MAX_LINES:
+        lines[MAX_LINES:] = [f"... and {len(lines) - MAX_LINES} more problems"]
+    return UserError("\n".join(lines))

@@ -1,0 +1,187 @@
+"""From a YAML file and overrides to one checked `Config`, and back to YAML.
+
+Everything wrong is reported at once, in one `UserError` with one line for each problem. Relative paths inside a
+configuration are taken from the current directory; only `extends` is relative to the file that says it.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from bertjax.config.huggingface.sizes import _fields_from_hf
+from bertjax.config.loading import yaml_reader
+from bertjax.config.loading.earlier_versions import fill_legacy_defaults
+from bertjax.config.loading.error_messages import config_error, format_errors, locate, mask_secrets
+from bertjax.config.loading.overrides import merge, parse_overrides, read_with_extends
+from bertjax.config.loading.step_meta import is_checkpoint_step, list_steps, read_meta
+from bertjax.config.loading.yaml_reader import Node, to_nodes, to_plain
+from bertjax.config.schema.run import Config
+from bertjax.errors import UserError
+from bertjax.storage.locations import path_problem
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """The configuration in a YAML file, the files it extends and `key.path=value` overrides.
+
+    Raises UserError with one line per problem: `file:line: key.path: reason (got value); did you mean 'x'?`.
+    """
+    problems: list[str] = []
+    tree = read_with_extends(Path(path), problems)
+    return _merge_and_validate(tree, overrides, problems)
+
+
+def build(data: dict[str, Any], overrides: Sequence[str] = (), *, where: str = "config") -> Config:
+    """The same from plain data, such as the configuration stored in a checkpoint; `where` names it in errors."""
+    return _merge_and_validate(to_nodes(data, where), overrides, [])
+
+
+def build_saved(kept: dict[str, Any], overrides: Sequence[str] = (), *, where: str) -> Config:
+    """The same from a configuration that a run folder or a checkpoint keeps, maybe written by an earlier version."""
+    return build(fill_legacy_defaults(kept), overrides, where=where)
+
+
+def load_saved(path: Path) -> Config:
+    """The configuration in a run folder's config.yaml, maybe written by an earlier version."""
+    problems: list[str] = []
+    tree = yaml_reader.read(path, problems)
+    return _merge_and_validate(to_nodes(fill_legacy_defaults(to_plain(tree)), str(path)), (), problems)
+
+
+def _merge_and_validate(tree: Node, overrides: Sequence[str], problems: list[str]) -> Config:
+    tree = merge(tree, parse_overrides(overrides, problems), problems)
+    _fill_model_fields(tree, problems)
+    config = _validate(tree, problems)
+    _reject_control_characters(tree, [], problems)
+    if problems or config is None:
+        raise config_error(problems)
+    return config
+
+
+def _validate(tree: Node, problems: list[str]) -> Config | None:
+    """Strict: text is never taken for a number or a boolean. A whole float such as 1e5 is a whole number."""
+    try:
+        return Config.model_validate(to_plain(tree), strict=True)
+    except ValidationError as error:
+        whole = [
+            locate(tree, item["loc"]).node for item in error.errors()
+            if item["type"] == "int_type" and isinstance(item["input"], float) and item["input"].is_integer()
+        ]  # fmt: skip
+        for node in whole:
+            node.value = int(node.value)
+        if whole:
+            return _validate(tree, problems)
+        problems += format_errors(error, tree)
+        return None
+
+
+def _reject_control_characters(node: Node, path: list[str], problems: list[str]) -> None:
+    if isinstance(node.value, dict | list):
+        items = node.value.items() if isinstance(node.value, dict) else enumerate(node.value)
+        for key, item in items:
+            _reject_control_characters(item, [*path, str(key)], problems)
+    elif isinstance(node.value, str) and any(ord(char) < 32 for char in node.value):
+        head = f"{node.where}: {'.'.join(path)}: "
+        if not any(problem.startswith(head) for problem in problems):
+            problems.append(f"{head}control characters are not allowed (got {node.value!a:.60})")
+
+
+def _fill_model_fields(tree: Node, problems: list[str]) -> None:
+    """Replaces `model.config_from` with the sizes found there; a size given beside it stands."""
+    model = tree.value.get("model")
+    source = model.value.pop("config_from", None) if model is not None and isinstance(model.value, dict) else None
+    if source is None or source.value is None:
+        return
+    head = f"{source.where}: model.config_from"
+    if not isinstance(source.value, str):
+        problems.append(f"{head}: must be the path of a folder (got {json.dumps(to_plain(source))[:60]})")
+        return
+    if problem := path_problem(source.value, remote=False):
+        problems.append(f"{head}: {problem}")
+        return
+    try:
+        sizes = read_model_fields(source.value)
+    except UserError as error:
+        problems.append(f"{head}: {error}")
+        return
+    family = model.value.get("family")
+    if family is not None and family.value != sizes["family"]:
+        found = sizes["family"]
+        problems.append(f"{family.where}: model.family: {source.value} holds a {found} (got {family.value!r})")
+        return
+    where = f"{source.where} (from {source.value})"
+    model.value = {key: to_nodes(value, where) for key, value in sizes.items()} | model.value
+
+
+def read_model_fields(folder: str | Path) -> dict[str, Any]:
+    """The fields of BertConfig or T5Config that a Hugging Face folder, a bertjax run or a checkpoint describes.
+
+    Names follow transformers' BertConfig, DistilBertConfig and T5Config. Raises UserError.
+    """
+    folder = Path(folder).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder")
+    if (folder / "config.json").is_file():
+        return _fields_from_hf(folder / "config.json")
+    if found := _find_checkpoint(folder):
+        model = read_meta(found)["config"].get("model") or {}
+        return {"family": "bert"} | {key: value for key, value in model.items() if key != "config_from"}
+    full = folder.resolve()
+    runs = [above.parent for above in (full, *full.parents[:2]) if above.name == "checkpoints"]
+    for place in (folder, *runs):
+        if (place / "config.yaml").is_file():
+            model = yaml_reader.read(place / "config.yaml", []).value.get("model")
+            sizes = to_plain(model) if model is not None else {}
+            return {"family": "bert"} | {key: value for key, value in sizes.items() if key != "config_from"}
+    raise UserError(
+        f"{folder}: holds neither config.json (Hugging Face) nor config.yaml (a bertjax run), and is no checkpoint"
+    )
+
+
+def _find_checkpoint(folder: Path) -> Path | None:
+    """The folder itself where it is a checkpoint step, else the newest step in it, or of the last stage in it."""
+    if is_checkpoint_step(folder):
+        return folder
+    places = [folder] if list_steps(folder) else [p for p in sorted(folder.glob("[0-9][0-9]-*")) if list_steps(p)]
+    return places[-1] / str(list_steps(places[-1])[-1]) if places else None
+
+
+def dump(config: Config, *, for_log: bool = False) -> str:
+    """YAML with every option; `load` of it gives an equal Config. `for_log` masks values of keys named like secrets."""
+    data = config.model_dump(mode="json")
+    return yaml_reader.dump(mask_secrets(data) if for_log else data)
+
+
+def identity_fields(config: Config) -> dict[str, Any]:
+    """The part of a configuration that decides what is learnt: model, tokenizer, data, stages and seed.
+
+    Where and how it runs (mesh, dtype, logging, checkpoints, evaluations) may change when a run is resumed.
+    """
+    data = config.model_dump(mode="json", include={"model", "tokenizer", "tasks", "mixtures", "stages"})
+    for stage in data["stages"]:
+        stage.pop("evaluate")
+        stage.pop("grad_accum")
+        stage.pop("init_base", None)
+    return data | {"seed": config.run.seed, "dropout_rng": config.run.dropout_rng}
+
+
+def fingerprint(config: Config) -> str:
+    """SHA-256 (hexadecimal) of `identity`: equal fingerprints mean that one run may continue the other."""
+    return hashlib.sha256(json.dumps(identity_fields(config), sort_keys=True).encode()).hexdigest()
+
+
+def identity_diff(old: Config, new: Config) -> list[str]:
+    """`key.path: old -> new` for every field of `identity` that differs."""
+    before, after = flatten(identity_fields(old)), flatten(identity_fields(new))
+    keys = [key for key in before | after if before.get(key) != after.get(key)]
+    return [f"{key}: {json.dumps(before.get(key))} -> {json.dumps(after.get(key))}" for key in keys]
+
+
+def flatten(data: Any, prefix: str = "") -> dict[str, Any]:
+    items = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else None
+    if items is None:
+        return {prefix[:-1]: data}
+    return {key: leaf for name, item in items for key, leaf in flatten(item, f"{prefix}{name}.").items()}

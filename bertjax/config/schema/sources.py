@@ -1,0 +1,100 @@
+"""Configuration sections of the data sources, one per source kind."""
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+
+from pydantic import BeforeValidator, Field
+
+from bertjax.config.schema.base import AnyPath, LocalPath, NonNegative, Section, tagged_union
+
+
+class TextFiles(Section):
+    """Plain text. `sentences`: one sentence a line, blank lines between documents; `paragraphs`: blank lines between
+    documents, whose sentences are found; `documents`: one document a file, whose sentences are found.
+    """
+
+    kind: Literal["text"] = "text"
+    files: list[AnyPath] = Field(min_length=1)  # paths or globs; .gz, .xz and .bz2 are read as they are
+    layout: Literal["sentences", "paragraphs", "documents"] = "documents"
+
+
+class JsonLines(Section):
+    kind: Literal["jsonl"] = "jsonl"
+    files: list[AnyPath] = Field(min_length=1)
+    text_field: str = "text"
+
+
+class Json(Section):
+    """JSON files that hold one list of objects."""
+
+    kind: Literal["json"] = "json"
+    files: list[AnyPath] = Field(min_length=1)
+    text_field: str = "text"
+
+
+class Tsv(Section):
+    """Tab-separated values, a record a line; quotes are ordinary characters, as in the GLUE files."""
+
+    kind: Literal["tsv"] = "tsv"
+    files: list[AnyPath] = Field(min_length=1)
+    fields: list[str] | None = None  # names of the columns; default: the first line's
+    skip_lines: NonNegative = 0  # a header to pass over when `fields` are given
+    text_field: str = "text"
+
+
+class Parquet(Section):
+    kind: Literal["parquet"] = "parquet"
+    files: list[AnyPath] = Field(min_length=1)
+    text_field: str = "text"
+
+
+class HuggingFaceData(Section):
+    """A folder made by `Dataset.save_to_disk`, a local dataset folder, or a name on the Hugging Face Hub."""
+
+    kind: Literal["huggingface"] = "huggingface"
+    name: LocalPath
+    config: str | None = None
+    split: str = "train"
+    text_field: str = "text"
+
+
+class TfdsData(Section):
+    """A TensorFlow Datasets builder prepared as array_record; read through `tfds.data_source`, without TensorFlow."""
+
+    kind: Literal["tfds"] = "tfds"
+    name: str
+    split: str = "train"
+    data_dir: LocalPath | None = None
+    text_field: str = "text"
+
+
+class StdlibDocs(Section):
+    """The documentation inside the Python standard library; one document a module, split by a hash of its name."""
+
+    kind: Literal["stdlib_docs"] = "stdlib_docs"
+    split: Literal["train", "heldout", "all"] = "train"
+
+
+class SquadFiles(Section):
+    """The official SQuAD JSON (v1.1 or v2.0), plain or compressed."""
+
+    kind: Literal["squad"] = "squad"
+    files: list[AnyPath] = Field(min_length=1)
+
+
+class StdlibQa(Section):
+    """SQuAD-form questions made from the standard library's documentation; splits share no module."""
+
+    kind: Literal["stdlib_qa"] = "stdlib_qa"
+    split: Literal["train", "heldout"] = "train"
+
+
+if TYPE_CHECKING:
+    Source: TypeAlias = Any
+else:
+    Source = tagged_union(
+        "kind", "text", text=TextFiles, jsonl=JsonLines, json=Json, tsv=Tsv, parquet=Parquet,
+        huggingface=HuggingFaceData, tfds=TfdsData, stdlib_docs=StdlibDocs, squad=SquadFiles, stdlib_qa=StdlibQa,
+    )  # fmt: skip
+
+
+Sources = Annotated[list[Source], BeforeValidator(lambda v: v if isinstance(v, list) else [v]), Field(min_length=1)]

@@ -1,0 +1,236 @@
+"""Jobs that make files: each a pure function of its argument, run here, in a pool of processes or by another runner.
+
+A job that is done has left a record: the sizes and hashes of its files, and what is to be known about them. Run again,
+it compares them and makes only what is not whole. So whoever runs which job, in whatever order and however often they
+are interrupted, the files come out the same.
+"""
+
+import base64
+import json
+import os
+import secrets
+import shutil
+import signal
+import threading
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from bertjax.errors import StorageError, UserError
+from bertjax.storage import remote, staging
+
+
+class JobOutput(NamedTuple):
+    """What a job leaves in the folder it was given: file names, facts (JSON), and counts (integers of any shape)."""
+
+    files: list[str]
+    facts: dict[str, Any]
+    counts: np.ndarray
+
+
+class JobRecord(NamedTuple):
+    """Of a finished job. `files` has {file, bytes, sha256} each; `reused`: they were there already."""
+
+    files: list[dict[str, Any]]
+    facts: dict[str, Any]
+    counts: np.ndarray
+    reused: bool = False
+
+
+JobFn = Callable[
+    [Any, Any, int, Path], JobOutput
+]  # (what all jobs share, a job's argument, its number, a local folder)
+
+
+@dataclass(frozen=True)
+class Jobs:
+    """Attributes:
+    make: a module-level function; it and `shared` are sent to each process once.
+    folder: where the files end up; records: where a record of each finished job is kept.
+    """
+
+    make: JobFn
+    shared: Any
+    folder: Path
+    records: Path
+
+    def with_shared(self, shared: Any) -> "Jobs":
+        return replace(self, shared=shared)
+
+    def record_path(self, index: int) -> Path:
+        return self.records / f"{index:05d}.json"
+
+
+class Shuffle(Protocol):
+    """Brings pieces of the parts of a corpus to the jobs that need them, for a runner that has a shuffle of its own."""
+
+    @property
+    def num_parts(self) -> int: ...
+
+    def pieces(self, part: int) -> Iterator[tuple[int, Any]]:
+        """(number of the job, piece) for everything in a part."""
+
+    def shared_for_job(self, shared: Any, job: int, pieces: Iterable[Any]) -> Any:
+        """What a job needs in place of `shared`, once its pieces have come, in any order."""
+
+
+class Runner(Protocol):
+    """Runs jobs and gives their records in order. `is_distributed`: its processes share nothing but the work folder."""
+
+    is_distributed: bool
+
+    def run(
+        self, jobs: Jobs, arguments: Iterable[Any], *, workers: int, shuffle: Shuffle | None = None
+    ) -> Iterator[JobRecord]:
+        """`shuffle`: how the jobs get what they would else read from what they share at random."""
+
+
+class WorkerDiedError(UserError):
+    """Nothing is wrong with the data: what is finished can be kept."""
+
+
+def run_job(jobs: Jobs, index: int, argument: Any) -> JobRecord:
+    """Makes the files of one job, unless its record is there and they are whole; idempotent, and safe to kill."""
+    if found := load_finished(jobs, index):
+        return found
+    with _job_folder(jobs) as folder:
+        made = jobs.make(jobs.shared, argument, index, folder)
+        files = [{"file": name, **remote.move_verified(folder / name, jobs.folder / name)} for name in made.files]
+    counts = np.ascontiguousarray(made.counts)
+    packed = base64.b64encode(zlib.compress(counts.tobytes(), 1)).decode()
+    record = {"files": files, "facts": made.facts, "counts": [counts.dtype.str, list(counts.shape), packed]}
+    remote.write_bytes_atomic(jobs.record_path(index), json.dumps(record).encode())
+    return JobRecord(files, made.facts, made.counts)
+
+
+def load_finished(jobs: Jobs, index: int) -> JobRecord | None:
+    """The record of a job whose files are all there with their sizes and hashes."""
+    record = read_record(jobs, index)
+    for entry in record.files if record else ():
+        path = jobs.folder / entry["file"]
+        if remote.file_size(path) != entry["bytes"] or remote.sha256_file(path) != entry["sha256"]:
+            return None
+    return record
+
+
+def read_record(jobs: Jobs, index: int) -> JobRecord | None:
+    """The record of a job that was finished once; its files are not looked at."""
+    path = jobs.record_path(index)
+    if remote.file_size(path) is None:
+        return None
+    try:
+        with remote.remote_errors(path):
+            found = json.loads(path.read_bytes())
+        kind, shape, packed = found["counts"]
+        counts = np.frombuffer(zlib.decompress(base64.b64decode(packed)), kind).reshape(shape)
+        return JobRecord(found["files"], found["facts"], counts, reused=True)
+    except (OSError, ValueError, KeyError, TypeError, zlib.error):
+        return None  # half a record is none
+
+
+@contextmanager
+def _job_folder(jobs: Jobs) -> Iterator[Path]:
+    """A folder of its own for a job: beside the records, so that its files need only be renamed, or on this machine."""
+    above = (staging.staging_dir() if remote.is_remote(jobs.records) else jobs.records.parent) / "making"
+    folder = above / secrets.token_hex(8)
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise StorageError(f"{folder.parent}: no folder can be made here ({error.strerror})") from error
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+# ---- on this machine ------------------------------------------------------------------------------------------------
+
+
+class LocalRunner:
+    """This process, or a pool of processes on this machine."""
+
+    is_distributed = False
+
+    def run(
+        self,
+        jobs: Jobs,
+        arguments: Iterable[Any],
+        *,
+        workers: int,
+        shuffle: Shuffle | None = None,
+    ) -> Iterator[JobRecord]:
+        """In order; with `workers` above one some jobs are ahead of what was read."""
+        if workers > 1:
+            yield from _in_pool(jobs, arguments, workers)
+            return
+        for index, argument in enumerate(arguments):
+            yield run_job(jobs, index, argument)
+
+
+def _in_pool(jobs: Jobs, arguments: Iterable[Any], workers: int) -> Iterator[JobRecord]:
+    # spawn: this process may hold threads (the tokenizer's, XLA's), and a fork would copy their locks as they are.
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), _init_worker, (jobs,))
+    waiting: deque[Future[JobRecord]] = deque()
+    try:
+        for index, argument in enumerate(arguments):
+            with _sigint_blocked():
+                waiting.append(pool.submit(_run_in_worker, index, argument))
+            if len(waiting) >= 2 * workers:  # bounded: arguments may be a stream of records
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    except BrokenProcessPool:
+        raise WorkerDiedError(
+            f"preparing data: one of {workers} worker processes died, for want of memory (set run.prepare_workers to "
+            "less) or because the program that started it has no `if __name__ == '__main__':`"
+        ) from None
+    except BaseException:  # an interrupt: what is half made is of no use
+        for process in list((getattr(pool, "_processes", None) or {}).values()):
+            process.kill()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _sigint_blocked() -> Iterator[None]:
+    """A process started inside the block is deaf to Ctrl-C from its beginning, and not only from `_start` on."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+_state: Jobs  # of a worker process, set once when it starts
+
+
+def _init_worker(jobs: Jobs) -> None:
+    global _state
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
+    for number in (signal.SIGINT, signal.SIGTERM):  # sent to all of a terminal or a job: the parent decides
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    _state = jobs
+
+
+def _exit_with_parent() -> None:
+    """A parent that was killed ends nothing: its pool would wait for work for ever."""
+    parent = parent_process()
+    if parent:
+        wait([parent.sentinel])
+        os._exit(1)
+
+
+def _run_in_worker(index: int, argument: Any) -> JobRecord:
+    return run_job(_state, index, argument)

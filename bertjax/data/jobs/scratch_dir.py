@@ -1,0 +1,151 @@
+"""The folder that holds what lies between the sources and a store, so that a preparation that was killed goes on."""
+
+import errno
+import fcntl
+import hashlib
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from bertjax.data.jobs.jobs import WorkerDiedError
+from bertjax.data.store.writer import STALE_SECONDS
+from bertjax.errors import StorageError, UserError
+from bertjax.storage import remote, staging
+
+DISK_FULL_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+KEPT_MESSAGE = "what is finished is kept: run the same command again"
+
+
+@dataclass(frozen=True)
+class ScratchDir:
+    """Attributes:
+    folder: for what lies in between. rows: where the shards of the store are made (`StoreWriter.temporary`).
+    """
+
+    folder: Path
+    rows: Path
+
+
+@contextmanager
+def scratch_dir(store: Path, is_distributed: bool) -> Iterator[ScratchDir]:
+    """A place to prepare `store` in: the one that an earlier call for the same store has left, if there is one.
+
+    It is removed at the end, and where the source is at fault; else what is finished in it stays, for the next call. Of
+    several preparers on one machine the first has it, and the others work in places of their own.
+
+    Args:
+        is_distributed: the jobs run on other machines, and what they share lies beside the store.
+    """
+    far = remote.is_remote(store)
+    if is_distributed and far:
+        folder = store.parent / f".{store.name}.work"
+        with _discard_on_source_error(folder, store):
+            yield ScratchDir(folder, store)
+        remote.remove(folder)
+        return
+    above = staging.staging_dir() / "work" if far else store.parent
+    name = f"{store.name}-{hashlib.sha256(str(store).encode()).hexdigest()[:8]}" if far else store.name
+    made = [path for path in (above, *above.parents) if not path.exists()]
+    lock = None
+    try:
+        try:
+            above.mkdir(parents=True, exist_ok=True)
+            _remove_stale(above)
+            folder, lock = _acquire(above / f".{name}.work")
+        except OSError as error:
+            raise UserError(f"{above}: no data can be kept here ({error.strerror}); choose another cache") from None
+        with _cleanup(folder), _discard_on_source_error(*([store] if far else [])):
+            yield ScratchDir(folder, store if far else folder / "rows")
+    finally:
+        if lock:
+            lock.close()
+        if not local_folder_exists(store):
+            with suppress(OSError):
+                for path in made:
+                    path.rmdir()
+
+
+def remove_scratch_dir(store: Path) -> None:
+    """Removes what a preparer left that died after its store was in place."""
+    folder = store.parent / f".{store.name}.work"
+    if not remote.is_remote(store) and folder.exists():
+        found, lock = _acquire(folder)
+        with lock:
+            shutil.rmtree(found, ignore_errors=True)
+
+
+def local_folder_exists(store: Path) -> bool:
+    return not remote.is_remote(store) and store.exists()
+
+
+@contextmanager
+def _discard_on_source_error(*remains: Path) -> Iterator[None]:
+    """Removes `remains` where the source is at fault: another source is another store."""
+    try:
+        yield
+    except WorkerDiedError:
+        raise
+    except UserError:
+        for path in remains:
+            remote.remove(path)
+        raise
+
+
+@contextmanager
+def _cleanup(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except WorkerDiedError:
+        raise
+    except UserError:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    except OSError as error:
+        _keep_if_useful(folder)
+        if error.errno not in DISK_FULL_ERRORS:
+            raise
+        kept = f"; {KEPT_MESSAGE}" if folder.exists() else ""
+        reason = f"no room for prepared data ({error.strerror})"
+        raise StorageError(f"{folder.parent}: {reason}; free some space{kept}") from error
+    except BaseException:
+        _keep_if_useful(folder)
+        raise
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _keep_if_useful(folder: Path) -> None:
+    shutil.rmtree(folder / "making", ignore_errors=True)
+    if not any(folder.glob("*-done/*.json")):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _acquire(folder: Path) -> tuple[Path, IO[str]]:
+    """`folder`, made and locked; one of another name when somebody else has it. OSError when none can be made."""
+    folder.mkdir(exist_ok=True)
+    with suppress(FileNotFoundError):
+        lock = (folder / "lock").open("w")
+        with suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.stat(folder / "lock").st_ino == os.fstat(lock.fileno()).st_ino:  # and it is still the one
+                shutil.rmtree(folder / "making", ignore_errors=True)
+                return folder, lock
+        lock.close()
+    own = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=".tmp", dir=folder.parent))
+    return own, (own / "lock").open("w")
+
+
+def _remove_stale(above: Path) -> None:
+    """Work folders that nobody has come back to."""
+    for folder in above.glob(".*.work*"):
+        with suppress(OSError):
+            if time.time() - folder.stat().st_mtime > STALE_SECONDS:
+                with (folder / "lock").open("a") as lock:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(folder, ignore_errors=True)

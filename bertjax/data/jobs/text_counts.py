@@ -1,0 +1,70 @@
+"""How many texts of a task are cut to their length or left out, and how many pieces the tokenizer does not know.
+
+Counted where rows are made and kept in a store's meta["text_counts"], so that a cached store still says it:
+{side: {"texts", "cut", "tokens", "tokens_cut", "unknown"}}, a side being inputs, targets, texts, questions or contexts;
+questions and records (of text_to_text) that make no row: "left_out" of "texts".
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+TextCounts = dict[str, dict[str, int]]
+
+UNKNOWN_WARNING_SHARE = 0.01  # of the pieces: from here on another tokenizer is advised
+META_KEY = "text_counts"  # in a store's meta and in a job's facts
+# What to raise for fewer cuts.
+_LENGTHS = {
+    "inputs": "sequence_length", "texts": "sequence_length", "targets": "target_length",
+    "questions": "max_query_length",
+}  # fmt: skip
+_WHY_LEFT_OUT = {
+    "questions": "their answer's text is not where answer_start says; correct it to train on them",
+    "records": "only right referents are trained on, and theirs is wrong (label 0) or not found in the text",
+}
+
+
+def count(texts: Sequence[Sequence[int]], room: int | None, unk_id: int | None) -> dict[str, int]:
+    """The counts of texts, given as ids, of which `room` tokens each are kept (None: all); no unknown piece: None."""
+    sizes = [len(ids) for ids in texts]
+    over = [] if room is None else [size - room for size in sizes if size > room]
+    unknown = sum(ids.count(unk_id) for ids in texts)
+    return {"texts": len(sizes), "cut": len(over), "tokens": sum(sizes), "tokens_cut": sum(over), "unknown": unknown}
+
+
+def merge_counts(one: TextCounts, other: TextCounts) -> TextCounts:
+    """The counts of both."""
+    found = {side: dict(counts) for side, counts in one.items()}
+    for side, counts in other.items():
+        before = found.setdefault(side, dict.fromkeys(counts, 0))
+        found[side] = before | {name: before.get(name, 0) + number for name, number in counts.items()}
+    return found
+
+
+def report_lines(name: str, counts: TextCounts | None, options: Any) -> list[str]:
+    """A line for each thing that is lost; none where nothing is, or a store of an earlier version counted nothing.
+
+    options: the preprocess section, or {side: (what its length is called, the length)}.
+    """
+    found = []
+    for side, n in (counts or {}).items():
+        if n.get("left_out"):
+            found.append(f"{name}: {n['left_out']:,} of {n['texts']:,} {side} left out: {_WHY_LEFT_OUT[side]}")
+        if n.get("cut"):
+            named = isinstance(options, Mapping)
+            key, limit = options[side] if named else (_LENGTHS[side], getattr(options, _LENGTHS[side], None))
+            found.append(
+                f"{name}: {n['cut']:,} of {n['texts']:,} {side} cut ({_share(n['tokens_cut'], n['tokens'])} of their "
+                f"tokens lost); raise {key} (now {limit}) to keep them"
+            )
+        if n.get("unknown"):
+            many = n["unknown"] >= UNKNOWN_WARNING_SHARE * n["tokens"]
+            advice = (
+                "; the tokenizer has none for their characters, take one that was trained on such text" if many else ""
+            )
+            share = _share(n["unknown"], n["tokens"])
+            found.append(f"{name}: unknown pieces in the {side}: {n['unknown']:,} ({share}){advice}")
+    return found
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part / whole:.1%}" if part / whole >= 0.0005 else "less than 0.1%"

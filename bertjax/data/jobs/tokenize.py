@@ -1,0 +1,187 @@
+"""Text of any source as a corpus of ids: a job for each part of the sources, one after the other in the corpus."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from math import ceil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bertjax.data.jobs.jobs import JobOutput, JobRecord, Jobs
+from bertjax.data.jobs.text_counts import TextCounts
+from bertjax.data.jobs.token_corpus import FILES, ConcatCorpus, CorpusPart, Documents, TokenizedCorpus
+from bertjax.data.sources import text
+from bertjax.errors import UserError
+from bertjax.storage.remote import is_remote
+
+if TYPE_CHECKING:
+    from bertjax.data.jobs.context import PrepareContext
+    from bertjax.data.tokenizers.load import Tokenizer
+
+LONG_DOCUMENT_SENTENCES = 1000  # a chapter has some hundred
+MIN_POOL_BYTES = 8 << 20  # of files; less is tokenised before worker processes have started
+DocumentIds = Iterable[Sequence[int]]  # of one document, in pieces
+ReadFn = Callable[[Any, Path], Iterator[Any]]  # a source as documents
+TokenizeFn = Callable[[Iterator[Any], "Tokenizer"], Iterator[DocumentIds]]
+
+
+@dataclass(frozen=True)
+class TokenizeContext:
+    """How documents are read and made ids of; `read` and `tokenize` are module-level functions."""
+
+    read: ReadFn
+    tokenize: TokenizeFn
+    tokenizer: "Tokenizer"
+    base: Path
+    progress: Callable[[int], None] | None = None  # told of every document, where that is possible
+    max_sentence_tokens: int | None = None  # sentences of more tokens are cut (`split_long_sentences`)
+
+
+@dataclass(frozen=True)
+class TokenizedText:
+    """Attributes:
+    tokens: of each document, int64 [documents]; unknown_tokens: how many of them the tokenizer does not know.
+    sentences: in all; sentences_cut: sentences that became pieces; longest_document: sentences in the longest document; long_documents: documents of
+        more than `LONG_DOCUMENT_SENTENCES` sentences.
+    """
+
+    corpus: Documents
+    tokens: np.ndarray
+    sentences: int
+    unknown_tokens: int
+    parts: tuple[CorpusPart, ...] = field(default=())
+    sentences_cut: int = 0
+    longest_document: int = 0
+    long_documents: int = 0
+
+    @property
+    def text_counts(self) -> TextCounts:
+        """Nothing of a text is cut."""
+        tokens = int(self.tokens.sum())
+        counts = {
+            "texts": len(self.tokens),
+            "cut": 0,
+            "tokens": tokens,
+            "tokens_cut": 0,
+            "unknown": self.unknown_tokens,
+        }
+        return {"texts": counts}
+
+
+def tokenize_sources(
+    context: "PrepareContext", read: ReadFn, tokenize: TokenizeFn, max_sentence_tokens: int | None = None
+) -> TokenizedText:
+    """The corpus of a task; sentences of more than `max_sentence_tokens` tokens are cut into pieces.
+
+    Raises UserError when a source holds no text, or all of them no token.
+    """
+    cut = [text.split_source(source, context.base) for source in context.task.source]
+    parts = [(number, part) for number, found in enumerate(cut) for part, _ in found]
+    pooled = context.workers > 1 and len(parts) > 1 and sum(size for found in cut for _, size in found) > MIN_POOL_BYTES
+    reading = TokenizeContext(
+        read, tokenize, context.tokenizer, context.base.absolute(), max_sentence_tokens=max_sentence_tokens
+    )
+    progress = context.progress("documents tokenised")
+    if not pooled and not context.runner.is_distributed:
+        reading = replace(reading, progress=progress)
+    jobs = Jobs(tokenize_part, reading, context.folder / "corpus", context.folder / "corpus-done")
+    arguments = [part for _, part in parts]
+    found: list[JobRecord] = []
+    with closing(context.runner.run(jobs, arguments, workers=context.workers if pooled else 1)) as records:  # type: ignore[type-var]
+        for record in records:
+            found.append(record)
+            progress(sum(len(record.counts) for record in found))
+    for number, source in enumerate(context.task.source):
+        if not any(record.facts["read"] for (n, _), record in zip(parts, found, strict=True) if n == number):
+            raise text.no_text_error(source)
+    filled = tuple(_part(jobs, index, record) for index, record in enumerate(found) if len(record.counts))
+    if not filled:
+        raise UserError(f"task '{context.name}': its source holds no text; check the files and the text field")
+    corpus: Documents = ConcatCorpus(filled)
+    if len(filled) == 1 and not is_remote(filled[0].folder):
+        corpus = filled[0].open()  # nothing to look up
+    tokens = np.concatenate([record.counts for record in found if len(record.counts)])
+    total = {key: sum(record.facts[key] for record in found) for key in ("sentences", "unknown", "cut", "long")}
+    most = max(record.facts["most"] for record in found)
+    return TokenizedText(
+        corpus, tokens, total["sentences"], total["unknown"], filled, total["cut"], most, total["long"]
+    )
+
+
+def tokenize_part(reading: TokenizeContext, part: Any, index: int, folder: Path) -> JobOutput:
+    """A job (`jobs.JobFn`): a `TokenizedCorpus` of one part. Counts: the tokens of each document that has any."""
+    counts: list[int] = []
+    read = 0
+    facts = {"sentences": 0, "unknown": 0, "cut": 0, "most": 0, "long": 0}
+
+    def documents() -> Iterator[Any]:
+        nonlocal read
+        for document in reading.read(part, reading.base):
+            read += 1
+            yield document
+
+    def counted() -> Iterator[DocumentIds]:
+        for document in reading.tokenize(documents(), reading.tokenizer):
+            pieces = list(document)
+            facts["most"] = max(facts["most"], len(pieces))
+            facts["long"] += len(pieces) > LONG_DOCUMENT_SENTENCES
+            if reading.max_sentence_tokens is not None:
+                pieces, cut = split_long_sentences(
+                    pieces, reading.max_sentence_tokens, reading.tokenizer.is_continuation
+                )
+                facts["cut"] += cut
+            counts.append(sum(map(len, pieces)))
+            facts["sentences"] += len(pieces)
+            facts["unknown"] += sum(ids.count(reading.tokenizer.unk_id) for ids in pieces)
+            if reading.progress:
+                reading.progress(len(counts))
+            yield pieces
+
+    stream = counted()
+    first = next(stream, None)
+    name = f"{index:05d}"
+    if first is None:
+        return JobOutput([], {"read": read, **facts}, np.zeros(0, np.int64))
+
+    def all_documents() -> Iterator[DocumentIds]:
+        yield first
+        yield from stream
+
+    TokenizedCorpus.write(folder / name, all_documents(), reading.tokenizer.vocab_size)
+    files = [f"{name}/{file}" for file in FILES]
+    return JobOutput(files, {"read": read, **facts}, np.array(counts, np.int64))
+
+
+def _part(jobs: Jobs, index: int, record: JobRecord) -> CorpusPart:
+    entries = tuple((Path(entry["file"]).name, entry["bytes"], entry["sha256"]) for entry in record.files)
+    return CorpusPart(jobs.folder / f"{index:05d}", len(record.counts), entries)
+
+
+def split_long_sentences(
+    sentences: Sequence[Sequence[int]], longest: int, continues: np.ndarray
+) -> tuple[list[Sequence[int]], int]:
+    """(sentences, how many were cut): those of more than `longest` tokens become pieces of half as many.
+
+    Two pieces fill a row, so that a pair has a piece on each side and loses nothing. A piece begins with a word where
+    one begins near: `continues` [V] is true of ids that continue a word.
+    """
+    if all(len(sentence) <= longest for sentence in sentences):
+        return list(sentences), 0
+    found: list[Sequence[int]] = []
+    for sentence in sentences:
+        found.extend(_pieces(sentence, longest, continues) if len(sentence) > longest else [sentence])
+    return found, sum(len(sentence) > longest for sentence in sentences)
+
+
+def _pieces(sentence: Sequence[int], longest: int, continues: np.ndarray) -> Iterator[Sequence[int]]:
+    sizes = ceil(longest / 2), longest // 2
+    start, number = 0, 0
+    while len(sentence) - start > sizes[number % 2]:
+        stop = start + sizes[number % 2]
+        most = min(stop + sizes[1] // 2, len(sentence) - 1)
+        stop = next((at for at in range(stop, most) if not continues[sentence[at]]), stop)
+        yield sentence[start:stop]
+        start, number = stop, number + 1
+    yield sentence[start:]

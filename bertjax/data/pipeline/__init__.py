@@ -1,0 +1,1 @@
+"""The input pipeline: prepare a task once, then load deterministic, mixed batches by number."""

@@ -1,0 +1,299 @@
+"""Batches by number. Batch k is a pure function of (data, seed, k): nothing needs saving and any k costs the same.
+
+The stream is endless: position p = k * batch_size + row goes through `mixing.order` to (task, epoch, index), so the
+last batch of an epoch runs on into the next one. Several processes ask for their own rows of the same batch k.
+"""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from math import ceil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bertjax.config.schema.data import Task
+from bertjax.config.schema.run import Config, Stage
+from bertjax.data.jobs.jobs import Runner
+from bertjax.data.pipeline import mixing
+from bertjax.data.pipeline.prepare import ReportFn, prepare
+from bertjax.data.pipeline.task_rows import Fields, TaskData, make_task_data
+from bertjax.data.sources.class_names import ClassSpec
+from bertjax.data.store.reader import Store
+from bertjax.errors import UserError
+
+if TYPE_CHECKING:
+    from bertjax.data.tokenizers.load import Tokenizer
+
+Batch = dict[str, np.ndarray]
+ALL_ROWS = slice(None)
+RowSelection = slice | np.ndarray  # part of a batch: a range of its rows, or their numbers in order
+PREFETCH_THREADS = 2  # reading and masking mostly hold the interpreter's lock; more threads would only take turns
+
+
+class BatchIterator:
+    """Batches made ahead by background threads, in order; a context manager. An error in a thread is raised here."""
+
+    def __init__(self, make: Callable[[int], Batch], start: int, stop: int, prefetch: int):
+        self._make, self._next, self._stop = make, start, stop
+        self._pool = ThreadPoolExecutor(min(PREFETCH_THREADS, prefetch), "batches") if prefetch else None
+        self._ahead: deque[Future[Batch]] = deque()
+        self._prefetch = prefetch
+        self._fill()
+
+    def _fill(self) -> None:
+        while self._pool and len(self._ahead) < self._prefetch and self._next < self._stop:
+            self._ahead.append(self._pool.submit(self._make, self._next))
+            self._next += 1
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        if self._ahead:
+            try:
+                batch = self._ahead.popleft().result()
+            except BaseException:
+                self.close()
+                raise
+            self._fill()
+            return batch
+        if self._next >= self._stop:
+            self.close()
+            raise StopIteration
+        self._next += 1
+        return self._make(self._next - 1)
+
+    def close(self) -> None:
+        """Drops what was made ahead and waits for the threads to end."""
+        self._next = self._stop
+        self._ahead.clear()
+        if self._pool:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+            self._pool = None
+
+    def __enter__(self) -> "BatchIterator":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Batches:
+    """The batches of a stage or of an evaluation.
+
+    Attributes:
+        fields: name -> (shape, dtype) of one row; every array of a batch has an axis B in front.
+        batch_size: global B, in rows.
+        task_names: as many as there are tasks; with more than one a batch has `task_ids` [B] int32 that number them.
+        rates: the share of each task in the stream's rows.
+        row_counts: rows in one epoch of each task; `rows_per_epoch` is their sum.
+    """
+
+    def __init__(self, tasks: dict[str, TaskData], shares: dict[str, float], batch_size: int, pad_id: int = 0):
+        self.task_names = list(tasks)
+        self._tasks = list(tasks.values())
+        self.batch_size = batch_size
+        self.rates = shares
+        self.row_counts = {name: data.length for name, data in tasks.items()}
+        self.rows_per_epoch = sum(self.row_counts.values())
+        self.batches_per_epoch = -(-self.rows_per_epoch // batch_size)
+        self.fields = _common_fields(tasks)
+        if len(tasks) > 1:
+            self.fields["task_ids"] = ((), np.dtype(np.int32))
+        self._pad_id = pad_id
+        seeds = [data.seed for data in self._tasks]
+        self._order = mixing.order(list(self.row_counts.values()), [shares[name] for name in tasks], seeds)
+
+    def steps(self, stage: Stage) -> int:
+        """How many steps `stage` takes: as many as it says, or as its epochs of this data need."""
+        return stage.steps or max(1, ceil((stage.epochs or 1) * self.rows_per_epoch / stage.batch_size))
+
+    @property
+    def example_counts(self) -> dict[str, int]:
+        """In one epoch of each task; more than its rows where they are packed."""
+        names = zip(self.task_names, self._tasks, strict=True)
+        return {name: data.store.meta["examples"] for name, data in names}
+
+    @property
+    def stores(self) -> dict[str, Store]:
+        """Of each task."""
+        return {name: data.store for name, data in zip(self.task_names, self._tasks, strict=True)}
+
+    @property
+    def tokens_per_row(self) -> dict[str, float]:
+        """Real tokens in a row of each task, on average."""
+        names = zip(self.task_names, self._tasks, strict=True)
+        return {name: data.store.meta["tokens_in_rows"] / data.length for name, data in names}
+
+    @property
+    def source_fingerprints(self) -> dict[str, list[str]]:
+        """The fingerprints of each task's sources: equal ones give the same rows."""
+        names = zip(self.task_names, self._tasks, strict=True)
+        return {name: data.store.meta["made_from"]["sources"] for name, data in names}
+
+    @property
+    def labels(self) -> list[str] | None:
+        """Label names by id; None when the data hold numbers, or no labels. Raises UserError when tasks differ."""
+        found = [data.store.meta.get("labels") for data in self._tasks]
+        for name, labels in zip(self.task_names, found, strict=True):
+            if labels != found[0]:
+                first, how = self.task_names[0], "name them alike, in one order: preprocess.labels: [...]"
+                raise UserError(f"tasks '{first}' and '{name}' cannot be mixed: their labels differ; {how}")
+        return found[0]
+
+    @property
+    def unanswerable(self) -> int | None:
+        """Questions without an answer; None when the data are no questions."""
+        found = [data.store.meta.get("unanswerable") for data in self._tasks]
+        known = [count for count in found if count is not None]
+        return sum(known) if known else None
+
+    def batch(self, k: int, rows: RowSelection = ALL_ROWS) -> Batch:
+        """Rows `rows` (all of them by default) of global batch k >= 0, in order; whoever asks gets the same bits."""
+        first = k * self.batch_size
+        places = [self._order[first + row] for row in _range(rows, self.batch_size)]
+        columns = np.array(places, np.int64).reshape(len(places), 3).T
+        return self._gather(*columns)
+
+    def iterate(self, start: int, stop: int, rows: RowSelection = ALL_ROWS, prefetch: int = 4) -> BatchIterator:
+        """Batches start..stop-1; up to `prefetch` of them are made ahead by background threads (0: none)."""
+        return BatchIterator(lambda k: self.batch(k, rows), start, stop, prefetch)
+
+    def epoch_batch(self, k: int, rows: RowSelection = ALL_ROWS) -> Batch:
+        """Batch k < batches_per_epoch of one finite pass in stored order, task after task, with epoch 0's masks.
+
+        Rows behind the last example are padding: every weight and segment id 0.
+        """
+        wanted = np.array(_range(rows, self.batch_size), np.int64) + k * self.batch_size
+        real = wanted[wanted < self.rows_per_epoch]
+        ends = np.cumsum(list(self.row_counts.values()))
+        task = np.searchsorted(ends, real, side="right")
+        starts = ends - list(self.row_counts.values())
+        batch = self._gather(task, np.zeros_like(real), real - starts[task])
+        missing = len(wanted) - len(real)
+        if not missing:
+            return batch
+        for name, values in batch.items():
+            fill = self._pad_id if name == "input_ids" else 0
+            batch[name] = np.concatenate([values, np.full((missing, *values.shape[1:]), fill, values.dtype)])
+        return batch
+
+    def epoch_batches(
+        self, rows: RowSelection = ALL_ROWS, prefetch: int = 2, limit: int | None = None
+    ) -> BatchIterator:
+        """Every example exactly once, in `batches_per_epoch` batches (at most `limit`); see `epoch_batch`."""
+        stop = min(self.batches_per_epoch, limit or self.batches_per_epoch)
+        return BatchIterator(lambda k: self.epoch_batch(k, rows), 0, stop, prefetch)
+
+    def _gather(self, tasks: np.ndarray, epochs: np.ndarray, indices: np.ndarray) -> Batch:
+        if len(self._tasks) == 1:
+            return self._tasks[0].rows(epochs, indices)
+        batch = {name: np.zeros((len(tasks), *shape), dtype) for name, (shape, dtype) in self.fields.items()}
+        batch["task_ids"][:] = tasks
+        for task in np.unique(tasks).tolist():
+            where = np.flatnonzero(tasks == task)
+            for name, values in self._tasks[task].rows(epochs[where], indices[where]).items():
+                batch[name][where] = values
+        return batch
+
+
+def open_batches(
+    config: Config,
+    stage: Stage,
+    tokenizer: "Tokenizer",
+    *,
+    base: Path,
+    cache: Path,
+    report: ReportFn | None = None,
+    runner: Runner | None = None,
+    fetch: bool = True,
+    classes: ClassSpec | None = None,
+) -> Batches:
+    """The training batches of `stage`: prepares what is not in `cache` yet and mixes the tasks at their rates.
+
+    `fetch`: rows that lie in an object store are copied to this machine now, and not when the first is read.
+    `classes`: of a classification (default: the stage's, without names); tasks behind the first have to have the
+    labels of the first.
+
+    Raises UserError when a task is empty or the rows of mixed tasks differ.
+    """
+    workers = config.run.prepare_workers or os.cpu_count() or 1
+    if classes is None and stage.objective.kind == "classification":
+        classes = ClassSpec(stage.objective.num_labels)
+    decoder_only = is_decoder_only(config)
+    tasks = {}
+    for name, task in config.stage_tasks(stage).items():
+        store = prepare(
+            task, name, tokenizer, seed=config.run.seed, base=base, cache=cache, workers=workers, report=report,
+            runner=runner, classes=classes,
+        )  # fmt: skip
+        if classes and (names := store.meta.get("labels")):
+            classes = replace(classes, names=tuple(names), required=True)
+        if fetch:
+            store.fetch()
+        seed = mixing.task_seed(config.run.seed, stage.name, name)
+        tasks[name] = make_task_data(task, store, tokenizer, seed, decoder_only)
+    shares = dict.fromkeys(tasks, 1.0)
+    if mixture := config.stage_mixture(stage):
+        examples = {name: data.store.meta["examples"] for name, data in tasks.items()}
+        shares = mixing.rates(examples, mixture, config.mixtures)
+        shares = mixing.to_row_rates(shares, examples, {name: data.length for name, data in tasks.items()})
+    return Batches(tasks, shares, stage.batch_size, tokenizer.pad_id)
+
+
+def is_decoder_only(config: Config) -> bool:
+    """Whether inputs and targets stand side by side."""
+    return getattr(config.model, "architecture", None) == "decoder_only"
+
+
+def open_task(
+    task: Task,
+    name: str,
+    tokenizer: "Tokenizer",
+    *,
+    batch_size: int,
+    seed: int,
+    base: Path,
+    cache: Path,
+    workers: int = 1,
+    classes: ClassSpec | None = None,
+    decoder_only: bool = False,
+    report: ReportFn | None = None,
+) -> Batches:
+    """The batches of a single task, for an evaluation: read them with `epoch_batches`.
+
+    Args:
+        classes: of a classification: the names of the checkpoint's, so that ids mean the same there and here.
+        decoder_only: the rows are for a decoder alone, as those of the training data are.
+    """
+    store = prepare(
+        task, name, tokenizer, seed=seed, base=base, cache=cache, workers=workers, classes=classes, report=report
+    )
+    data = make_task_data(task, store, tokenizer, mixing.task_seed(seed, "evaluation", name), decoder_only)
+    return Batches({name: data}, {name: 1.0}, batch_size, tokenizer.pad_id)
+
+
+def _common_fields(tasks: dict[str, TaskData]) -> Fields:
+    (first, data), *others = tasks.items()
+    fields = dict(data.fields)
+    for name, other in others:
+        for field in sorted(fields.keys() | other.fields.keys()):
+            one, two = fields.get(field), other.fields.get(field)
+            if one != two:
+                raise UserError(
+                    f"tasks '{first}' and '{name}' cannot be mixed: {field} is {_format_field(one)} in the first and "
+                    f"{_format_field(two)} in the second; give both the same preprocess"
+                )
+    return fields
+
+
+def _format_field(field: tuple[tuple[int, ...], np.dtype] | None) -> str:
+    return "missing" if field is None else f"{field[1].name}{list(field[0])}"
+
+
+def _range(rows: RowSelection, batch_size: int) -> list[int]:
+    return np.arange(batch_size)[rows].tolist()

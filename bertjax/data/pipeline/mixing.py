@@ -1,0 +1,131 @@
+"""Mixing rates and the order in which a stage sees its examples."""
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from functools import lru_cache, partial
+from types import MappingProxyType
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from bertjax.config.schema.data import Mixture
+from bertjax.data.preprocess.counter_rng import row_streams
+from bertjax.errors import UserError
+
+if TYPE_CHECKING:
+    import grain
+
+RATE_STEPS = 100  # grain mixes by whole numbers; the rarest task gets this many of them
+MIN_SHARE = 1e-9  # of the examples: a task below it would not be drawn once in any run
+SMALL_TASK_ROWS = 256  # rows: grain's shuffle takes 65536 / rows steps for each row of a smaller task
+
+
+class RowRef(NamedTuple):
+    """Where one element of the stream comes from."""
+
+    task: int
+    epoch: int  # of that task
+    index: int  # type: ignore[assignment]  # of the row in its store
+
+
+def rates(
+    counts: Mapping[str, int], mixture: Mixture, mixtures: Mapping[str, Mixture] = MappingProxyType({})
+) -> dict[str, float]:
+    """The share of each task in the examples of `mixture`, adding up to one.
+
+    Args:
+        counts: examples in one epoch of each task.
+        mixtures: those that `mixture` may draw from besides tasks, by name.
+
+    `proportional` follows seqio.mixing_rate_num_examples: the count is clipped at K = `limit` first and raised to
+    1/T second (arXiv 1910.10683 section 3.5.2). `equal` and `explicit` take no notice of the counts. A mixture inside
+    counts with the number it has there, times the shares of its own tasks, and a task in several branches adds up
+    (seqio.Mixture.get_rate). Raises UserError for a task without examples, or with a share below LEAST_SHARE.
+    """
+    found: dict[str, float] = {}
+    for name, rate in _unnormalized_rates(counts, mixture, mixtures).items():
+        parts = rates(counts, mixtures[name], mixtures) if name in mixtures else {name: 1.0}
+        for task, share in parts.items():
+            found[task] = found.get(task, 0.0) + rate * share
+    total = sum(found.values())
+    shares = {name: rate / total for name, rate in found.items()}
+    for name, share in shares.items():
+        if share < MIN_SHARE:
+            raise UserError(
+                f"task '{name}' has a share of {share:.0e} in a mixture of {len(shares)} tasks and would never be "
+                "drawn; raise the mixture's temperature (or its rate), or leave the task out"
+            )
+    return shares
+
+
+def _unnormalized_rates(
+    counts: Mapping[str, int], mixture: Mixture, mixtures: Mapping[str, Mixture]
+) -> dict[str, float]:
+    """The rates of what stands in the mixture itself, not normalised."""
+    empty = [name for name in mixture.mixture if name not in mixtures and counts[name] <= 0]
+    if empty:
+        raise UserError(f"task '{empty[0]}' has no examples and cannot be mixed; check its source")
+    if isinstance(mixture.mixture, dict):
+        return dict(mixture.mixture)
+    if mixture.rate == "equal":
+        return dict.fromkeys(mixture.mixture, 1.0)
+    clipped = {name: min(counts[name], mixture.limit or counts[name]) for name in mixture.mixture}
+    power, largest = 1.0 / mixture.temperature, max(clipped.values())
+    unit = largest if power * math.log(largest) > 600 else 1  # only shares matter; the powers must fit into a float
+    return {name: (count / unit) ** power for name, count in clipped.items()}
+
+
+def to_row_rates(shares: Mapping[str, float], examples: Mapping[str, int], rows: Mapping[str, int]) -> dict[str, float]:
+    """Shares of the examples -> shares of the rows.
+
+    T5 mixes examples and packs afterwards. Here rows are packed before, each with examples of one task, so a task with
+    more examples to a row takes fewer of the rows.
+    """
+    taken = {name: share * rows[name] / examples[name] for name, share in shares.items()}
+    total = sum(taken.values())
+    return {name: share / total for name, share in taken.items()}
+
+
+def task_seed(seed: int, *names: str) -> int:
+    """A 32-bit seed of its own for each (stage, task): no two of them share an order or masks."""
+    return int.from_bytes(hashlib.sha256("\0".join([str(seed), *names]).encode()).digest()[:4], "little")
+
+
+def order(counts: Sequence[int], shares: Sequence[float], seeds: Sequence[int]) -> "grain.MapDataset":
+    """An endless random-access stream of `RowRef`: position -> (task, epoch, index), with no iterator state.
+
+    Each task is reshuffled in each of its epochs and visits every row exactly once per epoch. Tasks alternate in
+    grain's fixed stride, so any window holds its share of each to within one row.
+    """
+    import grain
+
+    tasks = []
+    for task, (count, seed) in enumerate(zip(counts, seeds, strict=True)):
+        rows = grain.MapDataset.range(count)
+        # repeat() counts on without end, so the position in one task's stream tells its epoch.
+        rows = (rows if count < SMALL_TASK_ROWS else rows.shuffle(seed=seed)).repeat()
+        tasks.append(
+            rows.map_with_index(
+                partial(_small_task_row_ref if count < SMALL_TASK_ROWS else _row_ref, task, count, seed)
+            )
+        )
+    if len(tasks) == 1:
+        return tasks[0]
+    # Rounded here because grain itself cuts the fractions off, which costs the rarer tasks up to a hundredth.
+    weights = [round(share / min(shares) * RATE_STEPS) for share in shares]
+    return grain.MapDataset.mix(tasks, weights=weights)
+
+
+def _row_ref(task: int, count: int, _seed: int, at: int, row: int) -> RowRef:
+    return RowRef(task, at // count, int(row))
+
+
+def _small_task_row_ref(task: int, count: int, seed: int, at: int, row: int) -> RowRef:
+    return RowRef(task, at // count, small_task_order(count, seed, at // count)[row])
+
+
+@lru_cache(maxsize=1024)
+def small_task_order(count: int, seed: int, epoch: int) -> tuple[int, ...]:
+    """The rows 0..count-1 of a small task in the order of one epoch: sorted by 64 hashed bits of each."""
+    return tuple(np.argsort(row_streams(seed, epoch, np.arange(count))[:, 0], kind="stable").tolist())

@@ -1,0 +1,113 @@
+"""Classification rows: one or two texts and a label."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bertjax.config.schema.data import Classify
+from bertjax.data.jobs import text_counts
+from bertjax.data.jobs.context import PrepareContext
+from bertjax.data.jobs.plan import EXAMPLES_PER_JOB, MIN_POOL_EXAMPLES, JobPlan
+from bertjax.data.jobs.shards import CountedBlocks
+from bertjax.data.preprocess.label_survey import source_label_names, survey_labels, with_label_names
+from bertjax.data.preprocess.labels import build_label_encoder, label_metadata
+from bertjax.data.preprocess.sampling import sample_items
+from bertjax.data.sources.class_names import ClassSpec
+from bertjax.data.store.row_format import row_dtype
+from bertjax.errors import UserError, escape_unprintable
+
+if TYPE_CHECKING:
+    from bertjax.data.preprocess.labels import LabelEncoder
+    from bertjax.data.tokenizers.load import Tokenizer
+
+
+@dataclass(frozen=True)
+class ClassifyContext:
+    tokenizer: "Tokenizer"
+    classify: Classify
+    labels: "LabelEncoder"
+    dtype: np.dtype
+
+
+def classify_blocks(context: ClassifyContext, records: Sequence[dict[str, Any]]) -> CountedBlocks:
+    """`[CLS] a [SEP]` or `[CLS] a [SEP] b [SEP]`: run_classifier.py's convert_single_example (google-research/bert).
+
+    A single text is cut at its end; of a pair the longer text loses tokens from its end (B when equal).
+    """
+    options, tokenizer = context.classify, context.tokenizer
+    texts_a = tokenizer.encode_batch([record[options.text_a] for record in records])
+    texts_b: Sequence[list[int]] = [[]] * len(records)
+    if options.text_b is not None:
+        texts_b = tokenizer.encode_batch([record[options.text_b] for record in records])
+    rows = np.zeros(len(records), context.dtype)
+    rows["input_ids"] = tokenizer.pad_id
+    room = options.sequence_length - (2 if options.text_b is None else 3)
+    for row, record, a, b in zip(rows, records, texts_a, texts_b, strict=True):
+        a, b = _truncate_pair(a, b, room)
+        ids = [tokenizer.cls_id, *a, tokenizer.sep_id]
+        first = len(ids)
+        if options.text_b is not None:
+            ids += [*b, tokenizer.sep_id]
+        row["input_ids"][: len(ids)] = ids
+        row["token_type_ids"][first : len(ids)] = 1
+        row["segment_ids"][: len(ids)] = 1
+        row["positions"][: len(ids)] = np.arange(len(ids))
+        row["labels"], row["label_weights"] = context.labels.encode(record[options.label])
+    yield rows
+    both = [[*a, *b] for a, b in zip(texts_a, texts_b, strict=True)]
+    return {"texts": text_counts.count(both, room, tokenizer.unk_id)}
+
+
+def _truncate_pair(a: list[int], b: list[int], room: int) -> tuple[list[int], list[int]]:
+    """_truncate_seq_pair of run_classifier.py: what popping the longer one, B on a tie, leaves."""
+    if len(a) + len(b) <= room:
+        return a, b
+    keep_a = min(len(a), max(room - len(b), room - room // 2))
+    return a[:keep_a], b[: room - keep_a]
+
+
+def plan_classify(context: PrepareContext, masker: None) -> JobPlan:
+    options: Classify = context.task.preprocess
+    classes = context.classes or ClassSpec()
+    try:
+        given, given_by = _all_label_names(context)
+        found = survey_labels(_records(context, given), options, given, given_by)
+        if not found.records:
+            raise UserError("its source holds no records; check the files")
+        labels = build_label_encoder(found, classes)
+    except UserError as error:
+        raise UserError(escape_unprintable(f"task '{context.name}': {error}")) from None
+    dtype = row_dtype(options.sequence_length, cls_positions="i4", labels=labels.dtype, label_weights="f4")
+    records = (record for _, record in _records(context, given))
+    jobs = iter(lambda: list(islice(records, EXAMPLES_PER_JOB)), [])
+    shared = ClassifyContext(context.tokenizer, options, labels, dtype)
+    about = {"records": found.records, **label_metadata(labels)}
+    return JobPlan(classify_blocks, shared, jobs, dtype, found.records > MIN_POOL_EXAMPLES, about)
+
+
+def _all_label_names(context: PrepareContext) -> tuple[tuple[str, ...] | None, str | None]:
+    """The names that the sources give their ids: of all of them, in the order of the first that has a name."""
+    found = [_label_names_of(context, source) for source in context.task.source]
+    names = tuple(dict.fromkeys(name for given, _ in found for name in given or ()))
+    return (names, found[0][1] or "source") if names else (None, None)
+
+
+def _label_names_of(context: PrepareContext, source: Any) -> tuple[tuple[str, ...] | None, str | None]:
+    regression = context.classes is not None and context.classes.count == 1
+    return source_label_names(context.task.preprocess, source, context.base, regression=regression)
+
+
+def _records(context: PrepareContext, given: Sequence[str] | None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(where, record) of those that `limit` keeps; a label that is an id in its source is its name here."""
+    from bertjax.data.sources.records import read_located
+
+    def read(source: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+        own, _ = _label_names_of(context, source) if given else (None, None)
+        located = read_located(source, context.base)
+        return with_label_names(located, own, context.task.preprocess.label) if own else located
+
+    located = chain.from_iterable(read(source) for source in context.task.source)
+    return sample_items(located, context.task.limit, context.seed)

@@ -1,0 +1,37 @@
+"""Random numbers by place: hashing (seed, epoch, index) gives each row a stream, a counter picks its draw.
+
+What a row draws depends on nothing but its place, so any batch can be made anywhere, in any order.
+"""
+
+import numpy as np
+
+_GOLDEN_GAMMA = np.uint64(0x9E3779B97F4A7C15)
+
+# Sort keys hold a position in their low bits, so that no two are equal and the position can be read off.
+KEY_POSITION_MASK = np.uint64(0xFFFF)
+SORT_LAST = np.uint64(0xFFFFFFFFFFFFFFFF)  # the key of what is never chosen
+NO_POSITION = np.uint16(0xFFFF)  # a position that is none
+BLOCK_TOKENS = 1 << 14  # tokens worked on at once: the temporaries stay in the cache
+
+
+def splitmix64(state: np.ndarray) -> np.ndarray:
+    """SplitMix64's output function (Steele, Lea and Flood 2014) on uint64 of any shape."""
+    mixed = state ^ (state >> np.uint64(30))
+    mixed *= np.uint64(0xBF58476D1CE4E5B9)
+    mixed ^= mixed >> np.uint64(27)
+    mixed *= np.uint64(0x94D049BB133111EB)
+    mixed ^= mixed >> np.uint64(31)
+    return mixed
+
+
+def row_streams(seed: int, epoch: int | np.ndarray, indices: np.ndarray) -> np.ndarray:
+    """The state of each row's SplitMix64 generator: uint64 [B, 1]. `epoch` is one for all rows or an array [B]."""
+    state = np.array([seed % (1 << 64)], np.uint64)
+    state = splitmix64(state + _GOLDEN_GAMMA) + np.asarray(epoch).astype(np.uint64)
+    state = splitmix64(state + _GOLDEN_GAMMA) + indices.astype(np.uint64)
+    return splitmix64(state + _GOLDEN_GAMMA)[:, None]
+
+
+def random_bits(streams: np.ndarray, counters: np.ndarray) -> np.ndarray:
+    """Draw number `counters` (uint64) of each stream: uint64, the broadcast shape."""
+    return splitmix64(streams + (counters + np.uint64(1)) * _GOLDEN_GAMMA)

@@ -1,0 +1,174 @@
+"""Chunks of text for the denoising objectives: documents in random order, joined, and cut to one length.
+
+As t5's span_corruption does before it corrupts anything: 128 documents are joined with nothing between them
+(reduce_concat_tokens) and cut (split_tokens), so that one row in 128 documents is not full. Where the reference drops
+all but a random chunk of 65,536 tokens of a longer document, all of it is kept here.
+"""
+
+import re
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from bertjax.config.schema.data import CausalLm, Deshuffling, PrefixLm
+from bertjax.data.jobs import text_counts
+from bertjax.data.jobs.context import PrepareContext
+from bertjax.data.jobs.plan import JobPlan, needs_worker_pool, shard_tokens
+from bertjax.data.jobs.shards import BLOCK_ROWS, Blocks
+from bertjax.data.jobs.shuffle import ShuffledDocuments, shuffle_documents
+from bertjax.data.jobs.tokenize import tokenize_sources
+from bertjax.data.preprocess.denoising.rules import Denoising, DenoisingRules
+from bertjax.data.preprocess.sampling import sample_indices
+from bertjax.data.sources.text import stream_texts
+
+if TYPE_CHECKING:
+    from bertjax.data.tokenizers.load import Tokenizer
+
+DENOISING_KINDS = ("span_corruption", "iid_denoising", "deshuffling", "prefix_lm", "causal_lm")  # of preprocessing
+CONCAT_DOCUMENTS = 128  # documents
+ENCODE_BATCH_CHARACTERS = 1 << 20  # tokenised in one call
+MAX_PIECE_CHARACTERS = 1 << 16  # longer documents are tokenised in pieces
+_SPACE = re.compile(r"\s")
+
+
+@dataclass(frozen=True)
+class ChunkContext:
+    """Attributes:
+    text: gives the documents as they are joined; concat_documents: how many of them.
+    eos_id: put behind every document; None: nothing is.
+    """
+
+    text: ShuffledDocuments
+    concat_documents: int
+    eos_id: int | None
+    dtype: np.dtype
+
+
+class ChunkUnit(NamedTuple):
+    """The `rows` chunks of pools first..last-1."""
+
+    first: int
+    last: int
+    rows: int
+
+
+def chunk_dtype(tokens_length: int) -> np.dtype:
+    """tokens int32 [L], of which the first length int32 [1] are real."""
+    return np.dtype([("tokens", "<i4", (tokens_length,)), ("length", "<i4", (1,))])
+
+
+def plan_chunks(context: PrepareContext) -> JobPlan:
+    """Raises UserError when the source holds no text or the section does not fit the tokenizer."""
+    options: Denoising = context.task.preprocess
+    rules = DenoisingRules.from_options(options, context.tokenizer)  # type: ignore[arg-type]
+    text = tokenize_sources(context, stream_texts, tokenize_texts)
+    counts = text.tokens
+    numbers = sample_indices(len(counts), context.task.limit, context.seed)
+    total = int(counts[numbers].sum())
+    context.report(f"{context.name}: {len(numbers):,} documents, {total:,} tokens")
+    joined = (
+        1 if isinstance(options, Deshuffling | PrefixLm) else CONCAT_DOCUMENTS
+    )  # objectives/{all_permute,prefix_lm}.gin
+    eos_id = rules.eos_id if isinstance(options, CausalLm) else None
+    # Unlike a Generator's, this stream is the same in every version of numpy.
+    order = numbers[np.random.RandomState(context.seed % 2**32).permutation(len(numbers))]
+    pools = np.add.reduceat(counts[order] + (eos_id is not None), np.arange(0, len(order), joined))
+    units = list(chunk_units(pools, rules.tokens_length, shard_tokens(total)))
+    dtype = chunk_dtype(rules.tokens_length)
+    ends = [min(unit.last * joined, len(order)) for unit in units]
+    joining, shuffle = shuffle_documents(context, text, order, ends)
+    return JobPlan(
+        chunk_blocks, ChunkContext(joining, joined, eos_id, dtype), units, dtype, use_pool=needs_worker_pool(total),
+        facts={"documents": len(order), "tokens": total, text_counts.META_KEY: text.text_counts}, shuffle=shuffle,
+    )  # fmt: skip
+
+
+def chunk_units(pools: np.ndarray, tokens_length: int, unit_tokens: int) -> Iterator[ChunkUnit]:
+    """Cuts pools of `pools` [P] tokens into units of about `unit_tokens`."""
+    ends, chunks = np.cumsum(pools), np.cumsum(-(-pools // tokens_length))
+    first, made = 0, 0
+    while first < len(pools):
+        before = int(ends[first - 1]) if first else 0
+        last = min(int(np.searchsorted(ends, before + unit_tokens)) + 1, len(pools))
+        yield ChunkUnit(first, last, int(chunks[last - 1]) - made)
+        first, made = last, int(chunks[last - 1])
+
+
+def chunk_blocks(context: ChunkContext, unit: ChunkUnit) -> Blocks:
+    """The rows of a unit, pool after pool."""
+    held: list[np.ndarray] = []
+    left, waiting = unit.rows, 0
+    for pool in range(unit.first, unit.last):
+        rows = _chunks(context, pool)[:left]
+        left -= len(rows)
+        held.append(rows)
+        waiting += len(rows)
+        if waiting >= BLOCK_ROWS or not left:
+            yield np.concatenate(held)
+            held, waiting = [], 0
+        if not left:
+            return
+
+
+def _chunks(context: ChunkContext, pool: int) -> np.ndarray:
+    end = [] if context.eos_id is None else [np.array([context.eos_id])]
+    documents = context.text.documents(pool * context.concat_documents, (pool + 1) * context.concat_documents)
+    text = np.concatenate([part for document in documents for part in (document, *end)])
+    width = context.dtype["tokens"].shape[0]
+    rows = np.zeros(-(-len(text) // width), context.dtype)
+    padded = np.zeros(len(rows) * width, np.int32)
+    padded[: len(text)] = text
+    rows["tokens"] = padded.reshape(len(rows), width)
+    rows["length"] = width
+    rows["length"][-1] = len(text) - (len(rows) - 1) * width
+    return rows
+
+
+# ---- tokenising -----------------------------------------------------------------------------------------------------
+
+
+def tokenize_texts(texts: Iterator[str], tokenizer: "Tokenizer") -> Iterator[list["array[int]"]]:
+    """Documents that hold anything, as the ids of their pieces; about a million characters go to the tokenizer at once,
+    whatever documents they belong to."""
+    document: list[array[int]] = []
+    for held, last in _batched((piece, end) for text in texts for piece, end in _ending(split_long_text(text))):
+        for ids, end in zip(tokenizer.encode_batch(held), last, strict=True):
+            document.append(array("i", ids))
+            if end:
+                if any(map(len, document)):
+                    yield document
+                document = []
+
+
+def _ending(found: list[str]) -> Iterator[tuple[str, bool]]:
+    return ((piece, at == len(found)) for at, piece in enumerate(found, 1))
+
+
+def _batched(stream: Iterator[tuple[str, bool]]) -> Iterator[tuple[list[str], list[bool]]]:
+    held: list[str] = []
+    last: list[bool] = []
+    waiting = 0
+    for piece, end in stream:
+        held.append(piece)
+        last.append(end)
+        waiting += len(piece)
+        if waiting >= ENCODE_BATCH_CHARACTERS:
+            yield held, last
+            held, last, waiting = [], [], 0
+    yield held, last
+
+
+def split_long_text(text: str) -> list[str]:
+    """The text cut at white space into pieces of PIECE_CHARACTERS or, where there is none, more.
+
+    SentencePiece begins a text as it begins a word, so the pieces' ids are those of the whole text.
+    """
+    found: list[str] = []
+    start = 0
+    while len(text) - start > MAX_PIECE_CHARACTERS and (cut := _SPACE.search(text, start + MAX_PIECE_CHARACTERS)):
+        found.append(text[start : cut.start()])
+        start = cut.end()
+    return [*found, text[start:]]

@@ -1,0 +1,247 @@
+"""Windows over a document for extractive question answering: training rows and evaluation features.
+
+A document too long for one row is covered by overlapping windows: [CLS] question [SEP] window [SEP]. Distinct contexts
+are tokenized once. What a document and an answer are is the profile's: see `qa_documents`.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import numpy as np
+
+from bertjax.config.schema.data import SpanQa
+from bertjax.data.jobs import text_counts
+from bertjax.data.jobs.context import PrepareContext
+from bertjax.data.jobs.plan import EXAMPLES_PER_JOB, MIN_POOL_EXAMPLES, JobPlan
+from bertjax.data.jobs.shards import CountedBlocks
+from bertjax.data.preprocess.qa_documents import (
+    Document,
+    TextDocument,
+    WordDocument,
+    answer_spans,
+    text_documents,
+    word_documents,
+)
+from bertjax.data.preprocess.sampling import sample_items
+from bertjax.data.sources.squad import Example, read_squad
+from bertjax.data.tokenizers.load import Tokenizer
+from bertjax.errors import UserError
+
+if TYPE_CHECKING:
+    from bertjax.data.sources.squad import Example
+
+__all__ = ["Example", "Features", "evaluation_features", "read_squad", "row_dtype", "training_features"]
+
+_log = logging.getLogger(__name__)
+
+
+class TokenizedExample(NamedTuple):
+    """An example as ids and the windows that cover its document."""
+
+    question: list[int]
+    query: list[int]  # the question, cut at max_query_length
+    document: Document
+    windows: list[tuple[int, int]]  # (first piece, pieces)
+
+
+@dataclass(frozen=True)
+class Features:
+    """Windows of evaluation examples in example order. N windows, S = sequence_length.
+
+    Text comes from `contexts` and `offsets` in profile hf, from `words`, `pieces` and `lowercase` in profile bert.
+    """
+
+    inputs: dict[str, np.ndarray]  # input_ids, token_type_ids, segment_ids, positions: int32 [N, S]
+    example_index: np.ndarray  # int32 [N], ascending
+    doc_start: np.ndarray  # int32 [N] the document piece that the window begins with
+    token_to_word: np.ndarray  # int32 [N, S] index into words (bert) or offsets (hf); -1 where no answer can begin
+    max_context: np.ndarray  # bool [N, S] true in the one window that sees most around the piece
+    pieces: Sequence[str]  # the vocabulary by id
+    lowercase: bool  # whether the tokenizer lower-cases
+    profile: Literal["hf", "bert"] = "bert"
+    words: Sequence[list[str]] = ()  # bert: per example (shared between questions on one context)
+    contexts: Sequence[str] = ()  # hf: per example
+    offsets: Sequence[np.ndarray] = ()  # hf: per example, characters of each piece of the context [T, 2]
+
+    def __len__(self) -> int:
+        return len(self.example_index)
+
+
+def row_dtype(sequence_length: int) -> np.dtype:
+    """One unpacked training row (G = 1). Positions are row coordinates, both ends inclusive."""
+    token, one = (np.int32, (sequence_length,)), (np.int32, (1,))
+    fields = [(name, *token) for name in ("input_ids", "token_type_ids", "segment_ids", "positions")]
+    fields += [(name, *one) for name in ("start_positions", "end_positions")]
+    return np.dtype([*fields, ("span_weights", np.float32, (1,)), ("cls_positions", *one)])
+
+
+def training_features(examples: Sequence[Example], tokenizer: Tokenizer, span_qa: SpanQa) -> np.ndarray:
+    """The rows of `training_features_with_counts`."""
+    return training_features_with_counts(examples, tokenizer, span_qa)[0]
+
+
+def training_features_with_counts(
+    examples: Sequence[Example], tokenizer: Tokenizer, span_qa: SpanQa
+) -> tuple[np.ndarray, text_counts.TextCounts]:
+    """Training rows, one window each: structured array [N] of `row_dtype`, windows of an example side by side.
+
+    A window without the whole answer, like every window of an unanswerable question, has [CLS] as its answer (in v1.1
+    too). The first answer of an example is the one trained on. Examples whose answer text is not found at its place are
+    left out; these, questions that are cut and unknown pieces are counted. A pure function of its arguments: slices of
+    `examples` may be converted one by one to bound memory (16 * S bytes a row).
+
+    Raises UserError if a question leaves no room for its document.
+    """
+    prepared = list(_tokenize_examples(examples, tokenizer, span_qa))
+    spans = answer_spans(examples, [item.document for item in prepared], tokenizer)
+    kept = [e.is_impossible or s is not None for e, s in zip(examples, spans, strict=True)]
+    if False in kept:
+        _log.info("questions left out, whose answer text is not in its place: first %s", examples[kept.index(False)].id)
+    total = sum(len(p.windows) for p, k in zip(prepared, kept, strict=True) if k)
+    rows = np.zeros(total, row_dtype(span_qa.sequence_length))
+    rows["span_weights"] = 1.0
+    n = 0
+    for item, span, keep in zip(prepared, spans, kept, strict=True):
+        for start, length in item.windows if keep else ():
+            shift = _fill(rows, n, item, start, length, tokenizer) - start
+            if span is not None and start <= span[0] and span[1] < start + length:
+                rows["start_positions"][n] = span[0] + shift
+                rows["end_positions"][n] = span[1] + shift
+            n += 1
+    if tokenizer.pad_id:
+        rows["input_ids"][rows["segment_ids"] == 0] = tokenizer.pad_id
+    contexts = {id(item.document): item.document.ids.tolist() for item in prepared}
+    questions = text_counts.count([p.question for p in prepared], span_qa.max_query_length, tokenizer.unk_id)
+    counts = {
+        "questions": questions | {"left_out": kept.count(False)},
+        "contexts": text_counts.count(list(contexts.values()), None, tokenizer.unk_id),
+    }
+    return rows, counts
+
+
+def evaluation_features(examples: Sequence[Example], tokenizer: Tokenizer, span_qa: SpanQa) -> Features:
+    """Every window of every example, with what is needed to turn logits [N, S] back into text.
+
+    The number of questions cut at `max_query_length` is logged.
+
+    Raises UserError if a question leaves no room for its document, or two questions have one id.
+    """
+    seen: set[str] = set()
+    for example in examples:
+        if example.id in seen:
+            raise UserError(f"question '{example.id}' is there twice; answers are told apart by id: remove one")
+        seen.add(example.id)
+    prepared = list(_tokenize_examples(examples, tokenizer, span_qa))
+    cut = [e.id for e, item in zip(examples, prepared, strict=True) if len(item.question) > len(item.query)]
+    if cut:
+        _log.warning(
+            "%d of %d questions cut at max_query_length %d (first: %s)",
+            len(cut), len(examples), span_qa.max_query_length, cut[0],
+        )  # fmt: skip
+    total, length = sum(len(p.windows) for p in prepared), span_qa.sequence_length
+    names = ("input_ids", "token_type_ids", "segment_ids", "positions")
+    inputs = {name: np.zeros((total, length), np.int32) for name in names}
+    example_index, doc_start = np.zeros(total, np.int32), np.zeros(total, np.int32)
+    token_to_word, max_context = np.full((total, length), -1, np.int32), np.zeros((total, length), bool)
+    n = 0
+    for index, item in enumerate(prepared):
+        best = _best_window(item.windows, len(item.document.ids))
+        for w, (start, size) in enumerate(item.windows):
+            first = _fill(inputs, n, item, start, size, tokenizer)
+            example_index[n], doc_start[n] = index, start
+            token_to_word[n, first : first + size] = item.document.token_to_word[start : start + size]
+            max_context[n, first : first + size] = best[start : start + size] == w
+            n += 1
+    inputs["input_ids"][inputs["segment_ids"] == 0] = tokenizer.pad_id
+    found = (inputs, example_index, doc_start, token_to_word, max_context, tokenizer.pieces, tokenizer.lowercase)
+    documents = [item.document for item in prepared]
+    return Features(
+        *found,
+        profile=span_qa.profile,
+        words=[d.words for d in documents if isinstance(d, WordDocument)],
+        contexts=[d.text for d in documents if isinstance(d, TextDocument)],
+        offsets=[d.offsets for d in documents if isinstance(d, TextDocument)],
+    )
+
+
+def _tokenize_examples(
+    examples: Sequence[Example], tokenizer: Tokenizer, span_qa: SpanQa
+) -> Iterator[TokenizedExample]:
+    make = text_documents if span_qa.profile == "hf" else word_documents
+    documents = make(dict.fromkeys(e.context for e in examples), tokenizer)
+    queries = tokenizer.encode_batch([e.question for e in examples])
+    for example, question in zip(examples, queries, strict=True):
+        query, document = question[: span_qa.max_query_length], documents[example.context]
+        room = span_qa.sequence_length - len(query) - 3  # [CLS] and two [SEP]
+        if room < 1 or (span_qa.doc_stride_mode == "overlap" and room <= span_qa.doc_stride):
+            raise UserError(
+                f"question '{example.id}' takes {len(query)} of {span_qa.sequence_length} positions, too many for "
+                f"doc_stride {span_qa.doc_stride}; raise sequence_length, or lower max_query_length or doc_stride"
+            )
+        step = span_qa.doc_stride if span_qa.doc_stride_mode == "step" else room - span_qa.doc_stride
+        yield TokenizedExample(question, query, document, list(_windows(len(document.ids), room, step)))
+
+
+def _windows(tokens: int, room: int, step: int) -> Iterator[tuple[int, int]]:
+    """(start, length) until the document's end is reached; a window never begins behind the last one's end."""
+    start = 0
+    while start < tokens:
+        length = min(tokens - start, room)
+        yield start, length
+        if start + length == tokens:
+            return
+        start += min(length, step)
+
+
+def _best_window(windows: list[tuple[int, int]], tokens: int) -> np.ndarray:
+    """int [tokens]: the window with the largest min(left, right) + 0.01 * length around a piece; the first on a tie."""
+    best, highest = np.zeros(tokens, np.int64), np.full(tokens, -1.0)
+    if len(windows) == 1:
+        return best
+    for number, (start, length) in enumerate(windows):
+        left, there = np.arange(length), slice(start, start + length)
+        score = np.minimum(left, left[::-1]) + 0.01 * length
+        better = score > highest[there]
+        best[there][better], highest[there][better] = number, score[better]
+    return best
+
+
+def _fill(
+    rows: dict[str, np.ndarray] | np.ndarray,
+    n: int,
+    item: TokenizedExample,
+    start: int,
+    length: int,
+    tokenizer: Tokenizer,
+) -> int:
+    """Write window (start, length) as row n; the position of its first document piece."""
+    first = len(item.query) + 2
+    end = first + length + 1
+    ids = rows["input_ids"][n]
+    ids[0], ids[first - 1], ids[end - 1] = tokenizer.cls_id, tokenizer.sep_id, tokenizer.sep_id
+    ids[1 : first - 1] = item.query
+    ids[first : end - 1] = item.document.ids[start : start + length]
+    rows["token_type_ids"][n, first:end] = 1
+    rows["segment_ids"][n, :end] = 1
+    rows["positions"][n, :end] = np.arange(end)
+    return first
+
+
+def qa_blocks(context: tuple["Tokenizer", SpanQa], examples: Sequence["Example"]) -> CountedBlocks:
+    """The training windows of some questions."""
+    rows, counts = training_features_with_counts(examples, *context)
+    yield rows
+    return counts
+
+
+def plan_qa(context: PrepareContext, masker: None) -> JobPlan:
+
+    options: SpanQa = context.task.preprocess
+    found = (question for source in context.task.source for question in read_squad(source, context.base))
+    questions = list(sample_items(found, context.task.limit, context.seed))
+    jobs = [questions[start : start + EXAMPLES_PER_JOB] for start in range(0, len(questions), EXAMPLES_PER_JOB)]
+    dtype = row_dtype(options.sequence_length)
+    facts = {"questions": len(questions), "unanswerable": sum(q.is_impossible for q in questions)}
+    return JobPlan(qa_blocks, (context.tokenizer, options), jobs, dtype, len(questions) > MIN_POOL_EXAMPLES, facts)

@@ -1,0 +1,123 @@
+"""Names of classes: which name or number means which id, and the names that a data set itself gives (ClassLabel)."""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bertjax.config.schema.sources import HuggingFaceData, Parquet, TfdsData
+from bertjax.data.sources import hub
+from bertjax.storage import remote
+from bertjax.storage.files import expand_globs, resolve_path
+
+UNLABELED = -1  # the id of a label that the data do not disclose, as in the test files of GLUE
+_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
+_UNNAMED = re.compile(r"LABEL_(\d+)")  # what transformers calls classes without names
+
+
+def parse_number(text: str) -> float | None:
+    """The number that a text spells, or None."""
+    return float(text) if _NUMBER.fullmatch(text) else None
+
+
+def parse_class_id(value: Any) -> int | None:
+    """A number, or a text that spells one, as an id; None for fractions and words. LABEL_3 is 3."""
+    if isinstance(value, str):
+        unnamed = _UNNAMED.fullmatch(value)
+        found = float(unnamed[1]) if unnamed else parse_number(value)
+    else:
+        found = value
+    return int(found) if found is not None and found == found and found in (int(found),) else None
+
+
+def are_integers(names: Sequence[str]) -> bool:
+    """Whether every name spells an integer, so that numbers are matched by name and not taken for ids."""
+    return all(parse_number(name) is not None and parse_class_id(name) is not None for name in names)
+
+
+def find_class_id(label: str | int | bool | None, names: Sequence[str]) -> int | None:
+    """The id of a label among `names`: by name, case and outer space apart, or by number; HIDDEN; None if unknown.
+
+    A number is an id, or one of the names where all of those are numbers. -1, null and an empty text are hidden.
+    """
+    if label is None or label == "":
+        return UNLABELED
+    text = str(label).strip()
+    if text in names:
+        return list(names).index(text)
+    folded = [number for number, name in enumerate(names) if name.strip().casefold() == text.casefold()]
+    if folded:
+        return folded[0] if len(folded) == 1 else None
+    number = parse_class_id(text if isinstance(label, str) else label)
+    if number == UNLABELED and not _UNNAMED.fullmatch(text):
+        return UNLABELED
+    if number is None or not 0 <= number < len(names) or are_integers(names):
+        return None
+    return number
+
+
+def format_names(names: Sequence[str], most: int = 100) -> str:
+    """Names on part of a line."""
+    text = ", ".join(names)
+    return text if len(text) <= most else text[: most - 3] + "..."
+
+
+# ---- names that a data set gives ------------------------------------------------------------------------------------
+
+
+def names_from_source(source: Any, base: Path, field: str) -> tuple[str, ...] | None:
+    """The names by id of a ClassLabel `field` of a data set; None where the field, or the source, has none."""
+    if isinstance(source, HuggingFaceData):
+        path = resolve_path(source.name, base)
+        if path.is_file():  # `datasets` is not asked about formats without features
+            return _names_from_parquet(path, field) if path.suffix == ".parquet" else None
+        return _names(getattr(hub.open_dataset(source, base), "features", None), field)
+    if isinstance(source, TfdsData):
+        return _names(hub.tfds_builder(source, base).info.features, field)
+    return _names_from_parquet(expand_globs(source.files, base)[0], field) if isinstance(source, Parquet) else None
+
+
+def _names(features: Any, field: str) -> tuple[str, ...] | None:
+    try:
+        names = features[field].names
+    except (KeyError, TypeError, AttributeError):
+        return None
+    return tuple(map(str, names)) if isinstance(names, list | tuple) and names else None
+
+
+def _names_from_parquet(path: Path, field: str) -> tuple[str, ...] | None:
+    """`datasets` writes the features of a file beside its schema."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with remote.remote_errors(path), path.open("rb") as opened:
+            about = (pq.read_schema(opened).metadata or {}).get(b"huggingface")
+        names = json.loads(about)["info"]["features"][field]["names"] if about else None
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError):
+        return None  # a damaged file is reported by who reads its records
+    return tuple(map(str, names)) if isinstance(names, list) and names else None
+
+
+@dataclass(frozen=True)
+class ClassSpec:
+    """What the rows of a classification are for.
+
+    Attributes:
+    count: outputs of the classifier (objective.num_labels); 1 is regression, None not known.
+    names: of the classifier's outputs by id, where it has any.
+    required: labels outside `names` are an error; otherwise the ids are those of the data's own names.
+    keep_unlabeled: whether rows without a label are kept, with a weight of 0.
+    """
+
+    count: int | None = None
+    names: tuple[str, ...] | None = None
+    required: bool = False
+    keep_unlabeled: bool = False
+
+    def as_json(self) -> dict[str, Any]:
+        """What a row depends on."""
+        names = self.names and list(self.names)
+        return {"count": self.count, "names": names, "required": self.required, "hidden": self.keep_unlabeled}

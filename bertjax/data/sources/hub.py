@@ -1,0 +1,272 @@
+"""Records of Hugging Face datasets and TensorFlow Datasets. Both libraries are imported when first used.
+
+A Hub that cannot be reached is found out with one short request, because the library itself retries for half a minute;
+a dataset in its local cache is still used then. TensorFlow is never imported.
+"""
+
+import contextlib
+import csv
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from bertjax.config.schema.sources import HuggingFaceData, TfdsData
+from bertjax.data.sources.record_files import READERS_BY_BUILDER, LocatedRecords, read_by_suffix, to_python
+from bertjax.errors import UserError
+from bertjax.storage.files import UNSUPPORTED_SUFFIXES, resolve_path, sha256_of_files
+from bertjax.storage.remote import is_remote
+
+READERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".txt": "text"}
+TIMEOUT = 4.0  # seconds to wait for the Hub
+
+
+# ---- Hugging Face ---------------------------------------------------------------------------------------------------
+
+
+def _local_only(name: str | None) -> None:
+    """Both libraries open folders by themselves, and not all that `files` can reach."""
+    if name and is_remote(name):
+        raise UserError(f"{name}: data sets are read from a disk; copy it, or mount the bucket and name that folder")
+
+
+def huggingface_records(source: HuggingFaceData, base: Path) -> LocatedRecords:
+    """(where, record) of a `save_to_disk` folder, a local file or folder of data files, or a dataset on the Hub.
+
+    Local files of a format that `record_files` reads are read by it: `datasets` takes a cell "NA" for nothing, "007"
+    for 7, and a quote in a TSV file for the start of a cell.
+    """
+    files = _data_files(source, base)
+    return _rows(source, base) if files is None else chain.from_iterable(files)
+
+
+def _data_files(source: HuggingFaceData, base: Path) -> list[LocatedRecords] | None:
+    """Readers of the local files of the split, where they are all that there is to know."""
+    _local_only(source.name)
+    path = resolve_path(source.name, base)
+    if path.is_file():
+        if (found := read_by_suffix(path)) is None:
+            raise UserError(f"{path}: cannot tell its format; known endings: {' '.join(READERS)}")
+        return [found]
+    if not path.is_dir() or _is_saved(path) or not any(path.iterdir()):
+        return None
+    import datasets
+
+    try:
+        builder = datasets.load_dataset_builder(str(path), source.config)
+        names = list((builder.config.data_files or {}).get(source.split) or ())
+    except Exception:  # noqa: BLE001  (`_local` meets the same error and reports it)
+        return None
+    if builder.name not in READERS_BY_BUILDER or builder.info.features is not None or not names:
+        return None
+    if any("::" in name or not Path(name).is_file() or Path(name).suffix in UNSUPPORTED_SUFFIXES for name in names):
+        return None
+    return [read_by_suffix(Path(name)) or READERS_BY_BUILDER[builder.name](Path(name)) for name in names]
+
+
+def _is_saved(path: Path) -> bool:
+    return (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
+
+
+def _rows(source: HuggingFaceData, base: Path) -> LocatedRecords:
+    rows = iter(open_dataset(source, base))
+    number = 0
+    while True:
+        where = f"{source.name}: split {source.split}: row {number + 1}"
+        try:
+            record = next(rows, None)
+        except Exception as error:  # noqa: BLE001  (reading is lazy: damage shows here, as any of many exceptions)
+            raise UserError(f"{where}: unreadable ({_brief(error)}); make the dataset again") from None
+        if record is None:
+            return
+        number += 1
+        yield where, to_python(dict(record), where)
+
+
+def huggingface_fingerprint(source: HuggingFaceData, base: Path) -> str:
+    """Of a local dataset the content of its files; of one on the Hub the fingerprint the library gives it."""
+    _local_only(source.name)
+    path = resolve_path(source.name, base)
+    if path.exists():
+        return _folder_hash(path)
+    return str(open_dataset(source, base)._fingerprint)
+
+
+def open_dataset(source: HuggingFaceData, base: Path) -> Any:
+    _local_only(source.name)
+    path = resolve_path(source.name, base)
+    if path.is_dir() and _is_saved(path):
+        return _load_saved(path, source.split)
+    import datasets
+
+    datasets.disable_progress_bars()
+    if path.exists():
+        return _load_local(path, source)
+    if problem := missing_folder_message(source, base):
+        raise UserError(problem)
+    reachable = _hub_reachable()
+    with contextlib.nullcontext() if reachable else _offline():
+        try:
+            builder = datasets.load_dataset_builder(source.name, source.config)
+            tabs = getattr(builder.config, "sep", ",") == "\t"
+            options = _csv_options(tabs) if builder.name == "csv" else {}
+            return datasets.load_dataset(source.name, source.config, split=source.split, **options)
+        except Exception as error:  # noqa: BLE001  (the library raises its own, requests' and Python's errors)
+            reason = _brief(error) if reachable else "the Hub is out of reach and it is not in the local cache"
+            raise UserError(
+                f"{source.name}: {reason}; check name, config and split, or save it where there is a network with "
+                "Dataset.save_to_disk and give that folder as name"
+            ) from None
+
+
+def missing_folder_message(source: HuggingFaceData, base: Path) -> str | None:
+    """Why a data set that can only be a local one is not there; None of one that may be on the Hub."""
+    path = resolve_path(source.name, base)
+    if path.exists() or not (source.name.startswith((".", "/", "~")) or Path(source.name).suffix in READERS):
+        return None
+    return f"{path}: no such file or folder; check the name (relative names start at {base.resolve()})"
+
+
+def _load_saved(path: Path, split: str) -> Any:
+    import datasets
+
+    try:
+        found = datasets.load_from_disk(str(path))
+    except Exception as error:  # noqa: BLE001
+        raise UserError(f"{path}: cannot be loaded ({_brief(error)}); save it again with save_to_disk") from None
+    if not isinstance(found, datasets.DatasetDict):
+        return found
+    if split not in found:
+        raise UserError(f"{path}: has no split '{split}'; it has: {', '.join(found)}")
+    return found[split]
+
+
+def _load_local(path: Path, source: HuggingFaceData) -> Any:
+    import datasets
+
+    try:
+        if path.is_file():
+            suffix = Path(path.stem).suffix if path.suffix in (".gz", ".xz", ".bz2") else path.suffix
+            if suffix not in READERS:
+                raise UserError(f"{path}: cannot tell its format; known endings: {' '.join(READERS)}")
+            options = _csv_options(suffix == ".tsv") if READERS[suffix] == "csv" else {}
+            kind = READERS[suffix]
+            return datasets.load_dataset(kind, data_files=str(path), split="train", streaming=True, **options)
+        if not any(path.iterdir()):
+            raise UserError(f"{path}: the folder is empty; give a folder with data files or one made by save_to_disk")
+        return datasets.load_dataset(str(path), source.config, split=source.split, streaming=True)
+    except UserError:
+        raise
+    except Exception as error:  # noqa: BLE001
+        raise UserError(f"{path}: cannot be loaded ({_brief(error)}); check its files, config and split") from None
+
+
+def _csv_options(tabs: bool) -> dict[str, Any]:
+    """Without these `datasets` takes texts such as "null", "NA" and "None" for nothing, and a quote in TSV for one."""
+    return {"keep_default_na": False} | ({"sep": "\t", "quoting": csv.QUOTE_NONE} if tabs else {})
+
+
+def _hub_reachable() -> bool:
+    if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
+        return False
+    from huggingface_hub import constants
+
+    try:
+        request = urllib.request.Request(constants.ENDPOINT, method="HEAD")
+        urllib.request.urlopen(request, timeout=TIMEOUT).close()
+    except urllib.error.HTTPError:
+        return True  # it answered
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _offline() -> Iterator[None]:
+    """Both libraries read the variable once, when imported: later their own flags have to change."""
+    import datasets
+    import huggingface_hub
+
+    flags = [(datasets.config, "HF_HUB_OFFLINE"), (huggingface_hub.constants, "HF_HUB_OFFLINE")]
+    before = [getattr(module, name) for module, name in flags]
+    for module, name in flags:
+        setattr(module, name, True)
+    try:
+        yield
+    finally:
+        for (module, name), value in zip(flags, before, strict=True):
+            setattr(module, name, value)
+
+
+# ---- TensorFlow Datasets --------------------------------------------------------------------------------------------
+
+
+def tfds_records(source: TfdsData, base: Path) -> LocatedRecords:
+    """(where, record) of a prepared split, read through the builder's data source."""
+    builder = tfds_builder(source, base)
+    try:
+        rows = builder.as_data_source(split=source.split)
+    except Exception as error:  # noqa: BLE001
+        splits = ", ".join(builder.info.splits or {})
+        if source.split.split("[")[0] not in (builder.info.splits or {}):
+            raise UserError(f"{source.name}: has no split '{source.split}'; it has: {splits}") from None
+        reason = _brief(error)
+        raise UserError(f"{source.name}: cannot be read ({reason}); prepare it with file_format=array_record") from None
+    for number in range(len(rows)):
+        where = f"{source.name}: split {source.split}: record {number + 1}"
+        try:
+            record = rows[number]
+        except Exception as error:  # noqa: BLE001
+            raise UserError(f"{where}: cannot be read ({_brief(error)}); prepare the dataset again") from None
+        yield where, to_python(record, where)
+
+
+def tfds_fingerprint(source: TfdsData, base: Path) -> str:
+    return _folder_hash(Path(tfds_builder(source, base).data_path))
+
+
+def tfds_builder(source: TfdsData, base: Path) -> Any:
+    import tensorflow_datasets as tfds
+
+    _local_only(source.data_dir)
+    folder = resolve_path(source.data_dir, base) if source.data_dir else None
+    if problem := missing_data_dir_message(source, base):
+        raise UserError(problem)
+    try:
+        if folder is not None and (folder / "dataset_info.json").is_file():
+            builder = tfds.builder_from_directory(folder)
+        else:
+            builder = tfds.builder(source.name, data_dir=folder, try_gcs=False)
+    except Exception as error:  # noqa: BLE001
+        place = f" in {folder}" if folder else ""
+        raise UserError(
+            f"{source.name}: TensorFlow Datasets finds no such dataset{place} ({_brief(error, 60)}); "
+            "set data_dir to the folder that was prepared (with dataset_info.json)"
+        ) from None
+    if not Path(builder.data_path).is_dir():
+        raise UserError(
+            f"{source.name}: is not prepared in {builder.data_path}; run "
+            f"'tfds build {source.name} --file_format=array_record' first, or set data_dir"
+        )
+    return builder
+
+
+def missing_data_dir_message(source: TfdsData, base: Path) -> str | None:
+    """Why the folder that was prepared is not there; None of the library's own folder."""
+    folder = resolve_path(source.data_dir, base) if source.data_dir else None
+    if folder is None or folder.is_dir():
+        return None
+    return f"{folder}: tfds data_dir: no such folder; relative names start at {base.resolve()}"
+
+
+def _folder_hash(path: Path) -> str:
+    if path.is_file():
+        return sha256_of_files([path])
+    return sha256_of_files(sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith(".")), root=path)
+
+
+def _brief(error: Exception, limit: int = 100) -> str:
+    return " ".join((str(error) or type(error).__name__).split())[:limit]

@@ -1,0 +1,160 @@
+"""Reading extractive question answering data: official SQuAD JSON and the record form of `datasets` and TFDS."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bertjax.config.schema.sources import SquadFiles, StdlibQa
+from bertjax.data.sources.record_files import check_characters
+from bertjax.data.sources.records import Records, read_located
+from bertjax.errors import UserError, escape_unprintable
+from bertjax.storage.files import expand_globs, read_text
+
+QaSource = SquadFiles | StdlibQa | Records
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One question. `answers` holds (text, first character in the context); it is empty when `is_impossible`."""
+
+    id: str
+    question: str
+    context: str
+    answers: list[tuple[str, int]]
+    is_impossible: bool = False
+    title: str = ""
+
+
+def read_squad(source: QaSource, base: Path) -> list[Example]:
+    """Every question of `source`, in file order; relative names start at `base`.
+
+    `squad` and `stdlib_qa` give the official form (data > paragraphs > qas); `jsonl`, `json`, `parquet`, `huggingface`
+    and `tfds` give one record a question: {id, title, context, question, answers: {text, answer_start}}. Without
+    `is_impossible` a question that has no answers is unanswerable.
+
+    Raises UserError, naming the file and the question, for missing keys, wrong types and answers that are not where
+    `answer_start` says a text could be; also when there is no question at all.
+    """
+    if isinstance(source, SquadFiles):
+        files = expand_globs(source.files, base)
+        examples = [example for file in files for example in _official(_load(file), f"{file}: ")]
+        name = str(files[0]) + (f" and {len(files) - 1} more" if len(files) > 1 else "")
+    elif isinstance(source, StdlibQa):
+        from bertjax.data.sources.stdlib import docs  # reads the standard library only when asked to
+
+        name = f"stdlib_qa ({source.split})"
+        examples = list(_official(docs.squad(source.split), f"{name}: "))
+    elif isinstance(source, Records):
+        name = source.name if hasattr(source, "name") else ", ".join(source.files[:3])
+        examples = [_example(record, f"{where}: ", "") for where, record in read_located(source, base)]
+    else:
+        raise UserError(
+            f"source: kind '{source.kind}' holds no questions; "
+            "use squad, stdlib_qa, jsonl, json, parquet, huggingface or tfds for span_qa"
+        )
+    if not examples:
+        raise UserError(f"{name}: no questions in it; name a file with data > paragraphs > qas, or question records")
+    return examples
+
+
+def _load(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(read_text(file))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{file}: line {error.lineno}: not JSON ({error.msg}); correct or download it again") from None
+    except (ValueError, RecursionError):
+        raise UserError(f"{file}: not JSON (a number too long, or nested too deeply); write it again") from None
+    if not isinstance(content, dict) or not isinstance(content.get("data"), list):
+        raise UserError(f"{file}: 'data' list missing; name a SQuAD file (for one record a line use kind: jsonl)")
+    return content
+
+
+def _official(content: dict[str, Any], file: str) -> Iterator[Example]:
+    for a, article in enumerate(content["data"]):
+        for p, paragraph in enumerate(_get(article, "paragraphs", list, f"{file}data[{a}]")):
+            where = f"data[{a}].paragraphs[{p}]"
+            context = _get(paragraph, "context", str, f"{file}{where}")
+            shared = {"context": context, "title": article.get("title", "")}
+            for q, qa in enumerate(_get(paragraph, "qas", list, f"{file}{where}")):
+                if not isinstance(qa, dict):
+                    raise UserError(f"{file}{where}.qas[{q}]: an object is needed; remove or correct it")
+                yield _example(shared | qa, file, f"{where}.qas[{q}]")
+
+
+def _example(record: dict[str, Any], before: str, place: str) -> Example:
+    """A question with everything about it checked. Errors begin with `before` and, until the id is known, `place`."""
+    identity = _get(record, "id", (str, int), f"{before}{place}".removesuffix(": "))
+    where = f"{before}question '{_brief(identity)}'"
+    context = _get(record, "context", str, where)
+    question = _get(record, "question", str, where)
+    if not context.strip():
+        raise UserError(f"{where}: the context is empty; remove the question")
+    answers = [_answer(text, start, context, where) for text, start in _pairs(record, where)]
+    impossible = record.get("is_impossible")
+    if not isinstance(impossible, bool | None) and impossible not in (0, 1):
+        raise UserError(f"{where}: is_impossible is {_brief(impossible)}, not true or false; correct it")
+    impossible = not answers if impossible is None else bool(impossible)
+    if impossible == bool(answers):
+        state = "true, but there are answers" if impossible else "false, but there are no answers"
+        raise UserError(f"{where}: is_impossible is {state}; correct one of the two")
+    check_characters(record, where)
+    title = record.get("title")
+    return Example(str(identity), question, context, answers, impossible, title if isinstance(title, str) else "")
+
+
+def _pairs(record: dict[str, Any], where: str) -> list[tuple[Any, Any]]:
+    """(text, answer_start) pairs out of a list of objects (official), an object of lists (`datasets`, TFDS) or an
+    object with one text and one number."""
+    answers = record.get("answers")
+    if isinstance(answers, dict):
+        texts, starts = (_get(answers, key, None, f"{where}: answers") for key in ("text", "answer_start"))
+        several = [isinstance(values, list | tuple) for values in (texts, starts)]
+        if not any(several):
+            return [(texts, starts)]
+        if not all(several):
+            one, many = ("text", "answer_start") if several[1] else ("answer_start", "text")
+            raise UserError(f"{where}: answers: '{one}' is one value and '{many}' is a list; make both lists")
+        if len(texts) != len(starts):
+            raise UserError(f"{where}: {len(texts)} answer texts, {len(starts)} answer_start; correct the record")
+        return list(zip(texts, starts, strict=True))
+    if isinstance(answers, list):
+        places = [f"{where}: answers[{n}]" for n in range(len(answers))]
+        return [
+            (_get(answer, "text", None, place), _get(answer, "answer_start", None, place))
+            for answer, place in zip(answers, places, strict=True)
+        ]
+    raise UserError(f"{where}: 'answers' missing or not a list; give it, empty for an unanswerable question")
+
+
+def _answer(text: Any, start: Any, context: str, where: str) -> tuple[str, int]:
+    if not isinstance(text, str) or not text.strip():
+        raise UserError(f"{where}: an answer's text is empty or not a string; remove that answer")
+    if isinstance(start, bool) or not isinstance(start, int):  # 22.0, "22" and true are mistakes
+        raise UserError(f"{where}: answer_start {_brief(start)!r} is not a whole number; correct it")
+    if start < 0 or start + len(text) > len(context):
+        raise UserError(
+            f"{where}: answer_start {_brief(start)} with {len(text)} characters is outside the context "
+            f"({len(context)} characters); correct it (it counts characters from 0)"
+        )
+    return text, start
+
+
+def _brief(value: Any) -> Any:
+    """A value as part of one line."""
+    if isinstance(value, float):
+        return value
+    if isinstance(value, int):
+        return value if abs(value) < 10**15 else "of many digits"
+    return escape_unprintable(str(value)[:60])
+
+
+def _get(item: Any, key: str, kind: Any, where: str) -> Any:
+    """item[key] of the type `kind` (None: any)."""
+    value = item.get(key) if isinstance(item, dict) else None
+    if value is None or (kind is not None and (not isinstance(value, kind) or isinstance(value, bool))):
+        problem = "missing" if value is None else f"a {type(value).__name__}"
+        raise UserError(f"{where}: '{key}' is {problem}; correct the record or remove it")
+    check_characters({key: value} if isinstance(value, str) else None, where)
+    return value

@@ -1,0 +1,108 @@
+"""Real English that every machine has: the documentation inside the Python standard library.
+
+Nothing is downloaded: docstrings and the language reference (`pydoc_data.topics`) are read from the library of the
+Python that runs. The text therefore differs a little between Python versions, and is the same on every machine that has
+the same one. A module belongs to `heldout` or `train` by a hash of its name.
+"""
+
+import ast
+import functools
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from bertjax.data.sources.stdlib import qa
+from bertjax.data.sources.stdlib.parse import Entry, extract_prose, module_entries, parse, source_files, stdlib_root
+from bertjax.errors import UserError
+
+VERSION = 2  # part of every fingerprint: raise it when the output changes
+HELDOUT_PERCENT = 15
+
+
+def documents(split: str) -> Iterator[tuple[str, list[str]]]:
+    """(module name, sentences) for every module with something to say, then the topics of the language reference.
+
+    `split` is train, heldout or all. Sentences are whole and in reading order.
+    """
+    for name, opening, entries in _modules(stdlib_root()):
+        sentences = [*opening, *_body(entries)]
+        if len(sentences) > 1 and _in_split(name, split):
+            yield name, sentences
+    for name, sentences in _topics(stdlib_root()):
+        if _in_split(name, split):
+            yield name, list(sentences)
+
+
+def squad(split: str) -> dict[str, Any]:
+    """Questions on the same text in the form of SQuAD v1.1; `split` is train or heldout, which share no module.
+
+    A question of `heldout` whose words occur in `train` too (a method documented alike in two modules) is left out.
+    """
+    training = [(name, entries) for name, _, entries in _modules(stdlib_root()) if _in_split(name, "train")]
+    if split == "train":
+        return qa.build_squad(training)
+    heldout = [(name, entries) for name, _, entries in _modules(stdlib_root()) if _in_split(name, "heldout")]
+    return qa.build_squad(heldout, seen=qa.iter_questions(qa.build_squad(training)))
+
+
+def is_heldout(module: str) -> bool:
+    return int.from_bytes(hashlib.sha256(module.encode()).digest()[:4], "big") % 100 < HELDOUT_PERCENT
+
+
+def source_paths() -> list[Path]:
+    """The files that `documents` and `squad` read, for fingerprints."""
+    return [path for _, path in source_files(stdlib_root())] + [_topics_path(stdlib_root())]
+
+
+def _in_split(module: str, split: str) -> bool:
+    return split == "all" or is_heldout(module) == (split == "heldout")
+
+
+def _body(entries: list[Entry]) -> Iterator[str]:
+    """What the entries say of themselves, and what their signatures and bodies say."""
+    for entry in entries:
+        if entry.lead:
+            yield entry.opening()
+        yield from entry.prose
+        yield from entry.facts()
+
+
+@functools.cache
+def _modules(root: Path) -> list[tuple[str, list[str], list[Entry]]]:
+    """(name, sentences of the module's own docstring, entries)."""
+    files = source_files(root)
+    if len(files) < 100:
+        raise UserError(f"{root}: the Python standard library's sources are missing; install the full python3 package")
+    found = []
+    for name, path in files:
+        tree = parse(path)
+        if tree is not None:
+            found.append((name, extract_prose(ast.get_docstring(tree) or ""), module_entries(tree)))
+    return found
+
+
+@functools.cache
+def _topics(root: Path) -> list[tuple[str, list[str]]]:
+    path = _topics_path(root)
+    tree = parse(path) if path.is_file() else None
+    if tree is None:
+        return []
+    table = next(ast.literal_eval(n.value) for n in tree.body if isinstance(n, ast.Assign | ast.AnnAssign) and n.value)
+    return [(f"topics.{name}", extract_prose(_unmark(text))) for name, text in sorted(table.items())]
+
+
+def _unmark(topic: str) -> str:
+    """A topic without the underlines of its headings and without indented code (which follows a line ending in ':')."""
+    kept: list[str] = []
+    in_code = False
+    for block in topic.split("\n\n"):
+        lines = [line for line in block.split("\n") if line.strip("*=-~^\"' ")]
+        in_code = bool(lines) and lines[0].startswith("   ") and (in_code or bool(kept) and kept[-1].endswith("::"))
+        if lines and not in_code:
+            kept.append("\n".join(line.strip() for line in lines))
+    return "\n\n".join(kept)
+
+
+def _topics_path(root: Path) -> Path:
+    return root / "pydoc_data" / "topics.py"

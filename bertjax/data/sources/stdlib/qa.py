@@ -1,0 +1,128 @@
+"""Questions in SQuAD form, made by rule from the standard library's documentation.
+
+A context strings together entries of a few modules. It holds each sort of fact at most once (one thing that is
+returned, one base class, one default value ...), so question and context together say which fact is wanted; that much
+reading a small model learns in a minute. Telling apart two facts of one sort by name it does not learn in that time.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+from bertjax.data.sources.stdlib.parse import Entry
+
+CONTEXT_WORDS = (28, 60)
+ANSWER_WORDS = 9
+GROUPINGS = 4  # a question is asked in as many contexts, so that reading pays and remembering does not
+
+
+class Fact(NamedTuple):
+    """A sentence of a context and what can be asked about it. The answer is found in `sentence` after `cue`."""
+
+    kind: str
+    sentence: str
+    question: str
+    cue: str
+    answer: str
+
+
+def build_squad(modules: Iterable[tuple[str, list[Entry]]], seen: frozenset[str] = frozenset()) -> dict[str, Any]:
+    """{"version", "data": [{"title", "paragraphs": [{"context", "qas"}]}]}, without the questions in `seen`.
+
+    The title of a context is the module of its first entry.
+    """
+    described = [(module, facts) for module, entries in modules for e in entries if (facts := list(facts_of(e)))]
+    articles: dict[str, list[dict[str, Any]]] = {}
+    contexts: set[str] = set()
+    for grouping in range(GROUPINGS):
+        keys = {id(facts): _digest(str(grouping), module, facts[0].sentence) for module, facts in described}
+        described.sort(key=lambda item: keys[id(item[1])])
+        used = set(seen)
+        for group in _groups(described):
+            paragraph = _paragraph([facts for _, facts in group], used)
+            if paragraph["qas"] and paragraph["context"] not in contexts:
+                contexts.add(paragraph["context"])
+                articles.setdefault(group[0][0], []).append(paragraph)
+    data = [{"title": title, "paragraphs": paragraphs} for title, paragraphs in sorted(articles.items())]
+    return {"version": "1.1", "data": data}
+
+
+def iter_questions(squad: dict[str, Any]) -> frozenset[str]:
+    return frozenset(q["question"] for article in squad["data"] for p in article["paragraphs"] for q in p["qas"])
+
+
+def facts_of(entry: Entry) -> Iterator[Fact]:
+    """What an entry says that can be asked for; the first fact is what it says of itself."""
+    opening, lead, name, kind = entry.opening(), entry.short_lead(), entry.name, entry.kind
+    if not 2 <= len(lead.split()) <= ANSWER_WORDS or len(opening.split()) > 2 * ANSWER_WORDS:
+        return
+    start = opening.index(f" {entry.lead}")
+    subject = opening[:start] + " "
+    if kind == "constant":
+        value = entry.lead.removeprefix("has the value ")
+        yield Fact("value", opening, f"What is the value of {name}?", "has the value ", value)
+    elif kind == "class" and lead.startswith(("is a ", "is an ", "is the ")):
+        yield Fact("class", opening, f"What is the class {name}?", subject + "is ", lead[3:])
+    elif lead.startswith("returns "):
+        yield Fact("returns", opening, f"What does the {kind} {name} return?", subject + "returns ", lead[8:])
+    else:
+        yield Fact("does", opening, f"What does the {kind} {name} do?", subject, lead)
+    if entry.owner:
+        yield Fact("owner", opening, f"Which class has the {kind} {name}?", f"{name} of ", entry.owner)
+    said = iter(entry.facts())
+    if entry.base:
+        yield Fact("base", next(said), f"Which class is {name} derived from?", "is a subclass of ", entry.base)
+    for argument, value in entry.defaults[:1]:
+        wanted = f"What is the default value of the argument {argument} of {name}?"
+        yield Fact("default", next(said), wanted, f"of {name} is ", value)
+    if entry.raises:
+        sentence = entry.facts()[-1]
+        yield Fact("raises", sentence, f"Which exception can the {kind} {name} raise?", "can raise ", entry.raises)
+
+
+def _groups(entries: list[tuple[str, list[Fact]]]) -> Iterator[list[tuple[str, list[Fact]]]]:
+    """Entries for one context after another, first fit: few words, no two facts of one sort."""
+    waiting: list[list[tuple[str, list[Fact]]]] = []
+    for item in entries:
+        for group in waiting:
+            if _fits([facts for _, facts in group], item[1]):
+                group.append(item)
+                break
+        else:
+            group = [item]
+            waiting.append(group)
+        if _words([facts for _, facts in group]) >= CONTEXT_WORDS[0]:
+            waiting.remove(group)
+            yield group
+    yield from (group for group in waiting if len(group) > 1)
+
+
+def _fits(group: list[list[Fact]], facts: list[Fact]) -> bool:
+    kinds = {fact.kind for held in group for fact in held} - {"owner"}  # two owners: then it is not asked for
+    return kinds.isdisjoint(fact.kind for fact in facts) and _words([*group, facts]) <= CONTEXT_WORDS[1]
+
+
+def _words(group: list[list[Fact]]) -> int:
+    return sum(len(sentence.split()) for facts in group for sentence in _sentences(facts))
+
+
+def _sentences(facts: list[Fact]) -> list[str]:
+    return list(dict.fromkeys(fact.sentence for fact in facts))
+
+
+def _paragraph(group: list[list[Fact]], used: set[str]) -> dict[str, Any]:
+    context = " ".join(sentence for facts in group for sentence in _sentences(facts))
+    kinds = [fact.kind for facts in group for fact in facts]
+    qas = []
+    for fact in (fact for facts in group for fact in facts):
+        if fact.question in used or kinds.count(fact.kind) > 1:
+            continue
+        used.add(fact.question)
+        start = context.index(fact.cue + fact.answer, context.index(fact.sentence)) + len(fact.cue)
+        answer = {"text": fact.answer, "answer_start": start}
+        qas.append({"id": _digest(fact.question, context)[:24], "question": fact.question, "answers": [answer]})
+    return {"context": context, "qas": qas}
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()

@@ -1,0 +1,156 @@
+"""Prepared rows on disk: ArrayRecord shards and a manifest that says what they must hold.
+
+A store is a folder, here or in an object store. Each record is one fixed-length row (the bytes of a structured numpy
+scalar), so any row can be read in O(1). ArrayRecord catches flipped bits by itself, but a truncated file opens as an
+empty one without an error: the manifest's counts and sizes are compared when a store is opened. `store_writer` writes.
+"""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+
+from bertjax.data.store.manifest import MANIFEST, dtype_of, first_line, read
+from bertjax.storage import remote, staging
+from bertjax.storage.remote import DamagedError
+
+MAX_OPEN_READERS = 256  # file handles a store holds at most
+# Rows are read at random, so ArrayRecord's read-ahead and its thread pool would only fetch what nobody asked for.
+READ_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
+
+
+class Store:
+    """Random access to the rows of a finished store.
+
+    The shards of a remote store are copied to this machine before a row is read (`fetch`): batches are drawn from all
+    of them at once, and ArrayRecord reads files.
+
+    Raises:
+        UserError: the folder is not a store, or was made by another format.
+        StorageError: a shard is missing or not as long as the manifest says (naming it).
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = remote.as_path(folder)
+        manifest = read(self.folder)
+        self.dtype = dtype_of(manifest)
+        self.meta: dict[str, Any] = manifest["meta"]
+        self.fingerprint: str = manifest["fingerprint"]
+        self.tokenizer_sha256: str = manifest["tokenizer_sha256"]
+        self.code_version: str = manifest["code_version"]
+        self.shards: list[dict[str, Any]] = manifest["shards"]
+        self._ends = np.cumsum([shard["records"] for shard in self.shards], dtype=np.int64)
+        self._files = [self.folder / shard["file"] for shard in self.shards]  # to be read
+        # Readers with their locks; one dropped from the cache lives on until the read that uses it has ended.
+        self._reader = lru_cache(maxsize=MAX_OPEN_READERS)(self._open)
+        self._fetch_lock = Lock()
+        self._is_local = not remote.is_remote(self.folder)
+        self._check()
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def __reduce__(self) -> tuple[type["Store"], tuple[Path]]:
+        return Store, (self.folder,)
+
+    def __getitem__(self, index: int) -> np.void:
+        """One row; IndexError outside [0, len)."""
+        return self.rows([index])[0]
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all shards."""
+        return sum(shard["bytes"] for shard in self.shards)
+
+    def rows(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """The rows at `indices` [n], in that order, as a structured array [n] of the store's dtype.
+
+        Safe to call from several threads. IndexError outside [0, len).
+        """
+        wanted = np.asarray(indices, np.int64)
+        if wanted.size and not (0 <= wanted.min() and wanted.max() < len(self)):
+            raise IndexError(f"{self.folder} has rows 0 to {len(self) - 1}; asked for {wanted.min()} to {wanted.max()}")
+        rows = np.empty(wanted.shape, self.dtype)
+        if wanted.size:
+            self.fetch()
+        shard_of = np.searchsorted(self._ends, wanted, side="right")
+        for index in np.unique(shard_of).tolist():
+            where = np.flatnonzero(shard_of == index)
+            first = int(self._ends[index]) - self.shards[index]["records"]
+            rows[where] = self._read(index, (wanted[where] - first).tolist())
+        return rows
+
+    def verify(self, workers: int = 1) -> None:
+        """Reads every shard again where it lies and compares its sha256; StorageError naming the first that differs."""
+        with ThreadPoolExecutor(workers) as pool:
+            found = pool.map(self._hash, range(len(self.shards)))
+            for index, digest in enumerate(found):
+                if digest != self.shards[index]["sha256"]:
+                    pool.shutdown(cancel_futures=True)
+                    raise self._damaged(index, f"damaged (sha256 differs from {MANIFEST})")
+
+    def _hash(self, index: int) -> str:
+        try:
+            return remote.sha256_file(self.folder / self.shards[index]["file"])
+        except OSError as error:
+            raise self._damaged(index, f"cannot be read ({error.strerror})") from error
+
+    def fetch(self) -> None:
+        """Copies what is remote to this machine, once; StorageError when it is damaged or does not fit."""
+        with self._fetch_lock:
+            if self._is_local:
+                return
+            entries = [(path, shard["bytes"], shard["sha256"])
+                       for path, shard in zip(self._files, self.shards, strict=True)]  # fmt: skip
+            self._files = staging.stage_files(entries)
+            self._is_local = True
+            self._count()
+
+    def _open(self, index: int) -> tuple[Any, Lock]:
+        from array_record.python.array_record_module import ArrayRecordReader
+
+        try:
+            return ArrayRecordReader(str(self._files[index]), READ_OPTIONS), Lock()
+        except Exception as error:  # the extension raises plain exceptions of several types
+            raise self._damaged(index, f"cannot be opened ({first_line(error)})") from error
+
+    def _check(self) -> None:
+        """Compares sizes, and counts where the files are at hand."""
+        sizes = (
+            map(remote.file_size, self._files) if self._is_local else remote.map_threaded(remote.file_size, self._files)
+        )
+        for index, (size, shard) in enumerate(zip(sizes, self.shards, strict=True)):
+            if size is None:
+                raise self._damaged(index, "is missing")
+            if size != shard["bytes"]:
+                raise self._damaged(index, f"has {size} bytes, not {shard['bytes']}")
+        if self._is_local:
+            self._count()
+
+    def _count(self) -> None:
+        for index, shard in enumerate(self.shards):
+            if (count := self._reader(index)[0].num_records()) != shard["records"]:
+                raise self._damaged(index, f"holds {count} rows, not {shard['records']}")
+
+    def _read(self, index: int, positions: list[int]) -> np.ndarray:
+        reader, lock = self._reader(index)
+        records = []
+        try:
+            with lock:  # seek and read share a position; a call of read(positions) costs three times as much a row
+                for position in positions:
+                    reader.seek(position)
+                    records.append(reader.read())
+        except Exception as error:  # see _open
+            raise self._damaged(index, f"cannot be read ({first_line(error)})") from error
+        data = b"".join(records)
+        if len(data) != len(positions) * self.dtype.itemsize:
+            raise self._damaged(index, "holds rows of another length")
+        return np.frombuffer(data, self.dtype)
+
+    def _damaged(self, index: int, what: str) -> DamagedError:
+        path = self.folder / self.shards[index]["file"]
+        return DamagedError(f"{path}: {what}; remove {self.folder.name} and prepare the data again")

@@ -1,0 +1,26 @@
+"""Unpacked rows for each kind of preprocessing, as jobs for `shards.write_shards`, and the packing of such rows.
+
+Every function named `*_blocks` is pure: the rows depend on its arguments only. Row fields: see `row_dtype`.
+"""
+
+from typing import Any
+
+import numpy as np
+
+SEGMENTS = ("segment_ids", "target_segment_ids")  # one for each sequence of a row
+
+
+def row_dtype(sequence_length: int, **per_example: Any) -> np.dtype:
+    """input_ids, token_type_ids, segment_ids, positions int32 [S], then `per_example` fields [1] of the types given."""
+    names = ("input_ids", "token_type_ids", "segment_ids", "positions")
+    tokens = [(name, "<i4", (sequence_length,)) for name in names]
+    return np.dtype(tokens + [(name, np.dtype(kind).str, (1,)) for name, kind in per_example.items()])
+
+
+def packed_dtype(dtype: np.dtype, max_segments: int) -> np.dtype:
+    """`dtype` with room for `max_segments` examples: fields [1] become [G]."""
+    return np.dtype([(name, kind, (max_segments,) if shape == (1,) else shape) for name, kind, shape in _fields(dtype)])
+
+
+def _fields(dtype: np.dtype) -> list[tuple[str, str, tuple[int, ...]]]:
+    return [(name, dtype[name].base.str, dtype[name].shape) for name in dtype.names or ()]

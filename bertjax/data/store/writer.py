@@ -1,0 +1,202 @@
+"""Writing a store: shard after shard, then the manifest, which makes a store of them."""
+
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bertjax.data.store.manifest import MANIFEST, first_line, shard_name, to_bytes
+from bertjax.data.store.reader import Store
+from bertjax.errors import StorageError, UserError
+from bertjax.storage import remote
+
+MAX_SHARD_BYTES = 256 << 20  # of rows before compression
+STALE_SECONDS = 7 * 24 * 3600
+
+
+def write_shard(path: Path, blocks: Iterable[np.ndarray]) -> int:
+    """Writes blocks of rows [n] (structured) as one ArrayRecord file, which is local; returns how many rows.
+
+    The same rows give the same bytes, however they are cut into blocks. StorageError when the disk refuses.
+    """
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    records = 0
+    # One record in a chunk makes random reads cheap; a pool of threads would hold many chunks in memory.
+    with _writing(path):
+        writer = ArrayRecordWriter(str(path), "group_size:1,max_parallelism:1")
+    for block in blocks:  # outside _writing: an error in making rows is not one of the disk
+        data = memoryview(np.ascontiguousarray(block).view(np.uint8).data) if len(block) else b""
+        with _writing(path):
+            for start in range(0, len(data), block.dtype.itemsize):
+                writer.write(bytes(data[start : start + block.dtype.itemsize]))
+        records += len(block)
+    with _writing(path):
+        writer.close()
+        path.stat()  # a disk that refused may have left nothing
+    return records
+
+
+class StoreWriter:
+    """Writes a store into a temporary folder beside `folder`; `close()` puts it in place in one rename.
+
+    `write` streams rows into shards. Jobs may instead put shards into `.temporary` themselves and hand their entries to
+    `add_shard` in order; the two ways do not mix. As a context manager it closes on success and leaves nothing behind on an
+    error.
+
+    Args:
+        temporary: where the shards lie until then, on the same disk, instead of a folder of this writer's own: it is
+            then kept when there is an error. Equal to `folder`, nothing is renamed: the manifest, written last, is
+            what makes it a store. So it is in object stores, which know no renaming.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        dtype: np.dtype,
+        meta: dict[str, Any],
+        *,
+        fingerprint: str = "",
+        tokenizer_sha256: str = "",
+        code_version: str = "",
+        rows_per_shard: int | None = None,
+        temporary: Path | None = None,
+    ):
+        if dtype.names is None or dtype.hasobject:
+            raise ValueError("rows of a store have a structured dtype of numbers")
+        self.folder = remote.as_path(folder)
+        self.dtype = dtype
+        self.meta = meta
+        self._about = {"fingerprint": fingerprint, "tokenizer_sha256": tokenizer_sha256, "code_version": code_version}
+        self._per_shard = rows_per_shard or max(1, MAX_SHARD_BYTES // dtype.itemsize)
+        self._shards: list[dict[str, Any]] = []
+        self._pending: list[np.ndarray] = []
+        self._pending_rows = 0
+        self._kept = temporary is not None
+        if temporary is None:
+            _remove_stale(self.folder)
+            # A name nobody else has: two preparers of one fingerprint never write into each other's files.
+            temporary = self.folder.parent / f".{self.folder.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
+        self.temporary = temporary
+        if remote.is_remote(temporary):
+            return
+        try:
+            self.temporary.mkdir(parents=True, exist_ok=self._kept)
+        except OSError as error:
+            raise StorageError(f"{self.folder.parent}: no folder can be made here ({error.strerror})") from error
+
+    def write(self, rows: np.ndarray) -> None:
+        """Appends rows [n] of the store's dtype."""
+        if rows.dtype != self.dtype:
+            raise ValueError(f"rows of {rows.dtype} do not fit a store of {self.dtype}")
+        while len(rows):
+            part, rows = np.split(rows, [self._per_shard - self._pending_rows])
+            self._pending.append(part.copy())
+            self._pending_rows += len(part)
+            if self._pending_rows == self._per_shard:
+                self._flush()
+
+    def add_shard(self, entry: dict[str, Any]) -> None:
+        """Records a shard that lies in `.temporary` already: {file, records, bytes, sha256}."""
+        self._shards.append(entry)
+
+    def close(self) -> None:
+        """Writes the manifest and puts the folder in place."""
+        if self._pending_rows:
+            self._flush()
+        data = to_bytes(self._about, self.dtype, self._shards, self.meta)
+        if remote.is_remote(self.temporary):
+            remote.write_bytes_atomic(self.temporary / MANIFEST, data)
+            return
+        try:
+            path = self.temporary / MANIFEST
+            for shard in self._shards:
+                _sync(self.temporary / shard["file"])
+            remote.write_bytes_atomic(path, data)
+            _sync(path)
+            _sync(self.temporary)
+            if self.temporary != self.folder:
+                self._put_in_place()
+        except OSError as error:
+            self.abort()
+            raise StorageError(f"{self.folder}: could not be written ({first_line(error)}); check the disk") from error
+
+    def abort(self) -> None:
+        """Removes what was written into a folder of this writer's own."""
+        if not self._kept:
+            shutil.rmtree(self.temporary, ignore_errors=True)
+
+    def __enter__(self) -> "StoreWriter":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.abort()
+
+    def _flush(self) -> None:
+        name = shard_name(len(self._shards))
+        records = write_shard(self.temporary / name, self._pending)
+        entry = remote.move_verified(self.temporary / name, self.temporary / name)
+        self._shards.append({"file": name, "records": records, **entry})
+        self._pending, self._pending_rows = [], 0
+
+    def _put_in_place(self) -> None:
+        for _ in range(10):
+            try:
+                os.rename(self.temporary, self.folder)
+                _sync(self.folder.parent)
+                return
+            except OSError:
+                if not self.folder.exists():
+                    raise
+            if self._same_store_is_there():  # another process was faster, and its rows are ours
+                shutil.rmtree(self.temporary, ignore_errors=True)
+                return
+            aside = self.folder.parent / f".{self.folder.name}.{secrets.token_hex(4)}.old.tmp"
+            try:
+                os.rename(self.folder, aside)
+            except FileNotFoundError:
+                continue  # somebody else moved it; try again
+            shutil.rmtree(aside, ignore_errors=True)
+        raise OSError(f"{self.folder} is being replaced again and again")
+
+    def _same_store_is_there(self) -> bool:
+        try:
+            found = Store(self.folder)
+        except (UserError, StorageError):
+            return False
+        return bool(found.fingerprint) and found.fingerprint == self._about["fingerprint"]
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError) as error:  # the extension raises plain exceptions of several types
+        raise StorageError(f"{path}: could not be written ({first_line(error)}); check the disk") from error
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _remove_stale(folder: Path) -> None:
+    """Temporary folders of preparers that died long ago."""
+    for path in folder.parent.glob(f".{folder.name}.*.tmp"):
+        try:
+            if time.time() - path.stat().st_mtime > STALE_SECONDS:
+                shutil.rmtree(path, ignore_errors=True)
+        except OSError:
+            pass

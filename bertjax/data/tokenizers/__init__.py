@@ -1,0 +1,1 @@
+"""Tokenizers: WordPiece and SentencePiece trained here, and tokenizers of Hugging Face folders."""

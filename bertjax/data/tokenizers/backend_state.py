@@ -1,0 +1,158 @@
+"""What the JSON state of a `tokenizers.Tokenizer` says: case, word starts, pieces by id, and how two of them differ."""
+
+import json
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tokenizers
+
+_INSIDE = {"normalizer": "normalizers", "pre_tokenizer": "pretokenizers", "decoder": "decoders"}
+_WORD_STARTS = {"Metaspace": "▁", "ByteLevel": "Ġ"}  # pre-tokenizer: the mark of a piece that begins a word
+
+
+def tokenizer_state(backend: tokenizers.Tokenizer) -> dict[str, Any]:
+    state: dict[str, Any] = json.loads(backend.to_str())
+    return state
+
+
+def pipeline_steps(state: Mapping[str, Any], part: str) -> list[dict[str, Any]]:
+    """The steps of `part` (normalizer, pre_tokenizer, decoder) in order, without the sequences around them."""
+
+    def flat(step: Any) -> list[dict[str, Any]]:
+        if not isinstance(step, dict):
+            return []
+        return [x for one in step[_INSIDE[part]] for x in flat(one)] if step.get("type") == "Sequence" else [step]
+
+    return flat(state.get(part))
+
+
+def lowercases(state: Mapping[str, Any]) -> bool:
+    found = pipeline_steps(state, "normalizer")
+    return any(step["type"] == "Lowercase" or step.get("lowercase") is True for step in found)
+
+
+def strips_accents(state: Mapping[str, Any]) -> bool:
+    found = pipeline_steps(state, "normalizer")
+    if any(step["type"] == "StripAccents" for step in found):
+        return True
+    rules = [step for step in found if step["type"] == "BertNormalizer"]
+    return any(step.get("lowercase") if step.get("strip_accents") is None else step["strip_accents"] for step in rules)
+
+
+def bert_normalizer(state: Mapping[str, Any]) -> dict[str, Any] | None:
+    return next((step for step in pipeline_steps(state, "normalizer") if step["type"] == "BertNormalizer"), None)
+
+
+def bert_options(backend: tokenizers.Tokenizer) -> dict[str, Any]:
+    """`strip_accents` and `tokenize_chinese_chars` of a BertNormalizer; {} where there is none."""
+    found = bert_normalizer(tokenizer_state(backend))
+    if found is None:
+        return {}
+    return {
+        "strip_accents": found.get("strip_accents"),
+        "tokenize_chinese_chars": found.get("handle_chinese_chars", True),
+    }
+
+
+def pieces(vocab: Mapping[str, int]) -> list[str]:
+    """The pieces by id. An id without a piece gets a name with a space, which no text can produce."""
+    found = {number: piece for piece, number in vocab.items()}
+    return [found.get(number, f"[unused {number}]") for number in range(max(found) + 1)]
+
+
+def missing_ids(vocab: Mapping[str, int]) -> list[int]:
+    """The ids below the highest one that have no piece."""
+    return sorted(set(range(max(vocab.values()) + 1)) - set(vocab.values()))
+
+
+def describe_unused_ids(vocab: Mapping[str, int]) -> list[str]:
+    """In words, the ids that no text gives."""
+    missing, found = missing_ids(vocab), []
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        found.append(
+            f"id {missing[0]}{more} has no piece (in a vocab.txt: its line comes again further down, and holds there)"
+        )
+    if "" in vocab:
+        found.append(f"id {vocab['']} is a blank line")
+    return found
+
+
+def continuation_mask(state: Mapping[str, Any], listed: Sequence[str]) -> np.ndarray | None:
+    """bool [V]: the pieces that continue a word, as the model's prefix or the pre-tokenizer's mark of a word's start
+    says; None where a piece alone does not tell (end-of-word suffixes, word starts without a mark).
+    """
+    model, added = state["model"], {token["content"] for token in state.get("added_tokens") or []}
+    kind = model.get("type", "WordPiece" if "max_input_chars_per_word" in model else None)
+    prefix = model.get("continuing_subword_prefix")
+    if kind == "WordLevel":
+        return np.zeros(len(listed), bool)
+    if prefix:
+        return np.array([piece.startswith(prefix) and piece not in added for piece in listed])
+    marks = [
+        _WORD_STARTS[step["type"]] for step in pipeline_steps(state, "pre_tokenizer") if step["type"] in _WORD_STARTS
+    ]
+    if not marks or model.get("end_of_word_suffix"):
+        return None
+    inside = [not piece.startswith((marks[-1], "[unused ")) and piece not in added for piece in listed]
+    return np.array(inside)
+
+
+# ---- comparing ------------------------------------------------------------------------------------------------------
+
+
+def behavior(state: Mapping[str, Any], listed: Sequence[str]) -> dict[str, Any]:
+    """What decides the ids of ordinary text, in one form: weights learnt with one behavior fit no other.
+
+    Left out is what adds or joins tokens around the text (post_processor, decoder), what only matters for text that
+    spells special tokens, and the length from which WordPiece gives up on a word.
+    """
+    added = {token["content"] for token in state.get("added_tokens") or []}
+    model = dict(state["model"])
+    vocab = model.pop("vocab", None)
+    for name in ("type", "max_input_chars_per_word", "dropout"):
+        model.pop(name, None)
+    if isinstance(vocab, list):  # Unigram's scores; those of added tokens are never read
+        model["scores"] = unigram_scores(vocab, added)
+        model.pop("unk_id", None)
+    normalizer = [dict(step) for step in pipeline_steps(state, "normalizer")]
+    for step in normalizer:
+        if step["type"] == "BertNormalizer" and step.get("strip_accents") is None:
+            step["strip_accents"] = step.get("lowercase")  # BERT's rule
+    return {
+        "pieces": list(listed), "model": model, "normalizer": normalizer, "pre_tokenizer": pipeline_steps(state, "pre_tokenizer")
+    }  # fmt: skip
+
+
+def unigram_scores(vocab: Sequence[Any], without: Collection[str] = ()) -> list[float]:
+    """Unigram's, as the float32 that SentencePiece keeps: reading JSON moves the last digit of a double."""
+    return [float(np.float32(score)) for piece, score in vocab if piece not in without]
+
+
+def differences(one: Any, other: Any) -> list[str]:
+    """`key.path: value -> value` for every leaf that differs; lists of more than 20 elements count as one leaf."""
+    return [f"{path}: {_short(a)} -> {_short(b)}" for path, a, b in _iter_differences(one, other, "")]
+
+
+def _iter_differences(one: Any, other: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
+    if one == other:
+        return
+    if isinstance(one, dict) and isinstance(other, dict):
+        for key in one | other:
+            yield from _iter_differences(one.get(key), other.get(key), f"{path}.{key}" if path else str(key))
+    elif isinstance(one, list) and isinstance(other, list) and len(one) == len(other) <= 20:
+        for number, (a, b) in enumerate(zip(one, other, strict=True)):
+            yield from _iter_differences(a, b, f"{path}.{number}")
+    else:
+        yield path, one, other
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, dict):
+        return str(value.get("type") or f"{len(value)} keys")
+    if isinstance(value, list):
+        kinds = [step["type"] for step in value if isinstance(step, dict) and "type" in step]
+        return ", ".join(kinds) if kinds and len(kinds) == len(value) else f"{len(value)} entries"
+    text = json.dumps(value, ensure_ascii=True)
+    return text if len(text) <= 40 else text[:37] + "..."

@@ -1,0 +1,174 @@
+"""Tokenizer files of a folder as transformers reads them: what stands beside tokenizer.json, and who wrote it."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from bertjax.data.tokenizers import backend_state
+from bertjax.errors import UserError
+
+JSON, CONFIG, SPECIAL, ADDED = "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
+ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+_SEAL = "bertjax"  # a key of tokenizer_config.json, which transformers ignores
+
+
+@dataclass(frozen=True)
+class SpecialTokens:
+    """What transformers knows of a tokenizer beside its tokenizer.json.
+
+    Attributes:
+        roles: pad, unk, cls, sep, mask, bos and eos, where the tokenizer has them: {role: token}.
+        others: special tokens without a role (additional_special_tokens).
+        in_text: whether a text that spells a special token makes it, as in transformers (split_special_tokens false).
+        is_native: made by bertjax, where a text never makes a special token, as in the reference. An exported folder does not
+            say so: transformers' fill-mask needs [MASK] in a text.
+    """
+
+    roles: dict[str, str]
+    others: tuple[str, ...] = ()
+    in_text: bool = True
+    is_native: bool = False
+
+    @property
+    def is_t5(self) -> bool:
+        """T5 reads text that ends with eos; an encoder's rows begin with cls and part texts by sep."""
+        return not {"cls", "sep"} <= self.roles.keys()
+
+    def as_json(self) -> dict[str, Any]:
+        return {"roles": self.roles, "others": list(self.others), "in_text": self.in_text, "own": self.is_native}
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> "SpecialTokens":
+        """Raises ValueError, KeyError or TypeError for what `as_json` never gives."""
+        roles, others = dict(found["roles"]), tuple(found["others"])
+        if not all(isinstance(token, str) for token in [*roles, *roles.values(), *others]):
+            raise TypeError("not text")
+        return cls(roles, others, found["in_text"] is True, found["own"] is True)
+
+
+NATIVE_SPECIAL_TOKENS = SpecialTokens(
+    {role: f"[{role.upper()}]" for role in ("unk", "sep", "pad", "cls", "mask")}, (), False, True
+)
+
+
+def tokenizer_config(special: SpecialTokens, about: Mapping[str, Any]) -> dict[str, Any]:
+    """tokenizer_config.json beside a complete tokenizer.json: the generic class, which takes that file as it is.
+
+    Classes with a name (BertTokenizer) rebuild themselves from the vocabulary and give up on words above 100 letters.
+    """
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        **about,
+        **{f"{role}_token": token for role, token in special.roles.items()},
+    }
+    if special.others:
+        config["additional_special_tokens"] = list(special.others)
+    if not special.in_text and not special.is_native:
+        config["split_special_tokens"] = True
+    return config
+
+
+def with_digest(files: Mapping[str, str], special: SpecialTokens) -> dict[str, str]:
+    """The files, {name: text}, with a digest in tokenizer_config.json by which `read_verified` knows them again."""
+    config = json.loads(files[CONFIG])
+    config[_SEAL] = {"special_tokens": special.as_json(), "sha256": _digest(files)}
+    return {**files, CONFIG: _text(config)}
+
+
+def read_verified(folder: Path) -> SpecialTokens | None:
+    """The special tokens of a folder whose files are, byte for byte, as `with_digest` left them; None for any other."""
+    try:
+        files = {name: (folder / name).read_text(encoding="utf-8") for name in (JSON, CONFIG)}
+        files |= {n: (folder / n).read_text(encoding="utf-8") for n in (SPECIAL, ADDED) if (folder / n).is_file()}
+        config = json.loads(files[CONFIG])
+        seal = config.pop(_SEAL)
+        if seal["sha256"] != _digest({**files, CONFIG: _text(config)}):
+            return None
+        return SpecialTokens.from_json(seal["special_tokens"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+
+
+def _digest(files: Mapping[str, str]) -> str:
+    read = {name: text for name, text in files.items() if name in (JSON, CONFIG, SPECIAL, ADDED)}
+    return hashlib.sha256(json.dumps(read, sort_keys=True).encode()).hexdigest()
+
+
+def _text(content: Any) -> str:
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+
+def hf_folder_files(
+    tokenizer_json: str, special: SpecialTokens, about: Mapping[str, Any], pieces: Sequence[str] = ()
+) -> dict[str, str]:
+    """{name: text} of a folder that transformers' AutoTokenizer loads; vocab.txt where `pieces` are given."""
+    files = {JSON: tokenizer_json, CONFIG: _text(tokenizer_config(special, about))}
+    tokens: dict[str, Any] = {f"{role}_token": token for role, token in special.roles.items()}
+    if special.others:
+        tokens["additional_special_tokens"] = list(special.others)
+    files[SPECIAL] = _text(tokens)
+    if pieces:
+        files["vocab.txt"] = "\n".join(pieces) + "\n"
+    return with_digest(files, special)
+
+
+def write(folder: Path, files: Mapping[str, str | bytes]) -> None:
+    """Writes each file in one piece; tokenizer.json, which readers look for, comes last."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in sorted(files, key=lambda name: name == JSON):
+        content = files[name]
+        scratch = folder / f".{name}.{os.getpid()}"
+        scratch.write_bytes(content if isinstance(content, bytes) else content.encode())
+        os.replace(scratch, folder / name)
+
+
+def json_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; {} where there is no file. Raises UserError."""
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: not a JSON object; repair or remove it")
+    return found
+
+
+def prefer_tokenizer_json(path: Path) -> Path:
+    """A vocab.txt that was written beside a tokenizer.json says nothing of case and accents: that one is read."""
+    beside = path.with_name(JSON)
+    if path.name != "vocab.txt" or not path.is_file() or not beside.is_file():
+        return path
+    try:
+        vocab = tokenizers.Tokenizer.from_str(beside.read_text(encoding="utf-8")).get_vocab(with_added_tokens=True)
+        same = path.read_text(encoding="utf-8") == "".join(f"{piece}\n" for piece in backend_state.pieces(vocab))
+    except Exception:  # noqa: BLE001  (the library raises bare Exception; whoever reads the file says what is wrong)
+        return path
+    return beside if same else path
+
+
+# ---- what a checkpoint keeps ----------------------------------------------------------------------------------------
+
+STATE_KEY = "transformers"  # the `type` of the JSON that a checkpoint keeps of a tokenizer that transformers loaded
+
+
+def to_state_json(state: Mapping[str, Any], special: SpecialTokens) -> str:
+    return (
+        json.dumps({"type": STATE_KEY, "special_tokens": special.as_json(), "tokenizer": state}, ensure_ascii=False)
+        + "\n"
+    )
+
+
+def from_state_json(found: Mapping[str, Any], where: str) -> tuple[str, SpecialTokens]:
+    """-> (tokenizer.json, special tokens). Raises UserError."""
+    try:
+        return json.dumps(found["tokenizer"]), SpecialTokens.from_json(found["special_tokens"])
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f"{where}: not a tokenizer as bertjax keeps it; copy or export it again") from None

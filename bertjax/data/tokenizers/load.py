@@ -1,0 +1,304 @@
+"""Tokenizers: WordPiece trained here, the files of other tools, and whatever transformers makes of a folder.
+
+The Rust library `tokenizers` does the work; transformers is imported only for a folder whose settings need it
+(`foreign_tokenizers`), and nothing needs a network. `load`, `from_json` and `from_file` give SentencePiece tokenizers
+too (`sentencepieces`, `unigram_tokenizer`).
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import sentencepiece
+import tokenizers
+
+from bertjax.config.schema.data import SentencePieceConfig, WordPieceConfig
+from bertjax.data.tokenizers import backend_state, huggingface
+from bertjax.data.tokenizers import sentencepiece as tokenizers_sentencepiece
+from bertjax.data.tokenizers import wordpiece as tokenizers_wordpiece
+from bertjax.data.tokenizers.files import (
+    JSON,
+    NATIVE_SPECIAL_TOKENS,
+    STATE_KEY,
+    SpecialTokens,
+    from_state_json,
+    hf_folder_files,
+    prefer_tokenizer_json,
+    read_verified,
+    to_state_json,
+    write,
+)
+from bertjax.data.tokenizers.unigram import UnigramTokenizer
+from bertjax.data.tokenizers.wordpiece import SPECIAL_TOKENS, VERSION, build_wordpiece
+from bertjax.errors import UserError
+from bertjax.storage import staging
+from bertjax.storage.files import resolve_path
+
+
+class Tokenizer:
+    """A tokenizer of an encoder with [CLS] and [SEP], and what the data pipeline asks of it.
+
+    `pieces` lists the pieces by id, `is_continuation [V]` (bool) marks the pieces that continue a word (none where a
+    piece alone does not tell: `marks_words` is false), `sha256` identifies the tokenizer. `mask_id` and `unk_id` are
+    None where there is none.
+    Text never makes a special token of a WordPiece tokenizer of ours: "[MASK]" in a text is five characters in
+    brackets, as in the reference. In one that transformers loaded it is the mask, as it is there.
+    """
+
+    def __init__(
+        self, backend: tokenizers.Tokenizer, where: str, special: SpecialTokens = NATIVE_SPECIAL_TOKENS
+    ) -> None:
+        """`where` names the file in the errors about missing special tokens."""
+        backend.no_truncation()
+        backend.no_padding()
+        backend.encode_special_tokens = not special.in_text
+        self.backend, self.special = backend, special
+        vocab = backend.get_vocab(with_added_tokens=True)
+        _check_special(vocab, special, where)
+        self.pieces = backend_state.pieces(vocab)
+        self.vocab_size = len(self.pieces)
+        roles = {role: vocab[token] for role, token in special.roles.items()}
+        self.pad_id, self.cls_id, self.sep_id = roles["pad"], roles["cls"], roles["sep"]
+        self.unk_id, self.mask_id = roles.get("unk"), roles.get("mask")
+        state = backend_state.tokenizer_state(backend)
+        inside = backend_state.continuation_mask(state, self.pieces)
+        self.marks_words = inside is not None
+        self.is_continuation = np.zeros(self.vocab_size, bool) if inside is None else inside
+        self.lowercase = backend_state.lowercases(state)
+        self.json = json.dumps(state, ensure_ascii=False, indent=1, sort_keys=False) + "\n"
+        if not special.is_native:
+            self.json = to_state_json(state, special)
+        self.sha256 = hashlib.sha256(json.dumps(json.loads(self.json), sort_keys=True).encode()).hexdigest()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return from_json, (self.json, "the tokenizer")  # the backend's own pickle forgets `encode_special_tokens`
+
+    @property
+    def behavior(self) -> dict[str, Any]:
+        """What has to be equal for weights to fit."""
+        return backend_state.behavior(backend_state.tokenizer_state(self.backend), self.pieces)
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        """Piece ids of each text, without special tokens. Runs on all cores unless TOKENIZERS_PARALLELISM=false."""
+        return [encoding.ids for encoding in self.backend.encode_batch_fast(texts, add_special_tokens=False)]
+
+    @property
+    def space_between(self) -> str:
+        """What has to be put in front of a text for the pieces that it has behind another one: a space where that is
+        part of a word's first piece and not added by itself (byte-level BPE without add_prefix_space)."""
+        alone, behind, together = self.encode_batch(["a", " a", "a a"])
+        return " " if together != alone * 2 and together == alone + behind else ""
+
+    def encode_batch_offsets(self, texts: list[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
+        """(piece ids, offsets) of each text, without special tokens; an offset is (start, stop) in characters of it."""
+        found = self.backend.encode_batch(texts, add_special_tokens=False)
+        return [(encoding.ids, encoding.offsets) for encoding in found]
+
+    def decode(self, ids: list[int]) -> str:
+        """Pieces joined to words; special tokens are left out."""
+        return self.backend.decode(list(ids), skip_special_tokens=True)
+
+    def files(self, about: dict[str, Any] | None = None) -> dict[str, str]:
+        """{name: text} of a folder that transformers' AutoTokenizer loads; `about`: more for tokenizer_config.json."""
+        state = backend_state.tokenizer_state(self.backend)
+        said = {"do_lower_case": self.lowercase}
+        chosen = backend_state.bert_options(self.backend)
+        said |= {name: value for name, value in chosen.items() if value != _DEFAULTS[name]}
+        is_wordpiece = bool(state["model"].get("continuing_subword_prefix"))
+        plain = is_wordpiece and not any("\n" in piece for piece in self.pieces)
+        text = json.dumps(state, ensure_ascii=False, indent=1) + "\n"
+        return hf_folder_files(text, self.special, {**(about or {}), **said}, self.pieces if plain else ())
+
+    def save(self, folder: Path) -> None:
+        """Writes the files into `folder`, each in one piece: vocab.txt and tokenizer.json, and beside a tokenizer that
+        transformers loaded what says which its special tokens are.
+        """
+        files = self.files()
+        write(folder, {n: files[n] for n in ("vocab.txt", JSON)} if self.special.is_native else files)
+
+
+def _check_special(vocab: dict[str, int], special: SpecialTokens, where: str) -> None:
+    if special.is_native:
+        for piece in SPECIAL_TOKENS:
+            if piece not in vocab:
+                raise UserError(f"{where}: the vocabulary has no {piece}; BERT needs {' '.join(SPECIAL_TOKENS)}")
+    for role in ("pad", "cls", "sep"):
+        if role not in special.roles:
+            raise UserError(
+                f"{where}: the tokenizer has no {role}_token; BERT's rows need pad, cls and sep: name them in "
+                "tokenizer_config.json"
+            )
+
+
+# A Tokenizer, a SentencePieceTokenizer or a UnigramTokenizer: who asks for cls_id or eos_id knows which.
+AnyTokenizer: TypeAlias = Any
+
+
+def load(
+    config: WordPieceConfig | SentencePieceConfig,
+    base: Path,
+    *,
+    vocab_size: int,
+    train_source_documents: Callable[[], Iterator[list[str]]] | None,
+    cache: Path,
+    fingerprint: str | None = None,
+) -> AnyTokenizer:
+    """The tokenizer of a config: read from `config.path`, else trained on the documents (lists of sentences) given.
+
+    A trained one is kept under `cache`, keyed by the options and the text: by `fingerprint` where the caller knows one
+    (`sources.fingerprint`), else by a hash of the documents. `config.vocab_size` goes before `vocab_size`.
+    """
+    if config.path is not None:
+        path = staging.fetch_small_files(
+            resolve_path(config.path, base), [*huggingface.VOCAB_FILES, *huggingface.SETTINGS_FILES]
+        )
+        found = from_file(path, **config.model_dump(include=set(_DEFAULTS)))  # each kind has some of them
+        if isinstance(found, Tokenizer) == isinstance(config, SentencePieceConfig):
+            has = "WordPiece" if isinstance(found, Tokenizer) else "SentencePiece"
+            raise UserError(f"{path}: is a {has} tokenizer; tokenizer.kind is {config.kind}: name one of that kind")
+        huggingface.note_unused_options(config, found, path)
+        return found
+    if train_source_documents is None:
+        raise UserError("tokenizer: neither 'path' nor text to train on; set tokenizer.path or tokenizer.train_on")
+    options: dict[str, Any] = {"vocab_size": config.vocab_size or vocab_size}
+    trainer: Callable[..., AnyTokenizer]
+    if isinstance(config, SentencePieceConfig):
+        trainer = tokenizers_sentencepiece.train
+        options |= {"extra_ids": config.extra_ids, "character_coverage": config.character_coverage}
+        recipe = [config.kind, tokenizers_sentencepiece.VERSION, sentencepiece.__version__, *options.values()]
+    else:
+        trainer = train
+        options |= {"lowercase": config.lowercase, "min_frequency": config.min_frequency}
+        recipe = [VERSION, tokenizers.__version__, *options.values()]
+        chosen = config.model_dump(include={"strip_accents", "tokenize_chinese_chars"})
+        if chosen := {name: value for name, value in chosen.items() if value != _DEFAULTS[name]}:
+            options |= chosen
+            recipe.append(chosen)
+    recipe.append(fingerprint or _hash_documents(train_source_documents()))
+    folder = cache / "tokenizers" / hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:24]
+    if not (folder / "tokenizer.json").is_file():
+        trainer(train_source_documents, **options).save(folder)
+    return from_file(folder)
+
+
+def from_json(text: str, where: str) -> AnyTokenizer:
+    """The tokenizer that the `json` of a tokenizer describes, of any kind; `where` is named in errors."""
+    try:
+        state = json.loads(text)
+        if isinstance(state, dict) and state.get("type") == "sentencepiece":
+            return tokenizers_sentencepiece.from_state(state, where)
+        if isinstance(state, dict) and state.get("type") == STATE_KEY:
+            return _build(*from_state_json(state, where), where)
+        return Tokenizer(tokenizers.Tokenizer.from_str(text), where)
+    except Exception as error:  # the library raises bare Exception
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{where}: not a tokenizer.json ({str(error)[:120]})") from None
+
+
+def _build(text: str, special: SpecialTokens, where: str) -> AnyTokenizer:
+    kind: Any = UnigramTokenizer if special.is_t5 else Tokenizer
+    return kind(_backend(text, where), where, special)
+
+
+def _backend(text: str, where: str) -> tokenizers.Tokenizer:
+    try:
+        return tokenizers.Tokenizer.from_str(text)
+    except Exception as error:  # noqa: BLE001  (the library raises bare Exception)
+        reason = " ".join(str(error).split())[:120]
+        raise UserError(f"{where}: the tokenizers library cannot read it ({reason}); export it again") from None
+
+
+FILES = ("spiece.model", "tokenizer.json", "vocab.txt")  # what a folder may hold, the first found is read
+_DEFAULTS: dict[str, Any] = {  # of transformers' classes too
+    "lowercase": True, "strip_accents": None, "tokenize_chinese_chars": True, "extra_ids": tokenizers_sentencepiece.EXTRA_IDS,
+}  # fmt: skip
+
+
+def from_file(path: Path, **options: Any) -> AnyTokenizer:
+    """A tokenizer from *.model (SentencePiece), tokenizer.json, vocab.txt, or a folder with one of them.
+
+    Options: `lowercase`, `strip_accents` and `tokenize_chinese_chars` for a vocab.txt, `extra_ids` for a *.model; they
+    hold where the files say nothing. Where settings stand beside the vocabulary (config.json, tokenizer_config.json,
+    special_tokens_map.json, added_tokens.json) it becomes what transformers makes of it. Raises UserError.
+    """
+    path, options = Path(path), _DEFAULTS | options
+    if not path.exists():
+        raise UserError(
+            f"{path}: no such file; give a vocab.txt, a tokenizer.json, a spiece.model or a folder with one"
+        )
+    path = prefer_tokenizer_json(path)
+    if found := _load_native(path):
+        return found
+    if huggingface.needs_transformers(path):
+        names = {"lowercase": "do_lower_case"}
+        given = {names.get(name, name): x for name, x in options.items() if x != _DEFAULTS[name]}
+        loaded = huggingface.load(path, given)
+        return _build(loaded.backend.to_str(), loaded.special, str(path))
+    if path.is_dir():
+        present = [path / name for name in FILES if (path / name).is_file()]
+        if not present:
+            raise UserError(
+                f"{path}: the folder holds neither tokenizer.json nor vocab.txt nor spiece.model; name a file"
+            )
+        path = present[0]
+    return _from_bare(path, options)
+
+
+def _load_native(path: Path) -> AnyTokenizer | None:
+    """The tokenizer of a folder that bertjax wrote and nobody changed: what it was there, without transformers."""
+    folder = path if path.is_dir() else path.parent
+    if path.is_dir() or path.name == JSON:
+        special = read_verified(folder)
+        if special is not None:
+            return _build((folder / JSON).read_text(encoding="utf-8"), special, str(path))
+    return tokenizers_sentencepiece.from_saved(folder) if path.is_dir() or path.name in FILES else None
+
+
+def _from_bare(path: Path, options: dict[str, Any]) -> AnyTokenizer:
+    if path.suffix == ".model":
+        return tokenizers_sentencepiece.from_model(path, extra_ids=options["extra_ids"])
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not UTF-8 text; tokenizer.path takes a vocab.txt or a tokenizer.json") from None
+    if not text.strip():
+        raise UserError(f"{path}: the file is empty; copy or export it again")
+    if path.suffix == ".json":
+        return _from_json(path, text)
+    vocab = tokenizers_wordpiece.read_vocab(text)
+    for note in backend_state.describe_unused_ids(vocab):
+        huggingface.note_once(path, note)
+    chosen = {name: options[name] for name in ("lowercase", "strip_accents", "tokenize_chinese_chars")}
+    return Tokenizer(build_wordpiece(vocab, **chosen), str(path))
+
+
+def train(documents: tokenizers_wordpiece.Documents, **options: Any) -> Tokenizer:
+    """A WordPiece vocabulary of at most `vocab_size` pieces: the same for the same text (`wordpiece.train`)."""
+    return Tokenizer(tokenizers_wordpiece.train(documents, **options), "the trained tokenizer")
+
+
+def _hash_documents(documents: Iterator[list[str]]) -> str:
+    digest = hashlib.sha256()
+    for sentences in documents:
+        digest.update("\n".join(sentences).encode() + b"\n\n")
+    return digest.hexdigest()
+
+
+def _from_json(path: Path, text: str) -> AnyTokenizer:
+    try:
+        state = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not valid JSON ({error}); export the tokenizer again") from None
+    model = state.get("model") if isinstance(state, dict) else None
+    model = model if isinstance(model, dict) else {}
+    kind = model.get("type", "WordPiece" if "max_input_chars_per_word" in model else None)
+    if kind == "Unigram":
+        return tokenizers_sentencepiece.from_unigram(state, str(path))
+    if kind != "WordPiece":
+        said = f"a {kind} tokenizer" if kind else "no tokenizer.json of the tokenizers library"
+        raise UserError(f"{path}: is {said}; without settings beside it bertjax reads WordPiece and Unigram")
+    return Tokenizer(_backend(text, str(path)), str(path))

@@ -1,0 +1,62 @@
+"""Classification: predictions and label scores."""
+
+import sys
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from bertjax.config.schema.evaluation import ClassificationEvaluation
+from bertjax.data.preprocess.labels import report_lines as label_lines
+from bertjax.data.sources.class_names import ClassSpec
+from bertjax.evaluation.evaluators.heldout import open_heldout, save_json
+from bertjax.evaluation.inference.batches import device_batches, local_batch_rows
+from bertjax.evaluation.metrics.labels import label_scores
+from bertjax.evaluation.records import EvaluationRecord
+from bertjax.parallel.multihost import primary
+from bertjax.training.program import MeshJit, TrainProgram
+from bertjax.training.run_context import RunContext
+from bertjax.training.state import Params
+
+
+def classification_evaluator(
+    ctx: RunContext,
+    program: TrainProgram,
+    config: ClassificationEvaluation,
+    record: EvaluationRecord,
+    labels: list[str] | None,
+) -> Callable[[Params, int], dict[str, float]]:
+    """Accuracy, F1 and Matthews correlation of labels; Pearson and Spearman correlation for regression.
+
+    labels: names of the classes by id, which the data's are matched to. Rows without a label are left out.
+    """
+    names = tuple(labels) if labels else None
+    classes = ClassSpec(program.num_classes, names, required=True, keep_unlabeled=True)
+    batches = open_heldout(ctx, program, config, classes)
+    meta = batches.stores[config.name].meta
+    for line in label_lines(meta, training=False) if primary.is_primary() else ():
+        print(f"evaluation '{config.name}': {line}", file=sys.stderr)
+    left_out = {"records_without_label": meta["hidden"]} if meta.get("hidden") else {}
+    everywhere = NamedSharding(program.mesh, P())
+
+    def logits_of(params: Params, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
+        model = program.build_model(params)
+        fields = (batch[name] for name in ("input_ids", "token_type_ids", "segment_ids", "positions"))
+        hidden = model.encode(*fields, packed=batch["cls_positions"].shape[1] > 1)
+        return model.class_logits(hidden, batch["cls_positions"]), batch["labels"], batch["label_weights"]
+
+    predict = MeshJit(jax.jit(logits_of, out_shardings=everywhere), program.mesh, program.rules)
+
+    def run(params: Params, step: int) -> dict[str, float]:
+        logits, truths = [], []
+        for batch in device_batches(batches.epoch_batches(local_batch_rows(program, batches)), program, batches):
+            found, truth, weights = jax.device_get(predict(params, batch))
+            logits.append(found[weights > 0])
+            truths.append(truth[weights > 0])
+        scores = label_scores(np.concatenate(logits), np.concatenate(truths))
+        save_json(record, config.name, {"step": step, "scores": scores, **left_out})
+        return scores
+
+    return run

@@ -1,0 +1,65 @@
+"""The held-out data of an evaluation in batches on the devices, and the files an evaluation keeps."""
+
+import hashlib
+import json
+import sys
+from typing import Any
+
+import numpy as np
+
+from bertjax.data.jobs import text_counts
+from bertjax.data.pipeline.loader import Batches, is_decoder_only, open_task
+from bertjax.data.sources.class_names import ClassSpec
+from bertjax.data.sources.text import fingerprint
+from bertjax.evaluation.inference.batches import round_up_batch
+from bertjax.evaluation.records import EvaluationRecord
+from bertjax.parallel.multihost import primary
+from bertjax.storage import atomic
+from bertjax.training.program import TrainProgram
+from bertjax.training.run_context import RunContext
+
+NUM_SAMPLES = 12  # that an evaluation keeps to show
+
+
+def open_heldout(ctx: RunContext, program: TrainProgram, config: Any, classes: ClassSpec | None = None) -> Batches:
+    """The data of an evaluation; what is cut of its texts, or unknown, is said on stderr."""
+    batches = open_task(
+        config.data,
+        config.name,
+        ctx.tokenizer,
+        batch_size=round_up_batch(config.batch_size, program),
+        seed=ctx.config.run.seed,
+        base=ctx.base,
+        cache=ctx.prepared_dir,
+        classes=classes,
+        decoder_only=is_decoder_only(ctx.config),
+    )
+    for store in batches.stores.values():
+        report_truncation(f"evaluation '{config.name}'", store.meta.get(text_counts.META_KEY), config.data.preprocess)
+    return batches
+
+
+def report_truncation(name: str, counts: text_counts.TextCounts | None, options: Any) -> None:
+    """Says on stderr, once for all processes, what is cut of texts or unknown to the tokenizer."""
+    for line in text_counts.report_lines(name, counts, options) if primary.is_primary() else ():
+        print(line, file=sys.stderr, flush=True)
+
+
+def save_json(record: EvaluationRecord, name: str, content: Any) -> None:
+    """Writes one file of an evaluation; `name` is the evaluation's, or that with an ending such as .predictions."""
+    if primary.is_primary():
+        path = record.file_path(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = record.with_provenance(content) if name == record.name else content
+        atomic.write_text_atomic(path, json.dumps(content, ensure_ascii=False, indent=1))
+
+
+def provenance(ctx: RunContext, program: TrainProgram, config: Any) -> dict[str, Any]:
+    """What is kept with the scores of an evaluation: its section, what its data hold, and the arithmetic."""
+    found = "".join(fingerprint(source, ctx.base) for source in config.data.source)
+    compute = program.compute
+    return {
+        "evaluation": config.model_dump(mode="json"),
+        "data": hashlib.sha256(found.encode()).hexdigest()[:16],
+        "computed": f"{compute.platform} {np.dtype(compute.dtype).name}",
+    }

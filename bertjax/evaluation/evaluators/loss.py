@@ -1,0 +1,41 @@
+"""Evaluation by the loss of the objective on held-out data."""
+
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from bertjax.config.schema.evaluation import LossEvaluation, MlmEvaluation
+from bertjax.evaluation.evaluators.heldout import open_heldout, save_json
+from bertjax.evaluation.inference.batches import device_batches, local_batch_rows
+from bertjax.evaluation.records import EvaluationRecord
+from bertjax.training.program import TrainProgram
+from bertjax.training.run_context import RunContext
+from bertjax.training.state import Params
+from bertjax.training.step import jit_eval_step, loss_metrics
+
+TOKEN_TERMS = {"mlm", "target"}  # terms of an objective that are over a vocabulary
+
+
+def loss_evaluator(
+    ctx: RunContext, program: TrainProgram, config: MlmEvaluation | LossEvaluation, record: EvaluationRecord
+) -> Callable[[Params, int], dict[str, float]]:
+    """Loss and accuracy of each term of the stage's objective, and the perplexity of masked or target tokens."""
+    batches = open_heldout(ctx, program, config)
+    eval_step = jit_eval_step(program)
+
+    def run(params: Params, step: int) -> dict[str, float]:
+        terms = None
+        for batch in device_batches(
+            batches.epoch_batches(local_batch_rows(program, batches), limit=config.batches), program, batches
+        ):
+            found = jax.device_get(eval_step(params, batch))
+            terms = found if terms is None else jax.tree.map(np.add, terms, found)
+        assert terms is not None, "prepare refuses an empty task"
+        scores = {name: float(x) for name, x in loss_metrics(terms).items() if not name.endswith("_weight")}
+        for name in TOKEN_TERMS & terms.keys():
+            scores[f"{name}_perplexity"] = float(np.exp(min(scores[f"{name}_loss"], 80.0)))
+        save_json(record, config.name, {"step": step, "scores": scores})
+        return scores
+
+    return run

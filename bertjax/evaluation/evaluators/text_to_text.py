@@ -1,0 +1,179 @@
+"""Scores of generated text, and the averages of GLUE and SuperGLUE where a stage has several of their tasks."""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bertjax.config.schema.data import TextToText
+from bertjax.config.schema.evaluation import TextToTextEvaluation
+from bertjax.data.jobs import text_counts
+from bertjax.data.preprocess.text_to_text import TextExample, class_names, read_examples
+from bertjax.errors import UserError
+from bertjax.evaluation.evaluators.heldout import NUM_SAMPLES, report_truncation, save_json
+from bertjax.evaluation.inference.generate import Generator
+from bertjax.evaluation.metrics import by_prompt
+from bertjax.evaluation.metrics.glue_average import suite_average, suite_task
+from bertjax.evaluation.records import EvaluationRecord
+from bertjax.training.loop import Evaluator
+from bertjax.training.program import TrainProgram
+from bertjax.training.run_context import RunContext
+from bertjax.training.state import Params
+
+_log = logging.getLogger(__name__)
+
+
+def text_to_text_evaluator(
+    ctx: RunContext, program: TrainProgram, config: TextToTextEvaluation, record: EvaluationRecord
+) -> Callable[[Params, int], dict[str, float]]:
+    """Answers generated for held-out examples, scored by the metrics of their prompt (or those the config names).
+
+    Keeps <name>.json (scores and samples) and <name>.predictions.json (answers by the record's id, else its number).
+    """
+    options = config.data.preprocess
+    if not isinstance(options, TextToText):
+        raise UserError(
+            f"evaluation '{config.name}': data.preprocess.kind must be text_to_text; kind: loss takes others"
+        )
+    examples = list(read_examples(config.data, ctx.base, seed=ctx.config.run.seed))
+    if not examples:
+        raise UserError(f"evaluation '{config.name}': its source holds no examples")
+    names, labels = by_prompt.metrics_for(options, config.metrics), class_names(options)
+    try:
+        by_prompt.check_metrics(names, labels, examples)
+    except UserError as error:
+        raise UserError(f"evaluation '{config.name}': {error}") from None
+    for label in labels or ():
+        if ctx.tokenizer.unk_id in ctx.tokenizer.encode_batch([label])[0]:
+            _log.warning(
+                "evaluation '%s': the tokenizer has no piece for a character of the label '%s', which can so never be "
+                "answered", config.name, label,
+            )  # fmt: skip
+    generate = make_generator(ctx, program, config)
+    keys = prediction_keys(examples)
+    counts = _count_truncation(ctx, config, examples)
+
+    def run(params: Params, step: int) -> dict[str, float]:
+        answers = generate_answers(generate, params, examples)
+        scores = by_prompt.score(names, examples, answers, labels)
+        pairs = list(zip(examples, answers, strict=True))[:: max(1, len(examples) // NUM_SAMPLES)][:NUM_SAMPLES]
+        samples = [_sample(example, answer, options.prompt) for example, answer in pairs]
+        save_json(
+            record, config.name, {"step": step, "scores": scores, "samples": samples, text_counts.META_KEY: counts}
+        )
+        save_json(record, f"{config.name}.predictions", dict(zip(keys, answers, strict=True)))
+        return scores
+
+    return run
+
+
+def _count_truncation(
+    ctx: RunContext, config: TextToTextEvaluation, examples: Sequence[TextExample]
+) -> text_counts.TextCounts:
+    """What is cut of the inputs, and of the references that no answer is long enough for; said on stderr."""
+    options: TextToText = config.data.preprocess
+    tokenizer, longest = ctx.tokenizer, config.decoding.max_new_tokens or options.target_length
+    inputs = tokenizer.encode_batch([example.inputs for example in examples])
+    targets = tokenizer.encode_batch([text for example in examples for text in example.references])
+    counts = {
+        "inputs": text_counts.count(inputs, options.sequence_length - 1, tokenizer.unk_id),
+        "targets": text_counts.count(targets, longest, tokenizer.unk_id),
+    }
+    own = "decoding.max_new_tokens" if config.decoding.max_new_tokens else "target_length"
+    lengths = {"inputs": ("sequence_length", options.sequence_length), "targets": (own, longest)}
+    report_truncation(f"evaluation '{config.name}'", counts, lengths)
+    return counts
+
+
+def make_generator(ctx: RunContext, program: TrainProgram, config: TextToTextEvaluation) -> Generator:
+    options: TextToText = config.data.preprocess
+    return Generator(
+        program,
+        ctx.tokenizer,
+        config.decoding,
+        sequence_length=options.sequence_length,
+        target_length=options.target_length,
+        batch_size=config.batch_size,
+        seed=ctx.config.run.seed,
+    )
+
+
+def generate_answers(
+    generate: Callable[[Params, Sequence[str]], list[str]], params: Params, examples: Sequence[TextExample]
+) -> list[str]:
+    """One answer for each example; what is asked several times (ReCoRD, closed books) is generated once."""
+    asked = list(dict.fromkeys(example.inputs for example in examples))
+    found = dict(zip(asked, generate(params, asked), strict=True))
+    return [found[example.inputs] for example in examples]
+
+
+def prediction_keys(examples: Sequence[TextExample]) -> list[str]:
+    """The examples' ids as texts, or their numbers where an example has none or two share one."""
+    ids = [_id_string(example.extra["id"]) for example in examples if example.extra.get("id") is not None]
+    return ids if len(set(ids)) == len(examples) else [str(number) for number in range(len(examples))]
+
+
+def _id_string(identity: Any) -> str:
+    """MultiRC's and ReCoRD's ids have several parts."""
+    return "-".join(map(str, identity.values())) if isinstance(identity, Mapping) else str(identity)
+
+
+def _sample(example: TextExample, answer: str, prompt: str | None) -> dict[str, Any]:
+    question, context = example.inputs, ""
+    if prompt == "squad":  # in the form of extractive samples, so that the report can mark the answer in the text
+        question, _, context = example.inputs.removeprefix("question: ").partition(" context: ")
+    sample = {"question": question, "context": context, "answers": list(example.references), "prediction": answer}
+    return sample | ({"id": _id_string(example.extra["id"])} if example.extra.get("id") is not None else {})
+
+
+# ---- averages over a suite ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SuiteAverage:
+    """What an Evaluator needs to know of an average: its name, and its steps where all its tasks share them."""
+
+    name: str
+    every: int | None
+    kind: str = "average"
+
+
+def with_suite_averages(evaluators: Sequence[Evaluator]) -> list[Evaluator]:
+    """The evaluators, and behind them <suite>_average for each suite of which there are two evaluations or more.
+
+    An average is over the evaluations that ran at its step; without any it has no scores.
+    """
+    made: dict[str, list[str]] = {}
+    latest: dict[str, tuple[int, str, dict[str, float]]] = {}
+    watched = []
+    for evaluator in evaluators:
+        config = evaluator.config
+        place = suite_task(config.data.preprocess.prompt) if config.kind == "text_to_text" else None
+        watched.append(_track_latest(evaluator, place[1], latest) if place else evaluator)
+        if place:
+            made.setdefault(place[0], []).append(config.name)
+    by_name = {evaluator.config.name: evaluator.config for evaluator in evaluators}
+    for suite, names in made.items():
+        if len(names) > 1 and f"{suite}_average" not in by_name:
+            intervals = {by_name[name].every for name in names}
+            config = SuiteAverage(f"{suite}_average", intervals.pop() if len(intervals) == 1 else None)
+            watched.append(Evaluator(config, _average(suite, names, latest)))
+    return watched
+
+
+def _track_latest(evaluator: Evaluator, task: str, latest: dict[str, tuple[int, str, dict[str, float]]]) -> Evaluator:
+    def run(params: Params, step: int) -> dict[str, float]:
+        scores = evaluator.run(params, step)
+        latest[evaluator.config.name] = (step, task, scores)
+        return scores
+
+    return Evaluator(evaluator.config, run)
+
+
+def _average(
+    suite: str, names: Sequence[str], latest: Mapping[str, tuple[int, str, dict[str, float]]]
+) -> Callable[[Params, int], dict[str, float]]:
+    def run(_: Params, step: int) -> dict[str, float]:
+        return suite_average(suite, [latest[name][1:] for name in names if name in latest and latest[name][0] == step])
+
+    return run

@@ -1,0 +1,1 @@
+"""Inference on batches of texts: span decoding and generation."""

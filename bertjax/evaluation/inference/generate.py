@@ -1,0 +1,132 @@
+"""Texts in, generated texts out: batches of like length through one compiled program for each width.
+
+generator = Generator(program, tokenizer, Decoding(beam_size=4), sequence_length=512, target_length=114, batch_size=32)
+answers = generator(params, ["translate English to German: Hello."])
+"""
+
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from bertjax.config.schema.evaluation import Decoding
+from bertjax.data.tokenizers.sentencepiece import SentencePieceTokenizer
+from bertjax.errors import UserError
+from bertjax.evaluation.inference.batches import round_up_batch
+from bertjax.models.decoding.beam import beam_search
+from bertjax.models.decoding.sample import greedy, sample
+from bertjax.parallel import batches
+from bertjax.training.monitor import preemption
+from bertjax.training.program import MeshJit, TrainProgram
+from bertjax.training.state import Params
+
+WIDTH_MULTIPLE = 64  # inputs are as wide as the next multiple: few widths, few programs, little padding
+# Of texts read whole: the longest that is read unasked, and how many pairs of tokens a batch may compare at once (8
+# attention heads hold 1 GB of float32 for them).
+MAX_INPUT_TOKENS, MAX_TOKEN_PAIRS = 8192, 8 * 2048**2
+
+
+class Generator:
+    """Generates for one model, tokenizer and way of decoding; programs are compiled once for each width.
+
+    Every process of a run calls it alike and gets all answers.
+    """
+
+    def __init__(
+        self, program: TrainProgram, tokenizer: SentencePieceTokenizer, decoding: Decoding, *,
+        sequence_length: int | None, target_length: int, batch_size: int, seed: int = 0, causal: bool = False,
+    ) -> None:  # fmt: skip
+        """At most `sequence_length` tokens of a text are read, EOS counted (None: all of them, and UserError for a text
+        above MOST_TOKENS); `target_length` are generated unless `decoding` has its own number. `seed` is for sampling.
+        `causal`: a language model that goes on with a text; it then sees backwards only and the text does not end in
+        EOS."""
+        self.program, self.tokenizer, self.decoding, self.causal = program, tokenizer, decoding, causal
+        self.sequence_length, self.batch_size, self.seed = sequence_length, batch_size, seed
+        self.max_new_tokens = decoding.max_new_tokens or target_length
+        jitted = jax.jit(self._decode, out_shardings=NamedSharding(program.mesh, P()))
+        self.num_unfinished = 0  # answers so far that reached the greatest length without an end
+        self._jitted = MeshJit(jitted, program.mesh, program.rules)
+
+    def __call__(self, params: Params, texts: Sequence[str]) -> list[str]:
+        """-> one generated text for each text, in their order."""
+        return self.from_ids(params, self.tokenizer.encode_batch(list(texts)))
+
+    def from_ids(self, params: Params, rows: Sequence[Sequence[int]]) -> list[str]:
+        """The same from the texts' ids, without EOS."""
+        fitted = [self._truncate(row) for row in rows]
+        lengths = np.array([len(row) for row in fitted], np.int64)
+        if self.sequence_length is None and (lengths > MAX_INPUT_TOKENS).any():
+            number = int(np.argmax(lengths > MAX_INPUT_TOKENS))
+            raise UserError(
+                f"text {number + 1}: has {lengths[number]:,} tokens, and attention's memory grows with their square; "
+                f"above {MAX_INPUT_TOKENS:,} say how many to read with --max-input-tokens"
+            )
+        found: dict[int, str] = {}
+        order = np.argsort(lengths, kind="stable")
+        while len(order):
+            preemption.check()
+            size, width = self._batch(lengths[order])
+            picked, order = order[:size], order[size:]
+            ids = self._generate(params, [fitted[i] for i in picked], picked, width, size)
+            found |= {int(i): self._text(row) for i, row in zip(picked, ids, strict=False)}
+        return [found[i] for i in range(len(fitted))]
+
+    def _batch(self, lengths: np.ndarray) -> tuple[int, int]:
+        """(rows, width) of the next batch out of texts of these lengths, shortest first."""
+        size = round_up_batch(min(self.batch_size, len(lengths)), self.program)
+        longest = max(int(lengths[:size].max()), 1)
+        if self.sequence_length is not None:
+            return size, min(self.sequence_length, -(-longest // WIDTH_MULTIPLE) * WIDTH_MULTIPLE)
+        if size * longest**2 > MAX_TOKEN_PAIRS:
+            size = round_up_batch(max(1, MAX_TOKEN_PAIRS // longest**2), self.program)
+            longest = max(int(lengths[:size].max()), 1)
+        step = max(WIDTH_MULTIPLE, 1 << (longest - 1).bit_length() >> 3)  # four to eight widths for each doubling
+        return size, -(-longest // step) * step
+
+    def _truncate(self, row: Sequence[int]) -> list[int]:
+        """Cut at the end and closed by EOS, as in training; a causal model needs the end of its text."""
+        room = self.input_capacity(len(row))
+        return list(row)[len(row) - room :] if self.causal else [*row[:room], self.tokenizer.eos_id]
+
+    def input_capacity(self, tokens: int) -> int:
+        """How many of a text's tokens are read."""
+        return tokens if self.sequence_length is None else min(tokens, self.sequence_length - (not self.causal))
+
+    def _generate(
+        self, params: Params, rows: list[list[int]], numbers: np.ndarray, width: int, size: int
+    ) -> np.ndarray:
+        """-> ids int32 [size, L]; rows behind the last one are copies of it."""
+        ids = np.zeros((size, width), np.int32)
+        lengths = np.array([len(row) for row in rows])
+        for i, row in enumerate(rows):
+            ids[i, : len(row)] = row
+        last = np.minimum(np.arange(size), len(rows) - 1)
+        real = (np.arange(width)[None] < lengths[last, None]).astype(np.int32)
+        batch = {"input_ids": ids[last], "segment_ids": real, "rows": numbers[last].astype(np.int32)}
+        sharding = self.program.batch_sharding()
+        ours = batches.local_rows(sharding, size)
+        put = batches.place({name: x[ours] for name, x in batch.items()}, sharding, size)
+        return np.asarray(jax.device_get(self._jitted(params, *put.values())))
+
+    def _decode(self, params: Params, input_ids: jax.Array, segment_ids: jax.Array, rows: jax.Array) -> jax.Array:
+        model, how = self.program.build_model(params), self.decoding
+        inputs = (model, input_ids, segment_ids, self.max_new_tokens)
+        causal, eos_id = self.causal, self.tokenizer.eos_id
+        if how.sample:
+            return sample(
+                *inputs, jax.random.key(self.seed), rows, causal=causal, eos_id=eos_id,
+                temperature=how.temperature, top_k=how.top_k, top_p=how.top_p,
+            )  # fmt: skip
+        if how.beam_size > 1:
+            return beam_search(
+                *inputs, beam_size=how.beam_size, alpha=how.length_penalty, causal=causal, eos_id=eos_id,
+                rules=how.beam_rules,
+            )[0]  # fmt: skip
+        return greedy(*inputs, causal=causal, eos_id=eos_id)
+
+    def _text(self, ids: np.ndarray) -> str:
+        ends = np.flatnonzero(ids == self.tokenizer.eos_id)
+        self.num_unfinished += not len(ends)
+        return self.tokenizer.decode(ids[: ends[0] if len(ends) else None].tolist())

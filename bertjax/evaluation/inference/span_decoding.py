@@ -1,0 +1,225 @@
+"""From start and end logits to answer texts, by the rules of the features' profile.
+
+bert: write_predictions of run_squad.py (google-research/bert). hf: postprocess_qa_predictions of transformers'
+examples/pytorch/question-answering/utils_qa.py, but only what can be answered is among the n best positions and in the
+probabilities, a text is listed once, and the best span is searched where none of the n best starts and ends fit.
+"""
+
+import functools
+import math
+import unicodedata
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from bertjax.data.preprocess.span_qa import Example, Features
+
+NO_SPAN_NULL_ODDS = (
+    1e6  # null odds where no span is valid: above any threshold (the reference stops with an error there)
+)
+_CJK = ((0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x2A6DF), (0x2A700, 0x2B73F),
+        (0x2B740, 0x2B81F), (0x2B820, 0x2CEAF), (0x2F800, 0x2FA1F))  # fmt: skip
+
+
+class Spans(NamedTuple):
+    """Candidate spans of one example, best first."""
+
+    window: np.ndarray  # int [C] row of the features
+    start: np.ndarray  # int [C]; 0: no answer
+    end: np.ndarray  # int [C] inclusive
+    start_logit: np.ndarray  # float64 [C]
+    end_logit: np.ndarray  # float64 [C]
+
+
+def predict_answers(
+    examples: Sequence[Example], features: Features, start_logits: np.ndarray, end_logits: np.ndarray, *,
+    n_best: int = 20, max_answer_length: int = 30, null_score_diff_threshold: float = 0.0, version_2: bool = False,
+) -> tuple[dict[str, str], dict[str, list[dict]], dict[str, float]]:  # fmt: skip
+    """(answer text by id, n-best lists by id, null odds by id); logits are [N, S], one row a window of `features`.
+
+    An n-best entry is {text, probability, start_logit, end_logit}, the probability a softmax over the entries. Null
+    odds (empty unless `version_2`) are the smallest null score over the windows minus the score of the best answer; ""
+    is predicted where they are strictly above the threshold, and where a context has nothing to answer with. Profile
+    bert: where none of the n best spans is valid, v1 answers "empty" and v2 "".
+    """
+    start_logits, end_logits = np.asarray(start_logits, np.float64), np.asarray(end_logits, np.float64)
+    shape = features.token_to_word.shape
+    if start_logits.shape != shape or end_logits.shape != shape:
+        raise ValueError(f"logits of shape {start_logits.shape}, {end_logits.shape} for windows of shape {shape}")
+    bounds = np.searchsorted(features.example_index, np.arange(len(examples) + 1))
+    predictions: dict[str, str] = {}
+    nbest: dict[str, list[dict]] = {}
+    null_odds: dict[str, float] = {}
+    for index, example in enumerate(examples):
+        windows = range(bounds[index], bounds[index + 1])
+        null = _null_logits(windows, start_logits, end_logits) if version_2 else None
+        found = [_window_spans(w, features, start_logits[w], end_logits[w], n_best, max_answer_length) for w in windows]
+        if features.profile == "hf" and not any(len(spans.start) for spans in found):
+            found = [_best_span(w, features, start_logits[w], end_logits[w], max_answer_length) for w in windows]
+        entries = _nbest_entries(_rank_spans(found, null), features, index, n_best, null)
+        nbest[example.id] = _with_probabilities(entries)
+        predictions[example.id] = entries[0][0] if entries else ""
+        if null is not None:
+            answer = next((entry for entry in entries if entry[0]), None)
+            # subtracted one by one, as the reference does: the last bit can decide a strict comparison
+            odds = NO_SPAN_NULL_ODDS if answer is None else null[0] + null[1] - answer[1] - answer[2]
+            null_odds[example.id] = odds
+            predictions[example.id] = "" if answer is None or odds > null_score_diff_threshold else answer[0]
+    return predictions, nbest, null_odds
+
+
+def _best_indexes(logits: np.ndarray, n_best: int) -> np.ndarray:
+    """int [n_best]: the highest of logits [S] first, the lower index first among equals."""
+    return np.argsort(-logits, kind="stable")[:n_best]
+
+
+def _null_logits(windows: range, start_logits: np.ndarray, end_logits: np.ndarray) -> tuple[float, float]:
+    """The [CLS] logits of the window where their sum is smallest."""
+    pairs = [(float(start_logits[w, 0]), float(end_logits[w, 0])) for w in windows]
+    return min(pairs, key=sum, default=(0.0, 0.0))
+
+
+def _window_spans(
+    window: int, features: Features, start_row: np.ndarray, end_row: np.ndarray, n_best: int, max_answer_length: int
+) -> Spans:
+    """Valid spans of a window, by rank of the start, then of the end. Only the start needs the maximum context.
+
+    Profile bert cuts the n best positions of the row first and drops those outside the context; hf the other way round.
+    """
+    may_end = features.token_to_word[window] >= 0
+    may_start = may_end & features.max_context[window]
+    if features.profile == "hf":
+        start_of, end_of = np.flatnonzero(may_start), np.flatnonzero(may_end)
+        starts = start_of[_best_indexes(start_row[start_of], n_best)]
+        ends = end_of[_best_indexes(end_row[end_of], n_best)]
+    else:
+        starts, ends = _best_indexes(start_row, n_best), _best_indexes(end_row, n_best)
+        starts, ends = starts[may_start[starts]], ends[may_end[ends]]
+    length = ends[None, :] - starts[:, None] + 1
+    i, j = np.nonzero((length >= 1) & (length <= max_answer_length))
+    start, end = starts[i], ends[j]
+    return Spans(np.full(len(start), window), start, end, start_row[start], end_row[end])
+
+
+def _best_span(
+    window: int, features: Features, start_row: np.ndarray, end_row: np.ndarray, max_answer_length: int
+) -> Spans:
+    """The best of all valid spans of a window, if it has one."""
+    may_end = features.token_to_word[window] >= 0
+    starts = np.flatnonzero(may_end & features.max_context[window])
+    if not len(starts):
+        return _spans([])
+    ends_row = np.append(np.where(may_end, end_row, -np.inf), np.full(max_answer_length - 1, -np.inf))
+    following = np.lib.stride_tricks.sliding_window_view(ends_row, max_answer_length)[starts]
+    best = int(np.argmax(start_row[starts] + following.max(axis=1)))
+    start, end = int(starts[best]), int(starts[best] + np.argmax(following[best]))
+    return _spans([(window, start, end, start_row[start], end_row[end])])
+
+
+def _spans(rows: list[tuple[int, int, int, float, float]]) -> Spans:
+    columns = zip(*rows, strict=True) if rows else [[]] * 5
+    kinds = (np.int64, np.int64, np.int64, np.float64, np.float64)
+    return Spans(*(np.array(column, kind) for column, kind in zip(columns, kinds, strict=True)))
+
+
+def _rank_spans(found: list[Spans], null: tuple[float, float] | None) -> Spans:
+    """All spans of an example, highest sum first; among equals in order of window and rank, the null answer last."""
+    if null is not None:
+        found = [*found, _spans([(0, 0, 0, *null)])]
+    if not found:
+        return _spans([])
+    merged = Spans(*(np.concatenate(column) for column in zip(*found, strict=True)))
+    order = np.argsort(-(merged.start_logit + merged.end_logit), kind="stable")
+    return Spans(*(column[order] for column in merged))
+
+
+def _nbest_entries(
+    spans: Spans, features: Features, index: int, n_best: int, null: tuple[float, float] | None
+) -> list[tuple[str, float, float]]:
+    """(text, start logit, end logit): at most n_best of different texts; the null answer follows if not among them."""
+    entries: list[tuple[str, float, float]] = []
+    seen: set[str] = set()
+    for window, start, end, start_logit, end_logit in zip(*(column.tolist() for column in spans), strict=True):
+        if len(entries) >= n_best:
+            break
+        text = _span_text(features, index, window, start, end) if start > 0 else ""
+        if start > 0 and text in seen:
+            continue
+        seen.add(text)
+        entries.append((text, start_logit, end_logit))
+    if null is not None and "" not in seen:
+        entries.append(("", *null))
+    return entries or ([("empty", 0.0, 0.0)] if features.profile == "bert" else [])
+
+
+def _with_probabilities(entries: list[tuple[str, float, float]]) -> list[dict]:
+    scores = [start + end for _, start, end in entries]
+    weights = [math.exp(score - max(scores)) for score in scores]
+    total = sum(weights)
+    return [
+        {"text": text, "probability": weight / total, "start_logit": start, "end_logit": end}
+        for (text, start, end), weight in zip(entries, weights, strict=True)
+    ]
+
+
+def _span_text(features: Features, index: int, window: int, start: int, end: int) -> str:
+    """The text of example `index` from position `start` to `end` (inclusive) of a window."""
+    first, last = features.token_to_word[window, [start, end]].tolist()
+    if features.profile == "hf":
+        offsets = features.offsets[index]
+        return features.contexts[index][offsets[first, 0] : offsets[last, 1]]
+    ids = features.inputs["input_ids"][window, start : end + 1].tolist()
+    pieces = " ".join(features.pieces[i] for i in ids).replace(" ##", "").replace("##", "")
+    words = tuple(features.words[index][first : last + 1])
+    return final_text(" ".join(pieces.split()), words, features.lowercase)
+
+
+def final_text(predicted: str, words: Sequence[str], lowercase: bool) -> str:
+    """The part of the original `words` that reads as the detokenized pieces `predicted` (get_final_text).
+
+    Basic tokenization keeps the number of non-space characters, unless it drops accents or control characters: when it
+    does, or when `predicted` is not in it, all the words are the answer.
+    """
+    original = " ".join(words)
+    # no rule of the basic tokenizer looks past a word, so words may be tokenized one by one (and remembered)
+    tokenized = " ".join(filter(None, (basic_tokens(word, lowercase) for word in words)))
+    begin = tokenized.find(predicted) if predicted else -1
+    positions = [i for i, char in enumerate(original) if char != " "]
+    if begin < 0 or len(positions) != len(tokenized) - tokenized.count(" "):
+        return original
+    before = begin - tokenized.count(" ", 0, begin)  # non-space characters in front of the answer
+    inside = len(predicted) - predicted.count(" ")
+    return original[positions[before] : positions[before + inside - 1] + 1]
+
+
+@functools.lru_cache(maxsize=1 << 17)
+def basic_tokens(text: str, lowercase: bool) -> str:
+    """BasicTokenizer of tokenization.py: cleaned, CJK characters and punctuation parted, tokens joined by one space."""
+    cleaned = "".join(_clean_char(char) for char in text)
+    parted = []
+    for token in cleaned.split():
+        if lowercase:
+            letters = unicodedata.normalize("NFD", token.lower())
+            token = "".join(char for char in letters if unicodedata.category(char) != "Mn")
+        parted += [f" {char} " if _is_punctuation(char) else char for char in token]
+        parted.append(" ")
+    return " ".join("".join(parted).split())
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _clean_char(char: str) -> str:
+    """Control characters vanish, spaces of any kind become one, a CJK character stands alone."""
+    category, code = unicodedata.category(char), ord(char)
+    if char in " \t\n\r" or category == "Zs":
+        return " "
+    if category.startswith("C") or code in (0, 0xFFFD):
+        return ""
+    return f" {char} " if any(low <= code <= high for low, high in _CJK) else char
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _is_punctuation(char: str) -> bool:
+    # the reference counts every ASCII sign as punctuation, also those Unicode calls symbols ($, +, ^ ...)
+    ascii_sign = 33 <= ord(char) < 127 and not char.isalnum()
+    return ascii_sign or unicodedata.category(char).startswith("P")

@@ -1,0 +1,1 @@
+"""Scores, as the official scripts define them. Plain Python and numpy."""

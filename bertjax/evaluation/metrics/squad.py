@@ -1,0 +1,196 @@
+"""SQuAD scores by the rules of the official evaluate-v1.1.py and evaluate-v2.0.py (rajpurkar/SQuAD-explorer)."""
+
+import functools
+import json
+import math
+import re
+import string
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bertjax.data.sources.squad import Example
+from bertjax.errors import UserError
+from bertjax.evaluation.inference.span_decoding import predict_answers
+from bertjax.storage.files import expand_globs, read_text
+
+__all__ = ["predict_answers", "score", "score_command"]
+
+Gold = Mapping[str, Any] | Sequence[Any]  # the official object, its "data" list, or a list of Example
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def score(
+    gold: Gold, predictions: Mapping[str, str], na_prob: Mapping[str, float] | None = None, na_prob_thresh: float = 1.0,
+    version_2: bool | None = None,
+) -> dict[str, float]:  # fmt: skip
+    """Scores in percent, with the official keys. `version_2` None: true when `gold` says so or has a question without
+    answers, or `na_prob` is given.
+
+    v1.1: {exact_match, f1}, and the same once more in v2.0's words {exact, total}; a question without a prediction
+    counts 0. v2.0: {exact, f1, total}, HasAns_* and NoAns_*, and with `na_prob` best_exact, best_exact_thresh, best_f1,
+    best_f1_thresh; a no-answer probability strictly above `na_prob_thresh` replaces the prediction by "". As in the
+    official script a question without a prediction is in no total, except that best_* count it as a no-answer question
+    if it is one; where that script then stops with a KeyError, HasAns_* and NoAns_* are over the questions predicted.
+
+    Raises UserError when there is nothing to score or a no-answer probability is missing.
+    """
+    questions = _questions(gold)
+    if not questions:
+        raise UserError("gold: no questions in it; name the data set the predictions were made for")
+    if version_2 is None:
+        version_2 = na_prob is not None or not all(answers for _, answers in questions) or _says_version_2(gold)
+    if version_2:
+        return _score_v2(questions, predictions, na_prob, na_prob_thresh)
+    return _score_v1(questions, predictions)
+
+
+def score_command(
+    gold_path: str | Path, predictions_path: str | Path, na_prob_file: str | Path | None = None,
+    na_prob_thresh: float = 1.0,
+) -> dict[str, float]:  # fmt: skip
+    """`score` over files (gold: JSON, may be compressed); questions without a prediction are counted on stderr.
+
+    Raises UserError for files that are missing, not JSON, or not of the official form.
+    """
+    gold = _object(Path(gold_path))
+    predictions = _object(Path(predictions_path))
+    for key, text in predictions.items():
+        if not isinstance(text, str):
+            kind = type(text).__name__
+            raise UserError(f"{predictions_path}: '{key}': a string is needed, not {kind}; write {{id: answer}}")
+    na_prob = _object(Path(na_prob_file)) if na_prob_file is not None else None
+    for key, value in (na_prob or {}).items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
+            raise UserError(f"{na_prob_file}: '{key}': a number is needed, not {value!r}; write {{id: number}}")
+    try:
+        questions = _questions(gold)
+    except (KeyError, TypeError, AttributeError) as error:
+        what = f"key {error} is missing" if isinstance(error, KeyError) else "a list or an object is of another type"
+        raise UserError(f"{gold_path}: {what}; the form is data > paragraphs > qas > id, answers > text") from None
+    missing = [key for key, _ in questions if key not in predictions]
+    try:
+        scores = score(gold, predictions, na_prob, na_prob_thresh)
+    except UserError as error:
+        raise UserError(f"{gold_path}, {predictions_path}: {error}") from None
+    if missing:
+        effect = "count 0" if "exact_match" in scores else "are left out of the totals"
+        share = f"{len(missing)} of {len(questions)} questions"
+        print(f"{share} have no prediction and {effect} (first: {missing[0]})", file=sys.stderr)
+    return scores
+
+
+def _object(path: Path) -> dict[str, Any]:
+    file = expand_globs([str(path)], Path())[0]
+    try:
+        content = json.loads(read_text(file))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{file}: line {error.lineno}: not JSON ({error.msg}); write the file again") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{file}: a JSON object is needed, not {type(content).__name__}; write {{key: value}}")
+    return content
+
+
+def _questions(gold: Gold) -> list[tuple[str, list[str]]]:
+    """(id, gold answer texts) in file order."""
+    articles = gold["data"] if isinstance(gold, Mapping) else gold
+    if all(isinstance(item, Example) for item in articles):
+        return [(example.id, [text for text, _ in example.answers]) for example in articles]
+    every = (qa for article in articles for paragraph in article["paragraphs"] for qa in paragraph["qas"])
+    return [(qa["id"], [answer["text"] for answer in qa["answers"]]) for qa in every]
+
+
+def _says_version_2(gold: Gold) -> bool:
+    version = gold.get("version") if isinstance(gold, Mapping) else None
+    return str(version).lower().lstrip("v").startswith("2")
+
+
+def _score_v1(questions: list[tuple[str, list[str]]], predictions: Mapping[str, str]) -> dict[str, float]:
+    exact = f1 = 0.0
+    for key, answers in questions:
+        if key in predictions:
+            exact += max((_exact(answer, predictions[key]) for answer in answers), default=0)
+            f1 += max((_f1(answer, predictions[key], both_empty=0) for answer in answers), default=0)
+    total = len(questions)
+    exact, f1 = 100.0 * exact / total, 100.0 * f1 / total
+    return {"exact_match": exact, "f1": f1, "exact": exact, "total": total}
+
+
+def _score_v2(
+    questions: list[tuple[str, list[str]]], predictions: Mapping[str, str], na_prob: Mapping[str, float] | None,
+    threshold: float,
+) -> dict[str, float]:  # fmt: skip
+    has_answer = {key: bool(answers) for key, answers in questions}
+    exact_raw: dict[str, float] = {}
+    f1_raw: dict[str, float] = {}
+    for key, answers in questions:
+        if key in predictions:
+            golds = [answer for answer in answers if normalize(answer)] or [""]
+            exact_raw[key] = max(_exact(answer, predictions[key]) for answer in golds)
+            f1_raw[key] = max(_f1(answer, predictions[key], both_empty=1) for answer in golds)
+    if not exact_raw:
+        raise UserError("predictions: none is for a question of the gold data; check that the files belong together")
+    if na_prob is not None and (absent := [key for key in exact_raw if key not in na_prob]):
+        raise UserError(f"na_prob: question '{absent[0]}' has a prediction but no number; give one for each prediction")
+
+    def thresholded(raw: dict[str, float]) -> dict[str, float]:
+        given = na_prob if na_prob is not None else dict.fromkeys(raw, 0.0)
+        return {k: float(not has_answer[k]) if given[k] > threshold else value for k, value in raw.items()}
+
+    exact, f1 = thresholded(exact_raw), thresholded(f1_raw)
+    scores = _means(exact, f1, list(exact), "")
+    scores |= _means(exact, f1, [key for key in exact if has_answer[key]], "HasAns_")
+    scores |= _means(exact, f1, [key for key in exact if not has_answer[key]], "NoAns_")
+    if na_prob is not None:
+        for name, raw in (("exact", exact_raw), ("f1", f1_raw)):
+            best, best_thresh = _best_threshold(predictions, raw, na_prob, has_answer)
+            scores |= {f"best_{name}": best, f"best_{name}_thresh": best_thresh}
+    return scores
+
+
+def _means(exact: dict[str, float], f1: dict[str, float], keys: list[str], prefix: str) -> dict[str, float]:
+    if not keys:
+        return {}
+    mean_exact, mean_f1 = (100.0 * sum(values[key] for key in keys) / len(keys) for values in (exact, f1))
+    return {f"{prefix}exact": mean_exact, f"{prefix}f1": mean_f1, f"{prefix}total": len(keys)}
+
+
+def _best_threshold(
+    predictions: Mapping[str, str], raw: dict[str, float], na_prob: Mapping[str, float], has_answer: dict[str, bool]
+) -> tuple[float, float]:
+    """(best mean in percent, its threshold): answering nothing scores every no-answer question, then questions are
+    answered from the lowest probability up; equal probabilities are walked in file order (find_best_thresh)."""
+    current: float = sum(not answerable for answerable in has_answer.values())
+    best, threshold = current, 0.0
+    for key in sorted(na_prob, key=lambda k: na_prob[k]):
+        if key not in raw:
+            continue
+        current += raw[key] if has_answer[key] else -bool(predictions[key])
+        if current > best:
+            best, threshold = current, na_prob[key]
+    return 100.0 * best / len(raw), threshold
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def normalize(text: str) -> str:
+    """Lower case; punctuation deleted, not spaced; a, an and the dropped; white space collapsed (normalize_answer)."""
+    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_NO_PUNCTUATION)).split())
+
+
+def _exact(gold: str, predicted: str) -> int:
+    return int(normalize(gold) == normalize(predicted))
+
+
+def _f1(gold: str, predicted: str, both_empty: int) -> float:
+    """Harmonic mean over shared words. Two empty texts agree in v2.0 (both_empty 1) but score 0 in v1.1."""
+    gold_words, predicted_words = normalize(gold).split(), normalize(predicted).split()
+    if not gold_words and not predicted_words:
+        return both_empty
+    shared = sum((Counter(gold_words) & Counter(predicted_words)).values())
+    if shared == 0:
+        return 0
+    precision, recall = shared / len(predicted_words), shared / len(gold_words)
+    return 2 * precision * recall / (precision + recall)

@@ -1,0 +1,293 @@
+"""Looking at a model with one's own text: fill masked words, answer a question, generate text."""
+
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from pydantic import ValidationError
+
+from bertjax.config.huggingface import generation
+from bertjax.config.schema.data import CausalLm, SpanQa
+from bertjax.config.schema.evaluation import Decoding, SquadEvaluation, TextToTextEvaluation
+from bertjax.data.jobs import text_counts
+from bertjax.data.preprocess import span_qa
+from bertjax.data.tokenizers.load import Tokenizer
+from bertjax.errors import UserError
+from bertjax.evaluation.evaluators.heldout import report_truncation
+from bertjax.evaluation.evaluators.span_qa import compute_span_logits, make_span_logits_fn
+from bertjax.evaluation.inference.batches import round_up_batch
+from bertjax.evaluation.inference.generate import Generator
+from bertjax.evaluation.inference.span_decoding import predict_answers
+from bertjax.evaluation.restore import RestoredCheckpoint, restore
+
+MASK = "[MASK]"
+_SENTINEL = re.compile(r"▁?<extra_id_\d+>")
+
+
+def fill_mask(
+    checkpoint: str | Path | RestoredCheckpoint, texts: list[str], top_k: int = 5, overrides: Sequence[str] = ()
+) -> list[dict[str, Any]]:
+    """The likeliest words for each [MASK] of each text.
+
+    -> a list with one {"text", "masks": [[{"token", "probability", "text"}...]...]} a text; probabilities are a softmax
+    over the vocabulary. `text` inside is the whole text with that mask filled. Raises UserError when a text has no
+    [MASK], is too long, or the checkpoint has no MLM head.
+    """
+    restored = restore_with_head(checkpoint, "mlm", overrides)
+    return [_fill_text(restored, text, top_k) for text in texts]
+
+
+def _fill_text(restored: RestoredCheckpoint, text: str, top_k: int) -> dict[str, Any]:
+    tokenizer, given = restored.ctx.tokenizer, text
+    text = _to_tokenizer_mask(tokenizer, text)
+    ids = _encode_with_masks(tokenizer, text)
+    places = [i for i, token in enumerate(ids) if token == tokenizer.mask_id]
+    if not places:
+        raise UserError(f"text {text[:60]!r}: holds no {MASK}; write {MASK} where a word is to be filled in")
+    length = len(ids)
+    if length > restored.ctx.config.model.max_position_embeddings:
+        raise UserError(f"text {text[:60]!r}: {length} tokens are more than the model's positions; shorten it")
+    one = lambda values: jnp.asarray([values], jnp.int32)  # noqa: E731
+    model = restored.program.build_model(restored.params)
+    with jax.set_mesh(restored.ctx.mesh):
+        hidden = model.encode(one(ids), one([0] * length), one([1] * length), one(list(range(length))))
+        logits = model.mlm_logits(hidden, one(places))
+        probabilities = np.asarray(jax.nn.softmax(logits[0].astype(np.float32)))[:, : tokenizer.vocab_size]
+    masks = []
+    for number, row in enumerate(probabilities):
+        best = np.argsort(-row, kind="stable")[:top_k]
+        masks.append([fill_result(tokenizer, text, number, t, float(row[t])) for t in best.tolist()])
+    return {"text": given, "masks": masks}
+
+
+def _to_tokenizer_mask(tokenizer: Tokenizer, text: str) -> str:
+    """The text with the tokenizer's own name of the mask for every [MASK]."""
+    if tokenizer.mask_id is None:
+        raise UserError("the checkpoint's tokenizer has no mask_token; fill-mask needs a model trained with masks")
+    return text.replace(MASK, tokenizer.special.roles["mask"])
+
+
+def _encode_with_masks(tokenizer: Tokenizer, text: str) -> list[int]:
+    """[CLS] text [SEP], a mask for each one's name in the text."""
+    if tokenizer.special.in_text:
+        (ids,) = tokenizer.encode_batch([text])
+    else:
+        texts = text.split(tokenizer.special.roles["mask"])
+        parts = [tokenizer.encode_batch([part])[0] if part.strip() else [] for part in texts]
+        mask = tokenizer.pieces.index(tokenizer.special.roles["mask"])
+        ids = parts[0] + [i for part in parts[1:] for i in (mask, *part)]
+    return [tokenizer.cls_id, *ids, tokenizer.sep_id]
+
+
+def fill_result(tokenizer: Tokenizer, text: str, number: int, index: int, probability: float) -> dict[str, Any]:
+    """The piece `index` in the place of mask `number` of a text."""
+    token, mask = tokenizer.pieces[index], tokenizer.special.roles["mask"]
+    parts = text.split(mask)
+    before, after = mask.join(parts[: number + 1]), mask.join(parts[number + 1 :])
+    if token.startswith("##"):
+        before, word = before.rstrip(), token[2:]
+    else:  # a word's start is marked by Metaspace and by byte-level BPE, whose pieces are bytes
+        bare = token.removeprefix("▁").removeprefix("Ġ")
+        word = tokenizer.decode([index]).strip() or bare
+        before += " " if bare != token and before and not before[-1].isspace() else ""
+    return {"token": token, "probability": round(probability, 4), "text": before + word + after}
+
+
+def answer(
+    checkpoint: str | Path | RestoredCheckpoint, question: str, context: str, n_best: int = 3,
+    null_threshold: float | None = None, min_probability: float | None = None, overrides: Sequence[str] = (),
+) -> dict[str, Any]:  # fmt: skip
+    """The best answer to a question in a context of any length, and the candidates it was chosen from, best first.
+
+    -> {"answer": text or None, "probability", "candidates": [{"text", "probability"}...]}; `n_best` candidates are
+    listed, probabilities are a softmax over all of them. Windows, their number and the longest answer are those of the
+    stage's evaluation.
+
+    A model that learnt to say "no answer" (its training data had unanswerable questions, its evaluation says version_2,
+    or `null_threshold` is given) also gives "no_answer": {"probability", "null_odds", "threshold"}: where the odds are
+    above the threshold (default: the evaluation's), `answer` is None. It is None as well where the best candidate's
+    probability is below `min_probability`; "reason" then says why, in place of "probability".
+
+    Raises UserError when the checkpoint has no QA head, or a text is empty or not Unicode.
+    """
+    restored = restore_with_head(checkpoint, "qa", overrides)
+    for what, text in (("question", question), ("context", context)):
+        _check_text(what, text)
+    settings, windows = span_settings(restored)
+    settings = settings or SquadEvaluation.model_construct()
+    version_2 = settings.version_2 if settings.version_2 is not None else bool(restored.unanswerable)
+    threshold = settings.null_score_diff_threshold if null_threshold is None else null_threshold
+    example = span_qa.Example(id="0", question=question, context=context, answers=[], is_impossible=False, title="")
+    # whatever rules the run is scored by, a person gets candidates that are in the context
+    windows = windows.model_copy(update={"profile": "hf"})
+    features = span_qa.evaluation_features([example], restored.ctx.tokenizer, windows)
+    size = round_up_batch(1, restored.program)
+    logits = compute_span_logits(
+        make_span_logits_fn(restored.program), restored.params, features, restored.program, size
+    )
+    _, nbest, odds = predict_answers(
+        [example], features, *logits, n_best=max(n_best, settings.n_best),
+        max_answer_length=settings.max_answer_length, version_2=version_2 or null_threshold is not None,
+    )  # fmt: skip
+    return _select_answer(nbest["0"], n_best, odds.get("0"), threshold, min_probability)
+
+
+def _check_text(what: str, text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"the {what} holds half of a surrogate pair, or bytes that are not UTF-8; repair it") from None
+    if not text.strip():
+        raise UserError(f"the {what} is empty; give a {what} of at least one word")
+
+
+def _select_answer(
+    entries: list[dict[str, Any]], n_best: int, odds: float | None, threshold: float, min_probability: float | None
+) -> dict[str, Any]:
+    """The result of `answer` from the entries of an n-best list and the null odds, if there are any."""
+    candidates = [{"text": e["text"], "probability": round(e["probability"], 4)} for e in entries if e["text"]]
+    if not candidates:
+        raise UserError("the context has no character that the tokenizer reads; give a context of at least one word")
+    best = next(e for e in entries if e["text"])
+    reason = None
+    if odds is not None and odds > threshold:
+        reason = f"the null odds, {odds:.4g}, are above the threshold, {threshold:.4g}"
+    elif min_probability is not None and best["probability"] < min_probability:
+        reason = f"the best candidate's probability, {best['probability']:.4g}, is below {min_probability:.4g}"
+    result: dict[str, Any] = {"answer": None, "reason": reason} if reason else {
+        "answer": best["text"], "probability": candidates[0]["probability"]
+    }  # fmt: skip
+    if odds is not None:
+        null = next(e for e in entries if not e["text"])
+        result["no_answer"] = {
+            "probability": round(null["probability"], 4), "null_odds": round(odds, 4), "threshold": threshold
+        }  # fmt: skip
+    return result | {"candidates": candidates[:n_best]}
+
+
+def span_settings(restored: RestoredCheckpoint) -> tuple[SquadEvaluation | None, SpanQa]:
+    """The evaluation and the windows of the stage that trained a QA head."""
+    stage = restored.ctx.config.stages[restored.stage]
+    settings = next((e for e in stage.evaluate if isinstance(e, SquadEvaluation)), None)
+    tasks = restored.ctx.config.stage_tasks(stage).values()
+    return settings, next((t.preprocess for t in tasks if isinstance(t.preprocess, SpanQa)), SpanQa())
+
+
+def generate(
+    checkpoint: str | Path | RestoredCheckpoint, texts: list[str], choices: dict[str, Any], seed: int = 0, batch_size: int = 8,
+    *, max_input_tokens: int | None = None, overrides: Sequence[str] = (), base_model: Path | None = None,
+) -> list[dict[str, str]]:  # fmt: skip
+    """-> a list with one {"text", "generated"} a text, in their order.
+
+    `choices` are fields of Decoding that go before those of the stage's evaluation of generated text. Texts are read
+    whole, or up to `max_input_tokens`; what is generated is as long as in the stage's tasks. What is cut, unknown or
+    not read as the sentinel it names is said on stderr. `base_model` is that of `restore`. Raises UserError when
+    the model is no T5.
+    """
+    restored = (
+        checkpoint
+        if isinstance(checkpoint, RestoredCheckpoint)
+        else restore(checkpoint, overrides=overrides, base_model=base_model)
+    )
+    config, tokenizer = restored.ctx.config, restored.ctx.tokenizer
+    if config.model.family != "t5":
+        raise UserError(
+            f"{checkpoint}: is a {config.model.family} model, which generates no text; name a run of family t5"
+        )
+    stage = config.stages[restored.stage]
+    evaluations = [e for e in stage.evaluate if isinstance(e, TextToTextEvaluation)]
+    tasks = [*config.stage_tasks(stage).values(), *(e.data for e in evaluations)]
+    generator = Generator(
+        restored.program, tokenizer,
+        _override_decoding(evaluations[0].decoding if evaluations else _imported_decoding(restored), choices),
+        sequence_length=max_input_tokens,
+        target_length=max(_target_length(task.preprocess) for task in tasks),
+        batch_size=batch_size, seed=seed, causal=all(isinstance(task.preprocess, CausalLm) for task in tasks),
+    )  # fmt: skip
+    rows = tokenizer.encode_batch(texts)
+    _report_truncation(generator, texts, rows)
+    found = generator.from_ids(restored.params, rows)
+    if generator.num_unfinished and "max_new_tokens" not in choices:
+        ends = f"{generator.num_unfinished:,} of {len(texts):,} answers reach {generator.max_new_tokens} tokens"
+        _print_note(f"{ends} without an end and are cut there; --max-new-tokens sets another length")
+    return [{"text": text, "generated": new} for text, new in zip(texts, found, strict=True)]
+
+
+def _report_truncation(generator: Generator, texts: Sequence[str], rows: Sequence[Sequence[int]]) -> None:
+    tokenizer, limit = generator.tokenizer, generator.sequence_length
+    counts = {
+        "inputs": text_counts.count(rows, None if limit is None else generator.input_capacity(limit), tokenizer.unk_id)
+    }
+    report_truncation("note", counts, {"inputs": ("--max-input-tokens", limit)})
+    sentinels = {i for i, piece in enumerate(tokenizer.pieces) if _SENTINEL.fullmatch(piece)}
+    wrong = sum(
+        len(_SENTINEL.findall(text)) > sum(i in sentinels for i in row) for text, row in zip(texts, rows, strict=True)
+    )
+    if wrong:
+        where = f"{wrong:,} of {len(texts):,} texts"
+        _print_note(
+            f"{where} hold an <extra_id_N> that is read as characters: it stands inside a word (put a space before "
+            f"it), or there are only {len(sentinels)} sentinels"
+        )
+
+
+def _print_note(line: str) -> None:
+    print(f"note: {line}", file=sys.stderr, flush=True)
+
+
+def _imported_decoding(restored: RestoredCheckpoint) -> Decoding:
+    """As the generation settings of an imported folder say, else greedily."""
+    if restored.hugging_face is None:
+        return Decoding()
+    settings = generation.generation_settings(restored.hugging_face)
+    if left := generation.unsupported_settings(settings):
+        _print_note(f"not done, though the imported folder's generation settings say so: {', '.join(left)}")
+    return _override_decoding(Decoding(), generation.to_decoding_fields(settings))
+
+
+def _override_decoding(settings: Decoding, choices: dict[str, Any]) -> Decoding:
+    """A way of decoding that is chosen takes the place of the settings' own; the rest stays."""
+    if "sample" in choices or "beam_size" in choices:
+        settings = Decoding(**settings.model_dump(include={"length_penalty", "beam_rules", "max_new_tokens"}))
+    try:
+        made = Decoding(**settings.model_dump() | choices)
+    except ValidationError as error:
+        reason = error.errors()[0]
+        field = "".join(f"{name}: " for name in reason["loc"])
+        raise UserError(f"predict generate: {field}{reason['msg'].removeprefix('Value error, ')}") from None
+    if made.beam_size == 1 and (unused := [name for name in ("length_penalty", "beam_rules") if name in choices]):
+        option = unused[0].replace("_", "-")
+        raise UserError(f"predict generate: --{option} is for beams, and only one is searched; give --beam N above 1")
+    return made
+
+
+def _target_length(options: Any) -> int:
+    return getattr(options, "target_length", None) or options.sequence_length
+
+
+def restore_with_head(
+    checkpoint: str | Path | RestoredCheckpoint, head: str, overrides: Sequence[str] = ()
+) -> RestoredCheckpoint:
+    """The checkpoint, restored where it is not yet; UserError where it lacks the head.
+
+    `overrides` (key.path=value) change the configuration that the checkpoint keeps.
+    """
+    restored = checkpoint if isinstance(checkpoint, RestoredCheckpoint) else restore(checkpoint, overrides=overrides)
+    if head not in restored.program.heads:
+        raise UserError(
+            f"{checkpoint}: has no '{head}' head (it has: {', '.join(restored.program.heads)}); "
+            "name a checkpoint of a stage that trained one"
+        )
+    if head in restored.untrained_heads:
+        stage = restored.ctx.config.stages[restored.stage].name
+        print(
+            f"note: stage '{stage}' has trained the layers below the '{head}' head for something else since; "
+            "the stage that trained the head answers better",
+            file=sys.stderr, flush=True,
+        )  # fmt: skip
+    return restored

@@ -1,0 +1,141 @@
+"""Safetensors: reading the files of a folder, one tensor at a time, as float32, and writing a folder in one piece."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from bertjax.errors import UserError
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+_PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "tf_model.h5", "flax_model.msgpack")
+_FRAMEWORK = {"tf_model.h5": "tf", "flax_model.msgpack": "flax"}
+_FLOATS = ("F32", "F16", "BF16", "F64")
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """One tensor in a file."""
+
+    path: Path
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    file: Any  # safetensors' open file
+
+    def read(self) -> np.ndarray:
+        """float32 [*shape]; float16 and bfloat16 are widened exactly. Raises UserError for NaN or infinity."""
+        try:
+            array = self.file.get_tensor(self.name).astype(np.float32)
+        except Exception as error:
+            raise corrupt_file(self.path, error) from None
+        if not np.isfinite(array).all():
+            raise UserError(f"{self.path}: tensor '{self.name}' holds NaN or infinite values; download it again")
+        return array
+
+
+def open_folder(folder: Path, rename: Callable[[str], str]) -> dict[str, StoredTensor]:
+    """{rename(name): tensor} of model.safetensors, or of the files that model.safetensors.index.json lists."""
+    tensors: dict[str, StoredTensor] = {}
+    for path in _files(folder):
+        for stored in _open(path):
+            name = rename(stored.name)
+            if name in tensors:
+                raise UserError(f"{path}: tensors '{tensors[name].name}' and '{stored.name}' are the same; remove one")
+            tensors[name] = stored
+    return tensors
+
+
+def _files(folder: Path) -> list[Path]:
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
+    if (folder / INDEX).is_file():
+        return _shards(folder / INDEX)
+    pickles = [name for name in _PICKLES if (folder / name).is_file()]
+    if pickles:
+        old = _FRAMEWORK.get(pickles[0])
+        where = f"transformers 4 with torch and {old} (5 reads no such file)" if old else "transformers"
+        argument = f", from_{old}=True" if old else ""
+        raise UserError(
+            f"{folder}: holds {pickles[0]} and no {WEIGHTS}; convert it where it is trusted: in {where}, "
+            f"AutoModel...from_pretrained(folder{argument}).save_pretrained(new_folder), AutoModel... being the class "
+            "that config.json names under architectures"
+        )
+    raise UserError(f"{folder}: holds no {WEIGHTS}; give a folder that transformers' save_pretrained wrote")
+
+
+def _shards(index: Path) -> list[Path]:
+    try:
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
+        raise UserError(f"{index}: not an index of safetensors files (weight_map); download it again") from None
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
+            raise UserError(f"{index}: {name!a:.60} is not the name of a safetensors file beside it; download it again")
+        if not (index.parent / name).is_file():
+            raise UserError(f"{index}: lists {name}, which is not there; download it too")
+    return sorted(index.parent / name for name in names)
+
+
+def _open(path: Path) -> list[StoredTensor]:
+    with path.open("rb") as start:
+        if start.read(24).startswith(b"version https://git-lfs"):
+            raise UserError(f"{path}: is a Git LFS pointer and not the weights; run git lfs pull")
+    try:
+        file = safe_open(str(path), framework="np")
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
+        return [StoredTensor(path, name, tuple(s.get_shape()), s.get_dtype(), file) for name, s in slices.items()]
+    except Exception as error:  # safetensors has one error class, and raises others too
+        raise corrupt_file(path, error) from None
+
+
+def corrupt_file(path: Path, error: Exception) -> UserError:
+    reason = " ".join(str(error).split())[:100]
+    return UserError(f"{path}: not a sound safetensors file ({reason}); download or save it again")
+
+
+def check_tensor(stored: StoredTensor, shape: tuple[int, ...]) -> None:
+    """Raises UserError when a tensor has another shape, or is not of floats."""
+    if stored.shape != shape:
+        raise UserError(
+            f"{stored.path}: tensor '{stored.name}' has shape {list(stored.shape)}, the model needs {list(shape)}; "
+            "make the model section agree with the folder (or use model.config_from)"
+        )
+    if stored.dtype not in _FLOATS:
+        raise UserError(
+            f"{stored.path}: tensor '{stored.name}' is stored as {stored.dtype}; give one of {', '.join(_FLOATS)}"
+        )
+
+
+def write_folder(
+    out: Path, weights: Mapping[str, np.ndarray], config: dict[str, Any], add: Callable[[Path], None]
+) -> None:
+    """model.safetensors, config.json and what `add` writes; `out` appears in one piece. Raises OSError."""
+    work = out.with_name(f".{out.name}.unfinished")
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    try:
+        save_file(dict(weights), work / WEIGHTS, metadata={"format": "pt"})
+        write_json(work / "config.json", config)
+        shutil.copymode(work / "config.json", work / WEIGHTS)  # safetensors lets nobody else read it
+        add(work)
+        os.replace(work, out)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def merge_config(imported: Mapping[str, Any] | None, ours: Mapping[str, Any]) -> dict[str, Any]:
+    """config.json of an imported folder with what is ours now; `dtype` is the newer spelling of `torch_dtype`."""
+    before = (imported or {}).get("config", {})
+    return {name: value for name, value in before.items() if name not in ("dtype", "_name_or_path")} | dict(ours)
+
+
+def write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")

@@ -1,0 +1,1 @@
+"""BERT and DistilBERT: the encoder, its heads and its FLOPs."""

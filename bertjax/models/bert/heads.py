@@ -1,0 +1,78 @@
+"""Task heads over an encoder's output: MLM, NSP, extractive spans and classification."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from bertjax.config.schema.model import BertConfig
+from bertjax.models.compute_options import ComputeOptions
+from bertjax.models.layers.modules import Dense, Initializer, LayerNorm, out_sharding
+from bertjax.models.layers.numerics import activation, add_bias, einsum_lowp
+from bertjax.parallel.sharding import all_gather_fsdp, with_logical_constraint
+
+
+def gather_positions(hidden_BSD: jax.Array, positions_BN: jax.Array) -> jax.Array:
+    """hidden [B, S, D] at positions [B, N] -> [B, N, D]."""
+    return jnp.take_along_axis(hidden_BSD, positions_BN[..., None], axis=1)
+
+
+class MlmHead(nnx.Module):
+    """dense, activation, layer norm, then the word embeddings as output matrix plus a bias (run_pretraining.py)."""
+
+    def __init__(self, config: BertConfig, init: Initializer, rngs: nnx.Rngs):
+        D = config.hidden_size
+        self.transform = Dense((D, D), ("embed", None), init, rngs)
+        self.norm = LayerNorm(D, config.layer_norm_eps)
+        self.bias = nnx.Param(jnp.zeros((config.vocab_size,), jnp.float32), **out_sharding("vocab"))
+        self.act = config.hidden_act
+
+    def __call__(self, hidden_BKD: jax.Array, table_VD: jax.Array, compute: ComputeOptions) -> jax.Array:
+        h = activation(self.act, self.transform(hidden_BKD, compute).astype(jnp.float32))
+        h = self.norm(h).astype(compute.dtype)
+        table = all_gather_fsdp(table_VD.astype(compute.dtype), "vocab", "embed")
+        logits = einsum_lowp("bkd,vd->bkv", h, table, compute.platform)
+        return with_logical_constraint(add_bias(logits, self.bias[...]), "batch", None, "vocab")
+
+
+class Pooler(nnx.Module):
+    """tanh(dense([CLS])); every example of a packed row has its own [CLS]."""
+
+    def __init__(self, config: BertConfig, init: Initializer, rngs: nnx.Rngs):
+        D = config.hidden_size
+        self.kernel = nnx.Param(init(rngs.params(), (D, D), jnp.float32), **out_sharding("embed", None))
+        self.bias = nnx.Param(jnp.zeros((D,), jnp.float32), **out_sharding(None))
+        self.act = "relu" if config.family == "distilbert" else "tanh"
+
+    def __call__(self, cls_BGD: jax.Array, compute: ComputeOptions) -> jax.Array:
+        kernel = all_gather_fsdp(self.kernel[...].astype(compute.dtype), "embed", None)
+        y = add_bias(einsum_lowp("bgd,df->bgf", cls_BGD, kernel, compute.platform), self.bias[...])
+        return (jax.nn.relu if self.act == "relu" else jnp.tanh)(y).astype(compute.dtype)
+
+
+def linear_logits(head: Dense, x: jax.Array, compute: ComputeOptions) -> jax.Array:
+    """A small output layer; its logits leave in float32."""
+    kernel = all_gather_fsdp(head.kernel[...].astype(compute.dtype), *head.names)
+    y = einsum_lowp("bsd,df->bsf", x, kernel, compute.platform).astype(jnp.float32)
+    return add_bias(y, head.bias[...])
+
+
+class Heads(nnx.Module):
+    """The heads a checkpoint has; `names` from mlm, nsp, qa, classifier, and pooler (without a head that reads it)."""
+
+    def __init__(self, config: BertConfig, names: tuple[str, ...], num_labels: int, init: Initializer, rngs: nnx.Rngs):
+        D, bert = config.hidden_size, config.family == "bert"
+        output = lambda width: Dense((D, width), ("embed", None), init, rngs)  # noqa: E731
+        if "mlm" in names:
+            self.mlm = MlmHead(config, init, rngs)
+        if bert and {"nsp", "classifier", "pooler"} & set(names):
+            self.pooler = Pooler(config, init, rngs)
+        if "nsp" in names:
+            if not bert:
+                raise ValueError("distilbert has no next sentence head: set nsp_weight to 0")
+            self.nsp = output(2)
+        if "qa" in names:
+            self.qa = output(2)
+        if "classifier" in names:
+            if not bert:
+                self.pre_classifier = Pooler(config, init, rngs)
+            self.classifier = output(num_labels)

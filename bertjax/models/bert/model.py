@@ -1,0 +1,198 @@
+"""BERT (arXiv 1810.04805, google-research/bert modeling.py) and DistilBERT (arXiv 1910.01108): one post-norm encoder.
+
+DistilBERT is the same encoder without segment embeddings and pooler. Shape letters: B rows, S positions, D hidden,
+H heads, K head size, F feed-forward, V vocabulary, G examples in a row.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+
+from bertjax.config.schema.model import BertConfig
+from bertjax.models import layer_stack
+from bertjax.models.attention import dot_product_attention
+from bertjax.models.bert.heads import Heads, gather_positions, linear_logits
+from bertjax.models.compute_options import ComputeOptions
+from bertjax.models.layers.dropout import dropout
+from bertjax.models.layers.modules import Dense, Initializer, LayerNorm, out_sharding
+from bertjax.models.layers.numerics import REMAT_NAME, activation
+from bertjax.models.sequence_parallel import all_gather_sequence, map_shards
+from bertjax.models.vocab_parallel import embedding_lookup, replicated_lookup
+from bertjax.parallel.sharding import all_gather_fsdp, with_logical_constraint
+
+
+def initializer(config: BertConfig) -> Initializer:
+    """Normal of `initializer_range` truncated at two deviations, as tf.truncated_normal_initializer."""
+    return nnx.initializers.truncated_normal(config.initializer_range / 0.87962566)
+
+
+def sinusoidal_init(config: BertConfig) -> Initializer:
+    """sin and cos of arXiv 1706.03762 section 3.5 in one half each, scaled to the words' deviation.
+
+    Only where learnt positions start. A shift is then one linear map for all of them, so that attention to a neighbour
+    need not be found position by position.
+    """
+
+    def init(_key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+        half = (shape[1] + 1) // 2
+        rates = 10000.0 ** (-jnp.arange(half) / half)
+        angles = jnp.arange(shape[0])[:, None] * rates
+        waves = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=1)[:, : shape[1]]
+        return (waves * 2**0.5 * config.initializer_range).astype(dtype)
+
+    return init
+
+
+class Embed(nnx.Module):
+    def __init__(
+        self,
+        rows: int,
+        config: BertConfig,
+        names: tuple[str | None, ...],
+        rngs: nnx.Rngs,
+        init: Initializer | None = None,
+    ):
+        init = init or initializer(config)
+        self.embedding = nnx.Param(init(rngs.params(), (rows, config.hidden_size), jnp.float32), **out_sharding(*names))
+
+
+class Embeddings(nnx.Module):
+    """Word + position (+ segment) embeddings, layer norm, dropout."""
+
+    def __init__(self, config: BertConfig, rngs: nnx.Rngs):
+        self.word = Embed(config.vocab_size, config, ("vocab", "embed"), rngs)
+        start = sinusoidal_init(config) if config.position_init == "sinusoidal" else None
+        self.position = Embed(config.max_position_embeddings, config, (None, "embed"), rngs, start)
+        if config.type_vocab_size:
+            self.token_type = Embed(config.type_vocab_size, config, (None, "embed"), rngs)
+        self.norm = LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.rate = config.hidden_dropout_prob
+
+    def __call__(
+        self,
+        input_ids: jax.Array,
+        token_type_ids: jax.Array,
+        positions: jax.Array,
+        key: jax.Array | None,
+        compute: ComputeOptions,
+    ) -> jax.Array:
+        x = embedding_lookup(self.word.embedding[...], input_ids)
+        table = all_gather_fsdp(self.position.embedding[...], None, "embed")
+        x = x + replicated_lookup(lambda table, positions: jnp.take(table, positions, axis=0), table, positions)
+        if hasattr(self, "token_type"):
+            table = all_gather_fsdp(self.token_type.embedding[...], None, "embed")
+            one_hot = lambda table, ids: jax.nn.one_hot(ids, table.shape[0], dtype=table.dtype) @ table  # noqa: E731
+            x = x + replicated_lookup(one_hot, table, token_type_ids)
+        x = map_shards(self.norm, with_logical_constraint(x, "batch", "sequence", None)).astype(compute.dtype)
+        return dropout(x, self.rate, key, compute)
+
+
+class Attention(nnx.Module):
+    def __init__(self, config: BertConfig, init: Initializer, rngs: nnx.Rngs):
+        D = config.hidden_size
+        self.qkv = Dense((D, 3, D), ("embed", None, "heads"), init, rngs)
+        self.output = Dense((D, D), ("heads", "embed"), init, rngs)
+        self.norm = LayerNorm(D, config.layer_norm_eps)
+
+
+class Mlp(nnx.Module):
+    def __init__(self, config: BertConfig, init: Initializer, rngs: nnx.Rngs):
+        D, F = config.hidden_size, config.intermediate_size
+        self.intermediate = Dense((D, F), ("embed", "mlp"), init, rngs)
+        self.output = Dense((F, D), ("mlp", "embed"), init, rngs)
+        self.norm = LayerNorm(D, config.layer_norm_eps)
+
+
+class Layer(nnx.Module):
+    """Self-attention and feed-forward, each: dropout, add, then norm (post-LN)."""
+
+    def __init__(self, config: BertConfig, rngs: nnx.Rngs):
+        self.attention = Attention(config, initializer(config), rngs)
+        self.mlp = Mlp(config, initializer(config), rngs)
+        self.config = config
+
+    def __call__(
+        self, x_BSD: jax.Array, segment_ids: jax.Array, packed: bool, key: jax.Array | None, compute: ComputeOptions
+    ) -> jax.Array:
+        c = self.config
+        k1, k2, k3 = (None, None, None) if key is None else jax.random.split(key, 3)
+        # split's gradient is one concatenation; indexing's would be three padded arrays and their sum
+        q, k, v = (
+            x[:, :, 0]
+            for x in jnp.split(self._heads(self.attention.qkv(all_gather_sequence(x_BSD), compute)), 3, axis=2)
+        )
+        context = dot_product_attention(
+            q, k, v, segment_ids, packed=packed, rate=c.attention_probs_dropout_prob, key=k1, compute=compute
+        )
+        context = checkpoint_name(context.reshape(*context.shape[:2], -1), REMAT_NAME)
+        y = self.attention.output(context, compute)
+        x_BSD = self.attention.norm(x_BSD + dropout(y, c.hidden_dropout_prob, k2, compute))
+        x_BSD = with_logical_constraint(x_BSD, "batch", None, None)
+        h_BSF = with_logical_constraint(
+            self.mlp.intermediate(all_gather_sequence(x_BSD), compute), "batch", None, "mlp"
+        )
+        h_BSF = activation(c.hidden_act, h_BSF)
+        y = self.mlp.output(h_BSF, compute)
+        x_BSD = self.mlp.norm(x_BSD + dropout(y, c.hidden_dropout_prob, k3, compute))
+        return with_logical_constraint(x_BSD, "batch", None, None)
+
+    def _heads(self, qkv: jax.Array) -> jax.Array:
+        qkv = qkv.reshape(*qkv.shape[:-1], -1, self.config.hidden_size // self.config.num_attention_heads)
+        return with_logical_constraint(qkv, "batch", None, None, "heads", None)
+
+
+class Bert(nnx.Module):
+    """Encoder and heads; all methods are pure and usable eagerly or under jit."""
+
+    def __init__(
+        self, config: BertConfig, heads: tuple[str, ...], num_labels: int, compute: ComputeOptions, rngs: nnx.Rngs
+    ):
+        self.embeddings = Embeddings(config, rngs)
+        self.layers = nnx.List([Layer(config, rngs) for _ in range(config.num_hidden_layers)])
+        self.heads = Heads(config, heads, num_labels, initializer(config), rngs)
+        self.config, self.compute = config, compute
+
+    def encode(
+        self,
+        input_ids: jax.Array,
+        token_type_ids: jax.Array,
+        segment_ids: jax.Array,
+        positions: jax.Array,
+        *,
+        packed: bool = False,
+        key: jax.Array | None = None,
+    ) -> jax.Array:
+        """int [B, S] x 4 -> hidden [B, S, D]. `segment_ids` is 0 on padding; no key means no dropout."""
+        embed_key, stack_key = (None, None) if key is None else jax.random.split(key)
+        x = self.embeddings(input_ids, token_type_ids, positions, embed_key, self.compute)
+        call = lambda layer, x, key, ids: layer(x, ids, packed, key, self.compute)  # noqa: E731
+        heads = self.config.num_attention_heads
+        return layer_stack.apply_layers(
+            list(self.layers), x, call, stack_key, self.compute, (segment_ids, ()), heads=heads
+        )
+
+    def mlm_logits(self, hidden: jax.Array, masked_positions: jax.Array) -> jax.Array:
+        """hidden [B, S, D], positions [B, N] -> logits [B, N, V]; only these positions meet the vocabulary."""
+        return self.heads.mlm(
+            gather_positions(hidden, masked_positions), self.embeddings.word.embedding[...], self.compute
+        )
+
+    def nsp_logits(self, hidden: jax.Array, cls_positions: jax.Array) -> jax.Array:
+        """-> float32 [B, G, 2]: next, random."""
+        pooled = self.heads.pooler(gather_positions(hidden, cls_positions), self.compute)
+        return linear_logits(self.heads.nsp, pooled, self.compute)
+
+    def qa_logits(self, hidden: jax.Array, key: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+        """-> start and end logits, float32 [B, S]."""
+        hidden = dropout(hidden, self.config.qa_dropout, key, self.compute)
+        logits = linear_logits(self.heads.qa, hidden, self.compute)
+        return logits[..., 0], logits[..., 1]
+
+    def class_logits(self, hidden: jax.Array, cls_positions: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        """-> float32 [B, G, C]; dropout before the output layer as in run_classifier.py."""
+        pool = self.heads.pre_classifier if self.config.family == "distilbert" else self.heads.pooler
+        pooled = pool(gather_positions(hidden, cls_positions), self.compute)
+        own = self.config.classifier_dropout
+        pooled = dropout(pooled, self.config.hidden_dropout_prob if own is None else own, key, self.compute)
+        return linear_logits(self.heads.classifier, pooled, self.compute)

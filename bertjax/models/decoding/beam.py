@@ -1,0 +1,159 @@
+"""Beam search with a length penalty, by the rules of t5x/decoding.py `beam_search` or by those of transformers'
+`generate(num_beams=..., early_stopping=False)` (generation/utils.py `_beam_search`).
+
+How they differ: (1) the penalty is ((5 + length) / 6)^alpha (arXiv 1609.08144 section 7) in t5x, length^alpha in
+transformers; length is that of the new tokens, EOS counted; (2) all 2K candidates of a step may finish in t5x, only the
+K best in transformers; (3) beams that the last position cuts off count in t5x only in a row where nothing has finished,
+in transformers they compete with the finished ones; (4) a row is done in t5x once its best open beam could not catch up
+with the worst finished one at the greatest length, in transformers once it is behind at its present length. With alpha
+0 only (2) and (3) can tell the answers apart, and where no beam ends nothing does. A penalty below 0, which favours
+short answers, is for transformers' rules alone: t5x's bound of what an open beam can reach does not hold for it. One
+thing is not followed:
+transformers pads beams with EOS where the id of padding is 0; here padding is 0.
+
+Shape letters: B rows, K beams, L new tokens, V vocabulary.
+"""
+
+from typing import Literal, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from bertjax.models.decoding.sample import EOS, PAD, PrefilledState, prefill_prompt
+from bertjax.models.registry import Module
+from bertjax.models.t5.cache import Cache
+from bertjax.models.vocab_parallel import top_k
+from bertjax.parallel.sharding import with_logical_constraint
+
+NEG_INF = -1e7  # added to scores, as t5x does
+UNFINISHED_SCORE = {"t5x": NEG_INF, "transformers": -1e9}  # below every penalised score; each as its reference has it
+Rules: TypeAlias = Literal["t5x", "transformers"]
+
+
+class _BeamOptions(NamedTuple):
+    alpha: float
+    eos_id: int
+    rules: Rules
+
+
+class _BeamState(NamedTuple):
+    length: jax.Array  # int32 []
+    tokens: jax.Array  # int32 [B, K]: the newest of the open beams
+    scores: jax.Array  # float32 [B, K]: log probabilities of the open beams, best first
+    ids: jax.Array  # int32 [B, K, L]
+    finished_scores: jax.Array  # float32 [B, K]: length_normalized, best first
+    finished_ids: jax.Array  # int32 [B, K, L]
+    finished: jax.Array  # bool [B, K]: the slot holds a finished beam
+    active: jax.Array  # bool [B]: open beams may still finish; a row that is done stays so while others go on
+    cache: Cache
+    seen: jax.Array  # bool [B, K, slots]: the past of each open beam
+
+
+def beam_search(
+    model: Module, input_ids: jax.Array, segment_ids: jax.Array, max_new_tokens: int, *,
+    beam_size: int, alpha: float = 0.6, causal: bool = False, eos_id: int = EOS, rules: Rules = "t5x",
+) -> tuple[jax.Array, jax.Array]:  # fmt: skip
+    """The best answer found for each row -> ids int32 [B, L] and its score float32 [B].
+
+    The score is log p / penalty(alpha, length, rules), EOS counted; with t5x's rules log p itself where no beam of the
+    row has finished.
+    """
+    rows, options = len(input_ids), _BeamOptions(alpha, eos_id, rules)
+    prefilled = prefill_prompt(model, input_ids, segment_ids, max_new_tokens, beams=beam_size, causal=causal)
+    state = _init_state(prefilled, rows, beam_size, max_new_tokens, rules)
+    if prefilled.logits is not None:
+        logits = jnp.repeat(prefilled.logits[:, None], beam_size, axis=1)
+        state = _extend(state, logits, state.cache, state.seen, options)
+
+    def step(state: _BeamState) -> _BeamState:
+        logits, cache, seen = model.beam_step(
+            state.tokens, state.cache, prefilled.first_slot + state.length * beam_size, state.seen
+        )
+        return _extend(state, logits, cache, seen, options)
+
+    state = lax.while_loop(lambda s: (s.length < max_new_tokens) & s.active.any(), step, state)
+    any_finished = state.finished.any(1)
+    ids = jnp.where(any_finished[:, None], state.finished_ids[:, 0], state.ids[:, 0])
+    return with_logical_constraint(ids, "batch", None), jnp.where(
+        any_finished, state.finished_scores[:, 0], state.scores[:, 0]
+    )
+
+
+def length_penalty(alpha: float, length: jax.Array | int, rules: Rules = "t5x") -> jax.Array:
+    """float32 []: arXiv 1609.08144 equation 14 without coverage, or transformers' length^alpha."""
+    return jnp.power((5.0 + length) / 6.0 if rules == "t5x" else jnp.float32(length), alpha)
+
+
+def _init_state(prefilled: PrefilledState, rows: int, beam_size: int, max_new_tokens: int, rules: Rules) -> _BeamState:
+    """One open beam; the others of a row are copies of it that no candidate of the first one can lose against."""
+    shape = (rows, beam_size)
+    ids = with_logical_constraint(jnp.full((*shape, max_new_tokens), PAD, jnp.int32), "batch", None, None)
+    seen = jnp.repeat(prefilled.cache.visible[:, None], beam_size, axis=1)
+    scores = jnp.tile(jnp.where(jnp.arange(beam_size) == 0, 0.0, NEG_INF), (rows, 1))
+    nothing = jnp.full(shape, UNFINISHED_SCORE[rules])
+    tokens, finished, active = (
+        jnp.full(shape, prefilled.start_id, jnp.int32),
+        jnp.zeros(shape, bool),
+        jnp.ones(rows, bool),
+    )
+    return _BeamState(jnp.int32(0), tokens, scores, ids, nothing, ids, finished, active, prefilled.cache, seen)
+
+
+def _extend(state: _BeamState, logits: jax.Array, cache: Cache, seen: jax.Array, options: _BeamOptions) -> _BeamState:
+    """One token more. Of twice as many candidates as beams at most half can end, so that K beams always stay open."""
+    beams, length = state.ids.shape[1], state.length + 1
+    scores, parents, tokens = _top_candidates(state.scores, logits)
+    ids = _gather_beams(state.ids, parents)
+    ids = lax.dynamic_update_slice_in_dim(ids, tokens[..., None], state.length, 2)
+    ends = tokens == options.eos_id
+    finishes = _may_finish(ends, length == ids.shape[2], options.rules) & state.active[:, None]
+
+    open_scores, chosen = top_k(scores + NEG_INF * ends, beams)
+    parents = _gather_beams(parents, chosen)
+    unfinished = UNFINISHED_SCORE[options.rules]
+    length_normalized = scores / length_penalty(options.alpha, length, options.rules) + unfinished * ~finishes
+    finished_scores, best = top_k(jnp.concatenate([state.finished_scores, length_normalized], 1), beams)
+    finished_ids = _gather_beams(jnp.concatenate([state.finished_ids, ids], 1), best)
+    finished = _gather_beams(jnp.concatenate([state.finished, finishes], 1), best)
+    max_length = length if options.rules == "transformers" else ids.shape[2] + 1  # t5x counts the start token
+    bound = open_scores[:, :1] / length_penalty(options.alpha, max_length, options.rules)
+    worst = jnp.where(finished, finished_scores[:, -1:], unfinished)
+    return _BeamState(
+        length,
+        _gather_beams(tokens, chosen),
+        open_scores,
+        with_logical_constraint(_gather_beams(ids, chosen), "batch", None, None),
+        finished_scores,
+        with_logical_constraint(finished_ids, "batch", None, None),
+        finished,
+        state.active & (bound > worst).any(1),
+        cache,
+        _gather_beams(seen, parents),
+    )
+
+
+def _may_finish(ends: jax.Array, last: jax.Array, rules: Rules) -> jax.Array:
+    """Which of the 2K candidates, best first, may become finished beams: ends bool [B, 2K], last bool [] -> [B, 2K]."""
+    if rules == "t5x":
+        return ends
+    width = ends.shape[1]
+    return (ends | last) & (jnp.arange(width) < width // 2)
+
+
+def _top_candidates(scores: jax.Array, logits: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """scores [B, K], logits [B, K, V] -> the 2K best continuations: log probability, beam and token, each [B, 2K].
+
+    No beam can have more than 2K of them, so that sorting the beams apart loses nothing and stays on their devices.
+    """
+    rows, beams, vocabulary = logits.shape
+    width = min(2 * beams, vocabulary)
+    highest, tokens = top_k(logits, width, "vocab")
+    log_p = highest - jax.nn.logsumexp(logits, axis=-1, keepdims=True) + scores[..., None]
+    log_p, index = top_k(log_p.reshape(rows, -1), 2 * beams)
+    return log_p, index // width, _gather_beams(tokens.reshape(rows, -1), index).astype(jnp.int32)
+
+
+def _gather_beams(x: jax.Array, index: jax.Array) -> jax.Array:
+    """x [B, N, ...], index [B, M] -> [B, M, ...], row by row."""
+    return jax.vmap(lambda x, i: x[i])(x, index)

@@ -1,0 +1,147 @@
+"""Text from a T5 model, token by token with a key-value cache: greedy search and sampling (beam search: beam.py).
+
+Rows come left-aligned with segment 0 on padding, as `input_ids` of a batch; ids of generated text come back as
+int32 [B, L], each row ended by EOS and padded with 0 behind it, or L tokens without one. Whatever is drawn for a row
+depends on that row alone. The model is a T5 or anything with its methods. Shape letters: B rows, S positions of the
+inputs, L new tokens, V vocabulary.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from bertjax.models import vocab_parallel
+from bertjax.models.registry import Module
+from bertjax.models.t5.cache import Cache
+from bertjax.parallel.sharding import with_logical_constraint
+
+PAD, EOS = 0, 1  # T5's; behind an end there is PAD whatever id a tokenizer pads with: nobody reads it
+MASK_VALUE = -1e30
+
+
+class PrefilledState(NamedTuple):
+    """A model that has read its inputs.
+
+    Attributes:
+        cache: with room for all new tokens of all beams.
+        logits: float32 [B, V] of the first new token where the inputs themselves go through the decoder, else None.
+        first_slot: new token n comes of the decoder input at slot first_slot + n * beams of the cache (of `start_id`, for n = 0; a
+            decoder alone has read that).
+        start_id: what the decoder reads first: T5's is the id of padding, since it has none for the start.
+    """
+
+    cache: Cache
+    logits: jax.Array | None
+    first_slot: int
+    start_id: int
+
+
+def prefill_prompt(
+    model: Module, input_ids: jax.Array, segment_ids: jax.Array, max_new_tokens: int, *,
+    beams: int = 1, causal: bool = False,
+) -> PrefilledState:  # fmt: skip
+    """int32 [B, S] x 2 -> what all kinds of decoding start from.
+
+    A decoder alone reads the start and the inputs as one prompt that sees itself fully (a prefix LM), or backwards only
+    when `causal`; new tokens go to the slots from S + 1 on whatever the prompt's own length.
+    """
+    start = model.config.decoder_start_token_id
+    if model.config.architecture == "encoder_decoder":
+        hidden = model.encode(input_ids, segment_ids)
+        return PrefilledState(model.init_cache(hidden, segment_ids, max_new_tokens * beams), None, 0, start)
+    width = input_ids.shape[1] + 1
+    ids = jnp.pad(input_ids, ((0, 0), (1, 0)), constant_values=start)
+    segments = jnp.pad(segment_ids, ((0, 0), (1, 0)), constant_values=1)
+    cache = model.init_cache(None, segments, width + (max_new_tokens - 1) * beams)
+    logits, cache = model.prefill(ids, segments, None if causal else segments, cache)
+    return PrefilledState(cache, logits, width - beams, start)
+
+
+class _DecodeState(NamedTuple):
+    length: jax.Array  # int32 []: tokens drawn so far
+    token: jax.Array  # int32 [B]: the newest
+    ended: jax.Array  # bool [B]
+    ids: jax.Array  # int32 [B, L]
+    cache: Cache
+
+
+def _decode_loop(
+    model: Module, prefilled: PrefilledState, rows: int, max_new_tokens: int, eos_id: int,
+    choose: Callable[[jax.Array, jax.Array], jax.Array],
+) -> jax.Array:  # fmt: skip
+    """Draws tokens by `choose(logits [B, V], how many before) -> [B]` until every row has ended."""
+
+    def emit(state: _DecodeState, logits: jax.Array, cache: Cache) -> _DecodeState:
+        token = jnp.where(state.ended, PAD, choose(logits, state.length)).astype(jnp.int32)
+        ids = lax.dynamic_update_slice_in_dim(state.ids, token[:, None], state.length, 1)
+        return _DecodeState(
+            state.length + 1, token, state.ended | (token == eos_id), with_logical_constraint(ids, "batch", None), cache
+        )
+
+    def step(state: _DecodeState) -> _DecodeState:
+        return emit(state, *model.decode_step(state.token, state.cache, prefilled.first_slot + state.length))
+
+    ids = with_logical_constraint(jnp.full((rows, max_new_tokens), PAD, jnp.int32), "batch", None)
+    state = _DecodeState(
+        jnp.int32(0), jnp.full((rows,), prefilled.start_id, jnp.int32), jnp.zeros((rows,), bool), ids, prefilled.cache
+    )
+    if prefilled.logits is not None:
+        state = emit(state, prefilled.logits, prefilled.cache)
+    return lax.while_loop(lambda s: (s.length < max_new_tokens) & ~s.ended.all(), step, state).ids
+
+
+def greedy(
+    model: Module, input_ids: jax.Array, segment_ids: jax.Array, max_new_tokens: int, *,
+    causal: bool = False, eos_id: int = EOS,
+) -> jax.Array:  # fmt: skip
+    """The likeliest token at each step -> int32 [B, L]; of equally likely ones the lowest id."""
+    prefilled = prefill_prompt(model, input_ids, segment_ids, max_new_tokens, causal=causal)
+    return _decode_loop(model, prefilled, len(input_ids), max_new_tokens, eos_id, lambda logits, _: argmax(logits))
+
+
+def argmax(logits: jax.Array) -> jax.Array:
+    """argmax [..., V] -> [...] as two reductions: XLA's own is a scalar loop on the CPU, many times slower."""
+    tokens = jnp.arange(logits.shape[-1], dtype=jnp.int32)
+    highest = logits.max(-1, keepdims=True)
+    return jnp.where(logits == highest, tokens, logits.shape[-1] - 1).min(-1)
+
+
+def sample(
+    model: Module, input_ids: jax.Array, segment_ids: jax.Array, max_new_tokens: int, key: jax.Array, rows: jax.Array,
+    *, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None,
+    causal: bool = False, eos_id: int = EOS,
+) -> jax.Array:  # fmt: skip
+    """Tokens drawn from softmax(logits / temperature), of which top_k and then top_p keep a part -> int32 [B, L].
+
+    `rows` int32 [B] are the rows' numbers in the whole data: token i of row r is drawn with
+    fold_in(fold_in(key, r), i), so that a row's text does not depend on its batch.
+    """
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
+
+    def choose(logits: jax.Array, length: jax.Array) -> jax.Array:
+        draw = lambda key, x: jax.random.categorical(jax.random.fold_in(key, length), x)  # noqa: E731
+        return jax.vmap(draw)(keys, filter_logits(logits / temperature, top_k, top_p))
+
+    prefilled = prefill_prompt(model, input_ids, segment_ids, max_new_tokens, causal=causal)
+    return _decode_loop(model, prefilled, len(input_ids), max_new_tokens, eos_id, choose)
+
+
+def filter_logits(logits: jax.Array, top_k: int | None, top_p: float | None) -> jax.Array:
+    """Logits [B, V] with everything excluded but the top_k highest, then the fewest that together have top_p.
+
+    The order, and that equal logits stay or go together, are those of transformers' logits warpers; the nucleus is
+    arXiv 1904.09751 section 3.1. The likeliest token always stays.
+    """
+    if top_k is not None and top_k < logits.shape[-1]:
+        lowest = vocab_parallel.top_k(logits, top_k, "vocab")[0][..., -1:]
+        logits = jnp.where(logits < lowest, MASK_VALUE, logits)
+    if top_p is not None and top_p < 1:
+        ordered = jnp.flip(jnp.sort(logits, axis=-1), -1)
+        probabilities = jax.nn.softmax(ordered, axis=-1)
+        before = jnp.cumsum(probabilities, axis=-1) - probabilities  # of all likelier ones
+        lowest = jnp.where(before < top_p, ordered, jnp.inf).min(-1, keepdims=True)
+        logits = jnp.where(logits < lowest, MASK_VALUE, logits)
+    return logits

@@ -1,0 +1,95 @@
+"""A stack of equal layers as a list of segments: single layers are called, longer segments are stacked and scanned.
+
+Parameters are always stored one tree per layer; a segment is stacked inside the compiled step, out of the copies that
+the cast to the compute dtype makes anyway. Freezing, optimizers and checkpoints see one layout however the stack runs.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from bertjax.models import param_paths, sequence_parallel
+from bertjax.models.compute_options import ComputeOptions
+from bertjax.models.layers.numerics import REMAT_NAME
+
+LayerFn = Callable[..., jax.Array]  # layer, x, key, and what is given beside them -> x
+
+
+def _remat(body: Callable, kind: str) -> Callable:
+    if kind == "none":
+        return body
+    policy = jax.checkpoint_policies.save_only_these_names(REMAT_NAME) if kind == "dots" else None
+    return jax.checkpoint(body, policy=policy)
+
+
+def split_segments(segments: Sequence[int], at: int) -> tuple[int, ...]:
+    """The same stack with a segment boundary below layer `at`: (6, 6) cut at 8 is (6, 2, 4)."""
+    out: list[int] = []
+    start = 0
+    for length in segments:
+        below = min(max(at - start, 0), length)
+        out += [part for part in (below, length - below) if part]
+        start += length
+    return tuple(out)
+
+
+def apply_layers(
+    layers: Sequence[nnx.Module],
+    x: jax.Array,
+    call: LayerFn,
+    key: jax.Array | None,
+    compute: ComputeOptions,
+    *given: sequence_parallel.LogicalArray,
+    heads: int,
+) -> jax.Array:
+    """Apply `call(layer, x, key, *arrays)` to x [B, S, D] through all layers.
+
+    Layer i gets `fold_in(key, i)` however the stack is cut. `given` are the other arrays that a layer reads, with their
+    logical axes; `heads` is the number of its attention heads. Where the mesh's rules split positions, and the bits of
+    dropout do not ask for whole rows, the stack runs in pieces of them, and so does x come back.
+    """
+    axes = (
+        sequence_parallel.stack_shard_axes(x.shape[1], layers, heads)
+        if key is None or compute.dropout_rng == "hash"
+        else ()
+    )
+    if not axes:
+        return _scan_segments(x, layers, key, *(array for array, _ in given), call=call, compute=compute)
+    inside = lambda x, layers, key, *arrays: _scan_segments(x, layers, key, *arrays, call=call, compute=compute)  # noqa: E731
+    return sequence_parallel.shard_map_sequence(inside, axes, x, layers, ((key, ()), *given))
+
+
+def _scan_segments(
+    x: jax.Array,
+    layers: Sequence[nnx.Module],
+    key: jax.Array | None,
+    *arrays: Any,
+    call: LayerFn,
+    compute: ComputeOptions,
+) -> jax.Array:
+    lengths = compute.segments or (1,) * len(layers)
+    if sum(lengths) != len(layers):
+        raise ValueError(f"segments {lengths} do not add up to {len(layers)} layers")
+
+    def one(x: jax.Array, layer: nnx.Module, index: jax.Array | int) -> jax.Array:
+        return call(layer, x, None if key is None else jax.random.fold_in(key, index), *arrays)
+
+    def lower(path: tuple, weight: jax.Array) -> jax.Array:
+        return weight.astype(compute.dtype) if "/kernel" in param_paths.keystr(path) else weight
+
+    step = _remat(one, compute.remat)
+    start = 0
+    for length in lengths:
+        segment = layers[start : start + length]
+        if length == 1:
+            x = step(x, segment[0], start)
+        else:
+            low = [jax.tree_util.tree_map_with_path(lower, layer) for layer in segment]
+            stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *low)
+            indices = jnp.arange(start, start + length)
+            x, _ = jax.lax.scan(lambda x, layer: (step(x, *layer), None), x, (stacked, indices))
+        start += length
+    return x

@@ -1,0 +1,1 @@
+"""Building blocks of the models: modules, their numerics with low-precision gradients, dropout."""

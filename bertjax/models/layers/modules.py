@@ -1,0 +1,68 @@
+"""Building blocks: contractions with low-precision gradients, dense, layer norm, dropout and activations."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+
+from bertjax.models.compute_options import ComputeOptions
+from bertjax.models.layers.numerics import REMAT_NAME, add_bias, einsum_lowp, layer_norm, rms_norm
+from bertjax.models.sequence_parallel import reduce_scatter_sequence
+from bertjax.parallel.sharding import all_gather_fsdp, unshard
+
+Initializer = Callable[..., jax.Array]
+
+
+def out_sharding(*names: str | None) -> dict[str, tuple[str | None, ...]]:
+    return {"out_sharding": names}
+
+
+class Dense(nnx.Module):
+    """y [B, S, *out] = x [B, S, D] @ kernel [D, *out] + bias [*out], in the compute dtype."""
+
+    def __init__(self, shape: tuple[int, ...], names: tuple[str | None, ...], init: Initializer, rngs: nnx.Rngs):
+        self.kernel = nnx.Param(init(rngs.params(), shape, jnp.float32), **out_sharding(*names))
+        self.bias = nnx.Param(jnp.zeros(shape[1:], jnp.float32), **out_sharding(*names[1:]))
+        self.names = names
+
+    def __call__(self, x: jax.Array, compute: ComputeOptions) -> jax.Array:
+        kernel = all_gather_fsdp(self.kernel[...].astype(compute.dtype), *self.names)
+        out = "tf" if kernel.ndim == 3 else "f"
+        lead = "bs"[: x.ndim - 1]
+        y = einsum_lowp(f"{lead}d,d{out}->{lead}{out}", x, kernel, compute.platform)
+        y = checkpoint_name(reduce_scatter_sequence(y, self.names), REMAT_NAME)
+        return add_bias(y, unshard(self.bias[...], *self.names[1:])).astype(compute.dtype)
+
+
+class LayerNorm(nnx.Module):
+    def __init__(self, size: int, eps: float):
+        self.scale = nnx.Param(jnp.ones((size,), jnp.float32), **out_sharding(None))
+        self.bias = nnx.Param(jnp.zeros((size,), jnp.float32), **out_sharding(None))
+        self.eps = eps
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return layer_norm(x, self.scale[...], self.bias[...], self.eps)
+
+
+class Linear(nnx.Module):
+    """y [B, S, F] = x [B, S, D] @ kernel [D, F] without a bias, in the compute dtype."""
+
+    def __init__(self, shape: tuple[int, int], names: tuple[str | None, str | None], std: float, rngs: nnx.Rngs):
+        self.kernel = nnx.Param(nnx.initializers.normal(std)(rngs.params(), shape, jnp.float32), **out_sharding(*names))
+        self.names = names
+
+    def __call__(self, x: jax.Array, compute: ComputeOptions) -> jax.Array:
+        kernel = all_gather_fsdp(self.kernel[...].astype(compute.dtype), *self.names)
+        y = reduce_scatter_sequence(einsum_lowp("bsd,df->bsf", x, kernel, compute.platform), self.names)
+        return checkpoint_name(y, REMAT_NAME).astype(compute.dtype)
+
+
+class RmsNorm(nnx.Module):
+    def __init__(self, size: int, eps: float):
+        self.scale = nnx.Param(jnp.ones((size,), jnp.float32), **out_sharding(None))
+        self.eps = eps
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return rms_norm(x, self.scale[...], self.eps)

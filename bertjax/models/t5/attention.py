@@ -1,0 +1,153 @@
+"""T5's attention: relative position bias instead of positions, no scaling by 1/sqrt(K), masks by segment.
+
+Shape letters: B rows, Q queries, S keys, D d_model, H heads, K d_kv, N buckets.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+
+from bertjax.config.schema.model import T5Config
+from bertjax.models.attention import MASK_VALUE
+from bertjax.models.compute_options import ComputeOptions
+from bertjax.models.layers.dropout import dropout
+from bertjax.models.layers.modules import Linear, RmsNorm
+from bertjax.models.layers.numerics import REMAT_NAME, einsum_lowp
+from bertjax.models.sequence_parallel import all_gather_sequence
+from bertjax.parallel.sharding import all_gather_fsdp, with_logical_constraint
+
+KeysValues = tuple[jax.Array, jax.Array]
+
+
+def bucket_table(bidirectional: bool, buckets: int, max_distance: int) -> np.ndarray:
+    """Bucket of every key position minus query position in -max_distance..max_distance, int32 [2 max_distance + 1].
+
+    Half of a direction's buckets hold one distance each, the others grow logarithmically up to `max_distance`, beyond
+    which all is one bucket. Without `bidirectional`, keys ahead share the bucket of distance 0
+    (t5x layers.py RelativePositionBiases._relative_position_bucket, with its float32 epsilon under the logarithm).
+    """
+    relative = np.arange(-max_distance, max_distance + 1)
+    ahead = np.zeros(relative.shape, np.int32)
+    if bidirectional:
+        buckets //= 2
+        ahead = np.where(relative > 0, buckets, 0)
+        distance = np.abs(relative)
+    else:
+        distance = np.maximum(-relative, 0)
+    exact = buckets // 2
+    rise = np.log(np.maximum(distance, 1).astype(np.float32) / exact + np.finfo(np.float32).eps)
+    far = exact + (rise / np.log(max_distance / exact) * (buckets - exact)).astype(np.int32)
+    return (ahead + np.where(distance < exact, distance, np.minimum(far, buckets - 1))).astype(np.int32)
+
+
+class RelativePositionBias(nnx.Module):
+    """One learnt number per bucket and head, shared by all layers of a stack."""
+
+    def __init__(self, config: T5Config, bidirectional: bool, rngs: nnx.Rngs):
+        shape = (config.relative_attention_num_buckets, config.num_heads)
+        init = nnx.initializers.normal(config.d_model**-0.5)
+        self.embedding = nnx.Param(init(rngs.params(), shape, jnp.float32), out_sharding=(None, "heads"))
+        self.config, self.bidirectional = config, bidirectional
+
+    def __call__(self, queries: int, keys: int) -> jax.Array:
+        """The bias of rows where both count from 0 and step by one, float32 [1, H, queries, keys].
+
+        Entry (q, s) depends on s - q alone, so the queries + keys - 1 different values are laid out along diagonals by
+        two reshapes; their gradient is a sum, where a look-up of all pairs would scatter into the few buckets.
+        """
+        width = queries + keys - 1
+        values = self.bias_at(
+            jnp.arange(width) - (queries - 1)
+        ).T  # [H, width], value c is for s - q = c - (queries - 1)
+        heads = values.shape[0]
+        rows = jnp.broadcast_to(jnp.pad(values, ((0, 0), (0, 1)))[:, None], (heads, queries, width + 1))
+        skewed = rows.reshape(heads, -1)[:, : queries * width].reshape(heads, queries, width)  # row q is shifted by q
+        return with_logical_constraint(skewed[None, :, :, queries - 1 :], None, "heads", None, None)
+
+    def bias_at(self, relative: jax.Array) -> jax.Array:
+        """Key position minus query position, int32 [...] -> float32 [..., H]."""
+        c = self.config
+        furthest = c.relative_attention_max_distance
+        buckets = jnp.asarray(bucket_table(self.bidirectional, c.relative_attention_num_buckets, furthest))
+        index = buckets[jnp.clip(relative, -furthest, furthest) + furthest]
+        return jnp.take(all_gather_fsdp(self.embedding[...], None, "heads"), index, axis=0)
+
+
+def make_segment_mask(query_ids: jax.Array, key_ids: jax.Array) -> jax.Array:
+    """Segment ids int [B, Q], [B, S] (0 on padding) -> bool [B, 1, Q, S]: whether a query sees a key."""
+    return (query_ids[:, None, :, None] == key_ids[:, None, None, :]) & (key_ids > 0)[:, None, None, :]
+
+
+def make_decoder_mask(segment_ids: jax.Array, prefix_mask: jax.Array | None) -> jax.Array:
+    """int [B, T] -> bool [B, 1, T, T]: keys of the same segment, not ahead of the query or in the prefix.
+
+    `prefix_mask` is 1 where a decoder input belongs to the fully visible prefix (t5x layers.py make_decoder_mask).
+    """
+    place = jnp.arange(segment_ids.shape[1])
+    seen = (place[:, None] >= place[None, :])[None, None]
+    if prefix_mask is not None:
+        seen = seen | (prefix_mask > 0)[:, None, None, :]
+    return make_segment_mask(segment_ids, segment_ids) & seen
+
+
+def check_kernel(compute: ComputeOptions) -> None:
+    """Raises ValueError when a flash kernel is asked for by name."""
+    if compute.attention not in ("auto", "xla"):
+        why = "it does not take T5's relative position bias: set attention to auto or xla"
+        raise ValueError(f"attention kernel '{compute.attention}' cannot be used: {why}")
+
+
+def dot_product_attention(
+    q_BQHK: jax.Array, keys_values: KeysValues, bias: jax.Array | None, visible: jax.Array, *,
+    rate: float, key: jax.Array | None, compute: ComputeOptions,
+) -> jax.Array:  # fmt: skip
+    """softmax(q k^T + bias) v -> [B, Q, H, K]; the softmax is in float32.
+
+    `bias` broadcasts to [B, H, Q, S] (None in cross attention), `visible` is bool [B, 1, Q or 1, S].
+    """
+    q, k, v = (jnp.moveaxis(x, 2, 1) for x in (q_BQHK, *keys_values))
+    scores = einsum_lowp("bhqk,bhsk->bhqs", q, k, compute.platform).astype(jnp.float32)
+    scores = scores if bias is None else scores + bias
+    probabilities = jax.nn.softmax(jnp.where(visible, scores, MASK_VALUE), axis=-1)
+    kept = dropout(probabilities, rate, key, compute, broadcast_length=True, names=("batch", "heads")).astype(q.dtype)
+    context = einsum_lowp("bhqs,bhsk->bhqk", kept, v, compute.platform).astype(q.dtype)
+    return jnp.moveaxis(context, 1, 2)
+
+
+class Attention(nnx.Module):
+    """A residual sublayer: x + dropout(output(attend(norm(x), ...)))."""
+
+    def __init__(self, config: T5Config, rngs: nnx.Rngs):
+        D, K, inner = config.d_model, config.d_kv, config.num_heads * config.d_kv
+        # the division of the scores by sqrt(K) sits in the query's deviation (transformers T5 _init_weights)
+        self.query = Linear((D, inner), ("embed", "heads"), (D * K) ** -0.5, rngs)
+        self.key = Linear((D, inner), ("embed", "heads"), D**-0.5, rngs)
+        self.value = Linear((D, inner), ("embed", "heads"), D**-0.5, rngs)
+        self.output = Linear((inner, D), ("heads", "embed"), inner**-0.5, rngs)
+        self.norm = RmsNorm(D, config.layer_norm_epsilon)
+        self.config = config
+
+    def keys_values(self, source_BSD: jax.Array, compute: ComputeOptions) -> KeysValues:
+        """The source (normed, for self-attention) -> keys and values, each [B, S, H, K]."""
+        return self._heads(self.key(source_BSD, compute)), self._heads(self.value(source_BSD, compute))
+
+    def __call__(
+        self, x_BQD: jax.Array, keys_values: KeysValues | None, bias: jax.Array | None, visible: jax.Array,
+        key: jax.Array | None, compute: ComputeOptions,
+    ) -> jax.Array:  # fmt: skip
+        """`keys_values`: of the encoder or a cache; None attends to x itself."""
+        rate = self.config.dropout_rate
+        k1, k2 = (None, None) if key is None else jax.random.split(key)
+        y = all_gather_sequence(self.norm(x_BQD))
+        keys_values = self.keys_values(y, compute) if keys_values is None else keys_values
+        q = self._heads(self.query(y, compute))
+        context = dot_product_attention(q, keys_values, bias, visible, rate=rate, key=k1, compute=compute)
+        context = checkpoint_name(context.reshape(*context.shape[:2], -1), REMAT_NAME)
+        y = dropout(self.output(context, compute), rate, k2, compute, broadcast_length=True)
+        return with_logical_constraint(x_BQD + y, "batch", None, None)
+
+    def _heads(self, x: jax.Array) -> jax.Array:
+        x = x.reshape(*x.shape[:-1], -1, self.config.d_kv)
+        return with_logical_constraint(x, "batch", None, "heads", None)

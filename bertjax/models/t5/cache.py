@@ -1,0 +1,133 @@
+"""Cached decoding of T5, one token at a time; the functions behind T5.init_cache, prefill and decode_step.
+
+Every array of a cache begins with the row axis.
+"""
+
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+from bertjax.models.t5.attention import KeysValues, make_decoder_mask
+from bertjax.parallel.sharding import with_logical_constraint
+
+T5: TypeAlias = Any  # models/t5/model.py imports this module
+
+
+class Cache(NamedTuple):
+    """Keys and values of the decoder's layers: L layers, B rows, H heads, K d_kv.
+
+    Attributes:
+        layers: L pairs [B, length, H, K] of self-attention, filled from slot 0 on.
+        positions: int32 [B, length], of the token in each slot among its row's real tokens.
+        visible: bool [B, length], whether a slot holds a real token.
+        cross: L pairs [B, S, H, K] of the encoder's output; () for the decoder alone.
+        cross_visible: bool [B, S], or None for the decoder alone.
+    """
+
+    layers: tuple[KeysValues, ...]
+    positions: jax.Array
+    visible: jax.Array
+    cross: tuple[KeysValues, ...]
+    cross_visible: jax.Array | None
+
+
+def init_cache(model: T5, hidden: jax.Array | None, segment_ids: jax.Array, length: int) -> Cache:
+    """An empty cache of `length` slots for one example per row.
+
+    hidden [B, S, D] and segment_ids int [B, S] are the encoder's. The decoder alone gives None and the segment ids of
+    its prompts, of which only the number of rows counts.
+    """
+    c, rows, dtype = model.config, segment_ids.shape[0], model.compute.dtype
+    empty = with_logical_constraint(jnp.zeros((rows, length, c.num_heads, c.d_kv), dtype), "batch", None, "heads", None)
+    cross: tuple[KeysValues, ...] = ()
+    if hidden is not None:
+        cross = tuple(layer.cross_attention.keys_values(hidden, model.compute) for layer in model.decoder.layers)
+    return Cache(
+        layers=tuple((empty, empty) for _ in model.decoder.layers),
+        positions=jnp.zeros((rows, length), jnp.int32),
+        visible=jnp.zeros((rows, length), bool),
+        cross=cross,
+        cross_visible=None if hidden is None else segment_ids > 0,
+    )
+
+
+def prefill(
+    model: T5, ids: jax.Array, segment_ids: jax.Array, prefix_mask: jax.Array | None, cache: Cache
+) -> tuple[jax.Array, Cache]:
+    """Decoder inputs of whole prompts into slots 0..P-1 -> (float32 [B, V] after each row's last real token, cache).
+
+    All int [B, P]. The ids are decoder inputs, so they begin with the 0 that `shift_right` puts there. A row's real
+    tokens (segment 1) are contiguous, with padding (segment 0) before or after them; the next step is at index P
+    whatever the row's own length, since distances are counted in real tokens.
+    """
+    width = ids.shape[1]
+    real = segment_ids > 0
+    cache = cache._replace(
+        positions=cache.positions.at[:, :width].set(jnp.where(real, jnp.cumsum(real, axis=1) - 1, 0)),
+        visible=cache.visible.at[:, :width].set(real),
+    )
+    bias = model.decoder.position(width, width)
+    visible = make_decoder_mask(segment_ids, prefix_mask)
+    x, cache = _run_layers(model, ids, bias, visible, cache, 0, width)
+    last = jnp.max(jnp.where(real, jnp.arange(width), 0), axis=1)
+    x = jnp.take_along_axis(x, last[:, None, None], axis=1)
+    return model.logits(model.decoder.norm(x))[:, 0], cache
+
+
+def decode_step(model: T5, ids: jax.Array, cache: Cache, index: jax.Array | int) -> tuple[jax.Array, Cache]:
+    """One decoder input per row, int [B], into slot `index` -> (float32 [B, V] of the token after it, cache).
+
+    What slots from `index` on held is forgotten. The first input of an encoder-decoder is 0, at index 0.
+    """
+    slots = jnp.arange(cache.visible.shape[1])
+    before = cache.visible & (slots < index)
+    position = before.sum(axis=1, dtype=jnp.int32)
+    cache = cache._replace(
+        positions=jnp.where(slots == index, position[:, None], cache.positions), visible=before | (slots == index)
+    )
+    bias = model.decoder.position.bias_at(cache.positions - position[:, None])  # [B, length, H]
+    bias = jnp.moveaxis(bias, 2, 1)[:, :, None]
+    x, cache = _run_layers(model, ids[:, None], bias, cache.visible[:, None, None], cache, index, None)
+    return model.logits(model.decoder.norm(x))[:, 0], cache
+
+
+def beam_step(
+    model: T5, ids: jax.Array, cache: Cache, at: jax.Array | int, seen: jax.Array
+) -> tuple[jax.Array, Cache, jax.Array]:
+    """One decoder input for each of K beams of a row, int [B, K], into slots `at`..`at` + K - 1.
+
+    `seen`, bool [B, K, length], says which slots hold the past of a beam. -> (float32 [B, K, V], cache, `seen` with the
+    new slots). The beams of a row are queries over one cache: what they share is stored once, and to go on from
+    another beam is to take its `seen`, where a cache for each beam would be copied at every step.
+    """
+    beams, slots = ids.shape[1], jnp.arange(seen.shape[2])
+    position = seen[:, 0].sum(axis=1, dtype=jnp.int32)[:, None]
+    seen = seen | (slots == at + jnp.arange(beams)[:, None])
+    new = (slots >= at) & (slots < at + beams)
+    cache = cache._replace(positions=jnp.where(new, position, cache.positions), visible=cache.visible | new)
+    bias = jnp.moveaxis(model.decoder.position.bias_at(cache.positions - position), 2, 1)[:, :, None]
+    x, cache = _run_layers(model, ids, bias, seen[:, None], cache, at, None)
+    return model.logits(model.decoder.norm(x)), cache, seen
+
+
+def _run_layers(
+    model: T5, ids: jax.Array, bias: jax.Array, visible: jax.Array, cache: Cache, at: jax.Array | int,
+    width: int | None,
+) -> tuple[jax.Array, Cache]:  # fmt: skip
+    """The decoder's layers over ids [B, Q], whose keys and values go to slots from `at` on; sees the first `width`."""
+    x = model.embeddings(ids, None, model.compute)
+    source = None
+    filled = []
+    for number, layer in enumerate(model.decoder.layers):
+        new = layer.attention.keys_values(layer.attention.norm(x), model.compute)
+        keys, values = (
+            jax.lax.dynamic_update_slice_in_dim(old, part, at, axis=1)
+            for old, part in zip(cache.layers[number], new, strict=True)
+        )
+        filled.append((keys, values))
+        if cache.cross_visible is not None:
+            source = cache.cross[number], cache.cross_visible[:, None, None]
+        seen = keys[:, :width], values[:, :width]
+        x = layer(x, bias, visible, None, model.compute, keys_values=seen, source=source)
+    return x, cache._replace(layers=tuple(filled))

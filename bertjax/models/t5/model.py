@@ -1,0 +1,251 @@
+"""T5 (arXiv 1910.10683): pre-norm encoder and decoder, and the decoder alone as a language or prefix LM.
+
+Semantics as in t5x (examples/t5, examples/decoder_only) and transformers' T5: v1.0 with ReLU and tied embeddings, v1.1
+with gated GELU and an output matrix of its own. Where t5x draws one dropout mask for a whole row, so does this. The
+decoder alone keeps the decoder's one-directional buckets, as t5x: a key ahead, which only a prefix shows, counts as
+distance 0. Shape letters: B rows, S inputs, T targets, D d_model, H heads, K d_kv, F d_ff, V vocabulary.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from bertjax.config.schema.model import T5Config
+from bertjax.models import layer_stack
+from bertjax.models.compute_options import ComputeOptions
+from bertjax.models.layers.dropout import dropout
+from bertjax.models.layers.modules import Linear, RmsNorm, out_sharding
+from bertjax.models.layers.numerics import activation, einsum_lowp
+from bertjax.models.sequence_parallel import LogicalArray, all_gather_sequence, map_shards, unshard_sequence
+from bertjax.models.t5 import cache as t5_cache
+from bertjax.models.t5.attention import (
+    Attention,
+    KeysValues,
+    RelativePositionBias,
+    check_kernel,
+    make_decoder_mask,
+    make_segment_mask,
+)
+from bertjax.models.t5.cache import Cache
+from bertjax.models.vocab_parallel import embedding_lookup
+from bertjax.parallel.sharding import all_gather_fsdp, with_logical_constraint
+
+BIAS_AXES = (None, "heads", None, None)  # logical axes of a position bias
+
+
+def shift_right(target_ids: jax.Array, target_positions: jax.Array, start: int = 0) -> jax.Array:
+    """Targets -> decoder inputs, int32 [B, T]: one to the right, `start` where an example of a packed row begins.
+
+    seqio utils.py make_autoregressive_inputs, whose start is 0; transformers has T5Config.decoder_start_token_id.
+    """
+    return jnp.where(target_positions == 0, start, jnp.roll(target_ids, 1, axis=1))
+
+
+class Embed(nnx.Module):
+    def __init__(self, config: T5Config, rngs: nnx.Rngs):
+        init = nnx.initializers.normal(1.0)
+        table = init(rngs.params(), (config.vocab_size, config.d_model), jnp.float32)
+        self.embedding = nnx.Param(table, **out_sharding("vocab", "embed"))
+
+
+class Embeddings(nnx.Module):
+    """One table for encoder inputs, decoder inputs and, when tied, the output."""
+
+    def __init__(self, config: T5Config, rngs: nnx.Rngs):
+        self.word = Embed(config, rngs)
+        self.rate = config.dropout_rate
+
+    def __call__(self, ids: jax.Array, key: jax.Array | None, compute: ComputeOptions) -> jax.Array:
+        x = embedding_lookup(self.word.embedding[...], ids).astype(compute.dtype)
+        return dropout(
+            with_logical_constraint(x, "batch", "sequence", None), self.rate, key, compute, broadcast_length=True
+        )
+
+
+class Mlp(nnx.Module):
+    """x + dropout(output(dropout(act(norm(x)))))."""
+
+    def __init__(self, config: T5Config, rngs: nnx.Rngs):
+        D, F = config.d_model, config.d_ff
+        self.intermediate = Linear((D, F), ("embed", "mlp"), D**-0.5, rngs)
+        self.act = config.activation
+        if config.gated:
+            self.gate = Linear((D, F), ("embed", "mlp"), D**-0.5, rngs)
+        self.output = Linear((F, D), ("mlp", "embed"), F**-0.5, rngs)
+        self.norm = RmsNorm(D, config.layer_norm_epsilon)
+        self.rate = config.dropout_rate
+
+    def __call__(self, x_BSD: jax.Array, key: jax.Array | None, compute: ComputeOptions) -> jax.Array:
+        k1, k2 = (None, None) if key is None else jax.random.split(key)
+        y = all_gather_sequence(self.norm(x_BSD))
+        h_BSF = with_logical_constraint(self.intermediate(y, compute), "batch", None, "mlp")
+        if hasattr(self, "gate"):  # the linear half is t5x's wi_1, the gate its wi_0
+            h_BSF = h_BSF * activation(self.act, with_logical_constraint(self.gate(y, compute), "batch", None, "mlp"))
+        else:
+            h_BSF = activation(self.act, h_BSF)
+        h_BSF = dropout(h_BSF, self.rate, k1, compute, broadcast_length=True, names=("batch", None, "mlp"))
+        y = self.output(h_BSF, compute)
+        return with_logical_constraint(
+            x_BSD + dropout(y, self.rate, k2, compute, broadcast_length=True), "batch", None, None
+        )
+
+
+class Adapter(nnx.Module):
+    """x + output(relu(intermediate(norm(x)))), arXiv 1910.10683 section 3.5.1 and the reference's task_adapter.gin."""
+
+    def __init__(self, config: T5Config, size: int, rngs: nnx.Rngs):
+        self.intermediate = Linear((config.d_model, size), ("embed", "mlp"), config.d_model**-0.5, rngs)
+        self.output = Linear((size, config.d_model), ("mlp", "embed"), size**-0.5, rngs)
+        self.norm = RmsNorm(config.d_model, config.layer_norm_epsilon)
+        self.rate = config.dropout_rate
+
+    def __call__(self, x_BSD: jax.Array, key: jax.Array | None, compute: ComputeOptions) -> jax.Array:
+        k1, k2 = (None, None) if key is None else jax.random.split(key)
+        h = self.intermediate(all_gather_sequence(self.norm(x_BSD)), compute)
+        h = activation("relu", with_logical_constraint(h, "batch", None, "mlp"))
+        h = dropout(h, self.rate, k1, compute, broadcast_length=True, names=("batch", None, "mlp"))
+        y = self.output(h, compute)
+        return with_logical_constraint(
+            x_BSD + dropout(y, self.rate, k2, compute, broadcast_length=True), "batch", None, None
+        )
+
+
+class Layer(nnx.Module):
+    """Self-attention, cross attention (`cross`), feed-forward and adapter (`adapter_size` above 0), each a residual."""
+
+    def __init__(self, config: T5Config, cross: bool, adapter_size: int, rngs: nnx.Rngs):
+        self.attention = Attention(config, rngs)
+        if cross:
+            self.cross_attention = Attention(config, rngs)
+        self.mlp = Mlp(config, rngs)
+        if adapter_size:
+            self.adapter = Adapter(config, adapter_size, rngs)
+
+    def __call__(
+        self, x_BTD: jax.Array, bias: jax.Array, visible: jax.Array, key: jax.Array | None, compute: ComputeOptions, *,
+        keys_values: KeysValues | None = None, source: tuple[jax.Array | KeysValues, jax.Array] | None = None,
+    ) -> jax.Array:  # fmt: skip
+        """x [B, T, D] -> [B, T, D].
+
+        `keys_values`: of a cache; without, of x. `source`: what cross attention sees, the encoder's output or its keys
+        and values, and which of it each query sees.
+        """
+        k1, k2, k3, k4 = (None,) * 4 if key is None else jax.random.split(key, 4)
+        x_BTD = self.attention(x_BTD, keys_values, bias, visible, k1, compute)
+        if source is not None:
+            hidden, across = source
+            cross = hidden if isinstance(hidden, tuple) else self.cross_attention.keys_values(hidden, compute)
+            x_BTD = self.cross_attention(x_BTD, cross, None, across, k2, compute)
+        x_BTD = self.mlp(x_BTD, k3, compute)
+        return self.adapter(x_BTD, k4, compute) if hasattr(self, "adapter") else x_BTD
+
+
+class Stack(nnx.Module):
+    """Position bias, layers and final norm of the encoder or the decoder."""
+
+    def __init__(self, config: T5Config, decoder: bool, adapter_size: int, rngs: nnx.Rngs):
+        cross = decoder and config.architecture == "encoder_decoder"
+        self.position = RelativePositionBias(config, not decoder, rngs)
+        depth = config.decoder_layers if decoder else config.encoder_layers
+        self.layers = nnx.List([Layer(config, cross, adapter_size, rngs) for _ in range(depth)])
+        self.norm = RmsNorm(config.d_model, config.layer_norm_epsilon)
+
+
+class T5(nnx.Module):
+    """Both stacks and the output matrix; all methods are pure and usable eagerly or under jit.
+
+    `adapter_size` d adds a bottleneck of width d after every feed-forward sublayer. `compute.segments` cuts the
+    stack whose depth it adds up to; a stack of another depth runs layer by layer. Raises ValueError when the compute options
+    ask for an attention kernel that has no position bias.
+    """
+
+    def __init__(
+        self, config: T5Config, heads: tuple[str, ...], compute: ComputeOptions, rngs: nnx.Rngs, adapter_size: int = 0
+    ):
+        check_kernel(compute)
+        self.embeddings = Embeddings(config, rngs)
+        if config.architecture == "encoder_decoder":
+            self.encoder = Stack(config, False, adapter_size, rngs)
+        self.decoder = Stack(config, True, adapter_size, rngs)
+        if "lm" in heads and not config.tie_word_embeddings:
+            std = config.d_model**-0.5
+            lm = Linear((config.d_model, config.vocab_size), ("embed", "vocab"), std, rngs)
+            self.heads = nnx.Dict(lm=lm)
+        self.config, self.compute = config, compute
+
+    def encode(self, input_ids: jax.Array, segment_ids: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
+        """int [B, S] x 2 -> hidden [B, S, D]. `segment_ids` is 0 on padding; no key means no dropout."""
+        visible = make_segment_mask(segment_ids, segment_ids)
+        bias = self.encoder.position(input_ids.shape[1], input_ids.shape[1])
+        call = lambda layer, x, key, bias, visible: layer(x, bias, visible, key, self.compute)  # noqa: E731
+        return self._run(self.encoder, input_ids, call, key, (bias, BIAS_AXES), (visible, ()))
+
+    def decode(
+        self, decoder_input_ids: jax.Array, target_segment_ids: jax.Array, hidden: jax.Array | None,
+        segment_ids: jax.Array | None, *, prefix_mask: jax.Array | None = None, key: jax.Array | None = None,
+    ) -> jax.Array:  # fmt: skip
+        """int [B, T] x 2, hidden [B, S, D], int [B, S] -> [B, T, D]; the decoder alone takes None for the latter two.
+
+        `prefix_mask`, int [B, T], is 1 where a decoder input may be seen from everywhere in its segment.
+        """
+        visible = make_decoder_mask(target_segment_ids, prefix_mask)
+        bias = self.decoder.position(decoder_input_ids.shape[1], decoder_input_ids.shape[1])
+        source = None
+        if hidden is not None and segment_ids is not None:
+            source = hidden, make_segment_mask(target_segment_ids, segment_ids)
+
+        def call(layer: Layer, x: jax.Array, key: jax.Array | None, bias: jax.Array, *sees: Any) -> jax.Array:
+            own, source = sees
+            return layer(x, bias, own, key, self.compute, source=source)
+
+        return self._run(self.decoder, decoder_input_ids, call, key, (bias, BIAS_AXES), (visible, ()), (source, ()))
+
+    def logits(self, decoded: jax.Array) -> jax.Array:
+        """[B, T, D] -> float32 [B, T, V], scaled by D^-0.5 when the configuration says so or the matrix is tied."""
+        c, dtype = self.config, self.compute.dtype
+        if c.tie_word_embeddings if c.scale_decoder_outputs is None else c.scale_decoder_outputs:
+            decoded = (decoded.astype(jnp.float32) * c.d_model**-0.5).astype(dtype)
+        # "cpu" is the form of `einsum_lowp` whose result stays in float32: bfloat16 logits would round the loss
+        if c.tie_word_embeddings:
+            table = all_gather_fsdp(self.embeddings.word.embedding[...].astype(dtype), "vocab", "embed")
+            logits = einsum_lowp("btd,vd->btv", decoded, table, "cpu")
+        else:
+            kernel = all_gather_fsdp(self.heads["lm"].kernel[...].astype(dtype), "embed", "vocab")
+            logits = einsum_lowp("btd,dv->btv", decoded, kernel, "cpu")
+        return with_logical_constraint(logits, "batch", None, "vocab")
+
+    def init_cache(self, hidden: jax.Array | None, segment_ids: jax.Array, length: int) -> Cache:
+        """See `t5_cache.init_cache`."""
+        return t5_cache.init_cache(self, hidden, segment_ids, length)
+
+    def prefill(
+        self, ids: jax.Array, segment_ids: jax.Array, prefix_mask: jax.Array | None, cache: Cache
+    ) -> tuple[jax.Array, Cache]:
+        """See `t5_cache.prefill`."""
+        return t5_cache.prefill(self, ids, segment_ids, prefix_mask, cache)
+
+    def decode_step(self, ids: jax.Array, cache: Cache, index: jax.Array | int) -> tuple[jax.Array, Cache]:
+        """See `t5_cache.decode_step`."""
+        return t5_cache.decode_step(self, ids, cache, index)
+
+    def beam_step(
+        self, ids: jax.Array, cache: Cache, at: jax.Array | int, seen: jax.Array
+    ) -> tuple[jax.Array, Cache, jax.Array]:
+        """See `t5_cache.beam_step`."""
+        return t5_cache.beam_step(self, ids, cache, at, seen)
+
+    def _run(
+        self, part: Stack, ids: jax.Array, call: layer_stack.LayerFn, key: jax.Array | None, *given: LogicalArray
+    ) -> jax.Array:
+        embed_key, stack_key, final_key = (None,) * 3 if key is None else jax.random.split(key, 3)
+        x = self.embeddings(ids, embed_key, self.compute)
+        segments = self.compute.segments if sum(self.compute.segments) == len(part.layers) else ()
+        compute, heads = replace(self.compute, segments=segments), self.config.num_heads
+        x = layer_stack.apply_layers(list(part.layers), x, call, stack_key, compute, *given, heads=heads)
+        # t5x draws the encoder's last mask anew for every position, the decoder's once for all
+        shared = part is self.decoder
+        x = map_shards(part.norm, x)
+        return unshard_sequence(dropout(x, self.config.dropout_rate, final_key, self.compute, broadcast_length=shared))

@@ -1,0 +1,88 @@
+"""Look-ups and searches where rows and vocabulary are split over devices: tables and logits do not travel."""
+
+from collections.abc import Callable
+from math import prod
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import PartitionSpec as P
+
+from bertjax.parallel.sharding import all_gather_fsdp, auto_axes, divisible_spec, sharded_axes, with_logical_constraint
+
+
+def embedding_lookup(table: jax.Array, ids: jax.Array) -> jax.Array:
+    """Rows of the word embeddings [V, D] at int ids [B, S] -> [B, S, D], in the table's dtype.
+
+    Where V is split, each device reads what it has and the parts are summed, so that no table travels. Where positions
+    are split too, straight into their pieces.
+    """
+    table = all_gather_fsdp(
+        table, "vocab", "embed"
+    )  # first: a look-up in a table split along D would replicate all of it
+    pieces, parts = sharded_axes("sequence", ids.shape[1]), sharded_axes("vocab", table.shape[0])
+    if not pieces:
+        return jnp.take(table, ids, axis=0)
+    if pieces != parts:  # every device reads all rows: the gradient needs no sum then
+        return with_logical_constraint(jnp.take(table, ids, axis=0), "batch", None, None)
+
+    def local(table: jax.Array, ids: jax.Array) -> jax.Array:
+        places = ids - lax.axis_index(parts) * len(table)
+        here = (places >= 0) & (places < len(table))
+        found = jnp.where(here[..., None], jnp.take(table, places, axis=0, mode="clip"), 0)
+        return lax.psum_scatter(found, parts, scatter_dimension=1, tiled=True)
+
+    return _shard_map_lookup(local, table, P(parts, None), ids, ("batch", None))
+
+
+def replicated_lookup(read: Callable[[jax.Array, jax.Array], jax.Array], table: jax.Array, ids: jax.Array) -> jax.Array:
+    """read(table [N, D], int ids [B, S]) -> [B, S, D] of a table so small that every device has it.
+
+    Where positions are split each device reads for its own, and it is the table's gradient that is summed.
+    """
+    if not sharded_axes("sequence", ids.shape[1]):
+        return read(table, ids)
+    return _shard_map_lookup(read, table, P(None, None), ids, ("batch", "sequence"))
+
+
+def _shard_map_lookup(
+    local: Callable[[jax.Array, jax.Array], jax.Array], table: jax.Array, table_spec: P, ids: jax.Array,
+    names: tuple[str | None, ...],
+) -> jax.Array:  # fmt: skip
+    """local(part of the table, ids) on every device; its results are pieces of positions."""
+    mesh = jax.sharding.get_abstract_mesh()
+    rows, out = divisible_spec(mesh, names, ids.shape), divisible_spec(mesh, ("batch", "sequence"), ids.shape)
+    axes = set(auto_axes(mesh))
+    return jax.shard_map(
+        local, in_specs=(table_spec, rows), out_specs=P(*out, None), axis_names=axes, check_vma=False
+    )(table, ids)  # fmt: skip
+
+
+def top_k(x: jax.Array, k: int, axis_name: str | None = None) -> tuple[jax.Array, jax.Array]:
+    """lax.top_k of [B, ..., N] -> (values, int32 indices), each [B, ..., k]; of equal values the lowest index first.
+
+    `axis_name` is the logical name of the last axis, `vocab` for logits. The partitioner would bring the rows of all
+    devices to each; here every device searches its own rows and its part of the last axis, and the best of the parts
+    are searched again.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        values, index = lax.top_k(x, k)
+        return values, index
+    spec = divisible_spec(mesh, ("batch", *(None,) * (x.ndim - 2), axis_name), x.shape)
+    split = tuple(jax.tree.leaves(spec[-1]))
+    found = P(*spec[:-1], None)
+
+    def local(part: jax.Array) -> tuple[jax.Array, jax.Array]:
+        values, index = lax.top_k(part, min(k, part.shape[-1]))
+        if prod(mesh.shape[axis] for axis in split) == 1:
+            return values, index
+        index = index.astype(jnp.int32) + lax.axis_index(split) * part.shape[-1]
+        values, index = (lax.all_gather(a, split, axis=a.ndim - 1, tiled=True) for a in (values, index))
+        values, best = lax.top_k(values, k)  # the parts stand in order, so that the lowest index still comes first
+        return values, jnp.take_along_axis(index, best, axis=-1)
+
+    search = jax.shard_map(
+        local, in_specs=spec, out_specs=(found, found), axis_names=set(auto_axes(mesh)), check_vma=False
+    )
+    return search(x)

@@ -1,0 +1,95 @@
+"""Floor 3: objectives. Each turns (model, batch, key) into sums and weights, never means.
+
+Sums over real targets and their weights add up exactly over micro-batches, packed rows and processes; the step divides
+once by the weight of the whole global batch.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from bertjax.config.schema.training import ClassificationObjective, MlmNspObjective, SpanQaObjective
+from bertjax.models.bert.model import Bert
+from bertjax.objectives.base import Batch, LossTerm, Objective, _weighted_sums, cross_entropy, is_correct
+
+
+def _packed(batch: Batch) -> bool:
+    return batch["cls_positions"].shape[1] > 1
+
+
+def _encode(model: Bert, batch: Batch, key: jax.Array | None) -> jax.Array:
+    fields = (batch[name] for name in ("input_ids", "token_type_ids", "segment_ids", "positions"))
+    return model.encode(*fields, packed=_packed(batch), key=key)
+
+
+def mlm_nsp(config: MlmNspObjective, tasks: int) -> Objective:
+    """run_pretraining.py: MLM sum(w * ce) / (sum(w) + 1e-5) over masked positions, plus the mean NSP loss.
+
+    The reference divides per replica; here the divisor is that of the global batch, so the mesh does not change it.
+    """
+    weights = {"mlm": config.mlm_weight, "nsp": config.nsp_weight}
+    weights = {name: scale for name, scale in weights.items() if scale > 0}
+
+    def normalizers(batch: Batch) -> dict[str, jax.Array]:
+        sums = {"mlm": batch["masked_weights"].sum() + 1e-5, "nsp": jnp.maximum(batch["nsp_weights"].sum(), 1e-5)}
+        return {name: sums[name] for name in weights}
+
+    def losses(model: Bert, batch: Batch, key: jax.Array | None) -> dict[str, LossTerm]:
+        hidden, out = _encode(model, batch, key), {}
+        if "mlm" in weights:
+            logits = model.mlm_logits(hidden, batch["masked_positions"])
+            loss = cross_entropy(logits, batch["masked_ids"])
+            out["mlm"] = _weighted_sums(
+                loss, is_correct(logits, batch["masked_ids"]), batch["masked_weights"], batch, tasks
+            )
+        if "nsp" in weights:
+            logits = model.nsp_logits(hidden, batch["cls_positions"])
+            loss = cross_entropy(logits, batch["nsp_labels"])
+            right = logits.argmax(-1) == batch["nsp_labels"]
+            out["nsp"] = _weighted_sums(loss, right, batch["nsp_weights"], batch, tasks)
+        return out
+
+    return Objective(tuple(weights), 2, weights, normalizers, losses)
+
+
+def span_qa(_: SpanQaObjective, tasks: int) -> Objective:
+    """run_squad.py: mean over examples of (start loss + end loss) / 2.
+
+    The softmax runs over the example's own tokens; the reference's also runs over padding, which packing rules out.
+    """
+
+    def normalizers(batch: Batch) -> dict[str, jax.Array]:
+        return {"span": jnp.maximum(batch["span_weights"].sum(), 1e-5)}
+
+    def losses(model: Bert, batch: Batch, key: jax.Array | None) -> dict[str, LossTerm]:
+        groups = jnp.arange(1, batch["cls_positions"].shape[1] + 1)
+        own_BGS = batch["segment_ids"][:, None, :] == groups[None, :, None]
+        loss, right = jnp.float32(0), jnp.bool_(True)
+        keys = jax.random.split(key) if key is not None and model.config.qa_dropout else (key, None)
+        logits = model.qa_logits(_encode(model, batch, keys[0]), keys[1])
+        for logits_BS, targets in zip(logits, (batch["start_positions"], batch["end_positions"]), strict=True):
+            logits_BGS = jnp.where(own_BGS, logits_BS[:, None, :], -1e30)
+            loss = loss + cross_entropy(logits_BGS, targets) / 2
+            right = right & (logits_BGS.argmax(-1) == targets)
+        weights = batch["span_weights"]
+        return {"span": _weighted_sums(jnp.where(weights > 0, loss, 0), right, weights, batch, tasks)}
+
+    return Objective(("qa",), 2, {"span": 1.0}, normalizers, losses)
+
+
+def classification(config: ClassificationObjective, tasks: int) -> Objective:
+    """run_classifier.py: mean cross-entropy of the label; with one label, mean squared error (as for STS-B)."""
+
+    def normalizers(batch: Batch) -> dict[str, jax.Array]:
+        return {"label": jnp.maximum(batch["label_weights"].sum(), 1e-5)}
+
+    def losses(model: Bert, batch: Batch, key: jax.Array | None) -> dict[str, LossTerm]:
+        keys = (None, None) if key is None else jax.random.split(key)
+        logits = model.class_logits(_encode(model, batch, keys[0]), batch["cls_positions"], keys[1])
+        labels, weights = batch["labels"], batch["label_weights"]
+        if config.num_labels == 1:
+            error = (logits[..., 0] - labels) ** 2
+            return {"label": _weighted_sums(error, error < 0.25, weights, batch, tasks)}
+        right = logits.argmax(-1) == labels
+        return {"label": _weighted_sums(cross_entropy(logits, labels), right, weights, batch, tasks)}
+
+    return Objective(("classifier",), config.num_labels, {"label": 1.0}, normalizers, losses)

@@ -1,0 +1,1 @@
+"""Several processes: start-up, rendezvous, failure detection, and agreement between processes."""

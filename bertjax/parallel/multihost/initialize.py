@@ -1,0 +1,168 @@
+"""Several processes: joining the cluster, who is the lead, and which rows of a global batch are ours."""
+
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from bertjax.errors import BertjaxError, UserError
+from bertjax.parallel.multihost import peer_monitor, rendezvous, sigabrt
+
+ENV_NAMES = ("BERTJAX_COORDINATOR", "BERTJAX_NUM_PROCESSES", "BERTJAX_PROCESS_ID")
+ENV_START_TIMEOUT = "BERTJAX_START_TIMEOUT"
+# A lost process is noticed by its connections at once, or by its silence after this many seconds; jax's own 100 and 300
+# are for jobs that may wait.
+JAX_TIMEOUTS: dict[str, Any] = {"heartbeat_timeout_seconds": 30, "shutdown_timeout_seconds": 10}
+
+
+@dataclass(frozen=True)
+class ProcessInfo:
+    """The place of this process in a job of several."""
+
+    address: str  # host:port of process 0
+    count: int
+    index: int
+    devices: list[int] | None = None  # of this host; None: all of them
+
+
+def initialize_distributed() -> None:
+    """Join the other processes of the job, if there are any; call before anything touches a device.
+
+    Explicit: BERTJAX_COORDINATOR=host:port, BERTJAX_NUM_PROCESSES and BERTJAX_PROCESS_ID. Otherwise detected by jax's
+    own rules: Open MPI, a SLURM step of several tasks, TPU pods of GKE and of GCE. A second call does nothing.
+
+    Raises UserError when the settings are no use, StoppedSafely naming the missing processes when some have not come
+    within BERTJAX_START_TIMEOUT seconds (300).
+    """
+    if jax.distributed.is_initialized():
+        return
+    limit = start_timeout()
+    info = process_info_from_env() or detect_process_info(limit)
+    if info is None:
+        return
+    peer_monitor.start(rendezvous.wait_for_all(info.address, info.count, info.index, limit), sigabrt.exit_restartable)
+    sigabrt.install_handler()
+    jax.distributed.initialize(
+        info.address,
+        info.count,
+        info.index,
+        info.devices,
+        cluster_detection_method="deactivate",
+        initialization_timeout=max(10, int(limit)),
+        **JAX_TIMEOUTS,
+    )
+
+
+def start_timeout() -> float:
+    """Seconds that the processes of a job have to come together."""
+    text = os.environ.get(ENV_START_TIMEOUT, "300")
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise UserError(f"environment: {ENV_START_TIMEOUT} is '{text[:40]}'; it must be a number of seconds above zero")
+    return seconds
+
+
+def process_info_from_env() -> ProcessInfo | None:
+    """What the environment says. Raises UserError when only part of it is there, or no use."""
+    given = [os.environ.get(name) for name in ENV_NAMES]
+    if not any(given):
+        return None
+    if not all(given):
+        raise UserError(f"environment: set all of {', '.join(ENV_NAMES)} or none of them")
+    try:
+        count, index = int(given[1] or ""), int(given[2] or "")
+    except ValueError:
+        raise UserError(f"environment: {ENV_NAMES[1]} and {ENV_NAMES[2]} must be numbers") from None
+    if not 0 <= index < count:
+        raise UserError(f"environment: {ENV_NAMES[2]} is {index}; it counts from 0 to {ENV_NAMES[1]} - 1 = {count - 1}")
+    return ProcessInfo(given[0] or "", count, index)
+
+
+def detect_process_info(limit: float) -> ProcessInfo | None:
+    """What jax's detectors find; None for a single process, whatever it runs under.
+
+    Raises UserError when a cluster is there and cannot be read.
+    """
+    from jax._src import clusters
+
+    kinds: list[Any] = [clusters.OmpiCluster, clusters.SlurmCluster]
+    if os.environ.get("JAX_PLATFORMS") != "cpu":  # or a CPU run on a TPU host would wait for the whole pod
+        kinds += [clusters.GkeTpuCluster, clusters.GceTpuCluster]
+    for kind in kinds:
+        try:
+            if not kind.is_env_present() or kind.get_process_count() < 2 or _is_batch_script(kind):
+                continue
+            unset = (None, None, None, None)
+            found = clusters.ClusterEnv.auto_detect_unset_distributed_params(*unset, kind.name, int(limit))
+        except Exception as error:  # environment variables and a metadata server: anything can be wrong with them
+            text = " ".join(f"{type(error).__name__}: {error}".split())[:160]
+            raise UserError(
+                f"the {kind.name} cluster cannot be read ({text}); set {', '.join(ENV_NAMES)} instead"
+            ) from error
+        address, count, index, devices = found
+        return ProcessInfo(str(address), int(count or 1), int(index or 0), None if devices is None else list(devices))
+    return None
+
+
+def _is_batch_script(kind: Any) -> bool:
+    """A SLURM job's script runs once, whatever the number of tasks it asked for: only a step has several processes."""
+    return kind.name == "slurm" and int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) < 2
+
+
+def warm_up_collectives(mesh: Mesh) -> None:
+    """Opens the connections between the devices of every group that a program on this mesh may sum over.
+
+    To be called when all processes have just met. Gloo gives the others 30 seconds to come to a first sum; later, one
+    process may compile for longer than that. A job of one process, and TPUs, have nothing to open.
+    """
+    axes = [axis for axis in mesh.axis_names if mesh.shape[axis] > 1]
+    if jax.process_count() == 1 or not axes or mesh.devices.flat[0].platform == "tpu":
+        return
+    groups = [group for size in range(1, len(axes) + 1) for group in combinations(axes, size)]
+
+    def sums() -> jax.Array:
+        mine = jax.lax.axis_index(tuple(axes)).astype(np.float32)  # not the same everywhere, or nothing need be sent
+        return jax.lax.psum(sum(jax.lax.psum(mine, group) for group in groups), tuple(axes))
+
+    jax.block_until_ready(jax.jit(jax.shard_map(sums, mesh=mesh, in_specs=(), out_specs=P(), check_vma=False))())
+
+
+# Status codes that a lost process never causes: the same program would fail again.
+_LOCAL_ERRORS = ("INVALID_ARGUMENT", "UNIMPLEMENTED", "RESOURCE_EXHAUSTED", "OUT_OF_RANGE")
+
+
+@contextmanager
+def exit_together() -> Iterator[None]:
+    """Inside a run of several processes: leave at once when another one is gone, or when a bug ends this one.
+
+    The ordinary way out waits for the others, in barriers they will not reach. Our own errors are raised on all
+    processes alike and take the ordinary way.
+    """
+    try:
+        yield
+        peer_monitor.stop()
+    except BertjaxError:
+        peer_monitor.stop()
+        raise
+    except Exception as error:
+        if not jax.distributed.is_initialized():
+            raise
+        text = " ".join(str(error).split())
+        if isinstance(error, jax.errors.JaxRuntimeError) and not text.startswith(_LOCAL_ERRORS):
+            sigabrt.exit_restartable(text[:160])
+        traceback.print_exception(error)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(BertjaxError.exit_code)

@@ -1,0 +1,97 @@
+"""Agreement between the processes of a run, for work on shared files that only one of them may do.
+
+All of it goes through the coordinator's key-value store: nothing waits for a device, and process 0 may take hours over
+its part. Each call has a number, the same on every process, since all make the same calls in the same order.
+"""
+
+import json
+from collections.abc import Callable
+from itertools import count
+from typing import Any, TypeVar
+
+import jax
+
+from bertjax import errors
+from bertjax.parallel.multihost import kv_store
+
+T = TypeVar("T")
+MAX_REASON_CHARS = 400  # characters of a reason that are passed on
+_calls = count()
+
+
+def is_primary() -> bool:
+    """Whether this is process 0, the one that writes small files."""
+    return jax.process_index() == 0
+
+
+def is_multiprocess() -> bool:
+    """Whether there are other processes to agree with."""
+    return kv_store.client() is not None and jax.process_count() > 1
+
+
+def run_on_primary(make: Callable[[], Any]) -> Any:
+    """Runs `make` on process 0 alone and returns its JSON result, or raises its BertjaxError, on every process.
+
+    Every process calls it, from its main thread.
+    """
+    if not is_multiprocess():
+        return make()
+    key = f"primary/{next(_calls)}"
+    if is_primary():
+        kv_store.put(key, json.dumps(_reply(make)))
+    reply = json.loads(kv_store.get(key))
+    if "error" in reply:
+        raise getattr(errors, reply["error"], errors.BertjaxError)(reply["message"])
+    return reply["value"]
+
+
+def _reply(make: Callable[[], Any]) -> dict[str, Any]:
+    try:
+        return {"value": make()}
+    except errors.BertjaxError as error:
+        return {"error": type(error).__name__, "message": str(error)}
+    except Exception as error:  # the others must not be left waiting for a word that never comes
+        return {"error": "BertjaxError", "message": f"process 0: {type(error).__name__}: {error}"}
+
+
+def primary_first(make: Callable[[], T]) -> T:
+    """Runs `make` on process 0 and, once that has succeeded, on the others, which find in caches what it left there.
+
+    What `make` raises on one process ends all. Every process calls it, from its main thread.
+    """
+    if not is_multiprocess():
+        return make()
+    made: list[T] = []
+    run_on_primary(lambda: made.append(make()))
+    error: errors.BertjaxError | None = None
+    try:
+        if not is_primary():
+            made.append(make())
+    except errors.BertjaxError as found:
+        error = found
+    if reason := any_error(str(error) if error else None):
+        raise error or errors.UserError(reason)
+    return made[0]
+
+
+def any_error(reason: str | None) -> str | None:
+    """The reason of the first process that has one, on every process; None when none has. Every process calls it."""
+    return reduce_on_primary(
+        (reason or "")[:MAX_REASON_CHARS], lambda messages: next((each for each in messages if each), None)
+    )
+
+
+def reduce_on_primary(mine: str, reduce: Callable[[list[str]], Any]) -> Any:
+    """What process 0 makes of the words of all, in the order of the processes: its JSON, or its error, on every one.
+
+    Every process calls it, from its main thread.
+    """
+    if not is_multiprocess():
+        return reduce([mine])
+    place = f"messages/{next(_calls)}/"
+    if not is_primary():
+        kv_store.put(f"{place}{jax.process_index()}", mine)
+        return run_on_primary(lambda: None)
+    messages = [mine, *(kv_store.get(f"{place}{index}") for index in range(1, jax.process_count()))]
+    kv_store.delete(place)
+    return run_on_primary(lambda: reduce(messages))

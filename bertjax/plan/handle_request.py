@@ -1,0 +1,46 @@
+"""What the compiling process answers to a request: a plan of stages, or a sweep, as text or JSON."""
+
+import json
+from importlib import metadata
+from typing import Any
+
+from bertjax.config.loading.load import build
+from bertjax.plan import report, topologies
+from bertjax.plan.stages import Target, plan_stage
+from bertjax.plan.sweep import format_sweep, sweep
+
+_PACKAGES = ("jax", "libtpu", "jax-cuda13-plugin", "jax-cuda12-plugin")
+
+
+def handle_request(request: dict[str, Any]) -> tuple[str, bool]:
+    """-> (what to print, whether all of it fits)."""
+    config = build(request["config"], where=request["name"])
+    topology = topologies.parse(request["topology"], config.mesh.slices)
+    site = Target(topologies.devices(topology), topology.chip)
+    about = {
+        "config": request["name"],
+        "topology": topology.name,
+        "devices": topology.size,
+        "device_kind": site.devices[0].device_kind,
+        "slices": topology.slices,
+        "versions": _versions(topology.platform),
+    }
+    wanted = [stage for stage in config.stages if request["stage"] in (None, stage.name)]
+    if request["sweep"]:
+        found = about | sweep(config, wanted[0], site, request["limit"])
+        return (json.dumps(found, indent=2) if request["json"] else format_sweep(found)), any(found["ranked"])
+    stages = [plan_stage(config, stage, site, request["episode"]) for stage in wanted]
+    plan = about | {"stages": stages}
+    plan["verdict"] = report.verdict(plan)
+    return (json.dumps(plan, indent=2) if request["json"] else report.format_text(plan)), report.all_fit(plan)
+
+
+def _versions(platform: str) -> dict[str, str]:
+    found = {}
+    for name in _PACKAGES:
+        if name == "jax" or (platform == "tpu") == (name == "libtpu"):
+            try:
+                found[name] = metadata.version(name)
+            except metadata.PackageNotFoundError:
+                continue
+    return {"jax": found["jax"]} if platform == "cpu" else found

@@ -1,0 +1,1 @@
+"""Reading compiled programs (HLO text): operations, collectives and costs."""

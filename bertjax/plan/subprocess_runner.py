@@ -1,0 +1,64 @@
+"""Starting the process that compiles, in the environment that its compilers want. Nothing here imports jax."""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from bertjax.config.loading.error_messages import config_error
+from bertjax.config.schema.run import Config
+from bertjax.errors import UserError
+from bertjax.parallel import mesh_shape
+from bertjax.plan.topologies import Topology, check_installed, compiler_env, parse
+
+DEFAULT_SWEEP_LIMIT = 24  # programs that a sweep compiles
+
+
+def plan_command(config: Config, arguments: argparse.Namespace) -> int:
+    """Checks what can be checked without jax, and compiles -> exit code. Raises UserError."""
+    topology = parse(arguments.topology, config.mesh.slices)
+    names = [stage.name for stage in config.stages]
+    if arguments.stage not in (None, *names):
+        raise UserError(f"--stage: {arguments.config} has no stage '{arguments.stage[:80]}'; it has {', '.join(names)}")
+    if arguments.episode is not None and arguments.stage is None and len(names) > 1:
+        raise UserError(f"--episode: say in which --stage: {', '.join(names)}")
+    if arguments.sweep and arguments.episode is not None:
+        raise UserError("--sweep: tries the last episode, in which most trains; leave --episode out")
+    if arguments.limit is not None and not arguments.sweep:
+        raise UserError("--limit: is for --sweep")
+    if not arguments.sweep:  # which tries other meshes and batches
+        stages = [stage for stage in config.stages if arguments.stage in (None, stage.name)]
+        if problems := mesh_shape.find_problems(config.mesh, stages, topology.size):
+            raise config_error(problems)
+    check_installed(topology)
+    wanted = {name: getattr(arguments, name) for name in ("stage", "episode", "sweep", "json")}
+    return compile_in_subprocess(
+        config, arguments.config, topology, wanted | {"limit": arguments.limit or DEFAULT_SWEEP_LIMIT}
+    )
+
+
+def compile_in_subprocess(config: Config, name: str, topology: Topology, wanted: dict[str, Any]) -> int:
+    """Runs `python -m bertjax.plan` -> its exit code; its standard error is ours, its output is printed at the end.
+
+    `wanted`: stage, episode, sweep, limit, json. Raises UserError when a compiler ends the process.
+    """
+    request = {"config": config.model_dump(mode="json"), "name": name, "topology": topology.name, **wanted}
+    package = str(Path(__file__).resolve().parents[2])
+    paths = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
+    own = os.environ | compiler_env(topology) | {"PYTHONPATH": paths}
+    words = [sys.executable, "-m", "bertjax.plan"]
+    done = subprocess.run(words, input=json.dumps(request), stdout=subprocess.PIPE, text=True, env=own)
+    if done.returncode < 0 or done.returncode > 128:
+        raise UserError(
+            f"--topology {topology.name}: the compiler ended with {_exit_cause(done.returncode)}; "
+            "what it wrote stands above; try a smaller configuration, or more memory"
+        )
+    print(done.stdout, end="")
+    return done.returncode
+
+
+def _exit_cause(code: int) -> str:
+    return f"signal {-code if code < 0 else code - 128}"

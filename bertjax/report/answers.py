@@ -1,0 +1,88 @@
+"""A page of the same questions answered several ways: scores, how the ways agree, and the answers side by side."""
+
+import html
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from bertjax.report.parts import html_document, table
+from bertjax.report.samples import VERDICTS, excerpt
+from bertjax.training.monitor import console
+
+MAX_QUESTIONS = 200  # questions shown; the JSON has all
+WAY_NAMES = {"extractive": "Extractive", "context": "Text to text, with context", "closed_book": "Closed book"}
+
+
+def answers_page(report: Mapping[str, Any], json_name: str) -> str:
+    """The report of `evaluation.qa_report` as one HTML file; `json_name` is the file that holds all of it."""
+    title = "Questions answered " + ("one way" if len(report["ways"]) == 1 else f"{len(report['ways'])} ways")
+    count = console.number(report["questions"])
+    head = (
+        f'<header><p class="eyebrow">bertjax answers</p><div class="title"><h1>{title}</h1></div>'
+        f'<p class="muted">{count} questions from {html.escape(report["source"])}</p></header>'
+    )
+    foot = (
+        "<footer>Scores are those of the official SQuAD script. Padded: with t5's spaces around punctuation in answers "
+        f"and predictions alike. Everything is in {html.escape(json_name)}.</footer>"
+    )
+    return html_document(title, [head, _scores(report), _agreement(report), _answers(report), foot])
+
+
+def _scores(report: Mapping[str, Any]) -> str:
+    rows = []
+    for way, found in report["ways"].items():
+        values = [found["scores"]["exact"], found["scores"]["f1"], found["padded"]["em"], found["padded"]["f1"]]
+        run = f"{html.escape(found['run'])}, stage {html.escape(found['stage'])}, step {console.number(found['step'])}"
+        rows.append([WAY_NAMES[way], *(f"{value:.2f}" for value in values), run])
+    head = ("", "Exact match", "F1", "Padded exact match", "Padded F1", "Run")
+    return f'<section id="scores"><h2>Scores</h2>{table(head, rows, numbers=range(1, 5))}</section>'
+
+
+def _agreement(report: Mapping[str, Any]) -> str:
+    """How many questions each set of ways has right."""
+    if len(report["ways"]) < 2:
+        return ""
+    counts = Counter(tuple(way for way, right in row["exact"].items() if right) for row in report["answers"])
+    rows = [
+        (
+            " and ".join(WAY_NAMES[way] for way in ways) or "None",
+            console.number(count),
+            f"{100 * count / report['questions']:.1f}%",
+        )
+        for ways, count in counts.most_common()
+    ]
+    shown = table(("Right are exactly", "Questions", "Share"), rows, numbers=(1, 2))
+    return f'<section id="agreement"><h2>Agreement</h2>{shown}</section>'
+
+
+def _answers(report: Mapping[str, Any]) -> str:
+    ways = list(report["ways"])
+    head = "".join(
+        f"<th>{html.escape(name)}</th>" for name in ("Question and text", "Answer", *(WAY_NAMES[w] for w in ways))
+    )
+    rows = "".join(_row(row, ways) for row in report["answers"][:MAX_QUESTIONS])
+    shown = min(MAX_QUESTIONS, len(report["answers"]))
+    note = f'<p class="small muted">The first {shown}.</p>' if shown < len(report["answers"]) else ""
+    return (
+        f'<section id="answers"><h2>Answers side by side</h2>{note}<div class="scroll"><table class="samples"><thead>'
+        f"<tr>{head}</tr></thead><tbody>{rows}</tbody></table></div></section>"
+    )
+
+
+def _row(row: Mapping[str, Any], ways: list[str]) -> str:
+    answers = row["answers"]
+    context = excerpt(row["context"], answers[0] if answers else "", row["predictions"].get("extractive", ""))
+    nothing = '<span class="muted">(no answer)</span>'
+    cells = "".join(
+        f'<td><span class="pill {style}">{words}</span><br>{html.escape(row["predictions"][way]) or nothing}</td>'
+        for way in ways
+        for style, words in [VERDICTS[_verdict(row["exact"][way], row["f1"][way])]]
+    )
+    return (
+        f'<tr><td><p class="question">{html.escape(row["question"])}</p><p class="context">{context}</p></td>'
+        f"<td>{' / '.join(map(html.escape, answers)) or nothing}</td>{cells}</tr>"
+    )
+
+
+def _verdict(exact: bool, f1: float) -> str:
+    return "right" if exact else "partly" if f1 >= 50 else "wrong"

@@ -1,0 +1,230 @@
+"""The page: its head, the numbers a reader looks for first, the stages, and the configuration they came from."""
+
+import html
+import os
+import re
+import statistics
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from bertjax.config.schema.run import SECRET_KEY
+from bertjax.errors import StorageError
+from bertjax.report.figures import load_matplotlib
+from bertjax.report.parts import definition_list, html_document, metric_label, score_text, scores_list, table
+from bertjax.report.record import EvaluationResult, RunRecord, StageRecord, find_key, is_finite, read_run
+from bertjax.report.stages import stage_section
+from bertjax.training.monitor import console
+
+# Scores worth a tile at the top of the page, best known first.
+HEADLINES = ("f1", "exact", "accuracy", "mlm_accuracy", "nsp_accuracy", "pearson", "perplexity", "loss")
+
+
+def write_report(run: Path, output: Path | None = None) -> Path:
+    """Write the report of run folder `run` to `output` (default: report.html in the run folder) and return its path.
+
+    A run that has not finished, or has only begun, has a report too. The same folder gives the same bytes. Raises
+    UserError for a folder that is no run folder or where matplotlib is missing, StorageError when a write fails.
+    """
+    run = Path(run)
+    record = read_run(run)
+    load_matplotlib()
+    target = run / "report.html" if output is None else Path(output)
+    if target.is_dir():
+        target = target / "report.html"
+    partial = target.with_name(target.name + ".partial")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(_page(record), encoding="utf-8")
+        os.replace(partial, target)
+    except OSError as error:
+        raise StorageError(f"{target}: the report could not be written ({error.strerror or error})") from error
+    return target
+
+
+def _page(run: RunRecord) -> str:
+    body = [_header(run), _tiles(run), _summary(run), _baselines(run)]
+    body += [stage_section(stage, place) for place, stage in enumerate(run.stages, 1)]
+    body += [_provenance_section(run), _footer(run)]
+    return html_document(run.name, [part for part in body if part])
+
+
+# ---- the top of the page --------------------------------------------------------------------------------------------
+
+
+def _header(run: RunRecord) -> str:
+    done = sum(stage.finished for stage in run.stages)
+    if run.stages and done == len(run.stages):
+        state = '<span class="pill good">finished</span>'
+    else:
+        state = f'<span class="pill fair">{done} of {len(run.stages)} stages finished</span>'
+    versions = find_key(run.environment, "versions", "packages")
+    listed = versions if isinstance(versions, Mapping) else {}
+    shown = [f"{name} {listed[name]}" for name in ("bertjax", "jax", "flax", "orbax-checkpoint") if name in listed]
+    facts = {"date": _date(run.started), "device": _device(run.environment), "versions": ", ".join(shown) or None}
+    return (
+        f'<header><p class="eyebrow">bertjax training report</p><div class="title"><h1>{html.escape(run.name)}</h1>'
+        f"{state}</div>{definition_list({k: v for k, v in facts.items() if v}, 'facts')}</header>"
+    )
+
+
+def _date(started: str | None) -> str | None:
+    match = re.fullmatch(r"(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d)\S*?(Z|\+00:00)?", started or "")
+    return f"{match[1]} {match[2]}{' UTC' if match[3] else ''}" if match else started
+
+
+def _device(environment: Mapping[str, Any]) -> str | None:
+    kind = find_key(environment, "device_kind", "device_kinds", "device", "platform", "backend")
+    count = find_key(environment, "device_count", "devices", "num_devices")
+    kind = kind[0] if isinstance(kind, list) and kind else kind
+    count = len(count) if isinstance(count, list) else count
+    if not isinstance(kind, str):
+        return None
+    return f"{count} × {kind}" if isinstance(count, int) and count > 1 else kind
+
+
+def _tiles(run: RunRecord) -> str:
+    """The few numbers that a reader looks for first: scores of the last stage that has any, and the size of the run."""
+    tiles: list[tuple[str, str]] = []
+    scored = [(stage, e) for stage in run.stages for e in stage.evaluations if _headlines(e)]
+    if scored:
+        last = scored[-1][0].name
+        of_last = [e for stage, e in scored if stage.name == last]
+        several = len(of_last) > 1
+        for evaluated in of_last[:2]:
+            for key in _headlines(evaluated)[:2]:
+                where = f"{evaluated.name} " if several or key not in ("f1", "exact") else ""
+                tiles.append((score_text(key, evaluated.scores[key]), f"{where}{metric_label(key)}, stage {last}"))
+    lines = [line for stage in run.stages for line in stage.train]
+    elapsed = max((line["elapsed"] for line in lines if is_finite(line.get("elapsed"))), default=None)
+    if elapsed is not None:
+        tiles.append((console.duration(elapsed), "training time"))
+    steps = sum(stage.train[-1]["step"] for stage in run.stages if stage.train)
+    if steps:
+        tiles.append((console.number(steps), f"steps in {len(run.stages)} stage{'s' * (len(run.stages) != 1)}"))
+    trained = [line["trainable_parameters"] for line in lines if is_finite(line.get("trainable_parameters"))]
+    if trained:
+        tiles.append((console.compact(max(trained)), "parameters trained"))
+    items = "".join(f'<div class="tile"><b>{html.escape(v)}</b><span>{html.escape(k)}</span></div>' for v, k in tiles)
+    return f'<div class="tiles">{items}</div>' if items else ""
+
+
+def _headlines(evaluated: EvaluationResult) -> list[str]:
+    return [key for key in HEADLINES if is_finite(evaluated.scores.get(key))]
+
+
+def _summary(run: RunRecord) -> str:
+    if not run.stages:
+        return '<section id="summary"><h2>Summary</h2><p class="muted">No stage has begun.</p></section>'
+    head = ("Stage", "Steps", "Time", "Last loss", "Tokens/s", "Step", "Data wait", "MFU", "Memory", "Parameters")
+    rows = [_summary_row(stage, before) for stage, before in zip(run.stages, _ends(run), strict=True)]
+    scores = [
+        (html.escape(stage.name), html.escape(e.name), console.number(e.step), scores_list(e.scores))
+        for stage in run.stages
+        for e in stage.evaluations
+    ]
+    parts = [table(head, rows, numbers=range(1, len(head)))]
+    if run.goodput:
+        parts.append(f'<p class="muted">{html.escape(run.goodput.capitalize())}.</p>')
+    if scores:
+        parts.append(f"<h3>Scores</h3>{table(('Stage', 'Evaluation', 'Step', 'Scores'), scores, numbers=(2,))}")
+    return f'<section id="summary"><h2>Summary</h2>{"".join(parts)}</section>'
+
+
+def _ends(run: RunRecord) -> list[float]:
+    """The seconds on the run's clock when each stage began: the last `elapsed` of what came before."""
+    ends, last = [], 0.0
+    for stage in run.stages:
+        ends.append(last)
+        last = max([last, *(line["elapsed"] for line in stage.train if is_finite(line.get("elapsed")))])
+    return ends
+
+
+def _summary_row(stage: StageRecord, began: float) -> list[str]:
+    last = stage.train[-1] if stage.train else {}
+    steps = console.number(last.get("step", 0))
+    if stage.steps and stage.steps != last.get("step", 0):
+        steps += f" of {console.number(stage.steps)}"
+
+    def shown(key: str, form: Callable[[float], str], over: Callable[[list], float] = statistics.median) -> str:
+        values = [line[key] for line in stage.train if is_finite(line.get(key))]
+        return form(over(values)) if values else "n/a"
+
+    elapsed = last.get("elapsed")
+    return [
+        html.escape(stage.name),
+        steps,
+        console.duration(elapsed - began) if is_finite(elapsed) else "n/a",
+        console.number(last.get("loss")),
+        shown("tokens_per_second", console.compact),
+        shown("step_seconds", console.seconds),
+        shown("data_wait", console.percent),
+        shown("mfu", console.percent),
+        shown("memory_bytes", console.memory, max),
+        shown("trainable_parameters", console.compact, max),
+    ]
+
+
+def _baselines(run: RunRecord) -> str:
+    """This run's question-answering scores beside those of the baselines, best F1 first."""
+    own = [
+        (f"{stage.name}: {e.name}", e.scores, True)
+        for stage in run.stages
+        for e in stage.evaluations
+        if is_finite(e.scores.get("exact")) and is_finite(e.scores.get("f1"))
+    ]
+    scored = [row for row in run.baselines if is_finite(row.get("exact")) and is_finite(row.get("f1"))]
+    others = [(str(row.get("name")), row, False) for row in scored]
+    if not others:
+        return ""
+    rows = ""
+    for name, scores, is_own in sorted(own + others, key=lambda row: -row[1]["f1"]):
+        width = min(max(scores["f1"], 0.0), 100.0)
+        rows += (
+            f"<tr{' class=own' * is_own}><th>{html.escape(name)}{' (this run)' * is_own}</th>"
+            f'<td class="n">{scores["exact"]:.2f}</td><td class="n">{scores["f1"]:.2f}</td>'
+            f'<td><span class="bar"><i style="width:{width:.1f}%"></i></span></td></tr>'
+        )
+    return (
+        '<section id="baselines"><h2>Against the baselines</h2><div class="scroll"><table><thead><tr><th>System</th>'
+        f'<th class="n">Exact match</th><th class="n">F1</th><th>F1, 0 to 100</th></tr></thead><tbody>{rows}</tbody>'
+        "</table></div></section>"
+    )
+
+
+# ---- the bottom of the page -----------------------------------------------------------------------------------------
+
+
+def _provenance_section(run: RunRecord) -> str:
+    """The configuration and the environment, folded away."""
+    body = ""
+    if run.config_text:
+        body += _details("Resolved configuration", f"<pre>{html.escape(run.config_text)}</pre>")
+    if flat := dict(_flatten(run.environment)):
+        rows = [(html.escape(key), html.escape(value)) for key, value in flat.items()]
+        body += _details("Environment", table(("Key", "Value"), rows))
+    return f'<section id="made"><h2>How it was made</h2>{body}</section>' if body else ""
+
+
+def _flatten(tree: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """environment.json as dotted keys with their values as text, without anything named like a secret."""
+    for key, value in tree.items():
+        if SECRET_KEY.search(str(key)):
+            continue
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+            yield f"{prefix}{key}", text
+
+
+def _details(title: str, content: str) -> str:
+    return f"<details><summary>{title}</summary>{content}</details>"
+
+
+def _footer(run: RunRecord) -> str:
+    notes = ["Times and rates are medians over the logged steps; memory is the highest seen."]
+    if run.unreadable:
+        lines = "line" if run.unreadable == 1 else "lines"
+        notes.append(f"{run.unreadable} {lines} of metrics.jsonl could not be read and were left out.")
+    return f"<footer>{' '.join(notes)}</footer>"

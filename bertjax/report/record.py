@@ -1,0 +1,247 @@
+"""What a run left in its folder, read for the report. Whatever is missing or cut short is left out, never an error."""
+
+import json
+import math
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeGuard
+
+import yaml
+
+from bertjax.config.loading.step_meta import is_checkpoint_step, list_steps
+from bertjax.errors import UserError
+from bertjax.evaluation.records import OTHER_DIR, describe_provenance
+from bertjax.training.monitor.goodput import read
+from bertjax.training.monitor.tracking import read_lines
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """The last scores of one evaluation in a stage, and the samples and N-best lists kept with them."""
+
+    name: str
+    step: int | None
+    scores: dict[str, Any]
+    samples: list[dict[str, Any]] = field(default_factory=list)
+    nbest: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    predictions: int | None = None
+
+
+@dataclass(frozen=True)
+class OtherEvaluation:
+    """Scores that `bertjax evaluate` made from something else than the run's own evaluation: they are not the run's."""
+
+    name: str
+    description: str  # a sentence
+    scores: dict[str, Any]
+    step: int | None
+
+
+@dataclass(frozen=True)
+class Episode:
+    """A stretch of steps in which the same parameters trained."""
+
+    number: int
+    first_step: int
+    last_step: int
+    trainable_parameters: int | None
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """One stage: its lines by step (each step once), its episodes and its scores."""
+
+    name: str
+    steps: int | None  # planned, where the folder says it
+    finished: bool
+    train: list[dict[str, Any]]
+    evals: list[dict[str, Any]]
+    episodes: list[Episode]
+    evaluations: list[EvaluationResult]
+    others: list[OtherEvaluation] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    name: str
+    stages: list[StageRecord]
+    config_text: str
+    environment: dict[str, Any]
+    baselines: list[dict[str, Any]]
+    started: str | None
+    unreadable: int  # lines of metrics.jsonl that could not be read
+    goodput: str | None = None  # where the time went, over all restarts
+
+
+def read_run(run: Path) -> RunRecord:
+    """Read a run folder. UserError when it is none: it has neither config.yaml nor metrics.jsonl."""
+    metrics = run / "metrics.jsonl"
+    if not (run / "config.yaml").is_file() and not metrics.is_file():
+        if is_checkpoint_step(run) or list_steps(run):
+            raise UserError(
+                f"{run}: is a checkpoint without its run, so there is no record to report on; name the run folder, or "
+                "score the checkpoint with `bertjax evaluate`"
+            )
+        raise UserError(
+            f"{run}: is not a run folder (no config.yaml, no metrics.jsonl); give the folder that 'bertjax train' wrote"
+        )
+    lines = list(read_lines(metrics)) if metrics.is_file() else []
+    written = sum(1 for raw in metrics.read_bytes().splitlines() if raw.strip()) if metrics.is_file() else 0
+    config_text = _text(run / "config.yaml")
+    environment = _json(run / "environment.json", dict)
+    times = [line["time"] for line in lines if isinstance(line.get("time"), str)]
+    started = find_key(environment, "started", "date", "time", "created") or (times[0] if times else None)
+    planned = _planned_steps(config_text)
+    names = dict.fromkeys([*planned, *(str(line["stage"]) for line in lines), *_evaluated_stages(run)])
+    return RunRecord(
+        name=run.resolve().name,
+        stages=[_stage(run, name, planned.get(name), [x for x in lines if x["stage"] == name]) for name in names],
+        config_text=config_text,
+        environment=environment,
+        baselines=[row for row in _json(run / "baselines.json", list) if isinstance(row, dict)],
+        started=str(started) if started else None,
+        unreadable=written - len(lines),
+        goodput=str(spent) if (spent := read(run)) else None,
+    )
+
+
+def find_key(tree: Any, *names: str) -> Any:
+    """The first value under one of these keys anywhere in nested mappings, names in order of preference; else None."""
+    for name in names:
+        level = [tree]
+        while level:
+            mappings = [node for node in level if isinstance(node, dict)]
+            for node in mappings:
+                if node.get(name) not in (None, "", [], {}):
+                    return node[name]
+            level = [value for node in mappings for value in node.values()]
+    return None
+
+
+def is_finite(value: Any) -> TypeGuard[float]:
+    """Whether `value` is a number that can be drawn."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _stage(run: Path, name: str, planned: int | None, lines: list[dict[str, Any]]) -> StageRecord:
+    by_kind: dict[str, list[dict[str, Any]]] = {"train": [], "eval": [], "event": []}
+    for line in lines:
+        by_kind.setdefault(str(line["kind"]), []).append(line)
+    train = {line["step"]: line for line in by_kind["train"]}  # the last line of a step counts
+    scored = [line for line in by_kind["eval"] if isinstance(line.get("scores"), dict)]
+    evals = {(str(line.get("name")), line["step"]): line | {"name": str(line.get("name"))} for line in scored}
+    start = next((line for line in by_kind["event"] if line.get("event") == "start"), {})
+    steps = next((n for n in (planned, start.get("steps"), start.get("total_steps")) if isinstance(n, int)), None)
+    ordered = [train[step] for step in sorted(train)]
+    return StageRecord(
+        name=name,
+        steps=steps,
+        finished=any(line.get("event") == "stage_end" for line in by_kind["event"]),
+        train=ordered,
+        evals=sorted(evals.values(), key=lambda line: line["step"]),
+        episodes=_episodes(ordered, [line for line in by_kind["event"] if line.get("event") == "episode"]),
+        evaluations=_evaluations(run, name, list(evals.values())),
+        others=_other_evaluations(run, name),
+    )
+
+
+def _episodes(train: list[dict[str, Any]], events: list[dict[str, Any]]) -> list[Episode]:
+    """Episodes from their events and from the training lines, which each say their episode.
+
+    An event at the step where an episode ends belongs to the next one, so at equal steps the training line comes first.
+    """
+    marks = sorted(
+        (line for line in (*train, *events) if isinstance(line.get("episode"), int)), key=lambda x: x["step"]
+    )
+    found: list[Episode] = []
+    for line in marks:
+        step, number, trained = line["step"], line["episode"], line.get("trainable_parameters")
+        if found and found[-1].number == number:
+            last = found.pop()
+            found.append(Episode(number, last.first_step, step, last.trainable_parameters or trained))
+        else:
+            found.append(Episode(number, step, step, trained))
+    joined = [Episode(a.number, a.first_step, b.first_step, a.trainable_parameters) for a, b in zip(found, found[1:])]  # noqa: B905
+    return joined + found[-1:]
+
+
+def _evaluations(run: Path, stage: str, lines: list[dict[str, Any]]) -> list[EvaluationResult]:
+    """Scores from the evaluation files, and from the record where a file is missing."""
+    last: dict[str, dict[str, Any]] = {}
+    for line in sorted(lines, key=lambda line: line["step"]):
+        last[line["name"]] = line
+    found = {name: EvaluationResult(name, line["step"], line["scores"]) for name, line in last.items()}
+    for folder in _evaluation_folders(run):
+        if _stage_of(folder) != stage:
+            continue
+        for path in sorted(folder.glob("*.json")):
+            if path.name.endswith((".predictions.json", ".nbest.json")):
+                continue
+            content = _json(path, dict)
+            if not isinstance(content.get("scores"), dict):
+                continue
+            name = path.name.removesuffix(".json")
+            step = content.get("step", last.get(name, {}).get("step"))
+            samples = content.get("samples")
+            predictions = _json(folder / f"{name}.predictions.json", dict)
+            found[name] = EvaluationResult(
+                name=name,
+                step=step if isinstance(step, int) else None,
+                scores=content["scores"],
+                samples=[s for s in samples if isinstance(s, dict)] if isinstance(samples, list) else [],
+                nbest=_json(folder / f"{name}.nbest.json", dict),
+                predictions=len(predictions) or None,
+            )
+    return list(found.values())
+
+
+def _other_evaluations(run: Path, stage: str) -> list[OtherEvaluation]:
+    found = []
+    for folder in _evaluation_folders(run):
+        for path in sorted((folder / OTHER_DIR).glob("*.json")) if _stage_of(folder) == stage else ():
+            content = _json(path, dict)
+            scores, step, differs = (content.get(key) for key in ("scores", "step", "differs"))
+            if isinstance(scores, dict):
+                step = step if isinstance(step, int) else None
+                text = describe_provenance(step, differs if isinstance(differs, dict) else {})
+                name = find_key(content.get("made_from"), "name") or path.name.removesuffix(".json")
+                found.append(OtherEvaluation(str(name), text, scores, step))
+    return sorted(found, key=lambda other: (other.name, other.step or 0))
+
+
+def _evaluation_folders(run: Path) -> list[Path]:
+    return sorted(path for path in (run / "evaluations").glob("*") if path.is_dir())
+
+
+def _stage_of(folder: Path) -> str:
+    return re.sub(r"^\d+-", "", folder.name)
+
+
+def _evaluated_stages(run: Path) -> list[str]:
+    return [_stage_of(folder) for folder in _evaluation_folders(run)]
+
+
+def _planned_steps(config_text: str) -> dict[str, int | None]:
+    """Stage names in order, each with its steps (None when it counts epochs)."""
+    try:
+        stages = yaml.safe_load(config_text)["stages"]
+        return {str(stage["name"]): stage.get("steps") for stage in stages}
+    except (yaml.YAMLError, TypeError, KeyError, AttributeError):
+        return {}
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def _json(path: Path, kind: type) -> Any:
+    """The content of a JSON file, or an empty `kind` where it is missing, broken or of another kind."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return kind()
+    return content if isinstance(content, kind) else kind()

@@ -1,0 +1,124 @@
+"""Sample answers in the report: judged by the official rules, and shown where they stand in the text."""
+
+import html
+from collections.abc import Mapping
+from typing import Any
+
+from bertjax.evaluation.metrics.squad import score
+from bertjax.report.record import EvaluationResult
+from bertjax.training.monitor import console
+
+MAX_SAMPLES = 12  # samples shown for an evaluation
+CONTEXT_CHARS = 150  # characters of context on either side
+MAX_RUNNERS_UP = 2  # further N-best answers shown
+
+VERDICTS = {"right": ("good", "✓ right"), "partly": ("fair", "≈ partly"), "wrong": ("bad", "✗ wrong")}
+
+
+def samples_table(evaluated: EvaluationResult) -> str:
+    """The samples of an evaluation as a table, or "" where it kept none."""
+    usable = [s for s in evaluated.samples if isinstance(s.get("question"), str)]
+    if not usable:
+        return ""
+    rows = "".join(_row(sample, evaluated.nbest) for sample in usable[:MAX_SAMPLES])
+    shown = min(len(usable), MAX_SAMPLES)
+    counted = (
+        f"{shown} of {len(usable)} samples" if len(usable) > MAX_SAMPLES else f"{shown} sample{'s' * (shown != 1)}"
+    )
+    total = f" from {console.number(evaluated.predictions)} predictions" if evaluated.predictions else ""
+    return (
+        f"<h3>Sample predictions: {html.escape(evaluated.name)}</h3>"
+        f'<p class="small muted">{counted}{total}. In the text: <mark>the answer</mark>, '
+        '<mark class="said">what the model said instead</mark>.</p>'
+        '<div class="scroll"><table class="samples"><thead><tr><th>Verdict</th><th>Question and text</th>'
+        f"<th>Answer</th><th>Prediction</th></tr></thead><tbody>{rows}</tbody></table></div>"
+    )
+
+
+def _row(sample: Mapping[str, Any], nbest: Mapping[str, Any]) -> str:
+    answers, prediction = answer_texts(sample.get("answers")), str(sample.get("prediction") or "")
+    style, words = VERDICTS[verdict(answers, prediction)]
+    context = excerpt(str(sample.get("context") or ""), answers[0] if answers else "", prediction)
+    others = nbest.get(str(sample.get("id")))
+    return (
+        f'<tr><td><span class="pill {style}">{words}</span></td>'
+        f'<td><p class="question">{html.escape(sample["question"])}</p><p class="context">{context}</p></td>'
+        f"<td>{' / '.join(html.escape(a) for a in answers) or _none()}</td>"
+        f"<td>{html.escape(prediction) or _none()}{_runners_up(others, prediction)}</td></tr>"
+    )
+
+
+def _none() -> str:
+    return '<span class="muted">(no answer)</span>'
+
+
+def _runners_up(entries: Any, prediction: str) -> str:
+    """The next best answers with their probabilities."""
+    entries = [e for e in entries if isinstance(e, dict)] if isinstance(entries, list) else []
+    rest = [e for e in entries if e.get("text") != prediction and isinstance(e.get("probability"), (int, float))]
+    items = "".join(
+        f"<li><span>{html.escape(str(e.get('text') or '(no answer)'))}</span>"
+        f"<span>{console.percent(e['probability'])}</span></li>"
+        for e in rest[:MAX_RUNNERS_UP]
+    )
+    return f'<ul class="runners">{items}</ul>' if items else ""
+
+
+def answer_texts(answers: Any) -> list[str]:
+    """The different answer texts, from texts or from SQuAD's {"text": ...} objects."""
+    listed = answers if isinstance(answers, list) else [answers]
+    texts = [a.get("text") if isinstance(a, dict) else a for a in listed]
+    return list(dict.fromkeys(text for text in texts if isinstance(text, str) and text))
+
+
+def verdict(answers: list[str], prediction: str) -> str:
+    """ "right" for an exact match by SQuAD's rules, "partly" from an F1 of one half, else "wrong"."""
+    if not answers or not prediction:
+        return "right" if bool(answers) == bool(prediction) else "wrong"
+    question = {"id": "0", "answers": [{"text": text} for text in answers]}
+    scores = score([{"paragraphs": [{"qas": [question]}]}], {"0": prediction}, version_2=False)
+    return "right" if scores["exact"] else "partly" if scores["f1"] >= 50 else "wrong"
+
+
+def excerpt(context: str, answer: str, prediction: str) -> str:
+    """The part of `context` around the answer and the prediction as HTML, with both marked."""
+    gold = _find_span(context, answer, 0)
+    said = _find_span(context, prediction, gold[0] if gold else 0)
+    if gold and said and max(gold[1], said[1]) - min(gold[0], said[0]) > 4 * CONTEXT_CHARS:
+        said = None  # too far away to show in one excerpt
+    shown = [span for span in (gold, said) if span]
+    first = min((a for a, _ in shown), default=0)
+    last = max((b for _, b in shown), default=CONTEXT_CHARS)
+    start, stop = max(0, first - CONTEXT_CHARS), min(len(context), last + CONTEXT_CHARS)
+    if start > 0:  # at a word's beginning
+        start = context.find(" ", start, first) + 1 or start
+    if stop < len(context):
+        stop = max(context.rfind(" ", last, stop), last)
+    marked = _mark_spans(context, start, stop, gold, said)
+    return ("… " if start > 0 else "") + marked + (" …" if stop < len(context) else "")
+
+
+def _find_span(context: str, text: str, near: int) -> tuple[int, int] | None:
+    """Where `text` stands, the occurrence closest to `near`."""
+    if not text:
+        return None
+    before, after = context.rfind(text, 0, near + len(text)), context.find(text, near)
+    found = [at for at in (before, after) if at >= 0]
+    at = min(found, key=lambda at: abs(at - near), default=-1)
+    return (at, at + len(text)) if at >= 0 else None
+
+
+def _mark_spans(context: str, start: int, stop: int, gold: tuple[int, int] | None, said: tuple[int, int] | None) -> str:
+    """context[start:stop] as HTML; where the two spans overlap the answer's mark wins."""
+    cuts = sorted({start, stop} | {min(max(cut, start), stop) for span in (gold, said) if span for cut in span})
+    if gold:
+        cuts = [cut for cut in cuts if not gold[0] < cut < gold[1]]
+    parts = []
+    for a, b in zip(cuts, cuts[1:], strict=False):
+        text = html.escape(context[a:b])
+        if gold and gold[0] <= a and b <= gold[1]:
+            text = f"<mark>{text}</mark>"
+        elif said and said[0] <= a and b <= said[1]:
+            text = f'<mark class="said">{text}</mark>'
+        parts.append(text)
+    return "".join(parts)

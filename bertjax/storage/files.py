@@ -1,0 +1,152 @@
+"""Input files: finding them, reading them through their compression, and saying in one line what is wrong with them.
+
+They lie on a disk or in an object store (`remote.place`).
+"""
+
+import bz2
+import functools
+import glob
+import gzip
+import hashlib
+import lzma
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from bertjax.errors import StorageError, UserError
+from bertjax.storage import remote
+
+OPENERS: dict[str, Any] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
+UNSUPPORTED_SUFFIXES = {".zst", ".zip", ".7z", ".tar", ".tgz", ".rar"}
+DECODE_ERRORS = (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, OSError)
+
+
+def resolve_path(name: str, base: Path) -> Path:
+    """`name` with `~` expanded, relative names taken from `base` (the folder of the config that wrote them)."""
+    path = remote.as_path(name)
+    return path if path.is_absolute() or remote.is_remote(path) else base / path
+
+
+def expand_globs(patterns: list[str], base: Path) -> list[Path]:
+    """The files that names and globs stand for: in the order written, each glob sorted, no file twice.
+
+    Raises UserError for a missing file, a folder, a glob that matches no file and an empty file.
+    """
+    found: dict[Path, int | None] = {}
+    for pattern in patterns:
+        path = resolve_path(pattern, base)
+        with remote.remote_errors(path):
+            found.update(_glob_files(path, base))
+    for path, size in found.items():
+        if size == 0:
+            raise UserError(f"{path}: the file is empty; remove it from the list or write it again")
+    return list(found)
+
+
+def _glob_files(path: Path, base: Path) -> dict[Path, int | None]:
+    """The files that a name or a glob stands for, in order, and their sizes."""
+    if (size := remote.file_size(path)) is not None:
+        return {path: size}
+    if path.is_dir():
+        inside = sorted(p.name for p in path.iterdir())
+        if not inside:
+            raise UserError(f"{path}: the folder is empty; name files, or a glob over them")
+        raise UserError(f"{path}: is a folder; name its files, or a glob such as {path.name}/*{Path(inside[0]).suffix}")
+    far = remote.is_remote(path)
+    if not glob.has_magic(str(path)):
+        hint = "check the bucket and the name" if far else f"check the name (relative names start at {base.resolve()})"
+        raise UserError(f"{path}: no such file; {hint}")
+    if far and "**" in str(path):
+        raise UserError(f"{path}: '**' is not searched for in an object store; name the folders, or use '*'")
+    names = sorted(path.parent.glob(path.name) if far else map(Path, glob.glob(str(path), recursive=True)))
+    sizes = remote.map_threaded(remote.file_size, names) if far else map(remote.file_size, names)
+    files: dict[Path, int | None] = {p: size for p, size in zip(names, sizes, strict=True) if size is not None}
+    if not files:
+        start = "" if far else f"; relative names start at {base.resolve()}"
+        raise UserError(f"{path}: no file matches{start}")
+    return files
+
+
+@contextmanager
+def open_binary(path: Path) -> Iterator[BinaryIO]:
+    """The file's bytes with gzip, xz or bzip2 (told by the suffix) already undone."""
+    if path.suffix in UNSUPPORTED_SUFFIXES:
+        raise UserError(f"{path}: {path.suffix} files are not read; unpack it, or compress it with gzip, xz or bzip2")
+    try:
+        with remote.remote_errors(path):
+            file: Any = path.open("rb")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be opened ({error.strerror or error}); check its permissions") from None
+    with file, OPENERS[path.suffix](file, "rb") if path.suffix in OPENERS else file as opened:
+        yield opened
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """(line number from 1, line without its end), streamed. UserError for a cut archive and for text not in UTF-8."""
+    number = 0
+    with open_binary(path) as file, remote.remote_errors(path):
+        try:
+            for number, raw in enumerate(_raw_lines(file), 1):
+                yield number, _decode(raw, path, number)
+        except DECODE_ERRORS as error:
+            if remote.is_remote(path) and isinstance(error, OSError) and not isinstance(error, gzip.BadGzipFile):
+                raise StorageError(f"{path}: after line {number}: reading broke off ({error}); run it again") from error
+            raise UserError(_decode_error(path, f"after line {number}", error)) from None
+    if number == 0:
+        raise UserError(f"{path}: the file is empty; remove it from the list or write it again")
+
+
+def _raw_lines(file: BinaryIO) -> Iterator[bytes]:
+    """Lines that end with a line feed, or in a file that has none with a carriage return, as old Macs wrote them."""
+    first = next(file, b"")
+    yield from first.rstrip(b"\r").split(b"\r") if b"\n" not in first and b"\r" in first else [first] if first else []
+    yield from file
+
+
+def read_text(path: Path) -> str:
+    """The whole file as text, line ends as newlines; errors as `read_lines`."""
+    return "\n".join(line for _, line in read_lines(path))
+
+
+def _decode(raw: bytes, path: Path, number: int) -> str:
+    try:
+        return raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        byte = f"0x{raw[error.start]:02x} at byte {error.start + 1}"
+        raise UserError(f"{path}: line {number}: not UTF-8 ({byte}); convert the file with iconv -t UTF-8") from None
+
+
+def _decode_error(path: Path, where: str, error: Exception) -> str:
+    if path.suffix in OPENERS:
+        return f"{path}: {where}: the {path.suffix} data is cut short or damaged ({error}); copy or compress it again"
+    return f"{path}: {where}: cannot be read ({error})"
+
+
+def sha256_of_files(paths: list[Path], root: Path | None = None) -> str:
+    """Hash over (name, size, content hash) of every file; names are relative to `root`, or bare without one.
+
+    Of a file in an object store it takes the checksum that is kept there, so the same file has another hash than here.
+    """
+    digest = hashlib.sha256()
+    far = [path for path in paths if remote.is_remote(path)]
+    known = dict(
+        zip(far, remote.map_threaded(lambda path: (remote.file_size(path), remote.checksum(path)), far), strict=True)
+    )
+    for path in paths:
+        name = path.relative_to(root).as_posix() if root else path.name
+        if path in known:
+            size, content = known[path]
+        else:
+            stat = path.stat()
+            size, content = stat.st_size, _content_hash(str(path.resolve()), stat.st_size, stat.st_mtime_ns)
+        digest.update(f"{name}\0{size}\0{content}\n".encode())
+    return digest.hexdigest()
+
+
+@functools.lru_cache(maxsize=4096)
+def _content_hash(path: str, size: int, mtime_ns: int) -> str:
+    # size and mtime_ns are in the key so that a file changed within one process is read again
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,52 @@
+"""Where a path may lead: which options take a local path alone, and which an object store too. No jax here.
+
+Every path in the schema has the type `LocalPath` or `AnyPath` (config/schema/base.py); commands check their arguments with
+`local_path`. To let an option reach object stores, give it the type `AnyPath` once the code behind it can use them.
+"""
+
+import re
+from pathlib import Path
+
+from bertjax.errors import UserError
+
+REMOTE_SCHEMES = ("gs", "s3", "az")  # schemes that etils.epath and fsspec read and write for us (storage/remote.py)
+# A colon may stand in the name of a local file: only these words before one, or `://`, make a path a URL.
+_SCHEMES = {
+    *REMOTE_SCHEMES, "gcs", "s3a", "s3n", "abfs", "abfss", "adl", "wasb", "wasbs", "hdfs", "http", "https", "ftp", "sftp",
+    "ssh", "file", "hf", "dbfs", "oss", "swift", "viewfs",
+}  # fmt: skip
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(/*)(.*)", re.DOTALL)
+_USERINFO = re.compile(r"(?<=//)[^/@\s]+@")
+
+
+def path_problem(path: str, *, remote: bool) -> str | None:
+    """What is wrong with where a path leads, in one line with what to do; None when nothing is.
+
+    `remote`: whether object stores (gs://bucket/name) are read and written there.
+    """
+    found = _URL.match(path)
+    if not found or not (found[2].startswith("//") or found[1].lower() in _SCHEMES):
+        return None
+    scheme, slashes, rest = found[1].lower(), found[2], found[3]
+    shown = ascii(_USERINFO.sub("***@", path)[:100])
+    if scheme == "file":
+        return f"{shown}: write a local path without file://, such as {'/' + rest.lstrip('/')}"
+    if not remote:
+        return f"{shown}: only a local path works here; name one, or the folder where the bucket is mounted (gcsfuse)"
+    if scheme not in REMOTE_SCHEMES:
+        known = ", ".join(f"{name}://" for name in REMOTE_SCHEMES)
+        meant = {"gcs": "gs", "s3a": "s3", "s3n": "s3"}.get(scheme)
+        hint = f"did you mean {meant}://{rest}?" if meant else f"use a local path or one of {known}"
+        return f"{shown}: '{scheme}://' is not known; {hint}"
+    if slashes != "//" or found[1] != scheme or not re.match(r"[^/]", rest):
+        meant = rest.lstrip("/")
+        hint = f"; did you mean {scheme}://{meant}?" if meant else ""
+        return f"{shown}: an object is named like {scheme}://bucket/name{hint}"
+    return None
+
+
+def local_path(path: str | Path) -> Path:
+    """An argument that has to be a local path, with `~` expanded. Raises UserError for any other."""
+    if problem := path_problem(str(path), remote=False):
+        raise UserError(problem)
+    return Path(path).expanduser()

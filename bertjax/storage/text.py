@@ -1,0 +1,37 @@
+"""Reads small text files with one-line errors."""
+
+from pathlib import Path
+
+from bertjax.errors import UserError
+
+MAX_BYTES = 1_000_000
+
+
+def read_text(path: Path, limit: int) -> str:
+    """A UTF-8 file of at most `limit` bytes. Raises UserError."""
+    try:
+        if not path.is_file():
+            reason = "is a folder; name a file" if path.is_dir() else "no such file"
+            raise UserError(f"{path}: {reason}" + suggest_file(path))
+        with path.open("rb") as file:
+            data = file.read(limit + 1)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{ascii(str(path))[1:-1]}: cannot be read ({getattr(error, 'strerror', error)})") from None
+    if len(data) > limit:
+        raise UserError(f"{path}: larger than {limit:,} bytes; is this the right file?")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path}:{line}: not UTF-8 text (byte {error.start}); save the file as UTF-8") from None
+
+
+def suggest_file(path: Path) -> str:
+    """`; did you mean 'a.yaml'?` when the folder holds a file of a similar name, else nothing."""
+    import difflib
+
+    if path.is_dir() or not path.parent.is_dir():
+        return ""
+    names = [entry.name for entry in path.parent.iterdir() if entry.is_file()]
+    close = difflib.get_close_matches(path.name, names, 1)
+    return f"; did you mean '{path.parent / close[0]}'?" if close else ""

@@ -1,0 +1,1 @@
+"""The commands beside training: inspect, evaluate, convert, prepare, compare and diagnose."""

@@ -1,0 +1,116 @@
+"""`bertjax doctor --cluster`: do the processes of a job fit together, and do their devices reach one another?"""
+
+import json
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from bertjax.parallel.multihost import rendezvous
+from bertjax.parallel.multihost.primary import reduce_on_primary
+from bertjax.training import consistency
+
+Check = tuple[str, str, str | None]  # label, finding, and what to do when it is a problem
+ALL_REDUCE_BYTES = {"cpu": 4 << 20}  # of one device's part in the measured all-reduce
+DEFAULT_BYTES = 64 << 20
+REPEATS = 5
+
+
+def check_cluster(problems: Sequence[str]) -> list[Check]:
+    """What all processes found, the same on each. problems: what this one's own checks found wrong, a line each.
+
+    Every process calls it. Raises JaxRuntimeError when another one is gone.
+    """
+    mine = {
+        "host": socket.gethostname(),
+        "devices": f"{jax.local_device_count()} x {jax.local_devices()[0].device_kind}",
+        "facts": consistency.code_versions(),
+        "problems": list(problems),
+        "sum": sum_over_devices(),
+        "bytes_per_second": all_reduce_bandwidth(),
+    }
+    return list(
+        _findings(reduce_on_primary(json.dumps(mine), lambda messages: [json.loads(each) for each in messages]))
+    )
+
+
+def _findings(reports: Sequence[dict[str, Any]]) -> Iterator[Check]:
+    hosts = list(dict.fromkeys(report["host"] for report in reports))
+    shown = ", ".join(hosts[:6]) + (f" and {len(hosts) - 6} more" if len(hosts) > 6 else "")
+    yield "processes", f"{len(reports)} on {len(hosts)} host{'s' * (len(hosts) > 1)}: {shown}", None
+    yield _compare("devices of each", [report["devices"] for report in reports], "give every process the same devices")
+    for what in sorted({name for report in reports for name in report["facts"]}):
+        values = [report["facts"].get(what, "missing") for report in reports]
+        if len(set(values)) > 1:
+            yield _compare(what.removeprefix("the "), values, "install the same on every host")
+    if len({json.dumps(report["facts"], sort_keys=True) for report in reports}) == 1:
+        yield "versions", "the same everywhere", None
+    count = jax.device_count()
+    right = count * (count + 1) / 2
+    wrong = [index for index, report in enumerate(reports) if report["sum"] != right]
+    remedy = "see the network between the hosts, and their drivers" if wrong else None
+    finding = f"wrong on process {rendezvous.format_ranges(wrong)}" if wrong else f"right over {count} devices"
+    yield "sum over all", finding, remedy
+    rates = [report["bytes_per_second"] for report in reports if report["bytes_per_second"]]
+    if rates:
+        yield "all-reduce", f"{min(rates) / 1e9:.2f} GB/s a device, in a ring of {count}", None
+    for index, report in enumerate(reports):
+        for problem in report["problems"]:
+            yield f"process {index}", f"{report['host']}: {problem}", "repair this on that host"
+
+
+def _compare(label: str, values: Sequence[str], remedy: str) -> Check:
+    """One line for all processes, or who has what."""
+    who = {value: [i for i, other in enumerate(values) if other == value] for value in dict.fromkeys(values)}
+    if len(who) == 1:
+        return label, values[0], None
+    return (
+        label,
+        "; ".join(f"{value} on process {rendezvous.format_ranges(those)}" for value, those in who.items()),
+        remedy,
+    )
+
+
+def _ring() -> Mesh:
+    return Mesh(np.asarray(jax.devices()), ("all",), axis_types=(AxisType.Auto,))
+
+
+def sum_over_devices() -> float:
+    """1 + 2 + ... + N over N devices, each of which adds its own number."""
+    mesh = _ring()
+    sharding, numbers = NamedSharding(mesh, P("all")), np.arange(1, mesh.size + 1, dtype=np.float32)
+    placed = jax.make_array_from_callback(numbers.shape, sharding, lambda index: numbers[index])
+    return float(jax.jit(jnp.sum, out_shardings=NamedSharding(mesh, P()))(placed))
+
+
+def all_reduce_bandwidth() -> float | None:
+    """Bytes a second that each device sends in an all-reduce, by the ring formula 2 (N - 1) / N; None for one device.
+
+    Best of a few; every process calls it. nccl-tests calls this figure bus bandwidth.
+    """
+    mesh = _ring()
+    if mesh.size == 1:
+        return None
+    size = ALL_REDUCE_BYTES.get(mesh.devices.flat[0].platform, DEFAULT_BYTES)
+
+    @jax.jit
+    @partial(jax.shard_map, mesh=mesh, in_specs=P("all"), out_specs=P("all"))
+    def reduce(x: jax.Array) -> jax.Array:
+        return jax.lax.psum(x, "all") * jnp.ones_like(x)
+
+    shape = (mesh.size, size // 4)
+    make = jax.jit(lambda: jnp.ones(shape, jnp.float32), out_shardings=NamedSharding(mesh, P("all")))
+    x, best = make(), float("inf")
+    for attempt in range(REPEATS + 1):
+        began = time.perf_counter()
+        jax.block_until_ready(reduce(x))
+        if attempt:  # the first one compiles
+            best = min(best, time.perf_counter() - began)
+    return 2 * (mesh.size - 1) / mesh.size * size / best

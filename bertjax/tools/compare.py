@@ -1,0 +1,179 @@
+"""`bertjax compare`: the ways to fine-tune one checkpoint, each as a run of its own, side by side in one table.
+
+The table has the form of arXiv 1910.10683 Table 10, with what each way costs: parameters that train, time and memory of
+a step, and optimizer state.
+"""
+
+import contextlib
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from bertjax.config.loading.load import build
+from bertjax.config.schema.run import Config, Variant
+from bertjax.errors import DivergedError, UserError
+from bertjax.evaluation.evaluators.build import build_evaluators
+from bertjax.parallel.multihost import primary
+from bertjax.report.record import StageRecord, is_finite, read_run
+from bertjax.storage import atomic
+from bertjax.training import freezing, inputs, loop, run_context
+from bertjax.training.monitor.console import memory, number, seconds
+from bertjax.training.program import TrainProgram
+from bertjax.training.step import jit_train_step
+
+MAX_SCORES_SHOWN = 2  # scores of each evaluation in the table, unless run.checkpoint.keep_best names those that count
+
+
+def compare_command(config: Config, base: Path, as_json: bool) -> str:
+    """Trains what is not trained yet and returns the comparison as Markdown, or as JSON.
+
+    Keeps both under run.root as <run.name>-comparison.md and .json. A variant that diverges is a row without scores.
+    Raises the errors of `loop.train`, and UserError where there is nothing to compare or to start from.
+    """
+    start, variants = build_runs(config)
+    if not all(inputs.has_begun(run) for run in variants):
+        inputs.check_comparison(config, base, start is not None)
+    rows = []
+    with contextlib.redirect_stdout(sys.stderr):  # the table alone is the command's output
+        if start is not None:
+            loop.train(start, base, build_evaluators)
+        for variant, run in zip(config.compare, variants, strict=True):
+            diverged = None
+            try:
+                loop.train(run, base, build_evaluators)
+            except DivergedError as error:
+                diverged = str(error)
+            about = {"method": variant.name, "kind": variant.trainable.kind, "run": str(run.run_dir)}
+            rows.append(about | measure_run(run, base) | ({"diverged": diverged} if diverged else {}))
+    found = {"name": config.run.name, "start": variants[0].stages[0].init_from, "methods": rows}
+    texts = {
+        "json": json.dumps(found, indent=2, ensure_ascii=False),
+        "md": format_markdown(rows, table_scores(config, rows)),
+    }
+    if primary.is_primary():
+        for ending, text in texts.items():
+            atomic.write_text_atomic(config.run_dir.with_name(f"{config.run.name}-comparison.{ending}"), text + "\n")
+    return texts["json" if as_json else "md"]
+
+
+def build_runs(config: Config) -> tuple[Config | None, list[Config]]:
+    """-> (the run of the stages before the last, if the variants start from them; a run of the last stage for each).
+
+    All of them start from the same weights, with the same data and seed.
+    """
+    *before, last = config.stages
+    if not config.compare:
+        raise UserError("compare: names no ways to fine-tune; give compare: [{name: full, trainable: all}, ...]")
+    start = None
+    source, tokenizer = last.init_from, config.tokenizer
+    if source == "scratch" or (source is None and not before):
+        raise UserError(
+            f"stages.{last.name}.init_from: all variants start from one checkpoint: name it, or give a stage before it"
+        )
+    if source in (None, "previous"):
+        start = _run_config(config, "base", {"stages": before})
+        source = str(start.run_dir)
+        tokenizer = tokenizer.model_copy(update={"path": str(start.run_dir / "tokenizer")})
+
+    def variant(entry: Variant) -> Config:
+        changes = {"trainable": entry.trainable, "init_from": source, "optimizer": entry.optimizer or last.optimizer}
+        return _run_config(config, entry.name, {"stages": [last.model_copy(update=changes)], "tokenizer": tokenizer})
+
+    return start, [variant(entry) for entry in config.compare]
+
+
+def _run_config(config: Config, name: str, changes: Mapping[str, Any]) -> Config:
+    """A configuration of its own under the same root, checked like one from a file."""
+    run = config.run.model_copy(update={"name": f"{config.run.name}-{name}"})
+    made = config.model_copy(update={"run": run, "compare": [], **changes})
+    return build(made.model_dump(mode="json"), where=f"compare: {name}")
+
+
+def measure_run(config: Config, base: Path) -> dict[str, Any]:
+    """What a finished run of one stage learnt and cost; memory in bytes on each device, of the costliest episode.
+
+    Shares are of the model without adapters, as in arXiv 1902.00751.
+    """
+    (stage,) = config.stages
+    opened = loop.open_stage(run_context.open_run_context(config, base), 0, None)
+    program, episodes = opened.program, opened.episodes
+    sizes = freezing.group_sizes(program.abstract_params())
+    trained = [sum(sizes[group] for group in episode.groups) for episode in episodes]
+    mean = sum(n * (e.stop - e.start) for n, e in zip(trained, episodes, strict=True)) / episodes[-1].stop
+    whole = sum(n for group, n in sizes.items() if not group.endswith("/adapter"))
+    like = program.abstract_state(episodes[-1].groups, jax.random.key(0))
+    slots = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(like.opt_state))
+    record = next(s for s in read_run(config.run_dir).stages if s.name == stage.name)
+    return {
+        "parameters": sum(sizes.values()),
+        "trained": trained[-1],
+        "trained_mean": mean,
+        "share": trained[-1] / whole,
+        "share_mean": mean / whole,
+        "episodes": len(episodes),
+        "steps": episodes[-1].stop,
+        "scores": _scores(record),
+        "step_seconds": _step_seconds(record),
+        "step_bytes": step_memory_bytes(program, like, opened.batches.fields, stage.batch_size),
+        "optimizer_bytes": slots,
+    }
+
+
+def step_memory_bytes(program: TrainProgram, like: Any, fields: Mapping[str, Any], rows: int) -> int | None:
+    """Arguments and temporaries of the compiled step; None where the compiler does not say."""
+    sharding = program.batch_sharding()
+    batch = {k: jax.ShapeDtypeStruct((rows, *shape), kind, sharding=sharding) for k, (shape, kind) in fields.items()}
+    step: Any = jit_train_step(program, like)
+    found = step.lower(like, batch).compile().memory_analysis()
+    return found.argument_size_in_bytes + found.temp_size_in_bytes if found else None
+
+
+def _scores(record: StageRecord) -> dict[str, float]:
+    """evaluation/score -> value at the end of the stage."""
+    return {f"{e.name}/{key}": value for e in record.evaluations for key, value in e.scores.items() if is_finite(value)}
+
+
+def _step_seconds(record: StageRecord) -> float | None:
+    """Mean over the stage's log lines, so over all episodes; compilation, evaluation and saving are not in it."""
+    found = [line["step_seconds"] for line in record.train if is_finite(line.get("step_seconds"))]
+    return sum(found) / len(found) if found else None
+
+
+# ---- the table ------------------------------------------------------------------------------------------------------
+
+
+def table_scores(config: Config, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The scores the table shows: those that keep_best names, else the first ones of each evaluation."""
+    there = dict.fromkeys(name for row in rows for name in row["scores"])
+    best = config.run.checkpoint.keep_best
+    named = [name for name in ([best] if isinstance(best, str) else best or []) if name in there]
+    if named:
+        return named
+    of = {e.name: [n for n in there if n.startswith(f"{e.name}/")] for e in config.stages[-1].evaluate}
+    return [name for names in of.values() for name in names[:MAX_SCORES_SHOWN]]
+
+
+def format_markdown(rows: Sequence[Mapping[str, Any]], scores: Sequence[str]) -> str:
+    """One line a method; of gradual unfreezing the last episode's parameters and the mean over all steps."""
+    head = ["method", "trained parameters", "share", *scores, "s/step", "step memory", "optimizer state"]
+    lines = [head, ["---", *["---:"] * (len(head) - 1)]]
+    for row in rows:
+        count, share = f"{row['trained']:,}", f"{row['share']:.2%}"
+        if row["episodes"] > 1:
+            count += f" (mean {row['trained_mean']:,.0f})"
+            share += f" (mean {row['share_mean']:.2%})"
+        missing = "diverged" if "diverged" in row else "-"
+        found = [number(row["scores"][name]) if name in row["scores"] else missing for name in scores]
+        took = seconds(row["step_seconds"]) if row["step_seconds"] else "-"
+        lines.append([row["method"], count, share, *found, took, memory(row["step_bytes"]), _optimizer_size(row)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _optimizer_size(row: Mapping[str, Any]) -> str:
+    held = row["optimizer_bytes"]
+    return f"{held / 1024:.0f} KiB" if held < 2**20 else memory(held)

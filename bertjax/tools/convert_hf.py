@@ -1,0 +1,220 @@
+"""Hugging Face folders in and out: import makes a run folder with a checkpoint like any other, export undoes it."""
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from bertjax.config.huggingface import fields
+from bertjax.config.huggingface.generation import generation_settings, to_decoding_fields, unsupported_settings
+from bertjax.config.loading.load import build, dump
+from bertjax.config.schema.model import ModelConfig, T5Config
+from bertjax.config.schema.run import CheckpointPolicy, Config
+from bertjax.data.tokenizers import load
+from bertjax.data.tokenizers.load import Tokenizer
+from bertjax.errors import StorageError, UserError
+from bertjax.interop import bert, t5
+from bertjax.models import param_paths, registry
+from bertjax.parallel.mesh import make_mesh
+from bertjax.storage import atomic
+from bertjax.training import run_context
+from bertjax.training.checkpoint.locate import find, stage_folder
+from bertjax.training.checkpoint.manager import CheckpointManager
+from bertjax.training.monitor.param_summary import model_summary
+from bertjax.training.run_context import RunContext
+from bertjax.training.untrained_heads import all_heads
+
+STAGE = "import"
+
+
+def import_folder(source: Path, out: Path) -> list[str]:
+    """Writes a run folder with the folder's weights as step 0 of a stage called import.
+
+    `evaluate`, `predict`, `export` and `init_from` take it like a run of ours. The stage's objective is the one its
+    heads serve; heads that the folder lacks stay absent. `out` appears in one piece. -> what a person should know
+    of the folder, a line each. Raises UserError for a folder that cannot be read, StorageError when `out` cannot be
+    written.
+    """
+    source, out = Path(source), Path(out)
+    files = bert.read_config_files(source)
+    described = files["config"]
+    tokenizer = load.from_file(source)
+    model = _model(source, described["model_type"] == "t5")
+    if isinstance(tokenizer, Tokenizer) == isinstance(model, T5Config):
+        raise UserError(f"{source}: its tokenizer is not of the kind a {model.family} reads; give the folder its own")
+    if tokenizer.vocab_size > model.vocab_size:
+        late = tokenizer.pieces[model.vocab_size :]
+        more = f" and {len(late) - 3} more" if len(late) > 3 else ""
+        raise UserError(
+            f"{source}: the tokenizer has {tokenizer.vocab_size} pieces, vocab_size is {model.vocab_size}: no weights "
+            f"for {', '.join(late[:3])}{more}; give the folder the tokenizer it was trained with"
+        )
+    if not hasattr(tokenizer, "special") or tokenizer.special.is_native:
+        print(
+            f"note: {source}: a special token spelled in a text is characters here, as in the reference; in "
+            "transformers it is the token",
+            file=sys.stderr,
+        )
+    if isinstance(model, T5Config):
+        t5.check_ids(source, files, model, tokenizer.eos_id)
+    params = bert.load_params(source, model)
+    heads = bert.present_heads(params)
+    config = _config(model, heads, bert.num_labels(params), tokenizer, out, bert.stored_dtype(source))
+    ctx = RunContext(config, Path.cwd(), make_mesh(config.mesh), tokenizer)
+    classifier = bert.read_classifier(source)
+    for note in classifier.notes if classifier else ():
+        print(f"note: {note}", file=sys.stderr)
+    try:
+        names = list(classifier.names) if classifier and classifier.names else None
+        _write(ctx, heads, params, files, names, out)
+    except OSError as error:
+        raise StorageError(f"{out}: could not be written: {error.strerror}") from error
+    notes = _notes(source, files, config)
+    if unused := bert.unused_tensors(source, model):
+        notes.append(f"{source}: tensors without a place in bertjax, left out: {', '.join(unused)}")
+    return notes
+
+
+def _notes(source: Path, files: Mapping[str, Any], config: Config) -> list[str]:
+    dtype = config.run.compute_dtype
+    notes = [f"computes in {dtype}, as the weights are stored; --dtype of evaluate and predict chooses another"]
+    if unknown := fields.unknown_fields(files["config"]):
+        notes.append(f"{source / 'config.json'}: not known and not used: {', '.join(unknown)[:200]}")
+    if isinstance(config.model, T5Config):
+        generation = generation_settings(files)
+        if made := to_decoding_fields(generation):
+            said = ", ".join(f"{name} {value}" for name, value in made.items() if value is not None)
+            notes.append(f"predict generate decodes as the folder says: {said}")
+        if left := unsupported_settings(generation):
+            notes.append(f"predict generate does not do what the folder's generation settings say: {', '.join(left)}")
+    return notes
+
+
+def _model(source: Path, is_t5: bool) -> ModelConfig:
+    """resolve_sizes, checked as a configuration is: with one line for each problem."""
+    described = {
+        "model": {"config_from": str(source)},
+        "tokenizer": {"kind": "sentencepiece" if is_t5 else "wordpiece"},
+        "stages": [_stage(("lm",) if is_t5 else ("mlm",), 2, 8)],
+    }
+    return build(described, where=str(source)).model
+
+
+def _write(
+    ctx: RunContext, heads: tuple[str, ...], params: Mapping[str, np.ndarray], files: dict[str, Any],
+    labels: list[str] | None, out: Path,
+) -> None:  # fmt: skip
+    work = out.with_name(f".{out.name}.unfinished")
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    try:
+        program = ctx.program(ctx.config.stages[0], steps=1, heads=heads)
+        param_shardings = program.param_shardings()
+        arrays = {path: jax.device_put(array, param_shardings[path]) for path, array in params.items()}
+        meta = run_context.checkpoint_meta(ctx, program, 0, 0) | {"hugging_face": files}
+        meta |= {"labels": labels} if labels else {}
+        with CheckpointManager(stage_folder(work, 0, STAGE), CheckpointPolicy()) as checkpoints:
+            checkpoints.save(0, {"params": param_paths.unflatten(arrays)}, meta)
+        ctx.tokenizer.save(work / "tokenizer")
+        atomic.write_text_atomic(work / "environment.json", json.dumps(run_context.environment(ctx.mesh), indent=1))
+        atomic.write_text_atomic(work / "model.txt", model_summary(arrays, param_shardings, ()))
+        atomic.write_text_atomic(work / "config.yaml", dump(ctx.config))
+        os.replace(work, out)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _config(
+    model: ModelConfig, heads: tuple[str, ...], num_labels: int, tokenizer: load.AnyTokenizer, out: Path,
+    dtype: str,
+) -> Config:  # fmt: skip
+    """What the run folder says of itself: the objective its heads serve, and data every machine has to try it on."""
+    is_t5 = isinstance(model, T5Config)
+    stage = _stage(heads, num_labels, 128 if isinstance(model, T5Config) else model.max_position_embeddings)
+    about = {"extra_ids": tokenizer.extra_ids} if is_t5 else {"lowercase": tokenizer.lowercase}
+    return build(
+        {
+            "model": model.model_dump(exclude={"config_from"}),
+            "tokenizer": {
+                "kind": "sentencepiece" if is_t5 else "wordpiece",
+                "path": str(out / "tokenizer"),
+                **about,
+            },
+            "run": {"root": str(out.parent), "name": out.name, "compute_dtype": dtype},
+            "stages": [stage],
+        },
+        where=str(out),
+    )
+
+
+def _stage(heads: Sequence[str], num_labels: int, positions: int) -> dict[str, Any]:
+    length = min(128, positions)
+    objective: dict[str, Any]
+    if "qa" in heads:
+        length = min(384, positions)
+        objective, kind, evaluation = {"kind": "span_qa"}, "stdlib_qa", "squad"
+        preprocess = {"kind": "span_qa", "doc_stride": min(128, length // 3), "max_query_length": min(64, length // 4)}
+    elif "classifier" in heads:  # there are no labels that every machine has: the file is named when it is scored
+        objective = {"kind": "classification", "num_labels": num_labels}
+        source = {"kind": "jsonl", "files": ["examples.jsonl"]}
+        data = {"source": source, "preprocess": {"kind": "classify", "sequence_length": length}}
+        return {"name": STAGE, "steps": 1, "objective": objective, "data": data}
+    elif "lm" in heads:
+        objective, kind, evaluation = {"kind": "text_to_text"}, "stdlib_docs", "loss"
+        preprocess = {"kind": "span_corruption"}
+    else:
+        weights = {"mlm_weight": float("mlm" in heads), "nsp_weight": float("nsp" in heads)}
+        objective, kind, evaluation = {"kind": "mlm_nsp", **weights}, "stdlib_docs", "mlm"
+        preprocess = {"kind": "bert_pairs", "next_sentence": "nsp" in heads}
+    preprocess["sequence_length"] = length
+    train, heldout = (
+        {"source": {"kind": kind, "split": split}, "preprocess": preprocess} for split in ("train", "heldout")
+    )
+    scored = [{"kind": evaluation, "data": heldout}] if {"mlm", "nsp", "qa", "lm"} & set(heads) else []
+    return {"name": STAGE, "steps": 1, "objective": objective, "data": train, "evaluate": scored}
+
+
+def export_checkpoint(source: Path, out: Path) -> list[str]:
+    """Writes a checkpoint as a Hugging Face folder: weights, config.json and tokenizer files.
+
+    The class is that of the heads that the stage trained; -> the arrays of carried heads, which it has no place for.
+    source: a run folder, a stage's checkpoint folder or one of its steps. Raises UserError when there is no checkpoint,
+    or none that transformers has a class for, StorageError when `out` cannot be written.
+    """
+    found = find(source)
+    with CheckpointManager.open_readonly(found) as checkpoints:
+        meta = checkpoints.meta(found.step)
+        config, heads = run_context.config_from_meta(meta, found.path), tuple(meta["heads"])
+        if run_context.adapter_size(config.stages[meta["stage"]].trainable):
+            raise UserError(f"{found.path}: has adapters, for which transformers' T5 has no place; export its base")
+        abstract = nnx.as_pure(registry.abstract_model(config.model, all_heads(meta), meta["num_labels"])[1])
+        own = param_paths.flatten(nnx.as_pure(registry.abstract_model(config.model, heads, meta["num_labels"])[1]))
+        wanted = param_paths.unflatten(param_paths.flatten(abstract))
+        _, params, _ = checkpoints.restore_params(wanted, meta["step"])
+    tokenizer = load.from_json(meta["tokenizer_json"], str(found.path))
+    every = param_paths.flatten(params)
+    arrays = {path: np.asarray(every[path]) for path in own}
+    try:
+        if isinstance(config.model, T5Config):
+            t5.save_folder(Path(out), arrays, config.model, tokenizer, meta.get("hugging_face"))
+            return []
+        labels = meta.get("labels")
+        bert.save_folder(
+            Path(out),
+            arrays,
+            config.model,
+            heads,
+            tokenizer=tokenizer,
+            labels=labels if labels and len(labels) == meta["num_labels"] else None,
+            imported=meta.get("hugging_face"),
+        )
+    except OSError as error:
+        raise StorageError(f"{out}: could not be written: {error.strerror}") from error
+    return [path for path in every if path not in own]

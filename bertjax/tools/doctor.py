@@ -1,0 +1,139 @@
+"""Is this machine fit to run bertjax? Every problem comes with what to do about it."""
+
+import os
+import platform
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from importlib import metadata
+from importlib.util import find_spec
+
+REQUIRED = (
+    "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "array-record", "numpy", "pydantic", "tokenizers",
+    "safetensors", "transformers", "datasets", "tensorflow-datasets",
+)  # fmt: skip
+OPTIONAL = {  # module: the extra that brings it, and what for
+    "matplotlib": ("report", "figures in reports"),
+    "tensorboardX": ("tensorboard", "TensorBoard logs"),
+    "wandb": ("wandb", "Weights & Biases logs"),
+    "gcsfs": ("gcs", "gs:// paths"),
+}
+MIN_FREE_DISK_BYTES = 2e9  # bytes: a base model with its optimizer is 1.3 GB a checkpoint
+MAX_COMPILE_SECONDS = 30.0
+
+Finding = tuple[str, str, str | None]  # label, finding, and what to do when it is a problem
+
+
+def doctor() -> tuple[list[str], bool]:
+    """Lines to print and whether everything needed is in order. Imports jax; a check that fails becomes a line."""
+    lines, ok = [], True
+    for check in (_python, _packages, _extras, _devices, _compute, _disk):
+        for label, finding, remedy in _run_check(check):
+            lines += _lines(label, finding, remedy)
+            ok = ok and remedy is None
+    return [*lines, _verdict(ok)], ok
+
+
+def doctor_cluster() -> tuple[list[str], bool]:
+    """The same for all processes of a job together; every one calls it, and process 0 has the lines to print.
+
+    Raises the errors of `bertjax.parallel.multihost.initialize.initialize_distributed` when the processes do not come together.
+    """
+    from bertjax.parallel.multihost import initialize, primary
+
+    initialize.initialize_distributed()
+    with initialize.exit_together():
+        lines, ok = doctor()
+        from bertjax.tools.cluster_check import check_cluster
+
+        checks = check_cluster([line[4:] for line in lines if line.startswith("BAD ")])
+    ok = ok and all(remedy is None for _, _, remedy in checks)
+    shown = [line for check in checks for line in _lines(*check)]
+    return ([*lines[:-1], *shown, _verdict(ok)] if primary.is_primary() else []), ok
+
+
+def _lines(label: str, finding: str, remedy: str | None) -> list[str]:
+    if remedy is None:
+        return [f"ok  {label:<20}{finding}"]
+    return [f"BAD {label:<20}{finding}", f"    -> {remedy}"]
+
+
+def _verdict(ok: bool) -> str:
+    return "ready" if ok else "not ready: see the lines marked BAD"
+
+
+def _run_check(check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
+    try:
+        yield from check()
+    except Exception as error:  # any failure is a finding here
+        text = str(error).splitlines()[0][:160] if str(error) else ""
+        finding = f"{type(error).__name__}: {text}"
+        yield check.__name__.strip("_"), finding, "repair this first; JAX_PLATFORMS=cpu leaves the accelerator out"
+
+
+def _python() -> Iterator[Finding]:
+    remedy = None if sys.version_info >= (3, 11) else "install Python 3.11 or newer"
+    yield "python", f"{platform.python_version()} on {platform.platform(terse=True)}", remedy
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _packages() -> Iterator[Finding]:
+    for package in REQUIRED:
+        version = _version(package)
+        yield package, version or "missing", None if version else f"pip install {package}"
+
+
+def _extras() -> Iterator[Finding]:
+    for module, (extra, purpose) in OPTIONAL.items():
+        yield module, "present" if find_spec(module) else f"not here; bertjax[{extra}] brings {purpose}", None
+
+
+def _devices() -> Iterator[Finding]:
+    import jax
+
+    from bertjax.parallel.mesh import all_devices
+
+    devices = all_devices()
+    yield "devices", f"{len(devices)} x {devices[0].device_kind} ({jax.default_backend()})", None
+    for device in jax.local_devices()[:8]:
+        limit = (device.memory_stats() or {}).get("bytes_limit")
+        if limit:
+            yield f"memory {device.id}", f"{limit / 2**30:.1f} GiB", None
+    if hasattr(os, "sysconf"):
+        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        yield "host memory", f"{total / 2**30:.1f} GiB, {os.cpu_count()} cores", None
+
+
+def _compute() -> Iterator[Finding]:
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    x_MN = np.arange(12, dtype=np.float32).reshape(3, 4)
+    product = np.asarray(jnp.matmul(x_MN, x_MN.T, precision="highest"))
+    wrong = None if np.allclose(product, x_MN @ x_MN.T) else "the accelerator's driver and jaxlib do not agree"
+    yield "matmul", "right" if wrong is None else "wrong numbers", wrong
+    start = time.perf_counter()
+    jax.jit(lambda x: jnp.tanh(x).sum())(x_MN).block_until_ready()
+    seconds = time.perf_counter() - start
+    slow = None if seconds < MAX_COMPILE_SECONDS else "the machine is overloaded, or the driver is broken"
+    yield "jit compile", f"{seconds:.2f} s", slow
+
+
+def _disk() -> Iterator[Finding]:
+    free = shutil.disk_usage(".").free
+    remedy = None if free >= MIN_FREE_DISK_BYTES else "free some space, or set run.root to a larger disk"
+    yield "disk", f"{free / 1e9:.1f} GB free here", remedy
+    try:
+        with tempfile.TemporaryFile(dir="."):
+            yield "write access", "yes", None
+    except OSError as error:
+        yield "write access", f"no ({error.strerror})", "run from a folder you may write to, or set run.root"

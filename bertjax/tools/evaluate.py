@@ -1,0 +1,58 @@
+"""`bertjax evaluate`: run the evaluations of a stage on a checkpoint."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bertjax.errors import UserError
+from bertjax.evaluation.evaluators.build import build_evaluators
+from bertjax.evaluation.record_paths import open_records, with_writable_cache
+from bertjax.evaluation.restore import restore
+from bertjax.training import inputs, validate
+
+
+def evaluate_command(
+    path: str | Path,
+    step: int | None,
+    stage: str | None,
+    name: str | None,
+    overrides: Sequence[str],
+    best: str | None = None,
+    output: Path | None = None,
+    base_model: str | Path | None = None,
+) -> dict[str, Any]:
+    """Run the evaluations of a checkpoint's stage (or the one called `name`) and keep their scores.
+
+    What differs from the run's own evaluation never replaces the run's record: see `records`. -> {"checkpoint",
+    "stage", "step", "scores": {name: scores}, "kept": {name: file}, "differs": {name: from the run's record}}.
+    """
+    restored = restore(path, stage=stage, step=step, best=best, overrides=overrides, base_model=base_model)
+    config = restored.ctx.config.stages[restored.stage]
+    known = [e.name for e in config.evaluate]
+    if not known:
+        asked = f"no evaluation '{name}', nor any other" if name else "no evaluations"
+        raise UserError(
+            f"{path}: stage '{config.name}' has {asked}; name another --stage, "
+            f"or give it some: stages.{config.name}.evaluate='[{{kind: ..., data: ...}}]'"
+        )
+    if name not in (None, *known):
+        there = ", ".join(known)
+        raise UserError(f"{path}: stage '{config.name}' has no evaluation '{name}'; its evaluations: {there}")
+    validate.check_scores(config, restored.program.heads, str(path), name)
+    inputs.check_evaluations(config, restored.ctx.base, name)
+    if not restored.in_run and output is None:
+        home = restored.ctx.config.run_dir
+        print(f"note: {path}: is outside of a run; its evaluations are kept in {home}", file=sys.stderr, flush=True)
+    kept = open_records(restored, [e for e in config.evaluate if name in (None, e.name)], output)
+    ctx = with_writable_cache(restored.ctx, output)
+    evaluators = build_evaluators(ctx, restored.stage, restored.program, restored.labels, kept)
+    scores = {}
+    for evaluator in evaluators:
+        scores[evaluator.config.name] = evaluator.run(restored.params, restored.step)
+        if record := kept.get(evaluator.config.name):
+            print(record.summary(restored.step), file=sys.stderr, flush=True)
+    dtype = str(restored.program.compute.dtype)
+    found = {"checkpoint": str(path), "stage": config.name, "step": restored.step, "compute_dtype": dtype}
+    found |= {"scores": scores, "kept": {name: str(record.path) for name, record in kept.items()}}
+    return found | {"differs": {name: dict(record.differs) for name, record in kept.items() if record.differs}}

@@ -1,0 +1,197 @@
+"""`bertjax inspect`: what a configuration or a checkpoint is, and what trains at a given step, without training."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from bertjax.config.loading.load import load
+from bertjax.config.schema.run import Config, Stage
+from bertjax.errors import UserError
+from bertjax.models import param_paths
+from bertjax.models.registry import abstract_model, logical_axes
+from bertjax.objectives import registry as objectives_registry
+from bertjax.parallel import sharding
+from bertjax.parallel.mesh import make_mesh
+from bertjax.parallel.mesh_shape import merge_rules
+from bertjax.training import freezing, optimizers
+from bertjax.training.checkpoint.locate import find, find_run_dir
+from bertjax.training.checkpoint.manager import CheckpointManager
+from bertjax.training.monitor import goodput
+from bertjax.training.monitor.param_summary import model_summary
+from bertjax.training.run_context import adapter_size, config_from_meta
+from bertjax.training.untrained_heads import all_heads, summary_line
+
+NOMINAL_STEPS = 10_000  # steps a stage of unknown length is planned with
+
+
+def inspect_command(target: Path, overrides: Sequence[str], step: int | None, as_json: bool) -> str:
+    """Text (or JSON) about a YAML file, a run folder or a checkpoint.
+
+    For a configuration: each stage's model, episodes and, at `step` (counted over all stages; default 0), the stage,
+    episode, learning rate and trained groups. For a checkpoint: its step, scores and where it came from.
+    """
+    found = inspect_config(load(target, overrides), step) if target.is_file() else inspect_checkpoint(target, step)
+    if as_json:
+        return json.dumps({k: v for k, v in found.items() if k != "table"}, indent=2)
+    return "\n".join(_lines(found))
+
+
+def inspect_checkpoint(target: Path, step: int | None) -> dict[str, Any]:
+    place = find(target, step=step)
+    with CheckpointManager.open_readonly(place) as checkpoints:
+        meta = checkpoints.meta(place.step)
+        steps = checkpoints.committed_steps()
+    config = config_from_meta(meta, place.path)
+    run = find_run_dir(place.folder)
+    spent = goodput.read(run) if run else None
+    stage = config.stages[meta["stage"]]
+    return {
+        "checkpoint": str(place.path if place.name else place.folder),
+        "steps": steps,
+        "step": meta["step"],
+        "stage": stage.name,
+        "heads": meta["heads"],
+        **({"labels": meta["labels"]} if meta.get("labels") else {}),
+        **({"carried_heads": meta["carried"]} if meta.get("carried") else {}),
+        "tokenizer_sha256": meta["tokenizer_sha256"],
+        "environment": meta["environment"],
+        **({"goodput": asdict(spent)} if spent else {}),
+        **({"base": meta["base"]} if meta.get("base") else {}),
+        **_model(config, stage, meta),
+    }
+
+
+def inspect_config(config: Config, step: int | None) -> dict[str, Any]:
+    """Raises UserError for a step in or behind a stage whose length in steps is not known yet."""
+    stages = [_stage(config, stage) for stage in config.stages]
+    return {"name": config.run.name, "stages": stages, "at": _place(config, stages, step)}
+
+
+def _place(config: Config, described: list[dict[str, Any]], step: int | None) -> dict[str, Any] | None:
+    """What holds at a step counted over all stages, 0 if None; None when no step was asked for and none is known."""
+    passed, wanted = 0, step or 0
+    for stage, description in zip(config.stages, described, strict=True):
+        if stage.steps is None:
+            if step is None:
+                return None
+            raise UserError(
+                f"stages.{stage.name}.epochs: its steps are known when the data is read, so step {step} cannot be "
+                f"placed; give stages.{stage.name}.epochs=null stages.{stage.name}.steps=N"
+            )
+        if wanted < passed + stage.steps or stage is config.stages[-1]:
+            return _at(stage, description, stage.steps, min(wanted - passed, stage.steps)) | {"step": wanted}
+        passed += stage.steps
+    return None
+
+
+def _model(config: Config, stage: Stage, meta: dict[str, Any]) -> dict[str, Any]:
+    """The arrays of a checkpoint, marked by what trained in its last step; an import (step 0) trained nothing."""
+    size = adapter_size(stage.trainable)
+    build = lambda heads: abstract_model(config.model, heads, meta["num_labels"], adapter_size=size)[1]  # noqa: E731
+    abstract = build(all_heads(meta))
+    names, params, own = logical_axes(abstract), _arrays(abstract), _arrays(build(tuple(meta["heads"])))
+    mesh, table = make_mesh(config.mesh), merge_rules(config.mesh.rules)
+    param_shardings = {p: sharding.named_sharding(mesh, names[p], x.shape, table) for p, x in params.items()}
+    steps = meta.get("steps") or stage.steps or meta["step"]
+    plan = freezing.episodes(stage.trainable, freezing.param_groups(own), steps) if meta["step"] else ()
+    trained = next((e.groups for e in reversed(plan) if e.start < meta["step"]), ())
+    text = model_summary(own, param_shardings, trained)
+    if untrained := {path: x for path, x in params.items() if path not in own}:
+        text += summary_line(untrained)
+    return {"parameters": sum(prod(x.shape) for x in params.values()), "table": text}
+
+
+def _arrays(abstract: Any) -> dict[str, jax.ShapeDtypeStruct]:
+    return param_paths.flatten(nnx.as_pure(abstract))
+
+
+def _stage(config: Config, stage: Stage) -> dict[str, Any]:
+    """Episode bounds are in steps, or in fractions of a stage that is as long as its epochs."""
+    objective = objectives_registry.build(stage.objective)
+    adapters = adapter_size(stage.trainable)
+    _, abstract = abstract_model(config.model, objective.heads, objective.num_labels, adapter_size=adapters)
+    sizes = freezing.group_sizes(_arrays(abstract))
+    plan = freezing.episodes(stage.trainable, tuple(sizes), stage.steps or NOMINAL_STEPS)
+    bound = lambda at: at if stage.steps else at / NOMINAL_STEPS  # noqa: E731
+    warmup = {"warmup_steps": optimizers.warmup_steps(stage.optimizer, stage.steps)} if stage.steps else {}
+    length = {"steps": stage.steps} if stage.steps else {"epochs": stage.epochs}
+    return {
+        "stage": stage.name,
+        "objective": stage.objective.kind,
+        **length,
+        "batch_size": stage.batch_size,
+        "tokens_per_step": stage.batch_size
+        * max(task.preprocess.sequence_length for task in config.stage_tasks(stage).values()),
+        "parameters": sum(sizes.values()),
+        **({"adapter_size": adapters} if adapters else {}),
+        **warmup,
+        "episodes": [
+            {
+                "start": bound(e.start),
+                "stop": bound(e.stop),
+                "groups": list(e.groups),
+                "trained": sum(sizes[g] for g in e.groups),
+            }
+            for e in plan
+        ],
+    }
+
+
+def _at(stage: Stage, described: dict[str, Any], steps: int, step: int) -> dict[str, Any]:
+    """What holds at `step` of a stage."""
+    number = next((i for i, e in enumerate(described["episodes"]) if step < e["stop"]), -1)
+    episode = described["episodes"][number]
+    return {
+        "stage": stage.name,
+        "stage_step": step,
+        "episode": number % len(described["episodes"]),
+        "learning_rate": float(optimizers.schedule(stage.optimizer, steps)(jnp.int32(step))),
+        "trains": episode["groups"],
+        "trained_parameters": episode["trained"],
+    }
+
+
+def _lines(found: dict[str, Any]) -> list[str]:
+    if "checkpoint" in found:
+        head = [f"{key}: {found[key]}" for key in ("checkpoint", "steps", "step", "stage", "heads", "tokenizer_sha256")]
+        names = [f"{number}={name}" for number, name in enumerate(found.get("labels", ()))]
+        head += [f"labels: {', '.join(names)}"] if names else []
+        head += (
+            [f"carried heads, not trained here: {', '.join(found['carried_heads'])}"]
+            if "carried_heads" in found
+            else []
+        )
+        base = found.get("base")
+        head += (
+            [f"base: {base.get('path') or base['stage']}, step {base['step']}, digest {base['digest'][:12]}"]
+            if base
+            else []
+        )
+        head += [str(goodput.GoodputSummary(**found["goodput"]))] if "goodput" in found else []
+        return [*head, f"devices: {', '.join(found['environment']['devices'])}", "", found["table"].rstrip()]
+    lines = []
+    for s in found["stages"]:
+        length = f"{s['steps']} steps" if "steps" in s else f"{s['epochs']:g} epochs"
+        warmup = f", warm-up {s['warmup_steps']}" if "steps" in s else ""
+        adapters = f" with adapters of size {s['adapter_size']}" if "adapter_size" in s else ""
+        lines.append(
+            f"stage {s['stage']}: {s['objective']}, {length} of {s['batch_size']} rows a step "
+            f"({s['tokens_per_step']:,} positions), {s['parameters']:,} parameters{adapters}{warmup}"
+        )
+        for number, e in enumerate(s["episodes"]):
+            bounds = f"steps {e['start']}..{e['stop'] - 1}" if "steps" in s else f"{e['start']:.0%} to {e['stop']:.0%}"
+            trains = f"trains {e['trained']:,} parameters: {freezing.format_groups(e['groups'])}"
+            lines.append(f"  episode {number}: {bounds}, {trains}")
+    if at := found["at"]:
+        lines.append(
+            f"at step {at['step']}: stage {at['stage']} step {at['stage_step']}, episode {at['episode']}, "
+            f"learning rate {at['learning_rate']:.3g}, trains {freezing.format_groups(at['trains'])}"
+        )
+    return lines

@@ -1,0 +1,48 @@
+"""`bertjax prepare`: the data of every stage, ahead of a run."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+from bertjax.config.schema.run import Config, Stage
+from bertjax.data.jobs.jobs import Runner
+from bertjax.data.jobs.runners import beam_options, make_runner
+from bertjax.data.jobs.stopping import exit_on_signal
+from bertjax.data.pipeline.loader import Batches
+from bertjax.training import inputs
+from bertjax.training.run_context import load_tokenizer, prepared_dir
+from bertjax.training.stage_plan import open_data
+
+
+def open_stage_data(
+    config: Config, report: Callable[[str], None], runner: Runner | None = None
+) -> Iterator[tuple[Stage, Batches]]:
+    """Each stage with its data, prepared first where it is not yet."""
+    base, cache = Path.cwd(), prepared_dir(config)
+    tokenizer = load_tokenizer(config, base)
+    labels = None
+    for index, stage in enumerate(config.stages):
+        batches, labels = open_data(
+            config, index, tokenizer, labels, base=base, cache=cache, report=report, runner=runner, fetch=False
+        )
+        yield stage, batches
+
+
+def prepare_command(config: Config, runner: str, together: str | None, apart: Sequence[str], verify: bool) -> None:
+    """Prepares and tells. `together` and `apart`: options for Beam. `verify`: the shards are read again afterwards.
+
+    Raises StorageError for a shard that is not what its manifest says, StoppedSafely after SIGTERM.
+    """
+    inputs.check_prepare(config, Path.cwd())
+    workers = config.run.prepare_workers or os.cpu_count() or 1
+    chosen = make_runner(runner, beam_options(together, apart), workers)
+    with exit_on_signal():
+        for stage, batches in open_stage_data(config, partial(print, flush=True), chosen):
+            counts = ", ".join(f"{name} {count:,}" for name, count in batches.row_counts.items())
+            print(f"{stage.name}: rows: {counts}", flush=True)
+            for name, store in batches.stores.items() if verify else ():
+                store.verify(workers)
+                print(
+                    f"{name}: {len(store.shards)} shards, {store.num_bytes:,} bytes: as the manifest says", flush=True
+                )

@@ -1,0 +1,108 @@
+"""The two JSON items of a checkpoint step: what is written, and what is believed when it is read back.
+
+`digest` holds shape, dtype and digest of every array and the sha256 of the meta data; `meta` holds the meta data and
+the sha256 of the digest item. No bit of either can change unnoticed, and items of two steps cannot be mixed up.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from bertjax.errors import DivergedError, UserError
+from bertjax.training.checkpoint import checksums
+
+FORMAT = 1
+
+
+class CorruptStepError(Exception):
+    """A step cannot be read back as it was written."""
+
+
+def seal(
+    where: str, step: int, leaves: Mapping[str, Any], meta: Mapping[str, Any], scores: Mapping[str, float]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """-> (meta item, digest item) for {path: array}; raises DivergedError when an array is not finite."""
+    measured = checksums.compute_digests(leaves)
+    if bad := [path for path, leaf in measured.items() if leaf.nonfinite]:
+        count = sum(measured[path].nonfinite for path in bad)
+        raise DivergedError(
+            f"{where}: not saved: {count} values are NaN or infinite, "
+            f"in {len(bad)} of {len(measured)} arrays; the first is {bad[0]}"
+        )
+    copied = json.loads(json.dumps(meta))  # as it will be read back
+    record = {
+        "format": FORMAT,
+        "step": step,
+        "leaves": {path: [list(leaf.shape), leaf.dtype, f"{leaf.digest:08x}"] for path, leaf in measured.items()},
+        "scores": {name: float(score) for name, score in scores.items()},
+        "meta_sha256": json_sha256(copied),
+    }
+    return {"meta": copied, "digest_sha256": json_sha256(record)}, record
+
+
+def verify(where: str, step: int, meta_item: Any, record: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(meta item, digest item) as read -> (record, meta), or Damaged; UserError when a newer bertjax wrote them."""
+    if json_sha256(record) != meta_item["digest_sha256"]:
+        raise CorruptStepError("the digest item is not what was saved")
+    if record["format"] != FORMAT:
+        raise UserError(f"{where}: written in format {record['format']}, this bertjax reads {FORMAT}; upgrade bertjax")
+    if json_sha256(meta_item["meta"]) != record["meta_sha256"]:
+        raise CorruptStepError("the meta item is not what was saved")
+    if record["step"] != step:
+        raise CorruptStepError(f"it holds step {record['step']}")
+    return record, meta_item["meta"]
+
+
+def json_sha256(value: Any) -> str:
+    """Of a JSON value in canonical form."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def check_structure(where: str, prefix: str, saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Raises UserError naming the first array that differs: in shape, in dtype, or in being there at all.
+
+    Orbax would cast another dtype without a word, so nothing is left to it.
+    """
+    faults = []
+    for path, leaf in wanted.items():
+        if path not in saved:
+            faults.append(f"{prefix}{path} is not in the checkpoint")
+            continue
+        shape, dtype, _ = saved[path]
+        if tuple(shape) != tuple(leaf.shape):
+            faults.append(f"{prefix}{path} has shape {tuple(shape)}, the model wants {tuple(leaf.shape)}")
+        elif dtype != str(leaf.dtype):
+            faults.append(f"{prefix}{path} has dtype {dtype}, the model wants {leaf.dtype}")
+    faults += [f"{prefix}{path} is in the checkpoint and not in the model" for path in saved if path not in wanted]
+    if faults:
+        more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+        raise UserError(f"{where}: {faults[0]}{more}; use the configuration that the checkpoint was made with")
+
+
+def check_digests(prefix: str, saved: Mapping[str, Any], leaves: Mapping[str, Any]) -> None:
+    """Raises Damaged naming the first array whose content is not what was saved."""
+    for path, leaf in checksums.compute_digests(leaves).items():
+        if f"{leaf.digest:08x}" != saved[path][2]:
+            raise CorruptStepError(f"{prefix}{path} is not what was saved")
+
+
+def unwrap_prng_key(leaf: Any) -> Any:
+    """What is written for an array, typed PRNG keys as their words; of an abstract array, its abstract form."""
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        plain = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+        data = jax.eval_shape(jax.random.key_data, plain) if checksums.is_prng_key(leaf) else plain
+        return jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=sharding)
+    return jax.random.key_data(leaf) if checksums.is_prng_key(leaf) else leaf
+
+
+def wrap_prng_key(data: jax.Array, like: Any) -> jax.Array:
+    """The inverse of `unwrap_prng_key`."""
+    if not checksums.is_prng_key(like):
+        return data
+    found: list[Any] = []  # the implementation's name can be asked of an array only, a traced one will do
+    jax.eval_shape(lambda key: found.append(jax.random.key_impl(key)), jax.ShapeDtypeStruct(like.shape, like.dtype))
+    return jax.random.wrap_key_data(data, impl=found[0])

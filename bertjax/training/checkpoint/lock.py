@@ -1,0 +1,114 @@
+"""One writer for a checkpoint folder: a lock that dies with its process and names its holder.
+
+The lock proper is a POSIX record lock: the kernel drops it when the process ends, kill -9 included, and children do not
+inherit it. (It also goes when the process closes any handle of the file, so the file is only read through the handle
+that holds the lock.) Some shared file systems keep such locks to one machine, so the file also has a heartbeat, its
+modification time; a file left by another machine is watched for a while before it is taken over.
+"""
+
+import errno
+import fcntl
+import json
+import logging
+import os
+import socket
+import threading
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from bertjax.errors import StorageError, UserError
+
+log = logging.getLogger(__name__)
+FILE_NAME = "writer.lock"
+HEARTBEAT_SECONDS = 5.0  # seconds between heartbeats
+STALE_SECONDS = 20.0  # how long another machine's heartbeat must stay silent
+_own_locks: dict[str, dict[str, Any]] = {}  # path -> holder: record locks do not keep a process from locking twice
+
+
+class WriterLock:
+    """Held from construction to `release`.
+
+    Raises UserError naming the holder when another process writes here, StorageError when the file cannot be written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / FILE_NAME
+        self._stop = threading.Event()
+        if _own_locks.get(str(self.path), {}).get("pid") == os.getpid():  # not a parent's entry, copied by fork
+            raise _locked_error(self.path, _own_locks[str(self.path)])
+        try:
+            self._file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise StorageError(f"{self.path}: cannot be written: {error.strerror}") from error
+        try:
+            _own_locks[str(self.path)] = self._acquire()
+        except BaseException:
+            os.close(self._file)
+            raise
+        threading.Thread(target=self._heartbeat, name="writer_lock", daemon=True).start()
+
+    def _acquire(self) -> dict[str, Any]:
+        shared = True  # the lock reaches every process that could write here
+        try:
+            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                raise _locked_error(self.path, self._read()) from None
+            shared = False  # no locks on this file system: the heartbeat decides
+        holder = self._read()
+        if holder:
+            if (not shared or holder.get("host") != socket.gethostname()) and self._is_alive():
+                raise _locked_error(self.path, holder)
+            log.info("%s: taken over from process %s on %s, which is gone", self.path, holder["pid"], holder["host"])
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        mine = {"host": socket.gethostname(), "pid": os.getpid(), "started": now}
+        try:
+            os.ftruncate(self._file, 0)
+            os.pwrite(self._file, json.dumps(mine).encode(), 0)
+        except OSError as error:
+            raise StorageError(f"{self.path}: cannot be written: {error.strerror}") from error
+        return mine
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            found = json.loads(os.pread(self._file, 4096, 0))
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) and {"host", "pid", "started"} <= found.keys() else {}
+
+    def _is_alive(self) -> bool:
+        """Whether the modification time moves: no clock of another machine is read, only change."""
+        first, end = os.fstat(self._file).st_mtime_ns, time.monotonic() + STALE_SECONDS
+        while time.monotonic() < end:
+            time.sleep(min(0.5, STALE_SECONDS / 10))
+            if self.path.stat().st_mtime_ns != first:
+                return True
+        return False
+
+    def _heartbeat(self) -> None:
+        while not self._stop.wait(HEARTBEAT_SECONDS):
+            try:
+                os.utime(self._file)
+            except OSError as error:
+                log.debug("%s: no heartbeat: %s", self.path, error)
+
+    def release(self) -> None:
+        """Lets the next writer in. An emptied file says that its holder left in good order."""
+        if self._stop.is_set():
+            return
+        self._stop.set()
+        _own_locks.pop(str(self.path), None)
+        try:
+            os.ftruncate(self._file, 0)
+        except OSError as error:  # a full or vanished disk: the lock itself goes with the file handle
+            log.debug("%s: not emptied: %s", self.path, error)
+        os.close(self._file)
+
+
+def _locked_error(path: Path, holder: dict[str, Any]) -> UserError:
+    who = "another process"
+    if holder:
+        who = f"process {holder['pid']} on {holder['host']} since {holder['started']}"
+    return UserError(f"{path.parent}: {who} writes checkpoints here; wait for it, stop it, or choose another run.name")

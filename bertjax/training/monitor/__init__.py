@@ -1,0 +1,1 @@
+"""Everything that observes a run: metrics, console, goodput, watchdog, profiler, preemption."""

@@ -1,0 +1,191 @@
+"""Where the time of a run went, over all its restarts: steps that counted, steps done twice, and everything else.
+
+goodput.jsonl in the run folder is only ever added to. A *life* is one process from its start to its end; its lines give
+the seconds of each phase so far and the place (stage, step) reached. A life that is killed loses what came after its
+last line: at most a second, or a hundredth of the life, which is then counted with the time between attempts.
+"""
+
+import json
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bertjax.errors import StorageError
+from bertjax.training.monitor.console import duration, percent
+from bertjax.training.monitor.phases import COMPILE, EVALUATION, PHASES, SAVE, STARTUP, STEP, Phases
+
+FILE_NAME = "goodput.jsonl"
+MIN_WRITE_SECONDS = 1.0  # seconds between two lines, at least
+MAX_WRITE_SHARE = 0.01  # of the life so far: how far apart lines may be
+Position = tuple[int, int]  # number of the stage, step in it
+
+# ---- the account ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class GoodputSummary:
+    """Seconds by what they were spent on; `wall` is from the first life's start to the last line."""
+
+    productive: float
+    lost: float  # steps that a later life did again, and time in steps that did not end
+    startup: float  # starting, preparing data and compiling
+    evaluation: float
+    checkpoint: float
+    idle: float  # between attempts
+    wall: float
+    attempts: int
+
+    @property
+    def goodput(self) -> float:
+        """The share of the time in which the run got on."""
+        return self.productive / self.wall if self.wall else 0.0
+
+    def __str__(self) -> str:
+        parts = {
+            "steps": self.productive, "steps done again": self.lost, "starting and compiling": self.startup,
+            "evaluation": self.evaluation, "checkpoints": self.checkpoint, "between restarts": self.idle,
+        }  # fmt: skip
+        shown = ", ".join(f"{name} {duration(seconds)}" for name, seconds in parts.items() if seconds >= 0.5)
+        restarts = f" with {self.attempts - 1} restart{'s' * (self.attempts > 2)}" if self.attempts > 1 else ""
+        return f"goodput {percent(self.goodput)} of {duration(self.wall)}{restarts}: {shown or 'nothing yet'}"
+
+
+def summarize(lines: Iterable[Mapping[str, Any]]) -> GoodputSummary | None:
+    """Adds up the lines of a goodput.jsonl; None without any.
+
+    A life that begins at a place before one that was reached undoes the steps in between: a stretch of steps that the
+    place cuts is shared out evenly. Step time without a new place is a step that did not end, and lost; in a `settled`
+    line there was none, and the time belongs to the steps before.
+    """
+    spent = dict.fromkeys(PHASES, 0.0)
+    stretches: list[tuple[Position, Position, float]] = []
+    lost = idle = first = 0.0
+    attempts, before, last = 0, None, spent
+    for line in lines:
+        place, seconds = (int(line["stage"]), int(line["step"])), line["seconds"]
+        if before is None or line["life"] != before["life"]:
+            attempts += 1
+            first = line["started"] if before is None else first
+            idle += max(0.0, line["started"] - before["time"]) if before else 0.0
+            last = dict.fromkeys(PHASES, 0.0)
+        if line["resumed"]:
+            undone, stretches = _cut(stretches, place)
+            lost += undone
+        for phase in PHASES:
+            spent[phase] += seconds[phase] - last[phase]
+        in_steps, last = seconds[STEP] - last[STEP], seconds
+        reached = (before["stage"], before["step"]) if before and not line["resumed"] else place
+        if line.get("settled") and before:
+            reached = place = (before["stage"], before["step"])
+            stretches.append((reached, place, in_steps))
+        elif place > reached:
+            stretches.append((reached, place, in_steps))
+        else:
+            lost += in_steps
+        before = line
+    if before is None:
+        return None
+    productive = sum(seconds for _, _, seconds in stretches)
+    startup = spent[STARTUP] + spent[COMPILE]
+    wall = before["time"] - first
+    return GoodputSummary(productive, lost, startup, spent[EVALUATION], spent[SAVE], idle, wall, attempts)
+
+
+def _cut(
+    stretches: list[tuple[Position, Position, float]], place: Position
+) -> tuple[float, list[tuple[Position, Position, float]]]:
+    """(seconds of the steps behind `place`, the stretches up to it)."""
+    lost, kept = 0.0, []
+    for begin, end, seconds in stretches:
+        if end <= place:
+            kept.append((begin, end, seconds))
+        elif begin >= place or begin[0] != place[0]:
+            lost += seconds
+        else:
+            share = (place[1] - begin[1]) / (end[1] - begin[1])
+            kept.append((begin, place, share * seconds))
+            lost += (1 - share) * seconds
+    return lost, kept
+
+
+def read(folder: Path) -> GoodputSummary | None:
+    """The account of a run folder; None when it has none. Lines cut short by a kill are left out."""
+    return summarize(_lines(folder / FILE_NAME))
+
+
+def _lines(path: Path) -> Iterable[dict[str, Any]]:
+    try:
+        written = path.read_bytes().splitlines()
+    except OSError:
+        return
+    for raw in written:
+        try:
+            line = json.loads(raw)
+            numbers = [line[name] for name in ("life", "started", "time", "stage", "step", "resumed")]
+            numbers += [line["seconds"][phase] for phase in PHASES]
+        except (ValueError, KeyError, TypeError):
+            continue
+        if all(isinstance(number, int | float) for number in numbers):
+            yield line
+
+
+# ---- the record -----------------------------------------------------------------------------------------------------
+
+
+class GoodputLog:
+    """Writes the lines of one life; on a process other than the primary, nothing. Raises StorageError."""
+
+    def __init__(self, folder: Path, phases: Phases, *, is_primary: bool) -> None:
+        self.path, self.phases, self.is_primary = folder / FILE_NAME, phases, is_primary
+        self._place: Position = (0, 0)
+        self._settled = False
+        self._next = 0.0
+        if is_primary:
+            before = list(_lines(self.path))
+            self._life = before[-1]["life"] + 1 if before else 0
+            # Two runs of one process: the second must not reach back into the life of the first.
+            self._started = max([phases.started, *(line["time"] for line in before[-1:])])
+
+    def start_stage(self, stage: int, step: int) -> None:
+        """A stage begins, or goes on from a checkpoint, at this step."""
+        self._place = (stage, step)
+        self._write(resumed=True)
+        self._settled = False
+
+    def record_step(self, stage: int, step: int, *, last: bool = False) -> None:
+        """The step has been done; a line is written when one is due, and for the last step of a stage."""
+        self._place = (stage, step)
+        if last or time.monotonic() >= self._next:
+            self._write()
+
+    def end_steps(self) -> None:
+        """No step is under way, and none will be before the next `start_stage`."""
+        self._settled = True
+
+    def close(self) -> None:
+        """The last line of this life."""
+        if self._next:  # without a stage begun there is no place to speak of
+            self._write()
+
+    def _write(self, *, resumed: bool = False) -> None:
+        if not self.is_primary:
+            return
+        seconds = self.phases.seconds()
+        seconds[STARTUP] = max(0.0, seconds[STARTUP] - (self._started - self.phases.started))
+        age = sum(seconds.values())
+        self._next = time.monotonic() + max(MIN_WRITE_SECONDS, MAX_WRITE_SHARE * age)
+        line = {
+            "kind": "goodput", "life": self._life, "started": round(self._started, 3), "time": round(time.time(), 3),
+            "stage": self._place[0], "step": self._place[1], "resumed": resumed,
+            **({"settled": True} if self._settled else {}),
+            "seconds": {phase: round(spent, 3) for phase, spent in seconds.items()},
+        }  # fmt: skip
+        try:
+            with self.path.open("ab+") as out:
+                if out.tell() and (out.seek(-1, 2), out.read(1))[1] != b"\n":
+                    out.write(b"\n")  # a kill cut the last line short
+                out.write(json.dumps(line).encode() + b"\n")
+        except OSError as error:
+            raise StorageError(f"{self.path}: could not be written ({error.strerror or error})") from error

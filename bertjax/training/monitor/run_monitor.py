@@ -1,0 +1,53 @@
+"""What watches over a run beside the training itself, in one piece: stopping, phases, goodput, watchdog, profiler."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import jax
+
+from bertjax.config.schema.run import Config
+from bertjax.errors import StorageError
+from bertjax.parallel.multihost import primary
+from bertjax.training.monitor import goodput
+from bertjax.training.monitor.goodput import GoodputLog
+from bertjax.training.monitor.phases import Phases
+from bertjax.training.monitor.preemption import PreemptionHandler
+from bertjax.training.monitor.profiler import Profiler
+from bertjax.training.monitor.tracking import Tracker
+from bertjax.training.monitor.watchdog import Watchdog
+
+
+@dataclass(frozen=True)
+class RunMonitor:
+    """What the loop tells and asks while it trains."""
+
+    stop: PreemptionHandler
+    phases: Phases
+    goodput_log: GoodputLog
+    profiler: Profiler
+
+    def step_done(self, stage: int, step: int, *, last: bool) -> None:
+        """A step of a stage is done."""
+        self.phases.heartbeat()
+        self.goodput_log.record_step(stage, step, last=last)
+
+
+@contextmanager
+def monitor_run(config: Config, stop: PreemptionHandler, phases: Phases, tracker: Tracker) -> Iterator[RunMonitor]:
+    """Watches a run whose folder is there; at the end, however it comes, its goodput is told in one line."""
+    is_primary = primary.is_primary()
+    goodput_log = GoodputLog(config.run_dir, phases, is_primary=is_primary)
+    profiler = Profiler(config.run_dir / "profile", config.run.profile, is_primary=is_primary, log=tracker.note)
+    watchdog = Watchdog(phases, config.run.watchdog, config.run_dir, jax.process_index(), goodput_log.close)
+    try:
+        with watchdog, profiler.handle_signals():
+            yield RunMonitor(stop, phases, goodput_log, profiler)
+    finally:
+        try:
+            goodput_log.close()
+        except StorageError as error:  # what ended the run matters more
+            print(error, file=sys.stderr)
+        if is_primary and (found := goodput.read(config.run_dir)):
+            tracker.note(str(found))

@@ -1,0 +1,234 @@
+"""Where a run's numbers go: metrics.jsonl always, the terminal, and TensorBoard and Weights & Biases on request.
+
+metrics.jsonl holds one JSON object a line, each with `kind` (train | eval | event), `stage` and `step`. The report is
+made from it. A resumed run first removes what the restored checkpoint has not seen, so a step appears once however
+often the run was stopped.
+"""
+
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+from bertjax.errors import StorageError
+from bertjax.training.monitor import writers
+from bertjax.training.monitor.console import Console
+
+STAGE_END_EVENTS = ("mixture", "stage_end")  # the events that end a stage
+
+
+class Tracker:
+    """The run's numbers, used as a context manager by the training loop. On a process other than the primary, silent.
+
+    `stages`: stage names in order, each with its number of steps. `tensorboard`: True (a note if tensorboardX is
+    missing), None (use it where it is installed) or False. `config` is shown by Weights & Biases only. `is_tty`
+    (default: what `stream` says) chooses between a progress bar and plain lines. Metric values are numbers on the host:
+    a device array given here would make the loop wait for the device.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        *,
+        stages: Mapping[str, int],
+        tensorboard: bool | None = False,
+        wandb: bool = False,
+        is_primary: bool = True,
+        is_tty: bool | None = None,
+        config: Mapping[str, Any] | None = None,
+        stream: TextIO | None = None,
+    ) -> None:
+        self.path = Path(run_dir) / "metrics.jsonl"
+        self.is_primary = is_primary
+        self._file: TextIO | None = None
+        self._began = time.monotonic()
+        if not is_primary:
+            return
+        stream = sys.stdout if stream is None else stream
+        self._console = Console(stages, stream, stream.isatty() if is_tty is None else is_tty)
+        self._tensorboard = self._wandb = None
+        if tensorboard is not False:
+            notes = self._console if tensorboard else None
+            self._tensorboard = writers.open_tensorboard(self.path.parent / "tensorboard", notes)
+        if wandb:
+            self._wandb = writers.open_wandb(self.path.parent, config or {}, list(stages), self._console)
+
+    def __enter__(self) -> "Tracker":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def train(self, stage: str, step: int, metrics: Mapping[str, Any]) -> None:
+        """Write the numbers of a training step. `data_wait` and `mfu` are shares (0..1), `memory_bytes` may be None.
+
+        `elapsed` (seconds the run has trained, over all its restarts) is filled in when the caller leaves it out.
+        """
+        if not self.is_primary:
+            return
+        metrics = {**metrics, "elapsed": metrics.get("elapsed", round(time.monotonic() - self._began, 3))}
+        self._write("train", stage, step, metrics)
+        self._scalars(stage, step, "train", metrics)
+        self._console.train(stage, step, metrics)
+
+    def evaluation(self, stage: str, step: int, name: str, scores: Mapping[str, Any]) -> None:
+        """Write the scores of one evaluation."""
+        if not self.is_primary:
+            return
+        self._write("eval", stage, step, {"name": name, "scores": dict(scores)})
+        self._scalars(stage, step, name, scores)
+        self._console.evaluation(stage, step, name, scores)
+
+    def event(self, stage: str, step: int, event: str, **fields: Any) -> None:
+        """Write something that happened: start, resume, episode, checkpoint, stage_end, or what the caller names."""
+        if not self.is_primary:
+            return
+        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        self._write("event", stage, step, {"event": event, "time": now, **fields})
+        self._console.event(stage, step, event, fields)
+
+    def note(self, text: str) -> None:
+        """Show one line about the run itself; it is not recorded."""
+        if self.is_primary:
+            self._console.note(text)
+
+    def rewind(self, stages_before: Collection[str], stage: str, step: int, *, scored: bool = True) -> None:
+        """Make the record what it was at `step` of `stage`: later lines, and lines cut short by a kill, are removed.
+
+        Lines of `stages_before` all stay. `step` -1 removes every line of the stage. Unless `scored`, the scores of
+        this very step are removed too: its evaluations were broken off and are to be done again. So are the events of
+        the end of the stage, which the resumed run writes again. The file is replaced in one move, so a kill in the
+        middle leaves either the old record or the new one. Call it before anything is written.
+        """
+        if not self.is_primary:
+            return
+        self.close_file()
+        if self._tensorboard is not None:
+            self._tensorboard.rewind(stages_before, stage, step)
+        if not self.path.exists():
+            return
+        kept = [line for line in read_lines(self.path) if is_at_or_before(line, stages_before, stage, step)]
+        again = {("event", name) for name in STAGE_END_EVENTS} | (set() if scored else {("eval", None)})
+        here = lambda x: (x["stage"], x["step"]) == (stage, step)  # noqa: E731
+        kept = [x for x in kept if not here(x) or (x["kind"], x.get("event")) not in again]
+        partial = self.path.with_name(self.path.name + ".partial")
+        with _storage_errors(partial), partial.open("w", encoding="utf-8") as out:
+            out.writelines(_line(line) for line in kept)
+            out.flush()
+            os.fsync(out.fileno())
+        with _storage_errors(self.path):
+            partial.replace(self.path)
+        elapsed = [line["elapsed"] for line in kept if _is_number(line.get("elapsed"))]
+        self._began = time.monotonic() - max(elapsed, default=0.0)
+
+    def close(self) -> None:
+        """Write out everything that is buffered and give the terminal back. May be called more than once."""
+        if not self.is_primary:
+            return
+        self._console.close()
+        self.close_file()
+        for sink in (self._tensorboard, self._wandb):
+            if sink is not None:
+                sink.close()
+        self._tensorboard = self._wandb = None
+
+    def close_file(self) -> None:
+        """Close metrics.jsonl; the next line opens it again."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _write(self, kind: str, stage: str, step: int, fields: Mapping[str, Any]) -> None:
+        head = {"kind": kind, "stage": stage, "step": int(step)}
+        line = _line(head | {key: value for key, value in fields.items() if key not in head})
+        with _storage_errors(self.path):
+            if self._file is None:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                torn = _ends_mid_line(self.path)
+                self._file = self.path.open("a", encoding="utf-8")
+                if torn:  # a killed process left half a line: ours starts on a line of its own
+                    self._file.write("\n")
+            self._file.write(line)
+            self._file.flush()
+
+    def _scalars(self, stage: str, step: int, group: str, values: Mapping[str, Any]) -> None:
+        flat = dict(flatten(values))
+        for sink in (self._tensorboard, self._wandb):
+            if sink is not None:
+                sink.write_scalars(stage, step, group, flat)
+
+
+# ---- the record -----------------------------------------------------------------------------------------------------
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a metrics.jsonl in order, without those that are no JSON object with `kind`, `stage` and `step`."""
+    with path.open("rb") as lines:
+        for raw in lines:
+            try:
+                line = json.loads(raw)
+            except ValueError:  # also what is no UTF-8
+                continue
+            if isinstance(line, dict) and isinstance(line.get("step"), int) and {"kind", "stage"} <= line.keys():
+                yield line
+
+
+def is_at_or_before(line: Mapping[str, Any], stages_before: Collection[str], stage: str, step: int) -> bool:
+    """Whether a line was written at or before `step` of `stage`, where `stages_before` came before it."""
+    return line["stage"] in stages_before or (line["stage"] == stage and line["step"] <= step)
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    """The numbers of a nested mapping as ("outer/inner", value), without what is no number."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{key}/")
+        elif _is_number(value := _plain(value)):
+            yield f"{prefix}{key}", value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _plain(value: Any) -> Any:
+    """A NumPy or JAX scalar as the Python number it holds; anything else as it is."""
+    return value.item() if hasattr(value, "item") and getattr(value, "ndim", None) == 0 else value
+
+
+def _json(value: Any) -> Any:
+    """`value` as JSON can hold it. JSON has no NaN or infinity: a null there keeps the file readable by every tool."""
+    value = _plain(value)
+    if isinstance(value, Mapping):
+        return {str(key): _json(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_json(inner) for inner in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
+
+
+def _line(fields: Mapping[str, Any]) -> str:
+    return json.dumps(_json(fields), ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _ends_mid_line(path: Path) -> bool:
+    if not path.exists() or path.stat().st_size == 0:
+        return False
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) != b"\n"
+
+
+@contextmanager
+def _storage_errors(path: Path) -> Iterator[None]:
+    """Turn an OSError inside the block into a StorageError that names the path."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(f"{path}: could not be written ({error.strerror or error})") from error

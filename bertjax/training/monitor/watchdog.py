@@ -1,0 +1,77 @@
+"""A run that does not get on: a thread that sees it, writes down where every thread stands, and leaves with 75.
+
+A peer that is alive but stuck, a loader that waits for a dead disk, a collective that never ends: jax notices none of
+them. Each phase has a limit of its own, so that a long compilation or save is no false alarm.
+"""
+
+import faulthandler
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from bertjax.config.schema.run import WatchdogTimeouts as Limits
+from bertjax.errors import StoppedSafely
+from bertjax.training.monitor.phases import Phases
+
+POLL_SECONDS = 1.0  # seconds between looks; shorter where a limit is short
+
+
+class Watchdog:
+    """Watches from `__enter__` to `__exit__`. Without limits (None) there is no thread.
+
+    folder: where hang-PROCESS.txt with the stacks goes; it is made if need be. on_hang: called before the process ends.
+    """
+
+    def __init__(
+        self, phases: Phases, limits: Limits | None, folder: Path, process: int, on_hang: Callable[[], None]
+    ) -> None:
+        self.phases, self.folder, self.process, self.on_hang = phases, folder, process, on_hang
+        self.limits: dict[str, float | None] = limits.model_dump() if limits else {}
+        shortest = min((limit for limit in self.limits.values() if limit), default=None)
+        self.tick = min(POLL_SECONDS, shortest / 10) if shortest else None
+        self._over = threading.Event()
+
+    def __enter__(self) -> "Watchdog":
+        if self.tick:
+            threading.Thread(target=self._watch, args=(self.tick,), name="watchdog", daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+
+    def _watch(self, tick: float) -> None:
+        """Counts its own looks, not the clock: a process that was stopped as a whole (SIGSTOP) has not hung."""
+        beats, silent, looked = -1, 0.0, time.monotonic()
+        while not self._over.wait(tick):
+            now = time.monotonic()
+            lap, looked = min(now - looked, 2 * tick), now
+            phase, seen = self.phases.name, self.phases.heartbeats
+            silent = silent + lap if seen == beats else 0.0
+            beats = seen
+            limit = self.limits.get(phase)
+            if limit and silent > limit:
+                self._report_hang(phase, silent)
+
+    def _report_hang(self, phase: str, silent: float) -> None:
+        line = f"process {self.process}: no progress for {silent:.0f} s in phase '{phase}' (run.watchdog.{phase})"
+        path = self.folder / f"hang-{self.process}.txt"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with path.open("a", encoding="utf-8") as out:
+                out.write(f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {line}\n")
+                out.flush()
+                faulthandler.dump_traceback(out)
+            where = f"; stacks in {path}"
+        except OSError as error:  # the disk may be what hangs or fails
+            where = f"; {path} could not be written ({error.strerror})"
+        faulthandler.dump_traceback(sys.__stderr__ or sys.stderr)
+        print(f"{line}{where}; run the same command again", file=sys.stderr)
+        try:
+            self.on_hang()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(StoppedSafely.exit_code)

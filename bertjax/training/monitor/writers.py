@@ -1,0 +1,86 @@
+"""TensorBoard and Weights & Biases, for those who ask for them; the run goes on without them where they are missing."""
+
+import secrets
+import time
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from bertjax.training.monitor.console import Console
+
+
+class TensorBoardWriter:
+    """Event files through tensorboardX: one folder a stage, so the steps of every stage start at its own zero."""
+
+    def __init__(self, folder: Path, make: Any) -> None:
+        self.folder, self.make = folder, make
+        self.writers: dict[str, Any] = {}
+        self.purge: dict[str, int] = {}
+        self.before: set[str] | None = None
+
+    def rewind(self, stages_before: Collection[str], stage: str, step: int) -> None:
+        self.before, self.purge = set(stages_before), {stage: step + 1}
+
+    def write_scalars(self, stage: str, step: int, group: str, values: Mapping[str, float]) -> None:
+        writer = self.writers.get(stage)
+        if writer is None:
+            # Events at or after the purge step are hidden. A stage after the restored one starts over from nothing.
+            purge = None if self.before is None or stage in self.before else self.purge.get(stage, 0)
+            # tensorboardX names a file by the second it was made in: two starts in one second would share a name.
+            unique = f".{time.time_ns()}"
+            writer = self.make(str(self.folder / stage), purge_step=purge, filename_suffix=unique)
+            self.writers[stage] = writer
+        for key, value in values.items():
+            writer.add_scalar(f"{group}/{key}", value, step)
+        writer.flush()  # a line on the screen and a point on the board appear together
+
+    def close(self) -> None:
+        for writer in self.writers.values():
+            writer.close()
+
+
+class WandbWriter:
+    """Weights & Biases. Every stage has a step of its own, so a resumed run may write a step again."""
+
+    def __init__(self, run: Any, stages: list[str]) -> None:
+        self.run = run
+        for stage in stages:
+            run.define_metric(f"{stage}/step")
+            run.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
+
+    def write_scalars(self, stage: str, step: int, group: str, values: Mapping[str, float]) -> None:
+        self.run.log({f"{stage}/step": step} | {f"{stage}/{group}/{key}": value for key, value in values.items()})
+
+    def close(self) -> None:
+        self.run.finish()
+
+
+def open_tensorboard(folder: Path, notes: Console | None) -> TensorBoardWriter | None:
+    """TensorBoard, or None with a note (when there is somewhere to put it) where the package is missing."""
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError:
+        if notes is not None:
+            notes.note("TensorBoard is off: tensorboardX is not installed (pip install 'bertjax[tensorboard]')")
+        return None
+    return TensorBoardWriter(folder, SummaryWriter)
+
+
+def open_wandb(run_dir: Path, config: Mapping[str, Any], stages: list[str], notes: Console) -> WandbWriter | None:
+    """Weights & Biases, or None with a note where it is missing or will not start. A restart continues the same run."""
+    try:
+        import wandb
+    except ImportError:
+        notes.note("Weights & Biases is off: wandb is not installed (pip install 'bertjax[wandb]')")
+        return None
+    saved = run_dir / "wandb_id"
+    try:
+        run_id = saved.read_text().strip() if saved.exists() else secrets.token_hex(4)
+        run_dir.mkdir(parents=True, exist_ok=True)
+        run = wandb.init(name=run_dir.name, id=run_id, resume="allow", dir=str(run_dir), config=dict(config))
+        saved.write_text(run_id + "\n")
+        return WandbWriter(run, stages)
+    except Exception as error:  # no login, no network, a proxy: none of them is worth a training run
+        reason = str(error).strip().splitlines()
+        notes.note(f"Weights & Biases is off: {reason[0] if reason else type(error).__name__} (try WANDB_MODE=offline)")
+        return None

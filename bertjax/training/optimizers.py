@@ -1,0 +1,111 @@
+"""Optimizers as optax transformations without the learning rate, and schedules of the step within the stage.
+
+`make_transform(...)` gives the update before it is multiplied by -learning_rate, so that every parameter group can keep its
+own slots and step count while one schedule drives them all.
+"""
+
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from bertjax.config.schema.training import Adafactor, Optimizer
+
+NO_DECAY = re.compile(r"(^|/)(norm|bias)(/|$)")  # optimization.py excludes LayerNorm, layer_norm and bias
+
+
+class AdamState(NamedTuple):
+    mu: optax.Updates
+    nu: optax.Updates
+
+
+def bert_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
+    """AdamWeightDecayOptimizer of google-research/bert optimization.py: no bias correction, eps outside the root."""
+
+    def init(params: optax.Params) -> AdamState:
+        return AdamState(optax.tree.zeros_like(params), optax.tree.zeros_like(params))
+
+    def update(grads: optax.Updates, state: AdamState, params: optax.Params | None = None) -> tuple:
+        mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, grads)
+        nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g * g, state.nu, grads)
+        return jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + eps), mu, nu), AdamState(mu, nu)
+
+    return optax.GradientTransformation(init, update)
+
+
+def has_weight_decay(path: str) -> bool:
+    """Whether weight decay applies: all parameters but norms and biases (embeddings are decayed)."""
+    return NO_DECAY.search(path) is None
+
+
+def adafactor(config: Adafactor) -> optax.GradientTransformation:
+    """Adafactor (arXiv 1804.04235) as t5x/adafactor.py has it, without the learning rate.
+
+    Float32 slots of each parameter: v_row and v_col, its shape without the largest and without the second largest axis,
+    where both axes have `min_dim_size_to_factor` or more; otherwise v, its whole shape. Slots that a parameter does not
+    need have shape (1,). Second moments of g^2 + 1e-30 decay by 1 - (t + 1)^-decay_rate. The update is clipped to a
+    root mean square of `clipping_threshold` and multiplied by the parameter's, which counts as 1e-3 at least. There is
+    no momentum.
+
+    Root mean squares are those of one array. Layers are stored apart, so each layer has its own, whether the stack is
+    scanned or not. BERT's fused query, key and value [D, 3, D] are factored one by one, over D and D, and clipped and
+    scaled together; T5's are arrays of their own.
+    """
+    return optax.chain(
+        optax.scale_by_factored_rms(
+            decay_rate=config.decay_rate, min_dim_size_to_factor=config.min_dim_size_to_factor, epsilon=1e-30
+        ),
+        optax.clip_by_block_rms(config.clipping_threshold),
+        *([optax.scale_by_param_block_rms(1e-3)] if config.multiply_by_parameter_scale else []),
+    )
+
+
+def make_transform(config: Optimizer) -> optax.GradientTransformation:
+    """The update of a flat parameter dictionary, to be multiplied by -learning_rate; so is the weight decay in it."""
+    if config.kind == "adafactor":
+        rule = adafactor(config)
+    elif config.kind == "bert_adamw":
+        rule = bert_adam(config.b1, config.b2, config.eps)
+    elif config.kind == "adamw":
+        rule = optax.scale_by_adam(config.b1, config.b2, config.eps)
+    else:
+        raise TypeError(f"optimizer kind '{config.kind}' has no case in training/optimizers.py: make_transform")
+    if not config.weight_decay:
+        return rule
+    mask = lambda params: {path: has_weight_decay(path) for path in params}  # noqa: E731
+    return optax.chain(rule, optax.add_decayed_weights(config.weight_decay, mask))
+
+
+def warmup_steps(config: Optimizer, steps: int) -> int:
+    return int(steps * config.warmup_ratio) if config.warmup_steps is None else config.warmup_steps
+
+
+def schedule(config: Optimizer, steps: int) -> Callable[[jax.Array], jax.Array]:
+    """Step within the stage (from 0) -> learning rate.
+
+    `linear` is optimization.py's: lr * s / W during warm-up, lr * (1 - s / N) after it. The decay counts from step 0,
+    not from the end of the warm-up, so the rate drops at s = W; step 0 has rate 0 when there is a warm-up.
+    `inverse_sqrt` is t5x's 'constant * rsqrt_decay': lr / sqrt(max(s, W, 1)), flat until W and without a ramp from 0.
+    """
+    base, warmup = config.learning_rate, warmup_steps(config, steps)
+
+    def rate(step: jax.Array) -> jax.Array:
+        s = jnp.asarray(step, jnp.float32)
+        if config.schedule == "inverse_sqrt":
+            return base / jnp.sqrt(jnp.maximum(s, max(warmup, 1)))
+        after = base * ((steps - s) / steps) if config.schedule == "linear" else jnp.float32(base)
+        return jnp.where(s < warmup, base * s / max(warmup, 1), jnp.maximum(after, 0))
+
+    return rate
+
+
+def clip_by_global_norm(grads: dict[str, jax.Array], limit: float | None) -> tuple[dict[str, jax.Array], jax.Array]:
+    """tf.clip_by_global_norm over the trained parameters -> (clipped, norm before clipping)."""
+    norm = optax.tree.norm(grads)
+    if limit is None:
+        return grads, norm
+    scale = limit / jnp.maximum(norm, limit)
+    return {path: g * scale for path, g in grads.items()}, norm

@@ -1,0 +1,174 @@
+"""The static part of a stage: model, objective, optimizer, mesh and shardings, as one record."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any
+
+import jax
+from flax import nnx
+from jax.sharding import Mesh as JaxMesh
+from jax.sharding import NamedSharding
+
+from bertjax.config.schema.model import BertConfig
+from bertjax.config.schema.training import Optimizer
+from bertjax.models import layer_stack, param_paths, registry
+from bertjax.models.compute_options import ComputeOptions
+from bertjax.objectives.base import Objective
+from bertjax.parallel import sharding
+from bertjax.parallel.mesh_shape import RULES, Rules, batch_shards
+from bertjax.training import optimizers
+from bertjax.training import state as training_state
+from bertjax.training.freezing import parse_layer
+from bertjax.training.state import Params, TrainState
+
+
+@dataclass(frozen=True)
+class TrainProgram:
+    """Everything static about a stage; its methods give the pure functions and the shardings they are jitted with."""
+
+    model: BertConfig
+    objective: Objective
+    heads: tuple[str, ...]
+    optimizer: Optimizer
+    steps: int
+    grad_accum: int
+    compute: ComputeOptions
+    mesh: JaxMesh
+    rules: Rules
+    tasks: int = 1  # that its batches are mixed from
+    adapter_size: int = 0  # inner width of the adapters; 0: none
+    adapter_init: str = "reference"
+    num_labels: int | None = None  # outputs of a classifier; default: the objective's
+
+    @property
+    def num_classes(self) -> int:
+        return self.objective.num_labels if self.num_labels is None else self.num_labels
+
+    def __post_init__(self) -> None:
+        structure = registry.abstract_model(self.model, self.heads, self.num_classes, self.compute, self.adapter_size)
+        object.__setattr__(self, "_structure", structure)
+        object.__setattr__(self, "tx", optimizers.make_transform(self.optimizer))
+
+    def build_model(self, params: Mapping[str, jax.Array]) -> registry.Module:
+        return registry.merge(*self._structure, params)  # type: ignore[attr-defined,call-arg]
+
+    def logical_axes(self) -> dict[str, tuple[str | None, ...]]:
+        """{path: logical axes} of all parameters."""
+        return registry.logical_axes(self._structure[1])  # type: ignore[attr-defined]
+
+    def abstract_params(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """{path: shape, dtype and sharding} of all parameters."""
+        names = self.logical_axes()
+        flat = param_paths.flatten(nnx.as_pure(self._structure[1]))  # type: ignore[attr-defined]
+        return {
+            path: jax.ShapeDtypeStruct(
+                x.shape, x.dtype, sharding=sharding.named_sharding(self.mesh, names[path], x.shape, self.rules)
+            )
+            for path, x in flat.items()
+        }
+
+    def param_shardings(self) -> dict[str, NamedSharding]:
+        return {path: x.sharding for path, x in self.abstract_params().items()}
+
+    @property
+    def manual_axes(self) -> tuple[str, ...]:
+        """Mesh axes of the batch over which the step itself gathers weights and sums gradients, none in most programs.
+
+        The partitioner would sum whole gradients over all devices, in every micro-batch. By hand they are summed and
+        cut inside a slice, or inside a group along `fsdp`, and only the pieces are summed between these, once a step.
+        Left to the partitioner: programs where that gains nothing (`data` or `fsdp` alone, without slices, micro-
+        batches or split positions), and where uneven sizes, unusual rules or jax's own dropout bits ask for the batch
+        in one piece.
+        """
+        size, batch = self.mesh.shape, self.rules["batch"]
+        gains = size["dcn"] > 1 or (size["data"] > 1 and (self.grad_accum > 1 or size["fsdp"] > 1))
+        gains = gains or prod(size[a] for a in self.rules["sequence"]) > 1
+        inner = [axes for name, axes in self.rules.items() if name not in ("batch", "embed")]
+        plain = batch == RULES["batch"] and not any(set(batch) & set(axes) for axes in inner)
+        plain = plain and self.compute.dropout_rng == "hash" and self._divides_evenly()
+        return tuple(a for a in batch if size[a] > 1) if gains and plain else ()
+
+    def _divides_evenly(self) -> bool:
+        """Whether the mesh divides every axis that the rules split over axes of the batch."""
+        ways = prod(self.mesh.shape[a] for a in self.rules["embed"] if a in self.rules["batch"])
+        names, params = self.logical_axes(), self.abstract_params()
+        axes = (axis for path, x in params.items() for axis in zip(names[path], x.shape, strict=True))
+        return all(size % ways == 0 for name, size in axes if name == "embed")
+
+    def batch_sharding(self) -> NamedSharding:
+        return NamedSharding(self.mesh, sharding.logical_to_mesh_axes(("batch",), self.rules))
+
+    @property
+    def batch_shards(self) -> int:
+        """Into how many parts the rows of a batch are split."""
+        return batch_shards(self.mesh.shape, self.rules["batch"])
+
+    def constrain_grads(self, grads: Params) -> Params:
+        """Gradients where their parameters live: each device is left with the sums that it needs."""
+        names = self.logical_axes()
+        return {path: sharding.with_logical_constraint(g, *names[path]) for path, g in grads.items()}
+
+    def initialize(self, key: jax.Array) -> Params:
+        """Fresh parameters, each array born in its shard."""
+
+        def make(key: jax.Array) -> Params:
+            params = registry.init_params(self.model, self.heads, self.num_classes, key, self.adapter_size)
+            return registry.init_adapters_near_identity(params, key) if self.adapter_init == "near_identity" else params
+
+        with sharding.use_mesh_and_rules(self.mesh, self.rules):
+            return jax.jit(make, out_shardings=self.param_shardings())(key)
+
+    def init_state(self, params: Params, groups: tuple[str, ...], key: jax.Array) -> TrainState:
+        """A state at step 0 of a stage, from parameters in their shards."""
+        make = lambda p, k: training_state.init_state(p, groups, self.tx, k)  # type: ignore[attr-defined]  # noqa: E731
+        return self._rebuild_opt_state(make, params, key)
+
+    def unfreeze(self, state: TrainState, groups: tuple[str, ...]) -> TrainState:
+        return self._rebuild_opt_state(lambda s: training_state.unfreeze(s, groups, self.tx), state)  # type: ignore[attr-defined]
+
+    def _rebuild_opt_state(self, make: Callable[..., TrainState], *args: Any) -> TrainState:
+        where = training_state.shardings(jax.eval_shape(make, *args), self.param_shardings(), self.mesh)
+        with sharding.use_mesh_and_rules(self.mesh, self.rules):
+            return jax.jit(make, out_shardings=where)(*args)
+
+    def abstract_state(self, groups: tuple[str, ...], key: jax.Array) -> TrainState:
+        """Shapes and shardings of the state while `groups` train, for restoring and for compiling ahead."""
+        params = self.abstract_params()
+        make = lambda p, k: training_state.init_state(p, groups, self.tx, k)  # type: ignore[attr-defined]  # noqa: E731
+        shape = jax.eval_shape(make, params, key)
+        return training_state.abstract(shape, training_state.shardings(shape, shardings_by_path(params), self.mesh))
+
+    def split_segments(self, state: TrainState) -> "TrainProgram":
+        """This program with its segments cut where training begins, in either stack of a T5.
+
+        A scan over frozen and trained layers together would give all of them a backward pass.
+        """
+        lowest: dict[str, int] = {}
+        for name, layer in filter(None, map(parse_layer, state.opt_state)):
+            lowest[name] = min(layer, lowest.get(name, layer))
+        segments = self.compute.segments
+        for at in lowest.values():
+            segments = layer_stack.split_segments(segments, at)
+        if segments == self.compute.segments:
+            return self
+        return replace(self, compute=replace(self.compute, segments=segments))
+
+
+def shardings_by_path(params: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, NamedSharding]:
+    return {path: x.sharding for path, x in params.items()}
+
+
+class MeshJit:
+    """A jitted function that runs, and lowers, under its mesh and rules."""
+
+    def __init__(self, jitted: Any, mesh: JaxMesh, rules: Rules):
+        self.jitted, self.mesh, self.rules = jitted, mesh, rules
+
+    def __call__(self, *args: Any) -> Any:
+        with sharding.use_mesh_and_rules(self.mesh, self.rules):
+            return self.jitted(*args)
+
+    def lower(self, *args: Any) -> Any:
+        with sharding.use_mesh_and_rules(self.mesh, self.rules):
+            return self.jitted.lower(*args)

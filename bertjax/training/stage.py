@@ -1,0 +1,294 @@
+"""One stage of a run: episode after episode, step after step; evaluations, checkpoints and stops between two steps."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import jax
+import numpy as np
+
+from bertjax.config.schema.evaluation import Evaluation
+from bertjax.errors import DivergedError, StoppedSafely
+from bertjax.models import param_paths
+from bertjax.parallel.batches import place
+from bertjax.parallel.multihost import primary
+from bertjax.storage import atomic
+from bertjax.training import freezing, run_context
+from bertjax.training.checkpoint import adapters, warmstart
+from bertjax.training.checkpoint.layout import PENDING_EVAL, has_pending_eval
+from bertjax.training.checkpoint.locate import stage_folder
+from bertjax.training.checkpoint.manager import CheckpointManager
+from bertjax.training.monitor.meter import Meter, non_padding_tokens
+from bertjax.training.monitor.param_summary import model_summary
+from bertjax.training.monitor.phases import COMPILE, EVALUATION, SAVE, STARTUP, STEP
+from bertjax.training.monitor.preemption import StopRequested
+from bertjax.training.monitor.run_monitor import RunMonitor
+from bertjax.training.monitor.tracking import Tracker
+from bertjax.training.run_context import RunContext
+from bertjax.training.stage_plan import StagePlan, check_sources
+from bertjax.training.state import Params, TrainState, from_tree
+from bertjax.training.step import jit_train_step
+from bertjax.training.untrained_heads import UntrainedHeads, add_heads, restored_heads, summary_line
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """An evaluation of a stage, ready to run on parameters; `run` returns its scores and keeps its files."""
+
+    config: Evaluation
+    run: Callable[[Params, int], dict[str, float]]
+
+
+class StageRunner:
+    """One stage from its first, or its restored, step to its last."""
+
+    def __init__(
+        self,
+        ctx: RunContext,
+        index: int,
+        plan: StagePlan,
+        tracker: Tracker,
+        monitor: RunMonitor,
+        evaluators: list[Evaluator],
+    ):
+        self.ctx, self.index, self.plan, self.tracker, self.monitor = ctx, index, plan, tracker, monitor
+        self.stop, self.phases = monitor.stop, monitor.phases
+        self.evaluators = evaluators
+        self.program, self.stage, self.name = plan.program, plan.stage, plan.stage.name
+        self.scores: dict[str, float] = {}
+        self.base: dict[str, Any] | None = None  # what adapter-only checkpoints stand on
+        self.has_stepped = False  # since this process began the stage
+        self.pending_eval = False  # the restored step was saved before its evaluations had ended
+        self.untrained = UntrainedHeads()
+        self.unlogged: dict[str, Any] | None = None  # what the meter had not logged at the restored step
+
+    def run(self) -> None:
+        run = self.ctx.config.run
+        folder = stage_folder(self.ctx.config.run_dir, self.index, self.name)
+        saved = lambda step, seconds: self.event(step, "checkpoint", seconds=round(seconds, 3))  # noqa: E731
+        with CheckpointManager(folder, run.checkpoint, on_commit=saved) as self.checkpoints:
+            with self.phases.enter(STARTUP), self.stop.may_exit("restoring or making the parameters"):
+                state = self.init_or_restore()
+            start = int(state.step)
+            self.monitor.goodput_log.start_stage(self.index, start)
+            meter = Meter(self.program, self.plan.batches, self.tracker, self.name, run, self.unlogged)
+            with self.phases.enter(STEP):
+                if self.pending_eval:
+                    self.evaluate(state, start, self.due_evaluations(start), meter, saved=True)
+                with self.plan.batches.iterate(start, self.program.steps, self.plan.rows, run.prefetch) as source:
+                    feed = self.prefetch_to_device(source)
+                    for number, episode in enumerate(self.plan.episodes):
+                        if start < episode.stop:
+                            state = self.run_episode(state, number, feed, meter)
+                self.finish(state, meter)
+
+    def init_or_restore(self) -> TrainState:
+        """The restored state of a started stage, or a fresh one; the record is cut back to where it stands."""
+        before = [stage.name for stage in self.ctx.config.stages[: self.index]]
+        key = jax.random.fold_in(jax.random.key(self.ctx.config.run.seed), self.index)
+        init_key, step_key = jax.random.split(key)
+        if self.checkpoints.committed_steps():
+            state, step = self.restore(step_key)
+            self.tracker.rewind(before, self.name, step, scored=not self.pending_eval)
+            self.event(step, "resume")
+            return state
+        self.tracker.rewind(before, self.name, -1)
+        params, lines, self.base, self.untrained = warmstart.init_params(
+            self.ctx, self.index, self.program, init_key, self.plan.labels.fresh
+        )
+        state = self.program.init_state(params, self.plan.episodes[0].groups, step_key)
+        self.write_model_summary(params)
+        self.event(0, "start", init="; ".join(lines))
+        return state
+
+    def restore(self, key: jax.Array) -> tuple[TrainState, int]:
+        """The newest good checkpoint; which slots it holds follows from the episode that led to its step."""
+        likes: dict[int, TrainState] = {}
+        untrained: dict[str, Any] = {}
+
+        def abstract(step: int, meta: dict[str, Any]) -> dict[str, Any]:
+            number = freezing.episode_at(self.plan.episodes, max(step - 1, 0))
+            likes[step] = self.program.abstract_state(self.plan.episodes[number].groups, key)
+            everything = add_heads(self.program, meta.get("carried", ()), meta["num_labels"]).abstract_params()
+            untrained.clear()
+            untrained.update({path: x for path, x in everything.items() if path not in self.program.param_shardings()})
+            return adapters.checkpoint_tree(likes[step], self.stage, self.index, untrained)
+
+        step, tree, meta = self.checkpoints.restore(abstract)
+        check_sources(self.ctx, self.plan, meta["sources"], self.checkpoints.folder, step)
+        self.base, self.pending_eval = meta.get("base"), has_pending_eval(self.checkpoints.folder, meta)
+        self.unlogged, self.scores = meta.get("unlogged"), self.checkpoints.scores(step)
+        saved = param_paths.flatten(tree["params"])
+        self.untrained = restored_heads(meta, {path: saved[path] for path in untrained})
+        named = self.ctx.base / Path(self.stage.init_base).expanduser() if self.stage.init_base else None
+        tree = adapters.merge_base(tree, self.base, self.checkpoints.folder, likes[step], self.ctx, named)
+        return from_tree(tree, likes[step]), step
+
+    def prefetch_to_device(
+        self, source: Iterator[dict[str, np.ndarray]]
+    ) -> Iterator[tuple[dict[str, jax.Array], int, float]]:
+        """Batches on the devices, one ahead of the step -> (batch, its real tokens, seconds waited since the last)."""
+        ahead, waited = None, 0.0
+        while True:
+            began = time.perf_counter()
+            batch = next(source, None)
+            waited += time.perf_counter() - began
+            upcoming = None
+            if batch is not None:
+                tokens = non_padding_tokens(batch) * jax.process_count()
+                put = place(batch, self.program.batch_sharding(), self.stage.batch_size)
+                upcoming = (put, tokens)
+            if ahead is not None:
+                yield *ahead, waited
+                waited = 0.0
+            if upcoming is None:
+                return
+            ahead = upcoming
+
+    def run_episode(self, state: TrainState, number: int, feed: Iterator, meter: Meter) -> TrainState:
+        with self.compile_phase():
+            state, train_step = self.start_episode(state, number, meter)
+        policy, begun = self.ctx.config.run.checkpoint, int(state.step)
+        compared = {score.partition("/")[0] for score in policy.best_metrics}
+        for step in range(begun + 1, self.plan.episodes[number].stop + 1):
+            with self.compile_phase() if step == begun + 1 else nullcontext():
+                state = self.run_step(state, step, train_step, feed, meter)
+            self.has_stepped = True
+            last, due = step == self.program.steps, self.due_evaluations(step)
+            saved = last or step % policy.save_every == 0 or any(e.config.name in compared for e in due)
+            if saved:
+                self.save(state, step, {}, meter, pending_eval=bool(due))
+            scores = self.evaluate(state, step, due, meter, saved=saved) if due else {}
+            if self.should_stop(step) and not last:
+                if not saved:
+                    self.save(state, step, scores, meter)
+                self.exit_stopped(step)
+        return state
+
+    def start_episode(self, state: TrainState, number: int, meter: Meter) -> tuple[TrainState, Callable]:
+        """The state with what trains in this episode, and the step that trains it."""
+        groups = self.plan.episodes[number].groups
+        self.check_finite(meter.flush(), int(state.step))
+        if set(state.opt_state) != set(groups):
+            state = self.program.unfreeze(state, groups)
+        trained = sum(x.size for x in state.params.values())
+        about = {"episode": number, "groups": list(groups), "trainable_parameters": trained}
+        self.event(int(state.step), "episode", **about)
+        meter.start_episode(number, trained, tuple(state.opt_state))
+        return state, jit_train_step(self.program, state)
+
+    @contextmanager
+    def compile_phase(self) -> Iterator[None]:
+        """Around the first step of an episode. The first one of all may be left: no step has been done."""
+        with self.phases.enter(COMPILE), ExitStack() as stack:
+            if not self.has_stepped:
+                stack.enter_context(self.stop.may_exit("compiling the first step"))
+            yield
+
+    def run_step(self, state: TrainState, step: int, train_step: Callable, feed: Iterator, meter: Meter) -> TrainState:
+        self.monitor.profiler.before_step(step)
+        batch, tokens, waited = next(feed)
+        state, metrics = train_step(state, batch)
+        self.check_finite(meter.record_step(step, metrics, tokens, waited), step)
+        self.monitor.profiler.after_step(metrics["loss"])
+        self.monitor.step_done(self.index, step, last=step == self.program.steps)
+        return state
+
+    def check_finite(self, nonfinite_steps: int, step: int) -> None:
+        if nonfinite_steps >= self.ctx.config.run.max_bad_steps:
+            raise DivergedError(
+                f"stage '{self.name}' step {step}: the loss or the gradients were not finite {nonfinite_steps} steps in a "
+                f"row; the last checkpoint is good; lower the learning rate or lengthen the warm-up"
+            )
+
+    def due_evaluations(self, step: int) -> list[Evaluator]:
+        """The evaluations of this step; at the end of the stage all of them."""
+        last = step == self.program.steps
+        return [e for e in self.evaluators if last or (e.config.every and step % e.config.every == 0)]
+
+    def evaluate(
+        self, state: TrainState, step: int, due: list[Evaluator], meter: Meter, *, saved: bool
+    ) -> dict[str, float]:
+        """The scores of this very step. It is saved before, if it is to be: an evaluation that fails loses no step."""
+        self.check_finite(meter.flush(), step)
+        try:
+            with self.phases.enter(EVALUATION):
+                found = self.compute_scores(state, step, due)
+        except StopRequested:
+            if not saved:
+                self.save(state, step, {}, meter, pending_eval=True)
+            self.exit_stopped(step)
+        except Exception:
+            if not saved and jax.process_count() == 1:  # others may not have failed, and would not join in
+                self.save(state, step, {}, meter, pending_eval=True)
+            raise
+        if saved:
+            self.checkpoints.add_scores(step, found)
+        meter.pause()
+        self.scores |= found
+        return found
+
+    def compute_scores(self, state: TrainState, step: int, due: list[Evaluator]) -> dict[str, float]:
+        found: dict[str, float] = {}
+        for evaluator in due:
+            name = evaluator.config.name
+            scores = evaluator.run(self.all_params(state), step)
+            self.tracker.evaluation(self.name, step, name, scores)
+            found |= {f"{name}/{key}": value for key, value in scores.items()}
+        return found
+
+    def save(
+        self, state: TrainState, step: int, scores: dict[str, float], meter: Meter, *, pending_eval: bool = False
+    ) -> None:
+        """pending_eval: the evaluations of this step are still to be done; whoever resumes does them first."""
+        self.check_finite(meter.flush(), step)
+        with self.phases.enter(SAVE):
+            meta = self.meta(step, meter) | ({PENDING_EVAL: True} if pending_eval else {})
+            tree = adapters.checkpoint_tree(state, self.stage, self.index, self.untrained.params)
+            self.checkpoints.save(step, tree, meta, scores)
+            meter.pause()
+
+    def meta(self, step: int, meter: Meter) -> dict[str, Any]:
+        """What makes this step self-describing."""
+        batches, untrained = self.plan.batches, self.untrained
+        about = {"steps": self.program.steps, "sources": batches.source_fingerprints, "labels": self.plan.labels.names}
+        about |= {"unanswerable": batches.unanswerable} if batches.unanswerable is not None else {}
+        about |= untrained.meta
+        about |= {"base": self.base} if self.base else {}
+        about |= {"unlogged": meter.unlogged(), "carried": list(untrained.heads)}
+        about |= {"num_labels": untrained.num_labels} if untrained.num_labels else {}
+        return run_context.checkpoint_meta(self.ctx, self.program, self.index, step) | about
+
+    def exit_stopped(self, step: int) -> NoReturn:
+        self.monitor.goodput_log.end_steps()
+        with self.phases.enter(SAVE):
+            self.checkpoints.wait()
+        raise StoppedSafely(f"stopped at step {step} of stage '{self.name}', saved; run the same command again")
+
+    def finish(self, state: TrainState, meter: Meter) -> None:
+        self.monitor.goodput_log.end_steps()
+        with self.phases.enter(SAVE):
+            self.checkpoints.wait()
+        if mixture := meter.mixture():
+            self.event(int(state.step), "mixture", rows=mixture)
+        self.event(int(state.step), "stage_end", scores=self.scores)
+
+    def should_stop(self, step: int) -> bool:
+        """Whether to save and leave now, behind this step; the same on all processes."""
+        return self.stop.poll()
+
+    def all_params(self, state: TrainState) -> Params:
+        return {**state.params, **state.frozen}
+
+    def event(self, step: int, event: str, **fields: Any) -> None:
+        self.tracker.event(self.name, step, event, **fields)
+
+    def write_model_summary(self, params: Params) -> None:
+        if primary.is_primary():
+            text = model_summary(params, self.program.param_shardings(), self.plan.episodes[0].groups)
+            if heads := self.untrained.params:
+                text += summary_line(heads)
+            atomic.write_text_atomic(self.ctx.config.run_dir / "model.txt", text)

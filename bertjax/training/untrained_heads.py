@@ -1,0 +1,103 @@
+"""Heads that a stage neither reads nor trains, carried from its start to its end and so to the stages behind it.
+
+They lie beside the training state and not in it: no compiled step sees them, no optimizer has slots for them, and their
+bytes do not change. Checkpoints hold them among the parameters; in the meta data `heads` names the heads of the stage
+and `carried` these.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from math import prod
+from typing import Any
+
+import jax
+
+from bertjax.config.schema.model import T5Config
+from bertjax.interop import bert
+from bertjax.training.freezing import format_groups, param_groups
+from bertjax.training.program import TrainProgram
+from bertjax.training.state import Params
+
+
+@dataclass(frozen=True)
+class UntrainedHeads:
+    """Attributes:
+    heads: names of the heads, as a Program takes them.
+    params: {path: array} of those of their arrays that the stage does not train itself.
+    about: what the meta data say of them beside labels: how many questions had no answer.
+    """
+
+    heads: tuple[str, ...] = ()
+    params: Params = field(default_factory=dict)
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def num_labels(self) -> int | None:
+        """Outputs of a carried classifier."""
+        return bert.num_labels(self.params) if "classifier" in self.heads else None
+
+
+def all_heads(meta: Mapping[str, Any]) -> tuple[str, ...]:
+    """The heads that a checkpoint holds: those of its stage, and those that it carried."""
+    return (*meta["heads"], *meta.get("carried", ()))
+
+
+def add_heads(program: TrainProgram, heads: Iterable[str], num_labels: int) -> TrainProgram:
+    """`program` with carried heads beside its own; the classes are those of the one classifier there is."""
+    own = "classifier" in program.heads
+    return replace(program, heads=(*program.heads, *heads), num_labels=program.num_classes if own else num_labels)
+
+
+def find_untrained_heads(
+    program: TrainProgram, loaded: Mapping[str, Any]
+) -> tuple[tuple[str, ...], dict[str, jax.ShapeDtypeStruct]]:
+    """Which heads of {path: something with a shape} a stage with this program carries, and their arrays, abstract.
+
+    A head whose arrays are not all there, or have other shapes than this model's, is not carried.
+    """
+    if isinstance(program.model, T5Config):
+        return (), {}
+    own = program.abstract_params()
+    there = bert.present_heads({**own, **loaded})
+    heads: tuple[str, ...] = ()
+    found: dict[str, jax.ShapeDtypeStruct] = {}
+    for head in (head for head in there if head not in program.heads):
+        added = add_heads(program, (head,), bert.num_labels(loaded)).abstract_params()
+        extra = {path: x for path, x in added.items() if path not in own}
+        if all(path in loaded and loaded[path].shape == x.shape for path, x in extra.items()):
+            heads, found = (*heads, head), found | extra
+    return heads, found
+
+
+def restored_heads(meta: Mapping[str, Any], params: Params) -> UntrainedHeads:
+    """Those of a checkpoint with these meta data."""
+    heads = tuple(meta.get("carried", ()))
+    return UntrainedHeads(heads, params, _about(heads, meta))
+
+
+def _about(heads: Iterable[str], meta: Mapping[str, Any]) -> dict[str, Any]:
+    facts = {"qa": "unanswerable"}  # label_mapping takes care of the names of classes
+    return {facts[head]: meta[facts[head]] for head in heads if facts.get(head) in meta}
+
+
+def load_untrained_heads(program: TrainProgram, loaded: Mapping[str, Any], meta: Mapping[str, Any]) -> UntrainedHeads:
+    """The heads of a start with these meta data that the stage does not train, in their shards."""
+    heads, wanted = find_untrained_heads(program, loaded)
+    params = {path: jax.device_put(loaded[path], x.sharding) for path, x in wanted.items()}
+    return UntrainedHeads(heads, params, _about(heads, meta))
+
+
+def summary_line(params: Mapping[str, Any]) -> str:
+    """The line of a model summary for carried heads, from {path: something with a shape}."""
+    size = sum(prod(x.shape) for x in params.values())
+    return f"  carried on, not trained: {size:,} ({format_modules(params)})\n"
+
+
+def format_modules(paths: Iterable[str]) -> str:
+    """Parameters by module: embeddings, layers 0..11, heads/mlm, heads/pooler, adapters."""
+    paths = list(paths)
+    adapters = ["adapters"] if any("/adapter/" in path for path in paths) else []
+    rest = [path for path in paths if "/adapter/" not in path]
+    heads = dict.fromkeys("/".join(path.split("/")[:2]) for path in sorted(rest) if path.startswith("heads/"))
+    others = format_groups(param_groups(path for path in rest if not path.startswith("heads/")))
+    return ", ".join([*([others] if others else []), *heads, *adapters])

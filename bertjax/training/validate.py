@@ -1,0 +1,129 @@
+"""What is wrong with a run, as far as it can be known before anything of the run is on disk."""
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from bertjax.config.loading.load import identity_diff, load_saved
+from bertjax.config.schema.run import Config, Stage
+from bertjax.errors import BertjaxError, UserError
+from bertjax.training.checkpoint import warmstart
+from bertjax.training.checkpoint.layout import committed_steps, has_pending_eval
+from bertjax.training.checkpoint.locate import CheckpointRef, stage_folder
+from bertjax.training.checkpoint.manager import CheckpointManager
+from bertjax.training.program import TrainProgram
+from bertjax.training.run_context import RunContext
+from bertjax.training.stage_plan import StagePlan
+
+# objective -> (the preprocessing it reads, the evaluations that can score it)
+_FITTING = {
+    "mlm_nsp": (("bert_pairs",), ("mlm",)),
+    "span_qa": (("span_qa",), ("squad",)),
+    "classification": (("classify",), ("classification",)),
+    "text_to_text": (
+        ("text_to_text", "span_corruption", "iid_denoising", "deshuffling", "prefix_lm", "causal_lm"),
+        ("loss", "text_to_text"),
+    ),
+}
+
+_BY_HEAD = {"squad": ("qa", ("span_qa",)), "classification": ("classifier", ("classify",))}  # whatever the objective
+
+
+def check_settings(config: Config) -> None:
+    """Raises UserError when parts of a stage do not go together, or when the run folder holds another run."""
+    for stage in config.stages:
+        check_kinds(config, stage)
+    kept = config.run_dir / "config.yaml"
+    changed = identity_diff(load_saved(kept), config) if kept.exists() else []
+    if changed:
+        more = f" and {len(changed) - 2} more" if len(changed) > 2 else ""
+        raise UserError(
+            f"{kept}: this run has other settings ({'; '.join(line[:80] for line in changed[:2])}{more}); "
+            "give this one another run.name, or undo the change to continue"
+        )
+
+
+def check_kinds(config: Config, stage: Stage) -> None:
+    """Raises UserError when the rows or evaluations of a stage are not for its objective."""
+    if stage.objective.kind not in _FITTING:
+        raise UserError(
+            f"stage '{stage.name}': objective {stage.objective.kind} has no entry in training/validate.py, which says "
+            "the rows and evaluations that fit it; add one"
+        )
+    rows, scores = _FITTING[stage.objective.kind]
+    head = f"stage '{stage.name}': objective {stage.objective.kind}"
+    for name, task in config.stage_tasks(stage).items():
+        if task.preprocess.kind not in rows:
+            found = task.preprocess.kind
+            raise UserError(f"{head} reads rows made by {_join_or(rows)}; task '{name}' has preprocess.kind {found}")
+        if task.preprocess.kind == "causal_lm" and getattr(config.model, "architecture", "") != "decoder_only":
+            raise UserError(f"{head}: task '{name}': causal_lm needs model.architecture: decoder_only")
+    names = [evaluation.name for evaluation in stage.evaluate]
+    for evaluation in stage.evaluate:
+        which = f"evaluation '{evaluation.name}'"
+        kinds = ("text_to_text",) if evaluation.kind == "text_to_text" else rows
+        if evaluation.kind not in scores:
+            raise UserError(
+                f"{head} cannot be scored by {which} of kind {evaluation.kind}; use kind {_join_or(scores)}"
+            )
+        if evaluation.data.preprocess.kind not in kinds:
+            raise UserError(f"stage '{stage.name}': {which}: data.preprocess.kind must be {_join_or(kinds)}")
+        if names.count(evaluation.name) > 1:
+            raise UserError(f"stage '{stage.name}': there are two of {which}; give one another name")
+
+
+def check_scores(stage: Stage, heads: Collection[str], where: str, name: str | None = None) -> None:
+    """Raises UserError when an evaluation of a checkpoint with these heads (or that called `name`) cannot score it.
+
+    Questions and classes are scored by their head, also one that the stage has carried; everything else by the stage's
+    objective.
+    """
+    rows, scores = _FITTING[stage.objective.kind]
+    for evaluation in stage.evaluate:
+        if name not in (None, evaluation.name):
+            continue
+        which = f"evaluation '{evaluation.name}' of kind {evaluation.kind}"
+        head, kinds = _BY_HEAD.get(evaluation.kind, (None, rows))
+        kinds = ("text_to_text",) if evaluation.kind == "text_to_text" else kinds
+        if head is not None and head not in heads:
+            there = f"has heads {', '.join(heads)}" if heads else "has none"
+            raise UserError(f"{where}: {which} needs the head '{head}', the checkpoint of stage '{stage.name}' {there}")
+        if head is None and evaluation.kind not in scores:
+            raise UserError(
+                f"{where}: objective {stage.objective.kind} of stage '{stage.name}' cannot be scored by {which}; "
+                f"use kind {_join_or(scores)}, or name another --stage"
+            )
+        if evaluation.data.preprocess.kind not in kinds:
+            raise UserError(f"{where}: {which}: data.preprocess.kind must be {_join_or(kinds)}")
+
+
+def _join_or(words: Sequence[str]) -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
+
+
+def check_init_sources(ctx: RunContext, plans: Sequence[StagePlan]) -> None:
+    """Raises UserError when a stage that has not begun could not read what its `init_from` names."""
+    shapes: warmstart.Shapes = {}  # by the stage before, at its end
+    for index, (stage, plan) in enumerate(zip(ctx.config.stages, plans, strict=True)):
+        folder = stage_folder(ctx.config.run_dir, index, stage.name)
+        if committed_steps(folder):
+            shapes = _saved_shapes(ctx, folder, plan.program)
+        else:
+            shapes = warmstart.check_init(ctx, index, plan.program, shapes, plan.labels.fresh)
+
+
+def _saved_shapes(ctx: RunContext, folder: Path, program: TrainProgram) -> warmstart.Shapes:
+    """What a stage that has begun holds; what is wrong with its checkpoints shows when they are restored."""
+    try:
+        return warmstart.checkpoint_shapes(ctx, CheckpointRef(folder, None))
+    except BertjaxError:
+        return program.abstract_params()
+
+
+def is_complete(config: Config) -> bool:
+    """Whether the last step of the last stage is on disk; read from the checkpoints alone, without the data."""
+    folder = stage_folder(config.run_dir, len(config.stages) - 1, config.stages[-1].name)
+    if not (steps := committed_steps(folder)):
+        return False
+    with CheckpointManager(folder, config.run.checkpoint, read_only=True) as checkpoints:
+        meta = checkpoints.meta()
+    return meta["step"] == steps[-1] == meta.get("steps") and not has_pending_eval(folder, meta)

@@ -1,0 +1,71 @@
+"""What a check is: it yields (what, found, expected) triples, which are compared and counted.
+
+Expected numbers come from running the reference (the files in `goldens/` name what was run), from its published values,
+or from its formula worked out by hand; none is a copy of our own output.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+GOLDENS = resources.files("bertjax.verify") / "goldens"
+Comparisons = Iterator[tuple[str, Any, Any]]
+
+
+@dataclass(frozen=True)
+class Check:
+    """Attributes:
+    name: a dotted name; source: the program or paper whose semantics it is; run: yields (what, found, expected).
+    """
+
+    name: str
+    source: str
+    run: Callable[[], Comparisons]
+
+
+@dataclass(frozen=True)
+class Result:
+    """How many values were compared and what differs, one line each."""
+
+    check: Check
+    compared: int
+    mismatches: list[str]
+
+    def as_lines(self) -> list[str]:
+        verdict = "FAIL" if self.mismatches else "pass"
+        head = f"{verdict}  {self.check.name:<28}{self.compared:>4}  {self.check.source}"
+        more = [f"      and {len(self.mismatches) - 5} more"] if len(self.mismatches) > 5 else []
+        return [head, *(f"      {line}" for line in self.mismatches[:5]), *more]
+
+    def as_dict(self) -> dict[str, Any]:
+        about = {"check": self.check.name, "source": self.check.source}
+        return about | {"compared": self.compared, "wrong": self.mismatches, "passed": not self.mismatches}
+
+
+def run_check(check: Check) -> Result:
+    compared, wrong = 0, []
+    for what, found, expected in check.run():
+        compared += 1
+        if not matches(found, expected):
+            wrong.append(f"{what}: {str(found)[:80]}, should be {str(expected)[:80]}")
+    return Result(check, compared, wrong)
+
+
+def matches(found: Any, expected: Any) -> bool:
+    """Equal; numbers with a fraction to six digits, inside lists and mappings too."""
+    if isinstance(expected, float):
+        return isinstance(found, int | float) and math.isclose(found, expected, rel_tol=1e-6, abs_tol=1e-9)
+    if isinstance(expected, list | tuple):
+        same = isinstance(found, list | tuple) and len(found) == len(expected)
+        return same and all(map(matches, found, expected))
+    if isinstance(expected, dict):
+        same = isinstance(found, dict) and found.keys() == expected.keys()
+        return same and all(matches(found[key], value) for key, value in expected.items())
+    return bool(found == expected)
+
+
+def load_golden(name: str) -> dict[str, Any]:
+    return json.loads((GOLDENS / name).read_text(encoding="utf-8"))
