@@ -8,6 +8,7 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, Discriminator, Tag
 
+from bertjax.config.schema.base import KindOf
 from bertjax.config.schema.run import Config
 
 TagFunction = Callable[[Any], str | None]
@@ -21,11 +22,16 @@ def field_types(section: type[BaseModel]) -> dict[str, Any]:
 
 
 def unwrap(annotation: Any) -> tuple[Any, TagFunction | None]:
-    """The type under Annotated and Optional, and the function that tells a tagged union's members apart."""
+    """(the type under Annotated and Optional, the function that tells the members of a tagged union apart or None).
+
+    The type of a field with a table of kinds is its `KindOf`.
+    """
     which = None
     while get_origin(annotation) is Annotated:
-        found = [item for item in annotation.__metadata__ if isinstance(item, Discriminator)]
-        which = found[0].discriminator if found else which
+        for item in annotation.__metadata__:
+            if isinstance(item, KindOf):
+                return item, item.which
+            which = item.discriminator if isinstance(item, Discriminator) else which
         annotation = annotation.__origin__
     if is_union(annotation) and which is None:
         real = [arg for arg in get_args(annotation) if arg is not type(None)]
@@ -43,7 +49,9 @@ def is_section(annotation: Any) -> bool:
 
 
 def union_members(union: Any) -> dict[str, Any]:
-    """The members of a tagged union by tag."""
+    """The members of a tagged union, or of a table of kinds, by tag."""
+    if isinstance(union, KindOf):
+        return dict(union.table)
     pairs = ((arg, getattr(arg, "__metadata__", ())) for arg in get_args(union))
     return {item.tag: unwrap(arg)[0] for arg, metadata in pairs for item in metadata if isinstance(item, Tag)}
 

@@ -1,8 +1,9 @@
 """What every section of the configuration is made of."""
 
-from typing import Annotated, Any, Union
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetCoreSchemaHandler
+from pydantic_core import core_schema
 
 from bertjax.storage.locations import path_problem
 
@@ -30,15 +31,45 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-def tagged_union(tag: str, default: str, **members: type[BaseModel]) -> Any:
-    """A union told apart by the key `tag`; a section that leaves the key out is of the `default` kind."""
+class KindOf:
+    """Marks a field whose section is chosen by a key (`kind`, `family`) out of a table; without the key, the default.
 
-    def which(value: Any) -> str | None:
-        found = value.get(tag, default) if isinstance(value, dict) else getattr(value, tag, None)
-        return found if isinstance(found, str) and found in members else None
+    Use it as `Annotated[Any, KindOf("kind", "text", SOURCES)]`. The table maps kinds to sections; `register` adds one.
+    """
 
-    names = ", ".join(members)
-    kind = Discriminator(
-        which, custom_error_type="unknown_kind", custom_error_message=f"'{tag}' must be one of: {names}"
-    )
-    return Annotated[Union[tuple(Annotated[cls, Tag(name)] for name, cls in members.items())], kind]  # noqa: UP007
+    def __init__(self, tag: str, default: str, table: dict[str, type[Section]]):
+        self.tag, self.default, self.table = tag, default, table
+
+    def which(self, value: Any) -> str | None:
+        """The kind of a section, or of the mapping that it is validated from; None when the table has no such kind."""
+        found = value.get(self.tag, self.default) if isinstance(value, dict) else getattr(value, self.tag, None)
+        return found if isinstance(found, str) and found in self.table else None
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        choices = {kind: handler.generate_schema(section) for kind, section in self.table.items()}
+        return core_schema.tagged_union_schema(
+            choices,
+            discriminator=self.which,
+            custom_error_type="unknown_kind",
+            custom_error_message=f"'{self.tag}' must be one of: {', '.join(choices)}",
+        )
+
+
+def register(table: dict[str, type[Section]], kind: str, section: type[Section]) -> None:
+    """Adds a kind to a table and rebuilds the sections, so that configurations may use it from now on."""
+    if kind in table:
+        raise ValueError(f"kind '{kind}' is already registered")
+    table[kind] = section
+    rebuild()
+
+
+def rebuild() -> None:
+    """Builds the validators of all sections again, in the order of their definition: parts before what holds them."""
+    found: dict[type[BaseModel], None] = {}
+    pending: list[type[BaseModel]] = [*Section.__subclasses__()]
+    while pending:
+        model = pending.pop(0)
+        found[model] = None
+        pending += model.__subclasses__()
+    for model in found:
+        model.model_rebuild(force=True)

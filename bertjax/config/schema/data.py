@@ -1,11 +1,11 @@
 """The part of the schema that says what is read: sources, preprocessing, tasks, mixtures and the tokenizer."""
 
 import math
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, Union
+from typing import Annotated, Any, Literal, TypeAlias, Union
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from bertjax.config.schema.base import AnyPath, NonNegative, Positive, Probability, Section, tagged_union
+from bertjax.config.schema.base import AnyPath, KindOf, NonNegative, Positive, Probability, Section
 from bertjax.config.schema.sources import Sources
 
 
@@ -145,14 +145,18 @@ class TextToText(Section):
         return self
 
 
-if TYPE_CHECKING:
-    Preprocess: TypeAlias = Any
-else:
-    Preprocess = tagged_union(
-        "kind", "bert_pairs", bert_pairs=BertPairs, span_qa=SpanQa, classify=Classify, span_corruption=SpanCorruption,
-        iid_denoising=IidDenoising, deshuffling=Deshuffling, prefix_lm=PrefixLm, causal_lm=CausalLm,
-        text_to_text=TextToText,
-    )  # fmt: skip
+PREPROCESS: dict[str, type[Section]] = {
+    "bert_pairs": BertPairs,
+    "span_qa": SpanQa,
+    "classify": Classify,
+    "span_corruption": SpanCorruption,
+    "iid_denoising": IidDenoising,
+    "deshuffling": Deshuffling,
+    "prefix_lm": PrefixLm,
+    "causal_lm": CausalLm,
+    "text_to_text": TextToText,
+}
+Preprocess = Annotated[Any, KindOf("kind", "bert_pairs", PREPROCESS)]
 
 
 class Task(Section):
@@ -225,10 +229,11 @@ class SentencePieceConfig(Section):
     train_on: Sources | None = None  # default: the text of the first stage
 
 
-if TYPE_CHECKING:
-    Tokenizer: TypeAlias = Any
-else:
-    Tokenizer = tagged_union("kind", "wordpiece", wordpiece=WordPieceConfig, sentencepiece=SentencePieceConfig)
+TOKENIZERS: dict[str, type[Section]] = {
+    "wordpiece": WordPieceConfig,
+    "sentencepiece": SentencePieceConfig,
+}
+Tokenizer = Annotated[Any, KindOf("kind", "wordpiece", TOKENIZERS)]
 
 
 def max_predictions(pairs: BertPairs) -> int:

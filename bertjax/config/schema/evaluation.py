@@ -1,10 +1,10 @@
 """The part of the schema that says how a model is scored and how text is generated."""
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field, model_validator
 
-from bertjax.config.schema.base import FiniteFloat, Name, Positive, Section, tagged_union
+from bertjax.config.schema.base import FiniteFloat, KindOf, Name, Positive, Section
 from bertjax.config.schema.data import Task
 
 Metric: TypeAlias = Literal[
@@ -93,11 +93,11 @@ class TextToTextEvaluation(Section):
     decoding: Decoding = Decoding()
 
 
-if TYPE_CHECKING:
-    Evaluation: TypeAlias = Any
-else:
-    Evaluation = tagged_union(
-        "kind", "mlm",
-        mlm=MlmEvaluation, squad=SquadEvaluation, classification=ClassificationEvaluation, loss=LossEvaluation,
-        text_to_text=TextToTextEvaluation,
-    )  # fmt: skip
+EVALUATIONS: dict[str, type[Section]] = {
+    "mlm": MlmEvaluation,
+    "squad": SquadEvaluation,
+    "classification": ClassificationEvaluation,
+    "loss": LossEvaluation,
+    "text_to_text": TextToTextEvaluation,
+}
+Evaluation = Annotated[Any, KindOf("kind", "mlm", EVALUATIONS)]

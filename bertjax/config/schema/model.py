@@ -1,10 +1,10 @@
 """The part of the schema that says what a model is."""
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeAlias
+from typing import Annotated, Any, Literal, Self, TypeAlias
 
 from pydantic import Field, model_validator
 
-from bertjax.config.schema.base import LocalPath, NonNegative, Positive, Probability, Section, tagged_union
+from bertjax.config.schema.base import KindOf, LocalPath, NonNegative, Positive, Probability, Section
 
 
 def _is_none(value: Any) -> bool:
@@ -112,9 +112,10 @@ class T5Config(Section):
         return self
 
 
-if TYPE_CHECKING:
-    ModelConfig: TypeAlias = BertConfig | T5Config
-    Model: TypeAlias = Any
-else:
-    ModelConfig = BertConfig | T5Config
-    Model = tagged_union("family", "bert", bert=BertConfig, distilbert=BertConfig, t5=T5Config)
+FAMILIES: dict[str, type[Section]] = {
+    "bert": BertConfig,
+    "distilbert": BertConfig,
+    "t5": T5Config,
+}
+Model = Annotated[Any, KindOf("family", "bert", FAMILIES)]
+ModelConfig: TypeAlias = BertConfig | T5Config

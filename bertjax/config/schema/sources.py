@@ -1,10 +1,10 @@
 """Configuration sections of the data sources, one per source kind."""
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from bertjax.config.schema.base import AnyPath, LocalPath, NonNegative, Section, tagged_union
+from bertjax.config.schema.base import AnyPath, KindOf, LocalPath, NonNegative, Section
 
 
 class TextFiles(Section):
@@ -88,13 +88,19 @@ class StdlibQa(Section):
     split: Literal["train", "heldout"] = "train"
 
 
-if TYPE_CHECKING:
-    Source: TypeAlias = Any
-else:
-    Source = tagged_union(
-        "kind", "text", text=TextFiles, jsonl=JsonLines, json=Json, tsv=Tsv, parquet=Parquet,
-        huggingface=HuggingFaceData, tfds=TfdsData, stdlib_docs=StdlibDocs, squad=SquadFiles, stdlib_qa=StdlibQa,
-    )  # fmt: skip
+SOURCES: dict[str, type[Section]] = {
+    "text": TextFiles,
+    "jsonl": JsonLines,
+    "json": Json,
+    "tsv": Tsv,
+    "parquet": Parquet,
+    "huggingface": HuggingFaceData,
+    "tfds": TfdsData,
+    "stdlib_docs": StdlibDocs,
+    "squad": SquadFiles,
+    "stdlib_qa": StdlibQa,
+}
+Source = Annotated[Any, KindOf("kind", "text", SOURCES)]
 
 
 Sources = Annotated[list[Source], BeforeValidator(lambda v: v if isinstance(v, list) else [v]), Field(min_length=1)]

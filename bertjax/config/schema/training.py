@@ -1,10 +1,10 @@
 """The part of the schema that says how a stage trains: objective, optimizer and what is trainable."""
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field, model_validator
 
-from bertjax.config.schema.base import NonNegative, Positive, Probability, Section, tagged_union
+from bertjax.config.schema.base import KindOf, NonNegative, Positive, Probability, Section
 
 # After W steps of warm-up: linear is lr*(1 - s/N), inverse_sqrt lr/sqrt(s), constant lr. linear and constant warm up by
 # lr*s/W; inverse_sqrt starts at its value at W (t5x).
@@ -41,13 +41,13 @@ class ClassificationObjective(Section):
     num_labels: Annotated[int, Field(ge=1)] = 2  # 1: regression
 
 
-if TYPE_CHECKING:
-    Objective: TypeAlias = Any
-else:
-    Objective = tagged_union(
-        "kind", "mlm_nsp",
-        mlm_nsp=MlmNspObjective, span_qa=SpanQaObjective, classification=ClassificationObjective, text_to_text=TextToTextObjective,
-    )  # fmt: skip
+OBJECTIVES: dict[str, type[Section]] = {
+    "mlm_nsp": MlmNspObjective,
+    "span_qa": SpanQaObjective,
+    "classification": ClassificationObjective,
+    "text_to_text": TextToTextObjective,
+}
+Objective = Annotated[Any, KindOf("kind", "mlm_nsp", OBJECTIVES)]
 
 
 class AdamW(Section):
@@ -89,10 +89,12 @@ class Adafactor(Section):
         return given | {"warmup_steps": 10_000} if given.get("schedule", "inverse_sqrt") == "inverse_sqrt" else given
 
 
-if TYPE_CHECKING:
-    Optimizer: TypeAlias = Any
-else:
-    Optimizer = tagged_union("kind", "bert_adamw", bert_adamw=AdamW, adamw=AdamW, adafactor=Adafactor)
+OPTIMIZERS: dict[str, type[Section]] = {
+    "bert_adamw": AdamW,
+    "adamw": AdamW,
+    "adafactor": Adafactor,
+}
+Optimizer = Annotated[Any, KindOf("kind", "bert_adamw", OPTIMIZERS)]
 
 
 class Trainable(Section):
