@@ -8,12 +8,13 @@ SHELL_FILES := .ci/run .ci/setup $(wildcard launch/*.sh launch/*.sbatch)
 LOCK := --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
 	--extra report --extra tensorboard --group dev --custom-compile-command "make lock"
 
-.PHONY: help demo test test-all lint bench lock clean
+.PHONY: help demo test test-all lint bench docs lock clean
 
 help:
 	@echo "make demo      pre-train, fine-tune and score a small model on this machine's CPU; ends with a report"
 	@echo "make test      the fast tests             make test-all  all tests"
 	@echo "make lint      ruff, mypy, shellcheck     make bench     time the training step"
+	@echo "make docs      the documentation as a website in site/"
 	@echo "make lock      requirements.lock from pyproject.toml (UPGRADE=--upgrade: newest versions)"
 	@echo "make clean     remove .venv, .tools and caches"
 	@echo "Options: PYTHON=python3.12 (which Python), ARGS='-k name' (more arguments for pytest, the demo or the benchmark)"
@@ -42,9 +43,13 @@ lint: $(READY)
 bench: $(READY)
 	$(BIN)/python benchmarks/step.py $(ARGS)
 
+docs: $(READY)
+	@$(BIN)/python -c 'import material, mkdocstrings' 2>/dev/null || $(BIN)/uv pip install --quiet --python $(BIN)/python --group docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 lock: $(READY)
 	$(BIN)/uv pip compile --quiet $(LOCK) $(UPGRADE) pyproject.toml --output-file requirements.lock
 
 clean:
-	rm -rf .venv .tools build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .tools build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

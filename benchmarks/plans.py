@@ -1,4 +1,4 @@
-"""The table of plans in docs/pods.md: BERT and T5 on TPU pods and GPUs, compiled ahead of time. Nothing is measured.
+"""The table in docs/results/plans.md: BERT and T5 on TPU pods and GPUs, compiled ahead of time. Nothing is measured.
 
     python benchmarks/plans.py                     # compile what results/plans.json lacks, then print the table
     python benchmarks/plans.py --only t5-3b,v5e:8x8    # what has all of these words in its name or command, anew

@@ -1,6 +1,10 @@
-"""What the pages in docs/ show is there: commands, configurations, benchmarks, tests and the pages they link to."""
+"""The pages in docs/ name only commands, configurations, benchmarks, tests and pages that exist, and the site builds."""
 
+import importlib.util
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,15 +12,38 @@ import pytest
 from bertjax.cli.arguments import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = sorted((ROOT / "docs").glob("*.md"))
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.rglob("*.md"))
+WITHDRAWN = r"\b(rollcall|lifelines|patience|workplace|whole|anew|mend|lies|stands)\b"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(DOCS).as_posix())
 def test_what_it_names_exists(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     links = [link for link in re.findall(r"\]\(([^)#]+)[^)]*\)", text) if "://" not in link]
     assert not [link for link in links if not (page.parent / link).exists()]
-    named = re.findall(r"\b((?:configs|benchmarks|tests|bertjax)/[\w/]+\.(?:py|yaml))\b", text)
+    named = re.findall(r"\b((?:configs|benchmarks|tests|bertjax|launch)/[\w/]+\.(?:py|yaml|sh|sbatch))\b", text)
     assert not [name for name in named if not (ROOT / name).is_file()]
     for first, second in re.findall(r"^    (?:\$ )?bertjax ([a-z-]+)(?: ([a-z-]+)\b)?", text, re.MULTILINE):
         assert first in COMMANDS or f"{first} {second}" in COMMANDS, f"bertjax {first} {second}"
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md"], ids=lambda page: page.name)
+def test_plain_words(page: Path) -> None:
+    text = page.read_text(encoding="utf-8").replace("whole-word masking", "")
+    assert not re.findall(WITHDRAWN, text, re.IGNORECASE)
+
+
+@pytest.mark.slow
+def test_the_site_builds(tmp_path: Path) -> None:
+    """Strict: a broken link or anchor, a page outside the navigation and an unknown identifier are errors."""
+    if not all(importlib.util.find_spec(name) for name in ("mkdocs", "material", "mkdocstrings")):
+        pytest.skip("the docs group is not installed: make docs")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
+    done = subprocess.run(
+        command, cwd=ROOT, env=os.environ | {"NO_MKDOCS_2_WARNING": "1"}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {page.relative_to(DOCS).with_suffix("") for page in PAGES} == {
+        page.relative_to(tmp_path).with_suffix("") for page in tmp_path.rglob("*.html") if page.name != "404.html"
+    }

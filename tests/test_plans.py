@@ -1,4 +1,4 @@
-"""The table of plans in docs/pods.md is what the compilers said, and they say it again (slow; needs libtpu or CUDA)."""
+"""The table in docs/results/plans.md is what the compilers said, and they say it again (slow; needs libtpu or CUDA)."""
 
 import importlib.util
 import json
@@ -31,7 +31,7 @@ def plans() -> ModuleType:
 
 
 def test_the_page_shows_what_was_compiled(plans):
-    page = (ROOT / "docs" / "pods.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "results" / "plans.md").read_text(encoding="utf-8")
     assert plans.table(FOUND) in page and plans.scaling(FOUND) in page
 
 

@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
-PAGE = (ROOT / "docs" / "launch.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "distributed.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"^    (kubectl .*)$", PAGE, re.MULTILINE)
 
 
