@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 BIN := .venv/bin
-# One stamp for each Python version, so `make PYTHON=python3.12 test` makes .venv anew after another version's.
+# One stamp for each Python version, so `make PYTHON=python3.12 test` makes .venv again after another version's.
 READY := .venv/.ready-$(VERSION)
 SHELL_FILES := .ci/run .ci/setup $(wildcard launch/*.sh launch/*.sbatch)
 LOCK := --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
