@@ -1,4 +1,4 @@
-"""The pages in docs/ name only commands, configurations, benchmarks, tests and pages that exist, and the site builds."""
+"""The pages in docs/ name only commands, configurations, benchmarks, tests and pages that exist; the site builds."""
 
 import importlib.util
 import os
@@ -44,6 +44,6 @@ def test_the_site_builds(tmp_path: Path) -> None:
         command, cwd=ROOT, env=os.environ | {"NO_MKDOCS_2_WARNING": "1"}, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert {page.relative_to(DOCS).with_suffix("") for page in PAGES} == {
-        page.relative_to(tmp_path).with_suffix("") for page in tmp_path.rglob("*.html") if page.name != "404.html"
-    }
+    built = {page.relative_to(tmp_path).with_suffix("").as_posix() for page in tmp_path.rglob("*.html")}
+    assert {page.relative_to(DOCS).with_suffix("").as_posix() for page in PAGES} < built
+    assert {"api/models", "api/training", "api/data"} < built, "pages of the API reference"
