@@ -1,4 +1,4 @@
-"""An mkdocs hook that adds one page of the API reference for each folder of the package that has documented modules."""
+"""An mkdocs hook that adds one page of the API reference for each folder of the package."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ def pages() -> dict[str, str]:
     for init in sorted(PACKAGE.rglob("__init__.py")):
         folder = init.parent.relative_to(PACKAGE)
         modules = [path.stem for path in sorted(init.parent.glob("[!_]*.py"))]
-        if folder.parts and folder.parts[0] not in LEFT_OUT and modules:
+        if folder.parts and folder.parts[0] not in LEFT_OUT:
             name = ".".join(("bertjax", *folder.parts))
             directives = [f"::: {name}.{module}\n    options: {{heading_level: 2}}\n" for module in modules]
             head = f"::: {name}\n    options: {{members: false, heading_level: 1}}\n"
