@@ -1,5 +1,6 @@
 """The pages in docs/ name only commands, configurations, benchmarks, tests and pages that exist; the site builds."""
 
+import ast
 import importlib.util
 import os
 import re
@@ -32,6 +33,15 @@ def test_what_it_names_exists(page: Path) -> None:
 def test_plain_words(page: Path) -> None:
     text = page.read_text(encoding="utf-8").replace("whole-word masking", "")
     assert not re.findall(WITHDRAWN, text, re.IGNORECASE)
+
+
+def test_architecture_lists_the_layers_that_are_checked() -> None:
+    tree = ast.parse((ROOT / "tests" / "test_floors.py").read_text(encoding="utf-8"))
+    values = {ast.unparse(node.targets[0]): node.value for node in tree.body if isinstance(node, ast.Assign)}
+    checked = [set(line.split()) for line in ast.literal_eval(values["FLOORS"])[""]]
+    page = (DOCS / "architecture.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \|", page, re.MULTILINE)
+    assert [set(re.findall(r"\w+", row)) for row in rows] == checked[::-1]
 
 
 @pytest.mark.slow
