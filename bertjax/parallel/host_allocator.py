@@ -1,7 +1,7 @@
 """glibc's allocator, told to keep freed memory for a CPU run.
 
 By default it returns the step's large temporary buffers to the system and takes them back, page fault by page fault,
-at every step, which then takes 1.4 to 1.7 times as long (docs/performance.md).
+at every step, which then takes 1.4 to 1.7 times as long (docs/results/performance.md).
 """
 
 import ctypes

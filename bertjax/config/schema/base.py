@@ -1,9 +1,8 @@
 """What every section of the configuration is made of."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Union
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetCoreSchemaHandler
-from pydantic_core import core_schema
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, GetCoreSchemaHandler, Tag
 
 from bertjax.storage.locations import path_problem
 
@@ -45,14 +44,14 @@ class KindOf:
         found = value.get(self.tag, self.default) if isinstance(value, dict) else getattr(value, self.tag, None)
         return found if isinstance(found, str) and found in self.table else None
 
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
-        choices = {kind: handler.generate_schema(section) for kind, section in self.table.items()}
-        return core_schema.tagged_union_schema(
-            choices,
-            discriminator=self.which,
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> Any:
+        sections = tuple(Annotated[section, Tag(kind)] for kind, section in self.table.items())
+        kinds = Discriminator(
+            self.which,
             custom_error_type="unknown_kind",
-            custom_error_message=f"'{self.tag}' must be one of: {', '.join(choices)}",
+            custom_error_message=f"'{self.tag}' must be one of: {', '.join(self.table)}",
         )
+        return handler.generate_schema(Annotated[Union[sections], kinds])  # noqa: UP007
 
 
 def register(table: dict[str, type[Section]], kind: str, section: type[Section]) -> None:
