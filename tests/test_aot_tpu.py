@@ -34,7 +34,7 @@ NO_DROPOUT = {"attention_probs_dropout_prob": 0.0}
 
 def made(config, topology: str) -> dict:
     """Of the first stage's train step: bytes of one device, {kind: number of collectives}, {kernel: calls}."""
-    devices = topologies.devices(topologies.parse(topology, config.mesh.slices))
+    devices = topologies.devices(topologies.parse(topology, config.mesh.dcn))
     outcome = compile_lowered(build_stage_program(config, config.stages[0], devices).lower, dump=True)
     assert outcome.compiled is not None, outcome.reason
     memory, module, counts = outcome.compiled.memory_analysis(), HloModule.of(outcome.text), Counter()

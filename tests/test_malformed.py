@@ -19,7 +19,7 @@ MODEL = "{vocab_size: 57, hidden_size: 16, num_attention_heads: 2, num_hidden_la
 CONFIG = f"""\
 model: {MODEL}
 tokenizer: {{path: vocab.txt}}
-run: {{compile_cache: null, tensorboard: false, compute_dtype: float32}}
+run: {{compilation_cache_dir: null, tensorboard: false, compute_dtype: float32}}
 tasks:
   text: {{source: {{kind: text, files: [text.txt]}}, preprocess: {{sequence_length: 32}}}}
   lines: {{source: {{kind: jsonl, files: [data.jsonl]}}, preprocess: {{sequence_length: 32}}}}

@@ -119,7 +119,7 @@ def answer(
     for what, text in (("question", question), ("context", context)):
         _check_text(what, text)
     settings, windows = span_settings(restored)
-    settings = settings or SquadEvaluation.model_construct()
+    settings = settings or SquadEvaluation.model_construct()  # type: ignore[call-arg]
     version_2 = settings.version_2 if settings.version_2 is not None else bool(restored.unanswerable)
     threshold = settings.null_score_diff_threshold if null_threshold is None else null_threshold
     example = span_qa.Example(id="0", question=question, context=context, answers=[], is_impossible=False, title="")

@@ -40,9 +40,9 @@ def open_records(
 
 def with_writable_cache(ctx: RunContext, output: Path | None) -> RunContext:
     """The same with prepared data beside `output`, where the run's folder for them can only be read."""
-    if output is None or ctx.config.run.prepared or records.is_writable(ctx.prepared_dir):
+    if output is None or ctx.config.run.prepared_dir or records.is_writable(ctx.prepared_dir):
         return ctx
     folder = (output.parent if output.suffix == ".json" else output) / "prepared"
     print(f"{ctx.prepared_dir}: cannot be written; prepared data are kept in {folder}", file=sys.stderr, flush=True)
-    run = ctx.config.run.model_copy(update={"prepared": str(folder)})
+    run = ctx.config.run.model_copy(update={"prepared_dir": str(folder)})
     return replace(ctx, config=ctx.config.model_copy(update={"run": run}))

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from bertjax.config.loading.earlier_versions import upgrade_config
 from bertjax.config.loading.load import build_saved
 from bertjax.config.schema.run import Config
 from bertjax.data.tokenizers import load
@@ -92,11 +93,11 @@ def _with_run_dir(config: Config, meta: Mapping[str, Any], found: CheckpointRef)
         return config, True
     folder, in_run = results_folder(found)
     changes = {"root": str(folder.parent), "name": folder.name}
-    changes |= {} if in_run or run.prepared else {"prepared": str(folder / "prepared")}
+    changes |= {} if in_run or run.prepared_dir else {"prepared_dir": str(folder / "prepared")}
     return config.model_copy(update={"run": run.model_copy(update=changes)}), in_run
 
 
 def _best_step(found: CheckpointRef, checkpoints: CheckpointManager, score: str) -> int:
     if found.step is not None:
         raise UserError(f"{found.path}: step {found.step} is named already; leave it out to get the best {score}")
-    return checkpoints.best_step(score, checkpoints.meta()["config"]["run"]["checkpoint"]["best_is"])
+    return checkpoints.best_step(score, upgrade_config(checkpoints.meta()["config"])["run"]["checkpoint"]["best_mode"])

@@ -65,7 +65,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     """
     devices = all_devices() if devices is None else list(devices)
     _, *shape = axis_sizes(config, len(devices)).values()
-    grid = np.stack([arrange_devices(part, tuple(shape)) for part in group_by_slice(devices, config.slices)])
+    grid = np.stack([arrange_devices(part, tuple(shape)) for part in group_by_slice(devices, config.dcn)])
     return JaxMesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
@@ -78,7 +78,7 @@ def group_by_slice(devices: Sequence[jax.Device], count: int) -> list[list[jax.D
     found = _group_by_index(devices)
     platform = devices[0].platform
     if platform == "tpu" and len(found) != count:
-        raise UserError(f"mesh.slices: these TPU devices form {len(found)} slices, not {count}; set it to {len(found)}")
+        raise UserError(f"mesh.dcn: these TPU devices form {len(found)} slices, not {count}; set it to {len(found)}")
     if count == 1:
         return [[device for part in found for device in part]]
     if len(found) == 1 and platform == "cpu":
@@ -86,7 +86,7 @@ def group_by_slice(devices: Sequence[jax.Device], count: int) -> list[list[jax.D
         return [devices[i * size : (i + 1) * size] for i in range(count)]
     if len(found) % count or len({len(part) for part in found}) > 1:
         held = ", ".join(str(len(part)) for part in found[:8])
-        raise UserError(f"mesh.slices: {count} does not part {len(found)} hosts with {held} devices into equal groups")
+        raise UserError(f"mesh.dcn: {count} does not part {len(found)} hosts with {held} devices into equal groups")
     each = len(found) // count
     return [[d for part in found[i * each : (i + 1) * each] for d in part] for i in range(count)]
 

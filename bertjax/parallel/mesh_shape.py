@@ -35,11 +35,11 @@ def merge_rules(overrides: Mapping[str, str | list[str] | None]) -> dict[str, tu
 
 def axis_sizes(config: MeshConfig, devices: int) -> dict[str, int]:
     """The size of each axis on so many devices. Raises UserError when they do not multiply out."""
-    sizes = [config.slices, config.data, config.fsdp, config.tensor]
+    sizes = [config.dcn, config.data, config.fsdp, config.tensor]
     fixed = prod(n for n in sizes if n != -1)
     if devices % fixed or (-1 not in sizes and fixed != devices):
-        named = zip(("slices", *AXES[1:]), sizes, strict=True)
-        wanted = " x ".join(f"{name}={n}" for name, n in named if name != "slices" or n > 1)
+        named = zip(AXES, sizes, strict=True)
+        wanted = " x ".join(f"{name}={n}" for name, n in named if name != "dcn" or n > 1)
         raise UserError(f"mesh: {wanted} does not fit {devices} devices; set one axis to -1 to take what is left")
     return {axis: devices // fixed if n == -1 else n for axis, n in zip(AXES, sizes, strict=True)}
 
@@ -77,8 +77,8 @@ def find_problems(mesh: MeshConfig, stages: Sequence[Stage], devices: int, slice
 
     `slices`: TPU slices that the devices come in, where that is known.
     """
-    if slices is not None and mesh.slices != slices:
-        return [f"mesh.slices: the devices come in slices: {slices}, not {mesh.slices}; set mesh.slices={slices}"]
+    if slices is not None and mesh.dcn != slices:
+        return [f"mesh.dcn: the devices come in slices: {slices}, not {mesh.dcn}; set mesh.dcn={slices}"]
     try:
         sizes, table = axis_sizes(mesh, devices), merge_rules(mesh.rules)
     except UserError as error:

@@ -15,7 +15,7 @@ _PACKAGES = ("jax", "libtpu", "jax-cuda13-plugin", "jax-cuda12-plugin")
 def handle_request(request: dict[str, Any]) -> tuple[str, bool]:
     """-> (what to print, whether all of it fits)."""
     config = build(request["config"], where=request["name"])
-    topology = topologies.parse(request["topology"], config.mesh.slices)
+    topology = topologies.parse(request["topology"], config.mesh.dcn)
     site = Target(topologies.devices(topology), topology.chip)
     about = {
         "config": request["name"],

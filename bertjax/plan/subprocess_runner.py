@@ -19,7 +19,7 @@ DEFAULT_SWEEP_LIMIT = 24  # programs that a sweep compiles
 
 def plan_command(config: Config, arguments: argparse.Namespace) -> int:
     """Checks what can be checked without jax, and compiles -> exit code. Raises UserError."""
-    topology = parse(arguments.topology, config.mesh.slices)
+    topology = parse(arguments.topology, config.mesh.dcn)
     names = [stage.name for stage in config.stages]
     if arguments.stage not in (None, *names):
         raise UserError(f"--stage: {arguments.config} has no stage '{arguments.stage[:80]}'; it has {', '.join(names)}")

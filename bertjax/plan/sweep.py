@@ -66,7 +66,7 @@ class Sweep:
 
     def _compile(self, shape: MeshShape, rows: int, remat: str) -> dict[str, Any]:
         config, stage = apply_candidate(self.config, self.stage, shape, rows, remat)
-        mesh = config.mesh.model_dump(include={"slices", "data", "fsdp", "tensor"})
+        mesh = config.mesh.model_dump(include={"dcn", "data", "fsdp", "tensor"})
         found: dict[str, Any] = {"mesh": mesh, "batch_size": rows, "remat": remat}
         opened = build_stage_program(config, stage, self.site.devices)
         held = {"parameters": memory.parameter_bytes(opened), "optimizer": memory.optimizer_bytes(opened)}
@@ -93,7 +93,7 @@ def _summary(plan: dict[str, Any]) -> str:
 def sweep(config: Config, stage: Stage, site: Target, limit: int) -> dict[str, Any]:
     """{sweep, compiled, limit, ranked, unfit}; ranked by estimated positions/s, on CPUs by memory instead."""
     run = Sweep(config, stage, site, limit)
-    shapes = list(candidate_meshes(config, len(site.devices) // config.mesh.slices))
+    shapes = list(candidate_meshes(config, len(site.devices) // config.mesh.dcn))
     for shape in shapes:
         run.try_mesh(shape, smallest_batch(config, stage, shape))
     best = [found["mesh"] for found in sorted(run.ranked, key=_rank_key)[:TOP_MESHES]]
@@ -139,7 +139,7 @@ def divisors(number: int) -> list[int]:
 
 def smallest_batch(config: Config, stage: Stage, shape: MeshShape) -> int:
     """The stage's batch size, or the next one that this mesh divides."""
-    sizes = {"dcn": config.mesh.slices, "data": shape.data, "fsdp": shape.fsdp, "tensor": shape.tensor}
+    sizes = {"dcn": config.mesh.dcn, "data": shape.data, "fsdp": shape.fsdp, "tensor": shape.tensor}
     unit = batch_shards(sizes, merge_rules(config.mesh.rules)["batch"]) * stage.grad_accum
     return -(-stage.batch_size // unit) * unit
 

@@ -64,7 +64,7 @@ class Topology:
     name: as it was asked for.
     kind: v3, v4, v5e, v5p, v6e, a100, h100, h200, b200 or cpu.
     shape: chips along each dimension of the torus; (hosts, GPUs of a host); (devices,) of a CPU.
-    slices: how many of them (`mesh.slices`), joined by the data centre's network; TPU only.
+    slices: how many of them (`mesh.dcn`), joined by the data centre's network; TPU only.
     """
 
     name: str

@@ -87,7 +87,7 @@ def adapter_size(trainable: Trainable) -> int:
 
 def prepared_dir(config: Config) -> Path:
     """Prepared data, by default shared by all runs under one root; a remote path may be named."""
-    return remote.as_path(config.run.prepared) if config.run.prepared else config.run_dir.parent / "prepared"
+    return remote.as_path(config.run.prepared_dir) if config.run.prepared_dir else config.run_dir.parent / "prepared"
 
 
 def open_run_context(config: Config, base: Path) -> RunContext:
@@ -179,7 +179,7 @@ def enable_compilation_cache(config: Config) -> None:
     A path with a scheme (gs://) goes to jax as it is. A folder that cannot be written is told of and done without: a
     slow start is no reason not to start.
     """
-    where = config.run.compile_cache
+    where = config.run.compilation_cache_dir
     if where and "://" not in where:
         folder = Path(where).expanduser()
         try:
@@ -187,7 +187,7 @@ def enable_compilation_cache(config: Config) -> None:
             with tempfile.TemporaryFile(dir=folder):
                 where = str(folder)
         except OSError as error:
-            print(f"note: {folder}: no compiled programs are kept ({error.strerror}); run.compile_cache=null, or name "
+            print(f"note: {folder}: no compiled programs are kept ({error.strerror}); run.compilation_cache_dir=null, or name "
                   "another folder", file=sys.stderr)  # fmt: skip
             return
     if where:

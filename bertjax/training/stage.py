@@ -123,7 +123,7 @@ class StageRunner:
         self.unlogged, self.scores = meta.get("unlogged"), self.checkpoints.scores(step)
         saved = param_paths.flatten(tree["params"])
         self.untrained = restored_heads(meta, {path: saved[path] for path in untrained})
-        named = self.ctx.base / Path(self.stage.init_base).expanduser() if self.stage.init_base else None
+        named = self.ctx.base / Path(self.stage.adapter_base).expanduser() if self.stage.adapter_base else None
         tree = adapters.merge_base(tree, self.base, self.checkpoints.folder, likes[step], self.ctx, named)
         return from_tree(tree, likes[step]), step
 
@@ -198,7 +198,7 @@ class StageRunner:
         return state
 
     def check_finite(self, nonfinite_steps: int, step: int) -> None:
-        if nonfinite_steps >= self.ctx.config.run.max_bad_steps:
+        if nonfinite_steps >= self.ctx.config.run.max_nonfinite_steps:
             raise DivergedError(
                 f"stage '{self.name}' step {step}: the loss or the gradients were not finite {nonfinite_steps} steps in a "
                 f"row; the last checkpoint is good; lower the learning rate or lengthen the warm-up"

@@ -55,8 +55,6 @@ def check_kinds(config: Config, stage: Stage) -> None:
         if task.preprocess.kind not in rows:
             found = task.preprocess.kind
             raise UserError(f"{head} reads rows made by {_join_or(rows)}; task '{name}' has preprocess.kind {found}")
-        if task.preprocess.kind == "causal_lm" and getattr(config.model, "architecture", "") != "decoder_only":
-            raise UserError(f"{head}: task '{name}': causal_lm needs model.architecture: decoder_only")
     names = [evaluation.name for evaluation in stage.evaluate]
     for evaluation in stage.evaluate:
         which = f"evaluation '{evaluation.name}'"

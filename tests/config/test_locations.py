@@ -18,8 +18,8 @@ LOCAL_ONLY = {
     f"{SOURCE}.data_dir": SOURCE + "={{kind: tfds, name: x, data_dir: '{}'}}",
 }
 ALSO_REMOTE = {
-    "run.prepared": "run.prepared={}",
-    "run.compile_cache": "run.compile_cache={}",
+    "run.prepared_dir": "run.prepared_dir={}",
+    "run.compilation_cache_dir": "run.compilation_cache_dir={}",
     "tokenizer.path": "tokenizer.path={}",
     f"{SOURCE}.files.0": SOURCE + ".files=['{}']",
     "tokenizer.train_on.files.0": "tokenizer.train_on={{files: ['{}']}}",

@@ -170,7 +170,7 @@ def test_the_command_of_the_page_is_one_that_beam_takes():
     name, rest = _split_command(words[1:])
     arguments = _parse(name, COMMANDS[name], rest)
     assert arguments and arguments.runner == "beam"
-    assert "run.prepared=gs://BUCKET/prepared" in arguments.overrides
+    assert "run.prepared_dir=gs://BUCKET/prepared" in arguments.overrides
     assert make_runner("beam", arguments.rest).is_distributed
     config = load(arguments.config, arguments.overrides)
     assert config.tasks["c4"].source[0].files == ["gs://BUCKET/c4/en/c4-train.*.json.gz"]

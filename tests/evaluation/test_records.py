@@ -49,7 +49,7 @@ def test_whatever_a_score_depends_on_makes_another_evaluation(override, here, ru
 @pytest.mark.parametrize(
     "override",
     ["run.log_every=7", "run.prefetch=9", "mesh.fsdp=2", f"{MLM}.every=5", "stages.first.evaluate.short.batches=2",
-     "stages.first.optimizer.learning_rate=0.5", "stages.first.steps=9", "run.prepared=elsewhere"],
+     "stages.first.optimizer.learning_rate=0.5", "stages.first.steps=9", "run.prepared_dir=elsewhere"],
 )  # fmt: skip
 def test_what_no_score_depends_on_does_not(override):
     assert differing(override) == {}

@@ -114,7 +114,7 @@ def test_mesh_batches_paths_and_attention_are_checked_on_the_pod_s_devices(here)
     ("where", "overrides", "says"),
     [
         (pod("v5p-16"), ["mesh.data=7"], "mesh: data=7 x fsdp=1 x tensor=1 does not fit 8 devices"),
-        (pod(node_id=None, count=2), [], "mesh.slices: the devices come in slices: 2, not 1; set mesh.slices=2"),
+        (pod(node_id=None, count=2), [], "mesh.dcn: the devices come in slices: 2, not 1; set mesh.dcn=2"),
         (pod(), ["run.root=gs://b/r"], "run.root: 'gs://b/r': only a local path works here"),
         (pod(), ["run.root=/mnt/shared"], "run.root: /mnt/shared: is on each machine's own disk: no other worker"),
     ],

@@ -90,7 +90,7 @@ def test_heads_that_do_not_divide_though_their_columns_do(heads, expected):
 def test_bits_of_a_part_are_those_of_the_whole(names):
     """Rows, positions, heads and columns each know where they are."""
     shape, key, table = (8, 4, 6), jax.random.key(3), merge_rules(RULES)
-    mesh = make_mesh(MeshConfig(slices=2, fsdp=2, tensor=2))
+    mesh = make_mesh(MeshConfig(dcn=2, fsdp=2, tensor=2))
     spec = sharding.logical_to_mesh_axes((*names, None)[:3], table)
     part = tuple(n // np.prod([mesh.shape[a] for a in jax.tree.leaves((axes,))], dtype=int)
                  for n, axes in zip(shape, spec, strict=True))  # fmt: skip

@@ -17,7 +17,7 @@ from bertjax.parallel.mesh_shape import merge_rules
 MESHES = {
     "tensor8": {"data": 1, "tensor": 8},
     "data2_fsdp2_tensor2": {"data": 2, "fsdp": 2, "tensor": 2},
-    "slices2_tensor4": {"slices": 2, "data": 1, "tensor": 4},
+    "dcn2_tensor4": {"dcn": 2, "data": 1, "tensor": 4},
 }
 
 

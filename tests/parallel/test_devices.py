@@ -25,7 +25,7 @@ def ids(parts: list) -> list[list[int]]:
 
 
 def test_slices_of_one_process_are_equal_runs():
-    mesh = make_mesh(MeshConfig(slices=2, fsdp=2, tensor=2, data=1))
+    mesh = make_mesh(MeshConfig(dcn=2, fsdp=2, tensor=2, data=1))
     assert [[d.id for d in part.flat] for part in mesh.devices] == [[0, 1, 2, 3], [4, 5, 6, 7]]
     assert mesh.devices.shape == (2, 1, 2, 2) and set(mesh.devices.flat) == set(jax.devices())
 
@@ -38,7 +38,7 @@ def test_tpu_slices_are_found_by_their_index():
 
 @pytest.mark.parametrize(("slices", "asked"), [(2, 1), (2, 4), (1, 2)])
 def test_tpu_slices_are_what_they_are(slices, asked):
-    with pytest.raises(UserError, match=rf"^mesh.slices: .* form {slices} slices, not {asked}; set it to {slices}$"):
+    with pytest.raises(UserError, match=rf"^mesh.dcn: .* form {slices} slices, not {asked}; set it to {slices}$"):
         group_by_slice(fake("tpu", 4, 2, slices=slices), asked)
 
 
@@ -52,6 +52,6 @@ def test_gpu_hosts_join_into_groups(known):
 
 @pytest.mark.parametrize("listed", [fake("gpu", 3, 2), fake("gpu", 1, 8), fake("gpu", 2, 4)[:6]], ids=["3", "1", "odd"])
 def test_gpu_hosts_that_do_not_part_are_one_line(listed):
-    with pytest.raises(UserError, match="^mesh.slices: 2 does not part") as error:
+    with pytest.raises(UserError, match="^mesh.dcn: 2 does not part") as error:
         group_by_slice(listed, 2)
     assert "\n" not in str(error.value)

@@ -20,7 +20,7 @@ from bertjax.parallel.mesh_shape import RULES, merge_rules
         ({"fsdp": 8, "data": 1}, (1, 1, 8, 1)),
         ({"fsdp": -1, "data": 2, "tensor": 2}, (1, 2, 2, 2)),
         ({"fsdp": 4, "tensor": 2}, (1, 1, 4, 2)),
-        ({"slices": 2, "fsdp": 2}, (2, 2, 2, 1)),
+        ({"dcn": 2, "fsdp": 2}, (2, 2, 2, 1)),
     ],
 )
 def test_mesh_takes_all_devices(sizes, expected):
@@ -41,12 +41,12 @@ def test_mesh_over_some_devices():
         {"data": 4},
         {"fsdp": 16},
         {"data": 2, "fsdp": 2, "tensor": 4},
-        {"slices": 3},
-        {"slices": 2, "data": 8},
+        {"dcn": 3},
+        {"dcn": 2, "data": 8},
     ],
 )  # fmt: skip
 def test_sizes_that_do_not_fit_are_one_line(sizes):
-    first = "slices" if "slices" in sizes else "data"
+    first = "dcn" if "dcn" in sizes else "data"
     with pytest.raises(UserError, match=rf"^mesh: {first}=.* does not fit 8 devices; .*-1") as error:
         make_mesh(MeshConfig(**sizes))
     assert "\n" not in str(error.value) and len(str(error.value)) <= 300
@@ -136,7 +136,7 @@ def test_gathered_weights_are_whole_along_fsdp_and_split_along_tensor():
 @pytest.fixture
 def by_hand():
     """run(f, *(array, logical axes)) inside a shard_map over dcn, data and fsdp of eight devices, tensor left alone."""
-    mesh, table = make_mesh(MeshConfig(slices=2, fsdp=2, tensor=2)), merge_rules({})
+    mesh, table = make_mesh(MeshConfig(dcn=2, fsdp=2, tensor=2)), merge_rules({})
     cut = ("dcn", "data", "fsdp")
 
     def run(f, *given, out):

@@ -188,7 +188,7 @@ def test_the_first_batch_is_the_stage_s_or_the_next_that_divides(tiny_project):
     config = load(tiny_project / "tiny.yaml", ["stages.pretrain.batch_size=12", "stages.pretrain.grad_accum=2"])
     assert smallest_batch(config, config.stages[0], MeshShape(1, 1, 2)) == 12
     assert smallest_batch(config, config.stages[0], MeshShape(1, 2, 4)) == 16
-    two = load(tiny_project / "tiny.yaml", ["mesh.slices=2"])
+    two = load(tiny_project / "tiny.yaml", ["mesh.dcn=2"])
     assert smallest_batch(two, two.stages[0], MeshShape(2, 1, 8)) == 16
 
 

@@ -30,12 +30,12 @@ TINY = BertConfig(
     vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
     max_position_embeddings=LENGTH, initializer_range=0.1,
 )  # fmt: skip
-AXES = {"slices": 1, "data": 1, "fsdp": 1, "tensor": 1}
+AXES = {"dcn": 1, "data": 1, "fsdp": 1, "tensor": 1}
 
 
 @pytest.fixture(scope="session")
 def make_program() -> Callable[..., TrainProgram]:
-    """program(slices=, data=, fsdp=, tensor=, ...) on as many devices as these axes need."""
+    """program(dcn=, data=, fsdp=, tensor=, ...) on as many devices as these axes need."""
 
     def make(
         objective: object = MlmNspObjective(),  # noqa: B008

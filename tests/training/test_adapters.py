@@ -90,7 +90,7 @@ def train(tmp_path_factory, once) -> Callable[..., Path]:
 
     def run(
         name: str, base: Path | None = None, trainable: Any = ADAPTERS, start: str | None = None,
-        init_base: Path | None = None, **run: Any,
+        adapter_base: Path | None = None, **run: Any,
     ) -> Path:  # fmt: skip
         tree = yaml.safe_load(CONFIG)
         tree["run"] |= {"name": name, "root": str(home / "runs"), **run}
@@ -98,7 +98,7 @@ def train(tmp_path_factory, once) -> Callable[..., Path]:
             kept = base.parents[1] if base.parent.name == "checkpoints" else base
             tree["tokenizer"]["path"] = str(kept / "tokenizer")
             tree["stages"] = [tree["stages"][-1] | {"init_from": start or str(base), "trainable": trainable}]
-            tree["stages"][0] |= {"init_base": str(init_base)} if init_base else {}
+            tree["stages"][0] |= {"adapter_base": str(adapter_base)} if adapter_base else {}
         with once(), chdir(home):
             loop.train(build(tree), home, build_evaluators)
         return home / "runs" / name
@@ -223,7 +223,7 @@ def test_a_lone_step_finds_its_base_by_content(whole, tmp_path, one_device):
     assert restore(lone, base_model=tmp_path / "other-name").step == restore(whole).step
 
 
-def test_where_init_base_said_the_base_is(tmp_path):
+def test_where_adapter_base_said_the_base_is(tmp_path):
     known = adapters._candidate_paths(
         {"path": "/gone/01-tune", "init_base": str(tmp_path / "base")}, tmp_path / "run" / "00-more"
     )
@@ -240,13 +240,13 @@ def test_a_run_goes_on_and_others_start_with_a_base_that_moved(train, whole, apa
     stop_at("tune", -1)
     moved = (tmp_path / "base").rename(tmp_path / "elsewhere")
     shutil.copytree(tokenizer / "tokenizer", tmp_path / "base" / "tokenizer")
-    with pytest.raises(UserError, match="stages.NAME.init_base"):
+    with pytest.raises(UserError, match="stages.NAME.adapter_base"):
         train("moving", source)
-    run = train("moving", source, init_base=moved / "checkpoints" / "00-pretrain")
+    run = train("moving", source, adapter_base=moved / "checkpoints" / "00-pretrain")
     assert leaves(run) == leaves(apart)
-    with pytest.raises(UserError, match="stages.NAME.init_base"):
+    with pytest.raises(UserError, match="stages.NAME.adapter_base"):
         train("on-top", run)
-    on_top = train("on-top", run, init_base=moved)
+    on_top = train("on-top", run, adapter_base=moved)
     assert restore(on_top).step == restore(run, base_model=moved).step  # it knows where its base was said to be
 
 

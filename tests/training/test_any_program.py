@@ -17,7 +17,7 @@ from bertjax.training.program import TrainProgram
 from bertjax.training.step import jit_eval_step, jit_train_step
 
 SIZES = [(s, d, f, t) for s in (1, 2) for d in (1, 2, 4, 8) for f in (1, 2, 4, 8) for t in (1, 2, 4)]
-MESHES = [dict(zip(("slices", "data", "fsdp", "tensor"), n, strict=True)) for n in SIZES if 1 < np.prod(n) <= 8]
+MESHES = [dict(zip(("dcn", "data", "fsdp", "tensor"), n, strict=True)) for n in SIZES if 1 < np.prod(n) <= 8]
 RULES: list[dict[str, Any]] = [
     {}, {"sequence": "tensor"}, {"vocab": None}, {"embed": None}, {"sequence": "tensor", "vocab": None},
     {"heads": None}, {"mlp": None, "sequence": "tensor"}, {"embed": ["data", "fsdp"]}, {"batch": ["data", "fsdp"]},
@@ -33,7 +33,7 @@ def draw(seed: int, make_program: Any, make_rows: Any) -> tuple[TrainProgram, Tr
     choose = random.Random(seed).choice
     mesh, rules, heads = choose(MESHES), choose(RULES), choose([4, 4, 3])
     shared = {"grad_accum": choose([1, 2]), "segments": choose([(), (2,), (1, 1)])}
-    count = mesh["slices"] * mesh["data"] * mesh["fsdp"] * shared["grad_accum"] * choose([1, 1, 2, 3])
+    count = mesh["dcn"] * mesh["data"] * mesh["fsdp"] * shared["grad_accum"] * choose([1, 1, 2, 3])
     if choose([True, False]):
         objective, kind, groups = choose(
             [(MlmNspObjective(), "pairs", 1), (SpanQaObjective(), "span", 1), (SpanQaObjective(), "span", 2)]

@@ -15,7 +15,7 @@ OVER_TENSOR = {"batch": ["dcn", "data", "fsdp", "tensor"], "vocab": None, "heads
 CASES = [
     ({}, {"data": 4}, 4),
     ({}, {"tensor": 4}, 1),
-    ({}, {"slices": 2, "data": 2, "tensor": 2}, 4),
+    ({}, {"dcn": 2, "data": 2, "tensor": 2}, 4),
     (OVER_TENSOR, {"tensor": 4}, 4),
     (OVER_TENSOR, {"data": 2, "tensor": 2}, 4),
     ({"batch": ["fsdp"]}, {"data": 2, "fsdp": 4}, 4),
@@ -47,8 +47,8 @@ def test_a_training_batch_is_checked_with_the_same_count(make_program, rules, ax
 
 @pytest.mark.parametrize(("rules", "axes", "shards"), CASES)
 def test_a_sweep_starts_at_the_same_count(rules, axes, shards):
-    slices = axes.get("slices", 1)
-    config = Config(stages=[Stage(**STAGE, batch_size=1)], mesh=MeshConfig(slices=slices, data=1, rules=rules))
+    slices = axes.get("dcn", 1)
+    config = Config(stages=[Stage(**STAGE, batch_size=1)], mesh=MeshConfig(dcn=slices, data=1, rules=rules))
     shape = MeshShape(axes.get("tensor", 1), axes.get("fsdp", 1), axes.get("data", 1))
     assert smallest_batch(config, config.stages[0], shape) == shards
     assert batch_shards({"dcn": 2, "data": 3, "fsdp": 5, "tensor": 7}, ("dcn", "tensor")) == 14

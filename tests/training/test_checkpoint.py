@@ -168,8 +168,8 @@ def test_the_last_verified_step_outlives_the_policy(tmp_path: Path) -> None:
 @settings(max_examples=100, deadline=None)
 def test_what_is_kept(steps: set[int], last: int, every: int | None, lowest: bool, data: st.DataObject) -> None:
     scores = {s: {"a/b": data.draw(st.floats(-5, 5))} for s in data.draw(st.sets(st.sampled_from(sorted(steps))))}
-    best_is = "lowest" if lowest else "highest"
-    policy = CheckpointPolicy(keep_last=last, keep_every=every, keep_best="a/b", best_is=best_is)
+    best_mode = "lowest" if lowest else "highest"
+    policy = CheckpointPolicy(keep_last=last, keep_every=every, keep_best="a/b", best_mode=best_mode)
     verified = data.draw(st.sampled_from(sorted(steps)))
     kept = layout.steps_to_keep(policy, steps, scores, verified)
     assert kept <= steps and verified in kept and max(steps) in kept
@@ -192,11 +192,11 @@ def test_the_best_step_of_each_task_is_kept() -> None:
     kept = lambda **policy: layout.steps_to_keep(CheckpointPolicy(keep_last=1, **policy), scores, scores, None)  # noqa: E731
     assert kept(keep_best=["cola/matthews", "squad/em"]) == {50, 30, 60}
     assert kept(keep_best=["squad/em"]) == kept(keep_best="squad/em") == {30, 60}
-    assert kept(keep_best=["cola/matthews", "squad/em"], best_is="lowest") == {10, 60}
+    assert kept(keep_best=["cola/matthews", "squad/em"], best_mode="lowest") == {10, 60}
     scores[10] |= {"novels/target_loss": 3.0}
     scores[20] |= {"novels/target_loss": 2.5}
     assert kept(keep_best=["novels/target_loss", "squad/em"]) == {20, 30, 60}  # a loss is best where it is lowest
-    assert kept(keep_best=["novels/target_loss"], best_is="highest") == {10, 60}
+    assert kept(keep_best=["novels/target_loss"], best_mode="highest") == {10, 60}
     assert kept(keep_best=["rte/accuracy"]) == kept(keep_best=[]) == kept() == {60}
 
 

@@ -146,7 +146,7 @@ def fine_tuning(tokenizer: str, **options) -> Config:
         "data": {"source": {"kind": "stdlib_qa"}, "preprocess": windows},
     }  # fmt: skip
     model = BERT.model_dump(exclude={"family", "config_from"})
-    run = {"name": "trained", "tensorboard": False, "compile_cache": None, "prepare_workers": 1}
+    run = {"name": "trained", "tensorboard": False, "compilation_cache_dir": None, "prepare_workers": 1}
     about = {"path": tokenizer} | options
     return build({"model": model, "tokenizer": about, "stages": [stage], "run": run})
 

@@ -16,7 +16,7 @@ SAVE_EVERY = 4
 def storm(project: Path, root: Path, *options: str, steps: int) -> dict[str, Any]:
     """What kill_storm.py found; the programs it compiles are kept for the next storm."""
     cache = Path(os.environ["JAX_COMPILATION_CACHE_DIR"]) / "storms"
-    overrides = [f"run.compile_cache={cache}", f"run.checkpoint.save_every={SAVE_EVERY}"]
+    overrides = [f"run.compilation_cache_dir={cache}", f"run.checkpoint.save_every={SAVE_EVERY}"]
     overrides += [f"stages.{stage}.steps={steps}" for stage in ("pretrain", "qa")]
     done = subprocess.run(
         [sys.executable, str(STORM), str(project), str(root), *options, *overrides],

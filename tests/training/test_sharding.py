@@ -27,8 +27,8 @@ MESHES = {
     "data8": {"data": 8},
     "fsdp4_tensor2": {"fsdp": 4, "tensor": 2},
     "data2_fsdp2_tensor2": {"data": 2, "fsdp": 2, "tensor": 2},
-    "slices2_fsdp2_tensor2": {"slices": 2, "fsdp": 2, "tensor": 2},
-    "slices2_data4": {"slices": 2, "data": 4},
+    "dcn2_fsdp2_tensor2": {"dcn": 2, "fsdp": 2, "tensor": 2},
+    "dcn2_data4": {"dcn": 2, "data": 4},
 }
 SEQUENCE = {"sequence": "tensor"}  # positions of the residual stream over tensor
 TASKS = {"pairs": (MlmNspObjective(), 1), "span": (SpanQaObjective(), 1), "packed_span": (SpanQaObjective(), 2)}
@@ -72,7 +72,7 @@ def single(make_program, make_rows) -> Callable[[str], tuple]:
 
 SLOW = pytest.mark.slow
 # One mesh for every run of the tests, the others for the slow ones.
-TENSOR = [pytest.param(mesh, marks=() if "slices" in mesh else SLOW) for mesh in MESHES if "tensor" in mesh]
+TENSOR = [pytest.param(mesh, marks=() if "dcn" in mesh else SLOW) for mesh in MESHES if "tensor" in mesh]
 EVERY = [pytest.param(mesh, marks=() if mesh == "data2_fsdp2_tensor2" else SLOW) for mesh in MESHES]
 # A span's softmax does not see a shift, so the gradient of these is rounding, and Adam makes steps of it.
 UNSEEN = ("heads/qa/bias", "layers/1/mlp/norm/bias")
@@ -82,8 +82,8 @@ UNSEEN = ("heads/qa/bias", "layers/1/mlp/norm/bias")
     ("task", "mesh"),
     [
         ("pairs", "fsdp4_tensor2"),
-        ("pairs", "slices2_fsdp2_tensor2"),
-        *(pytest.param("pairs", mesh, marks=SLOW) for mesh in ("data8", "data2_fsdp2_tensor2", "slices2_data4")),
+        ("pairs", "dcn2_fsdp2_tensor2"),
+        *(pytest.param("pairs", mesh, marks=SLOW) for mesh in ("data8", "data2_fsdp2_tensor2", "dcn2_data4")),
         *(pytest.param(task, mesh, marks=SLOW) for task in ("span", "packed_span") for mesh in MESHES),
     ],
 )
@@ -132,7 +132,7 @@ def test_slices_and_micro_batches_with_either_generator(make_program, make_rows,
     """jax's own bits are drawn for the whole batch, so that such a program is left to the partitioner."""
     batches = [make_rows("pairs", 16, seed=s) for s in range(3)]
     execution = ComputeOptions(dropout_rng=rng)
-    meshes = ({}, MESHES["slices2_data4"])
+    meshes = ({}, MESHES["dcn2_data4"])
     drawn = [replace(make_program(grad_accum=2, **axes), compute=execution) for axes in meshes]
     assert (drawn[1].by_hand == ()) == (rng == "threefry")
     expected, found = (run(program, batches) for program in drawn)
@@ -229,7 +229,7 @@ def test_the_partitioners_complaint_can_be_heard(make_program, capfd):
     ("task", "mesh", "execution"),
     [
         ("pairs", "fsdp4_tensor2", ComputeOptions()),
-        ("pairs", "slices2_fsdp2_tensor2", ComputeOptions()),
+        ("pairs", "dcn2_fsdp2_tensor2", ComputeOptions()),
         pytest.param("pairs", "data2_fsdp2_tensor2", ComputeOptions(segments=(2,)), marks=SLOW),
         pytest.param("packed_span", "data2_fsdp2_tensor2", ComputeOptions(), marks=SLOW),
         pytest.param("packed_span", "fsdp4_tensor2", ComputeOptions(segments=(2,), remat="full"), marks=SLOW),

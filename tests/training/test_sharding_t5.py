@@ -17,7 +17,7 @@ MESHES = {
     "data8": {"data": 8},
     "fsdp4_tensor2": {"fsdp": 4, "tensor": 2},
     "data2_fsdp2_tensor2": {"data": 2, "fsdp": 2, "tensor": 2},
-    "slices2_fsdp2_tensor2": {"slices": 2, "fsdp": 2, "tensor": 2},
+    "dcn2_fsdp2_tensor2": {"dcn": 2, "fsdp": 2, "tensor": 2},
 }
 STEPS = 20
 ADAFACTOR = Adafactor(min_dim_size_to_factor=16)  # at T5's own rate; a larger one makes more of a rounding
@@ -43,7 +43,7 @@ def single() -> dict[str, tuple]:
     ("optimizer", "mesh"),
     [
         (ADAFACTOR, "data2_fsdp2_tensor2"),
-        *(pytest.param(ADAFACTOR, mesh, marks=SLOW) for mesh in ("data8", "fsdp4_tensor2", "slices2_fsdp2_tensor2")),
+        *(pytest.param(ADAFACTOR, mesh, marks=SLOW) for mesh in ("data8", "fsdp4_tensor2", "dcn2_fsdp2_tensor2")),
         *(pytest.param(ADAMW, mesh, marks=SLOW) for mesh in MESHES),
     ],
     ids=lambda x: x if isinstance(x, str) else x.kind,
@@ -75,9 +75,9 @@ def assert_equal(found: tuple, expected: tuple) -> None:
 @pytest.mark.parametrize(
     ("mesh", "options"),
     [
-        ("slices2_fsdp2_tensor2", {"adapter_size": 8}),
+        ("dcn2_fsdp2_tensor2", {"adapter_size": 8}),
         *(pytest.param(mesh, {}, marks=SLOW) for mesh in ("fsdp4_tensor2", "data2_fsdp2_tensor2")),
-        pytest.param("slices2_fsdp2_tensor2", {"segments": (2,)}, marks=SLOW),
+        pytest.param("dcn2_fsdp2_tensor2", {"segments": (2,)}, marks=SLOW),
         pytest.param("fsdp4_tensor2", {"num_heads": 3}, marks=SLOW),  # do not divide: left to the partitioner
     ],
 )

@@ -35,10 +35,10 @@ BERT = BertConfig(
 UNEVEN = {"hidden_size": 38, "num_attention_heads": 2}
 MESHES = {
     "data8": {"data": 8},
-    "slices2_data4": {"slices": 2, "data": 4},
+    "dcn2_data4": {"dcn": 2, "data": 4},
     "data2_fsdp4": {"data": 2, "fsdp": 4},
-    "slices2_fsdp4": {"slices": 2, "fsdp": 4},
-    "slices2_fsdp2_tensor2": {"slices": 2, "fsdp": 2, "tensor": 2},
+    "dcn2_fsdp4": {"dcn": 2, "fsdp": 4},
+    "dcn2_fsdp2_tensor2": {"dcn": 2, "fsdp": 2, "tensor": 2},
 }
 
 
@@ -73,7 +73,7 @@ def parameters(program: TrainProgram, axis: str = "") -> int:
 @pytest.mark.parametrize("kind", ["bert", pytest.param("t5", marks=SLOW), pytest.param("bert tensor", marks=SLOW)])
 def test_pieces_of_gradients_travel_between_slices(make_program, make_rows, kind, outer):
     """Sums are cut inside a slice first, so that the slow network carries one fsdp-th of them, once."""
-    axes = {"slices" if outer == "dcn" else "data": 2} | ({"fsdp": 2, "tensor": 2} if "tensor" in kind else {"fsdp": 4})
+    axes = {"dcn" if outer == "dcn" else "data": 2} | ({"fsdp": 2, "tensor": 2} if "tensor" in kind else {"fsdp": 4})
     program = make_t5(mesh=axes) if kind == "t5" else make_program(model=BERT, **axes)
     found = sent(compile_step(program, t5_rows(16) if kind == "t5" else make_rows("pairs", 16)), program.mesh)
     split = parameters(program, "fsdp")
@@ -94,11 +94,11 @@ def test_pieces_of_gradients_travel_between_slices(make_program, make_rows, kind
         ({"fsdp": 4, "tensor": 2}, {"grad_accum": 2}, ()),
         ({"data": 8}, {"grad_accum": 2}, ("data",)),
         ({"data": 2, "fsdp": 4}, {}, ("data", "fsdp")),
-        ({"slices": 2, "data": 2, "tensor": 2}, {}, ("dcn", "data")),
-        ({"slices": 2, "fsdp": 4}, {"rules": {"batch": ["fsdp", "dcn"]}}, ()),
-        ({"slices": 2, "fsdp": 4}, {"rules": {"vocab": "fsdp", "embed": None}}, ()),
-        ({"slices": 2, "fsdp": 4}, {"model": BERT.model_copy(update={"hidden_size": 36})}, ("dcn", "fsdp")),
-        ({"slices": 2, "fsdp": 4}, {"model": BERT.model_copy(update=UNEVEN)}, ()),
+        ({"dcn": 2, "data": 2, "tensor": 2}, {}, ("dcn", "data")),
+        ({"dcn": 2, "fsdp": 4}, {"rules": {"batch": ["fsdp", "dcn"]}}, ()),
+        ({"dcn": 2, "fsdp": 4}, {"rules": {"vocab": "fsdp", "embed": None}}, ()),
+        ({"dcn": 2, "fsdp": 4}, {"model": BERT.model_copy(update={"hidden_size": 36})}, ("dcn", "fsdp")),
+        ({"dcn": 2, "fsdp": 4}, {"model": BERT.model_copy(update=UNEVEN)}, ()),
         ({"fsdp": 4, "tensor": 2}, {"rules": {"sequence": "tensor"}}, ("fsdp",)),
     ],
 )
@@ -108,10 +108,10 @@ def test_what_is_summed_by_hand(make_program, axes, options, expected):
 
 # ---- vocabulary ------------------------------------------------------------------------------------------------------
 
-SPLIT = {"fsdp2_tensor2": {"fsdp": 2, "tensor": 2}, "slices2_fsdp2_tensor2": {"slices": 2, "fsdp": 2, "tensor": 2}}
+SPLIT = {"fsdp2_tensor2": {"fsdp": 2, "tensor": 2}, "dcn2_fsdp2_tensor2": {"dcn": 2, "fsdp": 2, "tensor": 2}}
 
 
-@pytest.mark.parametrize("mesh", [pytest.param("fsdp2_tensor2", marks=SLOW), "slices2_fsdp2_tensor2"])
+@pytest.mark.parametrize("mesh", [pytest.param("fsdp2_tensor2", marks=SLOW), "dcn2_fsdp2_tensor2"])
 @pytest.mark.parametrize("kind", ["bert", pytest.param("tied", marks=SLOW), "own output"])
 @pytest.mark.parametrize("sequence", [None, pytest.param("tensor", marks=SLOW)])
 def test_no_device_has_all_logits_or_the_whole_table(make_program, make_rows, mesh, kind, sequence):

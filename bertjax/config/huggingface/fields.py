@@ -32,15 +32,15 @@ _COMMON: dict[str, FieldRule] = {
     **dict.fromkeys(
         ("model_type", "architectures", "id2label", "label2id", "num_labels", "tie_word_embeddings"), SUPPORTED
     ),
-    "auto_map": RequiredValue(_NONE, "the model is defined by code of its own, which is never run here"),
+    "auto_map": RequiredValue(_NONE, "the model needs code from its folder, which bertjax never runs"),
     "problem_type": RequiredValue(
         (None, "regression", "single_label_classification"), "several labels for one text are not supported"
     ),
     "is_decoder": RequiredValue((False, None), _CAUSAL),
     "add_cross_attention": RequiredValue((False, None), _CAUSAL),
     "cross_attention_hidden_size": RequiredValue((None,), _CAUSAL),
-    "tie_encoder_decoder": RequiredValue((False, None), "stacks that share their weights are not supported"),
-    "pruned_heads": RequiredValue(_NONE, "models without some of their heads are not supported; save it with all of them"),
+    "tie_encoder_decoder": RequiredValue((False, None), "stacks with shared weights are not supported"),
+    "pruned_heads": RequiredValue(_NONE, "pruned models are not supported; save it with all its heads"),
     "quantization_config": RequiredValue(_NONE, "quantized weights are not read; save it in float32 or bfloat16"),
     "per_layer_config": RequiredValue(_NONE, "layers that differ are not supported"),
     **dict.fromkeys(
@@ -103,7 +103,7 @@ FIELDS: dict[str, dict[str, FieldRule]] = {
             ),
             SUPPORTED,
         ),
-        "is_encoder_decoder": RequiredValue((True, None), "a T5 encoder alone is not supported"),
+        "is_encoder_decoder": RequiredValue((True, None), "a T5 encoder without a decoder is not supported"),
         **dict.fromkeys(("initializer_factor", "n_positions", "classifier_dropout"), IGNORED),
     },
 }  # fmt: skip

@@ -30,7 +30,7 @@ DISTILBERT_FIELDS = {
 }
 
 
-def _fields_from_hf(path: Path) -> dict[str, Any]:
+def fields_from_hf(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(text.read_text(path, text.MAX_BYTES))
     except (ValueError, RecursionError) as error:

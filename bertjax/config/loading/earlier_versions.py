@@ -1,18 +1,32 @@
-"""Configurations kept by earlier versions: an option that is missing there has the meaning it had before it existed.
+"""Options of earlier versions: renamed keys, and defaults that saved configurations imply.
 
-Run folders and checkpoints keep every option, so one that is missing was unknown to the version that wrote them.
+Run folders and checkpoints keep every option; one that is missing there was unknown to the version that wrote it.
 """
 
 from typing import Any
 
+# Dotted key -> new last part; a `*` stands for an element of a list.
+RENAMED = {
+    "mesh.slices": "dcn",
+    "run.max_bad_steps": "max_nonfinite_steps",
+    "run.prepared": "prepared_dir",
+    "run.compile_cache": "compilation_cache_dir",
+    "run.checkpoint.best_is": "best_mode",
+    "stages.*.init_base": "adapter_base",
+}
 
-def fill_legacy_defaults(kept: Any) -> Any:
-    """A kept configuration (plain data) with the options that have been added since, where the default is another."""
-    if isinstance(kept, list):
-        return [fill_legacy_defaults(item) for item in kept]
-    if not isinstance(kept, dict):
-        return kept
-    found = {key: fill_legacy_defaults(value) for key, value in kept.items()}
+
+def upgrade_config(saved: dict[str, Any]) -> dict[str, Any]:
+    """Rename the keys of a saved configuration (plain data) and add the defaults of the version that wrote it."""
+    return _upgrade(saved, "")
+
+
+def _upgrade(saved: Any, path: str) -> Any:
+    if isinstance(saved, list):
+        return [_upgrade(item, f"{path}*.") for item in saved]
+    if not isinstance(saved, dict):
+        return saved
+    found = {RENAMED.get(path + key, key): _upgrade(value, f"{path}{key}.") for key, value in saved.items()}
     if found.get("kind") == "span_qa" and "doc_stride" in found:  # the preprocessing, not the objective
         found.setdefault("profile", "bert")
     return found

@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from bertjax.config.loading.earlier_versions import RENAMED
 from bertjax.config.loading.introspect import (
     closest_match,
     is_union,
@@ -112,6 +113,8 @@ def _error_parts(place: ErrorLocation, item: Mapping[str, Any]) -> tuple[str, st
     tail, path, node = "", place.path, place.node
     if kind == "value_error":
         path, node = _mentioned_key(place, reason)
+    elif kind == "extra_forbidden" and (renamed := RENAMED.get(_generic_key(place.raw))):
+        reason = f"now called '{renamed}'"
     elif kind == "extra_forbidden":
         reason = "unknown key"
         tail = suggest_key(path[-1], place.annotation, place.siblings)
@@ -128,6 +131,10 @@ def _error_parts(place: ErrorLocation, item: Mapping[str, Any]) -> tuple[str, st
     got = "" if kind in _WITHOUT_VALUE else f" (got {format_value(node, path)})"
     written = ascii(".".join(path))[1:-1]
     return (f"{node.where}: {written[:120]}" if written else node.where), reason, got + tail
+
+
+def _generic_key(path: Sequence[Any]) -> str:
+    return ".".join("*" if isinstance(part, int) else part for part in path)
 
 
 def _suggestion(given: Any, allowed: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""What a configuration reads, each with the dotted key that names it: sources of data, and the paths beside them."""
+"""The data sources and paths that a configuration reads, each with its dotted key."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -8,7 +8,7 @@ from bertjax.config.schema.run import Config, Stage
 
 
 def training_sources(config: Config) -> Iterator[tuple[str, Any]]:
-    """(`tasks.docs.source.0`, source) of what the stages train on, and of the text that a tokenizer is made from."""
+    """Yield (`tasks.docs.source.0`, source) for all data that stages, or the tokenizer, are trained on."""
     if config.tokenizer.path is None:
         yield from _numbered("tokenizer.train_on", config.tokenizer.train_on or ())
     tasks: dict[str, Task] = {}
@@ -22,7 +22,7 @@ def training_sources(config: Config) -> Iterator[tuple[str, Any]]:
 
 
 def evaluation_sources(stages: Sequence[Stage], name: str | None = None) -> Iterator[tuple[str, Any]]:
-    """(`stages.qa.evaluate.squad.data.source.0`, source) of the evaluations of these stages, or those called `name`."""
+    """Yield (`stages.qa.evaluate.squad.data.source.0`, source) for all evaluations, or those called `name`."""
     for stage in stages:
         for evaluation in stage.evaluate:
             if name in (None, evaluation.name):
@@ -35,16 +35,15 @@ def _numbered(key: str, sources: Sequence[Any]) -> Iterator[tuple[str, Any]]:
 
 
 def input_paths(config: Config) -> Iterator[tuple[str, str]]:
-    """(key, path or glob) of every file and folder that a run reads, as written; names of data sets are left out."""
+    """Yield (key, path or glob as written) for all files and folders that a run reads."""
     if config.tokenizer.path is not None:
         yield "tokenizer.path", config.tokenizer.path
     for stage in config.stages:
         if stage.init_from not in (None, "scratch", "previous"):
             yield f"stages.{stage.name}.init_from", str(stage.init_from)
     for key, source in (*training_sources(config), *evaluation_sources(config.stages)):
-        for pattern in getattr(source, "files", ()):
-            yield f"{key}.files", pattern
-        if source.kind == "huggingface" and source.name.startswith((".", "/", "~")):
-            yield f"{key}.name", source.name
-        if source.kind == "tfds" and source.data_dir is not None:
-            yield f"{key}.data_dir", source.data_dir
+        for option in getattr(source, "paths", ("files",)):
+            value = getattr(source, option, None) or ()
+            for path in [value] if isinstance(value, str) else value:
+                if option != "name" or path.startswith((".", "/", "~")):  # others are names of data sets
+                    yield f"{key}.{option}", path

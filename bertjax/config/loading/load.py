@@ -1,7 +1,7 @@
-"""From a YAML file and overrides to one checked `Config`, and back to YAML.
+"""Load a checked `Config` from a YAML file and overrides, write it back as YAML, and compare configurations.
 
-Everything wrong is reported at once, in one `UserError` with one line for each problem. Relative paths inside a
-configuration are taken from the current directory; only `extends` is relative to the file that says it.
+All problems are reported in one `UserError`, one line each. Relative paths inside a configuration start at the current
+directory; only `extends` is relative to the file that contains it.
 """
 
 import hashlib
@@ -12,9 +12,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from bertjax.config.huggingface.sizes import _fields_from_hf
+from bertjax.config.huggingface.sizes import fields_from_hf
 from bertjax.config.loading import yaml_reader
-from bertjax.config.loading.earlier_versions import fill_legacy_defaults
+from bertjax.config.loading.earlier_versions import upgrade_config
 from bertjax.config.loading.error_messages import config_error, format_errors, locate, mask_secrets
 from bertjax.config.loading.overrides import merge, parse_overrides, read_with_extends
 from bertjax.config.loading.step_meta import is_checkpoint_step, list_steps, read_meta
@@ -25,7 +25,7 @@ from bertjax.storage.locations import path_problem
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """The configuration in a YAML file, the files it extends and `key.path=value` overrides.
+    """Load a YAML file, the files it extends and `key.path=value` overrides.
 
     Raises UserError with one line per problem: `file:line: key.path: reason (got value); did you mean 'x'?`.
     """
@@ -35,20 +35,20 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def build(data: dict[str, Any], overrides: Sequence[str] = (), *, where: str = "config") -> Config:
-    """The same from plain data, such as the configuration stored in a checkpoint; `where` names it in errors."""
+    """Build a configuration from plain data and overrides; `where` names the data in errors."""
     return _merge_and_validate(to_nodes(data, where), overrides, [])
 
 
-def build_saved(kept: dict[str, Any], overrides: Sequence[str] = (), *, where: str) -> Config:
-    """The same from a configuration that a run folder or a checkpoint keeps, maybe written by an earlier version."""
-    return build(fill_legacy_defaults(kept), overrides, where=where)
+def build_saved(saved: dict[str, Any], overrides: Sequence[str] = (), *, where: str) -> Config:
+    """Build a configuration saved in a run folder or a checkpoint, possibly by an earlier version."""
+    return build(upgrade_config(saved), overrides, where=where)
 
 
 def load_saved(path: Path) -> Config:
-    """The configuration in a run folder's config.yaml, maybe written by an earlier version."""
+    """Load the config.yaml of a run folder, possibly written by an earlier version."""
     problems: list[str] = []
     tree = yaml_reader.read(path, problems)
-    return _merge_and_validate(to_nodes(fill_legacy_defaults(to_plain(tree)), str(path)), (), problems)
+    return _merge_and_validate(to_nodes(upgrade_config(to_plain(tree)), str(path)), (), problems)
 
 
 def _merge_and_validate(tree: Node, overrides: Sequence[str], problems: list[str]) -> Config:
@@ -62,17 +62,17 @@ def _merge_and_validate(tree: Node, overrides: Sequence[str], problems: list[str
 
 
 def _validate(tree: Node, problems: list[str]) -> Config | None:
-    """Strict: text is never taken for a number or a boolean. A whole float such as 1e5 is a whole number."""
+    """Validate strictly: text is never read as a number or boolean. An integral float such as 1e5 is an integer."""
     try:
         return Config.model_validate(to_plain(tree), strict=True)
     except ValidationError as error:
-        whole = [
+        integral = [
             locate(tree, item["loc"]).node for item in error.errors()
             if item["type"] == "int_type" and isinstance(item["input"], float) and item["input"].is_integer()
         ]  # fmt: skip
-        for node in whole:
+        for node in integral:
             node.value = int(node.value)
-        if whole:
+        if integral:
             return _validate(tree, problems)
         problems += format_errors(error, tree)
         return None
@@ -90,7 +90,7 @@ def _reject_control_characters(node: Node, path: list[str], problems: list[str])
 
 
 def _fill_model_fields(tree: Node, problems: list[str]) -> None:
-    """Replaces `model.config_from` with the sizes found there; a size given beside it stands."""
+    """Replace `model.config_from` with the sizes found there; sizes given explicitly take precedence."""
     model = tree.value.get("model")
     source = model.value.pop("config_from", None) if model is not None and isinstance(model.value, dict) else None
     if source is None or source.value is None:
@@ -117,15 +117,12 @@ def _fill_model_fields(tree: Node, problems: list[str]) -> None:
 
 
 def read_model_fields(folder: str | Path) -> dict[str, Any]:
-    """The fields of BertConfig or T5Config that a Hugging Face folder, a bertjax run or a checkpoint describes.
-
-    Names follow transformers' BertConfig, DistilBertConfig and T5Config. Raises UserError.
-    """
+    """Read the model section of a Hugging Face folder, a run folder or a checkpoint. Raises UserError."""
     folder = Path(folder).expanduser()
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
     if (folder / "config.json").is_file():
-        return _fields_from_hf(folder / "config.json")
+        return fields_from_hf(folder / "config.json")
     if found := _find_checkpoint(folder):
         model = read_meta(found)["config"].get("model") or {}
         return {"family": "bert"} | {key: value for key, value in model.items() if key != "config_from"}
@@ -137,12 +134,12 @@ def read_model_fields(folder: str | Path) -> dict[str, Any]:
             sizes = to_plain(model) if model is not None else {}
             return {"family": "bert"} | {key: value for key, value in sizes.items() if key != "config_from"}
     raise UserError(
-        f"{folder}: holds neither config.json (Hugging Face) nor config.yaml (a bertjax run), and is no checkpoint"
+        f"{folder}: has no config.json (Hugging Face) or config.yaml (a bertjax run) and is not a checkpoint"
     )
 
 
 def _find_checkpoint(folder: Path) -> Path | None:
-    """The folder itself where it is a checkpoint step, else the newest step in it, or of the last stage in it."""
+    """Return the folder if it is a checkpoint step, else the newest step in it or in its last stage."""
     if is_checkpoint_step(folder):
         return folder
     places = [folder] if list_steps(folder) else [p for p in sorted(folder.glob("[0-9][0-9]-*")) if list_steps(p)]
@@ -150,31 +147,31 @@ def _find_checkpoint(folder: Path) -> Path | None:
 
 
 def dump(config: Config, *, for_log: bool = False) -> str:
-    """YAML with every option; `load` of it gives an equal Config. `for_log` masks values of keys named like secrets."""
+    """Write every option as YAML, which loads as an equal Config. `for_log` masks values of keys named like secrets."""
     data = config.model_dump(mode="json")
     return yaml_reader.dump(mask_secrets(data) if for_log else data)
 
 
 def identity_fields(config: Config) -> dict[str, Any]:
-    """The part of a configuration that decides what is learnt: model, tokenizer, data, stages and seed.
+    """The options that decide what is learned: model, tokenizer, data, stages and seed.
 
-    Where and how it runs (mesh, dtype, logging, checkpoints, evaluations) may change when a run is resumed.
+    Others (mesh, dtype, logging, checkpoints, evaluations) may change when a run is resumed.
     """
     data = config.model_dump(mode="json", include={"model", "tokenizer", "tasks", "mixtures", "stages"})
     for stage in data["stages"]:
         stage.pop("evaluate")
         stage.pop("grad_accum")
-        stage.pop("init_base", None)
+        stage.pop("adapter_base", None)
     return data | {"seed": config.run.seed, "dropout_rng": config.run.dropout_rng}
 
 
 def fingerprint(config: Config) -> str:
-    """SHA-256 (hexadecimal) of `identity`: equal fingerprints mean that one run may continue the other."""
+    """SHA-256 of `identity_fields`: with equal fingerprints, one run may continue the other."""
     return hashlib.sha256(json.dumps(identity_fields(config), sort_keys=True).encode()).hexdigest()
 
 
 def identity_diff(old: Config, new: Config) -> list[str]:
-    """`key.path: old -> new` for every field of `identity` that differs."""
+    """`key.path: old -> new` for every identity field that differs."""
     before, after = flatten(identity_fields(old)), flatten(identity_fields(new))
     keys = [key for key in before | after if before.get(key) != after.get(key)]
     return [f"{key}: {json.dumps(before.get(key))} -> {json.dumps(after.get(key))}" for key in keys]

@@ -1,6 +1,7 @@
-"""What every section of the configuration is made of."""
+"""Base class and value types of the configuration sections, and fields whose section is chosen by its kind."""
 
-from typing import Annotated, Any, Union
+from importlib import import_module
+from typing import Annotated, Any, TypeVar, Union
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, GetCoreSchemaHandler, Tag
 
@@ -8,6 +9,8 @@ from bertjax.storage.locations import path_problem
 
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
 FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
@@ -27,11 +30,13 @@ AnyPath = Annotated[str, _path_validator(remote=True)]  # local, or in an object
 
 
 class Section(BaseModel):
+    """A frozen group of options that refuses unknown keys."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class KindOf:
-    """Marks a field whose section is chosen by a key (`kind`, `family`) out of a table; without the key, the default.
+    """Marks a field whose section is looked up in a table by a key (`kind`, `family`); `default` if the key is missing.
 
     Use it as `Annotated[Any, KindOf("kind", "text", SOURCES)]`. The table maps kinds to sections; `register` adds one.
     """
@@ -54,8 +59,25 @@ class KindOf:
         return handler.generate_schema(Annotated[Union[sections], kinds])  # noqa: UP007
 
 
+Record = TypeVar("Record")
+
+
+def record_of(section: Section, expected: type[Record]) -> Record:
+    """Import the record that a section's `implementation` ("package.module:NAME") names.
+
+    Raises TypeError where it names none: a kind without a record never passes for another one.
+    """
+    place = str(getattr(section, "implementation", ""))
+    module, _, name = place.partition(":")
+    record = getattr(import_module(module), name, None) if module else None
+    if not isinstance(record, expected):
+        kind = getattr(section, "kind", None) or getattr(section, "family", None) or type(section).__name__
+        raise TypeError(f"kind '{kind}' has no {expected.__name__} record: implementation is '{place}'")
+    return record
+
+
 def register(table: dict[str, type[Section]], kind: str, section: type[Section]) -> None:
-    """Adds a kind to a table and rebuilds the sections, so that configurations may use it from now on."""
+    """Add a kind to a table and rebuild the sections, so that configurations may use it."""
     if kind in table:
         raise ValueError(f"kind '{kind}' is already registered")
     table[kind] = section
@@ -63,7 +85,7 @@ def register(table: dict[str, type[Section]], kind: str, section: type[Section])
 
 
 def rebuild() -> None:
-    """Builds the validators of all sections again, in the order of their definition: parts before what holds them."""
+    """Build the validators of all sections again, in order of definition: a section after those it contains."""
     found: dict[type[BaseModel], None] = {}
     pending: list[type[BaseModel]] = [*Section.__subclasses__()]
     while pending:

@@ -1,56 +1,70 @@
-"""The part of the schema that says what is read: sources, preprocessing, tasks, mixtures and the tokenizer."""
+"""Configuration sections of preprocessing, tasks, mixtures and tokenizers, and their tables of kinds."""
 
 import math
-from typing import Annotated, Any, Literal, TypeAlias, Union
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias, Union
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from bertjax.config.schema.base import AnyPath, KindOf, NonNegative, Positive, Probability, Section
+from bertjax.config.schema.base import AnyPath, KindOf, NonNegative, Positive, PositiveFloat, Probability, Section
 from bertjax.config.schema.sources import Sources
+
+Density = Annotated[float, Field(gt=0, lt=1, description="Fraction of the tokens that are hidden.")]
+InputLength = Annotated[int, Field(ge=8, description="Tokens per row of the encoder, end token included.")]
+Pack = Annotated[bool, Field(description="Put several examples into one row; attention does not cross examples.")]
+MaxSegments = Annotated[Positive, Field(description="Most examples in a packed row.")]
 
 
 class BertPairs(Section):
-    """Sentence pairs for MLM and NSP, as create_pretraining_data.py of google-research/bert makes them."""
+    """Sentence pairs for MLM and NSP, as made by create_pretraining_data.py of google-research/bert."""
 
     kind: Literal["bert_pairs"] = "bert_pairs"
-    sequence_length: Annotated[int, Field(ge=8)] = 128
-    short_seq_prob: Probability = 0.1
-    dupe_factor: Positive = 1  # passes over the documents, each with new pairs (and new masks when masking is static)
-    next_sentence: bool = True  # False: no NSP; segments are filled with consecutive sentences only
-    masking: Literal["dynamic", "static"] = "dynamic"
-    masked_lm_prob: Annotated[float, Field(gt=0, lt=1)] = 0.15
-    max_predictions_per_seq: Positive = 20
-    whole_word_mask: bool = False
-    pack: bool = False
-    max_segments: Positive = 8  # examples a packed row may hold
+    sequence_length: int = Field(128, ge=8, description="Tokens per row.")
+    short_seq_prob: Probability = Field(0.1, description="Probability of a pair that is made shorter at random.")
+    dupe_factor: Positive = Field(
+        1, description="Passes over the documents, each with new pairs (and new masks if masking is static)."
+    )
+    next_sentence: bool = Field(True, description="Make pairs for NSP; false: fill rows with consecutive sentences.")
+    masking: Literal["dynamic", "static"] = Field(
+        "dynamic", description="Mask when a batch is read (`dynamic`) or when data are prepared (`static`)."
+    )
+    masked_lm_prob: Density = 0.15
+    max_predictions_per_seq: Positive = Field(20, description="Most masked tokens of an example.")
+    whole_word_mask: bool = Field(False, description="Mask all pieces of a word together.")
+    pack: Pack = False
+    max_segments: MaxSegments = 8
 
 
 class SpanQa(Section):
     """Windows over a document for extractive question answering."""
 
     kind: Literal["span_qa"] = "span_qa"
-    # hf: answers are characters of the context, by the tokenizer's offsets; every candidate is in the context.
-    # bert: run_squad.py's words, text alignment and n-best rules.
-    profile: Literal["hf", "bert"] = "hf"
-    sequence_length: Annotated[int, Field(ge=16)] = 384
-    doc_stride: Positive = 128
-    doc_stride_mode: Literal["step", "overlap"] = (
-        "step"  # step: between window starts (run_squad); overlap: transformers
+    profile: Literal["hf", "bert"] = Field(
+        "hf",
+        description="`hf`: answers are character spans of the context, by the tokenizer's offsets; `bert`: words, text "
+        "alignment and n-best rules of run_squad.py.",
     )
-    max_query_length: Positive = 64
-    pack: bool = False
-    max_segments: Positive = 8
+    sequence_length: int = Field(384, ge=16, description="Tokens per window, question included.")
+    doc_stride: Positive = Field(128, description="Tokens between windows, by `doc_stride_mode`.")
+    doc_stride_mode: Literal["step", "overlap"] = Field(
+        "step",
+        description="`doc_stride` is the step between windows (run_squad.py) or their overlap (transformers).",
+    )
+    max_query_length: Positive = Field(64, description="Longest question in tokens; longer ones are truncated.")
+    pack: Pack = False
+    max_segments: MaxSegments = 8
 
 
 class Classify(Section):
-    """One label for a text or a pair of texts."""
+    """A text or a pair of texts with one label."""
 
     kind: Literal["classify"] = "classify"
-    sequence_length: Annotated[int, Field(ge=8)] = 128
-    text_a: str = "text"
-    text_b: str | None = None
-    label: str = "label"
-    labels: Annotated[list[str], Field(min_length=2)] | None = None  # what the source's ids 0, 1, ... are called
+    sequence_length: int = Field(128, ge=8, description="Tokens per row; longer texts are truncated.")
+    text_a: str = Field("text", description="Field of a record that holds the first text.")
+    text_b: str | None = Field(None, description="Field that holds the second text. Default: no second text.")
+    label: str = Field("label", description="Field that holds the label.")
+    labels: Annotated[list[str], Field(min_length=2)] | None = Field(
+        None, description="Names of the labels 0, 1, ... Default: those found in the data."
+    )
 
     @model_validator(mode="after")
     def _check(self) -> "Classify":
@@ -61,54 +75,62 @@ class Classify(Section):
 
 
 class SpanCorruption(Section):
-    """T5's denoising: spans of text give way to sentinels, and the targets are what they hide (span_corruption of t5).
-
-    `sequence_length` and `target_length` are those of the encoder's inputs and the decoder's targets, end included.
-    """
+    """T5's denoising: sentinels replace spans of the inputs, and the targets are the hidden spans (span_corruption)."""
 
     kind: Literal["span_corruption"] = "span_corruption"
-    sequence_length: Annotated[int, Field(ge=8)] = 512
-    target_length: Positive | None = None  # default: what the density needs, 114 at 512
-    noise_density: Annotated[float, Field(gt=0, lt=1)] = 0.15
-    mean_noise_span_length: Annotated[float, Field(ge=1)] = 3.0
-    random_roll: bool = False  # rotate the mask, so that a row's start is masked as often as its end
+    sequence_length: InputLength = 512
+    target_length: Positive | None = Field(
+        None, description="Tokens per row of targets, end token included. Default: as needed (114 for 512 inputs)."
+    )
+    noise_density: Density = 0.15
+    mean_noise_span_length: float = Field(3.0, ge=1, description="Mean length of a hidden span, in tokens.")
+    random_roll: bool = Field(
+        False, description="Rotate the mask, so that a row's start is hidden as often as its end."
+    )
 
 
 class IidDenoising(Section):
-    """Tokens hidden one by one; the other denoising objectives of arXiv 1910.10683 section 3.3."""
+    """Denoising of independently chosen tokens (arXiv 1910.10683, section 3.3)."""
 
     kind: Literal["iid_denoising"] = "iid_denoising"
-    sequence_length: Annotated[int, Field(ge=8)] = 512
-    target_length: Positive | None = None
-    noise_density: Annotated[float, Field(gt=0, lt=1)] = 0.15
-    # bert: a mask token or a random one, the target is the whole text; mass: a mask token, the whole text;
-    # replace_spans: runs of hidden tokens become sentinels; drop: hidden tokens are left out, the target is only they
-    style: Literal["bert", "mass", "replace_spans", "drop"] = "bert"
-    random_token_prob: Probability = 0.1  # of bert: the share of hidden tokens that become random ones
+    sequence_length: InputLength = 512
+    target_length: Positive | None = Field(None, description="Tokens per row of targets. Default: as needed.")
+    noise_density: Density = 0.15
+    style: Literal["bert", "mass", "replace_spans", "drop"] = Field(
+        "bert",
+        description="`bert`: hidden tokens become a mask or random token, the targets are all tokens; `mass`: always "
+        "a mask token; `replace_spans`: sentinels replace runs of hidden tokens, the targets are the hidden tokens; "
+        "`drop`: hidden tokens are removed and are the targets.",
+    )
+    random_token_prob: Probability = Field(
+        0.1, description="Fraction of the hidden tokens that become random ones (`bert`)."
+    )
 
 
 class Deshuffling(Section):
-    """The inputs are the text's tokens in random order, the targets the text (arXiv 1910.10683 section 3.3.1)."""
+    """Inputs are the tokens of the text in random order, targets the text (arXiv 1910.10683, section 3.3.1)."""
 
     kind: Literal["deshuffling"] = "deshuffling"
-    sequence_length: Annotated[int, Field(ge=8)] = 512
-    target_length: Positive | None = None  # default: sequence_length
+    sequence_length: InputLength = 512
+    target_length: Positive | None = Field(None, description="Tokens per row of targets. Default: `sequence_length`.")
 
 
 class PrefixLm(Section):
-    """A text cut in two at random: the first part is the inputs, the second the targets (prefix_lm of t5)."""
+    """Inputs are the text up to a random position, targets the rest (prefix_lm of T5)."""
 
     kind: Literal["prefix_lm"] = "prefix_lm"
-    sequence_length: Annotated[int, Field(ge=8)] = 512
-    target_length: Positive | None = None  # default: sequence_length
-    noise_density: Annotated[float, Field(gt=0, le=0.5)] = 0.5  # above 0.5 the reference has no rule
+    sequence_length: InputLength = 512
+    target_length: Positive | None = Field(None, description="Tokens per row of targets. Default: `sequence_length`.")
+    noise_density: float = Field(0.5, gt=0, le=0.5, description="Mean fraction of the tokens that are targets.")
 
 
 class CausalLm(Section):
-    """Every token of the text is a target and nothing is an input (full_lm of t5); for a decoder alone."""
+    """The targets are the full text, without inputs (full_lm of T5); for decoder-only models."""
+
+    architecture: ClassVar[str] = "decoder_only"  # of the model that trains on it
 
     kind: Literal["causal_lm"] = "causal_lm"
-    sequence_length: Annotated[int, Field(ge=8)] = 512
+    sequence_length: int = Field(512, ge=8, description="Tokens per row, end token included.")
 
 
 Prompt: TypeAlias = Literal[
@@ -120,19 +142,23 @@ Prompt: TypeAlias = Literal[
 
 
 class TextToText(Section):
-    """Inputs and targets as text: a prompt of the T5 paper, or templates over the source's fields."""
+    """Inputs and targets as text: a prompt of the T5 paper, or templates over the fields of the records."""
 
     kind: Literal["text_to_text"] = "text_to_text"
-    sequence_length: Annotated[int, Field(ge=8)] = 512
-    target_length: Annotated[int, Field(ge=2)] = 114
-    prompt: Prompt | None = None
-    fields: dict[str, str] = {}  # the prompt's field -> the source's, where they differ
-    languages: Annotated[list[str], Field(min_length=2, max_length=2)] | None = None  # of translate: [English, German]
-    inputs: str | None = None  # "question: {question} context: {context}"
-    targets: str | None = None  # "{answer}"
-    labels: dict[str, str] | list[str] | None = None  # what a label stands for, by its value or its number
-    pack: bool = False
-    max_segments: Positive = 8
+    sequence_length: InputLength = 512
+    target_length: int = Field(114, ge=2, description="Tokens per row of targets, end token included.")
+    prompt: Prompt | None = Field(None, description="Prompt of the T5 paper; instead of `inputs` and `targets`.")
+    fields: dict[str, str] = Field({}, description="Field of the prompt -> field of the records, where names differ.")
+    languages: Annotated[list[str], Field(min_length=2, max_length=2)] | None = Field(
+        None, description="Source and target language of `prompt: translate`, such as `[English, German]`."
+    )
+    inputs: str | None = Field(None, description="Template such as `question: {question} context: {context}`.")
+    targets: str | None = Field(None, description="Template such as `{answer}`.")
+    labels: dict[str, str] | list[str] | None = Field(
+        None, description="Text of each label, by the label's value or number."
+    )
+    pack: Pack = False
+    max_segments: MaxSegments = 8
 
     @model_validator(mode="after")
     def _check(self) -> "TextToText":
@@ -160,24 +186,31 @@ Preprocess = Annotated[Any, KindOf("kind", "bert_pairs", PREPROCESS)]
 
 
 class Task(Section):
-    """One or more sources and the preprocessing that turns them into examples."""
+    """Sources and the preprocessing that makes examples of them."""
 
-    source: Sources
-    preprocess: Preprocess = BertPairs()
-    # Use a sample, by run.seed, of so many of the source's records: lines of JSON or TSV, rows, questions, documents.
-    limit: Positive | None = None
+    source: Sources = Field(description="A source, or a list of sources.")
+    preprocess: Preprocess = Field(BertPairs(), description="Preprocessing of the sources.")
+    limit: Positive | None = Field(
+        None,
+        description="Records to use, sampled by `run.seed`: lines of JSON or TSV, rows, questions or documents. "
+        "Default: all.",
+    )
 
 
 class Mixture(Section):
-    """Tasks and the rates their examples are drawn at; T5's rules (arXiv 1910.10683 section 3.5.2).
+    """Tasks and their sampling rates, by the rules of T5 (arXiv 1910.10683, section 3.5.2).
 
-    A mixture inside another has a rate of its own there, a number, which its tasks share by its rates.
+    A mixture inside another one needs an explicit rate there, which its tasks share by its own rates.
     """
 
-    mixture: list[str] | dict[str, float] = Field(min_length=1)  # tasks or mixtures, or these with explicit rates
-    rate: Literal["proportional", "equal", "explicit"] = "proportional"
-    limit: Positive | None = None  # K: the artificial data set size limit
-    temperature: Annotated[float, Field(gt=0)] = 1.0
+    mixture: list[str] | dict[str, float] = Field(
+        min_length=1, description="Names of tasks or mixtures, or a rate for each."
+    )
+    rate: Literal["proportional", "equal", "explicit"] = Field(
+        "proportional", description="`proportional`: to the number of examples, after `limit` and `temperature`."
+    )
+    limit: Positive | None = Field(None, description="K: data set sizes above it count as K. Default: no limit.")
+    temperature: PositiveFloat = Field(1.0, description="T: rates are raised to the power 1/T.")
 
     @model_validator(mode="after")
     def _check(self) -> "Mixture":
@@ -203,30 +236,45 @@ Data = Annotated[
 ]
 
 
+TokenizerPath = Annotated[
+    AnyPath | None, Field(description="Tokenizer file or Hugging Face folder to load. Default: train a tokenizer.")
+]
+TrainedSize = Annotated[
+    Positive | None, Field(description="Ids of a trained tokenizer, sentinels included. Default: `model.vocab_size`.")
+]
+TrainOn = Annotated[
+    Sources | None, Field(description="Sources to train the tokenizer on. Default: those of the first stage.")
+]
+
+
 class WordPieceConfig(Section):
-    """WordPiece, trained on `train_on`; or any tokenizer with [CLS] and [SEP], from `path`: a vocab.txt, a
-    tokenizer.json or a Hugging Face folder, which is read as transformers reads it.
-    """
+    """WordPiece, or any tokenizer with [CLS] and [SEP] in a vocab.txt, a tokenizer.json or a Hugging Face folder."""
 
     kind: Literal["wordpiece"] = "wordpiece"
-    path: AnyPath | None = None
-    lowercase: bool = True  # this and the next two hold where `path` says nothing of them
-    strip_accents: bool | None = None  # null: BERT's rule, as `lowercase`; false keeps accents in uncased text
-    tokenize_chinese_chars: bool = True  # every CJK character is a word
-    vocab_size: Positive | None = None  # when trained; default: model.vocab_size
-    min_frequency: Positive = 2
-    train_on: Sources | None = None  # default: the text of the first stage
+    path: TokenizerPath = None
+    lowercase: bool = Field(True, description="Lowercase the text, unless the files at `path` say otherwise.")
+    strip_accents: bool | None = Field(
+        None, description="Remove accents, unless the files at `path` say otherwise. Default: the value of `lowercase`."
+    )
+    tokenize_chinese_chars: bool = Field(
+        True, description="Treat every CJK character as a word, unless the files at `path` say otherwise."
+    )
+    vocab_size: TrainedSize = None
+    min_frequency: Positive = Field(2, description="Least frequency of a piece in training.")
+    train_on: TrainOn = None
 
 
 class SentencePieceConfig(Section):
-    """SentencePiece unigram, T5's sentinels: loaded from `path` (spiece.model, tokenizer.json, folder) or trained."""
+    """SentencePiece unigram with T5's sentinels: a spiece.model, tokenizer.json or folder, or a trained one."""
 
     kind: Literal["sentencepiece"] = "sentencepiece"
-    path: AnyPath | None = None
-    extra_ids: NonNegative = 100  # sentinels behind the pieces; <extra_id_0> is the last id
-    vocab_size: Positive | None = None  # when trained, sentinels included; default: model.vocab_size
-    character_coverage: Annotated[float, Field(gt=0, le=1)] = 0.9995
-    train_on: Sources | None = None  # default: the text of the first stage
+    path: TokenizerPath = None
+    extra_ids: NonNegative = Field(100, description="Sentinels after the pieces; <extra_id_0> has the highest id.")
+    vocab_size: TrainedSize = None
+    character_coverage: float = Field(
+        0.9995, gt=0, le=1, description="Fraction of the training text's characters that have a piece."
+    )
+    train_on: TrainOn = None
 
 
 TOKENIZERS: dict[str, type[Section]] = {
@@ -237,10 +285,10 @@ Tokenizer = Annotated[Any, KindOf("kind", "wordpiece", TOKENIZERS)]
 
 
 def max_predictions(pairs: BertPairs) -> int:
-    """Masked positions a row can hold (K of `masked_positions [B, K]`).
+    """Most masked positions of a row (K of `masked_positions [B, K]`).
 
-    An unpacked row holds `max_predictions_per_seq`. A packed row can hold more than one example's share: each example
-    masks round(length * masked_lm_prob), at least one, and the lengths add up to at most `sequence_length`.
+    Each example in a packed row masks round(length * masked_lm_prob) tokens, at least one, and the lengths add up to at
+    most `sequence_length`.
     """
     if not pairs.pack:
         return pairs.max_predictions_per_seq

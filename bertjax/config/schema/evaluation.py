@@ -1,6 +1,6 @@
-"""The part of the schema that says how a model is scored and how text is generated."""
+"""Configuration sections of evaluations and of text generation, and the table of evaluation kinds."""
 
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 from pydantic import Field, model_validator
 
@@ -11,20 +11,30 @@ Metric: TypeAlias = Literal[
     "accuracy", "f1", "mean_3class_f1", "matthews", "pearson", "spearman", "squad", "trivia_qa", "exact_match", "bleu",
     "rouge", "multirc", "record", "wsc",
 ]  # fmt: skip
+_NAME = "Name of the evaluation in logs and files."
+Heldout = Annotated[Task, Field(description="Held-out data and their preprocessing.")]
+BatchSize = Annotated[Positive, Field(description="Rows per batch, over all devices.")]
+Batches = Annotated[Positive | None, Field(description="Batches to score. Default: all.")]
+Every = Annotated[Positive | None, Field(description="Steps between evaluations. A stage always ends with one.")]
 
 
 class Decoding(Section):
-    """How text is generated; greedy by default."""
+    """Text generation; greedy by default."""
 
-    beam_size: Positive = 1
-    # alpha: beams are ranked by log p / ((5 + length) / 6)^alpha; below 0 for beam_rules: transformers alone
-    length_penalty: Annotated[float, Field(ge=-2, le=100)] = 0.6
-    beam_rules: Literal["t5x", "transformers"] = "t5x"  # transformers: as its generate(), log p / length^alpha
-    sample: bool = False
-    temperature: Annotated[float, Field(ge=1e-6)] = 1.0
-    top_k: Positive | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    max_new_tokens: Positive | None = None  # default: the task's target_length
+    beam_size: Positive = Field(1, description="Beams of the beam search; 1 turns it off.")
+    length_penalty: float = Field(
+        0.6, ge=-2, le=100, description="alpha of `beam_rules`; below 0 only for `transformers`."
+    )
+    beam_rules: Literal["t5x", "transformers"] = Field(
+        "t5x", description="Rank beams by log p / ((5 + length) / 6)^alpha (`t5x`) or log p / length^alpha."
+    )
+    sample: bool = Field(False, description="Sample tokens instead of taking the most likely one.")
+    temperature: float = Field(1.0, ge=1e-6, description="Divisor of the logits when sampling.")
+    top_k: Positive | None = Field(None, description="Sample from the k most likely tokens. Default: from all.")
+    top_p: float | None = Field(
+        None, gt=0, le=1, description="Sample from the most likely tokens with this total probability. Default: all."
+    )
+    max_new_tokens: Positive | None = Field(None, description="Longest output. Default: `target_length` of the data.")
 
     @model_validator(mode="after")
     def _check(self) -> "Decoding":
@@ -37,60 +47,83 @@ class Decoding(Section):
         return self
 
 
+# Facts of an evaluation's section: `head` is what a checkpoint needs to be scored, whatever its objective (None: the
+# objective must list the evaluation), `preprocess` the kinds of rows that it reads (None: those of the objective).
+
+
 class MlmEvaluation(Section):
-    """Masked-token and next-sentence loss and accuracy on held-out text."""
+    """Masked-token and next-sentence loss and accuracy."""
+
+    head: ClassVar[str | None] = None
+    preprocess: ClassVar[tuple[str, ...] | None] = None
 
     kind: Literal["mlm"] = "mlm"
-    name: Name = "mlm"
-    data: Task
-    batch_size: Positive = 32
-    batches: Positive | None = None  # default: all
-    every: Positive | None = None  # in steps; always at the end of the stage
+    name: Name = Field("mlm", description=_NAME)
+    data: Heldout
+    batch_size: BatchSize = 32
+    batches: Batches = None
+    every: Every = None
 
 
 class SquadEvaluation(Section):
-    """Extractive answers by run_squad.py's rules, scored by the official v1.1 or v2.0 script's rules."""
+    """Extracted answers, found by run_squad.py's rules and scored by those of the official v1.1 or v2.0 script."""
+
+    head: ClassVar[str | None] = "qa"
+    preprocess: ClassVar[tuple[str, ...] | None] = ("span_qa",)
 
     kind: Literal["squad"] = "squad"
-    name: Name = "squad"
-    data: Task
-    batch_size: Positive = 32
-    every: Positive | None = None
-    n_best: Positive = 20
-    max_answer_length: Positive = 30
-    null_score_diff_threshold: FiniteFloat = 0.0
-    version_2: bool | None = None  # default: whether the file has unanswerable questions
+    name: Name = Field("squad", description=_NAME)
+    data: Heldout
+    batch_size: BatchSize = 32
+    every: Every = None
+    n_best: Positive = Field(20, description="Candidate answers per question.")
+    max_answer_length: Positive = Field(30, description="Longest answer, in tokens.")
+    null_score_diff_threshold: FiniteFloat = Field(
+        0.0, description="Answer nothing if its score exceeds that of the best span by more than this (v2.0)."
+    )
+    version_2: bool | None = Field(None, description="Score as v2.0. Default: if a question has no answer.")
 
 
 class ClassificationEvaluation(Section):
+    """Accuracy and other scores of predicted labels."""
+
+    head: ClassVar[str | None] = "classifier"
+    preprocess: ClassVar[tuple[str, ...] | None] = ("classify",)
+
     kind: Literal["classification"] = "classification"
-    name: Name = "classification"
-    data: Task
-    batch_size: Positive = 32
-    every: Positive | None = None
+    name: Name = Field("classification", description=_NAME)
+    data: Heldout
+    batch_size: BatchSize = 32
+    every: Every = None
 
 
 class LossEvaluation(Section):
-    """The objective's loss and accuracy on held-out data, teacher-forced."""
+    """The objective's loss and accuracy, teacher-forced."""
+
+    head: ClassVar[str | None] = None
+    preprocess: ClassVar[tuple[str, ...] | None] = None
 
     kind: Literal["loss"] = "loss"
-    name: Name = "loss"
-    data: Task
-    batch_size: Positive = 32
-    batches: Positive | None = None  # default: all
-    every: Positive | None = None
+    name: Name = Field("loss", description=_NAME)
+    data: Heldout
+    batch_size: BatchSize = 32
+    batches: Batches = None
+    every: Every = None
 
 
 class TextToTextEvaluation(Section):
-    """Generated answers, scored by the task's metrics (t5/evaluation/metrics.py)."""
+    """Generated text, scored by the task's metrics (t5/evaluation/metrics.py)."""
+
+    head: ClassVar[str | None] = None
+    preprocess: ClassVar[tuple[str, ...] | None] = ("text_to_text",)
 
     kind: Literal["text_to_text"] = "text_to_text"
-    name: Name = "text_to_text"
-    data: Task
-    batch_size: Positive = 32
-    every: Positive | None = None
-    metrics: list[Metric] | None = None  # default: those of the prompt
-    decoding: Decoding = Decoding()
+    name: Name = Field("text_to_text", description=_NAME)
+    data: Heldout
+    batch_size: BatchSize = 32
+    every: Every = None
+    metrics: list[Metric] | None = Field(None, description="Metrics. Default: those of the prompt.")
+    decoding: Decoding = Field(Decoding(), description="How the text is generated.")
 
 
 EVALUATIONS: dict[str, type[Section]] = {

@@ -1,14 +1,18 @@
-"""The part of the schema that says what a model is."""
+"""Configuration sections of the model families, and the table of families."""
 
-from typing import Annotated, Any, Literal, Self, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
 
 from pydantic import Field, model_validator
 
-from bertjax.config.schema.base import KindOf, LocalPath, NonNegative, Positive, Probability, Section
+from bertjax.config.schema.base import KindOf, LocalPath, NonNegative, Positive, PositiveFloat, Probability, Section
+
+ConfigFrom = Annotated[
+    LocalPath | None, Field(description="Hugging Face folder, run folder or checkpoint whose sizes fill this section.")
+]
 
 
+# An option added later is excluded from saved configurations while it has no effect: old fingerprints stay valid.
 def _is_none(value: Any) -> bool:
-    """Fields of later versions are left out of what is kept where they say nothing: old runs stay the same runs."""
     return value is None
 
 
@@ -16,30 +20,51 @@ def _is_zero(value: Any) -> bool:
     return value == 0
 
 
-class BertConfig(Section):
-    """An encoder. Fields as in Hugging Face BertConfig; `distilbert` has no segment embeddings and no pooler."""
+# Facts of a family's section: `implementation` names its Family record (models/families.py), `tokenizer` the kind that
+# it reads, `heads` those that it can have, `stacks` the prefixes of its `layers/N` parameters from the bottom up
+# ("" for the only stack), `has_adapters` whether `trainable: adapters` is possible, `max_length` the longest sequence
+# in tokens (None: no limit). A section has num_hidden_layers (of the deepest stack), num_attention_heads,
+# intermediate_size and vocab_size.
 
-    family: Literal["bert", "distilbert"] = "bert"
-    config_from: LocalPath | None = (
-        None  # a Hugging Face folder or bertjax checkpoint whose sizes fill the fields below
+
+class BertConfig(Section):
+    """A BERT encoder. Options are named as in Hugging Face's BertConfig."""
+
+    implementation: ClassVar[str] = "bertjax.models.bert.family:BERT"
+    tokenizer: ClassVar[str] = "wordpiece"
+    heads: ClassVar[tuple[str, ...]] = ("mlm", "nsp", "qa", "classifier", "pooler")
+    stacks: ClassVar[tuple[str, ...]] = ("",)
+    has_adapters: ClassVar[bool] = False
+
+    family: Literal["bert"] = "bert"
+    config_from: ConfigFrom = None
+    vocab_size: Positive = Field(30522, description="Rows of the token embeddings.")
+    hidden_size: Positive = Field(768, description="Width of the residual stream.")
+    num_hidden_layers: Positive = Field(12, description="Number of layers.")
+    num_attention_heads: Positive = Field(12, description="Attention heads per layer; must divide `hidden_size`.")
+    intermediate_size: Positive = Field(3072, description="Width of the feed-forward layers.")
+    max_position_embeddings: Positive = Field(512, description="Longest sequence, in tokens.")
+    type_vocab_size: NonNegative = Field(2, description="Number of segment embeddings; 0 for `distilbert`.")
+    hidden_act: Literal["gelu", "gelu_new", "relu", "silu", "quick_gelu"] = Field(
+        "gelu",
+        description="Activation of the feed-forward layers. `gelu`: with erf; `gelu_new`: tanh approximation, as in "
+        "google-research/bert; `quick_gelu`: x * sigmoid(1.702 x).",
     )
-    vocab_size: Positive = 30522
-    hidden_size: Positive = 768
-    num_hidden_layers: Positive = 12
-    num_attention_heads: Positive = 12
-    intermediate_size: Positive = 3072
-    max_position_embeddings: Positive = 512
-    type_vocab_size: NonNegative = 2
-    # gelu: erf form; gelu_new: the reference's tanh form; quick_gelu: x * sigmoid(1.702 x)
-    hidden_act: Literal["gelu", "gelu_new", "relu", "silu", "quick_gelu"] = "gelu"
-    hidden_dropout_prob: Probability = 0.1
-    attention_probs_dropout_prob: Probability = 0.1
-    # Before the output of a classification, and of a span's start and end (DistilBERT's; BERT has none there).
-    classifier_dropout: Probability | None = Field(default=None, exclude_if=_is_none)  # default: hidden_dropout_prob
-    qa_dropout: Probability = Field(default=0.0, exclude_if=_is_zero)
-    layer_norm_eps: Annotated[float, Field(gt=0)] = 1e-12
-    initializer_range: Annotated[float, Field(gt=0)] = 0.02
-    position_init: Literal["normal", "sinusoidal"] = "normal"  # where learnt positions start
+    hidden_dropout_prob: Probability = Field(0.1, description="Dropout after the embeddings and after each sublayer.")
+    attention_probs_dropout_prob: Probability = Field(0.1, description="Dropout of the attention probabilities.")
+    classifier_dropout: Probability | None = Field(
+        None, exclude_if=_is_none, description="Dropout before the classifier. Default: `hidden_dropout_prob`."
+    )
+    qa_dropout: Probability = Field(
+        0.0, exclude_if=_is_zero, description="Dropout before the span output, as in DistilBERT; BERT has none."
+    )
+    layer_norm_eps: PositiveFloat = Field(1e-12, description="Epsilon of the layer norms.")
+    initializer_range: PositiveFloat = Field(0.02, description="Standard deviation of the initial weights.")
+    position_init: Literal["normal", "sinusoidal"] = Field("normal", description="Initial position embeddings.")
+
+    @property
+    def max_length(self) -> int | None:
+        return self.max_position_embeddings
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -47,35 +72,67 @@ class BertConfig(Section):
             raise ValueError(
                 f"num_attention_heads ({self.num_attention_heads}) must divide hidden_size ({self.hidden_size})"
             )
-        if self.family == "distilbert" and self.type_vocab_size != 0:
+        return self
+
+
+class DistilBertConfig(BertConfig):
+    """A DistilBERT encoder: BERT without segment embeddings, pooler and next-sentence head."""
+
+    implementation: ClassVar[str] = "bertjax.models.bert.family:DISTILBERT"
+    heads: ClassVar[tuple[str, ...]] = ("mlm", "qa", "classifier")
+
+    family: Literal["distilbert"] = "distilbert"  # type: ignore[assignment]
+
+    @model_validator(mode="after")
+    def _check_segments(self) -> Self:
+        if self.type_vocab_size != 0:
             raise ValueError("a distilbert model has no segment embeddings: set type_vocab_size to 0")
         return self
 
 
 class T5Config(Section):
-    """T5 (arXiv 1910.10683) and its decoder alone. Fields as in Hugging Face T5Config; the defaults are T5-small's."""
+    """T5 (arXiv 1910.10683) or its decoder. Options are named as in Hugging Face's T5Config; defaults: T5-small."""
+
+    implementation: ClassVar[str] = "bertjax.models.t5.family:T5_FAMILY"
+    tokenizer: ClassVar[str] = "sentencepiece"
+    heads: ClassVar[tuple[str, ...]] = ("lm",)
+    stacks: ClassVar[tuple[str, ...]] = ("encoder", "decoder")
+    has_adapters: ClassVar[bool] = True
+    max_length: ClassVar[int | None] = None  # relative positions have no limit
 
     family: Literal["t5"] = "t5"
-    architecture: Literal["encoder_decoder", "decoder_only"] = "encoder_decoder"
-    config_from: LocalPath | None = (
-        None  # a Hugging Face folder or bertjax checkpoint whose sizes fill the fields below
+    architecture: Literal["encoder_decoder", "decoder_only"] = Field(
+        "encoder_decoder", description="`decoder_only`: one stack reads inputs and targets as one sequence."
     )
-    vocab_size: Positive = 32128
-    d_model: Positive = 512
-    d_kv: Positive = 64
-    d_ff: Positive = 2048
-    num_layers: NonNegative = 6  # of the encoder
-    num_decoder_layers: Positive | None = None  # default: num_layers
-    num_heads: Positive = 8
-    # 1.0: relu; 1.1: gated-gelu, whose gelu is the tanh form gelu_new
-    feed_forward_proj: Literal["relu", "gelu", "gelu_new", "silu", "gated-relu", "gated-gelu", "gated-silu"] = "relu"
-    tie_word_embeddings: bool = True  # whether the output matrix is the embeddings; 1.0: yes, 1.1: no
-    scale_decoder_outputs: bool | None = None  # by 1/sqrt(d_model) before the output matrix; default: when tied
-    relative_attention_num_buckets: Annotated[int, Field(ge=4, multiple_of=2)] = 32
-    relative_attention_max_distance: Positive = 128
-    dropout_rate: Probability = 0.1
-    layer_norm_epsilon: Annotated[float, Field(gt=0)] = 1e-6
-    decoder_start_token_id: NonNegative = Field(default=0, exclude_if=_is_zero)  # what the decoder reads first
+    config_from: ConfigFrom = None
+    vocab_size: Positive = Field(32128, description="Rows of the token embeddings.")
+    d_model: Positive = Field(512, description="Width of the residual stream.")
+    d_kv: Positive = Field(64, description="Width of an attention head.")
+    d_ff: Positive = Field(2048, description="Width of the feed-forward layers.")
+    num_layers: NonNegative = Field(6, description="Layers of the encoder.")
+    num_decoder_layers: Positive | None = Field(None, description="Layers of the decoder. Default: `num_layers`.")
+    num_heads: Positive = Field(8, description="Attention heads per layer.")
+    feed_forward_proj: Literal["relu", "gelu", "gelu_new", "silu", "gated-relu", "gated-gelu", "gated-silu"] = Field(
+        "relu",
+        description="Activation of the feed-forward layers. T5 1.0: `relu`; 1.1: `gated-gelu`, which uses the tanh "
+        "approximation.",
+    )
+    tie_word_embeddings: bool = Field(
+        True, description="Use the token embeddings as output matrix too. T5 1.0: true; 1.1: false."
+    )
+    scale_decoder_outputs: bool | None = Field(
+        None,
+        description="Scale by 1/sqrt(d_model) before the output matrix. Default: the value of `tie_word_embeddings`.",
+    )
+    relative_attention_num_buckets: int = Field(32, ge=4, multiple_of=2, description="Buckets of relative positions.")
+    relative_attention_max_distance: Positive = Field(
+        128, description="Distance in tokens from which all positions share the last bucket."
+    )
+    dropout_rate: Probability = Field(0.1, description="Dropout rate.")
+    layer_norm_epsilon: PositiveFloat = Field(1e-6, description="Epsilon of the RMS norms.")
+    decoder_start_token_id: NonNegative = Field(
+        0, exclude_if=_is_zero, description="Id of the token that the decoder reads first."
+    )
 
     @property
     def gated(self) -> bool:
@@ -84,7 +141,7 @@ class T5Config(Section):
 
     @property
     def activation(self) -> str:
-        """Of the feed-forward layers, as `models.layers` calls it."""
+        """Activation of the feed-forward layers, named as in `models.layers`."""
         return "gelu_new" if self.feed_forward_proj == "gated-gelu" else self.feed_forward_proj.removeprefix("gated-")
 
     @property
@@ -97,8 +154,16 @@ class T5Config(Section):
 
     @property
     def num_hidden_layers(self) -> int:
-        """Of the deeper stack."""
+        """Layers of the deeper stack."""
         return max(self.encoder_layers, self.decoder_layers)
+
+    @property
+    def num_attention_heads(self) -> int:
+        return self.num_heads
+
+    @property
+    def intermediate_size(self) -> int:
+        return self.d_ff
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -114,7 +179,7 @@ class T5Config(Section):
 
 FAMILIES: dict[str, type[Section]] = {
     "bert": BertConfig,
-    "distilbert": BertConfig,
+    "distilbert": DistilBertConfig,
     "t5": T5Config,
 }
 Model = Annotated[Any, KindOf("family", "bert", FAMILIES)]

@@ -1,7 +1,7 @@
-"""The configuration schema: with the other *_schema.py files every option, and the only home of every default.
+"""The configuration: model, tokenizer, mesh, run, tasks, mixtures and stages.
 
-A configuration is `model`, `tokenizer`, `mesh`, `run`, a registry of `tasks` and `mixtures` and a list of `stages`. All
-sections are frozen and refuse unknown keys. Nothing here imports jax.
+The modules of this package are the only place where options and their defaults are defined; from them
+docs/configuration_reference.md is generated. Nothing here imports jax.
 """
 
 import re
@@ -10,33 +10,49 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from bertjax.config.schema.base import AnyPath, LocalPath, Name, NonNegative, Positive, Section
+from bertjax.config.schema.base import AnyPath, LocalPath, Name, NonNegative, Positive, PositiveFloat, Section
 from bertjax.config.schema.data import Data, Mixture, Task, Tokenizer, WordPieceConfig
 from bertjax.config.schema.evaluation import Evaluation
 from bertjax.config.schema.model import BertConfig, Model
 from bertjax.config.schema.training import AdamW, MlmNspObjective, Objective, Optimizer, Trainable, expand_trainable
 
-# ---- stages, mesh, run ----------------------------------------------------------------------------------------------
+TrainableField = Annotated[
+    Trainable,
+    BeforeValidator(expand_trainable),
+    Field(description="Parameters that train, or the kind of `trainable`."),
+]
 
 
 class Stage(Section):
-    name: Name
-    data: Data
-    objective: Objective = MlmNspObjective()
-    steps: Positive | None = None
-    epochs: Annotated[float, Field(gt=0)] | None = None  # instead of steps
-    batch_size: Positive = 32  # global, in rows
-    grad_accum: Positive = 1  # micro-batches a step; the numbers do not change
-    optimizer: Optimizer = AdamW()
-    trainable: Annotated[Trainable, BeforeValidator(expand_trainable)] = Trainable()
-    init_from: LocalPath | None = None  # scratch | previous | a checkpoint or run folder | a Hugging Face folder
-    # Heads (or adapters) that start fresh though init_from has them, as for a task with other classes.
-    fresh: list[Literal["classifier", "pooler", "qa", "mlm", "nsp", "adapters"]] = Field(
-        default=[], exclude_if=lambda found: not found
+    """One training stage: data, objective, optimizer and evaluations."""
+
+    name: Name = Field(description="Name of the stage in logs, folders and overrides (`stages.NAME.steps=10`).")
+    data: Data = Field(description="Name of a task or mixture, or a task or mixture written here.")
+    objective: Objective = Field(MlmNspObjective(), description="What is learned.")
+    steps: Positive | None = Field(None, description="Training steps; give either `steps` or `epochs`.")
+    epochs: PositiveFloat | None = Field(None, description="Passes over the data.")
+    batch_size: Positive = Field(32, description="Rows per step, over all devices.")
+    grad_accum: Positive = Field(
+        1, description="Micro-batches per step; must divide `batch_size`. Results are the same."
     )
-    # Where the weights below the adapters of `init_from` are, or below this stage's own, if not where they were.
-    init_base: LocalPath | None = Field(default=None, exclude_if=lambda found: found is None)
-    evaluate: list[Evaluation] = []
+    optimizer: Optimizer = Field(AdamW(), description="Optimizer and learning-rate schedule.")
+    trainable: TrainableField = Trainable()
+    init_from: LocalPath | None = Field(
+        None,
+        description="Initial weights: `scratch`, `previous`, a run folder, a checkpoint or a Hugging Face folder. "
+        "Default: `previous`, in the first stage `scratch`.",
+    )
+    fresh: list[Literal["classifier", "pooler", "qa", "mlm", "nsp", "adapters"]] = Field(
+        [],
+        exclude_if=lambda found: not found,
+        description="Heads (or adapters) to initialize although `init_from` has them, as for other classes.",
+    )
+    adapter_base: LocalPath | None = Field(
+        None,
+        exclude_if=lambda found: found is None,
+        description="Weights below the adapters of `init_from` or of this stage, if they were moved.",
+    )
+    evaluate: list[Evaluation] = Field([], description="Evaluations during and after the stage.")
 
     @model_validator(mode="after")
     def _check(self) -> "Stage":
@@ -45,28 +61,30 @@ class Stage(Section):
         if self.batch_size % self.grad_accum:
             raise ValueError(f"grad_accum ({self.grad_accum}) must divide batch_size ({self.batch_size})")
         warmup = self.optimizer.warmup_steps
-        ramp = self.optimizer.schedule != "inverse_sqrt"  # which is flat while it warms up
+        ramp = self.optimizer.schedule != "inverse_sqrt"  # which is constant during warm-up
         if ramp and self.steps is not None and warmup is not None and warmup > self.steps:
             raise ValueError(f"warmup_steps ({warmup}) is more than steps ({self.steps})")
         return self
 
 
 class Variant(Section):
-    """One way to fine-tune: what it changes in the last stage."""
+    """A variant of the last stage, for `bertjax compare`."""
 
-    name: Name
-    trainable: Annotated[Trainable, BeforeValidator(expand_trainable)]
-    optimizer: Optimizer | None = None  # default: the stage's
+    name: Name = Field(description="Name of the variant.")
+    trainable: TrainableField
+    optimizer: Optimizer | None = Field(None, description="Optimizer. Default: that of the stage.")
 
 
 class MeshConfig(Section):
-    """Devices along each axis; one axis may be -1 and takes what is left."""
+    """Size of each axis of the device mesh. One of `data`, `fsdp` and `tensor` may be -1: all remaining devices."""
 
-    slices: Positive = 1  # TPU slices or groups of GPU hosts, each with a mesh of the axes below
-    data: int = -1
-    fsdp: int = 1
-    tensor: int = 1
-    rules: dict[str, str | list[str] | None] = {}  # logical axis -> mesh axes; defaults: parallel/mesh_shape.py
+    dcn: Positive = Field(1, description="TPU slices or groups of GPU hosts; each holds a mesh of the other axes.")
+    data: int = Field(-1, description="Data parallelism: each device has all parameters.")
+    fsdp: int = Field(1, description="Data parallelism with parameters and optimizer state sharded (ZeRO-3).")
+    tensor: int = Field(1, description="Tensor parallelism: each layer is split over the devices.")
+    rules: dict[str, str | list[str] | None] = Field(
+        {}, description="Logical axis -> mesh axes, over the defaults in bertjax/parallel/mesh_shape.py."
+    )
 
     @model_validator(mode="after")
     def _check(self) -> "MeshConfig":
@@ -77,11 +95,17 @@ class MeshConfig(Section):
 
 
 class CheckpointPolicy(Section):
-    save_every: Positive = 1000  # steps
-    keep_last: Positive = 3
-    keep_every: Positive | None = None  # steps whose multiples are never removed
-    keep_best: str | list[str] | None = None  # scores such as squad/f1: the best step of each is kept too
-    best_is: Literal["auto", "highest", "lowest"] = "auto"  # auto: lowest of a loss or perplexity, highest of the rest
+    """Which checkpoints are saved and kept."""
+
+    save_every: Positive = Field(1000, description="Steps between checkpoints.")
+    keep_last: Positive = Field(3, description="Newest checkpoints to keep.")
+    keep_every: Positive | None = Field(None, description="Keep all checkpoints whose step is a multiple of this.")
+    keep_best: str | list[str] | None = Field(
+        None, description="Scores such as `squad/f1`; the best checkpoint of each is kept."
+    )
+    best_mode: Literal["auto", "highest", "lowest"] = Field(
+        "auto", description="Which score is best. `auto`: the lowest loss or perplexity, the highest of other scores."
+    )
 
     @property
     def best_metrics(self) -> tuple[str, ...]:
@@ -89,59 +113,85 @@ class CheckpointPolicy(Section):
         return (self.keep_best,) if isinstance(self.keep_best, str) else tuple(self.keep_best or ())
 
 
-Seconds = Annotated[float, Field(gt=0)]
-
-
 class WatchdogTimeouts(Section):
-    """Seconds without any progress after which a run leaves with exit code 75; null: no limit."""
+    """Seconds without progress after which a run exits with code 75; null: no limit."""
 
-    compile: Seconds | None = 7200.0  # the first step of an episode, with what it waits for
-    step: Seconds | None = 900.0
-    evaluation: Seconds | None = 7200.0  # a batch of it; the first one compiles
-    save: Seconds | None = 3600.0
-    startup: Seconds | None = 3600.0  # making or restoring the parameters of a stage; preparing data has no limit
+    compile: PositiveFloat | None = Field(7200.0, description="First step of an episode, compilation included.")
+    step: PositiveFloat | None = Field(900.0, description="Any other step.")
+    evaluation: PositiveFloat | None = Field(7200.0, description="One batch of an evaluation; the first one compiles.")
+    save: PositiveFloat | None = Field(3600.0, description="Saving a checkpoint.")
+    startup: PositiveFloat | None = Field(
+        3600.0, description="Initializing or restoring a stage; preparing data has no limit."
+    )
 
 
 class ProfilerConfig(Section):
-    """Steps of which the lead process writes a trace, once a start of the run."""
+    """Steps that the primary process profiles after each start of a run."""
 
-    start_step: Positive = 10  # in the stage; the first ones compile
-    steps: Positive = 5
+    start_step: Positive = Field(
+        10, description="First step of the trace, counted in the stage; the first ones compile."
+    )
+    steps: Positive = Field(5, description="Steps in the trace.")
 
 
 class RunConfig(Section):
-    name: Name = "run"
-    root: LocalPath = "runs"
-    seed: NonNegative = 0
-    compute_dtype: Literal["auto", "bfloat16", "float32"] = "auto"  # auto: bfloat16 where the chip multiplies it fast
-    attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"
-    dropout_rng: Literal["hash", "threefry"] = "hash"
-    segments: Literal["auto", "list", "scan"] | list[Positive] = (
-        "auto"  # layers per scanned segment; auto: per platform
+    """How and where a run is executed."""
+
+    name: Name = Field("run", description="Name of the run and of its folder.")
+    root: LocalPath = Field("runs", description="Folder of the run folders.")
+    seed: NonNegative = Field(0, description="Seed of initial weights, data order, masking and dropout.")
+    compute_dtype: Literal["auto", "bfloat16", "float32"] = Field(
+        "auto", description="Type of matrix multiplications. `auto`: bfloat16 where the hardware multiplies it fast."
     )
-    remat: Literal["none", "full", "dots"] = "none"
-    log_every: Positive = 10
-    checkpoint: CheckpointPolicy = CheckpointPolicy()
-    prefetch: Positive = 4  # batches prepared ahead
-    prepared: AnyPath | None = None  # where prepared data are kept, a folder or gs://...; default: <root>/prepared
-    prepare_workers: Positive | None = None  # default: the machine's cores
-    max_bad_steps: Positive = 3  # non-finite steps in a row (each skipped) before the run stops with exit code 3
-    compile_cache: AnyPath | None = "~/.cache/bertjax/xla"
-    watchdog: WatchdogTimeouts | None = WatchdogTimeouts()
-    profile: ProfilerConfig | None = None  # SIGUSR1 asks for a trace too
-    tensorboard: bool = True
-    wandb: bool = False
+    attention: Literal["auto", "xla", "cudnn", "splash"] = Field(
+        "auto", description="Attention kernel: `cudnn` for GPU, `splash` for TPU, `xla` anywhere; `auto`: by hardware."
+    )
+    dropout_rng: Literal["hash", "threefry"] = Field(
+        "hash", description="Random numbers of dropout: a fused counter hash, or jax.random."
+    )
+    segments: Literal["auto", "list", "scan"] | list[Positive] = Field(
+        "auto", description="Layers per scanned segment; `list`: no scan; `scan`: all in one; `auto`: by platform."
+    )
+    remat: Literal["none", "full", "dots"] = Field(
+        "none",
+        description="Activations to recompute in the backward pass: none, all, or all but matrix products (`dots`).",
+    )
+    log_every: Positive = Field(10, description="Steps between log lines.")
+    checkpoint: CheckpointPolicy = Field(CheckpointPolicy(), description="Which checkpoints are saved and kept.")
+    prefetch: Positive = Field(4, description="Batches to prepare ahead of training.")
+    prepared_dir: AnyPath | None = Field(
+        None, description="Folder or bucket (gs://...) of prepared data. Default: `prepared` in `root`."
+    )
+    prepare_workers: Positive | None = Field(
+        None, description="Processes that prepare data. Default: one per CPU core."
+    )
+    max_nonfinite_steps: Positive = Field(
+        3, description="Consecutive steps with a non-finite loss or gradient (all skipped) before exit with code 3."
+    )
+    compilation_cache_dir: AnyPath | None = Field(
+        "~/.cache/bertjax/xla", description="Folder or bucket of JAX's compilation cache; null: no cache."
+    )
+    watchdog: WatchdogTimeouts | None = Field(WatchdogTimeouts(), description="Time limits; null: none.")
+    profile: ProfilerConfig | None = Field(
+        None, description="Steps to profile. SIGUSR1 starts a trace at any time. Default: none."
+    )
+    tensorboard: bool = Field(True, description="Write TensorBoard files.")
+    wandb: bool = Field(False, description="Log to Weights & Biases.")
 
 
 class Config(Section):
-    model: Model = BertConfig()
-    tokenizer: Tokenizer = WordPieceConfig()
-    mesh: MeshConfig = MeshConfig()
-    run: RunConfig = RunConfig()
-    tasks: dict[str, Task] = {}
-    mixtures: dict[str, Mixture] = {}  # named, so that other mixtures and stages can draw from them
-    stages: list[Stage] = Field(min_length=1)
-    compare: list[Variant] = Field(default=[], exclude_if=lambda found: not found)  # what `bertjax compare` tries
+    """A run."""
+
+    model: Model = Field(BertConfig(), description="Model family and sizes.")
+    tokenizer: Tokenizer = Field(WordPieceConfig(), description="Tokenizer to load or train.")
+    mesh: MeshConfig = Field(MeshConfig(), description="Device mesh.")
+    run: RunConfig = Field(RunConfig(), description="How and where the run is executed.")
+    tasks: dict[str, Task] = Field({}, description="Tasks by name, for stages and mixtures.")
+    mixtures: dict[str, Mixture] = Field({}, description="Mixtures by name, for stages and other mixtures.")
+    stages: list[Stage] = Field(min_length=1, description="Training stages, in order.")
+    compare: list[Variant] = Field(
+        [], exclude_if=lambda found: not found, description="Variants of the last stage that `bertjax compare` trains."
+    )
 
     @model_validator(mode="after")
     def _check(self) -> "Config":
@@ -154,9 +204,8 @@ class Config(Section):
         shared = self.tasks.keys() & self.mixtures.keys()
         if shared:
             raise ValueError(f"'{min(shared)}' is both a task and a mixture: give one of them another name")
-        if (self.model.family == "t5") != (self.tokenizer.kind == "sentencepiece"):
-            need = "sentencepiece" if self.model.family == "t5" else "wordpiece"
-            raise ValueError(f"a model of family '{self.model.family}' needs tokenizer.kind: {need}")
+        if self.tokenizer.kind != self.model.tokenizer:
+            raise ValueError(f"a model of family '{self.model.family}' needs tokenizer.kind: {self.model.tokenizer}")
         for stage in self.stages:
             self._check_stage(stage)
         if self.stages[0].init_from == "previous":
@@ -180,43 +229,42 @@ class Config(Section):
             raise ValueError(f"{where}: its mixtures contain each other") from None
         except TypeError as error:
             raise ValueError(
-                f"{where}: mixture '{error.args[0]}' stands inside a mixture with proportional rates, which count the "
-                f"examples of tasks alone; give that one rate: explicit with a number for '{error.args[0]}', or equal"
+                f"{where}: mixture '{error.args[0]}' is inside a mixture with proportional rates, which count the "
+                f"examples of tasks; give that one rate: explicit with a number for '{error.args[0]}', or rate: equal"
             ) from None
-        if (stage.objective.kind == "text_to_text") != (self.model.family == "t5"):
+        if not set(stage.objective.heads) & set(self.model.heads):
             raise ValueError(f"{where}: objective '{stage.objective.kind}' is not for a {self.model.family} model")
         if stage.fresh and (stage.init_from or ("previous" if stage is not self.stages[0] else "scratch")) == "scratch":
-            raise ValueError(f"{where}: fresh: everything starts fresh without init_from; name what it starts from")
-        if other := [name for name in stage.fresh if name not in _HEADS[stage.objective.kind]]:
-            there = ", ".join(_HEADS[stage.objective.kind])
-            raise ValueError(f"{where}: fresh: a stage of {stage.objective.kind} has no '{other[0]}'; it has: {there}")
-        for what in (*tasks.values(), *(e.data for e in stage.evaluate)):
-            self._check_classes(where, stage, what)
-        if stage.trainable.kind == "adapters" and self.model.family != "t5":
-            raise ValueError(f"{where}: trainable: adapters needs a t5 model")
-        for what in (*tasks.values(), *(e.data for e in stage.evaluate)):
-            self._check_lengths(where, what)
-
-    def _check_lengths(self, where: str, task: Task) -> None:
-        length = task.preprocess.sequence_length
-        if isinstance(self.model, BertConfig) and length > self.model.max_position_embeddings:
-            raise ValueError(
-                f"{where}: sequence_length ({length}) is more than "
-                f"model.max_position_embeddings ({self.model.max_position_embeddings})"
-            )
+            raise ValueError(f"{where}: fresh: needs init_from; without it everything starts fresh")
+        there = (*stage.objective.heads, *(["adapters"] if self.model.has_adapters else []))
+        if other := [name for name in stage.fresh if name not in there]:
+            has = f"has no '{other[0]}'; it has: {', '.join(there)}"
+            raise ValueError(f"{where}: fresh: a stage of {stage.objective.kind} {has}")
+        if stage.trainable.kind == "adapters" and not self.model.has_adapters:
+            raise ValueError(f"{where}: trainable: adapters: a {self.model.family} model has none")
+        for name, task in tasks.items():
+            needed = getattr(task.preprocess, "architecture", None)
+            if needed not in (None, getattr(self.model, "architecture", None)):
+                raise ValueError(f"{where}: task '{name}': {task.preprocess.kind} needs model.architecture: {needed}")
+        for task in (*tasks.values(), *(evaluation.data for evaluation in stage.evaluate)):
+            self._check_classes(where, stage, task)
+            length, longest = task.preprocess.sequence_length, self.model.max_length
+            if longest is not None and length > longest:
+                raise ValueError(
+                    f"{where}: sequence_length ({length}) is more than model.max_position_embeddings ({longest})"
+                )
 
     def _check_classes(self, where: str, stage: Stage, task: Task) -> None:
-        names = getattr(task.preprocess, "labels", None) if task.preprocess.kind == "classify" else None
-        count = getattr(stage.objective, "num_labels", None)
+        names, count = getattr(task.preprocess, "labels", None), getattr(stage.objective, "num_labels", None)
         if names and count not in (None, len(names)):
-            one = "1 is regression, which has none" if count == 1 else f"set objective.num_labels={len(names)}"
-            raise ValueError(f"{where}: labels has {len(names)} names and objective.num_labels is {count}: {one}")
+            hint = "1 is regression, without labels" if count == 1 else f"set objective.num_labels={len(names)}"
+            raise ValueError(f"{where}: labels has {len(names)} names and objective.num_labels is {count}: {hint}")
 
     def stage_tasks(self, stage: Stage) -> dict[str, Task]:
-        """The tasks a stage draws from, by name; a task written inside the stage takes the stage's name.
+        """The tasks that a stage samples from, by name; a task written inside the stage has the stage's name.
 
-        Raises KeyError for a name that is neither a task nor a mixture, RecursionError for mixtures in a circle,
-        TypeError for a mixture inside another whose rate there is no number (seqio.Mixture refuses that).
+        Raises KeyError for a name that is neither a task nor a mixture, RecursionError for mixtures that contain each
+        other, TypeError for a mixture without an explicit rate inside another one (seqio.Mixture refuses that).
         """
         if isinstance(stage.data, Task):
             return {stage.name: stage.data}
@@ -226,7 +274,7 @@ class Config(Section):
         return {name: self.tasks[name] for name in self._members(mixture)}
 
     def stage_mixture(self, stage: Stage) -> Mixture | None:
-        """The mixture a stage draws from; None where it draws from a single task."""
+        """The mixture that a stage samples from; None for a single task."""
         if isinstance(stage.data, str):
             return self.mixtures.get(stage.data)
         return stage.data if isinstance(stage.data, Mixture) else None
@@ -252,9 +300,4 @@ class Config(Section):
         return Path(self.run.root).expanduser() / self.run.name
 
 
-# The heads (and adapters) of a stage's model, by its objective, which `fresh` can name.
-_HEADS = {
-    "classification": ("classifier", "pooler"), "span_qa": ("qa",), "mlm_nsp": ("mlm", "nsp", "pooler"),
-    "text_to_text": ("adapters",),
-}  # fmt: skip
 SECRET_KEY = re.compile(r"(api_?key|token|secret|password)$", re.IGNORECASE)

@@ -1,93 +1,110 @@
-"""Configuration sections of the data sources, one per source kind."""
+"""Configuration sections of the data sources, one per kind, and the table of kinds."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
 from bertjax.config.schema.base import AnyPath, KindOf, LocalPath, NonNegative, Section
 
+Files = Annotated[
+    list[AnyPath],
+    Field(min_length=1, description="Paths or globs of the files; .gz, .xz and .bz2 files are decompressed."),
+]
+TextField = Annotated[str, Field(description="Field of a record that holds the text of a document.")]
+
 
 class TextFiles(Section):
-    """Plain text. `sentences`: one sentence a line, blank lines between documents; `paragraphs`: blank lines between
-    documents, whose sentences are found; `documents`: one document a file, whose sentences are found.
-    """
+    """Plain text files."""
 
     kind: Literal["text"] = "text"
-    files: list[AnyPath] = Field(min_length=1)  # paths or globs; .gz, .xz and .bz2 are read as they are
-    layout: Literal["sentences", "paragraphs", "documents"] = "documents"
+    files: Files
+    layout: Literal["sentences", "paragraphs", "documents"] = Field(
+        "documents",
+        description="`sentences`: a sentence per line, an empty line between documents; `paragraphs`: an empty line "
+        "between documents, which are split into sentences; `documents`: a document per file, split into sentences.",
+    )
 
 
 class JsonLines(Section):
+    """JSON Lines files: one JSON object per line."""
+
     kind: Literal["jsonl"] = "jsonl"
-    files: list[AnyPath] = Field(min_length=1)
-    text_field: str = "text"
+    files: Files
+    text_field: TextField = "text"
 
 
 class Json(Section):
     """JSON files that hold one list of objects."""
 
     kind: Literal["json"] = "json"
-    files: list[AnyPath] = Field(min_length=1)
-    text_field: str = "text"
+    files: Files
+    text_field: TextField = "text"
 
 
 class Tsv(Section):
-    """Tab-separated values, a record a line; quotes are ordinary characters, as in the GLUE files."""
+    """Tab-separated files, one record per line. Quotes are ordinary characters, as in the GLUE files."""
 
     kind: Literal["tsv"] = "tsv"
-    files: list[AnyPath] = Field(min_length=1)
-    fields: list[str] | None = None  # names of the columns; default: the first line's
-    skip_lines: NonNegative = 0  # a header to pass over when `fields` are given
-    text_field: str = "text"
+    files: Files
+    fields: list[str] | None = Field(None, description="Column names. Default: those in the first line.")
+    skip_lines: NonNegative = Field(0, description="Header lines to skip when `fields` is given.")
+    text_field: TextField = "text"
 
 
 class Parquet(Section):
+    """Parquet files."""
+
     kind: Literal["parquet"] = "parquet"
-    files: list[AnyPath] = Field(min_length=1)
-    text_field: str = "text"
+    files: Files
+    text_field: TextField = "text"
 
 
 class HuggingFaceData(Section):
-    """A folder made by `Dataset.save_to_disk`, a local dataset folder, or a name on the Hugging Face Hub."""
+    """A Hugging Face dataset: a `Dataset.save_to_disk` folder, a local dataset folder or a name on the Hub."""
+
+    paths: ClassVar[tuple[str, ...]] = ("name",)
 
     kind: Literal["huggingface"] = "huggingface"
-    name: LocalPath
-    config: str | None = None
-    split: str = "train"
-    text_field: str = "text"
+    name: LocalPath = Field(description="Folder (it starts with `.`, `/` or `~`) or name on the Hub.")
+    config: str | None = Field(None, description="Configuration of the dataset, such as `mrpc` of `glue`.")
+    split: str = Field("train", description="Split to read.")
+    text_field: TextField = "text"
 
 
 class TfdsData(Section):
-    """A TensorFlow Datasets builder prepared as array_record; read through `tfds.data_source`, without TensorFlow."""
+    """A TensorFlow Datasets builder prepared as array_record; read by `tfds.data_source`, without TensorFlow."""
+
+    paths: ClassVar[tuple[str, ...]] = ("data_dir",)
 
     kind: Literal["tfds"] = "tfds"
-    name: str
-    split: str = "train"
-    data_dir: LocalPath | None = None
-    text_field: str = "text"
+    name: str = Field(description="Name of the dataset, such as `glue/mrpc`.")
+    split: str = Field("train", description="Split to read.")
+    data_dir: LocalPath | None = Field(None, description="Folder of the prepared datasets. Default: that of TFDS.")
+    text_field: TextField = "text"
 
 
 class StdlibDocs(Section):
-    """The documentation inside the Python standard library; one document a module, split by a hash of its name."""
+    """The documentation inside the Python standard library: a document per module, split by a hash of its name."""
 
     kind: Literal["stdlib_docs"] = "stdlib_docs"
-    split: Literal["train", "heldout", "all"] = "train"
+    split: Literal["train", "heldout", "all"] = Field("train", description="Modules to read.")
 
 
 class SquadFiles(Section):
-    """The official SQuAD JSON (v1.1 or v2.0), plain or compressed."""
+    """Files in SQuAD's JSON format (v1.1 or v2.0)."""
 
     kind: Literal["squad"] = "squad"
-    files: list[AnyPath] = Field(min_length=1)
+    files: Files
 
 
 class StdlibQa(Section):
-    """SQuAD-form questions made from the standard library's documentation; splits share no module."""
+    """SQuAD-style questions made from the standard library's documentation; no module is in two splits."""
 
     kind: Literal["stdlib_qa"] = "stdlib_qa"
-    split: Literal["train", "heldout"] = "train"
+    split: Literal["train", "heldout"] = Field("train", description="Modules to read.")
 
 
+# A section may name the options that hold paths in `paths`; by default it is `files`.
 SOURCES: dict[str, type[Section]] = {
     "text": TextFiles,
     "jsonl": JsonLines,
@@ -101,6 +118,4 @@ SOURCES: dict[str, type[Section]] = {
     "stdlib_qa": StdlibQa,
 }
 Source = Annotated[Any, KindOf("kind", "text", SOURCES)]
-
-
 Sources = Annotated[list[Source], BeforeValidator(lambda v: v if isinstance(v, list) else [v]), Field(min_length=1)]

@@ -1,44 +1,79 @@
-"""The part of the schema that says how a stage trains: objective, optimizer and what is trainable."""
+"""Configuration sections of objectives, optimizers and trainable parameters, and their tables of kinds."""
 
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from bertjax.config.schema.base import KindOf, NonNegative, Positive, Probability, Section
+from bertjax.config.schema.base import (
+    KindOf,
+    NonNegative,
+    NonNegativeFloat,
+    Positive,
+    PositiveFloat,
+    Probability,
+    Section,
+)
 
-# After W steps of warm-up: linear is lr*(1 - s/N), inverse_sqrt lr/sqrt(s), constant lr. linear and constant warm up by
-# lr*s/W; inverse_sqrt starts at its value at W (t5x).
-Schedule: TypeAlias = Literal["linear", "constant", "inverse_sqrt"]
+# Facts of an objective's section: `implementation` names its ObjectiveKind (objectives/registry.py), `heads` the model
+# heads that it may train (of a family that has them), `preprocess` and `evaluations` the kinds that fit.
 
 
 class MlmNspObjective(Section):
-    """Masked language modelling, with next sentence prediction when `nsp_weight` is above zero."""
+    """Masked language modelling, and next-sentence prediction if `nsp_weight` is above zero."""
+
+    implementation: ClassVar[str] = "bertjax.objectives.bert:MLM_NSP"
+    heads: ClassVar[tuple[str, ...]] = ("mlm", "nsp", "pooler")
+    preprocess: ClassVar[tuple[str, ...]] = ("bert_pairs",)
+    evaluations: ClassVar[tuple[str, ...]] = ("mlm",)
 
     kind: Literal["mlm_nsp"] = "mlm_nsp"
-    mlm_weight: Annotated[float, Field(ge=0)] = 1.0
-    nsp_weight: Annotated[float, Field(ge=0)] = 1.0
+    mlm_weight: NonNegativeFloat = Field(1.0, description="Weight of the masked-token loss.")
+    nsp_weight: NonNegativeFloat = Field(1.0, description="Weight of the next-sentence loss; 0 turns it off.")
 
 
 class SpanQaObjective(Section):
+    """Cross-entropy of the start and end of the answer in the context."""
+
+    implementation: ClassVar[str] = "bertjax.objectives.bert:SPAN_QA"
+    heads: ClassVar[tuple[str, ...]] = ("qa",)
+    preprocess: ClassVar[tuple[str, ...]] = ("span_qa",)
+    evaluations: ClassVar[tuple[str, ...]] = ("squad",)
+
     kind: Literal["span_qa"] = "span_qa"
 
 
+class ClassificationObjective(Section):
+    """Cross-entropy of the class of a text or a pair of texts; mean squared error with one label (regression)."""
+
+    implementation: ClassVar[str] = "bertjax.objectives.bert:CLASSIFICATION"
+    heads: ClassVar[tuple[str, ...]] = ("classifier", "pooler")
+    preprocess: ClassVar[tuple[str, ...]] = ("classify",)
+    evaluations: ClassVar[tuple[str, ...]] = ("classification",)
+
+    kind: Literal["classification"] = "classification"
+    num_labels: Positive = Field(2, description="Number of classes; 1 for regression.")
+
+
 class TextToTextObjective(Section):
-    """Cross-entropy of all real target tokens, sentinels and end included (t5x/losses.py, t5x/models.py)."""
+    """Cross-entropy of all non-padding target tokens, sentinels and end token included (t5x/losses.py)."""
+
+    implementation: ClassVar[str] = "bertjax.objectives.text_to_text:TEXT_TO_TEXT"
+    heads: ClassVar[tuple[str, ...]] = ("lm",)
+    preprocess: ClassVar[tuple[str, ...]] = (
+        "text_to_text", "span_corruption", "iid_denoising", "deshuffling", "prefix_lm", "causal_lm",
+    )  # fmt: skip
+    evaluations: ClassVar[tuple[str, ...]] = ("loss", "text_to_text")
 
     kind: Literal["text_to_text"] = "text_to_text"
-    z_loss: Annotated[float, Field(ge=0)] = 1e-4  # times the squared log normaliser
-    label_smoothing: Probability = 0.0
-    # What the summed loss is divided by. `sum` divides by nothing; a number by itself (t5x: 233472 for T5 checkpoints).
+    z_loss: NonNegativeFloat = Field(1e-4, description="Weight of the squared log normalizer of the softmax.")
+    label_smoothing: Probability = Field(0.0, description="Probability moved from the target to all other tokens.")
     loss_normalizing_factor: (
-        Literal["num_real_target_tokens", "num_total_target_tokens", "average_per_sequence", "sum"]
-        | Annotated[float, Field(gt=0)]
-    ) = "num_real_target_tokens"
-
-
-class ClassificationObjective(Section):
-    kind: Literal["classification"] = "classification"
-    num_labels: Annotated[int, Field(ge=1)] = 2  # 1: regression
+        Literal["num_real_target_tokens", "num_total_target_tokens", "average_per_sequence", "sum"] | PositiveFloat
+    ) = Field(
+        "num_real_target_tokens",
+        description="Divisor of the summed loss: the non-padding target tokens, all target tokens, 1 (`sum`) or a "
+        "number (t5x: 233472 with T5 checkpoints). `average_per_sequence`: the mean over sequences of their mean.",
+    )
 
 
 OBJECTIVES: dict[str, type[Section]] = {
@@ -49,36 +84,52 @@ OBJECTIVES: dict[str, type[Section]] = {
 }
 Objective = Annotated[Any, KindOf("kind", "mlm_nsp", OBJECTIVES)]
 
+_SCHEDULE = (
+    "Learning rate at step s of N with W warm-up steps. `linear`: lr * (1 - s/N); `constant`: lr; both warm up as "
+    "lr * s/W. `inverse_sqrt`: lr / sqrt(max(s, W))."
+)
+Schedule = Annotated[Literal["linear", "constant", "inverse_sqrt"], Field(description=_SCHEDULE)]
+WeightDecay = Annotated[NonNegativeFloat, Field(description="Decoupled weight decay; biases and norms have none.")]
+ClipNorm = Annotated[PositiveFloat | None, Field(description="Largest global norm of the gradients; null: no limit.")]
+WarmupRatio = Annotated[Probability, Field(description="Warm-up steps as a fraction of the stage's steps.")]
+
 
 class AdamW(Section):
-    """`bert_adamw` is optimization.py of google-research/bert (no bias correction); `adamw` is optax's."""
+    """AdamW."""
 
-    kind: Literal["bert_adamw", "adamw"] = "bert_adamw"
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    kind: Literal["bert_adamw", "adamw"] = Field(
+        "bert_adamw",
+        description="`bert_adamw`: optimization.py of google-research/bert, without bias correction; `adamw`: optax's.",
+    )
+    learning_rate: PositiveFloat = Field(1e-4, description="Learning rate after warm-up.")
     schedule: Schedule = "linear"
-    warmup_steps: NonNegative | None = None
-    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.1  # used when warmup_steps is not given
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    b1: Probability = 0.9
-    b2: Probability = 0.999
-    eps: Annotated[float, Field(gt=0)] = 1e-6
-    clip_norm: Annotated[float, Field(gt=0)] | None = 1.0
+    warmup_steps: NonNegative | None = Field(None, description="Warm-up steps. Default: by `warmup_ratio`.")
+    warmup_ratio: WarmupRatio = 0.1
+    weight_decay: WeightDecay = 0.01
+    b1: Probability = Field(0.9, description="Decay rate of the first moments.")
+    b2: Probability = Field(0.999, description="Decay rate of the second moments.")
+    eps: PositiveFloat = Field(1e-6, description="Added to the root of the second moments.")
+    clip_norm: ClipNorm = 1.0
 
 
 class Adafactor(Section):
     """Adafactor (arXiv 1804.04235) as T5 uses it (t5x/adafactor.py): no momentum, updates scaled by the parameter."""
 
     kind: Literal["adafactor"] = "adafactor"
-    learning_rate: Annotated[float, Field(gt=0)] = 1.0  # with inverse_sqrt; 0.001 with constant, for fine-tuning
+    learning_rate: PositiveFloat = Field(
+        1.0, description="Factor of the schedule: 1 with `inverse_sqrt`, 0.001 with `constant` for fine-tuning."
+    )
     schedule: Schedule = "inverse_sqrt"
-    warmup_steps: NonNegative | None = None  # default: 10,000 with inverse_sqrt, otherwise by warmup_ratio
-    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.0  # used when warmup_steps is not given
-    decay_rate: Annotated[float, Field(gt=0, lt=1)] = 0.8  # second moments decay by 1 - (t + 1)^-decay_rate
-    clipping_threshold: Annotated[float, Field(gt=0)] = 1.0  # of each update's root mean square
-    multiply_by_parameter_scale: bool = True
-    min_dim_size_to_factor: Positive = 128
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    clip_norm: Annotated[float, Field(gt=0)] | None = None
+    warmup_steps: NonNegative | None = Field(
+        None, description="Warm-up steps. Default: 10,000 with `inverse_sqrt`, otherwise by `warmup_ratio`."
+    )
+    warmup_ratio: WarmupRatio = 0.0
+    decay_rate: float = Field(0.8, gt=0, lt=1, description="Second moments decay by 1 - (step + 1)^-decay_rate.")
+    clipping_threshold: PositiveFloat = Field(1.0, description="Largest root mean square of an update.")
+    multiply_by_parameter_scale: bool = Field(True, description="Scale updates by the parameter's root mean square.")
+    min_dim_size_to_factor: Positive = Field(128, description="Smallest dimension whose second moments are factored.")
+    weight_decay: WeightDecay = 0.0
+    clip_norm: ClipNorm = None
 
     @model_validator(mode="before")
     @classmethod
@@ -98,21 +149,30 @@ Optimizer = Annotated[Any, KindOf("kind", "bert_adamw", OPTIMIZERS)]
 
 
 class Trainable(Section):
-    """What trains. `gradual` opens the stacks from the top, one episode at a time (arXiv 1910.10683 section 3.5.1).
+    """Parameters that train. `trainable: head` is short for `trainable: {kind: head}`."""
 
-    `head` is the output layer alone (feature-based). `adapters` are small layers behind each feed-forward layer.
-    """
-
-    kind: Literal["all", "head", "gradual", "adapters"] = "all"
-    episodes: Positive | None = None  # of gradual; default: one for each layer
-    # When gradual unfreezing reaches the input embeddings; auto: last for BERT, always for T5, which shares them.
-    embeddings: Literal["auto", "last", "always", "never"] = "auto"
-    adapter_size: Positive = 64  # d: the inner width of adapters
-    adapter_norms: Literal["paper", "houlsby"] = "paper"  # which norms train: all of them, or only the adapters' own
-    adapter_init: Literal["reference", "near_identity"] = "reference"  # near_identity: as in arXiv 1902.00751
-    adapter_only_checkpoints: bool = True  # save what trains alone; it merges onto the weights of `init_from`
+    kind: Literal["all", "head", "gradual", "adapters"] = Field(
+        "all",
+        description="`head`: the output layer (feature-based); `gradual`: unfreeze layers from the top, one episode at "
+        "a time (arXiv 1910.10683, section 3.5.1); `adapters`: small layers after each feed-forward layer (T5).",
+    )
+    episodes: Positive | None = Field(None, description="Episodes of `gradual`. Default: one per layer.")
+    embeddings: Literal["auto", "last", "always", "never"] = Field(
+        "auto",
+        description="When `gradual` trains the input embeddings. `auto`: in the last episode for BERT, always for T5, "
+        "whose output matrix may be the same.",
+    )
+    adapter_size: Positive = Field(64, description="Inner width of adapters.")
+    adapter_norms: Literal["paper", "houlsby"] = Field(
+        "paper", description="Norms that train with adapters. `paper`: all; `houlsby`: those inside the adapters."
+    )
+    adapter_init: Literal["reference", "near_identity"] = Field(
+        "reference", description="Initial adapters. `reference`: as in T5; `near_identity`: as in arXiv 1902.00751."
+    )
+    adapter_only_checkpoints: bool = Field(
+        True, description="Save only what trains with adapters; restoring merges it onto the weights of `init_from`."
+    )
 
 
 def expand_trainable(value: Any) -> Any:
-    """`trainable: head` is short for `trainable: {kind: head}`."""
     return {"kind": value} if isinstance(value, str) else value

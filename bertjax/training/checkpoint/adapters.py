@@ -126,12 +126,12 @@ def base_params(
         problems.append(f"{name} no longer has the weights they were trained on; put those back")
     raise UserError(
         f"{folder}: holds adapters alone, and {problems[0]}, or name a folder that has them (digest "
-        f"{base['digest'][:12]}): --base PATH, in a configuration stages.NAME.init_base"
+        f"{base['digest'][:12]}): --base PATH, in a configuration stages.NAME.adapter_base"
     )
 
 
 def _candidate_paths(base: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Where the base was, where `init_base` said that its weights are, and folders with the last names of its path
+    """Where the base was, where `adapter_base` said that its weights are, and folders with the last names of its path
     beside and above the checkpoints.
     """
     recorded = folder.parent / base["stage"] if "stage" in base else Path(base["path"])
@@ -156,7 +156,7 @@ def base_meta(
     """What the meta data of an adapter-only checkpoint say of its base, from which the weights `frozen` come.
 
     step: None for a Hugging Face folder. A stage of the same run is named without its path: a run may be moved.
-    named: where a person said that the weights below the adapters of that base are (init_base).
+    named: where a person said that the weights below the adapters of that base are (adapter_base).
     """
     place = found.path if found.name else found.folder
     where = {"stage": place.name} if same_run else {"path": str(place.absolute())}

@@ -54,18 +54,18 @@ def steps_to_keep(
     if policy.keep_every:
         keep.update(step for step in ordered if step % policy.keep_every == 0)
     there = {step: scores.get(step, {}) for step in ordered}
-    best = [best_step(score, policy.best_is, there) for score in policy.best_metrics]
+    best = [best_step(score, policy.best_mode, there) for score in policy.best_metrics]
     return keep | {step for step in (*best, verified) if step is not None}
 
 
-def best_step(score: str, best_is: str, scores: Mapping[int, Mapping[str, float]]) -> int | None:
+def best_step(score: str, best_mode: str, scores: Mapping[int, Mapping[str, float]]) -> int | None:
     """The step whose `score` is the "highest" or "lowest" ("auto": by its name), the newer of equals; None without one.
 
     NaN is no score. Of several tasks trained together each can have a step of its own that is the best.
     """
-    if best_is == "auto":
-        best_is = "lowest" if score.endswith(("loss", "perplexity")) else "highest"
-    sign = 1 if best_is == "highest" else -1
+    if best_mode == "auto":
+        best_mode = "lowest" if score.endswith(("loss", "perplexity")) else "highest"
+    sign = 1 if best_mode == "highest" else -1
     known = {step: of[score] for step, of in scores.items() if score in of}
     ranked = [(sign * value, step) for step, value in known.items() if not math.isnan(value)]
     return max(ranked)[1] if ranked else None

@@ -118,10 +118,10 @@ class CheckpointManager:
         """Steps that are complete on disk at this moment, oldest first."""
         return sorted(self._names) or layout.committed_steps(self.folder)
 
-    def best_step(self, score: str, best_is: str | None = None) -> int:
-        """The step whose `score` is best, by `policy.best_is` unless said; raises UserError when no step has it."""
+    def best_step(self, score: str, best_mode: str | None = None) -> int:
+        """The step whose `score` is best, by `policy.best_mode` unless said; raises UserError when no step has it."""
         scores = {step: self._scores_of(step) for step in self.committed_steps()}
-        found = layout.best_step(score, best_is or self.policy.best_is, scores)
+        found = layout.best_step(score, best_mode or self.policy.best_mode, scores)
         if found is None:
             there = ", ".join(sorted({name for of in scores.values() for name in of})) or "none"
             raise UserError(f"{self.folder}: no checkpoint has a score '{score}'; their scores: {there}")

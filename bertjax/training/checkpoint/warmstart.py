@@ -116,7 +116,7 @@ def init_params(
             unused = bert.unused_tensors(folder, ctx.config.model)
         else:
             found = find(folder)
-            step, loaded, meta = from_checkpoint(ctx, found, stage.init_base)
+            step, loaded, meta = from_checkpoint(ctx, found, stage.adapter_base)
     untrained = load_untrained_heads(program, drop_fresh(loaded, left), meta)
     params, lines = merge_params(fresh, loaded, program, where, untrained, left, stage.name)
     lines += [f"tensors without a place here: {', '.join(unused)}"] if unused else []
@@ -128,7 +128,7 @@ def init_params(
             f"stage '{stage.name}': init_from: {where}: has no parameter '{missing[0]}', so adapters alone cannot "
             f"stand on it; set stages.{stage.name}.trainable.adapter_only_checkpoints=false"
         )
-    named = _folder(ctx, stage.init_base) if stage.init_base else None
+    named = _folder(ctx, stage.adapter_base) if stage.adapter_base else None
     return StageInit(params, lines, adapters.base_meta(found, step, source == "previous", frozen, named), untrained)
 
 
