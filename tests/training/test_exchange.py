@@ -27,7 +27,7 @@ SIZES = {
     "vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24,
     "max_position_embeddings": 64,
 }  # fmt: skip
-BERT, DISTILBERT = BertConfig(**SIZES), BertConfig(family="distilbert", type_vocab_size=0, **SIZES)
+BERT, DISTILBERT = BertConfig(**SIZES), DistilBertConfig(type_vocab_size=0, **SIZES)
 
 
 def folder(out: Path, heads: tuple[str, ...], model: BertConfig = BERT, labels: list[str] | None = None) -> Path:
