@@ -195,7 +195,7 @@ def generate(
         else restore(checkpoint, overrides=overrides, base_model=base_model)
     )
     config, tokenizer = restored.ctx.config, restored.ctx.tokenizer
-    if config.model.family != "t5":
+    if "lm" not in config.model.heads:
         raise UserError(
             f"{checkpoint}: is a {config.model.family} model, which generates no text; name a run of family t5"
         )

@@ -4,25 +4,84 @@ Names are those that transformers' BertFor* and DistilBertFor* save. A torch Lin
 is [in, out]; our query, key and value are one array with an axis of three.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from bertjax.config.schema.model import BertConfig
 
-# The name of the encoder inside a model with heads; the bare encoder is saved without it.
-PREFIX = {"bert": "bert.", "distilbert": "distilbert."}
-LAYERS = {"bert": "encoder.layer.", "distilbert": "transformer.layer."}
-POOLER = "pooler.dense"
-
+TensorNames = dict[str, tuple[str, ...]]
+_IGNORED = ("embeddings.position_ids", "embeddings.token_type_ids")  # buffers of old versions: 0, 1, 2 ... and zeros
 _EMBEDDINGS = {
     "word": "word_embeddings",
     "position": "position_embeddings",
     "token_type": "token_type_embeddings",
     "norm": "LayerNorm",
 }
-_LAYER = {
-    "bert": {
+
+
+@dataclass(frozen=True)
+class EncoderNames:
+    """The names of one family.
+
+    Attributes:
+        prefix: the name of the encoder inside a model with heads; the bare encoder is saved without it.
+        layers: where the layers are inside the encoder.
+        layer: {our module: theirs} inside a layer; query, key and value are one module of ours.
+        heads: {head: {our module: theirs}}; the first module shows whether a file has the head.
+        mlm_bias: the bias of the MLM output.
+        tied: {"decoder", "bias": a copy of the output matrix or its bias under another name, which old files hold}.
+        classes: {heads: the transformers class with just these}.
+        pooler: the module of the pooler; None without one.
+        token_types: whether transformers always has segment embeddings.
+    """
+
+    prefix: str
+    layers: str
+    layer: Mapping[str, tuple[str, ...]]
+    heads: Mapping[str, Mapping[str, str]]
+    mlm_bias: str
+    tied: Mapping[str, str]
+    classes: Mapping[frozenset[str], str]
+    pooler: str | None
+    token_types: bool
+
+    def tensors(self, model: BertConfig, heads: Sequence[str]) -> TensorNames:
+        """{our path: its tensors, named as in a model with heads}: one tensor, or query, key and value."""
+        embeddings = {ours: name for ours, name in _EMBEDDINGS.items() if model.type_vocab_size or ours != "token_type"}
+        modules: TensorNames = {f"embeddings/{a}": (f"{self.prefix}embeddings.{b}",) for a, b in embeddings.items()}
+        for i in range(model.num_hidden_layers):
+            for ours, names in self.layer.items():
+                modules[f"layers/{i}/{ours}"] = tuple(f"{self.prefix}{self.layers}{i}.{name}" for name in names)
+        for head, parts in self.heads.items():
+            if head in heads:
+                modules |= {f"heads/{ours}": (name,) for ours, name in parts.items()}
+        if self.pooler and {"nsp", "classifier", "pooler"} & set(heads):
+            modules["heads/pooler"] = (f"{self.prefix}{self.pooler}",)
+        found = {path: names for ours, theirs in modules.items() for path, names in _leaves(ours, theirs)}
+        return found | ({"heads/mlm/bias": (self.mlm_bias,)} if "mlm" in heads else {})
+
+    def normalize(self, name: str) -> str:
+        """A tensor's name as a model with heads saves it today: prefixed, and without TensorFlow's gamma and beta."""
+        for old, new in (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias")):
+            name = name.removesuffix(old) + new if name.endswith(old) else name
+        inside = name.startswith(("embeddings.", self.layers, *([f"{self.pooler}."] if self.pooler else [])))
+        return self.prefix + name if inside else name
+
+    def is_ignored(self, name: str) -> bool:
+        """Whether a tensor of this (normalized) name carries nothing."""
+        return name.removeprefix(self.prefix) in _IGNORED
+
+    def is_encoder(self, name: str) -> bool:
+        """Whether a tensor of this (normalized) name is part of the encoder."""
+        return name.startswith((f"{self.prefix}embeddings.", f"{self.prefix}{self.layers.split('.')[0]}."))
+
+
+BERT = EncoderNames(
+    prefix="bert.",
+    layers="encoder.layer.",
+    layer={
         "attention/qkv": ("attention.self.query", "attention.self.key", "attention.self.value"),
         "attention/output": ("attention.output.dense",),
         "attention/norm": ("attention.output.LayerNorm",),
@@ -30,7 +89,29 @@ _LAYER = {
         "mlp/output": ("output.dense",),
         "mlp/norm": ("output.LayerNorm",),
     },
-    "distilbert": {
+    heads={
+        "mlm": {"mlm/transform": "cls.predictions.transform.dense", "mlm/norm": "cls.predictions.transform.LayerNorm"},
+        "nsp": {"nsp": "cls.seq_relationship"},
+        "qa": {"qa": "qa_outputs"},
+        "classifier": {"classifier": "classifier"},
+    },
+    mlm_bias="cls.predictions.bias",
+    tied={"decoder": "cls.predictions.decoder.weight", "bias": "cls.predictions.decoder.bias"},
+    classes={
+        frozenset(): "BertModel",
+        frozenset({"mlm", "nsp"}): "BertForPreTraining",
+        frozenset({"mlm"}): "BertForMaskedLM",
+        frozenset({"nsp"}): "BertForNextSentencePrediction",
+        frozenset({"qa"}): "BertForQuestionAnswering",
+        frozenset({"classifier"}): "BertForSequenceClassification",
+    },
+    pooler="pooler.dense",
+    token_types=True,
+)
+DISTILBERT = EncoderNames(
+    prefix="distilbert.",
+    layers="transformer.layer.",
+    layer={
         "attention/qkv": ("attention.q_lin", "attention.k_lin", "attention.v_lin"),
         "attention/output": ("attention.out_lin",),
         "attention/norm": ("sa_layer_norm",),
@@ -38,48 +119,22 @@ _LAYER = {
         "mlp/output": ("ffn.lin2",),
         "mlp/norm": ("output_layer_norm",),
     },
-}
-# Modules of each head; the first is the one that tells whether a file has the head.
-HEADS: dict[str, dict[str, dict[str, str]]] = {
-    "bert": {
-        "mlm": {"mlm/transform": "cls.predictions.transform.dense", "mlm/norm": "cls.predictions.transform.LayerNorm"},
-        "nsp": {"nsp": "cls.seq_relationship"},
-        "qa": {"qa": "qa_outputs"},
-        "classifier": {"classifier": "classifier"},
-    },
-    "distilbert": {
+    heads={
         "mlm": {"mlm/transform": "vocab_transform", "mlm/norm": "vocab_layer_norm"},
         "qa": {"qa": "qa_outputs"},
         "classifier": {"classifier": "classifier", "pre_classifier": "pre_classifier"},
     },
-}
-MLM_BIAS = {"bert": "cls.predictions.bias", "distilbert": "vocab_projector.bias"}
-# Copies of a tensor under another name, which old files hold: the output matrix and its bias are tied.
-TIED = {
-    "bert": {"decoder": "cls.predictions.decoder.weight", "bias": "cls.predictions.decoder.bias"},
-    "distilbert": {"decoder": "vocab_projector.weight"},
-}
-_IGNORED = ("embeddings.position_ids", "embeddings.token_type_ids")  # buffers of old versions: 0, 1, 2 ... and zeros
-
-TensorNames = dict[str, tuple[str, ...]]
-
-
-def tensor_names(model: BertConfig, heads: Sequence[str]) -> TensorNames:
-    """{our path: its tensors, named as in a model with heads}: one tensor, or query, key and value."""
-    family, prefix = model.family, PREFIX[model.family]
-    modules: TensorNames = {f"embeddings/{ours}": (f"{prefix}embeddings.{name}",) for ours, name in _EMBEDDINGS.items()}
-    if not model.type_vocab_size:
-        del modules["embeddings/token_type"]
-    for i in range(model.num_hidden_layers):
-        for ours, names in _LAYER[family].items():
-            modules[f"layers/{i}/{ours}"] = tuple(f"{prefix}{LAYERS[family]}{i}.{name}" for name in names)
-    for head, parts in HEADS[family].items():
-        if head in heads:
-            modules |= {f"heads/{ours}": (name,) for ours, name in parts.items()}
-    if family == "bert" and {"nsp", "classifier", "pooler"} & set(heads):
-        modules["heads/pooler"] = (f"{prefix}{POOLER}",)
-    found = {path: names for ours, theirs in modules.items() for path, names in _leaves(ours, theirs)}
-    return found | ({"heads/mlm/bias": (MLM_BIAS[family],)} if "mlm" in heads else {})
+    mlm_bias="vocab_projector.bias",
+    tied={"decoder": "vocab_projector.weight"},
+    classes={
+        frozenset(): "DistilBertModel",
+        frozenset({"mlm"}): "DistilBertForMaskedLM",
+        frozenset({"qa"}): "DistilBertForQuestionAnswering",
+        frozenset({"classifier"}): "DistilBertForSequenceClassification",
+    },
+    pooler=None,
+    token_types=False,
+)
 
 
 def _leaves(ours: str, theirs: tuple[str, ...]) -> list[tuple[str, tuple[str, ...]]]:
@@ -105,21 +160,3 @@ def to_hf(path: str, array: np.ndarray, parts: int) -> list[np.ndarray]:
     """Our array -> their tensors."""
     pieces = [array] if parts == 1 else [array[..., i, :] for i in range(parts)]
     return [np.ascontiguousarray(p.T if path.endswith("kernel") else p) for p in pieces]
-
-
-def normalize_name(name: str, family: str) -> str:
-    """A tensor's name as a model with heads saves it today: prefixed, and without TensorFlow's gamma and beta."""
-    for old, new in (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias")):
-        name = name.removesuffix(old) + new if name.endswith(old) else name
-    inside = name.startswith(("embeddings.", LAYERS[family])) or name.startswith(POOLER + ".")
-    return PREFIX[family] + name if inside else name
-
-
-def is_ignored(name: str, family: str) -> bool:
-    """Whether a tensor of this (modern) name carries nothing."""
-    return name.removeprefix(PREFIX[family]) in _IGNORED
-
-
-def is_encoder(name: str, family: str) -> bool:
-    """Whether a tensor of this (modern) name is part of the encoder."""
-    return name.startswith((f"{PREFIX[family]}embeddings.", f"{PREFIX[family]}{LAYERS[family].split('.')[0]}."))

@@ -1,6 +1,6 @@
 """T5 folders of Hugging Face transformers, v1.0 and v1.1: read into our parameters, and written from them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from bertjax.data.tokenizers.sentencepiece import SentencePieceTokenizer
 from bertjax.data.tokenizers.unigram import UnigramTokenizer
 from bertjax.errors import UserError
 from bertjax.interop import bert_names, safetensors_folder, t5_names
+from bertjax.interop.hf_folder import FolderFormat
 from bertjax.interop.safetensors_folder import StoredTensor
 from bertjax.models import param_paths, registry
 
@@ -26,18 +27,14 @@ _COMPUTE_FIELDS = (
 )  # fmt: skip
 
 
-def load_params(folder: Path, model: T5Config) -> dict[str, np.ndarray]:
-    """{our path: float32 array} of a folder whose config.json describes a T5; shapes as in `bertjax.models.t5.model`.
-
-    Raises UserError, naming the file and the tensor, when it is damaged or does not agree with `model`.
-    """
+def _load_params(folder: Path, model: T5Config) -> dict[str, np.ndarray]:
     _check_agrees(folder, model)
     table = t5_names.t5_tensor_names(model)
     found = _drop_tied_copies(safetensors_folder.open_folder(folder, lambda name: name), model)
     missing = [name for name in table.values() if name not in found]
     if missing:
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
-        raise UserError(f"{folder}: has no tensor '{missing[0]}'{more}; give a whole T5")
+        raise UserError(f"{folder}: has no tensor '{missing[0]}'{more}; give a complete T5")
     for name, stored in found.items():
         if name not in table.values() and name not in t5_names.IGNORED_NAMES:
             raise UserError(f"{stored.path}: tensor '{stored.name}' has no place in a T5 of this size and version")
@@ -48,11 +45,13 @@ def load_params(folder: Path, model: T5Config) -> dict[str, np.ndarray]:
     return {path: bert_names.from_hf(path, [found[table[path]].read()]) for path in shapes}
 
 
-def check_ids(folder: Path, files: Mapping[str, Any], model: T5Config, eos_id: int) -> None:
-    """Whether both JSON files (`huggingface.read_config_files`) end and start a text as tokenizer and model do."""
+def _check_files(
+    folder: Path, files: Mapping[str, Any], model: T5Config, tokenizer: SentencePieceTokenizer | UnigramTokenizer
+) -> None:
+    """Raises UserError unless both JSON files start and end a text as model and tokenizer do."""
     config, generation = files["config"], files["generation_config"]
     start = ("decoder_start_token_id", model.decoder_start_token_id, "config.json says")
-    for name, wanted, whose in (("eos_token_id", eos_id, "the tokenizer's </s> is"), start):
+    for name, wanted, whose in (("eos_token_id", tokenizer.eos_id, "the tokenizer's </s> is"), start):
         for file, found in (("config.json", config), (FILENAME, generation)):
             said = found.get(name)
             if said is not None and said not in (wanted, [wanted]):
@@ -94,16 +93,12 @@ def _drop_tied_copies(found: dict[str, StoredTensor], model: T5Config) -> dict[s
     return {name: x for name, x in found.items() if name not in names} | {t5_names.EMBEDDING_NAMES[0]: copies[0]}
 
 
-def save_folder(
-    out: Path, params: Mapping[str, np.ndarray], model: T5Config,
-    tokenizer: SentencePieceTokenizer | UnigramTokenizer, imported: Mapping[str, Any] | None = None,
+def _save_folder(
+    out: Path, params: Mapping[str, np.ndarray], model: T5Config, heads: Sequence[str], *,
+    tokenizer: SentencePieceTokenizer | UnigramTokenizer, labels: Sequence[str] | None = None,
+    imported: Mapping[str, Any] | None = None,
 ) -> None:  # fmt: skip
-    """Writes a folder that T5ForConditionalGeneration and AutoTokenizer of transformers load, in one piece.
-
-    params: {our path: float32 array}, whole arrays. imported: of an imported folder, see huggingface.read_config_files.
-    Raises UserError for a model that transformers has no class for, OSError when the folder cannot be written.
-    """
-    out = Path(out)
+    """Writes a folder that T5ForConditionalGeneration and AutoTokenizer of transformers load."""
     if model.architecture != "encoder_decoder":
         raise UserError(f"{out}: transformers has no class for T5's decoder alone")
     table = t5_names.t5_tensor_names(model)
@@ -146,3 +141,6 @@ def _config_json(model: T5Config, tokenizer: SentencePieceTokenizer | UnigramTok
         "eos_token_id": tokenizer.eos_id,
         "torch_dtype": "float32",
     }
+
+
+T5_FORMAT = FolderFormat(CLASSES, _load_params, _save_folder, check_files=_check_files)

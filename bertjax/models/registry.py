@@ -6,11 +6,9 @@ from typing import Any, TypeAlias
 import jax
 from flax import nnx
 
-from bertjax.config.schema.model import ModelConfig, T5Config
-from bertjax.models import param_paths
-from bertjax.models.bert.model import Bert
+from bertjax.config.schema.model import ModelConfig
+from bertjax.models import families, param_paths
 from bertjax.models.compute_options import ComputeOptions
-from bertjax.models.t5.model import T5
 
 Module: TypeAlias = Any  # a Bert or a T5: whoever calls its methods knows which
 
@@ -24,9 +22,7 @@ def _make_module(
     key: jax.Array,
 ) -> Module:
     rngs = nnx.Rngs(params=key)
-    if isinstance(config, T5Config):
-        return T5(config, heads, compute, rngs, adapter_size)
-    return Bert(config, heads, num_labels, compute, rngs)
+    return families.record_of(config).build(config, heads, num_labels, compute, rngs, adapter_size)
 
 
 def abstract_model(
@@ -90,3 +86,9 @@ def build_model(
     """A ready model from flat parameters."""
     graphdef, abstract = abstract_model(config, heads, num_labels, compute, adapter_size)
     return merge(graphdef, abstract, params)
+
+
+def num_labels(params: Mapping[str, Any]) -> int:
+    """Outputs of the classifier in {path: parameter}; 2 where there is none."""
+    bias = params.get("heads/classifier/bias")
+    return 2 if bias is None else int(bias.shape[0])

@@ -68,7 +68,7 @@ def is_correct(logits: jax.Array, targets: jax.Array) -> jax.Array:
     return target_logits(logits, targets) >= logits.max(-1)
 
 
-def _weighted_sums(loss: jax.Array, right: jax.Array, weights: jax.Array, batch: Batch, tasks: int) -> LossTerm:
+def weighted_sums(loss: jax.Array, right: jax.Array, weights: jax.Array, batch: Batch, tasks: int) -> LossTerm:
     """Sums over losses [B, N] with their weights."""
     by_task = None
     if tasks > 1 and "task_ids" in batch:  # an evaluation has one task

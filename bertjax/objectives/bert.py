@@ -1,15 +1,12 @@
-"""Floor 3: objectives. Each turns (model, batch, key) into sums and weights, never means.
-
-Sums over real targets and their weights add up exactly over micro-batches, packed rows and processes; the step divides
-once by the weight of the whole global batch.
-"""
+"""Objectives of encoders: masked language modelling with NSP, answer spans and classification."""
 
 import jax
 import jax.numpy as jnp
 
 from bertjax.config.schema.training import ClassificationObjective, MlmNspObjective, SpanQaObjective
 from bertjax.models.bert.model import Bert
-from bertjax.objectives.base import Batch, LossTerm, Objective, _weighted_sums, cross_entropy, is_correct
+from bertjax.objectives.base import Batch, LossTerm, Objective, cross_entropy, is_correct, weighted_sums
+from bertjax.objectives.registry import ObjectiveKind
 
 
 def _packed(batch: Batch) -> bool:
@@ -38,14 +35,14 @@ def mlm_nsp(config: MlmNspObjective, tasks: int) -> Objective:
         if "mlm" in weights:
             logits = model.mlm_logits(hidden, batch["masked_positions"])
             loss = cross_entropy(logits, batch["masked_ids"])
-            out["mlm"] = _weighted_sums(
+            out["mlm"] = weighted_sums(
                 loss, is_correct(logits, batch["masked_ids"]), batch["masked_weights"], batch, tasks
             )
         if "nsp" in weights:
             logits = model.nsp_logits(hidden, batch["cls_positions"])
             loss = cross_entropy(logits, batch["nsp_labels"])
             right = logits.argmax(-1) == batch["nsp_labels"]
-            out["nsp"] = _weighted_sums(loss, right, batch["nsp_weights"], batch, tasks)
+            out["nsp"] = weighted_sums(loss, right, batch["nsp_weights"], batch, tasks)
         return out
 
     return Objective(tuple(weights), 2, weights, normalizers, losses)
@@ -71,7 +68,7 @@ def span_qa(_: SpanQaObjective, tasks: int) -> Objective:
             loss = loss + cross_entropy(logits_BGS, targets) / 2
             right = right & (logits_BGS.argmax(-1) == targets)
         weights = batch["span_weights"]
-        return {"span": _weighted_sums(jnp.where(weights > 0, loss, 0), right, weights, batch, tasks)}
+        return {"span": weighted_sums(jnp.where(weights > 0, loss, 0), right, weights, batch, tasks)}
 
     return Objective(("qa",), 2, {"span": 1.0}, normalizers, losses)
 
@@ -88,8 +85,13 @@ def classification(config: ClassificationObjective, tasks: int) -> Objective:
         labels, weights = batch["labels"], batch["label_weights"]
         if config.num_labels == 1:
             error = (logits[..., 0] - labels) ** 2
-            return {"label": _weighted_sums(error, error < 0.25, weights, batch, tasks)}
+            return {"label": weighted_sums(error, error < 0.25, weights, batch, tasks)}
         right = logits.argmax(-1) == labels
-        return {"label": _weighted_sums(cross_entropy(logits, labels), right, weights, batch, tasks)}
+        return {"label": weighted_sums(cross_entropy(logits, labels), right, weights, batch, tasks)}
 
     return Objective(("classifier",), config.num_labels, {"label": 1.0}, normalizers, losses)
+
+
+MLM_NSP = ObjectiveKind(mlm_nsp)
+SPAN_QA = ObjectiveKind(span_qa)
+CLASSIFICATION = ObjectiveKind(classification)

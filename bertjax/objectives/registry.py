@@ -1,26 +1,31 @@
-"""The table of objectives."""
+"""The table of objectives.
+
+An objective is a section in `config.schema.training.OBJECTIVES`, which holds its facts (heads, rows and evaluations that
+fit), and the `ObjectiveKind` record that the section's `implementation` names.
+"""
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
-from bertjax.config.schema.training import (
-    ClassificationObjective,
-    MlmNspObjective,
-    SpanQaObjective,
-    TextToTextObjective,
-)
+from bertjax.config.schema import base
 from bertjax.objectives.base import Objective
-from bertjax.objectives.bert import classification, mlm_nsp, span_qa
-from bertjax.objectives.text_to_text import text_to_text
 
 
-def build(
-    config: MlmNspObjective | SpanQaObjective | ClassificationObjective | TextToTextObjective, tasks: int = 1
-) -> Objective:
-    """The objective a stage names; `tasks` is how many its batches are mixed from."""
-    makers: dict[str, Callable[..., Objective]] = {
-        "mlm_nsp": mlm_nsp,
-        "span_qa": span_qa,
-        "classification": classification,
-        "text_to_text": text_to_text,
-    }
-    return makers[config.kind](config, tasks)
+@dataclass(frozen=True)
+class ObjectiveKind:
+    """Attributes:
+    make: (section, number of tasks that the batches are mixed from) -> the objective.
+    """
+
+    make: Callable[[Any, int], Objective]
+
+
+def record_of(section: base.Section) -> ObjectiveKind:
+    """The record of an objective's section. Raises TypeError where its `implementation` names none."""
+    return base.record_of(section, ObjectiveKind)
+
+
+def build(section: base.Section, tasks: int = 1) -> Objective:
+    """The objective of a stage whose batches are mixed from `tasks` tasks."""
+    return record_of(section).make(section, tasks)

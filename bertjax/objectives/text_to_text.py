@@ -7,8 +7,9 @@ import jax.numpy as jnp
 
 from bertjax.config.schema.training import TextToTextObjective
 from bertjax.models.t5.model import T5, shift_right
-from bertjax.objectives.base import Batch, LossTerm, Objective, _weighted_sums
+from bertjax.objectives.base import Batch, LossTerm, Objective, weighted_sums
 from bertjax.objectives.losses import normalize_per_sequence, target_losses
+from bertjax.objectives.registry import ObjectiveKind
 
 
 def text_to_text(config: TextToTextObjective, tasks: int) -> Objective:
@@ -41,7 +42,10 @@ def text_to_text(config: TextToTextObjective, tasks: int) -> Objective:
         else:
             decoded = model.decode(inputs, segments, None, None, prefix_mask=batch["prefix_mask"], key=keys[1])
         trained, plain, right = target_losses(model.logits(decoded), targets, config.z_loss, config.label_smoothing)
-        term = _weighted_sums(plain, right, batch["target_weights"], batch, tasks)
+        term = weighted_sums(plain, right, batch["target_weights"], batch, tasks)
         return {"target": replace(term, train_loss=(trained * weights(batch)).sum())}
 
     return Objective(("lm",), 2, {"target": 1.0}, normalizers, losses)
+
+
+TEXT_TO_TEXT = ObjectiveKind(text_to_text)

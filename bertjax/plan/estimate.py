@@ -10,29 +10,14 @@ collective the bytes that it brings to a device over the links that bring them:
   its group inside: 1/m of the array crosses where m devices of the group are inside.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bertjax.config.schema.model import ModelConfig, T5Config
-from bertjax.data.pipeline.task_rows import Fields
-from bertjax.models.bert import flops as bert_flops
-from bertjax.models.t5 import flops as t5_flops
 from bertjax.parallel.hardware import Chip
 from bertjax.plan.hlo.collectives import Collective
 
 ASSUMPTIONS = "from data sheets, at full speed and with no waiting: real steps take longer, often twice as long"
-
-
-def row_flops(model: ModelConfig, fields: Fields, heads: Collection[str], groups: Collection[str], adapter: int) -> int:
-    """Model FLOPs of a training step for one row, as the log's MFU counts them (training/monitor/meter.py)."""
-    width = lambda name: fields[name][0][0] if name in fields else 0  # noqa: E731
-    if isinstance(model, T5Config):
-        lengths = width("input_ids"), width("target_ids")
-        return t5_flops.train_flops(model, *lengths, groups=groups, adapter_size=adapter)
-    predictions = width("masked_positions") if "mlm" in heads else 0
-    layers = sum(group.startswith("layers/") for group in groups)
-    return bert_flops.train_flops(model, width("input_ids"), predictions, trainable_layers=layers)
 
 
 @dataclass(frozen=True)

@@ -39,8 +39,7 @@ def _evaluation(opened: StageProgram, evaluation: Any) -> tuple[Any, Any]:
         width = min(length, -(-length // 64) * 64)
         spans: Any = make_span_logits_fn(program)
         return ("spans", rows, width), lambda: spans.lower(params, *[tokens(width)] * 4)
-    regression = evaluation.kind == "classification" and program.objective.num_labels == 1
-    fields = task_fields(opened.config, evaluation.data, regression)
+    fields = task_fields(opened.config, evaluation.data, program.objective.num_labels == 1)
     batch = abstract_batch(fields, rows, program)
     key = ("terms", rows, tuple(sorted((name, shape) for name, (shape, _) in fields.items())))
     step: Any = jit_eval_step(program)

@@ -4,7 +4,6 @@ import re
 from dataclasses import dataclass
 from math import prod
 
-from bertjax.config.schema.model import T5Config
 from bertjax.models import registry
 from bertjax.plan.compile import StageProgram
 
@@ -67,8 +66,7 @@ def sharding_notes(opened: StageProgram) -> list[str]:
 
 def _undivided_heads(opened: StageProgram) -> list[str]:
     """The kernels of attention may divide where its heads do not."""
-    model, program = opened.program.model, opened.program
-    heads = model.num_heads if isinstance(model, T5Config) else model.num_attention_heads
+    program, heads = opened.program, opened.program.model.num_attention_heads
     width = prod(program.mesh.shape[axis] for axis in program.rules["heads"])
     if heads % width == 0:
         return []

@@ -5,14 +5,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from bertjax.config.schema.model import BertConfig
 from bertjax.config.schema.run import Config, Stage
+from bertjax.models import families
 from bertjax.models.attention import select_kernel
 from bertjax.parallel.hardware import Chip
 from bertjax.plan import memory
 from bertjax.plan.batch import tokens_per_row
 from bertjax.plan.compile import CompileResult, StageProgram, build_stage_program, compile_lowered
-from bertjax.plan.estimate import Interconnect, Roofline, roofline, row_flops
+from bertjax.plan.estimate import Interconnect, Roofline, roofline
 from bertjax.plan.evaluation import evaluation_steps
 from bertjax.plan.hlo.collectives import Collective, find_collectives
 from bertjax.plan.hlo.costs import matmul_flops, memory_bytes
@@ -85,7 +85,8 @@ def _step(opened: StageProgram, outcome: CompileResult, site: Target) -> dict[st
     moves = find_collectives(module, dict(opened.program.mesh.shape))
     links = Interconnect(site.chip, list(opened.program.mesh.devices.flat)) if site.chip else None
     flops, traffic = matmul_flops(module), memory_bytes(module)
-    model_flops = _model_flops(opened) / opened.program.mesh.size
+    row_flops = opened.program.row_flops(opened.fields, opened.groups)
+    model_flops = opened.stage.batch_size * row_flops / opened.program.mesh.size
     estimate = None
     if site.chip and links:
         estimate = roofline(
@@ -108,12 +109,6 @@ def _step(opened: StageProgram, outcome: CompileResult, site: Target) -> dict[st
 def tokens_per_step(opened: StageProgram) -> int:
     """Positions of a step, padding counted."""
     return tokens_per_row(opened.fields) * opened.stage.batch_size
-
-
-def _model_flops(opened: StageProgram) -> int:
-    program = opened.program
-    each = row_flops(program.model, opened.fields, program.heads, opened.groups, program.adapter_size)
-    return opened.stage.batch_size * each
 
 
 def fits_memory(total: int, site: Target) -> bool | None:
@@ -153,12 +148,11 @@ def _attention(opened: StageProgram, found: dict[str, int]) -> dict[str, Any]:
     compute, model = opened.program.compute, opened.program.model
     kernel, why = attention_kernel(found), None
     own = {"gpu": "cudnn", "tpu": "splash"}.get(compute.platform)
-    if isinstance(model, BertConfig) and kernel == "xla" and own and compute.attention != "xla":
+    fused = families.record_of(model).fused_attention
+    if fused and kernel == "xla" and own and compute.attention != "xla":
+        (head_dim, rate), length = fused(model), opened.fields["input_ids"][0][0]
         try:
-            select_kernel(
-                replace(compute, attention=own), length=opened.fields["input_ids"][0][0],
-                head_dim=model.hidden_size // model.num_attention_heads, rate=model.attention_probs_dropout_prob,
-            )  # fmt: skip
+            select_kernel(replace(compute, attention=own), length=length, head_dim=head_dim, rate=rate)
         except ValueError as error:
             why = str(error)
     return {"kernel": kernel, "calls": found, "why": why}

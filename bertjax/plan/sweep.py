@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from math import gcd
 from typing import Any
 
-from bertjax.config.schema.model import T5Config
 from bertjax.config.schema.run import Config, Stage
 from bertjax.parallel.mesh_shape import batch_shards, format_mesh, merge_rules
 from bertjax.plan import memory
@@ -118,13 +117,7 @@ def _rank_key(found: dict[str, Any]) -> float:
 
 def candidate_meshes(config: Config, devices: int) -> Iterator[MeshShape]:
     """Meshes of so many devices that split heads and the feed-forward layer evenly; the least split first."""
-    model = config.model
-    heads, inner = (
-        (model.num_heads, model.d_ff)
-        if isinstance(model, T5Config)
-        else (model.num_attention_heads, model.intermediate_size)
-    )
-    for tensor in divisors(gcd(gcd(heads, inner), devices)):
+    for tensor in divisors(gcd(config.model.num_attention_heads, config.model.intermediate_size, devices)):
         if tensor > MAX_TENSOR:
             return
         sizes = divisors(devices // tensor)

@@ -15,13 +15,13 @@ from flax import nnx
 from bertjax.config.huggingface import fields
 from bertjax.config.huggingface.generation import generation_settings, to_decoding_fields, unsupported_settings
 from bertjax.config.loading.load import build, dump
-from bertjax.config.schema.model import ModelConfig, T5Config
+from bertjax.config.schema.data import TOKENIZERS
+from bertjax.config.schema.model import FAMILIES, ModelConfig
 from bertjax.config.schema.run import CheckpointPolicy, Config
 from bertjax.data.tokenizers import load
-from bertjax.data.tokenizers.load import Tokenizer
 from bertjax.errors import StorageError, UserError
-from bertjax.interop import bert, t5
-from bertjax.models import param_paths, registry
+from bertjax.interop import hf_folder
+from bertjax.models import families, param_paths, registry
 from bertjax.parallel.mesh import make_mesh
 from bertjax.storage import atomic
 from bertjax.training import run_context
@@ -43,11 +43,10 @@ def import_folder(source: Path, out: Path) -> list[str]:
     written.
     """
     source, out = Path(source), Path(out)
-    files = bert.read_config_files(source)
-    described = files["config"]
+    files = hf_folder.read_config_files(source)
     tokenizer = load.from_file(source)
-    model = _model(source, described["model_type"] == "t5")
-    if isinstance(tokenizer, Tokenizer) == isinstance(model, T5Config):
+    model = _model(source, FAMILIES[files["config"]["model_type"]])
+    if tokenizer.kind != model.tokenizer:
         raise UserError(f"{source}: its tokenizer is not of the kind a {model.family} reads; give the folder its own")
     if tokenizer.vocab_size > model.vocab_size:
         late = tokenizer.pieces[model.vocab_size :]
@@ -62,13 +61,12 @@ def import_folder(source: Path, out: Path) -> list[str]:
             "transformers it is the token",
             file=sys.stderr,
         )
-    if isinstance(model, T5Config):
-        t5.check_ids(source, files, model, tokenizer.eos_id)
-    params = bert.load_params(source, model)
-    heads = bert.present_heads(params)
-    config = _config(model, heads, bert.num_labels(params), tokenizer, out, bert.stored_dtype(source))
+    hf_folder.format_of(model).check_files(source, files, model, tokenizer)
+    params = hf_folder.load_params(source, model)
+    heads = families.record_of(model).find_heads(params)
+    config = _config(model, heads, registry.num_labels(params), tokenizer, out, hf_folder.stored_dtype(source))
     ctx = RunContext(config, Path.cwd(), make_mesh(config.mesh), tokenizer)
-    classifier = bert.read_classifier(source)
+    classifier = hf_folder.read_classifier(source)
     for note in classifier.notes if classifier else ():
         print(f"note: {note}", file=sys.stderr)
     try:
@@ -77,7 +75,7 @@ def import_folder(source: Path, out: Path) -> list[str]:
     except OSError as error:
         raise StorageError(f"{out}: could not be written: {error.strerror}") from error
     notes = _notes(source, files, config)
-    if unused := bert.unused_tensors(source, model):
+    if unused := hf_folder.unused_tensors(source, model):
         notes.append(f"{source}: tensors without a place in bertjax, left out: {', '.join(unused)}")
     return notes
 
@@ -87,7 +85,7 @@ def _notes(source: Path, files: Mapping[str, Any], config: Config) -> list[str]:
     notes = [f"computes in {dtype}, as the weights are stored; --dtype of evaluate and predict chooses another"]
     if unknown := fields.unknown_fields(files["config"]):
         notes.append(f"{source / 'config.json'}: not known and not used: {', '.join(unknown)[:200]}")
-    if isinstance(config.model, T5Config):
+    if "lm" in config.model.heads:
         generation = generation_settings(files)
         if made := to_decoding_fields(generation):
             said = ", ".join(f"{name} {value}" for name, value in made.items() if value is not None)
@@ -97,12 +95,12 @@ def _notes(source: Path, files: Mapping[str, Any], config: Config) -> list[str]:
     return notes
 
 
-def _model(source: Path, is_t5: bool) -> ModelConfig:
-    """resolve_sizes, checked as a configuration is: with one line for each problem."""
+def _model(source: Path, family: type[ModelConfig]) -> ModelConfig:
+    """The model section of a folder, checked as a configuration is: with one line for each problem."""
     described = {
         "model": {"config_from": str(source)},
-        "tokenizer": {"kind": "sentencepiece" if is_t5 else "wordpiece"},
-        "stages": [_stage(("lm",) if is_t5 else ("mlm",), 2, 8)],
+        "tokenizer": {"kind": family.tokenizer},
+        "stages": [_stage(family.heads[:1], 2, 8)],
     }
     return build(described, where=str(source)).model
 
@@ -136,14 +134,14 @@ def _config(
     dtype: str,
 ) -> Config:  # fmt: skip
     """What the run folder says of itself: the objective its heads serve, and data every machine has to try it on."""
-    is_t5 = isinstance(model, T5Config)
-    stage = _stage(heads, num_labels, 128 if isinstance(model, T5Config) else model.max_position_embeddings)
-    about = {"extra_ids": tokenizer.extra_ids} if is_t5 else {"lowercase": tokenizer.lowercase}
+    stage = _stage(heads, num_labels, getattr(model, "max_position_embeddings", 128))
+    fields = TOKENIZERS[model.tokenizer].model_fields
+    about = {name: getattr(tokenizer, name) for name in ("extra_ids", "lowercase") if name in fields}
     return build(
         {
             "model": model.model_dump(exclude={"config_from"}),
             "tokenizer": {
-                "kind": "sentencepiece" if is_t5 else "wordpiece",
+                "kind": model.tokenizer,
                 "path": str(out / "tokenizer"),
                 **about,
             },
@@ -202,19 +200,11 @@ def export_checkpoint(source: Path, out: Path) -> list[str]:
     every = param_paths.flatten(params)
     arrays = {path: np.asarray(every[path]) for path in own}
     try:
-        if isinstance(config.model, T5Config):
-            t5.save_folder(Path(out), arrays, config.model, tokenizer, meta.get("hugging_face"))
-            return []
         labels = meta.get("labels")
-        bert.save_folder(
-            Path(out),
-            arrays,
-            config.model,
-            heads,
-            tokenizer=tokenizer,
+        hf_folder.save_folder(
+            out, arrays, config.model, heads, tokenizer=tokenizer, imported=meta.get("hugging_face"),
             labels=labels if labels and len(labels) == meta["num_labels"] else None,
-            imported=meta.get("hugging_face"),
-        )
+        )  # fmt: skip
     except OSError as error:
         raise StorageError(f"{out}: could not be written: {error.strerror}") from error
     return [path for path in every if path not in own]

@@ -85,7 +85,7 @@ def restore_for_way(way: str, run: Path) -> RestoredCheckpoint:
     if way == "extractive":
         return restore_with_head(run, "qa")
     restored = restore(run)
-    if restored.ctx.config.model.family != "t5":
+    if "lm" not in restored.ctx.config.model.heads:
         family = restored.ctx.config.model.family
         raise UserError(
             f"{run}: is a {family} model, which generates no text; name a run of family t5, or --extractive"

@@ -12,11 +12,16 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
+from bertjax.config.schema.model import FAMILIES
 from bertjax.config.schema.training import Trainable
 from bertjax.errors import UserError
 
-_LAYER = re.compile(r"(?:(encoder|decoder)/)?layers/(\d+)(?:/|$)")
-_BOTTOM_UP = ("embeddings", "", "encoder", "decoder", "heads")
+_LAYER = re.compile(r"(?:(\w+)/)?layers/(\d+)(?:/|$)")
+
+
+def stack_names() -> tuple[str, ...]:
+    """The stacks of all families (`stacks` of their sections), each from the bottom up; "" is an only stack."""
+    return tuple(dict.fromkeys(stack for family in FAMILIES.values() for stack in family.stacks))
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,7 @@ def param_group(path: str) -> str:
     parts = path.split("/")
     if parts[0] == "layers":
         return "/".join(parts[:2])
-    if parts[0] not in ("encoder", "decoder"):
+    if parts[0] not in stack_names():
         return parts[0]
     base, inside = (3, parts[3:]) if parts[1] == "layers" else (1, ["shared", *parts[1:]])
     group = "/".join(parts[:3]) if base == 3 else f"{parts[0]}/shared"
@@ -55,10 +60,11 @@ def parse_layer(group: str) -> tuple[str, int] | None:
 
 def param_groups(paths: Iterable[str]) -> tuple[str, ...]:
     """All groups from the bottom of the network to the top."""
+    bottom_up = ("embeddings", *stack_names(), "heads")
 
     def place(group: str) -> tuple[int, int, str]:
         stack, layer = parse_layer(group) or (group.split("/")[0], -1)
-        return _BOTTOM_UP.index(stack), layer, group
+        return bottom_up.index(stack), layer, group
 
     return tuple(sorted({param_group(path) for path in paths}, key=place))
 
@@ -144,7 +150,7 @@ def episode_at(plan: tuple[Episode, ...], step: int) -> int:
 def format_groups(groups: Sequence[str]) -> str:
     """embeddings, layers 4..11, heads; of a T5: encoder layers 4..5, decoder layers 4..5, encoder final norm."""
     names = [g for g in groups if g == "embeddings"]
-    for stack in ("", "encoder", "decoder"):
+    for stack in stack_names():
         layers = {g: place[1] for g in groups if (place := parse_layer(g)) and place[0] == stack}
         full = {g: n for g, n in layers.items() if g.endswith(f"layers/{n}")}
         adapters = {g: n for g, n in layers.items() if g.endswith("/adapter")}

@@ -1,6 +1,6 @@
 """The static part of a stage: model, objective, optimizer, mesh and shardings, as one record."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
@@ -10,9 +10,10 @@ from flax import nnx
 from jax.sharding import Mesh as JaxMesh
 from jax.sharding import NamedSharding
 
-from bertjax.config.schema.model import BertConfig
+from bertjax.config.schema.model import ModelConfig
 from bertjax.config.schema.training import Optimizer
-from bertjax.models import layer_stack, param_paths, registry
+from bertjax.data.pipeline.task_rows import Fields
+from bertjax.models import families, layer_stack, param_paths, registry
 from bertjax.models.compute_options import ComputeOptions
 from bertjax.objectives.base import Objective
 from bertjax.parallel import sharding
@@ -27,7 +28,7 @@ from bertjax.training.state import Params, TrainState
 class TrainProgram:
     """Everything static about a stage; its methods give the pure functions and the shardings they are jitted with."""
 
-    model: BertConfig
+    model: ModelConfig
     objective: Objective
     heads: tuple[str, ...]
     optimizer: Optimizer
@@ -103,6 +104,12 @@ class TrainProgram:
     def batch_shards(self) -> int:
         """Into how many parts the rows of a batch are split."""
         return batch_shards(self.mesh.shape, self.rules["batch"])
+
+    def row_flops(self, fields: Fields, groups: Collection[str]) -> int:
+        """Model FLOPs of a training step for one row of a batch while `groups` train."""
+        widths = {name: shape[0] for name, (shape, _) in fields.items() if shape}
+        count = families.record_of(self.model).row_flops
+        return count(self.model, widths, self.heads, groups, self.adapter_size)
 
     def constrain_grads(self, grads: Params) -> Params:
         """Gradients where their parameters live: each device is left with the sums that it needs."""

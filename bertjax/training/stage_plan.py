@@ -69,7 +69,7 @@ def open_data(
         return open_batches(config, stage, tokenizer, base=base, cache=cache, report=report, classes=classes, **options)
 
     batches = opened(label_mapping.expected_classes(stage, start))
-    if stage.objective.kind == "classification":
+    if label_mapping.CLASSIFIER in stage.objective.heads:
         kept = label_mapping.saved_names(config, index)
         if kept is not None and list(kept) != batches.labels:
             batches = opened(ClassSpec(stage.objective.num_labels, kept, required=True))

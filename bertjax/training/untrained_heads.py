@@ -12,8 +12,7 @@ from typing import Any
 
 import jax
 
-from bertjax.config.schema.model import T5Config
-from bertjax.interop import bert
+from bertjax.models import families, registry
 from bertjax.training.freezing import format_groups, param_groups
 from bertjax.training.program import TrainProgram
 from bertjax.training.state import Params
@@ -34,7 +33,7 @@ class UntrainedHeads:
     @property
     def num_labels(self) -> int | None:
         """Outputs of a carried classifier."""
-        return bert.num_labels(self.params) if "classifier" in self.heads else None
+        return registry.num_labels(self.params) if "classifier" in self.heads else None
 
 
 def all_heads(meta: Mapping[str, Any]) -> tuple[str, ...]:
@@ -55,14 +54,12 @@ def find_untrained_heads(
 
     A head whose arrays are not all there, or have other shapes than this model's, is not carried.
     """
-    if isinstance(program.model, T5Config):
-        return (), {}
     own = program.abstract_params()
-    there = bert.present_heads({**own, **loaded})
+    there = families.record_of(program.model).find_heads({**own, **loaded})
     heads: tuple[str, ...] = ()
     found: dict[str, jax.ShapeDtypeStruct] = {}
     for head in (head for head in there if head not in program.heads):
-        added = add_heads(program, (head,), bert.num_labels(loaded)).abstract_params()
+        added = add_heads(program, (head,), registry.num_labels(loaded)).abstract_params()
         extra = {path: x for path, x in added.items() if path not in own}
         if all(path in loaded and loaded[path].shape == x.shape for path, x in extra.items()):
             heads, found = (*heads, head), found | extra

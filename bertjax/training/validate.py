@@ -4,6 +4,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from bertjax.config.loading.load import identity_diff, load_saved
+from bertjax.config.schema.evaluation import Evaluation
 from bertjax.config.schema.run import Config, Stage
 from bertjax.errors import BertjaxError, UserError
 from bertjax.training.checkpoint import warmstart
@@ -13,19 +14,6 @@ from bertjax.training.checkpoint.manager import CheckpointManager
 from bertjax.training.program import TrainProgram
 from bertjax.training.run_context import RunContext
 from bertjax.training.stage_plan import StagePlan
-
-# objective -> (the preprocessing it reads, the evaluations that can score it)
-_FITTING = {
-    "mlm_nsp": (("bert_pairs",), ("mlm",)),
-    "span_qa": (("span_qa",), ("squad",)),
-    "classification": (("classify",), ("classification",)),
-    "text_to_text": (
-        ("text_to_text", "span_corruption", "iid_denoising", "deshuffling", "prefix_lm", "causal_lm"),
-        ("loss", "text_to_text"),
-    ),
-}
-
-_BY_HEAD = {"squad": ("qa", ("span_qa",)), "classification": ("classifier", ("classify",))}  # whatever the objective
 
 
 def check_settings(config: Config) -> None:
@@ -43,55 +31,51 @@ def check_settings(config: Config) -> None:
 
 
 def check_kinds(config: Config, stage: Stage) -> None:
-    """Raises UserError when the rows or evaluations of a stage are not for its objective."""
-    if stage.objective.kind not in _FITTING:
-        raise UserError(
-            f"stage '{stage.name}': objective {stage.objective.kind} has no entry in training/validate.py, which says "
-            "the rows and evaluations that fit it; add one"
-        )
-    rows, scores = _FITTING[stage.objective.kind]
-    head = f"stage '{stage.name}': objective {stage.objective.kind}"
+    """Raises UserError when the rows or evaluations of a stage do not fit its objective."""
+    objective = stage.objective
+    head = f"stage '{stage.name}': objective {objective.kind}"
     for name, task in config.stage_tasks(stage).items():
-        if task.preprocess.kind not in rows:
-            found = task.preprocess.kind
-            raise UserError(f"{head} reads rows made by {_join_or(rows)}; task '{name}' has preprocess.kind {found}")
+        kind = task.preprocess.kind
+        if kind not in objective.preprocess:
+            fitting = _join_or(objective.preprocess)
+            raise UserError(f"{head} reads rows made by {fitting}; task '{name}' has preprocess.kind {kind}")
     names = [evaluation.name for evaluation in stage.evaluate]
     for evaluation in stage.evaluate:
         which = f"evaluation '{evaluation.name}'"
-        kinds = ("text_to_text",) if evaluation.kind == "text_to_text" else rows
-        if evaluation.kind not in scores:
-            raise UserError(
-                f"{head} cannot be scored by {which} of kind {evaluation.kind}; use kind {_join_or(scores)}"
-            )
-        if evaluation.data.preprocess.kind not in kinds:
-            raise UserError(f"stage '{stage.name}': {which}: data.preprocess.kind must be {_join_or(kinds)}")
+        if evaluation.kind not in objective.evaluations:
+            use = f"use kind {_join_or(objective.evaluations)}"
+            raise UserError(f"{head} cannot be scored by {which} of kind {evaluation.kind}; {use}")
+        _check_rows(stage, evaluation, f"stage '{stage.name}': {which}")
         if names.count(evaluation.name) > 1:
             raise UserError(f"stage '{stage.name}': there are two of {which}; give one another name")
+
+
+def _check_rows(stage: Stage, evaluation: Evaluation, where: str) -> None:
+    kinds = evaluation.preprocess or stage.objective.preprocess
+    if evaluation.data.preprocess.kind not in kinds:
+        raise UserError(f"{where}: data.preprocess.kind must be {_join_or(kinds)}")
 
 
 def check_scores(stage: Stage, heads: Collection[str], where: str, name: str | None = None) -> None:
     """Raises UserError when an evaluation of a checkpoint with these heads (or that called `name`) cannot score it.
 
-    Questions and classes are scored by their head, also one that the stage has carried; everything else by the stage's
-    objective.
+    An evaluation that names a head needs that head, also one that the stage carried without training it; the others
+    need an objective that lists them.
     """
-    rows, scores = _FITTING[stage.objective.kind]
     for evaluation in stage.evaluate:
         if name not in (None, evaluation.name):
             continue
         which = f"evaluation '{evaluation.name}' of kind {evaluation.kind}"
-        head, kinds = _BY_HEAD.get(evaluation.kind, (None, rows))
-        kinds = ("text_to_text",) if evaluation.kind == "text_to_text" else kinds
-        if head is not None and head not in heads:
-            there = f"has heads {', '.join(heads)}" if heads else "has none"
-            raise UserError(f"{where}: {which} needs the head '{head}', the checkpoint of stage '{stage.name}' {there}")
-        if head is None and evaluation.kind not in scores:
+        if evaluation.head is not None and evaluation.head not in heads:
+            has = f"has heads {', '.join(heads)}" if heads else "has none"
+            need = f"{which} needs the head '{evaluation.head}'"
+            raise UserError(f"{where}: {need}, the checkpoint of stage '{stage.name}' {has}")
+        if evaluation.head is None and evaluation.kind not in stage.objective.evaluations:
             raise UserError(
                 f"{where}: objective {stage.objective.kind} of stage '{stage.name}' cannot be scored by {which}; "
-                f"use kind {_join_or(scores)}, or name another --stage"
+                f"use kind {_join_or(stage.objective.evaluations)}, or name another --stage"
             )
-        if evaluation.data.preprocess.kind not in kinds:
-            raise UserError(f"{where}: {which}: data.preprocess.kind must be {_join_or(kinds)}")
+        _check_rows(stage, evaluation, f"{where}: {which}")
 
 
 def _join_or(words: Sequence[str]) -> str:

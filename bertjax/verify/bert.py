@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from bertjax.config.schema.data import BertPairs
-from bertjax.config.schema.model import BertConfig
+from bertjax.config.schema.model import BertConfig, DistilBertConfig
 from bertjax.config.schema.training import AdamW
 from bertjax.data.preprocess.bert_pairs import pairs_from_document
 from bertjax.data.preprocess.masking import MaskingRules, mask_rows, mask_tokens
@@ -102,14 +102,13 @@ class _InMemoryCorpus:
 def parameter_counts() -> Comparisons:
     from bertjax.models import param_paths, registry
 
-    large = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
-    distil = {"family": "distilbert", "num_hidden_layers": 6, "type_vocab_size": 0}
-    for name, sizes, heads, expected in (
-        ("BERT-base uncased with pooler", {}, ("pooler",), 109_482_240),
+    large = BertConfig(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096)
+    for name, model, heads, expected in (
+        ("BERT-base uncased with pooler", BertConfig(), ("pooler",), 109_482_240),
         ("BERT-large uncased with pooler", large, ("pooler",), 335_141_888),
-        ("DistilBERT-base uncased", distil, (), 66_362_880),
+        ("DistilBERT-base uncased", DistilBertConfig(num_hidden_layers=6, type_vocab_size=0), (), 66_362_880),
     ):
-        state = param_paths.flatten(registry.abstract_model(BertConfig(**sizes), heads)[1])  # type: ignore[arg-type]
+        state = param_paths.flatten(registry.abstract_model(model, heads)[1])
         yield name, sum(math.prod(x.shape) for x in state.values()), expected
 
 

@@ -9,14 +9,15 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
+from model_sections import model_section
 from safetensors.numpy import load_file, save_file
 
-from bertjax.config.loading.load import read_model_fields
-from bertjax.config.schema.model import BertConfig
+from bertjax.config.schema.model import FAMILIES, BertConfig
 from bertjax.data.tokenizers.wordpiece import SPECIAL_TOKENS, Tokenizer, build_wordpiece
 from bertjax.errors import UserError
-from bertjax.interop import bert, bert_names
+from bertjax.interop import bert_names, hf_folder
 from bertjax.models import registry
+from bertjax.models.bert.heads import find_heads
 
 D, F, V, P = 8, 12, 11, 16
 BERT = {
@@ -91,12 +92,12 @@ def put(folder: Path, config: dict, weights: dict[str, np.ndarray]) -> Path:
 
 
 def load(folder: Path) -> dict[str, np.ndarray]:
-    return bert.load_params(folder, BertConfig(**read_model_fields(folder)))
+    return hf_folder.load_params(folder, model_section(folder))
 
 
 def refused(folder: Path, *mentions: str, model: BertConfig | None = None) -> None:
     with pytest.raises(UserError) as error:
-        bert.load_params(folder, model or BertConfig(**read_model_fields(folder)))
+        hf_folder.load_params(folder, model or model_section(folder))
     message = str(error.value)
     assert "\n" not in message and len(message) <= 300 + len(str(folder)), message
     for text in (str(folder), *mentions):
@@ -109,10 +110,10 @@ def refused(folder: Path, *mentions: str, model: BertConfig | None = None) -> No
 def test_bert_tensors_land_where_they_belong(tmp_path):
     weights = random(bert_shapes())
     params = load(put(tmp_path, BERT, weights))
-    assert bert.present_heads(params) == ("mlm", "nsp") and bert.num_labels(params) == 2
+    assert find_heads(params) == ("mlm", "nsp") and registry.num_labels(params) == 2
     assert (
         params.keys()
-        == registry.init_params(BertConfig(**read_model_fields(tmp_path)), ("mlm", "nsp"), 2, jax.random.key(0)).keys()
+        == registry.init_params(model_section(tmp_path), ("mlm", "nsp"), 2, jax.random.key(0)).keys()
     )
     layer = "bert.encoder.layer.1."
     qkv = params["layers/1/attention/qkv/kernel"]
@@ -137,7 +138,7 @@ def test_bert_tensors_land_where_they_belong(tmp_path):
 def test_distilbert_tensors_land_where_they_belong(tmp_path):
     weights = random(distilbert_shapes() | linear("qa_outputs", 2, D))
     params = load(put(tmp_path, DISTILBERT, weights))
-    assert bert.present_heads(params) == ("mlm", "qa")
+    assert find_heads(params) == ("mlm", "qa")
     np.testing.assert_array_equal(
         params["layers/0/attention/qkv/kernel"][:, 1],
         weights["distilbert.transformer.layer.0.attention.k_lin.weight"].T,
@@ -150,7 +151,7 @@ def test_distilbert_tensors_land_where_they_belong(tmp_path):
 def test_a_classifier_brings_its_own_width(tmp_path):
     weights = random(distilbert_shapes() | linear("pre_classifier", D, D) | linear("classifier", 5, D))
     params = load(put(tmp_path, DISTILBERT, weights))
-    assert "classifier" in bert.present_heads(params) and bert.num_labels(params) == 5
+    assert "classifier" in find_heads(params) and registry.num_labels(params) == 5
     np.testing.assert_array_equal(params["heads/pre_classifier/kernel"], weights["pre_classifier.weight"].T)
 
 
@@ -160,10 +161,10 @@ def test_a_bare_encoder_keeps_its_pooler(tmp_path):
     bare = {name.removeprefix("bert."): x for name, x in whole.items() if name.startswith("bert.")}
     bare["embeddings.position_ids"] = np.arange(P)[None]
     params = load(put(tmp_path, BERT | {"architectures": ["BertModel"]}, bare))
-    assert bert.present_heads(params) == ("pooler",)
+    assert find_heads(params) == ("pooler",)
     np.testing.assert_array_equal(params["heads/pooler/kernel"], whole["bert.pooler.dense.weight"].T)
     without = {name: x for name, x in bare.items() if "pooler" not in name}
-    assert bert.present_heads(load(put(tmp_path / "b", BERT, without))) == ()
+    assert find_heads(load(put(tmp_path / "b", BERT, without))) == ()
 
 
 def test_old_names_buffers_and_tied_copies(tmp_path):
@@ -208,9 +209,9 @@ def test_writing_is_the_inverse_of_reading(kind, tmp_path):
     """The very tensors, by name and bit."""
     config, shapes = (BERT, bert_shapes()) if kind == "bert" else (DISTILBERT, distilbert_shapes())
     params = load(put(tmp_path / "in", config, random(shapes)))
-    model, heads = BertConfig(**read_model_fields(tmp_path / "in")), bert.present_heads(params)
+    model, heads = model_section(tmp_path / "in"), find_heads(params)
     backend = build_wordpiece({piece: i for i, piece in enumerate(SPECIAL_TOKENS)}, lowercase=True)
-    bert.save_folder(tmp_path / "out", params, model, heads, tokenizer=Tokenizer(backend, "test"))
+    hf_folder.save_folder(tmp_path / "out", params, model, heads, tokenizer=Tokenizer(backend, "test"))
     expected, found = (load_file(tmp_path / side / "model.safetensors") for side in ("in", "out"))
     assert found.keys() == expected.keys()
     assert all((found[name].view(np.uint32) == x.view(np.uint32)).all() for name, x in expected.items())
@@ -218,11 +219,11 @@ def test_writing_is_the_inverse_of_reading(kind, tmp_path):
 
 
 def test_the_tables_are_one_to_one():
-    for kind in bert_names.HEADS:
-        model = BertConfig(family=kind, type_vocab_size=2 if kind == "bert" else 0)
-        names = [n for theirs in bert_names.tensor_names(model, tuple(bert_names.HEADS[kind])).values() for n in theirs]
+    for kind, table in {"bert": bert_names.BERT, "distilbert": bert_names.DISTILBERT}.items():
+        model = FAMILIES[kind](type_vocab_size=2 if kind == "bert" else 0)
+        names = [n for theirs in table.tensors(model, tuple(table.heads)).values() for n in theirs]
         assert len(names) == len(set(names))
-        assert all(bert_names.normalize_name(re.sub(r"^(distil)?bert\.", "", name), kind) == name for name in names)
+        assert all(table.normalize(re.sub(r"^(distil)?bert\.", "", name)) == name for name in names)
 
 
 # ---- refusing -------------------------------------------------------------------------------------------------------
@@ -342,7 +343,7 @@ def test_untied_outputs_are_refused(tmp_path):
 def test_a_model_that_only_looks_alike(change, mention, tmp_path):
     """Equal shapes with another number of heads would load and be another function."""
     folder = put(tmp_path, BERT | {"hidden_act": "gelu"}, random(bert_shapes()))
-    model = BertConfig(**read_model_fields(folder) | change)
+    model = model_section(folder, **change)
     refused(folder, mention, "config_from", model=model)
 
 
@@ -365,9 +366,9 @@ def test_indexes_of_several_files(tmp_path):
 def test_tensors_without_a_place_are_named(tmp_path):
     """Copies of tied tensors and old buffers carry nothing; anything else is left out and said."""
     weights = random(bert_shapes())
-    model = BertConfig(**read_model_fields(put(tmp_path, BERT, weights)))
-    assert bert.unused_tensors(tmp_path, model) == []
+    model = model_section(put(tmp_path, BERT, weights))
+    assert hf_folder.unused_tensors(tmp_path, model) == []
     copies = {"cls.predictions.decoder.weight": weights["bert.embeddings.word_embeddings.weight"].copy(),
               "bert.embeddings.position_ids": np.arange(4, dtype=np.float32)}  # fmt: skip
     put(tmp_path, BERT, weights | copies | {"sentiment.weight": np.zeros((2, D), np.float32)})
-    assert bert.unused_tensors(tmp_path, model) == ["sentiment.weight"]
+    assert hf_folder.unused_tensors(tmp_path, model) == ["sentiment.weight"]

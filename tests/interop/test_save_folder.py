@@ -6,21 +6,22 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from model_sections import model_section
 from safetensors import safe_open
 
-from bertjax.config.loading.load import read_model_fields
-from bertjax.config.schema.model import BertConfig
+from bertjax.config.schema.model import BertConfig, DistilBertConfig
 from bertjax.data.tokenizers import load
 from bertjax.data.tokenizers.load import Tokenizer
 from bertjax.errors import UserError
-from bertjax.interop import bert, safetensors_folder
+from bertjax.interop import hf_folder, safetensors_folder
 from bertjax.models import registry
+from bertjax.models.bert.heads import find_heads
 
 MODEL = BertConfig(
     vocab_size=11, hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=12,
     max_position_embeddings=16,
 )  # fmt: skip
-DISTILBERT = MODEL.model_copy(update={"family": "distilbert", "type_vocab_size": 0})
+DISTILBERT = DistilBertConfig(**MODEL.model_dump(exclude={"family"}) | {"type_vocab_size": 0})
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abc"]
 
 
@@ -28,7 +29,7 @@ def save(out: Path, model: BertConfig, heads: tuple[str, ...], labels: int = 2) 
     fresh = registry.init_params(model, heads, labels, jax.random.key(0))
     params = {path: np.asarray(x) for path, x in fresh.items()}
     backend = load.build_wordpiece({piece: i for i, piece in enumerate(PIECES)}, lowercase=False)
-    bert.save_folder(
+    hf_folder.save_folder(
         out, params, model, heads,
         tokenizer=Tokenizer(backend, "test"),
     )  # fmt: skip
@@ -53,11 +54,11 @@ def test_what_is_written_reads_back(heads, labels, expected, tmp_path):
     names |= {"tokenizer_config.json", "special_tokens_map.json"}
     assert {p.name for p in (tmp_path / "out").iterdir()} == names and len(list(tmp_path.iterdir())) == 1
     config = json.loads((tmp_path / "out/config.json").read_text())
-    assert config["architectures"] == [expected] and BertConfig(**read_model_fields(tmp_path / "out")) == model
+    assert config["architectures"] == [expected] and model_section(tmp_path / "out") == model
     assert config.get("problem_type") == ("regression" if labels == 1 else None)
-    found = bert.load_params(tmp_path / "out", model)
+    found = hf_folder.load_params(tmp_path / "out", model)
     assert found.keys() == params.keys() and all((found[p] == x).all() for p, x in params.items())
-    assert bert.present_heads(found) == heads and bert.num_labels(found) == labels
+    assert find_heads(found) == heads and registry.num_labels(found) == labels
     with safe_open(tmp_path / "out/model.safetensors", "np") as file:
         assert file.metadata() == {"format": "pt"}
         assert ("embeddings.LayerNorm.weight" in file.keys()) == (heads == ("pooler",))  # noqa: SIM118

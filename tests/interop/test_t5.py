@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from model_sections import model_section
 from safetensors.numpy import load_file, save_file
 
 from bertjax.config.loading.load import build, read_model_fields
@@ -14,8 +15,8 @@ from bertjax.config.schema.model import BertConfig, T5Config
 from bertjax.data.tokenizers import sentencepiece
 from bertjax.data.tokenizers.load import from_file
 from bertjax.errors import UserError
-from bertjax.interop import bert, safetensors_folder, t5
-from bertjax.models import registry
+from bertjax.interop import hf_folder, safetensors_folder
+from bertjax.models import families, registry
 
 V, D, K, H, F, BUCKETS = 40, 16, 4, 3, 24, 8
 SIZES = dict(vocab_size=V, d_model=D, d_kv=K, d_ff=F, num_layers=2, num_heads=H, num_decoder_layers=1,
@@ -61,7 +62,7 @@ def put(folder: Path, weights: dict[str, np.ndarray], **config) -> Path:
 
 
 def load(folder: Path) -> dict[str, np.ndarray]:
-    return bert.load_params(folder, T5Config(**read_model_fields(folder)))
+    return hf_folder.load_params(folder, model_section(folder))
 
 
 @pytest.fixture(scope="module")
@@ -77,10 +78,10 @@ def tokenizer() -> sentencepiece.SentencePieceTokenizer:
 def test_tensors_land_where_they_belong(tmp_path, version):
     weights = random(version)
     params = load(put(tmp_path, weights, **version))
-    model = T5Config(**read_model_fields(tmp_path))
+    model = model_section(tmp_path)
     fresh = registry.init_params(model, ("lm",), 2, jax.random.key(0))
     assert {path: x.shape for path, x in params.items()} == {path: x.shape for path, x in fresh.items()}
-    assert bert.present_heads(params) == ("lm",)
+    assert families.record_of(model).find_heads(params) == ("lm",)
     same = np.testing.assert_array_equal
     same(params["embeddings/word/embedding"], weights["shared.weight"])
     name = "decoder.block.0.layer.{}.weight".format
@@ -166,7 +167,7 @@ def test_old_files_and_copies(tmp_path):
 
 def refused(folder: Path, *mentions: str, model=None) -> None:
     with pytest.raises(UserError) as error:
-        bert.load_params(folder, model or T5Config(**read_model_fields(folder)))
+        hf_folder.load_params(folder, model or model_section(folder))
     message = str(error.value)
     assert "\n" not in message and str(folder) in message and len(message) < 300 + len(str(folder)), message
     for text in mentions:
@@ -193,7 +194,7 @@ def test_what_is_refused(tmp_path):
 
 def test_a_model_that_differs(tmp_path):
     folder = put(tmp_path, random(V10))
-    model = T5Config(**read_model_fields(folder))
+    model = model_section(folder)
     for name, value in {
         "num_heads": 6, "tie_word_embeddings": False, "scale_decoder_outputs": False, "feed_forward_proj": "gated-gelu",
         "num_decoder_layers": 2, "architecture": "decoder_only", "layer_norm_epsilon": 1e-5,
@@ -202,7 +203,7 @@ def test_a_model_that_differs(tmp_path):
         refused(folder, f"config.json: {name} is", model=model.model_copy(update={name: value}))
     refused(folder, "family is 't5'", model=BertConfig())
     load(folder)
-    assert bert.load_params(folder, model.model_copy(update={"scale_decoder_outputs": None}))
+    assert hf_folder.load_params(folder, model.model_copy(update={"scale_decoder_outputs": None}))
 
 
 # ---- writing --------------------------------------------------------------------------------------------------------
@@ -213,14 +214,14 @@ def test_what_is_written_reads_back_to_the_bit(tmp_path, tokenizer, version):
     model = T5Config(**SIZES | version)
     fresh = registry.init_params(model, ("lm",), 2, jax.random.key(1))
     params = {path: np.asarray(x) for path, x in fresh.items()}
-    t5.save_folder(tmp_path / "out", params, model, tokenizer)
+    hf_folder.save_folder(tmp_path / "out", params, model, ("lm",), tokenizer=tokenizer)
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
     names = {"config.json", "model.safetensors", "spiece.model", "tokenizer.json", "tokenizer_config.json"}
     assert {p.name for p in (tmp_path / "out").iterdir()} == names
-    resolved = T5Config(**read_model_fields(tmp_path / "out"))
+    resolved = model_section(tmp_path / "out")
     scale = {"scale_decoder_outputs": model.tie_word_embeddings} if model.scale_decoder_outputs is None else {}
     assert resolved == model.model_copy(update={"num_decoder_layers": model.decoder_layers} | scale)
-    found = bert.load_params(tmp_path / "out", model)
+    found = hf_folder.load_params(tmp_path / "out", model)
     assert found.keys() == params.keys()
     assert all((found[p].view(np.uint32) == x.view(np.uint32)).all() for p, x in params.items())
     assert from_file(tmp_path / "out").sha256 == tokenizer.sha256
@@ -232,11 +233,11 @@ def test_what_transformers_has_no_class_for(tmp_path, tokenizer):
     alone = T5Config(**SIZES, architecture="decoder_only")
     params = {path: np.asarray(x) for path, x in registry.init_params(alone, ("lm",), 2, jax.random.key(1)).items()}
     with pytest.raises(UserError, match="no class for T5's decoder alone"):
-        t5.save_folder(tmp_path / "out", params, alone, tokenizer)
+        hf_folder.save_folder(tmp_path / "out", params, alone, ("lm",), tokenizer=tokenizer)
     whole = T5Config(**SIZES)
     with_adapters = registry.init_params(whole, ("lm",), 2, jax.random.key(1), adapter_size=4)
     with pytest.raises(UserError, match="no place for adapters"):
-        t5.save_folder(tmp_path / "out", {p: np.asarray(x) for p, x in with_adapters.items()}, whole, tokenizer)
+        hf_folder.save_folder(tmp_path / "out", {p: np.asarray(x) for p, x in with_adapters.items()}, whole, ("lm",), tokenizer=tokenizer)
     assert not list(tmp_path.iterdir())
 
 
@@ -248,7 +249,7 @@ def test_a_failed_write_leaves_nothing(tmp_path, tokenizer, monkeypatch):
     params = {path: np.asarray(x) for path, x in registry.init_params(model, ("lm",), 2, jax.random.key(1)).items()}
     monkeypatch.setattr(safetensors_folder, "save_file", full)
     with pytest.raises(OSError, match="No space"):
-        t5.save_folder(tmp_path / "out", params, model, tokenizer)
+        hf_folder.save_folder(tmp_path / "out", params, model, ("lm",), tokenizer=tokenizer)
     assert not list(tmp_path.iterdir())
 
 
@@ -289,7 +290,7 @@ def test_transformers_loads_what_is_written(tmp_path, tokenizer, version):
     rng = np.random.default_rng(0)
     fresh = registry.init_params(model, ("lm",), 2, jax.random.key(1))
     params = {p: np.asarray(x) + rng.normal(size=x.shape).astype("f") * np.float32(0.3) for p, x in fresh.items()}
-    t5.save_folder(tmp_path / "out", params, model, tokenizer)
+    hf_folder.save_folder(tmp_path / "out", params, model, ("lm",), tokenizer=tokenizer)
     theirs, about = transformers.T5ForConditionalGeneration.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not any(about[what] for what in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"))
     found = their_logits(theirs.eval())
@@ -299,7 +300,7 @@ def test_transformers_loads_what_is_written(tmp_path, tokenizer, version):
         read("the cat").input_ids == [*tokenizer.encode_batch(["the cat"])[0], 1] and len(read) == tokenizer.vocab_size
     )
     theirs.save_pretrained(tmp_path / "again")  # and what transformers makes of it comes back to the bit
-    assert T5Config(**read_model_fields(tmp_path / "again")) == T5Config(**read_model_fields(tmp_path / "out"))
+    assert model_section(tmp_path / "again") == model_section(tmp_path / "out")
     back = load(tmp_path / "again")
     assert back.keys() == params.keys() and all((back[p] == x).all() for p, x in params.items())
 
@@ -315,7 +316,7 @@ def test_a_folder_saved_by_transformers(tmp_path, version):
     if version is V11:  # transformers 5 ties whatever it is told
         theirs.lm_head.weight = torch.nn.Parameter(torch.randn(V, D))
     theirs.save_pretrained(tmp_path)
-    model = T5Config(**read_model_fields(tmp_path))
+    model = model_section(tmp_path)
     assert model == T5Config(**SIZES, **version, scale_decoder_outputs=version is V10)
     params, expected = load(tmp_path), flat_parameters(theirs, model)
     assert params.keys() == expected.keys() and all((params[p] == x).all() for p, x in expected.items())

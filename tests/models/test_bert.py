@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bertjax.config.schema.model import BertConfig
+from bertjax.config.schema.model import BertConfig, DistilBertConfig
 from bertjax.config.schema.run import MeshConfig
 from bertjax.config.schema.training import SpanQaObjective
 from bertjax.data.preprocess.packing import pack_lengths, pack_rows
@@ -93,7 +93,7 @@ def assert_close(found, expected, tolerance=1e-5):
         (BertConfig(), ("mlm", "nsp"), 110_106_428),
         (BertConfig(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096),
          ("pooler",), 335_141_888),
-        (BertConfig(family="distilbert", num_hidden_layers=6, type_vocab_size=0), (), 66_362_880),
+        (DistilBertConfig(num_hidden_layers=6, type_vocab_size=0), (), 66_362_880),
     ],
 )  # fmt: skip
 def test_parameter_counts(config, heads, expected):

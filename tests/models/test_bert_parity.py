@@ -11,11 +11,14 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from bertjax.config.loading.load import read_model_fields  # noqa: E402
+from model_sections import model_section  # noqa: E402
+
 from bertjax.config.schema.model import BertConfig  # noqa: E402
 from bertjax.data.tokenizers import load  # noqa: E402
 from bertjax.data.tokenizers.load import Tokenizer  # noqa: E402
-from bertjax.interop import bert  # noqa: E402
+from bertjax.interop import hf_folder  # noqa: E402
+from bertjax.models import registry  # noqa: E402
+from bertjax.models.bert.heads import find_heads  # noqa: E402
 from bertjax.models.registry import build_model, init_params  # noqa: E402
 
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefgh", *(f"##{x}" for x in "abcdefgh"), "word", "!"]
@@ -93,8 +96,8 @@ def torch_outputs(model, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def our_outputs(params, config: BertConfig, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    heads = bert.present_heads(params)
-    model = build_model(config, heads, params, num_labels=bert.num_labels(params))
+    heads = find_heads(params)
+    model = build_model(config, heads, params, num_labels=registry.num_labels(params))
     b = {name: jnp.asarray(x) for name, x in batch.items()}
     hidden = model.encode(b["input_ids"], b["token_type_ids"], b["segment_ids"], b["positions"])
     every, first = jnp.broadcast_to(jnp.arange(hidden.shape[1]), hidden.shape[:2]), jnp.zeros((3, 1), jnp.int32)
@@ -122,8 +125,8 @@ def differences(theirs: dict[str, np.ndarray], ours: dict[str, np.ndarray], real
 def export(out: Path, params, config: BertConfig, labels=None) -> None:
     backend = load.build_wordpiece({piece: i for i, piece in enumerate(VOCABULARY)}, lowercase=True)
     tokenizer = Tokenizer(backend, "test")
-    bert.save_folder(
-        out, params, config, bert.present_heads(params),
+    hf_folder.save_folder(
+        out, params, config, find_heads(params),
         tokenizer=tokenizer, labels=labels,
     )  # fmt: skip
 
@@ -132,8 +135,8 @@ def export(out: Path, params, config: BertConfig, labels=None) -> None:
 def test_outputs_and_round_trip(name, size, tmp_path):
     theirs = torch_model(name, size)
     theirs.save_pretrained(tmp_path / "theirs")
-    config = BertConfig(**read_model_fields(tmp_path / "theirs"))
-    params = bert.load_params(tmp_path / "theirs", config)
+    config = model_section(tmp_path / "theirs")
+    params = hf_folder.load_params(tmp_path / "theirs", config)
     batch = rows(SIZES[size][-1])
     expected = torch_outputs(theirs, batch)
     found = differences(expected, our_outputs(params, config, batch), batch["segment_ids"] > 0)
@@ -144,8 +147,8 @@ def test_outputs_and_round_trip(name, size, tmp_path):
     assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")), info
     for output, value in torch_outputs(again.eval(), batch).items():
         np.testing.assert_array_equal(value, expected[output], err_msg=output)
-    back = bert.load_params(tmp_path / "ours", BertConfig(**read_model_fields(tmp_path / "ours")))
-    assert BertConfig(**read_model_fields(tmp_path / "ours")) == config
+    back = hf_folder.load_params(tmp_path / "ours", model_section(tmp_path / "ours"))
+    assert model_section(tmp_path / "ours") == config
     assert back.keys() == params.keys()
     for path, array in params.items():
         np.testing.assert_array_equal(back[path].view(np.uint32), array.view(np.uint32), err_msg=path)
@@ -218,7 +221,7 @@ def test_half_precision_files_are_widened_exactly(dtype, tmp_path):
     theirs = torch_model("BertForQuestionAnswering", "three heads, erf gelu").to(getattr(torch, dtype))
     theirs.save_pretrained(tmp_path, max_shard_size="10KB")
     assert (tmp_path / "model.safetensors.index.json").is_file(), "several files"
-    params = bert.load_params(tmp_path, BertConfig(**read_model_fields(tmp_path)))
+    params = hf_folder.load_params(tmp_path, model_section(tmp_path))
     weights = theirs.state_dict()
     np.testing.assert_array_equal(
         params["layers/1/attention/qkv/kernel"][:, 2],

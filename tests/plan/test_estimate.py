@@ -1,15 +1,18 @@
 """The roofline against worked examples of "How to Scale Your Model" (jax-ml.github.io/scaling-book) and by hand."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from bertjax.config.loading.load import load
+from bertjax.models.bert import flops as bert_flops
+from bertjax.models.t5 import flops as t5_flops
 from bertjax.parallel.hardware import CHIPS_BY_NAME
-from bertjax.plan.estimate import Interconnect, Roofline, roofline, row_flops, transfer_factor
+from bertjax.plan.estimate import Interconnect, Roofline, roofline, transfer_factor
 from bertjax.plan.hlo.collectives import Collective
-from bertjax.training.monitor.meter import Meter
+from bertjax.training.program import TrainProgram
 
 
 def torus(*extents: int, slices: int = 1) -> list[SimpleNamespace]:
@@ -104,11 +107,14 @@ def test_a_roofline_by_hand():
 
 
 @pytest.mark.parametrize("model, groups", [("bert", ("layers/1", "heads")), ("t5", ("embeddings", "decoder/layers/0"))])
-def test_model_flops_are_those_of_the_log(model: str, groups, tiny_project, tiny_t5_project):
-    """training/monitor/meter.py counts what MFU in the log is made of."""
+def test_model_flops_of_plan_and_log_are_the_family_s(model: str, groups, tiny_project, tiny_t5_project):
+    """Both ask TrainProgram.row_flops, which takes the widths of a row's fields to the family's formula."""
     config = load({"bert": tiny_project, "t5": tiny_t5_project}[model] / "tiny.yaml")
     lengths = {"input_ids": 32, "target_ids": 16, "masked_positions": 5}
     fields = {name: ((length,), np.dtype(np.int32)) for name, length in lengths.items()}
-    program = SimpleNamespace(model=config.model, heads=("mlm", "nsp"), adapter_size=0)
-    meter = SimpleNamespace(program=program, shape={name: (length,) for name, length in lengths.items()})
-    assert row_flops(config.model, fields, program.heads, groups, 0) == Meter._row_flops(meter, groups)  # type: ignore[arg-type]
+    program: Any = SimpleNamespace(model=config.model, heads=("mlm", "nsp"), adapter_size=0)
+    expected = {
+        "bert": lambda: bert_flops.train_flops(config.model, 32, 5, trainable_layers=1),
+        "t5": lambda: t5_flops.train_flops(config.model, 32, 16, groups=groups),
+    }
+    assert TrainProgram.row_flops(program, fields, groups) == expected[model]()

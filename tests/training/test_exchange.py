@@ -10,12 +10,12 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from bertjax.config.loading.load import build, load
-from bertjax.config.schema.model import BertConfig
+from bertjax.config.schema.model import BertConfig, DistilBertConfig
 from bertjax.data.tokenizers.load import Tokenizer, build_wordpiece, from_file
 from bertjax.errors import StorageError, UserError
 from bertjax.evaluation import predict
 from bertjax.evaluation.restore import restore
-from bertjax.interop import bert, safetensors_folder
+from bertjax.interop import hf_folder, safetensors_folder
 from bertjax.models import registry
 from bertjax.tools import convert_hf
 from bertjax.tools.evaluate import evaluate_command
@@ -35,7 +35,7 @@ def folder(out: Path, heads: tuple[str, ...], model: BertConfig = BERT, labels: 
     make = jax.jit(registry.init_params, static_argnums=(0, 1, 2))
     fresh = make(model, heads, len(labels or "ab"), jax.random.key(0))
     backend = build_wordpiece({piece: i for i, piece in enumerate(PIECES)}, lowercase=True)
-    bert.save_folder(
+    hf_folder.save_folder(
         out, {path: np.asarray(x) for path, x in fresh.items()}, model, heads,
         tokenizer=Tokenizer(backend, "test"), labels=labels,
     )  # fmt: skip
@@ -76,7 +76,7 @@ def test_there_and_back(heads, model, objective):
     assert run_context.load_tokenizer(config, Path()).pieces == PIECES
     restored = restore("runs/imported")
     assert restored.step == 0 and restored.program.heads == heads
-    expected = bert.load_params(source, model)
+    expected = hf_folder.load_params(source, model)
     assert restored.params.keys() == expected.keys()
     assert all((np.asarray(restored.params[path]) == x).all() for path, x in expected.items())
     for name in ("runs/imported", "runs/imported/checkpoints/00-import", "runs/imported/checkpoints/00-import/0"):
@@ -123,7 +123,7 @@ def test_a_stage_starts_from_the_folder_and_from_its_import_alike(heads):
     """All but the heads that the source lacks come from it; heads that the stage has no use for are carried on."""
     source = folder(Path("hf"), heads)
     convert_hf.import_folder(source, Path("runs/imported"))
-    expected = bert.load_params(source, BERT)
+    expected = hf_folder.load_params(source, BERT)
     for name in ("hf", "runs/imported"):
         params, lines = start(fine_tuning(name))
         fresh = {path for path, x in params.items() if path not in expected}

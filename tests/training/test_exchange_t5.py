@@ -14,7 +14,7 @@ from bertjax.data.tokenizers import sentencepiece
 from bertjax.data.tokenizers.wordpiece import SPECIAL_TOKENS
 from bertjax.errors import UserError
 from bertjax.evaluation.restore import restore
-from bertjax.interop import bert, t5
+from bertjax.interop import hf_folder
 from bertjax.models import registry
 from bertjax.tools import convert_hf
 from bertjax.tools.evaluate import evaluate_command
@@ -42,7 +42,7 @@ def tokenizer() -> sentencepiece.SentencePieceTokenizer:
 def folder(out: Path, model: T5Config, tokenizer) -> Path:
     """A Hugging Face folder with random weights."""
     fresh = jax.jit(registry.init_params, static_argnums=(0, 1, 2))(model, ("lm",), 2, jax.random.key(0))
-    t5.save_folder(out, {path: np.asarray(x) for path, x in fresh.items()}, model, tokenizer)
+    hf_folder.save_folder(out, {path: np.asarray(x) for path, x in fresh.items()}, model, ("lm",), tokenizer=tokenizer)
     return out
 
 
@@ -62,7 +62,7 @@ def test_there_and_back(version, tokenizer):
     assert run_context.load_tokenizer(config, Path()).sha256 == tokenizer.sha256
     restored = restore("runs/imported")
     assert restored.step == 0 and restored.program.heads == ("lm",)
-    expected = bert.load_params(source, model)
+    expected = hf_folder.load_params(source, model)
     assert restored.params.keys() == expected.keys()
     assert all((np.asarray(restored.params[path]) == x).all() for path, x in expected.items())
     convert_hf.export_checkpoint(Path("runs/imported"), Path("back"))
@@ -97,7 +97,7 @@ def start(ctx: run_context.RunContext) -> dict:
 def test_a_stage_starts_from_the_folder_and_from_its_import_alike(tokenizer):
     source = folder(Path("hf"), MODELS["1.0"], tokenizer)
     convert_hf.import_folder(source, Path("runs/imported"))
-    expected = bert.load_params(source, MODELS["1.0"])
+    expected = hf_folder.load_params(source, MODELS["1.0"])
     (source / "tokenizer_config.json").unlink()  # nothing tells the number of sentinels: the run's is taken
     (source / "tokenizer.json").unlink()
     for name in ("hf", "runs/imported"):

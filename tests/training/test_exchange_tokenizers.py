@@ -16,7 +16,7 @@ from bertjax.errors import UserError
 from bertjax.evaluation import predict
 from bertjax.evaluation.evaluators.build import build_evaluators
 from bertjax.evaluation.restore import restore
-from bertjax.interop import bert, t5
+from bertjax.interop import hf_folder
 from bertjax.models import registry
 from bertjax.tools import convert_hf
 from bertjax.training import loop, run_context
@@ -77,11 +77,11 @@ def folder(files: dict, model=BERT, heads: tuple[str, ...] = ("mlm",)) -> Path:
     if isinstance(model, T5Config):
         text = [["The cat sat on the mat and the dog sat beside the cat: " + TEXTS[0]]] * 20
         own = sentencepiece.train(lambda: iter(text), vocab_size=160, extra_ids=100, character_coverage=1.0)
-        t5.save_folder(Path("hf"), params, model, own)
+        hf_folder.save_folder(Path("hf"), params, model, ("lm",), tokenizer=own)
         size = own.vocab_size
     else:
         backend = load.build_wordpiece({piece: i for i, piece in enumerate(load.SPECIALS)}, lowercase=True)
-        bert.save_folder(Path("hf"), params, model, heads, tokenizer=Tokenizer(backend, "test"))
+        hf_folder.save_folder(Path("hf"), params, model, heads, tokenizer=Tokenizer(backend, "test"))
         size = 0
         for path in Path("hf").iterdir():
             if path.name not in ("config.json", "model.safetensors"):

@@ -62,18 +62,25 @@ class KindOf:
 Record = TypeVar("Record")
 
 
-def record_of(section: Section, expected: type[Record]) -> Record:
-    """Import the record that a section's `implementation` ("package.module:NAME") names.
-
-    Raises TypeError where it names none: a kind without a record never passes for another one.
-    """
-    place = str(getattr(section, "implementation", ""))
+def record_at(place: str, expected: type[Record]) -> Record:
+    """Import the record at "package.module:NAME". Raises TypeError where there is none of the expected class."""
     module, _, name = place.partition(":")
     record = getattr(import_module(module), name, None) if module else None
     if not isinstance(record, expected):
-        kind = getattr(section, "kind", None) or getattr(section, "family", None) or type(section).__name__
-        raise TypeError(f"kind '{kind}' has no {expected.__name__} record: implementation is '{place}'")
+        raise TypeError(f"there is no {expected.__name__} at '{place}'")
     return record
+
+
+def record_of(section: Section | type[Section], expected: type[Record]) -> Record:
+    """The record that a section's `implementation` names: a kind without one never passes for another kind.
+
+    Raises TypeError that names the section.
+    """
+    try:
+        return record_at(getattr(section, "implementation", ""), expected)
+    except TypeError as error:
+        name = section.__name__ if isinstance(section, type) else type(section).__name__
+        raise TypeError(f"{name}.implementation: {error}") from None
 
 
 def register(table: dict[str, type[Section]], kind: str, section: type[Section]) -> None:

@@ -30,7 +30,7 @@ def _is_zero(value: Any) -> bool:
 class BertConfig(Section):
     """A BERT encoder. Options are named as in Hugging Face's BertConfig."""
 
-    implementation: ClassVar[str] = "bertjax.models.bert.family:BERT"
+    implementation: ClassVar[str] = "bertjax.models.bert.model:BERT"
     tokenizer: ClassVar[str] = "wordpiece"
     heads: ClassVar[tuple[str, ...]] = ("mlm", "nsp", "qa", "classifier", "pooler")
     stacks: ClassVar[tuple[str, ...]] = ("",)
@@ -78,7 +78,7 @@ class BertConfig(Section):
 class DistilBertConfig(BertConfig):
     """A DistilBERT encoder: BERT without segment embeddings, pooler and next-sentence head."""
 
-    implementation: ClassVar[str] = "bertjax.models.bert.family:DISTILBERT"
+    implementation: ClassVar[str] = "bertjax.models.bert.model:DISTILBERT"
     heads: ClassVar[tuple[str, ...]] = ("mlm", "qa", "classifier")
 
     family: Literal["distilbert"] = "distilbert"  # type: ignore[assignment]
@@ -93,7 +93,7 @@ class DistilBertConfig(BertConfig):
 class T5Config(Section):
     """T5 (arXiv 1910.10683) or its decoder. Options are named as in Hugging Face's T5Config; defaults: T5-small."""
 
-    implementation: ClassVar[str] = "bertjax.models.t5.family:T5_FAMILY"
+    implementation: ClassVar[str] = "bertjax.models.t5.model:FAMILY"
     tokenizer: ClassVar[str] = "sentencepiece"
     heads: ClassVar[tuple[str, ...]] = ("lm",)
     stacks: ClassVar[tuple[str, ...]] = ("encoder", "decoder")
@@ -177,7 +177,7 @@ class T5Config(Section):
         return self
 
 
-FAMILIES: dict[str, type[Section]] = {
+FAMILIES: dict[str, Any] = {
     "bert": BertConfig,
     "distilbert": DistilBertConfig,
     "t5": T5Config,

@@ -234,6 +234,9 @@ class Config(Section):
             ) from None
         if not set(stage.objective.heads) & set(self.model.heads):
             raise ValueError(f"{where}: objective '{stage.objective.kind}' is not for a {self.model.family} model")
+        if absent := set(getattr(stage.objective, "required_heads", ())) - set(self.model.heads):
+            head = min(absent)
+            raise ValueError(f"{where}: a {self.model.family} model has no '{head}' head: set objective.{head}_weight=0")
         if stage.fresh and (stage.init_from or ("previous" if stage is not self.stages[0] else "scratch")) == "scratch":
             raise ValueError(f"{where}: fresh: needs init_from; without it everything starts fresh")
         there = (*stage.objective.heads, *(["adapters"] if self.model.has_adapters else []))

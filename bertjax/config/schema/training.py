@@ -30,6 +30,10 @@ class MlmNspObjective(Section):
     mlm_weight: NonNegativeFloat = Field(1.0, description="Weight of the masked-token loss.")
     nsp_weight: NonNegativeFloat = Field(1.0, description="Weight of the next-sentence loss; 0 turns it off.")
 
+    @property
+    def required_heads(self) -> tuple[str, ...]:
+        return ("nsp",) if self.nsp_weight > 0 else ()
+
 
 class SpanQaObjective(Section):
     """Cross-entropy of the start and end of the answer in the context."""

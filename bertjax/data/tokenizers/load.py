@@ -48,6 +48,8 @@ class Tokenizer:
     brackets, as in the reference. In one that transformers loaded it is the mask, as it is there.
     """
 
+    kind = "wordpiece"  # of the configuration's tokenizer sections
+
     def __init__(
         self, backend: tokenizers.Tokenizer, where: str, special: SpecialTokens = NATIVE_SPECIAL_TOKENS
     ) -> None:

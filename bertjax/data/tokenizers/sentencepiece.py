@@ -42,6 +42,7 @@ class SentencePieceTokenizer:
     always is. (In transformers both become the special tokens anywhere.)
     """
 
+    kind = "sentencepiece"
     lowercase = False  # T5's text keeps its case
 
     def __init__(self, model: bytes, extra_ids: int, where: str) -> None:

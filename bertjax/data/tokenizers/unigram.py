@@ -22,6 +22,7 @@ class UnigramTokenizer:
     A sentinel, another special token and an added token in a text are that token, as in transformers.
     """
 
+    kind = "sentencepiece"
     lowercase = False
 
     def __init__(self, backend: tokenizers.Tokenizer, where: str, special: SpecialTokens) -> None:

@@ -5,6 +5,8 @@ activations, nothing for padding, and the vocabulary projection for the masked p
 norms, dropout, the optimizer and the small heads (pooler, NSP, spans, classes; under 0.1 %) are not counted.
 """
 
+from collections.abc import Collection, Mapping
+
 from bertjax.config.schema.model import BertConfig
 
 
@@ -45,3 +47,12 @@ def train_flops(
     forward = encoder_flops(model, sequence_length, squared_lengths) + head_flops(model, predictions)
     backward = encoder_flops(model, sequence_length, squared_lengths, layers=trained) + head_flops(model, predictions)
     return forward + 2 * backward
+
+
+def row_flops(
+    model: BertConfig, widths: Mapping[str, int], heads: Collection[str], groups: Collection[str], adapter_size: int = 0
+) -> int:
+    """`train_flops` of a batch's row while `groups` train; see `models.families.Family`."""
+    predictions = widths.get("masked_positions", 0) if "mlm" in heads else 0
+    layers = sum(group.startswith("layers/") for group in groups)
+    return train_flops(model, widths["input_ids"], predictions, trainable_layers=layers)

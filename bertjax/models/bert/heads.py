@@ -1,5 +1,8 @@
 """Task heads over an encoder's output: MLM, NSP, extractive spans and classification."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -41,7 +44,7 @@ class Pooler(nnx.Module):
         D = config.hidden_size
         self.kernel = nnx.Param(init(rngs.params(), (D, D), jnp.float32), **out_sharding("embed", None))
         self.bias = nnx.Param(jnp.zeros((D,), jnp.float32), **out_sharding(None))
-        self.act = "relu" if config.family == "distilbert" else "tanh"
+        self.act = "relu" if config.family == "distilbert" else "tanh"  # the two families share this module
 
     def __call__(self, cls_BGD: jax.Array, compute: ComputeOptions) -> jax.Array:
         kernel = all_gather_fsdp(self.kernel[...].astype(compute.dtype), "embed", None)
@@ -60,6 +63,8 @@ class Heads(nnx.Module):
     """The heads a checkpoint has; `names` from mlm, nsp, qa, classifier, and pooler (without a head that reads it)."""
 
     def __init__(self, config: BertConfig, names: tuple[str, ...], num_labels: int, init: Initializer, rngs: nnx.Rngs):
+        if other := set(names) - set(config.heads):
+            raise ValueError(f"a {config.family} model has no head '{min(other)}'; it can have {', '.join(config.heads)}")
         D, bert = config.hidden_size, config.family == "bert"
         output = lambda width: Dense((D, width), ("embed", None), init, rngs)  # noqa: E731
         if "mlm" in names:
@@ -67,8 +72,6 @@ class Heads(nnx.Module):
         if bert and {"nsp", "classifier", "pooler"} & set(names):
             self.pooler = Pooler(config, init, rngs)
         if "nsp" in names:
-            if not bert:
-                raise ValueError("distilbert has no next sentence head: set nsp_weight to 0")
             self.nsp = output(2)
         if "qa" in names:
             self.qa = output(2)
@@ -76,3 +79,10 @@ class Heads(nnx.Module):
             if not bert:
                 self.pre_classifier = Pooler(config, init, rngs)
             self.classifier = output(num_labels)
+
+
+def find_heads(params: Mapping[str, Any]) -> tuple[str, ...]:
+    """The heads that {path: parameter} holds: mlm, nsp, qa, classifier, and pooler where no other head reads it."""
+    inside = {path.split("/")[1] for path in params if path.startswith("heads/")}
+    heads = tuple(head for head in ("mlm", "nsp", "qa", "classifier") if head in inside)
+    return (*heads, "pooler") if "pooler" in inside and not {"nsp", "classifier"} & inside else heads

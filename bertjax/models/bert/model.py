@@ -4,6 +4,8 @@ DistilBERT is the same encoder without segment embeddings and pooler. Shape lett
 H heads, K head size, F feed-forward, V vocabulary, G examples in a row.
 """
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -12,8 +14,10 @@ from jax.ad_checkpoint import checkpoint_name
 from bertjax.config.schema.model import BertConfig
 from bertjax.models import layer_stack
 from bertjax.models.attention import dot_product_attention
-from bertjax.models.bert.heads import Heads, gather_positions, linear_logits
+from bertjax.models.bert.flops import row_flops
+from bertjax.models.bert.heads import Heads, find_heads, gather_positions, linear_logits
 from bertjax.models.compute_options import ComputeOptions
+from bertjax.models.families import Family
 from bertjax.models.layers.dropout import dropout
 from bertjax.models.layers.modules import Dense, Initializer, LayerNorm, out_sharding
 from bertjax.models.layers.numerics import REMAT_NAME, activation
@@ -191,8 +195,18 @@ class Bert(nnx.Module):
 
     def class_logits(self, hidden: jax.Array, cls_positions: jax.Array, key: jax.Array | None = None) -> jax.Array:
         """-> float32 [B, G, C]; dropout before the output layer as in run_classifier.py."""
-        pool = self.heads.pre_classifier if self.config.family == "distilbert" else self.heads.pooler
+        pool = self.heads.pre_classifier if hasattr(self.heads, "pre_classifier") else self.heads.pooler
         pooled = pool(gather_positions(hidden, cls_positions), self.compute)
         own = self.config.classifier_dropout
         pooled = dropout(pooled, self.config.hidden_dropout_prob if own is None else own, key, self.compute)
         return linear_logits(self.heads.classifier, pooled, self.compute)
+
+
+BERT = Family(
+    build=lambda config, heads, num_labels, compute, rngs, _: Bert(config, heads, num_labels, compute, rngs),
+    find_heads=find_heads,
+    row_flops=row_flops,
+    fused_attention=lambda c: (c.hidden_size // c.num_attention_heads, c.attention_probs_dropout_prob),
+    interop="bertjax.interop.bert:BERT",
+)
+DISTILBERT = replace(BERT, interop="bertjax.interop.bert:DISTILBERT")

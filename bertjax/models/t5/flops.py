@@ -3,7 +3,7 @@
 Shape letters: S inputs, T targets, D d_model, I heads x d_kv, F d_ff, V vocabulary.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from bertjax.config.schema.model import T5Config
@@ -66,3 +66,11 @@ def train_flops(
             total += below * (cost.kernels + cost.adapter + 2 * cost.attention)
             total += trains(layer) * cost.kernels + trains(f"{layer}/adapter") * cost.adapter
     return total + logits * (1 + trains("embeddings" if model.tie_word_embeddings else "heads"))
+
+
+def row_flops(
+    model: T5Config, widths: Mapping[str, int], heads: Collection[str], groups: Collection[str], adapter_size: int = 0
+) -> int:
+    """`train_flops` of a batch's row while `groups` train; see `models.families.Family`."""
+    inputs, targets = widths.get("input_ids", 0), widths["target_ids"]
+    return train_flops(model, inputs, targets, groups=groups, adapter_size=adapter_size)

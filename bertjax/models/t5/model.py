@@ -16,6 +16,7 @@ from flax import nnx
 from bertjax.config.schema.model import T5Config
 from bertjax.models import layer_stack
 from bertjax.models.compute_options import ComputeOptions
+from bertjax.models.families import Family
 from bertjax.models.layers.dropout import dropout
 from bertjax.models.layers.modules import Linear, RmsNorm, out_sharding
 from bertjax.models.layers.numerics import activation, einsum_lowp
@@ -30,6 +31,7 @@ from bertjax.models.t5.attention import (
     make_segment_mask,
 )
 from bertjax.models.t5.cache import Cache
+from bertjax.models.t5.flops import row_flops
 from bertjax.models.vocab_parallel import embedding_lookup
 from bertjax.parallel.sharding import all_gather_fsdp, with_logical_constraint
 
@@ -249,3 +251,11 @@ class T5(nnx.Module):
         shared = part is self.decoder
         x = map_shards(part.norm, x)
         return unshard_sequence(dropout(x, self.config.dropout_rate, final_key, self.compute, broadcast_length=shared))
+
+
+FAMILY = Family(
+    build=lambda config, heads, _, compute, rngs, adapter_size: T5(config, heads, compute, rngs, adapter_size),
+    find_heads=lambda params: ("lm",),
+    row_flops=row_flops,
+    interop="bertjax.interop.t5:T5_FORMAT",
+)

@@ -14,7 +14,7 @@ import jax
 from bertjax.config.schema.run import Stage
 from bertjax.config.schema.training import Trainable
 from bertjax.errors import StorageError, UserError
-from bertjax.interop import bert
+from bertjax.interop import hf_folder
 from bertjax.models import param_paths
 from bertjax.training import freezing
 from bertjax.training import state as training_state
@@ -143,7 +143,7 @@ def _candidate_paths(base: Mapping[str, Any], folder: Path) -> list[Path]:
 
 def _load(place: Path, step: int | None, ctx: RunContext) -> Mapping[str, Any]:
     if (place / "config.json").is_file():
-        return bert.load_params(place, ctx.config.model)
+        return hf_folder.load_params(place, ctx.config.model)
     found = find(place)
     with CheckpointManager.open_readonly(found) as checkpoints:
         asked = step if found.step is None and step in checkpoints.committed_steps() else found.step

@@ -13,7 +13,7 @@ from bertjax.data.pipeline.loader import Batches
 from bertjax.data.preprocess import labels
 from bertjax.data.sources.class_names import ClassSpec, format_names
 from bertjax.errors import UserError
-from bertjax.interop import bert
+from bertjax.interop import hf_folder
 from bertjax.training.checkpoint import adapters
 from bertjax.training.checkpoint.layout import committed_steps
 from bertjax.training.checkpoint.locate import find, stage_folder
@@ -63,14 +63,14 @@ def init_classes(config: Config, base: Path, index: int, previous: StageLabels |
         return _read_init_classes(base / Path(source).expanduser())
     except UserError as error:
         begun = committed_steps(stage_folder(config.run_dir, index, stage.name))
-        if begun or stage.objective.kind != "classification":  # others only pass the names on
+        if begun or CLASSIFIER not in stage.objective.heads:  # others only pass the names on
             return None
         raise UserError(f"stage '{stage.name}': init_from: {error}") from None
 
 
 def _read_init_classes(folder: Path) -> InitClasses | None:
     if (folder / "config.json").is_file():
-        found = bert.read_classifier(folder)
+        found = hf_folder.read_classifier(folder)
         return None if found is None else InitClasses(found.outputs, found.names, str(folder))
     place = find(folder)
     with CheckpointManager.open_readonly(place) as checkpoints:
@@ -86,7 +86,7 @@ def _names(meta: Mapping[str, Any]) -> tuple[str, ...] | None:
 
 def expected_classes(stage: Stage, start: InitClasses | None) -> ClassSpec | None:
     """What the rows of a classification stage are for; None for other stages."""
-    if stage.objective.kind != "classification":
+    if CLASSIFIER not in stage.objective.heads:
         return None
     return ClassSpec(stage.objective.num_labels, start.names if start else None)
 
@@ -102,7 +102,7 @@ def saved_names(config: Config, index: int) -> tuple[str, ...] | None:
 
 def resolve_labels(stage: Stage, start: InitClasses | None, batches: Batches) -> StageLabels:
     """Settles the labels of a stage and which heads start fresh, now that its data are known."""
-    if stage.objective.kind != "classification":
+    if CLASSIFIER not in stage.objective.heads:
         names = list(start.names) if start and start.names else None
         return StageLabels(names, start.outputs if start else None, tuple(stage.fresh), ())
     names = batches.labels

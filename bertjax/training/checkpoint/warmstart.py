@@ -10,7 +10,7 @@ import numpy as np
 from bertjax.data.tokenizers import backend_state, huggingface, load
 from bertjax.data.tokenizers.load import Tokenizer
 from bertjax.errors import UserError
-from bertjax.interop import bert
+from bertjax.interop import hf_folder
 from bertjax.training.checkpoint import adapters
 from bertjax.training.checkpoint.label_mapping import drop_fresh
 from bertjax.training.checkpoint.locate import CheckpointRef, find, find_run_dir, stage_folder
@@ -67,7 +67,7 @@ def _folder_shapes(ctx: RunContext, folder: Path) -> Shapes:
     """What a folder holds."""
     if (folder / "config.json").is_file():
         check_tokenizer(folder, ctx)
-        return bert.load_params(folder, ctx.config.model)
+        return hf_folder.load_params(folder, ctx.config.model)
     return checkpoint_shapes(ctx, find(folder))
 
 
@@ -112,8 +112,8 @@ def init_params(
         found, where = CheckpointRef(folder, None), f"{folder}"
         if (folder / "config.json").is_file():
             check_tokenizer(folder, ctx)
-            loaded = bert.load_params(folder, ctx.config.model)
-            unused = bert.unused_tensors(folder, ctx.config.model)
+            loaded = hf_folder.load_params(folder, ctx.config.model)
+            unused = hf_folder.unused_tensors(folder, ctx.config.model)
         else:
             found = find(folder)
             step, loaded, meta = from_checkpoint(ctx, found, stage.adapter_base)

@@ -9,11 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from bertjax.config.schema.model import T5Config
 from bertjax.config.schema.run import RunConfig
 from bertjax.data.pipeline.loader import Batches
-from bertjax.models.bert.flops import train_flops
-from bertjax.models.t5 import flops
 from bertjax.parallel.hardware import utilization
 from bertjax.training.monitor.tracking import Tracker
 from bertjax.training.program import TrainProgram
@@ -55,7 +52,7 @@ class Meter:
         unlogged: Mapping[str, Any] | None = None,
     ):
         self.program, self.tracker, self.stage, self.log_every = program, tracker, stage, run.log_every
-        self.shape = {name: shape for name, (shape, _) in batches.fields.items()}
+        self.fields = batches.fields
         self.rows = batches.batch_size
         self.tasks, self.planned = batches.task_names, batches.rates
         self.seen = dict.fromkeys(self.tasks, 0)  # rows of each task since the stage began
@@ -80,17 +77,8 @@ class Meter:
         """A new episode, in which these groups train, compiles a new step: its first step is not timed."""
         self.flush()
         self.extra = {"episode": number, "trainable_parameters": trained}
-        self.flops = self.rows * self._row_flops(groups)
+        self.flops = self.rows * self.program.row_flops(self.fields, groups)
         self._mark = None
-
-    def _row_flops(self, groups: Collection[str]) -> int:
-        model, width = self.program.model, lambda name: self.shape[name][0] if name in self.shape else 0
-        if isinstance(model, T5Config):
-            lengths = width("input_ids"), width("target_ids")
-            return flops.train_flops(model, *lengths, groups=groups, adapter_size=self.program.adapter_size)
-        predictions = width("masked_positions") if "mlm" in self.program.heads else 0
-        layers = sum(group.startswith("layers/") for group in groups)
-        return train_flops(model, width("input_ids"), predictions, trainable_layers=layers)
 
     def pause(self) -> None:
         """The time up to now was not step time. Call `flush` before what takes it."""

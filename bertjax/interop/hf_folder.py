@@ -1,0 +1,157 @@
+"""Folders of Hugging Face transformers, whatever the model family: configuration files, parameters, classifier, dtype.
+
+What only a family knows (classes and tensors) is in its `FolderFormat`, which the family's record names.
+"""
+
+import json
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from bertjax.config.huggingface import generation
+from bertjax.config.loading.load import read_model_fields
+from bertjax.config.schema.base import Section, record_at
+from bertjax.config.schema.model import FAMILIES, ModelConfig
+from bertjax.errors import UserError
+from bertjax.interop import safetensors_folder
+from bertjax.models import families
+
+
+@dataclass(frozen=True)
+class FolderFormat:
+    """How transformers stores a family of models.
+
+    Attributes:
+        classes: the transformers classes whose tensors are known.
+        load_params: (folder, model section) -> {our path: float32 array}.
+        save_folder: (out, params, model section, heads, tokenizer=, labels=, imported=) -> None.
+        unused_tensors: (folder, model section) -> names of the tensors that `load_params` leaves out.
+        classifier_outputs: folder -> outputs of its classifier, None without one.
+        check_files: (folder, `read_config_files`, model section, tokenizer): raises UserError where these disagree.
+    """
+
+    classes: Collection[str]
+    load_params: Callable[[Path, Any], dict[str, np.ndarray]]
+    save_folder: Callable[..., None]
+    unused_tensors: Callable[[Path, Any], list[str]] = lambda folder, model: []
+    classifier_outputs: Callable[[Path], int | None] = lambda folder: None
+    check_files: Callable[[Path, Mapping[str, Any], Any, Any], None] = lambda folder, files, model, tokenizer: None
+
+
+def format_of(model: Section | type[Section]) -> FolderFormat:
+    """The folder format of a model's family. Raises UserError for a family that transformers does not have."""
+    if (place := families.record_of(model).interop) is None:
+        raise UserError("models of this family are neither read from Hugging Face folders nor written to them")
+    return record_at(place, FolderFormat)
+
+
+def load_params(folder: str | Path, model: ModelConfig) -> dict[str, np.ndarray]:
+    """{our path: float32 array} of everything in the folder that `model` has a place for, heads included.
+
+    Shapes as in `bertjax.models`. Raises UserError, naming the file and the tensor, when the folder holds no model of
+    the family, is damaged, or does not agree with `model`.
+    """
+    read_config(Path(folder))
+    return format_of(model).load_params(Path(folder), model)
+
+
+def unused_tensors(folder: str | Path, model: ModelConfig) -> list[str]:
+    """Names of the tensors in a folder that `load_params` reads and that it has no place for (other heads, mostly)."""
+    return format_of(model).unused_tensors(Path(folder), model)
+
+
+def save_folder(
+    out: str | Path, params: Mapping[str, np.ndarray], model: ModelConfig, heads: Sequence[str], *, tokenizer: Any,
+    labels: Sequence[str] | None = None, imported: Mapping[str, Any] | None = None,
+) -> None:  # fmt: skip
+    """Writes a folder that transformers' AutoModelFor... and AutoTokenizer load; `out` appears atomically.
+
+    params: {our path: float32 array}, unsharded. labels: names of the classes. imported: what `read_config_files` gave
+    for an imported folder. Raises UserError for a model that transformers has no class for, OSError when the folder
+    cannot be written.
+    """
+    format_of(model).save_folder(
+        Path(out), params, model, heads, tokenizer=tokenizer, labels=labels, imported=imported
+    )
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json of a folder. Raises UserError for custom code, unknown models and causal encoders."""
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise UserError(f"{folder}: holds no config.json; give a folder that transformers' save_pretrained wrote")
+    fields = read_model_fields(folder)  # raises for invalid JSON and unknown model types
+    config = json.loads(path.read_text(encoding="utf-8"))
+    known = format_of(FAMILIES[fields["family"]]).classes
+    asked = config.get("architectures") or []
+    unknown = [name for name in asked if name not in known] if isinstance(asked, list) else [asked]
+    if unknown:
+        raise UserError(f"{path}: architectures: {unknown[0]!a:.60} is not known; known: {', '.join(sorted(known))}")
+    return config
+
+
+def read_config_files(folder: Path) -> dict[str, Any]:
+    """{"config", "generation_config"}: what the two JSON files of a folder say; empty where the latter is missing.
+
+    A checkpoint of imported weights keeps them, for generating and for export. Raises UserError.
+    """
+    return {"config": read_config(folder), "generation_config": generation.read_generation_config(Path(folder))}
+
+
+def stored_dtype(folder: Path) -> str:
+    """What the weights are to be computed in: bfloat16 where all are stored so, else float32."""
+    kinds = {stored.dtype for stored in safetensors_folder.open_folder(Path(folder), lambda name: name).values()}
+    return "bfloat16" if kinds & {"BF16", "F16", "F32", "F64"} == {"BF16"} else "float32"
+
+
+class Classifier(NamedTuple):
+    """The classifier in a folder: its outputs, their names by id (None: none), and notes for the user."""
+
+    outputs: int
+    names: tuple[str, ...] | None
+    notes: tuple[str, ...]
+
+
+def read_classifier(folder: Path) -> Classifier | None:
+    """The classifier in a folder, by its tensors and config.json; None where it has none.
+
+    Raises UserError where config.json describes another classifier than the tensors hold, or one of several labels.
+    """
+    config = read_config(folder)
+    outputs = format_of(FAMILIES[config["model_type"]]).classifier_outputs(Path(folder))
+    return None if outputs is None else _classifier(Path(folder) / "config.json", config, outputs)
+
+
+def _classifier(path: Path, config: Mapping[str, Any], count: int) -> Classifier:
+    kind = config.get("problem_type")
+    fitting = (None, "regression") if count == 1 else (None, "single_label_classification")
+    if kind not in fitting:
+        raise UserError(f"{path}: problem_type {kind!a:.40} with {count} outputs: bertjax has one label or one number")
+    listed = config.get("id2label")
+    if listed is None:
+        if config.get("num_labels", count) != count:
+            raise UserError(f"{path}: num_labels is {config['num_labels']!a:.20}, the classifier has {count} outputs")
+        return Classifier(count, None, ())
+    names = _labels_by_id(listed)
+    if names is None or len(names) != count:
+        raise UserError(f"{path}: id2label does not name the ids 0 to {count - 1} of the classifier; correct it")
+    if count == 1 or names == [f"LABEL_{number}" for number in range(count)]:
+        return Classifier(count, None, ())
+    if len({name.strip().casefold() for name in names}) < count:
+        return Classifier(count, None, (f"{path}: id2label gives two classes one name, so labels can only be ids",))
+    theirs = config.get("label2id")
+    other = theirs is not None and theirs != {name: number for number, name in enumerate(names)}
+    notes = (f"{path}: label2id is not the inverse of id2label: id2label decides",) if other else ()
+    return Classifier(count, tuple(names), notes)
+
+
+def _labels_by_id(listed: Any) -> list[str] | None:
+    """id2label as a list; None where its keys are not 0, 1, 2, ..."""
+    try:
+        by_id = {int(number): str(name) for number, name in listed.items()}
+    except (AttributeError, TypeError, ValueError):
+        return None
+    return [by_id[number] for number in range(len(by_id))] if by_id.keys() == set(range(len(by_id))) else None

@@ -1,0 +1,36 @@
+"""The table of model families: one record says everything that the rest of the program asks of a family.
+
+A family is a section in `config.schema.model.FAMILIES` and the `Family` record that the section's `implementation` names.
+"""
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from bertjax.config.schema import base
+
+
+@dataclass(frozen=True)
+class Family:
+    """What a family of models can do. `model` is its section.
+
+    Attributes:
+        build: (model, heads, num_labels, compute options, nnx.Rngs, adapter size) -> the module.
+        find_heads: {path: parameter} -> names of the heads that these parameters hold.
+        row_flops: (model, {batch field: its first dimension}, heads, trained groups, adapter size) -> model FLOPs of a
+            training step for one row.
+        fused_attention: model -> (head size, dropout rate) that a fused attention kernel must support; None where
+            attention adds a bias, which only the XLA kernel computes.
+        interop: "package.module:NAME" of its `interop.hf_folder.FolderFormat`; None without one.
+    """
+
+    build: Callable[..., Any]
+    find_heads: Callable[[Mapping[str, Any]], tuple[str, ...]]
+    row_flops: Callable[[Any, Mapping[str, int], Collection[str], Collection[str], int], int]
+    fused_attention: Callable[[Any], tuple[int, float]] | None = None
+    interop: str | None = None
+
+
+def record_of(model: base.Section | type[base.Section]) -> Family:
+    """The record of a model section's family. Raises TypeError where its `implementation` names none."""
+    return base.record_of(model, Family)
