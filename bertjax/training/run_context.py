@@ -1,6 +1,5 @@
 """What a run needs before its first step: devices, how the model runs on them, the tokenizer and the run folder."""
 
-import json
 import platform
 import sys
 import tempfile
@@ -27,7 +26,7 @@ from bertjax.objectives import registry
 from bertjax.parallel.mesh import make_mesh
 from bertjax.parallel.mesh_shape import merge_rules
 from bertjax.storage import remote
-from bertjax.storage.atomic import write_text_atomic
+from bertjax.storage.atomic import write_json_atomic, write_text_atomic
 from bertjax.training.program import TrainProgram
 
 PACKAGES = (
@@ -209,7 +208,7 @@ def create_run_dir(ctx: RunContext) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_text_atomic(folder / "config.yaml", dump(ctx.config))
-        write_text_atomic(folder / "environment.json", json.dumps(environment(ctx.mesh), indent=1))
+        write_json_atomic(folder / "environment.json", environment(ctx.mesh))
         ctx.tokenizer.save(kept)
     except OSError as error:
         raise StorageError(f"{folder}: cannot be written: {error.strerror}") from error

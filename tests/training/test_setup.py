@@ -174,19 +174,6 @@ def test_a_folder_that_cannot_be_written_is_a_storage_error(home):
         run_context.create_run_dir(make_job(home))
 
 
-def test_a_failed_write_leaves_the_old_file(home, monkeypatch):
-    path = home / "kept.txt"
-    atomic.write_text_atomic(path, "old")
-
-    def fail(*_: object) -> None:
-        raise OSError("disk full")
-
-    monkeypatch.setattr(run_context.os, "replace", fail)
-    with pytest.raises(OSError):
-        atomic.write_text_atomic(path, "new")
-    assert path.read_text() == "old"
-
-
 def test_a_checkpoint_describes_itself(home):
     ctx = make_job(home)
     program = ctx.program(ctx.config.stages[0], 4)

@@ -1,7 +1,6 @@
 """The held-out data of an evaluation in batches on the devices, and the files an evaluation keeps."""
 
 import hashlib
-import json
 import sys
 from typing import Any
 
@@ -51,7 +50,7 @@ def save_json(record: EvaluationRecord, name: str, content: Any) -> None:
         path = record.file_path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         content = record.with_provenance(content) if name == record.name else content
-        atomic.write_text_atomic(path, json.dumps(content, ensure_ascii=False, indent=1))
+        atomic.write_json_atomic(path, content)
 
 
 def provenance(ctx: RunContext, program: TrainProgram, config: Any) -> dict[str, Any]:
