@@ -18,6 +18,7 @@ from jax.sharding import Mesh as JaxMesh
 from bertjax.config.loading.load import build_saved, dump, fingerprint
 from bertjax.config.schema.run import Config, Stage
 from bertjax.config.schema.training import Trainable
+from bertjax.data.sources import registry as source_kinds
 from bertjax.data.sources import text as sources_text
 from bertjax.data.tokenizers import load
 from bertjax.errors import StorageError, UserError
@@ -106,7 +107,7 @@ def load_tokenizer(config: Config, base: Path) -> load.AnyTokenizer:
         return chain.from_iterable(sources_text.read_documents(source, base) for source in wanted)
 
     size = settings.vocab_size or config.model.vocab_size
-    key = "".join(sources_text.fingerprint(source, base) for source in wanted) if settings.path is None else None
+    key = "".join(source_kinds.fingerprint(source, base) for source in wanted) if settings.path is None else None
     cache = prepared_dir(config)
     if remote.is_remote(cache):  # a trained tokenizer is small, and the same wherever it is trained
         cache = config.run_dir.parent / "prepared"

@@ -14,7 +14,6 @@ from bertjax.config.schema.run import Config, MeshConfig
 from bertjax.data.tokenizers.load import from_file
 from bertjax.errors import StorageError, UserError
 from bertjax.parallel.mesh import make_mesh
-from bertjax.storage import atomic
 from bertjax.training import run_context, validate
 from bertjax.training.run_context import RunContext
 

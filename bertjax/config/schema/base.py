@@ -1,6 +1,7 @@
 """What every section of the configuration is made of."""
 
-from typing import Annotated, Any, Union
+from importlib import import_module
+from typing import Annotated, Any, TypeVar, Union
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, GetCoreSchemaHandler, Tag
 
@@ -52,6 +53,23 @@ class KindOf:
             custom_error_message=f"'{self.tag}' must be one of: {', '.join(self.table)}",
         )
         return handler.generate_schema(Annotated[Union[sections], kinds])  # noqa: UP007
+
+
+Record = TypeVar("Record")
+
+
+def record_of(section: Section, expected: type[Record]) -> Record:
+    """Import the record that a section's `implementation` ("package.module:NAME") names.
+
+    Raises TypeError where it names none: a kind without a record never passes for another one.
+    """
+    place = str(getattr(section, "implementation", ""))
+    module, _, name = place.partition(":")
+    record = getattr(import_module(module), name, None) if module else None
+    if not isinstance(record, expected):
+        kind = getattr(section, "kind", None) or getattr(section, "family", None) or type(section).__name__
+        raise TypeError(f"kind '{kind}' has no {expected.__name__} record: implementation is '{place}'")
+    return record
 
 
 def register(table: dict[str, type[Section]], kind: str, section: type[Section]) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from bertjax.data.jobs import text_counts
 from bertjax.data.pipeline.loader import Batches, is_decoder_only, open_task
 from bertjax.data.sources.class_names import ClassSpec
-from bertjax.data.sources.text import fingerprint
+from bertjax.data.sources.registry import fingerprint
 from bertjax.evaluation.inference.batches import round_up_batch
 from bertjax.evaluation.records import EvaluationRecord
 from bertjax.parallel.multihost import primary
