@@ -117,13 +117,14 @@ def write_baselines(run: Path, scratch: dict[str, float]) -> list[dict[str, Any]
     """Scores to read the model's by -> as kept in baselines.json for the report."""
     from bertjax.data.sources.stdlib import docs
     from bertjax.evaluation.metrics.squad import score
+    from bertjax.storage.atomic import write_json_atomic
 
     train, heldout, gold = load_questions("train"), load_questions("heldout"), docs.squad("heldout")
     found = [{"name": "same fine-tuning from random weights", "exact": scratch["exact"], "f1": scratch["f1"]}]
     for name, guess in (("majority span", majority_span), ("random span", random_span)):
         scores = score(gold, guess(train, heldout))
         found.append({"name": name, "exact": scores["exact"], "f1": scores["f1"]})
-    (run / "baselines.json").write_text(json.dumps(found, indent=1))
+    write_json_atomic(run / "baselines.json", found)
     return found
 
 

@@ -273,13 +273,12 @@ def score_squad(arguments: argparse.Namespace) -> int:
     na_prob_file = _existing_path(arguments.na_prob_file) if arguments.na_prob_file else None
     output = _output_path(arguments.output)
     from bertjax.evaluation.metrics.squad import score_command
+    from bertjax.storage import atomic
 
     scores = score_command(gold, predictions, na_prob_file, arguments.na_prob_thresh)
     if not output:
         return _print_result(scores)
-    unfinished = output.with_name(f".{output.name}.unfinished")
-    unfinished.write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
-    os.replace(unfinished, output)
+    atomic.write_json_atomic(output, scores, indent=2)
     return 0
 
 

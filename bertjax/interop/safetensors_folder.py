@@ -126,7 +126,7 @@ def write_folder(
         write_json(work / "config.json", config)
         shutil.copymode(work / "config.json", work / WEIGHTS)  # safetensors lets nobody else read it
         add(work)
-        os.replace(work, out)
+        os.replace(work, out)  # all of its files in one piece
     finally:
         shutil.rmtree(work, ignore_errors=True)
 

@@ -1,7 +1,6 @@
 """The page: its head, the numbers a reader looks for first, the stages, and the configuration they came from."""
 
 import html
-import os
 import re
 import statistics
 from collections.abc import Callable, Iterator, Mapping
@@ -14,6 +13,7 @@ from bertjax.report.figures import load_matplotlib
 from bertjax.report.parts import definition_list, html_document, metric_label, score_text, scores_list, table
 from bertjax.report.record import EvaluationResult, RunRecord, StageRecord, find_key, is_finite, read_run
 from bertjax.report.stages import stage_section
+from bertjax.storage.atomic import write_text_atomic
 from bertjax.training.monitor import console
 
 # Scores worth a tile at the top of the page, best known first.
@@ -32,11 +32,9 @@ def write_report(run: Path, output: Path | None = None) -> Path:
     target = run / "report.html" if output is None else Path(output)
     if target.is_dir():
         target = target / "report.html"
-    partial = target.with_name(target.name + ".partial")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(_page(record), encoding="utf-8")
-        os.replace(partial, target)
+        write_text_atomic(target, _page(record))
     except OSError as error:
         raise StorageError(f"{target}: the report could not be written ({error.strerror or error})") from error
     return target

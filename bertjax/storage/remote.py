@@ -7,7 +7,6 @@ at fault, 4 where the store cannot be reached or gave back other bytes than were
 
 import hashlib
 import os
-import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -101,18 +100,6 @@ def sha256_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def write_bytes_atomic(path: Path, data: bytes) -> None:
-    """Writes a file that is there whole or not at all."""
-    if is_remote(path):
-        with remote_errors(path):
-            path.write_bytes(data)  # an object appears when its upload is complete
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    unfinished.write_bytes(data)
-    os.replace(unfinished, path)
-
-
 def move_verified(local: Path, path: Path) -> dict[str, Any]:
     """Moves a local file to `path`, read back and compared where that is remote: {bytes, sha256} of what is there.
 
@@ -123,7 +110,7 @@ def move_verified(local: Path, path: Path) -> dict[str, Any]:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     if not is_remote(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(local, path)
+        os.replace(local, path)  # a large file that is complete already
         return {"bytes": size, "sha256": sha256}
     for _ in range(MAX_ATTEMPTS):
         with remote_errors(path), local.open("rb") as source, path.open("wb") as target:

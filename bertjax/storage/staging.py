@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from bertjax.errors import StorageError, UserError
+from bertjax.storage.atomic import write_bytes_atomic
 from bertjax.storage.locations import local_path
 from bertjax.storage.remote import (
     CHUNK_BYTES,
@@ -22,7 +23,6 @@ from bertjax.storage.remote import (
     is_remote,
     map_threaded,
     remote_errors,
-    write_bytes_atomic,
 )
 
 STAGING_ENV = "BERTJAX_STAGING"
@@ -98,7 +98,7 @@ def _fetch(path: Path, copy: Path, size: int, sha256: str) -> None:
                     found.update(data)
                     target.write(data)
             if found.hexdigest() == sha256:
-                os.replace(unfinished, copy)
+                os.replace(unfinished, copy)  # streamed, unlike the small files of atomic.py
                 return
     finally:
         unfinished.unlink(missing_ok=True)

@@ -1,6 +1,5 @@
 """Hugging Face folders in and out: import makes a run folder with a checkpoint like any other, export undoes it."""
 
-import json
 import os
 import shutil
 import sys
@@ -121,10 +120,10 @@ def _write(
         with CheckpointManager(stage_folder(work, 0, STAGE), CheckpointPolicy()) as checkpoints:
             checkpoints.save(0, {"params": param_paths.unflatten(arrays)}, meta)
         ctx.tokenizer.save(work / "tokenizer")
-        atomic.write_text_atomic(work / "environment.json", json.dumps(run_context.environment(ctx.mesh), indent=1))
+        atomic.write_json_atomic(work / "environment.json", run_context.environment(ctx.mesh))
         atomic.write_text_atomic(work / "model.txt", model_summary(arrays, param_shardings, ()))
         atomic.write_text_atomic(work / "config.yaml", dump(ctx.config))
-        os.replace(work, out)
+        os.replace(work, out)  # all of its files in one piece
     finally:
         shutil.rmtree(work, ignore_errors=True)
 

@@ -5,7 +5,6 @@ spaces around punctuation put into golds and answers alike: a T5 trained on its 
 official rules tell from 'U.S.'.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,7 +74,7 @@ def qa_report(
         _row(example, {way: found[example.id] for way, found in predictions.items()}) for example in questions.examples
     ]
     report = {"source": questions.name, "questions": len(rows), "ways": ways, "answers": rows}
-    atomic.write_text_atomic(output.with_suffix(".json"), json.dumps(report, ensure_ascii=False, indent=1))
+    atomic.write_json_atomic(output.with_suffix(".json"), report)
     atomic.write_text_atomic(output.with_suffix(".html"), answers_page(report, output.with_suffix(".json").name))
     return report
 

@@ -16,6 +16,7 @@ from typing import Any
 import bertjax
 from bertjax.config.loading.error_messages import mask_secrets
 from bertjax.config.schema.run import Config
+from bertjax.data.sources.registry import record_of
 from bertjax.errors import UserError
 from bertjax.parallel.multihost.primary import is_multiprocess, reduce_on_primary
 from bertjax.storage.files import expand_globs
@@ -95,7 +96,7 @@ def data_file_digests(config: Config, base: Path) -> dict[str, str]:
     tasks |= {f"evaluation '{e.name}' of '{s.name}'": e.data for s in config.stages for e in s.evaluate}
     found = {}
     for name, task in tasks.items():
-        patterns = [pattern for source in task.source for pattern in getattr(source, "files", None) or ()]
+        patterns = [pattern for source in task.source for pattern in record_of(source).files(source)]
         if patterns:
             found[f"the files of {name}"] = _listing(patterns, base)
     return found

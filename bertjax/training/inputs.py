@@ -11,8 +11,7 @@ from typing import Any
 from bertjax.config.loading import input_paths
 from bertjax.config.loading.error_messages import config_error
 from bertjax.config.schema.run import Config, Stage
-from bertjax.config.schema.sources import HuggingFaceData, TfdsData
-from bertjax.data.sources import hub
+from bertjax.data.sources.registry import record_of
 from bertjax.data.tokenizers import load
 from bertjax.errors import UserError
 from bertjax.storage import remote
@@ -97,14 +96,10 @@ def _tokenizer(settings: Any, base: Path) -> Iterator[str]:
 
 
 def _source(key: str, source: Any, base: Path) -> Iterator[str]:
-    problem = None
-    if isinstance(source, HuggingFaceData):
-        key, problem = f"{key}.name", hub.missing_folder_message(source, base)
-    elif isinstance(source, TfdsData):
-        key, problem = f"{key}.data_dir", hub.missing_data_dir_message(source, base)
-    if problem:
-        yield f"{key}: {problem}"
-    for pattern in getattr(source, "files", ()):
+    record = record_of(source)
+    if problem := record.find_problem(source, base):
+        yield f"{key}.{problem[0]}: {problem[1]}"
+    for pattern in record.files(source):
         yield from _files(f"{key}.files", pattern, base)
 
 

@@ -1,6 +1,5 @@
 """What a run needs before its first step: devices, how the model runs on them, the tokenizer and the run folder."""
 
-import json
 import platform
 import sys
 import tempfile
@@ -19,6 +18,7 @@ from jax.sharding import Mesh as JaxMesh
 from bertjax.config.loading.load import build_saved, dump, fingerprint
 from bertjax.config.schema.run import Config, Stage
 from bertjax.config.schema.training import Trainable
+from bertjax.data.sources import registry as source_kinds
 from bertjax.data.sources import text as sources_text
 from bertjax.data.tokenizers import load
 from bertjax.errors import StorageError, UserError
@@ -27,7 +27,7 @@ from bertjax.objectives import registry
 from bertjax.parallel.mesh import make_mesh
 from bertjax.parallel.mesh_shape import merge_rules
 from bertjax.storage import remote
-from bertjax.storage.atomic import write_text_atomic
+from bertjax.storage.atomic import write_json_atomic, write_text_atomic
 from bertjax.training.program import TrainProgram
 
 PACKAGES = (
@@ -107,7 +107,7 @@ def load_tokenizer(config: Config, base: Path) -> load.AnyTokenizer:
         return chain.from_iterable(sources_text.read_documents(source, base) for source in wanted)
 
     size = settings.vocab_size or config.model.vocab_size
-    key = "".join(sources_text.fingerprint(source, base) for source in wanted) if settings.path is None else None
+    key = "".join(source_kinds.fingerprint(source, base) for source in wanted) if settings.path is None else None
     cache = prepared_dir(config)
     if remote.is_remote(cache):  # a trained tokenizer is small, and the same wherever it is trained
         cache = config.run_dir.parent / "prepared"
@@ -209,7 +209,7 @@ def create_run_dir(ctx: RunContext) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_text_atomic(folder / "config.yaml", dump(ctx.config))
-        write_text_atomic(folder / "environment.json", json.dumps(environment(ctx.mesh), indent=1))
+        write_json_atomic(folder / "environment.json", environment(ctx.mesh))
         ctx.tokenizer.save(kept)
     except OSError as error:
         raise StorageError(f"{folder}: cannot be written: {error.strerror}") from error

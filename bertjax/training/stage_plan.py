@@ -12,7 +12,7 @@ from bertjax.config.schema.run import Config, Stage
 from bertjax.data.jobs.context import ReportFn
 from bertjax.data.pipeline.loader import Batches, open_batches
 from bertjax.data.sources.class_names import ClassSpec
-from bertjax.data.sources.text import match_earlier_version
+from bertjax.data.sources.registry import match_earlier_version
 from bertjax.data.tokenizers.load import AnyTokenizer
 from bertjax.errors import UserError
 from bertjax.parallel.batches import local_rows

@@ -8,8 +8,9 @@ import pytest
 
 from bertjax.config.schema.sources import Json, JsonLines, Tsv
 from bertjax.data.sources.records import read_located, read_records
+from bertjax.data.sources.registry import fingerprint
 from bertjax.data.sources.squad import read_squad
-from bertjax.data.sources.text import fingerprint, read_documents
+from bertjax.data.sources.text import read_documents
 from bertjax.errors import UserError
 
 

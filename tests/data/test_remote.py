@@ -14,7 +14,7 @@ from preparing import TASKS, contents, prepared, small_jobs, write_texts
 from bertjax.cli.main import main
 from bertjax.data.store.reader import Store
 from bertjax.errors import StorageError, UserError
-from bertjax.storage import remote
+from bertjax.storage import remote, staging
 from bertjax.storage.files import expand_globs, read_lines, sha256_of_files
 
 
@@ -174,7 +174,7 @@ def test_damage_in_the_bucket_is_found(bucket: Path, tmp_path: Path, monkeypatch
     with pytest.raises(StorageError, match=r"rows-00001.*damaged \(sha256 differs from manifest.json\)"):
         far.verify()
     monkeypatch.setenv("BERTJAX_STAGING", str(tmp_path / "another machine"))
-    monkeypatch.setattr(remote.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(staging.time, "sleep", lambda seconds: None)
     with pytest.raises(StorageError, match="rows-00001.*damaged"):
         Store(far.folder).fetch()
     path.write_bytes(good[:-1])

@@ -114,7 +114,7 @@ def test_parts_of_a_corpus_do_not_change_a_byte(base: Path, monkeypatch: pytest.
     for kind in ("pairs", "chunks"):
         many = prepared(kind, base, "many", workers=2)
         with monkeypatch.context() as patched:
-            patched.setattr("bertjax.data.sources.text.PART_BYTES", 1 << 30)
+            patched.setattr("bertjax.data.sources.registry.PART_BYTES", 1 << 30)
             one = prepared(kind, base, "one")
         assert contents(many) == contents(one)
 

@@ -26,7 +26,8 @@ from bertjax.config.schema.sources import (
     Tsv,
 )
 from bertjax.data.sources.records import read_records
-from bertjax.data.sources.text import fingerprint, read_documents, read_texts
+from bertjax.data.sources.registry import fingerprint
+from bertjax.data.sources.text import read_documents, read_texts
 from bertjax.errors import UserError
 
 TEXT = "# Rome\nRome is old. It is a city.\n\nMr. Smith lives there."

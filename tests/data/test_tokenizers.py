@@ -357,7 +357,7 @@ def test_loads_where_there_is_neither_network_nor_transformers(tmp_path: Path) -
     vocab_file(tmp_path)
     code = (
         "import sys; sys.modules['transformers'] = None; import socket; socket.socket = None\n"
-        "from bertjax.data import tokenizers as t\n"
+        "from bertjax.data.tokenizers import load as t\n"
         f"print(t.from_file({str(tmp_path)!r}).vocab_size, 'jax' in sys.modules)"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

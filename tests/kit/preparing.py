@@ -13,7 +13,7 @@ from bertjax.config.schema.sources import JsonLines, SquadFiles
 from bertjax.data.jobs import plan, tokenize
 from bertjax.data.pipeline.prepare import prepare
 from bertjax.data.preprocess.denoising import chunks
-from bertjax.data.sources import text as sources_text
+from bertjax.data.sources import registry
 from bertjax.data.store.reader import Store
 from bertjax.data.tokenizers.load import AnyTokenizer, Tokenizer, build_wordpiece
 
@@ -109,7 +109,7 @@ def small_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in limits.items():
         monkeypatch.setattr(plan, name, value)
     monkeypatch.setattr(chunks, "CONCAT_DOCUMENTS", 16)
-    monkeypatch.setattr(sources_text, "PART_BYTES", 1)
+    monkeypatch.setattr(registry, "PART_BYTES", 1)
     monkeypatch.setattr(tokenize, "MIN_POOL_BYTES", 0)
 
 

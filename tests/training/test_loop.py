@@ -15,8 +15,7 @@ import pytest
 from bertjax.cli.main import main
 from bertjax.config.loading.load import load
 from bertjax.config.schema.run import CheckpointPolicy
-from bertjax.data.sources import sentences
-from bertjax.data.sources.text import fingerprint
+from bertjax.data.sources.registry import fingerprint, rules_version
 from bertjax.errors import StoppedSafely, UserError
 from bertjax.evaluation.evaluators.build import build_evaluators
 from bertjax.evaluation.restore import restore
@@ -289,11 +288,11 @@ def test_a_run_of_a_version_that_reads_the_same_source_otherwise(tiny_project):
     """Its finished stages are taken as they are; one that is under way is refused, and the source is not blamed."""
     config = load(tiny_project / "tiny.yaml")
     stage, source = config.stages[1], config.tasks["questions"].source[0]
-    by = lambda version: {"questions": [fingerprint(source, tiny_project, version)]}  # noqa: E731
-    batches, program = SimpleNamespace(source_fingerprints=by(sentences.VERSION)), SimpleNamespace(steps=6)
+    by = lambda version: {"questions": [fingerprint(source, tiny_project, version=version)]}  # noqa: E731
+    batches, program = SimpleNamespace(source_fingerprints=by(rules_version(source))), SimpleNamespace(steps=6)
     plan = SimpleNamespace(stage=stage, batches=batches, program=program)
     check = partial(check_sources, SimpleNamespace(config=config, base=tiny_project), plan)
-    check(by(sentences.VERSION), Path("01-qa"), 4)
+    check(by(rules_version(source)), Path("01-qa"), 4)
     check(by(1), Path("01-qa"), 6)
     with pytest.raises(UserError, match="begun by an earlier version .* with init_from: 01-qa"):
         check(by(1), Path("01-qa"), 4)

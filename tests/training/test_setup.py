@@ -14,7 +14,6 @@ from bertjax.config.schema.run import Config, MeshConfig
 from bertjax.data.tokenizers.load import from_file
 from bertjax.errors import StorageError, UserError
 from bertjax.parallel.mesh import make_mesh
-from bertjax.storage import atomic
 from bertjax.training import run_context, validate
 from bertjax.training.run_context import RunContext
 
@@ -172,19 +171,6 @@ def test_a_folder_that_cannot_be_written_is_a_storage_error(home):
     (home / "runs").write_text("a file where the folder should be")
     with pytest.raises(StorageError, match=r"runs/one: cannot be written"):
         run_context.create_run_dir(make_job(home))
-
-
-def test_a_failed_write_leaves_the_old_file(home, monkeypatch):
-    path = home / "kept.txt"
-    atomic.write_text_atomic(path, "old")
-
-    def fail(*_: object) -> None:
-        raise OSError("disk full")
-
-    monkeypatch.setattr(run_context.os, "replace", fail)
-    with pytest.raises(OSError):
-        atomic.write_text_atomic(path, "new")
-    assert path.read_text() == "old"
 
 
 def test_a_checkpoint_describes_itself(home):

@@ -72,15 +72,17 @@ def record_at(place: str, expected: type[Record]) -> Record:
 
 
 def record_of(section: Section | type[Section], expected: type[Record]) -> Record:
-    """The record that a section's `implementation` names: a kind without one never passes for another kind.
+    """Import the record that a section's `implementation` names.
 
-    Raises TypeError that names the section.
+    Raises TypeError where it names none: a kind without a record never passes for another one.
     """
+    place = str(getattr(section, "implementation", ""))
     try:
-        return record_at(getattr(section, "implementation", ""), expected)
-    except TypeError as error:
-        name = section.__name__ if isinstance(section, type) else type(section).__name__
-        raise TypeError(f"{name}.implementation: {error}") from None
+        return record_at(place, expected)
+    except TypeError:
+        kind = getattr(section, "kind", None) or getattr(section, "family", None)
+        name = kind or getattr(section, "__name__", type(section).__name__)
+        raise TypeError(f"kind '{name}' has no {expected.__name__} record: implementation is '{place}'") from None
 
 
 def register(table: dict[str, type[Section]], kind: str, section: type[Section]) -> None:

@@ -16,6 +16,7 @@ TextField = Annotated[str, Field(description="Field of a record that holds the t
 class TextFiles(Section):
     """Plain text files."""
 
+    implementation: ClassVar[str] = "bertjax.data.sources.text:TEXT"
     kind: Literal["text"] = "text"
     files: Files
     layout: Literal["sentences", "paragraphs", "documents"] = Field(
@@ -28,6 +29,7 @@ class TextFiles(Section):
 class JsonLines(Section):
     """JSON Lines files: one JSON object per line."""
 
+    implementation: ClassVar[str] = "bertjax.data.sources.records:JSONL"
     kind: Literal["jsonl"] = "jsonl"
     files: Files
     text_field: TextField = "text"
@@ -36,6 +38,7 @@ class JsonLines(Section):
 class Json(Section):
     """JSON files that hold one list of objects."""
 
+    implementation: ClassVar[str] = "bertjax.data.sources.records:JSON"
     kind: Literal["json"] = "json"
     files: Files
     text_field: TextField = "text"
@@ -44,6 +47,7 @@ class Json(Section):
 class Tsv(Section):
     """Tab-separated files, one record per line. Quotes are ordinary characters, as in the GLUE files."""
 
+    implementation: ClassVar[str] = "bertjax.data.sources.records:TSV"
     kind: Literal["tsv"] = "tsv"
     files: Files
     fields: list[str] | None = Field(None, description="Column names. Default: those in the first line.")
@@ -54,6 +58,7 @@ class Tsv(Section):
 class Parquet(Section):
     """Parquet files."""
 
+    implementation: ClassVar[str] = "bertjax.data.sources.records:PARQUET"
     kind: Literal["parquet"] = "parquet"
     files: Files
     text_field: TextField = "text"
@@ -64,6 +69,7 @@ class HuggingFaceData(Section):
 
     paths: ClassVar[tuple[str, ...]] = ("name",)
 
+    implementation: ClassVar[str] = "bertjax.data.sources.hub:HUGGINGFACE"
     kind: Literal["huggingface"] = "huggingface"
     name: LocalPath = Field(description="Folder (it starts with `.`, `/` or `~`) or name on the Hub.")
     config: str | None = Field(None, description="Configuration of the dataset, such as `mrpc` of `glue`.")
@@ -76,6 +82,7 @@ class TfdsData(Section):
 
     paths: ClassVar[tuple[str, ...]] = ("data_dir",)
 
+    implementation: ClassVar[str] = "bertjax.data.sources.hub:TFDS"
     kind: Literal["tfds"] = "tfds"
     name: str = Field(description="Name of the dataset, such as `glue/mrpc`.")
     split: str = Field("train", description="Split to read.")
@@ -86,6 +93,7 @@ class TfdsData(Section):
 class StdlibDocs(Section):
     """The documentation inside the Python standard library: a document per module, split by a hash of its name."""
 
+    implementation: ClassVar[str] = "bertjax.data.sources.stdlib.docs:STDLIB_DOCS"
     kind: Literal["stdlib_docs"] = "stdlib_docs"
     split: Literal["train", "heldout", "all"] = Field("train", description="Modules to read.")
 
@@ -93,6 +101,7 @@ class StdlibDocs(Section):
 class SquadFiles(Section):
     """Files in SQuAD's JSON format (v1.1 or v2.0)."""
 
+    implementation: ClassVar[str] = "bertjax.data.sources.squad:SQUAD"
     kind: Literal["squad"] = "squad"
     files: Files
 
@@ -100,6 +109,7 @@ class SquadFiles(Section):
 class StdlibQa(Section):
     """SQuAD-style questions made from the standard library's documentation; no module is in two splits."""
 
+    implementation: ClassVar[str] = "bertjax.data.sources.squad:STDLIB_QA"
     kind: Literal["stdlib_qa"] = "stdlib_qa"
     split: Literal["train", "heldout"] = Field("train", description="Modules to read.")
 

@@ -17,6 +17,7 @@ from bertjax.data.jobs.jobs import JobRecord, Jobs, Shuffle, load_finished, read
 from bertjax.data.jobs.scratch_dir import KEPT_MESSAGE
 from bertjax.errors import BertjaxError, StorageError, UserError
 from bertjax.storage import remote
+from bertjax.storage.atomic import write_bytes_atomic
 
 # Beam's own default first tries to download a runner; this one, in Python, it comes with.
 LOCAL_BEAM_RUNNER = "FnApiRunner"
@@ -150,7 +151,7 @@ def _make(jobs: Jobs, index: int, argument: Callable[[], Any]) -> None:
     try:
         run_job(jobs, index, argument())
     except UserError as error:
-        remote.write_bytes_atomic(_error_path(jobs, index), str(error).encode())
+        write_bytes_atomic(_error_path(jobs, index), str(error).encode(), parents=True)
 
 
 # ---- files between this process and the workers ---------------------------------------------------------------------
@@ -165,7 +166,7 @@ def _error_path(jobs: Jobs, index: int) -> Path:
 
 
 def _write_pickle(path: Path, content: Any) -> str:
-    remote.write_bytes_atomic(path, pickle.dumps(content))
+    write_bytes_atomic(path, pickle.dumps(content), parents=True)
     return str(path)
 
 
@@ -174,7 +175,7 @@ def _element(jobs: Jobs, index: int, argument: Any) -> Element:
     if len(data) <= MAX_INLINE_BYTES:
         return index, data
     path = _pickle_path(jobs, f"{index:05d}")
-    remote.write_bytes_atomic(path, data)
+    write_bytes_atomic(path, data, parents=True)
     return index, str(path)
 
 

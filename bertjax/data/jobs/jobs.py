@@ -28,6 +28,7 @@ import numpy as np
 
 from bertjax.errors import StorageError, UserError
 from bertjax.storage import remote, staging
+from bertjax.storage.atomic import write_bytes_atomic
 
 
 class JobOutput(NamedTuple):
@@ -109,7 +110,7 @@ def run_job(jobs: Jobs, index: int, argument: Any) -> JobRecord:
     counts = np.ascontiguousarray(made.counts)
     packed = base64.b64encode(zlib.compress(counts.tobytes(), 1)).decode()
     record = {"files": files, "facts": made.facts, "counts": [counts.dtype.str, list(counts.shape), packed]}
-    remote.write_bytes_atomic(jobs.record_path(index), json.dumps(record).encode())
+    write_bytes_atomic(jobs.record_path(index), json.dumps(record).encode(), parents=True)
     return JobRecord(files, made.facts, made.counts)
 
 

@@ -13,6 +13,7 @@ from bertjax.data.jobs.jobs import Shuffle
 from bertjax.data.jobs.token_corpus import CorpusPart, Documents
 from bertjax.errors import StorageError
 from bertjax.storage import remote
+from bertjax.storage.atomic import write_bytes_atomic
 
 if TYPE_CHECKING:
     from bertjax.data.jobs.context import PrepareContext
@@ -98,7 +99,7 @@ def shuffle_documents(
     place_of[order] = np.arange(len(order))
     bounds = np.cumsum([part.documents for part in text.parts])[:-1]
     for number, places in enumerate(np.split(place_of, bounds)):
-        remote.write_bytes_atomic(context.folder / "places" / f"{number:05d}.npy", _dump(places))
+        write_bytes_atomic(context.folder / "places" / f"{number:05d}.npy", _dump(places), parents=True)
     return GroupedDocuments(), PositionShuffle(text.parts, context.folder / "places", tuple(ends))
 
 

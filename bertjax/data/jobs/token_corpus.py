@@ -104,7 +104,7 @@ class TokenizedCorpus:
             (temporary / "corpus.json").write_text(json.dumps(facts, indent=1) + "\n")
             if folder.exists():
                 shutil.rmtree(folder)
-            os.replace(temporary, folder)
+            os.replace(temporary, folder)  # all of its files in one piece
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         return cls(folder)

@@ -13,6 +13,7 @@ from bertjax.data.jobs.jobs import JobOutput, JobRecord, Jobs
 from bertjax.data.jobs.text_counts import TextCounts
 from bertjax.data.jobs.token_corpus import FILES, ConcatCorpus, CorpusPart, Documents, TokenizedCorpus
 from bertjax.data.sources import text
+from bertjax.data.sources.registry import record_of
 from bertjax.errors import UserError
 from bertjax.storage.remote import is_remote
 
@@ -77,7 +78,7 @@ def tokenize_sources(
 
     Raises UserError when a source holds no text, or all of them no token.
     """
-    cut = [text.split_source(source, context.base) for source in context.task.source]
+    cut = [record_of(source).parts(source, context.base) for source in context.task.source]
     parts = [(number, part) for number, found in enumerate(cut) for part, _ in found]
     pooled = context.workers > 1 and len(parts) > 1 and sum(size for found in cut for _, size in found) > MIN_POOL_BYTES
     reading = TokenizeContext(

@@ -129,7 +129,7 @@ def _throughput(store: Store, written: WriteResult, seconds: float) -> str:
 def _fingerprint_parts(
     task: Task, tokenizer: "Tokenizer", seed: int, base: Path, classes: ClassSpec | None
 ) -> dict[str, Any]:
-    from bertjax.data.sources.text import fingerprint
+    from bertjax.data.sources.registry import fingerprint
 
     return {
         "sources": [fingerprint(source, base) for source in task.source],

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from bertjax.config.schema.data import Task, TextToText
-from bertjax.config.schema.sources import SquadFiles, StdlibQa
 from bertjax.data.jobs import text_counts
 from bertjax.data.jobs.context import PrepareContext
 from bertjax.data.jobs.plan import EXAMPLES_PER_JOB, MIN_POOL_EXAMPLES, JobPlan
@@ -25,12 +24,11 @@ from bertjax.data.preprocess.prompts.t5_prompts import (
     get_prompt,
 )
 from bertjax.data.preprocess.sampling import sample_items
-from bertjax.data.sources import records
 from bertjax.data.sources.class_names import UNLABELED, find_class_id, names_from_source, parse_class_id
 from bertjax.data.sources.official_files import read_official_records, rename_columns
 from bertjax.data.sources.record_files import LocatedRecords
 from bertjax.data.sources.record_values import Record, get_field, record_id, text_field, to_text
-from bertjax.data.sources.squad import read_squad
+from bertjax.data.sources.squad import read_records_or_questions
 from bertjax.errors import UserError, escape_unprintable
 
 if TYPE_CHECKING:
@@ -60,7 +58,7 @@ def read_examples(
     """
     options: TextToText = task.preprocess
     make = template_prompt(options) if options.prompt is None else _with_label_texts(get_prompt(options), options)
-    read = (_named(_records(source, base), source, base, options) for source in task.source)
+    read = (_named(read_records_or_questions(source, base), source, base, options) for source in task.source)
     found = read_official_records(options.prompt or "", chain.from_iterable(read))
     tally = (text_counts.TextCounts() if counts is None else counts).setdefault("records", {"texts": 0, "left_out": 0})
     for where, record in sample_items(found, task.limit, seed):
@@ -96,16 +94,6 @@ def class_names(options: TextToText) -> tuple[str, ...] | None:
     if options.labels is None:
         return None
     return tuple(dict.fromkeys(options.labels if isinstance(options.labels, list) else options.labels.values()))
-
-
-def _records(source: Any, base: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    if not isinstance(source, SquadFiles | StdlibQa):
-        yield from records.read_located(source, base)
-        return
-    name = ", ".join(source.files)[:150] if isinstance(source, SquadFiles) else f"stdlib_qa ({source.split})"
-    for q in read_squad(source, base):
-        record = {"id": q.id, "title": q.title, "context": q.context, "question": q.question}
-        yield f"{name}: question '{q.id}'", record | {"answers": [text for text, _ in q.answers]}
 
 
 def _named(found: LocatedRecords, source: Any, base: Path, options: TextToText) -> LocatedRecords:

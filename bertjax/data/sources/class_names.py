@@ -1,16 +1,12 @@
 """Names of classes: which name or number means which id, and the names that a data set itself gives (ClassLabel)."""
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bertjax.config.schema.sources import HuggingFaceData, Parquet, TfdsData
-from bertjax.data.sources import hub
-from bertjax.storage import remote
-from bertjax.storage.files import expand_globs, resolve_path
+from bertjax.data.sources.registry import record_of
 
 UNLABELED = -1  # the id of a label that the data do not disclose, as in the test files of GLUE
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
@@ -68,37 +64,8 @@ def format_names(names: Sequence[str], most: int = 100) -> str:
 
 
 def names_from_source(source: Any, base: Path, field: str) -> tuple[str, ...] | None:
-    """The names by id of a ClassLabel `field` of a data set; None where the field, or the source, has none."""
-    if isinstance(source, HuggingFaceData):
-        path = resolve_path(source.name, base)
-        if path.is_file():  # `datasets` is not asked about formats without features
-            return _names_from_parquet(path, field) if path.suffix == ".parquet" else None
-        return _names(getattr(hub.open_dataset(source, base), "features", None), field)
-    if isinstance(source, TfdsData):
-        return _names(hub.tfds_builder(source, base).info.features, field)
-    return _names_from_parquet(expand_globs(source.files, base)[0], field) if isinstance(source, Parquet) else None
-
-
-def _names(features: Any, field: str) -> tuple[str, ...] | None:
-    try:
-        names = features[field].names
-    except (KeyError, TypeError, AttributeError):
-        return None
-    return tuple(map(str, names)) if isinstance(names, list | tuple) and names else None
-
-
-def _names_from_parquet(path: Path, field: str) -> tuple[str, ...] | None:
-    """`datasets` writes the features of a file beside its schema."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with remote.remote_errors(path), path.open("rb") as opened:
-            about = (pq.read_schema(opened).metadata or {}).get(b"huggingface")
-        names = json.loads(about)["info"]["features"][field]["names"] if about else None
-    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError):
-        return None  # a damaged file is reported by who reads its records
-    return tuple(map(str, names)) if isinstance(names, list) and names else None
+    """The names by id of a ClassLabel `field` of a source; None where the field, or the source, has none."""
+    return record_of(source).label_names(source, base, field)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from bertjax.config.schema.sources import HuggingFaceData, TfdsData
-from bertjax.data.sources.record_files import READERS_BY_BUILDER, LocatedRecords, read_by_suffix, to_python
+from bertjax.data.sources.record_files import (
+    READERS_BY_BUILDER,
+    LocatedRecords,
+    parquet_label_names,
+    read_by_suffix,
+    to_python,
+)
+from bertjax.data.sources.registry import SourceKind
 from bertjax.errors import UserError
 from bertjax.storage.files import UNSUPPORTED_SUFFIXES, resolve_path, sha256_of_files
 from bertjax.storage.remote import is_remote
@@ -33,7 +40,7 @@ def _local_only(name: str | None) -> None:
         raise UserError(f"{name}: data sets are read from a disk; copy it, or mount the bucket and name that folder")
 
 
-def huggingface_records(source: HuggingFaceData, base: Path) -> LocatedRecords:
+def huggingface_records(source: HuggingFaceData, base: Path, field: str | None = None) -> LocatedRecords:
     """(where, record) of a `save_to_disk` folder, a local file or folder of data files, or a dataset on the Hub.
 
     Local files of a format that `record_files` reads are read by it: `datasets` takes a cell "NA" for nothing, "007"
@@ -204,7 +211,7 @@ def _offline() -> Iterator[None]:
 # ---- TensorFlow Datasets --------------------------------------------------------------------------------------------
 
 
-def tfds_records(source: TfdsData, base: Path) -> LocatedRecords:
+def tfds_records(source: TfdsData, base: Path, field: str | None = None) -> LocatedRecords:
     """(where, record) of a prepared split, read through the builder's data source."""
     builder = tfds_builder(source, base)
     try:
@@ -270,3 +277,42 @@ def _folder_hash(path: Path) -> str:
 
 def _brief(error: Exception, limit: int = 100) -> str:
     return " ".join((str(error) or type(error).__name__).split())[:limit]
+
+
+def _feature_names(features: Any, field: str) -> tuple[str, ...] | None:
+    try:
+        names = features[field].names
+    except (KeyError, TypeError, AttributeError):
+        return None
+    return tuple(map(str, names)) if isinstance(names, list | tuple) and names else None
+
+
+def _huggingface_label_names(source: HuggingFaceData, base: Path, field: str) -> tuple[str, ...] | None:
+    path = resolve_path(source.name, base)
+    if path.is_file():  # `datasets` is not asked about formats without features
+        return parquet_label_names(path, field) if path.suffix == ".parquet" else None
+    return _feature_names(getattr(open_dataset(source, base), "features", None), field)
+
+
+def _huggingface_problem(source: HuggingFaceData, base: Path) -> tuple[str, str] | None:
+    problem = missing_folder_message(source, base)
+    return ("name", problem) if problem else None
+
+
+def _tfds_problem(source: TfdsData, base: Path) -> tuple[str, str] | None:
+    problem = missing_data_dir_message(source, base)
+    return ("data_dir", problem) if problem else None
+
+
+HUGGINGFACE = SourceKind(
+    content=huggingface_fingerprint,
+    records=huggingface_records,
+    find_problem=_huggingface_problem,
+    label_names=_huggingface_label_names,
+)
+TFDS = SourceKind(
+    content=tfds_fingerprint,
+    records=tfds_records,
+    find_problem=_tfds_problem,
+    label_names=lambda source, base, field: _feature_names(tfds_builder(source, base).info.features, field),
+)

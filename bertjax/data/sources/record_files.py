@@ -157,9 +157,8 @@ def _named(path: Path, rows: Iterator[tuple[int, list[str]]], names: Sequence[st
         if names is None:
             names = cells
             if twice := sorted({name for name in names if names.count(name) > 1}):
-                raise UserError(
-                    f"{where}: two columns are called '{escape_unprintable(twice[0])[:60]}'; name all of them with 'fields'"
-                )
+                name = escape_unprintable(twice[0])[:60]
+                raise UserError(f"{where}: two columns are called '{name}'; name all of them with 'fields'")
         elif len(cells) != len(names):
             shown = escape_unprintable(", ".join(names)[:100])
             raise UserError(f"{where}: {len(cells)} columns, not the {len(names)} named ({shown}); correct the line")
@@ -190,6 +189,20 @@ def parquet_rows(path: Path, field: str | None = None) -> LocatedRecords:
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())[:120]
         raise UserError(f"{path}: not a readable parquet file ({reason}); copy or write it again") from None
+
+
+def parquet_label_names(path: Path, field: str) -> tuple[str, ...] | None:
+    """The names of a ClassLabel by id: `datasets` writes the features of a file into its schema."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with remote.remote_errors(path), path.open("rb") as opened:
+            about = (pq.read_schema(opened).metadata or {}).get(b"huggingface")
+        names = json.loads(about)["info"]["features"][field]["names"] if about else None
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError):
+        return None  # damage is reported when the records are read
+    return tuple(map(str, names)) if isinstance(names, list) and names else None
 
 
 def missing_field_error(where: str, field: str, names: list[str]) -> str:

@@ -1,57 +1,66 @@
-"""Records (dicts) out of JSON lines, JSON, TSV, Parquet, Hugging Face `datasets` and TFDS, streamed.
+"""Reads records (dicts) of any source that has them, and the kinds of record files: JSON Lines, JSON, TSV, Parquet.
 
-What is held in memory is one line, one row group or, for JSON, one file. Anything malformed is a UserError that names
-the file and the line.
+Reading streams: memory holds one line, one row group or, for JSON, one file. Malformed input raises UserError, which
+names the file and the line.
 """
 
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bertjax.config.schema.sources import HuggingFaceData, Json, JsonLines, Parquet, TfdsData, Tsv
-from bertjax.data.sources import hub
 from bertjax.data.sources.record_files import (
     LocatedRecords,
     json_lines,
     json_list,
+    parquet_label_names,
     parquet_rows,
     tsv_rows,
 )
+from bertjax.data.sources.registry import SourceKind, hash_files, kinds_with, record_of, split_files
 from bertjax.errors import UserError
 from bertjax.storage.files import expand_globs
 
-__all__ = ["Records", "read_located", "read_records", "stream_records"]
-
-Records = JsonLines | Json | Tsv | Parquet | HuggingFaceData | TfdsData
-KINDS_TEXT = "jsonl, json, tsv, parquet, huggingface or tfds"
-
 
 def read_records(source: Any, base: Path) -> Iterator[dict[str, Any]]:
-    """The records of a source of one of `KINDS_TEXT` in order, with bytes decoded to str."""
+    """The records of a source in order, with bytes decoded to str."""
     return (record for _, record in read_located(source, base))
 
 
 def read_located(source: Any, base: Path) -> LocatedRecords:
     """(where it is, record) of `read_records`. Raises UserError for sources without fields."""
-    if not isinstance(source, Records):
-        raise UserError(f"source of kind '{source.kind}': has no fields; use {KINDS_TEXT}")
     return stream_records(source, base, None)
 
 
-def stream_records(source: Records, base: Path, field: str | None) -> LocatedRecords:
-    """(where, record); with `field` a columnar file may leave the other columns unread."""
-    if isinstance(source, HuggingFaceData):
-        return hub.huggingface_records(source, base)
-    if isinstance(source, TfdsData):
-        return hub.tfds_records(source, base)
-    read: Callable[[Path], LocatedRecords]
-    if isinstance(source, Parquet):
-        read = partial(parquet_rows, field=field)
-    elif isinstance(source, Tsv):
-        read = partial(tsv_rows, fields=source.fields, skip_lines=source.skip_lines)
-    elif isinstance(source, JsonLines | Json):
-        read = json_lines if isinstance(source, JsonLines) else json_list
-    else:
-        raise TypeError(f"source kind '{source.kind}' has no case in data/sources/records.py: stream")
-    return (found for path in expand_globs(source.files, base) for found in read(path))
+def stream_records(source: Any, base: Path, field: str | None) -> LocatedRecords:
+    """`read_located`; with `field`, a columnar file may leave the other columns unread."""
+    if (read := record_of(source).records) is None:
+        raise UserError(f"source of kind '{source.kind}': has no fields; use {kinds_with('records')}")
+    return read(source, base, field)
+
+
+def _file_records(read: Callable[[Any, Path, str | None], LocatedRecords]) -> Callable[..., LocatedRecords]:
+    """`SourceKind.records` of a kind whose files `read` (source, path, field) reads one by one."""
+
+    def records(source: Any, base: Path, field: str | None) -> LocatedRecords:
+        return (found for path in expand_globs(source.files, base) for found in read(source, path, field))
+
+    return records
+
+
+JSONL = SourceKind(
+    content=hash_files, parts=split_files, records=_file_records(lambda source, path, field: json_lines(path))
+)
+JSON = SourceKind(
+    content=hash_files, parts=split_files, records=_file_records(lambda source, path, field: json_list(path))
+)
+TSV = SourceKind(
+    content=hash_files,
+    parts=split_files,
+    records=_file_records(lambda source, path, field: tsv_rows(path, source.fields, source.skip_lines)),
+)
+PARQUET = SourceKind(
+    content=hash_files,
+    parts=split_files,
+    records=_file_records(lambda source, path, field: parquet_rows(path, field)),
+    label_names=lambda source, base, field: parquet_label_names(expand_globs(source.files, base)[0], field),
+)

@@ -1,4 +1,4 @@
-"""Reading extractive question answering data: official SQuAD JSON and the record form of `datasets` and TFDS."""
+"""Reads extractive question answering data: SQuAD's JSON format and the record format of `datasets` and TFDS."""
 
 import json
 from collections.abc import Iterator
@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from bertjax.config.schema.sources import SquadFiles, StdlibQa
-from bertjax.data.sources.record_files import check_characters
-from bertjax.data.sources.records import Records, read_located
+from bertjax.data.sources.record_files import LocatedRecords, check_characters
+from bertjax.data.sources.records import read_located
+from bertjax.data.sources.registry import SourceKind, hash_files, kinds_with, record_of
+from bertjax.data.sources.stdlib import docs
 from bertjax.errors import UserError, escape_unprintable
 from bertjax.storage.files import expand_globs, read_text
-
-QaSource = SquadFiles | StdlibQa | Records
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,36 +27,41 @@ class Example:
     title: str = ""
 
 
-def read_squad(source: QaSource, base: Path) -> list[Example]:
+def read_squad(source: Any, base: Path) -> list[Example]:
     """Every question of `source`, in file order; relative names start at `base`.
 
-    `squad` and `stdlib_qa` give the official form (data > paragraphs > qas); `jsonl`, `json`, `parquet`, `huggingface`
-    and `tfds` give one record a question: {id, title, context, question, answers: {text, answer_start}}. Without
-    `is_impossible` a question that has no answers is unanswerable.
+    Sources of questions have SQuAD's format (data > paragraphs > qas); those of records have a record per question:
+    {id, title, context, question, answers: {text, answer_start}}. Without `is_impossible`, a question without answers
+    is unanswerable.
 
-    Raises UserError, naming the file and the question, for missing keys, wrong types and answers that are not where
-    `answer_start` says a text could be; also when there is no question at all.
+    Raises UserError, naming the file and the question, for missing keys, wrong types and answers outside the context
+    by their `answer_start`; also when there is no question at all.
     """
-    if isinstance(source, SquadFiles):
-        files = expand_globs(source.files, base)
-        examples = [example for file in files for example in _official(_load(file), f"{file}: ")]
-        name = str(files[0]) + (f" and {len(files) - 1} more" if len(files) > 1 else "")
-    elif isinstance(source, StdlibQa):
-        from bertjax.data.sources.stdlib import docs  # reads the standard library only when asked to
-
-        name = f"stdlib_qa ({source.split})"
-        examples = list(_official(docs.squad(source.split), f"{name}: "))
-    elif isinstance(source, Records):
-        name = source.name if hasattr(source, "name") else ", ".join(source.files[:3])
-        examples = [_example(record, f"{where}: ", "") for where, record in read_located(source, base)]
+    record = record_of(source)
+    if record.questions:
+        examples = list(record.questions(source, base))
+    elif record.records:
+        examples = [_example(found, f"{where}: ", "") for where, found in record.records(source, base, None)]
     else:
         raise UserError(
-            f"source: kind '{source.kind}' holds no questions; "
-            "use squad, stdlib_qa, jsonl, json, parquet, huggingface or tfds for span_qa"
+            f"source: kind '{source.kind}' holds no questions; use {kinds_with('questions', 'records')} for span_qa"
         )
     if not examples:
+        name = record.describe(source)
         raise UserError(f"{name}: no questions in it; name a file with data > paragraphs > qas, or question records")
     return examples
+
+
+def read_records_or_questions(source: Any, base: Path) -> LocatedRecords:
+    """(where, record) of a source of records; of questions, {id, title, context, question, answers: [text]} of each."""
+    record = record_of(source)
+    if record.records or not record.questions:
+        yield from read_located(source, base)
+        return
+    for q in read_squad(source, base):
+        fields = {"id": q.id, "title": q.title, "context": q.context, "question": q.question}
+        answers = [text for text, _ in q.answers]
+        yield f"{record.describe(source)}: question '{q.id}'", fields | {"answers": answers}
 
 
 def _load(file: Path) -> dict[str, Any]:
@@ -158,3 +163,15 @@ def _get(item: Any, key: str, kind: Any, where: str) -> Any:
         raise UserError(f"{where}: '{key}' is {problem}; correct the record or remove it")
     check_characters({key: value} if isinstance(value, str) else None, where)
     return value
+
+
+def _squad_questions(source: SquadFiles, base: Path) -> Iterator[Example]:
+    return (example for file in expand_globs(source.files, base) for example in _official(_load(file), f"{file}: "))
+
+
+def _stdlib_questions(source: StdlibQa, base: Path) -> Iterator[Example]:
+    return _official(docs.squad(source.split), f"stdlib_qa ({source.split}): ")
+
+
+SQUAD = SourceKind(content=hash_files, questions=_squad_questions)
+STDLIB_QA = SourceKind(content=docs.content, is_split=lambda source, wanted: True, questions=_stdlib_questions)

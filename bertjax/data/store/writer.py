@@ -14,7 +14,7 @@ import numpy as np
 from bertjax.data.store.manifest import MANIFEST, first_line, shard_name, to_bytes
 from bertjax.data.store.reader import Store
 from bertjax.errors import StorageError, UserError
-from bertjax.storage import remote
+from bertjax.storage import atomic, remote
 
 MAX_SHARD_BYTES = 256 << 20  # of rows before compression
 STALE_SECONDS = 7 * 24 * 3600
@@ -112,15 +112,12 @@ class StoreWriter:
             self._flush()
         data = to_bytes(self._about, self.dtype, self._shards, self.meta)
         if remote.is_remote(self.temporary):
-            remote.write_bytes_atomic(self.temporary / MANIFEST, data)
+            atomic.write_bytes_atomic(self.temporary / MANIFEST, data)
             return
         try:
-            path = self.temporary / MANIFEST
             for shard in self._shards:
-                _sync(self.temporary / shard["file"])
-            remote.write_bytes_atomic(path, data)
-            _sync(path)
-            _sync(self.temporary)
+                atomic.fsync_path(self.temporary / shard["file"])
+            atomic.write_bytes_atomic(self.temporary / MANIFEST, data, durable=True)
             if self.temporary != self.folder:
                 self._put_in_place()
         except OSError as error:
@@ -152,7 +149,7 @@ class StoreWriter:
         for _ in range(10):
             try:
                 os.rename(self.temporary, self.folder)
-                _sync(self.folder.parent)
+                atomic.fsync_path(self.folder.parent)
                 return
             except OSError:
                 if not self.folder.exists():
@@ -182,14 +179,6 @@ def _writing(path: Path) -> Iterator[None]:
         yield
     except (OSError, RuntimeError, ValueError) as error:  # the extension raises plain exceptions of several types
         raise StorageError(f"{path}: could not be written ({first_line(error)}); check the disk") from error
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _remove_stale(folder: Path) -> None:

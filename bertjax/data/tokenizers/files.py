@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import tokenizers
 
 from bertjax.data.tokenizers import backend_state
 from bertjax.errors import UserError
+from bertjax.storage.atomic import write_bytes_atomic
 
 JSON, CONFIG, SPECIAL, ADDED = "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
 ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
@@ -123,9 +123,7 @@ def write(folder: Path, files: Mapping[str, str | bytes]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name in sorted(files, key=lambda name: name == JSON):
         content = files[name]
-        scratch = folder / f".{name}.{os.getpid()}"
-        scratch.write_bytes(content if isinstance(content, bytes) else content.encode())
-        os.replace(scratch, folder / name)
+        write_bytes_atomic(folder / name, content if isinstance(content, bytes) else content.encode())
 
 
 def json_object(path: Path) -> dict[str, Any]:

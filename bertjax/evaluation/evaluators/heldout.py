@@ -1,7 +1,6 @@
 """The held-out data of an evaluation in batches on the devices, and the files an evaluation keeps."""
 
 import hashlib
-import json
 import sys
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy as np
 from bertjax.data.jobs import text_counts
 from bertjax.data.pipeline.loader import Batches, is_decoder_only, open_task
 from bertjax.data.sources.class_names import ClassSpec
-from bertjax.data.sources.text import fingerprint
+from bertjax.data.sources.registry import fingerprint
 from bertjax.evaluation.inference.batches import round_up_batch
 from bertjax.evaluation.records import EvaluationRecord
 from bertjax.parallel.multihost import primary
@@ -51,7 +50,7 @@ def save_json(record: EvaluationRecord, name: str, content: Any) -> None:
         path = record.file_path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         content = record.with_provenance(content) if name == record.name else content
-        atomic.write_text_atomic(path, json.dumps(content, ensure_ascii=False, indent=1))
+        atomic.write_json_atomic(path, content)
 
 
 def provenance(ctx: RunContext, program: TrainProgram, config: Any) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from bertjax.config.schema.run import CheckpointPolicy
 from bertjax.errors import StorageError, UserError
+from bertjax.storage import atomic
 
 log = logging.getLogger(__name__)
 TRASH = "trash"
@@ -73,13 +74,8 @@ def best_step(score: str, best_mode: str, scores: Mapping[int, Mapping[str, floa
 
 def write_scores(folder: Path, step: int, scores: Mapping[str, float]) -> None:
     """Keeps the scores of a step that was saved before its evaluations had ended."""
-    path = folder / str(step) / SCORES
-    partial = path.with_name(f"{SCORES}.partial")
-    with partial.open("w", encoding="utf-8") as out:
-        json.dump({name: float(score) for name, score in scores.items()}, out)
-        out.flush()
-        os.fsync(out.fileno())
-    os.replace(partial, path)
+    found = {name: float(score) for name, score in scores.items()}
+    atomic.write_json_atomic(folder / str(step) / SCORES, found, indent=None, durable=True)
 
 
 def read_scores(step_folder: Path) -> dict[str, float] | None:
@@ -171,17 +167,4 @@ def fsync_tree(path: Path) -> None:
     """Forces a folder and all below it to the disk: a rename is only as durable as what it names."""
     for parent, _, files in os.walk(path):
         for name in [*files, "."]:
-            handle = os.open(os.path.join(parent, name), os.O_RDONLY)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
-
-
-def fsync_dir(folder: Path) -> None:
-    """Forces the names in a folder to the disk."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+            atomic.fsync_path(os.path.join(parent, name))

@@ -26,6 +26,7 @@ from bertjax.config.schema.run import CheckpointPolicy
 from bertjax.errors import StorageError, UserError
 from bertjax.models import param_paths
 from bertjax.parallel.multihost.primary import any_error, is_primary, run_on_primary
+from bertjax.storage import atomic
 from bertjax.training.checkpoint import layout
 from bertjax.training.checkpoint.integrity import (
     CorruptStepError,
@@ -219,7 +220,7 @@ class CheckpointManager:
             if is_primary():
                 if step not in self.committed_steps():
                     raise OSError("it is not there after the commit")
-                layout.fsync_dir(self.folder)
+                atomic.fsync_path(self.folder)
         except Exception as error:
             self._failure = self._not_written(step, error)
             return

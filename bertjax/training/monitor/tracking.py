@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from bertjax.errors import StorageError
+from bertjax.storage.atomic import write_text_atomic
 from bertjax.training.monitor import writers
 from bertjax.training.monitor.console import Console
 
@@ -116,13 +117,8 @@ class Tracker:
         again = {("event", name) for name in STAGE_END_EVENTS} | (set() if scored else {("eval", None)})
         here = lambda x: (x["stage"], x["step"]) == (stage, step)  # noqa: E731
         kept = [x for x in kept if not here(x) or (x["kind"], x.get("event")) not in again]
-        partial = self.path.with_name(self.path.name + ".partial")
-        with _storage_errors(partial), partial.open("w", encoding="utf-8") as out:
-            out.writelines(_line(line) for line in kept)
-            out.flush()
-            os.fsync(out.fileno())
         with _storage_errors(self.path):
-            partial.replace(self.path)
+            write_text_atomic(self.path, "".join(map(_line, kept)), durable=True)
         elapsed = [line["elapsed"] for line in kept if _is_number(line.get("elapsed"))]
         self._began = time.monotonic() - max(elapsed, default=0.0)
 

@@ -12,9 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from bertjax.data.sources.registry import SourceKind
 from bertjax.data.sources.stdlib import qa
 from bertjax.data.sources.stdlib.parse import Entry, extract_prose, module_entries, parse, source_files, stdlib_root
 from bertjax.errors import UserError
+from bertjax.storage.files import sha256_of_files
 
 VERSION = 2  # part of every fingerprint: raise it when the output changes
 HELDOUT_PERCENT = 15
@@ -50,9 +52,10 @@ def is_heldout(module: str) -> bool:
     return int.from_bytes(hashlib.sha256(module.encode()).digest()[:4], "big") % 100 < HELDOUT_PERCENT
 
 
-def source_paths() -> list[Path]:
-    """The files that `documents` and `squad` read, for fingerprints."""
-    return [path for _, path in source_files(stdlib_root())] + [_topics_path(stdlib_root())]
+def content(source: Any, base: Path) -> str:
+    """VERSION and a hash of the files that `documents` and `squad` read, for fingerprints."""
+    paths = [path for _, path in source_files(stdlib_root())] + [_topics_path(stdlib_root())]
+    return f"{VERSION} {sha256_of_files(paths)}"
 
 
 def _in_split(module: str, split: str) -> bool:
@@ -106,3 +109,10 @@ def _unmark(topic: str) -> str:
 
 def _topics_path(root: Path) -> Path:
     return root / "pydoc_data" / "topics.py"
+
+
+STDLIB_DOCS = SourceKind(
+    content=content,
+    is_split=lambda source, wanted: True,
+    documents=lambda source, base: (found for _, found in documents(source.split)),
+)

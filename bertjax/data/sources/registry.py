@@ -1,0 +1,126 @@
+"""The table of source kinds: what each kind must say of itself (`SourceKind`), and the fingerprints of sources."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bertjax.config.schema import base as schema
+from bertjax.config.schema.sources import SOURCES
+from bertjax.data.sources import sentences as sentence_rules
+from bertjax.storage import remote
+from bertjax.storage.files import expand_globs, sha256_of_files
+
+if TYPE_CHECKING:
+    from bertjax.data.sources.record_files import LocatedRecords
+    from bertjax.data.sources.squad import Example
+
+PART_BYTES = 64 << 20
+
+
+def describe_source(source: Any) -> str:
+    """A source in messages: its files, its name, or its kind and split."""
+    if files := getattr(source, "files", None):
+        return ", ".join(files)[:150]
+    split = getattr(source, "split", None)
+    return getattr(source, "name", None) or source.kind + (f" ({split})" if split else "")
+
+
+@dataclass(frozen=True)
+class SourceKind:
+    """Functions and facts of one source kind. `source` is a section of this kind; relative names start at `base`.
+
+    A kind gives texts, documents, records or questions; the readers (`text`, `records`, `squad`) derive the others:
+    texts from documents, from the `text_field` of records or from the contexts of questions, documents by splitting
+    texts into sentences, questions from records.
+
+    Attributes:
+        content: (source, base) -> what identifies the data, such as a hash of the files.
+        version: of the rules by which the kind is read; raise it when they change. (Kinds shared 1 and 2.)
+        is_split: (source, whether sentences are wanted) -> whether `sentences.VERSION` applies to what is read.
+        texts, documents: (source, base) -> the texts, or the lists of sentences, in order; empty ones are left out.
+        records: (source, base, field) -> (where, record); with a `field`, other columns may be left out.
+        questions: (source, base) -> checked questions.
+        parts: (source, base) -> [(source, bytes)], which read one after the other give what the source gives.
+        files: source -> the files and globs that it names.
+        find_problem: (source, base) -> (option, message) when data other than `files` are missing.
+        label_names: (source, base, field) -> names of the classes of a label, by id.
+        describe: source -> its name in messages.
+    """
+
+    content: Callable[[Any, Path], str]
+    version: int = 2
+    is_split: Callable[[Any, bool], bool] = lambda source, wanted: wanted
+    texts: Callable[[Any, Path], Iterator[str]] | None = None
+    documents: Callable[[Any, Path], Iterator[list[str]]] | None = None
+    records: "Callable[[Any, Path, str | None], LocatedRecords] | None" = None
+    questions: "Callable[[Any, Path], Iterator[Example]] | None" = None
+    parts: Callable[[Any, Path], list[tuple[Any, int]]] = lambda source, base: [(source, 0)]
+    files: Callable[[Any], Sequence[str]] = lambda source: getattr(source, "files", ())
+    find_problem: Callable[[Any, Path], tuple[str, str] | None] = lambda source, base: None
+    label_names: Callable[[Any, Path, str], tuple[str, ...] | None] = lambda source, base, field: None
+    describe: Callable[[Any], str] = describe_source
+
+
+def record_of(source: Any) -> SourceKind:
+    """The record of a source's kind. Raises TypeError for a kind without one."""
+    return schema.record_of(source, SourceKind)
+
+
+def kinds_with(*what: str) -> str:
+    """The kinds that give one of `what` (attributes of SourceKind), for messages."""
+    kinds = [kind for kind, section in SOURCES.items() if any(getattr(record_of(section), name) for name in what)]
+    return " or ".join([", ".join(kinds[:-1]), kinds[-1]])
+
+
+# ---- sources of files -----------------------------------------------------------------------------------------------
+
+
+def hash_files(source: Any, base: Path) -> str:
+    """`content` of kinds with `files`: names, sizes and bytes, whatever the folder."""
+    return sha256_of_files(expand_globs(source.files, base))
+
+
+def split_files(source: Any, base: Path) -> list[tuple[Any, int]]:
+    """`parts` of kinds with `files`: sources of about PART_BYTES, without dividing a file."""
+    files: list[list[str]] = [[]]
+    sizes = [0]
+    for path in expand_globs(source.files, base):
+        if sizes[-1] >= PART_BYTES:
+            files.append([])
+            sizes.append(0)
+        files[-1].append(str(path) if remote.is_remote(path) else os.path.abspath(path))
+        sizes[-1] += remote.file_size(path) or 0
+    return [(source.model_copy(update={"files": part}), size) for part, size in zip(files, sizes, strict=True)]
+
+
+# ---- fingerprints ---------------------------------------------------------------------------------------------------
+
+
+def fingerprint(source: Any, base: Path, *, sentences: bool = True, version: int | None = None) -> str:
+    """sha256 over kind, version of the rules, options and content: it changes when what is read may change.
+
+    sentences: whether the source is read as sentences; otherwise the version of their rules is left out.
+    version: of an earlier state of the rules.
+    """
+    version = rules_version(source, sentences) if version is None else version
+    options = json.dumps(source.model_dump(mode="json", exclude={"files"}), sort_keys=True)
+    content = record_of(source).content(source, base)
+    return hashlib.sha256(f"{version}\n{options}\n{content}".encode()).hexdigest()
+
+
+def rules_version(source: Any, sentences: bool = True) -> int:
+    """The sum of the version numbers that apply: they only grow, so that each sum stands for one state of the rules."""
+    record = record_of(source)
+    return record.version + (sentence_rules.VERSION if record.is_split(source, sentences) else 0)
+
+
+def match_earlier_version(sources: Sequence[Any], base: Path, before: Sequence[str]) -> bool:
+    """Whether `before` are fingerprints of these sources, perhaps by earlier rules: the same data, read differently."""
+    return len(before) == len(sources) and all(
+        found in {fingerprint(source, base, version=version) for version in range(1, rules_version(source) + 1)}
+        for source, found in zip(sources, before, strict=True)
+    )
