@@ -13,7 +13,8 @@ from model_sections import model_section
 from safetensors.numpy import load_file, save_file
 
 from bertjax.config.schema.model import FAMILIES, BertConfig
-from bertjax.data.tokenizers.wordpiece import SPECIAL_TOKENS, Tokenizer, build_wordpiece
+from bertjax.data.tokenizers.load import Tokenizer
+from bertjax.data.tokenizers.wordpiece import SPECIAL_TOKENS, build_wordpiece
 from bertjax.errors import UserError
 from bertjax.interop import bert_names, hf_folder
 from bertjax.models import registry
