@@ -17,6 +17,7 @@ from bertjax.data.preprocess import span_qa
 from bertjax.data.preprocess.prompts.t5_prompts import pad_punctuation
 from bertjax.data.preprocess.sampling import sample_items
 from bertjax.data.preprocess.text_to_text import read_examples
+from bertjax.data.sources.registry import record_of
 from bertjax.data.sources.squad import Example, read_squad
 from bertjax.errors import UserError
 from bertjax.evaluation.evaluators.span_qa import compute_span_logits, make_span_logits_fn
@@ -104,7 +105,7 @@ def load_questions(restored: RestoredCheckpoint, run: Path, data: Path | None, l
         limits = [n for n in (tasks[0].limit, limit) if n is not None]
         task = tasks[0].model_copy(update={"limit": min(limits, default=None)})
     examples = [example for source in task.source for example in read_squad(source, restored.ctx.base)]
-    names = [", ".join(getattr(source, "files", [])) or source.kind for source in task.source]
+    names = [record_of(source).describe(source) for source in task.source]
     seed = restored.ctx.config.run.seed
     return QuestionSet(task, "; ".join(names), list(sample_items(examples, task.limit, seed)), seed)
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 
 from bertjax.config.schema.data import BertPairs
-from bertjax.config.schema.sources import TextFiles
 from bertjax.data.jobs import text_counts
 from bertjax.data.jobs.context import PrepareContext
 from bertjax.data.jobs.plan import JobPlan, needs_worker_pool, shard_tokens
@@ -20,7 +19,8 @@ from bertjax.data.preprocess import masking
 from bertjax.data.preprocess.masking import StaticMasker
 from bertjax.data.preprocess.pair_statistics import pair_sums
 from bertjax.data.preprocess.sampling import sample_indices
-from bertjax.data.sources.text import largest_file, stream_documents
+from bertjax.data.sources.registry import record_of
+from bertjax.data.sources.text import stream_documents
 from bertjax.data.store.row_format import row_dtype
 
 if TYPE_CHECKING:
@@ -267,10 +267,10 @@ def plan_pairs(context: PrepareContext, masker: masking.StaticMasker | None) -> 
 
 def _find_undivided_file(context: PrepareContext, text: TokenizedText) -> dict[str, Any] | None:
     """About files that blank lines divide and that were read as one long document each, for `pair_statistics.report_lines`."""
-    files = [source for source in context.task.source if isinstance(source, TextFiles) and source.layout == "documents"]
-    for source in files if text.long_documents and context.task.preprocess.next_sentence else ():
-        path, blocks = largest_file(source, context.base)
-        if blocks > 1:
+    sources = context.task.source if text.long_documents and context.task.preprocess.next_sentence else ()
+    for found in (record_of(source).undivided(source, context.base) for source in sources):
+        if found and found[1] > 1:
+            path, blocks = found
             return {
                 "file": path.name,
                 "blocks": blocks,

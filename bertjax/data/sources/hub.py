@@ -6,9 +6,6 @@ a dataset in its local cache is still used then. TensorFlow is never imported.
 
 import contextlib
 import csv
-import os
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -177,16 +174,13 @@ def _csv_options(tabs: bool) -> dict[str, Any]:
 
 
 def _hub_reachable() -> bool:
-    if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
-        return False
+    """One request by the library's own client, which knows HF_HUB_OFFLINE and proxies; its loaders would retry."""
     from huggingface_hub import constants
+    from huggingface_hub.utils import get_session
 
     try:
-        request = urllib.request.Request(constants.ENDPOINT, method="HEAD")
-        urllib.request.urlopen(request, timeout=TIMEOUT).close()
-    except urllib.error.HTTPError:
-        return True  # it answered
-    except (OSError, ValueError):
+        get_session().head(constants.ENDPOINT, timeout=TIMEOUT)
+    except Exception:  # noqa: BLE001  (OfflineModeIsEnabled, or any error of the HTTP library)
         return False
     return True
 

@@ -6,17 +6,13 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bertjax.config.schema import base as schema
 from bertjax.config.schema.sources import SOURCES
 from bertjax.data.sources import sentences as sentence_rules
 from bertjax.storage import remote
 from bertjax.storage.files import expand_globs, sha256_of_files
-
-if TYPE_CHECKING:
-    from bertjax.data.sources.record_files import LocatedRecords
-    from bertjax.data.sources.squad import Example
 
 PART_BYTES = 64 << 20
 
@@ -43,10 +39,12 @@ class SourceKind:
         is_split: (source, whether sentences are wanted) -> whether `sentences.VERSION` applies to what is read.
         texts, documents: (source, base) -> the texts, or the lists of sentences, in order; empty ones are left out.
         records: (source, base, field) -> (where, record); with a `field`, other columns may be left out.
-        questions: (source, base) -> checked questions.
+        questions: (source, base) -> checked questions (`squad.Example`).
         parts: (source, base) -> [(source, bytes)], which read one after the other give what the source gives.
         files: source -> the files and globs that it names.
         find_problem: (source, base) -> (option, message) when data other than `files` are missing.
+        undivided: (source, base) -> (file, blocks), the largest file that is read as one document, and the number of
+            blocks that blank lines divide it into; None where documents are delimited in another way.
         label_names: (source, base, field) -> names of the classes of a label, by id.
         describe: source -> its name in messages.
     """
@@ -56,11 +54,12 @@ class SourceKind:
     is_split: Callable[[Any, bool], bool] = lambda source, wanted: wanted
     texts: Callable[[Any, Path], Iterator[str]] | None = None
     documents: Callable[[Any, Path], Iterator[list[str]]] | None = None
-    records: "Callable[[Any, Path, str | None], LocatedRecords] | None" = None
-    questions: "Callable[[Any, Path], Iterator[Example]] | None" = None
+    records: Callable[[Any, Path, str | None], Iterator[tuple[str, dict[str, Any]]]] | None = None
+    questions: Callable[[Any, Path], Iterator[Any]] | None = None
     parts: Callable[[Any, Path], list[tuple[Any, int]]] = lambda source, base: [(source, 0)]
     files: Callable[[Any], Sequence[str]] = lambda source: getattr(source, "files", ())
     find_problem: Callable[[Any, Path], tuple[str, str] | None] = lambda source, base: None
+    undivided: Callable[[Any, Path], tuple[Path, int] | None] = lambda source, base: None
     label_names: Callable[[Any, Path, str], tuple[str, ...] | None] = lambda source, base, field: None
     describe: Callable[[Any], str] = describe_source
 

@@ -41,7 +41,7 @@ def read_squad(source: Any, base: Path) -> list[Example]:
     if record.questions:
         examples = list(record.questions(source, base))
     elif record.records:
-        examples = [_example(found, f"{where}: ", "") for where, found in record.records(source, base, None)]
+        examples = [_example(found, f"{where}: ", "") for where, found in read_located(source, base)]
     else:
         raise UserError(
             f"source: kind '{source.kind}' holds no questions; use {kinds_with('questions', 'records')} for span_qa"

@@ -92,8 +92,9 @@ def _contexts(source: Any, base: Path) -> Iterator[str]:
 # ---- files of plain text --------------------------------------------------------------------------------------------
 
 
-def largest_file(source: TextFiles, base: Path) -> tuple[Path, int]:
-    """A source's largest file, and the number of blocks of lines that blank lines divide it into."""
+def _undivided(source: TextFiles, base: Path) -> tuple[Path, int] | None:
+    if source.layout != "documents":
+        return None
     path = max(expand_globs(source.files, base), key=lambda path: remote.file_size(path) or 0)
     return path, sum(1 for _ in _blocks(source.model_copy(update={"files": [str(path)]}), base))
 
@@ -127,4 +128,5 @@ TEXT = SourceKind(
     texts=_texts,
     documents=_documents,
     parts=split_files,
+    undivided=_undivided,
 )
