@@ -1,5 +1,4 @@
 """Files: local and object-store paths, atomic writes, local copies of remote files.
 
-The ground floor. Every path that a user gives passes through here; nothing here knows about configurations, data or
-training.
+The lowest layer: every path from a user passes through it, and it knows nothing of configurations, data or training.
 """

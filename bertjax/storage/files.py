@@ -1,7 +1,4 @@
-"""Input files: finding them, reading them through their compression, and saying in one line what is wrong with them.
-
-They lie on a disk or in an object store (`remote.place`).
-"""
+"""Finds and reads input files, local or in an object store, compressed or not, with one-line errors."""
 
 import bz2
 import functools
@@ -30,9 +27,9 @@ def resolve_path(name: str, base: Path) -> Path:
 
 
 def expand_globs(patterns: list[str], base: Path) -> list[Path]:
-    """The files that names and globs stand for: in the order written, each glob sorted, no file twice.
+    """The files that match names and globs: in the order given, each glob sorted, without duplicates.
 
-    Raises UserError for a missing file, a folder, a glob that matches no file and an empty file.
+    Raises UserError for a missing file, a folder, a glob without a match and an empty file.
     """
     found: dict[Path, int | None] = {}
     for pattern in patterns:
@@ -46,7 +43,7 @@ def expand_globs(patterns: list[str], base: Path) -> list[Path]:
 
 
 def _glob_files(path: Path, base: Path) -> dict[Path, int | None]:
-    """The files that a name or a glob stands for, in order, and their sizes."""
+    """The files that match a name or a glob, in order, and their sizes."""
     if (size := remote.file_size(path)) is not None:
         return {path: size}
     if path.is_dir():
@@ -71,7 +68,7 @@ def _glob_files(path: Path, base: Path) -> dict[Path, int | None]:
 
 @contextmanager
 def open_binary(path: Path) -> Iterator[BinaryIO]:
-    """The file's bytes with gzip, xz or bzip2 (told by the suffix) already undone."""
+    """The bytes of the file, decompressed if its suffix is .gz, .xz or .bz2."""
     if path.suffix in UNSUPPORTED_SUFFIXES:
         raise UserError(f"{path}: {path.suffix} files are not read; unpack it, or compress it with gzip, xz or bzip2")
     try:
@@ -84,7 +81,7 @@ def open_binary(path: Path) -> Iterator[BinaryIO]:
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """(line number from 1, line without its end), streamed. UserError for a cut archive and for text not in UTF-8."""
+    """Stream (line number from 1, line without its end). UserError for a truncated archive or text not in UTF-8."""
     number = 0
     with open_binary(path) as file, remote.remote_errors(path):
         try:
@@ -99,14 +96,14 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _raw_lines(file: BinaryIO) -> Iterator[bytes]:
-    """Lines that end with a line feed, or in a file that has none with a carriage return, as old Macs wrote them."""
+    """Lines that end with a line feed or, in a file without one, with a carriage return (old Macs)."""
     first = next(file, b"")
     yield from first.rstrip(b"\r").split(b"\r") if b"\n" not in first and b"\r" in first else [first] if first else []
     yield from file
 
 
 def read_text(path: Path) -> str:
-    """The whole file as text, line ends as newlines; errors as `read_lines`."""
+    """The file as text with newlines as line ends; errors as `read_lines`."""
     return "\n".join(line for _, line in read_lines(path))
 
 
@@ -127,7 +124,7 @@ def _decode_error(path: Path, where: str, error: Exception) -> str:
 def sha256_of_files(paths: list[Path], root: Path | None = None) -> str:
     """Hash over (name, size, content hash) of every file; names are relative to `root`, or bare without one.
 
-    Of a file in an object store it takes the checksum that is kept there, so the same file has another hash than here.
+    In an object store the stored checksum is the content hash, so a local copy of the file has another hash.
     """
     digest = hashlib.sha256()
     far = [path for path in paths if remote.is_remote(path)]
@@ -147,6 +144,6 @@ def sha256_of_files(paths: list[Path], root: Path | None = None) -> str:
 
 @functools.lru_cache(maxsize=4096)
 def _content_hash(path: str, size: int, mtime_ns: int) -> str:
-    # size and mtime_ns are in the key so that a file changed within one process is read again
+    # size and mtime_ns are part of the cache key: a changed file is read again
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,7 +1,7 @@
-"""Where a path may lead: which options take a local path alone, and which an object store too. No jax here.
+"""Checks whether a path is local or in a supported object store.
 
-Every path in the schema has the type `LocalPath` or `AnyPath` (config/schema/base.py); commands check their arguments with
-`local_path`. To let an option reach object stores, give it the type `AnyPath` once the code behind it can use them.
+Every path in the schema has the type `LocalPath` or `AnyPath` (config/schema/base.py); commands check their arguments
+with `local_path`. An option whose code can use object stores has the type `AnyPath`.
 """
 
 import re
@@ -9,21 +9,17 @@ from pathlib import Path
 
 from bertjax.errors import UserError
 
-REMOTE_SCHEMES = ("gs", "s3", "az")  # schemes that etils.epath and fsspec read and write for us (storage/remote.py)
-# A colon may stand in the name of a local file: only these words before one, or `://`, make a path a URL.
-_SCHEMES = {
-    *REMOTE_SCHEMES, "gcs", "s3a", "s3n", "abfs", "abfss", "adl", "wasb", "wasbs", "hdfs", "http", "https", "ftp", "sftp",
-    "ssh", "file", "hf", "dbfs", "oss", "swift", "viewfs",
-}  # fmt: skip
+REMOTE_SCHEMES = ("gs", "s3", "az")  # read and written by etils.epath and fsspec (storage/remote.py)
+# Names of local files may contain a colon: only these words before one, or `://`, make a path a URL.
+_SCHEMES = {*REMOTE_SCHEMES, *(
+    "gcs s3a s3n abfs abfss adl wasb wasbs hdfs http https ftp sftp ssh file hf dbfs oss swift viewfs".split()
+)}  # fmt: skip
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(/*)(.*)", re.DOTALL)
 _USERINFO = re.compile(r"(?<=//)[^/@\s]+@")
 
 
 def path_problem(path: str, *, remote: bool) -> str | None:
-    """What is wrong with where a path leads, in one line with what to do; None when nothing is.
-
-    `remote`: whether object stores (gs://bucket/name) are read and written there.
-    """
+    """What is wrong with a path and what to do, in one line; None if nothing. `remote`: whether gs://... is allowed."""
     found = _URL.match(path)
     if not found or not (found[2].startswith("//") or found[1].lower() in _SCHEMES):
         return None
@@ -46,7 +42,7 @@ def path_problem(path: str, *, remote: bool) -> str | None:
 
 
 def local_path(path: str | Path) -> Path:
-    """An argument that has to be a local path, with `~` expanded. Raises UserError for any other."""
+    """A local path with `~` expanded. Raises UserError for any other path."""
     if problem := path_problem(str(path), remote=False):
         raise UserError(problem)
     return Path(path).expanduser()

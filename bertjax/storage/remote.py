@@ -1,8 +1,7 @@
-"""Files in object stores (gs://, s3://, az://), read and written through etils.epath and fsspec.
+"""Reads and writes files in object stores (gs://, s3://, az://) through etils.epath and fsspec.
 
-What needs a local file (ArrayRecord, memory maps, tokenizers) gets a copy in a staging folder that is named by its
-sha256 and checked against it. Every failure becomes one line: exit code 2 where the path, the rights or a package is
-at fault, 4 where the store cannot be reached or gave back other bytes than were written.
+Every failure becomes one line: exit code 2 for the path, access rights or a missing package, 4 for a store that cannot
+be reached or returns other bytes than were written.
 """
 
 import hashlib
@@ -17,15 +16,15 @@ from typing import Any, TypeVar
 from bertjax.errors import BertjaxError, StorageError, UserError
 from bertjax.storage.locations import path_problem
 
-SCHEMES = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs"}  # and the package that knows each
-IO_THREADS = 16  # at once: what these wait for is the network
+SCHEMES = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs"}  # with the package that each needs
+IO_THREADS = 16  # they wait for the network
 MAX_ATTEMPTS = 3
 CHUNK_BYTES = 1 << 20
 T = TypeVar("T")
 
 
 class DamagedError(StorageError):
-    """What is stored is not what was written: making it again helps."""
+    """The stored bytes are not those that were written: preparing them again helps."""
 
 
 def is_remote(path: Path | str) -> bool:
@@ -33,7 +32,7 @@ def is_remote(path: Path | str) -> bool:
 
 
 def as_path(name: Path | str) -> Path:
-    """`name` as a path: a local one, or an epath that is used like one. UserError for a scheme that nothing reads."""
+    """`name` as a local path or an epath. UserError for an unknown scheme."""
     if problem := path_problem(str(name), remote=True):
         raise UserError(problem)
     if not is_remote(name):
@@ -45,7 +44,7 @@ def as_path(name: Path | str) -> Path:
 
 @contextmanager
 def remote_errors(path: Path | str) -> Iterator[None]:
-    """Words what may go wrong with a remote path; a local one is left alone."""
+    """Turn errors of a remote path into UserError or StorageError; those of a local path pass."""
     if not is_remote(path):
         yield
         return
@@ -66,7 +65,7 @@ def remote_errors(path: Path | str) -> Iterator[None]:
 
 
 def file_size(path: Path) -> int | None:
-    """Bytes of a file; None when there is none."""
+    """Size of a file in bytes; None if there is none."""
     with remote_errors(path):
         try:
             found: Any = path.stat()
@@ -78,10 +77,7 @@ def file_size(path: Path) -> int | None:
 
 
 def checksum(path: Path) -> str:
-    """What the object store itself says of a file's content, without reading it; where it says nothing, it is read.
-
-    Cloud Storage keeps a CRC32C of every object, S3 an entity tag.
-    """
+    """The checksum that the object store keeps (CRC32C or entity tag); without one, the sha256 of the content."""
     from etils.epath.backend import fsspec_backend
 
     with remote_errors(path):
@@ -101,9 +97,9 @@ def sha256_file(path: Path) -> str:
 
 
 def move_verified(local: Path, path: Path) -> dict[str, Any]:
-    """Moves a local file to `path`, read back and compared where that is remote: {bytes, sha256} of what is there.
+    """Move a local file to `path`; a remote one is read back and compared. Returns its {bytes, sha256}.
 
-    StorageError when the store kept giving back other bytes.
+    Raises StorageError when the store repeatedly returns other bytes.
     """
     size = local.stat().st_size
     with local.open("rb") as file:
@@ -122,7 +118,7 @@ def move_verified(local: Path, path: Path) -> dict[str, Any]:
 
 
 def remove(path: Path) -> None:
-    """Removes a file or a folder, if it is there."""
+    """Remove a file or folder if it exists."""
     if not is_remote(path):
         shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
         return
@@ -131,7 +127,7 @@ def remove(path: Path) -> None:
 
 
 def map_threaded(function: Callable[[Any], T], items: Iterable[Any]) -> list[T]:
-    """`function` of every item, in threads that wait for the network together."""
+    """Apply `function` to every item in threads, which wait for the network in parallel."""
     with ThreadPoolExecutor(IO_THREADS) as pool:
         return list(pool.map(function, items))
 

@@ -39,25 +39,25 @@ def staging_dir() -> Path:
 
 
 def stage_file(path: Path, size: int, sha256: str) -> Path:
-    """A local file with the content of `path`: itself when it is local, else a copy, made once on a machine.
+    """A local file with the content of `path`: the file itself, or a copy that is made once per machine.
 
-    StorageError when the content is not what `size` and `sha256` say.
+    Raises StorageError when the content does not match `size` and `sha256`.
     """
     if not is_remote(path):
         return path
     copy = staging_dir() / sha256[:2] / sha256
     if file_size(copy) == size:
-        os.utime(copy)  # lately used
+        os.utime(copy)  # for removal by age
         return copy
     copy.parent.mkdir(exist_ok=True)
-    with _exclusive_lock(copy.with_suffix(".lock")):  # of several processes one fetches and the others wait
+    with _exclusive_lock(copy.with_suffix(".lock")):  # one process fetches, the others wait
         if file_size(copy) != size:
             _fetch(path, copy, size, sha256)
     return copy
 
 
 def stage_files(files: list[tuple[Path, int, str]]) -> list[Path]:
-    """`stage_file` for many (path, size, sha256), several at a time; first it is seen whether they fit on the disk."""
+    """`stage_file` of several (path, size, sha256) in parallel, after a check that they fit on the disk."""
     missing = sum(size for path, size, sha256 in files if file_size(staging_dir() / sha256[:2] / sha256) != size)
     free = shutil.disk_usage(staging_dir()).free
     if missing > free:
@@ -69,9 +69,9 @@ def stage_files(files: list[tuple[Path, int, str]]) -> list[Path]:
 
 
 def fetch_small_files(path: Path, names: list[str]) -> Path:
-    """A local path for a small file or folder: itself when it is local, else a copy, fetched anew every time.
+    """A local path for a small file or folder: the path itself, or a copy that is fetched every time.
 
-    Of a folder those of `names` are copied that are there; of a file also those beside it.
+    Copies the files of `names` that exist in the folder, or next to the file.
     """
     if not is_remote(path):
         return path

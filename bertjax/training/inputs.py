@@ -98,7 +98,7 @@ def _tokenizer(settings: Any, base: Path) -> Iterator[str]:
 def _source(key: str, source: Any, base: Path) -> Iterator[str]:
     record = record_of(source)
     if problem := record.find_problem(source, base):
-        yield f"{key}.{problem[0]}: {problem[1]}"
+        yield f"{key}.{getattr(source, 'paths', ('files',))[0]}: {problem}"
     for pattern in record.files(source):
         yield from _files(f"{key}.files", pattern, base)
 

@@ -27,8 +27,8 @@ def content(source: ToySource, base: Path) -> str:
     return hashlib.sha256((base / source.path).read_bytes()).hexdigest()
 
 
-def find_problem(source: ToySource, base: Path) -> tuple[str, str] | None:
-    return None if (base / source.path).is_file() else ("path", f"{base / source.path}: no such file")
+def find_problem(source: ToySource, base: Path) -> str | None:
+    return None if (base / source.path).is_file() else f"{base / source.path}: no such file"
 
 
 SECTION = ToySource

@@ -1,4 +1,4 @@
-"""Names of classes: which name or number means which id, and the names that a data set itself gives (ClassLabel)."""
+"""Names of classes: the id that a name or number means, and the names that a data set gives (ClassLabel)."""
 
 import re
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ def parse_number(text: str) -> float | None:
 
 
 def parse_class_id(value: Any) -> int | None:
-    """A number, or a text that spells one, as an id; None for fractions and words. LABEL_3 is 3."""
+    """The id that a number, or a text that spells one, gives; None for fractions and words. LABEL_3 is 3."""
     if isinstance(value, str):
         unnamed = _UNNAMED.fullmatch(value)
         found = float(unnamed[1]) if unnamed else parse_number(value)
@@ -34,9 +34,9 @@ def are_integers(names: Sequence[str]) -> bool:
 
 
 def find_class_id(label: str | int | bool | None, names: Sequence[str]) -> int | None:
-    """The id of a label among `names`: by name, case and outer space apart, or by number; HIDDEN; None if unknown.
+    """The id of a label among `names`, by name (ignoring case and outer space) or by number; None if unknown.
 
-    A number is an id, or one of the names where all of those are numbers. -1, null and an empty text are hidden.
+    A number is an id, or a name if all names are numbers. For -1, null and an empty text the id is UNLABELED.
     """
     if label is None or label == "":
         return UNLABELED
@@ -55,7 +55,7 @@ def find_class_id(label: str | int | bool | None, names: Sequence[str]) -> int |
 
 
 def format_names(names: Sequence[str], most: int = 100) -> str:
-    """Names on part of a line."""
+    """Names for a message, shortened to `most` characters."""
     text = ", ".join(names)
     return text if len(text) <= most else text[: most - 3] + "..."
 
@@ -75,7 +75,7 @@ class ClassSpec:
     Attributes:
     count: outputs of the classifier (objective.num_labels); 1 is regression, None not known.
     names: of the classifier's outputs by id, where it has any.
-    required: labels outside `names` are an error; otherwise the ids are those of the data's own names.
+    required: labels outside `names` are an error; if false, the ids are those of the data's own names.
     keep_unlabeled: whether rows without a label are kept, with a weight of 0.
     """
 

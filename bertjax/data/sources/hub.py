@@ -1,7 +1,7 @@
-"""Records of Hugging Face datasets and TensorFlow Datasets. Both libraries are imported when first used.
+"""Reads records of Hugging Face datasets and TensorFlow Datasets. Both libraries are imported when first used.
 
-A Hub that cannot be reached is found out with one short request, because the library itself retries for half a minute;
-a dataset in its local cache is still used then. TensorFlow is never imported.
+One short request finds out whether the Hub can be reached, because the library's loaders retry for half a minute; if
+not, a dataset in the local cache is used. TensorFlow is never imported.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ TIMEOUT = 4.0  # seconds to wait for the Hub
 
 
 def _local_only(name: str | None) -> None:
-    """Both libraries open folders by themselves, and not all that `files` can reach."""
+    """Raise UserError for an object store, which the libraries cannot read."""
     if name and is_remote(name):
         raise UserError(f"{name}: data sets are read from a disk; copy it, or mount the bucket and name that folder")
 
@@ -40,15 +40,15 @@ def _local_only(name: str | None) -> None:
 def huggingface_records(source: HuggingFaceData, base: Path, field: str | None = None) -> LocatedRecords:
     """(where, record) of a `save_to_disk` folder, a local file or folder of data files, or a dataset on the Hub.
 
-    Local files of a format that `record_files` reads are read by it: `datasets` takes a cell "NA" for nothing, "007"
-    for 7, and a quote in a TSV file for the start of a cell.
+    `record_files` reads local files of the formats it knows: `datasets` would read a cell "NA" as nothing, "007" as 7,
+    and a quote in a TSV file as the start of a cell.
     """
     files = _data_files(source, base)
     return _rows(source, base) if files is None else chain.from_iterable(files)
 
 
 def _data_files(source: HuggingFaceData, base: Path) -> list[LocatedRecords] | None:
-    """Readers of the local files of the split, where they are all that there is to know."""
+    """Readers of the local files of the split; None if `datasets` has to read it."""
     _local_only(source.name)
     path = resolve_path(source.name, base)
     if path.is_file():
@@ -62,7 +62,7 @@ def _data_files(source: HuggingFaceData, base: Path) -> list[LocatedRecords] | N
     try:
         builder = datasets.load_dataset_builder(str(path), source.config)
         names = list((builder.config.data_files or {}).get(source.split) or ())
-    except Exception:  # noqa: BLE001  (`_local` meets the same error and reports it)
+    except Exception:  # noqa: BLE001  (`_load_local` meets the same error and reports it)
         return None
     if builder.name not in READERS_BY_BUILDER or builder.info.features is not None or not names:
         return None
@@ -91,7 +91,7 @@ def _rows(source: HuggingFaceData, base: Path) -> LocatedRecords:
 
 
 def huggingface_fingerprint(source: HuggingFaceData, base: Path) -> str:
-    """Of a local dataset the content of its files; of one on the Hub the fingerprint the library gives it."""
+    """The content of the files of a local dataset; the library's fingerprint of one on the Hub."""
     _local_only(source.name)
     path = resolve_path(source.name, base)
     if path.exists():
@@ -127,7 +127,7 @@ def open_dataset(source: HuggingFaceData, base: Path) -> Any:
 
 
 def missing_folder_message(source: HuggingFaceData, base: Path) -> str | None:
-    """Why a data set that can only be a local one is not there; None of one that may be on the Hub."""
+    """Why a local data set cannot be found; None if it exists or may be on the Hub."""
     path = resolve_path(source.name, base)
     if path.exists() or not (source.name.startswith((".", "/", "~")) or Path(source.name).suffix in READERS):
         return None
@@ -169,7 +169,7 @@ def _load_local(path: Path, source: HuggingFaceData) -> Any:
 
 
 def _csv_options(tabs: bool) -> dict[str, Any]:
-    """Without these `datasets` takes texts such as "null", "NA" and "None" for nothing, and a quote in TSV for one."""
+    """Options that keep texts such as "null", "NA" and "None", and quotes in TSV files."""
     return {"keep_default_na": False} | ({"sep": "\t", "quoting": csv.QUOTE_NONE} if tabs else {})
 
 
@@ -187,7 +187,7 @@ def _hub_reachable() -> bool:
 
 @contextlib.contextmanager
 def _offline() -> Iterator[None]:
-    """Both libraries read the variable once, when imported: later their own flags have to change."""
+    """Set the flags of both libraries, which read HF_HUB_OFFLINE only when they are imported."""
     import datasets
     import huggingface_hub
 
@@ -256,7 +256,7 @@ def tfds_builder(source: TfdsData, base: Path) -> Any:
 
 
 def missing_data_dir_message(source: TfdsData, base: Path) -> str | None:
-    """Why the folder that was prepared is not there; None of the library's own folder."""
+    """Why `data_dir` cannot be found; None if it exists or is the library's own folder."""
     folder = resolve_path(source.data_dir, base) if source.data_dir else None
     if folder is None or folder.is_dir():
         return None
@@ -288,25 +288,15 @@ def _huggingface_label_names(source: HuggingFaceData, base: Path, field: str) ->
     return _feature_names(getattr(open_dataset(source, base), "features", None), field)
 
 
-def _huggingface_problem(source: HuggingFaceData, base: Path) -> tuple[str, str] | None:
-    problem = missing_folder_message(source, base)
-    return ("name", problem) if problem else None
-
-
-def _tfds_problem(source: TfdsData, base: Path) -> tuple[str, str] | None:
-    problem = missing_data_dir_message(source, base)
-    return ("data_dir", problem) if problem else None
-
-
 HUGGINGFACE = SourceKind(
     content=huggingface_fingerprint,
     records=huggingface_records,
-    find_problem=_huggingface_problem,
+    find_problem=missing_folder_message,
     label_names=_huggingface_label_names,
 )
 TFDS = SourceKind(
     content=tfds_fingerprint,
     records=tfds_records,
-    find_problem=_tfds_problem,
+    find_problem=missing_data_dir_message,
     label_names=lambda source, base, field: _feature_names(tfds_builder(source, base).info.features, field),
 )

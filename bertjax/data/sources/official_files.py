@@ -1,7 +1,7 @@
-"""The layouts in which the GLUE and SuperGLUE benchmarks publish their own files, as the records that prompts ask for.
+"""Converts records of the files that GLUE and SuperGLUE publish into the records that prompts read.
 
-The prompts know the fields of TFDS. MultiRC and ReCoRD publish a passage with all its questions as one record; some of
-GLUE's tables have other column names. Flattened as super_glue_dataset_builder.py of tensorflow/datasets does it.
+Prompts read the fields of TFDS. MultiRC and ReCoRD publish a passage with all its questions as one record, which is
+flattened as by super_glue_dataset_builder.py of tensorflow/datasets; some of GLUE's tables have other column names.
 """
 
 from collections.abc import Callable, Iterator, Mapping

@@ -1,7 +1,7 @@
-"""One reader for each format of record files: JSON lines, JSON, TSV, CSV, Parquet and plain lines.
+"""Reads record files, with one function per format: JSON Lines, JSON, TSV, CSV, Parquet and plain lines.
 
-Each yields (where, record) as a stream; `where` names the file and the line, or the number of the record. Cells of TSV
-and CSV are texts: "null", "NA", "007" and "1e5" stay what they are. Anything malformed is a UserError that says where.
+Each streams (where, record); `where` names the file and the line, or the number of the record. Cells of TSV and CSV
+are texts: "null", "NA", "007" and "1e5" are not converted. Malformed input raises UserError, which says where.
 """
 
 import csv
@@ -42,7 +42,7 @@ def to_python(value: Any, where: str) -> Any:
 
 
 def check_characters(record: Any, where: str) -> None:
-    """Raises UserError naming the field that holds half a surrogate pair, which JSON can spell and no text can hold."""
+    """Raise UserError naming the field with half a surrogate pair, which JSON can spell but text cannot hold."""
     try:
         field = _surrogate(record)
     except RecursionError:

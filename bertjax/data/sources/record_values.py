@@ -1,4 +1,4 @@
-"""Fields of a record as texts and numbers; what is neither is a UserError that names the field."""
+"""Reads fields of a record as texts and numbers; other values raise UserError, which names the field."""
 
 import math
 from collections.abc import Mapping

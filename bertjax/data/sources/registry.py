@@ -42,7 +42,7 @@ class SourceKind:
         questions: (source, base) -> checked questions (`squad.Example`).
         parts: (source, base) -> [(source, bytes)], which read one after the other give what the source gives.
         files: source -> the files and globs that it names.
-        find_problem: (source, base) -> (option, message) when data other than `files` are missing.
+        find_problem: (source, base) -> a message when the data of the first option in `paths` are missing.
         undivided: (source, base) -> (file, blocks), the largest file that is read as one document, and the number of
             blocks that blank lines divide it into; None where documents are delimited in another way.
         label_names: (source, base, field) -> names of the classes of a label, by id.
@@ -58,7 +58,7 @@ class SourceKind:
     questions: Callable[[Any, Path], Iterator[Any]] | None = None
     parts: Callable[[Any, Path], list[tuple[Any, int]]] = lambda source, base: [(source, 0)]
     files: Callable[[Any], Sequence[str]] = lambda source: getattr(source, "files", ())
-    find_problem: Callable[[Any, Path], tuple[str, str] | None] = lambda source, base: None
+    find_problem: Callable[[Any, Path], str | None] = lambda source, base: None
     undivided: Callable[[Any, Path], tuple[Path, int] | None] = lambda source, base: None
     label_names: Callable[[Any, Path, str], tuple[str, ...] | None] = lambda source, base, field: None
     describe: Callable[[Any], str] = describe_source
@@ -102,7 +102,7 @@ def split_files(source: Any, base: Path) -> list[tuple[Any, int]]:
 def fingerprint(source: Any, base: Path, *, sentences: bool = True, version: int | None = None) -> str:
     """sha256 over kind, version of the rules, options and content: it changes when what is read may change.
 
-    sentences: whether the source is read as sentences; otherwise the version of their rules is left out.
+    sentences: whether the source is read as sentences; if not, the version of the sentence rules is left out.
     version: of an earlier state of the rules.
     """
     version = rules_version(source, sentences) if version is None else version
@@ -112,7 +112,7 @@ def fingerprint(source: Any, base: Path, *, sentences: bool = True, version: int
 
 
 def rules_version(source: Any, sentences: bool = True) -> int:
-    """The sum of the version numbers that apply: they only grow, so that each sum stands for one state of the rules."""
+    """The sum of the version numbers that apply: they only grow, so each sum identifies one state of the rules."""
     record = record_of(source)
     return record.version + (sentence_rules.VERSION if record.is_split(source, sentences) else 0)
 

@@ -1,9 +1,9 @@
-"""Rule-based sentence splitting: deterministic, no model, no download, tens of megabytes a second.
+"""Splits text into sentences by rules: deterministic, no model, no download, tens of megabytes per second.
 
-BERT's pre-training data wants one sentence a line (google-research/bert, README, "Pre-training with BERT"); most text
-does not come that way. A wrong split costs little there, so the rules are few. For text in Latin, Greek or Cyrillic
-letters they know abbreviations, initials, decimals, ellipses, quotes and enumerations, with capitals or without them;
-other scripts' marks (`sentence_marks`) end a sentence wherever they are written.
+BERT's pre-training data has one sentence per line (google-research/bert, README, "Pre-training with BERT"); a wrong
+split costs little there, so the rules are few. For Latin, Greek and Cyrillic text they handle abbreviations, initials,
+decimals, ellipses, quotes and enumerations, with or without capitals; marks of other scripts (`sentence_marks`) always
+end a sentence.
 """
 
 import re
@@ -50,7 +50,7 @@ _OTHER = (
 )
 _BOUNDARY = re.compile(_LATIN)
 _ANY_BOUNDARY = re.compile(
-    rf"{_LATIN}|(?:{_OTHER})(?:\s?\d{{1,4}}\s?\u0965)?"  # verse numbers have a danda before and behind them
+    rf"{_LATIN}|(?:{_OTHER})(?:\s?\d{{1,4}}\s?\u0965)?"  # verse numbers have a danda on both sides
     rf"(?P<after>[{_QUOTES}{_BRACKETS}\u300d\u300f\u300b\u3011\uff09\uff3d]*)(?=\s*(?P<then>\S))"
 )
 _CANDIDATE = re.compile(rf"[.!?\u2026:;\u1361{SENTENCE_END_MARKS}]")
@@ -153,7 +153,7 @@ def _mark_ends(match: re.Match[str]) -> bool:
 
 
 def _with_closing(block: str, start: int, match: re.Match[str]) -> int:
-    """Where the sentence ends: behind closing quotes and brackets that spaces separate from the terminator."""
+    """The end of the sentence, after closing quotes and brackets that spaces separate from the terminator."""
     found = _CLOSE.match(block, match.end())
     if found is None or ('"' in found[0] and block.count('"', start, match.end()) % 2 == 0):
         return match.end()
@@ -164,7 +164,7 @@ def _ends_sentence(block: str, start: int, match: re.Match[str], lower: bool) ->
     if match["next"].islower() and not lower:
         return False
     if " " in match["open"] and block[match.start() - 1 : match.start()] != " ":
-        return False  # only tokenised text has spaces behind an opening quote
+        return False  # only tokenized text has spaces after an opening quote
     if match["end"] != ".":
         return True  # "What?", "Stop!" and "And then..." end a sentence before a capital
     if match.start() - start < 8 and not match["close"] and _ENUMERATOR.match(block[start : match.start()].rstrip()):

@@ -89,7 +89,7 @@ def _official(content: dict[str, Any], file: str) -> Iterator[Example]:
 
 
 def _example(record: dict[str, Any], before: str, place: str) -> Example:
-    """A question with everything about it checked. Errors begin with `before` and, until the id is known, `place`."""
+    """A checked question. Errors begin with `before` and, until the id is known, `place`."""
     identity = _get(record, "id", (str, int), f"{before}{place}".removesuffix(": "))
     where = f"{before}question '{_brief(identity)}'"
     context = _get(record, "context", str, where)
@@ -110,8 +110,7 @@ def _example(record: dict[str, Any], before: str, place: str) -> Example:
 
 
 def _pairs(record: dict[str, Any], where: str) -> list[tuple[Any, Any]]:
-    """(text, answer_start) pairs out of a list of objects (official), an object of lists (`datasets`, TFDS) or an
-    object with one text and one number."""
+    """(text, answer_start) pairs of a list of objects (official), an object of lists (`datasets`, TFDS) or one object."""
     answers = record.get("answers")
     if isinstance(answers, dict):
         texts, starts = (_get(answers, key, None, f"{where}: answers") for key in ("text", "answer_start"))
@@ -147,7 +146,7 @@ def _answer(text: Any, start: Any, context: str, where: str) -> tuple[str, int]:
 
 
 def _brief(value: Any) -> Any:
-    """A value as part of one line."""
+    """A value for a message."""
     if isinstance(value, float):
         return value
     if isinstance(value, int):

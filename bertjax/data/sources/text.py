@@ -58,9 +58,7 @@ def stream_texts(source: Any, base: Path) -> Iterator[str]:
 
 
 def no_text_error(source: Any) -> UserError:
-    return UserError(
-        f"{record_of(source).describe(source)}: holds no text at all; check the files and the text_field"
-    )
+    return UserError(f"{record_of(source).describe(source)}: holds no text at all; check the files and the text_field")
 
 
 def _require_documents(stream: Iterator[T], source: Any) -> Iterator[T]:

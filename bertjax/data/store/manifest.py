@@ -1,4 +1,4 @@
-"""What a store says of itself: `manifest.json`, with the count, size and sha256 of every shard and its own digest."""
+"""Reads and writes `manifest.json` of a store: count, size and sha256 of every shard, and a digest of itself."""
 
 import hashlib
 import json

@@ -1,8 +1,8 @@
-"""Prepared rows on disk: ArrayRecord shards and a manifest that says what they must hold.
+"""Reads prepared rows: ArrayRecord shards and a manifest with their counts, sizes and hashes.
 
-A store is a folder, here or in an object store. Each record is one fixed-length row (the bytes of a structured numpy
-scalar), so any row can be read in O(1). ArrayRecord catches flipped bits by itself, but a truncated file opens as an
-empty one without an error: the manifest's counts and sizes are compared when a store is opened. `store_writer` writes.
+A store is a folder, local or in an object store. Each record is one fixed-length row (the bytes of a structured numpy
+scalar), so any row can be read in O(1). ArrayRecord detects flipped bits, but opens a truncated file as an empty one
+without an error, so counts and sizes are compared with the manifest when a store is opened.
 """
 
 from collections.abc import Sequence
@@ -19,15 +19,14 @@ from bertjax.storage import remote, staging
 from bertjax.storage.remote import DamagedError
 
 MAX_OPEN_READERS = 256  # file handles a store holds at most
-# Rows are read at random, so ArrayRecord's read-ahead and its thread pool would only fetch what nobody asked for.
+# Rows are read at random, so ArrayRecord's read-ahead and thread pool would fetch rows that are not needed.
 READ_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
 
 
 class Store:
     """Random access to the rows of a finished store.
 
-    The shards of a remote store are copied to this machine before a row is read (`fetch`): batches are drawn from all
-    of them at once, and ArrayRecord reads files.
+    The shards of a remote store are copied to this machine before the first row is read (`fetch`).
 
     Raises:
         UserError: the folder is not a store, or was made by another format.
@@ -63,7 +62,7 @@ class Store:
 
     @property
     def num_bytes(self) -> int:
-        """Of all shards."""
+        """Total size of all shards."""
         return sum(shard["bytes"] for shard in self.shards)
 
     def rows(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
@@ -85,7 +84,7 @@ class Store:
         return rows
 
     def verify(self, workers: int = 1) -> None:
-        """Reads every shard again where it lies and compares its sha256; StorageError naming the first that differs."""
+        """Compare the sha256 of every stored shard with the manifest; StorageError names the first that differs."""
         with ThreadPoolExecutor(workers) as pool:
             found = pool.map(self._hash, range(len(self.shards)))
             for index, digest in enumerate(found):
@@ -100,7 +99,7 @@ class Store:
             raise self._damaged(index, f"cannot be read ({error.strerror})") from error
 
     def fetch(self) -> None:
-        """Copies what is remote to this machine, once; StorageError when it is damaged or does not fit."""
+        """Copy remote shards to this machine, once; StorageError when one is damaged or the disk is too small."""
         with self._fetch_lock:
             if self._is_local:
                 return
@@ -119,7 +118,7 @@ class Store:
             raise self._damaged(index, f"cannot be opened ({first_line(error)})") from error
 
     def _check(self) -> None:
-        """Compares sizes, and counts where the files are at hand."""
+        """Compare sizes and, of local files, counts with the manifest."""
         sizes = (
             map(remote.file_size, self._files) if self._is_local else remote.map_threaded(remote.file_size, self._files)
         )

@@ -1,7 +1,4 @@
-"""Unpacked rows for each kind of preprocessing, as jobs for `shards.write_shards`, and the packing of such rows.
-
-Every function named `*_blocks` is pure: the rows depend on its arguments only. Row fields: see `row_dtype`.
-"""
+"""The numpy types of prepared rows, unpacked and packed."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Writing a store: shard after shard, then the manifest, which makes a store of them."""
+"""Writes a store: shard after shard, then the manifest, which completes it."""
 
 import os
 import secrets
@@ -31,7 +31,7 @@ def write_shard(path: Path, blocks: Iterable[np.ndarray]) -> int:
     # One record in a chunk makes random reads cheap; a pool of threads would hold many chunks in memory.
     with _writing(path):
         writer = ArrayRecordWriter(str(path), "group_size:1,max_parallelism:1")
-    for block in blocks:  # outside _writing: an error in making rows is not one of the disk
+    for block in blocks:  # outside _writing: an error in making rows is not a disk error
         data = memoryview(np.ascontiguousarray(block).view(np.uint8).data) if len(block) else b""
         with _writing(path):
             for start in range(0, len(data), block.dtype.itemsize):
@@ -44,16 +44,15 @@ def write_shard(path: Path, blocks: Iterable[np.ndarray]) -> int:
 
 
 class StoreWriter:
-    """Writes a store into a temporary folder beside `folder`; `close()` puts it in place in one rename.
+    """Writes a store into a temporary folder next to `folder`; `close()` renames it.
 
-    `write` streams rows into shards. Jobs may instead put shards into `.temporary` themselves and hand their entries to
-    `add_shard` in order; the two ways do not mix. As a context manager it closes on success and leaves nothing behind on an
-    error.
+    `write` streams rows into shards. Alternatively, jobs put shards into `.temporary` and pass their entries to
+    `add_shard` in order. A context manager: it closes on success and removes its own files on an error.
 
     Args:
-        temporary: where the shards lie until then, on the same disk, instead of a folder of this writer's own: it is
-            then kept when there is an error. Equal to `folder`, nothing is renamed: the manifest, written last, is
-            what makes it a store. So it is in object stores, which know no renaming.
+        temporary: a folder on the same disk for the shards, which is kept on an error, in place of the writer's own.
+            If it equals `folder`, nothing is renamed and the manifest, written last, completes the store; object
+            stores, which cannot rename, need this.
     """
 
     def __init__(
@@ -81,7 +80,7 @@ class StoreWriter:
         self._kept = temporary is not None
         if temporary is None:
             _remove_stale(self.folder)
-            # A name nobody else has: two preparers of one fingerprint never write into each other's files.
+            # A unique name: two processes that prepare the same data never write into each other's files.
             temporary = self.folder.parent / f".{self.folder.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
         self.temporary = temporary
         if remote.is_remote(temporary):
@@ -103,11 +102,11 @@ class StoreWriter:
                 self._flush()
 
     def add_shard(self, entry: dict[str, Any]) -> None:
-        """Records a shard that lies in `.temporary` already: {file, records, bytes, sha256}."""
+        """Record a shard that is already in `.temporary`: {file, records, bytes, sha256}."""
         self._shards.append(entry)
 
     def close(self) -> None:
-        """Writes the manifest and puts the folder in place."""
+        """Write the manifest and rename the folder."""
         if self._pending_rows:
             self._flush()
         data = to_bytes(self._about, self.dtype, self._shards, self.meta)
@@ -125,7 +124,7 @@ class StoreWriter:
             raise StorageError(f"{self.folder}: could not be written ({first_line(error)}); check the disk") from error
 
     def abort(self) -> None:
-        """Removes what was written into a folder of this writer's own."""
+        """Remove the writer's own temporary folder."""
         if not self._kept:
             shutil.rmtree(self.temporary, ignore_errors=True)
 
@@ -182,7 +181,7 @@ def _writing(path: Path) -> Iterator[None]:
 
 
 def _remove_stale(folder: Path) -> None:
-    """Temporary folders of preparers that died long ago."""
+    """Remove temporary folders of processes that died long ago."""
     for path in folder.parent.glob(f".{folder.name}.*.tmp"):
         try:
             if time.time() - path.stat().st_mtime > STALE_SECONDS:

@@ -1,8 +1,7 @@
-"""Real English that every machine has: the documentation inside the Python standard library.
+"""Reads the documentation inside the Python standard library: English text that every machine has.
 
-Nothing is downloaded: docstrings and the language reference (`pydoc_data.topics`) are read from the library of the
-Python that runs. The text therefore differs a little between Python versions, and is the same on every machine that has
-the same one. A module belongs to `heldout` or `train` by a hash of its name.
+Nothing is downloaded: docstrings and the language reference (`pydoc_data.topics`) come from the running Python, so the
+text depends on the Python version only. A hash of its name puts a module into `heldout` or `train`.
 """
 
 import ast
@@ -23,9 +22,9 @@ HELDOUT_PERCENT = 15
 
 
 def documents(split: str) -> Iterator[tuple[str, list[str]]]:
-    """(module name, sentences) for every module with something to say, then the topics of the language reference.
+    """(name, sentences) of every documented module, then of the topics of the language reference.
 
-    `split` is train, heldout or all. Sentences are whole and in reading order.
+    `split` is train, heldout or all.
     """
     for name, opening, entries in _modules(stdlib_root()):
         sentences = [*opening, *_body(entries)]
@@ -37,9 +36,9 @@ def documents(split: str) -> Iterator[tuple[str, list[str]]]:
 
 
 def squad(split: str) -> dict[str, Any]:
-    """Questions on the same text in the form of SQuAD v1.1; `split` is train or heldout, which share no module.
+    """Questions on the same text in SQuAD v1.1 format; `split` is train or heldout, which share no module.
 
-    A question of `heldout` whose words occur in `train` too (a method documented alike in two modules) is left out.
+    Questions of `heldout` that are also in `train` (a method documented in the same words twice) are left out.
     """
     training = [(name, entries) for name, _, entries in _modules(stdlib_root()) if _in_split(name, "train")]
     if split == "train":
@@ -63,7 +62,7 @@ def _in_split(module: str, split: str) -> bool:
 
 
 def _body(entries: list[Entry]) -> Iterator[str]:
-    """What the entries say of themselves, and what their signatures and bodies say."""
+    """Sentences from the docstrings, signatures and bodies of the entries."""
     for entry in entries:
         if entry.lead:
             yield entry.opening()

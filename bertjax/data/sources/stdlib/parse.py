@@ -1,7 +1,7 @@
-"""What the Python standard library on this machine says about itself, read with `ast`; no module is imported.
+"""Parses the Python standard library with `ast`, without importing a module.
 
 Each documented function, method, property, class and literal constant becomes an `Entry`: its facts in English
-sentences. `stdlib_docs` strings entries together into documents, `stdlib_qa` asks questions about them.
+sentences. `docs` makes documents of them, `qa` questions.
 """
 
 import ast

@@ -1,8 +1,7 @@
-"""Questions in SQuAD form, made by rule from the standard library's documentation.
+"""Makes questions in SQuAD format from the standard library's documentation, by rules.
 
-A context strings together entries of a few modules. It holds each sort of fact at most once (one thing that is
-returned, one base class, one default value ...), so question and context together say which fact is wanted; that much
-reading a small model learns in a minute. Telling apart two facts of one sort by name it does not learn in that time.
+A context joins entries of a few modules and holds each kind of fact at most once (one returned thing, one base class,
+one default value ...), so that a small model learns within a minute to find the fact that a question asks for.
 """
 
 import hashlib
@@ -13,7 +12,7 @@ from bertjax.data.sources.stdlib.parse import Entry
 
 CONTEXT_WORDS = (28, 60)
 ANSWER_WORDS = 9
-GROUPINGS = 4  # a question is asked in as many contexts, so that reading pays and remembering does not
+GROUPINGS = 4  # contexts per question, so that reading helps and memorizing does not
 
 
 class Fact(NamedTuple):
