@@ -110,7 +110,7 @@ def _example(record: dict[str, Any], before: str, place: str) -> Example:
 
 
 def _pairs(record: dict[str, Any], where: str) -> list[tuple[Any, Any]]:
-    """(text, answer_start) pairs of a list of objects (official), an object of lists (`datasets`, TFDS) or one object."""
+    """(text, answer_start) of a list of objects (official), an object of lists (`datasets`, TFDS) or one object."""
     answers = record.get("answers")
     if isinstance(answers, dict):
         texts, starts = (_get(answers, key, None, f"{where}: answers") for key in ("text", "answer_start"))

@@ -1,4 +1,4 @@
-"""What the JSON state of a `tokenizers.Tokenizer` says: case, word starts, pieces by id, and how two of them differ."""
+"""Reads the JSON state of a `tokenizers.Tokenizer`: case, word starts, pieces by id, and how two states differ."""
 
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -7,8 +7,19 @@ from typing import Any
 import numpy as np
 import tokenizers
 
+from bertjax.errors import UserError
+
 _INSIDE = {"normalizer": "normalizers", "pre_tokenizer": "pretokenizers", "decoder": "decoders"}
 _WORD_STARTS = {"Metaspace": "▁", "ByteLevel": "Ġ"}  # pre-tokenizer: the mark of a piece that begins a word
+
+
+def parse_backend(text: str, where: str) -> tokenizers.Tokenizer:
+    """The tokenizer of a tokenizer.json. Raises UserError."""
+    try:
+        return tokenizers.Tokenizer.from_str(text)
+    except Exception as error:  # noqa: BLE001  (the library raises bare Exception)
+        reason = " ".join(str(error).split())[:120]
+        raise UserError(f"{where}: the tokenizers library cannot read it ({reason}); export it again") from None
 
 
 def tokenizer_state(backend: tokenizers.Tokenizer) -> dict[str, Any]:
@@ -67,7 +78,7 @@ def missing_ids(vocab: Mapping[str, int]) -> list[int]:
 
 
 def describe_unused_ids(vocab: Mapping[str, int]) -> list[str]:
-    """In words, the ids that no text gives."""
+    """Notes on ids that no text can produce."""
     missing, found = missing_ids(vocab), []
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
@@ -80,8 +91,9 @@ def describe_unused_ids(vocab: Mapping[str, int]) -> list[str]:
 
 
 def continuation_mask(state: Mapping[str, Any], listed: Sequence[str]) -> np.ndarray | None:
-    """bool [V]: the pieces that continue a word, as the model's prefix or the pre-tokenizer's mark of a word's start
-    says; None where a piece alone does not tell (end-of-word suffixes, word starts without a mark).
+    """bool [V]: the pieces that continue a word, by the model's prefix or the pre-tokenizer's mark of word starts.
+
+    None where a piece does not show it (end-of-word suffixes, word starts without a mark).
     """
     model, added = state["model"], {token["content"] for token in state.get("added_tokens") or []}
     kind = model.get("type", "WordPiece" if "max_input_chars_per_word" in model else None)
@@ -103,10 +115,10 @@ def continuation_mask(state: Mapping[str, Any], listed: Sequence[str]) -> np.nda
 
 
 def behavior(state: Mapping[str, Any], listed: Sequence[str]) -> dict[str, Any]:
-    """What decides the ids of ordinary text, in one form: weights learnt with one behavior fit no other.
+    """What determines the ids of ordinary text, in a canonical form: weights only fit a tokenizer of equal behavior.
 
-    Left out is what adds or joins tokens around the text (post_processor, decoder), what only matters for text that
-    spells special tokens, and the length from which WordPiece gives up on a word.
+    Leaves out the post_processor, the decoder, what only matters for text that spells special tokens, and the word
+    length limit of WordPiece.
     """
     added = {token["content"] for token in state.get("added_tokens") or []}
     model = dict(state["model"])
@@ -120,9 +132,8 @@ def behavior(state: Mapping[str, Any], listed: Sequence[str]) -> dict[str, Any]:
     for step in normalizer:
         if step["type"] == "BertNormalizer" and step.get("strip_accents") is None:
             step["strip_accents"] = step.get("lowercase")  # BERT's rule
-    return {
-        "pieces": list(listed), "model": model, "normalizer": normalizer, "pre_tokenizer": pipeline_steps(state, "pre_tokenizer")
-    }  # fmt: skip
+    split = pipeline_steps(state, "pre_tokenizer")
+    return {"pieces": list(listed), "model": model, "normalizer": normalizer, "pre_tokenizer": split}
 
 
 def unigram_scores(vocab: Sequence[Any], without: Collection[str] = ()) -> list[float]:

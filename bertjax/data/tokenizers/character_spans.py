@@ -1,7 +1,7 @@
-"""Which characters of a text belong to a piece of it: whole characters and words, without the white space around them.
+"""Widens the offsets of pieces to complete characters and words, without the white space around them.
 
-A tokenizer's offsets can end inside what a reader calls one character (a letter and its accents, an emoji and its skin
-tone), because normalizers drop marks and byte-level pieces hold single bytes, and inside a word, because pieces do.
+Offsets can end inside a grapheme (a letter and its accents, an emoji and its skin tone), because normalizers drop marks
+and byte-level pieces hold single bytes, and inside a word.
 """
 
 import unicodedata
@@ -18,10 +18,10 @@ _ZERO_WIDTH_JOINER = 0x200D
 
 
 def expand_to_words(text: str, offsets: np.ndarray) -> np.ndarray:
-    """Offsets (start, stop) [T, 2] of pieces in `text`, widened to whole characters and words -> int32 [T, 2].
+    """Offsets (start, stop) [T, 2] of pieces in `text`, widened to complete characters and words -> int32 [T, 2].
 
-    White space at the ends is left out first; a piece of nothing else gets start == stop. Then an end that separates a
-    character from its marks, two letters of a script with spaces between words, or two digits is moved outwards. "er"
+    White space at the ends is removed first; a piece of white space gets start == stop. Then an end that separates a
+    character from its marks, two letters of a script with spaces between words, or two digits moves outwards. "er"
     in "New Zealander" becomes "Zealander", while "1990" in "1990s" and any part of a Chinese text stay as they are.
     Among pieces with characters, neither starts nor stops decrease from one to the next.
     """
@@ -73,7 +73,7 @@ def _kinds_of(text: str) -> np.ndarray:
 
 def _kind(char: str) -> int:
     category, code = unicodedata.category(char), ord(char)
-    joining_jamo = 0x1160 <= code <= 0x11FF  # vowels and final consonants of a Korean syllable written apart
+    joining_jamo = 0x1160 <= code <= 0x11FF  # vowels and final consonants of a decomposed Korean syllable
     emoji_modifier = 0x1F3FB <= code <= 0x1F3FF
     if category[0] == "M" or char in "\u200c\u200d" or joining_jamo or emoji_modifier:
         return _EXTEND

@@ -1,4 +1,4 @@
-"""Tokenizer files of a folder as transformers reads them: what stands beside tokenizer.json, and who wrote it."""
+"""Reads and writes the files of a tokenizer folder as transformers does: tokenizer.json and its settings."""
 
 import hashlib
 import json
@@ -20,14 +20,14 @@ _SEAL = "bertjax"  # a key of tokenizer_config.json, which transformers ignores
 
 @dataclass(frozen=True)
 class SpecialTokens:
-    """What transformers knows of a tokenizer beside its tokenizer.json.
+    """What transformers knows of a tokenizer in addition to its tokenizer.json.
 
     Attributes:
         roles: pad, unk, cls, sep, mask, bos and eos, where the tokenizer has them: {role: token}.
         others: special tokens without a role (additional_special_tokens).
-        in_text: whether a text that spells a special token makes it, as in transformers (split_special_tokens false).
-        is_native: made by bertjax, where a text never makes a special token, as in the reference. An exported folder does not
-            say so: transformers' fill-mask needs [MASK] in a text.
+        in_text: whether a text that spells a special token gives it, as in transformers (split_special_tokens false).
+        is_native: made by bertjax, where text never gives a special token, as in the reference. Exported folders do not
+            say so, because the fill-mask pipeline of transformers needs [MASK] in a text.
     """
 
     roles: dict[str, str]
@@ -37,7 +37,7 @@ class SpecialTokens:
 
     @property
     def is_t5(self) -> bool:
-        """T5 reads text that ends with eos; an encoder's rows begin with cls and part texts by sep."""
+        """Whether texts end with eos, as in T5, and are not framed by cls and sep."""
         return not {"cls", "sep"} <= self.roles.keys()
 
     def as_json(self) -> dict[str, Any]:
@@ -58,9 +58,9 @@ NATIVE_SPECIAL_TOKENS = SpecialTokens(
 
 
 def tokenizer_config(special: SpecialTokens, about: Mapping[str, Any]) -> dict[str, Any]:
-    """tokenizer_config.json beside a complete tokenizer.json: the generic class, which takes that file as it is.
+    """tokenizer_config.json for a complete tokenizer.json: the generic class, which reads that file unchanged.
 
-    Classes with a name (BertTokenizer) rebuild themselves from the vocabulary and give up on words above 100 letters.
+    Named classes (BertTokenizer) rebuild themselves from the vocabulary and reject words above 100 letters.
     """
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -75,7 +75,7 @@ def tokenizer_config(special: SpecialTokens, about: Mapping[str, Any]) -> dict[s
 
 
 def with_digest(files: Mapping[str, str], special: SpecialTokens) -> dict[str, str]:
-    """The files, {name: text}, with a digest in tokenizer_config.json by which `read_verified` knows them again."""
+    """The files, {name: text}, with a digest in tokenizer_config.json, which `read_verified` checks."""
     config = json.loads(files[CONFIG])
     config[_SEAL] = {"special_tokens": special.as_json(), "sha256": _digest(files)}
     return {**files, CONFIG: _text(config)}
@@ -119,7 +119,7 @@ def hf_folder_files(
 
 
 def write(folder: Path, files: Mapping[str, str | bytes]) -> None:
-    """Writes each file in one piece; tokenizer.json, which readers look for, comes last."""
+    """Write each file atomically; tokenizer.json, which readers look for, comes last."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in sorted(files, key=lambda name: name == JSON):
         content = files[name]
@@ -140,14 +140,14 @@ def json_object(path: Path) -> dict[str, Any]:
 
 
 def prefer_tokenizer_json(path: Path) -> Path:
-    """A vocab.txt that was written beside a tokenizer.json says nothing of case and accents: that one is read."""
+    """The tokenizer.json of the folder for a vocab.txt with the same pieces, since only it records case and accents."""
     beside = path.with_name(JSON)
     if path.name != "vocab.txt" or not path.is_file() or not beside.is_file():
         return path
     try:
         vocab = tokenizers.Tokenizer.from_str(beside.read_text(encoding="utf-8")).get_vocab(with_added_tokens=True)
         same = path.read_text(encoding="utf-8") == "".join(f"{piece}\n" for piece in backend_state.pieces(vocab))
-    except Exception:  # noqa: BLE001  (the library raises bare Exception; whoever reads the file says what is wrong)
+    except Exception:  # noqa: BLE001  (the library raises bare Exception; reading the file reports it)
         return path
     return beside if same else path
 
@@ -158,10 +158,8 @@ STATE_KEY = "transformers"  # the `type` of the JSON that a checkpoint keeps of 
 
 
 def to_state_json(state: Mapping[str, Any], special: SpecialTokens) -> str:
-    return (
-        json.dumps({"type": STATE_KEY, "special_tokens": special.as_json(), "tokenizer": state}, ensure_ascii=False)
-        + "\n"
-    )
+    kept = {"type": STATE_KEY, "special_tokens": special.as_json(), "tokenizer": state}
+    return json.dumps(kept, ensure_ascii=False) + "\n"
 
 
 def from_state_json(found: Mapping[str, Any], where: str) -> tuple[str, SpecialTokens]:

@@ -1,7 +1,6 @@
-"""Tokenizers of Hugging Face folders, loaded through transformers: its fast backend, and in words what it decided.
+"""Loads tokenizers of Hugging Face folders through transformers, which is imported only here.
 
-transformers is imported only here. What comes back is a `tokenizers.Tokenizer` and its special tokens, which is all
-that is kept; no file of the folder is run as code and nothing is fetched.
+Gives a `tokenizers.Tokenizer` and its special tokens; no code of the folder is run and nothing is downloaded.
 """
 
 import os
@@ -11,7 +10,6 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,31 +21,16 @@ from bertjax.data.tokenizers.files import ADDED, CONFIG, JSON, ROLES, SPECIAL, S
 from bertjax.errors import UserError, escape_unprintable
 
 SETTINGS_FILES = ("config.json", CONFIG, SPECIAL, ADDED)
-VOCAB_FILES = (
-    JSON,
-    "spiece.model",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-    "sentencepiece.bpe.model",
-    "tokenizer.model",
-)
+_MODELS = ("spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
+VOCAB_FILES = (JSON, "vocab.txt", "vocab.json", "merges.txt", *_MODELS)
 _TYPES = {"vocab.txt": "bert", "spiece.model": "t5"}  # transformers' tokenizer_type where nothing names a class
 _GENERIC = ("PreTrainedTokenizerFast", "TokenizersBackend")  # classes that are nothing without a tokenizer.json
 _UNKNOWN = "\U00013000"  # a letter that hardly any vocabulary holds
 _noted: set[str] = set()
 
 
-@dataclass(frozen=True)
-class HfTokenizer:
-    """The fast tokenizer that transformers built, and its special tokens."""
-
-    backend: tokenizers.Tokenizer
-    special: SpecialTokens
-
-
 def needs_transformers(path: Path) -> bool:
-    """Whether something beside a vocabulary says how transformers reads it. `path`: a vocabulary file or a folder."""
+    """Whether settings say how transformers reads the vocabulary in `path`, a file or a folder."""
     folder = path if path.is_dir() else path.parent
     if any((folder / name).is_file() for name in (SPECIAL, ADDED)):
         return True
@@ -59,25 +42,21 @@ def needs_transformers(path: Path) -> bool:
     except UserError:
         if path.is_dir():
             raise
-        return False  # a file called config.json that has nothing to do with the one named
+        return False  # a config.json that does not belong to the file
 
 
 def _class_named(folder: Path) -> str | None:
     """The tokenizer class or the model type that the folder's settings name."""
-    config = json_object(folder / "config.json")
-    names = (
-        json_object(folder / CONFIG).get("tokenizer_class"),
-        config.get("tokenizer_class"),
-        config.get("model_type"),
-    )
+    config, declared = json_object(folder / "config.json"), json_object(folder / CONFIG)
+    names = (declared.get("tokenizer_class"), config.get("tokenizer_class"), config.get("model_type"))
     return next((name for name in names if isinstance(name, str) and name), None)
 
 
-def load(path: Path, options: Mapping[str, Any]) -> HfTokenizer:
+def load(path: Path, options: Mapping[str, Any]) -> tuple[tokenizers.Tokenizer, SpecialTokens]:
     """The tokenizer that transformers' AutoTokenizer makes of a folder, or of one vocabulary file and its settings.
 
-    `options` are keyword arguments of the class that hold where the settings say nothing. What transformers decides
-    between files that disagree is written to stderr. Raises UserError in one line.
+    `options`: keyword arguments of the class, for what the settings leave open. Differences between files are noted on
+    stderr. Raises UserError.
     """
     folder = path if path.is_dir() else path.parent
     _reject_custom_code(folder)
@@ -104,11 +83,11 @@ def load(path: Path, options: Mapping[str, Any]) -> HfTokenizer:
         for note in _notes(at, type(found).__name__, backend, special):
             note_once(path, note)
     row_template.set_template(backend, special)
-    return HfTokenizer(backend, special)
+    return backend, special
 
 
 def _isolated_folder(path: Path, scratch: Path) -> Path:
-    """A folder with one vocabulary file under the name that transformers looks for, and the settings beside it."""
+    """A folder with one vocabulary file under the name that transformers looks for, and its settings."""
     name = {".model": "spiece.model", ".json": JSON}.get(path.suffix, "vocab.txt")
     shutil.copyfile(path, scratch / name)
     for setting in SETTINGS_FILES:
@@ -122,7 +101,7 @@ def _reject_custom_code(folder: Path) -> None:
         if json_object(folder / name).get("auto_map"):
             raise UserError(
                 f"{folder / name}: auto_map: the tokenizer is defined by code of its own, which is never run here; "
-                "load it where it is trusted and save its tokenizer.json alone"
+                "load it where it is trusted and save only its tokenizer.json"
             )
 
 
@@ -151,7 +130,7 @@ def _from_pretrained(path: Path, at: Path, options: Mapping[str, Any]) -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps transformers' log lines and warnings off the terminal, and the network out of reach."""
+    """Silence the log lines and warnings of transformers."""
     kept = {name: os.environ.get(name) for name in ("TRANSFORMERS_VERBOSITY", "TRANSFORMERS_NO_ADVISORY_WARNINGS")}
     os.environ.update(TRANSFORMERS_VERBOSITY="critical", TRANSFORMERS_NO_ADVISORY_WARNINGS="1")
     try:
@@ -171,7 +150,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _reject_placeholder_vocab(found: Any, path: Path, at: Path) -> None:
-    """Without its file a class of transformers 5 makes up a vocabulary of a few special tokens."""
+    """Raise UserError without vocabulary files: classes of transformers 5 then invent a few special tokens."""
     names = dict.fromkeys([*found.vocab_files_names.values(), JSON])
     read = getattr(found, "vocab_file", None)
     if not any((at / name).is_file() for name in names) and not (read and Path(read).is_file()):
@@ -221,14 +200,14 @@ def _notes(at: Path, kind: str, backend: tokenizers.Tokenizer, special: SpecialT
     base = backend.get_vocab_size(with_added_tokens=False)
     late = [f"{t} ({vocab[t]})" for t in special.roles.values() if vocab[t] >= base and not (at / JSON).is_file()]
     if late:
-        notes.append(f"the vocabulary lacks {', '.join(late)}: transformers gives them ids behind it")
+        notes.append(f"the vocabulary lacks {', '.join(late)}: transformers appends them to it")
     notes += backend_state.describe_unused_ids(vocab)
     notes.append(row_template.template_difference(backend, special))
     return [note for note in notes if note]
 
 
 def _diff_with_json(at: Path, kind: str, state: Mapping[str, Any]) -> str:
-    """Where the outcome differs from tokenizer.json: classes with a name rebuild it from tokenizer_config.json."""
+    """How the result differs from tokenizer.json: named classes rebuild it from tokenizer_config.json."""
     if not (at / JSON).is_file():
         return ""
     written = backend_state.tokenizer_state(tokenizers.Tokenizer.from_file(str(at / JSON)))
@@ -262,7 +241,7 @@ def note_once(path: Path, note: str) -> None:
 
 
 def note_unused_options(config: WordPieceConfig | SentencePieceConfig, found: Any, path: Path) -> None:
-    """Options that were set and do not hold, because the files say otherwise."""
+    """Note options that were set but differ from the files, which take precedence."""
     if isinstance(config, SentencePieceConfig):
         pairs = {"extra_ids": (config.extra_ids, found.extra_ids)}
     else:

@@ -1,8 +1,7 @@
-"""Tokenizers: WordPiece trained here, the files of other tools, and whatever transformers makes of a folder.
+"""Loads tokenizers of every kind, and trains those of a configuration without a file; no network is needed.
 
-The Rust library `tokenizers` does the work; transformers is imported only for a folder whose settings need it
-(`foreign_tokenizers`), and nothing needs a network. `load`, `from_json` and `from_file` give SentencePiece tokenizers
-too (`sentencepieces`, `unigram_tokenizer`).
+`load`, `from_json` and `from_file` give a `Tokenizer` for encoders or a SentencePiece tokenizer for T5 (`sentencepiece`,
+`unigram`). transformers is imported only for folders whose settings need it (`huggingface`).
 """
 
 import hashlib
@@ -39,13 +38,12 @@ from bertjax.storage.files import resolve_path
 
 
 class Tokenizer:
-    """A tokenizer of an encoder with [CLS] and [SEP], and what the data pipeline asks of it.
+    """A tokenizer for encoders, with [CLS] and [SEP].
 
-    `pieces` lists the pieces by id, `is_continuation [V]` (bool) marks the pieces that continue a word (none where a
-    piece alone does not tell: `marks_words` is false), `sha256` identifies the tokenizer. `mask_id` and `unk_id` are
-    None where there is none.
-    Text never makes a special token of a WordPiece tokenizer of ours: "[MASK]" in a text is five characters in
-    brackets, as in the reference. In one that transformers loaded it is the mask, as it is there.
+    `pieces` lists the pieces by id, `is_continuation [V]` (bool) marks the pieces that continue a word (none if
+    `marks_words` is false), `sha256` identifies the tokenizer. `mask_id` and `unk_id` may be None.
+    In native WordPiece tokenizers text never gives a special token: "[MASK]" is six characters, as in the reference. In
+    those loaded by transformers it is the mask, as there.
     """
 
     kind = "wordpiece"  # of the configuration's tokenizer sections
@@ -80,7 +78,7 @@ class Tokenizer:
 
     @property
     def behavior(self) -> dict[str, Any]:
-        """What has to be equal for weights to fit."""
+        """What has to be equal for weights to fit (`backend_state.behavior`)."""
         return backend_state.behavior(backend_state.tokenizer_state(self.backend), self.pieces)
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
@@ -89,10 +87,10 @@ class Tokenizer:
 
     @property
     def space_between(self) -> str:
-        """What has to be put in front of a text for the pieces that it has behind another one: a space where that is
-        part of a word's first piece and not added by itself (byte-level BPE without add_prefix_space)."""
-        alone, behind, together = self.encode_batch(["a", " a", "a a"])
-        return " " if together != alone * 2 and together == alone + behind else ""
+        """What to prepend to a text for the pieces that it has after another word: a space if word-initial pieces contain
+        one that is not added automatically (byte-level BPE without add_prefix_space)."""
+        first, later, both = self.encode_batch(["a", " a", "a a"])
+        return " " if both != first * 2 and both == first + later else ""
 
     def encode_batch_offsets(self, texts: list[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
         """(piece ids, offsets) of each text, without special tokens; an offset is (start, stop) in characters of it."""
@@ -115,9 +113,7 @@ class Tokenizer:
         return hf_folder_files(text, self.special, {**(about or {}), **said}, self.pieces if plain else ())
 
     def save(self, folder: Path) -> None:
-        """Writes the files into `folder`, each in one piece: vocab.txt and tokenizer.json, and beside a tokenizer that
-        transformers loaded what says which its special tokens are.
-        """
+        """Write vocab.txt and tokenizer.json atomically, and the settings of a tokenizer loaded by transformers."""
         files = self.files()
         write(folder, {n: files[n] for n in ("vocab.txt", JSON)} if self.special.is_native else files)
 
@@ -148,10 +144,10 @@ def load(
     cache: Path,
     fingerprint: str | None = None,
 ) -> AnyTokenizer:
-    """The tokenizer of a config: read from `config.path`, else trained on the documents (lists of sentences) given.
+    """The tokenizer of a config: read from `config.path`, or trained on the given documents (lists of sentences).
 
-    A trained one is kept under `cache`, keyed by the options and the text: by `fingerprint` where the caller knows one
-    (`sources.fingerprint`), else by a hash of the documents. `config.vocab_size` goes before `vocab_size`.
+    A trained one is kept under `cache`, keyed by the options and the `fingerprint` of the text, by default a hash of the
+    documents. `config.vocab_size` takes precedence over `vocab_size`.
     """
     if config.path is not None:
         path = staging.fetch_small_files(
@@ -187,7 +183,7 @@ def load(
 
 
 def from_json(text: str, where: str) -> AnyTokenizer:
-    """The tokenizer that the `json` of a tokenizer describes, of any kind; `where` is named in errors."""
+    """The tokenizer of any kind whose `json` attribute is `text`; `where` is named in errors."""
     try:
         state = json.loads(text)
         if isinstance(state, dict) and state.get("type") == "sentencepiece":
@@ -203,29 +199,24 @@ def from_json(text: str, where: str) -> AnyTokenizer:
 
 def _build(text: str, special: SpecialTokens, where: str) -> AnyTokenizer:
     kind: Any = UnigramTokenizer if special.is_t5 else Tokenizer
-    return kind(_backend(text, where), where, special)
+    return kind(backend_state.parse_backend(text, where), where, special)
 
 
-def _backend(text: str, where: str) -> tokenizers.Tokenizer:
-    try:
-        return tokenizers.Tokenizer.from_str(text)
-    except Exception as error:  # noqa: BLE001  (the library raises bare Exception)
-        reason = " ".join(str(error).split())[:120]
-        raise UserError(f"{where}: the tokenizers library cannot read it ({reason}); export it again") from None
-
-
-FILES = ("spiece.model", "tokenizer.json", "vocab.txt")  # what a folder may hold, the first found is read
-_DEFAULTS: dict[str, Any] = {  # of transformers' classes too
-    "lowercase": True, "strip_accents": None, "tokenize_chinese_chars": True, "extra_ids": tokenizers_sentencepiece.EXTRA_IDS,
-}  # fmt: skip
+FILES = ("spiece.model", "tokenizer.json", "vocab.txt")  # of a folder, the first that exists is read
+_DEFAULTS: dict[str, Any] = {
+    "lowercase": True,
+    "strip_accents": None,
+    "tokenize_chinese_chars": True,
+}  # transformers' too
+_DEFAULTS["extra_ids"] = tokenizers_sentencepiece.EXTRA_IDS
 
 
 def from_file(path: Path, **options: Any) -> AnyTokenizer:
     """A tokenizer from *.model (SentencePiece), tokenizer.json, vocab.txt, or a folder with one of them.
 
-    Options: `lowercase`, `strip_accents` and `tokenize_chinese_chars` for a vocab.txt, `extra_ids` for a *.model; they
-    hold where the files say nothing. Where settings stand beside the vocabulary (config.json, tokenizer_config.json,
-    special_tokens_map.json, added_tokens.json) it becomes what transformers makes of it. Raises UserError.
+    Options: `lowercase`, `strip_accents` and `tokenize_chinese_chars` for a vocab.txt, `extra_ids` for a *.model, as far
+    as the files leave them open. With settings in the folder (config.json, tokenizer_config.json,
+    special_tokens_map.json, added_tokens.json), transformers loads it. Raises UserError.
     """
     path, options = Path(path), _DEFAULTS | options
     if not path.exists():
@@ -238,8 +229,8 @@ def from_file(path: Path, **options: Any) -> AnyTokenizer:
     if huggingface.needs_transformers(path):
         names = {"lowercase": "do_lower_case"}
         given = {names.get(name, name): x for name, x in options.items() if x != _DEFAULTS[name]}
-        loaded = huggingface.load(path, given)
-        return _build(loaded.backend.to_str(), loaded.special, str(path))
+        backend, special = huggingface.load(path, given)
+        return _build(backend.to_str(), special, str(path))
     if path.is_dir():
         present = [path / name for name in FILES if (path / name).is_file()]
         if not present:
@@ -251,7 +242,7 @@ def from_file(path: Path, **options: Any) -> AnyTokenizer:
 
 
 def _load_native(path: Path) -> AnyTokenizer | None:
-    """The tokenizer of a folder that bertjax wrote and nobody changed: what it was there, without transformers."""
+    """The tokenizer of a folder that bertjax wrote and that is unchanged, without transformers."""
     folder = path if path.is_dir() else path.parent
     if path.is_dir() or path.name == JSON:
         special = read_verified(folder)
@@ -302,5 +293,5 @@ def _from_json(path: Path, text: str) -> AnyTokenizer:
         return tokenizers_sentencepiece.from_unigram(state, str(path))
     if kind != "WordPiece":
         said = f"a {kind} tokenizer" if kind else "no tokenizer.json of the tokenizers library"
-        raise UserError(f"{path}: is {said}; without settings beside it bertjax reads WordPiece and Unigram")
-    return Tokenizer(_backend(text, str(path)), str(path))
+        raise UserError(f"{path}: is {said}; without settings in its folder bertjax reads WordPiece and Unigram")
+    return Tokenizer(backend_state.parse_backend(text, str(path)), str(path))

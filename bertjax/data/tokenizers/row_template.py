@@ -1,7 +1,7 @@
-"""The template of a tokenizer: which special tokens go around one text and two.
+"""Sets the template of a tokenizer: the special tokens around one text and two.
 
-Rows get those of BERT and of T5, whatever the template of the folder that a tokenizer comes from. So does the tokenizer
-that is kept and exported: in transformers an exported model then reads what it was trained on.
+Rows always have those of BERT or T5, whatever the template of the original folder. Exported tokenizers get the same, so
+that in transformers an exported model reads what it was trained on.
 """
 
 import tokenizers
@@ -11,11 +11,11 @@ from bertjax.data.tokenizers.files import SpecialTokens
 
 
 def template_difference(backend: tokenizers.Tokenizer, special: SpecialTokens) -> str:
-    """In words, how a foreign tokenizer writes texts otherwise than bertjax's rows; "" where it does not."""
+    """A note on how a tokenizer's template differs from bertjax's rows; "" if it does not."""
     if _is_standard(backend, special):
         return ""
     if special.is_t5:
-        return "transformers does not put eos behind a text; bertjax does, and so do its exports"
+        return "transformers does not append eos to a text; bertjax and its exports do"
     written = " ".join(backend.encode("a", "b").tokens[:12])
     return f"transformers writes two texts as {written}; bertjax and its exports as [CLS] a [SEP] b [SEP]"
 
@@ -31,7 +31,7 @@ def _is_standard(backend: tokenizers.Tokenizer, special: SpecialTokens) -> bool:
 
 
 def set_template(backend: tokenizers.Tokenizer, special: SpecialTokens) -> None:
-    """Makes the template that of bertjax's rows."""
+    """Set the template of bertjax's rows."""
     if _is_standard(backend, special):
         return
     if special.is_t5:

@@ -1,7 +1,7 @@
-"""SentencePiece as T5 uses it: a unigram model and the sentinels behind its pieces.
+"""SentencePiece as T5 uses it: a unigram model with the sentinels after its pieces.
 
-The library `sentencepiece` does the work, for a spiece.model and for a tokenizer.json alike (`unigram_json` rewrites
-the latter), so that the ids are those T5 was trained with whatever file they come from.
+The library `sentencepiece` runs both a spiece.model and a tokenizer.json (converted by `unigram_json`), so that the ids
+are always those that T5 was trained with.
 """
 
 import base64
@@ -19,15 +19,15 @@ from typing import Any
 import sentencepiece
 
 from bertjax.data.tokenizers import backend_state, spm_proto, unigram_json
-from bertjax.data.tokenizers.files import ADDED, CONFIG, JSON, SPECIAL, write
+from bertjax.data.tokenizers.files import ADDED, CONFIG, JSON, SPECIAL, json_object, write
 from bertjax.errors import UserError
 
 VERSION = 2  # of the training recipe, part of the cache key
-EXTRA_IDS = 100  # T5's; what a spiece.model is taken to have where nothing beside it says otherwise
+EXTRA_IDS = 100  # T5's, and the default of a spiece.model without settings
 MODEL_FILE = "spiece.model"
 METASPACE = "▁"
 ASCII = "".join(map(chr, range(33, 127)))
-MIN_VOCAB_FOR_ASCII = 1000  # pieces of a vocabulary in which all of ASCII takes no place that matters
+MIN_VOCAB_FOR_ASCII = 1000  # of a vocabulary in which all of ASCII is a small part
 _SENTINEL = re.compile(rf"{METASPACE}?<extra_id_(\d+)>")
 
 
@@ -36,10 +36,9 @@ class SentencePieceTokenizer:
 
     `vocab_size` and `pieces` count the sentinels: with T5's 32000 pieces <extra_id_0> is 32099. Ids are the model's
     own. Padding is always 0 (seqio's PAD_ID): a model without <pad> shares it with the unknown or control piece there.
-    Text is read as seqio.SentencePieceVocabulary reads it, which appends the sentinels to the model as user-defined
-    pieces "▁<extra_id_N>": "<extra_id_0>" at the start of a word is the sentinel, in training, evaluation and
-    prediction alike, and what follows it without a space has no word start; inside a word it is characters, and "</s>"
-    always is. (In transformers both become the special tokens anywhere.)
+    Text is read as by seqio.SentencePieceVocabulary, which appends the sentinels to the model as user-defined pieces
+    "▁<extra_id_N>": "<extra_id_0>" at the start of a word is the sentinel, and text that follows without a space has no
+    word start; inside a word it is characters, as "</s>" always is. (transformers makes special tokens of both.)
     """
 
     kind = "sentencepiece"
@@ -68,7 +67,7 @@ class SentencePieceTokenizer:
         if self.eos_id < 0:
             raise UserError(f"{where}: the model has no </s>; T5 ends every text with it: train it with an eos_id")
         if len(set(self.pieces)) != self.vocab_size:
-            raise UserError(f"{where}: pieces stand in the model twice; export it again")
+            raise UserError(f"{where}: the model has duplicate pieces; export it again")
         if self._processor.pad_id() > 0 or parsed.pieces[0].kind not in (spm_proto.CONTROL, spm_proto.UNKNOWN):
             raise UserError(
                 f"{where}: id 0 is the piece {self.pieces[0]!a:.40}; T5 pads with 0 and starts decoding with it: train "
@@ -92,7 +91,7 @@ class SentencePieceTokenizer:
         return self._processor.encode(list(texts), num_threads=threads) if texts else []
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text; padding and </s> are left out, a sentinel is a word <extra_id_N> of its own, as seqio renders it.
+        """Text without padding and </s>; a sentinel is a separate word <extra_id_N>, as in seqio.
 
         Ids past the vocabulary (a model's table may be rounded up) are unknown pieces, as in seqio's Vocabulary.decode.
         """
@@ -107,10 +106,7 @@ class SentencePieceTokenizer:
         return json.dumps({"type": "sentencepiece", "extra_ids": self.extra_ids, "model": model}) + "\n"
 
     def save(self, folder: Path) -> None:
-        """Writes spiece.model, tokenizer_config.json and, last, tokenizer.json, each in one piece.
-
-        transformers' AutoTokenizer reads the folder: the same pieces, ids and sentinels.
-        """
+        """Write a folder that transformers' AutoTokenizer loads to the same pieces, ids and sentinels."""
         write(folder, self.files())
 
     def files(self) -> dict[str, str | bytes]:
@@ -123,7 +119,7 @@ class SentencePieceTokenizer:
 
     @property
     def behavior(self) -> dict[str, Any]:
-        """What has to be equal for weights to fit."""
+        """What has to be equal for weights to fit (`backend_state.behavior`)."""
         return backend_state.behavior(json.loads(unigram_json.write(self._parsed, self.extra_ids)), self.pieces)
 
 
@@ -147,7 +143,7 @@ def from_unigram(state: dict[str, Any], where: str) -> SentencePieceTokenizer:
 
 
 def from_model(path: Path, *, extra_ids: int) -> SentencePieceTokenizer:
-    """From a spiece.model; a tokenizer_config.json beside it goes before `extra_ids`. Raises UserError."""
+    """From a spiece.model; its tokenizer_config.json takes precedence over `extra_ids`. Raises UserError."""
     content = path.read_bytes()
     if not content:
         raise UserError(f"{path}: the file is empty; copy or export it again")
@@ -173,16 +169,11 @@ def from_saved(folder: Path) -> SentencePieceTokenizer | None:
     return found if (folder / JSON).read_bytes() == written.encode() else None
 
 
-def _saved_extra_ids(path: Path, otherwise: int) -> int:
-    beside = path.with_name("tokenizer_config.json")
-    if not beside.is_file():
-        return otherwise
-    try:
-        declared = json.loads(beside.read_text(encoding="utf-8")).get("extra_ids", otherwise)
-    except (ValueError, AttributeError):
-        raise UserError(f"{beside}: not a JSON object; repair or remove it") from None
+def _saved_extra_ids(path: Path, default: int) -> int:
+    settings = path.with_name(CONFIG)
+    declared = json_object(settings).get("extra_ids", default)
     if not isinstance(declared, int) or isinstance(declared, bool) or not 0 <= declared < 2**20:
-        raise UserError(f"{beside}: extra_ids must be a whole number, 100 for T5 (got {declared!a:.40})")
+        raise UserError(f"{settings}: extra_ids must be a whole number, 100 for T5 (got {declared!a:.40})")
     return declared
 
 
@@ -192,8 +183,8 @@ def train(
     """A unigram model of at most `vocab_size` pieces, sentinels included: the same bytes for the same text.
 
     T5's options (arXiv 1910.10683 section 2.2.1; the trainer_spec of its cc_all.32000 model): <pad> 0, </s> 1, <unk> 2,
-    no <s>, NMT's NFKC. In a vocabulary of ROOM and more ASCII's characters are pieces in any case: prompts and labels
-    (`not_equivalent`) are written in them. One thread: with more the sums of the EM steps differ in their last bits.
+    no <s>, NMT's NFKC. In a vocabulary of at least MIN_VOCAB_FOR_ASCII, all of ASCII are pieces, since prompts and labels
+    (`not_equivalent`) are written in it. One thread: with more, sums of the EM steps differ in their last bits.
     """
     writer = io.BytesIO()
     try:
@@ -212,7 +203,7 @@ def train(
             unk_id=2,
             bos_id=-1,
             num_threads=1,
-            max_sentence_length=2**30,  # documents may come whole; the default drops what is above 4192 bytes
+            max_sentence_length=2**30,  # the default drops sentences above 4192 bytes
             minloglevel=2,
         )
     except Exception as error:  # the library raises RuntimeError, and TypeError for half a surrogate pair
@@ -233,13 +224,13 @@ def _parse(content: bytes, where: str) -> spm_proto.Model:
         parsed = spm_proto.read(content)
     except (ValueError, RuntimeError) as error:
         raise UserError(f"{where}: not a SentencePiece model ({_short(error)}); copy or export it again") from None
-    if parsed.unsupported:  # the tokenizer.json written beside the model would say something else
+    if parsed.unsupported:  # its tokenizer.json could not express them
         raise UserError(f"{where}: {parsed.unsupported[0]}; bertjax reads unigram models with the options of T5's")
     return parsed
 
 
 def _split(parsed: spm_proto.Model, where: str) -> tuple[spm_proto.Model, int]:
-    """Some files list the sentinels among the pieces: -> (the model without them, how many it lists)."""
+    """(the model without the sentinels that some files list among the pieces, their number)."""
     numbers = [int(found[1]) if (found := _SENTINEL.fullmatch(piece.text)) else None for piece in parsed.pieces]
     count = sum(number is not None for number in numbers)
     if count and numbers[-count:] != list(reversed(range(count))):
@@ -248,7 +239,7 @@ def _split(parsed: spm_proto.Model, where: str) -> tuple[spm_proto.Model, int]:
 
 
 def _identity(parsed: spm_proto.Model, extra_ids: int) -> str:
-    """SHA-256 of what decides the ids: the same for a spiece.model and a tokenizer.json of one tokenizer."""
+    """SHA-256 of what determines the ids: equal for the spiece.model and the tokenizer.json of a tokenizer."""
     digest = hashlib.sha256(f"{VERSION} {extra_ids}\n".encode())
     for piece in parsed.pieces:
         digest.update(f"{piece.text} {piece.score.hex()} {piece.kind}\n".encode())

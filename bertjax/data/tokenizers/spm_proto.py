@@ -1,7 +1,7 @@
-"""The file that SentencePiece keeps a model in: a protocol buffer, read and written field by field.
+"""Reads and writes SentencePiece's model file, a protocol buffer.
 
-Numbers are those of sentencepiece_model.proto (google/sentencepiece). The classes that the library brings for it only
-load beside the newest protobuf, which other packages hold back; what is needed of the format fits here.
+Numbers are those of sentencepiece_model.proto (google/sentencepiece). The library's own classes for it need the newest
+protobuf, which other packages do not allow.
 """
 
 import struct
@@ -48,7 +48,7 @@ def read(content: bytes) -> Model:
         if field == _PIECES:
             pieces.append(_piece(_bytes(value)))
         elif field == _TRAINER:
-            trainer += _bytes(value)  # parts of one message may come apart: the last value of a field holds
+            trainer += _bytes(value)  # a message may be split: the last value of a field counts
         elif field == _NORMALIZER:
             normalizer += _bytes(value)
     if not pieces:
@@ -79,7 +79,7 @@ def write(model: Model) -> bytes:
 
 
 def encode_extra_pieces(pieces: Iterable[Piece]) -> bytes:
-    """The bytes that, put behind those of a model, add pieces to it: a protocol buffer's lists go on."""
+    """The bytes that add pieces to a model when they are appended to its own."""
     return b"".join(_message(_PIECES, _piece_content(piece)) for piece in pieces)
 
 
@@ -104,7 +104,7 @@ def _piece(content: bytes) -> Piece:
 
 
 def _fields(content: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """(number, value) of each field: whole numbers, or the bytes of anything else."""
+    """(number, value) of each field: an integer, or the bytes of any other type."""
     place = 0
     while place < len(content):
         tag, place = _varint(content, place)
@@ -137,7 +137,7 @@ def _varint(content: bytes, place: int) -> tuple[int, int]:
 
 def _bytes(value: int | bytes) -> bytes:
     if isinstance(value, int):
-        raise ValueError("a number stands where bytes should")
+        raise ValueError("a field holds a number instead of bytes")
     return value
 
 

@@ -1,4 +1,4 @@
-"""A T5 tokenizer as transformers loaded it: run by the `tokenizers` library, with the ids that transformers gives."""
+"""T5 tokenizers that transformers loaded, run by the `tokenizers` library with the same ids."""
 
 import hashlib
 import json
@@ -17,9 +17,9 @@ _SENTINEL = re.compile(r"<extra_id_(\d+)>")
 
 
 class UnigramTokenizer:
-    """What `SentencePieceTokenizer` is for a bare model: the same interface over the fast tokenizer of a T5 folder.
+    """The interface of `SentencePieceTokenizer` over the fast tokenizer of a T5 folder.
 
-    A sentinel, another special token and an added token in a text are that token, as in transformers.
+    Special and added tokens that a text spells are those tokens, as in transformers.
     """
 
     kind = "sentencepiece"
@@ -64,7 +64,7 @@ class UnigramTokenizer:
         return [encoding.ids for encoding in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text; padding and </s> are left out, a sentinel is a word <extra_id_N> of its own, as seqio renders it."""
+        """Text without padding and </s>; a sentinel is a separate word <extra_id_N>, as in seqio."""
         words, run = list[str](), list[int]()
         for i in (int(i) for i in ids):
             if i in (self.pad_id, self.eos_id):
@@ -83,7 +83,7 @@ class UnigramTokenizer:
 
     @property
     def behavior(self) -> dict[str, Any]:
-        """What has to be equal for weights to fit."""
+        """What has to be equal for weights to fit (`backend_state.behavior`)."""
         return backend_state.behavior(backend_state.tokenizer_state(self.backend), self.pieces)
 
     def files(self, about: dict[str, Any] | None = None) -> dict[str, str]:
@@ -93,7 +93,7 @@ class UnigramTokenizer:
         return hf_folder_files(state, self.special, about)
 
     def save(self, folder: Path) -> None:
-        """Writes tokenizer.json and the settings beside it; transformers' AutoTokenizer reads the folder."""
+        """Write a folder that transformers' AutoTokenizer loads to the same ids."""
         write(folder, self.files())
 
 

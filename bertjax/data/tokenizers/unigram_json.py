@@ -1,4 +1,4 @@
-"""A SentencePiece unigram model as the tokenizer.json of the `tokenizers` library, and back."""
+"""Converts a SentencePiece unigram model to the tokenizer.json of the `tokenizers` library and back."""
 
 import base64
 import binascii
@@ -8,22 +8,19 @@ from typing import Any
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
+from bertjax.data.tokenizers.backend_state import parse_backend, pipeline_steps
 from bertjax.data.tokenizers.spm_proto import CONTROL, NORMAL, UNKNOWN, USER_DEFINED, Model, Piece
 from bertjax.errors import UserError
 
-_SPACES = ("Strip", "Replace")  # normalizers beside the charsmap that transformers writes for what SentencePiece does
+_SPACES = ("Strip", "Replace")  # further normalizers with which transformers imitates SentencePiece
 
 
 def read(state: dict[str, Any], where: str) -> Model:
     """The parsed tokenizer.json of a Unigram tokenizer -> the model with the same pieces.
 
-    Names follow what transformers' T5Tokenizer saves. Raises UserError for one that SentencePiece cannot stand for.
+    Names follow what transformers' T5Tokenizer saves. Raises UserError for a model that SentencePiece cannot express.
     """
-    try:
-        tokenizers.Tokenizer.from_str(json.dumps(state))
-    except Exception as error:  # the library raises bare Exception
-        reason = " ".join(str(error).split())[:120]
-        raise UserError(f"{where}: the tokenizers library cannot read it ({reason}); export it again") from None
+    parse_backend(json.dumps(state), where)
     described, added = state["model"], {token["id"]: token for token in state.get("added_tokens") or []}
     unknown = described.get("unk_id")
     if unknown is None or described.get("byte_fallback"):
@@ -41,20 +38,13 @@ def read(state: dict[str, Any], where: str) -> Model:
         kind = NORMAL if token is None else CONTROL if token.get("special") else USER_DEFINED
         pieces.append(Piece(piece, score, UNKNOWN if number == unknown else kind))
     special = {"unk": listed[unknown][0], "bos": "<s>", "eos": "</s>", "pad": "<pad>"}
-    _check_spaces(state.get("pre_tokenizer"), where)
-    return Model(tuple(pieces), _charsmap(state.get("normalizer"), where), special)
+    _check_spaces(state, where)
+    return Model(tuple(pieces), _charsmap(state, where), special)
 
 
-def _parts(step: Any, inside: str) -> list[dict[str, Any]]:
-    """The steps of a normalizer or pre-tokenizer, which may be a sequence of them."""
-    if step is None:
-        return []
-    return [part for one in step[inside] for part in _parts(one, inside)] if step["type"] == "Sequence" else [step]
-
-
-def _charsmap(normalizer: Any, where: str) -> bytes:
+def _charsmap(state: dict[str, Any], where: str) -> bytes:
     found = b""
-    for part in _parts(normalizer, "normalizers"):
+    for part in pipeline_steps(state, "normalizer"):
         if part["type"] == "Precompiled":
             try:
                 found = base64.b64decode(part["precompiled_charsmap"], validate=True)
@@ -65,8 +55,8 @@ def _charsmap(normalizer: Any, where: str) -> bytes:
     return found
 
 
-def _check_spaces(pre_tokenizer: Any, where: str) -> None:
-    parts = _parts(pre_tokenizer, "pretokenizers")
+def _check_spaces(state: dict[str, Any], where: str) -> None:
+    parts = pipeline_steps(state, "pre_tokenizer")
     kinds = [part["type"] for part in parts]
     space = parts[-1] if parts else {}
     before = space.get("prepend_scheme", "always" if space.get("add_prefix_space") else None)

@@ -1,4 +1,4 @@
-"""BERT's WordPiece: the normalization over a vocabulary, and training one to the same bytes for the same text."""
+"""BERT's WordPiece: tokenizers over a vocabulary, and reproducible training of one."""
 
 import itertools
 from collections.abc import Callable, Iterator
@@ -47,11 +47,11 @@ def train(
     documents: Documents, *, vocab_size: int, lowercase: bool, min_frequency: int = 2,
     strip_accents: bool | None = None, tokenize_chinese_chars: bool = True,
 ) -> tokenizers.Tokenizer:  # fmt: skip
-    """A WordPiece vocabulary of at most `vocab_size` pieces: the same for the same text, on every run and machine.
+    """A WordPiece vocabulary of at most `vocab_size` pieces: equal for equal text, on every run and machine.
 
-    The library's trainer numbers the letters in the order of a hash map, which differs from run to run and changes ties
-    between merges (huggingface/tokenizers issue 1794). Naming every letter up front, sorted, as a special token leaves
-    it nothing to number; the vocabulary is then lifted out and only the five real specials stay special.
+    The library's trainer numbers letters in the order of a hash map, which varies and changes ties between merges
+    (huggingface/tokenizers issue 1794). So all letters are given, sorted, as special tokens; in the tokenizer that is
+    built of the vocabulary only the five real ones stay special.
     """
     if vocab_size < 100:
         raise UserError(f"tokenizer.vocab_size: {vocab_size} is too small for letters and words; give at least 100")
@@ -85,7 +85,7 @@ def train(
 
 
 def _words(documents: Documents, normalizer: normalizers.Normalizer) -> list[str]:
-    """The different words of a text, counted by the library's threads."""
+    """The distinct words of a text, sorted."""
     counter = tokenizers.Tokenizer(models.WordLevel(unk_token="[UNK]"))
     counter.normalizer = normalizer
     counter.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -95,7 +95,7 @@ def _words(documents: Documents, normalizer: normalizers.Normalizer) -> list[str
 
 
 def _alphabet(words: list[str], limit: int) -> tuple[list[str], list[str]]:
-    """The letters that stand in the most different words, at most `limit`, and the others; ties by code point."""
+    """(the `limit` letters that occur in the most distinct words, the others); ties by code point."""
     spread: dict[str, int] = {}
     for word in words:
         for letter in set(word):
@@ -105,8 +105,6 @@ def _alphabet(words: list[str], limit: int) -> tuple[list[str], list[str]]:
 
 
 def read_vocab(text: str) -> dict[str, int]:
-    """{piece: id} of a vocab.txt. Of lines that are equal the last one holds, as in transformers: an id is a line's
-    number, so none may be left out.
-    """
+    """{piece: id} of a vocab.txt: an id is the number of a line, the last of equal ones, as in transformers."""
     # split at newlines only: str.splitlines would also cut at the separators that some vocabularies list
     return {line.rstrip("\r"): number for number, line in enumerate(text.rstrip("\r\n").split("\n"))}
