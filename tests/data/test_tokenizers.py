@@ -14,6 +14,7 @@ import pytest
 import tokenizers
 
 from bertjax.config.schema.data import WordPieceConfig
+from bertjax.data.tokenizers import files
 from bertjax.data.tokenizers import load as tokenizers_load
 from bertjax.data.tokenizers.load import Tokenizer
 from bertjax.errors import UserError
@@ -224,7 +225,7 @@ def test_an_uncased_vocabulary_that_keeps_accents(language: str, tmp_path: Path)
     transformers = pytest.importorskip("transformers")
     theirs = transformers.BertTokenizer(vocab=str(tmp_path / "t" / "vocab.txt"), strip_accents=False)
     assert kept.encode_batch([text]) == [theirs(text, add_special_tokens=False)["input_ids"]]
-    tokenizers_load.tokenizer_files.write(tmp_path / "hf", kept.files())
+    files.write(tmp_path / "hf", kept.files())
     for load in (transformers.AutoTokenizer, transformers.BertTokenizer):
         theirs = load.from_pretrained(tmp_path / "hf")
         assert kept.encode_batch([text]) == [theirs(text, add_special_tokens=False)["input_ids"]]

@@ -12,13 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from bertjax.config.schema.sources import HuggingFaceData, TfdsData
-from bertjax.data.sources.record_files import (
-    READERS_BY_BUILDER,
-    LocatedRecords,
-    parquet_label_names,
-    read_by_suffix,
-    to_python,
-)
+from bertjax.data.sources import record_files
+from bertjax.data.sources.record_files import LocatedRecords
 from bertjax.data.sources.registry import SourceKind
 from bertjax.errors import UserError
 from bertjax.storage.files import UNSUPPORTED_SUFFIXES, resolve_path, sha256_of_files
@@ -52,7 +47,7 @@ def _data_files(source: HuggingFaceData, base: Path) -> list[LocatedRecords] | N
     _local_only(source.name)
     path = resolve_path(source.name, base)
     if path.is_file():
-        if (found := read_by_suffix(path)) is None:
+        if (found := record_files.read_by_suffix(path)) is None:
             raise UserError(f"{path}: cannot tell its format; known endings: {' '.join(READERS)}")
         return [found]
     if not path.is_dir() or _is_saved(path) or not any(path.iterdir()):
@@ -64,11 +59,14 @@ def _data_files(source: HuggingFaceData, base: Path) -> list[LocatedRecords] | N
         names = list((builder.config.data_files or {}).get(source.split) or ())
     except Exception:  # noqa: BLE001  (`_load_local` meets the same error and reports it)
         return None
-    if builder.name not in READERS_BY_BUILDER or builder.info.features is not None or not names:
+    if builder.name not in record_files.READERS_BY_BUILDER or builder.info.features is not None or not names:
         return None
     if any("::" in name or not Path(name).is_file() or Path(name).suffix in UNSUPPORTED_SUFFIXES for name in names):
         return None
-    return [read_by_suffix(Path(name)) or READERS_BY_BUILDER[builder.name](Path(name)) for name in names]
+    return [
+        record_files.read_by_suffix(Path(name)) or record_files.READERS_BY_BUILDER[builder.name](Path(name))
+        for name in names
+    ]
 
 
 def _is_saved(path: Path) -> bool:
@@ -87,7 +85,7 @@ def _rows(source: HuggingFaceData, base: Path) -> LocatedRecords:
         if record is None:
             return
         number += 1
-        yield where, to_python(dict(record), where)
+        yield where, record_files.to_python(dict(record), where)
 
 
 def huggingface_fingerprint(source: HuggingFaceData, base: Path) -> str:
@@ -222,7 +220,7 @@ def tfds_records(source: TfdsData, base: Path, field: str | None = None) -> Loca
             record = rows[number]
         except Exception as error:  # noqa: BLE001
             raise UserError(f"{where}: cannot be read ({_brief(error)}); prepare the dataset again") from None
-        yield where, to_python(record, where)
+        yield where, record_files.to_python(record, where)
 
 
 def tfds_fingerprint(source: TfdsData, base: Path) -> str:
@@ -284,7 +282,7 @@ def _feature_names(features: Any, field: str) -> tuple[str, ...] | None:
 def _huggingface_label_names(source: HuggingFaceData, base: Path, field: str) -> tuple[str, ...] | None:
     path = resolve_path(source.name, base)
     if path.is_file():  # `datasets` is not asked about formats without features
-        return parquet_label_names(path, field) if path.suffix == ".parquet" else None
+        return record_files.parquet_label_names(path, field) if path.suffix == ".parquet" else None
     return _feature_names(getattr(open_dataset(source, base), "features", None), field)
 
 

@@ -1,7 +1,7 @@
 """Loads tokenizers of every kind, and trains those of a configuration without a file; no network is needed.
 
-`load`, `from_json` and `from_file` give a `Tokenizer` for encoders or a SentencePiece tokenizer for T5 (`sentencepiece`,
-`unigram`). transformers is imported only for folders whose settings need it (`huggingface`).
+`load`, `from_json` and `from_file` give a `Tokenizer` for encoders, or a SentencePiece tokenizer for T5 (see
+`sentencepiece` and `unigram`). transformers is imported only for folders whose settings need it (`huggingface`).
 """
 
 import hashlib
@@ -87,8 +87,8 @@ class Tokenizer:
 
     @property
     def space_between(self) -> str:
-        """What to prepend to a text for the pieces that it has after another word: a space if word-initial pieces contain
-        one that is not added automatically (byte-level BPE without add_prefix_space)."""
+        """What to prepend to a text to get the pieces that it has after another word: a space if word-initial pieces
+        contain one that is not added automatically (byte-level BPE without add_prefix_space)."""
         first, later, both = self.encode_batch(["a", " a", "a a"])
         return " " if both != first * 2 and both == first + later else ""
 
@@ -146,8 +146,8 @@ def load(
 ) -> AnyTokenizer:
     """The tokenizer of a config: read from `config.path`, or trained on the given documents (lists of sentences).
 
-    A trained one is kept under `cache`, keyed by the options and the `fingerprint` of the text, by default a hash of the
-    documents. `config.vocab_size` takes precedence over `vocab_size`.
+    A trained one is kept under `cache`, keyed by the options and the `fingerprint` of the text (default: a hash of the
+    documents). `config.vocab_size` takes precedence over `vocab_size`.
     """
     if config.path is not None:
         path = staging.fetch_small_files(
@@ -203,20 +203,20 @@ def _build(text: str, special: SpecialTokens, where: str) -> AnyTokenizer:
 
 
 FILES = ("spiece.model", "tokenizer.json", "vocab.txt")  # of a folder, the first that exists is read
-_DEFAULTS: dict[str, Any] = {
+_DEFAULTS: dict[str, Any] = {  # BERT's and T5's
     "lowercase": True,
     "strip_accents": None,
     "tokenize_chinese_chars": True,
-}  # transformers' too
-_DEFAULTS["extra_ids"] = tokenizers_sentencepiece.EXTRA_IDS
+    "extra_ids": tokenizers_sentencepiece.EXTRA_IDS,
+}
 
 
 def from_file(path: Path, **options: Any) -> AnyTokenizer:
     """A tokenizer from *.model (SentencePiece), tokenizer.json, vocab.txt, or a folder with one of them.
 
-    Options: `lowercase`, `strip_accents` and `tokenize_chinese_chars` for a vocab.txt, `extra_ids` for a *.model, as far
-    as the files leave them open. With settings in the folder (config.json, tokenizer_config.json,
-    special_tokens_map.json, added_tokens.json), transformers loads it. Raises UserError.
+    Options: `lowercase`, `strip_accents` and `tokenize_chinese_chars` for a vocab.txt, `extra_ids` for a *.model, if the
+    files leave them open. With settings in the folder (config.json, tokenizer_config.json, special_tokens_map.json,
+    added_tokens.json), transformers loads it. Raises UserError.
     """
     path, options = Path(path), _DEFAULTS | options
     if not path.exists():

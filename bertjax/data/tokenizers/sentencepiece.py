@@ -183,8 +183,8 @@ def train(
     """A unigram model of at most `vocab_size` pieces, sentinels included: the same bytes for the same text.
 
     T5's options (arXiv 1910.10683 section 2.2.1; the trainer_spec of its cc_all.32000 model): <pad> 0, </s> 1, <unk> 2,
-    no <s>, NMT's NFKC. In a vocabulary of at least MIN_VOCAB_FOR_ASCII, all of ASCII are pieces, since prompts and labels
-    (`not_equivalent`) are written in it. One thread: with more, sums of the EM steps differ in their last bits.
+    no <s>, NMT's NFKC. From MIN_VOCAB_FOR_ASCII pieces on, all ASCII characters are pieces, since prompts and labels
+    (`not_equivalent`) use them. One thread: with more, sums of the EM steps differ in their last bits.
     """
     writer = io.BytesIO()
     try:
