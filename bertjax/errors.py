@@ -31,6 +31,11 @@ class StoppedSafely(BertjaxError):
     exit_code = 75
 
 
+def brief(error: BaseException, limit: int = 100) -> str:
+    """The text of another library's error, or its class, for one line."""
+    return " ".join((str(error) or type(error).__name__).split())[:limit]
+
+
 def escape_unprintable(message: str) -> str:
     """A message on one line that quotes what others wrote: line ends, control characters and halves of surrogate pairs
     are escaped."""

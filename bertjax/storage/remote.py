@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from bertjax.errors import BertjaxError, StorageError, UserError
+from bertjax.errors import BertjaxError, StorageError, UserError, brief
 from bertjax.storage.locations import path_problem
 
 SCHEMES = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs"}  # with the package that each needs
@@ -55,12 +55,12 @@ def remote_errors(path: Path | str) -> Iterator[None]:
     except FileNotFoundError:
         raise UserError(f"{path}: no such file or folder; check the bucket and the name") from None
     except PermissionError as error:
-        raise UserError(f"{path}: access is refused ({_brief(error)}); log in, or ask for rights") from None
+        raise UserError(f"{path}: access is refused ({brief(error)}); log in, or ask for rights") from None
     except ImportError:
         package = SCHEMES[str(path).split("://")[0]]
         raise UserError(f"{path}: the package '{package}' is missing; pip install {package}") from None
     except Exception as error:  # noqa: BLE001  (gcsfs, aiohttp and google-auth raise errors of their own)
-        reason = f"{type(error).__name__}: {_brief(error)}"
+        reason = f"{type(error).__name__}: {brief(error)}"
         raise StorageError(f"{path}: cannot be reached ({reason}); check network and log-in") from error
 
 
@@ -130,7 +130,3 @@ def map_threaded(function: Callable[[Any], T], items: Iterable[Any]) -> list[T]:
     """Apply `function` to every item in threads, which wait for the network in parallel."""
     with ThreadPoolExecutor(IO_THREADS) as pool:
         return list(pool.map(function, items))
-
-
-def _brief(error: BaseException) -> str:
-    return " ".join((str(error) or type(error).__name__).split())[:100]

@@ -15,7 +15,7 @@ from bertjax.config.schema.sources import HuggingFaceData, TfdsData
 from bertjax.data.sources import record_files
 from bertjax.data.sources.record_files import LocatedRecords
 from bertjax.data.sources.registry import SourceKind
-from bertjax.errors import UserError
+from bertjax.errors import UserError, brief
 from bertjax.storage.files import UNSUPPORTED_SUFFIXES, resolve_path, sha256_of_files
 from bertjax.storage.remote import is_remote
 
@@ -81,7 +81,7 @@ def _rows(source: HuggingFaceData, base: Path) -> LocatedRecords:
         try:
             record = next(rows, None)
         except Exception as error:  # noqa: BLE001  (reading is lazy: damage shows here, as any of many exceptions)
-            raise UserError(f"{where}: unreadable ({_brief(error)}); make the dataset again") from None
+            raise UserError(f"{where}: unreadable ({brief(error)}); make the dataset again") from None
         if record is None:
             return
         number += 1
@@ -117,7 +117,7 @@ def open_dataset(source: HuggingFaceData, base: Path) -> Any:
             options = _csv_options(tabs) if builder.name == "csv" else {}
             return datasets.load_dataset(source.name, source.config, split=source.split, **options)
         except Exception as error:  # noqa: BLE001  (the library raises its own, requests' and Python's errors)
-            reason = _brief(error) if reachable else "the Hub is out of reach and it is not in the local cache"
+            reason = brief(error) if reachable else "the Hub is out of reach and it is not in the local cache"
             raise UserError(
                 f"{source.name}: {reason}; check name, config and split, or save it where there is a network with "
                 "Dataset.save_to_disk and give that folder as name"
@@ -138,7 +138,7 @@ def _load_saved(path: Path, split: str) -> Any:
     try:
         found = datasets.load_from_disk(str(path))
     except Exception as error:  # noqa: BLE001
-        raise UserError(f"{path}: cannot be loaded ({_brief(error)}); save it again with save_to_disk") from None
+        raise UserError(f"{path}: cannot be loaded ({brief(error)}); save it again with save_to_disk") from None
     if not isinstance(found, datasets.DatasetDict):
         return found
     if split not in found:
@@ -163,7 +163,7 @@ def _load_local(path: Path, source: HuggingFaceData) -> Any:
     except UserError:
         raise
     except Exception as error:  # noqa: BLE001
-        raise UserError(f"{path}: cannot be loaded ({_brief(error)}); check its files, config and split") from None
+        raise UserError(f"{path}: cannot be loaded ({brief(error)}); check its files, config and split") from None
 
 
 def _csv_options(tabs: bool) -> dict[str, Any]:
@@ -212,14 +212,14 @@ def tfds_records(source: TfdsData, base: Path, field: str | None = None) -> Loca
         splits = ", ".join(builder.info.splits or {})
         if source.split.split("[")[0] not in (builder.info.splits or {}):
             raise UserError(f"{source.name}: has no split '{source.split}'; it has: {splits}") from None
-        reason = _brief(error)
+        reason = brief(error)
         raise UserError(f"{source.name}: cannot be read ({reason}); prepare it with file_format=array_record") from None
     for number in range(len(rows)):
         where = f"{source.name}: split {source.split}: record {number + 1}"
         try:
             record = rows[number]
         except Exception as error:  # noqa: BLE001
-            raise UserError(f"{where}: cannot be read ({_brief(error)}); prepare the dataset again") from None
+            raise UserError(f"{where}: cannot be read ({brief(error)}); prepare the dataset again") from None
         yield where, record_files.to_python(record, where)
 
 
@@ -242,7 +242,7 @@ def tfds_builder(source: TfdsData, base: Path) -> Any:
     except Exception as error:  # noqa: BLE001
         place = f" in {folder}" if folder else ""
         raise UserError(
-            f"{source.name}: TensorFlow Datasets finds no such dataset{place} ({_brief(error, 60)}); "
+            f"{source.name}: TensorFlow Datasets finds no such dataset{place} ({brief(error, 60)}); "
             "set data_dir to the folder that was prepared (with dataset_info.json)"
         ) from None
     if not Path(builder.data_path).is_dir():
@@ -265,10 +265,6 @@ def _folder_hash(path: Path) -> str:
     if path.is_file():
         return sha256_of_files([path])
     return sha256_of_files(sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith(".")), root=path)
-
-
-def _brief(error: Exception, limit: int = 100) -> str:
-    return " ".join((str(error) or type(error).__name__).split())[:limit]
 
 
 def _feature_names(features: Any, field: str) -> tuple[str, ...] | None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from bertjax.errors import UserError, escape_unprintable
+from bertjax.errors import UserError, brief, escape_unprintable
 from bertjax.storage import remote
 from bertjax.storage.files import read_lines, read_text
 
@@ -187,8 +187,7 @@ def parquet_rows(path: Path, field: str | None = None) -> LocatedRecords:
                         row += 1
                         yield f"{path}: row {row}", to_python(record, f"{path}: row {row}")
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise UserError(f"{path}: not a readable parquet file ({reason}); copy or write it again") from None
+        raise UserError(f"{path}: not a readable parquet file ({brief(error)}); copy or write it again") from None
 
 
 def parquet_label_names(path: Path, field: str) -> tuple[str, ...] | None:

@@ -38,29 +38,19 @@ def stream_records(source: Any, base: Path, field: str | None) -> LocatedRecords
     return read(source, base, field)
 
 
-def _file_records(read: Callable[[Any, Path, str | None], LocatedRecords]) -> Callable[..., LocatedRecords]:
-    """`SourceKind.records` of a kind whose files `read` (source, path, field) reads one by one."""
+def _file_kind(read: Callable[[Any, Path, str | None], LocatedRecords], **facts: Any) -> SourceKind:
+    """A kind whose files `read` (source, path, field) reads one by one."""
 
     def records(source: Any, base: Path, field: str | None) -> LocatedRecords:
         return (found for path in expand_globs(source.files, base) for found in read(source, path, field))
 
-    return records
+    return SourceKind(content=hash_files, parts=split_files, records=records, **facts)
 
 
-JSONL = SourceKind(
-    content=hash_files, parts=split_files, records=_file_records(lambda source, path, field: json_lines(path))
-)
-JSON = SourceKind(
-    content=hash_files, parts=split_files, records=_file_records(lambda source, path, field: json_list(path))
-)
-TSV = SourceKind(
-    content=hash_files,
-    parts=split_files,
-    records=_file_records(lambda source, path, field: tsv_rows(path, source.fields, source.skip_lines)),
-)
-PARQUET = SourceKind(
-    content=hash_files,
-    parts=split_files,
-    records=_file_records(lambda source, path, field: parquet_rows(path, field)),
+JSONL = _file_kind(lambda source, path, field: json_lines(path))
+JSON = _file_kind(lambda source, path, field: json_list(path))
+TSV = _file_kind(lambda source, path, field: tsv_rows(path, source.fields, source.skip_lines))
+PARQUET = _file_kind(
+    lambda source, path, field: parquet_rows(path, field),
     label_names=lambda source, base, field: parquet_label_names(expand_globs(source.files, base)[0], field),
 )

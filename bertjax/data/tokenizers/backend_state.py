@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import tokenizers
 
-from bertjax.errors import UserError
+from bertjax.errors import UserError, brief
 
 _INSIDE = {"normalizer": "normalizers", "pre_tokenizer": "pretokenizers", "decoder": "decoders"}
 _WORD_STARTS = {"Metaspace": "▁", "ByteLevel": "Ġ"}  # pre-tokenizer: the mark of a piece that begins a word
@@ -18,8 +18,7 @@ def parse_backend(text: str, where: str) -> tokenizers.Tokenizer:
     try:
         return tokenizers.Tokenizer.from_str(text)
     except Exception as error:  # noqa: BLE001  (the library raises bare Exception)
-        reason = " ".join(str(error).split())[:120]
-        raise UserError(f"{where}: the tokenizers library cannot read it ({reason}); export it again") from None
+        raise UserError(f"{where}: the tokenizers library cannot read it ({brief(error)}); export it again") from None
 
 
 def tokenizer_state(backend: tokenizers.Tokenizer) -> dict[str, Any]:

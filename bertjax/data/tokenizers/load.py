@@ -214,7 +214,7 @@ _DEFAULTS: dict[str, Any] = {  # BERT's and T5's
 def from_file(path: Path, **options: Any) -> AnyTokenizer:
     """A tokenizer from *.model (SentencePiece), tokenizer.json, vocab.txt, or a folder with one of them.
 
-    Options: `lowercase`, `strip_accents` and `tokenize_chinese_chars` for a vocab.txt, `extra_ids` for a *.model, if the
+    Options: `lowercase`, `strip_accents` and `tokenize_chinese_chars` for a vocab.txt, `extra_ids` for a *.model, where
     files leave them open. With settings in the folder (config.json, tokenizer_config.json, special_tokens_map.json,
     added_tokens.json), transformers loads it. Raises UserError.
     """
