@@ -280,7 +280,7 @@ def test_what_is_saved_writes_special_tokens_as_rows_have_them(family, tmp_path,
     config = {"tokenizer_class": "PreTrainedTokenizerFast", **names}
     files = {"config.json": {"model_type": family}, "tokenizer.json": backend.to_str(), "tokenizer_config.json": config}
     ours = tokenizers_load.from_file(put(tmp_path / "hf", files))
-    assert ("as [CLS] a [SEP] b [SEP]" if family == "bert" else "does not put eos") in capsys.readouterr().err
+    assert ("as [CLS] a [SEP] b [SEP]" if family == "bert" else "does not append eos") in capsys.readouterr().err
     ours.save(tmp_path / "saved")
     found = transformers.AutoTokenizer.from_pretrained(tmp_path / "saved")("the cat", "a", return_token_type_ids=True)
     a, b = ours.encode_batch(["the cat", "a"])
@@ -412,7 +412,7 @@ def test_a_kept_tokenizer_needs_neither_transformers_nor_network(tmp_path):
     (tmp_path / "json").write_text(ours.json)
     code = (
         "import sys; sys.modules['transformers'] = None; import socket; socket.socket = None\n"
-        "from pathlib import Path; from bertjax.data import tokenizers as t\n"
+        "from pathlib import Path; from bertjax.data.tokenizers import load as t\n"
         f"a = t.from_file(Path({str(tmp_path / 'kept')!r}))\n"
         f"b = t.from_json(Path({str(tmp_path / 'json')!r}).read_text(), '')\n"
         "print(a.sha256, b.sha256, a.encode_batch(['x<ent>y'])[0])"
@@ -429,7 +429,7 @@ def test_loading_is_silent_and_needs_no_network(tmp_path):
     put(tmp_path / "hf", {"config.json": BERT, "vocab.txt": lines(VOCAB)})
     code = (
         "import socket\ndef no(*a, **k): raise RuntimeError('network')\nsocket.socket.connect = no\n"
-        f"from bertjax.data import tokenizers as t; print(t.from_file({str(tmp_path / 'hf')!r}).vocab_size)"
+        f"from bertjax.data.tokenizers import load as t; print(t.from_file({str(tmp_path / 'hf')!r}).vocab_size)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert (done.stdout.strip(), done.stderr) == (str(len(VOCAB)), "")

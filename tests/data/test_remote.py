@@ -245,7 +245,7 @@ def config(tmp_path: Path, bucket: Path) -> Path:
     stage = {"name": "pre", "data": data, "steps": 2, "batch_size": 4}
     whole = {
         "model": model, "tokenizer": {"path": "gs://bucket/vocab"}, "stages": [stage],
-        "run": {"root": str(tmp_path / "runs"), "prepared": "gs://bucket/prepared"},
+        "run": {"root": str(tmp_path / "runs"), "prepared_dir": "gs://bucket/prepared"},
     }  # fmt: skip
     path = tmp_path / "c.yaml"
     path.write_text(yaml.safe_dump(whole))

@@ -9,7 +9,6 @@ import pytest
 from bertjax.cli.main import main
 from bertjax.config.loading.load import load
 from bertjax.errors import UserError
-from bertjax.evaluation.evaluators import build
 from bertjax.evaluation.metrics import by_prompt
 from bertjax.tools import evaluate
 from bertjax.training import inputs
@@ -108,7 +107,7 @@ def test_evaluate_asks_for_the_files_of_the_evaluations_that_it_runs(project, mo
         ctx, program = SimpleNamespace(config=config, base=inputs.Path.cwd()), SimpleNamespace(heads=("qa",))
         return SimpleNamespace(ctx=ctx, stage=1, program=program)
 
-    monkeypatch.setattr(build, "restore", restored)
+    monkeypatch.setattr(evaluate, "restore", restored)
     overrides = ["stages.qa.evaluate.0.data.source.files=[gone.json]"]
     with pytest.raises(UserError, match=rf"^{GONE}: .*/gone.json: no such file"):
         evaluate.evaluate_command(project, None, None, None, overrides)
