@@ -84,7 +84,7 @@ def test_sentinels_of_the_released_vocabulary():
 
 SCRIPT = """
 import sys; sys.path.insert(0, {here!r})
-import hashlib, test_sentencepieces as t
+import hashlib, test_sentencepiece as t
 print(hashlib.sha256(t.trained().model).hexdigest())
 """
 
