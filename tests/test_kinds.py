@@ -117,7 +117,7 @@ def test_a_new_source_kind_is_a_section_and_a_record(toy, tmp_path):
 
 
 def test_versions_of_the_rules_in_a_fingerprint(here, monkeypatch):
-    """Sentence rules count where text is split and sentences are wanted; each rule's version changes the fingerprint."""
+    """Sentence rules count where text is split and sentences are wanted; each version changes the fingerprint."""
     kinds = {kind: source(kind) for kind in SOURCES} | {"lines": source("text", layout="sentences")}
     as_sentences = {kind: source_kinds.fingerprint(one, here) for kind, one in kinds.items()}
     as_texts = {kind: source_kinds.fingerprint(one, here, sentences=False) for kind, one in kinds.items()}

@@ -183,7 +183,8 @@ def test_same_in_another_process(squads: dict[str, dict]) -> None:
 
 
 def test_no_module_is_imported_by_reading() -> None:
-    code = "import sys; from bertjax.data.sources.stdlib import docs as d; list(d.documents('heldout')); print(*sys.modules)"
+    code = "from bertjax.data.sources.stdlib import docs; list(docs.documents('heldout')); import sys; "
+    code += "print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert {"tkinter", "turtle", "antigravity", "imaplib", "wsgiref", "pydoc_data.topics"}.isdisjoint(loaded)
 
