@@ -13,12 +13,10 @@ from bertjax.config.loading import yaml_reader
 from bertjax.config.loading.error_messages import format_value
 from bertjax.config.loading.load import (
     build,
-    build_saved,
     dump,
     fingerprint,
     identity_diff,
     load,
-    load_saved,
     read_model_fields,
 )
 from bertjax.config.schema.run import Config
@@ -358,21 +356,3 @@ def test_fingerprint_follows_what_is_learnt_and_nothing_else(write):
     assert fingerprint(other) != fingerprint(config)
     changed = ["model.hidden_size: 64 -> 128", "stages.0.optimizer.b1: 0.9 -> 0.8", "seed: 0 -> 1"]
     assert identity_diff(config, other) == changed
-
-
-def test_a_kept_configuration_means_what_it_meant(tmp_path: Path):
-    """Runs written before `profile` existed had run_squad.py's rules."""
-    stage = {
-        "name": "qa",
-        "steps": 1,
-        "batch_size": 1,
-        "objective": {"kind": "span_qa"},
-        "data": {"source": {"kind": "stdlib_qa"}, "preprocess": {"kind": "span_qa", "doc_stride": 128}},
-    }
-    kept = {"stages": [stage]}
-    assert build_saved(kept, where="kept").stages[0].data.preprocess.profile == "bert"
-    assert build(kept).stages[0].data.preprocess.profile == "hf"
-    said = build_saved(kept, ["stages.qa.data.preprocess.profile=hf"], where="kept")
-    assert said.stages[0].data.preprocess.profile == "hf"
-    (tmp_path / "config.yaml").write_text("\n".join(x for x in dump(build(kept)).split("\n") if "profile: hf" not in x))
-    assert load_saved(tmp_path / "config.yaml").stages[0].data.preprocess.profile == "bert"

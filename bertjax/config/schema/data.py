@@ -269,7 +269,7 @@ class SentencePieceConfig(Section):
 
     kind: Literal["sentencepiece"] = "sentencepiece"
     path: TokenizerPath = None
-    extra_ids: NonNegative = Field(100, description="Sentinels after the pieces; <extra_id_0> has the highest id.")
+    extra_ids: NonNegative = Field(100, description="Sentinels after the pieces; `<extra_id_0>` has the highest id.")
     vocab_size: TrainedSize = None
     character_coverage: float = Field(
         0.9995, gt=0, le=1, description="Fraction of the training text's characters that have a piece."

@@ -157,7 +157,7 @@ class RunConfig(Section):
         description="Activations to recompute in the backward pass: none, all, or all but matrix products (`dots`).",
     )
     log_every: Positive = Field(10, description="Steps between log lines.")
-    checkpoint: CheckpointPolicy = Field(CheckpointPolicy(), description="Which checkpoints are saved and kept.")
+    checkpoint: CheckpointPolicy = Field(CheckpointPolicy(), description="Saving and removal of checkpoints.")
     prefetch: Positive = Field(4, description="Batches to prepare ahead of training.")
     prepared_dir: AnyPath | None = Field(
         None, description="Folder or bucket (gs://...) of prepared data. Default: `prepared` in `root`."
