@@ -39,7 +39,7 @@ class Decoding(Section):
     @model_validator(mode="after")
     def _check(self) -> "Decoding":
         if self.sample and self.beam_size > 1:
-            raise ValueError("sample draws one answer and beam_size searches for the best: use one of them")
+            raise ValueError("use either sample or beam_size")
         if not self.sample and (self.top_k is not None or self.top_p is not None or self.temperature != 1.0):
             raise ValueError("temperature, top_k and top_p need sample: true")
         if self.length_penalty < 0 and self.beam_rules != "transformers":

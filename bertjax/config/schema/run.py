@@ -200,7 +200,7 @@ class Config(Section):
             raise ValueError("stages need different names")
         variants = [variant.name for variant in self.compare]
         if len({*variants, "base"}) <= len(variants):
-            raise ValueError("entries of compare need different names, and 'base' is none of them")
+            raise ValueError("entries of compare need different names other than 'base'")
         shared = self.tasks.keys() & self.mixtures.keys()
         if shared:
             raise ValueError(f"'{min(shared)}' is both a task and a mixture: give one of them another name")
