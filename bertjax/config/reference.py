@@ -18,12 +18,8 @@ and run
 """
 Schema = dict[str, Any]
 _BOUNDS = {
-    "exclusiveMinimum": ">",
-    "minimum": ">=",
-    "exclusiveMaximum": "<",
-    "maximum": "<=",
-    "multipleOf": "multiple of",
-}
+    "exclusiveMinimum": ">", "minimum": ">=", "exclusiveMaximum": "<", "maximum": "<=", "multipleOf": "multiple of",
+}  # fmt: skip
 _TYPES = {"integer": "integer", "number": "number", "string": "text", "boolean": "`true`, `false`", "null": "null"}
 
 
@@ -31,12 +27,13 @@ def render() -> str:
     """Return the page as Markdown."""
     root = Config.model_json_schema()
     sections: dict[str, Schema] = root["$defs"]
-    options = list(root["properties"])
-    tasks_first = {"properties": {key: root["properties"][key] for key in sorted(options, key="tasks".__ne__)}}
-    groups = _groups("", tasks_first, sections, {})  # sources are listed under tasks, not under tokenizer.train_on
-    paths = {name: path for path, names in groups.items() for name in names}
+    order = list(root["properties"])
+    tasks_first = {"properties": {key: root["properties"][key] for key in sorted(order, key="tasks".__ne__)}}
+    paths: dict[str, str] = {}
+    _add_paths("", tasks_first, sections, paths)  # sources are listed under tasks, not under tokenizer.train_on
     lines = [HEAD, *_table(root, paths)]
-    for path, names in sorted(groups.items(), key=lambda group: options.index(group[0].split(".")[0])):
+    for path in sorted(dict.fromkeys(paths.values()), key=lambda path: order.index(path.split(".")[0])):
+        names = [name for name in paths if paths[name] == path]
         lines += [f"\n## {path}"]
         for name in names:
             lines += [f"\n### {path}, {_kinds(sections[name])}"] if len(names) > 1 else []
@@ -45,31 +42,18 @@ def render() -> str:
     return "\n".join(lines) + "\n"
 
 
-def undescribed() -> list[str]:
-    """Return `Section` and `Section.option` for all that have no description; a key with one value needs none."""
-    root = Config.model_json_schema()
-    found = [name for name, section in root["$defs"].items() if not section.get("description")]
-    for name, section in {"Config": root, **root["$defs"]}.items():
-        options = section["properties"].items()
-        found += [f"{name}.{key}" for key, option in options if not option.get("description") and "const" not in option]
-    return found
-
-
-def _groups(
-    path: str, section: Schema, sections: dict[str, Schema], found: dict[str, list[str]]
-) -> dict[str, list[str]]:
-    """{path: names of the sections that are possible there}; a section is listed at the first path that has it."""
+def _add_paths(path: str, section: Schema, sections: dict[str, Schema], paths: dict[str, str]) -> None:
+    """Add the first path of every section below `section` to `paths`."""
     for key, option in section["properties"].items():
-        names = [
-            name for name in dict.fromkeys(_references(option)) if not any(name in group for group in found.values())
-        ]
+        names = [name for name in dict.fromkeys(_references(option)) if name not in paths]
         if names:
-            named = "additionalProperties" in option or "name" in sections[names[0]]["properties"] and "items" in option
+            named = "additionalProperties" in option or (
+                "items" in option and "name" in sections[names[0]]["properties"]
+            )
             place = f"{path}{key}{'.NAME' * named}"
-            found[place] = names
+            paths |= dict.fromkeys(names, place)
             for name in names:
-                _groups(f"{place}.", sections[name], sections, found)
-    return found
+                _add_paths(f"{place}.", sections[name], sections, paths)
 
 
 def _references(schema: Any) -> Iterator[str]:

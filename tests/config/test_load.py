@@ -23,6 +23,7 @@ from bertjax.config.schema.run import Config
 from bertjax.config.schema.training import Trainable
 from bertjax.errors import UserError
 
+NO_NSP = "stages.pretrain.objective.nsp_weight=0"
 TEXT = "data: {source: {files: [a.txt]}}"
 BASE = f"""\
 model: {{hidden_size: 64, num_attention_heads: 4, num_hidden_layers: 2, intermediate_size: 128}}
@@ -302,7 +303,9 @@ def test_sizes_from_hugging_face_folders(write, tmp_path):
         "seq_classif_dropout": 0.2, "sinusoidal_pos_embds": False, "tie_weights_": True, "vocab_size": 30522,
     }  # fmt: skip
     write(json.dumps(distil), "hf/config.json")
-    model = load(write(BASE[BASE.index("tasks:") :]), ["model.config_from=hf", "model.hidden_dropout_prob=0.2"]).model
+    model = load(
+        write(BASE[BASE.index("tasks:") :]), ["model.config_from=hf", "model.hidden_dropout_prob=0.2", NO_NSP]
+    ).model
     assert (model.family, model.num_hidden_layers, model.type_vocab_size) == ("distilbert", 6, 0)
     assert model.hidden_dropout_prob == 0.2 and model.config_from is None
     (line,) = lines_of("c.yaml", "model.config_from=hf", "model.family=bert")

@@ -122,7 +122,7 @@ def by_name(key: str, tree: Any) -> str:
         ("tasks.one.source.1.files=[x]", "tasks.one.source.1: no such element; must be one of 0"),
         ("mixtures.both.mixture.one=2.0", "mixtures.both.mixture.one: mixture is a list of 2 here; use an index (0 to"),
         ("stages.second.data.limit=5", "stages.second.data.limit: stages.second.data is 'one' here, which has no keys"),
-        ("stages.second.evaluate.c.batch_size=5", "stages.second.evaluate.c: no such element; must be one of a, b or its"),
+        ("stages.second.evaluate.c.batch_size=5", "stages.second.evaluate.c: no such element; must be one of a, b or"),
         ("compare.ful.trainable=all", "compare.ful: no such element; must be one of full, small or its index; did you"),
         ("stages.0.objective.kind=[1]", "stages.first.objective.kind: 'kind' must be one of"),
     ],

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from bertjax.config import reference
 from bertjax.config.schema.base import Section, rebuild
+from bertjax.config.schema.run import Config
 from bertjax.config.schema.sources import SOURCES
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "configuration_reference.md"
@@ -16,8 +17,18 @@ def test_the_page_is_the_generated_one():
     assert PAGE.read_text(encoding="utf-8") == reference.render(), f"the schema changed: run {command}"
 
 
+def undescribed() -> list[str]:
+    """`Section` and `Section.option` of all that have no description; a kind with one value needs none."""
+    root = Config.model_json_schema()
+    found = [name for name, section in root["$defs"].items() if not section.get("description")]
+    for name, section in {"Config": root, **root["$defs"]}.items():
+        options = section["properties"].items()
+        found += [f"{name}.{key}" for key, option in options if not option.get("description") and "const" not in option]
+    return found
+
+
 def test_every_option_has_a_description(monkeypatch):
-    assert reference.undescribed() == []
+    assert undescribed() == []
 
     class Silent(Section):
         size: int = 1
@@ -25,7 +36,7 @@ def test_every_option_has_a_description(monkeypatch):
     monkeypatch.setitem(SOURCES, "silent", Silent)
     rebuild()
     try:
-        assert reference.undescribed() == ["Silent", "Silent.size"]
+        assert undescribed() == ["Silent", "Silent.size"]
     finally:
         monkeypatch.undo()
         rebuild()
