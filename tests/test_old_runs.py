@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bertjax.cli import main
+from bertjax.cli.main import main
 
 ROOT = Path(__file__).resolve().parents[1]
 OLD = ROOT / "tests" / "golden" / "old_runs"
