@@ -132,7 +132,7 @@ def test_config_files(refused, case):
         ("run.name=" + "x" * 5000, "command line: run.name: must be"),
         ("z" * 5000 + "=1", "unknown key"),
         ("mesh.data=0", "command line: mesh: axis sizes"),
-        ("stages.x.steps=3", "there are: s"),
+        ("stages.x.steps=3", "must be one of s or its index"),
         ("run.seed=[", "command line: run.seed: not valid YAML"),
         ("model.config_from=vocab.txt", "model.config_from: vocab.txt: no such folder"),
     ],
