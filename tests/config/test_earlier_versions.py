@@ -67,7 +67,7 @@ def test_a_saved_configuration_keeps_the_defaults_of_its_version(tmp_path: Path)
     kept = {"stages": [stage]}
     assert build_saved(kept, where="kept").stages[0].data.preprocess.profile == "bert"
     assert build(kept).stages[0].data.preprocess.profile == "hf"
-    said = build_saved(kept, ["stages.qa.data.preprocess.profile=hf"], where="kept")
-    assert said.stages[0].data.preprocess.profile == "hf"
+    changed = build_saved(kept, ["stages.qa.data.preprocess.profile=hf"], where="kept")
+    assert changed.stages[0].data.preprocess.profile == "hf"
     (tmp_path / "config.yaml").write_text("\n".join(x for x in dump(build(kept)).split("\n") if "profile: hf" not in x))
     assert load_saved(tmp_path / "config.yaml").stages[0].data.preprocess.profile == "bert"

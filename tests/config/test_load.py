@@ -350,7 +350,7 @@ def test_dump_round_trips_and_stays_readable_by_others(write):
         build(wrong, where="checkpoint")
 
 
-def test_fingerprint_follows_what_is_learnt_and_nothing_else(write):
+def test_fingerprint_follows_what_is_learned_and_nothing_else(write):
     path = write(BASE)
     config = load(path)
     same = load(path, ["mesh.fsdp=2", "run.name=x", "stages.0.grad_accum=4", "run.compute_dtype=float32"])

@@ -65,27 +65,27 @@ def to_decoding_fields(found: Mapping[str, Any]) -> dict[str, Any]:
 
     Missing fields have the defaults of transformers (length penalty 1, top_k 50 when sampling), except the length.
     """
-    said = {name: value for name, value in found.items() if value is not None}
+    given = {name: value for name, value in found.items() if value is not None}
     made: dict[str, Any] = {}
-    if said.get("num_beams", 1) > 1 and not said.get("do_sample"):
-        made = {"beam_size": said["num_beams"], "beam_rules": "transformers"}
-        made["length_penalty"] = float(said.get("length_penalty", 1.0))
-    elif said.get("do_sample"):
-        made = {"sample": True, "temperature": float(said.get("temperature", 1.0))}
-        made |= {"top_k": said.get("top_k", 50) or None, "top_p": float(said["top_p"]) if "top_p" in said else None}
-    if "max_new_tokens" in said:
-        made["max_new_tokens"] = said["max_new_tokens"]
-    elif said.get("max_length", 20) != 20:  # 20 is the default of transformers
-        made["max_new_tokens"] = max(1, said["max_length"] - 1)  # it counts the start token
+    if given.get("num_beams", 1) > 1 and not given.get("do_sample"):
+        made = {"beam_size": given["num_beams"], "beam_rules": "transformers"}
+        made["length_penalty"] = float(given.get("length_penalty", 1.0))
+    elif given.get("do_sample"):
+        made = {"sample": True, "temperature": float(given.get("temperature", 1.0))}
+        made |= {"top_k": given.get("top_k", 50) or None, "top_p": float(given["top_p"]) if "top_p" in given else None}
+    if "max_new_tokens" in given:
+        made["max_new_tokens"] = given["max_new_tokens"]
+    elif given.get("max_length", 20) != 20:  # 20 is the default of transformers
+        made["max_new_tokens"] = max(1, given["max_length"] - 1)  # it counts the start token
     return made
 
 
 def unsupported_settings(found: Mapping[str, Any]) -> list[str]:
     """List `name value` of the settings with which `generate` of transformers gives another text than bertjax."""
-    said = {name: value for name, value in found.items() if value is not None}
-    names = [name for name, same in UNSUPPORTED.items() if name in said and said[name] not in same]
-    beams = said.get("num_beams", 1) > 1
+    given = {name: value for name, value in found.items() if value is not None}
+    names = [name for name, same in UNSUPPORTED.items() if name in given and given[name] not in same]
+    beams = given.get("num_beams", 1) > 1
     names = [name for name in names if name != "early_stopping" or beams]
-    if beams and said.get("do_sample"):
+    if beams and given.get("do_sample"):
         names.insert(0, "num_beams")  # sampled beams
-    return [f"{name} {said[name]!a:.40}" for name in names]
+    return [f"{name} {given[name]!a:.40}" for name in names]

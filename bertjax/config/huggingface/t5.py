@@ -24,12 +24,12 @@ def t5_fields_from_hf(path: Path, found: dict[str, Any]) -> dict[str, Any]:
     `scale_decoder_outputs` decides about scaling, and the output is tied unless the weights have an output matrix.
     """
     sizes = {name: found[name] for name in _T5_FIELDS if found.get(name) is not None}
-    said = found.get("tie_word_embeddings") is not False
+    tied = found.get("tie_word_embeddings") is not False
     scale = found.get("scale_decoder_outputs")
     own = _has_own_lm_head(path.parent)
     versions = {
-        "tie_word_embeddings": said if own is None else not own,
-        "scale_decoder_outputs": said if scale is None else scale,
+        "tie_word_embeddings": tied if own is None else not own,
+        "scale_decoder_outputs": tied if scale is None else scale,
     }
     start = found.get("decoder_start_token_id")
     if start is None:
@@ -44,23 +44,23 @@ def _feed_forward(path: Path, found: dict[str, Any]) -> dict[str, str]:
 
     Raises UserError if those two disagree with it, since then the file was edited to mean something else.
     """
-    said = found.get("feed_forward_proj", "relu")
-    gate, _, name = said.rpartition("-") if isinstance(said, str) else ("", "", said)
+    given = found.get("feed_forward_proj", "relu")
+    gate, _, name = given.rpartition("-") if isinstance(given, str) else ("", "", given)
     if gate not in ("", "gated"):
-        name = said
-    tanh = said in ("gated-gelu", "gated-gelu_new")  # the first is the tanh form too
+        name = given
+    tanh = given in ("gated-gelu", "gated-gelu_new")  # the first is the tanh form too
     ours = "gelu" if tanh else fields.map_activation(path, "feed_forward_proj", name)
-    derived = {"dense_act_fn": "gelu_new" if said == "gated-gelu" else name, "is_gated_act": gate == "gated"}
+    derived = {"dense_act_fn": "gelu_new" if given == "gated-gelu" else name, "is_gated_act": gate == "gated"}
     for field, value in derived.items():
         if found.get(field) not in (None, value):
             raise UserError(
-                f"{path}: {field} is {found[field]!a:.40} and feed_forward_proj {said!r}, which means {value!r}; "
+                f"{path}: {field} is {found[field]!a:.40} and feed_forward_proj {given!r}, which means {value!r}; "
                 "remove the wrong one"
             )
     made = f"{gate}-{ours}" if gate else ours
     erf_gate = gate == "gated" and ours == "gelu" and not tanh
     if made not in get_args(T5Config.model_fields["feed_forward_proj"].annotation) or erf_gate:
-        raise UserError(f"{path}: feed_forward_proj: {said!a:.40} is not supported")
+        raise UserError(f"{path}: feed_forward_proj: {given!a:.40} is not supported")
     return {"feed_forward_proj": made}
 
 

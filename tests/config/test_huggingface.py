@@ -130,7 +130,7 @@ def test_feed_forward_layers_are_those_of_transformers(tmp_path, said):
         ({"feed_forward_proj": "gated-gelu", "dense_act_fn": "gelu"}, "dense_act_fn is 'gelu'"),
     ],
 )
-def test_feed_forward_layers_that_are_not_computed(tmp_path, fields, says):
+def test_feed_forward_layers_that_are_not_supported(tmp_path, fields, says):
     with pytest.raises(UserError) as error:
         described(tmp_path, model_type="t5", **fields)
     assert says in str(error.value) and "did you mean" not in str(error.value)

@@ -195,7 +195,7 @@ def test_a_section_keeps_its_kind_under_another_key(section, leaf, kind, form):
     assert problems == [] and after == leaves(to_plain(base)) | {f"{section}.{key}": json.loads(value)}
 
 
-def test_extends_lays_a_mapping_over_the_only_source_and_refuses_it_over_two(config):
+def test_extends_merges_a_mapping_over_the_only_source_and_refuses_it_over_two(config):
     child = Path("child.yaml")
     child.write_text("extends: c.yaml\ntasks: {one: {source: {files: [x]}}}\n", encoding="utf-8")
     (source,) = load(child).tasks["one"].source
