@@ -52,7 +52,7 @@ def test_every_field_of_transformers_has_a_rule(family, name, tmp_path):
 
 
 STAGES = [
-    {"name": "s", "steps": 1, "data": {"source": {"kind": "stdlib_docs"}}},
+    {"name": "s", "steps": 1, "objective": {"nsp_weight": 0}, "data": {"source": {"kind": "stdlib_docs"}}},
     {"name": "s", "steps": 1, "objective": {"kind": "text_to_text"},
      "data": {"source": {"kind": "stdlib_docs"}, "preprocess": {"kind": "span_corruption"}}},
 ]  # fmt: skip
