@@ -29,12 +29,11 @@ FLOORS = {
     "config": ["schema", "huggingface", "loading"],
     "data": ["store", "sources", "tokenizers", "jobs", "preprocess", "pipeline"],
     "models": [
-        "compute_options param_paths",
+        "compute_options families param_paths",
         "layers",
         "attention sequence_parallel vocab_parallel layer_stack",
         "bert t5",
         "decoding",
-        "families",
         "registry",
     ],
     "training": ["freezing", "state", "program", "checkpoint", "monitor", "stage", "loop"],

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flax import nnx
 
 from bertjax.config.huggingface.generation import FILENAME
 from bertjax.config.loading.load import read_model_fields
@@ -16,7 +15,7 @@ from bertjax.errors import UserError
 from bertjax.interop import bert_names, safetensors_folder, t5_names
 from bertjax.interop.hf_folder import FolderFormat
 from bertjax.interop.safetensors_folder import StoredTensor
-from bertjax.models import param_paths, registry
+from bertjax.models import registry
 
 CLASSES = ("T5ForConditionalGeneration", "T5Model", "T5WithLMHeadModel")  # the last is what the first was once called
 # What must be equal for the same parameters to be the same function; shapes tell the rest.
@@ -38,8 +37,7 @@ def _load_params(folder: Path, model: T5Config) -> dict[str, np.ndarray]:
     for name, stored in found.items():
         if name not in table.values() and name not in t5_names.IGNORED_NAMES:
             raise UserError(f"{stored.path}: tensor '{stored.name}' has no place in a T5 of this size and version")
-    abstract = registry.abstract_model(model, ("lm",))[1]
-    shapes = {path: x.shape for path, x in param_paths.flatten(nnx.as_pure(abstract)).items()}
+    shapes = {path: x.shape for path, x in registry.abstract_params(model, ("lm",)).items()}
     for path, shape in shapes.items():
         safetensors_folder.check_tensor(found[table[path]], bert_names.hf_shape(path, shape, 1))
     return {path: bert_names.from_hf(path, [found[table[path]].read()]) for path in shapes}

@@ -10,7 +10,8 @@ from bertjax.config.schema.model import ModelConfig
 from bertjax.models import families, param_paths
 from bertjax.models.compute_options import ComputeOptions
 
-Module: TypeAlias = Any  # a Bert or a T5: whoever calls its methods knows which
+Module: TypeAlias = Any  # of any family: its objective and its evaluations know which methods it has
+Shapes: TypeAlias = dict[str, jax.ShapeDtypeStruct]  # {parameter path: shape and dtype}
 
 
 def _make_module(
@@ -37,6 +38,12 @@ def abstract_model(
         _make_module(config, heads, num_labels, adapter_size, compute, key), nnx.Param
     )
     return nnx.eval_shape(make, jax.random.key(0))
+
+
+def abstract_params(config: ModelConfig, heads: tuple[str, ...], num_labels: int = 2, adapter_size: int = 0) -> Shapes:
+    """{path: shape and dtype} of the parameters."""
+    abstract = abstract_model(config, heads, num_labels, adapter_size=adapter_size)[1]
+    return param_paths.flatten(nnx.as_pure(abstract))
 
 
 def init_params(
