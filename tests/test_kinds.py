@@ -101,7 +101,8 @@ def test_a_source_of_an_unknown_kind_is_refused_everywhere(here):
 
 def test_a_new_source_kind_is_a_section_and_a_record(toy, tmp_path):
     (tmp_path / "a.txt").write_text("One line. And more.\n\nTwo lines.\n")
-    source = build({"stages": [STAGE["stages"][0] | {"data": {"source": {"kind": "toy", "path": "a.txt"}}}]})
+    data = {"source": {"kind": "toy", "path": "a.txt"}}
+    source = build({"stages": [{"name": "s", "steps": 1, "data": data}]})
     (source,) = source.stages[0].data.source
     assert list(text.read_texts(source, tmp_path)) == ["One line. And more.", "Two lines."]
     assert list(text.read_documents(source, tmp_path)) == [["One line.", "And more."], ["Two lines."]]

@@ -92,7 +92,7 @@ def test_a_kind_without_a_record_is_refused(toys, monkeypatch):
         section = table["toy"]
         registry = importlib.import_module(type(importlib.import_module(name).RECORD).__module__)
         monkeypatch.setattr(section, "implementation", f"{name}:MISSING")
-        with pytest.raises(TypeError, match=f"{section.__name__}.implementation: there is no .* at '{name}:MISSING'"):
+        with pytest.raises(TypeError, match=f"kind 'toy' has no .* record: .*'{name}:MISSING'"):
             registry.record_of(section.model_construct())
 
 
