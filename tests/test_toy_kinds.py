@@ -1,4 +1,4 @@
-"""A source, a preprocessing, an objective and a family of the tests' own train end to end, without a change of bertjax/.
+"""A source, preprocessing, objective and family of the tests' own train end to end without a change of bertjax/.
 
 Each is one file in tests/kit/ with its configuration section and its record, as docs/architecture.md describes.
 """
