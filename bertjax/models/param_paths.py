@@ -1,4 +1,4 @@
-"""Parameters as flat dictionaries: {"layers/0/mlp/output/kernel": array}, and back to nested ones."""
+"""Parameters as flat dictionaries {"layers/0/mlp/output/kernel": array} and as nested ones."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
