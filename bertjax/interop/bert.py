@@ -19,7 +19,7 @@ from bertjax.interop.hf_folder import FolderFormat
 from bertjax.interop.safetensors_folder import StoredTensor
 from bertjax.models import registry
 
-# What must be equal for the same parameters to be the same function; shapes tell the rest.
+# Fields that change the function of equal parameters; the others show in shapes.
 _COMPUTE_FIELDS = ("num_hidden_layers", "num_attention_heads", "hidden_act", "layer_norm_eps")
 
 
@@ -98,7 +98,7 @@ def _shapes(model: BertConfig, heads: Sequence[str], found: Mapping[str, StoredT
 
 
 def _check_tied(names: EncoderNames, found: Mapping[str, StoredTensor], params: Mapping[str, np.ndarray]) -> None:
-    """The output matrix is the word embeddings: a file may hold it twice, but not differently."""
+    """Raises UserError if a file holds another output matrix than the word embeddings, which bertjax uses."""
     ours = {"decoder": "embeddings/word/embedding", "bias": "heads/mlm/bias"}
     for what, name in names.tied.items():
         twin = params.get(ours[what])
@@ -149,7 +149,7 @@ def _to_tensors(
     for path, tensors in names.tensors(model, written).items():
         pieces = bert_names.to_hf(path, np.asarray(params[path], np.float32), len(tensors))
         found |= dict(zip(tensors, pieces, strict=True))
-    if names.token_types and not model.type_vocab_size:  # transformers always adds one: zeros change nothing
+    if names.token_types and not model.type_vocab_size:  # transformers always has segment embeddings: zeros
         found[f"{names.prefix}embeddings.token_type_embeddings.weight"] = np.zeros((2, model.hidden_size), np.float32)
     return {name.removeprefix(names.prefix): t for name, t in found.items()} if bare else found
 

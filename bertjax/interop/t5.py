@@ -18,7 +18,7 @@ from bertjax.interop.safetensors_folder import StoredTensor
 from bertjax.models import registry
 
 CLASSES = ("T5ForConditionalGeneration", "T5Model", "T5WithLMHeadModel")  # the last is what the first was once called
-# What must be equal for the same parameters to be the same function; shapes tell the rest.
+# Fields that change the function of equal parameters; the others show in shapes.
 _COMPUTE_FIELDS = (
     "family", "architecture", "num_layers", "num_decoder_layers", "num_heads", "feed_forward_proj",
     "relative_attention_max_distance", "layer_norm_epsilon", "tie_word_embeddings", "scale_decoder_outputs",
@@ -79,7 +79,7 @@ def _compute_fields(sizes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _drop_tied_copies(found: dict[str, StoredTensor], model: T5Config) -> dict[str, StoredTensor]:
-    """A file may hold the embeddings under several names, or one of the others alone, but not differently."""
+    """Keep one of the names of the embeddings. Raises UserError if the file holds different tensors under them."""
     names = [*t5_names.EMBEDDING_NAMES, *([t5_names.OUTPUT_NAME] if model.tie_word_embeddings else [])]
     copies = [found[name] for name in names if name in found]
     if not copies:
@@ -98,7 +98,7 @@ def _save_folder(
 ) -> None:  # fmt: skip
     """Writes a folder that T5ForConditionalGeneration and AutoTokenizer of transformers load."""
     if model.architecture != "encoder_decoder":
-        raise UserError(f"{out}: transformers has no class for T5's decoder alone")
+        raise UserError(f"{out}: transformers has no class for a decoder-only T5")
     table = t5_names.t5_tensor_names(model)
     extra = [path for path in params if path not in table]
     if extra:
@@ -120,8 +120,8 @@ def _save_folder(
 
 
 def _config_json(model: T5Config, tokenizer: SentencePieceTokenizer | UnigramTokenizer) -> dict[str, Any]:
-    """Transformers 4 ties and scales by tie_word_embeddings; 5 scales by scale_decoder_outputs and ties what has no
-    lm_head.weight. Where a model does one without the other, only the latter computes what we do.
+    """Transformers 4 ties and scales by tie_word_embeddings; 5 scales by scale_decoder_outputs and ties a model without
+    lm_head.weight. A model that is tied but not scaled, or the reverse, computes our function only in 5.
     """
     tied, scale = model.tie_word_embeddings, model.scale_decoder_outputs
     return {
