@@ -44,7 +44,7 @@ class Pooler(nnx.Module):
         D = config.hidden_size
         self.kernel = nnx.Param(init(rngs.params(), (D, D), jnp.float32), **out_sharding("embed", None))
         self.bias = nnx.Param(jnp.zeros((D,), jnp.float32), **out_sharding(None))
-        self.act = "relu" if config.family == "distilbert" else "tanh"  # the two families share this module
+        self.act = "tanh" if "pooler" in config.heads else "relu"
 
     def __call__(self, cls_BGD: jax.Array, compute: ComputeOptions) -> jax.Array:
         kernel = all_gather_fsdp(self.kernel[...].astype(compute.dtype), "embed", None)
@@ -67,18 +67,18 @@ class Heads(nnx.Module):
             raise ValueError(
                 f"a {config.family} model has no head '{min(other)}'; it can have {', '.join(config.heads)}"
             )
-        D, bert = config.hidden_size, config.family == "bert"
+        D, has_pooler = config.hidden_size, "pooler" in config.heads
         output = lambda width: Dense((D, width), ("embed", None), init, rngs)  # noqa: E731
         if "mlm" in names:
             self.mlm = MlmHead(config, init, rngs)
-        if bert and {"nsp", "classifier", "pooler"} & set(names):
+        if has_pooler and {"nsp", "classifier", "pooler"} & set(names):
             self.pooler = Pooler(config, init, rngs)
         if "nsp" in names:
             self.nsp = output(2)
         if "qa" in names:
             self.qa = output(2)
         if "classifier" in names:
-            if not bert:
+            if not has_pooler:
                 self.pre_classifier = Pooler(config, init, rngs)
             self.classifier = output(num_labels)
 
