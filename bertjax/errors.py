@@ -1,14 +1,14 @@
-"""Errors that end a command, each with the exit code a launcher acts on (0 done, 70 is a bug)."""
+"""Errors that end a command, with the exit codes that launchers read (0: done, 70: a bug)."""
 
 
 class BertjaxError(Exception):
-    """A failure that is reported in one line, without a traceback."""
+    """A failure reported in one line, without a traceback."""
 
     exit_code = 70
 
 
 class UserError(BertjaxError):
-    """Bad input. The message names the file and the key or line, and says what to do."""
+    """Invalid input. The message names the file and the key or line, and the remedy."""
 
     exit_code = 2
 
@@ -26,7 +26,7 @@ class StorageError(BertjaxError):
 
 
 class StoppedSafely(BertjaxError):
-    """Interrupted after saving: running the same command again continues the run."""
+    """Interrupted after saving; the same command continues the run."""
 
     exit_code = 75
 
@@ -37,8 +37,7 @@ def brief(error: BaseException, limit: int = 100) -> str:
 
 
 def escape_unprintable(message: str) -> str:
-    """A message on one line that quotes what others wrote: line ends, control characters and halves of surrogate pairs
-    are escaped."""
+    """Escape line ends, control characters and lone surrogates in a message that quotes input."""
     if message.isprintable():
         return message
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in message)

@@ -1,7 +1,7 @@
-"""Ctrl-C and SIGTERM: heard at once, also while the main thread is inside a long call of C, and never lost.
+"""Handle Ctrl-C and SIGTERM immediately, also while the main thread is inside a long C call, and never lose one.
 
-A thread reads the signals as they come. An exception raised by a handler is lost where the interpreter ignores
-exceptions (a callback of the garbage collector, a __del__): then the handler runs again.
+A thread reads the signals. Where the interpreter ignores exceptions (callbacks of the garbage collector, __del__), the
+exception of a handler is lost; then the handler runs again.
 """
 
 import os
@@ -14,30 +14,30 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
-GRACE_SECONDS = 5.0  # seconds in which the main thread may leave in good order, before it is left behind
-DEBOUNCE_SECONDS = 0.5  # seconds: a terminal and a wrapper both pass on one Ctrl-C
+GRACE_SECONDS = 5.0  # time for the main thread to exit in an orderly way
+DEBOUNCE_SECONDS = 0.5  # a terminal and a wrapper may both deliver one Ctrl-C
 INTERRUPTED_EXIT_CODE = 128 + signal.SIGINT
-RETRY_SECONDS = 0.02  # seconds until a handler whose exception was lost runs again
+RETRY_SECONDS = 0.02  # until a handler whose exception was lost runs again
 
 
 class CtrlCCounter:
-    """Counts Ctrl-C; to be asked by one thread."""
+    """Counts Ctrl-C; for use by one thread."""
 
     def __init__(self) -> None:
         self._last: float | None = None
 
     def is_repeated(self) -> bool:
-        """Whether this Ctrl-C, which has just come, is not the first one."""
+        """Whether the current Ctrl-C is not the first one."""
         now, last = time.monotonic(), self._last
         self._last = now if last is None else last
         return last is not None and now - last > DEBOUNCE_SECONDS
 
 
 def exit_now(code: int, line: str) -> NoReturn:
-    """Ends the process at once, its worker processes too."""
+    """End the process and its worker processes immediately."""
     from multiprocessing import active_children
 
-    for child in active_children():  # or they would outlive this process
+    for child in active_children():  # they would outlive this process
         child.kill()
     with suppress(OSError):
         os.write(2, f"{line}\n".encode())  # not print: the main thread may be inside one
@@ -56,16 +56,16 @@ def handle_signals(
     on_retry: Callable[[], None] = lambda: None,
     restore_handler: Callable[[int], bool] = lambda number: True,
 ) -> Iterator[None]:
-    """Inside the block signals are handled; in a thread other than the main one it does nothing.
+    """Handle signals inside the block; does nothing in threads other than the main one.
 
     Args:
-        handler: runs in the main thread, between two of its instructions, and may raise.
-        on_signal: runs in a thread of its own as soon as signals come, with their numbers as bytes.
-        retry_on: what `handler` raises. Where that is ignored, the handler runs again, after `on_retry`.
-        restore_handler: whether the handler from before is put back for a signal.
+        handler: called in the main thread, between two of its instructions; may raise.
+        on_signal: called in another thread as soon as signals arrive, with their numbers as bytes.
+        retry_on: exceptions of `handler`. If one is ignored, `on_retry` and then the handler are called again.
+        restore_handler: whether to restore the previous handler of a signal afterwards.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may set handlers, and only it is told
+        yield  # only the main thread may set handlers and receives signals
         return
     latest, again, over = [0], list[int](), threading.Event()
 
@@ -120,7 +120,7 @@ def _read(
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Inside the block the first Ctrl-C is a KeyboardInterrupt that is never lost; a second one leaves at once."""
+    """Turn the first Ctrl-C inside the block into a KeyboardInterrupt that is never lost; the second one exits."""
     presses, over = CtrlCCounter(), threading.Event()
 
     def interrupted(number: int) -> None:

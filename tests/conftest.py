@@ -44,8 +44,8 @@ def shared_data() -> Path:
 TINY = """\
 model: {vocab_size: 128, hidden_size: 16, num_hidden_layers: 2, num_attention_heads: 2, intermediate_size: 32,
   max_position_embeddings: 48}
-run: {name: tiny, log_every: 1, compute_dtype: float32, tensorboard: false, compilation_cache_dir: null, prepare_workers: 1,
-  checkpoint: {save_every: 2}}
+run: {name: tiny, log_every: 1, compute_dtype: float32, tensorboard: false, compilation_cache_dir: null,
+  prepare_workers: 1, checkpoint: {save_every: 2}}
 tasks:
   text: {source: {kind: text, files: [text.txt], layout: sentences}, preprocess: {sequence_length: 32}}
   questions: {source: {kind: squad, files: [train.json]}, preprocess: &windows {kind: span_qa, sequence_length: 48,
@@ -61,8 +61,8 @@ stages:
 TINY_T5 = """\
 model: {family: t5, vocab_size: 256, d_model: 16, d_kv: 8, d_ff: 32, num_layers: 2, num_heads: 2}
 tokenizer: {kind: sentencepiece}
-run: {name: tiny, log_every: 1, compute_dtype: float32, tensorboard: false, compilation_cache_dir: null, prepare_workers: 1,
-  checkpoint: {save_every: 2}}
+run: {name: tiny, log_every: 1, compute_dtype: float32, tensorboard: false, compilation_cache_dir: null,
+  prepare_workers: 1, checkpoint: {save_every: 2}}
 tasks:
   spans: {source: {kind: text, files: [text.txt], layout: sentences}, preprocess: &spans {kind: span_corruption,
     sequence_length: 32, target_length: 16}}

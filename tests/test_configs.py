@@ -1,5 +1,5 @@
 """Every shipped configuration loads, says in its first lines how to run it, and resolves to the values kept in
-golden/configs. After an intended change, write those anew and read the difference:
+golden/configs. After an intended change, write those again and read the difference:
 
     python tests/test_configs.py
 """

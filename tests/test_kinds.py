@@ -17,18 +17,21 @@ from bertjax.config.loading.introspect import union_members, unwrap
 from bertjax.config.loading.load import build
 from bertjax.config.schema import data, evaluation, sources, training
 from bertjax.config.schema.base import rebuild, register
+from bertjax.config.schema.data import TOKENIZERS
+from bertjax.config.schema.model import FAMILIES
 from bertjax.data.preprocess.denoising import chunks
 from bertjax.data.sources import class_names, hub, records, sentences, squad, text
 from bertjax.data.sources import registry as source_kinds
 from bertjax.errors import UserError
+from bertjax.interop import hf_folder
+from bertjax.models import families
 from bertjax.objectives import registry
-from bertjax.training import inputs, validate
+from bertjax.training import inputs
 
 SOURCES = union_members(unwrap(sources.Source)[0])
 OBJECTIVES = union_members(unwrap(training.Objective)[0])
 PREPROCESS = union_members(unwrap(data.Preprocess)[0])
 EVALUATIONS = union_members(unwrap(evaluation.Evaluation)[0])
-STAGE = {"stages": [{"name": "s", "data": {"source": {"files": ["a.txt"]}}, "steps": 1}]}
 
 
 def source(kind: str, **options: Any) -> Any:
@@ -98,7 +101,8 @@ def test_a_source_of_an_unknown_kind_is_refused_everywhere(here):
 
 def test_a_new_source_kind_is_a_section_and_a_record(toy, tmp_path):
     (tmp_path / "a.txt").write_text("One line. And more.\n\nTwo lines.\n")
-    source = build({"stages": [STAGE["stages"][0] | {"data": {"source": {"kind": "toy", "path": "a.txt"}}}]})
+    data = {"source": {"kind": "toy", "path": "a.txt"}}
+    source = build({"stages": [{"name": "s", "steps": 1, "data": data}]})
     (source,) = source.stages[0].data.source
     assert list(text.read_texts(source, tmp_path)) == ["One line. And more.", "Two lines."]
     assert list(text.read_documents(source, tmp_path)) == [["One line.", "And more."], ["Two lines."]]
@@ -146,19 +150,19 @@ def test_fingerprints_are_those_of_earlier_versions(here):
         assert old == source_kinds.fingerprint(one, here)
 
 
-def test_an_objective_without_an_entry_is_one_clear_error(monkeypatch):
-    config = build(STAGE)
-    monkeypatch.delitem(validate._FITTING, "mlm_nsp")
-    with pytest.raises(UserError, match="stage 's': objective mlm_nsp has no entry in training/validate.py"):
-        validate.check_kinds(config, config.stages[0])
-
-
-def test_the_tables_cover_the_schema():
-    assert validate._FITTING.keys() == OBJECTIVES.keys()
-    rows, scores = ({kind for fit in validate._FITTING.values() for kind in fit[at]} for at in (0, 1))
-    assert rows == PREPROCESS.keys() and scores == EVALUATIONS.keys()
+def test_every_kind_has_its_facts_and_its_record():
     for kind, section in OBJECTIVES.items():
-        assert registry.build(section()).heads, kind
+        assert {*section.preprocess} <= PREPROCESS.keys() and {*section.evaluations} <= EVALUATIONS.keys(), kind
+        assert {*registry.build(section()).heads} <= {*section.heads}, kind
+        assert any({*section.heads} & {*family.heads} for family in FAMILIES.values()), kind
+    for kind, section in FAMILIES.items():
+        assert section.tokenizer in TOKENIZERS and families.record_of(section).interop, kind
+        assert hf_folder.format_of(section).classes, kind
+    for kind, section in EVALUATIONS.items():
+        assert {*(section.preprocess or ())} <= PREPROCESS.keys(), kind
+    trained_on = {kind for section in OBJECTIVES.values() for kind in section.preprocess}
+    scored_by = {kind for section in OBJECTIVES.values() for kind in section.evaluations}
+    assert trained_on == PREPROCESS.keys() and scored_by == EVALUATIONS.keys()
     assert set(chunks.DENOISING_KINDS) < PREPROCESS.keys()
 
 

@@ -252,7 +252,7 @@ COMMANDS = {
         ),
         (
             "bertjax prepare configs/bert/pretrain_base.yaml --workers 8 --verify",
-            "bertjax prepare my.yaml --runner beam run.prepared_dir=gs://bucket/prepared -- --runner=DataflowRunner ...",
+            "bertjax prepare my.yaml --runner beam run.prepared_dir=gs://bucket/data -- --runner=DataflowRunner ...",
         ),
         overrides=True,
         rest="BEAM_OPTION",

@@ -1,6 +1,5 @@
-"""What a run is: the schema and the way from YAML files and the command line to one checked, frozen `Config`.
+"""From YAML files and command-line overrides to one checked, frozen `Config`; nothing here imports jax.
 
-`schema.py` holds every option and every default. `load.py` reads a file, the files it extends and the overrides, and
-reports everything wrong at once. `strict_yaml.py` is the reader, `merge.py` lays one configuration over another,
-`places.py` answers questions about the schema, `problems.py` words the errors. Nothing here imports jax.
+`schema` defines the options, `loading` reads and checks them, `huggingface` reads model folders of transformers, and
+`reference` writes the page that describes all options.
 """

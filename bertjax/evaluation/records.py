@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bertjax.config.loading.load import flatten
 from bertjax.config.schema.run import Config
 from bertjax.errors import UserError
+from bertjax.storage.nested import flatten
 from bertjax.training.monitor.tracking import read_lines
 
 OTHER_DIR = "other"  # folder, beside the run's own records, of evaluations that differ from them
@@ -70,7 +70,9 @@ def diff_from_run(
     own = kept.get("evaluation", own)
     if own is None:
         return {head: {"here": "given here", "run": None}} | _changed(before, after)
-    found = _changed(before | flatten(own, f"{head}."), after | flatten(provenance["evaluation"], f"{head}."))
+    found = _changed(
+        before | flatten(own, prefix=f"{head}."), after | flatten(provenance["evaluation"], prefix=f"{head}.")
+    )
     found.pop(f"{head}.every", None)  # when training evaluates; no score depends on it
     if "by" in kept:
         found["made by"] = {"here": "this version", "run": kept["by"]}

@@ -1,1 +1,1 @@
-"""Floor 2: weights of other tools. Hugging Face safetensors <-> our parameter paths, as tables; no torch, no pickle."""
+"""Weights of other tools: tables from Hugging Face safetensors to our parameter paths, without torch and pickle."""

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flax import nnx
 
 from bertjax.config.huggingface.sizes import DISTILBERT_FIELDS
 from bertjax.config.loading.load import read_model_fields
@@ -18,9 +17,9 @@ from bertjax.interop import bert_names, safetensors_folder
 from bertjax.interop.bert_names import EncoderNames
 from bertjax.interop.hf_folder import FolderFormat
 from bertjax.interop.safetensors_folder import StoredTensor
-from bertjax.models import param_paths, registry
+from bertjax.models import registry
 
-# What must be equal for the same parameters to be the same function; shapes tell the rest.
+# Fields that change the function of equal parameters; the others show in shapes.
 _COMPUTE_FIELDS = ("num_hidden_layers", "num_attention_heads", "hidden_act", "layer_norm_eps")
 
 
@@ -95,12 +94,11 @@ def _check_names(
 def _shapes(model: BertConfig, heads: Sequence[str], found: Mapping[str, StoredTensor]) -> dict[str, tuple[int, ...]]:
     """{our path: the shape the model wants}."""
     labels = found["classifier.bias"].shape[0] if "classifier" in heads and found["classifier.bias"].shape else 2
-    abstract = registry.abstract_model(model, tuple(heads), labels)[1]
-    return {path: x.shape for path, x in param_paths.flatten(nnx.as_pure(abstract)).items()}
+    return {path: x.shape for path, x in registry.abstract_params(model, tuple(heads), labels).items()}
 
 
 def _check_tied(names: EncoderNames, found: Mapping[str, StoredTensor], params: Mapping[str, np.ndarray]) -> None:
-    """The output matrix is the word embeddings: a file may hold it twice, but not differently."""
+    """Raises UserError if a file holds another output matrix than the word embeddings, which bertjax uses."""
     ours = {"decoder": "embeddings/word/embedding", "bias": "heads/mlm/bias"}
     for what, name in names.tied.items():
         twin = params.get(ours[what])
@@ -151,7 +149,7 @@ def _to_tensors(
     for path, tensors in names.tensors(model, written).items():
         pieces = bert_names.to_hf(path, np.asarray(params[path], np.float32), len(tensors))
         found |= dict(zip(tensors, pieces, strict=True))
-    if names.token_types and not model.type_vocab_size:  # transformers always adds one: zeros change nothing
+    if names.token_types and not model.type_vocab_size:  # transformers always has segment embeddings: zeros
         found[f"{names.prefix}embeddings.token_type_embeddings.weight"] = np.zeros((2, model.hidden_size), np.float32)
     return {name.removeprefix(names.prefix): t for name, t in found.items()} if bare else found
 

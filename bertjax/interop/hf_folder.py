@@ -73,9 +73,7 @@ def save_folder(
     for an imported folder. Raises UserError for a model that transformers has no class for, OSError when the folder
     cannot be written.
     """
-    format_of(model).save_folder(
-        Path(out), params, model, heads, tokenizer=tokenizer, labels=labels, imported=imported
-    )
+    format_of(model).save_folder(Path(out), params, model, heads, tokenizer=tokenizer, labels=labels, imported=imported)
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Safetensors: reading the files of a folder, one tensor at a time, as float32, and writing a folder in one piece."""
+"""Read safetensors files of a folder, one tensor at a time as float32, and write a folder atomically."""
 
 import json
 import os
@@ -31,7 +31,7 @@ class StoredTensor:
     file: Any  # safetensors' open file
 
     def read(self) -> np.ndarray:
-        """float32 [*shape]; float16 and bfloat16 are widened exactly. Raises UserError for NaN or infinity."""
+        """The tensor as float32 [*shape]. Raises UserError for NaN or infinity."""
         try:
             array = self.file.get_tensor(self.name).astype(np.float32)
         except Exception as error:
@@ -42,7 +42,7 @@ class StoredTensor:
 
 
 def open_folder(folder: Path, rename: Callable[[str], str]) -> dict[str, StoredTensor]:
-    """{rename(name): tensor} of model.safetensors, or of the files that model.safetensors.index.json lists."""
+    """{rename(name): tensor} of model.safetensors or of the files in model.safetensors.index.json."""
     tensors: dict[str, StoredTensor] = {}
     for path in _files(folder):
         for stored in _open(path):
@@ -92,7 +92,7 @@ def _open(path: Path) -> list[StoredTensor]:
         file = safe_open(str(path), framework="np")
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
         return [StoredTensor(path, name, tuple(s.get_shape()), s.get_dtype(), file) for name, s in slices.items()]
-    except Exception as error:  # safetensors has one error class, and raises others too
+    except Exception as error:  # safetensors raises more than its one error class
         raise corrupt_file(path, error) from None
 
 
@@ -117,14 +117,14 @@ def check_tensor(stored: StoredTensor, shape: tuple[int, ...]) -> None:
 def write_folder(
     out: Path, weights: Mapping[str, np.ndarray], config: dict[str, Any], add: Callable[[Path], None]
 ) -> None:
-    """model.safetensors, config.json and what `add` writes; `out` appears in one piece. Raises OSError."""
+    """Write model.safetensors, config.json and the files of `add`; `out` appears atomically. Raises OSError."""
     work = out.with_name(f".{out.name}.unfinished")
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     try:
         save_file(dict(weights), work / WEIGHTS, metadata={"format": "pt"})
         write_json(work / "config.json", config)
-        shutil.copymode(work / "config.json", work / WEIGHTS)  # safetensors lets nobody else read it
+        shutil.copymode(work / "config.json", work / WEIGHTS)  # safetensors makes it readable by its owner only
         add(work)
         os.replace(work, out)  # all of its files in one piece
     finally:
@@ -132,7 +132,7 @@ def write_folder(
 
 
 def merge_config(imported: Mapping[str, Any] | None, ours: Mapping[str, Any]) -> dict[str, Any]:
-    """config.json of an imported folder with what is ours now; `dtype` is the newer spelling of `torch_dtype`."""
+    """config.json of an imported folder, updated with ours; `dtype` is the newer name of `torch_dtype`."""
     before = (imported or {}).get("config", {})
     return {name: value for name, value in before.items() if name not in ("dtype", "_name_or_path")} | dict(ours)
 

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flax import nnx
 
 from bertjax.config.huggingface.generation import FILENAME
 from bertjax.config.loading.load import read_model_fields
@@ -16,10 +15,10 @@ from bertjax.errors import UserError
 from bertjax.interop import bert_names, safetensors_folder, t5_names
 from bertjax.interop.hf_folder import FolderFormat
 from bertjax.interop.safetensors_folder import StoredTensor
-from bertjax.models import param_paths, registry
+from bertjax.models import registry
 
 CLASSES = ("T5ForConditionalGeneration", "T5Model", "T5WithLMHeadModel")  # the last is what the first was once called
-# What must be equal for the same parameters to be the same function; shapes tell the rest.
+# Fields that change the function of equal parameters; the others show in shapes.
 _COMPUTE_FIELDS = (
     "family", "architecture", "num_layers", "num_decoder_layers", "num_heads", "feed_forward_proj",
     "relative_attention_max_distance", "layer_norm_epsilon", "tie_word_embeddings", "scale_decoder_outputs",
@@ -38,8 +37,7 @@ def _load_params(folder: Path, model: T5Config) -> dict[str, np.ndarray]:
     for name, stored in found.items():
         if name not in table.values() and name not in t5_names.IGNORED_NAMES:
             raise UserError(f"{stored.path}: tensor '{stored.name}' has no place in a T5 of this size and version")
-    abstract = registry.abstract_model(model, ("lm",))[1]
-    shapes = {path: x.shape for path, x in param_paths.flatten(nnx.as_pure(abstract)).items()}
+    shapes = {path: x.shape for path, x in registry.abstract_params(model, ("lm",)).items()}
     for path, shape in shapes.items():
         safetensors_folder.check_tensor(found[table[path]], bert_names.hf_shape(path, shape, 1))
     return {path: bert_names.from_hf(path, [found[table[path]].read()]) for path in shapes}
@@ -81,7 +79,7 @@ def _compute_fields(sizes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _drop_tied_copies(found: dict[str, StoredTensor], model: T5Config) -> dict[str, StoredTensor]:
-    """A file may hold the embeddings under several names, or one of the others alone, but not differently."""
+    """Keep one of the names of the embeddings. Raises UserError if the file holds different tensors under them."""
     names = [*t5_names.EMBEDDING_NAMES, *([t5_names.OUTPUT_NAME] if model.tie_word_embeddings else [])]
     copies = [found[name] for name in names if name in found]
     if not copies:
@@ -100,7 +98,7 @@ def _save_folder(
 ) -> None:  # fmt: skip
     """Writes a folder that T5ForConditionalGeneration and AutoTokenizer of transformers load."""
     if model.architecture != "encoder_decoder":
-        raise UserError(f"{out}: transformers has no class for T5's decoder alone")
+        raise UserError(f"{out}: transformers has no class for a decoder-only T5")
     table = t5_names.t5_tensor_names(model)
     extra = [path for path in params if path not in table]
     if extra:
@@ -122,8 +120,8 @@ def _save_folder(
 
 
 def _config_json(model: T5Config, tokenizer: SentencePieceTokenizer | UnigramTokenizer) -> dict[str, Any]:
-    """Transformers 4 ties and scales by tie_word_embeddings; 5 scales by scale_decoder_outputs and ties what has no
-    lm_head.weight. Where a model does one without the other, only the latter computes what we do.
+    """Transformers 4 ties and scales by tie_word_embeddings; 5 scales by scale_decoder_outputs and ties a model without
+    lm_head.weight. A model that is tied but not scaled, or the reverse, computes our function only in 5.
     """
     tied, scale = model.tie_word_embeddings, model.scale_decoder_outputs
     return {

@@ -4,7 +4,7 @@ from bertjax.config.schema.model import T5Config
 
 EMBEDDING_NAMES = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")  # one table
 OUTPUT_NAME = "lm_head.weight"
-# Old files of transformers hold one, which no version reads (its `_keys_to_ignore_on_load_unexpected`).
+# In old files; transformers ignores it (`_keys_to_ignore_on_load_unexpected`).
 IGNORED_NAMES = ("decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",)
 _ATTENTION = {"query": "q", "key": "k", "value": "v", "output": "o"}
 _MLP = {False: {"intermediate": "wi"}, True: {"gate": "wi_0", "intermediate": "wi_1"}}

@@ -1,6 +1,6 @@
-"""Floor 2: networks. nnx modules that hold nothing but parameters; random keys and execution choices are arguments.
+"""Model families as nnx modules that hold only parameters; random keys and compute options are arguments.
 
-Modules name logical axes and know nothing of meshes, optimizers or files.
+Modules name logical axes and do not depend on meshes, optimizers or files.
 """
 
 from flax import nnx

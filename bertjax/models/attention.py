@@ -1,4 +1,4 @@
-"""Self-attention kernels behind one function: XLA everywhere, cuDNN on GPUs, splash on TPUs, chosen by capability."""
+"""Self-attention with a kernel chosen by capability: XLA, cuDNN on GPUs or splash on TPUs."""
 
 from collections.abc import Callable
 from functools import partial
@@ -11,14 +11,14 @@ from bertjax.models.layers.dropout import dropout
 from bertjax.models.layers.numerics import REMAT_NAME, einsum_lowp
 from bertjax.parallel.sharding import auto_axes, divisible_spec
 
-MASK_VALUE = -1e30  # finite, so that a row without any key stays a number
+MASK_VALUE = -1e30  # finite: no NaN for a row without a key
 
 
 def select_kernel(compute: ComputeOptions, *, length: int, head_dim: int, rate: float) -> str:
-    """Which kernel runs. `auto` takes the flash kernel of the platform when it can do the job exactly.
+    """The kernel to use. `auto`: the platform's fused kernel if it computes exactly the same, else xla.
 
-    Neither cuDNN's public interface nor splash has dropout on the probabilities, and both want bfloat16; splash wants
-    lengths in multiples of 128. Asking for one by name where it cannot serve raises ValueError with the reason.
+    cuDNN's public interface and splash have no dropout of probabilities and need bfloat16; splash needs lengths in
+    multiples of 128. Raises ValueError with the reason for a named kernel that cannot be used.
     """
     if compute.attention == "xla" or (compute.attention == "auto" and compute.platform == "cpu"):
         return "xla"
@@ -44,9 +44,9 @@ def dot_product_attention(
     q_BSHK: jax.Array, k_BSHK: jax.Array, v_BSHK: jax.Array, segment_ids_BS: jax.Array, *,
     packed: bool, rate: float, key: jax.Array | None, compute: ComputeOptions,
 ) -> jax.Array:  # fmt: skip
-    """softmax(q k^T / sqrt(K)) v, fully visible within each example (arXiv 1706.03762 section 3.2.1).
+    """softmax(q k^T / sqrt(K)) v with bidirectional attention (arXiv 1706.03762 section 3.2.1).
 
-    `segment_ids` is 0 on padding. With `packed` a token sees its own example only; without, all real tokens of the row.
+    `segment_ids` is 0 on padding. With `packed`, a token sees its own example; without, all non-padding tokens.
     """
     rate = 0.0 if key is None else rate
     kernel = select_kernel(compute, length=q_BSHK.shape[1], head_dim=q_BSHK.shape[-1], rate=rate)
@@ -58,7 +58,7 @@ def dot_product_attention(
 
 
 def make_attention_mask(segment_ids: jax.Array, packed: bool) -> jax.Array:
-    """Which keys a query sees, [B, 1, Q, S] when packed and [B, 1, 1, S] when not."""
+    """The keys that a query sees, bool [B, 1, Q, S] if packed, else [B, 1, 1, S]."""
     real = (segment_ids > 0)[:, None, None, :]
     return real & (segment_ids[:, None, :, None] == segment_ids[:, None, None, :]) if packed else real
 
@@ -78,7 +78,7 @@ def _xla(
 
 def _cudnn(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, packed: bool) -> jax.Array:
     def local(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array) -> jax.Array:
-        if packed:  # cuDNN takes the mask only in its full shape
+        if packed:  # cuDNN needs the full mask
             B, S = segment_ids.shape
             mask = jnp.broadcast_to(make_attention_mask(segment_ids, True), (B, 1, S, S))
             return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn")
@@ -94,7 +94,7 @@ def _cudnn(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, pac
 
 
 def _splash(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array) -> jax.Array:
-    """Segment ids say it all, packed or not; padding (segment 0) sees padding, so its rows stay finite."""
+    """Packed or not, segment ids are the mask; padding (segment 0) sees padding, so that its rows are finite."""
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
     block = next(size for size in (512, 384, 256, 128) if q.shape[1] % size == 0)
@@ -119,7 +119,7 @@ def _splash(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array) ->
 def _shard_map_kernel(
     local: Callable[..., jax.Array], q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array
 ) -> jax.Array:
-    """A kernel on each device's rows and heads: it is no operation that the partitioner can split."""
+    """Run a kernel, which the partitioner cannot split, on each device's rows and heads."""
     mesh = jax.sharding.get_abstract_mesh()
     free = auto_axes(mesh)
     if not free:

@@ -1,4 +1,4 @@
-"""How a model runs, as opposed to what it computes: the choices here change speed and memory, never the mathematics."""
+"""Compute options: choices that change speed and memory of a model, not its function."""
 
 from dataclasses import dataclass
 
@@ -8,14 +8,14 @@ from jax.typing import DTypeLike
 
 @dataclass(frozen=True)
 class ComputeOptions:
-    """Static choices of one compiled program.
+    """Static options of one compiled program.
 
     Attributes:
-        platform: cpu, gpu or tpu: which dot and attention forms are fast.
+        platform: cpu, gpu or tpu; decides dot and attention implementations.
         dtype: of activations and of the weights in matmuls; parameters stay float32.
         attention: auto, xla, cudnn or splash.
         dropout_rng: hash (a fused counter hash) or threefry (jax.random).
-        segments: layers per segment; a segment of one is called directly, a longer one is scanned. () means one each.
+        segments: layers per segment; longer ones are scanned. (): one layer each.
         remat: none, full, or dots (keep matmul outputs, recompute the rest).
     """
 

@@ -1,6 +1,6 @@
-"""The table of model families: one record says everything that the rest of the program asks of a family.
+"""The record of a model family: all that the rest of the program needs to know of it.
 
-A family is a section in `config.schema.model.FAMILIES` and the `Family` record that the section's `implementation` names.
+A family is a section in `config.schema.model.FAMILIES` and the `Family` that the section's `implementation` names.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -12,7 +12,7 @@ from bertjax.config.schema import base
 
 @dataclass(frozen=True)
 class Family:
-    """What a family of models can do. `model` is its section.
+    """Functions and facts of one family. `model` is a section of it.
 
     Attributes:
         build: (model, heads, num_labels, compute options, nnx.Rngs, adapter size) -> the module.

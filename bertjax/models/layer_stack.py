@@ -1,7 +1,7 @@
-"""A stack of equal layers as a list of segments: single layers are called, longer segments are stacked and scanned.
+"""A stack of equal layers in segments: a segment of one layer is called, a longer one is stacked and scanned.
 
-Parameters are always stored one tree per layer; a segment is stacked inside the compiled step, out of the copies that
-the cast to the compute dtype makes anyway. Freezing, optimizers and checkpoints see one layout however the stack runs.
+Parameters are stored per layer; the compiled step stacks a segment from the copies that the cast to the compute dtype
+makes anyway. Freezing, optimizers and checkpoints see the same layout with any segments.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ from bertjax.models import param_paths, sequence_parallel
 from bertjax.models.compute_options import ComputeOptions
 from bertjax.models.layers.numerics import REMAT_NAME
 
-LayerFn = Callable[..., jax.Array]  # layer, x, key, and what is given beside them -> x
+LayerFn = Callable[..., jax.Array]  # (layer, x, key, *arrays) -> x
 
 
 def _remat(body: Callable, kind: str) -> Callable:
@@ -26,7 +26,7 @@ def _remat(body: Callable, kind: str) -> Callable:
 
 
 def split_segments(segments: Sequence[int], at: int) -> tuple[int, ...]:
-    """The same stack with a segment boundary below layer `at`: (6, 6) cut at 8 is (6, 2, 4)."""
+    """Segments with a boundary below layer `at`: (6, 6) split at 8 is (6, 2, 4)."""
     out: list[int] = []
     start = 0
     for length in segments:
@@ -47,9 +47,9 @@ def apply_layers(
 ) -> jax.Array:
     """Apply `call(layer, x, key, *arrays)` to x [B, S, D] through all layers.
 
-    Layer i gets `fold_in(key, i)` however the stack is cut. `given` are the other arrays that a layer reads, with their
-    logical axes; `heads` is the number of its attention heads. Where the mesh's rules split positions, and the bits of
-    dropout do not ask for whole rows, the stack runs in pieces of them, and so does x come back.
+    Layer i gets `fold_in(key, i)` with any segments. `given` are the other arrays that a layer reads, with their
+    logical axes; `heads` is the number of attention heads. x is returned with sharded positions if the rules shard
+    them and dropout does not need full rows.
     """
     axes = (
         sequence_parallel.stack_shard_axes(x.shape[1], layers, heads)

@@ -1,14 +1,15 @@
-"""Parameters as flat dictionaries: {"layers/0/mlp/output/kernel": array}, and back to nested ones."""
+"""Parameters as flat dictionaries {"layers/0/mlp/output/kernel": array} and as nested ones."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+from flax import traverse_util
 
 
 def keystr(path: tuple) -> str:
     """A jax key path as a string with slashes."""
-    return "/".join(str(getattr(k, "key", getattr(k, "idx", getattr(k, "name", k)))) for k in path)
+    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def flatten(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> dict[str, Any]:
@@ -19,11 +20,4 @@ def flatten(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> dict[str
 
 def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
     """{path: leaf} -> nested dictionaries with string keys."""
-    tree: dict[str, Any] = {}
-    for path, leaf in flat.items():
-        *parents, last = path.split("/")
-        node = tree
-        for name in parents:
-            node = node.setdefault(name, {})
-        node[last] = leaf
-    return tree
+    return traverse_util.unflatten_dict(dict(flat), sep="/")

@@ -1,4 +1,4 @@
-"""From a model section to the model: structure, fresh parameters and a ready module, whatever the family."""
+"""From a model section of any family to abstract parameters, initial parameters and a module."""
 
 from collections.abc import Mapping
 from typing import Any, TypeAlias
@@ -10,7 +10,8 @@ from bertjax.config.schema.model import ModelConfig
 from bertjax.models import families, param_paths
 from bertjax.models.compute_options import ComputeOptions
 
-Module: TypeAlias = Any  # a Bert or a T5: whoever calls its methods knows which
+Module: TypeAlias = Any  # of any family: its objective and its evaluations know which methods it has
+Shapes: TypeAlias = dict[str, jax.ShapeDtypeStruct]  # {parameter path: shape and dtype}
 
 
 def _make_module(
@@ -32,44 +33,50 @@ def abstract_model(
     compute: ComputeOptions = ComputeOptions(),  # noqa: B008
     adapter_size: int = 0,
 ) -> tuple[nnx.GraphDef, nnx.State]:
-    """-> (graphdef, abstract parameters as an nnx.State): shapes, dtypes and logical axes, without memory."""
+    """-> (graphdef, abstract nnx.State with shapes, dtypes and logical axes); allocates nothing."""
     make = lambda key: nnx.split(  # noqa: E731
         _make_module(config, heads, num_labels, adapter_size, compute, key), nnx.Param
     )
     return nnx.eval_shape(make, jax.random.key(0))
 
 
+def abstract_params(config: ModelConfig, heads: tuple[str, ...], num_labels: int = 2, adapter_size: int = 0) -> Shapes:
+    """{path: shape and dtype} of the parameters."""
+    abstract = abstract_model(config, heads, num_labels, adapter_size=adapter_size)[1]
+    return param_paths.flatten(nnx.as_pure(abstract))
+
+
 def init_params(
     config: ModelConfig, heads: tuple[str, ...], num_labels: int, key: jax.Array, adapter_size: int = 0
 ) -> dict[str, jax.Array]:
-    """Fresh parameters as {path: float32 array}; jit it with out_shardings so that they are born in their shards."""
+    """Initial parameters {path: float32 array}; jit it with out_shardings to create each in its shards."""
     model = _make_module(config, heads, num_labels, adapter_size, ComputeOptions(), key)
     return param_paths.flatten(nnx.as_pure(nnx.split(model, nnx.Param)[1]))
 
 
 def init_adapters_near_identity(params: dict[str, jax.Array], key: jax.Array) -> dict[str, jax.Array]:
-    """The same with adapters that add next to nothing, so that the model starts as it is without them.
+    """`params` with adapters near the identity function.
 
-    arXiv 1902.00751 section 2.1: weights from a normal of deviation 0.01 or less, truncated at two deviations;
-    feedforward_adapter of google-research/adapter-bert takes 0.001 for both matrices.
+    arXiv 1902.00751 section 2.1: truncated normal with a standard deviation of at most 0.01; feedforward_adapter of
+    google-research/adapter-bert has 0.001 for both matrices.
     """
-    key = jax.random.fold_in(key, 2**31)  # far from the counts that nnx.Rngs folds in
+    key = jax.random.fold_in(key, 2**31)  # far above the counts that nnx.Rngs folds in
     found = [path for path in params if "/adapter/" in path and path.endswith("/kernel")]
 
-    def draw(number: int, path: str) -> jax.Array:
+    def init(number: int, path: str) -> jax.Array:
         return 1e-3 * jax.random.truncated_normal(jax.random.fold_in(key, number), -2.0, 2.0, params[path].shape)
 
-    return params | {path: draw(number, path) for number, path in enumerate(found)}
+    return params | {path: init(number, path) for number, path in enumerate(found)}
 
 
 def logical_axes(abstract: nnx.State) -> dict[str, tuple[str | None, ...]]:
-    """{path: logical axis names}, as the modules declare them."""
+    """{path: logical axis names} as declared by the modules."""
     flat = param_paths.flatten(abstract, is_leaf=lambda v: isinstance(v, nnx.Variable))
     return {path: tuple(v.get_metadata("out_sharding")) for path, v in flat.items()}
 
 
 def merge(graphdef: nnx.GraphDef, abstract: nnx.State, params: Mapping[str, jax.Array]) -> Module:
-    """The module with these parameters; raises KeyError for a missing path."""
+    """The module with these parameters. Raises KeyError for a missing path."""
     template = nnx.as_pure(abstract)
     return nnx.merge(graphdef, jax.tree_util.tree_map_with_path(lambda p, _: params[param_paths.keystr(p)], template))
 
@@ -83,7 +90,7 @@ def build_model(
     compute: ComputeOptions = ComputeOptions(),  # noqa: B008
     adapter_size: int = 0,
 ) -> Module:
-    """A ready model from flat parameters."""
+    """The module of a section with flat parameters."""
     graphdef, abstract = abstract_model(config, heads, num_labels, compute, adapter_size)
     return merge(graphdef, abstract, params)
 

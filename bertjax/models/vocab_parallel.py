@@ -1,4 +1,4 @@
-"""Look-ups and searches where rows and vocabulary are split over devices: tables and logits do not travel."""
+"""Embedding look-up and top-k with sharded rows and vocabulary, without gathering tables or logits."""
 
 from collections.abc import Callable
 from math import prod
@@ -14,12 +14,9 @@ from bertjax.parallel.sharding import all_gather_fsdp, auto_axes, divisible_spec
 def embedding_lookup(table: jax.Array, ids: jax.Array) -> jax.Array:
     """Rows of the word embeddings [V, D] at int ids [B, S] -> [B, S, D], in the table's dtype.
 
-    Where V is split, each device reads what it has and the parts are summed, so that no table travels. Where positions
-    are split too, straight into their pieces.
+    With V sharded, each device reads its rows and the results are summed (reduce-scattered to sharded positions).
     """
-    table = all_gather_fsdp(
-        table, "vocab", "embed"
-    )  # first: a look-up in a table split along D would replicate all of it
+    table = all_gather_fsdp(table, "vocab", "embed")  # a look-up in a table sharded along D would replicate the table
     pieces, parts = sharded_axes("sequence", ids.shape[1]), sharded_axes("vocab", table.shape[0])
     if not pieces:
         return jnp.take(table, ids, axis=0)
@@ -36,9 +33,9 @@ def embedding_lookup(table: jax.Array, ids: jax.Array) -> jax.Array:
 
 
 def replicated_lookup(read: Callable[[jax.Array, jax.Array], jax.Array], table: jax.Array, ids: jax.Array) -> jax.Array:
-    """read(table [N, D], int ids [B, S]) -> [B, S, D] of a table so small that every device has it.
+    """read(table [N, D], int ids [B, S]) -> [B, S, D] for a small, replicated table.
 
-    Where positions are split each device reads for its own, and it is the table's gradient that is summed.
+    With sharded positions, each device reads its own, and the gradients of the table are summed.
     """
     if not sharded_axes("sequence", ids.shape[1]):
         return read(table, ids)
@@ -49,7 +46,7 @@ def _shard_map_lookup(
     local: Callable[[jax.Array, jax.Array], jax.Array], table: jax.Array, table_spec: P, ids: jax.Array,
     names: tuple[str | None, ...],
 ) -> jax.Array:  # fmt: skip
-    """local(part of the table, ids) on every device; its results are pieces of positions."""
+    """local(shard of the table, ids) on every device, with position-sharded results."""
     mesh = jax.sharding.get_abstract_mesh()
     rows, out = divisible_spec(mesh, names, ids.shape), divisible_spec(mesh, ("batch", "sequence"), ids.shape)
     axes = set(auto_axes(mesh))
@@ -61,9 +58,8 @@ def _shard_map_lookup(
 def top_k(x: jax.Array, k: int, axis_name: str | None = None) -> tuple[jax.Array, jax.Array]:
     """lax.top_k of [B, ..., N] -> (values, int32 indices), each [B, ..., k]; of equal values the lowest index first.
 
-    `axis_name` is the logical name of the last axis, `vocab` for logits. The partitioner would bring the rows of all
-    devices to each; here every device searches its own rows and its part of the last axis, and the best of the parts
-    are searched again.
+    `axis_name` is the logical name of the last axis, `vocab` for logits. The partitioner would gather all rows; here
+    each device searches its rows and its shard of the last axis, and then the candidates of all shards.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
@@ -79,7 +75,7 @@ def top_k(x: jax.Array, k: int, axis_name: str | None = None) -> tuple[jax.Array
             return values, index
         index = index.astype(jnp.int32) + lax.axis_index(split) * part.shape[-1]
         values, index = (lax.all_gather(a, split, axis=a.ndim - 1, tiled=True) for a in (values, index))
-        values, best = lax.top_k(values, k)  # the parts stand in order, so that the lowest index still comes first
+        values, best = lax.top_k(values, k)  # shards are in order: the lowest index is still first
         return values, jnp.take_along_axis(index, best, axis=-1)
 
     search = jax.shard_map(

@@ -1,5 +1,5 @@
-"""Objectives: functions of (model, batch, key) that return sums and weights, never means.
+"""Objectives: functions of (model, batch, key) that return sums of losses and of weights.
 
-Sums over real targets add up exactly over micro-batches, packed rows and processes; the train step divides once by the
-weight of the global batch. One module per family of objectives.
+Sums over targets add up exactly over micro-batches, packed rows and processes; the train step divides once, by the
+weight of the global batch.
 """

@@ -1,4 +1,4 @@
-"""What every objective returns, and the sums they share."""
+"""The Objective record and the sums that objectives return."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,10 +14,10 @@ Batch = Mapping[str, jax.Array]
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class LossTerm:
-    """One part of an objective over a batch; float32 scalars. `correct` counts weighted right predictions.
+    """Sums of one loss over a batch, float32 scalars. `correct` sums the weights of correct predictions.
 
-    `by_task`, where the batch comes from several: float32 [T, 2], loss and weight of each. `train_loss`, where it is not
-    `loss`: the sum that the objective adds up instead, with what regularises it and with other weights.
+    `by_task`, for batches of T tasks: float32 [T, 2], loss and weight of each. `train_loss`: the sum to train on, if not
+    `loss`, such as one with regularization or other weights.
     """
 
     loss: jax.Array
@@ -30,10 +30,11 @@ class LossTerm:
 @dataclass(frozen=True)
 class Objective:
     """Attributes:
-    heads: the model heads it reads.
-    weights: its losses and their share in the total loss.
-    normalizers: batch -> {term: what its loss sum is divided by}, of the whole batch and before the model runs.
-    losses: (model, batch, key or None) -> {term: Term}.
+    heads: the model heads that it reads.
+    num_labels: outputs of a classifier head.
+    weights: {name of a loss: its weight in the total loss}.
+    normalizers: global batch -> {name: divisor of the loss sum}, independent of the model.
+    losses: (model, batch, key or None) -> {name: LossTerm}.
     """
 
     heads: tuple[str, ...]
@@ -54,7 +55,7 @@ def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
 
 
 def target_logits(logits: jax.Array, targets: jax.Array) -> jax.Array:
-    """logits [..., V] at targets [...], by comparison, which stays local when V is split over devices."""
+    """logits [..., V] at targets [...], by comparison: needs no communication when V is sharded."""
     hit = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1) == targets[..., None]
     return jnp.where(hit, logits, 0).sum(-1)
 
@@ -62,14 +63,14 @@ def target_logits(logits: jax.Array, targets: jax.Array) -> jax.Array:
 def is_correct(logits: jax.Array, targets: jax.Array) -> jax.Array:
     """Whether no logit [..., V] exceeds the target's -> bool [...].
 
-    Over a vocabulary a maximum is much cheaper than an argmax, a tenth of a small BERT's whole step on the CPU.
+    Over a vocabulary, a maximum is much cheaper than an argmax, which takes a tenth of a small BERT's step on the CPU.
     """
     logits = jax.lax.stop_gradient(logits.astype(jnp.float32))
     return target_logits(logits, targets) >= logits.max(-1)
 
 
 def weighted_sums(loss: jax.Array, right: jax.Array, weights: jax.Array, batch: Batch, tasks: int) -> LossTerm:
-    """Sums over losses [B, N] with their weights."""
+    """Weighted sums of losses [B, N] and correct predictions [B, N]."""
     by_task = None
     if tasks > 1 and "task_ids" in batch:  # an evaluation has one task
         rows = jnp.stack([(loss * weights).sum(-1), weights.sum(-1)], axis=-1)
@@ -78,10 +79,10 @@ def weighted_sums(loss: jax.Array, right: jax.Array, weights: jax.Array, batch: 
 
 
 def _task_membership(batch: Batch, tasks: int) -> jax.Array:
-    """Which task each row comes from: bool [B, T]."""
+    """Whether a row is of a task: bool [B, T]."""
     return batch["task_ids"][:, None] == jnp.arange(tasks)
 
 
 def rows_by_task(batch: Batch, tasks: int) -> jax.Array:
-    """How many rows each task has in the batch: int32 [T]."""
+    """Rows of each task in the batch: int32 [T]."""
     return _task_membership(batch, tasks).sum(0, dtype=jnp.int32)

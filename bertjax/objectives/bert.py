@@ -21,7 +21,7 @@ def _encode(model: Bert, batch: Batch, key: jax.Array | None) -> jax.Array:
 def mlm_nsp(config: MlmNspObjective, tasks: int) -> Objective:
     """run_pretraining.py: MLM sum(w * ce) / (sum(w) + 1e-5) over masked positions, plus the mean NSP loss.
 
-    The reference divides per replica; here the divisor is that of the global batch, so the mesh does not change it.
+    The reference divides per replica; here the divisor is that of the global batch, independent of the mesh.
     """
     weights = {"mlm": config.mlm_weight, "nsp": config.nsp_weight}
     weights = {name: scale for name, scale in weights.items() if scale > 0}
@@ -51,7 +51,7 @@ def mlm_nsp(config: MlmNspObjective, tasks: int) -> Objective:
 def span_qa(_: SpanQaObjective, tasks: int) -> Objective:
     """run_squad.py: mean over examples of (start loss + end loss) / 2.
 
-    The softmax runs over the example's own tokens; the reference's also runs over padding, which packing rules out.
+    The softmax is over the tokens of the example; that of the reference includes padding, which packing excludes.
     """
 
     def normalizers(batch: Batch) -> dict[str, jax.Array]:

@@ -1,7 +1,7 @@
-"""The cross-entropy of text-to-text models: z-loss, label smoothing and what each target weighs (t5x/losses.py).
+"""Cross-entropy of text-to-text models with z-loss, label smoothing and weights of targets (t5x/losses.py).
 
-Logits over a vocabulary, float32 [B, T, V], are the largest array of a step. What is kept for the backward pass is them
-and their log normalisers alone: no softmax, no one-hot targets, no second copy.
+Logits over a vocabulary, float32 [B, T, V], are the largest array of a step. The backward pass needs only the logits
+and their log normalizers: no softmax, no one-hot targets, no second copy.
 """
 
 from functools import partial
@@ -15,30 +15,30 @@ import jax.numpy as jnp
 def target_losses(
     logits: jax.Array, targets: jax.Array, z_loss: float = 0.0, label_smoothing: float = 0.0
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Of logits [..., V] and int targets [...]: three times float32 [...].
+    """Logits [..., V], int targets [...] -> float32 [...] three times.
 
-    The loss that trains: cross-entropy with the smoothed target (1 - s on it, s / (V - 1) elsewhere) less that target's
-    entropy, plus z_loss * log_z^2. The plain cross-entropy -log p(target). 1 where no logit exceeds the target's, else
-    0. Gradients flow through the first alone (compute_weighted_cross_entropy of t5x, whose z-loss is for logging too).
+    (1) The training loss: cross-entropy with the smoothed target (1 - s on it, s / (V - 1) elsewhere) minus the entropy
+    of that target, plus z_loss * log_z^2. (2) The plain cross-entropy -log p(target). (3) 1 if no logit exceeds the
+    target's, else 0. Only (1) has gradients (compute_weighted_cross_entropy of t5x).
     """
     return _forward(logits, targets, z_loss, label_smoothing)[0]
 
 
 def _smoothed(label_smoothing: float, vocabulary: int) -> tuple[float, float, float]:
-    """What the target and every other piece count, and the entropy of that distribution."""
+    """Probability of the target and of each other token, and the entropy of that distribution."""
     on, off = 1.0 - label_smoothing, label_smoothing / (vocabulary - 1)
     return on, off, -(on * log(on) + (vocabulary - 1) * off * log(off + 1e-20)) if label_smoothing else 0.0
 
 
 def _is_target(logits: jax.Array, targets: jax.Array) -> jax.Array:
-    """By comparison, which stays local when V is split over devices."""
+    """One-hot targets [..., V] by comparison: no communication when V is sharded."""
     return jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1) == targets[..., None]
 
 
 def _forward(logits: jax.Array, targets: jax.Array, z_loss: float, label_smoothing: float) -> tuple:
     x = logits.astype(jnp.float32)
     peak = x.max(-1)
-    log_sum = jnp.log(jnp.exp(x - peak[..., None]).sum(-1))  # one use of the difference: two would store it
+    log_sum = jnp.log(jnp.exp(x - peak[..., None]).sum(-1))  # a second use of the difference would store it
     target = jnp.where(_is_target(x, targets), x, 0).sum(-1) - peak
     plain, log_z = log_sum - target, log_sum + peak
     trained = plain
@@ -62,9 +62,9 @@ target_losses.defvjp(_forward, _backward)
 
 
 def normalize_per_sequence(weights: jax.Array, segment_ids: jax.Array) -> jax.Array:
-    """Weights [B, T] over their sum within the example, so that the examples of packed rows count alike.
+    """Weights [B, T] divided by their sum in the example, so that each example of a packed row has weight 1.
 
-    Padding and examples without weight get 0 (AVERAGE_PER_SEQUENCE and _sum_weights_per_segment of t5x).
+    Padding and examples without weight have 0 (AVERAGE_PER_SEQUENCE and _sum_weights_per_segment of t5x).
     """
     same = segment_ids[:, :, None] == segment_ids[:, None, :]
     sums = jnp.where(same, weights[:, None, :], 0).sum(-1)

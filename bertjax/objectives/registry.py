@@ -1,7 +1,7 @@
-"""The table of objectives.
+"""The record of an objective.
 
-An objective is a section in `config.schema.training.OBJECTIVES`, which holds its facts (heads, rows and evaluations that
-fit), and the `ObjectiveKind` record that the section's `implementation` names.
+An objective is a section in `config.schema.training.OBJECTIVES` with its facts (heads, rows and evaluations that fit)
+and the `ObjectiveKind` that the section's `implementation` names.
 """
 
 from collections.abc import Callable

@@ -15,8 +15,8 @@ from bertjax.objectives.registry import ObjectiveKind
 def text_to_text(config: TextToTextObjective, tasks: int) -> Objective:
     """Cross-entropy of every weighted target, sentinels and end included, as in t5x/models.py.
 
-    The term is the plain cross-entropy of a target; z-loss, label smoothing and the weights of `average_per_sequence`
-    are in the total alone. A batch without `input_ids` is for a decoder alone. The divisor by
+    The reported loss is the plain cross-entropy; only the total has z-loss, label smoothing and the weights of
+    `average_per_sequence`. A batch without `input_ids` is for decoder-only models. The divisor by
     `loss_normalizing_factor` (get_loss_normalizing_factor_and_weights of t5x/losses.py) is that of the global batch.
     """
     factor = config.loss_normalizing_factor

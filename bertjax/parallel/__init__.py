@@ -1,1 +1,1 @@
-"""Floor 0: devices. The mesh, the one table that maps logical axes to mesh axes, and start-up of several processes."""
+"""Devices: the mesh, the rules that map logical axes to mesh axes, and multi-process runs."""

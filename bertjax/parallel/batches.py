@@ -1,4 +1,4 @@
-"""Global batches: the rows that a process holds, and their placement on devices."""
+"""Rows of a global batch on this process, and their placement on devices."""
 
 import jax
 import numpy as np
@@ -9,10 +9,10 @@ from bertjax.parallel.mesh_shape import batch_shards
 
 
 def local_rows(sharding: NamedSharding, batch_size: int) -> slice | np.ndarray:
-    """The rows of a global batch that this process's devices hold, in order: a slice, or int [b] when they lie apart.
+    """The rows of a global batch on this process's devices, in order: a slice, or int [b] if not contiguous.
 
-    They lie apart where a host's chips are a block of the torus and the mesh runs along its rings. Raises UserError
-    when the batch does not divide.
+    They are not contiguous if a host's chips are a block of the torus and the mesh follows its rings. Raises UserError
+    for a batch that does not divide.
     """
     shards = batch_shards(sharding.mesh.shape, sharding.spec[0])
     if batch_size % shards:
@@ -24,6 +24,6 @@ def local_rows(sharding: NamedSharding, batch_size: int) -> slice | np.ndarray:
 
 
 def place(batch: dict[str, np.ndarray], sharding: NamedSharding, batch_size: int) -> dict[str, jax.Array]:
-    """Our rows [b, ...] of a global batch as global arrays [B, ...] on the devices."""
+    """This process's rows [b, ...] -> global arrays [B, ...] on the devices."""
     make = jax.make_array_from_process_local_data
     return {name: make(sharding, x, (batch_size, *x.shape[1:])) for name, x in batch.items()}

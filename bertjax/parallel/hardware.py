@@ -1,12 +1,10 @@
-"""What one device of a kind can do, by the makers' data sheets: the one table behind MFU and `bertjax plan`.
-
-No jax here. Sources, by letter:
-  G  Google Cloud's pages "TPU v3", "TPU v4", "TPU v5e", "TPU v5p" and "TPU v6e" (cloud.google.com/tpu/docs)
-  S  "How to Scale Your Model", chapter "How to Think About TPUs" (jax-ml.github.io/scaling-book/tpus): ICI bytes/s of a
-     link in one direction, DCN bytes/s of a chip, and where a dimension of the torus closes into a ring
-  N  NVIDIA's data sheets of A100 80GB SXM, H100 SXM, H200 and B200: NVLink is given there for both directions together
-  X  XLA's descriptions of these GPUs (openxla/xla, xla/backends/gpu/target_config/specs): memory and its bandwidth
-  D  NVIDIA's data sheets of DGX A100 (8 x 200 Gb/s), DGX H100, H200 and B200 (8 x 400 Gb/s): network of a host
+"""Data-sheet figures of devices, for MFU and `bertjax plan`; without jax. Sources, by letter:
+G  Google Cloud's pages "TPU v3", "TPU v4", "TPU v5e", "TPU v5p" and "TPU v6e" (cloud.google.com/tpu/docs)
+S  "How to Scale Your Model", chapter "How to Think About TPUs" (jax-ml.github.io/scaling-book/tpus): ICI bytes/s of a
+   link in one direction, DCN bytes/s of a chip, and where a dimension of the torus closes into a ring
+N  NVIDIA's data sheets of A100 80GB SXM, H100 SXM, H200 and B200: NVLink is given there for both directions together
+X  XLA's descriptions of these GPUs (openxla/xla, xla/backends/gpu/target_config/specs): memory and its bandwidth
+D  NVIDIA's data sheets of DGX A100 (8 x 200 Gb/s), DGX H100, H200 and B200 (8 x 400 Gb/s): network of a host
 """
 
 import re
@@ -17,10 +15,10 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Chip:
-    """One JAX device. What is None is not published, or the kind is not planned for.
+    """One JAX device. None: not published, or not a target of `bertjax plan`.
 
     Attributes:
-        name: as `bertjax plan --topology` says it; "" for kinds that are only measured.
+        name: in `bertjax plan --topology`; "" for kinds with MFU only.
         device_kinds: pattern of `jax.Device.device_kind`.
         flops: dense 16-bit matrix peak in FLOP/s, never the "with sparsity" figure.
         memory: bytes.
@@ -111,7 +109,7 @@ CHIPS_BY_NAME = {chip.name: chip for chip in CHIPS if chip.name}
 def find_chip(device_kind: str) -> Chip | None:
     """The chip with this `jax.Device.device_kind`; None for a CPU or an unknown chip.
 
-    A slice of a GPU ("... MIG 3g.71gb") is unknown as well: the data sheet speaks of the whole chip.
+    A slice of a GPU ("... MIG 3g.71gb") is unknown: the data sheet is about the full chip.
     """
     if re.search(r"\bMIG\b", device_kind):
         return None
@@ -125,7 +123,7 @@ def peak_flops(device_kind: str) -> float | None:
 
 
 def utilization(flops: float, seconds: float, device_kind: str, devices: int) -> float | None:
-    """MFU: `flops` done by `devices` devices in `seconds` as a share (0..1) of their peak; None where it is unknown."""
+    """MFU: `flops` of `devices` devices in `seconds` as a fraction of their peak; None if that is unknown."""
     peak = peak_flops(device_kind)
     if peak is None or not seconds > 0:
         return None

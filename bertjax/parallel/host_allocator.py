@@ -1,7 +1,7 @@
-"""glibc's allocator, told to keep freed memory for a CPU run.
+"""Make glibc's allocator keep freed memory in CPU runs.
 
-By default it returns the step's large temporary buffers to the system and takes them back, page fault by page fault,
-at every step, which then takes 1.4 to 1.7 times as long (docs/results/performance.md).
+By default it returns the large temporary buffers of a step to the system and page-faults them in at the next step,
+which takes 1.4 to 1.7 times as long (docs/results/performance.md).
 """
 
 import ctypes
@@ -14,16 +14,13 @@ _ACCELERATORS = ("nvidia0", "kfd", "accel0", "vfio/0")  # CUDA, ROCm, TPU
 
 
 def cpu_only() -> bool:
-    """Whether jax will run on the CPU, told without importing it: asked for, or no accelerator has a device file."""
+    """Whether jax will run on the CPU, by JAX_PLATFORMS or missing accelerator device files; does not import jax."""
     asked = os.environ.get("JAX_PLATFORMS", "")
     return asked == "cpu" if asked else not any(Path("/dev", name).exists() for name in _ACCELERATORS)
 
 
 def keep_freed_memory() -> bool:
-    """Whether it could be told; does nothing where the C library is not glibc.
-
-    Comes before jax starts its threads: each of them has an arena of its own once it has asked for memory.
-    """
+    """Configure glibc; False with another C library. Call it before jax starts its threads, which get own arenas."""
     if not sys.platform.startswith("linux"):
         return False
     try:

@@ -1,4 +1,4 @@
-"""Which device stands where in the mesh: slices (or hosts) outermost, and each of them laid out by its own links."""
+"""The device mesh: slices (or hosts) outermost, devices of each laid out along its links."""
 
 import os
 from collections import Counter
@@ -14,11 +14,7 @@ from bertjax.config.schema.run import MeshConfig
 from bertjax.errors import UserError
 from bertjax.parallel.mesh_shape import AXES, axis_sizes
 
-_DEVICE_OPTIONS = {
-    "cuda": "--device gpu",
-    "tpu": "--device tpu",
-    "cpu": "--device cpu",
-}  # sets JAX_PLATFORMS to the key
+_DEVICE_OPTIONS = {"cuda": "--device gpu", "tpu": "--device tpu", "cpu": "--device cpu"}  # by JAX_PLATFORMS
 _INSTALL = {
     "cuda": "install NVIDIA's driver and pip install 'bertjax[cuda13]' (or cuda12)",
     "tpu": "on a TPU VM pip install 'bertjax[tpu]'",
@@ -26,7 +22,7 @@ _INSTALL = {
 
 
 def all_devices() -> list[jax.Device]:
-    """jax's devices, of all processes. Raises UserError when there are none of the kind that was asked for."""
+    """jax's devices of all processes. Raises UserError if there are none of the requested kind."""
     try:
         return jax.devices()
     except (RuntimeError, AssertionError) as error:  # jax has no error of its own for it
@@ -34,12 +30,9 @@ def all_devices() -> list[jax.Device]:
 
 
 def _no_device(platforms: str, error: Exception) -> str:
-    """Which devices were asked for, which there are, and what to install."""
-    asked = (
-        f"{_DEVICE_OPTIONS[platforms]} (JAX_PLATFORMS={platforms})"
-        if platforms in _DEVICE_OPTIONS
-        else f"JAX_PLATFORMS={platforms}"
-    )
+    """The requested device, the available ones and what to install."""
+    variable = f"JAX_PLATFORMS={platforms}"
+    asked = f"{_DEVICE_OPTIONS[platforms]} ({variable})" if platforms in _DEVICE_OPTIONS else variable
     first = " ".join(str(error).split("(set JAX_PLATFORMS")[0].split())[:160]
     reason = f" ({first})" if first else ""
     remedy = _INSTALL.get(platforms.split(",")[0], "install jax's support for it")
@@ -49,7 +42,7 @@ def _no_device(platforms: str, error: Exception) -> str:
 
 
 def _available_devices() -> str:
-    """What jax finds when nothing is asked for."""
+    """The devices that jax finds by default."""
     try:
         jax.config.update("jax_platforms", None)
         found = Counter(device.device_kind for device in jax.devices())
@@ -61,7 +54,7 @@ def _available_devices() -> str:
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> JaxMesh:
     """A mesh with axes (dcn, data, fsdp, tensor) over all devices; `dcn` is 1 unless the configuration has slices.
 
-    Raises UserError when the sizes do not multiply out, or the devices do not come in so many slices.
+    Raises UserError if the product of the sizes, or the number of slices, does not match the devices.
     """
     devices = all_devices() if devices is None else list(devices)
     _, *shape = axis_sizes(config, len(devices)).values()
@@ -70,9 +63,9 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
 
 
 def group_by_slice(devices: Sequence[jax.Device], count: int) -> list[list[jax.Device]]:
-    """The devices in `count` equal parts with fast links inside: TPU slices, or groups of GPU hosts.
+    """The devices in `count` equal groups with fast links inside: TPU slices or groups of GPU hosts.
 
-    CPU devices stand for either: those of one process are cut into equal runs, as a rehearsal. Raises UserError.
+    CPU devices of one process are divided into equal runs, for tests. Raises UserError.
     """
     devices = list(devices)
     found = _group_by_index(devices)
@@ -92,7 +85,7 @@ def group_by_slice(devices: Sequence[jax.Device], count: int) -> list[list[jax.D
 
 
 def _group_by_index(devices: list[jax.Device]) -> list[list[jax.Device]]:
-    """By `slice_index` (TPU slices, NVLink domains); by process where no device has one or all have the same."""
+    """By `slice_index` (TPU slices, NVLink domains); by process if no device has one or all have the same."""
     indices = {getattr(device, "slice_index", None) for device in devices}
     by_process = len(indices) == 1 and devices[0].platform != "tpu"
     parts: dict[int, list[jax.Device]] = {}
@@ -102,11 +95,11 @@ def _group_by_index(devices: list[jax.Device]) -> list[list[jax.Device]]:
 
 
 def arrange_devices(devices: Sequence[jax.Device], shape: tuple[int, ...]) -> np.ndarray:
-    """One slice's devices as an array of this shape whose axes follow the torus of a TPU as well as they can."""
+    """A slice's devices as an array of this shape, whose axes follow the torus of a TPU where possible."""
     if devices[0].platform != "tpu":
         return np.asarray(devices).reshape(shape)
     try:
         v5e = devices[0].device_kind in ("TPU v5 lite", "TPU v5e")  # whose axes jax.make_mesh splits at once
         return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=v5e)
-    except NotImplementedError:  # no whole axes of the torus multiply to these sizes
+    except NotImplementedError:  # no product of torus axes has these sizes
         return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)

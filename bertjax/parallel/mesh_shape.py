@@ -1,4 +1,4 @@
-"""The arithmetic of the mesh, without jax: axes, default rules, sizes on so many devices, parts of a batch."""
+"""Mesh axes, default rules, axis sizes and batch shards, without jax."""
 
 from collections.abc import Mapping, Sequence
 from math import prod
@@ -7,8 +7,8 @@ from bertjax.config.schema.run import MeshConfig, Stage
 from bertjax.errors import UserError
 
 AXES = ("dcn", "data", "fsdp", "tensor")  # dcn: between slices, over the slower network
-# Parameters are stored by these rules ("embed" over fsdp is ZeRO-3); `sharding.all_gather_fsdp` drops fsdp where they are used.
-# "sequence" is the residual stream's positions between blocks; over tensor it is Megatron's sequence parallelism.
+# Parameters are stored by these rules ("embed" over fsdp is ZeRO-3) and gathered over fsdp where they are used
+# (`sharding.all_gather_fsdp`). "sequence": positions of the residual stream (over tensor: sequence parallelism).
 RULES: dict[str, tuple[str, ...]] = {
     "batch": ("dcn", "data", "fsdp"),
     "sequence": (),
@@ -21,7 +21,7 @@ Rules = Mapping[str, tuple[str, ...]]
 
 
 def merge_rules(overrides: Mapping[str, str | list[str] | None]) -> dict[str, tuple[str, ...]]:
-    """RULES with a configuration's overrides; raises UserError for unknown logical or mesh axes."""
+    """RULES with a configuration's overrides. Raises UserError for unknown logical or mesh axes."""
     merged = dict(RULES)
     for name, given in overrides.items():
         axes = () if given is None else (given,) if isinstance(given, str) else tuple(given)
@@ -34,7 +34,7 @@ def merge_rules(overrides: Mapping[str, str | list[str] | None]) -> dict[str, tu
 
 
 def axis_sizes(config: MeshConfig, devices: int) -> dict[str, int]:
-    """The size of each axis on so many devices. Raises UserError when they do not multiply out."""
+    """The size of each axis. Raises UserError if their product is not the number of devices."""
     sizes = [config.dcn, config.data, config.fsdp, config.tensor]
     fixed = prod(n for n in sizes if n != -1)
     if devices % fixed or (-1 not in sizes and fixed != devices):
@@ -45,10 +45,7 @@ def axis_sizes(config: MeshConfig, devices: int) -> dict[str, int]:
 
 
 def batch_shards(sizes: Mapping[str, int], axes: str | Sequence[str] | None) -> int:
-    """Into how many parts a mesh of these sizes splits a batch along these axes: its rows must be a multiple of that.
-
-    Everything that cuts, checks or rounds a batch asks here.
-    """
+    """Shards of a batch over these axes of a mesh; the rows of a batch must be a multiple of it."""
     return prod(sizes[axis] for axis in ((axes,) if isinstance(axes, str) else axes or ()))
 
 
@@ -58,7 +55,7 @@ def format_mesh(sizes: Mapping[str, int]) -> str:
 
 
 def batch_problem(stage: Stage, sizes: Mapping[str, int], table: Rules) -> str | None:
-    """Why the rows of a micro-batch do not divide over the mesh, with batch sizes that do; None when they do."""
+    """Why the rows of a micro-batch do not divide over the mesh, with batch sizes that do; None if they do."""
     shards = batch_shards(sizes, table["batch"])
     unit = shards * stage.grad_accum
     if stage.batch_size % unit == 0:
@@ -73,9 +70,9 @@ def batch_problem(stage: Stage, sizes: Mapping[str, int], table: Rules) -> str |
 
 
 def find_problems(mesh: MeshConfig, stages: Sequence[Stage], devices: int, slices: int | None = None) -> list[str]:
-    """What of a configuration cannot run on so many devices, a line each: mesh, rules, batches.
+    """Problems of mesh, rules and batches with this number of devices, a line each.
 
-    `slices`: TPU slices that the devices come in, where that is known.
+    `slices`: TPU slices of the devices, if known.
     """
     if slices is not None and mesh.dcn != slices:
         return [f"mesh.dcn: the devices come in slices: {slices}, not {mesh.dcn}; set mesh.dcn={slices}"]

@@ -1,4 +1,4 @@
-"""The device mesh and the only place where logical axis names meet mesh axes; their table is in mesh_shape.py."""
+"""From logical axis names to mesh axes by the active rules (default: RULES in mesh_shape.py)."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +20,7 @@ _active: ContextVar[Rules] = ContextVar("rules", default=RULES)
 
 @contextmanager
 def use_mesh_and_rules(mesh: JaxMesh, table: Rules) -> Iterator[None]:
-    """Trace and run under this mesh, with activations placed by the same rules as the parameters."""
+    """Trace and run with this mesh and these rules."""
     token = _active.set(table)
     try:
         with jax.set_mesh(mesh):
@@ -32,7 +32,7 @@ def use_mesh_and_rules(mesh: JaxMesh, table: Rules) -> Iterator[None]:
 def logical_to_mesh_axes(names: Sequence[str | None], table: Rules | None = None) -> P:
     """Logical names of an array's axes -> PartitionSpec, by the active rules.
 
-    Raises UserError when two axes of the array share a mesh axis, which only overridden rules can ask for.
+    Raises UserError if two axes of the array share a mesh axis, which needs overridden rules.
     """
     table = _active.get() if table is None else table
     spec: list[str | tuple[str, ...] | None] = []
@@ -50,9 +50,9 @@ def logical_to_mesh_axes(names: Sequence[str | None], table: Rules | None = None
 def divisible_spec(
     mesh: JaxMesh | AbstractMesh, names: Sequence[str | None], shape: Sequence[int], table: Rules | None = None
 ) -> P:
-    """`logical_to_mesh_axes` for an array of this shape: an axis that the mesh does not divide stays whole.
+    """`logical_to_mesh_axes` for an array of this shape, without axes that the mesh does not divide.
 
-    Inside `jax.shard_map` the shape is that of a shard, and the mesh axes that cut it are left out.
+    Inside `jax.shard_map` the shape is that of a shard, and manual mesh axes are left out.
     """
     free, spec = auto_axes(mesh), []
     for axes, size in zip(logical_to_mesh_axes(names, table), shape, strict=True):
@@ -63,21 +63,21 @@ def divisible_spec(
 
 
 def sharded_axes(name: str, size: int) -> tuple[str, ...]:
-    """The mesh axes that split a logical axis of this size, without those that cut it by hand; () outside a mesh."""
+    """Auto mesh axes that shard a logical axis of this size; () outside a mesh."""
     mesh = jax.sharding.get_abstract_mesh()
     found = () if mesh.empty else tuple(jax.tree.leaves(tuple(divisible_spec(mesh, (name,), (size,)))))
     return found if prod(mesh.shape[a] for a in found) > 1 else ()
 
 
 def auto_axes(mesh: JaxMesh | AbstractMesh) -> tuple[str, ...]:
-    """The mesh axes that are not cut by hand here, by a `jax.shard_map` around."""
+    """Mesh axes that are not manual in an enclosing `jax.shard_map`."""
     return tuple(a for a, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind != AxisType.Manual)
 
 
 def shard_index(name: str | None) -> tuple[int, jax.Array | int]:
-    """Inside a `jax.shard_map` that cuts a logical axis: (into how many parts, which of them this is); else (1, 0).
+    """(Number of shards of a logical axis, index of this shard) inside a `jax.shard_map`; elsewhere (1, 0).
 
-    Parts are contiguous and in order: part i of n places begins at place i * n of the whole.
+    Shard i of n elements begins at element i * n.
     """
     mesh = jax.sharding.get_abstract_mesh()
     cut = () if mesh.empty else manual_axes(mesh, name)
@@ -85,7 +85,7 @@ def shard_index(name: str | None) -> tuple[int, jax.Array | int]:
 
 
 def manual_axes(mesh: AbstractMesh, name: str | None) -> tuple[str, ...]:
-    """The mesh axes that cut a logical axis by hand here."""
+    """Mesh axes over which an enclosing `jax.shard_map` shards a logical axis."""
     cut = {a for a, size in mesh.shape.items() if size > 1} - {*auto_axes(mesh)}
     return tuple(a for a in _active.get().get(name or "", ()) if a in cut)
 
@@ -93,12 +93,12 @@ def manual_axes(mesh: AbstractMesh, name: str | None) -> tuple[str, ...]:
 def named_sharding(
     mesh: JaxMesh, names: Sequence[str | None], shape: Sequence[int], table: Rules | None = None
 ) -> NamedSharding:
-    """Where an array with these logical axes lives."""
+    """The sharding of an array with these logical axes."""
     return NamedSharding(mesh, divisible_spec(mesh, names, shape, table))
 
 
 def with_logical_constraint(x: jax.Array, *names: str | None) -> jax.Array:
-    """Ask the partitioner to place an activation by its logical axes; does nothing outside a mesh or on one device."""
+    """Constrain the sharding of an activation; the identity outside a mesh or on one device."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return x
@@ -106,17 +106,17 @@ def with_logical_constraint(x: jax.Array, *names: str | None) -> jax.Array:
 
 
 def all_gather_fsdp(weight: jax.Array, *names: str | None) -> jax.Array:
-    """A weight as its matmul wants it: whole along fsdp, still split along tensor.
+    """A weight gathered over fsdp, still sharded over tensor, as a matmul needs it.
 
-    Without this the partitioner may move activations instead of weights, and traffic grows with the mesh.
+    Otherwise the partitioner may move activations instead of weights, with traffic that grows with the mesh.
     """
     return with_logical_constraint(unshard(weight, *names), *(None if name == "embed" else name for name in names))
 
 
 def unshard(weight: jax.Array, *names: str | None) -> jax.Array:
-    """Inside a `jax.shard_map` a weight together with what other devices hold of it; its gradient is summed and cut.
+    """All-gather a weight inside a `jax.shard_map` over batch axes; its gradient is reduce-scattered.
 
-    Does nothing elsewhere. The axes that are cut there divide evenly.
+    The identity elsewhere. The sharded axes divide evenly.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
@@ -128,14 +128,14 @@ def unshard(weight: jax.Array, *names: str | None) -> jax.Array:
 
 
 def psum_manual(x: jax.Array, axes: tuple[str, ...], *names: str | None) -> jax.Array:
-    """Inside a `jax.shard_map` over `axes`: a gradient summed over them."""
+    """Sum a gradient over `axes` inside a `jax.shard_map` over them."""
     return _shard_map_auto(lambda x: jax.lax.psum(x, axes), x, names) if axes else x
 
 
 def _shard_map_auto(
     collective: Callable[[jax.Array], jax.Array], x: jax.Array, names: Sequence[str | None]
 ) -> jax.Array:
-    """A collective on each piece of a weight along tensor, which the partitioner would put together first."""
+    """A collective on each tensor shard of a weight, which the partitioner would gather first."""
     mesh = jax.sharding.get_abstract_mesh()
     if not (free := auto_axes(mesh)):
         return collective(x)
@@ -148,7 +148,7 @@ Names = tuple[str | None, ...]
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
 def _all_gather(weight: jax.Array, cut: tuple[str, ...], axis: int, names: Names) -> jax.Array:
-    """all_gather; its gradients are summed in float32, as they are between slices."""
+    """all_gather whose gradients are summed in float32, as between slices."""
     return _shard_map_auto(lambda w: jax.lax.all_gather(w, cut, axis=axis, tiled=True), weight, names)
 
 

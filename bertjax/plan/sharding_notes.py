@@ -4,7 +4,6 @@ import re
 from dataclasses import dataclass
 from math import prod
 
-from bertjax.models import registry
 from bertjax.plan.compile import StageProgram
 
 ACTIVATION_AXES = ("batch", "sequence")  # logical axes that no parameter has
@@ -29,10 +28,7 @@ class AppliedRule:
 def applied_rules(opened: StageProgram) -> list[AppliedRule]:
     """The rules that this mesh gives something to do, except those of activations alone."""
     program = opened.program
-    _, abstract = registry.abstract_model(
-        program.model, program.heads, program.objective.num_labels, adapter_size=program.adapter_size
-    )
-    names, shapes = registry.logical_axes(abstract), program.abstract_params()
+    names, shapes = program.logical_axes(), program.abstract_params()
     found = []
     for logical, axes in program.rules.items():
         width = prod(program.mesh.shape[axis] for axis in axes)

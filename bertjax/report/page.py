@@ -3,7 +3,7 @@
 import html
 import re
 import statistics
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from bertjax.report.parts import definition_list, html_document, metric_label, s
 from bertjax.report.record import EvaluationResult, RunRecord, StageRecord, find_key, is_finite, read_run
 from bertjax.report.stages import stage_section
 from bertjax.storage.atomic import write_text_atomic
+from bertjax.storage.nested import flatten
 from bertjax.training.monitor import console
 
 # Scores worth a tile at the top of the page, best known first.
@@ -198,22 +199,12 @@ def _provenance_section(run: RunRecord) -> str:
     body = ""
     if run.config_text:
         body += _details("Resolved configuration", f"<pre>{html.escape(run.config_text)}</pre>")
-    if flat := dict(_flatten(run.environment)):
-        rows = [(html.escape(key), html.escape(value)) for key, value in flat.items()]
+    flat = flatten(run.environment, lists=False)
+    if shown := {key: x for key, x in flat.items() if not any(map(SECRET_KEY.search, key.split(".")))}:
+        as_text = lambda x: ", ".join(map(str, x)) if isinstance(x, list) else str(x)  # noqa: E731
+        rows = [(html.escape(key), html.escape(as_text(x))) for key, x in shown.items()]
         body += _details("Environment", table(("Key", "Value"), rows))
     return f'<section id="made"><h2>How it was made</h2>{body}</section>' if body else ""
-
-
-def _flatten(tree: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """environment.json as dotted keys with their values as text, without anything named like a secret."""
-    for key, value in tree.items():
-        if SECRET_KEY.search(str(key)):
-            continue
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-            yield f"{prefix}{key}", text
 
 
 def _details(title: str, content: str) -> str:

@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax import nnx
 
 from bertjax.config.huggingface import fields
 from bertjax.config.huggingface.generation import generation_settings, to_decoding_fields, unsupported_settings
@@ -191,10 +190,9 @@ def export_checkpoint(source: Path, out: Path) -> list[str]:
         config, heads = run_context.config_from_meta(meta, found.path), tuple(meta["heads"])
         if run_context.adapter_size(config.stages[meta["stage"]].trainable):
             raise UserError(f"{found.path}: has adapters, for which transformers' T5 has no place; export its base")
-        abstract = nnx.as_pure(registry.abstract_model(config.model, all_heads(meta), meta["num_labels"])[1])
-        own = param_paths.flatten(nnx.as_pure(registry.abstract_model(config.model, heads, meta["num_labels"])[1]))
-        wanted = param_paths.unflatten(param_paths.flatten(abstract))
-        _, params, _ = checkpoints.restore_params(wanted, meta["step"])
+        own = registry.abstract_params(config.model, heads, meta["num_labels"])
+        stored = registry.abstract_params(config.model, all_heads(meta), meta["num_labels"])
+        _, params, _ = checkpoints.restore_params(param_paths.unflatten(stored), meta["step"])
     tokenizer = load.from_json(meta["tokenizer_json"], str(found.path))
     every = param_paths.flatten(params)
     arrays = {path: np.asarray(every[path]) for path in own}

@@ -7,15 +7,12 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
-from flax import nnx
 
 from bertjax.config.loading.load import load
 from bertjax.config.schema.run import Config, Stage
 from bertjax.errors import UserError
-from bertjax.models import param_paths
-from bertjax.models.registry import abstract_model, logical_axes
+from bertjax.models import registry
 from bertjax.objectives import registry as objectives_registry
 from bertjax.parallel import sharding
 from bertjax.parallel.mesh import make_mesh
@@ -94,9 +91,10 @@ def _place(config: Config, described: list[dict[str, Any]], step: int | None) ->
 def _model(config: Config, stage: Stage, meta: dict[str, Any]) -> dict[str, Any]:
     """The arrays of a checkpoint, marked by what trained in its last step; an import (step 0) trained nothing."""
     size = adapter_size(stage.trainable)
-    build = lambda heads: abstract_model(config.model, heads, meta["num_labels"], adapter_size=size)[1]  # noqa: E731
-    abstract = build(all_heads(meta))
-    names, params, own = logical_axes(abstract), _arrays(abstract), _arrays(build(tuple(meta["heads"])))
+    heads, labels = all_heads(meta), meta["num_labels"]
+    names = registry.logical_axes(registry.abstract_model(config.model, heads, labels, adapter_size=size)[1])
+    params = registry.abstract_params(config.model, heads, labels, size)
+    own = registry.abstract_params(config.model, tuple(meta["heads"]), labels, size)
     mesh, table = make_mesh(config.mesh), merge_rules(config.mesh.rules)
     param_shardings = {p: sharding.named_sharding(mesh, names[p], x.shape, table) for p, x in params.items()}
     steps = meta.get("steps") or stage.steps or meta["step"]
@@ -108,16 +106,12 @@ def _model(config: Config, stage: Stage, meta: dict[str, Any]) -> dict[str, Any]
     return {"parameters": sum(prod(x.shape) for x in params.values()), "table": text}
 
 
-def _arrays(abstract: Any) -> dict[str, jax.ShapeDtypeStruct]:
-    return param_paths.flatten(nnx.as_pure(abstract))
-
-
 def _stage(config: Config, stage: Stage) -> dict[str, Any]:
     """Episode bounds are in steps, or in fractions of a stage that is as long as its epochs."""
     objective = objectives_registry.build(stage.objective)
     adapters = adapter_size(stage.trainable)
-    _, abstract = abstract_model(config.model, objective.heads, objective.num_labels, adapter_size=adapters)
-    sizes = freezing.group_sizes(_arrays(abstract))
+    shapes = registry.abstract_params(config.model, objective.heads, objective.num_labels, adapters)
+    sizes = freezing.group_sizes(shapes)
     plan = freezing.episodes(stage.trainable, tuple(sizes), stage.steps or NOMINAL_STEPS)
     bound = lambda at: at if stage.steps else at / NOMINAL_STEPS  # noqa: E731
     warmup = {"warmup_steps": optimizers.warmup_steps(stage.optimizer, stage.steps)} if stage.steps else {}

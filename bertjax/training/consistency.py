@@ -20,6 +20,7 @@ from bertjax.data.sources.registry import record_of
 from bertjax.errors import UserError
 from bertjax.parallel.multihost.primary import is_multiprocess, reduce_on_primary
 from bertjax.storage.files import expand_globs
+from bertjax.storage.nested import flatten
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 MAX_SHOWN_CHARS = 60  # characters of a value in a message
@@ -66,19 +67,15 @@ def code_versions() -> dict[str, str]:
 
 def _facts(config: Config, base: Path) -> dict[str, str]:
     found = code_versions()
-    found |= {f"the configuration, {key}": value for key, value in _flat(mask_secrets(config.model_dump(mode="json")))}
+    options = flatten(mask_secrets(config.model_dump(mode="json")))
+    found |= {f"the configuration, {key}": _shorten(value) for key, value in options.items()}
     return found | data_file_digests(config, base)
 
 
-def _flat(data: Any, prefix: str = "") -> Iterable[tuple[str, str]]:
-    """(a.b.0, value) for every leaf; long texts as their digests."""
-    if isinstance(data, dict | list) and data:
-        pairs = data.items() if isinstance(data, dict) else enumerate(data)
-        for key, value in pairs:
-            yield from _flat(value, f"{prefix}{key}.")
-        return
-    text = str(data)
-    yield prefix.rstrip("."), text if len(text) <= 200 else hashlib.sha256(text.encode()).hexdigest()[:12]
+def _shorten(value: Any) -> str:
+    """The value as text, a long one as its digest."""
+    text = str(value)
+    return text if len(text) <= 200 else hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 @lru_cache(maxsize=1)

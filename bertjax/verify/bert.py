@@ -100,7 +100,7 @@ class _InMemoryCorpus:
 
 
 def parameter_counts() -> Comparisons:
-    from bertjax.models import param_paths, registry
+    from bertjax.models import registry
 
     large = BertConfig(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096)
     for name, model, heads, expected in (
@@ -108,7 +108,7 @@ def parameter_counts() -> Comparisons:
         ("BERT-large uncased with pooler", large, ("pooler",), 335_141_888),
         ("DistilBERT-base uncased", DistilBertConfig(num_hidden_layers=6, type_vocab_size=0), (), 66_362_880),
     ):
-        state = param_paths.flatten(registry.abstract_model(model, heads)[1])
+        state = registry.abstract_params(model, heads)
         yield name, sum(math.prod(x.shape) for x in state.values()), expected
 
 

@@ -54,14 +54,12 @@ def nested_rates() -> Comparisons:
 
 def unfreezing() -> Comparisons:
     """Episode n trains layers 11-n to 11 of both stacks; the embeddings, which are the output matrix, always train."""
-    from bertjax.models import param_paths, registry
+    from bertjax.models import registry
     from bertjax.training import freezing
 
     starts = [0, 21845, 43690, 65536, 87381, 109226, 131072, 152917, 174762, 196608, 218453, 240298]
-    params = param_paths.flatten(
-        registry.abstract_model(BASE, ("lm",))[1], is_leaf=lambda x: hasattr(x, "get_metadata")
-    )
-    plan = freezing.episodes(Trainable(kind="gradual"), freezing.param_groups(params), 2**18)
+    groups = freezing.param_groups(registry.abstract_params(BASE, ("lm",)))
+    plan = freezing.episodes(Trainable(kind="gradual"), groups, 2**18)
     for number, (episode, start) in enumerate(zip(plan, starts, strict=True)):
         yield f"episode {number} begins", episode.start, start
         top = list(range(11 - number, 12))
@@ -74,13 +72,11 @@ def unfreezing() -> Comparisons:
 
 def adapter_parameters() -> Comparisons:
     """24 adapters of 768 x d + d x 768 without biases, each with its norm of 768; `paper` adds all other norms."""
-    from bertjax.models import param_paths, registry
+    from bertjax.models import registry
     from bertjax.training import freezing
 
     for size, count in ADAPTERS.items():
-        abstract = registry.abstract_model(BASE, ("lm",), adapter_size=size)[1]
-        params = param_paths.flatten(abstract, is_leaf=lambda x: hasattr(x, "get_metadata"))
-        sizes = freezing.group_sizes(params)
+        sizes = freezing.group_sizes(registry.abstract_params(BASE, ("lm",), adapter_size=size))
         for norms, more in (("houlsby", 0), ("paper", 12 * 2 * 768 + 12 * 3 * 768 + 2 * 768)):
             trainable = Trainable(kind="adapters", adapter_size=size, adapter_norms=norms)  # type: ignore[arg-type]
             (episode,) = freezing.episodes(trainable, tuple(sizes), 1)

@@ -10,7 +10,7 @@ V1_1 = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
 
 
 def parameter_counts() -> Comparisons:
-    from bertjax.models import param_paths, registry
+    from bertjax.models import registry
 
     for name, sizes, expected in (
         ("T5-small", {}, 60_506_624),
@@ -18,7 +18,7 @@ def parameter_counts() -> Comparisons:
         ("T5-large", {"d_model": 1024, "d_ff": 4096, "num_layers": 24, "num_heads": 16}, 737_668_096),
         ("T5 v1.1 base", {**BASE, **V1_1, "d_ff": 2048}, 247_577_856),
     ):
-        state = param_paths.flatten(registry.abstract_model(T5Config(**sizes), ("lm",))[1])  # type: ignore[arg-type]
+        state = registry.abstract_params(T5Config(**sizes), ("lm",))  # type: ignore[arg-type]
         yield name, sum(math.prod(x.shape) for x in state.values()), expected
 
 

@@ -251,7 +251,7 @@ def test_answers_without_an_end_are_counted(opened, capsys):
 
 
 def test_another_family_is_refused():
-    ctx = SimpleNamespace(config=SimpleNamespace(model=SimpleNamespace(family="bert")), tokenizer=None)
+    ctx = SimpleNamespace(config=SimpleNamespace(model=SimpleNamespace(family="bert", heads=())), tokenizer=None)
     with pytest.raises(UserError, match="is a bert model, which generates no text; name a run of family t5"):
         predict.generate(RestoredCheckpoint(ctx, 0, 1, None, {}), ["x"], {})
 

@@ -22,7 +22,8 @@ from bertjax.training import loop
 T5 = """\
 model: {family: t5, vocab_size: 128, d_model: 16, d_kv: 8, d_ff: 32, num_layers: 1, num_heads: 2, dropout_rate: 0.0}
 tokenizer: {kind: sentencepiece, extra_ids: 10}
-run: {name: t5, log_every: 10, compute_dtype: float32, tensorboard: false, compilation_cache_dir: null, prepare_workers: 1}
+run: {name: t5, log_every: 10, compute_dtype: float32, tensorboard: false, compilation_cache_dir: null,
+  prepare_workers: 1}
 stages:
   - name: context
     data: {source: {kind: squad, files: [train.json]}, preprocess: &context {kind: text_to_text, prompt: squad,

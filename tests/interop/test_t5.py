@@ -177,7 +177,7 @@ def refused(folder: Path, *mentions: str, model=None) -> None:
 def test_what_is_refused(tmp_path):
     weights = random(V10)
     missing = {name: x for name, x in weights.items() if "decoder" not in name}
-    refused(put(tmp_path / "a", missing), "no tensor 'decoder.", "more", "whole T5")
+    refused(put(tmp_path / "a", missing), "no tensor 'decoder.", "more", "complete T5")
     refused(put(tmp_path / "b", weights | {"classification_head.dense.weight": weights["shared.weight"]}), "no place")
     refused(put(tmp_path / "c", weights | {"shared.weight": weights["shared.weight"][:-1]}), "[39, 16]", "[40, 16]")
     wrong = weights | {"decoder.embed_tokens.weight": weights["shared.weight"] + 1}

@@ -7,8 +7,8 @@ from pathlib import Path
 CONFIG = """\
 model: {family: t5, vocab_size: 200, d_model: 32, d_kv: 8, d_ff: 64, num_layers: 2, num_heads: 4}
 tokenizer: {kind: sentencepiece, extra_ids: 20, vocab_size: 200}
-run: {name: tiny, log_every: 1, compute_dtype: float32, tensorboard: false, compilation_cache_dir: null, prepare_workers: 1,
-  checkpoint: {save_every: 2}}
+run: {name: tiny, log_every: 1, compute_dtype: float32, tensorboard: false, compilation_cache_dir: null,
+  prepare_workers: 1, checkpoint: {save_every: 2}}
 tasks:
   text: {source: {kind: text, files: [text.txt], layout: sentences},
     preprocess: {kind: span_corruption, sequence_length: 32}}

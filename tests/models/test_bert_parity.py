@@ -13,7 +13,7 @@ transformers = pytest.importorskip("transformers")
 
 from model_sections import model_section  # noqa: E402
 
-from bertjax.config.schema.model import BertConfig  # noqa: E402
+from bertjax.config.schema.model import FAMILIES, BertConfig  # noqa: E402
 from bertjax.data.tokenizers import load  # noqa: E402
 from bertjax.data.tokenizers.load import Tokenizer  # noqa: E402
 from bertjax.interop import hf_folder  # noqa: E402
@@ -160,8 +160,8 @@ def test_our_own_models_load_in_the_auto_classes(family, heads, tmp_path):
     """Fresh parameters of ours, with the names and sizes only our configuration says."""
     if family == "distilbert" and set(heads) & {"nsp", "pooler"}:
         heads = ()
-    config = BertConfig(
-        family=family, vocab_size=V, hidden_size=24, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
+    config = FAMILIES[family](
+        vocab_size=V, hidden_size=24, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
         max_position_embeddings=16, type_vocab_size=0 if family == "distilbert" else 2, hidden_act="gelu_new",
     )  # fmt: skip
     rng = np.random.default_rng(0)
@@ -197,8 +197,8 @@ def test_models_without_segments_are_exported_with_zero_ones(tmp_path):
 
 @pytest.mark.parametrize("family", ["bert", "distilbert"])
 def test_exported_tokenizers_give_the_same_ids(family, tmp_path):
-    config = BertConfig(
-        family=family, vocab_size=V, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8,
+    config = FAMILIES[family](
+        vocab_size=V, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8,
         max_position_embeddings=16, type_vocab_size=0 if family == "distilbert" else 2,
     )  # fmt: skip
     params = init_params(config, ("mlm",), 2, jax.random.key(1))

@@ -76,7 +76,7 @@ def test_without_process_0_the_others_say_where_they_looked(address, monkeypatch
     ("seats", "words"),
     [
         ([(0, 3, 0), (1, 3, 0), (1, 3, 0)], "two processes say they are process 1"),
-        ([(0, 3, 0), (1, 4, 0)], "process 1 .* was told of 4 processes, process 0 .* of 3"),
+        ([(0, 3, 0), (1, 4, 0)], "process 1 .* was started for 4 processes, process 0 .* for 3"),
     ],
 )
 def test_numbers_that_do_not_go_together_are_bad_input(address, seats, words):

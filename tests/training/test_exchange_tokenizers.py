@@ -80,8 +80,8 @@ def folder(files: dict, model=BERT, heads: tuple[str, ...] = ("mlm",)) -> Path:
         hf_folder.save_folder(Path("hf"), params, model, ("lm",), tokenizer=own)
         size = own.vocab_size
     else:
-        backend = load.build_wordpiece({piece: i for i, piece in enumerate(load.SPECIALS)}, lowercase=True)
-        hf_folder.save_folder(Path("hf"), params, model, heads, tokenizer=Tokenizer(backend, "test"))
+        backend = load.build_wordpiece({piece: i for i, piece in enumerate(load.SPECIAL_TOKENS)}, lowercase=True)
+        hf_folder.save_folder(Path("hf"), params, model, heads, tokenizer=load.Tokenizer(backend, "test"))
         size = 0
         for path in Path("hf").iterdir():
             if path.name not in ("config.json", "model.safetensors"):

@@ -51,7 +51,8 @@ def stage(name: str, file: str, num_labels: int = 3, preprocess: dict | None = N
 
 
 def train(name: str, *stages: dict, vocabulary: str = "vocab.txt") -> Path:
-    run = {"name": name, "root": "runs", "compute_dtype": "float32", "tensorboard": False, "compilation_cache_dir": None}
+    run = {"name": name, "root": "runs", "compute_dtype": "float32", "tensorboard": False}
+    run["compilation_cache_dir"] = None
     Path("vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]) + "\n")
     config = build({
         "model": SIZES, "tokenizer": {"path": vocabulary}, "run": run | {"prepare_workers": 1}, "stages": list(stages),

@@ -1,4 +1,4 @@
-"""Model sections read from the config.json and generation_config.json of Hugging Face folders.
+"""Read model sections from config.json and generation_config.json of Hugging Face folders.
 
-Every field of the transformers configurations is either honoured, harmless or refused.
+Every field of the transformers configurations is either supported, ignored as harmless or refused.
 """

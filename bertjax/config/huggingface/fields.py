@@ -1,9 +1,8 @@
-"""Every field of the config.json that transformers writes for BERT, DistilBERT and T5, and what is done about it.
+"""Rules for every field of config.json that transformers 4 and 5 write for BERT, DistilBERT and T5.
 
-`HONOURED` fields become ours (load.py, t5_sizes.py) or are compared with the weights and the tokenizer; a `Must` field
-is refused with any value but those listed, because another one means another function; `HARMLESS` fields change neither
-what the weights compute nor how they train. A field in none of the three is reported by `unknown`. Spellings of
-transformers 4 and 5 are listed side by side. What `generate` reads is in hf_generation.py.
+`SUPPORTED` fields are read or compared with the weights and the tokenizer; a `RequiredValue` refuses all other values,
+which would mean another function; `IGNORED` fields change neither what the weights compute nor how they train.
+`unknown_fields` lists all others. Fields that `generate` reads are in generation.py.
 """
 
 from collections.abc import Mapping
@@ -17,13 +16,13 @@ from bertjax.errors import UserError
 
 @dataclass(frozen=True)
 class RequiredValue:
-    """The values that are read; `why` not the others."""
+    """Allowed values of a field, and why others are refused."""
 
     values: tuple[Any, ...]
     why: str
 
 
-SUPPORTED, IGNORED = "honoured", "harmless"
+SUPPORTED, IGNORED = "supported", "ignored"
 FieldRule = str | RequiredValue
 
 _NONE: tuple[Any, ...] = (None, {}, [])
@@ -73,7 +72,7 @@ FIELDS: dict[str, dict[str, FieldRule]] = {
         ),
         "position_embedding_type": RequiredValue(("absolute", None), "must be absolute"),
         "directionality": RequiredValue(("bidi", None), _CAUSAL),
-        # of google-research/bert's multilingual models; modeling.py reads none of them
+        # in google-research/bert's multilingual models; modeling.py does not read them
         **dict.fromkeys(
             (
                 "pooler_fc_size", "pooler_num_attention_heads", "pooler_num_fc_layers", "pooler_size_per_head",
@@ -90,8 +89,8 @@ FIELDS: dict[str, dict[str, FieldRule]] = {
             ),
             SUPPORTED,
         ),
-        "sinusoidal_pos_embds": IGNORED,  # where positions start; those of the weights are read
-        "tie_weights_": IGNORED,  # of the first versions
+        "sinusoidal_pos_embds": IGNORED,  # initial positions; those of the weights are used
+        "tie_weights_": IGNORED,  # in the first versions
     },
     "t5": _COMMON | dict.fromkeys(GENERATION, SUPPORTED) | {
         **dict.fromkeys(
@@ -108,7 +107,7 @@ FIELDS: dict[str, dict[str, FieldRule]] = {
     },
 }  # fmt: skip
 
-# transformers' names (activations.py ACT2FN) for the functions we compute; the last three are one formula.
+# Names in transformers (activations.py, ACT2FN) -> ours.
 ACTIVATIONS = {
     "gelu": "gelu", "gelu_python": "gelu", "relu": "relu", "silu": "silu", "swish": "silu", "quick_gelu": "quick_gelu",
     "gelu_new": "gelu_new", "gelu_pytorch_tanh": "gelu_new", "gelu_python_tanh": "gelu_new", "gelu_fast": "gelu_new",
@@ -117,20 +116,20 @@ ACTIVATIONS = {
 
 
 def check_supported(path: Path, found: Mapping[str, Any]) -> None:
-    """Raises UserError for a field of config.json (`path`) that means another function than ours."""
+    """Raise UserError for a field of config.json (`path`) with an unsupported value."""
     for name, rule in FIELDS[found["model_type"]].items():
         if isinstance(rule, RequiredValue) and name in found and found[name] not in rule.values:
             raise UserError(f"{path}: {name}: {rule.why} (got {found[name]!a:.60})")
 
 
 def unknown_fields(found: Mapping[str, Any]) -> list[str]:
-    """The fields that nothing is known of."""
+    """List the fields without a rule."""
     return sorted(found.keys() - FIELDS[found["model_type"]].keys())
 
 
 def map_activation(path: Path, field: str, name: Any) -> str:
-    """Our name for an activation of transformers. Raises UserError for one that we do not compute."""
+    """Translate the name of an activation. Raises UserError if it is not supported."""
     if not isinstance(name, str) or name not in ACTIVATIONS:
-        raise UserError(f"{path}: {field}: {name!a:.40} is an activation bertjax does not compute; it knows "
+        raise UserError(f"{path}: {field}: {name!a:.40} is not supported; use one of "
                         f"{', '.join(ACTIVATIONS)}")  # fmt: skip
     return ACTIVATIONS[name]

@@ -1,4 +1,4 @@
-"""Every field of transformers' generation_config.json (GenerationConfig), and what `predict generate` makes of it."""
+"""Rules for every field of generation_config.json (transformers' GenerationConfig), and its Decoding options."""
 
 import json
 from collections.abc import Mapping
@@ -9,12 +9,12 @@ from bertjax.errors import UserError
 from bertjax.storage import text
 
 FILENAME = "generation_config.json"
-# Those that become fields of Decoding, or ids that are compared with config.json and the tokenizer.
+# Read into Decoding, or ids that are compared with config.json and the tokenizer.
 SUPPORTED = (
     "num_beams", "do_sample", "temperature", "top_k", "top_p", "length_penalty", "max_length", "max_new_tokens",
     "decoder_start_token_id", "eos_token_id", "pad_token_id",
 )  # fmt: skip
-# Those that change the text and are not done here, with the values that change nothing.
+# These change the text and are not implemented; with the values that have no effect.
 UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "min_length": (0,), "min_new_tokens": (0,), "early_stopping": (False,), "repetition_penalty": (1.0,),
     "encoder_repetition_penalty": (1.0,), "no_repeat_ngram_size": (0,), "encoder_no_repeat_ngram_size": (0,),
@@ -25,7 +25,7 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "eta_cutoff": (0.0,), "guidance_scale": (1.0,), "penalty_alpha": (0.0,), "dola_layers": (), "stop_strings": ([],),
     "max_time": (), "watermarking_config": (), "token_healing": (False,), "forced_decoder_ids": ([],),
 }  # fmt: skip
-# Those that change speed, or what is returned beside the text.
+# These change only speed, or outputs other than the text.
 IGNORED = (
     "bos_token_id", "use_mtp", "use_cache", "cache_implementation", "cache_config", "max_cache_len",
     "renormalize_logits", "remove_invalid_values", "output_attentions", "output_hidden_states", "output_scores",
@@ -40,7 +40,7 @@ CONFIG_JSON_FIELDS = (*SUPPORTED[:8], *UNSUPPORTED)  # those that transformers 4
 
 
 def read_generation_config(folder: Path) -> dict[str, Any]:
-    """generation_config.json of a folder; empty where there is none. Raises UserError."""
+    """Read generation_config.json of a folder; {} if there is none. Raises UserError."""
     path = folder / FILENAME
     if not path.is_file():
         return {}
@@ -54,40 +54,38 @@ def read_generation_config(folder: Path) -> dict[str, Any]:
 
 
 def generation_settings(files: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a folder's {"config", "generation_config"}: without the latter, transformers takes what version 4
-    kept in config.json."""
+    """Choose the settings in {"config", "generation_config"}: transformers 4 wrote them into config.json."""
     return files["generation_config"] or {
         name: files["config"][name] for name in CONFIG_JSON_FIELDS if name in files["config"]
     }
 
 
 def to_decoding_fields(found: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of our Decoding that generate as transformers' `generate` does with this configuration.
+    """Translate to fields of Decoding that generate as `generate` of transformers does.
 
-    Its own defaults hold where the configuration says nothing: a length penalty of 1, and top_k 50 when it samples.
-    What is generated without a length here is as long as the run's own setting says, not transformers' 20.
+    Missing fields have the defaults of transformers (length penalty 1, top_k 50 when sampling), except the length.
     """
-    said = {name: value for name, value in found.items() if value is not None}
+    given = {name: value for name, value in found.items() if value is not None}
     made: dict[str, Any] = {}
-    if said.get("num_beams", 1) > 1 and not said.get("do_sample"):
-        made = {"beam_size": said["num_beams"], "beam_rules": "transformers"}
-        made["length_penalty"] = float(said.get("length_penalty", 1.0))
-    elif said.get("do_sample"):
-        made = {"sample": True, "temperature": float(said.get("temperature", 1.0))}
-        made |= {"top_k": said.get("top_k", 50) or None, "top_p": float(said["top_p"]) if "top_p" in said else None}
-    if "max_new_tokens" in said:
-        made["max_new_tokens"] = said["max_new_tokens"]
-    elif said.get("max_length", 20) != 20:  # 20 is what every configuration says that says nothing
-        made["max_new_tokens"] = max(1, said["max_length"] - 1)  # it counts the start
+    if given.get("num_beams", 1) > 1 and not given.get("do_sample"):
+        made = {"beam_size": given["num_beams"], "beam_rules": "transformers"}
+        made["length_penalty"] = float(given.get("length_penalty", 1.0))
+    elif given.get("do_sample"):
+        made = {"sample": True, "temperature": float(given.get("temperature", 1.0))}
+        made |= {"top_k": given.get("top_k", 50) or None, "top_p": float(given["top_p"]) if "top_p" in given else None}
+    if "max_new_tokens" in given:
+        made["max_new_tokens"] = given["max_new_tokens"]
+    elif given.get("max_length", 20) != 20:  # 20 is the default of transformers
+        made["max_new_tokens"] = max(1, given["max_length"] - 1)  # it counts the start token
     return made
 
 
 def unsupported_settings(found: Mapping[str, Any]) -> list[str]:
-    """`name value` of each setting under which transformers' `generate` gives another text than ours."""
-    said = {name: value for name, value in found.items() if value is not None}
-    names = [name for name, same in UNSUPPORTED.items() if name in said and said[name] not in same]
-    beams = said.get("num_beams", 1) > 1
+    """List `name value` of the settings with which `generate` of transformers gives another text than bertjax."""
+    given = {name: value for name, value in found.items() if value is not None}
+    names = [name for name, same in UNSUPPORTED.items() if name in given and given[name] not in same]
+    beams = given.get("num_beams", 1) > 1
     names = [name for name in names if name != "early_stopping" or beams]
-    if beams and said.get("do_sample"):
-        names.insert(0, "num_beams")  # drawn beams
-    return [f"{name} {said[name]!a:.40}" for name in names]
+    if beams and given.get("do_sample"):
+        names.insert(0, "num_beams")  # sampled beams
+    return [f"{name} {given[name]!a:.40}" for name in names]

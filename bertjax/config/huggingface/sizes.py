@@ -1,4 +1,4 @@
-"""BERT and DistilBERT model sections from a Hugging Face config.json."""
+"""Read the model section of a Hugging Face config.json."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ from bertjax.config.schema.run import BertConfig
 from bertjax.errors import UserError
 from bertjax.storage import text
 
-# Where config.json of Hugging Face calls a size by another name; DistilBertConfig's own defaults stand beside it.
+# Our name -> (name in config.json, default in transformers).
 _BERT_FIELDS = {
     name: (name, None) for name in BertConfig.model_fields
     if name not in ("family", "config_from", "position_init", "qa_dropout")
@@ -31,6 +31,7 @@ DISTILBERT_FIELDS = {
 
 
 def fields_from_hf(path: Path) -> dict[str, Any]:
+    """Translate a config.json to the fields of a model section. Raises UserError."""
     try:
         found = json.loads(text.read_text(path, text.MAX_BYTES))
     except (ValueError, RecursionError) as error:

@@ -1,4 +1,4 @@
-"""T5Config's fields out of a Hugging Face folder: config.json, and what only the names in its weights tell."""
+"""Read T5Config from a Hugging Face folder: from config.json, and the output matrix from the weights' header."""
 
 import json
 from pathlib import Path
@@ -13,24 +13,23 @@ _T5_FIELDS = (
     "relative_attention_num_buckets", "relative_attention_max_distance", "dropout_rate", "layer_norm_epsilon",
 )  # fmt: skip
 _WEIGHTS = "model.safetensors"
-_EMBEDDINGS = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")  # one and the same
+_EMBEDDINGS = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")  # copies of one matrix
 _OUTPUT = "lm_head.weight"
 
 
 def t5_fields_from_hf(path: Path, found: dict[str, Any]) -> dict[str, Any]:
-    """path: of config.json, `found` inside it. Names follow transformers' T5Config.
+    """Translate the content `found` of config.json at `path`.
 
-    The version of a T5 hides in two places. Transformers up to 4 ties and scales the output by `tie_word_embeddings`;
-    since 5 that is always true, `scale_decoder_outputs` says the one thing, and the other is whether the weights hold
-    an output matrix of their own.
+    Transformers 4 ties and scales the output by `tie_word_embeddings`. In version 5 that is always true:
+    `scale_decoder_outputs` decides about scaling, and the output is tied unless the weights have an output matrix.
     """
     sizes = {name: found[name] for name in _T5_FIELDS if found.get(name) is not None}
-    said = found.get("tie_word_embeddings") is not False
+    tied = found.get("tie_word_embeddings") is not False
     scale = found.get("scale_decoder_outputs")
     own = _has_own_lm_head(path.parent)
     versions = {
-        "tie_word_embeddings": said if own is None else not own,
-        "scale_decoder_outputs": said if scale is None else scale,
+        "tie_word_embeddings": tied if own is None else not own,
+        "scale_decoder_outputs": tied if scale is None else scale,
     }
     start = found.get("decoder_start_token_id")
     if start is None:
@@ -41,31 +40,32 @@ def t5_fields_from_hf(path: Path, found: dict[str, Any]) -> dict[str, Any]:
 
 
 def _feed_forward(path: Path, found: dict[str, Any]) -> dict[str, str]:
-    """T5Config of transformers derives `dense_act_fn` and `is_gated_act` from feed_forward_proj, whatever else they say
-    in the file; one that disagrees was written by hand and means something else.
+    """Translate feed_forward_proj, from which transformers derives `dense_act_fn` and `is_gated_act`.
+
+    Raises UserError if those two disagree with it, since then the file was edited to mean something else.
     """
-    said = found.get("feed_forward_proj", "relu")
-    gate, _, name = said.rpartition("-") if isinstance(said, str) else ("", "", said)
+    given = found.get("feed_forward_proj", "relu")
+    gate, _, name = given.rpartition("-") if isinstance(given, str) else ("", "", given)
     if gate not in ("", "gated"):
-        name = said
-    tanh = said in ("gated-gelu", "gated-gelu_new")  # the first is the tanh form too
+        name = given
+    tanh = given in ("gated-gelu", "gated-gelu_new")  # the first is the tanh form too
     ours = "gelu" if tanh else fields.map_activation(path, "feed_forward_proj", name)
-    derived = {"dense_act_fn": "gelu_new" if said == "gated-gelu" else name, "is_gated_act": gate == "gated"}
+    derived = {"dense_act_fn": "gelu_new" if given == "gated-gelu" else name, "is_gated_act": gate == "gated"}
     for field, value in derived.items():
         if found.get(field) not in (None, value):
             raise UserError(
-                f"{path}: {field} is {found[field]!a:.40} and feed_forward_proj {said!r}, which says {value!r}; remove "
-                "the one that is wrong"
+                f"{path}: {field} is {found[field]!a:.40} and feed_forward_proj {given!r}, which means {value!r}; "
+                "remove the wrong one"
             )
     made = f"{gate}-{ours}" if gate else ours
     erf_gate = gate == "gated" and ours == "gelu" and not tanh
     if made not in get_args(T5Config.model_fields["feed_forward_proj"].annotation) or erf_gate:
-        raise UserError(f"{path}: feed_forward_proj: {said!a:.40} is a layer bertjax does not compute")
+        raise UserError(f"{path}: feed_forward_proj: {given!a:.40} is not supported")
     return {"feed_forward_proj": made}
 
 
 def _has_own_lm_head(folder: Path) -> bool | None:
-    """Whether the weights hold an output matrix that is not a copy of the embeddings; None without readable weights."""
+    """Whether the weights have an output matrix that is no copy of the embeddings; None without readable weights."""
     try:
         places = {_OUTPUT: _tensor_location(folder, _OUTPUT)} | {
             name: _tensor_location(folder, name) for name in _EMBEDDINGS
@@ -76,11 +76,11 @@ def _has_own_lm_head(folder: Path) -> bool | None:
         twin = next((place for place in places.values() if place), None)
         return twin is None or not _same_bytes(output, twin)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return None  # whoever loads them says what is wrong with them
+        return None  # loading the weights reports the error
 
 
 def _tensor_location(folder: Path, name: str) -> tuple[Path, int, int] | None:
-    """(file, first byte, bytes) of a tensor; the format's header is JSON behind its length in 8 bytes."""
+    """Return (file, first byte, bytes) of a tensor. A file starts with the length of its JSON header in 8 bytes."""
     path = folder / _WEIGHTS
     if not path.is_file():
         index = json.loads((folder / f"{_WEIGHTS}.index.json").read_text(encoding="utf-8"))

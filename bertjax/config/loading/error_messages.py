@@ -1,4 +1,4 @@
-"""What pydantic found wrong, in one line each: `file:line: key.path: reason (got value); did you mean 'x'?`."""
+"""Format pydantic errors as lines: `file:line: key.path: reason (got value); did you mean 'x'?`."""
 
 import json
 import re
@@ -28,7 +28,7 @@ MAX_LINE_LENGTH = 300
 _REASONS = {
     "missing": "required key is missing",
     "bool_type": "must be true or false",
-    "int_type": "must be a whole number",
+    "int_type": "must be an integer",
     "float_type": "must be a number",
     "string_type": "must be text",
     "list_type": "must be a list",
@@ -37,24 +37,24 @@ _REASONS = {
     "finite_number": "must be a finite number",
     "string_pattern_mismatch": "must be letters, digits, '.', '_' or '-', at most 64, the first a letter or a digit",
 }
-_NO_SUGGESTIONS = (["hidden_act"], ["feed_forward_proj"])  # another name is another function, however alike they sound
+_NO_SUGGESTIONS = (["hidden_act"], ["feed_forward_proj"])  # a similar name is another function
 _WITHOUT_VALUE = ("missing", "value_error")
 
 
 @dataclass
 class ErrorLocation:
-    """Where an error lies: the path as the user writes it, the node there or nearest to it, and the schema around."""
+    """The place of an error: the path as the user writes it, the closest node, and the schema of the section."""
 
     node: Node
     path: list[str] = field(default_factory=list)
     raw: list[Any] = field(default_factory=list)  # keys and indexes into the plain data
-    annotation: Any = Config  # of the section that holds the last key
-    siblings: dict[str, Any] = field(default_factory=dict)  # members of the union that section belongs to
-    union: int = -1  # how deep in the path an untagged union stood
+    annotation: Any = Config  # of the section that contains the last key
+    siblings: dict[str, Any] = field(default_factory=dict)  # members of that section's union
+    union: int = -1  # depth of an untagged union in the path
 
 
 def locate(tree: Node, loc: Sequence[str | int]) -> ErrorLocation:
-    """Follows a pydantic location, leaving out what the user did not type: union tags and wrapped single sources."""
+    """Follow a pydantic location without the parts that users do not write: union tags, indexes of single sources."""
     place, siblings = ErrorLocation(tree), dict[str, Any]()
     node: Node | None = tree
     annotation: Any = Config
@@ -89,7 +89,7 @@ def locate(tree: Node, loc: Sequence[str | int]) -> ErrorLocation:
 
 
 def format_errors(error: ValidationError, tree: Node) -> list[str]:
-    """One line for each thing wrong, in the order of the schema; alternatives of one union become one line."""
+    """Return one line per problem, in the order of the schema; alternatives of a union share a line."""
     found = [(locate(tree, item["loc"]), item) for item in error.errors(include_url=False)]
     lines: dict[tuple[str, ...], tuple[str, list[str], str]] = {}
     for place, item in found:
@@ -99,7 +99,7 @@ def format_errors(error: ValidationError, tree: Node) -> list[str]:
             and len(other.path) > len(place.path) for other, _ in found
         )  # fmt: skip
         if deeper and len(place.path) == place.union:
-            continue  # the union's other member was meant: its own error says more
+            continue  # the error of the other member of the union is more specific
         key = (head, *place.path) if place.union >= 0 else (head, *place.path, reason)
         lines.setdefault(key, (head, [], tail))[1].append(reason)
     return [f"{head}: {', or '.join(dict.fromkeys(reasons))}{tail}" for head, reasons, tail in lines.values()]
@@ -143,7 +143,7 @@ def _suggestion(given: Any, allowed: list[str]) -> str:
 
 
 def _mentioned_key(place: ErrorLocation, reason: str) -> tuple[list[str], Node]:
-    """A rule between keys is reported at the first key (or the stage) it names, where that key is written."""
+    """Find the first key (or the stage) that the message of a rule between keys names."""
     if isinstance(place.node.value, dict) and place.path:
         for word in re.findall(r"\w+", reason):
             if word in place.node.value:
@@ -157,7 +157,7 @@ def _mentioned_key(place: ErrorLocation, reason: str) -> tuple[list[str], Node]:
 
 
 def format_value(node: Node, path: Sequence[str] = ()) -> str:
-    """A value on one short line; what a key named like a secret holds is not shown."""
+    """Format a value on one short line; values of keys named like secrets are hidden."""
     if path and SECRET_KEY.search(path[-1]) and isinstance(node.value, str):
         return "'***'"
     value = mask_secrets(to_plain(node))
@@ -166,7 +166,7 @@ def format_value(node: Node, path: Sequence[str] = ()) -> str:
 
 
 def mask_secrets(data: Any) -> Any:
-    """Plain data without the text under keys named like secrets."""
+    """Hide the text under keys named like secrets in plain data."""
     if isinstance(data, list):
         return [mask_secrets(item) for item in data]
     if not isinstance(data, dict):
@@ -176,7 +176,7 @@ def mask_secrets(data: Any) -> Any:
 
 
 def config_error(problems: Sequence[str]) -> UserError:
-    """One error whose message has a line for every problem, the first MAX_LINES of them."""
+    """Return one error with a line per problem, at most MAX_LINES."""
     lines = [
         line if len(line) <= MAX_LINE_LENGTH else line[: MAX_LINE_LENGTH - 3] + "..."
         for line in dict.fromkeys(problems)

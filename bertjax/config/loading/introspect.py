@@ -1,4 +1,4 @@
-"""Questions about the schema: which keys are valid at a place, which union member is meant, what is nearest."""
+"""Look up annotations, union members, valid keys and close matches in the schema."""
 
 import difflib
 import types
@@ -16,15 +16,15 @@ TagFunction = Callable[[Any], str | None]
 
 @cache
 def field_types(section: type[BaseModel]) -> dict[str, Any]:
-    """The fields of a section with their full annotations."""
+    """Return the fields of a section with their full annotations."""
     every = get_type_hints(section, include_extras=True)
     return {name: every[name] for name in section.model_fields}
 
 
 def unwrap(annotation: Any) -> tuple[Any, TagFunction | None]:
-    """(the type under Annotated and Optional, the function that tells the members of a tagged union apart or None).
+    """Return the type without Annotated and Optional, and the function that selects members of a tagged union or None.
 
-    The type of a field with a table of kinds is its `KindOf`.
+    For a field with a table of kinds, the type is its `KindOf`.
     """
     which = None
     while get_origin(annotation) is Annotated:
@@ -49,7 +49,7 @@ def is_section(annotation: Any) -> bool:
 
 
 def union_members(union: Any) -> dict[str, Any]:
-    """The members of a tagged union, or of a table of kinds, by tag."""
+    """Return the members of a tagged union or of a table of kinds, by tag."""
     if isinstance(union, KindOf):
         return dict(union.table)
     pairs = ((arg, getattr(arg, "__metadata__", ())) for arg in get_args(union))
@@ -57,7 +57,7 @@ def union_members(union: Any) -> dict[str, Any]:
 
 
 def item_annotation(annotation: Any, key: Any, value: Any) -> Any:
-    """The annotation of `value[key]`, when `value` stands where `annotation` is expected; None when unknown."""
+    """Return the annotation of `value[key]`, where `value` has type `annotation`; None if unknown."""
     core, which = unwrap(annotation)
     if which is not None:
         core = union_members(core).get(which(value) or "")
@@ -70,7 +70,7 @@ def item_annotation(annotation: Any, key: Any, value: Any) -> Any:
 
 
 def key_paths(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """Dotted paths of the keys in a section and in the sections within it; those of a list are left out."""
+    """Yield dotted paths of the keys in a section and its sections, without those in lists."""
     for name, annotation in field_types(section).items():
         yield prefix + name
         core, which = unwrap(annotation)
@@ -85,7 +85,7 @@ def closest_match(word: str, words: Any, cutoff: float = 0.6) -> str | None:
 
 
 def suggest_key(key: str, section: Any, siblings: dict[str, Any]) -> str:
-    """`; did you mean ...?` for a key that `section` does not have; `siblings` are the other members of its union."""
+    """Return `; did you mean ...?` for an unknown key of `section`; `siblings` are the other members of its union."""
     own = field_types(section) if is_section(section) else {}
     for tag, member in siblings.items():
         if is_section(member) and member is not section and key in field_types(member):

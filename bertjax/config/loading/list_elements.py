@@ -1,4 +1,4 @@
-"""Lists in a configuration: which element an override means, and whether a new list would change a `kind` unasked."""
+"""Lists in a configuration: find the element that an override names, and detect unintended changes of `kind`."""
 
 from collections.abc import Sequence
 from typing import Any, get_args, get_origin
@@ -11,13 +11,13 @@ from bertjax.config.schema.base import Name
 
 
 def element_type(annotation: Any) -> Any:
-    """The annotation of the elements where a list is expected; None where none is, or where it is not the only form."""
+    """Return the annotation of the elements of a list; None if the type is not only a list."""
     core, which = unwrap(annotation)
     return get_args(core)[0] if which is None and get_origin(core) is list else None
 
 
 def accepts_single_element(annotation: Any) -> bool:
-    """Whether a list of one element may be written as that element, as a `source` may."""
+    """Whether a list of one element may be written as that element, such as `source`."""
     if element_type(annotation) is None:
         return False
     while get_origin(annotation) is not list:
@@ -29,26 +29,26 @@ def accepts_single_element(annotation: Any) -> bool:
 
 
 def accepts_mapping(annotation: Any) -> bool:
-    """Whether a mapping is another way to write the list, as for the rates of a mixture."""
+    """Whether a mapping may replace the list, such as the rates of a mixture."""
     core, which = unwrap(annotation)
     return which is None and is_union(core) and any(get_origin(arg) is dict for arg in get_args(core))
 
 
 def has_named_elements(annotation: Any) -> bool:
-    """Whether every element of the list has a `name` it can be addressed by."""
+    """Whether the elements of the list have names."""
     sections = _element_sections(element_type(annotation))
     return bool(sections) and all(field_types(section).get("name") == Name for section in sections)
 
 
 def element_names(elements: Sequence[Node], annotation: Any) -> list[str | None]:
-    """What each element can be addressed by: its `name`, written or by default, where its section has one."""
+    """Return the name of each element, given or by default; None if its section has no name."""
     if not has_named_elements(annotation):
         return [None] * len(elements)
     return [element_name(item) or _default_name(item, element_type(annotation)) for item in elements]
 
 
 def element_name(item: Node) -> str | None:
-    """The name written in an element, or for an evaluation without one its kind."""
+    """Return the name given in an element, or the kind of an evaluation without a name."""
     if not isinstance(item.value, dict):
         return None
     name = item.value.get("name") or item.value.get("kind")
@@ -56,7 +56,7 @@ def element_name(item: Node) -> str | None:
 
 
 def find_element(key: str, names: Sequence[str | None]) -> int | str:
-    """The index of the element that `key` (a name or an index) means, or what is wrong with it."""
+    """Return the index of the element that `key` (a name or an index) selects, or an error message."""
     if names.count(key) > 1:
         places = ", ".join(str(at) for at, name in enumerate(names) if name == key)
         return f"several elements have this name; use an index: {places}"
@@ -65,14 +65,13 @@ def find_element(key: str, names: Sequence[str | None]) -> int | str:
     if key.isdecimal() and int(key) < len(names):
         return int(key)
     known = [name or str(at) for at, name in enumerate(names)]
+    allowed = f"must be one of {', '.join(known)[:80]}{' or its index' * any(names)}" if known else "the list is empty"
     hint = closest_match(key, known)
-    return f"no such element; there are: {', '.join(known)[:80] or 'none'}" + (
-        f"; did you mean '{hint}'?" if hint else ""
-    )
+    return f"no such element; {allowed}" + (f"; did you mean '{hint}'?" if hint else "")
 
 
 def implicit_kind_changes(old: Node, new: Node, annotation: Any, path: str) -> list[str]:
-    """A line for each element of the list `new` that leaves out its kind where `old` has another than the default."""
+    """Return a line per element of the list `new` without a kind, if `old` has elements of other kinds than default."""
     core, which = unwrap(element_type(annotation))
     if which is None:
         return []

@@ -22,6 +22,7 @@ from bertjax.config.loading.yaml_reader import Node, to_nodes, to_plain
 from bertjax.config.schema.run import Config
 from bertjax.errors import UserError
 from bertjax.storage.locations import path_problem
+from bertjax.storage.nested import flatten
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -175,10 +176,3 @@ def identity_diff(old: Config, new: Config) -> list[str]:
     before, after = flatten(identity_fields(old)), flatten(identity_fields(new))
     keys = [key for key in before | after if before.get(key) != after.get(key)]
     return [f"{key}: {json.dumps(before.get(key))} -> {json.dumps(after.get(key))}" for key in keys]
-
-
-def flatten(data: Any, prefix: str = "") -> dict[str, Any]:
-    items = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else None
-    if items is None:
-        return {prefix[:-1]: data}
-    return {key: leaf for name, item in items for key, leaf in flatten(item, f"{prefix}{name}.").items()}

@@ -1,4 +1,4 @@
-"""Laying one configuration over another: files that extend files, and overrides from the command line."""
+"""Merge configurations: files that extend others, and overrides from the command line."""
 
 import re
 from collections.abc import Sequence
@@ -19,13 +19,13 @@ OVERRIDE_PATTERN = re.compile(r"(?:--)?([A-Za-z_][\w-]*(?:\.[\w-]+)*)(?:=(.*))?\
 
 
 class DottedOverride(Node):
-    """A mapping made by the dots of an override: it selects something inside, and is no value by itself."""
+    """A mapping made by the dots of an override, which selects a key; it is not a value."""
 
     __slots__ = ()
 
 
 def read_with_extends(path: Path, problems: list[str], seen: tuple[Path, ...] = ()) -> Node:
-    """The file laid over the one it `extends`, and so on down. Raises UserError, for a cycle too."""
+    """Read a file and merge it over the files that it `extends`. Raises UserError, also for a cycle."""
     node = yaml_reader.read(path, problems)
     extends = node.value.pop("extends", None)
     if extends is None:
@@ -45,10 +45,9 @@ def read_with_extends(path: Path, problems: list[str], seen: tuple[Path, ...] = 
 
 
 def merge(parent: Node, child: Node, problems: list[str], annotation: Any = Config, path: str = "") -> Node:
-    """`child` over `parent`: sections merge key by key, lists are replaced or patched, everything else is replaced.
+    """Merge `child` over `parent`: sections by key, mappings over lists by element (`_merge_into_list`); else replace.
 
-    A `kind` changes only where the child names another one, which drops the old kind's keys. Over a list a mapping
-    patches single elements, by name or by index; `_over_list` has the rules.
+    A `kind` changes only if the child names another one, which drops the keys of the old kind.
     """
     if unwrap(annotation)[0] is Trainable:
         parent, child = _expand_shorthand(parent), _expand_shorthand(child)
@@ -71,9 +70,10 @@ def merge(parent: Node, child: Node, problems: list[str], annotation: Any = Conf
     old, both = shallow_plain(parent.value), shallow_plain(parent.value | child.value)
     core, which = unwrap(section)
     if which is not None:
-        known = union_members(core)  # some tags share their keys: bert_adamw and adamw, bert and distilbert
+        known = union_members(core)
         before, after = (known.get(which(keys) or "") for keys in (old, both))
-        if before is not after or ("mixture" in old and "source" in child.value):
+        related = before and after and (issubclass(after, before) or issubclass(before, after))  # bert, distilbert
+        if (before is not after and not related) or ("mixture" in old and "source" in child.value):
             return child
     merged = dict(parent.value)
     for key, value in child.value.items():
@@ -85,7 +85,6 @@ def merge(parent: Node, child: Node, problems: list[str], annotation: Any = Conf
 
 
 def _expand_shorthand(node: Node) -> Node:
-    """`trainable: head` is short for `trainable: {kind: head}`."""
     return Node({"kind": node}, node.where) if isinstance(node.value, str) else node
 
 
@@ -97,15 +96,14 @@ def _no_keys_message(parent: Node, child: Node, path: str) -> str:
 
 
 def _merge_into_list(parent: Node, child: Node, problems: list[str], annotation: Any, path: str) -> Node:
-    """A mapping over a list. Keys that are names or indices of elements patch those elements.
+    """Merge a mapping over a list. Keys that are names or indices of elements patch those elements.
 
-    Other keys patch the only element of a list that may be written as that element, and are refused where there are
-    several. Where the schema has a mapping beside the list, one given as a value replaces it.
+    Other keys patch the only element of a list that may be written as that element; with several elements they are
+    refused. If the type may also be a mapping, a mapping given as a value replaces the list.
     """
     keys, count = list(child.value), len(parent.value)
     first = next(iter(child.value.values()), child)
-    whole = not keys or (list_elements.accepts_mapping(annotation) and not isinstance(child, DottedOverride))
-    if whole:
+    if not keys or (list_elements.accepts_mapping(annotation) and not isinstance(child, DottedOverride)):
         return child
     if list_elements.has_named_elements(annotation) or all(key.isdecimal() for key in keys):
         return _patch_elements(parent, child, problems, annotation, path)
@@ -121,7 +119,7 @@ def _merge_into_list(parent: Node, child: Node, problems: list[str], annotation:
             f"{last} is a list of {count} here; use an index (0 to {count - 1}), or give all of {last} as one value"
         )
     else:
-        return child  # the schema says what it expects here
+        return child  # validation reports the error
     problems.append(f"{first.where}: {path}.{ascii(keys[0])[1:-1]}: {reason}")
     return parent
 
@@ -134,7 +132,7 @@ def _patch_elements(parent: Node, child: Node, problems: list[str], annotation: 
         at = list_elements.find_element(key, names)
         if isinstance(at, str):
             problems.append(f"{value.where}: {path}.{ascii(key)[1:-1]}: {at}")
-        elif at in patches:  # one element addressed by its name and by its index
+        elif at in patches:  # selected by name and by index
             patches[at] = _merge_mappings(patches[at], value)
         else:
             patches[at] = value
@@ -145,7 +143,7 @@ def _patch_elements(parent: Node, child: Node, problems: list[str], annotation: 
 
 
 def _merge_mappings(first: Node, second: Node) -> Node:
-    """Two mappings with the keys of both, the second's where they differ; anything else gives way to the second."""
+    """Merge two mappings; the second has precedence and replaces anything that is not a mapping."""
     if not isinstance(first.value, dict) or not isinstance(second.value, dict):
         return second
     merged = dict(first.value)
@@ -155,7 +153,7 @@ def _merge_mappings(first: Node, second: Node) -> Node:
 
 
 def parse_overrides(overrides: Sequence[str], problems: list[str]) -> Node:
-    """`a.b=1`, `--a.b=1` and `--a.b 1` as one tree to lay over a configuration; a later one wins."""
+    """Parse `a.b=1`, `--a.b=1` and `--a.b 1` into one tree of overrides; the last one of a key wins."""
     tree: Node = DottedOverride({}, COMMAND_LINE)
     waiting = list(overrides)
     while waiting:
@@ -183,7 +181,7 @@ def _set_dotted(tree: Node, keys: list[str], value: Node, problems: list[str]) -
             below = tree.value[key] = _expand_shorthand(below)
         if not isinstance(below.value, dict):
             given = ".".join(keys[: depth + 1])
-            problems.append(f"{COMMAND_LINE}: {'.'.join(keys)}: {given} is given as one value too; put it in there")
+            problems.append(f"{COMMAND_LINE}: {'.'.join(keys)}: {given} is also given as one value; put it there")
             return
         tree = below
     key = keys[-1]

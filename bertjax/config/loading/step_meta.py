@@ -1,6 +1,7 @@
-"""What a checkpoint step says of itself, read without jax: a step is known by its content, whatever its name and place.
+"""Find and read the metadata of checkpoint steps without jax.
 
-training/checkpoint/manager.py writes a step as three folders: `state` (the arrays), `meta` and `digest` (JSON).
+A step is recognized by its content: three folders `state` (arrays), `meta` and `digest` (JSON), written by
+training/checkpoint/manager.py.
 """
 
 import json
@@ -13,7 +14,7 @@ PARTS = ("state", "meta", "digest")
 
 
 def is_checkpoint_step(folder: Path) -> bool:
-    """Whether a folder is a checkpoint step. One that lost a part is a step too, so that this part can be named."""
+    """Whether a folder is a checkpoint step, also with one part missing, so that an error can name that part."""
     try:
         return sum((folder / part).is_dir() for part in PARTS) >= 2
     except OSError:
@@ -21,7 +22,7 @@ def is_checkpoint_step(folder: Path) -> bool:
 
 
 def list_steps(folder: Path) -> list[int]:
-    """Numbers of the steps that a stage's checkpoint folder holds, oldest first."""
+    """List the steps in the checkpoint folder of a stage, oldest first."""
     try:
         names = [p.name for p in folder.iterdir() if p.name.isascii() and p.name.isdigit() and is_checkpoint_step(p)]
     except OSError:
@@ -30,18 +31,17 @@ def list_steps(folder: Path) -> list[int]:
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
-    """The meta data of a step: config, stage, stage_name, step and more. Raises UserError.
+    """Read the metadata of a step, without comparing their digest: config, stage, stage_name, step and more.
 
-    It is not compared with its digest here: whoever restores the step does that.
+    Raises UserError.
     """
     path = folder / "meta" / "metadata"
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))["meta"]
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); copy the step again, all of it") from None
+        raise UserError(f"{path}: cannot be read ({error.strerror}); copy the complete step again") from None
     except (ValueError, KeyError, TypeError, RecursionError):
         raise UserError(f"{path}: damaged; copy the step again, or take another one") from None
-    whole = isinstance(meta, dict) and isinstance(meta.get("step"), int) and isinstance(meta.get("config"), dict)
-    if not whole:
+    if not (isinstance(meta, dict) and isinstance(meta.get("step"), int) and isinstance(meta.get("config"), dict)):
         raise UserError(f"{path}: damaged; copy the step again, or take another one")
     return meta

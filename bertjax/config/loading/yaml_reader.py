@@ -1,8 +1,8 @@
-"""YAML as people mean it: a small, safe subset, with the file and line of every value.
+"""Read a safe subset of YAML, with the file and line of every value.
 
-Differences from PyYAML's SafeLoader, all on purpose: `1e-4` is a number; only `true` and `false` are booleans; `010`,
-`0x10`, `12:30` and dates are text; tags, merge keys and duplicate keys are refused; depth, size and the number of
-values (after aliases are expanded) are limited.
+Intended differences from PyYAML's SafeLoader: `1e-4` is a number; only `true` and `false` are booleans; `010`, `0x10`,
+`12:30` and dates are text; tags, merge keys and duplicate keys are refused; depth, size and the number of values (after
+expanding aliases) are limited.
 """
 
 import re
@@ -33,26 +33,26 @@ _CONSTRUCT = {_PREFIX + tag: make for tag, _, _, make in _SCALARS} | {_PREFIX + 
 
 @dataclass(slots=True)
 class Node:
-    """A value, with where it was written: `file.yaml:12`, or `command line`."""
+    """A value and its origin: `file.yaml:12` or `command line`."""
 
     value: Any  # dict[str, Node], list[Node] or a scalar
     where: str
 
 
 def to_plain(node: Node) -> Any:
-    """The value without its places."""
+    """Return the value without origins."""
     if isinstance(node.value, dict):
         return {key: to_plain(item) for key, item in node.value.items()}
     return [to_plain(item) for item in node.value] if isinstance(node.value, list) else node.value
 
 
 def shallow_plain(value: dict[str, Node]) -> dict[str, Any]:
-    """Enough of a section to tell which union member it is: its scalars and its keys."""
+    """Return the scalars and keys of a section, enough to determine its kind."""
     return {key: item.value for key, item in value.items()}
 
 
 def to_nodes(value: Any, where: str) -> Node:
-    """The other way round: every part of `value` is said to come from `where`."""
+    """Give every part of `value` the origin `where`."""
     if isinstance(value, dict):
         return Node({str(key): to_nodes(item, where) for key, item in value.items()}, where)
     return Node([to_nodes(item, where) for item in value] if isinstance(value, list) else value, where)
@@ -75,14 +75,14 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes what either this reader or a common YAML 1.1 reader would take for something other than text."""
+    """Quotes text that this reader or a common YAML 1.1 reader would read as another type."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
 
 def _represent_text(dumper: _Dumper, value: str) -> yaml.Node:
-    """Line separators and controls are escaped: written as they are, they would be read as line ends."""
+    """Escape line separators and control characters, which would be read as line ends."""
     return dumper.represent_scalar(_PREFIX + "str", value, style=None if value.isprintable() else '"')
 
 
@@ -97,7 +97,7 @@ def dump(value: Any) -> str:
 
 
 def read(path: Path, problems: list[str]) -> Node:
-    """The mapping in a file. Faults that leave the rest readable go to `problems`; raises UserError for the others."""
+    """Read the mapping in a file. Errors that leave the rest readable go to `problems`; others raise UserError."""
     text = read_text(path, MAX_BYTES)
     if not text.strip():
         raise UserError(f"{path}: the file is empty")
@@ -108,7 +108,7 @@ def read(path: Path, problems: list[str]) -> Node:
 
 
 def parse(text: str, where: Callable[[int], str], problems: list[str]) -> Node:
-    """`text` as nodes; `where(line)` names a place. Raises UserError when it is not YAML of the subset above."""
+    """Parse `text`; `where(line)` is the origin of a line. Raises UserError if it is outside the subset."""
     try:
         loader = _Loader(text)
         root = loader.get_single_node()

@@ -1,4 +1,1 @@
-"""The pydantic sections of the configuration: every option, its type and its default.
-
-This package is the only place where defaults are defined. It does not read files and does not import jax.
-"""
+"""The pydantic sections of the configuration: every option with its type, default and description. Free of jax."""

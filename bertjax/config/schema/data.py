@@ -20,9 +20,7 @@ class BertPairs(Section):
     kind: Literal["bert_pairs"] = "bert_pairs"
     sequence_length: int = Field(128, ge=8, description="Tokens per row.")
     short_seq_prob: Probability = Field(0.1, description="Probability of a pair that is made shorter at random.")
-    dupe_factor: Positive = Field(
-        1, description="Passes over the documents, each with new pairs (and new masks if masking is static)."
-    )
+    dupe_factor: Positive = Field(1, description="Passes over the documents, each with new pairs and static masks.")
     next_sentence: bool = Field(True, description="Make pairs for NSP; false: fill rows with consecutive sentences.")
     masking: Literal["dynamic", "static"] = Field(
         "dynamic", description="Mask when a batch is read (`dynamic`) or when data are prepared (`static`)."
@@ -63,7 +61,7 @@ class Classify(Section):
     text_b: str | None = Field(None, description="Field that holds the second text. Default: no second text.")
     label: str = Field("label", description="Field that holds the label.")
     labels: Annotated[list[str], Field(min_length=2)] | None = Field(
-        None, description="Names of the labels 0, 1, ... Default: those found in the data."
+        None, description="Names of the labels 0, 1, ... Default: from the data."
     )
 
     @model_validator(mode="after")
@@ -84,9 +82,7 @@ class SpanCorruption(Section):
     )
     noise_density: Density = 0.15
     mean_noise_span_length: float = Field(3.0, ge=1, description="Mean length of a hidden span, in tokens.")
-    random_roll: bool = Field(
-        False, description="Rotate the mask, so that a row's start is hidden as often as its end."
-    )
+    random_roll: bool = Field(False, description="Rotate the mask: a row's start is hidden as often as its end.")
 
 
 class IidDenoising(Section):
@@ -103,7 +99,7 @@ class IidDenoising(Section):
         "`drop`: hidden tokens are removed and are the targets.",
     )
     random_token_prob: Probability = Field(
-        0.1, description="Fraction of the hidden tokens that become random ones (`bert`)."
+        0.1, description="Fraction of hidden tokens that become random ones (`bert`)."
     )
 
 
@@ -154,9 +150,7 @@ class TextToText(Section):
     )
     inputs: str | None = Field(None, description="Template such as `question: {question} context: {context}`.")
     targets: str | None = Field(None, description="Template such as `{answer}`.")
-    labels: dict[str, str] | list[str] | None = Field(
-        None, description="Text of each label, by the label's value or number."
-    )
+    labels: dict[str, str] | list[str] | None = Field(None, description="Text of each label, by its value or number.")
     pack: Pack = False
     max_segments: MaxSegments = 8
 
@@ -204,7 +198,7 @@ class Mixture(Section):
     """
 
     mixture: list[str] | dict[str, float] = Field(
-        min_length=1, description="Names of tasks or mixtures, or a rate for each."
+        min_length=1, description="Names of tasks or mixtures, or their rates."
     )
     rate: Literal["proportional", "equal", "explicit"] = Field(
         "proportional", description="`proportional`: to the number of examples, after `limit` and `temperature`."
@@ -252,12 +246,12 @@ class WordPieceConfig(Section):
 
     kind: Literal["wordpiece"] = "wordpiece"
     path: TokenizerPath = None
-    lowercase: bool = Field(True, description="Lowercase the text, unless the files at `path` say otherwise.")
+    lowercase: bool = Field(True, description="Lowercase the text, if `path` says nothing else.")
     strip_accents: bool | None = Field(
-        None, description="Remove accents, unless the files at `path` say otherwise. Default: the value of `lowercase`."
+        None, description="Remove accents, if `path` says nothing else. Default: `lowercase`."
     )
     tokenize_chinese_chars: bool = Field(
-        True, description="Treat every CJK character as a word, unless the files at `path` say otherwise."
+        True, description="Split CJK text into characters, if `path` says nothing else."
     )
     vocab_size: TrainedSize = None
     min_frequency: Positive = Field(2, description="Least frequency of a piece in training.")
@@ -269,11 +263,9 @@ class SentencePieceConfig(Section):
 
     kind: Literal["sentencepiece"] = "sentencepiece"
     path: TokenizerPath = None
-    extra_ids: NonNegative = Field(100, description="Sentinels after the pieces; <extra_id_0> has the highest id.")
+    extra_ids: NonNegative = Field(100, description="Sentinels after the pieces; `<extra_id_0>` has the highest id.")
     vocab_size: TrainedSize = None
-    character_coverage: float = Field(
-        0.9995, gt=0, le=1, description="Fraction of the training text's characters that have a piece."
-    )
+    character_coverage: float = Field(0.9995, gt=0, le=1, description="Fraction of the characters that have a piece.")
     train_on: TrainOn = None
 
 

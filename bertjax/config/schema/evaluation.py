@@ -22,24 +22,22 @@ class Decoding(Section):
     """Text generation; greedy by default."""
 
     beam_size: Positive = Field(1, description="Beams of the beam search; 1 turns it off.")
-    length_penalty: float = Field(
-        0.6, ge=-2, le=100, description="alpha of `beam_rules`; below 0 only for `transformers`."
-    )
+    length_penalty: float = Field(0.6, ge=-2, le=100, description="alpha of `beam_rules`; below 0 for `transformers`.")
     beam_rules: Literal["t5x", "transformers"] = Field(
         "t5x", description="Rank beams by log p / ((5 + length) / 6)^alpha (`t5x`) or log p / length^alpha."
     )
     sample: bool = Field(False, description="Sample tokens instead of taking the most likely one.")
     temperature: float = Field(1.0, ge=1e-6, description="Divisor of the logits when sampling.")
-    top_k: Positive | None = Field(None, description="Sample from the k most likely tokens. Default: from all.")
+    top_k: Positive | None = Field(None, description="Sample from the k likeliest tokens. Default: all.")
     top_p: float | None = Field(
-        None, gt=0, le=1, description="Sample from the most likely tokens with this total probability. Default: all."
+        None, gt=0, le=1, description="Sample from the likeliest tokens of this total probability."
     )
     max_new_tokens: Positive | None = Field(None, description="Longest output. Default: `target_length` of the data.")
 
     @model_validator(mode="after")
     def _check(self) -> "Decoding":
         if self.sample and self.beam_size > 1:
-            raise ValueError("sample draws one answer and beam_size searches for the best: use one of them")
+            raise ValueError("use either sample or beam_size")
         if not self.sample and (self.top_k is not None or self.top_p is not None or self.temperature != 1.0):
             raise ValueError("temperature, top_k and top_p need sample: true")
         if self.length_penalty < 0 and self.beam_rules != "transformers":

@@ -56,7 +56,7 @@ class BertConfig(Section):
         None, exclude_if=_is_none, description="Dropout before the classifier. Default: `hidden_dropout_prob`."
     )
     qa_dropout: Probability = Field(
-        0.0, exclude_if=_is_zero, description="Dropout before the span output, as in DistilBERT; BERT has none."
+        0.0, exclude_if=_is_zero, description="Dropout before the span output (DistilBERT)."
     )
     layer_norm_eps: PositiveFloat = Field(1e-12, description="Epsilon of the layer norms.")
     initializer_range: PositiveFloat = Field(0.02, description="Standard deviation of the initial weights.")
@@ -117,22 +117,18 @@ class T5Config(Section):
         description="Activation of the feed-forward layers. T5 1.0: `relu`; 1.1: `gated-gelu`, which uses the tanh "
         "approximation.",
     )
-    tie_word_embeddings: bool = Field(
-        True, description="Use the token embeddings as output matrix too. T5 1.0: true; 1.1: false."
-    )
+    tie_word_embeddings: bool = Field(True, description="Output matrix = token embeddings. T5 1.0: true; 1.1: false.")
     scale_decoder_outputs: bool | None = Field(
         None,
         description="Scale by 1/sqrt(d_model) before the output matrix. Default: the value of `tie_word_embeddings`.",
     )
     relative_attention_num_buckets: int = Field(32, ge=4, multiple_of=2, description="Buckets of relative positions.")
     relative_attention_max_distance: Positive = Field(
-        128, description="Distance in tokens from which all positions share the last bucket."
+        128, description="Distance from which all positions share a bucket."
     )
     dropout_rate: Probability = Field(0.1, description="Dropout rate.")
     layer_norm_epsilon: PositiveFloat = Field(1e-6, description="Epsilon of the RMS norms.")
-    decoder_start_token_id: NonNegative = Field(
-        0, exclude_if=_is_zero, description="Id of the token that the decoder reads first."
-    )
+    decoder_start_token_id: NonNegative = Field(0, exclude_if=_is_zero, description="First token of the decoder.")
 
     @property
     def gated(self) -> bool:

@@ -32,9 +32,7 @@ class Stage(Section):
     steps: Positive | None = Field(None, description="Training steps; give either `steps` or `epochs`.")
     epochs: PositiveFloat | None = Field(None, description="Passes over the data.")
     batch_size: Positive = Field(32, description="Rows per step, over all devices.")
-    grad_accum: Positive = Field(
-        1, description="Micro-batches per step; must divide `batch_size`. Results are the same."
-    )
+    grad_accum: Positive = Field(1, description="Micro-batches per step; must divide `batch_size`. Same results.")
     optimizer: Optimizer = Field(AdamW(), description="Optimizer and learning-rate schedule.")
     trainable: TrainableField = Trainable()
     init_from: LocalPath | None = Field(
@@ -83,7 +81,7 @@ class MeshConfig(Section):
     fsdp: int = Field(1, description="Data parallelism with parameters and optimizer state sharded (ZeRO-3).")
     tensor: int = Field(1, description="Tensor parallelism: each layer is split over the devices.")
     rules: dict[str, str | list[str] | None] = Field(
-        {}, description="Logical axis -> mesh axes, over the defaults in bertjax/parallel/mesh_shape.py."
+        {}, description="Logical axis -> mesh axes; defaults: parallel/mesh_shape.py."
     )
 
     @model_validator(mode="after")
@@ -100,9 +98,7 @@ class CheckpointPolicy(Section):
     save_every: Positive = Field(1000, description="Steps between checkpoints.")
     keep_last: Positive = Field(3, description="Newest checkpoints to keep.")
     keep_every: Positive | None = Field(None, description="Keep all checkpoints whose step is a multiple of this.")
-    keep_best: str | list[str] | None = Field(
-        None, description="Scores such as `squad/f1`; the best checkpoint of each is kept."
-    )
+    keep_best: str | list[str] | None = Field(None, description="Scores whose best checkpoint is kept: `squad/f1`.")
     best_mode: Literal["auto", "highest", "lowest"] = Field(
         "auto", description="Which score is best. `auto`: the lowest loss or perplexity, the highest of other scores."
     )
@@ -120,17 +116,13 @@ class WatchdogTimeouts(Section):
     step: PositiveFloat | None = Field(900.0, description="Any other step.")
     evaluation: PositiveFloat | None = Field(7200.0, description="One batch of an evaluation; the first one compiles.")
     save: PositiveFloat | None = Field(3600.0, description="Saving a checkpoint.")
-    startup: PositiveFloat | None = Field(
-        3600.0, description="Initializing or restoring a stage; preparing data has no limit."
-    )
+    startup: PositiveFloat | None = Field(3600.0, description="Initializing or restoring a stage, without its data.")
 
 
 class ProfilerConfig(Section):
     """Steps that the primary process profiles after each start of a run."""
 
-    start_step: Positive = Field(
-        10, description="First step of the trace, counted in the stage; the first ones compile."
-    )
+    start_step: Positive = Field(10, description="First step of the trace in a stage; the first ones compile.")
     steps: Positive = Field(5, description="Steps in the trace.")
 
 
@@ -147,7 +139,7 @@ class RunConfig(Section):
         "auto", description="Attention kernel: `cudnn` for GPU, `splash` for TPU, `xla` anywhere; `auto`: by hardware."
     )
     dropout_rng: Literal["hash", "threefry"] = Field(
-        "hash", description="Random numbers of dropout: a fused counter hash, or jax.random."
+        "hash", description="Dropout bits: fused counter hash, or jax.random."
     )
     segments: Literal["auto", "list", "scan"] | list[Positive] = Field(
         "auto", description="Layers per scanned segment; `list`: no scan; `scan`: all in one; `auto`: by platform."
@@ -157,24 +149,16 @@ class RunConfig(Section):
         description="Activations to recompute in the backward pass: none, all, or all but matrix products (`dots`).",
     )
     log_every: Positive = Field(10, description="Steps between log lines.")
-    checkpoint: CheckpointPolicy = Field(CheckpointPolicy(), description="Which checkpoints are saved and kept.")
+    checkpoint: CheckpointPolicy = Field(CheckpointPolicy(), description="Saving and removal of checkpoints.")
     prefetch: Positive = Field(4, description="Batches to prepare ahead of training.")
-    prepared_dir: AnyPath | None = Field(
-        None, description="Folder or bucket (gs://...) of prepared data. Default: `prepared` in `root`."
-    )
-    prepare_workers: Positive | None = Field(
-        None, description="Processes that prepare data. Default: one per CPU core."
-    )
-    max_nonfinite_steps: Positive = Field(
-        3, description="Consecutive steps with a non-finite loss or gradient (all skipped) before exit with code 3."
-    )
+    prepared_dir: AnyPath | None = Field(None, description="Folder or bucket of prepared data. Default: ROOT/prepared.")
+    prepare_workers: Positive | None = Field(None, description="Processes that prepare data. Default: one per core.")
+    max_nonfinite_steps: Positive = Field(3, description="Non-finite (skipped) steps in a row before exit with code 3.")
     compilation_cache_dir: AnyPath | None = Field(
-        "~/.cache/bertjax/xla", description="Folder or bucket of JAX's compilation cache; null: no cache."
+        "~/.cache/bertjax/xla", description="JAX's compilation cache; null: none."
     )
     watchdog: WatchdogTimeouts | None = Field(WatchdogTimeouts(), description="Time limits; null: none.")
-    profile: ProfilerConfig | None = Field(
-        None, description="Steps to profile. SIGUSR1 starts a trace at any time. Default: none."
-    )
+    profile: ProfilerConfig | None = Field(None, description="Steps to profile; SIGUSR1 starts a trace at any time.")
     tensorboard: bool = Field(True, description="Write TensorBoard files.")
     wandb: bool = Field(False, description="Log to Weights & Biases.")
 
@@ -190,7 +174,7 @@ class Config(Section):
     mixtures: dict[str, Mixture] = Field({}, description="Mixtures by name, for stages and other mixtures.")
     stages: list[Stage] = Field(min_length=1, description="Training stages, in order.")
     compare: list[Variant] = Field(
-        [], exclude_if=lambda found: not found, description="Variants of the last stage that `bertjax compare` trains."
+        [], exclude_if=lambda found: not found, description="Variants of the last stage, for `bertjax compare`."
     )
 
     @model_validator(mode="after")
@@ -200,7 +184,7 @@ class Config(Section):
             raise ValueError("stages need different names")
         variants = [variant.name for variant in self.compare]
         if len({*variants, "base"}) <= len(variants):
-            raise ValueError("entries of compare need different names, and 'base' is none of them")
+            raise ValueError("entries of compare need different names other than 'base'")
         shared = self.tasks.keys() & self.mixtures.keys()
         if shared:
             raise ValueError(f"'{min(shared)}' is both a task and a mixture: give one of them another name")
@@ -236,7 +220,9 @@ class Config(Section):
             raise ValueError(f"{where}: objective '{stage.objective.kind}' is not for a {self.model.family} model")
         if absent := set(getattr(stage.objective, "required_heads", ())) - set(self.model.heads):
             head = min(absent)
-            raise ValueError(f"{where}: a {self.model.family} model has no '{head}' head: set objective.{head}_weight=0")
+            raise ValueError(
+                f"{where}: a {self.model.family} model has no '{head}' head: set objective.{head}_weight=0"
+            )
         if stage.fresh and (stage.init_from or ("previous" if stage is not self.stages[0] else "scratch")) == "scratch":
             raise ValueError(f"{where}: fresh: needs init_from; without it everything starts fresh")
         there = (*stage.objective.heads, *(["adapters"] if self.model.has_adapters else []))

@@ -120,13 +120,9 @@ class Adafactor(Section):
     """Adafactor (arXiv 1804.04235) as T5 uses it (t5x/adafactor.py): no momentum, updates scaled by the parameter."""
 
     kind: Literal["adafactor"] = "adafactor"
-    learning_rate: PositiveFloat = Field(
-        1.0, description="Factor of the schedule: 1 with `inverse_sqrt`, 0.001 with `constant` for fine-tuning."
-    )
+    learning_rate: PositiveFloat = Field(1.0, description="Factor of the schedule; for fine-tuning 0.001 (`constant`).")
     schedule: Schedule = "inverse_sqrt"
-    warmup_steps: NonNegative | None = Field(
-        None, description="Warm-up steps. Default: 10,000 with `inverse_sqrt`, otherwise by `warmup_ratio`."
-    )
+    warmup_steps: NonNegative | None = Field(None, description="Default: 10,000 (`inverse_sqrt`) or by `warmup_ratio`.")
     warmup_ratio: WarmupRatio = 0.0
     decay_rate: float = Field(0.8, gt=0, lt=1, description="Second moments decay by 1 - (step + 1)^-decay_rate.")
     clipping_threshold: PositiveFloat = Field(1.0, description="Largest root mean square of an update.")

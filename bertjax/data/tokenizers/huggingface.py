@@ -16,6 +16,7 @@ from typing import Any
 import tokenizers
 
 from bertjax.config.schema.data import SentencePieceConfig, WordPieceConfig
+from bertjax.config.schema.model import FAMILIES
 from bertjax.data.tokenizers import backend_state, row_template
 from bertjax.data.tokenizers.files import ADDED, CONFIG, JSON, ROLES, SPECIAL, SpecialTokens, json_object
 from bertjax.errors import UserError, escape_unprintable
@@ -69,8 +70,9 @@ def load(path: Path, options: Mapping[str, Any]) -> tuple[tokenizers.Tokenizer, 
         _reject_placeholder_vocab(found, path, at)
         backend = _backend(found, path)
         family = json_object(folder / "config.json").get("model_type")
-        special = _special_tokens(found, backend, {"cls", "sep"} if family == "t5" else set())
-        if family in ("bert", "distilbert") and special.is_t5:
+        wanted = FAMILIES[family].tokenizer if family in FAMILIES else None
+        special = _special_tokens(found, backend, {"cls", "sep"} if wanted == "sentencepiece" else set())
+        if wanted == "wordpiece" and special.is_t5:
             missing = next(role for role in ("cls", "sep") if role not in special.roles)
             raise UserError(
                 f"{path}: the tokenizer has no {missing}_token, which a {family} needs; name it in {CONFIG}"

@@ -1,8 +1,8 @@
-"""Model FLOPs by formula, and their share of the chip's peak (`parallel/hardware.py`).
+"""Model FLOPs of BERT by formula.
 
-"Model" FLOPs are the multiplications the mathematics asks for, twice (a multiply and an add): nothing for recomputed
-activations, nothing for padding, and the vocabulary projection for the masked positions only. Embedding look-ups,
-norms, dropout, the optimizer and the small heads (pooler, NSP, spans, classes; under 0.1 %) are not counted.
+Model FLOPs are two per multiplication of the mathematical definition (a multiply and an add), without recomputed
+activations. The vocabulary projection counts for masked positions. Embedding look-ups, norms, dropout, the optimizer
+and small heads (pooler, NSP, spans, classes; under 0.1 %) are not counted.
 """
 
 from collections.abc import Collection, Mapping
@@ -11,10 +11,10 @@ from bertjax.config.schema.model import BertConfig
 
 
 def encoder_flops(model: BertConfig, tokens: int, squared_lengths: int | None = None, layers: int | None = None) -> int:
-    """FLOPs of one forward pass of `layers` encoder layers (default: all) over a row of `tokens` real tokens.
+    """FLOPs of a forward pass of `layers` layers (default: all) over a row of S `tokens`.
 
-    2 L (4 D^2 + 2 D F) S for the projections and 4 L D sum(s^2) for attention, which looks both ways: no halving.
-    `squared_lengths` is that sum over the packed examples of the row; a row that is one example has S^2, the default.
+    2 L (4 D^2 + 2 D F) S for the projections and 4 L D sum(s^2) for bidirectional attention. `squared_lengths` is that
+    sum over the packed examples of the row (default: one example, S^2).
     """
     hidden, inner = model.hidden_size, model.intermediate_size
     depth = model.num_hidden_layers if layers is None else layers
@@ -23,7 +23,7 @@ def encoder_flops(model: BertConfig, tokens: int, squared_lengths: int | None = 
 
 
 def head_flops(model: BertConfig, predictions: int) -> int:
-    """FLOPs of one forward pass of the MLM head over `predictions` masked positions: the transform and the decoder."""
+    """FLOPs of a forward pass of the MLM head, transform and decoder, over `predictions` masked positions."""
     return predictions * (2 * model.hidden_size**2 + 2 * model.hidden_size * model.vocab_size)
 
 
@@ -35,11 +35,10 @@ def train_flops(
     trainable_layers: int | None = None,
     squared_lengths: int | None = None,
 ) -> int:
-    """FLOPs of one training step for one row: forward, and twice that again backward for all that trains.
+    """FLOPs of a training step for one row: the forward pass, and twice as many backward for what trains.
 
-    `predictions`: masked positions of the row (0 for a task without MLM). `trainable_layers`: how many layers, counted
-    from the top, train (default: all of them). The frozen layers below have no backward pass: their factor is 1, not 3.
-    `squared_lengths`: see `encoder_flops`.
+    `predictions`: masked positions of the row (0 without MLM). `trainable_layers`: layers that train, from the top
+    (default: all); frozen layers below have no backward pass. `squared_lengths`: see `encoder_flops`.
     """
     trained = model.num_hidden_layers if trainable_layers is None else trainable_layers
     if not 0 <= trained <= model.num_hidden_layers:

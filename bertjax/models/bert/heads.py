@@ -1,4 +1,4 @@
-"""Task heads over an encoder's output: MLM, NSP, extractive spans and classification."""
+"""Heads of BERT and DistilBERT: MLM, NSP, answer spans and classification."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -20,7 +20,7 @@ def gather_positions(hidden_BSD: jax.Array, positions_BN: jax.Array) -> jax.Arra
 
 
 class MlmHead(nnx.Module):
-    """dense, activation, layer norm, then the word embeddings as output matrix plus a bias (run_pretraining.py)."""
+    """Dense, activation, layer norm, then the word embeddings as output matrix, and a bias (run_pretraining.py)."""
 
     def __init__(self, config: BertConfig, init: Initializer, rngs: nnx.Rngs):
         D = config.hidden_size
@@ -38,13 +38,13 @@ class MlmHead(nnx.Module):
 
 
 class Pooler(nnx.Module):
-    """tanh(dense([CLS])); every example of a packed row has its own [CLS]."""
+    """tanh(dense([CLS])) per example of a packed row; relu in DistilBERT."""
 
     def __init__(self, config: BertConfig, init: Initializer, rngs: nnx.Rngs):
         D = config.hidden_size
         self.kernel = nnx.Param(init(rngs.params(), (D, D), jnp.float32), **out_sharding("embed", None))
         self.bias = nnx.Param(jnp.zeros((D,), jnp.float32), **out_sharding(None))
-        self.act = "relu" if config.family == "distilbert" else "tanh"  # the two families share this module
+        self.act = "tanh" if "pooler" in config.heads else "relu"
 
     def __call__(self, cls_BGD: jax.Array, compute: ComputeOptions) -> jax.Array:
         kernel = all_gather_fsdp(self.kernel[...].astype(compute.dtype), "embed", None)
@@ -53,30 +53,32 @@ class Pooler(nnx.Module):
 
 
 def linear_logits(head: Dense, x: jax.Array, compute: ComputeOptions) -> jax.Array:
-    """A small output layer; its logits leave in float32."""
+    """A small output layer, x [B, S, D] -> float32 [B, S, F]."""
     kernel = all_gather_fsdp(head.kernel[...].astype(compute.dtype), *head.names)
     y = einsum_lowp("bsd,df->bsf", x, kernel, compute.platform).astype(jnp.float32)
     return add_bias(y, head.bias[...])
 
 
 class Heads(nnx.Module):
-    """The heads a checkpoint has; `names` from mlm, nsp, qa, classifier, and pooler (without a head that reads it)."""
+    """The heads `names`: mlm, nsp, qa, classifier, and pooler if no other head reads it."""
 
     def __init__(self, config: BertConfig, names: tuple[str, ...], num_labels: int, init: Initializer, rngs: nnx.Rngs):
         if other := set(names) - set(config.heads):
-            raise ValueError(f"a {config.family} model has no head '{min(other)}'; it can have {', '.join(config.heads)}")
-        D, bert = config.hidden_size, config.family == "bert"
+            raise ValueError(
+                f"a {config.family} model has no head '{min(other)}'; it can have {', '.join(config.heads)}"
+            )
+        D, has_pooler = config.hidden_size, "pooler" in config.heads
         output = lambda width: Dense((D, width), ("embed", None), init, rngs)  # noqa: E731
         if "mlm" in names:
             self.mlm = MlmHead(config, init, rngs)
-        if bert and {"nsp", "classifier", "pooler"} & set(names):
+        if has_pooler and {"nsp", "classifier", "pooler"} & set(names):
             self.pooler = Pooler(config, init, rngs)
         if "nsp" in names:
             self.nsp = output(2)
         if "qa" in names:
             self.qa = output(2)
         if "classifier" in names:
-            if not bert:
+            if not has_pooler:
                 self.pre_classifier = Pooler(config, init, rngs)
             self.classifier = output(num_labels)
 

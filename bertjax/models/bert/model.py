@@ -1,7 +1,7 @@
-"""BERT (arXiv 1810.04805, google-research/bert modeling.py) and DistilBERT (arXiv 1910.01108): one post-norm encoder.
+"""BERT (arXiv 1810.04805, google-research/bert modeling.py) and DistilBERT (arXiv 1910.01108): a post-norm encoder.
 
-DistilBERT is the same encoder without segment embeddings and pooler. Shape letters: B rows, S positions, D hidden,
-H heads, K head size, F feed-forward, V vocabulary, G examples in a row.
+DistilBERT has no segment embeddings and no pooler. Shape letters: B rows, S positions, D hidden, H heads, K head size,
+F feed-forward, V vocabulary, G examples in a row.
 """
 
 from dataclasses import replace
@@ -27,15 +27,14 @@ from bertjax.parallel.sharding import all_gather_fsdp, with_logical_constraint
 
 
 def initializer(config: BertConfig) -> Initializer:
-    """Normal of `initializer_range` truncated at two deviations, as tf.truncated_normal_initializer."""
+    """Normal, truncated at two standard deviations, as tf.truncated_normal_initializer."""
     return nnx.initializers.truncated_normal(config.initializer_range / 0.87962566)
 
 
 def sinusoidal_init(config: BertConfig) -> Initializer:
-    """sin and cos of arXiv 1706.03762 section 3.5 in one half each, scaled to the words' deviation.
+    """Initial learnt positions: sin and cos of arXiv 1706.03762 section 3.5, scaled like the word embeddings.
 
-    Only where learnt positions start. A shift is then one linear map for all of them, so that attention to a neighbour
-    need not be found position by position.
+    A shift is one linear map of all positions, so that attention to a neighbour need not be learnt per position.
     """
 
     def init(_key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
@@ -121,7 +120,7 @@ class Layer(nnx.Module):
     ) -> jax.Array:
         c = self.config
         k1, k2, k3 = (None, None, None) if key is None else jax.random.split(key, 3)
-        # split's gradient is one concatenation; indexing's would be three padded arrays and their sum
+        # the gradient of split is a concatenation, that of indexing a sum of three padded arrays
         q, k, v = (
             x[:, :, 0]
             for x in jnp.split(self._heads(self.attention.qkv(all_gather_sequence(x_BSD), compute)), 3, axis=2)
@@ -147,7 +146,7 @@ class Layer(nnx.Module):
 
 
 class Bert(nnx.Module):
-    """Encoder and heads; all methods are pure and usable eagerly or under jit."""
+    """Encoder and heads; all methods are pure."""
 
     def __init__(
         self, config: BertConfig, heads: tuple[str, ...], num_labels: int, compute: ComputeOptions, rngs: nnx.Rngs
@@ -167,7 +166,7 @@ class Bert(nnx.Module):
         packed: bool = False,
         key: jax.Array | None = None,
     ) -> jax.Array:
-        """int [B, S] x 4 -> hidden [B, S, D]. `segment_ids` is 0 on padding; no key means no dropout."""
+        """int [B, S] x 4 -> hidden [B, S, D]. `segment_ids` is 0 on padding; no dropout without a key."""
         embed_key, stack_key = (None, None) if key is None else jax.random.split(key)
         x = self.embeddings(input_ids, token_type_ids, positions, embed_key, self.compute)
         call = lambda layer, x, key, ids: layer(x, ids, packed, key, self.compute)  # noqa: E731
@@ -177,7 +176,7 @@ class Bert(nnx.Module):
         )
 
     def mlm_logits(self, hidden: jax.Array, masked_positions: jax.Array) -> jax.Array:
-        """hidden [B, S, D], positions [B, N] -> logits [B, N, V]; only these positions meet the vocabulary."""
+        """hidden [B, S, D], positions [B, N] -> logits [B, N, V] at these positions."""
         return self.heads.mlm(
             gather_positions(hidden, masked_positions), self.embeddings.word.embedding[...], self.compute
         )

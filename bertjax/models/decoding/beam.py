@@ -1,15 +1,12 @@
 """Beam search with a length penalty, by the rules of t5x/decoding.py `beam_search` or by those of transformers'
 `generate(num_beams=..., early_stopping=False)` (generation/utils.py `_beam_search`).
 
-How they differ: (1) the penalty is ((5 + length) / 6)^alpha (arXiv 1609.08144 section 7) in t5x, length^alpha in
-transformers; length is that of the new tokens, EOS counted; (2) all 2K candidates of a step may finish in t5x, only the
-K best in transformers; (3) beams that the last position cuts off count in t5x only in a row where nothing has finished,
-in transformers they compete with the finished ones; (4) a row is done in t5x once its best open beam could not catch up
-with the worst finished one at the greatest length, in transformers once it is behind at its present length. With alpha
-0 only (2) and (3) can tell the answers apart, and where no beam ends nothing does. A penalty below 0, which favours
-short answers, is for transformers' rules alone: t5x's bound of what an open beam can reach does not hold for it. One
-thing is not followed:
-transformers pads beams with EOS where the id of padding is 0; here padding is 0.
+Differences (t5x; transformers): (1) the penalty is ((5 + length) / 6)^alpha (arXiv 1609.08144 section 7); length^alpha,
+where length counts new tokens with EOS. (2) All 2K candidates of a step may finish; only the K best. (3) Beams without
+EOS at the last position count only in a row without finished beams; they compete with finished ones. (4) A row is done
+once its best open beam cannot reach the worst finished score at the greatest length; at its current length. With alpha
+0 only (2) and (3) matter. A negative penalty, which favours short answers, needs transformers' rules: the bound of t5x
+does not hold for it. Unlike transformers, which pads with EOS where the padding id is 0, padding is 0 here.
 
 Shape letters: B rows, K beams, L new tokens, V vocabulary.
 """
@@ -27,7 +24,7 @@ from bertjax.models.vocab_parallel import top_k
 from bertjax.parallel.sharding import with_logical_constraint
 
 NEG_INF = -1e7  # added to scores, as t5x does
-UNFINISHED_SCORE = {"t5x": NEG_INF, "transformers": -1e9}  # below every penalised score; each as its reference has it
+UNFINISHED_SCORE = {"t5x": NEG_INF, "transformers": -1e9}  # below every penalized score, as in the reference
 Rules: TypeAlias = Literal["t5x", "transformers"]
 
 
@@ -45,7 +42,7 @@ class _BeamState(NamedTuple):
     finished_scores: jax.Array  # float32 [B, K]: length_normalized, best first
     finished_ids: jax.Array  # int32 [B, K, L]
     finished: jax.Array  # bool [B, K]: the slot holds a finished beam
-    active: jax.Array  # bool [B]: open beams may still finish; a row that is done stays so while others go on
+    active: jax.Array  # bool [B]: open beams may still finish
     cache: Cache
     seen: jax.Array  # bool [B, K, slots]: the past of each open beam
 
@@ -54,10 +51,9 @@ def beam_search(
     model: Module, input_ids: jax.Array, segment_ids: jax.Array, max_new_tokens: int, *,
     beam_size: int, alpha: float = 0.6, causal: bool = False, eos_id: int = EOS, rules: Rules = "t5x",
 ) -> tuple[jax.Array, jax.Array]:  # fmt: skip
-    """The best answer found for each row -> ids int32 [B, L] and its score float32 [B].
+    """The best answer of each row -> ids int32 [B, L] and its score float32 [B].
 
-    The score is log p / penalty(alpha, length, rules), EOS counted; with t5x's rules log p itself where no beam of the
-    row has finished.
+    The score is log p / length_penalty(alpha, length, rules); by t5x's rules log p if no beam of the row has finished.
     """
     rows, options = len(input_ids), _BeamOptions(alpha, eos_id, rules)
     prefilled = prefill_prompt(model, input_ids, segment_ids, max_new_tokens, beams=beam_size, causal=causal)
@@ -86,7 +82,7 @@ def length_penalty(alpha: float, length: jax.Array | int, rules: Rules = "t5x") 
 
 
 def _init_state(prefilled: PrefilledState, rows: int, beam_size: int, max_new_tokens: int, rules: Rules) -> _BeamState:
-    """One open beam; the others of a row are copies of it that no candidate of the first one can lose against."""
+    """One open beam per row; its copies have scores below those of all its candidates."""
     shape = (rows, beam_size)
     ids = with_logical_constraint(jnp.full((*shape, max_new_tokens), PAD, jnp.int32), "batch", None, None)
     seen = jnp.repeat(prefilled.cache.visible[:, None], beam_size, axis=1)
@@ -101,7 +97,7 @@ def _init_state(prefilled: PrefilledState, rows: int, beam_size: int, max_new_to
 
 
 def _extend(state: _BeamState, logits: jax.Array, cache: Cache, seen: jax.Array, options: _BeamOptions) -> _BeamState:
-    """One token more. Of twice as many candidates as beams at most half can end, so that K beams always stay open."""
+    """Add one token. At most half of 2K candidates can end, so that K beams stay open."""
     beams, length = state.ids.shape[1], state.length + 1
     scores, parents, tokens = _top_candidates(state.scores, logits)
     ids = _gather_beams(state.ids, parents)
@@ -144,7 +140,7 @@ def _may_finish(ends: jax.Array, last: jax.Array, rules: Rules) -> jax.Array:
 def _top_candidates(scores: jax.Array, logits: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """scores [B, K], logits [B, K, V] -> the 2K best continuations: log probability, beam and token, each [B, 2K].
 
-    No beam can have more than 2K of them, so that sorting the beams apart loses nothing and stays on their devices.
+    No beam can have more than 2K of them, so that each beam is searched separately, without communication.
     """
     rows, beams, vocabulary = logits.shape
     width = min(2 * beams, vocabulary)

@@ -1,9 +1,8 @@
-"""Text from a T5 model, token by token with a key-value cache: greedy search and sampling (beam search: beam.py).
+"""Greedy search and sampling with a key-value cache (beam search: beam.py).
 
-Rows come left-aligned with segment 0 on padding, as `input_ids` of a batch; ids of generated text come back as
-int32 [B, L], each row ended by EOS and padded with 0 behind it, or L tokens without one. Whatever is drawn for a row
-depends on that row alone. The model is a T5 or anything with its methods. Shape letters: B rows, S positions of the
-inputs, L new tokens, V vocabulary.
+Inputs are left-aligned rows with segment 0 on padding, like `input_ids` of a batch. Results are int32 [B, L]: tokens
+up to EOS and then padding (0), or L tokens without EOS. The result of a row depends on this row only. The model is a T5
+or has its methods. Shape letters: B rows, S positions of the inputs, L new tokens, V vocabulary.
 """
 
 from collections.abc import Callable
@@ -18,19 +17,18 @@ from bertjax.models.registry import Module
 from bertjax.models.t5.cache import Cache
 from bertjax.parallel.sharding import with_logical_constraint
 
-PAD, EOS = 0, 1  # T5's; behind an end there is PAD whatever id a tokenizer pads with: nobody reads it
+PAD, EOS = 0, 1  # of T5; what follows EOS is PAD with any tokenizer, since it is not read
 MASK_VALUE = -1e30
 
 
 class PrefilledState(NamedTuple):
-    """A model that has read its inputs.
+    """The state after reading the inputs.
 
     Attributes:
-        cache: with room for all new tokens of all beams.
-        logits: float32 [B, V] of the first new token where the inputs themselves go through the decoder, else None.
-        first_slot: new token n comes of the decoder input at slot first_slot + n * beams of the cache (of `start_id`, for n = 0; a
-            decoder alone has read that).
-        start_id: what the decoder reads first: T5's is the id of padding, since it has none for the start.
+        cache: with slots for all new tokens of all beams.
+        logits: float32 [B, V] of the first new token for decoder-only models, which have read the start id; else None.
+        first_slot: the decoder input of new token n is at slot first_slot + n * beams of the cache.
+        start_id: the first decoder input; for T5 the padding id.
     """
 
     cache: Cache
@@ -43,10 +41,10 @@ def prefill_prompt(
     model: Module, input_ids: jax.Array, segment_ids: jax.Array, max_new_tokens: int, *,
     beams: int = 1, causal: bool = False,
 ) -> PrefilledState:  # fmt: skip
-    """int32 [B, S] x 2 -> what all kinds of decoding start from.
+    """int32 [B, S] x 2 -> the state from which greedy search, sampling and beam search start.
 
-    A decoder alone reads the start and the inputs as one prompt that sees itself fully (a prefix LM), or backwards only
-    when `causal`; new tokens go to the slots from S + 1 on whatever the prompt's own length.
+    A decoder-only model reads the start id and the inputs as one prompt with bidirectional attention (a prefix LM), or
+    with causal attention if `causal`; new tokens go to the slots from S + 1 on.
     """
     start = model.config.decoder_start_token_id
     if model.config.architecture == "encoder_decoder":
@@ -61,8 +59,8 @@ def prefill_prompt(
 
 
 class _DecodeState(NamedTuple):
-    length: jax.Array  # int32 []: tokens drawn so far
-    token: jax.Array  # int32 [B]: the newest
+    length: jax.Array  # int32 []: new tokens so far
+    token: jax.Array  # int32 [B]: the newest ones
     ended: jax.Array  # bool [B]
     ids: jax.Array  # int32 [B, L]
     cache: Cache
@@ -72,7 +70,7 @@ def _decode_loop(
     model: Module, prefilled: PrefilledState, rows: int, max_new_tokens: int, eos_id: int,
     choose: Callable[[jax.Array, jax.Array], jax.Array],
 ) -> jax.Array:  # fmt: skip
-    """Draws tokens by `choose(logits [B, V], how many before) -> [B]` until every row has ended."""
+    """Generate tokens by `choose(logits [B, V], number of tokens so far) -> [B]` until every row has ended."""
 
     def emit(state: _DecodeState, logits: jax.Array, cache: Cache) -> _DecodeState:
         token = jnp.where(state.ended, PAD, choose(logits, state.length)).astype(jnp.int32)
@@ -97,13 +95,13 @@ def greedy(
     model: Module, input_ids: jax.Array, segment_ids: jax.Array, max_new_tokens: int, *,
     causal: bool = False, eos_id: int = EOS,
 ) -> jax.Array:  # fmt: skip
-    """The likeliest token at each step -> int32 [B, L]; of equally likely ones the lowest id."""
+    """The most likely token at each step -> int32 [B, L]; of equally likely ones the lowest id."""
     prefilled = prefill_prompt(model, input_ids, segment_ids, max_new_tokens, causal=causal)
     return _decode_loop(model, prefilled, len(input_ids), max_new_tokens, eos_id, lambda logits, _: argmax(logits))
 
 
 def argmax(logits: jax.Array) -> jax.Array:
-    """argmax [..., V] -> [...] as two reductions: XLA's own is a scalar loop on the CPU, many times slower."""
+    """argmax [..., V] -> [...] as two reductions; XLA's is a slow scalar loop on the CPU."""
     tokens = jnp.arange(logits.shape[-1], dtype=jnp.int32)
     highest = logits.max(-1, keepdims=True)
     return jnp.where(logits == highest, tokens, logits.shape[-1] - 1).min(-1)
@@ -114,9 +112,9 @@ def sample(
     *, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None,
     causal: bool = False, eos_id: int = EOS,
 ) -> jax.Array:  # fmt: skip
-    """Tokens drawn from softmax(logits / temperature), of which top_k and then top_p keep a part -> int32 [B, L].
+    """Sample from softmax(logits / temperature), filtered by top_k and then top_p -> int32 [B, L].
 
-    `rows` int32 [B] are the rows' numbers in the whole data: token i of row r is drawn with
+    `rows` int32 [B] are the numbers of the rows in the data set: token i of row r has the key
     fold_in(fold_in(key, r), i), so that a row's text does not depend on its batch.
     """
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
@@ -130,10 +128,10 @@ def sample(
 
 
 def filter_logits(logits: jax.Array, top_k: int | None, top_p: float | None) -> jax.Array:
-    """Logits [B, V] with everything excluded but the top_k highest, then the fewest that together have top_p.
+    """Mask logits [B, V] except the top_k highest, and then the fewest with a total probability of top_p.
 
-    The order, and that equal logits stay or go together, are those of transformers' logits warpers; the nucleus is
-    arXiv 1904.09751 section 3.1. The likeliest token always stays.
+    Order and ties (equal logits are kept or masked together) as in transformers' logits warpers; top_p: arXiv
+    1904.09751 section 3.1. The most likely token is always kept.
     """
     if top_k is not None and top_k < logits.shape[-1]:
         lowest = vocab_parallel.top_k(logits, top_k, "vocab")[0][..., -1:]
@@ -141,7 +139,7 @@ def filter_logits(logits: jax.Array, top_k: int | None, top_p: float | None) -> 
     if top_p is not None and top_p < 1:
         ordered = jnp.flip(jnp.sort(logits, axis=-1), -1)
         probabilities = jax.nn.softmax(ordered, axis=-1)
-        before = jnp.cumsum(probabilities, axis=-1) - probabilities  # of all likelier ones
+        before = jnp.cumsum(probabilities, axis=-1) - probabilities  # of all more likely tokens
         lowest = jnp.where(before < top_p, ordered, jnp.inf).min(-1, keepdims=True)
         logits = jnp.where(logits < lowest, MASK_VALUE, logits)
     return logits

@@ -11,17 +11,17 @@ from bertjax.parallel.sharding import shard_index
 
 
 def _lowbias32(h: jax.Array) -> jax.Array:
-    """lowbias32 (Chris Wellons' hash-prospector): every input bit flips each output bit with probability near 1/2."""
+    """lowbias32 of Chris Wellons' hash-prospector: each input bit flips each output bit with probability near 1/2."""
     h = (h ^ (h >> 16)) * jnp.uint32(0x7FEB352D)
     h = (h ^ (h >> 15)) * jnp.uint32(0x846CA68B)
     return h ^ (h >> 16)
 
 
 def hash_bits(key: jax.Array, shape: tuple[int, ...], names: Sequence[str | None] = ("batch",)) -> jax.Array:
-    """Random uint32 [*shape] from a key and the element's global coordinates: the same bits under any sharding.
+    """Random uint32 [*shape] from a key and each element's global coordinates: the same bits with any sharding.
 
-    Purely elementwise, so the compiler fuses it into its consumer and recomputes it in the backward pass. `names` are
-    the logical axes, None for those left out: inside `jax.shard_map` they tell which part of the whole this is.
+    Elementwise, so that the compiler fuses it into its consumer and recomputes it in the backward pass. `names` are
+    the logical axes of `shape`, by which a shard inside `jax.shard_map` knows its global coordinates.
     """
     seeds = jax.random.bits(key, (2,), jnp.uint32)
     names = (*names, *(None,) * (len(shape) - len(names)))
@@ -45,14 +45,14 @@ def dropout(
     x: jax.Array, rate: float, key: jax.Array | None, compute: ComputeOptions, *, broadcast_length: bool = False,
     names: Sequence[str | None] = ("batch", "sequence"),
 ) -> jax.Array:  # fmt: skip
-    """Inverted dropout (arXiv 1207.0580); no key means evaluation. `names` are logical axes, as of `hash_bits`.
+    """Inverted dropout (arXiv 1207.0580); the identity without a key. `names`: logical axes, as in `hash_bits`.
 
-    `broadcast_length` draws one mask for the whole next to last axis, as T5 does (t5x network.py: broadcast_dims=(-2,)).
+    broadcast_length: one mask for all positions (the axis before the last), as T5 (t5x network.py broadcast_dims).
     """
     if key is None or rate == 0.0:
         return x
     shape = (*x.shape[:-2], 1, x.shape[-1]) if broadcast_length else x.shape
-    if broadcast_length:  # the one mask is that of every part
+    if broadcast_length:  # every shard has the same mask
         names = [None if axis == x.ndim - 2 else name for axis, name in enumerate(names)]
     if compute.dropout_rng == "threefry":
         keep = jax.random.bernoulli(key, 1.0 - rate, shape)

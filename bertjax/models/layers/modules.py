@@ -1,4 +1,4 @@
-"""Building blocks: contractions with low-precision gradients, dense, layer norm, dropout and activations."""
+"""Modules with parameters that all families use: dense layers and norms."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""Numerics of the layers: contractions with low-precision gradients, norms and activations."""
+"""Contractions with low-precision gradients, norms and activations."""
 
 import re
 from functools import partial
@@ -7,17 +7,17 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-REMAT_NAME = "matmul"  # what remat "dots" keeps; jax's own policies do not look into `einsum_lowp`
-ROWS_OF_ONES = 8  # a single row would be a matrix-vector product, which has no bfloat16 kernel on the CPU
+REMAT_NAME = "matmul"  # saved by remat: dots; jax's own policies do not look inside `einsum_lowp`
+ROWS_OF_ONES = 8  # matrix-vector products have no bfloat16 kernel on the CPU
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 3))
 def einsum_lowp(spec: str, a: jax.Array, b: jax.Array, platform: str) -> jax.Array:
-    """`einsum(spec, a, b)` whose gradient dots also run in the operands' dtype, accumulating in float32.
+    """einsum(spec, a, b) whose gradient dots also have operands of this dtype and accumulate in float32.
 
-    Plain autodiff of a float32-accumulating bfloat16 dot transposes to float32 x bfloat16 dots, which miss the matrix
-    units. On the CPU the result stays float32 (the only fast form there), elsewhere it has the operands' dtype.
-    `spec` must not sum an index that only one operand has.
+    Plain autodiff of a bfloat16 dot with float32 accumulation gives float32 x bfloat16 dots, which do not use the
+    matrix units. The result is float32 on the CPU (the only fast form there), elsewhere of the operands' dtype. `spec`
+    must not sum an index of only one operand.
     """
     accumulate = jnp.float32 if platform == "cpu" else a.dtype
     return jnp.einsum(spec, a, b, preferred_element_type=accumulate)
@@ -41,7 +41,7 @@ def _einsum_lowp_backward(spec: str, platform: str, saved: tuple, g: jax.Array) 
 
 
 def _batched_gradient(spec: str, batch: str, a: jax.Array, g: jax.Array, platform: str) -> jax.Array:
-    """einsum(left,out->right) with the summed index last in the first operand, which the CPU's matrix units ask for."""
+    """einsum(left,out->right) with the summed index last in the first operand, as the CPU's matrix units need it."""
     left, right, out = re.split(",|->", spec)
     rows, columns = right[-1], next(i for i in right[:-1] if i not in batch)
     summed = next(i for i in left if i in out and i not in batch)
@@ -50,7 +50,7 @@ def _batched_gradient(spec: str, batch: str, a: jax.Array, g: jax.Array, platfor
     y = jnp.einsum(f"{second}->{batch}{summed}{columns}", y)
     spec = f"{batch}{rows}{summed},{batch}{summed}{columns}->{batch}{rows}{columns}"
     found = jnp.einsum(spec, x, y, preferred_element_type=jnp.float32)
-    if platform == "cpu":  # or the simplifier folds the transposition below into the dot, and swaps the operands back
+    if platform == "cpu":  # else the simplifier folds the transpose into the dot and swaps its operands
         found = lax.optimization_barrier(found)
     return jnp.einsum(f"{batch}{rows}{columns}->{right}", found)
 
@@ -60,7 +60,7 @@ einsum_lowp.defvjp(_einsum_lowp_forward, _einsum_lowp_backward)
 
 @jax.custom_vjp
 def add_bias(y: jax.Array, bias: jax.Array) -> jax.Array:
-    """y [..., *F] + bias [*F]; the bias gradient is a dot with ones, which is faster than a column reduction."""
+    """y [..., *F] + bias [*F]; the bias gradient is a dot with ones, faster than a column reduction."""
     return y + bias.astype(y.dtype)
 
 
@@ -84,7 +84,7 @@ add_bias.defvjp(_add_bias_forward, _add_bias_backward)
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
 def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float) -> jax.Array:
-    """Layer normalisation over the last axis: statistics in float32, result in x's dtype (arXiv 1607.06450)."""
+    """Layer norm over the last axis: statistics in float32, result in x's dtype (arXiv 1607.06450)."""
     return _layer_norm_forward(x, scale, bias, eps)[0]
 
 
@@ -115,7 +115,7 @@ layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
 def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
     """x / sqrt(mean(x^2) + eps) * scale over the last axis: statistics in float32, result in x's dtype.
 
-    arXiv 1910.07467; T5's layer norm (t5x layers.py LayerNorm). Only x and the inverse root are kept.
+    arXiv 1910.07467; T5's layer norm (t5x layers.py LayerNorm). Saves x and the inverse root for the gradient.
     """
     return _rms_norm_forward(x, scale, eps)[0]
 
@@ -140,7 +140,7 @@ rms_norm.defvjp(_rms_norm_forward, _rms_norm_backward)
 
 
 def _gelu(x: jax.Array) -> jax.Array:
-    """x*Phi(x). jax's own form takes erfc: relative accuracy where the result is next to 0, at 2.4 times the cost."""
+    """x*Phi(x). jax.nn.gelu uses erfc, which is more accurate near 0 and takes 2.4 times as long."""
     return x * (0.5 + 0.5 * lax.erf(x * 0.7071067811865476))
 
 
@@ -155,10 +155,10 @@ ACTIVATIONS = {
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def activation(name: str, x: jax.Array) -> jax.Array:
-    """Computed in float32, result in x's dtype; only x is kept for the gradient, not the float32 steps between.
+    """Computed in float32, result in x's dtype; saves only x for the gradient.
 
-    gelu: x*Phi(x) by erf (Hugging Face BERT); gelu_new: the tanh form of google-research/bert's modeling.py; relu, silu
-    and quick_gelu as in transformers' activations.py.
+    gelu: x*Phi(x) with erf (Hugging Face BERT); gelu_new: the tanh form of google-research/bert's modeling.py; relu,
+    silu and quick_gelu as in transformers' activations.py.
     """
     return ACTIVATIONS[name](x.astype(jnp.float32)).astype(x.dtype)
 

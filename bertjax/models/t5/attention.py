@@ -1,4 +1,4 @@
-"""T5's attention: relative position bias instead of positions, no scaling by 1/sqrt(K), masks by segment.
+"""Attention of T5: relative position bias, no scaling by 1/sqrt(K), masks by segment.
 
 Shape letters: B rows, Q queries, S keys, D d_model, H heads, K d_kv, N buckets.
 """
@@ -24,9 +24,9 @@ KeysValues = tuple[jax.Array, jax.Array]
 def bucket_table(bidirectional: bool, buckets: int, max_distance: int) -> np.ndarray:
     """Bucket of every key position minus query position in -max_distance..max_distance, int32 [2 max_distance + 1].
 
-    Half of a direction's buckets hold one distance each, the others grow logarithmically up to `max_distance`, beyond
-    which all is one bucket. Without `bidirectional`, keys ahead share the bucket of distance 0
-    (t5x layers.py RelativePositionBiases._relative_position_bucket, with its float32 epsilon under the logarithm).
+    Half of a direction's buckets hold one distance each, the others grow logarithmically up to `max_distance`. Without
+    `bidirectional`, keys after the query share the bucket of distance 0 (t5x layers.py
+    RelativePositionBiases._relative_position_bucket, with its float32 epsilon under the logarithm).
     """
     relative = np.arange(-max_distance, max_distance + 1)
     ahead = np.zeros(relative.shape, np.int32)
@@ -52,22 +52,20 @@ class RelativePositionBias(nnx.Module):
         self.config, self.bidirectional = config, bidirectional
 
     def __call__(self, queries: int, keys: int) -> jax.Array:
-        """The bias of rows where both count from 0 and step by one, float32 [1, H, queries, keys].
+        """The bias of positions 0, 1, ... of queries and keys, float32 [1, H, queries, keys].
 
-        Entry (q, s) depends on s - q alone, so the queries + keys - 1 different values are laid out along diagonals by
-        two reshapes; their gradient is a sum, where a look-up of all pairs would scatter into the few buckets.
+        Entry (q, s) depends only on s - q, so the queries + keys - 1 values are placed along diagonals by two reshapes.
+        Their gradient is a sum; that of a look-up of all pairs would be a scatter into a few buckets.
         """
         width = queries + keys - 1
-        values = self.bias_at(
-            jnp.arange(width) - (queries - 1)
-        ).T  # [H, width], value c is for s - q = c - (queries - 1)
+        values = self.bias_at(jnp.arange(width) - (queries - 1)).T  # [H, width]; c is for s - q = c - (queries - 1)
         heads = values.shape[0]
         rows = jnp.broadcast_to(jnp.pad(values, ((0, 0), (0, 1)))[:, None], (heads, queries, width + 1))
         skewed = rows.reshape(heads, -1)[:, : queries * width].reshape(heads, queries, width)  # row q is shifted by q
         return with_logical_constraint(skewed[None, :, :, queries - 1 :], None, "heads", None, None)
 
     def bias_at(self, relative: jax.Array) -> jax.Array:
-        """Key position minus query position, int32 [...] -> float32 [..., H]."""
+        """Key position minus query position, int32 [...] -> bias float32 [..., H]."""
         c = self.config
         furthest = c.relative_attention_max_distance
         buckets = jnp.asarray(bucket_table(self.bidirectional, c.relative_attention_num_buckets, furthest))
@@ -81,9 +79,9 @@ def make_segment_mask(query_ids: jax.Array, key_ids: jax.Array) -> jax.Array:
 
 
 def make_decoder_mask(segment_ids: jax.Array, prefix_mask: jax.Array | None) -> jax.Array:
-    """int [B, T] -> bool [B, 1, T, T]: keys of the same segment, not ahead of the query or in the prefix.
+    """int [B, T] -> bool [B, 1, T, T]: keys of the same segment that are not after the query, or in the prefix.
 
-    `prefix_mask` is 1 where a decoder input belongs to the fully visible prefix (t5x layers.py make_decoder_mask).
+    `prefix_mask` is 1 for decoder inputs of the fully visible prefix (t5x layers.py make_decoder_mask).
     """
     place = jnp.arange(segment_ids.shape[1])
     seen = (place[:, None] >= place[None, :])[None, None]
@@ -93,7 +91,7 @@ def make_decoder_mask(segment_ids: jax.Array, prefix_mask: jax.Array | None) -> 
 
 
 def check_kernel(compute: ComputeOptions) -> None:
-    """Raises ValueError when a flash kernel is asked for by name."""
+    """Raises ValueError for a fused kernel."""
     if compute.attention not in ("auto", "xla"):
         why = "it does not take T5's relative position bias: set attention to auto or xla"
         raise ValueError(f"attention kernel '{compute.attention}' cannot be used: {why}")
@@ -121,7 +119,7 @@ class Attention(nnx.Module):
 
     def __init__(self, config: T5Config, rngs: nnx.Rngs):
         D, K, inner = config.d_model, config.d_kv, config.num_heads * config.d_kv
-        # the division of the scores by sqrt(K) sits in the query's deviation (transformers T5 _init_weights)
+        # the initial query replaces the division of scores by sqrt(K) (transformers T5 _init_weights)
         self.query = Linear((D, inner), ("embed", "heads"), (D * K) ** -0.5, rngs)
         self.key = Linear((D, inner), ("embed", "heads"), D**-0.5, rngs)
         self.value = Linear((D, inner), ("embed", "heads"), D**-0.5, rngs)
@@ -130,14 +128,14 @@ class Attention(nnx.Module):
         self.config = config
 
     def keys_values(self, source_BSD: jax.Array, compute: ComputeOptions) -> KeysValues:
-        """The source (normed, for self-attention) -> keys and values, each [B, S, H, K]."""
+        """Source [B, S, D] (normalized, for self-attention) -> keys and values, each [B, S, H, K]."""
         return self._heads(self.key(source_BSD, compute)), self._heads(self.value(source_BSD, compute))
 
     def __call__(
         self, x_BQD: jax.Array, keys_values: KeysValues | None, bias: jax.Array | None, visible: jax.Array,
         key: jax.Array | None, compute: ComputeOptions,
     ) -> jax.Array:  # fmt: skip
-        """`keys_values`: of the encoder or a cache; None attends to x itself."""
+        """`keys_values`: of the encoder or a cache; None: of x."""
         rate = self.config.dropout_rate
         k1, k2 = (None, None) if key is None else jax.random.split(key)
         y = all_gather_sequence(self.norm(x_BQD))

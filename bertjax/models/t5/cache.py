@@ -1,4 +1,4 @@
-"""Cached decoding of T5, one token at a time; the functions behind T5.init_cache, prefill and decode_step.
+"""Decoding of T5 with a key-value cache: T5.init_cache, prefill, decode_step and beam_step.
 
 Every array of a cache begins with the row axis.
 """
@@ -19,10 +19,10 @@ class Cache(NamedTuple):
 
     Attributes:
         layers: L pairs [B, length, H, K] of self-attention, filled from slot 0 on.
-        positions: int32 [B, length], of the token in each slot among its row's real tokens.
-        visible: bool [B, length], whether a slot holds a real token.
-        cross: L pairs [B, S, H, K] of the encoder's output; () for the decoder alone.
-        cross_visible: bool [B, S], or None for the decoder alone.
+        positions: int32 [B, length], of the token in each slot among its row's non-padding tokens.
+        visible: bool [B, length], whether a slot holds a non-padding token.
+        cross: L pairs [B, S, H, K] of the encoder's output; () for decoder-only models.
+        cross_visible: bool [B, S], or None for decoder-only models.
     """
 
     layers: tuple[KeysValues, ...]
@@ -35,8 +35,8 @@ class Cache(NamedTuple):
 def init_cache(model: T5, hidden: jax.Array | None, segment_ids: jax.Array, length: int) -> Cache:
     """An empty cache of `length` slots for one example per row.
 
-    hidden [B, S, D] and segment_ids int [B, S] are the encoder's. The decoder alone gives None and the segment ids of
-    its prompts, of which only the number of rows counts.
+    hidden [B, S, D] and segment_ids int [B, S] are the encoder's. Decoder-only models give None and any segment_ids
+    with B rows.
     """
     c, rows, dtype = model.config, segment_ids.shape[0], model.compute.dtype
     empty = with_logical_constraint(jnp.zeros((rows, length, c.num_heads, c.d_kv), dtype), "batch", None, "heads", None)
@@ -55,11 +55,10 @@ def init_cache(model: T5, hidden: jax.Array | None, segment_ids: jax.Array, leng
 def prefill(
     model: T5, ids: jax.Array, segment_ids: jax.Array, prefix_mask: jax.Array | None, cache: Cache
 ) -> tuple[jax.Array, Cache]:
-    """Decoder inputs of whole prompts into slots 0..P-1 -> (float32 [B, V] after each row's last real token, cache).
+    """Prompts [B, P] into slots 0..P-1 -> (float32 [B, V] after each row's last non-padding token, cache).
 
-    All int [B, P]. The ids are decoder inputs, so they begin with the 0 that `shift_right` puts there. A row's real
-    tokens (segment 1) are contiguous, with padding (segment 0) before or after them; the next step is at index P
-    whatever the row's own length, since distances are counted in real tokens.
+    The ids are decoder inputs, which begin with the start id. A row's tokens (segment 1) are contiguous, with padding
+    (segment 0) before or after them. The next step is at index P for all rows: distances count non-padding tokens.
     """
     width = ids.shape[1]
     real = segment_ids > 0
@@ -78,7 +77,7 @@ def prefill(
 def decode_step(model: T5, ids: jax.Array, cache: Cache, index: jax.Array | int) -> tuple[jax.Array, Cache]:
     """One decoder input per row, int [B], into slot `index` -> (float32 [B, V] of the token after it, cache).
 
-    What slots from `index` on held is forgotten. The first input of an encoder-decoder is 0, at index 0.
+    Slots from `index` on are overwritten. The first input of an encoder-decoder is the start id, at index 0.
     """
     slots = jnp.arange(cache.visible.shape[1])
     before = cache.visible & (slots < index)
@@ -97,9 +96,8 @@ def beam_step(
 ) -> tuple[jax.Array, Cache, jax.Array]:
     """One decoder input for each of K beams of a row, int [B, K], into slots `at`..`at` + K - 1.
 
-    `seen`, bool [B, K, length], says which slots hold the past of a beam. -> (float32 [B, K, V], cache, `seen` with the
-    new slots). The beams of a row are queries over one cache: what they share is stored once, and to go on from
-    another beam is to take its `seen`, where a cache for each beam would be copied at every step.
+    `seen`, bool [B, K, length], marks the slots of each beam's past. -> (float32 [B, K, V], cache, `seen` with the new
+    slots). The beams of a row share one cache: continuing from another beam copies its `seen` instead of a cache.
     """
     beams, slots = ids.shape[1], jnp.arange(seen.shape[2])
     position = seen[:, 0].sum(axis=1, dtype=jnp.int32)[:, None]
@@ -115,7 +113,7 @@ def _run_layers(
     model: T5, ids: jax.Array, bias: jax.Array, visible: jax.Array, cache: Cache, at: jax.Array | int,
     width: int | None,
 ) -> tuple[jax.Array, Cache]:  # fmt: skip
-    """The decoder's layers over ids [B, Q], whose keys and values go to slots from `at` on; sees the first `width`."""
+    """The decoder's layers over ids [B, Q]: writes keys and values to slots from `at` on, reads the first `width`."""
     x = model.embeddings(ids, None, model.compute)
     source = None
     filled = []

@@ -1,4 +1,4 @@
-"""Model FLOPs of T5, counted as `flops` counts BERT's; a causal query meets the keys behind it only.
+"""Model FLOPs of T5 by formula, as in models/bert/flops.py; causal attention counts visible keys.
 
 Shape letters: S inputs, T targets, D d_model, I heads x d_kv, F d_ff, V vocabulary.
 """
@@ -11,7 +11,7 @@ from bertjax.config.schema.model import T5Config
 
 @dataclass(frozen=True)
 class LayerCost:
-    """FLOPs of one layer's forward pass for one row: products with weights, with the adapter's, and of attention."""
+    """FLOPs of a layer's forward pass for one row: products with weights, with the adapter, and of attention."""
 
     kernels: int
     adapter: int
@@ -26,9 +26,9 @@ def encoder_layer(model: T5Config, inputs: int, adapter_size: int = 0) -> LayerC
 
 
 def decoder_layer(model: T5Config, inputs: int, targets: int, adapter_size: int = 0) -> LayerCost:
-    """The same over T, attention to T (T + 1) / 2 pairs; cross attention reads its keys and values off S inputs.
+    """Over T targets, attention to T (T + 1) / 2 pairs, and cross attention with keys and values of S inputs.
 
-    The decoder alone has no cross attention; its prefix, which sees itself fully, counts as causal.
+    Decoder-only models have no cross attention; their fully visible prefix counts as causal.
     """
     D, inner = model.d_model, model.num_heads * model.d_kv
     kernels = 2 * targets * (4 * D * inner + _mlp(model))
@@ -46,11 +46,11 @@ def _mlp(model: T5Config) -> int:
 def train_flops(
     model: T5Config, inputs: int, targets: int, *, groups: Collection[str] | None = None, adapter_size: int = 0
 ) -> int:
-    """FLOPs of one training step for one row of S inputs (0 for the decoder alone) and T targets.
+    """FLOPs of a training step for one row of S inputs (0 for decoder-only models) and T targets.
 
-    `groups`: what trains (freezing.param_group; default: everything). A trained kernel costs its forward product once more
-    for its own gradient; activations cost theirs down to the lowest layer that something trained lies in or below, a
-    layer counted whole.
+    `groups`: what trains (freezing.param_group; default: everything). The gradient of a trained kernel costs as much as
+    its forward product; so do the gradients of activations, from the top to the lowest layer with a trained parameter
+    in or below it.
     """
     encoder = [encoder_layer(model, inputs, adapter_size)] * model.encoder_layers
     decoder = [decoder_layer(model, inputs, targets, adapter_size)] * model.decoder_layers

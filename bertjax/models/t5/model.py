@@ -1,9 +1,10 @@
-"""T5 (arXiv 1910.10683): pre-norm encoder and decoder, and the decoder alone as a language or prefix LM.
+"""T5 (arXiv 1910.10683): pre-norm encoder and decoder, or decoder-only as a causal or prefix language model.
 
 Semantics as in t5x (examples/t5, examples/decoder_only) and transformers' T5: v1.0 with ReLU and tied embeddings, v1.1
-with gated GELU and an output matrix of its own. Where t5x draws one dropout mask for a whole row, so does this. The
-decoder alone keeps the decoder's one-directional buckets, as t5x: a key ahead, which only a prefix shows, counts as
-distance 0. Shape letters: B rows, S inputs, T targets, D d_model, H heads, K d_kv, F d_ff, V vocabulary.
+with gated GELU and a separate output matrix. As in t5x, dropout has one mask for all positions of a row, and in
+decoder-only models, whose buckets are one-directional, later keys (of a prefix) have distance 0.
+
+Shape letters: B rows, S inputs, T targets, D d_model, H heads, K d_kv, F d_ff, V vocabulary.
 """
 
 from dataclasses import replace
@@ -39,7 +40,7 @@ BIAS_AXES = (None, "heads", None, None)  # logical axes of a position bias
 
 
 def shift_right(target_ids: jax.Array, target_positions: jax.Array, start: int = 0) -> jax.Array:
-    """Targets -> decoder inputs, int32 [B, T]: one to the right, `start` where an example of a packed row begins.
+    """Targets -> decoder inputs, int32 [B, T]: shifted right, with `start` at the beginning of each packed example.
 
     seqio utils.py make_autoregressive_inputs, whose start is 0; transformers has T5Config.decoder_start_token_id.
     """
@@ -84,7 +85,7 @@ class Mlp(nnx.Module):
         k1, k2 = (None, None) if key is None else jax.random.split(key)
         y = all_gather_sequence(self.norm(x_BSD))
         h_BSF = with_logical_constraint(self.intermediate(y, compute), "batch", None, "mlp")
-        if hasattr(self, "gate"):  # the linear half is t5x's wi_1, the gate its wi_0
+        if hasattr(self, "gate"):  # t5x: intermediate is wi_1, gate is wi_0
             h_BSF = h_BSF * activation(self.act, with_logical_constraint(self.gate(y, compute), "batch", None, "mlp"))
         else:
             h_BSF = activation(self.act, h_BSF)
@@ -132,8 +133,8 @@ class Layer(nnx.Module):
     ) -> jax.Array:  # fmt: skip
         """x [B, T, D] -> [B, T, D].
 
-        `keys_values`: of a cache; without, of x. `source`: what cross attention sees, the encoder's output or its keys
-        and values, and which of it each query sees.
+        `keys_values`: of a cache; None: of x. `source`: of cross attention, (the encoder's output or its keys and
+        values, which of them each query sees).
         """
         k1, k2, k3, k4 = (None,) * 4 if key is None else jax.random.split(key, 4)
         x_BTD = self.attention(x_BTD, keys_values, bias, visible, k1, compute)
@@ -157,11 +158,10 @@ class Stack(nnx.Module):
 
 
 class T5(nnx.Module):
-    """Both stacks and the output matrix; all methods are pure and usable eagerly or under jit.
+    """Both stacks and the output matrix; all methods are pure.
 
-    `adapter_size` d adds a bottleneck of width d after every feed-forward sublayer. `compute.segments` cuts the
-    stack whose depth it adds up to; a stack of another depth runs layer by layer. Raises ValueError when the compute options
-    ask for an attention kernel that has no position bias.
+    `adapter_size` d: a bottleneck of width d after each feed-forward sublayer. `compute.segments` applies to a stack of
+    that depth; another one runs layer by layer. Raises ValueError for an attention kernel without position bias.
     """
 
     def __init__(
@@ -179,7 +179,7 @@ class T5(nnx.Module):
         self.config, self.compute = config, compute
 
     def encode(self, input_ids: jax.Array, segment_ids: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
-        """int [B, S] x 2 -> hidden [B, S, D]. `segment_ids` is 0 on padding; no key means no dropout."""
+        """int [B, S] x 2 -> hidden [B, S, D]. `segment_ids` is 0 on padding; no dropout without a key."""
         visible = make_segment_mask(segment_ids, segment_ids)
         bias = self.encoder.position(input_ids.shape[1], input_ids.shape[1])
         call = lambda layer, x, key, bias, visible: layer(x, bias, visible, key, self.compute)  # noqa: E731
@@ -189,9 +189,9 @@ class T5(nnx.Module):
         self, decoder_input_ids: jax.Array, target_segment_ids: jax.Array, hidden: jax.Array | None,
         segment_ids: jax.Array | None, *, prefix_mask: jax.Array | None = None, key: jax.Array | None = None,
     ) -> jax.Array:  # fmt: skip
-        """int [B, T] x 2, hidden [B, S, D], int [B, S] -> [B, T, D]; the decoder alone takes None for the latter two.
+        """int [B, T] x 2, hidden [B, S, D], int [B, S] -> [B, T, D]; decoder-only: None for the latter two.
 
-        `prefix_mask`, int [B, T], is 1 where a decoder input may be seen from everywhere in its segment.
+        `prefix_mask`, int [B, T], is 1 for decoder inputs that all of their segment sees.
         """
         visible = make_decoder_mask(target_segment_ids, prefix_mask)
         bias = self.decoder.position(decoder_input_ids.shape[1], decoder_input_ids.shape[1])
@@ -206,11 +206,11 @@ class T5(nnx.Module):
         return self._run(self.decoder, decoder_input_ids, call, key, (bias, BIAS_AXES), (visible, ()), (source, ()))
 
     def logits(self, decoded: jax.Array) -> jax.Array:
-        """[B, T, D] -> float32 [B, T, V], scaled by D^-0.5 when the configuration says so or the matrix is tied."""
+        """[B, T, D] -> float32 [B, T, V], scaled by D^-0.5 if configured (default: if the matrix is tied)."""
         c, dtype = self.config, self.compute.dtype
         if c.tie_word_embeddings if c.scale_decoder_outputs is None else c.scale_decoder_outputs:
             decoded = (decoded.astype(jnp.float32) * c.d_model**-0.5).astype(dtype)
-        # "cpu" is the form of `einsum_lowp` whose result stays in float32: bfloat16 logits would round the loss
+        # "cpu": `einsum_lowp` with a float32 result; bfloat16 logits would round the loss
         if c.tie_word_embeddings:
             table = all_gather_fsdp(self.embeddings.word.embedding[...].astype(dtype), "vocab", "embed")
             logits = einsum_lowp("btd,vd->btv", decoded, table, "cpu")
@@ -247,7 +247,7 @@ class T5(nnx.Module):
         segments = self.compute.segments if sum(self.compute.segments) == len(part.layers) else ()
         compute, heads = replace(self.compute, segments=segments), self.config.num_heads
         x = layer_stack.apply_layers(list(part.layers), x, call, stack_key, compute, *given, heads=heads)
-        # t5x draws the encoder's last mask anew for every position, the decoder's once for all
+        # t5x: the encoder's last mask differs per position, the decoder's is one for all
         shared = part is self.decoder
         x = map_shards(part.norm, x)
         return unshard_sequence(dropout(x, self.config.dropout_rate, final_key, self.compute, broadcast_length=shared))

@@ -1,1 +1,1 @@
-"""Several processes: start-up, rendezvous, failure detection, and agreement between processes."""
+"""Multi-process runs: start-up, rendezvous, failure detection and agreement between processes."""

@@ -1,4 +1,4 @@
-"""Several processes: joining the cluster, who is the lead, and which rows of a global batch are ours."""
+"""Start and end of multi-process runs: find the other processes, join them, and exit together."""
 
 import os
 import sys
@@ -19,8 +19,8 @@ from bertjax.parallel.multihost import peer_monitor, rendezvous, sigabrt
 
 ENV_NAMES = ("BERTJAX_COORDINATOR", "BERTJAX_NUM_PROCESSES", "BERTJAX_PROCESS_ID")
 ENV_START_TIMEOUT = "BERTJAX_START_TIMEOUT"
-# A lost process is noticed by its connections at once, or by its silence after this many seconds; jax's own 100 and 300
-# are for jobs that may wait.
+# A lost process is detected by its closed connections at once, or by missing heartbeats after this many seconds (jax's
+# defaults: 100 and 300).
 JAX_TIMEOUTS: dict[str, Any] = {"heartbeat_timeout_seconds": 30, "shutdown_timeout_seconds": 10}
 
 
@@ -37,11 +37,11 @@ class ProcessInfo:
 def initialize_distributed() -> None:
     """Join the other processes of the job, if there are any; call before anything touches a device.
 
-    Explicit: BERTJAX_COORDINATOR=host:port, BERTJAX_NUM_PROCESSES and BERTJAX_PROCESS_ID. Otherwise detected by jax's
-    own rules: Open MPI, a SLURM step of several tasks, TPU pods of GKE and of GCE. A second call does nothing.
+    Configured by BERTJAX_COORDINATOR=host:port, BERTJAX_NUM_PROCESSES and BERTJAX_PROCESS_ID, or detected by jax: Open
+    MPI, a SLURM step of several tasks, TPU pods of GKE and GCE. A second call does nothing.
 
-    Raises UserError when the settings are no use, StoppedSafely naming the missing processes when some have not come
-    within BERTJAX_START_TIMEOUT seconds (300).
+    Raises UserError for invalid settings, StoppedSafely naming the processes that have not joined within
+    BERTJAX_START_TIMEOUT seconds (300).
     """
     if jax.distributed.is_initialized():
         return
@@ -63,7 +63,7 @@ def initialize_distributed() -> None:
 
 
 def start_timeout() -> float:
-    """Seconds that the processes of a job have to come together."""
+    """Seconds within which the processes of a job must join."""
     text = os.environ.get(ENV_START_TIMEOUT, "300")
     try:
         seconds = float(text)
@@ -75,7 +75,7 @@ def start_timeout() -> float:
 
 
 def process_info_from_env() -> ProcessInfo | None:
-    """What the environment says. Raises UserError when only part of it is there, or no use."""
+    """The environment's settings. Raises UserError if they are incomplete or invalid."""
     given = [os.environ.get(name) for name in ENV_NAMES]
     if not any(given):
         return None
@@ -91,14 +91,11 @@ def process_info_from_env() -> ProcessInfo | None:
 
 
 def detect_process_info(limit: float) -> ProcessInfo | None:
-    """What jax's detectors find; None for a single process, whatever it runs under.
-
-    Raises UserError when a cluster is there and cannot be read.
-    """
+    """What jax detects; None for a single process. Raises UserError for a cluster that cannot be read."""
     from jax._src import clusters
 
     kinds: list[Any] = [clusters.OmpiCluster, clusters.SlurmCluster]
-    if os.environ.get("JAX_PLATFORMS") != "cpu":  # or a CPU run on a TPU host would wait for the whole pod
+    if os.environ.get("JAX_PLATFORMS") != "cpu":  # else a CPU run on a TPU host would wait for the pod
         kinds += [clusters.GkeTpuCluster, clusters.GceTpuCluster]
     for kind in kinds:
         try:
@@ -106,7 +103,7 @@ def detect_process_info(limit: float) -> ProcessInfo | None:
                 continue
             unset = (None, None, None, None)
             found = clusters.ClusterEnv.auto_detect_unset_distributed_params(*unset, kind.name, int(limit))
-        except Exception as error:  # environment variables and a metadata server: anything can be wrong with them
+        except Exception as error:  # environment variables and a metadata server fail in many ways
             text = " ".join(f"{type(error).__name__}: {error}".split())[:160]
             raise UserError(
                 f"the {kind.name} cluster cannot be read ({text}); set {', '.join(ENV_NAMES)} instead"
@@ -117,15 +114,15 @@ def detect_process_info(limit: float) -> ProcessInfo | None:
 
 
 def _is_batch_script(kind: Any) -> bool:
-    """A SLURM job's script runs once, whatever the number of tasks it asked for: only a step has several processes."""
+    """Whether this is the script of a SLURM job, which runs once; only a step has several processes."""
     return kind.name == "slurm" and int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) < 2
 
 
 def warm_up_collectives(mesh: Mesh) -> None:
-    """Opens the connections between the devices of every group that a program on this mesh may sum over.
+    """Open the connections of every group of devices that a program on this mesh may reduce over.
 
-    To be called when all processes have just met. Gloo gives the others 30 seconds to come to a first sum; later, one
-    process may compile for longer than that. A job of one process, and TPUs, have nothing to open.
+    Call it when all processes have just joined: Gloo waits 30 seconds for a first reduction, and later one process may
+    compile for longer. Does nothing for one process and on TPUs.
     """
     axes = [axis for axis in mesh.axis_names if mesh.shape[axis] > 1]
     if jax.process_count() == 1 or not axes or mesh.devices.flat[0].platform == "tpu":
@@ -133,22 +130,22 @@ def warm_up_collectives(mesh: Mesh) -> None:
     groups = [group for size in range(1, len(axes) + 1) for group in combinations(axes, size)]
 
     def sums() -> jax.Array:
-        mine = jax.lax.axis_index(tuple(axes)).astype(np.float32)  # not the same everywhere, or nothing need be sent
+        mine = jax.lax.axis_index(tuple(axes)).astype(np.float32)  # different values, else nothing is sent
         return jax.lax.psum(sum(jax.lax.psum(mine, group) for group in groups), tuple(axes))
 
     jax.block_until_ready(jax.jit(jax.shard_map(sums, mesh=mesh, in_specs=(), out_specs=P(), check_vma=False))())
 
 
-# Status codes that a lost process never causes: the same program would fail again.
+# Status codes that a lost process never causes.
 _LOCAL_ERRORS = ("INVALID_ARGUMENT", "UNIMPLEMENTED", "RESOURCE_EXHAUSTED", "OUT_OF_RANGE")
 
 
 @contextmanager
 def exit_together() -> Iterator[None]:
-    """Inside a run of several processes: leave at once when another one is gone, or when a bug ends this one.
+    """In a multi-process run, exit at once when another process is gone or an unexpected error ends this one.
 
-    The ordinary way out waits for the others, in barriers they will not reach. Our own errors are raised on all
-    processes alike and take the ordinary way.
+    A normal exit waits for the others in barriers that they will not reach. BertjaxErrors are raised on all processes
+    and exit normally.
     """
     try:
         yield

@@ -1,7 +1,6 @@
-"""The few words that processes exchange without a device: the key-value store of jax's coordinator.
+"""The key-value store of jax's coordinator, for messages between processes without a device.
 
-Nothing here starts a computation, so it works before the first one, and a wait may be as long as it takes: a
-collective on the devices has limits of its own.
+It works before the first computation and has no time limit, unlike collectives on devices.
 """
 
 from typing import Any
@@ -9,30 +8,30 @@ from typing import Any
 import jax
 
 PREFIX = "bertjax/"
-WAIT_MS = 10_000  # milliseconds of one wait; between two of them the process can be reached by a signal
+WAIT_MS = 10_000  # of one wait; signals are handled between two of them
 
 
 def client() -> Any:
-    """jax's client of the coordinator; None in a job of one process."""
+    """jax's coordinator client; None in a single-process job."""
     from jax._src import distributed  # jax has no public name for it; Orbax and Flax use this one
 
     return distributed.global_state.client
 
 
 def process_index() -> int:
-    """The number of this process, known as soon as it has joined; jax.process_index() would start the devices."""
+    """The number of this process, without starting the devices as jax.process_index() does."""
     from jax._src import distributed
 
     return distributed.global_state.process_id
 
 
 def put(key: str, value: str) -> None:
-    """Raises JaxRuntimeError when the key is there already, or when the coordinator is gone."""
+    """Set a key. Raises JaxRuntimeError if it exists or the coordinator is gone."""
     client().key_value_set(PREFIX + key, value)
 
 
 def get(key: str) -> str:
-    """Waits for the key. Raises JaxRuntimeError when the coordinator is gone."""
+    """Wait for a key. Raises JaxRuntimeError if the coordinator is gone."""
     while True:
         try:
             return client().blocking_key_value_get(PREFIX + key, WAIT_MS)
@@ -42,7 +41,7 @@ def get(key: str) -> str:
 
 
 def try_get(key: str, prefix: str = PREFIX) -> str | None:
-    """The key's value, or None. Raises JaxRuntimeError when the coordinator is gone."""
+    """The value of a key, or None. Raises JaxRuntimeError if the coordinator is gone."""
     try:
         return client().key_value_try_get(prefix + key)
     except jax.errors.JaxRuntimeError as error:
@@ -52,5 +51,5 @@ def try_get(key: str, prefix: str = PREFIX) -> str | None:
 
 
 def delete(key: str) -> None:
-    """Removes the key, or with a slash at its end all below it."""
+    """Delete a key, or all keys with this prefix if it ends in a slash."""
     client().key_value_delete(PREFIX + key)

@@ -1,8 +1,7 @@
-"""A connection between process 0 and each of the others, open while both live: where it breaks, one of them is gone.
+"""Detect lost processes by a connection between process 0 and each other process.
 
-A killed process loses its connections at once, but a collective need not notice: of two devices of one process one
-fails and the other waits for it, until jax misses the heartbeats of the lost one. Where process 0 loses somebody it
-tells the others who it was.
+The connections of a killed process close at once, while a collective may wait until jax misses its heartbeats. Process
+0 sends the name of a lost process to the others.
 """
 
 import json
@@ -13,10 +12,8 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import NamedTuple
 
-MAX_MESSAGE_BYTES = 4096  # bytes of a message, at most
-GRACE_SECONDS = (
-    3.0  # seconds in which this process may find out more by itself, and its watchdog write down where it hangs
-)
+MAX_MESSAGE_BYTES = 4096
+GRACE_SECONDS = 3.0  # for this process to find the cause by itself, and for its watchdog to report a hang
 
 
 class Peer(NamedTuple):
@@ -30,9 +27,9 @@ _stopped = threading.Event()
 
 
 def start(peers: Mapping[int, Peer], on_lost: Callable[[str], None]) -> None:
-    """Starts a thread that calls on_lost(who is gone), in that thread, when a connection to one of `peers` breaks.
+    """Start a thread that calls on_lost(which process is gone) when a connection to one of `peers` closes.
 
-    Of process 0 the peers are all others, of these process 0 alone. To be called once in a process.
+    The peers of process 0 are all others, those of the others process 0. Call it once per process.
     """
     if peers:
         _stopped.clear()
@@ -44,12 +41,12 @@ def start(peers: Mapping[int, Peer], on_lost: Callable[[str], None]) -> None:
 
 
 def stop() -> None:
-    """From here on nobody need wait for anybody: this process ends in good order, or for a reason that all have."""
+    """Stop monitoring: this process ends normally, or with an error that all processes have."""
     _stopped.set()
 
 
 def _keep_alive(connection: socket.socket) -> None:
-    """Routers and firewalls forget connections on which nothing is said for ten minutes."""
+    """Keep the connection alive in routers and firewalls, which drop idle ones after ten minutes."""
     connection.setblocking(True)
     connection.settimeout(None)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -71,7 +68,7 @@ def _watch(selector: selectors.BaseSelector, peers: dict[int, Peer], on_lost: Ca
 
 
 def _lost_peer(index: int, peer: Peer) -> str | None:
-    """Who is gone, by what this connection says; None when it says nothing of that."""
+    """The lost process by this connection; None if none is lost."""
     try:
         said = peer.connection.recv(MAX_MESSAGE_BYTES)
     except OSError:

@@ -1,7 +1,7 @@
-"""Agreement between the processes of a run, for work on shared files that only one of them may do.
+"""Run functions on the primary process (0) and share their results and errors with all processes.
 
-All of it goes through the coordinator's key-value store: nothing waits for a device, and process 0 may take hours over
-its part. Each call has a number, the same on every process, since all make the same calls in the same order.
+Messages go through the coordinator's key-value store: nothing waits for a device, and process 0 may take hours. Calls
+are numbered; all processes make the same calls in the same order, from their main threads.
 """
 
 import json
@@ -15,7 +15,7 @@ from bertjax import errors
 from bertjax.parallel.multihost import kv_store
 
 T = TypeVar("T")
-MAX_REASON_CHARS = 400  # characters of a reason that are passed on
+MAX_REASON_CHARS = 400  # of a message that is sent
 _calls = count()
 
 
@@ -25,15 +25,12 @@ def is_primary() -> bool:
 
 
 def is_multiprocess() -> bool:
-    """Whether there are other processes to agree with."""
+    """Whether there are other processes."""
     return kv_store.client() is not None and jax.process_count() > 1
 
 
 def run_on_primary(make: Callable[[], Any]) -> Any:
-    """Runs `make` on process 0 alone and returns its JSON result, or raises its BertjaxError, on every process.
-
-    Every process calls it, from its main thread.
-    """
+    """Run `make` only on process 0, and return its JSON result or raise its BertjaxError on every process."""
     if not is_multiprocess():
         return make()
     key = f"primary/{next(_calls)}"
@@ -50,14 +47,14 @@ def _reply(make: Callable[[], Any]) -> dict[str, Any]:
         return {"value": make()}
     except errors.BertjaxError as error:
         return {"error": type(error).__name__, "message": str(error)}
-    except Exception as error:  # the others must not be left waiting for a word that never comes
+    except Exception as error:  # the others wait for a reply
         return {"error": "BertjaxError", "message": f"process 0: {type(error).__name__}: {error}"}
 
 
 def primary_first(make: Callable[[], T]) -> T:
-    """Runs `make` on process 0 and, once that has succeeded, on the others, which find in caches what it left there.
+    """Run `make` on process 0 and then on the others, which find its results in caches.
 
-    What `make` raises on one process ends all. Every process calls it, from its main thread.
+    Raises the error of `make` on any process on all of them.
     """
     if not is_multiprocess():
         return make()
@@ -75,17 +72,12 @@ def primary_first(make: Callable[[], T]) -> T:
 
 
 def any_error(reason: str | None) -> str | None:
-    """The reason of the first process that has one, on every process; None when none has. Every process calls it."""
-    return reduce_on_primary(
-        (reason or "")[:MAX_REASON_CHARS], lambda messages: next((each for each in messages if each), None)
-    )
+    """The first reason that is not empty, in the order of the processes, on all of them; None without one."""
+    return reduce_on_primary((reason or "")[:MAX_REASON_CHARS], lambda messages: next(filter(None, messages), None))
 
 
 def reduce_on_primary(mine: str, reduce: Callable[[list[str]], Any]) -> Any:
-    """What process 0 makes of the words of all, in the order of the processes: its JSON, or its error, on every one.
-
-    Every process calls it, from its main thread.
-    """
+    """`reduce` on process 0 of the messages of all processes, in order; its JSON result or error on every process."""
     if not is_multiprocess():
         return reduce([mine])
     place = f"messages/{next(_calls)}/"

@@ -1,8 +1,8 @@
-"""Who is there: the processes of a job meet at the coordinator's port before jax takes it over.
+"""Wait until all processes of a job have joined, before jax uses the coordinator's port.
 
-jax waits for late processes without a word and then aborts. Here process 0 listens first, knows by number and host who
-has come, and can say who has not. Whoever comes sends one line of JSON and keeps its connection open; when all are
-there process 0 stops listening, tells everyone to go on, and the port is jax's. The connections stay (lifelines.py).
+jax waits silently for late processes and then aborts. Here, process 0 listens on the port first and reports by number
+which processes are missing. Each process sends a line of JSON and keeps its connection open (peer_monitor.py). When all
+have joined, process 0 stops listening, so that jax can use the port, and sends each of them a message to go on.
 """
 
 import errno
@@ -18,19 +18,19 @@ from dataclasses import dataclass, field
 from bertjax.errors import BertjaxError, StoppedSafely, UserError
 from bertjax.parallel.multihost.peer_monitor import MAX_MESSAGE_BYTES, Peer
 
-POLL_SECONDS = 0.2  # seconds between looks at the clock
-REPORT_SECONDS = 30.0  # seconds between two lines about who is missing
-PORT_RELEASE_SECONDS = 60.0  # seconds that a former life of the job may need to give the port back
+POLL_SECONDS = 0.2
+REPORT_SECONDS = 30.0  # between two reports of missing processes
+PORT_RELEASE_SECONDS = 60.0  # for an earlier start of the job to release the port
 
 
 def wait_for_all(
     address: str, count: int, index: int, limit: float, report: Callable[[str], None] | None = None
 ) -> dict[int, Peer]:
-    """Returns on every process once all `count` are there -> {number: peer}: to process 0 all others, to them 0 alone.
+    """Return when all `count` processes have joined -> {number: peer}: all others on process 0, process 0 on them.
 
-    address: host:port of process 0. limit: seconds. report: told by process 0 about who is missing; default: stderr.
-    Raises StoppedSafely naming the missing ones after `limit` seconds, on all that came; UserError when two say they
-    are the same process, when they do not agree on their number, and when the port is taken.
+    address: host:port of process 0. limit: seconds. report: gets lines about missing processes, on process 0 (default:
+    stderr). Raises StoppedSafely naming the missing processes after `limit` seconds; UserError for two processes with
+    one number, different counts, and a port that is in use.
     """
     if count == 1:
         return {}
@@ -51,7 +51,7 @@ def parse_address(address: str) -> tuple[str, int]:
 
 
 def format_ranges(found: Iterable[int]) -> str:
-    """Process numbers as people write them: 1, 4-7, 12."""
+    """Numbers as ranges: 1, 4-7, 12."""
     runs: list[list[int]] = []
     for number in sorted(found):
         if runs and number == runs[-1][1] + 1:
@@ -65,9 +65,6 @@ def _print_line(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-# ---- process 0 ------------------------------------------------------------------------------------------------------
-
-
 @dataclass
 class _PendingPeer:
     connection: socket.socket
@@ -78,7 +75,7 @@ class _PendingPeer:
 
 @dataclass
 class _Coordinator:
-    """Process 0 while it waits for the others; leaving it closes every connection but those that `wait` returned."""
+    """Process 0 while it waits; on exit it closes all connections that `wait` did not return."""
 
     port: int
     count: int
@@ -134,7 +131,7 @@ class _Coordinator:
                 else:
                     self._receive(key.data)
         self.selector.unregister(self.listener)
-        self.listener.close()  # first: whoever goes on looks for jax behind this port
+        self.listener.close()  # before the message: the others then connect to jax at this port
         self._broadcast({"go": True, "host": socket.gethostname()})
         self.accepted = [peer for peer in self.pending if peer.index is not None]
         return {peer.index: Peer(peer.connection, peer.host) for peer in self.accepted if peer.index is not None}
@@ -152,7 +149,7 @@ class _Coordinator:
     def _accept(self) -> None:
         try:
             connection, _ = self.listener.accept()
-        except OSError:  # gone again before it was let in
+        except OSError:  # closed before it was accepted
             return
         connection.setblocking(False)
         peer = _PendingPeer(connection)
@@ -181,13 +178,13 @@ class _Coordinator:
         try:
             said = json.loads(peer.text)
             index, count, host = int(said["process"]), int(said["of"]), str(said["host"])[:100]
-        except (ValueError, KeyError, TypeError):  # somebody else's connection
+        except (ValueError, KeyError, TypeError):  # not a process of this job
             return self._drop(peer)
         if count != self.count:
             self._reject_all(
                 UserError(
-                    f"process {index} ({host}) was told of {count} processes, process 0 ({socket.gethostname()}) of "
-                    f"{self.count}; start every process with the same number"
+                    f"process {index} ({host}) was started for {count} processes, process 0 "
+                    f"({socket.gethostname()}) for {self.count}; start every process with the same number"
                 )
             )
         if duplicate := next((other for other in self.pending if other.index == index), None):
@@ -213,21 +210,18 @@ class _Coordinator:
                 peer.connection.setblocking(True)
                 peer.connection.settimeout(5)
                 peer.connection.sendall(text)
-            except OSError:  # it finds out by itself: jax has its own limit
+            except OSError:  # jax has its own time limit there
                 continue
-
-
-# ---- the others -----------------------------------------------------------------------------------------------------
 
 
 def _join(where: tuple[str, int], count: int, index: int, deadline: float, limit: float) -> Peer:
     said = json.dumps({"process": index, "of": count, "host": socket.gethostname()}).encode() + b"\n"
-    while time.monotonic() < deadline + PORT_RELEASE_SECONDS:  # process 0 may have begun to wait later than this one
-        with suppress(OSError), ExitStack() as stack:  # OSError: there is nobody
+    while time.monotonic() < deadline + PORT_RELEASE_SECONDS:  # process 0 may have started later
+        with suppress(OSError), ExitStack() as stack:  # OSError: not listening yet
             connection = stack.enter_context(socket.create_connection(where, timeout=5))
             answer = _exchange(connection, said, deadline)
             if answer.get("go"):
-                stack.pop_all()  # it stays open
+                stack.pop_all()  # keep it open
                 return Peer(connection, str(answer.get("host"))[:100])
             if "error" in answer:
                 kind = UserError if answer["error"] == "UserError" else StoppedSafely
@@ -242,7 +236,7 @@ def _join(where: tuple[str, int], count: int, index: int, deadline: float, limit
 
 
 def _exchange(connection: socket.socket, said: bytes, deadline: float) -> dict[str, object]:
-    """Process 0's answer; {} when it is somebody else who answers. Raises OSError when nobody does."""
+    """Process 0's answer; {} if another program answers. Raises OSError without an answer."""
     connection.sendall(said)
     connection.settimeout(POLL_SECONDS)
     text = b""

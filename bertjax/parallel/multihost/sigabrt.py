@@ -1,8 +1,7 @@
-"""An abort that jax's coordination service makes of a lost process, turned into exit code 75.
+"""Exit with code 75 instead of SIGABRT when jax's coordination service aborts because a process is lost.
 
-When the coordinator or another process is gone, jax ends this one from a thread of its own by SIGABRT, which a
-launcher cannot tell from a bug. A handler in C (through ctypes: Python's own would run too late) looks whether the
-service still answers: if it does, the abort goes on, since something else is broken; if not, the process leaves.
+A launcher cannot distinguish that SIGABRT from a bug. A C handler (through ctypes: a Python handler runs too late)
+checks whether the service still answers: if so, the abort has another cause and continues; else the process exits.
 """
 
 import ctypes
@@ -17,15 +16,15 @@ import jax
 from bertjax.errors import StoppedSafely
 from bertjax.parallel.multihost import kv_store
 
-RESPONSE_TIMEOUT = 3.0  # seconds the service has to answer
-ALARM_SECONDS = 15  # seconds after which the kernel ends the process, should the handler itself be stuck
+RESPONSE_TIMEOUT = 3.0  # seconds for the service to answer
+ALARM_SECONDS = 15  # after which the kernel ends a process whose handler hangs
 
-_exit_lock = threading.Lock()  # several threads may find out at once: the first one speaks and leaves
-_handler_refs: list[Any] = []  # a handler that is collected would be called all the same
+_exit_lock = threading.Lock()  # of several threads the first one exits
+_handler_refs: list[Any] = []  # a collected handler would still be called
 
 
 def install_handler() -> None:
-    """Installs the handler, once; for processes of a job of several."""
+    """Install the handler once, in a multi-process run."""
     if _handler_refs:
         return
     kind = ctypes.CFUNCTYPE(None, ctypes.c_int)
@@ -39,12 +38,12 @@ def install_handler() -> None:
 def _on_sigabrt(libc: Any) -> None:
     libc.alarm(ALARM_SECONDS)
     if coordinator_responds():
-        return  # abort() goes on and ends the process as it would have
+        return  # abort() continues
     exit_restartable("jax's coordination service ended this process")
 
 
 def exit_restartable(reason: str) -> None:
-    """Ends this process with 75, at once, without the barriers on the ordinary way out."""
+    """Exit with code 75 at once, without the barriers of a normal exit."""
     with _exit_lock:
         print(f"another process is gone ({reason}); run the same command again", file=sys.stderr)
         sys.stdout.flush()
@@ -53,14 +52,14 @@ def exit_restartable(reason: str) -> None:
 
 
 def coordinator_responds() -> bool:
-    """Whether the coordinator answers a question within a few seconds."""
+    """Whether the coordinator answers within RESPONSE_TIMEOUT."""
     found: list[bool] = []
 
     def ask() -> None:
         try:
             kv_store.try_get("is anyone there")
             found.append(True)
-        except (jax.errors.JaxRuntimeError, AttributeError):  # AttributeError: there is no client yet
+        except (jax.errors.JaxRuntimeError, AttributeError):  # AttributeError: no client yet
             found.append(False)
 
     asking = threading.Thread(target=ask, name="abort_question", daemon=True)

@@ -17,6 +17,7 @@ from typing import Any, TextIO
 
 from bertjax.errors import StorageError
 from bertjax.storage.atomic import write_text_atomic
+from bertjax.storage.nested import flatten
 from bertjax.training.monitor import writers
 from bertjax.training.monitor.console import Console
 
@@ -153,7 +154,7 @@ class Tracker:
             self._file.flush()
 
     def _scalars(self, stage: str, step: int, group: str, values: Mapping[str, Any]) -> None:
-        flat = dict(flatten(values))
+        flat = _numbers(values)
         for sink in (self._tensorboard, self._wandb):
             if sink is not None:
                 sink.write_scalars(stage, step, group, flat)
@@ -179,13 +180,10 @@ def is_at_or_before(line: Mapping[str, Any], stages_before: Collection[str], sta
     return line["stage"] in stages_before or (line["stage"] == stage and line["step"] <= step)
 
 
-def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """The numbers of a nested mapping as ("outer/inner", value), without what is no number."""
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from flatten(value, f"{prefix}{key}/")
-        elif _is_number(value := _plain(value)):
-            yield f"{prefix}{key}", value
+def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    """{"outer/inner": number} of a nested mapping."""
+    plain = {key: _plain(value) for key, value in flatten(values, "/", lists=False).items()}
+    return {key: value for key, value in plain.items() if _is_number(value)}
 
 
 def _is_number(value: Any) -> bool:

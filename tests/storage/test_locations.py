@@ -1,4 +1,4 @@
-"""Paths of a configuration and of the command line: which may lead to an object store, and what is said of others."""
+"""Paths of a configuration and of the command line: which may lead to an object store, and the errors for others."""
 
 import pytest
 
