@@ -87,7 +87,7 @@ def test_a_mixture_inside_keeps_its_proportions(counts: list[int], inner: float,
     [
         (
             {"inner": {"mixture": ["a"]}, "outer": {"mixture": ["inner", "b"]}},
-            "'inner' stands inside a mixture",
+            "'inner' is inside a mixture",
         ),
         ({"outer": {"mixture": ["inner", "b"], "rate": "equal"}}, "uses task 'inner', which is not under"),
         ({"outer": {"mixture": ["outer", "b"], "rate": "equal"}}, "its mixtures contain each other"),
