@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from bertjax.config.huggingface.sizes import DISTILBERT_FIELDS
+from bertjax.config.huggingface.bert import DISTILBERT_FIELDS
 from bertjax.config.loading.load import read_model_fields
 from bertjax.config.schema.model import BertConfig
 from bertjax.data.tokenizers.files import write

@@ -232,7 +232,7 @@ def test_what_is_written_reads_back_to_the_bit(tmp_path, tokenizer, version):
 def test_what_transformers_has_no_class_for(tmp_path, tokenizer):
     alone = T5Config(**SIZES, architecture="decoder_only")
     params = {path: np.asarray(x) for path, x in registry.init_params(alone, ("lm",), 2, jax.random.key(1)).items()}
-    with pytest.raises(UserError, match="no class for T5's decoder alone"):
+    with pytest.raises(UserError, match="no class for a decoder-only T5"):
         hf_folder.save_folder(tmp_path / "out", params, alone, ("lm",), tokenizer=tokenizer)
     whole = T5Config(**SIZES)
     with_adapters = registry.init_params(whole, ("lm",), 2, jax.random.key(1), adapter_size=4)

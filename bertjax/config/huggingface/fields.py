@@ -1,17 +1,21 @@
-"""Rules for every field of config.json that transformers 4 and 5 write for BERT, DistilBERT and T5.
+"""Rules for the fields of config.json that transformers 4 and 5 write, and the record of a family's config.json.
 
 `SUPPORTED` fields are read or compared with the weights and the tokenizer; a `RequiredValue` refuses all other values,
 which would mean another function; `IGNORED` fields change neither what the weights compute nor how they train.
 `unknown_fields` lists all others. Fields that `generate` reads are in generation.py.
 """
 
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bertjax.config.huggingface.generation import CONFIG_JSON_FIELDS as GENERATION
+from bertjax.config.schema.base import record_at
+from bertjax.config.schema.model import FAMILIES
 from bertjax.errors import UserError
+from bertjax.storage import text
 
 
 @dataclass(frozen=True)
@@ -26,8 +30,8 @@ SUPPORTED, IGNORED = "supported", "ignored"
 FieldRule = str | RequiredValue
 
 _NONE: tuple[Any, ...] = (None, {}, [])
-_CAUSAL = "a causal model; bertjax reads encoders and T5"
-_COMMON: dict[str, FieldRule] = {
+CAUSAL = "a causal model; bertjax reads encoders and T5"
+COMMON: dict[str, FieldRule] = {
     **dict.fromkeys(
         ("model_type", "architectures", "id2label", "label2id", "num_labels", "tie_word_embeddings"), SUPPORTED
     ),
@@ -35,9 +39,9 @@ _COMMON: dict[str, FieldRule] = {
     "problem_type": RequiredValue(
         (None, "regression", "single_label_classification"), "several labels for one text are not supported"
     ),
-    "is_decoder": RequiredValue((False, None), _CAUSAL),
-    "add_cross_attention": RequiredValue((False, None), _CAUSAL),
-    "cross_attention_hidden_size": RequiredValue((None,), _CAUSAL),
+    "is_decoder": RequiredValue((False, None), CAUSAL),
+    "add_cross_attention": RequiredValue((False, None), CAUSAL),
+    "cross_attention_hidden_size": RequiredValue((None,), CAUSAL),
     "tie_encoder_decoder": RequiredValue((False, None), "stacks with shared weights are not supported"),
     "pruned_heads": RequiredValue(_NONE, "pruned models are not supported; save it with all its heads"),
     "quantization_config": RequiredValue(_NONE, "quantized weights are not read; save it in float32 or bfloat16"),
@@ -55,58 +59,11 @@ _COMMON: dict[str, FieldRule] = {
         IGNORED,
     ),
 }  # fmt: skip
-_ENCODER: dict[str, FieldRule] = {
-    "is_encoder_decoder": RequiredValue((False, None), _CAUSAL),
+ENCODER: dict[str, FieldRule] = {
+    "is_encoder_decoder": RequiredValue((False, None), CAUSAL),
     # padding is masked, whatever its id; an encoder has no decoder and no end
     **dict.fromkeys(("pad_token_id", "eos_token_id", "decoder_start_token_id", *GENERATION), IGNORED),
 }
-FIELDS: dict[str, dict[str, FieldRule]] = {
-    "bert": _ENCODER | _COMMON | {
-        **dict.fromkeys(
-            (
-                "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
-                "hidden_act", "hidden_dropout_prob", "attention_probs_dropout_prob", "max_position_embeddings",
-                "type_vocab_size", "initializer_range", "layer_norm_eps", "classifier_dropout",
-            ),
-            SUPPORTED,
-        ),
-        "position_embedding_type": RequiredValue(("absolute", None), "must be absolute"),
-        "directionality": RequiredValue(("bidi", None), _CAUSAL),
-        # in google-research/bert's multilingual models; modeling.py does not read them
-        **dict.fromkeys(
-            (
-                "pooler_fc_size", "pooler_num_attention_heads", "pooler_num_fc_layers", "pooler_size_per_head",
-                "pooler_type",
-            ),
-            IGNORED,
-        ),
-    },
-    "distilbert": _ENCODER | _COMMON | {
-        **dict.fromkeys(
-            (
-                "vocab_size", "dim", "n_layers", "n_heads", "hidden_dim", "activation", "dropout", "attention_dropout",
-                "max_position_embeddings", "initializer_range", "seq_classif_dropout", "qa_dropout",
-            ),
-            SUPPORTED,
-        ),
-        "sinusoidal_pos_embds": IGNORED,  # initial positions; those of the weights are used
-        "tie_weights_": IGNORED,  # in the first versions
-    },
-    "t5": _COMMON | dict.fromkeys(GENERATION, SUPPORTED) | {
-        **dict.fromkeys(
-            (
-                "vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_decoder_layers", "num_heads",
-                "relative_attention_num_buckets", "relative_attention_max_distance", "dropout_rate",
-                "layer_norm_epsilon", "feed_forward_proj", "dense_act_fn", "is_gated_act", "scale_decoder_outputs",
-                "decoder_start_token_id", "pad_token_id", "eos_token_id",
-            ),
-            SUPPORTED,
-        ),
-        "is_encoder_decoder": RequiredValue((True, None), "a T5 encoder without a decoder is not supported"),
-        **dict.fromkeys(("initializer_factor", "n_positions", "classifier_dropout"), IGNORED),
-    },
-}  # fmt: skip
-
 # Names in transformers (activations.py, ACT2FN) -> ours.
 ACTIVATIONS = {
     "gelu": "gelu", "gelu_python": "gelu", "relu": "relu", "silu": "silu", "swish": "silu", "quick_gelu": "quick_gelu",
@@ -115,16 +72,43 @@ ACTIVATIONS = {
 }  # fmt: skip
 
 
-def check_supported(path: Path, found: Mapping[str, Any]) -> None:
-    """Raise UserError for a field of config.json (`path`) with an unsupported value."""
-    for name, rule in FIELDS[found["model_type"]].items():
+@dataclass(frozen=True)
+class ConfigJson:
+    """config.json of one family, which the family's section names (`config_json`).
+
+    Attributes:
+        rules: of all fields that transformers writes.
+        read: (path, content) -> fields of our section. Raises UserError.
+    """
+
+    rules: Mapping[str, FieldRule]
+    read: Callable[[Path, dict[str, Any]], dict[str, Any]]
+
+
+def config_json_of(family: str) -> ConfigJson:
+    return record_at(FAMILIES[family].config_json, ConfigJson)
+
+
+def read_fields(path: Path) -> dict[str, Any]:
+    """Translate a config.json to the fields of a model section. Raises UserError."""
+    try:
+        found = json.loads(text.read_text(path, text.MAX_BYTES))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not valid JSON ({str(error)[:80]})") from None
+    family = found.get("model_type") if isinstance(found, dict) else None
+    known = [name for name, section in FAMILIES.items() if getattr(section, "config_json", None)]
+    if family not in known:
+        raise UserError(f"{path}: model_type must be {', '.join(known[:-1])} or {known[-1]} (got {family!a:.60})")
+    record = config_json_of(family)
+    for name, rule in record.rules.items():
         if isinstance(rule, RequiredValue) and name in found and found[name] not in rule.values:
             raise UserError(f"{path}: {name}: {rule.why} (got {found[name]!a:.60})")
+    return {"family": family} | record.read(path, found)
 
 
 def unknown_fields(found: Mapping[str, Any]) -> list[str]:
-    """List the fields without a rule."""
-    return sorted(found.keys() - FIELDS[found["model_type"]].keys())
+    """List the fields of a config.json without a rule."""
+    return sorted(found.keys() - config_json_of(found["model_type"]).rules.keys())
 
 
 def map_activation(path: Path, field: str, name: Any) -> str:

@@ -4,7 +4,19 @@ import json
 from pathlib import Path
 from typing import Any, get_args
 
-from bertjax.config.huggingface import fields, generation
+from safetensors import safe_open
+
+from bertjax.config.huggingface import generation
+from bertjax.config.huggingface.fields import (
+    COMMON,
+    IGNORED,
+    SUPPORTED,
+    ConfigJson,
+    FieldRule,
+    RequiredValue,
+    map_activation,
+)
+from bertjax.config.huggingface.generation import CONFIG_JSON_FIELDS
 from bertjax.config.schema.model import T5Config
 from bertjax.errors import UserError
 
@@ -12,12 +24,25 @@ _T5_FIELDS = (
     "vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_decoder_layers", "num_heads",
     "relative_attention_num_buckets", "relative_attention_max_distance", "dropout_rate", "layer_norm_epsilon",
 )  # fmt: skip
+_RULES: dict[str, FieldRule] = COMMON | dict.fromkeys(CONFIG_JSON_FIELDS, SUPPORTED) | {
+    **dict.fromkeys(
+        (
+            "vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_decoder_layers", "num_heads",
+            "relative_attention_num_buckets", "relative_attention_max_distance", "dropout_rate",
+            "layer_norm_epsilon", "feed_forward_proj", "dense_act_fn", "is_gated_act", "scale_decoder_outputs",
+            "decoder_start_token_id", "pad_token_id", "eos_token_id",
+        ),
+        SUPPORTED,
+    ),
+    "is_encoder_decoder": RequiredValue((True, None), "a T5 encoder without a decoder is not supported"),
+    **dict.fromkeys(("initializer_factor", "n_positions", "classifier_dropout"), IGNORED),
+}  # fmt: skip
 _WEIGHTS = "model.safetensors"
 _EMBEDDINGS = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")  # copies of one matrix
 _OUTPUT = "lm_head.weight"
 
 
-def t5_fields_from_hf(path: Path, found: dict[str, Any]) -> dict[str, Any]:
+def _read(path: Path, found: dict[str, Any]) -> dict[str, Any]:
     """Translate the content `found` of config.json at `path`.
 
     Transformers 4 ties and scales the output by `tie_word_embeddings`. In version 5 that is always true:
@@ -36,7 +61,7 @@ def t5_fields_from_hf(path: Path, found: dict[str, Any]) -> dict[str, Any]:
         start = generation.read_generation_config(path.parent).get("decoder_start_token_id")
     if start is None:  # T5's convention
         start = found.get("pad_token_id") or 0
-    return {"family": "t5", **sizes, **versions, "decoder_start_token_id": start} | _feed_forward(path, found)
+    return {**sizes, **versions, "decoder_start_token_id": start} | _feed_forward(path, found)
 
 
 def _feed_forward(path: Path, found: dict[str, Any]) -> dict[str, str]:
@@ -49,7 +74,7 @@ def _feed_forward(path: Path, found: dict[str, Any]) -> dict[str, str]:
     if gate not in ("", "gated"):
         name = given
     tanh = given in ("gated-gelu", "gated-gelu_new")  # the first is the tanh form too
-    ours = "gelu" if tanh else fields.map_activation(path, "feed_forward_proj", name)
+    ours = "gelu" if tanh else map_activation(path, "feed_forward_proj", name)
     derived = {"dense_act_fn": "gelu_new" if given == "gated-gelu" else name, "is_gated_act": gate == "gated"}
     for field, value in derived.items():
         if found.get(field) not in (None, value):
@@ -67,41 +92,32 @@ def _feed_forward(path: Path, found: dict[str, Any]) -> dict[str, str]:
 def _has_own_lm_head(folder: Path) -> bool | None:
     """Whether the weights have an output matrix that is no copy of the embeddings; None without readable weights."""
     try:
-        places = {_OUTPUT: _tensor_location(folder, _OUTPUT)} | {
-            name: _tensor_location(folder, name) for name in _EMBEDDINGS
-        }
-        output = places.pop(_OUTPUT)
-        if output is None:
+        if (output := _open_tensor(folder, _OUTPUT)) is None:
             return False
-        twin = next((place for place in places.values() if place), None)
-        return twin is None or not _same_bytes(output, twin)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return None  # loading the weights reports the error
+        copies = [found for name in _EMBEDDINGS if (found := _open_tensor(folder, name)) is not None]
+        return not copies or not _equal(output, copies[0])
+    except Exception:  # noqa: BLE001  safetensors raises many; loading the weights reports the error
+        return None
 
 
-def _tensor_location(folder: Path, name: str) -> tuple[Path, int, int] | None:
-    """Return (file, first byte, bytes) of a tensor. A file starts with the length of its JSON header in 8 bytes."""
+def _open_tensor(folder: Path, name: str) -> Any:
+    """safetensors' slice of a tensor, which reads nothing yet; None where the weights do not have it."""
     path = folder / _WEIGHTS
     if not path.is_file():
         index = json.loads((folder / f"{_WEIGHTS}.index.json").read_text(encoding="utf-8"))
         if name not in index["weight_map"]:
             return None
         path = folder / Path(index["weight_map"][name]).name
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if length > path.stat().st_size:
-            raise ValueError("no header")
-        described = json.loads(file.read(length)).get(name)
-    if described is None:
-        return None
-    start, stop = described["data_offsets"]
-    return path, 8 + length + start, stop - start
+    file = safe_open(str(path), framework="np")
+    return file.get_slice(name) if name in file.keys() else None  # noqa: SIM118  not a dictionary
 
 
-def _same_bytes(one: tuple[Path, int, int], other: tuple[Path, int, int], piece: int = 2**24) -> bool:
-    if one[2] != other[2]:
+def _equal(one: Any, other: Any, rows: int = 4096) -> bool:
+    """Whether two matrices have the same bytes, compared in blocks of rows."""
+    if (shape := one.get_shape()) != other.get_shape() or one.get_dtype() != other.get_dtype():
         return False
-    with one[0].open("rb") as a, other[0].open("rb") as b:
-        a.seek(one[1])
-        b.seek(other[1])
-        return all(a.read(n) == b.read(n) for n in (min(piece, one[2] - at) for at in range(0, one[2], piece)))
+    blocks = [slice(at, min(at + rows, shape[0])) for at in range(0, shape[0], rows)]
+    return all(one[block].tobytes() == other[block].tobytes() for block in blocks)
+
+
+T5 = ConfigJson(_RULES, _read)

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from bertjax.config.huggingface.sizes import fields_from_hf
+from bertjax.config.huggingface.fields import read_fields
 from bertjax.config.loading import yaml_reader
 from bertjax.config.loading.earlier_versions import upgrade_config
 from bertjax.config.loading.error_messages import config_error, format_errors, locate, mask_secrets
@@ -123,7 +123,7 @@ def read_model_fields(folder: str | Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
     if (folder / "config.json").is_file():
-        return fields_from_hf(folder / "config.json")
+        return read_fields(folder / "config.json")
     if found := _find_checkpoint(folder):
         model = read_meta(found)["config"].get("model") or {}
         return {"family": "bert"} | {key: value for key, value in model.items() if key != "config_from"}

@@ -20,17 +20,18 @@ def _is_zero(value: Any) -> bool:
     return value == 0
 
 
-# Facts of a family's section: `implementation` names its Family record (models/families.py), `tokenizer` the kind that
-# it reads, `heads` those that it can have, `stacks` the prefixes of its `layers/N` parameters from the bottom up
-# ("" for the only stack), `has_adapters` whether `trainable: adapters` is possible, `max_length` the longest sequence
-# in tokens (None: no limit). A section has num_hidden_layers (of the deepest stack), num_attention_heads,
-# intermediate_size and vocab_size.
+# Facts of a family's section: `implementation` names its Family record (models/families.py), `config_json` (if
+# transformers has the family) its ConfigJson record (config/huggingface/fields.py), `tokenizer` the kind that it reads,
+# `heads` those that it can have, `stacks` the prefixes of its `layers/N` parameters from the bottom up ("" for the only
+# stack), `has_adapters` whether `trainable: adapters` is possible, `max_length` the longest sequence in tokens or None.
+# A section has num_hidden_layers (of the deepest stack), num_attention_heads, intermediate_size and vocab_size.
 
 
 class BertConfig(Section):
     """A BERT encoder. Options are named as in Hugging Face's BertConfig."""
 
     implementation: ClassVar[str] = "bertjax.models.bert.model:BERT"
+    config_json: ClassVar[str] = "bertjax.config.huggingface.bert:BERT"
     tokenizer: ClassVar[str] = "wordpiece"
     heads: ClassVar[tuple[str, ...]] = ("mlm", "nsp", "qa", "classifier", "pooler")
     stacks: ClassVar[tuple[str, ...]] = ("",)
@@ -79,6 +80,7 @@ class DistilBertConfig(BertConfig):
     """A DistilBERT encoder: BERT without segment embeddings, pooler and next-sentence head."""
 
     implementation: ClassVar[str] = "bertjax.models.bert.model:DISTILBERT"
+    config_json: ClassVar[str] = "bertjax.config.huggingface.bert:DISTILBERT"
     heads: ClassVar[tuple[str, ...]] = ("mlm", "qa", "classifier")
 
     family: Literal["distilbert"] = "distilbert"  # type: ignore[assignment]
@@ -94,6 +96,7 @@ class T5Config(Section):
     """T5 (arXiv 1910.10683) or its decoder. Options are named as in Hugging Face's T5Config; defaults: T5-small."""
 
     implementation: ClassVar[str] = "bertjax.models.t5.model:FAMILY"
+    config_json: ClassVar[str] = "bertjax.config.huggingface.t5:T5"
     tokenizer: ClassVar[str] = "sentencepiece"
     heads: ClassVar[tuple[str, ...]] = ("lm",)
     stacks: ClassVar[tuple[str, ...]] = ("encoder", "decoder")
