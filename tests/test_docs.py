@@ -57,3 +57,10 @@ def test_the_site_builds(tmp_path: Path) -> None:
     built = {page.relative_to(tmp_path).with_suffix("").as_posix() for page in tmp_path.rglob("*.html")}
     assert {page.relative_to(DOCS).with_suffix("").as_posix() for page in PAGES} < built
     assert {"api/models", "api/training", "api/data"} < built, "pages of the API reference"
+
+
+@pytest.mark.parametrize("name", ["toy_source", "toy_objective"])
+def test_the_kinds_shown_are_those_that_the_tests_train_with(name):
+    code = (ROOT / "tests" / "kit" / f"{name}.py").read_text(encoding="utf-8").split('"""\n\n', 1)[1]
+    page = (DOCS / "architecture.md").read_text(encoding="utf-8")
+    assert f"```python\n{code}```" in page

@@ -164,7 +164,7 @@ def test_the_command_hands_options_to_beam(tmp_path: Path, capsys: pytest.Captur
 
 @needs_beam
 def test_the_command_of_the_page_is_one_that_beam_takes():
-    page = (Path(__file__).parents[2] / "docs" / "data_at_scale.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
     words = shlex.split(page.split("```bash\n")[1].split("```")[0].replace("\\\n", " "))
     assert words[:2] == ["bertjax", "prepare"]
     name, rest = _split_command(words[1:])
