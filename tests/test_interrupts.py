@@ -14,7 +14,7 @@ import pytest
 from bertjax import interrupts
 from bertjax.cli.main import main
 from bertjax.data.jobs import jobs
-from bertjax.data.jobs.stopping import exit_on_signal
+from bertjax.data.jobs.runners import exit_on_signal
 from bertjax.errors import StoppedSafely
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -19,7 +19,6 @@ from bertjax.config.schema import data, evaluation, sources, training
 from bertjax.config.schema.base import rebuild, register
 from bertjax.config.schema.data import TOKENIZERS
 from bertjax.config.schema.model import FAMILIES
-from bertjax.data.preprocess.denoising import chunks
 from bertjax.data.sources import class_names, hub, records, sentences, squad, text
 from bertjax.data.sources import registry as source_kinds
 from bertjax.errors import UserError
@@ -163,7 +162,6 @@ def test_every_kind_has_its_facts_and_its_record():
     trained_on = {kind for section in OBJECTIVES.values() for kind in section.preprocess}
     scored_by = {kind for section in OBJECTIVES.values() for kind in section.evaluations}
     assert trained_on == PREPROCESS.keys() and scored_by == EVALUATIONS.keys()
-    assert set(chunks.DENOISING_KINDS) < PREPROCESS.keys()
 
 
 def test_every_public_name_can_be_imported():

@@ -12,10 +12,11 @@ import numpy as np
 from pydantic import ValidationError
 
 from bertjax.config.huggingface import generation
-from bertjax.config.schema.data import CausalLm, SpanQa
+from bertjax.config.schema.data import SpanQa
 from bertjax.config.schema.evaluation import Decoding, SquadEvaluation, TextToTextEvaluation
 from bertjax.data.jobs import text_counts
 from bertjax.data.preprocess import span_qa
+from bertjax.data.preprocess.registry import record_of
 from bertjax.data.tokenizers.load import Tokenizer
 from bertjax.errors import UserError
 from bertjax.evaluation.evaluators.heldout import report_truncation
@@ -207,7 +208,7 @@ def generate(
         _override_decoding(evaluations[0].decoding if evaluations else _imported_decoding(restored), choices),
         sequence_length=max_input_tokens,
         target_length=max(_target_length(task.preprocess) for task in tasks),
-        batch_size=batch_size, seed=seed, causal=all(isinstance(task.preprocess, CausalLm) for task in tasks),
+        batch_size=batch_size, seed=seed, causal=all(record_of(task.preprocess).layout == "decoder" for task in tasks),
     )  # fmt: skip
     rows = tokenizer.encode_batch(texts)
     _report_truncation(generator, texts, rows)

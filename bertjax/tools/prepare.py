@@ -7,8 +7,7 @@ from pathlib import Path
 
 from bertjax.config.schema.run import Config, Stage
 from bertjax.data.jobs.jobs import Runner
-from bertjax.data.jobs.runners import beam_options, make_runner
-from bertjax.data.jobs.stopping import exit_on_signal
+from bertjax.data.jobs.runners import beam_options, exit_on_signal, make_runner
 from bertjax.data.pipeline.loader import Batches
 from bertjax.training import inputs
 from bertjax.training.run_context import load_tokenizer, prepared_dir

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from bertjax.config.schema.run import Config, Stage
-from bertjax.data.jobs.context import ReportFn
+from bertjax.data.jobs.job_plan import ReportFn
 from bertjax.data.pipeline.loader import Batches, open_batches
 from bertjax.data.sources.class_names import ClassSpec
 from bertjax.data.sources.registry import match_earlier_version

@@ -3,7 +3,8 @@
 from typing import Any
 
 from bertjax.config.schema.data import TextToText
-from bertjax.data.preprocess.prompts.t5_prompts import Record, TextExample, get_prompt, pad_punctuation
+from bertjax.data.preprocess.prompts.registry import get_prompt
+from bertjax.data.preprocess.prompts.t5_prompts import Record, TextExample, pad_punctuation
 from bertjax.verify.runner import Comparisons
 
 _WNLI = (

@@ -1,5 +1,6 @@
 """Whole batches against the rules of one text, and the promises about places in the stream."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -175,7 +176,7 @@ def test_masks_are_as_those_of_one_text():
     rows = {"tokens": np.tile(np.arange(3, 3 + length, dtype=np.int32), (draws, 1)),
             "length": np.full((draws, 1), length, np.int32)}  # fmt: skip
     for roll in (False, True):
-        rules = DenoisingRules(options.model_copy(update={"random_roll": roll}), length, 40, 1000, EOS, rules.sentinels)
+        rules = replace(rules, options=options.model_copy(update={"random_roll": roll}), target_length=40)
         out = denoise_rows(rows, rules, seed=1, epoch=0, indices=np.arange(draws))
         hidden = np.stack([~np.isin(np.arange(3, 3 + length), row) for row in out["input_ids"]])
         expected = np.stack([random_spans_noise_mask(length, 0.3, 2.0, rng, roll) for _ in range(draws)])
@@ -196,7 +197,7 @@ def test_random_targets_have_room_and_too_long_ones_lose_their_end():
         out = denoise_rows(rows, rules, seed=2, epoch=0, indices=np.arange(2000))
         longest = out["target_segment_ids"].sum(axis=1).max()
         assert reference - 20 < longest <= rules.target_length
-        short = DenoisingRules(rules.options, 511, 40, 32100, EOS, rules.sentinels)
+        short = replace(rules, target_length=40)
         cut = denoise_rows(rows, short, seed=2, epoch=0, indices=np.arange(2000))
         np.testing.assert_array_equal(cut["target_ids"][:, :39], out["target_ids"][:, :39])
         assert (cut["target_ids"][:, 39] == EOS).all()
@@ -206,7 +207,7 @@ def test_runs_beyond_the_last_sentinel_stay_text():
     rules = DenoisingRules.from_options(
         IidDenoising(sequence_length=64, style="replace_spans", noise_density=0.5), tokenizer()
     )
-    few = DenoisingRules(rules.options, 63, 64, 1000, EOS, rules.sentinels[:3])
+    few = replace(rules, target_length=64, sentinels=rules.sentinels[:3])
     rows = texts([63] * 300, 63)
     out = denoise_rows(rows, few, seed=3, epoch=0, indices=np.arange(300))
     for row in range(300):

@@ -11,7 +11,7 @@ import pytest
 
 from bertjax.config.schema.data import Classify, Task
 from bertjax.config.schema.sources import HuggingFaceData, JsonLines, Parquet, TfdsData, Tsv
-from bertjax.data.jobs.context import PrepareContext
+from bertjax.data.jobs.job_plan import PrepareContext
 from bertjax.data.preprocess.classify import plan_classify
 from bertjax.data.preprocess.label_survey import survey_labels, with_label_names
 from bertjax.data.preprocess.labels import LabelEncoder, build_label_encoder, report_lines
@@ -139,7 +139,7 @@ def test_a_class_label_is_matched_by_its_names(class_label, source):
     task = Task(source=source, preprocess=Classify())
     classes = ClassSpec(3, HEAD, required=True, keep_unlabeled=True)
     work = PrepareContext(task, "t", None, 0, class_label, class_label, 1, classes, print)  # type: ignore[arg-type]
-    plan = plan_classify(work, None)
+    plan = plan_classify(work)
     (records,) = plan.arguments
     assert [plan.shared.labels.encode(record["label"]) for record in records] == [(2, 1), (0, 1), (0, 0)]
     assert plan.facts["labels"] == list(HEAD) and plan.facts["hidden"] == 1
@@ -154,7 +154,7 @@ def test_names_of_the_configuration_go_before_those_of_the_data_set(class_label)
     task = Task(source=HuggingFaceData(name="saved"), preprocess=Classify(labels=["x", "y", "z"]))
     classes = ClassSpec(3, ("z", "y", "x"), keep_unlabeled=True)
     work = PrepareContext(task, "t", None, 0, class_label, class_label, 1, classes, print)  # type: ignore[arg-type]
-    plan = plan_classify(work, None)
+    plan = plan_classify(work)
     (records,) = plan.arguments
     assert [plan.shared.labels.encode(record["label"]) for record in records] == [(2, 1), (0, 1), (0, 0)]
 
@@ -166,7 +166,7 @@ def test_the_limit_takes_classes_from_all_of_a_sorted_file(tmp_path: Path):
     made = []
     for seed in (1, 1, 2):
         work = PrepareContext(task, "t", None, seed, tmp_path, tmp_path, 1, ClassSpec(2), print)  # type: ignore[arg-type]
-        (records,) = plan_classify(work, None).arguments
+        (records,) = plan_classify(work).arguments
         assert np.bincount([int(record["label"]) for record in records]).min() > 16
         made.append([record["sentence"] for record in records])
     assert made[0] == made[1] != made[2] and len(made[0]) == 64
@@ -204,7 +204,7 @@ def test_a_class_label_of_tfds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     work = PrepareContext(
         Task(source=source, preprocess=Classify()), "t", None, 0, tmp_path, tmp_path, 1, ClassSpec(3, HEAD), print
     )  # type: ignore[arg-type]
-    plan = plan_classify(work, None)
+    plan = plan_classify(work)
     (records,) = plan.arguments
     ids = {record["text"]: plan.shared.labels.encode(record["label"])[0] for record in records}
     assert ids == {f"t{n}": [2, 1, 0][n % 3] for n in range(6)} and plan.facts["labels_by"] == "start"

@@ -122,7 +122,7 @@ def test_every_epoch_is_complete_reshuffled_and_masked_anew(one: Batches):
     epochs = [stream[50 * e : 50 * (e + 1)] for e in range(4)]
     assert all(sorted(epoch) == list(range(50)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 4
-    row = {e: one._tasks[0].row(e, 3) for e in range(4)}
+    row = {e: one._tasks[0].rows([e], [3]) for e in range(4)}
     assert len({r["masked_positions"].tobytes() + r["input_ids"].tobytes() for r in row.values()}) > 1
 
 
@@ -143,9 +143,9 @@ def test_a_row_of_a_batch_is_the_row_of_its_task(two: Batches):
         batch = two.batch(k)
         for row in range(B):
             task, epoch, index = two._order[k * B + row]
-            alone = two._tasks[task].row(epoch, index)
+            alone = two._tasks[task].rows([epoch], [index])
             assert batch["task_ids"][row] == task
-            assert all((batch[name][row] == alone[name]).all() for name in alone)
+            assert all((batch[name][row] == alone[name][0]).all() for name in alone)
 
 
 def test_a_mixture_keeps_its_rates_and_repeats_the_smaller_task(two: Batches):

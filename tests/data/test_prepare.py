@@ -14,7 +14,7 @@ from preparing import questions
 from bertjax.config.schema.data import BertPairs, Classify, Mixture, SpanQa, Task, max_predictions
 from bertjax.config.schema.run import Config
 from bertjax.config.schema.sources import JsonLines, SquadFiles, TextFiles
-from bertjax.data.jobs import plan
+from bertjax.data.jobs import job_plan
 from bertjax.data.pipeline import prepare
 from bertjax.data.pipeline.loader import Batches, open_batches, open_task
 from bertjax.data.sources.class_names import ClassSpec
@@ -69,7 +69,7 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
         "EXAMPLES_PER_JOB": 16,
         "MIN_POOL_EXAMPLES": 0,
     }.items():
-        monkeypatch.setattr(plan, name, value)
+        monkeypatch.setattr(job_plan, name, value)
 
 
 VARIANTS = {
@@ -381,7 +381,7 @@ def test_a_full_disk_is_one_line_and_keeps_what_is_whole(  # for it without its 
     assert (text / "cache").exists() == kept
     if kept:
         (work,) = (text / "cache").iterdir()
-        assert work.name.endswith(".work") and (work / "corpus-done" / "00000.json").exists()
+        assert work.name.endswith(".work2") and (work / "corpus-done" / "00000.json").exists()
         again = start(text, "cache", "0")
         again.communicate()
         assert again.returncode == 0

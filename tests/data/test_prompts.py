@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from bertjax.config.schema.data import Prompt, TextToText
 from bertjax.data.preprocess.prompts import t5_prompts
-from bertjax.data.preprocess.prompts.t5_prompts import TextExample, get_prompt, pad_punctuation
+from bertjax.data.preprocess.prompts.registry import get_prompt
+from bertjax.data.preprocess.prompts.t5_prompts import TextExample, pad_punctuation
 from bertjax.errors import UserError
 from bertjax.verify.prompts import BY_RULE, FROM_REFERENCE_TESTS, make_examples
 

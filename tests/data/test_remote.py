@@ -182,7 +182,7 @@ def test_damage_in_the_bucket_is_found(bucket: Path, tmp_path: Path, monkeypatch
         Store(far.folder)
     lines: list[str] = []
     again = prepared("chunks", tmp_path, "gs://bucket/cache", "gs://bucket/in", report=lines.append)
-    assert "doing that now" in lines[0] and path.read_bytes() == good
+    assert "preparing it now" in lines[0] and path.read_bytes() == good
     again.verify()
 
 

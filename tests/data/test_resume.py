@@ -91,7 +91,7 @@ def test_what_was_finished_is_kept_and_the_bytes_are_the_same(base: Path, kind: 
     with pytest.raises(Interrupted):
         prepared(kind, base)
     (work,) = (base / "cache").iterdir()
-    assert work.name.endswith(".work") and len(list(work.glob("examples-done/*.json"))) == 3
+    assert work.name.endswith(".work2") and len(list(work.glob("examples-done/*.json"))) == 3
 
     again: list[int] = []
 
@@ -153,7 +153,7 @@ def blocks(work, unit):
 if __name__ == "__main__":
     bert_pairs.pairs_blocks = blocks
     preparing.small_jobs(pytest.MonkeyPatch())
-    from bertjax.data.jobs.stopping import exit_on_signal
+    from bertjax.data.jobs.runners import exit_on_signal
     from bertjax.errors import BertjaxError
     base = Path(sys.argv[1])
     try:
@@ -177,7 +177,7 @@ def start(base: Path, cache: str, workers: int) -> subprocess.Popen:
 
 def wait_for_records(base: Path, count: int) -> None:
     deadline = time.monotonic() + 120
-    while len(list((base / "cache").glob(".*.work/examples-done/*.json"))) < count:
+    while len(list((base / "cache").glob(".*.work2/examples-done/*.json"))) < count:
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
@@ -202,7 +202,7 @@ def test_a_killed_process_leaves_no_orphans_and_the_next_goes_on(base: Path, num
     while any(Path(f"/proc/{pid}/exe").exists() for pid in workers):
         assert time.monotonic() < deadline, "a worker outlived its parent"
         time.sleep(0.1)
-    (work,) = (base / "cache").glob(".*.work")
+    (work,) = (base / "cache").glob(".*.work2")
     kept = len(list(work.glob("examples-done/*.json")))
     shard = sorted(work.glob("rows/*.array_record"))[0]
     shard.write_bytes(shard.read_bytes()[:-1])  # one of them is damaged meanwhile
@@ -218,7 +218,7 @@ def test_a_killed_process_leaves_no_orphans_and_the_next_goes_on(base: Path, num
 def test_only_one_of_two_preparers_takes_the_kept_work(base: Path):
     store = base / "cache" / "store"
     with scratch_dir(store, False) as first, scratch_dir(store, False) as second:
-        assert first.folder.name == ".store.work" != second.folder.name
+        assert first.folder.name == ".store.work2" != second.folder.name
     assert not (base / "cache").exists()
     with pytest.raises(Interrupted), scratch_dir(store, False) as first:
         (first.folder / "rows-done").mkdir()

@@ -9,7 +9,7 @@ from preparing import bert, questions, sentence
 
 from bertjax.config.schema.data import SpanQa, Task, TextToText
 from bertjax.config.schema.sources import SquadFiles
-from bertjax.data.jobs.context import PrepareContext
+from bertjax.data.jobs.job_plan import PrepareContext
 from bertjax.data.preprocess.sampling import sample_indices, sample_items
 from bertjax.data.preprocess.span_qa import plan_qa
 from bertjax.data.preprocess.text_to_text import read_examples
@@ -45,7 +45,7 @@ def test_questions_are_sampled_alike_for_every_kind_of_row(tmp_path):
     assert len(ids) == 12
     spans = Task(source=source, preprocess=SpanQa(sequence_length=64, doc_stride=16, max_query_length=12), limit=12)
     work = PrepareContext(spans, "t", bert(), 7, tmp_path, tmp_path, 1, None, print)
-    plan = plan_qa(work, None)
+    plan = plan_qa(work)
     assert [q.id for job in plan.arguments for q in job] == ids and plan.facts["questions"] == 12
     asked = Task(source=source, preprocess=TextToText(prompt="squad"), limit=12)
     assert [e.extra["id"] for e in read_examples(asked, tmp_path, seed=7)] == ids

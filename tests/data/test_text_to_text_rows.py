@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from bertjax.config.schema.data import SpanCorruption, Task, TextToText
 from bertjax.config.schema.sources import JsonLines
-from bertjax.data.jobs import plan, text_counts
+from bertjax.data.jobs import job_plan, text_counts
 from bertjax.data.pipeline import prepare
 from bertjax.data.pipeline.loader import Batches, open_task
 from bertjax.data.pipeline.task_rows import make_task_data
@@ -177,8 +177,8 @@ def test_the_same_for_any_number_of_workers(tmp_path: Path, monkeypatch: pytest.
         "MIN_POOL_TOKENS": 0,
         "EXAMPLES_PER_JOB": 7,
     }.items():
-        monkeypatch.setattr(plan, name, value)
-    monkeypatch.setattr(plan, "MIN_POOL_EXAMPLES", 10)
+        monkeypatch.setattr(job_plan, name, value)
+    monkeypatch.setattr(job_plan, "MIN_POOL_EXAMPLES", 10)
     texts = [(n % 11, n % 5) for n in range(40)]
     stores = [prepared(tmp_path, texts, f"cache{n}", workers=n, pack=True) for n in (1, 2)]
     contents = [{p.name: p.read_bytes() for p in sorted(store.folder.iterdir())} for store in stores]
@@ -227,5 +227,5 @@ def test_nothing_to_train_on(tmp_path: Path):
     wsc = {"text": "Mitchell asked Tom if he could lend.", "span1_text": "Tom", "span2_text": "he", "span2_index": 4}
     write(tmp_path / "data.jsonl", [wsc | {"label": 0}])
     wrong = task(prompt="super_glue_wsc")
-    with pytest.raises(UserError, match="gives no example at all"):
+    with pytest.raises(UserError, match="gives no example;"):
         prepare.prepare(wrong, "t", Words(), seed=0, base=tmp_path, cache=tmp_path / "cache", workers=1)

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bertjax.config.schema.data import TextToText
-from bertjax.data.preprocess.prompts.t5_prompts import TextExample, get_prompt
+from bertjax.data.preprocess.prompts.registry import get_prompt
+from bertjax.data.preprocess.prompts.t5_prompts import TextExample
 from bertjax.errors import UserError
 from bertjax.evaluation.metrics import by_prompt, glue_average
 from bertjax.evaluation.metrics import text as metrics_text

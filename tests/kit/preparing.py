@@ -10,9 +10,10 @@ import pytest
 
 from bertjax.config.schema.data import BertPairs, SpanCorruption, SpanQa, Task, TextToText
 from bertjax.config.schema.sources import JsonLines, SquadFiles
-from bertjax.data.jobs import plan, tokenize
+from bertjax.data.jobs import job_plan, tokenize
 from bertjax.data.pipeline.prepare import prepare
-from bertjax.data.preprocess.denoising import chunks
+from bertjax.data.preprocess.denoising import concat_and_split
+from bertjax.data.preprocess.span_qa import qa_blocks
 from bertjax.data.sources import registry
 from bertjax.data.store.reader import Store
 from bertjax.data.tokenizers.load import AnyTokenizer, Tokenizer, build_wordpiece
@@ -107,10 +108,19 @@ def small_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
         "MIN_POOL_EXAMPLES": 0,
     }
     for name, value in limits.items():
-        monkeypatch.setattr(plan, name, value)
-    monkeypatch.setattr(chunks, "CONCAT_DOCUMENTS", 16)
+        monkeypatch.setattr(job_plan, name, value)
+    monkeypatch.setattr(concat_and_split, "CONCAT_DOCUMENTS", 16)
     monkeypatch.setattr(registry, "PART_BYTES", 1)
     monkeypatch.setattr(tokenize, "MIN_POOL_BYTES", 0)
+
+
+def rows_and_counts(examples: Any, tokenizer: Any, options: SpanQa) -> tuple[np.ndarray, dict[str, dict[str, int]]]:
+    """The rows of questions, and what is counted of their texts."""
+    blocks = qa_blocks((tokenizer, options), examples)
+    rows = next(blocks)
+    with pytest.raises(StopIteration) as end:
+        next(blocks)
+    return rows, end.value.value
 
 
 def contents(store: Store) -> dict[str, bytes]:

@@ -17,6 +17,7 @@ MaxSegments = Annotated[Positive, Field(description="Most examples in a packed r
 class BertPairs(Section):
     """Sentence pairs for MLM and NSP, as made by create_pretraining_data.py of google-research/bert."""
 
+    implementation: ClassVar[str] = "bertjax.data.preprocess.bert_pairs:BERT_PAIRS"
     kind: Literal["bert_pairs"] = "bert_pairs"
     sequence_length: int = Field(128, ge=8, description="Tokens per row.")
     short_seq_prob: Probability = Field(0.1, description="Probability of a pair that is made shorter at random.")
@@ -35,6 +36,7 @@ class BertPairs(Section):
 class SpanQa(Section):
     """Windows over a document for extractive question answering."""
 
+    implementation: ClassVar[str] = "bertjax.data.preprocess.span_qa:SPAN_QA"
     kind: Literal["span_qa"] = "span_qa"
     profile: Literal["hf", "bert"] = Field(
         "hf",
@@ -55,6 +57,7 @@ class SpanQa(Section):
 class Classify(Section):
     """A text or a pair of texts with one label."""
 
+    implementation: ClassVar[str] = "bertjax.data.preprocess.classify:CLASSIFY"
     kind: Literal["classify"] = "classify"
     sequence_length: int = Field(128, ge=8, description="Tokens per row; longer texts are truncated.")
     text_a: str = Field("text", description="Field of a record that holds the first text.")
@@ -75,6 +78,7 @@ class Classify(Section):
 class SpanCorruption(Section):
     """T5's denoising: sentinels replace spans of the inputs, and the targets are the hidden spans (span_corruption)."""
 
+    implementation: ClassVar[str] = "bertjax.data.preprocess.denoising.kinds:SPAN_CORRUPTION"
     kind: Literal["span_corruption"] = "span_corruption"
     sequence_length: InputLength = 512
     target_length: Positive | None = Field(
@@ -88,6 +92,7 @@ class SpanCorruption(Section):
 class IidDenoising(Section):
     """Denoising of independently chosen tokens (arXiv 1910.10683, section 3.3)."""
 
+    implementation: ClassVar[str] = "bertjax.data.preprocess.denoising.kinds:IID_DENOISING"
     kind: Literal["iid_denoising"] = "iid_denoising"
     sequence_length: InputLength = 512
     target_length: Positive | None = Field(None, description="Tokens per row of targets. Default: as needed.")
@@ -106,6 +111,7 @@ class IidDenoising(Section):
 class Deshuffling(Section):
     """Inputs are the tokens of the text in random order, targets the text (arXiv 1910.10683, section 3.3.1)."""
 
+    implementation: ClassVar[str] = "bertjax.data.preprocess.denoising.kinds:DESHUFFLING"
     kind: Literal["deshuffling"] = "deshuffling"
     sequence_length: InputLength = 512
     target_length: Positive | None = Field(None, description="Tokens per row of targets. Default: `sequence_length`.")
@@ -114,6 +120,7 @@ class Deshuffling(Section):
 class PrefixLm(Section):
     """Inputs are the text up to a random position, targets the rest (prefix_lm of T5)."""
 
+    implementation: ClassVar[str] = "bertjax.data.preprocess.denoising.kinds:PREFIX_LM"
     kind: Literal["prefix_lm"] = "prefix_lm"
     sequence_length: InputLength = 512
     target_length: Positive | None = Field(None, description="Tokens per row of targets. Default: `sequence_length`.")
@@ -125,6 +132,7 @@ class CausalLm(Section):
 
     architecture: ClassVar[str] = "decoder_only"  # of the model that trains on it
 
+    implementation: ClassVar[str] = "bertjax.data.preprocess.denoising.kinds:CAUSAL_LM"
     kind: Literal["causal_lm"] = "causal_lm"
     sequence_length: int = Field(512, ge=8, description="Tokens per row, end token included.")
 
@@ -140,6 +148,7 @@ Prompt: TypeAlias = Literal[
 class TextToText(Section):
     """Inputs and targets as text: a prompt of the T5 paper, or templates over the fields of the records."""
 
+    implementation: ClassVar[str] = "bertjax.data.preprocess.text_to_text:TEXT_TO_TEXT"
     kind: Literal["text_to_text"] = "text_to_text"
     sequence_length: InputLength = 512
     target_length: int = Field(114, ge=2, description="Tokens per row of targets, end token included.")

@@ -1,7 +1,7 @@
-"""Jobs as Apache Beam pipelines, on whatever Beam runs on: this machine, Dataflow, Flink or Spark.
+"""Jobs as Apache Beam pipelines, on any runner of Beam: this machine, Dataflow, Flink or Spark.
 
-Imported only where Beam is installed. What the jobs share is put into a file beside their records, and their arguments
-too where they are large: a pipeline's own description has to stay small (Dataflow takes 10 MB).
+Imported only where Beam is installed. Shared values and large arguments of jobs are written to files beside their
+records: the description of a pipeline must stay small (Dataflow takes 10 MB).
 """
 
 import os
@@ -19,16 +19,16 @@ from bertjax.errors import BertjaxError, StorageError, UserError
 from bertjax.storage import remote
 from bertjax.storage.atomic import write_bytes_atomic
 
-# Beam's own default first tries to download a runner; this one, in Python, it comes with.
+# Beam's default first tries to download a runner; this one is part of the Python package.
 LOCAL_BEAM_RUNNER = "FnApiRunner"
-MAX_INLINE_BYTES = 256  # bytes of an argument that goes into the pipeline as it is
-RECORDS_PER_READ = 64  # jobs of the first pipeline, where not all may be needed; the next has twice as many
+MAX_INLINE_BYTES = 256  # larger arguments are written to files
+RECORDS_PER_READ = 64  # records that are read at once
 
-Element = tuple[int, str | bytes]  # a job's number, and its argument or the path of the file it is in
+Element = tuple[int, str | bytes]  # a job's number, and its argument or the path of its file
 
 
 class _Spec(NamedTuple):
-    """What is in the file that all workers read; `arguments` only of jobs that are fed by a shuffle."""
+    """The content of the file that all workers read; `arguments` only for jobs that a shuffle feeds."""
 
     jobs: Jobs
     shuffle: Shuffle | None
@@ -47,9 +47,8 @@ class BeamRunner:
         flags = list(args)
         if PipelineOptions(flags).view_as(StandardOptions).runner is None:
             mode = "multi_processing" if workers > 1 else "in_memory"
-            flags = [
-                f"--runner={LOCAL_BEAM_RUNNER}", f"--direct_num_workers={workers}", f"--direct_running_mode={mode}", *flags,
-            ]  # fmt: skip
+            local = f"--runner={LOCAL_BEAM_RUNNER}", f"--direct_num_workers={workers}", f"--direct_running_mode={mode}"
+            flags = [*local, *flags]
         known = PipelineOptions(flags).get_all_options(current_only=False)
         every = PipelineOptions(flags).get_all_options(retain_unknown_options=True)
         if unknown := sorted(every.keys() - known.keys()):
@@ -101,7 +100,7 @@ class BeamRunner:
                 build(pipeline)
         except BertjaxError:
             raise
-        except Exception as error:  # noqa: BLE001  (a runner raises what it likes; its own log tells the rest)
+        except Exception as error:  # noqa: BLE001  (runners raise any exception; details are in their logs)
             reason = " ".join(str(error).split())[:150] or type(error).__name__
             raise StorageError(f"Beam: the pipeline failed ({reason}); {KEPT_MESSAGE}") from error
 
@@ -147,7 +146,7 @@ class _PrepareShuffled(_WithSpec):
 
 
 def _make(jobs: Jobs, index: int, argument: Callable[[], Any]) -> None:
-    """Runs a job. What is wrong with the data is written down; trying again, as Beam does, would not help."""
+    """Runs a job. An error in the data is written to a file; a retry, as Beam does, would not help."""
     try:
         run_job(jobs, index, argument())
     except UserError as error:
@@ -195,10 +194,7 @@ def _recorded_indices(jobs: Jobs) -> set[int]:
 
 
 def _records(jobs: Jobs, indices: list[int], before: set[int]) -> Iterator[JobRecord]:
-    """In order, of jobs that have just run; those in `before` had a record already.
-
-    Raises the complaint of the first that could not be made.
-    """
+    """The records, in order, of jobs that have run; those in `before` had one already. Raises the first error."""
     there = _recorded_indices(jobs)
     for index in indices:
         if index not in there:

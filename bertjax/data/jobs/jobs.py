@@ -1,8 +1,8 @@
 """Jobs that make files: each a pure function of its argument, run here, in a pool of processes or by another runner.
 
-A job that is done has left a record: the sizes and hashes of its files, and what is to be known about them. Run again,
-it compares them and makes only what is not whole. So whoever runs which job, in whatever order and however often they
-are interrupted, the files come out the same.
+A finished job has a record: sizes and hashes of its files, and facts about them. Run again, it compares the files with
+the record and makes them only if they differ. So the files are the same whichever process runs a job, in any order and
+with any number of interruptions.
 """
 
 import base64
@@ -32,7 +32,7 @@ from bertjax.storage.atomic import write_bytes_atomic
 
 
 class JobOutput(NamedTuple):
-    """What a job leaves in the folder it was given: file names, facts (JSON), and counts (integers of any shape)."""
+    """The result of a job: names of files in its folder, facts (JSON), and counts (integers of any shape)."""
 
     files: list[str]
     facts: dict[str, Any]
@@ -40,7 +40,7 @@ class JobOutput(NamedTuple):
 
 
 class JobRecord(NamedTuple):
-    """Of a finished job. `files` has {file, bytes, sha256} each; `reused`: they were there already."""
+    """The record of a finished job. `files` has {file, bytes, sha256} each; `reused`: an earlier run made them."""
 
     files: list[dict[str, Any]]
     facts: dict[str, Any]
@@ -48,16 +48,14 @@ class JobRecord(NamedTuple):
     reused: bool = False
 
 
-JobFn = Callable[
-    [Any, Any, int, Path], JobOutput
-]  # (what all jobs share, a job's argument, its number, a local folder)
+JobFn = Callable[[Any, Any, int, Path], JobOutput]  # (shared value, a job's argument, its number, a local folder)
 
 
 @dataclass(frozen=True)
 class Jobs:
     """Attributes:
     make: a module-level function; it and `shared` are sent to each process once.
-    folder: where the files end up; records: where a record of each finished job is kept.
+    folder: of the finished files; records: a folder with a record of each finished job.
     """
 
     make: JobFn
@@ -73,35 +71,35 @@ class Jobs:
 
 
 class Shuffle(Protocol):
-    """Brings pieces of the parts of a corpus to the jobs that need them, for a runner that has a shuffle of its own."""
+    """Sends pieces of the parts of a corpus to the jobs that need them, for runners with a shuffle."""
 
     @property
     def num_parts(self) -> int: ...
 
     def pieces(self, part: int) -> Iterator[tuple[int, Any]]:
-        """(number of the job, piece) for everything in a part."""
+        """(number of the job, piece) for each piece of a part."""
 
     def shared_for_job(self, shared: Any, job: int, pieces: Iterable[Any]) -> Any:
-        """What a job needs in place of `shared`, once its pieces have come, in any order."""
+        """A job's replacement for `shared`, from its pieces in any order."""
 
 
 class Runner(Protocol):
-    """Runs jobs and gives their records in order. `is_distributed`: its processes share nothing but the work folder."""
+    """Runs jobs and yields their records in order. `is_distributed`: its processes share only the scratch folder."""
 
     is_distributed: bool
 
     def run(
         self, jobs: Jobs, arguments: Iterable[Any], *, workers: int, shuffle: Shuffle | None = None
     ) -> Iterator[JobRecord]:
-        """`shuffle`: how the jobs get what they would else read from what they share at random."""
+        """`shuffle`: how the jobs get what they would otherwise read from the shared value at random."""
 
 
 class WorkerDiedError(UserError):
-    """Nothing is wrong with the data: what is finished can be kept."""
+    """The data are not at fault: finished parts can be kept."""
 
 
 def run_job(jobs: Jobs, index: int, argument: Any) -> JobRecord:
-    """Makes the files of one job, unless its record is there and they are whole; idempotent, and safe to kill."""
+    """Makes the files of one job, unless they match its record; idempotent, and safe to kill."""
     if found := load_finished(jobs, index):
         return found
     with _job_folder(jobs) as folder:
@@ -125,7 +123,7 @@ def load_finished(jobs: Jobs, index: int) -> JobRecord | None:
 
 
 def read_record(jobs: Jobs, index: int) -> JobRecord | None:
-    """The record of a job that was finished once; its files are not looked at."""
+    """The record of a job that was finished once; its files are not checked."""
     path = jobs.record_path(index)
     if remote.file_size(path) is None:
         return None
@@ -136,12 +134,12 @@ def read_record(jobs: Jobs, index: int) -> JobRecord | None:
         counts = np.frombuffer(zlib.decompress(base64.b64decode(packed)), kind).reshape(shape)
         return JobRecord(found["files"], found["facts"], counts, reused=True)
     except (OSError, ValueError, KeyError, TypeError, zlib.error):
-        return None  # half a record is none
+        return None  # an incomplete record counts as none
 
 
 @contextmanager
 def _job_folder(jobs: Jobs) -> Iterator[Path]:
-    """A folder of its own for a job: beside the records, so that its files need only be renamed, or on this machine."""
+    """A folder for one job: beside the records, so that files are moved by renaming, or else on this machine."""
     above = (staging.staging_dir() if remote.is_remote(jobs.records) else jobs.records.parent) / "making"
     folder = above / secrets.token_hex(8)
     try:
@@ -170,7 +168,7 @@ class LocalRunner:
         workers: int,
         shuffle: Shuffle | None = None,
     ) -> Iterator[JobRecord]:
-        """In order; with `workers` above one some jobs are ahead of what was read."""
+        """In order; with more than one worker some jobs are ahead of the reader."""
         if workers > 1:
             yield from _in_pool(jobs, arguments, workers)
             return
@@ -195,7 +193,7 @@ def _in_pool(jobs: Jobs, arguments: Iterable[Any], workers: int) -> Iterator[Job
             f"preparing data: one of {workers} worker processes died, for want of memory (set run.prepare_workers to "
             "less) or because the program that started it has no `if __name__ == '__main__':`"
         ) from None
-    except BaseException:  # an interrupt: what is half made is of no use
+    except BaseException:  # an interrupt: unfinished files are useless
         for process in list((getattr(pool, "_processes", None) or {}).values()):
             process.kill()
         raise
@@ -205,7 +203,7 @@ def _in_pool(jobs: Jobs, arguments: Iterable[Any], workers: int) -> Iterator[Job
 
 @contextmanager
 def _sigint_blocked() -> Iterator[None]:
-    """A process started inside the block is deaf to Ctrl-C from its beginning, and not only from `_start` on."""
+    """A process started inside the block ignores Ctrl-C from its beginning, not only after `_init_worker`."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -226,7 +224,7 @@ def _init_worker(jobs: Jobs) -> None:
 
 
 def _exit_with_parent() -> None:
-    """A parent that was killed ends nothing: its pool would wait for work for ever."""
+    """Ends this worker with its parent: the pool of a killed parent would wait for work forever."""
     parent = parent_process()
     if parent:
         wait([parent.sentinel])

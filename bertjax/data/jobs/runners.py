@@ -1,18 +1,23 @@
-"""Which runner makes the shards: processes of this machine, or an Apache Beam pipeline."""
+"""How `bertjax prepare` runs its jobs: in processes of this machine or Beam pipelines, ended safely by signals."""
 
 import shlex
-from collections.abc import Sequence
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from bertjax.data.jobs.jobs import LocalRunner, Runner
-from bertjax.errors import UserError
+from bertjax.data.jobs.scratch_dir import KEPT_MESSAGE
+from bertjax.errors import StoppedSafely, UserError
+from bertjax.interrupts import GRACE_SECONDS, INTERRUPTED_EXIT_CODE, CtrlCCounter, exit_now, handle_signals
 
 
-def beam_options(together: str | None, apart: Sequence[str]) -> list[str]:
-    """Beam's options out of one word (`--beam-args`) and out of those behind `--`."""
+def beam_options(joined: str | None, separate: Sequence[str]) -> list[str]:
+    """Beam's options from one string (`--beam-args`) and from the arguments after `--`."""
     try:
-        return [*shlex.split(together or ""), *apart]
+        return [*shlex.split(joined or ""), *separate]
     except ValueError as error:
-        raise UserError(f"--beam-args: {error} in {together!a:.80}; close the quotes") from None
+        raise UserError(f"--beam-args: {error} in {joined!a:.80}; close the quotes") from None
 
 
 def make_runner(name: str, beam_args: Sequence[str] = (), workers: int = 1) -> Runner:
@@ -35,3 +40,37 @@ def make_runner(name: str, beam_args: Sequence[str] = (), workers: int = 1) -> R
     from bertjax.data.jobs.beam_runner import BeamRunner
 
     return BeamRunner(beam_args, workers)
+
+
+class _Stop(BaseException):
+    """Not an Exception, which code in between might handle as a failure of its own."""
+
+
+@contextmanager
+def exit_on_signal() -> Iterator[None]:
+    """Inside the block SIGTERM or Ctrl-C raises StoppedSafely (exit code 75), and finished parts are kept; a second
+    Ctrl-C exits at once."""
+    presses, over, raised = CtrlCCounter(), threading.Event(), list[int]()
+
+    def stop(number: int) -> None:
+        if not raised:  # a second one would interrupt the cleanup
+            raised.append(number)
+            raise _Stop
+
+    def wait() -> None:
+        if not over.wait(GRACE_SECONDS):
+            exit_now(StoppedSafely.exit_code, f"stopped; {KEPT_MESSAGE}")
+
+    def on_signal(received: bytes) -> None:
+        if signal.SIGINT in received and presses.is_repeated():
+            exit_now(INTERRUPTED_EXIT_CODE, f"interrupted; {KEPT_MESSAGE}")
+        threading.Thread(target=wait, name="stopped", daemon=True).start()
+
+    try:
+        signals = [signal.SIGTERM, signal.SIGINT]
+        with handle_signals(signals, stop, on_signal, retry_on=(_Stop,), on_retry=raised.clear):
+            yield
+    except _Stop:
+        raise StoppedSafely(f"stopped; {KEPT_MESSAGE}") from None
+    finally:
+        over.set()

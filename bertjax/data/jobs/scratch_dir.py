@@ -1,4 +1,4 @@
-"""The folder that holds what lies between the sources and a store, so that a preparation that was killed goes on."""
+"""The folder of intermediate files of a preparation; a later call finds the finished parts there and continues."""
 
 import errno
 import fcntl
@@ -20,13 +20,14 @@ from bertjax.storage import remote, staging
 
 DISK_FULL_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 KEPT_MESSAGE = "what is finished is kept: run the same command again"
+# Raise it with every change of how work is divided into jobs, of their records, or of the files that jobs share:
+# a preparation that earlier code has begun is then not continued. Format 1 had no number in the folder's name.
+JOBS_FORMAT = 2
 
 
 @dataclass(frozen=True)
 class ScratchDir:
-    """Attributes:
-    folder: for what lies in between. rows: where the shards of the store are made (`StoreWriter.temporary`).
-    """
+    """`folder`: intermediate files. `rows`: the shards of the store while they are made (`StoreWriter.temporary`)."""
 
     folder: Path
     rows: Path
@@ -34,17 +35,17 @@ class ScratchDir:
 
 @contextmanager
 def scratch_dir(store: Path, is_distributed: bool) -> Iterator[ScratchDir]:
-    """A place to prepare `store` in: the one that an earlier call for the same store has left, if there is one.
+    """A folder to prepare `store` in: the one that an earlier call for the same store has left, if there is one.
 
-    It is removed at the end, and where the source is at fault; else what is finished in it stays, for the next call. Of
-    several preparers on one machine the first has it, and the others work in places of their own.
+    It is removed at the end and after an error in the source; otherwise finished parts stay for the next call. Of
+    several preparers on one machine the first gets this folder, and each of the others one of its own.
 
     Args:
-        is_distributed: the jobs run on other machines, and what they share lies beside the store.
+        is_distributed: the jobs run on other machines, and their shared files are beside the store.
     """
     far = remote.is_remote(store)
     if is_distributed and far:
-        folder = store.parent / f".{store.name}.work"
+        folder = _folder_of(store)
         with _discard_on_source_error(folder, store):
             yield ScratchDir(folder, store)
         remote.remove(folder)
@@ -57,7 +58,7 @@ def scratch_dir(store: Path, is_distributed: bool) -> Iterator[ScratchDir]:
         try:
             above.mkdir(parents=True, exist_ok=True)
             _remove_stale(above)
-            folder, lock = _acquire(above / f".{name}.work")
+            folder, lock = _acquire(_folder_of(above / name))
         except OSError as error:
             raise UserError(f"{above}: no data can be kept here ({error.strerror}); choose another cache") from None
         with _cleanup(folder), _discard_on_source_error(*([store] if far else [])):
@@ -71,9 +72,13 @@ def scratch_dir(store: Path, is_distributed: bool) -> Iterator[ScratchDir]:
                     path.rmdir()
 
 
+def _folder_of(store: Path) -> Path:
+    return store.with_name(f".{store.name}.work{JOBS_FORMAT}")
+
+
 def remove_scratch_dir(store: Path) -> None:
-    """Removes what a preparer left that died after its store was in place."""
-    folder = store.parent / f".{store.name}.work"
+    """Removes the scratch folder of a preparer that died after its store was in place."""
+    folder = _folder_of(store)
     if not remote.is_remote(store) and folder.exists():
         found, lock = _acquire(folder)
         with lock:
@@ -86,7 +91,7 @@ def local_folder_exists(store: Path) -> bool:
 
 @contextmanager
 def _discard_on_source_error(*remains: Path) -> Iterator[None]:
-    """Removes `remains` where the source is at fault: another source is another store."""
+    """Removes `remains` after an error in the source: another source is another store."""
     try:
         yield
     except WorkerDiedError:
@@ -127,13 +132,13 @@ def _keep_if_useful(folder: Path) -> None:
 
 
 def _acquire(folder: Path) -> tuple[Path, IO[str]]:
-    """`folder`, made and locked; one of another name when somebody else has it. OSError when none can be made."""
+    """`folder`, created and locked, or one of another name when another process has it. OSError when that fails."""
     folder.mkdir(exist_ok=True)
     with suppress(FileNotFoundError):
         lock = (folder / "lock").open("w")
         with suppress(OSError):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.stat(folder / "lock").st_ino == os.fstat(lock.fileno()).st_ino:  # and it is still the one
+            if os.stat(folder / "lock").st_ino == os.fstat(lock.fileno()).st_ino:  # and it was not replaced
                 shutil.rmtree(folder / "making", ignore_errors=True)
                 return folder, lock
         lock.close()
@@ -142,7 +147,7 @@ def _acquire(folder: Path) -> tuple[Path, IO[str]]:
 
 
 def _remove_stale(above: Path) -> None:
-    """Work folders that nobody has come back to."""
+    """Removes scratch folders that were not used for a week."""
     for folder in above.glob(".*.work*"):
         with suppress(OSError):
             if time.time() - folder.stat().st_mtime > STALE_SECONDS:

@@ -1,43 +1,39 @@
 """Writing the shards of a store, one job each.
 
-What a shard holds depends on its job alone, never on which process or machine runs it or how many there are, so a store
-is the same to the byte for any number of workers and any runner.
+The content of a shard depends only on its job, not on the process or machine that runs it or on how many there are: a
+store has the same bytes for any number of workers and any runner.
 """
 
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from bertjax.data.jobs.jobs import JobOutput, Jobs, LocalRunner, Runner, Shuffle
+from bertjax.data.jobs.job_plan import Blocks, JobPlan, PrepareContext
+from bertjax.data.jobs.jobs import JobOutput, Jobs
 from bertjax.data.jobs.text_counts import META_KEY, TextCounts, merge_counts
 from bertjax.data.store.manifest import shard_name
 from bertjax.data.store.row_format import SEGMENTS
 from bertjax.data.store.writer import StoreWriter, write_shard
 
-Blocks = Iterator[np.ndarray]
-CountedBlocks = Generator[np.ndarray, None, TextCounts]  # returns what it has counted of the texts
-RowSums = Callable[[np.ndarray], dict[str, int]]
-MakeBlocks = Callable[[Any, Any], Blocks]  # (what all jobs share, one job's argument) -> blocks of rows
-
 BLOCK_ROWS = 1024
 
 
 class ShardContext(NamedTuple):
-    """What the jobs of one store share."""
+    """What the jobs of one store share: see `JobPlan`."""
 
-    make: MakeBlocks
+    make: Callable[[Any, Any], Blocks]
     shared: Any
-    row_sums: RowSums | None
+    row_sums: Callable[[np.ndarray], dict[str, int]] | None
 
 
 class WriteResult(NamedTuple):
     """Attributes:
-    lengths: the number of tokens of each row, int32 [rows]; with targets of inputs and targets, int32 [rows, 2].
-    shards: how many were read; reused: how many of them were there already.
+    lengths: the number of tokens of each row, int32 [rows]; of rows with inputs and targets int32 [rows, 2].
+    shards: how many there are; reused: how many of them an earlier call had finished.
     sums: of `row_sums` over all rows.
     text_counts: of all shards; see `text_counts`.
     """
@@ -49,34 +45,17 @@ class WriteResult(NamedTuple):
     text_counts: TextCounts
 
 
-def write_shards(
-    make: MakeBlocks,
-    shared: Any,
-    arguments: Iterable[Any],
-    writer: StoreWriter,
-    *,
-    records: Path,
-    workers: int,
-    runner: Runner | None = None,
-    shuffle: Shuffle | None = None,
-    row_sums: RowSums | None = None,
-    progress: Callable[[int], None] = lambda rows: None,
-) -> WriteResult:
-    """Runs `make(shared, argument)` for each argument and adds one shard for each to `writer`, in order.
-
-    Args:
-        make: a module-level function; it and `shared` are sent to each process once.
-        records: where the records of finished shards are kept; those that are there and whole are not made again.
-        workers: processes; 1 works in this one.
-        shuffle: how a runner apart brings to the jobs what they would else read from `shared` at random.
-        row_sums: a module-level function of a block of rows -> counts to add up.
-        progress: told the rows so far after every shard.
-    """
-    jobs = Jobs(make_shard, ShardContext(make, shared, row_sums), writer.temporary, records)
+def write_shards(context: PrepareContext, plan: JobPlan, writer: StoreWriter, what: str) -> WriteResult:
+    """Runs the jobs of `plan` and adds their shards to `writer` in order. `what` the rows are, for the records of
+    finished jobs and for messages: examples or rows."""
+    shared = ShardContext(plan.make, plan.shared, plan.row_sums)
+    jobs = Jobs(make_shard, shared, writer.temporary, context.folder / f"{what}-done")
+    progress = context.progress(f"{what} made")
     lengths: list[np.ndarray] = []
-    rows, found, counts = 0, 0, TextCounts()
+    rows, reused, counts = 0, 0, TextCounts()
     sums: Counter[str] = Counter()
-    run = (runner or LocalRunner()).run(jobs, arguments, workers=workers, shuffle=shuffle)
+    workers = context.workers if plan.use_pool else 1
+    run = context.runner.run(jobs, plan.arguments, workers=workers, shuffle=plan.shuffle)
     with closing(run) as results:  # type: ignore[type-var]
         for record in results:
             for entry in record.files:
@@ -84,11 +63,11 @@ def write_shards(
                 writer.add_shard({"file": entry["file"], **size})
             lengths.append(record.counts)
             rows += len(record.counts)
-            found += record.reused
+            reused += record.reused
             sums.update(record.facts["sums"])
             counts = merge_counts(counts, record.facts[META_KEY])
             progress(rows)
-    return WriteResult(_concat(lengths), len(lengths), found, sums, counts)
+    return WriteResult(_concat(lengths), len(lengths), reused, sums, counts)
 
 
 def make_shard(context: ShardContext, argument: Any, index: int, folder: Path) -> JobOutput:

@@ -1,4 +1,4 @@
-"""Documents in the random order they are joined in: looked up where they lie, or brought by a runner's shuffle."""
+"""Documents in random order: read from the corpus by index, or sent to their jobs by a runner's shuffle."""
 
 import io
 from collections.abc import Iterable, Iterator
@@ -16,20 +16,20 @@ from bertjax.storage import remote
 from bertjax.storage.atomic import write_bytes_atomic
 
 if TYPE_CHECKING:
-    from bertjax.data.jobs.context import PrepareContext
+    from bertjax.data.jobs.job_plan import PrepareContext
     from bertjax.data.jobs.tokenize import TokenizedText
 
-PlacedDocument = tuple[int, np.ndarray]  # a document's place in the order, and its ids
+PlacedDocument = tuple[int, np.ndarray]  # a document's place in the order and its ids
 
 
 class ShuffledDocuments(Protocol):
     def documents(self, first: int, last: int) -> Iterator[np.ndarray]:
-        """The documents at places first..last-1 of the order, or as many of these as there are."""
+        """The documents at places first..last-1 of the order that exist."""
 
 
 @dataclass(frozen=True)
 class IndexedDocuments:
-    """`order`: a file with the number of the document at each place, int64. Read through memory maps."""
+    """`order`: a file with the number of the document at each place, int64, read through a memory map."""
 
     corpus: Documents
     order: Path
@@ -42,7 +42,7 @@ class IndexedDocuments:
         return (self.corpus.document_tokens(document) for document in self._order[first:last].tolist())
 
     def __reduce__(self) -> tuple[type["IndexedDocuments"], tuple[Documents, Path]]:
-        return IndexedDocuments, (self.corpus, self.order)  # without what is in memory
+        return IndexedDocuments, (self.corpus, self.order)  # without the memory map
 
 
 @dataclass(frozen=True)
@@ -57,11 +57,11 @@ class GroupedDocuments:
 
 @dataclass(frozen=True)
 class PositionShuffle:
-    """A `jobs.Shuffle`: sends each document of a corpus to the job that joins it.
+    """A `jobs.Shuffle`: sends each document of a corpus to the job that needs it.
 
     Attributes:
     places: a folder with a file for each part: the place of each of its documents, int64.
-    ends: behind the last place of each job.
+    ends: for each job, one more than its last place.
     """
 
     corpus: tuple[CorpusPart, ...]
@@ -76,14 +76,14 @@ class PositionShuffle:
         corpus, places = self.corpus[part].open(), _load(self.places / f"{part:05d}.npy")
         jobs = np.searchsorted(self.ends, places, side="right")
         for document, (job, place) in enumerate(zip(jobs.tolist(), places.tolist(), strict=True)):
-            if job < len(self.ends):  # behind the last there is nothing but what a limit leaves out
+            if job < len(self.ends):  # later places are documents that a limit leaves out
                 yield job, (place, np.array(corpus.document_tokens(document)))
 
     def shared_for_job(self, shared: Any, job: int, pieces: Iterable[PlacedDocument]) -> Any:
         brought = dict(pieces)
         if brought.keys() != set(range(self.ends[job - 1] if job else 0, self.ends[job])):
             raise StorageError(f"{self.places}: the shuffle lost documents of job {job}; run the same command again")
-        context = shared.shared  # a shards.ShardWork around a chunks.ChunksWork
+        context = shared.shared  # a ShardContext around a ChunkContext
         return shared._replace(shared=replace(context, text=GroupedDocuments(brought)))
 
 
@@ -95,7 +95,9 @@ def shuffle_documents(
         context.folder.mkdir(parents=True, exist_ok=True)
         np.save(context.folder / "order.npy", order)
         return IndexedDocuments(text.corpus, context.folder / "order.npy"), None
-    place_of = np.full(sum(part.documents for part in text.parts), np.iinfo(np.int64).max)  # of what a limit leaves out
+    place_of = np.full(
+        sum(part.documents for part in text.parts), np.iinfo(np.int64).max
+    )  # the default: left out by a limit
     place_of[order] = np.arange(len(order))
     bounds = np.cumsum([part.documents for part in text.parts])[:-1]
     for number, places in enumerate(np.split(place_of, bounds)):

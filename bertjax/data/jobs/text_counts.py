@@ -1,8 +1,8 @@
-"""How many texts of a task are cut to their length or left out, and how many pieces the tokenizer does not know.
+"""Counts of texts that are truncated or left out, and of pieces that are unknown to the tokenizer.
 
-Counted where rows are made and kept in a store's meta["text_counts"], so that a cached store still says it:
-{side: {"texts", "cut", "tokens", "tokens_cut", "unknown"}}, a side being inputs, targets, texts, questions or contexts;
-questions and records (of text_to_text) that make no row: "left_out" of "texts".
+They are made with the rows and kept in a store's meta["text_counts"]:
+{side: {"texts", "cut", "tokens", "tokens_cut", "unknown"}}; a side is inputs, targets, texts, questions or contexts;
+questions and records (of text_to_text) without a row: "left_out" of "texts".
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,9 +10,9 @@ from typing import Any
 
 TextCounts = dict[str, dict[str, int]]
 
-UNKNOWN_WARNING_SHARE = 0.01  # of the pieces: from here on another tokenizer is advised
+UNKNOWN_WARNING_SHARE = 0.01  # share of the pieces from which the log suggests another tokenizer
 META_KEY = "text_counts"  # in a store's meta and in a job's facts
-# What to raise for fewer cuts.
+# The option that limits the length of each side.
 _LENGTHS = {
     "inputs": "sequence_length", "texts": "sequence_length", "targets": "target_length",
     "questions": "max_query_length",
@@ -24,7 +24,7 @@ _WHY_LEFT_OUT = {
 
 
 def count(texts: Sequence[Sequence[int]], room: int | None, unk_id: int | None) -> dict[str, int]:
-    """The counts of texts, given as ids, of which `room` tokens each are kept (None: all); no unknown piece: None."""
+    """Counts of texts, given as ids, truncated to `room` tokens (None: not); `unk_id` None: no piece is unknown."""
     sizes = [len(ids) for ids in texts]
     over = [] if room is None else [size - room for size in sizes if size > room]
     unknown = sum(ids.count(unk_id) for ids in texts)
@@ -41,9 +41,9 @@ def merge_counts(one: TextCounts, other: TextCounts) -> TextCounts:
 
 
 def report_lines(name: str, counts: TextCounts | None, options: Any) -> list[str]:
-    """A line for each thing that is lost; none where nothing is, or a store of an earlier version counted nothing.
+    """A line for each kind of loss; none without a loss or for stores of earlier versions, which have no counts.
 
-    options: the preprocess section, or {side: (what its length is called, the length)}.
+    options: the preprocess section, or {side: (name of the option for its length, the length)}.
     """
     found = []
     for side, n in (counts or {}).items():

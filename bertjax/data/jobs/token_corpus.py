@@ -1,6 +1,6 @@
-"""Tokenised text on disk: any sentence of any document can be asked for, in bounded memory.
+"""Tokenized text on disk: random access to sentences of documents in bounded memory.
 
-A corpus is one folder of three arrays, or many of them one after the other, each made by a job of its own.
+A corpus is a folder of three arrays, or several of these in order, each made by one job.
 """
 
 import json
@@ -26,14 +26,18 @@ _FORMAT = "bertjax tokenized corpus 1"
 _OFFSET = np.dtype("<u8")
 
 
-class Documents(Protocol):
-    """What both kinds of corpus give; documents are numbered throughout."""
+class Sentences(Protocol):
+    """Tokenized documents by number; no document and no sentence is empty."""
 
     def __len__(self) -> int: ...
 
     def num_sentences(self, document: int) -> int: ...
 
-    def sentence_tokens(self, document: int, sentence: int) -> list[int]: ...
+    def sentence_tokens(self, document: int, sentence: int) -> Sequence[int]: ...
+
+
+class Documents(Sentences, Protocol):
+    """What every corpus on disk provides."""
 
     def document_tokens(self, document: int) -> np.ndarray: ...
 
@@ -47,7 +51,7 @@ class TokenizedCorpus:
     """
 
     def __init__(self, folder: Path | str, files: Mapping[str, Path] | None = None) -> None:
-        """files: where each of the four files lies, when they are not in `folder`."""
+        """files: the path of each of the four files, when they are not in `folder`."""
         self.folder = Path(folder)
         self._files = files or {name: self.folder / name for name in FILES}
         facts = self._facts()
@@ -85,8 +89,8 @@ class TokenizedCorpus:
     ) -> "TokenizedCorpus":
         """Streams `documents` (lists of sentences of ids below vocab_size) into `folder` and opens it.
 
-        Empty sentences and empty documents are left out. The folder appears only when it is complete, and replaces an
-        older one. Raises UserError when there is no text at all, ValueError for an id outside the vocabulary.
+        Empty sentences and documents are left out. The folder appears only when complete, and replaces an older one.
+        Raises UserError when there is no text, ValueError for an id outside the vocabulary.
         """
         folder = Path(folder)
         temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
@@ -123,7 +127,7 @@ class TokenizedCorpus:
         first, last = (int(self._sentences[int(self._documents[at])]) for at in (document, document + 1))
         return self._tokens[first:last]
 
-    def sentence_tokens(self, document: int, sentence: int) -> list[int]:
+    def sentence_tokens(self, document: int, sentence: int) -> Sequence[int]:
         at = int(self._documents[document]) + sentence
         return self._tokens[int(self._sentences[at]) : int(self._sentences[at + 1])].tolist()
 
@@ -133,20 +137,20 @@ class TokenizedCorpus:
 
 
 class CorpusPart(NamedTuple):
-    """A corpus that is part of a larger one. `entries` {file, bytes, sha256} say what its files in `folder` must be."""
+    """A part of a larger corpus. `entries` {file, bytes, sha256} describe its files in `folder`."""
 
     folder: Path
     documents: int
     entries: tuple[tuple[str, int, str], ...]
 
     def open(self) -> TokenizedCorpus:
-        """Its files are copied to this machine first, when they lie in an object store."""
+        """Opens the corpus; files in an object store are copied to this machine first."""
         found = {name: staging.stage_file(self.folder / name, size, sha256) for name, size, sha256 in self.entries}
         return TokenizedCorpus(str(self.folder), found)
 
 
 class ConcatCorpus:
-    """Corpora one after the other, each opened when a document of it is first asked for."""
+    """Several corpora as one, each opened when one of its documents is first read."""
 
     def __init__(self, parts: Sequence[CorpusPart]) -> None:
         self.parts = tuple(parts)
@@ -173,7 +177,7 @@ class ConcatCorpus:
         corpus, at = self._at(document)
         return corpus.num_sentences(at)
 
-    def sentence_tokens(self, document: int, sentence: int) -> list[int]:
+    def sentence_tokens(self, document: int, sentence: int) -> Sequence[int]:
         corpus, at = self._at(document)
         return corpus.sentence_tokens(at, sentence)
 
@@ -194,7 +198,7 @@ class CorpusSubset:
     def num_sentences(self, document: int) -> int:
         return self._corpus.num_sentences(int(self._numbers[document]))
 
-    def sentence_tokens(self, document: int, sentence: int) -> list[int]:
+    def sentence_tokens(self, document: int, sentence: int) -> Sequence[int]:
         return self._corpus.sentence_tokens(int(self._numbers[document]), sentence)
 
     def document_tokens(self, document: int) -> np.ndarray:
@@ -202,7 +206,7 @@ class CorpusSubset:
 
 
 def _raise_open_file_limit(wanted: int) -> int:
-    """How many files this process may hold open, after asking for `wanted`."""
+    """The limit of open files of this process, raised to `wanted` if possible."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < wanted:
         soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)

@@ -1,4 +1,4 @@
-"""Text of any source as a corpus of ids: a job for each part of the sources, one after the other in the corpus."""
+"""Text of any source as a corpus of ids: one job for each part of the sources, in their order."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
@@ -18,11 +18,11 @@ from bertjax.errors import UserError
 from bertjax.storage.remote import is_remote
 
 if TYPE_CHECKING:
-    from bertjax.data.jobs.context import PrepareContext
+    from bertjax.data.jobs.job_plan import PrepareContext
     from bertjax.data.tokenizers.load import Tokenizer
 
 LONG_DOCUMENT_SENTENCES = 1000  # a chapter has some hundred
-MIN_POOL_BYTES = 8 << 20  # of files; less is tokenised before worker processes have started
+MIN_POOL_BYTES = 8 << 20  # of files; less is tokenized before worker processes have started
 DocumentIds = Iterable[Sequence[int]]  # of one document, in pieces
 ReadFn = Callable[[Any, Path], Iterator[Any]]  # a source as documents
 TokenizeFn = Callable[[Iterator[Any], "Tokenizer"], Iterator[DocumentIds]]
@@ -30,22 +30,22 @@ TokenizeFn = Callable[[Iterator[Any], "Tokenizer"], Iterator[DocumentIds]]
 
 @dataclass(frozen=True)
 class TokenizeContext:
-    """How documents are read and made ids of; `read` and `tokenize` are module-level functions."""
+    """How documents are read and tokenized; `read` and `tokenize` are module-level functions."""
 
     read: ReadFn
     tokenize: TokenizeFn
     tokenizer: "Tokenizer"
     base: Path
-    progress: Callable[[int], None] | None = None  # told of every document, where that is possible
-    max_sentence_tokens: int | None = None  # sentences of more tokens are cut (`split_long_sentences`)
+    progress: Callable[[int], None] | None = None  # called with the count after every document, in this process
+    max_sentence_tokens: int | None = None  # longer sentences are divided (`split_long_sentences`)
 
 
 @dataclass(frozen=True)
 class TokenizedText:
     """Attributes:
-    tokens: of each document, int64 [documents]; unknown_tokens: how many of them the tokenizer does not know.
-    sentences: in all; sentences_cut: sentences that became pieces; longest_document: sentences in the longest document; long_documents: documents of
-        more than `LONG_DOCUMENT_SENTENCES` sentences.
+    tokens: of each document, int64 [documents]; unknown_tokens: how many of them are unknown to the tokenizer.
+    sentences: their number; sentences_cut: how many were divided into pieces; longest_document: sentences in the
+        longest document; long_documents: documents of more than `LONG_DOCUMENT_SENTENCES` sentences.
     """
 
     corpus: Documents
@@ -59,24 +59,17 @@ class TokenizedText:
 
     @property
     def text_counts(self) -> TextCounts:
-        """Nothing of a text is cut."""
-        tokens = int(self.tokens.sum())
-        counts = {
-            "texts": len(self.tokens),
-            "cut": 0,
-            "tokens": tokens,
-            "tokens_cut": 0,
-            "unknown": self.unknown_tokens,
-        }
-        return {"texts": counts}
+        """No text is truncated."""
+        counts = {"texts": len(self.tokens), "cut": 0, "tokens": int(self.tokens.sum()), "tokens_cut": 0}
+        return {"texts": counts | {"unknown": self.unknown_tokens}}
 
 
 def tokenize_sources(
     context: "PrepareContext", read: ReadFn, tokenize: TokenizeFn, max_sentence_tokens: int | None = None
 ) -> TokenizedText:
-    """The corpus of a task; sentences of more than `max_sentence_tokens` tokens are cut into pieces.
+    """The corpus of a task; sentences of more than `max_sentence_tokens` tokens are divided into pieces.
 
-    Raises UserError when a source holds no text, or all of them no token.
+    Raises UserError when a source has no text, or all of them no token.
     """
     cut = [record_of(source).parts(source, context.base) for source in context.task.source]
     parts = [(number, part) for number, found in enumerate(cut) for part, _ in found]
@@ -84,7 +77,7 @@ def tokenize_sources(
     reading = TokenizeContext(
         read, tokenize, context.tokenizer, context.base.absolute(), max_sentence_tokens=max_sentence_tokens
     )
-    progress = context.progress("documents tokenised")
+    progress = context.progress("documents tokenized")
     if not pooled and not context.runner.is_distributed:
         reading = replace(reading, progress=progress)
     jobs = Jobs(tokenize_part, reading, context.folder / "corpus", context.folder / "corpus-done")
@@ -102,7 +95,7 @@ def tokenize_sources(
         raise UserError(f"task '{context.name}': its source holds no text; check the files and the text field")
     corpus: Documents = ConcatCorpus(filled)
     if len(filled) == 1 and not is_remote(filled[0].folder):
-        corpus = filled[0].open()  # nothing to look up
+        corpus = filled[0].open()  # no search for the part
     tokens = np.concatenate([record.counts for record in found if len(record.counts)])
     total = {key: sum(record.facts[key] for record in found) for key in ("sentences", "unknown", "cut", "long")}
     most = max(record.facts["most"] for record in found)
@@ -163,10 +156,10 @@ def _part(jobs: Jobs, index: int, record: JobRecord) -> CorpusPart:
 def split_long_sentences(
     sentences: Sequence[Sequence[int]], longest: int, continues: np.ndarray
 ) -> tuple[list[Sequence[int]], int]:
-    """(sentences, how many were cut): those of more than `longest` tokens become pieces of half as many.
+    """(sentences, how many were divided): those of more than `longest` tokens become pieces of half as many.
 
-    Two pieces fill a row, so that a pair has a piece on each side and loses nothing. A piece begins with a word where
-    one begins near: `continues` [V] is true of ids that continue a word.
+    Two pieces fill a row, so that a pair has a piece on each side and loses nothing. Pieces begin at a word boundary
+    where there is one nearby: `continues` [V] is true for ids that continue a word.
     """
     if all(len(sentence) <= longest for sentence in sentences):
         return list(sentences), 0

@@ -1,7 +1,7 @@
 """Batches by number. Batch k is a pure function of (data, seed, k): nothing needs saving and any k costs the same.
 
-The stream is endless: position p = k * batch_size + row goes through `mixing.order` to (task, epoch, index), so the
-last batch of an epoch runs on into the next one. Several processes ask for their own rows of the same batch k.
+The stream is endless: `mixing.order` maps position p = k * batch_size + row to (task, epoch, index), so the last batch
+of an epoch continues in the next one. Each of several processes reads its own rows of batch k.
 """
 
 import os
@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from math import ceil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 Batch = dict[str, np.ndarray]
 ALL_ROWS = slice(None)
 RowSelection = slice | np.ndarray  # part of a batch: a range of its rows, or their numbers in order
-PREFETCH_THREADS = 2  # reading and masking mostly hold the interpreter's lock; more threads would only take turns
+PREFETCH_THREADS = 2  # reading and masking mostly hold the interpreter's lock; more threads would only wait for it
 
 
 class BatchIterator:
-    """Batches made ahead by background threads, in order; a context manager. An error in a thread is raised here."""
+    """Batches prefetched by background threads, in order; a context manager. An error in a thread is raised here."""
 
     def __init__(self, make: Callable[[int], Batch], start: int, stop: int, prefetch: int):
         self._make, self._next, self._stop = make, start, stop
@@ -68,7 +68,7 @@ class BatchIterator:
         return self._make(self._next - 1)
 
     def close(self) -> None:
-        """Drops what was made ahead and waits for the threads to end."""
+        """Drops prefetched batches and waits for the threads to end."""
         self._next = self._stop
         self._ahead.clear()
         if self._pool:
@@ -88,8 +88,8 @@ class Batches:
     Attributes:
         fields: name -> (shape, dtype) of one row; every array of a batch has an axis B in front.
         batch_size: global B, in rows.
-        task_names: as many as there are tasks; with more than one a batch has `task_ids` [B] int32 that number them.
-        rates: the share of each task in the stream's rows.
+        task_names: by task id; with more than one, a batch has `task_ids` [B] int32.
+        rates: the share of each task in the rows of the stream.
         row_counts: rows in one epoch of each task; `rows_per_epoch` is their sum.
     """
 
@@ -109,23 +109,23 @@ class Batches:
         self._order = mixing.order(list(self.row_counts.values()), [shares[name] for name in tasks], seeds)
 
     def steps(self, stage: Stage) -> int:
-        """How many steps `stage` takes: as many as it says, or as its epochs of this data need."""
+        """The steps of `stage`: its `steps`, or what its epochs of this data take."""
         return stage.steps or max(1, ceil((stage.epochs or 1) * self.rows_per_epoch / stage.batch_size))
 
     @property
     def example_counts(self) -> dict[str, int]:
-        """In one epoch of each task; more than its rows where they are packed."""
+        """Examples in one epoch of each task; more than its rows where these are packed."""
         names = zip(self.task_names, self._tasks, strict=True)
         return {name: data.store.meta["examples"] for name, data in names}
 
     @property
     def stores(self) -> dict[str, Store]:
-        """Of each task."""
+        """The store of each task."""
         return {name: data.store for name, data in zip(self.task_names, self._tasks, strict=True)}
 
     @property
     def tokens_per_row(self) -> dict[str, float]:
-        """Real tokens in a row of each task, on average."""
+        """Non-padding tokens in a row of each task, on average."""
         names = zip(self.task_names, self._tasks, strict=True)
         return {name: data.store.meta["tokens_in_rows"] / data.length for name, data in names}
 
@@ -137,36 +137,36 @@ class Batches:
 
     @property
     def labels(self) -> list[str] | None:
-        """Label names by id; None when the data hold numbers, or no labels. Raises UserError when tasks differ."""
+        """Label names by id; None for numbers or data without labels. Raises UserError when tasks differ."""
         found = [data.store.meta.get("labels") for data in self._tasks]
         for name, labels in zip(self.task_names, found, strict=True):
             if labels != found[0]:
-                first, how = self.task_names[0], "name them alike, in one order: preprocess.labels: [...]"
+                first, how = self.task_names[0], "give all the same names in one order: preprocess.labels: [...]"
                 raise UserError(f"tasks '{first}' and '{name}' cannot be mixed: their labels differ; {how}")
         return found[0]
 
     @property
     def unanswerable(self) -> int | None:
-        """Questions without an answer; None when the data are no questions."""
+        """The number of questions without an answer; None for other data."""
         found = [data.store.meta.get("unanswerable") for data in self._tasks]
         known = [count for count in found if count is not None]
         return sum(known) if known else None
 
     def batch(self, k: int, rows: RowSelection = ALL_ROWS) -> Batch:
-        """Rows `rows` (all of them by default) of global batch k >= 0, in order; whoever asks gets the same bits."""
+        """Rows `rows` (default: all) of global batch k >= 0, in order; the same bits in every process."""
         first = k * self.batch_size
         places = [self._order[first + row] for row in _range(rows, self.batch_size)]
         columns = np.array(places, np.int64).reshape(len(places), 3).T
         return self._gather(*columns)
 
     def iterate(self, start: int, stop: int, rows: RowSelection = ALL_ROWS, prefetch: int = 4) -> BatchIterator:
-        """Batches start..stop-1; up to `prefetch` of them are made ahead by background threads (0: none)."""
+        """Batches start..stop-1; background threads prefetch up to `prefetch` of them (0: none)."""
         return BatchIterator(lambda k: self.batch(k, rows), start, stop, prefetch)
 
     def epoch_batch(self, k: int, rows: RowSelection = ALL_ROWS) -> Batch:
         """Batch k < batches_per_epoch of one finite pass in stored order, task after task, with epoch 0's masks.
 
-        Rows behind the last example are padding: every weight and segment id 0.
+        Rows after the last example are padding: every weight and segment id is 0.
         """
         wanted = np.array(_range(rows, self.batch_size), np.int64) + k * self.batch_size
         real = wanted[wanted < self.rows_per_epoch]
@@ -212,26 +212,28 @@ def open_batches(
     runner: Runner | None = None,
     fetch: bool = True,
     classes: ClassSpec | None = None,
+    fingerprint: Callable[[Any], str] | None = None,
 ) -> Batches:
-    """The training batches of `stage`: prepares what is not in `cache` yet and mixes the tasks at their rates.
+    """The training batches of `stage`: prepares data missing in `cache` and mixes the tasks at their rates.
 
-    `fetch`: rows that lie in an object store are copied to this machine now, and not when the first is read.
-    `classes`: of a classification (default: the stage's, without names); tasks behind the first have to have the
-    labels of the first.
+    Args:
+        fetch: copy rows in an object store to this machine now, not when the first is read.
+        classes: of a classification (default: the stage's, without names); later tasks must have the labels of the
+            first.
+        fingerprint: of a source; default: computed now.
 
     Raises UserError when a task is empty or the rows of mixed tasks differ.
     """
     workers = config.run.prepare_workers or os.cpu_count() or 1
-    if classes is None and stage.objective.kind == "classification":
-        classes = ClassSpec(stage.objective.num_labels)
+    classes = classes or ClassSpec(getattr(stage.objective, "num_labels", None))
     decoder_only = is_decoder_only(config)
     tasks = {}
     for name, task in config.stage_tasks(stage).items():
         store = prepare(
             task, name, tokenizer, seed=config.run.seed, base=base, cache=cache, workers=workers, report=report,
-            runner=runner, classes=classes,
+            runner=runner, classes=classes, fingerprint=fingerprint,
         )  # fmt: skip
-        if classes and (names := store.meta.get("labels")):
+        if names := store.meta.get("labels"):
             classes = replace(classes, names=tuple(names), required=True)
         if fetch:
             store.fetch()
@@ -246,7 +248,7 @@ def open_batches(
 
 
 def is_decoder_only(config: Config) -> bool:
-    """Whether inputs and targets stand side by side."""
+    """Whether the model is a decoder without an encoder, so that inputs and targets share a sequence."""
     return getattr(config.model, "architecture", None) == "decoder_only"
 
 
@@ -263,16 +265,18 @@ def open_task(
     classes: ClassSpec | None = None,
     decoder_only: bool = False,
     report: ReportFn | None = None,
+    fingerprint: Callable[[Any], str] | None = None,
 ) -> Batches:
     """The batches of a single task, for an evaluation: read them with `epoch_batches`.
 
     Args:
-        classes: of a classification: the names of the checkpoint's, so that ids mean the same there and here.
-        decoder_only: the rows are for a decoder alone, as those of the training data are.
+        classes: of a classification: with the names of the checkpoint, so that ids agree.
+        decoder_only: the rows are for a decoder without an encoder, like the training data.
     """
     store = prepare(
-        task, name, tokenizer, seed=seed, base=base, cache=cache, workers=workers, classes=classes, report=report
-    )
+        task, name, tokenizer, seed=seed, base=base, cache=cache, workers=workers, classes=classes, report=report,
+        fingerprint=fingerprint,
+    )  # fmt: skip
     data = make_task_data(task, store, tokenizer, mixing.task_seed(seed, "evaluation", name), decoder_only)
     return Batches({name: data}, {name: 1.0}, batch_size, tokenizer.pad_id)
 

@@ -1,4 +1,4 @@
-"""Mixing rates and the order in which a stage sees its examples."""
+"""Mixing rates, and the order in which a stage reads its examples."""
 
 import hashlib
 import math
@@ -16,13 +16,13 @@ from bertjax.errors import UserError
 if TYPE_CHECKING:
     import grain
 
-RATE_STEPS = 100  # grain mixes by whole numbers; the rarest task gets this many of them
-MIN_SHARE = 1e-9  # of the examples: a task below it would not be drawn once in any run
-SMALL_TASK_ROWS = 256  # rows: grain's shuffle takes 65536 / rows steps for each row of a smaller task
+RATE_STEPS = 100  # grain mixes by integer weights; the rarest task gets this one
+MIN_SHARE = 1e-9  # of the examples: a task below it would never be read in any run
+SMALL_TASK_ROWS = 256  # grain's shuffle takes 65536 / rows steps for each row of a smaller task
 
 
 class RowRef(NamedTuple):
-    """Where one element of the stream comes from."""
+    """The origin of one element of the stream."""
 
     task: int
     epoch: int  # of that task
@@ -39,9 +39,9 @@ def rates(
         mixtures: those that `mixture` may draw from besides tasks, by name.
 
     `proportional` follows seqio.mixing_rate_num_examples: the count is clipped at K = `limit` first and raised to
-    1/T second (arXiv 1910.10683 section 3.5.2). `equal` and `explicit` take no notice of the counts. A mixture inside
-    counts with the number it has there, times the shares of its own tasks, and a task in several branches adds up
-    (seqio.Mixture.get_rate). Raises UserError for a task without examples, or with a share below LEAST_SHARE.
+    1/T second (arXiv 1910.10683 section 3.5.2). `equal` and `explicit` ignore the counts. A mixture inside another
+    contributes its rate there times the shares of its own tasks, and a task in several branches adds up
+    (seqio.Mixture.get_rate). Raises UserError for a task without examples, or with a share below MIN_SHARE.
     """
     found: dict[str, float] = {}
     for name, rate in _unnormalized_rates(counts, mixture, mixtures).items():
@@ -62,7 +62,7 @@ def rates(
 def _unnormalized_rates(
     counts: Mapping[str, int], mixture: Mixture, mixtures: Mapping[str, Mixture]
 ) -> dict[str, float]:
-    """The rates of what stands in the mixture itself, not normalised."""
+    """The rates of the direct members of the mixture, not normalized."""
     empty = [name for name in mixture.mixture if name not in mixtures and counts[name] <= 0]
     if empty:
         raise UserError(f"task '{empty[0]}' has no examples and cannot be mixed; check its source")
@@ -79,8 +79,8 @@ def _unnormalized_rates(
 def to_row_rates(shares: Mapping[str, float], examples: Mapping[str, int], rows: Mapping[str, int]) -> dict[str, float]:
     """Shares of the examples -> shares of the rows.
 
-    T5 mixes examples and packs afterwards. Here rows are packed before, each with examples of one task, so a task with
-    more examples to a row takes fewer of the rows.
+    T5 mixes examples and packs afterwards. Here rows are packed first, each with examples of one task, so a task with
+    more examples in a row takes fewer rows.
     """
     taken = {name: share * rows[name] / examples[name] for name, share in shares.items()}
     total = sum(taken.values())
@@ -88,7 +88,7 @@ def to_row_rates(shares: Mapping[str, float], examples: Mapping[str, int], rows:
 
 
 def task_seed(seed: int, *names: str) -> int:
-    """A 32-bit seed of its own for each (stage, task): no two of them share an order or masks."""
+    """A 32-bit seed for each (stage, task), so that no two share an order or masks."""
     return int.from_bytes(hashlib.sha256("\0".join([str(seed), *names]).encode()).digest()[:4], "little")
 
 
@@ -96,14 +96,14 @@ def order(counts: Sequence[int], shares: Sequence[float], seeds: Sequence[int]) 
     """An endless random-access stream of `RowRef`: position -> (task, epoch, index), with no iterator state.
 
     Each task is reshuffled in each of its epochs and visits every row exactly once per epoch. Tasks alternate in
-    grain's fixed stride, so any window holds its share of each to within one row.
+    grain's fixed stride, so any window has the share of each to within one row.
     """
     import grain
 
     tasks = []
     for task, (count, seed) in enumerate(zip(counts, seeds, strict=True)):
         rows = grain.MapDataset.range(count)
-        # repeat() counts on without end, so the position in one task's stream tells its epoch.
+        # repeat() counts on without end, so the position in a task's stream gives its epoch.
         rows = (rows if count < SMALL_TASK_ROWS else rows.shuffle(seed=seed)).repeat()
         tasks.append(
             rows.map_with_index(
@@ -112,7 +112,7 @@ def order(counts: Sequence[int], shares: Sequence[float], seeds: Sequence[int]) 
         )
     if len(tasks) == 1:
         return tasks[0]
-    # Rounded here because grain itself cuts the fractions off, which costs the rarer tasks up to a hundredth.
+    # Rounded here because grain truncates, which costs the rarer tasks up to a hundredth.
     weights = [round(share / min(shares) * RATE_STEPS) for share in shares]
     return grain.MapDataset.mix(tasks, weights=weights)
 

@@ -1,4 +1,4 @@
-"""What a mixture comes to before anything runs: rates, epochs and tokens of each task, with other rules beside it."""
+"""A report on a mixture before training: rates, epochs and tokens of each task, and the rates of other rules."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class MixtureSize:
-    """A stage and how much its tasks hold.
+    """A stage and the sizes of its tasks.
 
     Attributes:
         examples, rows: in one epoch of each task; fewer rows than examples where they are packed.
         rates: the share of each task in the examples of the stage.
-        tokens_per_row: None where only the numbers above are known.
+        tokens_per_row: None where it is unknown.
     """
 
     stage: Stage
@@ -39,7 +39,7 @@ class MixtureSize:
 
     @classmethod
     def from_counts(cls, config: Config, stage: Stage, counts: Mapping[str, int]) -> "MixtureSize":
-        """Of examples that fill a row each."""
+        """For examples that fill a row each."""
         rows = {name: counts[name] for name in config.stage_tasks(stage)}
         steps = stage.steps or ceil((stage.epochs or 1) * sum(rows.values()) / stage.batch_size)
         return cls(stage, steps, rows, rows, _rates(config, stage, rows), None)
@@ -57,9 +57,9 @@ class TaskShare:
     Attributes:
         examples, rows: in one epoch of the task.
         rate: its share of the stage's examples.
-        drawn: rows that the stage draws from it.
-        epochs: how often it sees each of them.
-        tokens: real ones in what is drawn, if known.
+        drawn: rows of it that the stage reads.
+        epochs: how often each row is read.
+        tokens: non-padding tokens in those rows, if known.
     """
 
     task: str
@@ -73,7 +73,7 @@ class TaskShare:
 
 @dataclass(frozen=True)
 class MixtureReport:
-    """The shares of a stage's tasks, and the rates that other rules would give: {rule: {task: rate}}."""
+    """The shares of a stage's tasks, and the rates by other rules: {rule: {task: rate}}."""
 
     size: MixtureSize
     shares: Sequence[TaskShare]
@@ -140,7 +140,7 @@ def sweep_rates(
 
 
 def candidate_limits(examples: Mapping[str, int]) -> list[int]:
-    """At most three powers of two above the smallest task and below the largest; others say nothing new."""
+    """At most three powers of two above the smallest task and below the largest; others change nothing."""
     low, high = min(examples.values()), max(examples.values())
     between = [1 << power for power in range(64) if low < 1 << power < high]
     return between[:: -(-len(between) // 3)] if between else []
@@ -153,7 +153,7 @@ def parse_counts(pairs: Sequence[str], config: Config) -> dict[str, int]:
     for pair in pairs:
         task, _, number = pair.partition(":")
         if not number.isdecimal() or int(number) < 1:
-            raise UserError(f"--count {pair}: must be TASK:COUNT with a whole number above zero")
+            raise UserError(f"--count {pair}: must be TASK:COUNT with an integer above zero")
         if task not in wanted:
             raise UserError(f"--count {pair}: no stage has a task '{task}'; there are: {', '.join(wanted)}")
         counts[task] = int(number)

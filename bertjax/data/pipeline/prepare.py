@@ -1,31 +1,28 @@
-"""From a task to its store: read, tokenise, make examples, pack, write; done once and kept in a cache."""
+"""From a task to its store: read, tokenize, make examples, pack and write; done once and kept in a cache."""
 
 import hashlib
 import json
 import time
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bertjax.config.schema.data import BertPairs, Task
+from bertjax.config.schema.data import Task
 from bertjax.data.jobs import text_counts
-from bertjax.data.jobs.context import PrepareContext, ReportFn
+from bertjax.data.jobs.job_plan import JobPlan, PrepareContext, ReportFn
 from bertjax.data.jobs.jobs import LocalRunner, Runner
-from bertjax.data.jobs.plan import JobPlan, needs_worker_pool, shard_tokens
 from bertjax.data.jobs.scratch_dir import remove_scratch_dir, scratch_dir
 from bertjax.data.jobs.shards import WriteResult, write_shards
-from bertjax.data.preprocess import bert_pairs, classify, masking, packing, pair_statistics, span_qa, text_to_text
-from bertjax.data.preprocess.denoising.chunks import DENOISING_KINDS as CHUNKS
-from bertjax.data.preprocess.denoising.chunks import plan_chunks
-from bertjax.data.preprocess.masking import MaskingRules
-from bertjax.data.preprocess.packing import Assignment, pack_lengths, pack_pairs
+from bertjax.data.preprocess import packing, sampling
+from bertjax.data.preprocess.registry import record_of
 from bertjax.data.sources.class_names import ClassSpec
+from bertjax.data.sources.registry import fingerprint as source_fingerprint
 from bertjax.data.store.manifest import MANIFEST, NotAStoreError
 from bertjax.data.store.reader import Store
-from bertjax.data.store.row_format import SEGMENTS, packed_dtype
+from bertjax.data.store.row_format import row_lengths
 from bertjax.data.store.writer import StoreWriter
 from bertjax.errors import UserError
 from bertjax.storage import remote
@@ -33,9 +30,6 @@ from bertjax.storage.remote import DamagedError
 
 if TYPE_CHECKING:
     from bertjax.data.tokenizers.load import Tokenizer
-
-# No stored row depends on these.
-NO_ROWS_FROM = {"jobs/jobs.py", "jobs/runners.py", "jobs/beam_runner.py", "jobs/stopping.py", "jobs/scratch_dir.py"}
 
 
 def prepare(
@@ -50,47 +44,47 @@ def prepare(
     classes: ClassSpec | None = None,
     report: ReportFn | None = None,
     runner: Runner | None = None,
+    fingerprint: Callable[[Any], str] | None = None,
 ) -> Store:
-    """The store of `task`, out of `cache` when it is there and whole.
+    """The store of `task`, from `cache` if it is there and complete, else prepared now.
 
-    The rows are a pure function of the sources' bytes, the preprocess section, `task.limit`, the tokenizer, this code,
-    `classes` and, for sentence pairs, chunks of text and samples, `seed`; `workers` and `runner` only say how fast.
-    `name` is for messages. `task.limit` keeps a sample of the source's documents, questions or records (`sampling`).
-    Killed, it goes on where it was when it is called again: every part that is finished is compared with its record
-    and kept.
+    The rows are a pure function of the sources' bytes, the preprocess section, `task.limit`, the tokenizer, the
+    VERSIONs of the code (`versions`), `classes` for a classification and, where the kind uses it, `seed`; `workers` and
+    `runner` affect only the speed. `name` is for messages. `task.limit` keeps a sample of the source's documents,
+    questions or records (`sampling`). After a kill the next call continues: every finished part is compared with its
+    record and kept.
 
     Args:
-        base: where relative file names start.
-        classes: what the rows of a classification are for.
-        cache: a folder, which may lie in an object store (`remote.as_path`).
-        report: told about progress, one line at a time, and about the throughput at the end.
+        base: the folder of relative file names.
+        classes: the classes of the classifier that the rows are for.
+        cache: a local folder or one in an object store (`remote.as_path`).
+        report: called with progress, one line at a time, and with the throughput at the end.
         runner: of the jobs (default: `workers` processes on this machine).
+        fingerprint: of a source, where the caller has computed it.
 
     Store.meta: examples, rows, tokens_in_rows, density (share of positions that are not padding), padding,
-    sequence_length, made_from (what the fingerprint is of), text_counts (see that module), and by kind: documents,
-    sentences, tokens, pairs (`pair_statistics.pair_metadata`); questions, unanswerable; records, labels (names by id, None
-    where there are none) and what else `labels.label_metadata` has.
+    sequence_length, made_from (the parts of the fingerprint), text_counts (see that module), and by kind: documents,
+    sentences, tokens, pairs (`pair_statistics.pair_metadata`); questions, unanswerable; records, labels (names by id or
+    None) and the rest of `labels.label_metadata`.
 
-    Raises UserError when a source is unusable or nothing is left of it.
+    Raises UserError when a source is unusable or gives no example.
     """
     report, runner = report or (lambda line: None), runner or LocalRunner()
-    parts = _fingerprint_parts(task, tokenizer, seed, base, classes)
-    fingerprint = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-    folder = remote.as_path(cache) / f"{task.preprocess.kind}-{fingerprint[:16]}"
-    if store := _load_cached(folder, fingerprint, report):
+    parts = _key_parts(task, tokenizer, seed, classes, fingerprint or partial(source_fingerprint, base=base))
+    key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    folder = remote.as_path(cache) / f"{task.preprocess.kind}-{key[:16]}"
+    if store := _load_cached(folder, key, report):
         remove_scratch_dir(folder)
         _report_quality(task, name, store, report)
         return store
     start = time.monotonic()
     with scratch_dir(folder, runner.is_distributed) as at:
-        if store := _load_cached(folder, fingerprint, lambda line: None):  # another process was faster
+        if store := _load_cached(folder, key, lambda line: None):  # another process was faster
             _report_quality(task, name, store, report)
             return store
         context = PrepareContext(task, name, tokenizer, seed, base, at.folder, workers, classes, report, runner)
-        writer = partial(
-            StoreWriter, fingerprint=fingerprint, tokenizer_sha256=tokenizer.sha256, code_version=code_version()
-        )
-        written = _build(context, partial(writer, folder, temporary=at.rows), writer, parts)
+        about = {"fingerprint": key, "tokenizer_sha256": tokenizer.sha256, "versions": parts["versions"]}
+        written = _build(context, partial(StoreWriter, folder, temporary=at.rows, **about), parts)
     store = Store(folder)
     _report_quality(task, name, store, report)
     report(f"{name}: {_throughput(store, written, time.monotonic() - start)}")
@@ -98,10 +92,9 @@ def prepare(
 
 
 def _report_quality(task: Task, name: str, store: Store, report: ReportFn) -> None:
-    """What is known of the quality of a task's rows; said whenever they are used, not only when they are made."""
-    if isinstance(task.preprocess, BertPairs):
-        for line in pair_statistics.report_lines(name, task.preprocess, store.meta):
-            report(line)
+    """Reports statistics and warnings about the rows, whenever they are used and not only when they are prepared."""
+    for line in record_of(task.preprocess).report(name, task.preprocess, store.meta):
+        report(line)
     for line in text_counts.report_lines(name, store.meta.get(text_counts.META_KEY), task.preprocess):
         report(line)
 
@@ -112,7 +105,7 @@ def _load_cached(folder: Path, fingerprint: str, report: ReportFn) -> Store | No
     try:
         store = Store(folder)
     except (DamagedError, NotAStoreError) as error:
-        report(f"{error}: doing that now")
+        report(f"{error}: preparing it now")
         if remote.is_remote(folder):
             remote.remove(folder / MANIFEST)  # its shards are about to change
         return None
@@ -126,132 +119,71 @@ def _throughput(store: Store, written: WriteResult, seconds: float) -> str:
     return f"{rows:,} rows, {tokens:,} tokens, {size / 1e6:.1f} MB in {seconds:.1f} s: {rates}{found}"
 
 
-def _fingerprint_parts(
-    task: Task, tokenizer: "Tokenizer", seed: int, base: Path, classes: ClassSpec | None
+def _key_parts(
+    task: Task, tokenizer: "Tokenizer", seed: int, classes: ClassSpec | None, fingerprint: Callable[[Any], str]
 ) -> dict[str, Any]:
-    from bertjax.data.sources.registry import fingerprint
-
+    kind = record_of(task.preprocess)
     return {
-        "sources": [fingerprint(source, base) for source in task.source],
+        "sources": [fingerprint(source) for source in task.source],
         "preprocess": task.preprocess.model_dump(mode="json"),
         "limit": task.limit,
         "tokenizer": tokenizer.sha256,
-        "seed": seed if task.preprocess.kind in ("bert_pairs", *CHUNKS) or task.limit else None,
-        "classes": (classes or ClassSpec()).as_json() if task.preprocess.kind == "classify" else None,
-        "code": code_version(),
+        "seed": seed if kind.uses_seed or task.limit else None,
+        "classes": (classes or ClassSpec()).as_json() if kind.uses_classes else None,
+        "versions": versions(task),
     }
 
 
-@lru_cache(maxsize=1)
-def code_version() -> str:
-    """sha256 over the modules that decide what a row holds: after any change of theirs, data is prepared again."""
-    digest = hashlib.sha256()
-    home = Path(__file__).parents[1]
-    for path in sorted(home.rglob("*.py")):
-        name = path.relative_to(home).as_posix()
-        if name not in NO_ROWS_FROM and not name.startswith("pipeline/"):
-            digest.update(name.encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()
+def versions(task: Task) -> dict[str, int]:
+    """VERSIONs of the code that makes the rows of `task`: of its kind and of each shared stage that it uses. The rules
+    that read sources and split sentences are in the fingerprints of the sources."""
+    options = task.preprocess
+    kind = record_of(options)
+    found = {options.kind: kind.version, **kind.stages(options)}
+    if getattr(options, "pack", False):
+        found["packing"] = packing.VERSION
+    if task.limit:
+        found["sampling"] = sampling.VERSION
+    return found
 
 
-def _build(
-    context: PrepareContext,
-    writer: Callable[..., StoreWriter],
-    anywhere: Callable[..., StoreWriter],
-    parts: dict[str, Any],
-) -> WriteResult:
-    """Writes the store by `writer` (dtype, meta); what lies in between by `anywhere` (folder, dtype, meta)."""
+def _build(context: PrepareContext, writer: Callable[..., StoreWriter], parts: dict[str, Any]) -> WriteResult:
+    """Writes the store by `writer` (dtype, meta); unpacked rows of a packed task are a store in the scratch folder."""
     options = context.task.preprocess
+    kind = record_of(options)
+    plan = kind.plan(context)
     packed: bool = getattr(options, "pack", False)
-    masker = None
-    if isinstance(options, BertPairs) and options.masking == "static":
-        masker = masking.StaticMasker(MaskingRules.from_options(options, context.tokenizer), context.seed)
-    plan = _plan(context, None if packed else masker)  # the unpacked rows of a packed task are masked after packing
-    meta: dict[str, Any] = {}
     examples = context.folder / "examples"
-    first = partial(anywhere, examples, temporary=examples) if packed else writer
-    with first(plan.dtype, meta) as unpacked:
-        written = write_shards(
-            plan.make, plan.shared, plan.arguments, unpacked, records=context.folder / "examples-done",
-            workers=context.workers if plan.use_pool else 1, runner=context.runner, shuffle=plan.shuffle, row_sums=plan.row_sums,
-            progress=context.progress("examples made"),
-        )  # fmt: skip
-        lengths = written.lengths
-        if not len(lengths):
-            raise UserError(
-                f"task '{context.name}': its source gives no example at all; check the source and its fields"
-            )
+    with StoreWriter(examples, plan.dtype, {}, temporary=examples) if packed else writer(plan.dtype, {}) as unpacked:
+        written = write_shards(context, plan, unpacked, "examples")
+        count = len(written.lengths)
+        if not count:
+            raise UserError(f"task '{context.name}': its source gives no example; check the source and its fields")
         if not packed:
-            meta.update(_facts(context, plan, lengths, len(lengths), parts, written))
+            unpacked.meta.update(_metadata(context, plan, written, count, parts))
             return written
-    segments = options.max_segments if packed else 1
-    assignment = _assignment(lengths, _row_lengths(plan.dtype), segments, packed)
-    dtype = masking.with_mask_fields(packed_dtype(plan.dtype, segments), masker.rules if masker else None)
-    with writer(dtype, _facts(context, plan, lengths, assignment.rows, parts, written)) as final:
-        return _repack(context, Store(examples), assignment, segments, masker, final)
+    masker = kind.masker(options, context.tokenizer, context.seed)
+    packed_plan = packing.plan_packing(
+        Store(examples), written.lengths, options.max_segments, context.tokenizer.pad_id, masker
+    )
+    meta = _metadata(context, plan, written, packed_plan.facts["rows"], parts)
+    with writer(packed_plan.dtype, meta) as final:
+        return write_shards(context, packed_plan, final, "rows")
 
 
-def _plan(context: PrepareContext, masker: masking.StaticMasker | None) -> JobPlan:
-    kind = context.task.preprocess.kind
-    if kind in CHUNKS:
-        return plan_chunks(context)
-    makers: dict[str, Callable[[PrepareContext, Any], JobPlan]] = {
-        "bert_pairs": bert_pairs.plan_pairs, "span_qa": span_qa.plan_qa, "classify": classify.plan_classify,
-        "text_to_text": text_to_text.plan_text_to_text,
-    }  # fmt: skip
-    return makers[kind](context, masker)
-
-
-def _facts(
-    context: PrepareContext, plan: JobPlan, lengths: np.ndarray, rows: int, parts: dict[str, Any], written: WriteResult
+def _metadata(
+    context: PrepareContext, plan: JobPlan, written: WriteResult, rows: int, parts: dict[str, Any]
 ) -> dict[str, Any]:
-    length, places = context.task.preprocess.sequence_length, _row_lengths(plan.dtype)
-    density = int(lengths.sum(dtype=np.int64)) / (rows * sum(places))
-    facts = plan.facts | {
-        "examples": len(lengths), "rows": rows, "tokens_in_rows": int(lengths.sum(dtype=np.int64)),
-        "density": density, "padding": 1.0 - density, "sequence_length": length, "made_from": parts,
+    options, lengths = context.task.preprocess, written.lengths
+    places, tokens = row_lengths(plan.dtype), int(lengths.sum(dtype=np.int64))
+    density = tokens / (rows * sum(places))
+    meta = plan.facts | {
+        "examples": len(lengths), "rows": rows, "tokens_in_rows": tokens,
+        "density": density, "padding": 1.0 - density, "sequence_length": options.sequence_length, "made_from": parts,
         text_counts.META_KEY: text_counts.merge_counts(plan.facts.get(text_counts.META_KEY, {}), written.text_counts),
     }  # fmt: skip
-    if isinstance(context.task.preprocess, BertPairs):
-        facts["pairs"] = pair_statistics.pair_metadata(context.task.preprocess, plan.facts, lengths, written.sums)
+    meta |= record_of(options).metadata(options, plan.facts, lengths, written.sums)
     if len(places) > 1:
-        facts["target_length"] = places[1]
+        meta["target_length"] = places[1]
     context.report(f"{context.name}: {len(lengths):,} examples in {rows:,} rows, {density:.1%} of the positions used")
-    return facts
-
-
-# ---- packing --------------------------------------------------------------------------------------------------------
-
-
-def _row_lengths(dtype: np.dtype) -> list[int]:
-    """How many tokens a row holds: of its one sequence, or of its inputs and of its targets."""
-    return [dtype[name].shape[0] for name in ("tokens", *SEGMENTS) if name in (dtype.names or ())]
-
-
-def _assignment(lengths: np.ndarray, places: list[int], segments: int, packed: bool) -> Assignment:
-    if packed and len(places) > 1:
-        return pack_pairs(lengths, (places[0], places[1]), segments)
-    if packed:
-        return pack_lengths(lengths, places[0], segments)
-    return Assignment(np.arange(len(lengths)), np.arange(len(lengths) + 1))
-
-
-def _repack(
-    context: PrepareContext,
-    store: Store,
-    assignment: Assignment,
-    segments: int,
-    masker: masking.StaticMasker | None,
-    final: StoreWriter,
-) -> WriteResult:
-    length = sum(_row_lengths(final.dtype))
-    tokens = assignment.rows * length
-    step = shard_tokens(tokens) // length + 1
-    parts = (
-        (first, assignment.part(first, min(first + step, assignment.rows))) for first in range(0, assignment.rows, step)
-    )
-    shared = packing.PackingContext(store, segments, context.tokenizer.pad_id, final.dtype, masker)
-    return write_shards(
-        packing.packing_blocks, shared, parts, final, records=context.folder / "rows-done",
-        workers=context.workers if needs_worker_pool(tokens) else 1, runner=context.runner, progress=context.progress("rows packed"),
-    )  # fmt: skip
+    return meta

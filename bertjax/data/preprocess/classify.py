@@ -1,34 +1,31 @@
-"""Classification rows: one or two texts and a label."""
+"""The kind `classify`: rows of one or two texts and a label."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import chain, islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from bertjax.config.schema.data import Classify
-from bertjax.data.jobs import text_counts
-from bertjax.data.jobs.context import PrepareContext
-from bertjax.data.jobs.plan import EXAMPLES_PER_JOB, MIN_POOL_EXAMPLES, JobPlan
-from bertjax.data.jobs.shards import CountedBlocks
+from bertjax.data.jobs import job_plan, text_counts
+from bertjax.data.jobs.job_plan import CountedBlocks, JobPlan, PrepareContext
 from bertjax.data.preprocess.label_survey import source_label_names, survey_labels, with_label_names
-from bertjax.data.preprocess.labels import build_label_encoder, label_metadata
+from bertjax.data.preprocess.labels import LabelEncoder, build_label_encoder, label_metadata
+from bertjax.data.preprocess.registry import PreprocessKind
 from bertjax.data.preprocess.sampling import sample_items
 from bertjax.data.sources.class_names import ClassSpec
+from bertjax.data.sources.records import read_located
 from bertjax.data.store.row_format import row_dtype
 from bertjax.errors import UserError, escape_unprintable
 
 if TYPE_CHECKING:
-    from bertjax.data.preprocess.labels import LabelEncoder
     from bertjax.data.tokenizers.load import Tokenizer
 
 
-@dataclass(frozen=True)
-class ClassifyContext:
+class ClassifyContext(NamedTuple):
     tokenizer: "Tokenizer"
     classify: Classify
-    labels: "LabelEncoder"
+    labels: LabelEncoder
     dtype: np.dtype
 
 
@@ -69,7 +66,12 @@ def _truncate_pair(a: list[int], b: list[int], room: int) -> tuple[list[int], li
     return a[:keep_a], b[: room - keep_a]
 
 
-def plan_classify(context: PrepareContext, masker: None) -> JobPlan:
+def classify_dtype(options: Classify, regression: bool) -> np.dtype:
+    labels = "f4" if regression else "i4"
+    return row_dtype(options.sequence_length, cls_positions="i4", labels=labels, label_weights="f4")
+
+
+def plan_classify(context: PrepareContext) -> JobPlan:
     options: Classify = context.task.preprocess
     classes = context.classes or ClassSpec()
     try:
@@ -80,16 +82,16 @@ def plan_classify(context: PrepareContext, masker: None) -> JobPlan:
         labels = build_label_encoder(found, classes)
     except UserError as error:
         raise UserError(escape_unprintable(f"task '{context.name}': {error}")) from None
-    dtype = row_dtype(options.sequence_length, cls_positions="i4", labels=labels.dtype, label_weights="f4")
+    dtype = classify_dtype(options, labels.ids is None)
     records = (record for _, record in _records(context, given))
-    jobs = iter(lambda: list(islice(records, EXAMPLES_PER_JOB)), [])
+    jobs = iter(lambda: list(islice(records, job_plan.EXAMPLES_PER_JOB)), [])
     shared = ClassifyContext(context.tokenizer, options, labels, dtype)
     about = {"records": found.records, **label_metadata(labels)}
-    return JobPlan(classify_blocks, shared, jobs, dtype, found.records > MIN_POOL_EXAMPLES, about)
+    return JobPlan(classify_blocks, shared, jobs, dtype, found.records > job_plan.MIN_POOL_EXAMPLES, about)
 
 
 def _all_label_names(context: PrepareContext) -> tuple[tuple[str, ...] | None, str | None]:
-    """The names that the sources give their ids: of all of them, in the order of the first that has a name."""
+    """(names, who gives them): the sources' own names of their ids, in order of appearance."""
     found = [_label_names_of(context, source) for source in context.task.source]
     names = tuple(dict.fromkeys(name for given, _ in found for name in given or ()))
     return (names, found[0][1] or "source") if names else (None, None)
@@ -101,8 +103,7 @@ def _label_names_of(context: PrepareContext, source: Any) -> tuple[tuple[str, ..
 
 
 def _records(context: PrepareContext, given: Sequence[str] | None) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(where, record) of those that `limit` keeps; a label that is an id in its source is its name here."""
-    from bertjax.data.sources.records import read_located
+    """(where, record) of the records that `limit` keeps, with names for labels that are ids in their source."""
 
     def read(source: Any) -> Iterator[tuple[str, dict[str, Any]]]:
         own, _ = _label_names_of(context, source) if given else (None, None)
@@ -111,3 +112,8 @@ def _records(context: PrepareContext, given: Sequence[str] | None) -> Iterator[t
 
     located = chain.from_iterable(read(source) for source in context.task.source)
     return sample_items(located, context.task.limit, context.seed)
+
+
+CLASSIFY = PreprocessKind(
+    version=1, reads="records", layout="encoder", plan=plan_classify, dtype=classify_dtype, uses_classes=True
+)

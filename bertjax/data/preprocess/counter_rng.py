@@ -1,6 +1,6 @@
-"""Random numbers by place: hashing (seed, epoch, index) gives each row a stream, a counter picks its draw.
+"""Counter-based random numbers: hashing (seed, epoch, index) gives each row a stream, a counter selects a number.
 
-What a row draws depends on nothing but its place, so any batch can be made anywhere, in any order.
+The numbers of a row depend only on its place, so any process can make any batch in any order.
 """
 
 import numpy as np
@@ -10,8 +10,8 @@ _GOLDEN_GAMMA = np.uint64(0x9E3779B97F4A7C15)
 # Sort keys hold a position in their low bits, so that no two are equal and the position can be read off.
 KEY_POSITION_MASK = np.uint64(0xFFFF)
 SORT_LAST = np.uint64(0xFFFFFFFFFFFFFFFF)  # the key of what is never chosen
-NO_POSITION = np.uint16(0xFFFF)  # a position that is none
-BLOCK_TOKENS = 1 << 14  # tokens worked on at once: the temporaries stay in the cache
+NO_POSITION = np.uint16(0xFFFF)
+BLOCK_TOKENS = 1 << 14  # tokens per block: temporary arrays stay in the cache
 
 
 def splitmix64(state: np.ndarray) -> np.ndarray:

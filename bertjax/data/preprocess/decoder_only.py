@@ -1,4 +1,4 @@
-"""Rows for a decoder alone: the inputs and targets of each example side by side."""
+"""Rows for a decoder without an encoder: the inputs and targets of each example in one sequence."""
 
 from collections.abc import Mapping
 
@@ -12,7 +12,7 @@ _KINDS = {
 
 
 def to_decoder_only_rows(rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Rows of an encoder and a decoder as rows of a decoder alone (seqio.PrefixLMFeatureConverter).
+    """Rows for an encoder and a decoder as rows for a decoder (seqio.PrefixLMFeatureConverter).
 
     Args:
         rows: input_ids, segment_ids, positions [B, S], target_ids, target_segment_ids, target_positions,
@@ -20,7 +20,7 @@ def to_decoder_only_rows(rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray
 
     Returns, with L = S + T: target_ids, target_segment_ids, target_positions int32 [B, L], target_weights float32
     [B, L], 0 on the inputs; prefix_mask int32 [B, L], the reference's decoder_causal_attention: 1 where the token that
-    the decoder reads belongs to the inputs. It reads one place late, so the mask goes one place beyond them, to where
+    the decoder reads belongs to the inputs. It reads one place late, so the mask extends one place beyond them, where
     the last input is read and the first target predicted. Each example's inputs and then its targets, then the next
     example; padding at the end. Other fields stay as they are.
     """

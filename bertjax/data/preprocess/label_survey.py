@@ -1,4 +1,4 @@
-"""The labels of a classification task as they occur: one pass over its records, which finds what cannot be used."""
+"""A survey of the labels in a classification task: one pass over its records, with errors for unusable ones."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -14,15 +14,15 @@ from bertjax.data.sources.class_names import UNLABELED, find_class_id, format_na
 from bertjax.data.sources.record_values import describe_value
 from bertjax.errors import UserError
 
-LabelKey = str | int | None  # a label without outer space; None: hidden
+LabelKey = str | int | None  # a label without surrounding space; None: hidden
 LocatedRecord = tuple[str, dict[str, Any]]
 
 
 @dataclass
 class LabelSurvey:
-    """The labels that occur in field `name`: {label: [how often, where first]}, and the first with a fraction.
+    """The labels in field `name`: {label: [how often, where first]}, and the first with a fraction.
 
-    `given`: the names of the source's ids, and `given_by` who gives them (labels, source).
+    `given`: the names of the source's ids; `given_by`: where these come from (labels, source).
     """
 
     name: str
@@ -74,7 +74,7 @@ def label_key(label: Any) -> LabelKey:
 
 
 def with_label_names(located: Iterable[LocatedRecord], given: Sequence[str], field: str) -> Iterator[LocatedRecord]:
-    """Replaces each record's label by its name, one of those `given` by id; by None where it is hidden."""
+    """Replaces each record's label by its name, one of `given` by id, or by None where it is hidden."""
     known: dict[LabelKey, int | None] = {}
     for where, record in located:
         label = record.get(field)
@@ -91,7 +91,7 @@ def with_label_names(located: Iterable[LocatedRecord], given: Sequence[str], fie
 def source_label_names(
     options: Classify, source: Any, base: Path, *, regression: bool
 ) -> tuple[tuple[str, ...] | None, str | None]:
-    """(names of a source's ids, who gives them): `labels` of the configuration before the data set's own."""
+    """(names of a source's ids, where they come from): `labels` of the configuration, else the data set's own."""
     if options.labels is not None:
         return tuple(options.labels), "labels"
     if regression:

@@ -1,7 +1,7 @@
-"""From the labels of a classification task to ids or numbers: one table for all that occur.
+"""A table of a classification task's labels and their ids or numbers.
 
-The names of the classifier that the rows are for decide the ids, and labels are matched to them by name. Without such
-names ids follow the task's `labels`, the names of the data set (ClassLabel), the numbers themselves, or sorted order.
+The names of the classifier decide the ids, and labels are matched to them by name. Without such names ids follow the
+task's `labels`, the names of the data set (ClassLabel), the numbers themselves, or sorted order.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,13 +16,13 @@ _ORDERS = {"labels": "as preprocess.labels says", "source": "as the data set has
 
 
 class LabelEncoder(NamedTuple):
-    """How the labels of a task become numbers; sent to worker processes.
+    """Maps the labels of a task to numbers; sent to worker processes.
 
     Attributes:
-    ids: of each label that occurs; None for regression, where a label is its number.
-    names: by id; None where there are none.
-    decided_by: start (the names of `ClassSpec`), labels (of the configuration), source (ClassLabel), data; None: numbers.
-    given: the source's own order of names where it has one.
+    ids: {label: id} of every label in the data; None for regression, where a label is its number.
+    names: by id, or None.
+    decided_by: start (the names of `ClassSpec`), labels (of the configuration), source (ClassLabel), data or None.
+    given: the source's own order of names, if it has one.
     unlabeled: rows without a label.
     """
 
@@ -31,10 +31,6 @@ class LabelEncoder(NamedTuple):
     decided_by: str | None
     given: tuple[str, ...] | None
     unlabeled: int
-
-    @property
-    def dtype(self) -> str:
-        return "f4" if self.ids is None else "i4"
 
     def encode(self, label: Any) -> tuple[float, float]:
         """(id or number, weight) of a label."""
@@ -48,7 +44,7 @@ class LabelEncoder(NamedTuple):
 def build_label_encoder(found: LabelSurvey, classes: ClassSpec) -> LabelEncoder:
     """The table of a task's labels. Raises UserError, naming a record, for labels that do not fit the classifier."""
     if found.texts and (set(found.numbers) - {UNLABELED} or found.fraction) and not found.has_bools:
-        raise UserError(f"'{found.name}' is a text in some records and a number in others; write all of them alike")
+        raise UserError(f"'{found.name}' is a text in some records and a number in others; write all in one form")
     if classes.count == 1 or (classes.count is None and found.fraction):
         labels = _regression(found)
     elif found.fraction:
@@ -117,7 +113,7 @@ def _class_id(key: LabelKey, names: Sequence[str], has_bools: bool) -> int | Non
 
 
 def _from_data_names(found: LabelSurvey, classes: ClassSpec) -> LabelEncoder | None:
-    """By names that the task or its data set gives, else by the texts that occur in sorted order."""
+    """By names that the task or its data set gives, else by the texts in the data in sorted order."""
     names: list[str] | None = list(found.given) if found.given else None
     decided_by = found.given_by
     if names is None and (not found.texts or _are_class_ids(found, classes) or found.has_bools):
@@ -139,8 +135,8 @@ def _from_data_names(found: LabelSurvey, classes: ClassSpec) -> LabelEncoder | N
         if decided_by == "data" and all(class_names.parse_number(name) is not None for name in names):
             also += ", or to 1 for regression"
         raise UserError(
-            f"objective.num_labels is {classes.count} but the data have {len(names)} labels ({format_names(names)}); set "
-            f"objective.num_labels={len(names)}{also}"
+            f"objective.num_labels is {classes.count} but the data have {len(names)} labels ({format_names(names)}); "
+            f"set objective.num_labels={len(names)}{also}"
         )
     ids = {key: find_class_id(key, names) for key in found.occurrences}
     return _encoder(
@@ -149,7 +145,7 @@ def _from_data_names(found: LabelSurvey, classes: ClassSpec) -> LabelEncoder | N
 
 
 def _are_class_ids(found: LabelSurvey, classes: ClassSpec) -> bool:
-    """Whether all texts spell ids of the classifier."""
+    """Whether all texts are ids of the classifier."""
     ids = {class_names.parse_class_id(text) for text in found.texts}
     if None in ids or classes.count is None or (UNLABELED in ids and len(ids) == classes.count):
         return False
@@ -174,7 +170,7 @@ def _from_numbers(found: LabelSurvey, classes: ClassSpec) -> LabelEncoder:
 
 
 def label_metadata(labels: LabelEncoder) -> dict[str, Any]:
-    """What the store of a task says of its labels."""
+    """The entries of `Store.meta` about labels."""
     return {
         "labels": labels.names and list(labels.names),
         "labels_by": labels.decided_by,

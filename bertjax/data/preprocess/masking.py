@@ -1,8 +1,8 @@
-"""Masked language modelling: which tokens are predicted, and what stands in their place.
+"""Masked language modelling: which tokens are predicted, and what replaces them.
 
-`mask_tokens` is the reference's procedure, one example at a time. `mask_rows` applies the same rules to a whole batch
-of rows at once, at load time or at prepare time: its random numbers come from hashing (seed, epoch, index, position),
-so what happens to a row never depends on the batch it is in.
+`mask_tokens` is the reference's procedure, one example at a time. `mask_rows` applies the same rules to a batch of
+rows, at load time or at prepare time: its random numbers come from hashing (seed, epoch, index, position), so the masks
+of a row never depend on its batch.
 """
 
 import random
@@ -21,14 +21,15 @@ from bertjax.data.preprocess.counter_rng import (
     random_bits,
     row_streams,
 )
-from bertjax.data.store.row_format import _fields
+from bertjax.data.store.row_format import field_list
 from bertjax.errors import UserError
 
 Rows = Mapping[str, np.ndarray] | np.ndarray
+VERSION = 1  # of static masks, in the key of prepared data
 
 
 class Vocabulary(Protocol):
-    """What masking asks of a tokenizer."""
+    """The attributes of a tokenizer that masking reads."""
 
     vocab_size: int
     cls_id: int
@@ -49,11 +50,11 @@ class MaskingRules:
     cls_id: int
     sep_id: int
     mask_id: int
-    is_continuation: np.ndarray  # bool [V]: the pieces that continue a word ('##' in WordPiece)
+    is_continuation: np.ndarray  # bool [V]: pieces that continue a word ('##' in WordPiece)
 
     @classmethod
     def from_options(cls, pairs: BertPairs, tokenizer: Vocabulary) -> "MaskingRules":
-        """Raises UserError for a tokenizer without a mask, or without words where words are masked."""
+        """Raises UserError for a tokenizer without a mask token, or without word boundaries for `whole_word_mask`."""
         if tokenizer.mask_id is None:
             raise UserError("preprocess.kind: bert_pairs needs a mask, and the tokenizer has no mask_token")
         if pairs.whole_word_mask and not getattr(tokenizer, "marks_words", True):
@@ -76,7 +77,7 @@ class MaskingRules:
         return np.minimum(self.max_predictions_per_seq, np.maximum(1, share))
 
 
-# ---- one example, as the reference does it --------------------------------------------------------------------------
+# ---- one example, as in the reference -------------------------------------------------------------------------------
 
 
 def mask_tokens(
@@ -102,7 +103,7 @@ def mask_tokens(
         if len(masked) >= wanted:
             break
         if len(masked) + len(group) > wanted:
-            continue  # a word that would overshoot is left out, not cut
+            continue  # a word that exceeds the count is skipped, not cut
         for position in group:
             if rng.random() < 0.8:
                 output[position] = rules.mask_id
@@ -130,7 +131,7 @@ def mask_rows(
     Returns input_ids int32 [B, S] (a copy with replacements), masked_positions and masked_ids int32 [B, K],
     masked_weights float32 [B, K]; positions ascend, zeros pad the end. Each example of a packed row is masked by its
     own count. Row b is a pure function of its content and (seed, epoch, indices[b]): give tasks different seeds.
-    `epoch` may be an array [B] too, one for each row.
+    `epoch` is one number or an array [B], one for each row.
     Raises ValueError when a row predicts more than K tokens (more examples than rules.row_predictions allows for).
     """
     input_ids, segment_ids = np.asarray(rows["input_ids"]), np.asarray(rows["segment_ids"])
@@ -146,10 +147,12 @@ def mask_rows(
     return blocks[0] if len(blocks) == 1 else {key: np.concatenate([b[key] for b in blocks]) for key in blocks[0]}
 
 
-def mask_row(row: Rows, rules: MaskingRules, *, seed: int, epoch: int, index: int) -> dict[str, np.ndarray]:
-    """`mask_rows` for one row [S] -> input_ids [S], masked_positions, masked_ids, masked_weights [K]."""
-    batch = {name: np.asarray(row[name])[None] for name in ("input_ids", "segment_ids")}
-    return {name: value[0] for name, value in mask_rows(batch, rules, seed=seed, epoch=epoch, indices=[index]).items()}
+def mask_stored(
+    rows: np.ndarray, rules: MaskingRules, *, seed: int, epoch: np.ndarray, indices: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Every field of stored rows [n] (structured), masked: dynamic masking, when rows are loaded."""
+    fields = {name: np.ascontiguousarray(rows[name]) for name in rows.dtype.names or ()}
+    return fields | mask_rows(fields, rules, seed=seed, epoch=epoch, indices=indices)
 
 
 def _mask_block(
@@ -167,7 +170,7 @@ def _mask_block(
 
 
 def _count_per_example(segment_ids: np.ndarray, what: np.ndarray) -> np.ndarray:
-    """How often `what` (bool [B, S]) holds in each example: int64 [B, G + 1]; column 0, the padding, is 0."""
+    """How often `what` (bool [B, S]) is true in each example: int64 [B, G + 1]; column 0, the padding, is 0."""
     width = int(segment_ids.max(initial=0)) + 1
     if width == 2:
         count = np.count_nonzero(what, axis=1)
@@ -177,8 +180,8 @@ def _count_per_example(segment_ids: np.ndarray, what: np.ndarray) -> np.ndarray:
 
 
 def _shuffled_keys(streams: np.ndarray, what: np.ndarray, segment_ids: np.ndarray, packed: bool) -> np.ndarray:
-    """Sort keys of the places where `what` holds, sorted: uint64 [B, S]. Each example's places come in random order,
-    one example after the other; LAST fills the end."""
+    """Sort keys of the places where `what` is true, sorted: uint64 [B, S]. Each example's places come in random order,
+    one example after the other; SORT_LAST fills the end."""
     places = np.arange(what.shape[1], dtype=np.uint64)
     keys = random_bits(streams, places) >> np.uint64(16)
     keys &= ~KEY_POSITION_MASK
@@ -193,7 +196,7 @@ def _shuffled_keys(streams: np.ndarray, what: np.ndarray, segment_ids: np.ndarra
 def _choose(
     streams: np.ndarray, candidates: np.ndarray, segment_ids: np.ndarray, wanted: np.ndarray, row_predictions: int
 ) -> np.ndarray:
-    """The first `wanted` [B, G + 1] candidates of each example in random order: uint16 positions or NOWHERE."""
+    """The first `wanted` [B, G + 1] candidates of each example in random order: uint16 positions or NO_POSITION."""
     packed = wanted.shape[1] > 2
     keys = _shuffled_keys(streams, candidates, segment_ids, packed)
     if not packed:
@@ -210,10 +213,10 @@ def _choose(
 def _choose_words(
     streams: np.ndarray, candidates: np.ndarray, continues: np.ndarray, segment_ids: np.ndarray, wanted: np.ndarray
 ) -> np.ndarray:
-    """Whole words in random order while they fit `wanted` [B, G + 1]; one that would overshoot is passed over.
+    """Words in random order while they fit `wanted` [B, G + 1]; one that exceeds the count is skipped.
 
-    Every example of the batch is a lane of its own; a round offers each unfinished lane its next word. As in the
-    reference, a '##' piece right after [SEP] belongs to the word before it.
+    Every example of the batch is a lane; a round offers each unfinished lane its next word. As in the reference, a '##'
+    piece right after [SEP] belongs to the word before it.
     """
     batch, length = candidates.shape
     places = np.arange(length, dtype=np.int64)
@@ -230,8 +233,8 @@ def _choose_words(
     at, end, left = offset.ravel(), (offset + count).ravel(), wanted.ravel().copy()
     chosen = np.zeros(batch * length, bool)
     while True:
-        going = (at < end) & (left > 0)
-        at, end, left, row = at[going], end[going], left[going], row[going]
+        active = (at < end) & (left > 0)
+        at, end, left, row = at[active], end[active], left[active], row[active]
         if not len(at):
             break
         candidate = row + (order[at] & KEY_POSITION_MASK).astype(np.int64)
@@ -245,7 +248,7 @@ def _choose_words(
 def _replace(
     streams: np.ndarray, positions: np.ndarray, input_ids: np.ndarray, rules: MaskingRules
 ) -> dict[str, np.ndarray]:
-    """80% [MASK], 10% kept, 10% any id of the vocabulary, special ones included: per token. `input_ids` is changed."""
+    """80% [MASK], 10% kept, 10% any id of the vocabulary, special ones included: per token. Changes `input_ids`."""
     width = rules.row_predictions
     if positions.shape[1] > width and (positions[:, width] != NO_POSITION).any():
         raise ValueError(f"a row predicts more than {width} tokens: it holds more examples than its config allows")
@@ -270,20 +273,17 @@ def _replace(
     }
 
 
-def with_mask_fields(dtype: np.dtype, rules: MaskingRules | None) -> np.dtype:
-    """`dtype` and the fields of static masks [K]."""
-    if rules is None:
-        return dtype
-    kinds = {"masked_positions": "<i4", "masked_ids": "<i4", "masked_weights": "<f4"}
-    return np.dtype(_fields(dtype) + [(name, kind, (rules.row_predictions,)) for name, kind in kinds.items()])
-
-
 @dataclass(frozen=True)
 class StaticMasker:
-    """Static masks: drawn once, when the rows are made."""
+    """Static masks: drawn once, when rows are prepared."""
 
     rules: MaskingRules
     seed: int
+
+    def with_fields(self, dtype: np.dtype) -> np.dtype:
+        """`dtype` and the fields of the masks [K]."""
+        kinds = {"masked_positions": "<i4", "masked_ids": "<i4", "masked_weights": "<f4"}
+        return np.dtype(field_list(dtype) + [(n, kind, (self.rules.row_predictions,)) for n, kind in kinds.items()])
 
     def __call__(self, rows: np.ndarray, first: int) -> None:
         """Masks rows [n], numbered from `first`, in place."""

@@ -1,6 +1,6 @@
-"""Packing: several examples share a row, told apart by segment_ids, so that few positions are padding.
+"""Packing: several examples share a row, separated by segment_ids, so that few positions are padding.
 
-A row is one sequence, or two: the inputs and the targets of a text-to-text model, of which both must fit.
+A row is one sequence, or two: the inputs and the targets of a text-to-text model, which both must fit.
 """
 
 from collections import defaultdict
@@ -10,10 +10,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bertjax.data.jobs.shards import BLOCK_ROWS, Blocks
+from bertjax.data.jobs.job_plan import Blocks, JobPlan, needs_worker_pool, shard_tokens
+from bertjax.data.jobs.shards import BLOCK_ROWS
 from bertjax.data.preprocess.masking import StaticMasker
 from bertjax.data.store.reader import Store
-from bertjax.data.store.row_format import SEGMENTS
+from bertjax.data.store.row_format import SEGMENTS, packed_dtype, row_lengths
+
+VERSION = 1  # of packed rows, in the key of prepared data
 
 # Fields with a value for each token, under the name of the segment ids that number their sequence.
 _PER_TOKEN = {
@@ -34,7 +37,7 @@ class Assignment(NamedTuple):
         return len(self.offsets) - 1
 
     def part(self, start: int, stop: int) -> "Assignment":
-        """Rows start..stop (exclusive) alone."""
+        """Rows start..stop (exclusive)."""
         offsets = self.offsets[start : stop + 1]
         return Assignment(self.examples[offsets[0] : offsets[-1]], offsets - offsets[0])
 
@@ -47,9 +50,9 @@ def pack_lengths(lengths: np.ndarray, sequence_length: int, max_segments: int) -
 
     Best-fit decreasing on the histogram of lengths (after SPFHP, Krell et al., arXiv 2107.02027 section 3.1): the
     longest go first, each into the fullest row that still has room. The time depends on the number of different
-    lengths and fillings, hardly on N. Deterministic: a fixed seed shuffles who shares a row and the order of the rows,
-    so neighbours in the data (questions about one paragraph) are not packed together and a row's place says nothing
-    about how full it is. For data too large to hold in memory, pack blocks of, say, a million lengths one by one.
+    lengths and fillings, hardly on N. Deterministic: a fixed seed shuffles which examples share a row and the order of
+    the rows, so neighbours in the data (questions about one paragraph) are not packed together and the place of a row
+    is independent of how full it is. For data larger than memory, pack blocks of, say, a million lengths one by one.
     Raises ValueError for a length below 1 or above sequence_length.
     """
     lengths = np.asarray(lengths, np.int64)
@@ -66,7 +69,7 @@ def pack_pairs(lengths: np.ndarray, row: tuple[int, int], max_segments: int) -> 
 
     `pack_lengths` for two sequences that are packed together: the examples that take up most of one of the two go
     first, each into the row with the least room left that still holds both. Room is compared in the sequence that is
-    scarcer over all, then in the other. Deterministic and shuffled as there.
+    scarcer in all rows, then in the other. Deterministic and shuffled in the same way.
     Raises ValueError for a length below 1 or above the row's.
     """
     lengths = np.asarray(lengths, np.int64).reshape(-1, 2)
@@ -100,7 +103,7 @@ def _fillings(histogram: list[int], sequence_length: int, max_segments: int) -> 
                 filling, rows = room[space].pop()
             else:
                 filling, rows, space = (), count, sequence_length
-            # Each row takes as many of this length as one by one it would: what it has taken makes it the fullest.
+            # A row takes as many of this length as it would one by one: having taken one, it is the fullest row.
             copies = min(space // length, max_segments - len(filling), count)
             used = min(rows, count // copies)
             if filling and used < rows:
@@ -165,7 +168,7 @@ def _tightest(firsts: int, seconds: list[int], first: int, second: int) -> tuple
 
 
 def _assign(lengths: np.ndarray, histogram: np.ndarray, fillings: list[tuple[Filling, int]]) -> Assignment:
-    """Gives every place in every filling an example of its length; both are shuffled."""
+    """Gives each place of each filling an example of its length; both are shuffled."""
     shuffle = np.random.RandomState(0)  # unlike a Generator's, its stream is the same in every version of numpy
     by_length = shuffle.permutation(len(lengths))
     by_length = by_length[np.argsort(lengths[by_length], kind="stable")]
@@ -256,7 +259,7 @@ class PackingContext:
 
 
 def packing_blocks(context: PackingContext, part: tuple[int, Assignment]) -> Blocks:
-    """Packs the rows of an assignment, numbered from part[0], out of a store of unpacked rows."""
+    """Packs the rows of an assignment, numbered from part[0], from a store of unpacked rows."""
     first, assignment = part
     for start in range(0, assignment.rows, BLOCK_ROWS):
         some = assignment.part(start, min(start + BLOCK_ROWS, assignment.rows))
@@ -267,3 +270,23 @@ def packing_blocks(context: PackingContext, part: tuple[int, Assignment]) -> Blo
         if context.masker:
             context.masker(rows, first + start)
         yield rows
+
+
+def plan_packing(
+    store: Store, lengths: np.ndarray, max_segments: int, pad_id: int, masker: StaticMasker | None
+) -> JobPlan:
+    """Jobs that pack the rows of `store`, which have `lengths` tokens [N] or [N, 2]. facts: the number of rows."""
+    room = row_lengths(store.dtype)
+    if len(room) > 1:
+        assignment = pack_pairs(lengths, (room[0], room[1]), max_segments)
+    else:
+        assignment = pack_lengths(lengths, room[0], max_segments)
+    tokens = assignment.rows * sum(room)
+    step = shard_tokens(tokens) // sum(room) + 1
+    parts = (
+        (first, assignment.part(first, min(first + step, assignment.rows))) for first in range(0, assignment.rows, step)
+    )
+    dtype = packed_dtype(store.dtype, max_segments)
+    dtype = masker.with_fields(dtype) if masker else dtype
+    context = PackingContext(store, max_segments, pad_id, dtype, masker)
+    return JobPlan(packing_blocks, context, parts, dtype, needs_worker_pool(tokens), {"rows": assignment.rows})

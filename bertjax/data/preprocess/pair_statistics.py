@@ -1,6 +1,6 @@
-"""What sentence pairs made of a text: how much of it is in them, how many labels are random, how many masks fit."""
+"""Statistics of sentence pairs: share of the text in them, share of random labels, masks that fit; and warnings."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from math import ceil
 from typing import Any
 
@@ -13,7 +13,7 @@ MIN_TOKENS_USED, MAX_RANDOM_NEXT, MIN_MASKED = 0.8, 0.6, 0.95  # beyond these a 
 
 
 def pair_sums(rows: np.ndarray) -> dict[str, int]:
-    """Sums over unpacked rows of pairs: pairs, pairs with a random B, tokens that stand in their own text."""
+    """Sums over unpacked rows: pairs, pairs with a random B, tokens of the document that the pair was made from."""
     is_b = rows["token_type_ids"] == 1
     real = np.count_nonzero(rows["segment_ids"], axis=1)
     in_b = np.count_nonzero(is_b, axis=1)
@@ -23,9 +23,9 @@ def pair_sums(rows: np.ndarray) -> dict[str, int]:
 
 
 def pair_metadata(
-    options: BertPairs, text: dict[str, Any], lengths: np.ndarray, sums: dict[str, int]
+    options: BertPairs, text: dict[str, Any], lengths: np.ndarray, sums: Mapping[str, int]
 ) -> dict[str, Any]:
-    """Values of `Store.meta["pairs"]`.
+    """`Store.meta["pairs"]`.
 
     Args:
         text: documents, sentences and tokens of the source.
@@ -34,7 +34,7 @@ def pair_metadata(
     """
     wanted = np.maximum(1, np.rint(lengths * options.masked_lm_prob))
     masked = np.minimum(wanted, options.max_predictions_per_seq)
-    return {
+    found = {
         "sentences_per_document": text["sentences"] / text["documents"],
         "tokens_used": sums["own_tokens"] / (text["tokens"] * options.dupe_factor),
         "random_share": sums["random"] / sums["pairs"] if options.next_sentence else None,
@@ -42,10 +42,11 @@ def pair_metadata(
         "masks_wanted": float(wanted.mean()),
         "pairs_capped": float((wanted > masked).mean()),
     }
+    return {"pairs": found}
 
 
 def report_lines(name: str, options: BertPairs, meta: dict[str, Any]) -> Iterator[str]:
-    """What a person should know about a prepared task, then a warning for each number that is not as it should be."""
+    """A summary of a prepared task, then a warning for each number out of its range."""
     found = meta["pairs"]
     used, random = found["tokens_used"], found["random_share"]
     said = [
@@ -69,9 +70,10 @@ def _warnings(options: BertPairs, meta: dict[str, Any]) -> Iterator[str]:
     used, random = found["tokens_used"], found["random_share"]
     if long := meta["undivided"]:
         yield (
-            f"{_count(long['documents'], 'file')} became one document each of more than {LONG_DOCUMENT_SENTENCES:,} sentences, "
-            f"the longest of {long['longest']:,}, though blank lines divide {long['file']} into {long['blocks']:,} "
-            "blocks; if these are documents, set layout: paragraphs, or layout: sentences where each line is a sentence"
+            f"{_count(long['documents'], 'file')} became one document each of more than {LONG_DOCUMENT_SENTENCES:,} "
+            f"sentences, the longest of {long['longest']:,}, though blank lines divide {long['file']} into "
+            f"{long['blocks']:,} blocks; if these are documents, set layout: paragraphs, or layout: sentences where "
+            "each line is a sentence"
         )
     if options.next_sentence and meta["documents"] == 1:
         yield (

@@ -1,7 +1,7 @@
-"""A context cut into pieces once for all its questions, and where an answer is among them.
+"""Contexts of questions as pieces, tokenized once for all their questions, and the pieces of an answer.
 
-`WordDocument` is run_squad.py's way (google-research/bert): words parted by white space, each cut into pieces on its
-own. `TextDocument` keeps the characters that each piece stands for, as the fast tokenizer says.
+`WordDocument` follows run_squad.py (google-research/bert): words separated by white space, each tokenized separately.
+`TextDocument` keeps the characters of each piece, as given by the fast tokenizer.
 """
 
 import re
@@ -17,7 +17,7 @@ from bertjax.data.sources.squad import Example
 from bertjax.data.tokenizers.character_spans import expand_to_words
 from bertjax.data.tokenizers.load import Tokenizer
 
-_WORD = re.compile("[^ \t\r\n\u202f]+")  # run_squad's is_whitespace: no other Unicode space parts two words
+_WORD = re.compile("[^ \t\r\n\u202f]+")  # run_squad's is_whitespace: no other Unicode space separates words
 _CONTEXTS_PER_BATCH = 512  # tokenized in one call
 _MAX_MISPLACED = 32  # characters that an answer may begin before its `answer_start`, within one word
 
@@ -60,7 +60,7 @@ def word_documents(contexts: Iterable[str], tokenizer: Tokenizer) -> dict[str, D
 
 
 def text_documents(contexts: Iterable[str], tokenizer: Tokenizer) -> dict[str, Document]:
-    """Each context as the tokenizer cuts it; a bounded number of them at once."""
+    """Each context as the tokenizer divides it; a bounded number of them at once."""
     documents: dict[str, Document] = {}
     remaining = iter(contexts)
     while chunk := list(islice(remaining, _CONTEXTS_PER_BATCH)):
@@ -97,7 +97,7 @@ def word_span(example: Example, document: WordDocument, pieces: list[int]) -> tu
     """First and last piece (inclusive) of the first answer; None if its text is not there (read_squad_examples).
 
     Words are narrowed to the first run of pieces equal to the answer's own, so that "1895" is found in "(1895-1943)."
-    (_improve_answer_span); without one the whole words are the answer ("Japan" in "Japanese").
+    (_improve_answer_span); without one the complete words are the answer ("Japan" in "Japanese").
     """
     text, position = example.answers[0]
     first = bisect_right(document.starts, position) - 1
@@ -106,7 +106,7 @@ def word_span(example: Example, document: WordDocument, pieces: list[int]) -> tu
         return None
     start, end = int(document.first_token[first]), int(document.first_token[last + 1]) - 1
     if end < start:
-        return None  # words of nothing but control characters have no pieces
+        return None  # words of control characters have no pieces
     ids = document.ids[start : end + 1].tolist()
     size = len(pieces)
     for offset in range(len(ids) - size + 1 if size else 0):

@@ -1,7 +1,7 @@
-"""The records that `limit` keeps: a sample by seed, in the order of the source.
+"""The sample of records that `limit` keeps, by seed, in the order of the source.
 
 Record number i of a source has a key, a hash of (seed, i); the `limit` records with the smallest keys are kept. So a
-source is read once, the sample depends on nothing but seed and order, and a smaller sample is part of a larger one.
+source is read once, the sample depends only on seed and order, and a smaller sample is part of a larger one.
 """
 
 import heapq
@@ -13,13 +13,14 @@ import numpy as np
 
 from bertjax.data.preprocess.counter_rng import row_streams
 
-_SALT = 0x11A17  # the place of an epoch: no other stream of random numbers has this one
+VERSION = 1  # in the key of prepared data
+_SALT = 0x11A17  # in place of an epoch; unique to this stream of random numbers
 _BLOCK = 4096
 T = TypeVar("T")
 
 
 def sample_items(items: Iterable[T], limit: int | None, seed: int) -> Iterator[T]:
-    """`items`, or `limit` of them in their order; holds no more than these in memory."""
+    """`items`, or `limit` of them in their order; keeps only these in memory."""
     if limit is None:
         yield from items
         return

@@ -1,21 +1,19 @@
-"""Windows over a document for extractive question answering: training rows and evaluation features.
+"""The kind `span_qa`: windows over a document for extractive question answering, for training and evaluation.
 
 A document too long for one row is covered by overlapping windows: [CLS] question [SEP] window [SEP]. Distinct contexts
-are tokenized once. What a document and an answer are is the profile's: see `qa_documents`.
+are tokenized once. The profile defines documents and answers: see `qa_documents`.
 """
 
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from bertjax.config.schema.data import SpanQa
-from bertjax.data.jobs import text_counts
-from bertjax.data.jobs.context import PrepareContext
-from bertjax.data.jobs.plan import EXAMPLES_PER_JOB, MIN_POOL_EXAMPLES, JobPlan
-from bertjax.data.jobs.shards import CountedBlocks
+from bertjax.data.jobs import job_plan, text_counts
+from bertjax.data.jobs.job_plan import CountedBlocks, JobPlan, PrepareContext
 from bertjax.data.preprocess.qa_documents import (
     Document,
     TextDocument,
@@ -24,13 +22,12 @@ from bertjax.data.preprocess.qa_documents import (
     text_documents,
     word_documents,
 )
+from bertjax.data.preprocess.registry import PreprocessKind
 from bertjax.data.preprocess.sampling import sample_items
 from bertjax.data.sources.squad import Example, read_squad
+from bertjax.data.store import row_format
 from bertjax.data.tokenizers.load import Tokenizer
 from bertjax.errors import UserError
-
-if TYPE_CHECKING:
-    from bertjax.data.sources.squad import Example
 
 __all__ = ["Example", "Features", "evaluation_features", "read_squad", "row_dtype", "training_features"]
 
@@ -71,29 +68,26 @@ class Features:
 
 def row_dtype(sequence_length: int) -> np.dtype:
     """One unpacked training row (G = 1). Positions are row coordinates, both ends inclusive."""
-    token, one = (np.int32, (sequence_length,)), (np.int32, (1,))
-    fields = [(name, *token) for name in ("input_ids", "token_type_ids", "segment_ids", "positions")]
-    fields += [(name, *one) for name in ("start_positions", "end_positions")]
-    return np.dtype([*fields, ("span_weights", np.float32, (1,)), ("cls_positions", *one)])
+    ends = {"start_positions": "i4", "end_positions": "i4"}
+    return row_format.row_dtype(sequence_length, **ends, span_weights="f4", cls_positions="i4")
 
 
 def training_features(examples: Sequence[Example], tokenizer: Tokenizer, span_qa: SpanQa) -> np.ndarray:
-    """The rows of `training_features_with_counts`."""
-    return training_features_with_counts(examples, tokenizer, span_qa)[0]
+    """The rows of `qa_blocks`."""
+    return next(qa_blocks((tokenizer, span_qa), examples))
 
 
-def training_features_with_counts(
-    examples: Sequence[Example], tokenizer: Tokenizer, span_qa: SpanQa
-) -> tuple[np.ndarray, text_counts.TextCounts]:
+def qa_blocks(context: tuple[Tokenizer, SpanQa], examples: Sequence[Example]) -> CountedBlocks:
     """Training rows, one window each: structured array [N] of `row_dtype`, windows of an example side by side.
 
-    A window without the whole answer, like every window of an unanswerable question, has [CLS] as its answer (in v1.1
-    too). The first answer of an example is the one trained on. Examples whose answer text is not found at its place are
-    left out; these, questions that are cut and unknown pieces are counted. A pure function of its arguments: slices of
+    A window without the complete answer, like every window of an unanswerable question, has [CLS] as its answer (in
+    v1.1 too). The first answer of an example is trained on. Examples whose answer text is not found at its place are
+    left out; these, cut questions and unknown pieces are counted. A pure function of its arguments: slices of
     `examples` may be converted one by one to bound memory (16 * S bytes a row).
 
     Raises UserError if a question leaves no room for its document.
     """
+    tokenizer, span_qa = context
     prepared = list(_tokenize_examples(examples, tokenizer, span_qa))
     spans = answer_spans(examples, [item.document for item in prepared], tokenizer)
     kept = [e.is_impossible or s is not None for e, s in zip(examples, spans, strict=True)]
@@ -114,11 +108,11 @@ def training_features_with_counts(
         rows["input_ids"][rows["segment_ids"] == 0] = tokenizer.pad_id
     contexts = {id(item.document): item.document.ids.tolist() for item in prepared}
     questions = text_counts.count([p.question for p in prepared], span_qa.max_query_length, tokenizer.unk_id)
-    counts = {
+    yield rows
+    return {
         "questions": questions | {"left_out": kept.count(False)},
         "contexts": text_counts.count(list(contexts.values()), None, tokenizer.unk_id),
     }
-    return rows, counts
 
 
 def evaluation_features(examples: Sequence[Example], tokenizer: Tokenizer, span_qa: SpanQa) -> Features:
@@ -131,7 +125,7 @@ def evaluation_features(examples: Sequence[Example], tokenizer: Tokenizer, span_
     seen: set[str] = set()
     for example in examples:
         if example.id in seen:
-            raise UserError(f"question '{example.id}' is there twice; answers are told apart by id: remove one")
+            raise UserError(f"question '{example.id}' is there twice; answers are identified by id: remove one")
         seen.add(example.id)
     prepared = list(_tokenize_examples(examples, tokenizer, span_qa))
     cut = [e.id for e, item in zip(examples, prepared, strict=True) if len(item.question) > len(item.query)]
@@ -229,19 +223,22 @@ def _fill(
     return first
 
 
-def qa_blocks(context: tuple["Tokenizer", SpanQa], examples: Sequence["Example"]) -> CountedBlocks:
-    """The training windows of some questions."""
-    rows, counts = training_features_with_counts(examples, *context)
-    yield rows
-    return counts
-
-
-def plan_qa(context: PrepareContext, masker: None) -> JobPlan:
-
+def plan_qa(context: PrepareContext) -> JobPlan:
     options: SpanQa = context.task.preprocess
     found = (question for source in context.task.source for question in read_squad(source, context.base))
     questions = list(sample_items(found, context.task.limit, context.seed))
-    jobs = [questions[start : start + EXAMPLES_PER_JOB] for start in range(0, len(questions), EXAMPLES_PER_JOB)]
+    size = job_plan.EXAMPLES_PER_JOB
+    jobs = [questions[start : start + size] for start in range(0, len(questions), size)]
     dtype = row_dtype(options.sequence_length)
     facts = {"questions": len(questions), "unanswerable": sum(q.is_impossible for q in questions)}
-    return JobPlan(qa_blocks, (context.tokenizer, options), jobs, dtype, len(questions) > MIN_POOL_EXAMPLES, facts)
+    pool = len(questions) > job_plan.MIN_POOL_EXAMPLES
+    return JobPlan(qa_blocks, (context.tokenizer, options), jobs, dtype, pool, facts)
+
+
+SPAN_QA = PreprocessKind(
+    version=1,
+    reads="questions",
+    layout="encoder",
+    plan=plan_qa,
+    dtype=lambda options, regression: row_dtype(options.sequence_length),
+)

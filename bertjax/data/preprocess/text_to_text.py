@@ -1,6 +1,6 @@
-"""Text to text: records as inputs and targets, and these as rows for an encoder and a decoder.
+"""The kind `text_to_text`: records as inputs and targets, and these as rows for an encoder and a decoder.
 
-`read_examples` serves training and evaluation alike; `text_to_text_blocks` makes the rows that are trained on.
+`read_examples` serves training and evaluation; `text_to_text_blocks` makes training rows.
 """
 
 import re
@@ -12,17 +12,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from bertjax.config.schema.data import Task, TextToText
-from bertjax.data.jobs import text_counts
-from bertjax.data.jobs.context import PrepareContext
-from bertjax.data.jobs.plan import EXAMPLES_PER_JOB, MIN_POOL_EXAMPLES, JobPlan
-from bertjax.data.preprocess.prompts.t5_prompts import (
-    GLUE_TASKS,
-    UNKNOWN_TARGET,
-    PromptFn,
-    TextExample,
-    answer_texts,
-    get_prompt,
-)
+from bertjax.data.jobs import job_plan, text_counts
+from bertjax.data.jobs.job_plan import JobPlan, PrepareContext
+from bertjax.data.preprocess.prompts.registry import PROMPTS, get_prompt
+from bertjax.data.preprocess.prompts.t5_prompts import UNKNOWN_TARGET, PromptFn, TextExample, answer_texts
+from bertjax.data.preprocess.registry import PreprocessKind
 from bertjax.data.preprocess.sampling import sample_items
 from bertjax.data.sources.class_names import UNLABELED, find_class_id, names_from_source, parse_class_id
 from bertjax.data.sources.official_files import read_official_records, rename_columns
@@ -32,15 +26,10 @@ from bertjax.data.sources.squad import read_records_or_questions
 from bertjax.errors import UserError, escape_unprintable
 
 if TYPE_CHECKING:
-    from bertjax.data.jobs.shards import CountedBlocks
+    from bertjax.data.jobs.job_plan import CountedBlocks
     from bertjax.data.tokenizers.sentencepiece import SentencePieceTokenizer
 
 __all__ = ["TextExample", "class_names", "read_examples", "row_dtype", "text_to_text_blocks"]
-
-CORRECT_REFERENT_ONLY = (
-    "glue_wnli",
-    "super_glue_wsc",
-)  # prompts whose target may be the wrong answer: label 1 is trained on
 
 
 def read_examples(
@@ -51,8 +40,8 @@ def read_examples(
 
     The numbers of a ClassLabel become its names where these are the prompt's classes, or a template's targets without
     `labels`. For training a record with several answers gives one example (its first answer), or one for each in
-    ReCoRD, and of WSC and WNLI only the right referents that were found are there. For evaluation each record gives one
-    example with every reference. `counts` gets, while the stream is read, the records and those left out.
+    ReCoRD; WSC and WNLI give only correct referents. For evaluation each record gives one example with every reference.
+    `counts` is filled, while the stream is read, with the records and those left out.
 
     Raises UserError, naming the record and the field, for anything that cannot be read.
     """
@@ -76,7 +65,7 @@ def read_examples(
             raise UserError(f"{where}: its label or answer is hidden; train on records that have one")
         if not training:
             made = made[:1]
-        elif options.prompt in CORRECT_REFERENT_ONLY:
+        elif options.prompt and PROMPTS[options.prompt].correct_referents_only:
             made = [example for example in made if example.extra["label"] == 1 and example.targets]
         tally["texts"] += 1
         tally["left_out"] += not made
@@ -88,9 +77,9 @@ def _has_no_answer(example: TextExample) -> bool:
 
 
 def class_names(options: TextToText) -> tuple[str, ...] | None:
-    """The targets a classification chooses from, by number; None where the answers are free text."""
+    """The targets of a classification, by number; None where the answers are free text."""
     if options.prompt is not None:
-        return GLUE_TASKS[options.prompt][2] if options.prompt in GLUE_TASKS else None
+        return PROMPTS[options.prompt].classes
     if options.labels is None:
         return None
     return tuple(dict.fromkeys(options.labels if isinstance(options.labels, list) else options.labels.values()))
@@ -107,9 +96,9 @@ def _named(found: LocatedRecords, source: Any, base: Path, options: TextToText) 
 
 
 def _label_fields(options: TextToText) -> tuple[list[str], tuple[str, ...] | None]:
-    """(the fields whose numbers may be names, the classes that the names have to be)."""
-    if options.prompt in GLUE_TASKS:
-        return [options.fields.get("label", "label")], GLUE_TASKS[options.prompt][2]
+    """(fields whose numbers may have names, the classes that the names must be)."""
+    if options.prompt is not None and (classes := PROMPTS[options.prompt].classes):
+        return [options.fields.get("label", "label")], classes
     if options.prompt is not None or options.labels is not None:
         return [], None
     return [options.fields.get(field, field) for field in _parse(options.targets or "", "targets").fields], None
@@ -143,12 +132,12 @@ def _with_label_texts(make: PromptFn, options: TextToText) -> PromptFn:
 
 
 def _label(value: Any, options: TextToText) -> str:
-    """The text for a label, by its value, its number or, in a list, its name; UNKNOWN where it is hidden."""
+    """The text for a label, by its value, its number or, in a list, its name; UNKNOWN_TARGET where it is hidden."""
     labels = options.labels or {}
     names = {str(n): name for n, name in enumerate(labels)} if isinstance(labels, list) else labels
     spelt = "" if value is None else to_text(value).strip()
     number = parse_class_id(spelt) if spelt else UNLABELED
-    for key in (spelt, spelt.lower(), str(number)):  # YAML spells truth values in small letters
+    for key in (spelt, spelt.lower(), str(number)):  # YAML writes truth values in lower case
         if key in names:
             return names[key]
     found = find_class_id(spelt, labels) if isinstance(labels, list) else None
@@ -166,7 +155,7 @@ _PIECE = re.compile(r"\{\{|\}\}|\{([^{}]+)\}|[{}]")
 
 
 class _Template(NamedTuple):
-    """`texts` stand around the `fields`, one more of them."""
+    """`fields`, and the `texts` around them: one more."""
 
     texts: list[str]
     fields: list[str]
@@ -194,11 +183,11 @@ def _parse(template: str, key: str) -> _Template:
 
 
 def template_prompt(options: TextToText) -> PromptFn:
-    """The function of the templates `options.inputs` and `options.targets`, with {field} where a field's text goes.
+    """The function of the templates `options.inputs` and `options.targets`, in which {field} is a field's text.
 
-    Numbers are written out. A list in the inputs is joined by spaces. A list in the targets holds answers: the first is
+    Numbers become text. A list in the inputs is joined by spaces. A list in the targets holds answers: the first is
     the target and each is a reference; where there is none, the target is empty. `labels` translates the first field of
-    the targets. {{ and }} stand for braces, {a/b} for field b inside of a.
+    the targets. {{ and }} are braces, {a/b} is field b inside of a.
     """
     inputs, targets = _parse(options.inputs or "", "inputs"), _parse(options.targets or "", "targets")
     if options.labels is not None and not targets.fields:
@@ -245,9 +234,8 @@ def row_dtype(sequence_length: int, target_length: int) -> np.dtype:
 def text_to_text_blocks(
     context: tuple["SentencePieceTokenizer", np.dtype], examples: Sequence[tuple[str, str]]
 ) -> "CountedBlocks":
-    """One block of rows [n], one for each (inputs, targets): cut to their length, the last place for the end.
-
-    seqio.preprocessors.append_eos_after_trim: a text too long loses its end, never its EOS.
+    """One block of rows [n], one for each (inputs, targets), cut to their length before EOS is appended
+    (seqio.preprocessors.append_eos_after_trim).
     """
     tokenizer, dtype = context
     rows, counts = np.zeros(len(examples), dtype), text_counts.TextCounts()
@@ -266,14 +254,23 @@ def text_to_text_blocks(
     return counts
 
 
-def plan_text_to_text(context: PrepareContext, masker: None) -> JobPlan:
+def plan_text_to_text(context: PrepareContext) -> JobPlan:
     options: TextToText = context.task.preprocess
-    counts = text_counts.TextCounts()  # full once the stream is read, which is before the facts are
+    counts = text_counts.TextCounts()  # complete when the stream is read, which is before the facts are
     read = read_examples(context.task, context.base, training=True, seed=context.seed, counts=counts)
     stream = ((example.inputs, example.targets) for example in read)
-    first = list(islice(stream, MIN_POOL_EXAMPLES + 1))
+    first = list(islice(stream, job_plan.MIN_POOL_EXAMPLES + 1))
     examples = chain(first, stream)
-    jobs = iter(lambda: list(islice(examples, EXAMPLES_PER_JOB)), [])
+    jobs = iter(lambda: list(islice(examples, job_plan.EXAMPLES_PER_JOB)), [])
     dtype = row_dtype(options.sequence_length, options.target_length)
-    facts = {text_counts.META_KEY: counts}
-    return JobPlan(text_to_text_blocks, (context.tokenizer, dtype), jobs, dtype, len(first) > MIN_POOL_EXAMPLES, facts)
+    pool = len(first) > job_plan.MIN_POOL_EXAMPLES
+    return JobPlan(text_to_text_blocks, (context.tokenizer, dtype), jobs, dtype, pool, {text_counts.META_KEY: counts})
+
+
+TEXT_TO_TEXT = PreprocessKind(
+    version=1,
+    reads="records",
+    layout="encoder_decoder",
+    plan=plan_text_to_text,
+    dtype=lambda options, regression: row_dtype(options.sequence_length, options.target_length),
+)

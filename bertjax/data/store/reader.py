@@ -40,7 +40,7 @@ class Store:
         self.meta: dict[str, Any] = manifest["meta"]
         self.fingerprint: str = manifest["fingerprint"]
         self.tokenizer_sha256: str = manifest["tokenizer_sha256"]
-        self.code_version: str = manifest["code_version"]
+        self.versions: dict[str, int] = manifest.get("versions", {})  # none in stores of earlier versions
         self.shards: list[dict[str, Any]] = manifest["shards"]
         self._ends = np.cumsum([shard["records"] for shard in self.shards], dtype=np.int64)
         self._files = [self.folder / shard["file"] for shard in self.shards]  # to be read

@@ -16,8 +16,14 @@ def row_dtype(sequence_length: int, **per_example: Any) -> np.dtype:
 
 def packed_dtype(dtype: np.dtype, max_segments: int) -> np.dtype:
     """`dtype` with room for `max_segments` examples: fields [1] become [G]."""
-    return np.dtype([(name, kind, (max_segments,) if shape == (1,) else shape) for name, kind, shape in _fields(dtype)])
+    fields = field_list(dtype)
+    return np.dtype([(name, kind, (max_segments,) if shape == (1,) else shape) for name, kind, shape in fields])
 
 
-def _fields(dtype: np.dtype) -> list[tuple[str, str, tuple[int, ...]]]:
+def field_list(dtype: np.dtype) -> list[tuple[str, str, tuple[int, ...]]]:
     return [(name, dtype[name].base.str, dtype[name].shape) for name in dtype.names or ()]
+
+
+def row_lengths(dtype: np.dtype) -> list[int]:
+    """How many tokens a row holds: of its one sequence, or of its inputs and of its targets."""
+    return [dtype[name].shape[0] for name in ("tokens", *SEGMENTS) if name in (dtype.names or ())]

@@ -4,7 +4,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,7 @@ class StoreWriter:
         *,
         fingerprint: str = "",
         tokenizer_sha256: str = "",
-        code_version: str = "",
+        versions: Mapping[str, int] | None = None,
         rows_per_shard: int | None = None,
         temporary: Path | None = None,
     ):
@@ -72,7 +72,8 @@ class StoreWriter:
         self.folder = remote.as_path(folder)
         self.dtype = dtype
         self.meta = meta
-        self._about = {"fingerprint": fingerprint, "tokenizer_sha256": tokenizer_sha256, "code_version": code_version}
+        about = {"fingerprint": fingerprint, "tokenizer_sha256": tokenizer_sha256, "versions": dict(versions or {})}
+        self._about: dict[str, Any] = about
         self._per_shard = rows_per_shard or max(1, MAX_SHARD_BYTES // dtype.itemsize)
         self._shards: list[dict[str, Any]] = []
         self._pending: list[np.ndarray] = []

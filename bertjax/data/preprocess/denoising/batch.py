@@ -1,16 +1,15 @@
-"""The denoising objectives of T5 on whole batches: chunks of text become inputs and targets at load time.
+"""The denoising objectives of T5 on batches: chunks of text become inputs and targets at load time.
 
-`spans.py` says what happens to one text; here the same rules work on all rows at once. The random numbers come from
-hashing (seed, epoch, index, position), as in `masking.py`: what happens to a row never depends on the batch it is in,
-and every epoch corrupts anew.
+`reference.py` has the same rules for one text. The random numbers come from hashing (seed, epoch, index, position), as
+in `masking.py`: the noise of a row never depends on its batch and differs in every epoch.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from bertjax.config.schema.data import CausalLm, Deshuffling, IidDenoising, SpanCorruption
+from bertjax.config.schema.data import SpanCorruption
 from bertjax.data.preprocess.counter_rng import (
     BLOCK_TOKENS,
     KEY_POSITION_MASK,
@@ -20,11 +19,11 @@ from bertjax.data.preprocess.counter_rng import (
     row_streams,
 )
 from bertjax.data.preprocess.denoising.reference import FIRST_TEXT_ID, noise_counts, prefix_bounds
-from bertjax.data.preprocess.denoising.rules import DenoisingRules
+from bertjax.data.preprocess.denoising.rules import DenoisingRules, MaskedSequence
 
 Rows = Mapping[str, np.ndarray] | np.ndarray
 
-# Counters of a stream's draws: every use begins beyond all positions of the one before it.
+# Counters of a stream's draws: each use begins beyond all positions of the previous one.
 _TEXT_SPANS, _ROLL, _KIND, _RANDOM = np.arange(1, 5, dtype=np.uint64)[:, None] << np.uint64(20)
 
 
@@ -35,11 +34,11 @@ def denoise_rows(
     first length int32 [B, 1] are real (at least one).
 
     Returns, for S = sequence_length and T = target_length: input_ids, segment_ids, positions int32 [B, S]; target_ids,
-    target_segment_ids, target_positions int32 [B, T]; target_weights float32 [B, T]. Inputs and targets end in EOS;
-    everything behind it is 0. Of a causal language model: target_ids, target_segment_ids, target_positions, prefix_mask
-    int32 [B, S], target_weights float32 [B, S], and no EOS but those of the text.
-    Row b is a pure function of its content and (seed, epoch, indices[b]): give tasks different seeds. `epoch` may be
-    an array [B] too, one for each row.
+    target_segment_ids, target_positions int32 [B, T]; target_weights float32 [B, T]. Inputs and targets end in EOS,
+    followed by 0. For a causal language model: target_ids, target_segment_ids, target_positions, prefix_mask int32
+    [B, S], target_weights float32 [B, S], and no EOS except in the text.
+    Row b is a pure function of its content and (seed, epoch, indices[b]): give tasks different seeds. `epoch` is one
+    number or an array [B], one for each row.
     Random targets of `iid_denoising` that are longer than T lose their end, but not their EOS, as in the reference.
     """
     tokens, length = np.asarray(rows["tokens"]), np.asarray(rows["length"])
@@ -54,33 +53,14 @@ def denoise_rows(
     return blocks[0] if len(blocks) == 1 else {key: np.concatenate([b[key] for b in blocks]) for key in blocks[0]}
 
 
-class _MaskedSequence(NamedTuple):
-    """Inputs or targets before they are moved together: ids [B, L] and which of them stay, bool [B, L]."""
-
-    ids: np.ndarray
-    keep: np.ndarray
-
-
 def _denoise_block(
     streams: np.ndarray, tokens: np.ndarray, length: np.ndarray, rules: DenoisingRules
 ) -> dict[str, np.ndarray]:
-    options = rules.options
     real = np.arange(tokens.shape[1]) < length
-    if isinstance(options, CausalLm):
+    if rules.corruption.corrupt is None:
         return _causal(tokens, real)
-    if isinstance(options, SpanCorruption):
-        inputs, targets = _replace_spans(tokens, real, _span_mask(streams, length, tokens.shape[1], options), rules)
-    elif isinstance(options, IidDenoising):
-        inputs, targets = _iid(streams, tokens, real, rules)
-    elif isinstance(options, Deshuffling):
-        inputs, targets = _MaskedSequence(_shuffle(streams, tokens, real), real), _MaskedSequence(tokens, real)
-    else:
-        shortest, longest = prefix_bounds(length, options.noise_density)
-        prefix = np.arange(tokens.shape[1]) < shortest + _uniform_below(
-            random_bits(streams, _KIND), longest - shortest + 1
-        )
-        inputs, targets = _MaskedSequence(tokens, real & prefix), _MaskedSequence(tokens, real & ~prefix)
-    ids, segments, positions = _compact(inputs, options.sequence_length, rules.eos_id)
+    inputs, targets = rules.corruption.corrupt(streams, tokens, real, rules)
+    ids, segments, positions = _compact(inputs, rules.options.sequence_length, rules.eos_id)
     target_ids, target_segments, target_positions = _compact(targets, rules.target_length, rules.eos_id)
     return {
         "input_ids": ids, "segment_ids": segments, "positions": positions,
@@ -89,8 +69,8 @@ def _denoise_block(
     }  # fmt: skip
 
 
-def _compact(side: _MaskedSequence, width: int, eos_id: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(ids, segment_ids, positions), each int32 [B, width]: what stays, then EOS, then zeros."""
+def _compact(side: MaskedSequence, width: int, eos_id: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(ids, segment_ids, positions), each int32 [B, width]: the kept ids, then EOS, then zeros."""
     keep = side.keep
     count = np.count_nonzero(keep, axis=1)
     if count.max(initial=0) >= width:
@@ -113,32 +93,53 @@ def _causal(tokens: np.ndarray, real: np.ndarray) -> dict[str, np.ndarray]:
     }  # fmt: skip
 
 
-def _replace_spans(
-    tokens: np.ndarray, real: np.ndarray, noise: np.ndarray, rules: DenoisingRules
-) -> tuple[_MaskedSequence, _MaskedSequence]:
+Corrupted = tuple[MaskedSequence, MaskedSequence]  # inputs, targets
+
+
+def corrupt_spans(streams: np.ndarray, tokens: np.ndarray, real: np.ndarray, rules: DenoisingRules) -> Corrupted:
+    """span_corruption of t5."""
+    length = np.count_nonzero(real, axis=1)[:, None]
+    return _replace_spans(tokens, real, _span_mask(streams, length, tokens.shape[1], rules.options), rules)
+
+
+def deshuffle(streams: np.ndarray, tokens: np.ndarray, real: np.ndarray, rules: DenoisingRules) -> Corrupted:
+    """The real tokens in random order: permute_noise_tokens of t5 at density 1."""
+    keys = _sort_keys(streams, np.count_nonzero(real, axis=1)[:, None], tokens.shape[1], np.uint64(0))
+    keys.sort(axis=1)
+    order = np.where(real, (keys & KEY_POSITION_MASK).astype(np.int64), 0)
+    return MaskedSequence(np.take_along_axis(tokens, order, axis=1), real), MaskedSequence(tokens, real)
+
+
+def split_prefix(streams: np.ndarray, tokens: np.ndarray, real: np.ndarray, rules: DenoisingRules) -> Corrupted:
+    """prefix_lm of t5."""
+    shortest, longest = prefix_bounds(np.count_nonzero(real, axis=1)[:, None], rules.options.noise_density)
+    size = shortest + _uniform_below(random_bits(streams, _KIND), longest - shortest + 1)
+    prefix = np.arange(tokens.shape[1]) < size
+    return MaskedSequence(tokens, real & prefix), MaskedSequence(tokens, real & ~prefix)
+
+
+def _replace_spans(tokens: np.ndarray, real: np.ndarray, noise: np.ndarray, rules: DenoisingRules) -> Corrupted:
     """noise_span_to_unique_sentinel and nonnoise_span_to_unique_sentinel; `noise` [B, L] is within `real`."""
     return _sentinels(tokens, noise, ~noise & real, rules), _sentinels(tokens, ~noise & real, noise, rules)
 
 
-def _sentinels(tokens: np.ndarray, runs: np.ndarray, rest: np.ndarray, rules: DenoisingRules) -> _MaskedSequence:
-    """Each run becomes the next sentinel, the rest stays."""
+def _sentinels(tokens: np.ndarray, runs: np.ndarray, rest: np.ndarray, rules: DenoisingRules) -> MaskedSequence:
+    """Each run becomes the next sentinel; the rest stays."""
     first = runs.copy()
     first[:, 1:] &= ~runs[:, :-1]
     number = np.cumsum(first, axis=1, dtype=np.int32) - 1
     ids = tokens.copy()
     ids[first] = rules.sentinels[number[first]]
-    return _MaskedSequence(ids, rest | first)
+    return MaskedSequence(ids, rest | first)
 
 
-def _iid(
-    streams: np.ndarray, tokens: np.ndarray, real: np.ndarray, rules: DenoisingRules
-) -> tuple[_MaskedSequence, _MaskedSequence]:
+def corrupt_tokens(streams: np.ndarray, tokens: np.ndarray, real: np.ndarray, rules: DenoisingRules) -> Corrupted:
     """arXiv 1910.10683 section 3.3: objectives/iid_15_*.gin of t5."""
     options: Any = rules.options
     places = np.arange(tokens.shape[1], dtype=np.uint64)
     noise = real & _bernoulli(random_bits(streams, places) >> np.uint64(32), options.noise_density)
     if options.style == "drop":
-        return _MaskedSequence(tokens, real & ~noise), _MaskedSequence(tokens, noise)
+        return MaskedSequence(tokens, real & ~noise), MaskedSequence(tokens, noise)
     if options.style == "replace_spans":
         return _replace_spans(tokens, real, _limit_to_sentinels(real, noise, len(rules.sentinels)), rules)
     instead: Any = rules.sentinels[0]
@@ -146,12 +147,12 @@ def _iid(
         draws = random_bits(streams, places + _RANDOM)
         anything = FIRST_TEXT_ID + _uniform_below(draws << np.uint64(32), rules.vocab_size - FIRST_TEXT_ID)
         instead = np.where(_bernoulli(draws >> np.uint64(32), options.random_token_prob), anything, instead)
-    return _MaskedSequence(np.where(noise, instead, tokens), real), _MaskedSequence(tokens, real)
+    return MaskedSequence(np.where(noise, instead, tokens), real), MaskedSequence(tokens, real)
 
 
 def _limit_to_sentinels(real: np.ndarray, noise: np.ndarray, sentinels: int) -> np.ndarray:
-    """A text with more runs than sentinels, which is rare, keeps its last noise as text; the reference would write ids
-    of ordinary pieces."""
+    """A text with more runs than sentinels, which is rare, keeps its last noise as text; the reference writes ids of
+    ordinary pieces instead."""
     first = noise.copy()
     first[:, 1:] &= ~noise[:, :-1]
     noise = noise & (np.cumsum(first, axis=1) <= sentinels)
@@ -176,7 +177,7 @@ def _uniform_below(draws: np.ndarray, bound: np.ndarray | int) -> np.ndarray:
 
 
 def _sort_keys(streams: np.ndarray, slots: np.ndarray, count: int, use: np.ndarray | np.uint64) -> np.ndarray:
-    """Random sort keys that hold their slot in the low 16 bits: uint64 [B, count]; LAST from slots [B, 1] on."""
+    """Random sort keys with their slot in the low 16 bits: uint64 [B, count]; SORT_LAST from slots [B, 1] on."""
     places = np.arange(count, dtype=np.uint64)
     keys = random_bits(streams, places + use)
     keys &= ~KEY_POSITION_MASK
@@ -186,19 +187,11 @@ def _sort_keys(streams: np.ndarray, slots: np.ndarray, count: int, use: np.ndarr
     return keys
 
 
-def _shuffle(streams: np.ndarray, tokens: np.ndarray, real: np.ndarray) -> np.ndarray:
-    """The real tokens in random order: permute_noise_tokens of t5 at density 1."""
-    keys = _sort_keys(streams, np.count_nonzero(real, axis=1)[:, None], tokens.shape[1], np.uint64(0))
-    keys.sort(axis=1)
-    order = np.where(real, (keys & KEY_POSITION_MASK).astype(np.int64), 0)
-    return np.take_along_axis(tokens, order, axis=1)
-
-
 def _segment_starts(
     streams: np.ndarray, items: np.ndarray, segments: np.ndarray, use: np.ndarray | np.uint64
 ) -> np.ndarray:
-    """Where segments 1.. of `segments` [B, 1] begin in `items` [B, 1], in order, all choices equally likely, and then
-    `items`: int64 [B, most segments], and -1 behind what a row has."""
+    """Where segments 1.. of `segments` [B, 1] begin in `items` [B, 1], in order, all choices equally likely, then
+    `items`: int64 [B, most segments], padded by -1."""
     most = int(segments.max(initial=1))
     keys = _sort_keys(streams, items - 1, int(items.max(initial=2)) - 1, use)
     if most > 1:
@@ -215,12 +208,12 @@ def _segment_starts(
 
 
 def _span_mask(streams: np.ndarray, length: np.ndarray, width: int, options: SpanCorruption) -> np.ndarray:
-    """`spans.random_spans_noise_mask` of each row: bool [B, width]."""
+    """`reference.random_spans_noise_mask` of each row: bool [B, width]."""
     noise, spans = noise_counts(length, options.noise_density, options.mean_noise_span_length)
     padded = np.maximum(length, 2).astype(np.int64)
     noise_ends = _segment_starts(streams, noise, spans, np.uint64(0))
     text_ends = _segment_starts(streams, padded - noise, spans, _TEXT_SPANS)
-    # Span s of noise begins where text span s ends and ends with it: both count the tokens of the other kind too.
+    # Noise span s begins where text span s ends; both positions include the tokens of the other kind.
     before = np.pad(noise_ends, ((0, 0), (1, 0)))[:, :-1]
     turns = np.zeros((len(length), max(width, 2) + 2), np.int8)
     rows = np.broadcast_to(np.arange(len(length))[:, None], noise_ends.shape)

@@ -1,19 +1,19 @@
-"""Which tokens of a text are noise, and what stands in their place: the denoising objectives of T5, one example at a
-time, after t5/data/preprocessors.py of google-research/text-to-text-transfer-transformer.
+"""The denoising objectives of T5 for one example at a time, after t5/data/preprocessors.py of
+google-research/text-to-text-transfer-transformer.
 
-Randomness comes from a numpy generator, so the draws differ from the reference's; the distributions are its own.
-`denoising.py` does the same to whole batches at load time, with random numbers that depend on a row's place alone.
+Random numbers come from a numpy generator: the distributions are those of the reference, the draws are not. `batch.py`
+has the same rules for batches, with random numbers that depend only on the place of a row.
 """
 
 from typing import NamedTuple
 
 import numpy as np
 
-FIRST_TEXT_ID = 3  # random tokens are drawn from here on: padding, end and unknown stay out
+FIRST_TEXT_ID = 3  # the lowest random token: not padding, end or unknown
 
 
 class SpanLengths(NamedTuple):
-    """Of one full example: text tokens, targets with their end, noise tokens, noise spans."""
+    """Counts of one full example: text tokens, targets with their end, noise tokens, noise spans."""
 
     tokens: int
     targets: int
@@ -24,8 +24,8 @@ class SpanLengths(NamedTuple):
 def span_lengths(sequence_length: int, noise_density: float, mean_noise_span_length: float) -> SpanLengths:
     """The most text whose inputs fit `sequence_length` with their end (random_spans_helper of t5).
 
-    At density 0.5 targets that are longer than the inputs lose one token, as there.
-    Raises ValueError when no text at all fits.
+    At density 0.5 targets that are longer than the inputs lose one token, as in the reference.
+    Raises ValueError when no text fits.
     """
 
     def lengths(tokens: int) -> tuple[int, int, int, int]:
@@ -50,9 +50,9 @@ def noise_counts(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Noise tokens and noise spans in texts of `length` tokens: int64, shaped like `length`, each at least 1.
 
-    As random_spans_noise_mask counts them, in float32 and rounding half to even, so not always what `span_lengths`
-    counts in float64: they differ at 190, 350, 390, 670... tokens. A text of one token counts as one of two. Spans that
-    would outnumber the tokens between them, where the reference stops with an error, are as many as there can be.
+    As in random_spans_noise_mask, in float32 and rounding half to even: at 190, 350, 390, 670... tokens this differs
+    from `span_lengths`, which uses float64. A text of one token counts as one of two. Where the reference fails because
+    spans outnumber the tokens between them, there are as many spans as possible.
     """
     length = np.maximum(np.asarray(length, np.int64), 2)
     noise = np.rint(length.astype(np.float32) * np.float32(noise_density)).astype(np.int64)
@@ -71,9 +71,9 @@ def random_spans_noise_mask(
     rng: np.random.Generator,
     random_roll: bool = False,
 ) -> np.ndarray:
-    """Spans of text and of noise in turn, text first: every such mask of the fixed counts is equally likely.
+    """Alternating spans of text and noise, text first; every such mask with these counts is equally likely.
 
-    So the first token is never noise and the last one always is. `random_roll` turns the mask by a random offset.
+    So the first token is never noise and the last one always is. `random_roll` rolls the mask by a random offset.
     """
     if noise_density == 0.0:
         return np.zeros(length, bool)
@@ -87,14 +87,9 @@ def random_spans_noise_mask(
 
 
 def _random_segmentation(items: int, segments: int, rng: np.random.Generator) -> np.ndarray:
-    """Lengths of `segments` segments, none empty, that make up `items`; all equally likely: int64 [segments]."""
+    """Lengths of `segments` non-empty segments of `items` items; all equally likely: int64 [segments]."""
     starts = np.concatenate([[0], rng.permutation(np.arange(items - 1) < segments - 1)])
     return np.bincount(np.cumsum(starts), minlength=segments)
-
-
-def iid_noise_mask(length: int, noise_density: float, rng: np.random.Generator) -> np.ndarray:
-    """Every token by itself."""
-    return rng.random(length) < noise_density
 
 
 def prefix_bounds(length: np.ndarray | int, noise_density: float) -> tuple[np.ndarray, np.ndarray]:
@@ -109,19 +104,13 @@ def prefix_bounds(length: np.ndarray | int, noise_density: float) -> tuple[np.nd
     return np.minimum(np.maximum(share, 1), longest), longest
 
 
-def random_prefix_noise_mask(length: int, noise_density: float, rng: np.random.Generator) -> np.ndarray:
-    """The beginning of the text, its length uniform: at density 0.5 all but the last token may belong to it."""
-    shortest, longest = prefix_bounds(length, noise_density)
-    return np.arange(length) < rng.integers(int(shortest), int(longest) + 1)
-
-
-# ---- what stands in for noise: tokens and mask [length] -> ids -------------------------------------------------------
+# ---- replacing noise: tokens and mask [length] -> ids ----------------------------------------------------------------
 
 
 def noise_span_to_unique_sentinel(tokens: np.ndarray, noise_mask: np.ndarray, sentinels: np.ndarray) -> np.ndarray:
     """Each run of noise becomes the next of `sentinels` [extra_ids] (<extra_id_0> first); the rest stays.
 
-    Raises ValueError when there are more runs than sentinels: the reference goes on with ids of ordinary pieces.
+    Raises ValueError for more runs than sentinels, where the reference uses ids of ordinary pieces.
     """
     tokens, noise_mask = np.asarray(tokens), np.asarray(noise_mask, bool)
     first = noise_mask & ~np.concatenate([[False], noise_mask[:-1]])
@@ -134,27 +123,13 @@ def noise_span_to_unique_sentinel(tokens: np.ndarray, noise_mask: np.ndarray, se
 
 
 def nonnoise_span_to_unique_sentinel(tokens: np.ndarray, noise_mask: np.ndarray, sentinels: np.ndarray) -> np.ndarray:
-    """The targets that belong to `noise_span_to_unique_sentinel`: each run of text becomes the next sentinel."""
+    """The targets for `noise_span_to_unique_sentinel`: each run of text becomes the next sentinel."""
     return noise_span_to_unique_sentinel(tokens, ~np.asarray(noise_mask, bool), sentinels)
 
 
 def noise_token_to_sentinel(tokens: np.ndarray, noise_mask: np.ndarray, sentinel: int) -> np.ndarray:
-    """Each noise token becomes the same sentinel, which serves as a mask token."""
+    """Each noise token becomes the same sentinel, as a mask token."""
     return np.where(noise_mask, sentinel, tokens)
-
-
-def noise_token_to_random_token_or_sentinel(
-    tokens: np.ndarray,
-    noise_mask: np.ndarray,
-    sentinel: int,
-    vocab_size: int,
-    random_token_prob: float,
-    rng: np.random.Generator,
-) -> np.ndarray:
-    """As `noise_token_to_sentinel`, but a share of the noise becomes any id from 3 on, sentinels included."""
-    anything = rng.integers(FIRST_TEXT_ID, vocab_size, len(tokens))
-    use_random = rng.random(len(tokens)) < random_token_prob
-    return np.where(noise_mask, np.where(use_random, anything, sentinel), tokens)
 
 
 def drop_noise_tokens(tokens: np.ndarray, noise_mask: np.ndarray) -> np.ndarray:

@@ -1,28 +1,54 @@
-"""What a denoising section of a config comes to with a given tokenizer: how much text, how long targets, which ids."""
+"""Denoising options resolved with a tokenizer: how much text fits, how long targets are, which ids replace it."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from bertjax.config.schema.data import CausalLm, Deshuffling, IidDenoising, PrefixLm, SpanCorruption
+from bertjax.config.schema.data import IidDenoising, SpanCorruption
 from bertjax.data.preprocess.denoising.reference import noise_counts, span_lengths
+from bertjax.data.preprocess.registry import record_of
 from bertjax.errors import UserError
 
-Denoising = SpanCorruption | IidDenoising | Deshuffling | PrefixLm | CausalLm
-
-_DEVIATIONS = 4  # room that targets of random length get by default, above their mean
+_DEVIATIONS = 4  # default room for targets of random length, in standard deviations above their mean
 
 
 class Vocabulary(Protocol):
-    """What denoising asks of a tokenizer: that of SentencePiece."""
+    """The attributes of a SentencePiece tokenizer that denoising reads."""
 
     vocab_size: int
     eos_id: int
     extra_ids: int
 
     def sentinel_id(self, number: int) -> int: ...
+
+
+class MaskedSequence(NamedTuple):
+    """Inputs or targets before compaction: ids [B, L] and which of them stay, bool [B, L]."""
+
+    ids: np.ndarray
+    keep: np.ndarray
+
+
+@dataclass(frozen=True)
+class Corruption:
+    """How one kind turns chunks of text into inputs and targets.
+
+    Attributes:
+        lengths: options -> (text tokens of a full chunk, length of the targets, sentinels).
+        corrupt: (streams [B, 1], tokens [B, L], real [B, L], rules) -> inputs, targets; None: all tokens are targets.
+        concat_documents: whether documents are joined before they are split into chunks.
+        ends_documents: whether EOS follows each document (instead of each sequence).
+    """
+
+    lengths: Callable[[Any], tuple[int, int, int]]
+    corrupt: (
+        Callable[[np.ndarray, np.ndarray, np.ndarray, "DenoisingRules"], tuple[MaskedSequence, MaskedSequence]] | None
+    )
+    concat_documents: bool = True
+    ends_documents: bool = False
 
 
 @dataclass(frozen=True)
@@ -36,19 +62,22 @@ class DenoisingRules:
         sentinels: the ids of <extra_id_0>, <extra_id_1>...: int32 [extra_ids].
     """
 
-    options: Denoising
+    options: Any
     tokens_length: int
     target_length: int
     vocab_size: int
     eos_id: int
     sentinels: np.ndarray
+    corruption: Corruption
 
     @classmethod
-    def from_options(cls, options: Denoising, tokenizer: Vocabulary) -> "DenoisingRules":
-        """Raises UserError when targets do not fit `target_length` or there are not sentinels enough."""
+    def from_options(cls, options: Any, tokenizer: Vocabulary) -> "DenoisingRules":
+        """Raises UserError when targets do not fit `target_length` or the tokenizer has too few sentinels."""
         if not hasattr(tokenizer, "eos_id"):
             raise UserError(f"preprocess.kind: {options.kind} needs an end of text; set tokenizer.kind: sentencepiece")
-        tokens, needed, sentinels = _required_lengths(options)
+        corruption = record_of(options).corruption
+        assert corruption, f"preprocess kind '{options.kind}' is no denoising kind"
+        tokens, needed, sentinels = corruption.lengths(options)
         if sentinels > tokenizer.extra_ids:
             raise UserError(
                 f"preprocess: sequence_length {options.sequence_length} of {options.kind} needs {sentinels} sentinels "
@@ -61,50 +90,41 @@ class DenoisingRules:
                 f"{options.sequence_length} need {needed}; set {needed} or leave it out"
             )
         ids = [tokenizer.sentinel_id(number) for number in range(tokenizer.extra_ids)]
-        return cls(options, tokens, target_length, tokenizer.vocab_size, tokenizer.eos_id, np.array(ids, np.int32))
+        sentinel_ids = np.array(ids, np.int32)
+        return cls(options, tokens, target_length, tokenizer.vocab_size, tokenizer.eos_id, sentinel_ids, corruption)
 
 
-def tokens_length(options: Denoising) -> int:
-    """Text tokens of a full chunk."""
-    return _required_lengths(options)[0]
-
-
-def _required_lengths(options: Denoising) -> tuple[int, int, int]:
-    """(text tokens of a full chunk, length of the targets, sentinels)."""
+def iid_lengths(options: IidDenoising) -> tuple[int, int, int]:
     length = options.sequence_length
-    if isinstance(options, SpanCorruption):
-        return _span_corruption_lengths(options)
-    if isinstance(options, CausalLm):
-        return length, length, 0  # full_lm: the ends of documents are in the text
-    if isinstance(options, IidDenoising) and options.style in ("replace_spans", "drop"):
-        targets, spans = _random_noise_lengths(length - 1, options.noise_density, options.style)
-        return length - 1, targets, spans
-    return length - 1, length, int(isinstance(options, IidDenoising))
+    if options.style in ("bert", "mass"):
+        return length - 1, length, 1
+    targets, spans = _random_noise_lengths(length - 1, options.noise_density, options.style)
+    return length - 1, targets, spans
 
 
-def _span_corruption_lengths(options: SpanCorruption) -> tuple[int, int, int]:
-    """Turning the mask cuts one span in two, which may take a token more on either side. The reference then cuts the
-    text; here a turned chunk is shorter, and nothing is lost."""
-    density, mean, turned = options.noise_density, options.mean_noise_span_length, int(options.random_roll)
-    found = span_lengths(options.sequence_length - turned, density, mean)
+def span_corruption_lengths(options: SpanCorruption) -> tuple[int, int, int]:
+    """Rolling the mask may divide one span into two, which takes one more token on each side. The reference then cuts
+    the text; here a rolled chunk is shorter, and nothing is lost."""
+    density, mean, rolled = options.noise_density, options.mean_noise_span_length, int(options.random_roll)
+    found = span_lengths(options.sequence_length - rolled, density, mean)
     tokens, (noise, spans) = found.tokens, noise_counts(found.tokens, density, mean)
-    while tokens > 1 and tokens - noise + spans + 1 + turned > options.sequence_length:  # float32 counts less noise
+    while tokens > 1 and tokens - noise + spans + 1 + rolled > options.sequence_length:  # float32 counts less noise
         tokens -= 1
         noise, spans = noise_counts(tokens, density, mean)
-    return tokens, max(found.targets, int(noise + spans) + 1) + turned, int(spans) + turned
+    return tokens, max(found.targets, int(noise + spans) + 1) + rolled, int(spans) + rolled
 
 
 def _random_noise_lengths(tokens: int, density: float, style: str) -> tuple[int, int]:
-    """(length of the targets, sentinels) that suffice for all but one text in some ten thousand."""
+    """(length of the targets, sentinels) that suffice for all but about one text in ten thousand."""
 
     def enough(probability: float, both: float) -> int:
-        """Of how often something happens that at each token has this probability, `both` at two neighbours."""
+        """Bound on the count of an event that has this probability at each token, and `both` at two neighbours."""
         variance = probability * (1 - probability) + 2 * (both - probability**2)
         return min(tokens, math.ceil(tokens * probability + _DEVIATIONS * math.sqrt(max(0.0, variance) * tokens)))
 
     if style == "drop":
         return enough(density, density**2) + 1, 0
-    # A token gives the targets one if it is noise, or text right behind noise, where a sentinel stands.
+    # A token adds one to the targets if it is noise, or text right after noise, which becomes a sentinel.
     clear = 1 - density
     targets = enough(1 - clear**2, 1 - 2 * clear**2 + clear**3)
     return min(tokens, targets + 1) + 1, enough(density * clear, 0.0)

@@ -1,8 +1,8 @@
 """The prompts of the T5 paper (arXiv 1910.10683 appendix D): a record of a known data set as inputs and targets.
 
 The strings are those of google-research/text-to-text-transfer-transformer, t5/data/preprocessors.py and glue_utils.py,
-to the character. Every function is pure: a record (a dict with the fields of TFDS) -> its examples. A record that lacks
-something is a UserError that says what; who reads it adds where it stands.
+to the character. Every function is pure: a record (a dict with the fields of TFDS) -> its examples. A missing or wrong
+field raises a UserError; the reader adds the place of the record.
 """
 
 import re
@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from bertjax.config.schema.data import TextToText
 from bertjax.data.sources.record_values import (
     Record,
     describe_value,
@@ -29,15 +28,15 @@ UNKNOWN_TARGET = "<unk>"  # the target where a label is hidden
 
 @dataclass(frozen=True, slots=True)
 class TextExample:
-    """One question to the model.
+    """Inputs and targets of the model, as text.
 
-    `targets` is what it is trained to say, `references` is all that counts as right: (targets,) where there is one
-    answer, () where none is known or the question has none. What scores need besides is in `extra`, where it exists:
+    `targets` is trained on; `references` are all correct answers: (targets,) where there is one, () where none is known
+    or the question has none. `extra` has what scores need besides, where it exists:
         id: the record's `id` or `idx`
         label: number of the class (`class_names`), -1 where hidden; of STS-B the rating before it is rounded, of WSC
             and WNLI 0 or 1
         group: equal for the examples that are scored together (the question of MultiRC, the query of ReCoRD)
-        answers: the references as the data set spells them, before `pad_punctuation`
+        answers: the references of the data set, before `pad_punctuation`
     """
 
     inputs: str
@@ -158,7 +157,7 @@ def record_cloze(record: Record) -> list[TextExample]:
 
 # ---- questions ------------------------------------------------------------------------------------------------------
 
-# As RE2 reads \W and \s in the reference: ASCII alone, so that letters with accents are padded like punctuation.
+# As RE2 reads \W and \s in the reference: ASCII only, so that letters with accents are padded like punctuation.
 _NO_WORD, _SPACES = re.compile(r"(\W)", re.ASCII), re.compile("[\t\n\f\r ]+")
 
 
@@ -251,27 +250,3 @@ def summarize(record: Record) -> list[TextExample]:
     if not summaries:
         raise UserError(f"'{summary}' is empty; leave the record out")
     return [TextExample(f"summarize: {text_field(record, document)}", summaries[0], summaries, record_id(record))]
-
-
-# ---- the table ------------------------------------------------------------------------------------------------------
-
-
-def get_prompt(options: TextToText) -> PromptFn:
-    """The function of `options.prompt`."""
-    from bertjax.data.preprocess.prompts import winograd
-
-    name = options.prompt or ""
-    if name in GLUE_TASKS:
-        benchmark, texts, classes = GLUE_TASKS[name]
-        make = {"super_glue_multirc": multirc, "super_glue_axb": axb}.get(name, glue)
-        return lambda record: make(record, benchmark, texts, classes)
-    if options.languages is not None:
-        languages = options.languages
-        return lambda record: translate(record, languages)
-    others: dict[str, PromptFn] = {
-        "glue_stsb": stsb, "glue_wnli": winograd.wnli, "super_glue_record": record_cloze,
-        "super_glue_wsc": winograd.wsc, "definite_pronoun_resolution": winograd.definite_pronoun_resolution,
-        "squad": squad, "squad_closed_book": squad_closed_book, "trivia_qa_closed_book": trivia_qa_closed_book,
-        "summarize": summarize,
-    }  # fmt: skip
-    return others[name]

@@ -1,7 +1,7 @@
-"""Pronouns to resolve, the way T5 asks for them: 'wsc: .. *it* ..', the referent as target.
+"""Pronoun resolution in T5's form: 'wsc: .. *it* ..', with the referent as target.
 
 From wsc_simple, wnli_simple and definite_pronoun_resolution_simple of t5/data/preprocessors.py. The target is the noun
-that a record proposes, right or wrong: `label` says which, and training takes the right ones only.
+that a record proposes, right or wrong by `label`; only right ones are trained on.
 """
 
 import re
@@ -16,7 +16,7 @@ _LABELS = ("False", "True")
 _ENTAILS = ("not_entailment", "entailment")
 _PRONOUNS = ("he", "she", "they", "it", "her", "his", "their", "them", "him")
 _ENDS = (".", ",", "?", "!")
-# Two texts in which SuperGLUE's index or spelling of the pronoun is off, and what the reference asks instead.
+# Two texts of SuperGLUE with a wrong index or spelling of the pronoun, and the text in the reference.
 _SPECIAL = {
     "The boy continued to whip the pony , and eventually the pony threw him over. John laughed out quite loud. "
     '"Good for him," he said. ':
@@ -96,7 +96,7 @@ def _clean(sentence: str) -> list[str]:
 
 
 def _matching_prefix(said: list[str], words: list[str]) -> int:
-    """How many of the first words stand in the hypothesis in one piece."""
+    """How many of the first words are in the hypothesis, consecutively."""
     text = " ".join(said)
     return next((n for n in range(len(words)) if " ".join(words[: n + 1]) not in text), len(words))
 
@@ -123,7 +123,7 @@ def _mark(sentence: str, index: int) -> str:
 
 
 def _referent(candidate: str, hypothesis: str) -> str | None:
-    """The candidate as the hypothesis writes it, from its last article on, without punctuation and possessive."""
+    """The candidate as written in the hypothesis, from its last article on, without punctuation and possessive."""
     words = candidate.split(" ")
     words = words[max(words.index(article) if article in words else 0 for article in ("a", "an", "the")) :]
     found = re.search(" ".join(rf"{re.escape(word)}(?:\.|,|\?|\!)?" for word in words), hypothesis, re.IGNORECASE)

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import example as explicit
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from preparing import rows_and_counts
 
 from bertjax.config.schema.data import SpanQa
 from bertjax.config.schema.sources import SquadFiles
@@ -18,7 +19,6 @@ from bertjax.data.preprocess.span_qa import (
     evaluation_features,
     row_dtype,
     training_features,
-    training_features_with_counts,
 )
 from bertjax.data.sources.squad import Example, read_squad
 from bertjax.data.tokenizers import load
@@ -51,7 +51,7 @@ def options(golden: dict) -> SpanQa:
 
 def test_training_rows_are_those_of_run_squad(tiny, tokenizer, golden, caplog):
     with caplog.at_level(logging.INFO):
-        rows, counts = training_features_with_counts(tiny, tokenizer, options(golden))
+        rows, counts = rows_and_counts(tiny, tokenizer, options(golden))
     assert (counts["questions"]["texts"], counts["questions"]["left_out"]) == (22, 1) and "q0lost" in caplog.text
     assert rows.dtype == row_dtype(golden["sequence_length"])
     assert len(rows) == len(golden["training"])

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from bertjax.config.schema.data import CausalLm, PrefixLm, SpanCorruption, Task
 from bertjax.config.schema.sources import JsonLines, TextFiles
-from bertjax.data.jobs import plan
+from bertjax.data.jobs import job_plan
 from bertjax.data.pipeline.loader import open_task
 from bertjax.data.pipeline.prepare import prepare
-from bertjax.data.preprocess.denoising import chunks
-from bertjax.data.preprocess.denoising.chunks import ChunkUnit, chunk_units, split_long_text
+from bertjax.data.preprocess.denoising import concat_and_split
+from bertjax.data.preprocess.denoising.concat_and_split import ChunkUnit, chunk_units, split_long_text
 from bertjax.data.sources.text import read_texts
 from bertjax.data.store.reader import Store
 from bertjax.data.tokenizers.sentencepiece import train
@@ -113,7 +113,7 @@ def test_the_seed_orders_the_documents(tmp_path: Path):
 
 @pytest.mark.parametrize("preprocess", [SpanCorruption(sequence_length=64), PrefixLm(sequence_length=33)])
 def test_the_limit_takes_a_sample_of_the_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, preprocess: Any):
-    monkeypatch.setattr(chunks, "shard_tokens", lambda total: 1000)
+    monkeypatch.setattr(concat_and_split, "shard_tokens", lambda total: 1000)
     documents = write_documents(tmp_path)
     place = {number: at for at, words in enumerate(documents) for number in words}
     before: set[int] = set()
@@ -129,8 +129,8 @@ def test_the_limit_takes_a_sample_of_the_documents(tmp_path: Path, monkeypatch: 
 
 
 def test_worker_processes_change_no_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(chunks, "shard_tokens", lambda total: 4000)
-    monkeypatch.setattr(plan, "MIN_POOL_TOKENS", 0)
+    monkeypatch.setattr(concat_and_split, "shard_tokens", lambda total: 4000)
+    monkeypatch.setattr(job_plan, "MIN_POOL_TOKENS", 0)
     write_documents(tmp_path)
     task = task_of(SpanCorruption(sequence_length=64))
     stores = [prepared(task, tmp_path, cache, workers=workers) for cache, workers in (("a", 1), ("b", 2))]
@@ -157,7 +157,7 @@ def test_a_pool_is_one_unit_however_long():
 @given(st.text(alphabet="ab \n", max_size=60))
 def test_pieces_are_cut_at_white_space(text: str):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(chunks, "MAX_PIECE_CHARACTERS", 5)
+        patch.setattr(concat_and_split, "MAX_PIECE_CHARACTERS", 5)
         found = split_long_text(text)
     assert " ".join(found).split() == text.split() and len(" ".join(found)) == len(text)
     assert all(len(piece) >= 5 for piece in found[:-1])
@@ -169,9 +169,9 @@ def test_pieces_have_the_ids_of_the_whole_text(monkeypatch: pytest.MonkeyPatch):
     text = "".join(words[n] + [" ", "  ", "\n", "\n\n"][m] for n, m in rng.integers([len(words), 4], size=(900, 2)))
     tokenizer = train(lambda: iter([[text]]), vocab_size=160, extra_ids=100, character_coverage=1.0)
     whole = tokenizer.encode_batch([text])[0]
-    monkeypatch.setattr(chunks, "MAX_PIECE_CHARACTERS", 50)
-    monkeypatch.setattr(chunks, "ENCODE_BATCH_CHARACTERS", 300)
-    found = list(chunks.tokenize_texts(iter(["", text, " ", text]), tokenizer))  # type: ignore[arg-type]
+    monkeypatch.setattr(concat_and_split, "MAX_PIECE_CHARACTERS", 50)
+    monkeypatch.setattr(concat_and_split, "ENCODE_BATCH_CHARACTERS", 300)
+    found = list(concat_and_split.tokenize_texts(iter(["", text, " ", text]), tokenizer))  # type: ignore[arg-type]
     assert len(found) == 2 and len(found[0]) > 50
     assert [[token for piece in document for token in piece] for document in found] == [whole, whole]
 

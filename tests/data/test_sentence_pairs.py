@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from bertjax.config.schema.data import BertPairs
 from bertjax.data.jobs.token_corpus import TokenizedCorpus
-from bertjax.data.preprocess.bert_pairs import Pair, document_rng, pairs_from_document, to_row, truncate_seq_pair
+from bertjax.data.preprocess.bert_pairs import to_row
+from bertjax.data.preprocess.sentence_pairs import Pair, document_rng, pairs_from_document, truncate_seq_pair
 from bertjax.errors import StorageError, UserError
 from bertjax.verify import runner
 

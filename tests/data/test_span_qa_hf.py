@@ -4,6 +4,7 @@ import json
 import logging
 
 import pytest
+from preparing import rows_and_counts
 from span_oracle import oracle_answers
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
@@ -154,7 +155,7 @@ def test_questions_left_out_and_cut_are_counted(caplog):
     ]
     with caplog.at_level(logging.WARNING):
         options = SpanQa(sequence_length=192, max_query_length=16)
-        rows, counts = span_qa.training_features_with_counts(examples, tokenizer, options)
+        rows, counts = rows_and_counts(examples, tokenizer, options)
     assert len(rows) == 2 and (rows["start_positions"] > 0).all()
     assert counts["questions"].pop("left_out") == 1
     assert counts["questions"] | {"unknown": 0} == {"texts": 3, "cut": 1, "tokens": 55, "tokens_cut": 29, "unknown": 0}

@@ -1,8 +1,8 @@
-"""Chunks of text for the denoising objectives: documents in random order, joined, and cut to one length.
+"""Chunks of text for the denoising objectives: documents in random order, concatenated and split to one length.
 
-As t5's span_corruption does before it corrupts anything: 128 documents are joined with nothing between them
-(reduce_concat_tokens) and cut (split_tokens), so that one row in 128 documents is not full. Where the reference drops
-all but a random chunk of 65,536 tokens of a longer document, all of it is kept here.
+As in t5's span_corruption: 128 documents are joined with nothing between them (reduce_concat_tokens) and split
+(split_tokens), so that one row in 128 documents is not full. The reference keeps only a random chunk of 65,536 tokens
+of a longer document; here all of it is kept.
 """
 
 import re
@@ -13,32 +13,29 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from bertjax.config.schema.data import CausalLm, Deshuffling, PrefixLm
 from bertjax.data.jobs import text_counts
-from bertjax.data.jobs.context import PrepareContext
-from bertjax.data.jobs.plan import JobPlan, needs_worker_pool, shard_tokens
-from bertjax.data.jobs.shards import BLOCK_ROWS, Blocks
+from bertjax.data.jobs.job_plan import Blocks, JobPlan, PrepareContext, needs_worker_pool, shard_tokens
+from bertjax.data.jobs.shards import BLOCK_ROWS
 from bertjax.data.jobs.shuffle import ShuffledDocuments, shuffle_documents
 from bertjax.data.jobs.tokenize import tokenize_sources
-from bertjax.data.preprocess.denoising.rules import Denoising, DenoisingRules
+from bertjax.data.preprocess.denoising.rules import DenoisingRules
 from bertjax.data.preprocess.sampling import sample_indices
 from bertjax.data.sources.text import stream_texts
 
 if TYPE_CHECKING:
     from bertjax.data.tokenizers.load import Tokenizer
 
-DENOISING_KINDS = ("span_corruption", "iid_denoising", "deshuffling", "prefix_lm", "causal_lm")  # of preprocessing
-CONCAT_DOCUMENTS = 128  # documents
-ENCODE_BATCH_CHARACTERS = 1 << 20  # tokenised in one call
-MAX_PIECE_CHARACTERS = 1 << 16  # longer documents are tokenised in pieces
+CONCAT_DOCUMENTS = 128  # documents that are joined
+ENCODE_BATCH_CHARACTERS = 1 << 20  # tokenized in one call
+MAX_PIECE_CHARACTERS = 1 << 16  # longer documents are tokenized in pieces
 _SPACE = re.compile(r"\s")
 
 
 @dataclass(frozen=True)
 class ChunkContext:
     """Attributes:
-    text: gives the documents as they are joined; concat_documents: how many of them.
-    eos_id: put behind every document; None: nothing is.
+    text: the documents in their random order; concat_documents: how many are joined.
+    eos_id: follows every document, if not None.
     """
 
     text: ShuffledDocuments
@@ -56,38 +53,35 @@ class ChunkUnit(NamedTuple):
 
 
 def chunk_dtype(tokens_length: int) -> np.dtype:
-    """tokens int32 [L], of which the first length int32 [1] are real."""
+    """tokens int32 [L], of which the first length int32 [1] are not padding."""
     return np.dtype([("tokens", "<i4", (tokens_length,)), ("length", "<i4", (1,))])
 
 
 def plan_chunks(context: PrepareContext) -> JobPlan:
     """Raises UserError when the source holds no text or the section does not fit the tokenizer."""
-    options: Denoising = context.task.preprocess
-    rules = DenoisingRules.from_options(options, context.tokenizer)  # type: ignore[arg-type]
+    rules = DenoisingRules.from_options(context.task.preprocess, context.tokenizer)  # type: ignore[arg-type]
     text = tokenize_sources(context, stream_texts, tokenize_texts)
     counts = text.tokens
     numbers = sample_indices(len(counts), context.task.limit, context.seed)
     total = int(counts[numbers].sum())
     context.report(f"{context.name}: {len(numbers):,} documents, {total:,} tokens")
-    joined = (
-        1 if isinstance(options, Deshuffling | PrefixLm) else CONCAT_DOCUMENTS
-    )  # objectives/{all_permute,prefix_lm}.gin
-    eos_id = rules.eos_id if isinstance(options, CausalLm) else None
+    joined = CONCAT_DOCUMENTS if rules.corruption.concat_documents else 1
+    eos_id = rules.eos_id if rules.corruption.ends_documents else None
     # Unlike a Generator's, this stream is the same in every version of numpy.
     order = numbers[np.random.RandomState(context.seed % 2**32).permutation(len(numbers))]
     pools = np.add.reduceat(counts[order] + (eos_id is not None), np.arange(0, len(order), joined))
     units = list(chunk_units(pools, rules.tokens_length, shard_tokens(total)))
     dtype = chunk_dtype(rules.tokens_length)
     ends = [min(unit.last * joined, len(order)) for unit in units]
-    joining, shuffle = shuffle_documents(context, text, order, ends)
+    documents, shuffle = shuffle_documents(context, text, order, ends)
     return JobPlan(
-        chunk_blocks, ChunkContext(joining, joined, eos_id, dtype), units, dtype, use_pool=needs_worker_pool(total),
+        chunk_blocks, ChunkContext(documents, joined, eos_id, dtype), units, dtype, use_pool=needs_worker_pool(total),
         facts={"documents": len(order), "tokens": total, text_counts.META_KEY: text.text_counts}, shuffle=shuffle,
     )  # fmt: skip
 
 
 def chunk_units(pools: np.ndarray, tokens_length: int, unit_tokens: int) -> Iterator[ChunkUnit]:
-    """Cuts pools of `pools` [P] tokens into units of about `unit_tokens`."""
+    """Divides pools of `pools` [P] tokens into units of about `unit_tokens`."""
     ends, chunks = np.cumsum(pools), np.cumsum(-(-pools // tokens_length))
     first, made = 0, 0
     while first < len(pools):
@@ -127,12 +121,11 @@ def _chunks(context: ChunkContext, pool: int) -> np.ndarray:
     return rows
 
 
-# ---- tokenising -----------------------------------------------------------------------------------------------------
+# ---- tokenizing -----------------------------------------------------------------------------------------------------
 
 
 def tokenize_texts(texts: Iterator[str], tokenizer: "Tokenizer") -> Iterator[list["array[int]"]]:
-    """Documents that hold anything, as the ids of their pieces; about a million characters go to the tokenizer at once,
-    whatever documents they belong to."""
+    """Documents with any token, as the ids of their pieces, tokenized in batches of about a million characters."""
     document: list[array[int]] = []
     for held, last in _batched((piece, end) for text in texts for piece, end in _ending(split_long_text(text))):
         for ids, end in zip(tokenizer.encode_batch(held), last, strict=True):
@@ -162,9 +155,9 @@ def _batched(stream: Iterator[tuple[str, bool]]) -> Iterator[tuple[list[str], li
 
 
 def split_long_text(text: str) -> list[str]:
-    """The text cut at white space into pieces of PIECE_CHARACTERS or, where there is none, more.
+    """The text divided at white space into pieces of MAX_PIECE_CHARACTERS or, where there is none, more.
 
-    SentencePiece begins a text as it begins a word, so the pieces' ids are those of the whole text.
+    SentencePiece begins a text as it begins a word, so the ids of the pieces are those of the undivided text.
     """
     found: list[str] = []
     start = 0
