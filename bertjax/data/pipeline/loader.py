@@ -8,6 +8,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from math import ceil
 from pathlib import Path
@@ -34,7 +35,7 @@ RowSelection = slice | np.ndarray  # part of a batch: a range of its rows, or th
 PREFETCH_THREADS = 2  # reading and masking mostly hold the interpreter's lock; more threads would only wait for it
 
 
-class BatchIterator:
+class BatchIterator(AbstractContextManager["BatchIterator"]):
     """Batches prefetched by background threads, in order; a context manager. An error in a thread is raised here."""
 
     def __init__(self, make: Callable[[int], Batch], start: int, stop: int, prefetch: int):
@@ -75,9 +76,6 @@ class BatchIterator:
             self._pool.shutdown(wait=True, cancel_futures=True)
             self._pool = None
 
-    def __enter__(self) -> "BatchIterator":
-        return self
-
     def __exit__(self, *_: object) -> None:
         self.close()
 
@@ -94,8 +92,7 @@ class Batches:
     """
 
     def __init__(self, tasks: dict[str, TaskData], shares: dict[str, float], batch_size: int, pad_id: int = 0):
-        self.task_names = list(tasks)
-        self._tasks = list(tasks.values())
+        self.task_names, self._tasks, self._by_name = list(tasks), list(tasks.values()), tasks
         self.batch_size = batch_size
         self.rates = shares
         self.row_counts = {name: data.length for name, data in tasks.items()}
@@ -115,25 +112,22 @@ class Batches:
     @property
     def example_counts(self) -> dict[str, int]:
         """Examples in one epoch of each task; more than its rows where these are packed."""
-        names = zip(self.task_names, self._tasks, strict=True)
-        return {name: data.store.meta["examples"] for name, data in names}
+        return {name: data.store.meta["examples"] for name, data in self._by_name.items()}
 
     @property
     def stores(self) -> dict[str, Store]:
         """The store of each task."""
-        return {name: data.store for name, data in zip(self.task_names, self._tasks, strict=True)}
+        return {name: data.store for name, data in self._by_name.items()}
 
     @property
     def tokens_per_row(self) -> dict[str, float]:
         """Non-padding tokens in a row of each task, on average."""
-        names = zip(self.task_names, self._tasks, strict=True)
-        return {name: data.store.meta["tokens_in_rows"] / data.length for name, data in names}
+        return {name: data.store.meta["tokens_in_rows"] / data.length for name, data in self._by_name.items()}
 
     @property
     def source_fingerprints(self) -> dict[str, list[str]]:
         """The fingerprints of each task's sources: equal ones give the same rows."""
-        names = zip(self.task_names, self._tasks, strict=True)
-        return {name: data.store.meta["made_from"]["sources"] for name, data in names}
+        return {name: data.store.meta["made_from"]["sources"] for name, data in self._by_name.items()}
 
     @property
     def labels(self) -> list[str] | None:
@@ -284,9 +278,9 @@ def open_task(
 def _common_fields(tasks: dict[str, TaskData]) -> Fields:
     (first, data), *others = tasks.items()
     fields = dict(data.fields)
-    for name, other in others:
-        for field in sorted(fields.keys() | other.fields.keys()):
-            one, two = fields.get(field), other.fields.get(field)
+    for name, found in ((name, other.fields) for name, other in others):
+        for field in sorted(fields.keys() | found.keys()):
+            one, two = fields.get(field), found.get(field)
             if one != two:
                 raise UserError(
                     f"tasks '{first}' and '{name}' cannot be mixed: {field} is {_format_field(one)} in the first and "

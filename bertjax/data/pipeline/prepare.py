@@ -50,15 +50,13 @@ def prepare(
 
     The rows are a pure function of the sources' bytes, the preprocess section, `task.limit`, the tokenizer, the
     VERSIONs of the code (`versions`), `classes` for a classification and, where the kind uses it, `seed`; `workers` and
-    `runner` affect only the speed. `name` is for messages. `task.limit` keeps a sample of the source's documents,
-    questions or records (`sampling`). After a kill the next call continues: every finished part is compared with its
-    record and kept.
+    `runner` affect only the speed. After a kill the next call keeps every part that matches its record.
 
     Args:
         base: the folder of relative file names.
         classes: the classes of the classifier that the rows are for.
         cache: a local folder or one in an object store (`remote.as_path`).
-        report: called with progress, one line at a time, and with the throughput at the end.
+        report: called with lines of progress and with the throughput.
         runner: of the jobs (default: `workers` processes on this machine).
         fingerprint: of a source, where the caller has computed it.
 
