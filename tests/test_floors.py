@@ -29,9 +29,9 @@ FLOORS = {
     "config": ["schema", "huggingface", "loading"],
     "data": ["store", "sources", "tokenizers", "jobs", "preprocess", "pipeline"],
     "models": [
-        "compute_options families param_paths",
+        "compute_options families param_paths sequence_parallel vocab_parallel",
         "layers",
-        "attention sequence_parallel vocab_parallel layer_stack",
+        "attention layer_stack",
         "bert t5",
         "registry",
         "decoding",
