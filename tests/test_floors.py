@@ -1,4 +1,4 @@
-"""The layering of the package at every zoom: imports point down, never around, and heavy libraries stay on their floor."""
+"""Layers of the package and its sub-packages: imports point down, and heavy libraries stay in their layer."""
 
 import ast
 from collections.abc import Iterator
