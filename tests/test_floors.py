@@ -1,4 +1,4 @@
-"""The layering of the package at every zoom: imports point down, never around, and heavy libraries stay on their floor."""
+"""Layers of the package and its sub-packages: imports point down, and heavy libraries stay in their layer."""
 
 import ast
 from collections.abc import Iterator
@@ -29,9 +29,9 @@ FLOORS = {
     "config": ["schema", "huggingface", "loading"],
     "data": ["store", "sources", "tokenizers", "jobs", "preprocess", "pipeline"],
     "models": [
-        "compute_options families param_paths",
+        "compute_options families param_paths sequence_parallel vocab_parallel",
         "layers",
-        "attention sequence_parallel vocab_parallel layer_stack",
+        "attention layer_stack",
         "bert t5",
         "registry",
         "decoding",

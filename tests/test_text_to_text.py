@@ -248,7 +248,7 @@ def test_a_packed_row_is_the_sum_of_its_examples():
         first, second = (values[i, : lengths[i][side]] * (i + 1 if "segment" in name else 1) for i in (0, 1))
         packed[name] = np.concatenate([first, second])[None]
     found, expected = terms(packed)["target"], terms(single)["target"]
-    for name in ("loss", "correct", "weight", "trained"):
+    for name in ("loss", "correct", "weight", "train_loss"):
         np.testing.assert_allclose(getattr(found, name), getattr(expected, name), rtol=1e-4, err_msg=name)
 
 

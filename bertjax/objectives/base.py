@@ -16,8 +16,8 @@ Batch = Mapping[str, jax.Array]
 class LossTerm:
     """Sums of one loss over a batch, float32 scalars. `correct` sums the weights of correct predictions.
 
-    `by_task`, for batches of T tasks: float32 [T, 2], loss and weight of each. `train_loss`: the sum to train on, if not
-    `loss`, such as one with regularization or other weights.
+    `by_task`, for batches of T tasks: float32 [T, 2], loss and weight of each. `train_loss`: the sum to train on, if
+    not `loss`, such as one with regularization or other weights.
     """
 
     loss: jax.Array

@@ -58,8 +58,8 @@ class StageProgram:
 
 @dataclass(frozen=True)
 class CompileResult:
-    """What the compiler said. `compiled` is None when it refused; `reason` then says why in one line, and `required_bytes` how
-    many bytes of a device's memory it would take, where it is memory that it ran out of."""
+    """The compiler's result; without `compiled`, the `reason` in one line, and `required_bytes` of a device's memory if
+    that was too small."""
 
     seconds: float
     compiled: Any = None

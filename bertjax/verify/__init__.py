@@ -1,4 +1,4 @@
-"""The reference semantics as numbers: `goldens/` holds what the reference programs gave, the modules what we give.
+"""Numbers of the reference implementations (`goldens/`), compared with ours by `bertjax verify` and the tests.
 
-`bertjax verify` and the tests run the same table. It needs no data, no accelerator and nothing that was trained.
+The checks need no data, accelerator or trained model.
 """

@@ -1,4 +1,4 @@
-"""How T5's text is generated: length penalties of beam search, and what top-k and top-p leave to draw from."""
+"""Text generation of T5: length penalties of beam search, and the tokens that top-k and top-p keep."""
 
 import numpy as np
 

@@ -1,7 +1,7 @@
-"""What a check is: it yields (what, found, expected) triples, which are compared and counted.
+"""Checks, which yield (what, found, expected) triples, and their comparison.
 
-Expected numbers come from running the reference (the files in `goldens/` name what was run), from its published values,
-or from its formula worked out by hand; none is a copy of our own output.
+Expected numbers are the output of the reference (files in `goldens/` name the program), its published values, or values
+of its formula; none is a copy of our output.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""T5's denoising: lengths, masks and sentinels of span corruption, prefix lengths, rows for a decoder alone."""
+"""Denoising of T5: lengths, masks and sentinels of span corruption, prefix lengths, decoder-only rows."""
 
 from math import comb
 from types import SimpleNamespace

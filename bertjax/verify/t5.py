@@ -1,4 +1,4 @@
-"""What of T5 is here: mixing rates, gradual unfreezing and the sizes of adapters."""
+"""T5: mixing rates, gradual unfreezing and sizes of adapters."""
 
 from bertjax.config.schema.data import Mixture
 from bertjax.config.schema.model import T5Config

@@ -23,7 +23,7 @@ def parameter_counts() -> Comparisons:
 
 
 def position_buckets() -> Comparisons:
-    """Where buckets begin, in whole numbers: bucket e + j of e exact ones begins at the first n^e >= e^e (m/e)^j."""
+    """First distances of buckets, in integers: bucket e + j of e exact ones begins at the first n^e >= e^e (m/e)^j."""
     from bertjax.models.t5.attention import bucket_table
 
     for furthest in (128, 1000):

@@ -22,10 +22,8 @@ def adafactor_steps() -> Comparisons:
     from bertjax.training import optimizers
 
     for least, slots in ((1, ((0.9, 0.9574349), (0.1, 0.6169143))), (32, ((0.5, 0.787174),))):
-        rule, params = (
-            optimizers.make_transform(Adafactor(min_dim_size_to_factor=least)),
-            {"x": np.ones((3, 2), np.float32)},
-        )
+        rule = optimizers.make_transform(Adafactor(min_dim_size_to_factor=least))
+        params = {"x": np.ones((3, 2), np.float32)}
         first, *others = rule.init(params)  # type: ignore[misc]
         names = ("v_row", "v_col") if least == 1 else ("v",)
         given = {name: {"x": 0 * getattr(first, name)["x"] + slot[0]} for name, slot in zip(names, slots, strict=True)}
@@ -60,7 +58,7 @@ def loss_weights() -> Comparisons:
 
 
 def losses() -> Comparisons:
-    """compute_weighted_cross_entropy of t5x/losses.py, worked out: three logits of which the second is the target."""
+    """compute_weighted_cross_entropy of t5x/losses.py for three logits, of which the second is the target."""
     from bertjax.objectives.losses import target_losses
 
     logits = (1.0, 3.0, -2.0)

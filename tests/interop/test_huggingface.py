@@ -112,10 +112,7 @@ def test_bert_tensors_land_where_they_belong(tmp_path):
     weights = random(bert_shapes())
     params = load(put(tmp_path, BERT, weights))
     assert find_heads(params) == ("mlm", "nsp") and registry.num_labels(params) == 2
-    assert (
-        params.keys()
-        == registry.init_params(model_section(tmp_path), ("mlm", "nsp"), 2, jax.random.key(0)).keys()
-    )
+    assert params.keys() == registry.init_params(model_section(tmp_path), ("mlm", "nsp"), 2, jax.random.key(0)).keys()
     layer = "bert.encoder.layer.1."
     qkv = params["layers/1/attention/qkv/kernel"]
     assert qkv.shape == (D, 3, D)

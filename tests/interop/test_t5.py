@@ -237,7 +237,8 @@ def test_what_transformers_has_no_class_for(tmp_path, tokenizer):
     whole = T5Config(**SIZES)
     with_adapters = registry.init_params(whole, ("lm",), 2, jax.random.key(1), adapter_size=4)
     with pytest.raises(UserError, match="no place for adapters"):
-        hf_folder.save_folder(tmp_path / "out", {p: np.asarray(x) for p, x in with_adapters.items()}, whole, ("lm",), tokenizer=tokenizer)
+        arrays = {p: np.asarray(x) for p, x in with_adapters.items()}
+        hf_folder.save_folder(tmp_path / "out", arrays, whole, ("lm",), tokenizer=tokenizer)
     assert not list(tmp_path.iterdir())
 
 

@@ -1,4 +1,4 @@
-"""A model family of the tests' own: embeddings, feed-forward layers and one head. `SECTION` and `RECORD` are all it needs."""
+"""A model family of the tests' own: embeddings, feed-forward layers, one head. It needs only `SECTION` and `RECORD`."""
 
 from typing import Any, ClassVar, Literal
 

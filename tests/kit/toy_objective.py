@@ -1,4 +1,4 @@
-"""An objective of the tests' own: is the id of a token even? `SECTION` and `RECORD` are all that a new objective needs."""
+"""An objective of the tests' own: is the id of a token even? `SECTION` and `RECORD` are all that it needs."""
 
 from typing import ClassVar, Literal
 

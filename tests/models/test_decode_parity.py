@@ -174,7 +174,7 @@ def test_beams_that_never_finish_token_for_token(version):
 
 @pytest.mark.parametrize(("penalty", "early_stopping"), [(1.0, False), (1.0, "never"), (2.0, "never")])
 def test_what_transformers_does_otherwise(penalty, early_stopping):
-    """The list of differences in models/decoding/beam.py is whole: these rules, in plain Python, are transformers' own."""
+    """models/decoding/beam.py lists all differences: these rules, in plain Python, are those of transformers."""
     theirs, ours = pair("1.0")
     found = generate(theirs, num_beams=3, length_penalty=penalty, early_stopping=early_stopping)
     for row in range(ROWS):

@@ -31,8 +31,8 @@ class Block(nnx.Module):
         self.output = Linear((width, 8), ("mlp", "embed"), 1.0, rngs)
 
     def __call__(self, x: jax.Array, key: jax.Array, shift: jax.Array) -> jax.Array:
-        h = dropout(jnp.sin(self.inner(sequence_parallel.all_gather_sequence(x), EXECUTION) + shift), 0.3, key, EXECUTION,
-                    names=("batch", None, "mlp"))  # fmt: skip
+        h = jnp.sin(self.inner(sequence_parallel.all_gather_sequence(x), EXECUTION) + shift)
+        h = dropout(h, 0.3, key, EXECUTION, names=("batch", None, "mlp"))
         return x + dropout(self.output(h, EXECUTION), 0.3, key, EXECUTION)
 
 
