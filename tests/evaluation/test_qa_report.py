@@ -146,7 +146,7 @@ def test_another_file_a_limit_and_json(here, capsys):
     ("words", "message"),
     [
         ([], "name at least one run: --extractive, --context or --closed-book"),
-        (["--context", "runs/tiny"], "is a bert model, which generates no text"),
+        (["--context", "runs/tiny"], "a bert model generates no text"),
         (["--extractive", "runs/t5"], "has no 'qa' head"),
         (["--closed-book", "runs/t5"], "stage 'closed' has no evaluation with questions; name them with --data"),
         (["--extractive", "nowhere"], "'nowhere': no such file or folder"),

@@ -1,4 +1,4 @@
-"""Texts in, generated texts out: batches of like length through one compiled program for each width.
+"""Text generation: inputs are sorted by length into batches, and each width has one compiled program.
 
 generator = Generator(program, tokenizer, Decoding(beam_size=4), sequence_length=512, target_length=114, batch_size=32)
 answers = generator(params, ["translate English to German: Hello."])
@@ -48,6 +48,7 @@ class Generator:
         jitted = jax.jit(self._decode, out_shardings=NamedSharding(program.mesh, P()))
         self.num_unfinished = 0  # answers so far that reached the greatest length without an end
         self._jitted = MeshJit(jitted, program.mesh, program.rules)
+        self.lower = self._jitted.lower  # (params, input_ids, segment_ids, row numbers) of any width
 
     def __call__(self, params: Params, texts: Sequence[str]) -> list[str]:
         """-> one generated text for each text, in their order."""

@@ -13,10 +13,7 @@ from typing import Any
 
 from bertjax.data.sources.squad import Example
 from bertjax.errors import UserError
-from bertjax.evaluation.inference.span_decoding import predict_answers
 from bertjax.storage.files import expand_globs, read_text
-
-__all__ = ["predict_answers", "score", "score_command"]
 
 Gold = Mapping[str, Any] | Sequence[Any]  # the official object, its "data" list, or a list of Example
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
