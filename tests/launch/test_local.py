@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-import outcome
+import exit_codes
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -121,12 +121,12 @@ def test_words_it_does_not_take(stand_in):
 
 @given(st.lists(st.sampled_from([0, 75, 2, 3, 4, 70, 1, 130, 137, 134, -6, -9, -15, -11]), min_size=1))
 def test_the_worst_of_many(codes):
-    found = outcome.worst(codes)
-    assert found == outcome.worst(reversed(codes)) == outcome.worst([*codes, found])
+    found = exit_codes.worst(codes)
+    assert found == exit_codes.worst(reversed(codes)) == exit_codes.worst([*codes, found])
     assert (found == 0) == all(code == 0 for code in codes)
     if {2, 3, 4, 70} & set(codes):
         assert found in (2, 3, 4, 70), "what would come again is never 'run me again'"
-    assert outcome.worst([*codes, 0]) == found and outcome.worst([*codes, 2]) == 2
+    assert exit_codes.worst([*codes, 0]) == found and exit_codes.worst([*codes, 2]) == 2
 
 
 @pytest.mark.slow
