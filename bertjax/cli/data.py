@@ -19,7 +19,7 @@ from bertjax.cli.startup import load_config, print_result
     option("--verify", action="store_true", help="read every shard back and compare it with its manifest"),
     examples=(
         "bertjax prepare configs/bert/pretrain_base.yaml --workers 8 --verify",
-        "bertjax prepare my.yaml --runner beam run.prepared_dir=gs://bucket/prepared -- --runner=DataflowRunner ...",
+        "bertjax prepare my.yaml --runner beam run.prepared_dir=gs://bucket/data -- --runner=DataflowRunner ...",
     ),
     overrides=True,
     rest="BEAM_OPTION",

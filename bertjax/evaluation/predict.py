@@ -32,8 +32,8 @@ def fill_mask(
 ) -> list[dict[str, Any]]:
     """The `top_k` most likely tokens for each [MASK] of each text.
 
-    -> [{"text", "masks": [[{"token", "probability", "text"}...]...]}...], one per text; probabilities are a softmax over
-    the vocabulary, and the inner `text` is the input with that mask filled. Raises UserError when a text has no
+    -> [{"text", "masks": [[{"token", "probability", "text"}...]...]}...], one per text; probabilities are a softmax
+    over the vocabulary, and the inner `text` is the input with that mask filled. Raises UserError when a text has no
     [MASK] or is too long, or the checkpoint has no MLM head.
     """
     restored = restore_with_head(checkpoint, "mlm", overrides)
@@ -165,7 +165,8 @@ def _select_answer(
 
 def generate(
     checkpoint: str | Path | RestoredCheckpoint, texts: list[str], choices: dict[str, Any], seed: int = 0,
-    batch_size: int = 8, *, max_input_tokens: int | None = None, overrides: Sequence[str] = (), base_model: Path | None = None,
+    batch_size: int = 8, *, max_input_tokens: int | None = None, overrides: Sequence[str] = (),
+    base_model: Path | None = None,
 ) -> list[dict[str, str]]:  # fmt: skip
     """Generate text -> [{"text", "generated"}...], one item per text, in order.
 

@@ -78,7 +78,9 @@ def restore_for_way(way: str, run: Path) -> RestoredCheckpoint:
         return restore_with_head(run, "qa")
     restored = restore(run)
     if "lm" not in (model := restored.ctx.config.model).heads:
-        raise UserError(f"{run}: a {model.family} model generates no text; name a run of family t5, or use --extractive")
+        raise UserError(
+            f"{run}: a {model.family} model generates no text; name a run of family t5, or use --extractive"
+        )
     return restored
 
 

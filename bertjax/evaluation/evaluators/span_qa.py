@@ -69,7 +69,8 @@ def stage_settings(config: Config, stage: Stage) -> tuple[SquadEvaluation, SpanQ
     """The squad evaluation of a stage and the windows of its data, or their defaults."""
     found = [evaluation for evaluation in stage.evaluate if isinstance(evaluation, SquadEvaluation)]
     windows = [t.preprocess for t in config.stage_tasks(stage).values() if isinstance(t.preprocess, SpanQa)]
-    return (found[0] if found else SquadEvaluation.model_construct()), (windows[0] if windows else SpanQa())
+    settings = found[0] if found else SquadEvaluation.model_construct()  # type: ignore[call-arg]
+    return settings, windows[0] if windows else SpanQa()
 
 
 def make_answer_fn(
