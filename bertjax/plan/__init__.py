@@ -1,4 +1,4 @@
-"""`bertjax plan`: compile a configuration for devices that are not attached, and report memory, communication and speed.
+"""`bertjax plan`: compile for devices that are not attached, and report memory, communication and speed.
 
 `topologies` names the devices, `compile` and `evaluation` compile the programs, `hlo` reads their HLO, `memory`,
 `estimate` and `sharding_notes` interpret it, `stages` combines the results and `report` prints them; `sweep` tries

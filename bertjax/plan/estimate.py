@@ -1,7 +1,7 @@
 """Roofline estimate of a step: the compiled program on the chip's data sheet. Nothing is measured.
 
-Compute time is matmul FLOPs over peak FLOP/s, memory time is HBM traffic over bandwidth, and the time of a collective is
-the bytes each device receives over the bandwidth of its links:
+Compute time is matmul FLOPs over peak FLOP/s, memory time is HBM traffic over bandwidth, and a collective takes the
+bytes each device receives over the bandwidth of its links:
 
 - In a ring of n devices each receives (n-1)/n of the full array for an all-gather or reduce-scatter, and twice that for
   an all-reduce. A torus dimension that closes into a ring has two links per device, another dimension one; groups that

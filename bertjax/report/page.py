@@ -185,7 +185,7 @@ def _baselines(run: RunRecord) -> str:
             f'<td><span class="bar"><i style="width:{width:.1f}%"></i></span></td></tr>'
         )
     return (
-        '<section id="baselines"><h2>Comparison with baselines</h2><div class="scroll"><table><thead><tr><th>System</th>'
+        '<section id="baselines"><h2>Baselines</h2><div class="scroll"><table><thead><tr><th>System</th>'
         f'<th class="n">Exact match</th><th class="n">F1</th><th>F1, 0 to 100</th></tr></thead><tbody>{rows}</tbody>'
         "</table></div></section>"
     )

@@ -1,4 +1,4 @@
-"""`bertjax prepare`: the data of every stage, ahead of a run."""
+"""`bertjax prepare`: prepare the data of every stage before a run."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +18,7 @@ from bertjax.training.stage_plan import open_data
 def open_stage_data(
     config: Config, report: Callable[[str], None], runner: Runner | None = None
 ) -> Iterator[tuple[Stage, Batches]]:
-    """Each stage with its data, prepared first where it is not yet."""
+    """Each stage with its data, prepared first if necessary."""
     base, cache = Path.cwd(), prepared_dir(config)
     tokenizer = load_tokenizer(config, base)
     labels = None
@@ -30,9 +30,9 @@ def open_stage_data(
 
 
 def prepare_command(config: Config, runner: str, together: str | None, apart: Sequence[str], verify: bool) -> None:
-    """Prepares and tells. `together` and `apart`: options for Beam. `verify`: the shards are read again afterwards.
+    """Prepare and print the number of rows. `together`, `apart`: Beam options. `verify`: read all shards back.
 
-    Raises StorageError for a shard that is not what its manifest says, StoppedSafely after SIGTERM.
+    Raises StorageError for a shard that differs from its manifest, StoppedSafely after SIGTERM.
     """
     inputs.check_prepare(config, Path.cwd())
     workers = config.run.prepare_workers or os.cpu_count() or 1

@@ -120,7 +120,7 @@ def test_three_ways_on_the_same_questions(here, capsys):
         assert found["scores"] == pytest.approx(official)
         assert sum(row["exact"][way] for row in report["answers"]) / 24 * 100 == pytest.approx(official["exact"])
     page = Path("qa-report.html").read_text()
-    assert page.count('<p class="question">') == 24 and "<script" not in page and "Right are exactly" in page
+    assert page.count('<p class="question">') == 24 and "<script" not in page and "Answered right by" in page
     text = re.sub("<[^>]+>", " ", page)
     assert "Closed book" in text and "runs/t5, stage closed" in text
 

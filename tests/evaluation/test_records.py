@@ -138,7 +138,7 @@ def test_the_report_shows_other_evaluations_apart(tmp_path):
     page = write_report(run).read_text(encoding="utf-8")
     summary, _, rest = page.partition('id="stage-1"')
     assert "5.25" in summary and "6.75" not in summary
-    assert "Other evaluations" in rest and "6.75" in rest and "none of them is a score of this run" in rest
+    assert "Other evaluations" in rest and "6.75" in rest and "Results of bertjax evaluate with other data" in rest
     assert (
         "from step 10 (the run&#x27;s own score is from step 20) with stages.first.evaluate.mlm.data.source.0.files.0 "
         in rest

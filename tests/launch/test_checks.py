@@ -231,7 +231,8 @@ def test_a_model_that_the_workers_alone_have_is_no_mistake(here, folder):
     command = ["configs/finetune/squad_v1.yaml", "run.root=/mnt/share/runs", f"model.config_from={folder}"]
     found = checks.check_command(pod(), command, MOUNTED, False)
     assert found.problems == [] and found.notes == [
-        f"configs/finetune/squad_v1.yaml: mesh, batches and files not checked: model.config_from {folder} is not on this machine"
+        "configs/finetune/squad_v1.yaml: mesh, batches and files not checked: "
+        f"model.config_from {folder} is not on this machine"
     ]
     command[2] = "model.config_from=/home/me/bert"
     assert "no such folder" in checks.check_command(pod(), command, MOUNTED, False).problems[0]
