@@ -153,7 +153,7 @@ def show_masks(run: Path) -> None:
 
 
 def show_answers(run: Path) -> None:
-    """Four answers of the evaluation to held-out questions, and one answer of `predict answer`."""
+    """Four answers of the evaluation, and one of `predict answer`, to held-out questions."""
     kept = json.loads((run / "evaluations" / "01-qa" / "unseen_modules.json").read_text())["samples"]
     show_samples(kept[:4])
     sample = kept[4]

@@ -1,1 +1,1 @@
-"""Evaluation: restore a checkpoint, run the evaluations of its stage, predict, and record what scores were made from."""
+"""Evaluation: restore a checkpoint, run the evaluations of its stage, predict, and record the provenance of scores."""

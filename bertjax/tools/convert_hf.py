@@ -139,11 +139,7 @@ def _config(
     return build(
         {
             "model": model.model_dump(exclude={"config_from"}),
-            "tokenizer": {
-                "kind": model.tokenizer,
-                "path": str(out / "tokenizer"),
-                **about,
-            },
+            "tokenizer": {"kind": model.tokenizer, "path": str(out / "tokenizer"), **about},
             "run": {"root": str(out.parent), "name": out.name, "compute_dtype": dtype},
             "stages": [stage],
         },
