@@ -134,7 +134,7 @@ def print_table(scores: dict[str, float], baselines: Sequence[dict[str, Any]]) -
         print(f"  {row['name']:<46}{row['exact']:>13.1f}{row['f1']:>8.1f}")
 
 
-# ---- predictions ---------------------------------------------------------------------------------------------------------
+# ---- predictions ----------------------------------------------------------------------------------------------------
 
 SENTENCES = (
     "Return the number of [MASK] in the list.",
