@@ -20,11 +20,11 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from tpu import checks
-from tpu.gcloud import RUNTIMES, LaunchError, Pod, generation
-from tpu.launcher import Launcher, LaunchOptions, RemoteCommands
-from tpu.redact import redact, redact_command
-from tpu.state import StateDir, archive_command, check_name, checkout_path, clone_url, head_revision, load_or_create
+from tpu_pod import checks
+from tpu_pod.gcloud import RUNTIMES, LaunchError, Pod, generation
+from tpu_pod.launcher import Launcher, LaunchOptions, RemoteCommands
+from tpu_pod.redact import redact, redact_command
+from tpu_pod.state import StateDir, archive_command, check_name, checkout_path, clone_url, head_revision, load_or_create
 
 
 class _Parser(argparse.ArgumentParser):

@@ -35,9 +35,9 @@ def applied_rules(opened: StageProgram) -> list[AppliedRule]:
         if width == 1 or logical in ACTIVATION_AXES:
             continue
         sizes = {path: shapes[path].shape[own.index(logical)] for path, own in names.items() if logical in own}
-        whole = dict.fromkeys(f"{_any_layer(path)}[{size}]" for path, size in sizes.items() if size % width)
+        replicated = dict.fromkeys(f"{_any_layer(path)}[{size}]" for path, size in sizes.items() if size % width)
         split = sum(size % width == 0 for size in sizes.values())
-        found.append(AppliedRule(logical, "+".join(axes), width, split, tuple(whole)))
+        found.append(AppliedRule(logical, "+".join(axes), width, split, tuple(replicated)))
     return found
 
 

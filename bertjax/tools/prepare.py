@@ -29,14 +29,14 @@ def open_stage_data(
         yield stage, batches
 
 
-def prepare_command(config: Config, runner: str, together: str | None, apart: Sequence[str], verify: bool) -> None:
-    """Prepare and print the number of rows. `together`, `apart`: Beam options. `verify`: read all shards back.
+def prepare_command(config: Config, runner: str, beam_args: str | None, rest: Sequence[str], verify: bool) -> None:
+    """Prepare and print the number of rows. `beam_args`, `rest`: Beam options. `verify`: read all shards back.
 
     Raises StorageError for a shard that differs from its manifest, StoppedSafely after SIGTERM.
     """
     inputs.check_prepare(config, Path.cwd())
     workers = config.run.prepare_workers or os.cpu_count() or 1
-    chosen = make_runner(runner, beam_options(together, apart), workers)
+    chosen = make_runner(runner, beam_options(beam_args, rest), workers)
     with exit_on_signal():
         for stage, batches in open_stage_data(config, partial(print, flush=True), chosen):
             counts = ", ".join(f"{name} {count:,}" for name, count in batches.row_counts.items())

@@ -219,7 +219,7 @@ def test_hidden_labels_have_predictions_only():
         ("f1", ["a", "b", "c"], "is for 2 classes, the task has 3"),
         ("mean_3class_f1", ["a", "b"], "is for 3 classes"),
         ("multirc", None, "needs the prompt of its data set"),
-        ("wsc", None, "says the label"),
+        ("wsc", None, "provides the label"),
     ],
 )
 def test_metrics_that_do_not_fit(name, labels, message):

@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from tpu import checks, redact
-from tpu.checks import WorkerPaths
-from tpu.gcloud import RUNTIMES, LaunchError, Pod
+from tpu_pod import checks, redact
+from tpu_pod.checks import WorkerPaths
+from tpu_pod.gcloud import RUNTIMES, LaunchError, Pod
 
 from bertjax.config.loading.error_messages import mask_secrets
 from bertjax.plan import topologies
@@ -41,12 +41,12 @@ def test_the_table_of_types_is_that_of_plan():
         (pod("v4-7"), False, "did you mean v4-8?"),
         (pod("v5p-100"), False, "did you mean v5p-64 or v5p-128?"),
         (pod("v6e-3"), False, "did you mean v6e-1 or v6e-4?"),
-        (pod(zone="us-west4"), False, "--zone: 'us-west4': is a region; name one of its zones, such as us-west4-a"),
-        (pod(zone="nonsense"), False, "--zone: 'nonsense': a zone is like us-west4-a"),
-        (pod(node_id="My_node"), False, "--node-id: 'My_node': small letters"),
+        (pod(zone="us-west4"), False, "--zone: 'us-west4': is a region; name a zone of it, such as us-west4-a"),
+        (pod(zone="nonsense"), False, "--zone: 'nonsense': write a zone like us-west4-a"),
+        (pod(node_id="My_node"), False, "--node-id: 'My_node': must be at most 63 lower-case letters"),
         (Pod("p" * 63, "v6e-8", "r", None, 2), False, "at most 63"),
         (pod("v6e-8"), True, "--runtime-version: v2-alpha-tpuv5-lite is not for v6e; leave it out for v2-alpha-tpuv6e"),
-        (pod(runtime="no version"), True, "--runtime-version: 'no version' is no version's name"),
+        (pod(runtime="no version"), True, "--runtime-version: 'no version' is not a version name"),
     ],
 )
 def test_a_pod_that_cannot_be(wrong, given, says):
@@ -126,7 +126,7 @@ def test_a_run_that_cannot_work_there(here, where, overrides, says):
 def test_a_run_that_can_work_there(here):
     found = check(pod(), MOUNTED, "run.root=runs", "stages.pretrain128.init_from=/home/me/bert")
     assert found.problems == [] and found.notes == [
-        "stages.pretrain128.init_from: /home/me/bert: is in no folder of --nfs; the workers' own disks must have it"
+        "stages.pretrain128.init_from: /home/me/bert: is not in an --nfs folder; the workers' own disks must have it"
     ]
     code = "tokenizer.path=configs/bert/pretrain_base.yaml", "tasks.s128.source.files=['README*']"
     same = ["stages.pretrain512.data=s128", "stages.0.evaluate=[]", "stages.1.evaluate=[]"]
@@ -153,9 +153,9 @@ def test_of_a_repository_this_checkout_can_only_tell_its_own_copy(here):
     found = check(pod(), MOUNTED, "run.root=/mnt/share/runs", "mesh.data=7", repo=True)
     assert found.problems == [] and found.notes[0].startswith("in this checkout's copy: mesh: data=7")
     found = check(pod(), MOUNTED, "run.root=gs://b/r", repo=True)
-    assert len(found.problems) == 1 and found.problems[0].startswith("run.root: gs://b/r: only a folder")
+    assert len(found.problems) == 1 and found.problems[0].startswith("run.root: gs://b/r: must be a folder")
     away = checks.check_command(pod(), ["configs/elsewhere.yaml", "run.root=gs://b/r"], MOUNTED, True)
-    assert away.notes == ["configs/elsewhere.yaml: not checked, it is in --repo alone"] and len(away.problems) == 1
+    assert away.notes == ["configs/elsewhere.yaml: not checked, it is only in --repo"] and len(away.problems) == 1
 
 
 def test_a_dry_run_ends_with_2_and_a_line_for_each_problem():
@@ -223,7 +223,7 @@ def test_a_folder_beside_the_mount_is_not_in_it():
 
 def test_two_shares_at_one_mount_are_refused(here):
     found = check(pod(), WorkerPaths(["/mnt/a", "/mnt/a"], "/mnt/a"), "run.root=/mnt/a/runs")
-    assert found.problems == ["--nfs: two shares are mounted at /mnt/a; give each a folder of its own"]
+    assert found.problems == ["--nfs: two shares are mounted at /mnt/a; give each its own folder"]
 
 
 @pytest.mark.parametrize("folder", ["/mnt/share/bert", "models/bert"])
@@ -243,4 +243,4 @@ def test_options_without_a_meaning_are_refused(words, capsys):
     import tpu
 
     assert tpu.main(["--name=p", "--type=v5litepod-16", "--dry-run", BASE, *words]) == 2
-    assert f"argument {words[0]}: a " in capsys.readouterr().err
+    assert f"argument {words[0]}: must be a " in capsys.readouterr().err

@@ -255,7 +255,7 @@ def debug(tmp_path: Path, programs: dict[str, str], *words: str) -> tuple[int, s
 
 def test_the_gpu_check_says_what_it_does_and_what_is_wrong(tmp_path):
     python = 'case "$1" in -c) exit "${NO_GPU:-0}";; esac; echo "ran $* on $CUDA_VISIBLE_DEVICES"'
-    assert debug(tmp_path, {"fake-python": python})[1].startswith("gpu_debug: no nvidia-smi here")
+    assert debug(tmp_path, {"fake-python": python})[1].startswith("gpu_debug: nvidia-smi not found")
     code, said = debug(tmp_path, {"nvidia-smi": "exit 9"})
     assert code == 2 and "the driver is not loaded" in said
     code, said = debug(tmp_path, {"nvidia-smi": "echo H100"}, "run.name=x")

@@ -26,7 +26,7 @@ def test_from_nothing_to_deleted(cloud):
     log = cloud.checkout / "runs/launch/my-pod/attempt-001/run-s0-w0.log"
     assert log.read_text().splitlines() == ["start 0 env hello 'you'", *(f"step {k}" for k in range(1, 9))]
     code, said = cloud.launch()
-    assert code == 0 and "finished before" in said
+    assert code == 0 and "already finished" in said
     assert len(cloud.calls()) == 5, "nothing is left to do"
 
 
@@ -90,7 +90,7 @@ def test_bad_input_ends_it_with_the_reason(cloud):
     assert "bad input (exit code 2) on s0 w1: tiny.yaml: something is wrong" in said
     assert cloud.calls() == [CREATE, SCP, SSH, SSH, DELETE] and not cloud.there()
     code, said = cloud.launch()
-    assert code == 0 and "attempt 2: training" in said, "after a repair the same command begins anew"
+    assert code == 0 and "attempt 2: training" in said, "after a repair the same command starts again"
 
 
 def test_keep_leaves_the_pod(cloud):
@@ -127,7 +127,7 @@ def test_the_command_it_tells_for_stopping_does_stop(cloud):
             break
     launcher.send_signal(signal.SIGTERM)
     said = launcher.communicate(timeout=30)[0]
-    stop = next(line.strip() for line in said.splitlines() if "tpu/worker.py stop" in line)
+    stop = next(line.strip() for line in said.splitlines() if "tpu_pod/worker.py stop" in line)
     told = subprocess.run(["bash", "-c", stop], env=cloud.environment, capture_output=True, text=True, timeout=60)
     assert told.returncode == 0 and "stopping attempt-001" in told.stdout, told
     left = sorted(cloud.home.glob("*/bertjax-my-pod/attempt-001/exit"))

@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from tpu import gcloud, redact
-from tpu.gcloud import LaunchError, Pod
+from tpu_pod import gcloud, redact
+from tpu_pod.gcloud import LaunchError, Pod
 
 ROOT = Path(__file__).resolve().parents[2]
 

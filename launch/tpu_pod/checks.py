@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tpu.gcloud import RUNTIMES, LaunchError, Pod, generation
-from tpu.redact import redact
-from tpu.state import ROOT, check_name, is_tracked
+from tpu_pod.gcloud import RUNTIMES, LaunchError, Pod, generation
+from tpu_pod.redact import redact
+from tpu_pod.state import ROOT, check_name, is_tracked
 
 # Sizes of the accelerator types of Cloud TPU: cores for v2 to v4 and v5p, chips for v5e and v6e. A copy of those in
 # bertjax/plan/topologies.py, which old Python versions cannot import.
@@ -195,7 +195,7 @@ def _check_paths(paths: Sequence[Sequence[str]], place: WorkerPaths, found: Find
         if "://" in path or place.is_mounted(path):
             continue
         if path.startswith(("/", "~")) or place.cwd:
-            found.notes.append(f"{key}: {path}: is not in an --nfs folder; it must exist on the workers' own disks")
+            found.notes.append(f"{key}: {path}: is not in an --nfs folder; the workers' own disks must have it")
         elif not is_tracked(path):
             found.problems.append(
                 f"{key}: {path}: is not in the code that is sent; name a path in an --nfs folder, or start "

@@ -1,8 +1,8 @@
 """Follow a command on all workers of a pod: stream their lines to the terminal and to files, collect exit codes.
 
 gcloud's own exit code is not enough: it is that of the first worker that failed, and a worker it could not reach may
-not count. Instead, the last line of each worker contains its code (launch/tpu/worker.py), and a job is over when all
-codes are known. Standard library only.
+not count. Instead, the last line of each worker contains its code (worker.py), and a job is over when all codes are
+known. Standard library only.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tpu.gcloud import Node
+from tpu_pod.gcloud import Node
 
 _LINE = re.compile(r"\[s(\d+) w(\d+)\] (.*)")
 _EXIT = re.compile(r"launch: (setup|run|stop) exit (\d+)")

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 import exit_codes
 
-from tpu import gcloud
-from tpu.follow import FollowResult, LogStreamer
-from tpu.gcloud import LaunchError, Node, Pod
-from tpu.redact import redact
-from tpu.state import State, StateDir
+from tpu_pod import gcloud
+from tpu_pod.follow import FollowResult, LogStreamer
+from tpu_pod.gcloud import LaunchError, Node, Pod
+from tpu_pod.redact import redact
+from tpu_pod.state import State, StateDir
 
 # One line each: they are one argument of a remote shell.
 UNPACK = (
@@ -73,7 +73,7 @@ class RemoteCommands:
 
     def _worker_command(self, verb: str, slice_: int) -> list[str]:
         return [
-            f"{self.code}/launch/tpu/worker.py",
+            f"{self.code}/launch/tpu_pod/worker.py",
             verb,
             f"--home={self.home}",
             f"--code={self.code}",

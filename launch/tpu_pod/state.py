@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from tpu.gcloud import LaunchError, error_line, run_command
-from tpu.redact import HIDDEN, redact, redact_command, redact_word
+from tpu_pod.gcloud import LaunchError, error_line, run_command
+from tpu_pod.redact import HIDDEN, redact, redact_command, redact_word
 
 ROOT = Path(__file__).resolve().parents[2]
 
