@@ -449,7 +449,7 @@ def test_a_head_that_a_stage_only_carries_is_used_and_said(run, here, capsys):
             lambda run: predict.answer(run / "checkpoints" / "01-qa", "\udcff", "a"),
             "question contains half of a surrogate",
         ),
-        (lambda run: predict.answer(run / "checkpoints" / "01-qa", "q", "\x01\x02"), "context has no character"),
+        (lambda run: predict.answer(run / "checkpoints" / "01-qa", "q", "\x01\x02"), "no token in the context"),
     ],
 )
 def test_questions_that_cannot_be_answered(run, here, ask: Callable[[Path], Any], message):

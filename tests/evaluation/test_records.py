@@ -106,7 +106,9 @@ def test_names_are_the_same_for_the_same_evaluation_alone():
 def test_where_output_puts_the_files(tmp_path):
     assert records.output_paths(tmp_path / "new", ["a", "b"]) == {n: (tmp_path / "new", n) for n in "ab"}
     assert records.output_paths(tmp_path / "x.json", ["a"]) == {"a": (tmp_path, "x")}
-    with pytest.raises(UserError, match="a file takes one evaluation, and there are a, b; give --name, or name a fold"):
+    with pytest.raises(
+        UserError, match="a file is for one evaluation, but there are a, b; give --name, or name a fold"
+    ):
         records.output_paths(tmp_path / "x.json", ["a", "b"])
     record = records.EvaluationRecord(tmp_path, "a", "x", {})
     assert record.path.name == "x.json" and record.file_path("a.predictions").name == "x.predictions.json"

@@ -80,7 +80,9 @@ def test_what_does_not_fit_is_a_plan_too(planned: str):
 
 
 def test_a_compiler_s_refusal_is_a_plan_too(tiny_project, gpus, monkeypatch):
-    refusal = CompileResult(1.0, reason="needs 20.50 GiB of the 15.75 GiB available to the compiler", needs=22011707392)
+    refusal = CompileResult(
+        1.0, reason="needs 20.50 GiB of the 15.75 GiB available to the compiler", required_bytes=22011707392
+    )
     monkeypatch.setattr(stages, "compile_lowered", lambda *_, **__: refusal)
     text, good = ask(tiny_project / "tiny.yaml", "h100:8", stage="qa")
     assert not good and "DOES NOT FIT: needs 20.50 GiB" in text and "parameters, float32" in text
@@ -106,7 +108,7 @@ def test_a_gpu_s_share_of_memory_is_the_environment_s():
         (["--topology", "cpu:8", "--episode", "0"], "--episode: name a --stage: pretrain, qa"),
         (["--topology", "cpu:8", "--limit", "3"], "--limit: needs --sweep"),
         (["--topology", "cpu:8", "--stage", "qa", "--episode", "0", "--sweep"], "leave --episode out"),
-        (["--topology", "cpu:8", "--episode", "-1"], "whole number"),
+        (["--topology", "cpu:8", "--episode", "-1"], "an integer, 0 or above"),
         (
             ["--topology", "cpu:3", "--stage", "pretrain"],
             "batch_size: 8 rows do not divide over 3 parts (data=3)",
