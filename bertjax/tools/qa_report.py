@@ -16,11 +16,11 @@ from bertjax.config.schema.sources import SquadFiles
 from bertjax.data.preprocess.prompts.t5_prompts import pad_punctuation
 from bertjax.data.preprocess.sampling import sample_items
 from bertjax.data.preprocess.text_to_text import read_examples
-from bertjax.data.sources.registry import record_of
+from bertjax.data.sources import registry as sources
 from bertjax.data.sources.squad import Example, read_squad
 from bertjax.errors import UserError
+from bertjax.evaluation.evaluators import registry as evaluations
 from bertjax.evaluation.evaluators import span_qa, text_to_text
-from bertjax.evaluation.evaluators.registry import record_of
 from bertjax.evaluation.evaluators.text_to_text import QUESTION_PROMPTS
 from bertjax.evaluation.metrics.squad import score
 from bertjax.evaluation.metrics.text import squad
@@ -90,13 +90,13 @@ def load_questions(restored: RestoredCheckpoint, run: Path, data: Path | None, l
         task = Task(source=[SquadFiles(files=[str(data.absolute())])], limit=limit)
     else:
         stage = restored.ctx.config.stages[restored.stage]
-        tasks = [config.data for config in stage.evaluate if record_of(config).asks_questions(config)]
+        tasks = [config.data for config in stage.evaluate if evaluations.record_of(config).asks_questions(config)]
         if not tasks:
             raise UserError(f"{run}: stage '{stage.name}' has no evaluation with questions; name them with --data")
         limits = [n for n in (tasks[0].limit, limit) if n is not None]
         task = tasks[0].model_copy(update={"limit": min(limits, default=None)})
     examples = [example for source in task.source for example in read_squad(source, restored.ctx.base)]
-    names = [record_of(source).describe(source) for source in task.source]
+    names = [sources.record_of(source).describe(source) for source in task.source]
     seed = restored.ctx.config.run.seed
     return QuestionSet(task, "; ".join(names), list(sample_items(examples, task.limit, seed)), seed)
 
