@@ -7,9 +7,9 @@
 Every side is a process of its own that keeps its model; they take turns, `--steps` steps at a time, in an order that is
 reversed every round, so that clocks and heat are the same for all. The sides with `nodrop` (and cuDNN, which has none)
 run without dropout on attention probabilities, all others with 0.1; hidden dropout is 0.1 everywhere. torch: bfloat16
-autocast, SDPA attention, fused AdamW. MFU counts the FLOPs of bertjax.models.bert.flops over the data sheet's dense peak,
-the same count for every side. Prints one JSON line a shape; the file is written anew after each. The parent process
-never touches the GPU. Needs jax[cuda], flax, optax, pydantic and, for the other side, torch and transformers (a side
+autocast, SDPA attention, fused AdamW. MFU: the FLOPs of bertjax.models.bert.flops over the dense peak of the chip,
+the same count for every side. Prints one JSON line per shape and rewrites the file after each. The parent process
+never uses the GPU. Needs jax[cuda], flax, optax, pydantic and, for the other side, torch and transformers (a side
 that cannot run is reported and left out): pip install pydantic transformers torch.
 """
 

@@ -1,7 +1,7 @@
 """The table in docs/results/plans.md: BERT and T5 on TPU pods and GPUs, compiled ahead of time. Nothing is measured.
 
     python benchmarks/plans.py                     # compile what results/plans.json lacks, then print the table
-    python benchmarks/plans.py --only t5-3b,v5e:8x8    # what has all of these words in its name or command, anew
+    python benchmarks/plans.py --only t5-3b,v5e:8x8    # rerun the rows whose name or command contains all words
     python benchmarks/plans.py --table             # the table of what is there; compiles nothing
 
 Each row is one `bertjax plan` command, which the file holds. Rows of a model have the same rows on each device, so that
@@ -131,7 +131,7 @@ def _kept(first: Mapping[str, float], now: Mapping[str, float]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", help="words, by commas: the rows that have all of them, anew")
+    parser.add_argument("--only", help="comma-separated words: rerun the rows that contain all of them")
     parser.add_argument("--table", action="store_true", help="print the table; compile nothing")
     options = parser.parse_args()
     found = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}

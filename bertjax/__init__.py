@@ -1,6 +1,6 @@
-"""BERT-family training in JAX: a configuration names stages, each stage trains one sharded step into a checkpoint.
+"""Training of BERT and T5 in JAX: a configuration lists stages, each stage trains one sharded step into a checkpoint.
 
-Importing this package imports nothing else: the names below are fetched from their modules when they are first used.
+The names below are imported from their modules on first use, so `import bertjax` is fast.
 """
 
 from importlib import import_module
@@ -8,7 +8,7 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_HOME = {
+_MODULES = {
     "Config": "bertjax.config.schema.run",
     "load": "bertjax.config.loading.load",
     "Tokenizer": "bertjax.data.tokenizers.load",
@@ -18,13 +18,14 @@ _HOME = {
     "answer": "bertjax.evaluation.predict",
 }
 
-__all__ = ["__version__", *_HOME]
+__all__ = ["__version__", *_MODULES]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'bertjax' has no attribute {name!r}")
-    return getattr(import_module(_HOME[name]), name)
+    if name not in _MODULES:
+        renamed = "; it is now called 'build_model'" if name == "apply_model" else ""
+        raise AttributeError(f"module 'bertjax' has no attribute {name!r}{renamed}")
+    return getattr(import_module(_MODULES[name]), name)
 
 
 def __dir__() -> list[str]:

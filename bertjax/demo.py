@@ -1,6 +1,6 @@
-"""The main job from end to end on what every machine has: `make demo`, or `python -m bertjax.demo`.
+"""The demo: `make demo` or `python -m bertjax.demo`. Pre-trains, fine-tunes, evaluates and reports on built-in data.
 
-Runs the commands a user would type, each in a process of its own, and prints them. Takes a few minutes on two cores.
+Runs the commands a user would type, each in its own process, and prints them. Takes a few minutes on two cores.
 """
 
 import json
@@ -27,9 +27,9 @@ def main() -> int:
         return 2
     print_title("1  Train the tokenizer, pre-train BERT (MLM + NSP), fine-tune on questions with gradual unfreezing")
     run_bertjax("train", str(CONFIG))
-    print_title("2  The same fine-tuning from random weights, to see what pre-training gave")
+    print_title("2  The same fine-tuning from random weights, to measure the gain of pre-training")
     run_bertjax("train", str(CONFIG.with_name("demo_random.yaml")))
-    print_title("3  Restore the checkpoints in fresh processes and score them on modules never seen in training")
+    print_title("3  Restore the checkpoints in new processes and score them on modules not seen in training")
     scores = evaluate_run(run), evaluate_run(scratch)
     baselines = write_baselines(run, scores[1])
     print_title("4  Fill masks, answer questions")
@@ -41,7 +41,7 @@ def main() -> int:
     run_bertjax("report", str(run))
     run_bertjax("report", str(root / "demo-t5"))
     print_table(scores[0], [*baselines, generated])
-    print(f"\nThe whole demo took {time.monotonic() - began:.0f} s.")
+    print(f"\nThe demo took {time.monotonic() - began:.0f} s.")
     return 0
 
 
@@ -50,7 +50,7 @@ def print_title(text: str) -> None:
 
 
 def run_bertjax(*arguments: str, capture: bool = False) -> str:
-    """Run one command as a user would; a failure ends the demo with the command's own exit code."""
+    """Run one command; a failure ends the demo with the exit code of the command."""
     print("$ bertjax " + " ".join(f"'{a}'" if re.search(r"[\s\[\]?]", a) else a for a in arguments), flush=True)
     command = [sys.executable, "-m", "bertjax", *arguments]
     done = subprocess.run(command, text=True, stdout=subprocess.PIPE if capture else None, check=False)
@@ -67,7 +67,7 @@ def evaluate_run(run: Path) -> dict[str, float]:
 
 
 def text_to_text(run: Path) -> dict[str, Any]:
-    """Trains and scores the T5 and shows what it writes -> its row of the table."""
+    """Train and score the T5 and show generated text -> its row of the table."""
     run_bertjax("train", str(CONFIG.with_name("demo_t5.yaml")))
     kept = json.loads((run / "evaluations" / "01-multitask" / "unseen_modules.json").read_text())
     show_samples(kept["samples"][:3])
@@ -95,13 +95,13 @@ def load_questions(split: str) -> Questions:
 
 
 def majority_span(train: Questions, heldout: Questions) -> dict[str, str]:
-    """Always the commonest answer of the training questions that stands in the context at all."""
+    """The most common training answer that the context contains."""
     common = [text for text, _ in Counter(answers[0] for _, _, answers in train).most_common()]
     return {key: next((text for text in common if text in context), "") for key, context, _ in heldout}
 
 
 def random_span(train: Questions, heldout: Questions) -> dict[str, str]:
-    """A random run of words, as long as a random training answer."""
+    """A random span of words, as long as a random training answer."""
     rng = random.Random(0)
     lengths = [len(answers[0].split()) for _, _, answers in train]
     predictions = {}
@@ -114,7 +114,7 @@ def random_span(train: Questions, heldout: Questions) -> dict[str, str]:
 
 
 def write_baselines(run: Path, scratch: dict[str, float]) -> list[dict[str, Any]]:
-    """Scores to read the model's by -> as kept in baselines.json for the report."""
+    """Score the baselines and write baselines.json for the report."""
     from bertjax.data.sources.stdlib import docs
     from bertjax.evaluation.metrics.squad import score
     from bertjax.storage.atomic import write_json_atomic
@@ -129,12 +129,12 @@ def write_baselines(run: Path, scratch: dict[str, float]) -> list[dict[str, Any]
 
 
 def print_table(scores: dict[str, float], baselines: Sequence[dict[str, Any]]) -> None:
-    print("\nQuestions about modules never seen in training    exact match      F1")
+    print("\nQuestions about modules not seen in training      exact match      F1")
     for row in [{"name": "pre-trained, then gradual unfreezing"} | scores, *baselines]:
         print(f"  {row['name']:<46}{row['exact']:>13.1f}{row['f1']:>8.1f}")
 
 
-# ---- probes ---------------------------------------------------------------------------------------------------------
+# ---- predictions ----------------------------------------------------------------------------------------------------
 
 SENTENCES = (
     "Return the number of [MASK] in the list.",
@@ -153,7 +153,7 @@ def show_masks(run: Path) -> None:
 
 
 def show_answers(run: Path) -> None:
-    """Four held-out questions as the evaluation answered them, and one put to the checkpoint by hand."""
+    """Four answers of the evaluation, and one of `predict answer`, to held-out questions."""
     kept = json.loads((run / "evaluations" / "01-qa" / "unseen_modules.json").read_text())["samples"]
     show_samples(kept[:4])
     sample = kept[4]

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Is this GPU fit for training? Looks at the driver, at what JAX sees, and trains both debug models on one GPU:
+# Check a GPU: its driver, what JAX sees, and training of both debug models on it:
 #   launch/gpu_debug.sh [key.path=value ...]
 # $PYTHON is the Python that has bertjax with its cuda13 or cuda12 extra (else that of .venv), $CUDA_VISIBLE_DEVICES the
-# GPU (0). Ends with 0 when all went well, else with the code of what failed.
+# GPU (0). Exits with 0, or the code of the first failure.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-.venv/bin/python}
@@ -18,7 +18,7 @@ show() {
     "$@"
 }
 
-command -v nvidia-smi >/dev/null || fail "no nvidia-smi here: install NVIDIA's driver, or run on a machine with a GPU"
+command -v nvidia-smi >/dev/null || fail "nvidia-smi not found: install NVIDIA's driver, or run on a machine with a GPU"
 [ -x "$(command -v "$PYTHON")" ] || fail "no $PYTHON here; set PYTHON, or run 'make test' once"
 show nvidia-smi --query-gpu=index,name,driver_version,memory.total,memory.used --format=csv ||
     fail "nvidia-smi does not work: the driver is not loaded, or this container has no GPU (docker run --gpus all)"

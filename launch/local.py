@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Rehearse a pod on this machine: several bertjax processes with virtual CPU devices, joined through localhost.
+"""Simulate a pod on this machine: several bertjax processes with virtual CPU devices, connected through localhost.
 
     launch/local.py --processes 4 --devices 2 train configs/debug/cpu.yaml
 
-One exit code for all: 0 done, 75 run me again, otherwise the reason of the process that had one.
+Exit code: 0 done, 75 run the same command again, otherwise the code of the process that failed.
 """
 
 from __future__ import annotations
@@ -24,30 +24,30 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
-import outcome
+import exit_codes
 
 ROOT = Path(__file__).resolve().parents[1]
-PATIENCE = 60.0  # seconds the others get once one process has failed; by then their heartbeats have told them
-# A line for each group of processes, about nothing. Its threads write in pieces, so that lines come torn.
-GLOO = re.compile(r"\[Gloo\]|connected to \d+ peer ranks|number of connected peer ranks")
+GRACE_SECONDS = 60.0  # seconds the others have to exit after a failure; their heartbeats detect it earlier
+# Uninformative lines, one per process group; gloo threads write them in pieces, so lines may be incomplete.
+GLOO_NOISE = re.compile(r"\[Gloo\]|connected to \d+ peer ranks|number of connected peer ranks")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the processes, again while they end with 75 and retries are left; returns one exit code for all."""
+    """Runs the processes and retries while they exit with 75 -> the combined exit code."""
     arguments = _arguments(argv)
     for attempt in range(arguments.retries + 1):
         processes = Processes(arguments.processes, arguments.devices, arguments.command)
         code = processes.run()
-        if code != outcome.AGAIN or processes.stop_requested or attempt == arguments.retries:
+        if code != exit_codes.RETRY or processes.stop_requested or attempt == arguments.retries:
             break
-        print(f"launch: stopped (75), again: {attempt + 1} of {arguments.retries} retries", flush=True)
+        print(f"launch: stopped (75), retry {attempt + 1} of {arguments.retries}", flush=True)
     if code:
-        print(f"launch: {'run the same command again (75)' if code == 75 else outcome.reason(code)}", flush=True)
+        print(f"launch: {'run the same command again (75)' if code == 75 else exit_codes.describe(code)}", flush=True)
     return code
 
 
 class Processes:
-    """One start of all processes. `stop_requested`: a signal asked us to stop."""
+    """One start of all processes. `stop_requested`: this process received a signal."""
 
     def __init__(self, count: int, devices: int, command: Sequence[str]) -> None:
         self.stop_requested = False
@@ -59,13 +59,13 @@ class Processes:
         self._running: list[subprocess.Popen[str]] = []
 
     def run(self) -> int:
-        """Starts them, passes signals on, prints what they say line by line; returns one exit code for all."""
+        """Starts the processes, forwards signals and prints their output line by line -> the combined exit code."""
         before = {number: signal.signal(number, self._pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             for environment in self._environments:
                 if self.stop_requested:
                     break
-                # A session each, or Ctrl-C at a terminal would reach them twice.
+                # A session for each, or Ctrl-C in a terminal would reach them twice.
                 self._running.append(
                     subprocess.Popen(
                         self._argv, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
@@ -83,11 +83,11 @@ class Processes:
                 process.kill()
             for number, handler in before.items():
                 signal.signal(number, handler)
-        # What we killed ourselves died of the others' failure.
-        return outcome.worst(p.returncode for i, p in enumerate(self._running) if i not in killed)
+        # Processes killed here are not the cause of the failure.
+        return exit_codes.combine(p.returncode for i, p in enumerate(self._running) if i not in killed)
 
     def _wait(self) -> set[int]:
-        """Until all have left; the numbers of those that had to be killed."""
+        """Waits until all have exited -> the indices of processes that had to be killed."""
         failed_at: float | None = None
         while True:
             codes = [process.poll() for process in self._running]
@@ -95,9 +95,10 @@ class Processes:
                 return set()
             if failed_at is None and any(codes):
                 failed_at = time.monotonic()
-            if failed_at is not None and time.monotonic() - failed_at > PATIENCE:
+            if failed_at is not None and time.monotonic() - failed_at > GRACE_SECONDS:
                 left = {i for i, code in enumerate(codes) if code is None}
-                self._say(f"launch: killing {', '.join(map(str, sorted(left)))}: still there {PATIENCE:.0f} s later")
+                numbers = ", ".join(map(str, sorted(left)))
+                self._say(f"launch: killing {numbers}: still running {GRACE_SECONDS:.0f} s after a failure")
                 for index in left:
                     self._running[index].kill()
                     self._running[index].wait()
@@ -114,7 +115,7 @@ class Processes:
         stream: IO[str] | None = self._running[index].stdout
         assert stream is not None
         for line in stream:
-            if not GLOO.search(line):
+            if not GLOO_NOISE.search(line):
                 self._say(f"[{index:>{self._width}}] {line.rstrip()}")
 
     def _say(self, line: str) -> None:
@@ -129,20 +130,28 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         usage="launch/local.py [--processes N] [--devices D] [--retries R] COMMAND ...",
         allow_abbrev=False,
     )
-    parser.add_argument("--processes", type=_count(1), default=2, metavar="N", help="default: 2")
-    parser.add_argument("--devices", type=_count(1), default=1, metavar="D", help="of each process; default: 1")
-    parser.add_argument("--retries", type=_count(0), default=0, metavar="R", help="starts after a 75; default: 0")
-    parser.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND ...", help="as for bertjax")
+    parser.add_argument(
+        "--processes", type=_int_from(1), default=2, metavar="N", help="number of processes; default: 2"
+    )
+    parser.add_argument(
+        "--devices", type=_int_from(1), default=1, metavar="D", help="CPU devices per process; default: 1"
+    )
+    parser.add_argument(
+        "--retries", type=_int_from(0), default=0, metavar="R", help="retries after exit code 75; default: 0"
+    )
+    parser.add_argument(
+        "command", nargs=argparse.REMAINDER, metavar="COMMAND ...", help="bertjax command and its arguments"
+    )
     arguments = parser.parse_args(argv)
     if not arguments.command:
-        parser.error("say what to run: train configs/debug/cpu.yaml")
+        parser.error("name a command, such as train configs/debug/cpu.yaml")
     return arguments
 
 
-def _count(least: int) -> Callable[[str], int]:
+def _int_from(least: int) -> Callable[[str], int]:
     def parse(word: str) -> int:
         if not word.isdecimal() or int(word) < least:
-            raise argparse.ArgumentTypeError(f"a number from {least} up is wanted (got {word!r})")
+            raise argparse.ArgumentTypeError(f"must be an integer of at least {least} (got {word!r})")
         return int(word)
 
     return parse
@@ -156,7 +165,7 @@ def _free_port() -> int:
 
 
 def _python() -> str:
-    """This Python if it has what bertjax needs, otherwise the checkout's own."""
+    """This Python if jax is installed in it, otherwise that of the checkout's .venv."""
     own = ROOT / ".venv" / "bin" / "python"
     return sys.executable if importlib.util.find_spec("jax") or not own.exists() else str(own)
 

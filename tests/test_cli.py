@@ -89,12 +89,12 @@ def test_help_names_every_command_and_each_has_an_example(capsys):
         ("train c.yaml run.sed=3", "command line: run.sed: unknown key (got 3); did you mean 'seed'?"),
         ("train d.yaml", "d.yaml: no such file; did you mean 'c.yaml'?"),
         ("evaluate nowhere", "'nowhere': no such file or folder"),
-        ("evaluate . --step x", "bertjax evaluate: argument --step: must be a whole number above zero (got 'x')"),
+        ("evaluate . --step x", "bertjax evaluate: argument --step: must be an integer above 0 (got 'x')"),
         ("evaluate . --step -1", "bertjax evaluate: argument --step"),
         ("predict", "bertjax predict: expected fill-mask, answer or generate"),
         ("predict fil-mask", "bertjax predict: expected fill-mask, answer or generate (got 'fil-mask'); did you"),
         ("predict fill-mask .", "bertjax predict fill-mask: missing: TEXT"),
-        ("predict fill-mask . a --top-k 0", "bertjax predict fill-mask: argument --top-k: must be a whole number"),
+        ("predict fill-mask . a --top-k 0", "bertjax predict fill-mask: argument --top-k: must be an integer"),
         ("predict answer . --question q", "bertjax predict answer: give either --context or --context-file"),
         ("predict answer . --question q --context-file no.txt", "no.txt: no such file"),
         ("predict answer . --question q --null-threshold x", "bertjax predict answer: argument --null-threshold"),
@@ -104,18 +104,18 @@ def test_help_names_every_command_and_each_has_an_example(capsys):
         ("predict generate nowhere a", "'nowhere': no such file or folder"),
         ("predict generate . a --file c.yaml", "bertjax predict generate: give either TEXT or --file"),
         ("predict generate . --file no.txt", "no.txt: no such file"),
-        ("predict generate .", "standard input: holds no text; give one text a line"),
+        ("predict generate .", "standard input: contains no text; give one text per line"),
         ("predict generate . a --top-p 0.5", "bertjax predict generate: --top-p needs --sample"),
-        ("predict generate . a --sample --beam 2", "bertjax predict generate: --sample draws and --beam searches"),
-        ("predict generate . a --sample --beam-rules t5x", "bertjax predict generate: --sample draws and --beam"),
-        ("predict generate . a --sample --length-penalty 1", "bertjax predict generate: --sample draws and --beam"),
+        ("predict generate . a --sample --beam 2", "bertjax predict generate: --sample and beam search options"),
+        ("predict generate . a --sample --beam-rules t5x", "bertjax predict generate: --sample and beam search"),
+        ("predict generate . a --sample --length-penalty 1", "bertjax predict generate: --sample and beam search"),
         ("predict generate . a --sample --top-p 1.5", "bertjax predict generate: argument --top-p: must be above"),
         (
             "predict generate . a --length-penalty -3",
             "bertjax predict generate: argument --length-penalty: must be a number from -2 to 100 (got '-3')",
         ),
         ("predict generate . a --temperature 0", "bertjax predict generate: argument --temperature: must be"),
-        ("import . ./c.yaml", "'./c.yaml': is there already; name a new folder"),
+        ("import . ./c.yaml", "'./c.yaml': already exists; name a new folder"),
         ("export nowhere out", "'nowhere': no such file or folder"),
         ("report . --output no/x.html", "'no': no such file or folder"),
         ("report . --output .", "'.': is a folder; name a file"),
@@ -144,7 +144,7 @@ def test_train_hands_over_the_config_and_the_current_folder(here, fake, monkeypa
 
 
 def test_evaluate_prints_json(here, fake, capsys):
-    calls = fake("bertjax.evaluation.evaluators.build", "evaluate_command", {"f1": 0.5})
+    calls = fake("bertjax.tools.evaluate", "evaluate_command", {"f1": 0.5})
     out = said(capsys, ["evaluate", ".", "--step", "20", "--stage", "qa", "run.seed=1", "--name", "squad"], 0)
     assert json.loads(out) == {"f1": 0.5}
     said(capsys, ["evaluate", ".", "--best", "squad/f1", "--output", str(here / "scores"), "--dtype", "float32"], 0)
@@ -266,8 +266,13 @@ def test_module_entry_point_and_a_closed_pipe(here):
 
 def test_public_names_are_found_on_demand():
     assert bertjax.Config.__name__ == "Config" and callable(bertjax.load) and "load" in dir(bertjax)
-    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+    names: dict = {}
+    exec("from bertjax import *", names)
+    assert names.keys() >= set(bertjax.__all__)
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'$"):
         bertjax.nothing  # noqa: B018
+    with pytest.raises(AttributeError, match="it is now called 'build_model'"):
+        bertjax.apply_model  # noqa: B018
 
 
 def test_doctor_finds_this_machine_fit_and_says_what_to_do_otherwise(here, capsys, monkeypatch):

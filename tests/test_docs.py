@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bertjax.cli.arguments import COMMANDS
+from bertjax.cli.main import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"

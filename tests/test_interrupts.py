@@ -20,16 +20,15 @@ from bertjax.errors import StoppedSafely
 ROOT = Path(__file__).resolve().parents[1]
 DEAF = """
 import hashlib, sys
-from bertjax.cli.main import main
-from bertjax.cli import arguments
+from dataclasses import replace
+from bertjax.cli.main import COMMANDS, main
 
 def deaf(_):
     print("ready", flush=True)
     hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)  # minutes in one call of C, which lets other threads run
     return 0
 
-command = arguments.COMMANDS["doctor"]
-arguments.COMMANDS["doctor"] = arguments.Command(deaf, command.help, command.options, command.examples)
+COMMANDS["doctor"] = replace(COMMANDS["doctor"], run=deaf)
 sys.exit(main(["doctor"]))
 """
 

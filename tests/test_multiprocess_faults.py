@@ -192,7 +192,7 @@ def test_doctor_speaks_for_all(tiny_project, tmp_path):
     lead, *others = (out for _, out, _ in ended.values())
     assert others == ["", ""] and lead.endswith("ready\n")
     assert re.search(r"ok  processes +3 on 1 host", lead) and re.search(r"ok  sum over all +right over 6", lead)
-    assert re.search(r"ok  all-reduce +[\d.]+ GB/s a device, in a ring of 6", lead)
+    assert re.search(r"ok  all-reduce +[\d.]+ GB/s per device, in a ring of 6", lead)
 
 
 # ---- kills and hangs ------------------------------------------------------------------------------------------------

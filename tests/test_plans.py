@@ -9,8 +9,7 @@ from types import ModuleType
 
 import pytest
 
-from bertjax.cli.arguments import COMMANDS
-from bertjax.cli.main import _parse
+from bertjax.cli.main import COMMANDS, _parse
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "plans.json"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bertjax.cli.arguments import COMMANDS
+from bertjax.cli.main import COMMANDS
 from bertjax.config.loading.load import load
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -1,5 +1,4 @@
-"""The command line: parse arguments, check the configuration, run one command.
+"""The command line: `main` parses and dispatches, the other modules define the commands, each beside its options.
 
-Nothing here imports jax or another heavy library before a command needs it, so `--help` and configuration errors are
-fast. Each command is defined beside its options.
+A command imports what it needs when it runs, so that `--help` and configuration errors are fast.
 """

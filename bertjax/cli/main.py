@@ -1,7 +1,7 @@
-"""The command line: parse, check, dispatch. Nothing heavy is imported before a command needs it.
+"""The entry point `bertjax`: parse the arguments and run one command.
 
-Exit codes: 0 done, 2 bad input (one line for each problem, no traceback), 3 diverged, 4 storage, 75 stopped safely (run
-the same command again), 70 a bug (traceback), 130 interrupted.
+Exit codes: 0 done, 2 bad input (one line per problem, no traceback), 3 diverged, 4 storage, 75 stopped safely (run the
+same command again), 70 a bug (traceback), 130 interrupted.
 """
 
 import argparse
@@ -15,12 +15,20 @@ import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bertjax.cli.arguments import COMMANDS, Command
+from bertjax.cli import checks, data, evaluate, inspect, predict, train
+from bertjax.cli.arguments import Command
 from bertjax.errors import BertjaxError, UserError
 from bertjax.interrupts import INTERRUPTED_EXIT_CODE, interruptible
 
+_ALL = (
+    train.train, evaluate.evaluate, train.compare, predict.fill_mask, predict.answer, predict.generate, data.prepare,
+    data.mix, inspect.inspect, inspect.plan, inspect.import_folder, inspect.export, evaluate.report, evaluate.qa_report,
+    evaluate.score_squad, checks.verify, checks.doctor,
+)  # fmt: skip
+COMMANDS = {command.name: command for command in _ALL}
 _EXIT_CODES_HELP = (
-    "exit codes: 0 done, 2 bad input, 3 diverged, 4 storage, 75 stopped safely (run me again), 70 a bug, 130 Ctrl-C"
+    "exit codes: 0 done, 2 bad input, 3 diverged, 4 storage, 75 stopped safely (run the same command again), 70 a bug, "
+    "130 Ctrl-C"
 )
 _KEY = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)*\Z")
 _STORAGE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG}
@@ -34,7 +42,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; returns the exit code of contract 7 in the module's first lines."""
+    """Runs one command and returns its exit code."""
     try:
         with interruptible():
             code = _run(list(sys.argv[1:] if argv is None else argv))
@@ -71,21 +79,21 @@ def _run(argv: list[str]) -> int:
 
 
 def _group(first: str) -> dict[str, Command]:
-    """The commands of two words that begin with this one."""
+    """The two-word commands that start with this word."""
     return {name: command for name, command in COMMANDS.items() if name.startswith(first + " ")}
 
 
 def _usage(commands: Mapping[str, Command] = COMMANDS) -> str:
-    """All commands, or those of a group such as `predict`."""
+    """The help text of all commands, or of a group such as `predict`."""
     width = max(map(len, commands)) + 2
     lines = [f"  {name:<{width}}{command.help}" for name, command in commands.items()]
     first = "train configs/debug/cpu.yaml run.name=trial" if commands is COMMANDS else next(iter(commands)) + " --help"
-    example = f"example: bertjax {first}\n`bertjax COMMAND --help` says more.\n"
+    example = f"example: bertjax {first}\n`bertjax COMMAND --help` shows the options of a command.\n"
     return "usage: bertjax COMMAND ...\n\n" + "\n".join(lines) + f"\n\n{example}{_EXIT_CODES_HELP}"
 
 
 def _split_command(argv: list[str]) -> tuple[str, list[str]]:
-    """The command's name (one word or two) and the words after it. Raises UserError."""
+    """-> (command name, remaining arguments). Raises UserError."""
     first = argv[0]
     if first in COMMANDS:
         return first, argv[1:]
@@ -112,7 +120,7 @@ def _suggest(word: str, words: Sequence[str]) -> str:
 
 
 def _parse(name: str, command: Command, words: list[str]) -> argparse.Namespace | None:
-    """The command's arguments, `overrides` among them; None when help was asked for. Raises UserError."""
+    """Parses the arguments of a command, `overrides` included; None after printing its help. Raises UserError."""
     usage = f"bertjax {name}" + (" [options]" if any(names[0][0] == "-" for names, _ in command.options) else "")
     positional = [settings["metavar"] for names, settings in command.options if names[0][0] != "-"]
     usage = " ".join([usage, *positional, *(["[key.path=value ...]"] if command.overrides else [])])
@@ -137,7 +145,7 @@ def _parse(name: str, command: Command, words: list[str]) -> argparse.Namespace 
         if word.startswith("-") and not word[1:2].isdigit() and word != "-" and word.split("=")[0] not in flags:
             hint = _near_key(word, command) or _suggest(word.split("=")[0], [*flags, "--help"])
             raise UserError(f"bertjax {name}: unknown option {word[:80]!a}{hint}")
-    arguments, extra = parser.parse_known_intermixed_args(words)  # options may stand between RUN and its texts
+    arguments, extra = parser.parse_known_intermixed_args(words)  # options may appear between RUN and its texts
     if extra:
         what = "expected key.path=value" if command.overrides else "unexpected argument"
         raise UserError(f"bertjax {name}: {what} (got {extra[0][:80]!a})")
@@ -146,7 +154,7 @@ def _parse(name: str, command: Command, words: list[str]) -> argparse.Namespace 
 
 
 def _near_key(word: str, command: Command) -> str:
-    """`--seed` may be meant for `run.seed`."""
+    """Suggests `run.seed` for `--seed`."""
     if not command.overrides:
         return ""
     from bertjax.config.loading.introspect import suggest_key
@@ -156,7 +164,7 @@ def _near_key(word: str, command: Command) -> str:
 
 
 def _split_overrides(words: list[str], flags: dict[str, dict[str, Any]]) -> tuple[list[str], list[str]]:
-    """`a.b=1`, `--a.b=1` and `--a.b 1`, each as `a.b=1`; and the other words."""
+    """-> (`a.b=1`, `--a.b=1` and `--a.b 1`, each as `a.b=1`; the other arguments)."""
     overrides, others, waiting = [], [], list(words)
     while waiting:
         word = waiting.pop(0)
@@ -174,21 +182,21 @@ def _split_overrides(words: list[str], flags: dict[str, dict[str, Any]]) -> tupl
 
 
 def _broken_pipe(error: BrokenPipeError) -> int:
-    """The reader of our output went away (`| head`): nothing to say. Any other broken pipe is a fault of ours."""
+    """Silent when the reader of standard output closed it (`| head`); any other broken pipe is a bug."""
     try:
         poll = select.poll()
         poll.register(sys.stdout.fileno(), select.POLLOUT)
         gone = any(flags & (select.POLLERR | select.POLLHUP) for _, flags in poll.poll(0))
-    except (OSError, ValueError, AttributeError):  # standard output is no file here
+    except (OSError, ValueError, AttributeError):  # standard output is not a file
         gone = False
     if not gone:
         return _unexpected_error(error)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains as it leaves
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter reports an error at exit
     return 141
 
 
 def _unexpected_error(error: Exception) -> int:
-    """An error no module of ours worded: the machine's faults in one line, a bug with its traceback."""
+    """Reports an error that no bertjax module raised itself: one line for a system error, a traceback for a bug."""
     if isinstance(error, OSError) and error.errno in _STORAGE_ERRORS | _PATH_ERRORS:
         print(f"{error.filename or 'storage'}: {error.strerror}", file=sys.stderr)
         return 4 if error.errno in _STORAGE_ERRORS else 2

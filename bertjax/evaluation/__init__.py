@@ -1,1 +1,1 @@
-"""Floor 5: evaluation. Restore and score, answer and fill masks, and the report; on top of everything but the CLI."""
+"""Evaluation: restore a checkpoint, run the evaluations of its stage, predict, and record the provenance of scores."""

@@ -1,4 +1,4 @@
-"""Looking at a model with one's own text: fill masked words, answer a question, generate text."""
+"""Predictions for texts of the user: fill masks, answer a question, generate text."""
 
 import re
 import sys
@@ -12,18 +12,15 @@ import numpy as np
 from pydantic import ValidationError
 
 from bertjax.config.huggingface import generation
-from bertjax.config.schema.data import SpanQa
-from bertjax.config.schema.evaluation import Decoding, SquadEvaluation, TextToTextEvaluation
+from bertjax.config.schema.evaluation import Decoding
 from bertjax.data.jobs import text_counts
-from bertjax.data.preprocess import span_qa
 from bertjax.data.preprocess.registry import record_of
+from bertjax.data.preprocess.span_qa import Example
 from bertjax.data.tokenizers.load import Tokenizer
 from bertjax.errors import UserError
+from bertjax.evaluation.evaluators import span_qa, text_to_text
 from bertjax.evaluation.evaluators.heldout import report_truncation
-from bertjax.evaluation.evaluators.span_qa import compute_span_logits, make_span_logits_fn
-from bertjax.evaluation.inference.batches import round_up_batch
 from bertjax.evaluation.inference.generate import Generator
-from bertjax.evaluation.inference.span_decoding import predict_answers
 from bertjax.evaluation.restore import RestoredCheckpoint, restore
 
 MASK = "[MASK]"
@@ -33,11 +30,11 @@ _SENTINEL = re.compile(r"▁?<extra_id_\d+>")
 def fill_mask(
     checkpoint: str | Path | RestoredCheckpoint, texts: list[str], top_k: int = 5, overrides: Sequence[str] = ()
 ) -> list[dict[str, Any]]:
-    """The likeliest words for each [MASK] of each text.
+    """The `top_k` most likely tokens for each [MASK] of each text.
 
-    -> a list with one {"text", "masks": [[{"token", "probability", "text"}...]...]} a text; probabilities are a softmax
-    over the vocabulary. `text` inside is the whole text with that mask filled. Raises UserError when a text has no
-    [MASK], is too long, or the checkpoint has no MLM head.
+    -> [{"text", "masks": [[{"token", "probability", "text"}...]...]}...], one per text; probabilities are a softmax
+    over the vocabulary, and the inner `text` is the input with that mask filled. Raises UserError when a text has no
+    [MASK] or is too long, or the checkpoint has no MLM head.
     """
     restored = restore_with_head(checkpoint, "mlm", overrides)
     return [_fill_text(restored, text, top_k) for text in texts]
@@ -49,10 +46,10 @@ def _fill_text(restored: RestoredCheckpoint, text: str, top_k: int) -> dict[str,
     ids = _encode_with_masks(tokenizer, text)
     places = [i for i, token in enumerate(ids) if token == tokenizer.mask_id]
     if not places:
-        raise UserError(f"text {text[:60]!r}: holds no {MASK}; write {MASK} where a word is to be filled in")
+        raise UserError(f"text {text[:60]!r}: contains no {MASK}; write {MASK} in place of a word")
     length = len(ids)
     if length > restored.ctx.config.model.max_position_embeddings:
-        raise UserError(f"text {text[:60]!r}: {length} tokens are more than the model's positions; shorten it")
+        raise UserError(f"text {text[:60]!r}: {length} tokens exceed the positions of the model; shorten it")
     one = lambda values: jnp.asarray([values], jnp.int32)  # noqa: E731
     model = restored.program.build_model(restored.params)
     with jax.set_mesh(restored.ctx.mesh):
@@ -67,14 +64,14 @@ def _fill_text(restored: RestoredCheckpoint, text: str, top_k: int) -> dict[str,
 
 
 def _to_tokenizer_mask(tokenizer: Tokenizer, text: str) -> str:
-    """The text with the tokenizer's own name of the mask for every [MASK]."""
+    """Replaces [MASK] by the mask token of the tokenizer."""
     if tokenizer.mask_id is None:
         raise UserError("the checkpoint's tokenizer has no mask_token; fill-mask needs a model trained with masks")
     return text.replace(MASK, tokenizer.special.roles["mask"])
 
 
 def _encode_with_masks(tokenizer: Tokenizer, text: str) -> list[int]:
-    """[CLS] text [SEP], a mask for each one's name in the text."""
+    """Ids of [CLS] text [SEP], with the mask id for each mask token in the text."""
     if tokenizer.special.in_text:
         (ids,) = tokenizer.encode_batch([text])
     else:
@@ -86,13 +83,13 @@ def _encode_with_masks(tokenizer: Tokenizer, text: str) -> list[int]:
 
 
 def fill_result(tokenizer: Tokenizer, text: str, number: int, index: int, probability: float) -> dict[str, Any]:
-    """The piece `index` in the place of mask `number` of a text."""
+    """The result for piece `index` at mask `number` of a text."""
     token, mask = tokenizer.pieces[index], tokenizer.special.roles["mask"]
     parts = text.split(mask)
     before, after = mask.join(parts[: number + 1]), mask.join(parts[number + 1 :])
     if token.startswith("##"):
         before, word = before.rstrip(), token[2:]
-    else:  # a word's start is marked by Metaspace and by byte-level BPE, whose pieces are bytes
+    else:  # Metaspace and byte-level BPE mark the start of a word
         bare = token.removeprefix("▁").removeprefix("Ġ")
         word = tokenizer.decode([index]).strip() or bare
         before += " " if bare != token and before and not before[-1].isspace() else ""
@@ -103,38 +100,31 @@ def answer(
     checkpoint: str | Path | RestoredCheckpoint, question: str, context: str, n_best: int = 3,
     null_threshold: float | None = None, min_probability: float | None = None, overrides: Sequence[str] = (),
 ) -> dict[str, Any]:  # fmt: skip
-    """The best answer to a question in a context of any length, and the candidates it was chosen from, best first.
+    """Answer a question with a span of a context of any length.
 
-    -> {"answer": text or None, "probability", "candidates": [{"text", "probability"}...]}; `n_best` candidates are
-    listed, probabilities are a softmax over all of them. Windows, their number and the longest answer are those of the
-    stage's evaluation.
+    -> {"answer": text or None, "probability", "candidates": [{"text", "probability"}...]} with the `n_best` candidates,
+    best first; probabilities are a softmax over all candidates. Windows, number of candidates and maximum answer length
+    are those of the stage's evaluation.
 
-    A model that learnt to say "no answer" (its training data had unanswerable questions, its evaluation says version_2,
-    or `null_threshold` is given) also gives "no_answer": {"probability", "null_odds", "threshold"}: where the odds are
-    above the threshold (default: the evaluation's), `answer` is None. It is None as well where the best candidate's
-    probability is below `min_probability`; "reason" then says why, in place of "probability".
+    A model that can predict "no answer" (its training data had unanswerable questions, version_2 is set, or
+    `null_threshold` is given) adds "no_answer": {"probability", "null_odds", "threshold"}. The answer is None when the
+    odds exceed the threshold (default: that of the evaluation) or the best candidate's probability is below
+    `min_probability`; "reason" then replaces "probability".
 
     Raises UserError when the checkpoint has no QA head, or a text is empty or not Unicode.
     """
     restored = restore_with_head(checkpoint, "qa", overrides)
     for what, text in (("question", question), ("context", context)):
         _check_text(what, text)
-    settings, windows = span_settings(restored)
-    settings = settings or SquadEvaluation.model_construct()  # type: ignore[call-arg]
+    settings, windows = span_qa.stage_settings(restored.ctx.config, restored.ctx.config.stages[restored.stage])
     version_2 = settings.version_2 if settings.version_2 is not None else bool(restored.unanswerable)
     threshold = settings.null_score_diff_threshold if null_threshold is None else null_threshold
-    example = span_qa.Example(id="0", question=question, context=context, answers=[], is_impossible=False, title="")
-    # whatever rules the run is scored by, a person gets candidates that are in the context
-    windows = windows.model_copy(update={"profile": "hf"})
-    features = span_qa.evaluation_features([example], restored.ctx.tokenizer, windows)
-    size = round_up_batch(1, restored.program)
-    logits = compute_span_logits(
-        make_span_logits_fn(restored.program), restored.params, features, restored.program, size
-    )
-    _, nbest, odds = predict_answers(
-        [example], features, *logits, n_best=max(n_best, settings.n_best),
-        max_answer_length=settings.max_answer_length, version_2=version_2 or null_threshold is not None,
-    )  # fmt: skip
+    settings = settings.model_copy(update={"n_best": max(n_best, settings.n_best), "batch_size": 1})
+    windows = windows.model_copy(update={"profile": "hf"})  # all candidates of this profile are in the context
+    asked = [Example(id="0", question=question, context=context, answers=[])]
+    version_2 = version_2 or null_threshold is not None
+    find = span_qa.make_answer_fn(restored.program, restored.ctx.tokenizer, asked, windows, settings, version_2)
+    _, nbest, odds = find(restored.params)
     return _select_answer(nbest["0"], n_best, odds.get("0"), threshold, min_probability)
 
 
@@ -142,7 +132,9 @@ def _check_text(what: str, text: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise UserError(f"the {what} holds half of a surrogate pair, or bytes that are not UTF-8; repair it") from None
+        raise UserError(
+            f"the {what} contains half of a surrogate pair or bytes that are not UTF-8; fix its encoding"
+        ) from None
     if not text.strip():
         raise UserError(f"the {what} is empty; give a {what} of at least one word")
 
@@ -153,7 +145,7 @@ def _select_answer(
     """The result of `answer` from the entries of an n-best list and the null odds, if there are any."""
     candidates = [{"text": e["text"], "probability": round(e["probability"], 4)} for e in entries if e["text"]]
     if not candidates:
-        raise UserError("the context has no character that the tokenizer reads; give a context of at least one word")
+        raise UserError("the tokenizer finds no token in the context; give a context of at least one word")
     best = next(e for e in entries if e["text"])
     reason = None
     if odds is not None and odds > threshold:
@@ -171,37 +163,27 @@ def _select_answer(
     return result | {"candidates": candidates[:n_best]}
 
 
-def span_settings(restored: RestoredCheckpoint) -> tuple[SquadEvaluation | None, SpanQa]:
-    """The evaluation and the windows of the stage that trained a QA head."""
-    stage = restored.ctx.config.stages[restored.stage]
-    settings = next((e for e in stage.evaluate if isinstance(e, SquadEvaluation)), None)
-    tasks = restored.ctx.config.stage_tasks(stage).values()
-    return settings, next((t.preprocess for t in tasks if isinstance(t.preprocess, SpanQa)), SpanQa())
-
-
 def generate(
-    checkpoint: str | Path | RestoredCheckpoint, texts: list[str], choices: dict[str, Any], seed: int = 0, batch_size: int = 8,
-    *, max_input_tokens: int | None = None, overrides: Sequence[str] = (), base_model: Path | None = None,
+    checkpoint: str | Path | RestoredCheckpoint, texts: list[str], choices: dict[str, Any], seed: int = 0,
+    batch_size: int = 8, *, max_input_tokens: int | None = None, overrides: Sequence[str] = (),
+    base_model: Path | None = None,
 ) -> list[dict[str, str]]:  # fmt: skip
-    """-> a list with one {"text", "generated"} a text, in their order.
+    """Generate text -> [{"text", "generated"}...], one item per text, in order.
 
-    `choices` are fields of Decoding that go before those of the stage's evaluation of generated text. Texts are read
-    whole, or up to `max_input_tokens`; what is generated is as long as in the stage's tasks. What is cut, unknown or
-    not read as the sentinel it names is said on stderr. `base_model` is that of `restore`. Raises UserError when
-    the model is no T5.
+    `choices` are fields of Decoding that override those of the stage's text-to-text evaluation. Texts are truncated to
+    `max_input_tokens` if given; the maximum output length is that of the stage's tasks. Reports truncation, unknown
+    characters and unread sentinels on stderr. `base_model` is that of `restore`. Raises UserError when the model is not
+    a T5.
     """
-    restored = (
-        checkpoint
-        if isinstance(checkpoint, RestoredCheckpoint)
-        else restore(checkpoint, overrides=overrides, base_model=base_model)
-    )
+    if isinstance(checkpoint, RestoredCheckpoint):
+        restored = checkpoint
+    else:
+        restored = restore(checkpoint, overrides=overrides, base_model=base_model)
     config, tokenizer = restored.ctx.config, restored.ctx.tokenizer
     if "lm" not in config.model.heads:
-        raise UserError(
-            f"{checkpoint}: is a {config.model.family} model, which generates no text; name a run of family t5"
-        )
+        raise UserError(f"{checkpoint}: a {config.model.family} model generates no text; name a run of family t5")
     stage = config.stages[restored.stage]
-    evaluations = [e for e in stage.evaluate if isinstance(e, TextToTextEvaluation)]
+    evaluations = text_to_text.stage_settings(stage)
     tasks = [*config.stage_tasks(stage).values(), *(e.data for e in evaluations)]
     generator = Generator(
         restored.program, tokenizer,
@@ -215,7 +197,7 @@ def generate(
     found = generator.from_ids(restored.params, rows)
     if generator.num_unfinished and "max_new_tokens" not in choices:
         ends = f"{generator.num_unfinished:,} of {len(texts):,} answers reach {generator.max_new_tokens} tokens"
-        _print_note(f"{ends} without an end and are cut there; --max-new-tokens sets another length")
+        _print_note(f"{ends} and are truncated; --max-new-tokens sets another length")
     return [{"text": text, "generated": new} for text, new in zip(texts, found, strict=True)]
 
 
@@ -232,8 +214,8 @@ def _report_truncation(generator: Generator, texts: Sequence[str], rows: Sequenc
     if wrong:
         where = f"{wrong:,} of {len(texts):,} texts"
         _print_note(
-            f"{where} hold an <extra_id_N> that is read as characters: it stands inside a word (put a space before "
-            f"it), or there are only {len(sentinels)} sentinels"
+            f"{where} contain an <extra_id_N> that is read as characters: it is inside a word (put a space before it), "
+            f"or N is too large ({len(sentinels)} sentinels)"
         )
 
 
@@ -242,17 +224,17 @@ def _print_note(line: str) -> None:
 
 
 def _imported_decoding(restored: RestoredCheckpoint) -> Decoding:
-    """As the generation settings of an imported folder say, else greedily."""
+    """The generation settings of an imported folder, else greedy."""
     if restored.hugging_face is None:
         return Decoding()
     settings = generation.generation_settings(restored.hugging_face)
     if left := generation.unsupported_settings(settings):
-        _print_note(f"not done, though the imported folder's generation settings say so: {', '.join(left)}")
+        _print_note(f"generation settings of the imported folder that are not supported: {', '.join(left)}")
     return _override_decoding(Decoding(), generation.to_decoding_fields(settings))
 
 
 def _override_decoding(settings: Decoding, choices: dict[str, Any]) -> Decoding:
-    """A way of decoding that is chosen takes the place of the settings' own; the rest stays."""
+    """Settings with fields overridden; choosing sampling or a beam size resets the fields of the other methods."""
     if "sample" in choices or "beam_size" in choices:
         settings = Decoding(**settings.model_dump(include={"length_penalty", "beam_rules", "max_new_tokens"}))
     try:
@@ -263,7 +245,7 @@ def _override_decoding(settings: Decoding, choices: dict[str, Any]) -> Decoding:
         raise UserError(f"predict generate: {field}{reason['msg'].removeprefix('Value error, ')}") from None
     if made.beam_size == 1 and (unused := [name for name in ("length_penalty", "beam_rules") if name in choices]):
         option = unused[0].replace("_", "-")
-        raise UserError(f"predict generate: --{option} is for beams, and only one is searched; give --beam N above 1")
+        raise UserError(f"predict generate: --{option} needs beam search; give --beam N above 1")
     return made
 
 
@@ -274,9 +256,9 @@ def _target_length(options: Any) -> int:
 def restore_with_head(
     checkpoint: str | Path | RestoredCheckpoint, head: str, overrides: Sequence[str] = ()
 ) -> RestoredCheckpoint:
-    """The checkpoint, restored where it is not yet; UserError where it lacks the head.
+    """Restore a checkpoint that has a head; UserError if it has not.
 
-    `overrides` (key.path=value) change the configuration that the checkpoint keeps.
+    `overrides` (key.path=value) change the configuration of the checkpoint.
     """
     restored = checkpoint if isinstance(checkpoint, RestoredCheckpoint) else restore(checkpoint, overrides=overrides)
     if head not in restored.program.heads:
@@ -287,8 +269,8 @@ def restore_with_head(
     if head in restored.untrained_heads:
         stage = restored.ctx.config.stages[restored.stage].name
         print(
-            f"note: stage '{stage}' has trained the layers below the '{head}' head for something else since; "
-            "the stage that trained the head answers better",
+            f"note: stage '{stage}' trained the encoder without the '{head}' head; the stage that trained it gives "
+            "better predictions",
             file=sys.stderr, flush=True,
         )  # fmt: skip
     return restored

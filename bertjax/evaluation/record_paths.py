@@ -1,4 +1,4 @@
-"""Where the evaluations of a restored checkpoint keep their scores: with the run's own record, or apart from it."""
+"""Where the evaluations of a restored checkpoint write their scores: the run's own record, or separate files."""
 
 import sys
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from bertjax.training.run_context import RunContext
 def open_records(
     restored: RestoredCheckpoint, evaluations: Sequence[Any], output: Path | None
 ) -> dict[str, EvaluationRecord]:
-    """Where each evaluation of a checkpoint keeps its files; that it can write there is found out at once."""
+    """The record of each evaluation of a checkpoint; checks that its folder can be written."""
     assert restored.saved_config is not None
     ctx, run = restored.ctx, restored.saved_config.run_dir
     stage = ctx.config.stages[restored.stage].name
@@ -39,10 +39,10 @@ def open_records(
 
 
 def with_writable_cache(ctx: RunContext, output: Path | None) -> RunContext:
-    """The same with prepared data beside `output`, where the run's folder for them can only be read."""
+    """The context with prepared data next to `output` if the run's folder for them is read-only."""
     if output is None or ctx.config.run.prepared_dir or records.is_writable(ctx.prepared_dir):
         return ctx
     folder = (output.parent if output.suffix == ".json" else output) / "prepared"
-    print(f"{ctx.prepared_dir}: cannot be written; prepared data are kept in {folder}", file=sys.stderr, flush=True)
+    print(f"{ctx.prepared_dir}: cannot be written; prepared data are stored in {folder}", file=sys.stderr, flush=True)
     run = ctx.config.run.model_copy(update={"prepared_dir": str(folder)})
     return replace(ctx, config=ctx.config.model_copy(update={"run": run}))

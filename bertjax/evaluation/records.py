@@ -1,7 +1,7 @@
-"""The record of an evaluation: what its scores are made from, and whether they are the run's own.
+"""The record of an evaluation: the provenance of its scores, and how it differs from the run's own evaluation.
 
-evaluations/<stage>/<name>.json is the run's record, written by training. An evaluation that differs from it (other
-data, options, step or arithmetic) has files of its own, under `other/` there or where --output says.
+evaluations/<stage>/<name>.json is the run's record, written by training. An evaluation that differs from it (data,
+options, step or arithmetic) is written to its own files, in `other/` of that folder or in --output.
 """
 
 import hashlib
@@ -18,14 +18,14 @@ from bertjax.errors import UserError
 from bertjax.storage.nested import flatten
 from bertjax.training.monitor.tracking import read_lines
 
-OTHER_DIR = "other"  # folder, beside the run's own records, of evaluations that differ from them
-UNKNOWN_PROVENANCE = {"by": "an earlier version"}  # of bertjax, which did not say what its scores were made from
-_RUN_OPTIONS = ("seed", "compute_dtype", "attention")  # of `run`: those a score may depend on
+OTHER_DIR = "other"  # folder of evaluations that differ from the run's own records
+UNKNOWN_PROVENANCE = {"by": "an earlier version"}  # of bertjax, which recorded no provenance
+_RUN_OPTIONS = ("seed", "compute_dtype", "attention")  # options of `run` that a score may depend on
 
 
 @dataclass(frozen=True)
 class EvaluationRecord:
-    """Where the files of one evaluation go, and what is kept with its scores."""
+    """The files of one evaluation, and the provenance saved with its scores."""
 
     folder: Path
     name: str  # of the evaluation
@@ -38,18 +38,18 @@ class EvaluationRecord:
         return self.folder / f"{self.stem}.json"
 
     def file_path(self, name: str) -> Path:
-        """`name` is the evaluation's, or that with an ending such as .predictions."""
+        """`name` is that of the evaluation, possibly with a suffix such as .predictions."""
         return self.folder / f"{self.stem}{name.removeprefix(self.name)}.json"
 
     def summary(self, step: int) -> str:
-        """Where the scores were written, for the person who asked for them."""
+        """One line for the user: where the scores were written."""
         head = f"{self.name}: kept in {self.path}"
         if not self.differs:
             return f"{head}, as the run keeps it"
         return f"{head}: {describe_provenance(step, self.differs)}; not the run's own score"
 
     def with_provenance(self, content: dict[str, Any]) -> dict[str, Any]:
-        """The content of the scores' file, with what they are made from."""
+        """The content of the score file with its provenance."""
         about = {"made_from": dict(self.provenance)} | ({"differs": dict(self.differs)} if self.differs else {})
         head = {key: value for key, value in content.items() if key != "samples"}
         return head | about | {key: content[key] for key in ("samples",) if key in content}
@@ -58,10 +58,10 @@ class EvaluationRecord:
 def diff_from_run(
     old: Config, new: Config, stage: int, evaluation: Any, kept: Mapping[str, Any], provenance: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What sets an evaluation apart from the run's: dotted key -> {"here": value, "run": value}.
+    """Differences of an evaluation from the run's own: dotted key -> {"here": value, "run": value}.
 
-    old, new: the run's configuration, and the one that is evaluated. `kept`: `made_from` of the run's record, which
-    may be empty; where it has the evaluation's section, that one counts instead of the one in `old`.
+    old, new: the configurations of the run and of this evaluation. kept: `made_from` of the run's record, possibly
+    empty; its section of the evaluation takes precedence over that in `old`.
     """
     names = [stage_.name for stage_ in new.stages]
     before, after = _score_settings(old, stage), _score_settings(new, stage)
@@ -73,7 +73,7 @@ def diff_from_run(
     found = _changed(
         before | flatten(own, prefix=f"{head}."), after | flatten(provenance["evaluation"], prefix=f"{head}.")
     )
-    found.pop(f"{head}.every", None)  # when training evaluates; no score depends on it
+    found.pop(f"{head}.every", None)  # the schedule of evaluations does not affect scores
     if "by" in kept:
         found["made by"] = {"here": "this version", "run": kept["by"]}
     same_source = not any(key.startswith(f"{head}.data.source") for key in found)
@@ -97,7 +97,7 @@ def _changed(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
 
 
 def last_recorded(run: Path, folder: Path, stage: str, name: str) -> tuple[int | None, dict[str, Any]]:
-    """-> the last step at which the run scored this evaluation (None: never), and `made_from` of that score."""
+    """-> the last step at which the run ran this evaluation (None: never), and `made_from` of that score."""
     try:
         content = json.loads((folder / f"{name}.json").read_bytes())
     except (OSError, ValueError):
@@ -112,25 +112,25 @@ def last_recorded(run: Path, folder: Path, stage: str, name: str) -> tuple[int |
 
 
 def variant_stem(name: str, step: int, differs: Mapping[str, Any]) -> str:
-    """The same for the same evaluation, so that repeating it replaces its files."""
+    """The stem of the files of a differing evaluation; repeating the evaluation replaces them."""
     here = json.dumps({key: value["here"] for key, value in differs.items()}, sort_keys=True)
     return f"{name}-step{step}-{hashlib.sha256(here.encode()).hexdigest()[:8]}"
 
 
 def output_paths(output: Path, names: list[str]) -> dict[str, tuple[Path, str]]:
-    """Folder and stem of the files of each evaluation, where --output names a folder, or a .json file for one."""
+    """Folder and stem of the files of each evaluation; --output is a folder, or a .json file for one evaluation."""
     if output.suffix != ".json" or output.is_dir():
         return {name: (output, name) for name in names}
     if len(names) > 1:
         several = ", ".join(names)
         raise UserError(
-            f"{output}: a file takes one evaluation, and there are {several}; give --name, or name a folder"
+            f"{output}: a file is for one evaluation, but there are {several}; give --name, or name a folder"
         )
     return {name: (output.parent, output.stem) for name in names}
 
 
 def check_writable(folder: Path) -> None:
-    """Makes the folder. Raises UserError where that, or writing in it, is refused."""
+    """Creates the folder. Raises UserError when it cannot be created or written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -140,13 +140,13 @@ def check_writable(folder: Path) -> None:
 
 
 def is_writable(folder: Path) -> bool:
-    """Whether the folder, or where it is missing the nearest one above it, can be written."""
+    """Whether the folder, or its nearest existing parent, can be written."""
     there = next((path for path in (folder, *folder.absolute().parents) if path.exists()), folder)
     return os.access(there, os.W_OK)
 
 
 def describe_provenance(step: int | None, differs: Mapping[str, Any]) -> str:
-    """What an evaluation was made from, for people: `from step 20 with key = value (the run: value)`."""
+    """Provenance as text: `from step 20 with key = value (the run: value)`."""
     changes = [_describe_change(key, value) for key, value in differs.items() if key != "step"]
     more = f" and {len(changes) - 4} more" if len(changes) > 4 else ""
     text = "from an unknown step" if step is None else f"from step {step:,}"

@@ -50,8 +50,8 @@ def restore(
     """Read a checkpoint's parameters onto this machine's devices; everything else comes out of the checkpoint itself.
 
     The mesh it was trained on does not matter. Instead of a step, `best` names a score (squad/f1) whose best step is
-    taken. `base_model`: where the weights below its adapters are, if not where they were. Raises UserError when `path` holds
-    no checkpoint, or none with that score.
+    taken. `base_model`: where the weights below its adapters are, if not where they were. Raises UserError when `path`
+    holds no checkpoint, or none with that score.
     """
     found = find(path, stage=stage, step=step)
     with CheckpointManager.open_readonly(found) as checkpoints:

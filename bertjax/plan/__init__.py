@@ -1,7 +1,7 @@
-"""Floor 6, beside evaluation: what a configuration comes to on devices that are not here, before anything runs.
+"""`bertjax plan`: compile for devices that are not attached, and report memory, communication and speed.
 
-`topologies` names the devices, `compile` and `evaluation` compile the real programs for them, `hlo`, `collectives` and
-`work` read what the compiler made, `memory`, `estimate` and `rules` say what that means, `stages` puts it together,
-`report` into words; `sweep` tries meshes, batches and remat policies. Compiling runs in a process of its own
-(`python -m bertjax.plan`), because jax and the compilers read their environment when they start.
+`topologies` names the devices, `compile` and `evaluation` compile the programs, `hlo` reads their HLO, `memory`,
+`estimate` and `sharding_notes` interpret it, `stages` combines the results and `report` prints them; `sweep` tries
+meshes, batch sizes and remat policies. Compilation runs in a subprocess (`python -m bertjax.plan`), because jax and the
+compilers read their environment when they start.
 """

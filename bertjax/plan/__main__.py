@@ -1,7 +1,7 @@
-"""The process that compiles: reads a request on standard input, writes text or JSON to standard output.
+"""The compiling process: reads a request from standard input, writes text or JSON to standard output.
 
-Exit code 0: it fits (or nothing is known of the memory), 1: it does not, 2: bad input, 70: a bug. `bertjax plan` starts
-it with the environment that the topology needs (topologies.environment).
+Exit code 0: fits (or the memory is unknown), 1: does not fit, 2: bad input, 70: a bug. `bertjax plan` starts it with
+the environment of the topology (`topologies.compiler_env`).
 """
 
 import json
@@ -19,9 +19,9 @@ def main() -> int:
     except BertjaxError as error:
         print(error, file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:  # `bertjax plan` got it too, and says so
+    except KeyboardInterrupt:  # `bertjax plan` receives it too and prints a line
         return 130
-    except Exception as error:  # Python's own code for it, 1, says that something does not fit
+    except Exception as error:  # Python would exit with 1, which means: does not fit
         traceback.print_exception(error)
         return BertjaxError.exit_code
     print(text, flush=True)

@@ -1,4 +1,4 @@
-"""The real train step of a stage, compiled for devices that need not be here."""
+"""The train step of a stage, compiled for devices that need not be attached."""
 
 import re
 import time
@@ -21,8 +21,8 @@ from bertjax.training.run_context import RunContext
 from bertjax.training.state import TrainState
 from bertjax.training.step import jit_train_step
 
-DEFAULT_STEPS = 1000  # of a stage as long as its epochs: only schedules and episodes' bounds depend on it
-# Of a whole program, or of its temporaries alone where they are too much by themselves.
+DEFAULT_STEPS = 1000  # for a stage in epochs: affects only schedules and episode bounds
+# For a program, or for its temporaries if these alone do not fit.
 _MEMORY = re.compile(
     r"(?:Used|for HLO temporaries) \(?([\d.]+)([KMGT])\)? (?:of|exceeds available HBM) \(?([\d.]+)([KMGT])",
     re.IGNORECASE,
@@ -32,7 +32,7 @@ _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 @dataclass(frozen=True)
 class StageProgram:
-    """A stage as it will run: abstract state and batch, with where each array lives."""
+    """A stage ready to lower: abstract state and batch with their shardings."""
 
     config: Config
     stage: Stage
@@ -47,7 +47,7 @@ class StageProgram:
 
     @property
     def batch_shards(self) -> int:
-        """Parts that a batch is cut into."""
+        """Number of shards of a batch."""
         return self.program.batch_shards
 
     def lower(self) -> Any:
@@ -58,8 +58,12 @@ class StageProgram:
 
 @dataclass(frozen=True)
 class CompileResult:
-    """The compiler's result; without `compiled`, the `reason` in one line, and `required_bytes` of a device's memory if
-    that was too small."""
+    """Attributes:
+    compiled: None when the compiler failed.
+    reason: one line that says why.
+    required_bytes: memory of a device that the program needs, if it ran out of memory.
+    hlo_dump: the optimized program as the TPU compiler dumped it, if requested.
+    """
 
     seconds: float
     compiled: Any = None
@@ -69,16 +73,16 @@ class CompileResult:
 
     @property
     def text(self) -> str:
-        """The optimised program."""
+        """The optimized program."""
         return self.hlo_dump or self.compiled.as_text()
 
 
 def build_stage_program(
     config: Config, stage: Stage, devices: Sequence[Any], episode: int | None = None
 ) -> StageProgram:
-    """A stage over these devices; `episode` counts from 0 (default: the last, in which most trains).
+    """Build a stage for these devices; `episode` counts from 0 (default: the last, with the most trained parameters).
 
-    Raises UserError as a run would: a mesh or a batch that does not divide, rows that do not fit the objective.
+    Raises UserError as a run would: for a mesh or batch that does not divide, or rows that do not fit the objective.
     """
     validate.check_kinds(config, stage)
     ctx = RunContext(config, NO_DATA_DIR, make_mesh(config.mesh, devices), dummy_tokenizer(config))
@@ -96,15 +100,15 @@ def build_stage_program(
 
 
 def abstract_batch(fields: Fields, rows: int, program: TrainProgram) -> dict[str, jax.ShapeDtypeStruct]:
-    """A global batch of so many rows, without its bytes."""
+    """An abstract global batch with so many rows."""
     put = program.batch_sharding()
     return {name: jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=put) for name, (shape, dtype) in fields.items()}
 
 
 def compile_lowered(lower: Any, dump: bool = False) -> CompileResult:
-    """Traces and compiles what `lower` returns; a refusal of the compiler, or of a kernel, is an outcome too.
+    """Lower and compile; a failure of the compiler or of a kernel is a result, not an exception.
 
-    `dump`: have the TPU compiler write its program down. jaxlib 0.10.2 cannot read all of libtpu 0.0.51's back.
+    `dump`: let the TPU compiler dump its program, because jaxlib 0.10.2 cannot parse all programs of libtpu 0.0.51.
     """
     with TemporaryDirectory(prefix="bertjax-plan-") as folder:
         outcome = _compile(lower, {"xla_dump_to": folder, "xla_dump_hlo_as_text": True} if dump else None)
@@ -118,7 +122,7 @@ def _compile(lower: Any, options: dict[str, Any] | None) -> CompileResult:
         compiled = lower().compile(compiler_options=options)
     except jax.errors.JaxRuntimeError as error:
         return _compile_failure(str(error), time.perf_counter() - began)
-    except ValueError as error:  # models/attention.py: a kernel asked for by name that cannot serve
+    except ValueError as error:  # models/attention.py: the configured kernel does not support this model
         if not str(error).startswith("attention kernel"):
             raise
         return CompileResult(time.perf_counter() - began, reason=str(error))
@@ -128,6 +132,6 @@ def _compile(lower: Any, options: dict[str, Any] | None) -> CompileResult:
 def _compile_failure(message: str, seconds: float) -> CompileResult:
     if found := _MEMORY.search(message):
         needs = int(float(found[1]) * _UNITS[found[2].upper()])
-        reason = f"needs {found[1]} {found[2]}iB of the {found[3]} {found[4]}iB that the compiler may use"
+        reason = f"needs {found[1]} {found[2]}iB of the {found[3]} {found[4]}iB available to the compiler"
         return CompileResult(seconds, reason=reason, required_bytes=needs)
     return CompileResult(seconds, reason=" ".join(message.split())[:300])

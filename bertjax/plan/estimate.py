@@ -1,13 +1,13 @@
-"""How long a step takes at best: a roofline of the compiled program on the chip's data sheet. Nothing is measured.
+"""Roofline estimate of a step: the compiled program on the chip's data sheet. Nothing is measured.
 
-Compute is the program's matrix products over the peak, memory its traffic over the memory's bandwidth, and each
-collective the bytes that it brings to a device over the links that bring them:
+Compute time is matmul FLOPs over peak FLOP/s, memory time is HBM traffic over bandwidth, and a collective takes the
+bytes each device receives over the bandwidth of its links:
 
-- A ring of n devices brings (n-1)/n of the whole array to each for an all-gather or a reduce-scatter and twice that for
-  an all-reduce. A dimension of a torus that closes into a ring brings it over two links, one that does not over one;
-  groups that span several dimensions use the links of all.
-- Between slices, or hosts of GPUs, each device has its share of the host's network, and first shares out the work with
-  its group inside: 1/m of the array crosses where m devices of the group are inside.
+- In a ring of n devices each receives (n-1)/n of the full array for an all-gather or reduce-scatter, and twice that for
+  an all-reduce. A torus dimension that closes into a ring has two links per device, another dimension one; groups that
+  span several dimensions use the links of all of them.
+- Between slices, or hosts of GPUs, each device has its share of the host's network. The group inside a slice or host
+  splits the work first: with m devices inside, each sends 1/m of the array.
 """
 
 from collections.abc import Sequence
@@ -17,18 +17,18 @@ from typing import Any
 from bertjax.parallel.hardware import Chip
 from bertjax.plan.hlo.collectives import Collective
 
-ASSUMPTIONS = "from data sheets, at full speed and with no waiting: real steps take longer, often twice as long"
+ASSUMPTIONS = "lower bounds from data sheets, without any waiting: real steps take longer, often twice as long"
 
 
 @dataclass(frozen=True)
 class Interconnect:
-    """What joins the devices of a mesh, in the mesh's order."""
+    """The links between the devices of a mesh, in mesh order."""
 
     chip: Chip
     devices: Sequence[Any]
 
     def seconds(self, one: Collective) -> float:
-        """Of all runs of a collective in a step, none of it hidden behind other work."""
+        """Total time of a collective in a step, without overlap."""
         if self.chip.link_bandwidth is None:
             return 0.0
         group = [self.devices[number] for number in one.group]
@@ -39,13 +39,13 @@ class Interconnect:
         return self._within(one, inside) + self._between(one, len(parts), len(inside))
 
     def _part(self, device: Any) -> int:
-        """Devices of one part have fast links: a slice of TPUs, a host of GPUs."""
+        """The slice (TPU) or host (GPU) of a device, within which links are fast."""
         return (getattr(device, "slice_index", 0) or 0) if self.chip.torus else device.process_index
 
     def _within(self, one: Collective, group: Sequence[Any]) -> float:
         if len(group) < 2:
             return 0.0
-        if self.chip.torus and one.kind == "all-to-all":  # every byte goes a quarter of the way around
+        if self.chip.torus and one.kind == "all-to-all":  # every byte travels a quarter of the ring
             return one.bytes * len(group) / 4 / self._bandwidth(group)
         return one.bytes * transfer_factor(one.kind, len(group)) / self._bandwidth(group)
 
@@ -60,7 +60,7 @@ class Interconnect:
         )
 
     def _bandwidth(self, group: Sequence[Any]) -> float:
-        """Bytes/s that a device of this group receives."""
+        """Bytes/s that a device of this group can receive."""
         assert self.chip.link_bandwidth is not None
         if not self.chip.torus:
             return self.chip.link_bandwidth
@@ -70,14 +70,14 @@ class Interconnect:
             if extent > 1:
                 closed = extent == self._extent(axis) and extent % self.chip.ring_multiple == 0
                 links += 2 if closed else 1
-        return self.chip.link_bandwidth * max(1, links)  # two cores of one chip talk at least as fast
+        return self.chip.link_bandwidth * max(1, links)  # the two cores of a chip are at least as fast
 
     def _extent(self, axis: int) -> int:
         return 1 + max(device.coords[axis] for device in self.devices)
 
 
 def transfer_factor(kind: str, devices: int) -> float:
-    """Share of the whole array's bytes that a device receives."""
+    """Bytes that a device receives, as a fraction of the full array."""
     if kind == "collective-permute":
         return 1.0
     return (2 if kind == "all-reduce" else 1) * (devices - 1) / devices
@@ -85,19 +85,19 @@ def transfer_factor(kind: str, devices: int) -> float:
 
 @dataclass(frozen=True)
 class Roofline:
-    """Seconds of one step on each device, and what follows for the whole job.
+    """Seconds of one step on each device, and derived figures of the job.
 
     Attributes:
-        best: everything overlaps: the longest of the three.
-        step: collectives overlap with nothing: the longer of compute and memory, and then the collectives.
-        bound: what takes longest.
+        best: everything overlaps, so the longest of the three.
+        step: collectives do not overlap: the longer of compute and memory, plus the collectives.
+        bound: the longest of the three.
     """
 
     compute: float
     memory: float
     collectives: float
     tokens: int
-    model_flops: float  # of one device
+    model_flops: float  # per device
 
     @property
     def best(self) -> float:
@@ -117,16 +117,16 @@ class Roofline:
         return self.tokens / self.step
 
     def mfu(self, chip: Chip) -> float:
-        """Model FLOPs a second as a share of the peak, at `step`."""
+        """Model FLOPs utilization at `step`."""
         return self.model_flops / self.step / chip.flops
 
 
 def roofline(
     chip: Chip, *, flops: int, model_flops: float, memory_bytes: int, transfers: float, tokens: int
 ) -> Roofline:
-    """flops, memory_bytes: of the program, a step and device; transfers: seconds of all collectives.
+    """flops, memory_bytes: of the program, per step and device; transfers: seconds of all collectives.
 
-    What a hand-written kernel multiplies cannot be seen in the program, so compute is at least the model's own FLOPs.
+    The FLOPs of custom kernels are not visible in the program, so compute is at least the model FLOPs.
     """
     assert chip.memory_bandwidth is not None
     return Roofline(

@@ -1,4 +1,4 @@
-"""What the compiling process answers to a request: a plan of stages, or a sweep, as text or JSON."""
+"""Handle a request in the compiling process: plan stages, or sweep, and format the result as text or JSON."""
 
 import json
 from importlib import metadata
@@ -13,23 +13,23 @@ _PACKAGES = ("jax", "libtpu", "jax-cuda13-plugin", "jax-cuda12-plugin")
 
 
 def handle_request(request: dict[str, Any]) -> tuple[str, bool]:
-    """-> (what to print, whether all of it fits)."""
+    """-> (text to print, whether everything fits)."""
     config = build(request["config"], where=request["name"])
     topology = topologies.parse(request["topology"], config.mesh.dcn)
-    site = Target(topologies.devices(topology), topology.chip)
+    target = Target(topologies.devices(topology), topology.chip)
     about = {
         "config": request["name"],
         "topology": topology.name,
         "devices": topology.size,
-        "device_kind": site.devices[0].device_kind,
+        "device_kind": target.devices[0].device_kind,
         "slices": topology.slices,
         "versions": _versions(topology.platform),
     }
     wanted = [stage for stage in config.stages if request["stage"] in (None, stage.name)]
     if request["sweep"]:
-        found = about | sweep(config, wanted[0], site, request["limit"])
+        found = about | sweep(config, wanted[0], target, request["limit"])
         return (json.dumps(found, indent=2) if request["json"] else format_sweep(found)), any(found["ranked"])
-    stages = [plan_stage(config, stage, site, request["episode"]) for stage in wanted]
+    stages = [plan_stage(config, stage, target, request["episode"]) for stage in wanted]
     plan = about | {"stages": stages}
     plan["verdict"] = report.verdict(plan)
     return (json.dumps(plan, indent=2) if request["json"] else report.format_text(plan)), report.all_fit(plan)

@@ -1,7 +1,4 @@
-"""What can be known of a configuration on TPU slices without compiling it; nothing here imports jax.
-
-`launch/tpu.py` asks, before it calls for machines, and `bertjax plan`, before it compiles.
-"""
+"""Facts about a configuration on TPU slices that `launch/tpu.py` checks before it creates machines. No jax import."""
 
 from typing import Any
 
@@ -11,7 +8,7 @@ from bertjax.parallel import mesh_shape
 
 
 def launch_info(config: Config, devices: int, slices: int) -> dict[str, Any]:
-    """For a launcher: `problems` (a line each), `root` (run.root) and `paths` ([key, path] of what is read)."""
+    """-> `problems` (one line each), `root` (run.root) and `paths` ([key, path] of inputs)."""
     problems = mesh_shape.find_problems(config.mesh, config.stages, devices, slices)
     if config.run.attention == "cudnn":
         problems.append("run.attention: cudnn is for GPUs; use auto, splash or xla")

@@ -1,4 +1,4 @@
-"""Bytes of one device's memory: what a stage keeps there, what its program adds, and whether that fits."""
+"""Memory of one device: the state of a stage, the buffers of its program, and the limit."""
 
 import os
 from collections.abc import Iterable, Mapping
@@ -11,20 +11,20 @@ import jax
 from bertjax.parallel.hardware import Chip
 from bertjax.plan.compile import CompileResult, StageProgram
 
-# jax takes this share of a GPU's memory when it starts (XLA_PYTHON_CLIENT_MEM_FRACTION).
+# jax preallocates this fraction of a GPU's memory (XLA_PYTHON_CLIENT_MEM_FRACTION).
 GPU_MEMORY_FRACTION = 0.75
 
 
 @dataclass(frozen=True)
 class DeviceMemory:
-    """Bytes of one device.
+    """Bytes on one device.
 
     Attributes:
         parameters, optimizer: their shards.
-        batch: the other arguments: rows, keys, and what the device's layout adds to small arrays.
+        batch: the other arguments: rows, keys, and layout padding of small arrays.
         temporaries: activations, gradients and buffers of the step.
-        outputs: what is not written in place.
-        program: its code, which a TPU keeps in the same memory.
+        outputs: results not written in place.
+        program: code, which a TPU stores in the same memory.
     """
 
     parameters: int
@@ -40,7 +40,7 @@ class DeviceMemory:
 
 
 def shard_bytes(arrays: Iterable[Any]) -> int:
-    """Bytes of one device's shards of abstract arrays with shardings."""
+    """Bytes on one device of abstract arrays with shardings."""
     return sum(prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in arrays)
 
 
@@ -53,8 +53,10 @@ def optimizer_bytes(opened: StageProgram) -> int:
 
 
 def program_memory(opened: StageProgram, outcome: CompileResult, arguments: Iterable[Any] = ()) -> DeviceMemory:
-    """Of a program that was compiled, inside training: the parameters and the optimizer's state are there whether it
-    reads them or not. `arguments`: abstract arrays that are there besides."""
+    """Memory of a compiled program during training: parameters and optimizer state count even if it does not read them.
+
+    arguments: further abstract arrays in memory.
+    """
     found = outcome.compiled.memory_analysis()
     params, opt = parameter_bytes(opened), optimizer_bytes(opened)
     read = found.argument_size_in_bytes
@@ -70,9 +72,9 @@ def program_memory(opened: StageProgram, outcome: CompileResult, arguments: Iter
 
 
 def usable_bytes(chip: Chip | None, environment: Mapping[str, str] = os.environ) -> int | None:
-    """Bytes that a program may take of a device; None where that is not known (a CPU).
+    """Bytes of a device available to a program; None if unknown (CPU).
 
-    The TPU compiler refuses by itself what does not fit. A GPU's share is jax's, or the one that the environment sets.
+    The TPU compiler itself rejects what does not fit. On a GPU it is jax's fraction, or that of the environment.
     """
     if chip is None or chip.memory is None:
         return None

@@ -1,4 +1,4 @@
-"""A plan in words."""
+"""A plan as text."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,12 +13,12 @@ _PARTS = {
     "batch": "batch, keys, padding of small arrays",
     "temporaries": "activations, gradients, buffers",
     "outputs": "results not written in place",
-    "program": "the program itself",
+    "program": "program code",
 }
 
 
 def format_text(plan: dict[str, Any]) -> str:
-    """The whole plan: where it runs, and each stage."""
+    """The plan of all stages."""
     lines = [f"{plan['config']} on {plan['topology']}: {_describe_target(plan)}", ""]
     for stage in plan["stages"]:
         lines += [*stage_lines(stage), ""]
@@ -32,7 +32,7 @@ def verdict(plan: dict[str, Any]) -> str:
     if bad:
         return f"does not fit: stage {', '.join(bad)}"
     return (
-        "fits" if all(stage["fits"] for stage in plan["stages"]) else "compiles; nothing is known of the memory there"
+        "fits" if all(stage["fits"] for stage in plan["stages"]) else "compiles; the memory of these devices is unknown"
     )
 
 
@@ -53,13 +53,13 @@ def _describe_target(plan: dict[str, Any]) -> str:
 def stage_lines(stage: dict[str, Any]) -> list[str]:
     accum = f" in {stage['grad_accum']} micro-batches" if stage["grad_accum"] > 1 else ""
     episode = f", episode {stage['episode']} of 0..{stage['episodes'] - 1}" if stage["episodes"] > 1 else ""
-    frozen = f" ({stage['frozen_parameters']:,} more are frozen)" if stage["frozen_parameters"] else ""
+    frozen = f" ({stage['frozen_parameters']:,} frozen)" if stage["frozen_parameters"] else ""
     remat = f", remat {stage['remat']}" if stage["remat"] != "none" else ""
     unit = stage["batch_sizes_in_steps_of"]
     lines = [
         f"stage {stage['stage']}{episode}: {stage['objective']}, mesh {format_mesh(stage['mesh'])}{remat}",
         f"  trains {stage['trained_parameters']:,} parameters{frozen}",
-        f"  {stage['batch_size']} rows of {stage['positions_per_row']} positions a step{accum}; "
+        f"  {stage['batch_size']} rows of {stage['positions_per_row']} positions per step{accum}; "
         f"{stage['rows_per_device']} on each device (batch_size: any multiple of {unit})",
         *_memory(stage),
     ]
@@ -93,7 +93,7 @@ def _attention(attention: dict[str, Any]) -> str:
 def _collectives(rows: Sequence[dict[str, Any]]) -> list[str]:
     if not rows:
         return ["  no collectives"]
-    lines = [f"  {'collectives, each device and step':<36}{'over':<20}{'runs':>6}{'MiB whole':>12}{'ms':>10}"]
+    lines = [f"  {'collectives, each device and step':<36}{'over':<20}{'runs':>6}{'full MiB':>12}{'ms':>10}"]
     for row in rows:
         ms = f"{row['seconds'] * 1e3:.2f}" if "seconds" in row else ""
         lines.append(f"    {row['kind']:<34}{row['over']:<20}{row['count']:>6}{row['bytes'] / MIB:>12.2f}{ms:>10}")
@@ -103,8 +103,8 @@ def _collectives(rows: Sequence[dict[str, Any]]) -> list[str]:
 def _roofline(stage: dict[str, Any]) -> list[str]:
     flops, found = stage["flops"], stage["roofline"]
     more = flops["program"] / max(flops["model"], 1) - 1
-    extra = f", {more:+.0%} in the program (recomputing, or work that is not split)" if more > 0.05 else ""
-    lines = [f"  model FLOPs: {format_flops(flops['model'])} on each device and step{extra}"]
+    extra = f", {more:+.0%} in the program (recomputation, or work that is not sharded)" if more > 0.05 else ""
+    lines = [f"  model FLOPs: {format_flops(flops['model'])} per device and step{extra}"]
     if found is None:
         return lines
     ms = {name: f"{found[name] * 1e3:.3g}" for name in ("compute", "memory", "collectives", "step", "best")}
@@ -112,7 +112,7 @@ def _roofline(stage: dict[str, Any]) -> list[str]:
         *lines,
         f"  roofline, ms: compute {ms['compute']}, memory {ms['memory']}, collectives {ms['collectives']}; "
         f"bound by {found['bound']}",
-        f"  step: {ms['step']} ms if collectives hide behind nothing, {ms['best']} ms if all overlaps; "
+        f"  step: {ms['step']} ms without overlap, {ms['best']} ms with full overlap; "
         f"{found['tokens_per_second']:,.0f} positions/s, MFU {found['mfu']:.0%} (at {ms['step']} ms)",
     ]
 

@@ -1,4 +1,4 @@
-"""What the logical axis rules do to a model on a mesh: which arrays they split, and which stay whole."""
+"""Effects of the logical axis rules on a model and mesh: which arrays are sharded, and which cannot be."""
 
 import re
 from dataclasses import dataclass
@@ -11,11 +11,11 @@ ACTIVATION_AXES = ("batch", "sequence")  # logical axes that no parameter has
 
 @dataclass(frozen=True)
 class AppliedRule:
-    """A logical axis that a rule puts on mesh axes of more than one device.
+    """A logical axis that a rule maps to mesh axes of more than one device.
 
     Attributes:
-        num_split: how many parameters it splits.
-        not_divisible: "path[dimension]" of those whose dimension does not divide, layers counted together.
+        num_split: number of parameters that it shards.
+        not_divisible: "path[dimension]" of parameters whose dimension does not divide, all layers as one.
     """
 
     logical: str
@@ -26,7 +26,7 @@ class AppliedRule:
 
 
 def applied_rules(opened: StageProgram) -> list[AppliedRule]:
-    """The rules that this mesh gives something to do, except those of activations alone."""
+    """The rules that have an effect on this mesh, except those for activations only."""
     program = opened.program
     names, shapes = program.logical_axes(), program.abstract_params()
     found = []
@@ -35,9 +35,9 @@ def applied_rules(opened: StageProgram) -> list[AppliedRule]:
         if width == 1 or logical in ACTIVATION_AXES:
             continue
         sizes = {path: shapes[path].shape[own.index(logical)] for path, own in names.items() if logical in own}
-        whole = dict.fromkeys(f"{_any_layer(path)}[{size}]" for path, size in sizes.items() if size % width)
+        replicated = dict.fromkeys(f"{_any_layer(path)}[{size}]" for path, size in sizes.items() if size % width)
         split = sum(size % width == 0 for size in sizes.values())
-        found.append(AppliedRule(logical, "+".join(axes), width, split, tuple(whole)))
+        found.append(AppliedRule(logical, "+".join(axes), width, split, tuple(replicated)))
     return found
 
 
@@ -46,7 +46,7 @@ def _any_layer(path: str) -> str:
 
 
 def sharding_notes(opened: StageProgram) -> list[str]:
-    """One line for each thing that costs memory or traffic and that the configuration could change."""
+    """One line for each avoidable cost of memory or communication."""
     lines = []
     for rule in applied_rules(opened):
         where = f"rule {rule.logical} -> {rule.axes}={rule.num_shards}"
@@ -56,12 +56,12 @@ def sharding_notes(opened: StageProgram) -> list[str]:
             shown = ", ".join(rule.not_divisible[:3]) + (
                 f" and {len(rule.not_divisible) - 3} more" if len(rule.not_divisible) > 3 else ""
             )
-            lines.append(f"{where}: {shown} cannot be divided and stays whole on every device")
+            lines.append(f"{where}: {shown} does not divide and is replicated")
     return lines + _undivided_heads(opened) + _undivided_sequences(opened) + _unused_axes(opened)
 
 
 def _undivided_heads(opened: StageProgram) -> list[str]:
-    """The kernels of attention may divide where its heads do not."""
+    """Heads may not divide even if the attention kernels do."""
     program, heads = opened.program, opened.program.model.num_attention_heads
     width = prod(program.mesh.shape[axis] for axis in program.rules["heads"])
     if heads % width == 0:
@@ -75,16 +75,16 @@ def _undivided_sequences(opened: StageProgram) -> list[str]:
     width = prod(program.mesh.shape[axis] for axis in axes)
     lengths = {opened.fields[name][0][0] for name in ("input_ids", "target_ids") if name in opened.fields}
     return [
-        f"rule sequence -> {'+'.join(axes)}={width}: rows of {length} positions cannot be divided and stay whole"
+        f"rule sequence -> {'+'.join(axes)}={width}: rows of {length} positions do not divide and are replicated"
         for length in sorted(lengths)
         if length % width
     ]
 
 
 def _unused_axes(opened: StageProgram) -> list[str]:
-    """Mesh axes along which nothing is split: their devices all do the same."""
+    """Mesh axes along which nothing is sharded."""
     program = opened.program
     used = {axis for rule in applied_rules(opened) if rule.num_split for axis in rule.axes.split("+")}
     used |= set(program.rules["batch"])
     idle = [axis for axis, size in program.mesh.shape.items() if size > 1 and axis not in used]
-    return [f"mesh.{axis}={program.mesh.shape[axis]} splits nothing: its devices all do the same work" for axis in idle]
+    return [f"mesh.{axis}={program.mesh.shape[axis]} shards nothing: its devices all do the same work" for axis in idle]

@@ -1,4 +1,4 @@
-"""Everything `bertjax plan` says about a stage, as one dictionary (its --json)."""
+"""The plan of a stage as one dictionary, the --json output of `bertjax plan`."""
 
 import sys
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ from bertjax.plan.units import format_bytes
 
 @dataclass(frozen=True)
 class Target:
-    """Where a configuration is to run. `chip` is None for CPUs, of which nothing is promised."""
+    """The devices of a plan. `chip` is None for CPUs, which have no data sheet."""
 
     devices: Sequence[Any]
     chip: Chip | None
@@ -33,19 +33,19 @@ class Target:
         return memory.usable_bytes(self.chip)
 
 
-def plan_stage(config: Config, stage: Stage, site: Target, episode: int | None) -> dict[str, Any]:
-    """Compiles a stage with its evaluations and describes them; `fits` is None where a device's memory is not known."""
-    opened = build_stage_program(config, stage, site.devices, episode)
+def plan_stage(config: Config, stage: Stage, target: Target, episode: int | None) -> dict[str, Any]:
+    """Compile a stage with its evaluations and describe them; `fits` is None if the device memory is unknown."""
+    opened = build_stage_program(config, stage, target.devices, episode)
     log_progress(f"stage {stage.name}: compiling the train step ...")
-    found = plan_step(opened, site)
-    found["evaluations"] = [_evaluation(opened, names, lower, site) for names, lower in evaluation_steps(opened)]
+    found = plan_step(opened, target)
+    found["evaluations"] = [_evaluation(opened, names, lower, target) for names, lower in evaluation_steps(opened)]
     return found
 
 
-def plan_step(opened: StageProgram, site: Target) -> dict[str, Any]:
-    """The same of its train step alone."""
+def plan_step(opened: StageProgram, target: Target) -> dict[str, Any]:
+    """The same for the train step only."""
     return _stage_info(opened) | _step(
-        opened, compile_lowered(opened.lower, dump=opened.program.compute.platform == "tpu"), site
+        opened, compile_lowered(opened.lower, dump=opened.program.compute.platform == "tpu"), target
     )
 
 
@@ -75,54 +75,54 @@ def _stage_info(opened: StageProgram) -> dict[str, Any]:
     }
 
 
-def _step(opened: StageProgram, outcome: CompileResult, site: Target) -> dict[str, Any]:
+def _step(opened: StageProgram, outcome: CompileResult, target: Target) -> dict[str, Any]:
     base = {"compile_seconds": round(outcome.seconds, 1), "reason": outcome.reason}
     if outcome.compiled is None:
         held = {"parameters": memory.parameter_bytes(opened), "optimizer": memory.optimizer_bytes(opened)}
-        return base | {"fits": False, "memory": held | {"total": outcome.required_bytes, "usable": site.usable_bytes}}
+        return base | {"fits": False, "memory": held | {"total": outcome.required_bytes, "usable": target.usable_bytes}}
     bytes_ = memory.program_memory(opened, outcome, opened.batch.values())
     module = HloModule.parse(outcome.text)
     moves = find_collectives(module, dict(opened.program.mesh.shape))
-    links = Interconnect(site.chip, list(opened.program.mesh.devices.flat)) if site.chip else None
+    links = Interconnect(target.chip, list(opened.program.mesh.devices.flat)) if target.chip else None
     flops, traffic = matmul_flops(module), memory_bytes(module)
     row_flops = opened.program.row_flops(opened.fields, opened.groups)
     model_flops = opened.stage.batch_size * row_flops / opened.program.mesh.size
     estimate = None
-    if site.chip and links:
+    if target.chip and links:
         estimate = roofline(
-            site.chip, flops=flops, model_flops=model_flops, memory_bytes=traffic,
+            target.chip, flops=flops, model_flops=model_flops, memory_bytes=traffic,
             transfers=sum(links.seconds(one) for one in moves), tokens=tokens_per_step(opened),
         )  # fmt: skip
-    if fits_memory(bytes_.total, site) is False:
-        base["reason"] = _oom_reason(bytes_.total, site)
+    if fits_memory(bytes_.total, target) is False:
+        base["reason"] = _oom_reason(bytes_.total, target)
     return base | {
-        "fits": fits_memory(bytes_.total, site),
-        "memory": asdict(bytes_) | {"total": bytes_.total, "usable": site.usable_bytes},
+        "fits": fits_memory(bytes_.total, target),
+        "memory": asdict(bytes_) | {"total": bytes_.total, "usable": target.usable_bytes},
         "flops": {"model": model_flops, "program": flops},
         "memory_traffic": traffic,
         "collectives": collectives_table(moves, links),
         "attention": _attention(opened, custom_kernels(module)),
-        "roofline": roofline_dict(estimate, site.chip) if estimate and site.chip else None,
+        "roofline": roofline_dict(estimate, target.chip) if estimate and target.chip else None,
     }
 
 
 def tokens_per_step(opened: StageProgram) -> int:
-    """Positions of a step, padding counted."""
+    """Positions of a step, padding included."""
     return tokens_per_row(opened.fields) * opened.stage.batch_size
 
 
-def fits_memory(total: int, site: Target) -> bool | None:
-    return None if site.usable_bytes is None else total <= site.usable_bytes
+def fits_memory(total: int, target: Target) -> bool | None:
+    return None if target.usable_bytes is None else total <= target.usable_bytes
 
 
-def _oom_reason(total: int, site: Target) -> str:
-    assert site.chip is not None and site.usable_bytes is not None and site.chip.memory is not None
-    share = "" if site.chip.torus else f", {site.usable_bytes / site.chip.memory:.0%} of the GPU's memory"
-    return f"needs {format_bytes(total)} of {format_bytes(site.usable_bytes)}{share}"
+def _oom_reason(total: int, target: Target) -> str:
+    assert target.chip is not None and target.usable_bytes is not None and target.chip.memory is not None
+    share = "" if target.chip.torus else f", {target.usable_bytes / target.chip.memory:.0%} of the GPU's memory"
+    return f"needs {format_bytes(total)} of {format_bytes(target.usable_bytes)}{share}"
 
 
 def collectives_table(moves: Sequence[Collective], links: Interconnect | None) -> list[dict[str, Any]]:
-    """Collectives by kind and axes, those of different groups along the same axes added up."""
+    """Collectives by kind and axes, summed over groups along the same axes."""
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     for one in moves:
         row = rows.setdefault((one.kind, one.axes), {"kind": one.kind, "over": one.axes, "count": 0, "bytes": 0})
@@ -144,7 +144,7 @@ def roofline_dict(estimate: Roofline, chip: Chip) -> dict[str, Any]:
 
 
 def _attention(opened: StageProgram, found: dict[str, int]) -> dict[str, Any]:
-    """The kernel that was compiled, its calls, and why the platform's own one was not."""
+    """The compiled attention kernel, its calls, and why it is not the kernel of the platform."""
     compute, model = opened.program.compute, opened.program.model
     kernel, why = attention_kernel(found), None
     own = {"gpu": "cudnn", "tpu": "splash"}.get(compute.platform)
@@ -158,13 +158,13 @@ def _attention(opened: StageProgram, found: dict[str, int]) -> dict[str, Any]:
     return {"kernel": kernel, "calls": found, "why": why}
 
 
-def _evaluation(opened: StageProgram, names: str, lower: Any, site: Target) -> dict[str, Any]:
+def _evaluation(opened: StageProgram, names: str, lower: Any, target: Target) -> dict[str, Any]:
     log_progress(f"stage {opened.stage.name}: compiling the evaluation {names} ...")
     outcome = compile_lowered(lower)
     found: dict[str, Any] = {"names": names, "compile_seconds": round(outcome.seconds, 1), "reason": outcome.reason}
     if outcome.compiled is None:
-        return found | {"fits": False, "memory": {"total": outcome.required_bytes, "usable": site.usable_bytes}}
+        return found | {"fits": False, "memory": {"total": outcome.required_bytes, "usable": target.usable_bytes}}
     bytes_ = memory.program_memory(opened, outcome)
-    found["reason"] = _oom_reason(bytes_.total, site) if fits_memory(bytes_.total, site) is False else ""
-    held = asdict(bytes_) | {"total": bytes_.total, "usable": site.usable_bytes}
-    return found | {"fits": fits_memory(bytes_.total, site), "memory": held}
+    found["reason"] = _oom_reason(bytes_.total, target) if fits_memory(bytes_.total, target) is False else ""
+    held = asdict(bytes_) | {"total": bytes_.total, "usable": target.usable_bytes}
+    return found | {"fits": fits_memory(bytes_.total, target), "memory": held}

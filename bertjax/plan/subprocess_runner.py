@@ -1,4 +1,4 @@
-"""Starting the process that compiles, in the environment that its compilers want. Nothing here imports jax."""
+"""Start the compiling process with the environment its compilers need. No jax import."""
 
 import argparse
 import json
@@ -14,22 +14,22 @@ from bertjax.errors import UserError
 from bertjax.parallel import mesh_shape
 from bertjax.plan.topologies import Topology, check_installed, compiler_env, parse
 
-DEFAULT_SWEEP_LIMIT = 24  # programs that a sweep compiles
+DEFAULT_SWEEP_LIMIT = 24  # maximum number of programs that a sweep compiles
 
 
 def plan_command(config: Config, arguments: argparse.Namespace) -> int:
-    """Checks what can be checked without jax, and compiles -> exit code. Raises UserError."""
+    """Check everything that needs no jax, then compile -> exit code. Raises UserError."""
     topology = parse(arguments.topology, config.mesh.dcn)
     names = [stage.name for stage in config.stages]
     if arguments.stage not in (None, *names):
         raise UserError(f"--stage: {arguments.config} has no stage '{arguments.stage[:80]}'; it has {', '.join(names)}")
     if arguments.episode is not None and arguments.stage is None and len(names) > 1:
-        raise UserError(f"--episode: say in which --stage: {', '.join(names)}")
+        raise UserError(f"--episode: name a --stage: {', '.join(names)}")
     if arguments.sweep and arguments.episode is not None:
-        raise UserError("--sweep: tries the last episode, in which most trains; leave --episode out")
+        raise UserError("--sweep: uses the last episode; leave --episode out")
     if arguments.limit is not None and not arguments.sweep:
-        raise UserError("--limit: is for --sweep")
-    if not arguments.sweep:  # which tries other meshes and batches
+        raise UserError("--limit: needs --sweep")
+    if not arguments.sweep:  # a sweep changes mesh and batch
         stages = [stage for stage in config.stages if arguments.stage in (None, stage.name)]
         if problems := mesh_shape.find_problems(config.mesh, stages, topology.size):
             raise config_error(problems)
@@ -41,9 +41,9 @@ def plan_command(config: Config, arguments: argparse.Namespace) -> int:
 
 
 def compile_in_subprocess(config: Config, name: str, topology: Topology, wanted: dict[str, Any]) -> int:
-    """Runs `python -m bertjax.plan` -> its exit code; its standard error is ours, its output is printed at the end.
+    """Run `python -m bertjax.plan` -> its exit code; its output is printed when it ends.
 
-    `wanted`: stage, episode, sweep, limit, json. Raises UserError when a compiler ends the process.
+    `wanted`: stage, episode, sweep, limit, json. Raises UserError when a compiler kills the process.
     """
     request = {"config": config.model_dump(mode="json"), "name": name, "topology": topology.name, **wanted}
     package = str(Path(__file__).resolve().parents[2])
@@ -54,7 +54,7 @@ def compile_in_subprocess(config: Config, name: str, topology: Topology, wanted:
     if done.returncode < 0 or done.returncode > 128:
         raise UserError(
             f"--topology {topology.name}: the compiler ended with {_exit_cause(done.returncode)}; "
-            "what it wrote stands above; try a smaller configuration, or more memory"
+            "see its output above; try a smaller configuration, or more memory"
         )
     print(done.stdout, end="")
     return done.returncode

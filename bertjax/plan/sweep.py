@@ -1,7 +1,7 @@
 """`bertjax plan --sweep`: compile a stage under other meshes, batch sizes and remat policies, and rank what fits.
 
-First every mesh at the smallest batch it can take, then the best of them at larger ones. A remat policy that saves more
-is tried only where one that saves less does not fit: it would compute the same and more.
+Tries every mesh with its smallest batch, then the best meshes with larger batches. A remat policy that recomputes more
+is tried only if the cheaper one does not fit.
 """
 
 from collections.abc import Iterator
@@ -17,15 +17,15 @@ from bertjax.plan.stages import Target, log_progress, plan_step
 from bertjax.plan.units import GIB, format_bytes
 
 REMAT_POLICIES = ("none", "dots", "full")
-MAX_TENSOR = 16  # ways to split a layer; beyond that its activations travel more than they are worked on
-FSDP_SIZES = 4  # tried for each size of tensor
-TOP_MESHES = 3  # meshes that larger batches are tried on
+MAX_TENSOR = 16  # maximum tensor parallelism; beyond it communication exceeds compute
+FSDP_SIZES = 4  # number of fsdp sizes tried per tensor size
+TOP_MESHES = 3  # number of meshes tried with larger batches
 BATCH_MULTIPLES = (2, 4)
 
 
 @dataclass(frozen=True, order=True)
 class MeshShape:
-    """Of one slice's devices."""
+    """The mesh within one slice."""
 
     tensor: int
     fsdp: int
@@ -34,11 +34,11 @@ class MeshShape:
 
 @dataclass
 class Sweep:
-    """What was tried so far."""
+    """The candidates compiled so far."""
 
     config: Config
     stage: Stage
-    site: Target
+    target: Target
     limit: int
     ranked: list[dict[str, Any]] = field(default_factory=list)
     unfit: list[dict[str, Any]] = field(default_factory=list)
@@ -49,7 +49,7 @@ class Sweep:
         return self.compiled >= self.limit
 
     def try_mesh(self, shape: MeshShape, rows: int) -> None:
-        """Compiles a mesh and batch with the cheapest remat policy that fits."""
+        """Compile a mesh and batch size with the cheapest remat policy that fits."""
         for remat in REMAT_POLICIES:
             if self.exhausted:
                 return
@@ -59,24 +59,24 @@ class Sweep:
                 return
             self.unfit.append(found)
             if found["memory"]["parameters"] + found["memory"]["optimizer"] > (
-                self.site.usable_bytes or found["memory"]["total"]
+                self.target.usable_bytes or found["memory"]["total"]
             ):
-                return  # no policy makes these smaller
+                return  # no policy reduces these
 
     def _compile(self, shape: MeshShape, rows: int, remat: str) -> dict[str, Any]:
         config, stage = apply_candidate(self.config, self.stage, shape, rows, remat)
         mesh = config.mesh.model_dump(include={"dcn", "data", "fsdp", "tensor"})
         found: dict[str, Any] = {"mesh": mesh, "batch_size": rows, "remat": remat}
-        opened = build_stage_program(config, stage, self.site.devices)
+        opened = build_stage_program(config, stage, self.target.devices)
         held = {"parameters": memory.parameter_bytes(opened), "optimizer": memory.optimizer_bytes(opened)}
-        if self.site.usable_bytes is not None and sum(held.values()) > self.site.usable_bytes:
-            reason = "parameters and optimizer alone are too large"
+        if self.target.usable_bytes is not None and sum(held.values()) > self.target.usable_bytes:
+            reason = "parameters and optimizer state exceed the memory"
             return found | {"fits": False, "reason": reason, "memory": held | {"total": sum(held.values())}}
         self.compiled += 1
         log_progress(
             f"{self.compiled} of at most {self.limit}: {format_mesh(found['mesh'])}, {rows} rows, remat {remat} ..."
         )
-        plan = plan_step(opened, self.site)
+        plan = plan_step(opened, self.target)
         log_progress(f"  {_summary(plan)}")
         kept = ("fits", "reason", "memory", "roofline", "collectives", "rows_per_device", "compile_seconds")
         return found | {key: plan[key] for key in kept if key in plan}
@@ -89,10 +89,10 @@ def _summary(plan: dict[str, Any]) -> str:
     return f"{format_bytes(plan['memory']['total'])}{step}"
 
 
-def sweep(config: Config, stage: Stage, site: Target, limit: int) -> dict[str, Any]:
-    """{sweep, compiled, limit, ranked, unfit}; ranked by estimated positions/s, on CPUs by memory instead."""
-    run = Sweep(config, stage, site, limit)
-    shapes = list(candidate_meshes(config, len(site.devices) // config.mesh.dcn))
+def sweep(config: Config, stage: Stage, target: Target, limit: int) -> dict[str, Any]:
+    """{sweep, compiled, limit, ranked, unfit}; ranked by estimated positions/s, on CPUs by memory."""
+    run = Sweep(config, stage, target, limit)
+    shapes = list(candidate_meshes(config, len(target.devices) // config.mesh.dcn))
     for shape in shapes:
         run.try_mesh(shape, smallest_batch(config, stage, shape))
     best = [found["mesh"] for found in sorted(run.ranked, key=_rank_key)[:TOP_MESHES]]
@@ -116,7 +116,7 @@ def _rank_key(found: dict[str, Any]) -> float:
 
 
 def candidate_meshes(config: Config, devices: int) -> Iterator[MeshShape]:
-    """Meshes of so many devices that split heads and the feed-forward layer evenly; the least split first."""
+    """Meshes that divide heads and the feed-forward layer evenly, smallest tensor parallelism first."""
     for tensor in divisors(gcd(config.model.num_attention_heads, config.model.intermediate_size, devices)):
         if tensor > MAX_TENSOR:
             return
@@ -131,14 +131,14 @@ def divisors(number: int) -> list[int]:
 
 
 def smallest_batch(config: Config, stage: Stage, shape: MeshShape) -> int:
-    """The stage's batch size, or the next one that this mesh divides."""
+    """The batch size of the stage, rounded up to a multiple that this mesh divides."""
     sizes = {"dcn": config.mesh.dcn, "data": shape.data, "fsdp": shape.fsdp, "tensor": shape.tensor}
     unit = batch_shards(sizes, merge_rules(config.mesh.rules)["batch"]) * stage.grad_accum
     return -(-stage.batch_size // unit) * unit
 
 
 def apply_candidate(config: Config, stage: Stage, shape: MeshShape, rows: int, remat: str) -> tuple[Config, Stage]:
-    """The configuration with another mesh, batch size and remat policy, and its stage."""
+    """The configuration and stage with another mesh, batch size and remat policy."""
     mesh = config.mesh.model_copy(update={"data": shape.data, "fsdp": shape.fsdp, "tensor": shape.tensor})
     stage = stage.model_copy(update={"batch_size": rows})
     run = config.run.model_copy(update={"remat": remat})
@@ -146,9 +146,9 @@ def apply_candidate(config: Config, stage: Stage, shape: MeshShape, rows: int, r
 
 
 def format_sweep(found: dict[str, Any]) -> str:
-    """A table of what fits, the best one as overrides, and how much does not fit."""
+    """A table of the candidates that fit, overrides for the best, and a line for each that does not fit."""
     ranked, unfit = found["ranked"], found["unfit"]
-    how = "estimated positions/s" if ranked and ranked[0]["roofline"] else "memory a row (no data sheet for CPUs)"
+    how = "estimated positions/s" if ranked and ranked[0]["roofline"] else "memory per row (CPUs have no data sheet)"
     lines = [
         f"{found['config']}, stage {found['sweep']}, on {found['topology']} "
         f"({found['devices']} x {found['device_kind']})",
@@ -179,6 +179,6 @@ def _describe(one: dict[str, Any]) -> str:
 
 
 def format_overrides(one: dict[str, Any], stage: str) -> str:
-    """As `bertjax train` takes them."""
+    """Overrides for `bertjax train`."""
     mesh = " ".join(f"mesh.{axis}={one['mesh'][axis]}" for axis in ("data", "fsdp", "tensor"))
     return f"{mesh} stages.{stage}.batch_size={one['batch_size']} run.remat={one['remat']}"

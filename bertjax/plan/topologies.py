@@ -1,7 +1,7 @@
-"""Devices that are not here, by name: v5e:16x16, v5p-128, h200:2x8, cpu:8. Nothing here imports jax before `devices`.
+"""Devices that are not attached, by name: v5e:16x16, v5p-128, h200:2x8, cpu:8. Only `devices` imports jax.
 
 A TPU slice is named by the shape of its torus, or by its Cloud TPU type, whose number counts cores for v3, v4 and v5p
-and chips for v5e and v6e. GPUs are named by hosts x GPUs of a host.
+and chips for v5e and v6e. GPUs are named by hosts x GPUs per host.
 """
 
 import importlib.util
@@ -17,7 +17,7 @@ from bertjax.parallel.hardware import CHIPS_BY_NAME, Chip
 EXAMPLES = "v5e:16x16, v5p:4x4x8, v5litepod-256, h100:8, h200:2x8 or cpu:8"
 _SHAPE = re.compile(r"([a-z]\w*):(\d+(?:x\d+)*)$")
 _TYPE = re.compile(r"(v\d+\w*)-(\d+)$")
-# The shape of a Cloud TPU type that names none, by its chips (cloud.google.com/tpu/docs, a page for each version).
+# Shapes of Cloud TPU types by number of chips (cloud.google.com/tpu/docs).
 _FLAT = {1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}
 _V3 = {4: "2x2", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16", 512: "16x32", 1024: "32x32"}
 _BLOCKS = {4: "2x2x1", 8: "2x2x2", 16: "2x2x4", 32: "2x4x4"}  # smaller than a cube of 4x4x4 chips
@@ -25,7 +25,7 @@ _MAX_CUBES = {"v4": 64, "v5p": 96}  # cubes of one slice
 
 
 def _cube_shape(count: int) -> str:
-    """The shape of so many cubes: the three sides whose sum is smallest, as the tables of xpk and GKE have it."""
+    """The shape of so many cubes with the smallest sum of sides, as in the tables of xpk and GKE."""
     found = [
         (a, b, count // (a * b)) for a in range(1, count + 1) if count % a == 0
         for b in range(a, count // a + 1) if count // a % b == 0 and b <= count // (a * b)
@@ -61,10 +61,10 @@ _GPUS: dict[str, dict[str, float]] = {
 @dataclass(frozen=True)
 class Topology:
     """Attributes:
-    name: as it was asked for.
+    name: as the user wrote it.
     kind: v3, v4, v5e, v5p, v6e, a100, h100, h200, b200 or cpu.
-    shape: chips along each dimension of the torus; (hosts, GPUs of a host); (devices,) of a CPU.
-    slices: how many of them (`mesh.dcn`), joined by the data centre's network; TPU only.
+    shape: chips along each torus dimension; (hosts, GPUs per host); (devices,) for a CPU.
+    slices: number of TPU slices (`mesh.dcn`), connected by the data center network.
     """
 
     name: str
@@ -87,15 +87,15 @@ class Topology:
 
 
 def parse(name: str, slices: int = 1) -> Topology:
-    """`slices` of the TPU slice of this name (of GPUs and CPUs the name says all devices, in slices or not).
+    """Parse the name of a TPU slice, of which there are `slices`, or of all GPUs or CPU devices.
 
-    Raises UserError for a name that is none, with what it may look like.
+    Raises UserError for an invalid name, with examples.
     """
     wanted = name.strip().lower()
     if found := _TYPE.match(wanted):
         wanted = _type_to_shape(name, _ALIASES.get(found[1], found[1]), int(found[2]))
     if not (found := _SHAPE.match(wanted)):
-        raise UserError(f"--topology: {name[:80]!a} names no devices; write {EXAMPLES}")
+        raise UserError(f"--topology: {name[:80]!a} is not a topology; write {EXAMPLES}")
     kind, shape = _ALIASES.get(found[1], found[1]), tuple(map(int, found[2].split("x")))
     if kind != "cpu" and kind not in CHIPS_BY_NAME:
         raise UserError(f"--topology: no chip '{found[1][:20]}'; known: {', '.join(sorted(CHIPS_BY_NAME))}, cpu")
@@ -105,18 +105,18 @@ def parse(name: str, slices: int = 1) -> Topology:
         form = {"cpu": "cpu:8", "gpu": f"{kind}:8 or {kind}:2x8"}.get(topology.platform) or f"{kind}:" + "x".join(
             "4" * wide
         )
-        raise UserError(f"--topology: {name[:80]!a}: {kind} is written like {form}")
+        raise UserError(f"--topology: {name[:80]!a}: write {kind} like {form}")
     return replace(topology, slices=slices) if topology.platform == "tpu" else topology
 
 
 def _type_to_shape(name: str, kind: str, number: int) -> str:
     if kind not in _TYPES:
-        raise UserError(f"--topology: {name[:80]!a} names no Cloud TPU type known here; write {EXAMPLES}")
+        raise UserError(f"--topology: {name[:80]!a} is not a known Cloud TPU type; write {EXAMPLES}")
     shapes, cores = _TYPES[kind]
     if number % cores or number // cores not in shapes:
         sizes = ", ".join(str(chips * cores) for chips in shapes if kind not in _MAX_CUBES or chips <= 64)
         sizes += f" and multiples of 128 up to {128 * _MAX_CUBES[kind]}" if kind in _MAX_CUBES else ""
-        raise UserError(f"--topology: {name[:80]!a}: {kind} comes in {sizes}; else name its shape, {kind}:AxB")
+        raise UserError(f"--topology: {name[:80]!a}: {kind} comes in {sizes}; or give its shape, {kind}:AxB")
     return f"{kind}:{shapes[number // cores]}"
 
 
@@ -131,10 +131,10 @@ def check_installed(topology: Topology) -> None:
 
 
 def compiler_env(topology: Topology) -> dict[str, str]:
-    """Variables that jax and the compilers read when they start: arrays live on the CPU, nobody looks for a TPU."""
+    """Environment variables for jax and the compilers: arrays on the CPU, no search for a TPU."""
     found = {"JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3"}
     if topology.platform == "tpu":
-        found["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # or a second plan waits for a lock meant for the chips
+        found["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # or a second plan would wait for the lock of the chips
         found |= {"TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-8", "TPU_WORKER_HOSTNAMES": "localhost"}
     if topology.platform == "cpu":
         ours = f"--xla_force_host_platform_device_count={topology.size}"
@@ -144,9 +144,9 @@ def compiler_env(topology: Topology) -> dict[str, str]:
 
 
 def devices(topology: Topology) -> list[Any]:
-    """The devices, in jax's order; they can be compiled for and not run. The process has `environment` from its start.
+    """The devices, in jax's order, to compile for. The process must have been started with `compiler_env`.
 
-    Raises UserError for a shape that the compiler does not know.
+    Raises UserError for a shape unknown to the compiler.
     """
     import jax
     from jax.experimental import topologies
@@ -166,10 +166,10 @@ def devices(topology: Topology) -> list[Any]:
             return list(
                 topologies.get_topology_desc(topology.kind, "cuda", target_config=target, topology=shape).devices
             )
-        # The compiler knows whole hosts; a single chip is one of a host's.
+        # The compiler knows only full hosts; a single chip is one of them.
         shape = topology.kind + ":" + ("2x2" if topology.shape == (1, 1) else "x".join(map(str, topology.shape)))
         more: dict[str, Any] = {"num_slices": topology.slices} if topology.slices > 1 else {}
-        if topology.kind == "v4":  # the two cores of a chip as one device, as jax has them on the real one
+        if topology.kind == "v4":  # one device per chip of two cores, as on real machines
             more["chip_config_name"] = "megacore"
         return list(topologies.get_topology_desc(shape, "tpu", **more).devices)[: topology.size]
     except jax.errors.JaxRuntimeError as error:

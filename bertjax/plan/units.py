@@ -1,4 +1,4 @@
-"""Numbers as a reader wants them."""
+"""Formats of bytes and FLOPs."""
 
 GIB, MIB = 2**30, 2**20
 

@@ -1,7 +1,7 @@
-"""The report of a run as one HTML file: record.py reads the run folder, figures.py draws, the rest writes the page.
+"""The report of a run as one HTML file: record.py reads the run folder, figures.py draws charts, the rest writes HTML.
 
-Nothing here knows how a run is trained or scored; it shows what metrics.jsonl, config.yaml, environment.json,
-baselines.json and evaluations/ say.
+It shows the contents of metrics.jsonl, config.yaml, environment.json, baselines.json and evaluations/, independently of
+how a run is trained or scored.
 """
 
 from bertjax.report.page import write_report

@@ -1,4 +1,4 @@
-"""A page of the same questions answered several ways: scores, how the ways agree, and the answers side by side."""
+"""The page of `bertjax qa-report`: scores, agreement, and the answers side by side."""
 
 import html
 from collections import Counter
@@ -9,12 +9,12 @@ from bertjax.report.parts import html_document, table
 from bertjax.report.samples import VERDICTS, excerpt
 from bertjax.training.monitor import console
 
-MAX_QUESTIONS = 200  # questions shown; the JSON has all
+MAX_QUESTIONS = 200  # questions shown; the JSON contains all
 WAY_NAMES = {"extractive": "Extractive", "context": "Text to text, with context", "closed_book": "Closed book"}
 
 
 def answers_page(report: Mapping[str, Any], json_name: str) -> str:
-    """The report of `evaluation.qa_report` as one HTML file; `json_name` is the file that holds all of it."""
+    """The report of `tools.qa_report` as one HTML file; `json_name` is the file with the full report."""
     title = "Questions answered " + ("one way" if len(report["ways"]) == 1 else f"{len(report['ways'])} ways")
     count = console.number(report["questions"])
     head = (
@@ -22,8 +22,8 @@ def answers_page(report: Mapping[str, Any], json_name: str) -> str:
         f'<p class="muted">{count} questions from {html.escape(report["source"])}</p></header>'
     )
     foot = (
-        "<footer>Scores are those of the official SQuAD script. Padded: with t5's spaces around punctuation in answers "
-        f"and predictions alike. Everything is in {html.escape(json_name)}.</footer>"
+        "<footer>Scores of the official SQuAD script. Padded: with t5's spaces around punctuation in references and "
+        f"predictions. All answers are in {html.escape(json_name)}.</footer>"
     )
     return html_document(title, [head, _scores(report), _agreement(report), _answers(report), foot])
 
@@ -39,7 +39,7 @@ def _scores(report: Mapping[str, Any]) -> str:
 
 
 def _agreement(report: Mapping[str, Any]) -> str:
-    """How many questions each set of ways has right."""
+    """The number of questions that exactly each set of ways answers right."""
     if len(report["ways"]) < 2:
         return ""
     counts = Counter(tuple(way for way, right in row["exact"].items() if right) for row in report["answers"])
@@ -51,7 +51,7 @@ def _agreement(report: Mapping[str, Any]) -> str:
         )
         for ways, count in counts.most_common()
     ]
-    shown = table(("Right are exactly", "Questions", "Share"), rows, numbers=(1, 2))
+    shown = table(("Answered right by", "Questions", "Share"), rows, numbers=(1, 2))
     return f'<section id="agreement"><h2>Agreement</h2>{shown}</section>'
 
 
@@ -62,7 +62,7 @@ def _answers(report: Mapping[str, Any]) -> str:
     )
     rows = "".join(_row(row, ways) for row in report["answers"][:MAX_QUESTIONS])
     shown = min(MAX_QUESTIONS, len(report["answers"]))
-    note = f'<p class="small muted">The first {shown}.</p>' if shown < len(report["answers"]) else ""
+    note = f'<p class="small muted">The first {shown} questions.</p>' if shown < len(report["answers"]) else ""
     return (
         f'<section id="answers"><h2>Answers side by side</h2>{note}<div class="scroll"><table class="samples"><thead>'
         f"<tr>{head}</tr></thead><tbody>{rows}</tbody></table></div></section>"

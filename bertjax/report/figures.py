@@ -1,4 +1,4 @@
-"""Charts as inline SVG. Colours and fonts are left to the page, so one drawing serves light, dark and print."""
+"""Charts as inline SVG. Colours and fonts come from the page, for light mode, dark mode and print."""
 
 import io
 import re
@@ -13,7 +13,7 @@ from bertjax.training.monitor import console
 
 MAX_POINTS = 400
 
-# matplotlib writes these stand-ins; the page's variables take their place.
+# Placeholder colours, replaced by CSS variables of the page.
 _INK_COLOUR, _GRID, _SHADE = "#0a0a01", "#0a0a02", "#0a0a03"
 SERIES = [f"#0a0b0{i}" for i in range(1, 7)]
 _VARIABLES = {_INK_COLOUR: "--muted", _GRID: "--line", _SHADE: "--shade"} | {
@@ -23,12 +23,12 @@ _VARIABLES = {_INK_COLOUR: "--muted", _GRID: "--line", _SHADE: "--shade"} | {
 
 @dataclass(frozen=True)
 class Series:
-    """A curve: `steps` and `values` of one length. `points`: few, measured now and then, drawn with markers."""
+    """A curve: `steps` and `values` of equal length. `points`: sparse values, drawn with markers."""
 
     label: str
     steps: list[int]
     values: list[float]
-    colour: int = 0  # the place in the page's colours; a metric has one colour in training and in evaluation
+    colour: int = 0  # index of the colour, the same for a metric in training and evaluation
     points: bool = False
 
 
@@ -52,14 +52,15 @@ def load_matplotlib() -> Any:
 
 
 def draw(chart: Chart, key: str, episodes: list[Episode] | None = None) -> str:
-    """A chart as one <svg> element whose ids start with `key`. Episodes are shaded in turn and numbered."""
+    """A chart as one <svg> element whose ids start with `key`. Episodes are shaded alternately and numbered."""
     matplotlib = load_matplotlib()
     style = {
         "svg.fonttype": "none", "svg.hashsalt": key, "text.parse_math": False, "font.size": 10.5, "path.simplify": True,
-        "text.color": _INK_COLOUR, "xtick.color": _INK_COLOUR, "ytick.color": _INK_COLOUR, "axes.edgecolor": _GRID, "axes.linewidth": 1,
+        "text.color": _INK_COLOUR, "xtick.color": _INK_COLOUR, "ytick.color": _INK_COLOUR, "axes.edgecolor": _GRID,
+        "axes.linewidth": 1,
     }  # fmt: skip
     with matplotlib.rc_context(style):
-        # One point of the drawing is one pixel of the page at full width.
+        # One point of the drawing is one pixel at full width.
         size = (14.4, 3.7) if chart.wide else (4.75, 2.75)
         figure = matplotlib.figure.Figure(figsize=size, layout="constrained")
         axes = figure.add_subplot()
@@ -88,7 +89,7 @@ def _draw_curve(axes: Any, series: Series, smoothed: bool) -> None:
 
 
 def bucket_means(steps: np.ndarray, values: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
-    """At most `most` points: means over runs of neighbours. steps, values [N] float64 -> two arrays [min(N, most)]."""
+    """Means over buckets of neighbours: steps, values [N] float64 -> two arrays [min(N, most)]."""
     if len(steps) <= most:
         return steps, values
     starts = np.linspace(0, len(steps), most, endpoint=False).astype(int)
@@ -99,8 +100,7 @@ def bucket_means(steps: np.ndarray, values: np.ndarray, most: int) -> tuple[np.n
 def smooth(values: np.ndarray, reach: int) -> np.ndarray:
     """Mean over `reach` neighbours on either side. [N] -> [N].
 
-    Near the beginning, where curves are steep, the reach shrinks on both sides alike and nothing is flattened; at the
-    end only the neighbours that do not exist are missing.
+    Near the start, where curves are steep, the window shrinks on both sides; at the end only on the right.
     """
     place = np.arange(len(values))
     before = np.minimum(reach, place)
@@ -130,7 +130,7 @@ def _format_axes(axes: Any, chart: Chart, ticker: Any) -> None:
 
 
 def _shade_episodes(axes: Any, episodes: list[Episode], labels: bool) -> None:
-    """Every other episode in a light tone; on a wide chart each with its number and how many parameters trained."""
+    """Shades every other episode; on a wide chart, labels each with its number and trained parameters."""
     if len(episodes) < 2:
         return
     for place, episode in enumerate(episodes):
@@ -155,7 +155,7 @@ def _shade_episodes(axes: Any, episodes: list[Episode], labels: bool) -> None:
 
 
 def _inline_svg(svg: str, key: str, title: str) -> str:
-    """A matplotlib SVG document as an element of a page: no prologue, no foreign addresses, ids of its own."""
+    """A matplotlib SVG document as an HTML element: no prologue, no external URLs, unique ids."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     opening, rest = svg.split(">", 1)

@@ -1,4 +1,4 @@
-"""The page: its head, the numbers a reader looks for first, the stages, and the configuration they came from."""
+"""The report page: header, headline numbers, stages, configuration and environment."""
 
 import html
 import re
@@ -17,15 +17,15 @@ from bertjax.storage.atomic import write_text_atomic
 from bertjax.storage.nested import flatten
 from bertjax.training.monitor import console
 
-# Scores worth a tile at the top of the page, best known first.
+# Scores shown as tiles at the top of the page, in this order.
 HEADLINES = ("f1", "exact", "accuracy", "mlm_accuracy", "nsp_accuracy", "pearson", "perplexity", "loss")
 
 
 def write_report(run: Path, output: Path | None = None) -> Path:
     """Write the report of run folder `run` to `output` (default: report.html in the run folder) and return its path.
 
-    A run that has not finished, or has only begun, has a report too. The same folder gives the same bytes. Raises
-    UserError for a folder that is no run folder or where matplotlib is missing, StorageError when a write fails.
+    Works for unfinished runs too; the same folder gives the same bytes. Raises UserError for a folder that is not a run
+    folder or when matplotlib is missing, StorageError when a write fails.
     """
     run = Path(run)
     record = read_run(run)
@@ -83,7 +83,7 @@ def _device(environment: Mapping[str, Any]) -> str | None:
 
 
 def _tiles(run: RunRecord) -> str:
-    """The few numbers that a reader looks for first: scores of the last stage that has any, and the size of the run."""
+    """Headline numbers: scores of the last stage that has any, and the size of the run."""
     tiles: list[tuple[str, str]] = []
     scored = [(stage, e) for stage in run.stages for e in stage.evaluations if _headlines(e)]
     if scored:
@@ -114,7 +114,7 @@ def _headlines(evaluated: EvaluationResult) -> list[str]:
 
 def _summary(run: RunRecord) -> str:
     if not run.stages:
-        return '<section id="summary"><h2>Summary</h2><p class="muted">No stage has begun.</p></section>'
+        return '<section id="summary"><h2>Summary</h2><p class="muted">No stage has started.</p></section>'
     head = ("Stage", "Steps", "Time", "Last loss", "Tokens/s", "Step", "Data wait", "MFU", "Memory", "Parameters")
     rows = [_summary_row(stage, before) for stage, before in zip(run.stages, _ends(run), strict=True)]
     scores = [
@@ -131,7 +131,7 @@ def _summary(run: RunRecord) -> str:
 
 
 def _ends(run: RunRecord) -> list[float]:
-    """The seconds on the run's clock when each stage began: the last `elapsed` of what came before."""
+    """The `elapsed` seconds at the start of each stage: the last value of the stages before."""
     ends, last = [], 0.0
     for stage in run.stages:
         ends.append(last)
@@ -165,7 +165,7 @@ def _summary_row(stage: StageRecord, began: float) -> list[str]:
 
 
 def _baselines(run: RunRecord) -> str:
-    """This run's question-answering scores beside those of the baselines, best F1 first."""
+    """Question-answering scores of this run and of the baselines, best F1 first."""
     own = [
         (f"{stage.name}: {e.name}", e.scores, True)
         for stage in run.stages
@@ -185,7 +185,7 @@ def _baselines(run: RunRecord) -> str:
             f'<td><span class="bar"><i style="width:{width:.1f}%"></i></span></td></tr>'
         )
     return (
-        '<section id="baselines"><h2>Against the baselines</h2><div class="scroll"><table><thead><tr><th>System</th>'
+        '<section id="baselines"><h2>Baselines</h2><div class="scroll"><table><thead><tr><th>System</th>'
         f'<th class="n">Exact match</th><th class="n">F1</th><th>F1, 0 to 100</th></tr></thead><tbody>{rows}</tbody>'
         "</table></div></section>"
     )
@@ -195,7 +195,7 @@ def _baselines(run: RunRecord) -> str:
 
 
 def _provenance_section(run: RunRecord) -> str:
-    """The configuration and the environment, folded away."""
+    """The configuration and the environment, collapsed."""
     body = ""
     if run.config_text:
         body += _details("Resolved configuration", f"<pre>{html.escape(run.config_text)}</pre>")
@@ -204,7 +204,7 @@ def _provenance_section(run: RunRecord) -> str:
         as_text = lambda x: ", ".join(map(str, x)) if isinstance(x, list) else str(x)  # noqa: E731
         rows = [(html.escape(key), html.escape(as_text(x))) for key, x in shown.items()]
         body += _details("Environment", table(("Key", "Value"), rows))
-    return f'<section id="made"><h2>How it was made</h2>{body}</section>' if body else ""
+    return f'<section id="made"><h2>Configuration and environment</h2>{body}</section>' if body else ""
 
 
 def _details(title: str, content: str) -> str:
@@ -212,8 +212,8 @@ def _details(title: str, content: str) -> str:
 
 
 def _footer(run: RunRecord) -> str:
-    notes = ["Times and rates are medians over the logged steps; memory is the highest seen."]
+    notes = ["Times and rates are medians over the logged steps; memory is the maximum."]
     if run.unreadable:
         lines = "line" if run.unreadable == 1 else "lines"
-        notes.append(f"{run.unreadable} {lines} of metrics.jsonl could not be read and were left out.")
+        notes.append(f"{run.unreadable} {lines} of metrics.jsonl could not be read and were skipped.")
     return f"<footer>{' '.join(notes)}</footer>"

@@ -1,4 +1,4 @@
-"""Tables and numbers as the pages of the report write them. What takes HTML says so; everything else is escaped."""
+"""Tables and numbers of the report pages. Arguments are escaped unless documented as HTML."""
 
 import html
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -7,7 +7,7 @@ from typing import Any
 from bertjax.report.style import STYLE
 from bertjax.training.monitor import console
 
-# The page may not load or run anything, whatever text a data set put into it.
+# The page loads and runs nothing, whatever text the data contain.
 CONTENT_SECURITY_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 _METRIC_WORDS = {
     "f1": "F1",
@@ -17,14 +17,12 @@ _METRIC_WORDS = {
     "noans": "unanswerable",
     "lr": "learning rate",
 }
-_PERCENT = (
-    "_accuracy",
-)  # of training: shares (0..1). Scores of a task, `accuracy` among them, are percentages already
+_PERCENT = ("_accuracy",)  # training metrics are fractions; task scores, `accuracy` included, are percentages
 _HUNDREDTHS = ("exact", "exact_match", "f1", "em", "accuracy", "average")
 
 
 def html_document(title: str, parts: Iterable[str]) -> str:
-    """A whole page out of its parts, which are HTML."""
+    """A page from its parts, which are HTML."""
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{CONTENT_SECURITY_POLICY}">'
@@ -35,7 +33,7 @@ def html_document(title: str, parts: Iterable[str]) -> str:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: Collection[int] = ()) -> str:
-    """A table whose cells are HTML; the first column names the row, the columns in `numbers` are set as numbers."""
+    """A table whose cells are HTML; the first column is the row header, `numbers` are the numeric columns."""
     align = ['class="n"' if place in numbers else "" for place in range(len(head))]
     top = "".join(f"<th {a}>{html.escape(text)}</th>".replace(" >", ">") for text, a in zip(head, align, strict=True))
     body = ""
@@ -49,20 +47,20 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: Collectio
 
 
 def definition_list(values: Mapping[str, Any], style: str) -> str:
-    """Names with their values, as a definition list of class `style`."""
+    """A definition list of class `style`."""
     items = "".join(f"<div><dt>{html.escape(k)}</dt><dd>{html.escape(str(v))}</dd></div>" for k, v in values.items())
     return f'<dl class="{style}">{items}</dl>'
 
 
 def scores_list(scores: Mapping[str, Any]) -> str:
-    """The scores of an evaluation. SQuAD v1.1's exact_match is left out where v2.0's word for it is there too."""
+    """The scores of an evaluation; SQuAD v1.1's exact_match is omitted next to v2.0's exact."""
     shown = {k: v for k, v in scores.items() if not (k == "exact_match" and "exact" in scores)}
     plain = {metric_label(k): score_text(k, v) for k, v in shown.items() if not isinstance(v, (Mapping, list))}
     return definition_list(plain, "scores")
 
 
 def score_text(key: str, value: Any) -> str:
-    """A score in the unit that its name stands for."""
+    """A score in the unit of its metric."""
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         return console.number(value)
     if key.endswith(_PERCENT):

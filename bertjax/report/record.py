@@ -1,4 +1,4 @@
-"""What a run left in its folder, read for the report. Whatever is missing or cut short is left out, never an error."""
+"""Read a run folder for the report. Missing or truncated content is omitted, not an error."""
 
 import json
 import math
@@ -18,7 +18,7 @@ from bertjax.training.monitor.tracking import read_lines
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """The last scores of one evaluation in a stage, and the samples and N-best lists kept with them."""
+    """The last scores of one evaluation of a stage, with their samples and n-best lists."""
 
     name: str
     step: int | None
@@ -30,7 +30,7 @@ class EvaluationResult:
 
 @dataclass(frozen=True)
 class OtherEvaluation:
-    """Scores that `bertjax evaluate` made from something else than the run's own evaluation: they are not the run's."""
+    """Scores of `bertjax evaluate` that differ from the run's own evaluation, and how."""
 
     name: str
     description: str  # a sentence
@@ -40,7 +40,7 @@ class OtherEvaluation:
 
 @dataclass(frozen=True)
 class Episode:
-    """A stretch of steps in which the same parameters trained."""
+    """A range of steps that trained the same parameters."""
 
     number: int
     first_step: int
@@ -50,10 +50,10 @@ class Episode:
 
 @dataclass(frozen=True)
 class StageRecord:
-    """One stage: its lines by step (each step once), its episodes and its scores."""
+    """One stage: log lines by step (each step once), episodes and scores."""
 
     name: str
-    steps: int | None  # planned, where the folder says it
+    steps: int | None  # planned, if known
     finished: bool
     train: list[dict[str, Any]]
     evals: list[dict[str, Any]]
@@ -71,20 +71,20 @@ class RunRecord:
     baselines: list[dict[str, Any]]
     started: str | None
     unreadable: int  # lines of metrics.jsonl that could not be read
-    goodput: str | None = None  # where the time went, over all restarts
+    goodput: str | None = None  # use of time, over all restarts
 
 
 def read_run(run: Path) -> RunRecord:
-    """Read a run folder. UserError when it is none: it has neither config.yaml nor metrics.jsonl."""
+    """Read a run folder. Raises UserError for a folder with neither config.yaml nor metrics.jsonl."""
     metrics = run / "metrics.jsonl"
     if not (run / "config.yaml").is_file() and not metrics.is_file():
         if is_checkpoint_step(run) or list_steps(run):
             raise UserError(
-                f"{run}: is a checkpoint without its run, so there is no record to report on; name the run folder, or "
+                f"{run}: is a checkpoint, and only a run folder has a report; name the run folder, or "
                 "score the checkpoint with `bertjax evaluate`"
             )
         raise UserError(
-            f"{run}: is not a run folder (no config.yaml, no metrics.jsonl); give the folder that 'bertjax train' wrote"
+            f"{run}: is not a run folder (no config.yaml, no metrics.jsonl); name a folder that 'bertjax train' wrote"
         )
     lines = list(read_lines(metrics)) if metrics.is_file() else []
     written = sum(1 for raw in metrics.read_bytes().splitlines() if raw.strip()) if metrics.is_file() else 0
@@ -107,7 +107,7 @@ def read_run(run: Path) -> RunRecord:
 
 
 def find_key(tree: Any, *names: str) -> Any:
-    """The first value under one of these keys anywhere in nested mappings, names in order of preference; else None."""
+    """The first value of one of these keys in nested mappings, names in order of preference; else None."""
     for name in names:
         level = [tree]
         while level:
@@ -120,7 +120,7 @@ def find_key(tree: Any, *names: str) -> Any:
 
 
 def is_finite(value: Any) -> TypeGuard[float]:
-    """Whether `value` is a number that can be drawn."""
+    """Whether `value` is a finite number."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
@@ -128,7 +128,7 @@ def _stage(run: Path, name: str, planned: int | None, lines: list[dict[str, Any]
     by_kind: dict[str, list[dict[str, Any]]] = {"train": [], "eval": [], "event": []}
     for line in lines:
         by_kind.setdefault(str(line["kind"]), []).append(line)
-    train = {line["step"]: line for line in by_kind["train"]}  # the last line of a step counts
+    train = {line["step"]: line for line in by_kind["train"]}  # the last line of each step
     scored = [line for line in by_kind["eval"] if isinstance(line.get("scores"), dict)]
     evals = {(str(line.get("name")), line["step"]): line | {"name": str(line.get("name"))} for line in scored}
     start = next((line for line in by_kind["event"] if line.get("event") == "start"), {})
@@ -147,9 +147,9 @@ def _stage(run: Path, name: str, planned: int | None, lines: list[dict[str, Any]
 
 
 def _episodes(train: list[dict[str, Any]], events: list[dict[str, Any]]) -> list[Episode]:
-    """Episodes from their events and from the training lines, which each say their episode.
+    """Episodes from their events and from the `episode` of training lines.
 
-    An event at the step where an episode ends belongs to the next one, so at equal steps the training line comes first.
+    An event at the last step of an episode belongs to the next one, so at equal steps the training line comes first.
     """
     marks = sorted(
         (line for line in (*train, *events) if isinstance(line.get("episode"), int)), key=lambda x: x["step"]
@@ -167,7 +167,7 @@ def _episodes(train: list[dict[str, Any]], events: list[dict[str, Any]]) -> list
 
 
 def _evaluations(run: Path, stage: str, lines: list[dict[str, Any]]) -> list[EvaluationResult]:
-    """Scores from the evaluation files, and from the record where a file is missing."""
+    """Scores from the evaluation files, or from metrics.jsonl if a file is missing."""
     last: dict[str, dict[str, Any]] = {}
     for line in sorted(lines, key=lambda line: line["step"]):
         last[line["name"]] = line
@@ -223,7 +223,7 @@ def _evaluated_stages(run: Path) -> list[str]:
 
 
 def _planned_steps(config_text: str) -> dict[str, int | None]:
-    """Stage names in order, each with its steps (None when it counts epochs)."""
+    """{stage name: steps, or None for a stage in epochs}, in order."""
     try:
         stages = yaml.safe_load(config_text)["stages"]
         return {str(stage["name"]): stage.get("steps") for stage in stages}
@@ -239,7 +239,7 @@ def _text(path: Path) -> str:
 
 
 def _json(path: Path, kind: type) -> Any:
-    """The content of a JSON file, or an empty `kind` where it is missing, broken or of another kind."""
+    """The content of a JSON file, or an empty `kind` if it is missing, invalid or of another kind."""
     try:
         content = json.loads(path.read_bytes())
     except (OSError, ValueError):

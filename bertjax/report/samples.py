@@ -1,4 +1,4 @@
-"""Sample answers in the report: judged by the official rules, and shown where they stand in the text."""
+"""Sample answers in the report, scored by the official rules and marked in their context."""
 
 import html
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from bertjax.evaluation.metrics.squad import score
 from bertjax.report.record import EvaluationResult
 from bertjax.training.monitor import console
 
-MAX_SAMPLES = 12  # samples shown for an evaluation
+MAX_SAMPLES = 12  # samples shown per evaluation
 CONTEXT_CHARS = 150  # characters of context on either side
 MAX_RUNNERS_UP = 2  # further N-best answers shown
 
@@ -16,7 +16,7 @@ VERDICTS = {"right": ("good", "✓ right"), "partly": ("fair", "≈ partly"), "w
 
 
 def samples_table(evaluated: EvaluationResult) -> str:
-    """The samples of an evaluation as a table, or "" where it kept none."""
+    """The samples of an evaluation as a table, or "" if it has none."""
     usable = [s for s in evaluated.samples if isinstance(s.get("question"), str)]
     if not usable:
         return ""
@@ -29,7 +29,7 @@ def samples_table(evaluated: EvaluationResult) -> str:
     return (
         f"<h3>Sample predictions: {html.escape(evaluated.name)}</h3>"
         f'<p class="small muted">{counted}{total}. In the text: <mark>the answer</mark>, '
-        '<mark class="said">what the model said instead</mark>.</p>'
+        '<mark class="said">the prediction, if different</mark>.</p>'
         '<div class="scroll"><table class="samples"><thead><tr><th>Verdict</th><th>Question and text</th>'
         f"<th>Answer</th><th>Prediction</th></tr></thead><tbody>{rows}</tbody></table></div>"
     )
@@ -65,7 +65,7 @@ def _runners_up(entries: Any, prediction: str) -> str:
 
 
 def answer_texts(answers: Any) -> list[str]:
-    """The different answer texts, from texts or from SQuAD's {"text": ...} objects."""
+    """The distinct answer texts, from texts or SQuAD's {"text": ...} objects."""
     listed = answers if isinstance(answers, list) else [answers]
     texts = [a.get("text") if isinstance(a, dict) else a for a in listed]
     return list(dict.fromkeys(text for text in texts if isinstance(text, str) and text))
@@ -90,7 +90,7 @@ def excerpt(context: str, answer: str, prediction: str) -> str:
     first = min((a for a, _ in shown), default=0)
     last = max((b for _, b in shown), default=CONTEXT_CHARS)
     start, stop = max(0, first - CONTEXT_CHARS), min(len(context), last + CONTEXT_CHARS)
-    if start > 0:  # at a word's beginning
+    if start > 0:  # at the start of a word
         start = context.find(" ", start, first) + 1 or start
     if stop < len(context):
         stop = max(context.rfind(" ", last, stop), last)
@@ -99,7 +99,7 @@ def excerpt(context: str, answer: str, prediction: str) -> str:
 
 
 def _find_span(context: str, text: str, near: int) -> tuple[int, int] | None:
-    """Where `text` stands, the occurrence closest to `near`."""
+    """The occurrence of `text` closest to `near`."""
     if not text:
         return None
     before, after = context.rfind(text, 0, near + len(text)), context.find(text, near)
@@ -109,7 +109,7 @@ def _find_span(context: str, text: str, near: int) -> tuple[int, int] | None:
 
 
 def _mark_spans(context: str, start: int, stop: int, gold: tuple[int, int] | None, said: tuple[int, int] | None) -> str:
-    """context[start:stop] as HTML; where the two spans overlap the answer's mark wins."""
+    """context[start:stop] as HTML; where the spans overlap, the answer is marked."""
     cuts = sorted({start, stop} | {min(max(cut, start), stop) for span in (gold, said) if span for cut in span})
     if gold:
         cuts = [cut for cut in cuts if not gold[0] < cut < gold[1]]

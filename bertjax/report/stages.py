@@ -1,4 +1,4 @@
-"""One section for each stage of a run: its curves, its episodes and sample answers."""
+"""The section of each stage: curves, episodes and sample answers."""
 
 import html
 from collections.abc import Callable
@@ -15,16 +15,16 @@ PERCENTAGES = ("exact", "f1", "accuracy", "em", "average")
 
 
 def stage_section(stage: StageRecord, place: int) -> str:
-    """The section of the stage that is number `place` of the run."""
+    """The section of stage number `place`."""
     state = ""
     if not stage.finished:
-        state = f' <span class="pill fair">{"not finished" if stage.train else "not begun"}</span>'
+        state = f' <span class="pill fair">{"not finished" if stage.train else "not started"}</span>'
     charts = [chart for chart in stage_charts(stage) if chart.series]
     narrow = sum(not chart.wide for chart in charts)
     drawn = "".join(_figure(chart, f"s{place}c{at}", stage.episodes) for at, chart in enumerate(charts))
     body = f'<div class="charts{" two" * (narrow in (2, 4))}">{drawn}</div>' if drawn else ""
     if not charts and not stage.evaluations and not stage.others:
-        body = '<p class="muted">No steps are on record yet.</p>'
+        body = '<p class="muted">No steps are logged yet.</p>'
     body += _episodes(stage.episodes) + "".join(samples_table(evaluated) for evaluated in stage.evaluations)
     body += _others(stage.others)
     return f'<section id="stage-{place}"><h2>Stage {place}: {html.escape(stage.name)}{state}</h2>{body}</section>'
@@ -34,7 +34,7 @@ def stage_charts(stage: StageRecord) -> list[Chart]:
     """The curves of a stage; a chart without data has no series."""
 
     def is_loss(key: str) -> bool:
-        kind = key.split("/")[0]  # loss/books is the loss of one task
+        kind = key.split("/")[0]  # loss/books is the loss of the task books
         return kind == "loss" or kind.endswith("_loss")
 
     shares = _curves(stage, lambda key: key.endswith("_accuracy"), scale=100)
@@ -49,12 +49,12 @@ def stage_charts(stage: StageRecord) -> list[Chart]:
 
 
 def _curves(stage: StageRecord, wanted: Callable[[str], bool], scale: float = 1, first_colour: int = 0) -> list[Series]:
-    """Curves of the wanted metrics: from the training lines, and with markers from the evaluations.
+    """Curves of the wanted metrics: lines for training, markers for evaluations.
 
-    The first evaluation of a metric has the colour of its training curve; a second one has a colour of its own.
+    The first evaluation of a metric has the colour of its training curve, further ones have their own.
     """
     found = _points(stage, wanted)
-    # The total comes first. Where it has one part only, the part is the total over again and is not drawn.
+    # The total comes first. If it has only one part, that part equals the total and is omitted.
     keys = sorted(dict.fromkeys(key for key, _ in found), key=lambda key: key != "loss")
     if len(keys) == 2 and keys[0] == "loss":
         keys = keys[:1]
@@ -105,20 +105,20 @@ def _figure(chart: Chart, key: str, episodes: list[Episode]) -> str:
 
 
 def _others(others: list[OtherEvaluation]) -> str:
-    """Evaluations that differ from the run's own, each with what it was made from."""
+    """Evaluations that differ from the run's own, each with its differences."""
     if not others:
         return ""
     rows = [
         (html.escape(one.name), console.number(one.step), scores_list(one.scores), html.escape(one.description))
         for one in others
     ]
-    note = "Made by bertjax evaluate; none of them is a score of this run's own evaluations."
-    head = ("Evaluation", "Step", "Scores", "Made")
+    note = "Results of bertjax evaluate with other data, options or steps than this run's own evaluations."
+    head = ("Evaluation", "Step", "Scores", "Provenance")
     return f'<h3>Other evaluations</h3><p class="muted">{note}</p>{table(head, rows, numbers=(1,))}'
 
 
 def _episodes(episodes: list[Episode]) -> str:
-    """The table behind the shading: when each episode began and how many parameters it trained."""
+    """A table of the steps and trained parameters of each episode."""
     if len(episodes) < 2:
         return ""
     most = max((e.trainable_parameters for e in episodes if e.trainable_parameters), default=None)

@@ -1,4 +1,4 @@
-"""The look of the report: one style sheet for light, dark and print. No fonts or pictures are loaded."""
+"""The style sheet of the report for light mode, dark mode and print. It loads no fonts or images."""
 
 STYLE = """
 :root { color-scheme: light dark;

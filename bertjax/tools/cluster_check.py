@@ -1,4 +1,4 @@
-"""`bertjax doctor --cluster`: do the processes of a job fit together, and do their devices reach one another?"""
+"""`bertjax doctor --cluster`: compare the processes of a job, and test communication between their devices."""
 
 import json
 import socket
@@ -17,16 +17,16 @@ from bertjax.parallel.multihost import rendezvous
 from bertjax.parallel.multihost.primary import reduce_on_primary
 from bertjax.training import consistency
 
-Check = tuple[str, str, str | None]  # label, finding, and what to do when it is a problem
-ALL_REDUCE_BYTES = {"cpu": 4 << 20}  # of one device's part in the measured all-reduce
+Check = tuple[str, str, str | None]  # label, finding, and the remedy of a problem
+ALL_REDUCE_BYTES = {"cpu": 4 << 20}  # per device, of the measured all-reduce
 DEFAULT_BYTES = 64 << 20
 REPEATS = 5
 
 
 def check_cluster(problems: Sequence[str]) -> list[Check]:
-    """What all processes found, the same on each. problems: what this one's own checks found wrong, a line each.
+    """The findings of all processes, the same on each. problems: lines of failed checks of this process.
 
-    Every process calls it. Raises JaxRuntimeError when another one is gone.
+    Every process calls it. Raises JaxRuntimeError when another process has ended.
     """
     mine = {
         "host": socket.gethostname(),
@@ -49,25 +49,25 @@ def _findings(reports: Sequence[dict[str, Any]]) -> Iterator[Check]:
     for what in sorted({name for report in reports for name in report["facts"]}):
         values = [report["facts"].get(what, "missing") for report in reports]
         if len(set(values)) > 1:
-            yield _compare(what.removeprefix("the "), values, "install the same on every host")
+            yield _compare(what.removeprefix("the "), values, "install the same version on every host")
     if len({json.dumps(report["facts"], sort_keys=True) for report in reports}) == 1:
         yield "versions", "the same everywhere", None
     count = jax.device_count()
     right = count * (count + 1) / 2
     wrong = [index for index, report in enumerate(reports) if report["sum"] != right]
-    remedy = "see the network between the hosts, and their drivers" if wrong else None
+    remedy = "check the network between the hosts, and their drivers" if wrong else None
     finding = f"wrong on process {rendezvous.format_ranges(wrong)}" if wrong else f"right over {count} devices"
     yield "sum over all", finding, remedy
     rates = [report["bytes_per_second"] for report in reports if report["bytes_per_second"]]
     if rates:
-        yield "all-reduce", f"{min(rates) / 1e9:.2f} GB/s a device, in a ring of {count}", None
+        yield "all-reduce", f"{min(rates) / 1e9:.2f} GB/s per device, in a ring of {count}", None
     for index, report in enumerate(reports):
         for problem in report["problems"]:
-            yield f"process {index}", f"{report['host']}: {problem}", "repair this on that host"
+            yield f"process {index}", f"{report['host']}: {problem}", "fix this on that host"
 
 
 def _compare(label: str, values: Sequence[str], remedy: str) -> Check:
-    """One line for all processes, or who has what."""
+    """One value for all processes, or the processes of each value."""
     who = {value: [i for i, other in enumerate(values) if other == value] for value in dict.fromkeys(values)}
     if len(who) == 1:
         return label, values[0], None
@@ -83,7 +83,7 @@ def _ring() -> Mesh:
 
 
 def sum_over_devices() -> float:
-    """1 + 2 + ... + N over N devices, each of which adds its own number."""
+    """Sum 1 + 2 + ... + N over N devices, one number per device."""
     mesh = _ring()
     sharding, numbers = NamedSharding(mesh, P("all")), np.arange(1, mesh.size + 1, dtype=np.float32)
     placed = jax.make_array_from_callback(numbers.shape, sharding, lambda index: numbers[index])
@@ -91,9 +91,9 @@ def sum_over_devices() -> float:
 
 
 def all_reduce_bandwidth() -> float | None:
-    """Bytes a second that each device sends in an all-reduce, by the ring formula 2 (N - 1) / N; None for one device.
+    """Bytes/s that each device sends in an all-reduce, by the ring formula 2 (N - 1) / N; None for one device.
 
-    Best of a few; every process calls it. nccl-tests calls this figure bus bandwidth.
+    The best of several runs; every process calls it. This is the bus bandwidth of nccl-tests.
     """
     mesh = _ring()
     if mesh.size == 1:

@@ -1,7 +1,7 @@
-"""`bertjax compare`: the ways to fine-tune one checkpoint, each as a run of its own, side by side in one table.
+"""`bertjax compare`: fine-tune one checkpoint with several methods, each as its own run, and tabulate the results.
 
-The table has the form of arXiv 1910.10683 Table 10, with what each way costs: parameters that train, time and memory of
-a step, and optimizer state.
+The table follows arXiv 1910.10683, Table 10, and adds costs: trained parameters, time and memory of a step, and
+optimizer state.
 """
 
 import contextlib
@@ -26,20 +26,20 @@ from bertjax.training.monitor.console import memory, number, seconds
 from bertjax.training.program import TrainProgram
 from bertjax.training.step import jit_train_step
 
-MAX_SCORES_SHOWN = 2  # scores of each evaluation in the table, unless run.checkpoint.keep_best names those that count
+MAX_SCORES_SHOWN = 2  # scores per evaluation in the table, unless run.checkpoint.keep_best names some
 
 
 def compare_command(config: Config, base: Path, as_json: bool) -> str:
-    """Trains what is not trained yet and returns the comparison as Markdown, or as JSON.
+    """Train the runs that are not finished, and return the comparison as Markdown or JSON.
 
-    Keeps both under run.root as <run.name>-comparison.md and .json. A variant that diverges is a row without scores.
-    Raises the errors of `loop.train`, and UserError where there is nothing to compare or to start from.
+    Writes both to run.root as <run.name>-comparison.md and .json. A variant that diverges is a row without scores.
+    Raises the errors of `loop.train`, and UserError when there is nothing to compare or to start from.
     """
     start, variants = build_runs(config)
     if not all(inputs.has_begun(run) for run in variants):
         inputs.check_comparison(config, base, start is not None)
     rows = []
-    with contextlib.redirect_stdout(sys.stderr):  # the table alone is the command's output
+    with contextlib.redirect_stdout(sys.stderr):  # standard output is only for the table
         if start is not None:
             loop.train(start, base, build_evaluators)
         for variant, run in zip(config.compare, variants, strict=True):
@@ -62,9 +62,9 @@ def compare_command(config: Config, base: Path, as_json: bool) -> str:
 
 
 def build_runs(config: Config) -> tuple[Config | None, list[Config]]:
-    """-> (the run of the stages before the last, if the variants start from them; a run of the last stage for each).
+    """-> (the run of the stages before the last, if variants start from it; a run of the last stage per variant).
 
-    All of them start from the same weights, with the same data and seed.
+    All variants start from the same weights, with the same data and seed.
     """
     *before, last = config.stages
     if not config.compare:
@@ -88,16 +88,16 @@ def build_runs(config: Config) -> tuple[Config | None, list[Config]]:
 
 
 def _run_config(config: Config, name: str, changes: Mapping[str, Any]) -> Config:
-    """A configuration of its own under the same root, checked like one from a file."""
+    """A validated configuration of a run under the same root."""
     run = config.run.model_copy(update={"name": f"{config.run.name}-{name}"})
     made = config.model_copy(update={"run": run, "compare": [], **changes})
     return build(made.model_dump(mode="json"), where=f"compare: {name}")
 
 
 def measure_run(config: Config, base: Path) -> dict[str, Any]:
-    """What a finished run of one stage learnt and cost; memory in bytes on each device, of the costliest episode.
+    """Scores and costs of a finished run of one stage; memory in bytes per device, of the most expensive episode.
 
-    Shares are of the model without adapters, as in arXiv 1902.00751.
+    Shares are relative to the model without adapters, as in arXiv 1902.00751.
     """
     (stage,) = config.stages
     opened = loop.open_stage(run_context.open_run_context(config, base), 0, None)
@@ -105,7 +105,7 @@ def measure_run(config: Config, base: Path) -> dict[str, Any]:
     sizes = freezing.group_sizes(program.abstract_params())
     trained = [sum(sizes[group] for group in episode.groups) for episode in episodes]
     mean = sum(n * (e.stop - e.start) for n, e in zip(trained, episodes, strict=True)) / episodes[-1].stop
-    whole = sum(n for group, n in sizes.items() if not group.endswith("/adapter"))
+    total = sum(n for group, n in sizes.items() if not group.endswith("/adapter"))
     like = program.abstract_state(episodes[-1].groups, jax.random.key(0))
     slots = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(like.opt_state))
     record = next(s for s in read_run(config.run_dir).stages if s.name == stage.name)
@@ -113,8 +113,8 @@ def measure_run(config: Config, base: Path) -> dict[str, Any]:
         "parameters": sum(sizes.values()),
         "trained": trained[-1],
         "trained_mean": mean,
-        "share": trained[-1] / whole,
-        "share_mean": mean / whole,
+        "share": trained[-1] / total,
+        "share_mean": mean / total,
         "episodes": len(episodes),
         "steps": episodes[-1].stop,
         "scores": _scores(record),
@@ -125,7 +125,7 @@ def measure_run(config: Config, base: Path) -> dict[str, Any]:
 
 
 def step_memory_bytes(program: TrainProgram, like: Any, fields: Mapping[str, Any], rows: int) -> int | None:
-    """Arguments and temporaries of the compiled step; None where the compiler does not say."""
+    """Arguments and temporaries of the compiled step; None if the compiler does not report them."""
     sharding = program.batch_sharding()
     batch = {k: jax.ShapeDtypeStruct((rows, *shape), kind, sharding=sharding) for k, (shape, kind) in fields.items()}
     step: Any = jit_train_step(program, like)
@@ -139,7 +139,7 @@ def _scores(record: StageRecord) -> dict[str, float]:
 
 
 def _step_seconds(record: StageRecord) -> float | None:
-    """Mean over the stage's log lines, so over all episodes; compilation, evaluation and saving are not in it."""
+    """Mean over the log lines of the stage, without compilation, evaluation and saving."""
     found = [line["step_seconds"] for line in record.train if is_finite(line.get("step_seconds"))]
     return sum(found) / len(found) if found else None
 
@@ -148,7 +148,7 @@ def _step_seconds(record: StageRecord) -> float | None:
 
 
 def table_scores(config: Config, rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The scores the table shows: those that keep_best names, else the first ones of each evaluation."""
+    """The scores of the table: those of keep_best, else the first ones of each evaluation."""
     there = dict.fromkeys(name for row in rows for name in row["scores"])
     best = config.run.checkpoint.keep_best
     named = [name for name in ([best] if isinstance(best, str) else best or []) if name in there]
@@ -159,7 +159,7 @@ def table_scores(config: Config, rows: Sequence[Mapping[str, Any]]) -> list[str]
 
 
 def format_markdown(rows: Sequence[Mapping[str, Any]], scores: Sequence[str]) -> str:
-    """One line a method; of gradual unfreezing the last episode's parameters and the mean over all steps."""
+    """One line per method; for gradual unfreezing the parameters of the last episode and the mean over all steps."""
     head = ["method", "trained parameters", "share", *scores, "s/step", "step memory", "optimizer state"]
     lines = [head, ["---", *["---:"] * (len(head) - 1)]]
     for row in rows:
@@ -175,5 +175,5 @@ def format_markdown(rows: Sequence[Mapping[str, Any]], scores: Sequence[str]) ->
 
 
 def _optimizer_size(row: Mapping[str, Any]) -> str:
-    held = row["optimizer_bytes"]
-    return f"{held / 1024:.0f} KiB" if held < 2**20 else memory(held)
+    size = row["optimizer_bytes"]
+    return f"{size / 1024:.0f} KiB" if size < 2**20 else memory(size)

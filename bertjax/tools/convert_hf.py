@@ -1,4 +1,4 @@
-"""Hugging Face folders in and out: import makes a run folder with a checkpoint like any other, export undoes it."""
+"""`bertjax import` and `export`: convert a Hugging Face folder to a run folder with a checkpoint, and back."""
 
 import os
 import shutil
@@ -33,19 +33,20 @@ STAGE = "import"
 
 
 def import_folder(source: Path, out: Path) -> list[str]:
-    """Writes a run folder with the folder's weights as step 0 of a stage called import.
+    """Write a run folder with the weights as step 0 of a stage called import -> notes for the user, one line each.
 
-    `evaluate`, `predict`, `export` and `init_from` take it like a run of ours. The stage's objective is the one its
-    heads serve; heads that the folder lacks stay absent. `out` appears in one piece. -> what a person should know
-    of the folder, a line each. Raises UserError for a folder that cannot be read, StorageError when `out` cannot be
-    written.
+    `evaluate`, `predict`, `export` and `init_from` read it like any run. The objective of the stage is that of its
+    heads; heads missing in the folder stay absent. `out` is written atomically. Raises UserError for a folder that
+    cannot be read, StorageError when `out` cannot be written.
     """
     source, out = Path(source), Path(out)
     files = hf_folder.read_config_files(source)
     tokenizer = load.from_file(source)
     model = _model(source, FAMILIES[files["config"]["model_type"]])
     if tokenizer.kind != model.tokenizer:
-        raise UserError(f"{source}: its tokenizer is not of the kind a {model.family} reads; give the folder its own")
+        raise UserError(
+            f"{source}: its tokenizer does not fit a {model.family} model; replace it by the tokenizer of the model"
+        )
     if tokenizer.vocab_size > model.vocab_size:
         late = tokenizer.pieces[model.vocab_size :]
         more = f" and {len(late) - 3} more" if len(late) > 3 else ""
@@ -94,7 +95,7 @@ def _notes(source: Path, files: Mapping[str, Any], config: Config) -> list[str]:
 
 
 def _model(source: Path, family: type[ModelConfig]) -> ModelConfig:
-    """The model section of a folder, checked as a configuration is: with one line for each problem."""
+    """The model section of a folder, validated like a configuration."""
     described = {
         "model": {"config_from": str(source)},
         "tokenizer": {"kind": family.tokenizer},
@@ -131,18 +132,14 @@ def _config(
     model: ModelConfig, heads: tuple[str, ...], num_labels: int, tokenizer: load.AnyTokenizer, out: Path,
     dtype: str,
 ) -> Config:  # fmt: skip
-    """What the run folder says of itself: the objective its heads serve, and data every machine has to try it on."""
+    """The configuration of the run folder: the objective of its heads, and data available on every machine."""
     stage = _stage(heads, num_labels, getattr(model, "max_position_embeddings", 128))
     fields = TOKENIZERS[model.tokenizer].model_fields
     about = {name: getattr(tokenizer, name) for name in ("extra_ids", "lowercase") if name in fields}
     return build(
         {
             "model": model.model_dump(exclude={"config_from"}),
-            "tokenizer": {
-                "kind": model.tokenizer,
-                "path": str(out / "tokenizer"),
-                **about,
-            },
+            "tokenizer": {"kind": model.tokenizer, "path": str(out / "tokenizer"), **about},
             "run": {"root": str(out.parent), "name": out.name, "compute_dtype": dtype},
             "stages": [stage],
         },
@@ -178,7 +175,7 @@ def _stage(heads: Sequence[str], num_labels: int, positions: int) -> dict[str, A
 
 
 def export_checkpoint(source: Path, out: Path) -> list[str]:
-    """Writes a checkpoint as a Hugging Face folder: weights, config.json and tokenizer files.
+    """Write a checkpoint as a Hugging Face folder: weights, config.json and tokenizer files.
 
     The class is that of the heads that the stage trained; -> the arrays of carried heads, which it has no place for.
     source: a run folder, a stage's checkpoint folder or one of its steps. Raises UserError when there is no checkpoint,

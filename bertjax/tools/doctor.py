@@ -1,4 +1,4 @@
-"""Is this machine fit to run bertjax? Every problem comes with what to do about it."""
+"""`bertjax doctor`: check that this machine can run bertjax; every problem comes with a remedy."""
 
 import os
 import platform
@@ -14,7 +14,7 @@ REQUIRED = (
     "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "array-record", "numpy", "pydantic", "tokenizers",
     "safetensors", "transformers", "datasets", "tensorflow-datasets",
 )  # fmt: skip
-OPTIONAL = {  # module: the extra that brings it, and what for
+OPTIONAL = {  # module: (extra that installs it, purpose)
     "matplotlib": ("report", "figures in reports"),
     "tensorboardX": ("tensorboard", "TensorBoard logs"),
     "wandb": ("wandb", "Weights & Biases logs"),
@@ -23,11 +23,11 @@ OPTIONAL = {  # module: the extra that brings it, and what for
 MIN_FREE_DISK_BYTES = 2e9  # bytes: a base model with its optimizer is 1.3 GB a checkpoint
 MAX_COMPILE_SECONDS = 30.0
 
-Finding = tuple[str, str, str | None]  # label, finding, and what to do when it is a problem
+Finding = tuple[str, str, str | None]  # label, finding, and the remedy of a problem
 
 
 def doctor() -> tuple[list[str], bool]:
-    """Lines to print and whether everything needed is in order. Imports jax; a check that fails becomes a line."""
+    """-> (lines to print, whether all required checks pass). A check that raises becomes a line."""
     lines, ok = [], True
     for check in (_python, _packages, _extras, _devices, _compute, _disk):
         for label, finding, remedy in _run_check(check):
@@ -37,9 +37,9 @@ def doctor() -> tuple[list[str], bool]:
 
 
 def doctor_cluster() -> tuple[list[str], bool]:
-    """The same for all processes of a job together; every one calls it, and process 0 has the lines to print.
+    """Checks of all processes of a job; every process calls it, and only process 0 gets lines to print.
 
-    Raises the errors of `bertjax.parallel.multihost.initialize.initialize_distributed` when the processes do not come together.
+    Raises the errors of `initialize_distributed` when the processes cannot connect.
     """
     from bertjax.parallel.multihost import initialize, primary
 
@@ -70,7 +70,7 @@ def _run_check(check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
     except Exception as error:  # any failure is a finding here
         text = str(error).splitlines()[0][:160] if str(error) else ""
         finding = f"{type(error).__name__}: {text}"
-        yield check.__name__.strip("_"), finding, "repair this first; JAX_PLATFORMS=cpu leaves the accelerator out"
+        yield check.__name__.strip("_"), finding, "fix this first; JAX_PLATFORMS=cpu skips the accelerator"
 
 
 def _python() -> Iterator[Finding]:
@@ -93,7 +93,7 @@ def _packages() -> Iterator[Finding]:
 
 def _extras() -> Iterator[Finding]:
     for module, (extra, purpose) in OPTIONAL.items():
-        yield module, "present" if find_spec(module) else f"not here; bertjax[{extra}] brings {purpose}", None
+        yield module, "present" if find_spec(module) else f"missing; bertjax[{extra}] adds {purpose}", None
 
 
 def _devices() -> Iterator[Finding]:
@@ -119,7 +119,7 @@ def _compute() -> Iterator[Finding]:
 
     x_MN = np.arange(12, dtype=np.float32).reshape(3, 4)
     product = np.asarray(jnp.matmul(x_MN, x_MN.T, precision="highest"))
-    wrong = None if np.allclose(product, x_MN @ x_MN.T) else "the accelerator's driver and jaxlib do not agree"
+    wrong = None if np.allclose(product, x_MN @ x_MN.T) else "driver and jaxlib are incompatible"
     yield "matmul", "right" if wrong is None else "wrong numbers", wrong
     start = time.perf_counter()
     jax.jit(lambda x: jnp.tanh(x).sum())(x_MN).block_until_ready()
@@ -131,7 +131,7 @@ def _compute() -> Iterator[Finding]:
 def _disk() -> Iterator[Finding]:
     free = shutil.disk_usage(".").free
     remedy = None if free >= MIN_FREE_DISK_BYTES else "free some space, or set run.root to a larger disk"
-    yield "disk", f"{free / 1e9:.1f} GB free here", remedy
+    yield "disk", f"{free / 1e9:.1f} GB free in the current folder", remedy
     try:
         with tempfile.TemporaryFile(dir="."):
             yield "write access", "yes", None

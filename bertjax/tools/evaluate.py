@@ -22,10 +22,10 @@ def evaluate_command(
     output: Path | None = None,
     base_model: str | Path | None = None,
 ) -> dict[str, Any]:
-    """Run the evaluations of a checkpoint's stage (or the one called `name`) and keep their scores.
+    """Run the evaluations of a checkpoint's stage (or only `name`) and save their scores.
 
-    What differs from the run's own evaluation never replaces the run's record: see `records`. -> {"checkpoint",
-    "stage", "step", "scores": {name: scores}, "kept": {name: file}, "differs": {name: from the run's record}}.
+    Results that differ from the run's own evaluation never replace the run's record (see `records`). -> {"checkpoint",
+    "stage", "step", "scores": {name: scores}, "kept": {name: file}, "differs": {name: differences}}.
     """
     restored = restore(path, stage=stage, step=step, best=best, overrides=overrides, base_model=base_model)
     config = restored.ctx.config.stages[restored.stage]
@@ -43,7 +43,7 @@ def evaluate_command(
     inputs.check_evaluations(config, restored.ctx.base, name)
     if not restored.in_run and output is None:
         home = restored.ctx.config.run_dir
-        print(f"note: {path}: is outside of a run; its evaluations are kept in {home}", file=sys.stderr, flush=True)
+        print(f"note: {path} is not in a run folder; its evaluations are kept in {home}", file=sys.stderr, flush=True)
     kept = open_records(restored, [e for e in config.evaluate if name in (None, e.name)], output)
     ctx = with_writable_cache(restored.ctx, output)
     evaluators = build_evaluators(ctx, restored.stage, restored.program, restored.labels, kept)

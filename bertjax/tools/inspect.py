@@ -1,4 +1,4 @@
-"""`bertjax inspect`: what a configuration or a checkpoint is, and what trains at a given step, without training."""
+"""`bertjax inspect`: describe a configuration or checkpoint, and what trains at a given step."""
 
 import json
 from collections.abc import Sequence
@@ -25,14 +25,14 @@ from bertjax.training.monitor.param_summary import model_summary
 from bertjax.training.run_context import adapter_size, config_from_meta
 from bertjax.training.untrained_heads import all_heads, summary_line
 
-NOMINAL_STEPS = 10_000  # steps a stage of unknown length is planned with
+NOMINAL_STEPS = 10_000  # steps assumed for a stage of unknown length
 
 
 def inspect_command(target: Path, overrides: Sequence[str], step: int | None, as_json: bool) -> str:
-    """Text (or JSON) about a YAML file, a run folder or a checkpoint.
+    """Describe a YAML file, a run folder or a checkpoint as text or JSON.
 
-    For a configuration: each stage's model, episodes and, at `step` (counted over all stages; default 0), the stage,
-    episode, learning rate and trained groups. For a checkpoint: its step, scores and where it came from.
+    For a configuration: the model and episodes of each stage and, at `step` (counted over all stages; default 0), the
+    stage, episode, learning rate and trained groups. For a checkpoint: its step, scores and origin.
     """
     found = inspect_config(load(target, overrides), step) if target.is_file() else inspect_checkpoint(target, step)
     if as_json:
@@ -66,13 +66,13 @@ def inspect_checkpoint(target: Path, step: int | None) -> dict[str, Any]:
 
 
 def inspect_config(config: Config, step: int | None) -> dict[str, Any]:
-    """Raises UserError for a step in or behind a stage whose length in steps is not known yet."""
+    """Raises UserError for a step in or after a stage whose length in steps is unknown."""
     stages = [_stage(config, stage) for stage in config.stages]
     return {"name": config.run.name, "stages": stages, "at": _place(config, stages, step)}
 
 
 def _place(config: Config, described: list[dict[str, Any]], step: int | None) -> dict[str, Any] | None:
-    """What holds at a step counted over all stages, 0 if None; None when no step was asked for and none is known."""
+    """The state at a step counted over all stages (None: 0); None without a step if the first length is unknown."""
     passed, wanted = 0, step or 0
     for stage, description in zip(config.stages, described, strict=True):
         if stage.steps is None:
@@ -89,7 +89,7 @@ def _place(config: Config, described: list[dict[str, Any]], step: int | None) ->
 
 
 def _model(config: Config, stage: Stage, meta: dict[str, Any]) -> dict[str, Any]:
-    """The arrays of a checkpoint, marked by what trained in its last step; an import (step 0) trained nothing."""
+    """The arrays of a checkpoint, marked if they trained in its last step; an import (step 0) trained none."""
     size = adapter_size(stage.trainable)
     heads, labels = all_heads(meta), meta["num_labels"]
     names = registry.logical_axes(registry.abstract_model(config.model, heads, labels, adapter_size=size)[1])
@@ -107,7 +107,7 @@ def _model(config: Config, stage: Stage, meta: dict[str, Any]) -> dict[str, Any]
 
 
 def _stage(config: Config, stage: Stage) -> dict[str, Any]:
-    """Episode bounds are in steps, or in fractions of a stage that is as long as its epochs."""
+    """Describes a stage. Episode bounds are steps, or fractions of a stage in epochs."""
     objective = objectives_registry.build(stage.objective)
     adapters = adapter_size(stage.trainable)
     shapes = registry.abstract_params(config.model, objective.heads, objective.num_labels, adapters)
@@ -139,7 +139,7 @@ def _stage(config: Config, stage: Stage) -> dict[str, Any]:
 
 
 def _at(stage: Stage, described: dict[str, Any], steps: int, step: int) -> dict[str, Any]:
-    """What holds at `step` of a stage."""
+    """The state at `step` of a stage."""
     number = next((i for i, e in enumerate(described["episodes"]) if step < e["stop"]), -1)
     episode = described["episodes"][number]
     return {

@@ -1,4 +1,4 @@
-"""`bertjax prepare`: the data of every stage, ahead of a run."""
+"""`bertjax prepare`: prepare the data of every stage before a run."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +17,7 @@ from bertjax.training.stage_plan import open_data
 def open_stage_data(
     config: Config, report: Callable[[str], None], runner: Runner | None = None
 ) -> Iterator[tuple[Stage, Batches]]:
-    """Each stage with its data, prepared first where it is not yet."""
+    """Each stage with its data, prepared first if necessary."""
     base, cache = Path.cwd(), prepared_dir(config)
     tokenizer = load_tokenizer(config, base)
     labels = None
@@ -28,14 +28,14 @@ def open_stage_data(
         yield stage, batches
 
 
-def prepare_command(config: Config, runner: str, together: str | None, apart: Sequence[str], verify: bool) -> None:
-    """Prepares and tells. `together` and `apart`: options for Beam. `verify`: the shards are read again afterwards.
+def prepare_command(config: Config, runner: str, beam_args: str | None, rest: Sequence[str], verify: bool) -> None:
+    """Prepare and print the number of rows. `beam_args`, `rest`: Beam options. `verify`: read all shards back.
 
-    Raises StorageError for a shard that is not what its manifest says, StoppedSafely after SIGTERM.
+    Raises StorageError for a shard that differs from its manifest, StoppedSafely after SIGTERM.
     """
     inputs.check_prepare(config, Path.cwd())
     workers = config.run.prepare_workers or os.cpu_count() or 1
-    chosen = make_runner(runner, beam_options(together, apart), workers)
+    chosen = make_runner(runner, beam_options(beam_args, rest), workers)
     with exit_on_signal():
         for stage, batches in open_stage_data(config, partial(print, flush=True), chosen):
             counts = ", ".join(f"{name} {count:,}" for name, count in batches.row_counts.items())

@@ -1,8 +1,8 @@
-"""The same questions answered three ways: a span of the context, text from the context, text from memory alone.
+"""`bertjax qa-report`: the same questions answered by extraction, by text-to-text with context, and closed-book.
 
-Every way is scored by the official SQuAD rules on the answers as the data set spells them, and once more with t5's
-spaces around punctuation put into golds and answers alike: a T5 trained on its SQuAD prompt writes 'U . S .', which the
-official rules tell from 'U.S.'.
+Each way is scored by the official SQuAD rules on the original answers, and again with t5's spaces around punctuation in
+references and predictions: a T5 trained on its SQuAD prompt writes 'U . S .', which the official rules do not match
+with 'U.S.'.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,37 +10,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bertjax.config.schema.data import Prompt, Task, TextToText
-from bertjax.config.schema.evaluation import SquadEvaluation, TextToTextEvaluation
+from bertjax.config.schema.data import Task, TextToText
+from bertjax.config.schema.evaluation import TextToTextEvaluation
 from bertjax.config.schema.sources import SquadFiles
-from bertjax.data.preprocess import span_qa
 from bertjax.data.preprocess.prompts.t5_prompts import pad_punctuation
 from bertjax.data.preprocess.sampling import sample_items
 from bertjax.data.preprocess.text_to_text import read_examples
-from bertjax.data.sources.registry import record_of
+from bertjax.data.sources import registry as sources
 from bertjax.data.sources.squad import Example, read_squad
 from bertjax.errors import UserError
-from bertjax.evaluation.evaluators.span_qa import compute_span_logits, make_span_logits_fn
-from bertjax.evaluation.evaluators.text_to_text import generate_answers, make_generator
-from bertjax.evaluation.inference.batches import round_up_batch
-from bertjax.evaluation.inference.span_decoding import predict_answers
+from bertjax.evaluation.evaluators import registry as evaluations
+from bertjax.evaluation.evaluators import span_qa, text_to_text
+from bertjax.evaluation.evaluators.text_to_text import QUESTION_PROMPTS
 from bertjax.evaluation.metrics.squad import score
 from bertjax.evaluation.metrics.text import squad
-from bertjax.evaluation.predict import restore_with_head, span_settings
+from bertjax.evaluation.predict import restore_with_head
 from bertjax.evaluation.restore import RestoredCheckpoint, restore
 from bertjax.report.answers import answers_page
 from bertjax.storage import atomic
 
 WAYS = ("extractive", "context", "closed_book")
-PROMPTS: dict[str, tuple[Prompt, ...]] = {
-    "context": ("squad",),
-    "closed_book": ("squad_closed_book", "trivia_qa_closed_book"),
-}
 
 
 @dataclass(frozen=True)
 class QuestionSet:
-    """The questions and where they come from. `task` has the source; its preprocessing is another for each way."""
+    """The questions and their source; each way replaces the preprocessing of `task`."""
 
     task: Task
     name: str
@@ -51,11 +45,11 @@ class QuestionSet:
 def qa_report(
     runs: Mapping[str, Path], *, data: Path | None = None, limit: int | None = None, output: Path
 ) -> dict[str, Any]:
-    """Answers by each run in `runs` (`extractive`, `context`, `closed_book`; at least one) -> the report.
+    """Answer questions with each run in `runs` (`extractive`, `context`, `closed_book`; at least one) -> the report.
 
-    The questions are those of the SQuAD file `data`, else of the first run's own evaluation. The report {source,
-    questions, ways: {way: {run, stage, step, scores, padded}}, answers: [...]} is written as JSON and as a page to
-    `output` with the suffixes .json and .html. Raises UserError where a run is not of the kind its way needs.
+    The questions are those of the SQuAD file `data`, else of the first run's evaluation. The report {source, questions,
+    ways: {way: {run, stage, step, scores, padded}}, answers: [...]} is written as JSON and HTML to `output` with the
+    suffixes .json and .html. Raises UserError where a run cannot answer its way.
     """
     if not runs:
         raise UserError("name at least one run: --extractive, --context or --closed-book")
@@ -69,11 +63,9 @@ def qa_report(
         stage = restored.ctx.config.stages[restored.stage].name
         about = {"run": str(runs[way]), "stage": stage, "step": restored.step}
         ways[way] = about | score_predictions(questions.examples, predictions[way])
-        del restored  # its parameters make room for the next one's
+        del restored  # frees its parameters
     assert questions is not None
-    rows = [
-        _row(example, {way: found[example.id] for way, found in predictions.items()}) for example in questions.examples
-    ]
+    rows = [_row(e, {way: found[e.id] for way, found in predictions.items()}) for e in questions.examples]
     report = {"source": questions.name, "questions": len(rows), "ways": ways, "answers": rows}
     atomic.write_json_atomic(output.with_suffix(".json"), report)
     atomic.write_text_atomic(output.with_suffix(".html"), answers_page(report, output.with_suffix(".json").name))
@@ -81,76 +73,63 @@ def qa_report(
 
 
 def restore_for_way(way: str, run: Path) -> RestoredCheckpoint:
-    """The checkpoint, where it can answer this way."""
+    """The checkpoint. Raises UserError where it cannot answer this way."""
     if way == "extractive":
         return restore_with_head(run, "qa")
     restored = restore(run)
-    if "lm" not in restored.ctx.config.model.heads:
-        family = restored.ctx.config.model.family
+    if "lm" not in (model := restored.ctx.config.model).heads:
         raise UserError(
-            f"{run}: is a {family} model, which generates no text; name a run of family t5, or --extractive"
+            f"{run}: a {model.family} model generates no text; name a run of family t5, or use --extractive"
         )
     return restored
 
 
 def load_questions(restored: RestoredCheckpoint, run: Path, data: Path | None, limit: int | None) -> QuestionSet:
-    """The questions of a file, or those that the run's stage is evaluated on."""
+    """The questions of a file, or those of the first evaluation of the run's stage that has questions."""
     if data is not None:
         task = Task(source=[SquadFiles(files=[str(data.absolute())])], limit=limit)
     else:
         stage = restored.ctx.config.stages[restored.stage]
-        tasks = [e.data for e in stage.evaluate if isinstance(e, SquadEvaluation) or _has_questions(e)]
+        tasks = [config.data for config in stage.evaluate if evaluations.record_of(config).asks_questions(config)]
         if not tasks:
             raise UserError(f"{run}: stage '{stage.name}' has no evaluation with questions; name them with --data")
         limits = [n for n in (tasks[0].limit, limit) if n is not None]
         task = tasks[0].model_copy(update={"limit": min(limits, default=None)})
     examples = [example for source in task.source for example in read_squad(source, restored.ctx.base)]
-    names = [record_of(source).describe(source) for source in task.source]
+    names = [sources.record_of(source).describe(source) for source in task.source]
     seed = restored.ctx.config.run.seed
     return QuestionSet(task, "; ".join(names), list(sample_items(examples, task.limit, seed)), seed)
 
 
-def _has_questions(evaluation: Any) -> bool:
-    prompts = PROMPTS["context"] + PROMPTS["closed_book"]
-    return isinstance(evaluation, TextToTextEvaluation) and evaluation.data.preprocess.prompt in prompts
-
-
 def _extractive(restored: RestoredCheckpoint, questions: QuestionSet, _: str) -> dict[str, str]:
-    settings, windows = span_settings(restored)
-    settings = settings or SquadEvaluation(data=questions.task)
-    features = span_qa.evaluation_features(questions.examples, restored.ctx.tokenizer, windows)
-    size = round_up_batch(settings.batch_size, restored.program)
-    start, end = compute_span_logits(
-        make_span_logits_fn(restored.program), restored.params, features, restored.program, size
-    )
-    return predict_answers(
-        questions.examples,
-        features,
-        start,
-        end,
-        n_best=settings.n_best,
-        max_answer_length=settings.max_answer_length,
-        null_score_diff_threshold=settings.null_score_diff_threshold,
-        version_2=any(e.is_impossible for e in questions.examples),
-    )[0]
+    config, examples = restored.ctx.config, questions.examples
+    settings, windows = span_qa.stage_settings(config, config.stages[restored.stage])
+    version_2 = any(example.is_impossible for example in examples)
+    find = span_qa.make_answer_fn(
+        restored.program, restored.ctx.tokenizer, examples, windows, settings, version_2
+    )  # fmt: skip
+    return find(restored.params)[0]
 
 
 def _generated(restored: RestoredCheckpoint, questions: QuestionSet, way: str) -> dict[str, str]:
     config = text_to_text_settings(restored, questions.task, way)
     asked = list(read_examples(config.data, restored.ctx.base, seed=questions.seed))
-    found = generate_answers(make_generator(restored.ctx, restored.program, config), restored.params, asked)
+    generator = text_to_text.make_generator(restored.ctx, restored.program, config)
+    found = text_to_text.generate_answers(generator, restored.params, asked)
     return {example.id: text for example, text in zip(questions.examples, found, strict=True)}
 
 
 def text_to_text_settings(restored: RestoredCheckpoint, task: Task, way: str) -> TextToTextEvaluation:
-    """The questions in the words that the run was trained on, decoded as its evaluation does.
+    """The questions in the format that the run was trained on, decoded as in its evaluation.
 
-    Words are those of the first evaluation or task of the stage that asks this way, else T5's own prompt.
+    The format is that of the stage's first evaluation or task that asks this way, else T5's own prompt.
     """
-    stage = restored.ctx.config.stages[restored.stage]
-    evaluations = [e for e in stage.evaluate if isinstance(e, TextToTextEvaluation)]
-    tasks = [e.data for e in evaluations] + list(restored.ctx.config.stage_tasks(stage).values())
-    options = next((t.preprocess for t in tasks if _matches_way(t.preprocess, way)), TextToText(prompt=PROMPTS[way][0]))
+    config = restored.ctx.config
+    stage = config.stages[restored.stage]
+    evaluations = text_to_text.stage_settings(stage)
+    tasks = [e.data for e in evaluations] + list(config.stage_tasks(stage).values())
+    prompt = TextToText(prompt=QUESTION_PROMPTS[way][0])
+    options = next((t.preprocess for t in tasks if _matches_way(t.preprocess, way)), prompt)
     own = next((e for e in evaluations if _matches_way(e.data.preprocess, way)), None)
     fields = {"answer": "answers"} if options.prompt == "trivia_qa_closed_book" else {}
     data = task.model_copy(update={"preprocess": options.model_copy(update={"fields": fields})})
@@ -162,13 +141,13 @@ def _matches_way(options: Any, way: str) -> bool:
     if not isinstance(options, TextToText):
         return False
     if options.prompt is not None:
-        return options.prompt in PROMPTS[way]
+        return options.prompt in QUESTION_PROMPTS[way]
     asked = options.inputs or ""
     return "{question}" in asked and ("{context}" in asked) == (way == "context")
 
 
 def score_predictions(examples: Sequence[Example], predictions: Mapping[str, str]) -> dict[str, Any]:
-    """`scores` with the keys of the official script; `padded` {em, f1} with t5's spaces on both sides."""
+    """`scores` with the keys of the official script, and `padded` {em, f1} with t5's spaces on both sides."""
     golds = [[pad_punctuation(text) for text, _ in example.answers] for example in examples]
     said = [pad_punctuation(predictions[example.id]) for example in examples]
     return {"scores": score(list(examples), predictions), "padded": squad(golds, said)}
@@ -189,7 +168,7 @@ def _row(example: Example, predictions: dict[str, str]) -> dict[str, Any]:
 
 
 def format_text(report: Mapping[str, Any]) -> str:
-    """The scores as a table of plain text."""
+    """The scores as a plain-text table."""
     lines = [f"{report['questions']} questions from {report['source']}", ""]
     lines.append(f"{'':<13}{'exact':>8}{'F1':>8}{'padded':>9}{'F1':>8}  run")
     for way, found in report["ways"].items():

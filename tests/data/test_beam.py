@@ -10,8 +10,7 @@ import fakegcs
 import pytest
 from preparing import TASKS, contents, prepared, small_jobs, task_of, write_texts
 
-from bertjax.cli.arguments import COMMANDS
-from bertjax.cli.main import _parse, _split_command, main
+from bertjax.cli.main import COMMANDS, _parse, _split_command, main
 from bertjax.config.loading.load import load
 from bertjax.config.schema.sources import JsonLines
 from bertjax.data.jobs import shards

@@ -26,6 +26,7 @@ from bertjax.data.tokenizers.files import SpecialTokens
 from bertjax.data.tokenizers.load import Tokenizer
 from bertjax.errors import UserError
 from bertjax.evaluation import predict
+from bertjax.evaluation.evaluators import span_qa
 from bertjax.evaluation.evaluators.build import build_evaluators
 from bertjax.evaluation.restore import restore
 from bertjax.parallel import mesh
@@ -404,13 +405,13 @@ def test_no_answer_is_given_by_the_rules_the_checkpoint_was_trained_for(run, her
         assert above["answer"] is None and "above the threshold" in above["reason"] and "probability" not in above
         below = predict.answer(checkpoint, *asked, null_threshold=null["null_odds"] + 0.01)
         assert below["answer"] == plain["answer"] and "reason" not in below
-    evaluation, windows = predict.span_settings(opened)
+    evaluation, windows = span_qa.stage_settings(opened.ctx.config, opened.ctx.config.stages[opened.stage])
     for threshold in (1e9, -1e9):
         settings = evaluation.model_copy(update={"null_score_diff_threshold": threshold})
-        monkeypatch.setattr(predict, "span_settings", lambda _, settings=settings: (settings, windows))
+        monkeypatch.setattr(span_qa, "stage_settings", lambda *_, settings=settings: (settings, windows))
         assert (predict.answer(version_2, *asked)["answer"] is not None) == (threshold > 0)
         settings = settings.model_copy(update={"version_2": False})
-        monkeypatch.setattr(predict, "span_settings", lambda _, settings=settings: (settings, windows))
+        monkeypatch.setattr(span_qa, "stage_settings", lambda *_, settings=settings: (settings, windows))
         assert predict.answer(version_2, *asked) == plain
 
 
@@ -424,7 +425,7 @@ def test_an_answer_that_is_not_probable_enough_is_none(run, here):
 
 def test_a_head_that_a_stage_only_carries_is_used_and_said(run, here, capsys):
     assert predict.fill_mask(run / "checkpoints" / "01-qa", ["[MASK]"])[0]["masks"]
-    assert "note: stage 'qa' has trained the layers below the 'mlm' head" in capsys.readouterr().err
+    assert "note: stage 'qa' trained the encoder without the 'mlm' head" in capsys.readouterr().err
     assert predict.fill_mask(run / "checkpoints" / "00-pretrain", ["[MASK]"])[0]["masks"]
     assert capsys.readouterr().err == ""
 
@@ -432,7 +433,7 @@ def test_a_head_that_a_stage_only_carries_is_used_and_said(run, here, capsys):
 @pytest.mark.parametrize(
     ("ask", "message"),
     [
-        (lambda run: predict.fill_mask(run / "checkpoints" / "00-pretrain", ["no gap"]), "holds no \\[MASK\\]"),
+        (lambda run: predict.fill_mask(run / "checkpoints" / "00-pretrain", ["no gap"]), "contains no \\[MASK\\]"),
         (lambda run: predict.fill_mask(run / "checkpoints" / "00-pretrain", ["[MASK] dog" * 60]), "shorten it"),
         (
             lambda run: predict.answer(run / "checkpoints" / "00-pretrain", "q", "c"),
@@ -442,13 +443,13 @@ def test_a_head_that_a_stage_only_carries_is_used_and_said(run, here, capsys):
         (lambda run: predict.answer(run / "checkpoints" / "01-qa", " ", "The dog."), "question"),
         (
             lambda run: predict.answer(run / "checkpoints" / "01-qa", "q", "a \ud800"),
-            "context holds half of a surrogate",
+            "context contains half of a surrogate",
         ),
         (
             lambda run: predict.answer(run / "checkpoints" / "01-qa", "\udcff", "a"),
-            "question holds half of a surrogate",
+            "question contains half of a surrogate",
         ),
-        (lambda run: predict.answer(run / "checkpoints" / "01-qa", "q", "\x01\x02"), "context has no character"),
+        (lambda run: predict.answer(run / "checkpoints" / "01-qa", "q", "\x01\x02"), "no token in the context"),
     ],
 )
 def test_questions_that_cannot_be_answered(run, here, ask: Callable[[Path], Any], message):

@@ -210,7 +210,7 @@ def test_sentinels_in_a_text_are_those_of_training(opened, tokenizer, capsys):
     assert [one["generated"] for one in found] == one_by_one(restored, "greedy", ids)
     assert "read as characters" not in capsys.readouterr().err
     predict.generate(restored, ["<extra_id_7>", "dog", "dog<extra_id_0>"], {})
-    assert "note: 2 of 3 texts hold an <extra_id_N> that is read as characters" in capsys.readouterr().err
+    assert "note: 2 of 3 texts contain an <extra_id_N> that is read as characters" in capsys.readouterr().err
 
 
 def test_the_probe_reads_texts_whole_or_says_what_it_cuts(opened, tokenizer, capsys, monkeypatch):
@@ -245,19 +245,19 @@ def test_long_texts_go_in_few_widths_and_small_batches(opened):
 def test_answers_without_an_end_are_counted(opened, capsys):
     restored = opened(preprocess=DATA | {"target_length": 2})
     predict.generate(restored, texts(3), {})
-    assert "of 3 answers reach 2 tokens without an end and are cut there" in capsys.readouterr().err
+    assert "of 3 answers reach 2 tokens and are truncated" in capsys.readouterr().err
     predict.generate(restored, texts(3), {"max_new_tokens": 2})
-    assert "without an end" not in capsys.readouterr().err
+    assert "are truncated" not in capsys.readouterr().err
 
 
 def test_another_family_is_refused():
     ctx = SimpleNamespace(config=SimpleNamespace(model=SimpleNamespace(family="bert", heads=())), tokenizer=None)
-    with pytest.raises(UserError, match="is a bert model, which generates no text; name a run of family t5"):
+    with pytest.raises(UserError, match="a bert model generates no text; name a run of family t5"):
         predict.generate(RestoredCheckpoint(ctx, 0, 1, None, {}), ["x"], {})
 
 
 @pytest.mark.parametrize("choice", [{"length_penalty": 2.0}, {"beam_rules": "transformers"}])
 def test_what_is_for_beams_is_refused_without_them(choice):
-    with pytest.raises(UserError, match="is for beams, and only one is searched; give --beam N above 1"):
+    with pytest.raises(UserError, match="needs beam search; give --beam N above 1"):
         predict._override_decoding(Decoding(), choice)
     assert predict._override_decoding(Decoding(beam_size=2), choice).beam_size == 2

@@ -120,7 +120,7 @@ def test_three_ways_on_the_same_questions(here, capsys):
         assert found["scores"] == pytest.approx(official)
         assert sum(row["exact"][way] for row in report["answers"]) / 24 * 100 == pytest.approx(official["exact"])
     page = Path("qa-report.html").read_text()
-    assert page.count('<p class="question">') == 24 and "<script" not in page and "Right are exactly" in page
+    assert page.count('<p class="question">') == 24 and "<script" not in page and "Answered right by" in page
     text = re.sub("<[^>]+>", " ", page)
     assert "Closed book" in text and "runs/t5, stage closed" in text
 
@@ -146,7 +146,7 @@ def test_another_file_a_limit_and_json(here, capsys):
     ("words", "message"),
     [
         ([], "name at least one run: --extractive, --context or --closed-book"),
-        (["--context", "runs/tiny"], "is a bert model, which generates no text"),
+        (["--context", "runs/tiny"], "a bert model generates no text"),
         (["--extractive", "runs/t5"], "has no 'qa' head"),
         (["--closed-book", "runs/t5"], "stage 'closed' has no evaluation with questions; name them with --data"),
         (["--extractive", "nowhere"], "'nowhere': no such file or folder"),

@@ -106,7 +106,9 @@ def test_names_are_the_same_for_the_same_evaluation_alone():
 def test_where_output_puts_the_files(tmp_path):
     assert records.output_paths(tmp_path / "new", ["a", "b"]) == {n: (tmp_path / "new", n) for n in "ab"}
     assert records.output_paths(tmp_path / "x.json", ["a"]) == {"a": (tmp_path, "x")}
-    with pytest.raises(UserError, match="a file takes one evaluation, and there are a, b; give --name, or name a fold"):
+    with pytest.raises(
+        UserError, match="a file is for one evaluation, but there are a, b; give --name, or name a fold"
+    ):
         records.output_paths(tmp_path / "x.json", ["a", "b"])
     record = records.EvaluationRecord(tmp_path, "a", "x", {})
     assert record.path.name == "x.json" and record.file_path("a.predictions").name == "x.predictions.json"
@@ -138,7 +140,7 @@ def test_the_report_shows_other_evaluations_apart(tmp_path):
     page = write_report(run).read_text(encoding="utf-8")
     summary, _, rest = page.partition('id="stage-1"')
     assert "5.25" in summary and "6.75" not in summary
-    assert "Other evaluations" in rest and "6.75" in rest and "none of them is a score of this run" in rest
+    assert "Other evaluations" in rest and "6.75" in rest and "Results of bertjax evaluate with other data" in rest
     assert (
         "from step 10 (the run&#x27;s own score is from step 20) with stages.first.evaluate.mlm.data.source.0.files.0 "
         in rest

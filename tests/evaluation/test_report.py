@@ -206,8 +206,8 @@ def test_a_run_that_has_only_begun(tmp_path: Path, left: str) -> None:
     if left == "config":
         (tmp_path / "config.yaml").write_text("stages:\n- {name: pretrain, steps: 10}\n- {name: qa, epochs: 2}\n")
         page, _ = report(tmp_path)
-        assert "0 of 2 stages finished" in page.text and page.text.count("not begun") == 2
-        assert "Stage 2: qa" in page.text and "No steps are on record yet." in page.text
+        assert "0 of 2 stages finished" in page.text and page.text.count("not started") == 2
+        assert "Stage 2: qa" in page.text and "No steps are logged yet." in page.text
     else:
         (tmp_path / "metrics.jsonl").write_text(
             '{"kind":"train","stage":"pretrain","step":7,"loss":null,"episode":1}\n'
@@ -225,7 +225,7 @@ def test_a_stopped_stage_shows_how_far_it_came(finished_run: Path, tmp_path: Pat
     shutil.rmtree(run / "evaluations")
     page, _ = report(run)
     assert "0 of 2 stages finished" in page.text and "500 of 1,000" in page.text
-    assert "Stage 2: qa not begun" in page.text and "Scores" not in page.text
+    assert "Stage 2: qa not started" in page.text and "Scores" not in page.text
 
 
 def test_broken_files_are_left_out(tmp_path: Path) -> None:

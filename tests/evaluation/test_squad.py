@@ -169,7 +169,7 @@ BAD = {
     "gold is predictions": (GOOD, GOOD, None, "gold: key 'data' is missing"),
     "gold without ids": ({"data": [{"paragraphs": [{"qas": [{}]}]}]}, GOOD, None, "gold: key 'id' is missing"),
     "gold of numbers": ({"data": [1]}, GOOD, None, "gold: a list or an object is of another type"),
-    "gold without questions": ({"data": []}, GOOD, None, "no questions in it"),
+    "gold without questions": ({"data": []}, GOOD, None, "contains no questions"),
     "predictions are not JSON": (TINY, "q00: 1895", None, "predictions: line 1: not JSON"),
     "predictions are a list": (TINY, ["1895"], None, "predictions: a JSON object is needed, not list"),
     "a prediction is a list": (TINY, {"q00": ["1895"]}, None, "predictions: 'q00': a string is needed, not list"),

@@ -230,6 +230,6 @@ def test_a_label_that_no_pieces_can_write_is_named(build, caplog):
     records = [{"idx": n, "x": "a", "label": n} for n in (0, 1)]
     build(None, records, inputs="x: {x}", targets="{label}", labels=["un~likely", "likely"])
     assert [r.getMessage() for r in caplog.records] == [
-        "evaluation 'held': the tokenizer has no piece for a character of the label 'un~likely', which can so never be "
-        "answered"
+        "evaluation 'held': the tokenizer has no piece for a character of the label 'un~likely', so it can never be "
+        "predicted"
     ]

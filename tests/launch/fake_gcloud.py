@@ -150,7 +150,7 @@ def tpu_vm_ssh(names: list[str], flags: dict[str, str]) -> int:
     `unreachable` for it.
     """
     command = flags["--command"]
-    verb = next(v for v in ("setup", "run", "stop") if f"tpu_worker.py {v}" in command)
+    verb = next(v for v in ("setup", "run", "stop") if f"tpu_pod/worker.py {v}" in command)
     event, _, text = planned(f"ssh {verb}").partition(" at ")
     cut_at = lambda count, line: text.encode() in line if text else count >= 3  # noqa: E731
     if event == "unreachable":

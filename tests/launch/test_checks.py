@@ -7,16 +7,15 @@ import sys
 from pathlib import Path
 
 import pytest
-import redact
-import tpu_checks
-from tpu_checks import Place
-from tpu_commands import RUNTIMES, Pod, Stop
+from tpu_pod import checks, redact
+from tpu_pod.checks import WorkerPaths
+from tpu_pod.gcloud import RUNTIMES, LaunchError, Pod
 
 from bertjax.config.loading.error_messages import mask_secrets
 from bertjax.plan import topologies
 
 ROOT = Path(__file__).resolve().parents[2]
-MOUNTED = Place(["/mnt/share"], "/mnt/share")
+MOUNTED = WorkerPaths(["/mnt/share"], "/mnt/share")
 BASE = "configs/bert/pretrain_base.yaml"
 
 
@@ -25,15 +24,13 @@ def pod(kind: str = "v5litepod-16", node_id: str | None = "p", count: int | None
 
 
 def test_the_table_of_types_is_that_of_plan():
-    for name, sizes in tpu_checks.SIZES.items():
+    for name, sizes in checks.SIZES.items():
         assert name in RUNTIMES
         for size in sizes if name != "v2" else ():  # which no compiler here knows
-            assert topologies.parse(f"{name}-{size}").size == tpu_checks.devices(f"{name}-{size}")
-    of_plan = {
-        name: topologies._TYPES[topologies._ALIASES.get(name, name)] for name in tpu_checks.SIZES if name != "v2"
-    }
+            assert topologies.parse(f"{name}-{size}").size == checks.device_count(f"{name}-{size}")
+    of_plan = {name: topologies._TYPES[topologies._ALIASES.get(name, name)] for name in checks.SIZES if name != "v2"}
     for name, (shapes, cores) in of_plan.items():
-        assert sorted(chips * cores for chips in shapes) == sorted(tpu_checks.SIZES[name])
+        assert sorted(chips * cores for chips in shapes) == sorted(checks.SIZES[name])
 
 
 @pytest.mark.parametrize(
@@ -44,32 +41,32 @@ def test_the_table_of_types_is_that_of_plan():
         (pod("v4-7"), False, "did you mean v4-8?"),
         (pod("v5p-100"), False, "did you mean v5p-64 or v5p-128?"),
         (pod("v6e-3"), False, "did you mean v6e-1 or v6e-4?"),
-        (pod(zone="us-west4"), False, "--zone: 'us-west4': is a region; name one of its zones, such as us-west4-a"),
-        (pod(zone="nonsense"), False, "--zone: 'nonsense': a zone is like us-west4-a"),
-        (pod(node_id="My_node"), False, "--node-id: 'My_node': small letters"),
+        (pod(zone="us-west4"), False, "--zone: 'us-west4': is a region; name a zone of it, such as us-west4-a"),
+        (pod(zone="nonsense"), False, "--zone: 'nonsense': write a zone like us-west4-a"),
+        (pod(node_id="My_node"), False, "--node-id: 'My_node': must be at most 63 lower-case letters"),
         (Pod("p" * 63, "v6e-8", "r", None, 2), False, "at most 63"),
         (pod("v6e-8"), True, "--runtime-version: v2-alpha-tpuv5-lite is not for v6e; leave it out for v2-alpha-tpuv6e"),
-        (pod(runtime="no version"), True, "--runtime-version: 'no version' is no version's name"),
+        (pod(runtime="no version"), True, "--runtime-version: 'no version' is not a version name"),
     ],
 )
 def test_a_pod_that_cannot_be(wrong, given, says):
-    with pytest.raises(Stop) as caught:
-        tpu_checks.check_pod(wrong, given)
+    with pytest.raises(LaunchError) as caught:
+        checks.check_pod(wrong, given)
     assert says in str(caught.value)
 
 
 def test_pods_that_can_be():
     for kind in ("v2-8", "v3-64", "v4-384", "v5p-12288", "v6e-256", "v5litepod-1"):
-        tpu_checks.check_pod(pod(kind, zone="northamerica-northeast1-c", runtime="tpu-vm-v4-base"), True)
+        checks.check_pod(pod(kind, zone="northamerica-northeast1-c", runtime="tpu-vm-v4-base"), True)
 
 
 @pytest.mark.parametrize("url", ["https://h/a/b.git", "git@github.com:a/b", "ssh://git@h/a", "host.example:a/b.git"])
 def test_urls_that_workers_clone(url):
-    tpu_checks.check_repo(url, Place())
-    tpu_checks.check_repo("file:///mnt/share/code", MOUNTED)
+    checks.check_repo(url, WorkerPaths())
+    checks.check_repo("file:///mnt/share/code", MOUNTED)
     for local in ("/home/me/code", "code", "file:///home/me", "./x:y"):
-        with pytest.raises(Stop, match="the workers cannot clone it"):
-            tpu_checks.check_repo(local, MOUNTED)
+        with pytest.raises(LaunchError, match="the workers cannot clone it"):
+            checks.check_repo(local, MOUNTED)
 
 
 @pytest.fixture
@@ -88,17 +85,17 @@ def here(monkeypatch):
 
     git = subprocess.run
     asks = lambda argv, **more: run(argv) if argv[1] == "-c" else git(argv, **more)  # noqa: E731
-    monkeypatch.setattr(tpu_checks.subprocess, "run", asks)
+    monkeypatch.setattr(checks.subprocess, "run", asks)
 
 
-def check(where: Pod, place: Place, *overrides: str, repo: bool = False) -> tpu_checks.Findings:
-    return tpu_checks.check_command(where, [BASE, *overrides], place, repo)
+def check(where: Pod, place: WorkerPaths, *overrides: str, repo: bool = False) -> checks.Findings:
+    return checks.check_command(where, [BASE, *overrides], place, repo)
 
 
 def test_mesh_batches_paths_and_attention_are_checked_on_the_pod_s_devices(here):
     """16 chips of v5e: by bertjax's own rules, as `bertjax plan` has them."""
     wrong = "stages.pretrain128.batch_size=250", "stages.pretrain512.grad_accum=32", "run.attention=cudnn"
-    found = check(pod(), Place(["/mnt/share"]), "run.root=/mnt/share/runs", *wrong)
+    found = check(pod(), WorkerPaths(["/mnt/share"]), "run.root=/mnt/share/runs", *wrong)
     batches = "stages.pretrain128.batch_size: 250 rows do not divide over 16 parts (data=16); set 240 or 256, or"
     assert found.problems[0].startswith(batches) and found.problems[1].startswith("stages.pretrain512.batch_size: 256")
     assert found.problems[2] == "run.attention: cudnn is for GPUs; use auto, splash or xla"
@@ -122,33 +119,33 @@ def test_mesh_batches_paths_and_attention_are_checked_on_the_pod_s_devices(here)
 def test_a_run_that_cannot_work_there(here, where, overrides, says):
     found = check(where, MOUNTED, "run.root=/mnt/share/runs", *overrides)
     assert len(found.problems) == 1 and says in found.problems[0]
-    with pytest.raises(Stop, match="^"):
+    with pytest.raises(LaunchError, match="^"):
         found.stop()
 
 
 def test_a_run_that_can_work_there(here):
     found = check(pod(), MOUNTED, "run.root=runs", "stages.pretrain128.init_from=/home/me/bert")
     assert found.problems == [] and found.notes == [
-        "stages.pretrain128.init_from: /home/me/bert: is in no folder of --nfs; the workers' own disks must have it"
+        "stages.pretrain128.init_from: /home/me/bert: is not in an --nfs folder; the workers' own disks must have it"
     ]
     code = "tokenizer.path=configs/bert/pretrain_base.yaml", "tasks.s128.source.files=['README*']"
     same = ["stages.pretrain512.data=s128", "stages.0.evaluate=[]", "stages.1.evaluate=[]"]
-    assert check(pod(), Place(["/mnt/share"]), "run.root=/mnt/share/runs", *code, *same).problems == []
+    assert check(pod(), WorkerPaths(["/mnt/share"]), "run.root=/mnt/share/runs", *code, *same).problems == []
 
 
 def test_roots():
     alone = pod("v5litepod-8")
     for place, root, problems, notes in (
-        (Place(["/mnt/share"]), "/mnt/share", 0, 0),
-        (Place(["/mnt/share"]), "/mnt/sharedx", 1, 0),
-        (Place(), "/data", 1, 0),
-        (Place(shared=True), "/data", 0, 0),
-        (Place(keep=True), "/data", 0, 1),
-        (Place(), None, 0, 1),
-        (Place(), "s3://b/r", 1, 0),
+        (WorkerPaths(["/mnt/share"]), "/mnt/share", 0, 0),
+        (WorkerPaths(["/mnt/share"]), "/mnt/sharedx", 1, 0),
+        (WorkerPaths(), "/data", 1, 0),
+        (WorkerPaths(shared=True), "/data", 0, 0),
+        (WorkerPaths(keep=True), "/data", 0, 1),
+        (WorkerPaths(), None, 0, 1),
+        (WorkerPaths(), "s3://b/r", 1, 0),
     ):
-        found = tpu_checks.Findings()
-        tpu_checks._check_root(alone, root, place, found)
+        found = checks.Findings()
+        checks._check_root(alone, root, place, found)
         assert (len(found.problems), len(found.notes)) == (problems, notes), root
 
 
@@ -156,9 +153,9 @@ def test_of_a_repository_this_checkout_can_only_tell_its_own_copy(here):
     found = check(pod(), MOUNTED, "run.root=/mnt/share/runs", "mesh.data=7", repo=True)
     assert found.problems == [] and found.notes[0].startswith("in this checkout's copy: mesh: data=7")
     found = check(pod(), MOUNTED, "run.root=gs://b/r", repo=True)
-    assert len(found.problems) == 1 and found.problems[0].startswith("run.root: gs://b/r: only a folder")
-    away = tpu_checks.check_command(pod(), ["configs/elsewhere.yaml", "run.root=gs://b/r"], MOUNTED, True)
-    assert away.notes == ["configs/elsewhere.yaml: not checked, it is in --repo alone"] and len(away.problems) == 1
+    assert len(found.problems) == 1 and found.problems[0].startswith("run.root: gs://b/r: must be a folder")
+    away = checks.check_command(pod(), ["configs/elsewhere.yaml", "run.root=gs://b/r"], MOUNTED, True)
+    assert away.notes == ["configs/elsewhere.yaml: not checked, it is only in --repo"] and len(away.problems) == 1
 
 
 def test_a_dry_run_ends_with_2_and_a_line_for_each_problem():
@@ -218,26 +215,27 @@ def test_secrets_without_the_usual_form_are_hidden_too(text):
 
 
 def test_a_folder_beside_the_mount_is_not_in_it():
-    assert not Place(["/mnt/share/"], "/mnt/share").is_mounted("/mnt/share/../x")
-    assert not Place(["/mnt/share"], "/mnt/share").is_mounted("../x") and Place(["/mnt/share/"]).is_mounted(
+    assert not WorkerPaths(["/mnt/share/"], "/mnt/share").is_mounted("/mnt/share/../x")
+    assert not WorkerPaths(["/mnt/share"], "/mnt/share").is_mounted("../x") and WorkerPaths(["/mnt/share/"]).is_mounted(
         "/mnt/share/a/../b"
     )
 
 
 def test_two_shares_at_one_mount_are_refused(here):
-    found = check(pod(), Place(["/mnt/a", "/mnt/a"], "/mnt/a"), "run.root=/mnt/a/runs")
-    assert found.problems == ["--nfs: two shares are mounted at /mnt/a; give each a folder of its own"]
+    found = check(pod(), WorkerPaths(["/mnt/a", "/mnt/a"], "/mnt/a"), "run.root=/mnt/a/runs")
+    assert found.problems == ["--nfs: two shares are mounted at /mnt/a; give each its own folder"]
 
 
 @pytest.mark.parametrize("folder", ["/mnt/share/bert", "models/bert"])
 def test_a_model_that_the_workers_alone_have_is_no_mistake(here, folder):
     command = ["configs/finetune/squad_v1.yaml", "run.root=/mnt/share/runs", f"model.config_from={folder}"]
-    found = tpu_checks.check_command(pod(), command, MOUNTED, False)
+    found = checks.check_command(pod(), command, MOUNTED, False)
     assert found.problems == [] and found.notes == [
-        f"configs/finetune/squad_v1.yaml: mesh, batches and files not checked: model.config_from {folder} is not here"
+        "configs/finetune/squad_v1.yaml: mesh, batches and files not checked: "
+        f"model.config_from {folder} is not on this machine"
     ]
     command[2] = "model.config_from=/home/me/bert"
-    assert "no such folder" in tpu_checks.check_command(pod(), command, MOUNTED, False).problems[0]
+    assert "no such folder" in checks.check_command(pod(), command, MOUNTED, False).problems[0]
 
 
 @pytest.mark.parametrize("words", [["--poll", "nan"], ["--poll", "0"], ["--ref", ""], ["--ref", "https://me:T@h"]])
@@ -245,4 +243,4 @@ def test_options_without_a_meaning_are_refused(words, capsys):
     import tpu
 
     assert tpu.main(["--name=p", "--type=v5litepod-16", "--dry-run", BASE, *words]) == 2
-    assert f"argument {words[0]}: a " in capsys.readouterr().err
+    assert f"argument {words[0]}: must be a " in capsys.readouterr().err

@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-import outcome
+import exit_codes
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -114,19 +114,19 @@ def test_a_signal_reaches_all_and_is_not_retried(stand_in, number):
 
 
 def test_words_it_does_not_take(stand_in):
-    for words, expected in ((["--processes", "0", "train"], "from 1 up"), ([], "say what to run")):
+    for words, expected in ((["--processes", "0", "train"], "of at least 1"), ([], "name a command")):
         code, said = run(stand_in, *words)
         assert code == 2 and expected in said[-1]
 
 
 @given(st.lists(st.sampled_from([0, 75, 2, 3, 4, 70, 1, 130, 137, 134, -6, -9, -15, -11]), min_size=1))
 def test_the_worst_of_many(codes):
-    found = outcome.worst(codes)
-    assert found == outcome.worst(reversed(codes)) == outcome.worst([*codes, found])
+    found = exit_codes.combine(codes)
+    assert found == exit_codes.combine(reversed(codes)) == exit_codes.combine([*codes, found])
     assert (found == 0) == all(code == 0 for code in codes)
     if {2, 3, 4, 70} & set(codes):
         assert found in (2, 3, 4, 70), "what would come again is never 'run me again'"
-    assert outcome.worst([*codes, 0]) == found and outcome.worst([*codes, 2]) == 2
+    assert exit_codes.combine([*codes, 0]) == found and exit_codes.combine([*codes, 2]) == 2
 
 
 @pytest.mark.slow

@@ -255,7 +255,7 @@ def debug(tmp_path: Path, programs: dict[str, str], *words: str) -> tuple[int, s
 
 def test_the_gpu_check_says_what_it_does_and_what_is_wrong(tmp_path):
     python = 'case "$1" in -c) exit "${NO_GPU:-0}";; esac; echo "ran $* on $CUDA_VISIBLE_DEVICES"'
-    assert debug(tmp_path, {"fake-python": python})[1].startswith("gpu_debug: no nvidia-smi here")
+    assert debug(tmp_path, {"fake-python": python})[1].startswith("gpu_debug: nvidia-smi not found")
     code, said = debug(tmp_path, {"nvidia-smi": "exit 9"})
     assert code == 2 and "the driver is not loaded" in said
     code, said = debug(tmp_path, {"nvidia-smi": "echo H100"}, "run.name=x")
@@ -283,12 +283,15 @@ def test_shell_files_pass_shellcheck_and_configurations_are_there():
 
 
 def test_launchers_need_an_old_python_and_nothing_else():
-    own = {path.stem for path in LAUNCH.glob("*.py")}
-    for path in LAUNCH.glob("*.py"):
-        tree = ast.parse(path.read_text(), feature_version=(3, 8) if path.stem == "tpu_worker" else (3, 9))
+    own = {path.stem for path in LAUNCH.glob("*.py")} | {"tpu_pod"}
+    for path in LAUNCH.rglob("*.py"):
+        tree = ast.parse(path.read_text(), feature_version=(3, 8) if path.stem == "worker" else (3, 9))
         for node in ast.walk(tree):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
             names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
             foreign = {name.split(".")[0] for name in names} - set(sys.stdlib_module_names) - own
-            assert not foreign and not (path.stem == "tpu_worker" and own & set(names)), (path, names)
+            assert not foreign and not (path.stem == "worker" and own & {name.split(".")[0] for name in names}), (
+                path,
+                names,
+            )
     assert signal.SIGABRT == 6  # the 134 of the shell scripts

@@ -26,7 +26,7 @@ def test_from_nothing_to_deleted(cloud):
     log = cloud.checkout / "runs/launch/my-pod/attempt-001/run-s0-w0.log"
     assert log.read_text().splitlines() == ["start 0 env hello 'you'", *(f"step {k}" for k in range(1, 9))]
     code, said = cloud.launch()
-    assert code == 0 and "finished before" in said
+    assert code == 0 and "already finished" in said
     assert len(cloud.calls()) == 5, "nothing is left to do"
 
 
@@ -90,7 +90,7 @@ def test_bad_input_ends_it_with_the_reason(cloud):
     assert "bad input (exit code 2) on s0 w1: tiny.yaml: something is wrong" in said
     assert cloud.calls() == [CREATE, SCP, SSH, SSH, DELETE] and not cloud.there()
     code, said = cloud.launch()
-    assert code == 0 and "attempt 2: training" in said, "after a repair the same command begins anew"
+    assert code == 0 and "attempt 2: training" in said, "after a repair the same command starts again"
 
 
 def test_keep_leaves_the_pod(cloud):
@@ -106,7 +106,7 @@ def test_a_second_call_goes_on_where_an_interrupted_one_stopped(cloud):
     launcher.send_signal(signal.SIGINT)
     said = launcher.communicate(timeout=30)[0]
     assert launcher.returncode == 130 and cloud.there(), said
-    assert "training was started, it goes on" in said and "gcloud compute tpus queued-resources delete" in said
+    assert "training continues if it was started" in said and "gcloud compute tpus queued-resources delete" in said
     reached = int((cloud.shared / "steps-my-pod-0").read_text())
     time.sleep(0.5)
     assert int((cloud.shared / "steps-my-pod-0").read_text()) > reached, "no launcher is needed while it trains"
@@ -114,7 +114,7 @@ def test_a_second_call_goes_on_where_an_interrupted_one_stopped(cloud):
     assert code == 2 and "still runs" in said
     code, said = cloud.launch("steps=60")
     assert code == 0, said
-    assert "was started before: following it" in said and said.count("start 0") == 0
+    assert "is already running: following it" in said and said.count("start 0") == 0
     assert cloud.calls() == [CREATE, SCP, SSH, SSH, SSH, DELETE]
     log = (cloud.checkout / "runs/launch/my-pod/attempt-001/run-s0-w0.log").read_text().splitlines()
     assert log[1:] == [f"step {k}" for k in range(1, 61)]
@@ -127,7 +127,7 @@ def test_the_command_it_tells_for_stopping_does_stop(cloud):
             break
     launcher.send_signal(signal.SIGTERM)
     said = launcher.communicate(timeout=30)[0]
-    stop = next(line.strip() for line in said.splitlines() if "tpu_worker.py stop" in line)
+    stop = next(line.strip() for line in said.splitlines() if "tpu_pod/worker.py stop" in line)
     told = subprocess.run(["bash", "-c", stop], env=cloud.environment, capture_output=True, text=True, timeout=60)
     assert told.returncode == 0 and "stopping attempt-001" in told.stdout, told
     left = sorted(cloud.home.glob("*/bertjax-my-pod/attempt-001/exit"))
@@ -140,7 +140,7 @@ def test_two_launchers_do_not_share_a_pod(cloud):
         if line.startswith("[w0] step"):
             break
     code, said = cloud.launch("steps=60")
-    assert code == 2 and "another launch/tpu.py follows it" in said
+    assert code == 2 and "another launch/tpu.py is running for it" in said
     assert launcher.communicate(timeout=60) and launcher.returncode == 0
 
 
@@ -148,7 +148,7 @@ def test_an_existing_pod_is_adopted_unless_it_is_another_kind(cloud):
     command = "compute tpus queued-resources create my-pod --accelerator-type=v5litepod-8 --node-id=my-pod"
     subprocess.run(["gcloud", *command.split()], env=cloud.environment, check=True)
     code, said = cloud.launch("--type=v4-32")
-    assert code == 2 and "is there already, as v5litepod-8" in said and cloud.there()
+    assert code == 2 and "already exists, as v5litepod-8" in said and cloud.there()
     code, said = cloud.launch()
     assert code == 0 and cloud.calls() == [CREATE, SCP, SSH, SSH, DELETE], said
 
@@ -235,7 +235,7 @@ def test_training_starts_in_a_folder_of_the_workers(cloud):
     code, said = cloud.launch(f"--cwd={cloud.shared}/", "x.y=" + "z" * 300)
     assert code == 0 and f"/configs/tiny.yaml', 'run.root={cloud.shared}'" in said, said
     code, said = cloud.launch("--cwd=data")
-    assert code == 2 and "a full path on the workers is wanted" in said
+    assert code == 2 and "must be an absolute path on the workers" in said
 
 
 def test_a_dry_run_calls_nothing_and_shows_what_a_run_does(cloud):
@@ -266,9 +266,9 @@ def test_words_it_does_not_take(cloud):
     wrong = {
         "--type=v5e-256": "did you mean v5litepod-256",
         "--name=My_pod": "small letters",
-        "--env=novalue": "KEY=VALUE is wanted",
-        "--nfs=/mnt": "HOST:/SHARE:/MOUNT is wanted",
-        "--state-dir=gs://b/x": "a folder of this machine is wanted",
+        "--env=novalue": "must be KEY=VALUE",
+        "--nfs=/mnt": "must be HOST:/SHARE:/MOUNT",
+        "--state-dir=gs://b/x": "must be a local folder",
         "--zone=us-west4": "is a region; name one of its zones, such as us-west4-a",
         "--type=v5litepod-9": "there is no v5litepod-9; did you mean v5litepod-8 or v5litepod-16?",
         "--node-count=1": "a number from 2 up",

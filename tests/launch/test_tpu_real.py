@@ -11,9 +11,8 @@ import sys
 from pathlib import Path
 
 import pytest
-import redact
-import tpu_commands
-from tpu_commands import Pod, Stop
+from tpu_pod import gcloud, redact
+from tpu_pod.gcloud import LaunchError, Pod
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -103,23 +102,21 @@ def test_a_mistyped_key_is_found_before_anything_is_created():
 )  # fmt: skip
 def test_workers_by_type(kind, workers):
     assert Pod("p", kind, "r", "p", None).planned_workers() == workers
-    assert tpu_commands.generation(kind) == kind.split("-")[0]
+    assert gcloud.generation(kind) == kind.split("-")[0]
 
 
 def test_replies_of_gcloud():
     nodes = [{"nodeId": f"p-{i}", "node": {"acceleratorType": "v4-16"}} for i in (0, 1)]
     reply = json.dumps({"name": "projects/x/locations/z/queuedResources/p", "tpu": {"nodeSpec": nodes}, "state": {}})
-    assert tpu_commands.nodes_of(reply) == ["p-0", "p-1"] and tpu_commands.type_of(reply) == "v4-16"
-    assert tpu_commands.state_of(reply) == "STATE_UNSPECIFIED"
+    assert gcloud.parse_node_names(reply) == ["p-0", "p-1"] and gcloud.parse_type(reply) == "v4-16"
+    assert gcloud.parse_state(reply) == "STATE_UNSPECIFIED"
     planned = [{"multisliceParams": {"nodeCount": 2, "nodeIdPrefix": "q"}, "node": {"acceleratorType": "v4-16"}}]
-    assert tpu_commands.nodes_of(json.dumps({"name": "a/p", "tpu": {"nodeSpec": planned}})) == ["q-0", "q-1"]
+    assert gcloud.parse_node_names(json.dumps({"name": "a/p", "tpu": {"nodeSpec": planned}})) == ["q-0", "q-1"]
     four = {"networkEndpoints": [{"ipAddress": str(i)} for i in range(4)]}
-    assert tpu_commands.workers_of(json.dumps(four)) == 4
-    assert tpu_commands.workers_of(json.dumps(four | {"networkConfigs": [{}, {}]})) == 2
-    assert tpu_commands.complaint("noise\nERROR: (x) bad\n  zone\n") == "ERROR: (x) bad"
-    assert tpu_commands.passing("ERROR: code 8 RESOURCE_EXHAUSTED") and not tpu_commands.passing(
-        "INVALID_ARGUMENT: type"
-    )
+    assert gcloud.parse_worker_count(json.dumps(four)) == 4
+    assert gcloud.parse_worker_count(json.dumps(four | {"networkConfigs": [{}, {}]})) == 2
+    assert gcloud.error_line("noise\nERROR: (x) bad\n  zone\n") == "ERROR: (x) bad"
+    assert gcloud.is_transient("ERROR: code 8 RESOURCE_EXHAUSTED") and not gcloud.is_transient("INVALID_ARGUMENT: type")
 
 
 def test_a_remote_command_survives_gcloud_and_two_shells():
@@ -135,5 +132,5 @@ def test_values_that_look_secret_are_not_shown():
 
 
 def test_generation_names_what_was_meant():
-    with pytest.raises(Stop, match="did you mean v5litepod-16"):
-        tpu_commands.generation("v5e-16")
+    with pytest.raises(LaunchError, match="did you mean v5litepod-16"):
+        gcloud.generation("v5e-16")

@@ -185,7 +185,7 @@ def test_too_little_memory_is_an_outcome(message, needs):
     """The words of libtpu 0.0.51."""
     found = compile_lowered(raising(jax.errors.JaxRuntimeError(message)))
     assert found.compiled is None and found.required_bytes == int(float(needs[:-2]) * 2**30)
-    assert found.reason == f"needs {needs}iB of the 15.75 GiB that the compiler may use"
+    assert found.reason == f"needs {needs}iB of the 15.75 GiB available to the compiler"
 
 
 def test_other_refusals_are_one_line():
@@ -212,7 +212,7 @@ def test_rows_that_a_sequence_rule_cannot_divide_are_said(opened):
     lines = sharding_notes(
         opened("t5", "qa", "mesh.data=2", "mesh.tensor=4", "tasks.questions.preprocess.target_length=18", rule)
     )
-    assert "rule sequence -> tensor=4: rows of 18 positions cannot be divided and stay whole" in lines
+    assert "rule sequence -> tensor=4: rows of 18 positions do not divide and are replicated" in lines
     assert not any("rows of 32" in line for line in lines)
 
 
@@ -226,4 +226,4 @@ def test_layers_are_named_together(opened):
 def test_an_axis_that_splits_nothing_is_said(opened):
     rules = "mesh.rules={mlp: null, heads: null, vocab: null}"
     lines = sharding_notes(opened("t5", "pretrain", "mesh.data=4", "mesh.tensor=2", rules))
-    assert lines == ["mesh.tensor=2 splits nothing: its devices all do the same work"]
+    assert lines == ["mesh.tensor=2 shards nothing: its devices all do the same work"]

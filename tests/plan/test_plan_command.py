@@ -61,7 +61,7 @@ def test_the_plan_in_words(planned: str):
     text = report.format_text(json.loads(planned))
     assert "my.yaml on h100:8: 8 x cpu" in text and text.endswith("\nfits")
     for words in (
-        "stage pretrain: mlm_nsp, mesh data=4 fsdp=2", "8 rows of 32 positions a step; 1 on each device",
+        "stage pretrain: mlm_nsp, mesh data=4 fsdp=2", "8 rows of 32 positions per step; 1 on each device",
         "optimizer state", "attention kernel: xla", "all-gather", "fsdp", "roofline, ms: compute", "MFU",
         "evaluation mlm: fits", "from data sheets",
     ):  # fmt: skip
@@ -80,7 +80,9 @@ def test_what_does_not_fit_is_a_plan_too(planned: str):
 
 
 def test_a_compiler_s_refusal_is_a_plan_too(tiny_project, gpus, monkeypatch):
-    refusal = CompileResult(1.0, reason="needs 20.50 GiB of the 15.75 GiB that the compiler may use", needs=22011707392)
+    refusal = CompileResult(
+        1.0, reason="needs 20.50 GiB of the 15.75 GiB available to the compiler", required_bytes=22011707392
+    )
     monkeypatch.setattr(stages, "compile_lowered", lambda *_, **__: refusal)
     text, good = ask(tiny_project / "tiny.yaml", "h100:8", stage="qa")
     assert not good and "DOES NOT FIT: needs 20.50 GiB" in text and "parameters, float32" in text
@@ -103,10 +105,10 @@ def test_a_gpu_s_share_of_memory_is_the_environment_s():
     [
         (["--topology", "v9:3"], "no chip 'v9'"),
         (["--topology", "cpu:8", "--stage", "nope"], "has no stage 'nope'; it has pretrain, qa"),
-        (["--topology", "cpu:8", "--episode", "0"], "--episode: say in which --stage: pretrain, qa"),
-        (["--topology", "cpu:8", "--limit", "3"], "--limit: is for --sweep"),
+        (["--topology", "cpu:8", "--episode", "0"], "--episode: name a --stage: pretrain, qa"),
+        (["--topology", "cpu:8", "--limit", "3"], "--limit: needs --sweep"),
         (["--topology", "cpu:8", "--stage", "qa", "--episode", "0", "--sweep"], "leave --episode out"),
-        (["--topology", "cpu:8", "--episode", "-1"], "whole number"),
+        (["--topology", "cpu:8", "--episode", "-1"], "an integer, 0 or above"),
         (
             ["--topology", "cpu:3", "--stage", "pretrain"],
             "batch_size: 8 rows do not divide over 3 parts (data=3)",
@@ -159,7 +161,7 @@ def test_debug_configurations_from_the_command_line(config: str, capfd):
     words = ["plan", f"configs/debug/{config}", "--topology", "cpu:8", "mesh.data=4", "mesh.tensor=2", "--json"]
     assert main([*words, "--stage", "pretrain"]) == 0
     plan = json.loads(capfd.readouterr().out)
-    assert plan["device_kind"] == "cpu" and plan["verdict"] == "compiles; nothing is known of the memory there"
+    assert plan["device_kind"] == "cpu" and plan["verdict"] == "compiles; the memory of these devices is unknown"
     assert {row["over"] for row in plan["stages"][0]["collectives"]} >= {"data", "tensor"}
 
 
@@ -241,7 +243,7 @@ def test_a_sweep_skips_what_the_state_alone_fills(pretend, tiny_project, monkeyp
     monkeypatch.setattr(sweep.memory, "optimizer_bytes", lambda opened: 2**30)
     found = pretend(tiny_project / "tiny.yaml", 100, 50)
     assert found["compiled"] == 0 and not found["ranked"]
-    assert {one["reason"] for one in found["unfit"]} == {"parameters and optimizer alone are too large"}
+    assert {one["reason"] for one in found["unfit"]} == {"parameters and optimizer state exceed the memory"}
     assert {one["remat"] for one in found["unfit"]} == {"none"}
 
 
@@ -260,5 +262,5 @@ def test_the_table_and_the_overrides_of_the_best(pretend, tiny_project):
 @pytest.mark.slow
 def test_a_real_sweep_on_cpus_ranks_by_memory(tiny_project):
     text, good = ask(tiny_project / "tiny.yaml", "cpu:2", stage="pretrain", sweep=True)
-    assert good and "2 compiled (--limit 2): 2 fit, by memory a row" in text
+    assert good and "2 compiled (--limit 2): 2 fit, by memory per row" in text
     assert text.splitlines()[3].startswith("mesh ") and "best: mesh.data=" in text

@@ -53,10 +53,10 @@ def test_slices_are_of_tpus():
 @pytest.mark.parametrize(
     "name, says",
     [
-        ("", "names no devices"), ("v5e", "names no devices"), ("v5e:", "names no devices"), ("16x16", "no devices"),
+        ("", "is not a topology"), ("v5e", "not a topology"), ("v5e:", "not a topology"), ("16x16", "not a topology"),
         ("v9:2x2", "no chip 'v9'"), ("v5e:4x4x4", "like v5e:4x4"), ("v5p:4x4", "like v5p:4x4x4"),
         ("h100:2x2x2", "like h100:8"), ("cpu:2x2", "like cpu:8"), ("cpu:0", "like cpu:8"),
-        ("v5p-7", "v5p comes in 8, 16"), ("v5e-7", "v5e comes in 1, 4, 8"), ("v7x-8", "no Cloud TPU type"),
+        ("v5p-7", "v5p comes in 8, 16"), ("v5e-7", "v5e comes in 1, 4, 8"), ("v7x-8", "not a known Cloud TPU type"),
         ("v5e:4096x4096", "like v5e:4x4"),
     ],
 )  # fmt: skip

@@ -128,7 +128,7 @@ def test_commands_know_carried_heads(run, tmp_path, capsys):
     assert len(filled["masks"]) == 1 and "the 'mlm' head" in capsys.readouterr().err
     assert main(["export", str(run / "checkpoints" / "02-classify" / "2"), str(tmp_path / "hf")]) == 0
     out = capsys.readouterr()
-    assert out.err == "note: left out, its class has no place for them: heads/mlm, heads/nsp\n"
+    assert out.err == "note: not exported, the Hugging Face class lacks them: heads/mlm, heads/nsp\n"
     described = json.loads((tmp_path / "hf" / "config.json").read_text())
     assert described["architectures"] == ["BertForSequenceClassification"]
 

@@ -139,7 +139,7 @@ def test_data_that_are_not_here_are_one_line(lone, tmp_path, one_device, monkeyp
 
 
 def test_a_report_needs_a_run(lone):
-    with pytest.raises(UserError, match="is a checkpoint without its run, so there is no record to report on"):
+    with pytest.raises(UserError, match="is a checkpoint, and only a run folder has a report"):
         read_run(lone / "copied")
 
 

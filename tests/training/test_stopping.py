@@ -259,5 +259,5 @@ def test_sigterm_while_modules_are_imported(tiny_project, tmp_path):
                 break
         rest = process.stderr.read()
     assert process.returncode == 75
-    assert rest.splitlines()[-1] == "stopped before anything began; run the same command again"
+    assert rest.splitlines()[-1] == "stopped before the run started; run the same command again"
     shutil.rmtree(tmp_path, ignore_errors=True)

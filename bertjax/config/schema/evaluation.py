@@ -45,13 +45,15 @@ class Decoding(Section):
         return self
 
 
-# Facts of an evaluation's section: `head` is what a checkpoint needs to be scored, whatever its objective (None: the
-# objective must list the evaluation), `preprocess` the kinds of rows that it reads (None: those of the objective).
+# Facts of an evaluation's section: `implementation` names its EvaluationKind (evaluation/evaluators/registry.py), `head`
+# is what a checkpoint needs to be scored, whatever its objective (None: the objective must list the evaluation), and
+# `preprocess` the kinds of rows that it reads (None: those of the objective).
 
 
 class MlmEvaluation(Section):
     """Masked-token and next-sentence loss and accuracy."""
 
+    implementation: ClassVar[str] = "bertjax.evaluation.evaluators.loss:LOSS"
     head: ClassVar[str | None] = None
     preprocess: ClassVar[tuple[str, ...] | None] = None
 
@@ -66,6 +68,7 @@ class MlmEvaluation(Section):
 class SquadEvaluation(Section):
     """Extracted answers, found by run_squad.py's rules and scored by those of the official v1.1 or v2.0 script."""
 
+    implementation: ClassVar[str] = "bertjax.evaluation.evaluators.span_qa:SQUAD"
     head: ClassVar[str | None] = "qa"
     preprocess: ClassVar[tuple[str, ...] | None] = ("span_qa",)
 
@@ -85,6 +88,7 @@ class SquadEvaluation(Section):
 class ClassificationEvaluation(Section):
     """Accuracy and other scores of predicted labels."""
 
+    implementation: ClassVar[str] = "bertjax.evaluation.evaluators.classification:CLASSIFICATION"
     head: ClassVar[str | None] = "classifier"
     preprocess: ClassVar[tuple[str, ...] | None] = ("classify",)
 
@@ -98,6 +102,7 @@ class ClassificationEvaluation(Section):
 class LossEvaluation(Section):
     """The objective's loss and accuracy, teacher-forced."""
 
+    implementation: ClassVar[str] = "bertjax.evaluation.evaluators.loss:LOSS"
     head: ClassVar[str | None] = None
     preprocess: ClassVar[tuple[str, ...] | None] = None
 
@@ -112,6 +117,7 @@ class LossEvaluation(Section):
 class TextToTextEvaluation(Section):
     """Generated text, scored by the task's metrics (t5/evaluation/metrics.py)."""
 
+    implementation: ClassVar[str] = "bertjax.evaluation.evaluators.text_to_text:TEXT_TO_TEXT"
     head: ClassVar[str | None] = None
     preprocess: ClassVar[tuple[str, ...] | None] = ("text_to_text",)
 

@@ -1,1 +1,1 @@
-"""The evaluations of a stage, one module per evaluation kind, and the table that builds them."""
+"""Evaluation kinds: one module per kind, their records (registry), and the evaluators of a stage (build)."""

@@ -1,7 +1,8 @@
-"""Classification: predictions and label scores."""
+"""Evaluation of predicted labels: kind classification."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,6 +13,7 @@ from bertjax.config.schema.evaluation import ClassificationEvaluation
 from bertjax.data.preprocess.labels import report_lines as label_lines
 from bertjax.data.sources.class_names import ClassSpec
 from bertjax.evaluation.evaluators.heldout import open_heldout, save_json
+from bertjax.evaluation.evaluators.registry import AbstractBatch, EvaluationKind, Run
 from bertjax.evaluation.inference.batches import device_batches, local_batch_rows
 from bertjax.evaluation.metrics.labels import label_scores
 from bertjax.evaluation.records import EvaluationRecord
@@ -27,10 +29,10 @@ def classification_evaluator(
     config: ClassificationEvaluation,
     record: EvaluationRecord,
     labels: list[str] | None,
-) -> Callable[[Params, int], dict[str, float]]:
+) -> Run:
     """Accuracy, F1 and Matthews correlation of labels; Pearson and Spearman correlation for regression.
 
-    labels: names of the classes by id, which the data's are matched to. Rows without a label are left out.
+    labels: names of the classes by id; the labels of the data are matched to them. Rows without a label are skipped.
     """
     names = tuple(labels) if labels else None
     classes = ClassSpec(program.num_classes, names, required=True, keep_unlabeled=True)
@@ -39,15 +41,7 @@ def classification_evaluator(
     for line in label_lines(meta, training=False) if primary.is_primary() else ():
         print(f"evaluation '{config.name}': {line}", file=sys.stderr)
     left_out = {"records_without_label": meta["hidden"]} if meta.get("hidden") else {}
-    everywhere = NamedSharding(program.mesh, P())
-
-    def logits_of(params: Params, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
-        model = program.build_model(params)
-        fields = (batch[name] for name in ("input_ids", "token_type_ids", "segment_ids", "positions"))
-        hidden = model.encode(*fields, packed=batch["cls_positions"].shape[1] > 1)
-        return model.class_logits(hidden, batch["cls_positions"]), batch["labels"], batch["label_weights"]
-
-    predict = MeshJit(jax.jit(logits_of, out_shardings=everywhere), program.mesh, program.rules)
+    predict = _make_logits_fn(program)
 
     def run(params: Params, step: int) -> dict[str, float]:
         logits, truths = [], []
@@ -60,3 +54,27 @@ def classification_evaluator(
         return scores
 
     return run
+
+
+def _make_logits_fn(program: TrainProgram) -> MeshJit:
+    """(params, batch) -> (class logits, labels, label weights), replicated."""
+
+    def forward(params: Params, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
+        model = program.build_model(params)
+        fields = (batch[name] for name in ("input_ids", "token_type_ids", "segment_ids", "positions"))
+        hidden = model.encode(*fields, packed=batch["cls_positions"].shape[1] > 1)
+        return model.class_logits(hidden, batch["cls_positions"]), batch["labels"], batch["label_weights"]
+
+    replicated = NamedSharding(program.mesh, P())
+    return MeshJit(jax.jit(forward, out_shardings=replicated), program.mesh, program.rules)
+
+
+def _lower(
+    ctx: RunContext, program: TrainProgram, config: ClassificationEvaluation, batch: AbstractBatch
+) -> tuple[Hashable, Callable[[], Any]]:
+    predict: Any = _make_logits_fn(program)
+    key = ("classes", tuple(sorted((name, x.shape) for name, x in batch.items())))
+    return key, lambda: predict.lower(program.abstract_params(), batch)
+
+
+CLASSIFICATION = EvaluationKind(build=classification_evaluator, lower=_lower)

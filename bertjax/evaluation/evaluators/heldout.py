@@ -1,4 +1,4 @@
-"""The held-out data of an evaluation in batches on the devices, and the files an evaluation keeps."""
+"""Held-out data of an evaluation, and the files it writes."""
 
 import hashlib
 import sys
@@ -17,11 +17,11 @@ from bertjax.storage import atomic
 from bertjax.training.program import TrainProgram
 from bertjax.training.run_context import RunContext
 
-NUM_SAMPLES = 12  # that an evaluation keeps to show
+NUM_SAMPLES = 12  # samples saved by an evaluation
 
 
 def open_heldout(ctx: RunContext, program: TrainProgram, config: Any, classes: ClassSpec | None = None) -> Batches:
-    """The data of an evaluation; what is cut of its texts, or unknown, is said on stderr."""
+    """Opens the data of an evaluation; reports truncated texts and unknown characters on stderr."""
     batches = open_task(
         config.data,
         config.name,
@@ -39,13 +39,13 @@ def open_heldout(ctx: RunContext, program: TrainProgram, config: Any, classes: C
 
 
 def report_truncation(name: str, counts: text_counts.TextCounts | None, options: Any) -> None:
-    """Says on stderr, once for all processes, what is cut of texts or unknown to the tokenizer."""
+    """Reports truncated texts and unknown characters on stderr, on one process."""
     for line in text_counts.report_lines(name, counts, options) if primary.is_primary() else ():
         print(line, file=sys.stderr, flush=True)
 
 
 def save_json(record: EvaluationRecord, name: str, content: Any) -> None:
-    """Writes one file of an evaluation; `name` is the evaluation's, or that with an ending such as .predictions."""
+    """Writes one file of an evaluation; `name` is its name, possibly with a suffix such as .predictions."""
     if primary.is_primary():
         path = record.file_path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -54,7 +54,7 @@ def save_json(record: EvaluationRecord, name: str, content: Any) -> None:
 
 
 def provenance(ctx: RunContext, program: TrainProgram, config: Any) -> dict[str, Any]:
-    """What is kept with the scores of an evaluation: its section, what its data hold, and the arithmetic."""
+    """The provenance of scores: section, content hash of the data, platform and dtype."""
     found = "".join(fingerprint(source, ctx.base) for source in config.data.source)
     compute = program.compute
     return {

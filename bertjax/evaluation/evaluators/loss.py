@@ -1,12 +1,14 @@
-"""Evaluation by the loss of the objective on held-out data."""
+"""Evaluation by the loss of the objective on held-out data: kinds mlm and loss."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from typing import Any
 
 import jax
 import numpy as np
 
 from bertjax.config.schema.evaluation import LossEvaluation, MlmEvaluation
 from bertjax.evaluation.evaluators.heldout import open_heldout, save_json
+from bertjax.evaluation.evaluators.registry import AbstractBatch, EvaluationKind, Run
 from bertjax.evaluation.inference.batches import device_batches, local_batch_rows
 from bertjax.evaluation.records import EvaluationRecord
 from bertjax.training.program import TrainProgram
@@ -18,17 +20,16 @@ TOKEN_TERMS = {"mlm", "target"}  # terms of an objective that are over a vocabul
 
 
 def loss_evaluator(
-    ctx: RunContext, program: TrainProgram, config: MlmEvaluation | LossEvaluation, record: EvaluationRecord
-) -> Callable[[Params, int], dict[str, float]]:
+    ctx: RunContext, program: TrainProgram, config: MlmEvaluation | LossEvaluation, record: EvaluationRecord, *_: Any
+) -> Run:
     """Loss and accuracy of each term of the stage's objective, and the perplexity of masked or target tokens."""
     batches = open_heldout(ctx, program, config)
     eval_step = jit_eval_step(program)
 
     def run(params: Params, step: int) -> dict[str, float]:
         terms = None
-        for batch in device_batches(
-            batches.epoch_batches(local_batch_rows(program, batches), limit=config.batches), program, batches
-        ):
+        rows = batches.epoch_batches(local_batch_rows(program, batches), limit=config.batches)
+        for batch in device_batches(rows, program, batches):
             found = jax.device_get(eval_step(params, batch))
             terms = found if terms is None else jax.tree.map(np.add, terms, found)
         assert terms is not None, "prepare refuses an empty task"
@@ -39,3 +40,14 @@ def loss_evaluator(
         return scores
 
     return run
+
+
+def _lower(
+    ctx: RunContext, program: TrainProgram, config: Any, batch: AbstractBatch
+) -> tuple[Hashable, Callable[[], Any]]:
+    step: Any = jit_eval_step(program)
+    key = ("loss", tuple(sorted((name, x.shape) for name, x in batch.items())))
+    return key, lambda: step.lower(program.abstract_params(), batch)
+
+
+LOSS = EvaluationKind(build=loss_evaluator, lower=_lower)

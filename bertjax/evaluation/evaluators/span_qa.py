@@ -1,6 +1,6 @@
-"""Extractive question answering: predictions and SQuAD scores."""
+"""Extractive question answering: the span logits of a model, its answers, and the evaluation kind squad."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import jax
@@ -8,12 +8,17 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from bertjax.config.schema.data import SpanQa
 from bertjax.config.schema.evaluation import SquadEvaluation
+from bertjax.config.schema.run import Config, Stage
 from bertjax.data.preprocess import span_qa
 from bertjax.data.preprocess.sampling import sample_items
+from bertjax.data.tokenizers.load import AnyTokenizer
 from bertjax.errors import UserError
 from bertjax.evaluation.evaluators.heldout import NUM_SAMPLES, save_json
+from bertjax.evaluation.evaluators.registry import AbstractBatch, EvaluationKind, Run
 from bertjax.evaluation.inference.batches import round_up_batch
+from bertjax.evaluation.inference.span_decoding import predict_answers
 from bertjax.evaluation.metrics import squad
 from bertjax.evaluation.records import EvaluationRecord
 from bertjax.parallel.batches import local_rows, place
@@ -22,38 +27,29 @@ from bertjax.training.program import MeshJit, TrainProgram
 from bertjax.training.run_context import RunContext
 from bertjax.training.state import Params
 
+INPUTS = ("input_ids", "token_type_ids", "segment_ids", "positions")
+WIDTH_MULTIPLE = 64  # windows are padded to a multiple: few widths, few programs, little padding
+Answers = tuple[dict[str, str], dict[str, list[dict]], dict[str, float]]  # see predict_answers
+
 
 def squad_evaluator(
-    ctx: RunContext, program: TrainProgram, config: SquadEvaluation, record: EvaluationRecord
-) -> Callable[[Params, int], dict[str, float]]:
+    ctx: RunContext, program: TrainProgram, config: SquadEvaluation, record: EvaluationRecord, *_: Any
+) -> Run:
     """Answers by the rules of the profile, scored by the official rules; predictions are kept in the official form."""
     everything = (e for source in config.data.source for e in span_qa.read_squad(source, ctx.base))
     examples = list(sample_items(everything, config.data.limit, ctx.config.run.seed))
     if not examples:
-        raise UserError(f"evaluation '{config.name}': its source holds no questions")
+        raise UserError(f"evaluation '{config.name}': its source contains no questions")
     if config.data.preprocess.kind != "span_qa":
         raise UserError(f"evaluation '{config.name}': data.preprocess.kind must be span_qa")
-    features = span_qa.evaluation_features(examples, ctx.tokenizer, config.data.preprocess)
-    logits = make_span_logits_fn(program)
     version_2 = any(e.is_impossible for e in examples) if config.version_2 is None else config.version_2
-    size = round_up_batch(config.batch_size, program)
+    answer = make_answer_fn(program, ctx.tokenizer, examples, config.data.preprocess, config, version_2)
 
     def run(params: Params, step: int) -> dict[str, float]:
-        start, end = compute_span_logits(logits, params, features, program, size)
-        predictions, nbest, null_odds = squad.predict_answers(
-            examples,
-            features,
-            start,
-            end,
-            n_best=config.n_best,
-            max_answer_length=config.max_answer_length,
-            null_score_diff_threshold=config.null_score_diff_threshold,
-            version_2=version_2,
-        )
+        predictions, nbest, null_odds = answer(params)
         scores = squad.score(examples, predictions, null_odds if version_2 else None, version_2=version_2)
-        samples = [
-            _sample(e, predictions[e.id]) for e in examples[:: max(1, len(examples) // NUM_SAMPLES)][:NUM_SAMPLES]
-        ]
+        shown = examples[:: max(1, len(examples) // NUM_SAMPLES)][:NUM_SAMPLES]
+        samples = [_sample(example, predictions[example.id]) for example in shown]
         save_json(record, config.name, {"step": step, "scores": scores, "samples": samples})
         save_json(record, f"{config.name}.predictions", predictions)
         save_json(record, f"{config.name}.nbest", nbest)
@@ -64,8 +60,40 @@ def squad_evaluator(
     return run
 
 
-def make_span_logits_fn(program: TrainProgram) -> Callable[..., tuple[jax.Array, jax.Array]]:
-    """(params, input_ids, token_type_ids, segment_ids, positions) -> start, end [B, S], on every device."""
+def _sample(example: span_qa.Example, prediction: str) -> dict[str, Any]:
+    answers = [text for text, _ in example.answers]
+    return {"question": example.question, "context": example.context, "answers": answers, "prediction": prediction}
+
+
+def stage_settings(config: Config, stage: Stage) -> tuple[SquadEvaluation, SpanQa]:
+    """The squad evaluation of a stage and the windows of its data, or their defaults."""
+    found = [evaluation for evaluation in stage.evaluate if isinstance(evaluation, SquadEvaluation)]
+    windows = [t.preprocess for t in config.stage_tasks(stage).values() if isinstance(t.preprocess, SpanQa)]
+    settings = found[0] if found else SquadEvaluation.model_construct()  # type: ignore[call-arg]
+    return settings, windows[0] if windows else SpanQa()
+
+
+def make_answer_fn(
+    program: TrainProgram, tokenizer: AnyTokenizer, examples: list[span_qa.Example], windows: SpanQa,
+    settings: SquadEvaluation, version_2: bool,
+) -> Callable[[Params], Answers]:  # fmt: skip
+    """params -> the answers of `predict_answers` to these questions."""
+    features = span_qa.evaluation_features(examples, tokenizer, windows)
+    logits = make_span_logits_fn(program)
+    size = round_up_batch(settings.batch_size, program)
+
+    def answer(params: Params) -> Answers:
+        start, end = compute_span_logits(logits, params, features, program, size)
+        return predict_answers(
+            examples, features, start, end, n_best=settings.n_best, max_answer_length=settings.max_answer_length,
+            null_score_diff_threshold=settings.null_score_diff_threshold, version_2=version_2,
+        )  # fmt: skip
+
+    return answer
+
+
+def make_span_logits_fn(program: TrainProgram) -> MeshJit:
+    """(params, input_ids, token_type_ids, segment_ids, positions) -> start and end logits [B, S], replicated."""
 
     def forward(params: Params, *fields: jax.Array) -> tuple[jax.Array, jax.Array]:
         model = program.build_model(params)
@@ -78,8 +106,7 @@ def make_span_logits_fn(program: TrainProgram) -> Callable[..., tuple[jax.Array,
 def compute_span_logits(
     logits: Callable, params: Params, features: span_qa.Features, program: TrainProgram, size: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Start and end logits of all windows, float32 [N, S]; batches of one shape, windows of like length together."""
-    names = ("input_ids", "token_type_ids", "segment_ids", "positions")
+    """Start and end logits of all windows, float32 [N, S]; batches of one shape, windows sorted by length."""
     total, length = features.inputs["input_ids"].shape
     start, end = np.zeros((total, length), np.float32), np.zeros((total, length), np.float32)
     used = (features.inputs["segment_ids"] > 0).sum(1)
@@ -89,17 +116,25 @@ def compute_span_logits(
     for first in range(0, total, size):
         preemption.check()
         picked = order[first : first + size]
-        width = min(length, -(-int(used[picked].max()) // 64) * 64)  # few widths, few programs, little padding
+        width = min(length, -(-int(used[picked].max()) // WIDTH_MULTIPLE) * WIDTH_MULTIPLE)
         padded = np.concatenate([picked, np.repeat(picked[-1:], size - len(picked))])
-        batch = {name: features.inputs[name][padded[rows], :width] for name in names}
+        batch = {name: features.inputs[name][padded[rows], :width] for name in INPUTS}
         put = place(batch, sharding, size)
-        found = jax.device_get(logits(params, *(put[name] for name in names)))
+        found = jax.device_get(logits(params, *(put[name] for name in INPUTS)))
         for out, values in zip((start, end), found, strict=True):
             out[picked, :width] = values[: len(picked)]
             out[picked, width:] = -1e30
     return start, end
 
 
-def _sample(example: span_qa.Example, prediction: str) -> dict[str, Any]:
-    answers = [text for text, _ in example.answers]
-    return {"question": example.question, "context": example.context, "answers": answers, "prediction": prediction}
+def _lower(
+    ctx: RunContext, program: TrainProgram, config: SquadEvaluation, _: AbstractBatch
+) -> tuple[Hashable, Callable[[], Any]]:
+    rows, length = round_up_batch(config.batch_size, program), config.data.preprocess.sequence_length
+    tokens = jax.ShapeDtypeStruct((rows, length), np.int32, sharding=program.batch_sharding())
+    return ("spans", rows, length), lambda: make_span_logits_fn(program).lower(
+        program.abstract_params(), *[tokens] * len(INPUTS)
+    )
+
+
+SQUAD = EvaluationKind(build=squad_evaluator, lower=_lower, asks_questions=lambda config: True)

@@ -1,16 +1,22 @@
-"""Scores of generated text, and the averages of GLUE and SuperGLUE where a stage has several of their tasks."""
+"""Evaluation of generated text (kind text_to_text), and the averages of the GLUE and SuperGLUE tasks of a stage."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bertjax.config.schema.data import TextToText
+import jax
+import numpy as np
+
+from bertjax.config.schema.data import Prompt, TextToText
 from bertjax.config.schema.evaluation import TextToTextEvaluation
+from bertjax.config.schema.run import Stage
 from bertjax.data.jobs import text_counts
 from bertjax.data.preprocess.text_to_text import TextExample, class_names, read_examples
 from bertjax.errors import UserError
 from bertjax.evaluation.evaluators.heldout import NUM_SAMPLES, report_truncation, save_json
+from bertjax.evaluation.evaluators.registry import AbstractBatch, EvaluationKind, Run
+from bertjax.evaluation.inference.batches import round_up_batch
 from bertjax.evaluation.inference.generate import Generator
 from bertjax.evaluation.metrics import by_prompt
 from bertjax.evaluation.metrics.glue_average import suite_average, suite_task
@@ -24,8 +30,8 @@ _log = logging.getLogger(__name__)
 
 
 def text_to_text_evaluator(
-    ctx: RunContext, program: TrainProgram, config: TextToTextEvaluation, record: EvaluationRecord
-) -> Callable[[Params, int], dict[str, float]]:
+    ctx: RunContext, program: TrainProgram, config: TextToTextEvaluation, record: EvaluationRecord, *_: Any
+) -> Run:
     """Answers generated for held-out examples, scored by the metrics of their prompt (or those the config names).
 
     Keeps <name>.json (scores and samples) and <name>.predictions.json (answers by the record's id, else its number).
@@ -37,7 +43,7 @@ def text_to_text_evaluator(
         )
     examples = list(read_examples(config.data, ctx.base, seed=ctx.config.run.seed))
     if not examples:
-        raise UserError(f"evaluation '{config.name}': its source holds no examples")
+        raise UserError(f"evaluation '{config.name}': its source contains no examples")
     names, labels = by_prompt.metrics_for(options, config.metrics), class_names(options)
     try:
         by_prompt.check_metrics(names, labels, examples)
@@ -46,8 +52,8 @@ def text_to_text_evaluator(
     for label in labels or ():
         if ctx.tokenizer.unk_id in ctx.tokenizer.encode_batch([label])[0]:
             _log.warning(
-                "evaluation '%s': the tokenizer has no piece for a character of the label '%s', which can so never be "
-                "answered", config.name, label,
+                "evaluation '%s': the tokenizer has no piece for a character of the label '%s', so it can never be "
+                "predicted", config.name, label,
             )  # fmt: skip
     generate = make_generator(ctx, program, config)
     keys = prediction_keys(examples)
@@ -58,9 +64,8 @@ def text_to_text_evaluator(
         scores = by_prompt.score(names, examples, answers, labels)
         pairs = list(zip(examples, answers, strict=True))[:: max(1, len(examples) // NUM_SAMPLES)][:NUM_SAMPLES]
         samples = [_sample(example, answer, options.prompt) for example, answer in pairs]
-        save_json(
-            record, config.name, {"step": step, "scores": scores, "samples": samples, text_counts.META_KEY: counts}
-        )
+        content = {"step": step, "scores": scores, "samples": samples, text_counts.META_KEY: counts}
+        save_json(record, config.name, content)
         save_json(record, f"{config.name}.predictions", dict(zip(keys, answers, strict=True)))
         return scores
 
@@ -70,7 +75,7 @@ def text_to_text_evaluator(
 def _count_truncation(
     ctx: RunContext, config: TextToTextEvaluation, examples: Sequence[TextExample]
 ) -> text_counts.TextCounts:
-    """What is cut of the inputs, and of the references that no answer is long enough for; said on stderr."""
+    """Counts truncated inputs, and references longer than any answer can be; reports them on stderr."""
     options: TextToText = config.data.preprocess
     tokenizer, longest = ctx.tokenizer, config.decoding.max_new_tokens or options.target_length
     inputs = tokenizer.encode_batch([example.inputs for example in examples])
@@ -101,29 +106,56 @@ def make_generator(ctx: RunContext, program: TrainProgram, config: TextToTextEva
 def generate_answers(
     generate: Callable[[Params, Sequence[str]], list[str]], params: Params, examples: Sequence[TextExample]
 ) -> list[str]:
-    """One answer for each example; what is asked several times (ReCoRD, closed books) is generated once."""
+    """One answer for each example; repeated inputs (ReCoRD, closed-book questions) are generated once."""
     asked = list(dict.fromkeys(example.inputs for example in examples))
     found = dict(zip(asked, generate(params, asked), strict=True))
     return [found[example.inputs] for example in examples]
 
 
 def prediction_keys(examples: Sequence[TextExample]) -> list[str]:
-    """The examples' ids as texts, or their numbers where an example has none or two share one."""
+    """The ids of the examples as strings, or their numbers when an id is missing or not unique."""
     ids = [_id_string(example.extra["id"]) for example in examples if example.extra.get("id") is not None]
     return ids if len(set(ids)) == len(examples) else [str(number) for number in range(len(examples))]
 
 
 def _id_string(identity: Any) -> str:
-    """MultiRC's and ReCoRD's ids have several parts."""
+    """An id as a string; those of MultiRC and ReCoRD have several parts."""
     return "-".join(map(str, identity.values())) if isinstance(identity, Mapping) else str(identity)
 
 
 def _sample(example: TextExample, answer: str, prompt: str | None) -> dict[str, Any]:
     question, context = example.inputs, ""
-    if prompt == "squad":  # in the form of extractive samples, so that the report can mark the answer in the text
+    if prompt == "squad":  # as for extractive samples, so that the report can mark the answer in the context
         question, _, context = example.inputs.removeprefix("question: ").partition(" context: ")
     sample = {"question": question, "context": context, "answers": list(example.references), "prediction": answer}
     return sample | ({"id": _id_string(example.extra["id"])} if example.extra.get("id") is not None else {})
+
+
+def _lower(
+    ctx: RunContext, program: TrainProgram, config: TextToTextEvaluation, _: AbstractBatch
+) -> tuple[Hashable, Callable[[], Any]]:
+    rows, length = round_up_batch(config.batch_size, program), config.data.preprocess.sequence_length
+    ints = lambda *shape: jax.ShapeDtypeStruct(shape, np.int32, sharding=program.batch_sharding())  # noqa: E731
+    batch = (ints(rows, length), ints(rows, length), ints(rows))
+    key = ("decoding", rows, length, config.data.preprocess.target_length, config.decoding.model_dump_json())
+    return key, lambda: make_generator(ctx, program, config).lower(program.abstract_params(), *batch)
+
+
+def stage_settings(stage: Stage) -> list[TextToTextEvaluation]:
+    """The evaluations of generated text of a stage."""
+    return [evaluation for evaluation in stage.evaluate if isinstance(evaluation, TextToTextEvaluation)]
+
+
+QUESTION_PROMPTS: dict[str, tuple[Prompt, ...]] = {
+    "context": ("squad",), "closed_book": ("squad_closed_book", "trivia_qa_closed_book"),
+}  # fmt: skip
+
+
+def _asks_questions(config: TextToTextEvaluation) -> bool:
+    return any(config.data.preprocess.prompt in prompts for prompts in QUESTION_PROMPTS.values())
+
+
+TEXT_TO_TEXT = EvaluationKind(build=text_to_text_evaluator, lower=_lower, asks_questions=_asks_questions)
 
 
 # ---- averages over a suite ------------------------------------------------------------------------------------------
@@ -131,7 +163,7 @@ def _sample(example: TextExample, answer: str, prompt: str | None) -> dict[str, 
 
 @dataclass(frozen=True)
 class SuiteAverage:
-    """What an Evaluator needs to know of an average: its name, and its steps where all its tasks share them."""
+    """The section of an average, for Evaluator; `every` is that of its tasks where they agree."""
 
     name: str
     every: int | None
@@ -139,16 +171,16 @@ class SuiteAverage:
 
 
 def with_suite_averages(evaluators: Sequence[Evaluator]) -> list[Evaluator]:
-    """The evaluators, and behind them <suite>_average for each suite of which there are two evaluations or more.
+    """The evaluators, followed by <suite>_average for each suite with at least two evaluations.
 
-    An average is over the evaluations that ran at its step; without any it has no scores.
+    An average covers the evaluations that ran at its step; without any it has no scores.
     """
     made: dict[str, list[str]] = {}
     latest: dict[str, tuple[int, str, dict[str, float]]] = {}
     watched = []
     for evaluator in evaluators:
         config = evaluator.config
-        place = suite_task(config.data.preprocess.prompt) if config.kind == "text_to_text" else None
+        place = suite_task(config.data.preprocess.prompt) if isinstance(config, TextToTextEvaluation) else None
         watched.append(_track_latest(evaluator, place[1], latest) if place else evaluator)
         if place:
             made.setdefault(place[0], []).append(config.name)

@@ -1,4 +1,4 @@
-"""Texts in, generated texts out: batches of like length through one compiled program for each width.
+"""Text generation: inputs are sorted by length into batches, and each width has one compiled program.
 
 generator = Generator(program, tokenizer, Decoding(beam_size=4), sequence_length=512, target_length=114, batch_size=32)
 answers = generator(params, ["translate English to German: Hello."])
@@ -22,46 +22,49 @@ from bertjax.training.monitor import preemption
 from bertjax.training.program import MeshJit, TrainProgram
 from bertjax.training.state import Params
 
-WIDTH_MULTIPLE = 64  # inputs are as wide as the next multiple: few widths, few programs, little padding
-# Of texts read whole: the longest that is read unasked, and how many pairs of tokens a batch may compare at once (8
-# attention heads hold 1 GB of float32 for them).
+WIDTH_MULTIPLE = 64  # input widths are multiples: few programs, little padding
+# For inputs without a maximum length: the longest input accepted by default, and the token pairs per batch (8 attention
+# heads need 1 GB of float32 for them).
 MAX_INPUT_TOKENS, MAX_TOKEN_PAIRS = 8192, 8 * 2048**2
 
 
 class Generator:
-    """Generates for one model, tokenizer and way of decoding; programs are compiled once for each width.
+    """Generates text with one model, tokenizer and decoding method; compiles one program per width.
 
-    Every process of a run calls it alike and gets all answers.
+    Every process of a run makes the same calls and gets all answers.
     """
 
     def __init__(
         self, program: TrainProgram, tokenizer: SentencePieceTokenizer, decoding: Decoding, *,
         sequence_length: int | None, target_length: int, batch_size: int, seed: int = 0, causal: bool = False,
     ) -> None:  # fmt: skip
-        """At most `sequence_length` tokens of a text are read, EOS counted (None: all of them, and UserError for a text
-        above MOST_TOKENS); `target_length` are generated unless `decoding` has its own number. `seed` is for sampling.
-        `causal`: a language model that goes on with a text; it then sees backwards only and the text does not end in
-        EOS."""
+        """Args:
+        sequence_length: maximum input tokens, EOS included (None: no limit, but UserError above MAX_INPUT_TOKENS).
+        target_length: tokens to generate, unless `decoding` has its own number.
+        seed: of sampling.
+        causal: a language model that continues a text: causal attention, and no EOS after the input.
+        """
         self.program, self.tokenizer, self.decoding, self.causal = program, tokenizer, decoding, causal
         self.sequence_length, self.batch_size, self.seed = sequence_length, batch_size, seed
         self.max_new_tokens = decoding.max_new_tokens or target_length
         jitted = jax.jit(self._decode, out_shardings=NamedSharding(program.mesh, P()))
-        self.num_unfinished = 0  # answers so far that reached the greatest length without an end
+        self.num_unfinished = 0  # answers so far that reached the maximum length without EOS
         self._jitted = MeshJit(jitted, program.mesh, program.rules)
+        self.lower = self._jitted.lower  # (params, input_ids, segment_ids, row numbers) of any width
 
     def __call__(self, params: Params, texts: Sequence[str]) -> list[str]:
         """-> one generated text for each text, in their order."""
         return self.from_ids(params, self.tokenizer.encode_batch(list(texts)))
 
     def from_ids(self, params: Params, rows: Sequence[Sequence[int]]) -> list[str]:
-        """The same from the texts' ids, without EOS."""
+        """The same from token ids, without EOS."""
         fitted = [self._truncate(row) for row in rows]
         lengths = np.array([len(row) for row in fitted], np.int64)
         if self.sequence_length is None and (lengths > MAX_INPUT_TOKENS).any():
             number = int(np.argmax(lengths > MAX_INPUT_TOKENS))
             raise UserError(
-                f"text {number + 1}: has {lengths[number]:,} tokens, and attention's memory grows with their square; "
-                f"above {MAX_INPUT_TOKENS:,} say how many to read with --max-input-tokens"
+                f"text {number + 1}: has {lengths[number]:,} tokens, and attention memory grows with their square; "
+                f"above {MAX_INPUT_TOKENS:,} set --max-input-tokens"
             )
         found: dict[int, str] = {}
         order = np.argsort(lengths, kind="stable")
@@ -74,7 +77,7 @@ class Generator:
         return [found[i] for i in range(len(fitted))]
 
     def _batch(self, lengths: np.ndarray) -> tuple[int, int]:
-        """(rows, width) of the next batch out of texts of these lengths, shortest first."""
+        """(rows, width) of the next batch of texts with these lengths, shortest first."""
         size = round_up_batch(min(self.batch_size, len(lengths)), self.program)
         longest = max(int(lengths[:size].max()), 1)
         if self.sequence_length is not None:
@@ -82,22 +85,22 @@ class Generator:
         if size * longest**2 > MAX_TOKEN_PAIRS:
             size = round_up_batch(max(1, MAX_TOKEN_PAIRS // longest**2), self.program)
             longest = max(int(lengths[:size].max()), 1)
-        step = max(WIDTH_MULTIPLE, 1 << (longest - 1).bit_length() >> 3)  # four to eight widths for each doubling
+        step = max(WIDTH_MULTIPLE, 1 << (longest - 1).bit_length() >> 3)  # four to eight widths per doubling
         return size, -(-longest // step) * step
 
     def _truncate(self, row: Sequence[int]) -> list[int]:
-        """Cut at the end and closed by EOS, as in training; a causal model needs the end of its text."""
+        """Truncates at the end and adds EOS, as in training; for a causal model keeps the end of the text."""
         room = self.input_capacity(len(row))
         return list(row)[len(row) - room :] if self.causal else [*row[:room], self.tokenizer.eos_id]
 
     def input_capacity(self, tokens: int) -> int:
-        """How many of a text's tokens are read."""
+        """The number of tokens read of a text."""
         return tokens if self.sequence_length is None else min(tokens, self.sequence_length - (not self.causal))
 
     def _generate(
         self, params: Params, rows: list[list[int]], numbers: np.ndarray, width: int, size: int
     ) -> np.ndarray:
-        """-> ids int32 [size, L]; rows behind the last one are copies of it."""
+        """-> ids int32 [size, L]; rows after the last one repeat it."""
         ids = np.zeros((size, width), np.int32)
         lengths = np.array([len(row) for row in rows])
         for i, row in enumerate(rows):

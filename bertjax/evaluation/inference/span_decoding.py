@@ -1,8 +1,8 @@
-"""From start and end logits to answer texts, by the rules of the features' profile.
+"""Decode start and end logits to answer texts, by the rules of the features' profile.
 
 bert: write_predictions of run_squad.py (google-research/bert). hf: postprocess_qa_predictions of transformers'
-examples/pytorch/question-answering/utils_qa.py, but only what can be answered is among the n best positions and in the
-probabilities, a text is listed once, and the best span is searched where none of the n best starts and ends fit.
+examples/pytorch/question-answering/utils_qa.py, except that only valid positions are among the n best and in the
+probabilities, a text is listed once, and the best span is searched when no pair of the n best starts and ends is valid.
 """
 
 import functools
@@ -15,9 +15,7 @@ import numpy as np
 
 from bertjax.data.preprocess.span_qa import Example, Features
 
-NO_SPAN_NULL_ODDS = (
-    1e6  # null odds where no span is valid: above any threshold (the reference stops with an error there)
-)
+NO_SPAN_NULL_ODDS = 1e6  # null odds without a valid span: above any threshold (the reference raises an error)
 _CJK = ((0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x2A6DF), (0x2A700, 0x2B73F),
         (0x2B740, 0x2B81F), (0x2B820, 0x2CEAF), (0x2F800, 0x2FA1F))  # fmt: skip
 
@@ -36,12 +34,12 @@ def predict_answers(
     examples: Sequence[Example], features: Features, start_logits: np.ndarray, end_logits: np.ndarray, *,
     n_best: int = 20, max_answer_length: int = 30, null_score_diff_threshold: float = 0.0, version_2: bool = False,
 ) -> tuple[dict[str, str], dict[str, list[dict]], dict[str, float]]:  # fmt: skip
-    """(answer text by id, n-best lists by id, null odds by id); logits are [N, S], one row a window of `features`.
+    """-> (answer text by id, n-best lists by id, null odds by id); logits are [N, S], one row per window of `features`.
 
-    An n-best entry is {text, probability, start_logit, end_logit}, the probability a softmax over the entries. Null
-    odds (empty unless `version_2`) are the smallest null score over the windows minus the score of the best answer; ""
-    is predicted where they are strictly above the threshold, and where a context has nothing to answer with. Profile
-    bert: where none of the n best spans is valid, v1 answers "empty" and v2 "".
+    An n-best entry is {text, probability, start_logit, end_logit}, with a softmax over the entries as probability. Null
+    odds (only with `version_2`) are the smallest null score of the windows minus the score of the best answer; "" is
+    predicted when they are strictly above the threshold, and when a context has no valid span. Profile bert: without a
+    valid span among the n best, v1 predicts "empty" and v2 "".
     """
     start_logits, end_logits = np.asarray(start_logits, np.float64), np.asarray(end_logits, np.float64)
     shape = features.token_to_word.shape
@@ -62,7 +60,7 @@ def predict_answers(
         predictions[example.id] = entries[0][0] if entries else ""
         if null is not None:
             answer = next((entry for entry in entries if entry[0]), None)
-            # subtracted one by one, as the reference does: the last bit can decide a strict comparison
+            # subtracted one by one as in the reference: the last bit can decide a strict comparison
             odds = NO_SPAN_NULL_ODDS if answer is None else null[0] + null[1] - answer[1] - answer[2]
             null_odds[example.id] = odds
             predictions[example.id] = "" if answer is None or odds > null_score_diff_threshold else answer[0]
@@ -70,7 +68,7 @@ def predict_answers(
 
 
 def _best_indexes(logits: np.ndarray, n_best: int) -> np.ndarray:
-    """int [n_best]: the highest of logits [S] first, the lower index first among equals."""
+    """int [n_best]: indices of the highest logits [S], ties by index."""
     return np.argsort(-logits, kind="stable")[:n_best]
 
 
@@ -85,7 +83,7 @@ def _window_spans(
 ) -> Spans:
     """Valid spans of a window, by rank of the start, then of the end. Only the start needs the maximum context.
 
-    Profile bert cuts the n best positions of the row first and drops those outside the context; hf the other way round.
+    Profile bert takes the n best positions, then drops those outside the context; hf does the reverse.
     """
     may_end = features.token_to_word[window] >= 0
     may_start = may_end & features.max_context[window]
@@ -105,7 +103,7 @@ def _window_spans(
 def _best_span(
     window: int, features: Features, start_row: np.ndarray, end_row: np.ndarray, max_answer_length: int
 ) -> Spans:
-    """The best of all valid spans of a window, if it has one."""
+    """The best valid span of a window, if any."""
     may_end = features.token_to_word[window] >= 0
     starts = np.flatnonzero(may_end & features.max_context[window])
     if not len(starts):
@@ -124,7 +122,7 @@ def _spans(rows: list[tuple[int, int, int, float, float]]) -> Spans:
 
 
 def _rank_spans(found: list[Spans], null: tuple[float, float] | None) -> Spans:
-    """All spans of an example, highest sum first; among equals in order of window and rank, the null answer last."""
+    """All spans of an example, highest sum first; ties in order of window and rank, the null answer last."""
     if null is not None:
         found = [*found, _spans([(0, 0, 0, *null)])]
     if not found:
@@ -137,7 +135,7 @@ def _rank_spans(found: list[Spans], null: tuple[float, float] | None) -> Spans:
 def _nbest_entries(
     spans: Spans, features: Features, index: int, n_best: int, null: tuple[float, float] | None
 ) -> list[tuple[str, float, float]]:
-    """(text, start logit, end logit): at most n_best of different texts; the null answer follows if not among them."""
+    """(text, start logit, end logit) of at most n_best distinct texts, then the null answer if missing."""
     entries: list[tuple[str, float, float]] = []
     seen: set[str] = set()
     for window, start, end, start_logit, end_logit in zip(*(column.tolist() for column in spans), strict=True):
@@ -178,24 +176,24 @@ def _span_text(features: Features, index: int, window: int, start: int, end: int
 def final_text(predicted: str, words: Sequence[str], lowercase: bool) -> str:
     """The part of the original `words` that reads as the detokenized pieces `predicted` (get_final_text).
 
-    Basic tokenization keeps the number of non-space characters, unless it drops accents or control characters: when it
-    does, or when `predicted` is not in it, all the words are the answer.
+    Basic tokenization keeps the number of non-space characters, unless it drops accents or control characters. In that
+    case, or if it does not contain `predicted`, all words are the answer.
     """
     original = " ".join(words)
-    # no rule of the basic tokenizer looks past a word, so words may be tokenized one by one (and remembered)
+    # basic tokenization works word by word, so the tokens of words are cached
     tokenized = " ".join(filter(None, (basic_tokens(word, lowercase) for word in words)))
     begin = tokenized.find(predicted) if predicted else -1
     positions = [i for i, char in enumerate(original) if char != " "]
     if begin < 0 or len(positions) != len(tokenized) - tokenized.count(" "):
         return original
-    before = begin - tokenized.count(" ", 0, begin)  # non-space characters in front of the answer
+    before = begin - tokenized.count(" ", 0, begin)  # non-space characters before the answer
     inside = len(predicted) - predicted.count(" ")
     return original[positions[before] : positions[before + inside - 1] + 1]
 
 
 @functools.lru_cache(maxsize=1 << 17)
 def basic_tokens(text: str, lowercase: bool) -> str:
-    """BasicTokenizer of tokenization.py: cleaned, CJK characters and punctuation parted, tokens joined by one space."""
+    """BasicTokenizer of tokenization.py: cleaned, CJK characters and punctuation separated, tokens joined by spaces."""
     cleaned = "".join(_clean_char(char) for char in text)
     parted = []
     for token in cleaned.split():
@@ -209,7 +207,7 @@ def basic_tokens(text: str, lowercase: bool) -> str:
 
 @functools.lru_cache(maxsize=1 << 16)
 def _clean_char(char: str) -> str:
-    """Control characters vanish, spaces of any kind become one, a CJK character stands alone."""
+    """Removes control characters, normalizes spaces, and surrounds CJK characters with spaces."""
     category, code = unicodedata.category(char), ord(char)
     if char in " \t\n\r" or category == "Zs":
         return " "
@@ -220,6 +218,6 @@ def _clean_char(char: str) -> str:
 
 @functools.lru_cache(maxsize=1 << 16)
 def _is_punctuation(char: str) -> bool:
-    # the reference counts every ASCII sign as punctuation, also those Unicode calls symbols ($, +, ^ ...)
+    # the reference treats all ASCII symbols ($, +, ^ ...) as punctuation
     ascii_sign = 33 <= ord(char) < 127 and not char.isalnum()
     return ascii_sign or unicodedata.category(char).startswith("P")

@@ -1,1 +1,1 @@
-"""Scores, as the official scripts define them. Plain Python and numpy."""
+"""Metrics as the official scripts define them, in plain Python and numpy."""

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-# task -> the scores that count. Left out, as in the paper: WNLI, and the diagnostic sets, which have no training data.
+# task -> the scores that count. Without WNLI and the diagnostic sets, as in the paper.
 GLUE: dict[str, tuple[str, ...]] = {
     "cola": ("matthews",), "sst2": ("accuracy",), "mrpc": ("f1", "accuracy"), "qqp": ("f1", "accuracy"),
     "stsb": ("pearson", "spearman"), "mnli": ("accuracy",), "qnli": ("accuracy",), "rte": ("accuracy",),
@@ -16,22 +16,12 @@ SUPER_GLUE: dict[str, tuple[str, ...]] = {
 SUITES = {"glue": GLUE, "super_glue": SUPER_GLUE}
 
 
-def glue_average(scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """{task: scores} -> {average, tasks}: the mean within each task, then over the tasks that are there.
-
-    MNLI may come as `mnli`, or as `mnli_matched` and `mnli_mismatched`, which count as one task. What is not of the
-    suite, or lacks a score that counts, is left out; {} where nothing is left.
-    """
-    return suite_average("glue", scores.items())
-
-
-def super_glue_average(scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """The same for SuperGLUE."""
-    return suite_average("super_glue", scores.items())
-
-
 def suite_average(suite: str, scores: Iterable[tuple[str, Mapping[str, Any]]]) -> dict[str, float]:
-    """(task, scores) pairs, a task perhaps several times -> {average, tasks} as in `glue_average`."""
+    """(task, scores) pairs -> {average, tasks}: the mean within each task, then over the tasks.
+
+    MNLI may be `mnli`, or `mnli_matched` and `mnli_mismatched`, which count as one task. Tasks outside the suite, or
+    without a score that counts, are skipped; {} if none is left.
+    """
     counted, means = SUITES[suite], dict[str, list[float]]()
     for name, found in scores:
         task = "mnli" if name in ("mnli_matched", "mnli_mismatched") else name
@@ -44,7 +34,7 @@ def suite_average(suite: str, scores: Iterable[tuple[str, Mapping[str, Any]]]) -
 
 
 def suite_task(prompt: str | None) -> tuple[str, str] | None:
-    """(suite, task) of a prompt: super_glue_cb -> ("super_glue", "cb"); None where it counts in no average."""
+    """(suite, task) of a prompt: super_glue_cb -> ("super_glue", "cb"); None if it is in no average."""
     for suite, tasks in SUITES.items():
         task = (prompt or "").removeprefix(f"{suite}_")
         if prompt == f"{suite}_{task}" and task in tasks:

@@ -13,10 +13,7 @@ from typing import Any
 
 from bertjax.data.sources.squad import Example
 from bertjax.errors import UserError
-from bertjax.evaluation.inference.span_decoding import predict_answers
 from bertjax.storage.files import expand_globs, read_text
-
-__all__ = ["predict_answers", "score", "score_command"]
 
 Gold = Mapping[str, Any] | Sequence[Any]  # the official object, its "data" list, or a list of Example
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
@@ -27,20 +24,20 @@ def score(
     gold: Gold, predictions: Mapping[str, str], na_prob: Mapping[str, float] | None = None, na_prob_thresh: float = 1.0,
     version_2: bool | None = None,
 ) -> dict[str, float]:  # fmt: skip
-    """Scores in percent, with the official keys. `version_2` None: true when `gold` says so or has a question without
+    """Scores in percent, with the official keys. `version_2` None: whether `gold` says so, has a question without
     answers, or `na_prob` is given.
 
-    v1.1: {exact_match, f1}, and the same once more in v2.0's words {exact, total}; a question without a prediction
-    counts 0. v2.0: {exact, f1, total}, HasAns_* and NoAns_*, and with `na_prob` best_exact, best_exact_thresh, best_f1,
-    best_f1_thresh; a no-answer probability strictly above `na_prob_thresh` replaces the prediction by "". As in the
-    official script a question without a prediction is in no total, except that best_* count it as a no-answer question
-    if it is one; where that script then stops with a KeyError, HasAns_* and NoAns_* are over the questions predicted.
+    v1.1: {exact_match, f1}, and the v2.0 keys {exact, total}; a question without a prediction counts 0. v2.0: {exact,
+    f1, total}, HasAns_* and NoAns_*, and with `na_prob` best_exact, best_exact_thresh, best_f1, best_f1_thresh; a
+    no-answer probability strictly above `na_prob_thresh` replaces the prediction by "". As in the official script, a
+    question without a prediction is in no total, but best_* count it if it is unanswerable; where the script then fails
+    with a KeyError, HasAns_* and NoAns_* cover the predicted questions.
 
     Raises UserError when there is nothing to score or a no-answer probability is missing.
     """
     questions = _questions(gold)
     if not questions:
-        raise UserError("gold: no questions in it; name the data set the predictions were made for")
+        raise UserError("gold: contains no questions; name the data set of the predictions")
     if version_2 is None:
         version_2 = na_prob is not None or not all(answers for _, answers in questions) or _says_version_2(gold)
     if version_2:
@@ -52,7 +49,7 @@ def score_command(
     gold_path: str | Path, predictions_path: str | Path, na_prob_file: str | Path | None = None,
     na_prob_thresh: float = 1.0,
 ) -> dict[str, float]:  # fmt: skip
-    """`score` over files (gold: JSON, may be compressed); questions without a prediction are counted on stderr.
+    """`score` for files (gold: JSON, may be compressed); reports questions without a prediction on stderr.
 
     Raises UserError for files that are missing, not JSON, or not of the official form.
     """
@@ -161,8 +158,8 @@ def _means(exact: dict[str, float], f1: dict[str, float], keys: list[str], prefi
 def _best_threshold(
     predictions: Mapping[str, str], raw: dict[str, float], na_prob: Mapping[str, float], has_answer: dict[str, bool]
 ) -> tuple[float, float]:
-    """(best mean in percent, its threshold): answering nothing scores every no-answer question, then questions are
-    answered from the lowest probability up; equal probabilities are walked in file order (find_best_thresh)."""
+    """(best mean in percent, its threshold): starts with no answers, then answers questions from the lowest
+    probability up, ties in file order (find_best_thresh)."""
     current: float = sum(not answerable for answerable in has_answer.values())
     best, threshold = current, 0.0
     for key in sorted(na_prob, key=lambda k: na_prob[k]):
@@ -176,7 +173,7 @@ def _best_threshold(
 
 @functools.lru_cache(maxsize=1 << 16)
 def normalize(text: str) -> str:
-    """Lower case; punctuation deleted, not spaced; a, an and the dropped; white space collapsed (normalize_answer)."""
+    """Lower case, without punctuation, articles and extra white space (normalize_answer)."""
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_NO_PUNCTUATION)).split())
 
 

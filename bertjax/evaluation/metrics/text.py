@@ -1,7 +1,6 @@
-"""Scores of generated text, as t5/evaluation/metrics.py and postprocessors.py define them; all in percent.
+"""Metrics of generated text as in t5/evaluation/metrics.py and postprocessors.py; all in percent.
 
-Targets come first, as in the reference. Labels are compared as numbers of classes: a text that is no class is -1,
-which no target is, so what cannot be read is wrong.
+Targets come first, as in the reference. Labels are compared as class ids; other texts are -1, which is wrong.
 """
 
 import functools
@@ -25,13 +24,13 @@ Texts = Sequence[str]
 
 
 def class_ids(texts: Texts, labels: Texts) -> np.ndarray:
-    """The number of each text among the labels, to the letter; else -1 (string_label_to_class_id) -> int64 [N]."""
+    """The index of each text in the labels, else -1 (string_label_to_class_id) -> int64 [N]."""
     numbers = {label: number for number, label in enumerate(labels)}
     return np.array([numbers.get(text, -1) for text in texts], np.int64)
 
 
 def parse_numbers(texts: Texts) -> np.ndarray:
-    """Each text as a number, -1 where it is none (string_to_float; nan and infinity count as none) -> float64 [N]."""
+    """Each text as a number, -1 if it is not a finite number (string_to_float) -> float64 [N]."""
     return np.array([_number(text) for text in texts], np.float64)
 
 
@@ -44,12 +43,12 @@ def _number(text: str) -> float:
 
 
 def accuracy(targets: Sequence[Any] | np.ndarray, predictions: Sequence[Any] | np.ndarray) -> Scores:
-    """The share of predictions [N] that equal their target [N]; numbers of classes or whole texts."""
+    """Fraction of predictions [N] that equal their target [N]; class ids or texts."""
     return {"accuracy": _mean(bool(t == p) for t, p in zip(targets, predictions, strict=True))}
 
 
 def exact_match(references: Sequence[Texts], predictions: Texts) -> Scores:
-    """The share of predictions that equal one of their references to the letter (sequence_accuracy, with several)."""
+    """Fraction of predictions that equal one of their references (sequence_accuracy)."""
     return {"exact_match": _mean(p in r for r, p in zip(references, predictions, strict=True))}
 
 
@@ -73,10 +72,7 @@ def _class_f1(targets: np.ndarray, predictions: np.ndarray, number: int) -> floa
 
 
 def matthews(targets: np.ndarray, predictions: np.ndarray) -> Scores:
-    """Matthews correlation, of any number of classes; what is unreadable is a class of its own (sklearn's, as in t5).
-
-    0 where it is undefined.
-    """
+    """Matthews correlation of any number of classes, -1 included (sklearn's, as in t5); 0 if undefined."""
     classes = np.union1d(targets, predictions)
     real, said = (np.equal.outer(x, classes).astype(np.float64) for x in (targets, predictions))
     real, said = real - real.mean(0), said - said.mean(0)
@@ -85,12 +81,12 @@ def matthews(targets: np.ndarray, predictions: np.ndarray) -> Scores:
 
 
 def pearson(targets: np.ndarray, predictions: np.ndarray) -> Scores:
-    """Pearson correlation; 0 where it is undefined (scipy, which t5 calls, gives nan there)."""
+    """Pearson correlation; 0 if undefined (nan in scipy, which t5 calls)."""
     return {"pearson": 100 * correlation(np.asarray(targets, np.float64), np.asarray(predictions, np.float64))}
 
 
 def spearman(targets: np.ndarray, predictions: np.ndarray) -> Scores:
-    """Spearman rank correlation; 0 where it is undefined."""
+    """Spearman rank correlation; 0 if undefined."""
     return {"spearman": 100 * correlation(ranks(np.asarray(targets)), ranks(np.asarray(predictions)))}
 
 
@@ -102,21 +98,20 @@ _ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 @functools.lru_cache(maxsize=1 << 16)
 def normalize_trivia_qa(text: str) -> str:
-    """Like SQuAD's `normalize`, but punctuation, ‘’´` among it, becomes a space (the official TriviaQA script)."""
+    """Like SQuAD's `normalize`, but punctuation and ‘’´` become spaces (the official TriviaQA script)."""
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_TRIVIA_PUNCTUATION)).split())
 
 
 def squad(references: Sequence[Texts], predictions: Texts) -> Scores:
-    """EM and F1 by SQuAD's normal form, the best reference of each question counts -> {em, f1} (`squad`, qa_metrics).
+    """EM and F1 after SQuAD's normalization, with the best reference -> {em, f1} (`squad`, qa_metrics).
 
-    A question without references (SQuAD 2.0, which the reference program does not take) is right when the prediction's
-    normal form is empty.
+    A question without references (SQuAD 2.0, not supported by the reference) is right if the prediction is empty.
     """
     return _answers(references, predictions, normalize)
 
 
 def trivia_qa(references: Sequence[Texts], predictions: Texts) -> Scores:
-    """The same by TriviaQA's normal form."""
+    """The same with TriviaQA's normalization."""
     return _answers(references, predictions, normalize_trivia_qa)
 
 
@@ -142,7 +137,7 @@ def _word_f1(gold: str, said: str) -> float:
 
 
 def multirc(targets: np.ndarray, predictions: np.ndarray, groups: Sequence[Hashable]) -> Scores:
-    """F1 over all answers, and the share of questions (`groups` [N]) whose answers are all right -> {f1, exact_match}.
+    """F1 over all answers, and the fraction of questions (`groups` [N]) with all answers right -> {f1, exact_match}.
 
     multirc_f1_over_all_answers and mean_group_metric(all_match).
     """
@@ -210,7 +205,7 @@ def bleu(references: Sequence[Texts], predictions: Texts) -> Scores:
 def rouge(references: Sequence[Texts], predictions: Texts) -> Scores:
     """ROUGE-1, -2 and -Lsum F-measures, sentences cut at " . ", without stemming; UserError without rouge-score.
 
-    The plain mean (rouge_mean) in place of t5's bootstrap, which draws at random; the best reference counts.
+    The plain mean (rouge_mean) instead of t5's random bootstrap, with the best reference.
     """
     try:
         from rouge_score import rouge_scorer
@@ -227,6 +222,6 @@ def rouge(references: Sequence[Texts], predictions: Texts) -> Scores:
 
 
 def _mean(values: Any) -> float:
-    """In percent; 0 of nothing."""
+    """Mean in percent; 0 without values."""
     listed = list(values)
     return 100.0 * float(sum(listed)) / len(listed) if listed else 0.0

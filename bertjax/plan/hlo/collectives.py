@@ -1,4 +1,4 @@
-"""What the devices send each other in one step: collectives by kind and by the mesh axes that each spans."""
+"""The collectives of one step, by kind and by the mesh axes they span."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -22,10 +22,10 @@ NO_AXES = "none"  # groups of one device
 class Collective:
     """Attributes:
     kind: one of KINDS.
-    axes: the mesh axes its groups span: data, data+fsdp, ...; "part of fsdp" for a piece of one.
-    count: how often it runs in a step.
-    bytes: in a step and on each device, of whole arrays: gathered, or not yet scattered.
-    group: the devices of its first group, by their number in the mesh.
+    axes: the mesh axes its groups span: data, data+fsdp, ..., or "part of fsdp".
+    count: executions per step.
+    bytes: per step and device, of full arrays (after a gather, before a scatter).
+    group: mesh indices of the devices of its first group.
     """
 
     kind: str
@@ -36,7 +36,7 @@ class Collective:
 
 
 def find_collectives(module: HloModule, mesh: Mapping[str, int] | None = None) -> list[Collective]:
-    """Those of a program over a mesh {axis: size}, equal kinds and groups added up; without a mesh `axes` is "".
+    """The collectives of a program over a mesh {axis: size}, summed by kind and group; without a mesh `axes` is "".
 
     A TPU program spreads one collective over several fusions (one chain_id), and writes a reduce-scatter as an
     all-reduce in a fusion of that name.
@@ -64,7 +64,7 @@ def find_collectives(module: HloModule, mesh: Mapping[str, int] | None = None) -
 
 
 def _full_bytes(operation: HloOp, kind: str, group: int) -> int:
-    """Bytes of the whole arrays. The result of an asynchronous start holds its operands too."""
+    """Bytes of the full arrays. The result of an asynchronous start includes its operands."""
     result = operation.result
     if operation.opcode == "all-gather-start":
         result = parse_arrays(_second_element(operation.type)) or result
@@ -78,7 +78,7 @@ def _total_bytes(found: Sequence[Array]) -> int:
 
 
 def _second_element(type_: str) -> str:
-    """The part of a tuple type `(first, second, ...)` behind the first comma that stands at its outermost level."""
+    """The part of a tuple type `(first, second, ...)` after its first top-level comma."""
     depth = 0
     for at, letter in enumerate(type_):
         depth += (letter in "([{") - (letter in ")]}")
@@ -91,7 +91,7 @@ def _second_element(type_: str) -> str:
 
 
 def parse_replica_groups(operation: HloOp, devices: int) -> list[tuple[int, ...]]:
-    """The groups of devices that exchange among themselves; one of all `devices` where the program names none."""
+    """The groups of communicating devices; one group of all `devices` if the program names none."""
     text = operation.rest
     if found := _MESH.search(text):
         return _mesh_groups(found[1], found[2], found[3])
@@ -112,9 +112,9 @@ def _numbers(text: str | None) -> list[int]:
 
 
 def _mesh_groups(sizes: str, order: str | None, axes: str) -> list[tuple[int, ...]]:
-    """mesh['a'=4,'b'=2] {'a'}: the groups run along a, or along a piece of it, 'a':(1)2 (xla/hlo/ir/mesh_and_axis.cc).
+    """mesh['a'=4,'b'=2] {'a'}: the groups span a, or a part of it, 'a':(1)2 (xla/hlo/ir/mesh_and_axis.cc).
 
-    `order` numbers the devices of the mesh where that is not 0, 1, 2...: a list, or [4,2]T(1,0).
+    `order`: device numbers of the mesh if not 0, 1, 2...: a list, or [4,2]T(1,0).
     """
     shape = {name: int(size) for name, size in re.findall(r"'?([\w.-]+)'?=(\d+)", sizes)}
     named = re.findall(r"'?([\w.-]+)'?(?::\((\d+)\)(\d+))?", axes)
@@ -138,7 +138,7 @@ def _device_ids(order: str | None, devices: int) -> np.ndarray:
 
 
 def _connected_groups(pairs: list[tuple[Any, ...]]) -> list[tuple[int, ...]]:
-    """Devices joined by sends, in groups."""
+    """Groups of devices connected by sends."""
     group: dict[int, set[int]] = {}
     for source, target in pairs:
         joined = group.get(source, {source}) | group.get(target, {target})
@@ -147,7 +147,7 @@ def _connected_groups(pairs: list[tuple[Any, ...]]) -> list[tuple[int, ...]]:
 
 
 def spanned_axes(groups: Sequence[tuple[int, ...]], mesh: Mapping[str, int]) -> str:
-    """Names of the mesh axes that the groups run along, in the mesh's order."""
+    """Names of the mesh axes that the groups span, in mesh order."""
     names, shape = list(mesh), tuple(mesh.values())
     spanned: set[int] = set()
     for group in groups:

@@ -1,4 +1,4 @@
-"""What one device does in one step, read off its program: multiplications, and bytes to and from its memory."""
+"""Costs of one step on one device, from its program: matmul FLOPs and HBM traffic."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -9,7 +9,7 @@ import numpy as np
 from bertjax.plan.hlo.module import Array, HloModule, HloOp
 
 Computation = Mapping[str, HloOp]
-# Nothing moves: names for what is there already, or calls whose insides are counted.
+# No traffic: names of existing values, or calls whose contents are counted.
 _NO_TRAFFIC = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all",
     "partition-id", "replica-id", "async-start", "async-update", "add-dependency", "opt-barrier", "domain",
@@ -20,7 +20,7 @@ _LABELS = re.compile(r"dim_labels=([\w?]+)_([\w?]+)->([\w?]+)")
 
 
 def matmul_flops(module: HloModule) -> int:
-    """FLOPs of all dots and convolutions in a step; the insides of hand-written kernels cannot be seen."""
+    """FLOPs of all dots and convolutions in a step; custom kernels are opaque."""
     total = 0
     for operation, computation, times, _ in module.executed_ops:
         lines = module.computations[computation]
@@ -45,9 +45,9 @@ def _dot(operation: HloOp, lines: Computation) -> int:
 
 
 def _convolution(operation: HloOp, lines: Computation) -> int:
-    """As HloCostAnalysis counts it: products with padding and with the holes of dilation are none.
+    """FLOPs as in HloCostAnalysis: products with padding and dilation holes do not count.
 
-    The TPU compiler writes batched matrix products as convolutions over the batch axes, most of which are holes.
+    The TPU compiler writes batched matmuls as convolutions over the batch axes that are mostly holes.
     """
     labels = _LABELS.search(operation.rest)
     if labels is None:
@@ -64,7 +64,7 @@ def _convolution(operation: HloOp, lines: Computation) -> int:
 
 
 def _num_products(bounds: tuple[int, int], window: Mapping[str, str]) -> int:
-    """(place in the output, place in the window) pairs that meet a real element, along one dimension."""
+    """Number of (output, window) positions that hit a real element, along one dimension."""
     base, out = bounds
     holes, low = int(window.get("lhs_dilate", 1)), int(window.get("pad", "0_0").split("_")[0])
     offsets = np.arange(int(window.get("size", 1))) * int(window.get("rhs_dilate", 1))
@@ -76,10 +76,10 @@ def _num_products(bounds: tuple[int, int], window: Mapping[str, str]) -> int:
 
 
 def memory_bytes(module: HloModule) -> int:
-    """Bytes that the operations of a step read from and write to the device's memory (HBM).
+    """Bytes that the operations of a step read from and write to HBM.
 
-    A fusion reads its operands and writes its results once; of an array that it only slices or updates in place, the
-    slice alone. Arrays that the compiler placed beside the cores (VMEM) are not counted.
+    A fusion reads its operands and writes its results once; of an array that it only slices or updates in place, only
+    the slice. Arrays in VMEM do not count.
     """
     total = 0
     for operation, computation, times, fused in module.executed_ops:
@@ -103,11 +103,11 @@ def _traffic_bytes(operation: HloOp, lines: Computation, module: HloModule) -> i
         return 2 * _hbm_bytes(operands[1:2])
     if code == "scatter":
         return 3 * _hbm_bytes(operands[-1:])
-    if code in ("copy-start", "slice-start"):  # whose results are (target, source, ...) and ((sources), target, ...)
+    if code in ("copy-start", "slice-start"):  # results: (target, source, ...) and ((sources), target, ...)
         target = operation.result[0 if code == "copy-start" else len(operands)]
         read = target.bytes if any(not array.in_vmem for array in operands) else 0
         return read + _hbm_bytes([target])
-    if code.endswith("-start"):  # whose result holds the operands too
+    if code.endswith("-start"):  # the result includes the operands
         return 2 * _hbm_bytes(operands)
     if code == "fusion":
         return _fusion_bytes(operation, operands, module)
@@ -124,7 +124,7 @@ def _fusion_bytes(operation: HloOp, operands: list[Array], module: HloModule) ->
 
 
 def _argument(fusion: HloOp, number: int, array: Array, module: HloModule) -> tuple[int, int]:
-    """(bytes that a fusion reads of its operand, bytes of it that stand in the result as they were, updated around)."""
+    """-> (bytes that a fusion reads of an operand, bytes of it unchanged in a result updated in place)."""
     inner = module.computations.get(fusion.attribute(r"\bcalls=%?([\w.-]+)") or "", {})
     name = next(
         (op.name for op in inner.values() if op.opcode == "parameter" and op.rest.startswith(f"{number})")), None
@@ -133,7 +133,7 @@ def _argument(fusion: HloOp, number: int, array: Array, module: HloModule) -> tu
 
 
 def _value(name: str, inner: Computation, array: Array, module: HloModule) -> tuple[int, int]:
-    """The same of a value inside a fusion; fusions nest on TPUs."""
+    """The same for a value inside a fusion; fusions nest on TPUs."""
     read = kept = 0
     for line in inner.values():
         for place in (at for at, operand in enumerate(line.operands) if operand == name):
@@ -156,6 +156,6 @@ def _hbm_bytes(found: Iterable[Array]) -> int:
 
 
 def _result(name: str, lines: Computation) -> Array:
-    """The first array of an operation's result; an empty one of a name from elsewhere."""
+    """The first array of an operation's result; an empty array for an unknown name."""
     found = lines[name].result if name in lines else []
     return found[0] if found else Array("pred", (0,), True)

@@ -1,7 +1,7 @@
-"""Reading a compiled program: every operation that runs, how often it runs in one step, and what kernels it calls.
+"""Parse a compiled program: every executed operation, its number of executions per step, and custom kernels.
 
-The text is XLA's optimised HLO. A loop's body counts as often as its counter says (`known_trip_count`, or the constant
-that its condition compares with), the branches of a conditional once each.
+The text is XLA's optimized HLO. A loop body counts as often as its trip count (`known_trip_count`, or the constant of
+its condition), each branch of a conditional once.
 """
 
 import re
@@ -27,7 +27,7 @@ _TRIPS = re.compile(r'known_trip_count\\?"?:\s*\{\\?"?n\\?"?:\s*\\?"?(\d+)')
 
 
 class Array(NamedTuple):
-    """Of an operation's result. `in_vmem`: stored in VMEM instead of HBM."""
+    """An array of a result. `in_vmem`: stored in VMEM instead of HBM."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -39,7 +39,7 @@ class Array(NamedTuple):
 
 
 def parse_arrays(text: str) -> list[Array]:
-    """The arrays of a result type, a tuple's flattened."""
+    """The arrays of a result type, tuples flattened."""
     found = _ARRAY.findall(text)
     return [
         Array(kind, tuple(map(int, filter(None, shape.split(",")))), "S(1)" in layout) for kind, shape, layout in found
@@ -48,7 +48,7 @@ def parse_arrays(text: str) -> list[Array]:
 
 @dataclass(frozen=True)
 class HloOp:
-    """One line of a computation. `type` is its result's, `rest` what stands behind the opening bracket."""
+    """One line of a computation. `type` is that of its result, `rest` the text after the opening bracket."""
 
     name: str
     opcode: str
@@ -65,13 +65,13 @@ class HloOp:
         return re.findall(r"%([\w.-]+)", self.rest.split(")", 1)[0])
 
     def attribute(self, pattern: str) -> str | None:
-        """The first group of `pattern` in what follows the operands."""
+        """The first group of `pattern` in `rest`."""
         found = re.search(pattern, self.rest)
         return found[1] if found else None
 
 
 class ExecutedOp(NamedTuple):
-    """An operation with where it stands, how often it runs, and whether that is inside a fusion."""
+    """An operation with its computation, its number of executions, and whether it is inside a fusion."""
 
     operation: HloOp
     computation: str
@@ -81,7 +81,7 @@ class ExecutedOp(NamedTuple):
 
 @dataclass(frozen=True)
 class HloModule:
-    """A compiled program's text, taken apart."""
+    """A parsed program."""
 
     entry: str
     computations: dict[str, dict[str, HloOp]]
@@ -101,7 +101,7 @@ class HloModule:
 
     @cached_property
     def executed_ops(self) -> list[ExecutedOp]:
-        """Every operation of the program that runs."""
+        """Every executed operation of the program."""
         times: Counter[str] = Counter()
         fused: dict[str, bool] = {}
 
@@ -137,20 +137,18 @@ class HloModule:
 
 
 def custom_kernels(module: HloModule) -> dict[str, int]:
-    """{kernel: calls in a step} of the custom calls made by hand-written kernels (Pallas, cuDNN)."""
+    """{kernel: calls per step} of custom kernels (Pallas, cuDNN)."""
     out: Counter[str] = Counter()
     for operation, _, times, _ in module.executed_ops:
         target = operation.attribute(r'custom_call_target="([^"]+)"') if operation.opcode == "custom-call" else None
         if target and ("tpu_custom_call" in target or "cudnn" in target):
-            named = re.search(
-                r"splash_\w+", f"{operation.name} {operation.rest}"
-            )  # the line may break before its op_name
+            named = re.search(r"splash_\w+", f"{operation.name} {operation.rest}")  # the line may be cut before op_name
             out[named[0] if named else target.strip("_")] += times
     return dict(out)
 
 
 def attention_kernel(found: dict[str, int]) -> str:
-    """splash, cudnn or xla, from `kernels`."""
+    """splash, cudnn or xla, from `custom_kernels`."""
     if any(name.startswith("splash") for name in found):
         return "splash"
     return "cudnn" if any("fmha" in name for name in found) else "xla"

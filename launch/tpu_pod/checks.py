@@ -1,4 +1,4 @@
-"""What cannot work on a pod, found on this machine before anything is created. Standard library only."""
+"""Checks of a launch on this machine, before anything is created. Standard library only."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import tpu_state
-from redact import redact
-from tpu_commands import RUNTIMES, Pod, Stop, generation
+from tpu_pod.gcloud import RUNTIMES, LaunchError, Pod, generation
+from tpu_pod.redact import redact
+from tpu_pod.state import ROOT, check_name, is_tracked
 
-# Sizes of Cloud TPU's accelerator types: cores of v2 to v4 and of v5p, chips of v5e and v6e. The same as in
-# bertjax/plan/topologies.py, which cannot be imported by every Python that this runs on.
+# Sizes of the accelerator types of Cloud TPU: cores for v2 to v4 and v5p, chips for v5e and v6e. A copy of those in
+# bertjax/plan/topologies.py, which old Python versions cannot import.
 _CUBES = (8, 16, 32, 64)
 SIZES = {
     "v2": (8, 32, 128, 256, 512),
@@ -46,10 +46,10 @@ CHECK = (
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where the workers' files are: what is mounted, and where training starts.
+class WorkerPaths:
+    """Folders of the workers: the mounts and the working directory of training.
 
-    `shared`: the user says that run.root is on all workers and outlives them, whatever is mounted.
+    `shared`: run.root is shared by all workers and persistent although no --nfs mounts it (--root-is-shared).
     """
 
     mounts: Sequence[str] = ()
@@ -58,7 +58,7 @@ class Place:
     keep: bool = False
 
     def is_mounted(self, path: str) -> bool:
-        """Whether a path, as training takes it, is in a mounted folder."""
+        """Whether a path of the configuration is in a mounted folder."""
         full = path if path.startswith("/") else f"{self.cwd}/{path}" if self.cwd else ""
         full = posixpath.normpath(full) if full else ""  # /mnt/share/../x is not in /mnt/share
         mounts = [posixpath.normpath(mount).rstrip("/") for mount in self.mounts]
@@ -67,64 +67,66 @@ class Place:
 
 @dataclass
 class Findings:
-    """`problems` end the launch; `notes` are told."""
+    """`problems` stop the launch; `notes` are printed."""
 
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def stop(self) -> None:
         if self.problems:
-            raise Stop("\n".join(map(redact, self.problems)))
+            raise LaunchError("\n".join(map(redact, self.problems)))
 
 
-def devices(kind: str) -> int:
-    """What jax calls devices in one slice: cores of v2 and v3, else chips."""
+def device_count(kind: str) -> int:
+    """Number of jax devices in one slice: cores for v2 and v3, chips otherwise."""
     name, size = generation(kind), int(kind.partition("-")[2])
     return size // 2 if name in ("v4", "v5p") else size
 
 
 def check_pod(pod: Pod, runtime_given: bool) -> None:
-    """Type, names, zone and software version, by Cloud TPU's tables and rules. Stop for what cannot be."""
+    """Checks type, names, zone and software version by the rules of Cloud TPU. Raises LaunchError."""
     name = generation(pod.type)
     size = int(pod.type.partition("-")[2])
     if size not in SIZES[name]:
         near = [known for known in SIZES[name] if known < size][-1:] + [k for k in SIZES[name] if k > size][:1]
         hint = " or ".join(f"{name}-{known}" for known in near)
-        raise Stop(f"--type: there is no {pod.type}; did you mean {hint}?")
+        raise LaunchError(f"--type: there is no {pod.type}; did you mean {hint}?")
     for node in pod.planned_nodes():
-        tpu_state.valid_name(node, "--node-id" if pod.node_id and pod.node_id != pod.name else "--name")
+        check_name(node, "--node-id" if pod.node_id and pod.node_id != pod.name else "--name")
     if pod.zone and not _ZONE.fullmatch(pod.zone):
         region = re.fullmatch(r"[a-z]+(?:-[a-z]+)+\d+", pod.zone)
-        hint = f"is a region; name one of its zones, such as {pod.zone}-a" if region else "a zone is like us-west4-a"
-        raise Stop(f"--zone: {pod.zone!a}: {hint}")
+        hint = f"is a region; name a zone of it, such as {pod.zone}-a" if region else "write a zone like us-west4-a"
+        raise LaunchError(f"--zone: {pod.zone!a}: {hint}")
     others = {version for other, version in RUNTIMES.items() if RUNTIMES[name] != version}
     if runtime_given and pod.runtime in others:
-        raise Stop(f"--runtime-version: {pod.runtime} is not for {name}; leave it out for {RUNTIMES[name]}")
+        raise LaunchError(f"--runtime-version: {pod.runtime} is not for {name}; leave it out for {RUNTIMES[name]}")
     if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", pod.runtime):
-        raise Stop(f"--runtime-version: {pod.runtime!a} is no version's name; leave it out for {RUNTIMES[name]}")
+        raise LaunchError(
+            f"--runtime-version: {pod.runtime!a} is not a version name; leave it out for {RUNTIMES[name]}"
+        )
 
 
-def check_repo(url: str, place: Place) -> None:
-    """Whether workers could clone it. Stop for a path of this machine."""
+def check_repo(url: str, place: WorkerPaths) -> None:
+    """Checks that workers can clone the repository. Raises LaunchError for a local path."""
     if _URL.fullmatch(url):
         return
     path = re.sub(r"^file://", "", url)
     if not (path.startswith("/") and place.is_mounted(path)):
-        raise Stop(
+        raise LaunchError(
             f"--repo: {redact(url)}: the workers cannot clone it; give a URL such as https://host/owner/name.git"
         )
 
 
-def check_command(pod: Pod, command: Sequence[str], place: Place, repo: bool) -> Findings:
-    """The configuration with its overrides, on the pod. Of a repository only this checkout's copy can be looked at."""
+def check_command(pod: Pod, command: Sequence[str], place: WorkerPaths, repo: bool) -> Findings:
+    """Checks the configuration with its overrides; with `repo`, the copy in this checkout."""
     found = Findings()
     if twice := sorted({mount for mount in place.mounts if place.mounts.count(mount) > 1}):
-        found.problems.append(f"--nfs: two shares are mounted at {twice[0]}; give each a folder of its own")
-    known = _ask(pod, command, found, place, repo)
+        found.problems.append(f"--nfs: two shares are mounted at {twice[0]}; give each its own folder")
+    known = _check_config(pod, command, found, place, repo)
     if known:
         found.problems += known["problems"]
         _check_paths(known["paths"], place, found)
-    if repo:  # what this checkout has may be older or newer
+    if repo:  # the copy in this checkout may differ
         found.notes += [f"in this checkout's copy: {problem}" for problem in found.problems]
         found.problems, known = [], None
     root = next((word[len("run.root=") :] for word in reversed(command) if word.startswith("run.root=")), None)
@@ -132,23 +134,25 @@ def check_command(pod: Pod, command: Sequence[str], place: Place, repo: bool) ->
     return found
 
 
-def _ask(pod: Pod, command: Sequence[str], found: Findings, place: Place, repo: bool) -> dict[str, Any] | None:
-    """What bertjax says of the configuration; None, with a note, where it cannot be asked."""
+def _check_config(
+    pod: Pod, command: Sequence[str], found: Findings, place: WorkerPaths, repo: bool
+) -> dict[str, Any] | None:
+    """Loads the configuration with bertjax; None, with a note, where bertjax cannot run."""
     name = command[0]
-    if repo and not (tpu_state.ROOT / name).is_file():
-        found.notes.append(f"{name}: not checked, it is in --repo alone")
+    if repo and not (ROOT / name).is_file():
+        found.notes.append(f"{name}: not checked, it is only in --repo")
         return None
-    own = tpu_state.ROOT / ".venv" / "bin" / "python"
+    own = ROOT / ".venv" / "bin" / "python"
     slices = pod.node_count or 1
     python = str(own) if own.exists() else sys.executable
-    argv = [python, "-c", CHECK, str(slices * devices(pod.type)), str(slices), *command]
-    done = subprocess.run(argv, cwd=tpu_state.ROOT, capture_output=True, text=True)
+    argv = [python, "-c", CHECK, str(slices * device_count(pod.type)), str(slices), *command]
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True)
     if done.returncode == 2:
         lines = done.stderr.strip().splitlines()
         absent = {line: match[1] for line in lines if (match := _ABSENT_MODEL.fullmatch(line))}
         for line in lines:
-            if line in absent and place.is_mounted(absent[line]):  # the workers have it, this machine has not
-                said = f"mesh, batches and files not checked: model.config_from {absent[line]} is not here"
+            if line in absent and place.is_mounted(absent[line]):  # exists on the workers only
+                said = f"mesh, batches and files not checked: model.config_from {absent[line]} is not on this machine"
                 found.notes.append(f"{name}: {said}")
             else:
                 found.problems.append(line)
@@ -162,38 +166,38 @@ def _ask(pod: Pod, command: Sequence[str], found: Findings, place: Place, repo: 
         return None
 
 
-def _check_root(pod: Pod, root: str | None, place: Place, found: Findings) -> None:
-    """Checkpoints on a worker's own disk are no use: other workers do not see them and deletion takes them."""
+def _check_root(pod: Pod, root: str | None, place: WorkerPaths, found: Findings) -> None:
+    """Checks that checkpoints are not on a worker's own disk, unseen by others and deleted with the machine."""
     workers = (pod.node_count or 1) * pod.planned_workers()
     advice = "name a folder that outlives the machines (--nfs HOST:/SHARE:/MOUNT run.root=/MOUNT/runs)"
     many = f"{workers} worker{'s' * (workers > 1)}"
     if any("run.root:" in problem for problem in found.problems):
         return
     if root is not None and _SCHEME.match(root):
-        found.problems.append(f"run.root: {root}: only a folder of a mounted file system works; {advice}")
+        found.problems.append(f"run.root: {root}: must be a folder in a mounted file system; {advice}")
     elif place.shared or (root is not None and place.is_mounted(root)):
         return
     elif root is None:
-        found.notes.append(f"{many}: run.root is not known here; {advice}")
+        found.notes.append(f"{many}: run.root is unknown; {advice}")
     elif workers == 1 and place.keep:
-        found.notes.append(f"run.root: {root}: is on the machine's own disk, and gone with it; {advice}")
+        found.notes.append(f"run.root: {root}: is on the machine's own disk and deleted with it; {advice}")
     else:
         lost = "no other worker sees it, and it is deleted with the machine" if workers > 1 else "it is deleted with it"
         found.problems.append(
-            f"run.root: {root}: is on {'each' if workers > 1 else 'the'} machine's own disk: {lost}; {advice}, or say "
-            "--root-is-shared where the machines have it by other means"
+            f"run.root: {root}: is on {'each' if workers > 1 else 'the'} machine's own disk: {lost}; {advice}, or give "
+            "--root-is-shared if the machines share it by other means"
         )
 
 
-def _check_paths(paths: Sequence[Sequence[str]], place: Place, found: Findings) -> None:
-    """What the run reads: in a mounted folder, in an object store, or a file of the code, or it will not be there."""
+def _check_paths(paths: Sequence[Sequence[str]], place: WorkerPaths, found: Findings) -> None:
+    """Checks that inputs are in a mounted folder, an object store or the code."""
     for key, path in paths:
         if "://" in path or place.is_mounted(path):
             continue
         if path.startswith(("/", "~")) or place.cwd:
-            found.notes.append(f"{key}: {path}: is in no folder of --nfs; the workers' own disks must have it")
-        elif not tpu_state.in_code(path):
+            found.notes.append(f"{key}: {path}: is not in an --nfs folder; the workers' own disks must have it")
+        elif not is_tracked(path):
             found.problems.append(
-                f"{key}: {path}: is not in the code that is sent; name a path in a folder of --nfs, or start "
-                "training in one: --cwd /MOUNT"
+                f"{key}: {path}: is not in the code that is sent; name a path in an --nfs folder, or start "
+                "training there: --cwd /MOUNT"
             )

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""What launch/tpu.py runs on every worker of a pod: set up, start training, follow it. Standard library, Python 3.8 up.
+"""The script of launch/tpu.py on every worker: set up, start training, follow it. Standard library, Python 3.8+.
 
-gcloud runs a remote command again whenever its connection drops, and a launcher may be stopped and started. So each
-command here may come twice: training runs detached from the connection, once for each attempt, and `run` starts it or
-else follows the one that is there. Every line out begins with `[s0 w3]` (slice, worker), the first says
-`launch: VERB begins`, the last `launch: VERB exit CODE`.
+gcloud repeats a remote command when its connection drops, and a launcher may be restarted, so each command here may run
+twice: training is detached from the connection and runs once per attempt; `run` starts it, or follows it where it is
+running. Every output line starts with `[s0 w3]` (slice, worker); the first is `launch: VERB begins`, the last
+`launch: VERB exit CODE`.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-LINE = 3000  # bytes written at once: less than a pipe takes in one piece
-PAUSE = 0.1
-STOP_PATIENCE = 120.0  # seconds for the step under way and its checkpoint
+MAX_LINE_BYTES = 3000  # bytes per write: less than a pipe writes atomically
+POLL_SECONDS = 0.1
+STOP_TIMEOUT = 120.0  # seconds for the current step and its checkpoint
 PYTHONS = ("python3.11", "python3.12", "python3.13", "python3")
-LOST = 137  # the supervisor is gone without having left an exit code: the machine went down under it
+LOST_EXIT_CODE = 137  # the supervisor ended without writing an exit code: the machine went down
 _prefix = ""
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="tpu_worker.py", allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog="worker.py", allow_abbrev=False)
     parser.add_argument("verb", choices=("setup", "run", "stop", "supervise"))
     parser.add_argument("--home", required=True, type=Path)
     parser.add_argument("--code", type=Path)
@@ -47,10 +47,10 @@ def main(argv: Sequence[str]) -> int:
     arguments = parser.parse_args(argv[:split])
     command = list(argv[split + 1 :])
     if arguments.verb == "supervise":
-        return supervise(_folder(arguments), arguments.code, command, arguments.lock, arguments.cwd)
+        return supervise(_attempt_dir(arguments), arguments.code, command, arguments.lock, arguments.cwd)
     global _prefix
     _prefix = f"[s{arguments.slice} w{worker()}] "
-    say(f"launch: {arguments.verb} begins")
+    print_line(f"launch: {arguments.verb} begins")
     try:
         if arguments.verb == "setup":
             code = setup(arguments.home, arguments.code, arguments.nfs)
@@ -59,14 +59,14 @@ def main(argv: Sequence[str]) -> int:
         else:
             code = run(arguments, command)
     except (OSError, subprocess.SubprocessError) as error:
-        say(f"launch: {error}")
+        print_line(f"launch: {error}")
         code = 1
-    say(f"launch: {arguments.verb} exit {code}")
-    return 0 if code == 255 else code  # 255 would be taken for a lost connection
+    print_line(f"launch: {arguments.verb} exit {code}")
+    return 0 if code == 255 else code  # 255 would look like a lost connection
 
 
 def worker() -> str:
-    """This host's number in its slice: from the environment (GKE), the metadata server, or the host's name."""
+    """The number of this host in its slice, from the environment (GKE), the metadata server or the host name."""
     found = os.environ.get("TPU_WORKER_ID")
     if found is None:
         host = os.environ.get("GCE_METADATA_IP", "metadata.google.internal")
@@ -82,7 +82,7 @@ def worker() -> str:
 
 
 def setup(home: Path, code: Path, nfs: Sequence[str]) -> int:
-    """Mounts what is to be mounted and installs bertjax for this TPU; does nothing that is done. 0 or 1."""
+    """Mounts the shares and installs bertjax for TPU, where that is not done yet -> 0 or 1."""
     home.mkdir(parents=True, exist_ok=True)
     with _locked(home / "setup.lock"):
         for share in nfs:
@@ -94,12 +94,12 @@ def setup(home: Path, code: Path, nfs: Sequence[str]) -> int:
         python = _python(code)
         if python is None:
             return 1
-        say(f"launch: installing bertjax with {python}")
-        # The hashed lock first; only JAX's TPU runtime and gs:// support come on top, held to the lock's versions.
+        print_line(f"launch: installing bertjax with {python}")
+        # The hashed lock first, then JAX's TPU runtime and gs:// support, constrained to the versions of the lock.
         extra = [".tools/bin/uv", "pip", "install", "--quiet", "--python", ".venv/bin/python"]
         extra += ["--constraint", "requirements.lock", "--no-build-isolation", "--editable", ".[tpu,gcs]"]
         for argv in ([".ci/setup", python], extra):
-            if _tell(argv, code):
+            if _run_logged(argv, code):
                 return 1
         stamp.touch()
     return 0
@@ -109,15 +109,15 @@ def _mount(share: str) -> int:
     source, _, where = share.rpartition(":")
     if os.path.ismount(where):
         return 0
-    say(f"launch: mounting {source} at {where}")
+    print_line(f"launch: mounting {source} at {where}")
     steps = [["sudo", "mkdir", "-p", where], ["sudo", "mount", "-t", "nfs", source, where]]
     if not Path("/sbin/mount.nfs").exists():
         steps.insert(0, ["sudo", "apt-get", "install", "--yes", "--quiet", "nfs-common"])
-    return next((code for argv in steps if (code := _tell(argv, Path.cwd()))), 0)
+    return next((code for argv in steps if (code := _run_logged(argv, Path.cwd()))), 0)
 
 
 def _python(code: Path) -> str | None:
-    """A Python of 3.11 or newer; TPU images have 3.10, so it may have to be fetched by uv, which the lock pins."""
+    """A Python of 3.11 or newer; TPU images have 3.10, so uv, pinned by the lock, may have to install it."""
     check = "import sys; sys.exit(sys.version_info < (3, 11))"
     for name in PYTHONS:
         with contextlib.suppress(OSError):
@@ -129,37 +129,37 @@ def _python(code: Path) -> str | None:
         tools.mkdir(exist_ok=True)
         (tools / "uv.txt").write_text(pins[0] if pins else "uv\n")
         argv = ["python3", "-m", "pip", "install", "--quiet", "--require-hashes", "--target", ".tools"]
-        if _tell([*argv, "-r", ".tools/uv.txt"], code):
+        if _run_logged([*argv, "-r", ".tools/uv.txt"], code):
             return None
-    if _tell([".tools/bin/uv", "python", "install", "--quiet", "3.11"], code):
+    if _run_logged([".tools/bin/uv", "python", "install", "--quiet", "3.11"], code):
         return None
     found = subprocess.run([str(uv.resolve()), "python", "find", "3.11"], capture_output=True, text=True)
     return found.stdout.strip() or None
 
 
-def _tell(argv: Sequence[str], cwd: Path) -> int:
-    """Runs a command and passes on what it says; its exit code."""
+def _run_logged(argv: Sequence[str], cwd: Path) -> int:
+    """Runs a command and prints its output -> its exit code."""
     process = subprocess.Popen(
         argv, cwd=cwd, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     assert process.stdout is not None
     for line in process.stdout:
-        say(line.rstrip())
+        print_line(line.rstrip())
     code = process.wait()
     if code:
-        say(f"launch: {argv[0]} failed with {code}")
+        print_line(f"launch: {argv[0]} failed with {code}")
     return code
 
 
 def run(arguments: argparse.Namespace, command: Sequence[str]) -> int:
-    """Starts this attempt unless it was started before, stopping an earlier one; follows it to its exit code."""
-    folder, home = _folder(arguments), arguments.home
+    """Starts this attempt (stopping an earlier one) unless it is running, and follows it -> its exit code."""
+    folder, home = _attempt_dir(arguments), arguments.home
     home.mkdir(parents=True, exist_ok=True)
     with _locked(home / "start.lock"):
         if not folder.exists():
             stop(home)
             _start(folder, arguments, command)
-    return follow(folder)
+    return stream_logs(folder)
 
 
 def _start(folder: Path, arguments: argparse.Namespace, command: Sequence[str]) -> None:
@@ -167,7 +167,7 @@ def _start(folder: Path, arguments: argparse.Namespace, command: Sequence[str]) 
     new.mkdir(exist_ok=True)
     (new / "log").touch()
     lock = os.open(new / "alive", os.O_RDWR | os.O_CREAT, 0o600)
-    fcntl.flock(lock, fcntl.LOCK_EX)  # passed on to the supervisor and free when that has gone, however it went
+    fcntl.flock(lock, fcntl.LOCK_EX)  # inherited by the supervisor; released when it ends in any way
     new.rename(folder)
     argv = [sys.executable, str(Path(__file__).resolve()), "supervise", "--home", str(arguments.home)]
     argv += ["--code", str(arguments.code), "--attempt", str(arguments.attempt), "--lock", str(lock)]
@@ -181,9 +181,9 @@ def _start(folder: Path, arguments: argparse.Namespace, command: Sequence[str]) 
 
 
 def supervise(folder: Path, code: Path, command: Sequence[str], lock: int, cwd: Path | None = None) -> int:
-    """Runs the command in the code or `cwd`, its output in `log`; passes SIGTERM on, leaves its code in `exit`."""
+    """Runs the command in the code or `cwd`; writes output to `log`, the exit code to `exit`; forwards SIGTERM."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    if cwd:  # files of the code are named in full
+    if cwd:  # make the paths of files in the code absolute
         code = code.absolute()
         command = [str(code / word) if "=" not in word and (code / word).is_file() else word for word in command]
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(code), os.environ.get("PYTHONPATH"))))
@@ -203,50 +203,50 @@ def supervise(folder: Path, code: Path, command: Sequence[str], lock: int, cwd: 
     return 0
 
 
-def follow(folder: Path) -> int:
-    """Passes on an attempt's output from its beginning, line by line; returns its exit code once it has ended.
+def stream_logs(folder: Path) -> int:
+    """Prints the output of an attempt from its first line until it ends -> its exit code.
 
-    Leaves when nobody reads any more.
+    Exits when standard output is closed.
     """
     reader = select.poll()
     reader.register(sys.stdout.fileno(), select.POLLERR | select.POLLHUP)
     rest = b""
     with open(folder / "log", "rb") as log:
         while True:
-            ended = not _alive(folder)  # asked before the read, or the last lines could be missed
+            ended = not _alive(folder)  # before the read, or the last lines could be missed
             chunk = log.read(1 << 20)
             *lines, rest = (rest + chunk).split(b"\n")
             for line in lines:
-                say(line.decode(errors="replace"))
+                print_line(line.decode(errors="replace"))
             if ended and not chunk:
                 if rest:
-                    say(rest.decode(errors="replace"))
+                    print_line(rest.decode(errors="replace"))
                 break
             if any(event & (select.POLLERR | select.POLLHUP) for _, event in reader.poll(0)):
                 sys.exit(1)
             if not chunk:
-                time.sleep(PAUSE)
+                time.sleep(POLL_SECONDS)
     try:
         return int((folder / "exit").read_text())
     except FileNotFoundError:
-        return LOST
+        return LOST_EXIT_CODE
 
 
 def stop(home: Path) -> int:
-    """Asks the attempt that runs, if any, to save and leave; ends it by force when it does not. 0."""
+    """Asks the running attempt, if any, to save and exit; kills it when it does not -> 0."""
     for folder in sorted(home.glob("attempt-[0-9]*")):
         if not _alive(folder):
             continue
-        say(f"launch: stopping {folder.name}")
-        pid, until = _pid(folder), time.monotonic() + STOP_PATIENCE
+        print_line(f"launch: stopping {folder.name}")
+        pid, until = _pid(folder), time.monotonic() + STOP_TIMEOUT
         if pid:
             os.kill(pid, signal.SIGTERM)
         while _alive(folder) and time.monotonic() < until:
-            time.sleep(PAUSE)
+            time.sleep(POLL_SECONDS)
         if _alive(folder) and pid:
-            os.killpg(pid, signal.SIGKILL)  # the supervisor leads a session of its own, the trainer is in it
+            os.killpg(pid, signal.SIGKILL)  # the supervisor leads the session of the trainer
             while _alive(folder):
-                time.sleep(PAUSE)
+                time.sleep(POLL_SECONDS)
     return 0
 
 
@@ -255,12 +255,12 @@ def _pid(folder: Path) -> int | None:
     while _alive(folder) and time.monotonic() < until:
         with contextlib.suppress(OSError, ValueError):
             return int((folder / "pid").read_text())
-        time.sleep(PAUSE)
+        time.sleep(POLL_SECONDS)
     return None
 
 
 def _alive(folder: Path) -> bool:
-    """Whether the attempt's supervisor is there."""
+    """Whether the supervisor of an attempt is running."""
     try:
         lock = os.open(folder / "alive", os.O_RDWR)
     except FileNotFoundError:
@@ -276,20 +276,20 @@ def _alive(folder: Path) -> bool:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Held by one process at a time: after a dropped connection two may be here."""
+    """Held by one process at a time: after a dropped connection there may be two."""
     with open(path, "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
-def _folder(arguments: argparse.Namespace) -> Path:
+def _attempt_dir(arguments: argparse.Namespace) -> Path:
     folder: Path = arguments.home / f"attempt-{arguments.attempt:03d}"
     return folder
 
 
-def say(line: str) -> None:
-    """One line, written at once, since the workers' lines meet in one stream."""
-    data = f"{_prefix}{line}".encode()[:LINE] + b"\n"
+def print_line(line: str) -> None:
+    """Writes a line at once: the lines of all workers share one stream."""
+    data = f"{_prefix}{line}".encode()[:MAX_LINE_BYTES] + b"\n"
     try:
         os.write(sys.stdout.fileno(), data)
     except BrokenPipeError:

@@ -1,8 +1,8 @@
-"""Follow a command on all workers of a pod: their lines to the terminal and to files, and each one's exit code.
+"""Follow a command on all workers of a pod: stream their lines to the terminal and to files, collect exit codes.
 
-gcloud's own exit code is not enough: of several workers it gives the first that failed, and a worker it could not
-reach may count as none. So each worker's last line tells its code (launch/tpu_worker.py), and a job is over when all
-have told. Standard library only.
+gcloud's own exit code is not enough: it is that of the first worker that failed, and a worker it could not reach may
+not count. Instead, the last line of each worker contains its code (worker.py), and a job is over when all codes are
+known. Standard library only.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tpu_commands import Node
+from tpu_pod.gcloud import Node
 
 _LINE = re.compile(r"\[s(\d+) w(\d+)\] (.*)")
 _EXIT = re.compile(r"launch: (setup|run|stop) exit (\d+)")
-_BEGIN = re.compile(r"launch: (setup|run|stop) begins")  # of this connection: the lines come from the first on
-GRACE = 120.0  # seconds the other workers get once one has failed
-RECONNECTS = 3  # in a row without a new line; gcloud itself tries each connection ten times
+_BEGIN = re.compile(r"launch: (setup|run|stop) begins")  # of this connection, which repeats all lines
+GRACE_SECONDS = 120.0  # seconds the other workers have to exit after a failure
+MAX_RECONNECTS = 3  # in a row without a new line; gcloud retries each connection ten times
 
 
 @dataclass
-class Outcome:
-    """What the workers told: exit codes by (slice, worker), and why not all did, if so."""
+class FollowResult:
+    """Exit codes by (slice, worker), and why some are missing, if so."""
 
     codes: dict[tuple[int, int], int] = field(default_factory=dict)
     lost: str = ""
 
 
-class Stream:
-    """One slice's gcloud process. It writes to a file, since lines of many writers stay whole only in files."""
+class NodeStream:
+    """The gcloud process of one slice. It writes to a file, where lines of many writers do not mix."""
 
     def __init__(self, node: Node, argv: Sequence[str], file: Path) -> None:
         self.node, self._argv, self._file = node, argv, file
@@ -53,21 +53,21 @@ class Stream:
         return self._process is not None and self._process.poll() is None
 
     def lines(self) -> list[str]:
-        """The whole lines that came since the last call."""
+        """The complete lines since the last call."""
         with open(self._file, "rb") as file:
             file.seek(self._position)
             data = file.read()
         self._position += len(data)
-        *whole, self._rest = (self._rest + data.decode(errors="replace")).split("\n")
-        return whole
+        *complete, self._rest = (self._rest + data.decode(errors="replace")).split("\n")
+        return complete
 
     def last_line(self) -> str:
         """The last line that gcloud wrote."""
         words = self._file.read_text(encoding="utf-8", errors="replace").split("\n")
-        return next((line.strip()[:300] for line in reversed(words) if line.strip()), "nothing was said")
+        return next((line.strip()[:300] for line in reversed(words) if line.strip()), "no output")
 
     def close(self) -> None:
-        """Closes the connection; what runs on the workers goes on."""
+        """Closes the connection; the workers continue."""
         if self._process is None or self._process.poll() is not None:
             return
         for number in (signal.SIGTERM, signal.SIGKILL):
@@ -81,29 +81,29 @@ class Stream:
     def _signal(self, number: int) -> None:
         assert self._process is not None
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, number)  # gcloud's ssh processes are of its session
+            os.killpg(self._process.pid, number)  # gcloud's ssh processes are in its session
 
 
-class Follower:
-    """Runs one command on all slices until every worker told its exit code, or the pod is lost."""
+class LogStreamer:
+    """Runs one command on all slices until every worker reported its exit code, or the pod is lost."""
 
     def __init__(
         self, nodes: Sequence[Node], argv: Callable[[Node], list[str]], logs: Path, verb: str, poll: float,
         watch: Callable[[], str],
     ) -> None:  # fmt: skip
-        """`watch` says why the pod is lost, or nothing; it is asked every `poll` seconds."""
+        """`watch`: called every `poll` seconds; returns why the pod is lost, or an empty string."""
         self._verb, self._poll, self._watch, self._logs = verb, poll, watch, logs
         self._several = len(nodes) > 1
         self._expected = {(node.index, worker) for node in nodes for worker in range(node.workers)}
-        self._streams = [Stream(n, argv(n), logs / f"gcloud-{verb}-{n.index}.log") for n in nodes]
-        self._result = Outcome()
+        self._streams = [NodeStream(n, argv(n), logs / f"gcloud-{verb}-{n.index}.log") for n in nodes]
+        self._result = FollowResult()
         self._failed_at: float | None = None
-        # A connection made again, by us or by gcloud, brings all lines once more: pass over those that were here.
-        self._printed_before = {key: _count(self._log(key)) if verb == "run" else 0 for key in self._expected}
+        # A new connection repeats all lines: skip those that were printed before.
+        self._printed_before = {key: _count_lines(self._log(key)) if verb == "run" else 0 for key in self._expected}
         self._seen = dict.fromkeys(self._expected, 0)
 
-    def run(self) -> Outcome:
-        """Follows to the end. Ending it by an exception leaves the workers' processes running."""
+    def run(self) -> FollowResult:
+        """Follows to the end. An exception leaves the processes of the workers running."""
         for stream in self._streams:
             stream.start()
         asked = time.monotonic()
@@ -111,7 +111,7 @@ class Follower:
             while not self._is_over():
                 time.sleep(min(0.2, self._poll))
                 for stream in self._streams:
-                    alive = stream.running()  # asked before the lines, or the last could be missed
+                    alive = stream.running()  # before reading lines, or the last could be missed
                     self._read_lines(stream)
                     if not alive and not self._complete(stream.node):
                         self._reconnect(stream)
@@ -126,15 +126,15 @@ class Follower:
     def _is_over(self) -> bool:
         if self._result.lost or self._result.codes.keys() >= self._expected:
             return True
-        return self._failed_at is not None and time.monotonic() - self._failed_at > GRACE
+        return self._failed_at is not None and time.monotonic() - self._failed_at > GRACE_SECONDS
 
     def _complete(self, node: Node) -> bool:
         return all((node.index, worker) in self._result.codes for worker in range(node.workers))
 
-    def _reconnect(self, stream: Stream) -> None:
+    def _reconnect(self, stream: NodeStream) -> None:
         if lost := self._watch():
             self._result.lost = lost
-        elif stream.reconnects == RECONNECTS:
+        elif stream.reconnects == MAX_RECONNECTS:
             self._result.lost = f"no answer from {stream.node.name}: {stream.last_line()}"
         else:
             stream.reconnects += 1
@@ -142,11 +142,11 @@ class Follower:
             time.sleep(min(self._poll, 10.0))
             stream.start()
 
-    def _read_lines(self, stream: Stream) -> None:
+    def _read_lines(self, stream: NodeStream) -> None:
         for line in stream.lines():
             found = _LINE.search(line)
             if found is None or (int(found[1]), int(found[2])) not in self._expected:
-                continue  # gcloud's own words; they are in its log
+                continue  # gcloud's own output, which is in its log
             key, text = (int(found[1]), int(found[2])), found[3]
             if _BEGIN.fullmatch(text):
                 self._seen[key] = 0
@@ -175,5 +175,5 @@ class Follower:
         return self._logs / f"{self._verb}-s{key[0]}-w{key[1]}.log"
 
 
-def _count(path: Path) -> int:
+def _count_lines(path: Path) -> int:
     return path.read_text(encoding="utf-8").count("\n") if path.exists() else 0

@@ -1,4 +1,4 @@
-"""Passwords and tokens, in whatever the launcher prints or keeps: `***` in their place. Standard library only."""
+"""Replace passwords and tokens by `***` in everything the launcher prints or saves. Standard library only."""
 
 from __future__ import annotations
 
@@ -7,33 +7,33 @@ import shlex
 from collections.abc import Sequence
 
 HIDDEN = "***"
-_WORDS = r"(?<![A-Za-z])(?:pass|pat|pwd|auth|jwt)(?![A-Za-z])"  # parts of a name between underscores, not of words
+_WORDS = r"(?<![A-Za-z])(?:pass|pat|pwd|auth|jwt)(?![A-Za-z])"  # parts of a name between underscores
 _SECRET = rf"(?:key|token(?!i[sz])|secret|passw|credential|webhook|{_WORDS})"
-# KEY=VALUE whose key, or the last part of whose dotted key, is named like a secret.
+# KEY=VALUE where the last part of the dotted key is named like a secret.
 _KEY = rf"(?<![\w.?&-])((?:--env=)?(?:[\w-]+\.)*[\w-]*{_SECRET}[\w-]*=)(?!VALUE\b)"
 _PAIR = re.compile(rf"{_KEY}(.+)", re.IGNORECASE | re.DOTALL)
 _PAIR_IN_TEXT = re.compile(rf"{_KEY}('[^']*'|\"[^\"]*\"|\S+)", re.IGNORECASE)
-_HTTP = re.compile(r"(https?://)[^\s'\"]*@", re.IGNORECASE)  # up to the last @: passwords may hold any letter
+_HTTP = re.compile(r"(https?://)[^\s'\"]*@", re.IGNORECASE)  # up to the last @: passwords may contain any character
 _USER = re.compile(r"(\w[\w+.-]*://)[^\s'\"/@]*:[^\s'\"]*@")  # user:password of other schemes
-_NAME = re.compile(r"(\w[\w+.-]*(?<!ssh)://)[^\s'\"/@]+@")  # a token alone; of ssh it is a user, as in ssh://git@host
+_NAME = re.compile(r"(\w[\w+.-]*(?<!ssh)://)[^\s'\"/@]+@")  # a token; with ssh it is a user, as in ssh://git@host
 _BARE = re.compile(r"(?<![\w@])[\w.+-]+:[^\s'\"@/]+@(?=\w)")  # user:password@host where the scheme is missing
 _QUERY = re.compile(rf"([?&#][\w-]*(?:{_SECRET}|sig)[\w-]*=)[^&\s'\"#]+", re.IGNORECASE)
 _SHAPES = re.compile(r"\b(gh[opsru]_|github_pat_|glpat-|hf_|sk-|xox[a-z]-|AKIA|Bearer )[\w.-]{10,}")
 
 
 def redact(text: str) -> str:
-    """A line of text without what looks like a secret in it."""
+    """Removes anything that looks like a secret from a line of text."""
     return _urls(_PAIR_IN_TEXT.sub(rf"\1{HIDDEN}", text))
 
 
 def redact_word(word: str) -> str:
-    """One argument of a command; the whole value of KEY=VALUE is hidden where the key is named like a secret."""
+    """Redacts one argument; the entire value of KEY=VALUE where the key is named like a secret."""
     found = _PAIR.fullmatch(word)
     return f"{found[1]}{HIDDEN}" if found else _urls(word)
 
 
 def redact_command(argv: Sequence[str]) -> str:
-    """A command as a shell would take it, without secrets."""
+    """A command in shell syntax, without secrets."""
 
     def hide(word: str) -> str:
         flag, _, remote = word.partition("=")

@@ -1,4 +1,4 @@
-"""One job on one pod from creation to deletion, through preemptions. Standard library only."""
+"""One job on one pod: from creation through preemptions to deletion. Standard library only."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import outcome
-import tpu_commands as gcloud
-from redact import redact
-from tpu_commands import Node, Pod, Stop
-from tpu_follow import Follower, Outcome
-from tpu_state import Folder, State
+import exit_codes
 
-# One line each, since they travel as one argument of a remote shell.
+from tpu_pod import gcloud
+from tpu_pod.follow import FollowResult, LogStreamer
+from tpu_pod.gcloud import LaunchError, Node, Pod
+from tpu_pod.redact import redact
+from tpu_pod.state import State, StateDir
+
+# One line each: they are one argument of a remote shell.
 UNPACK = (
     'set -eu; if ! [ -d "$1" ]; then rm -rf "$1.new"; mkdir -p "$1.new"; tar -xzf "$2" -C "$1.new"; '
     'mv -T "$1.new" "$1"; fi; shift 2; exec python3 "$@"'
@@ -25,28 +26,30 @@ CLONE = (
     'git -C "$1.new" checkout --quiet "$3"; git -C "$1.new" remote remove origin; mv -T "$1.new" "$1"; fi; '
     'shift 3; exec python3 "$@"'
 )
-GONE = ("SUSPENDING", "SUSPENDED", "FAILED", "DELETING")
-LASTED = 600.0  # an attempt of so many seconds shows that its machines are sound
-LONGEST = 600.0  # seconds between two tries at most
-SAY_AGAIN = 1800.0  # seconds between lines while waiting for machines
+LOST_STATES = ("SUSPENDING", "SUSPENDED", "FAILED", "DELETING")
+STABLE_SECONDS = 600.0  # an attempt that lasted so long shows that its machines work
+MAX_BACKOFF = 600.0  # maximum seconds between two tries
+REPORT_SECONDS = 1800.0  # seconds between lines while waiting for machines
 
 
 @dataclass(frozen=True)
-class Options:
-    """How a launch is carried out."""
+class LaunchOptions:
+    """Options of a launch."""
 
     env: Sequence[str] = ()
     nfs: Sequence[str] = ()
     max_retries: int = 50
     keep: bool = False
     poll: float = 15.0
-    cwd: str | None = None  # where training starts; None: in the code
+    cwd: str | None = None  # working directory of training; None: the code
 
 
-class Remote:
+class RemoteCommands:
     """The commands that run on the workers, as argument lists."""
 
-    def __init__(self, name: str, command: Sequence[str], revision: str, repo: str | None, options: Options) -> None:
+    def __init__(
+        self, name: str, command: Sequence[str], revision: str, repo: str | None, options: LaunchOptions
+    ) -> None:
         self.home = f"bertjax-{name}"
         self.code = f"{self.home}/code-{revision[:12]}"
         self._command, self._revision, self._repo, self._options = command, revision, repo, options
@@ -70,7 +73,7 @@ class Remote:
 
     def _worker_command(self, verb: str, slice_: int) -> list[str]:
         return [
-            f"{self.code}/launch/tpu_worker.py",
+            f"{self.code}/launch/tpu_pod/worker.py",
             verb,
             f"--home={self.home}",
             f"--code={self.code}",
@@ -79,48 +82,48 @@ class Remote:
 
 
 class Launcher:
-    """Brings a job to its end. What it did is in the folder's state, so another call goes on where this one stops."""
+    """Runs a job to its end. Its progress is in the state folder, so a later call continues it."""
 
     def __init__(
-        self, pod: Pod, folder: Folder, state: State, options: Options, command: Sequence[str], repo: str | None
+        self, pod: Pod, folder: StateDir, state: State, options: LaunchOptions, command: Sequence[str], repo: str | None
     ) -> None:
-        """`command` and `repo`: as the state has them, with their secrets."""
+        """`command` and `repo`: as in the state, but with their secrets."""
         self.pod, self.state_dir, self.state, self.options = pod, folder, state, options
         self.pod_seen = False  # whether the pod was seen or created in this call
-        self.remote = Remote(pod.name, command, state.source["revision"], repo, options)
+        self.remote = RemoteCommands(pod.name, command, state.source["revision"], repo, options)
 
     def run(self) -> int:
-        """Until the job is done or has a reason to stop; returns its exit code. Stop when it cannot go on."""
+        """Runs until the job is done or fails -> its exit code. Raises LaunchError when it cannot continue."""
         while True:
             created = self._wait_for_pod()
             began = self._run_attempt(created)
-            code = outcome.worst(began.codes.values())
-            if code not in (0, outcome.AGAIN):
+            code = exit_codes.combine(began.codes.values())
+            if code not in (0, exit_codes.RETRY):
                 return self._end("failed", code, self._failure_line(began, code))
             if code == 0 and not began.lost:
                 return self._end("finished", 0, "")
             self._prepare_retry(began)
 
     def finish(self) -> None:
-        """Deletes the pod if it is there."""
-        code, _, err = self.state_dir.call(self.pod.describe())
-        if not self.options.keep and not (code and gcloud.missing(err)):
+        """Deletes the pod if it exists."""
+        code, _, err = self.state_dir.run_command(self.pod.describe())
+        if not self.options.keep and not (code and gcloud.is_not_found(err)):
             self.state_dir.note(f"deleting {self.pod.name}")
             self._delete()
 
     def _wait_for_pod(self) -> str:
-        """Waits for the pod, creating it where it is not, and again where it is gone; its creation time."""
+        """Waits for the pod, creating it where it does not exist -> its creation time."""
         shown, since = "", time.monotonic()
         while True:
-            code, out, err = self.state_dir.call(self.pod.describe())
-            if code and gcloud.missing(err):
+            code, out, err = self.state_dir.run_command(self.pod.describe())
+            if code and gcloud.is_not_found(err):
                 self._create()
                 continue
-            if code and not gcloud.passing(err):
-                raise Stop(gcloud.complaint(err))
-            found = "" if code else gcloud.state_of(out)
+            if code and not gcloud.is_transient(err):
+                raise LaunchError(gcloud.error_line(err))
+            found = "" if code else gcloud.parse_state(out)
             self.pod_seen = self.pod_seen or bool(found)
-            if found and (found != shown or time.monotonic() - since > SAY_AGAIN):
+            if found and (found != shown or time.monotonic() - since > REPORT_SECONDS):
                 self.state_dir.note(f"{self.pod.name} is {found}")
                 shown, since = found, time.monotonic()
             if found == "ACTIVE":
@@ -132,70 +135,72 @@ class Launcher:
             time.sleep(self.options.poll)
 
     def _check_pod(self, reply: str) -> str:
-        kind, created = gcloud.type_of(reply), str(json.loads(reply).get("createTime", ""))
+        kind, created = gcloud.parse_type(reply), str(json.loads(reply).get("createTime", ""))
         if kind and kind.lower() != self.pod.type:
-            raise Stop(f"{self.pod.name} is there already, as {kind}; give another --name or --type={kind}")
+            raise LaunchError(f"{self.pod.name} already exists, as {kind}; give another --name or --type={kind}")
         if self.state.started and not self.state.ready.startswith(created):
-            self._next_attempt()  # other machines than those this attempt ran on
+            self._next_attempt()  # not the machines of this attempt
         return created
 
     def _create(self) -> None:
         self.state_dir.note(f"creating {self.pod.name}: {self.pod.type}, {self.pod.capacity}")
         pause = self.options.poll
         while True:
-            code, _, err = self.state_dir.call(self.pod.create())
+            code, _, err = self.state_dir.run_command(self.pod.create())
             if code == 0 or "ALREADY_EXISTS" in err or "already exists" in err:
                 self.pod_seen = True
                 return
-            if not gcloud.passing(err):
-                raise Stop(gcloud.complaint(err))
-            self._count_retry(gcloud.complaint(err))
+            if not gcloud.is_transient(err):
+                raise LaunchError(gcloud.error_line(err))
+            self._count_retry(gcloud.error_line(err))
             time.sleep(pause)
-            pause = min(2 * pause, LONGEST)
+            pause = min(2 * pause, MAX_BACKOFF)
 
     def _delete(self) -> None:
-        """Stop when it does not go away."""
+        """Raises LaunchError when the deletion fails."""
         for _ in range(5):
-            code, _, err = self.state_dir.call(self.pod.delete())
-            if code == 0 or gcloud.missing(err):
+            code, _, err = self.state_dir.run_command(self.pod.delete())
+            if code == 0 or gcloud.is_not_found(err):
                 return
             time.sleep(self.options.poll)
-        raise Stop(f"{self.pod.name} could not be deleted ({gcloud.complaint(err)}); it may still cost money", 4)
+        raise LaunchError(
+            f"{self.pod.name} could not be deleted ({gcloud.error_line(err)}); it may still exist and cost money", 4
+        )
 
-    def _run_attempt(self, created: str) -> Outcome:
-        """Sets up and starts, or follows what was started before."""
+    def _run_attempt(self, created: str) -> FollowResult:
+        """Sets up and starts training, or follows it where it was started before."""
         nodes = self._nodes()
         ready = f"{created} {self.state.source['revision']}"
         if not self.state.started:
             lost = self._set_up(nodes, ready)
             if lost:
-                return Outcome(lost=lost)
+                return FollowResult(lost=lost)
             self.state.started, self.state.began = True, time.time()
             self.state_dir.save(self.state)
             workers = sum(node.workers for node in nodes)
             self.state_dir.note(f"attempt {self.state.attempt}: training on {workers} worker{'s' * (workers > 1)}")
         else:
-            self.state_dir.note(f"attempt {self.state.attempt} was started before: following it")
+            self.state_dir.note(f"attempt {self.state.attempt} is already running: following it")
         return self._follow(nodes, "run", lambda n: self.remote.run(n.index, self.state.attempt))
 
     def _nodes(self) -> list[Node]:
-        """The slices and how many workers each has. Stop when gcloud does not say."""
-        code, out, err = self.state_dir.call(self.pod.describe())
-        names = [] if code else gcloud.nodes_of(out)
+        """The slices with their numbers of workers. Raises LaunchError when gcloud does not list them."""
+        code, out, err = self.state_dir.run_command(self.pod.describe())
+        names = [] if code else gcloud.parse_node_names(out)
         nodes = []
         for index, name in enumerate(names):
-            code, out, err = self.state_dir.call(self.pod.describe_node(name))
+            code, out, err = self.state_dir.run_command(self.pod.describe_node(name))
             if code:
                 break
-            nodes.append(Node(name, index, gcloud.workers_of(out)))
+            nodes.append(Node(name, index, gcloud.parse_worker_count(out)))
         if code or not nodes:
-            raise Stop(
-                f"{self.pod.name}: its machines are not to be seen ({gcloud.complaint(err)}); run this again", 75
+            raise LaunchError(
+                f"{self.pod.name}: cannot list its machines ({gcloud.error_line(err)}); run the same command again", 75
             )
         return nodes
 
     def _set_up(self, nodes: Sequence[Node], ready: str) -> str:
-        """Code and packages on every worker; why the pod is lost, or nothing. Stop when that fails there."""
+        """Installs code and packages on every worker -> why the pod is lost, or "". Raises LaunchError on failure."""
         reached_before = bool(self.state.ready)
         if self.state.ready != ready:
             self.state_dir.note(f"sending the code ({self.state.source['revision'][:12]}) and installing it")
@@ -203,10 +208,11 @@ class Launcher:
             if lost:
                 return self._unreachable(lost, reached_before)
         done = self._follow(nodes, "setup", lambda n: self.remote.setup(n.index))
-        code = outcome.worst(done.codes.values())
+        code = exit_codes.combine(done.codes.values())
         if code:
-            raise Stop(
-                f"setting up failed: {self._failure_line(done, code, 'setup')}; {self.pod.name} is kept, run this again"
+            raise LaunchError(
+                f"setup failed: {self._failure_line(done, code, 'setup')}; {self.pod.name} is kept, run the same "
+                "command again"
             )
         if done.lost:
             return self._unreachable(done.lost, reached_before)
@@ -218,39 +224,44 @@ class Launcher:
         archive = self.state_dir.path / self.state.source["archive"]
         for node in nodes:
             for tries in range(3):
-                code, _, err = self.state_dir.call(self.pod.copy(archive, node.name))
+                code, _, err = self.state_dir.run_command(self.pod.copy(archive, node.name))
                 if code == 0:
                     break
                 if lost := self._lost():
                     return lost
                 if tries == 2:
-                    return f"no answer from {node.name}: {gcloud.complaint(err)}"
+                    return f"no answer from {node.name}: {gcloud.error_line(err)}"
                 time.sleep(self.options.poll)
         return ""
 
     def _unreachable(self, lost: str, reached_before: bool) -> str:
-        """Machines we never reached may be fine and we at fault (keys, firewall): they are not thrown away."""
+        """Machines that were never reached are not deleted: the fault may be local (keys, firewall)."""
         if reached_before or not lost.startswith("no answer"):
             return lost
-        raise Stop(f"{lost}; {self.pod.name} is kept: make `gcloud compute tpus tpu-vm ssh` work, then run this again")
+        raise LaunchError(
+            f"{lost}; {self.pod.name} is kept: make `gcloud compute tpus tpu-vm ssh` work, then run the same command "
+            "again"
+        )
 
-    def _follow(self, nodes: Sequence[Node], verb: str, remote: Callable[[Node], list[str]]) -> Outcome:
+    def _follow(self, nodes: Sequence[Node], verb: str, remote: Callable[[Node], list[str]]) -> FollowResult:
         def argv(node: Node) -> list[str]:
             return self.pod.ssh(node.name, remote(node))
 
-        return Follower(nodes, argv, self.state_dir.logs(self.state.attempt), verb, self.options.poll, self._lost).run()
+        return LogStreamer(
+            nodes, argv, self.state_dir.logs(self.state.attempt), verb, self.options.poll, self._lost
+        ).run()
 
     def _lost(self) -> str:
-        """Why the pod is no longer ours, or nothing; when gcloud cannot tell, nothing."""
-        code, out, err = self.state_dir.call(self.pod.describe())
+        """Why the pod is lost; "" if it is not, or when gcloud fails."""
+        code, out, err = self.state_dir.run_command(self.pod.describe())
         if code:
-            return f"{self.pod.name} is deleted" if gcloud.missing(err) else ""
-        found = gcloud.state_of(out)
-        return f"{self.pod.name} is {found}" if found in GONE else ""
+            return f"{self.pod.name} is deleted" if gcloud.is_not_found(err) else ""
+        found = gcloud.parse_state(out)
+        return f"{self.pod.name} is {found}" if found in LOST_STATES else ""
 
-    def _prepare_retry(self, ended: Outcome) -> None:
-        """Prepares the next attempt: on the same machines if they are well, else on new ones."""
-        lasted = time.time() - self.state.began > LASTED
+    def _prepare_retry(self, ended: FollowResult) -> None:
+        """Prepares the next attempt, on the same machines if they work, else on new ones."""
+        lasted = time.time() - self.state.began > STABLE_SECONDS
         self._count_retry(ended.lost or "training stopped after saving (75)")
         if not ended.lost and (lasted or not self.state.in_place) and not self._lost():
             self.state.in_place = 1
@@ -260,7 +271,7 @@ class Launcher:
             self._replace()
 
     def _replace(self) -> None:
-        self.state_dir.note(f"deleting {self.pod.name} to create it again")
+        self.state_dir.note(f"deleting {self.pod.name} to recreate it")
         self._delete()
         self.state.in_place = 0
         self._next_attempt()
@@ -271,19 +282,19 @@ class Launcher:
         self.state_dir.save(self.state)
 
     def _count_retry(self, why: str) -> None:
-        """Counts one; Stop when there were enough."""
+        """Counts a retry; raises LaunchError after the last one."""
         self.state.retries += 1
         self.state_dir.save(self.state)
         if self.state.retries > self.options.max_retries:
-            raise Stop(f"{why}; gave up after {self.options.max_retries} retries", outcome.AGAIN)
+            raise LaunchError(f"{why}; gave up after {self.options.max_retries} retries", exit_codes.RETRY)
         self.state_dir.note(f"{why}; retry {self.state.retries} of {self.options.max_retries}")
 
-    def _failure_line(self, ended: Outcome, code: int, verb: str = "run") -> str:
-        """The reason for a code in words, with the last line of the worker that left with it."""
-        (s, w) = next(key for key, found in sorted(ended.codes.items()) if outcome.of_process(found) == code)
+    def _failure_line(self, ended: FollowResult, code: int, verb: str = "run") -> str:
+        """Describes an exit code, with the last line of the worker that exited with it."""
+        (s, w) = next(key for key, found in sorted(ended.codes.items()) if exit_codes.from_returncode(found) == code)
         log = self.state_dir.logs(self.state.attempt) / f"{verb}-s{s}-w{w}.log"
         lines = log.read_text(encoding="utf-8").strip().splitlines() if log.exists() else []
-        return f"{outcome.reason(code)} on s{s} w{w}: {lines[-1] if lines else 'it said nothing'} (all of it: {log})"
+        return f"{exit_codes.describe(code)} on s{s} w{w}: {lines[-1] if lines else 'no output'} (log: {log})"
 
     def _end(self, status: str, code: int, reason: str) -> int:
         self.state.status, self.state.code, self.state.reason = status, code, redact(reason)

@@ -1,4 +1,4 @@
-"""The gcloud commands of launch/tpu.py as argument lists, and what their replies mean. Standard library only."""
+"""The gcloud commands of launch/tpu.py as argument lists, and parsers of their output. Standard library only."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# The TPU software versions of Cloud TPU's documentation for JAX, by generation.
+# TPU software versions for JAX by generation, from the Cloud TPU documentation.
 RUNTIMES = {
     "v2": "tpu-ubuntu2204-base",
     "v3": "tpu-ubuntu2204-base",
@@ -20,17 +20,17 @@ RUNTIMES = {
     "v5p": "v2-alpha-tpuv5",
     "v6e": "v2-alpha-tpuv6e",
 }
-# Without these a connection to a machine that was taken away stays open for hours.
+# Without these a connection to a preempted machine stays open for hours.
 _SSH_FLAGS = ("-oServerAliveInterval=15", "-oServerAliveCountMax=4", "-oConnectTimeout=30")
-_PASSING = re.compile(
+_TRANSIENT = re.compile(
     r"RESOURCE_EXHAUSTED|[Qq]uota|UNAVAILABLE|DEADLINE_EXCEEDED|INTERNAL\b|ABORTED|capacity|Internal error|"
     r"\b(?:429|500|502|503|504)\b|[Tt]imed? ?out|Connection (?:reset|refused|aborted)|Could not reach|"
     r"Network is unreach|Unable to find the server"
 )
 
 
-class Stop(Exception):
-    """Ends the launcher with a line and an exit code."""
+class LaunchError(Exception):
+    """Ends the launcher with a message and an exit code."""
 
     def __init__(self, message: str, code: int = 2) -> None:
         super().__init__(message)
@@ -39,7 +39,7 @@ class Stop(Exception):
 
 @dataclass(frozen=True)
 class Node:
-    """One slice: its TPU VM's name and number of workers."""
+    """One slice: the name of its TPU VM and its number of workers."""
 
     name: str
     index: int
@@ -48,7 +48,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Pod:
-    """A queued resource and how its machines are reached."""
+    """A queued resource, and the commands for it and its machines."""
 
     name: str
     type: str
@@ -84,7 +84,7 @@ class Pod:
         return [*self._start("tpu-vm", "describe"), node, *self._where(), "--format=json"]
 
     def copy(self, source: Path, node: str) -> list[str]:
-        """A file into the home folder of every worker of a slice."""
+        """Copies a file to the home folder of every worker of a slice."""
         flags = [f"--scp-flag={flag}" for flag in _SSH_FLAGS]
         return [
             *self._start("tpu-vm", "scp"),
@@ -97,7 +97,7 @@ class Pod:
         ]
 
     def ssh(self, node: str, remote: Sequence[str]) -> list[str]:
-        """A command on all workers of a slice at once.
+        """Runs a command on all workers of a slice at once.
 
         Not `queued-resources ssh`: that runs at most 64 workers at a time, and training waits for all of them.
         """
@@ -106,16 +106,16 @@ class Pod:
         return [*argv, f"--command={shlex.join(remote)}"]
 
     def planned_nodes(self) -> list[str]:
-        """The slices' names as they will be."""
+        """The names that the slices will have."""
         return [f"{self.name}-{i}" for i in range(self.node_count)] if self.node_count else [str(self.node_id)]
 
     def planned_workers(self) -> int:
-        """Workers of a slice by Cloud TPU's table: four chips a worker, eight on single hosts of v5e and v6e."""
+        """Workers of a slice: four chips per worker, eight on single hosts of v5e and v6e."""
         generation, _, size = self.type.partition("-")
         number = int(size)
         if generation in ("v5litepod", "v6e"):
             return 1 if number <= 8 else number // 4
-        return max(1, number // 8)  # the number counts cores, two a chip
+        return max(1, number // 8)  # the number counts cores, two per chip
 
     def _queued(self, verb: str, *words: str) -> list[str]:
         return [*self._start("queued-resources", verb), *words[:1], *self._where(), *words[1:]]
@@ -132,50 +132,50 @@ class Pod:
 
 
 def generation(accelerator: str) -> str:
-    """`v5litepod` of `v5litepod-256`; Stop for what is no accelerator type."""
+    """`v5litepod` of `v5litepod-256`. Raises LaunchError for anything but an accelerator type."""
     found = re.fullmatch(r"(\w+)-([1-9]\d*)", accelerator)
     if not found or found[1] not in RUNTIMES:
         near = {"v5e": "v5litepod", "v5lite": "v5litepod", "v6": "v6e", "v5": "v5p"}.get(accelerator.split("-")[0])
         hint = f"; did you mean {near}-{accelerator.partition('-')[2] or 8}?" if near else ""
-        raise Stop(f"--type: {accelerator} is none of {', '.join(f'{name}-N' for name in RUNTIMES)}{hint}")
+        raise LaunchError(f"--type: {accelerator} must be one of {', '.join(f'{name}-N' for name in RUNTIMES)}{hint}")
     return found[1]
 
 
-def call(argv: Sequence[str]) -> tuple[int, str, str]:
-    """(exit code, standard output, standard error). Runs in a session of its own: Ctrl-C is for us to answer."""
+def run_command(argv: Sequence[str]) -> tuple[int, str, str]:
+    """-> (exit code, standard output, standard error). The command has its own session and does not receive Ctrl-C."""
     try:
         process = subprocess.Popen(
             argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             errors="replace", start_new_session=True,
         )  # fmt: skip
     except FileNotFoundError:
-        raise Stop(f"{argv[0]} is not installed: see https://cloud.google.com/sdk/docs/install") from None
+        raise LaunchError(f"{argv[0]} is not installed: see https://cloud.google.com/sdk/docs/install") from None
     out, err = process.communicate()
     return process.returncode, out, err
 
 
-def complaint(err: str) -> str:
-    """The line of gcloud's standard error that says what is wrong."""
+def error_line(err: str) -> str:
+    """The line of gcloud's standard error that describes the error."""
     lines = [" ".join(line.split()) for line in err.splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("ERROR")]
-    return (errors[0] if errors else lines[-1] if lines else "gcloud failed without a word")[:300]
+    return (errors[0] if errors else lines[-1] if lines else "gcloud failed without a message")[:300]
 
 
-def passing(err: str) -> bool:
-    """Whether it may go away by itself: quota and capacity, the service or the network failing."""
-    return bool(_PASSING.search(err))
+def is_transient(err: str) -> bool:
+    """Whether the error may go away: quota, capacity, service or network."""
+    return bool(_TRANSIENT.search(err))
 
 
-def missing(err: str) -> bool:
+def is_not_found(err: str) -> bool:
     return "NOT_FOUND" in err or "was not found" in err
 
 
-def state_of(reply: str) -> str:
+def parse_state(reply: str) -> str:
     return str(json.loads(reply).get("state", {}).get("state", "STATE_UNSPECIFIED"))
 
 
-def nodes_of(reply: str) -> list[str]:
-    """The names of a queued resource's slices, in order."""
+def parse_node_names(reply: str) -> list[str]:
+    """The names of the slices of a queued resource, in order."""
     names = []
     for spec in _specs(reply):
         several = spec.get("multisliceParams", {})
@@ -189,14 +189,14 @@ def _specs(reply: str) -> list[dict[str, Any]]:
     return specs
 
 
-def type_of(reply: str) -> str | None:
-    """The accelerator type a queued resource was made with."""
+def parse_type(reply: str) -> str | None:
+    """The accelerator type of a queued resource."""
     specs = _specs(reply)
     found = specs[0].get("node", {}).get("acceleratorType") if specs else None
     return str(found) if found else None
 
 
-def workers_of(reply: str) -> int:
+def parse_worker_count(reply: str) -> int:
     """The number of workers of a TPU VM, from its description."""
     node = json.loads(reply)
     networks = max(1, len(node.get("networkConfigs") or []))  # each worker has an endpoint in every network

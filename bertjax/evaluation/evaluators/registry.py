@@ -1,0 +1,38 @@
+"""The record of an evaluation kind, and its lookup from a section of the configuration."""
+
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from bertjax.config.schema import base
+from bertjax.evaluation.records import EvaluationRecord
+from bertjax.training.program import TrainProgram
+from bertjax.training.run_context import RunContext
+from bertjax.training.state import Params
+
+Run = Callable[[Params, int], dict[str, float]]  # (parameters, step) -> scores
+AbstractBatch = Mapping[str, jax.ShapeDtypeStruct]
+
+
+@dataclass(frozen=True)
+class EvaluationKind:
+    """What the program asks of an evaluation kind; the heads and rows that fit it are facts of its section.
+
+    Attributes:
+        build: (run context, program, section, record of its files, class names) reads the data and returns the
+            evaluation. `labels`: names of the classes by id of the training data, or None.
+        lower: (run context, program, section, its widest batch from data of the task) -> (key, function that lowers
+            the compiled program); evaluations with equal keys share a program.
+        asks_questions: whether the data of a section are questions with answers, which `qa-report` can ask.
+    """
+
+    build: Callable[[RunContext, TrainProgram, Any, EvaluationRecord, list[str] | None], Run]
+    lower: Callable[[RunContext, TrainProgram, Any, AbstractBatch], tuple[Hashable, Callable[[], Any]]]
+    asks_questions: Callable[[Any], bool] = lambda config: False
+
+
+def record_of(section: base.Section) -> EvaluationKind:
+    """Raises TypeError for a kind without a record."""
+    return base.record_of(section, EvaluationKind)
