@@ -11,7 +11,8 @@ from bertjax.data.jobs.runners import beam_options, make_runner
 from bertjax.data.jobs.stopping import exit_on_signal
 from bertjax.data.pipeline.loader import Batches
 from bertjax.training import inputs
-from bertjax.training.run_context import load_tokenizer, prepared_dir
+from bertjax.training.checkpoint.stage_files import run_stages
+from bertjax.training.run_context import load_tokenizer, prepared_dir, source_fingerprints
 from bertjax.training.stage_plan import open_data
 
 
@@ -19,14 +20,14 @@ def open_stage_data(
     config: Config, report: Callable[[str], None], runner: Runner | None = None
 ) -> Iterator[tuple[Stage, Batches]]:
     """Each stage with its data, prepared first where it is not yet."""
-    base, cache = Path.cwd(), prepared_dir(config)
-    tokenizer = load_tokenizer(config, base)
+    base = Path.cwd()
+    fingerprint = source_fingerprints(base)
+    tokenizer = load_tokenizer(config, base, fingerprint)
+    options = {"cache": prepared_dir(config), "report": report, "runner": runner, "fingerprint": fingerprint}
     labels = None
-    for index, stage in enumerate(config.stages):
-        batches, labels = open_data(
-            config, index, tokenizer, labels, base=base, cache=cache, report=report, runner=runner, fetch=False
-        )
-        yield stage, batches
+    for files in run_stages(config, base):
+        batches, labels = open_data(files, tokenizer, labels, fetch=False, **options)
+        yield files.stage, batches
 
 
 def prepare_command(config: Config, runner: str, together: str | None, apart: Sequence[str], verify: bool) -> None:

@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NoReturn
 
 import jax
@@ -19,7 +18,6 @@ from bertjax.storage import atomic
 from bertjax.training import freezing, run_context
 from bertjax.training.checkpoint import adapters, warmstart
 from bertjax.training.checkpoint.layout import PENDING_EVAL, has_pending_eval
-from bertjax.training.checkpoint.locate import stage_folder
 from bertjax.training.checkpoint.manager import CheckpointManager
 from bertjax.training.monitor.meter import Meter, non_padding_tokens
 from bertjax.training.monitor.param_summary import model_summary
@@ -48,13 +46,12 @@ class StageRunner:
     def __init__(
         self,
         ctx: RunContext,
-        index: int,
         plan: StagePlan,
         tracker: Tracker,
         monitor: RunMonitor,
         evaluators: list[Evaluator],
     ):
-        self.ctx, self.index, self.plan, self.tracker, self.monitor = ctx, index, plan, tracker, monitor
+        self.ctx, self.index, self.plan, self.tracker, self.monitor = ctx, plan.files.index, plan, tracker, monitor
         self.stop, self.phases = monitor.stop, monitor.phases
         self.evaluators = evaluators
         self.program, self.stage, self.name = plan.program, plan.stage, plan.stage.name
@@ -67,9 +64,8 @@ class StageRunner:
 
     def run(self) -> None:
         run = self.ctx.config.run
-        folder = stage_folder(self.ctx.config.run_dir, self.index, self.name)
         saved = lambda step, seconds: self.event(step, "checkpoint", seconds=round(seconds, 3))  # noqa: E731
-        with CheckpointManager(folder, run.checkpoint, on_commit=saved) as self.checkpoints:
+        with CheckpointManager(self.plan.files.checkpoints, run.checkpoint, on_commit=saved) as self.checkpoints:
             with self.phases.enter(STARTUP), self.stop.may_exit("restoring or making the parameters"):
                 state = self.init_or_restore()
             start = int(state.step)
@@ -97,7 +93,7 @@ class StageRunner:
             return state
         self.tracker.rewind(before, self.name, -1)
         params, lines, self.base, self.untrained = warmstart.init_params(
-            self.ctx, self.index, self.program, init_key, self.plan.labels.fresh
+            self.ctx, self.plan.files, self.program, init_key, self.plan.labels.fresh
         )
         state = self.program.init_state(params, self.plan.episodes[0].groups, step_key)
         self.write_model_summary(params)
@@ -123,8 +119,8 @@ class StageRunner:
         self.unlogged, self.scores = meta.get("unlogged"), self.checkpoints.scores(step)
         saved = param_paths.flatten(tree["params"])
         self.untrained = restored_heads(meta, {path: saved[path] for path in untrained})
-        named = self.ctx.base / Path(self.stage.adapter_base).expanduser() if self.stage.adapter_base else None
-        tree = adapters.merge_base(tree, self.base, self.checkpoints.folder, likes[step], self.ctx, named)
+        named, folder = self.plan.files.adapter_base, self.checkpoints.folder
+        tree = adapters.merge_base(tree, self.base, folder, likes[step], self.ctx, named)
         return from_tree(tree, likes[step]), step
 
     def prefetch_to_device(

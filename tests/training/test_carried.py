@@ -14,7 +14,7 @@ from bertjax.evaluation.restore import restore
 from bertjax.tools.evaluate import evaluate_command
 from bertjax.training import loop
 from bertjax.training.checkpoint.locate import find
-from bertjax.training.checkpoint.manager import CheckpointManager
+from bertjax.training.checkpoint.reader import CheckpointReader
 
 THREE = """\
 extends: {tiny}
@@ -63,8 +63,8 @@ def starts(run: Path) -> dict[str, str]:
 
 
 def meta(run: Path, stage: str) -> dict:
-    with CheckpointManager.open_readonly(find(run, stage=stage)) as checkpoints:
-        return checkpoints.meta()
+    checkpoints = CheckpointReader(find(run, stage=stage))
+    return checkpoints.meta()
 
 
 def test_a_pooler_survives_a_stage_that_does_not_read_it(run):

@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from math import ceil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -212,6 +212,7 @@ def open_batches(
     runner: Runner | None = None,
     fetch: bool = True,
     classes: ClassSpec | None = None,
+    fingerprint: Callable[[Any], str] | None = None,
 ) -> Batches:
     """The training batches of `stage`: prepares what is not in `cache` yet and mixes the tasks at their rates.
 
@@ -229,7 +230,7 @@ def open_batches(
     for name, task in config.stage_tasks(stage).items():
         store = prepare(
             task, name, tokenizer, seed=config.run.seed, base=base, cache=cache, workers=workers, report=report,
-            runner=runner, classes=classes,
+            runner=runner, classes=classes, fingerprint=fingerprint,
         )  # fmt: skip
         if classes and (names := store.meta.get("labels")):
             classes = replace(classes, names=tuple(names), required=True)
@@ -263,6 +264,7 @@ def open_task(
     classes: ClassSpec | None = None,
     decoder_only: bool = False,
     report: ReportFn | None = None,
+    fingerprint: Callable[[Any], str] | None = None,
 ) -> Batches:
     """The batches of a single task, for an evaluation: read them with `epoch_batches`.
 
@@ -271,8 +273,9 @@ def open_task(
         decoder_only: the rows are for a decoder alone, as those of the training data are.
     """
     store = prepare(
-        task, name, tokenizer, seed=seed, base=base, cache=cache, workers=workers, classes=classes, report=report
-    )
+        task, name, tokenizer, seed=seed, base=base, cache=cache, workers=workers, classes=classes, report=report,
+        fingerprint=fingerprint,
+    )  # fmt: skip
     data = make_task_data(task, store, tokenizer, mixing.task_seed(seed, "evaluation", name), decoder_only)
     return Batches({name: data}, {name: 1.0}, batch_size, tokenizer.pad_id)
 

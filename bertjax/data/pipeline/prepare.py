@@ -50,6 +50,7 @@ def prepare(
     classes: ClassSpec | None = None,
     report: ReportFn | None = None,
     runner: Runner | None = None,
+    fingerprint: Callable[[Any], str] | None = None,
 ) -> Store:
     """The store of `task`, out of `cache` when it is there and whole.
 
@@ -65,6 +66,7 @@ def prepare(
         cache: a folder, which may lie in an object store (`remote.as_path`).
         report: told about progress, one line at a time, and about the throughput at the end.
         runner: of the jobs (default: `workers` processes on this machine).
+        fingerprint: of a source, where the caller has computed it.
 
     Store.meta: examples, rows, tokens_in_rows, density (share of positions that are not padding), padding,
     sequence_length, made_from (what the fingerprint is of), text_counts (see that module), and by kind: documents,
@@ -74,21 +76,21 @@ def prepare(
     Raises UserError when a source is unusable or nothing is left of it.
     """
     report, runner = report or (lambda line: None), runner or LocalRunner()
-    parts = _fingerprint_parts(task, tokenizer, seed, base, classes)
-    fingerprint = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-    folder = remote.as_path(cache) / f"{task.preprocess.kind}-{fingerprint[:16]}"
-    if store := _load_cached(folder, fingerprint, report):
+    parts = _fingerprint_parts(task, tokenizer, seed, base, classes, fingerprint)
+    key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    folder = remote.as_path(cache) / f"{task.preprocess.kind}-{key[:16]}"
+    if store := _load_cached(folder, key, report):
         remove_scratch_dir(folder)
         _report_quality(task, name, store, report)
         return store
     start = time.monotonic()
     with scratch_dir(folder, runner.is_distributed) as at:
-        if store := _load_cached(folder, fingerprint, lambda line: None):  # another process was faster
+        if store := _load_cached(folder, key, lambda line: None):  # another process was faster
             _report_quality(task, name, store, report)
             return store
         context = PrepareContext(task, name, tokenizer, seed, base, at.folder, workers, classes, report, runner)
         writer = partial(
-            StoreWriter, fingerprint=fingerprint, tokenizer_sha256=tokenizer.sha256, code_version=code_version()
+            StoreWriter, fingerprint=key, tokenizer_sha256=tokenizer.sha256, code_version=code_version()
         )
         written = _build(context, partial(writer, folder, temporary=at.rows), writer, parts)
     store = Store(folder)
@@ -127,12 +129,14 @@ def _throughput(store: Store, written: WriteResult, seconds: float) -> str:
 
 
 def _fingerprint_parts(
-    task: Task, tokenizer: "Tokenizer", seed: int, base: Path, classes: ClassSpec | None
-) -> dict[str, Any]:
+    task: Task, tokenizer: "Tokenizer", seed: int, base: Path, classes: ClassSpec | None,
+    source_fingerprint: Callable[[Any], str] | None,
+) -> dict[str, Any]:  # fmt: skip
     from bertjax.data.sources.registry import fingerprint
 
+    source_fingerprint = source_fingerprint or partial(fingerprint, base=base)
     return {
-        "sources": [fingerprint(source, base) for source in task.source],
+        "sources": [source_fingerprint(source) for source in task.source],
         "preprocess": task.preprocess.model_dump(mode="json"),
         "limit": task.limit,
         "tokenizer": tokenizer.sha256,
