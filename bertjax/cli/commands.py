@@ -4,16 +4,13 @@ import argparse
 import json
 import logging
 import os
-import signal
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bertjax.errors import UserError
+from bertjax.interrupts import exit_on_signal
 from bertjax.storage.locations import local_path
 
 if TYPE_CHECKING:
@@ -61,7 +58,8 @@ def _print_result(result: Any) -> int:
 
 
 def train(arguments: argparse.Namespace) -> int:
-    with _exit_on_signal():
+    early = "stopped before anything began; run the same command again"
+    with exit_on_signal(lambda: early, early):  # until the run handles signals itself
         config = _load_config(arguments)
         _select_platform(arguments)
         from bertjax.evaluation.evaluators.build import build_evaluators
@@ -69,25 +67,6 @@ def train(arguments: argparse.Namespace) -> int:
 
         loop.train(config, Path.cwd(), build_evaluators)
     return 0
-
-
-@contextmanager
-def _exit_on_signal() -> Iterator[None]:
-    """SIGTERM or Ctrl-C before the run listens itself: nothing has begun, so the process just goes, with 75."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def leave(*_: object) -> None:
-        print("stopped before anything began; run the same command again", file=sys.stderr, flush=True)
-        os._exit(75)
-
-    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def evaluate(arguments: argparse.Namespace) -> int:

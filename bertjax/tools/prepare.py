@@ -8,8 +8,9 @@ from pathlib import Path
 from bertjax.config.schema.run import Config, Stage
 from bertjax.data.jobs.jobs import Runner
 from bertjax.data.jobs.runners import beam_options, make_runner
-from bertjax.data.jobs.stopping import exit_on_signal
+from bertjax.data.jobs.scratch_dir import KEPT_MESSAGE
 from bertjax.data.pipeline.loader import Batches
+from bertjax.interrupts import exit_on_signal
 from bertjax.training import inputs
 from bertjax.training.checkpoint.stage_files import run_stages
 from bertjax.training.run_context import load_tokenizer, prepared_dir, source_fingerprints
@@ -38,7 +39,7 @@ def prepare_command(config: Config, runner: str, together: str | None, apart: Se
     inputs.check_prepare(config, Path.cwd())
     workers = config.run.prepare_workers or os.cpu_count() or 1
     chosen = make_runner(runner, beam_options(together, apart), workers)
-    with exit_on_signal():
+    with exit_on_signal(lambda: f"stopped; {KEPT_MESSAGE}", f"interrupted; {KEPT_MESSAGE}"):
         for stage, batches in open_stage_data(config, partial(print, flush=True), chosen):
             counts = ", ".join(f"{name} {count:,}" for name, count in batches.row_counts.items())
             print(f"{stage.name}: rows: {counts}", flush=True)

@@ -11,6 +11,7 @@ import numpy as np
 
 from bertjax.config.schema.evaluation import Evaluation
 from bertjax.errors import DivergedError, StoppedSafely
+from bertjax.interrupts import StopRequested
 from bertjax.models import param_paths
 from bertjax.parallel.batches import place
 from bertjax.parallel.multihost import primary
@@ -22,7 +23,6 @@ from bertjax.training.checkpoint.manager import CheckpointManager
 from bertjax.training.monitor.meter import Meter, non_padding_tokens
 from bertjax.training.monitor.param_summary import model_summary
 from bertjax.training.monitor.phases import COMPILE, EVALUATION, SAVE, STARTUP, STEP
-from bertjax.training.monitor.preemption import StopRequested
 from bertjax.training.monitor.run_monitor import RunMonitor
 from bertjax.training.monitor.tracking import Tracker
 from bertjax.training.run_context import RunContext

@@ -212,7 +212,7 @@ def test_a_main_thread_that_does_not_come_back_is_left_behind(body):
     )  # fmt: skip
     assert done.returncode == 75, done.stderr
     assert done.stderr == "stopped while compiling the first step; nothing was lost; run the same command again\n"
-    assert time.monotonic() - began < preemption.GRACE_SECONDS + 20
+    assert time.monotonic() - began < interrupts.GRACE_SECONDS + 20
 
 
 RUNNING = """

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from bertjax.data.tokenizers.load import Tokenizer
 
 # No stored row depends on these.
-NO_ROWS_FROM = {"jobs/jobs.py", "jobs/runners.py", "jobs/beam_runner.py", "jobs/stopping.py", "jobs/scratch_dir.py"}
+NO_ROWS_FROM = {"jobs/jobs.py", "jobs/runners.py", "jobs/beam_runner.py", "jobs/scratch_dir.py"}
 
 
 def prepare(
