@@ -56,7 +56,7 @@ class StageRunner:
         self.evaluators = evaluators
         self.program, self.stage, self.name = plan.program, plan.stage, plan.stage.name
         self.scores: dict[str, float] = {}
-        self.base: dict[str, Any] | None = None  # what adapter-only checkpoints stand on
+        self.base: dict[str, Any] | None = None  # the base of adapter-only checkpoints
         self.has_stepped = False  # since this process began the stage
         self.pending_eval = False  # the restored step was saved before its evaluations had ended
         self.untrained = UntrainedHeads()
@@ -82,7 +82,7 @@ class StageRunner:
                 self.finish(state, meter)
 
     def init_or_restore(self) -> TrainState:
-        """The restored state of a started stage, or a fresh one; the record is cut back to where it stands."""
+        """The restored state of a started stage, or a fresh one; the metrics after its step are removed."""
         before = [stage.name for stage in self.ctx.config.stages[: self.index]]
         key = jax.random.fold_in(jax.random.key(self.ctx.config.run.seed), self.index)
         init_key, step_key = jax.random.split(key)
@@ -196,8 +196,8 @@ class StageRunner:
     def check_finite(self, nonfinite_steps: int, step: int) -> None:
         if nonfinite_steps >= self.ctx.config.run.max_nonfinite_steps:
             raise DivergedError(
-                f"stage '{self.name}' step {step}: the loss or the gradients were not finite {nonfinite_steps} steps in a "
-                f"row; the last checkpoint is good; lower the learning rate or lengthen the warm-up"
+                f"stage '{self.name}' step {step}: the loss or the gradients were not finite {nonfinite_steps} steps in "
+                f"a row; the last checkpoint is good; lower the learning rate or lengthen the warm-up"
             )
 
     def due_evaluations(self, step: int) -> list[Evaluator]:

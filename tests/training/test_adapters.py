@@ -126,7 +126,7 @@ def leaves(run: Path, step: int | None = None) -> dict[str, list]:
     """{path: shape, dtype and digest} of a checkpoint's arrays."""
     found = find(run, step=step)
     checkpoints = CheckpointReader(found.folder)
-    return checkpoints._items(checkpoints.committed_steps()[-1] if step is None else step)[0]["leaves"]
+    return checkpoints.items(checkpoints.committed_steps()[-1] if step is None else step)[0]["leaves"]
 
 
 def meta(run: Path) -> dict:

@@ -8,6 +8,7 @@ import pytest
 
 from bertjax.cli.main import main
 from bertjax.config.loading.load import load
+from bertjax.errors import StoppedSafely
 from bertjax.evaluation.evaluators.build import build_evaluators
 from bertjax.evaluation.predict import fill_mask
 from bertjax.evaluation.restore import restore
@@ -109,7 +110,7 @@ def test_meta_tells_trained_heads_from_carried_ones(run):
 def test_a_stopped_stage_keeps_what_it_carries(project, run, once, stop_at):
     config = load(project / "three.yaml", ["run.name=stopped"])
     stop_at("adapt", 1)
-    with once(), pytest.raises(loop.stopping.StoppedSafely):
+    with once(), pytest.raises(StoppedSafely):
         loop.train(config, project, build_evaluators)
     stop_at("adapt", -1)
     with once():

@@ -282,7 +282,7 @@ def test_rows_without_a_label_are_left_out_of_the_scores_and_refused_in_training
             "stages.c.fresh=[qa]; stages.c.init_from=x",
             "fresh: a stage of classification has no 'qa'; it has: classifier, pooler",
         ),
-        ("stages.c.fresh=[classifier]", "fresh: everything starts fresh without init_from"),
+        ("stages.c.fresh=[classifier]", "fresh: needs init_from; without it everything starts fresh"),
         ("stages.c.data.preprocess.labels=[a, b]", "labels has 2 names and objective.num_labels is 3"),
         ("stages.c.data.preprocess.labels=[a, b, A]", "two of them are 'a'"),
     ],

@@ -28,8 +28,8 @@ class StageInit(NamedTuple):
     Attributes:
         params: in their shards.
         lines: say where they came from.
-        base: what an adapter-only checkpoint says of the weights it leaves out (training/checkpoint/adapters.py); None for others.
-        untrained: heads of the start that the stage does not train, for the stages behind it.
+        base: the entry `base` in the meta data of adapter-only checkpoints; None for others.
+        untrained: heads of the start that the stage does not train, for the stages after it.
     """
 
     params: Params
