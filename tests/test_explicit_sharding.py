@@ -1,6 +1,6 @@
 """Every shipped configuration is traced with the mesh axes of type Explicit, where JAX checks shardings like types.
 
-Runs use axes of type Auto: the partitioner chooses where the program says nothing. Under Explicit it may choose nothing,
+Runs use axes of type Auto: the partitioner chooses where the program says nothing. Under Explicit it chooses nothing,
 so each operation whose result could be placed in several ways is an error. Three rules say what is left open under
 Auto, and `with_logical_constraint` reshards instead of asserting: look-ups are placed like their ids, contractions keep
 the axes of their operands, and biases follow what they are added to. All else has to agree by itself.

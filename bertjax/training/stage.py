@@ -196,8 +196,8 @@ class StageRunner:
     def check_finite(self, nonfinite_steps: int, step: int) -> None:
         if nonfinite_steps >= self.ctx.config.run.max_nonfinite_steps:
             raise DivergedError(
-                f"stage '{self.name}' step {step}: the loss or the gradients were not finite {nonfinite_steps} steps in "
-                f"a row; the last checkpoint is good; lower the learning rate or lengthen the warm-up"
+                f"stage '{self.name}' step {step}: the loss or the gradients were not finite {nonfinite_steps} steps "
+                f"in a row; the last checkpoint is good; lower the learning rate or lengthen the warm-up"
             )
 
     def due_evaluations(self, step: int) -> list[Evaluator]:

@@ -1,4 +1,4 @@
-"""CheckpointManager under fire: flipped bits, broken files, kill -9, full disks, readers beside a writer, two processes."""
+"""CheckpointManager under stress: flipped bits, broken files, kill -9, full disks, concurrent use."""
 
 import json
 import logging

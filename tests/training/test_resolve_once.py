@@ -1,4 +1,4 @@
-"""What a run reads before it trains is looked up once: configurations, meta data of checkpoints, fingerprints of sources."""
+"""A run looks up once what it reads: configurations, meta data of checkpoints, fingerprints of sources."""
 
 import sys
 from collections import Counter

@@ -128,7 +128,8 @@ def test_the_run_folder_holds_what_made_it(home):
 @pytest.mark.parametrize(
     "sections",
     [
-        {"run": {"log_every": 1, "compute_dtype": "bfloat16", "remat": "full", "max_nonfinite_steps": 7, "prefetch": 9}},
+        {"run": {"log_every": 1, "compute_dtype": "bfloat16", "remat": "full", "max_nonfinite_steps": 7}},
+        {"run": {"prefetch": 9}},
         {"mesh": {"data": 1, "fsdp": -1}},
     ],
 )

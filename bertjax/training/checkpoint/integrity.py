@@ -44,7 +44,7 @@ def seal(
 
 
 def verify(where: str, step: int, meta_item: Any, record: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(meta item, digest item) as read -> (record, meta), or CorruptStepError; UserError when a newer bertjax wrote them."""
+    """(meta item, digest item) as read -> (record, meta). Raises CorruptStepError; UserError for a newer format."""
     if json_sha256(record) != meta_item["digest_sha256"]:
         raise CorruptStepError("the digest item is not what was saved")
     if record["format"] != FORMAT:

@@ -123,7 +123,7 @@ def select_step(folder: Path, reasons: Mapping[int, str], named: int | None) -> 
 def quarantine(folder: Path, reasons: Mapping[int, str], good: int, *, move: bool) -> None:
     """Warns of each damaged step, and moves it to quarantine/ for a person to look at.
 
-    Only once a good step is read: had the damaged ones been moved before, a run without a good one would start from the beginning.
+    Only once a good step is read: had the damaged ones been moved before, a run without a good one would restart.
     """
     for step in sorted(set(reasons) & set(committed_steps(folder)), reverse=True):
         place = f"moved to {_move_to_quarantine(folder, step).relative_to(folder)}" if move else "left in place"
