@@ -81,8 +81,8 @@ class TrainProgram:
     def manual_axes(self) -> tuple[str, ...]:
         """Mesh axes of the batch over which the step itself gathers weights and sums gradients, none in most programs.
 
-        The partitioner would sum complete gradients over all devices, in every micro-batch. With manual collectives they
-        are summed and cut inside a slice, or inside a group along `fsdp`, and only the pieces are summed between these, once a step.
+        The partitioner would sum complete gradients over all devices, in every micro-batch. Manual collectives sum and
+        cut them inside a slice, or inside a group along `fsdp`, and sum only the pieces between these, once a step.
         Left to the partitioner: programs where that gains nothing (`data` or `fsdp` alone, without slices, micro-
         batches or split positions), and where uneven sizes, unusual rules or jax's own dropout bits ask for the batch
         in one piece.

@@ -140,8 +140,8 @@ def enable_compilation_cache(config: Config) -> None:
             with tempfile.TemporaryFile(dir=folder):
                 where = str(folder)
         except OSError as error:
-            print(f"note: {folder}: compiled programs are not cached ({error.strerror}); set run.compilation_cache_dir to "
-                  "null or another folder", file=sys.stderr)  # fmt: skip
+            print(f"note: {folder}: compiled programs are not cached ({error.strerror}); set run.compilation_cache_dir "
+                  "to null or another folder", file=sys.stderr)  # fmt: skip
             return
     if where:
         jax.config.update("jax_compilation_cache_dir", where)
