@@ -1,7 +1,7 @@
-"""Handle Ctrl-C and SIGTERM immediately, also while the main thread is inside a long C call, and never lose one.
+"""Handle Ctrl-C and SIGTERM: at once, also while the main thread is inside a long call of C, and reliably.
 
-A thread reads the signals. Where the interpreter ignores exceptions (callbacks of the garbage collector, __del__), the
-exception of a handler is lost; then the handler runs again.
+A thread reads the signals as they come. An exception raised by a handler is lost where the interpreter ignores
+exceptions (a callback of the garbage collector, a __del__): then the handler runs again.
 """
 
 import os
@@ -11,33 +11,39 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any, NoReturn
 
-GRACE_SECONDS = 5.0  # time for the main thread to exit in an orderly way
-DEBOUNCE_SECONDS = 0.5  # a terminal and a wrapper may both deliver one Ctrl-C
+from bertjax.errors import StoppedSafely
+
+GRACE_SECONDS = 5.0  # seconds in which the main thread may leave in good order, before the process ends
+DEBOUNCE_SECONDS = 0.5  # seconds: a terminal and a wrapper both pass on one Ctrl-C
 INTERRUPTED_EXIT_CODE = 128 + signal.SIGINT
-RETRY_SECONDS = 0.02  # until a handler whose exception was lost runs again
+RETRY_SECONDS = 0.02  # seconds until a handler whose exception was lost runs again
+
+
+class StopRequested(BaseException):
+    """Raised in the main thread where a command must stop; no Exception, so that nothing takes it for a failure."""
 
 
 class CtrlCCounter:
-    """Counts Ctrl-C; for use by one thread."""
+    """Counts Ctrl-C; for one thread."""
 
     def __init__(self) -> None:
         self._last: float | None = None
 
     def is_repeated(self) -> bool:
-        """Whether the current Ctrl-C is not the first one."""
+        """Whether the Ctrl-C that has just come is not the first one."""
         now, last = time.monotonic(), self._last
         self._last = now if last is None else last
         return last is not None and now - last > DEBOUNCE_SECONDS
 
 
 def exit_now(code: int, line: str) -> NoReturn:
-    """End the process and its worker processes immediately."""
+    """End the process at once, with its worker processes."""
     from multiprocessing import active_children
 
-    for child in active_children():  # they would outlive this process
+    for child in active_children():  # or they would outlive this process
         child.kill()
     with suppress(OSError):
         os.write(2, f"{line}\n".encode())  # not print: the main thread may be inside one
@@ -47,22 +53,73 @@ def exit_now(code: int, line: str) -> NoReturn:
 
 
 @contextmanager
-def handle_signals(
+def exit_on_signal(
+    exit_message: Callable[[], str | None],
+    second_message: str,
+    *,
+    numbers: Collection[int] = (signal.SIGTERM, signal.SIGINT),
+    error: type[BaseException] = StopRequested,
+    should_raise: Callable[[int], bool] = lambda number: True,
+    on_ctrl_c: Callable[[], None] = lambda: None,
+    restore_handler: Callable[[int], bool] = lambda number: True,
+) -> Iterator[None]:
+    """Inside the block a signal raises `error` in the main thread; a StopRequested leaves the block as StoppedSafely.
+
+    The process ends GRACE_SECONDS later where the main thread has not left the block, and at once after a second
+    Ctrl-C. In a thread other than the main one the block is left as it is.
+
+    Args:
+        exit_message: the last line of a process that stops; None while it must not end by itself.
+        second_message: the last line after a second Ctrl-C.
+        should_raise: asked in the main thread for each signal; where it says no, the block polls whether to stop.
+        on_ctrl_c: called in a thread at the first Ctrl-C.
+        restore_handler: whether the handler from before is put back for a signal.
+    """
+    presses, over, raised = CtrlCCounter(), threading.Event(), threading.Event()
+    code = StoppedSafely.exit_code if error is StopRequested else INTERRUPTED_EXIT_CODE
+
+    def handler(number: int) -> None:
+        if should_raise(number) and not raised.is_set():  # a second exception would interrupt the cleaning up
+            raised.set()
+            raise error
+
+    def exit_after_grace() -> None:
+        if not over.wait(GRACE_SECONDS) and (line := exit_message()) is not None:
+            exit_now(code, line)
+
+    def on_signal(received: bytes) -> None:
+        if signal.SIGINT in received:
+            if presses.is_repeated():
+                exit_now(INTERRUPTED_EXIT_CODE, second_message)
+            on_ctrl_c()
+        threading.Thread(target=exit_after_grace, name="exit_after_grace", daemon=True).start()
+
+    try:
+        with _handle_signals(numbers, handler, on_signal, error, raised.clear, restore_handler):
+            yield
+    except StopRequested:
+        raise StoppedSafely(exit_message() or "stopped; run the same command again") from None
+    finally:
+        over.set()
+
+
+def interruptible() -> AbstractContextManager[None]:
+    """Inside the block the first Ctrl-C is a KeyboardInterrupt that is never lost; a second one leaves at once."""
+    return exit_on_signal(lambda: "interrupted", "interrupted", numbers=[signal.SIGINT], error=KeyboardInterrupt)
+
+
+@contextmanager
+def _handle_signals(
     numbers: Collection[int],
     handler: Callable[[int], None],
     on_signal: Callable[[bytes], None],
-    *,
-    retry_on: tuple[type[BaseException], ...] = (),
-    on_retry: Callable[[], None] = lambda: None,
-    restore_handler: Callable[[int], bool] = lambda number: True,
+    error: type[BaseException],
+    on_retry: Callable[[], None],
+    restore_handler: Callable[[int], bool],
 ) -> Iterator[None]:
-    """Handle signals inside the block; does nothing in threads other than the main one.
+    """Run `handler` in the main thread, between two of its instructions, and `on_signal` in a thread at once.
 
-    Args:
-        handler: called in the main thread, between two of its instructions; may raise.
-        on_signal: called in another thread as soon as signals arrive, with their numbers as bytes.
-        retry_on: exceptions of `handler`. If one is ignored, `on_retry` and then the handler are called again.
-        restore_handler: whether to restore the previous handler of a signal afterwards.
+    `handler` may raise `error`; where that is ignored, it runs again, after `on_retry`.
     """
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may set handlers and receives signals
@@ -74,7 +131,7 @@ def handle_signals(
         handler(number)
 
     def on_unraisable(unraisable: Any) -> None:
-        if not issubclass(unraisable.exc_type, retry_on):
+        if not issubclass(unraisable.exc_type, error):
             hook(unraisable)
             return
         on_retry()
@@ -116,28 +173,3 @@ def _read(
                     own.append(number)
             if own:
                 on_signal(bytes(own))
-
-
-@contextmanager
-def interruptible() -> Iterator[None]:
-    """Turn the first Ctrl-C inside the block into a KeyboardInterrupt that is never lost; the second one exits."""
-    presses, over = CtrlCCounter(), threading.Event()
-
-    def interrupted(number: int) -> None:
-        raise KeyboardInterrupt
-
-    def wait() -> None:
-        if not over.wait(GRACE_SECONDS):
-            exit_now(INTERRUPTED_EXIT_CODE, "interrupted")
-
-    def on_signal(received: bytes) -> None:
-        if signal.SIGINT in received:
-            if presses.is_repeated():
-                exit_now(INTERRUPTED_EXIT_CODE, "interrupted")
-            threading.Thread(target=wait, name="interrupted", daemon=True).start()
-
-    with handle_signals([signal.SIGINT], interrupted, on_signal, retry_on=(KeyboardInterrupt,)):
-        try:
-            yield
-        finally:
-            over.set()

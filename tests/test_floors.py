@@ -54,7 +54,7 @@ KNOWN_TO = {
     ),
     "flax": ("models", "interop", "training", "evaluation"),
     "optax": ("training",),
-    "orbax": ("training/checkpoint/manager.py",),
+    "orbax": ("training/checkpoint/orbax_io.py",),
     "grain": ("data",),
 }
 LAZY = {

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,6 @@ import pytest
 from bertjax import interrupts
 from bertjax.cli.main import main
 from bertjax.data.jobs import jobs
-from bertjax.data.jobs.runners import exit_on_signal
 from bertjax.errors import StoppedSafely
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -36,6 +36,10 @@ sys.exit(main(["doctor"]))
 def press(*_: object, **__: object) -> None:
     os.kill(os.getpid(), signal.SIGINT)
     time.sleep(5)  # the handler runs before this begins, or breaks it off
+
+
+def stoppable() -> AbstractContextManager[None]:
+    return interrupts.exit_on_signal(lambda: "stopped", "interrupted")
 
 
 @pytest.fixture
@@ -74,7 +78,7 @@ def test_a_preparation_keeps_what_is_finished(here, monkeypatch, capsys, number)
 
 
 @pytest.mark.parametrize(
-    ("block", "raised"), [(interrupts.interruptible, KeyboardInterrupt), (exit_on_signal, StoppedSafely)]
+    ("block", "raised"), [(interrupts.interruptible, KeyboardInterrupt), (stoppable, StoppedSafely)]
 )
 def test_a_signal_inside_a_callback_of_the_garbage_collector_is_not_lost(block, raised):
     """The interpreter ignores what is raised there, and jax has such a callback."""
@@ -119,7 +123,7 @@ def test_in_another_thread_nothing_is_changed():
     handlers = []
 
     def run() -> None:
-        with interrupts.interruptible(), exit_on_signal():
+        with interrupts.interruptible(), stoppable():
             handlers.append(signal.getsignal(signal.SIGINT))
 
     before = signal.getsignal(signal.SIGINT)

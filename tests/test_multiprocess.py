@@ -28,11 +28,12 @@ from bertjax.parallel import batches
 from bertjax.parallel.multihost import initialize
 from bertjax.training import loop, run_context
 from bertjax.parallel.multihost.primary import primary_first
+from bertjax.training.checkpoint.stage_files import StageFiles
 
 initialize.initialize_distributed()
 config, base = load("tiny.yaml", sys.argv[2:]), Path.cwd()
 job = primary_first(lambda: run_context.open_run_context(config, base))
-plan = primary_first(lambda: loop.open_stage(job, 0, None))
+plan = primary_first(lambda: loop.open_stage(job, StageFiles(job.config, 0, job.base), None))
 shards = {}
 for k in range(3):
     rows = plan.batches.batch(k, plan.rows)

@@ -1,16 +1,11 @@
 """`bertjax train` and `bertjax compare`."""
 
 import argparse
-import os
-import signal
-import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from bertjax.cli.arguments import CONFIG, DEVICE, JSON, command
 from bertjax.cli.startup import load_config, print_result, select_platform
+from bertjax.interrupts import exit_on_signal
 
 
 @command(
@@ -22,7 +17,8 @@ from bertjax.cli.startup import load_config, print_result, select_platform
     overrides=True,
 )
 def train(arguments: argparse.Namespace) -> int:
-    with _exit_on_signal():
+    message = "stopped before the run started; run the same command again"
+    with exit_on_signal(lambda: message, message):  # until the run installs its own handlers
         config = load_config(arguments)
         select_platform(arguments)
         from bertjax.evaluation.evaluators.build import build_evaluators
@@ -30,25 +26,6 @@ def train(arguments: argparse.Namespace) -> int:
 
         loop.train(config, Path.cwd(), build_evaluators)
     return 0
-
-
-@contextmanager
-def _exit_on_signal() -> Iterator[None]:
-    """Exits with 75 on SIGTERM or Ctrl-C until the run installs its own handlers; nothing is on disk yet."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def leave(*_: object) -> None:
-        print("stopped before the run started; run the same command again", file=sys.stderr, flush=True)
-        os._exit(75)
-
-    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @command(

@@ -13,8 +13,8 @@ from bertjax.errors import UserError
 from bertjax.parallel.mesh import make_mesh
 from bertjax.training.checkpoint import adapters
 from bertjax.training.checkpoint.locate import CheckpointRef, find, results_folder
-from bertjax.training.checkpoint.manager import CheckpointManager
-from bertjax.training.program import TrainProgram
+from bertjax.training.checkpoint.reader import CheckpointReader
+from bertjax.training.program import TrainProgram, stage_program
 from bertjax.training.run_context import RunContext
 from bertjax.training.state import Params
 from bertjax.training.untrained_heads import all_heads
@@ -54,19 +54,22 @@ def restore(
     holds no checkpoint, or none with that score.
     """
     found = find(path, stage=stage, step=step)
-    with CheckpointManager.open_readonly(found) as checkpoints:
-        if best is not None:
-            found = replace(found, step=_best_step(found, checkpoints, best))
-        meta = checkpoints.meta(found.step)
-        here = dict(meta["config"], mesh={})
-        here["run"] = here["run"] | {"attention": "auto", "segments": "auto"}
-        config, in_run = _with_run_dir(build_saved(here, overrides, where=str(found.path)), meta, found)
-        tokenizer = load.from_json(meta["tokenizer_json"], str(found.path))
-        ctx = RunContext(config, Path.cwd(), make_mesh(config.mesh), tokenizer)
-        stage_config, classes = config.stages[meta["stage"]], meta["num_labels"]
-        program = ctx.program(stage_config, steps=1, heads=all_heads(meta), num_labels=classes)
-        named = Path(base_model).expanduser() if base_model is not None else None
-        restored_step, params = adapters.restore_params(checkpoints, found.step, meta, ctx, named)
+    checkpoints = CheckpointReader(found)
+    if best is not None:
+        found = replace(found, step=_best_step(checkpoints, best))
+        checkpoints.ref = found
+    meta = checkpoints.meta()
+    here = dict(meta["config"], mesh={})
+    here["run"] = here["run"] | {"attention": "auto", "segments": "auto"}
+    where = str(found.path)
+    config, in_run = _with_run_dir(build_saved(here, overrides, where=where), meta, found)
+    saved_config = _with_run_dir(build_saved(here, where=where), meta, found)[0] if overrides else config
+    tokenizer = load.from_json(meta["tokenizer_json"], where)
+    ctx = RunContext(config, Path.cwd(), make_mesh(config.mesh), tokenizer)
+    heads, classes = all_heads(meta), meta["num_labels"]
+    program = stage_program(config, config.stages[meta["stage"]], ctx.mesh, 1, heads=heads, num_labels=classes)
+    named = Path(base_model).expanduser() if base_model is not None else None
+    restored_step, params = adapters.restore_params(checkpoints, ctx, named=named, program=program)
     return RestoredCheckpoint(
         ctx,
         meta["stage"],
@@ -76,7 +79,7 @@ def restore(
         labels=meta.get("labels"),
         unanswerable=meta.get("unanswerable"),
         hugging_face=meta.get("hugging_face"),
-        saved_config=_with_run_dir(build_saved(here, where=str(found.path)), meta, found)[0],
+        saved_config=saved_config,
         is_last=meta.get("steps") in (None, restored_step),
         in_run=in_run,
         untrained_heads=tuple(meta.get("carried", ())),
@@ -97,7 +100,8 @@ def _with_run_dir(config: Config, meta: Mapping[str, Any], found: CheckpointRef)
     return config.model_copy(update={"run": run.model_copy(update=changes)}), in_run
 
 
-def _best_step(found: CheckpointRef, checkpoints: CheckpointManager, score: str) -> int:
+def _best_step(checkpoints: CheckpointReader, score: str) -> int:
+    found = checkpoints.ref
     if found.step is not None:
         raise UserError(f"{found.path}: step {found.step} is named already; leave it out to get the best {score}")
     return checkpoints.best_step(score, upgrade_config(checkpoints.meta()["config"])["run"]["checkpoint"]["best_mode"])

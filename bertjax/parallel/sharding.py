@@ -102,7 +102,10 @@ def with_logical_constraint(x: jax.Array, *names: str | None) -> jax.Array:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return x
-    return jax.lax.with_sharding_constraint(x, divisible_spec(mesh, names, x.shape))
+    spec = divisible_spec(mesh, names, x.shape)
+    if AxisType.Explicit in mesh.axis_types:  # of a sharding type-check; there a constraint is an assertion
+        return jax.sharding.reshard(x, spec)
+    return jax.lax.with_sharding_constraint(x, spec)
 
 
 def all_gather_fsdp(weight: jax.Array, *names: str | None) -> jax.Array:

@@ -16,7 +16,7 @@ from bertjax.errors import UserError
 from bertjax.parallel.mesh import make_mesh
 from bertjax.plan.batch import NO_DATA_DIR, dummy_tokenizer, stage_fields
 from bertjax.training import freezing, stage_plan, validate
-from bertjax.training.program import TrainProgram
+from bertjax.training.program import TrainProgram, stage_program
 from bertjax.training.run_context import RunContext
 from bertjax.training.state import TrainState
 from bertjax.training.step import jit_train_step
@@ -86,7 +86,7 @@ def build_stage_program(
     """
     validate.check_kinds(config, stage)
     ctx = RunContext(config, NO_DATA_DIR, make_mesh(config.mesh, devices), dummy_tokenizer(config))
-    program = ctx.program(stage, stage.steps or DEFAULT_STEPS)
+    program = stage_program(config, stage, ctx.mesh, stage.steps or DEFAULT_STEPS)
     stage_plan.check_batch(stage, program)
     groups = freezing.param_groups(program.abstract_params())
     plan = freezing.episodes(stage.trainable, groups, program.steps)

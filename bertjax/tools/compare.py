@@ -22,6 +22,7 @@ from bertjax.parallel.multihost import primary
 from bertjax.report.record import StageRecord, is_finite, read_run
 from bertjax.storage import atomic
 from bertjax.training import freezing, inputs, loop, run_context
+from bertjax.training.checkpoint.stage_files import run_stages
 from bertjax.training.monitor.console import memory, number, seconds
 from bertjax.training.program import TrainProgram
 from bertjax.training.step import jit_train_step
@@ -100,7 +101,8 @@ def measure_run(config: Config, base: Path) -> dict[str, Any]:
     Shares are relative to the model without adapters, as in arXiv 1902.00751.
     """
     (stage,) = config.stages
-    opened = loop.open_stage(run_context.open_run_context(config, base), 0, None)
+    (files,) = run_stages(config, base)
+    opened = loop.open_stage(run_context.open_run_context(config, base), files, None)
     program, episodes = opened.program, opened.episodes
     sizes = freezing.group_sizes(program.abstract_params())
     trained = [sum(sizes[group] for group in episode.groups) for episode in episodes]

@@ -25,7 +25,9 @@ from bertjax.storage import atomic
 from bertjax.training import run_context
 from bertjax.training.checkpoint.locate import find, stage_folder
 from bertjax.training.checkpoint.manager import CheckpointManager
+from bertjax.training.checkpoint.reader import CheckpointReader
 from bertjax.training.monitor.param_summary import model_summary
+from bertjax.training.program import adapter_size, stage_program
 from bertjax.training.run_context import RunContext
 from bertjax.training.untrained_heads import all_heads
 
@@ -112,7 +114,7 @@ def _write(
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     try:
-        program = ctx.program(ctx.config.stages[0], steps=1, heads=heads)
+        program = stage_program(ctx.config, ctx.config.stages[0], ctx.mesh, 1, heads=heads)
         param_shardings = program.param_shardings()
         arrays = {path: jax.device_put(array, param_shardings[path]) for path, array in params.items()}
         meta = run_context.checkpoint_meta(ctx, program, 0, 0) | {"hugging_face": files}
@@ -182,14 +184,14 @@ def export_checkpoint(source: Path, out: Path) -> list[str]:
     or none that transformers has a class for, StorageError when `out` cannot be written.
     """
     found = find(source)
-    with CheckpointManager.open_readonly(found) as checkpoints:
-        meta = checkpoints.meta(found.step)
-        config, heads = run_context.config_from_meta(meta, found.path), tuple(meta["heads"])
-        if run_context.adapter_size(config.stages[meta["stage"]].trainable):
-            raise UserError(f"{found.path}: has adapters, for which transformers' T5 has no place; export its base")
-        own = registry.abstract_params(config.model, heads, meta["num_labels"])
-        stored = registry.abstract_params(config.model, all_heads(meta), meta["num_labels"])
-        _, params, _ = checkpoints.restore_params(param_paths.unflatten(stored), meta["step"])
+    checkpoints = CheckpointReader(found)
+    meta, config = checkpoints.meta(), checkpoints.config()
+    heads = tuple(meta["heads"])
+    if adapter_size(config.stages[meta["stage"]].trainable):
+        raise UserError(f"{found.path}: has adapters, for which transformers' T5 has no place; export its base")
+    own = registry.abstract_params(config.model, heads, meta["num_labels"])
+    stored = registry.abstract_params(config.model, all_heads(meta), meta["num_labels"])
+    _, params, _ = checkpoints.restore_params(param_paths.unflatten(stored), meta["step"])
     tokenizer = load.from_json(meta["tokenizer_json"], str(found.path))
     every = param_paths.flatten(params)
     arrays = {path: np.asarray(every[path]) for path in own}

@@ -19,10 +19,10 @@ from bertjax.parallel.mesh import make_mesh
 from bertjax.parallel.mesh_shape import merge_rules
 from bertjax.training import freezing, optimizers
 from bertjax.training.checkpoint.locate import find, find_run_dir
-from bertjax.training.checkpoint.manager import CheckpointManager
+from bertjax.training.checkpoint.reader import CheckpointReader
 from bertjax.training.monitor import goodput
 from bertjax.training.monitor.param_summary import model_summary
-from bertjax.training.run_context import adapter_size, config_from_meta
+from bertjax.training.program import adapter_size
 from bertjax.training.untrained_heads import all_heads, summary_line
 
 NOMINAL_STEPS = 10_000  # steps assumed for a stage of unknown length
@@ -42,10 +42,8 @@ def inspect_command(target: Path, overrides: Sequence[str], step: int | None, as
 
 def inspect_checkpoint(target: Path, step: int | None) -> dict[str, Any]:
     place = find(target, step=step)
-    with CheckpointManager.open_readonly(place) as checkpoints:
-        meta = checkpoints.meta(place.step)
-        steps = checkpoints.committed_steps()
-    config = config_from_meta(meta, place.path)
+    checkpoints = CheckpointReader(place)
+    meta, config, steps = checkpoints.meta(), checkpoints.config(), checkpoints.committed_steps()
     run = find_run_dir(place.folder)
     spent = goodput.read(run) if run else None
     stage = config.stages[meta["stage"]]

@@ -7,10 +7,13 @@ from pathlib import Path
 
 from bertjax.config.schema.run import Config, Stage
 from bertjax.data.jobs.jobs import Runner
-from bertjax.data.jobs.runners import beam_options, exit_on_signal, make_runner
+from bertjax.data.jobs.runners import beam_options, make_runner
+from bertjax.data.jobs.scratch_dir import KEPT_MESSAGE
 from bertjax.data.pipeline.loader import Batches
+from bertjax.interrupts import exit_on_signal
 from bertjax.training import inputs
-from bertjax.training.run_context import load_tokenizer, prepared_dir
+from bertjax.training.checkpoint.stage_files import run_stages
+from bertjax.training.run_context import load_tokenizer, prepared_dir, source_fingerprints
 from bertjax.training.stage_plan import open_data
 
 
@@ -18,14 +21,14 @@ def open_stage_data(
     config: Config, report: Callable[[str], None], runner: Runner | None = None
 ) -> Iterator[tuple[Stage, Batches]]:
     """Each stage with its data, prepared first if necessary."""
-    base, cache = Path.cwd(), prepared_dir(config)
-    tokenizer = load_tokenizer(config, base)
+    base = Path.cwd()
+    fingerprint = source_fingerprints(base)
+    tokenizer = load_tokenizer(config, base, fingerprint)
+    options = {"cache": prepared_dir(config), "report": report, "runner": runner, "fingerprint": fingerprint}
     labels = None
-    for index, stage in enumerate(config.stages):
-        batches, labels = open_data(
-            config, index, tokenizer, labels, base=base, cache=cache, report=report, runner=runner, fetch=False
-        )
-        yield stage, batches
+    for files in run_stages(config, base):
+        batches, labels = open_data(files, tokenizer, labels, fetch=False, **options)
+        yield files.stage, batches
 
 
 def prepare_command(config: Config, runner: str, beam_args: str | None, rest: Sequence[str], verify: bool) -> None:
@@ -36,7 +39,7 @@ def prepare_command(config: Config, runner: str, beam_args: str | None, rest: Se
     inputs.check_prepare(config, Path.cwd())
     workers = config.run.prepare_workers or os.cpu_count() or 1
     chosen = make_runner(runner, beam_options(beam_args, rest), workers)
-    with exit_on_signal():
+    with exit_on_signal(lambda: f"stopped; {KEPT_MESSAGE}", f"interrupted; {KEPT_MESSAGE}"):
         for stage, batches in open_stage_data(config, partial(print, flush=True), chosen):
             counts = ", ".join(f"{name} {count:,}" for name, count in batches.row_counts.items())
             print(f"{stage.name}: rows: {counts}", flush=True)

@@ -1,4 +1,4 @@
 """Floor 4: training. Optimizers, freezing, state, the step, the loop, tracking and checkpoints.
 
-The only floor that knows optax; `checkpoint.py` alone knows Orbax. Evaluators reach the loop as callables.
+The only layer that imports optax; only `checkpoint/orbax_io.py` imports Orbax. Evaluators reach the loop as callables.
 """

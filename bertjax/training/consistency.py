@@ -29,8 +29,8 @@ MAX_SHOWN_CHARS = 60  # characters of a value in a message
 def check_start(config: Config, base: Path) -> None:
     """Raises UserError on every process when one differs in code, packages, configuration or files of data.
 
-    Files count by name and size here: their content is compared when the data are open (`check_equal`). A collective: every
-    process calls it, before anything else that they do together.
+    Files count by name and size here: their content is compared when the data are open (`check_equal`). A collective:
+    every process calls it, before any other.
     """
     if is_multiprocess():
         check_equal(_facts(config, base))
@@ -103,5 +103,5 @@ def _listing(patterns: list[str], base: Path) -> str:
     try:
         there = [(path.name, path.stat().st_size) for path in expand_globs(patterns, base)]
     except (OSError, UserError):
-        return "missing, or no use"  # on all alike: the reader says what is wrong with them
+        return "missing, or no use"  # on all processes: the reader reports what is wrong
     return f"{len(there)} files, {hashlib.sha256(repr(there).encode()).hexdigest()[:12]}"

@@ -89,7 +89,7 @@ def stack_depths(groups: Iterable[str]) -> dict[str, int]:
 def episodes(trainable: Trainable, groups: tuple[str, ...], steps: int) -> tuple[Episode, ...]:
     """The plan of a stage: for all kinds but `gradual` a single episode.
 
-    `head` (feature-based) trains the heads; a T5 whose output matrix is its embeddings has no head apart from them, so
+    `head` (feature-based) trains the heads; a T5 whose output matrix is its embeddings has no other head, so
     that there the embeddings train, at the input too. `adapters` (arXiv 1910.10683 section 3.5.1) trains, with
     adapter_norms `paper`, the adapters and every norm of the model ("only the adapter layer and layer normalization
     parameters are updated"), with `houlsby` the adapters and the norms inside them (variable_filter of T5's

@@ -1,6 +1,6 @@
-"""Is everything there that a command is going to read? Asked before it prepares or trains, and said for all at once.
+"""Check that everything that a command will read exists, before it prepares or trains; all problems at once.
 
-What a file holds is not looked at, nor is the network asked for a data set: their readers say what is wrong with them.
+The content of files is not read, and the network is not asked for data sets: their readers report what is wrong.
 """
 
 import os
@@ -16,22 +16,19 @@ from bertjax.data.tokenizers import load
 from bertjax.errors import UserError
 from bertjax.storage import remote
 from bertjax.storage.files import UNSUPPORTED_SUFFIXES, expand_globs, resolve_path
-from bertjax.training.checkpoint import adapters
-from bertjax.training.checkpoint.layout import committed_steps
-from bertjax.training.checkpoint.locate import find, stage_folder
+from bertjax.training.checkpoint.stage_files import StageFiles, run_stages
 
 
-def check_run(config: Config, base: Path) -> None:
-    """For `train`: the data and the tokenizer, and of stages that are not finished their starts and evaluations.
+def check_run(stages: Sequence[StageFiles]) -> None:
+    """For `train`: the data, the tokenizer, and of unfinished stages their `init_from` and evaluations.
 
     Raises UserError with a line for each thing that is missing: `stages.qa.evaluate.squad.data.source.0.files: ...`.
     """
-    begun = _begun(config)
-    to_do = config.stages[max(begun, default=0) :]
-    starts = [(i, stage) for i, stage in enumerate(config.stages) if i not in begun]
-    _raise_problems(
-        [*_run_dir(config.run_dir), *_init_sources(starts, base), *_data(config, base), *_evaluations(to_do, base)]
-    )
+    config, base = stages[0].config, stages[0].base
+    begun = [files.has_begun for files in stages]
+    to_do = config.stages[max((i for i, has_begun in enumerate(begun) if has_begun), default=0) :]
+    starts = _init_sources(files for files, has_begun in zip(stages, begun, strict=True) if not has_begun)
+    _raise_problems([*_run_dir(config.run_dir), *starts, *_data(config, base), *_evaluations(to_do, base)])
 
 
 def check_prepare(config: Config, base: Path) -> None:
@@ -40,7 +37,7 @@ def check_prepare(config: Config, base: Path) -> None:
 
 
 def check_data(config: Config, base: Path) -> None:
-    """The data that every stage trains on, and the tokenizer. Raises UserError."""
+    """For other commands: the data that every stage trains on, and the tokenizer. Raises UserError."""
     _raise_problems(_data(config, base))
 
 
@@ -50,21 +47,16 @@ def check_evaluations(stage: Stage, base: Path, name: str | None = None) -> None
 
 
 def check_comparison(config: Config, base: Path, all_stages: bool) -> None:
-    """For `compare`: of the stages that its runs are made of, all (`all_stages`) or the last one alone. Raises UserError."""
+    """For `compare`: what all stages of its runs (`all_stages`), or the last one, read. Raises UserError."""
     stages = config.stages if all_stages else config.stages[-1:]
-    starts = [(index, stage) for index, stage in enumerate(config.stages) if stage in stages]
+    starts = _init_sources(files for files in run_stages(config, base) if files.stage in stages)
     data = _data(config.model_copy(update={"stages": stages}), base)
-    _raise_problems([*_run_dir(config.run_dir), *_init_sources(starts, base), *data, *_evaluations(stages, base)])
+    _raise_problems([*_run_dir(config.run_dir), *starts, *data, *_evaluations(stages, base)])
 
 
 def has_begun(config: Config) -> bool:
     """Whether a checkpoint of the last stage is on disk."""
-    return len(config.stages) - 1 in _begun(config)
-
-
-def _begun(config: Config) -> list[int]:
-    folders = [stage_folder(config.run_dir, index, stage.name) for index, stage in enumerate(config.stages)]
-    return [index for index, folder in enumerate(folders) if committed_steps(folder)]
+    return run_stages(config, Path())[-1].has_begun
 
 
 def _raise_problems(problems: Iterable[str]) -> None:
@@ -121,19 +113,13 @@ def _unreadable(key: str, paths: Iterable[Path]) -> Iterator[str]:
             yield f"{key}: {path}: cannot be opened (permission denied); check its permissions"
 
 
-def _init_sources(stages: Iterable[tuple[int, Stage]], base: Path) -> Iterator[str]:
-    """Of `init_from`: whether the folder holds a Hugging Face model or a checkpoint; whether it fits is seen later."""
-    for index, stage in stages:
-        source = adapters.init_source(stage, index)
-        if source in ("scratch", "previous"):
-            continue
-        folder = base / Path(source).expanduser()
-        if (folder / "config.json").is_file():
-            continue
+def _init_sources(stages: Iterable[StageFiles]) -> Iterator[str]:
+    """Whether the folder of `init_from` holds a Hugging Face model or a checkpoint; `validate` checks that it fits."""
+    for files in stages:
         try:
-            find(folder)
+            files.check_init()
         except UserError as error:
-            yield f"stages.{stage.name}.init_from: {error}"
+            yield f"stages.{files.stage.name}.init_from: {error}"
 
 
 def _run_dir(run_dir: Path) -> Iterator[str]:

@@ -10,6 +10,7 @@ from bertjax.parallel.mesh import all_devices
 from bertjax.parallel.multihost import initialize, primary
 from bertjax.parallel.multihost.primary import primary_first, run_on_primary
 from bertjax.training import consistency, inputs, run_context, validate
+from bertjax.training.checkpoint.stage_files import run_stages
 from bertjax.training.monitor import preemption
 from bertjax.training.monitor.phases import Phases
 from bertjax.training.monitor.run_monitor import monitor_run
@@ -55,29 +56,30 @@ def train(config: Config, base: Path, build_evaluators: BuildEvaluators) -> None
         )
         with tracker, monitor_run(config, stop, phases, tracker) as monitor:
             for index in evaluators:
-                StageRunner(ctx, index, plans[index], tracker, monitor, evaluators[index]).run()
+                StageRunner(ctx, plans[index], tracker, monitor, evaluators[index]).run()
 
 
 def open_run(
     config: Config, base: Path, build_evaluators: BuildEvaluators
 ) -> tuple[RunContext, list[StagePlan], dict[int, list[Evaluator]]] | None:
     """What a run needs before its first step, and the evaluators of the stages to do; None when all are done."""
+    stages = run_stages(config, base)
     consistency.check_start(config, base)
     validate.check_settings(config)
-    if run_on_primary(lambda: validate.is_complete(config)):
+    if run_on_primary(lambda: validate.is_complete(stages[-1])):
         return None
-    primary_first(lambda: inputs.check_run(config, base))
+    primary_first(lambda: inputs.check_run(stages))
     run_context.enable_compilation_cache(config)
     ctx = primary_first(lambda: run_context.open_run_context(config, base))
     initialize.warm_up_collectives(ctx.mesh)
     plans: list[StagePlan] = []
-    for index in range(len(config.stages)):
+    for files in stages:
         previous = plans[-1].labels if plans else None
-        plans.append(primary_first(partial(open_stage, ctx, index, previous)))
+        plans.append(primary_first(partial(open_stage, ctx, files, previous)))
     consistency.check_equal(
         {f"the data of stage '{plan.stage.name}'": json.dumps(plan.batches.source_fingerprints) for plan in plans}
     )
-    todo = run_on_primary(lambda: unfinished_stages(config, plans))
+    todo = run_on_primary(lambda: unfinished_stages(plans))
     evaluators = {
         index: primary_first(partial(build_evaluators, ctx, index, plan.program, plan.labels.names))
         for index, plan in enumerate(plans)

@@ -1,7 +1,7 @@
 """Optimizers as optax transformations without the learning rate, and schedules of the step within the stage.
 
-`make_transform(...)` gives the update before it is multiplied by -learning_rate, so that every parameter group can keep its
-own slots and step count while one schedule drives them all.
+`make_transform(...)` gives the update before it is multiplied by -learning_rate, so that every parameter group can keep
+its own optimizer state and step count while one schedule drives them all.
 """
 
 import re

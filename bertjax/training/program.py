@@ -2,22 +2,27 @@
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from math import prod
+from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh as JaxMesh
 from jax.sharding import NamedSharding
 
 from bertjax.config.schema.model import ModelConfig
-from bertjax.config.schema.training import Optimizer
+from bertjax.config.schema.run import Config, Stage
+from bertjax.config.schema.training import Optimizer, Trainable
 from bertjax.data.pipeline.task_rows import Fields
 from bertjax.models import families, layer_stack, param_paths, registry
 from bertjax.models.compute_options import ComputeOptions
+from bertjax.objectives import registry as objectives
 from bertjax.objectives.base import Objective
 from bertjax.parallel import sharding
-from bertjax.parallel.mesh_shape import RULES, Rules, batch_shards
+from bertjax.parallel.mesh_shape import RULES, Rules, batch_shards, merge_rules
 from bertjax.training import optimizers
 from bertjax.training import state as training_state
 from bertjax.training.freezing import parse_layer
@@ -76,8 +81,8 @@ class TrainProgram:
     def manual_axes(self) -> tuple[str, ...]:
         """Mesh axes of the batch over which the step itself gathers weights and sums gradients, none in most programs.
 
-        The partitioner would sum whole gradients over all devices, in every micro-batch. By hand they are summed and
-        cut inside a slice, or inside a group along `fsdp`, and only the pieces are summed between these, once a step.
+        The partitioner would sum complete gradients over all devices, in every micro-batch. Manual collectives sum and
+        cut them inside a slice, or inside a group along `fsdp`, and sum only the pieces between these, once a step.
         Left to the partitioner: programs where that gains nothing (`data` or `fsdp` alone, without slices, micro-
         batches or split positions), and where uneven sizes, unusual rules or jax's own dropout bits ask for the batch
         in one piece.
@@ -141,10 +146,9 @@ class TrainProgram:
 
     def abstract_state(self, groups: tuple[str, ...], key: jax.Array) -> TrainState:
         """Shapes and shardings of the state while `groups` train, for restoring and for compiling ahead."""
-        params = self.abstract_params()
         make = lambda p, k: training_state.init_state(p, groups, self.tx, k)  # type: ignore[attr-defined]  # noqa: E731
-        shape = jax.eval_shape(make, params, key)
-        return training_state.abstract(shape, training_state.shardings(shape, shardings_by_path(params), self.mesh))
+        shape = jax.eval_shape(make, self.abstract_params(), key)
+        return training_state.abstract(shape, training_state.shardings(shape, self.param_shardings(), self.mesh))
 
     def split_segments(self, state: TrainState) -> "TrainProgram":
         """This program with its segments cut where training begins, in either stack of a T5.
@@ -162,8 +166,65 @@ class TrainProgram:
         return replace(self, compute=replace(self.compute, segments=segments))
 
 
-def shardings_by_path(params: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, NamedSharding]:
-    return {path: x.sharding for path, x in params.items()}
+def stage_program(
+    config: Config, stage: Stage, mesh: JaxMesh, steps: int, *, heads: tuple[str, ...] | None = None,
+    num_labels: int | None = None,
+) -> TrainProgram:  # fmt: skip
+    """The program of a stage; `heads` and `num_labels` are those of a checkpoint (default: the objective's)."""
+    tasks = len(config.stage_tasks(stage))
+    objective = objectives.build(stage.objective, tasks)
+    return TrainProgram(
+        model=config.model,
+        objective=objective,
+        heads=objective.heads if heads is None else heads,
+        num_labels=num_labels,
+        optimizer=stage.optimizer,
+        steps=steps,
+        tasks=tasks,
+        adapter_size=adapter_size(stage.trainable),
+        adapter_init=stage.trainable.adapter_init,
+        grad_accum=stage.grad_accum,
+        compute=compute_options(config, mesh),
+        mesh=mesh,
+        rules=merge_rules(config.mesh.rules),
+    )
+
+
+def adapter_size(trainable: Trainable) -> int:
+    """The inner width of the adapters that a model gets in such a stage; 0 if none."""
+    return trainable.adapter_size if trainable.kind == "adapters" else 0
+
+
+@lru_cache
+def cpu_has_bfloat16() -> bool:
+    """Whether this CPU has instructions for it (AMX or AVX-512); without them bfloat16 is slower than float32."""
+    try:
+        return not {"amx_bf16", "avx512_bf16"}.isdisjoint(Path("/proc/cpuinfo").read_text().split())
+    except OSError:
+        return False
+
+
+def compute_options(config: Config, mesh: JaxMesh) -> ComputeOptions:
+    """How the model runs on these devices."""
+    run = config.run
+    kind = mesh.devices.flat[0].platform
+    kind = {"cuda": "gpu", "rocm": "gpu"}.get(kind, kind)
+    fast = kind != "cpu" or cpu_has_bfloat16()
+    dtype = {"auto": jnp.bfloat16 if fast else jnp.float32, "bfloat16": jnp.bfloat16, "float32": jnp.float32}
+    layers = config.model.num_hidden_layers
+    if isinstance(run.segments, list):
+        segments = tuple(run.segments)
+    else:  # a scan compiles faster and runs slower (1.5x on the CPU); deep stacks and TPU pods scan
+        scan = run.segments == "scan" or (run.segments == "auto" and (kind == "tpu" or layers > 24))
+        segments = (layers,) if scan else ()
+    return ComputeOptions(
+        platform=kind,
+        dtype=jnp.dtype(dtype[run.compute_dtype]),
+        attention=run.attention,
+        dropout_rng=run.dropout_rng,
+        segments=segments,
+        remat=run.remat,
+    )
 
 
 class MeshJit:

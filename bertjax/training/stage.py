@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NoReturn
 
 import jax
@@ -12,6 +11,7 @@ import numpy as np
 
 from bertjax.config.schema.evaluation import Evaluation
 from bertjax.errors import DivergedError, StoppedSafely
+from bertjax.interrupts import StopRequested
 from bertjax.models import param_paths
 from bertjax.parallel.batches import place
 from bertjax.parallel.multihost import primary
@@ -19,12 +19,10 @@ from bertjax.storage import atomic
 from bertjax.training import freezing, run_context
 from bertjax.training.checkpoint import adapters, warmstart
 from bertjax.training.checkpoint.layout import PENDING_EVAL, has_pending_eval
-from bertjax.training.checkpoint.locate import stage_folder
 from bertjax.training.checkpoint.manager import CheckpointManager
 from bertjax.training.monitor.meter import Meter, non_padding_tokens
 from bertjax.training.monitor.param_summary import model_summary
 from bertjax.training.monitor.phases import COMPILE, EVALUATION, SAVE, STARTUP, STEP
-from bertjax.training.monitor.preemption import StopRequested
 from bertjax.training.monitor.run_monitor import RunMonitor
 from bertjax.training.monitor.tracking import Tracker
 from bertjax.training.run_context import RunContext
@@ -48,18 +46,17 @@ class StageRunner:
     def __init__(
         self,
         ctx: RunContext,
-        index: int,
         plan: StagePlan,
         tracker: Tracker,
         monitor: RunMonitor,
         evaluators: list[Evaluator],
     ):
-        self.ctx, self.index, self.plan, self.tracker, self.monitor = ctx, index, plan, tracker, monitor
+        self.ctx, self.index, self.plan, self.tracker, self.monitor = ctx, plan.files.index, plan, tracker, monitor
         self.stop, self.phases = monitor.stop, monitor.phases
         self.evaluators = evaluators
         self.program, self.stage, self.name = plan.program, plan.stage, plan.stage.name
         self.scores: dict[str, float] = {}
-        self.base: dict[str, Any] | None = None  # what adapter-only checkpoints stand on
+        self.base: dict[str, Any] | None = None  # the base of adapter-only checkpoints
         self.has_stepped = False  # since this process began the stage
         self.pending_eval = False  # the restored step was saved before its evaluations had ended
         self.untrained = UntrainedHeads()
@@ -67,9 +64,8 @@ class StageRunner:
 
     def run(self) -> None:
         run = self.ctx.config.run
-        folder = stage_folder(self.ctx.config.run_dir, self.index, self.name)
         saved = lambda step, seconds: self.event(step, "checkpoint", seconds=round(seconds, 3))  # noqa: E731
-        with CheckpointManager(folder, run.checkpoint, on_commit=saved) as self.checkpoints:
+        with CheckpointManager(self.plan.files.checkpoints, run.checkpoint, on_commit=saved) as self.checkpoints:
             with self.phases.enter(STARTUP), self.stop.may_exit("restoring or making the parameters"):
                 state = self.init_or_restore()
             start = int(state.step)
@@ -86,7 +82,7 @@ class StageRunner:
                 self.finish(state, meter)
 
     def init_or_restore(self) -> TrainState:
-        """The restored state of a started stage, or a fresh one; the record is cut back to where it stands."""
+        """The restored state of a started stage, or a fresh one; the metrics after its step are removed."""
         before = [stage.name for stage in self.ctx.config.stages[: self.index]]
         key = jax.random.fold_in(jax.random.key(self.ctx.config.run.seed), self.index)
         init_key, step_key = jax.random.split(key)
@@ -97,7 +93,7 @@ class StageRunner:
             return state
         self.tracker.rewind(before, self.name, -1)
         params, lines, self.base, self.untrained = warmstart.init_params(
-            self.ctx, self.index, self.program, init_key, self.plan.labels.fresh
+            self.ctx, self.plan.files, self.program, init_key, self.plan.labels.fresh
         )
         state = self.program.init_state(params, self.plan.episodes[0].groups, step_key)
         self.write_model_summary(params)
@@ -123,8 +119,8 @@ class StageRunner:
         self.unlogged, self.scores = meta.get("unlogged"), self.checkpoints.scores(step)
         saved = param_paths.flatten(tree["params"])
         self.untrained = restored_heads(meta, {path: saved[path] for path in untrained})
-        named = self.ctx.base / Path(self.stage.adapter_base).expanduser() if self.stage.adapter_base else None
-        tree = adapters.merge_base(tree, self.base, self.checkpoints.folder, likes[step], self.ctx, named)
+        named, folder = self.plan.files.adapter_base, self.checkpoints.folder
+        tree = adapters.merge_base(tree, self.base, folder, likes[step], self.ctx, named)
         return from_tree(tree, likes[step]), step
 
     def prefetch_to_device(
@@ -200,8 +196,8 @@ class StageRunner:
     def check_finite(self, nonfinite_steps: int, step: int) -> None:
         if nonfinite_steps >= self.ctx.config.run.max_nonfinite_steps:
             raise DivergedError(
-                f"stage '{self.name}' step {step}: the loss or the gradients were not finite {nonfinite_steps} steps in a "
-                f"row; the last checkpoint is good; lower the learning rate or lengthen the warm-up"
+                f"stage '{self.name}' step {step}: the loss or the gradients were not finite {nonfinite_steps} steps "
+                f"in a row; the last checkpoint is good; lower the learning rate or lengthen the warm-up"
             )
 
     def due_evaluations(self, step: int) -> list[Evaluator]:

@@ -1,4 +1,4 @@
-"""A stage with everything decided that does not need its parameters: data, program and episodes; and what remains."""
+"""Plan a stage: open its data, build its program and its episodes, before any of its parameters exist."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from bertjax.config.schema.run import Config, Stage
+from bertjax.config.schema.run import Stage
 from bertjax.data.jobs.job_plan import ReportFn
 from bertjax.data.pipeline.loader import Batches, open_batches
 from bertjax.data.sources.class_names import ClassSpec
@@ -21,9 +21,8 @@ from bertjax.parallel.multihost import primary
 from bertjax.training import freezing
 from bertjax.training.checkpoint import label_mapping
 from bertjax.training.checkpoint.label_mapping import StageLabels
-from bertjax.training.checkpoint.layout import committed_steps
-from bertjax.training.checkpoint.locate import stage_folder
-from bertjax.training.program import TrainProgram
+from bertjax.training.checkpoint.stage_files import StageFiles
+from bertjax.training.program import TrainProgram, stage_program
 from bertjax.training.run_context import RunContext
 
 
@@ -31,60 +30,63 @@ from bertjax.training.run_context import RunContext
 class StagePlan:
     """A stage with everything decided that does not need its parameters."""
 
-    stage: Stage
+    files: StageFiles
     batches: Batches
     labels: StageLabels
     program: TrainProgram
     episodes: tuple[freezing.Episode, ...]
     rows: slice | np.ndarray
 
+    @property
+    def stage(self) -> Stage:
+        return self.files.stage
 
-def open_stage(ctx: RunContext, index: int, previous: StageLabels | None) -> StagePlan:
-    """Prepares the data and checks batch, mesh and episodes, so that a later stage's mistake shows at once.
+
+def open_stage(ctx: RunContext, files: StageFiles, previous: StageLabels | None) -> StagePlan:
+    """Prepare the data and check batch, mesh and episodes, so that a later stage's mistake shows at once.
 
     previous: the labels of the stage before.
     """
-    stage = ctx.config.stages[index]
+    stage = files.stage
     report: ReportFn = partial(print, flush=True) if primary.is_primary() else lambda line: None
     batches, labels = open_data(
-        ctx.config, index, ctx.tokenizer, previous, base=ctx.base, cache=ctx.prepared_dir, report=report
+        files, ctx.tokenizer, previous, cache=ctx.prepared_dir, report=report, fingerprint=ctx.fingerprint
     )
     steps = batches.steps(stage)
-    program = ctx.program(stage, steps)
+    program = stage_program(ctx.config, stage, ctx.mesh, steps)
     check_batch(stage, program)
     groups = freezing.param_groups(program.abstract_params())
     plan = freezing.episodes(stage.trainable, groups, steps)
-    return StagePlan(stage, batches, labels, program, plan, local_rows(program.batch_sharding(), stage.batch_size))
+    return StagePlan(files, batches, labels, program, plan, local_rows(program.batch_sharding(), stage.batch_size))
 
 
 def open_data(
-    config: Config, index: int, tokenizer: AnyTokenizer, previous: StageLabels | None, *, base: Path, cache: Path,
-    report: ReportFn, **options: Any,
-) -> tuple[Batches, StageLabels]:  # fmt: skip
-    """The batches of a stage and what its labels are; `options` of `open_batches`."""
-    stage = config.stages[index]
-    start = label_mapping.init_classes(config, base, index, previous)
+    files: StageFiles, tokenizer: AnyTokenizer, previous: StageLabels | None, **options: Any
+) -> tuple[Batches, StageLabels]:
+    """The batches of a stage and its labels; `options` of `open_batches`."""
+    stage = files.stage
+    start = label_mapping.init_classes(files, previous)
 
     def opened(classes: ClassSpec | None) -> Batches:
-        return open_batches(config, stage, tokenizer, base=base, cache=cache, report=report, classes=classes, **options)
+        return open_batches(files.config, stage, tokenizer, base=files.base, classes=classes, **options)
 
     batches = opened(label_mapping.expected_classes(stage, start))
     if label_mapping.CLASSIFIER in stage.objective.heads:
-        kept = label_mapping.saved_names(config, index)
+        kept = label_mapping.saved_names(files)
         if kept is not None and list(kept) != batches.labels:
             batches = opened(ClassSpec(stage.objective.num_labels, kept, required=True))
     labels = label_mapping.resolve_labels(stage, start, batches)
     for line in labels.lines:
-        report(line)
+        options["report"](line)
     return batches, labels
 
 
-def unfinished_stages(config: Config, plans: list[StagePlan]) -> list[int]:
+def unfinished_stages(plans: list[StagePlan]) -> list[int]:
     """The last stage that has begun and those behind it.
 
-    It may be at its end: it is restored all the same, and what is damaged made anew, before the next one builds on it.
+    It may be at its end: it is restored all the same, and lost steps are trained again, before the next one starts.
     """
-    begun = [i for i, p in enumerate(plans) if committed_steps(stage_folder(config.run_dir, i, p.stage.name))]
+    begun = [index for index, plan in enumerate(plans) if plan.files.has_begun]
     return list(range(max(begun, default=0), len(plans)))
 
 

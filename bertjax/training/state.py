@@ -23,7 +23,7 @@ Params = dict[str, jax.Array]
 class TrainState:
     """Attributes:
     step: int32, steps done in this stage.
-    params, frozen: {path: float32 array}: what trains and what does not; together the whole model.
+    params, frozen: {path: float32 array}: what trains and what does not; together the model.
     opt_state: {group: optax state} for the groups that train (a group thawed later starts with fresh slots and counts).
     key: the stage's random key; step s uses fold_in(key, s), so nothing random is stored.
     nonfinite_steps: int32, non-finite steps in a row; each was skipped.
@@ -91,7 +91,7 @@ def shardings(state: TrainState, param_shardings: Mapping[str, NamedSharding], m
 
 
 def factored_axes(path: tuple, shape: tuple[int, ...], full_shape: tuple[int, ...]) -> list[int]:
-    """The axes of a parameter of shape `full_shape` that its Adafactor slot still has; none of a slot that stands empty.
+    """The axes of a parameter of shape `full_shape` that its Adafactor slot still has; none of an empty slot.
 
     optax.scale_by_factored_rms: v_row lacks the largest axis and v_col the second largest, in the order of np.argsort.
     """
@@ -109,7 +109,7 @@ def abstract(state: TrainState, where: Any) -> TrainState:
 
 
 def to_tree(state: TrainState) -> dict[str, Any]:
-    """The canonical checkpoint layout: whole parameters nested by path, slots by group, scalars and key."""
+    """The canonical checkpoint layout: parameters nested by path, slots by group, scalars and key."""
     opt = {group.replace("/", "."): param_paths.flatten(opt_state) for group, opt_state in state.opt_state.items()}
     opt = {
         group: {name.replace("/", "."): leaf for name, leaf in opt_state.items()} for group, opt_state in opt.items()

@@ -42,7 +42,7 @@ def jit_eval_step(program: TrainProgram) -> Callable[[Params, Batch], dict[str, 
 
 
 def train_step(program: TrainProgram, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-    """One optimizer step on a global batch (arrays [B, ...]); a non-finite step changes nothing but `nonfinite_steps`."""
+    """One optimizer step on a global batch (arrays [B, ...]); a non-finite one changes only `nonfinite_steps`."""
     rate = optimizers.schedule(program.optimizer, program.steps)(state.step)
     grads, terms, loss = compute_gradients(program, state, batch)
     param_shardings = program.param_shardings()
@@ -113,7 +113,7 @@ def compute_gradients(
 
 
 def _restrict_axes(entry: Any, axes: tuple[str, ...]) -> tuple[str, ...] | None:
-    """An entry of a PartitionSpec, of which only these mesh axes are left."""
+    """The entry of a PartitionSpec, restricted to these mesh axes."""
     entries = (entry,) if isinstance(entry, str) else entry or ()
     return tuple(a for a in entries if a in axes) or None
 
@@ -126,9 +126,9 @@ def accumulate_gradients(
     normalizers: Mapping[str, jax.Array],
     key: jax.Array,
 ) -> tuple[Params, dict[str, LossTerm], jax.Array]:
-    """`compute_gradients` of a batch, or of one share of it, by micro-batches; the sums of a share lack the other shares'.
+    """`compute_gradients` of a batch, or of one shard of it, by micro-batches; sums are those of the shard.
 
-    Micro-batches add up to exactly the whole batch's gradient because the loss is divided by the whole batch's weights.
+    Micro-batches add up to exactly the batch's gradient because the loss is divided by the batch's weights.
     Row i goes to micro-batch i mod N: every device then splits its own rows and none of them move.
     """
 

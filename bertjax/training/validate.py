@@ -1,17 +1,14 @@
-"""What is wrong with a run, as far as it can be known before anything of the run is on disk."""
+"""Check a run before anything of it is on disk: kinds that fit each other, kept settings, what stages start from."""
 
 from collections.abc import Collection, Sequence
-from pathlib import Path
 
 from bertjax.config.loading.load import identity_diff, load_saved
 from bertjax.config.schema.evaluation import Evaluation
 from bertjax.config.schema.run import Config, Stage
 from bertjax.errors import BertjaxError, UserError
 from bertjax.training.checkpoint import warmstart
-from bertjax.training.checkpoint.layout import committed_steps, has_pending_eval
-from bertjax.training.checkpoint.locate import CheckpointRef, stage_folder
-from bertjax.training.checkpoint.manager import CheckpointManager
-from bertjax.training.program import TrainProgram
+from bertjax.training.checkpoint.layout import has_pending_eval
+from bertjax.training.checkpoint.stage_files import StageFiles
 from bertjax.training.run_context import RunContext
 from bertjax.training.stage_plan import StagePlan
 
@@ -84,28 +81,26 @@ def _join_or(words: Sequence[str]) -> str:
 
 def check_init_sources(ctx: RunContext, plans: Sequence[StagePlan]) -> None:
     """Raises UserError when a stage that has not begun could not read what its `init_from` names."""
-    shapes: warmstart.Shapes = {}  # by the stage before, at its end
-    for index, (stage, plan) in enumerate(zip(ctx.config.stages, plans, strict=True)):
-        folder = stage_folder(ctx.config.run_dir, index, stage.name)
-        if committed_steps(folder):
-            shapes = _saved_shapes(ctx, folder, plan.program)
+    shapes: warmstart.Shapes = {}  # of the stage before, at its end
+    for plan in plans:
+        if plan.files.has_begun:
+            shapes = _saved_shapes(ctx, plan)
         else:
-            shapes = warmstart.check_init(ctx, index, plan.program, shapes, plan.labels.fresh)
+            shapes = warmstart.check_init(ctx, plan.files, plan.program, shapes, plan.labels.fresh)
 
 
-def _saved_shapes(ctx: RunContext, folder: Path, program: TrainProgram) -> warmstart.Shapes:
-    """What a stage that has begun holds; what is wrong with its checkpoints shows when they are restored."""
+def _saved_shapes(ctx: RunContext, plan: StagePlan) -> warmstart.Shapes:
+    """What a stage that has begun holds; restoring it reports what is wrong with its checkpoints."""
     try:
-        return warmstart.checkpoint_shapes(ctx, CheckpointRef(folder, None))
+        return warmstart.checkpoint_shapes(ctx, plan.files.checkpoints)
     except BertjaxError:
-        return program.abstract_params()
+        return plan.program.abstract_params()
 
 
-def is_complete(config: Config) -> bool:
-    """Whether the last step of the last stage is on disk; read from the checkpoints alone, without the data."""
-    folder = stage_folder(config.run_dir, len(config.stages) - 1, config.stages[-1].name)
-    if not (steps := committed_steps(folder)):
+def is_complete(last: StageFiles) -> bool:
+    """Whether the last step of the last stage is on disk; read from the checkpoints, without the data."""
+    if not (steps := last.checkpoints.committed_steps()):
         return False
-    with CheckpointManager(folder, config.run.checkpoint, read_only=True) as checkpoints:
-        meta = checkpoints.meta()
-    return meta["step"] == steps[-1] == meta.get("steps") and not has_pending_eval(folder, meta)
+    meta = last.checkpoints.meta()
+    pending = has_pending_eval(last.checkpoints.folder, meta)
+    return meta["step"] == steps[-1] == meta.get("steps") and not pending

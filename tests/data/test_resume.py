@@ -153,11 +153,12 @@ def blocks(work, unit):
 if __name__ == "__main__":
     bert_pairs.pairs_blocks = blocks
     preparing.small_jobs(pytest.MonkeyPatch())
-    from bertjax.data.jobs.runners import exit_on_signal
+    from bertjax.data.jobs.scratch_dir import KEPT_MESSAGE
+    from bertjax.interrupts import exit_on_signal
     from bertjax.errors import BertjaxError
     base = Path(sys.argv[1])
     try:
-        with exit_on_signal():
+        with exit_on_signal(lambda: f"stopped; {KEPT_MESSAGE}", "interrupted"):
             store = preparing.prepared("pairs", base, sys.argv[2], report=print, workers=int(sys.argv[3]))
     except BertjaxError as error:
         print(error)

@@ -21,6 +21,7 @@ from bertjax.evaluation.restore import RestoredCheckpoint
 from bertjax.models.decoding.beam import beam_search
 from bertjax.models.decoding.sample import greedy, sample
 from bertjax.parallel.mesh import make_mesh
+from bertjax.training.program import stage_program
 from bertjax.training.run_context import RunContext
 
 WORDS = "dog cat owl fox barn tree sleeps runs sings under near the a green old".split()
@@ -66,7 +67,7 @@ def opened(tokenizer):
         data, fsdp, tensor = devices
         mesh = make_mesh(MeshConfig(data=data, fsdp=fsdp, tensor=tensor), jax.devices()[: data * fsdp * tensor])
         ctx = RunContext(config, None, mesh, tokenizer)
-        program = ctx.program(config.stages[0], steps=1)
+        program = stage_program(config, config.stages[0], ctx.mesh, 1)
         rng = np.random.default_rng(0)
         params = {}
         for path, x in program.abstract_params().items():

@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 from bertjax.config.schema.run import CheckpointPolicy
 from bertjax.models import param_paths
 from bertjax.training.checkpoint.manager import CheckpointManager
+from bertjax.training.checkpoint.reader import CheckpointReader
 
 META = {"stage": 1, "config": {"run": {"name": "x"}}, "tokenizer_json": "é" * 50}
 
@@ -61,5 +62,5 @@ def save_steps(folder: Path, *steps: int, policy: CheckpointPolicy | None = None
             ck.save(step, make_tree(step), {**META, "step": step})
 
 
-def reader(folder: Path) -> CheckpointManager:
-    return CheckpointManager(folder, CheckpointPolicy(), read_only=True)
+def reader(folder: Path) -> CheckpointReader:
+    return CheckpointReader(folder)

@@ -14,7 +14,6 @@ from t5_models import make_t5, rows
 from t5_project import CONFIG, write_project
 
 from bertjax.config.loading.load import build
-from bertjax.config.schema.run import CheckpointPolicy
 from bertjax.config.schema.training import Trainable
 from bertjax.errors import StoppedSafely, UserError
 from bertjax.evaluation.evaluators.build import build_evaluators
@@ -25,7 +24,7 @@ from bertjax.training import freezing, loop
 from bertjax.training.checkpoint import adapters
 from bertjax.training.checkpoint.integrity import json_sha256
 from bertjax.training.checkpoint.locate import find
-from bertjax.training.checkpoint.manager import CheckpointManager
+from bertjax.training.checkpoint.reader import CheckpointReader
 from bertjax.training.monitor.tracking import read_lines
 from bertjax.training.step import jit_train_step
 
@@ -126,13 +125,13 @@ def apart(train, pretrained) -> Path:
 def leaves(run: Path, step: int | None = None) -> dict[str, list]:
     """{path: shape, dtype and digest} of a checkpoint's arrays."""
     found = find(run, step=step)
-    with CheckpointManager(found.folder, CheckpointPolicy(), read_only=True) as checkpoints:
-        return checkpoints._items(checkpoints.committed_steps()[-1] if step is None else step)[0]["leaves"]
+    checkpoints = CheckpointReader(found.folder)
+    return checkpoints.items(checkpoints.committed_steps()[-1] if step is None else step)[0]["leaves"]
 
 
 def meta(run: Path) -> dict:
-    with CheckpointManager(find(run).folder, CheckpointPolicy(), read_only=True) as checkpoints:
-        return checkpoints.meta()
+    checkpoints = CheckpointReader(find(run).folder)
+    return checkpoints.meta()
 
 
 def score(run: Path) -> float:

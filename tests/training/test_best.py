@@ -13,7 +13,7 @@ from bertjax.evaluation.restore import restore
 from bertjax.training import loop
 from bertjax.training.checkpoint.layout import SCORES as SCORES_FILE
 from bertjax.training.checkpoint.layout import committed_steps
-from bertjax.training.checkpoint.manager import CheckpointManager
+from bertjax.training.checkpoint.reader import CheckpointReader
 from bertjax.training.loop import Evaluator
 
 DATA = "data: {source: {kind: text, files: [more.txt], layout: sentences}, preprocess: {sequence_length: 32}}"
@@ -43,10 +43,10 @@ def test_each_task_keeps_its_best_step(run, tiny_project, monkeypatch, capsys):
     folder = run / "checkpoints" / "00-pretrain"
     assert committed_steps(folder) == [2, 4, 5]  # the best of cola, the best of squad, and the last
     scores = {}
-    with CheckpointManager(folder, load(run / "config.yaml").run.checkpoint, read_only=True) as checkpoints:
-        for step in (2, 4, 5):
-            scores[step] = json.loads((folder / str(step) / SCORES_FILE).read_text())
-        assert (checkpoints.best_step("cola/f1"), checkpoints.best_step("squad/f1")) == (2, 4)
+    checkpoints = CheckpointReader(folder)
+    for step in (2, 4, 5):
+        scores[step] = json.loads((folder / str(step) / SCORES_FILE).read_text())
+    assert (checkpoints.best_step("cola/f1"), checkpoints.best_step("squad/f1")) == (2, 4)
     assert scores == {step: {f"{name}/f1": of[step] for name, of in SCORES.items()} for step in (2, 4, 5)}
     monkeypatch.chdir(tiny_project)
     for score, step in (("cola/f1", 2), ("squad/f1", 4)):

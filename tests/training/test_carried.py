@@ -8,13 +8,14 @@ import pytest
 
 from bertjax.cli.main import main
 from bertjax.config.loading.load import load
+from bertjax.errors import StoppedSafely
 from bertjax.evaluation.evaluators.build import build_evaluators
 from bertjax.evaluation.predict import fill_mask
 from bertjax.evaluation.restore import restore
 from bertjax.tools.evaluate import evaluate_command
 from bertjax.training import loop
 from bertjax.training.checkpoint.locate import find
-from bertjax.training.checkpoint.manager import CheckpointManager
+from bertjax.training.checkpoint.reader import CheckpointReader
 
 THREE = """\
 extends: {tiny}
@@ -63,8 +64,8 @@ def starts(run: Path) -> dict[str, str]:
 
 
 def meta(run: Path, stage: str) -> dict:
-    with CheckpointManager.open_readonly(find(run, stage=stage)) as checkpoints:
-        return checkpoints.meta()
+    checkpoints = CheckpointReader(find(run, stage=stage))
+    return checkpoints.meta()
 
 
 def test_a_pooler_survives_a_stage_that_does_not_read_it(run):
@@ -109,7 +110,7 @@ def test_meta_tells_trained_heads_from_carried_ones(run):
 def test_a_stopped_stage_keeps_what_it_carries(project, run, once, stop_at):
     config = load(project / "three.yaml", ["run.name=stopped"])
     stop_at("adapt", 1)
-    with once(), pytest.raises(loop.stopping.StoppedSafely):
+    with once(), pytest.raises(StoppedSafely):
         loop.train(config, project, build_evaluators)
     stop_at("adapt", -1)
     with once():

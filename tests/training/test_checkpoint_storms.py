@@ -1,4 +1,4 @@
-"""CheckpointManager under fire: flipped bits, broken files, kill -9, full disks, readers beside a writer, two processes."""
+"""CheckpointManager under stress: flipped bits, broken files, kill -9, full disks, concurrent use."""
 
 import json
 import logging
@@ -23,6 +23,7 @@ import pytest
 from bertjax.config.schema.run import CheckpointPolicy
 from bertjax.errors import UserError
 from bertjax.training.checkpoint.manager import CheckpointManager
+from bertjax.training.checkpoint.reader import CheckpointReader
 
 pytestmark = pytest.mark.slow
 
@@ -53,8 +54,8 @@ def save(folder: Path, *steps: int) -> None:
             ck.save(step, make_tree(step), {"step": step})
 
 
-def reader(folder: Path) -> CheckpointManager:
-    return CheckpointManager(folder, CheckpointPolicy(), read_only=True)
+def reader(folder: Path) -> CheckpointReader:
+    return CheckpointReader(folder)
 
 
 def files_of(step: Path) -> list[Path]:

@@ -21,6 +21,8 @@ from bertjax.tools import convert_hf
 from bertjax.tools.evaluate import evaluate_command
 from bertjax.training import run_context
 from bertjax.training.checkpoint import warmstart
+from bertjax.training.checkpoint.stage_files import StageFiles
+from bertjax.training.program import stage_program
 
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefgh", *(f"##{x}" for x in "abcdefgh"), "word", "!"]
 SIZES = {
@@ -115,7 +117,12 @@ def fine_tuning(init_from: str, tokenizer: str = "hf", **model) -> run_context.R
 
 
 def start(ctx: run_context.RunContext) -> tuple[dict, list[str]]:
-    return warmstart.init_params(ctx, 0, ctx.program(ctx.config.stages[0], 1), jax.random.key(1))[:2]
+    return warmstart.init_params(
+        ctx,
+        StageFiles(ctx.config, 0, ctx.base),
+        stage_program(ctx.config, ctx.config.stages[0], ctx.mesh, 1),
+        jax.random.key(1),
+    )[:2]
 
 
 @pytest.mark.parametrize("heads", [("pooler",), ("mlm", "nsp"), ("qa",)])

@@ -20,6 +20,8 @@ from bertjax.tools import convert_hf
 from bertjax.tools.evaluate import evaluate_command
 from bertjax.training import run_context
 from bertjax.training.checkpoint import warmstart
+from bertjax.training.checkpoint.stage_files import StageFiles
+from bertjax.training.program import stage_program
 
 SIZES = dict(vocab_size=320, d_model=16, d_kv=4, d_ff=24, num_layers=2, num_heads=3, num_decoder_layers=1)
 MODELS = {
@@ -91,7 +93,12 @@ def fine_tuning(init_from: str, tokenizer: str = "hf", **model) -> run_context.R
 
 
 def start(ctx: run_context.RunContext) -> dict:
-    return warmstart.init_params(ctx, 0, ctx.program(ctx.config.stages[0], 1), jax.random.key(1)).params
+    return warmstart.init_params(
+        ctx,
+        StageFiles(ctx.config, 0, ctx.base),
+        stage_program(ctx.config, ctx.config.stages[0], ctx.mesh, 1),
+        jax.random.key(1),
+    ).params
 
 
 def test_a_stage_starts_from_the_folder_and_from_its_import_alike(tokenizer):

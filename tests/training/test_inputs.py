@@ -12,6 +12,7 @@ from bertjax.errors import UserError
 from bertjax.evaluation.metrics import by_prompt
 from bertjax.tools import evaluate
 from bertjax.training import inputs
+from bertjax.training.checkpoint.stage_files import run_stages
 
 GONE = "stages.qa.evaluate.squad.data.source.0.files"
 
@@ -67,7 +68,7 @@ def test_every_kind_of_source_start_and_place(project):
     place = {"p": str(project), "here": os.getcwd()}
     fill = lambda text: text.replace("{p}", place["p"]).replace("{here}", place["here"])  # noqa: E731
     lines = found(
-        lambda config: inputs.check_run(config, inputs.Path.cwd()),
+        lambda config: inputs.check_run(run_stages(config, inputs.Path.cwd())),
         f"tasks.text.source=[{', '.join(map(fill, names))}]",
         "stages.pretrain.init_from=gone",
         f"stages.qa.init_from={project}/folder",
@@ -95,10 +96,10 @@ def test_what_a_finished_stage_read_may_be_gone(project):
     (step / "x").touch()
     gone = ["stages.pretrain.evaluate.0.data.source.files=[gone.txt]", "stages.qa.init_from=gone"]
     config = load("tiny.yaml", [f"run.root={project}", *gone])
-    inputs.check_run(config, inputs.Path.cwd())
+    inputs.check_run(run_stages(config, inputs.Path.cwd()))
     assert inputs.has_begun(config)
     (step / "x").unlink()
-    assert len(found(lambda config: inputs.check_run(config, inputs.Path.cwd()), *gone, root=project)) == 2
+    assert len(found(lambda config: inputs.check_run(run_stages(config, inputs.Path.cwd())), *gone, root=project)) == 2
 
 
 def test_evaluate_asks_for_the_files_of_the_evaluations_that_it_runs(project, monkeypatch):

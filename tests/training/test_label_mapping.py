@@ -18,7 +18,8 @@ from bertjax.tools import convert_hf
 from bertjax.tools.evaluate import evaluate_command
 from bertjax.training import loop
 from bertjax.training.checkpoint import locate
-from bertjax.training.checkpoint.manager import CheckpointManager
+from bertjax.training.checkpoint.reader import CheckpointReader
+from bertjax.training.checkpoint.stage_files import StageFiles
 
 NAMES = ["positive", "Neutral", "bad"]  # by id; no alphabetical order
 WORDS = "good fine dull poor bright dark long short".split()
@@ -247,11 +248,12 @@ def test_a_run_that_has_begun_keeps_its_own_names(monkeypatch):
     config = load("runs/old/config.yaml")
     from bertjax.training.checkpoint import label_mapping
 
-    assert label_mapping.saved_names(config, 0) == ("no", "yes")
-    with CheckpointManager(folder, config.run.checkpoint, read_only=True) as checkpoints:
-        assert checkpoints.meta()["labels"] == ["no", "yes"]
+    files = StageFiles(config, 0, Path.cwd())
+    assert label_mapping.saved_names(files) == ("no", "yes")
+    checkpoints = CheckpointReader(folder)
+    assert checkpoints.meta()["labels"] == ["no", "yes"]
     ctx = restore("runs/old").ctx
-    plan = loop.open_stage(ctx, 0, None)
+    plan = loop.open_stage(ctx, files, None)
     assert plan.labels.names == ["no", "yes"] and restore(first).labels == ["yes", "no"]
     assert jax.process_count() == 1 and re.fullmatch(r"\d\d-c", folder.name)
 

@@ -14,14 +14,13 @@ import pytest
 
 from bertjax.cli.main import main
 from bertjax.config.loading.load import load
-from bertjax.config.schema.run import CheckpointPolicy
 from bertjax.data.sources.registry import fingerprint, rules_version
 from bertjax.errors import StoppedSafely, UserError
 from bertjax.evaluation.evaluators.build import build_evaluators
 from bertjax.evaluation.restore import restore
 from bertjax.training import loop
 from bertjax.training.checkpoint.layout import committed_steps
-from bertjax.training.checkpoint.manager import CheckpointManager
+from bertjax.training.checkpoint.reader import CheckpointReader
 from bertjax.training.monitor.tracking import Tracker
 from bertjax.training.stage_plan import check_sources
 
@@ -98,8 +97,8 @@ def test_a_run_from_end_to_end(whole, tiny_project):
         "squad.json", "squad.predictions.json", "squad.nbest.json",
     }  # fmt: skip
     assert not list(whole.rglob("*.partial"))
-    with CheckpointManager(whole / "checkpoints" / "01-qa", CheckpointPolicy(), read_only=True) as checkpoints:
-        meta = checkpoints.meta()
+    checkpoints = CheckpointReader(whole / "checkpoints" / "01-qa")
+    meta = checkpoints.meta()
     assert (meta["stage"], meta["stage_name"], meta["step"], meta["steps"], meta["heads"]) == (1, "qa", 6, 6, ["qa"])
     assert load(whole / "config.yaml").model_dump(mode="json") == meta["config"]
 

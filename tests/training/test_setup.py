@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bertjax.config.loading.load import build, load
+from bertjax.config.loading.load import build, build_saved, load
 from bertjax.config.schema.run import Config, MeshConfig
 from bertjax.data.tokenizers.load import from_file
 from bertjax.errors import StorageError, UserError
 from bertjax.parallel.mesh import make_mesh
-from bertjax.training import run_context, validate
+from bertjax.training import program, run_context, validate
 from bertjax.training.run_context import RunContext
 
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghij", *(f"##{c}" for c in "abcdefghij")]
@@ -45,13 +45,13 @@ def devices(platform: str) -> SimpleNamespace:
 
 @pytest.fixture(params=[True, False], ids=["with_bfloat16", "without_bfloat16"])
 def bfloat16_units(request, monkeypatch) -> bool:
-    monkeypatch.setattr(run_context, "cpu_has_bfloat16", lambda: request.param)
+    monkeypatch.setattr(program, "cpu_has_bfloat16", lambda: request.param)
     return request.param
 
 
 def test_precision_follows_the_chip(bfloat16_units):
     for platform, expected in (("cpu", bfloat16_units), ("cuda", True), ("rocm", True), ("gpu", True), ("tpu", True)):
-        found = run_context.compute_options(config(), devices(platform))
+        found = program.compute_options(config(), devices(platform))
         assert found.dtype == (jnp.bfloat16 if expected else jnp.float32), platform
         assert found.platform == {"cpu": "cpu", "tpu": "tpu"}.get(platform, "gpu")
 
@@ -59,9 +59,7 @@ def test_precision_follows_the_chip(bfloat16_units):
 @pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_precision_that_is_asked_for_is_taken(bfloat16_units, platform, dtype):
-    assert run_context.compute_options(config(run={"compute_dtype": dtype}), devices(platform)).dtype == jnp.dtype(
-        dtype
-    )
+    assert program.compute_options(config(run={"compute_dtype": dtype}), devices(platform)).dtype == jnp.dtype(dtype)
 
 
 @pytest.mark.parametrize(
@@ -79,14 +77,13 @@ def test_a_precision_that_is_asked_for_is_taken(bfloat16_units, platform, dtype)
 def test_how_the_stack_is_cut(platform, layers, wanted, expected):
     small = {"num_hidden_layers": layers}
     assert (
-        run_context.compute_options(config(model=small, run={"segments": wanted}), devices(platform)).segments
-        == expected
+        program.compute_options(config(model=small, run={"segments": wanted}), devices(platform)).segments == expected
     )
 
 
 def test_other_execution_choices_are_handed_on():
     run = {"attention": "xla", "dropout_rng": "threefry", "remat": "dots"}
-    found = run_context.compute_options(config(run=run), devices("cpu"))
+    found = program.compute_options(config(run=run), devices("cpu"))
     assert (found.attention, found.dropout_rng, found.remat) == ("xla", "threefry", "dots")
 
 
@@ -176,9 +173,9 @@ def test_a_folder_that_cannot_be_written_is_a_storage_error(home):
 
 def test_a_checkpoint_describes_itself(home):
     ctx = make_job(home)
-    program = ctx.program(ctx.config.stages[0], 4)
-    meta = json.loads(json.dumps(run_context.checkpoint_meta(ctx, program, 0, 3)))
+    made = program.stage_program(ctx.config, ctx.config.stages[0], ctx.mesh, 4)
+    meta = json.loads(json.dumps(run_context.checkpoint_meta(ctx, made, 0, 3)))
     assert (meta["stage"], meta["stage_name"], meta["step"]) == (0, "pretrain", 3)
     assert meta["heads"] == ["mlm", "nsp"] and meta["num_labels"] == 2
     assert meta["tokenizer_sha256"] == ctx.tokenizer.sha256
-    assert run_context.config_from_meta(meta, home) == ctx.config
+    assert build_saved(meta["config"], where="meta") == ctx.config

@@ -1,7 +1,7 @@
 """Find and read the metadata of checkpoint steps without jax.
 
 A step is recognized by its content: three folders `state` (arrays), `meta` and `digest` (JSON), written by
-training/checkpoint/manager.py.
+training/checkpoint/orbax_io.py.
 """
 
 import json
@@ -31,17 +31,23 @@ def list_steps(folder: Path) -> list[int]:
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
-    """Read the metadata of a step, without comparing their digest: config, stage, stage_name, step and more.
+    """The metadata of a step: config, stage, stage_name, step and more. Raises UserError."""
+    return read_meta_item(folder)["meta"]
+
+
+def read_meta_item(folder: Path) -> dict[str, Any]:
+    """Read the item `meta` of a step: its metadata and the sha256 of its digest item, not compared here.
 
     Raises UserError.
     """
     path = folder / "meta" / "metadata"
     try:
-        meta = json.loads(path.read_text(encoding="utf-8"))["meta"]
+        item = json.loads(path.read_text(encoding="utf-8"))
+        meta = item["meta"]
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); copy the complete step again") from None
     except (ValueError, KeyError, TypeError, RecursionError):
         raise UserError(f"{path}: damaged; copy the step again, or take another one") from None
     if not (isinstance(meta, dict) and isinstance(meta.get("step"), int) and isinstance(meta.get("config"), dict)):
         raise UserError(f"{path}: damaged; copy the step again, or take another one")
-    return meta
+    return item

@@ -45,7 +45,7 @@ class Decoding(Section):
         return self
 
 
-# Facts of an evaluation's section: `implementation` names its EvaluationKind (evaluation/evaluators/registry.py), `head`
+# Facts of a section: `implementation` names its EvaluationKind (evaluation/evaluators/registry.py), `head`
 # is what a checkpoint needs to be scored, whatever its objective (None: the objective must list the evaluation), and
 # `preprocess` the kinds of rows that it reads (None: those of the objective).
 

@@ -1,15 +1,10 @@
-"""How `bertjax prepare` runs its jobs: in processes of this machine or Beam pipelines, ended safely by signals."""
+"""How `bertjax prepare` runs its jobs: in processes of this machine or Beam pipelines."""
 
 import shlex
-import signal
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 from bertjax.data.jobs.jobs import LocalRunner, Runner
-from bertjax.data.jobs.scratch_dir import KEPT_MESSAGE
-from bertjax.errors import StoppedSafely, UserError
-from bertjax.interrupts import GRACE_SECONDS, INTERRUPTED_EXIT_CODE, CtrlCCounter, exit_now, handle_signals
+from bertjax.errors import UserError
 
 
 def beam_options(joined: str | None, separate: Sequence[str]) -> list[str]:
@@ -40,37 +35,3 @@ def make_runner(name: str, beam_args: Sequence[str] = (), workers: int = 1) -> R
     from bertjax.data.jobs.beam_runner import BeamRunner
 
     return BeamRunner(beam_args, workers)
-
-
-class _Stop(BaseException):
-    """Not an Exception, which code in between might handle as a failure of its own."""
-
-
-@contextmanager
-def exit_on_signal() -> Iterator[None]:
-    """Inside the block SIGTERM or Ctrl-C raises StoppedSafely (exit code 75), and finished parts are kept; a second
-    Ctrl-C exits at once."""
-    presses, over, raised = CtrlCCounter(), threading.Event(), list[int]()
-
-    def stop(number: int) -> None:
-        if not raised:  # a second one would interrupt the cleanup
-            raised.append(number)
-            raise _Stop
-
-    def wait() -> None:
-        if not over.wait(GRACE_SECONDS):
-            exit_now(StoppedSafely.exit_code, f"stopped; {KEPT_MESSAGE}")
-
-    def on_signal(received: bytes) -> None:
-        if signal.SIGINT in received and presses.is_repeated():
-            exit_now(INTERRUPTED_EXIT_CODE, f"interrupted; {KEPT_MESSAGE}")
-        threading.Thread(target=wait, name="stopped", daemon=True).start()
-
-    try:
-        signals = [signal.SIGTERM, signal.SIGINT]
-        with handle_signals(signals, stop, on_signal, retry_on=(_Stop,), on_retry=raised.clear):
-            yield
-    except _Stop:
-        raise StoppedSafely(f"stopped; {KEPT_MESSAGE}") from None
-    finally:
-        over.set()

@@ -81,16 +81,16 @@ def with_digest(files: Mapping[str, str], special: SpecialTokens) -> dict[str, s
     return {**files, CONFIG: _text(config)}
 
 
-def read_verified(folder: Path) -> SpecialTokens | None:
-    """The special tokens of a folder whose files are, byte for byte, as `with_digest` left them; None for any other."""
+def read_verified(folder: Path) -> tuple[str, SpecialTokens] | None:
+    """tokenizer.json and the special tokens of a folder whose files are as `with_digest` left them; None for others."""
     try:
-        files = {name: (folder / name).read_text(encoding="utf-8") for name in (JSON, CONFIG)}
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        seal = config.pop(_SEAL)  # before tokenizer.json is read, which others may read otherwise
+        files = {JSON: (folder / JSON).read_text(encoding="utf-8")}
         files |= {n: (folder / n).read_text(encoding="utf-8") for n in (SPECIAL, ADDED) if (folder / n).is_file()}
-        config = json.loads(files[CONFIG])
-        seal = config.pop(_SEAL)
         if seal["sha256"] != _digest({**files, CONFIG: _text(config)}):
             return None
-        return SpecialTokens.from_json(seal["special_tokens"])
+        return files[JSON], SpecialTokens.from_json(seal["special_tokens"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 

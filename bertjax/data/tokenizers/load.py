@@ -245,9 +245,8 @@ def _load_native(path: Path) -> AnyTokenizer | None:
     """The tokenizer of a folder that bertjax wrote and that is unchanged, without transformers."""
     folder = path if path.is_dir() else path.parent
     if path.is_dir() or path.name == JSON:
-        special = read_verified(folder)
-        if special is not None:
-            return _build((folder / JSON).read_text(encoding="utf-8"), special, str(path))
+        if found := read_verified(folder):
+            return _build(*found, str(path))
     return tokenizers_sentencepiece.from_saved(folder) if path.is_dir() or path.name in FILES else None
 
 

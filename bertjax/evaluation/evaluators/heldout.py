@@ -9,7 +9,6 @@ import numpy as np
 from bertjax.data.jobs import text_counts
 from bertjax.data.pipeline.loader import Batches, is_decoder_only, open_task
 from bertjax.data.sources.class_names import ClassSpec
-from bertjax.data.sources.registry import fingerprint
 from bertjax.evaluation.inference.batches import round_up_batch
 from bertjax.evaluation.records import EvaluationRecord
 from bertjax.parallel.multihost import primary
@@ -32,6 +31,7 @@ def open_heldout(ctx: RunContext, program: TrainProgram, config: Any, classes: C
         cache=ctx.prepared_dir,
         classes=classes,
         decoder_only=is_decoder_only(ctx.config),
+        fingerprint=ctx.fingerprint,
     )
     for store in batches.stores.values():
         report_truncation(f"evaluation '{config.name}'", store.meta.get(text_counts.META_KEY), config.data.preprocess)
@@ -55,7 +55,7 @@ def save_json(record: EvaluationRecord, name: str, content: Any) -> None:
 
 def provenance(ctx: RunContext, program: TrainProgram, config: Any) -> dict[str, Any]:
     """The provenance of scores: section, content hash of the data, platform and dtype."""
-    found = "".join(fingerprint(source, ctx.base) for source in config.data.source)
+    found = "".join(map(ctx.fingerprint, config.data.source))
     compute = program.compute
     return {
         "evaluation": config.model_dump(mode="json"),

@@ -1,8 +1,8 @@
-"""What a checkpoint's parameters are, and adapter-only checkpoints: those that hold nothing but what trains.
+"""Restore the parameters of a checkpoint, also of an adapter-only one, which holds only what trains.
 
-The weights they leave out are those of their base, the checkpoint or Hugging Face folder that the stage started from;
-`base` in their meta data names it and has a digest of the weights taken from it. Whoever reads such a checkpoint gets
-whole parameters, checked against that digest. Many adapters stand on one base.
+The weights that it omits are those of its base, the checkpoint or Hugging Face folder that the stage started from;
+`base` in its meta data names it and has a digest of the weights taken from it. Restoring gives all parameters, checked
+against that digest. Many adapters can share one base.
 """
 
 from collections.abc import Mapping
@@ -21,16 +21,12 @@ from bertjax.training import state as training_state
 from bertjax.training.checkpoint import checksums
 from bertjax.training.checkpoint.integrity import json_sha256
 from bertjax.training.checkpoint.locate import CheckpointRef, find
-from bertjax.training.checkpoint.manager import CheckpointManager
-from bertjax.training.program import TrainProgram
-from bertjax.training.run_context import RunContext, config_from_meta
+from bertjax.training.checkpoint.reader import CheckpointReader
+from bertjax.training.checkpoint.stage_files import init_source
+from bertjax.training.program import TrainProgram, stage_program
+from bertjax.training.run_context import RunContext
 from bertjax.training.state import Params, TrainState
 from bertjax.training.untrained_heads import all_heads
-
-
-def init_source(stage: Stage, index: int) -> str:
-    """scratch, previous, or the folder that a stage starts from."""
-    return stage.init_from or ("previous" if index else "scratch")
 
 
 def is_adapter_only(stage: Stage, index: int) -> bool:
@@ -40,7 +36,7 @@ def is_adapter_only(stage: Stage, index: int) -> bool:
 
 
 def omitted_params(params: Mapping[str, Any], trainable: Trainable) -> dict[str, Any]:
-    """What of {path: x} an adapter-only checkpoint leaves out: all that does not train."""
+    """The part of {path: x} that an adapter-only checkpoint omits: all that does not train."""
     (episode,) = freezing.episodes(trainable, freezing.param_groups(params), 1)
     return {path: x for path, x in params.items() if freezing.param_group(path) not in episode.groups}
 
@@ -50,16 +46,15 @@ def params_digest(params: Mapping[str, jax.Array]) -> str:
     return json_sha256({path: f"{leaf.digest:08x}" for path, leaf in checksums.compute_digests(params).items()})
 
 
-def program_from_meta(meta: Mapping[str, Any], where: Path, ctx: RunContext) -> TrainProgram:
-    """The program a checkpoint was made by, on the run's mesh."""
-    stored = config_from_meta(dict(meta), where)
-    stage = stored.stages[meta["stage"]]
-    own = RunContext(stored, ctx.base, ctx.mesh, ctx.tokenizer)
-    return own.program(stage, steps=1, heads=all_heads(meta), num_labels=meta["num_labels"])
+def saved_program(checkpoints: CheckpointReader, step: int | None, ctx: RunContext) -> TrainProgram:
+    """The program that a checkpoint was made by, on the run's mesh."""
+    meta, config = checkpoints.meta(step), checkpoints.config(step)
+    stage = config.stages[meta["stage"]]
+    return stage_program(config, stage, ctx.mesh, 1, heads=all_heads(meta), num_labels=meta["num_labels"])
 
 
 def checkpoint_tree(state: TrainState, stage: Stage, index: int, untrained: Mapping[str, Any]) -> dict[str, Any]:
-    """What a stage's checkpoint holds of a state: all of it, or all but the frozen parameters; and the carried ones."""
+    """What a stage's checkpoint holds of a state: all of it, or all but the frozen parameters; and untrained heads."""
     tree = training_state.to_tree(state)
     frozen = {} if is_adapter_only(stage, index) else state.frozen
     return tree | {"params": param_paths.unflatten({**state.params, **frozen, **untrained})}
@@ -73,7 +68,7 @@ def merge_base(
     ctx: RunContext,
     named: Path | None = None,
 ) -> dict[str, Any]:
-    """What `checkpoint_tree` gave and a checkpoint in `folder` kept, with the parameters of its base for those it left out."""
+    """The restored tree of `checkpoint_tree`, with the omitted parameters out of the base of the checkpoint."""
     if base is None:
         return tree
     params = param_paths.flatten(tree["params"]) | base_params(base, folder, like.frozen, ctx, named)
@@ -81,23 +76,24 @@ def merge_base(
 
 
 def restore_params(
-    checkpoints: CheckpointManager,
-    step: int | None,
-    meta: Mapping[str, Any],
+    checkpoints: CheckpointReader,
     ctx: RunContext,
+    step: int | None = None,
     named: Path | None = None,
+    program: TrainProgram | None = None,
 ) -> tuple[int, Params]:
-    """-> (step, all parameters on the run's mesh) of a checkpoint with these meta data, its base's among them.
+    """-> (step, all parameters on the run's mesh) of a checkpoint, those of its base among them.
 
-    named: where a person says that the base is. Raises like `Checkpoints.restore`, and UserError when the base is not
-    there or has other weights, or when one is named and the checkpoint needs none.
+    named: where the user says that the base is. program: that of the checkpoint, where it is built already. Raises like
+    `CheckpointReader.restore`, and UserError when the base is missing or has other weights, or when one is named and
+    the checkpoint needs none.
     """
-    wanted = program_from_meta(meta, checkpoints.path, ctx).abstract_params()
+    meta = checkpoints.meta(step)
+    wanted = (program or saved_program(checkpoints, step, ctx)).abstract_params()
     base = meta.get("base")
     if named is not None and base is None:
         raise UserError(f"{checkpoints.path}: holds all its weights and needs no base; leave out {named}")
-    trainable = config_from_meta(dict(meta), checkpoints.path).stages[meta["stage"]].trainable
-    left = omitted_params(wanted, trainable) if base else {}
+    left = omitted_params(wanted, checkpoints.config(step).stages[meta["stage"]].trainable) if base else {}
     saved = {path: x for path, x in wanted.items() if path not in left}
     step, params, _ = checkpoints.restore_params(param_paths.unflatten(saved), step)
     return step, param_paths.flatten(params) | (base_params(base, checkpoints.path, left, ctx, named) if base else {})
@@ -108,8 +104,8 @@ def base_params(
 ) -> Params:
     """The parameters `wanted` ({path: abstract array in its shards}) out of the base of the checkpoints in `folder`.
 
-    The base is `named`, or where it was, or at the same place relative to the checkpoints. It is known by its digest:
-    one that moved is as good, one with other weights is refused.
+    The base is `named`, or where it was, or at the same place relative to the checkpoints. Its digest identifies it:
+    one that moved is accepted, one with other weights is refused.
     """
     problems = []
     for place in [named] if named is not None else _candidate_paths(base, folder):
@@ -144,19 +140,20 @@ def _candidate_paths(base: Mapping[str, Any], folder: Path) -> list[Path]:
 def _load(place: Path, step: int | None, ctx: RunContext) -> Mapping[str, Any]:
     if (place / "config.json").is_file():
         return hf_folder.load_params(place, ctx.config.model)
-    found = find(place)
-    with CheckpointManager.open_readonly(found) as checkpoints:
-        asked = step if found.step is None and step in checkpoints.committed_steps() else found.step
-        return restore_params(checkpoints, asked, checkpoints.meta(asked), ctx)[1]
+    checkpoints = CheckpointReader(find(place))
+    asked = checkpoints.ref.step
+    if asked is None and step in checkpoints.committed_steps():
+        asked = step
+    return restore_params(checkpoints, ctx, asked)[1]
 
 
 def base_meta(
     found: CheckpointRef, step: int | None, same_run: bool, frozen: Mapping[str, jax.Array], named: Path | None = None
 ) -> dict[str, Any]:
-    """What the meta data of an adapter-only checkpoint say of its base, from which the weights `frozen` come.
+    """The entry `base` in the meta data of an adapter-only checkpoint, whose weights `frozen` come from `found`.
 
     step: None for a Hugging Face folder. A stage of the same run is named without its path: a run may be moved.
-    named: where a person said that the weights below the adapters of that base are (adapter_base).
+    named: where the user said that the weights below the adapters of that base are (adapter_base).
     """
     place = found.path if found.name else found.folder
     where = {"stage": place.name} if same_run else {"path": str(place.absolute())}

@@ -1,7 +1,7 @@
 """A fingerprint of every array of a tree, computed where the array lives.
 
 The digest of an array is sum_i mix(word_i) * (mix(i) | 1) modulo 2^32 over its 32-bit words, i being the word's place
-in the whole array. Addition has no order, so the digest is one number for every sharding and device count. `mix` is a
+in the array. Addition has no order, so the digest is one number for every sharding and device count. `mix` is a
 bijection and the factor is odd, so a change inside a single word always changes the digest; other damage goes
 unnoticed with probability about 2^-32.
 """
@@ -80,7 +80,7 @@ def _measure_single(x: jax.Array) -> jax.Array:
 def _measure_shards(mesh: jax.sharding.Mesh, spec: P) -> Callable[[jax.Array], jax.Array]:
     """Each device digests its own block and tells its own sums.
 
-    Nothing is exchanged: the compiler alone would gather the whole array for such a reduction, and hundreds of small
+    Nothing is exchanged: the compiler would gather the array for such a reduction, and hundreds of small
     collectives in flight can lock up the CPU backend, whose devices share a few threads.
     """
     axes_of = [() if names is None else (names,) if isinstance(names, str) else tuple(names) for names in spec]

@@ -44,7 +44,7 @@ def seal(
 
 
 def verify(where: str, step: int, meta_item: Any, record: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(meta item, digest item) as read -> (record, meta), or Damaged; UserError when a newer bertjax wrote them."""
+    """(meta item, digest item) as read -> (record, meta). Raises CorruptStepError; UserError for a newer format."""
     if json_sha256(record) != meta_item["digest_sha256"]:
         raise CorruptStepError("the digest item is not what was saved")
     if record["format"] != FORMAT:
@@ -83,7 +83,7 @@ def check_structure(where: str, prefix: str, saved: Mapping[str, Any], wanted: M
 
 
 def check_digests(prefix: str, saved: Mapping[str, Any], leaves: Mapping[str, Any]) -> None:
-    """Raises Damaged naming the first array whose content is not what was saved."""
+    """Raises CorruptStepError naming the first array whose content is not what was saved."""
     for path, leaf in checksums.compute_digests(leaves).items():
         if f"{leaf.digest:08x}" != saved[path][2]:
             raise CorruptStepError(f"{prefix}{path} is not what was saved")

@@ -1,23 +1,20 @@
-"""Whose classes a stage has: the names of the classifier it starts from, and whether that classifier can be kept.
+"""Match the classes of a stage's data to those of the classifier it starts from, and decide whether that is kept.
 
-A classifier's outputs mean something by their names alone. The names go along with the weights, through `init_from` and
-from stage to stage; data are matched to them by name, and where that is impossible the classifier starts fresh.
+Only names give a classifier's outputs a meaning. They are passed on with the weights, through `init_from` and from
+stage to stage; data are matched to them by name, and where that is impossible the classifier starts fresh.
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from bertjax.config.schema.run import Config, Stage
+from bertjax.config.schema.run import Stage
 from bertjax.data.pipeline.loader import Batches
 from bertjax.data.preprocess import labels
 from bertjax.data.sources.class_names import ClassSpec, format_names
 from bertjax.errors import UserError
 from bertjax.interop import hf_folder
-from bertjax.training.checkpoint import adapters
-from bertjax.training.checkpoint.layout import committed_steps
-from bertjax.training.checkpoint.locate import find, stage_folder
-from bertjax.training.checkpoint.manager import CheckpointManager
+from bertjax.training.checkpoint.stage_files import StageFiles, init_error
+from bertjax.training.untrained_heads import all_heads
 
 CLASSIFIER = "classifier"
 
@@ -44,40 +41,35 @@ class StageLabels(NamedTuple):
     lines: tuple[str, ...]
 
 
-def init_classes(config: Config, base: Path, index: int, previous: StageLabels | None) -> InitClasses | None:
-    """The classifier that stage `index` starts from; None where there is none, or `fresh` passes it over.
+def init_classes(files: StageFiles, previous: StageLabels | None) -> InitClasses | None:
+    """The classifier that a stage starts from; None where there is none, or `fresh` excludes it.
 
     previous: labels of the previous stage. Raises UserError for a start that cannot be read, where a classification
     that has not begun needs it.
     """
-    stage = config.stages[index]
-    source = adapters.init_source(stage, index)
-    if source == "scratch" or CLASSIFIER in stage.fresh:
+    stage = files.stage
+    if files.init_source == "scratch" or CLASSIFIER in stage.fresh:
         return None
-    if source == "previous":
+    if files.init_source == "previous":
         if previous is None or previous.outputs is None:
             return None
-        names = tuple(previous.names) if previous.names else None
-        return InitClasses(previous.outputs, names, f"stage '{config.stages[index - 1].name}'")
+        return InitClasses(previous.outputs, tuple(previous.names) if previous.names else None, files.init_name)
     try:
-        return _read_init_classes(base / Path(source).expanduser())
+        return _read_init_classes(files)
     except UserError as error:
-        begun = committed_steps(stage_folder(config.run_dir, index, stage.name))
-        if begun or CLASSIFIER not in stage.objective.heads:  # others only pass the names on
+        if files.has_begun or CLASSIFIER not in stage.objective.heads:  # others only pass the names on
             return None
-        raise UserError(f"stage '{stage.name}': init_from: {error}") from None
+        raise init_error(stage, error) from None
 
 
-def _read_init_classes(folder: Path) -> InitClasses | None:
-    if (folder / "config.json").is_file():
-        found = hf_folder.read_classifier(folder)
-        return None if found is None else InitClasses(found.outputs, found.names, str(folder))
-    place = find(folder)
-    with CheckpointManager.open_readonly(place) as checkpoints:
-        meta = checkpoints.meta(place.step)
-    if CLASSIFIER not in (*meta["heads"], *meta.get("carried", ())):
+def _read_init_classes(files: StageFiles) -> InitClasses | None:
+    if files.init_weights:
+        found = hf_folder.read_classifier(files.init_weights)
+        return None if found is None else InitClasses(found.outputs, found.names, files.init_name)
+    meta = files.init_checkpoints.meta() if files.init_checkpoints else None
+    if meta is None or CLASSIFIER not in all_heads(meta):
         return None
-    return InitClasses(meta["num_labels"], _names(meta), str(folder))
+    return InitClasses(meta["num_labels"], _names(meta), files.init_name)
 
 
 def _names(meta: Mapping[str, Any]) -> tuple[str, ...] | None:
@@ -91,17 +83,13 @@ def expected_classes(stage: Stage, start: InitClasses | None) -> ClassSpec | Non
     return ClassSpec(stage.objective.num_labels, start.names if start else None)
 
 
-def saved_names(config: Config, index: int) -> tuple[str, ...] | None:
-    """The names in the checkpoints of a stage that has begun, which go before those of its start."""
-    folder = stage_folder(config.run_dir, index, config.stages[index].name)
-    if not committed_steps(folder):
-        return None
-    with CheckpointManager(folder, config.run.checkpoint, read_only=True) as checkpoints:
-        return _names(checkpoints.meta())
+def saved_names(files: StageFiles) -> tuple[str, ...] | None:
+    """The names in the checkpoints of a stage that has begun, which take precedence over those of its start."""
+    return _names(files.checkpoints.meta()) if files.has_begun else None
 
 
 def resolve_labels(stage: Stage, start: InitClasses | None, batches: Batches) -> StageLabels:
-    """Settles the labels of a stage and which heads start fresh, now that its data are known."""
+    """Decide the labels of a stage and which heads start fresh, once its data are open."""
     if CLASSIFIER not in stage.objective.heads:
         names = list(start.names) if start and start.names else None
         return StageLabels(names, start.outputs if start else None, tuple(stage.fresh), ())

@@ -1,4 +1,4 @@
-"""Checkpoint steps as folders on disk: which there are, which stay, and how one leaves without being half there."""
+"""Manage checkpoint steps as folders on disk: list, select, keep, delete and quarantine them."""
 
 import json
 import logging
@@ -49,7 +49,7 @@ def _is_empty(path: str) -> bool:
 def steps_to_keep(
     policy: CheckpointPolicy, steps: Iterable[int], scores: Mapping[int, Mapping[str, float]], verified: int | None
 ) -> set[int]:
-    """The last `keep_last` steps, multiples of `keep_every`, the best of each score, the last one read back whole."""
+    """The last `keep_last` steps, multiples of `keep_every`, the best of each score, the last one restored."""
     ordered = sorted(steps)
     keep = set(ordered[-policy.keep_last :])
     if policy.keep_every:
@@ -123,7 +123,7 @@ def select_step(folder: Path, reasons: Mapping[int, str], named: int | None) -> 
 def quarantine(folder: Path, reasons: Mapping[int, str], good: int, *, move: bool) -> None:
     """Warns of each damaged step, and moves it to quarantine/ for a person to look at.
 
-    Only once a good step is read: had the damaged ones been moved before, a run without a good one would start anew.
+    Only once a good step is read: had the damaged ones been moved before, a run without a good one would restart.
     """
     for step in sorted(set(reasons) & set(committed_steps(folder)), reverse=True):
         place = f"moved to {_move_to_quarantine(folder, step).relative_to(folder)}" if move else "left in place"

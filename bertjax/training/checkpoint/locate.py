@@ -5,10 +5,11 @@ Each is known by its content. A step, or the folder of a stage, that was copied 
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from bertjax.config.loading.step_meta import is_checkpoint_step, list_steps, read_meta
+from bertjax.config.loading.step_meta import is_checkpoint_step, list_steps, read_meta, read_meta_item
 from bertjax.errors import UserError
 from bertjax.storage.locations import local_path
 
@@ -23,6 +24,7 @@ class CheckpointRef:
     folder: Path
     step: int | None
     name: str | None = None
+    meta_item: Any = field(default=None, compare=False, repr=False)  # of the step that was named, as read to find it
 
     @property
     def path(self) -> Path:
@@ -70,7 +72,8 @@ def _stage_folders(path: Path) -> list[Path]:
 
 
 def _named_step(path: Path, stage: str | None, step: int | None) -> CheckpointRef:
-    meta = read_meta(path)
+    item = read_meta_item(path)
+    meta = item["meta"]
     own, trained = meta["step"], meta.get("stage_name")
     if step not in (None, own):
         raise UserError(f"{path}: is step {own}; leave out --step {step}, or name the folder above it")
@@ -78,7 +81,7 @@ def _named_step(path: Path, stage: str | None, step: int | None) -> CheckpointRe
         raise UserError(f"{path}: is a step of stage '{trained}'; leave out --stage {stage}, or name the run folder")
     if path.is_symlink() and find_run_dir(path.resolve().parent):
         path = path.resolve()
-    return CheckpointRef(path.parent, own, None if path.name == str(own) else path.name)
+    return CheckpointRef(path.parent, own, None if path.name == str(own) else path.name, item)
 
 
 def _stage_name(folder: Path) -> str | None:

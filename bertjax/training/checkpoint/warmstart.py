@@ -1,4 +1,4 @@
-"""Where a stage's first parameters come from: fresh, the previous stage, a checkpoint, or Hugging Face weights."""
+"""Load or make a stage's first parameters: fresh, of the previous stage, a checkpoint, or Hugging Face weights."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,8 +13,9 @@ from bertjax.errors import UserError
 from bertjax.interop import hf_folder
 from bertjax.training.checkpoint import adapters
 from bertjax.training.checkpoint.label_mapping import drop_fresh
-from bertjax.training.checkpoint.locate import CheckpointRef, find, find_run_dir, stage_folder
-from bertjax.training.checkpoint.manager import CheckpointManager
+from bertjax.training.checkpoint.locate import CheckpointRef, find_run_dir
+from bertjax.training.checkpoint.reader import CheckpointReader
+from bertjax.training.checkpoint.stage_files import StageFiles, init_error
 from bertjax.training.program import TrainProgram
 from bertjax.training.run_context import RunContext
 from bertjax.training.state import Params
@@ -27,8 +28,8 @@ class StageInit(NamedTuple):
     Attributes:
         params: in their shards.
         lines: say where they came from.
-        base: what an adapter-only checkpoint says of the weights it leaves out (training/checkpoint/adapters.py); None for others.
-        untrained: heads of the start that the stage does not train, for the stages behind it.
+        base: the entry `base` in the meta data of adapter-only checkpoints; None for others.
+        untrained: heads of the start that the stage does not train, for the stages after it.
     """
 
     params: Params
@@ -40,51 +41,42 @@ class StageInit(NamedTuple):
 Shapes = Mapping[str, Any]  # {path: something with a shape}
 
 
-def check_init(ctx: RunContext, index: int, program: TrainProgram, before: Shapes, fresh: Sequence[str] = ()) -> Shapes:
-    """Whether `init_params` will find what stage `index` starts from: raises the UserError it would raise.
+def check_init(
+    ctx: RunContext, files: StageFiles, program: TrainProgram, before: Shapes, fresh: Sequence[str] = ()
+) -> Shapes:
+    """Raise the UserError that `init_params` would raise; -> what the stage will hold.
 
-    before: what the stage before holds at its end; fresh: heads that the stage does not take over -> what this stage
-    will hold. Weights of ours are judged by their
-    description; those of others are read.
+    before: what the stage before holds at its end; fresh: heads that the stage does not take over. A checkpoint is
+    judged by its description; Hugging Face weights are read.
     """
-    stage = ctx.config.stages[index]
-    source = adapters.init_source(stage, index)
-    wanted = program.abstract_params()
-    if source == "scratch":
+    stage, wanted = files.stage, program.abstract_params()
+    if files.init_source == "scratch":
         return wanted
     try:
-        folder = None if source == "previous" else _folder(ctx, source)
-        there = before if folder is None else _folder_shapes(ctx, folder)
-        there = drop_fresh(there, fresh)
-        where = f"{folder}" if folder else f"stage '{ctx.config.stages[index - 1].name}'"
-        check_shapes(wanted, there, where, stage.name)
+        held = drop_fresh(before if files.init_source == "previous" else _init_shapes(ctx, files), fresh)
+        check_shapes(wanted, held, files.init_name, stage.name)
     except UserError as error:
-        raise UserError(f"stage '{stage.name}': init_from: {error}") from None
-    return wanted | find_untrained_heads(program, there)[1]
+        raise init_error(stage, error) from None
+    return wanted | find_untrained_heads(program, held)[1]
 
 
-def _folder_shapes(ctx: RunContext, folder: Path) -> Shapes:
-    """What a folder holds."""
-    if (folder / "config.json").is_file():
-        check_tokenizer(folder, ctx)
-        return hf_folder.load_params(folder, ctx.config.model)
-    return checkpoint_shapes(ctx, find(folder))
+def _init_shapes(ctx: RunContext, files: StageFiles) -> Shapes:
+    """What the folder of `init_from` holds."""
+    if files.init_weights:
+        check_tokenizer(files.init_weights, ctx)
+        return hf_folder.load_params(files.init_weights, ctx.config.model)
+    assert files.init_checkpoints is not None
+    return checkpoint_shapes(ctx, files.init_checkpoints)
 
 
-def checkpoint_shapes(ctx: RunContext, found: CheckpointRef) -> Shapes:
+def checkpoint_shapes(ctx: RunContext, checkpoints: CheckpointReader) -> Shapes:
     """What a checkpoint holds, with the weights of its base; refuses one made with another tokenizer."""
-    with CheckpointManager.open_readonly(found) as checkpoints:
-        meta = checkpoints.meta(found.step)
-    check_same_tokenizer(meta, found, ctx)
-    return adapters.program_from_meta(meta, found.path, ctx).abstract_params()
-
-
-def _folder(ctx: RunContext, source: str) -> Path:
-    return ctx.base / Path(source).expanduser()
+    check_same_tokenizer(checkpoints, ctx)
+    return adapters.saved_program(checkpoints, None, ctx).abstract_params()
 
 
 def init_params(
-    ctx: RunContext, index: int, program: TrainProgram, key: jax.Array, left: Sequence[str] = ()
+    ctx: RunContext, files: StageFiles, program: TrainProgram, key: jax.Array, left: Sequence[str] = ()
 ) -> StageInit:
     """The parameters a stage begins with.
 
@@ -92,35 +84,30 @@ def init_params(
     not read are carried, and the lines name what else is left unused. Anything else missing or of another shape is a
     UserError.
     """
-    stage = ctx.config.stages[index]
-    source = adapters.init_source(stage, index)
+    stage, where = files.stage, files.init_name
     fresh = program.initialize(key)
-    if source == "scratch":
+    if files.init_source == "scratch":
         alone = stage.trainable.kind == "adapters" and stage.trainable.adapter_only_checkpoints
-        why = ["checkpoints hold all of them, there is nothing that adapters alone could stand on"] if alone else []
+        why = ["checkpoints hold all of them, because there is no base to omit"] if alone else []
         return StageInit(fresh, ["fresh parameters", *why], None)
     loaded: Mapping[str, Any]
     step: int | None = None
     meta: Mapping[str, Any] = {}
     unused: list[str] = []
-    if source == "previous":
-        name = ctx.config.stages[index - 1].name
-        found, where = CheckpointRef(stage_folder(ctx.config.run_dir, index - 1, name), None), f"stage '{name}'"
-        step, loaded, meta = from_checkpoint(ctx, found)
+    checkpoints = files.init_checkpoints
+    if checkpoints is None:
+        folder = files.init_folder or Path()
+        found = CheckpointRef(folder, None)
+        check_tokenizer(folder, ctx)
+        loaded = hf_folder.load_params(folder, ctx.config.model)
+        unused = hf_folder.unused_tensors(folder, ctx.config.model)
     else:
-        folder = _folder(ctx, source)
-        found, where = CheckpointRef(folder, None), f"{folder}"
-        if (folder / "config.json").is_file():
-            check_tokenizer(folder, ctx)
-            loaded = hf_folder.load_params(folder, ctx.config.model)
-            unused = hf_folder.unused_tensors(folder, ctx.config.model)
-        else:
-            found = find(folder)
-            step, loaded, meta = from_checkpoint(ctx, found, stage.adapter_base)
+        found = checkpoints.ref
+        step, loaded, meta = from_checkpoint(ctx, checkpoints, files.adapter_base if files.init_folder else None)
     untrained = load_untrained_heads(program, drop_fresh(loaded, left), meta)
     params, lines = merge_params(fresh, loaded, program, where, untrained, left, stage.name)
     lines += [f"tensors without a place here: {', '.join(unused)}"] if unused else []
-    if not adapters.is_adapter_only(stage, index):
+    if not adapters.is_adapter_only(stage, files.index):
         return StageInit(params, lines, None, untrained)
     frozen = adapters.omitted_params(params, stage.trainable)
     if missing := [path for path in frozen if path not in loaded]:
@@ -128,8 +115,8 @@ def init_params(
             f"stage '{stage.name}': init_from: {where}: has no parameter '{missing[0]}', so adapters alone cannot "
             f"stand on it; set stages.{stage.name}.trainable.adapter_only_checkpoints=false"
         )
-    named = _folder(ctx, stage.adapter_base) if stage.adapter_base else None
-    return StageInit(params, lines, adapters.base_meta(found, step, source == "previous", frozen, named), untrained)
+    base = adapters.base_meta(found, step, files.init_source == "previous", frozen, files.adapter_base)
+    return StageInit(params, lines, base, untrained)
 
 
 def check_tokenizer(folder: Path, ctx: RunContext) -> None:
@@ -216,20 +203,20 @@ def _adapter_size(params: Mapping[str, Any]) -> int:
 
 
 def from_checkpoint(
-    ctx: RunContext, found: CheckpointRef, base: str | None = None
+    ctx: RunContext, checkpoints: CheckpointReader, base: Path | None = None
 ) -> tuple[int, Params, dict[str, Any]]:
     """-> (step, all parameters of a checkpoint on the run's mesh, its meta data).
 
     base: where the weights below its adapters are, if not where they were. Refuses a checkpoint made with another
     tokenizer.
     """
-    with CheckpointManager.open_readonly(found) as checkpoints:
-        meta = checkpoints.meta(found.step)
-        check_same_tokenizer(meta, found, ctx)
-        return *adapters.restore_params(checkpoints, found.step, meta, ctx, _folder(ctx, base) if base else None), meta
+    check_same_tokenizer(checkpoints, ctx)
+    meta = checkpoints.meta()
+    return *adapters.restore_params(checkpoints, ctx, named=base), meta
 
 
-def check_same_tokenizer(meta: Mapping[str, Any], found: CheckpointRef, ctx: RunContext) -> None:
+def check_same_tokenizer(checkpoints: CheckpointReader, ctx: RunContext) -> None:
+    meta, found = checkpoints.meta(), checkpoints.ref
     if meta["tokenizer_sha256"] != ctx.tokenizer.sha256:
         theirs = load.from_json(meta["tokenizer_json"], str(found.path))
         run = find_run_dir(found.folder)

@@ -139,7 +139,7 @@ def status_parts(metrics: Mapping[str, Any]) -> Iterator[str]:
 
 
 def number(value: Any) -> str:
-    """A number with four significant digits, an integer with its thousands apart, anything else as text."""
+    """A number with four significant digits, an integer with thousands separators, anything else as text."""
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: "n/a"}[value]
     if isinstance(value, int):

@@ -11,7 +11,7 @@ _first = True  # the first run of a process began with the process
 
 
 class Phases:
-    """One phase at a time. Written by the main thread alone; other threads read `name` and `heartbeats`."""
+    """One phase at a time. Only the main thread writes it; other threads read `name` and `heartbeats`."""
 
     def __init__(self, started: float | None = None) -> None:
         """started: seconds since the epoch; default: now, or the process's own start for its first run."""

@@ -1,6 +1,6 @@
 """A window of steps seen by jax's profiler: where `run.profile` says, and whenever the primary process gets SIGUSR1.
 
-The trace lies in profile/ of the run folder, for TensorBoard's profile plugin, XProf or Perfetto.
+The trace is in profile/ of the run folder, for TensorBoard's profile plugin, XProf or Perfetto.
 """
 
 import signal
@@ -21,7 +21,7 @@ class Profiler:
     def __init__(
         self, folder: Path, window: ProfilerConfig | None, *, is_primary: bool, log: Callable[[str], None]
     ) -> None:
-        """log: told where a trace lies, or why there is none."""
+        """log: gets a line that says where a trace is, or why there is none."""
         self.folder, self.is_primary, self.log = folder, is_primary, log
         self._window = window
         self._steps = (window or ProfilerConfig()).steps

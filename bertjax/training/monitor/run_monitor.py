@@ -1,4 +1,4 @@
-"""What watches over a run beside the training itself, in one piece: stopping, phases, goodput, watchdog, profiler."""
+"""Open everything that monitors a run: preemption, phases, goodput, watchdog, profiler."""
 
 import sys
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ from bertjax.training.monitor.watchdog import Watchdog
 
 @dataclass(frozen=True)
 class RunMonitor:
-    """What the loop tells and asks while it trains."""
+    """What the training loop reports to and asks."""
 
     stop: PreemptionHandler
     phases: Phases
@@ -36,7 +36,7 @@ class RunMonitor:
 
 @contextmanager
 def monitor_run(config: Config, stop: PreemptionHandler, phases: Phases, tracker: Tracker) -> Iterator[RunMonitor]:
-    """Watches a run whose folder is there; at the end, however it comes, its goodput is told in one line."""
+    """Monitor a run whose folder exists; at the end its goodput is logged in one line."""
     is_primary = primary.is_primary()
     goodput_log = GoodputLog(config.run_dir, phases, is_primary=is_primary)
     profiler = Profiler(config.run_dir / "profile", config.run.profile, is_primary=is_primary, log=tracker.note)

@@ -1,4 +1,4 @@
-"""A run that does not get on: a thread that sees it, writes down where every thread stands, and leaves with 75.
+"""Detect a run without progress: a thread writes the stacks of all threads and ends the process with 75.
 
 A peer that is alive but stuck, a loader that waits for a dead disk, a collective that never ends: jax notices none of
 them. Each phase has a limit of its own, so that a long compilation or save is no false alarm.
@@ -43,7 +43,7 @@ class Watchdog:
         self._over.set()
 
     def _watch(self, tick: float) -> None:
-        """Counts its own looks, not the clock: a process that was stopped as a whole (SIGSTOP) has not hung."""
+        """Counts its own polls, not the clock: a process that was suspended (SIGSTOP) has not hung."""
         beats, silent, looked = -1, 0.0, time.monotonic()
         while not self._over.wait(tick):
             now = time.monotonic()

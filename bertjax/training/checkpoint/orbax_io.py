@@ -1,0 +1,91 @@
+"""Read and write checkpoint steps with Orbax; no other module imports it.
+
+A step is a folder with three Orbax items: `state` (the arrays), `meta` (what a reader needs to know) and `digest`
+(shape, dtype and digest of every array); it gets its final name in one rename.
+
+Built on `AsyncCheckpointer` and not on `CheckpointManager`: the manager lists a step before it is committed, skips a
+save silently after a fallback, replaces an existing folder, and offers no hook after the commit (its
+`post_finalization_callback` runs before the rename). The folders are the ones a `CheckpointManager` reads.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+
+from bertjax.models import param_paths
+from bertjax.training.checkpoint.integrity import unwrap_prng_key
+
+# Orbax logs each failure with its traceback besides raising it; our errors are one line each.
+logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
+
+
+def open_writer(before_rename: Callable[[], None]) -> ocp.AsyncCheckpointer:
+    """A writer that calls `before_rename` on process 0 when every file of a step is written."""
+    options = ocp.AsyncOptions(post_finalization_callback=before_rename)
+    return ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(), async_options=options)
+
+
+def start_save(
+    writer: ocp.AsyncCheckpointer, step: Path, leaves: Mapping[str, Any], meta_item: Any, record: Any
+) -> None:
+    """Start writing {path: array} and the two JSON items; return when the arrays may change again."""
+    state = param_paths.unflatten({path: unwrap_prng_key(leaf) for path, leaf in leaves.items()})
+    items = {"state": ocp.args.PyTreeSave(state)}
+    items |= {"meta": ocp.args.JsonSave(meta_item), "digest": ocp.args.JsonSave(record)}
+    writer.save(step, args=ocp.args.Composite(**items))
+
+
+def read_json(step: Path, item: str) -> Any:
+    return ocp.JsonCheckpointHandler().restore(epath.Path(step / item))
+
+
+def read_arrays(step: Path, wanted: Mapping[str, Any], prefix: str) -> dict[str, jax.Array]:
+    """The arrays `prefix` + path of a step for {path: abstract array}; PRNG keys as their words.
+
+    Read through the handler, which waits for no other process: one that fails cannot leave the others hanging.
+    """
+    target = param_paths.unflatten({f"{prefix}{path}": unwrap_prng_key(leaf) for path, leaf in wanted.items()})
+    arguments = ocp.args.PyTreeRestore(
+        item=target, restore_args=ocp.checkpoint_utils.construct_restore_args(target), partial_restore=True
+    )
+    with _waiting_event_loops():
+        read = ocp.PyTreeCheckpointHandler().restore(epath.Path(step / "state"), args=arguments)
+    found = param_paths.flatten(read)
+    return {path: found[f"{prefix}{path}"] for path in wanted}
+
+
+class _WaitingEventLoop(asyncio.SelectorEventLoop):
+    """Waits for its tasks before it closes.
+
+    Orbax closes its loop when the first array fails to read. The other reads would go on with nothing to report to,
+    and each would print a traceback of its own.
+    """
+
+    def close(self) -> None:
+        if not self.is_closed():
+            self.set_exception_handler(lambda loop, context: None)
+            while pending := asyncio.all_tasks(self):
+                self.run_until_complete(asyncio.gather(*pending, return_exceptions=True))
+        super().close()
+
+
+class _WaitingEventLoopPolicy(asyncio.DefaultEventLoopPolicy):
+    def new_event_loop(self) -> asyncio.AbstractEventLoop:
+        return _WaitingEventLoop()
+
+
+@contextlib.contextmanager
+def _waiting_event_loops() -> Iterator[None]:
+    before = asyncio.get_event_loop_policy()
+    asyncio.set_event_loop_policy(_WaitingEventLoopPolicy())
+    try:
+        yield
+    finally:
+        asyncio.set_event_loop_policy(before)

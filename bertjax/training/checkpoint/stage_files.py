@@ -1,0 +1,88 @@
+"""Look up once what a stage of a run has on disk: its own checkpoints, and what its first parameters come from."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from bertjax.config.schema.run import Config, Stage
+from bertjax.errors import UserError
+from bertjax.training.checkpoint.locate import find, stage_folder
+from bertjax.training.checkpoint.reader import CheckpointReader
+
+
+@dataclass(frozen=True)
+class StageFiles:
+    """Stage `index` of a run; relative paths start at `base`."""
+
+    config: Config
+    index: int
+    base: Path
+    previous: "StageFiles | None" = None
+
+    @property
+    def stage(self) -> Stage:
+        return self.config.stages[self.index]
+
+    @cached_property
+    def checkpoints(self) -> CheckpointReader:
+        """The stage's own checkpoints."""
+        return CheckpointReader(stage_folder(self.config.run_dir, self.index, self.stage.name))
+
+    @property
+    def has_begun(self) -> bool:
+        return bool(self.checkpoints.committed_steps())
+
+    @property
+    def init_source(self) -> str:
+        """scratch, previous, or the folder that the stage starts from."""
+        return init_source(self.stage, self.index)
+
+    @cached_property
+    def init_folder(self) -> Path | None:
+        """The folder that `init_from` names; None for scratch and previous."""
+        return None if self.init_source in ("scratch", "previous") else self.base / Path(self.init_source).expanduser()
+
+    @property
+    def init_weights(self) -> Path | None:
+        """`init_folder` where it holds weights with a config.json (Hugging Face) and no checkpoint of ours."""
+        return self.init_folder if self.init_folder and (self.init_folder / "config.json").is_file() else None
+
+    @cached_property
+    def init_checkpoints(self) -> CheckpointReader | None:
+        """The checkpoint that the stage starts from; None for scratch and for other weights. Raises UserError."""
+        if self.init_source == "previous":
+            return (self.previous or StageFiles(self.config, self.index - 1, self.base)).checkpoints
+        return None if self.init_folder is None or self.init_weights else CheckpointReader(find(self.init_folder))
+
+    @property
+    def init_name(self) -> str:
+        """What the stage starts from, in messages."""
+        previous = self.init_source == "previous"
+        return f"stage '{self.config.stages[self.index - 1].name}'" if previous else f"{self.init_folder}"
+
+    @property
+    def adapter_base(self) -> Path | None:
+        """The folder that `adapter_base` names."""
+        return self.base / Path(self.stage.adapter_base).expanduser() if self.stage.adapter_base else None
+
+    def check_init(self) -> None:
+        """Raises UserError when the folder of `init_from` holds neither weights nor a checkpoint."""
+        if self.init_folder is not None:
+            _ = self.init_checkpoints
+
+
+def init_source(stage: Stage, index: int) -> str:
+    """scratch, previous, or the folder that a stage starts from."""
+    return stage.init_from or ("previous" if index else "scratch")
+
+
+def init_error(stage: Stage, error: UserError) -> UserError:
+    return UserError(f"stage '{stage.name}': init_from: {error}")
+
+
+def run_stages(config: Config, base: Path) -> list[StageFiles]:
+    """The files of each stage of a run, whose later ones know the one before."""
+    stages: list[StageFiles] = []
+    for index in range(len(config.stages)):
+        stages.append(StageFiles(config, index, base, stages[-1] if stages else None))
+    return stages
