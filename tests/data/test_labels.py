@@ -72,7 +72,7 @@ def test_ids(labels, classes, given, expected):
 @pytest.mark.parametrize(
     ("labels", "classes", "given", "message"),
     [
-        (["bad", "good"], ClassSpec(3, HEAD, required=True), None, "line 2: label 'good' is not one of those: positive"),
+        (["bad", "good"], ClassSpec(3, HEAD, required=True), None, "line 2: label 'good' is not one of those: pos"),
         (["a", "b"], ClassSpec(2, None, required=True), None, "its labels are texts, the training data's were numbers"),
         ([0, 3], ClassSpec(3), None, "line 2: 'label' is 3, but ids go from 0 to 2 .*, or set objective.num_labels=4"),
         ([0, 3], ClassSpec(3, HEAD, required=True), None, "line 2: label '3' is not one of those"),
