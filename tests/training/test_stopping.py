@@ -16,8 +16,8 @@ import pytest
 from bertjax import interrupts
 from bertjax.cli.main import main
 from bertjax.errors import UserError
-from bertjax.evaluation.evaluators import build
-from bertjax.training import loop
+from bertjax.evaluation.evaluators import loss, span_qa
+from bertjax.training import loop, run_context, validate
 from bertjax.training.checkpoint import manager, warmstart
 from bertjax.training.checkpoint.layout import committed_steps
 from bertjax.training.checkpoint.reader import CheckpointReader
@@ -79,9 +79,9 @@ def finished_like(whole: Path, run: Path, train: Callable[..., Path]) -> None:
 @pytest.mark.parametrize(
     ("owner", "function"),
     [
-        (loop, "open_run_context"),
+        (run_context, "open_run_context"),
         pytest.param(loop, "open_stage", marks=SLOW),
-        pytest.param(loop, "check_init_sources", marks=SLOW),
+        pytest.param(validate, "check_init_sources", marks=SLOW),
     ],
 )
 def test_while_it_starts_it_leaves_at_once(whole, stop_during, train, owner, function):
@@ -147,7 +147,7 @@ def test_ctrl_c_saves_and_leaves_as_sigterm_does(whole, stop_during, train, sign
 
 @pytest.mark.parametrize("signals", [pytest.param(1, marks=SLOW), 3])
 def test_while_a_checkpoint_is_written_it_ends_whole(whole, stop_during, train, signals):
-    run, code, _ = stop_during(f"save-{signals}", manager, "describe", 1, signals)
+    run, code, _ = stop_during(f"save-{signals}", manager, "seal", 1, signals)
     assert code == 75 and committed_steps(run / "checkpoints" / "00-pretrain") == [2]
     finished_like(whole, run, train)
 
@@ -160,11 +160,15 @@ def test_while_a_later_episode_compiles_it_saves_that_step(whole, stop_during, t
 
 
 @pytest.mark.parametrize(
-    ("function", "stage", "step"), [("rows_of", "pretrain", 5), ("answer_logits", "qa", 6)], ids=["loss", "answers"]
+    ("owner", "function", "stage", "step"),
+    [(loss, "local_batch_rows", "pretrain", 5), (span_qa, "compute_span_logits", "qa", 6)],
+    ids=["loss", "answers"],
 )
-def test_in_the_midst_of_an_evaluation_it_saves_and_does_it_again(whole, stop_during, train, function, stage, step):
+def test_in_the_midst_of_an_evaluation_it_saves_and_does_it_again(
+    whole, stop_during, train, owner, function, stage, step
+):
     """The scores broken off are those of a stage's last step, which then may not count as finished."""
-    run, code, err = stop_during(f"evaluation-{stage}", build, function)
+    run, code, err = stop_during(f"evaluation-{stage}", owner, function)
     assert code == 75 and err == f"stopped at step {step} of stage '{stage}', saved; run the same command again\n"
     (folder,) = (run / "checkpoints").glob(f"*-{stage}")
     assert committed_steps(folder)[-1] == step and not (run / "checkpoints" / "02").exists()
