@@ -45,7 +45,7 @@ def stage_fields(config: Config, stage: Stage) -> Fields:
 
     Raises UserError where a section does not fit the model's vocabulary, or rows of mixed tasks differ.
     """
-    regression = stage.objective.kind == "classification" and stage.objective.num_labels == 1
+    regression = getattr(stage.objective, "num_labels", None) == 1
     tasks = {name: _task_data(config, task, regression) for name, task in config.stage_tasks(stage).items()}
     return Batches(tasks, dict.fromkeys(tasks, 1.0), stage.batch_size).fields
 
