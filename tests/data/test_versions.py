@@ -20,7 +20,9 @@ from bertjax.data.jobs.scratch_dir import JOBS_FORMAT
 from bertjax.data.pipeline.prepare import prepare
 from bertjax.data.pipeline.task_rows import make_task_data
 from bertjax.data.sources.class_names import ClassSpec
+from bertjax.data.store import manifest
 from bertjax.data.store.reader import Store
+from bertjax.data.store.writer import StoreWriter
 
 PAIRS: dict[str, Any] = {"sequence_length": 24}
 SPANS: dict[str, Any] = {"sequence_length": 32, "doc_stride": 8, "max_query_length": 8}
@@ -122,6 +124,20 @@ def test_rows_belong_to_their_versions(case, many_jobs, tmp_path):
         f"in CHANGELOG.md, {record}"
     )
     assert [now_versions, now_jobs] == [versions, jobs], f"a VERSION or JOBS_FORMAT is new: {record}"
+
+
+def test_a_store_of_earlier_code_opens(tmp_path):
+    """Its manifest has the same format and a hash of that code in place of the VERSIONs."""
+    rows = np.ones(3, [("segment_ids", "<i4", (4,))])
+    with StoreWriter(tmp_path / "s", rows.dtype, {"examples": 3}, fingerprint="f", versions={"kind": 1}) as writer:
+        writer.write(rows)
+    written = manifest.read(tmp_path / "s")
+    about = {name: written[name] for name in ("fingerprint", "tokenizer_sha256")} | {"code_version": "0" * 64}
+    earlier = manifest.to_bytes(about, rows.dtype, written["shards"], written["meta"])
+    (tmp_path / "s" / manifest.MANIFEST).write_bytes(earlier)
+    assert json.loads(earlier)["format"] == written["format"] == 1
+    store = Store(tmp_path / "s")
+    assert store.versions == {} and (store.rows([2])["segment_ids"] == 1).all()
 
 
 if __name__ == "__main__":
