@@ -138,7 +138,7 @@ def text_to_text_settings(restored: RestoredCheckpoint, task: Task, way: str) ->
 
 
 def _matches_way(options: Any, way: str) -> bool:
-    if not isinstance(options, TextToText):
+    if not isinstance(options, TextToText):  # only this kind asks questions as text
         return False
     if options.prompt is not None:
         return options.prompt in QUESTION_PROMPTS[way]

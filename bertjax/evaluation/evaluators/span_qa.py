@@ -40,7 +40,7 @@ def squad_evaluator(
     examples = list(sample_items(everything, config.data.limit, ctx.config.run.seed))
     if not examples:
         raise UserError(f"evaluation '{config.name}': its source contains no questions")
-    if config.data.preprocess.kind != "span_qa":
+    if config.data.preprocess.kind not in (config.preprocess or ()):
         raise UserError(f"evaluation '{config.name}': data.preprocess.kind must be span_qa")
     version_2 = any(e.is_impossible for e in examples) if config.version_2 is None else config.version_2
     answer = make_answer_fn(program, ctx.tokenizer, examples, config.data.preprocess, config, version_2)
@@ -68,6 +68,7 @@ def _sample(example: span_qa.Example, prediction: str) -> dict[str, Any]:
 def stage_settings(config: Config, stage: Stage) -> tuple[SquadEvaluation, SpanQa]:
     """The squad evaluation of a stage and the windows of its data, or their defaults."""
     found = [evaluation for evaluation in stage.evaluate if isinstance(evaluation, SquadEvaluation)]
+    # Only sections of this kind have windows.
     windows = [t.preprocess for t in config.stage_tasks(stage).values() if isinstance(t.preprocess, SpanQa)]
     settings = found[0] if found else SquadEvaluation.model_construct()  # type: ignore[call-arg]
     return settings, windows[0] if windows else SpanQa()

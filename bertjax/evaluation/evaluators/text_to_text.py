@@ -36,8 +36,8 @@ def text_to_text_evaluator(
 
     Keeps <name>.json (scores and samples) and <name>.predictions.json (answers by the record's id, else its number).
     """
-    options = config.data.preprocess
-    if not isinstance(options, TextToText):
+    options: TextToText = config.data.preprocess
+    if options.kind not in (config.preprocess or ()):
         raise UserError(
             f"evaluation '{config.name}': data.preprocess.kind must be text_to_text; kind: loss takes others"
         )
