@@ -216,7 +216,7 @@ def test_a_token_in_the_url_of_the_code_reaches_git_and_nothing_else(cloud):
         assert code == 2
         said.append((code, line))
     code, line = cloud.launch("--keep", "steps=8")
-    assert code == 2 and "its password is not kept; give the same --repo again" in line
+    assert code == 2 and "its password is not saved, so give the same --repo again" in line
     assert cloud.launch(f"--repo={url}", "--keep", "steps=8", **git)[0] == 0
     assert not any("TOKEN" in text or "123" in text for _, text in said)
     kept = [path for path in (cloud.checkout / "runs").rglob("*") if path.is_file()]
@@ -265,13 +265,13 @@ def test_a_dry_run_of_which_only_the_beginning_is_read(cloud):
 def test_words_it_does_not_take(cloud):
     wrong = {
         "--type=v5e-256": "did you mean v5litepod-256",
-        "--name=My_pod": "small letters",
+        "--name=My_pod": "lower-case letters",
         "--env=novalue": "must be KEY=VALUE",
         "--nfs=/mnt": "must be HOST:/SHARE:/MOUNT",
         "--state-dir=gs://b/x": "must be a local folder",
-        "--zone=us-west4": "is a region; name one of its zones, such as us-west4-a",
+        "--zone=us-west4": "is a region; name a zone of it, such as us-west4-a",
         "--type=v5litepod-9": "there is no v5litepod-9; did you mean v5litepod-8 or v5litepod-16?",
-        "--node-count=1": "a number from 2 up",
+        "--node-count=1": "must be an integer of at least 2",
         "nonsense": "expected key.path=value",
         "--max-retry=3": "unrecognized arguments",
     }
