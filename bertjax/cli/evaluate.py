@@ -63,11 +63,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
 
 
 @command(
-    "report",
-    "write an HTML page about a run",
-    RUN,
-    OUTPUT,
-    examples=("bertjax report runs/demo --output demo.html",),
+    "report", "write an HTML page about a run", RUN, OUTPUT, examples=("bertjax report runs/demo --output demo.html",)
 )
 def report(arguments: argparse.Namespace) -> int:
     run, output = existing_path(arguments.run), output_path(arguments.output)

@@ -93,11 +93,7 @@ def answer(arguments: argparse.Namespace) -> int:
     option("text", metavar="[TEXT ...]", nargs="*", help="input texts (default: the lines of standard input)"),
     option("--file", metavar="FILE", help="read input texts from a UTF-8 file, one per line"),
     option(
-        "--beam",
-        dest="beam_size",
-        metavar="N",
-        type=positive_int,
-        help="beam size (default: that of the run, else 1)",
+        "--beam", dest="beam_size", metavar="N", type=positive_int, help="beam size (default: that of the run, else 1)"
     ),
     option(
         "--beam-rules", choices=("t5x", "transformers"), help="beam search variant (default: that of the run, else t5x)"

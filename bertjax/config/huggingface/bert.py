@@ -5,17 +5,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bertjax.config.huggingface.fields import (
-    CAUSAL,
-    COMMON,
-    ENCODER,
-    IGNORED,
-    SUPPORTED,
-    ConfigJson,
-    FieldRule,
-    RequiredValue,
-    map_activation,
-)
+from bertjax.config.huggingface import fields
+from bertjax.config.huggingface.fields import COMMON, ENCODER, IGNORED, SUPPORTED, ConfigJson, FieldRule, RequiredValue
 from bertjax.config.schema.model import BertConfig
 
 Names = Mapping[str, tuple[str, Any]]
@@ -38,34 +29,16 @@ DISTILBERT_FIELDS = {
     "classifier_dropout": ("seq_classif_dropout", 0.2),
     "qa_dropout": ("qa_dropout", 0.1),
 }
+_POOLER = ("fc_size", "num_attention_heads", "num_fc_layers", "size_per_head", "type")
 _BERT_RULES: dict[str, FieldRule] = ENCODER | COMMON | {
-    **dict.fromkeys(
-        (
-            "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
-            "hidden_act", "hidden_dropout_prob", "attention_probs_dropout_prob", "max_position_embeddings",
-            "type_vocab_size", "initializer_range", "layer_norm_eps", "classifier_dropout",
-        ),
-        SUPPORTED,
-    ),
+    **dict.fromkeys(_BERT_FIELDS, SUPPORTED),
     "position_embedding_type": RequiredValue(("absolute", None), "must be absolute"),
-    "directionality": RequiredValue(("bidi", None), CAUSAL),
+    "directionality": RequiredValue(("bidi", None), fields.CAUSAL),
     # in google-research/bert's multilingual models; modeling.py does not read them
-    **dict.fromkeys(
-        (
-            "pooler_fc_size", "pooler_num_attention_heads", "pooler_num_fc_layers", "pooler_size_per_head",
-            "pooler_type",
-        ),
-        IGNORED,
-    ),
+    **dict.fromkeys((f"pooler_{name}" for name in _POOLER), IGNORED),
 }  # fmt: skip
 _DISTILBERT_RULES: dict[str, FieldRule] = ENCODER | COMMON | {
-    **dict.fromkeys(
-        (
-            "vocab_size", "dim", "n_layers", "n_heads", "hidden_dim", "activation", "dropout", "attention_dropout",
-            "max_position_embeddings", "initializer_range", "seq_classif_dropout", "qa_dropout",
-        ),
-        SUPPORTED,
-    ),
+    **dict.fromkeys((name for name, _ in DISTILBERT_FIELDS.values()), SUPPORTED),
     "sinusoidal_pos_embds": IGNORED,  # initial positions; those of the weights are used
     "tie_weights_": IGNORED,  # in the first versions
 }  # fmt: skip
@@ -75,7 +48,7 @@ def _read(names: Names, fixed: dict[str, Any], path: Path, found: dict[str, Any]
     sizes = {ours: found.get(theirs, default) for ours, (theirs, default) in names.items()}
     sizes = {key: value for key, value in sizes.items() if value is not None}
     if "hidden_act" in sizes:
-        sizes["hidden_act"] = map_activation(path, names["hidden_act"][0], sizes["hidden_act"])
+        sizes["hidden_act"] = fields.map_activation(path, names["hidden_act"][0], sizes["hidden_act"])
     if sizes.get("classifier_dropout") == sizes.get("hidden_dropout_prob", 0.1):
         sizes.pop("classifier_dropout", None)
     return sizes | fixed

@@ -6,17 +6,8 @@ from typing import Any, get_args
 
 from safetensors import safe_open
 
-from bertjax.config.huggingface import generation
-from bertjax.config.huggingface.fields import (
-    COMMON,
-    IGNORED,
-    SUPPORTED,
-    ConfigJson,
-    FieldRule,
-    RequiredValue,
-    map_activation,
-)
-from bertjax.config.huggingface.generation import CONFIG_JSON_FIELDS
+from bertjax.config.huggingface import fields, generation
+from bertjax.config.huggingface.fields import COMMON, IGNORED, SUPPORTED, ConfigJson, FieldRule, RequiredValue
 from bertjax.config.schema.model import T5Config
 from bertjax.errors import UserError
 
@@ -24,12 +15,10 @@ _T5_FIELDS = (
     "vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_decoder_layers", "num_heads",
     "relative_attention_num_buckets", "relative_attention_max_distance", "dropout_rate", "layer_norm_epsilon",
 )  # fmt: skip
-_RULES: dict[str, FieldRule] = COMMON | dict.fromkeys(CONFIG_JSON_FIELDS, SUPPORTED) | {
+_RULES: dict[str, FieldRule] = COMMON | dict.fromkeys(generation.CONFIG_JSON_FIELDS, SUPPORTED) | {
     **dict.fromkeys(
         (
-            "vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_decoder_layers", "num_heads",
-            "relative_attention_num_buckets", "relative_attention_max_distance", "dropout_rate",
-            "layer_norm_epsilon", "feed_forward_proj", "dense_act_fn", "is_gated_act", "scale_decoder_outputs",
+            *_T5_FIELDS, "feed_forward_proj", "dense_act_fn", "is_gated_act", "scale_decoder_outputs",
             "decoder_start_token_id", "pad_token_id", "eos_token_id",
         ),
         SUPPORTED,
@@ -74,7 +63,7 @@ def _feed_forward(path: Path, found: dict[str, Any]) -> dict[str, str]:
     if gate not in ("", "gated"):
         name = given
     tanh = given in ("gated-gelu", "gated-gelu_new")  # the first is the tanh form too
-    ours = "gelu" if tanh else map_activation(path, "feed_forward_proj", name)
+    ours = "gelu" if tanh else fields.map_activation(path, "feed_forward_proj", name)
     derived = {"dense_act_fn": "gelu_new" if given == "gated-gelu" else name, "is_gated_act": gate == "gated"}
     for field, value in derived.items():
         if found.get(field) not in (None, value):

@@ -16,17 +16,13 @@ RENAMED = {
 }
 
 
-def upgrade_config(saved: dict[str, Any]) -> dict[str, Any]:
+def upgrade_config(saved: Any, path: str = "") -> Any:
     """Rename the keys of a saved configuration (plain data) and add the defaults of the version that wrote it."""
-    return _upgrade(saved, "")
-
-
-def _upgrade(saved: Any, path: str) -> Any:
     if isinstance(saved, list):
-        return [_upgrade(item, f"{path}*.") for item in saved]
+        return [upgrade_config(item, f"{path}*.") for item in saved]
     if not isinstance(saved, dict):
         return saved
-    found = {RENAMED.get(path + key, key): _upgrade(value, f"{path}{key}.") for key, value in saved.items()}
+    found = {RENAMED.get(path + key, key): upgrade_config(value, f"{path}{key}.") for key, value in saved.items()}
     if found.get("kind") == "span_qa" and "doc_stride" in found:  # the preprocessing, not the objective
         found.setdefault("profile", "bert")
     return found

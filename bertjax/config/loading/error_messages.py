@@ -8,15 +8,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from bertjax.config.loading import introspect
 from bertjax.config.loading.earlier_versions import RENAMED
-from bertjax.config.loading.introspect import (
-    closest_match,
-    is_union,
-    item_annotation,
-    suggest_key,
-    union_members,
-    unwrap,
-)
 from bertjax.config.loading.list_elements import element_name
 from bertjax.config.loading.yaml_reader import Node, shallow_plain, to_plain
 from bertjax.config.schema.run import SECRET_KEY, Config
@@ -59,12 +52,12 @@ def locate(tree: Node, loc: Sequence[str | int]) -> ErrorLocation:
     node: Node | None = tree
     annotation: Any = Config
     for item in loc:
-        core, which = unwrap(annotation)
-        if which is not None and node is not None and item in union_members(core):
-            siblings = union_members(core)
+        core, which = introspect.unwrap(annotation)
+        if which is not None and node is not None and item in introspect.union_members(core):
+            siblings = introspect.union_members(core)
             annotation = siblings[item]
             continue
-        if is_union(core) and which is None and place.union < 0:
+        if introspect.is_union(core) and which is None and place.union < 0:
             place.union, annotation = len(place.path), None
             continue
         value = node.value if node is not None else None
@@ -79,11 +72,13 @@ def locate(tree: Node, loc: Sequence[str | int]) -> ErrorLocation:
         elif value is None or not isinstance(value, dict | list):
             break
         else:  # a single source where the schema wraps it in a list
-            annotation = item_annotation(annotation, item, [])
+            annotation = introspect.item_annotation(annotation, item, [])
             continue
         place.raw.append(item)
         place.node = node or place.node
-        annotation = item_annotation(annotation, item, value if isinstance(value, list) else shallow_plain(value))
+        annotation = introspect.item_annotation(
+            annotation, item, value if isinstance(value, list) else shallow_plain(value)
+        )
         siblings = {}
     return place
 
@@ -113,11 +108,10 @@ def _error_parts(place: ErrorLocation, item: Mapping[str, Any]) -> tuple[str, st
     tail, path, node = "", place.path, place.node
     if kind == "value_error":
         path, node = _mentioned_key(place, reason)
-    elif kind == "extra_forbidden" and (renamed := RENAMED.get(_generic_key(place.raw))):
-        reason = f"now called '{renamed}'"
     elif kind == "extra_forbidden":
-        reason = "unknown key"
-        tail = suggest_key(path[-1], place.annotation, place.siblings)
+        key = ".".join("*" if isinstance(part, int) else part for part in place.raw)
+        reason = f"now called '{RENAMED[key]}'" if key in RENAMED else "unknown key"
+        tail = "" if key in RENAMED else introspect.suggest_key(path[-1], place.annotation, place.siblings)
     elif kind == "literal_error" and path[-1:] not in _NO_SUGGESTIONS:
         tail = _suggestion(item["input"], re.findall(r"'([^']*)'", context["expected"]))
     elif kind == "unknown_kind":
@@ -133,12 +127,8 @@ def _error_parts(place: ErrorLocation, item: Mapping[str, Any]) -> tuple[str, st
     return (f"{node.where}: {written[:120]}" if written else node.where), reason, got + tail
 
 
-def _generic_key(path: Sequence[Any]) -> str:
-    return ".".join("*" if isinstance(part, int) else part for part in path)
-
-
 def _suggestion(given: Any, allowed: list[str]) -> str:
-    found = closest_match(given, allowed) if isinstance(given, str) else None
+    found = introspect.closest_match(given, allowed) if isinstance(given, str) else None
     return f"; did you mean '{found}'?" if found else ""
 
 

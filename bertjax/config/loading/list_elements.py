@@ -36,7 +36,8 @@ def accepts_mapping(annotation: Any) -> bool:
 
 def has_named_elements(annotation: Any) -> bool:
     """Whether the elements of the list have names."""
-    sections = _element_sections(element_type(annotation))
+    core, which = unwrap(element_type(annotation))
+    sections = [s for s in ([core] if which is None else union_members(core).values()) if is_section(s)]
     return bool(sections) and all(field_types(section).get("name") == Name for section in sections)
 
 
@@ -87,11 +88,6 @@ def implicit_kind_changes(old: Node, new: Node, annotation: Any, path: str) -> l
         for at, item in enumerate(new.value)
         if isinstance(item.value, dict) and "kind" not in item.value
     ]  # fmt: skip
-
-
-def _element_sections(element: Any) -> list[Any]:
-    core, which = unwrap(element)
-    return [s for s in ([core] if which is None else list(union_members(core).values())) if is_section(s)]
 
 
 def _default_name(item: Node, element: Any) -> str | None:

@@ -95,11 +95,8 @@ def register(table: dict[str, type[Section]], kind: str, section: type[Section])
 
 def rebuild() -> None:
     """Build the validators of all sections again, in order of definition: a section after those it contains."""
-    found: dict[type[BaseModel], None] = {}
-    pending: list[type[BaseModel]] = [*Section.__subclasses__()]
-    while pending:
-        model = pending.pop(0)
-        found[model] = None
-        pending += model.__subclasses__()
-    for model in found:
+    models: list[type[BaseModel]] = [*Section.__subclasses__()]
+    for model in models:  # the list grows meanwhile
+        models += model.__subclasses__()
+    for model in dict.fromkeys(models):
         model.model_rebuild(force=True)

@@ -23,9 +23,7 @@ class BertPairs(Section):
     short_seq_prob: Probability = Field(0.1, description="Probability of a pair that is made shorter at random.")
     dupe_factor: Positive = Field(1, description="Passes over the documents, each with new pairs and static masks.")
     next_sentence: bool = Field(True, description="Make pairs for NSP; false: fill rows with consecutive sentences.")
-    masking: Literal["dynamic", "static"] = Field(
-        "dynamic", description="Mask when a batch is read (`dynamic`) or when data are prepared (`static`)."
-    )
+    masking: Literal["dynamic", "static"] = Field("dynamic", description="Mask as batches are read, or in preparation.")
     masked_lm_prob: Density = 0.15
     max_predictions_per_seq: Positive = Field(20, description="Most masked tokens of an example.")
     whole_word_mask: bool = Field(False, description="Mask all pieces of a word together.")
@@ -46,8 +44,7 @@ class SpanQa(Section):
     sequence_length: int = Field(384, ge=16, description="Tokens per window, question included.")
     doc_stride: Positive = Field(128, description="Tokens between windows, by `doc_stride_mode`.")
     doc_stride_mode: Literal["step", "overlap"] = Field(
-        "step",
-        description="`doc_stride` is the step between windows (run_squad.py) or their overlap (transformers).",
+        "step", description="`doc_stride` is the step between windows (run_squad.py) or their overlap (transformers)."
     )
     max_query_length: Positive = Field(64, description="Longest question in tokens; longer ones are truncated.")
     pack: Pack = False
@@ -81,9 +78,7 @@ class SpanCorruption(Section):
     implementation: ClassVar[str] = "bertjax.data.preprocess.denoising.kinds:SPAN_CORRUPTION"
     kind: Literal["span_corruption"] = "span_corruption"
     sequence_length: InputLength = 512
-    target_length: Positive | None = Field(
-        None, description="Tokens per row of targets, end token included. Default: as needed (114 for 512 inputs)."
-    )
+    target_length: Positive | None = Field(None, description="Tokens per target row. Default: as needed (114 for 512).")
     noise_density: Density = 0.15
     mean_noise_span_length: float = Field(3.0, ge=1, description="Mean length of a hidden span, in tokens.")
     random_roll: bool = Field(False, description="Rotate the mask: a row's start is hidden as often as its end.")
@@ -103,9 +98,7 @@ class IidDenoising(Section):
         "a mask token; `replace_spans`: sentinels replace runs of hidden tokens, the targets are the hidden tokens; "
         "`drop`: hidden tokens are removed and are the targets.",
     )
-    random_token_prob: Probability = Field(
-        0.1, description="Fraction of hidden tokens that become random ones (`bert`)."
-    )
+    random_token_prob: Probability = Field(0.1, description="Fraction of hidden tokens that become random (`bert`).")
 
 
 class Deshuffling(Section):
@@ -193,11 +186,7 @@ class Task(Section):
 
     source: Sources = Field(description="A source, or a list of sources.")
     preprocess: Preprocess = Field(BertPairs(), description="Preprocessing of the sources.")
-    limit: Positive | None = Field(
-        None,
-        description="Records to use, sampled by `run.seed`: lines of JSON or TSV, rows, questions or documents. "
-        "Default: all.",
-    )
+    limit: Positive | None = Field(None, description="Lines, rows, questions or documents to sample. Default: all.")
 
 
 class Mixture(Section):
@@ -206,9 +195,7 @@ class Mixture(Section):
     A mixture inside another one needs an explicit rate there, which its tasks share by its own rates.
     """
 
-    mixture: list[str] | dict[str, float] = Field(
-        min_length=1, description="Names of tasks or mixtures, or their rates."
-    )
+    mixture: list[str] | dict[str, float] = Field(min_length=1, description="Tasks or mixtures, or the rate of each.")
     rate: Literal["proportional", "equal", "explicit"] = Field(
         "proportional", description="`proportional`: to the number of examples, after `limit` and `temperature`."
     )
@@ -239,15 +226,9 @@ Data = Annotated[
 ]
 
 
-TokenizerPath = Annotated[
-    AnyPath | None, Field(description="Tokenizer file or Hugging Face folder to load. Default: train a tokenizer.")
-]
-TrainedSize = Annotated[
-    Positive | None, Field(description="Ids of a trained tokenizer, sentinels included. Default: `model.vocab_size`.")
-]
-TrainOn = Annotated[
-    Sources | None, Field(description="Sources to train the tokenizer on. Default: those of the first stage.")
-]
+TokenizerPath = Annotated[AnyPath | None, Field(description="Tokenizer file or Hugging Face folder; null: train one.")]
+TrainedSize = Annotated[Positive | None, Field(description="Ids of a trained tokenizer. Default: `model.vocab_size`.")]
+TrainOn = Annotated[Sources | None, Field(description="Sources to train it on. Default: those of the first stage.")]
 
 
 class WordPieceConfig(Section):
@@ -255,13 +236,9 @@ class WordPieceConfig(Section):
 
     kind: Literal["wordpiece"] = "wordpiece"
     path: TokenizerPath = None
-    lowercase: bool = Field(True, description="Lowercase the text, if `path` says nothing else.")
-    strip_accents: bool | None = Field(
-        None, description="Remove accents, if `path` says nothing else. Default: `lowercase`."
-    )
-    tokenize_chinese_chars: bool = Field(
-        True, description="Split CJK text into characters, if `path` says nothing else."
-    )
+    lowercase: bool = Field(True, description="Lowercase the text, unless `path` decides.")
+    strip_accents: bool | None = Field(None, description="Remove accents, unless `path` decides. Default: `lowercase`.")
+    tokenize_chinese_chars: bool = Field(True, description="Split CJK text into characters, unless `path` decides.")
     vocab_size: TrainedSize = None
     min_frequency: Positive = Field(2, description="Least frequency of a piece in training.")
     train_on: TrainOn = None
@@ -278,10 +255,7 @@ class SentencePieceConfig(Section):
     train_on: TrainOn = None
 
 
-TOKENIZERS: dict[str, type[Section]] = {
-    "wordpiece": WordPieceConfig,
-    "sentencepiece": SentencePieceConfig,
-}
+TOKENIZERS: dict[str, type[Section]] = {"wordpiece": WordPieceConfig, "sentencepiece": SentencePieceConfig}
 Tokenizer = Annotated[Any, KindOf("kind", "wordpiece", TOKENIZERS)]
 
 

@@ -1,23 +1,13 @@
 """Configuration sections of the model families, and the table of families."""
 
+from operator import not_
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
 
 from pydantic import Field, model_validator
 
 from bertjax.config.schema.base import KindOf, LocalPath, NonNegative, Positive, PositiveFloat, Probability, Section
 
-ConfigFrom = Annotated[
-    LocalPath | None, Field(description="Hugging Face folder, run folder or checkpoint whose sizes fill this section.")
-]
-
-
-# An option added later is excluded from saved configurations while it has no effect: old fingerprints stay valid.
-def _is_none(value: Any) -> bool:
-    return value is None
-
-
-def _is_zero(value: Any) -> bool:
-    return value == 0
+ConfigFrom = Annotated[LocalPath | None, Field(description="Hugging Face folder, run or checkpoint with the sizes.")]
 
 
 # Facts of a family's section: `implementation` names its Family record (models/families.py), `config_json` (if
@@ -25,6 +15,7 @@ def _is_zero(value: Any) -> bool:
 # `heads` those that it can have, `stacks` the prefixes of its `layers/N` parameters from the bottom up ("" for the only
 # stack), `has_adapters` whether `trainable: adapters` is possible, `max_length` the longest sequence in tokens or None.
 # A section has num_hidden_layers (of the deepest stack), num_attention_heads, intermediate_size and vocab_size.
+# An option added later is excluded from saved configurations while it has no effect: old fingerprints stay valid.
 
 
 class BertConfig(Section):
@@ -54,11 +45,11 @@ class BertConfig(Section):
     hidden_dropout_prob: Probability = Field(0.1, description="Dropout after the embeddings and after each sublayer.")
     attention_probs_dropout_prob: Probability = Field(0.1, description="Dropout of the attention probabilities.")
     classifier_dropout: Probability | None = Field(
-        None, exclude_if=_is_none, description="Dropout before the classifier. Default: `hidden_dropout_prob`."
+        None,
+        exclude_if=lambda rate: rate is None,
+        description="Dropout before the classifier. Default: `hidden_dropout_prob`.",
     )
-    qa_dropout: Probability = Field(
-        0.0, exclude_if=_is_zero, description="Dropout before the span output (DistilBERT)."
-    )
+    qa_dropout: Probability = Field(0.0, exclude_if=not_, description="Dropout before the span output.")
     layer_norm_eps: PositiveFloat = Field(1e-12, description="Epsilon of the layer norms.")
     initializer_range: PositiveFloat = Field(0.02, description="Standard deviation of the initial weights.")
     position_init: Literal["normal", "sinusoidal"] = Field("normal", description="Initial position embeddings.")
@@ -117,21 +108,15 @@ class T5Config(Section):
     num_heads: Positive = Field(8, description="Attention heads per layer.")
     feed_forward_proj: Literal["relu", "gelu", "gelu_new", "silu", "gated-relu", "gated-gelu", "gated-silu"] = Field(
         "relu",
-        description="Activation of the feed-forward layers. T5 1.0: `relu`; 1.1: `gated-gelu`, which uses the tanh "
-        "approximation.",
+        description="Activation of the feed-forward layers. T5 1.0: `relu`; 1.1: `gated-gelu` (tanh approximation).",
     )
     tie_word_embeddings: bool = Field(True, description="Output matrix = token embeddings. T5 1.0: true; 1.1: false.")
-    scale_decoder_outputs: bool | None = Field(
-        None,
-        description="Scale by 1/sqrt(d_model) before the output matrix. Default: the value of `tie_word_embeddings`.",
-    )
+    scale_decoder_outputs: bool | None = Field(None, description="Scale outputs by 1/sqrt(d_model). Default: if tied.")
     relative_attention_num_buckets: int = Field(32, ge=4, multiple_of=2, description="Buckets of relative positions.")
-    relative_attention_max_distance: Positive = Field(
-        128, description="Distance from which all positions share a bucket."
-    )
+    relative_attention_max_distance: Positive = Field(128, description="Distance from which positions share a bucket.")
     dropout_rate: Probability = Field(0.1, description="Dropout rate.")
     layer_norm_epsilon: PositiveFloat = Field(1e-6, description="Epsilon of the RMS norms.")
-    decoder_start_token_id: NonNegative = Field(0, exclude_if=_is_zero, description="First token of the decoder.")
+    decoder_start_token_id: NonNegative = Field(0, exclude_if=not_, description="First token of the decoder.")
 
     @property
     def gated(self) -> bool:
@@ -176,10 +161,6 @@ class T5Config(Section):
         return self
 
 
-FAMILIES: dict[str, Any] = {
-    "bert": BertConfig,
-    "distilbert": DistilBertConfig,
-    "t5": T5Config,
-}
+FAMILIES: dict[str, Any] = {"bert": BertConfig, "distilbert": DistilBertConfig, "t5": T5Config}
 Model = Annotated[Any, KindOf("family", "bert", FAMILIES)]
 ModelConfig: TypeAlias = BertConfig | T5Config

@@ -1,10 +1,7 @@
-"""The configuration: model, tokenizer, mesh, run, tasks, mixtures and stages.
-
-The modules of this package are the only place where options and their defaults are defined; from them
-docs/configuration_reference.md is generated. Nothing here imports jax.
-"""
+"""The configuration: model, tokenizer, mesh, run, tasks, mixtures and stages."""
 
 import re
+from operator import not_
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -16,11 +13,7 @@ from bertjax.config.schema.evaluation import Evaluation
 from bertjax.config.schema.model import BertConfig, Model
 from bertjax.config.schema.training import AdamW, MlmNspObjective, Objective, Optimizer, Trainable, expand_trainable
 
-TrainableField = Annotated[
-    Trainable,
-    BeforeValidator(expand_trainable),
-    Field(description="Parameters that train, or the kind of `trainable`."),
-]
+TrainableField = Annotated[Trainable, BeforeValidator(expand_trainable), Field(description="What trains, or its kind.")]
 
 
 class Stage(Section):
@@ -42,7 +35,7 @@ class Stage(Section):
     )
     fresh: list[Literal["classifier", "pooler", "qa", "mlm", "nsp", "adapters"]] = Field(
         [],
-        exclude_if=lambda found: not found,
+        exclude_if=not_,
         description="Heads (or adapters) to initialize although `init_from` has them, as for other classes.",
     )
     adapter_base: LocalPath | None = Field(
@@ -80,9 +73,7 @@ class MeshConfig(Section):
     data: int = Field(-1, description="Data parallelism: each device has all parameters.")
     fsdp: int = Field(1, description="Data parallelism with parameters and optimizer state sharded (ZeRO-3).")
     tensor: int = Field(1, description="Tensor parallelism: each layer is split over the devices.")
-    rules: dict[str, str | list[str] | None] = Field(
-        {}, description="Logical axis -> mesh axes; defaults: parallel/mesh_shape.py."
-    )
+    rules: dict[str, str | list[str] | None] = Field({}, description="Logical axis -> mesh axes: parallel/mesh_shape.")
 
     @model_validator(mode="after")
     def _check(self) -> "MeshConfig":
@@ -138,9 +129,7 @@ class RunConfig(Section):
     attention: Literal["auto", "xla", "cudnn", "splash"] = Field(
         "auto", description="Attention kernel: `cudnn` for GPU, `splash` for TPU, `xla` anywhere; `auto`: by hardware."
     )
-    dropout_rng: Literal["hash", "threefry"] = Field(
-        "hash", description="Dropout bits: fused counter hash, or jax.random."
-    )
+    dropout_rng: Literal["hash", "threefry"] = Field("hash", description="Dropout bits: counter hash, or jax.random.")
     segments: Literal["auto", "list", "scan"] | list[Positive] = Field(
         "auto", description="Layers per scanned segment; `list`: no scan; `scan`: all in one; `auto`: by platform."
     )
@@ -154,9 +143,7 @@ class RunConfig(Section):
     prepared_dir: AnyPath | None = Field(None, description="Folder or bucket of prepared data. Default: ROOT/prepared.")
     prepare_workers: Positive | None = Field(None, description="Processes that prepare data. Default: one per core.")
     max_nonfinite_steps: Positive = Field(3, description="Non-finite (skipped) steps in a row before exit with code 3.")
-    compilation_cache_dir: AnyPath | None = Field(
-        "~/.cache/bertjax/xla", description="JAX's compilation cache; null: none."
-    )
+    compilation_cache_dir: AnyPath | None = Field("~/.cache/bertjax/xla", description="Compilation cache; null: none.")
     watchdog: WatchdogTimeouts | None = Field(WatchdogTimeouts(), description="Time limits; null: none.")
     profile: ProfilerConfig | None = Field(None, description="Steps to profile; SIGUSR1 starts a trace at any time.")
     tensorboard: bool = Field(True, description="Write TensorBoard files.")
@@ -174,7 +161,7 @@ class Config(Section):
     mixtures: dict[str, Mixture] = Field({}, description="Mixtures by name, for stages and other mixtures.")
     stages: list[Stage] = Field(min_length=1, description="Training stages, in order.")
     compare: list[Variant] = Field(
-        [], exclude_if=lambda found: not found, description="Variants of the last stage, for `bertjax compare`."
+        [], exclude_if=not_, description="Variants of the last stage, for `bertjax compare`."
     )
 
     @model_validator(mode="after")
@@ -185,8 +172,7 @@ class Config(Section):
         variants = [variant.name for variant in self.compare]
         if len({*variants, "base"}) <= len(variants):
             raise ValueError("entries of compare need different names other than 'base'")
-        shared = self.tasks.keys() & self.mixtures.keys()
-        if shared:
+        if shared := self.tasks.keys() & self.mixtures.keys():
             raise ValueError(f"'{min(shared)}' is both a task and a mixture: give one of them another name")
         if self.tokenizer.kind != self.model.tokenizer:
             raise ValueError(f"a model of family '{self.model.family}' needs tokenizer.kind: {self.model.tokenizer}")

@@ -6,10 +6,7 @@ from pydantic import BeforeValidator, Field
 
 from bertjax.config.schema.base import AnyPath, KindOf, LocalPath, NonNegative, Section
 
-Files = Annotated[
-    list[AnyPath],
-    Field(min_length=1, description="Paths or globs of the files; .gz, .xz and .bz2 files are decompressed."),
-]
+Files = Annotated[list[AnyPath], Field(min_length=1, description="Paths or globs; .gz, .xz and .bz2 are decompressed.")]
 TextField = Annotated[str, Field(description="Field of a record that holds the text of a document.")]
 
 

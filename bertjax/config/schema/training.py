@@ -140,11 +140,7 @@ class Adafactor(Section):
         return given | {"warmup_steps": 10_000} if given.get("schedule", "inverse_sqrt") == "inverse_sqrt" else given
 
 
-OPTIMIZERS: dict[str, type[Section]] = {
-    "bert_adamw": AdamW,
-    "adamw": AdamW,
-    "adafactor": Adafactor,
-}
+OPTIMIZERS: dict[str, type[Section]] = {"bert_adamw": AdamW, "adamw": AdamW, "adafactor": Adafactor}
 Optimizer = Annotated[Any, KindOf("kind", "bert_adamw", OPTIMIZERS)]
 
 
@@ -159,8 +155,7 @@ class Trainable(Section):
     episodes: Positive | None = Field(None, description="Episodes of `gradual`. Default: one per layer.")
     embeddings: Literal["auto", "last", "always", "never"] = Field(
         "auto",
-        description="When `gradual` trains the input embeddings. `auto`: in the last episode for BERT, always for T5, "
-        "whose output matrix may be the same.",
+        description="When `gradual` trains the input embeddings. `auto`: last for BERT, always for T5 (tied outputs).",
     )
     adapter_size: Positive = Field(64, description="Inner width of adapters.")
     adapter_norms: Literal["paper", "houlsby"] = Field(
@@ -169,9 +164,7 @@ class Trainable(Section):
     adapter_init: Literal["reference", "near_identity"] = Field(
         "reference", description="Initial adapters. `reference`: as in T5; `near_identity`: as in arXiv 1902.00751."
     )
-    adapter_only_checkpoints: bool = Field(
-        True, description="Save only what trains with adapters; restoring merges it onto the weights of `init_from`."
-    )
+    adapter_only_checkpoints: bool = Field(True, description="Save only what trains; `init_from` has the rest.")
 
 
 def expand_trainable(value: Any) -> Any:
