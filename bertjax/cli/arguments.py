@@ -1,15 +1,21 @@
-"""What commands are made of: the `command` decorator, argument types, and the options and path checks they share."""
+"""What commands are made of: the `command` decorator, argument types, shared options, and their first and last steps."""
 
 import argparse
+import json
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bertjax.errors import UserError
 from bertjax.storage.locations import local_path
 
+if TYPE_CHECKING:
+    from bertjax.config.schema.run import Config
+
+_PLATFORMS = {"cpu": "cpu", "gpu": "cuda", "tpu": "tpu"}
 Option = tuple[tuple[str, ...], dict[str, Any]]
 
 
@@ -96,17 +102,12 @@ CONFIG = option("config", metavar="CONFIG", help="a YAML file")
 CHECKPOINT = option("checkpoint", metavar="CHECKPOINT", help="a run folder or one of its checkpoints")
 RUN = option("run", metavar="RUN", help="a run folder")
 DEVICE = option("--device", choices=("cpu", "gpu", "tpu"), help="compute device (default: the best one available)")
-DTYPE = option(
-    "--dtype",
-    choices=("float32", "bfloat16"),
-    help="compute dtype (default: run.compute_dtype of the run, or the stored dtype of imported weights)",
-)
+DTYPE = option("--dtype", choices=("float32", "bfloat16"), help="compute dtype (default: run.compute_dtype of the run)")
 STEP = option("--step", type=positive_int, help="step of the checkpoint (default: the latest)")
 BASE = option(
     "--base",
     metavar="PATH",
-    help="base model of a checkpoint that stores adapters only: a run, a checkpoint or a Hugging Face folder "
-    "(default: the path it was trained from)",
+    help="run, checkpoint or Hugging Face folder below adapters (default: the one they were trained on)",
 )
 OUTPUT = option("--output", metavar="FILE", help="output file")
 JSON = option("--json", action="store_true", help="print JSON")
@@ -151,3 +152,41 @@ def new_dir(path: str) -> Path:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{path[:200]!a}: already exists; name a new folder")
     return out
+
+
+# ---- start and end of a command --------------------------------------------------------------------------------------
+
+
+def select_platform(arguments: argparse.Namespace) -> None:
+    """Applies --device. Call it before importing a module that imports jax, which reads JAX_PLATFORMS then."""
+    from bertjax.parallel.host_allocator import cpu_only, keep_freed_memory
+
+    if arguments.device:
+        os.environ["JAX_PLATFORMS"] = _PLATFORMS[arguments.device]
+    if cpu_only():
+        keep_freed_memory()
+
+
+def require_device(arguments: argparse.Namespace) -> None:
+    """`select_platform` for single-process commands; raises UserError at once when the device does not exist.
+
+    Training looks for its devices itself, after `jax.distributed` is initialized. Commands without --device use
+    JAX_PLATFORMS.
+    """
+    if hasattr(arguments, "device"):
+        select_platform(arguments)
+    from bertjax.parallel.mesh import all_devices
+
+    all_devices()
+
+
+def load_config(arguments: argparse.Namespace) -> "Config":
+    from bertjax.config.loading.load import load
+
+    return load(local_path(arguments.config), arguments.overrides)
+
+
+def print_result(result: Any) -> int:
+    """Prints text as it is and anything else as JSON -> exit code 0."""
+    print(result if isinstance(result, str) else json.dumps(result, indent=2, ensure_ascii=False))
+    return 0

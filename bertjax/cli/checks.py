@@ -3,18 +3,17 @@
 import argparse
 import logging
 
-from bertjax.cli.arguments import JSON, command, option
-from bertjax.cli.startup import print_result, require_device
+from bertjax.cli import arguments as cli
 
 
-@command(
+@cli.command(
     "verify",
     "compare results with the reference implementations; exit code 1 on any difference",
-    JSON,
+    cli.JSON,
     examples=("bertjax verify",),
 )
 def verify(arguments: argparse.Namespace) -> int:
-    require_device(arguments)
+    cli.require_device(arguments)
     from bertjax.verify.checks import CHECKS
     from bertjax.verify.runner import run_check
 
@@ -25,19 +24,19 @@ def verify(arguments: argparse.Namespace) -> int:
         logging.disable(logging.NOTSET)
     failed = sum(bool(result.mismatches) for result in results)
     if arguments.json:
-        print_result([result.as_dict() for result in results])
+        cli.print_result([result.as_dict() for result in results])
     else:
-        print_result("\n".join(line for result in results for line in result.as_lines()))
+        cli.print_result("\n".join(line for result in results for line in result.as_lines()))
         compared = sum(result.compared for result in results)
         verdict = f"{failed} FAILED" if failed else "all passed"
         print(f"{compared:,} comparisons in {len(results)} checks: {verdict}")
     return 1 if failed else 0
 
 
-@command(
+@cli.command(
     "doctor",
     "check this machine, or all machines of a job together",
-    option("--cluster", action="store_true", help="check all processes of a job; start it like `bertjax train`"),
+    cli.option("--cluster", action="store_true", help="check all processes of a job; start it like `bertjax train`"),
     examples=("bertjax doctor", "srun bertjax doctor --cluster"),
 )
 def doctor(arguments: argparse.Namespace) -> int:

@@ -3,24 +3,23 @@
 import argparse
 from pathlib import Path
 
-from bertjax.cli.arguments import CONFIG, DEVICE, JSON, command
-from bertjax.cli.startup import load_config, print_result, select_platform
+from bertjax.cli import arguments as cli
 from bertjax.interrupts import exit_on_signal
 
 
-@command(
+@cli.command(
     "train",
     "start a run, or resume it with the same command",
-    CONFIG,
-    DEVICE,
+    cli.CONFIG,
+    cli.DEVICE,
     examples=("bertjax train configs/debug/cpu.yaml", "bertjax train my.yaml run.name=trial stages.pretrain.steps=100"),
     overrides=True,
 )
 def train(arguments: argparse.Namespace) -> int:
     message = "stopped before the run started; run the same command again"
     with exit_on_signal(lambda: message, message):  # until the run installs its own handlers
-        config = load_config(arguments)
-        select_platform(arguments)
+        config = cli.load_config(arguments)
+        cli.select_platform(arguments)
         from bertjax.evaluation.evaluators.build import build_evaluators
         from bertjax.training import loop
 
@@ -28,18 +27,18 @@ def train(arguments: argparse.Namespace) -> int:
     return 0
 
 
-@command(
+@cli.command(
     "compare",
     "train every fine-tuning method listed under `compare` and tabulate scores and costs",
-    CONFIG,
-    DEVICE,
-    JSON,
+    cli.CONFIG,
+    cli.DEVICE,
+    cli.JSON,
     examples=("bertjax compare configs/recipes/compare_finetuning.yaml",),
     overrides=True,
 )
 def compare(arguments: argparse.Namespace) -> int:
-    config = load_config(arguments)
-    select_platform(arguments)
+    config = cli.load_config(arguments)
+    cli.select_platform(arguments)
     from bertjax.tools.compare import compare_command
 
-    return print_result(compare_command(config, Path.cwd(), arguments.json))
+    return cli.print_result(compare_command(config, Path.cwd(), arguments.json))
