@@ -1,4 +1,4 @@
-"""What commands are made of: the `command` decorator, argument types, shared options, and their first and last steps."""
+"""What commands are made of: the `command` decorator, argument types, shared options, first and last steps."""
 
 import argparse
 import json
@@ -104,11 +104,7 @@ RUN = option("run", metavar="RUN", help="a run folder")
 DEVICE = option("--device", choices=("cpu", "gpu", "tpu"), help="compute device (default: the best one available)")
 DTYPE = option("--dtype", choices=("float32", "bfloat16"), help="compute dtype (default: run.compute_dtype of the run)")
 STEP = option("--step", type=positive_int, help="step of the checkpoint (default: the latest)")
-BASE = option(
-    "--base",
-    metavar="PATH",
-    help="run, checkpoint or Hugging Face folder below adapters (default: the one they were trained on)",
-)
+BASE = option("--base", metavar="PATH", help="model below adapters (default: the one they were trained on)")
 OUTPUT = option("--output", metavar="FILE", help="output file")
 JSON = option("--json", action="store_true", help="print JSON")
 

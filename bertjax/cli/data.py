@@ -41,10 +41,7 @@ def prepare(arguments: argparse.Namespace) -> int:
     cli.option("--limits", metavar="K,K", type=cli.positive_ints, help="limits to try (default: powers of two)"),
     cli.option("--temperatures", metavar="T,T", type=cli.positive_floats, default=[2.0, 4.0], help="default: 2,4"),
     cli.JSON,
-    examples=(
-        "bertjax mix my.yaml",
-        "bertjax mix my.yaml --count news:9000000 --count books:7000 --limits 65536,524288",
-    ),
+    examples=("bertjax mix my.yaml", "bertjax mix my.yaml --count news:90000 --count books:7000 --limits 8192,65536"),
     overrides=True,
 )
 def mix(arguments: argparse.Namespace) -> int:

@@ -92,9 +92,7 @@ def qa_report(arguments: argparse.Namespace) -> int:
     cli.option("gold", metavar="GOLD", help="the SQuAD JSON file, v1.1 or v2.0"),
     cli.option("predictions", metavar="PREDICTIONS", help="JSON: question id -> answer"),
     cli.option("--na-prob-file", metavar="FILE", help="JSON: question id -> no-answer probability"),
-    cli.option(
-        "--na-prob-thresh", metavar="X", type=float, default=1.0, help="threshold of these probabilities (default: 1)"
-    ),
+    cli.option("--na-prob-thresh", metavar="X", type=float, default=1.0, help="threshold on FILE (default: 1)"),
     cli.OUTPUT,
     examples=("bertjax score squad dev-v2.0.json predictions.json",),
 )

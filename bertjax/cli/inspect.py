@@ -32,9 +32,7 @@ def inspect(arguments: argparse.Namespace) -> int:
     cli.CONFIG,
     cli.option("--topology", metavar="T", required=True, help="v5e:16x16, v5p-128, h200:2x8 (hosts x GPUs), cpu:8"),
     cli.option("--stage", metavar="NAME", help="plan only this stage (default: all; with --sweep the first)"),
-    cli.option(
-        "--episode", metavar="N", type=cli.non_negative_int, help="episode of `gradual`, from 0 (default: the last)"
-    ),
+    cli.option("--episode", metavar="N", type=cli.non_negative_int, help="episode of `gradual` (default: the last)"),
     cli.option("--sweep", action="store_true", help="try other meshes, batch sizes and remat policies, and rank them"),
     cli.option("--limit", metavar="N", type=cli.positive_int, help="most compilations of --sweep (default: 24)"),
     cli.JSON,

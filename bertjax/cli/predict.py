@@ -71,23 +71,17 @@ def answer(arguments: argparse.Namespace) -> int:
     cli.option("text", metavar="[TEXT ...]", nargs="*", help="input texts (default: the lines of standard input)"),
     cli.option("--file", metavar="FILE", help="read input texts from a UTF-8 file, one per line"),
     cli.option(
-        "--beam", dest="beam_size", metavar="N", type=cli.positive_int, help="beams (default: those of the run, else 1)"
+        "--beam", dest="beam_size", metavar="N", type=cli.positive_int, help="beams (default: of the run, else 1)"
     ),
-    cli.option(
-        "--beam-rules", choices=("t5x", "transformers"), help="beam search (default: that of the run, else t5x)"
-    ),
-    cli.option("--length-penalty", metavar="X", type=cli.length_penalty, help="default: that of the run, else 0.6"),
+    cli.option("--beam-rules", choices=("t5x", "transformers"), help="beam search (default: of the run, else t5x)"),
+    cli.option("--length-penalty", metavar="X", type=cli.length_penalty, help="default: of the run, else 0.6"),
     cli.option("--sample", action="store_true", help="sample tokens instead of searching"),
     cli.option("--temperature", metavar="X", type=cli.positive_float, help="sampling temperature (default: 1)"),
     cli.option("--top-k", metavar="K", type=cli.positive_int, help="sample only from the K most likely tokens"),
     cli.option("--top-p", metavar="P", type=cli.fraction, help="nucleus sampling with total probability P"),
     cli.option("--seed", metavar="N", type=cli.positive_int, default=1, help="seed of sampling (default: 1)"),
-    cli.option(
-        "--max-input-tokens", metavar="N", type=cli.positive_int, help="truncate inputs to N tokens with the end token"
-    ),
-    cli.option(
-        "--max-new-tokens", metavar="N", type=cli.positive_int, help="longest output (default: that of the data)"
-    ),
+    cli.option("--max-input-tokens", metavar="N", type=cli.positive_int, help="longest input, end token included"),
+    cli.option("--max-new-tokens", metavar="N", type=cli.positive_int, help="longest output (default: of the data)"),
     cli.option("--json", action="store_true", help="print JSON that includes the input texts"),
     cli.BASE,
     cli.DEVICE,

@@ -128,9 +128,8 @@ def sha256_of_files(paths: list[Path], root: Path | None = None) -> str:
     """
     digest = hashlib.sha256()
     far = [path for path in paths if remote.is_remote(path)]
-    known = dict(
-        zip(far, remote.map_threaded(lambda path: (remote.file_size(path), remote.checksum(path)), far), strict=True)
-    )
+    facts = remote.map_threaded(lambda path: (remote.file_size(path), remote.checksum(path)), far)
+    known = dict(zip(far, facts, strict=True))
     for path in paths:
         name = path.relative_to(root).as_posix() if root else path.name
         if path in known:

@@ -8,22 +8,12 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
-from typing import BinaryIO
 
 from bertjax.errors import StorageError, UserError
+from bertjax.storage import remote
 from bertjax.storage.atomic import write_bytes_atomic
 from bertjax.storage.locations import local_path
-from bertjax.storage.remote import (
-    CHUNK_BYTES,
-    MAX_ATTEMPTS,
-    DamagedError,
-    file_size,
-    is_remote,
-    map_threaded,
-    remote_errors,
-)
 
 STAGING_ENV = "BERTJAX_STAGING"
 
@@ -43,29 +33,29 @@ def stage_file(path: Path, size: int, sha256: str) -> Path:
 
     Raises StorageError when the content does not match `size` and `sha256`.
     """
-    if not is_remote(path):
+    if not remote.is_remote(path):
         return path
     copy = staging_dir() / sha256[:2] / sha256
-    if file_size(copy) == size:
+    if remote.file_size(copy) == size:
         os.utime(copy)  # for removal by age
         return copy
     copy.parent.mkdir(exist_ok=True)
     with _exclusive_lock(copy.with_suffix(".lock")):  # one process fetches, the others wait
-        if file_size(copy) != size:
+        if remote.file_size(copy) != size:
             _fetch(path, copy, size, sha256)
     return copy
 
 
 def stage_files(files: list[tuple[Path, int, str]]) -> list[Path]:
     """`stage_file` of several (path, size, sha256) in parallel, after a check that they fit on the disk."""
-    missing = sum(size for path, size, sha256 in files if file_size(staging_dir() / sha256[:2] / sha256) != size)
+    missing = sum(size for path, size, sha256 in files if remote.file_size(staging_dir() / sha256[:2] / sha256) != size)
     free = shutil.disk_usage(staging_dir()).free
     if missing > free:
         raise StorageError(
             f"{staging_dir()}: {missing / 1e9:.1f} GB are to be copied here and {free / 1e9:.1f} GB are free; "
             f"set {STAGING_ENV} to a larger disk, or mount the bucket with gcsfuse and name the mounted folder"
         )
-    return map_threaded(lambda file: stage_file(*file), files)
+    return remote.map_threaded(lambda file: stage_file(*file), files)
 
 
 def fetch_small_files(path: Path, names: list[str]) -> Path:
@@ -73,16 +63,16 @@ def fetch_small_files(path: Path, names: list[str]) -> Path:
 
     Copies the files of `names` that exist in the folder, or next to the file.
     """
-    if not is_remote(path):
+    if not remote.is_remote(path):
         return path
-    is_file = file_size(path) is not None
+    is_file = remote.file_size(path) is not None
     folder = path.parent if is_file else path
     copies = staging_dir() / "named" / hashlib.sha256(str(folder).encode()).hexdigest()[:24]
     copies.mkdir(parents=True, exist_ok=True)
     for name in {path.name, *names} if is_file else names:
         (copies / name).unlink(missing_ok=True)
-        if file_size(folder / name) is not None:
-            with remote_errors(folder):
+        if remote.file_size(folder / name) is not None:
+            with remote.remote_errors(folder):
                 write_bytes_atomic(copies / name, (folder / name).read_bytes())
     return copies / path.name if is_file else copies
 
@@ -90,11 +80,11 @@ def fetch_small_files(path: Path, names: list[str]) -> Path:
 def _fetch(path: Path, copy: Path, size: int, sha256: str) -> None:
     unfinished = copy.with_suffix(f".{secrets.token_hex(4)}")
     try:
-        for attempt in range(MAX_ATTEMPTS):
+        for attempt in range(remote.MAX_ATTEMPTS):
             time.sleep(attempt)
             found = hashlib.sha256()
-            with remote_errors(path), path.open("rb") as source, unfinished.open("wb") as target:
-                for data in iter(partial(_read, source), b""):
+            with remote.remote_errors(path), path.open("rb") as source, unfinished.open("wb") as target:
+                while data := source.read(remote.CHUNK_BYTES):
                     found.update(data)
                     target.write(data)
             if found.hexdigest() == sha256:
@@ -102,11 +92,9 @@ def _fetch(path: Path, copy: Path, size: int, sha256: str) -> None:
                 return
     finally:
         unfinished.unlink(missing_ok=True)
-    raise DamagedError(f"{path}: damaged (its sha256 is not {sha256[:12]}..., of {size} bytes); prepare the data again")
-
-
-def _read(source: BinaryIO) -> bytes:
-    return source.read(CHUNK_BYTES)
+    raise remote.DamagedError(
+        f"{path}: damaged (its sha256 is not {sha256[:12]}..., of {size} bytes); prepare the data again"
+    )
 
 
 @contextmanager

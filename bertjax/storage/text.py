@@ -1,6 +1,8 @@
-"""Reads small text files with one-line errors."""
+"""Reads small text and JSON files with one-line errors."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 from bertjax.errors import UserError
 
@@ -24,6 +26,14 @@ def read_text(path: Path, limit: int) -> str:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise UserError(f"{path}:{line}: not UTF-8 text (byte {error.start}); save the file as UTF-8") from None
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file of at most MAX_BYTES. Raises UserError."""
+    try:
+        return json.loads(read_text(path, MAX_BYTES))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not valid JSON ({str(error)[:80]})") from None
 
 
 def suggest_file(path: Path) -> str:

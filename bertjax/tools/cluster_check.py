@@ -36,9 +36,8 @@ def check_cluster(problems: Sequence[str]) -> list[Check]:
         "sum": sum_over_devices(),
         "bytes_per_second": all_reduce_bandwidth(),
     }
-    return list(
-        _findings(reduce_on_primary(json.dumps(mine), lambda messages: [json.loads(each) for each in messages]))
-    )
+    reports = reduce_on_primary(json.dumps(mine), lambda messages: [json.loads(each) for each in messages])
+    return list(_findings(reports))
 
 
 def _findings(reports: Sequence[dict[str, Any]]) -> Iterator[Check]:
@@ -71,11 +70,8 @@ def _compare(label: str, values: Sequence[str], remedy: str) -> Check:
     who = {value: [i for i, other in enumerate(values) if other == value] for value in dict.fromkeys(values)}
     if len(who) == 1:
         return label, values[0], None
-    return (
-        label,
-        "; ".join(f"{value} on process {rendezvous.format_ranges(those)}" for value, those in who.items()),
-        remedy,
-    )
+    found = [f"{value} on process {rendezvous.format_ranges(those)}" for value, those in who.items()]
+    return label, "; ".join(found), remedy
 
 
 def _ring() -> Mesh:

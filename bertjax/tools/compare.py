@@ -52,10 +52,8 @@ def compare_command(config: Config, base: Path, as_json: bool) -> str:
             about = {"method": variant.name, "kind": variant.trainable.kind, "run": str(run.run_dir)}
             rows.append(about | measure_run(run, base) | ({"diverged": diverged} if diverged else {}))
     found = {"name": config.run.name, "start": variants[0].stages[0].init_from, "methods": rows}
-    texts = {
-        "json": json.dumps(found, indent=2, ensure_ascii=False),
-        "md": format_markdown(rows, table_scores(config, rows)),
-    }
+    table = format_markdown(rows, table_scores(config, rows))
+    texts = {"json": json.dumps(found, indent=2, ensure_ascii=False), "md": table}
     if primary.is_primary():
         for ending, text in texts.items():
             atomic.write_text_atomic(config.run_dir.with_name(f"{config.run.name}-comparison.{ending}"), text + "\n")
@@ -70,8 +68,7 @@ def build_runs(config: Config) -> tuple[Config | None, list[Config]]:
     *before, last = config.stages
     if not config.compare:
         raise UserError("compare: names no ways to fine-tune; give compare: [{name: full, trainable: all}, ...]")
-    start = None
-    source, tokenizer = last.init_from, config.tokenizer
+    start, source, tokenizer = None, last.init_from, config.tokenizer
     if source == "scratch" or (source is None and not before):
         raise UserError(
             f"stages.{last.name}.init_from: all variants start from one checkpoint: name it, or give a stage before it"
@@ -152,9 +149,7 @@ def _step_seconds(record: StageRecord) -> float | None:
 def table_scores(config: Config, rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """The scores of the table: those of keep_best, else the first ones of each evaluation."""
     there = dict.fromkeys(name for row in rows for name in row["scores"])
-    best = config.run.checkpoint.keep_best
-    named = [name for name in ([best] if isinstance(best, str) else best or []) if name in there]
-    if named:
+    if named := [name for name in config.run.checkpoint.best_metrics if name in there]:
         return named
     of = {e.name: [n for n in there if n.startswith(f"{e.name}/")] for e in config.stages[-1].evaluate}
     return [name for names in of.values() for name in names[:MAX_SCORES_SHOWN]]
@@ -172,10 +167,7 @@ def format_markdown(rows: Sequence[Mapping[str, Any]], scores: Sequence[str]) ->
         missing = "diverged" if "diverged" in row else "-"
         found = [number(row["scores"][name]) if name in row["scores"] else missing for name in scores]
         took = seconds(row["step_seconds"]) if row["step_seconds"] else "-"
-        lines.append([row["method"], count, share, *found, took, memory(row["step_bytes"]), _optimizer_size(row)])
+        size = row["optimizer_bytes"]
+        slots = f"{size / 1024:.0f} KiB" if size < 2**20 else memory(size)
+        lines.append([row["method"], count, share, *found, took, memory(row["step_bytes"]), slots])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _optimizer_size(row: Mapping[str, Any]) -> str:
-    size = row["optimizer_bytes"]
-    return f"{size / 1024:.0f} KiB" if size < 2**20 else memory(size)

@@ -57,11 +57,10 @@ def import_folder(source: Path, out: Path) -> list[str]:
             f"for {', '.join(late[:3])}{more}; give the folder the tokenizer it was trained with"
         )
     if not hasattr(tokenizer, "special") or tokenizer.special.is_native:
-        print(
-            f"note: {source}: a special token spelled in a text is characters here, as in the reference; in "
-            "transformers it is the token",
-            file=sys.stderr,
+        note = (
+            "a special token spelled in a text is characters here, as in the reference; in transformers it is the token"
         )
+        print(f"note: {source}: {note}", file=sys.stderr)
     hf_folder.format_of(model).check_files(source, files, model, tokenizer)
     params = hf_folder.load_params(source, model)
     heads = families.record_of(model).find_heads(params)
@@ -70,8 +69,8 @@ def import_folder(source: Path, out: Path) -> list[str]:
     classifier = hf_folder.read_classifier(source)
     for note in classifier.notes if classifier else ():
         print(f"note: {note}", file=sys.stderr)
+    names = list(classifier.names) if classifier and classifier.names else None
     try:
-        names = list(classifier.names) if classifier and classifier.names else None
         _write(ctx, heads, params, files, names, out)
     except OSError as error:
         raise StorageError(f"{out}: could not be written: {error.strerror}") from error
@@ -98,12 +97,8 @@ def _notes(source: Path, files: Mapping[str, Any], config: Config) -> list[str]:
 
 def _model(source: Path, family: type[ModelConfig]) -> ModelConfig:
     """The model section of a folder, validated like a configuration."""
-    described = {
-        "model": {"config_from": str(source)},
-        "tokenizer": {"kind": family.tokenizer},
-        "stages": [_stage(family.heads[:1], 2, 8)],
-    }
-    return build(described, where=str(source)).model
+    described = {"model": {"config_from": str(source)}, "tokenizer": {"kind": family.tokenizer}}
+    return build(described | {"stages": [_stage(family.heads[:1], 2, 8)]}, where=str(source)).model
 
 
 def _write(
@@ -131,22 +126,19 @@ def _write(
 
 
 def _config(
-    model: ModelConfig, heads: tuple[str, ...], num_labels: int, tokenizer: load.AnyTokenizer, out: Path,
-    dtype: str,
-) -> Config:  # fmt: skip
+    model: ModelConfig, heads: tuple[str, ...], num_labels: int, tokenizer: load.AnyTokenizer, out: Path, dtype: str
+) -> Config:
     """The configuration of the run folder: the objective of its heads, and data available on every machine."""
     stage = _stage(heads, num_labels, getattr(model, "max_position_embeddings", 128))
     fields = TOKENIZERS[model.tokenizer].model_fields
     about = {name: getattr(tokenizer, name) for name in ("extra_ids", "lowercase") if name in fields}
-    return build(
-        {
-            "model": model.model_dump(exclude={"config_from"}),
-            "tokenizer": {"kind": model.tokenizer, "path": str(out / "tokenizer"), **about},
-            "run": {"root": str(out.parent), "name": out.name, "compute_dtype": dtype},
-            "stages": [stage],
-        },
-        where=str(out),
-    )
+    described = {
+        "model": model.model_dump(exclude={"config_from"}),
+        "tokenizer": {"kind": model.tokenizer, "path": str(out / "tokenizer"), **about},
+        "run": {"root": str(out.parent), "name": out.name, "compute_dtype": dtype},
+        "stages": [stage],
+    }
+    return build(described, where=str(out))
 
 
 def _stage(heads: Sequence[str], num_labels: int, positions: int) -> dict[str, Any]:
@@ -169,9 +161,8 @@ def _stage(heads: Sequence[str], num_labels: int, positions: int) -> dict[str, A
         objective, kind, evaluation = {"kind": "mlm_nsp", **weights}, "stdlib_docs", "mlm"
         preprocess = {"kind": "bert_pairs", "next_sentence": "nsp" in heads}
     preprocess["sequence_length"] = length
-    train, heldout = (
-        {"source": {"kind": kind, "split": split}, "preprocess": preprocess} for split in ("train", "heldout")
-    )
+    train = {"source": {"kind": kind, "split": "train"}, "preprocess": preprocess}
+    heldout = train | {"source": {"kind": kind, "split": "heldout"}}
     scored = [{"kind": evaluation, "data": heldout}] if {"mlm", "nsp", "qa", "lm"} & set(heads) else []
     return {"name": STAGE, "steps": 1, "objective": objective, "data": train, "evaluate": scored}
 
@@ -180,8 +171,8 @@ def export_checkpoint(source: Path, out: Path) -> list[str]:
     """Write a checkpoint as a Hugging Face folder: weights, config.json and tokenizer files.
 
     The class is that of the heads that the stage trained; -> the arrays of carried heads, which it has no place for.
-    source: a run folder, a stage's checkpoint folder or one of its steps. Raises UserError when there is no checkpoint,
-    or none that transformers has a class for, StorageError when `out` cannot be written.
+    source: a run folder, a stage's checkpoint folder or a step. Raises UserError for no checkpoint, or none that
+    transformers has a class for, StorageError when `out` cannot be written.
     """
     found = find(source)
     checkpoints = CheckpointReader(found)
@@ -195,12 +186,11 @@ def export_checkpoint(source: Path, out: Path) -> list[str]:
     tokenizer = load.from_json(meta["tokenizer_json"], str(found.path))
     every = param_paths.flatten(params)
     arrays = {path: np.asarray(every[path]) for path in own}
+    labels = meta.get("labels")
+    about = {"tokenizer": tokenizer, "imported": meta.get("hugging_face")}
+    about["labels"] = labels if labels and len(labels) == meta["num_labels"] else None
     try:
-        labels = meta.get("labels")
-        hf_folder.save_folder(
-            out, arrays, config.model, heads, tokenizer=tokenizer, imported=meta.get("hugging_face"),
-            labels=labels if labels and len(labels) == meta["num_labels"] else None,
-        )  # fmt: skip
+        hf_folder.save_folder(out, arrays, config.model, heads, **about)
     except OSError as error:
         raise StorageError(f"{out}: could not be written: {error.strerror}") from error
     return [path for path in every if path not in own]

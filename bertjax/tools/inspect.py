@@ -114,25 +114,18 @@ def _stage(config: Config, stage: Stage) -> dict[str, Any]:
     bound = lambda at: at if stage.steps else at / NOMINAL_STEPS  # noqa: E731
     warmup = {"warmup_steps": optimizers.warmup_steps(stage.optimizer, stage.steps)} if stage.steps else {}
     length = {"steps": stage.steps} if stage.steps else {"epochs": stage.epochs}
+    longest = max(task.preprocess.sequence_length for task in config.stage_tasks(stage).values())
+    parts = [(bound(e.start), bound(e.stop), list(e.groups), sum(sizes[g] for g in e.groups)) for e in plan]
     return {
         "stage": stage.name,
         "objective": stage.objective.kind,
         **length,
         "batch_size": stage.batch_size,
-        "tokens_per_step": stage.batch_size
-        * max(task.preprocess.sequence_length for task in config.stage_tasks(stage).values()),
+        "tokens_per_step": stage.batch_size * longest,
         "parameters": sum(sizes.values()),
         **({"adapter_size": adapters} if adapters else {}),
         **warmup,
-        "episodes": [
-            {
-                "start": bound(e.start),
-                "stop": bound(e.stop),
-                "groups": list(e.groups),
-                "trained": sum(sizes[g] for g in e.groups),
-            }
-            for e in plan
-        ],
+        "episodes": [dict(zip(("start", "stop", "groups", "trained"), part, strict=True)) for part in parts],
     }
 
 
@@ -154,19 +147,14 @@ def _lines(found: dict[str, Any]) -> list[str]:
     if "checkpoint" in found:
         head = [f"{key}: {found[key]}" for key in ("checkpoint", "steps", "step", "stage", "heads", "tokenizer_sha256")]
         names = [f"{number}={name}" for number, name in enumerate(found.get("labels", ()))]
-        head += [f"labels: {', '.join(names)}"] if names else []
-        head += (
-            [f"carried heads, not trained here: {', '.join(found['carried_heads'])}"]
-            if "carried_heads" in found
-            else []
-        )
-        base = found.get("base")
-        head += (
-            [f"base: {base.get('path') or base['stage']}, step {base['step']}, digest {base['digest'][:12]}"]
-            if base
-            else []
-        )
-        head += [str(goodput.GoodputSummary(**found["goodput"]))] if "goodput" in found else []
+        if names:
+            head.append(f"labels: {', '.join(names)}")
+        if "carried_heads" in found:
+            head.append(f"carried heads, not trained here: {', '.join(found['carried_heads'])}")
+        if base := found.get("base"):
+            head.append(f"base: {base.get('path') or base['stage']}, step {base['step']}, digest {base['digest'][:12]}")
+        if "goodput" in found:
+            head.append(str(goodput.GoodputSummary(**found["goodput"])))
         return [*head, f"devices: {', '.join(found['environment']['devices'])}", "", found["table"].rstrip()]
     lines = []
     for s in found["stages"]:

@@ -45,6 +45,5 @@ def prepare_command(config: Config, runner: str, beam_args: str | None, rest: Se
             print(f"{stage.name}: rows: {counts}", flush=True)
             for name, store in batches.stores.items() if verify else ():
                 store.verify(workers)
-                print(
-                    f"{name}: {len(store.shards)} shards, {store.num_bytes:,} bytes: as the manifest says", flush=True
-                )
+                size = f"{len(store.shards)} shards, {store.num_bytes:,} bytes"
+                print(f"{name}: {size}: as the manifest says", flush=True)

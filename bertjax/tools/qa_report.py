@@ -105,9 +105,8 @@ def _extractive(restored: RestoredCheckpoint, questions: QuestionSet, _: str) ->
     config, examples = restored.ctx.config, questions.examples
     settings, windows = span_qa.stage_settings(config, config.stages[restored.stage])
     version_2 = any(example.is_impossible for example in examples)
-    find = span_qa.make_answer_fn(
-        restored.program, restored.ctx.tokenizer, examples, windows, settings, version_2
-    )  # fmt: skip
+    tokenizer = restored.ctx.tokenizer
+    find = span_qa.make_answer_fn(restored.program, tokenizer, examples, windows, settings, version_2)
     return find(restored.params)[0]
 
 
@@ -133,8 +132,7 @@ def text_to_text_settings(restored: RestoredCheckpoint, task: Task, way: str) ->
     own = next((e for e in evaluations if _matches_way(e.data.preprocess, way)), None)
     fields = {"answer": "answers"} if options.prompt == "trivia_qa_closed_book" else {}
     data = task.model_copy(update={"preprocess": options.model_copy(update={"fields": fields})})
-    base = own or TextToTextEvaluation(data=data)
-    return base.model_copy(update={"data": data})
+    return own.model_copy(update={"data": data}) if own else TextToTextEvaluation(data=data)
 
 
 def _matches_way(options: Any, way: str) -> bool:
@@ -169,8 +167,8 @@ def _row(example: Example, predictions: dict[str, str]) -> dict[str, Any]:
 
 def format_text(report: Mapping[str, Any]) -> str:
     """The scores as a plain-text table."""
-    lines = [f"{report['questions']} questions from {report['source']}", ""]
-    lines.append(f"{'':<13}{'exact':>8}{'F1':>8}{'padded':>9}{'F1':>8}  run")
+    head = f"{'':<13}{'exact':>8}{'F1':>8}{'padded':>9}{'F1':>8}  run"
+    lines = [f"{report['questions']} questions from {report['source']}", "", head]
     for way, found in report["ways"].items():
         scores, padded = found["scores"], found["padded"]
         numbers = f"{scores['exact']:>8.2f}{scores['f1']:>8.2f}{padded['em']:>9.2f}{padded['f1']:>8.2f}"

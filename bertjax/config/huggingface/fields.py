@@ -5,7 +5,6 @@ which would mean another function; `IGNORED` fields change neither what the weig
 `unknown_fields` lists all others. Fields that `generate` reads are in generation.py.
 """
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,10 +90,7 @@ def config_json_of(family: str) -> ConfigJson:
 
 def read_fields(path: Path) -> dict[str, Any]:
     """Translate a config.json to the fields of a model section. Raises UserError."""
-    try:
-        found = json.loads(text.read_text(path, text.MAX_BYTES))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not valid JSON ({str(error)[:80]})") from None
+    found = text.read_json(path)
     family = found.get("model_type") if isinstance(found, dict) else None
     known = [name for name, section in FAMILIES.items() if getattr(section, "config_json", None)]
     if family not in known:

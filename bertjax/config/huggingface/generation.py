@@ -1,6 +1,5 @@
 """Rules for every field of generation_config.json (transformers' GenerationConfig), and its Decoding options."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -44,10 +43,7 @@ def read_generation_config(folder: Path) -> dict[str, Any]:
     path = folder / FILENAME
     if not path.is_file():
         return {}
-    try:
-        found = json.loads(text.read_text(path, text.MAX_BYTES))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not valid JSON ({str(error)[:80]})") from None
+    found = text.read_json(path)
     if not isinstance(found, dict):
         raise UserError(f"{path}: not a JSON object; repair or remove it")
     return found
