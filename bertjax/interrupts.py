@@ -73,7 +73,6 @@ def exit_on_signal(
         second_message: the last line after a second Ctrl-C.
         should_raise: asked in the main thread for each signal; where it says no, the block polls whether to stop.
         on_ctrl_c: called in a thread at the first Ctrl-C.
-        restore_handler: whether the handler from before is put back for a signal.
     """
     presses, over, raised = CtrlCCounter(), threading.Event(), threading.Event()
     code = StoppedSafely.exit_code if error is StopRequested else INTERRUPTED_EXIT_CODE

@@ -99,19 +99,15 @@ def _split_command(argv: list[str]) -> tuple[str, list[str]]:
         return first, argv[1:]
     seconds = [name.split()[1] for name in _group(first)]
     if not seconds:
-        known = [name.split()[0] for name in COMMANDS]
         what = "option" if first.startswith("-") else "command"
-        words = ["--help", "--version"] if first.startswith("-") else known
+        words = ["--help", "--version"] if first.startswith("-") else [name.split()[0] for name in COMMANDS]
         raise UserError(f"bertjax: unknown {what} {first[:80]!a}{_suggest(first, words) or '; try --help'}")
     second = argv[1] if len(argv) > 1 else ""
     if second not in seconds:
         got = f" (got {second[:80]!a}){_suggest(second, seconds)}" if second else ""
-        raise UserError(f"bertjax {first}: expected {_join_or(seconds)}{got}")
+        expected = " or ".join(filter(None, [", ".join(seconds[:-1]), seconds[-1]]))
+        raise UserError(f"bertjax {first}: expected {expected}{got}")
     return f"{first} {second}", argv[2:]
-
-
-def _join_or(words: Sequence[str]) -> str:
-    return " or ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
 def _suggest(word: str, words: Sequence[str]) -> str:

@@ -90,7 +90,9 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
         except DECODE_ERRORS as error:
             if remote.is_remote(path) and isinstance(error, OSError) and not isinstance(error, gzip.BadGzipFile):
                 raise StorageError(f"{path}: after line {number}: reading broke off ({error}); run it again") from error
-            raise UserError(_decode_error(path, f"after line {number}", error)) from None
+            damaged = f"the {path.suffix} data is cut short or damaged ({error}); copy or compress it again"
+            reason = damaged if path.suffix in OPENERS else f"cannot be read ({error})"
+            raise UserError(f"{path}: after line {number}: {reason}") from None
     if number == 0:
         raise UserError(f"{path}: the file is empty; remove it from the list or write it again")
 
@@ -113,12 +115,6 @@ def _decode(raw: bytes, path: Path, number: int) -> str:
     except UnicodeDecodeError as error:
         byte = f"0x{raw[error.start]:02x} at byte {error.start + 1}"
         raise UserError(f"{path}: line {number}: not UTF-8 ({byte}); convert the file with iconv -t UTF-8") from None
-
-
-def _decode_error(path: Path, where: str, error: Exception) -> str:
-    if path.suffix in OPENERS:
-        return f"{path}: {where}: the {path.suffix} data is cut short or damaged ({error}); copy or compress it again"
-    return f"{path}: {where}: cannot be read ({error})"
 
 
 def sha256_of_files(paths: list[Path], root: Path | None = None) -> str:

@@ -108,6 +108,7 @@ def measure_run(config: Config, base: Path) -> dict[str, Any]:
     like = program.abstract_state(episodes[-1].groups, jax.random.key(0))
     slots = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(like.opt_state))
     record = next(s for s in read_run(config.run_dir).stages if s.name == stage.name)
+    scores = {f"{e.name}/{key}": value for e in record.evaluations for key, value in e.scores.items()}
     return {
         "parameters": sum(sizes.values()),
         "trained": trained[-1],
@@ -116,7 +117,7 @@ def measure_run(config: Config, base: Path) -> dict[str, Any]:
         "share_mean": mean / total,
         "episodes": len(episodes),
         "steps": episodes[-1].stop,
-        "scores": _scores(record),
+        "scores": {name: value for name, value in scores.items() if is_finite(value)},
         "step_seconds": _step_seconds(record),
         "step_bytes": step_memory_bytes(program, like, opened.batches.fields, stage.batch_size),
         "optimizer_bytes": slots,
@@ -130,11 +131,6 @@ def step_memory_bytes(program: TrainProgram, like: Any, fields: Mapping[str, Any
     step: Any = jit_train_step(program, like)
     found = step.lower(like, batch).compile().memory_analysis()
     return found.argument_size_in_bytes + found.temp_size_in_bytes if found else None
-
-
-def _scores(record: StageRecord) -> dict[str, float]:
-    """evaluation/score -> value at the end of the stage."""
-    return {f"{e.name}/{key}": value for e in record.evaluations for key, value in e.scores.items() if is_finite(value)}
 
 
 def _step_seconds(record: StageRecord) -> float | None:

@@ -97,8 +97,9 @@ def _notes(source: Path, files: Mapping[str, Any], config: Config) -> list[str]:
 
 def _model(source: Path, family: type[ModelConfig]) -> ModelConfig:
     """The model section of a folder, validated like a configuration."""
-    described = {"model": {"config_from": str(source)}, "tokenizer": {"kind": family.tokenizer}}
-    return build(described | {"stages": [_stage(family.heads[:1], 2, 8)]}, where=str(source)).model
+    described: dict[str, Any] = {"model": {"config_from": str(source)}, "tokenizer": {"kind": family.tokenizer}}
+    described["stages"] = [_stage(family.heads[:1], 2, 8)]
+    return build(described, where=str(source)).model
 
 
 def _write(

@@ -78,17 +78,12 @@ def _python() -> Iterator[Finding]:
     yield "python", f"{platform.python_version()} on {platform.platform(terse=True)}", remedy
 
 
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
 def _packages() -> Iterator[Finding]:
     for package in REQUIRED:
-        version = _version(package)
-        yield package, version or "missing", None if version else f"pip install {package}"
+        try:
+            yield package, metadata.version(package), None
+        except metadata.PackageNotFoundError:
+            yield package, "missing", f"pip install {package}"
 
 
 def _extras() -> Iterator[Finding]:

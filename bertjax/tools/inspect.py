@@ -115,7 +115,7 @@ def _stage(config: Config, stage: Stage) -> dict[str, Any]:
     warmup = {"warmup_steps": optimizers.warmup_steps(stage.optimizer, stage.steps)} if stage.steps else {}
     length = {"steps": stage.steps} if stage.steps else {"epochs": stage.epochs}
     longest = max(task.preprocess.sequence_length for task in config.stage_tasks(stage).values())
-    parts = [(bound(e.start), bound(e.stop), list(e.groups), sum(sizes[g] for g in e.groups)) for e in plan]
+    trained = {e: sum(sizes[group] for group in e.groups) for e in plan}
     return {
         "stage": stage.name,
         "objective": stage.objective.kind,
@@ -125,7 +125,10 @@ def _stage(config: Config, stage: Stage) -> dict[str, Any]:
         "parameters": sum(sizes.values()),
         **({"adapter_size": adapters} if adapters else {}),
         **warmup,
-        "episodes": [dict(zip(("start", "stop", "groups", "trained"), part, strict=True)) for part in parts],
+        "episodes": [
+            {"start": bound(e.start), "stop": bound(e.stop), "groups": list(e.groups), "trained": trained[e]}
+            for e in plan
+        ],
     }
 
 

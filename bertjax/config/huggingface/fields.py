@@ -73,15 +73,10 @@ ACTIVATIONS = {
 
 @dataclass(frozen=True)
 class ConfigJson:
-    """config.json of one family, which the family's section names (`config_json`).
+    """config.json of one family, which the family's section names (`config_json`)."""
 
-    Attributes:
-        rules: of all fields that transformers writes.
-        read: (path, content) -> fields of our section. Raises UserError.
-    """
-
-    rules: Mapping[str, FieldRule]
-    read: Callable[[Path, dict[str, Any]], dict[str, Any]]
+    rules: Mapping[str, FieldRule]  # of all fields that transformers writes
+    read: Callable[[Path, dict[str, Any]], dict[str, Any]]  # (path, content) -> fields of our section, or UserError
 
 
 def config_json_of(family: str) -> ConfigJson:
@@ -110,6 +105,5 @@ def unknown_fields(found: Mapping[str, Any]) -> list[str]:
 def map_activation(path: Path, field: str, name: Any) -> str:
     """Translate the name of an activation. Raises UserError if it is not supported."""
     if not isinstance(name, str) or name not in ACTIVATIONS:
-        raise UserError(f"{path}: {field}: {name!a:.40} is not supported; use one of "
-                        f"{', '.join(ACTIVATIONS)}")  # fmt: skip
+        raise UserError(f"{path}: {field}: {name!a:.40} is not supported; use one of {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[name]

@@ -31,8 +31,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises UserError with one line per problem: `file:line: key.path: reason (got value); did you mean 'x'?`.
     """
     problems: list[str] = []
-    tree = read_with_extends(Path(path), problems)
-    return _merge_and_validate(tree, overrides, problems)
+    return _merge_and_validate(read_with_extends(Path(path), problems), overrides, problems)
 
 
 def build(data: dict[str, Any], overrides: Sequence[str] = (), *, where: str = "config") -> Config:
@@ -108,9 +107,8 @@ def _fill_model_fields(tree: Node, problems: list[str]) -> None:
     except UserError as error:
         problems.append(f"{head}: {error}")
         return
-    family = model.value.get("family")
-    if family is not None and family.value != sizes["family"]:
-        found = sizes["family"]
+    family, found = model.value.get("family"), sizes["family"]
+    if family is not None and family.value != found:
         problems.append(f"{family.where}: model.family: {source.value} holds a {found} (got {family.value!r})")
         return
     where = f"{source.where} (from {source.value})"
@@ -134,9 +132,8 @@ def read_model_fields(folder: str | Path) -> dict[str, Any]:
             model = yaml_reader.read(place / "config.yaml", []).value.get("model")
             sizes = to_plain(model) if model is not None else {}
             return {"family": "bert"} | {key: value for key, value in sizes.items() if key != "config_from"}
-    raise UserError(
-        f"{folder}: has no config.json (Hugging Face) or config.yaml (a bertjax run) and is not a checkpoint"
-    )
+    missing = "has no config.json (Hugging Face) or config.yaml (a bertjax run) and is not a checkpoint"
+    raise UserError(f"{folder}: {missing}")
 
 
 def _find_checkpoint(folder: Path) -> Path | None:

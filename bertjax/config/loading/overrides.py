@@ -39,8 +39,7 @@ def read_with_extends(path: Path, problems: list[str], seen: tuple[Path, ...] = 
     if parent.resolve() in seen:
         raise UserError(f"{extends.where}: extends: '{extends.value}' leads back to itself")
     if not parent.is_file():
-        hint = suggest_file(parent)
-        raise UserError(f"{extends.where}: extends: no such file (got {extends.value!r}){hint}")
+        raise UserError(f"{extends.where}: extends: no such file (got {extends.value!r}){suggest_file(parent)}")
     return merge(read_with_extends(parent, problems, seen), node, problems)
 
 
@@ -115,9 +114,8 @@ def _merge_into_list(parent: Node, child: Node, problems: list[str], annotation:
         reason = f"there are {count} elements; say which one: {which}{', ...' * (count > 3)}"
     elif isinstance(child, DottedOverride):
         last = path.rsplit(".", 1)[-1]
-        reason = (
-            f"{last} is a list of {count} here; use an index (0 to {count - 1}), or give all of {last} as one value"
-        )
+        remedy = f"use an index (0 to {count - 1}), or give all of {last} as one value"
+        reason = f"{last} is a list of {count} here; {remedy}"
     else:
         return child  # validation reports the error
     problems.append(f"{first.where}: {path}.{ascii(keys[0])[1:-1]}: {reason}")

@@ -36,10 +36,7 @@ def read_meta(folder: Path) -> dict[str, Any]:
 
 
 def read_meta_item(folder: Path) -> dict[str, Any]:
-    """Read the item `meta` of a step: its metadata and the sha256 of its digest item, not compared here.
-
-    Raises UserError.
-    """
+    """Read the metadata of a step and the sha256 of its digest item, not compared here. Raises UserError."""
     path = folder / "meta" / "metadata"
     try:
         item = json.loads(path.read_text(encoding="utf-8"))
@@ -47,7 +44,7 @@ def read_meta_item(folder: Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); copy the complete step again") from None
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise UserError(f"{path}: damaged; copy the step again, or take another one") from None
+        meta = None
     if not (isinstance(meta, dict) and isinstance(meta.get("step"), int) and isinstance(meta.get("config"), dict)):
         raise UserError(f"{path}: damaged; copy the step again, or take another one")
     return item

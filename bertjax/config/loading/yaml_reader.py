@@ -146,10 +146,9 @@ class _Builder:
             if not isinstance(key, yaml.ScalarNode):
                 raise UserError(f"{self.where(line + 1)}: a key must be a plain word")
             if key.value in items:
-                self.problems.append(
-                    f"{self.where(line + 1)}: {ascii(key.value)[1:-1]}: duplicate key "
-                    f"(first at {items[key.value].where})"
-                )
+                written = ascii(key.value)[1:-1]
+                first = items[key.value].where
+                self.problems.append(f"{self.where(line + 1)}: {written}: duplicate key (first at {first})")
             else:
                 items[key.value] = self.build(value, line, depth + 1)
         return items

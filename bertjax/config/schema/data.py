@@ -37,9 +37,7 @@ class SpanQa(Section):
     implementation: ClassVar[str] = "bertjax.data.preprocess.span_qa:SPAN_QA"
     kind: Literal["span_qa"] = "span_qa"
     profile: Literal["hf", "bert"] = Field(
-        "hf",
-        description="`hf`: answers are character spans of the context, by the tokenizer's offsets; `bert`: words, text "
-        "alignment and n-best rules of run_squad.py.",
+        "hf", description="`hf`: answers are character spans, by offsets; `bert`: words and rules of run_squad.py."
     )
     sequence_length: int = Field(384, ge=16, description="Tokens per window, question included.")
     doc_stride: Positive = Field(128, description="Tokens between windows, by `doc_stride_mode`.")

@@ -39,15 +39,12 @@ class BertConfig(Section):
     type_vocab_size: NonNegative = Field(2, description="Number of segment embeddings; 0 for `distilbert`.")
     hidden_act: Literal["gelu", "gelu_new", "relu", "silu", "quick_gelu"] = Field(
         "gelu",
-        description="Activation of the feed-forward layers. `gelu`: with erf; `gelu_new`: tanh approximation, as in "
-        "google-research/bert; `quick_gelu`: x * sigmoid(1.702 x).",
+        description="`gelu`: with erf; `gelu_new`: tanh approximation (as BERT); `quick_gelu`: x * sigmoid(1.702 x).",
     )
     hidden_dropout_prob: Probability = Field(0.1, description="Dropout after the embeddings and after each sublayer.")
     attention_probs_dropout_prob: Probability = Field(0.1, description="Dropout of the attention probabilities.")
     classifier_dropout: Probability | None = Field(
-        None,
-        exclude_if=lambda rate: rate is None,
-        description="Dropout before the classifier. Default: `hidden_dropout_prob`.",
+        None, exclude_if=lambda rate: rate is None, description="Classifier dropout; null: `hidden_dropout_prob`."
     )
     qa_dropout: Probability = Field(0.0, exclude_if=not_, description="Dropout before the span output.")
     layer_norm_eps: PositiveFloat = Field(1e-12, description="Epsilon of the layer norms.")
@@ -60,10 +57,9 @@ class BertConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                f"num_attention_heads ({self.num_attention_heads}) must divide hidden_size ({self.hidden_size})"
-            )
+        heads, width = self.num_attention_heads, self.hidden_size
+        if width % heads:
+            raise ValueError(f"num_attention_heads ({heads}) must divide hidden_size ({width})")
         return self
 
 

@@ -39,9 +39,7 @@ class Stage(Section):
         description="Heads (or adapters) to initialize although `init_from` has them, as for other classes.",
     )
     adapter_base: LocalPath | None = Field(
-        None,
-        exclude_if=lambda found: found is None,
-        description="Weights below the adapters of `init_from` or of this stage, if they were moved.",
+        None, exclude_if=lambda path: path is None, description="Weights below the adapters, if they were moved."
     )
     evaluate: list[Evaluation] = Field([], description="Evaluations during and after the stage.")
 
@@ -134,8 +132,7 @@ class RunConfig(Section):
         "auto", description="Layers per scanned segment; `list`: no scan; `scan`: all in one; `auto`: by platform."
     )
     remat: Literal["none", "full", "dots"] = Field(
-        "none",
-        description="Activations to recompute in the backward pass: none, all, or all but matrix products (`dots`).",
+        "none", description="Activations recomputed backward: none, all, or all but matrix products (`dots`)."
     )
     log_every: Positive = Field(10, description="Steps between log lines.")
     checkpoint: CheckpointPolicy = Field(CheckpointPolicy(), description="Saving and removal of checkpoints.")
@@ -160,9 +157,7 @@ class Config(Section):
     tasks: dict[str, Task] = Field({}, description="Tasks by name, for stages and mixtures.")
     mixtures: dict[str, Mixture] = Field({}, description="Mixtures by name, for stages and other mixtures.")
     stages: list[Stage] = Field(min_length=1, description="Training stages, in order.")
-    compare: list[Variant] = Field(
-        [], exclude_if=not_, description="Variants of the last stage, for `bertjax compare`."
-    )
+    compare: list[Variant] = Field([], exclude_if=not_, description="Variants of the last stage for `bertjax compare`.")
 
     @model_validator(mode="after")
     def _check(self) -> "Config":
@@ -205,10 +200,8 @@ class Config(Section):
         if not set(stage.objective.heads) & set(self.model.heads):
             raise ValueError(f"{where}: objective '{stage.objective.kind}' is not for a {self.model.family} model")
         if absent := set(getattr(stage.objective, "required_heads", ())) - set(self.model.heads):
-            head = min(absent)
-            raise ValueError(
-                f"{where}: a {self.model.family} model has no '{head}' head: set objective.{head}_weight=0"
-            )
+            head, family = min(absent), self.model.family
+            raise ValueError(f"{where}: a {family} model has no '{head}' head: set objective.{head}_weight=0")
         if stage.fresh and (stage.init_from or ("previous" if stage is not self.stages[0] else "scratch")) == "scratch":
             raise ValueError(f"{where}: fresh: needs init_from; without it everything starts fresh")
         there = (*stage.objective.heads, *(["adapters"] if self.model.has_adapters else []))
@@ -225,9 +218,8 @@ class Config(Section):
             self._check_classes(where, stage, task)
             length, longest = task.preprocess.sequence_length, self.model.max_length
             if longest is not None and length > longest:
-                raise ValueError(
-                    f"{where}: sequence_length ({length}) is more than model.max_position_embeddings ({longest})"
-                )
+                limit = f"model.max_position_embeddings ({longest})"
+                raise ValueError(f"{where}: sequence_length ({length}) is more than {limit}")
 
     def _check_classes(self, where: str, stage: Stage, task: Task) -> None:
         names, count = getattr(task.preprocess, "labels", None), getattr(stage.objective, "num_labels", None)

@@ -102,8 +102,7 @@ class AdamW(Section):
     """AdamW."""
 
     kind: Literal["bert_adamw", "adamw"] = Field(
-        "bert_adamw",
-        description="`bert_adamw`: optimization.py of google-research/bert, without bias correction; `adamw`: optax's.",
+        "bert_adamw", description="`bert_adamw`: google-research/bert's, without bias correction; `adamw`: optax's."
     )
     learning_rate: PositiveFloat = Field(1e-4, description="Learning rate after warm-up.")
     schedule: Schedule = "linear"
