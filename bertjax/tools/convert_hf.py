@@ -133,7 +133,7 @@ def _config(
     stage = _stage(heads, num_labels, getattr(model, "max_position_embeddings", 128))
     fields = TOKENIZERS[model.tokenizer].model_fields
     about = {name: getattr(tokenizer, name) for name in ("extra_ids", "lowercase") if name in fields}
-    described = {
+    described: dict[str, Any] = {
         "model": model.model_dump(exclude={"config_from"}),
         "tokenizer": {"kind": model.tokenizer, "path": str(out / "tokenizer"), **about},
         "run": {"root": str(out.parent), "name": out.name, "compute_dtype": dtype},

@@ -29,7 +29,7 @@ class Decoding(Section):
     sample: bool = Field(False, description="Sample tokens instead of taking the most likely one.")
     temperature: float = Field(1.0, ge=1e-6, description="Divisor of the logits when sampling.")
     top_k: Positive | None = Field(None, description="Sample from the k likeliest tokens. Default: all.")
-    top_p: float | None = Field(None, gt=0, le=1, description="Sample from the likeliest tokens of this total.")
+    top_p: float | None = Field(None, gt=0, le=1, description="Total probability of the likeliest tokens to sample.")
     max_new_tokens: Positive | None = Field(None, description="Longest output. Default: `target_length` of the data.")
 
     @model_validator(mode="after")
@@ -77,7 +77,7 @@ class SquadEvaluation(Section):
     every: Every = None
     n_best: Positive = Field(20, description="Candidate answers per question.")
     max_answer_length: Positive = Field(30, description="Longest answer, in tokens.")
-    null_score_diff_threshold: FiniteFloat = Field(0.0, description="Lead of the null score for an empty answer.")
+    null_score_diff_threshold: FiniteFloat = Field(0.0, description="Answer nothing if the null score leads by more.")
     version_2: bool | None = Field(None, description="Score as v2.0. Default: if a question has no answer.")
 
 
