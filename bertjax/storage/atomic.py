@@ -10,10 +10,7 @@ from bertjax.storage import remote
 
 
 def write_bytes_atomic(path: Path, data: bytes, *, durable: bool = False, parents: bool = False) -> None:
-    """Replace the file in one rename; with `durable` it then survives a power failure. Raises OSError.
-
-    parents: make the folder of a local file where it is missing.
-    """
+    """Replace the file in one rename. durable: safe from a power failure; parents: make its folder. Raises OSError."""
     if remote.is_remote(path):
         with remote.remote_errors(path):
             path.write_bytes(data)  # an object appears when its upload is complete

@@ -1,5 +1,6 @@
 """Reads small text and JSON files with one-line errors."""
 
+import difflib
 import json
 from pathlib import Path
 from typing import Any
@@ -38,8 +39,6 @@ def read_json(path: Path) -> Any:
 
 def suggest_file(path: Path) -> str:
     """`; did you mean 'a.yaml'?` when the folder holds a file of a similar name, else nothing."""
-    import difflib
-
     if path.is_dir() or not path.parent.is_dir():
         return ""
     names = [entry.name for entry in path.parent.iterdir() if entry.is_file()]
