@@ -30,11 +30,10 @@ _SENTINEL = re.compile(r"▁?<extra_id_\d+>")
 def fill_mask(
     checkpoint: str | Path | RestoredCheckpoint, texts: list[str], top_k: int = 5, overrides: Sequence[str] = ()
 ) -> list[dict[str, Any]]:
-    """The `top_k` most likely tokens for each [MASK] of each text.
+    """The `top_k` most likely tokens for each [MASK], one item per text.
 
-    -> [{"text", "masks": [[{"token", "probability", "text"}...]...]}...], one per text; probabilities are a softmax
-    over the vocabulary, and the inner `text` is the input with that mask filled. Raises UserError when a text has no
-    [MASK] or is too long, or the checkpoint has no MLM head.
+    -> [{"text", "masks": [[{"token", "probability", "text"}...]...]}...]; probabilities are a softmax over the
+    vocabulary; the inner `text` has that mask filled. UserError for a text without [MASK] or too long, or no MLM head.
     """
     restored = restore_with_head(checkpoint, "mlm", overrides)
     return [_fill_text(restored, text, top_k) for text in texts]
@@ -64,7 +63,6 @@ def _fill_text(restored: RestoredCheckpoint, text: str, top_k: int) -> dict[str,
 
 
 def _to_tokenizer_mask(tokenizer: Tokenizer, text: str) -> str:
-    """Replaces [MASK] by the mask token of the tokenizer."""
     if tokenizer.mask_id is None:
         raise UserError("the checkpoint's tokenizer has no mask_token; fill-mask needs a model trained with masks")
     return text.replace(MASK, tokenizer.special.roles["mask"])
@@ -100,16 +98,13 @@ def answer(
     checkpoint: str | Path | RestoredCheckpoint, question: str, context: str, n_best: int = 3,
     null_threshold: float | None = None, min_probability: float | None = None, overrides: Sequence[str] = (),
 ) -> dict[str, Any]:  # fmt: skip
-    """Answer a question with a span of a context of any length.
+    """Answer a question with a span of a context of any length, by the settings of the stage's evaluation.
 
-    -> {"answer": text or None, "probability", "candidates": [{"text", "probability"}...]} with the `n_best` candidates,
-    best first; probabilities are a softmax over all candidates. Windows, number of candidates and maximum answer length
-    are those of the stage's evaluation.
-
-    A model that can predict "no answer" (its training data had unanswerable questions, version_2 is set, or
-    `null_threshold` is given) adds "no_answer": {"probability", "null_odds", "threshold"}. The answer is None when the
-    odds exceed the threshold (default: that of the evaluation) or the best candidate's probability is below
-    `min_probability`; "reason" then replaces "probability".
+    -> {"answer": text or None, "probability", "candidates": [{"text", "probability"}...]}, the `n_best` candidates best
+    first; probabilities are a softmax over all candidates. A model that can predict "no answer" (unanswerable questions
+    in its training data, version_2 or `null_threshold`) adds "no_answer": {"probability", "null_odds", "threshold"}.
+    The answer is None, with "reason" instead of "probability", when the odds exceed the threshold (default: that of the
+    evaluation) or the best probability is below `min_probability`.
 
     Raises UserError when the checkpoint has no QA head, or a text is empty or not Unicode.
     """
@@ -117,7 +112,7 @@ def answer(
     for what, text in (("question", question), ("context", context)):
         _check_text(what, text)
     settings, windows = span_qa.stage_settings(restored.ctx.config, restored.ctx.config.stages[restored.stage])
-    version_2 = settings.version_2 if settings.version_2 is not None else bool(restored.unanswerable)
+    version_2 = bool(restored.unanswerable) if settings.version_2 is None else settings.version_2
     threshold = settings.null_score_diff_threshold if null_threshold is None else null_threshold
     settings = settings.model_copy(update={"n_best": max(n_best, settings.n_best), "batch_size": 1})
     windows = windows.model_copy(update={"profile": "hf"})  # all candidates of this profile are in the context
@@ -142,7 +137,7 @@ def _check_text(what: str, text: str) -> None:
 def _select_answer(
     entries: list[dict[str, Any]], n_best: int, odds: float | None, threshold: float, min_probability: float | None
 ) -> dict[str, Any]:
-    """The result of `answer` from the entries of an n-best list and the null odds, if there are any."""
+    """The result of `answer` from an n-best list and the null odds, if any."""
     candidates = [{"text": e["text"], "probability": round(e["probability"], 4)} for e in entries if e["text"]]
     if not candidates:
         raise UserError("the tokenizer finds no token in the context; give a context of at least one word")
@@ -168,12 +163,11 @@ def generate(
     batch_size: int = 8, *, max_input_tokens: int | None = None, overrides: Sequence[str] = (),
     base_model: Path | None = None,
 ) -> list[dict[str, str]]:  # fmt: skip
-    """Generate text -> [{"text", "generated"}...], one item per text, in order.
+    """Generate text -> [{"text", "generated"}...] in the order of the texts.
 
-    `choices` are fields of Decoding that override those of the stage's text-to-text evaluation. Texts are truncated to
-    `max_input_tokens` if given; the maximum output length is that of the stage's tasks. Reports truncation, unknown
-    characters and unread sentinels on stderr. `base_model` is that of `restore`. Raises UserError when the model is not
-    a T5.
+    `choices`: fields of Decoding that override those of the stage's text-to-text evaluation; the maximum output length
+    is that of the stage's tasks. Reports truncation, unknown characters and unread sentinels on stderr. `base_model` is
+    that of `restore`. Raises UserError when the model is not a T5.
     """
     if isinstance(checkpoint, RestoredCheckpoint):
         restored = checkpoint
@@ -234,7 +228,7 @@ def _imported_decoding(restored: RestoredCheckpoint) -> Decoding:
 
 
 def _override_decoding(settings: Decoding, choices: dict[str, Any]) -> Decoding:
-    """Settings with fields overridden; choosing sampling or a beam size resets the fields of the other methods."""
+    """Override fields; choosing sampling or a beam size resets the fields of the other methods."""
     if "sample" in choices or "beam_size" in choices:
         settings = Decoding(**settings.model_dump(include={"length_penalty", "beam_rules", "max_new_tokens"}))
     try:
@@ -256,10 +250,7 @@ def _target_length(options: Any) -> int:
 def restore_with_head(
     checkpoint: str | Path | RestoredCheckpoint, head: str, overrides: Sequence[str] = ()
 ) -> RestoredCheckpoint:
-    """Restore a checkpoint that has a head; UserError if it has not.
-
-    `overrides` (key.path=value) change the configuration of the checkpoint.
-    """
+    """Restore a checkpoint that has this head, else UserError; `overrides` (key.path=value) change its config."""
     restored = checkpoint if isinstance(checkpoint, RestoredCheckpoint) else restore(checkpoint, overrides=overrides)
     if head not in restored.program.heads:
         raise UserError(

@@ -1,8 +1,5 @@
-"""The record of an evaluation: the provenance of its scores, and how it differs from the run's own evaluation.
-
-evaluations/<stage>/<name>.json is the run's record, written by training. An evaluation that differs from it (data,
-options, step or arithmetic) is written to its own files, in `other/` of that folder or in --output.
-"""
+"""Provenance of scores. Training writes the run's record, evaluations/<stage>/<name>.json; an evaluation that differs
+from it (data, options, step or arithmetic) has its own files, in `other/` of that folder or in --output."""
 
 import hashlib
 import json
@@ -25,7 +22,7 @@ _RUN_OPTIONS = ("seed", "compute_dtype", "attention")  # options of `run` that a
 
 @dataclass(frozen=True)
 class EvaluationRecord:
-    """The files of one evaluation, and the provenance saved with its scores."""
+    """The files of an evaluation, and the provenance saved with its scores."""
 
     folder: Path
     name: str  # of the evaluation
@@ -58,10 +55,10 @@ class EvaluationRecord:
 def diff_from_run(
     old: Config, new: Config, stage: int, evaluation: Any, kept: Mapping[str, Any], provenance: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Differences of an evaluation from the run's own: dotted key -> {"here": value, "run": value}.
+    """Differences from the run's own evaluation: dotted key -> {"here": value, "run": value}.
 
-    old, new: the configurations of the run and of this evaluation. kept: `made_from` of the run's record, possibly
-    empty; its section of the evaluation takes precedence over that in `old`.
+    old, new: configurations of the run and of this evaluation. kept: `made_from` of the run's record or {}; its section
+    of the evaluation takes precedence over that in `old`.
     """
     names = [stage_.name for stage_ in new.stages]
     before, after = _score_settings(old, stage), _score_settings(new, stage)

@@ -1,4 +1,4 @@
-"""Restore a checkpoint onto this machine's devices; everything that is needed comes out of the checkpoint itself."""
+"""Restore a checkpoint onto this machine's devices from its own files alone."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,8 +22,6 @@ from bertjax.training.untrained_heads import all_heads
 
 @dataclass(frozen=True)
 class RestoredCheckpoint:
-    """A checkpoint opened for use on this machine."""
-
     ctx: RunContext
     stage: int
     step: int
@@ -47,11 +45,10 @@ def restore(
     overrides: Sequence[str] = (),
     base_model: str | Path | None = None,
 ) -> RestoredCheckpoint:
-    """Read a checkpoint's parameters onto this machine's devices; everything else comes out of the checkpoint itself.
+    """Read parameters trained on any mesh onto this machine's devices.
 
-    The mesh it was trained on does not matter. Instead of a step, `best` names a score (squad/f1) whose best step is
-    taken. `base_model`: where the weights below its adapters are, if not where they were. Raises UserError when `path`
-    holds no checkpoint, or none with that score.
+    Instead of a step, `best` names a score (squad/f1) whose best step is taken. `base_model`: where the weights below
+    adapters are, if they moved. Raises UserError when `path` holds no checkpoint, or none with that score.
     """
     found = find(path, stage=stage, step=step)
     checkpoints = CheckpointReader(found)

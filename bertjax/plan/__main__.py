@@ -1,7 +1,6 @@
-"""The compiling process: reads a request from standard input, writes text or JSON to standard output.
+"""The compiling process, started by `bertjax plan`: request on standard input, text or JSON on standard output.
 
-Exit code 0: fits (or the memory is unknown), 1: does not fit, 2: bad input, 70: a bug. `bertjax plan` starts it with
-the environment of the topology (`topologies.compiler_env`).
+Exit code 0: fits (or the memory is unknown), 1: does not fit, 2: bad input, 70: a bug.
 """
 
 import json

@@ -1,7 +1,6 @@
 """Names, shapes and types of the batches of a stage or an evaluation, computed by the data code without data."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -75,6 +74,3 @@ def stored_dtype(task: Task, tokenizer: Any, regression: bool = False) -> np.dty
 def tokens_per_row(fields: Fields) -> int:
     """Tokens of a row, padding included: of its inputs and of its targets."""
     return sum(shape[0] for name, (shape, _) in fields.items() if name in ("input_ids", "target_ids"))
-
-
-NO_DATA_DIR = Path()  # for callees that take a data folder but do not open it

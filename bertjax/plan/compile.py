@@ -14,7 +14,7 @@ from bertjax.config.schema.run import Config, Stage
 from bertjax.data.pipeline.task_rows import Fields
 from bertjax.errors import UserError
 from bertjax.parallel.mesh import make_mesh
-from bertjax.plan.batch import NO_DATA_DIR, dummy_tokenizer, stage_fields
+from bertjax.plan.batch import dummy_tokenizer, stage_fields
 from bertjax.training import freezing, stage_plan, validate
 from bertjax.training.program import TrainProgram, stage_program
 from bertjax.training.run_context import RunContext
@@ -45,11 +45,6 @@ class StageProgram:
     state: TrainState
     batch: dict[str, jax.ShapeDtypeStruct]
 
-    @property
-    def batch_shards(self) -> int:
-        """Number of shards of a batch."""
-        return self.program.batch_shards
-
     def lower(self) -> Any:
         """The train step, traced."""
         step: Any = jit_train_step(self.program, self.state)
@@ -58,18 +53,13 @@ class StageProgram:
 
 @dataclass(frozen=True)
 class CompileResult:
-    """Attributes:
-    compiled: None when the compiler failed.
-    reason: one line that says why.
-    required_bytes: memory of a device that the program needs, if it ran out of memory.
-    hlo_dump: the optimized program as the TPU compiler dumped it, if requested.
-    """
+    """A compiled program, or why the compiler failed."""
 
     seconds: float
     compiled: Any = None
-    reason: str = ""
-    required_bytes: int | None = None
-    hlo_dump: str = ""
+    reason: str = ""  # one line
+    required_bytes: int | None = None  # on a device, if it ran out of memory
+    hlo_dump: str = ""  # the optimized program as the TPU compiler dumped it, if requested
 
     @property
     def text(self) -> str:
@@ -85,7 +75,7 @@ def build_stage_program(
     Raises UserError as a run would: for a mesh or batch that does not divide, or rows that do not fit the objective.
     """
     validate.check_kinds(config, stage)
-    ctx = RunContext(config, NO_DATA_DIR, make_mesh(config.mesh, devices), dummy_tokenizer(config))
+    ctx = RunContext(config, Path(), make_mesh(config.mesh, devices), dummy_tokenizer(config))
     program = stage_program(config, stage, ctx.mesh, stage.steps or DEFAULT_STEPS)
     stage_plan.check_batch(stage, program)
     groups = freezing.param_groups(program.abstract_params())

@@ -52,12 +52,8 @@ class Interconnect:
     def _between(self, one: Collective, parts: int, inside: int) -> float:
         if parts < 2 or self.chip.network_bandwidth is None:
             return 0.0
-        return (
-            one.bytes
-            / inside
-            * transfer_factor(one.kind, parts)
-            / (self.chip.network_bandwidth / self.chip.devices_per_host)
-        )
+        bandwidth = self.chip.network_bandwidth / self.chip.devices_per_host
+        return one.bytes / inside * transfer_factor(one.kind, parts) / bandwidth
 
     def _bandwidth(self, group: Sequence[Any]) -> float:
         """Bytes/s that a device of this group can receive."""
@@ -68,12 +64,10 @@ class Interconnect:
         for axis in range(self.chip.torus):
             extent = len({device.coords[axis] for device in group})
             if extent > 1:
-                closed = extent == self._extent(axis) and extent % self.chip.ring_multiple == 0
+                mesh_extent = 1 + max(device.coords[axis] for device in self.devices)
+                closed = extent == mesh_extent and extent % self.chip.ring_multiple == 0
                 links += 2 if closed else 1
         return self.chip.link_bandwidth * max(1, links)  # the two cores of a chip are at least as fast
-
-    def _extent(self, axis: int) -> int:
-        return 1 + max(device.coords[axis] for device in self.devices)
 
 
 def transfer_factor(kind: str, devices: int) -> float:
@@ -85,13 +79,7 @@ def transfer_factor(kind: str, devices: int) -> float:
 
 @dataclass(frozen=True)
 class Roofline:
-    """Seconds of one step on each device, and derived figures of the job.
-
-    Attributes:
-        best: everything overlaps, so the longest of the three.
-        step: collectives do not overlap: the longer of compute and memory, plus the collectives.
-        bound: the longest of the three.
-    """
+    """Seconds of one step on each device, and derived figures of the job."""
 
     compute: float
     memory: float
@@ -101,10 +89,12 @@ class Roofline:
 
     @property
     def best(self) -> float:
+        """Seconds if everything overlaps."""
         return max(self.compute, self.memory, self.collectives)
 
     @property
     def step(self) -> float:
+        """Seconds if collectives do not overlap."""
         return max(self.compute, self.memory) + self.collectives
 
     @property

@@ -9,7 +9,7 @@ from bertjax.plan import report, topologies
 from bertjax.plan.stages import Target, plan_stage
 from bertjax.plan.sweep import format_sweep, sweep
 
-_PACKAGES = ("jax", "libtpu", "jax-cuda13-plugin", "jax-cuda12-plugin")
+_COMPILERS = {"tpu": ("libtpu",), "gpu": ("jax-cuda13-plugin", "jax-cuda12-plugin")}
 
 
 def handle_request(request: dict[str, Any]) -> tuple[str, bool]:
@@ -36,11 +36,10 @@ def handle_request(request: dict[str, Any]) -> tuple[str, bool]:
 
 
 def _versions(platform: str) -> dict[str, str]:
-    found = {}
-    for name in _PACKAGES:
-        if name == "jax" or (platform == "tpu") == (name == "libtpu"):
-            try:
-                found[name] = metadata.version(name)
-            except metadata.PackageNotFoundError:
-                continue
-    return {"jax": found["jax"]} if platform == "cpu" else found
+    found = {"jax": metadata.version("jax")}
+    for name in _COMPILERS.get(platform, ()):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

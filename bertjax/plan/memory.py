@@ -11,28 +11,25 @@ import jax
 from bertjax.parallel.hardware import Chip
 from bertjax.plan.compile import CompileResult, StageProgram
 
-# jax preallocates this fraction of a GPU's memory (XLA_PYTHON_CLIENT_MEM_FRACTION).
-GPU_MEMORY_FRACTION = 0.75
+GIB, MIB = 2**30, 2**20
+GPU_MEMORY_FRACTION = 0.75  # that jax preallocates (XLA_PYTHON_CLIENT_MEM_FRACTION)
+
+
+def format_bytes(size: float) -> str:
+    unit, name = (GIB, "GiB") if size >= GIB / 4 else (MIB, "MiB") if size >= MIB / 4 else (2**10, "KiB")
+    return f"{size / unit:,.2f} {name}"
 
 
 @dataclass(frozen=True)
 class DeviceMemory:
-    """Bytes on one device.
-
-    Attributes:
-        parameters, optimizer: their shards.
-        batch: the other arguments: rows, keys, and layout padding of small arrays.
-        temporaries: activations, gradients and buffers of the step.
-        outputs: results not written in place.
-        program: code, which a TPU stores in the same memory.
-    """
+    """Bytes on one device."""
 
     parameters: int
     optimizer: int
-    batch: int
-    temporaries: int
-    outputs: int
-    program: int
+    batch: int  # the other arguments: rows, keys, and layout padding of small arrays
+    temporaries: int  # activations, gradients and buffers of the step
+    outputs: int  # results not written in place
+    program: int  # code, which a TPU stores in the same memory
 
     @property
     def total(self) -> int:
@@ -53,7 +50,7 @@ def optimizer_bytes(opened: StageProgram) -> int:
 
 
 def program_memory(opened: StageProgram, outcome: CompileResult, arguments: Iterable[Any] = ()) -> DeviceMemory:
-    """Memory of a compiled program during training: parameters and optimizer state count even if it does not read them.
+    """Memory during training: parameters and optimizer state count even if the program does not read them.
 
     arguments: further abstract arrays in memory.
     """

@@ -5,7 +5,7 @@ from typing import Any
 
 from bertjax.parallel.mesh_shape import format_mesh
 from bertjax.plan.estimate import ASSUMPTIONS
-from bertjax.plan.units import MIB, format_bytes, format_flops
+from bertjax.plan.memory import MIB, format_bytes
 
 _PARTS = {
     "parameters": "parameters, float32",
@@ -18,7 +18,6 @@ _PARTS = {
 
 
 def format_text(plan: dict[str, Any]) -> str:
-    """The plan of all stages."""
     lines = [f"{plan['config']} on {plan['topology']}: {_describe_target(plan)}", ""]
     for stage in plan["stages"]:
         lines += [*stage_lines(stage), ""]
@@ -28,12 +27,10 @@ def format_text(plan: dict[str, Any]) -> str:
 
 
 def verdict(plan: dict[str, Any]) -> str:
-    bad = [stage["stage"] for stage in plan["stages"] if not _stage_fits(stage)]
-    if bad:
+    if bad := [stage["stage"] for stage in plan["stages"] if not _stage_fits(stage)]:
         return f"does not fit: stage {', '.join(bad)}"
-    return (
-        "fits" if all(stage["fits"] for stage in plan["stages"]) else "compiles; the memory of these devices is unknown"
-    )
+    known = all(stage["fits"] for stage in plan["stages"])
+    return "fits" if known else "compiles; the memory of these devices is unknown"
 
 
 def all_fit(plan: dict[str, Any]) -> bool:
@@ -77,9 +74,8 @@ def _memory(stage: dict[str, Any]) -> list[str]:
     elif usable is None:
         head = f"  {format_bytes(total)} on each device, {seconds}"
     else:
-        head = (
-            f"  fits: {format_bytes(total)} of {format_bytes(usable)} on each device ({total / usable:.0%}), {seconds}"
-        )
+        share = f"{format_bytes(total)} of {format_bytes(usable)} on each device ({total / usable:.0%})"
+        head = f"  fits: {share}, {seconds}"
     parts = [f"    {format_bytes(memory[name]):>12}  {words}" for name, words in _PARTS.items() if memory.get(name)]
     return [head, *parts]
 
@@ -103,8 +99,9 @@ def _collectives(rows: Sequence[dict[str, Any]]) -> list[str]:
 def _roofline(stage: dict[str, Any]) -> list[str]:
     flops, found = stage["flops"], stage["roofline"]
     more = flops["program"] / max(flops["model"], 1) - 1
+    unit, name = (1e12, "TFLOP") if flops["model"] >= 1e11 else (1e9, "GFLOP")
     extra = f", {more:+.0%} in the program (recomputation, or work that is not sharded)" if more > 0.05 else ""
-    lines = [f"  model FLOPs: {format_flops(flops['model'])} per device and step{extra}"]
+    lines = [f"  model FLOPs: {flops['model'] / unit:,.3g} {name} per device and step{extra}"]
     if found is None:
         return lines
     ms = {name: f"{found[name] * 1e3:.3g}" for name in ("compute", "memory", "collectives", "step", "best")}

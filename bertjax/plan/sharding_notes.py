@@ -11,18 +11,13 @@ ACTIVATION_AXES = ("batch", "sequence")  # logical axes that no parameter has
 
 @dataclass(frozen=True)
 class AppliedRule:
-    """A logical axis that a rule maps to mesh axes of more than one device.
-
-    Attributes:
-        num_split: number of parameters that it shards.
-        not_divisible: "path[dimension]" of parameters whose dimension does not divide, all layers as one.
-    """
+    """A logical axis that a rule maps to mesh axes of more than one device."""
 
     logical: str
     axes: str
     num_shards: int
-    num_split: int
-    not_divisible: tuple[str, ...]
+    num_split: int  # parameters that it shards
+    not_divisible: tuple[str, ...]  # "path[dimension]" of parameters that do not divide, all layers as one
 
 
 def applied_rules(opened: StageProgram) -> list[AppliedRule]:
@@ -53,10 +48,8 @@ def sharding_notes(opened: StageProgram) -> list[str]:
         if not rule.num_split and not rule.not_divisible:
             lines.append(f"{where} matches no parameter")
         elif rule.not_divisible:
-            shown = ", ".join(rule.not_divisible[:3]) + (
-                f" and {len(rule.not_divisible) - 3} more" if len(rule.not_divisible) > 3 else ""
-            )
-            lines.append(f"{where}: {shown} does not divide and is replicated")
+            more = f" and {len(rule.not_divisible) - 3} more" if len(rule.not_divisible) > 3 else ""
+            lines.append(f"{where}: {', '.join(rule.not_divisible[:3])}{more} does not divide and is replicated")
     return lines + _undivided_heads(opened) + _undivided_sequences(opened) + _unused_axes(opened)
 
 
@@ -70,9 +63,8 @@ def _undivided_heads(opened: StageProgram) -> list[str]:
 
 
 def _undivided_sequences(opened: StageProgram) -> list[str]:
-    program = opened.program
-    axes = program.rules.get("sequence", ())
-    width = prod(program.mesh.shape[axis] for axis in axes)
+    axes = opened.program.rules.get("sequence", ())
+    width = prod(opened.program.mesh.shape[axis] for axis in axes)
     lengths = {opened.fields[name][0][0] for name in ("input_ids", "target_ids") if name in opened.fields}
     return [
         f"rule sequence -> {'+'.join(axes)}={width}: rows of {length} positions do not divide and are replicated"

@@ -1,24 +1,24 @@
 """The plan of a stage as one dictionary, the --json output of `bertjax plan`."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from bertjax.config.schema.run import Config, Stage
+from bertjax.evaluation.evaluators.registry import record_of
+from bertjax.evaluation.inference.batches import round_up_batch
 from bertjax.models import families
 from bertjax.models.attention import select_kernel
 from bertjax.parallel.hardware import Chip
 from bertjax.plan import memory
-from bertjax.plan.batch import tokens_per_row
-from bertjax.plan.compile import CompileResult, StageProgram, build_stage_program, compile_lowered
+from bertjax.plan.batch import task_fields, tokens_per_row
+from bertjax.plan.compile import CompileResult, StageProgram, abstract_batch, build_stage_program, compile_lowered
 from bertjax.plan.estimate import Interconnect, Roofline, roofline
-from bertjax.plan.evaluation import evaluation_steps
 from bertjax.plan.hlo.collectives import Collective, find_collectives
 from bertjax.plan.hlo.costs import matmul_flops, memory_bytes
 from bertjax.plan.hlo.module import HloModule, attention_kernel, custom_kernels
 from bertjax.plan.sharding_notes import sharding_notes
-from bertjax.plan.units import format_bytes
 
 
 @dataclass(frozen=True)
@@ -49,13 +49,28 @@ def plan_step(opened: StageProgram, target: Target) -> dict[str, Any]:
     )
 
 
+def evaluation_steps(opened: StageProgram) -> Iterator[tuple[str, Any]]:
+    """(names of the evaluations, function that lowers their program) for each distinct program of a stage."""
+    names: dict[Any, list[str]] = {}
+    lowers: dict[Any, Any] = {}
+    regression = opened.program.objective.num_labels == 1
+    for config in opened.stage.evaluate:
+        fields = task_fields(opened.config, config.data, regression)
+        batch = abstract_batch(fields, round_up_batch(config.batch_size, opened.program), opened.program)
+        key, lower = record_of(config).lower(opened.ctx, opened.program, config, batch)
+        lowers[key] = lower
+        names.setdefault(key, []).append(config.name)
+    for key, lower in lowers.items():
+        yield ", ".join(names[key]), lower
+
+
 def log_progress(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
 def _stage_info(opened: StageProgram) -> dict[str, Any]:
     stage, width = opened.stage, tokens_per_row(opened.fields)
-    rows = stage.batch_size // opened.batch_shards
+    shards = opened.program.batch_shards
     return {
         "stage": stage.name,
         "objective": stage.objective.kind,
@@ -67,8 +82,8 @@ def _stage_info(opened: StageProgram) -> dict[str, Any]:
         "frozen_parameters": sum(x.size for x in opened.state.frozen.values()),
         "batch_size": stage.batch_size,
         "grad_accum": stage.grad_accum,
-        "rows_per_device": rows,
-        "batch_sizes_in_steps_of": opened.batch_shards * stage.grad_accum,
+        "rows_per_device": stage.batch_size // shards,
+        "batch_sizes_in_steps_of": shards * stage.grad_accum,
         "positions_per_row": width,
         "positions_per_step": width * stage.batch_size,
         "notes": sharding_notes(opened),
@@ -87,38 +102,35 @@ def _step(opened: StageProgram, outcome: CompileResult, target: Target) -> dict[
     flops, traffic = matmul_flops(module), memory_bytes(module)
     row_flops = opened.program.row_flops(opened.fields, opened.groups)
     model_flops = opened.stage.batch_size * row_flops / opened.program.mesh.size
-    estimate = None
+    found = None
     if target.chip and links:
         estimate = roofline(
             target.chip, flops=flops, model_flops=model_flops, memory_bytes=traffic,
-            transfers=sum(links.seconds(one) for one in moves), tokens=tokens_per_step(opened),
+            transfers=sum(map(links.seconds, moves)), tokens=tokens_per_row(opened.fields) * opened.stage.batch_size,
         )  # fmt: skip
-    if fits_memory(bytes_.total, target) is False:
-        base["reason"] = _oom_reason(bytes_.total, target)
+        found = roofline_dict(estimate, target.chip)
     return base | {
-        "fits": fits_memory(bytes_.total, target),
-        "memory": asdict(bytes_) | {"total": bytes_.total, "usable": target.usable_bytes},
+        **_memory_info(bytes_, target),
         "flops": {"model": model_flops, "program": flops},
         "memory_traffic": traffic,
         "collectives": collectives_table(moves, links),
         "attention": _attention(opened, custom_kernels(module)),
-        "roofline": roofline_dict(estimate, target.chip) if estimate and target.chip else None,
+        "roofline": found,
     }
 
 
-def tokens_per_step(opened: StageProgram) -> int:
-    """Positions of a step, padding included."""
-    return tokens_per_row(opened.fields) * opened.stage.batch_size
-
-
-def fits_memory(total: int, target: Target) -> bool | None:
-    return None if target.usable_bytes is None else total <= target.usable_bytes
+def _memory_info(bytes_: memory.DeviceMemory, target: Target) -> dict[str, Any]:
+    """The memory of a program, whether it fits, and why not."""
+    total, usable = bytes_.total, target.usable_bytes
+    fits = None if usable is None else total <= usable
+    reason = _oom_reason(total, target) if fits is False else ""
+    return {"fits": fits, "reason": reason, "memory": asdict(bytes_) | {"total": total, "usable": usable}}
 
 
 def _oom_reason(total: int, target: Target) -> str:
     assert target.chip is not None and target.usable_bytes is not None and target.chip.memory is not None
     share = "" if target.chip.torus else f", {target.usable_bytes / target.chip.memory:.0%} of the GPU's memory"
-    return f"needs {format_bytes(total)} of {format_bytes(target.usable_bytes)}{share}"
+    return f"needs {memory.format_bytes(total)} of {memory.format_bytes(target.usable_bytes)}{share}"
 
 
 def collectives_table(moves: Sequence[Collective], links: Interconnect | None) -> list[dict[str, Any]]:
@@ -164,7 +176,4 @@ def _evaluation(opened: StageProgram, names: str, lower: Any, target: Target) ->
     found: dict[str, Any] = {"names": names, "compile_seconds": round(outcome.seconds, 1), "reason": outcome.reason}
     if outcome.compiled is None:
         return found | {"fits": False, "memory": {"total": outcome.required_bytes, "usable": target.usable_bytes}}
-    bytes_ = memory.program_memory(opened, outcome)
-    found["reason"] = _oom_reason(bytes_.total, target) if fits_memory(bytes_.total, target) is False else ""
-    held = asdict(bytes_) | {"total": bytes_.total, "usable": target.usable_bytes}
-    return found | {"fits": fits_memory(bytes_.total, target), "memory": held}
+    return found | _memory_info(memory.program_memory(opened, outcome), target)

@@ -35,9 +35,8 @@ def plan_command(config: Config, arguments: argparse.Namespace) -> int:
             raise config_error(problems)
     check_installed(topology)
     wanted = {name: getattr(arguments, name) for name in ("stage", "episode", "sweep", "json")}
-    return compile_in_subprocess(
-        config, arguments.config, topology, wanted | {"limit": arguments.limit or DEFAULT_SWEEP_LIMIT}
-    )
+    wanted["limit"] = arguments.limit or DEFAULT_SWEEP_LIMIT
+    return compile_in_subprocess(config, arguments.config, topology, wanted)
 
 
 def compile_in_subprocess(config: Config, name: str, topology: Topology, wanted: dict[str, Any]) -> int:
@@ -52,13 +51,10 @@ def compile_in_subprocess(config: Config, name: str, topology: Topology, wanted:
     words = [sys.executable, "-m", "bertjax.plan"]
     done = subprocess.run(words, input=json.dumps(request), stdout=subprocess.PIPE, text=True, env=own)
     if done.returncode < 0 or done.returncode > 128:
+        signal = -done.returncode if done.returncode < 0 else done.returncode - 128
         raise UserError(
-            f"--topology {topology.name}: the compiler ended with {_exit_cause(done.returncode)}; "
+            f"--topology {topology.name}: the compiler ended with signal {signal}; "
             "see its output above; try a smaller configuration, or more memory"
         )
     print(done.stdout, end="")
     return done.returncode
-
-
-def _exit_cause(code: int) -> str:
-    return f"signal {-code if code < 0 else code - 128}"

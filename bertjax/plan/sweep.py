@@ -14,7 +14,6 @@ from bertjax.parallel.mesh_shape import batch_shards, format_mesh, merge_rules
 from bertjax.plan import memory
 from bertjax.plan.compile import build_stage_program
 from bertjax.plan.stages import Target, log_progress, plan_step
-from bertjax.plan.units import GIB, format_bytes
 
 REMAT_POLICIES = ("none", "dots", "full")
 MAX_TENSOR = 16  # maximum tensor parallelism; beyond it communication exceeds compute
@@ -44,23 +43,18 @@ class Sweep:
     unfit: list[dict[str, Any]] = field(default_factory=list)
     compiled: int = 0
 
-    @property
-    def exhausted(self) -> bool:
-        return self.compiled >= self.limit
-
     def try_mesh(self, shape: MeshShape, rows: int) -> None:
         """Compile a mesh and batch size with the cheapest remat policy that fits."""
         for remat in REMAT_POLICIES:
-            if self.exhausted:
+            if self.compiled >= self.limit:
                 return
             found = self._compile(shape, rows, remat)
             if found["fits"] is not False:
                 self.ranked.append(found)
                 return
             self.unfit.append(found)
-            if found["memory"]["parameters"] + found["memory"]["optimizer"] > (
-                self.target.usable_bytes or found["memory"]["total"]
-            ):
+            held = found["memory"]
+            if held["parameters"] + held["optimizer"] > (self.target.usable_bytes or held["total"]):
                 return  # no policy reduces these
 
     def _compile(self, shape: MeshShape, rows: int, remat: str) -> dict[str, Any]:
@@ -73,9 +67,7 @@ class Sweep:
             reason = "parameters and optimizer state exceed the memory"
             return found | {"fits": False, "reason": reason, "memory": held | {"total": sum(held.values())}}
         self.compiled += 1
-        log_progress(
-            f"{self.compiled} of at most {self.limit}: {format_mesh(found['mesh'])}, {rows} rows, remat {remat} ..."
-        )
+        log_progress(f"{self.compiled} of at most {self.limit}: {_describe(found)} ...")
         plan = plan_step(opened, self.target)
         log_progress(f"  {_summary(plan)}")
         kept = ("fits", "reason", "memory", "roofline", "collectives", "rows_per_device", "compile_seconds")
@@ -86,7 +78,7 @@ def _summary(plan: dict[str, Any]) -> str:
     if plan["fits"] is False:
         return f"does not fit: {plan['reason']}"
     step = f", {plan['roofline']['step'] * 1e3:.3g} ms" if plan["roofline"] else ""
-    return f"{format_bytes(plan['memory']['total'])}{step}"
+    return f"{memory.format_bytes(plan['memory']['total'])}{step}"
 
 
 def sweep(config: Config, stage: Stage, target: Target, limit: int) -> dict[str, Any]:
@@ -165,13 +157,12 @@ _HEADER = f"{'mesh':<34}{'rows':>7}{'remat':>7}{'GiB':>8}{'ms':>9}{'positions/s'
 
 
 def _row(one: dict[str, Any]) -> str:
-    line = f"{format_mesh(one['mesh']):<34}{one['batch_size']:>7}{one['remat']:>7}{one['memory']['total'] / GIB:>8.2f}"
+    size = one["memory"]["total"] / memory.GIB
+    line = f"{format_mesh(one['mesh']):<34}{one['batch_size']:>7}{one['remat']:>7}{size:>8.2f}"
     if not (estimate := one["roofline"]):
         return line
-    return (
-        f"{line}{estimate['step'] * 1e3:>9.3g}{estimate['tokens_per_second']:>14,.0f}{estimate['mfu']:>6.0%}"
-        f"  {estimate['bound']}"
-    )
+    step, speed = f"{estimate['step'] * 1e3:>9.3g}", f"{estimate['tokens_per_second']:>14,.0f}"
+    return f"{line}{step}{speed}{estimate['mfu']:>6.0%}  {estimate['bound']}"
 
 
 def _describe(one: dict[str, Any]) -> str:

@@ -60,17 +60,12 @@ _GPUS: dict[str, dict[str, float]] = {
 
 @dataclass(frozen=True)
 class Topology:
-    """Attributes:
-    name: as the user wrote it.
-    kind: v3, v4, v5e, v5p, v6e, a100, h100, h200, b200 or cpu.
-    shape: chips along each torus dimension; (hosts, GPUs per host); (devices,) for a CPU.
-    slices: number of TPU slices (`mesh.dcn`), connected by the data center network.
-    """
+    """Devices to compile for."""
 
-    name: str
-    kind: str
-    shape: tuple[int, ...]
-    slices: int = 1
+    name: str  # as the user wrote it
+    kind: str  # v3, v4, v5e, v5p, v6e, a100, h100, h200, b200 or cpu
+    shape: tuple[int, ...]  # chips along each torus dimension; (hosts, GPUs per host); (devices,) for a CPU
+    slices: int = 1  # of a TPU (`mesh.dcn`), connected by the data center network
 
     @property
     def platform(self) -> str:
@@ -82,15 +77,11 @@ class Topology:
 
     @property
     def size(self) -> int:
-        """Devices."""
         return self.slices * prod(self.shape) * (2 if self.kind == "v3" else 1)
 
 
 def parse(name: str, slices: int = 1) -> Topology:
-    """Parse the name of a TPU slice, of which there are `slices`, or of all GPUs or CPU devices.
-
-    Raises UserError for an invalid name, with examples.
-    """
+    """Parse the name of one of `slices` TPU slices, or of all GPUs or CPU devices. UserError for an invalid name."""
     wanted = name.strip().lower()
     if found := _TYPE.match(wanted):
         wanted = _type_to_shape(name, _ALIASES.get(found[1], found[1]), int(found[2]))
@@ -102,9 +93,8 @@ def parse(name: str, slices: int = 1) -> Topology:
     topology = Topology(name, kind, (1, *shape) if kind in _GPUS and len(shape) == 1 else shape)
     wide = {"cpu": 1, "gpu": 2}.get(topology.platform) or CHIPS_BY_NAME[kind].torus
     if len(topology.shape) != wide or not 1 <= topology.size <= 65536:
-        form = {"cpu": "cpu:8", "gpu": f"{kind}:8 or {kind}:2x8"}.get(topology.platform) or f"{kind}:" + "x".join(
-            "4" * wide
-        )
+        torus = f"{kind}:{'x'.join('4' * wide)}"
+        form = {"cpu": "cpu:8", "gpu": f"{kind}:8 or {kind}:2x8"}.get(topology.platform, torus)
         raise UserError(f"--topology: {name[:80]!a}: write {kind} like {form}")
     return replace(topology, slices=slices) if topology.platform == "tpu" else topology
 
@@ -122,11 +112,10 @@ def _type_to_shape(name: str, kind: str, number: int) -> str:
 
 def check_installed(topology: Topology) -> None:
     """Raises UserError when the compiler for these devices is not installed."""
-    package, wanted = {"tpu": ("libtpu", "libtpu"), "gpu": ("jax_cuda", "'jax[cuda13]'")}.get(
-        topology.platform, ("", "")
-    )
-    names = ("jax_cuda13_plugin", "jax_cuda12_plugin") if package == "jax_cuda" else (package,)
-    if package and not any(importlib.util.find_spec(name) for name in names):
+    gpu = topology.platform == "gpu"
+    names = ("jax_cuda13_plugin", "jax_cuda12_plugin") if gpu else ("libtpu",)
+    if topology.platform != "cpu" and not any(importlib.util.find_spec(name) for name in names):
+        wanted = "'jax[cuda13]'" if gpu else "libtpu"
         raise UserError(f"--topology {topology.name}: its compiler is not installed; pip install {wanted}")
 
 

@@ -48,9 +48,6 @@ def _page(run: RunRecord) -> str:
     return html_document(run.name, [part for part in body if part])
 
 
-# ---- the top of the page --------------------------------------------------------------------------------------------
-
-
 def _header(run: RunRecord) -> str:
     done = sum(stage.finished for stage in run.stages)
     if run.stages and done == len(run.stages):
@@ -189,9 +186,6 @@ def _baselines(run: RunRecord) -> str:
         f'<th class="n">Exact match</th><th class="n">F1</th><th>F1, 0 to 100</th></tr></thead><tbody>{rows}</tbody>'
         "</table></div></section>"
     )
-
-
-# ---- the bottom of the page -----------------------------------------------------------------------------------------
 
 
 def _provenance_section(run: RunRecord) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from bertjax.errors import UserError
 from bertjax.evaluation.evaluators.build import build_evaluators
-from bertjax.evaluation.record_paths import open_records, with_writable_cache
+from bertjax.evaluation.evaluators.heldout import open_records, with_writable_cache
 from bertjax.evaluation.restore import restore
 from bertjax.training import inputs, validate
 

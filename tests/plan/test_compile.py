@@ -9,10 +9,10 @@ from bertjax.errors import UserError
 from bertjax.parallel import batches
 from bertjax.plan import memory
 from bertjax.plan.compile import CompileResult, StageProgram, build_stage_program, compile_lowered
-from bertjax.plan.evaluation import evaluation_steps
 from bertjax.plan.hlo.collectives import find_collectives
 from bertjax.plan.hlo.module import HloModule
 from bertjax.plan.sharding_notes import sharding_notes
+from bertjax.plan.stages import evaluation_steps
 
 MIXED = ["mesh.data=2", "mesh.fsdp=2", "mesh.tensor=2"]
 
@@ -108,7 +108,7 @@ def test_fsdp_gathers_what_it_splits(compiled):
 
 def test_tensor_alone_splits_no_rows(compiled):
     program, found = moves(compiled, "bert", "pretrain", "mesh.data=4", "mesh.tensor=2")
-    assert program.batch_shards == 4
+    assert program.program.batch_shards == 4
     assert {one.axes for one in found if one.kind == "all-reduce"} >= {"data", "tensor"}
 
 

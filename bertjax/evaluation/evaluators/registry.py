@@ -18,18 +18,13 @@ AbstractBatch = Mapping[str, jax.ShapeDtypeStruct]
 
 @dataclass(frozen=True)
 class EvaluationKind:
-    """What the program asks of an evaluation kind; the heads and rows that fit it are facts of its section.
+    """What the program asks of an evaluation kind; the heads and rows that fit it are facts of its section."""
 
-    Attributes:
-        build: (run context, program, section, record of its files, class names) reads the data and returns the
-            evaluation. `labels`: names of the classes by id of the training data, or None.
-        lower: (run context, program, section, its widest batch from data of the task) -> (key, function that lowers
-            the compiled program); evaluations with equal keys share a program.
-        asks_questions: whether the data of a section are questions with answers, which `qa-report` can ask.
-    """
-
+    # (run context, program, section, record of its files, names of the classes by id) -> the evaluation, data read
     build: Callable[[RunContext, TrainProgram, Any, EvaluationRecord, list[str] | None], Run]
+    # (..., section, its widest batch) -> (key, function that lowers the program); equal keys share a program
     lower: Callable[[RunContext, TrainProgram, Any, AbstractBatch], tuple[Hashable, Callable[[], Any]]]
+    # whether the data of a section are questions with answers, which `qa-report` can ask
     asks_questions: Callable[[Any], bool] = lambda config: False
 
 

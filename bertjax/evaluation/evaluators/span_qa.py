@@ -100,8 +100,8 @@ def make_span_logits_fn(program: TrainProgram) -> MeshJit:
         model = program.build_model(params)
         return model.qa_logits(model.encode(*fields))
 
-    jitted = jax.jit(forward, out_shardings=NamedSharding(program.mesh, P()))
-    return MeshJit(jitted, program.mesh, program.rules)
+    replicated = NamedSharding(program.mesh, P())
+    return MeshJit(jax.jit(forward, out_shardings=replicated), program.mesh, program.rules)
 
 
 def compute_span_logits(

@@ -34,7 +34,7 @@ def text_to_text_evaluator(
 ) -> Run:
     """Answers generated for held-out examples, scored by the metrics of their prompt (or those the config names).
 
-    Keeps <name>.json (scores and samples) and <name>.predictions.json (answers by the record's id, else its number).
+    Writes <name>.json (scores and samples) and <name>.predictions.json (answers by the record's id, else its number).
     """
     options: TextToText = config.data.preprocess
     if options.kind not in (config.preprocess or ()):
@@ -119,7 +119,7 @@ def prediction_keys(examples: Sequence[TextExample]) -> list[str]:
 
 
 def _id_string(identity: Any) -> str:
-    """An id as a string; those of MultiRC and ReCoRD have several parts."""
+    # ids of MultiRC and ReCoRD have several parts
     return "-".join(map(str, identity.values())) if isinstance(identity, Mapping) else str(identity)
 
 
@@ -156,9 +156,6 @@ def _asks_questions(config: TextToTextEvaluation) -> bool:
 
 
 TEXT_TO_TEXT = EvaluationKind(build=text_to_text_evaluator, lower=_lower, asks_questions=_asks_questions)
-
-
-# ---- averages over a suite ------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

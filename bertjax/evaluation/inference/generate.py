@@ -29,20 +29,15 @@ MAX_INPUT_TOKENS, MAX_TOKEN_PAIRS = 8192, 8 * 2048**2
 
 
 class Generator:
-    """Generates text with one model, tokenizer and decoding method; compiles one program per width.
-
-    Every process of a run makes the same calls and gets all answers.
-    """
+    """Generates text with one model, tokenizer and decoding method; every process makes the same calls."""
 
     def __init__(
         self, program: TrainProgram, tokenizer: SentencePieceTokenizer, decoding: Decoding, *,
         sequence_length: int | None, target_length: int, batch_size: int, seed: int = 0, causal: bool = False,
     ) -> None:  # fmt: skip
-        """Args:
-        sequence_length: maximum input tokens, EOS included (None: no limit, but UserError above MAX_INPUT_TOKENS).
-        target_length: tokens to generate, unless `decoding` has its own number.
-        seed: of sampling.
-        causal: a language model that continues a text: causal attention, and no EOS after the input.
+        """sequence_length: maximum input tokens, EOS included (None: no limit, but UserError above MAX_INPUT_TOKENS).
+        target_length: tokens to generate, unless `decoding` has its own number. seed: of sampling.
+        causal: the model continues a text: causal attention, and no EOS after the input.
         """
         self.program, self.tokenizer, self.decoding, self.causal = program, tokenizer, decoding, causal
         self.sequence_length, self.batch_size, self.seed = sequence_length, batch_size, seed
@@ -57,7 +52,7 @@ class Generator:
         return self.from_ids(params, self.tokenizer.encode_batch(list(texts)))
 
     def from_ids(self, params: Params, rows: Sequence[Sequence[int]]) -> list[str]:
-        """The same from token ids, without EOS."""
+        """Generate from token ids without EOS."""
         fitted = [self._truncate(row) for row in rows]
         lengths = np.array([len(row) for row in fitted], np.int64)
         if self.sequence_length is None and (lengths > MAX_INPUT_TOKENS).any():

@@ -36,10 +36,9 @@ def predict_answers(
 ) -> tuple[dict[str, str], dict[str, list[dict]], dict[str, float]]:  # fmt: skip
     """-> (answer text by id, n-best lists by id, null odds by id); logits are [N, S], one row per window of `features`.
 
-    An n-best entry is {text, probability, start_logit, end_logit}, with a softmax over the entries as probability. Null
-    odds (only with `version_2`) are the smallest null score of the windows minus the score of the best answer; "" is
-    predicted when they are strictly above the threshold, and when a context has no valid span. Profile bert: without a
-    valid span among the n best, v1 predicts "empty" and v2 "".
+    An n-best entry is {text, probability, start_logit, end_logit}; probabilities are a softmax over the entries. Null
+    odds (only with `version_2`): the smallest null score of the windows minus the score of the best answer. "" is
+    predicted when they are strictly above the threshold, or without a valid span (profile bert, v1: "empty").
     """
     start_logits, end_logits = np.asarray(start_logits, np.float64), np.asarray(end_logits, np.float64)
     shape = features.token_to_word.shape
@@ -68,8 +67,7 @@ def predict_answers(
 
 
 def _best_indexes(logits: np.ndarray, n_best: int) -> np.ndarray:
-    """int [n_best]: indices of the highest logits [S], ties by index."""
-    return np.argsort(-logits, kind="stable")[:n_best]
+    return np.argsort(-logits, kind="stable")[:n_best]  # ties by index
 
 
 def _null_logits(windows: range, start_logits: np.ndarray, end_logits: np.ndarray) -> tuple[float, float]:

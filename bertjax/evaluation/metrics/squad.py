@@ -39,7 +39,9 @@ def score(
     if not questions:
         raise UserError("gold: contains no questions; name the data set of the predictions")
     if version_2 is None:
-        version_2 = na_prob is not None or not all(answers for _, answers in questions) or _says_version_2(gold)
+        named = str(gold.get("version")).lower() if isinstance(gold, Mapping) else ""
+        unanswerable = not all(answers for _, answers in questions)
+        version_2 = na_prob is not None or unanswerable or named.lstrip("v").startswith("2")
     if version_2:
         return _score_v2(questions, predictions, na_prob, na_prob_thresh)
     return _score_v1(questions, predictions)
@@ -98,11 +100,6 @@ def _questions(gold: Gold) -> list[tuple[str, list[str]]]:
         return [(example.id, [text for text, _ in example.answers]) for example in articles]
     every = (qa for article in articles for paragraph in article["paragraphs"] for qa in paragraph["qas"])
     return [(qa["id"], [answer["text"] for answer in qa["answers"]]) for qa in every]
-
-
-def _says_version_2(gold: Gold) -> bool:
-    version = gold.get("version") if isinstance(gold, Mapping) else None
-    return str(version).lower().lstrip("v").startswith("2")
 
 
 def _score_v1(questions: list[tuple[str, list[str]]], predictions: Mapping[str, str]) -> dict[str, float]:
@@ -182,12 +179,16 @@ def _exact(gold: str, predicted: str) -> int:
 
 
 def _f1(gold: str, predicted: str, both_empty: int) -> float:
-    """Harmonic mean over shared words. Two empty texts agree in v2.0 (both_empty 1) but score 0 in v1.1."""
-    gold_words, predicted_words = normalize(gold).split(), normalize(predicted).split()
-    if not gold_words and not predicted_words:
-        return both_empty
+    """Two empty texts agree in v2.0 (both_empty 1) but score 0 in v1.1."""
+    gold, predicted = normalize(gold), normalize(predicted)
+    return word_f1(gold, predicted) if gold or predicted else both_empty
+
+
+def word_f1(gold: str, predicted: str) -> float:
+    """Harmonic mean of precision and recall over shared words."""
+    gold_words, predicted_words = gold.split(), predicted.split()
     shared = sum((Counter(gold_words) & Counter(predicted_words)).values())
     if shared == 0:
-        return 0
+        return 0.0
     precision, recall = shared / len(predicted_words), shared / len(gold_words)
     return 2 * precision * recall / (precision + recall)

@@ -7,7 +7,6 @@ import functools
 import math
 import re
 import string
-from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
@@ -15,12 +14,10 @@ import numpy as np
 
 from bertjax.errors import UserError
 from bertjax.evaluation.metrics.labels import correlation, ranks
-from bertjax.evaluation.metrics.squad import normalize
+from bertjax.evaluation.metrics.squad import normalize, word_f1
 
 Scores = dict[str, float]
 Texts = Sequence[str]
-
-# ---- labels and numbers ---------------------------------------------------------------------------------------------
 
 
 def class_ids(texts: Texts, labels: Texts) -> np.ndarray:
@@ -90,8 +87,6 @@ def spearman(targets: np.ndarray, predictions: np.ndarray) -> Scores:
     return {"spearman": 100 * correlation(ranks(np.asarray(targets)), ranks(np.asarray(predictions)))}
 
 
-# ---- answers --------------------------------------------------------------------------------------------------------
-
 _TRIVIA_PUNCTUATION = str.maketrans(dict.fromkeys(string.punctuation + "‘’´`_", " "))
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 
@@ -120,20 +115,8 @@ def _answers(references: Sequence[Texts], predictions: Texts, normal: Callable[[
     for texts, prediction in zip(references, predictions, strict=True):
         said, golds = normal(prediction), [normal(text) for text in texts]
         exact.append(said in golds if golds else not said)
-        shared.append(max((_word_f1(gold, said) for gold in golds), default=float(not said)))
+        shared.append(max((word_f1(gold, said) for gold in golds), default=float(not said)))
     return {"em": _mean(exact), "f1": _mean(shared)}
-
-
-def _word_f1(gold: str, said: str) -> float:
-    gold_words, said_words = gold.split(), said.split()
-    common = sum((Counter(gold_words) & Counter(said_words)).values())
-    if not common:
-        return 0.0
-    precision, recall = common / len(said_words), common / len(gold_words)
-    return 2 * precision * recall / (precision + recall)
-
-
-# ---- groups ---------------------------------------------------------------------------------------------------------
 
 
 def multirc(targets: np.ndarray, predictions: np.ndarray, groups: Sequence[Hashable]) -> Scores:
@@ -154,8 +137,6 @@ def record(references: Sequence[Texts], predictions: Texts, groups: Sequence[Has
         first.setdefault(group, place)
     return squad([references[i] for i in first.values()], [predictions[i] for i in first.values()])
 
-
-# ---- WSC ------------------------------------------------------------------------------------------------------------
 
 _DETERMINERS = frozenset(
     "a an few her his each every many much my our some that the their these this those which whose your".split()
@@ -183,9 +164,6 @@ def _plain_words(text: str) -> str:
 def wsc(labels: Sequence[int], referents: Texts, predictions: Texts) -> Scores:
     """Accuracy of `wsc_label` against whether the proposed referent is the right one."""
     return accuracy(labels, [wsc_label(p, r) for p, r in zip(predictions, referents, strict=True)])
-
-
-# ---- translation, summaries -----------------------------------------------------------------------------------------
 
 
 def bleu(references: Sequence[Texts], predictions: Texts) -> Scores:

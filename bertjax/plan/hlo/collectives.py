@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from bertjax.plan.hlo.module import Array, HloModule, HloOp, parse_arrays
+from bertjax.plan.hlo.module import HloModule, HloOp, parse_arrays
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 _LISTS = re.compile(r"replica_groups=\{((?:\{[\d,]*\},?)*)\}")
@@ -20,19 +20,13 @@ NO_AXES = "none"  # groups of one device
 
 @dataclass(frozen=True)
 class Collective:
-    """Attributes:
-    kind: one of KINDS.
-    axes: the mesh axes its groups span: data, data+fsdp, ..., or "part of fsdp".
-    count: executions per step.
-    bytes: per step and device, of full arrays (after a gather, before a scatter).
-    group: mesh indices of the devices of its first group.
-    """
+    """The collectives of one kind and group in a step."""
 
-    kind: str
-    axes: str
-    count: int
-    bytes: int
-    group: tuple[int, ...]
+    kind: str  # one of KINDS
+    axes: str  # the mesh axes its groups span: data, data+fsdp, ..., or "part of fsdp"
+    count: int  # executions per step
+    bytes: int  # per step and device, of full arrays (after a gather, before a scatter)
+    group: tuple[int, ...]  # mesh indices of the devices of its first group
 
 
 def find_collectives(module: HloModule, mesh: Mapping[str, int] | None = None) -> list[Collective]:
@@ -70,11 +64,7 @@ def _full_bytes(operation: HloOp, kind: str, group: int) -> int:
         result = parse_arrays(_second_element(operation.type)) or result
     if operation.opcode == "collective-permute-start":
         result = result[1:2]
-    return _total_bytes(result) * (group if kind == "reduce-scatter" else 1)
-
-
-def _total_bytes(found: Sequence[Array]) -> int:
-    return sum(array.bytes for array in found)
+    return sum(array.bytes for array in result) * (group if kind == "reduce-scatter" else 1)
 
 
 def _second_element(type_: str) -> str:
@@ -85,9 +75,6 @@ def _second_element(type_: str) -> str:
         if letter == "," and depth == 1:
             return type_[at + 1 :]
     return ""
-
-
-# ---- groups ---------------------------------------------------------------------------------------------------------
 
 
 def parse_replica_groups(operation: HloOp, devices: int) -> list[tuple[int, ...]]:

@@ -72,9 +72,6 @@ def _num_products(bounds: tuple[int, int], window: Mapping[str, str]) -> int:
     return int(((at >= 0) & (at < (base - 1) * holes + 1) & (at % holes == 0)).sum())
 
 
-# ---- memory ---------------------------------------------------------------------------------------------------------
-
-
 def memory_bytes(module: HloModule) -> int:
     """Bytes that the operations of a step read from and write to HBM.
 

@@ -27,11 +27,11 @@ _TRIPS = re.compile(r'known_trip_count\\?"?:\s*\{\\?"?n\\?"?:\s*\\?"?(\d+)')
 
 
 class Array(NamedTuple):
-    """An array of a result. `in_vmem`: stored in VMEM instead of HBM."""
+    """An array of a result."""
 
     dtype: str
     shape: tuple[int, ...]
-    in_vmem: bool
+    in_vmem: bool  # stored in VMEM instead of HBM
 
     @property
     def bytes(self) -> int:
@@ -40,9 +40,9 @@ class Array(NamedTuple):
 
 def parse_arrays(text: str) -> list[Array]:
     """The arrays of a result type, tuples flattened."""
-    found = _ARRAY.findall(text)
     return [
-        Array(kind, tuple(map(int, filter(None, shape.split(",")))), "S(1)" in layout) for kind, shape, layout in found
+        Array(kind, tuple(map(int, filter(None, shape.split(",")))), "S(1)" in layout)
+        for kind, shape, layout in _ARRAY.findall(text)
     ]
 
 
@@ -122,11 +122,9 @@ class HloModule:
 
     def _calls(self, operation: HloOp) -> Iterator[tuple[str, int]]:
         trips = self._trips(operation) if operation.opcode == "while" else 1
-        for name in _CALLED.findall(operation.rest):
+        sets = ",".join(_CALLED_SETS.findall(operation.rest))
+        for name in _CALLED.findall(operation.rest) + re.findall(r"%?([\w.-]+)", sets):
             yield name, trips
-        for names in _CALLED_SETS.findall(operation.rest):
-            for name in re.findall(r"%?([\w.-]+)", names):
-                yield name, trips
 
     def _trips(self, loop: HloOp) -> int:
         if known := _TRIPS.search(loop.rest):
