@@ -178,13 +178,13 @@ def generate(
         raise UserError(f"{checkpoint}: a {config.model.family} model generates no text; name a run of family t5")
     stage = config.stages[restored.stage]
     evaluations = text_to_text.stage_settings(stage)
-    tasks = [*config.stage_tasks(stage).values(), *(e.data for e in evaluations)]
+    options = [task.preprocess for task in (*config.stage_tasks(stage).values(), *(e.data for e in evaluations))]
     generator = Generator(
         restored.program, tokenizer,
         _override_decoding(evaluations[0].decoding if evaluations else _imported_decoding(restored), choices),
         sequence_length=max_input_tokens,
-        target_length=max(_target_length(task.preprocess) for task in tasks),
-        batch_size=batch_size, seed=seed, causal=all(record_of(task.preprocess).layout == "decoder" for task in tasks),
+        target_length=max(getattr(one, "target_length", None) or one.sequence_length for one in options),
+        batch_size=batch_size, seed=seed, causal=all(record_of(one).layout == "decoder" for one in options),
     )  # fmt: skip
     rows = tokenizer.encode_batch(texts)
     _report_truncation(generator, texts, rows)
@@ -197,19 +197,15 @@ def generate(
 
 def _report_truncation(generator: Generator, texts: Sequence[str], rows: Sequence[Sequence[int]]) -> None:
     tokenizer, limit = generator.tokenizer, generator.sequence_length
-    counts = {
-        "inputs": text_counts.count(rows, None if limit is None else generator.input_capacity(limit), tokenizer.unk_id)
-    }
+    capacity = None if limit is None else generator.input_capacity(limit)
+    counts = {"inputs": text_counts.count(rows, capacity, tokenizer.unk_id)}
     report_truncation("note", counts, {"inputs": ("--max-input-tokens", limit)})
     sentinels = {i for i, piece in enumerate(tokenizer.pieces) if _SENTINEL.fullmatch(piece)}
-    wrong = sum(
-        len(_SENTINEL.findall(text)) > sum(i in sentinels for i in row) for text, row in zip(texts, rows, strict=True)
-    )
-    if wrong:
-        where = f"{wrong:,} of {len(texts):,} texts"
+    read = [sum(i in sentinels for i in row) for row in rows]
+    if wrong := sum(len(_SENTINEL.findall(text)) > count for text, count in zip(texts, read, strict=True)):
         _print_note(
-            f"{where} contain an <extra_id_N> that is read as characters: it is inside a word (put a space before it), "
-            f"or N is too large ({len(sentinels)} sentinels)"
+            f"{wrong:,} of {len(texts):,} texts contain an <extra_id_N> that is read as characters: it is inside a "
+            f"word (put a space before it), or N is too large ({len(sentinels)} sentinels)"
         )
 
 
@@ -243,10 +239,6 @@ def _override_decoding(settings: Decoding, choices: dict[str, Any]) -> Decoding:
     return made
 
 
-def _target_length(options: Any) -> int:
-    return getattr(options, "target_length", None) or options.sequence_length
-
-
 def restore_with_head(
     checkpoint: str | Path | RestoredCheckpoint, head: str, overrides: Sequence[str] = ()
 ) -> RestoredCheckpoint:
@@ -258,10 +250,6 @@ def restore_with_head(
             "name a checkpoint of a stage that trained one"
         )
     if head in restored.untrained_heads:
-        stage = restored.ctx.config.stages[restored.stage].name
-        print(
-            f"note: stage '{stage}' trained the encoder without the '{head}' head; the stage that trained it gives "
-            "better predictions",
-            file=sys.stderr, flush=True,
-        )  # fmt: skip
+        how = f"stage '{restored.ctx.config.stages[restored.stage].name}' trained the encoder without the '{head}' head"
+        _print_note(f"{how}; the stage that trained it gives better predictions")
     return restored

@@ -35,7 +35,7 @@ class EvaluationRecord:
         return self.folder / f"{self.stem}.json"
 
     def file_path(self, name: str) -> Path:
-        """`name` is that of the evaluation, possibly with a suffix such as .predictions."""
+        """`name`: of the evaluation, possibly with a suffix such as .predictions."""
         return self.folder / f"{self.stem}{name.removeprefix(self.name)}.json"
 
     def summary(self, step: int) -> str:
@@ -67,9 +67,8 @@ def diff_from_run(
     own = kept.get("evaluation", own)
     if own is None:
         return {head: {"here": "given here", "run": None}} | _changed(before, after)
-    found = _changed(
-        before | flatten(own, prefix=f"{head}."), after | flatten(provenance["evaluation"], prefix=f"{head}.")
-    )
+    before |= flatten(own, prefix=f"{head}.")
+    found = _changed(before, after | flatten(provenance["evaluation"], prefix=f"{head}."))
     found.pop(f"{head}.every", None)  # the schedule of evaluations does not affect scores
     if "by" in kept:
         found["made by"] = {"here": "this version", "run": kept["by"]}
@@ -119,10 +118,8 @@ def output_paths(output: Path, names: list[str]) -> dict[str, tuple[Path, str]]:
     if output.suffix != ".json" or output.is_dir():
         return {name: (output, name) for name in names}
     if len(names) > 1:
-        several = ", ".join(names)
-        raise UserError(
-            f"{output}: a file is for one evaluation, but there are {several}; give --name, or name a folder"
-        )
+        several = f"a file is for one evaluation, but there are {', '.join(names)}"
+        raise UserError(f"{output}: {several}; give --name, or name a folder")
     return {name: (output.parent, output.stem) for name in names}
 
 

@@ -84,9 +84,9 @@ def restore(
 
 
 def _with_run_dir(config: Config, meta: Mapping[str, Any], found: CheckpointRef) -> tuple[Config, bool]:
-    """The configuration with the run folder where it is now, or where results of a lone checkpoint are kept instead.
+    """-> (config with the run's present folder, or that for results of a lone checkpoint; whether it is the run's).
 
-    -> (config, whether that is the checkpoint's run). What an override names is left as it is.
+    A folder that an override names is kept.
     """
     run, was = config.run, meta["config"]["run"]
     if (run.root, run.name) != (was["root"], was["name"]):
@@ -98,7 +98,6 @@ def _with_run_dir(config: Config, meta: Mapping[str, Any], found: CheckpointRef)
 
 
 def _best_step(checkpoints: CheckpointReader, score: str) -> int:
-    found = checkpoints.ref
-    if found.step is not None:
+    if (found := checkpoints.ref).step is not None:
         raise UserError(f"{found.path}: step {found.step} is named already; leave it out to get the best {score}")
     return checkpoints.best_step(score, upgrade_config(checkpoints.meta()["config"])["run"]["checkpoint"]["best_mode"])

@@ -46,7 +46,6 @@ class StageProgram:
     batch: dict[str, jax.ShapeDtypeStruct]
 
     def lower(self) -> Any:
-        """The train step, traced."""
         step: Any = jit_train_step(self.program, self.state)
         return step.lower(self.state, self.batch)
 
@@ -63,7 +62,6 @@ class CompileResult:
 
     @property
     def text(self) -> str:
-        """The optimized program."""
         return self.hlo_dump or self.compiled.as_text()
 
 

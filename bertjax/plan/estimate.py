@@ -114,13 +114,10 @@ class Roofline:
 def roofline(
     chip: Chip, *, flops: int, model_flops: float, memory_bytes: int, transfers: float, tokens: int
 ) -> Roofline:
-    """flops, memory_bytes: of the program, per step and device; transfers: seconds of all collectives.
-
-    The FLOPs of custom kernels are not visible in the program, so compute is at least the model FLOPs.
-    """
+    """flops, memory_bytes: of the program, per step and device; transfers: seconds of all collectives."""
     assert chip.memory_bandwidth is not None
     return Roofline(
-        compute=max(flops, model_flops) / chip.flops,
+        compute=max(flops, model_flops) / chip.flops,  # the program does not show the FLOPs of custom kernels
         memory=memory_bytes / chip.memory_bandwidth,
         collectives=transfers,
         tokens=tokens,

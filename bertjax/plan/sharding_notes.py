@@ -30,14 +30,11 @@ def applied_rules(opened: StageProgram) -> list[AppliedRule]:
         if width == 1 or logical in ACTIVATION_AXES:
             continue
         sizes = {path: shapes[path].shape[own.index(logical)] for path, own in names.items() if logical in own}
-        replicated = dict.fromkeys(f"{_any_layer(path)}[{size}]" for path, size in sizes.items() if size % width)
+        left = (f"{path}[{size}]" for path, size in sizes.items() if size % width)
+        replicated = dict.fromkeys(re.sub(r"layers/\d+", "layers/*", name) for name in left)
         split = sum(size % width == 0 for size in sizes.values())
         found.append(AppliedRule(logical, "+".join(axes), width, split, tuple(replicated)))
     return found
-
-
-def _any_layer(path: str) -> str:
-    return re.sub(r"layers/\d+", "layers/*", path)
 
 
 def sharding_notes(opened: StageProgram) -> list[str]:

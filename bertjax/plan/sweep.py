@@ -1,8 +1,5 @@
-"""`bertjax plan --sweep`: compile a stage under other meshes, batch sizes and remat policies, and rank what fits.
-
-Tries every mesh with its smallest batch, then the best meshes with larger batches. A remat policy that recomputes more
-is tried only if the cheaper one does not fit.
-"""
+"""`bertjax plan --sweep`: compile a stage under every mesh with its smallest batch, then the best meshes with larger
+batches, and rank what fits. A remat policy that recomputes more is tried only if the cheaper one does not fit."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field

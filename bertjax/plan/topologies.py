@@ -152,9 +152,8 @@ def devices(topology: Topology) -> list[Any]:
                 name=topology.kind.upper(), bandwidth=chip.memory_bandwidth, memory=chip.memory, **_GPUS[topology.kind]
             )
             shape = f"1x{hosts}x{each}"
-            return list(
-                topologies.get_topology_desc(topology.kind, "cuda", target_config=target, topology=shape).devices
-            )
+            found = topologies.get_topology_desc(topology.kind, "cuda", target_config=target, topology=shape)
+            return list(found.devices)
         # The compiler knows only full hosts; a single chip is one of them.
         shape = topology.kind + ":" + ("2x2" if topology.shape == (1, 1) else "x".join(map(str, topology.shape)))
         more: dict[str, Any] = {"num_slices": topology.slices} if topology.slices > 1 else {}

@@ -1,8 +1,4 @@
-"""The report of a run as one HTML file: record.py reads the run folder, figures.py draws charts, the rest writes HTML.
-
-It shows the contents of metrics.jsonl, config.yaml, environment.json, baselines.json and evaluations/, independently of
-how a run is trained or scored.
-"""
+"""The HTML report of a run: record.py reads the run folder, figures.py draws charts, the rest writes HTML."""
 
 from bertjax.report.page import write_report
 

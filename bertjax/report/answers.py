@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bertjax.report.parts import html_document, table
-from bertjax.report.samples import VERDICTS, excerpt
+from bertjax.report.samples import NO_ANSWER, VERDICTS, excerpt, grade
 from bertjax.training.monitor import console
 
 MAX_QUESTIONS = 200  # questions shown; the JSON contains all
@@ -43,23 +43,18 @@ def _agreement(report: Mapping[str, Any]) -> str:
     if len(report["ways"]) < 2:
         return ""
     counts = Counter(tuple(way for way, right in row["exact"].items() if right) for row in report["answers"])
-    rows = [
-        (
-            " and ".join(WAY_NAMES[way] for way in ways) or "None",
-            console.number(count),
-            f"{100 * count / report['questions']:.1f}%",
-        )
-        for ways, count in counts.most_common()
-    ]
+    rows = []
+    for ways, count in counts.most_common():
+        names = " and ".join(WAY_NAMES[way] for way in ways) or "None"
+        rows.append((names, console.number(count), f"{100 * count / report['questions']:.1f}%"))
     shown = table(("Answered right by", "Questions", "Share"), rows, numbers=(1, 2))
     return f'<section id="agreement"><h2>Agreement</h2>{shown}</section>'
 
 
 def _answers(report: Mapping[str, Any]) -> str:
     ways = list(report["ways"])
-    head = "".join(
-        f"<th>{html.escape(name)}</th>" for name in ("Question and text", "Answer", *(WAY_NAMES[w] for w in ways))
-    )
+    names = ("Question and text", "Answer", *(WAY_NAMES[way] for way in ways))
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in names)
     rows = "".join(_row(row, ways) for row in report["answers"][:MAX_QUESTIONS])
     shown = min(MAX_QUESTIONS, len(report["answers"]))
     note = f'<p class="small muted">The first {shown} questions.</p>' if shown < len(report["answers"]) else ""
@@ -72,17 +67,12 @@ def _answers(report: Mapping[str, Any]) -> str:
 def _row(row: Mapping[str, Any], ways: list[str]) -> str:
     answers = row["answers"]
     context = excerpt(row["context"], answers[0] if answers else "", row["predictions"].get("extractive", ""))
-    nothing = '<span class="muted">(no answer)</span>'
     cells = "".join(
-        f'<td><span class="pill {style}">{words}</span><br>{html.escape(row["predictions"][way]) or nothing}</td>'
+        f'<td><span class="pill {style}">{words}</span><br>{html.escape(row["predictions"][way]) or NO_ANSWER}</td>'
         for way in ways
-        for style, words in [VERDICTS[_verdict(row["exact"][way], row["f1"][way])]]
+        for style, words in [VERDICTS[grade(row["exact"][way], row["f1"][way])]]
     )
     return (
         f'<tr><td><p class="question">{html.escape(row["question"])}</p><p class="context">{context}</p></td>'
-        f"<td>{' / '.join(map(html.escape, answers)) or nothing}</td>{cells}</tr>"
+        f"<td>{' / '.join(map(html.escape, answers)) or NO_ANSWER}</td>{cells}</tr>"
     )
-
-
-def _verdict(exact: bool, f1: float) -> str:
-    return "right" if exact else "partly" if f1 >= 50 else "wrong"

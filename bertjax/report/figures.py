@@ -16,9 +16,8 @@ MAX_POINTS = 400
 # Placeholder colours, replaced by CSS variables of the page.
 _INK_COLOUR, _GRID, _SHADE = "#0a0a01", "#0a0a02", "#0a0a03"
 SERIES = [f"#0a0b0{i}" for i in range(1, 7)]
-_VARIABLES = {_INK_COLOUR: "--muted", _GRID: "--line", _SHADE: "--shade"} | {
-    c: f"--c{i}" for i, c in enumerate(SERIES, 1)
-}
+_VARIABLES = {_INK_COLOUR: "--muted", _GRID: "--line", _SHADE: "--shade"}
+_VARIABLES |= {colour: f"--c{i}" for i, colour in enumerate(SERIES, 1)}
 
 
 @dataclass(frozen=True)
@@ -98,10 +97,7 @@ def bucket_means(steps: np.ndarray, values: np.ndarray, most: int) -> tuple[np.n
 
 
 def smooth(values: np.ndarray, reach: int) -> np.ndarray:
-    """Mean over `reach` neighbours on either side. [N] -> [N].
-
-    Near the start, where curves are steep, the window shrinks on both sides; at the end only on the right.
-    """
+    """Mean over `reach` neighbours on either side, [N] -> [N]; symmetric near the start, where curves are steep."""
     place = np.arange(len(values))
     before = np.minimum(reach, place)
     after = np.minimum(before, place[::-1])
@@ -142,16 +138,8 @@ def _shade_episodes(axes: Any, episodes: list[Episode], labels: bool) -> None:
                 trained = episode.trainable_parameters
                 text = f"episode {episode.number}" + (f" · {console.compact(trained)} trained" if trained else "")
             middle = (episode.first_step + episode.last_step) / 2
-            axes.text(
-                middle,
-                0.985,
-                text,
-                transform=axes.get_xaxis_transform(),
-                ha="center",
-                va="top",
-                size=9.5,
-                color=_INK_COLOUR,
-            )
+            style = {"ha": "center", "va": "top", "size": 9.5, "color": _INK_COLOUR}
+            axes.text(middle, 0.985, text, transform=axes.get_xaxis_transform(), **style)
 
 
 def _inline_svg(svg: str, key: str, title: str) -> str:

@@ -22,10 +22,10 @@ HEADLINES = ("f1", "exact", "accuracy", "mlm_accuracy", "nsp_accuracy", "pearson
 
 
 def write_report(run: Path, output: Path | None = None) -> Path:
-    """Write the report of run folder `run` to `output` (default: report.html in the run folder) and return its path.
+    """Write the report of a run folder, finished or not, to `output` (default: its report.html) and return the path.
 
-    Works for unfinished runs too; the same folder gives the same bytes. Raises UserError for a folder that is not a run
-    folder or when matplotlib is missing, StorageError when a write fails.
+    The same folder gives the same bytes. Raises UserError without a run folder or matplotlib, StorageError when a write
+    fails.
     """
     run = Path(run)
     record = read_run(run)
@@ -35,17 +35,13 @@ def write_report(run: Path, output: Path | None = None) -> Path:
         target = target / "report.html"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        write_text_atomic(target, _page(record))
+        body = [_header(record), _tiles(record), _summary(record), _baselines(record)]
+        body += [stage_section(stage, place) for place, stage in enumerate(record.stages, 1)]
+        body += [_provenance_section(record), _footer(record)]
+        write_text_atomic(target, html_document(record.name, filter(None, body)))
     except OSError as error:
         raise StorageError(f"{target}: the report could not be written ({error.strerror or error})") from error
     return target
-
-
-def _page(run: RunRecord) -> str:
-    body = [_header(run), _tiles(run), _summary(run), _baselines(run)]
-    body += [stage_section(stage, place) for place, stage in enumerate(run.stages, 1)]
-    body += [_provenance_section(run), _footer(run)]
-    return html_document(run.name, [part for part in body if part])
 
 
 def _header(run: RunRecord) -> str:
@@ -163,18 +159,13 @@ def _summary_row(stage: StageRecord, began: float) -> list[str]:
 
 def _baselines(run: RunRecord) -> str:
     """Question-answering scores of this run and of the baselines, best F1 first."""
-    own = [
-        (f"{stage.name}: {e.name}", e.scores, True)
-        for stage in run.stages
-        for e in stage.evaluations
-        if is_finite(e.scores.get("exact")) and is_finite(e.scores.get("f1"))
-    ]
-    scored = [row for row in run.baselines if is_finite(row.get("exact")) and is_finite(row.get("f1"))]
-    others = [(str(row.get("name")), row, False) for row in scored]
-    if not others:
+    found = [(f"{stage.name}: {e.name}", e.scores, True) for stage in run.stages for e in stage.evaluations]
+    found += [(str(row.get("name")), row, False) for row in run.baselines]
+    scored = [row for row in found if is_finite(row[1].get("exact")) and is_finite(row[1].get("f1"))]
+    if all(is_own for _, _, is_own in scored):
         return ""
     rows = ""
-    for name, scores, is_own in sorted(own + others, key=lambda row: -row[1]["f1"]):
+    for name, scores, is_own in sorted(scored, key=lambda row: -row[1]["f1"]):
         width = min(max(scores["f1"], 0.0), 100.0)
         rows += (
             f"<tr{' class=own' * is_own}><th>{html.escape(name)}{' (this run)' * is_own}</th>"

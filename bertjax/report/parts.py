@@ -47,7 +47,6 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: Collectio
 
 
 def definition_list(values: Mapping[str, Any], style: str) -> str:
-    """A definition list of class `style`."""
     items = "".join(f"<div><dt>{html.escape(k)}</dt><dd>{html.escape(str(v))}</dd></div>" for k, v in values.items())
     return f'<dl class="{style}">{items}</dl>'
 
@@ -69,6 +68,5 @@ def score_text(key: str, value: Any) -> str:
 
 
 def metric_label(key: str) -> str:
-    """The name of a metric as words."""
     words = [_METRIC_WORDS.get(word.lower(), word) for word in key.replace("/", " / ").split("_")]
     return " ".join(words).replace("exact match", "exact").replace("exact", "exact match")

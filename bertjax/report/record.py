@@ -18,7 +18,7 @@ from bertjax.training.monitor.tracking import read_lines
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """The last scores of one evaluation of a stage, with their samples and n-best lists."""
+    """The last scores of an evaluation, with their samples and n-best lists."""
 
     name: str
     step: int | None
@@ -93,7 +93,8 @@ def read_run(run: Path) -> RunRecord:
     times = [line["time"] for line in lines if isinstance(line.get("time"), str)]
     started = find_key(environment, "started", "date", "time", "created") or (times[0] if times else None)
     planned = _planned_steps(config_text)
-    names = dict.fromkeys([*planned, *(str(line["stage"]) for line in lines), *_evaluated_stages(run)])
+    evaluated = [stage for stage, _ in _evaluation_folders(run)]
+    names = dict.fromkeys([*planned, *(str(line["stage"]) for line in lines), *evaluated])
     return RunRecord(
         name=run.resolve().name,
         stages=[_stage(run, name, planned.get(name), [x for x in lines if x["stage"] == name]) for name in names],
@@ -151,11 +152,9 @@ def _episodes(train: list[dict[str, Any]], events: list[dict[str, Any]]) -> list
 
     An event at the last step of an episode belongs to the next one, so at equal steps the training line comes first.
     """
-    marks = sorted(
-        (line for line in (*train, *events) if isinstance(line.get("episode"), int)), key=lambda x: x["step"]
-    )
+    marks = [line for line in (*train, *events) if isinstance(line.get("episode"), int)]
     found: list[Episode] = []
-    for line in marks:
+    for line in sorted(marks, key=lambda line: line["step"]):
         step, number, trained = line["step"], line["episode"], line.get("trainable_parameters")
         if found and found[-1].number == number:
             last = found.pop()
@@ -172,54 +171,48 @@ def _evaluations(run: Path, stage: str, lines: list[dict[str, Any]]) -> list[Eva
     for line in sorted(lines, key=lambda line: line["step"]):
         last[line["name"]] = line
     found = {name: EvaluationResult(name, line["step"], line["scores"]) for name, line in last.items()}
-    for folder in _evaluation_folders(run):
-        if _stage_of(folder) != stage:
+    for path in _evaluation_files(run, stage):
+        if path.name.endswith((".predictions.json", ".nbest.json")):
             continue
-        for path in sorted(folder.glob("*.json")):
-            if path.name.endswith((".predictions.json", ".nbest.json")):
-                continue
-            content = _json(path, dict)
-            if not isinstance(content.get("scores"), dict):
-                continue
-            name = path.name.removesuffix(".json")
-            step = content.get("step", last.get(name, {}).get("step"))
-            samples = content.get("samples")
-            predictions = _json(folder / f"{name}.predictions.json", dict)
-            found[name] = EvaluationResult(
-                name=name,
-                step=step if isinstance(step, int) else None,
-                scores=content["scores"],
-                samples=[s for s in samples if isinstance(s, dict)] if isinstance(samples, list) else [],
-                nbest=_json(folder / f"{name}.nbest.json", dict),
-                predictions=len(predictions) or None,
-            )
+        content = _json(path, dict)
+        if not isinstance(content.get("scores"), dict):
+            continue
+        name = path.name.removesuffix(".json")
+        step = content.get("step", last.get(name, {}).get("step"))
+        samples = content.get("samples")
+        found[name] = EvaluationResult(
+            name=name,
+            step=step if isinstance(step, int) else None,
+            scores=content["scores"],
+            samples=[s for s in samples if isinstance(s, dict)] if isinstance(samples, list) else [],
+            nbest=_json(path.parent / f"{name}.nbest.json", dict),
+            predictions=len(_json(path.parent / f"{name}.predictions.json", dict)) or None,
+        )
     return list(found.values())
 
 
 def _other_evaluations(run: Path, stage: str) -> list[OtherEvaluation]:
     found = []
-    for folder in _evaluation_folders(run):
-        for path in sorted((folder / OTHER_DIR).glob("*.json")) if _stage_of(folder) == stage else ():
-            content = _json(path, dict)
-            scores, step, differs = (content.get(key) for key in ("scores", "step", "differs"))
-            if isinstance(scores, dict):
-                step = step if isinstance(step, int) else None
-                text = describe_provenance(step, differs if isinstance(differs, dict) else {})
-                name = find_key(content.get("made_from"), "name") or path.name.removesuffix(".json")
-                found.append(OtherEvaluation(str(name), text, scores, step))
+    for path in _evaluation_files(run, stage, OTHER_DIR):
+        content = _json(path, dict)
+        scores, step, differs = (content.get(key) for key in ("scores", "step", "differs"))
+        if isinstance(scores, dict):
+            step = step if isinstance(step, int) else None
+            text = describe_provenance(step, differs if isinstance(differs, dict) else {})
+            name = find_key(content.get("made_from"), "name") or path.name.removesuffix(".json")
+            found.append(OtherEvaluation(str(name), text, scores, step))
     return sorted(found, key=lambda other: (other.name, other.step or 0))
 
 
-def _evaluation_folders(run: Path) -> list[Path]:
-    return sorted(path for path in (run / "evaluations").glob("*") if path.is_dir())
+def _evaluation_folders(run: Path) -> list[tuple[str, Path]]:
+    """(stage, folder) in order of the folders' names."""
+    folders = sorted(path for path in (run / "evaluations").glob("*") if path.is_dir())
+    return [(re.sub(r"^\d+-", "", folder.name), folder) for folder in folders]
 
 
-def _stage_of(folder: Path) -> str:
-    return re.sub(r"^\d+-", "", folder.name)
-
-
-def _evaluated_stages(run: Path) -> list[str]:
-    return [_stage_of(folder) for folder in _evaluation_folders(run)]
+def _evaluation_files(run: Path, stage: str, inside: str = "") -> list[Path]:
+    folders = [folder / inside for name, folder in _evaluation_folders(run) if name == stage]
+    return [path for folder in folders for path in sorted(folder.glob("*.json"))]
 
 
 def _planned_steps(config_text: str) -> dict[str, int | None]:

@@ -12,6 +12,7 @@ MAX_SAMPLES = 12  # samples shown per evaluation
 CONTEXT_CHARS = 150  # characters of context on either side
 MAX_RUNNERS_UP = 2  # further N-best answers shown
 
+NO_ANSWER = '<span class="muted">(no answer)</span>'
 VERDICTS = {"right": ("good", "✓ right"), "partly": ("fair", "≈ partly"), "wrong": ("bad", "✗ wrong")}
 
 
@@ -21,10 +22,9 @@ def samples_table(evaluated: EvaluationResult) -> str:
     if not usable:
         return ""
     rows = "".join(_row(sample, evaluated.nbest) for sample in usable[:MAX_SAMPLES])
-    shown = min(len(usable), MAX_SAMPLES)
-    counted = (
-        f"{shown} of {len(usable)} samples" if len(usable) > MAX_SAMPLES else f"{shown} sample{'s' * (shown != 1)}"
-    )
+    counted = f"{len(usable)} sample{'s' * (len(usable) != 1)}"
+    if len(usable) > MAX_SAMPLES:
+        counted = f"{MAX_SAMPLES} of {counted}"
     total = f" from {console.number(evaluated.predictions)} predictions" if evaluated.predictions else ""
     return (
         f"<h3>Sample predictions: {html.escape(evaluated.name)}</h3>"
@@ -43,13 +43,9 @@ def _row(sample: Mapping[str, Any], nbest: Mapping[str, Any]) -> str:
     return (
         f'<tr><td><span class="pill {style}">{words}</span></td>'
         f'<td><p class="question">{html.escape(sample["question"])}</p><p class="context">{context}</p></td>'
-        f"<td>{' / '.join(html.escape(a) for a in answers) or _none()}</td>"
-        f"<td>{html.escape(prediction) or _none()}{_runners_up(others, prediction)}</td></tr>"
+        f"<td>{' / '.join(map(html.escape, answers)) or NO_ANSWER}</td>"
+        f"<td>{html.escape(prediction) or NO_ANSWER}{_runners_up(others, prediction)}</td></tr>"
     )
-
-
-def _none() -> str:
-    return '<span class="muted">(no answer)</span>'
 
 
 def _runners_up(entries: Any, prediction: str) -> str:
@@ -72,12 +68,16 @@ def answer_texts(answers: Any) -> list[str]:
 
 
 def verdict(answers: list[str], prediction: str) -> str:
-    """ "right" for an exact match by SQuAD's rules, "partly" from an F1 of one half, else "wrong"."""
+    """The grade of a prediction by SQuAD's rules; without an answer, only an empty prediction is right."""
     if not answers or not prediction:
         return "right" if bool(answers) == bool(prediction) else "wrong"
     question = {"id": "0", "answers": [{"text": text} for text in answers]}
     scores = score([{"paragraphs": [{"qas": [question]}]}], {"0": prediction}, version_2=False)
-    return "right" if scores["exact"] else "partly" if scores["f1"] >= 50 else "wrong"
+    return grade(scores["exact"], scores["f1"])
+
+
+def grade(exact: float, f1: float) -> str:
+    return "right" if exact else "partly" if f1 >= 50 else "wrong"
 
 
 def excerpt(context: str, answer: str, prediction: str) -> str:

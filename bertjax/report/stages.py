@@ -88,9 +88,7 @@ def _points(stage: StageRecord, wanted: Callable[[str], bool]) -> dict[tuple[str
 
 
 def _figure(chart: Chart, key: str, episodes: list[Episode]) -> str:
-    entries: dict[tuple[int, str], Series] = {}
-    for series in chart.series:
-        entries.setdefault((series.colour, series.label), series)
+    entries = dict.fromkeys((series.colour, series.label) for series in chart.series)
     keys = "".join(
         f'<span class="key"><i style="color:var(--c{colour % len(SERIES) + 1})"></i>{html.escape(text)}</span>'
         for colour, text in entries
@@ -108,10 +106,10 @@ def _others(others: list[OtherEvaluation]) -> str:
     """Evaluations that differ from the run's own, each with its differences."""
     if not others:
         return ""
-    rows = [
-        (html.escape(one.name), console.number(one.step), scores_list(one.scores), html.escape(one.description))
-        for one in others
-    ]
+    rows = []
+    for one in others:
+        name, description = html.escape(one.name), html.escape(one.description)
+        rows.append((name, console.number(one.step), scores_list(one.scores), description))
     note = "Results of bertjax evaluate with other data, options or steps than this run's own evaluations."
     head = ("Evaluation", "Step", "Scores", "Provenance")
     return f'<h3>Other evaluations</h3><p class="muted">{note}</p>{table(head, rows, numbers=(1,))}'
@@ -126,13 +124,8 @@ def _episodes(episodes: list[Episode]) -> str:
     for episode in episodes:
         trained: Any = episode.trainable_parameters
         width = 100 * trained / most if trained and most else 0
-        rows.append(
-            [
-                str(episode.number),
-                f"{console.number(episode.first_step)} to {console.number(episode.last_step)}",
-                console.number(trained),
-                f'<span class="bar"><i style="width:{width:.1f}%"></i></span>',
-            ]
-        )
+        steps = f"{console.number(episode.first_step)} to {console.number(episode.last_step)}"
+        bar = f'<span class="bar"><i style="width:{width:.1f}%"></i></span>'
+        rows.append([str(episode.number), steps, console.number(trained), bar])
     head = ("Episode", "Steps", "Parameters trained", "Share of the last episode")
     return f"<h3>Gradual unfreezing</h3>{table(head, rows, numbers=(1, 2))}"

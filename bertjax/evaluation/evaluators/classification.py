@@ -30,9 +30,9 @@ def classification_evaluator(
     record: EvaluationRecord,
     labels: list[str] | None,
 ) -> Run:
-    """Accuracy, F1 and Matthews correlation of labels; Pearson and Spearman correlation for regression.
+    """Scores of `label_scores`; rows without a label are skipped.
 
-    labels: names of the classes by id; the labels of the data are matched to them. Rows without a label are skipped.
+    labels: names of the classes by id, to which the labels of the data are matched.
     """
     names = tuple(labels) if labels else None
     classes = ClassSpec(program.num_classes, names, required=True, keep_unlabeled=True)

@@ -32,15 +32,14 @@ _log = logging.getLogger(__name__)
 def text_to_text_evaluator(
     ctx: RunContext, program: TrainProgram, config: TextToTextEvaluation, record: EvaluationRecord, *_: Any
 ) -> Run:
-    """Answers generated for held-out examples, scored by the metrics of their prompt (or those the config names).
+    """Answers generated for held-out examples, scored by the metrics of their prompt or of the configuration.
 
     Writes <name>.json (scores and samples) and <name>.predictions.json (answers by the record's id, else its number).
     """
     options: TextToText = config.data.preprocess
     if options.kind not in (config.preprocess or ()):
-        raise UserError(
-            f"evaluation '{config.name}': data.preprocess.kind must be text_to_text; kind: loss takes others"
-        )
+        must = "data.preprocess.kind must be text_to_text; kind: loss takes others"
+        raise UserError(f"evaluation '{config.name}': {must}")
     examples = list(read_examples(config.data, ctx.base, seed=ctx.config.run.seed))
     if not examples:
         raise UserError(f"evaluation '{config.name}': its source contains no examples")
@@ -168,10 +167,7 @@ class SuiteAverage:
 
 
 def with_suite_averages(evaluators: Sequence[Evaluator]) -> list[Evaluator]:
-    """The evaluators, followed by <suite>_average for each suite with at least two evaluations.
-
-    An average covers the evaluations that ran at its step; without any it has no scores.
-    """
+    """The evaluators and <suite>_average, over those that ran at its step, for each suite with at least two of them."""
     made: dict[str, list[str]] = {}
     latest: dict[str, tuple[int, str, dict[str, float]]] = {}
     watched = []

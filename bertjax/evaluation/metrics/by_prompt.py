@@ -72,11 +72,10 @@ def score(
     names: Sequence[str], examples: Sequence[TextExample], predictions: Sequence[str],
     labels: Sequence[str] | None = None,
 ) -> Scores:  # fmt: skip
-    """Scores of predictions [N] on examples [N] in percent, and `examples`, the number of scored examples.
+    """Scores of predictions [N] on examples [N] in percent, and `examples`, the number without a hidden label.
 
-    Examples with a hidden label are skipped. EM and F1 of answers are `squad_em`, `squad_f1`, `trivia_qa_em` and so on.
-    SQuAD has two sets of scores: t5's, with references padded like the text of the prompt, and with the official keys
-    (`exact`, `f1`, `total`) those of the official script on the original references.
+    EM and F1 of answers are `squad_em`, `trivia_qa_em` and so on, for SQuAD with t5's padded references; its keys
+    `exact`, `f1` and `total` are those of the official script on the original references.
     """
     pairs = [(e, p) for e, p in zip(examples, predictions, strict=True) if has_answer(e)]
     scores: Scores = {}

@@ -13,10 +13,8 @@ def label_scores(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     labels = np.asarray(labels).reshape(-1)
     if logits.shape[1] == 1:
         guesses = logits[:, 0]
-        return {
-            "pearson": 100 * correlation(guesses, labels),
-            "spearman": 100 * correlation(ranks(guesses), ranks(labels)),
-        }
+        spearman = correlation(ranks(guesses), ranks(labels))
+        return {"pearson": 100 * correlation(guesses, labels), "spearman": 100 * spearman}
     guesses = logits.argmax(1)
     scores = {"accuracy": 100 * float((guesses == labels).mean())}
     if logits.shape[1] == 2:

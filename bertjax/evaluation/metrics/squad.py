@@ -25,15 +25,13 @@ def score(
     version_2: bool | None = None,
 ) -> dict[str, float]:  # fmt: skip
     """Scores in percent, with the official keys. `version_2` None: whether `gold` says so, has a question without
-    answers, or `na_prob` is given.
+    answers, or `na_prob` is given. Raises UserError without a question, prediction or no-answer probability to score.
 
     v1.1: {exact_match, f1}, and the v2.0 keys {exact, total}; a question without a prediction counts 0. v2.0: {exact,
     f1, total}, HasAns_* and NoAns_*, and with `na_prob` best_exact, best_exact_thresh, best_f1, best_f1_thresh; a
     no-answer probability strictly above `na_prob_thresh` replaces the prediction by "". As in the official script, a
     question without a prediction is in no total, but best_* count it if it is unanswerable; where the script then fails
     with a KeyError, HasAns_* and NoAns_* cover the predicted questions.
-
-    Raises UserError when there is nothing to score or a no-answer probability is missing.
     """
     questions = _questions(gold)
     if not questions:

@@ -120,10 +120,8 @@ def _answers(references: Sequence[Texts], predictions: Texts, normal: Callable[[
 
 
 def multirc(targets: np.ndarray, predictions: np.ndarray, groups: Sequence[Hashable]) -> Scores:
-    """F1 over all answers, and the fraction of questions (`groups` [N]) with all answers right -> {f1, exact_match}.
-
-    multirc_f1_over_all_answers and mean_group_metric(all_match).
-    """
+    """F1 over all answers (multirc_f1_over_all_answers), and `exact_match`: the fraction of questions, `groups` [N],
+    with all answers right (mean_group_metric(all_match))."""
     right: dict[Hashable, bool] = {}
     for target, prediction, group in zip(targets, predictions, groups, strict=True):
         right[group] = right.get(group, True) and bool(target == prediction)
@@ -144,7 +142,7 @@ _DETERMINERS = frozenset(
 
 
 def wsc_label(prediction: str, referent: str) -> int:
-    """Whether a prediction names the referent: 1 or 0, -1 for no prediction at all (wsc_simple of postprocessors.py).
+    """Whether a prediction names the referent: 1 or 0, -1 without a prediction (wsc_simple of postprocessors.py).
 
     The words of one, without determiners, must be among those of the other; "Bob" is not "Bob's hat".
     """
@@ -181,10 +179,8 @@ def bleu(references: Sequence[Texts], predictions: Texts) -> Scores:
 
 
 def rouge(references: Sequence[Texts], predictions: Texts) -> Scores:
-    """ROUGE-1, -2 and -Lsum F-measures, sentences cut at " . ", without stemming; UserError without rouge-score.
-
-    The plain mean (rouge_mean) instead of t5's random bootstrap, with the best reference.
-    """
+    """ROUGE-1, -2 and -Lsum F-measures with the best reference, sentences cut at " . ", without stemming: plain means
+    (rouge_mean) instead of t5's random bootstrap; UserError without rouge-score."""
     try:
         from rouge_score import rouge_scorer
     except ModuleNotFoundError:

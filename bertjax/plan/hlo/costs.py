@@ -32,7 +32,7 @@ def matmul_flops(module: HloModule) -> int:
 
 
 def _is_library_dot(operation: HloOp) -> bool:
-    """A call of cuBLAS or oneDNN."""
+    """Whether this calls cuBLAS or oneDNN."""
     target = operation.attribute(r'custom_call_target="([^"]+)"') if operation.opcode == "custom-call" else None
     return target is not None and ("gemm" in target or "matmul" in target)
 
