@@ -1,15 +1,16 @@
 """`bertjax prepare`: prepare the data of every stage before a run."""
 
 import os
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
 from bertjax.config.schema.run import Config, Stage
-from bertjax.data.jobs.jobs import Runner
-from bertjax.data.jobs.runners import beam_options, make_runner
+from bertjax.data.jobs.jobs import LocalRunner, Runner
 from bertjax.data.jobs.scratch_dir import KEPT_MESSAGE
 from bertjax.data.pipeline.loader import Batches
+from bertjax.errors import UserError
 from bertjax.interrupts import exit_on_signal
 from bertjax.training import inputs
 from bertjax.training.checkpoint.stage_files import run_stages
@@ -31,6 +32,27 @@ def open_stage_data(
         yield files.stage, batches
 
 
+def make_runner(name: str, beam_args: Sequence[str] = (), workers: int = 1) -> Runner:
+    """The runner called `name`; without options for Beam it runs in `workers` processes of this machine.
+
+    Raises UserError when Beam is not installed or does not know one of the options.
+    """
+    if name == "local":
+        if beam_args:
+            raise UserError(f"options for Beam ({beam_args[0][:60]} ...) need --runner beam")
+        return LocalRunner()
+    try:
+        import apache_beam  # noqa: F401
+    except ImportError:
+        raise UserError(
+            "--runner beam: Apache Beam is missing; in an environment of its own: pip install 'bertjax[beam,gcs]'"
+        ) from None
+
+    from bertjax.data.jobs.beam_runner import BeamRunner
+
+    return BeamRunner(beam_args, workers)
+
+
 def prepare_command(config: Config, runner: str, beam_args: str | None, rest: Sequence[str], verify: bool) -> None:
     """Prepare and print the number of rows. `beam_args`, `rest`: Beam options. `verify`: read all shards back.
 
@@ -38,7 +60,11 @@ def prepare_command(config: Config, runner: str, beam_args: str | None, rest: Se
     """
     inputs.check_prepare(config, Path.cwd())
     workers = config.run.prepare_workers or os.cpu_count() or 1
-    chosen = make_runner(runner, beam_options(beam_args, rest), workers)
+    try:
+        options = [*shlex.split(beam_args or ""), *rest]
+    except ValueError as error:
+        raise UserError(f"--beam-args: {error} in {beam_args!a:.80}; close the quotes") from None
+    chosen = make_runner(runner, options, workers)
     with exit_on_signal(lambda: f"stopped; {KEPT_MESSAGE}", f"interrupted; {KEPT_MESSAGE}"):
         for stage, batches in open_stage_data(config, partial(print, flush=True), chosen):
             counts = ", ".join(f"{name} {count:,}" for name, count in batches.row_counts.items())

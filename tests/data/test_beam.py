@@ -15,11 +15,11 @@ from bertjax.config.loading.load import load
 from bertjax.config.schema.sources import JsonLines
 from bertjax.data.jobs import shards
 from bertjax.data.jobs.jobs import JobOutput
-from bertjax.data.jobs.runners import make_runner
 from bertjax.data.jobs.shuffle import PositionShuffle
 from bertjax.data.pipeline.prepare import prepare
 from bertjax.data.store.reader import Store
 from bertjax.errors import StorageError, UserError
+from bertjax.tools.prepare import make_runner
 
 try:
     import apache_beam  # noqa: F401

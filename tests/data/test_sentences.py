@@ -4,8 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bertjax.data.sources.sentence_marks import SENTENCE_TERMINAL
-from bertjax.data.sources.sentences import split_sentences
+from bertjax.data.sources.sentences import SENTENCE_TERMINAL, split_sentences
 
 # one case a line; the sentences are apart by " | "
 CASES = """

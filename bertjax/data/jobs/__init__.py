@@ -1,4 +1,1 @@
-"""The data preparation engine: pure jobs, run in a process pool or on Apache Beam, restartable after a kill.
-
-Nothing here knows what a row means; `bertjax.data.preprocess` defines that.
-"""
+"""The data preparation engine: pure jobs, run in a process pool or on Apache Beam, restartable after a kill."""

@@ -1,12 +1,12 @@
-"""Jobs as Apache Beam pipelines, on any runner of Beam: this machine, Dataflow, Flink or Spark.
+"""Runs jobs as Apache Beam pipelines. Imported only where Beam is installed.
 
-Imported only where Beam is installed. Shared values and large arguments of jobs are written to files beside their
-records: the description of a pipeline must stay small (Dataflow takes 10 MB).
+Shared values and large arguments of jobs are written to files, since Dataflow accepts pipelines of up to 10 MB.
 """
 
 import os
 import pickle
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,10 +36,7 @@ class _Spec(NamedTuple):
 
 
 class BeamRunner:
-    """Runs jobs in Beam pipelines, one for each kind of job. `args` are Beam's options.
-
-    Raises UserError for an option that Beam does not know.
-    """
+    """Runs jobs in Beam pipelines, one for each kind of job. UserError for `args` that Beam does not know."""
 
     is_distributed = True
 
@@ -56,12 +53,7 @@ class BeamRunner:
         self._flags = flags
 
     def run(
-        self,
-        jobs: Jobs,
-        arguments: Iterable[Any],
-        *,
-        workers: int,
-        shuffle: Shuffle | None = None,
+        self, jobs: Jobs, arguments: Iterable[Any], *, workers: int, shuffle: Shuffle | None = None
     ) -> Iterator[JobRecord]:
         if shuffle:
             yield from self._shuffled(jobs, list(arguments), shuffle)
@@ -105,18 +97,13 @@ class BeamRunner:
             raise StorageError(f"Beam: the pipeline failed ({reason}); {KEPT_MESSAGE}") from error
 
 
-# ---- on the workers -------------------------------------------------------------------------------------------------
-
-
 class _WithSpec(beam.DoFn):
     def __init__(self, path: str) -> None:
         self._path = path
 
     def setup(self) -> None:
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # Beam has a process for each core
-        path = remote.as_path(self._path)
-        with remote.remote_errors(path):
-            self._spec: _Spec = pickle.loads(path.read_bytes())  # written by the process that started the pipeline
+        self._spec: _Spec = _read_pickle(self._path)
 
 
 class _Prepare(_WithSpec):
@@ -142,7 +129,7 @@ class _PrepareShuffled(_WithSpec):
         jobs, shuffle, arguments = self._spec
         assert shuffle
         shared = shuffle.shared_for_job(jobs.shared, index, pieces)
-        _make(jobs.with_shared(shared), index, lambda: arguments[index])
+        _make(replace(jobs, shared=shared), index, lambda: arguments[index])
 
 
 def _make(jobs: Jobs, index: int, argument: Callable[[], Any]) -> None:
@@ -151,9 +138,6 @@ def _make(jobs: Jobs, index: int, argument: Callable[[], Any]) -> None:
         run_job(jobs, index, argument())
     except UserError as error:
         write_bytes_atomic(_error_path(jobs, index), str(error).encode(), parents=True)
-
-
-# ---- files between this process and the workers ---------------------------------------------------------------------
 
 
 def _pickle_path(jobs: Jobs, name: str) -> Path:
@@ -169,6 +153,13 @@ def _write_pickle(path: Path, content: Any) -> str:
     return str(path)
 
 
+def _read_pickle(name: str) -> Any:
+    """The content of a file that the process which started the pipeline wrote."""
+    path = remote.as_path(name)
+    with remote.remote_errors(path):
+        return pickle.loads(path.read_bytes())
+
+
 def _element(jobs: Jobs, index: int, argument: Any) -> Element:
     data = pickle.dumps(argument)
     if len(data) <= MAX_INLINE_BYTES:
@@ -181,9 +172,7 @@ def _element(jobs: Jobs, index: int, argument: Any) -> Element:
 def _argument(element: Element) -> Any:
     if isinstance(element[1], bytes):
         return pickle.loads(element[1])
-    path = remote.as_path(element[1])
-    with remote.remote_errors(path):
-        return pickle.loads(path.read_bytes())
+    return _read_pickle(element[1])
 
 
 def _recorded_indices(jobs: Jobs) -> set[int]:
@@ -194,7 +183,7 @@ def _recorded_indices(jobs: Jobs) -> set[int]:
 
 
 def _records(jobs: Jobs, indices: list[int], before: set[int]) -> Iterator[JobRecord]:
-    """The records, in order, of jobs that have run; those in `before` had one already. Raises the first error."""
+    """The records, in order, of finished jobs; those in `before` are reused. Raises the first error."""
     there = _recorded_indices(jobs)
     for index in indices:
         if index not in there:

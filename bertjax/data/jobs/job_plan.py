@@ -67,21 +67,13 @@ class PrepareContext:
 
 @dataclass(frozen=True)
 class JobPlan:
-    """Jobs that make the shards of a store, one each.
+    """Jobs that make the shards of a store, one each. `make` and `row_sums` are module-level functions."""
 
-    Attributes:
-        make: (shared, argument of a job) -> blocks of rows; a module-level function, sent to each process once
-            together with `shared`.
-        facts: what is known about the data, for `Store.meta`; may be filled while `arguments` are consumed.
-        shuffle: how a distributed runner brings to the jobs what they would otherwise read from `shared` at random.
-        row_sums: a module-level function of a block of rows -> counts to add up.
-    """
-
-    make: Callable[..., Blocks]
-    shared: Any
+    make: Callable[..., Blocks]  # (shared, argument of a job) -> blocks of rows
+    shared: Any  # sent to each process once
     arguments: Iterable[Any]
     dtype: np.dtype
     use_pool: bool
-    facts: dict[str, Any]
-    shuffle: Shuffle | None = None
-    row_sums: Callable[[np.ndarray], dict[str, int]] | None = None
+    facts: dict[str, Any]  # for `Store.meta`; may be filled while `arguments` are consumed
+    shuffle: Shuffle | None = None  # brings to distributed jobs what others read from `shared` at random
+    row_sums: Callable[[np.ndarray], dict[str, int]] | None = None  # counts to add up, of a block of rows

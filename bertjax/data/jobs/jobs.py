@@ -1,8 +1,6 @@
 """Jobs that make files: each a pure function of its argument, run here, in a pool of processes or by another runner.
 
-A finished job has a record: sizes and hashes of its files, and facts about them. Run again, it compares the files with
-the record and makes them only if they differ. So the files are the same whichever process runs a job, in any order and
-with any number of interruptions.
+A finished job has a record: sizes and hashes of its files, and facts. Run again, it only makes files that differ.
 """
 
 import base64
@@ -18,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -53,18 +51,12 @@ JobFn = Callable[[Any, Any, int, Path], JobOutput]  # (shared value, a job's arg
 
 @dataclass(frozen=True)
 class Jobs:
-    """Attributes:
-    make: a module-level function; it and `shared` are sent to each process once.
-    folder: of the finished files; records: a folder with a record of each finished job.
-    """
+    """Jobs of one kind. `make`, a module-level function, and `shared` are sent to each process once."""
 
     make: JobFn
     shared: Any
-    folder: Path
-    records: Path
-
-    def with_shared(self, shared: Any) -> "Jobs":
-        return replace(self, shared=shared)
+    folder: Path  # of the finished files
+    records: Path  # a folder with a record of each finished job
 
     def record_path(self, index: int) -> Path:
         return self.records / f"{index:05d}.json"
@@ -139,7 +131,7 @@ def read_record(jobs: Jobs, index: int) -> JobRecord | None:
 
 @contextmanager
 def _job_folder(jobs: Jobs) -> Iterator[Path]:
-    """A folder for one job: beside the records, so that files are moved by renaming, or else on this machine."""
+    """A folder for one job, beside local records so that files can be renamed."""
     above = (staging.staging_dir() if remote.is_remote(jobs.records) else jobs.records.parent) / "making"
     folder = above / secrets.token_hex(8)
     try:
@@ -152,21 +144,13 @@ def _job_folder(jobs: Jobs) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-# ---- on this machine ------------------------------------------------------------------------------------------------
-
-
 class LocalRunner:
     """This process, or a pool of processes on this machine."""
 
     is_distributed = False
 
     def run(
-        self,
-        jobs: Jobs,
-        arguments: Iterable[Any],
-        *,
-        workers: int,
-        shuffle: Shuffle | None = None,
+        self, jobs: Jobs, arguments: Iterable[Any], *, workers: int, shuffle: Shuffle | None = None
     ) -> Iterator[JobRecord]:
         """In order; with more than one worker some jobs are ahead of the reader."""
         if workers > 1:

@@ -20,8 +20,8 @@ from bertjax.storage import remote, staging
 
 DISK_FULL_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 KEPT_MESSAGE = "what is finished is kept: run the same command again"
-# Raise it with every change of how work is divided into jobs, of their records, or of the files that jobs share:
-# a preparation that earlier code has begun is then not continued. Format 1 had no number in the folder's name.
+# Raise it when the division into jobs, their records or the files they share change, so that a preparation begun by
+# earlier code is not continued.
 JOBS_FORMAT = 2
 
 
@@ -35,13 +35,10 @@ class ScratchDir:
 
 @contextmanager
 def scratch_dir(store: Path, is_distributed: bool) -> Iterator[ScratchDir]:
-    """A folder to prepare `store` in: the one that an earlier call for the same store has left, if there is one.
+    """A folder to prepare `store` in, with the finished parts of an interrupted call for the same store.
 
-    It is removed at the end and after an error in the source; otherwise finished parts stay for the next call. Of
-    several preparers on one machine the first gets this folder, and each of the others one of its own.
-
-    Args:
-        is_distributed: the jobs run on other machines, and their shared files are beside the store.
+    It is removed at the end and after an error in the source. Of several preparers on one machine the first gets this
+    folder, each of the others one of its own. `is_distributed`: the jobs run on other machines.
     """
     far = remote.is_remote(store)
     if is_distributed and far:
@@ -66,7 +63,7 @@ def scratch_dir(store: Path, is_distributed: bool) -> Iterator[ScratchDir]:
     finally:
         if lock:
             lock.close()
-        if not local_folder_exists(store):
+        if far or not store.exists():
             with suppress(OSError):
                 for path in made:
                     path.rmdir()
@@ -83,10 +80,6 @@ def remove_scratch_dir(store: Path) -> None:
         found, lock = _acquire(folder)
         with lock:
             shutil.rmtree(found, ignore_errors=True)
-
-
-def local_folder_exists(store: Path) -> bool:
-    return not remote.is_remote(store) and store.exists()
 
 
 @contextmanager

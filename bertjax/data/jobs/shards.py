@@ -1,8 +1,4 @@
-"""Writing the shards of a store, one job each.
-
-The content of a shard depends only on its job, not on the process or machine that runs it or on how many there are: a
-store has the same bytes for any number of workers and any runner.
-"""
+"""Writes the shards of a store, one job each: the bytes are the same for any number of workers and any runner."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -31,23 +27,17 @@ class ShardContext(NamedTuple):
 
 
 class WriteResult(NamedTuple):
-    """Attributes:
-    lengths: the number of tokens of each row, int32 [rows]; of rows with inputs and targets int32 [rows, 2].
-    shards: how many there are; reused: how many of them an earlier call had finished.
-    sums: of `row_sums` over all rows.
-    text_counts: of all shards; see `text_counts`.
-    """
+    """What `write_shards` has written."""
 
-    lengths: np.ndarray
+    lengths: np.ndarray  # tokens of each row, int32 [rows]; of rows with inputs and targets int32 [rows, 2]
     shards: int
-    reused: int
-    sums: Counter[str]
+    reused: int  # shards that an earlier call had finished
+    sums: Counter[str]  # of `row_sums` over all rows
     text_counts: TextCounts
 
 
 def write_shards(context: PrepareContext, plan: JobPlan, writer: StoreWriter, what: str) -> WriteResult:
-    """Runs the jobs of `plan` and adds their shards to `writer` in order. `what` the rows are, for the records of
-    finished jobs and for messages: examples or rows."""
+    """Runs the jobs of `plan` and adds their shards to `writer` in order. `what`: "examples" or "rows"."""
     shared = ShardContext(plan.make, plan.shared, plan.row_sums)
     jobs = Jobs(make_shard, shared, writer.temporary, context.folder / f"{what}-done")
     progress = context.progress(f"{what} made")

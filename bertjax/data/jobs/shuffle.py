@@ -57,23 +57,20 @@ class GroupedDocuments:
 
 @dataclass(frozen=True)
 class PositionShuffle:
-    """A `jobs.Shuffle`: sends each document of a corpus to the job that needs it.
-
-    Attributes:
-    places: a folder with a file for each part: the place of each of its documents, int64.
-    ends: for each job, one more than its last place.
-    """
+    """A `jobs.Shuffle`: sends each document of a corpus to the job that needs it."""
 
     corpus: tuple[CorpusPart, ...]
-    places: Path
-    ends: tuple[int, ...]
+    places: Path  # a folder with a file for each part: the place of each of its documents, int64
+    ends: tuple[int, ...]  # for each job, one more than its last place
 
     @property
     def num_parts(self) -> int:
         return len(self.corpus)
 
     def pieces(self, part: int) -> Iterator[tuple[int, PlacedDocument]]:
-        corpus, places = self.corpus[part].open(), _load(self.places / f"{part:05d}.npy")
+        corpus, path = self.corpus[part].open(), self.places / f"{part:05d}.npy"
+        with remote.remote_errors(path):
+            places = np.load(io.BytesIO(path.read_bytes()))
         jobs = np.searchsorted(self.ends, places, side="right")
         for document, (job, place) in enumerate(zip(jobs.tolist(), places.tolist(), strict=True)):
             if job < len(self.ends):  # later places are documents that a limit leaves out
@@ -95,9 +92,8 @@ def shuffle_documents(
         context.folder.mkdir(parents=True, exist_ok=True)
         np.save(context.folder / "order.npy", order)
         return IndexedDocuments(text.corpus, context.folder / "order.npy"), None
-    place_of = np.full(
-        sum(part.documents for part in text.parts), np.iinfo(np.int64).max
-    )  # the default: left out by a limit
+    left_out = np.iinfo(np.int64).max  # by a limit
+    place_of = np.full(sum(part.documents for part in text.parts), left_out)
     place_of[order] = np.arange(len(order))
     bounds = np.cumsum([part.documents for part in text.parts])[:-1]
     for number, places in enumerate(np.split(place_of, bounds)):
@@ -109,8 +105,3 @@ def _dump(array: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     np.save(buffer, array)
     return buffer.getvalue()
-
-
-def _load(path: Path) -> np.ndarray:
-    with remote.remote_errors(path):
-        return np.load(io.BytesIO(path.read_bytes()))

@@ -1,8 +1,7 @@
 """Counts of texts that are truncated or left out, and of pieces that are unknown to the tokenizer.
 
-They are made with the rows and kept in a store's meta["text_counts"]:
-{side: {"texts", "cut", "tokens", "tokens_cut", "unknown"}}; a side is inputs, targets, texts, questions or contexts;
-questions and records (of text_to_text) without a row: "left_out" of "texts".
+A store's meta["text_counts"] is {side: {"texts", "cut", "tokens", "tokens_cut", "unknown"}}; a side is inputs, targets,
+texts, questions or contexts. Questions and records without a row: "left_out" of "texts".
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,7 +31,6 @@ def count(texts: Sequence[Sequence[int]], room: int | None, unk_id: int | None) 
 
 
 def merge_counts(one: TextCounts, other: TextCounts) -> TextCounts:
-    """The counts of both."""
     found = {side: dict(counts) for side, counts in one.items()}
     for side, counts in other.items():
         before = found.setdefault(side, dict.fromkeys(counts, 0))
@@ -41,7 +39,7 @@ def merge_counts(one: TextCounts, other: TextCounts) -> TextCounts:
 
 
 def report_lines(name: str, counts: TextCounts | None, options: Any) -> list[str]:
-    """A line for each kind of loss; none without a loss or for stores of earlier versions, which have no counts.
+    """A line for each kind of loss; stores of earlier versions have no counts.
 
     options: the preprocess section, or {side: (name of the option for its length, the length)}.
     """
@@ -57,10 +55,9 @@ def report_lines(name: str, counts: TextCounts | None, options: Any) -> list[str
                 f"tokens lost); raise {key} (now {limit}) to keep them"
             )
         if n.get("unknown"):
-            many = n["unknown"] >= UNKNOWN_WARNING_SHARE * n["tokens"]
-            advice = (
-                "; the tokenizer has none for their characters, take one that was trained on such text" if many else ""
-            )
+            advice = ""
+            if n["unknown"] >= UNKNOWN_WARNING_SHARE * n["tokens"]:
+                advice = "; the tokenizer has none for their characters, take one that was trained on such text"
             share = _share(n["unknown"], n["tokens"])
             found.append(f"{name}: unknown pieces in the {side}: {n['unknown']:,} ({share}){advice}")
     return found

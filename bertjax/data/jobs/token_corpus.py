@@ -1,7 +1,4 @@
-"""Tokenized text on disk: random access to sentences of documents in bounded memory.
-
-A corpus is a folder of three arrays, or several of these in order, each made by one job.
-"""
+"""Tokenized text on disk: random access to sentences of documents in bounded memory."""
 
 import json
 import os
@@ -43,11 +40,11 @@ class Documents(Sentences, Protocol):
 
 
 class TokenizedCorpus:
-    """A `Corpus` in a folder, read through memory maps; pickles as its folder, so worker processes share the pages.
+    """Documents in a folder, read through memory maps; pickles as its folder, so worker processes share the pages.
 
-    `tokens.bin`: every id in order, little-endian uint16 (uint32 above 65,536 ids). `sentences.bin`: uint64, where each
-    sentence starts in the tokens, and the end. `documents.bin`: uint64, where each document starts in the sentences,
-    and the end. `corpus.json`: the counts, checked when it is opened (StorageError names the file).
+    `tokens.bin`: the ids, little-endian uint16 (uint32 above 65,536 ids). `sentences.bin`, uint64: the starts of
+    sentences in the tokens, and the end. `documents.bin`, uint64: the starts of documents in the sentences, and the
+    end. `corpus.json`: the counts, checked on opening (StorageError names the file).
     """
 
     def __init__(self, folder: Path | str, files: Mapping[str, Path] | None = None) -> None:
@@ -87,10 +84,9 @@ class TokenizedCorpus:
     def write(
         cls, folder: Path | str, documents: Iterable[Iterable[Sequence[int]]], vocab_size: int
     ) -> "TokenizedCorpus":
-        """Streams `documents` (lists of sentences of ids below vocab_size) into `folder` and opens it.
+        """Streams `documents` (lists of sentences of ids) into `folder`, replaced when complete, and opens it.
 
-        Empty sentences and documents are left out. The folder appears only when complete, and replaces an older one.
-        Raises UserError when there is no text, ValueError for an id outside the vocabulary.
+        Empty sentences and documents are left out. UserError when there is no text, ValueError for an id >= vocab_size.
         """
         folder = Path(folder)
         temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
@@ -123,17 +119,12 @@ class TokenizedCorpus:
         return int(self._documents[document + 1]) - int(self._documents[document])
 
     def document_tokens(self, document: int) -> np.ndarray:
-        """Every id of a document, in order."""
         first, last = (int(self._sentences[int(self._documents[at])]) for at in (document, document + 1))
         return self._tokens[first:last]
 
     def sentence_tokens(self, document: int, sentence: int) -> Sequence[int]:
         at = int(self._documents[document]) + sentence
         return self._tokens[int(self._sentences[at]) : int(self._sentences[at + 1])].tolist()
-
-    @property
-    def total_tokens(self) -> int:
-        return len(self._tokens)
 
 
 class CorpusPart(NamedTuple):
@@ -155,13 +146,8 @@ class ConcatCorpus:
     def __init__(self, parts: Sequence[CorpusPart]) -> None:
         self.parts = tuple(parts)
         self._ends = list(accumulate(part.documents for part in self.parts))
-        # Each open part keeps three files open.
-        self._open = lru_cache(maxsize=max(16, _raise_open_file_limit(3 * len(self.parts) + 300) // 3 - 90))(
-            self._opened
-        )
-
-    def _opened(self, number: int) -> TokenizedCorpus:
-        return self.parts[number].open()
+        most = _raise_open_file_limit(3 * len(self.parts) + 300) // 3 - 90  # each open part keeps three files open
+        self._open = lru_cache(maxsize=max(16, most))(lambda number: self.parts[number].open())
 
     def _at(self, document: int) -> tuple[TokenizedCorpus, int]:
         number = bisect_right(self._ends, document)

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from itertools import chain
 from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,20 +43,16 @@ class TokenizeContext:
 
 @dataclass(frozen=True)
 class TokenizedText:
-    """Attributes:
-    tokens: of each document, int64 [documents]; unknown_tokens: how many of them are unknown to the tokenizer.
-    sentences: their number; sentences_cut: how many were divided into pieces; longest_document: sentences in the
-        longest document; long_documents: documents of more than `LONG_DOCUMENT_SENTENCES` sentences.
-    """
+    """The corpus of a task and its counts."""
 
     corpus: Documents
-    tokens: np.ndarray
+    tokens: np.ndarray  # of each document, int64 [documents]
     sentences: int
     unknown_tokens: int
-    parts: tuple[CorpusPart, ...] = field(default=())
-    sentences_cut: int = 0
-    longest_document: int = 0
-    long_documents: int = 0
+    parts: tuple[CorpusPart, ...] = ()
+    sentences_cut: int = 0  # divided into pieces
+    longest_document: int = 0  # sentences
+    long_documents: int = 0  # of more than `LONG_DOCUMENT_SENTENCES` sentences
 
     @property
     def text_counts(self) -> TextCounts:
@@ -67,10 +64,7 @@ class TokenizedText:
 def tokenize_sources(
     context: "PrepareContext", read: ReadFn, tokenize: TokenizeFn, max_sentence_tokens: int | None = None
 ) -> TokenizedText:
-    """The corpus of a task; sentences of more than `max_sentence_tokens` tokens are divided into pieces.
-
-    Raises UserError when a source has no text, or all of them no token.
-    """
+    """The corpus of a task. Raises UserError when a source has no text, or all of them no token."""
     cut = [record_of(source).parts(source, context.base) for source in context.task.source]
     parts = [(number, part) for number, found in enumerate(cut) for part, _ in found]
     pooled = context.workers > 1 and len(parts) > 1 and sum(size for found in cut for _, size in found) > MIN_POOL_BYTES
@@ -138,12 +132,7 @@ def tokenize_part(reading: TokenizeContext, part: Any, index: int, folder: Path)
     name = f"{index:05d}"
     if first is None:
         return JobOutput([], {"read": read, **facts}, np.zeros(0, np.int64))
-
-    def all_documents() -> Iterator[DocumentIds]:
-        yield first
-        yield from stream
-
-    TokenizedCorpus.write(folder / name, all_documents(), reading.tokenizer.vocab_size)
+    TokenizedCorpus.write(folder / name, chain([first], stream), reading.tokenizer.vocab_size)
     files = [f"{name}/{file}" for file in FILES]
     return JobOutput(files, {"read": read, **facts}, np.array(counts, np.int64))
 
@@ -158,8 +147,8 @@ def split_long_sentences(
 ) -> tuple[list[Sequence[int]], int]:
     """(sentences, how many were divided): those of more than `longest` tokens become pieces of half as many.
 
-    Two pieces fill a row, so that a pair has a piece on each side and loses nothing. Pieces begin at a word boundary
-    where there is one nearby: `continues` [V] is true for ids that continue a word.
+    A pair then has a piece on each side and loses nothing. Pieces begin at a word boundary where there is one nearby:
+    `continues` [V] is true for ids that continue a word.
     """
     if all(len(sentence) <= longest for sentence in sentences):
         return list(sentences), 0

@@ -1,4 +1,4 @@
-"""Names of classes: the id that a name or number means, and the names that a data set gives (ClassLabel)."""
+"""Names of classes: the ids of names and numbers, and the names that a data set gives (ClassLabel)."""
 
 import re
 from collections.abc import Sequence
@@ -20,16 +20,15 @@ def parse_number(text: str) -> float | None:
 
 def parse_class_id(value: Any) -> int | None:
     """The id that a number, or a text that spells one, gives; None for fractions and words. LABEL_3 is 3."""
+    found = value
     if isinstance(value, str):
         unnamed = _UNNAMED.fullmatch(value)
         found = float(unnamed[1]) if unnamed else parse_number(value)
-    else:
-        found = value
     return int(found) if found is not None and found == found and found in (int(found),) else None
 
 
 def are_integers(names: Sequence[str]) -> bool:
-    """Whether every name spells an integer, so that numbers are matched by name and not taken for ids."""
+    """Whether every name spells an integer: numbers are then names, not ids."""
     return all(parse_number(name) is not None and parse_class_id(name) is not None for name in names)
 
 
@@ -60,9 +59,6 @@ def format_names(names: Sequence[str], most: int = 100) -> str:
     return text if len(text) <= most else text[: most - 3] + "..."
 
 
-# ---- names that a data set gives ------------------------------------------------------------------------------------
-
-
 def names_from_source(source: Any, base: Path, field: str) -> tuple[str, ...] | None:
     """The names by id of a ClassLabel `field` of a source; None where the field, or the source, has none."""
     return record_of(source).label_names(source, base, field)
@@ -70,19 +66,12 @@ def names_from_source(source: Any, base: Path, field: str) -> tuple[str, ...] | 
 
 @dataclass(frozen=True)
 class ClassSpec:
-    """What the rows of a classification are for.
+    """The classes that rows of a classification are made for."""
 
-    Attributes:
-    count: outputs of the classifier (objective.num_labels); 1 is regression, None not known.
-    names: of the classifier's outputs by id, where it has any.
-    required: labels outside `names` are an error; if false, the ids are those of the data's own names.
-    keep_unlabeled: whether rows without a label are kept, with a weight of 0.
-    """
-
-    count: int | None = None
-    names: tuple[str, ...] | None = None
-    required: bool = False
-    keep_unlabeled: bool = False
+    count: int | None = None  # objective.num_labels; 1: regression, None: unknown
+    names: tuple[str, ...] | None = None  # by id
+    required: bool = False  # labels outside `names` are an error; else the ids are those of the data's own names
+    keep_unlabeled: bool = False  # keep rows without a label, with weight 0
 
     def as_json(self) -> dict[str, Any]:
         """What a row depends on."""

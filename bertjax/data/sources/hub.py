@@ -1,13 +1,9 @@
-"""Reads records of Hugging Face datasets and TensorFlow Datasets. Both libraries are imported when first used.
-
-One short request finds out whether the Hub can be reached, because the library's loaders retry for half a minute; if
-not, a dataset in the local cache is used. TensorFlow is never imported.
-"""
+"""Reads records of Hugging Face datasets and TensorFlow Datasets, imported when first used. No TensorFlow."""
 
 import contextlib
 import csv
 from collections.abc import Iterator
-from itertools import chain
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +19,6 @@ READERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "cs
 TIMEOUT = 4.0  # seconds to wait for the Hub
 
 
-# ---- Hugging Face ---------------------------------------------------------------------------------------------------
-
-
 def _local_only(name: str | None) -> None:
     """Raise UserError for an object store, which the libraries cannot read."""
     if name and is_remote(name):
@@ -33,10 +26,9 @@ def _local_only(name: str | None) -> None:
 
 
 def huggingface_records(source: HuggingFaceData, base: Path, field: str | None = None) -> LocatedRecords:
-    """(where, record) of a `save_to_disk` folder, a local file or folder of data files, or a dataset on the Hub.
+    """(where, record) of a `save_to_disk` folder, local data files, or a dataset on the Hub.
 
-    `record_files` reads local files of the formats it knows: `datasets` would read a cell "NA" as nothing, "007" as 7,
-    and a quote in a TSV file as the start of a cell.
+    Local files are read by `record_files`: `datasets` would convert cells such as "NA" and "007", and TSV quotes.
     """
     files = _data_files(source, base)
     return _rows(source, base) if files is None else chain.from_iterable(files)
@@ -70,21 +62,19 @@ def _data_files(source: HuggingFaceData, base: Path) -> list[LocatedRecords] | N
 
 
 def _is_saved(path: Path) -> bool:
-    return (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
+    return any((path / name).is_file() for name in ("dataset_dict.json", "state.json"))
 
 
 def _rows(source: HuggingFaceData, base: Path) -> LocatedRecords:
     rows = iter(open_dataset(source, base))
-    number = 0
-    while True:
-        where = f"{source.name}: split {source.split}: row {number + 1}"
+    for number in count(1):
+        where = f"{source.name}: split {source.split}: row {number}"
         try:
             record = next(rows, None)
         except Exception as error:  # noqa: BLE001  (reading is lazy: damage shows here, as any of many exceptions)
             raise UserError(f"{where}: unreadable ({brief(error)}); make the dataset again") from None
         if record is None:
             return
-        number += 1
         yield where, record_files.to_python(dict(record), where)
 
 
@@ -172,7 +162,7 @@ def _csv_options(tabs: bool) -> dict[str, Any]:
 
 
 def _hub_reachable() -> bool:
-    """One request by the library's own client, which knows HF_HUB_OFFLINE and proxies; its loaders would retry."""
+    """One short request by the library's own client; its loaders would retry for half a minute."""
     from huggingface_hub import constants
     from huggingface_hub.utils import get_session
 
@@ -198,9 +188,6 @@ def _offline() -> Iterator[None]:
     finally:
         for (module, name), value in zip(flags, before, strict=True):
             setattr(module, name, value)
-
-
-# ---- TensorFlow Datasets --------------------------------------------------------------------------------------------
 
 
 def tfds_records(source: TfdsData, base: Path, field: str | None = None) -> LocatedRecords:

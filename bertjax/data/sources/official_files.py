@@ -1,7 +1,6 @@
-"""Converts records of the files that GLUE and SuperGLUE publish into the records that prompts read.
+"""Converts records of the files that GLUE and SuperGLUE publish into those of TFDS, which prompts read.
 
-Prompts read the fields of TFDS. MultiRC and ReCoRD publish a passage with all its questions as one record, which is
-flattened as by super_glue_dataset_builder.py of tensorflow/datasets; some of GLUE's tables have other column names.
+Records of MultiRC and ReCoRD are flattened as by super_glue_dataset_builder.py of tensorflow/datasets.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -26,9 +25,7 @@ _NUMBERED = ("idx", "index")  # what the published files number their records by
 def read_official_records(prompt: str, located: LocatedRecords) -> LocatedRecords:
     """The records of a source, those of MultiRC and ReCoRD one a question."""
     expand = {"super_glue_multirc": _multirc, "super_glue_record": _record}.get(prompt)
-    if expand is None:
-        return located
-    return _expanded(expand, located)
+    return located if expand is None else _expanded(expand, located)
 
 
 def _expanded(expand: Callable[[Record], Iterator[tuple[str, Record]]], located: LocatedRecords) -> LocatedRecords:
@@ -44,10 +41,7 @@ def _expanded(expand: Callable[[Record], Iterator[tuple[str, Record]]], located:
 
 
 def rename_columns(prompt: str, record: Record, training: bool) -> Record:
-    """The record with the published columns under the prompt's names.
-
-    A published test file has no labels: outside of training the label is then hidden (-1), as in TFDS.
-    """
+    """The record with the prompt's column names; without labels, outside of training, the label is -1, as in TFDS."""
     more = {
         ours: record[theirs]
         for ours, choices in COLUMNS.get(prompt, {}).items()

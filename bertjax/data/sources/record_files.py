@@ -1,7 +1,6 @@
-"""Reads record files, with one function per format: JSON Lines, JSON, TSV, CSV, Parquet and plain lines.
+"""Reads JSON Lines, JSON, TSV, CSV, Parquet and plain lines as streams of (where, record).
 
-Each streams (where, record); `where` names the file and the line, or the number of the record. Cells of TSV and CSV
-are texts: "null", "NA", "007" and "1e5" are not converted. Malformed input raises UserError, which says where.
+`where` names the file and the line or record. Cells of TSV and CSV stay texts. Malformed input raises UserError.
 """
 
 import csv
@@ -38,9 +37,6 @@ def to_python(value: Any, where: str) -> Any:
     return value
 
 
-# ---- half characters ------------------------------------------------------------------------------------------------
-
-
 def check_characters(record: Any, where: str) -> None:
     """Raise UserError naming the field with half a surrogate pair, which JSON can spell but text cannot hold."""
     try:
@@ -69,9 +65,6 @@ def _surrogate(value: Any) -> str | None:
     return None
 
 
-# ---- JSON -----------------------------------------------------------------------------------------------------------
-
-
 def json_lines(path: Path) -> LocatedRecords:
     for number, line in read_lines(path):
         if not line or line.isspace():
@@ -81,7 +74,7 @@ def json_lines(path: Path) -> LocatedRecords:
             record = json.loads(line)
         except (ValueError, RecursionError) as error:
             hint = "; the file looks like one JSON array: write one object a line" if line[0] == "[" else ""
-            reason = _json_error(error) if isinstance(error, ValueError) else "nested too deeply"
+            reason = f"not valid JSON ({str(error)[:100]})" if isinstance(error, ValueError) else "nested too deeply"
             raise UserError(f"{where}: {reason}{hint or '; write one JSON object a line'}") from None
         if not isinstance(record, dict):
             raise UserError(f"{where}: is a JSON {type(record).__name__}, not an object; write one JSON object a line")
@@ -116,13 +109,6 @@ def json_auto(path: Path) -> LocatedRecords:
     """A list of objects or one object a line, by the first character."""
     first = next((line.lstrip()[0] for _, line in read_lines(path) if line.strip()), "")
     return json_list(path) if first == "[" else json_lines(path)
-
-
-def _json_error(error: ValueError) -> str:
-    return f"not valid JSON ({str(error)[:100]})"
-
-
-# ---- tables ---------------------------------------------------------------------------------------------------------
 
 
 def tsv_rows(path: Path, fields: Sequence[str] | None = None, skip_lines: int = 0) -> LocatedRecords:
@@ -205,8 +191,7 @@ def parquet_label_names(path: Path, field: str) -> tuple[str, ...] | None:
 
 
 def missing_field_error(where: str, field: str, names: list[str]) -> str:
-    shown = ", ".join(names[:12])[:120] + (", ..." if len(names) > 12 else "")
-    shown = escape_unprintable(shown)
+    shown = escape_unprintable(", ".join(names[:12])[:120] + (", ..." if len(names) > 12 else ""))
     return f"{where}: no field '{field}'; the fields are: {shown or '(none)'}; set text_field to one of them"
 
 

@@ -1,21 +1,11 @@
-"""Reads records (dicts) of any source that has them, and the kinds of record files: JSON Lines, JSON, TSV, Parquet.
-
-Reading streams: memory holds one line, one row group or, for JSON, one file. Malformed input raises UserError, which
-names the file and the line.
-"""
+"""Reads records (dicts) of any source that has them, and the kinds of record files."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from bertjax.data.sources.record_files import (
-    LocatedRecords,
-    json_lines,
-    json_list,
-    parquet_label_names,
-    parquet_rows,
-    tsv_rows,
-)
+from bertjax.data.sources import record_files
+from bertjax.data.sources.record_files import LocatedRecords
 from bertjax.data.sources.registry import SourceKind, hash_files, kinds_with, record_of, split_files
 from bertjax.errors import UserError
 from bertjax.storage.files import expand_globs
@@ -47,10 +37,12 @@ def _file_kind(read: Callable[[Any, Path, str | None], LocatedRecords], **facts:
     return SourceKind(content=hash_files, parts=split_files, records=records, **facts)
 
 
-JSONL = _file_kind(lambda source, path, field: json_lines(path))
-JSON = _file_kind(lambda source, path, field: json_list(path))
-TSV = _file_kind(lambda source, path, field: tsv_rows(path, source.fields, source.skip_lines))
+JSONL = _file_kind(lambda source, path, field: record_files.json_lines(path))
+JSON = _file_kind(lambda source, path, field: record_files.json_list(path))
+TSV = _file_kind(lambda source, path, field: record_files.tsv_rows(path, source.fields, source.skip_lines))
 PARQUET = _file_kind(
-    lambda source, path, field: parquet_rows(path, field),
-    label_names=lambda source, base, field: parquet_label_names(expand_globs(source.files, base)[0], field),
+    lambda source, path, field: record_files.parquet_rows(path, field),
+    label_names=lambda source, base, field: record_files.parquet_label_names(
+        expand_globs(source.files, base)[0], field
+    ),
 )

@@ -30,23 +30,21 @@ class SourceKind:
     """Functions and facts of one source kind. `source` is a section of this kind; relative names start at `base`.
 
     A kind gives texts, documents, records or questions; the readers (`text`, `records`, `squad`) derive the others:
-    texts from documents, from the `text_field` of records or from the contexts of questions, documents by splitting
-    texts into sentences, questions from records.
+    texts from documents, the `text_field` of records or contexts of questions; documents by splitting texts into
+    sentences; questions from records.
 
     Attributes:
-        content: (source, base) -> what identifies the data, such as a hash of the files.
+        content: what identifies the data, such as a hash of the files.
         version: of the rules by which the kind is read; raise it when they change. (Kinds shared 1 and 2.)
-        is_split: (source, whether sentences are wanted) -> whether `sentences.VERSION` applies to what is read.
-        texts, documents: (source, base) -> the texts, or the lists of sentences, in order; empty ones are left out.
+        is_split: (source, whether sentences are wanted) -> whether `sentences.VERSION` applies.
+        texts, documents: in order; documents are lists of sentences. Empty ones are left out.
         records: (source, base, field) -> (where, record); with a `field`, other columns may be left out.
-        questions: (source, base) -> checked questions (`squad.Example`).
-        parts: (source, base) -> [(source, bytes)], which read one after the other give what the source gives.
-        files: source -> the files and globs that it names.
-        find_problem: (source, base) -> a message when the data of the first option in `paths` are missing.
-        undivided: (source, base) -> (file, blocks), the largest file that is read as one document, and the number of
-            blocks that blank lines divide it into; None where documents are delimited in another way.
-        label_names: (source, base, field) -> names of the classes of a label, by id.
-        describe: source -> its name in messages.
+        questions: checked `squad.Example`s.
+        parts: [(source, bytes)], which together give what the source gives, in order.
+        find_problem: a message when the data are missing.
+        undivided: (the largest file that is read as one document, the blocks that blank lines divide it into).
+        label_names: (source, base, field) -> the names of a label's classes by id.
+        describe: the source's name in messages.
     """
 
     content: Callable[[Any, Path], str]
@@ -75,9 +73,6 @@ def kinds_with(*what: str) -> str:
     return " or ".join([", ".join(kinds[:-1]), kinds[-1]])
 
 
-# ---- sources of files -----------------------------------------------------------------------------------------------
-
-
 def hash_files(source: Any, base: Path) -> str:
     """`content` of kinds with `files`: names, sizes and bytes, whatever the folder."""
     return sha256_of_files(expand_globs(source.files, base))
@@ -96,14 +91,10 @@ def split_files(source: Any, base: Path) -> list[tuple[Any, int]]:
     return [(source.model_copy(update={"files": part}), size) for part, size in zip(files, sizes, strict=True)]
 
 
-# ---- fingerprints ---------------------------------------------------------------------------------------------------
-
-
 def fingerprint(source: Any, base: Path, *, sentences: bool = True, version: int | None = None) -> str:
-    """sha256 over kind, version of the rules, options and content: it changes when what is read may change.
+    """sha256 over the version of the rules (default: now), options and content: changes when what is read may change.
 
-    sentences: whether the source is read as sentences; if not, the version of the sentence rules is left out.
-    version: of an earlier state of the rules.
+    `sentences`: whether the source is read as sentences, so that the version of the sentence rules counts.
     """
     version = rules_version(source, sentences) if version is None else version
     options = json.dumps(source.model_dump(mode="json", exclude={"files"}), sort_keys=True)

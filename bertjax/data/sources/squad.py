@@ -30,12 +30,9 @@ class Example:
 def read_squad(source: Any, base: Path) -> list[Example]:
     """Every question of `source`, in file order; relative names start at `base`.
 
-    Sources of questions have SQuAD's format (data > paragraphs > qas); those of records have a record per question:
-    {id, title, context, question, answers: {text, answer_start}}. Without `is_impossible`, a question without answers
-    is unanswerable.
-
-    Raises UserError, naming the file and the question, for missing keys, wrong types and answers outside the context
-    by their `answer_start`; also when there is no question at all.
+    Files have SQuAD's format (data > paragraphs > qas); records are {id, title, context, question, answers: {text,
+    answer_start}}. Without `is_impossible`, a question without answers is unanswerable. Raises UserError for malformed
+    questions, naming file and question, and for a source without any.
     """
     record = record_of(source)
     if record.questions:
@@ -124,10 +121,9 @@ def _pairs(record: dict[str, Any], where: str) -> list[tuple[Any, Any]]:
             raise UserError(f"{where}: {len(texts)} answer texts, {len(starts)} answer_start; correct the record")
         return list(zip(texts, starts, strict=True))
     if isinstance(answers, list):
-        places = [f"{where}: answers[{n}]" for n in range(len(answers))]
         return [
             (_get(answer, "text", None, place), _get(answer, "answer_start", None, place))
-            for answer, place in zip(answers, places, strict=True)
+            for answer, place in ((answer, f"{where}: answers[{n}]") for n, answer in enumerate(answers))
         ]
     raise UserError(f"{where}: 'answers' missing or not a list; give it, empty for an unanswerable question")
 

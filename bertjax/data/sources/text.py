@@ -1,7 +1,6 @@
 """Reads any source as texts or as documents (lists of sentences), and plain text files.
 
-Reading streams: memory holds one line, one row group or, for `layout: documents`, one file. Malformed input raises
-UserError, which names the file and the line or key.
+Reading streams: memory holds one line, one row group or, for `layout: documents`, one file.
 """
 
 import itertools
@@ -22,10 +21,9 @@ T = TypeVar("T")
 
 
 def read_documents(source: Any, base: Path) -> Iterator[list[str]]:
-    """The documents of a source in order, each a list of at least one sentence.
+    """The documents of a source in order, each a list of at least one sentence; UserError where there is none.
 
-    Relative names start at `base`. Documents without text (an empty or null field) are left out; a source without any
-    document raises UserError. Sources of questions give their contexts, one article per document.
+    Documents without text are left out. Sources of questions give their contexts, one article per document.
     """
     yield from _require_documents(stream_documents(source, base), source)
 
@@ -38,7 +36,7 @@ def stream_documents(source: Any, base: Path) -> Iterator[list[str]]:
 
 
 def read_texts(source: Any, base: Path) -> Iterator[str]:
-    """The texts of the documents of a source, as written if the source has them so, else sentences joined by spaces."""
+    """The texts of the documents of a source, as written or, where it has only sentences, joined by spaces."""
     yield from _require_documents(stream_texts(source, base), source)
 
 
@@ -85,9 +83,6 @@ def _contexts(source: Any, base: Path) -> Iterator[str]:
     """The contexts of each article, once each; all questions are checked."""
     for _, examples in itertools.groupby(squad.read_squad(source, base), key=lambda example: example.title):
         yield "\n\n".join(dict.fromkeys(example.context for example in examples))
-
-
-# ---- files of plain text --------------------------------------------------------------------------------------------
 
 
 def _undivided(source: TextFiles, base: Path) -> tuple[Path, int] | None:

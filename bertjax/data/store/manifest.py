@@ -33,19 +33,15 @@ def to_bytes(about: dict[str, Any], dtype: np.dtype, shards: list[dict[str, Any]
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """The manifest of the store in `folder`, checked against its digest.
-
-    Raises UserError where there is no store or one of another format, StorageError where it is damaged.
-    """
+    """The verified manifest of the store in `folder`. Raises NotAStoreError, or DamagedError (a StorageError)."""
     path = folder / MANIFEST
     try:
         with remote_errors(path):
             try:
                 data = path.read_bytes()
             except FileNotFoundError:
-                raise NotAStoreError(
-                    f"{folder}: not a prepared store (no {MANIFEST}); prepare the data again"
-                ) from None
+                problem = f"{folder}: not a prepared store (no {MANIFEST}); prepare the data again"
+                raise NotAStoreError(problem) from None
         manifest = json.loads(data)
     except (OSError, ValueError) as error:
         raise DamagedError(f"{path}: cannot be read ({first_line(error)}); prepare the data again") from error

@@ -1,8 +1,6 @@
-"""Reads prepared rows: ArrayRecord shards and a manifest with their counts, sizes and hashes.
+"""Reads prepared rows: ArrayRecord shards, one fixed-length row (a structured numpy scalar) per record.
 
-A store is a folder, local or in an object store. Each record is one fixed-length row (the bytes of a structured numpy
-scalar), so any row can be read in O(1). ArrayRecord detects flipped bits, but opens a truncated file as an empty one
-without an error, so counts and sizes are compared with the manifest when a store is opened.
+ArrayRecord detects flipped bits but not truncation, so counts and sizes are compared with the manifest on opening.
 """
 
 from collections.abc import Sequence
@@ -24,13 +22,9 @@ READ_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
 
 
 class Store:
-    """Random access to the rows of a finished store.
+    """Random access to the rows of a finished store, local or in an object store (then copied by `fetch`).
 
-    The shards of a remote store are copied to this machine before the first row is read (`fetch`).
-
-    Raises:
-        UserError: the folder is not a store, or was made by another format.
-        StorageError: a shard is missing or not as long as the manifest says (naming it).
+    Raises UserError for a folder that is no store of this format, StorageError naming a missing or truncated shard.
     """
 
     def __init__(self, folder: Path):
@@ -62,14 +56,10 @@ class Store:
 
     @property
     def num_bytes(self) -> int:
-        """Total size of all shards."""
         return sum(shard["bytes"] for shard in self.shards)
 
     def rows(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        """The rows at `indices` [n], in that order, as a structured array [n] of the store's dtype.
-
-        Safe to call from several threads. IndexError outside [0, len).
-        """
+        """The rows at `indices` [n], as a structured array [n]. Thread-safe. IndexError outside [0, len)."""
         wanted = np.asarray(indices, np.int64)
         if wanted.size and not (0 <= wanted.min() and wanted.max() < len(self)):
             raise IndexError(f"{self.folder} has rows 0 to {len(self) - 1}; asked for {wanted.min()} to {wanted.max()}")
@@ -86,8 +76,7 @@ class Store:
     def verify(self, workers: int = 1) -> None:
         """Compare the sha256 of every stored shard with the manifest; StorageError names the first that differs."""
         with ThreadPoolExecutor(workers) as pool:
-            found = pool.map(self._hash, range(len(self.shards)))
-            for index, digest in enumerate(found):
+            for index, digest in enumerate(pool.map(self._hash, range(len(self.shards)))):
                 if digest != self.shards[index]["sha256"]:
                     pool.shutdown(cancel_futures=True)
                     raise self._damaged(index, f"damaged (sha256 differs from {MANIFEST})")
@@ -119,9 +108,8 @@ class Store:
 
     def _check(self) -> None:
         """Compare sizes and, of local files, counts with the manifest."""
-        sizes = (
-            map(remote.file_size, self._files) if self._is_local else remote.map_threaded(remote.file_size, self._files)
-        )
+        map_files = map if self._is_local else remote.map_threaded
+        sizes = map_files(remote.file_size, self._files)
         for index, (size, shard) in enumerate(zip(sizes, self.shards, strict=True)):
             if size is None:
                 raise self._damaged(index, "is missing")

@@ -21,9 +21,9 @@ STALE_SECONDS = 7 * 24 * 3600
 
 
 def write_shard(path: Path, blocks: Iterable[np.ndarray]) -> int:
-    """Writes blocks of rows [n] (structured) as one ArrayRecord file, which is local; returns how many rows.
+    """Writes blocks of rows [n] (structured) as one local ArrayRecord file; returns the number of rows.
 
-    The same rows give the same bytes, however they are cut into blocks. StorageError when the disk refuses.
+    The bytes do not depend on the division into blocks. StorageError when the disk refuses.
     """
     from array_record.python.array_record_module import ArrayRecordWriter
 
@@ -48,11 +48,8 @@ class StoreWriter:
 
     `write` streams rows into shards. Alternatively, jobs put shards into `.temporary` and pass their entries to
     `add_shard` in order. A context manager: it closes on success and removes its own files on an error.
-
-    Args:
-        temporary: a folder on the same disk for the shards, which is kept on an error, in place of the writer's own.
-            If it equals `folder`, nothing is renamed and the manifest, written last, completes the store; object
-            stores, which cannot rename, need this.
+    `temporary`: a folder on the same disk, kept on an error, in place of the writer's own; `folder` itself for object
+    stores, which cannot rename: the manifest, written last, then completes the store.
     """
 
     def __init__(

@@ -50,19 +50,13 @@ def strips_accents(state: Mapping[str, Any]) -> bool:
     return any(step.get("lowercase") if step.get("strip_accents") is None else step["strip_accents"] for step in rules)
 
 
-def bert_normalizer(state: Mapping[str, Any]) -> dict[str, Any] | None:
-    return next((step for step in pipeline_steps(state, "normalizer") if step["type"] == "BertNormalizer"), None)
-
-
 def bert_options(backend: tokenizers.Tokenizer) -> dict[str, Any]:
     """`strip_accents` and `tokenize_chinese_chars` of a BertNormalizer; {} where there is none."""
-    found = bert_normalizer(tokenizer_state(backend))
-    if found is None:
-        return {}
-    return {
-        "strip_accents": found.get("strip_accents"),
-        "tokenize_chinese_chars": found.get("handle_chinese_chars", True),
-    }
+    for step in pipeline_steps(tokenizer_state(backend), "normalizer"):
+        if step["type"] == "BertNormalizer":
+            chinese = step.get("handle_chinese_chars", True)
+            return {"strip_accents": step.get("strip_accents"), "tokenize_chinese_chars": chinese}
+    return {}
 
 
 def pieces(vocab: Mapping[str, int]) -> list[str]:
@@ -71,14 +65,10 @@ def pieces(vocab: Mapping[str, int]) -> list[str]:
     return [found.get(number, f"[unused {number}]") for number in range(max(found) + 1)]
 
 
-def missing_ids(vocab: Mapping[str, int]) -> list[int]:
-    """The ids below the highest one that have no piece."""
-    return sorted(set(range(max(vocab.values()) + 1)) - set(vocab.values()))
-
-
 def describe_unused_ids(vocab: Mapping[str, int]) -> list[str]:
     """Notes on ids that no text can produce."""
-    missing, found = missing_ids(vocab), []
+    found = []
+    missing = sorted(set(range(max(vocab.values()) + 1)) - set(vocab.values()))
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         found.append(
@@ -101,23 +91,17 @@ def continuation_mask(state: Mapping[str, Any], listed: Sequence[str]) -> np.nda
         return np.zeros(len(listed), bool)
     if prefix:
         return np.array([piece.startswith(prefix) and piece not in added for piece in listed])
-    marks = [
-        _WORD_STARTS[step["type"]] for step in pipeline_steps(state, "pre_tokenizer") if step["type"] in _WORD_STARTS
-    ]
+    steps = [step["type"] for step in pipeline_steps(state, "pre_tokenizer")]
+    marks = [_WORD_STARTS[kind] for kind in steps if kind in _WORD_STARTS]
     if not marks or model.get("end_of_word_suffix"):
         return None
-    inside = [not piece.startswith((marks[-1], "[unused ")) and piece not in added for piece in listed]
-    return np.array(inside)
-
-
-# ---- comparing ------------------------------------------------------------------------------------------------------
+    return np.array([not piece.startswith((marks[-1], "[unused ")) and piece not in added for piece in listed])
 
 
 def behavior(state: Mapping[str, Any], listed: Sequence[str]) -> dict[str, Any]:
     """What determines the ids of ordinary text, in a canonical form: weights only fit a tokenizer of equal behavior.
 
-    Leaves out the post_processor, the decoder, what only matters for text that spells special tokens, and the word
-    length limit of WordPiece.
+    Leaves out the post_processor, the decoder, rules for text that spells special tokens, and WordPiece's word limit.
     """
     added = {token["content"] for token in state.get("added_tokens") or []}
     model = dict(state["model"])

@@ -1,8 +1,4 @@
-"""Widens the offsets of pieces to complete characters and words, without the white space around them.
-
-Offsets can end inside a grapheme (a letter and its accents, an emoji and its skin tone), because normalizers drop marks
-and byte-level pieces hold single bytes, and inside a word.
-"""
+"""Widens the offsets of pieces, which can end inside a grapheme or a word, to complete characters and words."""
 
 import unicodedata
 
@@ -21,9 +17,8 @@ def expand_to_words(text: str, offsets: np.ndarray) -> np.ndarray:
     """Offsets (start, stop) [T, 2] of pieces in `text`, widened to complete characters and words -> int32 [T, 2].
 
     White space at the ends is removed first; a piece of white space gets start == stop. Then an end that separates a
-    character from its marks, two letters of a script with spaces between words, or two digits moves outwards. "er"
-    in "New Zealander" becomes "Zealander", while "1990" in "1990s" and any part of a Chinese text stay as they are.
-    Among pieces with characters, neither starts nor stops decrease from one to the next.
+    character from its marks, two letters of a script with spaces between words, or two digits moves outwards: "er"
+    in "New Zealander" becomes "Zealander". Starts and stops of pieces with characters never decrease.
     """
     kinds = _kinds_of(text)
     count = len(kinds)

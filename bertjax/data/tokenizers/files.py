@@ -22,17 +22,13 @@ _SEAL = "bertjax"  # a key of tokenizer_config.json, which transformers ignores
 class SpecialTokens:
     """What transformers knows of a tokenizer in addition to its tokenizer.json.
 
-    Attributes:
-        roles: pad, unk, cls, sep, mask, bos and eos, where the tokenizer has them: {role: token}.
-        others: special tokens without a role (additional_special_tokens).
-        in_text: whether a text that spells a special token gives it, as in transformers (split_special_tokens false).
-        is_native: made by bertjax, where text never gives a special token, as in the reference. Exported folders do not
-            say so, because the fill-mask pipeline of transformers needs [MASK] in a text.
+    `is_native`: made by bertjax, where text never gives a special token, as in the reference. Exported folders do not
+    say so, because the fill-mask pipeline of transformers needs [MASK] in a text.
     """
 
-    roles: dict[str, str]
-    others: tuple[str, ...] = ()
-    in_text: bool = True
+    roles: dict[str, str]  # {role: token} of pad, unk, cls, sep, mask, bos and eos, as far as there are
+    others: tuple[str, ...] = ()  # without a role (additional_special_tokens)
+    in_text: bool = True  # a text that spells a special token gives it (split_special_tokens false)
     is_native: bool = False
 
     @property
@@ -58,20 +54,16 @@ NATIVE_SPECIAL_TOKENS = SpecialTokens(
 
 
 def tokenizer_config(special: SpecialTokens, about: Mapping[str, Any]) -> dict[str, Any]:
-    """tokenizer_config.json for a complete tokenizer.json: the generic class, which reads that file unchanged.
-
-    Named classes (BertTokenizer) rebuild themselves from the vocabulary and reject words above 100 letters.
-    """
-    config = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        **about,
-        **{f"{role}_token": token for role, token in special.roles.items()},
-    }
-    if special.others:
-        config["additional_special_tokens"] = list(special.others)
+    """tokenizer_config.json with the generic class; BertTokenizer would reject words above 100 letters."""
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", **about, **_special_tokens_map(special)}
     if not special.in_text and not special.is_native:
         config["split_special_tokens"] = True
     return config
+
+
+def _special_tokens_map(special: SpecialTokens) -> dict[str, Any]:
+    others = {"additional_special_tokens": list(special.others)} if special.others else {}
+    return {f"{role}_token": token for role, token in special.roles.items()} | others
 
 
 def with_digest(files: Mapping[str, str], special: SpecialTokens) -> dict[str, str]:
@@ -109,10 +101,7 @@ def hf_folder_files(
 ) -> dict[str, str]:
     """{name: text} of a folder that transformers' AutoTokenizer loads; vocab.txt where `pieces` are given."""
     files = {JSON: tokenizer_json, CONFIG: _text(tokenizer_config(special, about))}
-    tokens: dict[str, Any] = {f"{role}_token": token for role, token in special.roles.items()}
-    if special.others:
-        tokens["additional_special_tokens"] = list(special.others)
-    files[SPECIAL] = _text(tokens)
+    files[SPECIAL] = _text(_special_tokens_map(special))
     if pieces:
         files["vocab.txt"] = "\n".join(pieces) + "\n"
     return with_digest(files, special)
@@ -151,8 +140,6 @@ def prefer_tokenizer_json(path: Path) -> Path:
         return path
     return beside if same else path
 
-
-# ---- what a checkpoint keeps ----------------------------------------------------------------------------------------
 
 STATE_KEY = "transformers"  # the `type` of the JSON that a checkpoint keeps of a tokenizer that transformers loaded
 

@@ -1,6 +1,6 @@
-"""Loads tokenizers of Hugging Face folders through transformers, which is imported only here.
+"""Loads tokenizers of Hugging Face folders through transformers, which only this module imports, without network.
 
-Gives a `tokenizers.Tokenizer` and its special tokens; no code of the folder is run and nothing is downloaded.
+No code of the folder is run.
 """
 
 import os
@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
+import tokenizers.processors
 
 from bertjax.config.schema.data import SentencePieceConfig, WordPieceConfig
 from bertjax.config.schema.model import FAMILIES
-from bertjax.data.tokenizers import backend_state, row_template
+from bertjax.data.tokenizers import backend_state
 from bertjax.data.tokenizers.files import ADDED, CONFIG, JSON, ROLES, SPECIAL, SpecialTokens, json_object
 from bertjax.errors import UserError, escape_unprintable
 
@@ -27,6 +28,7 @@ VOCAB_FILES = (JSON, "vocab.txt", "vocab.json", "merges.txt", *_MODELS)
 _TYPES = {"vocab.txt": "bert", "spiece.model": "t5"}  # transformers' tokenizer_type where nothing names a class
 _GENERIC = ("PreTrainedTokenizerFast", "TokenizersBackend")  # classes that are nothing without a tokenizer.json
 _UNKNOWN = "\U00013000"  # a letter that hardly any vocabulary holds
+NO_VOCAB_FILE = "{}: the folder holds neither tokenizer.json nor vocab.txt nor spiece.model; name a file"
 _noted: set[str] = set()
 
 
@@ -56,14 +58,13 @@ def _class_named(folder: Path) -> str | None:
 def load(path: Path, options: Mapping[str, Any]) -> tuple[tokenizers.Tokenizer, SpecialTokens]:
     """The tokenizer that transformers' AutoTokenizer makes of a folder, or of one vocabulary file and its settings.
 
-    `options`: keyword arguments of the class, for what the settings leave open. Differences between files are noted on
-    stderr. Raises UserError.
+    `options`: keyword arguments of the class, for what the settings leave open. Raises UserError.
     """
     folder = path if path.is_dir() else path.parent
     _reject_custom_code(folder)
     present = [name for name in VOCAB_FILES if (folder / name).is_file()]
     if path.is_dir() and not present:
-        raise UserError(f"{path}: the folder holds neither tokenizer.json nor vocab.txt nor spiece.model; name a file")
+        raise UserError(NO_VOCAB_FILE.format(path))
     with tempfile.TemporaryDirectory(prefix="bertjax-tokenizer-") as scratch:
         at = folder if path.is_dir() else _isolated_folder(path, Path(scratch))
         found = _from_pretrained(path, at, options)
@@ -74,9 +75,8 @@ def load(path: Path, options: Mapping[str, Any]) -> tuple[tokenizers.Tokenizer, 
         special = _special_tokens(found, backend, {"cls", "sep"} if wanted == "sentencepiece" else set())
         if wanted == "wordpiece" and special.is_t5:
             missing = next(role for role in ("cls", "sep") if role not in special.roles)
-            raise UserError(
-                f"{path}: the tokenizer has no {missing}_token, which a {family} needs; name it in {CONFIG}"
-            )
+            need = f"{missing}_token, which a {family} needs"
+            raise UserError(f"{path}: the tokenizer has no {need}; name it in {CONFIG}")
         if special.is_t5 and "eos" not in special.roles:
             raise UserError(
                 f"{path}: transformers finds neither pad_token, cls_token and sep_token, which BERT's rows need, nor "
@@ -84,7 +84,7 @@ def load(path: Path, options: Mapping[str, Any]) -> tuple[tokenizers.Tokenizer, 
             )
         for note in _notes(at, type(found).__name__, backend, special):
             note_once(path, note)
-    row_template.set_template(backend, special)
+    _set_template(backend, special)
     return backend, special
 
 
@@ -193,9 +193,6 @@ def _special_tokens(found: Any, backend: tokenizers.Tokenizer, unused: set[str])
     return SpecialTokens(roles, others, in_text=not getattr(found, "split_special_tokens", False))
 
 
-# ---- what transformers decided --------------------------------------------------------------------------------------
-
-
 def _notes(at: Path, kind: str, backend: tokenizers.Tokenizer, special: SpecialTokens) -> list[str]:
     state, vocab = backend_state.tokenizer_state(backend), backend.get_vocab(with_added_tokens=True)
     notes = [_diff_with_json(at, kind, state)]
@@ -204,7 +201,7 @@ def _notes(at: Path, kind: str, backend: tokenizers.Tokenizer, special: SpecialT
     if late:
         notes.append(f"the vocabulary lacks {', '.join(late)}: transformers appends them to it")
     notes += backend_state.describe_unused_ids(vocab)
-    notes.append(row_template.template_difference(backend, special))
+    notes.append(_template_difference(backend, special))
     return [note for note in notes if note]
 
 
@@ -234,8 +231,42 @@ def _comparable(part: Any) -> Any:
     return found
 
 
+def _template_difference(backend: tokenizers.Tokenizer, special: SpecialTokens) -> str:
+    """A note on how a tokenizer's template differs from bertjax's rows; "" if it does not."""
+    if _is_standard(backend, special):
+        return ""
+    if special.is_t5:
+        return "transformers does not append eos to a text; bertjax and its exports do"
+    written = " ".join(backend.encode("a", "b").tokens[:12])
+    return f"transformers writes two texts as {written}; bertjax and its exports as [CLS] a [SEP] b [SEP]"
+
+
+def _is_standard(backend: tokenizers.Tokenizer, special: SpecialTokens) -> bool:
+    token = {role: backend.token_to_id(name) for role, name in special.roles.items()}
+    (a,), (b,) = (backend.encode_batch_fast([text], add_special_tokens=False) for text in "ab")
+    pair = backend.encode("a", "b")
+    if special.is_t5:
+        return bool(pair.ids == [*a.ids, token["eos"], *b.ids, token["eos"]])
+    ids = [token["cls"], *a.ids, token["sep"], *b.ids, token["sep"]]
+    return bool((pair.ids, pair.type_ids) == (ids, [0] * (len(a.ids) + 2) + [1] * (len(b.ids) + 1)))
+
+
+def _set_template(backend: tokenizers.Tokenizer, special: SpecialTokens) -> None:
+    """Give a tokenizer, and so an exported one, the special tokens of BERT's or T5's rows, whatever its folder has."""
+    if _is_standard(backend, special):
+        return
+    if special.is_t5:
+        eos = special.roles["eos"]
+        single, pair, tokens = ["$A", eos], ["$A", eos, "$B", eos], [eos]
+    else:
+        cls, sep = special.roles["cls"], special.roles["sep"]
+        single, pair, tokens = [cls, "$A", sep], [cls, "$A", sep, "$B:1", f"{sep}:1"], list(dict.fromkeys([cls, sep]))
+    backend.post_processor = tokenizers.processors.TemplateProcessing(
+        single=single, pair=pair, special_tokens=[(token, backend.token_to_id(token)) for token in tokens]
+    )
+
+
 def note_once(path: Path, note: str) -> None:
-    """Writes a note to stderr, once."""
     line = escape_unprintable(f"note: {path}: {note}")  # a token can be a line end
     if line not in _noted:
         _noted.add(line)

@@ -1,8 +1,4 @@
-"""Loads tokenizers of every kind, and trains those of a configuration without a file; no network is needed.
-
-`load`, `from_json` and `from_file` give a `Tokenizer` for encoders, or a SentencePiece tokenizer for T5 (see
-`sentencepiece` and `unigram`). transformers is imported only for folders whose settings need it (`huggingface`).
-"""
+"""Loads tokenizers of every kind, and trains those of a configuration without a file; no network is needed."""
 
 import hashlib
 import json
@@ -16,20 +12,10 @@ import tokenizers
 
 from bertjax.config.schema.data import SentencePieceConfig, WordPieceConfig
 from bertjax.data.tokenizers import backend_state, huggingface
+from bertjax.data.tokenizers import files as tokenizer_files
 from bertjax.data.tokenizers import sentencepiece as tokenizers_sentencepiece
 from bertjax.data.tokenizers import wordpiece as tokenizers_wordpiece
-from bertjax.data.tokenizers.files import (
-    JSON,
-    NATIVE_SPECIAL_TOKENS,
-    STATE_KEY,
-    SpecialTokens,
-    from_state_json,
-    hf_folder_files,
-    prefer_tokenizer_json,
-    read_verified,
-    to_state_json,
-    write,
-)
+from bertjax.data.tokenizers.files import JSON, NATIVE_SPECIAL_TOKENS, SpecialTokens
 from bertjax.data.tokenizers.unigram import UnigramTokenizer
 from bertjax.data.tokenizers.wordpiece import SPECIAL_TOKENS, VERSION, build_wordpiece
 from bertjax.errors import UserError
@@ -41,9 +27,8 @@ class Tokenizer:
     """A tokenizer for encoders, with [CLS] and [SEP].
 
     `pieces` lists the pieces by id, `is_continuation [V]` (bool) marks the pieces that continue a word (none if
-    `marks_words` is false), `sha256` identifies the tokenizer. `mask_id` and `unk_id` may be None.
-    In native WordPiece tokenizers text never gives a special token: "[MASK]" is six characters, as in the reference. In
-    those loaded by transformers it is the mask, as there.
+    `marks_words` is false), `sha256` identifies the tokenizer. `mask_id` and `unk_id` may be None. Text never gives a
+    special token, as in the reference, unless transformers loaded the tokenizer.
     """
 
     kind = "wordpiece"  # of the configuration's tokenizer sections
@@ -70,7 +55,7 @@ class Tokenizer:
         self.lowercase = backend_state.lowercases(state)
         self.json = json.dumps(state, ensure_ascii=False, indent=1, sort_keys=False) + "\n"
         if not special.is_native:
-            self.json = to_state_json(state, special)
+            self.json = tokenizer_files.to_state_json(state, special)
         self.sha256 = hashlib.sha256(json.dumps(json.loads(self.json), sort_keys=True).encode()).hexdigest()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -110,12 +95,14 @@ class Tokenizer:
         is_wordpiece = bool(state["model"].get("continuing_subword_prefix"))
         plain = is_wordpiece and not any("\n" in piece for piece in self.pieces)
         text = json.dumps(state, ensure_ascii=False, indent=1) + "\n"
-        return hf_folder_files(text, self.special, {**(about or {}), **said}, self.pieces if plain else ())
+        listed = self.pieces if plain else ()
+        return tokenizer_files.hf_folder_files(text, self.special, {**(about or {}), **said}, listed)
 
     def save(self, folder: Path) -> None:
         """Write vocab.txt and tokenizer.json atomically, and the settings of a tokenizer loaded by transformers."""
         files = self.files()
-        write(folder, {n: files[n] for n in ("vocab.txt", JSON)} if self.special.is_native else files)
+        native = {name: text for name, text in files.items() if name in ("vocab.txt", JSON)}
+        tokenizer_files.write(folder, native if self.special.is_native else files)
 
 
 def _check_special(vocab: dict[str, int], special: SpecialTokens, where: str) -> None:
@@ -125,10 +112,8 @@ def _check_special(vocab: dict[str, int], special: SpecialTokens, where: str) ->
                 raise UserError(f"{where}: the vocabulary has no {piece}; BERT needs {' '.join(SPECIAL_TOKENS)}")
     for role in ("pad", "cls", "sep"):
         if role not in special.roles:
-            raise UserError(
-                f"{where}: the tokenizer has no {role}_token; BERT's rows need pad, cls and sep: name them in "
-                "tokenizer_config.json"
-            )
+            problem = f"the tokenizer has no {role}_token; BERT's rows need pad, cls and sep"
+            raise UserError(f"{where}: {problem}: name them in tokenizer_config.json")
 
 
 # A Tokenizer, a SentencePieceTokenizer or a UnigramTokenizer: who asks for cls_id or eos_id knows which.
@@ -146,8 +131,7 @@ def load(
 ) -> AnyTokenizer:
     """The tokenizer of a config: read from `config.path`, or trained on the given documents (lists of sentences).
 
-    A trained one is kept under `cache`, keyed by the options and the `fingerprint` of the text (default: a hash of the
-    documents). `config.vocab_size` takes precedence over `vocab_size`.
+    A trained one is kept under `cache`, keyed by the options and the `fingerprint` of the text (default: a hash).
     """
     if config.path is not None:
         path = staging.fetch_small_files(
@@ -188,8 +172,8 @@ def from_json(text: str, where: str) -> AnyTokenizer:
         state = json.loads(text)
         if isinstance(state, dict) and state.get("type") == "sentencepiece":
             return tokenizers_sentencepiece.from_state(state, where)
-        if isinstance(state, dict) and state.get("type") == STATE_KEY:
-            return _build(*from_state_json(state, where), where)
+        if isinstance(state, dict) and state.get("type") == tokenizer_files.STATE_KEY:
+            return _build(*tokenizer_files.from_state_json(state, where), where)
         return Tokenizer(tokenizers.Tokenizer.from_str(text), where)
     except Exception as error:  # the library raises bare Exception
         if isinstance(error, UserError):
@@ -215,15 +199,13 @@ def from_file(path: Path, **options: Any) -> AnyTokenizer:
     """A tokenizer from *.model (SentencePiece), tokenizer.json, vocab.txt, or a folder with one of them.
 
     Options: `lowercase`, `strip_accents` and `tokenize_chinese_chars` for a vocab.txt, `extra_ids` for a *.model, where
-    files leave them open. With settings in the folder (config.json, tokenizer_config.json, special_tokens_map.json,
-    added_tokens.json), transformers loads it. Raises UserError.
+    files leave them open. With settings in the folder, transformers loads it. Raises UserError.
     """
     path, options = Path(path), _DEFAULTS | options
     if not path.exists():
-        raise UserError(
-            f"{path}: no such file; give a vocab.txt, a tokenizer.json, a spiece.model or a folder with one"
-        )
-    path = prefer_tokenizer_json(path)
+        wanted = "a vocab.txt, a tokenizer.json, a spiece.model or a folder with one"
+        raise UserError(f"{path}: no such file; give {wanted}")
+    path = tokenizer_files.prefer_tokenizer_json(path)
     if found := _load_native(path):
         return found
     if huggingface.needs_transformers(path):
@@ -234,9 +216,7 @@ def from_file(path: Path, **options: Any) -> AnyTokenizer:
     if path.is_dir():
         present = [path / name for name in FILES if (path / name).is_file()]
         if not present:
-            raise UserError(
-                f"{path}: the folder holds neither tokenizer.json nor vocab.txt nor spiece.model; name a file"
-            )
+            raise UserError(huggingface.NO_VOCAB_FILE.format(path))
         path = present[0]
     return _from_bare(path, options)
 
@@ -245,7 +225,7 @@ def _load_native(path: Path) -> AnyTokenizer | None:
     """The tokenizer of a folder that bertjax wrote and that is unchanged, without transformers."""
     folder = path if path.is_dir() else path.parent
     if path.is_dir() or path.name == JSON:
-        if found := read_verified(folder):
+        if found := tokenizer_files.read_verified(folder):
             return _build(*found, str(path))
     return tokenizers_sentencepiece.from_saved(folder) if path.is_dir() or path.name in FILES else None
 

@@ -1,8 +1,4 @@
-"""SentencePiece as T5 uses it: a unigram model with the sentinels after its pieces.
-
-The library `sentencepiece` runs both a spiece.model and a tokenizer.json (converted by `unigram_json`), so that the ids
-are always those that T5 was trained with.
-"""
+"""SentencePiece as T5 uses it: a unigram model, also one from a tokenizer.json, with sentinels after its pieces."""
 
 import base64
 import binascii
@@ -34,11 +30,10 @@ _SENTINEL = re.compile(rf"{METASPACE}?<extra_id_(\d+)>")
 class SentencePieceTokenizer:
     """A SentencePiece unigram model, and sentinels <extra_id_N> counted down from the last id (seqio, T5).
 
-    `vocab_size` and `pieces` count the sentinels: with T5's 32000 pieces <extra_id_0> is 32099. Ids are the model's
-    own. Padding is always 0 (seqio's PAD_ID): a model without <pad> shares it with the unknown or control piece there.
-    Text is read as by seqio.SentencePieceVocabulary, which appends the sentinels to the model as user-defined pieces
-    "▁<extra_id_N>": "<extra_id_0>" at the start of a word is the sentinel, and text that follows without a space has no
-    word start; inside a word it is characters, as "</s>" always is. (transformers makes special tokens of both.)
+    `vocab_size` and `pieces` count the sentinels: with T5's 32000 pieces <extra_id_0> is 32099. Padding is always 0
+    (seqio's PAD_ID): a model without <pad> shares it with the unknown or control piece there. Text is read as by
+    seqio.SentencePieceVocabulary, which appends the sentinels as user-defined pieces "▁<extra_id_N>": "<extra_id_0>" is
+    the sentinel only at the start of a word, and "</s>" is always characters, unlike in transformers.
     """
 
     kind = "sentencepiece"
@@ -80,9 +75,8 @@ class SentencePieceTokenizer:
     def sentinel_id(self, number: int) -> int:
         """The id of <extra_id_number>. Raises UserError when there are not that many."""
         if not 0 <= number < self.extra_ids:
-            raise UserError(
-                f"tokenizer.extra_ids: there are {self.extra_ids} sentinels, <extra_id_{number}> is asked for"
-            )
+            count = self.extra_ids
+            raise UserError(f"tokenizer.extra_ids: there are {count} sentinels, <extra_id_{number}> is asked for")
         return self.vocab_size - 1 - number
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
@@ -110,7 +104,6 @@ class SentencePieceTokenizer:
         write(folder, self.files())
 
     def files(self) -> dict[str, str | bytes]:
-        """{name: content} of the files that `save` writes."""
         return {
             MODEL_FILE: self.model,
             "tokenizer_config.json": unigram_json.tokenizer_config(self._parsed, self.extra_ids),
@@ -131,9 +124,8 @@ def from_state(state: dict[str, Any], where: str) -> SentencePieceTokenizer:
             raise ValueError
         content = base64.b64decode(model, validate=True)  # type: ignore[arg-type]
     except (ValueError, TypeError, binascii.Error):
-        raise UserError(
-            f"{where}: not a SentencePiece tokenizer as bertjax keeps it; copy or export it again"
-        ) from None
+        problem = f"{where}: not a SentencePiece tokenizer as bertjax keeps it; copy or export it again"
+        raise UserError(problem) from None
     return SentencePieceTokenizer(content, extra_ids, where)
 
 
@@ -154,9 +146,8 @@ def from_model(path: Path, *, extra_ids: int) -> SentencePieceTokenizer:
 
 def from_saved(folder: Path) -> SentencePieceTokenizer | None:
     """The tokenizer of a folder whose files are as `save` writes them; None where one is missing, added or changed."""
-    names = (MODEL_FILE, CONFIG, JSON)
-    more = (SPECIAL, ADDED)
-    if not all((folder / name).is_file() for name in names) or any((folder / name).is_file() for name in more):
+    present = [name for name in (MODEL_FILE, CONFIG, JSON, SPECIAL, ADDED) if (folder / name).is_file()]
+    if present != [MODEL_FILE, CONFIG, JSON]:
         return None
     try:
         found = from_model(folder / MODEL_FILE, extra_ids=EXTRA_IDS)
@@ -182,9 +173,8 @@ def train(
 ) -> SentencePieceTokenizer:
     """A unigram model of at most `vocab_size` pieces, sentinels included: the same bytes for the same text.
 
-    T5's options (arXiv 1910.10683 section 2.2.1; the trainer_spec of its cc_all.32000 model): <pad> 0, </s> 1, <unk> 2,
-    no <s>, NMT's NFKC. From MIN_VOCAB_FOR_ASCII pieces on, all ASCII characters are pieces, since prompts and labels
-    (`not_equivalent`) use them. One thread: with more, sums of the EM steps differ in their last bits.
+    T5's options (arXiv 1910.10683 section 2.2.1; the trainer_spec of its cc_all.32000 model). From MIN_VOCAB_FOR_ASCII
+    pieces on, all ASCII characters are pieces, since prompts and labels (`not_equivalent`) use them.
     """
     writer = io.BytesIO()
     try:
@@ -202,7 +192,7 @@ def train(
             eos_id=1,
             unk_id=2,
             bos_id=-1,
-            num_threads=1,
+            num_threads=1,  # with more, sums of the EM steps differ in their last bits
             max_sentence_length=2**30,  # the default drops sentences above 4192 bytes
             minloglevel=2,
         )

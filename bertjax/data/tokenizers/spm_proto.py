@@ -1,7 +1,6 @@
-"""Reads and writes SentencePiece's model file, a protocol buffer.
+"""Reads and writes SentencePiece's model file (sentencepiece_model.proto of google/sentencepiece).
 
-Numbers are those of sentencepiece_model.proto (google/sentencepiece). The library's own classes for it need the newest
-protobuf, which other packages do not allow.
+The library's own classes for it need the newest protobuf, which other packages do not allow.
 """
 
 import struct
@@ -29,15 +28,10 @@ class Piece:
 
 @dataclass(frozen=True)
 class Model:
-    """Attributes:
-    pieces: by id; charsmap: the compiled normalisation, empty for none; special: the names of unk, bos, eos and pad.
-    unsupported: the options that T5's models do not have, in words.
-    """
-
-    pieces: tuple[Piece, ...]
-    charsmap: bytes
-    special: dict[str, str]
-    unsupported: tuple[str, ...] = ()
+    pieces: tuple[Piece, ...]  # by id
+    charsmap: bytes  # the compiled normalization, empty for none
+    special: dict[str, str]  # the names of unk, bos, eos and pad
+    unsupported: tuple[str, ...] = ()  # the options that T5's models do not have, in words
 
 
 def read(content: bytes) -> Model:
@@ -100,11 +94,8 @@ def _piece(content: bytes) -> Piece:
     return Piece(text, score, kind)
 
 
-# ---- the wire format: https://protobuf.dev/programming-guides/encoding/ ----------------------------------------------
-
-
 def _fields(content: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """(number, value) of each field: an integer, or the bytes of any other type."""
+    """(number, value) of each field (https://protobuf.dev/programming-guides/encoding): an integer or bytes."""
     place = 0
     while place < len(content):
         tag, place = _varint(content, place)

@@ -36,9 +36,8 @@ class UnigramTokenizer:
         self.vocab_size = len(self.pieces)
         for role in ("pad", "eos"):
             if role not in special.roles:
-                raise UserError(
-                    f"{where}: the tokenizer has no {role}_token, which T5 needs; name it in tokenizer_config.json"
-                )
+                problem = f"the tokenizer has no {role}_token, which T5 needs; name it in tokenizer_config.json"
+                raise UserError(f"{where}: {problem}")
         self.pad_id, self.eos_id = vocab[special.roles["pad"]], vocab[special.roles["eos"]]
         self.unk_id = vocab.get(special.roles.get("unk", ""))
         if self.pad_id:

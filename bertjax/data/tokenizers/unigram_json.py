@@ -16,10 +16,7 @@ _SPACES = ("Strip", "Replace")  # further normalizers with which transformers im
 
 
 def read(state: dict[str, Any], where: str) -> Model:
-    """The parsed tokenizer.json of a Unigram tokenizer -> the model with the same pieces.
-
-    Names follow what transformers' T5Tokenizer saves. Raises UserError for a model that SentencePiece cannot express.
-    """
+    """The model with the pieces of a parsed tokenizer.json. UserError for one that SentencePiece cannot express."""
     parse_backend(json.dumps(state), where)
     described, added = state["model"], {token["id"]: token for token in state.get("added_tokens") or []}
     unknown = described.get("unk_id")

@@ -49,9 +49,8 @@ def train(
 ) -> tokenizers.Tokenizer:  # fmt: skip
     """A WordPiece vocabulary of at most `vocab_size` pieces: equal for equal text, on every run and machine.
 
-    The library's trainer numbers letters in the order of a hash map, which varies and changes ties between merges
-    (huggingface/tokenizers issue 1794). So all letters are given, sorted, as special tokens; in the tokenizer that is
-    built of the vocabulary only the five real ones stay special.
+    The library's trainer numbers letters in the varying order of a hash map, which changes ties between merges
+    (huggingface/tokenizers issue 1794), so all letters are given, sorted, as special tokens for training.
     """
     if vocab_size < 100:
         raise UserError(f"tokenizer.vocab_size: {vocab_size} is too small for letters and words; give at least 100")

@@ -1,7 +1,6 @@
-"""Reads the documentation inside the Python standard library: English text that every machine has.
+"""Reads the docstrings and language reference (`pydoc_data.topics`) of the running Python's standard library.
 
-Nothing is downloaded: docstrings and the language reference (`pydoc_data.topics`) come from the running Python, so the
-text depends on the Python version only. A hash of its name puts a module into `heldout` or `train`.
+A hash of its name puts a module into `heldout` or `train`.
 """
 
 import ast
@@ -19,13 +18,11 @@ from bertjax.storage.files import sha256_of_files
 
 VERSION = 2  # part of every fingerprint: raise it when the output changes
 HELDOUT_PERCENT = 15
+TOPICS = Path("pydoc_data/topics.py")
 
 
 def documents(split: str) -> Iterator[tuple[str, list[str]]]:
-    """(name, sentences) of every documented module, then of the topics of the language reference.
-
-    `split` is train, heldout or all.
-    """
+    """(name, sentences) of the documented modules, then of the topics; `split` is train, heldout or all."""
     for name, opening, entries in _modules(stdlib_root()):
         sentences = [*opening, *_body(entries)]
         if len(sentences) > 1 and _in_split(name, split):
@@ -36,10 +33,7 @@ def documents(split: str) -> Iterator[tuple[str, list[str]]]:
 
 
 def squad(split: str) -> dict[str, Any]:
-    """Questions on the same text in SQuAD v1.1 format; `split` is train or heldout, which share no module.
-
-    Questions of `heldout` that are also in `train` (a method documented in the same words twice) are left out.
-    """
+    """Questions in SQuAD v1.1 format; `split` is train or heldout, which share no module and no question."""
     training = [(name, entries) for name, _, entries in _modules(stdlib_root()) if _in_split(name, "train")]
     if split == "train":
         return qa.build_squad(training)
@@ -53,7 +47,7 @@ def is_heldout(module: str) -> bool:
 
 def content(source: Any, base: Path) -> str:
     """VERSION and a hash of the files that `documents` and `squad` read, for fingerprints."""
-    paths = [path for _, path in source_files(stdlib_root())] + [_topics_path(stdlib_root())]
+    paths = [path for _, path in source_files(stdlib_root())] + [stdlib_root() / TOPICS]
     return f"{VERSION} {sha256_of_files(paths)}"
 
 
@@ -86,7 +80,7 @@ def _modules(root: Path) -> list[tuple[str, list[str], list[Entry]]]:
 
 @functools.cache
 def _topics(root: Path) -> list[tuple[str, list[str]]]:
-    path = _topics_path(root)
+    path = root / TOPICS
     tree = parse(path) if path.is_file() else None
     if tree is None:
         return []
@@ -104,10 +98,6 @@ def _unmark(topic: str) -> str:
         if lines and not in_code:
             kept.append("\n".join(line.strip() for line in lines))
     return "\n\n".join(kept)
-
-
-def _topics_path(root: Path) -> Path:
-    return root / "pydoc_data" / "topics.py"
 
 
 STDLIB_DOCS = SourceKind(

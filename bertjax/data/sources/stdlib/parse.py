@@ -1,8 +1,4 @@
-"""Parses the Python standard library with `ast`, without importing a module.
-
-Each documented function, method, property, class and literal constant becomes an `Entry`: its facts in English
-sentences. `docs` makes documents of them, `qa` questions.
-"""
+"""Parses the Python standard library with `ast`: an `Entry` of English sentences for each documented name."""
 
 import ast
 import dataclasses
@@ -121,16 +117,12 @@ def extract_prose(text: str) -> list[str]:
 
 
 def _sentences(docstring: str) -> list[str]:
-    blocks = re.split(r"\n\s*\n", inspect.cleandoc(docstring))
-    text = "\n\n".join("\n".join(line for line in block.split("\n") if _keep_line(line)) for block in map(_cut, blocks))
+    # paragraphs up to their first doctest prompt
+    blocks = [block.split(">>>")[0] for block in re.split(r"\n\s*\n", inspect.cleandoc(docstring))]
+    text = "\n\n".join("\n".join(line for line in block.split("\n") if _keep_line(line)) for block in blocks)
     for pattern, replacement in _MARKUP:
         text = pattern.sub(replacement, text)
     return [_finish(sentence) for sentence in split_sentences(text, lower=False)]
-
-
-def _cut(block: str) -> str:
-    """A paragraph up to its first doctest prompt; nothing when it opens with one or is a table."""
-    return block.split(">>>")[0] if ">>>" in block else block
 
 
 def _keep_line(line: str) -> bool:

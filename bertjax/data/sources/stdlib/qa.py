@@ -1,7 +1,6 @@
 """Makes questions in SQuAD format from the standard library's documentation, by rules.
 
-A context joins entries of a few modules and holds each kind of fact at most once (one returned thing, one base class,
-one default value ...), so that a small model learns within a minute to find the fact that a question asks for.
+A context joins entries of a few modules and holds each kind of fact at most once, so that a small model learns fast.
 """
 
 import hashlib
@@ -26,10 +25,7 @@ class Fact(NamedTuple):
 
 
 def build_squad(modules: Iterable[tuple[str, list[Entry]]], seen: frozenset[str] = frozenset()) -> dict[str, Any]:
-    """{"version", "data": [{"title", "paragraphs": [{"context", "qas"}]}]}, without the questions in `seen`.
-
-    The title of a context is the module of its first entry.
-    """
+    """SQuAD v1.1's format without the questions in `seen`; a context's title is the module of its first entry."""
     described = [(module, facts) for module, entries in modules for e in entries if (facts := list(facts_of(e)))]
     articles: dict[str, list[dict[str, Any]]] = {}
     contexts: set[str] = set()
