@@ -64,9 +64,9 @@ class TokenizedCorpus:
             counts = {name: int(facts[name]) for name in ("vocab_size", "documents", "sentences", "tokens")}
         except (OSError, ValueError, KeyError, TypeError) as error:
             reason = f"not a readable corpus ({error!r:.80})"
-            raise StorageError(f"{path}: {reason}; remove the folder to make it anew") from error
+            raise StorageError(f"{path}: {reason}; remove the folder, and it is made again") from error
         if facts.get("format") != _FORMAT or min(counts.values()) < 1:
-            raise StorageError(f"{path}: written by another version; remove the folder to make it anew")
+            raise StorageError(f"{path}: written by another version; remove the folder, and it is made again")
         return counts
 
     def _open(self, name: str, dtype: np.dtype, count: int, last: int | None = None) -> np.ndarray:
@@ -74,10 +74,10 @@ class TokenizedCorpus:
         size = path.stat().st_size if path.exists() else -1
         if size != count * dtype.itemsize:
             found = "is missing" if size < 0 else f"has {size} bytes, not {count * dtype.itemsize}"
-            raise StorageError(f"{path}: {found}; remove the folder to make it anew")
+            raise StorageError(f"{path}: {found}; remove the folder, and it is made again")
         values = np.asarray(np.memmap(path, dtype, mode="r"))  # a plain view: slicing a memmap object is slow
         if last is not None and (values[0] != 0 or values[-1] != last):
-            raise StorageError(f"{path}: its offsets do not fit corpus.json; remove the folder to make it anew")
+            raise StorageError(f"{path}: its offsets do not fit corpus.json; remove the folder, and it is made again")
         return values
 
     @classmethod

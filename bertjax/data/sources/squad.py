@@ -132,7 +132,7 @@ def _answer(text: Any, start: Any, context: str, where: str) -> tuple[str, int]:
     if not isinstance(text, str) or not text.strip():
         raise UserError(f"{where}: an answer's text is empty or not a string; remove that answer")
     if isinstance(start, bool) or not isinstance(start, int):  # 22.0, "22" and true are mistakes
-        raise UserError(f"{where}: answer_start {_brief(start)!r} is not a whole number; correct it")
+        raise UserError(f"{where}: answer_start {_brief(start)!r} is not an integer; correct it")
     if start < 0 or start + len(text) > len(context):
         raise UserError(
             f"{where}: answer_start {_brief(start)} with {len(text)} characters is outside the context "

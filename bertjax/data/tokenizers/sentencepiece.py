@@ -164,7 +164,7 @@ def _saved_extra_ids(path: Path, default: int) -> int:
     settings = path.with_name(CONFIG)
     declared = json_object(settings).get("extra_ids", default)
     if not isinstance(declared, int) or isinstance(declared, bool) or not 0 <= declared < 2**20:
-        raise UserError(f"{settings}: extra_ids must be a whole number, 100 for T5 (got {declared!a:.40})")
+        raise UserError(f"{settings}: extra_ids must be an integer, 100 for T5 (got {declared!a:.40})")
     return declared
 
 
