@@ -1,7 +1,4 @@
-"""Before the first computation: do all processes run the same code on the same configuration and the same data?
-
-One process with another seed or an older file would train something that nobody asked for, or hang all the others.
-"""
+"""Check before the first computation that all processes have the same code, configuration and data."""
 
 import hashlib
 import json
@@ -27,31 +24,29 @@ MAX_SHOWN_CHARS = 60  # characters of a value in a message
 
 
 def check_start(config: Config, base: Path) -> None:
-    """Raises UserError on every process when one differs in code, packages, configuration or files of data.
+    """Raise UserError on every process if one differs in code, packages, configuration, or names or sizes of data files.
 
-    Files count by name and size here: their content is compared when the data are open (`check_equal`). A collective:
-    every process calls it, before any other.
+    Every process calls it, before any other collective. `check_equal` compares the contents once the data are open.
     """
     if is_multiprocess():
         check_equal(_facts(config, base))
 
 
 def check_equal(facts: Mapping[str, str]) -> None:
-    """Raises UserError on every process when a fact of one is not what it is on process 0. Every process calls it."""
+    """Raise UserError on every process if a fact of one differs from that of process 0. Every process calls it."""
     if is_multiprocess():
         reduce_on_primary(json.dumps({"host": socket.gethostname(), "facts": dict(facts)}), raise_on_difference)
 
 
 def raise_on_difference(messages: Iterable[str]) -> None:
-    """Compares what the processes said, as JSON with host and facts. Raises UserError for the first that differs."""
+    """Compare the processes' messages (JSON with host and facts); raise UserError for the first difference."""
     first, *others = (json.loads(each) for each in messages)
     for index, other in enumerate(others, 1):
         for what in sorted({*first["facts"], *other["facts"]}):
             here, there = (each["facts"].get(what, "nothing") for each in (first, other))
             if here != there:
-                shown = ""
-                if len(here) <= MAX_SHOWN_CHARS and len(there) <= MAX_SHOWN_CHARS:
-                    shown = f": {there} instead of {here}"
+                short = max(len(here), len(there)) <= MAX_SHOWN_CHARS
+                shown = f": {there} instead of {here}" if short else ""
                 raise UserError(
                     f"process {index} ({other['host']}) and process 0 ({first['host']}) differ in {what}{shown}; "
                     "start every process with the same code, configuration and data"
@@ -59,28 +54,26 @@ def raise_on_difference(messages: Iterable[str]) -> None:
 
 
 def code_versions() -> dict[str, str]:
-    """The code that runs here: versions, and a digest of this package."""
+    """Versions of this package, its dependencies and Python, and a digest of this package's code."""
     found = {"the version of bertjax": bertjax.__version__, "the code of bertjax": package_hash()[:12]}
     found |= {f"the version of {name}": metadata.version(name) for name in PACKAGES}
     return found | {"the version of Python": ".".join(platform.python_version_tuple()[:2])}
 
 
 def _facts(config: Config, base: Path) -> dict[str, str]:
-    found = code_versions()
     options = flatten(mask_secrets(config.model_dump(mode="json")))
-    found |= {f"the configuration, {key}": _shorten(value) for key, value in options.items()}
-    return found | data_file_digests(config, base)
+    shown = {f"the configuration, {key}": _shorten(str(value)) for key, value in options.items()}
+    return code_versions() | shown | data_file_digests(config, base)
 
 
-def _shorten(value: Any) -> str:
-    """The value as text, a long one as its digest."""
-    text = str(value)
+def _shorten(text: str) -> str:
+    """The text, or its digest if it is long."""
     return text if len(text) <= 200 else hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 @lru_cache(maxsize=1)
 def package_hash() -> str:
-    """sha256 over the modules of this package."""
+    """Sha256 over the modules of this package."""
     digest, home = hashlib.sha256(), Path(__file__).parents[1]
     for path in sorted(home.rglob("*.py")):
         digest.update(path.relative_to(home).as_posix().encode() + b"\0" + path.read_bytes())
@@ -88,7 +81,7 @@ def package_hash() -> str:
 
 
 def data_file_digests(config: Config, base: Path) -> dict[str, str]:
-    """What the tasks and evaluations find of their files: names and sizes, as one digest each."""
+    """A digest of the file names and sizes of each task and evaluation."""
     tasks = {f"task '{name}'": task for stage in config.stages for name, task in config.stage_tasks(stage).items()}
     tasks |= {f"evaluation '{e.name}' of '{s.name}'": e.data for s in config.stages for e in s.evaluate}
     found = {}

@@ -1,4 +1,4 @@
-"""The training loop: what a run needs before its first step, then stage after stage; it reads top to bottom."""
+"""The training loop: open and check everything a run needs, then train stage after stage."""
 
 import json
 from functools import partial
@@ -30,8 +30,7 @@ class BuildEvaluators(Protocol):
 def train(config: Config, base: Path, build_evaluators: BuildEvaluators) -> None:
     """Run, or continue, every stage of a configuration. Raises the errors of `bertjax.errors`.
 
-    All that can be read and checked is, before the run folder is there: a mistake in the last stage shows at once, and
-    its correction finds no half-begun run. A finished run is left as it is.
+    Everything is checked before the run folder is created, so that a mistake in the last stage shows at once.
     """
     phases = Phases()
     stop = preemption.PreemptionHandler(phases.heartbeat)
@@ -62,7 +61,7 @@ def train(config: Config, base: Path, build_evaluators: BuildEvaluators) -> None
 def open_run(
     config: Config, base: Path, build_evaluators: BuildEvaluators
 ) -> tuple[RunContext, list[StagePlan], dict[int, list[Evaluator]]] | None:
-    """What a run needs before its first step, and the evaluators of the stages to do; None when all are done."""
+    """Open a run -> (context, stage plans, evaluators of each stage to do); None when all stages are done."""
     stages = run_stages(config, base)
     consistency.check_start(config, base)
     validate.check_settings(config)
