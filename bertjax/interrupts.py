@@ -64,10 +64,10 @@ def exit_on_signal(
 ) -> Iterator[None]:
     """Raise `error` in the main thread on a signal inside the block; a StopRequested leaves it as StoppedSafely.
 
-    If the main thread is still in the block after GRACE_SECONDS, the process ends with the line `exit_message()`, unless
-    that is None. A second Ctrl-C ends it at once with `second_message`. `should_raise` is asked in the main thread; if it
-    says no, the block polls. `on_ctrl_c` is called in a thread at the first Ctrl-C. `restore_handler` says for which
-    signals the previous handler is restored. In other threads than the main one signals are not handled.
+    If the main thread is still in the block after GRACE_SECONDS, the process ends with the line `exit_message()`,
+    unless that is None. A second Ctrl-C ends it at once with `second_message`. `should_raise` is asked in the main
+    thread; if it says no, the block polls. `on_ctrl_c` is called in a thread at the first Ctrl-C. `restore_handler`
+    says for which signals the previous handler is restored. Only the main thread handles signals.
     """
     presses, over, raised = CtrlCCounter(), threading.Event(), threading.Event()
     code = StoppedSafely.exit_code if error is StopRequested else INTERRUPTED_EXIT_CODE

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import bertjax
 from bertjax.config.loading.error_messages import mask_secrets
@@ -24,7 +23,7 @@ MAX_SHOWN_CHARS = 60  # characters of a value in a message
 
 
 def check_start(config: Config, base: Path) -> None:
-    """Raise UserError on every process if one differs in code, packages, configuration, or names or sizes of data files.
+    """Raise UserError on every process if one differs in code, configuration, or names or sizes of data files.
 
     Every process calls it, before any other collective. `check_equal` compares the contents once the data are open.
     """

@@ -35,9 +35,9 @@ class Episode:
 def param_group(path: str) -> str:
     """The group of a parameter: layers/3/mlp/output/kernel -> layers/3; heads/mlm/... -> heads.
 
-    T5: encoder/layers/3/mlp/output/kernel -> encoder/layers/3, its mlp/norm/scale -> encoder/layers/3/norms, adapter/...
-    (with its norm) -> encoder/layers/3/adapter; encoder/position/embedding -> encoder/shared; encoder/norm/scale ->
-    encoder/shared/norms.
+    T5: encoder/layers/3/mlp/output/kernel -> encoder/layers/3, its mlp/norm/scale -> encoder/layers/3/norms, its
+    adapter/... (with its norm) -> encoder/layers/3/adapter; encoder/position/embedding -> encoder/shared;
+    encoder/norm/scale -> encoder/shared/norms.
     """
     parts = path.split("/")
     if parts[0] == "layers":
@@ -90,8 +90,8 @@ def episodes(trainable: Trainable, groups: tuple[str, ...], steps: int) -> tuple
 
     `head` (feature-based) trains the heads, or the embeddings of a T5 whose output matrix they are. `adapters` (arXiv
     1910.10683 section 3.5.1) trains with adapter_norms `paper` the adapters and every norm of the model ("only the
-    adapter layer and layer normalization parameters are updated"), with `houlsby` the adapters and the norms inside them
-    (variable_filter of T5's task_adapter.gin). Raises UserError when there are fewer steps or layers than episodes.
+    adapter layer and layer normalization parameters are updated"), with `houlsby` the adapters and the norms inside
+    them (variable_filter of T5's task_adapter.gin). Raises UserError for fewer steps or layers than episodes.
     """
     if trainable.kind == "gradual":
         return _gradual(trainable, groups, steps)
@@ -109,8 +109,8 @@ def _gradual(trainable: Trainable, groups: tuple[str, ...], steps: int) -> tuple
     Episode n trains the top ceil((n+1) * L / E) of the L layers of every stack, with their norms; E is by default the
     depth of the deeper stack. Heads and final norms always train. As in the paper T5's embeddings always train, since
     its output matrix is shared with them; BERT's join in the last episode by default. The paper does not mention the
-    relative position bias: it trains with the embeddings, else it joins with the bottom layer, so that no gradient flows
-    through frozen layers.
+    relative position bias: it trains with the embeddings, else it joins with the bottom layer, so that no gradient
+    flows through frozen layers.
     """
     stacks = stack_depths(groups)
     deepest = max(stacks.values())

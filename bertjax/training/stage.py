@@ -121,7 +121,7 @@ class StageRunner:
     def prefetch_to_device(
         self, source: Iterator[dict[str, np.ndarray]]
     ) -> Iterator[tuple[dict[str, jax.Array], int, float]]:
-        """Place batches one step ahead -> (batch on the devices, its non-padding tokens, seconds waited since the last)."""
+        """Place batches one step ahead -> (batch on devices, its non-padding tokens, seconds waited since the last)."""
         ahead, waited = None, 0.0
         while True:
             began = time.perf_counter()

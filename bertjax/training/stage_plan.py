@@ -28,7 +28,7 @@ from bertjax.training.run_context import RunContext
 
 @dataclass(frozen=True)
 class StagePlan:
-    """Everything about a stage that does not depend on its parameters; `rows`: those of a batch that this process reads."""
+    """Everything about a stage but its parameters; `rows`: the rows of each batch that this process reads."""
 
     files: StageFiles
     batches: Batches

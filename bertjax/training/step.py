@@ -122,7 +122,7 @@ def accumulate_gradients(
     normalizers: Mapping[str, jax.Array],
     key: jax.Array,
 ) -> tuple[Params, dict[str, LossTerm], jax.Array]:
-    """`compute_gradients` of a batch or one shard of it; micro-batches add up exactly, as `normalizers` are the batch's.
+    """`compute_gradients` of a batch or one shard of it; `normalizers` of the full batch make micro-batches add up.
 
     Row i goes to micro-batch i mod N, so that every device splits its own rows.
     """

@@ -45,7 +45,7 @@ def add_heads(program: TrainProgram, heads: Iterable[str], num_labels: int) -> T
 def find_untrained_heads(
     program: TrainProgram, loaded: Mapping[str, Any]
 ) -> tuple[tuple[str, ...], dict[str, jax.ShapeDtypeStruct]]:
-    """-> (heads of `loaded` that a stage carries, their abstract arrays); incomplete or misshapen heads are left out."""
+    """-> (heads of `loaded` that a stage carries, their abstract arrays); heads that do not fit are left out."""
     own = program.abstract_params()
     there = families.record_of(program.model).find_heads({**own, **loaded})
     heads: tuple[str, ...] = ()

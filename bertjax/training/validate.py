@@ -54,7 +54,7 @@ def _check_rows(stage: Stage, evaluation: Evaluation, where: str) -> None:
 
 
 def check_scores(stage: Stage, heads: Collection[str], where: str, name: str | None = None) -> None:
-    """Raise UserError when an evaluation of a stage (or the one called `name`) cannot score a checkpoint of these heads.
+    """Raise UserError when an evaluation of a stage (or the one called `name`) cannot score a checkpoint's heads.
 
     An evaluation with a `head` needs that head, which may be a carried one; others need an objective that lists them.
     """
