@@ -35,7 +35,7 @@ def is_prng_key(leaf: Any) -> bool:
 
 
 def compute_digests(leaves: Mapping[str, Any]) -> dict[str, ArrayDigest]:
-    """Digests of {path: array} for arrays of any real dtype and typed PRNG keys; a collective, the same on all processes.
+    """Digests of {path: array} for any real dtype and typed PRNG keys; a collective, with equal results everywhere.
 
     Each combination of shape, dtype and sharding is compiled once.
     """

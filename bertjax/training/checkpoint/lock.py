@@ -1,7 +1,7 @@
 """Lock a checkpoint folder for one writer, with a POSIX record lock on a file that names the holder.
 
-The kernel drops such a lock when the process ends, or closes any handle of the file. Some shared file systems keep it to
-one machine, so the file's modification time is a heartbeat, watched before another machine's lock is taken over.
+The kernel drops such a lock when the process ends, or closes any handle of the file. Some shared file systems keep it
+to one machine, so the file's modification time is a heartbeat, watched before another machine's lock is taken over.
 """
 
 import errno

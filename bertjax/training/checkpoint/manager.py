@@ -99,7 +99,7 @@ class CheckpointManager:
         self._saving.start()
 
     def add_scores(self, step: int, scores: Mapping[str, float]) -> None:
-        """Add, in the background, scores of a step that `save` was called for; failures are raised like those of a save."""
+        """Add scores of a step to what `save` has started, in the background; failures are raised like those of a save."""
         self.reader.scores[step] = dict(scores)
         arguments = (self._saving, step, dict(scores))
         self._saving = threading.Thread(target=self._add_scores, args=arguments, name="checkpoint_scores")

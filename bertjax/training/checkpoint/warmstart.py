@@ -159,7 +159,7 @@ def merge_params(
 
 
 def check_shapes(wanted: Mapping[str, Any], loaded: Mapping[str, Any], where: str, stage: str = "") -> None:
-    """Raise UserError naming the first parameter that `loaded` lacks (except heads and adapters) or has in another shape.
+    """Raise UserError naming the first parameter of another shape, or missing in `loaded` (except heads and adapters).
 
     Adapters of another size, or in a model without them, are refused too: weights trained with them need them.
     """
