@@ -60,14 +60,10 @@ def code_versions() -> dict[str, str]:
 
 
 def _facts(config: Config, base: Path) -> dict[str, str]:
-    options = flatten(mask_secrets(config.model_dump(mode="json")))
-    shown = {f"the configuration, {key}": _shorten(str(value)) for key, value in options.items()}
-    return code_versions() | shown | data_file_digests(config, base)
-
-
-def _shorten(text: str) -> str:
-    """The text, or its digest if it is long."""
-    return text if len(text) <= 200 else hashlib.sha256(text.encode()).hexdigest()[:12]
+    shown = {key: str(value) for key, value in flatten(mask_secrets(config.model_dump(mode="json"))).items()}
+    shorten = lambda text: text if len(text) <= 200 else hashlib.sha256(text.encode()).hexdigest()[:12]  # noqa: E731
+    options = {f"the configuration, {key}": shorten(value) for key, value in shown.items()}
+    return code_versions() | options | data_file_digests(config, base)
 
 
 @lru_cache(maxsize=1)
@@ -86,14 +82,12 @@ def data_file_digests(config: Config, base: Path) -> dict[str, str]:
     found = {}
     for name, task in tasks.items():
         patterns = [pattern for source in task.source for pattern in record_of(source).files(source)]
-        if patterns:
-            found[f"the files of {name}"] = _listing(patterns, base)
+        if not patterns:
+            continue
+        try:
+            there = [(path.name, path.stat().st_size) for path in expand_globs(patterns, base)]
+            listing = f"{len(there)} files, {hashlib.sha256(repr(there).encode()).hexdigest()[:12]}"
+        except (OSError, UserError):
+            listing = "missing, or no use"  # if on all processes, the reader reports what is wrong
+        found[f"the files of {name}"] = listing
     return found
-
-
-def _listing(patterns: list[str], base: Path) -> str:
-    try:
-        there = [(path.name, path.stat().st_size) for path in expand_globs(patterns, base)]
-    except (OSError, UserError):
-        return "missing, or no use"  # on all processes: the reader reports what is wrong
-    return f"{len(there)} files, {hashlib.sha256(repr(there).encode()).hexdigest()[:12]}"

@@ -1,8 +1,6 @@
 """Divide parameters into groups, and a stage into episodes in which some groups train (gradual unfreezing).
 
-A group is a layer, the embeddings or the heads. In T5 a layer's norms, a layer's adapter, a stack's relative position
-bias (`encoder/shared`) and its final norm (`encoder/shared/norms`) are separate groups. Frozen groups are not inputs of
-the gradient (a partition, not a mask): they have no weight gradients and no optimizer state.
+Frozen groups are not inputs of the gradient (a partition, not a mask): no weight gradients, no optimizer state.
 """
 
 import re
@@ -36,8 +34,8 @@ def param_group(path: str) -> str:
     """The group of a parameter: layers/3/mlp/output/kernel -> layers/3; heads/mlm/... -> heads.
 
     T5: encoder/layers/3/mlp/output/kernel -> encoder/layers/3, its mlp/norm/scale -> encoder/layers/3/norms, its
-    adapter/... (with its norm) -> encoder/layers/3/adapter; encoder/position/embedding -> encoder/shared;
-    encoder/norm/scale -> encoder/shared/norms.
+    adapter/... -> encoder/layers/3/adapter; encoder/position/embedding -> encoder/shared, encoder/norm/scale ->
+    encoder/shared/norms.
     """
     parts = path.split("/")
     if parts[0] == "layers":

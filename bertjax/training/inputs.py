@@ -88,20 +88,16 @@ def _source(key: str, source: Any, base: Path) -> Iterator[str]:
     record = record_of(source)
     if problem := record.find_problem(source, base):
         yield f"{key}.{getattr(source, 'paths', ('files',))[0]}: {problem}"
+    key = f"{key}.files"
     for pattern in record.files(source):
-        yield from _files(f"{key}.files", pattern, base)
-
-
-def _files(key: str, pattern: str, base: Path) -> Iterator[str]:
-    try:
-        found = expand_globs([pattern], base)
-    except UserError as error:
-        yield f"{key}: {error}"
-        return
-    yield from _unreadable(key, found)
-    for path in found:
-        if path.suffix in UNSUPPORTED_SUFFIXES:
-            yield f"{key}: {path}: {path.suffix} files are not read; unpack it, or compress it with gzip, xz or bzip2"
+        try:
+            found = expand_globs([pattern], base)
+        except UserError as error:
+            yield f"{key}: {error}"
+            continue
+        yield from _unreadable(key, found)
+        hint = "files are not read; unpack it, or compress it with gzip, xz or bzip2"
+        yield from (f"{key}: {p}: {p.suffix} {hint}" for p in found if p.suffix in UNSUPPORTED_SUFFIXES)
 
 
 def _unreadable(key: str, paths: Iterable[Path]) -> Iterator[str]:
@@ -114,7 +110,7 @@ def _init_sources(stages: Iterable[StageFiles]) -> Iterator[str]:
     """Check that the folder of `init_from` holds a model or a checkpoint; `validate` checks that it fits."""
     for files in stages:
         try:
-            files.check_init()
+            _ = files.init_checkpoints
         except UserError as error:
             yield f"stages.{files.stage.name}.init_from: {error}"
 

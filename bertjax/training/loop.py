@@ -1,9 +1,9 @@
 """The training loop: open and check everything a run needs, then train stage after stage."""
 
 import json
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 from bertjax.config.schema.run import Config
 from bertjax.parallel.mesh import all_devices
@@ -20,11 +20,8 @@ from bertjax.training.run_context import RunContext
 from bertjax.training.stage import Evaluator, StageRunner
 from bertjax.training.stage_plan import StagePlan, open_stage, unfinished_stages
 
-
-class BuildEvaluators(Protocol):
-    def __call__(
-        self, ctx: RunContext, index: int, program: TrainProgram, labels: list[str] | None
-    ) -> list[Evaluator]: ...
+# (context, index of the stage, its program, names of its labels) -> its evaluators
+BuildEvaluators = Callable[[RunContext, int, TrainProgram, list[str] | None], list[Evaluator]]
 
 
 def train(config: Config, base: Path, build_evaluators: BuildEvaluators) -> None:

@@ -1,7 +1,4 @@
-"""Optimizers as optax transformations without the learning rate, and schedules of the step within the stage.
-
-Each parameter group has its own optimizer state and step count; one schedule serves them all.
-"""
+"""Optimizers as optax transformations without the learning rate, one state for each parameter group, and schedules."""
 
 import re
 from collections.abc import Callable

@@ -71,7 +71,7 @@ def source_fingerprints(base: Path) -> Fingerprint:
 
 
 def load_tokenizer(config: Config, base: Path, source_fingerprint: Fingerprint | None = None) -> load.AnyTokenizer:
-    """The configured tokenizer, trained first if it has no path. UserError when it has more pieces than the model."""
+    """Load or train the configured tokenizer. Raises UserError when it has more pieces than the model."""
     source_fingerprint = source_fingerprint or source_fingerprints(base)
     settings = config.tokenizer
     wanted = settings.train_on

@@ -91,7 +91,10 @@ class StageRunner:
             self.ctx, self.plan.files, self.program, init_key, self.plan.labels.fresh
         )
         state = self.program.init_state(params, self.plan.episodes[0].groups, step_key)
-        self.write_model_summary(params)
+        if primary.is_primary():
+            text = model_summary(params, self.program.param_shardings(), self.plan.episodes[0].groups)
+            text += summary_line(self.untrained.params) if self.untrained.params else ""
+            atomic.write_text_atomic(self.ctx.config.run_dir / "model.txt", text)
         self.event(0, "start", init="; ".join(lines))
         return state
 
@@ -114,9 +117,10 @@ class StageRunner:
         self.unlogged, self.scores = meta.get("unlogged"), self.checkpoints.scores(step)
         saved = param_paths.flatten(tree["params"])
         self.untrained = restored_heads(meta, {path: saved[path] for path in untrained})
-        named, folder = self.plan.files.adapter_base, self.checkpoints.folder
-        tree = adapters.merge_base(tree, self.base, folder, likes[step], self.ctx, named)
-        return from_tree(tree, likes[step]), step
+        if self.base is not None:
+            named, folder = self.plan.files.adapter_base, self.checkpoints.folder
+            saved |= adapters.base_params(self.base, folder, likes[step].frozen, self.ctx, named)
+        return from_tree(tree | {"params": param_paths.unflatten(saved)}, likes[step]), step
 
     def prefetch_to_device(
         self, source: Iterator[dict[str, np.ndarray]]
@@ -269,10 +273,3 @@ class StageRunner:
 
     def event(self, step: int, event: str, **fields: Any) -> None:
         self.tracker.event(self.name, step, event, **fields)
-
-    def write_model_summary(self, params: Params) -> None:
-        if primary.is_primary():
-            text = model_summary(params, self.program.param_shardings(), self.plan.episodes[0].groups)
-            if heads := self.untrained.params:
-                text += summary_line(heads)
-            atomic.write_text_atomic(self.ctx.config.run_dir / "model.txt", text)

@@ -1,7 +1,6 @@
 """Carry heads that a stage neither reads nor trains through to the stages after it.
 
-They are not part of the training state and do not change. Checkpoints hold them among the parameters; in the meta data
-`heads` names the heads of the stage and `carried` these.
+Checkpoints hold them among the parameters; in the meta data `heads` names the heads of the stage and `carried` these.
 """
 
 from collections.abc import Iterable, Mapping

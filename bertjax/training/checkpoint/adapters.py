@@ -59,21 +59,6 @@ def checkpoint_tree(state: TrainState, stage: Stage, index: int, untrained: Mapp
     return tree | {"params": param_paths.unflatten({**state.params, **frozen, **untrained})}
 
 
-def merge_base(
-    tree: dict[str, Any],
-    base: Mapping[str, Any] | None,
-    folder: Path,
-    like: TrainState,
-    ctx: RunContext,
-    named: Path | None = None,
-) -> dict[str, Any]:
-    """Add the omitted parameters from the base to a restored `checkpoint_tree`."""
-    if base is None:
-        return tree
-    params = param_paths.flatten(tree["params"]) | base_params(base, folder, like.frozen, ctx, named)
-    return tree | {"params": param_paths.unflatten(params)}
-
-
 def restore_params(
     checkpoints: CheckpointReader,
     ctx: RunContext,
@@ -83,8 +68,7 @@ def restore_params(
 ) -> tuple[int, Params]:
     """-> (step, all parameters on the run's mesh) of a checkpoint and its base, which the user may have `named`.
 
-    Raises like `CheckpointReader.restore`, and UserError when the base is missing, has other weights, or is named but
-    not needed.
+    Raises like `CheckpointReader.restore`, and UserError for a base that is missing, differs or is not needed.
     """
     meta = checkpoints.meta(step)
     wanted = (program or saved_program(checkpoints, step, ctx)).abstract_params()
@@ -147,8 +131,7 @@ def base_meta(
 ) -> dict[str, Any]:
     """The entry `base` in the meta data of an adapter-only checkpoint, whose weights `frozen` come from `found`.
 
-    step: None for a Hugging Face folder. named: the `adapter_base` of the stage. A stage of the same run is recorded
-    without its path, since runs may be moved.
+    step: None for a Hugging Face folder. A stage of the same run is recorded without its path: runs may be moved.
     """
     place = found.path if found.name else found.folder
     where = {"stage": place.name} if same_run else {"path": str(place.absolute())}

@@ -76,10 +76,7 @@ def _measure_single(x: jax.Array) -> jax.Array:
 
 @functools.cache
 def _measure_shards(mesh: jax.sharding.Mesh, spec: P) -> Callable[[jax.Array], jax.Array]:
-    """A function by which each device digests its own block, without collectives.
-
-    The compiler would gather the array for such a reduction, and hundreds of collectives can lock up the CPU backend.
-    """
+    """A function by which each device digests its own block; a collective reduction would gather the array first."""
     axes_of = [() if names is None else (names,) if isinstance(names, str) else tuple(names) for names in spec]
     used = tuple(axis for axes in axes_of for axis in axes)
 

@@ -62,10 +62,7 @@ def json_sha256(value: Any) -> str:
 
 
 def check_structure(where: str, prefix: str, saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Raise UserError naming the first array that is missing, unexpected, or of another shape or dtype.
-
-    Orbax would cast another dtype silently.
-    """
+    """Raise UserError naming the first array that is missing, unexpected, or of another shape or dtype."""
     faults = []
     for path, leaf in wanted.items():
         if path not in saved:

@@ -1,8 +1,4 @@
-"""Match the classes of a stage's data by name to those of the classifier it starts from.
-
-Names are passed on with the weights, through `init_from` and from stage to stage. Without a match the classifier starts
-fresh.
-"""
+"""Match the classes of a stage's data by name to those of the classifier it starts from, else start a fresh one."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -49,21 +45,16 @@ def init_classes(files: StageFiles, previous: StageLabels | None) -> InitClasses
             return None
         return InitClasses(previous.outputs, tuple(previous.names) if previous.names else None, files.init_name)
     try:
-        return _read_init_classes(files)
+        if files.init_weights:
+            found = hf_folder.read_classifier(files.init_weights)
+            return None if found is None else InitClasses(found.outputs, found.names, files.init_name)
+        meta = files.init_checkpoints.meta() if files.init_checkpoints else None
+        has_classifier = meta is not None and CLASSIFIER in all_heads(meta)
+        return InitClasses(meta["num_labels"], _names(meta), files.init_name) if meta and has_classifier else None
     except UserError as error:
         if files.has_begun or CLASSIFIER not in stage.objective.heads:  # others only pass the names on
             return None
         raise init_error(stage, error) from None
-
-
-def _read_init_classes(files: StageFiles) -> InitClasses | None:
-    if files.init_weights:
-        found = hf_folder.read_classifier(files.init_weights)
-        return None if found is None else InitClasses(found.outputs, found.names, files.init_name)
-    meta = files.init_checkpoints.meta() if files.init_checkpoints else None
-    if meta is None or CLASSIFIER not in all_heads(meta):
-        return None
-    return InitClasses(meta["num_labels"], _names(meta), files.init_name)
 
 
 def _names(meta: Mapping[str, Any]) -> tuple[str, ...] | None:

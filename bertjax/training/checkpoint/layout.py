@@ -129,6 +129,12 @@ def quarantine(folder: Path, reasons: Mapping[int, str], good: int, *, move: boo
         log.warning("%s: step %d is damaged (%s): %s, step %d is used", folder, step, reasons[step], place, good)
 
 
+def remove_unfinished(folder: Path, step: int) -> None:
+    """Remove the files of a failed save of this step."""
+    for path in folder.glob(f"{step}{UNFINISHED}*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
 def remove_leftovers(folder: Path) -> None:
     """Remove unfinished saves and deletions and empty step folders. Only the writer that holds the lock may call it."""
     for entry in list(os.scandir(folder)):
@@ -136,12 +142,6 @@ def remove_leftovers(folder: Path) -> None:
             shutil.rmtree(entry.path, ignore_errors=True)
         elif _is_step(entry.name) and entry.is_dir() and _is_empty(entry.path):
             os.rmdir(entry.path)
-
-
-def remove_unfinished(folder: Path, step: int) -> None:
-    """Remove the files of a failed save of this step."""
-    for path in folder.glob(f"{step}{UNFINISHED}*"):
-        shutil.rmtree(path, ignore_errors=True)
 
 
 def fsync_unfinished(folder: Path) -> None:

@@ -47,16 +47,15 @@ def find(path: str | Path, *, stage: str | None = None, step: int | None = None)
         if stage is not None and (there := _stage_name(path)) not in (None, stage):
             raise UserError(f"{path}: holds stage '{there}' alone; leave out --stage, or name the run folder")
         return CheckpointRef(path, step)
-    stages = [p for p in folders if has_steps(p)]
+    stages = [p for p in folders if p.is_dir() and any(entry.name.isdigit() for entry in p.iterdir())]
     if not stages:
         raise UserError(f"{path}: holds no checkpoint; is it a run folder, and has the run saved one yet?")
     if stage is None:
         return CheckpointRef(stages[-1], step)
-    wanted = [p for p in stages if p.name[3:] == stage]
-    if not wanted:
-        names = ", ".join(p.name[3:] for p in stages)
-        raise UserError(f"{path}: stage '{stage}' has no checkpoint; there are: {names}")
-    return CheckpointRef(wanted[0], step)
+    names = [p.name[3:] for p in stages]
+    if stage not in names:
+        raise UserError(f"{path}: stage '{stage}' has no checkpoint; there are: {', '.join(names)}")
+    return CheckpointRef(stages[names.index(stage)], step)
 
 
 def _stage_folders(path: Path) -> list[Path]:
@@ -84,10 +83,6 @@ def _stage_name(folder: Path) -> str | None:
         return read_meta(folder / str(list_steps(folder)[-1])).get("stage_name")
     except (UserError, IndexError):
         return None
-
-
-def has_steps(folder: Path) -> bool:
-    return folder.is_dir() and any(p.name.isdigit() for p in folder.iterdir())
 
 
 def find_run_dir(folder: Path) -> Path | None:

@@ -5,7 +5,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import jax
@@ -99,7 +98,7 @@ class CheckpointManager:
         self._saving.start()
 
     def add_scores(self, step: int, scores: Mapping[str, float]) -> None:
-        """Add scores of a step to what `save` has started, in the background; failures are raised like those of a save."""
+        """Add scores of a step after `save`, in the background; failures are raised like those of a save."""
         self.reader.scores[step] = dict(scores)
         arguments = (self._saving, step, dict(scores))
         self._saving = threading.Thread(target=self._add_scores, args=arguments, name="checkpoint_scores")
@@ -191,9 +190,7 @@ class CheckpointManager:
     def __enter__(self) -> "CheckpointManager":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         try:
             self.close()
         except Exception as failure:

@@ -44,10 +44,7 @@ def read_json(step: Path, item: str) -> Any:
 
 
 def read_arrays(step: Path, wanted: Mapping[str, Any], prefix: str) -> dict[str, jax.Array]:
-    """Read the arrays `prefix` + path of a step for {path: abstract array}, PRNG keys as words.
-
-    The handler waits for no other process, so one that fails does not leave the others hanging.
-    """
+    """Read the arrays `prefix` + path of a step for {path: abstract array}, PRNG keys as words; not a collective."""
     target = param_paths.unflatten({f"{prefix}{path}": unwrap_prng_key(leaf) for path, leaf in wanted.items()})
     arguments = ocp.args.PyTreeRestore(
         item=target, restore_args=ocp.checkpoint_utils.construct_restore_args(target), partial_restore=True

@@ -34,7 +34,7 @@ class StageFiles:
 
     @property
     def init_source(self) -> str:
-        """ "scratch", "previous", or the folder that the stage starts from."""
+        """Where the stage starts from: "scratch", "previous" or a folder."""
         return init_source(self.stage, self.index)
 
     @cached_property
@@ -49,7 +49,10 @@ class StageFiles:
 
     @cached_property
     def init_checkpoints(self) -> CheckpointReader | None:
-        """The checkpoint that the stage starts from; None for scratch and Hugging Face weights. Raises UserError."""
+        """The checkpoint that the stage starts from; None for scratch and Hugging Face weights.
+
+        Raises UserError when the folder of `init_from` holds neither weights nor a checkpoint.
+        """
         if self.init_source == "previous":
             return (self.previous or StageFiles(self.config, self.index - 1, self.base)).checkpoints
         return None if self.init_folder is None or self.init_weights else CheckpointReader(find(self.init_folder))
@@ -64,11 +67,6 @@ class StageFiles:
     def adapter_base(self) -> Path | None:
         """The folder that `adapter_base` names."""
         return self.base / Path(self.stage.adapter_base).expanduser() if self.stage.adapter_base else None
-
-    def check_init(self) -> None:
-        """Raise UserError when the folder of `init_from` holds neither weights nor a checkpoint."""
-        if self.init_folder is not None:
-            _ = self.init_checkpoints
 
 
 def init_source(stage: Stage, index: int) -> str:

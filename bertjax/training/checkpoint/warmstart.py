@@ -45,20 +45,16 @@ def check_init(
     if files.init_source == "scratch":
         return wanted
     try:
-        held = drop_fresh(before if files.init_source == "previous" else _init_shapes(ctx, files), fresh)
+        if files.init_weights:
+            check_tokenizer(files.init_weights, ctx)
+            before = hf_folder.load_params(files.init_weights, ctx.config.model)
+        elif files.init_source != "previous" and files.init_checkpoints:
+            before = checkpoint_shapes(ctx, files.init_checkpoints)
+        held = drop_fresh(before, fresh)
         check_shapes(wanted, held, files.init_name, stage.name)
     except UserError as error:
         raise init_error(stage, error) from None
     return wanted | find_untrained_heads(program, held)[1]
-
-
-def _init_shapes(ctx: RunContext, files: StageFiles) -> Shapes:
-    """The shapes in the folder of `init_from`."""
-    if files.init_weights:
-        check_tokenizer(files.init_weights, ctx)
-        return hf_folder.load_params(files.init_weights, ctx.config.model)
-    assert files.init_checkpoints is not None
-    return checkpoint_shapes(ctx, files.init_checkpoints)
 
 
 def checkpoint_shapes(ctx: RunContext, checkpoints: CheckpointReader) -> Shapes:
@@ -94,7 +90,10 @@ def init_params(
         unused = hf_folder.unused_tensors(folder, ctx.config.model)
     else:
         found = checkpoints.ref
-        step, loaded, meta = from_checkpoint(ctx, checkpoints, files.adapter_base if files.init_folder else None)
+        check_same_tokenizer(checkpoints, ctx)
+        meta = checkpoints.meta()
+        named = files.adapter_base if files.init_folder else None
+        step, loaded = adapters.restore_params(checkpoints, ctx, named=named)
     untrained = load_untrained_heads(program, drop_fresh(loaded, left), meta)
     params, lines = merge_params(fresh, loaded, program, where, untrained, left, stage.name)
     lines += [f"tensors without a place here: {', '.join(unused)}"] if unused else []
@@ -111,10 +110,15 @@ def init_params(
 
 
 def check_tokenizer(folder: Path, ctx: RunContext) -> None:
-    """Raise UserError if a folder of weights has a tokenizer other than the run's."""
-    if any((folder / name).is_file() for name in huggingface.VOCAB_FILES):
-        theirs = load.from_file(folder, **_tokenizer_defaults(ctx.tokenizer))
-        _refuse_other(theirs, ctx, folder, f"set tokenizer.path to {folder}")
+    """Raise UserError if a folder of weights has another tokenizer; a vocabulary without settings gets the run's."""
+    if not any((folder / name).is_file() for name in huggingface.VOCAB_FILES):
+        return
+    options: dict[str, Any]
+    if isinstance(ctx.tokenizer, Tokenizer):
+        options = {"lowercase": ctx.tokenizer.lowercase} | backend_state.bert_options(ctx.tokenizer.backend)
+    else:
+        options = {"extra_ids": ctx.tokenizer.extra_ids}
+    _refuse_other(load.from_file(folder, **options), ctx, folder, f"set tokenizer.path to {folder}")
 
 
 def _refuse_other(theirs: load.AnyTokenizer, ctx: RunContext, where: Path, use: str) -> None:
@@ -125,13 +129,6 @@ def _refuse_other(theirs: load.AnyTokenizer, ctx: RunContext, where: Path, use: 
             f"{where}: was trained with another tokenizer; {use} "
             f"(differs from this run's: {'; '.join(changed[:2])}{more})"
         )
-
-
-def _tokenizer_defaults(tokenizer: load.AnyTokenizer) -> dict[str, Any]:
-    """The settings assumed for a vocabulary without settings: those of the run's tokenizer."""
-    if not isinstance(tokenizer, Tokenizer):
-        return {"extra_ids": tokenizer.extra_ids}
-    return {"lowercase": tokenizer.lowercase} | backend_state.bert_options(tokenizer.backend)
 
 
 def merge_params(
@@ -190,15 +187,6 @@ def check_shapes(wanted: Mapping[str, Any], loaded: Mapping[str, Any], where: st
 def _adapter_size(params: Mapping[str, Any]) -> int:
     """The inner width of a model's adapters; 0 without adapters."""
     return next((x.shape[-1] for path, x in params.items() if path.endswith("/adapter/intermediate/kernel")), 0)
-
-
-def from_checkpoint(
-    ctx: RunContext, checkpoints: CheckpointReader, base: Path | None = None
-) -> tuple[int, Params, dict[str, Any]]:
-    """-> (step, all parameters of a checkpoint and its base on the run's mesh, its meta data); checks the tokenizer."""
-    check_same_tokenizer(checkpoints, ctx)
-    meta = checkpoints.meta()
-    return *adapters.restore_params(checkpoints, ctx, named=base), meta
 
 
 def check_same_tokenizer(checkpoints: CheckpointReader, ctx: RunContext) -> None:

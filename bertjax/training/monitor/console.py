@@ -18,7 +18,7 @@ class Console:
     def train(self, stage: str, step: int, metrics: Mapping[str, Any]) -> None:
         """Show a training step."""
         if stage != self._stage:
-            self._finish_bar()
+            self.close()
             self._stage, self._pace = stage, None
         total = self.stages.get(stage, 0)
         eta = duration(self._remaining(step, total, metrics.get("step_seconds")))
@@ -48,10 +48,7 @@ class Console:
         self._print(f"note: {text}")
 
     def close(self) -> None:
-        """Restore the terminal."""
-        self._finish_bar()
-
-    def _finish_bar(self) -> None:
+        """End the progress bar, which restores the terminal."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
@@ -63,7 +60,7 @@ class Console:
             print(text, file=self.stream, flush=True)
 
     def _remaining(self, step: int, total: int, step_seconds: Any) -> float | None:
-        """Seconds to the end of the stage at the pace since its first line (else `step_seconds`); excludes compilation."""
+        """Seconds to the end of the stage, at the pace since its first line (which compiled), else `step_seconds`."""
         now = time.monotonic()
         if self._pace is None or step <= self._pace[1]:
             self._pace = (now, step)
@@ -124,9 +121,6 @@ def status_parts(metrics: Mapping[str, Any]) -> Iterator[str]:
     yield f"mem {memory(metrics.get('memory_bytes'))}"
     if metrics.get("episode") is not None:
         yield f"episode {metrics['episode']}"
-
-
-# ---- numbers as people read them ------------------------------------------------------------------------------------
 
 
 def number(value: Any) -> str:

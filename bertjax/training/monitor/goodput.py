@@ -20,8 +20,6 @@ MIN_WRITE_SECONDS = 1.0  # seconds between two lines, at least
 MAX_WRITE_SHARE = 0.01  # time between two lines as a share of the life so far
 Position = tuple[int, int]  # number of the stage, step in it
 
-# ---- summary --------------------------------------------------------------------------------------------------------
-
 
 @dataclass(frozen=True)
 class GoodputSummary:
@@ -76,10 +74,10 @@ def summarize(lines: Iterable[Mapping[str, Any]]) -> GoodputSummary | None:
             spent[phase] += seconds[phase] - last[phase]
         in_steps, last = seconds[STEP] - last[STEP], seconds
         reached = (before["stage"], before["step"]) if before and not line["resumed"] else place
-        if line.get("settled") and before:
+        settled = before and line.get("settled")
+        if settled:
             reached = place = (before["stage"], before["step"])
-            stretches.append((reached, place, in_steps))
-        elif place > reached:
+        if settled or place > reached:
             stretches.append((reached, place, in_steps))
         else:
             lost += in_steps
@@ -128,9 +126,6 @@ def _lines(path: Path) -> Iterable[dict[str, Any]]:
             continue
         if all(isinstance(number, int | float) for number in numbers):
             yield line
-
-
-# ---- log ------------------------------------------------------------------------------------------------------------
 
 
 class GoodputLog:

@@ -3,8 +3,7 @@
 import math
 import time
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -22,8 +21,7 @@ def non_padding_tokens(batch: Mapping[str, np.ndarray]) -> int:
     return sum(int((ids > 0).sum()) for name, ids in batch.items() if name.endswith("segment_ids"))
 
 
-@dataclass(frozen=True)
-class _Pending:
+class _Pending(NamedTuple):
     """A step whose metrics have not been read yet."""
 
     step: int
@@ -50,8 +48,7 @@ class Meter:
         unlogged: Mapping[str, Any] | None = None,
     ):
         self.program, self.tracker, self.stage, self.log_every = program, tracker, stage, run.log_every
-        self.fields = batches.fields
-        self.rows = batches.batch_size
+        self.fields, self.rows = batches.fields, batches.batch_size
         self.tasks, self.planned = batches.task_names, batches.rates
         self.seen = dict.fromkeys(self.tasks, 0)  # rows of each task since the stage began
         self.pending: _Pending | None = None
@@ -64,7 +61,7 @@ class Meter:
             self.seen |= {task: int(rows) for task, rows in unlogged["seen"].items() if task in self.seen}
 
     def unlogged(self) -> dict[str, Any]:
-        """The sums since the last log line and the rows seen, as JSON for a checkpoint; call `flush` before."""
+        """The sums since the last log line (non-finite: as text) and the rows seen, as JSON; call `flush` before."""
         exact = lambda sums: {k: x if math.isfinite(x) else str(x) for k, x in sums.items()}  # noqa: E731
         return {"sums": exact(self.sums), "weights": exact(self.weights), "steps": self.steps, "seen": self.seen}
 
@@ -81,10 +78,7 @@ class Meter:
             self._mark, self._waiting = time.perf_counter(), 0.0
 
     def record_step(self, step: int, metrics: Metrics, tokens: int, waited: float) -> int:
-        """Take a step's metrics and read those of the previous step -> non-finite steps in a row.
-
-        waited: seconds spent waiting for batches since the last call.
-        """
+        """Take a step's metrics and seconds waited for data; read the previous step -> non-finite steps in a row."""
         before, self.pending = self.pending, _Pending(step, metrics, tokens, timed=self._mark is not None)
         self._waiting += waited
         if before is not None:

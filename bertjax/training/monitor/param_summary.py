@@ -6,7 +6,7 @@ from typing import Any
 
 from jax.sharding import NamedSharding
 
-from bertjax.training.freezing import group_sizes, param_group
+from bertjax.training.freezing import group_sizes
 
 
 def model_summary(
@@ -23,9 +23,8 @@ def model_summary(
     counts = group_sizes(params)
     width = max(14, *map(len, counts))
     lines += [f"{'*' if group in trained else ' '} {group:<{width}} {count:>14,}" for group, count in counts.items()]
-    total = sum(prod(x.shape) for x in params.values())
-    trainable = sum(prod(x.shape) for path, x in params.items() if param_group(path) in trained)
-    lines.append(f"  {'total':<{width}} {total:>14,}  (* trains: {trainable:,})")
+    trainable = sum(count for group, count in counts.items() if group in trained)
+    lines.append(f"  {'total':<{width}} {sum(counts.values()):>14,}  (* trains: {trainable:,})")
     return "\n".join(lines) + "\n"
 
 

@@ -1,8 +1,8 @@
 """Stop a run on SIGTERM or Ctrl-C with exit code 75, in every phase, on all processes together.
 
-A run with unsaved steps continues to the end of the step, or the next batch of an evaluation, and saves; a second Ctrl-C
-ends it at once. Where nothing can be lost (starting, preparing data, compiling the first step) it ends at once. With
-several processes jax's preemption service chooses the poll at which all stop; all poll in the same order.
+A run with unsaved steps continues to the end of the step, or the next batch of an evaluation, and saves; a second
+Ctrl-C ends it at once. Where nothing can be lost (starting, preparing data, compiling the first step) it ends at once.
+With several processes jax's preemption service chooses the poll at which all stop; all poll in the same order.
 """
 
 import os

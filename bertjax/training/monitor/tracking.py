@@ -95,9 +95,9 @@ class Tracker:
             self._console.note(text)
 
     def rewind(self, stages_before: Collection[str], stage: str, step: int, *, scored: bool = True) -> None:
-        """Remove lines after `step` of `stage` (-1: all of it) and incomplete lines; call it before anything is written.
+        """Remove lines after `step` of `stage` (-1: all of it) and incomplete lines; call it before writing anything.
 
-        All lines of `stages_before` stay. Events of the end of the stage, which the resumed run writes again, are removed
+        Lines of `stages_before` stay. Events of the end of the stage, which the resumed run writes again, are removed
         at `step` too, and, unless `scored`, the scores of `step`. The file is replaced atomically.
         """
         if not self.is_primary:
@@ -107,10 +107,14 @@ class Tracker:
             self._tensorboard.rewind(stages_before, stage, step)
         if not self.path.exists():
             return
-        kept = [line for line in read_lines(self.path) if is_at_or_before(line, stages_before, stage, step)]
         again = {("event", name) for name in STAGE_END_EVENTS} | (set() if scored else {("eval", None)})
-        here = lambda x: (x["stage"], x["step"]) == (stage, step)  # noqa: E731
-        kept = [x for x in kept if not here(x) or (x["kind"], x.get("event")) not in again]
+
+        def stays(line: Mapping[str, Any]) -> bool:
+            if line["stage"] != stage or line["step"] > step:
+                return line["stage"] in stages_before
+            return line["step"] < step or (line["kind"], line.get("event")) not in again
+
+        kept = [line for line in read_lines(self.path) if stays(line)]
         with _storage_errors(self.path):
             write_text_atomic(self.path, "".join(map(_line, kept)), durable=True)
         elapsed = [line["elapsed"] for line in kept if _is_number(line.get("elapsed"))]
@@ -153,11 +157,8 @@ class Tracker:
                 sink.write_scalars(stage, step, group, flat)
 
 
-# ---- lines ----------------------------------------------------------------------------------------------------------
-
-
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a metrics.jsonl in order, without those that are not JSON objects with `kind`, `stage` and `step`."""
+    """The lines of a metrics.jsonl in order; those that are not JSON objects with kind, stage and step are skipped."""
     with path.open("rb") as lines:
         for raw in lines:
             try:
@@ -166,11 +167,6 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
                 continue
             if isinstance(line, dict) and isinstance(line.get("step"), int) and {"kind", "stage"} <= line.keys():
                 yield line
-
-
-def is_at_or_before(line: Mapping[str, Any], stages_before: Collection[str], stage: str, step: int) -> bool:
-    """Whether a line was written at or before `step` of `stage`, which follows `stages_before`."""
-    return line["stage"] in stages_before or (line["stage"] == stage and line["step"] <= step)
 
 
 def _numbers(values: Mapping[str, Any]) -> dict[str, float]:

@@ -1,8 +1,4 @@
-"""Detect a run without progress: a thread writes the stacks of all threads and ends the process with exit code 75.
-
-jax does not notice a stuck peer, a loader that waits for a dead disk, or a collective that never ends. Each phase has
-its own limit.
-"""
+"""Detect a run without progress: a thread writes the stacks of all threads and ends the process with exit code 75."""
 
 import faulthandler
 import os
