@@ -1,7 +1,6 @@
-"""Handle Ctrl-C and SIGTERM: at once, also while the main thread is inside a long call of C, and reliably.
+"""Handle Ctrl-C and SIGTERM at once, even while the main thread is inside a long C call.
 
-A thread reads the signals as they come. An exception raised by a handler is lost where the interpreter ignores
-exceptions (a callback of the garbage collector, a __del__): then the handler runs again.
+A thread reads the signals. A handler whose exception the interpreter ignored (in a __del__, a GC callback) runs again.
 """
 
 import os
@@ -16,27 +15,27 @@ from typing import Any, NoReturn
 
 from bertjax.errors import StoppedSafely
 
-GRACE_SECONDS = 5.0  # seconds in which the main thread may leave in good order, before the process ends
+GRACE_SECONDS = 5.0  # seconds that the main thread has for cleaning up, before the process ends
 DEBOUNCE_SECONDS = 0.5  # seconds: a terminal and a wrapper both pass on one Ctrl-C
 INTERRUPTED_EXIT_CODE = 128 + signal.SIGINT
 RETRY_SECONDS = 0.02  # seconds until a handler whose exception was lost runs again
 
 
 class StopRequested(BaseException):
-    """Raised in the main thread where a command must stop; no Exception, so that nothing takes it for a failure."""
+    """Raised in the main thread where a command must stop; not an Exception, so that no handler catches it."""
 
 
 class CtrlCCounter:
-    """Counts Ctrl-C; for one thread."""
+    """Tells the first Ctrl-C from later ones; used by one thread."""
 
     def __init__(self) -> None:
-        self._last: float | None = None
+        self._first: float | None = None
 
     def is_repeated(self) -> bool:
-        """Whether the Ctrl-C that has just come is not the first one."""
-        now, last = time.monotonic(), self._last
-        self._last = now if last is None else last
-        return last is not None and now - last > DEBOUNCE_SECONDS
+        """Record a Ctrl-C -> whether it is not the first one."""
+        now = time.monotonic()
+        self._first = now if self._first is None else self._first
+        return now - self._first > DEBOUNCE_SECONDS
 
 
 def exit_now(code: int, line: str) -> NoReturn:
@@ -63,22 +62,18 @@ def exit_on_signal(
     on_ctrl_c: Callable[[], None] = lambda: None,
     restore_handler: Callable[[int], bool] = lambda number: True,
 ) -> Iterator[None]:
-    """Inside the block a signal raises `error` in the main thread; a StopRequested leaves the block as StoppedSafely.
+    """Raise `error` in the main thread on a signal inside the block; a StopRequested leaves it as StoppedSafely.
 
-    The process ends GRACE_SECONDS later where the main thread has not left the block, and at once after a second
-    Ctrl-C. In a thread other than the main one the block is left as it is.
-
-    Args:
-        exit_message: the last line of a process that stops; None while it must not end by itself.
-        second_message: the last line after a second Ctrl-C.
-        should_raise: asked in the main thread for each signal; where it says no, the block polls whether to stop.
-        on_ctrl_c: called in a thread at the first Ctrl-C.
+    If the main thread is still in the block after GRACE_SECONDS, the process ends with the line `exit_message()`,
+    unless that is None. A second Ctrl-C ends it at once with `second_message`. `should_raise` is asked in the main
+    thread; if it says no, the block polls. `on_ctrl_c` is called in a thread at the first Ctrl-C. `restore_handler`
+    says for which signals the previous handler is restored. Only the main thread handles signals.
     """
     presses, over, raised = CtrlCCounter(), threading.Event(), threading.Event()
     code = StoppedSafely.exit_code if error is StopRequested else INTERRUPTED_EXIT_CODE
 
     def handler(number: int) -> None:
-        if should_raise(number) and not raised.is_set():  # a second exception would interrupt the cleaning up
+        if should_raise(number) and not raised.is_set():  # a second exception would interrupt the cleanup
             raised.set()
             raise error
 
@@ -103,7 +98,7 @@ def exit_on_signal(
 
 
 def interruptible() -> AbstractContextManager[None]:
-    """Inside the block the first Ctrl-C is a KeyboardInterrupt that is never lost; a second one leaves at once."""
+    """Turn the first Ctrl-C into a KeyboardInterrupt that is never lost; a second one ends the process at once."""
     return exit_on_signal(lambda: "interrupted", "interrupted", numbers=[signal.SIGINT], error=KeyboardInterrupt)
 
 
@@ -116,9 +111,9 @@ def _handle_signals(
     on_retry: Callable[[], None],
     restore_handler: Callable[[int], bool],
 ) -> Iterator[None]:
-    """Run `handler` in the main thread, between two of its instructions, and `on_signal` in a thread at once.
+    """Run `handler` in the main thread, between two bytecodes, and `on_signal` in another thread at once.
 
-    `handler` may raise `error`; where that is ignored, it runs again, after `on_retry`.
+    `handler` may raise `error`; if the interpreter ignored that, `on_retry` and then `handler` run again.
     """
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may set handlers and receives signals

@@ -1,9 +1,6 @@
-"""What trains when: parameter groups, and gradual unfreezing as a list of episodes.
+"""Divide parameters into groups, and a stage into episodes in which some groups train (gradual unfreezing).
 
-A group is a layer, the embeddings or the heads. A T5 has two stacks of layers; the norms and the adapter of a layer are
-groups of their own there, and so are a stack's relative position bias (`encoder/shared`) and final norm
-(`encoder/shared/norms`). Frozen groups are not in the gradient's inputs at all (a partition, not a mask): they have no
-weight gradients and no optimizer slots, their bytes do not change, and nothing flows back below the lowest trained one.
+Frozen groups are not inputs of the gradient (a partition, not a mask): no weight gradients, no optimizer state.
 """
 
 import re
@@ -20,13 +17,13 @@ _LAYER = re.compile(r"(?:(\w+)/)?layers/(\d+)(?:/|$)")
 
 
 def stack_names() -> tuple[str, ...]:
-    """The stacks of all families (`stacks` of their sections), each from the bottom up; "" is an only stack."""
+    """The layer stacks of all model families; "" is the only stack of a family."""
     return tuple(dict.fromkeys(stack for family in FAMILIES.values() for stack in family.stacks))
 
 
 @dataclass(frozen=True)
 class Episode:
-    """Steps [start, stop) of a stage and the groups that train in them."""
+    """The groups that train in steps [start, stop) of a stage."""
 
     start: int
     stop: int
@@ -34,11 +31,11 @@ class Episode:
 
 
 def param_group(path: str) -> str:
-    """layers/3/mlp/output/kernel -> layers/3; embeddings/... -> embeddings; heads/... -> heads.
+    """The group of a parameter: layers/3/mlp/output/kernel -> layers/3; heads/mlm/... -> heads.
 
-    Of a T5: encoder/layers/3/mlp/output/kernel -> encoder/layers/3, its mlp/norm/scale -> encoder/layers/3/norms, its
-    adapter/... (the adapter's norm too) -> encoder/layers/3/adapter; encoder/position/embedding -> encoder/shared and
-    encoder/norm/scale -> encoder/shared/norms; the same for the decoder.
+    T5: encoder/layers/3/mlp/output/kernel -> encoder/layers/3, its mlp/norm/scale -> encoder/layers/3/norms, its
+    adapter/... -> encoder/layers/3/adapter; encoder/position/embedding -> encoder/shared, encoder/norm/scale ->
+    encoder/shared/norms.
     """
     parts = path.split("/")
     if parts[0] == "layers":
@@ -59,7 +56,7 @@ def parse_layer(group: str) -> tuple[str, int] | None:
 
 
 def param_groups(paths: Iterable[str]) -> tuple[str, ...]:
-    """All groups from the bottom of the network to the top."""
+    """All groups, from the bottom of the network to the top."""
     bottom_up = ("embeddings", *stack_names(), "heads")
 
     def place(group: str) -> tuple[int, int, str]:
@@ -70,7 +67,7 @@ def param_groups(paths: Iterable[str]) -> tuple[str, ...]:
 
 
 def group_sizes(params: Mapping[str, Any]) -> dict[str, int]:
-    """Parameters of each group, from {path: array or shape}."""
+    """The number of parameters of each group, from {path: array or shape}."""
     counted = dict.fromkeys(param_groups(params), 0)
     for path, x in params.items():
         counted[param_group(path)] += prod(x.shape)
@@ -78,7 +75,7 @@ def group_sizes(params: Mapping[str, Any]) -> dict[str, int]:
 
 
 def stack_depths(groups: Iterable[str]) -> dict[str, int]:
-    """{stack: number of its layers that have one of these groups}; BERT's one stack is called ""."""
+    """{stack: number of its layers that have one of these groups}; BERT's only stack is ""."""
     layers = {layer for group in groups if (layer := parse_layer(group))}
     stacks = dict.fromkeys(sorted(stack for stack, _ in layers), 0)
     for stack, _ in layers:
@@ -87,15 +84,12 @@ def stack_depths(groups: Iterable[str]) -> dict[str, int]:
 
 
 def episodes(trainable: Trainable, groups: tuple[str, ...], steps: int) -> tuple[Episode, ...]:
-    """The plan of a stage: for all kinds but `gradual` a single episode.
+    """The episodes of a stage, a single one for all kinds but `gradual`.
 
-    `head` (feature-based) trains the heads; a T5 whose output matrix is its embeddings has no other head, so
-    that there the embeddings train, at the input too. `adapters` (arXiv 1910.10683 section 3.5.1) trains, with
-    adapter_norms `paper`, the adapters and every norm of the model ("only the adapter layer and layer normalization
-    parameters are updated"), with `houlsby` the adapters and the norms inside them (variable_filter of T5's
-    task_adapter.gin).
-
-    Raises UserError when there are fewer steps or layers than episodes.
+    `head` (feature-based) trains the heads, or the embeddings of a T5 whose output matrix they are. `adapters` (arXiv
+    1910.10683 section 3.5.1) trains with adapter_norms `paper` the adapters and every norm of the model ("only the
+    adapter layer and layer normalization parameters are updated"), with `houlsby` the adapters and the norms inside
+    them (variable_filter of T5's task_adapter.gin). Raises UserError for fewer steps or layers than episodes.
     """
     if trainable.kind == "gradual":
         return _gradual(trainable, groups, steps)
@@ -108,14 +102,13 @@ def episodes(trainable: Trainable, groups: tuple[str, ...], steps: int) -> tuple
 
 
 def _gradual(trainable: Trainable, groups: tuple[str, ...], steps: int) -> tuple[Episode, ...]:
-    """arXiv 1910.10683 section 3.5.1: E episodes of steps/E each (boundaries floor(i * steps / E)).
+    """Gradual unfreezing (arXiv 1910.10683 section 3.5.1): E episodes with boundaries floor(i * steps / E).
 
-    Episode n trains the top ceil((n+1) * L / E) of the L layers of every stack, encoder and decoder in parallel, a
-    layer with its norms; E is by default the depth of the deeper stack. Heads and final norms always train. The paper
-    trains T5's embeddings throughout because they are shared with its output matrix; a BERT with another head shares
-    nothing, so by default its embeddings join in the last episode. The paper does not speak of the relative position
-    bias, which every layer of its stack reads: it trains throughout beside the embeddings. Where these do not, it joins
-    with the bottom layer, so that nothing flows back through layers that are frozen.
+    Episode n trains the top ceil((n+1) * L / E) of the L layers of every stack, with their norms; E is by default the
+    depth of the deeper stack. Heads and final norms always train. As in the paper T5's embeddings always train, since
+    its output matrix is shared with them; BERT's join in the last episode by default. The paper does not mention the
+    relative position bias: it trains with the embeddings, else it joins with the bottom layer, so that no gradient
+    flows through frozen layers.
     """
     stacks = stack_depths(groups)
     deepest = max(stacks.values())
@@ -143,18 +136,18 @@ def _gradual(trainable: Trainable, groups: tuple[str, ...], steps: int) -> tuple
 
 
 def episode_at(plan: tuple[Episode, ...], step: int) -> int:
-    """Index of the episode that holds `step`; the last one from the end of the stage on."""
+    """Index of the episode of `step`; from the end of the stage on, of the last one."""
     return next((i for i, episode in enumerate(plan) if step < episode.stop), len(plan) - 1)
 
 
 def format_groups(groups: Sequence[str]) -> str:
-    """embeddings, layers 4..11, heads; of a T5: encoder layers 4..5, decoder layers 4..5, encoder final norm."""
+    """Format groups: "embeddings, layers 4..11, heads"; T5: "encoder layers 4..5, encoder final norm"."""
     names = [g for g in groups if g == "embeddings"]
     for stack in stack_names():
         layers = {g: place[1] for g in groups if (place := parse_layer(g)) and place[0] == stack}
         full = {g: n for g, n in layers.items() if g.endswith(f"layers/{n}")}
         adapters = {g: n for g, n in layers.items() if g.endswith("/adapter")}
-        norms = {g: n for g, n in layers.items() if not full and g not in adapters}  # those of a full layer go along
+        norms = {g: n for g, n in layers.items() if not full and g not in adapters}  # a full layer includes its norms
         for name, found in (("layer", full), ("adapter", adapters), ("norm", norms)):
             if found:
                 first, last = min(found.values()), max(found.values())

@@ -1,7 +1,4 @@
-"""Check that everything that a command will read exists, before it prepares or trains; all problems at once.
-
-The content of files is not read, and the network is not asked for data sets: their readers report what is wrong.
-"""
+"""Check that all inputs of a command exist and report all problems at once; contents and data set hubs are not read."""
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,9 +17,9 @@ from bertjax.training.checkpoint.stage_files import StageFiles, run_stages
 
 
 def check_run(stages: Sequence[StageFiles]) -> None:
-    """For `train`: the data, the tokenizer, and of unfinished stages their `init_from` and evaluations.
+    """Check the data, the tokenizer, and `init_from` and evaluations of unfinished stages, for `train`.
 
-    Raises UserError with a line for each thing that is missing: `stages.qa.evaluate.squad.data.source.0.files: ...`.
+    Raises UserError with a line for each problem: `stages.qa.evaluate.squad.data.source.0.files: ...`.
     """
     config, base = stages[0].config, stages[0].base
     begun = [files.has_begun for files in stages]
@@ -32,22 +29,22 @@ def check_run(stages: Sequence[StageFiles]) -> None:
 
 
 def check_prepare(config: Config, base: Path) -> None:
-    """For `prepare`: the data of every stage, the tokenizer, and what the evaluations will read. Raises UserError."""
+    """Check the data of every stage, the tokenizer and the evaluations' data, for `prepare`. Raises UserError."""
     _raise_problems([*_data(config, base), *_evaluations(config.stages, base)])
 
 
 def check_data(config: Config, base: Path) -> None:
-    """For other commands: the data that every stage trains on, and the tokenizer. Raises UserError."""
+    """Check the training data of every stage and the tokenizer, for other commands. Raises UserError."""
     _raise_problems(_data(config, base))
 
 
 def check_evaluations(stage: Stage, base: Path, name: str | None = None) -> None:
-    """For `evaluate`: what a stage's evaluations read, or that of this name. Raises UserError."""
+    """Check the data of a stage's evaluations, or of the one called `name`. Raises UserError."""
     _raise_problems(_evaluations([stage], base, name))
 
 
 def check_comparison(config: Config, base: Path, all_stages: bool) -> None:
-    """For `compare`: what all stages of its runs (`all_stages`), or the last one, read. Raises UserError."""
+    """Check what all stages, or only the last one, read, for `compare`. Raises UserError."""
     stages = config.stages if all_stages else config.stages[-1:]
     starts = _init_sources(files for files in run_stages(config, base) if files.stage in stages)
     data = _data(config.model_copy(update={"stages": stages}), base)
@@ -91,20 +88,16 @@ def _source(key: str, source: Any, base: Path) -> Iterator[str]:
     record = record_of(source)
     if problem := record.find_problem(source, base):
         yield f"{key}.{getattr(source, 'paths', ('files',))[0]}: {problem}"
+    key = f"{key}.files"
     for pattern in record.files(source):
-        yield from _files(f"{key}.files", pattern, base)
-
-
-def _files(key: str, pattern: str, base: Path) -> Iterator[str]:
-    try:
-        found = expand_globs([pattern], base)
-    except UserError as error:
-        yield f"{key}: {error}"
-        return
-    yield from _unreadable(key, found)
-    for path in found:
-        if path.suffix in UNSUPPORTED_SUFFIXES:
-            yield f"{key}: {path}: {path.suffix} files are not read; unpack it, or compress it with gzip, xz or bzip2"
+        try:
+            found = expand_globs([pattern], base)
+        except UserError as error:
+            yield f"{key}: {error}"
+            continue
+        yield from _unreadable(key, found)
+        hint = "files are not read; unpack it, or compress it with gzip, xz or bzip2"
+        yield from (f"{key}: {p}: {p.suffix} {hint}" for p in found if p.suffix in UNSUPPORTED_SUFFIXES)
 
 
 def _unreadable(key: str, paths: Iterable[Path]) -> Iterator[str]:
@@ -114,16 +107,16 @@ def _unreadable(key: str, paths: Iterable[Path]) -> Iterator[str]:
 
 
 def _init_sources(stages: Iterable[StageFiles]) -> Iterator[str]:
-    """Whether the folder of `init_from` holds a Hugging Face model or a checkpoint; `validate` checks that it fits."""
+    """Check that the folder of `init_from` holds a model or a checkpoint; `validate` checks that it fits."""
     for files in stages:
         try:
-            files.check_init()
+            _ = files.init_checkpoints
         except UserError as error:
             yield f"stages.{files.stage.name}.init_from: {error}"
 
 
 def _run_dir(run_dir: Path) -> Iterator[str]:
-    """Whether the run folder can be made or written."""
+    """Check that the run folder can be created or written."""
     there = next(folder for folder in (run_dir, *run_dir.absolute().parents) if folder.exists())
     if not there.is_dir():
         yield f"run.root: {there}: is a file; name a folder"

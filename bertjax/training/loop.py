@@ -1,9 +1,9 @@
-"""The training loop: what a run needs before its first step, then stage after stage; it reads top to bottom."""
+"""The training loop: open and check everything a run needs, then train stage after stage."""
 
 import json
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 from bertjax.config.schema.run import Config
 from bertjax.parallel.mesh import all_devices
@@ -20,18 +20,14 @@ from bertjax.training.run_context import RunContext
 from bertjax.training.stage import Evaluator, StageRunner
 from bertjax.training.stage_plan import StagePlan, open_stage, unfinished_stages
 
-
-class BuildEvaluators(Protocol):
-    def __call__(
-        self, ctx: RunContext, index: int, program: TrainProgram, labels: list[str] | None
-    ) -> list[Evaluator]: ...
+# (context, index of the stage, its program, names of its labels) -> its evaluators
+BuildEvaluators = Callable[[RunContext, int, TrainProgram, list[str] | None], list[Evaluator]]
 
 
 def train(config: Config, base: Path, build_evaluators: BuildEvaluators) -> None:
     """Run, or continue, every stage of a configuration. Raises the errors of `bertjax.errors`.
 
-    All that can be read and checked is, before the run folder is there: a mistake in the last stage shows at once, and
-    its correction finds no half-begun run. A finished run is left as it is.
+    Everything is checked before the run folder is created, so that a mistake in the last stage shows at once.
     """
     phases = Phases()
     stop = preemption.PreemptionHandler(phases.heartbeat)
@@ -62,7 +58,7 @@ def train(config: Config, base: Path, build_evaluators: BuildEvaluators) -> None
 def open_run(
     config: Config, base: Path, build_evaluators: BuildEvaluators
 ) -> tuple[RunContext, list[StagePlan], dict[int, list[Evaluator]]] | None:
-    """What a run needs before its first step, and the evaluators of the stages to do; None when all are done."""
+    """Open a run -> (context, stage plans, evaluators of each stage to do); None when all stages are done."""
     stages = run_stages(config, base)
     consistency.check_start(config, base)
     validate.check_settings(config)

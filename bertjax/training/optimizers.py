@@ -1,8 +1,4 @@
-"""Optimizers as optax transformations without the learning rate, and schedules of the step within the stage.
-
-`make_transform(...)` gives the update before it is multiplied by -learning_rate, so that every parameter group can keep
-its own optimizer state and step count while one schedule drives them all.
-"""
+"""Optimizers as optax transformations without the learning rate, one state for each parameter group, and schedules."""
 
 import re
 from collections.abc import Callable
@@ -42,17 +38,14 @@ def has_weight_decay(path: str) -> bool:
 
 
 def adafactor(config: Adafactor) -> optax.GradientTransformation:
-    """Adafactor (arXiv 1804.04235) as t5x/adafactor.py has it, without the learning rate.
+    """Adafactor (arXiv 1804.04235) as in t5x/adafactor.py, without momentum and learning rate.
 
     Float32 slots of each parameter: v_row and v_col, its shape without the largest and without the second largest axis,
-    where both axes have `min_dim_size_to_factor` or more; otherwise v, its whole shape. Slots that a parameter does not
-    need have shape (1,). Second moments of g^2 + 1e-30 decay by 1 - (t + 1)^-decay_rate. The update is clipped to a
-    root mean square of `clipping_threshold` and multiplied by the parameter's, which counts as 1e-3 at least. There is
-    no momentum.
-
-    Root mean squares are those of one array. Layers are stored apart, so each layer has its own, whether the stack is
-    scanned or not. BERT's fused query, key and value [D, 3, D] are factored one by one, over D and D, and clipped and
-    scaled together; T5's are arrays of their own.
+    if both have at least `min_dim_size_to_factor` elements; otherwise v, its full shape. Unused slots have shape (1,).
+    Second moments of g^2 + 1e-30 decay by 1 - (t + 1)^-decay_rate. The update is clipped to a root mean square (RMS) of
+    `clipping_threshold` and multiplied by the parameter's RMS, at least 1e-3. RMS are taken per array, thus per layer,
+    scanned or not. BERT's fused query, key and value [D, 3, D] are factored separately over D and D, but clipped and
+    scaled together; T5's are separate arrays.
     """
     return optax.chain(
         optax.scale_by_factored_rms(
@@ -64,7 +57,7 @@ def adafactor(config: Adafactor) -> optax.GradientTransformation:
 
 
 def make_transform(config: Optimizer) -> optax.GradientTransformation:
-    """The update of a flat parameter dictionary, to be multiplied by -learning_rate; so is the weight decay in it."""
+    """The transformation that gives the update, weight decay included, to be multiplied by -learning_rate."""
     if config.kind == "adafactor":
         rule = adafactor(config)
     elif config.kind == "bert_adamw":
@@ -84,11 +77,10 @@ def warmup_steps(config: Optimizer, steps: int) -> int:
 
 
 def schedule(config: Optimizer, steps: int) -> Callable[[jax.Array], jax.Array]:
-    """Step within the stage (from 0) -> learning rate.
+    """Learning rate as a function of the step s within the stage, from 0.
 
-    `linear` is optimization.py's: lr * s / W during warm-up, lr * (1 - s / N) after it. The decay counts from step 0,
-    not from the end of the warm-up, so the rate drops at s = W; step 0 has rate 0 when there is a warm-up.
-    `inverse_sqrt` is t5x's 'constant * rsqrt_decay': lr / sqrt(max(s, W, 1)), flat until W and without a ramp from 0.
+    `linear` as in optimization.py: lr * s / W during warm-up, then lr * (1 - s / N), so the rate drops at s = W.
+    `inverse_sqrt` is t5x's 'constant * rsqrt_decay': lr / sqrt(max(s, W, 1)), constant until W.
     """
     base, warmup = config.learning_rate, warmup_steps(config, steps)
 

@@ -10,8 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import Mesh as JaxMesh
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 
 from bertjax.config.schema.model import ModelConfig
 from bertjax.config.schema.run import Config, Stage
@@ -31,7 +30,7 @@ from bertjax.training.state import Params, TrainState
 
 @dataclass(frozen=True)
 class TrainProgram:
-    """Everything static about a stage; its methods give the pure functions and the shardings they are jitted with."""
+    """Everything static about a stage."""
 
     model: ModelConfig
     objective: Objective
@@ -40,7 +39,7 @@ class TrainProgram:
     steps: int
     grad_accum: int
     compute: ComputeOptions
-    mesh: JaxMesh
+    mesh: Mesh
     rules: Rules
     tasks: int = 1  # that its batches are mixed from
     adapter_size: int = 0  # inner width of the adapters; 0: none
@@ -79,13 +78,12 @@ class TrainProgram:
 
     @property
     def manual_axes(self) -> tuple[str, ...]:
-        """Mesh axes of the batch over which the step itself gathers weights and sums gradients, none in most programs.
+        """Batch axes of the mesh along which the step itself gathers weights and sums gradients; none in most programs.
 
-        The partitioner would sum complete gradients over all devices, in every micro-batch. Manual collectives sum and
-        cut them inside a slice, or inside a group along `fsdp`, and sum only the pieces between these, once a step.
-        Left to the partitioner: programs where that gains nothing (`data` or `fsdp` alone, without slices, micro-
-        batches or split positions), and where uneven sizes, unusual rules or jax's own dropout bits ask for the batch
-        in one piece.
+        The partitioner would all-reduce full gradients over all devices in every micro-batch. Manual collectives
+        reduce-scatter them inside a slice or an `fsdp` group and sum only the pieces between these, once a step. The
+        partitioner is used where that gains nothing (only `data` or `fsdp`, without slices, micro-batches or split
+        positions), and for uneven sizes, other rules or jax's own dropout bits.
         """
         size, batch = self.mesh.shape, self.rules["batch"]
         gains = size["dcn"] > 1 or (size["data"] > 1 and (self.grad_accum > 1 or size["fsdp"] > 1))
@@ -96,7 +94,7 @@ class TrainProgram:
         return tuple(a for a in batch if size[a] > 1) if gains and plain else ()
 
     def _divides_evenly(self) -> bool:
-        """Whether the mesh divides every axis that the rules split over axes of the batch."""
+        """Whether every parameter axis that the rules split over batch axes divides evenly."""
         ways = prod(self.mesh.shape[a] for a in self.rules["embed"] if a in self.rules["batch"])
         names, params = self.logical_axes(), self.abstract_params()
         axes = (axis for path, x in params.items() for axis in zip(names[path], x.shape, strict=True))
@@ -107,22 +105,21 @@ class TrainProgram:
 
     @property
     def batch_shards(self) -> int:
-        """Into how many parts the rows of a batch are split."""
+        """The number of parts that the rows of a batch are split into."""
         return batch_shards(self.mesh.shape, self.rules["batch"])
 
     def row_flops(self, fields: Fields, groups: Collection[str]) -> int:
         """Model FLOPs of a training step for one row of a batch while `groups` train."""
         widths = {name: shape[0] for name, (shape, _) in fields.items() if shape}
-        count = families.record_of(self.model).row_flops
-        return count(self.model, widths, self.heads, groups, self.adapter_size)
+        return families.record_of(self.model).row_flops(self.model, widths, self.heads, groups, self.adapter_size)
 
     def constrain_grads(self, grads: Params) -> Params:
-        """Gradients where their parameters live: each device is left with the sums that it needs."""
+        """Constrain gradients to the shardings of their parameters, so that each device keeps only its part."""
         names = self.logical_axes()
         return {path: sharding.with_logical_constraint(g, *names[path]) for path, g in grads.items()}
 
     def initialize(self, key: jax.Array) -> Params:
-        """Fresh parameters, each array born in its shard."""
+        """Fresh parameters, created in their shards."""
 
         def make(key: jax.Array) -> Params:
             params = registry.init_params(self.model, self.heads, self.num_classes, key, self.adapter_size)
@@ -132,7 +129,7 @@ class TrainProgram:
             return jax.jit(make, out_shardings=self.param_shardings())(key)
 
     def init_state(self, params: Params, groups: tuple[str, ...], key: jax.Array) -> TrainState:
-        """A state at step 0 of a stage, from parameters in their shards."""
+        """The state at step 0 of a stage, from parameters in their shards."""
         make = lambda p, k: training_state.init_state(p, groups, self.tx, k)  # type: ignore[attr-defined]  # noqa: E731
         return self._rebuild_opt_state(make, params, key)
 
@@ -145,16 +142,13 @@ class TrainProgram:
             return jax.jit(make, out_shardings=where)(*args)
 
     def abstract_state(self, groups: tuple[str, ...], key: jax.Array) -> TrainState:
-        """Shapes and shardings of the state while `groups` train, for restoring and for compiling ahead."""
+        """Shapes and shardings of the state while `groups` train, for restoring and ahead-of-time compilation."""
         make = lambda p, k: training_state.init_state(p, groups, self.tx, k)  # type: ignore[attr-defined]  # noqa: E731
         shape = jax.eval_shape(make, self.abstract_params(), key)
         return training_state.abstract(shape, training_state.shardings(shape, self.param_shardings(), self.mesh))
 
     def split_segments(self, state: TrainState) -> "TrainProgram":
-        """This program with its segments cut where training begins, in either stack of a T5.
-
-        A scan over frozen and trained layers together would give all of them a backward pass.
-        """
+        """This program with segments split at the lowest trained layer, so that frozen layers get no backward pass."""
         lowest: dict[str, int] = {}
         for name, layer in filter(None, map(parse_layer, state.opt_state)):
             lowest[name] = min(layer, lowest.get(name, layer))
@@ -167,10 +161,10 @@ class TrainProgram:
 
 
 def stage_program(
-    config: Config, stage: Stage, mesh: JaxMesh, steps: int, *, heads: tuple[str, ...] | None = None,
+    config: Config, stage: Stage, mesh: Mesh, steps: int, *, heads: tuple[str, ...] | None = None,
     num_labels: int | None = None,
 ) -> TrainProgram:  # fmt: skip
-    """The program of a stage; `heads` and `num_labels` are those of a checkpoint (default: the objective's)."""
+    """The program of a stage; `heads` and `num_labels` of a checkpoint (default: the objective's)."""
     tasks = len(config.stage_tasks(stage))
     objective = objectives.build(stage.objective, tasks)
     return TrainProgram(
@@ -191,23 +185,22 @@ def stage_program(
 
 
 def adapter_size(trainable: Trainable) -> int:
-    """The inner width of the adapters that a model gets in such a stage; 0 if none."""
+    """The inner width of the adapters; 0 without adapters."""
     return trainable.adapter_size if trainable.kind == "adapters" else 0
 
 
 @lru_cache
 def cpu_has_bfloat16() -> bool:
-    """Whether this CPU has instructions for it (AMX or AVX-512); without them bfloat16 is slower than float32."""
+    """Whether this CPU has bfloat16 instructions (AMX or AVX-512); without them bfloat16 is slower than float32."""
     try:
         return not {"amx_bf16", "avx512_bf16"}.isdisjoint(Path("/proc/cpuinfo").read_text().split())
     except OSError:
         return False
 
 
-def compute_options(config: Config, mesh: JaxMesh) -> ComputeOptions:
-    """How the model runs on these devices."""
-    run = config.run
-    kind = mesh.devices.flat[0].platform
+def compute_options(config: Config, mesh: Mesh) -> ComputeOptions:
+    """How the model is computed on the mesh's devices."""
+    run, kind = config.run, mesh.devices.flat[0].platform
     kind = {"cuda": "gpu", "rocm": "gpu"}.get(kind, kind)
     fast = kind != "cpu" or cpu_has_bfloat16()
     dtype = {"auto": jnp.bfloat16 if fast else jnp.float32, "bfloat16": jnp.bfloat16, "float32": jnp.float32}
@@ -230,7 +223,7 @@ def compute_options(config: Config, mesh: JaxMesh) -> ComputeOptions:
 class MeshJit:
     """A jitted function that runs, and lowers, under its mesh and rules."""
 
-    def __init__(self, jitted: Any, mesh: JaxMesh, rules: Rules):
+    def __init__(self, jitted: Any, mesh: Mesh, rules: Rules):
         self.jitted, self.mesh, self.rules = jitted, mesh, rules
 
     def __call__(self, *args: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Open what all stages of a run share (devices, tokenizer, fingerprints of sources) and create the run folder."""
+"""Open what the stages of a run share (mesh, tokenizer, fingerprints of sources) and create the run folder."""
 
 import platform
 import sys
@@ -25,18 +25,7 @@ from bertjax.storage.atomic import write_json_atomic, write_text_atomic
 from bertjax.training.program import TrainProgram
 
 Fingerprint = Callable[[Any], str]
-PACKAGES = (
-    "bertjax",
-    "jax",
-    "jaxlib",
-    "flax",
-    "optax",
-    "orbax-checkpoint",
-    "grain",
-    "tokenizers",
-    "sentencepiece",
-    "numpy",
-)
+PACKAGES = "bertjax jax jaxlib flax optax orbax-checkpoint grain tokenizers sentencepiece numpy".split()
 
 
 @dataclass(frozen=True)
@@ -69,7 +58,7 @@ def open_run_context(config: Config, base: Path) -> RunContext:
 
 
 def source_fingerprints(base: Path) -> Fingerprint:
-    """`fingerprint` for sources whose relative names start at `base`; each source is read once."""
+    """A function that gives the fingerprint of a source and reads each source only once."""
     found: dict[str, str] = {}
 
     def look_up(source: Any) -> str:
@@ -82,12 +71,12 @@ def source_fingerprints(base: Path) -> Fingerprint:
 
 
 def load_tokenizer(config: Config, base: Path, source_fingerprint: Fingerprint | None = None) -> load.AnyTokenizer:
-    """The configured tokenizer; trained first if it has no path. UserError when the model's table is too small."""
+    """Load or train the configured tokenizer. Raises UserError when it has more pieces than the model."""
     source_fingerprint = source_fingerprint or source_fingerprints(base)
     settings = config.tokenizer
     wanted = settings.train_on
     if wanted is None:
-        wanted = list(chain.from_iterable(t.source for t in config.stage_tasks(config.stages[0]).values()))
+        wanted = [source for task in config.stage_tasks(config.stages[0]).values() for source in task.source]
 
     def documents() -> Iterator[list[str]]:
         return chain.from_iterable(sources_text.read_documents(source, base) for source in wanted)
@@ -109,7 +98,7 @@ def load_tokenizer(config: Config, base: Path, source_fingerprint: Fingerprint |
 
 
 def environment(mesh: JaxMesh) -> dict[str, Any]:
-    """Versions and the device table, as kept in the run folder and in every checkpoint."""
+    """Versions and devices, as saved in the run folder and in every checkpoint."""
     versions = {}
     for name in PACKAGES:
         try:
@@ -128,12 +117,9 @@ def environment(mesh: JaxMesh) -> dict[str, Any]:
 
 
 def enable_compilation_cache(config: Config) -> None:
-    """Keep compiled programs between runs: a restart then costs no compilation.
-
-    A path with a scheme (gs://) goes to jax as it is. A folder that cannot be written is reported and not used.
-    """
+    """Keep compiled programs between runs. A folder that cannot be written is reported and not used."""
     where = config.run.compilation_cache_dir
-    if where and "://" not in where:
+    if where and "://" not in where:  # jax itself opens gs:// and others
         folder = Path(where).expanduser()
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -148,10 +134,7 @@ def enable_compilation_cache(config: Config) -> None:
 
 
 def create_run_dir(ctx: RunContext) -> None:
-    """Create the run folder, or take over the one of an interrupted run; for the primary process.
-
-    Raises UserError when that run has another tokenizer, StorageError when the folder cannot be written.
-    """
+    """Create the run folder on the primary process. Raises UserError if it holds a run with another tokenizer."""
     folder = ctx.config.run_dir
     kept = folder / "tokenizer"
     if (kept / "tokenizer.json").exists() and load.from_file(kept).sha256 != ctx.tokenizer.sha256:
@@ -169,7 +152,7 @@ def create_run_dir(ctx: RunContext) -> None:
 
 
 def checkpoint_meta(ctx: RunContext, program: TrainProgram, stage_index: int, step: int) -> dict[str, Any]:
-    """What makes a checkpoint self-describing."""
+    """The meta data of a checkpoint that describe its program, configuration and tokenizer."""
     return {
         "config": ctx.config.model_dump(mode="json"),
         "fingerprint": fingerprint(ctx.config),

@@ -1,4 +1,4 @@
-"""One stage of a run: episode after episode, step after step; evaluations, checkpoints and stops between two steps."""
+"""Train one stage of a run: its episodes and steps; evaluations, checkpoints and stops come between two steps."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -34,22 +34,17 @@ from bertjax.training.untrained_heads import UntrainedHeads, add_heads, restored
 
 @dataclass(frozen=True)
 class Evaluator:
-    """An evaluation of a stage, ready to run on parameters; `run` returns its scores and keeps its files."""
+    """An evaluation of a stage; `run(params, step)` returns its scores and writes its files."""
 
     config: Evaluation
     run: Callable[[Params, int], dict[str, float]]
 
 
 class StageRunner:
-    """One stage from its first, or its restored, step to its last."""
+    """Train one stage from its first or its restored step to its last."""
 
     def __init__(
-        self,
-        ctx: RunContext,
-        plan: StagePlan,
-        tracker: Tracker,
-        monitor: RunMonitor,
-        evaluators: list[Evaluator],
+        self, ctx: RunContext, plan: StagePlan, tracker: Tracker, monitor: RunMonitor, evaluators: list[Evaluator]
     ):
         self.ctx, self.index, self.plan, self.tracker, self.monitor = ctx, plan.files.index, plan, tracker, monitor
         self.stop, self.phases = monitor.stop, monitor.phases
@@ -57,7 +52,7 @@ class StageRunner:
         self.program, self.stage, self.name = plan.program, plan.stage, plan.stage.name
         self.scores: dict[str, float] = {}
         self.base: dict[str, Any] | None = None  # the base of adapter-only checkpoints
-        self.has_stepped = False  # since this process began the stage
+        self.has_stepped = False  # in this process
         self.pending_eval = False  # the restored step was saved before its evaluations had ended
         self.untrained = UntrainedHeads()
         self.unlogged: dict[str, Any] | None = None  # what the meter had not logged at the restored step
@@ -82,7 +77,7 @@ class StageRunner:
                 self.finish(state, meter)
 
     def init_or_restore(self) -> TrainState:
-        """The restored state of a started stage, or a fresh one; the metrics after its step are removed."""
+        """Restore the state of a stage that has begun, else make a fresh one; remove metrics of later steps."""
         before = [stage.name for stage in self.ctx.config.stages[: self.index]]
         key = jax.random.fold_in(jax.random.key(self.ctx.config.run.seed), self.index)
         init_key, step_key = jax.random.split(key)
@@ -96,12 +91,15 @@ class StageRunner:
             self.ctx, self.plan.files, self.program, init_key, self.plan.labels.fresh
         )
         state = self.program.init_state(params, self.plan.episodes[0].groups, step_key)
-        self.write_model_summary(params)
+        if primary.is_primary():
+            text = model_summary(params, self.program.param_shardings(), self.plan.episodes[0].groups)
+            text += summary_line(self.untrained.params) if self.untrained.params else ""
+            atomic.write_text_atomic(self.ctx.config.run_dir / "model.txt", text)
         self.event(0, "start", init="; ".join(lines))
         return state
 
     def restore(self, key: jax.Array) -> tuple[TrainState, int]:
-        """The newest good checkpoint; which slots it holds follows from the episode that led to its step."""
+        """Restore the newest good checkpoint; it has optimizer state for the groups of the episode of its step."""
         likes: dict[int, TrainState] = {}
         untrained: dict[str, Any] = {}
 
@@ -119,14 +117,15 @@ class StageRunner:
         self.unlogged, self.scores = meta.get("unlogged"), self.checkpoints.scores(step)
         saved = param_paths.flatten(tree["params"])
         self.untrained = restored_heads(meta, {path: saved[path] for path in untrained})
-        named, folder = self.plan.files.adapter_base, self.checkpoints.folder
-        tree = adapters.merge_base(tree, self.base, folder, likes[step], self.ctx, named)
-        return from_tree(tree, likes[step]), step
+        if self.base is not None:
+            named, folder = self.plan.files.adapter_base, self.checkpoints.folder
+            saved |= adapters.base_params(self.base, folder, likes[step].frozen, self.ctx, named)
+        return from_tree(tree | {"params": param_paths.unflatten(saved)}, likes[step]), step
 
     def prefetch_to_device(
         self, source: Iterator[dict[str, np.ndarray]]
     ) -> Iterator[tuple[dict[str, jax.Array], int, float]]:
-        """Batches on the devices, one ahead of the step -> (batch, its real tokens, seconds waited since the last)."""
+        """Place batches one step ahead -> (batch on devices, its non-padding tokens, seconds waited since the last)."""
         ahead, waited = None, 0.0
         while True:
             began = time.perf_counter()
@@ -135,8 +134,7 @@ class StageRunner:
             upcoming = None
             if batch is not None:
                 tokens = non_padding_tokens(batch) * jax.process_count()
-                put = place(batch, self.program.batch_sharding(), self.stage.batch_size)
-                upcoming = (put, tokens)
+                upcoming = place(batch, self.program.batch_sharding(), self.stage.batch_size), tokens
             if ahead is not None:
                 yield *ahead, waited
                 waited = 0.0
@@ -165,20 +163,19 @@ class StageRunner:
         return state
 
     def start_episode(self, state: TrainState, number: int, meter: Meter) -> tuple[TrainState, Callable]:
-        """The state with what trains in this episode, and the step that trains it."""
+        """-> (the state divided for this episode, its jitted step)."""
         groups = self.plan.episodes[number].groups
         self.check_finite(meter.flush(), int(state.step))
         if set(state.opt_state) != set(groups):
             state = self.program.unfreeze(state, groups)
         trained = sum(x.size for x in state.params.values())
-        about = {"episode": number, "groups": list(groups), "trainable_parameters": trained}
-        self.event(int(state.step), "episode", **about)
+        self.event(int(state.step), "episode", episode=number, groups=list(groups), trainable_parameters=trained)
         meter.start_episode(number, trained, tuple(state.opt_state))
         return state, jit_train_step(self.program, state)
 
     @contextmanager
     def compile_phase(self) -> Iterator[None]:
-        """Around the first step of an episode. The first one of all may be left: no step has been done."""
+        """Enter the phase `compile`; before the first step of this process the run may exit at once."""
         with self.phases.enter(COMPILE), ExitStack() as stack:
             if not self.has_stepped:
                 stack.enter_context(self.stop.may_exit("compiling the first step"))
@@ -201,24 +198,29 @@ class StageRunner:
             )
 
     def due_evaluations(self, step: int) -> list[Evaluator]:
-        """The evaluations of this step; at the end of the stage all of them."""
+        """The evaluations to run after this step: at the end of the stage all of them."""
         last = step == self.program.steps
         return [e for e in self.evaluators if last or (e.config.every and step % e.config.every == 0)]
 
     def evaluate(
         self, state: TrainState, step: int, due: list[Evaluator], meter: Meter, *, saved: bool
     ) -> dict[str, float]:
-        """The scores of this very step. It is saved before, if it is to be: an evaluation that fails loses no step."""
+        """Run the evaluations of this step; if they fail, the step is saved first (`saved`: it is already)."""
         self.check_finite(meter.flush(), step)
+        found: dict[str, float] = {}
         try:
             with self.phases.enter(EVALUATION):
-                found = self.compute_scores(state, step, due)
+                for evaluator in due:
+                    name = evaluator.config.name
+                    scores = evaluator.run({**state.params, **state.frozen}, step)
+                    self.tracker.evaluation(self.name, step, name, scores)
+                    found |= {f"{name}/{key}": value for key, value in scores.items()}
         except StopRequested:
             if not saved:
                 self.save(state, step, {}, meter, pending_eval=True)
             self.exit_stopped(step)
         except Exception:
-            if not saved and jax.process_count() == 1:  # others may not have failed, and would not join in
+            if not saved and jax.process_count() == 1:  # other processes may not have failed, and would not save
                 self.save(state, step, {}, meter, pending_eval=True)
             raise
         if saved:
@@ -227,19 +229,10 @@ class StageRunner:
         self.scores |= found
         return found
 
-    def compute_scores(self, state: TrainState, step: int, due: list[Evaluator]) -> dict[str, float]:
-        found: dict[str, float] = {}
-        for evaluator in due:
-            name = evaluator.config.name
-            scores = evaluator.run(self.all_params(state), step)
-            self.tracker.evaluation(self.name, step, name, scores)
-            found |= {f"{name}/{key}": value for key, value in scores.items()}
-        return found
-
     def save(
         self, state: TrainState, step: int, scores: dict[str, float], meter: Meter, *, pending_eval: bool = False
     ) -> None:
-        """pending_eval: the evaluations of this step are still to be done; whoever resumes does them first."""
+        """Save a step; `pending_eval`: a run that resumes from it does its evaluations first."""
         self.check_finite(meter.flush(), step)
         with self.phases.enter(SAVE):
             meta = self.meta(step, meter) | ({PENDING_EVAL: True} if pending_eval else {})
@@ -248,7 +241,7 @@ class StageRunner:
             meter.pause()
 
     def meta(self, step: int, meter: Meter) -> dict[str, Any]:
-        """What makes this step self-describing."""
+        """The meta data of a step's checkpoint."""
         batches, untrained = self.plan.batches, self.untrained
         about = {"steps": self.program.steps, "sources": batches.source_fingerprints, "labels": self.plan.labels.names}
         about |= {"unanswerable": batches.unanswerable} if batches.unanswerable is not None else {}
@@ -258,33 +251,25 @@ class StageRunner:
         about |= {"num_labels": untrained.num_labels} if untrained.num_labels else {}
         return run_context.checkpoint_meta(self.ctx, self.program, self.index, step) | about
 
-    def exit_stopped(self, step: int) -> NoReturn:
+    def end_steps(self) -> None:
+        """Wait for the last save; no more steps follow in this process."""
         self.monitor.goodput_log.end_steps()
         with self.phases.enter(SAVE):
             self.checkpoints.wait()
+
+    def exit_stopped(self, step: int) -> NoReturn:
+        self.end_steps()
         raise StoppedSafely(f"stopped at step {step} of stage '{self.name}', saved; run the same command again")
 
     def finish(self, state: TrainState, meter: Meter) -> None:
-        self.monitor.goodput_log.end_steps()
-        with self.phases.enter(SAVE):
-            self.checkpoints.wait()
+        self.end_steps()
         if mixture := meter.mixture():
             self.event(int(state.step), "mixture", rows=mixture)
         self.event(int(state.step), "stage_end", scores=self.scores)
 
     def should_stop(self, step: int) -> bool:
-        """Whether to save and leave now, behind this step; the same on all processes."""
+        """Whether to save and exit after this step; the same on all processes."""
         return self.stop.poll()
-
-    def all_params(self, state: TrainState) -> Params:
-        return {**state.params, **state.frozen}
 
     def event(self, step: int, event: str, **fields: Any) -> None:
         self.tracker.event(self.name, step, event, **fields)
-
-    def write_model_summary(self, params: Params) -> None:
-        if primary.is_primary():
-            text = model_summary(params, self.program.param_shardings(), self.plan.episodes[0].groups)
-            if heads := self.untrained.params:
-                text += summary_line(heads)
-            atomic.write_text_atomic(self.ctx.config.run_dir / "model.txt", text)

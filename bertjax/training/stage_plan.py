@@ -1,4 +1,4 @@
-"""Plan a stage: open its data, build its program and its episodes, before any of its parameters exist."""
+"""Plan a stage: open its data, build its program and episodes, before its parameters exist."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ from bertjax.training.run_context import RunContext
 
 @dataclass(frozen=True)
 class StagePlan:
-    """A stage with everything decided that does not need its parameters."""
+    """Everything about a stage but its parameters; `rows`: the rows of each batch that this process reads."""
 
     files: StageFiles
     batches: Batches
@@ -43,10 +43,7 @@ class StagePlan:
 
 
 def open_stage(ctx: RunContext, files: StageFiles, previous: StageLabels | None) -> StagePlan:
-    """Prepare the data and check batch, mesh and episodes, so that a later stage's mistake shows at once.
-
-    previous: the labels of the stage before.
-    """
+    """Prepare the data of a stage and check its batch, mesh and episodes; `previous`: labels of the previous stage."""
     stage = files.stage
     report: ReportFn = partial(print, flush=True) if primary.is_primary() else lambda line: None
     batches, labels = open_data(
@@ -63,7 +60,7 @@ def open_stage(ctx: RunContext, files: StageFiles, previous: StageLabels | None)
 def open_data(
     files: StageFiles, tokenizer: AnyTokenizer, previous: StageLabels | None, **options: Any
 ) -> tuple[Batches, StageLabels]:
-    """The batches of a stage and its labels; `options` of `open_batches`."""
+    """Open the batches of a stage and resolve its labels; `options` go to `open_batches`."""
     stage = files.stage
     start = label_mapping.init_classes(files, previous)
 
@@ -82,25 +79,19 @@ def open_data(
 
 
 def unfinished_stages(plans: list[StagePlan]) -> list[int]:
-    """The last stage that has begun and those behind it.
-
-    It may be at its end: it is restored all the same, and lost steps are trained again, before the next one starts.
-    """
+    """The last stage that has begun, which is restored even when it is finished, and the stages after it."""
     begun = [index for index, plan in enumerate(plans) if plan.files.has_begun]
     return list(range(max(begun, default=0), len(plans)))
 
 
 def check_batch(stage: Stage, program: TrainProgram) -> None:
-    """Raises UserError when the rows of a micro-batch do not divide, naming batch sizes that do."""
+    """Raise UserError when the rows of a micro-batch do not divide, naming batch sizes that do."""
     if problem := batch_problem(stage, program.mesh.shape, program.rules):
         raise UserError(problem)
 
 
 def check_sources(ctx: RunContext, plan: StagePlan, before: Mapping[str, list[str]], folder: Path, step: int) -> None:
-    """Raises UserError when the rows to come are not those that the run with the checkpoint `step` began with.
-
-    before: fingerprints of the sources of each task, as that checkpoint has them.
-    """
+    """Raise UserError when the sources of tasks differ from `before`, their fingerprints in the checkpoint `step`."""
     changed = [name for name, now in plan.batches.source_fingerprints.items() if before.get(name) != now]
     if not changed:
         return

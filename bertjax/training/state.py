@@ -1,4 +1,4 @@
-"""The training state: one pytree, born in its shards, re-cut when layers thaw."""
+"""The training state, one pytree; it is divided differently when other groups train."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh as JaxMesh
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from bertjax.models import param_paths
@@ -21,20 +20,14 @@ Params = dict[str, jax.Array]
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TrainState:
-    """Attributes:
-    step: int32, steps done in this stage.
-    params, frozen: {path: float32 array}: what trains and what does not; together the model.
-    opt_state: {group: optax state} for the groups that train (a group thawed later starts with fresh slots and counts).
-    key: the stage's random key; step s uses fold_in(key, s), so nothing random is stored.
-    nonfinite_steps: int32, non-finite steps in a row; each was skipped.
-    """
+    """The state of training in a stage; `params` and `frozen` ({path: float32 array}) together are the model."""
 
-    step: jax.Array
+    step: jax.Array  # int32, steps done in this stage
     params: Params
     frozen: Params
-    opt_state: dict[str, optax.OptState]
-    key: jax.Array
-    nonfinite_steps: jax.Array
+    opt_state: dict[str, optax.OptState]  # {group: state} of groups that train; fresh when a group is unfrozen
+    key: jax.Array  # of the stage; step s uses fold_in(key, s)
+    nonfinite_steps: jax.Array  # int32, non-finite steps in a row; each was skipped
 
 
 def group_params(params: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -59,14 +52,14 @@ def init_state(params: Params, groups: tuple[str, ...], tx: optax.GradientTransf
 
 
 def unfreeze(state: TrainState, groups: tuple[str, ...], tx: optax.GradientTransformation) -> TrainState:
-    """The same state with other groups training: surviving slots are kept, thawed groups get new ones; pure."""
+    """The state with other groups training: optimizer state is kept, and fresh for unfrozen groups; pure."""
     trainable, frozen = split_trainable({**state.params, **state.frozen}, groups)
     opt = {group: state.opt_state.get(group, None) or tx.init(part) for group, part in group_params(trainable).items()}
     return replace(state, params=trainable, frozen=frozen, opt_state=opt)
 
 
-def shardings(state: TrainState, param_shardings: Mapping[str, NamedSharding], mesh: JaxMesh) -> Any:
-    """Where each leaf of a (possibly abstract) state lives: slots follow their parameter, scalars are replicated."""
+def shardings(state: TrainState, param_shardings: Mapping[str, NamedSharding], mesh: Mesh) -> Any:
+    """Sharding of each leaf of a state: slots are sharded like their parameter, scalars are replicated."""
     replicated = NamedSharding(mesh, P())
     params = {**state.params, **state.frozen}
 
@@ -91,7 +84,7 @@ def shardings(state: TrainState, param_shardings: Mapping[str, NamedSharding], m
 
 
 def factored_axes(path: tuple, shape: tuple[int, ...], full_shape: tuple[int, ...]) -> list[int]:
-    """The axes of a parameter of shape `full_shape` that its Adafactor slot still has; none of an empty slot.
+    """The axes of a parameter of shape `full_shape` that its Adafactor slot has; none for an unused slot.
 
     optax.scale_by_factored_rms: v_row lacks the largest axis and v_col the second largest, in the order of np.argsort.
     """
@@ -104,15 +97,15 @@ def factored_axes(path: tuple, shape: tuple[int, ...], full_shape: tuple[int, ..
 
 
 def abstract(state: TrainState, where: Any) -> TrainState:
-    """Shapes, dtypes and shardings, for restoring."""
+    """The state as ShapeDtypeStructs with shardings, for restoring."""
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, where)
 
 
 def to_tree(state: TrainState) -> dict[str, Any]:
-    """The canonical checkpoint layout: parameters nested by path, slots by group, scalars and key."""
-    opt = {group.replace("/", "."): param_paths.flatten(opt_state) for group, opt_state in state.opt_state.items()}
+    """The checkpoint layout: parameters nested by path, optimizer state by group, scalars and key."""
     opt = {
-        group: {name.replace("/", "."): leaf for name, leaf in opt_state.items()} for group, opt_state in opt.items()
+        group.replace("/", "."): {name.replace("/", "."): leaf for name, leaf in param_paths.flatten(slots).items()}
+        for group, slots in state.opt_state.items()
     }
     params = param_paths.unflatten({**state.params, **state.frozen})
     return {"params": params, "opt": opt, "step": state.step, "key": state.key, "bad_steps": state.nonfinite_steps}

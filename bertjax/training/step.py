@@ -22,7 +22,7 @@ Metrics = dict[str, jax.Array]
 def jit_train_step(
     program: TrainProgram, like: TrainState
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """The jitted step for states shaped like `like` (one per episode); the state is donated."""
+    """Jit the step for states shaped like `like` (one per episode); the state is donated."""
     shardings = training_state.shardings(like, program.param_shardings(), program.mesh)
     split = program.split_segments(like)
     jitted = jax.jit(
@@ -35,7 +35,7 @@ def jit_train_step(
 
 
 def jit_eval_step(program: TrainProgram) -> Callable[[Params, Batch], dict[str, LossTerm]]:
-    """The jitted losses of a batch, without dropout or gradients."""
+    """Jit the losses of a batch, without dropout or gradients."""
     losses = lambda params, batch: program.objective.losses(program.build_model(params), batch, None)  # noqa: E731
     jitted = jax.jit(losses, in_shardings=(program.param_shardings(), program.batch_sharding()))
     return MeshJit(jitted, program.mesh, program.rules)
@@ -66,7 +66,7 @@ def train_step(program: TrainProgram, state: TrainState, batch: Batch) -> tuple[
 
 
 def loss_metrics(terms: Mapping[str, LossTerm]) -> Metrics:
-    """{mlm: Term} -> mlm_loss, mlm_accuracy (means) and mlm_weight; of a mixture mlm_loss/tasks [T] too."""
+    """{mlm: term} -> mlm_loss, mlm_accuracy (means) and mlm_weight; of a mixture also mlm_loss/tasks [T]."""
     out: Metrics = {}
     for name, t in terms.items():
         weight = jnp.maximum(t.weight, 1e-5)
@@ -80,10 +80,7 @@ def loss_metrics(terms: Mapping[str, LossTerm]) -> Metrics:
 def compute_gradients(
     program: TrainProgram, state: TrainState, batch: Batch
 ) -> tuple[Params, dict[str, LossTerm], jax.Array]:
-    """-> (gradients of the trained parameters, summed terms, loss).
-
-    Along `program.manual_axes` every device computes the sums of its own rows, and what they give is added up here.
-    """
+    """-> (gradients of the trained parameters, summed terms, loss), summed here along `program.manual_axes`."""
     normalizers = program.objective.normalizers(batch)
     key = jax.random.fold_in(state.key, state.step)
     axes = program.manual_axes
@@ -97,9 +94,8 @@ def compute_gradients(
 
     def per_shard(*args: Any) -> tuple[Params, dict[str, LossTerm], jax.Array]:
         grads, terms, loss = accumulate_gradients(program, *args)
-        cut = {
-            path: jax.tree.leaves(tuple(spec)) for path, spec in trainable.items()
-        }  # by axes they are summed over already
+        # Gradients are summed already over the axes that split their parameter.
+        cut = {path: jax.tree.leaves(tuple(spec)) for path, spec in trainable.items()}
         rest = {path: tuple(a for a in axes if a not in cut[path]) for path in grads}
         sums = {path: sharding.psum_manual(g, rest[path], *names[path]) for path, g in grads.items()}
         terms, loss = jax.tree.map(lambda x: jax.lax.psum(x, axes), (terms, loss))
@@ -126,10 +122,9 @@ def accumulate_gradients(
     normalizers: Mapping[str, jax.Array],
     key: jax.Array,
 ) -> tuple[Params, dict[str, LossTerm], jax.Array]:
-    """`compute_gradients` of a batch, or of one shard of it, by micro-batches; sums are those of the shard.
+    """`compute_gradients` of a batch or one shard of it; `normalizers` of the full batch make micro-batches add up.
 
-    Micro-batches add up to exactly the batch's gradient because the loss is divided by the batch's weights.
-    Row i goes to micro-batch i mod N: every device then splits its own rows and none of them move.
+    Row i goes to micro-batch i mod N, so that every device splits its own rows.
     """
 
     def loss_fn(params: Params, micro: Batch, key: jax.Array) -> tuple[jax.Array, dict[str, LossTerm]]:

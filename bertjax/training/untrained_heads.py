@@ -1,8 +1,6 @@
-"""Heads that a stage neither reads nor trains, carried from its start to its end and so to the stages behind it.
+"""Carry heads that a stage neither reads nor trains through to the stages after it.
 
-They lie beside the training state and not in it: no compiled step sees them, no optimizer has slots for them, and their
-bytes do not change. Checkpoints hold them among the parameters; in the meta data `heads` names the heads of the stage
-and `carried` these.
+Checkpoints hold them among the parameters; in the meta data `heads` names the heads of the stage and `carried` these.
 """
 
 from collections.abc import Iterable, Mapping
@@ -20,11 +18,7 @@ from bertjax.training.state import Params
 
 @dataclass(frozen=True)
 class UntrainedHeads:
-    """Attributes:
-    heads: names of the heads, as a Program takes them.
-    params: {path: array} of those of their arrays that the stage does not train itself.
-    about: what the meta data say of them beside labels: how many questions had no answer.
-    """
+    """Carried heads: names, arrays that the stage does not train itself, and entries of the meta data about them."""
 
     heads: tuple[str, ...] = ()
     params: Params = field(default_factory=dict)
@@ -32,17 +26,17 @@ class UntrainedHeads:
 
     @property
     def num_labels(self) -> int | None:
-        """Outputs of a carried classifier."""
+        """The number of outputs of a carried classifier."""
         return registry.num_labels(self.params) if "classifier" in self.heads else None
 
 
 def all_heads(meta: Mapping[str, Any]) -> tuple[str, ...]:
-    """The heads that a checkpoint holds: those of its stage, and those that it carried."""
+    """The heads that a checkpoint holds: those of its stage and carried ones."""
     return (*meta["heads"], *meta.get("carried", ()))
 
 
 def add_heads(program: TrainProgram, heads: Iterable[str], num_labels: int) -> TrainProgram:
-    """`program` with carried heads beside its own; the classes are those of the one classifier there is."""
+    """`program` with carried heads added; `num_labels` is used if the classifier is carried."""
     own = "classifier" in program.heads
     return replace(program, heads=(*program.heads, *heads), num_labels=program.num_classes if own else num_labels)
 
@@ -50,10 +44,7 @@ def add_heads(program: TrainProgram, heads: Iterable[str], num_labels: int) -> T
 def find_untrained_heads(
     program: TrainProgram, loaded: Mapping[str, Any]
 ) -> tuple[tuple[str, ...], dict[str, jax.ShapeDtypeStruct]]:
-    """Which heads of {path: something with a shape} a stage with this program carries, and their arrays, abstract.
-
-    A head whose arrays are not all there, or have other shapes than this model's, is not carried.
-    """
+    """-> (heads of `loaded` that a stage carries, their abstract arrays); heads that do not fit are left out."""
     own = program.abstract_params()
     there = families.record_of(program.model).find_heads({**own, **loaded})
     heads: tuple[str, ...] = ()
@@ -67,7 +58,7 @@ def find_untrained_heads(
 
 
 def restored_heads(meta: Mapping[str, Any], params: Params) -> UntrainedHeads:
-    """Those of a checkpoint with these meta data."""
+    """The carried heads of a checkpoint with these meta data."""
     heads = tuple(meta.get("carried", ()))
     return UntrainedHeads(heads, params, _about(heads, meta))
 
@@ -78,20 +69,20 @@ def _about(heads: Iterable[str], meta: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def load_untrained_heads(program: TrainProgram, loaded: Mapping[str, Any], meta: Mapping[str, Any]) -> UntrainedHeads:
-    """The heads of a start with these meta data that the stage does not train, in their shards."""
+    """The heads of `loaded`, a checkpoint with these meta data, that the stage does not train, in their shards."""
     heads, wanted = find_untrained_heads(program, loaded)
     params = {path: jax.device_put(loaded[path], x.sharding) for path, x in wanted.items()}
     return UntrainedHeads(heads, params, _about(heads, meta))
 
 
 def summary_line(params: Mapping[str, Any]) -> str:
-    """The line of a model summary for carried heads, from {path: something with a shape}."""
+    """The line of a model summary about carried heads."""
     size = sum(prod(x.shape) for x in params.values())
     return f"  carried on, not trained: {size:,} ({format_modules(params)})\n"
 
 
 def format_modules(paths: Iterable[str]) -> str:
-    """Parameters by module: embeddings, layers 0..11, heads/mlm, heads/pooler, adapters."""
+    """Format parameters by module: "embeddings, layers 0..11, heads/mlm, heads/pooler, adapters"."""
     paths = list(paths)
     adapters = ["adapters"] if any("/adapter/" in path for path in paths) else []
     rest = [path for path in paths if "/adapter/" not in path]

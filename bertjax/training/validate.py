@@ -1,4 +1,4 @@
-"""Check a run before anything of it is on disk: kinds that fit each other, kept settings, what stages start from."""
+"""Check a run before it writes anything: kinds that fit each other, saved settings, what stages start from."""
 
 from collections.abc import Collection, Sequence
 
@@ -14,7 +14,7 @@ from bertjax.training.stage_plan import StagePlan
 
 
 def check_settings(config: Config) -> None:
-    """Raises UserError when parts of a stage do not go together, or when the run folder holds another run."""
+    """Raise UserError when parts of a stage do not fit, or when the run folder holds a run with other settings."""
     for stage in config.stages:
         check_kinds(config, stage)
     kept = config.run_dir / "config.yaml"
@@ -28,7 +28,7 @@ def check_settings(config: Config) -> None:
 
 
 def check_kinds(config: Config, stage: Stage) -> None:
-    """Raises UserError when the rows or evaluations of a stage do not fit its objective."""
+    """Raise UserError when the rows or evaluations of a stage do not fit its objective."""
     objective = stage.objective
     head = f"stage '{stage.name}': objective {objective.kind}"
     for name, task in config.stage_tasks(stage).items():
@@ -54,10 +54,9 @@ def _check_rows(stage: Stage, evaluation: Evaluation, where: str) -> None:
 
 
 def check_scores(stage: Stage, heads: Collection[str], where: str, name: str | None = None) -> None:
-    """Raises UserError when an evaluation of a checkpoint with these heads (or that called `name`) cannot score it.
+    """Raise UserError when an evaluation of a stage (or the one called `name`) cannot score a checkpoint's heads.
 
-    An evaluation that names a head needs that head, also one that the stage carried without training it; the others
-    need an objective that lists them.
+    An evaluation with a `head` needs that head, which may be a carried one; others need an objective that lists them.
     """
     for evaluation in stage.evaluate:
         if name not in (None, evaluation.name):
@@ -80,25 +79,20 @@ def _join_or(words: Sequence[str]) -> str:
 
 
 def check_init_sources(ctx: RunContext, plans: Sequence[StagePlan]) -> None:
-    """Raises UserError when a stage that has not begun could not read what its `init_from` names."""
-    shapes: warmstart.Shapes = {}  # of the stage before, at its end
+    """Raise UserError when a stage that has not begun could not read what its `init_from` names."""
+    shapes: warmstart.Shapes = {}  # at the end of the previous stage
     for plan in plans:
-        if plan.files.has_begun:
-            shapes = _saved_shapes(ctx, plan)
-        else:
+        if not plan.files.has_begun:
             shapes = warmstart.check_init(ctx, plan.files, plan.program, shapes, plan.labels.fresh)
-
-
-def _saved_shapes(ctx: RunContext, plan: StagePlan) -> warmstart.Shapes:
-    """What a stage that has begun holds; restoring it reports what is wrong with its checkpoints."""
-    try:
-        return warmstart.checkpoint_shapes(ctx, plan.files.checkpoints)
-    except BertjaxError:
-        return plan.program.abstract_params()
+            continue
+        try:
+            shapes = warmstart.checkpoint_shapes(ctx, plan.files.checkpoints)
+        except BertjaxError:  # restoring the stage reports it
+            shapes = plan.program.abstract_params()
 
 
 def is_complete(last: StageFiles) -> bool:
-    """Whether the last step of the last stage is on disk; read from the checkpoints, without the data."""
+    """Whether the last stage has saved and evaluated its last step, judged by its checkpoints alone."""
     if not (steps := last.checkpoints.committed_steps()):
         return False
     meta = last.checkpoints.meta()

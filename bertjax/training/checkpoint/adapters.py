@@ -1,8 +1,7 @@
 """Restore the parameters of a checkpoint, also of an adapter-only one, which holds only what trains.
 
-The weights that it omits are those of its base, the checkpoint or Hugging Face folder that the stage started from;
-`base` in its meta data names it and has a digest of the weights taken from it. Restoring gives all parameters, checked
-against that digest. Many adapters can share one base.
+The other weights come from its base, the checkpoint or Hugging Face folder that the stage started from; `base` in its
+meta data names the base and has a digest of the weights taken from it.
 """
 
 from collections.abc import Mapping
@@ -30,49 +29,34 @@ from bertjax.training.untrained_heads import all_heads
 
 
 def is_adapter_only(stage: Stage, index: int) -> bool:
-    """Whether the checkpoints of a stage hold only what trains; from scratch there is no base, so they hold all."""
+    """Whether the checkpoints of a stage hold only what trains; without a base (from scratch) they hold all."""
     kind = stage.trainable
     return kind.kind == "adapters" and kind.adapter_only_checkpoints and init_source(stage, index) != "scratch"
 
 
 def omitted_params(params: Mapping[str, Any], trainable: Trainable) -> dict[str, Any]:
-    """The part of {path: x} that an adapter-only checkpoint omits: all that does not train."""
+    """The part of {path: x} that an adapter-only checkpoint omits."""
     (episode,) = freezing.episodes(trainable, freezing.param_groups(params), 1)
     return {path: x for path, x in params.items() if freezing.param_group(path) not in episode.groups}
 
 
 def params_digest(params: Mapping[str, jax.Array]) -> str:
-    """One digest of {path: array}, the same for every sharding."""
+    """A digest of {path: array} that does not depend on shardings."""
     return json_sha256({path: f"{leaf.digest:08x}" for path, leaf in checksums.compute_digests(params).items()})
 
 
 def saved_program(checkpoints: CheckpointReader, step: int | None, ctx: RunContext) -> TrainProgram:
-    """The program that a checkpoint was made by, on the run's mesh."""
+    """The program of a checkpoint, on the run's mesh."""
     meta, config = checkpoints.meta(step), checkpoints.config(step)
     stage = config.stages[meta["stage"]]
     return stage_program(config, stage, ctx.mesh, 1, heads=all_heads(meta), num_labels=meta["num_labels"])
 
 
 def checkpoint_tree(state: TrainState, stage: Stage, index: int, untrained: Mapping[str, Any]) -> dict[str, Any]:
-    """What a stage's checkpoint holds of a state: all of it, or all but the frozen parameters; and untrained heads."""
+    """The tree that a stage saves: its state (adapter-only: without frozen parameters) and untrained heads."""
     tree = training_state.to_tree(state)
     frozen = {} if is_adapter_only(stage, index) else state.frozen
     return tree | {"params": param_paths.unflatten({**state.params, **frozen, **untrained})}
-
-
-def merge_base(
-    tree: dict[str, Any],
-    base: Mapping[str, Any] | None,
-    folder: Path,
-    like: TrainState,
-    ctx: RunContext,
-    named: Path | None = None,
-) -> dict[str, Any]:
-    """The restored tree of `checkpoint_tree`, with the omitted parameters out of the base of the checkpoint."""
-    if base is None:
-        return tree
-    params = param_paths.flatten(tree["params"]) | base_params(base, folder, like.frozen, ctx, named)
-    return tree | {"params": param_paths.unflatten(params)}
 
 
 def restore_params(
@@ -82,11 +66,9 @@ def restore_params(
     named: Path | None = None,
     program: TrainProgram | None = None,
 ) -> tuple[int, Params]:
-    """-> (step, all parameters on the run's mesh) of a checkpoint, those of its base among them.
+    """-> (step, all parameters on the run's mesh) of a checkpoint and its base, which the user may have `named`.
 
-    named: where the user says that the base is. program: that of the checkpoint, where it is built already. Raises like
-    `CheckpointReader.restore`, and UserError when the base is missing or has other weights, or when one is named and
-    the checkpoint needs none.
+    Raises like `CheckpointReader.restore`, and UserError for a base that is missing, differs or is not needed.
     """
     meta = checkpoints.meta(step)
     wanted = (program or saved_program(checkpoints, step, ctx)).abstract_params()
@@ -102,10 +84,9 @@ def restore_params(
 def base_params(
     base: Mapping[str, Any], folder: Path, wanted: Mapping[str, Any], ctx: RunContext, named: Path | None = None
 ) -> Params:
-    """The parameters `wanted` ({path: abstract array in its shards}) out of the base of the checkpoints in `folder`.
+    """Read the parameters `wanted` ({path: abstract array}) from the base of the checkpoints in `folder`.
 
-    The base is `named`, or where it was, or at the same place relative to the checkpoints. Its digest identifies it:
-    one that moved is accepted, one with other weights is refused.
+    The base is at `named`, where it was, or at the same relative place; its digest must match.
     """
     problems = []
     for place in [named] if named is not None else _candidate_paths(base, folder):
@@ -127,9 +108,7 @@ def base_params(
 
 
 def _candidate_paths(base: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Where the base was, where `adapter_base` said that its weights are, and folders with the last names of its path
-    beside and above the checkpoints.
-    """
+    """The recorded path of the base, its own `adapter_base`, and folders with matching names near the checkpoints."""
     recorded = folder.parent / base["stage"] if "stage" in base else Path(base["path"])
     tails = [Path(*recorded.parts[-length:]) for length in range(1, min(5, len(recorded.parts)))]
     around = [above / tail for above in [folder, *folder.absolute().parents[:4]] for tail in tails]
@@ -152,8 +131,7 @@ def base_meta(
 ) -> dict[str, Any]:
     """The entry `base` in the meta data of an adapter-only checkpoint, whose weights `frozen` come from `found`.
 
-    step: None for a Hugging Face folder. A stage of the same run is named without its path: a run may be moved.
-    named: where the user said that the weights below the adapters of that base are (adapter_base).
+    step: None for a Hugging Face folder. A stage of the same run is recorded without its path: runs may be moved.
     """
     place = found.path if found.name else found.folder
     where = {"stage": place.name} if same_run else {"path": str(place.absolute())}

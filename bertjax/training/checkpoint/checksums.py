@@ -1,9 +1,8 @@
-"""A fingerprint of every array of a tree, computed where the array lives.
+"""Compute digests of arrays on the devices that hold them.
 
-The digest of an array is sum_i mix(word_i) * (mix(i) | 1) modulo 2^32 over its 32-bit words, i being the word's place
-in the array. Addition has no order, so the digest is one number for every sharding and device count. `mix` is a
-bijection and the factor is odd, so a change inside a single word always changes the digest; other damage goes
-unnoticed with probability about 2^-32.
+The digest of an array is sum_i mix(word_i) * (mix(i) | 1) modulo 2^32 over its 32-bit words, i being the word's index.
+It does not depend on the sharding. `mix` is a bijection and the factor is odd, so a change of a single word always
+changes the digest; other damage goes unnoticed with probability about 2^-32.
 """
 
 import functools
@@ -22,7 +21,7 @@ from jax.sharding import PartitionSpec as P
 
 @dataclass(frozen=True)
 class ArrayDigest:
-    """What is known of one array: its digest, and how many of its elements are NaN or infinite (0 for integers)."""
+    """The digest of one array, and how many of its elements are NaN or infinite (0 for integers)."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -31,15 +30,14 @@ class ArrayDigest:
 
 
 def is_prng_key(leaf: Any) -> bool:
-    """Whether an array, or its abstract shape, holds typed PRNG keys."""
+    """Whether an array, or abstract array, holds typed PRNG keys."""
     return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def compute_digests(leaves: Mapping[str, Any]) -> dict[str, ArrayDigest]:
-    """Digests of {path: array}. Arrays of any real dtype, typed PRNG keys included.
+    """Digests of {path: array} for any real dtype and typed PRNG keys; a collective, with equal results everywhere.
 
-    Each kind of array (shape, dtype, sharding) is compiled once, and the pass that digests also counts non-finite
-    elements. Under several processes every process calls this with the same tree and gets the same numbers.
+    Each combination of shape, dtype and sharding is compiled once.
     """
     pending = [_measure(jax.random.key_data(leaf) if is_prng_key(leaf) else leaf) for leaf in leaves.values()]
     for sums in pending:
@@ -56,7 +54,7 @@ def compute_digests(leaves: Mapping[str, Any]) -> dict[str, ArrayDigest]:
 
 
 def _local_sums(sums: jax.Array) -> np.ndarray:
-    """What this process adds to an array's two totals: replicas count once, an array of its own only on process 0."""
+    """This process's share of an array's two sums: replicas count once, process-local arrays only on process 0."""
     if sums.is_fully_addressable and jax.process_index() > 0:
         return np.zeros(2, np.uint32)
     blocks = [np.asarray(shard.data) for shard in sums.addressable_shards if shard.replica_id == 0]
@@ -64,7 +62,7 @@ def _local_sums(sums: jax.Array) -> np.ndarray:
 
 
 def _measure(x: Any) -> jax.Array:
-    """Digest and non-finite elements of each block of x, uint32 [blocks, 2]."""
+    """The digest and the number of non-finite elements of each block of x, uint32 [blocks, 2]."""
     sharding = getattr(x, "sharding", None)
     if isinstance(sharding, NamedSharding) and sharding.num_devices > 1:
         return _measure_shards(sharding.mesh, sharding.spec)(x)
@@ -78,11 +76,7 @@ def _measure_single(x: jax.Array) -> jax.Array:
 
 @functools.cache
 def _measure_shards(mesh: jax.sharding.Mesh, spec: P) -> Callable[[jax.Array], jax.Array]:
-    """Each device digests its own block and tells its own sums.
-
-    Nothing is exchanged: the compiler would gather the array for such a reduction, and hundreds of small
-    collectives in flight can lock up the CPU backend, whose devices share a few threads.
-    """
+    """A function by which each device digests its own block; a collective reduction would gather the array first."""
     axes_of = [() if names is None else (names,) if isinstance(names, str) else tuple(names) for names in spec]
     used = tuple(axis for axes in axes_of for axis in axes)
 
@@ -96,7 +90,7 @@ def _measure_shards(mesh: jax.sharding.Mesh, spec: P) -> Callable[[jax.Array], j
 
 
 def _measure_block(x: jax.Array, shape: tuple[int, ...], start: tuple[Any, ...]) -> jax.Array:
-    """A block of an array of the given shape -> its share of the digest and its non-finite elements, uint32 [1, 2]."""
+    """The digest and number of non-finite elements of a block of an array of the given shape, uint32 [1, 2]."""
     words = _words(x)
     inner = words.shape[x.ndim :]  # more than one word an element
     place = _places(words.shape, (*shape, *inner), (*start, *(0,) * len(inner)))
@@ -104,7 +98,7 @@ def _measure_block(x: jax.Array, shape: tuple[int, ...], start: tuple[Any, ...])
     nonfinite_mask = jnp.zeros(words.shape, jnp.uint32)
     if jnp.issubdtype(x.dtype, jnp.floating):
         nonfinite_mask += (~jnp.isfinite(x)).astype(jnp.uint32).reshape(*x.shape, *(1,) * len(inner))
-    # Both sums in one reduction: on a CPU it is three to six times as fast as two.
+    # Both sums in one reduction: on a CPU three to six times as fast as two reductions.
     digest, nonfinite = lax.reduce(
         (terms, nonfinite_mask),
         (jnp.uint32(0), jnp.uint32(0)),
@@ -115,19 +109,19 @@ def _measure_block(x: jax.Array, shape: tuple[int, ...], start: tuple[Any, ...])
 
 
 def _words(x: jax.Array) -> jax.Array:
-    """The bits of x as uint32: narrow elements are widened, 64-bit ones give a last axis of two words."""
+    """The bits of x as uint32: narrow elements are widened, 64-bit ones become two words on a last axis."""
     if x.dtype == jnp.bool_:
         return x.astype(jnp.uint32)
     bits = jax.dtypes.itemsize_bits(x.dtype)
     if bits >= 32:
         return lax.bitcast_convert_type(x, jnp.uint32)
-    if bits < 8:  # int4 and its like: the value says as much as the bits
+    if bits < 8:  # int4 and similar: the value determines the bits
         return x.astype(jnp.int8).astype(jnp.uint32)
     return lax.bitcast_convert_type(x, jnp.dtype(f"uint{bits}")).astype(jnp.uint32)
 
 
 def _places(block: tuple[int, ...], shape: tuple[int, ...], start: tuple[Any, ...]) -> jax.Array:
-    """Row-major places, modulo 2^32, of a block's elements in an array of the given shape."""
+    """Row-major indices, modulo 2^32, of a block's elements in an array of the given shape."""
     place = jnp.zeros(block, jnp.uint32)
     stride = 1
     for axis in reversed(range(len(block))):

@@ -1,7 +1,7 @@
-"""The two JSON items of a checkpoint step: what is written, and what is believed when it is read back.
+"""Make and verify the two JSON items of a checkpoint step.
 
 `digest` holds shape, dtype and digest of every array and the sha256 of the meta data; `meta` holds the meta data and
-the sha256 of the digest item. No bit of either can change unnoticed, and items of two steps cannot be mixed up.
+the sha256 of the digest item. Any change of either, or a mix of two steps, is detected.
 """
 
 import hashlib
@@ -18,13 +18,13 @@ FORMAT = 1
 
 
 class CorruptStepError(Exception):
-    """A step cannot be read back as it was written."""
+    """A step that cannot be read back as it was written."""
 
 
 def seal(
     where: str, step: int, leaves: Mapping[str, Any], meta: Mapping[str, Any], scores: Mapping[str, float]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """-> (meta item, digest item) for {path: array}; raises DivergedError when an array is not finite."""
+    """-> (meta item, digest item) of {path: array}; raises DivergedError when an array is not finite."""
     measured = checksums.compute_digests(leaves)
     if bad := [path for path, leaf in measured.items() if leaf.nonfinite]:
         count = sum(measured[path].nonfinite for path in bad)
@@ -44,7 +44,7 @@ def seal(
 
 
 def verify(where: str, step: int, meta_item: Any, record: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(meta item, digest item) as read -> (record, meta). Raises CorruptStepError; UserError for a newer format."""
+    """Verify items as read -> (record, meta). Raises CorruptStepError, and UserError for a newer format."""
     if json_sha256(record) != meta_item["digest_sha256"]:
         raise CorruptStepError("the digest item is not what was saved")
     if record["format"] != FORMAT:
@@ -57,15 +57,12 @@ def verify(where: str, step: int, meta_item: Any, record: Any) -> tuple[dict[str
 
 
 def json_sha256(value: Any) -> str:
-    """Of a JSON value in canonical form."""
+    """Sha256 of a JSON value in canonical form."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def check_structure(where: str, prefix: str, saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Raises UserError naming the first array that differs: in shape, in dtype, or in being there at all.
-
-    Orbax would cast another dtype without a word, so nothing is left to it.
-    """
+    """Raise UserError naming the first array that is missing, unexpected, or of another shape or dtype."""
     faults = []
     for path, leaf in wanted.items():
         if path not in saved:
@@ -83,14 +80,14 @@ def check_structure(where: str, prefix: str, saved: Mapping[str, Any], wanted: M
 
 
 def check_digests(prefix: str, saved: Mapping[str, Any], leaves: Mapping[str, Any]) -> None:
-    """Raises CorruptStepError naming the first array whose content is not what was saved."""
+    """Raise CorruptStepError naming the first array whose content differs from what was saved."""
     for path, leaf in checksums.compute_digests(leaves).items():
         if f"{leaf.digest:08x}" != saved[path][2]:
             raise CorruptStepError(f"{prefix}{path} is not what was saved")
 
 
 def unwrap_prng_key(leaf: Any) -> Any:
-    """What is written for an array, typed PRNG keys as their words; of an abstract array, its abstract form."""
+    """The array to write: typed PRNG keys become uint32 words; an abstract array stays abstract."""
     if isinstance(leaf, jax.ShapeDtypeStruct):
         sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         plain = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
@@ -103,6 +100,6 @@ def wrap_prng_key(data: jax.Array, like: Any) -> jax.Array:
     """The inverse of `unwrap_prng_key`."""
     if not checksums.is_prng_key(like):
         return data
-    found: list[Any] = []  # the implementation's name can be asked of an array only, a traced one will do
+    found: list[Any] = []  # key_impl needs an array; a traced one is enough
     jax.eval_shape(lambda key: found.append(jax.random.key_impl(key)), jax.ShapeDtypeStruct(like.shape, like.dtype))
     return jax.random.wrap_key_data(data, impl=found[0])

@@ -1,8 +1,4 @@
-"""Match the classes of a stage's data to those of the classifier it starts from, and decide whether that is kept.
-
-Only names give a classifier's outputs a meaning. They are passed on with the weights, through `init_from` and from
-stage to stage; data are matched to them by name, and where that is impossible the classifier starts fresh.
-"""
+"""Match the classes of a stage's data by name to those of the classifier it starts from, else start a fresh one."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -20,7 +16,7 @@ CLASSIFIER = "classifier"
 
 
 class InitClasses(NamedTuple):
-    """The classifier a stage starts from: its outputs, their names by id (None: none), and where it is."""
+    """The classifier a stage starts from: number of outputs, names by id, and location."""
 
     outputs: int
     names: tuple[str, ...] | None
@@ -28,24 +24,18 @@ class InitClasses(NamedTuple):
 
 
 class StageLabels(NamedTuple):
-    """Attributes:
-    names: of the classes by id, as the stage's checkpoints keep them; None where there are none.
-    outputs: number of classes of the stage's classifier; None where it has none.
-    fresh: heads and adapters that start fresh though the start has them.
-    lines: report the labels and why the classifier starts fresh.
-    """
+    """The labels of a stage, and lines that report them."""
 
-    names: list[str] | None
-    outputs: int | None
-    fresh: tuple[str, ...]
+    names: list[str] | None  # of the classes by id, as saved in checkpoints
+    outputs: int | None  # of the stage's classifier
+    fresh: tuple[str, ...]  # heads and adapters that start fresh although the start has them
     lines: tuple[str, ...]
 
 
 def init_classes(files: StageFiles, previous: StageLabels | None) -> InitClasses | None:
-    """The classifier that a stage starts from; None where there is none, or `fresh` excludes it.
+    """The classifier that a stage starts from; None if there is none, or if it is listed in `fresh`.
 
-    previous: labels of the previous stage. Raises UserError for a start that cannot be read, where a classification
-    that has not begun needs it.
+    previous: labels of the previous stage. Raises UserError if a classification that has not begun cannot read it.
     """
     stage = files.stage
     if files.init_source == "scratch" or CLASSIFIER in stage.fresh:
@@ -55,21 +45,16 @@ def init_classes(files: StageFiles, previous: StageLabels | None) -> InitClasses
             return None
         return InitClasses(previous.outputs, tuple(previous.names) if previous.names else None, files.init_name)
     try:
-        return _read_init_classes(files)
+        if files.init_weights:
+            found = hf_folder.read_classifier(files.init_weights)
+            return None if found is None else InitClasses(found.outputs, found.names, files.init_name)
+        meta = files.init_checkpoints.meta() if files.init_checkpoints else None
+        has_classifier = meta is not None and CLASSIFIER in all_heads(meta)
+        return InitClasses(meta["num_labels"], _names(meta), files.init_name) if meta and has_classifier else None
     except UserError as error:
         if files.has_begun or CLASSIFIER not in stage.objective.heads:  # others only pass the names on
             return None
         raise init_error(stage, error) from None
-
-
-def _read_init_classes(files: StageFiles) -> InitClasses | None:
-    if files.init_weights:
-        found = hf_folder.read_classifier(files.init_weights)
-        return None if found is None else InitClasses(found.outputs, found.names, files.init_name)
-    meta = files.init_checkpoints.meta() if files.init_checkpoints else None
-    if meta is None or CLASSIFIER not in all_heads(meta):
-        return None
-    return InitClasses(meta["num_labels"], _names(meta), files.init_name)
 
 
 def _names(meta: Mapping[str, Any]) -> tuple[str, ...] | None:
@@ -77,14 +62,14 @@ def _names(meta: Mapping[str, Any]) -> tuple[str, ...] | None:
 
 
 def expected_classes(stage: Stage, start: InitClasses | None) -> ClassSpec | None:
-    """What the rows of a classification stage are for; None for other stages."""
+    """The classes that the rows of a classification stage are made for; None for other stages."""
     if CLASSIFIER not in stage.objective.heads:
         return None
     return ClassSpec(stage.objective.num_labels, start.names if start else None)
 
 
 def saved_names(files: StageFiles) -> tuple[str, ...] | None:
-    """The names in the checkpoints of a stage that has begun, which take precedence over those of its start."""
+    """The names in the checkpoints of a stage that has begun; they take precedence over those of its start."""
     return _names(files.checkpoints.meta()) if files.has_begun else None
 
 
@@ -118,12 +103,10 @@ def _why_fresh(count: int, start: InitClasses | None, batches: Batches) -> str |
     return None
 
 
-def is_fresh(path: str, fresh: Sequence[str]) -> bool:
-    """Whether the parameter at `path` belongs to one of the heads (or the adapters) in `fresh`."""
-    parts = path.split("/")
-    return any(("adapter" in parts) if name == "adapters" else parts[:2] == ["heads", name] for name in fresh)
-
-
 def drop_fresh(params: Mapping[str, Any], fresh: Sequence[str]) -> dict[str, Any]:
-    """The parameters of a start that a stage takes over."""
-    return {path: x for path, x in params.items() if not is_fresh(path, fresh)}
+    """The parameters without those of the heads (or "adapters") in `fresh`."""
+
+    def is_fresh(parts: list[str]) -> bool:
+        return any(("adapter" in parts) if name == "adapters" else parts[:2] == ["heads", name] for name in fresh)
+
+    return {path: x for path, x in params.items() if not is_fresh(path.split("/"))}

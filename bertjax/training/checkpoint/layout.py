@@ -18,15 +18,14 @@ log = logging.getLogger(__name__)
 TRASH = "trash"
 QUARANTINE = "quarantine"
 UNFINISHED = ".orbax-checkpoint-tmp"
-PENDING_EVAL = "unscored"  # in a step's meta: it was saved before its evaluations had ended
-SCORES = "scores.json"  # in a step's folder: what they gave when they were done later
+PENDING_EVAL = "unscored"  # in a step's meta data: it was saved before its evaluations had ended
+SCORES = "scores.json"  # in a step's folder: scores of evaluations that ended after it was saved
 
 
 def committed_steps(folder: Path) -> list[int]:
-    """Steps whose folder has its final name and holds something, oldest first.
+    """Steps whose folder has its final name and is not empty, oldest first.
 
-    A step gets its final name by one rename when all of it is written. One that was damaged later is listed all the
-    same: leaving it out could make a run with a single damaged checkpoint start again from nothing.
+    A damaged step is listed too: without it, a run whose only checkpoint is damaged would start from scratch.
     """
     try:
         entries = [entry for entry in os.scandir(folder) if _is_step(entry.name) and entry.is_dir()]
@@ -49,7 +48,7 @@ def _is_empty(path: str) -> bool:
 def steps_to_keep(
     policy: CheckpointPolicy, steps: Iterable[int], scores: Mapping[int, Mapping[str, float]], verified: int | None
 ) -> set[int]:
-    """The last `keep_last` steps, multiples of `keep_every`, the best of each score, the last one restored."""
+    """The last `keep_last` steps, multiples of `keep_every`, the best of each score, and the last one restored."""
     ordered = sorted(steps)
     keep = set(ordered[-policy.keep_last :])
     if policy.keep_every:
@@ -60,10 +59,7 @@ def steps_to_keep(
 
 
 def best_step(score: str, best_mode: str, scores: Mapping[int, Mapping[str, float]]) -> int | None:
-    """The step whose `score` is the "highest" or "lowest" ("auto": by its name), the newer of equals; None without one.
-
-    NaN is no score. Of several tasks trained together each can have a step of its own that is the best.
-    """
+    """The step whose `score` is the "highest" or "lowest" ("auto": by its name), the newer of equals; NaN never is."""
     if best_mode == "auto":
         best_mode = "lowest" if score.endswith(("loss", "perplexity")) else "highest"
     sign = 1 if best_mode == "highest" else -1
@@ -73,13 +69,13 @@ def best_step(score: str, best_mode: str, scores: Mapping[int, Mapping[str, floa
 
 
 def write_scores(folder: Path, step: int, scores: Mapping[str, float]) -> None:
-    """Keeps the scores of a step that was saved before its evaluations had ended."""
+    """Write the scores of a step that was saved before its evaluations had ended."""
     found = {name: float(score) for name, score in scores.items()}
     atomic.write_json_atomic(folder / str(step) / SCORES, found, indent=None, durable=True)
 
 
 def read_scores(step_folder: Path) -> dict[str, float] | None:
-    """What `write_scores` kept; None where there is nothing, or nothing that can be read."""
+    """The scores written by `write_scores`; None if there are none or they cannot be read."""
     try:
         return dict(json.loads((step_folder / SCORES).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
@@ -87,12 +83,12 @@ def read_scores(step_folder: Path) -> dict[str, float] | None:
 
 
 def has_pending_eval(folder: Path, meta: Mapping[str, Any]) -> bool:
-    """Whether evaluations of the step with this meta are still to be done."""
+    """Whether evaluations of the step with these meta data are still to be done."""
     return bool(meta.get(PENDING_EVAL)) and read_scores(folder / str(meta["step"])) is None
 
 
 def delete(folder: Path, step: int) -> None:
-    """Deletes a step: out of the way in one rename first, so that a crash leaves no half-deleted step listed."""
+    """Delete a step; it is renamed first, so that a crash leaves no half-deleted step listed."""
     trash = folder / TRASH / f"{step}-{time.time_ns()}"
     trash.parent.mkdir(exist_ok=True)
     os.rename(folder / str(step), trash)
@@ -100,13 +96,12 @@ def delete(folder: Path, step: int) -> None:
 
 
 def select_step(folder: Path, reasons: Mapping[int, str], named: int | None) -> int:
-    """The step named, or the newest one not found damaged (`reasons`) so far.
+    """The step named, or the newest one not known to be damaged (`reasons`).
 
-    A step that a writer deleted while it was being read is not damaged, it is forgotten. Raises UserError for a step
-    that is not there, or named and damaged, and when there is no step at all; StorageError when all are damaged.
+    Raises UserError when the step named is missing or damaged or there is no step, StorageError when all are damaged.
     """
     steps = committed_steps(folder)
-    bad = {step: reason for step, reason in reasons.items() if step in steps}
+    bad = {step: reason for step, reason in reasons.items() if step in steps}  # not those deleted meanwhile
     if left := [step for step in steps if step not in bad and named in (None, step)]:
         return left[-1]
     if named in bad:
@@ -121,29 +116,27 @@ def select_step(folder: Path, reasons: Mapping[int, str], named: int | None) -> 
 
 
 def quarantine(folder: Path, reasons: Mapping[int, str], good: int, *, move: bool) -> None:
-    """Warns of each damaged step, and moves it to quarantine/ for a person to look at.
-
-    Only once a good step is read: had the damaged ones been moved before, a run without a good one would restart.
-    """
+    """Warn of each damaged step and move it to quarantine/, once a `good` one is read (else a run could start over)."""
     for step in sorted(set(reasons) & set(committed_steps(folder)), reverse=True):
-        place = f"moved to {_move_to_quarantine(folder, step).relative_to(folder)}" if move else "left in place"
+        place = "left in place"
+        if move:
+            target = folder / QUARANTINE / str(step)
+            target.parent.mkdir(exist_ok=True)
+            if target.exists():
+                target = target.with_name(f"{step}-{time.time_ns()}")
+            os.rename(folder / str(step), target)
+            place = f"moved to {target.relative_to(folder)}"
         log.warning("%s: step %d is damaged (%s): %s, step %d is used", folder, step, reasons[step], place, good)
 
 
-def _move_to_quarantine(folder: Path, step: int) -> Path:
-    target = folder / QUARANTINE / str(step)
-    target.parent.mkdir(exist_ok=True)
-    if target.exists():
-        target = target.with_name(f"{step}-{time.time_ns()}")
-    os.rename(folder / str(step), target)
-    return target
+def remove_unfinished(folder: Path, step: int) -> None:
+    """Remove the files of a failed save of this step."""
+    for path in folder.glob(f"{step}{UNFINISHED}*"):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Removes what a killed writer left: unfinished saves, deletions not finished, empty step folders.
-
-    Only the writer that holds the lock may call it: in another process's hands it destroys a running save.
-    """
+    """Remove unfinished saves and deletions and empty step folders. Only the writer that holds the lock may call it."""
     for entry in list(os.scandir(folder)):
         if UNFINISHED in entry.name or entry.name == TRASH:
             shutil.rmtree(entry.path, ignore_errors=True)
@@ -151,20 +144,14 @@ def remove_leftovers(folder: Path) -> None:
             os.rmdir(entry.path)
 
 
-def remove_unfinished(folder: Path, step: int) -> None:
-    """Removes what a failed save of this step left, and with it the space it took."""
-    for path in folder.glob(f"{step}{UNFINISHED}*"):
-        shutil.rmtree(path, ignore_errors=True)
-
-
 def fsync_unfinished(folder: Path) -> None:
-    """Forces a save that is about to get its final name to the disk."""
+    """Flush a save that is about to get its final name to the disk."""
     for path in folder.glob(f"*{UNFINISHED}*"):
         fsync_tree(path)
 
 
 def fsync_tree(path: Path) -> None:
-    """Forces a folder and all below it to the disk: a rename is only as durable as what it names."""
+    """Flush a folder and everything below it to the disk."""
     for parent, _, files in os.walk(path):
         for name in [*files, "."]:
             atomic.fsync_path(os.path.join(parent, name))

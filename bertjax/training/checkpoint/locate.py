@@ -1,7 +1,4 @@
-"""Finding checkpoints: a person may name a run folder, a stage's checkpoint folder or a single step.
-
-Each is known by its content. A step, or the folder of a stage, that was copied out of its run opens by itself.
-"""
+"""Find checkpoints by a run folder, a stage's checkpoint folder or a single step, told apart by their contents."""
 
 import os
 import re
@@ -16,14 +13,11 @@ from bertjax.storage.locations import local_path
 
 @dataclass(frozen=True)
 class CheckpointRef:
-    """A checkpoint folder, the step that was named if one was, and the name of its folder where it is not the number.
-
-    Without such a name `folder` holds the steps of one stage.
-    """
+    """A checkpoint folder with the steps of one stage, or the folder above a step that was copied to another `name`."""
 
     folder: Path
-    step: int | None
-    name: str | None = None
+    step: int | None  # that was named
+    name: str | None = None  # of the step's folder, where it is not the number
     meta_item: Any = field(default=None, compare=False, repr=False)  # of the step that was named, as read to find it
 
     @property
@@ -37,9 +31,9 @@ def stage_folder(run_dir: Path, index: int, name: str) -> Path:
 
 
 def find(path: str | Path, *, stage: str | None = None, step: int | None = None) -> CheckpointRef:
-    """Resolve `path`; in a run folder the last stage that has a checkpoint, or the one named `stage`.
+    """Resolve `path`; in a run folder to the last stage that has a checkpoint, or to `stage`.
 
-    Raises UserError when there is no checkpoint, or when `path` has decided on another stage or step already.
+    Raises UserError when there is no checkpoint, or when `path` is another stage or step.
     """
     path = local_path(path)
     if not path.is_dir():
@@ -53,20 +47,19 @@ def find(path: str | Path, *, stage: str | None = None, step: int | None = None)
         if stage is not None and (there := _stage_name(path)) not in (None, stage):
             raise UserError(f"{path}: holds stage '{there}' alone; leave out --stage, or name the run folder")
         return CheckpointRef(path, step)
-    stages = [p for p in folders if has_steps(p)]
+    stages = [p for p in folders if p.is_dir() and any(entry.name.isdigit() for entry in p.iterdir())]
     if not stages:
         raise UserError(f"{path}: holds no checkpoint; is it a run folder, and has the run saved one yet?")
     if stage is None:
         return CheckpointRef(stages[-1], step)
-    wanted = [p for p in stages if p.name[3:] == stage]
-    if not wanted:
-        names = ", ".join(p.name[3:] for p in stages)
-        raise UserError(f"{path}: stage '{stage}' has no checkpoint; there are: {names}")
-    return CheckpointRef(wanted[0], step)
+    names = [p.name[3:] for p in stages]
+    if stage not in names:
+        raise UserError(f"{path}: stage '{stage}' has no checkpoint; there are: {', '.join(names)}")
+    return CheckpointRef(stages[names.index(stage)], step)
 
 
 def _stage_folders(path: Path) -> list[Path]:
-    """The folders of stages in a run folder, or in its folder `checkpoints`, wherever that was copied to."""
+    """The stage folders in a run folder, or in its folder `checkpoints`."""
     places = (path / "checkpoints", path)
     return next((found for place in places if (found := sorted(place.glob("[0-9][0-9]-*")))), [])
 
@@ -85,33 +78,26 @@ def _named_step(path: Path, stage: str | None, step: int | None) -> CheckpointRe
 
 
 def _stage_name(folder: Path) -> str | None:
-    """The stage whose steps a folder holds, as its newest one says; None where that cannot be read."""
+    """The stage whose steps a folder holds, from its newest step; None if that cannot be read."""
     try:
         return read_meta(folder / str(list_steps(folder)[-1])).get("stage_name")
     except (UserError, IndexError):
         return None
 
 
-def has_steps(folder: Path) -> bool:
-    return folder.is_dir() and any(p.name.isdigit() for p in folder.iterdir())
-
-
 def find_run_dir(folder: Path) -> Path | None:
     """The run folder that a stage's checkpoint folder is in; None for one that was copied out of its run."""
     for place in (folder, folder.resolve()):
-        run = place.parent.parent
-        if place.parent.name == "checkpoints" and (
-            (run / "config.yaml").is_file() or (run / "metrics.jsonl").is_file()
-        ):
+        run, files = place.parent.parent, ("config.yaml", "metrics.jsonl")
+        if place.parent.name == "checkpoints" and any((run / file).is_file() for file in files):
             return run
     return None
 
 
 def results_folder(found: CheckpointRef) -> tuple[Path, bool]:
-    """Where evaluations of a checkpoint are kept -> (folder, whether it is the checkpoint's run folder).
+    """Where evaluations of a checkpoint are written -> (folder, whether it is the checkpoint's run folder).
 
-    Of a checkpoint outside of a run, or in one that cannot be written: NAME-evaluation beside it, or in the current
-    folder where there is no writing either; never inside the step.
+    Without a writable run folder: NAME-evaluation beside the checkpoint, or in the current folder.
     """
     run = find_run_dir(found.folder)
     if run is not None and os.access(run, os.W_OK):

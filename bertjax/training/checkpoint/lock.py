@@ -1,9 +1,7 @@
-"""One writer for a checkpoint folder: a lock that dies with its process and names its holder.
+"""Lock a checkpoint folder for one writer, with a POSIX record lock on a file that names the holder.
 
-The lock proper is a POSIX record lock: the kernel drops it when the process ends, kill -9 included, and children do not
-inherit it. (It also goes when the process closes any handle of the file, so the file is only read through the handle
-that holds the lock.) Some shared file systems keep such locks to one machine, so the file also has a heartbeat, its
-modification time; a file left by another machine is watched for a while before it is taken over.
+The kernel drops such a lock when the process ends, or closes any handle of the file. Some shared file systems keep it
+to one machine, so the file's modification time is a heartbeat, watched before another machine's lock is taken over.
 """
 
 import errno
@@ -24,14 +22,11 @@ log = logging.getLogger(__name__)
 FILE_NAME = "writer.lock"
 HEARTBEAT_SECONDS = 5.0  # seconds between heartbeats
 STALE_SECONDS = 20.0  # how long another machine's heartbeat must stay silent
-_own_locks: dict[str, dict[str, Any]] = {}  # path -> holder: record locks do not keep a process from locking twice
+_own_locks: dict[str, dict[str, Any]] = {}  # path -> holder: a record lock does not exclude its own process
 
 
 class WriterLock:
-    """Held from construction to `release`.
-
-    Raises UserError naming the holder when another process writes here, StorageError when the file cannot be written.
-    """
+    """A lock held from construction to `release`. Raises UserError naming another holder; StorageError."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / FILE_NAME
@@ -79,7 +74,7 @@ class WriterLock:
         return found if isinstance(found, dict) and {"host", "pid", "started"} <= found.keys() else {}
 
     def _is_alive(self) -> bool:
-        """Whether the modification time moves: no clock of another machine is read, only change."""
+        """Whether the modification time changes; clocks of other machines are not compared."""
         first, end = os.fstat(self._file).st_mtime_ns, time.monotonic() + STALE_SECONDS
         while time.monotonic() < end:
             time.sleep(min(0.5, STALE_SECONDS / 10))
@@ -95,7 +90,7 @@ class WriterLock:
                 log.debug("%s: no heartbeat: %s", self.path, error)
 
     def release(self) -> None:
-        """Lets the next writer in. An emptied file says that its holder left in good order."""
+        """Release the lock; an emptied file means that its holder ended normally."""
         if self._stop.is_set():
             return
         self._stop.set()
@@ -108,7 +103,5 @@ class WriterLock:
 
 
 def _locked_error(path: Path, holder: dict[str, Any]) -> UserError:
-    who = "another process"
-    if holder:
-        who = f"process {holder['pid']} on {holder['host']} since {holder['started']}"
+    who = "process {pid} on {host} since {started}".format(**holder) if holder else "another process"
     return UserError(f"{path.parent}: {who} writes checkpoints here; wait for it, stop it, or choose another run.name")

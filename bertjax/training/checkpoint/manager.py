@@ -1,11 +1,10 @@
-"""Write the checkpoints of a training run: one writer a folder, commits in the background, old steps removed."""
+"""Write the checkpoints of a training run in the background and remove old steps."""
 
 import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import jax
@@ -26,12 +25,9 @@ log = logging.getLogger(__name__)
 class CheckpointManager:
     """The writer of the checkpoints in one folder; it holds the folder's lock until `close`.
 
-    Under several processes each makes its own and calls `save`, `restore`, `wait` and `close` at the same points.
-
-    reader: reads the same folder; one that has checked a step before knows its meta data. `on_commit(step, seconds)` is
-    called on process 0, from a background thread, once a step is on disk under its final name; `seconds` is the time
-    since `save` was called. Raises UserError when another process writes here, StorageError when the folder cannot be
-    written.
+    With several processes each makes its own and calls `save`, `restore`, `wait` and `close` at the same points.
+    `on_commit(step, seconds since save)` is called on process 0, in a background thread, once a step is on disk. Raises
+    UserError when another process writes here, StorageError when the folder cannot be written.
     """
 
     def __init__(
@@ -67,19 +63,17 @@ class CheckpointManager:
         return self.reader.committed_steps()
 
     def restore(self, abstract: Any, step: int | None = None) -> tuple[int, Any, dict[str, Any]]:
-        """`CheckpointReader.restore` after the last save is on disk; damaged steps move to quarantine/."""
+        """`CheckpointReader.restore` after the last save is on disk; damaged steps are moved to quarantine/."""
         self.wait()
         found = self.reader.restore(abstract, step, move_damaged=True)
         self._newest = self._verified = found[0]
         return found
 
     def save(self, step: int, tree: Any, meta: Mapping[str, Any], scores: Mapping[str, float] | None = None) -> None:
-        """Start saving; return when the arrays may change again, usually before the step is on disk.
+        """Start saving a pytree of arrays, JSON meta data and scores; return when the arrays may change again.
 
-        tree: any pytree of arrays (typed PRNG keys too). meta: JSON. scores: the evaluation of this very step, by names
-        such as squad/f1; `add_scores` adds those that come later. Saving the step that was just saved or restored again
-        does nothing. Raises DivergedError for non-finite arrays, StorageError when this save or the
-        one before it could not be written, UserError when a newer step exists.
+        Saving the step that was just saved or restored does nothing. Raises DivergedError for non-finite arrays,
+        StorageError when this save or the previous one could not be written, UserError when a newer step exists.
         """
         started = time.monotonic()
         self.wait()
@@ -104,10 +98,7 @@ class CheckpointManager:
         self._saving.start()
 
     def add_scores(self, step: int, scores: Mapping[str, float]) -> None:
-        """Add the scores of a step whose evaluations ended after `save` was called, once it is on disk.
-
-        Returns at once; what goes wrong is raised like the failure of a save.
-        """
+        """Add scores of a step after `save`, in the background; failures are raised like those of a save."""
         self.reader.scores[step] = dict(scores)
         arguments = (self._saving, step, dict(scores))
         self._saving = threading.Thread(target=self._add_scores, args=arguments, name="checkpoint_scores")
@@ -128,7 +119,7 @@ class CheckpointManager:
             self._failure = error
 
     def _finish(self, step: int, started: float) -> None:
-        """The thread of one save. What it raises is raised by the next call of the main thread."""
+        """Finish one save in a thread; its failure is raised by the next call of the main thread."""
         try:
             self._writer.wait_until_finished()
             if is_primary():
@@ -156,11 +147,11 @@ class CheckpointManager:
                 log.warning("%s: step %d could not be removed: %s", self.folder, step, error.strerror)
 
     def scores(self, step: int) -> dict[str, float]:
-        """The scores of a step's evaluations, by names such as squad/f1; the same on every process."""
+        """The scores of a step, {"squad/f1": ...}; the same on every process."""
         return dict(run_on_primary(lambda: self.reader.scores_of(step)))
 
     def wait(self) -> None:
-        """Return when the last save is on disk and old steps are removed; raises StorageError when it is not."""
+        """Wait until the last save is on disk and old steps are removed; raises StorageError when that failed."""
         failure = self._join()
         reason = any_error(str(failure) if failure else None)
         if failure or reason:
@@ -199,12 +190,10 @@ class CheckpointManager:
     def __enter__(self) -> "CheckpointManager":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         try:
             self.close()
         except Exception as failure:
             if error is None:
                 raise
-            log.warning("%s", failure)  # the error on its way out matters more
+            log.warning("%s", failure)  # `error` is raised

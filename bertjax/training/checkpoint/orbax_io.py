@@ -1,11 +1,8 @@
 """Read and write checkpoint steps with Orbax; no other module imports it.
 
-A step is a folder with three Orbax items: `state` (the arrays), `meta` (what a reader needs to know) and `digest`
-(shape, dtype and digest of every array); it gets its final name in one rename.
-
-Built on `AsyncCheckpointer` and not on `CheckpointManager`: the manager lists a step before it is committed, skips a
-save silently after a fallback, replaces an existing folder, and offers no hook after the commit (its
-`post_finalization_callback` runs before the rename). The folders are the ones a `CheckpointManager` reads.
+A step is a folder with three Orbax items: `state` (the arrays), `meta` and `digest` (see `integrity`). Orbax's
+`CheckpointManager` can read it but is not used: it lists a step before it is committed, skips a save silently after a
+fallback, replaces an existing folder, and has no hook after the commit.
 """
 
 import asyncio
@@ -22,12 +19,12 @@ from etils import epath
 from bertjax.models import param_paths
 from bertjax.training.checkpoint.integrity import unwrap_prng_key
 
-# Orbax logs each failure with its traceback besides raising it; our errors are one line each.
+# Orbax logs the traceback of each failure besides raising it; our errors are one line each.
 logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
 
 
 def open_writer(before_rename: Callable[[], None]) -> ocp.AsyncCheckpointer:
-    """A writer that calls `before_rename` on process 0 when every file of a step is written."""
+    """A writer that calls `before_rename` on process 0 once every file of a step is written."""
     options = ocp.AsyncOptions(post_finalization_callback=before_rename)
     return ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(), async_options=options)
 
@@ -47,10 +44,7 @@ def read_json(step: Path, item: str) -> Any:
 
 
 def read_arrays(step: Path, wanted: Mapping[str, Any], prefix: str) -> dict[str, jax.Array]:
-    """The arrays `prefix` + path of a step for {path: abstract array}; PRNG keys as their words.
-
-    Read through the handler, which waits for no other process: one that fails cannot leave the others hanging.
-    """
+    """Read the arrays `prefix` + path of a step for {path: abstract array}, PRNG keys as words; not a collective."""
     target = param_paths.unflatten({f"{prefix}{path}": unwrap_prng_key(leaf) for path, leaf in wanted.items()})
     arguments = ocp.args.PyTreeRestore(
         item=target, restore_args=ocp.checkpoint_utils.construct_restore_args(target), partial_restore=True
@@ -62,10 +56,9 @@ def read_arrays(step: Path, wanted: Mapping[str, Any], prefix: str) -> dict[str,
 
 
 class _WaitingEventLoop(asyncio.SelectorEventLoop):
-    """Waits for its tasks before it closes.
+    """An event loop that waits for its tasks before it closes.
 
-    Orbax closes its loop when the first array fails to read. The other reads would go on with nothing to report to,
-    and each would print a traceback of its own.
+    Orbax closes its loop when the first array fails to read; each other read would print a traceback.
     """
 
     def close(self) -> None:

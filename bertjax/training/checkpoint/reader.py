@@ -1,7 +1,4 @@
-"""Read the checkpoints of one folder, each compared with its digests.
-
-Orbax has no checksum over array data, so what is read back is compared before anything uses it.
-"""
+"""Read the checkpoints of one folder and compare them with their digests: Orbax has no checksum over array data."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -15,33 +12,26 @@ from bertjax.config.schema.run import Config
 from bertjax.errors import StorageError, UserError
 from bertjax.models import param_paths
 from bertjax.parallel.multihost.primary import any_error, run_on_primary
-from bertjax.training.checkpoint import layout, orbax_io
-from bertjax.training.checkpoint.integrity import (
-    CorruptStepError,
-    check_digests,
-    check_structure,
-    verify,
-    wrap_prng_key,
-)
+from bertjax.training.checkpoint import integrity, layout, orbax_io
+from bertjax.training.checkpoint.integrity import CorruptStepError
 from bertjax.training.checkpoint.locate import CheckpointRef
 
-# Signs that the machine failed and not the file: nothing is quarantined for lack of memory or of a permission.
+# Errors of the machine and not of the file, for which a step is not quarantined.
 _MACHINE_ERRORS = ("RuntimeError: RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "Permission denied", "Too many open files")
 
 
 class CheckpointReader:
-    """The checkpoints in one folder, or the one step that a reference names.
+    """Reader of the checkpoints in one folder, or of the one step that a reference names; may run beside a writer.
 
-    Changes nothing on disk (except `restore` with `move_damaged`) and may run beside a writer. Under several processes
-    each makes its own and calls `restore` and `restore_params` at the same points; the other methods only read files.
-    Meta data and digests of the step read last are kept, so that each file is opened once.
+    With several processes each makes its own; `restore` and `restore_params` are collective. Meta data and digests of
+    the last step read are cached.
     """
 
     def __init__(self, found: CheckpointRef | Path) -> None:
         self.ref = found if isinstance(found, CheckpointRef) else CheckpointRef(found.expanduser().absolute(), None)
         self.folder = self.ref.folder.expanduser().absolute()
-        self.scores: dict[int, dict[str, float]] = {}  # by step, as far as they are known
-        self._items: dict[int, tuple[dict[str, Any], dict[str, Any]]] = {}  # of one step: its record and meta data
+        self.scores: dict[int, dict[str, float]] = {}  # by step, as far as known
+        self._items: dict[int, tuple[dict[str, Any], dict[str, Any]]] = {}  # record and meta data of one step
         self._config: tuple[dict[str, Any], Config] | None = None
 
     @property
@@ -53,11 +43,11 @@ class CheckpointReader:
         return self.path if self.ref.name else self.folder / str(step)
 
     def committed_steps(self) -> list[int]:
-        """Steps that are complete on disk at this moment, oldest first."""
+        """Steps that are complete on disk, oldest first."""
         return [self.ref.step] if self.ref.name and self.ref.step is not None else layout.committed_steps(self.folder)
 
     def best_step(self, score: str, best_mode: str = "auto") -> int:
-        """The step whose `score` is best; raises UserError when no step has it."""
+        """The step with the best `score`; raises UserError when no step has it."""
         scores = {step: self.scores_of(step) for step in self.committed_steps()}
         found = layout.best_step(score, best_mode, scores)
         if found is None:
@@ -66,7 +56,7 @@ class CheckpointReader:
         return found
 
     def scores_of(self, step: int) -> dict[str, float]:
-        """The scores of a step's evaluations, by names such as squad/f1; none where they cannot be read."""
+        """The scores of a step, {"squad/f1": ...}; none if they cannot be read."""
         if step not in self.scores:
             try:
                 added = layout.read_scores(self.step_path(step))
@@ -93,7 +83,7 @@ class CheckpointReader:
         return self._config[1]
 
     def _choose(self, reasons: Mapping[int, str], step: int | None) -> int:
-        """The step named, or the newest one that is not known to be damaged."""
+        """The step named, or the newest one not known to be damaged."""
         if not self.ref.name or self.ref.step is None:
             return layout.select_step(self.folder, reasons, step)
         if self.ref.step in reasons:
@@ -108,7 +98,7 @@ class CheckpointReader:
         try:
             named = self.ref.meta_item if step == self.ref.step else None
             meta_item, record = named or orbax_io.read_json(where, "meta"), orbax_io.read_json(where, "digest")
-            found = verify(str(where), step, meta_item, record)
+            found = integrity.verify(str(where), step, meta_item, record)
         except (CorruptStepError, UserError):
             raise
         except Exception as error:
@@ -117,7 +107,7 @@ class CheckpointReader:
         return found
 
     def forget(self) -> None:
-        """Drop what was read: a step was damaged, or is about to be written."""
+        """Clear the cache: a step was damaged, or is about to be written."""
         self._items = {}
 
     def _items_or_reason(self, step: int) -> tuple[dict[str, Any], dict[str, Any]] | str:
@@ -129,13 +119,12 @@ class CheckpointReader:
     def restore(
         self, abstract: Any, step: int | None = None, subtree: str = "", *, move_damaged: bool = False
     ) -> tuple[int, Any, dict[str, Any]]:
-        """Read a step back, compared with its digests: (step, tree, meta).
+        """Read a step (default: the newest good one) and compare it with its digests -> (step, tree, meta data).
 
-        abstract: a pytree of ShapeDtypeStruct with the shardings wanted, on any devices; its structure is the result's.
-        Or a function of the step and its meta data that gives it, where the saved structure depends on these.
-        Without `step` the newest good one: a damaged one is skipped with one warning line and, with `move_damaged`,
-        moved to quarantine/. Raises StorageError when every step is damaged (nothing is moved then); UserError when
-        there is none, when the step named is damaged or missing, and when the arrays do not fit `abstract`.
+        abstract: a pytree of ShapeDtypeStruct with the shardings wanted, or a function of the step and its meta data
+        that gives one. Damaged steps are skipped with a warning and, with `move_damaged`, moved to quarantine/. Raises
+        StorageError when every step is damaged; UserError when there is none, when the step named is damaged or
+        missing, and when the arrays do not fit `abstract`.
         """
         step = self.ref.step if step is None else step
         reasons: dict[int, str] = {}
@@ -159,15 +148,15 @@ class CheckpointReader:
         return candidate, tree, meta
 
     def restore_params(self, abstract_params: Any, step: int | None = None) -> tuple[int, Any, dict[str, Any]]:
-        """Like `restore`, for the subtree "params" alone: no other array is read from disk."""
+        """Like `restore`, but read only the subtree "params"."""
         return self.restore(abstract_params, step, "params")
 
     def _read(self, step: int, wanted: Mapping[str, Any], subtree: str, record: Mapping[str, Any]) -> dict[str, Any]:
-        """One step's arrays by path. Raises CorruptStepError, StorageError, or UserError where they do not fit."""
+        """Read one step's arrays by path. Raises CorruptStepError, StorageError, or UserError if they do not fit."""
         where = str(self.step_path(step))
         prefix = f"{subtree}/" if subtree else ""
         saved = {p.removeprefix(prefix): leaf for p, leaf in record["leaves"].items() if p.startswith(prefix)}
-        check_structure(where, prefix, saved, wanted)
+        integrity.check_structure(where, prefix, saved, wanted)
         data: dict[str, Any] = {}
         reason = None
         try:
@@ -176,8 +165,8 @@ class CheckpointReader:
             reason = one_line(error)
         if reason := any_error(reason):
             raise classify_error(reason, where)
-        leaves = {path: wrap_prng_key(leaf, wanted[path]) for path, leaf in data.items()}
-        check_digests(prefix, saved, leaves)
+        leaves = {path: integrity.wrap_prng_key(leaf, wanted[path]) for path, leaf in data.items()}
+        integrity.check_digests(prefix, saved, leaves)
         return leaves
 
 

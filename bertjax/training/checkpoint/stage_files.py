@@ -1,4 +1,4 @@
-"""Look up once what a stage of a run has on disk: its own checkpoints, and what its first parameters come from."""
+"""Find, once, the files of a stage: its own checkpoints and the source of its first parameters."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,7 +12,7 @@ from bertjax.training.checkpoint.reader import CheckpointReader
 
 @dataclass(frozen=True)
 class StageFiles:
-    """Stage `index` of a run; relative paths start at `base`."""
+    """The files of stage `index` of a run; relative paths start at `base`."""
 
     config: Config
     index: int
@@ -34,7 +34,7 @@ class StageFiles:
 
     @property
     def init_source(self) -> str:
-        """scratch, previous, or the folder that the stage starts from."""
+        """Where the stage starts from: "scratch", "previous" or a folder."""
         return init_source(self.stage, self.index)
 
     @cached_property
@@ -44,12 +44,15 @@ class StageFiles:
 
     @property
     def init_weights(self) -> Path | None:
-        """`init_folder` where it holds weights with a config.json (Hugging Face) and no checkpoint of ours."""
+        """`init_folder` if it holds Hugging Face weights (a config.json)."""
         return self.init_folder if self.init_folder and (self.init_folder / "config.json").is_file() else None
 
     @cached_property
     def init_checkpoints(self) -> CheckpointReader | None:
-        """The checkpoint that the stage starts from; None for scratch and for other weights. Raises UserError."""
+        """The checkpoint that the stage starts from; None for scratch and Hugging Face weights.
+
+        Raises UserError when the folder of `init_from` holds neither weights nor a checkpoint.
+        """
         if self.init_source == "previous":
             return (self.previous or StageFiles(self.config, self.index - 1, self.base)).checkpoints
         return None if self.init_folder is None or self.init_weights else CheckpointReader(find(self.init_folder))
@@ -65,14 +68,8 @@ class StageFiles:
         """The folder that `adapter_base` names."""
         return self.base / Path(self.stage.adapter_base).expanduser() if self.stage.adapter_base else None
 
-    def check_init(self) -> None:
-        """Raises UserError when the folder of `init_from` holds neither weights nor a checkpoint."""
-        if self.init_folder is not None:
-            _ = self.init_checkpoints
-
 
 def init_source(stage: Stage, index: int) -> str:
-    """scratch, previous, or the folder that a stage starts from."""
     return stage.init_from or ("previous" if index else "scratch")
 
 
@@ -81,7 +78,7 @@ def init_error(stage: Stage, error: UserError) -> UserError:
 
 
 def run_stages(config: Config, base: Path) -> list[StageFiles]:
-    """The files of each stage of a run, whose later ones know the one before."""
+    """The files of each stage of a run."""
     stages: list[StageFiles] = []
     for index in range(len(config.stages)):
         stages.append(StageFiles(config, index, base, stages[-1] if stages else None))

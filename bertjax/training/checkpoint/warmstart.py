@@ -1,4 +1,4 @@
-"""Load or make a stage's first parameters: fresh, of the previous stage, a checkpoint, or Hugging Face weights."""
+"""Make a stage's first parameters: fresh ones, or from the previous stage, a checkpoint or Hugging Face weights."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,18 +23,11 @@ from bertjax.training.untrained_heads import UntrainedHeads, find_untrained_head
 
 
 class StageInit(NamedTuple):
-    """What a stage starts with.
-
-    Attributes:
-        params: in their shards.
-        lines: say where they came from.
-        base: the entry `base` in the meta data of adapter-only checkpoints; None for others.
-        untrained: heads of the start that the stage does not train, for the stages after it.
-    """
+    """What a stage starts with; `lines` say where the parameters came from."""
 
     params: Params
     lines: list[str]
-    base: dict[str, Any] | None
+    base: dict[str, Any] | None  # `base` in the meta data of adapter-only checkpoints
     untrained: UntrainedHeads = UntrainedHeads()
 
 
@@ -44,33 +37,28 @@ Shapes = Mapping[str, Any]  # {path: something with a shape}
 def check_init(
     ctx: RunContext, files: StageFiles, program: TrainProgram, before: Shapes, fresh: Sequence[str] = ()
 ) -> Shapes:
-    """Raise the UserError that `init_params` would raise; -> what the stage will hold.
+    """Raise the UserError that `init_params` would raise -> the shapes that the stage will hold.
 
-    before: what the stage before holds at its end; fresh: heads that the stage does not take over. A checkpoint is
-    judged by its description; Hugging Face weights are read.
+    before: shapes at the end of the previous stage; fresh: heads not taken over. No arrays of checkpoints are read.
     """
     stage, wanted = files.stage, program.abstract_params()
     if files.init_source == "scratch":
         return wanted
     try:
-        held = drop_fresh(before if files.init_source == "previous" else _init_shapes(ctx, files), fresh)
+        if files.init_weights:
+            check_tokenizer(files.init_weights, ctx)
+            before = hf_folder.load_params(files.init_weights, ctx.config.model)
+        elif files.init_source != "previous" and files.init_checkpoints:
+            before = checkpoint_shapes(ctx, files.init_checkpoints)
+        held = drop_fresh(before, fresh)
         check_shapes(wanted, held, files.init_name, stage.name)
     except UserError as error:
         raise init_error(stage, error) from None
     return wanted | find_untrained_heads(program, held)[1]
 
 
-def _init_shapes(ctx: RunContext, files: StageFiles) -> Shapes:
-    """What the folder of `init_from` holds."""
-    if files.init_weights:
-        check_tokenizer(files.init_weights, ctx)
-        return hf_folder.load_params(files.init_weights, ctx.config.model)
-    assert files.init_checkpoints is not None
-    return checkpoint_shapes(ctx, files.init_checkpoints)
-
-
 def checkpoint_shapes(ctx: RunContext, checkpoints: CheckpointReader) -> Shapes:
-    """What a checkpoint holds, with the weights of its base; refuses one made with another tokenizer."""
+    """The shapes of a checkpoint and its base. Raises UserError if it was made with another tokenizer."""
     check_same_tokenizer(checkpoints, ctx)
     return adapters.saved_program(checkpoints, None, ctx).abstract_params()
 
@@ -78,11 +66,10 @@ def checkpoint_shapes(ctx: RunContext, checkpoints: CheckpointReader) -> Shapes:
 def init_params(
     ctx: RunContext, files: StageFiles, program: TrainProgram, key: jax.Array, left: Sequence[str] = ()
 ) -> StageInit:
-    """The parameters a stage begins with.
+    """Make the first parameters of a stage.
 
-    Heads and adapters that the source does not have, and those named in `left`, start fresh; heads that the stage does
-    not read are carried, and the lines name what else is left unused. Anything else missing or of another shape is a
-    UserError.
+    Heads and adapters that the source lacks, and those named in `left`, start fresh; heads that the stage does not read
+    are carried. Raises UserError when another parameter is missing or has another shape.
     """
     stage, where = files.stage, files.init_name
     fresh = program.initialize(key)
@@ -103,7 +90,10 @@ def init_params(
         unused = hf_folder.unused_tensors(folder, ctx.config.model)
     else:
         found = checkpoints.ref
-        step, loaded, meta = from_checkpoint(ctx, checkpoints, files.adapter_base if files.init_folder else None)
+        check_same_tokenizer(checkpoints, ctx)
+        meta = checkpoints.meta()
+        named = files.adapter_base if files.init_folder else None
+        step, loaded = adapters.restore_params(checkpoints, ctx, named=named)
     untrained = load_untrained_heads(program, drop_fresh(loaded, left), meta)
     params, lines = merge_params(fresh, loaded, program, where, untrained, left, stage.name)
     lines += [f"tensors without a place here: {', '.join(unused)}"] if unused else []
@@ -120,12 +110,15 @@ def init_params(
 
 
 def check_tokenizer(folder: Path, ctx: RunContext) -> None:
-    """Weights learnt with other pieces would fit by shape and mean nothing: refuses a folder with another tokenizer."""
+    """Raise UserError if a folder of weights has another tokenizer; a vocabulary without settings gets the run's."""
     if not any((folder / name).is_file() for name in huggingface.VOCAB_FILES):
         return
-    _refuse_other(
-        load.from_file(folder, **_tokenizer_defaults(ctx.tokenizer)), ctx, folder, f"set tokenizer.path to {folder}"
-    )
+    options: dict[str, Any]
+    if isinstance(ctx.tokenizer, Tokenizer):
+        options = {"lowercase": ctx.tokenizer.lowercase} | backend_state.bert_options(ctx.tokenizer.backend)
+    else:
+        options = {"extra_ids": ctx.tokenizer.extra_ids}
+    _refuse_other(load.from_file(folder, **options), ctx, folder, f"set tokenizer.path to {folder}")
 
 
 def _refuse_other(theirs: load.AnyTokenizer, ctx: RunContext, where: Path, use: str) -> None:
@@ -138,13 +131,6 @@ def _refuse_other(theirs: load.AnyTokenizer, ctx: RunContext, where: Path, use: 
         )
 
 
-def _tokenizer_defaults(tokenizer: load.AnyTokenizer) -> dict[str, Any]:
-    """What a vocabulary without settings is taken to be: as this run's."""
-    if not isinstance(tokenizer, Tokenizer):
-        return {"extra_ids": tokenizer.extra_ids}
-    return {"lowercase": tokenizer.lowercase} | backend_state.bert_options(tokenizer.backend)
-
-
 def merge_params(
     fresh: Params,
     loaded: Mapping[str, jax.Array | np.ndarray],
@@ -154,7 +140,7 @@ def merge_params(
     left: Sequence[str] = (),
     stage: str = "",
 ) -> tuple[Params, list[str]]:
-    """`fresh` with every parameter that `loaded` has; the lines say of each array of either what becomes of it."""
+    """Replace `fresh` parameters by `loaded` ones -> (parameters, lines that report the use of every array)."""
     kept = drop_fresh(loaded, left)
     check_shapes(fresh, kept, where, stage)
     param_shardings = program.param_shardings()
@@ -170,8 +156,9 @@ def merge_params(
 
 
 def check_shapes(wanted: Mapping[str, Any], loaded: Mapping[str, Any], where: str, stage: str = "") -> None:
-    """Raises UserError naming the first parameter that `loaded` lacks, heads and adapters apart, or has in another
-    shape; and for adapters that the model here does not have, since weights learnt beside them do little alone.
+    """Raise UserError naming the first parameter of another shape, or missing in `loaded` (except heads and adapters).
+
+    Adapters of another size, or in a model without them, are refused too: weights trained with them need them.
     """
     if size := _adapter_size(loaded):
         here = _adapter_size(wanted)
@@ -198,21 +185,8 @@ def check_shapes(wanted: Mapping[str, Any], loaded: Mapping[str, Any], where: st
 
 
 def _adapter_size(params: Mapping[str, Any]) -> int:
-    """The inner width of a model's adapters; 0 if it has none."""
+    """The inner width of a model's adapters; 0 without adapters."""
     return next((x.shape[-1] for path, x in params.items() if path.endswith("/adapter/intermediate/kernel")), 0)
-
-
-def from_checkpoint(
-    ctx: RunContext, checkpoints: CheckpointReader, base: Path | None = None
-) -> tuple[int, Params, dict[str, Any]]:
-    """-> (step, all parameters of a checkpoint on the run's mesh, its meta data).
-
-    base: where the weights below its adapters are, if not where they were. Refuses a checkpoint made with another
-    tokenizer.
-    """
-    check_same_tokenizer(checkpoints, ctx)
-    meta = checkpoints.meta()
-    return *adapters.restore_params(checkpoints, ctx, named=base), meta
 
 
 def check_same_tokenizer(checkpoints: CheckpointReader, ctx: RunContext) -> None:

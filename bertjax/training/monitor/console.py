@@ -1,4 +1,4 @@
-"""What a run shows while it trains: a progress bar on a terminal, one plain line at a time anywhere else."""
+"""Show the progress of a run: a progress bar on a terminal, plain lines elsewhere."""
 
 import math
 import time
@@ -7,7 +7,7 @@ from typing import Any, TextIO
 
 
 class Console:
-    """Prints for one process. `stages`: stage names in order, each with its number of steps."""
+    """Console output of one process. `stages`: stage names in order, each with its number of steps."""
 
     def __init__(self, stages: Mapping[str, int], stream: TextIO, is_tty: bool) -> None:
         self.stages, self.stream, self.is_tty = dict(stages), stream, is_tty
@@ -18,12 +18,11 @@ class Console:
     def train(self, stage: str, step: int, metrics: Mapping[str, Any]) -> None:
         """Show a training step."""
         if stage != self._stage:
-            self._finish_bar()
+            self.close()
             self._stage, self._pace = stage, None
         total = self.stages.get(stage, 0)
-        shown = list(status_parts(metrics)) + [
-            f"ETA {duration(self._remaining(step, total, metrics.get('step_seconds')))}"
-        ]
+        eta = duration(self._remaining(step, total, metrics.get("step_seconds")))
+        shown = [*status_parts(metrics), f"ETA {eta}"]
         if not self.is_tty:
             self._print(f"{stage} {step}/{total} | " + " | ".join(shown))
             return
@@ -39,7 +38,7 @@ class Console:
         self._print(f"{stage} {step} | {name}: {text}")
 
     def event(self, stage: str, step: int, event: str, fields: Mapping[str, Any]) -> None:
-        """Show an event; fields that hold a list or a mapping are left to the record."""
+        """Show an event without its fields that hold lists or mappings."""
         plain = {key: value for key, value in fields.items() if not isinstance(value, (list, tuple, Mapping))}
         text = " ".join(f"{key}={number(value)}" for key, value in plain.items())
         self._print(f"{stage} {step} | {event.replace('_', ' ')} {text}".rstrip())
@@ -49,10 +48,7 @@ class Console:
         self._print(f"note: {text}")
 
     def close(self) -> None:
-        """Leave the terminal as it was."""
-        self._finish_bar()
-
-    def _finish_bar(self) -> None:
+        """End the progress bar, which restores the terminal."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
@@ -64,10 +60,7 @@ class Console:
             print(text, file=self.stream, flush=True)
 
     def _remaining(self, step: int, total: int, step_seconds: Any) -> float | None:
-        """Seconds to the end of the stage: at the pace since the first line (evaluations and saves counted), else None.
-
-        The first line of a stage starts the clock, so that compiling does not count; it goes by its own step time.
-        """
+        """Seconds to the end of the stage, at the pace since its first line (which compiled), else `step_seconds`."""
         now = time.monotonic()
         if self._pace is None or step <= self._pace[1]:
             self._pace = (now, step)
@@ -77,7 +70,7 @@ class Console:
 
 
 class _Bar:
-    """A progress bar with the numbers on a line below it; lines printed meanwhile scroll above. Made by rich."""
+    """A rich progress bar with the numbers on a line below it; printed lines scroll above."""
 
     def __init__(self, stream: TextIO, title: str, total: int) -> None:
         from rich.console import Console as RichConsole
@@ -92,14 +85,9 @@ class _Bar:
             title_column, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console, auto_refresh=False
         )
         self._task = self._progress.add_task(title, total=total or None)
-        self._numbers = ""
-        self._console = console
-        self._text = Text
-        self._live = Live(
-            get_renderable=lambda: Group(self._progress, Text(self._numbers, style="dim")),
-            console=console,
-            refresh_per_second=2,
-        )
+        self._numbers, self._console, self._text = "", console, Text
+        render = lambda: Group(self._progress, Text(self._numbers, style="dim"))  # noqa: E731
+        self._live = Live(get_renderable=render, console=console, refresh_per_second=2)
         self._live.start()
 
     def update(self, step: int, numbers: str) -> None:
@@ -115,7 +103,7 @@ class _Bar:
 
 
 def status_parts(metrics: Mapping[str, Any]) -> Iterator[str]:
-    """The parts of a status line: losses, accuracies, rates, times. What is not known is "n/a", never a guess."""
+    """The parts of a status line: losses, accuracies, rates, times; "n/a" for unknown ones."""
     if "loss" in metrics:
         yield f"loss {number(metrics['loss'])}"
     accuracies = {key: value for key, value in metrics.items() if key.endswith("accuracy") and value is not None}
@@ -135,11 +123,8 @@ def status_parts(metrics: Mapping[str, Any]) -> Iterator[str]:
         yield f"episode {metrics['episode']}"
 
 
-# ---- numbers as people read them ------------------------------------------------------------------------------------
-
-
 def number(value: Any) -> str:
-    """A number with four significant digits, an integer with thousands separators, anything else as text."""
+    """Format a number with four significant digits, an integer with thousands separators, anything else as text."""
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: "n/a"}[value]
     if isinstance(value, int):
@@ -154,12 +139,12 @@ def number(value: Any) -> str:
 
 
 def percent(share: Any) -> str:
-    """A share (0..1) as a percentage."""
+    """Format a share (0..1) as a percentage."""
     return "n/a" if share is None else f"{100 * float(share):.1f}%"
 
 
 def compact(value: float) -> str:
-    """A large number in three digits and a letter: 12.3k, 4.56M."""
+    """Format a large number with three digits and a letter: 12.3k, 4.56M."""
     for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= 0.9995 * size:
             return f"{value / size:.3g}{letter}"
@@ -167,7 +152,7 @@ def compact(value: float) -> str:
 
 
 def seconds(value: float) -> str:
-    """A short time: 850 us, 12.3 ms, 1.25 s."""
+    """Format a short time: 850 us, 12.3 ms, 1.25 s."""
     for size, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "us")):
         if value >= size or unit == "us":
             return f"{value / size:.3g} {unit}"
@@ -175,14 +160,14 @@ def seconds(value: float) -> str:
 
 
 def memory(value: float | None) -> str:
-    """Bytes in GiB, or in MiB below one."""
+    """Format bytes in GiB, or in MiB below 1 GiB."""
     if value is None:
         return "n/a"
     return f"{value / 2**30:.1f} GiB" if value >= 2**30 else f"{value / 2**20:.0f} MiB"
 
 
 def duration(value: float | None) -> str:
-    """A long time: 42s, 3m05s, 1h02m, 2d03h."""
+    """Format a long time: 42s, 3m05s, 1h02m, 2d03h."""
     if value is None or not math.isfinite(value):
         return "n/a"
     total = max(0, round(value))

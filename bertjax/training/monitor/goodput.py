@@ -1,8 +1,7 @@
-"""Where the time of a run went, over all its restarts: steps that counted, steps done twice, and everything else.
+"""Record and sum up how a run's time was spent over all restarts: productive steps, repeated steps, everything else.
 
-goodput.jsonl in the run folder is only ever added to. A *life* is one process from its start to its end; its lines give
-the seconds of each phase so far and the place (stage, step) reached. A life that is killed loses what came after its
-last line: at most a second, or a hundredth of the life, which is then counted with the time between attempts.
+Lines are only appended to goodput.jsonl. A *life* is one process; its lines give the seconds of each phase so far and
+the position (stage, step) reached. Time after the last line of a killed life counts as time between attempts.
 """
 
 import json
@@ -18,18 +17,16 @@ from bertjax.training.monitor.phases import COMPILE, EVALUATION, PHASES, SAVE, S
 
 FILE_NAME = "goodput.jsonl"
 MIN_WRITE_SECONDS = 1.0  # seconds between two lines, at least
-MAX_WRITE_SHARE = 0.01  # of the life so far: how far apart lines may be
+MAX_WRITE_SHARE = 0.01  # time between two lines as a share of the life so far
 Position = tuple[int, int]  # number of the stage, step in it
-
-# ---- the account ----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class GoodputSummary:
-    """Seconds by what they were spent on; `wall` is from the first life's start to the last line."""
+    """Seconds by use; `wall` is from the first life's start to the last line."""
 
     productive: float
-    lost: float  # steps that a later life did again, and time in steps that did not end
+    lost: float  # steps that a later life repeated, and unfinished steps
     startup: float  # starting, preparing data and compiling
     evaluation: float
     checkpoint: float
@@ -39,7 +36,7 @@ class GoodputSummary:
 
     @property
     def goodput(self) -> float:
-        """The share of the time in which the run got on."""
+        """The productive share of the time."""
         return self.productive / self.wall if self.wall else 0.0
 
     def __str__(self) -> str:
@@ -53,11 +50,11 @@ class GoodputSummary:
 
 
 def summarize(lines: Iterable[Mapping[str, Any]]) -> GoodputSummary | None:
-    """Adds up the lines of a goodput.jsonl; None without any.
+    """Add up the lines of a goodput.jsonl; None without any.
 
-    A life that begins at a place before one that was reached undoes the steps in between: a stretch of steps that the
-    place cuts is shared out evenly. Step time without a new place is a step that did not end, and lost; in a `settled`
-    line there was none, and the time belongs to the steps before.
+    A life that starts before a position reached earlier undoes the steps in between; a stretch of steps that it starts
+    within is divided evenly. Step time without a new position is an unfinished step and lost, except in a `settled`
+    line, where it belongs to the previous steps.
     """
     spent = dict.fromkeys(PHASES, 0.0)
     stretches: list[tuple[Position, Position, float]] = []
@@ -77,10 +74,10 @@ def summarize(lines: Iterable[Mapping[str, Any]]) -> GoodputSummary | None:
             spent[phase] += seconds[phase] - last[phase]
         in_steps, last = seconds[STEP] - last[STEP], seconds
         reached = (before["stage"], before["step"]) if before and not line["resumed"] else place
-        if line.get("settled") and before:
+        settled = before and line.get("settled")
+        if settled:
             reached = place = (before["stage"], before["step"])
-            stretches.append((reached, place, in_steps))
-        elif place > reached:
+        if settled or place > reached:
             stretches.append((reached, place, in_steps))
         else:
             lost += in_steps
@@ -96,7 +93,7 @@ def summarize(lines: Iterable[Mapping[str, Any]]) -> GoodputSummary | None:
 def _cut(
     stretches: list[tuple[Position, Position, float]], place: Position
 ) -> tuple[float, list[tuple[Position, Position, float]]]:
-    """(seconds of the steps behind `place`, the stretches up to it)."""
+    """-> (seconds of the steps after `place`, the stretches up to it)."""
     lost, kept = 0.0, []
     for begin, end, seconds in stretches:
         if end <= place:
@@ -111,7 +108,7 @@ def _cut(
 
 
 def read(folder: Path) -> GoodputSummary | None:
-    """The account of a run folder; None when it has none. Lines cut short by a kill are left out."""
+    """The summary of a run folder; None when it has none. Incomplete lines are skipped."""
     return summarize(_lines(folder / FILE_NAME))
 
 
@@ -131,11 +128,8 @@ def _lines(path: Path) -> Iterable[dict[str, Any]]:
             yield line
 
 
-# ---- the record -----------------------------------------------------------------------------------------------------
-
-
 class GoodputLog:
-    """Writes the lines of one life; on a process other than the primary, nothing. Raises StorageError."""
+    """Writer of the lines of one life, on the primary process only. Raises StorageError."""
 
     def __init__(self, folder: Path, phases: Phases, *, is_primary: bool) -> None:
         self.path, self.phases, self.is_primary = folder / FILE_NAME, phases, is_primary
@@ -145,28 +139,28 @@ class GoodputLog:
         if is_primary:
             before = list(_lines(self.path))
             self._life = before[-1]["life"] + 1 if before else 0
-            # Two runs of one process: the second must not reach back into the life of the first.
+            # The second run of one process must not overlap with the life of the first.
             self._started = max([phases.started, *(line["time"] for line in before[-1:])])
 
     def start_stage(self, stage: int, step: int) -> None:
-        """A stage begins, or goes on from a checkpoint, at this step."""
+        """Record that a stage starts or resumes at this step."""
         self._place = (stage, step)
         self._write(resumed=True)
         self._settled = False
 
     def record_step(self, stage: int, step: int, *, last: bool = False) -> None:
-        """The step has been done; a line is written when one is due, and for the last step of a stage."""
+        """Record a finished step; a line is written when one is due, and for the last step of a stage."""
         self._place = (stage, step)
         if last or time.monotonic() >= self._next:
             self._write()
 
     def end_steps(self) -> None:
-        """No step is under way, and none will be before the next `start_stage`."""
+        """Record that no step is unfinished, and none starts before the next `start_stage`."""
         self._settled = True
 
     def close(self) -> None:
-        """The last line of this life."""
-        if self._next:  # without a stage begun there is no place to speak of
+        """Write the last line of this life."""
+        if self._next:  # a stage has started
             self._write()
 
     def _write(self, *, resumed: bool = False) -> None:
@@ -185,7 +179,7 @@ class GoodputLog:
         try:
             with self.path.open("ab+") as out:
                 if out.tell() and (out.seek(-1, 2), out.read(1))[1] != b"\n":
-                    out.write(b"\n")  # a kill cut the last line short
+                    out.write(b"\n")  # a killed process left an incomplete line
                 out.write(json.dumps(line).encode() + b"\n")
         except OSError as error:
             raise StorageError(f"{self.path}: could not be written ({error.strerror or error})") from error

@@ -1,10 +1,9 @@
-"""The numbers of the steps between two log lines: means of losses, rates, waiting, MFU and memory."""
+"""Measure the steps between two log lines: means of losses, rates, waiting, MFU and memory."""
 
 import math
 import time
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -18,28 +17,25 @@ from bertjax.training.step import Metrics
 
 
 def non_padding_tokens(batch: Mapping[str, np.ndarray]) -> int:
-    """Tokens that are not padding, of inputs and of targets where a batch has both."""
+    """Count tokens that are not padding, of inputs and targets."""
     return sum(int((ids > 0).sum()) for name, ids in batch.items() if name.endswith("segment_ids"))
 
 
-@dataclass(frozen=True)
-class _Pending:
-    """A step whose metrics are not read yet. `timed`: its time counts, because nothing was compiled for it."""
+class _Pending(NamedTuple):
+    """A step whose metrics have not been read yet."""
 
     step: int
     metrics: Metrics
     tokens: int
-    timed: bool
+    timed: bool  # not compiled for
 
 
 class Meter:
     """Reads each step's metrics one step late, so that the device never waits for the host.
 
-    The time of a step is the time from the end of the step before to its own end on the device. It excludes evaluations
-    and checkpoints. The first step of an episode, for which the program is compiled, is not timed at all.
-
-    `unlogged`: what the Meter of an earlier process gave to the checkpoint that this run resumes from, so that a stop
-    between two log lines changes no number.
+    The time of a step is from the end of the previous step to its own end on the device, without evaluations and
+    checkpoints. The first step of an episode, which compiles, is not timed. `unlogged` comes from the checkpoint that
+    the run resumes from.
     """
 
     def __init__(
@@ -52,44 +48,37 @@ class Meter:
         unlogged: Mapping[str, Any] | None = None,
     ):
         self.program, self.tracker, self.stage, self.log_every = program, tracker, stage, run.log_every
-        self.fields = batches.fields
-        self.rows = batches.batch_size
+        self.fields, self.rows = batches.fields, batches.batch_size
         self.tasks, self.planned = batches.task_names, batches.rates
         self.seen = dict.fromkeys(self.tasks, 0)  # rows of each task since the stage began
         self.pending: _Pending | None = None
         self.nonfinite_steps = 0
         self.extra: dict[str, Any] = {}
         self._clear(unlogged)
-        self._mark: float | None = None  # when the step before ended; None: the next one compiles and is not timed
+        self._mark: float | None = None  # end of the previous step; None: the next one compiles and is not timed
         self._waiting = 0.0  # seconds waited for batches since `_mark`
         if unlogged:
             self.seen |= {task: int(rows) for task, rows in unlogged["seen"].items() if task in self.seen}
 
     def unlogged(self) -> dict[str, Any]:
-        """What belongs to the position of the run, as JSON: the sums since the last log line and the rows seen.
-
-        Call `flush` before. Python writes and reads finite numbers exactly; JSON has no others, so those become texts.
-        """
+        """The sums since the last log line (non-finite: as text) and the rows seen, as JSON; call `flush` before."""
         exact = lambda sums: {k: x if math.isfinite(x) else str(x) for k, x in sums.items()}  # noqa: E731
         return {"sums": exact(self.sums), "weights": exact(self.weights), "steps": self.steps, "seen": self.seen}
 
     def start_episode(self, number: int, trained: int, groups: Collection[str]) -> None:
-        """A new episode, in which these groups train, compiles a new step: its first step is not timed."""
+        """Start an episode in which these groups train; its first step compiles and is not timed."""
         self.flush()
         self.extra = {"episode": number, "trainable_parameters": trained}
         self.flops = self.rows * self.program.row_flops(self.fields, groups)
         self._mark = None
 
     def pause(self) -> None:
-        """The time up to now was not step time. Call `flush` before what takes it."""
+        """Exclude the time up to now from the step time; call `flush` before the pause."""
         if self._mark is not None:
             self._mark, self._waiting = time.perf_counter(), 0.0
 
     def record_step(self, step: int, metrics: Metrics, tokens: int, waited: float) -> int:
-        """Takes step's metrics (still being computed) and reads those of the step before -> non-finite steps in a row.
-
-        waited: seconds that passed without a batch since the last call.
-        """
+        """Take a step's metrics and seconds waited for data; read the previous step -> non-finite steps in a row."""
         before, self.pending = self.pending, _Pending(step, metrics, tokens, timed=self._mark is not None)
         self._waiting += waited
         if before is not None:
@@ -100,9 +89,9 @@ class Meter:
         return self.nonfinite_steps
 
     def flush(self) -> int:
-        """Reads the last step's metrics too (waits for the device) -> non-finite steps in a row."""
-        if self.pending is not None:
-            before, self.pending = self.pending, None
+        """Read the last step's metrics, which waits for the device -> non-finite steps in a row."""
+        before, self.pending = self.pending, None
+        if before is not None:
             self._read(before)
         return self.nonfinite_steps
 
@@ -135,7 +124,7 @@ class Meter:
             self._report(step, values)
 
     def _named(self, metrics: Metrics) -> dict[str, float]:
-        """Numbers by name: mlm_loss/tasks [T] becomes mlm_loss/books and so on; rows become shares of the batch."""
+        """Name the metrics: mlm_loss/tasks [T] becomes mlm_loss/books etc.; rows become shares of the batch."""
         values: dict[str, float] = {}
         for name, x in metrics.items():
             kind, per_task, _ = name.partition("/tasks")
@@ -148,7 +137,7 @@ class Meter:
         return values
 
     def mixture(self) -> str:
-        """What was planned against what was seen; nothing for a single task."""
+        """Report planned and seen shares of tasks; empty for a single task."""
         total = sum(self.seen.values())
         if len(self.tasks) == 1 or not total:
             return ""
@@ -157,7 +146,7 @@ class Meter:
     def _report(self, step: int, values: dict[str, float]) -> None:
         known = {name: total for name, total in self.sums.items() if self.weights[name] > 0 or "/" not in name}
         numbers = {name: total / max(self.weights[name], 1e-9) for name, total in known.items()}
-        if self.steps == 1:  # a single step is written as it is, to the last bit
+        if self.steps == 1:  # a single step's numbers are exact
             numbers = {name: values[name] for name in numbers}
         numbers["learning_rate"] = values["learning_rate"]
         seconds = self.seconds / self.timed if self.timed else None

@@ -1,4 +1,4 @@
-"""A model as a table: parameters with shape, placement and count; and what trains."""
+"""Summarize a model's parameters as a table."""
 
 from collections.abc import Mapping
 from math import prod
@@ -6,31 +6,25 @@ from typing import Any
 
 from jax.sharding import NamedSharding
 
-from bertjax.training.freezing import group_sizes, param_group
+from bertjax.training.freezing import group_sizes
 
 
 def model_summary(
     params: Mapping[str, Any], param_shardings: Mapping[str, NamedSharding], trained: tuple[str, ...]
 ) -> str:
-    """One line a parameter: path, shape, PartitionSpec, count; then totals by group, `*` on those that train."""
-    rows = [
-        (
-            path,
-            "x".join(map(str, params[path].shape)),
-            str(tuple(param_shardings[path].spec)),
-            f"{prod(params[path].shape):,}",
-        )
-        for path in sorted(params, key=_natural)
-    ]
+    """A line for each parameter (path, shape, PartitionSpec, count), then totals by group, `*` on those that train."""
+    rows = []
+    for path in sorted(params, key=_natural):
+        shape, spec = params[path].shape, tuple(param_shardings[path].spec)
+        rows.append((path, "x".join(map(str, shape)), str(spec), f"{prod(shape):,}"))
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     lines = [f"{p:<{widths[0]}}  {s:>{widths[1]}}  {w:<{widths[2]}}  {n:>{widths[3]}}" for p, s, w, n in rows]
     lines.append("")
     counts = group_sizes(params)
     width = max(14, *map(len, counts))
     lines += [f"{'*' if group in trained else ' '} {group:<{width}} {count:>14,}" for group, count in counts.items()]
-    total = sum(prod(x.shape) for x in params.values())
-    trainable = sum(prod(x.shape) for path, x in params.items() if param_group(path) in trained)
-    lines.append(f"  {'total':<{width}} {total:>14,}  (* trains: {trainable:,})")
+    trainable = sum(count for group, count in counts.items() if group in trained)
+    lines.append(f"  {'total':<{width}} {sum(counts.values()):>14,}  (* trains: {trainable:,})")
     return "\n".join(lines) + "\n"
 
 

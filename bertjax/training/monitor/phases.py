@@ -1,4 +1,4 @@
-"""What a run is doing at this moment, since when, and how long it has done what: read by watchdog and goodput."""
+"""Track the phase that a run is in and the time spent in each; read by watchdog and goodput."""
 
 import os
 import time
@@ -7,14 +7,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 STARTUP, COMPILE, STEP, EVALUATION, SAVE = PHASES = ("startup", "compile", "step", "evaluation", "save")
-_first = True  # the first run of a process began with the process
+_first = True  # the first run of a process starts with the process
 
 
 class Phases:
-    """One phase at a time. Only the main thread writes it; other threads read `name` and `heartbeats`."""
+    """The current phase. Only the main thread writes it; other threads read `name` and `heartbeats`."""
 
     def __init__(self, started: float | None = None) -> None:
-        """started: seconds since the epoch; default: now, or the process's own start for its first run."""
+        """started: seconds since the epoch; default: now, or the start of the process for its first run."""
         now = time.time()
         self.started = now - _process_age() if started is None else started
         self.name = STARTUP
@@ -23,12 +23,12 @@ class Phases:
         self._mark = time.monotonic()
 
     def heartbeat(self) -> None:
-        """A sign of progress: a step, or a batch of an evaluation."""
+        """Report progress: a step, or a batch of an evaluation."""
         self.heartbeats += 1
 
     @contextmanager
     def enter(self, name: str) -> Iterator[None]:
-        """Inside the block the run does this; behind it, what it did before."""
+        """Change the phase inside the block."""
         before = self.name
         self.change(name)
         try:
@@ -42,7 +42,7 @@ class Phases:
         self.heartbeats += 1
 
     def seconds(self) -> dict[str, float]:
-        """Time spent in each phase so far; they add up to the time since `started`."""
+        """Seconds spent in each phase so far; they add up to the time since `started`."""
         self._seconds[self.name] += self._lap()
         return dict(self._seconds)
 
@@ -53,12 +53,12 @@ class Phases:
 
 
 def _process_age() -> float:
-    """Seconds since this process began, for the first run in it; importing jax is a part of starting. Later: 0."""
+    """Seconds since this process began, for its first run; 0 for later ones."""
     global _first
     if not _first:
         return 0.0
     _first = False
-    try:  # Linux: field 22, behind the command in brackets, is the start in ticks since boot
+    try:  # Linux: field 22, after the command in brackets, is the start in ticks since boot
         ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
         uptime = float(Path("/proc/uptime").read_text().split()[0])
         return max(0.0, uptime - ticks / os.sysconf("SC_CLK_TCK"))

@@ -1,7 +1,4 @@
-"""A window of steps seen by jax's profiler: where `run.profile` says, and whenever the primary process gets SIGUSR1.
-
-The trace is in profile/ of the run folder, for TensorBoard's profile plugin, XProf or Perfetto.
-"""
+"""Profile a window of steps, at `run.profile` and when the primary process gets SIGUSR1; traces go to RUN/profile/."""
 
 import signal
 import threading
@@ -16,12 +13,11 @@ from bertjax.config.schema.run import ProfilerConfig
 
 
 class Profiler:
-    """Starts and ends traces at step boundaries. On a process other than the primary it does nothing."""
+    """Starts and ends traces at step boundaries, on the primary process only; `log` gets a line about each trace."""
 
     def __init__(
         self, folder: Path, window: ProfilerConfig | None, *, is_primary: bool, log: Callable[[str], None]
     ) -> None:
-        """log: gets a line that says where a trace is, or why there is none."""
         self.folder, self.is_primary, self.log = folder, is_primary, log
         self._window = window
         self._steps = (window or ProfilerConfig()).steps
@@ -29,7 +25,7 @@ class Profiler:
         self._steps_left = 0  # steps of the running trace
 
     def before_step(self, step: int) -> None:
-        """To be called before a step is done, with its number in the stage."""
+        """Start a trace if it is due; called before a step with its number in the stage."""
         due = self._window is not None and step == self._window.start_step
         if not self.is_primary or self._steps_left or not (due or self._requested):
             return
@@ -38,13 +34,13 @@ class Profiler:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             jax.profiler.start_trace(str(self.folder))
-        except (OSError, RuntimeError) as error:  # a trace is not worth a run
+        except (OSError, RuntimeError) as error:  # the run continues without
             self.log(f"no profile: {str(error)[:160]}")
             return
         self._steps_left = self._steps
 
     def after_step(self, wait_for: Any) -> None:
-        """To be called after it. wait_for: an array the step makes; the last one is waited for."""
+        """Count a step, and end the trace after its last one, whose array `wait_for` is waited for."""
         if self._steps_left:
             self._steps_left -= 1
             if not self._steps_left:
@@ -60,11 +56,15 @@ class Profiler:
 
     @contextmanager
     def handle_signals(self) -> Iterator[None]:
-        """Inside the block SIGUSR1 asks for a trace; it is heard on every process, as launchers send it to all."""
+        """Start a trace on SIGUSR1 inside the block; every process handles it, since launchers send it to all."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = signal.signal(signal.SIGUSR1, lambda *_: self._request())
+
+        def request(*_: object) -> None:
+            self._requested = True
+
+        before = signal.signal(signal.SIGUSR1, request)
         try:
             yield
         finally:
@@ -72,6 +72,3 @@ class Profiler:
             if self._steps_left:
                 self._steps_left = 0
                 self._end()
-
-    def _request(self) -> None:
-        self._requested = True

@@ -21,7 +21,7 @@ from bertjax.training.monitor.watchdog import Watchdog
 
 @dataclass(frozen=True)
 class RunMonitor:
-    """What the training loop reports to and asks."""
+    """What the training loop uses to monitor a run."""
 
     stop: PreemptionHandler
     phases: Phases
@@ -29,14 +29,14 @@ class RunMonitor:
     profiler: Profiler
 
     def step_done(self, stage: int, step: int, *, last: bool) -> None:
-        """A step of a stage is done."""
+        """Report a finished step."""
         self.phases.heartbeat()
         self.goodput_log.record_step(stage, step, last=last)
 
 
 @contextmanager
 def monitor_run(config: Config, stop: PreemptionHandler, phases: Phases, tracker: Tracker) -> Iterator[RunMonitor]:
-    """Monitor a run whose folder exists; at the end its goodput is logged in one line."""
+    """Monitor a run whose folder exists, and log its goodput at the end."""
     is_primary = primary.is_primary()
     goodput_log = GoodputLog(config.run_dir, phases, is_primary=is_primary)
     profiler = Profiler(config.run_dir / "profile", config.run.profile, is_primary=is_primary, log=tracker.note)
@@ -47,7 +47,7 @@ def monitor_run(config: Config, stop: PreemptionHandler, phases: Phases, tracker
     finally:
         try:
             goodput_log.close()
-        except StorageError as error:  # what ended the run matters more
+        except StorageError as error:  # must not hide what ended the run
             print(error, file=sys.stderr)
         if is_primary and (found := goodput.read(config.run_dir)):
             tracker.note(str(found))

@@ -1,8 +1,7 @@
-"""Where a run's numbers go: metrics.jsonl always, the terminal, and TensorBoard and Weights & Biases on request.
+"""Write a run's numbers to metrics.jsonl and the terminal, and on request to TensorBoard and Weights & Biases.
 
-metrics.jsonl holds one JSON object a line, each with `kind` (train | eval | event), `stage` and `step`. The report is
-made from it. A resumed run first removes what the restored checkpoint has not seen, so a step appears once however
-often the run was stopped.
+Each line of metrics.jsonl is a JSON object with `kind` (train | eval | event), `stage` and `step`. A resumed run first
+removes the lines after the restored checkpoint.
 """
 
 import json
@@ -25,12 +24,11 @@ STAGE_END_EVENTS = ("mixture", "stage_end")  # the events that end a stage
 
 
 class Tracker:
-    """The run's numbers, used as a context manager by the training loop. On a process other than the primary, silent.
+    """Writer of a run's numbers, a context manager; does nothing on processes other than the primary.
 
     `stages`: stage names in order, each with its number of steps. `tensorboard`: True (a note if tensorboardX is
-    missing), None (use it where it is installed) or False. `config` is shown by Weights & Biases only. `is_tty`
-    (default: what `stream` says) chooses between a progress bar and plain lines. Metric values are numbers on the host:
-    a device array given here would make the loop wait for the device.
+    missing), None (used if installed) or False. `config` is shown by Weights & Biases. `is_tty` (default: that of
+    `stream`) chooses between a progress bar and plain lines.
     """
 
     def __init__(
@@ -67,10 +65,7 @@ class Tracker:
         self.close()
 
     def train(self, stage: str, step: int, metrics: Mapping[str, Any]) -> None:
-        """Write the numbers of a training step. `data_wait` and `mfu` are shares (0..1), `memory_bytes` may be None.
-
-        `elapsed` (seconds the run has trained, over all its restarts) is filled in when the caller leaves it out.
-        """
+        """Write the numbers of a training step; `elapsed` (seconds over all restarts) is added if missing."""
         if not self.is_primary:
             return
         metrics = {**metrics, "elapsed": metrics.get("elapsed", round(time.monotonic() - self._began, 3))}
@@ -87,7 +82,7 @@ class Tracker:
         self._console.evaluation(stage, step, name, scores)
 
     def event(self, stage: str, step: int, event: str, **fields: Any) -> None:
-        """Write something that happened: start, resume, episode, checkpoint, stage_end, or what the caller names."""
+        """Write an event such as start, resume, episode, checkpoint or stage_end."""
         if not self.is_primary:
             return
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
@@ -95,17 +90,15 @@ class Tracker:
         self._console.event(stage, step, event, fields)
 
     def note(self, text: str) -> None:
-        """Show one line about the run itself; it is not recorded."""
+        """Show one line about the run; it is not recorded."""
         if self.is_primary:
             self._console.note(text)
 
     def rewind(self, stages_before: Collection[str], stage: str, step: int, *, scored: bool = True) -> None:
-        """Make the record what it was at `step` of `stage`: later lines, and lines cut short by a kill, are removed.
+        """Remove lines after `step` of `stage` (-1: all of it) and incomplete lines; call it before writing anything.
 
-        Lines of `stages_before` all stay. `step` -1 removes every line of the stage. Unless `scored`, the scores of
-        this very step are removed too: its evaluations were broken off and are to be done again. So are the events of
-        the end of the stage, which the resumed run writes again. The file is replaced in one move, so a kill in the
-        middle leaves either the old record or the new one. Call it before anything is written.
+        Lines of `stages_before` stay. Events of the end of the stage, which the resumed run writes again, are removed
+        at `step` too, and, unless `scored`, the scores of `step`. The file is replaced atomically.
         """
         if not self.is_primary:
             return
@@ -114,17 +107,21 @@ class Tracker:
             self._tensorboard.rewind(stages_before, stage, step)
         if not self.path.exists():
             return
-        kept = [line for line in read_lines(self.path) if is_at_or_before(line, stages_before, stage, step)]
         again = {("event", name) for name in STAGE_END_EVENTS} | (set() if scored else {("eval", None)})
-        here = lambda x: (x["stage"], x["step"]) == (stage, step)  # noqa: E731
-        kept = [x for x in kept if not here(x) or (x["kind"], x.get("event")) not in again]
+
+        def stays(line: Mapping[str, Any]) -> bool:
+            if line["stage"] != stage or line["step"] > step:
+                return line["stage"] in stages_before
+            return line["step"] < step or (line["kind"], line.get("event")) not in again
+
+        kept = [line for line in read_lines(self.path) if stays(line)]
         with _storage_errors(self.path):
             write_text_atomic(self.path, "".join(map(_line, kept)), durable=True)
         elapsed = [line["elapsed"] for line in kept if _is_number(line.get("elapsed"))]
         self._began = time.monotonic() - max(elapsed, default=0.0)
 
     def close(self) -> None:
-        """Write out everything that is buffered and give the terminal back. May be called more than once."""
+        """Flush everything and restore the terminal; may be called more than once."""
         if not self.is_primary:
             return
         self._console.close()
@@ -148,7 +145,7 @@ class Tracker:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 torn = _ends_mid_line(self.path)
                 self._file = self.path.open("a", encoding="utf-8")
-                if torn:  # a killed process left half a line: ours starts on a line of its own
+                if torn:  # a killed process left an incomplete line
                     self._file.write("\n")
             self._file.write(line)
             self._file.flush()
@@ -160,28 +157,20 @@ class Tracker:
                 sink.write_scalars(stage, step, group, flat)
 
 
-# ---- the record -----------------------------------------------------------------------------------------------------
-
-
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a metrics.jsonl in order, without those that are no JSON object with `kind`, `stage` and `step`."""
+    """The lines of a metrics.jsonl in order; those that are not JSON objects with kind, stage and step are skipped."""
     with path.open("rb") as lines:
         for raw in lines:
             try:
                 line = json.loads(raw)
-            except ValueError:  # also what is no UTF-8
+            except ValueError:  # also for invalid UTF-8
                 continue
             if isinstance(line, dict) and isinstance(line.get("step"), int) and {"kind", "stage"} <= line.keys():
                 yield line
 
 
-def is_at_or_before(line: Mapping[str, Any], stages_before: Collection[str], stage: str, step: int) -> bool:
-    """Whether a line was written at or before `step` of `stage`, where `stages_before` came before it."""
-    return line["stage"] in stages_before or (line["stage"] == stage and line["step"] <= step)
-
-
 def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
-    """{"outer/inner": number} of a nested mapping."""
+    """The numbers of a nested mapping as {"outer/inner": number}."""
     plain = {key: _plain(value) for key, value in flatten(values, "/", lists=False).items()}
     return {key: value for key, value in plain.items() if _is_number(value)}
 
@@ -191,12 +180,12 @@ def _is_number(value: Any) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """A NumPy or JAX scalar as the Python number it holds; anything else as it is."""
+    """Convert a NumPy or JAX scalar to a Python number; return anything else unchanged."""
     return value.item() if hasattr(value, "item") and getattr(value, "ndim", None) == 0 else value
 
 
 def _json(value: Any) -> Any:
-    """`value` as JSON can hold it. JSON has no NaN or infinity: a null there keeps the file readable by every tool."""
+    """Convert `value` for JSON, which has no NaN or infinity: null."""
     value = _plain(value)
     if isinstance(value, Mapping):
         return {str(key): _json(inner) for key, inner in value.items()}

@@ -1,8 +1,4 @@
-"""Detect a run without progress: a thread writes the stacks of all threads and ends the process with 75.
-
-A peer that is alive but stuck, a loader that waits for a dead disk, a collective that never ends: jax notices none of
-them. Each phase has a limit of its own, so that a long compilation or save is no false alarm.
-"""
+"""Detect a run without progress: a thread writes the stacks of all threads and ends the process with exit code 75."""
 
 import faulthandler
 import os
@@ -16,14 +12,11 @@ from bertjax.config.schema.run import WatchdogTimeouts as Limits
 from bertjax.errors import StoppedSafely
 from bertjax.training.monitor.phases import Phases
 
-POLL_SECONDS = 1.0  # seconds between looks; shorter where a limit is short
+POLL_SECONDS = 1.0  # seconds between polls; shorter if a limit is short
 
 
 class Watchdog:
-    """Watches from `__enter__` to `__exit__`. Without limits (None) there is no thread.
-
-    folder: where hang-PROCESS.txt with the stacks goes; it is made if need be. on_hang: called before the process ends.
-    """
+    """A watchdog for a block; without limits it does nothing. Stacks go to hang-PROCESS.txt in `folder`."""
 
     def __init__(
         self, phases: Phases, limits: Limits | None, folder: Path, process: int, on_hang: Callable[[], None]
@@ -43,7 +36,7 @@ class Watchdog:
         self._over.set()
 
     def _watch(self, tick: float) -> None:
-        """Counts its own polls, not the clock: a process that was suspended (SIGSTOP) has not hung."""
+        """Count polls instead of reading the clock: a process that was suspended (SIGSTOP) does not hang."""
         beats, silent, looked = -1, 0.0, time.monotonic()
         while not self._over.wait(tick):
             now = time.monotonic()
@@ -65,7 +58,7 @@ class Watchdog:
                 out.flush()
                 faulthandler.dump_traceback(out)
             where = f"; stacks in {path}"
-        except OSError as error:  # the disk may be what hangs or fails
+        except OSError as error:  # the disk may be the cause
             where = f"; {path} could not be written ({error.strerror})"
         faulthandler.dump_traceback(sys.__stderr__ or sys.stderr)
         print(f"{line}{where}; run the same command again", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""TensorBoard and Weights & Biases, for those who ask for them; the run goes on without them where they are missing."""
+"""Write to TensorBoard and Weights & Biases on request; a run continues without them if they are missing."""
 
 import secrets
 import time
@@ -10,7 +10,7 @@ from bertjax.training.monitor.console import Console
 
 
 class TensorBoardWriter:
-    """Event files through tensorboardX: one folder a stage, so the steps of every stage start at its own zero."""
+    """Event files through tensorboardX, in one folder for each stage, since steps of each stage start at 0."""
 
     def __init__(self, folder: Path, make: Any) -> None:
         self.folder, self.make = folder, make
@@ -24,15 +24,14 @@ class TensorBoardWriter:
     def write_scalars(self, stage: str, step: int, group: str, values: Mapping[str, float]) -> None:
         writer = self.writers.get(stage)
         if writer is None:
-            # Events at or after the purge step are hidden. A stage after the restored one starts over from nothing.
+            # Events at or after the purge step are hidden: for a stage after the restored one all of them.
             purge = None if self.before is None or stage in self.before else self.purge.get(stage, 0)
-            # tensorboardX names a file by the second it was made in: two starts in one second would share a name.
-            unique = f".{time.time_ns()}"
+            unique = f".{time.time_ns()}"  # tensorboardX names files by the second
             writer = self.make(str(self.folder / stage), purge_step=purge, filename_suffix=unique)
             self.writers[stage] = writer
         for key, value in values.items():
             writer.add_scalar(f"{group}/{key}", value, step)
-        writer.flush()  # a line on the screen and a point on the board appear together
+        writer.flush()
 
     def close(self) -> None:
         for writer in self.writers.values():
@@ -40,7 +39,7 @@ class TensorBoardWriter:
 
 
 class WandbWriter:
-    """Weights & Biases. Every stage has a step of its own, so a resumed run may write a step again."""
+    """Weights & Biases, with a step metric for each stage, so that a resumed run may write a step again."""
 
     def __init__(self, run: Any, stages: list[str]) -> None:
         self.run = run
@@ -56,7 +55,7 @@ class WandbWriter:
 
 
 def open_tensorboard(folder: Path, notes: Console | None) -> TensorBoardWriter | None:
-    """TensorBoard, or None with a note (when there is somewhere to put it) where the package is missing."""
+    """Open TensorBoard; None, with a note to `notes`, if the package is missing."""
     try:
         from tensorboardX import SummaryWriter
     except ImportError:
@@ -67,7 +66,7 @@ def open_tensorboard(folder: Path, notes: Console | None) -> TensorBoardWriter |
 
 
 def open_wandb(run_dir: Path, config: Mapping[str, Any], stages: list[str], notes: Console) -> WandbWriter | None:
-    """Weights & Biases, or None with a note where it is missing or will not start. A restart continues the same run."""
+    """Open Weights & Biases, continuing the run of an earlier process; None with a note if it is missing or fails."""
     try:
         import wandb
     except ImportError:
@@ -80,7 +79,7 @@ def open_wandb(run_dir: Path, config: Mapping[str, Any], stages: list[str], note
         run = wandb.init(name=run_dir.name, id=run_id, resume="allow", dir=str(run_dir), config=dict(config))
         saved.write_text(run_id + "\n")
         return WandbWriter(run, stages)
-    except Exception as error:  # no login, no network, a proxy: none of them is worth a training run
+    except Exception as error:  # no login, no network: training continues
         reason = str(error).strip().splitlines()
         notes.note(f"Weights & Biases is off: {reason[0] if reason else type(error).__name__} (try WANDB_MODE=offline)")
         return None
