@@ -35,7 +35,7 @@ _MLP = {False: {"intermediate": "wi"}, True: {"gate": "wi_0", "intermediate": "w
 def _load_params(folder: Path, model: T5Config) -> dict[str, np.ndarray]:
     theirs, ours = dict(T5Config()) | read_model_fields(folder), dict(model)
     safetensors_folder.check_fields(folder, _compute_fields(theirs), _compute_fields(ours), _COMPUTE_FIELDS)
-    table = _tensor_names(model)
+    table = t5_tensor_names(model)
     found = _drop_tied_copies(safetensors_folder.open_folder(folder), model)
     safetensors_folder.check_complete(folder, found, table.values(), "T5")
     for name, stored in found.items():
@@ -47,7 +47,7 @@ def _load_params(folder: Path, model: T5Config) -> dict[str, np.ndarray]:
     return {path: bert_names.from_hf(path, [found[table[path]].read()]) for path in shapes}
 
 
-def _tensor_names(model: T5Config) -> dict[str, str]:
+def t5_tensor_names(model: T5Config) -> dict[str, str]:
     """{our path: its tensor} of an encoder-decoder, as T5ForConditionalGeneration saves it."""
     found = {"embeddings/word/embedding": _TABLE_NAMES[0]}
     attention, cross = ("SelfAttention", _ATTENTION), ("EncDecAttention", _ATTENTION)
@@ -112,7 +112,7 @@ def _save_folder(
     """Writes a folder that T5ForConditionalGeneration and AutoTokenizer of transformers load."""
     if model.architecture != "encoder_decoder":
         raise UserError(f"{out}: transformers has no class for a decoder-only T5")
-    table = _tensor_names(model)
+    table = t5_tensor_names(model)
     if extra := [path for path in params if path not in table]:
         what = "adapters" if "/adapter/" in extra[0] else f"'{extra[0]}'"
         raise UserError(f"{out}: transformers' T5 has no place for {what}; export a checkpoint without")
