@@ -86,7 +86,7 @@ def measure(name: str, length: int, tokens: int, rounds: int, device: str) -> li
     import jax
     import jax.numpy as jnp
 
-    from bertjax.interop.t5_names import t5_tensor_names
+    from bertjax.interop.t5 import t5_tensor_names
 
     model = torch_model(shape, device)
     state = {key: x.detach().cpu().numpy() for key, x in model.state_dict().items()}

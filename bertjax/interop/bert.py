@@ -20,19 +20,12 @@ from bertjax.interop.safetensors_folder import StoredTensor
 from bertjax.models import registry
 
 # Fields that change the function of equal parameters; the others show in shapes.
-_COMPUTE_FIELDS = ("num_hidden_layers", "num_attention_heads", "hidden_act", "layer_norm_eps")
-
-
-# ---- reading --------------------------------------------------------------------------------------------------------
-
-
-def _open(names: EncoderNames, folder: Path) -> dict[str, StoredTensor]:
-    return safetensors_folder.open_folder(folder, names.normalize)
+_COMPUTE_FIELDS = ("family", "num_hidden_layers", "num_attention_heads", "hidden_act", "layer_norm_eps")
 
 
 def _load_params(names: EncoderNames, folder: Path, model: BertConfig) -> dict[str, np.ndarray]:
-    _check_agrees(folder, model)
-    found = _open(names, folder)
+    safetensors_folder.check_fields(folder, read_model_fields(folder), dict(model), _COMPUTE_FIELDS)
+    found = safetensors_folder.open_folder(folder, names.normalize)
     heads = _heads_in(names, found)
     table = names.tensors(model, heads)
     if "mlm" in heads and names.mlm_bias not in found and "bias" in names.tied:
@@ -49,27 +42,16 @@ def _load_params(names: EncoderNames, folder: Path, model: BertConfig) -> dict[s
 
 def _unused_tensors(names: EncoderNames, folder: Path, model: BertConfig) -> list[str]:
     """Tensors without a place here (other heads, mostly)."""
-    found = _open(names, folder)
+    found = safetensors_folder.open_folder(folder, names.normalize)
     table = names.tensors(model, _heads_in(names, found))
     known = {name for tensors in table.values() for name in tensors} | {*names.tied.values()}
     return sorted(x.name for name, x in found.items() if name not in known and not names.is_ignored(name))
 
 
 def _classifier_outputs(names: EncoderNames, folder: Path) -> int | None:
-    found = _open(names, folder)
+    found = safetensors_folder.open_folder(folder, names.normalize)
     bias = found.get("classifier.bias") if "classifier" in _heads_in(names, found) else None
     return None if bias is None else bias.shape[0]
-
-
-def _check_agrees(folder: Path, model: BertConfig) -> None:
-    theirs = read_model_fields(folder)
-    ours = dict(model)
-    for name in ("family", *_COMPUTE_FIELDS):
-        if name in theirs and theirs[name] != ours[name]:
-            raise UserError(
-                f"{folder / 'config.json'}: {name} is {theirs[name]!a:.40}, the model here has {ours[name]!r}; "
-                "make the model section agree (or use model.config_from)"
-            )
 
 
 def _heads_in(names: EncoderNames, found: Mapping[str, StoredTensor]) -> tuple[str, ...]:
@@ -83,9 +65,7 @@ def _check_names(
     names: EncoderNames, folder: Path, found: Mapping[str, StoredTensor], table: bert_names.TensorNames, family: str
 ) -> None:
     wanted = [name for tensors in table.values() for name in tensors]
-    if missing := [name for name in wanted if name not in found]:
-        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
-        raise UserError(f"{folder}: has no tensor '{missing[0]}'{more}; give a complete {family} model")
+    safetensors_folder.check_complete(folder, found, wanted, f"{family} model")
     for name, stored in found.items():
         if name not in wanted and names.is_encoder(name) and not names.is_ignored(name):
             raise UserError(f"{stored.path}: tensor '{stored.name}' has no place in a {family} encoder of this size")
@@ -107,9 +87,6 @@ def _check_tied(names: EncoderNames, found: Mapping[str, StoredTensor], params: 
         safetensors_folder.check_tensor(found[name], twin.shape)
         if not np.array_equal(found[name].read(), twin):
             raise UserError(f"{found[name].path}: tensor '{found[name].name}' is not tied; bertjax ties outputs")
-
-
-# ---- writing --------------------------------------------------------------------------------------------------------
 
 
 def _save_folder(
@@ -160,19 +137,15 @@ def _label_fields(names: Sequence[str]) -> dict[str, Any]:
     return fields | ({"problem_type": "regression"} if len(names) == 1 else {})
 
 
-def _sizes(model: BertConfig) -> dict[str, Any]:
-    return {name: value for name, value in model if name not in ("family", "config_from", "position_init")}
-
-
 def _bert_fields(out: Path, model: BertConfig) -> dict[str, Any]:
-    sizes = _sizes(model) | {"type_vocab_size": model.type_vocab_size or 2}
-    return {name: value for name, value in sizes.items() if name != "qa_dropout"}
+    ours = {"family", "config_from", "position_init", "qa_dropout"}
+    return model.model_dump(exclude=ours) | {"type_vocab_size": model.type_vocab_size or 2}
 
 
 def _distilbert_fields(out: Path, model: BertConfig) -> dict[str, Any]:
     if model.layer_norm_eps != 1e-12:
         raise UserError(f"{out}: distilbert in transformers has layer_norm_eps 1e-12, not {model.layer_norm_eps}")
-    sizes = _sizes(model)
+    sizes = dict(model)
     if sizes["classifier_dropout"] is None:
         sizes["classifier_dropout"] = model.hidden_dropout_prob
     return {theirs: sizes[ours] for ours, (theirs, _) in DISTILBERT_FIELDS.items()}

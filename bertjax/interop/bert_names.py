@@ -1,7 +1,7 @@
-"""Which Hugging Face tensors make up each of our parameters, and the two ways between them.
+"""Names of the tensors that transformers' BertFor* and DistilBertFor* save, and conversion to and from our parameters.
 
-Names are those that transformers' BertFor* and DistilBertFor* save. A torch Linear keeps its weight as [out, in], ours
-is [in, out]; our query, key and value are one array with an axis of three.
+A torch Linear keeps its weight as [out, in], ours is [in, out]; our query, key and value are one array with an axis of
+three.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,39 +13,22 @@ from bertjax.config.schema.model import BertConfig
 
 TensorNames = dict[str, tuple[str, ...]]
 _IGNORED = ("embeddings.position_ids", "embeddings.token_type_ids")  # buffers of old versions: 0, 1, 2 ... and zeros
-_EMBEDDINGS = {
-    "word": "word_embeddings",
-    "position": "position_embeddings",
-    "token_type": "token_type_embeddings",
-    "norm": "LayerNorm",
-}
+_EMBEDDINGS = {name: f"{name}_embeddings" for name in ("word", "position", "token_type")} | {"norm": "LayerNorm"}
 
 
 @dataclass(frozen=True)
 class EncoderNames:
-    """The names of one family.
+    """The names of one family."""
 
-    Attributes:
-        prefix: the name of the encoder inside a model with heads; the bare encoder is saved without it.
-        layers: where the layers are inside the encoder.
-        layer: {our module: theirs} inside a layer; query, key and value are one module of ours.
-        heads: {head: {our module: theirs}}; the first module shows whether a file has the head.
-        mlm_bias: the bias of the MLM output.
-        tied: {"decoder", "bias": a copy of the output matrix or its bias under another name, which old files hold}.
-        classes: {heads: the transformers class with just these}.
-        pooler: the module of the pooler; None without one.
-        token_types: whether transformers always has segment embeddings.
-    """
-
-    prefix: str
-    layers: str
-    layer: Mapping[str, tuple[str, ...]]
-    heads: Mapping[str, Mapping[str, str]]
+    prefix: str  # the name of the encoder inside a model with heads; the bare encoder is saved without it
+    layers: str  # where the layers are inside the encoder
+    layer: Mapping[str, tuple[str, ...]]  # {our module: theirs}; query, key and value are one module of ours
+    heads: Mapping[str, Mapping[str, str]]  # {head: {our module: theirs}}; files with the head have the first module
     mlm_bias: str
-    tied: Mapping[str, str]
-    classes: Mapping[frozenset[str], str]
-    pooler: str | None
-    token_types: bool
+    tied: Mapping[str, str]  # {"decoder", "bias": another name of the output matrix or its bias in old files}
+    classes: Mapping[frozenset[str], str]  # {heads: the transformers class with just these}
+    pooler: str | None  # its module
+    token_types: bool  # whether transformers always has segment embeddings
 
     def tensors(self, model: BertConfig, heads: Sequence[str]) -> TensorNames:
         """{our path: its tensors, named as in a model with heads}: one tensor, or query, key and value."""

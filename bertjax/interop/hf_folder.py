@@ -1,7 +1,4 @@
-"""Folders of Hugging Face transformers, whatever the model family: configuration files, parameters, classifier, dtype.
-
-What only a family knows (classes and tensors) is in its `FolderFormat`, which the family's record names.
-"""
+"""Folders of Hugging Face transformers of any model family: configuration files, parameters, classifier, dtype."""
 
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -22,22 +19,16 @@ from bertjax.models import families
 
 @dataclass(frozen=True)
 class FolderFormat:
-    """How transformers stores a family of models.
+    """How transformers stores a family of models; the family's record names it.
 
-    Attributes:
-        classes: the transformers classes whose tensors are known.
-        load_params: (folder, model section) -> {our path: float32 array}.
-        save_folder: (out, params, model section, heads, tokenizer=, labels=, imported=) -> None.
-        unused_tensors: (folder, model section) -> names of the tensors that `load_params` leaves out.
-        classifier_outputs: folder -> outputs of its classifier, None without one.
-        check_files: (folder, `read_config_files`, model section, tokenizer): raises UserError where these disagree.
+    `check_files` gets what `read_config_files` returns, and raises UserError where it disagrees with the others.
     """
 
-    classes: Collection[str]
-    load_params: Callable[[Path, Any], dict[str, np.ndarray]]
+    classes: Collection[str]  # the transformers classes whose tensors are known
+    load_params: Callable[[Path, Any], dict[str, np.ndarray]]  # as the function of this name below
     save_folder: Callable[..., None]
     unused_tensors: Callable[[Path, Any], list[str]] = lambda folder, model: []
-    classifier_outputs: Callable[[Path], int | None] = lambda folder: None
+    classifier_outputs: Callable[[Path], int | None] = lambda folder: None  # None without a classifier
     check_files: Callable[[Path, Mapping[str, Any], Any, Any], None] = lambda folder, files, model, tokenizer: None
 
 
@@ -51,15 +42,14 @@ def format_of(model: Section | type[Section]) -> FolderFormat:
 def load_params(folder: str | Path, model: ModelConfig) -> dict[str, np.ndarray]:
     """{our path: float32 array} of everything in the folder that `model` has a place for, heads included.
 
-    Shapes as in `bertjax.models`. Raises UserError, naming the file and the tensor, when the folder holds no model of
-    the family, is damaged, or does not agree with `model`.
+    Raises UserError with file and tensor: no model of the family, damaged, or not in agreement with `model`.
     """
     read_config(Path(folder))
     return format_of(model).load_params(Path(folder), model)
 
 
 def unused_tensors(folder: str | Path, model: ModelConfig) -> list[str]:
-    """Names of the tensors in a folder that `load_params` reads and that it has no place for (other heads, mostly)."""
+    """Names of the tensors in a folder that `load_params` leaves out (other heads, mostly)."""
     return format_of(model).unused_tensors(Path(folder), model)
 
 
@@ -69,9 +59,8 @@ def save_folder(
 ) -> None:  # fmt: skip
     """Writes a folder that transformers' AutoModelFor... and AutoTokenizer load; `out` appears atomically.
 
-    params: {our path: float32 array}, unsharded. labels: names of the classes. imported: what `read_config_files` gave
-    for an imported folder. Raises UserError for a model that transformers has no class for, OSError when the folder
-    cannot be written.
+    params: {our path: float32 array}, unsharded. labels: names of the classes. imported: `read_config_files` of an
+    imported folder. Raises UserError for a model that transformers has no class for, OSError if writing fails.
     """
     format_of(model).save_folder(Path(out), params, model, heads, tokenizer=tokenizer, labels=labels, imported=imported)
 
@@ -85,8 +74,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     config = json.loads(path.read_text(encoding="utf-8"))
     known = format_of(FAMILIES[fields["family"]]).classes
     asked = config.get("architectures") or []
-    unknown = [name for name in asked if name not in known] if isinstance(asked, list) else [asked]
-    if unknown:
+    if unknown := [name for name in asked if name not in known] if isinstance(asked, list) else [asked]:
         raise UserError(f"{path}: architectures: {unknown[0]!a:.60} is not known; known: {', '.join(sorted(known))}")
     return config
 
@@ -101,7 +89,7 @@ def read_config_files(folder: Path) -> dict[str, Any]:
 
 def stored_dtype(folder: Path) -> str:
     """What the weights are to be computed in: bfloat16 where all are stored so, else float32."""
-    kinds = {stored.dtype for stored in safetensors_folder.open_folder(Path(folder), lambda name: name).values()}
+    kinds = {stored.dtype for stored in safetensors_folder.open_folder(Path(folder)).values()}
     return "bfloat16" if kinds & {"BF16", "F16", "F32", "F64"} == {"BF16"} else "float32"
 
 
@@ -114,7 +102,7 @@ class Classifier(NamedTuple):
 
 
 def read_classifier(folder: Path) -> Classifier | None:
-    """The classifier in a folder, by its tensors and config.json; None where it has none.
+    """The classifier in a folder; None without one.
 
     Raises UserError where config.json describes another classifier than the tensors hold, or one of several labels.
     """

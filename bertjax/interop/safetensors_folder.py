@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ class StoredTensor:
         return array
 
 
-def open_folder(folder: Path, rename: Callable[[str], str]) -> dict[str, StoredTensor]:
+def open_folder(folder: Path, rename: Callable[[str], str] = str) -> dict[str, StoredTensor]:
     """{rename(name): tensor} of model.safetensors or of the files in model.safetensors.index.json."""
     tensors: dict[str, StoredTensor] = {}
     for path in _files(folder):
@@ -101,6 +101,23 @@ def corrupt_file(path: Path, error: Exception) -> UserError:
     return UserError(f"{path}: not a sound safetensors file ({reason}); download or save it again")
 
 
+def check_fields(folder: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any], names: Sequence[str]) -> None:
+    """Raises UserError if config.json has another value of one of these fields than the model section."""
+    for name in names:
+        if name in theirs and theirs[name] != ours[name]:
+            raise UserError(
+                f"{folder / 'config.json'}: {name} is {theirs[name]!a:.40}, the model here has {ours[name]!r}; "
+                "make the model section agree (or use model.config_from)"
+            )
+
+
+def check_complete(folder: Path, found: Mapping[str, StoredTensor], wanted: Collection[str], model: str) -> None:
+    """Raises UserError if the folder lacks a tensor."""
+    if missing := [name for name in wanted if name not in found]:
+        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+        raise UserError(f"{folder}: has no tensor '{missing[0]}'{more}; give a complete {model}")
+
+
 def check_tensor(stored: StoredTensor, shape: tuple[int, ...]) -> None:
     """Raises UserError when a tensor has another shape, or is not of floats."""
     if stored.shape != shape:
@@ -109,9 +126,8 @@ def check_tensor(stored: StoredTensor, shape: tuple[int, ...]) -> None:
             "make the model section agree with the folder (or use model.config_from)"
         )
     if stored.dtype not in _FLOATS:
-        raise UserError(
-            f"{stored.path}: tensor '{stored.name}' is stored as {stored.dtype}; give one of {', '.join(_FLOATS)}"
-        )
+        known = ", ".join(_FLOATS)
+        raise UserError(f"{stored.path}: tensor '{stored.name}' is stored as {stored.dtype}; give one of {known}")
 
 
 def write_folder(

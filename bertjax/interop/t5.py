@@ -12,7 +12,7 @@ from bertjax.config.schema.model import T5Config
 from bertjax.data.tokenizers.sentencepiece import SentencePieceTokenizer
 from bertjax.data.tokenizers.unigram import UnigramTokenizer
 from bertjax.errors import UserError
-from bertjax.interop import bert_names, safetensors_folder, t5_names
+from bertjax.interop import bert_names, safetensors_folder
 from bertjax.interop.hf_folder import FolderFormat
 from bertjax.interop.safetensors_folder import StoredTensor
 from bertjax.models import registry
@@ -24,23 +24,47 @@ _COMPUTE_FIELDS = (
     "relative_attention_max_distance", "layer_norm_epsilon", "tie_word_embeddings", "scale_decoder_outputs",
     "decoder_start_token_id",
 )  # fmt: skip
+_TABLE_NAMES = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")  # one table
+_OUTPUT = "lm_head.weight"
+# In old files; transformers ignores it (`_keys_to_ignore_on_load_unexpected`).
+_IGNORED = ("decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",)
+_ATTENTION = {"query": "q", "key": "k", "value": "v", "output": "o"}
+_MLP = {False: {"intermediate": "wi"}, True: {"gate": "wi_0", "intermediate": "wi_1"}}
 
 
 def _load_params(folder: Path, model: T5Config) -> dict[str, np.ndarray]:
-    _check_agrees(folder, model)
-    table = t5_names.t5_tensor_names(model)
-    found = _drop_tied_copies(safetensors_folder.open_folder(folder, lambda name: name), model)
-    missing = [name for name in table.values() if name not in found]
-    if missing:
-        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
-        raise UserError(f"{folder}: has no tensor '{missing[0]}'{more}; give a complete T5")
+    theirs, ours = dict(T5Config()) | read_model_fields(folder), dict(model)
+    safetensors_folder.check_fields(folder, _compute_fields(theirs), _compute_fields(ours), _COMPUTE_FIELDS)
+    table = t5_tensor_names(model)
+    found = _drop_tied_copies(safetensors_folder.open_folder(folder), model)
+    safetensors_folder.check_complete(folder, found, table.values(), "T5")
     for name, stored in found.items():
-        if name not in table.values() and name not in t5_names.IGNORED_NAMES:
+        if name not in table.values() and name not in _IGNORED:
             raise UserError(f"{stored.path}: tensor '{stored.name}' has no place in a T5 of this size and version")
     shapes = {path: x.shape for path, x in registry.abstract_params(model, ("lm",)).items()}
     for path, shape in shapes.items():
         safetensors_folder.check_tensor(found[table[path]], bert_names.hf_shape(path, shape, 1))
     return {path: bert_names.from_hf(path, [found[table[path]].read()]) for path in shapes}
+
+
+def t5_tensor_names(model: T5Config) -> dict[str, str]:
+    """{our path: its tensor} of an encoder-decoder, as T5ForConditionalGeneration saves it."""
+    found = {"embeddings/word/embedding": _TABLE_NAMES[0]}
+    attention, cross = ("SelfAttention", _ATTENTION), ("EncDecAttention", _ATTENTION)
+    mlp = ("DenseReluDense", _MLP[model.gated] | {"output": "wo"})
+    sublayers = {
+        "encoder": {"attention": attention, "mlp": mlp},
+        "decoder": {"attention": attention, "cross_attention": cross, "mlp": mlp},
+    }
+    for stack, depth in (("encoder", model.encoder_layers), ("decoder", model.decoder_layers)):
+        first = f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+        found |= {f"{stack}/position/embedding": first, f"{stack}/norm/scale": f"{stack}.final_layer_norm.weight"}
+        for i in range(depth):
+            for number, (ours, (theirs, kernels)) in enumerate(sublayers[stack].items()):
+                here, there = f"{stack}/layers/{i}/{ours}", f"{stack}.block.{i}.layer.{number}"
+                found[f"{here}/norm/scale"] = f"{there}.layer_norm.weight"
+                found |= {f"{here}/{a}/kernel": f"{there}.{theirs}.{b}.weight" for a, b in kernels.items()}
+    return found if model.tie_word_embeddings else found | {"heads/lm/kernel": _OUTPUT}
 
 
 def _check_files(
@@ -59,16 +83,6 @@ def _check_files(
                 )
 
 
-def _check_agrees(folder: Path, model: T5Config) -> None:
-    theirs, ours = _compute_fields(dict(T5Config()) | read_model_fields(folder)), _compute_fields(dict(model))
-    for name in _COMPUTE_FIELDS:
-        if theirs[name] != ours[name]:
-            raise UserError(
-                f"{folder / 'config.json'}: {name} is {theirs[name]!a:.40}, the model here has {ours[name]!r}; "
-                "make the model section agree (or use model.config_from)"
-            )
-
-
 def _compute_fields(sizes: Mapping[str, Any]) -> dict[str, Any]:
     found = {name: sizes[name] for name in _COMPUTE_FIELDS}
     if found["num_decoder_layers"] is None:
@@ -80,15 +94,14 @@ def _compute_fields(sizes: Mapping[str, Any]) -> dict[str, Any]:
 
 def _drop_tied_copies(found: dict[str, StoredTensor], model: T5Config) -> dict[str, StoredTensor]:
     """Keep one of the names of the embeddings. Raises UserError if the file holds different tensors under them."""
-    names = [*t5_names.EMBEDDING_NAMES, *([t5_names.OUTPUT_NAME] if model.tie_word_embeddings else [])]
-    copies = [found[name] for name in names if name in found]
-    if not copies:
+    names = [*_TABLE_NAMES, *([_OUTPUT] if model.tie_word_embeddings else [])]
+    if not (copies := [found[name] for name in names if name in found]):
         return found
     for copy in copies[1:]:
         safetensors_folder.check_tensor(copy, copies[0].shape)
         if not np.array_equal(copy.read(), copies[0].read()):
             raise UserError(f"{copy.path}: tensor '{copy.name}' is not tied to '{copies[0].name}'; T5 ties them")
-    return {name: x for name, x in found.items() if name not in names} | {t5_names.EMBEDDING_NAMES[0]: copies[0]}
+    return {name: x for name, x in found.items() if name not in names} | {_TABLE_NAMES[0]: copies[0]}
 
 
 def _save_folder(
@@ -99,9 +112,8 @@ def _save_folder(
     """Writes a folder that T5ForConditionalGeneration and AutoTokenizer of transformers load."""
     if model.architecture != "encoder_decoder":
         raise UserError(f"{out}: transformers has no class for a decoder-only T5")
-    table = t5_names.t5_tensor_names(model)
-    extra = [path for path in params if path not in table]
-    if extra:
+    table = t5_tensor_names(model)
+    if extra := [path for path in params if path not in table]:
         what = "adapters" if "/adapter/" in extra[0] else f"'{extra[0]}'"
         raise UserError(f"{out}: transformers' T5 has no place for {what}; export a checkpoint without")
     weights = {

@@ -1,7 +1,4 @@
-"""Model families as nnx modules that hold only parameters; random keys and compute options are arguments.
-
-Modules name logical axes and do not depend on meshes, optimizers or files.
-"""
+"""Model families as nnx modules that hold only parameters and name logical axes; random keys are arguments."""
 
 from flax import nnx
 

@@ -126,7 +126,6 @@ def _shard_map_kernel(
         return local(q, k, v, segment_ids)
     heads = divisible_spec(mesh, ("batch", None, "heads", None), q.shape)
     rows = divisible_spec(mesh, ("batch", None), segment_ids.shape)
-    run = jax.shard_map(
-        local, in_specs=(heads, heads, heads, rows), out_specs=heads, axis_names=set(free), check_vma=False
-    )
+    specs = (heads, heads, heads, rows)
+    run = jax.shard_map(local, in_specs=specs, out_specs=heads, axis_names=set(free), check_vma=False)
     return run(q, k, v, segment_ids)

@@ -8,20 +8,11 @@ from jax.typing import DTypeLike
 
 @dataclass(frozen=True)
 class ComputeOptions:
-    """Static options of one compiled program.
+    """Static options of one compiled program."""
 
-    Attributes:
-        platform: cpu, gpu or tpu; decides dot and attention implementations.
-        dtype: of activations and of the weights in matmuls; parameters stay float32.
-        attention: auto, xla, cudnn or splash.
-        dropout_rng: hash (a fused counter hash) or threefry (jax.random).
-        segments: layers per segment; longer ones are scanned. (): one layer each.
-        remat: none, full, or dots (keep matmul outputs, recompute the rest).
-    """
-
-    platform: str = "cpu"
-    dtype: DTypeLike = jnp.float32
-    attention: str = "auto"
-    dropout_rng: str = "hash"
-    segments: tuple[int, ...] = ()
-    remat: str = "none"
+    platform: str = "cpu"  # cpu, gpu or tpu; decides dot and attention implementations
+    dtype: DTypeLike = jnp.float32  # of activations and of the weights in matmuls; parameters stay float32
+    attention: str = "auto"  # auto, xla, cudnn or splash
+    dropout_rng: str = "hash"  # hash (a fused counter hash) or threefry (jax.random)
+    segments: tuple[int, ...] = ()  # layers per segment; longer ones are scanned. (): one layer each
+    remat: str = "none"  # none, full, or dots (keep matmul outputs, recompute the rest)

@@ -1,7 +1,4 @@
-"""The record of a model family: all that the rest of the program needs to know of it.
-
-A family is a section in `config.schema.model.FAMILIES` and the `Family` that the section's `implementation` names.
-"""
+"""The record of a model family, which the `implementation` of its section in `config.schema.model.FAMILIES` names."""
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -12,7 +9,7 @@ from bertjax.config.schema import base
 
 @dataclass(frozen=True)
 class Family:
-    """Functions and facts of one family. `model` is a section of it.
+    """Functions and facts of one family; `model` is a section of it.
 
     Attributes:
         build: (model, heads, num_labels, compute options, nnx.Rngs, adapter size) -> the module.

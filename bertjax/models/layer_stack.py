@@ -1,10 +1,11 @@
 """A stack of equal layers in segments: a segment of one layer is called, a longer one is stacked and scanned.
 
-Parameters are stored per layer; the compiled step stacks a segment from the copies that the cast to the compute dtype
-makes anyway. Freezing, optimizers and checkpoints see the same layout with any segments.
+Parameters are stored per layer with any segments; the compiled step stacks the copies that the cast to the compute
+dtype makes anyway.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -47,18 +48,15 @@ def apply_layers(
 ) -> jax.Array:
     """Apply `call(layer, x, key, *arrays)` to x [B, S, D] through all layers.
 
-    Layer i gets `fold_in(key, i)` with any segments. `given` are the other arrays that a layer reads, with their
-    logical axes; `heads` is the number of attention heads. x is returned with sharded positions if the rules shard
-    them and dropout does not need full rows.
+    Layer i gets `fold_in(key, i)` with any segments. `given`: other arrays that a layer reads, with their logical axes;
+    `heads`: the number of attention heads. Returns x with sharded positions if the rules shard them and dropout does
+    not need full rows.
     """
-    axes = (
-        sequence_parallel.stack_shard_axes(x.shape[1], layers, heads)
-        if key is None or compute.dropout_rng == "hash"
-        else ()
-    )
+    inside = partial(_scan_segments, call=call, compute=compute)
+    full_rows = key is not None and compute.dropout_rng != "hash"
+    axes = () if full_rows else sequence_parallel.stack_shard_axes(x.shape[1], layers, heads)
     if not axes:
-        return _scan_segments(x, layers, key, *(array for array, _ in given), call=call, compute=compute)
-    inside = lambda x, layers, key, *arrays: _scan_segments(x, layers, key, *arrays, call=call, compute=compute)  # noqa: E731
+        return inside(x, layers, key, *(array for array, _ in given))
     return sequence_parallel.shard_map_sequence(inside, axes, x, layers, ((key, ()), *given))
 
 

@@ -55,10 +55,9 @@ def init_params(
 
 
 def init_adapters_near_identity(params: dict[str, jax.Array], key: jax.Array) -> dict[str, jax.Array]:
-    """`params` with adapters near the identity function.
+    """`params` with adapters near the identity function (arXiv 1902.00751 section 2.1).
 
-    arXiv 1902.00751 section 2.1: truncated normal with a standard deviation of at most 0.01; feedforward_adapter of
-    google-research/adapter-bert has 0.001 for both matrices.
+    Truncated normal with the standard deviation of feedforward_adapter in google-research/adapter-bert, 0.001.
     """
     key = jax.random.fold_in(key, 2**31)  # far above the counts that nnx.Rngs folds in
     found = [path for path in params if "/adapter/" in path and path.endswith("/kernel")]

@@ -1,9 +1,8 @@
 """Sequence parallelism: positions of the residual stream sharded over `tensor` (arXiv 2205.05198).
 
-With the rule `sequence: tensor`, a stack of layers runs inside one `jax.shard_map` over `tensor`. Norms, dropout and
-the residual stream are sharded along the row. `all_gather_sequence` gathers the row before the matmuls of a block;
-`reduce_scatter_sequence` sums the devices' partial results and shards them again. This sends as many bytes as an
-all-reduce of full rows, and gradients of a block's matmuls are summed on the device before they are sent.
+With the rule `sequence: tensor`, a stack of layers runs inside one `jax.shard_map` over `tensor`, with norms, dropout
+and the residual stream sharded along the row. Matmuls gather the row before and reduce-scatter their results, as many
+bytes as an all-reduce of full rows; gradients of a block's matmuls are summed on the device before they are sent.
 """
 
 from collections.abc import Callable, Sequence
@@ -75,10 +74,8 @@ def shard_map_sequence(
         return run(x, jax.tree.unflatten(structure, leaves), *arrays)
 
     stream = P(None, axes, None)
-    sharded = jax.shard_map(
-        local, in_specs=(stream, [spec(n) for n in names], *(spec(n) for _, n in given)), out_specs=stream,
-        axis_names=manual, check_vma=False,
-    )  # fmt: skip
+    specs = (stream, [spec(n) for n in names], *(spec(n) for _, n in given))
+    sharded = jax.shard_map(local, in_specs=specs, out_specs=stream, axis_names=manual, check_vma=False)
     return sharded(x, leaves, *(array for array, _ in given))
 
 

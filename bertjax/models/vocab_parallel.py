@@ -49,10 +49,9 @@ def _shard_map_lookup(
     """local(shard of the table, ids) on every device, with position-sharded results."""
     mesh = jax.sharding.get_abstract_mesh()
     rows, out = divisible_spec(mesh, names, ids.shape), divisible_spec(mesh, ("batch", "sequence"), ids.shape)
-    axes = set(auto_axes(mesh))
-    return jax.shard_map(
-        local, in_specs=(table_spec, rows), out_specs=P(*out, None), axis_names=axes, check_vma=False
-    )(table, ids)  # fmt: skip
+    axes, specs = set(auto_axes(mesh)), (table_spec, rows)
+    run = jax.shard_map(local, in_specs=specs, out_specs=P(*out, None), axis_names=axes, check_vma=False)
+    return run(table, ids)
 
 
 def top_k(x: jax.Array, k: int, axis_name: str | None = None) -> tuple[jax.Array, jax.Array]:
@@ -78,7 +77,5 @@ def top_k(x: jax.Array, k: int, axis_name: str | None = None) -> tuple[jax.Array
         values, best = lax.top_k(values, k)  # shards are in order: the lowest index is still first
         return values, jnp.take_along_axis(index, best, axis=-1)
 
-    search = jax.shard_map(
-        local, in_specs=spec, out_specs=(found, found), axis_names=set(auto_axes(mesh)), check_vma=False
-    )
-    return search(x)
+    axes = set(auto_axes(mesh))
+    return jax.shard_map(local, in_specs=spec, out_specs=(found, found), axis_names=axes, check_vma=False)(x)

@@ -1,5 +1,4 @@
-"""Objectives: functions of (model, batch, key) that return sums of losses and of weights.
+"""Objectives: sums of losses and weights, which add up over micro-batches, packed rows and processes.
 
-Sums over targets add up exactly over micro-batches, packed rows and processes; the train step divides once, by the
-weight of the global batch.
+The train step divides once, by the weight of the global batch.
 """

@@ -29,19 +29,13 @@ class LossTerm:
 
 @dataclass(frozen=True)
 class Objective:
-    """Attributes:
-    heads: the model heads that it reads.
-    num_labels: outputs of a classifier head.
-    weights: {name of a loss: its weight in the total loss}.
-    normalizers: global batch -> {name: divisor of the loss sum}, independent of the model.
-    losses: (model, batch, key or None) -> {name: LossTerm}.
-    """
+    """An objective; `normalizers` maps a global batch to {name of a loss: divisor of its sum}."""
 
-    heads: tuple[str, ...]
-    num_labels: int
-    weights: Mapping[str, float]
+    heads: tuple[str, ...]  # of the model that it reads
+    num_labels: int  # outputs of a classifier head
+    weights: Mapping[str, float]  # {name of a loss: its weight in the total loss}
     normalizers: Callable[[Batch], dict[str, jax.Array]]
-    losses: Callable[[Module, Batch, jax.Array | None], dict[str, LossTerm]]
+    losses: Callable[[Module, Batch, jax.Array | None], dict[str, LossTerm]]  # of model, batch and key
 
     def total_loss(self, losses: Mapping[str, LossTerm], normalizers: Mapping[str, jax.Array]) -> jax.Array:
         sums = {name: t.loss if t.train_loss is None else t.train_loss for name, t in losses.items()}

@@ -9,13 +9,9 @@ from bertjax.objectives.base import Batch, LossTerm, Objective, cross_entropy, i
 from bertjax.objectives.registry import ObjectiveKind
 
 
-def _packed(batch: Batch) -> bool:
-    return batch["cls_positions"].shape[1] > 1
-
-
 def _encode(model: Bert, batch: Batch, key: jax.Array | None) -> jax.Array:
     fields = (batch[name] for name in ("input_ids", "token_type_ids", "segment_ids", "positions"))
-    return model.encode(*fields, packed=_packed(batch), key=key)
+    return model.encode(*fields, packed=batch["cls_positions"].shape[1] > 1, key=key)
 
 
 def mlm_nsp(config: MlmNspObjective, tasks: int) -> Objective:
@@ -34,10 +30,8 @@ def mlm_nsp(config: MlmNspObjective, tasks: int) -> Objective:
         hidden, out = _encode(model, batch, key), {}
         if "mlm" in weights:
             logits = model.mlm_logits(hidden, batch["masked_positions"])
-            loss = cross_entropy(logits, batch["masked_ids"])
-            out["mlm"] = weighted_sums(
-                loss, is_correct(logits, batch["masked_ids"]), batch["masked_weights"], batch, tasks
-            )
+            loss, right = cross_entropy(logits, batch["masked_ids"]), is_correct(logits, batch["masked_ids"])
+            out["mlm"] = weighted_sums(loss, right, batch["masked_weights"], batch, tasks)
         if "nsp" in weights:
             logits = model.nsp_logits(hidden, batch["cls_positions"])
             loss = cross_entropy(logits, batch["nsp_labels"])

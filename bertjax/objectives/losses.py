@@ -1,7 +1,6 @@
 """Cross-entropy of text-to-text models with z-loss, label smoothing and weights of targets (t5x/losses.py).
 
-Logits over a vocabulary, float32 [B, T, V], are the largest array of a step. The backward pass needs only the logits
-and their log normalizers: no softmax, no one-hot targets, no second copy.
+The backward pass saves the logits, the largest array of a step, and their log normalizers: no softmax, no second copy.
 """
 
 from functools import partial

@@ -1,8 +1,4 @@
-"""The record of an objective.
-
-An objective is a section in `config.schema.training.OBJECTIVES` with its facts (heads, rows and evaluations that fit)
-and the `ObjectiveKind` that the section's `implementation` names.
-"""
+"""Records of objectives, named by `implementation` of the sections in `config.schema.training.OBJECTIVES`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,11 +10,7 @@ from bertjax.objectives.base import Objective
 
 @dataclass(frozen=True)
 class ObjectiveKind:
-    """Attributes:
-    make: (section, number of tasks that the batches are mixed from) -> the objective.
-    """
-
-    make: Callable[[Any, int], Objective]
+    make: Callable[[Any, int], Objective]  # (section, number of tasks that the batches are mixed from) -> objective
 
 
 def record_of(section: base.Section) -> ObjectiveKind:

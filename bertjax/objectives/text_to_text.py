@@ -26,11 +26,10 @@ def text_to_text(config: TextToTextObjective, tasks: int) -> Objective:
         return normalize_per_sequence(given, batch["target_segment_ids"]) if factor == "average_per_sequence" else given
 
     def normalizers(batch: Batch) -> dict[str, jax.Array]:
-        if isinstance(factor, str):
-            known = {"sum": 1.0, "num_total_target_tokens": float(batch["target_weights"].size)}
-            found = known[factor] if factor in known else jnp.maximum(weights(batch).sum(), 1e-5)
-            return {"target": jnp.float32(found)}
-        return {"target": jnp.float32(factor)}
+        if not isinstance(factor, str):
+            return {"target": jnp.float32(factor)}
+        known = {"sum": 1.0, "num_total_target_tokens": float(batch["target_weights"].size)}
+        return {"target": jnp.float32(known[factor] if factor in known else jnp.maximum(weights(batch).sum(), 1e-5))}
 
     def losses(model: T5, batch: Batch, key: jax.Array | None) -> dict[str, LossTerm]:
         keys = (None, None) if key is None else jax.random.split(key)

@@ -11,8 +11,7 @@ from bertjax.parallel.mesh_shape import batch_shards
 def local_rows(sharding: NamedSharding, batch_size: int) -> slice | np.ndarray:
     """The rows of a global batch on this process's devices, in order: a slice, or int [b] if not contiguous.
 
-    They are not contiguous if a host's chips are a block of the torus and the mesh follows its rings. Raises UserError
-    for a batch that does not divide.
+    (A host's chips may be a block of the torus whose rings the mesh follows.) Raises UserError if they do not divide.
     """
     shards = batch_shards(sharding.mesh.shape, sharding.spec[0])
     if batch_size % shards:

@@ -15,31 +15,18 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Chip:
-    """One JAX device. None: not published, or not a target of `bertjax plan`.
+    """A JAX device; bandwidths in bytes/s, in one direction. None: not published, or no target of `bertjax plan`."""
 
-    Attributes:
-        name: in `bertjax plan --topology`; "" for kinds with MFU only.
-        device_kinds: pattern of `jax.Device.device_kind`.
-        flops: dense 16-bit matrix peak in FLOP/s, never the "with sparsity" figure.
-        memory: bytes.
-        memory_bandwidth: of that memory, bytes/s.
-        link_bandwidth: bytes/s in one direction, of one ICI link of a TPU, of all NVLinks of a GPU together.
-        torus: dimensions of the torus; 0: a switch, where all devices of a host reach each other at `link_bandwidth`.
-        ring_multiple: a dimension of the torus whose extent is a multiple of this one closes into a ring.
-        devices_per_host: devices that share the network card of a host.
-        network_bandwidth: bytes/s in one direction between hosts (GPU) or slices (TPU), of one host.
-    """
-
-    name: str
-    device_kinds: str
-    flops: float
-    memory: int | None = None
+    name: str  # in `bertjax plan --topology`; "" for kinds with MFU only
+    device_kinds: str  # pattern of `jax.Device.device_kind`
+    flops: float  # dense 16-bit matrix peak in FLOP/s, never the "with sparsity" figure
+    memory: int | None = None  # bytes
     memory_bandwidth: float | None = None
-    link_bandwidth: float | None = None
-    torus: int = 0
-    ring_multiple: int = 1
-    devices_per_host: int = 8
-    network_bandwidth: float | None = None
+    link_bandwidth: float | None = None  # of one ICI link of a TPU, of all NVLinks of a GPU together
+    torus: int = 0  # dimensions; 0: a switch, where all devices of a host reach each other at `link_bandwidth`
+    ring_multiple: int = 1  # a dimension of the torus whose extent is a multiple of this one closes into a ring
+    devices_per_host: int = 8  # that share the network card of a host
+    network_bandwidth: float | None = None  # between hosts (GPU) or slices (TPU), of one host
 
 
 # The first pattern that matches decides. A device of TPU v2 and v3 is a core, half a chip: 180 and 492 TFLOP/s (G) for
@@ -125,6 +112,4 @@ def peak_flops(device_kind: str) -> float | None:
 def utilization(flops: float, seconds: float, device_kind: str, devices: int) -> float | None:
     """MFU: `flops` of `devices` devices in `seconds` as a fraction of their peak; None if that is unknown."""
     peak = peak_flops(device_kind)
-    if peak is None or not seconds > 0:
-        return None
-    return flops / (seconds * devices * peak)
+    return flops / (seconds * devices * peak) if peak is not None and seconds > 0 else None

@@ -1,7 +1,6 @@
 """Make glibc's allocator keep freed memory in CPU runs.
 
-By default it returns the large temporary buffers of a step to the system and page-faults them in at the next step,
-which takes 1.4 to 1.7 times as long (docs/results/performance.md).
+By default a step's large buffers are page-faulted in each time: 1.4 to 1.7 times as long (docs/results/performance.md).
 """
 
 import ctypes

@@ -30,7 +30,6 @@ def all_devices() -> list[jax.Device]:
 
 
 def _no_device(platforms: str, error: Exception) -> str:
-    """The requested device, the available ones and what to install."""
     variable = f"JAX_PLATFORMS={platforms}"
     asked = f"{_DEVICE_OPTIONS[platforms]} ({variable})" if platforms in _DEVICE_OPTIONS else variable
     first = " ".join(str(error).split("(set JAX_PLATFORMS")[0].split())[:160]
@@ -42,7 +41,6 @@ def _no_device(platforms: str, error: Exception) -> str:
 
 
 def _available_devices() -> str:
-    """The devices that jax finds by default."""
     try:
         jax.config.update("jax_platforms", None)
         found = Counter(device.device_kind for device in jax.devices())

@@ -70,10 +70,7 @@ def batch_problem(stage: Stage, sizes: Mapping[str, int], table: Rules) -> str |
 
 
 def find_problems(mesh: MeshConfig, stages: Sequence[Stage], devices: int, slices: int | None = None) -> list[str]:
-    """Problems of mesh, rules and batches with this number of devices, a line each.
-
-    `slices`: TPU slices of the devices, if known.
-    """
+    """Problems of mesh, rules and batches with these devices, which form `slices` TPU slices if known, a line each."""
     if slices is not None and mesh.dcn != slices:
         return [f"mesh.dcn: the devices come in slices: {slices}, not {mesh.dcn}; set mesh.dcn={slices}"]
     try:

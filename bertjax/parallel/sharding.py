@@ -75,10 +75,7 @@ def auto_axes(mesh: JaxMesh | AbstractMesh) -> tuple[str, ...]:
 
 
 def shard_index(name: str | None) -> tuple[int, jax.Array | int]:
-    """(Number of shards of a logical axis, index of this shard) inside a `jax.shard_map`; elsewhere (1, 0).
-
-    Shard i of n elements begins at element i * n.
-    """
+    """(Number of shards of a logical axis, index of this shard) inside a `jax.shard_map`; elsewhere (1, 0)."""
     mesh = jax.sharding.get_abstract_mesh()
     cut = () if mesh.empty else manual_axes(mesh, name)
     return (prod(mesh.shape[a] for a in cut), jax.lax.axis_index(cut)) if cut else (1, 0)
@@ -93,7 +90,6 @@ def manual_axes(mesh: AbstractMesh, name: str | None) -> tuple[str, ...]:
 def named_sharding(
     mesh: JaxMesh, names: Sequence[str | None], shape: Sequence[int], table: Rules | None = None
 ) -> NamedSharding:
-    """The sharding of an array with these logical axes."""
     return NamedSharding(mesh, divisible_spec(mesh, names, shape, table))
 
 
@@ -109,18 +105,12 @@ def with_logical_constraint(x: jax.Array, *names: str | None) -> jax.Array:
 
 
 def all_gather_fsdp(weight: jax.Array, *names: str | None) -> jax.Array:
-    """A weight gathered over fsdp, still sharded over tensor, as a matmul needs it.
-
-    Otherwise the partitioner may move activations instead of weights, with traffic that grows with the mesh.
-    """
+    """A weight gathered over fsdp, still sharded over tensor: else the partitioner may move activations instead."""
     return with_logical_constraint(unshard(weight, *names), *(None if name == "embed" else name for name in names))
 
 
 def unshard(weight: jax.Array, *names: str | None) -> jax.Array:
-    """All-gather a weight inside a `jax.shard_map` over batch axes; its gradient is reduce-scattered.
-
-    The identity elsewhere. The sharded axes divide evenly.
-    """
+    """All-gather a weight inside a `jax.shard_map` over batch axes (gradient: reduce-scatter), else the identity."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return weight

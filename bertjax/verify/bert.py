@@ -13,6 +13,9 @@ from bertjax.config.schema.model import BertConfig, DistilBertConfig
 from bertjax.config.schema.training import AdamW
 from bertjax.data.preprocess.masking import MaskingRules, mask_rows, mask_tokens
 from bertjax.data.preprocess.sentence_pairs import pairs_from_document
+from bertjax.models import registry
+from bertjax.models.layers.numerics import activation
+from bertjax.training import optimizers
 from bertjax.verify.runner import Comparisons, load_golden
 
 
@@ -82,8 +85,6 @@ def sentence_pairs() -> Comparisons:
 
 @dataclass(frozen=True)
 class _InMemoryCorpus:
-    """A corpus in memory."""
-
     documents: list[list[list[int]]]
 
     def __len__(self) -> int:
@@ -96,12 +97,7 @@ class _InMemoryCorpus:
         return self.documents[document][sentence]
 
 
-# ---- models, optimizer, schedule ------------------------------------------------------------------------------------
-
-
 def parameter_counts() -> Comparisons:
-    from bertjax.models import registry
-
     large = BertConfig(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096)
     for name, model, heads, expected in (
         ("BERT-base uncased with pooler", BertConfig(), ("pooler",), 109_482_240),
@@ -113,8 +109,6 @@ def parameter_counts() -> Comparisons:
 
 
 def activations() -> Comparisons:
-    from bertjax.models.layers.numerics import activation
-
     for x in (-3.0, -1.0, 0.5, 1.0, 2.0):
         erf = x * 0.5 * (1 + math.erf(x / math.sqrt(2)))
         tanh = 0.5 * x * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
@@ -124,8 +118,6 @@ def activations() -> Comparisons:
 
 
 def learning_rates() -> Comparisons:
-    from bertjax.training import optimizers
-
     schedule = optimizers.schedule(AdamW(learning_rate=1e-4, warmup_steps=10_000), 100_000)
     for step, expected in {
         0: 0.0, 1: 1e-8, 5_000: 5e-5, 9_999: 9.999e-5, 10_000: 9.0e-5, 10_001: 8.9999e-5, 50_000: 5e-5, 99_999: 1e-9,
@@ -136,8 +128,6 @@ def learning_rates() -> Comparisons:
 
 def adam_steps() -> Comparisons:
     """Two steps by hand: m = .9 m + .1 g, v = .999 v + .001 g^2, update = m / (sqrt v + 1e-6) + .01 w where decayed."""
-    from bertjax.training import optimizers
-
     rule = optimizers.make_transform(AdamW())
     for path, decay in (("layers/0/mlp/output/kernel", 0.01), ("layers/0/mlp/output/bias", 0.0)):
         w, m, v = 0.5, 0.0, 0.0

@@ -1,6 +1,6 @@
 """The table of checks that `bertjax verify` and the tests run."""
 
-from bertjax.verify import bert, decoding, metrics, prompts, spans, squad, t5, t5_model, t5_training
+from bertjax.verify import bert, metrics, prompts, spans, squad, t5
 from bertjax.verify.runner import Check
 
 BERT, OPTIMIZATION = "google-research/bert create_pretraining_data.py", "google-research/bert optimization.py"
@@ -27,17 +27,17 @@ CHECKS = (
     Check("t5.iid_rates", f"{T5_DATA}, objectives/iid_15_r10s90_f.gin", spans.iid_rates),
     Check("t5.decoder_only_rows", "google/seqio feature_converters_test.py", spans.decoder_only_rows),
     Check("t5.adapter_parameters", "T5's task_adapter.gin; arXiv 1910.10683 section 3.5.1", t5.adapter_parameters),
-    Check("t5.parameter_counts", "the released models", t5_model.parameter_counts),
-    Check("t5.position_buckets", "t5x layers.py; arXiv 1910.10683 section 2.1", t5_model.position_buckets),
-    Check("t5.learning_rates", "t5x optimizer gin files; arXiv 1910.10683 section 3.1.2", t5_training.learning_rates),
-    Check("t5.adafactor", "t5x/adafactor.py, adafactor_test.py", t5_training.adafactor_steps),
-    Check("t5.losses", "t5x/losses.py", t5_training.losses),
-    Check("t5.loss_weights", "t5x/losses.py, losses_test.py", t5_training.loss_weights),
+    Check("t5.parameter_counts", "the released models", t5.parameter_counts),
+    Check("t5.position_buckets", "t5x layers.py; arXiv 1910.10683 section 2.1", t5.position_buckets),
+    Check("t5.learning_rates", "t5x optimizer gin files; arXiv 1910.10683 section 3.1.2", t5.learning_rates),
+    Check("t5.adafactor", "t5x/adafactor.py, adafactor_test.py", t5.adafactor_steps),
+    Check("t5.losses", "t5x/losses.py", t5.losses),
+    Check("t5.loss_weights", "t5x/losses.py, losses_test.py", t5.loss_weights),
     Check("t5.prompts", f"{T5_DATA}, preprocessors_test.py", prompts.prompts),
     Check("t5.ratings", f"{T5_DATA} stsb; 26 values: arXiv 1910.10683 section 2.4", prompts.ratings),
     Check("t5.punctuation", f"{T5_DATA}, preprocessors_test.py; RE2 syntax", prompts.punctuation),
-    Check("t5.length_penalties", "arXiv 1609.08144 equation 14; t5x/decoding.py", decoding.length_penalties),
-    Check("t5.sampling_sets", "arXiv 1904.09751 section 3.1; transformers logits_process.py", decoding.sampling_sets),
+    Check("t5.length_penalties", "arXiv 1609.08144 equation 14; t5x/decoding.py", t5.length_penalties),
+    Check("t5.sampling_sets", "arXiv 1904.09751 section 3.1; transformers logits_process.py", t5.sampling_sets),
     Check("squad.training_windows", RUN_SQUAD, squad.training_windows),
     Check("squad.evaluation_windows", RUN_SQUAD, squad.evaluation_windows),
     Check("squad.predictions", RUN_SQUAD, squad.predictions),

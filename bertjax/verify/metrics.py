@@ -2,26 +2,7 @@
 
 from importlib.util import find_spec
 
-from bertjax.evaluation.metrics import glue_average
-from bertjax.evaluation.metrics.text import (
-    accuracy,
-    bleu,
-    class_ids,
-    f1,
-    matthews,
-    mean_3class_f1,
-    multirc,
-    normalize,
-    normalize_trivia_qa,
-    parse_numbers,
-    pearson,
-    record,
-    rouge,
-    spearman,
-    squad,
-    trivia_qa,
-    wsc_label,
-)
+from bertjax.evaluation.metrics import glue_average, text
 from bertjax.verify.runner import Comparisons
 
 _SAME = "this is a string"
@@ -29,53 +10,53 @@ _SAME = "this is a string"
 
 def labels() -> Comparisons:
     """metrics_test.py, postprocessors_test.py."""
-    yield "accuracy", accuracy([0, 0, 2, 1], [0, 1, 2, 1])["accuracy"], 75.0
-    yield "Matthews", matthews([0, 0, 2, 1], [0, 1, 2, 1])["matthews"], 70.0  # type: ignore[arg-type]
-    yield "F1 with unreadable answers", f1([0, 1, 1, 0], [0, 1, 2, 2])["f1"], 50.0  # type: ignore[arg-type]
-    found = mean_3class_f1([0, 1, 1, 2], [0, 0, 2, 2])  # type: ignore[arg-type]
+    yield "accuracy", text.accuracy([0, 0, 2, 1], [0, 1, 2, 1])["accuracy"], 75.0
+    yield "Matthews", text.matthews([0, 0, 2, 1], [0, 1, 2, 1])["matthews"], 70.0  # type: ignore[arg-type]
+    yield "F1 with unreadable answers", text.f1([0, 1, 1, 0], [0, 1, 2, 2])["f1"], 50.0  # type: ignore[arg-type]
+    found = text.mean_3class_f1([0, 1, 1, 2], [0, 0, 2, 2])  # type: ignore[arg-type]
     yield "mean F1 of three classes", found["mean_3class_f1"], 44.44444444444444
-    yield "Pearson", pearson([0, 2], [0, 1])["pearson"], 100.0  # type: ignore[arg-type]
-    yield "Spearman", spearman([0, 2, 1], [0, 1, 2])["spearman"], 50.0  # type: ignore[arg-type]
-    yield "MultiRC F1", multirc([1, 1, 0], [1, 0, 1], "aab")["f1"], 50.0  # type: ignore[arg-type]
-    found = multirc([0, 1, 0, 1], [0, 1, 0, 2], "aabb")  # type: ignore[arg-type]
+    yield "Pearson", text.pearson([0, 2], [0, 1])["pearson"], 100.0  # type: ignore[arg-type]
+    yield "Spearman", text.spearman([0, 2, 1], [0, 1, 2])["spearman"], 50.0  # type: ignore[arg-type]
+    yield "MultiRC F1", text.multirc([1, 1, 0], [1, 0, 1], "aab")["f1"], 50.0  # type: ignore[arg-type]
+    found = text.multirc([0, 1, 0, 1], [0, 1, 0, 2], "aabb")  # type: ignore[arg-type]
     yield "MultiRC questions: all_match is 100 and 0, their mean", found["exact_match"], 50.0
-    yield "names of classes", class_ids(["one", "two", "foo"], ["one", "two"]).tolist(), [0, 1, -1]
-    yield "numbers", parse_numbers(["10", "10.", "asdf"]).tolist(), [10.0, 10.0, -1.0]
+    yield "names of classes", text.class_ids(["one", "two", "foo"], ["one", "two"]).tolist(), [0, 1, -1]
+    yield "numbers", text.parse_numbers(["10", "10.", "asdf"]).tolist(), [10.0, 10.0, -1.0]
     for said, referent, expected in (
         ("potato", "turnip", 0), ("turnip", "turnip", 1), ("the cat", "cat", 1), ("Bob's hat", "Bob", 0),
         ("Bob's hat", "Bob's hat", 1), ("potato", "Potato", 1), ("a potato", "my potato", 1),
         ("fuzzy bunny", "fuzzy hungry bunny", 1), ("", "cat", -1), ("a this", "cat", -1),
     ):  # fmt: skip
-        yield f"WSC: '{said}' for '{referent}'", wsc_label(said, referent), expected
+        yield f"WSC: '{said}' for '{referent}'", text.wsc_label(said, referent), expected
 
 
 def answers() -> Comparisons:
     """metrics_test.py, qa_utils_test.py."""
     right, wrong = {"em": 100.0, "f1": 100.0}, {"em": 0.0, "f1": 0.0}
-    yield "same answer", squad([["", _SAME], [_SAME, _SAME]], [_SAME, _SAME]), right
-    yield "no answer", squad([[_SAME, _SAME], [_SAME, _SAME]], ["", ""]), wrong
+    yield "same answer", text.squad([["", _SAME], [_SAME, _SAME]], [_SAME, _SAME]), right
+    yield "no answer", text.squad([[_SAME, _SAME], [_SAME, _SAME]], ["", ""]), wrong
     golds = [["big moose", "hippo"], ["correct1"], ["correct2.1", "correct2.2"], ["a", "b"]]
     said = ["‘a big  Moose!‘", "wrong", "correct2.2", "c"]
-    yield "four questions, SQuAD", squad(golds, said), {"em": 25.0, "f1": 35.0}
-    yield "four questions, TriviaQA", trivia_qa(golds, said), {"em": 50.0, "f1": 50.0}
-    yield "part of an answer", squad([["abc abd", "$$$$"]], ["abd"]), {"em": 0.0, "f1": 200 / 3}
-    text = "`Needs\tA_LOT of the 'normalization'.\"‘"
-    yield "TriviaQA's normal form", normalize_trivia_qa(text), "needs lot of normalization"
-    yield "SQuAD's normal form", normalize(text), "needs alot of normalization‘"
+    yield "four questions, SQuAD", text.squad(golds, said), {"em": 25.0, "f1": 35.0}
+    yield "four questions, TriviaQA", text.trivia_qa(golds, said), {"em": 50.0, "f1": 50.0}
+    yield "part of an answer", text.squad([["abc abd", "$$$$"]], ["abd"]), {"em": 0.0, "f1": 200 / 3}
+    raw = "`Needs\tA_LOT of the 'normalization'.\"‘"
+    yield "TriviaQA's normal form", text.normalize_trivia_qa(raw), "needs lot of normalization"
+    yield "SQuAD's normal form", text.normalize(raw), "needs alot of normalization‘"
     twice = [["answer"], ["else"], ["answer"]]
-    yield "ReCoRD counts a query once", record(twice, ["answer", "answer", "answer"], [1, 1, 2]), right
+    yield "ReCoRD counts a query once", text.record(twice, ["answer", "answer", "answer"], [1, 1, 2]), right
 
 
 def generated_text() -> Comparisons:
     """metrics_test.py; what needs the extra `eval` is compared where it is installed."""
     same, empty = [[_SAME], [_SAME]], ["", ""]
     if find_spec("sacrebleu"):
-        yield "same text, BLEU", bleu(same, [_SAME, _SAME])["bleu"], 100.0
-        yield "no text, BLEU", bleu(same, empty)["bleu"], 0.0
-        yield "one of two references", bleu([["", _SAME], [_SAME, ""]], [_SAME, _SAME])["bleu"], 100.0
+        yield "same text, BLEU", text.bleu(same, [_SAME, _SAME])["bleu"], 100.0
+        yield "no text, BLEU", text.bleu(same, empty)["bleu"], 0.0
+        yield "one of two references", text.bleu([["", _SAME], [_SAME, ""]], [_SAME, _SAME])["bleu"], 100.0
     if find_spec("rouge_score"):
         for said, expected in (([_SAME, _SAME], 100.0), (empty, 0.0)):
-            found = rouge(same, said)
+            found = text.rouge(same, said)
             yield f"ROUGE of '{said[0]}'", found, dict.fromkeys(("rouge1", "rouge2", "rougeLsum"), expected)
 
 

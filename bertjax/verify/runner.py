@@ -1,7 +1,7 @@
 """Checks, which yield (what, found, expected) triples, and their comparison.
 
-Expected numbers are the output of the reference (files in `goldens/` name the program), its published values, or values
-of its formula; none is a copy of our output.
+Expected numbers are the reference's output (`goldens/` name the program), published values or values of its formula;
+none is a copy of our output.
 """
 
 import json
@@ -17,12 +17,8 @@ Comparisons = Iterator[tuple[str, Any, Any]]
 
 @dataclass(frozen=True)
 class Check:
-    """Attributes:
-    name: a dotted name; source: the program or paper whose semantics it is; run: yields (what, found, expected).
-    """
-
-    name: str
-    source: str
+    name: str  # dotted
+    source: str  # the program or paper whose semantics it is
     run: Callable[[], Comparisons]
 
 

@@ -19,9 +19,8 @@ DRAWS = 4000
 
 def _tokenizer(vocab_size: int = 32100, extra_ids: int = 100) -> SimpleNamespace:
     """T5's numbers."""
-    return SimpleNamespace(
-        vocab_size=vocab_size, eos_id=1, extra_ids=extra_ids, sentinel_id=lambda number: vocab_size - 1 - number
-    )
+    sentinel_id = lambda number: vocab_size - 1 - number  # noqa: E731
+    return SimpleNamespace(vocab_size=vocab_size, eos_id=1, extra_ids=extra_ids, sentinel_id=sentinel_id)
 
 
 def _rows(rules: DenoisingRules, draws: int, length: int | None = None) -> dict[str, np.ndarray]:
@@ -107,11 +106,8 @@ def sentinels() -> Comparisons:
     tokens = np.arange(10, 16)
     mask = np.array([True, True, False, False, True, False])
     ids = np.arange(999, 899, -1)
-    yield (
-        "noise to sentinels",
-        reference.noise_span_to_unique_sentinel(tokens, mask, ids).tolist(),
-        [999, 12, 13, 998, 15],
-    )
+    found = reference.noise_span_to_unique_sentinel(tokens, mask, ids).tolist()
+    yield "noise to sentinels", found, [999, 12, 13, 998, 15]
     found = reference.nonnoise_span_to_unique_sentinel(tokens, mask, ids).tolist()
     yield "text to sentinels", found, [10, 11, 999, 14, 998]
     yield "noise tokens", reference.noise_token_to_sentinel(tokens, mask, 999).tolist(), [999, 999, 12, 13, 999, 15]
@@ -145,9 +141,8 @@ def prefix_lengths() -> Comparisons:
     for density, shortest in {0.5: 1, 0.25: 255}.items():  # round((1 - 2 * 0.25) * 510) = 255
         rules = DenoisingRules.from_options(PrefixLm(sequence_length=512, noise_density=density), _tokenizer())
         found = _rows(rules, DRAWS)["segment_ids"].sum(axis=1) - 1
-        yield f"density {density}: inside its bounds", [bool(found.min() < shortest + 9), int(found.max()) > 501], [
-            True, True,
-        ]  # fmt: skip
+        near = [bool(found.min() < shortest + 9), int(found.max()) > 501]
+        yield f"density {density}: inside its bounds", near, [True, True]
         yield f"density {density}: bounds", [int(b) for b in reference.prefix_bounds(511, density)], [shortest, 510]
         outside = np.count_nonzero((found < shortest) | (found > 510))
         yield f"density {density}: lengths outside them", int(outside), 0

@@ -81,11 +81,8 @@ def reference_logits(run: dict[str, Any], shape: tuple[int, ...]) -> list[np.nda
 def answer_texts() -> Comparisons:
     file = load_golden("squad_texts.json")
     for predicted, original, lowercase, want in file["final"]:
-        yield (
-            f"{predicted!r} in {original!r}",
-            span_decoding.final_text(predicted, original.split(" "), lowercase),
-            want,
-        )
+        found = span_decoding.final_text(predicted, original.split(" "), lowercase)
+        yield f"{predicted!r} in {original!r}", found, want
     for text, lowercase, want in file["basic"]:
         yield f"tokens of {text!r}", span_decoding.basic_tokens(text, lowercase), want
 
@@ -102,15 +99,10 @@ def squad_scores() -> Comparisons:
 
 def answerable_only(squad_2: dict[str, Any]) -> dict[str, Any]:
     """The questions that have answers, as a v1.1 file."""
-    articles = [
-        article
-        | {
-            "paragraphs": [
-                paragraph
-                | {"qas": [{k: q[k] for k in ("id", "question", "answers")} for q in paragraph["qas"] if q["answers"]]}
-                for paragraph in article["paragraphs"]
-            ]
-        }
-        for article in squad_2["data"]
-    ]
+
+    def keep(paragraph: dict[str, Any]) -> dict[str, Any]:
+        questions = [{k: q[k] for k in ("id", "question", "answers")} for q in paragraph["qas"] if q["answers"]]
+        return paragraph | {"qas": questions}
+
+    articles = [article | {"paragraphs": list(map(keep, article["paragraphs"]))} for article in squad_2["data"]]
     return squad_2 | {"version": "1.1", "data": articles}

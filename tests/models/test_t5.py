@@ -194,7 +194,7 @@ def test_a_furthest_distance_within_the_exact_buckets_is_refused():
 def test_bias_along_diagonals_is_the_look_up_of_every_pair(part, queries, keys):
     position = getattr(model_of(SMALL), part).position
     relative = jnp.arange(keys)[None] - jnp.arange(queries)[:, None]
-    np.testing.assert_array_equal(position(queries, keys)[0], jnp.moveaxis(position.at(relative), 2, 0))
+    np.testing.assert_array_equal(position(queries, keys)[0], jnp.moveaxis(position.bias_at(relative), 2, 0))
 
 
 def test_targets_shift_within_their_example():

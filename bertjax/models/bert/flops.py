@@ -1,8 +1,7 @@
-"""Model FLOPs of BERT by formula.
+"""Model FLOPs of BERT by formula: two per multiplication of the definition, without recomputed activations.
 
-Model FLOPs are two per multiplication of the mathematical definition (a multiply and an add), without recomputed
-activations. The vocabulary projection counts for masked positions. Embedding look-ups, norms, dropout, the optimizer
-and small heads (pooler, NSP, spans, classes; under 0.1 %) are not counted.
+The vocabulary projection counts for masked positions. Embedding look-ups, norms, dropout, the optimizer and small heads
+(pooler, NSP, spans, classes; under 0.1 %) are not counted.
 """
 
 from collections.abc import Collection, Mapping

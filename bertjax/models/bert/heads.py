@@ -64,9 +64,8 @@ class Heads(nnx.Module):
 
     def __init__(self, config: BertConfig, names: tuple[str, ...], num_labels: int, init: Initializer, rngs: nnx.Rngs):
         if other := set(names) - set(config.heads):
-            raise ValueError(
-                f"a {config.family} model has no head '{min(other)}'; it can have {', '.join(config.heads)}"
-            )
+            known = ", ".join(config.heads)
+            raise ValueError(f"a {config.family} model has no head '{min(other)}'; it can have {known}")
         D, has_pooler = config.hidden_size, "pooler" in config.heads
         output = lambda width: Dense((D, width), ("embed", None), init, rngs)  # noqa: E731
         if "mlm" in names:

@@ -1,7 +1,6 @@
-"""BERT (arXiv 1810.04805, google-research/bert modeling.py) and DistilBERT (arXiv 1910.01108): a post-norm encoder.
+"""BERT (arXiv 1810.04805, google-research/bert modeling.py) and DistilBERT (arXiv 1910.01108, no segments and pooler).
 
-DistilBERT has no segment embeddings and no pooler. Shape letters: B rows, S positions, D hidden, H heads, K head size,
-F feed-forward, V vocabulary, G examples in a row.
+B rows, S positions, D hidden, H heads, K head size, F feed-forward, V vocabulary, G examples in a row.
 """
 
 from dataclasses import replace
@@ -48,15 +47,7 @@ def sinusoidal_init(config: BertConfig) -> Initializer:
 
 
 class Embed(nnx.Module):
-    def __init__(
-        self,
-        rows: int,
-        config: BertConfig,
-        names: tuple[str | None, ...],
-        rngs: nnx.Rngs,
-        init: Initializer | None = None,
-    ):
-        init = init or initializer(config)
+    def __init__(self, rows: int, config: BertConfig, names: tuple[str | None, ...], init: Initializer, rngs: nnx.Rngs):
         self.embedding = nnx.Param(init(rngs.params(), (rows, config.hidden_size), jnp.float32), **out_sharding(*names))
 
 
@@ -64,29 +55,25 @@ class Embeddings(nnx.Module):
     """Word + position (+ segment) embeddings, layer norm, dropout."""
 
     def __init__(self, config: BertConfig, rngs: nnx.Rngs):
-        self.word = Embed(config.vocab_size, config, ("vocab", "embed"), rngs)
-        start = sinusoidal_init(config) if config.position_init == "sinusoidal" else None
-        self.position = Embed(config.max_position_embeddings, config, (None, "embed"), rngs, start)
+        init = initializer(config)
+        start = sinusoidal_init(config) if config.position_init == "sinusoidal" else init
+        self.word = Embed(config.vocab_size, config, ("vocab", "embed"), init, rngs)
+        self.position = Embed(config.max_position_embeddings, config, (None, "embed"), start, rngs)
         if config.type_vocab_size:
-            self.token_type = Embed(config.type_vocab_size, config, (None, "embed"), rngs)
+            self.token_type = Embed(config.type_vocab_size, config, (None, "embed"), init, rngs)
         self.norm = LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.rate = config.hidden_dropout_prob
 
     def __call__(
-        self,
-        input_ids: jax.Array,
-        token_type_ids: jax.Array,
-        positions: jax.Array,
-        key: jax.Array | None,
-        compute: ComputeOptions,
+        self, ids: jax.Array, types: jax.Array, positions: jax.Array, key: jax.Array | None, compute: ComputeOptions
     ) -> jax.Array:
-        x = embedding_lookup(self.word.embedding[...], input_ids)
+        x = embedding_lookup(self.word.embedding[...], ids)
         table = all_gather_fsdp(self.position.embedding[...], None, "embed")
         x = x + replicated_lookup(lambda table, positions: jnp.take(table, positions, axis=0), table, positions)
         if hasattr(self, "token_type"):
             table = all_gather_fsdp(self.token_type.embedding[...], None, "embed")
             one_hot = lambda table, ids: jax.nn.one_hot(ids, table.shape[0], dtype=table.dtype) @ table  # noqa: E731
-            x = x + replicated_lookup(one_hot, table, token_type_ids)
+            x = x + replicated_lookup(one_hot, table, types)
         x = map_shards(self.norm, with_logical_constraint(x, "batch", "sequence", None)).astype(compute.dtype)
         return dropout(x, self.rate, key, compute)
 
@@ -121,10 +108,8 @@ class Layer(nnx.Module):
         c = self.config
         k1, k2, k3 = (None, None, None) if key is None else jax.random.split(key, 3)
         # the gradient of split is a concatenation, that of indexing a sum of three padded arrays
-        q, k, v = (
-            x[:, :, 0]
-            for x in jnp.split(self._heads(self.attention.qkv(all_gather_sequence(x_BSD), compute)), 3, axis=2)
-        )
+        qkv = self._heads(self.attention.qkv(all_gather_sequence(x_BSD), compute))
+        q, k, v = (x[:, :, 0] for x in jnp.split(qkv, 3, axis=2))
         context = dot_product_attention(
             q, k, v, segment_ids, packed=packed, rate=c.attention_probs_dropout_prob, key=k1, compute=compute
         )
@@ -132,10 +117,8 @@ class Layer(nnx.Module):
         y = self.attention.output(context, compute)
         x_BSD = self.attention.norm(x_BSD + dropout(y, c.hidden_dropout_prob, k2, compute))
         x_BSD = with_logical_constraint(x_BSD, "batch", None, None)
-        h_BSF = with_logical_constraint(
-            self.mlp.intermediate(all_gather_sequence(x_BSD), compute), "batch", None, "mlp"
-        )
-        h_BSF = activation(c.hidden_act, h_BSF)
+        h_BSF = self.mlp.intermediate(all_gather_sequence(x_BSD), compute)
+        h_BSF = activation(c.hidden_act, with_logical_constraint(h_BSF, "batch", None, "mlp"))
         y = self.mlp.output(h_BSF, compute)
         x_BSD = self.mlp.norm(x_BSD + dropout(y, c.hidden_dropout_prob, k3, compute))
         return with_logical_constraint(x_BSD, "batch", None, None)
@@ -170,16 +153,13 @@ class Bert(nnx.Module):
         embed_key, stack_key = (None, None) if key is None else jax.random.split(key)
         x = self.embeddings(input_ids, token_type_ids, positions, embed_key, self.compute)
         call = lambda layer, x, key, ids: layer(x, ids, packed, key, self.compute)  # noqa: E731
-        heads = self.config.num_attention_heads
-        return layer_stack.apply_layers(
-            list(self.layers), x, call, stack_key, self.compute, (segment_ids, ()), heads=heads
-        )
+        layers, heads = list(self.layers), self.config.num_attention_heads
+        return layer_stack.apply_layers(layers, x, call, stack_key, self.compute, (segment_ids, ()), heads=heads)
 
     def mlm_logits(self, hidden: jax.Array, masked_positions: jax.Array) -> jax.Array:
         """hidden [B, S, D], positions [B, N] -> logits [B, N, V] at these positions."""
-        return self.heads.mlm(
-            gather_positions(hidden, masked_positions), self.embeddings.word.embedding[...], self.compute
-        )
+        hidden = gather_positions(hidden, masked_positions)
+        return self.heads.mlm(hidden, self.embeddings.word.embedding[...], self.compute)
 
     def nsp_logits(self, hidden: jax.Array, cls_positions: jax.Array) -> jax.Array:
         """-> float32 [B, G, 2]: next, random."""

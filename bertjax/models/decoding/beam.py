@@ -63,17 +63,15 @@ def beam_search(
         state = _extend(state, logits, state.cache, state.seen, options)
 
     def step(state: _BeamState) -> _BeamState:
-        logits, cache, seen = model.beam_step(
-            state.tokens, state.cache, prefilled.first_slot + state.length * beam_size, state.seen
-        )
+        slot = prefilled.first_slot + state.length * beam_size
+        logits, cache, seen = model.beam_step(state.tokens, state.cache, slot, state.seen)
         return _extend(state, logits, cache, seen, options)
 
     state = lax.while_loop(lambda s: (s.length < max_new_tokens) & s.active.any(), step, state)
     any_finished = state.finished.any(1)
     ids = jnp.where(any_finished[:, None], state.finished_ids[:, 0], state.ids[:, 0])
-    return with_logical_constraint(ids, "batch", None), jnp.where(
-        any_finished, state.finished_scores[:, 0], state.scores[:, 0]
-    )
+    scores = jnp.where(any_finished, state.finished_scores[:, 0], state.scores[:, 0])
+    return with_logical_constraint(ids, "batch", None), scores
 
 
 def length_penalty(alpha: float, length: jax.Array | int, rules: Rules = "t5x") -> jax.Array:
@@ -88,11 +86,8 @@ def _init_state(prefilled: PrefilledState, rows: int, beam_size: int, max_new_to
     seen = jnp.repeat(prefilled.cache.visible[:, None], beam_size, axis=1)
     scores = jnp.tile(jnp.where(jnp.arange(beam_size) == 0, 0.0, NEG_INF), (rows, 1))
     nothing = jnp.full(shape, UNFINISHED_SCORE[rules])
-    tokens, finished, active = (
-        jnp.full(shape, prefilled.start_id, jnp.int32),
-        jnp.zeros(shape, bool),
-        jnp.ones(rows, bool),
-    )
+    tokens = jnp.full(shape, prefilled.start_id, jnp.int32)
+    finished, active = jnp.zeros(shape, bool), jnp.ones(rows, bool)
     return _BeamState(jnp.int32(0), tokens, scores, ids, nothing, ids, finished, active, prefilled.cache, seen)
 
 

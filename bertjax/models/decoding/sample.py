@@ -22,19 +22,12 @@ MASK_VALUE = -1e30
 
 
 class PrefilledState(NamedTuple):
-    """The state after reading the inputs.
+    """The state after reading the inputs."""
 
-    Attributes:
-        cache: with slots for all new tokens of all beams.
-        logits: float32 [B, V] of the first new token for decoder-only models, which have read the start id; else None.
-        first_slot: the decoder input of new token n is at slot first_slot + n * beams of the cache.
-        start_id: the first decoder input; for T5 the padding id.
-    """
-
-    cache: Cache
-    logits: jax.Array | None
-    first_slot: int
-    start_id: int
+    cache: Cache  # with slots for all new tokens of all beams
+    logits: jax.Array | None  # float32 [B, V] of the first new token of decoder-only models, which have read start_id
+    first_slot: int  # the decoder input of new token n is at slot first_slot + n * beams of the cache
+    start_id: int  # the first decoder input; for T5 the padding id
 
 
 def prefill_prompt(

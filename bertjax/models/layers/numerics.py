@@ -1,6 +1,7 @@
 """Contractions with low-precision gradients, norms and activations."""
 
 import re
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -15,9 +16,9 @@ ROWS_OF_ONES = 8  # matrix-vector products have no bfloat16 kernel on the CPU
 def einsum_lowp(spec: str, a: jax.Array, b: jax.Array, platform: str) -> jax.Array:
     """einsum(spec, a, b) whose gradient dots also have operands of this dtype and accumulate in float32.
 
-    Plain autodiff of a bfloat16 dot with float32 accumulation gives float32 x bfloat16 dots, which do not use the
-    matrix units. The result is float32 on the CPU (the only fast form there), elsewhere of the operands' dtype. `spec`
-    must not sum an index of only one operand.
+    Autodiff of a bfloat16 dot with float32 accumulation gives float32 x bfloat16 dots, which do not use matrix units.
+    The result is float32 on the CPU (the only fast form there), elsewhere of the operands' dtype. `spec` must not sum
+    an index of only one operand.
     """
     accumulate = jnp.float32 if platform == "cpu" else a.dtype
     return jnp.einsum(spec, a, b, preferred_element_type=accumulate)
@@ -144,13 +145,13 @@ def _gelu(x: jax.Array) -> jax.Array:
     return x * (0.5 + 0.5 * lax.erf(x * 0.7071067811865476))
 
 
-def _quick_gelu(x: jax.Array) -> jax.Array:
-    return x * jax.nn.sigmoid(1.702 * x)
-
-
-ACTIVATIONS = {
-    "gelu": _gelu, "gelu_new": jax.nn.gelu, "relu": jax.nn.relu, "silu": jax.nn.silu, "quick_gelu": _quick_gelu,
-}  # fmt: skip
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "gelu": _gelu,
+    "gelu_new": jax.nn.gelu,
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+}
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -1,6 +1,6 @@
 """Attention of T5: relative position bias, no scaling by 1/sqrt(K), masks by segment.
 
-Shape letters: B rows, Q queries, S keys, D d_model, H heads, K d_kv, N buckets.
+Shape letters: B rows, Q queries, S keys, D d_model, H heads, K d_kv.
 """
 
 import jax

@@ -1,7 +1,4 @@
-"""Decoding of T5 with a key-value cache: T5.init_cache, prefill, decode_step and beam_step.
-
-Every array of a cache begins with the row axis.
-"""
+"""Methods of T5 for decoding with a key-value cache, whose arrays all begin with the row axis."""
 
 from typing import Any, NamedTuple, TypeAlias
 
@@ -15,21 +12,13 @@ T5: TypeAlias = Any  # models/t5/model.py imports this module
 
 
 class Cache(NamedTuple):
-    """Keys and values of the decoder's layers: L layers, B rows, H heads, K d_kv.
+    """Keys and values of the decoder's layers: L layers, B rows, H heads, K d_kv."""
 
-    Attributes:
-        layers: L pairs [B, length, H, K] of self-attention, filled from slot 0 on.
-        positions: int32 [B, length], of the token in each slot among its row's non-padding tokens.
-        visible: bool [B, length], whether a slot holds a non-padding token.
-        cross: L pairs [B, S, H, K] of the encoder's output; () for decoder-only models.
-        cross_visible: bool [B, S], or None for decoder-only models.
-    """
-
-    layers: tuple[KeysValues, ...]
-    positions: jax.Array
-    visible: jax.Array
-    cross: tuple[KeysValues, ...]
-    cross_visible: jax.Array | None
+    layers: tuple[KeysValues, ...]  # L pairs [B, length, H, K] of self-attention, filled from slot 0 on
+    positions: jax.Array  # int32 [B, length], of the token in each slot among its row's non-padding tokens
+    visible: jax.Array  # bool [B, length], whether a slot holds a non-padding token
+    cross: tuple[KeysValues, ...]  # L pairs [B, S, H, K] of the encoder's output; () for decoder-only models
+    cross_visible: jax.Array | None  # bool [B, S], or None for decoder-only models
 
 
 def init_cache(model: T5, hidden: jax.Array | None, segment_ids: jax.Array, length: int) -> Cache:

@@ -1,7 +1,4 @@
-"""Model FLOPs of T5 by formula, as in models/bert/flops.py; causal attention counts visible keys.
-
-Shape letters: S inputs, T targets, D d_model, I heads x d_kv, F d_ff, V vocabulary.
-"""
+"""Model FLOPs of T5 by formula, as in models/bert/flops.py; causal attention counts visible keys."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -19,7 +16,7 @@ class LayerCost:
 
 
 def encoder_layer(model: T5Config, inputs: int, adapter_size: int = 0) -> LayerCost:
-    """Kernels 2 S (4 D I + m D F) with m = 2, or 3 when gated; attention 4 I S^2."""
+    """Kernels 2 S (4 D I + m D F) with I = heads x d_kv, m = 2, or 3 when gated; attention 4 I S^2."""
     D, inner = model.d_model, model.num_heads * model.d_kv
     kernels = 2 * inputs * (4 * D * inner + _mlp(model))
     return LayerCost(kernels, 4 * inputs * D * adapter_size, 4 * inner * inputs**2)

@@ -3,8 +3,7 @@
 Semantics as in t5x (examples/t5, examples/decoder_only) and transformers' T5: v1.0 with ReLU and tied embeddings, v1.1
 with gated GELU and a separate output matrix. As in t5x, dropout has one mask for all positions of a row, and in
 decoder-only models, whose buckets are one-directional, later keys (of a prefix) have distance 0.
-
-Shape letters: B rows, S inputs, T targets, D d_model, H heads, K d_kv, F d_ff, V vocabulary.
+B rows, S inputs, T targets, D d_model, H heads, K d_kv, F d_ff, V vocabulary.
 """
 
 from dataclasses import replace
@@ -22,16 +21,8 @@ from bertjax.models.layers.dropout import dropout
 from bertjax.models.layers.modules import Linear, RmsNorm, out_sharding
 from bertjax.models.layers.numerics import activation, einsum_lowp
 from bertjax.models.sequence_parallel import LogicalArray, all_gather_sequence, map_shards, unshard_sequence
-from bertjax.models.t5 import cache as t5_cache
-from bertjax.models.t5.attention import (
-    Attention,
-    KeysValues,
-    RelativePositionBias,
-    check_kernel,
-    make_decoder_mask,
-    make_segment_mask,
-)
-from bertjax.models.t5.cache import Cache
+from bertjax.models.t5 import attention, cache
+from bertjax.models.t5.attention import KeysValues
 from bertjax.models.t5.flops import row_flops
 from bertjax.models.vocab_parallel import embedding_lookup
 from bertjax.parallel.sharding import all_gather_fsdp, with_logical_constraint
@@ -63,19 +54,18 @@ class Embeddings(nnx.Module):
 
     def __call__(self, ids: jax.Array, key: jax.Array | None, compute: ComputeOptions) -> jax.Array:
         x = embedding_lookup(self.word.embedding[...], ids).astype(compute.dtype)
-        return dropout(
-            with_logical_constraint(x, "batch", "sequence", None), self.rate, key, compute, broadcast_length=True
-        )
+        x = with_logical_constraint(x, "batch", "sequence", None)
+        return dropout(x, self.rate, key, compute, broadcast_length=True)
 
 
 class Mlp(nnx.Module):
-    """x + dropout(output(dropout(act(norm(x)))))."""
+    """x + dropout(output(dropout(act(intermediate(norm(x)))))) with F inner columns; `gated`: times gate(norm(x))."""
 
-    def __init__(self, config: T5Config, rngs: nnx.Rngs):
-        D, F = config.d_model, config.d_ff
+    def __init__(self, config: T5Config, F: int, act: str, gated: bool, rngs: nnx.Rngs):
+        D = config.d_model
         self.intermediate = Linear((D, F), ("embed", "mlp"), D**-0.5, rngs)
-        self.act = config.activation
-        if config.gated:
+        self.act = act
+        if gated:
             self.gate = Linear((D, F), ("embed", "mlp"), D**-0.5, rngs)
         self.output = Linear((F, D), ("mlp", "embed"), F**-0.5, rngs)
         self.norm = RmsNorm(D, config.layer_norm_epsilon)
@@ -90,42 +80,20 @@ class Mlp(nnx.Module):
         else:
             h_BSF = activation(self.act, h_BSF)
         h_BSF = dropout(h_BSF, self.rate, k1, compute, broadcast_length=True, names=("batch", None, "mlp"))
-        y = self.output(h_BSF, compute)
-        return with_logical_constraint(
-            x_BSD + dropout(y, self.rate, k2, compute, broadcast_length=True), "batch", None, None
-        )
-
-
-class Adapter(nnx.Module):
-    """x + output(relu(intermediate(norm(x)))), arXiv 1910.10683 section 3.5.1 and the reference's task_adapter.gin."""
-
-    def __init__(self, config: T5Config, size: int, rngs: nnx.Rngs):
-        self.intermediate = Linear((config.d_model, size), ("embed", "mlp"), config.d_model**-0.5, rngs)
-        self.output = Linear((size, config.d_model), ("mlp", "embed"), size**-0.5, rngs)
-        self.norm = RmsNorm(config.d_model, config.layer_norm_epsilon)
-        self.rate = config.dropout_rate
-
-    def __call__(self, x_BSD: jax.Array, key: jax.Array | None, compute: ComputeOptions) -> jax.Array:
-        k1, k2 = (None, None) if key is None else jax.random.split(key)
-        h = self.intermediate(all_gather_sequence(self.norm(x_BSD)), compute)
-        h = activation("relu", with_logical_constraint(h, "batch", None, "mlp"))
-        h = dropout(h, self.rate, k1, compute, broadcast_length=True, names=("batch", None, "mlp"))
-        y = self.output(h, compute)
-        return with_logical_constraint(
-            x_BSD + dropout(y, self.rate, k2, compute, broadcast_length=True), "batch", None, None
-        )
+        y = dropout(self.output(h_BSF, compute), self.rate, k2, compute, broadcast_length=True)
+        return with_logical_constraint(x_BSD + y, "batch", None, None)
 
 
 class Layer(nnx.Module):
     """Self-attention, cross attention (`cross`), feed-forward and adapter (`adapter_size` above 0), each a residual."""
 
     def __init__(self, config: T5Config, cross: bool, adapter_size: int, rngs: nnx.Rngs):
-        self.attention = Attention(config, rngs)
+        self.attention = attention.Attention(config, rngs)
         if cross:
-            self.cross_attention = Attention(config, rngs)
-        self.mlp = Mlp(config, rngs)
-        if adapter_size:
-            self.adapter = Adapter(config, adapter_size, rngs)
+            self.cross_attention = attention.Attention(config, rngs)
+        self.mlp = Mlp(config, config.d_ff, config.activation, config.gated, rngs)
+        if adapter_size:  # arXiv 1910.10683 section 3.5.1 and the reference's task_adapter.gin
+            self.adapter = Mlp(config, adapter_size, "relu", False, rngs)
 
     def __call__(
         self, x_BTD: jax.Array, bias: jax.Array, visible: jax.Array, key: jax.Array | None, compute: ComputeOptions, *,
@@ -151,7 +119,7 @@ class Stack(nnx.Module):
 
     def __init__(self, config: T5Config, decoder: bool, adapter_size: int, rngs: nnx.Rngs):
         cross = decoder and config.architecture == "encoder_decoder"
-        self.position = RelativePositionBias(config, not decoder, rngs)
+        self.position = attention.RelativePositionBias(config, not decoder, rngs)
         depth = config.decoder_layers if decoder else config.encoder_layers
         self.layers = nnx.List([Layer(config, cross, adapter_size, rngs) for _ in range(depth)])
         self.norm = RmsNorm(config.d_model, config.layer_norm_epsilon)
@@ -164,23 +132,25 @@ class T5(nnx.Module):
     that depth; another one runs layer by layer. Raises ValueError for an attention kernel without position bias.
     """
 
+    init_cache, prefill = cache.init_cache, cache.prefill
+    decode_step, beam_step = cache.decode_step, cache.beam_step
+
     def __init__(
         self, config: T5Config, heads: tuple[str, ...], compute: ComputeOptions, rngs: nnx.Rngs, adapter_size: int = 0
     ):
-        check_kernel(compute)
+        attention.check_kernel(compute)
         self.embeddings = Embeddings(config, rngs)
         if config.architecture == "encoder_decoder":
             self.encoder = Stack(config, False, adapter_size, rngs)
         self.decoder = Stack(config, True, adapter_size, rngs)
         if "lm" in heads and not config.tie_word_embeddings:
-            std = config.d_model**-0.5
-            lm = Linear((config.d_model, config.vocab_size), ("embed", "vocab"), std, rngs)
-            self.heads = nnx.Dict(lm=lm)
+            D, V = config.d_model, config.vocab_size
+            self.heads = nnx.Dict(lm=Linear((D, V), ("embed", "vocab"), D**-0.5, rngs))
         self.config, self.compute = config, compute
 
     def encode(self, input_ids: jax.Array, segment_ids: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
         """int [B, S] x 2 -> hidden [B, S, D]. `segment_ids` is 0 on padding; no dropout without a key."""
-        visible = make_segment_mask(segment_ids, segment_ids)
+        visible = attention.make_segment_mask(segment_ids, segment_ids)
         bias = self.encoder.position(input_ids.shape[1], input_ids.shape[1])
         call = lambda layer, x, key, bias, visible: layer(x, bias, visible, key, self.compute)  # noqa: E731
         return self._run(self.encoder, input_ids, call, key, (bias, BIAS_AXES), (visible, ()))
@@ -193,11 +163,11 @@ class T5(nnx.Module):
 
         `prefix_mask`, int [B, T], is 1 for decoder inputs that all of their segment sees.
         """
-        visible = make_decoder_mask(target_segment_ids, prefix_mask)
+        visible = attention.make_decoder_mask(target_segment_ids, prefix_mask)
         bias = self.decoder.position(decoder_input_ids.shape[1], decoder_input_ids.shape[1])
         source = None
         if hidden is not None and segment_ids is not None:
-            source = hidden, make_segment_mask(target_segment_ids, segment_ids)
+            source = hidden, attention.make_segment_mask(target_segment_ids, segment_ids)
 
         def call(layer: Layer, x: jax.Array, key: jax.Array | None, bias: jax.Array, *sees: Any) -> jax.Array:
             own, source = sees
@@ -218,26 +188,6 @@ class T5(nnx.Module):
             kernel = all_gather_fsdp(self.heads["lm"].kernel[...].astype(dtype), "embed", "vocab")
             logits = einsum_lowp("btd,dv->btv", decoded, kernel, "cpu")
         return with_logical_constraint(logits, "batch", None, "vocab")
-
-    def init_cache(self, hidden: jax.Array | None, segment_ids: jax.Array, length: int) -> Cache:
-        """See `t5_cache.init_cache`."""
-        return t5_cache.init_cache(self, hidden, segment_ids, length)
-
-    def prefill(
-        self, ids: jax.Array, segment_ids: jax.Array, prefix_mask: jax.Array | None, cache: Cache
-    ) -> tuple[jax.Array, Cache]:
-        """See `t5_cache.prefill`."""
-        return t5_cache.prefill(self, ids, segment_ids, prefix_mask, cache)
-
-    def decode_step(self, ids: jax.Array, cache: Cache, index: jax.Array | int) -> tuple[jax.Array, Cache]:
-        """See `t5_cache.decode_step`."""
-        return t5_cache.decode_step(self, ids, cache, index)
-
-    def beam_step(
-        self, ids: jax.Array, cache: Cache, at: jax.Array | int, seen: jax.Array
-    ) -> tuple[jax.Array, Cache, jax.Array]:
-        """See `t5_cache.beam_step`."""
-        return t5_cache.beam_step(self, ids, cache, at, seen)
 
     def _run(
         self, part: Stack, ids: jax.Array, call: layer_stack.LayerFn, key: jax.Array | None, *given: LogicalArray

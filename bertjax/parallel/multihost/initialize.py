@@ -38,10 +38,8 @@ def initialize_distributed() -> None:
     """Join the other processes of the job, if there are any; call before anything touches a device.
 
     Configured by BERTJAX_COORDINATOR=host:port, BERTJAX_NUM_PROCESSES and BERTJAX_PROCESS_ID, or detected by jax: Open
-    MPI, a SLURM step of several tasks, TPU pods of GKE and GCE. A second call does nothing.
-
-    Raises UserError for invalid settings, StoppedSafely naming the processes that have not joined within
-    BERTJAX_START_TIMEOUT seconds (300).
+    MPI, a SLURM step of several tasks, TPU pods of GKE and GCE. Raises UserError for invalid settings, StoppedSafely
+    naming the processes that have not joined within BERTJAX_START_TIMEOUT seconds (300).
     """
     if jax.distributed.is_initialized():
         return
@@ -51,15 +49,8 @@ def initialize_distributed() -> None:
         return
     peer_monitor.start(rendezvous.wait_for_all(info.address, info.count, info.index, limit), sigabrt.exit_restartable)
     sigabrt.install_handler()
-    jax.distributed.initialize(
-        info.address,
-        info.count,
-        info.index,
-        info.devices,
-        cluster_detection_method="deactivate",
-        initialization_timeout=max(10, int(limit)),
-        **JAX_TIMEOUTS,
-    )
+    options = JAX_TIMEOUTS | {"initialization_timeout": max(10, int(limit)), "cluster_detection_method": "deactivate"}
+    jax.distributed.initialize(info.address, info.count, info.index, info.devices, **options)
 
 
 def start_timeout() -> float:
@@ -105,9 +96,8 @@ def detect_process_info(limit: float) -> ProcessInfo | None:
             found = clusters.ClusterEnv.auto_detect_unset_distributed_params(*unset, kind.name, int(limit))
         except Exception as error:  # environment variables and a metadata server fail in many ways
             text = " ".join(f"{type(error).__name__}: {error}".split())[:160]
-            raise UserError(
-                f"the {kind.name} cluster cannot be read ({text}); set {', '.join(ENV_NAMES)} instead"
-            ) from error
+            remedy = f"set {', '.join(ENV_NAMES)} instead"
+            raise UserError(f"the {kind.name} cluster cannot be read ({text}); {remedy}") from error
         address, count, index, devices = found
         return ProcessInfo(str(address), int(count or 1), int(index or 0), None if devices is None else list(devices))
     return None
@@ -119,10 +109,10 @@ def _is_batch_script(kind: Any) -> bool:
 
 
 def warm_up_collectives(mesh: Mesh) -> None:
-    """Open the connections of every group of devices that a program on this mesh may reduce over.
+    """Open the connections of every group of devices that a program on this mesh may reduce over, except on TPUs.
 
     Call it when all processes have just joined: Gloo waits 30 seconds for a first reduction, and later one process may
-    compile for longer. Does nothing for one process and on TPUs.
+    compile for longer.
     """
     axes = [axis for axis in mesh.axis_names if mesh.shape[axis] > 1]
     if jax.process_count() == 1 or not axes or mesh.devices.flat[0].platform == "tpu":
@@ -144,8 +134,7 @@ _LOCAL_ERRORS = ("INVALID_ARGUMENT", "UNIMPLEMENTED", "RESOURCE_EXHAUSTED", "OUT
 def exit_together() -> Iterator[None]:
     """In a multi-process run, exit at once when another process is gone or an unexpected error ends this one.
 
-    A normal exit waits for the others in barriers that they will not reach. BertjaxErrors are raised on all processes
-    and exit normally.
+    A normal exit waits for the others in barriers. BertjaxErrors are raised on all processes and exit normally.
     """
     try:
         yield

@@ -1,7 +1,4 @@
-"""The key-value store of jax's coordinator, for messages between processes without a device.
-
-It works before the first computation and has no time limit, unlike collectives on devices.
-"""
+"""The key-value store of jax's coordinator, for messages between processes without devices and time limits."""
 
 from typing import Any
 

@@ -1,7 +1,6 @@
-"""Detect lost processes by a connection between process 0 and each other process.
+"""Detect lost processes by connections between process 0, which sends the name of a lost one, and each other.
 
-The connections of a killed process close at once, while a collective may wait until jax misses its heartbeats. Process
-0 sends the name of a lost process to the others.
+The connections of a killed process close at once, while a collective may wait until jax misses its heartbeats.
 """
 
 import json
@@ -17,9 +16,7 @@ GRACE_SECONDS = 3.0  # for this process to find the cause by itself, and for its
 
 
 class Peer(NamedTuple):
-    """Another process, and the connection to it."""
-
-    connection: socket.socket
+    connection: socket.socket  # to the other process
     host: str
 
 
@@ -27,10 +24,7 @@ _stopped = threading.Event()
 
 
 def start(peers: Mapping[int, Peer], on_lost: Callable[[str], None]) -> None:
-    """Start a thread that calls on_lost(which process is gone) when a connection to one of `peers` closes.
-
-    The peers of process 0 are all others, those of the others process 0. Call it once per process.
-    """
+    """Start a thread that calls on_lost(which process is gone) when a connection to one of `peers` closes."""
     if peers:
         _stopped.clear()
         selector = selectors.DefaultSelector()
@@ -68,7 +62,6 @@ def _watch(selector: selectors.BaseSelector, peers: dict[int, Peer], on_lost: Ca
 
 
 def _lost_peer(index: int, peer: Peer) -> str | None:
-    """The lost process by this connection; None if none is lost."""
     try:
         said = peer.connection.recv(MAX_MESSAGE_BYTES)
     except OSError:

@@ -1,7 +1,7 @@
-"""Run functions on the primary process (0) and share their results and errors with all processes.
+"""Run functions on the primary process (0), which may take hours, and share results and errors with all processes.
 
-Messages go through the coordinator's key-value store: nothing waits for a device, and process 0 may take hours. Calls
-are numbered; all processes make the same calls in the same order, from their main threads.
+Messages go through the coordinator's key-value store. All processes make the same calls in the same order, from their
+main threads.
 """
 
 import json

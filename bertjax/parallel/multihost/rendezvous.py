@@ -1,8 +1,8 @@
 """Wait until all processes of a job have joined, before jax uses the coordinator's port.
 
-jax waits silently for late processes and then aborts. Here, process 0 listens on the port first and reports by number
-which processes are missing. Each process sends a line of JSON and keeps its connection open (peer_monitor.py). When all
-have joined, process 0 stops listening, so that jax can use the port, and sends each of them a message to go on.
+jax waits silently for late processes and then aborts. Here, process 0 listens on the port first and reports which
+processes are missing. Each sends a line of JSON and keeps its connection open (peer_monitor.py). When all have joined,
+process 0 stops listening, so that jax can use the port, and sends each a message to go on.
 """
 
 import errno
@@ -28,9 +28,9 @@ def wait_for_all(
 ) -> dict[int, Peer]:
     """Return when all `count` processes have joined -> {number: peer}: all others on process 0, process 0 on them.
 
-    address: host:port of process 0. limit: seconds. report: gets lines about missing processes, on process 0 (default:
-    stderr). Raises StoppedSafely naming the missing processes after `limit` seconds; UserError for two processes with
-    one number, different counts, and a port that is in use.
+    address: host:port of process 0. report: gets lines about missing processes, on process 0 (default: stderr). Raises
+    StoppedSafely naming the missing ones after `limit` seconds; UserError for two processes with one number, different
+    counts, and a port that is in use.
     """
     if count == 1:
         return {}
@@ -119,9 +119,8 @@ class _Coordinator:
         while missing := self._missing():
             now = time.monotonic()
             if now > self.deadline:
-                self._reject_all(
-                    StoppedSafely(f"{self._describe_missing(missing)} within {limit:g} s; run the same command again")
-                )
+                what = f"{self._describe_missing(missing)} within {limit:g} s; run the same command again"
+                self._reject_all(what, StoppedSafely)
             if now > next_report:
                 self.report(f"waiting for process {format_ranges(missing)} of 0-{self.count - 1}")
                 next_report = now + REPORT_SECONDS
@@ -182,26 +181,22 @@ class _Coordinator:
             return self._drop(peer)
         if count != self.count:
             self._reject_all(
-                UserError(
-                    f"process {index} ({host}) was started for {count} processes, process 0 "
-                    f"({socket.gethostname()}) for {self.count}; start every process with the same number"
-                )
+                f"process {index} ({host}) was started for {count} processes, process 0 "
+                f"({socket.gethostname()}) for {self.count}; start every process with the same number"
             )
         if duplicate := next((other for other in self.pending if other.index == index), None):
             where = "one host" if duplicate.host == host else "two hosts"
             self._reject_all(
-                UserError(
-                    f"two processes say they are process {index} ({duplicate.host} and {host}, {where}); "
-                    "give each process a number of its own"
-                )
+                f"two processes say they are process {index} ({duplicate.host} and {host}, {where}); "
+                "give each process a number of its own"
             )
         if not 0 < index < self.count:
-            self._reject_all(UserError(f"{host} says it is process {index}; they count from 0 to {self.count - 1}"))
+            self._reject_all(f"{host} says it is process {index}; they count from 0 to {self.count - 1}")
         peer.index, peer.host = index, host
 
-    def _reject_all(self, error: BertjaxError) -> None:
-        self._broadcast({"error": type(error).__name__, "message": str(error)})
-        raise error
+    def _reject_all(self, message: str, kind: type[BertjaxError] = UserError) -> None:
+        self._broadcast({"error": kind.__name__, "message": message})
+        raise kind(message)
 
     def _broadcast(self, answer: dict[str, object]) -> None:
         text = json.dumps(answer).encode() + b"\n"

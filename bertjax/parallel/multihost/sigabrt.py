@@ -37,9 +37,8 @@ def install_handler() -> None:
 
 def _on_sigabrt(libc: Any) -> None:
     libc.alarm(ALARM_SECONDS)
-    if coordinator_responds():
-        return  # abort() continues
-    exit_restartable("jax's coordination service ended this process")
+    if not coordinator_responds():  # else abort() continues
+        exit_restartable("jax's coordination service ended this process")
 
 
 def exit_restartable(reason: str) -> None:
