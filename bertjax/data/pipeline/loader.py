@@ -210,12 +210,8 @@ def open_batches(
 ) -> Batches:
     """The training batches of `stage`: prepares data missing in `cache` and mixes the tasks at their rates.
 
-    Args:
-        fetch: copy rows in an object store to this machine now, not when the first is read.
-        classes: of a classification (default: the stage's, without names); later tasks must have the labels of the
-            first.
-        fingerprint: of a source; default: computed now.
-
+    `fetch` copies rows in an object store to this machine now, not when first read. `classes` of a classification
+    are by default the stage's, without names; later tasks must have the labels of the first.
     Raises UserError when a task is empty or the rows of mixed tasks differ.
     """
     workers = config.run.prepare_workers or os.cpu_count() or 1
@@ -263,9 +259,7 @@ def open_task(
 ) -> Batches:
     """The batches of a single task, for an evaluation: read them with `epoch_batches`.
 
-    Args:
-        classes: of a classification: with the names of the checkpoint, so that ids agree.
-        decoder_only: the rows are for a decoder without an encoder, like the training data.
+    `classes` of a classification have the names of the checkpoint, so that ids agree.
     """
     store = prepare(
         task, name, tokenizer, seed=seed, base=base, cache=cache, workers=workers, classes=classes, report=report,

@@ -30,21 +30,20 @@ def to_decoder_only_rows(rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray
     begin = np.cumsum(inputs + targets, axis=1) - inputs - targets
 
     made = {name: np.zeros((batch, length), kind) for name, kind in _KINDS.items()}
-    row, place = np.nonzero(segments)
-    segment, position = segments[row, place], np.asarray(rows["positions"])[row, place]
-    at = (row, begin[row, segment] + position)
-    made["target_ids"][at] = np.asarray(rows["input_ids"])[row, place]
-    made["target_segment_ids"][at] = segment
-    made["target_positions"][at] = position
-
-    row, place = np.nonzero(target_segments)
-    segment = target_segments[row, place]
-    position = np.asarray(rows["target_positions"])[row, place] + inputs[row, segment]
-    at = (row, begin[row, segment] + position)
-    made["target_ids"][at] = np.asarray(rows["target_ids"])[row, place]
-    made["target_segment_ids"][at] = segment
-    made["target_positions"][at] = position
-    made["target_weights"][at] = np.asarray(rows["target_weights"])[row, place]
+    sides = (
+        ("input_ids", segments, "positions", np.zeros_like(inputs)),
+        ("target_ids", target_segments, "target_positions", inputs),
+    )
+    for ids, numbers, positions, before in sides:
+        row, place = np.nonzero(numbers)
+        segment = numbers[row, place]
+        position = np.asarray(rows[positions])[row, place] + before[row, segment]
+        at = (row, begin[row, segment] + position)
+        made["target_ids"][at] = np.asarray(rows[ids])[row, place]
+        made["target_segment_ids"][at] = segment
+        made["target_positions"][at] = position
+        if ids == "target_ids":
+            made["target_weights"][at] = np.asarray(rows["target_weights"])[row, place]
 
     prefix = np.take_along_axis(inputs, made["target_segment_ids"], axis=1)
     made["prefix_mask"][(made["target_segment_ids"] > 0) & (made["target_positions"] <= prefix)] = 1
