@@ -22,8 +22,6 @@ SMALL_TASK_ROWS = 256  # grain's shuffle takes 65536 / rows steps for each row o
 
 
 class RowRef(NamedTuple):
-    """The origin of one element of the stream."""
-
     task: int
     epoch: int  # of that task
     index: int  # type: ignore[assignment]  # of the row in its store
@@ -73,11 +71,8 @@ def _unnormalized_rates(
 
 
 def to_row_rates(shares: Mapping[str, float], examples: Mapping[str, int], rows: Mapping[str, int]) -> dict[str, float]:
-    """Shares of the examples -> shares of the rows.
-
-    T5 mixes examples and packs afterwards. Here rows are packed first, each with examples of one task, so a task with
-    more examples in a row takes fewer rows.
-    """
+    """Shares of the examples -> shares of the rows: T5 mixes examples and packs afterwards, here rows are packed first,
+    each with examples of one task, so a task with more examples in a row takes fewer rows."""
     taken = {name: share * rows[name] / examples[name] for name, share in shares.items()}
     total = sum(taken.values())
     return {name: share / total for name, share in taken.items()}

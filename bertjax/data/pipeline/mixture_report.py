@@ -109,10 +109,8 @@ def build_report(size: MixtureSize, limits: Sequence[int] | None, temperatures: 
 def sweep_rates(
     examples: Mapping[str, int], limits: Sequence[int] | None, temperatures: Sequence[float]
 ) -> dict[str, dict[str, float]]:
-    """{rule: rates}: proportional, each limit K, each temperature T, equal (arXiv 1910.10683 section 3.5.2).
-
-    Limits that are given are tried with each temperature too, as the paper does with T and K = 2^21.
-    """
+    """{rule: rates}: proportional, each limit K, each temperature T, given K with each T, equal (arXiv 1910.10683 section
+    3.5.2)."""
     names = list(examples)
     rules = {"proportional": Mixture(mixture=names)}
     for limit in candidate_limits(examples) if limits is None else limits:

@@ -154,9 +154,8 @@ def _build(context: PrepareContext, writer: Callable[..., StoreWriter], parts: d
             unpacked.meta.update(_metadata(context, plan, written, count, parts))
             return written
     masker = kind.masker(options, context.tokenizer, context.seed)
-    packed_plan = packing.plan_packing(
-        Store(examples), written.lengths, options.max_segments, context.tokenizer.pad_id, masker
-    )
+    pad_id = context.tokenizer.pad_id
+    packed_plan = packing.plan_packing(Store(examples), written.lengths, options.max_segments, pad_id, masker)
     meta = _metadata(context, plan, written, packed_plan.facts["rows"], parts)
     with writer(packed_plan.dtype, meta) as final:
         return write_shards(context, packed_plan, final, "rows")

@@ -12,17 +12,12 @@ _KINDS = {
 
 
 def to_decoder_only_rows(rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Rows for an encoder and a decoder as rows for a decoder (seqio.PrefixLMFeatureConverter).
+    """Rows for an encoder [B, S] and a decoder [B, T] as rows for a decoder (seqio.PrefixLMFeatureConverter).
 
-    Args:
-        rows: input_ids, segment_ids, positions [B, S], target_ids, target_segment_ids, target_positions,
-            target_weights [B, T]; segments numbered from 1 in both, 0 is padding, positions count from 0 in each.
-
-    Returns, with L = S + T: target_ids, target_segment_ids, target_positions int32 [B, L], target_weights float32
-    [B, L], 0 on the inputs; prefix_mask int32 [B, L], the reference's decoder_causal_attention: 1 where the token that
-    the decoder reads belongs to the inputs. It reads one place late, so the mask extends one place beyond them, where
-    the last input is read and the first target predicted. Each example's inputs and then its targets, then the next
-    example; padding at the end. Other fields stay as they are.
+    Returns the targets' fields [B, L = S + T], weights 0 on the inputs, and prefix_mask int32 [B, L], the reference's
+    decoder_causal_attention: 1 where the token that the decoder reads belongs to the inputs. It reads one place late,
+    so the mask extends one place beyond them, where the last input is read and the first target predicted. Each
+    example's inputs are followed by its targets, then the next example; padding at the end. Other fields stay.
     """
     segments, target_segments = np.asarray(rows["segment_ids"]), np.asarray(rows["target_segment_ids"])
     batch, length = len(segments), segments.shape[1] + target_segments.shape[1]

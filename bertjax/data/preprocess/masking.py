@@ -1,8 +1,7 @@
 """Masked language modelling: which tokens are predicted, and what replaces them.
 
-`mask_tokens` is the reference's procedure, one example at a time. `mask_rows` applies the same rules to a batch of
-rows, at load time or at prepare time: its random numbers come from hashing (seed, epoch, index, position), so the masks
-of a row never depend on its batch.
+`mask_tokens` is the reference's procedure for one example. `mask_rows` applies the same rules to a batch of rows: its
+random numbers come from hashing (seed, epoch, index, position), so the masks of a row never depend on its batch.
 """
 
 import random
@@ -120,8 +119,7 @@ _KEEP_BELOW = np.uint64(round(0.9 * 2**32))
 def mask_rows(
     rows: Rows, rules: MaskingRules, *, seed: int, epoch: int | np.ndarray, indices: np.ndarray | Sequence[int]
 ) -> dict[str, np.ndarray]:
-    """Masks a batch. `rows` (a dict or a structured array) holds input_ids and segment_ids, int32 [B, S]; segment_ids
-    ascend along a row, 0 is padding.
+    """Masks a batch. `rows` holds input_ids and segment_ids, int32 [B, S], these ascending along a row, 0 for padding.
 
     Returns input_ids int32 [B, S] (a copy with replacements), masked_positions and masked_ids int32 [B, K],
     masked_weights float32 [B, K]; positions ascend, zeros pad the end. Each example of a packed row is masked by its

@@ -151,9 +151,6 @@ def _limit_to_sentinels(real: np.ndarray, noise: np.ndarray, sentinels: int) -> 
     return noise
 
 
-# ---- draws ----------------------------------------------------------------------------------------------------------
-
-
 def _bernoulli(draws: np.ndarray, probability: float) -> np.ndarray:
     """From 32 random bits, as uint64."""
     return draws < np.uint64(round(probability * 2**32))
