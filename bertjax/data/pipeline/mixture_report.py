@@ -109,8 +109,7 @@ def build_report(size: MixtureSize, limits: Sequence[int] | None, temperatures: 
 def sweep_rates(
     examples: Mapping[str, int], limits: Sequence[int] | None, temperatures: Sequence[float]
 ) -> dict[str, dict[str, float]]:
-    """{rule: rates}: proportional, each limit K, each temperature T, given K with each T, equal (arXiv 1910.10683 section
-    3.5.2)."""
+    """{rule: rates} as in arXiv 1910.10683 section 3.5.2: proportional, each K, each T, given K with each T, equal."""
     names = list(examples)
     rules = {"proportional": Mixture(mixture=names)}
     for limit in candidate_limits(examples) if limits is None else limits:
