@@ -150,8 +150,10 @@ def apply_limit(context: PrepareContext, text: TokenizedText) -> TokenizedText:
     corpus = CorpusSubset(text.corpus, numbers)
     sizes = np.array([corpus.num_sentences(document) for document in range(len(corpus))])
     most, long = int(sizes.max()), int((sizes > LONG_DOCUMENT_SENTENCES).sum())
-    sentences = {"sentences": int(sizes.sum()), "longest_document": most, "long_documents": long}
-    return replace(text, corpus=corpus, tokens=text.tokens[numbers], **sentences)
+    tokens = text.tokens[numbers]
+    return replace(
+        text, corpus=corpus, tokens=tokens, sentences=int(sizes.sum()), longest_document=most, long_documents=long
+    )
 
 
 def tokenize_sentences(documents: Iterator[list[str]], tokenizer: "Tokenizer") -> Iterator[list[list[int]]]:
