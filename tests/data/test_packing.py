@@ -10,11 +10,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bertjax.data.preprocess.packing import Assignment, density, pack_lengths, pack_pairs, pack_rows
+from bertjax.data.preprocess.packing import Assignment, pack_lengths, pack_pairs, pack_rows
 
 lengths_and_row = st.integers(8, 80).flatmap(
     lambda row: st.tuples(st.lists(st.integers(1, row), max_size=120), st.just(row))
 )
+
+
+def density(lengths: np.ndarray, assignment: Assignment, sequence_length: int) -> float:
+    """The share of positions that are not padding."""
+    return float(np.sum(lengths)) / max(1, assignment.rows * sequence_length)
 
 
 def fullest(lengths: np.ndarray, assignment: Assignment) -> int:

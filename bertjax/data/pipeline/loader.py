@@ -1,7 +1,7 @@
-"""Batches by number. Batch k is a pure function of (data, seed, k): nothing needs saving and any k costs the same.
+"""Batches by number: batch k is a pure function of (data, seed, k).
 
 The stream is endless: `mixing.order` maps position p = k * batch_size + row to (task, epoch, index), so the last batch
-of an epoch continues in the next one. Each of several processes reads its own rows of batch k.
+of an epoch continues in the next one.
 """
 
 import os
@@ -36,7 +36,7 @@ PREFETCH_THREADS = 2  # reading and masking mostly hold the interpreter's lock; 
 
 
 class BatchIterator(AbstractContextManager["BatchIterator"]):
-    """Batches prefetched by background threads, in order; a context manager. An error in a thread is raised here."""
+    """Batches prefetched by background threads, in order. An error in a thread is raised here."""
 
     def __init__(self, make: Callable[[int], Batch], start: int, stop: int, prefetch: int):
         self._make, self._next, self._stop = make, start, stop
@@ -81,24 +81,16 @@ class BatchIterator(AbstractContextManager["BatchIterator"]):
 
 
 class Batches:
-    """The batches of a stage or of an evaluation.
-
-    Attributes:
-        fields: name -> (shape, dtype) of one row; every array of a batch has an axis B in front.
-        batch_size: global B, in rows.
-        task_names: by task id; with more than one, a batch has `task_ids` [B] int32.
-        rates: the share of each task in the rows of the stream.
-        row_counts: rows in one epoch of each task; `rows_per_epoch` is their sum.
-    """
+    """The batches of a stage or of an evaluation. `task_names` are by task id; several give `task_ids` int32 [B]."""
 
     def __init__(self, tasks: dict[str, TaskData], shares: dict[str, float], batch_size: int, pad_id: int = 0):
         self.task_names, self._tasks, self._by_name = list(tasks), list(tasks.values()), tasks
-        self.batch_size = batch_size
-        self.rates = shares
-        self.row_counts = {name: data.length for name, data in tasks.items()}
+        self.batch_size = batch_size  # global B, in rows
+        self.rates = shares  # of each task in the rows of the stream
+        self.row_counts = {name: data.length for name, data in tasks.items()}  # in one epoch of each task
         self.rows_per_epoch = sum(self.row_counts.values())
         self.batches_per_epoch = -(-self.rows_per_epoch // batch_size)
-        self.fields = _common_fields(tasks)
+        self.fields = _common_fields(tasks)  # name -> (shape, dtype) of one row; a batch has an axis B in front
         if len(tasks) > 1:
             self.fields["task_ids"] = ((), np.dtype(np.int32))
         self._pad_id = pad_id
@@ -116,7 +108,6 @@ class Batches:
 
     @property
     def stores(self) -> dict[str, Store]:
-        """The store of each task."""
         return {name: data.store for name, data in self._by_name.items()}
 
     @property
@@ -210,12 +201,8 @@ def open_batches(
 ) -> Batches:
     """The training batches of `stage`: prepares data missing in `cache` and mixes the tasks at their rates.
 
-    Args:
-        fetch: copy rows in an object store to this machine now, not when the first is read.
-        classes: of a classification (default: the stage's, without names); later tasks must have the labels of the
-            first.
-        fingerprint: of a source; default: computed now.
-
+    `fetch` copies rows in an object store to this machine now, not when first read. `classes` of a classification
+    are by default the stage's, without names; later tasks must have the labels of the first.
     Raises UserError when a task is empty or the rows of mixed tasks differ.
     """
     workers = config.run.prepare_workers or os.cpu_count() or 1
@@ -263,9 +250,7 @@ def open_task(
 ) -> Batches:
     """The batches of a single task, for an evaluation: read them with `epoch_batches`.
 
-    Args:
-        classes: of a classification: with the names of the checkpoint, so that ids agree.
-        decoder_only: the rows are for a decoder without an encoder, like the training data.
+    `classes` of a classification have the names of the checkpoint, so that ids agree.
     """
     store = prepare(
         task, name, tokenizer, seed=seed, base=base, cache=cache, workers=workers, classes=classes, report=report,

@@ -22,8 +22,6 @@ SMALL_TASK_ROWS = 256  # grain's shuffle takes 65536 / rows steps for each row o
 
 
 class RowRef(NamedTuple):
-    """The origin of one element of the stream."""
-
     task: int
     epoch: int  # of that task
     index: int  # type: ignore[assignment]  # of the row in its store
@@ -32,11 +30,7 @@ class RowRef(NamedTuple):
 def rates(
     counts: Mapping[str, int], mixture: Mixture, mixtures: Mapping[str, Mixture] = MappingProxyType({})
 ) -> dict[str, float]:
-    """The share of each task in the examples of `mixture`, adding up to one.
-
-    Args:
-        counts: examples in one epoch of each task.
-        mixtures: those that `mixture` may draw from besides tasks, by name.
+    """The share of each task in the examples of `mixture`, adding up to one; `counts`: examples in one epoch of each.
 
     `proportional` follows seqio.mixing_rate_num_examples: the count is clipped at K = `limit` first and raised to
     1/T second (arXiv 1910.10683 section 3.5.2). `equal` and `explicit` ignore the counts. A mixture inside another
@@ -77,11 +71,8 @@ def _unnormalized_rates(
 
 
 def to_row_rates(shares: Mapping[str, float], examples: Mapping[str, int], rows: Mapping[str, int]) -> dict[str, float]:
-    """Shares of the examples -> shares of the rows.
-
-    T5 mixes examples and packs afterwards. Here rows are packed first, each with examples of one task, so a task with
-    more examples in a row takes fewer rows.
-    """
+    """Shares of the examples -> shares of the rows: T5 mixes examples and packs afterwards, here rows are packed first,
+    each with examples of one task, so a task with more examples in a row takes fewer rows."""
     taken = {name: share * rows[name] / examples[name] for name, share in shares.items()}
     total = sum(taken.values())
     return {name: share / total for name, share in taken.items()}
@@ -105,11 +96,7 @@ def order(counts: Sequence[int], shares: Sequence[float], seeds: Sequence[int]) 
         rows = grain.MapDataset.range(count)
         # repeat() counts on without end, so the position in a task's stream gives its epoch.
         rows = (rows if count < SMALL_TASK_ROWS else rows.shuffle(seed=seed)).repeat()
-        tasks.append(
-            rows.map_with_index(
-                partial(_small_task_row_ref if count < SMALL_TASK_ROWS else _row_ref, task, count, seed)
-            )
-        )
+        tasks.append(rows.map_with_index(partial(_row_ref, task, count, seed)))
     if len(tasks) == 1:
         return tasks[0]
     # Rounded here because grain truncates, which costs the rarer tasks up to a hundredth.
@@ -117,12 +104,9 @@ def order(counts: Sequence[int], shares: Sequence[float], seeds: Sequence[int]) 
     return grain.MapDataset.mix(tasks, weights=weights)
 
 
-def _row_ref(task: int, count: int, _seed: int, at: int, row: int) -> RowRef:
-    return RowRef(task, at // count, int(row))
-
-
-def _small_task_row_ref(task: int, count: int, seed: int, at: int, row: int) -> RowRef:
-    return RowRef(task, at // count, small_task_order(count, seed, at // count)[row])
+def _row_ref(task: int, count: int, seed: int, at: int, row: int) -> RowRef:
+    epoch = at // count
+    return RowRef(task, epoch, small_task_order(count, seed, epoch)[row] if count < SMALL_TASK_ROWS else int(row))
 
 
 @lru_cache(maxsize=1024)

@@ -17,20 +17,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class MixtureSize:
-    """A stage and the sizes of its tasks.
-
-    Attributes:
-        examples, rows: in one epoch of each task; fewer rows than examples where they are packed.
-        rates: the share of each task in the examples of the stage.
-        tokens_per_row: None where it is unknown.
-    """
+    """A stage and the sizes of its tasks."""
 
     stage: Stage
     steps: int
-    examples: Mapping[str, int]
-    rows: Mapping[str, int]
-    rates: Mapping[str, float]
-    tokens_per_row: Mapping[str, float] | None
+    examples: Mapping[str, int]  # in one epoch of each task
+    rows: Mapping[str, int]  # fewer than examples where they are packed
+    rates: Mapping[str, float]  # the share of each task in the examples of the stage
+    tokens_per_row: Mapping[str, float] | None  # None: unknown
 
     @classmethod
     def from_batches(cls, config: Config, stage: Stage, batches: "Batches") -> "MixtureSize":
@@ -52,23 +46,15 @@ def _rates(config: Config, stage: Stage, examples: Mapping[str, int]) -> dict[st
 
 @dataclass(frozen=True)
 class TaskShare:
-    """One task in a stage.
-
-    Attributes:
-        examples, rows: in one epoch of the task.
-        rate: its share of the stage's examples.
-        drawn: rows of it that the stage reads.
-        epochs: how often each row is read.
-        tokens: non-padding tokens in those rows, if known.
-    """
+    """One task in a stage; `examples` and `rows` are those of one epoch of the task."""
 
     task: str
     examples: int
     rows: int
-    rate: float
-    drawn: float
-    epochs: float
-    tokens: int | None
+    rate: float  # its share of the stage's examples
+    drawn: float  # rows of it that the stage reads
+    epochs: float  # how often each row is read
+    tokens: int | None  # non-padding tokens in the drawn rows, if known
 
 
 @dataclass(frozen=True)
@@ -123,10 +109,7 @@ def build_report(size: MixtureSize, limits: Sequence[int] | None, temperatures: 
 def sweep_rates(
     examples: Mapping[str, int], limits: Sequence[int] | None, temperatures: Sequence[float]
 ) -> dict[str, dict[str, float]]:
-    """{rule: rates}: proportional, each limit K, each temperature T, equal (arXiv 1910.10683 section 3.5.2).
-
-    Limits that are given are tried with each temperature too, as the paper does with T and K = 2^21.
-    """
+    """{rule: rates} as in arXiv 1910.10683 section 3.5.2: proportional, each K, each T, given K with each T, equal."""
     names = list(examples)
     rules = {"proportional": Mixture(mixture=names)}
     for limit in candidate_limits(examples) if limits is None else limits:

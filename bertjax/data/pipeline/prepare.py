@@ -50,15 +50,9 @@ def prepare(
 
     The rows are a pure function of the sources' bytes, the preprocess section, `task.limit`, the tokenizer, the
     VERSIONs of the code (`versions`), `classes` for a classification and, where the kind uses it, `seed`; `workers` and
-    `runner` affect only the speed. After a kill the next call keeps every part that matches its record.
-
-    Args:
-        base: the folder of relative file names.
-        classes: the classes of the classifier that the rows are for.
-        cache: a local folder or one in an object store (`remote.as_path`).
-        report: called with lines of progress and with the throughput.
-        runner: of the jobs (default: `workers` processes on this machine).
-        fingerprint: of a source, where the caller has computed it.
+    `runner` (default: `workers` processes on this machine) affect only the speed. After a kill the next call keeps
+    every part that matches its record. `base` is the folder of relative file names; `cache` a local folder or one in an
+    object store (`remote.as_path`); `fingerprint` is that of a source, where the caller has computed it.
 
     Store.meta: examples, rows, tokens_in_rows, density (share of positions that are not padding), padding,
     sequence_length, made_from (the parts of the fingerprint), text_counts (see that module), and by kind: documents,
@@ -133,8 +127,7 @@ def _key_parts(
 
 
 def versions(task: Task) -> dict[str, int]:
-    """VERSIONs of the code that makes the rows of `task`: of its kind and of each shared stage that it uses. The rules
-    that read sources and split sentences are in the fingerprints of the sources."""
+    """VERSIONs of the kind of `task` and of each shared stage that it uses; those of sources are in fingerprints."""
     options = task.preprocess
     kind = record_of(options)
     found = {options.kind: kind.version, **kind.stages(options)}
@@ -161,9 +154,8 @@ def _build(context: PrepareContext, writer: Callable[..., StoreWriter], parts: d
             unpacked.meta.update(_metadata(context, plan, written, count, parts))
             return written
     masker = kind.masker(options, context.tokenizer, context.seed)
-    packed_plan = packing.plan_packing(
-        Store(examples), written.lengths, options.max_segments, context.tokenizer.pad_id, masker
-    )
+    pad_id = context.tokenizer.pad_id
+    packed_plan = packing.plan_packing(Store(examples), written.lengths, options.max_segments, pad_id, masker)
     meta = _metadata(context, plan, written, packed_plan.facts["rows"], parts)
     with writer(packed_plan.dtype, meta) as final:
         return write_shards(context, packed_plan, final, "rows")

@@ -19,13 +19,12 @@ Fields = dict[str, tuple[tuple[int, ...], np.dtype]]
 
 @dataclass(frozen=True)
 class TaskData:
-    """Rows of one task. `transform` masks or corrupts them by (seed, epoch, index), if the kind does so at load time;
-    `decoder_only`: inputs and targets are joined for a decoder without an encoder."""
+    """Rows of one task."""
 
     store: Store
-    transform: Transform | None
+    transform: Transform | None  # masks or corrupts rows by (seed, epoch, index), if the kind does so at load time
     seed: int
-    decoder_only: bool = False
+    decoder_only: bool = False  # whether inputs and targets are joined for a decoder without an encoder
 
     @property
     def length(self) -> int:
@@ -50,7 +49,6 @@ class TaskData:
 
 def make_task_data(task: Task, store: Store, tokenizer: "Tokenizer", seed: int, decoder_only: bool = False) -> TaskData:
     """The rows of `task` from its `store`; only `seed` decides the noise of dynamic masking and of denoising.
-    `decoder_only`: rows for an encoder and a decoder become rows for a decoder.
 
     Raises UserError when the preprocess section does not fit the tokenizer.
     """

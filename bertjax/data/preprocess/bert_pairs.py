@@ -53,8 +53,6 @@ def to_row(pair: Pair, sequence_length: int, *, cls_id: int, sep_id: int, pad_id
     return row
 
 
-# ---- jobs -----------------------------------------------------------------------------------------------------------
-
 UNIT_BITS = 32  # a row's number for static masks: its job in the high bits, its place in the job in the low ones
 ENCODE_BATCH_SENTENCES = 8192  # tokenized in one call
 
@@ -73,12 +71,10 @@ class PairsContext(NamedTuple):
 
 
 class PairsUnit(NamedTuple):
-    """Documents first..last-1 in pass `repeat`."""
-
     number: int
     repeat: int
-    first: int
-    last: int
+    first: int  # document
+    last: int  # document, exclusive
 
 
 def pairs_blocks(context: PairsContext, unit: PairsUnit) -> Blocks:
@@ -119,10 +115,8 @@ def plan_pairs(context: PrepareContext) -> JobPlan:
     text = apply_limit(context, tokenize_sources(context, stream_documents, tokenize_sentences, longest))
     total = int(text.tokens.sum())
     context.report(f"{context.name}: {len(text.tokens):,} documents, {text.sentences:,} sentences, {total:,} tokens")
-    if text.sentences_cut:
-        context.report(
-            f"{context.name}: sentences of more than {longest:,} tokens, cut into pieces: {text.sentences_cut:,}"
-        )
+    if cut := text.sentences_cut:
+        context.report(f"{context.name}: sentences of more than {longest:,} tokens, cut into pieces: {cut:,}")
     masker = None if options.pack else static_masker(options, tokenizer, context.seed)  # packed rows are masked later
     dtype = masker.with_fields(pairs_dtype(options)) if masker else pairs_dtype(options)
     ids = {"cls_id": tokenizer.cls_id, "sep_id": tokenizer.sep_id, "pad_id": tokenizer.pad_id}
@@ -132,7 +126,7 @@ def plan_pairs(context: PrepareContext) -> JobPlan:
         pairs_units(text.tokens.tolist(), options.dupe_factor, shard_tokens(everything)), dtype,
         use_pool=needs_worker_pool(everything),
         facts={"documents": len(text.tokens), "sentences": text.sentences, "tokens": total,
-               "sentences_cut": text.sentences_cut, "undivided": _find_undivided_file(context, text),
+               "sentences_cut": cut, "undivided": _find_undivided_file(context, text),
                text_counts.META_KEY: text.text_counts},
         row_sums=pair_statistics.pair_sums,
     )  # fmt: skip
@@ -163,10 +157,7 @@ def apply_limit(context: PrepareContext, text: TokenizedText) -> TokenizedText:
 
 
 def tokenize_sentences(documents: Iterator[list[str]], tokenizer: "Tokenizer") -> Iterator[list[list[int]]]:
-    """Documents as ids without empty sentences and documents, in batches of many sentences.
-
-    Each sentence is tokenized as it would be after the one before it.
-    """
+    """Documents as ids without empty sentences and documents; each sentence as it reads after the one before it."""
     space = tokenizer.space_between
     held: list[list[str]] = []
     waiting = 0

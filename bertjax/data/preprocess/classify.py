@@ -9,11 +9,11 @@ import numpy as np
 from bertjax.config.schema.data import Classify
 from bertjax.data.jobs import job_plan, text_counts
 from bertjax.data.jobs.job_plan import CountedBlocks, JobPlan, PrepareContext
-from bertjax.data.preprocess.label_survey import source_label_names, survey_labels, with_label_names
+from bertjax.data.preprocess.label_survey import survey_labels, with_label_names
 from bertjax.data.preprocess.labels import LabelEncoder, build_label_encoder, label_metadata
 from bertjax.data.preprocess.registry import PreprocessKind
 from bertjax.data.preprocess.sampling import sample_items
-from bertjax.data.sources.class_names import ClassSpec
+from bertjax.data.sources.class_names import ClassSpec, names_from_source
 from bertjax.data.sources.records import read_located
 from bertjax.data.store.row_format import row_dtype
 from bertjax.errors import UserError, escape_unprintable
@@ -59,7 +59,7 @@ def classify_blocks(context: ClassifyContext, records: Sequence[dict[str, Any]])
 
 
 def _truncate_pair(a: list[int], b: list[int], room: int) -> tuple[list[int], list[int]]:
-    """_truncate_seq_pair of run_classifier.py: what popping the longer one, B on a tie, leaves."""
+    """_truncate_seq_pair of run_classifier.py."""
     if len(a) + len(b) <= room:
         return a, b
     keep_a = min(len(a), max(room - len(b), room - room // 2))
@@ -82,9 +82,9 @@ def plan_classify(context: PrepareContext) -> JobPlan:
         labels = build_label_encoder(found, classes)
     except UserError as error:
         raise UserError(escape_unprintable(f"task '{context.name}': {error}")) from None
-    dtype = classify_dtype(options, labels.ids is None)
     records = (record for _, record in _records(context, given))
     jobs = iter(lambda: list(islice(records, job_plan.EXAMPLES_PER_JOB)), [])
+    dtype = classify_dtype(options, labels.ids is None)
     shared = ClassifyContext(context.tokenizer, options, labels, dtype)
     about = {"records": found.records, **label_metadata(labels)}
     return JobPlan(classify_blocks, shared, jobs, dtype, found.records > job_plan.MIN_POOL_EXAMPLES, about)
@@ -98,8 +98,14 @@ def _all_label_names(context: PrepareContext) -> tuple[tuple[str, ...] | None, s
 
 
 def _label_names_of(context: PrepareContext, source: Any) -> tuple[tuple[str, ...] | None, str | None]:
-    regression = context.classes is not None and context.classes.count == 1
-    return source_label_names(context.task.preprocess, source, context.base, regression=regression)
+    """(names of a source's ids, where they come from): `labels` of the configuration, else the data set's own."""
+    options: Classify = context.task.preprocess
+    if options.labels is not None:
+        return tuple(options.labels), "labels"
+    if context.classes is not None and context.classes.count == 1:
+        return None, None  # in a regression the ids of a ClassLabel are numbers like any others
+    names = names_from_source(source, context.base, options.label)
+    return names, "source" if names else None
 
 
 def _records(context: PrepareContext, given: Sequence[str] | None) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -3,6 +3,8 @@
 The numbers of a row depend only on its place, so any process can make any batch in any order.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 
 _GOLDEN_GAMMA = np.uint64(0x9E3779B97F4A7C15)
@@ -35,3 +37,11 @@ def row_streams(seed: int, epoch: int | np.ndarray, indices: np.ndarray) -> np.n
 def random_bits(streams: np.ndarray, counters: np.ndarray) -> np.ndarray:
     """Draw number `counters` (uint64) of each stream: uint64, the broadcast shape."""
     return splitmix64(streams + (counters + np.uint64(1)) * _GOLDEN_GAMMA)
+
+
+def map_blocks(make: Callable[..., dict[str, np.ndarray]], *arrays: np.ndarray) -> dict[str, np.ndarray]:
+    """`make` of blocks of the rows of `arrays` [B, ...], the last one [B, S], and its results joined."""
+    batch, length = arrays[-1].shape
+    step = max(1, BLOCK_TOKENS // length)
+    blocks = [make(*(array[at : at + step] for array in arrays)) for at in range(0, max(1, batch), step)]
+    return blocks[0] if len(blocks) == 1 else {key: np.concatenate([b[key] for b in blocks]) for key in blocks[0]}

@@ -12,17 +12,12 @@ _KINDS = {
 
 
 def to_decoder_only_rows(rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Rows for an encoder and a decoder as rows for a decoder (seqio.PrefixLMFeatureConverter).
+    """Rows for an encoder [B, S] and a decoder [B, T] as rows for a decoder (seqio.PrefixLMFeatureConverter).
 
-    Args:
-        rows: input_ids, segment_ids, positions [B, S], target_ids, target_segment_ids, target_positions,
-            target_weights [B, T]; segments numbered from 1 in both, 0 is padding, positions count from 0 in each.
-
-    Returns, with L = S + T: target_ids, target_segment_ids, target_positions int32 [B, L], target_weights float32
-    [B, L], 0 on the inputs; prefix_mask int32 [B, L], the reference's decoder_causal_attention: 1 where the token that
-    the decoder reads belongs to the inputs. It reads one place late, so the mask extends one place beyond them, where
-    the last input is read and the first target predicted. Each example's inputs and then its targets, then the next
-    example; padding at the end. Other fields stay as they are.
+    Returns the targets' fields [B, L = S + T], weights 0 on the inputs, and prefix_mask int32 [B, L], the reference's
+    decoder_causal_attention: 1 where the token that the decoder reads belongs to the inputs. It reads one place late,
+    so the mask extends one place beyond them, where the last input is read and the first target predicted. Each
+    example's inputs are followed by its targets, then the next example; padding at the end. Other fields stay.
     """
     segments, target_segments = np.asarray(rows["segment_ids"]), np.asarray(rows["target_segment_ids"])
     batch, length = len(segments), segments.shape[1] + target_segments.shape[1]
@@ -30,21 +25,20 @@ def to_decoder_only_rows(rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray
     begin = np.cumsum(inputs + targets, axis=1) - inputs - targets
 
     made = {name: np.zeros((batch, length), kind) for name, kind in _KINDS.items()}
-    row, place = np.nonzero(segments)
-    segment, position = segments[row, place], np.asarray(rows["positions"])[row, place]
-    at = (row, begin[row, segment] + position)
-    made["target_ids"][at] = np.asarray(rows["input_ids"])[row, place]
-    made["target_segment_ids"][at] = segment
-    made["target_positions"][at] = position
-
-    row, place = np.nonzero(target_segments)
-    segment = target_segments[row, place]
-    position = np.asarray(rows["target_positions"])[row, place] + inputs[row, segment]
-    at = (row, begin[row, segment] + position)
-    made["target_ids"][at] = np.asarray(rows["target_ids"])[row, place]
-    made["target_segment_ids"][at] = segment
-    made["target_positions"][at] = position
-    made["target_weights"][at] = np.asarray(rows["target_weights"])[row, place]
+    sides = (
+        ("input_ids", segments, "positions", np.zeros_like(inputs)),
+        ("target_ids", target_segments, "target_positions", inputs),
+    )
+    for ids, numbers, positions, before in sides:
+        row, place = np.nonzero(numbers)
+        segment = numbers[row, place]
+        position = np.asarray(rows[positions])[row, place] + before[row, segment]
+        at = (row, begin[row, segment] + position)
+        made["target_ids"][at] = np.asarray(rows[ids])[row, place]
+        made["target_segment_ids"][at] = segment
+        made["target_positions"][at] = position
+        if ids == "target_ids":
+            made["target_weights"][at] = np.asarray(rows["target_weights"])[row, place]
 
     prefix = np.take_along_axis(inputs, made["target_segment_ids"], axis=1)
     made["prefix_mask"][(made["target_segment_ids"] > 0) & (made["target_positions"] <= prefix)] = 1

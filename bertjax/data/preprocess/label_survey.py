@@ -3,13 +3,11 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from bertjax.config.schema.data import Classify
-from bertjax.data.sources import class_names
 from bertjax.data.sources.class_names import UNLABELED, find_class_id, format_names
 from bertjax.data.sources.record_values import describe_value
 from bertjax.errors import UserError
@@ -20,16 +18,13 @@ LocatedRecord = tuple[str, dict[str, Any]]
 
 @dataclass
 class LabelSurvey:
-    """The labels in field `name`: {label: [how often, where first]}, and the first with a fraction.
-
-    `given`: the names of the source's ids; `given_by`: where these come from (labels, source).
-    """
+    """The labels in field `name`."""
 
     name: str
-    given: tuple[str, ...] | None = None
-    given_by: str | None = None
-    occurrences: dict[LabelKey, list[Any]] = field(default_factory=dict)
-    fraction: tuple[float, str] | None = None
+    given: tuple[str, ...] | None = None  # the names of the source's ids
+    given_by: str | None = None  # where these come from: labels, source
+    occurrences: dict[LabelKey, list[Any]] = field(default_factory=dict)  # {label: [how often, where first]}
+    fraction: tuple[float, str] | None = None  # the first label with one, and where
     has_bools: bool = False
     records: int = 0
 
@@ -56,9 +51,6 @@ class LabelSurvey:
     def where(self, key: LabelKey) -> str:
         return str(self.occurrences[key][1])
 
-    def count(self, keys: Iterable[LabelKey]) -> int:
-        return sum(self.occurrences[key][0] for key in keys)
-
 
 def label_key(label: Any) -> LabelKey:
     if isinstance(label, str):
@@ -68,9 +60,6 @@ def label_key(label: Any) -> LabelKey:
     if label is None:
         return None
     return int(label) if label == int(label) else label
-
-
-# ---- reading --------------------------------------------------------------------------------------------------------
 
 
 def with_label_names(located: Iterable[LocatedRecord], given: Sequence[str], field: str) -> Iterator[LocatedRecord]:
@@ -86,18 +75,6 @@ def with_label_names(located: Iterable[LocatedRecord], given: Sequence[str], fie
         if number is None:
             raise UserError(f"{where}: label '{str(label)[:60]}' is not one of those: {format_names(given)}")
         yield where, {**record, field: None if number == UNLABELED else given[number]}
-
-
-def source_label_names(
-    options: Classify, source: Any, base: Path, *, regression: bool
-) -> tuple[tuple[str, ...] | None, str | None]:
-    """(names of a source's ids, where they come from): `labels` of the configuration, else the data set's own."""
-    if options.labels is not None:
-        return tuple(options.labels), "labels"
-    if regression:
-        return None, None  # the ids of a ClassLabel are numbers like any others
-    names = class_names.names_from_source(source, base, options.label)
-    return names, "source" if names else None
 
 
 def survey_labels(

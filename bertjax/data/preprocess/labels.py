@@ -1,8 +1,5 @@
-"""A table of a classification task's labels and their ids or numbers.
-
-The names of the classifier decide the ids, and labels are matched to them by name. Without such names ids follow the
-task's `labels`, the names of the data set (ClassLabel), the numbers themselves, or sorted order.
-"""
+"""A classification task's labels and their ids: by the names of the classifier, else by the task's `labels`, the names
+of the data set (ClassLabel), the numbers themselves, or sorted order."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -16,21 +13,13 @@ _ORDERS = {"labels": "as preprocess.labels says", "source": "as the data set has
 
 
 class LabelEncoder(NamedTuple):
-    """Maps the labels of a task to numbers; sent to worker processes.
+    """Maps the labels of a task to numbers; sent to worker processes."""
 
-    Attributes:
-    ids: {label: id} of every label in the data; None for regression, where a label is its number.
-    names: by id, or None.
-    decided_by: start (the names of `ClassSpec`), labels (of the configuration), source (ClassLabel), data or None.
-    given: the source's own order of names, if it has one.
-    unlabeled: rows without a label.
-    """
-
-    ids: Mapping[LabelKey, int] | None
-    names: tuple[str, ...] | None
-    decided_by: str | None
-    given: tuple[str, ...] | None
-    unlabeled: int
+    ids: Mapping[LabelKey, int] | None  # of every label in the data; None for regression, where a label is its number
+    names: tuple[str, ...] | None  # by id
+    decided_by: str | None  # start (`ClassSpec.names`), labels (of the section), source (ClassLabel) or data
+    given: tuple[str, ...] | None  # the source's own order of names
+    unlabeled: int  # rows without a label
 
     def encode(self, label: Any) -> tuple[float, float]:
         """(id or number, weight) of a label."""
@@ -53,9 +42,8 @@ def build_label_encoder(found: LabelSurvey, classes: ClassSpec) -> LabelEncoder:
             "fraction; set objective.num_labels=1 for regression"
         )
     else:
-        labels = (
-            _from_classifier_names(found, classes) or _from_data_names(found, classes) or _from_numbers(found, classes)
-        )
+        named = _from_classifier_names(found, classes) or _from_data_names(found, classes)
+        labels = named or _from_numbers(found, classes)
     if labels.unlabeled == found.records:
         raise UserError(f"none of the {found.records:,} records has a label ('{found.name}'); name data that have them")
     if labels.unlabeled and not classes.keep_unlabeled:
@@ -68,8 +56,8 @@ def build_label_encoder(found: LabelSurvey, classes: ClassSpec) -> LabelEncoder:
 def _encoder(
     found: LabelSurvey, ids: dict[LabelKey, int] | None, names: Sequence[str] | None, decided_by: str | None
 ) -> LabelEncoder:
-    hidden = [key for key in found.occurrences if key is None or (ids or {}).get(key) == UNLABELED]
-    return LabelEncoder(ids, tuple(names) if names else None, decided_by, found.given, found.count(hidden))
+    hidden = sum(n for key, (n, _) in found.occurrences.items() if key is None or (ids or {}).get(key) == UNLABELED)
+    return LabelEncoder(ids, tuple(names) if names else None, decided_by, found.given, hidden)
 
 
 def _regression(found: LabelSurvey) -> LabelEncoder:
@@ -138,10 +126,9 @@ def _from_data_names(found: LabelSurvey, classes: ClassSpec) -> LabelEncoder | N
             f"objective.num_labels is {classes.count} but the data have {len(names)} labels ({format_names(names)}); "
             f"set objective.num_labels={len(names)}{also}"
         )
-    ids = {key: find_class_id(key, names) for key in found.occurrences}
-    return _encoder(
-        found, {key: UNLABELED if number is None else number for key, number in ids.items()}, names, decided_by
-    )
+    numbers = {key: find_class_id(key, names) for key in found.occurrences}
+    ids = {key: UNLABELED if number is None else number for key, number in numbers.items()}
+    return _encoder(found, ids, names, decided_by)
 
 
 def _are_class_ids(found: LabelSurvey, classes: ClassSpec) -> bool:

@@ -1,26 +1,20 @@
 """Masked language modelling: which tokens are predicted, and what replaces them.
 
-`mask_tokens` is the reference's procedure, one example at a time. `mask_rows` applies the same rules to a batch of
-rows, at load time or at prepare time: its random numbers come from hashing (seed, epoch, index, position), so the masks
-of a row never depend on its batch.
+`mask_tokens` is the reference's procedure for one example. `mask_rows` applies the same rules to a batch of rows: its
+random numbers come from hashing (seed, epoch, index, position), so the masks of a row never depend on its batch.
 """
 
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import numpy as np
 
 from bertjax.config.schema.data import BertPairs, max_predictions
-from bertjax.data.preprocess.counter_rng import (
-    BLOCK_TOKENS,
-    KEY_POSITION_MASK,
-    NO_POSITION,
-    SORT_LAST,
-    random_bits,
-    row_streams,
-)
+from bertjax.data.preprocess import counter_rng
+from bertjax.data.preprocess.counter_rng import KEY_POSITION_MASK, NO_POSITION, SORT_LAST, random_bits
 from bertjax.data.store.row_format import field_list
 from bertjax.errors import UserError
 
@@ -125,26 +119,19 @@ _KEEP_BELOW = np.uint64(round(0.9 * 2**32))
 def mask_rows(
     rows: Rows, rules: MaskingRules, *, seed: int, epoch: int | np.ndarray, indices: np.ndarray | Sequence[int]
 ) -> dict[str, np.ndarray]:
-    """Masks a batch. `rows` (a dict or a structured array) holds input_ids and segment_ids, int32 [B, S]; segment_ids
-    ascend along a row, 0 is padding.
+    """Masks a batch. `rows` holds input_ids and segment_ids, int32 [B, S], these ascending along a row, 0 for padding.
 
     Returns input_ids int32 [B, S] (a copy with replacements), masked_positions and masked_ids int32 [B, K],
     masked_weights float32 [B, K]; positions ascend, zeros pad the end. Each example of a packed row is masked by its
-    own count. Row b is a pure function of its content and (seed, epoch, indices[b]): give tasks different seeds.
-    `epoch` is one number or an array [B], one for each row.
+    own count. Row b is a pure function of its content and (seed, epoch or epoch[b], indices[b]): give tasks different
+    seeds.
     Raises ValueError when a row predicts more than K tokens (more examples than rules.row_predictions allows for).
     """
     input_ids, segment_ids = np.asarray(rows["input_ids"]), np.asarray(rows["segment_ids"])
-    batch, length = input_ids.shape
-    if length >= NO_POSITION:
-        raise ValueError(f"rows of {length} tokens are too long to mask")
-    streams = row_streams(seed, epoch, np.asarray(indices))
-    step = max(1, BLOCK_TOKENS // length)
-    blocks = [
-        _mask_block(streams[at : at + step], input_ids[at : at + step], segment_ids[at : at + step], rules)
-        for at in range(0, max(1, batch), step)
-    ]
-    return blocks[0] if len(blocks) == 1 else {key: np.concatenate([b[key] for b in blocks]) for key in blocks[0]}
+    if input_ids.shape[1] >= NO_POSITION:
+        raise ValueError(f"rows of {input_ids.shape[1]} tokens are too long to mask")
+    streams = counter_rng.row_streams(seed, epoch, np.asarray(indices))
+    return counter_rng.map_blocks(partial(_mask_block, rules=rules), streams, input_ids, segment_ids)
 
 
 def mask_stored(

@@ -49,10 +49,9 @@ def pack_lengths(lengths: np.ndarray, sequence_length: int, max_segments: int) -
     """Assigns examples of these lengths (int [N]) to rows of `sequence_length` tokens and `max_segments` examples.
 
     Best-fit decreasing on the histogram of lengths (after SPFHP, Krell et al., arXiv 2107.02027 section 3.1): the
-    longest go first, each into the fullest row that still has room. The time depends on the number of different
-    lengths and fillings, hardly on N. Deterministic: a fixed seed shuffles which examples share a row and the order of
-    the rows, so neighbours in the data (questions about one paragraph) are not packed together and the place of a row
-    is independent of how full it is. For data larger than memory, pack blocks of, say, a million lengths one by one.
+    longest go first, each into the fullest row that still has room. The time hardly depends on N. Deterministic: a
+    fixed seed shuffles which examples share a row and the order of the rows, so neighbours in the data (questions about
+    one paragraph) are not packed together and the place of a row is independent of how full it is.
     Raises ValueError for a length below 1 or above sequence_length.
     """
     lengths = np.asarray(lengths, np.int64)
@@ -67,9 +66,8 @@ def pack_lengths(lengths: np.ndarray, sequence_length: int, max_segments: int) -
 def pack_pairs(lengths: np.ndarray, row: tuple[int, int], max_segments: int) -> Assignment:
     """Assigns examples of two lengths each (int [N, 2]) to rows that hold `row` tokens of the first and of the second.
 
-    `pack_lengths` for two sequences that are packed together: the examples that take up most of one of the two go
-    first, each into the row with the least room left that still holds both. Room is compared in the sequence that is
-    scarcer in all rows, then in the other. Deterministic and shuffled in the same way.
+    As `pack_lengths`: the examples that take up most of one of the two go first, each into the row with the least room
+    that still holds both, in the sequence that is scarcer in all rows, then in the other.
     Raises ValueError for a length below 1 or above the row's.
     """
     lengths = np.asarray(lengths, np.int64).reshape(-1, 2)
@@ -82,11 +80,6 @@ def pack_pairs(lengths: np.ndarray, row: tuple[int, int], max_segments: int) -> 
     pairs, kind, counts = np.unique(lengths[:, order], axis=0, return_inverse=True, return_counts=True)
     fillings = _pair_fillings(pairs.tolist(), counts.tolist(), (row[order[0]], row[order[1]]), max_segments)
     return _assign(kind.reshape(-1), counts, fillings)
-
-
-def density(lengths: np.ndarray, assignment: Assignment, sequence_length: int) -> float:
-    """The share of positions that are not padding: real tokens / (rows * sequence_length)."""
-    return float(np.sum(lengths)) / max(1, assignment.rows * sequence_length)
 
 
 def _fillings(histogram: list[int], sequence_length: int, max_segments: int) -> list[tuple[Filling, int]]:
@@ -193,13 +186,11 @@ def pack_rows(
 ) -> dict[str, np.ndarray]:
     """Joins unpacked rows into packed ones.
 
-    `rows`: a dict of arrays or a structured array with one example a row, leading axis N *in the order of
-    assignment.examples* (`store.rows(part.examples)`, `array[part.examples]`). Fields: input_ids, token_type_ids,
-    segment_ids, positions [N, S]; with targets also target_ids, target_segment_ids, target_positions, target_weights
-    [N, T]; everything else [N, 1].
+    `rows` has one example a row, *in the order of assignment.examples* (`store.rows(part.examples)`): the fields of
+    `_PER_TOKEN` [N, S] and [N, T], everything else [N, 1].
     Returns the same fields for R rows: those with a value for each token [R, S] and [R, T], with segment ids 1..G in
     row order and positions that restart; the others [R, G], zero where there is no example, those of cls, start and end
-    positions moved to row coordinates. dtypes stay. For bounded memory go through `assignment.part(a, b)`.
+    positions moved to row coordinates. dtypes stay.
     Raises ValueError when the examples do not fit, and for masked_* fields: rows are masked after packing.
     """
     fields = list(rows.dtype.names or ()) if isinstance(rows, np.ndarray) else list(rows)

@@ -25,16 +25,10 @@ def pair_sums(rows: np.ndarray) -> dict[str, int]:
 def pair_metadata(
     options: BertPairs, text: dict[str, Any], lengths: np.ndarray, sums: Mapping[str, int]
 ) -> dict[str, Any]:
-    """`Store.meta["pairs"]`.
-
-    Args:
-        text: documents, sentences and tokens of the source.
-        lengths: tokens of each pair, special ones included: int32 [pairs].
-        sums: those of `pair_sums` over every pair.
-    """
+    """`Store.meta["pairs"]`; `lengths` int32 [pairs]: tokens of each, special ones included; `sums`: of `pair_sums`."""
     wanted = np.maximum(1, np.rint(lengths * options.masked_lm_prob))
     masked = np.minimum(wanted, options.max_predictions_per_seq)
-    found = {
+    pairs = {
         "sentences_per_document": text["sentences"] / text["documents"],
         "tokens_used": sums["own_tokens"] / (text["tokens"] * options.dupe_factor),
         "random_share": sums["random"] / sums["pairs"] if options.next_sentence else None,
@@ -42,16 +36,16 @@ def pair_metadata(
         "masks_wanted": float(wanted.mean()),
         "pairs_capped": float((wanted > masked).mean()),
     }
-    return {"pairs": found}
+    return {"pairs": pairs}
 
 
 def report_lines(name: str, options: BertPairs, meta: dict[str, Any]) -> Iterator[str]:
     """A summary of a prepared task, then a warning for each number out of its range."""
     found = meta["pairs"]
-    used, random = found["tokens_used"], found["random_share"]
+    random = found["random_share"]
     said = [
         f"{_count(meta['documents'], 'document')}, {found['sentences_per_document']:,.1f} sentences each",
-        f"{used:.1%} of the tokens used",
+        f"{found['tokens_used']:.1%} of the tokens used",
         "" if random is None else f"{random:.1%} of the pairs random",
         f"{found['masks_per_pair']:.1f} masks a pair ({found['pairs_capped']:.1%} capped at "
         f"max_predictions_per_seq={options.max_predictions_per_seq})",

@@ -60,7 +60,7 @@ def word_documents(contexts: Iterable[str], tokenizer: Tokenizer) -> dict[str, D
 
 
 def text_documents(contexts: Iterable[str], tokenizer: Tokenizer) -> dict[str, Document]:
-    """Each context as the tokenizer divides it; a bounded number of them at once."""
+    """Each context as the tokenizer divides it."""
     documents: dict[str, Document] = {}
     remaining = iter(contexts)
     while chunk := list(islice(remaining, _CONTEXTS_PER_BATCH)):
@@ -70,9 +70,6 @@ def text_documents(contexts: Iterable[str], tokenizer: Tokenizer) -> dict[str, D
             numbers = np.where(spans[:, 0] < spans[:, 1], own, np.int32(-1))
             documents[text] = TextDocument(text, np.array(ids, np.int32), numbers, spans)
     return documents
-
-
-# ---- where an answer is ---------------------------------------------------------------------------------------------
 
 
 def answer_spans(
@@ -141,10 +138,10 @@ def text_span(example: Example, document: TextDocument) -> tuple[int, int] | Non
 
 
 def find_answer(context: str, text: str, start: int) -> tuple[int, int] | None:
-    """Characters (start, stop) of an answer that `answer_start` says is at `start`, without white space at its ends.
+    """Characters (start, stop) of an answer without white space at its ends; None if the text is not there.
 
     Other spaces, zero-width characters and Unicode forms than in the context do not matter; `start` may be anywhere in
-    the word that the answer begins in, as in run_squad.py. None if the text is not there.
+    the word that the answer begins in, as in run_squad.py.
     """
     wanted = text.strip()
     start += len(text) - len(text.lstrip())

@@ -20,35 +20,23 @@ Transform = Callable[..., dict[str, np.ndarray]]
 class PreprocessKind:
     """Functions and facts of one kind. `options` is always the kind's own section of the configuration.
 
-    Attributes:
-        version: an integer in the key of prepared data; raise it when rows or `Store.meta` change (test_versions.py).
-        reads: what a source must give: documents (lists of sentences), texts, records or questions.
-        layout: which model reads the rows: an encoder, an encoder and a decoder, or only a decoder. Rows of the second
-            layout are converted for models without an encoder.
-        plan: reads the sources and divides the work into jobs that make unpacked rows.
-        dtype: (options, regression) -> the type of an unpacked row without static masks.
-        uses_seed, uses_classes: whether the rows depend on the seed of the run, or on the classes of a classifier.
-        stages: VERSIONs of the shared stages that these options use, besides packing and sampling.
-        masker: (options, tokenizer, seed) -> static masks for packed rows; None where there are none.
-        transform: (options, tokenizer) -> what is done to rows when they are loaded; None: nothing.
-        metadata: (options, plan.facts, lengths, row sums) -> more of `Store.meta`.
-        report: (task, options, meta) -> log lines about prepared data.
-        corruption: of a denoising kind: its `denoising.rules.Corruption`.
+    metadata: (options, plan.facts, lengths, row sums) -> more of `Store.meta`.
+    report: (task, options, meta) -> log lines about prepared data.
     """
 
-    version: int
-    reads: Literal["documents", "texts", "records", "questions"]
-    layout: Literal["encoder", "encoder_decoder", "decoder"]
-    plan: Callable[[PrepareContext], JobPlan]
-    dtype: Callable[[Any, bool], np.dtype]
-    uses_seed: bool = False
-    uses_classes: bool = False
-    stages: Callable[[Any], Mapping[str, int]] = lambda options: {}
-    masker: Callable[[Any, Any, int], "StaticMasker | None"] = lambda options, tokenizer, seed: None
-    transform: Callable[[Any, Any], Transform | None] = lambda options, tokenizer: None
+    version: int  # in the key of prepared data; raise it when rows or `Store.meta` change (test_versions.py)
+    reads: Literal["documents", "texts", "records", "questions"]  # from a source; documents are lists of sentences
+    layout: Literal["encoder", "encoder_decoder", "decoder"]  # of the model; `decoder_only` converts the second
+    plan: Callable[[PrepareContext], JobPlan]  # of the jobs that make unpacked rows
+    dtype: Callable[[Any, bool], np.dtype]  # (options, regression) -> an unpacked row without static masks
+    uses_seed: bool = False  # whether rows depend on the seed of the run
+    uses_classes: bool = False  # whether rows depend on the classes of a classifier
+    stages: Callable[[Any], Mapping[str, int]] = lambda options: {}  # VERSIONs besides packing and sampling
+    masker: Callable[[Any, Any, int], "StaticMasker | None"] = lambda options, tokenizer, seed: None  # of packed rows
+    transform: Callable[[Any, Any], Transform | None] = lambda options, tokenizer: None  # of rows at load time
     metadata: Callable[[Any, dict[str, Any], np.ndarray, Mapping[str, int]], dict[str, Any]] = lambda *_: {}
     report: Callable[[str, Any, dict[str, Any]], Iterable[str]] = lambda *_: ()
-    corruption: Any = None
+    corruption: Any = None  # of a denoising kind: its `denoising.rules.Corruption`
 
 
 def record_of(options: Any) -> PreprocessKind:

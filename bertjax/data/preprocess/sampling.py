@@ -1,7 +1,7 @@
 """The sample of records that `limit` keeps, by seed, in the order of the source.
 
-Record number i of a source has a key, a hash of (seed, i); the `limit` records with the smallest keys are kept. So a
-source is read once, the sample depends only on seed and order, and a smaller sample is part of a larger one.
+The records with the smallest hashes of (seed, number) are kept: the source is read once, and a smaller sample is part
+of a larger one.
 """
 
 import heapq

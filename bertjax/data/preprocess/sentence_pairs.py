@@ -18,11 +18,8 @@ class Pair(NamedTuple):
 
 
 def document_rng(seed: int, repeat: int, document: int) -> random.Random:
-    """The generator for one document in one of the `dupe_factor` passes.
-
-    The reference draws everything from one generator; with one for each document, pairs do not depend on the order in
-    which documents are processed.
-    """
+    """The generator for one document in one of the `dupe_factor` passes, so that pairs do not depend on the order of
+    documents; the reference draws everything from one."""
     return random.Random(f"pairs {seed} {repeat} {document}")
 
 

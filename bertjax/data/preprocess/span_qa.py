@@ -1,7 +1,6 @@
-"""The kind `span_qa`: windows over a document for extractive question answering, for training and evaluation.
+"""The kind `span_qa`: overlapping windows of a document, [CLS] question [SEP] window [SEP], to train and to evaluate.
 
-A document too long for one row is covered by overlapping windows: [CLS] question [SEP] window [SEP]. Distinct contexts
-are tokenized once. The profile defines documents and answers: see `qa_documents`.
+The profile defines documents and answers: see `qa_documents`.
 """
 
 import logging
@@ -14,14 +13,8 @@ import numpy as np
 from bertjax.config.schema.data import SpanQa
 from bertjax.data.jobs import job_plan, text_counts
 from bertjax.data.jobs.job_plan import CountedBlocks, JobPlan, PrepareContext
-from bertjax.data.preprocess.qa_documents import (
-    Document,
-    TextDocument,
-    WordDocument,
-    answer_spans,
-    text_documents,
-    word_documents,
-)
+from bertjax.data.preprocess import qa_documents
+from bertjax.data.preprocess.qa_documents import Document, TextDocument, WordDocument
 from bertjax.data.preprocess.registry import PreprocessKind
 from bertjax.data.preprocess.sampling import sample_items
 from bertjax.data.sources.squad import Example, read_squad
@@ -45,10 +38,7 @@ class TokenizedExample(NamedTuple):
 
 @dataclass(frozen=True)
 class Features:
-    """Windows of evaluation examples in example order. N windows, S = sequence_length.
-
-    Text comes from `contexts` and `offsets` in profile hf, from `words`, `pieces` and `lowercase` in profile bert.
-    """
+    """Windows of evaluation examples in example order. N windows, S = sequence_length."""
 
     inputs: dict[str, np.ndarray]  # input_ids, token_type_ids, segment_ids, positions: int32 [N, S]
     example_index: np.ndarray  # int32 [N], ascending
@@ -80,16 +70,13 @@ def training_features(examples: Sequence[Example], tokenizer: Tokenizer, span_qa
 def qa_blocks(context: tuple[Tokenizer, SpanQa], examples: Sequence[Example]) -> CountedBlocks:
     """Training rows, one window each: structured array [N] of `row_dtype`, windows of an example side by side.
 
-    A window without the complete answer, like every window of an unanswerable question, has [CLS] as its answer (in
-    v1.1 too). The first answer of an example is trained on. Examples whose answer text is not found at its place are
-    left out; these, cut questions and unknown pieces are counted. A pure function of its arguments: slices of
-    `examples` may be converted one by one to bound memory (16 * S bytes a row).
-
-    Raises UserError if a question leaves no room for its document.
+    A window without the complete first answer, like every window of an unanswerable question, has [CLS] as its answer
+    (in v1.1 too). Examples whose answer text is not found at its place are left out; these, cut questions and unknown
+    pieces are counted. Raises UserError if a question leaves no room for its document.
     """
     tokenizer, span_qa = context
     prepared = list(_tokenize_examples(examples, tokenizer, span_qa))
-    spans = answer_spans(examples, [item.document for item in prepared], tokenizer)
+    spans = qa_documents.answer_spans(examples, [item.document for item in prepared], tokenizer)
     kept = [e.is_impossible or s is not None for e, s in zip(examples, spans, strict=True)]
     if False in kept:
         _log.info("questions left out, whose answer text is not in its place: first %s", examples[kept.index(False)].id)
@@ -116,9 +103,7 @@ def qa_blocks(context: tuple[Tokenizer, SpanQa], examples: Sequence[Example]) ->
 
 
 def evaluation_features(examples: Sequence[Example], tokenizer: Tokenizer, span_qa: SpanQa) -> Features:
-    """Every window of every example, with what is needed to turn logits [N, S] back into text.
-
-    The number of questions cut at `max_query_length` is logged.
+    """Every window of every example, with what turns logits [N, S] back into text; logs the number of cut questions.
 
     Raises UserError if a question leaves no room for its document, or two questions have one id.
     """
@@ -150,20 +135,15 @@ def evaluation_features(examples: Sequence[Example], tokenizer: Tokenizer, span_
             n += 1
     inputs["input_ids"][inputs["segment_ids"] == 0] = tokenizer.pad_id
     found = (inputs, example_index, doc_start, token_to_word, max_context, tokenizer.pieces, tokenizer.lowercase)
-    documents = [item.document for item in prepared]
-    return Features(
-        *found,
-        profile=span_qa.profile,
-        words=[d.words for d in documents if isinstance(d, WordDocument)],
-        contexts=[d.text for d in documents if isinstance(d, TextDocument)],
-        offsets=[d.offsets for d in documents if isinstance(d, TextDocument)],
-    )
+    words = [item.document.words for item in prepared if isinstance(item.document, WordDocument)]
+    texts = [item.document for item in prepared if isinstance(item.document, TextDocument)]
+    return Features(*found, span_qa.profile, words, [text.text for text in texts], [text.offsets for text in texts])
 
 
 def _tokenize_examples(
     examples: Sequence[Example], tokenizer: Tokenizer, span_qa: SpanQa
 ) -> Iterator[TokenizedExample]:
-    make = text_documents if span_qa.profile == "hf" else word_documents
+    make = qa_documents.text_documents if span_qa.profile == "hf" else qa_documents.word_documents
     documents = make(dict.fromkeys(e.context for e in examples), tokenizer)
     queries = tokenizer.encode_batch([e.question for e in examples])
     for example, question in zip(examples, queries, strict=True):
@@ -229,10 +209,9 @@ def plan_qa(context: PrepareContext) -> JobPlan:
     questions = list(sample_items(found, context.task.limit, context.seed))
     size = job_plan.EXAMPLES_PER_JOB
     jobs = [questions[start : start + size] for start in range(0, len(questions), size)]
-    dtype = row_dtype(options.sequence_length)
     facts = {"questions": len(questions), "unanswerable": sum(q.is_impossible for q in questions)}
     pool = len(questions) > job_plan.MIN_POOL_EXAMPLES
-    return JobPlan(qa_blocks, (context.tokenizer, options), jobs, dtype, pool, facts)
+    return JobPlan(qa_blocks, (context.tokenizer, options), jobs, row_dtype(options.sequence_length), pool, facts)
 
 
 SPAN_QA = PreprocessKind(

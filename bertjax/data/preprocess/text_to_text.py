@@ -1,7 +1,4 @@
-"""The kind `text_to_text`: records as inputs and targets, and these as rows for an encoder and a decoder.
-
-`read_examples` serves training and evaluation; `text_to_text_blocks` makes training rows.
-"""
+"""The kind `text_to_text`: records as inputs and targets, and these as rows for an encoder and a decoder."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,14 +32,12 @@ __all__ = ["TextExample", "class_names", "read_examples", "row_dtype", "text_to_
 def read_examples(
     task: Task, base: Path, *, training: bool = False, seed: int = 0, counts: text_counts.TextCounts | None = None
 ) -> Iterator[TextExample]:
-    """The examples of a `text_to_text` task in the order of its records, as a stream; `task.limit` keeps a sample of
-    the records, by `seed`.
+    """The examples of a `text_to_text` task in the order of its records; `task.limit` keeps a sample, by `seed`.
 
     The numbers of a ClassLabel become its names where these are the prompt's classes, or a template's targets without
     `labels`. For training a record with several answers gives one example (its first answer), or one for each in
     ReCoRD; WSC and WNLI give only correct referents. For evaluation each record gives one example with every reference.
     `counts` is filled, while the stream is read, with the records and those left out.
-
     Raises UserError, naming the record and the field, for anything that cannot be read.
     """
     options: TextToText = task.preprocess
@@ -52,7 +47,8 @@ def read_examples(
     tally = (text_counts.TextCounts() if counts is None else counts).setdefault("records", {"texts": 0, "left_out": 0})
     for where, record in sample_items(found, task.limit, seed):
         try:
-            made = make(rename_columns(options.prompt or "", _renamed(record, options.fields), training))
+            record = record | {ours: get_field(record, theirs) for ours, theirs in options.fields.items()}
+            made = make(rename_columns(options.prompt or "", record, training))
             for example in made:
                 f"{example.inputs}{example.targets}".encode()
         except UserError as error:
@@ -61,7 +57,7 @@ def read_examples(
             raise UserError(f"{where}: holds a lone surrogate, not a character; correct the record") from None
         except RecursionError:
             raise UserError(f"{where}: nested too deeply; correct the record") from None
-        if training and any(example.extra.get("label") == UNLABELED or _has_no_answer(example) for example in made):
+        if training and any(map(_is_hidden, made)):
             raise UserError(f"{where}: its label or answer is hidden; train on records that have one")
         if not training:
             made = made[:1]
@@ -72,8 +68,9 @@ def read_examples(
         yield from made
 
 
-def _has_no_answer(example: TextExample) -> bool:
-    return example.targets == UNKNOWN_TARGET and not example.references
+def _is_hidden(example: TextExample) -> bool:
+    unknown = example.targets == UNKNOWN_TARGET and not example.references
+    return unknown or example.extra.get("label") == UNLABELED
 
 
 def class_names(options: TextToText) -> tuple[str, ...] | None:
@@ -120,10 +117,6 @@ def _names_of(record: dict[str, Any], known: Mapping[str, Sequence[str]], where:
     return made
 
 
-def _renamed(record: dict[str, Any], fields: Mapping[str, str]) -> dict[str, Any]:
-    return record | {ours: get_field(record, theirs) for ours, theirs in fields.items()} if fields else record
-
-
 def _with_label_texts(make: PromptFn, options: TextToText) -> PromptFn:
     """`make` after the record's `label` has been looked up in `options.labels`."""
     if options.labels is None:
@@ -148,8 +141,6 @@ def _label(value: Any, options: TextToText) -> str:
     known = ", ".join(names)[:100]
     raise UserError(f"label '{to_text(value)[:40]}' is not in 'labels', which has: {known}; add it there")
 
-
-# ---- templates ------------------------------------------------------------------------------------------------------
 
 _PIECE = re.compile(r"\{\{|\}\}|\{([^{}]+)\}|[{}]")
 
@@ -217,15 +208,8 @@ def template_prompt(options: TextToText) -> PromptFn:
     return make
 
 
-# ---- rows -----------------------------------------------------------------------------------------------------------
-
-
 def row_dtype(sequence_length: int, target_length: int) -> np.dtype:
-    """One row for an encoder and a decoder: S = sequence_length, T = target_length.
-
-    input_ids, segment_ids, positions int32 [S]; target_ids, target_segment_ids, target_positions int32 [T],
-    target_weights float32 [T]. Padding is zero everywhere.
-    """
+    """One row for an encoder and a decoder; padding is zero everywhere."""
     inputs = [(name, "<i4", (sequence_length,)) for name in ("input_ids", "segment_ids", "positions")]
     targets = [(name, "<i4", (target_length,)) for name in ("target_ids", "target_segment_ids", "target_positions")]
     return np.dtype([*inputs, *targets, ("target_weights", "<f4", (target_length,))])

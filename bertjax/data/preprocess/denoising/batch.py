@@ -5,19 +5,14 @@ in `masking.py`: the noise of a row never depends on its batch and differs in ev
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from bertjax.config.schema.data import SpanCorruption
-from bertjax.data.preprocess.counter_rng import (
-    BLOCK_TOKENS,
-    KEY_POSITION_MASK,
-    NO_POSITION,
-    SORT_LAST,
-    random_bits,
-    row_streams,
-)
+from bertjax.data.preprocess import counter_rng
+from bertjax.data.preprocess.counter_rng import KEY_POSITION_MASK, NO_POSITION, SORT_LAST, random_bits
 from bertjax.data.preprocess.denoising.reference import FIRST_TEXT_ID, noise_counts, prefix_bounds
 from bertjax.data.preprocess.denoising.rules import DenoisingRules, MaskedSequence
 
@@ -33,28 +28,21 @@ def denoise_rows(
     """Corrupts a batch. `rows` (a dict or a structured array) holds chunks of text: tokens int32 [B, L], of which the
     first length int32 [B, 1] are real (at least one).
 
-    Returns, for S = sequence_length and T = target_length: input_ids, segment_ids, positions int32 [B, S]; target_ids,
-    target_segment_ids, target_positions int32 [B, T]; target_weights float32 [B, T]. Inputs and targets end in EOS,
-    followed by 0. For a causal language model: target_ids, target_segment_ids, target_positions, prefix_mask int32
-    [B, S], target_weights float32 [B, S], and no EOS except in the text.
-    Row b is a pure function of its content and (seed, epoch, indices[b]): give tasks different seeds. `epoch` is one
-    number or an array [B], one for each row.
+    Returns the fields of `text_to_text.row_dtype` [B, S] and [B, T], S = sequence_length, T = target_length; inputs and
+    targets end in EOS, followed by 0. A causal language model gets those of targets and prefix_mask int32 [B, S], all
+    of S places, and no EOS except in the text. Row b is a pure function of its content and (seed, epoch or epoch[b],
+    indices[b]): give tasks different seeds.
     Random targets of `iid_denoising` that are longer than T lose their end, but not their EOS, as in the reference.
     """
     tokens, length = np.asarray(rows["tokens"]), np.asarray(rows["length"])
     if tokens.shape[1] >= NO_POSITION:
         raise ValueError(f"rows of {tokens.shape[1]} tokens are too long to corrupt")
-    streams = row_streams(seed, epoch, np.asarray(indices))
-    step = max(1, BLOCK_TOKENS // tokens.shape[1])
-    blocks = [
-        _denoise_block(streams[at : at + step], tokens[at : at + step], length[at : at + step], rules)
-        for at in range(0, max(1, len(tokens)), step)
-    ]
-    return blocks[0] if len(blocks) == 1 else {key: np.concatenate([b[key] for b in blocks]) for key in blocks[0]}
+    streams = counter_rng.row_streams(seed, epoch, np.asarray(indices))
+    return counter_rng.map_blocks(partial(_denoise_block, rules=rules), streams, length, tokens)
 
 
 def _denoise_block(
-    streams: np.ndarray, tokens: np.ndarray, length: np.ndarray, rules: DenoisingRules
+    streams: np.ndarray, length: np.ndarray, tokens: np.ndarray, rules: DenoisingRules
 ) -> dict[str, np.ndarray]:
     real = np.arange(tokens.shape[1]) < length
     if rules.corruption.corrupt is None:
@@ -161,9 +149,6 @@ def _limit_to_sentinels(real: np.ndarray, noise: np.ndarray, sentinels: int) -> 
     if begins.any():
         noise[begins] &= np.cumsum(first[begins], axis=1) < sentinels
     return noise
-
-
-# ---- draws ----------------------------------------------------------------------------------------------------------
 
 
 def _bernoulli(draws: np.ndarray, probability: float) -> np.ndarray:

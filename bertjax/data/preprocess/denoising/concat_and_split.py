@@ -1,8 +1,7 @@
 """Chunks of text for the denoising objectives: documents in random order, concatenated and split to one length.
 
 As in t5's span_corruption: 128 documents are joined with nothing between them (reduce_concat_tokens) and split
-(split_tokens), so that one row in 128 documents is not full. The reference keeps only a random chunk of 65,536 tokens
-of a longer document; here all of it is kept.
+(split_tokens). Of a document of more than 65,536 tokens the reference keeps a random chunk; here all of it is kept.
 """
 
 import re
@@ -33,14 +32,9 @@ _SPACE = re.compile(r"\s")
 
 @dataclass(frozen=True)
 class ChunkContext:
-    """Attributes:
-    text: the documents in their random order; concat_documents: how many are joined.
-    eos_id: follows every document, if not None.
-    """
-
     text: ShuffledDocuments
-    concat_documents: int
-    eos_id: int | None
+    concat_documents: int  # how many are joined
+    eos_id: int | None  # follows every document, if not None
     dtype: np.dtype
 
 
@@ -121,23 +115,18 @@ def _chunks(context: ChunkContext, pool: int) -> np.ndarray:
     return rows
 
 
-# ---- tokenizing -----------------------------------------------------------------------------------------------------
-
-
 def tokenize_texts(texts: Iterator[str], tokenizer: "Tokenizer") -> Iterator[list["array[int]"]]:
     """Documents with any token, as the ids of their pieces, tokenized in batches of about a million characters."""
     document: list[array[int]] = []
-    for held, last in _batched((piece, end) for text in texts for piece, end in _ending(split_long_text(text))):
+    split = map(split_long_text, texts)
+    pieces = ((piece, at == len(found)) for found in split for at, piece in enumerate(found, 1))
+    for held, last in _batched(pieces):
         for ids, end in zip(tokenizer.encode_batch(held), last, strict=True):
             document.append(array("i", ids))
             if end:
                 if any(map(len, document)):
                     yield document
                 document = []
-
-
-def _ending(found: list[str]) -> Iterator[tuple[str, bool]]:
-    return ((piece, at == len(found)) for at, piece in enumerate(found, 1))
 
 
 def _batched(stream: Iterator[tuple[str, bool]]) -> Iterator[tuple[list[str], list[bool]]]:
@@ -155,10 +144,8 @@ def _batched(stream: Iterator[tuple[str, bool]]) -> Iterator[tuple[list[str], li
 
 
 def split_long_text(text: str) -> list[str]:
-    """The text divided at white space into pieces of MAX_PIECE_CHARACTERS or, where there is none, more.
-
-    SentencePiece begins a text as it begins a word, so the ids of the pieces are those of the undivided text.
-    """
+    """The text divided at white space into pieces of MAX_PIECE_CHARACTERS or, where there is none, more. Their ids are
+    those of the undivided text: SentencePiece begins a text as it begins a word."""
     found: list[str] = []
     start = 0
     while len(text) - start > MAX_PIECE_CHARACTERS and (cut := _SPACE.search(text, start + MAX_PIECE_CHARACTERS)):

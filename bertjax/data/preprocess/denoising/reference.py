@@ -1,8 +1,6 @@
-"""The denoising objectives of T5 for one example at a time, after t5/data/preprocessors.py of
-google-research/text-to-text-transfer-transformer.
+"""T5's denoising of one example, after t5/data/preprocessors.py of google-research/text-to-text-transfer-transformer.
 
-Random numbers come from a numpy generator: the distributions are those of the reference, the draws are not. `batch.py`
-has the same rules for batches, with random numbers that depend only on the place of a row.
+The distributions are those of the reference, the draws (from a numpy generator) are not. `batch.py` is for batches.
 """
 
 from typing import NamedTuple
@@ -13,10 +11,10 @@ FIRST_TEXT_ID = 3  # the lowest random token: not padding, end or unknown
 
 
 class SpanLengths(NamedTuple):
-    """Counts of one full example: text tokens, targets with their end, noise tokens, noise spans."""
+    """Counts of one full example."""
 
     tokens: int
-    targets: int
+    targets: int  # with their end
     noise: int
     spans: int
 
@@ -61,9 +59,6 @@ def noise_counts(
     return noise, np.clip(spans, 1, np.minimum(noise, length - noise))
 
 
-# ---- masks: bool [length], True is noise ----------------------------------------------------------------------------
-
-
 def random_spans_noise_mask(
     length: int,
     noise_density: float,
@@ -71,10 +66,8 @@ def random_spans_noise_mask(
     rng: np.random.Generator,
     random_roll: bool = False,
 ) -> np.ndarray:
-    """Alternating spans of text and noise, text first; every such mask with these counts is equally likely.
-
-    So the first token is never noise and the last one always is. `random_roll` rolls the mask by a random offset.
-    """
+    """bool [length], True is noise: spans of text and noise in turn, text first; masks with these counts are equally
+    likely. So the first token is never noise and the last always is, unless `random_roll` rolls the mask."""
     if noise_density == 0.0:
         return np.zeros(length, bool)
     noise, spans = (int(count) for count in noise_counts(length, noise_density, mean_noise_span_length))
@@ -102,9 +95,6 @@ def prefix_bounds(length: np.ndarray | int, noise_density: float) -> tuple[np.nd
     longest = np.asarray(length, np.int64) - 1
     share = np.rint(np.float32(1 - 2 * noise_density) * longest.astype(np.float32)).astype(np.int64)
     return np.minimum(np.maximum(share, 1), longest), longest
-
-
-# ---- replacing noise: tokens and mask [length] -> ids ----------------------------------------------------------------
 
 
 def noise_span_to_unique_sentinel(tokens: np.ndarray, noise_mask: np.ndarray, sentinels: np.ndarray) -> np.ndarray:

@@ -36,38 +36,28 @@ class MaskedSequence(NamedTuple):
 class Corruption:
     """How one kind turns chunks of text into inputs and targets.
 
-    Attributes:
-        lengths: options -> (text tokens of a full chunk, length of the targets, sentinels).
-        corrupt: (streams [B, 1], tokens [B, L], real [B, L], rules) -> inputs, targets; None: all tokens are targets.
-        concat_documents: whether documents are joined before they are split into chunks.
-        ends_documents: whether EOS follows each document (instead of each sequence).
+    lengths: options -> (text tokens of a full chunk, length of the targets, sentinels).
+    corrupt: (streams [B, 1], tokens [B, L], real [B, L], rules) -> inputs, targets; None: all tokens are targets.
     """
 
     lengths: Callable[[Any], tuple[int, int, int]]
     corrupt: (
         Callable[[np.ndarray, np.ndarray, np.ndarray, "DenoisingRules"], tuple[MaskedSequence, MaskedSequence]] | None
     )
-    concat_documents: bool = True
-    ends_documents: bool = False
+    concat_documents: bool = True  # before they are split into chunks
+    ends_documents: bool = False  # whether EOS follows each document (instead of each sequence)
 
 
 @dataclass(frozen=True)
 class DenoisingRules:
-    """A preprocess section resolved against a tokenizer.
-
-    Attributes:
-        options: the section.
-        tokens_length: of a full chunk of text, without its end: the rows of the store.
-        target_length: of a row's targets, end included; sequence_length of a causal language model.
-        sentinels: the ids of <extra_id_0>, <extra_id_1>...: int32 [extra_ids].
-    """
+    """The preprocess section `options` resolved against a tokenizer."""
 
     options: Any
-    tokens_length: int
-    target_length: int
+    tokens_length: int  # of a full chunk of text, without its end: the rows of the store
+    target_length: int  # of a row's targets, end included; sequence_length of a causal language model
     vocab_size: int
     eos_id: int
-    sentinels: np.ndarray
+    sentinels: np.ndarray  # int32 [extra_ids] the ids of <extra_id_0>, <extra_id_1>...
     corruption: Corruption
 
     @classmethod
@@ -89,8 +79,7 @@ class DenoisingRules:
                 f"preprocess.target_length: {target_length} is too short, the targets of sequence_length "
                 f"{options.sequence_length} need {needed}; set {needed} or leave it out"
             )
-        ids = [tokenizer.sentinel_id(number) for number in range(tokenizer.extra_ids)]
-        sentinel_ids = np.array(ids, np.int32)
+        sentinel_ids = np.array([tokenizer.sentinel_id(number) for number in range(tokenizer.extra_ids)], np.int32)
         return cls(options, tokens, target_length, tokenizer.vocab_size, tokenizer.eos_id, sentinel_ids, corruption)
 
 

@@ -12,13 +12,9 @@ from bertjax.data.preprocess.prompts.t5_prompts import GLUE_TASKS, PromptFn, Tex
 
 @dataclass(frozen=True)
 class Prompt:
-    """`make`: a record -> its examples. `classes`: the targets of a classification, by number.
-    `correct_referents_only`: targets may be wrong answers, and only those with label 1 are trained on.
-    """
-
-    make: Callable[..., list[TextExample]]
-    classes: tuple[str, ...] | None = None
-    correct_referents_only: bool = False
+    make: Callable[..., list[TextExample]]  # of a record
+    classes: tuple[str, ...] | None = None  # the targets of a classification, by number
+    correct_referents_only: bool = False  # targets may be wrong answers; only those with label 1 are trained on
 
 
 def _glue_prompt(name: str) -> Prompt:

@@ -1,26 +1,18 @@
 """The prompts of the T5 paper (arXiv 1910.10683 appendix D): a record of a known data set as inputs and targets.
 
-The strings are those of google-research/text-to-text-transfer-transformer, t5/data/preprocessors.py and glue_utils.py,
-to the character. Every function is pure: a record (a dict with the fields of TFDS) -> its examples. A missing or wrong
-field raises a UserError; the reader adds the place of the record.
+The strings are those of google-research/text-to-text-transfer-transformer, t5/data/preprocessors.py and glue_utils.py.
+A record has the fields of TFDS; a missing or wrong one raises a UserError, to which the reader adds the record's place.
 """
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from bertjax.data.sources.record_values import (
-    Record,
-    describe_value,
-    get_field,
-    is_text_like,
-    record_id,
-    text_field,
-    to_text,
-)
+from bertjax.data.sources import record_values
+from bertjax.data.sources.record_values import Record, get_field, record_id, text_field, to_text
 from bertjax.errors import UserError
 
 UNKNOWN_TARGET = "<unk>"  # the target where a label is hidden
@@ -28,10 +20,8 @@ UNKNOWN_TARGET = "<unk>"  # the target where a label is hidden
 
 @dataclass(frozen=True, slots=True)
 class TextExample:
-    """Inputs and targets of the model, as text.
-
-    `targets` is trained on; `references` are all correct answers: (targets,) where there is one, () where none is known
-    or the question has none. `extra` has what scores need besides, where it exists:
+    """Inputs and targets of the model, as text; `references` are all correct answers, () where there is none or none is
+    known. `extra` has what scores need besides, where it exists:
         id: the record's `id` or `idx`
         label: number of the class (`class_names`), -1 where hidden; of STS-B the rating before it is rounded, of WSC
             and WNLI 0 or 1
@@ -116,7 +106,7 @@ def multirc(record: Record, name: str, texts: tuple[str, ...], classes: tuple[st
     (example,) = glue(record, name, texts, classes)
     inputs = re.sub("</?b>", "", example.inputs.replace("<br>", " "))
     group = _group(record, ("question",), ("paragraph", "question"))
-    return [TextExample(inputs, example.targets, example.references, example.extra | {"group": group})]
+    return [replace(example, inputs=inputs, extra=example.extra | {"group": group})]
 
 
 def axb(record: Record, name: str, texts: tuple[str, ...], classes: tuple[str, ...]) -> list[TextExample]:
@@ -179,9 +169,9 @@ def answer_texts(value: Any) -> list[str]:
         value = value.get("text", value.get("value"))
     if isinstance(value, list | tuple):
         return [text for item in value for text in answer_texts(item)]
-    if is_text_like(value):
+    if record_values.is_text_like(value):
         return [str(value)]
-    raise UserError(f"an answer is {describe_value(value)}, not text; name another field under 'fields'")
+    raise UserError(f"an answer is {record_values.describe_value(value)}, not text; name another field under 'fields'")
 
 
 def squad(record: Record, context: bool = True) -> list[TextExample]:

@@ -1,7 +1,6 @@
-"""Pronoun resolution in T5's form: 'wsc: .. *it* ..', with the referent as target.
+"""Pronoun resolution in T5's form, 'wsc: .. *it* ..', with the proposed referent, right or wrong by `label`, as target.
 
-From wsc_simple, wnli_simple and definite_pronoun_resolution_simple of t5/data/preprocessors.py. The target is the noun
-that a record proposes, right or wrong by `label`; only right ones are trained on.
+From wsc_simple, wnli_simple and definite_pronoun_resolution_simple of t5/data/preprocessors.py.
 """
 
 import re
@@ -47,26 +46,19 @@ def wsc(record: Record) -> list[TextExample]:
 
 def definite_pronoun_resolution(record: Record) -> list[TextExample]:
     """The first place of the pronoun that a space, '.' or ',' follows is marked; the target is the right candidate."""
-    sentence, pronoun, candidates = (
-        text_field(record, "sentence"),
-        text_field(record, "pronoun"),
-        answer_texts(get_field(record, "candidates")),
-    )
+    sentence, pronoun = text_field(record, "sentence"), text_field(record, "pronoun")
+    candidates = answer_texts(get_field(record, "candidates"))
     label = class_id(get_field(record, "label"), tuple(candidates))
     if label < 0:
         raise UserError("the label is hidden; leave the record out")
     marked = re.sub(f" ({re.escape(pronoun)})( |\\.|,)", r" *\1*\2", sentence, count=1)
-    return [
-        TextExample(f"wsc: {marked}", candidates[label], (candidates[label],), record_id(record) | {"label": label})
-    ]
+    referent = candidates[label]
+    return [TextExample(f"wsc: {marked}", referent, (referent,), record_id(record) | {"label": label})]
 
 
 def _example(marked: str, referent: str, record: Record, classes: tuple[str, ...]) -> list[TextExample]:
     label = class_id(record.get("label", 0), classes)
     return [TextExample(f"wsc: {marked}", referent, (referent,), record_id(record) | {"label": label})]
-
-
-# ---- WNLI -----------------------------------------------------------------------------------------------------------
 
 
 class _Match(NamedTuple):
