@@ -134,7 +134,7 @@ def test_slices_and_micro_batches_with_either_generator(make_program, make_rows,
     execution = ComputeOptions(dropout_rng=rng)
     meshes = ({}, MESHES["dcn2_data4"])
     drawn = [replace(make_program(grad_accum=2, **axes), compute=execution) for axes in meshes]
-    assert (drawn[1].by_hand == ()) == (rng == "threefry")
+    assert (drawn[1].manual_axes == ()) == (rng == "threefry")
     expected, found = (run(program, batches) for program in drawn)
     np.testing.assert_allclose(found[0], expected[0], rtol=0, atol=1e-5)
 

@@ -102,8 +102,8 @@ def test_pieces_of_gradients_travel_between_slices(make_program, make_rows, kind
         ({"fsdp": 4, "tensor": 2}, {"rules": {"sequence": "tensor"}}, ("fsdp",)),
     ],
 )
-def test_what_is_summed_by_hand(make_program, axes, options, expected):
-    assert make_program(**axes, **options).by_hand == expected
+def test_which_axes_have_manual_collectives(make_program, axes, options, expected):
+    assert make_program(**axes, **options).manual_axes == expected
 
 
 # ---- vocabulary ------------------------------------------------------------------------------------------------------
