@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import pytest
 
+from bertjax.config.schema.run import MeshConfig
 from bertjax.errors import UserError
 from bertjax.parallel import mesh
 
@@ -61,7 +62,7 @@ def test_whatever_jax_raises_is_worded(monkeypatch, platforms, error, said):
     monkeypatch.setenv("JAX_PLATFORMS", platforms)
     monkeypatch.setattr(mesh, "_available_devices", lambda: "1 x cpu")
     monkeypatch.setattr(jax, "devices", fail)
-    for ask in (mesh.all_devices, lambda: mesh.make_mesh(mesh.Mesh())):
+    for ask in (mesh.all_devices, lambda: mesh.make_mesh(MeshConfig())):
         with pytest.raises(UserError) as caught:
             ask()
         assert str(caught.value).startswith(said)

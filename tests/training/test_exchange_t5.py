@@ -147,7 +147,7 @@ def test_folders_that_cannot_become_runs(tokenizer):
 
 def test_adapters_have_no_place_there(tokenizer, monkeypatch):
     convert_hf.import_folder(folder(Path("hf"), MODELS["1.0"], tokenizer), Path("runs/imported"))
-    monkeypatch.setattr(run_context, "adapter_size", lambda trainable: 8)
+    monkeypatch.setattr(convert_hf, "adapter_size", lambda trainable: 8)
     with pytest.raises(UserError, match="has adapters, for which transformers' T5 has no place"):
         convert_hf.export_checkpoint(Path("runs/imported"), Path("back"))
     assert not Path("back").exists()
