@@ -35,7 +35,7 @@ def test_micro_batches_equal_one_batch(factor):
     objective, batch = registry.build(config), rows(8, seed=3)
     whole, cut = (gradient(make_t5(dropout=0.0, num_layers=1, grad_accum=n), objective, batch) for n in (1, 4))
     assert cut[2] == pytest.approx(whole[2], rel=1e-5)
-    for name in ("loss", "correct", "weight", "trained"):
+    for name in ("loss", "correct", "weight", "train_loss"):
         np.testing.assert_allclose(getattr(cut[1], name), getattr(whole[1], name), rtol=1e-5, err_msg=name)
     for path, value in whole[0].items():
         np.testing.assert_allclose(
