@@ -1,4 +1,4 @@
-"""What each choice inside the step is worth, by taking it back: one JSON line a shape with ratios to the shipped step.
+"""Measure each optimization of the step by disabling it: a JSON line per shape with ratios to the shipped step.
 
     python benchmarks/ablate.py --shapes mini128
     python benchmarks/ablate.py --shapes base128 --variants shipped,full_head --output benchmarks/results/ablate.json

@@ -3,8 +3,8 @@
     python benchmarks/step.py --shapes mini128,base128 --rounds 7 --output benchmarks/results/step.json
 
 Every side is a process of its own that keeps its model; they take turns, one step at a time, in an order that is
-reversed every round, with a pause for the other's threads to go to sleep. torch runs twice: in the environment as it
-is, and with glibc told to keep freed memory (what our program does by itself). A sample during which other processes
+reversed every round, with a pause until the other's threads sleep. torch runs twice: in the environment as it
+is, and with glibc set to keep freed memory (what our program does by itself). A sample during which other processes
 used more than 10 % of the machine is dropped. Prints one JSON line a shape. Needs: pip install torch transformers.
 """
 

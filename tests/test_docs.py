@@ -9,8 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from bertjax.cli.main import COMMANDS
+from bertjax.config.loading.load import build
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -64,3 +66,13 @@ def test_the_kinds_shown_are_those_that_the_tests_train_with(name):
     code = (ROOT / "tests" / "kit" / f"{name}.py").read_text(encoding="utf-8").split('"""\n\n', 1)[1]
     page = (DOCS / "architecture.md").read_text(encoding="utf-8")
     assert f"```python\n{code}```" in page
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_fragments_of_the_machine_and_the_run_are_valid(page):
+    """Fragments with tasks and stages belong to the configurations in configs/ (tests/test_configs.py)."""
+    stage = {"name": "s", "steps": 1, "data": {"source": {"files": ["a.txt"]}}}
+    for text in re.findall(r"```yaml\n(.*?)```", page.read_text(encoding="utf-8"), re.S):
+        fragment = yaml.safe_load(text)
+        if isinstance(fragment, dict) and fragment.keys() <= {"mesh", "run"}:
+            build({"stages": [stage], **fragment})

@@ -53,7 +53,7 @@ class EncoderNames:
         return self.prefix + name if inside else name
 
     def is_ignored(self, name: str) -> bool:
-        """Whether a tensor of this (normalized) name carries nothing."""
+        """Whether a tensor of this (normalized) name holds no weights to load."""
         return name.removeprefix(self.prefix) in _IGNORED
 
     def is_encoder(self, name: str) -> bool:

@@ -1,4 +1,4 @@
-"""Floor 4: training. Optimizers, freezing, state, the step, the loop, tracking and checkpoints.
+"""Training: optimizers, freezing, the train step (`step`), the `loop`, checkpoints and monitoring.
 
 The only layer that imports optax; only `checkpoint/orbax_io.py` imports Orbax. Evaluators reach the loop as callables.
 """

@@ -6,6 +6,7 @@ from bertjax.config.loading.load import identity_diff, load_saved
 from bertjax.config.schema.evaluation import Evaluation
 from bertjax.config.schema.run import Config, Stage
 from bertjax.errors import BertjaxError, UserError
+from bertjax.parallel.mesh_shape import merge_rules
 from bertjax.training.checkpoint import warmstart
 from bertjax.training.checkpoint.layout import has_pending_eval
 from bertjax.training.checkpoint.stage_files import StageFiles
@@ -15,6 +16,7 @@ from bertjax.training.stage_plan import StagePlan
 
 def check_settings(config: Config) -> None:
     """Raise UserError when parts of a stage do not fit, or when the run folder holds a run with other settings."""
+    merge_rules(config.mesh.rules)
     for stage in config.stages:
         check_kinds(config, stage)
     kept = config.run_dir / "config.yaml"

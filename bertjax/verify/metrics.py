@@ -75,7 +75,7 @@ _SUPER_GLUE = {
 
 
 def averages() -> Comparisons:
-    """To the two digits that are printed; WNLI is in neither."""
+    """Compare averages to the two printed digits; both exclude WNLI."""
     found = glue_average.suite_average("glue", (_GLUE | {"wnli": {"accuracy": 0.0}}).items())
     yield "GLUE", [round(found["average"], 2), found["tasks"]], [83.28, 8]
     found = glue_average.suite_average("super_glue", (_SUPER_GLUE | {"axb": {"accuracy": 0.0}}).items())

@@ -78,7 +78,7 @@ def _runs(mask: np.ndarray) -> int:
 
 
 def span_masks() -> Comparisons:
-    """Of one text at a time and of whole batches."""
+    """Compare single texts and batches."""
     rng = np.random.default_rng(1)
     rules = DenoisingRules.from_options(SpanCorruption(), _tokenizer())
     found = {
@@ -126,7 +126,7 @@ def sentinels() -> Comparisons:
 
 
 def _sentinels_needed(length: int) -> int:
-    """The fewest with which the rules can be made."""
+    """The smallest number of sentinels that the rules accept."""
     for extra_ids in range(90, 120):
         try:
             DenoisingRules.from_options(SpanCorruption(sequence_length=length), _tokenizer(extra_ids=extra_ids))

@@ -71,6 +71,7 @@ class DistilBertConfig(BertConfig):
     heads: ClassVar[tuple[str, ...]] = ("mlm", "qa", "classifier")
 
     family: Literal["distilbert"] = "distilbert"  # type: ignore[assignment]
+    type_vocab_size: NonNegative = Field(0, description="Segment embeddings; a DistilBERT has none.")
 
     @model_validator(mode="after")
     def _check_segments(self) -> Self:

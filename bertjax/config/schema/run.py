@@ -71,7 +71,11 @@ class MeshConfig(Section):
     data: int = Field(-1, description="Data parallelism: each device has all parameters.")
     fsdp: int = Field(1, description="Data parallelism with parameters and optimizer state sharded (ZeRO-3).")
     tensor: int = Field(1, description="Tensor parallelism: each layer is split over the devices.")
-    rules: dict[str, str | list[str] | None] = Field({}, description="Logical axis -> mesh axes: parallel/mesh_shape.")
+    rules: dict[str, str | list[str] | None] = Field(
+        {},
+        description="Changes of the sharding rules: logical axis (batch, sequence, vocab, embed, heads, mlp) -> mesh "
+        "axes (dcn, data, fsdp, tensor) or null.",
+    )
 
     @model_validator(mode="after")
     def _check(self) -> "MeshConfig":

@@ -133,7 +133,7 @@ class Adafactor(Section):
     @model_validator(mode="before")
     @classmethod
     def _warm_up(cls, given: Any) -> Any:
-        """T5's 10,000 belong to its pre-training schedule: a constant rate would climb all through a fine-tuning."""
+        """10,000 warm-up steps are the default of inverse_sqrt only: a constant rate would rise until the end."""
         if not isinstance(given, dict) or "warmup_steps" in given or given.get("warmup_ratio"):
             return given
         return given | {"warmup_steps": 10_000} if given.get("schedule", "inverse_sqrt") == "inverse_sqrt" else given

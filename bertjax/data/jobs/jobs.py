@@ -87,7 +87,7 @@ class Runner(Protocol):
 
 
 class WorkerDiedError(UserError):
-    """The data are not at fault: finished parts can be kept."""
+    """An error that the data did not cause; finished parts remain valid."""
 
 
 def run_job(jobs: Jobs, index: int, argument: Any) -> JobRecord:

@@ -84,7 +84,7 @@ def remove_scratch_dir(store: Path) -> None:
 
 @contextmanager
 def _discard_on_source_error(*remains: Path) -> Iterator[None]:
-    """Removes `remains` after an error in the source: another source is another store."""
+    """Remove `remains` after an error in the source: a corrected source gets a new store."""
     try:
         yield
     except WorkerDiedError:

@@ -145,7 +145,7 @@ def _part(jobs: Jobs, index: int, record: JobRecord) -> CorpusPart:
 def split_long_sentences(
     sentences: Sequence[Sequence[int]], longest: int, continues: np.ndarray
 ) -> tuple[list[Sequence[int]], int]:
-    """(sentences, how many were divided): those of more than `longest` tokens become pieces of half as many.
+    """Split sentences of more than `longest` tokens into pieces of half as many -> (sentences, how many were split).
 
     A pair then has a piece on each side and loses nothing. Pieces begin at a word boundary where there is one nearby:
     `continues` [V] is true for ids that continue a word.

@@ -15,8 +15,8 @@ def to_decoder_only_rows(rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray
     """Rows for an encoder [B, S] and a decoder [B, T] as rows for a decoder (seqio.PrefixLMFeatureConverter).
 
     Returns the targets' fields [B, L = S + T], weights 0 on the inputs, and prefix_mask int32 [B, L], the reference's
-    decoder_causal_attention: 1 where the token that the decoder reads belongs to the inputs. It reads one place late,
-    so the mask extends one place beyond them, where the last input is read and the first target predicted. Each
+    decoder_causal_attention: 1 where the token that the decoder reads belongs to the inputs. The decoder input is
+    shifted right by one, so the mask covers one position after the inputs, where the first target is predicted. Each
     example's inputs are followed by its targets, then the next example; padding at the end. Other fields stay.
     """
     segments, target_segments = np.asarray(rows["segment_ids"]), np.asarray(rows["target_segment_ids"])

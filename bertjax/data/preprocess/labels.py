@@ -78,7 +78,7 @@ def _regression(found: LabelSurvey) -> LabelEncoder:
 
 
 def _from_classifier_names(found: LabelSurvey, classes: ClassSpec) -> LabelEncoder | None:
-    """By the names of the classifier; None where it has none, or others than the data (an error if `required`)."""
+    """Map labels by the class names of the classifier; None if it has none or they differ (an error if `required`)."""
     if classes.names is None or classes.count not in (None, len(classes.names)):
         return None
     ids = {key: _class_id(key, classes.names, found.has_bools) for key in found.occurrences}

@@ -66,8 +66,8 @@ def pack_lengths(lengths: np.ndarray, sequence_length: int, max_segments: int) -
 def pack_pairs(lengths: np.ndarray, row: tuple[int, int], max_segments: int) -> Assignment:
     """Assigns examples of two lengths each (int [N, 2]) to rows that hold `row` tokens of the first and of the second.
 
-    As `pack_lengths`: the examples that take up most of one of the two go first, each into the row with the least room
-    that still holds both, in the sequence that is scarcer in all rows, then in the other.
+    Best-fit decreasing, as in `pack_lengths`: examples are sorted by the larger of their two shares of a row. Each goes
+    to the fitting row with the least free space, compared in the sequence that is scarcer overall, then in the other.
     Raises ValueError for a length below 1 or above the row's.
     """
     lengths = np.asarray(lengths, np.int64).reshape(-1, 2)
@@ -96,7 +96,7 @@ def _fillings(histogram: list[int], sequence_length: int, max_segments: int) -> 
                 filling, rows = room[space].pop()
             else:
                 filling, rows, space = (), count, sequence_length
-            # A row takes as many of this length as it would one by one: having taken one, it is the fullest row.
+            # As many of this length as fit: after the first the row is the fullest one and would be chosen again.
             copies = min(space // length, max_segments - len(filling), count)
             used = min(rows, count // copies)
             if filling and used < rows:

@@ -1,4 +1,4 @@
-"""The table of source kinds: what each kind must say of itself (`SourceKind`), and the fingerprints of sources."""
+"""The record of a source kind (`SourceKind`), its lookup, and the fingerprints of sources."""
 
 import hashlib
 import json

@@ -102,7 +102,7 @@ def split_sentences(text: str, lower: bool | None = None) -> list[str]:
 
 
 def _lacks_capitals(text: str) -> bool:
-    """Whether sentences begin with small letters here: more than there are capitals at all, which names have too."""
+    """Whether sentences may start with a small letter: small starts outnumber all capitals (names have them too)."""
     small = sum(match[1].islower() for match in _LOWER.finditer(text))
     if not small:
         return False

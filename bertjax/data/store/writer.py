@@ -39,7 +39,7 @@ def write_shard(path: Path, blocks: Iterable[np.ndarray]) -> int:
         records += len(block)
     with _writing(path):
         writer.close()
-        path.stat()  # a disk that refused may have left nothing
+        path.stat()  # after a failed write the file may be missing
     return records
 
 

@@ -152,7 +152,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _reject_placeholder_vocab(found: Any, path: Path, at: Path) -> None:
-    """Raise UserError without vocabulary files: classes of transformers 5 then invent a few special tokens."""
+    """Raise UserError without vocabulary files: transformers 5 would create a tokenizer of special tokens."""
     names = dict.fromkeys([*found.vocab_files_names.values(), JSON])
     read = getattr(found, "vocab_file", None)
     if not any((at / name).is_file() for name in names) and not (read and Path(read).is_file()):

@@ -116,7 +116,7 @@ def _check_special(vocab: dict[str, int], special: SpecialTokens, where: str) ->
             raise UserError(f"{where}: {problem}: name them in tokenizer_config.json")
 
 
-# A Tokenizer, a SentencePieceTokenizer or a UnigramTokenizer: who asks for cls_id or eos_id knows which.
+# A Tokenizer, a SentencePieceTokenizer or a UnigramTokenizer: the kind of preprocessing says which.
 AnyTokenizer: TypeAlias = Any
 
 

@@ -144,8 +144,8 @@ def _batched(stream: Iterator[tuple[str, bool]]) -> Iterator[tuple[list[str], li
 
 
 def split_long_text(text: str) -> list[str]:
-    """The text divided at white space into pieces of MAX_PIECE_CHARACTERS or, where there is none, more. Their ids are
-    those of the undivided text: SentencePiece begins a text as it begins a word."""
+    """Split a text at white space into pieces of MAX_PIECE_CHARACTERS, or more where there is none. The ids do not
+    change, because SentencePiece starts a text and a word alike."""
     found: list[str] = []
     start = 0
     while len(text) - start > MAX_PIECE_CHARACTERS and (cut := _SPACE.search(text, start + MAX_PIECE_CHARACTERS)):

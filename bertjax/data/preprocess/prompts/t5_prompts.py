@@ -117,7 +117,7 @@ def axb(record: Record, name: str, texts: tuple[str, ...], classes: tuple[str, .
 
 
 def stsb(record: Record) -> list[TextExample]:
-    """The rating rounded to the nearest fifth, in float32 and half to even, so that there are 26 of them (`stsb`)."""
+    """Round an STS-B rating to a multiple of 0.2 (float32, ties to even): 26 classes (`stsb`)."""
     inputs = f"stsb sentence1: {text_field(record, 'sentence1')} sentence2: {text_field(record, 'sentence2')}"
     value = get_field(record, "label")
     try:

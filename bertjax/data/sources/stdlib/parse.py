@@ -82,7 +82,7 @@ class Entry:
         return _LEAD_END.split(self.lead, maxsplit=1)[0]
 
     def facts(self) -> list[str]:
-        """Sentences that say what the signature and the body say."""
+        """Describe the signature and the body in sentences."""
         found = [f"The class {self.name} is a subclass of {self.base}."] if self.base else []
         found += [f"The argument {argument} of {self.name} is {value} by default." for argument, value in self.defaults]
         return found + ([f"The {self.kind} {self.name} can raise {self.raises}."] if self.raises else [])

@@ -47,7 +47,7 @@ def iter_questions(squad: dict[str, Any]) -> frozenset[str]:
 
 
 def facts_of(entry: Entry) -> Iterator[Fact]:
-    """What an entry says that can be asked for; the first fact is what it says of itself."""
+    """List the facts of an entry that a question can ask for; its own description comes first."""
     opening, lead, name, kind = entry.opening(), entry.short_lead(), entry.name, entry.kind
     if not 2 <= len(lead.split()) <= ANSWER_WORDS or len(opening.split()) > 2 * ANSWER_WORDS:
         return
