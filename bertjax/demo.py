@@ -3,6 +3,7 @@
 Runs the commands a user would type, each in its own process, and prints them. Takes a few minutes on two cores.
 """
 
+import argparse
 import json
 import random
 import re
@@ -19,6 +20,7 @@ Questions = list[tuple[str, str, list[str]]]  # id, context, answers
 
 
 def main() -> int:
+    argparse.ArgumentParser(prog="python -m bertjax.demo", description=__doc__, allow_abbrev=False).parse_args()
     began = time.monotonic()
     root = Path("runs")
     run, scratch = root / "demo", root / "demo-from-random-weights"

@@ -8,16 +8,19 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import jax
 import pytest
 
 from bertjax.config.loading.load import build, load
 from bertjax.config.schema import base
-from bertjax.config.schema.data import PREPROCESS
+from bertjax.config.schema.data import PREPROCESS, BertPairs
+from bertjax.config.schema.evaluation import EVALUATIONS, LossEvaluation
 from bertjax.config.schema.model import FAMILIES
 from bertjax.config.schema.sources import SOURCES
 from bertjax.config.schema.training import OBJECTIVES
+from bertjax.data.preprocess import registry as preprocess_kinds
 from bertjax.errors import UserError
 from bertjax.evaluation.evaluators.build import build_evaluators
 from bertjax.parallel import mesh
@@ -100,3 +103,34 @@ def test_an_objective_trains_only_families_with_its_head(toys):
     text = {"source": {"files": ["a.txt"]}}
     with pytest.raises(UserError, match="objective 'mlm_nsp' is not for a toy model"):
         build({"model": {"family": "toy"}, "stages": [{"name": "s", "data": text, "steps": 1}]})
+
+
+def test_a_kind_never_takes_the_record_of_the_kind_it_extends():
+    class Extended(BertPairs):
+        kind: Literal["extended"] = "extended"
+
+    with pytest.raises(TypeError, match="kind 'extended' has no PreprocessKind record"):
+        preprocess_kinds.record_of(Extended())
+
+
+def test_kinds_may_be_registered_in_any_order(monkeypatch):
+    """A section registered first contains sources; a source registered after it is valid there too."""
+
+    class Scored(LossEvaluation):
+        kind: Literal["scored"] = "scored"
+
+    toy = importlib.import_module("toy_source").SECTION
+    stage = {"name": "s", "steps": 1, "data": {"source": {"files": ["a.txt"]}}}
+    evaluation = {"kind": "scored", "data": {"source": {"kind": "toy", "path": "a.txt"}}}
+    try:
+        base.register(EVALUATIONS, "scored", Scored)
+        base.register(SOURCES, "toy", toy)
+        config = build({"stages": [stage | {"evaluate": [evaluation]}]})
+        assert isinstance(config.stages[0].evaluate[0].data.source[0], toy)
+        with pytest.raises(ValueError, match="ToySource is not of kind 'other'"):
+            base.register(SOURCES, "other", toy)
+        assert "other" not in SOURCES
+    finally:
+        for table, kind in ((EVALUATIONS, "scored"), (SOURCES, "toy")):
+            table.pop(kind, None)
+        base.rebuild()

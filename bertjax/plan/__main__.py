@@ -7,10 +7,13 @@ import json
 import sys
 import traceback
 
-from bertjax.errors import BertjaxError
+from bertjax.errors import BertjaxError, UserError
 
 
 def main() -> int:
+    if sys.argv[1:] or sys.stdin.isatty():
+        print("this process serves `bertjax plan`; use that command", file=sys.stderr)
+        return UserError.exit_code
     try:
         from bertjax.plan.handle_request import handle_request
 

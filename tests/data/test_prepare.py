@@ -203,6 +203,12 @@ def test_the_cache_is_used_and_knows_what_matters(text: Path, tokenizer: Tokeniz
     assert prepared(task, tokenizer, text).folder != store.folder
 
 
+def test_a_source_that_changed_since_it_was_looked_at_is_refused(text: Path, tokenizer: Tokenizer):
+    with pytest.raises(UserError, match="task 'demo': its source has changed since this run looked at it; run again"):
+        prepared(text_task(), tokenizer, text, fingerprint=lambda source: "of the file before")
+    assert not list((text / "cache").glob("bert_pairs-*"))
+
+
 def test_a_damaged_store_in_the_cache_is_made_again(text: Path, tokenizer: Tokenizer):
     store, lines = prepared(text_task(), tokenizer, text), []
     before = contents(store)

@@ -50,6 +50,11 @@ NAMES = [
 ]
 
 
+def test_a_copy_opens_by_a_relative_path(lone, one_device, monkeypatch):
+    monkeypatch.chdir(lone)
+    assert restore(Path("copied")).params
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_copy_is_what_it_was(whole, lone, name):
     found = find(f"{lone}/{name}")

@@ -62,12 +62,16 @@ class KindOf:
 Record = TypeVar("Record")
 
 
+class MissingRecordError(TypeError):
+    """A kind has a section and no record."""
+
+
 def record_at(place: str, expected: type[Record]) -> Record:
-    """Import the record at "package.module:NAME". Raises TypeError where there is none of the expected class."""
+    """Import the record at "package.module:NAME". Raises MissingRecordError if it is not one of `expected`."""
     module, _, name = place.partition(":")
     record = getattr(import_module(module), name, None) if module else None
     if not isinstance(record, expected):
-        raise TypeError(f"there is no {expected.__name__} at '{place}'")
+        raise MissingRecordError(f"there is no {expected.__name__} at '{place}'")
     return record
 
 
@@ -76,10 +80,11 @@ def record_of(section: Section | type[Section], expected: type[Record]) -> Recor
 
     Raises TypeError where it names none: a kind without a record never passes for another one.
     """
-    place = str(getattr(section, "implementation", ""))
+    own = vars(section if isinstance(section, type) else type(section))  # not the record of a kind that it extends
+    place = str(own.get("implementation", ""))
     try:
         return record_at(place, expected)
-    except TypeError:
+    except MissingRecordError:
         kind = getattr(section, "kind", None) or getattr(section, "family", None)
         name = kind or getattr(section, "__name__", type(section).__name__)
         raise TypeError(f"kind '{name}' has no {expected.__name__} record: implementation is '{place}'") from None
@@ -89,14 +94,20 @@ def register(table: dict[str, type[Section]], kind: str, section: type[Section])
     """Add a kind to a table and rebuild the sections, so that configurations may use it."""
     if kind in table:
         raise ValueError(f"kind '{kind}' is already registered")
+    if kind not in {section.model_fields[tag].default for tag in ("kind", "family") if tag in section.model_fields}:
+        raise ValueError(f"{section.__name__} is not of kind '{kind}': see the default of its `kind` or `family`")
     table[kind] = section
     rebuild()
 
 
 def rebuild() -> None:
-    """Build the validators of all sections again, in order of definition: a section after those it contains."""
+    """Build the validators of all sections again.
+
+    A section copies those it contains. The order of definition puts them first, except for sections registered later:
+    repeating it updates those that contain them, and the sections that contain these.
+    """
     models: list[type[BaseModel]] = [*Section.__subclasses__()]
     for model in models:  # the list grows meanwhile
         models += model.__subclasses__()
-    for model in dict.fromkeys(models):
+    for model in [*dict.fromkeys(models)] * 3:
         model.model_rebuild(force=True)

@@ -74,6 +74,8 @@ def prepare(
         if store := _load_cached(folder, key, lambda line: None):  # another process was faster
             _report_quality(task, name, store, report)
             return store
+        if parts["sources"] != _source_fingerprints(task, partial(source_fingerprint, base=base)):
+            raise UserError(f"task '{name}': its source has changed since this run looked at it; run again")
         context = PrepareContext(task, name, tokenizer, seed, base, at.folder, workers, classes, report, runner)
         about = {"fingerprint": key, "tokenizer_sha256": tokenizer.sha256, "versions": parts["versions"]}
         written = _build(context, partial(StoreWriter, folder, temporary=at.rows, **about), parts)
@@ -111,12 +113,16 @@ def _throughput(store: Store, written: WriteResult, seconds: float) -> str:
     return f"{rows:,} rows, {tokens:,} tokens, {size / 1e6:.1f} MB in {seconds:.1f} s: {rates}{found}"
 
 
+def _source_fingerprints(task: Task, fingerprint: Callable[[Any], str]) -> list[str]:
+    return [fingerprint(source) for source in task.source]
+
+
 def _key_parts(
     task: Task, tokenizer: "Tokenizer", seed: int, classes: ClassSpec | None, fingerprint: Callable[[Any], str]
 ) -> dict[str, Any]:
     kind = record_of(task.preprocess)
     return {
-        "sources": [fingerprint(source) for source in task.source],
+        "sources": _source_fingerprints(task, fingerprint),
         "preprocess": task.preprocess.model_dump(mode="json"),
         "limit": task.limit,
         "tokenizer": tokenizer.sha256,

@@ -1,6 +1,7 @@
 """Read the checkpoints of one folder and compare them with their digests: Orbax has no checksum over array data."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,9 @@ class CheckpointReader:
     """
 
     def __init__(self, found: CheckpointRef | Path) -> None:
-        self.ref = found if isinstance(found, CheckpointRef) else CheckpointRef(found.expanduser().absolute(), None)
-        self.folder = self.ref.folder.expanduser().absolute()
+        ref = found if isinstance(found, CheckpointRef) else CheckpointRef(found, None)
+        self.folder = ref.folder.expanduser().absolute()
+        self.ref = replace(ref, folder=self.folder)
         self.scores: dict[int, dict[str, float]] = {}  # by step, as far as known
         self._items: dict[int, tuple[dict[str, Any], dict[str, Any]]] = {}  # record and meta data of one step
         self._config: tuple[dict[str, Any], Config] | None = None
