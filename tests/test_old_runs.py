@@ -172,6 +172,7 @@ def test_beams_and_samples_are_those_of_then(project, what):
     assert near(json.loads(run(*about["argv"])), json.loads(about["stdout"]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "path"), STEPS)
 def test_exported_tensors_are_those_of_then_bit_for_bit(project, name, path):
     project(name)
@@ -183,6 +184,7 @@ def test_exported_tensors_are_those_of_then_bit_for_bit(project, name, path):
     assert {key: sha256(x) for key, x in tensors("hf").items()} == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_inspect_and_report_read_an_old_run(project, name):
     project(name)
