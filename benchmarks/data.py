@@ -26,7 +26,7 @@ import numpy as np
 
 from bertjax.config.schema.data import BertPairs
 from bertjax.data.preprocess.masking import MaskingRules, mask_rows
-from bertjax.data.preprocess.packing import density, pack_lengths
+from bertjax.data.preprocess.packing import pack_lengths
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 VOCAB = 30522
@@ -126,7 +126,7 @@ def packing(lengths: np.ndarray, name: str, length: int, max_segments: int, roun
         "seconds": round(took, 4),
         "rows": assignment.rows,
         "density_padded": round(float(lengths.mean()) / length, 4),
-        "density_packed": round(density(lengths, assignment, length), 4),
+        "density_packed": round(float(lengths.sum()) / (assignment.rows * length), 4),
         "rows_ratio": round(len(lengths) / assignment.rows, 3),
     }
 

@@ -90,8 +90,7 @@ def build(shape: tuple[int, ...], *, objective: str = "mlm_nsp", dropout: bool =
     from bertjax.objectives import registry
     from bertjax.parallel.mesh import make_mesh
     from bertjax.parallel.mesh_shape import merge_rules
-    from bertjax.training import run_context
-    from bertjax.training.program import TrainProgram
+    from bertjax.training.program import TrainProgram, compute_options
 
     model = model_config(shape, options.pop("attention_dropout", 0.1))
     if not dropout:
@@ -107,7 +106,7 @@ def build(shape: tuple[int, ...], *, objective: str = "mlm_nsp", dropout: bool =
         optimizer=AdamW(),
         steps=1000,
         grad_accum=1,
-        compute=run_context.compute_options(config, mesh),
+        compute=compute_options(config, mesh),
         mesh=mesh,
         rules=merge_rules({}),
     )

@@ -30,11 +30,9 @@ def build(shape: tuple[int, ...], **options):  # noqa: ANN003, ANN201
 
     if cpu_only():  # as the commands do, before jax starts its threads
         keep_freed_memory()
-    from pathlib import Path
 
     from bertjax.config.loading.load import build as config_of
-    from bertjax.data.tokenizers.load import Tokenizer
-    from bertjax.training.run_context import RunContext
+    from bertjax.training.program import stage_program
 
     layers, d_model, heads, d_kv, d_ff, *_ = shape
     model = {
@@ -49,8 +47,7 @@ def build(shape: tuple[int, ...], **options):  # noqa: ANN003, ANN201
         "steps": 10000,
     }
     config = config_of({"model": model, "tokenizer": {"kind": "sentencepiece"}, "run": options, "stages": [stage]})
-    tokenizer: Tokenizer = None  # type: ignore[assignment]  # a program does not read text
-    return RunContext(config, Path(), make_mesh(config.mesh), tokenizer).program(config.stages[0], 10000)
+    return stage_program(config, config.stages[0], make_mesh(config.mesh), 10000)
 
 
 def theirs(shape: tuple[int, ...], device: str = "cpu", compiled: bool = False):  # noqa: ANN201
