@@ -9,6 +9,7 @@ import types
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 import bertjax
 from bertjax.cli.main import COMMANDS, main
@@ -277,8 +278,10 @@ def test_public_names_are_found_on_demand():
 
 def test_doctor_finds_this_machine_fit_and_says_what_to_do_otherwise(here, capsys, monkeypatch):
     assert "\nready\n" in said(capsys, ["doctor"], 0)
-    monkeypatch.setattr("bertjax.tools.doctor.REQUIRED", ("jax", "no-such-package"))
+    wanted = [Requirement("jax>=0.10"), Requirement("numpy>=99"), Requirement("no-such-package>=1")]
+    monkeypatch.setattr("bertjax.tools.doctor.requirements", lambda: wanted)
     monkeypatch.setattr("bertjax.tools.doctor._disk", lambda: (_ for _ in ()).throw(OSError("broken")))
     assert main(["doctor"]) == 2
     out = capsys.readouterr().out
-    assert "pip install no-such-package" in out and "OSError: broken" in out and "not ready" in out
+    assert "pip install 'no-such-package>=1'" in out and "pip install 'numpy>=99'" in out
+    assert "OSError: broken" in out and "not ready" in out

@@ -16,6 +16,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 import bertjax
+from bertjax.tools.doctor import requirements
 
 ROOT = Path(__file__).resolve().parents[1]
 LOCKED_EXTRAS = ("report", "tensorboard")  # what `make demo` and `make test` install beside the core and the dev group
@@ -164,3 +165,17 @@ def test_every_import_is_declared() -> None:
         if names - declared:
             missing[str(path.relative_to(ROOT))] = sorted(names - declared)
     assert not missing, f"imported but not in pyproject.toml: {missing}"
+
+
+def test_every_core_dependency_is_imported() -> None:
+    """jaxlib and others come with those; a dependency that nothing imports is one too many."""
+    imported = set()
+    for path in sorted((ROOT / "bertjax").rglob("*.py")):
+        imported |= {canonicalize_name(DISTRIBUTION.get(name, name)) for name in third_party_imports(path)}
+    core = {canonicalize_name(Requirement(line).name) for line in project()["project"]["dependencies"]}
+    assert core <= imported, f"declared but never imported: {sorted(core - imported)}"
+
+
+def test_doctor_checks_every_core_dependency() -> None:
+    declared = {canonicalize_name(Requirement(line).name) for line in project()["project"]["dependencies"]}
+    assert {canonicalize_name(one.name) for one in requirements()} == declared

@@ -38,3 +38,11 @@ def test_what_differs_is_shown_and_ends_with_one(monkeypatch, capsys):
 )  # fmt: skip
 def test_agrees(found, expected, same):
     assert runner.matches(found, expected) is same
+
+
+def test_what_cannot_be_compared_is_skipped_and_does_not_pass(monkeypatch):
+    monkeypatch.setattr("bertjax.verify.metrics.find_spec", lambda name: None)
+    result = runner.run_check(next(check for check in checks.CHECKS if check.name == "text.generated"))
+    assert not result.passed and not result.compared and not result.mismatches and len(result.skipped) == 2
+    assert result.as_lines()[0].startswith("skip  text.generated") and "pip install" in result.as_lines()[1]
+    assert result.as_dict()["passed"] is False

@@ -27,8 +27,11 @@ def verify(arguments: argparse.Namespace) -> int:
         cli.print_result([result.as_dict() for result in results])
     else:
         cli.print_result("\n".join(line for result in results for line in result.as_lines()))
-        compared = sum(result.compared for result in results)
+        compared, skipped = sum(r.compared for r in results), sum(not r.passed and not r.mismatches for r in results)
+        left = sum(len(result.skipped) for result in results)
         verdict = f"{failed} FAILED" if failed else "all passed"
+        verdict += f", {skipped} skipped" if skipped else ""
+        verdict += f"; {left} parts not compared" if left else ""
         print(f"{compared:,} comparisons in {len(results)} checks: {verdict}")
     return 1 if failed else 0
 

@@ -9,13 +9,14 @@ import time
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from importlib.util import find_spec
+from pathlib import Path
 
-REQUIRED = (
-    "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "array-record", "numpy", "pydantic", "tokenizers",
-    "safetensors", "transformers", "datasets", "tensorflow-datasets",
-)  # fmt: skip
+from packaging.requirements import Requirement
+
 OPTIONAL = {  # module: (extra that installs it, purpose)
     "matplotlib": ("report", "figures in reports"),
+    "sacrebleu": ("eval", "BLEU"),
+    "rouge_score": ("eval", "ROUGE"),
     "tensorboardX": ("tensorboard", "TensorBoard logs"),
     "wandb": ("wandb", "Weights & Biases logs"),
     "gcsfs": ("gcs", "gs:// paths"),
@@ -78,12 +79,27 @@ def _python() -> Iterator[Finding]:
     yield "python", f"{platform.python_version()} on {platform.platform(terse=True)}", remedy
 
 
+def requirements() -> list[Requirement]:
+    """The dependencies that this installation of bertjax declares for this Python, extras excluded."""
+    found = [Requirement(line) for line in metadata.requires("bertjax") or ()]
+    return [one for one in found if one.marker is None or one.marker.evaluate({"extra": ""})]
+
+
 def _packages() -> Iterator[Finding]:
-    for package in REQUIRED:
+    try:
+        wanted = requirements()
+    except metadata.PackageNotFoundError:
+        yield "bertjax", "not installed, run from its source: packages are not checked", None
+        return
+    for requirement in wanted:
         try:
-            yield package, metadata.version(package), None
+            version = metadata.version(requirement.name)
         except metadata.PackageNotFoundError:
-            yield package, "missing", f"pip install {package}"
+            yield requirement.name, "missing", f"pip install '{requirement.name}{requirement.specifier}'"
+            continue
+        fits = requirement.specifier.contains(version, prereleases=True)
+        finding = version if fits else f"{version}, needs {requirement.specifier}"
+        yield requirement.name, finding, None if fits else f"pip install '{requirement.name}{requirement.specifier}'"
 
 
 def _extras() -> Iterator[Finding]:
@@ -97,7 +113,7 @@ def _devices() -> Iterator[Finding]:
     from bertjax.parallel.mesh import all_devices
 
     devices = all_devices()
-    yield "devices", f"{len(devices)} x {devices[0].device_kind} ({jax.default_backend()})", None
+    yield "devices", f"{len(devices)} x {devices[0].device_kind} ({jax.default_backend()})", _unused_accelerator()
     for device in jax.local_devices()[:8]:
         limit = (device.memory_stats() or {}).get("bytes_limit")
         if limit:
@@ -105,6 +121,19 @@ def _devices() -> Iterator[Finding]:
     if hasattr(os, "sysconf"):
         total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         yield "host memory", f"{total / 2**30:.1f} GiB, {os.cpu_count()} cores", None
+
+
+def _unused_accelerator() -> str | None:
+    """The remedy where the machine has an accelerator, JAX was not told to leave it alone, and JAX runs on the CPU."""
+    import jax
+
+    if jax.default_backend() != "cpu" or os.environ.get("JAX_PLATFORMS"):
+        return None
+    if Path("/proc/driver/nvidia/version").exists():
+        return "this machine has an NVIDIA GPU that JAX does not use: pip install 'bertjax[cuda13]' (or cuda12)"
+    if Path("/dev/accel0").exists() or (Path("/dev/vfio/0").exists() and os.environ.get("TPU_WORKER_ID")):
+        return "this machine has a TPU that JAX does not use: pip install 'bertjax[tpu]'"
+    return None
 
 
 def _compute() -> Iterator[Finding]:

@@ -3,9 +3,10 @@
 from importlib.util import find_spec
 
 from bertjax.evaluation.metrics import glue_average, text
-from bertjax.verify.runner import Comparisons
+from bertjax.verify.runner import Comparisons, NotCompared
 
 _SAME = "this is a string"
+_NEEDS_EVAL = NotCompared("its package is missing; pip install 'bertjax[eval]'")
 
 
 def labels() -> Comparisons:
@@ -50,11 +51,15 @@ def answers() -> Comparisons:
 def generated_text() -> Comparisons:
     """metrics_test.py; what needs the extra `eval` is compared where it is installed."""
     same, empty = [[_SAME], [_SAME]], ["", ""]
-    if find_spec("sacrebleu"):
+    if not find_spec("sacrebleu"):
+        yield "BLEU of three texts", _NEEDS_EVAL, None
+    else:
         yield "same text, BLEU", text.bleu(same, [_SAME, _SAME])["bleu"], 100.0
         yield "no text, BLEU", text.bleu(same, empty)["bleu"], 0.0
         yield "one of two references", text.bleu([["", _SAME], [_SAME, ""]], [_SAME, _SAME])["bleu"], 100.0
-    if find_spec("rouge_score"):
+    if not find_spec("rouge_score"):
+        yield "ROUGE of two texts", _NEEDS_EVAL, None
+    else:
         for said, expected in (([_SAME, _SAME], 100.0), (empty, 0.0)):
             found = text.rouge(same, said)
             yield f"ROUGE of '{said[0]}'", found, dict.fromkeys(("rouge1", "rouge2", "rougeLsum"), expected)
