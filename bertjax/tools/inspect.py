@@ -12,12 +12,15 @@ import jax.numpy as jnp
 from bertjax.config.loading.load import load
 from bertjax.config.schema.run import Config, Stage
 from bertjax.errors import UserError
+from bertjax.evaluation import hf_model
 from bertjax.models import registry
 from bertjax.objectives import registry as objectives_registry
 from bertjax.parallel import sharding
 from bertjax.parallel.mesh import make_mesh
 from bertjax.parallel.mesh_shape import merge_rules
-from bertjax.training import freezing, optimizers
+from bertjax.storage import pretrained
+from bertjax.storage.pretrained import Pretrained
+from bertjax.training import freezing, optimizers, run_context
 from bertjax.training.checkpoint.locate import find, find_run_dir
 from bertjax.training.checkpoint.reader import CheckpointReader
 from bertjax.training.monitor import goodput
@@ -28,16 +31,40 @@ from bertjax.training.untrained_heads import all_heads, summary_line
 NOMINAL_STEPS = 10_000  # steps assumed for a stage of unknown length
 
 
-def inspect_command(target: Path, overrides: Sequence[str], step: int | None, as_json: bool) -> str:
-    """Describe a YAML file, a run folder or a checkpoint as text or JSON.
+def inspect_command(target: str | Path, overrides: Sequence[str], step: int | None, as_json: bool) -> str:
+    """Describe a YAML file, a run folder, a checkpoint or a pretrained model as text or JSON.
 
     For a configuration: the model and episodes of each stage and, at `step` (counted over all stages; default 0), the
     stage, episode, learning rate and trained groups. For a checkpoint: its step, scores and origin.
     """
-    found = inspect_config(load(target, overrides), step) if target.is_file() else inspect_checkpoint(target, step)
+    if Path(target).is_file():
+        found = inspect_config(load(target, overrides), step)
+    else:
+        place = pretrained.locate(target)
+        with pretrained.name_in_errors(place):
+            is_hugging_face = (place.path / "config.json").is_file()
+            found = inspect_hugging_face(place) if is_hugging_face else inspect_checkpoint(place.path, step)
     if as_json:
         return json.dumps({k: v for k, v in found.items() if k != "table"}, indent=2)
     return "\n".join(_lines(found))
+
+
+def inspect_hugging_face(place: Pretrained) -> dict[str, Any]:
+    """Describe a Hugging Face folder, or a model on the Hub."""
+    model = hf_model.open_model(place)
+    config = model.ctx.config
+    meta = run_context.checkpoint_meta(model.ctx, model.program, 0, 0)
+    return {
+        "checkpoint": str(place),
+        "steps": [0],
+        "step": 0,
+        "stage": config.stages[0].name,
+        "heads": meta["heads"],
+        **({"labels": model.labels} if model.labels else {}),
+        "tokenizer_sha256": meta["tokenizer_sha256"],
+        "environment": meta["environment"],
+        **_model(config, config.stages[0], meta),
+    }
 
 
 def inspect_checkpoint(target: Path, step: int | None) -> dict[str, Any]:
