@@ -17,6 +17,9 @@ from bertjax.storage.files import resolve_path
 _HUB_NAME = re.compile(r"([A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?)(?:@([\w./-]+))?", re.ASCII)
 
 
+_FILE_ENDINGS = (".txt", ".json", ".jsonl", ".model", ".yaml", ".yml", ".safetensors")  # of paths, not of models
+
+
 @dataclass(frozen=True)
 class Pretrained:
     """A pretrained model whose files are on this machine."""
@@ -30,6 +33,11 @@ class Pretrained:
         """Whether the name is a path on this machine, and not the source of a copy."""
         return self.commit is None and not remote.is_remote(self.name)
 
+    @property
+    def record(self) -> dict[str, str] | None:
+        """Name and commit of a model on the Hub, for the meta data of checkpoints; None for a folder."""
+        return {"name": self.name, "commit": self.commit} if self.commit else None
+
     def __str__(self) -> str:
         """The name for messages and records: a path, or the name with its commit."""
         if self.commit is None:
@@ -39,8 +47,8 @@ class Pretrained:
 
 def hub_name(name: str | Path, base: Path | None = None) -> tuple[str, str | None] | None:
     """(model, revision or None) of a name on the Hub; None for a path, which exists below `base` or looks like one."""
-    found = _HUB_NAME.fullmatch(str(name)) if isinstance(name, str) else _HUB_NAME.fullmatch(Path(name).as_posix())
-    if found is None:
+    found = _HUB_NAME.fullmatch(str(name))
+    if found is None or str(name).endswith(_FILE_ENDINGS):
         return None
     try:
         if resolve_path(str(name), base or Path.cwd()).exists():
@@ -79,4 +87,4 @@ def name_in_errors(found: Pretrained) -> Iterator[None]:
     except UserError as error:
         if found.is_local:
             raise
-        raise UserError(str(error).replace(str(found.path), str(found))) from None
+        raise UserError(str(error).replace(str(found.path), found.name)) from None

@@ -50,10 +50,12 @@ def _write(model: hf_model.HuggingFaceModel, out: Path) -> None:
         arrays = model.to_devices(program)
         meta = run_context.checkpoint_meta(ctx, program, 0, 0) | {"hugging_face": model.files}
         meta |= {"labels": model.labels} if model.labels else {}
+        meta |= {"pretrained": model.place.record} if model.place.record else {}
         with CheckpointManager(stage_folder(work, 0, hf_model.STAGE), CheckpointPolicy()) as checkpoints:
             checkpoints.save(0, {"params": param_paths.unflatten(arrays)}, meta)
+        about = {"pretrained": {"import": str(model.place)}} if model.place.record else {}
         ctx.tokenizer.save(work / "tokenizer")
-        atomic.write_json_atomic(work / "environment.json", run_context.environment(ctx.mesh))
+        atomic.write_json_atomic(work / "environment.json", run_context.environment(ctx.mesh) | about)
         atomic.write_text_atomic(work / "model.txt", model_summary(arrays, program.param_shardings(), ()))
         atomic.write_text_atomic(work / "config.yaml", dump(ctx.config))
         os.replace(work, out)  # all of its files in one piece

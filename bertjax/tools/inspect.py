@@ -56,6 +56,7 @@ def inspect_hugging_face(place: Pretrained) -> dict[str, Any]:
     meta = run_context.checkpoint_meta(model.ctx, model.program, 0, 0)
     return {
         "checkpoint": str(place),
+        **({"pretrained": place.record} if place.record else {}),
         "steps": [0],
         "step": 0,
         "stage": config.stages[0].name,
@@ -86,6 +87,7 @@ def inspect_checkpoint(target: Path, step: int | None) -> dict[str, Any]:
         "environment": meta["environment"],
         **({"goodput": asdict(spent)} if spent else {}),
         **({"base": meta["base"]} if meta.get("base") else {}),
+        **({"pretrained": meta["pretrained"]} if meta.get("pretrained") else {}),
         **_model(config, stage, meta),
     }
 
@@ -183,6 +185,8 @@ def _lines(found: dict[str, Any]) -> list[str]:
             head.append(f"carried heads, not trained here: {', '.join(found['carried_heads'])}")
         if base := found.get("base"):
             head.append(f"base: {base.get('path') or base['stage']}, step {base['step']}, digest {base['digest'][:12]}")
+        if start := found.get("pretrained"):
+            head.append(f"started from: {start['name']}, commit {start['commit']}")
         if "goodput" in found:
             head.append(str(goodput.GoodputSummary(**found["goodput"])))
         return [*head, f"devices: {', '.join(found['environment']['devices'])}", "", found["table"].rstrip()]
