@@ -138,9 +138,9 @@ def existing_path(path: str) -> Path:
 
 def pretrained_model(name: str) -> str | Path:
     """A run, checkpoint, Hugging Face folder or model on the Hub, whose files are fetched now if they are not here."""
-    from bertjax.storage import pretrained
+    from bertjax.config.loading.pretrained import locate_model
 
-    found = pretrained.locate(name)
+    found = locate_model(name)
     return found.path if found.is_local else name
 
 

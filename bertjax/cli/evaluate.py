@@ -32,10 +32,10 @@ from bertjax.storage.locations import local_path
     overrides=True,
 )
 def evaluate(arguments: argparse.Namespace) -> int:
-    run = cli.pretrained_model(arguments.run)
     output = local_path(arguments.output) if arguments.output else None
     if output is not None:
         cli.existing_path(str(output.parent))
+    run = cli.pretrained_model(arguments.run)
     cli.require_device(arguments)
     from bertjax.tools.evaluate import evaluate_command
 

@@ -62,7 +62,7 @@ def plan(arguments: argparse.Namespace) -> int:
     ),
 )
 def import_folder(arguments: argparse.Namespace) -> int:
-    source, out = cli.pretrained_model(arguments.source), cli.new_dir(arguments.out)
+    out, source = cli.new_dir(arguments.out), cli.pretrained_model(arguments.source)
     cli.require_device(arguments)
     from bertjax.tools import convert_hf
 
@@ -79,7 +79,7 @@ def import_folder(arguments: argparse.Namespace) -> int:
     examples=("bertjax export runs/qa hf/qa",),
 )
 def export(arguments: argparse.Namespace) -> int:
-    source, out = cli.pretrained_model(arguments.checkpoint), cli.new_dir(arguments.out)
+    out, source = cli.new_dir(arguments.out), cli.pretrained_model(arguments.checkpoint)
     cli.require_device(arguments)
     from bertjax.tools import convert_hf
     from bertjax.training.untrained_heads import format_modules

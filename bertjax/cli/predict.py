@@ -53,13 +53,14 @@ def fill_mask(arguments: argparse.Namespace) -> int:
     ),
 )
 def answer(arguments: argparse.Namespace) -> int:
-    checkpoint, context = cli.pretrained_model(arguments.checkpoint), arguments.context
+    context = arguments.context
     if (context is None) == (arguments.context_file is None):
         raise UserError("bertjax predict answer: give either --context or --context-file")
     if context is None:
         from bertjax.storage.text import read_text
 
         context = read_text(local_path(arguments.context_file), 10_000_000)
+    checkpoint = cli.pretrained_model(arguments.checkpoint)
     cli.require_device(arguments)
     from bertjax.evaluation import predict
 
@@ -105,8 +106,8 @@ def generate(arguments: argparse.Namespace) -> int:
             raise UserError("bertjax predict generate: --sample and beam search options exclude each other")
     elif sampling := [name for name in ("temperature", "top_k", "top_p") if name in decoding]:
         raise UserError(f"bertjax predict generate: --{sampling[0].replace('_', '-')} needs --sample")
-    checkpoint = cli.pretrained_model(arguments.checkpoint)
     texts = _texts(arguments)
+    checkpoint = cli.pretrained_model(arguments.checkpoint)
     cli.require_device(arguments)
     more = {"max_input_tokens": arguments.max_input_tokens, "overrides": cli.dtype_override(arguments)}
     more |= cli.base_model_argument(arguments)

@@ -7,6 +7,7 @@ from typing import Any
 
 from bertjax.config.loading.earlier_versions import upgrade_config
 from bertjax.config.loading.load import build_saved
+from bertjax.config.loading.pretrained import locate_model
 from bertjax.config.schema.run import Config
 from bertjax.data.tokenizers import load
 from bertjax.errors import UserError
@@ -57,7 +58,7 @@ def restore(
     Instead of a step, `best` names a score (squad/f1) whose best step is taken. `base_model`: where the weights below
     adapters are, if they moved. Raises UserError when `path` holds no checkpoint, or none with that score.
     """
-    place = pretrained.locate(path)
+    place = locate_model(path)
     with pretrained.name_in_errors(place):
         if (place.path / "config.json").is_file():
             _check_no_steps(place, stage, step, best, base_model)

@@ -53,7 +53,7 @@ def fetch(model: str, revision: str | None, *, weights: bool) -> tuple[Path, str
         with _quiet(size < _NOTED_BYTES):
             folder = snapshot_download(model, revision=listing.commit, allow_patterns=names)
     except Exception as error:  # noqa: BLE001  (the library's, its HTTP library's and the system's errors)
-        raise UserError(f"{model}: {_reason(error, model, revision)}") from None
+        raise UserError(f"{model}: {_reason(error, revision)}") from None
     _check_present(model, Path(folder), names)
     _remember_revision(model, revision, listing.commit)
     return Path(folder), listing.commit
@@ -70,12 +70,14 @@ def _listing(model: str, revision: str | None) -> tuple[Listing | None, str]:
         return None, "HF_HUB_OFFLINE is set"
     try:
         about = HfApi().model_info(model, revision=revision, timeout=TIMEOUT, files_metadata=True)
+        if about.gated:  # its list of files is public
+            HfApi().auth_check(model)
     except HFValidationError as error:
         raise UserError(f"{model}: no such folder, and not a name on the Hub ({brief(error)})") from None
     except HfHubHTTPError as error:
         if getattr(error.response, "status_code", 500) >= 500:
-            return None, _reason(error, model, revision)
-        raise UserError(f"{model}: no such folder, and {_reason(error, model, revision)}") from None
+            return None, _reason(error, revision)
+        raise UserError(f"{model}: no such folder, and {_reason(error, revision)}") from None
     except Exception as error:  # noqa: BLE001  (no network: errors of the HTTP library)
         return None, f"{type(error).__name__}: {brief(error, 60)}"
     files = {one.rfilename: one.size for one in about.siblings or ()}
@@ -107,8 +109,8 @@ def _cached(model: str, revision: str | None, weights: bool, why: str) -> tuple[
             found = snapshot_download(model, revision=revision, allow_patterns=["config.json"], local_files_only=True)
     except Exception:  # noqa: BLE001  (not there, or not a name: both are said below)
         raise UserError(
-            f"{model}: no such folder, and the Hub cannot be reached ({why}) and its cache here does not have "
-            f"{_named(model, revision)}; run `hf download {model}` where there is a network, or give a folder"
+            f"{_named(model, revision)}: no such folder, not in the Hub's cache here, and the Hub cannot be reached "
+            f"({why}); run `hf download {model}` where there is a network, or give a folder"
         ) from None
     folder = Path(found)
     wanted = ["config.json"]
@@ -142,14 +144,14 @@ def _remember_revision(model: str, revision: str | None, commit: str) -> None:
         path.write_text(commit)
 
 
-def _reason(error: Exception, model: str, revision: str | None) -> str:
+def _reason(error: Exception, revision: str | None) -> str:
     """What is wrong and what to do, in words."""
     from huggingface_hub import errors
 
     if isinstance(error, errors.GatedRepoError):
-        return f"{model} on the Hub is gated: ask for access on its page, then log in (`hf auth login`, or HF_TOKEN)"
+        return "the model is gated: ask for access on its page on the Hub, then log in (`hf auth login`, or HF_TOKEN)"
     if isinstance(error, errors.RevisionNotFoundError):
-        return f"{model} on the Hub has no revision '{revision}'; name a branch, a tag or a commit"
+        return f"the Hub has no revision '{revision}' of it; name a branch, a tag or a commit"
     if isinstance(error, errors.RepositoryNotFoundError):
         return "there is no such model on the Hub; check the name, or log in if it is private (`hf auth login`)"
     status = getattr(getattr(error, "response", None), "status_code", None)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from bertjax.config.loading.load import dump
+from bertjax.config.loading.pretrained import locate_model
 from bertjax.config.schema.run import CheckpointPolicy
 from bertjax.data.tokenizers import load
 from bertjax.errors import StorageError, UserError
@@ -31,7 +32,7 @@ def import_folder(source: str | Path, out: Path) -> list[str]:
     heads; heads missing in the folder stay absent. `out` is written atomically. Raises UserError for a folder that
     cannot be read, StorageError when `out` cannot be written. source: a folder, or the name of a pretrained model.
     """
-    place, out = pretrained.locate(source), Path(out)
+    place, out = locate_model(source), Path(out)
     with pretrained.name_in_errors(place):
         model = hf_model.open_model(place, out)
     try:
@@ -70,7 +71,7 @@ def export_checkpoint(source: str | Path, out: Path) -> list[str]:
     source: a run folder, a stage's checkpoint folder, a step, or the name of a pretrained model. Raises UserError for
     no checkpoint, or none that transformers has a class for, StorageError when `out` cannot be written.
     """
-    place = pretrained.locate(source)
+    place = locate_model(source)
     with pretrained.name_in_errors(place):
         if (place.path / "config.json").is_file():
             return _export_hugging_face(place, out)

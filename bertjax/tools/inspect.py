@@ -10,6 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from bertjax.config.loading.load import load
+from bertjax.config.loading.pretrained import locate_model
 from bertjax.config.schema.run import Config, Stage
 from bertjax.errors import UserError
 from bertjax.evaluation import hf_model
@@ -40,7 +41,7 @@ def inspect_command(target: str | Path, overrides: Sequence[str], step: int | No
     if Path(target).is_file():
         found = inspect_config(load(target, overrides), step)
     else:
-        place = pretrained.locate(target)
+        place = locate_model(target)
         with pretrained.name_in_errors(place):
             is_hugging_face = (place.path / "config.json").is_file()
             found = inspect_hugging_face(place) if is_hugging_face else inspect_checkpoint(place.path, step)

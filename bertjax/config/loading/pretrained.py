@@ -13,8 +13,9 @@ from bertjax.config.loading.step_meta import is_checkpoint_step, list_steps, rea
 from bertjax.config.loading.yaml_reader import Node, to_nodes, to_plain
 from bertjax.config.schema.model import FAMILIES
 from bertjax.errors import StorageError, UserError
-from bertjax.storage import pretrained
+from bertjax.storage import pretrained, remote
 from bertjax.storage.locations import path_problem
+from bertjax.storage.pretrained import Pretrained
 
 
 def fill(tree: Node, problems: list[str]) -> None:
@@ -81,6 +82,16 @@ def _fill_sizes(model: Node, source: Node, fields: dict[str, Any], problems: lis
         return
     where = f"{source.where} (from {source.value})"
     model.value = {key: to_nodes(value, where) for key, value in fields.items()} | model.value
+
+
+def locate_model(name: str | Path, base: Path | None = None) -> Pretrained:
+    """Find a pretrained model and fetch its weights if they are not on this machine.
+
+    Raises UserError, also for a model of another kind, before its weights are fetched.
+    """
+    if remote.is_remote(name) or pretrained.hub_name(name, base):
+        read_model_fields(name)
+    return pretrained.locate(name, base)
 
 
 def read_model_fields(name: str | Path) -> dict[str, Any]:

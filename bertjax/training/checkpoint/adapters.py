@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 
+from bertjax.config.loading.pretrained import locate_model
 from bertjax.config.schema.run import Stage
 from bertjax.config.schema.training import Trainable
 from bertjax.errors import StorageError, UserError
@@ -121,7 +122,7 @@ def _candidate_paths(base: Mapping[str, Any], folder: Path) -> list[Path | str]:
 
 
 def _load(name: Path | str, step: int | None, ctx: RunContext) -> Mapping[str, Any]:
-    place = pretrained.locate(name)
+    place = locate_model(name)
     with pretrained.name_in_errors(place):
         if (place.path / "config.json").is_file():
             return hf_folder.load_params(place.path, ctx.config.model)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from bertjax.config.loading.pretrained import locate_model
 from bertjax.config.schema.run import Config, Stage
 from bertjax.errors import UserError
 from bertjax.storage import pretrained, remote
@@ -46,7 +47,7 @@ class StageFiles:
 
         Raises UserError for a name that is neither a folder nor a model that can be fetched.
         """
-        return None if self.init_source in ("scratch", "previous") else pretrained.locate(self.init_source, self.base)
+        return None if self.init_source in ("scratch", "previous") else locate_model(self.init_source, self.base)
 
     @property
     def init_folder(self) -> Path | None:
