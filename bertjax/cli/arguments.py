@@ -99,7 +99,11 @@ def _reject(what: str, text: str) -> Any:
 # ---- options of several commands ------------------------------------------------------------------------------------
 
 CONFIG = option("config", metavar="CONFIG", help="a YAML file")
-CHECKPOINT = option("checkpoint", metavar="CHECKPOINT", help="a run folder or one of its checkpoints")
+MODEL = option(
+    "checkpoint",
+    metavar="MODEL",
+    help="a run, one of its checkpoints, a Hugging Face folder, or a model on the Hub: org/name, org/name@revision",
+)
 RUN = option("run", metavar="RUN", help="a run folder")
 DEVICE = option("--device", choices=("cpu", "gpu", "tpu"), help="compute device (default: the best one available)")
 DTYPE = option("--dtype", choices=("float32", "bfloat16"), help="compute dtype (default: run.compute_dtype of the run)")
@@ -130,6 +134,14 @@ def existing_path(path: str) -> Path:
     except (OSError, ValueError):  # a name too long, or one with a NUL in it
         pass
     raise UserError(f"{path[:200]!a}: no such file or folder")
+
+
+def pretrained_model(name: str) -> str | Path:
+    """A run, checkpoint, Hugging Face folder or model on the Hub, whose files are fetched now if they are not here."""
+    from bertjax.config.loading.pretrained import locate_model
+
+    found = locate_model(name)
+    return found.path if found.is_local else name
 
 
 def output_path(path: str | None) -> Path | None:

@@ -10,7 +10,7 @@ from bertjax.storage.locations import local_path
 @cli.command(
     "evaluate",
     "restore a checkpoint and score it",
-    cli.option("run", metavar="RUN", help="a run folder or one of its checkpoints"),
+    cli.option("run", **cli.MODEL[1]),
     cli.STEP,
     cli.option("--best", metavar="SCORE", help="the checkpoint with the best value of a score, such as squad/f1"),
     cli.option("--stage", metavar="NAME", help="the stage to score (default: the last one)"),
@@ -32,10 +32,10 @@ from bertjax.storage.locations import local_path
     overrides=True,
 )
 def evaluate(arguments: argparse.Namespace) -> int:
-    run = cli.existing_path(arguments.run)
     output = local_path(arguments.output) if arguments.output else None
     if output is not None:
         cli.existing_path(str(output.parent))
+    run = cli.pretrained_model(arguments.run)
     cli.require_device(arguments)
     from bertjax.tools.evaluate import evaluate_command
 

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from pathlib import Path
 
 from bertjax.cli import arguments as cli
 
@@ -9,15 +10,15 @@ from bertjax.cli import arguments as cli
 @cli.command(
     "inspect",
     "show the model, sizes and costs, and what trains at a given step",
-    cli.option("target", metavar="CONFIG|CHECKPOINT", help="a YAML file, a run folder or a checkpoint"),
+    cli.option("target", metavar="CONFIG|MODEL", help="a YAML file, a run, a checkpoint or a pretrained model"),
     cli.STEP,
     cli.JSON,
     examples=("bertjax inspect configs/bert/pretrain_base.yaml", "bertjax inspect my.yaml --step 500"),
     overrides=True,
 )
 def inspect(arguments: argparse.Namespace) -> int:
-    target = cli.existing_path(arguments.target)
-    if target.is_file():  # reports an invalid configuration before jax is imported
+    target = cli.pretrained_model(arguments.target)
+    if isinstance(target, Path) and target.is_file():  # reports an invalid configuration before jax is imported
         arguments.config = arguments.target
         cli.load_config(arguments)
     cli.require_device(arguments)
@@ -52,13 +53,16 @@ def plan(arguments: argparse.Namespace) -> int:
 
 @cli.command(
     "import",
-    "convert a Hugging Face folder to a bertjax checkpoint",
-    cli.option("source", metavar="HF_FOLDER"),
+    "convert a Hugging Face model to a bertjax checkpoint",
+    cli.option("source", metavar="HF_MODEL", help="a Hugging Face folder, or a model on the Hub"),
     cli.option("out", metavar="OUT"),
-    examples=("bertjax import bert-base-uncased/ checkpoints/bert-base",),
+    examples=(
+        "bertjax import google-bert/bert-base-uncased checkpoints/bert-base",
+        "bertjax import my-bert/ checkpoints/my-bert",
+    ),
 )
 def import_folder(arguments: argparse.Namespace) -> int:
-    source, out = cli.existing_path(arguments.source), cli.new_dir(arguments.out)
+    out, source = cli.new_dir(arguments.out), cli.pretrained_model(arguments.source)
     cli.require_device(arguments)
     from bertjax.tools import convert_hf
 
@@ -70,12 +74,12 @@ def import_folder(arguments: argparse.Namespace) -> int:
 @cli.command(
     "export",
     "convert a bertjax checkpoint to a Hugging Face folder",
-    cli.CHECKPOINT,
+    cli.MODEL,
     cli.option("out", metavar="OUT"),
     examples=("bertjax export runs/qa hf/qa",),
 )
 def export(arguments: argparse.Namespace) -> int:
-    source, out = cli.existing_path(arguments.checkpoint), cli.new_dir(arguments.out)
+    out, source = cli.new_dir(arguments.out), cli.pretrained_model(arguments.checkpoint)
     cli.require_device(arguments)
     from bertjax.tools import convert_hf
     from bertjax.training.untrained_heads import format_modules

@@ -11,15 +11,18 @@ from bertjax.storage.locations import local_path
 @cli.command(
     "predict fill-mask",
     "predict the most likely tokens for each [MASK]",
-    cli.CHECKPOINT,
+    cli.MODEL,
     cli.option("text", metavar="TEXT", nargs="+", help="text that contains [MASK]"),
     cli.option("--top-k", type=cli.positive_int, default=5, help="number of tokens for each [MASK] (default: 5)"),
     cli.DEVICE,
     cli.DTYPE,
-    examples=("bertjax predict fill-mask runs/demo 'Return the [MASK] of the list.'",),
+    examples=(
+        "bertjax predict fill-mask runs/demo 'Return the [MASK] of the list.'",
+        "bertjax predict fill-mask google-bert/bert-base-uncased 'Paris is the [MASK] of France.'",
+    ),
 )
 def fill_mask(arguments: argparse.Namespace) -> int:
-    checkpoint = cli.existing_path(arguments.checkpoint)
+    checkpoint = cli.pretrained_model(arguments.checkpoint)
     cli.require_device(arguments)
     from bertjax.evaluation import predict
 
@@ -30,7 +33,7 @@ def fill_mask(arguments: argparse.Namespace) -> int:
 @cli.command(
     "predict answer",
     "find the span of a text that answers a question",
-    cli.CHECKPOINT,
+    cli.MODEL,
     cli.option("--question", metavar="Q", required=True),
     cli.option("--context", metavar="TEXT", help="the text to search for the answer"),
     cli.option("--context-file", metavar="FILE", help="read the text from a UTF-8 file"),
@@ -50,13 +53,14 @@ def fill_mask(arguments: argparse.Namespace) -> int:
     ),
 )
 def answer(arguments: argparse.Namespace) -> int:
-    checkpoint, context = cli.existing_path(arguments.checkpoint), arguments.context
+    context = arguments.context
     if (context is None) == (arguments.context_file is None):
         raise UserError("bertjax predict answer: give either --context or --context-file")
     if context is None:
         from bertjax.storage.text import read_text
 
         context = read_text(local_path(arguments.context_file), 10_000_000)
+    checkpoint = cli.pretrained_model(arguments.checkpoint)
     cli.require_device(arguments)
     from bertjax.evaluation import predict
 
@@ -66,8 +70,8 @@ def answer(arguments: argparse.Namespace) -> int:
 
 @cli.command(
     "predict generate",
-    "generate text with a T5 run, or continue a text with a decoder-only run",
-    cli.CHECKPOINT,
+    "generate text with a T5, or continue a text with a decoder-only run",
+    cli.MODEL,
     cli.option("text", metavar="[TEXT ...]", nargs="*", help="input texts (default: the lines of standard input)"),
     cli.option("--file", metavar="FILE", help="read input texts from a UTF-8 file, one per line"),
     cli.option(
@@ -88,6 +92,7 @@ def answer(arguments: argparse.Namespace) -> int:
     cli.DTYPE,
     examples=(
         "bertjax predict generate runs/t5 'translate English to German: Thank you.' --beam 4",
+        "bertjax predict generate google-t5/t5-small 'translate English to German: Thank you.'",
         "bertjax predict generate runs/t5 --file articles.txt --json",
         "bertjax predict generate runs/t5/checkpoints/00-pretrain 'Thank <extra_id_0> me.' --sample --top-p 0.9",
     ),
@@ -101,8 +106,8 @@ def generate(arguments: argparse.Namespace) -> int:
             raise UserError("bertjax predict generate: --sample and beam search options exclude each other")
     elif sampling := [name for name in ("temperature", "top_k", "top_p") if name in decoding]:
         raise UserError(f"bertjax predict generate: --{sampling[0].replace('_', '-')} needs --sample")
-    checkpoint = cli.existing_path(arguments.checkpoint)
     texts = _texts(arguments)
+    checkpoint = cli.pretrained_model(arguments.checkpoint)
     cli.require_device(arguments)
     more = {"max_input_tokens": arguments.max_input_tokens, "overrides": cli.dtype_override(arguments)}
     more |= cli.base_model_argument(arguments)

@@ -1,4 +1,4 @@
-"""Restore a checkpoint onto this machine's devices from its own files alone."""
+"""Restore a checkpoint, or a pretrained model, onto this machine's devices from its own files alone."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -7,10 +7,14 @@ from typing import Any
 
 from bertjax.config.loading.earlier_versions import upgrade_config
 from bertjax.config.loading.load import build_saved
+from bertjax.config.loading.pretrained import locate_model
 from bertjax.config.schema.run import Config
 from bertjax.data.tokenizers import load
 from bertjax.errors import UserError
+from bertjax.evaluation import hf_model
 from bertjax.parallel.mesh import make_mesh
+from bertjax.storage import pretrained
+from bertjax.storage.pretrained import Pretrained
 from bertjax.training.checkpoint import adapters
 from bertjax.training.checkpoint.locate import CheckpointRef, find, results_folder
 from bertjax.training.checkpoint.reader import CheckpointReader
@@ -47,9 +51,25 @@ def restore(
 ) -> RestoredCheckpoint:
     """Read parameters trained on any mesh onto this machine's devices.
 
+    `path`: a run, a stage's checkpoints, a step, a Hugging Face folder, one of these in an object store (gs://...), or
+    a model on the Hub (`org/name`, `org/name@revision`), which is fetched once. A Hugging Face model is restored with
+    its own tokenizer, as `bertjax import` converts it: one stage, `import`, at step 0.
+
     Instead of a step, `best` names a score (squad/f1) whose best step is taken. `base_model`: where the weights below
     adapters are, if they moved. Raises UserError when `path` holds no checkpoint, or none with that score.
     """
+    place = locate_model(path)
+    with pretrained.name_in_errors(place):
+        if (place.path / "config.json").is_file():
+            _check_no_steps(place, stage, step, best, base_model)
+            return _restore_hugging_face(place, overrides)
+        return _restore_checkpoint(place.path, stage, step, best, overrides, base_model)
+
+
+def _restore_checkpoint(
+    path: Path, stage: str | None, step: int | None, best: str | None, overrides: Sequence[str],
+    base_model: str | Path | None,
+) -> RestoredCheckpoint:  # fmt: skip
     found = find(path, stage=stage, step=step)
     checkpoints = CheckpointReader(found)
     if best is not None:
@@ -80,6 +100,32 @@ def restore(
         is_last=meta.get("steps") in (None, restored_step),
         in_run=in_run,
         untrained_heads=tuple(meta.get("carried", ())),
+    )
+
+
+def _check_no_steps(
+    place: Pretrained, stage: str | None, step: int | None, best: str | None, base_model: str | Path | None
+) -> None:
+    """Raise UserError where something is asked of a Hugging Face model that only runs have."""
+    asked = {"stage": None if stage == hf_model.STAGE else stage, "step": step, "best": best, "base": base_model}
+    for name, value in asked.items():
+        if value is not None:
+            raise UserError(f"{place}: is a Hugging Face model, without steps and stages; leave out --{name} {value}")
+
+
+def _restore_hugging_face(place: Pretrained, overrides: Sequence[str]) -> RestoredCheckpoint:
+    model = hf_model.open_model(place, overrides=overrides)
+    program = model.program
+    return RestoredCheckpoint(
+        model.ctx,
+        0,
+        0,
+        program,
+        model.to_devices(program),
+        labels=model.labels,
+        hugging_face=model.files,
+        saved_config=model.saved_config,
+        in_run=False,
     )
 
 

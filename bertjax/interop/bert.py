@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from bertjax.config.huggingface.bert import DISTILBERT_FIELDS
-from bertjax.config.loading.load import read_model_fields
+from bertjax.config.loading.pretrained import read_model_fields
 from bertjax.config.schema.model import BertConfig
 from bertjax.data.tokenizers.files import write
 from bertjax.data.tokenizers.load import Tokenizer

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bertjax.config.huggingface import generation
-from bertjax.config.loading.load import read_model_fields
+from bertjax.config.loading.pretrained import read_model_fields
 from bertjax.config.schema.base import Section, record_at
 from bertjax.config.schema.model import FAMILIES, ModelConfig
 from bertjax.errors import UserError

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from bertjax.config.huggingface.generation import FILENAME
-from bertjax.config.loading.load import read_model_fields
+from bertjax.config.loading.pretrained import read_model_fields
 from bertjax.config.schema.model import T5Config
 from bertjax.data.tokenizers.sentencepiece import SentencePieceTokenizer
 from bertjax.data.tokenizers.unigram import UnigramTokenizer

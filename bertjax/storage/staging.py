@@ -40,7 +40,7 @@ def stage_file(path: Path, size: int, sha256: str) -> Path:
         os.utime(copy)  # for removal by age
         return copy
     copy.parent.mkdir(exist_ok=True)
-    with _exclusive_lock(copy.with_suffix(".lock")):  # one process fetches, the others wait
+    with exclusive_lock(copy.with_suffix(".lock")):  # one process fetches, the others wait
         if remote.file_size(copy) != size:
             _fetch(path, copy, size, sha256)
     return copy
@@ -98,7 +98,7 @@ def _fetch(path: Path, copy: Path, size: int, sha256: str) -> None:
 
 
 @contextmanager
-def _exclusive_lock(lock: Path) -> Iterator[None]:
+def exclusive_lock(lock: Path) -> Iterator[None]:
     with lock.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -10,14 +10,18 @@ from typing import Any
 import jax.numpy as jnp
 
 from bertjax.config.loading.load import load
+from bertjax.config.loading.pretrained import locate_model
 from bertjax.config.schema.run import Config, Stage
 from bertjax.errors import UserError
+from bertjax.evaluation import hf_model
 from bertjax.models import registry
 from bertjax.objectives import registry as objectives_registry
 from bertjax.parallel import sharding
 from bertjax.parallel.mesh import make_mesh
 from bertjax.parallel.mesh_shape import merge_rules
-from bertjax.training import freezing, optimizers
+from bertjax.storage import pretrained
+from bertjax.storage.pretrained import Pretrained
+from bertjax.training import freezing, optimizers, run_context
 from bertjax.training.checkpoint.locate import find, find_run_dir
 from bertjax.training.checkpoint.reader import CheckpointReader
 from bertjax.training.monitor import goodput
@@ -28,16 +32,41 @@ from bertjax.training.untrained_heads import all_heads, summary_line
 NOMINAL_STEPS = 10_000  # steps assumed for a stage of unknown length
 
 
-def inspect_command(target: Path, overrides: Sequence[str], step: int | None, as_json: bool) -> str:
-    """Describe a YAML file, a run folder or a checkpoint as text or JSON.
+def inspect_command(target: str | Path, overrides: Sequence[str], step: int | None, as_json: bool) -> str:
+    """Describe a YAML file, a run folder, a checkpoint or a pretrained model as text or JSON.
 
     For a configuration: the model and episodes of each stage and, at `step` (counted over all stages; default 0), the
     stage, episode, learning rate and trained groups. For a checkpoint: its step, scores and origin.
     """
-    found = inspect_config(load(target, overrides), step) if target.is_file() else inspect_checkpoint(target, step)
+    if Path(target).is_file():
+        found = inspect_config(load(target, overrides), step)
+    else:
+        place = locate_model(target)
+        with pretrained.name_in_errors(place):
+            is_hugging_face = (place.path / "config.json").is_file()
+            found = inspect_hugging_face(place) if is_hugging_face else inspect_checkpoint(place.path, step)
     if as_json:
         return json.dumps({k: v for k, v in found.items() if k != "table"}, indent=2)
     return "\n".join(_lines(found))
+
+
+def inspect_hugging_face(place: Pretrained) -> dict[str, Any]:
+    """Describe a Hugging Face folder, or a model on the Hub."""
+    model = hf_model.open_model(place)
+    config = model.ctx.config
+    meta = run_context.checkpoint_meta(model.ctx, model.program, 0, 0)
+    return {
+        "checkpoint": str(place),
+        **({"pretrained": place.record} if place.record else {}),
+        "steps": [0],
+        "step": 0,
+        "stage": config.stages[0].name,
+        "heads": meta["heads"],
+        **({"labels": model.labels} if model.labels else {}),
+        "tokenizer_sha256": meta["tokenizer_sha256"],
+        "environment": meta["environment"],
+        **_model(config, config.stages[0], meta),
+    }
 
 
 def inspect_checkpoint(target: Path, step: int | None) -> dict[str, Any]:
@@ -59,6 +88,7 @@ def inspect_checkpoint(target: Path, step: int | None) -> dict[str, Any]:
         "environment": meta["environment"],
         **({"goodput": asdict(spent)} if spent else {}),
         **({"base": meta["base"]} if meta.get("base") else {}),
+        **({"pretrained": meta["pretrained"]} if meta.get("pretrained") else {}),
         **_model(config, stage, meta),
     }
 
@@ -156,6 +186,8 @@ def _lines(found: dict[str, Any]) -> list[str]:
             head.append(f"carried heads, not trained here: {', '.join(found['carried_heads'])}")
         if base := found.get("base"):
             head.append(f"base: {base.get('path') or base['stage']}, step {base['step']}, digest {base['digest'][:12]}")
+        if start := found.get("pretrained"):
+            head.append(f"started from: {start['name']}, commit {start['commit']}")
         if "goodput" in found:
             head.append(str(goodput.GoodputSummary(**found["goodput"])))
         return [*head, f"devices: {', '.join(found['environment']['devices'])}", "", found["table"].rstrip()]

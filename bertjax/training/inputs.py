@@ -9,10 +9,11 @@ from bertjax.config.loading import input_paths
 from bertjax.config.loading.error_messages import config_error
 from bertjax.config.schema.run import Config, Stage
 from bertjax.data.sources.registry import record_of
-from bertjax.data.tokenizers import load
+from bertjax.data.tokenizers import locate
 from bertjax.errors import UserError
 from bertjax.storage import remote
 from bertjax.storage.files import UNSUPPORTED_SUFFIXES, expand_globs, resolve_path
+from bertjax.storage.pretrained import hub_name
 from bertjax.training.checkpoint.stage_files import StageFiles, run_stages
 
 
@@ -76,12 +77,18 @@ def _tokenizer(settings: Any, base: Path) -> Iterator[str]:
     if settings.path is None or remote.is_remote(settings.path):
         return  # a remote one is fetched first of all
     path = resolve_path(settings.path, base)
-    if not path.exists():
+    if not path.exists() and hub_name(settings.path, base) is None:
         yield f"tokenizer.path: {path}: no such file or folder; relative names start at {base.resolve()}"
-    elif path.is_dir() and not any((path / name).is_file() for name in load.FILES):
-        yield f"tokenizer.path: {path}: the folder holds none of {', '.join(load.FILES)}; name a file"
+        return
+    try:
+        place = locate.locate(settings.path, base)
+    except UserError as error:
+        yield f"tokenizer.path: {error}"
+        return
+    if locate.find_tokenizer(place.path) is None:
+        yield f"tokenizer.path: {place}: the folder holds none of {', '.join(locate.FILES)}; name a file"
     else:
-        yield from _unreadable("tokenizer.path", [path])
+        yield from _unreadable("tokenizer.path", [place.path])
 
 
 def _source(key: str, source: Any, base: Path) -> Iterator[str]:

@@ -10,7 +10,7 @@ from bertjax.parallel.mesh import all_devices
 from bertjax.parallel.multihost import initialize, primary
 from bertjax.parallel.multihost.primary import primary_first, run_on_primary
 from bertjax.training import consistency, inputs, run_context, validate
-from bertjax.training.checkpoint.stage_files import run_stages
+from bertjax.training.checkpoint.stage_files import hub_models, run_stages
 from bertjax.training.monitor import preemption
 from bertjax.training.monitor.phases import Phases
 from bertjax.training.monitor.run_monitor import monitor_run
@@ -72,8 +72,10 @@ def open_run(
     for files in stages:
         previous = plans[-1].labels if plans else None
         plans.append(primary_first(partial(open_stage, ctx, files, previous)))
+    models = hub_models(config, stages)
     consistency.check_equal(
         {f"the data of stage '{plan.stage.name}'": json.dumps(plan.batches.source_fingerprints) for plan in plans}
+        | {f"the pretrained model of {key}": model for key, model in models.items()}
     )
     todo = run_on_primary(lambda: unfinished_stages(plans))
     evaluators = {
@@ -82,5 +84,5 @@ def open_run(
         if index in todo
     }
     run_on_primary(lambda: validate.check_init_sources(ctx, plans))
-    run_on_primary(lambda: run_context.create_run_dir(ctx))
+    run_on_primary(lambda: run_context.create_run_dir(ctx, models))
     return ctx, plans, evaluators

@@ -1,9 +1,10 @@
 """Open what the stages of a run share (mesh, tokenizer, fingerprints of sources) and create the run folder."""
 
+import json
 import platform
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from itertools import chain
@@ -133,8 +134,11 @@ def enable_compilation_cache(config: Config) -> None:
         jax.config.update("jax_compilation_cache_dir", where)
 
 
-def create_run_dir(ctx: RunContext) -> None:
-    """Create the run folder on the primary process. Raises UserError if it holds a run with another tokenizer."""
+def create_run_dir(ctx: RunContext, models: Mapping[str, str] | None = None) -> None:
+    """Create the run folder on the primary process. Raises UserError if it holds a run with another tokenizer.
+
+    models: the models on the Hub that the run reads, {key of the configuration: name@commit}, for environment.json.
+    """
     folder = ctx.config.run_dir
     kept = folder / "tokenizer"
     if (kept / "tokenizer.json").exists() and load.from_file(kept).sha256 != ctx.tokenizer.sha256:
@@ -145,10 +149,20 @@ def create_run_dir(ctx: RunContext) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_text_atomic(folder / "config.yaml", dump(ctx.config))
-        write_json_atomic(folder / "environment.json", environment(ctx.mesh))
+        used = dict(models or {}) | _recorded_models(folder / "environment.json")  # it began with those recorded
+        about = {"pretrained": used} if used else {}
+        write_json_atomic(folder / "environment.json", environment(ctx.mesh) | about)
         ctx.tokenizer.save(kept)
     except OSError as error:
         raise StorageError(f"{folder}: cannot be written: {error.strerror}") from error
+
+
+def _recorded_models(path: Path) -> dict[str, str]:
+    """The entry `pretrained` of an environment.json; empty without one."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")).get("pretrained", {}))
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
 
 
 def checkpoint_meta(ctx: RunContext, program: TrainProgram, stage_index: int, step: int) -> dict[str, Any]:

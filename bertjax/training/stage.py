@@ -52,6 +52,7 @@ class StageRunner:
         self.program, self.stage, self.name = plan.program, plan.stage, plan.stage.name
         self.scores: dict[str, float] = {}
         self.base: dict[str, Any] | None = None  # the base of adapter-only checkpoints
+        self.pretrained: dict[str, str] | None = None  # the model on the Hub that the stage started from
         self.has_stepped = False  # in this process
         self.pending_eval = False  # the restored step was saved before its evaluations had ended
         self.untrained = UntrainedHeads()
@@ -87,6 +88,8 @@ class StageRunner:
             self.event(step, "resume")
             return state
         self.tracker.rewind(before, self.name, -1)
+        place = self.plan.files.init_place
+        self.pretrained = place.record if place else None
         params, lines, self.base, self.untrained = warmstart.init_params(
             self.ctx, self.plan.files, self.program, init_key, self.plan.labels.fresh
         )
@@ -113,6 +116,7 @@ class StageRunner:
 
         step, tree, meta = self.checkpoints.restore(abstract)
         check_sources(self.ctx, self.plan, meta["sources"], self.checkpoints.folder, step)
+        self.pretrained = meta.get("pretrained")
         self.base, self.pending_eval = meta.get("base"), has_pending_eval(self.checkpoints.folder, meta)
         self.unlogged, self.scores = meta.get("unlogged"), self.checkpoints.scores(step)
         saved = param_paths.flatten(tree["params"])
@@ -247,6 +251,7 @@ class StageRunner:
         about |= {"unanswerable": batches.unanswerable} if batches.unanswerable is not None else {}
         about |= untrained.meta
         about |= {"base": self.base} if self.base else {}
+        about |= {"pretrained": self.pretrained} if self.pretrained else {}
         about |= {"unlogged": meter.unlogged(), "carried": list(untrained.heads)}
         about |= {"num_labels": untrained.num_labels} if untrained.num_labels else {}
         return run_context.checkpoint_meta(self.ctx, self.program, self.index, step) | about

@@ -8,7 +8,8 @@ import pytest
 
 from bertjax.config.huggingface import generation
 from bertjax.config.huggingface.fields import ACTIVATIONS, unknown_fields
-from bertjax.config.loading.load import build, read_model_fields
+from bertjax.config.loading.load import build
+from bertjax.config.loading.pretrained import read_model_fields
 from bertjax.config.schema.model import BertConfig, T5Config
 from bertjax.errors import UserError
 

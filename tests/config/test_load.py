@@ -17,8 +17,8 @@ from bertjax.config.loading.load import (
     fingerprint,
     identity_diff,
     load,
-    read_model_fields,
 )
+from bertjax.config.loading.pretrained import read_model_fields
 from bertjax.config.schema.run import Config
 from bertjax.config.schema.training import Trainable
 from bertjax.errors import UserError

@@ -10,7 +10,8 @@ import pytest
 from model_sections import model_section
 from safetensors.numpy import load_file, save_file
 
-from bertjax.config.loading.load import build, read_model_fields
+from bertjax.config.loading.load import build
+from bertjax.config.loading.pretrained import read_model_fields
 from bertjax.config.schema.model import BertConfig, T5Config
 from bertjax.data.tokenizers import sentencepiece
 from bertjax.data.tokenizers.load import from_file

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from bertjax.config.loading.load import read_model_fields
+from bertjax.config.loading.pretrained import read_model_fields
 from bertjax.config.schema.model import FAMILIES
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from bertjax.cli.main import main
-from bertjax.config.loading.load import read_model_fields
+from bertjax.config.loading.pretrained import read_model_fields
 from bertjax.errors import UserError
 from bertjax.evaluation.restore import restore
 from bertjax.report.record import read_run

@@ -5,6 +5,7 @@ from typing import Any
 
 from bertjax.config.schema.data import Task
 from bertjax.config.schema.run import Config, Stage
+from bertjax.storage.pretrained import hub_name
 
 
 def training_sources(config: Config) -> Iterator[tuple[str, Any]]:
@@ -35,12 +36,13 @@ def _numbered(key: str, sources: Sequence[Any]) -> Iterator[tuple[str, Any]]:
 
 
 def input_paths(config: Config) -> Iterator[tuple[str, str]]:
-    """Yield (key, path or glob as written) for all files and folders that a run reads."""
-    if config.tokenizer.path is not None:
-        yield "tokenizer.path", config.tokenizer.path
-    for stage in config.stages:
-        if stage.init_from not in (None, "scratch", "previous"):
-            yield f"stages.{stage.name}.init_from", str(stage.init_from)
+    """Yield (key, path or glob as written) for all files and folders that a run reads, without models on the Hub."""
+    models = [("tokenizer.path", config.tokenizer.path)]
+    models += [(f"stages.{stage.name}.init_from", stage.init_from) for stage in config.stages]
+    for key, name in models:
+        is_path = name is not None and (hub_name(name) is None or name.startswith(f"{config.run.root}/"))
+        if is_path and name not in ("scratch", "previous"):
+            yield key, str(name)
     for key, source in (*training_sources(config), *evaluation_sources(config.stages)):
         for option in getattr(source, "paths", ("files",)):
             value = getattr(source, option, None) or ()

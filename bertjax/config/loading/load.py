@@ -12,16 +12,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from bertjax.config.huggingface.fields import read_fields
-from bertjax.config.loading import yaml_reader
+from bertjax.config.loading import pretrained, yaml_reader
 from bertjax.config.loading.earlier_versions import upgrade_config
 from bertjax.config.loading.error_messages import config_error, format_errors, locate, mask_secrets
 from bertjax.config.loading.overrides import merge, parse_overrides, read_with_extends
-from bertjax.config.loading.step_meta import is_checkpoint_step, list_steps, read_meta
 from bertjax.config.loading.yaml_reader import Node, to_nodes, to_plain
 from bertjax.config.schema.run import Config
-from bertjax.errors import UserError
-from bertjax.storage.locations import path_problem
 from bertjax.storage.nested import flatten
 
 
@@ -53,7 +49,7 @@ def load_saved(path: Path) -> Config:
 
 def _merge_and_validate(tree: Node, overrides: Sequence[str], problems: list[str]) -> Config:
     tree = merge(tree, parse_overrides(overrides, problems), problems)
-    _fill_model_fields(tree, problems)
+    pretrained.fill(tree, problems)
     config = _validate(tree, problems)
     _reject_control_characters(tree, [], problems)
     if problems or config is None:
@@ -87,61 +83,6 @@ def _reject_control_characters(node: Node, path: list[str], problems: list[str])
         head = f"{node.where}: {'.'.join(path)}: "
         if not any(problem.startswith(head) for problem in problems):
             problems.append(f"{head}control characters are not allowed (got {node.value!a:.60})")
-
-
-def _fill_model_fields(tree: Node, problems: list[str]) -> None:
-    """Replace `model.config_from` with the sizes found there; sizes given explicitly take precedence."""
-    model = tree.value.get("model")
-    source = model.value.pop("config_from", None) if model is not None and isinstance(model.value, dict) else None
-    if source is None or source.value is None:
-        return
-    head = f"{source.where}: model.config_from"
-    if not isinstance(source.value, str):
-        problems.append(f"{head}: must be the path of a folder (got {json.dumps(to_plain(source))[:60]})")
-        return
-    if problem := path_problem(source.value, remote=False):
-        problems.append(f"{head}: {problem}")
-        return
-    try:
-        sizes = read_model_fields(source.value)
-    except UserError as error:
-        problems.append(f"{head}: {error}")
-        return
-    family, found = model.value.get("family"), sizes["family"]
-    if family is not None and family.value != found:
-        problems.append(f"{family.where}: model.family: {source.value} holds a {found} (got {family.value!r})")
-        return
-    where = f"{source.where} (from {source.value})"
-    model.value = {key: to_nodes(value, where) for key, value in sizes.items()} | model.value
-
-
-def read_model_fields(folder: str | Path) -> dict[str, Any]:
-    """Read the model section of a Hugging Face folder, a run folder or a checkpoint. Raises UserError."""
-    folder = Path(folder).expanduser()
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder")
-    if (folder / "config.json").is_file():
-        return read_fields(folder / "config.json")
-    if found := _find_checkpoint(folder):
-        model = read_meta(found)["config"].get("model") or {}
-        return {"family": "bert"} | {key: value for key, value in model.items() if key != "config_from"}
-    full = folder.resolve()
-    runs = [above.parent for above in (full, *full.parents[:2]) if above.name == "checkpoints"]
-    for place in (folder, *runs):
-        if (place / "config.yaml").is_file():
-            model = yaml_reader.read(place / "config.yaml", []).value.get("model")
-            sizes = to_plain(model) if model is not None else {}
-            return {"family": "bert"} | {key: value for key, value in sizes.items() if key != "config_from"}
-    missing = "has no config.json (Hugging Face) or config.yaml (a bertjax run) and is not a checkpoint"
-    raise UserError(f"{folder}: {missing}")
-
-
-def _find_checkpoint(folder: Path) -> Path | None:
-    """Return the folder if it is a checkpoint step, else the newest step in it or in its last stage."""
-    if is_checkpoint_step(folder):
-        return folder
-    places = [folder] if list_steps(folder) else [p for p in sorted(folder.glob("[0-9][0-9]-*")) if list_steps(p)]
-    return places[-1] / str(list_steps(places[-1])[-1]) if places else None
 
 
 def dump(config: Config, *, for_log: bool = False) -> str:

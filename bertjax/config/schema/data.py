@@ -224,7 +224,9 @@ Data = Annotated[
 ]
 
 
-TokenizerPath = Annotated[AnyPath | None, Field(description="Tokenizer file or Hugging Face folder; null: train one.")]
+TokenizerPath = Annotated[
+    AnyPath | None, Field(description="Tokenizer file, or any model as for `pretrained`; null: train one.")
+]
 TrainedSize = Annotated[Positive | None, Field(description="Ids of a trained tokenizer. Default: `model.vocab_size`.")]
 TrainOn = Annotated[Sources | None, Field(description="Sources to train it on. Default: those of the first stage.")]
 

@@ -5,9 +5,11 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
 
 from pydantic import Field, model_validator
 
-from bertjax.config.schema.base import KindOf, LocalPath, NonNegative, Positive, PositiveFloat, Probability, Section
+from bertjax.config.schema.base import AnyPath, KindOf, NonNegative, Positive, PositiveFloat, Probability, Section
 
-ConfigFrom = Annotated[LocalPath | None, Field(description="Hugging Face folder, run or checkpoint with the sizes.")]
+ConfigFrom = Annotated[
+    AnyPath | None, Field(description="Hugging Face folder, model on the Hub, run or checkpoint with the sizes.")
+]
 
 
 # Facts of a family's section: `implementation` names its Family record (models/families.py), `config_json` (if

@@ -28,10 +28,10 @@ class Stage(Section):
     grad_accum: Positive = Field(1, description="Micro-batches per step; must divide `batch_size`. Same results.")
     optimizer: Optimizer = Field(AdamW(), description="Optimizer and learning-rate schedule.")
     trainable: TrainableField = Trainable()
-    init_from: LocalPath | None = Field(
+    init_from: AnyPath | None = Field(
         None,
-        description="Initial weights: `scratch`, `previous`, a run folder, a checkpoint or a Hugging Face folder. "
-        "Default: `previous`, in the first stage `scratch`.",
+        description="Initial weights: `scratch`, `previous`, a run folder, a checkpoint, a Hugging Face folder or a "
+        "model on the Hub. Default: `previous`, in the first stage `scratch`.",
     )
     fresh: list[Literal["classifier", "pooler", "qa", "mlm", "nsp", "adapters"]] = Field(
         [],
@@ -154,6 +154,13 @@ class RunConfig(Section):
 class Config(Section):
     """A run."""
 
+    pretrained: AnyPath | None = Field(
+        None,
+        exclude_if=lambda name: name is None,
+        description="Model to start from: on the Hugging Face Hub (`org/name`, `org/name@revision`), a Hugging Face "
+        "folder, a run or a checkpoint. Sets `model`, `tokenizer.path` and `init_from` of the first stage where they "
+        "are not given.",
+    )
     model: Model = Field(BertConfig(), description="Model family and sizes.")
     tokenizer: Tokenizer = Field(WordPieceConfig(), description="Tokenizer to load or train.")
     mesh: MeshConfig = Field(MeshConfig(), description="Device mesh.")
@@ -165,6 +172,8 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _check(self) -> "Config":
+        if self.pretrained is not None:  # replaced before, by config/loading/pretrained.py
+            raise ValueError("pretrained: load the configuration with bertjax.config.loading.load")
         names = [stage.name for stage in self.stages]
         if len(set(names)) != len(names):
             raise ValueError("stages need different names")

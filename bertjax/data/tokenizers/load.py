@@ -10,17 +10,18 @@ import numpy as np
 import sentencepiece
 import tokenizers
 
+from bertjax.config.loading.step_meta import is_checkpoint_step, read_meta
 from bertjax.config.schema.data import SentencePieceConfig, WordPieceConfig
 from bertjax.data.tokenizers import backend_state, huggingface
 from bertjax.data.tokenizers import files as tokenizer_files
 from bertjax.data.tokenizers import sentencepiece as tokenizers_sentencepiece
 from bertjax.data.tokenizers import wordpiece as tokenizers_wordpiece
 from bertjax.data.tokenizers.files import JSON, NATIVE_SPECIAL_TOKENS, SpecialTokens
+from bertjax.data.tokenizers.locate import FILES, find_tokenizer, locate
 from bertjax.data.tokenizers.unigram import UnigramTokenizer
 from bertjax.data.tokenizers.wordpiece import SPECIAL_TOKENS, VERSION, build_wordpiece
 from bertjax.errors import UserError
-from bertjax.storage import staging
-from bertjax.storage.files import resolve_path
+from bertjax.storage import pretrained
 
 
 class Tokenizer:
@@ -134,14 +135,13 @@ def load(
     A trained one is kept under `cache`, keyed by the options and the `fingerprint` of the text (default: a hash).
     """
     if config.path is not None:
-        path = staging.fetch_small_files(
-            resolve_path(config.path, base), [*huggingface.VOCAB_FILES, *huggingface.SETTINGS_FILES]
-        )
-        found = from_file(path, **config.model_dump(include=set(_DEFAULTS)))  # each kind has some of them
+        place = locate(config.path, base)
+        with pretrained.name_in_errors(place):
+            found = from_pretrained(place.path, **config.model_dump(include=set(_DEFAULTS)))  # each kind has some
         if isinstance(found, Tokenizer) == isinstance(config, SentencePieceConfig):
             has = "WordPiece" if isinstance(found, Tokenizer) else "SentencePiece"
-            raise UserError(f"{path}: is a {has} tokenizer; tokenizer.kind is {config.kind}: name one of that kind")
-        huggingface.note_unused_options(config, found, path)
+            raise UserError(f"{place}: is a {has} tokenizer; tokenizer.kind is {config.kind}: name one of that kind")
+        huggingface.note_unused_options(config, found, Path(str(place)))
         return found
     if train_source_documents is None:
         raise UserError("tokenizer: neither 'path' nor text to train on; set tokenizer.path or tokenizer.train_on")
@@ -186,7 +186,14 @@ def _build(text: str, special: SpecialTokens, where: str) -> AnyTokenizer:
     return kind(backend_state.parse_backend(text, where), where, special)
 
 
-FILES = ("spiece.model", "tokenizer.json", "vocab.txt")  # of a folder, the first that exists is read
+def from_pretrained(path: Path, **options: Any) -> AnyTokenizer:
+    """The tokenizer of a file, a folder as for `from_file`, a run or a checkpoint. Raises UserError."""
+    found = find_tokenizer(path) or path
+    if is_checkpoint_step(found):
+        return from_json(read_meta(found)["tokenizer_json"], str(path))
+    return from_file(found, **options)
+
+
 _DEFAULTS: dict[str, Any] = {  # BERT's and T5's
     "lowercase": True,
     "strip_accents": None,

@@ -10,11 +10,14 @@ from typing import Any
 
 import jax
 
+from bertjax.config.loading.pretrained import locate_model
 from bertjax.config.schema.run import Stage
 from bertjax.config.schema.training import Trainable
 from bertjax.errors import StorageError, UserError
 from bertjax.interop import hf_folder
 from bertjax.models import param_paths
+from bertjax.storage import pretrained, remote
+from bertjax.storage.pretrained import Pretrained
 from bertjax.training import freezing
 from bertjax.training import state as training_state
 from bertjax.training.checkpoint import checksums
@@ -107,8 +110,10 @@ def base_params(
     )
 
 
-def _candidate_paths(base: Mapping[str, Any], folder: Path) -> list[Path]:
+def _candidate_paths(base: Mapping[str, Any], folder: Path) -> list[Path | str]:
     """The recorded path of the base, its own `adapter_base`, and folders with matching names near the checkpoints."""
+    if "path" in base and (remote.is_remote(base["path"]) or pretrained.hub_name(base["path"])):
+        return [base["path"], *([Path(base["init_base"])] if "init_base" in base else [])]
     recorded = folder.parent / base["stage"] if "stage" in base else Path(base["path"])
     tails = [Path(*recorded.parts[-length:]) for length in range(1, min(5, len(recorded.parts)))]
     around = [above / tail for above in [folder, *folder.absolute().parents[:4]] for tail in tails]
@@ -116,10 +121,12 @@ def _candidate_paths(base: Mapping[str, Any], folder: Path) -> list[Path]:
     return [*known, *dict.fromkeys(place for place in around if place not in (*known, folder) and place.is_dir())]
 
 
-def _load(place: Path, step: int | None, ctx: RunContext) -> Mapping[str, Any]:
-    if (place / "config.json").is_file():
-        return hf_folder.load_params(place, ctx.config.model)
-    checkpoints = CheckpointReader(find(place))
+def _load(name: Path | str, step: int | None, ctx: RunContext) -> Mapping[str, Any]:
+    place = locate_model(name)
+    with pretrained.name_in_errors(place):
+        if (place.path / "config.json").is_file():
+            return hf_folder.load_params(place.path, ctx.config.model)
+        checkpoints = CheckpointReader(find(place.path))
     asked = checkpoints.ref.step
     if asked is None and step in checkpoints.committed_steps():
         asked = step
@@ -127,13 +134,20 @@ def _load(place: Path, step: int | None, ctx: RunContext) -> Mapping[str, Any]:
 
 
 def base_meta(
-    found: CheckpointRef, step: int | None, same_run: bool, frozen: Mapping[str, jax.Array], named: Path | None = None
+    found: CheckpointRef,
+    step: int | None,
+    start: Pretrained | None,
+    frozen: Mapping[str, jax.Array],
+    named: Path | None = None,
 ) -> dict[str, Any]:
     """The entry `base` in the meta data of an adapter-only checkpoint, whose weights `frozen` come from `found`.
 
-    step: None for a Hugging Face folder. A stage of the same run is recorded without its path: runs may be moved.
+    step: None for Hugging Face weights. start: what `init_from` names, None for a stage of the same run, which is
+    recorded without its path: runs may be moved. Copies are recorded by their name, with the commit.
     """
     place = found.path if found.name else found.folder
-    where = {"stage": place.name} if same_run else {"path": str(place.absolute())}
+    where = {"stage": place.name} if start is None else {"path": str(place.absolute())}
+    if start is not None and not start.is_local:
+        where = {"path": str(start)}
     where |= {"init_base": str(named.absolute())} if named else {}
     return where | {"step": step, "digest": params_digest(frozen)}

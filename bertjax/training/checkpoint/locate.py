@@ -102,7 +102,11 @@ def results_folder(found: CheckpointRef) -> tuple[Path, bool]:
     run = find_run_dir(found.folder)
     if run is not None and os.access(run, os.W_OK):
         return run, True
-    copied = found.path.absolute() if run is None else run.absolute()
+    return lone_results_folder(found.path.absolute() if run is None else run.absolute()), False
+
+
+def lone_results_folder(copied: Path, parent: Path | None = None) -> Path:
+    """NAME-evaluation in `parent`, or beside a folder that evaluations do not write to, or in the current folder."""
     name = re.sub(r"[^A-Za-z0-9._-]", "_", copied.name).lstrip("._-")[:50] or "checkpoint"
-    parent = copied.parent if os.access(copied.parent, os.W_OK) else Path.cwd()
-    return parent / f"{name}-evaluation", False
+    beside = copied.parent if os.access(copied.parent, os.W_OK) else Path.cwd()
+    return (parent or beside) / f"{name}-evaluation"

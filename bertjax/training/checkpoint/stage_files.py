@@ -1,11 +1,15 @@
 """Find, once, the files of a stage: its own checkpoints and the source of its first parameters."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from bertjax.config.loading.pretrained import locate_model
 from bertjax.config.schema.run import Config, Stage
 from bertjax.errors import UserError
+from bertjax.storage import pretrained, remote
+from bertjax.storage.pretrained import Pretrained
 from bertjax.training.checkpoint.locate import find, stage_folder
 from bertjax.training.checkpoint.reader import CheckpointReader
 
@@ -38,9 +42,17 @@ class StageFiles:
         return init_source(self.stage, self.index)
 
     @cached_property
+    def init_place(self) -> Pretrained | None:
+        """What `init_from` names, fetched if it is not on this machine; None for scratch and previous.
+
+        Raises UserError for a name that is neither a folder nor a model that can be fetched.
+        """
+        return None if self.init_source in ("scratch", "previous") else locate_model(self.init_source, self.base)
+
+    @property
     def init_folder(self) -> Path | None:
-        """The folder that `init_from` names; None for scratch and previous."""
-        return None if self.init_source in ("scratch", "previous") else self.base / Path(self.init_source).expanduser()
+        """The folder, on this machine, of what `init_from` names."""
+        return self.init_place.path if self.init_place else None
 
     @property
     def init_weights(self) -> Path | None:
@@ -55,13 +67,16 @@ class StageFiles:
         """
         if self.init_source == "previous":
             return (self.previous or StageFiles(self.config, self.index - 1, self.base)).checkpoints
-        return None if self.init_folder is None or self.init_weights else CheckpointReader(find(self.init_folder))
+        if self.init_place is None or self.init_weights:
+            return None
+        with pretrained.name_in_errors(self.init_place):
+            return CheckpointReader(find(self.init_place.path))
 
     @property
     def init_name(self) -> str:
         """What the stage starts from, in messages."""
         previous = self.init_source == "previous"
-        return f"stage '{self.config.stages[self.index - 1].name}'" if previous else f"{self.init_folder}"
+        return f"stage '{self.config.stages[self.index - 1].name}'" if previous else f"{self.init_place}"
 
     @property
     def adapter_base(self) -> Path | None:
@@ -83,3 +98,12 @@ def run_stages(config: Config, base: Path) -> list[StageFiles]:
     for index in range(len(config.stages)):
         stages.append(StageFiles(config, index, base, stages[-1] if stages else None))
     return stages
+
+
+def hub_models(config: Config, stages: Sequence[StageFiles]) -> dict[str, str]:
+    """The models on the Hub that a run reads now: {key of the configuration: name@commit}."""
+    found = {f"stages.{one.stage.name}.init_from": one.init_place for one in stages if not one.has_begun}
+    path = config.tokenizer.path
+    if path is not None and not remote.is_remote(path):
+        found["tokenizer.path"] = pretrained.locate(path, stages[0].base, weights=False)
+    return {key: str(place) for key, place in found.items() if place is not None and place.commit}

@@ -11,6 +11,8 @@ from bertjax.data.tokenizers import backend_state, huggingface, load
 from bertjax.data.tokenizers.load import Tokenizer
 from bertjax.errors import UserError
 from bertjax.interop import hf_folder
+from bertjax.storage import pretrained
+from bertjax.storage.pretrained import Pretrained
 from bertjax.training.checkpoint import adapters
 from bertjax.training.checkpoint.label_mapping import drop_fresh
 from bertjax.training.checkpoint.locate import CheckpointRef, find_run_dir
@@ -45,9 +47,10 @@ def check_init(
     if files.init_source == "scratch":
         return wanted
     try:
-        if files.init_weights:
-            check_tokenizer(files.init_weights, ctx)
-            before = hf_folder.load_params(files.init_weights, ctx.config.model)
+        if files.init_weights and files.init_place:
+            with pretrained.name_in_errors(files.init_place):
+                check_tokenizer(files.init_weights, ctx)
+                before = hf_folder.load_params(files.init_weights, ctx.config.model)
         elif files.init_source != "previous" and files.init_checkpoints:
             before = checkpoint_shapes(ctx, files.init_checkpoints)
         held = drop_fresh(before, fresh)
@@ -83,11 +86,12 @@ def init_params(
     unused: list[str] = []
     checkpoints = files.init_checkpoints
     if checkpoints is None:
-        folder = files.init_folder or Path()
-        found = CheckpointRef(folder, None)
-        check_tokenizer(folder, ctx)
-        loaded = hf_folder.load_params(folder, ctx.config.model)
-        unused = hf_folder.unused_tensors(folder, ctx.config.model)
+        place = files.init_place or Pretrained("", Path())
+        found = CheckpointRef(place.path, None)
+        with pretrained.name_in_errors(place):
+            check_tokenizer(place.path, ctx)
+            loaded = hf_folder.load_params(place.path, ctx.config.model)
+            unused = hf_folder.unused_tensors(place.path, ctx.config.model)
     else:
         found = checkpoints.ref
         check_same_tokenizer(checkpoints, ctx)
@@ -105,7 +109,7 @@ def init_params(
             f"stage '{stage.name}': init_from: {where}: has no parameter '{missing[0]}', so adapters alone cannot "
             f"stand on it; set stages.{stage.name}.trainable.adapter_only_checkpoints=false"
         )
-    base = adapters.base_meta(found, step, files.init_source == "previous", frozen, files.adapter_base)
+    base = adapters.base_meta(found, step, files.init_place, frozen, files.adapter_base)
     return StageInit(params, lines, base, untrained)
 
 

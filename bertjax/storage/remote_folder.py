@@ -1,0 +1,140 @@
+"""Copies of model folders in object stores: Hugging Face folders, runs, a stage's checkpoints, single steps.
+
+Each file is fetched once per machine and again when the store holds another one. Of a run or a stage, only the newest
+step of the last stage is copied.
+"""
+
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from bertjax.errors import StorageError, UserError
+from bertjax.storage import remote, staging
+from bertjax.storage.atomic import write_json_atomic
+from bertjax.storage.model_hub import INDEX, SMALL_FILES, WEIGHTS
+
+_STEP_PARTS = ("state", "meta", "digest")  # of a checkpoint step (config/loading/step_meta.py)
+_RUN_FILES = ("config.yaml", "environment.json")
+_RECORD = "fetched.json"
+
+
+def fetch(url: str, *, weights: bool) -> Path:
+    """Copy a model folder, or with `weights` false its small files -> the local copy.
+
+    Raises UserError for a folder that holds no model or cannot be read, StorageError when the store cannot be reached.
+    """
+    root = remote.as_path(url.rstrip("/"))
+    with remote.remote_errors(root):
+        wanted = sorted(_wanted(root, weights))
+    if not wanted:
+        raise UserError(f"{url}: no such folder, or it holds neither config.json (Hugging Face) nor a checkpoint")
+    home = staging.staging_dir() / "models" / hashlib.sha256(str(root).encode()).hexdigest()[:24]
+    copy = home / root.name
+    with staging.exclusive_lock(_made(home) / "lock"):
+        _copy(root, copy, wanted, home / _RECORD)
+    return copy
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _wanted(root: Path, weights: bool) -> Iterator[str]:
+    """The names, relative to `root`, of the files to copy."""
+    names = _names(root)
+    if "config.json" in names and not names & set(_STEP_PARTS[:1]):
+        yield from names & set(SMALL_FILES)
+        if weights:
+            shards = [name for name in names if name.startswith("model-") and name.endswith(".safetensors")]
+            yield from [WEIGHTS] if WEIGHTS in names else [INDEX, *shards] if INDEX in names else []
+        return
+    yield from (name for name in _RUN_FILES if name in names)
+    if "tokenizer" in names:
+        yield from (f"tokenizer/{name}" for name in _names(root / "tokenizer"))
+    step = _newest_step(root, names)
+    if step is not None:
+        parts = _STEP_PARTS if weights else _STEP_PARTS[1:]
+        step_files = (f"{step}/{part}".removeprefix("./") for part in parts)
+        for part in step_files:
+            yield from _below(root, part)
+        inside = _names(root / step)
+        yield from (f"{step}/{name}".removeprefix("./") for name in inside if name not in _STEP_PARTS and "." in name)
+
+
+def _newest_step(root: Path, names: set[str]) -> str | None:
+    """The folder of the newest step below `root`; "." if that is a step."""
+    if len(names & set(_STEP_PARTS)) >= 2:
+        return "."
+    if steps := [int(name) for name in names if name.isascii() and name.isdigit()]:
+        return str(max(steps))
+    if "checkpoints" in names:
+        found = _newest_step(root / "checkpoints", _names(root / "checkpoints"))
+        return found and f"checkpoints/{found}"
+    for stage in sorted((name for name in names if name[:2].isdigit() and name[2:3] == "-"), reverse=True):
+        if found := _newest_step(root / stage, _names(root / stage)):
+            return f"{stage}/{found}"
+    return None
+
+
+def _names(folder: Path) -> set[str]:
+    try:
+        return {path.name for path in folder.iterdir()}
+    except (FileNotFoundError, NotADirectoryError):
+        return set()
+
+
+def _below(root: Path, name: str) -> Iterator[str]:
+    folder = root / name
+    if not folder.is_dir():
+        yield name
+        return
+    for inside in _names(folder):
+        yield from _below(root, f"{name}/{inside}")
+
+
+def _copy(root: Path, copy: Path, wanted: list[str], record: Path) -> None:
+    known = _read_record(record)
+    facts = dict(zip(wanted, remote.map_threaded(lambda name: _facts(root / name), wanted), strict=True))
+    missing = [name for name in wanted if known.get(name) != facts[name] or not (copy / name).is_file()]
+    size = sum(facts[name][0] for name in missing)
+    free = shutil.disk_usage(staging.staging_dir()).free
+    if size > free:
+        raise StorageError(
+            f"{copy}: {size / 1e9:.1f} GB are to be copied here and {free / 1e9:.1f} GB are free; set "
+            f"{staging.STAGING_ENV} to a larger disk"
+        )
+    for step in {Path(name).parent for name in wanted if name.endswith("metadata")}:
+        _made(copy / step)
+    remote.map_threaded(lambda name: _fetch(root / name, copy / name, facts[name][0]), missing)
+    if missing:
+        write_json_atomic(record, known | {name: facts[name] for name in missing})
+
+
+def _facts(path: Path) -> list[Any]:
+    return [remote.file_size(path) or 0, remote.checksum(path)]
+
+
+def _fetch(path: Path, copy: Path, size: int) -> None:
+    _made(copy.parent)
+    unfinished = copy.with_name(f".{copy.name}.{secrets.token_hex(4)}")
+    try:
+        with remote.remote_errors(path), path.open("rb") as source, unfinished.open("wb") as target:
+            shutil.copyfileobj(source, target, remote.CHUNK_BYTES)
+        if unfinished.stat().st_size != size:
+            raise StorageError(f"{path}: {size} bytes were to be read and others came; run it again")
+        os.replace(unfinished, copy)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return {}
