@@ -28,13 +28,20 @@ class Command:
     examples: tuple[str, ...]
     overrides: bool = False  # takes key.path=value
     rest: str = ""  # what may follow `--`
+    note: str = ""  # what the examples assume, such as a run
 
 
 def command(
-    name: str, help: str, *options: Option, examples: tuple[str, ...], overrides: bool = False, rest: str = ""
+    name: str,
+    help: str,
+    *options: Option,
+    examples: tuple[str, ...],
+    overrides: bool = False,
+    rest: str = "",
+    note: str = "",
 ) -> Callable[[Callable[[argparse.Namespace], int]], Command]:
     """Makes a Command of the function below it."""
-    return lambda run: Command(name, run, help, options, examples, overrides, rest)
+    return lambda run: Command(name, run, help, options, examples, overrides, rest, note)
 
 
 def option(*names: str, **settings: Any) -> Option:
@@ -98,7 +105,7 @@ def _reject(what: str, text: str) -> Any:
 
 # ---- options of several commands ------------------------------------------------------------------------------------
 
-CONFIG = option("config", metavar="CONFIG", help="a YAML file")
+CONFIG = option("config", metavar="CONFIG", help="a YAML file, or the name of a shipped one (`bertjax configs`)")
 CHECKPOINT = option("checkpoint", metavar="CHECKPOINT", help="a run folder or one of its checkpoints")
 RUN = option("run", metavar="RUN", help="a run folder")
 DEVICE = option("--device", choices=("cpu", "gpu", "tpu"), help="compute device (default: the best one available)")
@@ -130,6 +137,21 @@ def existing_path(path: str) -> Path:
     except (OSError, ValueError):  # a name too long, or one with a NUL in it
         pass
     raise UserError(f"{path[:200]!a}: no such file or folder")
+
+
+def config_or_path(path: str) -> Path:
+    """An existing file or folder, else the file of a shipped configuration."""
+    from bertjax.config.loading.shipped import find_shipped, suggest_shipped
+
+    found = local_path(path)
+    try:
+        if found.exists():
+            return found
+    except (OSError, ValueError):  # a name too long, or one with a NUL in it
+        pass
+    if shipped := find_shipped(path):
+        return shipped
+    raise UserError(f"{path[:200]!a}: no such file, folder or shipped configuration{suggest_shipped(path)}")
 
 
 def output_path(path: str | None) -> Path | None:
@@ -179,7 +201,7 @@ def require_device(arguments: argparse.Namespace) -> None:
 def load_config(arguments: argparse.Namespace) -> "Config":
     from bertjax.config.loading.load import load
 
-    return load(local_path(arguments.config), arguments.overrides)
+    return load(arguments.config, arguments.overrides)
 
 
 def print_result(result: Any) -> int:

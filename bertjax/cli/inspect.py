@@ -16,9 +16,9 @@ from bertjax.cli import arguments as cli
     overrides=True,
 )
 def inspect(arguments: argparse.Namespace) -> int:
-    target = cli.existing_path(arguments.target)
+    target = cli.config_or_path(arguments.target)
     if target.is_file():  # reports an invalid configuration before jax is imported
-        arguments.config = arguments.target
+        arguments.config = target
         cli.load_config(arguments)
     cli.require_device(arguments)
     from bertjax.tools.inspect import inspect_command
