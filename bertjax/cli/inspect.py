@@ -12,7 +12,12 @@ from bertjax.cli import arguments as cli
     cli.option("target", metavar="CONFIG|CHECKPOINT", help="a YAML file, a run folder or a checkpoint"),
     cli.STEP,
     cli.JSON,
-    examples=("bertjax inspect configs/bert/pretrain_base.yaml", "bertjax inspect my.yaml --step 500"),
+    examples=(
+        "bertjax inspect bert/pretrain_base",
+        "bertjax inspect demo --step 3000",
+        "bertjax inspect runs/demo --json",
+    ),
+    note="runs/demo is a run of `bertjax demo`",
     overrides=True,
 )
 def inspect(arguments: argparse.Namespace) -> int:
@@ -37,10 +42,12 @@ def inspect(arguments: argparse.Namespace) -> int:
     cli.option("--limit", metavar="N", type=cli.positive_int, help="most compilations of --sweep (default: 24)"),
     cli.JSON,
     examples=(
-        "bertjax plan configs/bert/pretrain_large.yaml --topology v5e:16x16 mesh.fsdp=16",
-        "bertjax plan configs/t5/pretrain_3b.yaml --topology v5p:4x4x4 --json",
-        "bertjax plan configs/t5/pretrain_large.yaml --topology h200:8 --sweep --limit 12",
+        "bertjax plan debug/cpu --topology cpu:8 mesh.fsdp=8",
+        "bertjax plan bert/pretrain_large --topology v5e:16x16 mesh.fsdp=16",
+        "bertjax plan t5/pretrain_3b --topology v5p:4x4x4 --json",
+        "bertjax plan t5/pretrain_large --topology h200:8 --sweep --limit 12",
     ),
+    note="TPUs: pip install libtpu; GPUs: pip install 'jax[cuda13]'",
     overrides=True,
 )
 def plan(arguments: argparse.Namespace) -> int:
@@ -55,7 +62,8 @@ def plan(arguments: argparse.Namespace) -> int:
     "convert a Hugging Face folder to a bertjax checkpoint",
     cli.option("source", metavar="HF_FOLDER"),
     cli.option("out", metavar="OUT"),
-    examples=("bertjax import bert-base-uncased/ checkpoints/bert-base",),
+    examples=("bertjax import hf/demo runs/imported",),
+    note="hf/demo is written by `bertjax export runs/demo hf/demo`, runs/demo by `bertjax demo`",
 )
 def import_folder(arguments: argparse.Namespace) -> int:
     source, out = cli.existing_path(arguments.source), cli.new_dir(arguments.out)
@@ -72,7 +80,8 @@ def import_folder(arguments: argparse.Namespace) -> int:
     "convert a bertjax checkpoint to a Hugging Face folder",
     cli.CHECKPOINT,
     cli.option("out", metavar="OUT"),
-    examples=("bertjax export runs/qa hf/qa",),
+    examples=("bertjax export runs/demo hf/demo",),
+    note="runs/demo is a run of `bertjax demo`",
 )
 def export(arguments: argparse.Namespace) -> int:
     source, out = cli.existing_path(arguments.checkpoint), cli.new_dir(arguments.out)

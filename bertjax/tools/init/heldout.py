@@ -10,7 +10,7 @@ import json
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +101,7 @@ def read_blocks(paths: Sequence[Path]) -> Iterator[str]:
 
 def split_text(paths: Sequence[Path], parts: Parts) -> tuple[int, int]:
     """Split text files at blank lines -> blocks in each; a file without blank lines gives its last lines."""
-    if not any(True for _ in _second(read_blocks(paths))):
+    if len(list(islice(read_blocks(paths), 2))) < 2:
         lines = [line for path in paths for _, line in read_lines(path)]
         if len(lines) < MIN_EXAMPLES:
             raise UserError(
@@ -112,11 +112,6 @@ def split_text(paths: Sequence[Path], parts: Parts) -> tuple[int, int]:
         return write_parts(((line + "\n", at >= len(lines) - last) for at, line in enumerate(lines)), parts)
     heldout = choose_heldout(((block, "") for block in read_blocks(paths)), 0.05, 1000, "blocks of text")
     return write_parts(((block, text_hash(block) in heldout) for block in read_blocks(paths)), parts)
-
-
-def _second(items: Iterator[str]) -> Iterator[str]:
-    next(items, None)
-    yield from items
 
 
 def hold_out_files(paths: Sequence[Path]) -> tuple[list[str], list[str]] | None:

@@ -50,7 +50,7 @@ def questions(request: Request) -> Result:
         Recipe(
             title=f"Extractive question answering: {len(examples):,} questions of {data.described}{note}.",
             commands=[f"bertjax predict answer {request.run_dir} --question 'Who?' --context 'A text.'"],
-            notes=[f"95% of the contexts have at most {most:,} characters; windows of sequence_length read longer ones."]
+            notes=[f"95% of the contexts have at most {most:,} characters; longer ones are read in several windows."]
             + [weak] * scratch,
             name=request.name,
             pretrained=request.pretrained,

@@ -51,7 +51,7 @@ class Machine:
 def fine_tuning_epochs(machine: Machine, examples: int) -> int:
     """More passes over small data, and more for a model that starts from random weights."""
     epochs = 3 if examples >= 5000 else 5 if examples >= 500 else 10
-    return epochs if machine.pretrained else min(4 * epochs, 20)
+    return epochs if machine.pretrained else 2 * epochs
 
 
 def fine_tuning_optimizer(machine: Machine) -> dict[str, Any]:

@@ -114,8 +114,8 @@ def choose_labels(survey: Survey, data: Data, base: Path, column: str) -> Labels
 
 
 def format_counts(counts: Counter[str], most: int = 8) -> str:
-    """`neg 4,080, pos 4,080`, the most frequent ones."""
-    shown = [f"{escape_unprintable(name)[:30]} {count:,}" for name, count in counts.most_common(most)]
+    """`neg (4,080), pos (4,080)`, the most frequent ones."""
+    shown = [f"{escape_unprintable(name)[:30]} ({count:,})" for name, count in counts.most_common(most)]
     return ", ".join(shown) + (", ..." if len(counts) > most else "")
 
 

@@ -1,5 +1,6 @@
 """Write a configuration as commented YAML."""
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,7 +41,9 @@ def render(recipe: Recipe) -> str:
     """Return the YAML text. Raises UserError if the loader would refuse it."""
     lines = [f"# {recipe.title}", *(f"#   {command}" for command in recipe.commands)]
     lines += [f"# {note}" for note in recipe.notes]
-    lines += ["# All options: docs/configuration_reference.md, or `bertjax schema` for editors, which reads this line:"]
+    lines += [
+        "# `bertjax schema` lists all options; an editor with the YAML language server completes them by this line:"
+    ]
     lines += [f"# yaml-language-server: $schema={SCHEMA_FILE}"]
     if recipe.pretrained is not None:
         lines += [f"pretrained: {dump_flow(recipe.pretrained)}{_comment('weights, sizes and tokenizer')}"]
@@ -56,21 +59,26 @@ def render(recipe: Recipe) -> str:
     return text
 
 
+def _flow(value: Any) -> str:
+    """A value in one line, with `2e-5` for `2.0e-05`."""
+    return re.sub(r"\b(\d)\.0e-0(\d)", r"\1e-\2", dump_flow(value))
+
+
 def _comment(text: str | None) -> str:
     return f"  # {text}" if text else ""
 
 
 def _entry(key: str, value: Any, indent: str, comments: dict[str, str]) -> list[str]:
     """`key: value` in one line if it fits and none of its keys has a comment, else its parts below it."""
-    line = f"{indent}{dump_flow(key)}: {dump_flow(value)}"
+    line = f"{indent}{_flow(key)}: {_flow(value)}"
     inner = isinstance(value, dict | list) and any(note in _keys(value) for note in comments)
     if not isinstance(value, dict | list) or (len(line) <= WIDTH and not inner):
         return [line + _comment(comments.get(key))]
-    lines = [f"{indent}{dump_flow(key)}:{_comment(comments.get(key))}"]
+    lines = [f"{indent}{_flow(key)}:{_comment(comments.get(key))}"]
     if isinstance(value, dict):
         return lines + [part for name, item in value.items() for part in _entry(name, item, indent + "  ", comments)]
     if not all(isinstance(item, dict) for item in value):
-        return lines + [f"{indent}  - {dump_flow(item)}" for item in value]
+        return lines + [f"{indent}  - {_flow(item)}" for item in value]
     for item in value:
         parts = [part for name, each in item.items() for part in _entry(name, each, indent + "    ", {})]
         lines += [f"{indent}  - {parts[0].lstrip()}", *parts[1:]]
