@@ -1,4 +1,4 @@
-"""The demo: `make demo` or `python -m bertjax.demo`. Pre-trains, fine-tunes, evaluates and reports on built-in data.
+"""The demo, `bertjax demo`: pre-trains, fine-tunes, evaluates and reports on the documentation inside Python.
 
 Runs the commands a user would type, each in its own process, and prints them. Takes a few minutes on two cores.
 """
@@ -11,26 +11,24 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-CONFIG = Path(__file__).resolve().parents[1] / "configs" / "demo.yaml"
+from bertjax.config.loading.shipped import shipped_configs
+
 Questions = list[tuple[str, str, list[str]]]  # id, context, answers
 
 
-def main() -> int:
-    argparse.ArgumentParser(prog="python -m bertjax.demo", description=__doc__, allow_abbrev=False).parse_args()
+def run_demo(root: Path = Path("runs")) -> int:
+    """Run the demo, with its runs in the folder `root` -> exit code."""
     began = time.monotonic()
-    root = Path("runs")
     run, scratch = root / "demo", root / "demo-from-random-weights"
-    if not CONFIG.is_file():
-        print(f"{CONFIG}: not found; run the demo from a checkout of the project", file=sys.stderr)
-        return 2
     print_title("1  Train the tokenizer, pre-train BERT (MLM + NSP), fine-tune on questions with gradual unfreezing")
-    run_bertjax("train", str(CONFIG))
+    train_shipped("demo", root)
     print_title("2  The same fine-tuning from random weights, to measure the gain of pre-training")
-    run_bertjax("train", str(CONFIG.with_name("demo_random.yaml")))
+    train_shipped("demo_random", root)
     print_title("3  Restore the checkpoints in new processes and score them on modules not seen in training")
     scores = evaluate_run(run), evaluate_run(scratch)
     baselines = write_baselines(run, scores[1])
@@ -51,10 +49,19 @@ def print_title(text: str) -> None:
     print(f"\n\033[1m{text}\033[0m" if sys.stdout.isatty() else f"\n== {text}", flush=True)
 
 
-def run_bertjax(*arguments: str, capture: bool = False) -> str:
-    """Run one command; a failure ends the demo with the exit code of the command."""
-    print("$ bertjax " + " ".join(f"'{a}'" if re.search(r"[\s\[\]?]", a) else a for a in arguments), flush=True)
-    command = [sys.executable, "-m", "bertjax", *arguments]
+def train_shipped(name: str, root: Path) -> None:
+    """Train a shipped configuration, also where a file in the current folder has the same name."""
+    folder = [] if root == Path("runs") else [f"run.root={json.dumps(str(root), ensure_ascii=False)}"]
+    run_bertjax("train", name, *folder, replace={name: str(shipped_configs()[name])})
+
+
+def run_bertjax(*arguments: str, capture: bool = False, replace: Mapping[str, str] = MappingProxyType({})) -> str:
+    """Run one command; a failure ends the demo with the exit code of the command.
+
+    `replace`: arguments that are passed in another form than they are shown.
+    """
+    print("$ bertjax " + " ".join(f"'{a}'" if re.search(r"[\s\[\]?\"]", a) else a for a in arguments), flush=True)
+    command = [sys.executable, "-m", "bertjax", *(replace.get(word, word) for word in arguments)]
     done = subprocess.run(command, text=True, stdout=subprocess.PIPE if capture else None, check=False)
     if done.returncode:
         sys.exit(done.returncode)
@@ -70,7 +77,7 @@ def evaluate_run(run: Path) -> dict[str, float]:
 
 def text_to_text(run: Path) -> dict[str, Any]:
     """Train and score the T5 and show generated text -> its row of the table."""
-    run_bertjax("train", str(CONFIG.with_name("demo_t5.yaml")))
+    train_shipped("demo_t5", run.parent)
     kept = json.loads((run / "evaluations" / "01-multitask" / "unseen_modules.json").read_text())
     show_samples(kept["samples"][:3])
     sample = kept["samples"][3]
@@ -171,4 +178,6 @@ def show_samples(samples: Sequence[dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    parser = argparse.ArgumentParser(prog="python -m bertjax.demo", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--root", metavar="DIR", default="runs", help="folder of the runs (default: runs)")
+    sys.exit(run_demo(Path(parser.parse_args().root).expanduser()))

@@ -101,7 +101,7 @@ def test_help_names_every_command_and_each_has_an_example(capsys):
         ("predict answer . --question q --null-threshold x", "bertjax predict answer: argument --null-threshold"),
         ("predict answer . --question q --null-threshold nan", "bertjax predict answer: argument --null-threshold"),
         ("predict answer . --question q --min-probability 2", "bertjax predict answer: argument --min-probability"),
-        ("predict generate", "bertjax predict generate: missing: CHECKPOINT"),
+        ("predict generate", "bertjax predict generate: missing: MODEL"),
         ("predict generate nowhere a", "'nowhere': no such file or folder"),
         ("predict generate . a --file c.yaml", "bertjax predict generate: give either TEXT or --file"),
         ("predict generate . --file no.txt", "no.txt: no such file"),

@@ -78,11 +78,13 @@ def test_resolves_as_recorded(name: str, tmp_path: Path) -> None:
 def test_opening_says_how_to_run_it(name: str) -> None:
     lines = (ROOT / "configs" / name).read_text(encoding="utf-8").split("\n")
     opening = "\n".join(line for line in lines[: next(i for i, x in enumerate(lines) if not x.startswith("#"))])
-    assert f"#   bertjax train configs/{name}" in opening
+    assert re.fullmatch(r"# .{20,118}\.", lines[0]), "`bertjax configs` shows the first line, a sentence"
+    assert f"#   bertjax train {name.removesuffix('.yaml')}\n" in f"{opening}\n".replace(" mesh.fsdp=8", "")
     if "extends" not in lines[opening.count("\n") + 1]:
         assert re.search(r"Hardware", opening) and re.search(r"[Ss]core", opening)
-    for shown in re.findall(r"configs/[\w/.-]+\.yaml", opening):
-        assert (ROOT / shown).is_file(), shown
+    assert "configs/" not in opening, "the names work everywhere"
+    for shown in re.findall(r"\b(?:bert|t5|finetune|recipes|debug)/\w+", opening):
+        assert (ROOT / "configs" / f"{shown}.yaml").is_file(), shown
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -28,13 +28,20 @@ class Command:
     examples: tuple[str, ...]
     overrides: bool = False  # takes key.path=value
     rest: str = ""  # what may follow `--`
+    note: str = ""  # what the examples assume, such as a run
 
 
 def command(
-    name: str, help: str, *options: Option, examples: tuple[str, ...], overrides: bool = False, rest: str = ""
+    name: str,
+    help: str,
+    *options: Option,
+    examples: tuple[str, ...],
+    overrides: bool = False,
+    rest: str = "",
+    note: str = "",
 ) -> Callable[[Callable[[argparse.Namespace], int]], Command]:
     """Makes a Command of the function below it."""
-    return lambda run: Command(name, run, help, options, examples, overrides, rest)
+    return lambda run: Command(name, run, help, options, examples, overrides, rest, note)
 
 
 def option(*names: str, **settings: Any) -> Option:
@@ -98,7 +105,7 @@ def _reject(what: str, text: str) -> Any:
 
 # ---- options of several commands ------------------------------------------------------------------------------------
 
-CONFIG = option("config", metavar="CONFIG", help="a YAML file")
+CONFIG = option("config", metavar="CONFIG", help="a YAML file, or the name of a shipped one (`bertjax configs`)")
 MODEL = option(
     "checkpoint",
     metavar="MODEL",
@@ -142,6 +149,20 @@ def pretrained_model(name: str) -> str | Path:
 
     found = locate_model(name)
     return found.path if found.is_local else name
+
+
+def config_or_model(target: str) -> str | Path:
+    """A configuration file (a path or a shipped name), else what `pretrained_model` finds."""
+    from bertjax.config.loading.shipped import find_shipped
+
+    found = local_path(target)
+    try:
+        if found.is_file():
+            return found
+        shipped = None if found.exists() else find_shipped(target)
+    except (OSError, ValueError):  # a name too long, or one with a NUL in it
+        shipped = None
+    return shipped or pretrained_model(target)
 
 
 def output_path(path: str | None) -> Path | None:
@@ -191,7 +212,7 @@ def require_device(arguments: argparse.Namespace) -> None:
 def load_config(arguments: argparse.Namespace) -> "Config":
     from bertjax.config.loading.load import load
 
-    return load(local_path(arguments.config), arguments.overrides)
+    return load(arguments.config, arguments.overrides)
 
 
 def print_result(result: Any) -> int:

@@ -41,6 +41,7 @@ def verify(arguments: argparse.Namespace) -> int:
     "check this machine, or all machines of a job together",
     cli.option("--cluster", action="store_true", help="check all processes of a job; start it like `bertjax train`"),
     examples=("bertjax doctor", "srun bertjax doctor --cluster"),
+    note="srun: in a Slurm job",
 )
 def doctor(arguments: argparse.Namespace) -> int:
     from bertjax.tools.doctor import doctor, doctor_cluster

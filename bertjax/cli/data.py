@@ -17,9 +17,10 @@ from bertjax.cli import arguments as cli
     cli.option("--beam-args", metavar="OPTIONS", help="--beam-args='--region=r ...'; options may also follow `--`"),
     cli.option("--verify", action="store_true", help="read every shard back and compare it with its manifest"),
     examples=(
-        "bertjax prepare configs/bert/pretrain_base.yaml --workers 8 --verify",
-        "bertjax prepare my.yaml --runner beam run.prepared_dir=gs://bucket/data -- --runner=DataflowRunner ...",
+        "bertjax prepare debug/cpu --workers 2 --verify",
+        "bertjax prepare debug/cpu run.prepared_dir=prepared --runner beam -- --runner=DirectRunner",
     ),
+    note="Beam: pip install 'bertjax[beam]'",
     overrides=True,
     rest="BEAM_OPTION",
 )
@@ -41,7 +42,10 @@ def prepare(arguments: argparse.Namespace) -> int:
     cli.option("--limits", metavar="K,K", type=cli.positive_ints, help="limits to try (default: powers of two)"),
     cli.option("--temperatures", metavar="T,T", type=cli.positive_floats, default=[2.0, 4.0], help="default: 2,4"),
     cli.JSON,
-    examples=("bertjax mix my.yaml", "bertjax mix my.yaml --count news:90000 --count books:7000 --limits 8192,65536"),
+    examples=(
+        "bertjax mix demo_t5",
+        "bertjax mix demo_t5 --count spans:90000 --count questions:7000 --limits 8192,65536",
+    ),
     overrides=True,
 )
 def mix(arguments: argparse.Namespace) -> int:

@@ -24,11 +24,12 @@ from bertjax.storage.locations import local_path
     cli.DEVICE,
     cli.DTYPE,
     examples=(
-        "bertjax evaluate runs/qa --device cpu",
-        "bertjax evaluate runs/qa --stage squad --step 2000",
-        "bertjax evaluate runs/t5 --best squad/squad_em --name squad",
-        "bertjax evaluate runs/qa stages.squad.evaluate.squad.data.source.files=[other.json] --output scores/",
+        "bertjax evaluate runs/demo --device cpu",
+        "bertjax evaluate runs/demo --stage pretrain --step 2500",
+        "bertjax evaluate runs/demo-t5 --best unseen_modules/squad_f1 --name unseen_modules",
+        "bertjax evaluate runs/demo stages.qa.evaluate.unseen_modules.n_best=5 --output scores/",
     ),
+    note="the runs are those of `bertjax demo`",
     overrides=True,
 )
 def evaluate(arguments: argparse.Namespace) -> int:
@@ -50,7 +51,8 @@ def evaluate(arguments: argparse.Namespace) -> int:
     "write an HTML page about a run",
     cli.RUN,
     cli.OUTPUT,
-    examples=("bertjax report runs/demo --output demo.html",),
+    examples=("bertjax report runs/demo", "bertjax report runs/demo --output demo.html"),
+    note="runs/demo is a run of `bertjax demo`",
 )
 def report(arguments: argparse.Namespace) -> int:
     run, output = cli.existing_path(arguments.run), cli.output_path(arguments.output)
@@ -70,7 +72,11 @@ def report(arguments: argparse.Namespace) -> int:
     cli.option("--output", metavar="FILE", help="HTML page; a .json is written next to it (default: qa-report.html)"),
     cli.option("--json", action="store_true", help="print the scores as JSON"),
     cli.DEVICE,
-    examples=("bertjax qa-report --extractive runs/qa --context runs/t5-squad --closed-book runs/t5-closed-book",),
+    examples=(
+        "bertjax qa-report --extractive runs/demo --context runs/demo-t5",
+        "bertjax qa-report --extractive runs/demo --limit 100 --json",
+    ),
+    note="the runs are those of `bertjax demo`",
 )
 def qa_report(arguments: argparse.Namespace) -> int:
     named = {"extractive": arguments.extractive, "context": arguments.context, "closed_book": arguments.closed_book}
@@ -94,7 +100,8 @@ def qa_report(arguments: argparse.Namespace) -> int:
     cli.option("--na-prob-file", metavar="FILE", help="JSON: question id -> no-answer probability"),
     cli.option("--na-prob-thresh", metavar="X", type=float, default=1.0, help="threshold on FILE (default: 1)"),
     cli.OUTPUT,
-    examples=("bertjax score squad dev-v2.0.json predictions.json",),
+    examples=("bertjax score squad dev-v1.1.json predictions.json",),
+    note="dev-v1.1.json is SQuAD's file, predictions.json yours: {question id: answer}",
 )
 def score_squad(arguments: argparse.Namespace) -> int:
     gold, predictions = cli.existing_path(arguments.gold), cli.existing_path(arguments.predictions)

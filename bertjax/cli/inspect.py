@@ -13,13 +13,18 @@ from bertjax.cli import arguments as cli
     cli.option("target", metavar="CONFIG|MODEL", help="a YAML file, a run, a checkpoint or a pretrained model"),
     cli.STEP,
     cli.JSON,
-    examples=("bertjax inspect configs/bert/pretrain_base.yaml", "bertjax inspect my.yaml --step 500"),
+    examples=(
+        "bertjax inspect bert/pretrain_base",
+        "bertjax inspect demo --step 3000",
+        "bertjax inspect runs/demo --json",
+    ),
+    note="runs/demo is a run of `bertjax demo`",
     overrides=True,
 )
 def inspect(arguments: argparse.Namespace) -> int:
-    target = cli.pretrained_model(arguments.target)
+    target = cli.config_or_model(arguments.target)
     if isinstance(target, Path) and target.is_file():  # reports an invalid configuration before jax is imported
-        arguments.config = arguments.target
+        arguments.config = target
         cli.load_config(arguments)
     cli.require_device(arguments)
     from bertjax.tools.inspect import inspect_command
@@ -38,10 +43,12 @@ def inspect(arguments: argparse.Namespace) -> int:
     cli.option("--limit", metavar="N", type=cli.positive_int, help="most compilations of --sweep (default: 24)"),
     cli.JSON,
     examples=(
-        "bertjax plan configs/bert/pretrain_large.yaml --topology v5e:16x16 mesh.fsdp=16",
-        "bertjax plan configs/t5/pretrain_3b.yaml --topology v5p:4x4x4 --json",
-        "bertjax plan configs/t5/pretrain_large.yaml --topology h200:8 --sweep --limit 12",
+        "bertjax plan debug/cpu --topology cpu:8 mesh.fsdp=8",
+        "bertjax plan bert/pretrain_large --topology v5e:16x16 mesh.fsdp=16",
+        "bertjax plan t5/pretrain_3b --topology v5p:4x4x4 --json",
+        "bertjax plan t5/pretrain_large --topology h200:8 --sweep --limit 12",
     ),
+    note="TPUs: pip install libtpu; GPUs: pip install 'jax[cuda13]'",
     overrides=True,
 )
 def plan(arguments: argparse.Namespace) -> int:
@@ -57,9 +64,10 @@ def plan(arguments: argparse.Namespace) -> int:
     cli.option("source", metavar="HF_MODEL", help="a Hugging Face folder, or a model on the Hub"),
     cli.option("out", metavar="OUT"),
     examples=(
-        "bertjax import google-bert/bert-base-uncased checkpoints/bert-base",
-        "bertjax import my-bert/ checkpoints/my-bert",
+        "bertjax import hf/demo runs/imported",
+        "bertjax import google-bert/bert-base-uncased runs/bert-base",
     ),
+    note="hf/demo is written by `bertjax export runs/demo hf/demo`, runs/demo by `bertjax demo`",
 )
 def import_folder(arguments: argparse.Namespace) -> int:
     out, source = cli.new_dir(arguments.out), cli.pretrained_model(arguments.source)
@@ -76,7 +84,8 @@ def import_folder(arguments: argparse.Namespace) -> int:
     "convert a bertjax checkpoint to a Hugging Face folder",
     cli.MODEL,
     cli.option("out", metavar="OUT"),
-    examples=("bertjax export runs/qa hf/qa",),
+    examples=("bertjax export runs/demo hf/demo",),
+    note="runs/demo is a run of `bertjax demo`",
 )
 def export(arguments: argparse.Namespace) -> int:
     out, source = cli.new_dir(arguments.out), cli.pretrained_model(arguments.checkpoint)

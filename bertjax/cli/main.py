@@ -15,15 +15,16 @@ import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bertjax.cli import checks, data, evaluate, inspect, predict, train
+from bertjax.cli import checks, completion, data, evaluate, inspect, predict, start, train
 from bertjax.cli.arguments import Command
 from bertjax.errors import BertjaxError, UserError
 from bertjax.interrupts import INTERRUPTED_EXIT_CODE, interruptible
 
 _ALL = (
-    train.train, evaluate.evaluate, train.compare, predict.fill_mask, predict.answer, predict.generate, data.prepare,
-    data.mix, inspect.inspect, inspect.plan, inspect.import_folder, inspect.export, evaluate.report, evaluate.qa_report,
-    evaluate.score_squad, checks.verify, checks.doctor,
+    start.demo, start.init, start.configs, train.train, evaluate.evaluate, train.compare, predict.fill_mask,
+    predict.answer, predict.generate, data.prepare, data.mix, inspect.inspect, inspect.plan, inspect.import_folder,
+    inspect.export, evaluate.report, evaluate.qa_report, evaluate.score_squad, checks.verify, checks.doctor,
+    start.schema, completion.completion,
 )  # fmt: skip
 COMMANDS = {command.name: command for command in _ALL}
 _EXIT_CODES_HELP = (
@@ -61,7 +62,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: list[str]) -> int:
-    if not argv or argv[0] in ("-h", "--help", "help"):
+    if argv[:1] == ["help"]:  # `help train` is `train --help`
+        argv = [*argv[1:], "--help"]
+    if not argv or argv[0] in ("-h", "--help"):
         print(_usage())
         return 0
     if argv[0] == "--version":
@@ -87,7 +90,7 @@ def _usage(commands: Mapping[str, Command] = COMMANDS) -> str:
     """The help text of all commands, or of a group such as `predict`."""
     width = max(map(len, commands)) + 2
     lines = [f"  {name:<{width}}{command.help}" for name, command in commands.items()]
-    first = "train configs/debug/cpu.yaml run.name=trial" if commands is COMMANDS else next(iter(commands)) + " --help"
+    first = "train debug/cpu run.name=trial" if commands is COMMANDS else next(iter(commands)) + " --help"
     example = f"example: bertjax {first}\n`bertjax COMMAND --help` shows the options of a command.\n"
     return "usage: bertjax COMMAND ...\n\n" + "\n".join(lines) + f"\n\n{example}{_EXIT_CODES_HELP}"
 
@@ -123,7 +126,8 @@ def _parse(name: str, command: Command, words: list[str]) -> argparse.Namespace 
     usage += f" [-- {command.rest} ...]" if command.rest else ""
     parser = _Parser(
         prog=f"bertjax {name}", usage=usage, description=command.help, add_help=False, allow_abbrev=False,
-        epilog="examples:\n" + "\n".join(f"  {line}" for line in command.examples),
+        epilog=f"examples{f' ({command.note})' * bool(command.note)}:\n"
+        + "\n".join(f"  {line}" for line in command.examples),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     for names, settings in command.options:

@@ -17,9 +17,10 @@ from bertjax.storage.locations import local_path
     cli.DEVICE,
     cli.DTYPE,
     examples=(
-        "bertjax predict fill-mask runs/demo 'Return the [MASK] of the list.'",
+        "bertjax predict fill-mask runs/demo/checkpoints/00-pretrain 'Return the [MASK] of the list.'",
         "bertjax predict fill-mask google-bert/bert-base-uncased 'Paris is the [MASK] of France.'",
     ),
+    note="the run is that of `bertjax demo`",
 )
 def fill_mask(arguments: argparse.Namespace) -> int:
     checkpoint = cli.pretrained_model(arguments.checkpoint)
@@ -48,9 +49,10 @@ def fill_mask(arguments: argparse.Namespace) -> int:
     cli.DEVICE,
     cli.DTYPE,
     examples=(
-        "bertjax predict answer runs/qa --question 'What is a list?' --context-file lists.txt",
-        "bertjax predict answer runs/qa --question 'Who?' --context 'It rained.' --null-threshold -1.5",
+        "bertjax predict answer runs/demo --question 'What does it return?' --context 'It returns a new list.'",
+        "bertjax predict answer runs/demo --question 'Who?' --context 'It rained.' --null-threshold -1.5",
     ),
+    note="runs/demo is a run of `bertjax demo`",
 )
 def answer(arguments: argparse.Namespace) -> int:
     context = arguments.context
@@ -91,11 +93,12 @@ def answer(arguments: argparse.Namespace) -> int:
     cli.DEVICE,
     cli.DTYPE,
     examples=(
-        "bertjax predict generate runs/t5 'translate English to German: Thank you.' --beam 4",
         "bertjax predict generate google-t5/t5-small 'translate English to German: Thank you.'",
-        "bertjax predict generate runs/t5 --file articles.txt --json",
-        "bertjax predict generate runs/t5/checkpoints/00-pretrain 'Thank <extra_id_0> me.' --sample --top-p 0.9",
+        "bertjax predict generate runs/demo-t5 'question: What is it? context: It is a list.' --beam 4",
+        "echo 'Return the <extra_id_0> of it.' | bertjax predict generate runs/demo-t5 --json",
+        "bertjax predict generate runs/demo-t5/checkpoints/00-pretrain 'Return <extra_id_0> it.' --sample --top-p 0.9",
     ),
+    note="runs/demo-t5 is a run of `bertjax demo`",
 )
 def generate(arguments: argparse.Namespace) -> int:
     names = ("beam_size", "beam_rules", "length_penalty", "temperature", "top_k", "top_p", "max_new_tokens")

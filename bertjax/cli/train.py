@@ -12,7 +12,10 @@ from bertjax.interrupts import exit_on_signal
     "start a run, or resume it with the same command",
     cli.CONFIG,
     cli.DEVICE,
-    examples=("bertjax train configs/debug/cpu.yaml", "bertjax train my.yaml run.name=trial stages.pretrain.steps=100"),
+    examples=(
+        "bertjax train debug/cpu",
+        "bertjax train debug/cpu run.name=trial stages.pretrain.steps=20 --device cpu",
+    ),
     overrides=True,
 )
 def train(arguments: argparse.Namespace) -> int:
@@ -33,7 +36,7 @@ def train(arguments: argparse.Namespace) -> int:
     cli.CONFIG,
     cli.DEVICE,
     cli.JSON,
-    examples=("bertjax compare configs/recipes/compare_finetuning.yaml",),
+    examples=("bertjax compare debug/compare", "bertjax compare debug/compare --json compare.0.name=everything"),
     overrides=True,
 )
 def compare(arguments: argparse.Namespace) -> int:

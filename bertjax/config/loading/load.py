@@ -16,6 +16,7 @@ from bertjax.config.loading import pretrained, yaml_reader
 from bertjax.config.loading.earlier_versions import upgrade_config
 from bertjax.config.loading.error_messages import config_error, format_errors, locate, mask_secrets
 from bertjax.config.loading.overrides import merge, parse_overrides, read_with_extends
+from bertjax.config.loading.shipped import resolve_config
 from bertjax.config.loading.yaml_reader import Node, to_nodes, to_plain
 from bertjax.config.schema.run import Config
 from bertjax.storage.nested import flatten
@@ -24,10 +25,11 @@ from bertjax.storage.nested import flatten
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Load a YAML file, the files it extends and `key.path=value` overrides.
 
+    `path` may be the name of a shipped configuration, such as `bert/pretrain_base`; a file of that name has precedence.
     Raises UserError with one line per problem: `file:line: key.path: reason (got value); did you mean 'x'?`.
     """
     problems: list[str] = []
-    return _merge_and_validate(read_with_extends(Path(path), problems), overrides, problems)
+    return _merge_and_validate(read_with_extends(resolve_config(path), problems), overrides, problems)
 
 
 def build(data: dict[str, Any], overrides: Sequence[str] = (), *, where: str = "config") -> Config:

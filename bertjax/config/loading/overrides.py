@@ -7,6 +7,7 @@ from typing import Any
 
 from bertjax.config.loading import list_elements, yaml_reader
 from bertjax.config.loading.introspect import item_annotation, union_members, unwrap
+from bertjax.config.loading.shipped import find_shipped
 from bertjax.config.loading.yaml_reader import Node, shallow_plain
 from bertjax.config.schema.run import Config
 from bertjax.config.schema.training import Trainable
@@ -34,12 +35,13 @@ def read_with_extends(path: Path, problems: list[str], seen: tuple[Path, ...] = 
         raise UserError(f"{extends.where}: extends: expected the path of a file")
     if problem := path_problem(extends.value, remote=False):
         raise UserError(f"{extends.where}: extends: {problem}")
-    parent = path.parent / Path(extends.value).expanduser()
+    local = path.parent / Path(extends.value).expanduser()
+    parent = local if local.is_file() else find_shipped(extends.value)
     seen = (*seen, path.resolve())
+    if parent is None:
+        raise UserError(f"{extends.where}: extends: no such file (got {extends.value!r}){suggest_file(local)}")
     if parent.resolve() in seen:
         raise UserError(f"{extends.where}: extends: '{extends.value}' leads back to itself")
-    if not parent.is_file():
-        raise UserError(f"{extends.where}: extends: no such file (got {extends.value!r}){suggest_file(parent)}")
     return merge(read_with_extends(parent, problems, seen), node, problems)
 
 

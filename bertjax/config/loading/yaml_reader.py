@@ -96,6 +96,12 @@ def dump(value: Any) -> str:
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
+def dump_flow(value: Any) -> str:
+    """Write a value in one line: `{kind: csv, files: [a.csv]}`."""
+    options: dict[str, Any] = {"sort_keys": False, "allow_unicode": True, "width": 1 << 30, "default_flow_style": True}
+    return yaml.dump(value, Dumper=_Dumper, **options).removesuffix("\n").removesuffix("\n...")
+
+
 def read(path: Path, problems: list[str]) -> Node:
     """Read the mapping in a file. Errors that leave the rest readable go to `problems`; others raise UserError."""
     text = read_text(path, MAX_BYTES)

@@ -1,0 +1,159 @@
+"""`bertjax completion`: a script that completes commands, options, shipped configurations and configuration keys.
+
+The script is made from the table of commands and the configuration sections; it starts no Python while completing.
+"""
+
+import argparse
+from collections.abc import Iterable
+
+from bertjax.cli import arguments as cli
+from bertjax.cli.arguments import Command
+
+# What may follow, by the metavar of a positional argument.
+_FOLDERS = ("MODEL", "RUN", "OUT", "HF_MODEL")
+_SCRIPT = """\
+# {how}
+_bertjax_files() {{  # files that match a pattern (default: all), and folders with a slash
+    local name
+    while IFS= read -r name; do
+        if [[ -d $name ]]; then COMPREPLY+=("$name/"); _bertjax_open=1
+        elif [[ -z $1 || $name == $1 ]]; then COMPREPLY+=("$name"); fi
+    done < <(compgen -f -- "$cur")
+}}
+
+_bertjax() {{
+    local cur=${{COMP_WORDS[COMP_CWORD]}} prev= first= second= command= at word _bertjax_open= flags= kind=
+    [[ $COMP_CWORD -gt 0 ]] && prev=${{COMP_WORDS[COMP_CWORD-1]}}
+    COMPREPLY=()
+    for ((at = 1; at < COMP_CWORD; at++)); do
+        word=${{COMP_WORDS[at]}}
+        [[ $word == -* ]] && continue
+        if [[ -z $first ]]; then first=$word; elif [[ -z $second ]]; then second=$word; fi
+    done
+    if [[ -z $first ]]; then
+        COMPREPLY=($(compgen -W "{commands} --help --version" -- "$cur"))
+        return
+    fi
+    command=$first
+    case $first in
+{groups}
+    help) [[ -z $second ]] && COMPREPLY=($(compgen -W "{commands}" -- "$cur")); return ;;
+    esac
+    case $command in
+{cases}
+    *) return ;;
+    esac
+    if [[ $cur == -* ]]; then
+        COMPREPLY=($(compgen -W "$flags --help" -- "$cur"))
+        return
+    fi
+    case "$command $prev" in
+{values}
+    esac
+    case $kind in
+    config | target | names)
+        if [[ $cur == *=* || $prev == "=" || $cur == "=" ]]; then return; fi
+        COMPREPLY=($(compgen -W "{configs}" -- "$cur"))
+        [[ $kind != names ]] && _bertjax_files '*.y*ml'
+        if [[ $kind != names && ${{#COMPREPLY[@]}} -eq 0 && $cur != */* ]]; then
+            COMPREPLY=($(compgen -W "{keys}" -S = -- "$cur"))
+            [[ ${{#COMPREPLY[@]}} -gt 0 ]] && _bertjax_open=1
+        fi ;;
+    kinds) COMPREPLY=($(compgen -W "{kinds}" -- "$cur")); [[ ${{#COMPREPLY[@]}} -eq 0 ]] && _bertjax_files ;;
+    shells) COMPREPLY=($(compgen -W "bash zsh" -- "$cur")) ;;
+    folder) _bertjax_files '-' ;;
+    *) _bertjax_files ;;
+    esac
+    [[ -n $_bertjax_open ]] && type compopt >/dev/null 2>&1 && compopt -o nospace 2>/dev/null
+    return 0
+}}
+complete -F _bertjax bertjax
+"""
+_ZSH = "autoload -U +X compinit && compinit\nautoload -U +X bashcompinit && bashcompinit\n"
+_HOW = {
+    "bash": 'bash: eval "$(bertjax completion bash)" in ~/.bashrc',
+    "zsh": 'zsh: eval "$(bertjax completion zsh)" in ~/.zshrc',
+}
+
+
+@cli.command(
+    "completion",
+    "print a script that completes bertjax commands in a shell",
+    cli.option("shell", metavar="SHELL", choices=("bash", "zsh"), help="bash or zsh"),
+    examples=('eval "$(bertjax completion bash)"', "bertjax completion bash > ~/.bertjax-completion"),
+)
+def completion(arguments: argparse.Namespace) -> int:
+    from bertjax.cli.main import COMMANDS
+
+    return cli.print_result(completion_script(arguments.shell, COMMANDS.values()))
+
+
+def completion_script(shell: str, commands: Iterable[Command]) -> str:
+    """Return the script for `bash` or `zsh`, which loads the script for bash."""
+    from bertjax.config.loading.shipped import shipped_configs
+
+    listed = list(commands)
+    groups: dict[str, list[str]] = {}
+    for command in listed:
+        first, _, second = command.name.partition(" ")
+        groups.setdefault(first, []).extend([second] if second else [])
+    script = _SCRIPT.format(
+        how=_HOW[shell],
+        commands=" ".join([*groups, "help"]),
+        groups="\n".join(_group_case(first, seconds) for first, seconds in groups.items() if seconds),
+        cases="\n".join(_command_case(command) for command in listed),
+        values="\n".join(filter(None, map(_value_cases, listed))),
+        configs=" ".join(shipped_configs()),
+        keys=" ".join(override_keys()),
+        kinds="classify qa pretrain t5",
+    )
+    return (_ZSH if shell == "zsh" else "") + script.rstrip("\n")
+
+
+def override_keys() -> list[str]:
+    """Dotted keys of a configuration; those of stages with the index of the first one."""
+    from bertjax.config.loading.introspect import key_paths
+    from bertjax.config.schema.run import Config, Stage
+
+    sections = {path.rsplit(".", 1)[0] for path in key_paths(Config) if "." in path}
+    keys = [path for path in key_paths(Config) if path not in sections and "." in path]
+    stage = [f"stages.0.{path}" for path in key_paths(Stage)]
+    inner = {path.rsplit(".", 1)[0] for path in stage}
+    return list(dict.fromkeys([*keys, *(path for path in stage if path not in inner)]))
+
+
+def _group_case(first: str, seconds: list[str]) -> str:
+    words = f'COMPREPLY=($(compgen -W "{" ".join(seconds)}" -- "$cur")); return'
+    return f'    {first}) [[ -z $second ]] && {{ {words}; }}; command="$first $second" ;;'
+
+
+def _command_case(command: Command) -> str:
+    flags = [flag for names, _ in command.options for flag in names if flag.startswith("-")]
+    kind = "config" if command.overrides else ""
+    for names, settings in command.options:
+        if not names[0].startswith("-"):
+            kind = kind or _kind_of(command, str(settings.get("metavar", "")))
+    return f"    '{command.name}') flags='{' '.join(flags)}' kind='{kind}' ;;"
+
+
+def _kind_of(command: Command, metavar: str) -> str:
+    if command.name == "configs":
+        return "names"
+    by_metavar = {"KIND": "kinds", "SHELL": "shells"} | dict.fromkeys(_FOLDERS, "folder")
+    return by_metavar.get(metavar, "files")
+
+
+def _value_cases(command: Command) -> str:
+    """Lines that complete the values of options: choices, files or folders."""
+    lines = []
+    for names, settings in command.options:
+        if not names[0].startswith("-") or settings.get("action") == "store_true":
+            continue
+        pattern = " | ".join(f"'{command.name} {name}'" for name in names)
+        if choices := settings.get("choices"):
+            lines.append(f'    {pattern}) COMPREPLY=($(compgen -W "{" ".join(choices)}" -- "$cur")); return ;;')
+        else:
+            lines.append(
+                f"    {pattern}) _bertjax_files; [[ -n $_bertjax_open ]] && compopt -o nospace 2>/dev/null; return ;;"
+            )
+    return "\n".join(lines)

@@ -1,0 +1,50 @@
+"""Run `bertjax init`: look at the data, then write the held-out split, the configuration and the schema."""
+
+from collections.abc import Callable
+
+from bertjax.config.json_schema import json_schema
+from bertjax.errors import UserError
+from bertjax.storage.atomic import write_json_atomic, write_text_atomic
+from bertjax.tools.init.classify import classify
+from bertjax.tools.init.questions import questions
+from bertjax.tools.init.request import Request, Result
+from bertjax.tools.init.text import pretrain
+from bertjax.tools.init.text_to_text import text_to_text
+from bertjax.tools.init.write import SCHEMA_FILE, render
+
+KINDS: dict[str, Callable[[Request], Result]] = {
+    "classify": classify, "qa": questions, "pretrain": pretrain, "t5": text_to_text,
+}  # fmt: skip
+
+
+def init_command(request: Request) -> list[str]:
+    """Write a configuration for the user's data -> lines to print.
+
+    Raises UserError, with nothing written, for data that cannot be understood and for files that exist.
+    """
+    _refuse_existing(request, [request.output])
+    result = KINDS[request.kind](request)
+    _refuse_existing(request, result.sides.files)
+    result.recipe.commands.insert(0, f"bertjax train {request.quoted_output}")
+    text = render(result.recipe)
+    lines = list(result.found)
+    if result.sides.write is not None:
+        train, heldout = result.sides.write()
+        files = " and ".join(map(str, result.sides.files))
+        lines.append(f"held out {heldout:,} of {train + heldout:,} {result.sides.unit}: wrote {files}")
+    elif result.sides.heldout is None:
+        lines.append("no held-out data: nothing will be scored")
+    write_json_atomic(request.output.with_name(SCHEMA_FILE), json_schema())
+    write_text_atomic(request.output, text)
+    lines.append(f"wrote {request.output}, for training on {request.device_name}; read it, then run:")
+    if request.pretrained is not None:
+        lines.append(f"(the first run downloads {request.pretrained} if it is a name on the Hugging Face Hub)")
+    return [*lines, *(f"  {command}" for command in result.recipe.commands)]
+
+
+def _refuse_existing(request: Request, paths: list) -> None:
+    for path in paths:
+        if path.is_dir():
+            raise UserError(f"{path}: is a folder; name a file")
+        if path.exists() and not request.force:
+            raise UserError(f"{path}: already exists; --force overwrites it, or choose another name with --output")
