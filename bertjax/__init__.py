@@ -4,7 +4,19 @@ The names below are imported from their modules on first use, so `import bertjax
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # what type checkers and editors see; `_MODULES` is what happens
+    from bertjax.api.model import Model
+    from bertjax.api.model import open as open
+    from bertjax.config.loading.load import load
+    from bertjax.config.schema.run import Config
+    from bertjax.data.tokenizers.load import Tokenizer
+    from bertjax.errors import BertjaxError, UserError
+    from bertjax.evaluation.predictors.answers import answer
+    from bertjax.evaluation.predictors.masks import fill_mask
+    from bertjax.models.registry import build_model
+    from bertjax.training.loop import train
 
 __version__ = "0.1.0"
 
@@ -14,11 +26,19 @@ _MODULES = {
     "Tokenizer": "bertjax.data.tokenizers.load",
     "build_model": "bertjax.models.registry",
     "train": "bertjax.training.loop",
-    "fill_mask": "bertjax.evaluation.predict",
-    "answer": "bertjax.evaluation.predict",
+    "open": "bertjax.api.model",
+    "Model": "bertjax.api.model",
+    "fill_mask": "bertjax.evaluation.predictors.masks",
+    "answer": "bertjax.evaluation.predictors.answers",
+    "BertjaxError": "bertjax.errors",
+    "UserError": "bertjax.errors",
 }
 
-__all__ = ["__version__", *_MODULES]
+# `from bertjax import *` leaves Python's own `open` as it is: call `bertjax.open`.
+__all__ = [
+    "BertjaxError", "Config", "Model", "Tokenizer", "UserError", "__version__", "answer", "build_model", "fill_mask",
+    "load", "train",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
@@ -29,4 +49,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted({"__version__", *_MODULES})

@@ -21,6 +21,7 @@ FLOORS = {
         "objectives",
         "training",
         "evaluation",
+        "api",
         "report plan",
         "verify",
         "tools demo",
@@ -37,7 +38,8 @@ FLOORS = {
         "decoding",
     ],
     "training": ["freezing", "state", "program", "checkpoint", "monitor", "stage", "loop"],
-    "evaluation": ["metrics", "inference", "evaluators", "predict"],
+    "evaluation": ["metrics", "inference", "evaluators", "predictors"],
+    "api": ["batches", "model"],
 }
 FREE = {"__init__", "__main__"}
 # Library -> the only paths that may import it, as prefixes inside the package.
@@ -49,11 +51,12 @@ KNOWN_TO = {
         "objectives",
         "training",
         "evaluation",
+        "api",
         "plan",
         "tools",
     ),
-    "flax": ("models", "interop", "training", "evaluation"),
-    "optax": ("training",),
+    "flax": ("models", "interop", "training", "evaluation", "api"),
+    "optax": ("training", "api"),
     "orbax": ("training/checkpoint/orbax_io.py",),
     "grain": ("data",),
 }

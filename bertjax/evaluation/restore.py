@@ -38,6 +38,7 @@ class RestoredCheckpoint:
     is_last: bool = True  # whether it is the last step of its stage
     in_run: bool = True  # whether ctx.config.run_dir is the run that the checkpoint belongs to
     untrained_heads: tuple[str, ...] = ()  # heads that the stage has not trained
+    where: str = "the checkpoint"  # its path, for error messages
 
 
 def restore(
@@ -48,8 +49,9 @@ def restore(
     best: str | None = None,
     overrides: Sequence[str] = (),
     base_model: str | Path | None = None,
+    devices: Sequence[Any] | None = None,
 ) -> RestoredCheckpoint:
-    """Read parameters trained on any mesh onto this machine's devices.
+    """Read parameters trained on any mesh onto this machine's devices (default: all of jax's), or onto `devices`.
 
     `path`: a run, a stage's checkpoints, a step, a Hugging Face folder, one of these in an object store (gs://...), or
     a model on the Hub (`org/name`, `org/name@revision`), which is fetched once. A Hugging Face model is restored with
@@ -82,7 +84,7 @@ def _restore_checkpoint(
     config, in_run = _with_run_dir(build_saved(here, overrides, where=where), meta, found)
     saved_config = _with_run_dir(build_saved(here, where=where), meta, found)[0] if overrides else config
     tokenizer = load.from_json(meta["tokenizer_json"], where)
-    ctx = RunContext(config, Path.cwd(), make_mesh(config.mesh), tokenizer)
+    ctx = RunContext(config, Path.cwd(), make_mesh(config.mesh, devices), tokenizer)
     heads, classes = all_heads(meta), meta["num_labels"]
     program = stage_program(config, config.stages[meta["stage"]], ctx.mesh, 1, heads=heads, num_labels=classes)
     named = Path(base_model).expanduser() if base_model is not None else None
@@ -100,6 +102,7 @@ def _restore_checkpoint(
         is_last=meta.get("steps") in (None, restored_step),
         in_run=in_run,
         untrained_heads=tuple(meta.get("carried", ())),
+        where=where,
     )
 
 

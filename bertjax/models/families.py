@@ -18,6 +18,8 @@ class Family:
             training step for one row.
         fused_attention: model -> (head size, dropout rate) that a fused attention kernel must support; None where
             attention adds a bias, which only the XLA kernel computes.
+        encoder_inputs: model -> names of the arrays that the module's `encode` and `hidden_states` read, in order:
+            input_ids, token_type_ids, segment_ids, positions, each int32 [B, S]; () for a model without an encoder.
         interop: "package.module:NAME" of its `interop.hf_folder.FolderFormat`; None without one.
     """
 
@@ -25,6 +27,7 @@ class Family:
     find_heads: Callable[[Mapping[str, Any]], tuple[str, ...]]
     row_flops: Callable[[Any, Mapping[str, int], Collection[str], Collection[str], int], int]
     fused_attention: Callable[[Any], tuple[int, float]] | None = None
+    encoder_inputs: Callable[[Any], tuple[str, ...]] = lambda model: ()
     interop: str | None = None
 
 

@@ -24,7 +24,7 @@ from bertjax.evaluation.evaluators import span_qa, text_to_text
 from bertjax.evaluation.evaluators.text_to_text import QUESTION_PROMPTS
 from bertjax.evaluation.metrics.squad import score
 from bertjax.evaluation.metrics.text import squad
-from bertjax.evaluation.predict import restore_with_head
+from bertjax.evaluation.predictors.base import restore_with_head
 from bertjax.evaluation.restore import RestoredCheckpoint, restore
 from bertjax.report.answers import answers_page
 from bertjax.storage import atomic

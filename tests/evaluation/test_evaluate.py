@@ -25,9 +25,9 @@ from bertjax.config.loading.load import build, load
 from bertjax.data.tokenizers.files import SpecialTokens
 from bertjax.data.tokenizers.load import Tokenizer
 from bertjax.errors import UserError
-from bertjax.evaluation import predict
 from bertjax.evaluation.evaluators import span_qa
 from bertjax.evaluation.evaluators.build import build_evaluators
+from bertjax.evaluation.predictors import answers, masks
 from bertjax.evaluation.restore import restore
 from bertjax.parallel import mesh
 from bertjax.tools.evaluate import evaluate_command
@@ -331,8 +331,8 @@ def test_filled_text_holds_words_and_not_bytes_or_marks():
     by_suffix.train_from_iterator(["café"] * 9, trainer)
     for backend, token in ((by_bytes, "\u0120caf\u00c3\u00a9"), (by_suffix, "café</w>")):
         tokenizer = Tokenizer(backend, "test", special)
-        text = predict._to_tokenizer_mask(tokenizer, "a [MASK] b <mask>.")
-        found = predict.fill_result(tokenizer, text, 1, tokenizer.pieces.index(token), 0.5)
+        text = masks.to_tokenizer_mask(tokenizer, "a [MASK] b <mask>.")
+        found = masks.fill_result(tokenizer, text, 1, tokenizer.pieces.index(token), 0.5)
         assert found == {"token": token, "probability": 0.5, "text": "a <mask> b café."}
 
 
@@ -340,7 +340,7 @@ def test_fill_mask_gives_the_softmax_over_the_vocabulary(run, here):
     """Against the model itself on a padded batch of rows."""
     opened = restore(run, stage="pretrain")
     texts = ["The [MASK] sleeps near the barn.", "The dog [MASK] near the [MASK]."]
-    found = predict.fill_mask(opened, texts, top_k=128)
+    found = masks.fill_mask(opened, texts, top_k=128)
     assert [row["text"] for row in found] == texts and [len(row["masks"]) for row in found] == [1, 2]
     tokenizer = opened.ctx.tokenizer
     size = tokenizer.vocab_size
@@ -372,19 +372,19 @@ def test_fill_mask_gives_the_softmax_over_the_vocabulary(run, here):
 def test_answers_are_spans_of_the_context(run, here):
     opened = restore(run, stage="qa")
     context = "The dog sleeps in the barn. " * 12 + "The cat sleeps in the tree."  # several windows
-    found = predict.answer(opened, "Where is the cat?", context, n_best=5)
+    found = answers.answer(opened, "Where is the cat?", context, n_best=5)
     candidates = found["candidates"]
     assert found["answer"] == candidates[0]["text"] and "no_answer" not in found
     assert len(candidates) == 5 and all(each["text"] in context for each in candidates)
     probabilities = [each["probability"] for each in candidates]
     assert probabilities == sorted(probabilities, reverse=True) and 0 < sum(probabilities) <= 1.001
-    assert len(predict.answer(opened, "Where is the cat?", context, n_best=1)["candidates"]) == 1
+    assert len(answers.answer(opened, "Where is the cat?", context, n_best=1)["candidates"]) == 1
 
 
 @pytest.mark.parametrize("context", ["owl", "It rained.", "a\u00a0dog", "The dog.", "barn barn", "x?", "42"])
 def test_a_short_context_is_answered_out_of_itself(run, here, context):
     """Padding is 30 and more of the 48 positions, so its logits used to fill the n best."""
-    found = predict.answer(restore(run, stage="qa"), "Where is the dog?", context, n_best=99)
+    found = answers.answer(restore(run, stage="qa"), "Where is the dog?", context, n_best=99)
     assert found["answer"] and all(each["text"] in context for each in found["candidates"])
     assert sum(each["probability"] for each in found["candidates"]) == pytest.approx(1, abs=0.01)
 
@@ -392,64 +392,64 @@ def test_a_short_context_is_answered_out_of_itself(run, here, context):
 def test_no_answer_is_given_by_the_rules_the_checkpoint_was_trained_for(run, here, monkeypatch):
     opened, asked = restore(run, stage="qa"), ("Where is the dog?", "The dog sleeps in the barn.")
     assert opened.unanswerable == 0 and restore(run, stage="pretrain").unanswerable is None
-    plain = predict.answer(opened, *asked)
+    plain = answers.answer(opened, *asked)
     version_2 = replace(opened, unanswerable=3)  # as after training on SQuAD 2.0
-    found = predict.answer(version_2, *asked, n_best=99)
+    found = answers.answer(version_2, *asked, n_best=99)
     null = found["no_answer"]
     assert null["threshold"] == 0 and (found["answer"] is None) == (null["null_odds"] > 0)
     total = null["probability"] + sum(each["probability"] for each in found["candidates"])
     assert total == pytest.approx(1, abs=0.01)
     # the odds are strictly above the threshold or not, on any checkpoint
     for checkpoint in (opened, version_2):
-        above = predict.answer(checkpoint, *asked, null_threshold=null["null_odds"] - 0.01)
+        above = answers.answer(checkpoint, *asked, null_threshold=null["null_odds"] - 0.01)
         assert above["answer"] is None and "above the threshold" in above["reason"] and "probability" not in above
-        below = predict.answer(checkpoint, *asked, null_threshold=null["null_odds"] + 0.01)
+        below = answers.answer(checkpoint, *asked, null_threshold=null["null_odds"] + 0.01)
         assert below["answer"] == plain["answer"] and "reason" not in below
     evaluation, windows = span_qa.stage_settings(opened.ctx.config, opened.ctx.config.stages[opened.stage])
     for threshold in (1e9, -1e9):
         settings = evaluation.model_copy(update={"null_score_diff_threshold": threshold})
         monkeypatch.setattr(span_qa, "stage_settings", lambda *_, settings=settings: (settings, windows))
-        assert (predict.answer(version_2, *asked)["answer"] is not None) == (threshold > 0)
+        assert (answers.answer(version_2, *asked)["answer"] is not None) == (threshold > 0)
         settings = settings.model_copy(update={"version_2": False})
         monkeypatch.setattr(span_qa, "stage_settings", lambda *_, settings=settings: (settings, windows))
-        assert predict.answer(version_2, *asked) == plain
+        assert answers.answer(version_2, *asked) == plain
 
 
 def test_an_answer_that_is_not_probable_enough_is_none(run, here):
     opened, asked = restore(run, stage="qa"), ("Where is the dog?", "The dog sleeps in the barn.")
-    probability = predict.answer(opened, *asked)["probability"]
-    assert predict.answer(opened, *asked, min_probability=probability - 0.001)["answer"]
-    found = predict.answer(opened, *asked, min_probability=probability + 0.001)
+    probability = answers.answer(opened, *asked)["probability"]
+    assert answers.answer(opened, *asked, min_probability=probability - 0.001)["answer"]
+    found = answers.answer(opened, *asked, min_probability=probability + 0.001)
     assert found["answer"] is None and "is below" in found["reason"] and found["candidates"]
 
 
 def test_a_head_that_a_stage_only_carries_is_used_and_said(run, here, capsys):
-    assert predict.fill_mask(run / "checkpoints" / "01-qa", ["[MASK]"])[0]["masks"]
+    assert masks.fill_mask(run / "checkpoints" / "01-qa", ["[MASK]"])[0]["masks"]
     assert "note: stage 'qa' trained the encoder without the 'mlm' head" in capsys.readouterr().err
-    assert predict.fill_mask(run / "checkpoints" / "00-pretrain", ["[MASK]"])[0]["masks"]
+    assert masks.fill_mask(run / "checkpoints" / "00-pretrain", ["[MASK]"])[0]["masks"]
     assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(
     ("ask", "message"),
     [
-        (lambda run: predict.fill_mask(run / "checkpoints" / "00-pretrain", ["no gap"]), "contains no \\[MASK\\]"),
-        (lambda run: predict.fill_mask(run / "checkpoints" / "00-pretrain", ["[MASK] dog" * 60]), "shorten it"),
+        (lambda run: masks.fill_mask(run / "checkpoints" / "00-pretrain", ["no gap"]), "contains no \\[MASK\\]"),
+        (lambda run: masks.fill_mask(run / "checkpoints" / "00-pretrain", ["[MASK] dog" * 60]), "shorten it"),
         (
-            lambda run: predict.answer(run / "checkpoints" / "00-pretrain", "q", "c"),
+            lambda run: answers.answer(run / "checkpoints" / "00-pretrain", "q", "c"),
             "has no 'qa' head \\(it has: mlm, nsp\\)",
         ),
-        (lambda run: predict.answer(run / "checkpoints" / "01-qa", "q", " \n"), "context"),
-        (lambda run: predict.answer(run / "checkpoints" / "01-qa", " ", "The dog."), "question"),
+        (lambda run: answers.answer(run / "checkpoints" / "01-qa", "q", " \n"), "context"),
+        (lambda run: answers.answer(run / "checkpoints" / "01-qa", " ", "The dog."), "question"),
         (
-            lambda run: predict.answer(run / "checkpoints" / "01-qa", "q", "a \ud800"),
+            lambda run: answers.answer(run / "checkpoints" / "01-qa", "q", "a \ud800"),
             "context contains half of a surrogate",
         ),
         (
-            lambda run: predict.answer(run / "checkpoints" / "01-qa", "\udcff", "a"),
+            lambda run: answers.answer(run / "checkpoints" / "01-qa", "\udcff", "a"),
             "question contains half of a surrogate",
         ),
-        (lambda run: predict.answer(run / "checkpoints" / "01-qa", "q", "\x01\x02"), "no token in the context"),
+        (lambda run: answers.answer(run / "checkpoints" / "01-qa", "q", "\x01\x02"), "no token in the context"),
     ],
 )
 def test_questions_that_cannot_be_answered(run, here, ask: Callable[[Path], Any], message):
@@ -463,7 +463,7 @@ def test_the_demo_shows_what_predict_answers(run, tmp_path, monkeypatch, capsys)
     kept = tmp_path / "evaluations" / "01-qa"
     kept.mkdir(parents=True)
     (kept / "unseen_modules.json").write_text(json.dumps({"samples": [sample | {"prediction": "barn"}] * 5}))
-    answer = lambda *words, capture: json.dumps(predict.answer(run, words[4], words[6]))  # noqa: E731
+    answer = lambda *words, capture: json.dumps(answers.answer(run, words[4], words[6]))  # noqa: E731
     monkeypatch.setattr(demo, "run_bertjax", answer)
     demo.show_answers(tmp_path)
     *_, last = capsys.readouterr().out.strip().split("\n")

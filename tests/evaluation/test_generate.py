@@ -14,9 +14,9 @@ from bertjax.config.schema.run import MeshConfig
 from bertjax.data.preprocess.text_to_text import row_dtype, text_to_text_blocks
 from bertjax.data.tokenizers import sentencepiece
 from bertjax.errors import UserError
-from bertjax.evaluation import predict
 from bertjax.evaluation.inference import generate
 from bertjax.evaluation.inference.generate import Generator
+from bertjax.evaluation.predictors import generation
 from bertjax.evaluation.restore import RestoredCheckpoint
 from bertjax.models.decoding.beam import beam_search
 from bertjax.models.decoding.sample import greedy, sample
@@ -173,13 +173,13 @@ def test_max_new_tokens_goes_before_the_tasks_length(opened):
 def test_the_probe_decodes_as_the_stage_does_unless_told(opened, monkeypatch):
     restored, asked = opened(decoding={"beam_size": 3, "length_penalty": 1.0}), texts(3)
     made = []
-    monkeypatch.setattr(predict, "Generator", lambda *a, **k: made.append((a[2], k)) or Generator(*a, **k))
-    found = predict.generate(restored, asked, {})
+    monkeypatch.setattr(generation, "Generator", lambda *a, **k: made.append((a[2], k)) or Generator(*a, **k))
+    found = generation.generate(restored, asked, {})
     assert [one["text"] for one in found] == asked
     assert [one["generated"] for one in found] == generator(restored, "beam")(restored.params, asked)
     by_rules = {"beam_rules": "transformers"}
     for choices in ({"sample": True, "top_k": 2}, {"beam_size": 5}, {"max_new_tokens": 2}, by_rules):
-        predict.generate(restored, asked, choices)
+        generation.generate(restored, asked, choices)
     assert [decoding.model_dump(exclude_defaults=True) for decoding, _ in made] == [
         {"beam_size": 3, "length_penalty": 1.0},
         {"length_penalty": 1.0, "sample": True, "top_k": 2},
@@ -194,7 +194,7 @@ def test_the_probe_decodes_as_the_stage_does_unless_told(opened, monkeypatch):
 
 def test_the_probe_of_a_language_model_goes_on(opened, tokenizer):
     restored = opened("decoder_only", {"kind": "causal_lm", "sequence_length": 24})
-    found = predict.generate(restored, ["the old"], {"max_new_tokens": 9})
+    found = generation.generate(restored, ["the old"], {"max_new_tokens": 9})
     ids = tokenizer.encode_batch(["the old"])
     assert found == [{"text": "the old", "generated": one_by_one(restored, "greedy", ids, causal=True)[0]}]
     json.dumps(found)
@@ -207,10 +207,10 @@ def test_sentinels_in_a_text_are_those_of_training(opened, tokenizer, capsys):
     (rows,) = text_to_text_blocks((tokenizer, row_dtype(24, 9)), [(text, "") for text in asked])
     ids = [row["input_ids"][row["segment_ids"] > 0].tolist() for row in rows]
     assert [tokenizer.sentinel_id(0) in row for row in ids] == [True, True]
-    found = predict.generate(restored, asked, {})
+    found = generation.generate(restored, asked, {})
     assert [one["generated"] for one in found] == one_by_one(restored, "greedy", ids)
     assert "read as characters" not in capsys.readouterr().err
-    predict.generate(restored, ["<extra_id_7>", "dog", "dog<extra_id_0>"], {})
+    generation.generate(restored, ["<extra_id_7>", "dog", "dog<extra_id_0>"], {})
     assert "note: 2 of 3 texts contain an <extra_id_N> that is read as characters" in capsys.readouterr().err
 
 
@@ -219,17 +219,17 @@ def test_the_probe_reads_texts_whole_or_says_what_it_cuts(opened, tokenizer, cap
     restored, asked = opened(), ["the dog", " ".join(WORDS * 3)]
     ids = tokenizer.encode_batch(asked)
     assert len(ids[1]) > 40
-    found = predict.generate(restored, asked, {"max_new_tokens": 9})
+    found = generation.generate(restored, asked, {"max_new_tokens": 9})
     assert found[1]["generated"] == one_by_one(restored, "greedy", [[*ids[1], 1]])[0]
     assert "inputs cut" not in capsys.readouterr().err
-    predict.generate(restored, asked, {"max_new_tokens": 9}, max_input_tokens=10)
+    generation.generate(restored, asked, {"max_new_tokens": 9}, max_input_tokens=10)
     lost = (len(ids[1]) - 9) / (len(ids[0]) + len(ids[1]))
     assert capsys.readouterr().err.splitlines()[0] == (
         f"note: 1 of 2 inputs cut ({lost:.1%} of their tokens lost); raise --max-input-tokens (now 10) to keep them"
     )
     monkeypatch.setattr(generate, "MAX_INPUT_TOKENS", 40)
     with pytest.raises(UserError, match=r"^text 2: has \d\d tokens, .* --max-input-tokens$"):
-        predict.generate(restored, asked, {})
+        generation.generate(restored, asked, {})
 
 
 def test_long_texts_go_in_few_widths_and_small_batches(opened):
@@ -245,20 +245,20 @@ def test_long_texts_go_in_few_widths_and_small_batches(opened):
 
 def test_answers_without_an_end_are_counted(opened, capsys):
     restored = opened(preprocess=DATA | {"target_length": 2})
-    predict.generate(restored, texts(3), {})
+    generation.generate(restored, texts(3), {})
     assert "of 3 answers reach 2 tokens and are truncated" in capsys.readouterr().err
-    predict.generate(restored, texts(3), {"max_new_tokens": 2})
+    generation.generate(restored, texts(3), {"max_new_tokens": 2})
     assert "are truncated" not in capsys.readouterr().err
 
 
 def test_another_family_is_refused():
     ctx = SimpleNamespace(config=SimpleNamespace(model=SimpleNamespace(family="bert", heads=())), tokenizer=None)
     with pytest.raises(UserError, match="a bert model generates no text; name a run of family t5"):
-        predict.generate(RestoredCheckpoint(ctx, 0, 1, None, {}), ["x"], {})
+        generation.generate(RestoredCheckpoint(ctx, 0, 1, None, {}), ["x"], {})
 
 
 @pytest.mark.parametrize("choice", [{"length_penalty": 2.0}, {"beam_rules": "transformers"}])
 def test_what_is_for_beams_is_refused_without_them(choice):
     with pytest.raises(UserError, match="needs beam search; give --beam N above 1"):
-        predict._override_decoding(Decoding(), choice)
-    assert predict._override_decoding(Decoding(beam_size=2), choice).beam_size == 2
+        generation.override_decoding(Decoding(), choice)
+    assert generation.override_decoding(Decoding(beam_size=2), choice).beam_size == 2

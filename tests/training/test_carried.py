@@ -10,7 +10,7 @@ from bertjax.cli.main import main
 from bertjax.config.loading.load import load
 from bertjax.errors import StoppedSafely
 from bertjax.evaluation.evaluators.build import build_evaluators
-from bertjax.evaluation.predict import fill_mask
+from bertjax.evaluation.predictors.masks import fill_mask
 from bertjax.evaluation.restore import restore
 from bertjax.tools.evaluate import evaluate_command
 from bertjax.training import loop

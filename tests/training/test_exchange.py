@@ -13,7 +13,7 @@ from bertjax.config.loading.load import build, load
 from bertjax.config.schema.model import BertConfig, DistilBertConfig
 from bertjax.data.tokenizers.load import Tokenizer, build_wordpiece, from_file
 from bertjax.errors import StorageError, UserError
-from bertjax.evaluation import predict
+from bertjax.evaluation.predictors import answers, masks
 from bertjax.evaluation.restore import restore
 from bertjax.interop import hf_folder, safetensors_folder
 from bertjax.models import registry
@@ -93,12 +93,12 @@ def test_there_and_back(heads, model, objective):
 @pytest.mark.slow
 def test_an_imported_run_predicts_and_is_scored():
     convert_hf.import_folder(folder(Path("hf"), ("mlm", "nsp")), Path("runs/pairs"))
-    (masks,) = predict.fill_mask("runs/pairs", ["word [MASK] !"], top_k=3)
-    assert len(masks["masks"][0]) == 3
+    (filled,) = masks.fill_mask("runs/pairs", ["word [MASK] !"], top_k=3)
+    assert len(filled["masks"][0]) == 3
     scores = evaluate_command("runs/pairs", None, None, None, ["stages.import.evaluate.mlm.batches=1"])["scores"]["mlm"]
     assert 2 < scores["mlm_loss"] < 5  # near log(40), as random weights give
     convert_hf.import_folder(folder(Path("hf_qa"), ("qa",)), Path("runs/qa"))
-    assert predict.answer("runs/qa", "a b?", "word abc def", n_best=1)["probability"] > 0
+    assert answers.answer("runs/qa", "a b?", "word abc def", n_best=1)["probability"] > 0
     paragraph = {
         "context": "word abc def",
         "qas": [{"id": "1", "question": "a?", "answers": [{"text": "abc", "answer_start": 5}]}],

@@ -13,8 +13,8 @@ from bertjax.config.schema.model import BertConfig, T5Config
 from bertjax.config.schema.run import Config
 from bertjax.data.tokenizers import load, sentencepiece
 from bertjax.errors import UserError
-from bertjax.evaluation import predict
 from bertjax.evaluation.evaluators.build import build_evaluators
+from bertjax.evaluation.predictors import masks
 from bertjax.evaluation.restore import restore
 from bertjax.interop import hf_folder
 from bertjax.models import registry
@@ -108,10 +108,10 @@ def test_a_bert_folder_there_and_back(name):
     assert rows == ids("hf")
     assert json.loads(Path("back/config.json").read_text())["pad_token_id"] == 0
     assert run_context.load_tokenizer(restored.ctx.config, Path()).sha256 == ours.sha256  # the run's own folder
-    (masks,) = predict.fill_mask(restored, ["the [MASK] a"], 2)
-    assert len(masks["masks"]) == 1 and "[MASK]" not in masks["masks"][0][0]["text"]
-    assert predict._to_tokenizer_mask(ours, "the [MASK]") == "the <mask>"
-    assert predict._encode_with_masks(ours, "the <mask>")[-2:] == [ours.mask_id, ours.sep_id]
+    (filled,) = masks.fill_mask(restored, ["the [MASK] a"], 2)
+    assert len(filled["masks"]) == 1 and "[MASK]" not in filled["masks"][0][0]["text"]
+    assert masks.to_tokenizer_mask(ours, "the [MASK]") == "the <mask>"
+    assert masks.encode_with_masks(ours, ["the <mask>"])[0][-2:] == [ours.mask_id, ours.sep_id]
 
 
 def test_a_t5_folder_there_and_back():

@@ -15,7 +15,7 @@ transformers = pytest.importorskip("transformers")
 
 from bertjax.config.schema.training import TextToTextObjective  # noqa: E402
 from bertjax.errors import UserError  # noqa: E402
-from bertjax.evaluation import predict  # noqa: E402
+from bertjax.evaluation.predictors import generation  # noqa: E402
 from bertjax.evaluation.restore import restore  # noqa: E402
 from bertjax.objectives import registry  # noqa: E402
 from bertjax.tools import convert_hf  # noqa: E402
@@ -85,7 +85,7 @@ def test_it_generates_what_transformers_generates(source, imported, capsys):
     asked = ["the cat", "zebras jump over the mat", "why", "dogs with a hat <extra_id_1>"]
     expected = generated(source, [[*row, END] for row in tokenizer.encode_batch(asked)])
     assert len({tuple(row) for row in expected}) > 2
-    found = predict.generate(restored, asked, {})
+    found = generation.generate(restored, asked, {})
     assert [one["generated"] for one in found] == [tokenizer.decode(row) for row in expected]
 
 

@@ -43,7 +43,7 @@ def classify_blocks(context: ClassifyContext, records: Sequence[dict[str, Any]])
     rows["input_ids"] = tokenizer.pad_id
     room = options.sequence_length - (2 if options.text_b is None else 3)
     for row, record, a, b in zip(rows, records, texts_a, texts_b, strict=True):
-        a, b = _truncate_pair(a, b, room)
+        a, b = truncate_pair(a, b, room)
         ids = [tokenizer.cls_id, *a, tokenizer.sep_id]
         first = len(ids)
         if options.text_b is not None:
@@ -58,7 +58,7 @@ def classify_blocks(context: ClassifyContext, records: Sequence[dict[str, Any]])
     return {"texts": text_counts.count(both, room, tokenizer.unk_id)}
 
 
-def _truncate_pair(a: list[int], b: list[int], room: int) -> tuple[list[int], list[int]]:
+def truncate_pair(a: list[int], b: list[int], room: int) -> tuple[list[int], list[int]]:
     """_truncate_seq_pair of run_classifier.py."""
     if len(a) + len(b) <= room:
         return a, b

@@ -156,6 +156,15 @@ class Bert(nnx.Module):
         layers, heads = list(self.layers), self.config.num_attention_heads
         return layer_stack.apply_layers(layers, x, call, stack_key, self.compute, (segment_ids, ()), heads=heads)
 
+    def hidden_states(
+        self, input_ids: jax.Array, token_type_ids: jax.Array, segment_ids: jax.Array, positions: jax.Array
+    ) -> list[jax.Array]:
+        """int [B, S] x 4 -> the embeddings and the output of each layer (the last is that of `encode`), [B, S, D]."""
+        states = [self.embeddings(input_ids, token_type_ids, positions, None, self.compute)]
+        for layer in self.layers:
+            states.append(layer(states[-1], segment_ids, False, None, self.compute))
+        return states
+
     def mlm_logits(self, hidden: jax.Array, masked_positions: jax.Array) -> jax.Array:
         """hidden [B, S, D], positions [B, N] -> logits [B, N, V] at these positions."""
         hidden = gather_positions(hidden, masked_positions)
@@ -186,6 +195,7 @@ BERT = Family(
     find_heads=find_heads,
     row_flops=row_flops,
     fused_attention=lambda c: (c.hidden_size // c.num_attention_heads, c.attention_probs_dropout_prob),
+    encoder_inputs=lambda model: ("input_ids", "token_type_ids", "segment_ids", "positions"),
     interop="bertjax.interop.bert:BERT",
 )
 DISTILBERT = replace(BERT, interop="bertjax.interop.bert:DISTILBERT")

@@ -155,6 +155,18 @@ class T5(nnx.Module):
         call = lambda layer, x, key, bias, visible: layer(x, bias, visible, key, self.compute)  # noqa: E731
         return self._run(self.encoder, input_ids, call, key, (bias, BIAS_AXES), (visible, ()))
 
+    def hidden_states(self, input_ids: jax.Array, segment_ids: jax.Array) -> list[jax.Array]:
+        """int [B, S] x 2 -> the embeddings and the output of each encoder layer, [B, S, D].
+
+        The last one is normalized, as that of `encode` and as transformers lists it.
+        """
+        visible = attention.make_segment_mask(segment_ids, segment_ids)
+        bias = self.encoder.position(input_ids.shape[1], input_ids.shape[1])
+        states = [self.embeddings(input_ids, None, self.compute)]
+        for layer in self.encoder.layers:
+            states.append(layer(states[-1], bias, visible, None, self.compute))
+        return [*states[:-1], self.encoder.norm(states[-1])]
+
     def decode(
         self, decoder_input_ids: jax.Array, target_segment_ids: jax.Array, hidden: jax.Array | None,
         segment_ids: jax.Array | None, *, prefix_mask: jax.Array | None = None, key: jax.Array | None = None,
@@ -207,5 +219,6 @@ FAMILY = Family(
     build=lambda config, heads, _, compute, rngs, adapter_size: T5(config, heads, compute, rngs, adapter_size),
     find_heads=lambda params: ("lm",),
     row_flops=row_flops,
+    encoder_inputs=lambda model: ("input_ids", "segment_ids") if model.encoder_layers else (),
     interop="bertjax.interop.t5:T5_FORMAT",
 )

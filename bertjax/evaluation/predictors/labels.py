@@ -1,0 +1,88 @@
+"""Classify texts, or predict a number for them (regression)."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from bertjax.config.schema.data import Classify
+from bertjax.data.preprocess.classify import truncate_pair
+from bertjax.errors import UserError
+from bertjax.evaluation.inference.token_rows import TokenRow, check_texts
+from bertjax.evaluation.predictors.base import Predictor, check_count
+from bertjax.evaluation.predictors.results import Classification
+from bertjax.models import families
+
+
+def stage_options(restored: Any) -> Classify | None:
+    """The `classify` section of the stage's training data; None for a checkpoint trained on other data."""
+    config = restored.ctx.config
+    tasks = config.stage_tasks(config.stages[restored.stage]).values()
+    return next((task.preprocess for task in tasks if isinstance(task.preprocess, Classify)), None)
+
+
+class Classifier(Predictor):
+    """Labels of texts, or of pairs of texts, as the classes are named in the training data."""
+
+    head = "classifier"
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        program, options = self.restored.program, stage_options(self.restored)
+        names = families.record_of(program.model).encoder_inputs(program.model)
+        self.is_regression = program.num_classes == 1
+        self.labels: list[str | int] = list(self.restored.labels or range(program.num_classes))
+        self._length, self._why = program.model.max_length, "the most that the model reads"
+        if options is not None:
+            self._length, self._why = options.sequence_length, "as in training"
+
+        def forward(model: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
+            hidden = model.encode(*(batch[name] for name in names))
+            logits = model.class_logits(hidden, jnp.zeros((len(hidden), 1), jnp.int32))[:, 0].astype(jnp.float32)
+            return logits if program.num_classes == 1 else jax.nn.softmax(logits, axis=-1)
+
+        self._batches = self.length_batches(forward)
+
+    def __call__(
+        self, texts: Sequence[str], pairs: Sequence[str] | None = None, top_k: int | None = None
+    ) -> list[Classification]:
+        """The label of each text, or of each text with the one of `pairs` beside it.
+
+        Texts are cut to the `sequence_length` of the stage's data, a pair from the end of its longer text, as in
+        training. UserError for what is not a text, or for another number of `pairs` than of texts.
+        """
+        given, seconds = check_texts("texts", texts), None if pairs is None else check_texts("pairs", pairs)
+        if seconds is not None and len(seconds) != len(given):
+            raise UserError(f"pairs: there are {len(seconds)} for {len(given)} texts; give one for each")
+        kept = len(self.labels) if top_k is None else check_count("top_k", top_k)
+        found = self._batches(self.params, self._rows(given, seconds))
+        results: list[Classification] = []
+        for number, (text, values) in enumerate(zip(given, found, strict=True)):
+            head: Classification = {"text": text} if seconds is None else {"text": text, "pair": seconds[number]}
+            results.append(self._result(head, values.tolist(), kept))
+        return results
+
+    def _result(self, head: Classification, values: list[float], kept: int) -> Classification:
+        if self.is_regression:
+            return {**head, "value": values[0]}
+        order = sorted(range(len(values)), key=lambda i: -values[i])
+        first = order[0]
+        return {
+            **head, "label": self.labels[first], "probability": values[first],
+            "labels": [{"label": self.labels[i], "probability": values[i]} for i in order[:kept]],
+        }  # fmt: skip
+
+    def _rows(self, texts: list[str], pairs: list[str] | None) -> list[TokenRow]:
+        cls_id, sep_id = self.tokenizer.cls_id, self.tokenizer.sep_id
+        firsts = self.tokenizer.encode_batch(texts)
+        seconds = [[]] * len(texts) if pairs is None else self.tokenizer.encode_batch(pairs)
+        room = None if self._length is None else self._length - (2 if pairs is None else 3)
+        rows = []
+        for a, b in zip(firsts, seconds, strict=True):
+            a, b = (a, b) if room is None else truncate_pair(a, b, room)
+            ids, first = [cls_id, *a, sep_id], len(a) + 2
+            ids += [] if pairs is None else [*b, sep_id]
+            rows.append(TokenRow(ids, [0] * first + [1] * (len(ids) - first)))
+        self.count_tokens([[*a, *b] for a, b in zip(firsts, seconds, strict=True)], room, self._why)
+        return rows

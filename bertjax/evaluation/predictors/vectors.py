@@ -1,0 +1,130 @@
+"""Vectors of texts: one for each text (embeddings), and the outputs of all layers for each token (hidden states)."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bertjax.errors import UserError
+from bertjax.evaluation.inference.generate import MAX_INPUT_TOKENS
+from bertjax.evaluation.inference.length_batches import LengthBatches
+from bertjax.evaluation.inference.token_rows import TokenRow, check_texts, frame, num_special
+from bertjax.evaluation.predictors.base import Predictor, check_count
+from bertjax.evaluation.predictors.results import HiddenStates
+from bertjax.models import families
+
+Pooling = Literal["mean", "cls"]
+POOLINGS: tuple[Pooling, ...] = ("mean", "cls")
+
+
+class TextEncoder(Predictor):
+    """Reads texts with the encoder: [CLS] text [SEP] for BERT, text </s> for T5."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        model = self.restored.program.model
+        self._inputs = families.record_of(model).encoder_inputs(model)
+        if not self._inputs:
+            raise UserError(f"{self.restored.where}: a model without an encoder gives no vectors; name a BERT or a T5")
+
+    def encode(self, texts: Sequence[str], max_tokens: int | None) -> list[TokenRow]:
+        """Rows of at most `max_tokens` tokens with the special ones (default: as many as the model reads)."""
+        longest = self.restored.program.model.max_length
+        limit, why = (longest, "the most that the model reads") if max_tokens is None else (max_tokens, "max_tokens")
+        if limit is not None and longest is not None and limit > longest:
+            raise UserError(f"max_tokens: must be at most {longest}, the positions of the model (got {limit})")
+        special = num_special(self.tokenizer)
+        if limit is not None and limit <= special:
+            raise UserError(f"max_tokens: must be above {special}, the number of special tokens (got {limit})")
+        ids = self.tokenizer.encode_batch(check_texts("texts", texts))
+        for number, row in enumerate(ids):
+            if limit is None and len(row) >= MAX_INPUT_TOKENS:
+                size = f"has {len(row):,} tokens, and attention memory grows with their square"
+                raise UserError(f"item {number} of the texts: {size}; above {MAX_INPUT_TOKENS:,} set max_tokens")
+        room = None if limit is None else limit - special
+        self.count_tokens(ids, room, why)
+        return [TokenRow(frame(self.tokenizer, row[:room])) for row in ids]
+
+
+class Embedder(TextEncoder):
+    """One vector for each text."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._forwards: dict[tuple[Pooling, bool], LengthBatches] = {}
+
+    def __call__(
+        self, texts: Sequence[str], pooling: Pooling = "mean", normalize: bool = True, max_tokens: int | None = None
+    ) -> np.ndarray:
+        """N texts -> float32 [N, D].
+
+        pooling: `mean` of the last layer over the tokens of the text, the special ones included (as
+        sentence-transformers); `cls`: the first token. normalize: to length 1. max_tokens: longer texts are cut there.
+        """
+        if pooling not in POOLINGS:
+            raise UserError(f"pooling: must be one of {', '.join(POOLINGS)} (got {pooling!r})")
+        if pooling == "cls" and not hasattr(self.tokenizer, "cls_id"):
+            raise UserError("pooling: this model reads no [CLS]; use mean")
+        rows = self.encode(texts, None if max_tokens is None else check_count("max_tokens", max_tokens))
+        found = self._forward(pooling, bool(normalize))(self.params, rows)
+        return np.stack(found) if found else np.zeros((0, self.size), np.float32)
+
+    @property
+    def size(self) -> int:
+        """D, the numbers in a vector."""
+        params = self.restored.program.abstract_params()
+        return params["embeddings/word/embedding"].shape[1]
+
+    def _forward(self, pooling: Pooling, normalize: bool) -> LengthBatches:
+        if (pooling, normalize) not in self._forwards:
+            self._forwards[pooling, normalize] = self.length_batches(_pooled(self._inputs, pooling, normalize))
+        return self._forwards[pooling, normalize]
+
+
+def _pooled(
+    inputs: Sequence[str], pooling: Pooling, normalize: bool
+) -> Callable[[Any, Mapping[str, jax.Array]], jax.Array]:
+    def forward(model: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
+        hidden = model.encode(*(batch[name] for name in inputs)).astype(jnp.float32)
+        if pooling == "cls":
+            pooled = hidden[:, 0]
+        else:
+            mask = (batch["segment_ids"] > 0).astype(jnp.float32)[:, :, None]
+            pooled = (hidden * mask).sum(1) / jnp.maximum(mask.sum(1), 1e-9)
+        length = jnp.linalg.norm(pooled, axis=-1, keepdims=True)
+        return pooled / jnp.maximum(length, 1e-12) if normalize else pooled
+
+    return forward
+
+
+class LayerReader(TextEncoder):
+    """The outputs of all layers."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        inputs = self._inputs
+
+        def forward(model: Any, batch: Mapping[str, jax.Array]) -> list[jax.Array]:
+            return [x.astype(jnp.float32) for x in model.hidden_states(*(batch[name] for name in inputs))]
+
+        self._batches = self.length_batches(forward)
+
+    def __call__(self, texts: Sequence[str], max_tokens: int | None = None) -> HiddenStates:
+        """The embeddings and the output of each layer for N texts, padded to the longest one with zeros."""
+        rows = self.encode(texts, None if max_tokens is None else check_count("max_tokens", max_tokens))
+        found = self._batches(self.params, rows)
+        longest = max(map(len, rows), default=0)
+        mask = np.array([[1] * len(row) + [0] * (longest - len(row)) for row in rows], np.int32).reshape(-1, longest)
+        ids = np.full((len(rows), longest), self.tokenizer.pad_id, np.int32)
+        for line, row in zip(ids, rows, strict=True):
+            line[: len(row)] = row.input_ids
+        layers = []
+        for number in range(len(found[0]) if found else 0):
+            layer = np.zeros((len(rows), longest, found[0][number].shape[-1]), np.float32)
+            for out, states, row in zip(layer, found, rows, strict=True):
+                out[: len(row)] = states[number][: len(row)]
+            layers.append(layer)
+        tokens = [[self.tokenizer.pieces[i] for i in row.input_ids] for row in rows]
+        return HiddenStates(layers, mask, ids, tokens)
