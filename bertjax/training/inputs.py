@@ -12,7 +12,7 @@ from bertjax.data.sources.registry import record_of
 from bertjax.data.tokenizers import load
 from bertjax.errors import UserError
 from bertjax.storage import remote
-from bertjax.storage.files import UNSUPPORTED_SUFFIXES, expand_globs, resolve_path
+from bertjax.storage.files import UNSUPPORTED, UNSUPPORTED_SUFFIXES, expand_globs, resolve_path
 from bertjax.training.checkpoint.stage_files import StageFiles, run_stages
 
 
@@ -96,8 +96,7 @@ def _source(key: str, source: Any, base: Path) -> Iterator[str]:
             yield f"{key}: {error}"
             continue
         yield from _unreadable(key, found)
-        hint = "files are not read; unpack it, or compress it with gzip, xz or bzip2"
-        yield from (f"{key}: {p}: {p.suffix} {hint}" for p in found if p.suffix in UNSUPPORTED_SUFFIXES)
+        yield from (f"{key}: {p}: {p.suffix} {UNSUPPORTED}" for p in found if p.suffix in UNSUPPORTED_SUFFIXES)
 
 
 def _unreadable(key: str, paths: Iterable[Path]) -> Iterator[str]:

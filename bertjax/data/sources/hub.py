@@ -12,7 +12,7 @@ from bertjax.data.sources import record_files
 from bertjax.data.sources.record_files import LocatedRecords
 from bertjax.data.sources.registry import SourceKind
 from bertjax.errors import UserError, brief
-from bertjax.storage.files import UNSUPPORTED_SUFFIXES, resolve_path, sha256_of_files
+from bertjax.storage.files import UNSUPPORTED_SUFFIXES, content_suffix, resolve_path, sha256_of_files
 from bertjax.storage.remote import is_remote
 
 READERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".txt": "text"}
@@ -141,7 +141,7 @@ def _load_local(path: Path, source: HuggingFaceData) -> Any:
 
     try:
         if path.is_file():
-            suffix = Path(path.stem).suffix if path.suffix in (".gz", ".xz", ".bz2") else path.suffix
+            suffix = content_suffix(path)
             if suffix not in READERS:
                 raise UserError(f"{path}: cannot tell its format; known endings: {' '.join(READERS)}")
             options = _csv_options(suffix == ".tsv") if READERS[suffix] == "csv" else {}
