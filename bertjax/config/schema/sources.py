@@ -8,7 +8,7 @@ from bertjax.config.schema.base import AnyPath, KindOf, LocalPath, NonNegative, 
 from bertjax.config.schema.slices import parse_slice
 
 Files = Annotated[
-    list[AnyPath], Field(min_length=1, description="Paths or globs; .gz, .xz, .bz2 and .zst are decompressed.")
+    list[AnyPath], Field(min_length=1, description="Paths or globs; .gz, .xz, .bz2, .zst are unpacked.")
 ]
 TextField = Annotated[str, Field(description="Field of a record that holds the text of a document.")]
 

@@ -35,19 +35,27 @@ def read_squad(source: Any, base: Path) -> list[Example]:
     answer_start}}. Without `is_impossible`, a question without answers is unanswerable. Raises UserError for malformed
     questions, naming file and question, and for a source without any.
     """
+    return list(stream_squad(source, base))
+
+
+def stream_squad(source: Any, base: Path) -> Iterator[Example]:
+    """`read_squad` question by question."""
     record = record_of(source)
     if record.questions:
-        examples = list(record.questions(source, base))
+        examples = record.questions(source, base)
     elif record.records:
-        examples = [_example(found, f"{where}: ", "") for where, found in read_located(source, base)]
+        examples = (_example(found, f"{where}: ", "") for where, found in read_located(source, base))
     else:
         raise UserError(
             f"source: kind '{source.kind}' holds no questions; use {kinds_with('questions', 'records')} for span_qa"
         )
-    if not examples:
+    empty = True
+    for example in examples:
+        empty = False
+        yield example
+    if empty:
         name = record.describe(source)
         raise UserError(f"{name}: no questions in it; name a file with data > paragraphs > qas, or question records")
-    return examples
 
 
 def read_records_or_questions(source: Any, base: Path) -> LocatedRecords:
@@ -56,7 +64,7 @@ def read_records_or_questions(source: Any, base: Path) -> LocatedRecords:
     if record.records or not record.questions:
         yield from read_located(source, base)
         return
-    for q in read_squad(source, base):
+    for q in stream_squad(source, base):
         fields = {"id": q.id, "title": q.title, "context": q.context, "question": q.question}
         answers = [text for text, _ in q.answers]
         yield f"{record.describe(source)}: question '{q.id}'", fields | {"answers": answers}
