@@ -5,6 +5,7 @@ import functools
 import glob
 import gzip
 import hashlib
+import io
 import lzma
 import zlib
 from collections.abc import Iterator
@@ -15,9 +16,22 @@ from typing import Any, BinaryIO
 from bertjax.errors import StorageError, UserError
 from bertjax.storage import remote
 
-OPENERS: dict[str, Any] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
-UNSUPPORTED_SUFFIXES = {".zst", ".zip", ".7z", ".tar", ".tgz", ".rar"}
+
+def _open_zst(file: BinaryIO, mode: str = "rb") -> BinaryIO:
+    import pyarrow as pa
+
+    return io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(file, "r"), "zstd"), 1 << 20)  # type: ignore[arg-type]
+
+
+OPENERS: dict[str, Any] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open, ".zst": _open_zst}
+UNSUPPORTED_SUFFIXES = {".zip", ".7z", ".tar", ".tgz", ".rar"}
+UNSUPPORTED = "files are not read; unpack it, or compress it with gzip, xz, bzip2 or zstd"
 DECODE_ERRORS = (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, OSError)
+
+
+def content_suffix(path: Path) -> str:
+    """The end of a name without that of its compression: `.jsonl` of `a.jsonl.gz`."""
+    return Path(path.stem).suffix if path.suffix in OPENERS else path.suffix
 
 
 def resolve_path(name: str, base: Path) -> Path:
@@ -68,9 +82,9 @@ def _glob_files(path: Path, base: Path) -> dict[Path, int | None]:
 
 @contextmanager
 def open_binary(path: Path) -> Iterator[BinaryIO]:
-    """The bytes of the file, decompressed if its suffix is .gz, .xz or .bz2."""
+    """The bytes of the file, decompressed if its suffix is one of `OPENERS`."""
     if path.suffix in UNSUPPORTED_SUFFIXES:
-        raise UserError(f"{path}: {path.suffix} files are not read; unpack it, or compress it with gzip, xz or bzip2")
+        raise UserError(f"{path}: {path.suffix} {UNSUPPORTED}")
     try:
         with remote.remote_errors(path):
             file: Any = path.open("rb")
@@ -102,6 +116,21 @@ def _raw_lines(file: BinaryIO) -> Iterator[bytes]:
     first = next(file, b"")
     yield from first.rstrip(b"\r").split(b"\r") if b"\n" not in first and b"\r" in first else [first] if first else []
     yield from file
+
+
+def read_pieces(path: Path, characters: int) -> Iterator[str]:
+    """`read_text` in pieces of lines, of about that many characters each; joined they are the text."""
+    held: list[str] = []
+    size = 0
+    for number, line in read_lines(path):
+        text = line if number == 1 else f"\n{line}"
+        held.append(text)
+        size += len(text)
+        if size >= characters:
+            yield "".join(held)
+            held, size = [], 0
+    if held:
+        yield "".join(held)
 
 
 def read_text(path: Path) -> str:

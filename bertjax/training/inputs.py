@@ -1,4 +1,4 @@
-"""Check that all inputs of a command exist and report all problems at once; contents and data set hubs are not read."""
+"""Check that all inputs of a command exist and hold what it needs, by their first records; report all problems at once."""
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,37 +11,55 @@ from bertjax.config.schema.run import Config, Stage
 from bertjax.data.sources.registry import record_of
 from bertjax.data.tokenizers import locate
 from bertjax.errors import UserError
+from bertjax.parallel import mesh
+from bertjax.parallel.mesh_shape import find_problems as find_mesh_problems
 from bertjax.storage import remote
-from bertjax.storage.files import UNSUPPORTED_SUFFIXES, expand_globs, resolve_path
+from bertjax.storage.files import UNSUPPORTED, UNSUPPORTED_SUFFIXES, expand_globs, resolve_path
 from bertjax.storage.pretrained import hub_name
+from bertjax.training import preflight
 from bertjax.training.checkpoint.stage_files import StageFiles, run_stages
+from bertjax.training.run_context import load_tokenizer
 
 
-def check_run(stages: Sequence[StageFiles]) -> None:
-    """Check the data, the tokenizer, and `init_from` and evaluations of unfinished stages, for `train`.
+def check_run(stages: Sequence[StageFiles]) -> preflight.StageClasses:
+    """Check the data, the tokenizer, the mesh, and `init_from` and evaluations of unfinished stages, for `train`.
 
-    Raises UserError with a line for each problem: `stages.qa.evaluate.squad.data.source.0.files: ...`.
+    Returns the classes of each stage as far as the first records show them. Raises UserError with a line for each
+    problem: `stages.qa.evaluate.squad.data.source.0.files: ...`.
     """
     config, base = stages[0].config, stages[0].base
     begun = [files.has_begun for files in stages]
     to_do = config.stages[max((i for i, has_begun in enumerate(begun) if has_begun), default=0) :]
     starts = _init_sources(files for files, has_begun in zip(stages, begun, strict=True) if not has_begun)
-    _raise_problems([*_run_dir(config.run_dir), *starts, *_data(config, base), *_evaluations(to_do, base)])
+    problems = [*_run_dir(config.run_dir), *_prepared_dir(config), *starts, *_data(config, base)]
+    problems += _evaluations(to_do, base)
+    begun_stages = {files.index for files, has_begun in zip(stages, begun, strict=True) if has_begun}
+    lines, classes = preflight.find_data_problems(stages, preflight.broken_tasks(problems), begun_stages)
+    scores = [*preflight.find_score_problems(config)]
+    lines = [*_tokenizer_fits(config, base, problems), *_mesh(config, to_do), *lines]
+    _raise_problems([*problems, *lines, *_evaluated(to_do, base, problems, classes), *scores])
+    return classes
 
 
 def check_prepare(config: Config, base: Path) -> None:
     """Check the data of every stage, the tokenizer and the evaluations' data, for `prepare`. Raises UserError."""
-    _raise_problems([*_data(config, base), *_evaluations(config.stages, base)])
+    problems = [*_prepared_dir(config), *_data(config, base), *_evaluations(config.stages, base)]
+    stages = run_stages(config, base)
+    lines, classes = preflight.find_data_problems(stages, preflight.broken_tasks(problems))
+    _raise_problems([*problems, *lines, *_evaluated(config.stages, base, problems, classes)])
 
 
 def check_data(config: Config, base: Path) -> None:
     """Check the training data of every stage and the tokenizer, for other commands. Raises UserError."""
-    _raise_problems(_data(config, base))
+    problems = [*_data(config, base)]
+    lines, _ = preflight.find_data_problems(run_stages(config, base), preflight.broken_tasks(problems))
+    _raise_problems([*problems, *lines])
 
 
 def check_evaluations(stage: Stage, base: Path, name: str | None = None) -> None:
     """Check the data of a stage's evaluations, or of the one called `name`. Raises UserError."""
-    _raise_problems(_evaluations([stage], base, name))
+    problems = [*_evaluations([stage], base, name)]
+    _raise_problems([*problems, *_evaluated([stage], base, problems, {}, name)])
 
 
 def check_comparison(config: Config, base: Path, all_stages: bool) -> None:
@@ -49,7 +67,10 @@ def check_comparison(config: Config, base: Path, all_stages: bool) -> None:
     stages = config.stages if all_stages else config.stages[-1:]
     starts = _init_sources(files for files in run_stages(config, base) if files.stage in stages)
     data = _data(config.model_copy(update={"stages": stages}), base)
-    _raise_problems([*_run_dir(config.run_dir), *starts, *data, *_evaluations(stages, base)])
+    problems = [*_run_dir(config.run_dir), *starts, *data, *_evaluations(stages, base)]
+    own = [files for files in run_stages(config, base) if files.stage in stages]
+    lines, _ = preflight.find_data_problems(own, preflight.broken_tasks(problems))
+    _raise_problems([*problems, *lines, *_evaluated(stages, base, problems, {})])
 
 
 def has_begun(config: Config) -> bool:
@@ -65,6 +86,38 @@ def _raise_problems(problems: Iterable[str]) -> None:
 def _evaluations(stages: Sequence[Stage], base: Path, name: str | None = None) -> Iterator[str]:
     for key, source in input_paths.evaluation_sources(stages, name):
         yield from _source(key, source, base)
+
+
+def _evaluated(
+    stages: Sequence[Stage],
+    base: Path,
+    problems: Sequence[str],
+    classes: preflight.StageClasses,
+    name: str | None = None,
+) -> Iterator[str]:
+    """Check the first records of the evaluations whose files are there."""
+    broken = preflight.broken_tasks(problems)
+    for stage in stages:
+        for evaluation in stage.evaluate:
+            key = input_paths.evaluation_task(stage, evaluation)
+            if name in (None, evaluation.name) and key not in broken:
+                yield from preflight.find_evaluation_problems(key, evaluation, base, classes.get(stage.name))
+
+
+def _tokenizer_fits(config: Config, base: Path, problems: Sequence[str]) -> Iterator[str]:
+    """Load the tokenizer, unless it is trained, or fetched first of all: its kind, and its size for the model."""
+    path = config.tokenizer.path
+    if path is None or remote.is_remote(path) or any(line.startswith("tokenizer.path:") for line in problems):
+        return
+    try:
+        load_tokenizer(config, base)
+    except UserError as error:
+        yield str(error) if str(error).startswith("model.") else f"tokenizer.path: {error}"
+
+
+def _mesh(config: Config, stages: Sequence[Stage]) -> list[str]:
+    """Check that mesh and batches fit the devices of this run."""
+    return find_mesh_problems(config.mesh, stages, len(mesh.all_devices()))
 
 
 def _data(config: Config, base: Path) -> Iterator[str]:
@@ -103,14 +156,19 @@ def _source(key: str, source: Any, base: Path) -> Iterator[str]:
             yield f"{key}: {error}"
             continue
         yield from _unreadable(key, found)
-        hint = "files are not read; unpack it, or compress it with gzip, xz or bzip2"
-        yield from (f"{key}: {p}: {p.suffix} {hint}" for p in found if p.suffix in UNSUPPORTED_SUFFIXES)
+        yield from (f"{key}: {p}: {p.suffix} {UNSUPPORTED}" for p in found if p.suffix in UNSUPPORTED_SUFFIXES)
 
 
 def _unreadable(key: str, paths: Iterable[Path]) -> Iterator[str]:
     for path in paths:
         if not remote.is_remote(path) and not os.access(path, os.R_OK):
             yield f"{key}: {path}: cannot be opened (permission denied); check its permissions"
+
+
+def _prepared_dir(config: Config) -> Iterator[str]:
+    """Check that prepared data can be written where `run.prepared_dir` says."""
+    if config.run.prepared_dir and not remote.is_remote(config.run.prepared_dir):
+        yield from _unwritable("run.prepared_dir", resolve_path(config.run.prepared_dir, Path.cwd()))
 
 
 def _init_sources(stages: Iterable[StageFiles]) -> Iterator[str]:
@@ -124,8 +182,12 @@ def _init_sources(stages: Iterable[StageFiles]) -> Iterator[str]:
 
 def _run_dir(run_dir: Path) -> Iterator[str]:
     """Check that the run folder can be created or written."""
-    there = next(folder for folder in (run_dir, *run_dir.absolute().parents) if folder.exists())
+    yield from _unwritable("run.root", run_dir)
+
+
+def _unwritable(key: str, wanted: Path) -> Iterator[str]:
+    there = next(folder for folder in (wanted, *wanted.absolute().parents) if folder.exists())
     if not there.is_dir():
-        yield f"run.root: {there}: is a file; name a folder"
+        yield f"{key}: {there}: is a file; name a folder"
     elif not os.access(there, os.W_OK | os.X_OK):
-        yield f"run.root: {there}: cannot be written (permission denied); name another folder"
+        yield f"{key}: {there}: cannot be written (permission denied); name another folder"

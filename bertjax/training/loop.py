@@ -64,7 +64,7 @@ def open_run(
     validate.check_settings(config)
     if run_on_primary(lambda: validate.is_complete(stages[-1])):
         return None
-    primary_first(lambda: inputs.check_run(stages))
+    primary_first(lambda: validate.check_init_shapes(stages, inputs.check_run(stages)))
     run_context.enable_compilation_cache(config)
     ctx = primary_first(lambda: run_context.open_run_context(config, base))
     initialize.warm_up_collectives(ctx.mesh)

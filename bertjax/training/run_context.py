@@ -36,7 +36,7 @@ class RunContext:
     config: Config
     base: Path  # relative data paths start here
     mesh: JaxMesh
-    tokenizer: load.AnyTokenizer
+    tokenizer: load.AnyTokenizer = None  # type: ignore[assignment]  # None before it is loaded
     fingerprint: Fingerprint = None  # type: ignore[assignment]  # of a source, computed once for each
 
     def __post_init__(self) -> None:

@@ -6,10 +6,13 @@ from bertjax.config.loading.load import identity_diff, load_saved
 from bertjax.config.schema.evaluation import Evaluation
 from bertjax.config.schema.run import Config, Stage
 from bertjax.errors import BertjaxError, UserError
+from bertjax.parallel.mesh import make_mesh
 from bertjax.parallel.mesh_shape import merge_rules
+from bertjax.training import preflight
 from bertjax.training.checkpoint import warmstart
 from bertjax.training.checkpoint.layout import has_pending_eval
 from bertjax.training.checkpoint.stage_files import StageFiles
+from bertjax.training.program import stage_program
 from bertjax.training.run_context import RunContext
 from bertjax.training.stage_plan import StagePlan
 
@@ -91,6 +94,21 @@ def check_init_sources(ctx: RunContext, plans: Sequence[StagePlan]) -> None:
             shapes = warmstart.checkpoint_shapes(ctx, plan.files.checkpoints)
         except BertjaxError:  # restoring the stage reports it
             shapes = plan.program.abstract_params()
+
+
+def check_init_shapes(stages: Sequence[StageFiles], classes: preflight.StageClasses) -> None:
+    """As `check_init_sources`, before anything is prepared: without the tokenizer, and without what labels decide."""
+    config, base = stages[0].config, stages[0].base
+    if all(files.init_folder is None or files.has_begun for files in stages):
+        return
+    ctx = RunContext(config, base, make_mesh(config.mesh))
+    shapes: warmstart.Shapes = {}
+    for files in stages:
+        program = stage_program(config, files.stage, ctx.mesh, files.stage.steps or 1)
+        if files.has_begun:
+            shapes = program.abstract_params()
+        else:
+            shapes = warmstart.check_init(ctx, files, program, shapes, preflight.maybe_fresh(files.stage, classes))
 
 
 def is_complete(last: StageFiles) -> bool:

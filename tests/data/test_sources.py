@@ -117,6 +117,7 @@ def test_bad_text_files(tmp_path: Path) -> None:
     write(tmp_path / "empty.txt", "")
     write(tmp_path / "blank.txt", "\n \n")
     write(tmp_path / "a.zst", b"x")
+    write(tmp_path / "a.zip", b"x")
     (tmp_path / "folder").mkdir()
     for name, says in {
         "latin.txt": "line 2: not UTF-8 (0xef at byte 3)",
@@ -125,7 +126,8 @@ def test_bad_text_files(tmp_path: Path) -> None:
         "none.txt": "none.txt: no such file",
         "none*.txt": "none*.txt: no file matches",
         "folder": "folder: the folder is empty",
-        "a.zst": ".zst files are not read",
+        "a.zst": "the .zst data is cut short or damaged",
+        "a.zip": ".zip files are not read",
     }.items():
         fails(TextFiles(files=[name]), tmp_path, says)
     with gzip.open(tmp_path / "empty.gz", "wb"):

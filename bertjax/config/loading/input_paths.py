@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from bertjax.config.schema.data import Task
+from bertjax.config.schema.evaluation import Evaluation
 from bertjax.config.schema.run import Config, Stage
 from bertjax.storage.pretrained import hub_name
 
@@ -14,12 +15,16 @@ def training_sources(config: Config) -> Iterator[tuple[str, Any]]:
         yield from _numbered("tokenizer.train_on", config.tokenizer.train_on or ())
     tasks: dict[str, Task] = {}
     for stage in config.stages:
-        if isinstance(stage.data, Task):
-            tasks[f"stages.{stage.name}.data"] = stage.data
-        else:
-            tasks |= {f"tasks.{name}": task for name, task in config.stage_tasks(stage).items()}
+        tasks |= stage_tasks(config, stage)
     for key, task in tasks.items():
         yield from _numbered(f"{key}.source", task.source)
+
+
+def stage_tasks(config: Config, stage: Stage) -> dict[str, Task]:
+    """{key: task} of all data that a stage is trained on: `tasks.docs`, or `stages.NAME.data` where written there."""
+    if isinstance(stage.data, Task):
+        return {f"stages.{stage.name}.data": stage.data}
+    return {f"tasks.{name}": task for name, task in config.stage_tasks(stage).items()}
 
 
 def evaluation_sources(stages: Sequence[Stage], name: str | None = None) -> Iterator[tuple[str, Any]]:
@@ -27,8 +32,12 @@ def evaluation_sources(stages: Sequence[Stage], name: str | None = None) -> Iter
     for stage in stages:
         for evaluation in stage.evaluate:
             if name in (None, evaluation.name):
-                key = f"stages.{stage.name}.evaluate.{evaluation.name}.data.source"
-                yield from _numbered(key, evaluation.data.source)
+                yield from _numbered(f"{evaluation_task(stage, evaluation)}.source", evaluation.data.source)
+
+
+def evaluation_task(stage: Stage, evaluation: Evaluation) -> str:
+    """The key of an evaluation's task: `stages.qa.evaluate.squad.data`."""
+    return f"stages.{stage.name}.evaluate.{evaluation.name}.data"
 
 
 def _numbered(key: str, sources: Sequence[Any]) -> Iterator[tuple[str, Any]]:

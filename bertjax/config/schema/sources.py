@@ -2,12 +2,36 @@
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from bertjax.config.schema.base import AnyPath, KindOf, LocalPath, NonNegative, Section
+from bertjax.config.schema.slices import parse_slice
 
-Files = Annotated[list[AnyPath], Field(min_length=1, description="Paths or globs; .gz, .xz and .bz2 are decompressed.")]
+Files = Annotated[list[AnyPath], Field(min_length=1, description="Paths or globs; .gz, .xz, .bz2, .zst are unpacked.")]
 TextField = Annotated[str, Field(description="Field of a record that holds the text of a document.")]
+
+
+def _check_slice(text: str | None) -> str | None:
+    if text is not None:
+        parse_slice(text)
+    return text
+
+
+def _check_delimiter(text: str) -> str:
+    text = "\t" if text == r"\t" else text
+    if len(text) != 1 or text in '"\r\n':
+        raise ValueError('must be one character, such as "," or ";" or "\\t", and no quote or line end')
+    return text
+
+
+FileSplit = Annotated[
+    str | None,
+    AfterValidator(_check_slice),
+    Field(
+        exclude_if=lambda split: split is None,
+        description="Part to read, by record order over all files: `[:90%]`, `[90%:]`, `[:1000]`. Default: everything.",
+    ),
+]
 
 
 class TextFiles(Section):
@@ -21,6 +45,7 @@ class TextFiles(Section):
         description="`sentences`: a sentence per line, an empty line between documents; `paragraphs`: an empty line "
         "between documents, which are split into sentences; `documents`: a document per file, split into sentences.",
     )
+    split: FileSplit = None
 
 
 class JsonLines(Section):
@@ -30,6 +55,7 @@ class JsonLines(Section):
     kind: Literal["jsonl"] = "jsonl"
     files: Files
     text_field: TextField = "text"
+    split: FileSplit = None
 
 
 class Json(Section):
@@ -39,6 +65,7 @@ class Json(Section):
     kind: Literal["json"] = "json"
     files: Files
     text_field: TextField = "text"
+    split: FileSplit = None
 
 
 class Tsv(Section):
@@ -50,6 +77,20 @@ class Tsv(Section):
     fields: list[str] | None = Field(None, description="Column names. Default: those in the first line.")
     skip_lines: NonNegative = Field(0, description="Header lines to skip when `fields` is given.")
     text_field: TextField = "text"
+    split: FileSplit = None
+
+
+class Csv(Section):
+    """CSV files (RFC 4180): a cell in double quotes may hold delimiters, line ends and doubled quotes."""
+
+    implementation: ClassVar[str] = "bertjax.data.sources.records:CSV"
+    kind: Literal["csv"] = "csv"
+    files: Files
+    delimiter: Annotated[str, AfterValidator(_check_delimiter)] = Field(",", description="Character between cells.")
+    fields: list[str] | None = Field(None, description="Column names. Default: those in the first row.")
+    skip_lines: NonNegative = Field(0, description="Header lines to skip when `fields` is given.")
+    text_field: TextField = "text"
+    split: FileSplit = None
 
 
 class Parquet(Section):
@@ -59,6 +100,7 @@ class Parquet(Section):
     kind: Literal["parquet"] = "parquet"
     files: Files
     text_field: TextField = "text"
+    split: FileSplit = None
 
 
 class HuggingFaceData(Section):
@@ -101,6 +143,7 @@ class SquadFiles(Section):
     implementation: ClassVar[str] = "bertjax.data.sources.squad:SQUAD"
     kind: Literal["squad"] = "squad"
     files: Files
+    split: FileSplit = None
 
 
 class StdlibQa(Section):
@@ -117,6 +160,7 @@ SOURCES: dict[str, type[Section]] = {
     "jsonl": JsonLines,
     "json": Json,
     "tsv": Tsv,
+    "csv": Csv,
     "parquet": Parquet,
     "huggingface": HuggingFaceData,
     "tfds": TfdsData,

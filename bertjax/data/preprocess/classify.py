@@ -2,24 +2,29 @@
 
 from collections.abc import Iterator, Sequence
 from itertools import chain, islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from bertjax.config.schema.data import Classify
+from bertjax.config.schema.data import Classify, Task
 from bertjax.data.jobs import job_plan, text_counts
 from bertjax.data.jobs.job_plan import CountedBlocks, JobPlan, PrepareContext
 from bertjax.data.preprocess.label_survey import survey_labels, with_label_names
 from bertjax.data.preprocess.labels import LabelEncoder, build_label_encoder, label_metadata
-from bertjax.data.preprocess.registry import PreprocessKind
+from bertjax.data.preprocess.registry import PreprocessKind, Preview
 from bertjax.data.preprocess.sampling import sample_items
 from bertjax.data.sources.class_names import ClassSpec, names_from_source
+from bertjax.data.sources.record_files import LocatedRecords
 from bertjax.data.sources.records import read_located
 from bertjax.data.store.row_format import row_dtype
 from bertjax.errors import UserError, escape_unprintable
 
 if TYPE_CHECKING:
     from bertjax.data.tokenizers.load import Tokenizer
+
+
+LABELED_RECORDS = 10_000  # of each source, whose labels are checked before anything is prepared
 
 
 class ClassifyContext(NamedTuple):
@@ -90,14 +95,14 @@ def plan_classify(context: PrepareContext) -> JobPlan:
     return JobPlan(classify_blocks, shared, jobs, dtype, found.records > job_plan.MIN_POOL_EXAMPLES, about)
 
 
-def _all_label_names(context: PrepareContext) -> tuple[tuple[str, ...] | None, str | None]:
+def _all_label_names(context: PrepareContext | Preview) -> tuple[tuple[str, ...] | None, str | None]:
     """(names, who gives them): the sources' own names of their ids, in order of appearance."""
     found = [_label_names_of(context, source) for source in context.task.source]
     names = tuple(dict.fromkeys(name for given, _ in found for name in given or ()))
     return (names, found[0][1] or "source") if names else (None, None)
 
 
-def _label_names_of(context: PrepareContext, source: Any) -> tuple[tuple[str, ...] | None, str | None]:
+def _label_names_of(context: PrepareContext | Preview, source: Any) -> tuple[tuple[str, ...] | None, str | None]:
     """(names of a source's ids, where they come from): `labels` of the configuration, else the data set's own."""
     options: Classify = context.task.preprocess
     if options.labels is not None:
@@ -111,15 +116,63 @@ def _label_names_of(context: PrepareContext, source: Any) -> tuple[tuple[str, ..
 def _records(context: PrepareContext, given: Sequence[str] | None) -> Iterator[tuple[str, dict[str, Any]]]:
     """(where, record) of the records that `limit` keeps, with names for labels that are ids in their source."""
 
-    def read(source: Any) -> Iterator[tuple[str, dict[str, Any]]]:
-        own, _ = _label_names_of(context, source) if given else (None, None)
-        located = read_located(source, context.base)
-        return with_label_names(located, own, context.task.preprocess.label) if own else located
-
-    located = chain.from_iterable(read(source) for source in context.task.source)
+    located = chain.from_iterable(_named_records(context, source, given) for source in context.task.source)
     return sample_items(located, context.task.limit, context.seed)
 
 
+def _named_records(context: PrepareContext | Preview, source: Any, given: Sequence[str] | None) -> LocatedRecords:
+    own, _ = _label_names_of(context, source) if given else (None, None)
+    located = read_located(source, context.base)
+    return with_label_names(located, own, context.task.preprocess.label) if own else located
+
+
+def check_records(preview: Preview, most: int) -> None:
+    """Raises UserError if one of the first records lacks a text or a label."""
+    options: Classify = preview.task.preprocess
+    (source,) = preview.task.source
+    if not survey_labels(islice(read_located(source, preview.base), most), options, None, None).records:
+        raise UserError("holds no records; check the files")
+
+
+def check_classes(preview: Preview) -> ClassSpec | None:
+    """The classes by the first LABELED_RECORDS of each source, if these are all or their names are known."""
+    options: Classify = preview.task.preprocess
+    classes = preview.classes or ClassSpec()
+    given, given_by = _all_label_names(preview)
+    complete = preview.task.limit is None
+
+    def first_records() -> Iterator[tuple[str, dict[str, Any]]]:
+        nonlocal complete
+        for source in preview.task.source:
+            records = _named_records(preview, source, given)
+            yield from islice(records, LABELED_RECORDS)
+            complete = complete and next(records, None) is None
+
+    found = survey_labels(first_records(), options, given, given_by)
+    found.complete = complete
+    labels = build_label_encoder(found, classes)
+    if not complete and labels.decided_by not in ("labels", "source"):
+        return None
+    return ClassSpec(classes.count, labels.names, required=True, keep_unlabeled=True)
+
+
+def _texts(task: Task, source: Any, base: Path) -> Iterator[str]:
+    options: Classify = task.preprocess
+    for _, record in read_located(source, base):
+        for name in (options.text_a, options.text_b):
+            text = record.get(name) if name is not None else None
+            if isinstance(text, str):  # others are reported when the task is prepared
+                yield text
+
+
 CLASSIFY = PreprocessKind(
-    version=1, reads="records", layout="encoder", plan=plan_classify, dtype=classify_dtype, uses_classes=True
+    version=1,
+    reads="records",
+    layout="encoder",
+    plan=plan_classify,
+    dtype=classify_dtype,
+    uses_classes=True,
+    check=check_records,
+    check_classes=check_classes,
+    texts=_texts,
 )

@@ -27,6 +27,7 @@ class LabelSurvey:
     fraction: tuple[float, str] | None = None  # the first label with one, and where
     has_bools: bool = False
     records: int = 0
+    complete: bool = True  # whether these are all records; the first ones may lack some of the labels
 
     def add(self, label: Any, where: str) -> None:
         self.records += 1

@@ -44,7 +44,7 @@ def build_label_encoder(found: LabelSurvey, classes: ClassSpec) -> LabelEncoder:
     else:
         named = _from_classifier_names(found, classes) or _from_data_names(found, classes)
         labels = named or _from_numbers(found, classes)
-    if labels.unlabeled == found.records:
+    if labels.unlabeled == found.records and found.complete:
         raise UserError(f"none of the {found.records:,} records has a label ('{found.name}'); name data that have them")
     if labels.unlabeled and not classes.keep_unlabeled:
         key = next(key for key in found.occurrences if key is None or (labels.ids or {}).get(key) == UNLABELED)
@@ -117,7 +117,8 @@ def _from_data_names(found: LabelSurvey, classes: ClassSpec) -> LabelEncoder | N
             names.sort(key=float)
         elif str(UNLABELED) in names and len(names) - 1 == classes.count:
             names.remove(str(UNLABELED))
-    if classes.count not in (None, len(names)):
+    unseen = decided_by == "data" and not found.complete and len(names) < (classes.count or 0)
+    if classes.count not in (None, len(names)) and not unseen:
         few = decided_by == "data" and len(names) < (classes.count or 0)
         also = ", or name all of them: preprocess.labels: [...]" if few else ""
         if decided_by == "data" and all(class_names.parse_number(name) is not None for name in names):

@@ -2,12 +2,15 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from bertjax.config.schema import base as schema
+from bertjax.config.schema.data import Task
 from bertjax.data.jobs.job_plan import JobPlan, PrepareContext
+from bertjax.data.sources.class_names import ClassSpec
 
 if TYPE_CHECKING:
     from bertjax.data.preprocess.masking import StaticMasker
@@ -17,11 +20,26 @@ Transform = Callable[..., dict[str, np.ndarray]]
 
 
 @dataclass(frozen=True)
+class Preview:
+    """A task whose first records are checked before anything is prepared (`pipeline.preview`)."""
+
+    task: Task
+    base: Path
+    classes: ClassSpec | None = None  # of a classification; None where they are not known yet
+    training: bool = True  # else the rows are for an evaluation
+
+
+@dataclass(frozen=True)
 class PreprocessKind:
     """Functions and facts of one kind. `options` is always the kind's own section of the configuration.
 
     metadata: (options, plan.facts, lengths, row sums) -> more of `Store.meta`.
     report: (task, options, meta) -> log lines about prepared data.
+    check: (a task with one source, the most records to read) reads the first records and raises the UserError that
+        their preparation would raise. Default: by `reads`.
+    check_classes: (preview) -> the classes that evaluations of a stage are scored by, from the first records of all
+        sources; None if these do not show them. Raises UserError for labels that do not fit.
+    texts: (task, source, base) -> the texts of its examples, for a tokenizer, if a record has no `text_field`.
     """
 
     version: int  # in the key of prepared data; raise it when rows or `Store.meta` change (test_versions.py)
@@ -36,6 +54,9 @@ class PreprocessKind:
     transform: Callable[[Any, Any], Transform | None] = lambda options, tokenizer: None  # of rows at load time
     metadata: Callable[[Any, dict[str, Any], np.ndarray, Mapping[str, int]], dict[str, Any]] = lambda *_: {}
     report: Callable[[str, Any, dict[str, Any]], Iterable[str]] = lambda *_: ()
+    check: Callable[[Preview, int], None] | None = None
+    check_classes: Callable[[Preview], ClassSpec | None] = lambda preview: None
+    texts: Callable[[Task, Any, Path], Iterable[str]] | None = None
     corruption: Any = None  # of a denoising kind: its `denoising.rules.Corruption`
 
 

@@ -6,18 +6,20 @@ The profile defines documents and answers: see `qa_documents`.
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from bertjax.config.schema.data import SpanQa
+from bertjax.config.schema.data import SpanQa, Task
 from bertjax.data.jobs import job_plan, text_counts
 from bertjax.data.jobs.job_plan import CountedBlocks, JobPlan, PrepareContext
 from bertjax.data.preprocess import qa_documents
 from bertjax.data.preprocess.qa_documents import Document, TextDocument, WordDocument
 from bertjax.data.preprocess.registry import PreprocessKind
 from bertjax.data.preprocess.sampling import sample_items
-from bertjax.data.sources.squad import Example, read_squad
+from bertjax.data.sources.squad import Example, read_squad, stream_squad
 from bertjax.data.store import row_format
 from bertjax.data.tokenizers.load import Tokenizer
 from bertjax.errors import UserError
@@ -214,10 +216,16 @@ def plan_qa(context: PrepareContext) -> JobPlan:
     return JobPlan(qa_blocks, (context.tokenizer, options), jobs, row_dtype(options.sequence_length), pool, facts)
 
 
+def _texts(task: Task, source: Any, base: Path) -> Iterator[str]:
+    """Each context once in a row of its questions."""
+    return (context for context, _ in groupby(example.context for example in stream_squad(source, base)))
+
+
 SPAN_QA = PreprocessKind(
     version=1,
     reads="questions",
     layout="encoder",
     plan=plan_qa,
     dtype=lambda options, regression: row_dtype(options.sequence_length),
+    texts=_texts,
 )

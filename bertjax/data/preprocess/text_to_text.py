@@ -13,7 +13,7 @@ from bertjax.data.jobs import job_plan, text_counts
 from bertjax.data.jobs.job_plan import JobPlan, PrepareContext
 from bertjax.data.preprocess.prompts.registry import PROMPTS, get_prompt
 from bertjax.data.preprocess.prompts.t5_prompts import UNKNOWN_TARGET, PromptFn, TextExample, answer_texts
-from bertjax.data.preprocess.registry import PreprocessKind
+from bertjax.data.preprocess.registry import PreprocessKind, Preview
 from bertjax.data.preprocess.sampling import sample_items
 from bertjax.data.sources.class_names import UNLABELED, find_class_id, names_from_source, parse_class_id
 from bertjax.data.sources.official_files import read_official_records, rename_columns
@@ -30,20 +30,21 @@ __all__ = ["TextExample", "class_names", "read_examples", "row_dtype", "text_to_
 
 
 def read_examples(
-    task: Task, base: Path, *, training: bool = False, seed: int = 0, counts: text_counts.TextCounts | None = None
-) -> Iterator[TextExample]:
+    task: Task, base: Path, *, training: bool = False, seed: int = 0, counts: text_counts.TextCounts | None = None,
+    most: int | None = None,
+) -> Iterator[TextExample]:  # fmt: skip
     """The examples of a `text_to_text` task in the order of its records; `task.limit` keeps a sample, by `seed`.
 
     The numbers of a ClassLabel become its names where these are the prompt's classes, or a template's targets without
     `labels`. For training a record with several answers gives one example (its first answer), or one for each in
     ReCoRD; WSC and WNLI give only correct referents. For evaluation each record gives one example with every reference.
-    `counts` is filled, while the stream is read, with the records and those left out.
+    `counts` is filled, while the stream is read, with the records and those left out. `most`: the records to read.
     Raises UserError, naming the record and the field, for anything that cannot be read.
     """
     options: TextToText = task.preprocess
     make = template_prompt(options) if options.prompt is None else _with_label_texts(get_prompt(options), options)
     read = (_named(read_records_or_questions(source, base), source, base, options) for source in task.source)
-    found = read_official_records(options.prompt or "", chain.from_iterable(read))
+    found = read_official_records(options.prompt or "", islice(chain.from_iterable(read), most))
     tally = (text_counts.TextCounts() if counts is None else counts).setdefault("records", {"texts": 0, "left_out": 0})
     for where, record in sample_items(found, task.limit, seed):
         try:
@@ -251,10 +252,29 @@ def plan_text_to_text(context: PrepareContext) -> JobPlan:
     return JobPlan(text_to_text_blocks, (context.tokenizer, dtype), jobs, dtype, pool, {text_counts.META_KEY: counts})
 
 
+def check_records(preview: Preview, most: int) -> None:
+    """Raises UserError if one of the first records lacks a field of the prompt, a label or an answer."""
+    task = preview.task.model_copy(update={"limit": None})
+    counts = text_counts.TextCounts()
+    for _ in read_examples(task, preview.base, training=preview.training, counts=counts, most=most):
+        pass
+    if not counts["records"]["texts"]:
+        raise UserError("holds no records; check the files")
+
+
+def _texts(task: Task, source: Any, base: Path) -> Iterator[str]:
+    one = task.model_copy(update={"source": [source], "limit": None})
+    for example in read_examples(one, base, training=True):
+        yield example.inputs
+        yield example.targets
+
+
 TEXT_TO_TEXT = PreprocessKind(
     version=1,
     reads="records",
     layout="encoder_decoder",
     plan=plan_text_to_text,
     dtype=lambda options, regression: row_dtype(options.sequence_length, options.target_length),
+    check=check_records,
+    texts=_texts,
 )

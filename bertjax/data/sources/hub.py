@@ -2,17 +2,18 @@
 
 import contextlib
 import csv
-from collections.abc import Iterator
-from itertools import chain, count
+from collections.abc import Callable, Iterator
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any
 
+from bertjax.config.schema.slices import Slice, parse_split
 from bertjax.config.schema.sources import HuggingFaceData, TfdsData
 from bertjax.data.sources import record_files
 from bertjax.data.sources.record_files import LocatedRecords
 from bertjax.data.sources.registry import SourceKind
 from bertjax.errors import UserError, brief
-from bertjax.storage.files import UNSUPPORTED_SUFFIXES, resolve_path, sha256_of_files
+from bertjax.storage.files import UNSUPPORTED_SUFFIXES, content_suffix, resolve_path, sha256_of_files
 from bertjax.storage.remote import is_remote
 
 READERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".txt": "text"}
@@ -29,9 +30,37 @@ def huggingface_records(source: HuggingFaceData, base: Path, field: str | None =
     """(where, record) of a `save_to_disk` folder, local data files, or a dataset on the Hub.
 
     Local files are read by `record_files`: `datasets` would convert cells such as "NA" and "007", and TSV quotes.
+    A slice of a split (`train[:90%]`) is taken here for data on a disk and by `datasets` for those on the Hub.
     """
-    files = _data_files(source, base)
-    return _rows(source, base) if files is None else chain.from_iterable(files)
+    name, part = _split(source)
+    own = source.model_copy(update={"split": name})
+
+    def read() -> LocatedRecords:
+        files = _data_files(own, base)
+        return _rows(own, base) if files is None else chain.from_iterable(files)
+
+    if part is None or not resolve_path(source.name, base).exists():
+        return _rows(source, base) if part else read()
+    return _sliced(read, part, source)
+
+
+def _split(source: HuggingFaceData) -> tuple[str, Slice | None]:
+    try:
+        return parse_split(source.split)
+    except ValueError as error:
+        raise UserError(f"{source.name}: split '{source.split}' {error}; correct it") from None
+
+
+def _sliced(read: Callable[[], LocatedRecords], part: Slice, source: HuggingFaceData) -> LocatedRecords:
+    total = sum(1 for _ in read()) if part.needs_total else None
+    empty = True
+    for found in islice(read(), *part.bounds(total)):
+        empty = False
+        yield found
+    if empty:
+        total = sum(1 for _ in read())
+        held = f"holds {total:,} records, and split '{source.split}' takes none of them"
+        raise UserError(f"{source.name}: {held}; choose another part")
 
 
 def _data_files(source: HuggingFaceData, base: Path) -> list[LocatedRecords] | None:
@@ -141,7 +170,7 @@ def _load_local(path: Path, source: HuggingFaceData) -> Any:
 
     try:
         if path.is_file():
-            suffix = Path(path.stem).suffix if path.suffix in (".gz", ".xz", ".bz2") else path.suffix
+            suffix = content_suffix(path)
             if suffix not in READERS:
                 raise UserError(f"{path}: cannot tell its format; known endings: {' '.join(READERS)}")
             options = _csv_options(suffix == ".tsv") if READERS[suffix] == "csv" else {}
@@ -266,7 +295,8 @@ def _huggingface_label_names(source: HuggingFaceData, base: Path, field: str) ->
     path = resolve_path(source.name, base)
     if path.is_file():  # `datasets` is not asked about formats without features
         return record_files.parquet_label_names(path, field) if path.suffix == ".parquet" else None
-    return _feature_names(getattr(open_dataset(source, base), "features", None), field)
+    own = source.model_copy(update={"split": _split(source)[0]}) if path.exists() else source
+    return _feature_names(getattr(open_dataset(own, base), "features", None), field)
 
 
 HUGGINGFACE = SourceKind(

@@ -8,17 +8,17 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+from bertjax.data.sources.json_items import ESCAPED_SURROGATE, PIECE, JsonItems
 from bertjax.errors import UserError, brief, escape_unprintable
 from bertjax.storage import remote
-from bertjax.storage.files import read_lines, read_text
+from bertjax.storage.files import content_suffix, read_lines, read_pieces
 
 LocatedRecords = Iterator[tuple[str, dict[str, Any]]]
 
 _MAX_CELL = 2**31 - 1
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def to_python(value: Any, where: str) -> Any:
@@ -78,31 +78,30 @@ def json_lines(path: Path) -> LocatedRecords:
             raise UserError(f"{where}: {reason}{hint or '; write one JSON object a line'}") from None
         if not isinstance(record, dict):
             raise UserError(f"{where}: is a JSON {type(record).__name__}, not an object; write one JSON object a line")
-        if _ESCAPED_SURROGATE.search(line):
+        if ESCAPED_SURROGATE.search(line):
             check_characters(record, where)
         yield where, record
 
 
 def json_list(path: Path) -> LocatedRecords:
-    text = read_text(path)
-    try:
-        content = json.loads(text)
-    except json.JSONDecodeError as error:
-        hint = "for one object a line use kind: jsonl" if error.msg == "Extra data" else "correct it or write it again"
-        raise UserError(f"{path}: line {error.lineno}: not valid JSON ({error.msg}); {hint}") from None
-    except (ValueError, RecursionError):
-        raise UserError(f"{path}: not valid JSON (a number too long, or nested too deeply); write it again") from None
-    if not isinstance(content, list):
-        hint = "; for a SQuAD file use kind: squad" if isinstance(content, dict) and "data" in content else ""
-        raise UserError(f"{path}: is a JSON {type(content).__name__}; a list of objects is needed{hint}")
-    escaped = _ESCAPED_SURROGATE.search(text) is not None
-    for number, record in enumerate(content, 1):
+    """The objects of one JSON list, read item by item: memory holds some of them and not the file."""
+    pieces = read_pieces(path, PIECE)
+    items = JsonItems(path, next(pieces, ""), pieces)
+    if items.peek() != "[":
+        _raise_no_list(path, items)
+    for number, (record, escaped) in enumerate(items, 1):
         where = f"{path}: item {number}"
         if not isinstance(record, dict):
             raise UserError(f"{where}: is a JSON {type(record).__name__}, not an object; correct or remove it")
         if escaped:
             check_characters(record, where)
         yield where, record
+
+
+def _raise_no_list(path: Path, items: JsonItems) -> NoReturn:
+    content = items.decode_all()
+    hint = "; for a SQuAD file use kind: squad" if isinstance(content, dict) and "data" in content else ""
+    raise UserError(f"{path}: is a JSON {type(content).__name__}; a list of objects is needed{hint}")
 
 
 def json_auto(path: Path) -> LocatedRecords:
@@ -117,14 +116,17 @@ def tsv_rows(path: Path, fields: Sequence[str] | None = None, skip_lines: int = 
     return _named(path, rows, fields)
 
 
-def csv_rows(path: Path) -> LocatedRecords:
+def csv_rows(
+    path: Path, fields: Sequence[str] | None = None, skip_lines: int = 0, delimiter: str = ","
+) -> LocatedRecords:
     """RFC 4180: a cell in double quotes may hold commas, line ends and doubled quotes. The first line has the names."""
     csv.field_size_limit(_MAX_CELL)
-    reader = csv.reader((f"{line}\n" for _, line in read_lines(path)), strict=True)
+    lines = (f"{line}\n" for number, line in read_lines(path) if number > skip_lines)
+    reader = csv.reader(lines, strict=True, delimiter=delimiter)
 
     def rows() -> Iterator[tuple[int, list[str]]]:
         while True:
-            number = reader.line_num + 1
+            number = skip_lines + reader.line_num + 1
             try:
                 row = next(reader, None)
             except csv.Error as error:
@@ -134,7 +136,7 @@ def csv_rows(path: Path) -> LocatedRecords:
             if any(cell.strip() for cell in row):
                 yield number, row
 
-    return _named(path, rows(), None)
+    return _named(path, rows(), fields)
 
 
 def _named(path: Path, rows: Iterator[tuple[int, list[str]]], names: Sequence[str] | None) -> LocatedRecords:
@@ -176,6 +178,18 @@ def parquet_rows(path: Path, field: str | None = None) -> LocatedRecords:
         raise UserError(f"{path}: not a readable parquet file ({brief(error)}); copy or write it again") from None
 
 
+def parquet_length(path: Path) -> int:
+    """Rows, from the metadata."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with remote.remote_errors(path), path.open("rb") as opened:
+            return int(pq.read_metadata(opened).num_rows)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path}: not a readable parquet file ({brief(error)}); copy or write it again") from None
+
+
 def parquet_label_names(path: Path, field: str) -> tuple[str, ...] | None:
     """The names of a ClassLabel by id: `datasets` writes the features of a file into its schema."""
     import pyarrow as pa
@@ -201,7 +215,7 @@ READERS_BY_BUILDER = {"csv": csv_rows, "json": json_auto, "parquet": parquet_row
 
 def read_by_suffix(path: Path) -> LocatedRecords | None:
     """The records of a file by the end of its name, None for an unknown one."""
-    suffix = Path(path.stem).suffix if path.suffix in (".gz", ".xz", ".bz2") else path.suffix
+    suffix = content_suffix(path)
     readers = {
         ".json": json_auto, ".jsonl": json_lines, ".csv": csv_rows, ".tsv": tsv_rows, ".parquet": parquet_rows,
         ".txt": text_lines,

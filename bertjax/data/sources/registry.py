@@ -1,20 +1,25 @@
 """The record of a source kind (`SourceKind`), its lookup, and the fingerprints of sources."""
 
+import functools
 import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, TypeVar
 
 from bertjax.config.schema import base as schema
+from bertjax.config.schema.slices import parse_slice
 from bertjax.config.schema.sources import SOURCES
 from bertjax.data.sources import sentences as sentence_rules
+from bertjax.errors import UserError
 from bertjax.storage import remote
 from bertjax.storage.files import expand_globs, sha256_of_files
 
 PART_BYTES = 64 << 20
+T = TypeVar("T")
 
 
 def describe_source(source: Any) -> str:
@@ -44,6 +49,7 @@ class SourceKind:
         find_problem: a message when the data are missing.
         undivided: (the largest file that is read as one document, the blocks that blank lines divide it into).
         label_names: (source, base, field) -> the names of a label's classes by id.
+        count: (source, one of its files) -> the records that its option `split` divides.
         describe: the source's name in messages.
     """
 
@@ -60,6 +66,7 @@ class SourceKind:
     undivided: Callable[[Any, Path], tuple[Path, int] | None] = lambda source, base: None
     label_names: Callable[[Any, Path, str], tuple[str, ...] | None] = lambda source, base, field: None
     describe: Callable[[Any], str] = describe_source
+    count: Callable[[Any, Path], int] | None = None
 
 
 def record_of(source: Any) -> SourceKind:
@@ -88,7 +95,80 @@ def split_files(source: Any, base: Path) -> list[tuple[Any, int]]:
             sizes.append(0)
         files[-1].append(str(path) if remote.is_remote(path) else os.path.abspath(path))
         sizes[-1] += remote.file_size(path) or 0
-    return [(source.model_copy(update={"files": part}), size) for part, size in zip(files, sizes, strict=True)]
+    parts = [(source.model_copy(update={"files": part}), size) for part, size in zip(files, sizes, strict=True)]
+    if source.split is None:
+        return parts
+    return list(_sliced_parts(source, base, parts)) or _raise_empty(source, base)
+
+
+def _sliced_parts(source: Any, base: Path, parts: list[tuple[Any, int]]) -> Iterator[tuple[Any, int]]:
+    """The records of each part that `split` takes, as slices of the part; parts without any are left out."""
+    first, last = slice_bounds(source, base)
+    before = 0
+    for number, (part, size) in enumerate(parts):
+        if last is not None and before >= last:
+            return
+        is_last = number == len(parts) - 1
+        count = None if is_last and last is None else count_records(part.model_copy(update={"split": None}), base)
+        start = max(first - before, 0)
+        stop = None if last is None else last - before
+        if count is not None:
+            stop = count if stop is None else min(stop, count)
+        if stop is None or start < stop:
+            everything = start == 0 and stop == count
+            taken = None if everything and count is not None else f"[{start}:{'' if stop is None else stop}]"
+            yield part.model_copy(update={"split": None if taken == "[0:]" else taken}), size
+        before += count or 0
+
+
+def count_records(source: Any, base: Path) -> int:
+    """How many records the files of a source hold, whatever its `split`; each file is read once."""
+    options = source.model_dump_json(exclude={"files", "split"})
+    total = 0
+    for path in expand_globs(source.files, base):
+        if remote.is_remote(path):
+            total += _count(source, path)
+        else:
+            stat = path.stat()
+            total += _count_local(type(source), options, str(path.resolve()), stat.st_size, stat.st_mtime_ns)
+    return total
+
+
+def _count(source: Any, path: Path) -> int:
+    if (count := record_of(source).count) is None:
+        raise UserError(f"source of kind '{source.kind}': split: its records cannot be counted; leave it out")
+    return count(source, path)
+
+
+@functools.lru_cache(maxsize=4096)
+def _count_local(section: type[schema.Section], options: str, path: str, size: int, mtime_ns: int) -> int:
+    # size and mtime_ns are part of the cache key: a changed file is read again
+    return _count(section.model_validate({**json.loads(options), "files": [path]}), Path(path))
+
+
+def slice_bounds(source: Any, base: Path) -> tuple[int, int | None]:
+    """(first, end) of the records that `split` takes; the files are read for percentages and negative numbers."""
+    bounds = parse_slice(source.split)
+    return bounds.bounds(count_records(source, base) if bounds.needs_total else None)
+
+
+def take_slice(items: Iterator[T], source: Any, base: Path) -> Iterator[T]:
+    """The items that the option `split` of a source takes. Raises UserError if there is none among them."""
+    if source.split is None:
+        yield from items
+        return
+    first, last = slice_bounds(source, base)
+    empty = True
+    for item in islice(items, first, last):
+        empty = False
+        yield item
+    if empty:
+        _raise_empty(source, base)
+
+
+def _raise_empty(source: Any, base: Path) -> NoReturn:
+    held = f"holds {count_records(source, base):,} records, and split '{source.split}' takes none of them"
+    raise UserError(f"{describe_source(source)}: {held}; choose another part")
 
 
 def fingerprint(source: Any, base: Path, *, sentences: bool = True, version: int | None = None) -> str:

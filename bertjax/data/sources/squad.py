@@ -3,13 +3,14 @@
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from bertjax.config.schema.sources import SquadFiles, StdlibQa
 from bertjax.data.sources.record_files import LocatedRecords, check_characters
 from bertjax.data.sources.records import read_located
-from bertjax.data.sources.registry import SourceKind, hash_files, kinds_with, record_of
+from bertjax.data.sources.registry import SourceKind, hash_files, kinds_with, record_of, take_slice
 from bertjax.data.sources.stdlib import docs
 from bertjax.errors import UserError, escape_unprintable
 from bertjax.storage.files import expand_globs, read_text
@@ -34,19 +35,27 @@ def read_squad(source: Any, base: Path) -> list[Example]:
     answer_start}}. Without `is_impossible`, a question without answers is unanswerable. Raises UserError for malformed
     questions, naming file and question, and for a source without any.
     """
+    return list(stream_squad(source, base))
+
+
+def stream_squad(source: Any, base: Path) -> Iterator[Example]:
+    """`read_squad` question by question."""
     record = record_of(source)
     if record.questions:
-        examples = list(record.questions(source, base))
+        examples = record.questions(source, base)
     elif record.records:
-        examples = [_example(found, f"{where}: ", "") for where, found in read_located(source, base)]
+        examples = (_example(found, f"{where}: ", "") for where, found in read_located(source, base))
     else:
         raise UserError(
             f"source: kind '{source.kind}' holds no questions; use {kinds_with('questions', 'records')} for span_qa"
         )
-    if not examples:
+    empty = True
+    for example in examples:
+        empty = False
+        yield example
+    if empty:
         name = record.describe(source)
         raise UserError(f"{name}: no questions in it; name a file with data > paragraphs > qas, or question records")
-    return examples
 
 
 def read_records_or_questions(source: Any, base: Path) -> LocatedRecords:
@@ -55,7 +64,7 @@ def read_records_or_questions(source: Any, base: Path) -> LocatedRecords:
     if record.records or not record.questions:
         yield from read_located(source, base)
         return
-    for q in read_squad(source, base):
+    for q in stream_squad(source, base):
         fields = {"id": q.id, "title": q.title, "context": q.context, "question": q.question}
         answers = [text for text, _ in q.answers]
         yield f"{record.describe(source)}: question '{q.id}'", fields | {"answers": answers}
@@ -73,16 +82,31 @@ def _load(file: Path) -> dict[str, Any]:
     return content
 
 
-def _official(content: dict[str, Any], file: str) -> Iterator[Example]:
+class _Paragraph(NamedTuple):
+    file: str  # with ": ", for messages
+    where: str
+    content: Any
+    title: Any
+
+
+def _paragraphs(content: dict[str, Any], file: str) -> Iterator[_Paragraph]:
     for a, article in enumerate(content["data"]):
         for p, paragraph in enumerate(_get(article, "paragraphs", list, f"{file}data[{a}]")):
-            where = f"data[{a}].paragraphs[{p}]"
-            context = _get(paragraph, "context", str, f"{file}{where}")
-            shared = {"context": context, "title": article.get("title", "")}
-            for q, qa in enumerate(_get(paragraph, "qas", list, f"{file}{where}")):
-                if not isinstance(qa, dict):
-                    raise UserError(f"{file}{where}.qas[{q}]: an object is needed; remove or correct it")
-                yield _example(shared | qa, file, f"{where}.qas[{q}]")
+            yield _Paragraph(file, f"data[{a}].paragraphs[{p}]", paragraph, article.get("title", ""))
+
+
+def _questions(paragraph: _Paragraph) -> Iterator[Example]:
+    file, where = paragraph.file, paragraph.where
+    context = _get(paragraph.content, "context", str, f"{file}{where}")
+    shared = {"context": context, "title": paragraph.title}
+    for q, qa in enumerate(_get(paragraph.content, "qas", list, f"{file}{where}")):
+        if not isinstance(qa, dict):
+            raise UserError(f"{file}{where}.qas[{q}]: an object is needed; remove or correct it")
+        yield _example(shared | qa, file, f"{where}.qas[{q}]")
+
+
+def _official(content: dict[str, Any], file: str) -> Iterator[Example]:
+    return chain.from_iterable(map(_questions, _paragraphs(content, file)))
 
 
 def _example(record: dict[str, Any], before: str, place: str) -> Example:
@@ -161,12 +185,18 @@ def _get(item: Any, key: str, kind: Any, where: str) -> Any:
 
 
 def _squad_questions(source: SquadFiles, base: Path) -> Iterator[Example]:
-    return (example for file in expand_globs(source.files, base) for example in _official(_load(file), f"{file}: "))
+    files = expand_globs(source.files, base)
+    paragraphs = (found for file in files for found in _paragraphs(_load(file), f"{file}: "))
+    return chain.from_iterable(map(_questions, take_slice(paragraphs, source, base)))
+
+
+def _count_paragraphs(source: SquadFiles, path: Path) -> int:
+    return sum(1 for _ in _paragraphs(_load(path), f"{path}: "))
 
 
 def _stdlib_questions(source: StdlibQa, base: Path) -> Iterator[Example]:
     return _official(docs.squad(source.split), f"stdlib_qa ({source.split}): ")
 
 
-SQUAD = SourceKind(content=hash_files, questions=_squad_questions)
+SQUAD = SourceKind(content=hash_files, questions=_squad_questions, count=_count_paragraphs)
 STDLIB_QA = SourceKind(content=docs.content, is_split=lambda source, wanted: True, questions=_stdlib_questions)

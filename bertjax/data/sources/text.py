@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from bertjax.config.schema.sources import TextFiles
 from bertjax.data.sources import squad
 from bertjax.data.sources.record_files import missing_field_error
-from bertjax.data.sources.registry import SourceKind, hash_files, record_of, split_files
+from bertjax.data.sources.registry import SourceKind, hash_files, record_of, split_files, take_slice
 from bertjax.data.sources.sentences import split_sentences
 from bertjax.errors import UserError
 from bertjax.storage import remote
@@ -95,15 +95,15 @@ def _undivided(source: TextFiles, base: Path) -> tuple[Path, int] | None:
 def _documents(source: TextFiles, base: Path) -> Iterator[list[str]]:
     if source.layout != "sentences":
         return map(split_sentences, _texts(source, base))
-    return ([" ".join(line.split()) for line in lines] for lines in _blocks(source, base))
+    return ([" ".join(line.split()) for line in lines] for lines in take_slice(_blocks(source, base), source, base))
 
 
 def _texts(source: TextFiles, base: Path) -> Iterator[str]:
     if source.layout == "sentences":
         return map(" ".join, _documents(source, base))
     if source.layout == "paragraphs":
-        return map("\n".join, _blocks(source, base))
-    return map(read_text, expand_globs(source.files, base))
+        return map("\n".join, take_slice(_blocks(source, base), source, base))
+    return map(read_text, take_slice(iter(expand_globs(source.files, base)), source, base))
 
 
 def _blocks(source: TextFiles, base: Path) -> Iterator[list[str]]:
@@ -115,6 +115,12 @@ def _blocks(source: TextFiles, base: Path) -> Iterator[list[str]]:
                 yield list(block)
 
 
+def _count(source: TextFiles, path: Path) -> int:
+    if source.layout == "documents":
+        return 1
+    return sum(1 for _ in _blocks(source.model_copy(update={"files": [str(path)]}), path.parent))
+
+
 TEXT = SourceKind(
     content=hash_files,
     is_split=lambda source, wanted: wanted and source.layout != "sentences",
@@ -122,4 +128,5 @@ TEXT = SourceKind(
     documents=_documents,
     parts=split_files,
     undivided=_undivided,
+    count=_count,
 )

@@ -10,12 +10,13 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from bertjax.config.schema.evaluation import ClassificationEvaluation
+from bertjax.config.schema.run import Stage
 from bertjax.data.preprocess.labels import report_lines as label_lines
 from bertjax.data.sources.class_names import ClassSpec
 from bertjax.evaluation.evaluators.heldout import open_heldout, save_json
 from bertjax.evaluation.evaluators.registry import AbstractBatch, EvaluationKind, Run
 from bertjax.evaluation.inference.batches import device_batches, local_batch_rows
-from bertjax.evaluation.metrics.labels import label_scores
+from bertjax.evaluation.metrics.labels import label_scores, score_names
 from bertjax.evaluation.records import EvaluationRecord
 from bertjax.parallel.multihost import primary
 from bertjax.training.program import MeshJit, TrainProgram
@@ -77,4 +78,9 @@ def _lower(
     return key, lambda: predict.lower(program.abstract_params(), batch)
 
 
-CLASSIFICATION = EvaluationKind(build=classification_evaluator, lower=_lower)
+def _scores(config: ClassificationEvaluation, stage: Stage) -> tuple[str, ...] | None:
+    count = getattr(stage.objective, "num_labels", None)  # None: a head of an earlier stage
+    return None if count is None else score_names(count)
+
+
+CLASSIFICATION = EvaluationKind(build=classification_evaluator, lower=_lower, scores=_scores)

@@ -7,10 +7,12 @@ import jax
 import numpy as np
 
 from bertjax.config.schema.evaluation import LossEvaluation, MlmEvaluation
+from bertjax.config.schema.run import Stage
 from bertjax.evaluation.evaluators.heldout import open_heldout, save_json
 from bertjax.evaluation.evaluators.registry import AbstractBatch, EvaluationKind, Run
 from bertjax.evaluation.inference.batches import device_batches, local_batch_rows
 from bertjax.evaluation.records import EvaluationRecord
+from bertjax.objectives import registry as objectives
 from bertjax.training.program import TrainProgram
 from bertjax.training.run_context import RunContext
 from bertjax.training.state import Params
@@ -50,4 +52,10 @@ def _lower(
     return key, lambda: step.lower(program.abstract_params(), batch)
 
 
-LOSS = EvaluationKind(build=loss_evaluator, lower=_lower)
+def _scores(config: MlmEvaluation | LossEvaluation, stage: Stage) -> set[str]:
+    terms = objectives.build(stage.objective).weights
+    names = {f"{term}_{what}" for term in terms for what in ("loss", "accuracy")}
+    return names | {f"{term}_perplexity" for term in TOKEN_TERMS & terms.keys()}
+
+
+LOSS = EvaluationKind(build=loss_evaluator, lower=_lower, scores=_scores)

@@ -1,12 +1,14 @@
 """The record of an evaluation kind, and its lookup from a section of the configuration."""
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
 
 from bertjax.config.schema import base
+from bertjax.config.schema.run import Stage
 from bertjax.evaluation.records import EvaluationRecord
 from bertjax.training.program import TrainProgram
 from bertjax.training.run_context import RunContext
@@ -26,6 +28,10 @@ class EvaluationKind:
     lower: Callable[[RunContext, TrainProgram, Any, AbstractBatch], tuple[Hashable, Callable[[], Any]]]
     # whether the data of a section are questions with answers, which `qa-report` can ask
     asks_questions: Callable[[Any], bool] = lambda config: False
+    # before anything is prepared: (section, base) -> what its data or this installation lack, a line each
+    problems: Callable[[Any, Path], Iterable[str]] = lambda config, base: ()
+    # (section, stage) -> the names of all scores that it can give, for `keep_best`; None where they are not known
+    scores: Callable[[Any, Stage], Collection[str] | None] = lambda config, stage: None
 
 
 def record_of(section: base.Section) -> EvaluationKind:

@@ -138,4 +138,10 @@ def _lower(
     )
 
 
-SQUAD = EvaluationKind(build=squad_evaluator, lower=_lower, asks_questions=lambda config: True)
+def _scores(config: SquadEvaluation, stage: Stage) -> tuple[str, ...]:
+    if config.version_2 is None:  # the data decide
+        return tuple(dict.fromkeys([*squad.V1_SCORES, *squad.V2_SCORES]))
+    return squad.V2_SCORES if config.version_2 else squad.V1_SCORES
+
+
+SQUAD = EvaluationKind(build=squad_evaluator, lower=_lower, asks_questions=lambda config: True, scores=_scores)

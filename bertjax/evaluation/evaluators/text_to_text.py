@@ -1,8 +1,9 @@
 """Evaluation of generated text (kind text_to_text), and the averages of the GLUE and SuperGLUE tasks of a stage."""
 
 import logging
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -26,6 +27,7 @@ from bertjax.training.program import TrainProgram
 from bertjax.training.run_context import RunContext
 from bertjax.training.state import Params
 
+FIRST_EXAMPLES = 20  # that are asked for what a metric needs, before anything is prepared
 _log = logging.getLogger(__name__)
 
 
@@ -154,7 +156,22 @@ def _asks_questions(config: TextToTextEvaluation) -> bool:
     return any(config.data.preprocess.prompt in prompts for prompts in QUESTION_PROMPTS.values())
 
 
-TEXT_TO_TEXT = EvaluationKind(build=text_to_text_evaluator, lower=_lower, asks_questions=_asks_questions)
+def _problems(config: TextToTextEvaluation, base: Path) -> Iterator[str]:
+    options: TextToText = config.data.preprocess
+    names = by_prompt.metrics_for(options, config.metrics)
+    by_prompt.check_metrics(names, class_names(options), [])
+    task = config.data.model_copy(update={"limit": None})
+    by_prompt.check_metrics(names, class_names(options), list(read_examples(task, base, most=FIRST_EXAMPLES)))
+    yield from ()
+
+
+def _scores(config: TextToTextEvaluation, stage: Stage) -> set[str]:
+    return by_prompt.score_names(by_prompt.metrics_for(config.data.preprocess, config.metrics))
+
+
+TEXT_TO_TEXT = EvaluationKind(
+    build=text_to_text_evaluator, lower=_lower, asks_questions=_asks_questions, problems=_problems, scores=_scores
+)
 
 
 @dataclass(frozen=True)

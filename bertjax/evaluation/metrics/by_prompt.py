@@ -12,6 +12,7 @@ from bertjax.data.preprocess.prompts.t5_prompts import UNKNOWN_TARGET, TextExamp
 from bertjax.data.sources.squad import Example
 from bertjax.errors import UserError
 from bertjax.evaluation.metrics import text as metrics
+from bertjax.evaluation.metrics.squad import V1_SCORES, V2_SCORES
 from bertjax.evaluation.metrics.squad import score as score_squad
 from bertjax.evaluation.metrics.text import Scores
 
@@ -61,6 +62,19 @@ def check_metrics(names: Sequence[str], labels: Sequence[str] | None, examples: 
                 raise UserError(
                     f"metric '{name}' needs the prompt of its data set, which provides the {what}; use that prompt"
                 )
+
+
+# metric -> the keys of its scores, where these are not its name
+_KEYS = {
+    "multirc": ("f1", "exact_match"), "record": ("record_em", "record_f1"), "wsc": ("accuracy",),
+    "squad": ("squad_em", "squad_f1", *V1_SCORES, *V2_SCORES), "trivia_qa": ("trivia_qa_em", "trivia_qa_f1"),
+    "rouge": ("rouge1", "rouge2", "rougeLsum"),
+}  # fmt: skip
+
+
+def score_names(names: Sequence[str]) -> set[str]:
+    """The keys of `score` with these metrics."""
+    return {"examples", *(key for name in names for key in _KEYS.get(name, (name,)))}
 
 
 def has_answer(example: TextExample) -> bool:

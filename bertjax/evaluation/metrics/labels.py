@@ -25,6 +25,13 @@ def label_scores(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     return scores
 
 
+def score_names(classes: int) -> tuple[str, ...]:
+    """The keys of `label_scores` for so many classes."""
+    if classes == 1:
+        return ("pearson", "spearman")
+    return ("accuracy", "f1", "matthews") if classes == 2 else ("accuracy",)
+
+
 def correlation(x: np.ndarray, y: np.ndarray) -> float:
     """Pearson's; for two binary variables this is Matthews correlation. 0 where one of them is constant."""
     if np.ptp(x) == 0 or np.ptp(y) == 0:  # whose mean may be off by a rounding

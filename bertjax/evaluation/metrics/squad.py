@@ -20,6 +20,14 @@ _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
+# the keys of `score`
+V1_SCORES = ("exact_match", "f1", "exact", "total")
+V2_SCORES = (
+    "exact", "f1", "total", "HasAns_exact", "HasAns_f1", "HasAns_total", "NoAns_exact", "NoAns_f1", "NoAns_total",
+    "best_exact", "best_exact_thresh", "best_f1", "best_f1_thresh",
+)  # fmt: skip
+
+
 def score(
     gold: Gold, predictions: Mapping[str, str], na_prob: Mapping[str, float] | None = None, na_prob_thresh: float = 1.0,
     version_2: bool | None = None,

@@ -115,7 +115,7 @@ def init_params(
 
 def check_tokenizer(folder: Path, ctx: RunContext) -> None:
     """Raise UserError if a folder of weights has another tokenizer; a vocabulary without settings gets the run's."""
-    if not any((folder / name).is_file() for name in huggingface.VOCAB_FILES):
+    if ctx.tokenizer is None or not any((folder / name).is_file() for name in huggingface.VOCAB_FILES):
         return
     options: dict[str, Any]
     if isinstance(ctx.tokenizer, Tokenizer):
@@ -195,7 +195,7 @@ def _adapter_size(params: Mapping[str, Any]) -> int:
 
 def check_same_tokenizer(checkpoints: CheckpointReader, ctx: RunContext) -> None:
     meta, found = checkpoints.meta(), checkpoints.ref
-    if meta["tokenizer_sha256"] != ctx.tokenizer.sha256:
+    if ctx.tokenizer is not None and meta["tokenizer_sha256"] != ctx.tokenizer.sha256:
         theirs = load.from_json(meta["tokenizer_json"], str(found.path))
         run = find_run_dir(found.folder)
         use = f"set tokenizer.path to {run / 'tokenizer'}" if run else f"`bertjax export {found.path} OUT` writes that"

@@ -1,0 +1,112 @@
+"""Checks what the data hold and what evaluations give, before anything is prepared; each problem is one line."""
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from bertjax.config.loading import input_paths
+from bertjax.config.schema import base as schema
+from bertjax.config.schema.evaluation import Evaluation
+from bertjax.config.schema.run import Config, Stage
+from bertjax.data.pipeline.preview import preview_task
+from bertjax.data.sources.class_names import ClassSpec
+from bertjax.errors import BertjaxError, UserError
+from bertjax.training.checkpoint import label_mapping
+from bertjax.training.checkpoint.label_mapping import CLASSIFIER
+from bertjax.training.checkpoint.stage_files import StageFiles
+
+StageClasses = dict[str, ClassSpec | None]  # {stage: the classes of its data}; None where they are not known
+
+
+@runtime_checkable
+class EvaluationChecks(Protocol):
+    """What the checks ask of the record of an evaluation kind (`evaluation.evaluators.registry`)."""
+
+    # (section, base) -> what its data or this installation lack, a line each
+    problems: Callable[[Any, Path], Iterable[str]]
+    # (section, stage) -> the names of all scores that it can give; None where they are not known
+    scores: Callable[[Any, Stage], Collection[str] | None]
+
+
+def checks_of(evaluation: Evaluation) -> EvaluationChecks:
+    return schema.record_of(evaluation, EvaluationChecks)  # type: ignore[type-abstract]
+
+
+def find_data_problems(
+    stages: Sequence[StageFiles], skip: Collection[str], begun: Collection[int] = ()
+) -> tuple[list[str], StageClasses]:
+    """Read the first records of the training data -> (problems, the classes of each stage).
+
+    skip: keys of tasks whose files are missing; begun: indexes of stages with a checkpoint, which decides the classes.
+    """
+    problems: list[str] = []
+    classes: StageClasses = {}
+    for files in stages:
+        tasks = input_paths.stage_tasks(files.config, files.stage)
+        expected = None if files.index in begun else _expected_classes(files, stages[: files.index])
+        found = [
+            preview_task(key, task, files.base, classes=expected) for key, task in tasks.items() if key not in skip
+        ]
+        problems += [line for one in found for line in one.problems]
+        classes[files.stage.name] = found[0].classes if len(found) == len(tasks) == 1 and expected else None
+    return list(dict.fromkeys(problems)), classes
+
+
+def _expected_classes(files: StageFiles, before: Sequence[StageFiles]) -> ClassSpec | None:
+    """The classes of the classifier of a stage; None where it may start from one whose names are not known yet."""
+    count = getattr(files.stage.objective, "num_labels", None)
+    if CLASSIFIER not in files.stage.objective.heads or count is None:
+        return None
+    if files.init_source == "previous" and CLASSIFIER not in files.stage.fresh and count != 1:
+        if any(CLASSIFIER in one.stage.objective.heads or one.init_folder is not None for one in before):
+            return None
+    elif files.init_source != "previous":
+        try:
+            start = label_mapping.init_classes(files, None)
+        except BertjaxError:  # reported by the check of init_from
+            return None
+        return ClassSpec(count, start.names if start else None)
+    return ClassSpec(count)
+
+
+def find_evaluation_problems(
+    key: str, evaluation: Evaluation, base: Path, classes: ClassSpec | None = None
+) -> Iterator[str]:
+    """Read the first records of an evaluation's data. `key`: of its task; `classes`: those of the training data."""
+    training = evaluation.preprocess is None  # the loss is that of rows as for training
+    fitting = None if training else classes or ClassSpec(keep_unlabeled=True)
+    if found := preview_task(key, evaluation.data, base, classes=fitting, training=training).problems:
+        yield from found
+        return
+    try:
+        yield from (f"{key.removesuffix('.data')}: {text}" for text in checks_of(evaluation).problems(evaluation, base))
+    except UserError as error:
+        yield f"{key.removesuffix('.data')}: {error}"
+
+
+def find_score_problems(config: Config) -> Iterator[str]:
+    """Check that evaluations can give the scores in `run.checkpoint.keep_best`."""
+    given: dict[str, set[str] | None] = {}
+    for stage in config.stages:
+        for evaluation in stage.evaluate:
+            scores, before = checks_of(evaluation).scores(evaluation, stage), given.get(evaluation.name, set())
+            given[evaluation.name] = None if scores is None or before is None else {*before, *scores}
+    for score in config.run.checkpoint.best_metrics:
+        name, _, metric = score.partition("/")
+        known = given.get(name)
+        if known is not None and metric not in known:
+            there = ", ".join(f"{name}/{one}" for one in sorted(known)) or "none"
+            yield f"run.checkpoint.keep_best: evaluation '{name}' gives no score '{metric}'; its scores are {there}"
+
+
+def broken_tasks(problems: Iterable[str]) -> set[str]:
+    """The keys of the tasks that problems of sources are about: `tasks.a` of `tasks.a.source.0.files: ...`."""
+    heads = (line.split(":", 1)[0] for line in problems)
+    return {head.partition(".source.")[0] for head in heads if ".source." in head}
+
+
+def maybe_fresh(stage: Stage, classes: Mapping[str, ClassSpec | None]) -> tuple[str, ...]:
+    """Heads whose shapes cannot be checked yet: a classifier starts fresh if its labels turn out to be others."""
+    known = classes.get(stage.name)
+    numbered = known is not None and known.names is None and known.count != 1
+    return tuple(stage.fresh) if numbered else tuple(dict.fromkeys([*stage.fresh, CLASSIFIER]))
