@@ -58,7 +58,12 @@ class HuggingFaceModel:
         return {path: jax.device_put(array, shardings[path]) for path, array in self.arrays.items()}
 
 
-def open_model(place: Pretrained, run_dir: Path | None = None, overrides: Sequence[str] = ()) -> HuggingFaceModel:
+def open_model(
+    place: Pretrained,
+    run_dir: Path | None = None,
+    overrides: Sequence[str] = (),
+    devices: Sequence[Any] | None = None,
+) -> HuggingFaceModel:
     """Read a folder with its own tokenizer, as the run `run_dir` (default: a new folder for results of evaluations).
 
     Prints notes about special tokens and labels on stderr. Raises UserError for a folder that cannot be read.
@@ -78,7 +83,7 @@ def open_model(place: Pretrained, run_dir: Path | None = None, overrides: Sequen
     saved_config = config = build(described, where=name)
     if overrides:
         config = build(described, overrides, where=name)
-    ctx = RunContext(config, Path.cwd(), make_mesh(config.mesh), tokenizer)
+    ctx = RunContext(config, Path.cwd(), make_mesh(config.mesh, devices), tokenizer)
     classifier = hf_folder.read_classifier(source)
     for note in classifier.notes if classifier else ():
         print(f"note: {note}".replace(str(source), name), file=sys.stderr)

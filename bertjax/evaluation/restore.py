@@ -64,13 +64,13 @@ def restore(
     with pretrained.name_in_errors(place):
         if (place.path / "config.json").is_file():
             _check_no_steps(place, stage, step, best, base_model)
-            return _restore_hugging_face(place, overrides)
-        return _restore_checkpoint(place.path, stage, step, best, overrides, base_model)
+            return _restore_hugging_face(place, overrides, devices)
+        return _restore_checkpoint(place.path, stage, step, best, overrides, base_model, devices)
 
 
 def _restore_checkpoint(
     path: Path, stage: str | None, step: int | None, best: str | None, overrides: Sequence[str],
-    base_model: str | Path | None,
+    base_model: str | Path | None, devices: Sequence[Any] | None,
 ) -> RestoredCheckpoint:  # fmt: skip
     found = find(path, stage=stage, step=step)
     checkpoints = CheckpointReader(found)
@@ -116,8 +116,10 @@ def _check_no_steps(
             raise UserError(f"{place}: is a Hugging Face model, without steps and stages; leave out --{name} {value}")
 
 
-def _restore_hugging_face(place: Pretrained, overrides: Sequence[str]) -> RestoredCheckpoint:
-    model = hf_model.open_model(place, overrides=overrides)
+def _restore_hugging_face(
+    place: Pretrained, overrides: Sequence[str], devices: Sequence[Any] | None
+) -> RestoredCheckpoint:
+    model = hf_model.open_model(place, overrides=overrides, devices=devices)
     program = model.program
     return RestoredCheckpoint(
         model.ctx,
@@ -129,6 +131,7 @@ def _restore_hugging_face(place: Pretrained, overrides: Sequence[str]) -> Restor
         hugging_face=model.files,
         saved_config=model.saved_config,
         in_run=False,
+        where=str(place),
     )
 
 
