@@ -5,12 +5,16 @@ The script is made from the table of commands and the configuration sections; it
 
 import argparse
 from collections.abc import Iterable
+from typing import Any
 
 from bertjax.cli import arguments as cli
 from bertjax.cli.arguments import Command
 
-# What may follow, by the metavar of a positional argument.
-_FOLDERS = ("MODEL", "RUN", "OUT", "HF_MODEL")
+# What the first argument of a command is, by its metavar; the script completes others as files.
+_KINDS = {
+    "CONFIG": "config", "CONFIG|MODEL": "config", "[NAME]": "name", "KIND": "kind", "SHELL": "shell",
+    "MODEL": "folder", "RUN": "folder", "OUT": "folder", "HF_MODEL": "folder",
+}  # fmt: skip
 _SCRIPT = """\
 # {how}
 _bertjax_files() {{  # files that match a pattern (default: all), and folders with a slash
@@ -22,13 +26,15 @@ _bertjax_files() {{  # files that match a pattern (default: all), and folders wi
 }}
 
 _bertjax() {{
-    local cur=${{COMP_WORDS[COMP_CWORD]}} prev= first= second= command= at word _bertjax_open= flags= kind=
+    local cur=${{COMP_WORDS[COMP_CWORD]}} prev= first= second= command= at word _bertjax_open= flags= kind= keys=
     [[ $COMP_CWORD -gt 0 ]] && prev=${{COMP_WORDS[COMP_CWORD-1]}}
     COMPREPLY=()
     for ((at = 1; at < COMP_CWORD; at++)); do
         word=${{COMP_WORDS[at]}}
-        [[ $word == -* ]] && continue
-        if [[ -z $first ]]; then first=$word; elif [[ -z $second ]]; then second=$word; fi
+        if [[ $word == -* ]]; then
+            [[ " {valued} " == *" $word "* ]] && ((at++))
+        elif [[ -z $first ]]; then first=$word
+        else second=${{second:-$word}}; fi
     done
     if [[ -z $first ]]; then
         COMPREPLY=($(compgen -W "{commands} --help --version" -- "$cur"))
@@ -50,20 +56,20 @@ _bertjax() {{
     case "$command $prev" in
 {values}
     esac
-    case $kind in
-    config | target | names)
-        if [[ $cur == *=* || $prev == "=" || $cur == "=" ]]; then return; fi
-        COMPREPLY=($(compgen -W "{configs}" -- "$cur"))
-        [[ $kind != names ]] && _bertjax_files '*.y*ml'
-        if [[ $kind != names && ${{#COMPREPLY[@]}} -eq 0 && $cur != */* ]]; then
-            COMPREPLY=($(compgen -W "{keys}" -S = -- "$cur"))
-            [[ ${{#COMPREPLY[@]}} -gt 0 ]] && _bertjax_open=1
-        fi ;;
-    kinds) COMPREPLY=($(compgen -W "{kinds}" -- "$cur")); [[ ${{#COMPREPLY[@]}} -eq 0 ]] && _bertjax_files ;;
-    shells) COMPREPLY=($(compgen -W "bash zsh" -- "$cur")) ;;
-    folder) _bertjax_files '-' ;;
-    *) _bertjax_files ;;
-    esac
+    if [[ -n $second && -n $keys ]]; then
+        [[ $cur == *=* || $prev == "=" ]] && return
+        COMPREPLY=($(compgen -W "{keys}" -S = -- "$cur"))
+        _bertjax_open=1
+    else
+        case $kind in
+        config) COMPREPLY=($(compgen -W "{configs}" -- "$cur")); _bertjax_files '*.y*ml' ;;
+        name) COMPREPLY=($(compgen -W "{configs}" -- "$cur")) ;;
+        kind) [[ -z $second ]] && COMPREPLY=($(compgen -W "{kinds}" -- "$cur")) || _bertjax_files ;;
+        shell) COMPREPLY=($(compgen -W "bash zsh" -- "$cur")) ;;
+        folder) _bertjax_files '-' ;;
+        *) _bertjax_files ;;
+        esac
+    fi
     [[ -n $_bertjax_open ]] && type compopt >/dev/null 2>&1 && compopt -o nospace 2>/dev/null
     return 0
 }}
@@ -106,6 +112,15 @@ def completion_script(shell: str, commands: Iterable[Command]) -> str:
         configs=" ".join(shipped_configs()),
         keys=" ".join(override_keys()),
         kinds="classify qa pretrain t5",
+        valued=" ".join(
+            dict.fromkeys(
+                flag
+                for command in listed
+                for names, settings in command.options
+                for flag in names
+                if flag.startswith("-") and _takes_value(settings)
+            )
+        ),
     )
     return (_ZSH if shell == "zsh" else "") + script.rstrip("\n")
 
@@ -128,26 +143,22 @@ def _group_case(first: str, seconds: list[str]) -> str:
 
 
 def _command_case(command: Command) -> str:
-    flags = [flag for names, _ in command.options for flag in names if flag.startswith("-")]
-    kind = "config" if command.overrides else ""
-    for names, settings in command.options:
-        if not names[0].startswith("-"):
-            kind = kind or _kind_of(command, str(settings.get("metavar", "")))
-    return f"    '{command.name}') flags='{' '.join(flags)}' kind='{kind}' ;;"
+    flags = " ".join(flag for names, _ in command.options for flag in names if flag.startswith("-"))
+    positional = [settings["metavar"] for names, settings in command.options if not names[0].startswith("-")]
+    kind = _KINDS.get(positional[0], "file") if positional else ""
+    keys = "yes" if command.overrides else ""
+    return f"    '{command.name}') flags='{flags}' kind='{kind}' keys='{keys}' ;;"
 
 
-def _kind_of(command: Command, metavar: str) -> str:
-    if command.name == "configs":
-        return "names"
-    by_metavar = {"KIND": "kinds", "SHELL": "shells"} | dict.fromkeys(_FOLDERS, "folder")
-    return by_metavar.get(metavar, "files")
+def _takes_value(settings: dict[str, Any]) -> bool:
+    return settings.get("action") != "store_true"
 
 
 def _value_cases(command: Command) -> str:
     """Lines that complete the values of options: choices, files or folders."""
     lines = []
     for names, settings in command.options:
-        if not names[0].startswith("-") or settings.get("action") == "store_true":
+        if not names[0].startswith("-") or not _takes_value(settings):
             continue
         pattern = " | ".join(f"'{command.name} {name}'" for name in names)
         if choices := settings.get("choices"):

@@ -63,6 +63,9 @@ def _relax(option: Schema, annotation: Any) -> Schema:
 
 def _forms(schema: Schema, annotation: Any) -> Iterator[Schema]:
     """A list may be overridden by a mapping of its elements' names or numbers; some lists may be their only element."""
+    if "oneOf" in schema:
+        yield from schema["oneOf"]
+        return
     if schema.get("type") != "array":
         yield schema
         return

@@ -1,4 +1,4 @@
-"""Check that all inputs of a command exist and hold what it needs, by their first records; report all problems at once."""
+"""Check all inputs of a command by their first records and report all problems at once."""
 
 import os
 from collections.abc import Iterable, Iterator, Sequence

@@ -52,7 +52,8 @@ def resolve_config(argument: str | Path) -> Path:
         if meant is None:
             return path
         raise UserError(f"{name}: no such file; the shipped configuration is called '{meant}'")
-    hint = suggest_file(path) or suggest_shipped(name)
+    yaml = path.with_name(f"{path.name}.yaml") if path.name else path
+    hint = f"; did you mean '{yaml}'?" if yaml.is_file() else suggest_file(path) or suggest_shipped(name)
     raise UserError(f"{name[:200]!a}: no such file or shipped configuration{hint}")
 
 
@@ -65,13 +66,16 @@ def _shipped_name(path: Path) -> str | None:
 
 
 def suggest_shipped(name: str) -> str:
-    """`; did you mean 'bert/pretrain_base'?`, or the command that lists all."""
+    """`; did you mean 'bert/pretrain_base' or 't5/pretrain_base'?`, or the command that lists all."""
     names = list(shipped_configs())
-    last = {known.rsplit("/", 1)[-1]: known for known in names}
-    close = difflib.get_close_matches(name, names, 1, 0.6) or [
-        last[found] for found in difflib.get_close_matches(name.rsplit("/", 1)[-1], last, 1, 0.75)
-    ]
-    return f"; did you mean '{close[0]}'?" if close else "; `bertjax configs` lists them"
+    last = name.rsplit("/", 1)[-1]
+    close = difflib.get_close_matches(name, names, 1, 0.6) if "/" in name else []
+    close = close or [known for known in names if known.rsplit("/", 1)[-1] == last]
+    close = close or difflib.get_close_matches(last, [known.rsplit("/", 1)[-1] for known in names], 1, 0.75)
+    if close and close[0] not in names:
+        close = [known for known in names if known.rsplit("/", 1)[-1] == close[0]]
+    shown = " or ".join(f"'{known}'" for known in close)
+    return f"; did you mean {shown}?" if close else "; `bertjax configs` lists them"
 
 
 def summary(path: Path) -> str:
