@@ -1,5 +1,4 @@
-"""Check that all inputs of a command exist and hold what it needs, by their first records; report all problems at once.
-"""
+"""Check that all inputs of a command exist and hold what it needs, by their first records; report all problems at once."""
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -89,7 +88,11 @@ def _evaluations(stages: Sequence[Stage], base: Path, name: str | None = None) -
 
 
 def _evaluated(
-    stages: Sequence[Stage], base: Path, problems: Sequence[str], classes: preflight.StageClasses, name: str | None = None
+    stages: Sequence[Stage],
+    base: Path,
+    problems: Sequence[str],
+    classes: preflight.StageClasses,
+    name: str | None = None,
 ) -> Iterator[str]:
     """Check the first records of the evaluations whose files are there."""
     broken = preflight.broken_tasks(problems)

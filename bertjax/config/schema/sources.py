@@ -7,9 +7,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from bertjax.config.schema.base import AnyPath, KindOf, LocalPath, NonNegative, Section
 from bertjax.config.schema.slices import parse_slice
 
-Files = Annotated[
-    list[AnyPath], Field(min_length=1, description="Paths or globs; .gz, .xz, .bz2, .zst are unpacked.")
-]
+Files = Annotated[list[AnyPath], Field(min_length=1, description="Paths or globs; .gz, .xz, .bz2, .zst are unpacked.")]
 TextField = Annotated[str, Field(description="Field of a record that holds the text of a document.")]
 
 
