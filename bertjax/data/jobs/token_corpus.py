@@ -15,6 +15,7 @@ from typing import IO, NamedTuple, Protocol
 
 import numpy as np
 
+from bertjax.data.sources.pieces import is_last
 from bertjax.errors import StorageError, UserError
 from bertjax.storage import staging
 
@@ -86,7 +87,8 @@ class TokenizedCorpus:
     ) -> "TokenizedCorpus":
         """Streams `documents` (lists of sentences of ids) into `folder`, replaced when complete, and opens it.
 
-        Empty sentences and documents are left out. UserError when there is no text, ValueError for an id >= vocab_size.
+        Empty sentences and documents are left out; an `UnfinishedDocument` goes on in the next one. UserError when
+        there is no text, ValueError for an id >= vocab_size.
         """
         folder = Path(folder)
         temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
@@ -211,18 +213,24 @@ def _write_documents(
     counts = {"documents": 0, "sentences": 0, "tokens": 0}
     sentences.write(np.zeros(1, _OFFSET).tobytes())
     starts.write(np.zeros(1, _OFFSET).tobytes())
-    for document in documents:
-        kept = [sentence for sentence in document if len(sentence)]
-        if not kept:
-            continue
+
+    def write(kept: list[Sequence[int]]) -> None:
         ids = np.array(array("q", chain.from_iterable(kept)))
         if ids.min() < 0 or ids.max() >= vocab_size:
             raise ValueError(f"document {counts['documents']}: an id is outside the vocabulary of {vocab_size}")
         ends = counts["tokens"] + np.cumsum([len(sentence) for sentence in kept])
         tokens.write(ids.astype(dtype).tobytes())
         sentences.write(ends.astype(_OFFSET).tobytes())
-        counts["documents"] += 1
         counts["sentences"] += len(kept)
         counts["tokens"] += len(ids)
-        starts.write(np.array([counts["sentences"]], _OFFSET).tobytes())
+
+    closed = 0  # sentences of the documents that have ended
+    for document in documents:
+        kept = [sentence for sentence in document if len(sentence)]
+        if kept:
+            write(kept)
+        if is_last(document) and counts["sentences"] > closed:
+            closed = counts["sentences"]
+            counts["documents"] += 1
+            starts.write(np.array([closed], _OFFSET).tobytes())
     return counts

@@ -14,6 +14,7 @@ from bertjax.data.jobs.jobs import JobOutput, JobRecord, Jobs
 from bertjax.data.jobs.text_counts import TextCounts
 from bertjax.data.jobs.token_corpus import FILES, ConcatCorpus, CorpusPart, Documents, TokenizedCorpus
 from bertjax.data.sources import text
+from bertjax.data.sources.pieces import UnfinishedDocument, is_last
 from bertjax.data.sources.registry import record_of
 from bertjax.errors import UserError
 from bertjax.storage.remote import is_remote
@@ -107,22 +108,32 @@ def tokenize_part(reading: TokenizeContext, part: Any, index: int, folder: Path)
     def documents() -> Iterator[Any]:
         nonlocal read
         for document in reading.read(part, reading.base):
-            read += 1
+            read += is_last(document)
             yield document
 
     def counted() -> Iterator[DocumentIds]:
+        sentences, goes_on = 0, False
         for document in reading.tokenize(documents(), reading.tokenizer):
             pieces = list(document)
-            facts["most"] = max(facts["most"], len(pieces))
-            facts["long"] += len(pieces) > LONG_DOCUMENT_SENTENCES
+            sentences += len(pieces)
             if reading.max_sentence_tokens is not None:
                 pieces, cut = split_long_sentences(
                     pieces, reading.max_sentence_tokens, reading.tokenizer.is_continuation
                 )
                 facts["cut"] += cut
-            counts.append(sum(map(len, pieces)))
+            if not goes_on:
+                counts.append(0)
+            counts[-1] += sum(map(len, pieces))
             facts["sentences"] += len(pieces)
             facts["unknown"] += sum(ids.count(reading.tokenizer.unk_id) for ids in pieces)
+            if goes_on := not is_last(document):
+                yield UnfinishedDocument(pieces)
+                continue
+            facts["most"] = max(facts["most"], sentences)
+            facts["long"] += sentences > LONG_DOCUMENT_SENTENCES
+            sentences = 0
+            if not counts[-1]:
+                counts.pop()
             if reading.progress:
                 reading.progress(len(counts))
             yield pieces

@@ -1,4 +1,4 @@
-"""Check the first records of tasks before anything is prepared: a wrong field in the last one shows at once."""
+"""Checks the first records of tasks before anything is prepared: a wrong field in the last one shows at once."""
 
 from collections.abc import Iterator
 from dataclasses import replace

@@ -19,6 +19,7 @@ from bertjax.data.preprocess.masking import MaskingRules, StaticMasker
 from bertjax.data.preprocess.registry import PreprocessKind, Transform
 from bertjax.data.preprocess.sampling import sample_indices
 from bertjax.data.preprocess.sentence_pairs import Pair, document_rng, pairs_from_document
+from bertjax.data.sources.pieces import UnfinishedDocument, is_last
 from bertjax.data.sources.registry import record_of
 from bertjax.data.sources.text import stream_documents
 from bertjax.data.store.row_format import row_dtype
@@ -157,17 +158,31 @@ def apply_limit(context: PrepareContext, text: TokenizedText) -> TokenizedText:
 
 
 def tokenize_sentences(documents: Iterator[list[str]], tokenizer: "Tokenizer") -> Iterator[list[list[int]]]:
-    """Documents as ids without empty sentences and documents; each sentence as it reads after the one before it."""
+    """Documents as ids without empty sentences and documents; each sentence as it reads after the one before it.
+
+    Of an `UnfinishedDocument` the ids are one too.
+    """
     space = tokenizer.space_between
     held: list[list[str]] = []
+    goes_on = False  # whether the last piece before `held` is unfinished
     waiting = 0
 
     def encode() -> Iterator[list[list[int]]]:
-        texts = [sentence if n == 0 else space + sentence for document in held for n, sentence in enumerate(document)]
+        nonlocal goes_on
+        firsts = [is_last(before) for before in [UnfinishedDocument() if goes_on else [], *held]]
+        texts = [
+            sentence if n == 0 and first else space + sentence
+            for document, first in zip(held, firsts, strict=False)
+            for n, sentence in enumerate(document)
+        ]
         ids = iter(tokenizer.encode_batch(texts))
-        for document in held:
-            if kept := [sentence for sentence in islice(ids, len(document)) if sentence]:
+        for document, first in zip(held, firsts, strict=False):
+            kept = [sentence for sentence in islice(ids, len(document)) if sentence]
+            if not is_last(document):
+                yield UnfinishedDocument(kept)
+            elif kept or not first:  # an empty list ends a document too
                 yield kept
+        goes_on = not firsts[-1]
 
     for document in documents:
         held.append(document)

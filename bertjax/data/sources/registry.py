@@ -6,7 +6,6 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -152,16 +151,25 @@ def slice_bounds(source: Any, base: Path) -> tuple[int, int | None]:
     return bounds.bounds(count_records(source, base) if bounds.needs_total else None)
 
 
-def take_slice(items: Iterator[T], source: Any, base: Path) -> Iterator[T]:
-    """The items that the option `split` of a source takes. Raises UserError if there is none among them."""
+def take_slice(
+    items: Iterator[T], source: Any, base: Path, ends: Callable[[T], bool] = lambda item: True
+) -> Iterator[T]:
+    """The items of the records that the option `split` of a source takes; `ends`: whether an item is a record's last.
+
+    Raises UserError if it takes none.
+    """
     if source.split is None:
         yield from items
         return
     first, last = slice_bounds(source, base)
-    empty = True
-    for item in islice(items, first, last):
-        empty = False
-        yield item
+    empty, record = True, 0
+    for item in items if last is None or first < last else ():
+        if record >= first:
+            empty = False
+            yield item
+        record += ends(item)
+        if record == last:
+            break
     if empty:
         _raise_empty(source, base)
 

@@ -95,14 +95,16 @@ def split_sentences(text: str, lower: bool | None = None) -> list[str]:
     `lower`: whether sentences may begin with a small letter; None finds out from the start of the text.
     """
     if lower is None:
-        lower = _lacks_capitals(text[:_SAMPLE])
+        lower = lacks_capitals(text)
     other = not text.isascii() and not _NEEDS_ANY.isdisjoint("".join(_NOT_ASCII.findall(text)))
     boundaries = _any_boundaries if other else _BOUNDARY.finditer
     return [sentence for block in _blocks(text) for sentence in _split_block(block, boundaries(block), lower)]
 
 
-def _lacks_capitals(text: str) -> bool:
-    """Whether sentences may start with a small letter: small starts outnumber all capitals (names have them too)."""
+def lacks_capitals(text: str) -> bool:
+    """Whether sentences may start with a small letter: small starts outnumber all capitals (names have them too), in
+    the first _SAMPLE characters."""
+    text = text[:_SAMPLE]
     small = sum(match[1].islower() for match in _LOWER.finditer(text))
     if not small:
         return False

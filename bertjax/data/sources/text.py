@@ -1,6 +1,6 @@
 """Reads any source as texts or as documents (lists of sentences), and plain text files.
 
-Reading streams: memory holds one line, one row group or, for `layout: documents`, one file.
+Reading streams: memory holds one line, one row group or a piece of a document.
 """
 
 import itertools
@@ -10,12 +10,19 @@ from typing import Any, TypeVar
 
 from bertjax.config.schema.sources import TextFiles
 from bertjax.data.sources import squad
+from bertjax.data.sources.pieces import (
+    MAX_CHARACTERS,
+    UnfinishedText,
+    cut_lines,
+    cut_text,
+    is_last,
+    split_documents,
+)
 from bertjax.data.sources.record_files import missing_field_error
 from bertjax.data.sources.registry import SourceKind, hash_files, record_of, split_files, take_slice
-from bertjax.data.sources.sentences import split_sentences
 from bertjax.errors import UserError
 from bertjax.storage import remote
-from bertjax.storage.files import expand_globs, read_lines, read_text
+from bertjax.storage.files import expand_globs, read_lines, read_pieces
 
 T = TypeVar("T")
 
@@ -29,9 +36,13 @@ def read_documents(source: Any, base: Path) -> Iterator[list[str]]:
 
 
 def stream_documents(source: Any, base: Path) -> Iterator[list[str]]:
-    """`read_documents` of a source that may have none, such as a part of one."""
+    """`read_documents` of a source that may have none, such as a part of one.
+
+    A document of more than `pieces.MAX_CHARACTERS` comes in several lists, of which all but the last are
+    `UnfinishedDocument`s.
+    """
     read = record_of(source).documents
-    found = map(split_sentences, stream_texts(source, base)) if read is None else read(source, base)
+    found = split_documents(stream_texts(source, base)) if read is None else read(source, base)
     return filter(None, found)
 
 
@@ -41,7 +52,10 @@ def read_texts(source: Any, base: Path) -> Iterator[str]:
 
 
 def stream_texts(source: Any, base: Path) -> Iterator[str]:
-    """`read_texts` of a source that may have none."""
+    """`read_texts` of a source that may have none.
+
+    A text of more than `pieces.MAX_CHARACTERS` comes in pieces, of which all but the last are `UnfinishedText`s.
+    """
     record = record_of(source)
     if record.texts:
         found = record.texts(source, base)
@@ -52,7 +66,13 @@ def stream_texts(source: Any, base: Path) -> Iterator[str]:
         found = (_field(fields, field, where) for where, fields in record.records(source, base, field))
     else:
         found = _contexts(source, base)
-    return (text for text in found if text and not text.isspace())
+    return (piece for text in found for piece in _pieces(text))
+
+
+def _pieces(text: str) -> Iterator[str]:
+    if len(text) > MAX_CHARACTERS:
+        return cut_text([text])
+    return iter(()) if not text or text.isspace() else iter((text,))
 
 
 def no_text_error(source: Any) -> UserError:
@@ -89,36 +109,43 @@ def _undivided(source: TextFiles, base: Path) -> tuple[Path, int] | None:
     if source.layout != "documents":
         return None
     path = max(expand_globs(source.files, base), key=lambda path: remote.file_size(path) or 0)
-    return path, sum(1 for _ in _blocks(source.model_copy(update={"files": [str(path)]}), base))
+    return path, sum(map(is_last, _blocks(source.model_copy(update={"files": [str(path)]}), base)))
 
 
 def _documents(source: TextFiles, base: Path) -> Iterator[list[str]]:
     if source.layout != "sentences":
-        return map(split_sentences, _texts(source, base))
-    return ([" ".join(line.split()) for line in lines] for lines in take_slice(_blocks(source, base), source, base))
+        return split_documents(_texts(source, base))
+    blocks = take_slice(_blocks(source, base), source, base, is_last)
+    return (type(lines)([" ".join(line.split()) for line in lines]) for lines in blocks)
 
 
 def _texts(source: TextFiles, base: Path) -> Iterator[str]:
     if source.layout == "sentences":
-        return map(" ".join, _documents(source, base))
+        return (_joined(" ", lines) for lines in _documents(source, base))
     if source.layout == "paragraphs":
-        return map("\n".join, take_slice(_blocks(source, base), source, base))
-    return map(read_text, take_slice(iter(expand_globs(source.files, base)), source, base))
+        return (_joined("\n", lines) for lines in take_slice(_blocks(source, base), source, base, is_last))
+    files = take_slice(iter(expand_globs(source.files, base)), source, base)
+    return (piece for path in files for piece in cut_text(read_pieces(path, MAX_CHARACTERS)))
+
+
+def _joined(between: str, lines: list[str]) -> str:
+    text = between.join(lines)
+    return text if is_last(lines) else UnfinishedText(text)
 
 
 def _blocks(source: TextFiles, base: Path) -> Iterator[list[str]]:
-    """The groups of lines between blank lines or ends of files."""
+    """The groups of lines between blank lines or ends of files; long ones in pieces."""
     for path in expand_globs(source.files, base):
         lines = (line for _, line in read_lines(path))
         for is_blank, block in itertools.groupby(lines, key=lambda line: not line or line.isspace()):
             if not is_blank:
-                yield list(block)
+                yield from cut_lines(block)
 
 
 def _count(source: TextFiles, path: Path) -> int:
     if source.layout == "documents":
         return 1
-    return sum(1 for _ in _blocks(source.model_copy(update={"files": [str(path)]}), path.parent))
+    return sum(map(is_last, _blocks(source.model_copy(update={"files": [str(path)]}), path.parent)))
 
 
 TEXT = SourceKind(

@@ -19,6 +19,7 @@ from bertjax.data.jobs.shuffle import ShuffledDocuments, shuffle_documents
 from bertjax.data.jobs.tokenize import tokenize_sources
 from bertjax.data.preprocess.denoising.rules import DenoisingRules
 from bertjax.data.preprocess.sampling import sample_indices
+from bertjax.data.sources.pieces import UnfinishedDocument, is_last
 from bertjax.data.sources.text import stream_texts
 
 if TYPE_CHECKING:
@@ -89,8 +90,8 @@ def chunk_blocks(context: ChunkContext, unit: ChunkUnit) -> Blocks:
     """The rows of a unit, pool after pool."""
     held: list[np.ndarray] = []
     left, waiting = unit.rows, 0
-    for pool in range(unit.first, unit.last):
-        rows = _chunks(context, pool)[:left]
+    for rows in (rows for pool in range(unit.first, unit.last) for rows in _chunks(context, pool)):
+        rows = rows[:left]
         left -= len(rows)
         held.append(rows)
         waiting += len(rows)
@@ -101,10 +102,33 @@ def chunk_blocks(context: ChunkContext, unit: ChunkUnit) -> Blocks:
             return
 
 
-def _chunks(context: ChunkContext, pool: int) -> np.ndarray:
-    end = [] if context.eos_id is None else [np.array([context.eos_id])]
-    documents = context.text.documents(pool * context.concat_documents, (pool + 1) * context.concat_documents)
-    text = np.concatenate([part for document in documents for part in (document, *end)])
+def _chunks(context: ChunkContext, pool: int) -> Iterator[np.ndarray]:
+    """The rows of a pool in blocks, so that memory holds a part of a long document."""
+    width = context.dtype["tokens"].shape[0]
+    size = BLOCK_ROWS * width
+    held: list[np.ndarray] = []
+    waiting = 0
+    for part in _parts(context, pool):
+        for start in range(0, len(part), size):
+            held.append(part[start : start + size])
+            waiting += len(held[-1])
+            if waiting >= size:
+                text = np.concatenate(held)
+                full = len(text) - len(text) % width
+                yield _rows(context, text[:full])
+                held, waiting = [text[full:]], len(text) - full
+    if waiting:
+        yield _rows(context, np.concatenate(held))
+
+
+def _parts(context: ChunkContext, pool: int) -> Iterator[np.ndarray]:
+    for document in context.text.documents(pool * context.concat_documents, (pool + 1) * context.concat_documents):
+        yield document
+        if context.eos_id is not None:
+            yield np.array([context.eos_id])
+
+
+def _rows(context: ChunkContext, text: np.ndarray) -> np.ndarray:
     width = context.dtype["tokens"].shape[0]
     rows = np.zeros(-(-len(text) // width), context.dtype)
     padded = np.zeros(len(rows) * width, np.int32)
@@ -116,22 +140,30 @@ def _chunks(context: ChunkContext, pool: int) -> np.ndarray:
 
 
 def tokenize_texts(texts: Iterator[str], tokenizer: "Tokenizer") -> Iterator[list["array[int]"]]:
-    """Documents with any token, as the ids of their pieces, tokenized in batches of about a million characters."""
+    """Documents with any token, as the ids of their pieces, tokenized in batches of about a million characters.
+
+    The ids of an `UnfinishedText` are an `UnfinishedDocument`.
+    """
     document: list[array[int]] = []
-    split = map(split_long_text, texts)
-    pieces = ((piece, at == len(found)) for found in split for at, piece in enumerate(found, 1))
+    split = ((text, split_long_text(text)) for text in texts)
+    pieces = ((piece, text if at == len(found) else None) for text, found in split for at, piece in enumerate(found, 1))
+    goes_on = False
     for held, last in _batched(pieces):
         for ids, end in zip(tokenizer.encode_batch(held), last, strict=True):
             document.append(array("i", ids))
-            if end:
-                if any(map(len, document)):
-                    yield document
-                document = []
+            if end is None:
+                continue
+            if not is_last(end):
+                yield UnfinishedDocument(document)
+            elif goes_on or any(map(len, document)):  # an empty list ends a document too
+                yield document
+            document, goes_on = [], not is_last(end)
 
 
-def _batched(stream: Iterator[tuple[str, bool]]) -> Iterator[tuple[list[str], list[bool]]]:
+def _batched(stream: Iterator[tuple[str, str | None]]) -> Iterator[tuple[list[str], list[str | None]]]:
+    """Pieces of texts in batches, each with the text that it is the last piece of."""
     held: list[str] = []
-    last: list[bool] = []
+    last: list[str | None] = []
     waiting = 0
     for piece, end in stream:
         held.append(piece)
