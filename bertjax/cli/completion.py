@@ -89,9 +89,7 @@ _HOW = {
     examples=('eval "$(bertjax completion bash)"', "bertjax completion bash > ~/.bertjax-completion"),
 )
 def completion(arguments: argparse.Namespace) -> int:
-    from bertjax.cli.main import COMMANDS
-
-    return cli.print_result(completion_script(arguments.shell, COMMANDS.values()))
+    return cli.print_result(completion_script(arguments.shell, arguments.commands.values()))
 
 
 def completion_script(shell: str, commands: Iterable[Command]) -> str:

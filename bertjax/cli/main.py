@@ -78,7 +78,10 @@ def _run(argv: list[str]) -> int:
     name, rest = _split_command(argv)
     command = COMMANDS[name]
     arguments = _parse(name, command, rest)
-    return 0 if arguments is None else command.run(arguments)
+    if arguments is None:
+        return 0
+    arguments.commands = COMMANDS  # for `completion`
+    return command.run(arguments)
 
 
 def _group(first: str) -> dict[str, Command]:
