@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bertjax.report.parts import html_document, table
-from bertjax.report.samples import NO_ANSWER, VERDICTS, excerpt, grade
+from bertjax.report.samples import answer_card, excerpt, grade
 from bertjax.training.monitor import console
 
 MAX_QUESTIONS = 200  # questions shown; the JSON contains all
@@ -52,27 +52,20 @@ def _agreement(report: Mapping[str, Any]) -> str:
 
 
 def _answers(report: Mapping[str, Any]) -> str:
-    ways = list(report["ways"])
-    names = ("Question and text", "Answer", *(WAY_NAMES[way] for way in ways))
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in names)
-    rows = "".join(_row(row, ways) for row in report["answers"][:MAX_QUESTIONS])
+    cards = "".join(_card(row, list(report["ways"])) for row in report["answers"][:MAX_QUESTIONS])
     shown = min(MAX_QUESTIONS, len(report["answers"]))
-    note = f'<p class="small muted">The first {shown} questions.</p>' if shown < len(report["answers"]) else ""
+    first = f"The first {shown} questions. " if shown < len(report["answers"]) else ""
+    marked = "In the text: <mark>the answer</mark>"
+    if "extractive" in report["ways"]:
+        marked += ', <mark class="said">the extractive prediction, if different</mark>'
     return (
-        f'<section id="answers"><h2>Answers side by side</h2>{note}<div class="scroll"><table class="samples"><thead>'
-        f"<tr>{head}</tr></thead><tbody>{rows}</tbody></table></div></section>"
+        f'<section id="answers"><h2>Answers side by side</h2><p class="small muted">{first}{marked}.</p>'
+        f'<div class="samples">{cards}</div></section>'
     )
 
 
-def _row(row: Mapping[str, Any], ways: list[str]) -> str:
+def _card(row: Mapping[str, Any], ways: list[str]) -> str:
     answers = row["answers"]
     context = excerpt(row["context"], answers[0] if answers else "", row["predictions"].get("extractive", ""))
-    cells = "".join(
-        f'<td><span class="pill {style}">{words}</span><br>{html.escape(row["predictions"][way]) or NO_ANSWER}</td>'
-        for way in ways
-        for style, words in [VERDICTS[grade(row["exact"][way], row["f1"][way])]]
-    )
-    return (
-        f'<tr><td><p class="question">{html.escape(row["question"])}</p><p class="context">{context}</p></td>'
-        f"<td>{' / '.join(map(html.escape, answers)) or NO_ANSWER}</td>{cells}</tr>"
-    )
+    said = [(WAY_NAMES[way], grade(row["exact"][way], row["f1"][way]), row["predictions"][way], "") for way in ways]
+    return answer_card(row["question"], context, answers, said)

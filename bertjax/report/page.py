@@ -9,8 +9,8 @@ from typing import Any
 
 from bertjax.config.schema.run import SECRET_KEY
 from bertjax.errors import StorageError
-from bertjax.report.figures import load_matplotlib
-from bertjax.report.parts import definition_list, html_document, metric_label, score_text, scores_list, table
+from bertjax.report.charts import Band, Chart, Mark, Series, figure
+from bertjax.report.parts import definition_list, details, html_document, metric_label, score_text, scores_list, table
 from bertjax.report.record import EvaluationResult, RunRecord, StageRecord, find_key, is_finite, read_run
 from bertjax.report.stages import stage_section
 from bertjax.storage.atomic import write_text_atomic
@@ -24,21 +24,24 @@ HEADLINES = ("f1", "exact", "accuracy", "mlm_accuracy", "nsp_accuracy", "pearson
 def write_report(run: Path, output: Path | None = None) -> Path:
     """Write the report of a run folder, finished or not, to `output` (default: its report.html) and return the path.
 
-    The same folder gives the same bytes. Raises UserError without a run folder or matplotlib, StorageError when a write
-    fails.
+    The same folder gives the same bytes. Raises UserError without a run folder, StorageError when a write fails.
     """
     run = Path(run)
     record = read_run(run)
-    load_matplotlib()
     target = run / "report.html" if output is None else Path(output)
     if target.is_dir():
         target = target / "report.html"
+    body = [_header(record), _tiles(record), _summary(record), _baselines(record)]
+    body += [stage_section(stage, place) for place, stage in enumerate(record.stages, 1)]
+    body += [_provenance_section(record), _footer(record)]
+    return save_page(target, html_document(record.name, filter(None, body)))
+
+
+def save_page(target: Path, content: str) -> Path:
+    """Write a page, with the folders above it. Raises StorageError."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        body = [_header(record), _tiles(record), _summary(record), _baselines(record)]
-        body += [stage_section(stage, place) for place, stage in enumerate(record.stages, 1)]
-        body += [_provenance_section(record), _footer(record)]
-        write_text_atomic(target, html_document(record.name, filter(None, body)))
+        write_text_atomic(target, content)
     except OSError as error:
         raise StorageError(f"{target}: the report could not be written ({error.strerror or error})") from error
     return target
@@ -56,8 +59,18 @@ def _header(run: RunRecord) -> str:
     facts = {"date": _date(run.started), "device": _device(run.environment), "versions": ", ".join(shown) or None}
     return (
         f'<header><p class="eyebrow">bertjax training report</p><div class="title"><h1>{html.escape(run.name)}</h1>'
-        f"{state}</div>{definition_list({k: v for k, v in facts.items() if v}, 'facts')}</header>"
+        f"{state}</div>{definition_list({k: v for k, v in facts.items() if v}, 'facts')}{_contents(run)}</header>"
     )
+
+
+def _contents(run: RunRecord) -> str:
+    """Links to the sections, where there are several stages."""
+    links = [(f"stage-{place}", stage.name) for place, stage in enumerate(run.stages, 1)]
+    if len(links) < 2:
+        return ""
+    links = [("summary", "Summary"), *links, ("made", "Configuration and environment")]
+    listed = "".join(f'<a href="#{key}">{html.escape(name)}</a>' for key, name in links)
+    return f'<nav aria-label="Contents">{listed}</nav>'
 
 
 def _date(started: str | None) -> str | None:
@@ -69,6 +82,8 @@ def _device(environment: Mapping[str, Any]) -> str | None:
     kind = find_key(environment, "device_kind", "device_kinds", "device", "platform", "backend")
     count = find_key(environment, "device_count", "devices", "num_devices")
     kind = kind[0] if isinstance(kind, list) and kind else kind
+    if kind is None and isinstance(count, list) and count:
+        kind = re.sub(r"^\d+: | \(.*$", "", str(count[0]))  # "0: NVIDIA H200 (cuda, process 0)"
     count = len(count) if isinstance(count, list) else count
     if not isinstance(kind, str):
         return None
@@ -116,11 +131,32 @@ def _summary(run: RunRecord) -> str:
         for e in stage.evaluations
     ]
     parts = [table(head, rows, numbers=range(1, len(head)))]
+    parts.append(_overview(run))
     if run.goodput:
         parts.append(f'<p class="muted">{html.escape(run.goodput.capitalize())}.</p>')
     if scores:
         parts.append(f"<h3>Scores</h3>{table(('Stage', 'Evaluation', 'Step', 'Scores'), scores, numbers=(2,))}")
     return f'<section id="summary"><h2>Summary</h2>{"".join(parts)}</section>'
+
+
+def _overview(run: RunRecord) -> str:
+    """The losses of all stages by training time; "" for a single stage or without times."""
+    series, bands, marks = [], [], []
+    for place, (stage, start) in enumerate(zip(run.stages, _ends(run), strict=True)):
+        lines = [line for line in stage.train if is_finite(line.get("elapsed"))]
+        if not lines:
+            continue
+        times = [line["elapsed"] for line in lines]
+        values = [line["loss"] if is_finite(line.get("loss")) else float("nan") for line in lines]
+        series.append(Series(stage.name, times, values, place))
+        bands.append(Band(start, max(times), stage.name))
+        for step in stage.resumes:
+            before = [line["elapsed"] for line in lines if line["step"] <= step]
+            marks.append(Mark(max(before, default=start), "resume", f"{stage.name} resumed from step {step:,}"))
+    if len(series) < 2:
+        return ""
+    chart = Chart("Loss of all stages", series, x_unit="seconds", wide=True, bands=bands, marks=marks)
+    return f'<div class="charts below">{figure(chart)}</div>'
 
 
 def _ends(run: RunRecord) -> list[float]:
@@ -183,17 +219,13 @@ def _provenance_section(run: RunRecord) -> str:
     """The configuration and the environment, collapsed."""
     body = ""
     if run.config_text:
-        body += _details("Resolved configuration", f"<pre>{html.escape(run.config_text)}</pre>")
+        body += details("Resolved configuration", f"<pre>{html.escape(run.config_text)}</pre>")
     flat = flatten(run.environment, lists=False)
     if shown := {key: x for key, x in flat.items() if not any(map(SECRET_KEY.search, key.split(".")))}:
         as_text = lambda x: ", ".join(map(str, x)) if isinstance(x, list) else str(x)  # noqa: E731
         rows = [(html.escape(key), html.escape(as_text(x))) for key, x in shown.items()]
-        body += _details("Environment", table(("Key", "Value"), rows))
+        body += details("Environment", table(("Key", "Value"), rows))
     return f'<section id="made"><h2>Configuration and environment</h2>{body}</section>' if body else ""
-
-
-def _details(title: str, content: str) -> str:
-    return f"<details><summary>{title}</summary>{content}</details>"
 
 
 def _footer(run: RunRecord) -> str:

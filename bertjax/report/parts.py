@@ -4,11 +4,13 @@ import html
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
+from bertjax.report.script import DIGEST, SCRIPT
 from bertjax.report.style import STYLE
 from bertjax.training.monitor import console
 
-# The page loads and runs nothing, whatever text the data contain.
-CONTENT_SECURITY_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+# The page loads nothing and runs only its own script, whatever text the data contain.
+CONTENT_SECURITY_POLICY = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{DIGEST}'"
+MAX_CHARS = 1200  # of a text from the data
 _METRIC_WORDS = {
     "f1": "F1",
     "mlm": "MLM",
@@ -18,32 +20,52 @@ _METRIC_WORDS = {
     "lr": "learning rate",
 }
 _PERCENT = ("_accuracy",)  # training metrics are fractions; task scores, `accuracy` included, are percentages
-_HUNDREDTHS = ("exact", "exact_match", "f1", "em", "accuracy", "average")
+PERCENTAGES = (
+    "exact", "exact_match", "f1", "em", "accuracy", "average", "matthews", "pearson", "spearman", "bleu", "rouge1",
+    "rouge2", "rougel", "rougelsum",
+)  # fmt: skip
 
 
 def html_document(title: str, parts: Iterable[str]) -> str:
-    """A page from its parts, which are HTML."""
+    """A page from its parts, which are HTML. Characters that UTF-8 cannot store are replaced."""
+    body = chr(10).join(parts).encode("utf-8", "replace").decode()
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{CONTENT_SECURITY_POLICY}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{html.escape(title)} · bertjax</title><style>{STYLE}</style></head>\n"
-        f"<body><main>\n{chr(10).join(parts)}\n</main></body></html>\n"
+        f"<body><main>\n{body}\n</main><script>{SCRIPT}</script></body></html>\n"
     )
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: Collection[int] = ()) -> str:
     """A table whose cells are HTML; the first column is the row header, `numbers` are the numeric columns."""
     align = ['class="n"' if place in numbers else "" for place in range(len(head))]
-    top = "".join(f"<th {a}>{html.escape(text)}</th>".replace(" >", ">") for text, a in zip(head, align, strict=True))
+    top = "".join(
+        f"<th scope=col {a}>{html.escape(text)}</th>".replace(" >", ">") for text, a in zip(head, align, strict=True)
+    )
     body = ""
     for row in rows:
         first, *rest = (
-            f"<{'td' if place else 'th'} {a}>{cell}</{'td' if place else 'th'}>".replace(" >", ">", 1)
+            f"<{'td' if place else 'th scope=row'} {a}>{cell}</{'td' if place else 'th'}>".replace(" >", ">", 1)
             for place, (cell, a) in enumerate(zip(row, align, strict=True))
         )
         body += f"<tr>{first}{''.join(rest)}</tr>"
-    return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+    return f'<div class="scroll" tabindex="0"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def text_html(text: Any, empty: str = "") -> str:
+    """A text from the data as an element of its own direction, shortened to MAX_CHARS; `empty` is HTML."""
+    text = str(text)
+    if not text.strip():
+        return empty
+    more = f' <span class="muted">… ({len(text):,} characters)</span>' if len(text) > MAX_CHARS else ""
+    return f'<span class="text" dir="auto">{html.escape(text[:MAX_CHARS])}</span>{more}'
+
+
+def details(title: str, content: str) -> str:
+    """A collapsed part; `content` is HTML."""
+    return f"<details><summary>{html.escape(title)}</summary>{content}</details>"
 
 
 def definition_list(values: Mapping[str, Any], style: str) -> str:
@@ -64,7 +86,7 @@ def score_text(key: str, value: Any) -> str:
         return console.number(value)
     if key.endswith(_PERCENT):
         return console.percent(value)
-    return f"{value:.2f}" if key.lower().endswith(_HUNDREDTHS) else console.number(value)
+    return f"{value:.2f}" if key.lower().endswith(PERCENTAGES) else console.number(value)
 
 
 def metric_label(key: str) -> str:

@@ -18,7 +18,10 @@ from bertjax.training.monitor.tracking import read_lines
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """The last scores of an evaluation, with their samples and n-best lists."""
+    """The last scores of an evaluation, with their samples and n-best lists.
+
+    `details`: the other entries of its file, such as classes, regression, masked, teacher_forced and made_from.
+    """
 
     name: str
     step: int | None
@@ -26,6 +29,7 @@ class EvaluationResult:
     samples: list[dict[str, Any]] = field(default_factory=list)
     nbest: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     predictions: int | None = None
+    details: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ class Episode:
 
 @dataclass(frozen=True)
 class StageRecord:
-    """One stage: log lines by step (each step once), episodes and scores."""
+    """One stage: log lines by step (each step once), episodes, resumes and scores."""
 
     name: str
     steps: int | None  # planned, if known
@@ -60,6 +64,7 @@ class StageRecord:
     episodes: list[Episode]
     evaluations: list[EvaluationResult]
     others: list[OtherEvaluation] = field(default_factory=list)
+    resumes: list[int] = field(default_factory=list)  # steps of the checkpoints that the stage resumed from
 
 
 @dataclass(frozen=True)
@@ -77,6 +82,8 @@ class RunRecord:
 def read_run(run: Path) -> RunRecord:
     """Read a run folder. Raises UserError for a folder with neither config.yaml nor metrics.jsonl."""
     metrics = run / "metrics.jsonl"
+    if run.is_file():
+        raise UserError(f"{run}: is a file; name the folder of a run, which 'bertjax train' wrote")
     if not (run / "config.yaml").is_file() and not metrics.is_file():
         if is_checkpoint_step(run) or list_steps(run):
             raise UserError(
@@ -144,6 +151,7 @@ def _stage(run: Path, name: str, planned: int | None, lines: list[dict[str, Any]
         episodes=_episodes(ordered, [line for line in by_kind["event"] if line.get("event") == "episode"]),
         evaluations=_evaluations(run, name, list(evals.values())),
         others=_other_evaluations(run, name),
+        resumes=[line["step"] for line in by_kind["event"] if line.get("event") == "resume"],
     )
 
 
@@ -187,6 +195,7 @@ def _evaluations(run: Path, stage: str, lines: list[dict[str, Any]]) -> list[Eva
             samples=[s for s in samples if isinstance(s, dict)] if isinstance(samples, list) else [],
             nbest=_json(path.parent / f"{name}.nbest.json", dict),
             predictions=len(_json(path.parent / f"{name}.predictions.json", dict)) or None,
+            details={key: content[key] for key in content if key not in ("scores", "samples", "step")},
         )
     return list(found.values())
 

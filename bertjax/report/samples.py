@@ -1,27 +1,29 @@
 """Sample answers in the report, scored by the official rules and marked in their context."""
 
 import html
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from bertjax.evaluation.metrics.squad import score
+from bertjax.report.parts import MAX_CHARS, text_html
 from bertjax.report.record import EvaluationResult
 from bertjax.training.monitor import console
 
 MAX_SAMPLES = 12  # samples shown per evaluation
 CONTEXT_CHARS = 150  # characters of context on either side
 MAX_RUNNERS_UP = 2  # further N-best answers shown
+MAX_ANSWERS = 6  # alternative answers shown
 
 NO_ANSWER = '<span class="muted">(no answer)</span>'
 VERDICTS = {"right": ("good", "✓ right"), "partly": ("fair", "≈ partly"), "wrong": ("bad", "✗ wrong")}
 
 
-def samples_table(evaluated: EvaluationResult) -> str:
-    """The samples of an evaluation as a table, or "" if it has none."""
+def answer_samples(evaluated: EvaluationResult) -> str:
+    """The answers of an evaluation, or "" if it has none."""
     usable = [s for s in evaluated.samples if isinstance(s.get("question"), str)]
     if not usable:
         return ""
-    rows = "".join(_row(sample, evaluated.nbest) for sample in usable[:MAX_SAMPLES])
+    cards = "".join(_card(sample, evaluated.nbest) for sample in usable[:MAX_SAMPLES])
     counted = f"{len(usable)} sample{'s' * (len(usable) != 1)}"
     if len(usable) > MAX_SAMPLES:
         counted = f"{MAX_SAMPLES} of {counted}"
@@ -29,22 +31,33 @@ def samples_table(evaluated: EvaluationResult) -> str:
     return (
         f"<h3>Sample predictions: {html.escape(evaluated.name)}</h3>"
         f'<p class="small muted">{counted}{total}. In the text: <mark>the answer</mark>, '
-        '<mark class="said">the prediction, if different</mark>.</p>'
-        '<div class="scroll"><table class="samples"><thead><tr><th>Verdict</th><th>Question and text</th>'
-        f"<th>Answer</th><th>Prediction</th></tr></thead><tbody>{rows}</tbody></table></div>"
+        f'<mark class="said">the prediction, if different</mark>.</p><div class="samples">{cards}</div>'
     )
 
 
-def _row(sample: Mapping[str, Any], nbest: Mapping[str, Any]) -> str:
+def _card(sample: Mapping[str, Any], nbest: Mapping[str, Any]) -> str:
     answers, prediction = answer_texts(sample.get("answers")), str(sample.get("prediction") or "")
-    style, words = VERDICTS[verdict(answers, prediction)]
     context = excerpt(str(sample.get("context") or ""), answers[0] if answers else "", prediction)
-    others = nbest.get(str(sample.get("id")))
+    more = _runners_up(nbest.get(str(sample.get("id"))), prediction)
+    return answer_card(
+        sample["question"], context, answers, [("Prediction", verdict(answers, prediction), prediction, more)]
+    )
+
+
+def answer_card(question: str, context: str, answers: list[str], said: Iterable[tuple[str, str, str, str]]) -> str:
+    """One question with its answers and predictions: said = (who, verdict, text, more as HTML); `context` is HTML."""
+    shown = [text_html(text) for text in answers[:MAX_ANSWERS]]
+    if len(answers) > MAX_ANSWERS:
+        shown.append(f'<span class="muted">{len(answers) - MAX_ANSWERS} more</span>')
+    rows = f"<dt>Gold</dt><dd>{' / '.join(shown) or NO_ANSWER}</dd>"
+    for who, graded, text, more in said:
+        style, words = VERDICTS[graded]
+        pill = f'<span class="pill {style}">{words}</span>'
+        rows += f"<dt>{html.escape(who)}</dt><dd>{pill}{text_html(text, NO_ANSWER)}{more}</dd>"
+    shown_context = f'<p class="context" dir="auto">{context}</p>' if context else ""
     return (
-        f'<tr><td><span class="pill {style}">{words}</span></td>'
-        f'<td><p class="question">{html.escape(sample["question"])}</p><p class="context">{context}</p></td>'
-        f"<td>{' / '.join(map(html.escape, answers)) or NO_ANSWER}</td>"
-        f"<td>{html.escape(prediction) or NO_ANSWER}{_runners_up(others, prediction)}</td></tr>"
+        f'<article class="sample"><div><p class="question">{text_html(question)}</p>{shown_context}</div>'
+        f'<dl class="said-by">{rows}</dl></article>'
     )
 
 
@@ -53,11 +66,10 @@ def _runners_up(entries: Any, prediction: str) -> str:
     entries = [e for e in entries if isinstance(e, dict)] if isinstance(entries, list) else []
     rest = [e for e in entries if e.get("text") != prediction and isinstance(e.get("probability"), (int, float))]
     items = "".join(
-        f"<li><span>{html.escape(str(e.get('text') or '(no answer)'))}</span>"
-        f"<span>{console.percent(e['probability'])}</span></li>"
+        f"<li>{text_html(e.get('text') or '(no answer)')}<span>{console.percent(e['probability'])}</span></li>"
         for e in rest[:MAX_RUNNERS_UP]
     )
-    return f'<ul class="runners">{items}</ul>' if items else ""
+    return f'<ul class="runners" aria-label="next best answers">{items}</ul>' if items else ""
 
 
 def answer_texts(answers: Any) -> list[str]:
@@ -84,6 +96,7 @@ def excerpt(context: str, answer: str, prediction: str) -> str:
     """The part of `context` around the answer and the prediction as HTML, with both marked."""
     gold = _find_span(context, answer, 0)
     said = _find_span(context, prediction, gold[0] if gold else 0)
+    gold, said = (None if span and span[1] - span[0] > MAX_CHARS else span for span in (gold, said))
     if gold and said and max(gold[1], said[1]) - min(gold[0], said[0]) > 4 * CONTEXT_CHARS:
         said = None  # too far away to show in one excerpt
     shown = [span for span in (gold, said) if span]

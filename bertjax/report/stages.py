@@ -1,17 +1,18 @@
-"""The section of each stage: curves, episodes and sample answers."""
+"""The section of each stage: curves, episodes and results of evaluations."""
 
 import html
 from collections.abc import Callable
 from typing import Any
 
-from bertjax.report.figures import SERIES, Chart, Series, draw
-from bertjax.report.parts import metric_label, scores_list, table
+from bertjax.report.charts import Band, Chart, Mark, Series, figure
+from bertjax.report.classes import class_sections
+from bertjax.report.parts import PERCENTAGES, metric_label, scores_list, table
 from bertjax.report.record import Episode, OtherEvaluation, StageRecord, is_finite
-from bertjax.report.samples import samples_table
+from bertjax.report.samples import answer_samples
+from bertjax.report.tokens import token_samples
 from bertjax.training.monitor import console
 
-MAX_CURVES = 4  # metrics in one chart
-PERCENTAGES = ("exact", "f1", "accuracy", "em", "average")
+MAX_CURVES = 6  # metrics in one chart
 
 
 def stage_section(stage: StageRecord, place: int) -> str:
@@ -21,35 +22,82 @@ def stage_section(stage: StageRecord, place: int) -> str:
         state = f' <span class="pill fair">{"not finished" if stage.train else "not started"}</span>'
     charts = [chart for chart in stage_charts(stage) if chart.series]
     narrow = sum(not chart.wide for chart in charts)
-    drawn = "".join(_figure(chart, f"s{place}c{at}", stage.episodes) for at, chart in enumerate(charts))
+    drawn = "".join(map(figure, charts))
     body = f'<div class="charts{" two" * (narrow in (2, 4))}">{drawn}</div>' if drawn else ""
     if not charts and not stage.evaluations and not stage.others:
         body = '<p class="muted">No steps are logged yet.</p>'
-    body += _episodes(stage.episodes) + "".join(samples_table(evaluated) for evaluated in stage.evaluations)
+    body += _episodes(stage.episodes)
+    for number, evaluated in enumerate(stage.evaluations, 1):
+        body += class_sections(evaluated, f"stage-{place}-classes-{number}")
+        body += answer_samples(evaluated) + token_samples(evaluated)
     body += _others(stage.others)
     return f'<section id="stage-{place}"><h2>Stage {place}: {html.escape(stage.name)}{state}</h2>{body}</section>'
 
 
+def is_loss(key: str) -> bool:
+    kind = key.split("/")[0]  # loss/books is the loss of the task books
+    return kind == "loss" or kind.endswith("_loss")
+
+
 def stage_charts(stage: StageRecord) -> list[Chart]:
     """The curves of a stage; a chart without data has no series."""
-
-    def is_loss(key: str) -> bool:
-        kind = key.split("/")[0]  # loss/books is the loss of the task books
-        return kind == "loss" or kind.endswith("_loss")
-
-    shares = _curves(stage, lambda key: key.endswith("_accuracy"), scale=100)
+    shares, left_out = _curves(stage, lambda key: key.endswith("_accuracy"), scale=100)
     next_colour = max((series.colour + 1 for series in shares), default=0)
-    answers = _curves(stage, lambda key: key in PERCENTAGES, first_colour=next_colour)
+    answers, further = _curves(stage, _is_percentage, first_colour=next_colour)
+    losses, hidden = _curves(stage, is_loss)
+    bands = episode_bands(stage.episodes)
+    resumes = [Mark(step, "resume", f"resumed from step {step:,}") for step in stage.resumes]
+    bad = [Mark(line["step"], "nonfinite", "the loss is not finite") for line in stage.train
+           if "loss" in line and not is_finite(line["loss"])]  # fmt: skip
+    evaluated = dict.fromkeys((line["step"], line["name"]) for line in stage.evals)
+    marks = [Mark(step, "evaluation", f"evaluation {name} at step {step:,}") for step, name in evaluated]
+
+    def single(title: str, key: str, unit: str, scale: float = 1) -> Chart:
+        return Chart(
+            title, _curves(stage, lambda k: k == key, scale)[0], unit, smoothed=unit == "", bands=bands, marks=resumes
+        )
+
+    title, note = "Accuracy" if shares or not answers else "Scores", _left_out(left_out + further)
     return [
-        Chart("Loss", _curves(stage, is_loss), wide=True),
-        Chart("Accuracy", shares + answers, unit="%"),
-        Chart("Learning rate", _curves(stage, lambda key: key == "learning_rate"), unit="rate", smoothed=False),
-        Chart("Tokens per second", _curves(stage, lambda k: k == "tokens_per_second"), unit="count", smoothed=False),
+        Chart("Loss", losses, wide=True, bands=bands, marks=resumes + marks + bad, note=_left_out(hidden)),
+        Chart(
+            "Accuracy" if shares or not answers else "Scores",
+            shares + answers,
+            "%",
+            bands=bands,
+            marks=resumes,
+            note=note,
+        ),
+        single("Learning rate", "learning_rate", "rate"),
+        single("Gradient norm", "grad_norm", ""),
+        single("Tokens per second", "tokens_per_second", "count"),
+        single("MFU", "mfu", "%", 100),
+        single("Memory", "memory_bytes", "bytes"),
     ]
 
 
-def _curves(stage: StageRecord, wanted: Callable[[str], bool], scale: float = 1, first_colour: int = 0) -> list[Series]:
-    """Curves of the wanted metrics: lines for training, markers for evaluations.
+def _is_percentage(key: str) -> bool:
+    return key.lower().endswith(PERCENTAGES) and not key.endswith("_accuracy")
+
+
+def _left_out(count: int) -> str:
+    return f"{count} more metric{'s' * (count != 1)} of metrics.jsonl not shown." if count else ""
+
+
+def episode_bands(episodes: list[Episode]) -> list[Band]:
+    """The episodes with their numbers and trained parameters."""
+    bands = []
+    for episode in episodes if len(episodes) > 1 else ():
+        trained = episode.trainable_parameters
+        text = f"episode {episode.number}" + (f" · {console.compact(trained)} trained" if trained else "")
+        bands.append(Band(episode.first_step, episode.last_step, text))
+    return bands
+
+
+def _curves(
+    stage: StageRecord, wanted: Callable[[str], bool], scale: float = 1, first_colour: int = 0
+) -> tuple[list[Series], int]:
+    """Curves of the wanted metrics, lines for training and markers for evaluations, and how many metrics are left out.
 
     The first evaluation of a metric has the colour of its training curve, further ones have their own.
     """
@@ -58,6 +106,8 @@ def _curves(stage: StageRecord, wanted: Callable[[str], bool], scale: float = 1,
     keys = sorted(dict.fromkeys(key for key, _ in found), key=lambda key: key != "loss")
     if len(keys) == 2 and keys[0] == "loss":
         keys = keys[:1]
+    if "exact" in keys and "exact_match" in keys:  # equal ones
+        keys.remove("exact_match")
     several = len({name for _, name in found if name}) > 1
     curves: list[Series] = []
     colour = first_colour - 1
@@ -66,13 +116,12 @@ def _curves(stage: StageRecord, wanted: Callable[[str], bool], scale: float = 1,
         for place, name in enumerate(names):
             if place == 0 or names[:place] != [""]:
                 colour += 1
-            drawn = [(step, value * scale) for step, value in found[key, name] if is_finite(value)]
+            drawn = [(step, value * scale if is_finite(value) else float("nan")) for step, value in found[key, name]]
             text = metric_label(key.removesuffix("_accuracy"))
             text = f"{name}: {text}" if several and name else text
-            steps, values = [step for step, _ in drawn], [value for _, value in drawn]
-            if drawn:
-                curves.append(Series(text, steps, values, colour, points=bool(name)))
-    return curves
+            if any(is_finite(value) for _, value in drawn):
+                curves.append(Series(text, *map(list, zip(*drawn, strict=True)), colour, points=bool(name)))
+    return curves, max(0, len(keys) - MAX_CURVES)
 
 
 def _points(stage: StageRecord, wanted: Callable[[str], bool]) -> dict[tuple[str, str], list[tuple[int, Any]]]:
@@ -85,21 +134,6 @@ def _points(stage: StageRecord, wanted: Callable[[str], bool]) -> dict[tuple[str
         for key in filter(wanted, line["scores"]):
             found.setdefault((key, line["name"]), []).append((line["step"], line["scores"][key]))
     return found
-
-
-def _figure(chart: Chart, key: str, episodes: list[Episode]) -> str:
-    entries = dict.fromkeys((series.colour, series.label) for series in chart.series)
-    keys = "".join(
-        f'<span class="key"><i style="color:var(--c{colour % len(SERIES) + 1})"></i>{html.escape(text)}</span>'
-        for colour, text in entries
-        if len(entries) > 1
-    )
-    if any(series.points for series in chart.series):
-        keys += '<span class="key dots">eval</span>'
-    return (
-        f"<figure{' class=wide' * chart.wide}><figcaption><b>{html.escape(chart.title)}</b>{keys}</figcaption>"
-        f"{draw(chart, key, episodes)}</figure>"
-    )
 
 
 def _others(others: list[OtherEvaluation]) -> str:

@@ -14,9 +14,10 @@ from bertjax.config.schema.run import Stage
 from bertjax.data.preprocess.labels import report_lines as label_lines
 from bertjax.data.sources.class_names import ClassSpec
 from bertjax.evaluation.evaluators.heldout import open_heldout, save_json
+from bertjax.evaluation.evaluators.label_samples import LabelSamples, fetch_fields
 from bertjax.evaluation.evaluators.registry import AbstractBatch, EvaluationKind, Run
 from bertjax.evaluation.inference.batches import device_batches, local_batch_rows
-from bertjax.evaluation.metrics.labels import label_scores, score_names
+from bertjax.evaluation.metrics.labels import label_details, label_scores, score_names
 from bertjax.evaluation.records import EvaluationRecord
 from bertjax.parallel.multihost import primary
 from bertjax.training.program import MeshJit, TrainProgram
@@ -33,7 +34,8 @@ def classification_evaluator(
 ) -> Run:
     """Scores of `label_scores`; rows without a label are skipped.
 
-    labels: names of the classes by id, to which the labels of the data are matched.
+    The file has also the counts of `label_details` and samples of errors. labels: names of the classes by id, to which
+    the labels of the data are matched.
     """
     names = tuple(labels) if labels else None
     classes = ClassSpec(program.num_classes, names, required=True, keep_unlabeled=True)
@@ -43,15 +45,24 @@ def classification_evaluator(
         print(f"evaluation '{config.name}': {line}", file=sys.stderr)
     left_out = {"records_without_label": meta["hidden"]} if meta.get("hidden") else {}
     predict = _make_logits_fn(program)
+    replicate = MeshJit(
+        jax.jit(lambda x: x, out_shardings=NamedSharding(program.mesh, P())), program.mesh, program.rules
+    )
+    shown_names = labels or meta.get("labels")
 
     def run(params: Params, step: int) -> dict[str, float]:
         logits, truths = [], []
+        samples = LabelSamples(ctx.tokenizer, shown_names)
         for batch in device_batches(batches.epoch_batches(local_batch_rows(program, batches)), program, batches):
             found, truth, weights = jax.device_get(predict(params, batch))
             logits.append(found[weights > 0])
             truths.append(truth[weights > 0])
-        scores = label_scores(np.concatenate(logits), np.concatenate(truths))
-        save_json(record, config.name, {"step": step, "scores": scores, **left_out})
+            samples.add(found, truth, weights, fetch_fields(replicate, batch))
+        outputs, golds = np.concatenate(logits), np.concatenate(truths)
+        scores = label_scores(outputs, golds)
+        details = label_details(outputs, golds, shown_names)
+        content = {"step": step, "scores": scores, **left_out, **details, "samples": samples.samples()}
+        save_json(record, config.name, content)
         return scores
 
     return run

@@ -10,6 +10,7 @@ from bertjax.config.schema.evaluation import LossEvaluation, MlmEvaluation
 from bertjax.config.schema.run import Stage
 from bertjax.evaluation.evaluators.heldout import open_heldout, save_json
 from bertjax.evaluation.evaluators.registry import AbstractBatch, EvaluationKind, Run
+from bertjax.evaluation.evaluators.token_samples import make_sampler
 from bertjax.evaluation.inference.batches import device_batches, local_batch_rows
 from bertjax.evaluation.records import EvaluationRecord
 from bertjax.objectives import registry as objectives
@@ -24,21 +25,28 @@ TOKEN_TERMS = {"mlm", "target"}  # terms of an objective that are over a vocabul
 def loss_evaluator(
     ctx: RunContext, program: TrainProgram, config: MlmEvaluation | LossEvaluation, record: EvaluationRecord, *_: Any
 ) -> Run:
-    """Loss and accuracy of each term of the stage's objective, and the perplexity of masked or target tokens."""
+    """Loss and accuracy of each term of the stage's objective, and the perplexity of masked or target tokens.
+
+    The file has also the samples of `token_samples`.
+    """
     batches = open_heldout(ctx, program, config)
     eval_step = jit_eval_step(program)
+    sample = make_sampler(program, ctx.tokenizer)
 
     def run(params: Params, step: int) -> dict[str, float]:
         terms = None
+        samples: dict[str, Any] = {}
         rows = batches.epoch_batches(local_batch_rows(program, batches), limit=config.batches)
         for batch in device_batches(rows, program, batches):
+            if terms is None and sample is not None:
+                samples = sample(params, batch)
             found = jax.device_get(eval_step(params, batch))
             terms = found if terms is None else jax.tree.map(np.add, terms, found)
         assert terms is not None, "prepare refuses an empty task"
         scores = {name: float(x) for name, x in loss_metrics(terms).items() if not name.endswith("_weight")}
         for name in TOKEN_TERMS & terms.keys():
             scores[f"{name}_perplexity"] = float(np.exp(min(scores[f"{name}_loss"], 80.0)))
-        save_json(record, config.name, {"step": step, "scores": scores})
+        save_json(record, config.name, {"step": step, "scores": scores, **samples})
         return scores
 
     return run
