@@ -48,17 +48,37 @@ def evaluate(arguments: argparse.Namespace) -> int:
 
 @cli.command(
     "report",
-    "write an HTML page about a run",
-    cli.RUN,
-    cli.OUTPUT,
-    examples=("bertjax report runs/demo", "bertjax report runs/demo --output demo.html"),
-    note="runs/demo is a run of `bertjax demo`",
+    "write an HTML page about a run, or about several side by side",
+    cli.option("runs", metavar="RUN", nargs="+", help="a run folder; several are compared on one page"),
+    cli.option(
+        "--output",
+        metavar="FILE",
+        help="HTML page (default: report.html in the run folder, or comparison.html for several)",
+    ),
+    cli.option("--json", action="store_true", help="print the content as JSON, or write it to --output; no page"),
+    examples=(
+        "bertjax report runs/demo",
+        "bertjax report runs/demo runs/demo-from-random-weights --output demos.html",
+        "bertjax report runs/demo --json",
+    ),
+    note="the runs are those of `bertjax demo`",
 )
 def report(arguments: argparse.Namespace) -> int:
-    run, output = cli.existing_path(arguments.run), cli.output_path(arguments.output)
-    from bertjax.report import write_report
+    runs, output = [cli.existing_path(run) for run in arguments.runs], cli.output_path(arguments.output)
+    if arguments.json:
+        from bertjax.report import as_json
+        from bertjax.storage.atomic import write_json_atomic
 
-    return cli.print_result(str(write_report(run, output)))
+        found = as_json.report_json(runs)
+        if output is None:
+            return cli.print_result(found)
+        write_json_atomic(output, found)
+        return cli.print_result(str(output))
+    from bertjax import report
+
+    if len(runs) > 1:
+        return cli.print_result(str(report.write_comparison(runs, output or Path("comparison.html"))))
+    return cli.print_result(str(report.write_report(runs[0], output)))
 
 
 @cli.command(

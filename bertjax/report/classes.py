@@ -44,7 +44,7 @@ def class_sections(evaluated: EvaluationResult, key: str) -> str:
 
 
 def _by_class(evaluated: EvaluationResult) -> str:
-    classes = evaluated.details.get("classes")
+    classes: Any = evaluated.details.get("classes")
     try:
         found = class_scores(classes) if isinstance(classes, dict) else None
     except (KeyError, ValueError, TypeError):
@@ -109,7 +109,7 @@ def _confused(classes: Mapping[str, Any]) -> str:
 
 
 def _regression(evaluated: EvaluationResult) -> str:
-    content = evaluated.details.get("regression")
+    content: Any = evaluated.details.get("regression")
     points = content.get("points") if isinstance(content, dict) else None
     pairs = [p for p in points or () if isinstance(p, list) and len(p) == 2 and all(map(is_finite, p))]
     if not pairs:

@@ -10,6 +10,7 @@ from typing import Any
 from bertjax.config.schema.run import SECRET_KEY
 from bertjax.errors import StorageError
 from bertjax.report.charts import Band, Chart, Mark, Series, figure
+from bertjax.report.comparison import stage_starts
 from bertjax.report.parts import definition_list, details, html_document, metric_label, score_text, scores_list, table
 from bertjax.report.record import EvaluationResult, RunRecord, StageRecord, find_key, is_finite, read_run
 from bertjax.report.stages import stage_section
@@ -56,7 +57,7 @@ def _header(run: RunRecord) -> str:
     versions = find_key(run.environment, "versions", "packages")
     listed = versions if isinstance(versions, Mapping) else {}
     shown = [f"{name} {listed[name]}" for name in ("bertjax", "jax", "flax", "orbax-checkpoint") if name in listed]
-    facts = {"date": _date(run.started), "device": _device(run.environment), "versions": ", ".join(shown) or None}
+    facts = {"date": _date(run.started), "device": device_text(run.environment), "versions": ", ".join(shown) or None}
     return (
         f'<header><p class="eyebrow">bertjax training report</p><div class="title"><h1>{html.escape(run.name)}</h1>'
         f"{state}</div>{definition_list({k: v for k, v in facts.items() if v}, 'facts')}{_contents(run)}</header>"
@@ -78,7 +79,8 @@ def _date(started: str | None) -> str | None:
     return f"{match[1]} {match[2]}{' UTC' if match[3] else ''}" if match else started
 
 
-def _device(environment: Mapping[str, Any]) -> str | None:
+def device_text(environment: Mapping[str, Any]) -> str | None:
+    """Number and kind of the devices."""
     kind = find_key(environment, "device_kind", "device_kinds", "device", "platform", "backend")
     count = find_key(environment, "device_count", "devices", "num_devices")
     kind = kind[0] if isinstance(kind, list) and kind else kind
@@ -124,7 +126,7 @@ def _summary(run: RunRecord) -> str:
     if not run.stages:
         return '<section id="summary"><h2>Summary</h2><p class="muted">No stage has started.</p></section>'
     head = ("Stage", "Steps", "Time", "Last loss", "Tokens/s", "Step", "Data wait", "MFU", "Memory", "Parameters")
-    rows = [_summary_row(stage, before) for stage, before in zip(run.stages, _ends(run), strict=True)]
+    rows = [_summary_row(stage, before) for stage, before in zip(run.stages, stage_starts(run).values(), strict=True)]
     scores = [
         (html.escape(stage.name), html.escape(e.name), console.number(e.step), scores_list(e.scores))
         for stage in run.stages
@@ -142,7 +144,7 @@ def _summary(run: RunRecord) -> str:
 def _overview(run: RunRecord) -> str:
     """The losses of all stages by training time; "" for a single stage or without times."""
     series, bands, marks = [], [], []
-    for place, (stage, start) in enumerate(zip(run.stages, _ends(run), strict=True)):
+    for place, (stage, start) in enumerate(zip(run.stages, stage_starts(run).values(), strict=True)):
         lines = [line for line in stage.train if is_finite(line.get("elapsed"))]
         if not lines:
             continue
@@ -157,15 +159,6 @@ def _overview(run: RunRecord) -> str:
         return ""
     chart = Chart("Loss of all stages", series, x_unit="seconds", wide=True, bands=bands, marks=marks)
     return f'<div class="charts below">{figure(chart)}</div>'
-
-
-def _ends(run: RunRecord) -> list[float]:
-    """The `elapsed` seconds at the start of each stage: the last value of the stages before."""
-    ends, last = [], 0.0
-    for stage in run.stages:
-        ends.append(last)
-        last = max([last, *(line["elapsed"] for line in stage.train if is_finite(line.get("elapsed")))])
-    return ends
 
 
 def _summary_row(stage: StageRecord, began: float) -> list[str]:

@@ -12,7 +12,7 @@ import yaml
 from bertjax.config.loading.step_meta import is_checkpoint_step, list_steps
 from bertjax.errors import UserError
 from bertjax.evaluation.records import OTHER_DIR, describe_provenance
-from bertjax.training.monitor.goodput import read
+from bertjax.training.monitor import goodput
 from bertjax.training.monitor.tracking import read_lines
 
 
@@ -77,6 +77,7 @@ class RunRecord:
     started: str | None
     unreadable: int  # lines of metrics.jsonl that could not be read
     goodput: str | None = None  # use of time, over all restarts
+    wall_seconds: float | None = None  # from the first start to the last record, pauses included
 
 
 def read_run(run: Path) -> RunRecord:
@@ -102,6 +103,7 @@ def read_run(run: Path) -> RunRecord:
     planned = _planned_steps(config_text)
     evaluated = [stage for stage, _ in _evaluation_folders(run)]
     names = dict.fromkeys([*planned, *(str(line["stage"]) for line in lines), *evaluated])
+    spent = goodput.read(run)
     return RunRecord(
         name=run.resolve().name,
         stages=[_stage(run, name, planned.get(name), [x for x in lines if x["stage"] == name]) for name in names],
@@ -110,7 +112,8 @@ def read_run(run: Path) -> RunRecord:
         baselines=[row for row in _json(run / "baselines.json", list) if isinstance(row, dict)],
         started=str(started) if started else None,
         unreadable=written - len(lines),
-        goodput=str(spent) if (spent := read(run)) else None,
+        goodput=str(spent) if spent else None,
+        wall_seconds=spent.wall if spent else None,
     )
 
 

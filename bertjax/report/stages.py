@@ -60,14 +60,7 @@ def stage_charts(stage: StageRecord) -> list[Chart]:
     title, note = "Accuracy" if shares or not answers else "Scores", _left_out(left_out + further)
     return [
         Chart("Loss", losses, wide=True, bands=bands, marks=resumes + marks + bad, note=_left_out(hidden)),
-        Chart(
-            "Accuracy" if shares or not answers else "Scores",
-            shares + answers,
-            "%",
-            bands=bands,
-            marks=resumes,
-            note=note,
-        ),
+        Chart(title, shares + answers, "%", bands=bands, marks=resumes, note=note),
         single("Learning rate", "learning_rate", "rate"),
         single("Gradient norm", "grad_norm", ""),
         single("Tokens per second", "tokens_per_second", "count"),
@@ -117,10 +110,11 @@ def _curves(
             if place == 0 or names[:place] != [""]:
                 colour += 1
             drawn = [(step, value * scale if is_finite(value) else float("nan")) for step, value in found[key, name]]
-            text = metric_label(key.removesuffix("_accuracy"))
+            text = "accuracy in training" if key == "label_accuracy" else metric_label(key.removesuffix("_accuracy"))
             text = f"{name}: {text}" if several and name else text
             if any(is_finite(value) for _, value in drawn):
-                curves.append(Series(text, *map(list, zip(*drawn, strict=True)), colour, points=bool(name)))
+                steps, values = [step for step, _ in drawn], [value for _, value in drawn]
+                curves.append(Series(text, steps, values, colour, points=bool(name)))
     return curves, max(0, len(keys) - MAX_CURVES)
 
 

@@ -24,7 +24,7 @@ def _masked(evaluated: EvaluationResult) -> str:
         return ""
     return (
         f"<h3>Masked tokens: {html.escape(evaluated.name)}</h3>"
-        '<p class="small muted">The gold token is in place of each masked one: <span class="pill good">first guess</span>'
+        '<p class="small muted">Gold tokens are in place of the masked ones: <span class="pill good">first guess</span>'
         ' <span class="pill fair">further guess</span> <span class="pill bad">not guessed</span>. Guesses are by '
         f'probability.</p><div class="samples">{cards}</div>'
     )
