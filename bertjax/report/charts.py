@@ -75,6 +75,8 @@ def figure(chart: Chart) -> str:
         x_range = y_range = scales.axis_range(np.concatenate([every, xs]), False, False)
     elif chart.bands:
         x_range = (min(x_range[0], chart.bands[0].start), max(x_range[1], chart.bands[-1].stop))
+        if chart.wide and not log:  # room for the names
+            y_range = (y_range[0], y_range[1] + 0.09 * (y_range[1] - y_range[0]))
     elif x_range[0] == x_range[1]:
         x_range = (x_range[0] - 0.5, x_range[1] + 0.5)
     axes = _Axes(x_range, y_range, log)
@@ -88,7 +90,8 @@ def figure(chart: Chart) -> str:
     return (
         f"<figure{' class=wide' * chart.wide}{' class=scatter' * chart.scatter}>"
         f"<figcaption><b>{html.escape(chart.title)}</b>{_keys(chart)}</figcaption>"
-        f'<div class="plot"><div class="area" tabindex="0">{svg}{_labels(chart, axes)}</div></div>'
+        f'<div class="plot{" named" * bool(_axis_name(chart))}">'
+        f'<div class="area" tabindex="0">{svg}{_labels(chart, axes)}</div></div>'
         f"{f'<p class=note>{html.escape(note)}</p>' * bool(note)}"
         f'<script type="application/json">{_data(chart, shown, axes)}</script></figure>'
     )
@@ -213,16 +216,20 @@ def _labels(chart: Chart, axes: _Axes) -> str:
     whole = not chart.scatter and chart.x_unit != "seconds"
     for v in scales.ticks(*axes.x_range, 8 if chart.wide else 4, integers=whole):
         rows.append(f'<span class="x" style="left:{100 * axes.x(v):.2f}%">{axis_text(v, unit)}</span>')
-    for band in chart.bands if len(chart.bands) > 1 else ():
+    for band in chart.bands if chart.wide and len(chart.bands) > 1 else ():
         left, right = axes.x(band.start), axes.x(band.stop)
-        if right - left >= (0.05 if chart.wide else 0.3):
+        if right - left >= 0.05:
             text = html.escape(band.label)
             rows.append(
                 f'<span class="of" style="left:{100 * left:.2f}%;width:{100 * (right - left):.2f}%" title="{text}">'
                 f"{text}</span>"
             )
-    name = "" if chart.scatter or chart.x_unit == "step" else {"seconds": "training time"}.get(chart.x_unit, unit)
-    return "".join(rows) + (f'<span class="axis">{html.escape(name)}</span>' if name else "")
+    return "".join(rows) + (f'<span class="axis">{name}</span>' if (name := _axis_name(chart)) else "")
+
+
+def _axis_name(chart: Chart) -> str:
+    """Steps need no name."""
+    return "" if chart.scatter else {"seconds": "training time", "tokens": "tokens"}.get(chart.x_unit, "")
 
 
 def axis_text(value: float, unit: str) -> str:

@@ -16,6 +16,7 @@ from bertjax.errors import UserError
 from bertjax.report.record import RunRecord, StageRecord, is_finite, read_run
 from bertjax.storage.nested import flatten
 
+COUNTS = ("total", "examples", "tasks")  # entries of scores that are no scores
 ABSENT = object()  # an option that a run does not have
 _OWN = ("run.name", "run.root")  # options that differ in any two runs
 
@@ -45,7 +46,7 @@ class ScoreRow:
     def best(self) -> float | None:
         """The best of different values of two or more runs."""
         found = [value for value in self.values if value is not None]
-        if len(found) < 2 or len(set(found)) == 1 or self.metric in ("total", "examples", "tasks"):
+        if len(found) < 2 or len(set(found)) == 1 or self.metric in COUNTS:
             return None
         return min(found) if self.metric.endswith(("loss", "perplexity")) else max(found)
 
@@ -130,7 +131,8 @@ def scores(runs: Sequence[ComparedRun]) -> list[ScoreRow]:
             same = None if None in data or len(data) < 2 else len(set(data)) == 1
             for metric in metrics:
                 values = [float(r.scores[metric]) if r and is_finite(r.scores.get(metric)) else None for r in results]
-                if sum(value is not None for value in values) > 1:
+                counted = metric in COUNTS and len(set(values)) == 1  # the same questions in all runs
+                if sum(value is not None for value in values) > 1 and not counted:
                     rows.append(ScoreRow(stage, name, metric, values, same))
     return rows
 

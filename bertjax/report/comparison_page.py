@@ -155,34 +155,35 @@ def _stage(runs: Sequence[ComparedRun], name: str, stages: Sequence[StageRecord 
 
 
 def _charts(runs: Sequence[ComparedRun], stages: Sequence[StageRecord | None], unit: str) -> list[Chart]:
-    """A chart for each metric that a run has, with one curve for each run."""
-    found: dict[str, list[Series]] = {}
+    """A chart for each metric that a run has, with one colour for each run."""
+    points = [_points(stage) if stage else {} for stage in stages]
+    trained = {key for one in points for key, evaluation in one if not evaluation}
+    evaluations = {name for one in points for _, name in one if name}
+    found: dict[tuple[str, str], list[Series]] = {}
     for number, (run, stage) in enumerate(zip(runs, stages, strict=True)):
         if stage is None:
             continue
         place = comparison.positions(stage, comparison.stage_starts(run.record)[stage.name], unit)
-        if place is None:
-            continue
-        for (key, evaluation), points in _points(stage).items():
-            values = [value if is_finite(value) else float("nan") for _, value in points]
-            if key.endswith("_accuracy"):
-                values = [100 * value for value in values]
+        for (key, evaluation), pairs in points[number].items() if place else ():
+            scale = 100 if key.endswith("_accuracy") else 1
+            values = [scale * value if is_finite(value) else float("nan") for _, value in pairs]
             if any(map(is_finite, values)):
-                steps = place([step for step, _ in points])
-                title = f"{evaluation}: {key}" if evaluation else key
-                found.setdefault(title, []).append(Series(run.label, steps, values, number, points=bool(evaluation)))
-    charts = [_chart(title, series, unit) for title, series in found.items()]
+                # The only evaluation of a metric is in the chart of its training curve.
+                chart = (key, "" if key in trained and len(evaluations) == 1 else evaluation)
+                series = Series(run.label, place([s for s, _ in pairs]), values, number, points=bool(evaluation))
+                found.setdefault(chart, []).append(series)
+    charts = [_chart(*key, series, unit) for key, series in found.items()]
     charts.sort(key=lambda chart: (not chart.wide, chart.title in dict(_SINGLE.values())))
     return charts[:MAX_CHARTS]
 
 
-def _chart(title: str, series: list[Series], unit: str) -> Chart:
-    if title in _SINGLE:
-        shown, scale = _SINGLE[title]
-        return Chart(shown, series, scale, unit, smoothed=title == "grad_norm")
-    key = title.rsplit(": ", 1)[-1]
+def _chart(key: str, evaluation: str, series: list[Series], unit: str) -> Chart:
+    if key in _SINGLE:
+        title, scale = _SINGLE[key]
+        return Chart(title, series, scale, unit, smoothed=key == "grad_norm")
     scale = "%" if key.endswith("_accuracy") or key.lower().endswith(PERCENTAGES) else ""
-    return Chart(metric_label(title), series, scale, unit, wide=title == "loss")
+    title = f"{evaluation}: {metric_label(key)}" if evaluation else metric_label(key)
+    return Chart(title[0].upper() + title[1:], series, scale, unit, wide=key == "loss" and not evaluation)
 
 
 def _points(stage: StageRecord) -> dict[tuple[str, str], list[tuple[int, Any]]]:

@@ -88,7 +88,10 @@ SCRIPT = r"""
         dots.append(dot(s.x[i], s.y[i], s.colour));
       }
       for (const [a, b, label] of chart.bands)
-        if (a <= x && x <= b) { tip.append(element("div", "tip-note", label)); break; }
+        if (a <= x && x <= b && !drawn.some((s) => s.label === label)) {
+          tip.append(element("div", "tip-note", label));
+          break;
+        }
       for (const [at, text] of chart.marks)
         if (Math.abs(at - x) <= 0.006 * width) tip.append(element("div", "tip-note", text));
       line.style.left = 100 * xAt(x) + "%";

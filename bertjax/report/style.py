@@ -100,6 +100,7 @@ figcaption b { font-size: 13.5px; margin-right: 4px; }
 .area .x { top: 100%; margin-top: 6px; transform: translateX(-50%); }
 .area .of { top: 3px; padding: 0 4px; text-align: center; overflow: hidden; text-overflow: ellipsis; }
 .area .axis { top: 100%; right: 0; margin-top: 20px; }
+.plot.named { padding-bottom: 38px; }
 .cursor { position: absolute; top: 0; bottom: 0; width: 1px; background: var(--muted); pointer-events: none; }
 .cursor-dots i { position: absolute; width: 9px; height: 9px; margin: -4.5px; border-radius: 50%;
   border: 1.5px solid var(--card); pointer-events: none; }
