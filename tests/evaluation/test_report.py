@@ -1,9 +1,10 @@
 """The report: well-formed, complete, safe with hostile text, whole without a network, and made from unfinished runs."""
 
+import base64
+import hashlib
 import json
 import re
 import shutil
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -14,12 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bertjax.errors import StorageError, UserError
+from bertjax.evaluation.metrics.labels import label_details
 from bertjax.report import parts, write_report
-from bertjax.report.figures import bucket_means, smooth
+from bertjax.report.classes import class_scores
 from bertjax.report.record import read_run
 from bertjax.report.samples import excerpt, verdict
-
-pytest.importorskip("matplotlib")
+from bertjax.report.scales import downsample, smooth, ticks
+from bertjax.report.script import DIGEST
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}
 CONTEXT = "The Grotto stands behind the basilica. It is a replica of the grotto at Lourdes, France. " * 3
@@ -36,7 +38,8 @@ class Page(HTMLParser):
         self.ids: list[str] = []
         self.attributes: list[tuple[str, str, str]] = []
         self.words: list[str] = []
-        self.svg_words: list[str] = []
+        self.data: list[dict] = []  # of the charts
+        self.rawdata_source = source
         self.feed(source)
         self.close()
         assert self.open == []
@@ -59,8 +62,16 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        if "style" not in self.open:
-            (self.svg_words if "svg" in self.open else self.words).append(data)
+        if "script" in self.open:
+            if "figure" in self.open:
+                self.data.append(json.loads(data))
+        elif "style" not in self.open:
+            self.words.append(data)
+
+    def chart(self, title: str) -> dict:
+        """The data of the first chart with this title."""
+        titles = re.findall(r"<figcaption><b>([^<]+)</b>", self.rawdata_source)
+        return self.data[titles.index(title)]
 
 
 def report(run: Path) -> tuple[Page, str]:
@@ -77,8 +88,8 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         lines.append({
             "kind": "train", "stage": "pretrain", "step": step, "loss": 9 - step / 200, "mlm_loss": 8 - step / 200,
             "nsp_loss": 0.7, "mlm_accuracy": step / 2000, "nsp_accuracy": 0.5, "learning_rate": 1e-4,
-            "tokens_per_second": 61_900, "step_seconds": 0.125, "data_wait": 0.031, "mfu": 0.503,
-            "memory_bytes": 3 * 2**30, "elapsed": step * 3.7, "trainable_parameters": 109_000_000, "episode": 1,
+            "grad_norm": 2.5 - step / 1000, "tokens_per_second": 61_900, "step_seconds": 0.125, "data_wait": 0.031,
+            "mfu": 0.503, "memory_bytes": 3 * 2**30, "elapsed": step * 3.7, "trainable_parameters": 109_000_000, "episode": 1,
         })  # fmt: skip
     lines.append({"kind": "eval", "stage": "pretrain", "step": 1000, "name": "mlm",
                   "scores": {"loss": 4.25, "mlm_accuracy": 0.4321, "nsp_accuracy": 0.75}})  # fmt: skip
@@ -147,25 +158,39 @@ def test_every_section_and_number_is_there(finished_run: Path) -> None:
 
 def test_charts_are_drawn_with_their_series(finished_run: Path) -> None:
     page, source = report(finished_run)
-    assert page.tags.count("svg") == 4 + 3
     titles = re.findall(r"<figcaption><b>([^<]+)</b>", source)
-    assert titles == ["Loss", "Accuracy", "Learning rate", "Tokens per second", "Loss", "Accuracy", "Learning rate"]
-    svg = " ".join(page.svg_words)
-    assert "episode 2 · 4k trained" in svg and "1e-4" in svg and "80%" in svg
+    assert titles == [
+        "Loss of all stages", "Loss", "Accuracy", "Learning rate", "Gradient norm", "Tokens per second", "MFU",
+        "Memory", "Loss", "Scores", "Learning rate",
+    ]  # fmt: skip
+    assert page.tags.count("svg") == len(titles) == len(page.data)
+    assert "episode 2 · 4k trained" in page.text and "1e-4" in page.text and "60%" in page.text
     figures = re.findall(r"<figure.*?</figure>", source, re.DOTALL)
-    assert all(f"var(--c{n})" in figures[0] for n in (1, 2, 3)) and "MLM loss" in figures[0] and "eval" in figures[0]
-    assert "var(--shade)" in figures[4] and "var(--shade)" not in figures[0]
-    assert not re.search(r"#0a0[ab]", source)  # no stand-in colour is left
+    assert all(f"var(--c{n})" in figures[1] for n in (1, 2, 3)) and "MLM loss" in figures[1] and "eval" in figures[1]
+    assert 'class="band"' in figures[8] and 'class="band"' not in figures[1]
+    loss = page.data[1]["series"][0]
+    assert loss["label"] == "loss" and loss["x"] == list(range(10, 1001, 10)) and loss["y"][:2] == [8.95, 8.9]
+    memory = page.chart("Memory")["series"][0]
+    assert memory["y"] == [3 * 2**30] * 100 and "3.0 GiB" in page.text
+    (norm,) = page.chart("Gradient norm")["series"]
+    assert norm["y"][-1] == 1.5
+    assert page.chart("MFU")["series"][0]["y"][0] == 50.3
+    labels = [value for tag, key, value in page.attributes if (tag, key) == ("svg", "aria-label")]
+    assert "Learning rate by step. learning rate: 1e-4 at 10 to 1e-4 at 1k" in labels
 
 
 def test_the_page_needs_nothing_from_outside(finished_run: Path) -> None:
     page, source = report(finished_run)
-    assert not {"script", "link", "iframe", "object", "img", "image", "base"} & set(page.tags)
+    assert not {"link", "iframe", "object", "img", "image", "base"} & set(page.tags)
     assert "://" not in source and "@import" not in source
     links = [value for _, key, value in page.attributes if key in ("src", "href", "xlink:href", "action")]
-    assert all(link.startswith("#") for link in links)
-    assert set(re.findall(r"url\(([^)]*)\)", source)) <= {f"#{name}" for name in page.ids}
-    assert ("meta", "content", "default-src 'none'; style-src 'unsafe-inline'") in page.attributes
+    assert {link.removeprefix("#") for link in links} <= set(page.ids)
+    assert not [key for _, key, _ in page.attributes if key.startswith("on")]
+    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{DIGEST}'"
+    assert ("meta", "content", policy) in page.attributes
+    *data, script = re.findall(r"<script([^>]*)>(.*?)</script>", source, re.DOTALL)
+    assert all(kind == ' type="application/json"' for kind, _ in data) and script[0] == ""
+    assert base64.b64encode(hashlib.sha256(script[1].encode()).digest()).decode() == DIGEST  # else it would not run
     assert len(page.ids) == len(set(page.ids))
 
 
@@ -195,7 +220,7 @@ def test_hostile_text_stays_text(finished_run: Path, tmp_path: Path) -> None:
         file.write("\n" + json.dumps(line | {"kind": "eval"}) + "\n")
         file.write(json.dumps(line | {"kind": "train", f"{EVIL}_loss": 2.0, "loss": 1.0}) + "\n")
     page, source = report(run)
-    assert not {"script", "img", "b>"} & set(page.tags)
+    assert not {"img", "b>"} & set(page.tags) and page.tags.count("script") == len(page.data) + 1
     assert "onerror" not in {key for _, key, _ in page.attributes}
     assert page.text.count("<script>alert('x')</script>") > 8
     assert "<mark>&lt;script&gt;" in source
@@ -259,13 +284,9 @@ def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
         with pytest.raises(UserError, match="is not a run folder") as error:
             write_report(folder)
         assert "\n" not in str(error.value)
-    assert not (tmp_path / "report.html").exists()
-
-
-def test_without_matplotlib(finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(UserError, match=r"pip install 'bertjax\[report\]'"):
-        write_report(finished_run, tmp_path / "report.html")
+    (tmp_path / "file.txt").write_text("")
+    with pytest.raises(UserError, match="is a file; name the folder of a run"):
+        write_report(tmp_path / "file.txt")
     assert not (tmp_path / "report.html").exists()
 
 
@@ -273,6 +294,144 @@ def test_an_output_that_cannot_be_written(finished_run: Path, tmp_path: Path) ->
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="could not be written"):
         write_report(finished_run, tmp_path / "file" / "report.html")
+
+
+# ---- curves of real runs: not finite, resumed, long -----------------------------------------------------------------
+
+
+def write_lines(run: Path, lines: list[dict]) -> Path:
+    run.mkdir(parents=True, exist_ok=True)
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return run
+
+
+def train_line(step: int, **numbers: object) -> dict:
+    return {"kind": "train", "stage": "s", "step": step, "elapsed": step * 0.5, **numbers}
+
+
+def test_values_that_are_not_finite_and_resumes_are_marked(tmp_path: Path) -> None:
+    lines = [train_line(step, loss=None if step in (30, 40) else 1.0, grad_norm=1.0) for step in range(10, 101, 10)]
+    lines[6] = train_line(70, loss=float("nan"))  # written by hand: JSON has no NaN
+    lines.insert(5, {"kind": "event", "stage": "s", "step": 50, "event": "resume"})
+    page, source = report(write_lines(tmp_path / "run", lines))
+    data = page.chart("Loss")
+    assert data["series"][0]["y"] == [1, 1, None, None, 1, 1, None, 1, 1, 1]
+    assert [50, "resumed from step 50"] in data["marks"]
+    assert [x for x, text in data["marks"] if "not finite" in text] == [30, 40, 70]
+    loss = re.search(r"<figure.*?</figure>", source, re.DOTALL)[0]
+    assert loss.count('class="mark nonfinite"') == 3 and loss.count('class="mark resume"') == 1
+    line = re.search(r'class="line"[^>]* d="([^"]*)"', loss)[1]
+    assert line.count("M") == 3  # two gaps
+    assert "Red ticks at the top: values that are not finite." in page.text
+
+
+def test_many_points_keep_their_spikes(tmp_path: Path) -> None:
+    lines = [train_line(step, loss=9.0 if step == 7777 else 1.0 + step % 2) for step in range(1, 20_001)]
+    page, source = report(write_lines(tmp_path / "run", lines))
+    (loss,) = page.chart("Loss")["series"]
+    assert len(loss["x"]) == 400 and sum(loss["n"]) == 20_000
+    assert max(loss["high"]) == 9 and min(loss["low"]) == 1
+    assert 'class="range"' in source and len(source) < 150_000
+
+
+def test_huge_ratios_are_on_a_logarithmic_axis(tmp_path: Path) -> None:
+    lines = [
+        train_line(step, loss=1e9 if step == 3 else 1.0, grad_norm=1e300 if step == 5 else 0.5) for step in range(9)
+    ]
+    page, _ = report(write_lines(tmp_path / "run", lines))
+    assert page.chart("Loss")["log"] and page.chart("Gradient norm")["log"] and "Logarithmic axis." in page.text
+
+
+# ---- results of evaluations -----------------------------------------------------------------------------------------
+
+
+def with_evaluation(run: Path, name: str, content: dict) -> Path:
+    write_lines(run, [train_line(1, loss=1.0)])
+    folder = run / "evaluations" / "00-s"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.json").write_text(json.dumps(content))
+    return run
+
+
+def test_numbers_by_class_equal_those_of_scikit_learn(tmp_path: Path) -> None:
+    metrics = pytest.importorskip("sklearn.metrics")
+    rng = np.random.default_rng(0)
+    logits, labels = rng.normal(size=(500, 4)), rng.integers(0, 3, 500)  # no label is class 3
+    logits[np.arange(500), labels] += 1.0
+    logits[:, 1] -= 20  # never predicted
+    names = ["a", "<b>", "c" * 300, "d"]
+    details = label_details(logits, labels, names)
+    assert (
+        details["classes"]["confusion"] == metrics.confusion_matrix(labels, logits.argmax(1), labels=range(4)).tolist()
+    )
+    found = class_scores(details["classes"])
+    theirs = metrics.classification_report(
+        labels, logits.argmax(1), labels=range(4), target_names=names, output_dict=True, zero_division=0
+    )
+    for row in found["rows"]:
+        own = {"precision": row["precision"], "recall": row["recall"], "f1-score": row["f1"], "support": row["support"]}
+        assert own == pytest.approx(theirs[row["name"]])
+    for mean in ("macro", "weighted"):
+        assert found[mean]["f1"] == pytest.approx(theirs[f"{mean} avg"]["f1-score"])
+        assert found[mean]["precision"] == pytest.approx(theirs[f"{mean} avg"]["precision"])
+    error = {"text": EVIL, "text_b": "\u202eabc", "label": "a", "predicted": EVIL, "probability": 0.987}
+    page, source = report(
+        with_evaluation(tmp_path / "run", "dev", {"scores": {"accuracy": 1.0}, "samples": [error]} | details)
+    )
+    assert source.count("<td class=hit") == 4 and "98.7%" in page.text
+    count = details["classes"]["confusion"][0][2]
+    assert f"a, predicted as {'c' * 300}: {count} of " in " ".join(
+        value for _, key, value in page.attributes if key == "title"
+    )
+    a = theirs["a"]
+    assert f"a {100 * a['precision']:.2f} {100 * a['recall']:.2f} {100 * a['f1-score']:.2f}" in page.text
+
+
+def test_many_classes_list_their_confusions(tmp_path: Path) -> None:
+    labels = np.arange(300) % 100
+    logits = np.eye(100)[np.where(labels == 7, 8, labels)]
+    details = label_details(logits, labels, None)
+    assert details["classes"]["confused"] == [[7, 8, 3]] and "confusion" not in details["classes"]
+    page, _ = report(with_evaluation(tmp_path / "run", "dev", {"scores": {"accuracy": 99.0}} | details))
+    assert "7 8 3" in page.text and "The 40 of 100 classes with the lowest F1." in page.text
+
+
+def test_a_regression_is_a_scatter_plot(tmp_path: Path) -> None:
+    labels = np.linspace(0, 5, 900)
+    details = label_details(labels[:, None] + 0.25, labels, None)
+    assert len(details["regression"]["points"]) == 500 and details["regression"]["of"] == 900
+    page, _ = report(with_evaluation(tmp_path / "run", "sts", {"scores": {"pearson": 100.0}} | details))
+    chart = page.chart("Predictions by label")
+    assert chart["scatter"] and chart["series"][0]["x"][-1] == 5 and chart["series"][0]["y"][-1] == 5.25
+    assert "500 of 900 examples." in page.text and "pearson 100.00" in page.text
+
+
+def test_masked_tokens_and_targets(tmp_path: Path) -> None:
+    guesses = [{"token": "</span><script>", "probability": 0.5}, {"token": "مرحبا", "probability": 0.25}]
+    mask = {"gold": "مرحبا", "shown": "[MASK]", "guesses": guesses}
+    target = {"inputs": "x" * 5000, "targets": "<extra_id_0> \ud800", "prediction": ""}
+    content = {
+        "scores": {"loss": 1.0},
+        "masked": [["say ", mask, " now 😀"], ["no mask"], 3],
+        "teacher_forced": [target],
+    }
+    page, source = report(with_evaluation(tmp_path / "run", "mlm", content))
+    assert "say مرحبا 1 now 😀" in page.text and "1 مرحبا : </span><script> 50.0% · مرحبا 25.0%" in page.text
+    assert source.count('<article class="sample') == 2 and 'class="slot fair"' in source
+    assert "(5,000 characters)" in page.text and "<extra_id_0> ?" in page.text and "(nothing)" in page.text
+
+
+@pytest.mark.parametrize("broken", [
+    {"classes": {"names": ["a"], "support": [1, 2], "predicted": [1], "correct": [1]}}, {"classes": 3},
+    {"classes": {"names": ["a"], "support": [1], "predicted": [1], "correct": [5], "confusion": "x"}},
+    {"regression": {"points": [[1], "x", [None, 2]]}}, {"masked": [[{"guesses": 4}]], "teacher_forced": [[1]]},
+    {"classes": {"names": ["a", "b"], "support": [1, 1], "predicted": [1, 1], "correct": [1, 1], "confusion": [[1]]}},
+])  # fmt: skip
+def test_damaged_details_are_left_out(tmp_path: Path, broken: dict) -> None:
+    page, _ = report(with_evaluation(tmp_path / "run", "dev", {"scores": {"accuracy": 50.0}} | broken))
+    assert "accuracy 50.00" in page.text and "confusion" not in " ".join(
+        v for _, k, v in page.attributes if k == "class"
+    )
 
 
 # ---- pieces ---------------------------------------------------------------------------------------------------------
@@ -310,12 +469,29 @@ def test_excerpts_never_change_the_text(context: str, answer: str, prediction: s
     assert ("mark" in page.tags) == bool((answer and answer in context) or (prediction and prediction in context))
 
 
-@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=300), st.integers(1, 50))
-def test_fewer_points_keep_range_and_order(values: list[float], most: int) -> None:
-    steps, means = bucket_means(np.arange(len(values), dtype=float), np.array(values), most)
-    assert len(steps) == len(means) == min(len(values), most)
-    assert np.all(np.diff(steps) > 0)
-    assert min(values) - 1e-6 <= means.min() and means.max() <= max(values) + 1e-6
+@given(st.lists(st.floats(-1e6, 1e6) | st.just(float("nan")), min_size=1, max_size=300), st.integers(1, 50))
+def test_fewer_points_keep_extremes_and_order(values: list[float], most: int) -> None:
+    curve = downsample(np.arange(len(values), dtype=float), values, most)
+    finite = np.array(values)[np.isfinite(values)]
+    assert len(curve.x) == len(curve.y) == min(len(values), most) and np.all(np.diff(curve.x) > 0)
+    if len(finite):
+        assert np.nanmin(curve.low) == finite.min() and np.nanmax(curve.high) == finite.max()
+    shown = np.isfinite(curve.y)
+    assert np.all(curve.low[shown] <= curve.y[shown]) and np.all(curve.y[shown] <= curve.high[shown])
+    if not curve.is_exact:
+        assert curve.counts.sum() == len(finite)
+
+
+@given(st.floats(-1e12, 1e12), st.floats(1e-9, 1e12), st.integers(2, 10))
+def test_ticks_are_round_and_inside(low: float, span: float, most: int) -> None:
+    found = ticks(low, low + span, most)
+    assert len(found) <= 2 * most + 2 and found == sorted(found)
+    assert all(low - span * 1e-3 - abs(low) * 1e-9 <= t <= low + span * 1.001 + abs(low) * 1e-9 for t in found)
+
+
+def test_ticks_of_a_logarithmic_axis() -> None:
+    assert ticks(0.5, 2e4, 5, log=True) == [1, 10, 100, 1000, 1e4]
+    assert ticks(10, 100, 4, integers=True) == [20, 40, 60, 80, 100]
 
 
 def test_smoothing_keeps_lines_and_beginnings() -> None:
