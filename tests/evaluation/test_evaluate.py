@@ -27,6 +27,7 @@ from bertjax.data.tokenizers.load import Tokenizer
 from bertjax.errors import UserError
 from bertjax.evaluation.evaluators import span_qa
 from bertjax.evaluation.evaluators.build import build_evaluators
+from bertjax.evaluation.evaluators.label_samples import LabelSamples
 from bertjax.evaluation.predictors import answers, masks
 from bertjax.evaluation.restore import restore
 from bertjax.parallel import mesh
@@ -91,6 +92,12 @@ def scores_of(run: Path) -> dict[str, dict[str, float]]:
     return {line["name"]: line["scores"] for line in lines if line["kind"] == "eval"}
 
 
+def mask_pairs(evaluation: dict) -> list[tuple[str, str]]:
+    """(token, what the model reads in its place) of the sampled masks."""
+    parts = [part for row in evaluation.get("masked", []) for part in row]
+    return [(part["gold"], part["shown"]) for part in parts if isinstance(part, dict)]
+
+
 # ---- scores ---------------------------------------------------------------------------------------------------------
 
 ELSEWHERE = """
@@ -104,6 +111,10 @@ print(json.dumps([evaluate_command(sys.argv[1], None, stage, None, []) for stage
 
 def test_another_process_with_other_devices_gives_the_same_scores(run, project):
     kept = {p.name: p.read_bytes() for p in (run / "evaluations" / "01-qa").iterdir()}
+    samples = {
+        name: json.loads((run / "evaluations" / name).read_text())
+        for name in ("00-pretrain/mlm.json", "02-moods/moods.json")
+    }
     flags = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
     paths = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
@@ -117,6 +128,9 @@ def test_another_process_with_other_devices_gives_the_same_scores(run, project):
     for one in found:
         ((name, scores),) = one["scores"].items()
         assert scores == pytest.approx(trained[name], rel=1e-5), name
+    for name, before in samples.items():
+        after = json.loads((run / "evaluations" / name).read_text())
+        assert after.get("classes") == before.get("classes") and mask_pairs(after) == mask_pairs(before), name
     predictions = "squad.predictions.json"
     assert (run / "evaluations" / "01-qa" / predictions).read_bytes() == kept[predictions]
 
@@ -294,6 +308,64 @@ def test_labels_that_do_not_fit_the_stage(here, capsys, content, overrides, mess
     assert {p.name for p in (here / "runs").iterdir()} == before
 
 
+def test_counts_and_errors_of_a_classification_are_kept(run, project):
+    kept = json.loads((run / "evaluations" / "02-moods" / "moods.json").read_text())
+    said = [json.loads(line) for line in (project / "unseen.jsonl").read_text().splitlines()]
+    classes = kept["classes"]
+    assert classes["names"] == LABELS
+    assert classes["support"] == [sum(one["mood"] == name for one in said) for name in LABELS]
+    assert sum(classes["correct"]) / len(said) * 100 == pytest.approx(kept["scores"]["accuracy"])
+    assert [sum(column) for column in zip(*classes["confusion"], strict=True)] == classes["predicted"]
+    assert len(kept["samples"]) == min(12, len(said) - sum(classes["correct"]))
+
+
+def test_errors_are_the_most_certain_ones(tiny_tokenizer_rows):
+    tokenizer, rows, logits, labels = tiny_tokenizer_rows
+    found = LabelSamples(tokenizer, ["no", "yes"])
+    fetched = []
+    for part in (slice(0, 10), slice(10, 40)):
+        fields = lambda part=part: fetched.append(part) or {name: x[part] for name, x in rows.items()}  # noqa: E731
+        found.add(logits[part][:, None], labels[part][:, None], np.ones((len(labels[part]), 1)), fields)
+    wrong = np.flatnonzero(logits.argmax(1) != labels)
+    margin = np.abs(logits[:, 1] - logits[:, 0])
+    expected = sorted(wrong, key=lambda i: (-margin[i], i))[:12]
+    samples = found.samples()
+    assert [one["text"] for one in samples] == [f"word{i}" for i in expected]
+    assert [one["text_b"] for one in samples] == ["second"] * 12 and len(fetched) == 2
+    assert samples[0]["probability"] == pytest.approx(1 / (1 + np.exp(-margin[expected[0]])), abs=1e-4)
+    assert {(one["label"], one["predicted"]) for one in samples} == {("no", "yes"), ("yes", "no")}
+
+
+@pytest.fixture
+def tiny_tokenizer_rows():
+    """40 pairs of texts with their logits and labels, half of them wrong."""
+
+    class Words:
+        decode = staticmethod(lambda ids: " ".join("second" if i == 999 else f"word{i}" for i in ids if i != 998))
+
+    rng = np.random.default_rng(0)
+    ids = np.stack([np.array([998, i, 998, 999, 998, 0]) for i in range(40)])
+    types, segments = np.tile([0, 0, 0, 1, 1, 0], (40, 1)), np.tile([1, 1, 1, 1, 1, 0], (40, 1))
+    logits = rng.normal(size=(40, 2)).astype(np.float32)
+    labels = np.where(np.arange(40) % 2, logits.argmax(1), logits.argmin(1))
+    return Words(), {"input_ids": ids, "token_type_ids": types, "segment_ids": segments}, logits, labels
+
+
+def test_sampled_tokens_add_up_to_the_scores(here):
+    """Of one batch of eight rows all tokens are kept, so their accuracy is that of the evaluation."""
+    few = ["stages.pretrain.evaluate.mlm.batches=1", "stages.pretrain.evaluate.mlm.batch_size=8"]
+    scores = evaluate_command(here / "runs" / "tiny", None, "pretrain", None, few, output=here / "few.json")["scores"][
+        "mlm"
+    ]
+    rows = json.loads((here / "few.json").read_text())["masked"]
+    parts = [part for row in rows for part in row if isinstance(part, dict)]
+    assert len(rows) == 8 and all(len(mask["guesses"]) == 4 for mask in parts)
+    right = [mask["guesses"][0]["token"] == mask["gold"] for mask in parts]
+    assert sum(right) / len(right) == pytest.approx(scores["mlm_accuracy"])
+    shown = [mask["shown"] for mask in parts]
+    assert 0.5 < shown.count("[MASK]") / len(shown) <= 1
+
+
 def test_regression(here):
     """STS-B's form: two sentences and a number."""
     rng = random.Random(0)
@@ -309,6 +381,11 @@ def test_regression(here):
     loop.train(config, here, build_evaluators)
     scores = scores_of(config.run_dir)["classification"]
     assert scores.keys() == {"pearson", "spearman"} and all(-100 <= s <= 100 for s in scores.values())
+    kept = json.loads((config.run_dir / "evaluations" / "00-similar" / "classification.json").read_text())
+    assert kept["regression"]["of"] == len(kept["regression"]["points"]) == 64 and "classes" not in kept
+    errors = [abs(one["label"] - one["predicted"]) for one in kept["samples"]]
+    assert len(errors) == 12 and errors == sorted(errors, reverse=True)
+    assert errors[0] == pytest.approx(max(abs(x - y) for x, y in kept["regression"]["points"]), abs=1e-3)
 
 
 # ---- probes ---------------------------------------------------------------------------------------------------------

@@ -119,7 +119,6 @@ def test_where_output_puts_the_files(tmp_path):
 
 
 def test_the_report_shows_other_evaluations_apart(tmp_path):
-    pytest.importorskip("matplotlib")
     from bertjax.report import write_report
 
     run = tmp_path / "run"
