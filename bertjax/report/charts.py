@@ -52,7 +52,7 @@ class Mark:
 class Chart:
     title: str
     series: list[Series]
-    unit: str = ""  # "%", "count", "rate", "bytes" or "": how the values are written
+    unit: str = ""  # "%", "count", "rate", "GiB" or "": how the values are written
     x_unit: str = "step"  # step, tokens, seconds or, in a scatter plot, a name
     wide: bool = False
     smoothed: bool = True
@@ -68,8 +68,8 @@ def figure(chart: Chart) -> str:
     every = np.concatenate([np.concatenate([curve.low, curve.high]) for curve in shown] or [np.zeros(0)])
     every = every[np.isfinite(every)]
     log = not chart.scatter and chart.unit == "" and scales.wants_log(every)
-    y_range = scales.axis_range(every, chart.unit in ("count", "rate", "bytes"), log)
-    xs = np.concatenate([np.asarray(curve.x, float) for curve in shown] or [np.zeros(0)])
+    y_range = scales.axis_range(every, chart.unit in ("count", "rate", "GiB"), log)
+    xs = np.concatenate([np.asarray(series.x, float) for series in chart.series] or [np.zeros(0)])
     x_range = (float(xs.min()), float(xs.max())) if len(xs) else (0.0, 1.0)
     if chart.scatter:
         x_range = y_range = scales.axis_range(np.concatenate([every, xs]), False, False)
@@ -86,7 +86,9 @@ def figure(chart: Chart) -> str:
         f'<svg viewBox="0 0 {_W} {_H}" preserveAspectRatio="none" role="img" '
         f'aria-label="{html.escape(_description(chart))}">{"".join(body)}</svg>'
     )
-    note = " ".join(filter(None, [chart.note, "Logarithmic axis." if log else "", _marks_note(chart.marks)]))
+    note = " ".join(
+        filter(None, [chart.note, "Logarithmic axis." if log else "", _marks_note(chart.marks) if chart.wide else ""])
+    )
     return (
         f"<figure{' class=wide' * chart.wide}{' class=scatter' * chart.scatter}>"
         f"<figcaption><b>{html.escape(chart.title)}</b>{_keys(chart)}</figcaption>"
@@ -140,7 +142,10 @@ def _curve_svg(curve: scales.Curve, series: Series, chart: Chart, axes: _Axes) -
             parts.append(_path(curve.x, curve.y, axes, f'class="line raw" stroke="{colour}"'))
         smoothed = curve.y.copy()
         for part in scales.runs_of_finite(curve.y):
-            smoothed[part] = scales.smooth(curve.y[part], len(curve.y) // 40)
+            # On a logarithmic axis the logarithms, or a single spike would become a plateau.
+            values = np.log(curve.y[part]) if axes.log else curve.y[part]
+            values = scales.smooth(values, len(curve.y) // 40)
+            smoothed[part] = np.exp(values) if axes.log else values
         parts.append(_path(curve.x, smoothed, axes, f'class="line" stroke="{colour}"'))
     else:
         parts.append(_path(curve.x, curve.y, axes, f'class="line" stroke="{colour}"'))
@@ -220,10 +225,9 @@ def _labels(chart: Chart, axes: _Axes) -> str:
         left, right = axes.x(band.start), axes.x(band.stop)
         if right - left >= 0.05:
             text = html.escape(band.label)
-            rows.append(
-                f'<span class="of" style="left:{100 * left:.2f}%;width:{100 * (right - left):.2f}%" title="{text}">'
-                f"{text}</span>"
-            )
+            name = "of low" if any(mark.kind == "nonfinite" for mark in chart.marks) else "of"  # below those marks
+            at = f"left:{100 * left:.2f}%;width:{100 * (right - left):.2f}%"
+            rows.append(f'<span class="{name}" style="{at}" title="{text}">{text}</span>')
     return "".join(rows) + (f'<span class="axis">{name}</span>' if (name := _axis_name(chart)) else "")
 
 
@@ -237,8 +241,8 @@ def axis_text(value: float, unit: str) -> str:
         return f"{value:g}%"
     if unit == "seconds":
         return console.duration(value)
-    if unit == "bytes":
-        return console.memory(value) if value else "0"
+    if unit == "GiB":
+        return f"{value:g} GiB" if value else "0"
     if unit == "rate" or (value and (abs(value) < 1e-3 or abs(value) >= 1e6) and unit == ""):
         return re.sub(r"\.?0*e([+-])0*", r"e\1", f"{value:.2e}").replace("e+", "e") if value else "0"
     if unit in ("count", "step", "tokens"):
@@ -248,14 +252,18 @@ def axis_text(value: float, unit: str) -> str:
 
 def _keys(chart: Chart) -> str:
     entries = dict.fromkeys((series.colour, series.label) for series in chart.series)
-    keys = "".join(
-        f'<span class="key"><i style="color:var(--c{colour % NUM_COLOURS + 1})"></i>{html.escape(text)}</span>'
-        for colour, text in entries
-        if len(entries) > 1
-    )
+    keys = "".join(key_html(colour, text) for colour, text in entries if len(entries) > 1)
     if any(series.points for series in chart.series) and not all(series.points for series in chart.series):
         keys += '<span class="key dots">eval</span>'
     return keys
+
+
+def key_html(colour: int, text: str) -> str:
+    """An entry of a legend."""
+    shown = html.escape(text)
+    swatch = f'<i style="color:var(--c{colour % NUM_COLOURS + 1})"></i>'
+    title = f' title="{shown}"' if len(text) > 30 else ""
+    return f'<span class="key"{title}>{swatch}{shown}</span>'
 
 
 def _marks_note(marks: Iterable[Mark]) -> str:

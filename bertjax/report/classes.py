@@ -11,6 +11,7 @@ from bertjax.report.record import EvaluationResult, is_finite
 from bertjax.training.monitor import console
 
 MAX_CLASSES = 40  # rows of the table by class; of more, those with the lowest F1
+SIDE_CLASSES = 8  # the matrix of at most so many classes is beside the table
 MAX_PAIRS = 20  # most frequent confusions, where there is no matrix
 
 
@@ -64,7 +65,9 @@ def _by_class(evaluated: EvaluationResult) -> str:
     shown = note + table(head, cells, numbers=range(1, 5))
     title = f"<h3>Classes: {html.escape(evaluated.name)}</h3>"
     confusion = _confusion(classes["names"], classes.get("confusion")) or _confused(classes)
-    return f'{title}<div class="side"><div>{confusion}</div><div>{shown}</div></div>' if confusion else title + shown
+    if not confusion or len(rows) > SIDE_CLASSES:
+        return title + confusion + (f'<div class="below">{shown}</div>' if confusion else shown)
+    return f'{title}<div class="side"><div>{confusion}</div><div>{shown}</div></div>'
 
 
 def _cells(scores: Mapping[str, float]) -> list[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bertjax.report import comparison
-from bertjax.report.charts import NUM_COLOURS, Chart, Series, figure
+from bertjax.report.charts import Chart, Series, figure, key_html
 from bertjax.report.comparison import ABSENT, ComparedRun
 from bertjax.report.page import device_text, save_page
 from bertjax.report.parts import PERCENTAGES, details, html_document, metric_label, score_text, table, text_html
@@ -55,10 +55,7 @@ def _only(runs: Sequence[ComparedRun], aligned: Mapping[str, list[StageRecord | 
 
 
 def _header(runs: Sequence[ComparedRun]) -> str:
-    keys = "".join(
-        f'<span class="key"><i style="color:var(--c{i % NUM_COLOURS + 1})"></i>{html.escape(run.label)}</span>'
-        for i, run in enumerate(runs)
-    )
+    keys = "".join(key_html(i, run.label) for i, run in enumerate(runs))
     return (
         f'<header><p class="eyebrow">bertjax comparison</p><div class="title"><h1>{_title(runs)}</h1></div>'
         f'<p class="facts">{keys}</p></header>'
@@ -164,7 +161,9 @@ def _charts(runs: Sequence[ComparedRun], stages: Sequence[StageRecord | None], u
         if stage is None:
             continue
         place = comparison.positions(stage, comparison.stage_starts(run.record)[stage.name], unit)
-        for (key, evaluation), pairs in points[number].items() if place else ():
+        if place is None:
+            continue
+        for (key, evaluation), pairs in points[number].items():
             scale = 100 if key.endswith("_accuracy") else 1
             values = [scale * value if is_finite(value) else float("nan") for _, value in pairs]
             if any(map(is_finite, values)):
@@ -182,8 +181,9 @@ def _chart(key: str, evaluation: str, series: list[Series], unit: str) -> Chart:
         title, scale = _SINGLE[key]
         return Chart(title, series, scale, unit, smoothed=key == "grad_norm")
     scale = "%" if key.endswith("_accuracy") or key.lower().endswith(PERCENTAGES) else ""
-    title = f"{evaluation}: {metric_label(key)}" if evaluation else metric_label(key)
-    return Chart(title[0].upper() + title[1:], series, scale, unit, wide=key == "loss" and not evaluation)
+    label = metric_label(key)
+    title = f"{evaluation}: {label}" if evaluation else label[:1].upper() + label[1:]
+    return Chart(title, series, scale, unit, wide=key == "loss" and not evaluation)
 
 
 def _points(stage: StageRecord) -> dict[tuple[str, str], list[tuple[int, Any]]]:

@@ -135,7 +135,7 @@ def _summary(run: RunRecord) -> str:
     parts = [table(head, rows, numbers=range(1, len(head)))]
     parts.append(_overview(run))
     if run.goodput:
-        parts.append(f'<p class="muted">{html.escape(run.goodput.capitalize())}.</p>')
+        parts.append(f'<p class="muted below">{html.escape(run.goodput.capitalize())}.</p>')
     if scores:
         parts.append(f"<h3>Scores</h3>{table(('Stage', 'Evaluation', 'Step', 'Scores'), scores, numbers=(2,))}")
     return f'<section id="summary"><h2>Summary</h2>{"".join(parts)}</section>'

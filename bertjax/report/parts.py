@@ -41,9 +41,13 @@ def html_document(title: str, parts: Iterable[str]) -> str:
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: Collection[int] = ()) -> str:
     """A table whose cells are HTML; the first column is the row header, `numbers` are the numeric columns."""
     align = ['class="n"' if place in numbers else "" for place in range(len(head))]
-    top = "".join(
-        f"<th scope=col {a}>{html.escape(text)}</th>".replace(" >", ">") for text, a in zip(head, align, strict=True)
-    )
+    top = ""
+    for text, a in zip(head, align, strict=True):
+        shown = html.escape(text)
+        top += (
+            f'<th scope=col {a} title="{shown}">{shown}</th>' if len(text) > 24 else f"<th scope=col {a}>{shown}</th>"
+        )
+    top = top.replace(" >", ">")
     body = ""
     for row in rows:
         first, *rest = (
@@ -54,13 +58,13 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: Collectio
     return f'<div class="scroll" tabindex="0"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
-def text_html(text: Any, empty: str = "") -> str:
-    """A text from the data as an element of its own direction, shortened to MAX_CHARS; `empty` is HTML."""
+def text_html(text: Any, empty: str = "", most: int = MAX_CHARS) -> str:
+    """A text from the data as an element of its own direction, shortened to `most` characters; `empty` is HTML."""
     text = str(text)
     if not text.strip():
         return empty
-    more = f' <span class="muted">… ({len(text):,} characters)</span>' if len(text) > MAX_CHARS else ""
-    return f'<span class="text" dir="auto">{html.escape(text[:MAX_CHARS])}</span>{more}'
+    more = f' <span class="muted">… ({len(text):,} characters)</span>' if len(text) > most else ""
+    return f'<span><span class="text" dir="auto">{html.escape(text[:most])}</span>{more}</span>'
 
 
 def details(title: str, content: str) -> str:
@@ -86,6 +90,8 @@ def score_text(key: str, value: Any) -> str:
         return console.number(value)
     if key.endswith(_PERCENT):
         return console.percent(value)
+    if abs(value) >= 1e12:
+        return f"{value:.3e}"
     return f"{value:.2f}" if key.lower().endswith(PERCENTAGES) else console.number(value)
 
 

@@ -66,7 +66,7 @@ def _runners_up(entries: Any, prediction: str) -> str:
     entries = [e for e in entries if isinstance(e, dict)] if isinstance(entries, list) else []
     rest = [e for e in entries if e.get("text") != prediction and isinstance(e.get("probability"), (int, float))]
     items = "".join(
-        f"<li>{text_html(e.get('text') or '(no answer)')}<span>{console.percent(e['probability'])}</span></li>"
+        f"<li>{text_html(e.get('text') or '(no answer)', most=80)}<span>{console.percent(e['probability'])}</span></li>"
         for e in rest[:MAX_RUNNERS_UP]
     )
     return f'<ul class="runners" aria-label="next best answers">{items}</ul>' if items else ""

@@ -29,8 +29,8 @@ SCRIPT = r"""
   };
   const write = (v, unit) =>
     unit === "%" ? +v.toFixed(2) + "%" : unit === "count" || unit === "tokens" ? compact(v) :
-    unit === "seconds" ? duration(v) : unit === "bytes" ?
-    (v >= 2 ** 30 ? (v / 2 ** 30).toFixed(2) + " GiB" : (v / 2 ** 20).toFixed(0) + " MiB") : plain(v);
+    unit === "seconds" ? duration(v) : unit === "GiB" ?
+    +v.toPrecision(4) + " GiB" : plain(v);
   const element = (tag, style, text) => {
     const made = document.createElement(tag);
     if (style) made.className = style;

@@ -65,7 +65,7 @@ def stage_charts(stage: StageRecord) -> list[Chart]:
         single("Gradient norm", "grad_norm", ""),
         single("Tokens per second", "tokens_per_second", "count"),
         single("MFU", "mfu", "%", 100),
-        single("Memory", "memory_bytes", "bytes"),
+        single("Memory", "memory_bytes", "GiB", 2**-30),
     ]
 
 

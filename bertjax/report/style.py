@@ -29,7 +29,7 @@ a { color: var(--accent); }
 header { border-bottom: 1px solid var(--line); padding-bottom: 20px; }
 .title { display: flex; flex-wrap: wrap; gap: 8px 14px; align-items: center; }
 nav { display: flex; flex-wrap: wrap; gap: 4px 18px; margin-top: 14px; font-size: 13.5px; }
-nav a { overflow-wrap: anywhere; }
+nav a { max-width: 300px; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
 .facts { display: flex; flex-wrap: wrap; gap: 4px 28px; margin: 14px 0 0; font-size: 13.5px; }
 .facts div { display: flex; gap: 7px; }
 .facts dt { color: var(--muted); }
@@ -47,6 +47,7 @@ nav a { overflow-wrap: anywhere; }
 .scroll { overflow-x: auto; background: var(--card); border: 1px solid var(--line); border-radius: 10px; }
 table { border-collapse: collapse; width: 100%; font-size: 14px; }
 th { text-align: left; color: var(--muted); font-size: 12.5px; font-weight: 600; white-space: nowrap; }
+thead th { max-width: 220px; overflow: hidden; text-overflow: ellipsis; }
 th, td { padding: 9px 16px; border-bottom: 1px solid var(--line); vertical-align: top; }
 tbody tr:last-child > * { border-bottom: 0; }
 tbody th { color: var(--ink); font-size: 14px; white-space: normal; overflow-wrap: break-word; max-width: 260px; }
@@ -71,7 +72,7 @@ figure.scatter { max-width: 460px; }
 figcaption { display: flex; flex-wrap: wrap; gap: 2px 16px; align-items: baseline; font-size: 13px;
   margin-bottom: 10px; overflow-wrap: anywhere; }
 figcaption b { font-size: 13.5px; margin-right: 4px; }
-.key { color: var(--muted); }
+.key { color: var(--muted); max-width: 340px; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
 .key i { display: inline-block; width: 16px; height: 0; border-top: 3px solid; border-radius: 2px; margin-right: 6px;
   vertical-align: 4px; }
 .key.dots::before { content: "- • -"; margin-right: 6px; }
@@ -99,6 +100,7 @@ figcaption b { font-size: 13.5px; margin-right: 4px; }
 .area .y { right: 100%; margin: -7px 8px 0 0; }
 .area .x { top: 100%; margin-top: 6px; transform: translateX(-50%); }
 .area .of { top: 3px; padding: 0 4px; text-align: center; overflow: hidden; text-overflow: ellipsis; }
+.area .of.low { top: 18px; }
 .area .axis { top: 100%; right: 0; margin-top: 20px; }
 .plot.named { padding-bottom: 38px; }
 .cursor { position: absolute; top: 0; bottom: 0; width: 1px; background: var(--muted); pointer-events: none; }
@@ -148,6 +150,7 @@ mark.said { background: var(--bad-soft); text-decoration: underline wavy 1px var
   padding: 0; list-style: none; font-size: 12.5px; color: var(--muted); }
 .guesses b { color: var(--ink); font-weight: 600; }
 .confusion { width: auto; }
+.confusion caption { margin: 0; padding: 8px 12px; text-align: left; }
 .confusion th, .confusion td { padding: 6px 10px; text-align: right; border: 1px solid var(--line);
   font-variant-numeric: tabular-nums; }
 .confusion thead th, .confusion tbody th { font-size: 12.5px; white-space: nowrap; min-width: 0; max-width: 150px;

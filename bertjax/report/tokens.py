@@ -4,7 +4,7 @@ import html
 from collections.abc import Mapping
 from typing import Any
 
-from bertjax.report.parts import text_html
+from bertjax.report.parts import MAX_CHARS, text_html
 from bertjax.report.record import EvaluationResult, is_finite
 from bertjax.training.monitor import console
 
@@ -34,10 +34,10 @@ def _masked_card(parts: list[Any]) -> str:
     text, guesses, number = [], [], 0
     for part in parts:
         if isinstance(part, str):
-            text.append(html.escape(part))
+            text.append(html.escape(part if len(part) <= MAX_CHARS else f"{part[:MAX_CHARS]} …"))
         elif isinstance(part, dict) and isinstance(part.get("guesses"), list):
             number += 1
-            gold = str(part.get("gold"))
+            gold = str(part.get("gold"))[:MAX_CHARS]
             said = [g for g in part["guesses"] if isinstance(g, dict) and is_finite(g.get("probability"))]
             tokens = [str(g.get("token")) for g in said]
             style = "good" if tokens[:1] == [gold] else "fair" if gold in tokens else "bad"
