@@ -18,6 +18,7 @@ from bertjax.storage.nested import flatten
 
 COUNTS = ("total", "examples", "tasks")  # entries of scores that are no scores
 ABSENT = object()  # an option that a run does not have
+PRESENT = "(present)"  # a part that only some runs have
 _OWN = ("run.name", "run.root")  # options that differ in any two runs
 
 
@@ -104,11 +105,26 @@ def _by_name(data: Any) -> Any:
 
 
 def differences(options: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """{key: value of each run, or ABSENT} for the keys in which the runs differ, in order of their appearance."""
-    keys = dict.fromkeys(key for one in options for key in one)
-    found = {key: [one.get(key, ABSENT) for one in options] for key in keys}
+    """{key: value of each run, or ABSENT} for the keys in which the runs differ, in order of their appearance.
+
+    A stage, task or mixture that only some of the runs have is one entry, with PRESENT for its options.
+    """
+    named = [{_named_part(key) for key in one} for one in options]
+    partial = {part for parts in named for part in parts if part and any(part not in other for other in named)}
+    found: dict[str, list[Any]] = {}
+    for key in dict.fromkeys(key for one in options for key in one):
+        if (part := _named_part(key)) in partial:
+            found[str(part)] = [PRESENT if part in parts else ABSENT for parts in named]
+        else:
+            found[key] = [one.get(key, ABSENT) for one in options]
     text = lambda value: "" if value is ABSENT else json.dumps(value, sort_keys=True)  # noqa: E731
     return {key: values for key, values in found.items() if len({text(value) for value in values}) > 1}
+
+
+def _named_part(key: str) -> str | None:
+    """`stages.qa` of stages.qa.steps."""
+    section, _, rest = key.partition(".")
+    return f"{section}.{rest.split('.')[0]}" if section in ("stages", "tasks", "mixtures") and rest else None
 
 
 def stage_names(runs: Sequence[ComparedRun]) -> dict[str, list[StageRecord | None]]:

@@ -46,11 +46,13 @@ def _title(runs: Sequence[ComparedRun]) -> str:
 
 
 def _only(runs: Sequence[ComparedRun], aligned: Mapping[str, list[StageRecord | None]]) -> str:
-    """Stages that only one run has."""
+    """The stages that only one run has, as HTML."""
     parts = []
-    for name, stages in aligned.items():
-        owners = [run.label for run, stage in zip(runs, stages, strict=True) if stage]
-        parts.append(f"Stage {html.escape(name)} is only in {html.escape(', '.join(owners))}.")
+    for number, run in enumerate(runs):
+        own = [name for name, stages in aligned.items() if stages[number] and sum(map(bool, stages)) == 1]
+        if own:
+            names = html.escape(", ".join(own))
+            parts.append(f"Only {html.escape(run.label)} has the stage{'s' * (len(own) > 1)} {names}.")
     return " ".join(parts)
 
 
@@ -101,7 +103,7 @@ def _options(runs: Sequence[ComparedRun]) -> str:
 
 
 def _option_table(runs: Sequence[ComparedRun], found: Mapping[str, Sequence[Any]]) -> str:
-    rows = [[html.escape(key), *map(_option, values)] for key, values in found.items()]
+    rows = [[html.escape(key).replace(".", ".<wbr>"), *map(_option, values)] for key, values in found.items()]
     shown = table(("Option", *(run.label for run in runs)), rows)
     return shown.replace("<table>", '<table class="differs">', 1)
 
