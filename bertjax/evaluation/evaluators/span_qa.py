@@ -62,7 +62,8 @@ def squad_evaluator(
 
 def _sample(example: span_qa.Example, prediction: str) -> dict[str, Any]:
     answers = [text for text, _ in example.answers]
-    return {"question": example.question, "context": example.context, "answers": answers, "prediction": prediction}
+    about = {"id": example.id, "question": example.question, "context": example.context}  # the id finds its n-best list
+    return about | {"answers": answers, "prediction": prediction}
 
 
 def stage_settings(config: Config, stage: Stage) -> tuple[SquadEvaluation, SpanQa]:
