@@ -93,7 +93,7 @@ def figure(chart: Chart) -> str:
         f"<figure{' class=wide' * chart.wide}{' class=scatter' * chart.scatter}>"
         f"<figcaption><b>{html.escape(chart.title)}</b>{_keys(chart)}</figcaption>"
         f'<div class="plot{" named" * bool(_axis_name(chart))}">'
-        f'<div class="area" tabindex="0">{svg}{_labels(chart, axes)}</div></div>'
+        f'<div class="area">{svg}{_labels(chart, axes)}</div></div>'
         f"{f'<p class=note>{html.escape(note)}</p>' * bool(note)}"
         f'<script type="application/json">{_data(chart, shown, axes)}</script></figure>'
     )

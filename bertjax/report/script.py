@@ -52,6 +52,9 @@ SCRIPT = r"""
     const line = element("div", "cursor"), tip = element("div", "tip"), dots = element("div", "cursor-dots");
     tip.setAttribute("role", "status");
     for (const made of [line, dots, tip]) { made.hidden = true; area.append(made); }
+    area.tabIndex = 0;
+    area.setAttribute("role", "group");
+    area.setAttribute("aria-label", figure.querySelector("figcaption b").textContent + ", arrow keys show values");
     let place = stops.length - 1;
 
     const nearest = (list, v) => {
@@ -125,7 +128,8 @@ SCRIPT = r"""
     };
     area.addEventListener("pointermove", follow);
     area.addEventListener("pointerdown", follow);
-    area.addEventListener("pointerleave", hide);
+    area.addEventListener("pointerleave", (event) => { if (event.pointerType === "mouse") hide(); });
+    document.addEventListener("pointerdown", (event) => { if (!area.contains(event.target)) hide(); });
     area.addEventListener("blur", hide);
     area.addEventListener("keydown", (event) => {
       const moves = { ArrowLeft: place - 1, ArrowRight: place + 1, Home: 0, End: stops.length - 1,

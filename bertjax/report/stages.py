@@ -110,7 +110,7 @@ def _curves(
             if place == 0 or names[:place] != [""]:
                 colour += 1
             drawn = [(step, value * scale if is_finite(value) else float("nan")) for step, value in found[key, name]]
-            text = "accuracy in training" if key == "label_accuracy" else metric_label(key.removesuffix("_accuracy"))
+            text = "label accuracy" if key == "label_accuracy" else metric_label(key.removesuffix("_accuracy"))
             text = f"{name}: {text}" if several and name else text
             if any(is_finite(value) for _, value in drawn):
                 steps, values = [step for step, _ in drawn], [value for _, value in drawn]
