@@ -155,7 +155,7 @@ def _finish(
 
 def _report(output: Path, count: int, began: float) -> None:
     seconds = time.perf_counter() - began
-    line = f"{output}: {count:,} predictions in {seconds:.1f} s ({count / seconds:,.0f}/s)"
+    line = f"{output}: {count:,} predictions in {seconds:.1f} s ({count / seconds:,.3g}/s)"
     print(line, file=sys.stderr, flush=True)
 
 
