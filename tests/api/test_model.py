@@ -25,7 +25,9 @@ from bertjax.training.run_context import RunContext  # noqa: E402
 WORDS = "dog cat owl fox barn tree sleeps runs sings under near the a green old".split()
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
 LABELS = ["calm", "loud", "odd"]
-OBJECTIVES = {"classifier": {"kind": "classification", "num_labels": 3}, "mlm": {"nsp_weight": 0}, "lm": {"kind": "text_to_text"}}
+OBJECTIVES = {
+    "classifier": {"kind": "classification", "num_labels": 3}, "mlm": {"nsp_weight": 0}, "lm": {"kind": "text_to_text"},
+}  # fmt: skip
 PREPROCESS = {
     "classifier": {"kind": "classify", "sequence_length": 48}, "mlm": {"sequence_length": 48, "next_sentence": False},
     "lm": {"kind": "text_to_text", "inputs": "{text}", "targets": "{text}"},
