@@ -16,7 +16,9 @@ _FILE = cli.option(
     "--file", metavar="FILE", help="read texts from a .txt (one a line), .csv, .tsv, .jsonl, .json or .parquet file"
 )
 _COLUMN = cli.option("--column", metavar="NAME", help="field of the file with the text (default: text)")
-_BATCH = cli.option("--batch-size", metavar="N", type=cli.positive_int, default=32, help="texts at once (default: 32)")
+_BATCH = cli.option(
+    "--batch-size", metavar="N", type=cli.positive_int, help="texts computed at once (default: by device)"
+)
 _DTYPE = cli.option(
     "--dtype", choices=("float32", "bfloat16"),
     help="compute dtype (default: run.compute_dtype; where that is auto, float32 on a CPU)",

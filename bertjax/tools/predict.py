@@ -29,7 +29,7 @@ class Request:
     texts: Sequence[str] = ()
     file: Path | None = None
     output: Path | None = None
-    batch_size: int = 32
+    batch_size: int | None = None
     dtype: Literal["float32", "bfloat16"] | None = None
 
     def open(self, kind: type[P]) -> P:
