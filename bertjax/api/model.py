@@ -55,7 +55,7 @@ class Tokenizer(Protocol):
 def open(
     path: str | os.PathLike[str], *, stage: str | None = None, step: int | None = None, best: str | None = None,
     device: Literal["cpu", "gpu", "tpu"] | None = None, dtype: Literal["float32", "bfloat16"] | None = None,
-    batch_size: int = base.BATCH_SIZE, base_model: str | os.PathLike[str] | None = None,
+    batch_size: int | None = None, base_model: str | os.PathLike[str] | None = None,
 ) -> "Model":  # fmt: skip
     """Open a trained model: a run folder, a stage's checkpoint folder, one of its steps, or a Hugging Face folder.
 
@@ -70,7 +70,7 @@ def open(
         device: kind of device. Default: the best one that jax has.
         dtype: of the computation. Default: that of the run; where the run leaves it open, float32 on a CPU and bfloat16
             elsewhere. Parameters are float32.
-        batch_size: the most texts computed at once.
+        batch_size: the most texts computed at once. Default: what suits the device.
         base_model: where the weights below adapters are, if they moved.
 
     Raises UserError, one line that names the path and what to do.
@@ -93,9 +93,9 @@ class Model:
     `embed` and `hidden_states` any model with an encoder.
     """
 
-    def __init__(self, restored: RestoredCheckpoint, batch_size: int = base.BATCH_SIZE) -> None:
+    def __init__(self, restored: RestoredCheckpoint, batch_size: int | None = None) -> None:
         self.restored = restored
-        self.batch_size = base.check_count("batch_size", batch_size)
+        self.batch_size = None if batch_size is None else base.check_count("batch_size", batch_size)
 
     def __repr__(self) -> str:
         size = sum(x.size for x in self.params.values())

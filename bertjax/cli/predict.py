@@ -1,43 +1,72 @@
-"""`bertjax predict`: fill masks, answer questions and generate text with a checkpoint."""
+"""`bertjax predict`: fill masks, answer questions, label, embed and generate texts with a checkpoint."""
 
 import argparse
 import sys
+from typing import TYPE_CHECKING
 
 from bertjax.cli import arguments as cli
 from bertjax.errors import UserError
 from bertjax.storage.locations import local_path
+
+if TYPE_CHECKING:
+    from bertjax.tools.predict import Request
+
+_TEXT = cli.option("text", metavar="[TEXT ...]", nargs="*", help="texts (default: the lines of standard input)")
+_FILE = cli.option(
+    "--file", metavar="FILE", help="read texts from a .txt (one a line), .csv, .tsv, .jsonl, .json or .parquet file"
+)
+_COLUMN = cli.option("--column", metavar="NAME", help="field of the file with the text (default: text)")
+_BATCH = cli.option(
+    "--batch-size", metavar="N", type=cli.positive_int, help="texts computed at once (default: by device)"
+)
+_DTYPE = cli.option(
+    "--dtype", choices=("float32", "bfloat16"),
+    help="compute dtype (default: run.compute_dtype; where that is auto, float32 on a CPU)",
+)  # fmt: skip
+
+
+def _output(*suffixes: str) -> cli.Option:
+    ends = " or ".join(filter(None, [", ".join(suffixes[:-1]), suffixes[-1]]))
+    return cli.option("--output", metavar="FILE", help=f"write the predictions to a {ends} file")
 
 
 @cli.command(
     "predict fill-mask",
     "predict the most likely tokens for each [MASK]",
     cli.MODEL,
-    cli.option("text", metavar="TEXT", nargs="+", help="text that contains [MASK]"),
+    _TEXT,
+    _FILE,
+    _COLUMN,
     cli.option("--top-k", type=cli.positive_int, default=5, help="number of tokens for each [MASK] (default: 5)"),
+    _output(".jsonl"),
+    _BATCH,
     cli.DEVICE,
-    cli.DTYPE,
+    _DTYPE,
     examples=(
         "bertjax predict fill-mask runs/demo/checkpoints/00-pretrain 'Return the [MASK] of the list.'",
         "bertjax predict fill-mask google-bert/bert-base-uncased 'Paris is the [MASK] of France.'",
+        "bertjax predict fill-mask google-bert/bert-base-uncased --file sentences.txt --output filled.jsonl",
     ),
     note="the run is that of `bertjax demo`",
 )
 def fill_mask(arguments: argparse.Namespace) -> int:
-    checkpoint = cli.pretrained_model(arguments.checkpoint)
-    cli.require_device(arguments)
-    from bertjax.evaluation import predict
+    request = _request("fill-mask", arguments, (".jsonl",))
+    from bertjax.tools import predict
 
-    overrides = cli.dtype_override(arguments)
-    return cli.print_result(predict.fill_mask(checkpoint, arguments.text, arguments.top_k, overrides=overrides))
+    return _print(predict.fill_mask(request, arguments.top_k, arguments.column))
 
 
 @cli.command(
     "predict answer",
     "find the span of a text that answers a question",
     cli.MODEL,
-    cli.option("--question", metavar="Q", required=True),
+    cli.option("--question", metavar="Q", help="the question"),
     cli.option("--context", metavar="TEXT", help="the text to search for the answer"),
     cli.option("--context-file", metavar="FILE", help="read the text from a UTF-8 file"),
+    cli.option(
+        "--file", metavar="FILE", help="read questions from a .jsonl, .json, .csv, .tsv or .parquet file: fields "
+        "question, context and possibly id",
+    ),
     cli.option("--n-best", type=cli.positive_int, default=3, help="number of candidates to list (default: 3)"),
     cli.option(
         "--null-threshold",
@@ -46,35 +75,107 @@ def fill_mask(arguments: argparse.Namespace) -> int:
         help="give no answer when the null odds exceed X (default: that of the evaluation, after training for v2.0)",
     ),
     cli.option("--min-probability", metavar="P", type=cli.fraction, help="give no answer below this probability"),
+    _output(".jsonl"),
+    _BATCH,
     cli.DEVICE,
-    cli.DTYPE,
+    _DTYPE,
     examples=(
         "bertjax predict answer runs/demo --question 'What does it return?' --context 'It returns a new list.'",
         "bertjax predict answer runs/demo --question 'Who?' --context 'It rained.' --null-threshold -1.5",
+        "bertjax predict answer runs/demo --file questions.jsonl --output answers.jsonl",
     ),
     note="runs/demo is a run of `bertjax demo`",
-)
+)  # fmt: skip
 def answer(arguments: argparse.Namespace) -> int:
     context = arguments.context
-    if (context is None) == (arguments.context_file is None):
-        raise UserError("bertjax predict answer: give either --context or --context-file")
-    if context is None:
+    given = [arguments.question, context, arguments.context_file]
+    if arguments.file is not None:
+        if any(one is not None for one in given):
+            raise UserError("bertjax predict answer: give either --file or --question with a context")
+    elif arguments.question is None or (context is None) == (arguments.context_file is None):
+        raise UserError("bertjax predict answer: give --question and either --context or --context-file, or --file")
+    elif arguments.output is not None:
+        raise UserError("bertjax predict answer: --output needs --file")
+    if arguments.context_file is not None:
         from bertjax.storage.text import read_text
 
         context = read_text(local_path(arguments.context_file), 10_000_000)
-    checkpoint = cli.pretrained_model(arguments.checkpoint)
-    cli.require_device(arguments)
-    from bertjax.evaluation import predict
+    request = _request("answer", arguments, (".jsonl",))
+    options = {name: getattr(arguments, name) for name in ("n_best", "null_threshold", "min_probability")}
+    from bertjax.tools import predict
 
-    asked = (arguments.question, context, arguments.n_best, arguments.null_threshold, arguments.min_probability)
-    return cli.print_result(predict.answer(checkpoint, *asked, overrides=cli.dtype_override(arguments)))
+    return _print(predict.answer(request, arguments.question, context, options))
+
+
+@cli.command(
+    "predict classify",
+    "label texts, or pairs of texts, with a classification run",
+    cli.MODEL,
+    _TEXT,
+    cli.option("--pair", metavar="TEXT", help="the second text of each pair"),
+    _FILE,
+    cli.option("--column", metavar="NAME", help="field of the file with the text (default: as in training, or text)"),
+    cli.option("--pair-column", metavar="NAME", help="field with the second text (default: as in training)"),
+    cli.option("--top-k", metavar="K", type=cli.positive_int, help="list the K most likely labels (default: all)"),
+    _output(".csv", ".tsv", ".jsonl"),
+    cli.option("--json", action="store_true", help="print JSON that includes all probabilities"),
+    _BATCH,
+    cli.DEVICE,
+    _DTYPE,
+    examples=(
+        "bertjax predict classify distilbert/distilbert-base-uncased-finetuned-sst-2-english 'A film to remember.'",
+        "bertjax predict classify runs/reviews --file unlabelled.csv --output labelled.csv",
+        "bertjax predict classify runs/entailment 'It rains.' --pair 'It is wet.' --json",
+    ),
+    note="runs/reviews and runs/entailment are runs of your own",
+)
+def classify(arguments: argparse.Namespace) -> int:
+    request = _request("classify", arguments, (".csv", ".tsv", ".jsonl"))
+    if request.file is not None and arguments.pair is not None:
+        raise UserError("bertjax predict classify: --pair is for TEXT; a file has its second texts in --pair-column")
+    from bertjax.tools import predict
+
+    found = predict.classify(request, arguments.pair, arguments.column, arguments.pair_column, arguments.top_k)
+    if found is None or arguments.json:
+        return _print(found)
+    return cli.print_result("\n".join(map(predict.label_line, found)))
+
+
+@cli.command(
+    "predict embed",
+    "turn each text into a vector",
+    cli.MODEL,
+    _TEXT,
+    _FILE,
+    _COLUMN,
+    cli.option(
+        "--pooling", choices=("mean", "cls"), default="mean",
+        help="mean of the last layer over the text's tokens, or its first token (default: mean)",
+    ),
+    cli.option("--no-normalize", action="store_true", help="keep the lengths of the vectors (default: length 1)"),
+    cli.option("--max-tokens", metavar="N", type=cli.positive_int, help="cut longer texts (default: at the model's)"),
+    _output(".npy", ".jsonl"),
+    _BATCH,
+    cli.DEVICE,
+    _DTYPE,
+    examples=(
+        "bertjax predict embed sentence-transformers/all-MiniLM-L6-v2 'A sentence.' 'Another.' --output vectors.jsonl",
+        "bertjax predict embed sentence-transformers/all-MiniLM-L6-v2 --file sentences.txt --output vectors.npy",
+    ),
+)  # fmt: skip
+def embed(arguments: argparse.Namespace) -> int:
+    request = _request("embed", arguments, (".npy", ".jsonl"))
+    from bertjax.tools import predict
+
+    options = (arguments.pooling, not arguments.no_normalize, arguments.max_tokens, arguments.column)
+    return _print(predict.embed(request, *options))
 
 
 @cli.command(
     "predict generate",
     "generate text with a T5, or continue a text with a decoder-only run",
     cli.MODEL,
-    cli.option("text", metavar="[TEXT ...]", nargs="*", help="input texts (default: the lines of standard input)"),
+    _TEXT,
     cli.option("--file", metavar="FILE", help="read input texts from a UTF-8 file, one per line"),
     cli.option(
         "--beam", dest="beam_size", metavar="N", type=cli.positive_int, help="beams (default: of the run, else 1)"
@@ -109,18 +210,45 @@ def generate(arguments: argparse.Namespace) -> int:
             raise UserError("bertjax predict generate: --sample and beam search options exclude each other")
     elif sampling := [name for name in ("temperature", "top_k", "top_p") if name in decoding]:
         raise UserError(f"bertjax predict generate: --{sampling[0].replace('_', '-')} needs --sample")
-    texts = _texts(arguments)
+    texts = _lines(arguments)
     checkpoint = cli.pretrained_model(arguments.checkpoint)
     cli.require_device(arguments)
     more = {"max_input_tokens": arguments.max_input_tokens, "overrides": cli.dtype_override(arguments)}
     more |= cli.base_model_argument(arguments)
-    from bertjax.evaluation import predict
+    from bertjax.evaluation.predictors import generation
 
-    found = predict.generate(checkpoint, texts, decoding, arguments.seed, **more)
+    found = generation.generate(checkpoint, texts, decoding, arguments.seed, **more)
     return cli.print_result(found if arguments.json else "\n".join(one["generated"] for one in found))
 
 
-def _texts(arguments: argparse.Namespace) -> list[str]:
+def _request(name: str, arguments: argparse.Namespace, suffixes: tuple[str, ...]) -> "Request":
+    """Check the paths and the device of a command, in this order, before anything is loaded."""
+    output = cli.output_path(arguments.output)
+    if output is not None and output.suffix not in suffixes:
+        ends = " or ".join(filter(None, [", ".join(suffixes[:-1]), suffixes[-1]]))
+        raise UserError(f"{output}: the name of --output must end with {ends}")
+    file = None
+    if arguments.file is not None:
+        file = cli.existing_path(arguments.file)
+        if file.is_dir():
+            raise UserError(f"{file}: is a folder; name a file")
+    texts = getattr(arguments, "text", [])
+    if texts and file is not None:
+        raise UserError(f"bertjax predict {name}: give either TEXT or --file")
+    if not texts and file is None and hasattr(arguments, "text"):
+        texts = _standard_input(f"bertjax predict {name}")
+    checkpoint = cli.pretrained_model(arguments.checkpoint)
+    cli.require_device(arguments)
+    from bertjax.tools.predict import Request
+
+    return Request(checkpoint, texts, file, output, arguments.batch_size, arguments.dtype)
+
+
+def _print(found: object) -> int:
+    return 0 if found is None else cli.print_result(found)
+
+
+def _lines(arguments: argparse.Namespace) -> list[str]:
     """The texts on the command line, else the lines of --file or of standard input."""
     if arguments.text and arguments.file:
         raise UserError("bertjax predict generate: give either TEXT or --file")
@@ -129,12 +257,21 @@ def _texts(arguments: argparse.Namespace) -> list[str]:
     if arguments.file:
         from bertjax.storage.text import read_text
 
-        content = read_text(local_path(arguments.file), 100_000_000)
-    else:
-        try:
-            content = sys.stdin.buffer.read().decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise UserError(f"standard input: not UTF-8 text (byte {error.start}); convert it first") from None
+        return _split(read_text(local_path(arguments.file), 100_000_000), arguments.file)
+    return _standard_input("bertjax predict generate")
+
+
+def _standard_input(command: str) -> list[str]:
+    if sys.stdin.isatty():
+        print(f"{command}: reading texts, one a line, from standard input; end with Ctrl-D", file=sys.stderr)
+    try:
+        content = sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"standard input: not UTF-8 text (byte {error.start}); convert it first") from None
+    return _split(content, "standard input")
+
+
+def _split(content: str, where: str) -> list[str]:
     if not content.strip():
-        raise UserError(f"{arguments.file or 'standard input'}: contains no text; give one text per line")
+        raise UserError(f"{where}: contains no text; give one text per line")
     return [line.rstrip("\r") for line in content.removesuffix("\n").split("\n")]

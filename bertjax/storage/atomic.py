@@ -3,6 +3,8 @@
 import json
 import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +19,21 @@ def write_bytes_atomic(path: Path, data: bytes, *, durable: bool = False, parent
         return
     if parents:
         path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
-    try:
+    with replace_file(path) as partial:
         partial.write_bytes(data)
         if durable:
             fsync_path(partial)
+    if durable:
+        fsync_path(path.parent)
+
+
+@contextmanager
+def replace_file(path: Path) -> Iterator[Path]:
+    """Yield the path of a file to write, which replaces the local `path` at the end, or is removed after an error."""
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    try:
+        yield partial
         os.replace(partial, path)
-        if durable:
-            fsync_path(path.parent)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise

@@ -16,6 +16,8 @@ from bertjax.training.program import MeshJit, TrainProgram
 from bertjax.training.state import Params
 
 MIN_WIDTH = 16
+MAX_ROWS = 64  # of a batch, unless a number is given
+CPU_TOKENS = 512  # of a batch on a CPU: larger arrays leave its caches, and each token takes up to twice as long
 MAX_TOKEN_PAIRS = 8 * 2048**2  # of a batch: attention needs this many numbers per head
 Forward = Callable[[Any, Mapping[str, jax.Array]], Any]  # (module, batch) -> arrays with an axis B in front
 
@@ -23,12 +25,14 @@ Forward = Callable[[Any, Mapping[str, jax.Array]], Any]  # (module, batch) -> ar
 class LengthBatches:
     """A function of the model, applied to token rows of any length in batches of at most `batch_size` rows.
 
+    Without `batch_size` a batch has up to 64 rows, on a CPU up to 512 tokens.
+
     A row's result does not depend on the rows beside it, up to rounding: padding is masked, and rows are independent.
-    Widths are 16, 32, 48, 64, 96, 128, 192, 256, ...; numbers of rows are powers of two below `batch_size`, so that
-    few programs are compiled. Every process makes the same calls.
+    Widths are 16, 32, 48, 64, 96, 128, 192, 256, ...; numbers of rows are powers of two below the most, so that few
+    programs are compiled. Every process makes the same calls.
     """
 
-    def __init__(self, program: TrainProgram, forward: Forward, *, batch_size: int, pad_id: int) -> None:
+    def __init__(self, program: TrainProgram, forward: Forward, *, batch_size: int | None, pad_id: int) -> None:
         self.program, self.batch_size, self.pad_id = program, batch_size, pad_id
 
         def run(params: Params, batch: dict[str, jax.Array]) -> Any:
@@ -61,8 +65,13 @@ class LengthBatches:
 
     def _rows(self, lengths: np.ndarray) -> int:
         """Rows of the next batch, from lengths in ascending order; the last batch is filled up to a power of 2."""
-        size = self.batch_size
-        while size > 1 and size * padded_width(int(lengths[:size].max()), self._max_length) ** 2 > MAX_TOKEN_PAIRS:
+        size = self.batch_size or MAX_ROWS
+        on_cpu = self.program.compute.platform == "cpu"
+        most_tokens = CPU_TOKENS if self.batch_size is None and on_cpu else MAX_TOKEN_PAIRS
+        while size > 1:
+            width = padded_width(int(lengths[:size].max()), self._max_length)
+            if size * width <= most_tokens and size * width**2 <= MAX_TOKEN_PAIRS:
+                break
             size //= 2
         if len(lengths) < size:
             size = min(size, 1 << (len(lengths) - 1).bit_length())

@@ -13,6 +13,7 @@ from bertjax.evaluation.inference.token_rows import check_texts
 from bertjax.evaluation.predictors.base import Checkpoint, Predictor, as_restored, check_count
 from bertjax.evaluation.predictors.results import Answer, AnswerCandidate
 
+WINDOWS_PER_BATCH, WINDOWS_PER_CPU_BATCH = 32, 4  # unless a batch size is given
 MAX_WINDOWS_AT_ONCE = 4096  # of which the logits are kept
 
 
@@ -57,10 +58,12 @@ class Answerer(Predictor):
         threshold = settings.null_score_diff_threshold if null_threshold is None else null_threshold
         settings = settings.model_copy(update={"n_best": max(n_best, settings.n_best)})
         windows = _fitting(windows, restored.program.model.max_length)
+        on_cpu = restored.program.compute.platform == "cpu"
+        most = self.batch_size or (WINDOWS_PER_CPU_BATCH if on_cpu else WINDOWS_PER_BATCH)
         found: list[Answer] = []
         for part in _parts(asked, windows.sequence_length):
             features = evaluation_features(part, self.tokenizer, windows)
-            size = round_up_batch(min(self.batch_size, 1 << (len(features) - 1).bit_length()), restored.program)
+            size = round_up_batch(min(most, 1 << (len(features) - 1).bit_length()), restored.program)
             start, end = span_qa.compute_span_logits(self._logits, self.params, features, restored.program, size)
             _, nbest, odds = predict_answers(
                 part, features, start, end, n_best=settings.n_best, max_answer_length=settings.max_answer_length,

@@ -16,18 +16,20 @@ from bertjax.evaluation.restore import RestoredCheckpoint, restore
 from bertjax.parallel.multihost import primary
 
 Checkpoint = str | Path | RestoredCheckpoint
-BATCH_SIZE = 32
 
 
 class Predictor:
-    """A restored checkpoint and its compiled programs for one task; `batch_size`: rows computed at once, at most."""
+    """A restored checkpoint and its compiled programs for one task; `batch_size`: rows computed at once, at most.
+
+    Without a `batch_size` a number is chosen for the device.
+    """
 
     head: ClassVar[str | None] = None  # that the task needs
 
-    def __init__(self, restored: RestoredCheckpoint, batch_size: int = BATCH_SIZE) -> None:
+    def __init__(self, restored: RestoredCheckpoint, batch_size: int | None = None) -> None:
         """Raises UserError when the checkpoint cannot do the task."""
-        if not isinstance(batch_size, int) or batch_size < 1:
-            raise UserError(f"batch_size: must be an integer above 0 (got {batch_size!r})")
+        if batch_size is not None:
+            check_count("batch_size", batch_size)
         if self.head is not None:
             require_head(restored, self.head)
         self.restored, self.batch_size = restored, batch_size

@@ -20,6 +20,7 @@ from bertjax.evaluation.predictors.base import Checkpoint, Predictor, print_note
 from bertjax.evaluation.restore import RestoredCheckpoint, restore
 
 _SENTINEL = re.compile(r"▁?<extra_id_\d+>")
+BATCH_SIZE = 8  # unless one is given
 MAX_GENERATORS = 8  # compiled programs for different options that are kept
 
 
@@ -31,7 +32,7 @@ class GeneratedText(TypedDict):
 
 
 def generate(
-    checkpoint: Checkpoint, texts: list[str], choices: dict[str, Any], seed: int = 0, batch_size: int = 8, *,
+    checkpoint: Checkpoint, texts: list[str], choices: dict[str, Any], seed: int = 0, batch_size: int | None = None, *,
     max_input_tokens: int | None = None, overrides: Sequence[str] = (), base_model: Path | None = None,
 ) -> list[GeneratedText]:  # fmt: skip
     """`TextGenerator` for one call; `base_model` is that of `restore`."""
@@ -45,7 +46,7 @@ def generate(
 class TextGenerator(Predictor):
     """Generates by the settings of the stage's text-to-text evaluation; the maximum length is that of its tasks."""
 
-    def __init__(self, restored: RestoredCheckpoint, batch_size: int = 8) -> None:
+    def __init__(self, restored: RestoredCheckpoint, batch_size: int | None = None) -> None:
         config = restored.ctx.config
         if "lm" not in config.model.heads:
             raise UserError(
@@ -87,7 +88,8 @@ class TextGenerator(Predictor):
                 del self._generators[next(iter(self._generators))]
             self._generators[key] = Generator(
                 self.restored.program, self.tokenizer, decoding, sequence_length=max_input_tokens,
-                target_length=self.target_length, batch_size=self.batch_size, seed=seed, causal=self.is_causal,
+                target_length=self.target_length, batch_size=self.batch_size or BATCH_SIZE, seed=seed,
+                causal=self.is_causal,
             )  # fmt: skip
         return self._generators[key]
 

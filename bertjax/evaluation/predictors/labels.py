@@ -16,7 +16,9 @@ from bertjax.models import families
 
 
 def stage_options(restored: Any) -> Classify | None:
-    """The `classify` section of the stage's training data; None for a checkpoint trained on other data."""
+    """The `classify` section of the stage's training data; None for other data, and for a model that was imported."""
+    if restored.hugging_face is not None:
+        return None
     config = restored.ctx.config
     tasks = config.stage_tasks(config.stages[restored.stage]).values()
     return next((task.preprocess for task in tasks if isinstance(task.preprocess, Classify)), None)

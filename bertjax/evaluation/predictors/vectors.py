@@ -116,7 +116,8 @@ class LayerReader(TextEncoder):
         rows = self.encode(texts, None if max_tokens is None else check_count("max_tokens", max_tokens))
         found = self._batches(self.params, rows)
         longest = max(map(len, rows), default=0)
-        mask = np.array([[1] * len(row) + [0] * (longest - len(row)) for row in rows], np.int32).reshape(-1, longest)
+        mask = np.array([[1] * len(row) + [0] * (longest - len(row)) for row in rows], np.int32)
+        mask = mask.reshape(len(rows), longest)
         ids = np.full((len(rows), longest), self.tokenizer.pad_id, np.int32)
         for line, row in zip(ids, rows, strict=True):
             line[: len(row)] = row.input_ids

@@ -1,0 +1,166 @@
+"""`bertjax predict`: predictions for texts of the command line or of a file, printed or written to a file."""
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from bertjax.errors import UserError
+from bertjax.evaluation.predictors.answers import Answerer
+from bertjax.evaluation.predictors.base import Predictor, restore_for_prediction
+from bertjax.evaluation.predictors.labels import Classifier, stage_options
+from bertjax.evaluation.predictors.masks import MaskFiller
+from bertjax.evaluation.predictors.vectors import Embedder, Pooling
+from bertjax.tools import prediction_files as files
+from bertjax.tools.prediction_files import Record
+
+_COLUMN_HINT = "; name another with --column"
+P = TypeVar("P", bound=Predictor)
+ID = "id"  # a field that predictions keep, to join them with other files
+
+
+@dataclass(frozen=True)
+class Request:
+    """What all `predict` commands take: a checkpoint, texts or a file of them, and where predictions go."""
+
+    checkpoint: str | Path
+    texts: Sequence[str] = ()
+    file: Path | None = None
+    output: Path | None = None
+    batch_size: int | None = None
+    dtype: Literal["float32", "bfloat16"] | None = None
+
+    def open(self, kind: type[P]) -> P:
+        """The predictor of this kind for the checkpoint."""
+        return kind(restore_for_prediction(self.checkpoint, dtype=self.dtype), self.batch_size)
+
+    def records(self, fields: Sequence[str], hint: str = "") -> Iterable[Record]:
+        """The records of the file, else one for each text."""
+        if self.file is None:
+            return [{fields[0]: text} for text in self.texts]
+        return files.read_records(self.file, fields, hint)
+
+
+def fill_mask(request: Request, top_k: int, column: str | None = None) -> Any:
+    """Fill the masks of each text -> the predictions to print, None when they were written to a file."""
+    field = column or "text"
+    records = request.records([field], _COLUMN_HINT)
+    filler = request.open(MaskFiller)
+    predict = lambda chunk: _with_ids(chunk, filler([one[field] for one in chunk], top_k))  # noqa: E731
+    return _finish(request, filler, records, predict)
+
+
+def answer(request: Request, question: str | None, context: str | None, options: dict[str, Any]) -> Any:
+    """Answer one question, or those of a file (`question`, `context`) -> the predictions to print, None as above."""
+    if request.file is None:
+        return files.rounded(request.open(Answerer)([str(question)], [str(context)], **options)[0])
+    records = request.records(["question", "context"])
+    answerer = request.open(Answerer)
+
+    def predict(chunk: list[Record]) -> Sequence[Record]:
+        found = answerer([one["question"] for one in chunk], [one["context"] for one in chunk], **options)
+        return _with_ids(chunk, found)
+
+    return _finish(request, answerer, records, predict)
+
+
+def classify(request: Request, pair: str | None, column: str | None, pair_column: str | None, top_k: int | None) -> Any:
+    """Label each text -> the predictions to print, or None when they were written to a file.
+
+    The fields of a file are those of the stage's data unless `column` and `pair_column` name others. A file of
+    predictions has the fields of its input, `predicted_label` and `probability` (`predicted_value` for a regression),
+    and in .jsonl all `probabilities`.
+    """
+    classifier = request.open(Classifier)
+    options = stage_options(classifier.restored)
+    column = column or (options.text_a if options is not None else "text")
+    if request.file is None and pair is None and options is not None and options.text_b is not None:
+        raise UserError("bertjax predict classify: the model labels pairs of texts; give --pair, or a --file with both")
+    if request.file is not None:
+        pair_column = pair_column or (options.text_b if options is not None else None)
+    elif pair is not None:
+        pair_column = pair_column or "pair"
+    fields = [column] if pair_column is None else [column, pair_column]
+    records = request.records(fields, "; name it with --column" + (" or --pair-column" if pair_column else ""))
+    if pair is not None and pair_column is not None:
+        records = ({**one, pair_column: pair} for one in records)
+
+    def predict(chunk: list[Record]) -> Sequence[Record]:
+        pairs = None if pair_column is None else [one[pair_column] for one in chunk]
+        found = classifier([one[column] for one in chunk], pairs, top_k)
+        if request.output is None:
+            return _with_ids(chunk, found)
+        nested = request.output.suffix == ".jsonl"
+        return [_labelled(request, record, one, nested) for record, one in zip(chunk, found, strict=True)]
+
+    return _finish(request, classifier, records, predict)
+
+
+def _labelled(request: Request, record: Record, found: Any, nested: bool) -> Record:
+    """A record with its prediction."""
+    if "value" in found:
+        added: Record = {"predicted_value": found["value"]}
+    else:
+        added = {"predicted_label": found["label"], "probability": found["probability"]}
+        if nested:
+            added["probabilities"] = {str(one["label"]): one["probability"] for one in found["labels"]}
+    if taken := sorted(added.keys() & record.keys()):
+        raise UserError(f"{request.file}: has a field '{taken[0]}', which the predictions need; rename it")
+    return record | added
+
+
+def embed(request: Request, pooling: Pooling, normalize: bool, max_tokens: int | None, column: str | None) -> Any:
+    """Vectors of the texts: float32 [N, D] to a .npy file, {"text", "embedding"} to a .jsonl file or to be printed."""
+    field = column or "text"
+    records = request.records([field], _COLUMN_HINT)
+    embedder = request.open(Embedder)
+
+    def vectors(chunk: list[Record]) -> Any:
+        return embedder([one[field] for one in chunk], pooling, normalize, max_tokens)
+
+    def predict(chunk: list[Record]) -> Sequence[Record]:
+        pairs = zip(chunk, vectors(chunk).tolist(), strict=True)
+        return _with_ids(chunk, [{"text": one[field], "embedding": values} for one, values in pairs])
+
+    if request.output is not None and request.output.suffix == ".npy":
+        began = time.perf_counter()
+        blocks = (vectors(chunk) for chunk in files.chunks(records))
+        _report(request.output, files.write_vectors(request.output, blocks), began)
+        embedder.print_notes()
+        return None
+    return _finish(request, embedder, records, predict, digits=None)
+
+
+def _with_ids(chunk: Sequence[Record], found: Sequence[Any]) -> Sequence[Record]:
+    return [{ID: one[ID], **made} if ID in one else made for one, made in zip(chunk, found, strict=True)]
+
+
+def _finish(
+    request: Request, predictor: Predictor, records: Iterable[Record],
+    predict: Callable[[list[Record]], Sequence[Record]], digits: int | None = 4,
+) -> list[Record] | None:  # fmt: skip
+    """Write the predictions to the output of the request, else return them, rounded."""
+    began = time.perf_counter()
+    found = files.predict_chunks(records, predict)
+    made = None
+    if request.output is None:
+        made = list(found) if digits is None else files.rounded(list(found), digits)
+    else:
+        _report(request.output, files.write_predictions(request.output, found), began)
+    predictor.print_notes()
+    return made
+
+
+def _report(output: Path, count: int, began: float) -> None:
+    seconds = time.perf_counter() - began
+    line = f"{output}: {count:,} predictions in {seconds:.1f} s ({count / seconds:,.3g}/s)"
+    print(line, file=sys.stderr, flush=True)
+
+
+def label_line(found: Record) -> str:
+    """A classification as a line of text: label and probability, or the number, then the text."""
+    head = f"{found['value']:.4f}" if "value" in found else f"{found['label']}\t{found['probability']:.4f}"
+    texts = [" ".join(found[name].split()) for name in ("text", "pair") if name in found]
+    return "\t".join([head, *texts])

@@ -1,0 +1,130 @@
+"""Read the texts of `bertjax predict` from files and write predictions, in chunks, so that files may be large."""
+
+import csv
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+
+from bertjax.data.sources.record_files import read_by_suffix
+from bertjax.errors import StorageError, UserError, escape_unprintable
+from bertjax.storage.atomic import replace_file
+
+CHUNK = 4096  # records predicted and written at once
+INPUT_SUFFIXES = ".txt, .csv, .tsv, .json, .jsonl or .parquet"
+Record = dict[str, Any]
+
+
+def read_records(path: Path, fields: Sequence[str], hint: str = "") -> Iterator[Record]:
+    """The records of a file, each with a text in all `fields`; a .txt file has one text a line, the first field.
+
+    Raises UserError, at once for a file that cannot be read or is empty, later for a line with a field that is missing
+    or no text; `hint` says how to name another field.
+    """
+    located = read_by_suffix(path)
+    if located is None:
+        raise UserError(f"{path}: unknown kind of file; the name must end with {INPUT_SUFFIXES}")
+    is_lines = Path(path.name.removesuffix(".gz").removesuffix(".xz").removesuffix(".bz2")).suffix == ".txt"
+    if is_lines and len(fields) > 1:
+        needed = " and ".join(f"'{field}'" for field in fields)
+        raise UserError(f"{path}: a line has one text, {needed} are needed; give a .csv, .tsv or .jsonl file")
+    first = next(located, None)
+    if first is None:
+        raise UserError(f"{path}: contains no text")
+
+    def records() -> Iterator[Record]:
+        for where, record in chain([first], located):
+            record = {fields[0]: record["text"]} if is_lines else record
+            for field in fields:
+                if not isinstance(record.get(field), str):
+                    raise UserError(_field_error(where, field, record, hint))
+            yield record
+
+    return records()
+
+
+def _field_error(where: str, field: str, record: Record, hint: str) -> str:
+    if field in record:
+        return f"{where}: '{field}' is a {type(record[field]).__name__}, not a text; correct the record"
+    names = escape_unprintable(", ".join(map(str, record))[:120])
+    return f"{where}: no field '{field}'; the fields are: {names}{hint}"
+
+
+def predict_chunks(records: Iterable[Record], predict: Callable[[list[Record]], Sequence[Record]]) -> Iterator[Record]:
+    """The predictions for all records in order; only one chunk of them is in memory."""
+    for chunk in chunks(records):
+        yield from predict(chunk)
+
+
+def chunks(records: Iterable[Record]) -> Iterator[list[Record]]:
+    records = iter(records)
+    while chunk := list(islice(records, CHUNK)):
+        yield chunk
+
+
+def write_predictions(path: Path, predictions: Iterable[Record]) -> int:
+    """Write a .jsonl, .csv or .tsv file -> the number of predictions. The file appears when it is complete.
+
+    Values of .csv and .tsv files that are lists or objects are JSON.
+    """
+    write = _write_json_lines if path.suffix == ".jsonl" else _write_table
+    with ExitStack() as stack:
+        try:
+            partial = stack.enter_context(replace_file(path))
+            file = stack.enter_context(partial.open("w", encoding="utf-8", newline=""))
+        except OSError as error:
+            raise StorageError(f"{path}: cannot be written: {error.strerror}") from error
+        return write(path, file, predictions)
+
+
+def _write_json_lines(path: Path, file: TextIO, predictions: Iterable[Record]) -> int:
+    count = 0
+    for one in predictions:
+        file.write(json.dumps(one, ensure_ascii=False) + "\n")
+        count += 1
+    return count
+
+
+def _write_table(path: Path, file: TextIO, predictions: Iterable[Record]) -> int:
+    writer: Any = None
+    names: list[str] = []
+    number = 0
+    for number, one in enumerate(predictions, 1):
+        if writer is None:
+            names = list(one)
+            writer = csv.writer(file, delimiter="\t" if path.suffix == ".tsv" else ",", lineterminator="\n")
+            writer.writerow(names)
+        if len(one) > len(names) or one.keys() - set(names):
+            new = min(one.keys() - set(names))
+            raise UserError(f"record {number} has a field '{new}' that the first has not; write a .jsonl file instead")
+        writer.writerow([_cell(one.get(name)) for name in names])
+    return number
+
+
+def _cell(value: Any) -> Any:
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else value
+
+
+def write_vectors(path: Path, vectors: Iterable[np.ndarray]) -> int:
+    """Write blocks of vectors, float32 [n, D], as one .npy array [N, D] -> N. The file appears when it is complete."""
+    blocks = [*vectors]
+    found = np.concatenate(blocks)
+    try:
+        with replace_file(path) as partial, partial.open("wb") as file:
+            np.save(file, found)
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be written: {error.strerror}") from error
+    return len(found)
+
+
+def rounded(value: Any, digits: int = 4) -> Any:
+    """The value with all floating-point numbers in it rounded, for printing."""
+    if isinstance(value, float):
+        return round(value, digits)
+    if isinstance(value, Mapping):
+        return {key: rounded(item, digits) for key, item in value.items()}
+    return [rounded(item, digits) for item in value] if isinstance(value, list) else value
