@@ -102,7 +102,7 @@ def test_what_was_written_trains(here, capsys, kind):
     name = f"stages.{stage.name}"
     fewer = [f"{name}.epochs=null", f"{name}.steps=2", "model.num_hidden_layers=1"]
     fewer = fewer[:2] if kind == "t5" else fewer
-    assert main(["train", f"{kind}.yaml", *fewer, f"{name}.batch_size=4"]) == 0
+    assert main(["train", f"{kind}.yaml", *fewer, f"{name}.batch_size=8"]) == 0
     scores = json.loads(next((here / "runs" / kind / "evaluations").rglob("heldout.json")).read_text())["scores"]
     assert scores
 
