@@ -17,6 +17,7 @@ def classify(request: Request) -> Result:
     if data.holds != "records":
         raise UserError(f"{data.described}: classification needs records with a text and a label, such as a CSV file")
     sample = sample_records(data, BASE)
+    columns.check_given(sample, text=request.text, pair=request.pair, label=request.label)
     label = columns.choose_label(sample, request.label)
     text, pair = columns.choose_texts(sample, label, request.text, request.pair)
     names = [text, pair] if pair else [text]

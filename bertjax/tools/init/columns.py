@@ -43,6 +43,12 @@ def find_column(sample: Records, option: str, given: str | None) -> str | None:
     raise UserError(f"{option}: no column '{given[:60]}'; the columns are: {_shown(names)}{hint}")
 
 
+def check_given(sample: Records, **given: str | None) -> None:
+    """Check all columns that options name. Raises UserError for an unknown one."""
+    for option, name in given.items():
+        find_column(sample, f"--{option}", name)
+
+
 def column_names(sample: Records) -> list[str]:
     return list(dict.fromkeys(name for record in sample for name in record))
 
@@ -52,7 +58,7 @@ def text_columns(sample: Records) -> list[str]:
     lengths = {}
     for name in column_names(sample):
         texts = [value for record in sample if isinstance(value := record.get(name), str)]
-        if len(texts) > len(sample) / 2 and sum(map(_is_number, texts)) < len(texts) / 2:
+        if texts and len(texts) >= len(sample) / 2 and sum(map(_is_number, texts)) < len(texts) / 2:
             lengths[name] = sum(map(len, texts)) / len(texts)
     return sorted(lengths, key=lambda name: -lengths[name])
 

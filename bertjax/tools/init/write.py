@@ -95,7 +95,8 @@ def check(text: str) -> None:
     """Load the text like a file, without `pretrained`, which may need a network."""
     problems: list[str] = []
     content = to_plain(parse(text, lambda line: f"line {line}", problems))
-    content.pop("pretrained", None)
+    if content.pop("pretrained", None) is not None and content["stages"][0]["objective"]["kind"] == "text_to_text":
+        content |= {"model": {"family": "t5"}, "tokenizer": {"kind": "sentencepiece"}}
     if problems:
         raise UserError(problems[0])
     build(content, where="the configuration")

@@ -1,0 +1,304 @@
+"""`bertjax init`: what it finds in files, what it writes, and that the result trains."""
+
+import hashlib
+import json
+import random
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from bertjax.cli.main import main
+from bertjax.config.loading.load import load
+from bertjax.data.sources.records import read_records
+from bertjax.data.sources.squad import read_squad
+from bertjax.tools.init import recipe
+from bertjax.tools.init.columns import choose_label, choose_target, choose_texts
+from bertjax.tools.init.heldout import choose_heldout, text_hash
+from bertjax.tools.init.recipe import Machine
+from bertjax.tools.init.survey import Survey, choose_labels, survey_records
+
+WORDS = "the a list of text returns value file name is not none true when called with and from module object".split()
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    return tmp_path
+
+
+def texts(count: int, words: int = 8, seed: int = 0) -> list[str]:
+    rng = random.Random(seed)
+    return [" ".join(rng.choices(WORDS, k=words)) + "." for _ in range(count)]
+
+
+def said(capsys: pytest.CaptureFixture[str], line: str, code: int = 0) -> str:
+    assert main(line.split()) == code
+    out, err = capsys.readouterr()
+    return out if code == 0 else err
+
+
+def written(path: str) -> str:
+    text = Path(path).read_text()
+    assert text.startswith("# ") and "$schema=.bertjax.schema.json" in text and text.count("\n") <= 36
+    assert "2e-5" in text or "2.0e-05" not in text
+    json.loads(Path(path).with_name(".bertjax.schema.json").read_text())
+    return text
+
+
+# ---- classification -------------------------------------------------------------------------------------------------
+
+
+def test_classify_splits_a_table(here, capsys):
+    rows = [f"{text}\t{('neg', 'pos')[n % 2]}" for n, text in enumerate(texts(300))]
+    (here / "reviews.tsv").write_text("\n".join(["review\tsentiment", *rows, *rows[:40]]) + "\n")
+    out = said(capsys, "init classify reviews.tsv --pretrained none --device cpu")
+    assert "340 records, text 'review', label 'sentiment': 2 labels" in out and "bertjax train classify.yaml" in out
+    written("classify.yaml")
+    config = load("classify.yaml")
+    (stage,) = config.stages
+    assert stage.objective.num_labels == 2 and stage.data.preprocess.labels == ["neg", "pos"]
+    assert stage.data.preprocess.sequence_length == 32 and config.run.name == "classify"
+    sides = [list(read_records(data.source[0], here)) for data in (stage.data, stage.evaluate[0].data)]
+    assert sum(map(len, sides)) == 340 and 20 <= len(sides[1]) <= 60
+    assert not {r["review"] for r in sides[0]} & {r["review"] for r in sides[1]}, "equal texts are on one side"
+    assert {r["sentiment"] for r in sides[1]} == {"neg", "pos"}
+    before = {path.name: path.read_bytes() for path in here.iterdir()}
+    assert "classify.yaml: already exists; --force overwrites it" in said(capsys, "init classify reviews.tsv", 2)
+    (here / "classify.yaml").unlink()
+    assert "classify-train.jsonl: already exists" in said(capsys, "init classify reviews.tsv --pretrained none", 2)
+    assert {path.name for path in here.iterdir()} == before.keys() - {"classify.yaml"}
+    said(capsys, "init classify reviews.tsv --pretrained none --device cpu --force")
+    assert {path.name: path.read_bytes() for path in here.iterdir()} == before, "the same data, the same split"
+
+
+def test_pairs_and_numbered_labels(here, capsys):
+    records = [
+        {"a": a, "b": b, "same": n % 3} for n, (a, b) in enumerate(zip(texts(60), texts(60, seed=1), strict=True))
+    ]
+    (here / "pairs.json").write_text(json.dumps(records))
+    out = said(capsys, "init classify pairs.json --text a --pair b --label same --output sub.yaml")
+    assert "second text 'b'" in out and "3 labels: 0 (20), 1 (20), 2 (20)" in out
+    assert "num_labels: 3" in written("sub.yaml") and (here / "sub-heldout.jsonl").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["classify", "qa", "pretrain", "t5"])
+def test_what_was_written_trains(here, capsys, kind):
+    answers = [{"id": n, "question": "What is it?", "context": text, "answers": [{"text": text.split()[2],
+               "answer_start": len(" ".join(text.split()[:2])) + 1}]} for n, text in enumerate(texts(40))]  # fmt: skip
+    squad = [{"title": str(n), "paragraphs": [{"context": q["context"], "qas": [q]}]} for n, q in enumerate(answers)]
+    (here / "qa.json").write_text(json.dumps({"version": "1", "data": squad}))
+    (here / "classify.csv.tsv").write_text(
+        "text\tlabel\n" + "".join(f"{t}\t{n % 2}\n" for n, t in enumerate(texts(60)))
+    )
+    (here / "pretrain.txt").write_text("\n\n".join("\n".join(texts(20, seed=n)) for n in range(40)))
+    lines = [json.dumps({"input": t, "target": t.split()[0]}) for t in texts(60)]
+    (here / "t5.jsonl").write_text("\n".join(lines))
+    files = {"qa": "qa.json", "classify": "classify.csv.tsv", "pretrain": "pretrain.txt", "t5": "t5.jsonl"}
+    said(capsys, f"init {kind} {files[kind]} --pretrained none --device cpu")
+    (stage,) = load(f"{kind}.yaml").stages
+    name = f"stages.{stage.name}"
+    fewer = [f"{name}.epochs=null", f"{name}.steps=2", "model.num_hidden_layers=1"]
+    fewer = fewer[:2] if kind == "t5" else fewer
+    assert main(["train", f"{kind}.yaml", *fewer, f"{name}.batch_size=8"]) == 0
+    scores = json.loads(next((here / "runs" / kind / "evaluations").rglob("heldout.json")).read_text())["scores"]
+    assert scores
+
+
+def test_pretrained_weights_get_other_options(here, capsys):
+    (here / "a.jsonl").write_text(
+        "".join(json.dumps({"text": t, "label": n % 2}) + "\n" for n, t in enumerate(texts(50)))
+    )
+    out = said(capsys, "init classify a.jsonl --device gpu --eval none")
+    assert "downloads google-bert/bert-base-uncased" in out and "nothing will be scored" in out
+    text = written("classify.yaml")
+    assert "pretrained: google-bert/bert-base-uncased" in text and "model:" not in text and "2e-5" in text
+    assert "evaluate" not in text and not (here / "classify-train.jsonl").exists()
+
+
+def test_given_held_out_data_and_columns_without_a_header(here, capsys):
+    for name in ("train.tsv", "dev.tsv"):
+        (here / name).write_text("".join(f"{n}\t{t}\t{n % 3 - 1}\n" for n, t in enumerate(texts(30))))
+    said(capsys, "init classify train.tsv --fields id,verse,label --eval dev.tsv --output my.yaml --pretrained none")
+    config = load("my.yaml")
+    data = config.stages[0].data
+    assert data.source[0].fields == ["id", "verse", "label"] and data.preprocess.labels == ["-1", "0", "1"]
+    assert config.stages[0].evaluate[0].data.source[0].files == ["dev.tsv"] and config.run.name == "my"
+
+
+def counted(*labels: object) -> Survey:
+    return survey_records(lambda: (({}, ["text"], str(label)) for label in labels))
+
+
+@pytest.mark.parametrize(
+    ("values", "count", "names"),
+    [
+        (["0", "1", "1"], 2, None),
+        (["1", "2", "3"], 3, ("1", "2", "3")),
+        (["0", "2"], 2, ("0", "2")),
+        (["yes", "No", "no", "no"], 2, ("no", "yes")),
+        (["0.5", "1.25", "3"], 1, None),
+        ([str(n) for n in range(50)], 1, None),
+        (["False", "True"], 2, ("False", "True")),
+    ],
+)
+def test_labels(values, count, names, monkeypatch):
+    monkeypatch.setattr("bertjax.tools.init.survey.names_from_source", lambda *_: None)
+    labels = choose_labels(counted(*values), SimpleNamespace(section=None), Path(), "c")
+    assert (labels.count, labels.names) == (count, names)
+
+
+def test_columns_are_found():
+    def sample(**columns: object) -> list[dict]:
+        return [columns] * 3
+
+    assert choose_texts(sample(idx=1, premise="a b", hypothesis="c d"), "label", None, None) == (
+        "premise",
+        "hypothesis",
+    )
+    assert choose_texts(sample(title="short", body="a long text", label=1), "label", None, None) == ("body", None)
+    assert choose_texts(sample(stuff="a b c", label="x"), "label", None, None) == ("stuff", None)
+    assert choose_label(sample(Quality="1", text="t"), None) == "Quality"
+    assert choose_label([{"t": str(n), "flag": n % 2} for n in range(9)], None) == "flag"
+    assert choose_label(sample(Label="1", text="t"), "label") == "Label"
+    assert choose_target(sample(article="long", highlights="short", id="x"), None, None) == ("article", "highlights")
+    assert choose_target(sample(text="only"), None, None) is None
+    assert choose_target(sample(x="a b", y="c d", z="e f"), "z", "x") == ("z", "x")
+
+
+# ---- the other kinds ------------------------------------------------------------------------------------------------
+
+
+def test_questions_share_no_context(here, capsys):
+    def article(n: int) -> dict:
+        context = f"{texts(1, seed=n)[0]} Number {n}."
+        answers = [{"text": str(n), "answer_start": context.index(f"{n}.")}]
+        qas = [{"id": f"{n}-{k}", "question": "Which number?", "answers": answers} for k in range(3)]
+        return {"title": str(n), "paragraphs": [{"context": context, "qas": qas}]}
+
+    (here / "mine.json").write_text(json.dumps({"version": "1.1", "data": [article(n) for n in range(30)]}))
+    assert "held out 9 of 90 questions" in said(capsys, "init qa mine.json --pretrained none --device cpu")
+    written("qa.yaml")
+    stage = load("qa.yaml").stages[0]
+    sides = [read_squad(data.source[0], here) for data in (stage.data, stage.evaluate[0].data)]
+    assert [len(side) for side in sides] == [81, 9] and len({q.id for side in sides for q in side}) == 90
+    assert not {q.context for q in sides[0]} & {q.context for q in sides[1]}
+    assert "prompt: squad" in (said(capsys, "init t5 mine.json --eval mine.json"), written("t5.yaml"))[1]
+
+
+def test_running_text(here, capsys):
+    (here / "one.txt").write_text("\n\n".join("\n".join(texts(9, seed=n)) for n in range(50)) + "\n")
+    out = said(capsys, "init pretrain one.txt --device cpu")
+    assert "a sentence a line" in out and "of 50 blocks of text" in out
+    written("pretrain.yaml")
+    stage = load("pretrain.yaml").stages[0]
+    assert stage.data.source[0].layout == "sentences" and stage.data.preprocess.next_sentence
+    parts = [(here / f"pretrain-{side}.txt").read_text().split("\n\n")[:-1] for side in ("train", "heldout")]
+    assert sorted(parts[0] + parts[1]) == sorted((here / "one.txt").read_text().strip().split("\n\n"))
+    for n in range(12):
+        (here / f"f{n:02}.txt").write_text("\n".join(texts(30, seed=n)))
+    said(capsys, "init pretrain f*.txt --output many.yaml --device gpu")
+    stage = load("many.yaml").stages[0]
+    assert stage.data.source[0].files[-1] == "f10.txt" and stage.evaluate[0].data.source[0].files == ["f11.txt"]
+    said(capsys, "init pretrain f00.txt --output lines.yaml --device cpu")
+    stage = load("lines.yaml").stages[0]
+    assert not stage.data.preprocess.next_sentence and stage.objective.nsp_weight == 0
+    said(capsys, "init t5 one.txt --pretrained none --eval f00.txt --output spans.yaml")
+    assert load("spans.yaml").stages[0].data.preprocess.kind == "span_corruption"
+
+
+# ---- what is refused ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("init", "bertjax init: missing: KIND"),
+        ("init clasify a.tsv", "invalid choice: 'clasify'"),
+        ("init classify", "bertjax init: name either files or a data set with --data"),
+        ("init classify a.tsv --data x", "bertjax init: name either files or a data set"),
+        ("init classify no.tsv", "no.tsv: no such file"),
+        ("init classify a.tsv --output a.txt", "--output: 'a.txt': must end in .yaml"),
+        ("init classify a.tsv --output no/a.yaml", "'no': no such file or folder"),
+        (
+            "init classify a.tsv --text wrds",
+            "--text: no column 'wrds'; the columns are: words, other, n; did you mean 'words'?",
+        ),
+        ("init classify a.tsv", "--label: name the column of the labels; the columns are: words, other, n"),
+        (
+            "init classify a.tsv --label n",
+            "--text: name the column of the text (and --pair for a second one); the columns are: ",
+        ),
+        (
+            "init classify a.tsv --label words --text other",
+            "--label: column 'words' has 30 different values in 30 records",
+        ),
+        ("init classify one.tsv", "--label: column 'label' has only one value: '1'"),
+        ("init classify few.tsv", "4 records are too few to hold some out; name held-out data with --eval"),
+        ("init classify text.txt", "text.txt: classification needs records with a text and a label"),
+        ("init classify numbers.tsv", "numbers.tsv: the first line has '0', which is no column name"),
+        ("init classify numbers.tsv --fields a", "numbers.tsv: line 1: 3 columns, not the 1 named"),
+        ("init classify text.txt --fields a", "--fields: only for tables"),
+        ("init classify a.tsv text.txt", "a.tsv holds tsv and text.txt text; name files of one kind"),
+        ("init classify a.doc", "a.doc: cannot tell its format; known endings:"),
+        ("init classify bad.json", "bad.json: not valid JSON"),
+        ("init classify null.jsonl", "null.jsonl: line 2: 'text' is missing, not a text; correct or remove the record"),
+        ("init qa a.tsv", "a.tsv: no column 'id'; questions need id, question, context and answers"),
+        ("init qa text.txt", "text.txt: holds text, not questions"),
+        (
+            "init t5 a.tsv",
+            "--text, --target: name the columns of the inputs and the targets; the columns are: words, other, n",
+        ),
+        ("init pretrain a.tsv", "--text: name the column of the text; the columns are: "),
+        ("init pretrain text.txt", "text.txt: one block of 1 lines cannot be split"),
+        ("init pretrain empty.txt", "empty.txt: the file is empty"),
+    ],
+)
+def test_refusals_leave_nothing_behind(here, capsys, line, message):
+    rows = [f"{a}\t{b}\t{n}" for n, (a, b) in enumerate(zip(texts(30), texts(30, seed=1), strict=True))]
+    (here / "a.tsv").write_text("\n".join(["words\tother\tn", *rows]))
+    (here / "one.tsv").write_text("text\tlabel\n" + "some text\t1\n" * 30)
+    (here / "few.tsv").write_text("text\tlabel\na\t1\nb\t0\nc\t1\nd\t0\n")
+    (here / "numbers.tsv").write_text("0\tsome words\t1\n1\tother words\t0\n")
+    (here / "text.txt").write_text("One line.")
+    (here / "a.doc").write_text("x")
+    (here / "bad.json").write_text("{bad")
+    (here / "null.jsonl").write_text('{"text": "a", "label": 1}\n{"text": null, "label": 0}\n')
+    (here / "empty.txt").write_text("")
+    before = {path.name for path in here.iterdir()}
+    error = said(capsys, line, 2)
+    assert message in error and error.count("\n") == 1
+    assert {path.name for path in here.iterdir()} == before
+
+
+# ---- choices --------------------------------------------------------------------------------------------------------
+
+
+def test_held_out_texts_are_a_fraction_of_each_label():
+    keys = [(f"text {n}", "ab"[n % 10 == 0]) for n in range(1000)]
+    held = choose_heldout(keys, 0.1, 2000, "records")
+    counts = {label: sum(text_hash(text) in held for text, other in keys if other == label) for label in "ab"}
+    assert counts == {"a": 90, "b": 10}
+    assert len(choose_heldout(keys, 0.1, 50, "records")) == 50
+
+
+def test_sizes_follow_the_machine(monkeypatch):
+    for device, pretrained in (("cpu", None), ("gpu", "x"), ("tpu", None)):
+        machine = Machine(device, pretrained)
+        lengths = [machine.sequence_length(characters) for characters in (10, 200, 2000, 100_000)]
+        assert lengths == sorted(lengths) and all(length % 16 == 0 for length in lengths) and lengths[0] == 32
+        assert lengths[-1] == (128 if device == "cpu" else 512)
+    assert recipe.fine_tuning_epochs(Machine("gpu", "x"), 10_000) == 3
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    assert recipe.find_device() == "cpu"
+    monkeypatch.delenv("JAX_PLATFORMS")
+    monkeypatch.setattr(recipe, "NVIDIA", "/dev/null")
+    monkeypatch.setattr(recipe.importlib.util, "find_spec", lambda name: "cuda" in name)
+    monkeypatch.setattr(recipe, "ACCEL", "/nowhere")
+    assert recipe.find_device() == "gpu"
+
+
+def test_hashes_do_not_change():
+    assert text_hash(" a text\n") == int(hashlib.sha256(b"a text").hexdigest()[:16], 16)
