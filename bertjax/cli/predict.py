@@ -5,6 +5,7 @@ import sys
 
 from bertjax.cli import arguments as cli
 from bertjax.errors import UserError
+from bertjax.progress import reporter
 from bertjax.storage.locations import local_path
 
 
@@ -131,6 +132,7 @@ def _texts(arguments: argparse.Namespace) -> list[str]:
 
         content = read_text(local_path(arguments.file), 100_000_000)
     else:
+        reporter.current.close()  # someone may be typing
         try:
             content = sys.stdin.buffer.read().decode("utf-8")
         except UnicodeDecodeError as error:
