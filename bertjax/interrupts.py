@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any, NoReturn
 
 from bertjax.errors import StoppedSafely
+from bertjax.progress import reporter
 
 GRACE_SECONDS = 5.0  # seconds that the main thread has for cleaning up, before the process ends
 DEBOUNCE_SECONDS = 0.5  # seconds: a terminal and a wrapper both pass on one Ctrl-C
@@ -44,8 +45,7 @@ def exit_now(code: int, line: str) -> NoReturn:
 
     for child in active_children():  # or they would outlive this process
         child.kill()
-    with suppress(OSError):
-        os.write(2, f"{line}\n".encode())  # not print: the main thread may be inside one
+    reporter.last_words(line)  # not print: the main thread may be inside one
     with suppress(Exception):
         sys.stdout.flush()
     os._exit(code)

@@ -39,6 +39,15 @@ def shared_data() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_timed_lines() -> None:
+    """Tests of what is printed do not depend on how long it took; tests/test_progress.py sets its own times."""
+    from bertjax.progress import reporter
+
+    reporter.FIRST_SECONDS = reporter.NEXT_SECONDS = float("inf")
+    reporter.COMPILE_SECONDS = float("inf")
+
+
 # ---- a project small enough to train in a test ----------------------------------------------------------------------
 
 TINY = """\

@@ -12,6 +12,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "bertjax"
 FLOORS = {
     "": [
         "errors",
+        "progress",
         "storage",
         "config interrupts",
         "parallel",

@@ -1,8 +1,6 @@
 """The batches of a stage or of an evaluation of an opened model, to look at."""
 
-import sys
 from collections.abc import Iterator
-from functools import partial
 
 import numpy as np
 
@@ -12,6 +10,7 @@ from bertjax.data.sources.class_names import ClassSpec
 from bertjax.errors import UserError
 from bertjax.evaluation.evaluators.heldout import open_heldout
 from bertjax.evaluation.restore import RestoredCheckpoint
+from bertjax.progress import reporter
 from bertjax.training import inputs
 from bertjax.training.checkpoint.label_mapping import CLASSIFIER
 
@@ -41,10 +40,9 @@ def stage_batches(
         inputs.check_evaluations(found, ctx.base, evaluation)
         heldout = open_heldout(ctx, restored.program, held[evaluation], classes)
         return _all(heldout.epoch_batches())
-    report = partial(print, file=sys.stderr, flush=True)
     inputs.check_data(ctx.config.model_copy(update={"stages": [found]}), ctx.base)
     batches = open_batches(
-        ctx.config, found, ctx.tokenizer, base=ctx.base, cache=ctx.prepared_dir, report=report, classes=classes,
+        ctx.config, found, ctx.tokenizer, base=ctx.base, cache=ctx.prepared_dir, report=reporter.say, classes=classes,
         fingerprint=ctx.fingerprint,
     )  # fmt: skip
     return _all(batches.iterate(start, max(start, batches.steps(found))))

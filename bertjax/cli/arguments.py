@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bertjax.errors import UserError
+from bertjax.progress import reporter
 from bertjax.storage.locations import local_path
 
 if TYPE_CHECKING:
@@ -188,6 +189,7 @@ def new_dir(path: str) -> Path:
 
 def select_platform(arguments: argparse.Namespace) -> None:
     """Applies --device. Call it before importing a module that imports jax, which reads JAX_PLATFORMS then."""
+    reporter.begin(f"bertjax {getattr(arguments, 'command', '')}")
     from bertjax.parallel.host_allocator import cpu_only, keep_freed_memory
 
     if arguments.device:
@@ -217,5 +219,6 @@ def load_config(arguments: argparse.Namespace) -> "Config":
 
 def print_result(result: Any) -> int:
     """Prints text as it is and anything else as JSON -> exit code 0."""
+    reporter.current.close()
     print(result if isinstance(result, str) else json.dumps(result, indent=2, ensure_ascii=False))
     return 0

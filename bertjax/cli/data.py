@@ -1,8 +1,6 @@
 """`bertjax prepare` and `bertjax mix`: the training data before a run."""
 
 import argparse
-import sys
-from functools import partial
 from pathlib import Path
 
 from bertjax.cli import arguments as cli
@@ -51,6 +49,7 @@ def prepare(arguments: argparse.Namespace) -> int:
 def mix(arguments: argparse.Namespace) -> int:
     config = cli.load_config(arguments)
     from bertjax.data.pipeline.mixture_report import MixtureSize, build_report, parse_counts
+    from bertjax.progress import reporter
     from bertjax.tools.prepare import open_stage_data
     from bertjax.training.inputs import check_data
 
@@ -59,8 +58,9 @@ def mix(arguments: argparse.Namespace) -> int:
         sizes = [MixtureSize.from_counts(config, stage, stated) for stage in config.stages]
     else:
         check_data(config, Path.cwd())
-        report = partial(print, file=sys.stderr, flush=True)
-        sizes = [MixtureSize.from_batches(config, stage, batches) for stage, batches in open_stage_data(config, report)]
+        sizes = [
+            MixtureSize.from_batches(config, stage, batches) for stage, batches in open_stage_data(config, reporter.say)
+        ]
     found = [build_report(size, arguments.limits, arguments.temperatures) for size in sizes]
     if arguments.json:
         return cli.print_result([each.as_dict() for each in found])

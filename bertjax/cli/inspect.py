@@ -1,10 +1,10 @@
 """Commands that look at a configuration or a checkpoint (`inspect`, `plan`) or convert it (`import`, `export`)."""
 
 import argparse
-import sys
 from pathlib import Path
 
 from bertjax.cli import arguments as cli
+from bertjax.progress import reporter
 
 
 @cli.command(
@@ -75,7 +75,7 @@ def import_folder(arguments: argparse.Namespace) -> int:
     from bertjax.tools import convert_hf
 
     for line in convert_hf.import_folder(source, out):
-        print(f"note: {line}", file=sys.stderr)
+        reporter.say(f"note: {line}")
     return cli.print_result(str(out))
 
 
@@ -94,5 +94,5 @@ def export(arguments: argparse.Namespace) -> int:
     from bertjax.training.untrained_heads import format_modules
 
     if left_out := convert_hf.export_checkpoint(source, out):
-        print(f"note: not exported, the Hugging Face class lacks them: {format_modules(left_out)}", file=sys.stderr)
+        reporter.say(f"note: not exported, the Hugging Face class lacks them: {format_modules(left_out)}")
     return cli.print_result(str(out))

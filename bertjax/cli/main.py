@@ -19,6 +19,7 @@ from bertjax.cli import checks, completion, data, evaluate, inspect, predict, st
 from bertjax.cli.arguments import Command
 from bertjax.errors import BertjaxError, UserError
 from bertjax.interrupts import INTERRUPTED_EXIT_CODE, interruptible
+from bertjax.progress import reporter
 
 _ALL = (
     start.demo, start.init, start.configs, train.train, evaluate.evaluate, train.compare, predict.fill_mask,
@@ -81,7 +82,12 @@ def _run(argv: list[str]) -> int:
     if arguments is None:
         return 0
     arguments.commands = COMMANDS  # for `completion`
-    return command.run(arguments)
+    arguments.command = name
+    reporter.begin(f"bertjax {name}")
+    try:
+        return command.run(arguments)
+    finally:
+        reporter.current.close()
 
 
 def _group(first: str) -> dict[str, Command]:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from bertjax.cli import arguments as cli
 from bertjax.errors import UserError
+from bertjax.progress import reporter
 from bertjax.storage.locations import local_path
 
 if TYPE_CHECKING:
@@ -262,6 +263,7 @@ def _lines(arguments: argparse.Namespace) -> list[str]:
 
 
 def _standard_input(command: str) -> list[str]:
+    reporter.current.close()  # someone may be typing
     if sys.stdin.isatty():
         print(f"{command}: reading texts, one a line, from standard input; end with Ctrl-D", file=sys.stderr)
     try:

@@ -1,6 +1,5 @@
 """Open a Hugging Face folder as a model that can be scored, asked and saved, for `restore` and `bertjax import`."""
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from bertjax.errors import UserError
 from bertjax.interop import hf_folder
 from bertjax.models import families, registry
 from bertjax.parallel.mesh import make_mesh
+from bertjax.progress import reporter
 from bertjax.storage.pretrained import Pretrained
 from bertjax.training.checkpoint.locate import lone_results_folder
 from bertjax.training.program import TrainProgram, stage_program
@@ -74,7 +74,8 @@ def open_model(
     model = _model(source, FAMILIES[files["config"]["model_type"]])
     _check_tokenizer(place, tokenizer, model)
     hf_folder.format_of(model).check_files(source, files, model, tokenizer)
-    params = hf_folder.load_params(source, model)
+    with reporter.task(f"reading the weights of {name}"):
+        params = hf_folder.load_params(source, model)
     heads = families.record_of(model).find_heads(params)
     dtype = hf_folder.stored_dtype(source)
     described = _describe(model, heads, registry.num_labels(params), tokenizer)
@@ -86,7 +87,7 @@ def open_model(
     ctx = RunContext(config, Path.cwd(), make_mesh(config.mesh, devices), tokenizer)
     classifier = hf_folder.read_classifier(source)
     for note in classifier.notes if classifier else ():
-        print(f"note: {note}".replace(str(source), name), file=sys.stderr)
+        reporter.say(f"note: {note}".replace(str(source), name))
     names = list(classifier.names) if classifier and classifier.names else None
     notes = _notes(name, files, config)
     if unused := hf_folder.unused_tensors(source, model):
@@ -121,7 +122,7 @@ def _check_tokenizer(place: Pretrained, tokenizer: load.AnyTokenizer, model: Mod
         note = (
             "a special token spelled in a text is characters here, as in the reference; in transformers it is the token"
         )
-        print(f"note: {place}: {note}", file=sys.stderr)
+        reporter.say(f"note: {place}: {note}")
 
 
 def _notes(name: str, files: Mapping[str, Any], config: Config) -> list[str]:

@@ -8,6 +8,7 @@ import sys
 import traceback
 
 from bertjax.errors import BertjaxError, UserError
+from bertjax.progress import reporter
 
 
 def main() -> int:
@@ -15,9 +16,11 @@ def main() -> int:
         print("this process serves `bertjax plan`; use that command", file=sys.stderr)
         return UserError.exit_code
     try:
-        from bertjax.plan.handle_request import handle_request
+        request = json.load(sys.stdin)
+        with reporter.task("planning", finish=False):
+            from bertjax.plan.handle_request import handle_request
 
-        text, good = handle_request(json.load(sys.stdin))
+            text, good = handle_request(request)
     except BertjaxError as error:
         print(error, file=sys.stderr)
         return error.exit_code

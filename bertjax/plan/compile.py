@@ -15,6 +15,7 @@ from bertjax.data.pipeline.task_rows import Fields
 from bertjax.errors import UserError
 from bertjax.parallel.mesh import make_mesh
 from bertjax.plan.batch import dummy_tokenizer, stage_fields
+from bertjax.progress import reporter
 from bertjax.training import freezing, stage_plan, validate
 from bertjax.training.program import TrainProgram, stage_program
 from bertjax.training.run_context import RunContext
@@ -107,7 +108,8 @@ def compile_lowered(lower: Any, dump: bool = False) -> CompileResult:
 def _compile(lower: Any, options: dict[str, Any] | None) -> CompileResult:
     began = time.perf_counter()
     try:
-        compiled = lower().compile(compiler_options=options)
+        with reporter.task("compiling", finish=False):
+            compiled = lower().compile(compiler_options=options)
     except jax.errors.JaxRuntimeError as error:
         return _compile_failure(str(error), time.perf_counter() - began)
     except ValueError as error:  # models/attention.py: the configured kernel does not support this model

@@ -1,6 +1,5 @@
 """The plan of a stage as one dictionary, the --json output of `bertjax plan`."""
 
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -19,6 +18,7 @@ from bertjax.plan.hlo.collectives import Collective, find_collectives
 from bertjax.plan.hlo.costs import matmul_flops, memory_bytes
 from bertjax.plan.hlo.module import HloModule, attention_kernel, custom_kernels
 from bertjax.plan.sharding_notes import sharding_notes
+from bertjax.progress import reporter
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def evaluation_steps(opened: StageProgram) -> Iterator[tuple[str, Any]]:
 
 
 def log_progress(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    reporter.say(line)
 
 
 def _stage_info(opened: StageProgram) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from bertjax.config.schema.run import Config
 from bertjax.errors import UserError
 from bertjax.parallel import mesh_shape
 from bertjax.plan.topologies import Topology, check_installed, compiler_env, parse
+from bertjax.progress import reporter
 
 DEFAULT_SWEEP_LIMIT = 24  # maximum number of programs that a sweep compiles
 
@@ -49,6 +50,7 @@ def compile_in_subprocess(config: Config, name: str, topology: Topology, wanted:
     paths = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
     own = os.environ | compiler_env(topology) | {"PYTHONPATH": paths}
     words = [sys.executable, "-m", "bertjax.plan"]
+    reporter.current.close()  # the other process shows what it does
     done = subprocess.run(words, input=json.dumps(request), stdout=subprocess.PIPE, text=True, env=own)
     if done.returncode < 0 or done.returncode > 128:
         signal = -done.returncode if done.returncode < 0 else done.returncode - 128

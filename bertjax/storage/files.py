@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from bertjax.errors import StorageError, UserError
+from bertjax.progress.counted_file import count_reads
 from bertjax.storage import remote
 
 
@@ -87,7 +88,7 @@ def open_binary(path: Path) -> Iterator[BinaryIO]:
         raise UserError(f"{path}: {path.suffix} {UNSUPPORTED}")
     try:
         with remote.remote_errors(path):
-            file: Any = path.open("rb")
+            file: Any = count_reads(path.open("rb"))
     except OSError as error:
         raise UserError(f"{path}: cannot be opened ({error.strerror or error}); check its permissions") from None
     with file, OPENERS[path.suffix](file, "rb") if path.suffix in OPENERS else file as opened:
@@ -169,5 +170,5 @@ def sha256_of_files(paths: list[Path], root: Path | None = None) -> str:
 @functools.lru_cache(maxsize=4096)
 def _content_hash(path: str, size: int, mtime_ns: int) -> str:
     # size and mtime_ns are part of the cache key: a changed file is read again
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    with count_reads(open(path, "rb")) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]

@@ -11,6 +11,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from bertjax.errors import UserError, brief
+from bertjax.progress import reporter
 
 TIMEOUT = 8.0  # seconds to wait for the Hub's first answer
 WEIGHTS, INDEX, SHARDS = "model.safetensors", "model.safetensors.index.json", "model-*.safetensors"
@@ -50,7 +51,11 @@ def fetch(model: str, revision: str | None, *, weights: bool) -> tuple[Path, str
 
     size = sum(listing.files[name] or 0 for name in names)
     try:
-        with _quiet(size < _NOTED_BYTES):
+        if size < _NOTED_BYTES:
+            with _quiet(True), reporter.task(f"fetching {model}"):
+                folder = snapshot_download(model, revision=listing.commit, allow_patterns=names)
+        else:
+            reporter.current.close()  # the library shows its own progress bars
             folder = snapshot_download(model, revision=listing.commit, allow_patterns=names)
     except Exception as error:  # noqa: BLE001  (the library's, its HTTP library's and the system's errors)
         raise UserError(f"{model}: {_reason(error, revision)}") from None

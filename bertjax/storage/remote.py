@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from bertjax.errors import BertjaxError, StorageError, UserError, brief
+from bertjax.progress import reporter
 from bertjax.storage.locations import path_problem
 
 SCHEMES = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs"}  # with the package that each needs
@@ -93,6 +94,7 @@ def sha256_file(path: Path) -> str:
     with remote_errors(path), path.open("rb") as file:
         while data := file.read(CHUNK_BYTES):
             digest.update(data)
+            reporter.advance(len(data), "bytes")
     return digest.hexdigest()
 
 

@@ -19,11 +19,12 @@ from bertjax.config.schema.run import Config, Variant
 from bertjax.errors import DivergedError, UserError
 from bertjax.evaluation.evaluators.build import build_evaluators
 from bertjax.parallel.multihost import primary
+from bertjax.progress import reporter
+from bertjax.progress.text import memory, number, seconds
 from bertjax.report.record import StageRecord, is_finite, read_run
 from bertjax.storage import atomic
 from bertjax.training import freezing, inputs, loop, run_context
 from bertjax.training.checkpoint.stage_files import run_stages
-from bertjax.training.monitor.console import memory, number, seconds
 from bertjax.training.program import TrainProgram
 from bertjax.training.step import jit_train_step
 
@@ -50,7 +51,9 @@ def compare_command(config: Config, base: Path, as_json: bool) -> str:
             except DivergedError as error:
                 diverged = str(error)
             about = {"method": variant.name, "kind": variant.trainable.kind, "run": str(run.run_dir)}
-            rows.append(about | measure_run(run, base) | ({"diverged": diverged} if diverged else {}))
+            with reporter.task(f"{run.run.name}: measuring a step", finish=False):
+                measured = measure_run(run, base)
+            rows.append(about | measured | ({"diverged": diverged} if diverged else {}))
     found = {"name": config.run.name, "start": variants[0].stages[0].init_from, "methods": rows}
     table = format_markdown(rows, table_scores(config, rows))
     texts = {"json": json.dumps(found, indent=2, ensure_ascii=False), "md": table}

@@ -14,6 +14,8 @@ from bertjax.errors import StorageError, UserError
 from bertjax.evaluation import hf_model
 from bertjax.interop import hf_folder
 from bertjax.models import param_paths, registry
+from bertjax.progress import reporter
+from bertjax.progress.text import size
 from bertjax.storage import atomic, pretrained
 from bertjax.storage.pretrained import Pretrained
 from bertjax.training import run_context
@@ -108,7 +110,8 @@ def _export_checkpoint(source: Path, out: Path) -> list[str]:
     about = {"tokenizer": tokenizer, "imported": meta.get("hugging_face")}
     about["labels"] = labels if labels and len(labels) == meta["num_labels"] else None
     try:
-        hf_folder.save_folder(out, arrays, config.model, heads, **about)
+        with reporter.task(f"writing {out} ({size(sum(array.nbytes for array in arrays.values()))} of weights)"):
+            hf_folder.save_folder(out, arrays, config.model, heads, **about)
     except OSError as error:
         raise StorageError(f"{out}: could not be written: {error.strerror}") from error
     return [path for path in every if path not in own]

@@ -1,6 +1,5 @@
 """`bertjax evaluate`: run the evaluations of a stage on a checkpoint."""
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from bertjax.errors import UserError
 from bertjax.evaluation.evaluators.build import build_evaluators
 from bertjax.evaluation.evaluators.heldout import open_records, with_writable_cache
 from bertjax.evaluation.restore import restore
+from bertjax.progress import reporter
 from bertjax.training import inputs, validate
 
 
@@ -43,15 +43,16 @@ def evaluate_command(
     inputs.check_evaluations(config, restored.ctx.base, name)
     if not restored.in_run and output is None:
         home = restored.ctx.config.run_dir
-        print(f"note: {path} is not in a run folder; its evaluations are kept in {home}", file=sys.stderr, flush=True)
+        reporter.say(f"note: {path} is not in a run folder; its evaluations are kept in {home}")
     kept = open_records(restored, [e for e in config.evaluate if name in (None, e.name)], output)
     ctx = with_writable_cache(restored.ctx, output)
     evaluators = build_evaluators(ctx, restored.stage, restored.program, restored.labels, kept)
     scores = {}
     for evaluator in evaluators:
-        scores[evaluator.config.name] = evaluator.run(restored.params, restored.step)
+        with reporter.task(f"evaluating '{evaluator.config.name}'"):
+            scores[evaluator.config.name] = evaluator.run(restored.params, restored.step)
         if record := kept.get(evaluator.config.name):
-            print(record.summary(restored.step), file=sys.stderr, flush=True)
+            reporter.say(record.summary(restored.step))
     dtype = str(restored.program.compute.dtype)
     found = {"checkpoint": str(path), "stage": config.name, "step": restored.step, "compute_dtype": dtype}
     found |= {"scores": scores, "kept": {name: str(record.path) for name, record in kept.items()}}

@@ -3,7 +3,6 @@
 import os
 import shlex
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 
 from bertjax.config.schema.run import Config, Stage
@@ -12,6 +11,7 @@ from bertjax.data.jobs.scratch_dir import KEPT_MESSAGE
 from bertjax.data.pipeline.loader import Batches
 from bertjax.errors import UserError
 from bertjax.interrupts import exit_on_signal
+from bertjax.progress import reporter
 from bertjax.training import inputs
 from bertjax.training.checkpoint.stage_files import run_stages
 from bertjax.training.run_context import load_tokenizer, prepared_dir, source_fingerprints
@@ -66,10 +66,10 @@ def prepare_command(config: Config, runner: str, beam_args: str | None, rest: Se
         raise UserError(f"--beam-args: {error} in {beam_args!a:.80}; close the quotes") from None
     chosen = make_runner(runner, options, workers)
     with exit_on_signal(lambda: f"stopped; {KEPT_MESSAGE}", f"interrupted; {KEPT_MESSAGE}"):
-        for stage, batches in open_stage_data(config, partial(print, flush=True), chosen):
+        for stage, batches in open_stage_data(config, reporter.result, chosen):
             counts = ", ".join(f"{name} {count:,}" for name, count in batches.row_counts.items())
-            print(f"{stage.name}: rows: {counts}", flush=True)
+            reporter.result(f"{stage.name}: rows: {counts}")
             for name, store in batches.stores.items() if verify else ():
                 store.verify(workers)
                 size = f"{len(store.shards)} shards, {store.num_bytes:,} bytes"
-                print(f"{name}: {size}: as the manifest says", flush=True)
+                reporter.result(f"{name}: {size}: as the manifest says")

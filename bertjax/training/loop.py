@@ -5,14 +5,16 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import jax
+
 from bertjax.config.schema.run import Config
 from bertjax.parallel.mesh import all_devices
 from bertjax.parallel.multihost import initialize, primary
 from bertjax.parallel.multihost.primary import primary_first, run_on_primary
 from bertjax.training import consistency, inputs, run_context, validate
 from bertjax.training.checkpoint.stage_files import hub_models, run_stages
-from bertjax.training.monitor import preemption
-from bertjax.training.monitor.phases import Phases
+from bertjax.training.monitor import preemption, run_log
+from bertjax.training.monitor.phases import PREPARE, Phases
 from bertjax.training.monitor.run_monitor import monitor_run
 from bertjax.training.monitor.tracking import Tracker
 from bertjax.training.program import TrainProgram
@@ -31,17 +33,24 @@ def train(config: Config, base: Path, build_evaluators: BuildEvaluators) -> None
     """
     phases = Phases()
     stop = preemption.PreemptionHandler(phases.heartbeat)
-    with preemption.set_current(stop), stop.handle_signals(), initialize.exit_together():
-        with stop.may_exit("starting"):
+    with (
+        run_log.report_run() as reporter,
+        preemption.set_current(stop),
+        stop.handle_signals(),
+        initialize.exit_together(),
+    ):
+        with stop.may_exit("starting"), reporter.task("starting", finish=False):
             initialize.initialize_distributed()
             stop.after_distributed_init()
+            reporter.quiet = not primary.is_primary()
             all_devices()  # that there are some, before anything is prepared
-            opened = open_run(config, base, build_evaluators)
+            opened = open_run(config, base, build_evaluators, phases)
         if opened is None:
             if primary.is_primary():
-                print(f"{config.run_dir}: every stage is finished", flush=True)
+                reporter.result(f"{config.run_dir}: every stage is finished")
             return
         ctx, plans, evaluators = opened
+        run_log.open_run_log(reporter, config.run_dir, jax.process_index())
         tracker = Tracker(
             config.run_dir,
             stages={plan.stage.name: plan.program.steps for plan in plans},
@@ -56,7 +65,7 @@ def train(config: Config, base: Path, build_evaluators: BuildEvaluators) -> None
 
 
 def open_run(
-    config: Config, base: Path, build_evaluators: BuildEvaluators
+    config: Config, base: Path, build_evaluators: BuildEvaluators, phases: Phases
 ) -> tuple[RunContext, list[StagePlan], dict[int, list[Evaluator]]] | None:
     """Open a run -> (context, stage plans, evaluators of each stage to do); None when all stages are done."""
     stages = run_stages(config, base)
@@ -66,23 +75,26 @@ def open_run(
         return None
     primary_first(lambda: validate.check_init_shapes(stages, inputs.check_run(stages)))
     run_context.enable_compilation_cache(config)
-    ctx = primary_first(lambda: run_context.open_run_context(config, base))
+    with phases.enter(PREPARE):  # the tokenizer
+        ctx = primary_first(lambda: run_context.open_run_context(config, base))
     initialize.warm_up_collectives(ctx.mesh)
     plans: list[StagePlan] = []
     for files in stages:
         previous = plans[-1].labels if plans else None
-        plans.append(primary_first(partial(open_stage, ctx, files, previous)))
+        with phases.enter(PREPARE):
+            plans.append(primary_first(partial(open_stage, ctx, files, previous)))
     models = hub_models(config, stages)
     consistency.check_equal(
         {f"the data of stage '{plan.stage.name}'": json.dumps(plan.batches.source_fingerprints) for plan in plans}
         | {f"the pretrained model of {key}": model for key, model in models.items()}
     )
     todo = run_on_primary(lambda: unfinished_stages(plans))
-    evaluators = {
-        index: primary_first(partial(build_evaluators, ctx, index, plan.program, plan.labels.names))
-        for index, plan in enumerate(plans)
-        if index in todo
-    }
+    with phases.enter(PREPARE):
+        evaluators = {
+            index: primary_first(partial(build_evaluators, ctx, index, plan.program, plan.labels.names))
+            for index, plan in enumerate(plans)
+            if index in todo
+        }
     run_on_primary(lambda: validate.check_init_sources(ctx, plans))
     run_on_primary(lambda: run_context.create_run_dir(ctx, models))
     return ctx, plans, evaluators

@@ -2,7 +2,6 @@
 
 import json
 import platform
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from bertjax.data.sources import text as sources_text
 from bertjax.data.tokenizers import load
 from bertjax.errors import StorageError, UserError
 from bertjax.parallel.mesh import make_mesh
+from bertjax.progress import reporter
 from bertjax.storage import remote
 from bertjax.storage.atomic import write_json_atomic, write_text_atomic
 from bertjax.training.program import TrainProgram
@@ -65,7 +65,8 @@ def source_fingerprints(base: Path) -> Fingerprint:
     def look_up(source: Any) -> str:
         key = source.model_dump_json()
         if key not in found:
-            found[key] = source_kinds.fingerprint(source, base)
+            with reporter.task(f"checking {source_kinds.record_of(source).describe(source)}", finish=False):
+                found[key] = source_kinds.fingerprint(source, base)
         return found[key]
 
     return look_up
@@ -88,8 +89,10 @@ def load_tokenizer(config: Config, base: Path, source_fingerprint: Fingerprint |
     if remote.is_remote(cache):  # a trained tokenizer is small, and the same wherever it is trained
         cache = config.run_dir.parent / "prepared"
     tokenizer = load.load(
-        settings, base, vocab_size=size, train_source_documents=documents, cache=cache, fingerprint=key
-    )
+        settings, base, vocab_size=size, train_source_documents=documents, cache=cache, fingerprint=key,
+        text_bytes=sum(size for source in wanted for _, size in source_kinds.record_of(source).parts(source, base))
+        if settings.path is None else 0,
+    )  # fmt: skip
     if tokenizer.vocab_size > config.model.vocab_size:
         raise UserError(
             f"model.vocab_size: {config.model.vocab_size} is less than the tokenizer's {tokenizer.vocab_size} pieces; "
@@ -127,8 +130,8 @@ def enable_compilation_cache(config: Config) -> None:
             with tempfile.TemporaryFile(dir=folder):
                 where = str(folder)
         except OSError as error:
-            print(f"note: {folder}: compiled programs are not cached ({error.strerror}); set run.compilation_cache_dir "
-                  "to null or another folder", file=sys.stderr)  # fmt: skip
+            reporter.say(f"note: {folder}: compiled programs are not cached ({error.strerror}); set "
+                         "run.compilation_cache_dir to null or another folder")  # fmt: skip
             return
     if where:
         jax.config.update("jax_compilation_cache_dir", where)

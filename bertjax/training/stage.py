@@ -15,10 +15,11 @@ from bertjax.interrupts import StopRequested
 from bertjax.models import param_paths
 from bertjax.parallel.batches import place
 from bertjax.parallel.multihost import primary
+from bertjax.progress import reporter
 from bertjax.storage import atomic
 from bertjax.training import freezing, run_context
 from bertjax.training.checkpoint import adapters, warmstart
-from bertjax.training.checkpoint.layout import PENDING_EVAL, has_pending_eval
+from bertjax.training.checkpoint.layout import PENDING_EVAL, has_pending_eval, num_bytes
 from bertjax.training.checkpoint.manager import CheckpointManager
 from bertjax.training.monitor.meter import Meter, non_padding_tokens
 from bertjax.training.monitor.param_summary import model_summary
@@ -54,20 +55,27 @@ class StageRunner:
         self.base: dict[str, Any] | None = None  # the base of adapter-only checkpoints
         self.pretrained: dict[str, str] | None = None  # the model on the Hub that the stage started from
         self.has_stepped = False  # in this process
+        self.checkpoint_bytes = 0  # of the last checkpoint
         self.pending_eval = False  # the restored step was saved before its evaluations had ended
         self.untrained = UntrainedHeads()
         self.unlogged: dict[str, Any] | None = None  # what the meter had not logged at the restored step
 
     def run(self) -> None:
         run = self.ctx.config.run
-        saved = lambda step, seconds: self.event(step, "checkpoint", seconds=round(seconds, 3))  # noqa: E731
+        saved = lambda step, seconds: self.event(  # noqa: E731
+            step, "checkpoint", seconds=round(seconds, 3), bytes=self.checkpoint_bytes
+        )
         with CheckpointManager(self.plan.files.checkpoints, run.checkpoint, on_commit=saved) as self.checkpoints:
-            with self.phases.enter(STARTUP), self.stop.may_exit("restoring or making the parameters"):
+            with (
+                self.phases.enter(STARTUP),
+                self.stop.may_exit("restoring or making the parameters"),
+                reporter.task(f"{self.name}: making or restoring the parameters", finish=False),
+            ):
                 state = self.init_or_restore()
             start = int(state.step)
             self.monitor.goodput_log.start_stage(self.index, start)
             meter = Meter(self.program, self.plan.batches, self.tracker, self.name, run, self.unlogged)
-            with self.phases.enter(STEP):
+            with self.tracker.show_stage(self.name, start), self.phases.enter(STEP):
                 if self.pending_eval:
                     self.evaluate(state, start, self.due_evaluations(start), meter, saved=True)
                 with self.plan.batches.iterate(start, self.program.steps, self.plan.rows, run.prefetch) as source:
@@ -147,12 +155,12 @@ class StageRunner:
             ahead = upcoming
 
     def run_episode(self, state: TrainState, number: int, feed: Iterator, meter: Meter) -> TrainState:
-        with self.compile_phase():
+        with self.compile_phase(f"setting up episode {number}"):
             state, train_step = self.start_episode(state, number, meter)
         policy, begun = self.ctx.config.run.checkpoint, int(state.step)
         compared = {score.partition("/")[0] for score in policy.best_metrics}
         for step in range(begun + 1, self.plan.episodes[number].stop + 1):
-            with self.compile_phase() if step == begun + 1 else nullcontext():
+            with self.compile_phase("compiling the training step") if step == begun + 1 else nullcontext():
                 state = self.run_step(state, step, train_step, feed, meter)
             self.has_stepped = True
             last, due = step == self.program.steps, self.due_evaluations(step)
@@ -178,12 +186,14 @@ class StageRunner:
         return state, jit_train_step(self.program, state)
 
     @contextmanager
-    def compile_phase(self) -> Iterator[None]:
+    def compile_phase(self, doing: str) -> Iterator[None]:
         """Enter the phase `compile`; before the first step of this process the run may exit at once."""
         with self.phases.enter(COMPILE), ExitStack() as stack:
+            task = stack.enter_context(reporter.task(f"{self.name}: {doing}", first=reporter.COMPILE_SECONDS))
             if not self.has_stepped:
                 stack.enter_context(self.stop.may_exit("compiling the first step"))
             yield
+        self.tracker.leave_out(task.elapsed)
 
     def run_step(self, state: TrainState, step: int, train_step: Callable, feed: Iterator, meter: Meter) -> TrainState:
         self.monitor.profiler.before_step(step)
@@ -192,6 +202,7 @@ class StageRunner:
         self.check_finite(meter.record_step(step, metrics, tokens, waited), step)
         self.monitor.profiler.after_step(metrics["loss"])
         self.monitor.step_done(self.index, step, last=step == self.program.steps)
+        self.tracker.step(step)
         return state
 
     def check_finite(self, nonfinite_steps: int, step: int) -> None:
@@ -216,7 +227,8 @@ class StageRunner:
             with self.phases.enter(EVALUATION):
                 for evaluator in due:
                     name = evaluator.config.name
-                    scores = evaluator.run({**state.params, **state.frozen}, step)
+                    with reporter.task(f"{self.name} {step}: evaluating '{name}'", finish=False):
+                        scores = evaluator.run({**state.params, **state.frozen}, step)
                     self.tracker.evaluation(self.name, step, name, scores)
                     found |= {f"{name}/{key}": value for key, value in scores.items()}
         except StopRequested:
@@ -241,6 +253,7 @@ class StageRunner:
         with self.phases.enter(SAVE):
             meta = self.meta(step, meter) | ({PENDING_EVAL: True} if pending_eval else {})
             tree = adapters.checkpoint_tree(state, self.stage, self.index, self.untrained.params)
+            self.checkpoint_bytes = num_bytes(param_paths.flatten(tree))
             self.checkpoints.save(step, tree, meta, scores)
             meter.pause()
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from bertjax.errors import UserError
 from bertjax.parallel.batches import local_rows
 from bertjax.parallel.mesh_shape import batch_problem
 from bertjax.parallel.multihost import primary
+from bertjax.progress import reporter
 from bertjax.training import freezing
 from bertjax.training.checkpoint import label_mapping
 from bertjax.training.checkpoint.label_mapping import StageLabels
@@ -45,7 +45,7 @@ class StagePlan:
 def open_stage(ctx: RunContext, files: StageFiles, previous: StageLabels | None) -> StagePlan:
     """Prepare the data of a stage and check its batch, mesh and episodes; `previous`: labels of the previous stage."""
     stage = files.stage
-    report: ReportFn = partial(print, flush=True) if primary.is_primary() else lambda line: None
+    report: ReportFn = reporter.result if primary.is_primary() else lambda line: None
     batches, labels = open_data(
         files, ctx.tokenizer, previous, cache=ctx.prepared_dir, report=report, fingerprint=ctx.fingerprint
     )

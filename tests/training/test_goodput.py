@@ -16,7 +16,7 @@ from bertjax.tools.inspect import inspect_command
 from bertjax.training import loop
 from bertjax.training.monitor import goodput, phases
 from bertjax.training.monitor.goodput import GoodputLog, GoodputSummary, summarize
-from bertjax.training.monitor.phases import COMPILE, EVALUATION, PHASES, SAVE, STARTUP, STEP, Phases
+from bertjax.training.monitor.phases import COMPILE, EVALUATION, PHASES, PREPARE, SAVE, STARTUP, STEP, Phases
 
 
 def line(
@@ -28,12 +28,16 @@ def line(
     }  # fmt: skip
 
 
+def parts(found: GoodputSummary) -> float:
+    return sum(value for name, value in vars(found).items() if name not in ("wall", "attempts"))
+
+
 def test_two_lives_by_hand():
     """40 s of 100 steps; the last checkpoint is at 75, so 10 s are done again; 30 s of nothing in between."""
     lines = [
-        line(0, 1000, 1010, 0, 0, True, startup=10),
-        line(0, 1000, 1057, 0, 100, startup=10, compile=5, step=40, save=2),
-        line(0, 1000, 1060, 0, 100, startup=10, compile=5, step=43, save=2),  # a step that hung
+        line(0, 1000, 1010, 0, 0, True, startup=4, prepare=6),
+        line(0, 1000, 1057, 0, 100, startup=4, prepare=6, compile=5, step=40, save=2),
+        line(0, 1000, 1060, 0, 100, startup=4, prepare=6, compile=5, step=43, save=2),  # a step that hung
         line(1, 1090, 1096, 0, 75, True, startup=6),
         line(1, 1090, 1126, 0, 150, startup=6, compile=0, step=30),
         line(1, 1090, 1130, 0, 150, startup=6, compile=0, step=30, evaluation=4),
@@ -44,7 +48,9 @@ def test_two_lives_by_hand():
     assert found == GoodputSummary(
         productive=30 + 30 + 10,
         lost=10 + 3,
-        startup=10 + 5 + 7,
+        preparation=6,
+        startup=4 + 7,
+        compilation=5,
         evaluation=4,
         checkpoint=2,
         idle=30,
@@ -52,8 +58,8 @@ def test_two_lives_by_hand():
         attempts=2,
     )
     assert str(found) == (
-        "goodput 49.6% of 2m21s with 1 restart: steps 1m10s, steps done again 13s, starting and compiling 22s, "
-        "evaluation 4s, checkpoints 2s, between restarts 30s"
+        "goodput 49.6% of 2m21s with 1 restart: training steps 1m10s, steps done again after a restart 13s, preparing "
+        "data 6s, starting 11s, compiling 5s, evaluating 4s, saving 2s, between restarts 30s"
     )
 
 
@@ -108,10 +114,10 @@ def test_a_simulation_that_knows_the_truth(seed: int, attempts: int, every: int)
     assert found is not None and found.attempts == attempts
     assert found.productive == pytest.approx(2.0 * place)  # each step of the way counts once
     assert found.lost == pytest.approx(2.0 * (done - place))
-    assert found.startup == pytest.approx(truth["startup"]) and found.checkpoint == pytest.approx(truth["save"])
+    assert found.startup + found.compilation == pytest.approx(truth["startup"])
+    assert found.checkpoint == pytest.approx(truth["save"])
     assert found.evaluation == pytest.approx(truth["evaluation"]) and found.idle == pytest.approx(truth["idle"])
-    parts = found.productive + found.lost + found.startup + found.checkpoint + found.evaluation + found.idle
-    assert parts == pytest.approx(found.wall) and found.wall == pytest.approx(now - 500)
+    assert parts(found) == pytest.approx(found.wall) and found.wall == pytest.approx(now - 500)
 
 
 # ---- the ledger -----------------------------------------------------------------------------------------------------
@@ -176,7 +182,14 @@ def test_phases_add_up_and_return_to_what_was_before(monkeypatch: pytest.MonkeyP
         clock[0] = 10.0
     assert found.name == STARTUP
     seconds = found.seconds()
-    assert seconds == {STARTUP: pytest.approx(3.0, abs=0.1), COMPILE: 0, STEP: 6.0, EVALUATION: 0, SAVE: 1.0}
+    assert seconds == {
+        STARTUP: pytest.approx(3.0, abs=0.1),
+        PREPARE: 0,
+        COMPILE: 0,
+        STEP: 6.0,
+        EVALUATION: 0,
+        SAVE: 1.0,
+    }
 
 
 # ---- real runs ------------------------------------------------------------------------------------------------------
@@ -208,8 +221,7 @@ def test_a_stopped_and_resumed_run_accounts_for_all_of_its_time(train, monkeypat
     found = goodput.read(run)
     assert found is not None and found.attempts == 2 and found.lost > 0
     assert found.wall == pytest.approx(wall, rel=0.01, abs=0.05)
-    parts = found.productive + found.lost + found.startup + found.checkpoint + found.evaluation + found.idle
-    assert parts == pytest.approx(wall, rel=0.01, abs=0.05)
+    assert parts(found) == pytest.approx(wall, rel=0.01, abs=0.05)
     assert found.idle == pytest.approx(resumed - stopped, abs=0.1)
     assert 0 < found.productive < wall and found.checkpoint > 0 and found.evaluation > 0
     assert str(found) in inspect_command(run, [], None, False)

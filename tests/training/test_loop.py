@@ -85,8 +85,8 @@ def test_a_mixture_tells_the_loss_and_the_share_of_each_task(train, capsys):
 
 def test_a_run_from_end_to_end(whole, tiny_project):
     assert {p.name for p in whole.iterdir()} == {
-        "config.yaml", "environment.json", "model.txt", "tokenizer", "metrics.jsonl", "goodput.jsonl", "checkpoints",
-        "evaluations",
+        "config.yaml", "environment.json", "model.txt", "tokenizer", "metrics.jsonl", "train.log", "goodput.jsonl",
+        "checkpoints", "evaluations",
     }  # fmt: skip
     assert load(whole / "config.yaml").stages == load(tiny_project / "tiny.yaml").stages
     assert {"versions", "devices", "mesh"} <= json.loads((whole / "environment.json").read_text()).keys()

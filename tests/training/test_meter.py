@@ -152,6 +152,27 @@ def test_an_evaluation_takes_nothing_from_the_steps_around_it(make_meter, clock)
     assert [line["step_seconds"] for line in found.values()] == [2.0, 2.0, 2.0]
 
 
+def test_no_line_has_a_save_a_restart_or_a_compilation_in_its_times(make_meter, clock):
+    """A save of 300 s after each third step; a restart in the midst of a line, whose first step compiles for 60 s."""
+    lines = Lines()
+    meter = make_meter(lines)
+    for step in range(1, STEPS + 1):
+        if step in (1, 6):
+            clock.now += 60.0
+        meter.record_step(step, clock.run(step), 100, 0.0)
+        if step % 3 == 0:
+            meter.flush()
+            clock.now += 300.0
+            meter.pause()
+        if step == 5:
+            meter.flush()
+            clock.now += 1000.0
+            meter = make_meter(lines, json.loads(json.dumps(meter.unlogged())))
+    meter.flush()
+    assert [line["step_seconds"] for _, line in lines] == [2.0, 2.0, 2.0]
+    assert [line["tokens_per_second"] for _, line in lines] == [50.0, 50.0, 50.0]
+
+
 def test_the_share_of_waiting_is_a_share(make_meter, clock):
     """A loader that takes five seconds for each batch: the device waits three of five."""
     found = timed(make_meter, clock, dict.fromkeys(range(1, STEPS + 1), 5.0))

@@ -14,6 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bertjax.errors import StorageError
+from bertjax.progress import text
+from bertjax.progress.reporter import Reporter
 from bertjax.training.monitor import console, tracking
 from bertjax.training.monitor.tracking import Tracker, read_lines
 
@@ -26,8 +28,9 @@ METRICS = {
 
 
 def tracker(folder: Path, **options: Any) -> Tracker:
-    options = {"stages": STAGES, "stream": io.StringIO(), "is_tty": False} | options
-    return Tracker(folder, **options)
+    stream, is_tty = options.pop("stream", io.StringIO()), options.pop("is_tty", False)
+    shown = Reporter(results=stream, lines=stream, display=lambda: stream if is_tty else None)
+    return Tracker(folder, **{"stages": STAGES, "reporter": shown} | options)
 
 
 def record(folder: Path) -> list[dict]:
@@ -166,7 +169,7 @@ def test_plain_lines_where_there_is_no_terminal(tmp_path: Path) -> None:
         "pretrain 10/100 | loss 2.3145 | mlm 51.2% | nsp 87.5% | lr 9.75e-05 | 12.3k tok/s | step 125 ms | wait 3.1% | "
         "MFU 50.3% | mem 3.0 GiB | episode 2 | ETA 11s"  # 90 steps at 0.125 s
     )
-    assert second.startswith("pretrain 20/100 | loss nan | MFU n/a | mem n/a | ETA ")
+    assert second.startswith("pretrain 20/100 | loss nan | RSS ") and "n/a" not in second
     assert third == "pretrain 20 | squad: exact 61.51 | f1 70.25 | total 10,570"
     assert fourth == "pretrain 20 | stage end seconds=12.5"
     assert "\x1b" not in out.getvalue() and "\r" not in out.getvalue()
@@ -176,11 +179,14 @@ def test_the_time_that_remains_follows_the_clock(monkeypatch: pytest.MonkeyPatch
     clock = SimpleNamespace(now=1000.0)
     monkeypatch.setattr(console.time, "monotonic", lambda: clock.now)
     out = io.StringIO()
-    shown = console.Console({"qa": 100}, out, is_tty=False)
+    shown = console.Console({"qa": 100}, Reporter(results=out, display=lambda: None))
     shown.train("qa", 10, {"step_seconds": 2.0})  # no pace yet: 90 steps of 2 s
     clock.now += 40  # ten steps in 40 s, saving and evaluating included: 80 steps of 4 s
     shown.train("qa", 20, {"step_seconds": 2.0})
-    assert [line.rsplit("ETA ")[1] for line in out.getvalue().splitlines()] == ["3m00s", "5m20s"]
+    clock.now += 70  # ten more, and an episode compiled for 30 s
+    shown.leave_out(30)
+    shown.train("qa", 30, {"step_seconds": 2.0})
+    assert [line.rsplit("ETA ")[1] for line in out.getvalue().splitlines()] == ["3m00s", "5m20s", "4m40s"]
 
 
 def test_a_progress_bar_on_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,29 +194,41 @@ def test_a_progress_bar_on_a_terminal(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("TERM", "xterm-256color")
     out = io.StringIO()
     with tracker(tmp_path, stream=out, is_tty=True) as t:
-        t.train("pretrain", 50, METRICS)
-        t.evaluation("pretrain", 50, "squad [raw]", {"f1": 70.25})
-        t.train("qa", 4, METRICS)
-    text = out.getvalue()
-    for expected in ("pretrain (1/2)", "50/100", "qa (2/2)", "4/40", "loss 2.3145", "MFU n/a", "squad [raw]: f1 70.25"):
-        assert expected in text
-    assert text.count("\x1b[?25l") == text.count("\x1b[?25h") == 2  # the cursor is given back after each bar
+        for stage, step in (("pretrain", 50), ("qa", 4)):
+            with t.show_stage(stage, 0):
+                t._console._task.min_age = 0.0
+                t.step(step)
+                t.train(stage, step, METRICS)
+                t._console.reporter.refresh()
+                t.evaluation(stage, step, "squad [raw]", {"f1": 70.25})
+    shown = out.getvalue()
+    for expected in (
+        "pretrain (1/2)",
+        "50 of 100 steps",
+        "qa (2/2)",
+        "4 of 40",
+        "loss 2.3145",
+        "squad [raw]: f1 70.25",
+    ):
+        assert expected in shown
+    assert "n/a" not in shown and "qa 4/40" not in shown
+    assert shown.count("\x1b[?25l") == shown.count("\x1b[?25h") == 2  # the cursor is given back after each bar
 
 
 @pytest.mark.parametrize(
-    "value, text", [(0, "0s"), (59.4, "59s"), (185, "3m05s"), (3720, "1h02m"), (183600, "2d03h"), (None, "n/a")]
+    "value, shown", [(0, "0s"), (59.4, "59s"), (185, "3m05s"), (3720, "1h02m"), (183600, "2d03h"), (None, "n/a")]
 )
-def test_durations(value: float | None, text: str) -> None:
-    assert console.duration(value) == text
+def test_durations(value: float | None, shown: str) -> None:
+    assert text.duration(value) == shown
 
 
 @pytest.mark.parametrize(
-    "value, text",
+    "value, shown",
     [(0.5, "0.5000"), (1234567, "1,234,567"), (0.000123456, "0.0001235"), (81.2345, "81.23"), (True, "yes"),
      (None, "n/a"), ("x", "x"), (123456.7, "123,457"), (float("inf"), "inf"), (0.0, "0")],
 )  # fmt: skip
-def test_numbers(value: Any, text: str) -> None:
-    assert console.number(value) == text
+def test_numbers(value: Any, shown: str) -> None:
+    assert text.number(value) == shown
 
 
 # ---- TensorBoard and Weights & Biases -------------------------------------------------------------------------------

@@ -1,6 +1,5 @@
 """What a preparation is about (`PrepareContext`) and how a kind of preprocessing divides it into jobs (`JobPlan`)."""
 
-import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,18 +50,6 @@ class PrepareContext:
     classes: ClassSpec | None
     report: ReportFn
     runner: Runner = LocalRunner()
-
-    def progress(self, what: str) -> Callable[[int], None]:
-        """A function that reports a count, at most every five seconds."""
-        last = time.monotonic()
-
-        def update(count: int) -> None:
-            nonlocal last
-            if time.monotonic() - last > 5:
-                last = time.monotonic()
-                self.report(f"{self.name}: {count:,} {what}")
-
-        return update
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from bertjax.errors import StorageError, UserError
+from bertjax.progress import reporter
 from bertjax.storage import remote, staging
 from bertjax.storage.atomic import write_bytes_atomic
 
@@ -162,7 +163,8 @@ class LocalRunner:
 
 def _in_pool(jobs: Jobs, arguments: Iterable[Any], workers: int) -> Iterator[JobRecord]:
     # spawn: this process may hold threads (the tokenizer's, XLA's), and a fork would copy their locks as they are.
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), _init_worker, (jobs,))
+    counts = reporter.share_with_workers("bytes", "rows", "documents")
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), _init_worker, (jobs, counts))
     waiting: deque[Future[JobRecord]] = deque()
     try:
         for index, argument in enumerate(arguments):
@@ -198,8 +200,9 @@ def _sigint_blocked() -> Iterator[None]:
 _state: Jobs  # of a worker process, set once when it starts
 
 
-def _init_worker(jobs: Jobs) -> None:
+def _init_worker(jobs: Jobs, counts: Any) -> None:
     global _state
+    reporter.forward_to(counts)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
     for number in (signal.SIGINT, signal.SIGTERM):  # sent to all of a terminal or a job: the parent decides
         signal.signal(number, signal.SIG_IGN)

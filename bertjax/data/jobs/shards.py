@@ -1,7 +1,7 @@
 """Writes the shards of a store, one job each: the bytes are the same for any number of workers and any runner."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +14,7 @@ from bertjax.data.jobs.text_counts import META_KEY, TextCounts, merge_counts
 from bertjax.data.store.manifest import shard_name
 from bertjax.data.store.row_format import SEGMENTS
 from bertjax.data.store.writer import StoreWriter, write_shard
+from bertjax.progress import reporter
 
 BLOCK_ROWS = 1024
 
@@ -40,23 +41,26 @@ def write_shards(context: PrepareContext, plan: JobPlan, writer: StoreWriter, wh
     """Runs the jobs of `plan` and adds their shards to `writer` in order. `what`: "examples" or "rows"."""
     shared = ShardContext(plan.make, plan.shared, plan.row_sums)
     jobs = Jobs(make_shard, shared, writer.temporary, context.folder / f"{what}-done")
-    progress = context.progress(f"{what} made")
     lengths: list[np.ndarray] = []
-    rows, reused, counts = 0, 0, TextCounts()
+    reused, counts = 0, TextCounts()
     sums: Counter[str] = Counter()
     workers = context.workers if plan.use_pool else 1
     run = context.runner.run(jobs, plan.arguments, workers=workers, shuffle=plan.shuffle)
-    with closing(run) as results:  # type: ignore[type-var]
+    task = reporter.task(f"{context.name}: making {what}", plan.facts.get("rows"), "rows", finish=False)
+    if isinstance(plan.arguments, Sized):
+        task.expect(len(plan.arguments), "parts")
+    with task, closing(run) as results:  # type: ignore[type-var]
         for record in results:
             for entry in record.files:
                 size = {"records": record.facts["records"], "bytes": entry["bytes"], "sha256": entry["sha256"]}
                 writer.add_shard({"file": entry["file"], **size})
             lengths.append(record.counts)
-            rows += len(record.counts)
             reused += record.reused
             sums.update(record.facts["sums"])
             counts = merge_counts(counts, record.facts[META_KEY])
-            progress(rows)
+            task.advance(1, "parts")
+            if record.reused:
+                task.advance(len(record.counts), "rows")
     return WriteResult(_concat(lengths), len(lengths), reused, sums, counts)
 
 
@@ -77,6 +81,7 @@ def make_shard(context: ShardContext, argument: Any, index: int, folder: Path) -
             lengths.append(_tokens(block))
             if context.row_sums is not None:
                 sums.update(context.row_sums(block))
+            reporter.advance(len(block), "rows")
             yield block
 
     records = write_shard(folder / shard_name(index), counted())

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain
 from math import ceil
 from pathlib import Path
@@ -17,12 +17,14 @@ from bertjax.data.sources import text
 from bertjax.data.sources.pieces import UnfinishedDocument, is_last
 from bertjax.data.sources.registry import record_of
 from bertjax.errors import UserError
+from bertjax.progress import reporter
 from bertjax.storage.remote import is_remote
 
 if TYPE_CHECKING:
     from bertjax.data.jobs.job_plan import PrepareContext
     from bertjax.data.tokenizers.load import Tokenizer
 
+DOCUMENTS_AT_ONCE = 16  # reported
 LONG_DOCUMENT_SENTENCES = 1000  # a chapter has some hundred
 MIN_POOL_BYTES = 8 << 20  # of files; less is tokenized before worker processes have started
 DocumentIds = Iterable[Sequence[int]]  # of one document, in pieces
@@ -38,7 +40,6 @@ class TokenizeContext:
     tokenize: TokenizeFn
     tokenizer: "Tokenizer"
     base: Path
-    progress: Callable[[int], None] | None = None  # called with the count after every document, in this process
     max_sentence_tokens: int | None = None  # longer sentences are divided (`split_long_sentences`)
 
 
@@ -72,16 +73,18 @@ def tokenize_sources(
     reading = TokenizeContext(
         read, tokenize, context.tokenizer, context.base.absolute(), max_sentence_tokens=max_sentence_tokens
     )
-    progress = context.progress("documents tokenized")
-    if not pooled and not context.runner.is_distributed:
-        reading = replace(reading, progress=progress)
+    sizes = [size for found in cut for _, size in found]
+    task = reporter.task(f"{context.name}: tokenizing", sum(sizes), "bytes", finish=False)
     jobs = Jobs(tokenize_part, reading, context.folder / "corpus", context.folder / "corpus-done")
     arguments = [part for _, part in parts]
     found: list[JobRecord] = []
-    with closing(context.runner.run(jobs, arguments, workers=context.workers if pooled else 1)) as records:  # type: ignore[type-var]
-        for record in records:
+    run = context.runner.run(jobs, arguments, workers=context.workers if pooled else 1)
+    with task, closing(run) as records:  # type: ignore[type-var]
+        for size, record in zip(sizes, records, strict=True):
             found.append(record)
-            progress(sum(len(record.counts) for record in found))
+            if record.reused:
+                task.advance(size, "bytes")
+                task.advance(len(record.counts), "documents")
     for number, source in enumerate(context.task.source):
         if not any(record.facts["read"] for (n, _), record in zip(parts, found, strict=True) if n == number):
             raise text.no_text_error(source)
@@ -134,8 +137,8 @@ def tokenize_part(reading: TokenizeContext, part: Any, index: int, folder: Path)
             sentences = 0
             if not counts[-1]:
                 counts.pop()
-            if reading.progress:
-                reading.progress(len(counts))
+            if len(counts) % DOCUMENTS_AT_ONCE == 0:
+                reporter.advance(DOCUMENTS_AT_ONCE, "documents")
             yield pieces
 
     stream = counted()

@@ -40,6 +40,7 @@ class BatchIterator(AbstractContextManager["BatchIterator"]):
 
     def __init__(self, make: Callable[[int], Batch], start: int, stop: int, prefetch: int):
         self._make, self._next, self._stop = make, start, stop
+        self.total = stop - start
         self._pool = ThreadPoolExecutor(min(PREFETCH_THREADS, prefetch), "batches") if prefetch else None
         self._ahead: deque[Future[Batch]] = deque()
         self._prefetch = prefetch

@@ -25,6 +25,7 @@ from bertjax.data.store.reader import Store
 from bertjax.data.store.row_format import row_lengths
 from bertjax.data.store.writer import StoreWriter
 from bertjax.errors import UserError
+from bertjax.progress import reporter
 from bertjax.storage import remote
 from bertjax.storage.remote import DamagedError
 
@@ -148,7 +149,8 @@ def _build(context: PrepareContext, writer: Callable[..., StoreWriter], parts: d
     """Writes the store by `writer` (dtype, meta); unpacked rows of a packed task are a store in the scratch folder."""
     options = context.task.preprocess
     kind = record_of(options)
-    plan = kind.plan(context)
+    with reporter.task(f"{context.name}: reading the source", finish=False):
+        plan = kind.plan(context)
     packed: bool = getattr(options, "pack", False)
     examples = context.folder / "examples"
     with StoreWriter(examples, plan.dtype, {}, temporary=examples) if packed else writer(plan.dtype, {}) as unpacked:
@@ -161,7 +163,8 @@ def _build(context: PrepareContext, writer: Callable[..., StoreWriter], parts: d
             return written
     masker = kind.masker(options, context.tokenizer, context.seed)
     pad_id = context.tokenizer.pad_id
-    packed_plan = packing.plan_packing(Store(examples), written.lengths, options.max_segments, pad_id, masker)
+    with reporter.task(f"{context.name}: packing", finish=False):
+        packed_plan = packing.plan_packing(Store(examples), written.lengths, options.max_segments, pad_id, masker)
     meta = _metadata(context, plan, written, packed_plan.facts["rows"], parts)
     with writer(packed_plan.dtype, meta) as final:
         return write_shards(context, packed_plan, final, "rows")

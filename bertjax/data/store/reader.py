@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 
 from bertjax.data.store.manifest import MANIFEST, dtype_of, first_line, read
+from bertjax.progress import reporter
+from bertjax.progress.text import size as size_text
 from bertjax.storage import remote, staging
 from bertjax.storage.remote import DamagedError
 
@@ -75,7 +77,8 @@ class Store:
 
     def verify(self, workers: int = 1) -> None:
         """Compare the sha256 of every stored shard with the manifest; StorageError names the first that differs."""
-        with ThreadPoolExecutor(workers) as pool:
+        task = reporter.task(f"verifying {self.folder.name}", self.num_bytes, "bytes", finish=False)
+        with task, ThreadPoolExecutor(workers) as pool:
             for index, digest in enumerate(pool.map(self._hash, range(len(self.shards)))):
                 if digest != self.shards[index]["sha256"]:
                     pool.shutdown(cancel_futures=True)
@@ -94,7 +97,8 @@ class Store:
                 return
             entries = [(path, shard["bytes"], shard["sha256"])
                        for path, shard in zip(self._files, self.shards, strict=True)]  # fmt: skip
-            self._files = staging.stage_files(entries)
+            with reporter.task(f"copying {self.folder.name} ({size_text(self.num_bytes)}) to this machine"):
+                self._files = staging.stage_files(entries)
             self._is_local = True
             self._count()
 

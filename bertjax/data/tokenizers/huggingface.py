@@ -5,7 +5,6 @@ No code of the folder is run.
 
 import os
 import shutil
-import sys
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
@@ -21,6 +20,7 @@ from bertjax.config.schema.model import FAMILIES
 from bertjax.data.tokenizers import backend_state
 from bertjax.data.tokenizers.files import ADDED, CONFIG, JSON, ROLES, SPECIAL, SpecialTokens, json_object
 from bertjax.errors import UserError, escape_unprintable
+from bertjax.progress import reporter
 
 SETTINGS_FILES = ("config.json", CONFIG, SPECIAL, ADDED)
 _MODELS = ("spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
@@ -270,7 +270,7 @@ def note_once(path: Path, note: str) -> None:
     line = escape_unprintable(f"note: {path}: {note}")  # a token can be a line end
     if line not in _noted:
         _noted.add(line)
-        print(line, file=sys.stderr)
+        reporter.say(line)
 
 
 def note_unused_options(config: WordPieceConfig | SentencePieceConfig, found: Any, path: Path) -> None:

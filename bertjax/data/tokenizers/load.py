@@ -21,6 +21,7 @@ from bertjax.data.tokenizers.locate import FILES, find_tokenizer, locate
 from bertjax.data.tokenizers.unigram import UnigramTokenizer
 from bertjax.data.tokenizers.wordpiece import SPECIAL_TOKENS, VERSION, build_wordpiece
 from bertjax.errors import UserError
+from bertjax.progress import reporter
 from bertjax.storage import pretrained
 
 
@@ -129,10 +130,12 @@ def load(
     train_source_documents: Callable[[], Iterator[list[str]]] | None,
     cache: Path,
     fingerprint: str | None = None,
+    text_bytes: int = 0,
 ) -> AnyTokenizer:
     """The tokenizer of a config: read from `config.path`, or trained on the given documents (lists of sentences).
 
     A trained one is kept under `cache`, keyed by the options and the `fingerprint` of the text (default: a hash).
+    `text_bytes`: the size of the text's files, for the progress that is shown; 0 if unknown.
     """
     if config.path is not None:
         place = locate(config.path, base)
@@ -162,7 +165,10 @@ def load(
     recipe.append(fingerprint or _hash_documents(train_source_documents()))
     folder = cache / "tokenizers" / hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:24]
     if not (folder / "tokenizer.json").is_file():
-        trainer(train_source_documents, **options).save(folder)
+        passes = 1 if isinstance(config, SentencePieceConfig) else 2
+        title = f"training a tokenizer of {options['vocab_size']:,} pieces"
+        with reporter.task(title, passes * text_bytes, "bytes") as task:
+            trainer(_CountedDocuments(train_source_documents, task), **options).save(folder)
     return from_file(folder)
 
 
@@ -258,6 +264,21 @@ def _from_bare(path: Path, options: dict[str, Any]) -> AnyTokenizer:
 def train(documents: tokenizers_wordpiece.Documents, **options: Any) -> Tokenizer:
     """A WordPiece vocabulary of at most `vocab_size` pieces: the same for the same text (`wordpiece.train`)."""
     return Tokenizer(tokenizers_wordpiece.train(documents, **options), "the trained tokenizer")
+
+
+class _CountedDocuments:
+    """Documents that are counted the first time they are read."""
+
+    def __init__(self, documents: Callable[[], Iterator[list[str]]], task: reporter.Task) -> None:
+        self._documents, self._task, self._passes = documents, task, 0
+
+    def __call__(self) -> Iterator[list[str]]:
+        self._passes += 1
+        is_first = self._passes == 1
+        for document in self._documents():
+            if is_first:
+                self._task.advance(1, "documents")
+            yield document
 
 
 def _hash_documents(documents: Iterator[list[str]]) -> str:

@@ -6,6 +6,7 @@ from bertjax.evaluation.evaluators import registry
 from bertjax.evaluation.evaluators.heldout import provenance, records_folder
 from bertjax.evaluation.evaluators.text_to_text import with_suite_averages
 from bertjax.evaluation.records import EvaluationRecord
+from bertjax.progress import reporter
 from bertjax.training.loop import Evaluator
 from bertjax.training.program import TrainProgram
 from bertjax.training.run_context import RunContext
@@ -29,6 +30,7 @@ def build_evaluators(
         name = config.name
         if kept is None or name in kept:
             record = kept[name] if kept else EvaluationRecord(folder, name, name, provenance(ctx, program, config))
-            run = registry.record_of(config).build(ctx, program, config, record, labels)
+            with reporter.task(f"evaluation '{name}': reading its data", finish=False):
+                run = registry.record_of(config).build(ctx, program, config, record, labels)
             made.append(Evaluator(config, run))
     return with_suite_averages(made)

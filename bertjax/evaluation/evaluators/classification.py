@@ -1,6 +1,5 @@
 """Evaluation of predicted labels: kind classification."""
 
-import sys
 from collections.abc import Callable, Hashable
 from typing import Any
 
@@ -20,6 +19,7 @@ from bertjax.evaluation.inference.batches import device_batches, local_batch_row
 from bertjax.evaluation.metrics.labels import label_details, label_scores, score_names
 from bertjax.evaluation.records import EvaluationRecord
 from bertjax.parallel.multihost import primary
+from bertjax.progress import reporter
 from bertjax.training.program import MeshJit, TrainProgram
 from bertjax.training.run_context import RunContext
 from bertjax.training.state import Params
@@ -42,7 +42,7 @@ def classification_evaluator(
     batches = open_heldout(ctx, program, config, classes)
     meta = batches.stores[config.name].meta
     for line in label_lines(meta, training=False) if primary.is_primary() else ():
-        print(f"evaluation '{config.name}': {line}", file=sys.stderr)
+        reporter.say(f"evaluation '{config.name}': {line}")
     left_out = {"records_without_label": meta["hidden"]} if meta.get("hidden") else {}
     predict = _make_logits_fn(program)
     replicate = MeshJit(

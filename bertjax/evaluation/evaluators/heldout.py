@@ -1,7 +1,6 @@
 """Held-out data of an evaluation, and where and how its scores are written."""
 
 import hashlib
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from bertjax.evaluation.inference.batches import round_up_batch
 from bertjax.evaluation.records import EvaluationRecord
 from bertjax.evaluation.restore import RestoredCheckpoint
 from bertjax.parallel.multihost import primary
+from bertjax.progress import reporter
 from bertjax.storage import atomic
 from bertjax.training.checkpoint.locate import stage_folder
 from bertjax.training.program import TrainProgram
@@ -48,7 +48,7 @@ def open_heldout(ctx: RunContext, program: TrainProgram, config: Any, classes: C
 def report_truncation(name: str, counts: text_counts.TextCounts | None, options: Any) -> None:
     """Reports truncated texts and unknown characters on stderr, on one process."""
     for line in text_counts.report_lines(name, counts, options) if primary.is_primary() else ():
-        print(line, file=sys.stderr, flush=True)
+        reporter.say(line)
 
 
 def save_json(record: EvaluationRecord, name: str, content: Any) -> None:
@@ -104,6 +104,6 @@ def with_writable_cache(ctx: RunContext, output: Path | None) -> RunContext:
     if output is None or ctx.config.run.prepared_dir or records.is_writable(ctx.prepared_dir):
         return ctx
     folder = (output.parent if output.suffix == ".json" else output) / "prepared"
-    print(f"{ctx.prepared_dir}: cannot be written; prepared data are stored in {folder}", file=sys.stderr, flush=True)
+    reporter.say(f"{ctx.prepared_dir}: cannot be written; prepared data are stored in {folder}")
     run = ctx.config.run.model_copy(update={"prepared_dir": str(folder)})
     return replace(ctx, config=ctx.config.model_copy(update={"run": run}))

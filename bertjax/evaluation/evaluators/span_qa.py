@@ -22,6 +22,7 @@ from bertjax.evaluation.inference.span_decoding import predict_answers
 from bertjax.evaluation.metrics import squad
 from bertjax.evaluation.records import EvaluationRecord
 from bertjax.parallel.batches import local_rows, place
+from bertjax.progress import reporter
 from bertjax.training.monitor import preemption
 from bertjax.training.program import MeshJit, TrainProgram
 from bertjax.training.run_context import RunContext
@@ -115,6 +116,7 @@ def compute_span_logits(
     order = np.argsort(used, kind="stable")
     sharding = program.batch_sharding()
     rows = local_rows(sharding, size)
+    reporter.expect(total, "windows")
     for first in range(0, total, size):
         preemption.check()
         picked = order[first : first + size]
@@ -126,6 +128,7 @@ def compute_span_logits(
         for out, values in zip((start, end), found, strict=True):
             out[picked, :width] = values[: len(picked)]
             out[picked, width:] = -1e30
+        reporter.advance(len(picked), "windows")
     return start, end
 
 

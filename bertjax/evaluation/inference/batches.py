@@ -8,6 +8,7 @@ import numpy as np
 
 from bertjax.data.pipeline.loader import Batches
 from bertjax.parallel.batches import local_rows, place
+from bertjax.progress import reporter
 from bertjax.training.monitor import preemption
 from bertjax.training.program import TrainProgram
 
@@ -24,6 +25,6 @@ def local_batch_rows(program: TrainProgram, batches: Batches) -> slice | np.ndar
 
 def device_batches(source: Any, program: TrainProgram, batches: Batches) -> Iterator[dict[str, jax.Array]]:
     with source:
-        for batch in source:
+        for batch in reporter.track(source, source.total, "batches"):
             preemption.check()
             yield place(batch, program.batch_sharding(), batches.batch_size)

@@ -18,6 +18,7 @@ from bertjax.evaluation.inference.batches import round_up_batch
 from bertjax.models.decoding.beam import beam_search
 from bertjax.models.decoding.sample import greedy, sample
 from bertjax.parallel import batches
+from bertjax.progress import reporter
 from bertjax.training.monitor import preemption
 from bertjax.training.program import MeshJit, TrainProgram
 from bertjax.training.state import Params
@@ -63,12 +64,15 @@ class Generator:
             )
         found: dict[int, str] = {}
         order = np.argsort(lengths, kind="stable")
-        while len(order):
-            preemption.check()
-            size, width = self._batch(lengths[order])
-            picked, order = order[:size], order[size:]
-            ids = self._generate(params, [fitted[i] for i in picked], picked, width, size)
-            found |= {int(i): self._text(row) for i, row in zip(picked, ids, strict=False)}
+        with reporter.ensure_task("generating"):
+            reporter.expect(len(fitted), "texts")
+            while len(order):
+                preemption.check()
+                size, width = self._batch(lengths[order])
+                picked, order = order[:size], order[size:]
+                ids = self._generate(params, [fitted[i] for i in picked], picked, width, size)
+                found |= {int(i): self._text(row) for i, row in zip(picked, ids, strict=False)}
+                reporter.advance(len(picked), "texts")
         return [found[i] for i in range(len(fitted))]
 
     def _batch(self, lengths: np.ndarray) -> tuple[int, int]:

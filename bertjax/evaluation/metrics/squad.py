@@ -5,7 +5,6 @@ import json
 import math
 import re
 import string
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 from bertjax.data.sources.squad import Example
 from bertjax.errors import UserError
+from bertjax.progress import reporter
 from bertjax.storage.files import expand_globs, read_text
 
 Gold = Mapping[str, Any] | Sequence[Any]  # the official object, its "data" list, or a list of Example
@@ -84,7 +84,7 @@ def score_command(
     if missing:
         effect = "count 0" if "exact_match" in scores else "are left out of the totals"
         share = f"{len(missing)} of {len(questions)} questions"
-        print(f"{share} have no prediction and {effect} (first: {missing[0]})", file=sys.stderr)
+        reporter.say(f"{share} have no prediction and {effect} (first: {missing[0]})")
     return scores
 
 

@@ -1,6 +1,5 @@
 """What the predictors share: opening a checkpoint, its heads, and notes about texts that are cut."""
 
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from bertjax.errors import UserError, brief
 from bertjax.evaluation.inference.length_batches import Forward, LengthBatches
 from bertjax.evaluation.restore import RestoredCheckpoint, restore
 from bertjax.parallel.multihost import primary
+from bertjax.progress import reporter
 
 Checkpoint = str | Path | RestoredCheckpoint
 
@@ -126,7 +126,7 @@ def print_note(line: str) -> None:
 
 def print_line(line: str) -> None:
     if primary.is_primary():
-        print(line, file=sys.stderr, flush=True)
+        reporter.say(line)
 
 
 def check_count(name: str, value: Any) -> int:

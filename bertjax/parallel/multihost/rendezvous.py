@@ -9,7 +9,6 @@ import errno
 import json
 import selectors
 import socket
-import sys
 import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
@@ -17,6 +16,7 @@ from dataclasses import dataclass, field
 
 from bertjax.errors import BertjaxError, StoppedSafely, UserError
 from bertjax.parallel.multihost.peer_monitor import MAX_MESSAGE_BYTES, Peer
+from bertjax.progress import reporter
 
 POLL_SECONDS = 0.2
 REPORT_SECONDS = 30.0  # between two reports of missing processes
@@ -62,7 +62,7 @@ def format_ranges(found: Iterable[int]) -> str:
 
 
 def _print_line(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    reporter.say(line)
 
 
 @dataclass

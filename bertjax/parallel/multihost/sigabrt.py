@@ -15,6 +15,7 @@ import jax
 
 from bertjax.errors import StoppedSafely
 from bertjax.parallel.multihost import kv_store
+from bertjax.progress import reporter
 
 RESPONSE_TIMEOUT = 3.0  # seconds for the service to answer
 ALARM_SECONDS = 15  # after which the kernel ends a process whose handler hangs
@@ -44,7 +45,7 @@ def _on_sigabrt(libc: Any) -> None:
 def exit_restartable(reason: str) -> None:
     """Exit with code 75 at once, without the barriers of a normal exit."""
     with _exit_lock:
-        print(f"another process is gone ({reason}); run the same command again", file=sys.stderr)
+        reporter.last_words(f"another process is gone ({reason}); run the same command again")
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(StoppedSafely.exit_code)

@@ -34,6 +34,11 @@ def committed_steps(folder: Path) -> list[int]:
     return sorted(int(entry.name) for entry in entries if not _is_empty(entry.path))
 
 
+def num_bytes(leaves: Mapping[str, Any]) -> int:
+    """Bytes of arrays, or abstract arrays, {path: array}."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves.values())
+
+
 def _is_step(name: str) -> bool:
     return name.isascii() and name.isdigit() and name == str(int(name))
 

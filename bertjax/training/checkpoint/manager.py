@@ -13,6 +13,7 @@ from bertjax.config.schema.run import CheckpointPolicy
 from bertjax.errors import StorageError, UserError
 from bertjax.models import param_paths
 from bertjax.parallel.multihost.primary import any_error, is_primary, run_on_primary
+from bertjax.progress import reporter
 from bertjax.storage import atomic
 from bertjax.training.checkpoint import layout, orbax_io
 from bertjax.training.checkpoint.integrity import seal
@@ -86,10 +87,13 @@ class CheckpointManager:
                 "to go on from an older step, move the newer ones away or choose another run.name"
             )
         leaves = param_paths.flatten(tree)
-        meta_item, record = seal(str(self.folder / str(step)), step, leaves, meta, scores or {})
+        with reporter.task(f"saving step {step} of {self.folder.name}: computing digests", finish=False):
+            meta_item, record = seal(str(self.folder / str(step)), step, leaves, meta, scores or {})
         self.reader.forget()
+        task = reporter.task(f"saving step {step} of {self.folder.name}: copying off the devices", finish=False)
         try:
-            orbax_io.start_save(self._writer, self.folder / str(step), leaves, meta_item, record)
+            with task:
+                orbax_io.start_save(self._writer, self.folder / str(step), leaves, meta_item, record)
         except Exception as error:
             raise self._not_written(step, error)  # noqa: B904 - it has its cause
         self._newest = step
@@ -152,7 +156,8 @@ class CheckpointManager:
 
     def wait(self) -> None:
         """Wait until the last save is on disk and old steps are removed; raises StorageError when that failed."""
-        failure = self._join()
+        with reporter.task(f"{self.folder.name}: writing the last checkpoint to disk", finish=False):
+            failure = self._join()
         reason = any_error(str(failure) if failure else None)
         if failure or reason:
             raise failure or StorageError(str(reason))
@@ -180,7 +185,9 @@ class CheckpointManager:
             return
         self._closed = True
         try:
-            if failure := self._join():  # not `wait`: the other processes may have ended
+            with reporter.task(f"{self.folder.name}: writing the last checkpoint to disk", finish=False):
+                failure = self._join()  # not `wait`: the other processes may have ended
+            if failure:
                 raise failure
             self._writer.close()
         finally:

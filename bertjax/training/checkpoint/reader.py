@@ -13,6 +13,8 @@ from bertjax.config.schema.run import Config
 from bertjax.errors import StorageError, UserError
 from bertjax.models import param_paths
 from bertjax.parallel.multihost.primary import any_error, run_on_primary
+from bertjax.progress import reporter
+from bertjax.progress.text import size
 from bertjax.training.checkpoint import integrity, layout, orbax_io
 from bertjax.training.checkpoint.integrity import CorruptStepError
 from bertjax.training.checkpoint.locate import CheckpointRef
@@ -162,7 +164,9 @@ class CheckpointReader:
         data: dict[str, Any] = {}
         reason = None
         try:
-            data = orbax_io.read_arrays(self.step_path(step), wanted, prefix)
+            total = layout.num_bytes(wanted)
+            with reporter.task(f"restoring step {step} of {self.folder.name} ({size(total)})"):
+                data = orbax_io.read_arrays(self.step_path(step), wanted, prefix)
         except Exception as error:  # Orbax and tensorstore raise anything from KeyError to bare Exception
             reason = one_line(error)
         if reason := any_error(reason):

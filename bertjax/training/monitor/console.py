@@ -1,109 +1,132 @@
-"""Show the progress of a run: a progress bar on a terminal, plain lines elsewhere."""
+"""Show the progress of a run: a live display on a terminal, plain lines elsewhere."""
 
-import math
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any, TextIO
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from bertjax.progress.reporter import Reporter, Task
+from bertjax.progress.text import compact, duration, memory, number, percent, seconds, size
 
 
 class Console:
-    """Console output of one process. `stages`: stage names in order, each with its number of steps."""
+    """What a run shows of its steps. `stages`: stage names in order, each with its number of steps."""
 
-    def __init__(self, stages: Mapping[str, int], stream: TextIO, is_tty: bool) -> None:
-        self.stages, self.stream, self.is_tty = dict(stages), stream, is_tty
-        self._stage = ""
+    def __init__(self, stages: Mapping[str, int], reporter: Reporter) -> None:
+        self.stages, self.reporter = dict(stages), reporter
+        self._task: Task | None = None
+        self._step = 0
         self._pace: tuple[float, int] | None = None  # the time and step from which the remaining time is estimated
-        self._bar: _Bar | None = None
+        self._eta: tuple[float, float] | None = None  # seconds that were left, and when
+        self._numbers = ""
+
+    @contextmanager
+    def stage(self, stage: str, step: int) -> Iterator[None]:
+        """Show the steps of a stage inside the block, which begins after `step`."""
+        total, order = self.stages.get(stage, 0), list(self.stages)
+        title = f"{stage} ({order.index(stage) + 1}/{len(order)})" if len(order) > 1 and stage in order else stage
+        self._pace = self._eta = None
+        self._numbers, self._step = "", step
+        with self.reporter.task(title, total, "steps", finish=False) as task:
+            self._task = task
+            task.counts["steps"] = step
+            task.detail, task.line, task.remaining = lambda: self._numbers, self._line, self._seconds_left
+            task.has_own_lines = True
+            self._name = stage
+            try:
+                yield
+            finally:
+                self._task = None
+
+    def step(self, step: int) -> None:
+        """Count a step that was started. Called for each step: no output, no waiting for the device."""
+        self._step = step
+        if self._task is not None:
+            self._task.counts["steps"] = step
+        if self._pace is None:  # it compiled
+            self._pace = (time.monotonic(), step)
+
+    def leave_out(self, took: float) -> None:
+        """Leave a time, in seconds, out of the pace."""
+        if self._pace is not None:
+            self._pace = (self._pace[0] + took, self._pace[1])
 
     def train(self, stage: str, step: int, metrics: Mapping[str, Any]) -> None:
-        """Show a training step."""
-        if stage != self._stage:
-            self.close()
-            self._stage, self._pace = stage, None
-        total = self.stages.get(stage, 0)
-        eta = duration(self._remaining(step, total, metrics.get("step_seconds")))
-        shown = [*status_parts(metrics), f"ETA {eta}"]
-        if not self.is_tty:
-            self._print(f"{stage} {step}/{total} | " + " | ".join(shown))
-            return
-        if self._bar is None:
-            order = list(self.stages).index(stage) + 1 if stage in self.stages else 0
-            title = f"{stage} ({order}/{len(self.stages)})" if len(self.stages) > 1 else stage
-            self._bar = _Bar(self.stream, title, total)
-        self._bar.update(step, "  ".join(shown))
+        """Show the numbers of a training step."""
+        total, now = self.stages.get(stage, 0), time.monotonic()
+        left = self._remaining(now, step, total, metrics.get("step_seconds"))
+        self._eta = None if left is None else (left, now)
+        parts = [*status_parts(metrics)]
+        self._numbers = "  ".join(parts)
+        line = " | ".join([f"{stage} {step}/{total}", *parts, *([f"ETA {duration(left)}"] if left else [])])
+        if self._task is None or not self.reporter.is_live:
+            self.reporter.result(line)
+        else:
+            self.reporter.log(line)
 
     def evaluation(self, stage: str, step: int, name: str, scores: Mapping[str, Any]) -> None:
         """Show the scores of an evaluation."""
         text = " | ".join(f"{key} {number(value)}" for key, value in scores.items() if not isinstance(value, Mapping))
-        self._print(f"{stage} {step} | {name}: {text}")
+        self.reporter.result(f"{stage} {step} | {name}: {text}")
 
     def event(self, stage: str, step: int, event: str, fields: Mapping[str, Any]) -> None:
-        """Show an event without its fields that hold lists or mappings."""
-        plain = {key: value for key, value in fields.items() if not isinstance(value, (list, tuple, Mapping))}
-        text = " ".join(f"{key}={number(value)}" for key, value in plain.items())
-        self._print(f"{stage} {step} | {event.replace('_', ' ')} {text}".rstrip())
+        """Show an event."""
+        self.reporter.result(f"{stage} {step} | {event_text(event, fields)}")
 
     def note(self, text: str) -> None:
         """Show one line about the run itself."""
-        self._print(f"note: {text}")
+        self.reporter.result(f"note: {text}")
 
-    def close(self) -> None:
-        """End the progress bar, which restores the terminal."""
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
+    def _line(self) -> str:
+        """The line between two log lines that are far apart in time."""
+        left = self._seconds_left()
+        head = f"{self._name} {self._step}/{self.stages.get(self._name, 0)}"
+        return f"{head} | ETA {duration(left)}" if left is not None else f"{head} ..."
 
-    def _print(self, text: str) -> None:
-        if self._bar is not None:
-            self._bar.print(text)
-        else:
-            print(text, file=self.stream, flush=True)
-
-    def _remaining(self, step: int, total: int, step_seconds: Any) -> float | None:
-        """Seconds to the end of the stage, at the pace since its first line (which compiled), else `step_seconds`."""
+    def _seconds_left(self) -> float | None:
+        """The time left at the last log line less the time since; before it, at the pace so far."""
         now = time.monotonic()
-        if self._pace is None or step <= self._pace[1]:
+        if self._eta is not None:
+            left, when = self._eta
+            return max(0.0, left - (now - when))
+        if self._task is None:
+            return None
+        return self._remaining(now, self._step, self.stages.get(self._name, 0), None)
+
+    def _remaining(self, now: float, step: int, total: int, step_seconds: Any) -> float | None:
+        """Seconds to the end of the stage at its pace, evaluations and checkpoints so far included.
+
+        The first step, which compiles, does not count; before there is a pace: `step_seconds`.
+        """
+        if self._pace is None:
             self._pace = (now, step)
-            return (total - step) * step_seconds if isinstance(step_seconds, (int, float)) else None
         began, first = self._pace
+        if step <= first:
+            return (total - step) * step_seconds if isinstance(step_seconds, (int, float)) else None
         return (total - step) * (now - began) / (step - first)
 
 
-class _Bar:
-    """A rich progress bar with the numbers on a line below it; printed lines scroll above."""
-
-    def __init__(self, stream: TextIO, title: str, total: int) -> None:
-        from rich.console import Console as RichConsole
-        from rich.console import Group
-        from rich.live import Live
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-        from rich.text import Text
-
-        console = RichConsole(file=stream, force_terminal=True, highlight=False)
-        title_column = TextColumn("[bold]{task.description}", markup=True)
-        self._progress = Progress(
-            title_column, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console, auto_refresh=False
-        )
-        self._task = self._progress.add_task(title, total=total or None)
-        self._numbers, self._console, self._text = "", console, Text
-        render = lambda: Group(self._progress, Text(self._numbers, style="dim"))  # noqa: E731
-        self._live = Live(get_renderable=render, console=console, refresh_per_second=2)
-        self._live.start()
-
-    def update(self, step: int, numbers: str) -> None:
-        self._numbers = numbers
-        self._progress.update(self._task, completed=step)
-        self._live.refresh()
-
-    def print(self, text: str) -> None:
-        self._console.print(self._text(text))
-
-    def close(self) -> None:
-        self._live.stop()
+def event_text(event: str, fields: Mapping[str, Any]) -> str:
+    """An event in words; fields that hold lists or mappings are left out of those without words of their own."""
+    match event:
+        case "start":
+            return f"starts with {fields['init']}" if fields.get("init") else "starts"
+        case "resume":
+            return "resumed"
+        case "episode":
+            groups = fields.get("groups")
+            where = f" in {len(groups)} groups" if groups else ""
+            return f"training {number(fields.get('trainable_parameters'))} parameters{where}"
+        case "checkpoint" if "seconds" in fields:
+            written = f"{size(fields['bytes'])} " if fields.get("bytes") else ""
+            return f"checkpoint saved ({written}in {seconds(fields['seconds'])})"
+    plain = {key: value for key, value in fields.items() if not isinstance(value, (list, tuple, Mapping))}
+    return " ".join([event.replace("_", " "), *(f"{key}={number(value)}" for key, value in plain.items())])
 
 
 def status_parts(metrics: Mapping[str, Any]) -> Iterator[str]:
-    """The parts of a status line: losses, accuracies, rates, times; "n/a" for unknown ones."""
+    """The parts of a status line: losses, accuracies, rates, times; unknown ones are left out."""
     if "loss" in metrics:
         yield f"loss {number(metrics['loss'])}"
     accuracies = {key: value for key, value in metrics.items() if key.endswith("accuracy") and value is not None}
@@ -117,64 +140,18 @@ def status_parts(metrics: Mapping[str, Any]) -> Iterator[str]:
         yield f"step {seconds(metrics['step_seconds'])}"
     if metrics.get("data_wait") is not None:
         yield f"wait {percent(metrics['data_wait'])}"
-    yield f"MFU {percent(metrics.get('mfu'))}"
-    yield f"mem {memory(metrics.get('memory_bytes'))}"
-    if metrics.get("episode") is not None:
+    if metrics.get("mfu") is not None:
+        yield f"MFU {percent(metrics['mfu'])}"
+    if metrics.get("memory_bytes") is not None:
+        yield f"mem {memory(metrics['memory_bytes'])}"
+    elif resident := resident_bytes():
+        yield f"RSS {memory(resident)}"
+    if metrics.get("episode"):  # the only one, or the first, goes without saying
         yield f"episode {metrics['episode']}"
 
 
-def number(value: Any) -> str:
-    """Format a number with four significant digits, an integer with thousands separators, anything else as text."""
-    if isinstance(value, bool) or value is None:
-        return {True: "yes", False: "no", None: "n/a"}[value]
-    if isinstance(value, int):
-        return f"{value:,}"
-    try:
-        value = float(value)
-    except (TypeError, ValueError):
-        return str(value)
-    if not math.isfinite(value):
-        return str(value)
-    return f"{value:.4f}" if 1e-2 <= abs(value) < 10 else f"{value:.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
-
-
-def percent(share: Any) -> str:
-    """Format a share (0..1) as a percentage."""
-    return "n/a" if share is None else f"{100 * float(share):.1f}%"
-
-
-def compact(value: float) -> str:
-    """Format a large number with three digits and a letter: 12.3k, 4.56M."""
-    for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= 0.9995 * size:
-            return f"{value / size:.3g}{letter}"
-    return f"{value:.3g}"
-
-
-def seconds(value: float) -> str:
-    """Format a short time: 850 us, 12.3 ms, 1.25 s."""
-    for size, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "us")):
-        if value >= size or unit == "us":
-            return f"{value / size:.3g} {unit}"
-    raise AssertionError("unreachable")
-
-
-def memory(value: float | None) -> str:
-    """Format bytes in GiB, or in MiB below 1 GiB."""
-    if value is None:
-        return "n/a"
-    return f"{value / 2**30:.1f} GiB" if value >= 2**30 else f"{value / 2**20:.0f} MiB"
-
-
-def duration(value: float | None) -> str:
-    """Format a long time: 42s, 3m05s, 1h02m, 2d03h."""
-    if value is None or not math.isfinite(value):
-        return "n/a"
-    total = max(0, round(value))
-    if total < 60:
-        return f"{total}s"
-    if total < 3600:
-        return f"{total // 60}m{total % 60:02d}s"
-    if total < 86400:
-        return f"{total // 3600}h{total % 3600 // 60:02d}m"
-    return f"{total // 86400}d{total % 86400 // 3600:02d}h"
+def resident_bytes() -> int | None:
+    """Memory of this process, where the system says so (Linux)."""
+    with suppress(OSError, ValueError, IndexError):
+        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+    return None

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from bertjax.errors import StorageError
-from bertjax.training.monitor.console import duration, percent
-from bertjax.training.monitor.phases import COMPILE, EVALUATION, PHASES, SAVE, STARTUP, STEP, Phases
+from bertjax.progress.text import duration, percent
+from bertjax.training.monitor.phases import COMPILE, EVALUATION, PHASES, PREPARE, SAVE, STARTUP, STEP, Phases
 
 FILE_NAME = "goodput.jsonl"
 MIN_WRITE_SECONDS = 1.0  # seconds between two lines, at least
@@ -27,7 +27,9 @@ class GoodputSummary:
 
     productive: float
     lost: float  # steps that a later life repeated, and unfinished steps
-    startup: float  # starting, preparing data and compiling
+    preparation: float  # of the tokenizer and the data
+    startup: float  # imports, connecting processes, making or restoring the parameters
+    compilation: float  # with the first step of each episode
     evaluation: float
     checkpoint: float
     idle: float  # between attempts
@@ -40,9 +42,11 @@ class GoodputSummary:
         return self.productive / self.wall if self.wall else 0.0
 
     def __str__(self) -> str:
+        lost = "steps done again after a restart" if self.attempts > 1 else "an unfinished step"
         parts = {
-            "steps": self.productive, "steps done again": self.lost, "starting and compiling": self.startup,
-            "evaluation": self.evaluation, "checkpoints": self.checkpoint, "between restarts": self.idle,
+            "training steps": self.productive, lost: self.lost, "preparing data": self.preparation,
+            "starting": self.startup, "compiling": self.compilation, "evaluating": self.evaluation,
+            "saving": self.checkpoint, "between restarts": self.idle,
         }  # fmt: skip
         shown = ", ".join(f"{name} {duration(seconds)}" for name, seconds in parts.items() if seconds >= 0.5)
         restarts = f" with {self.attempts - 1} restart{'s' * (self.attempts > 2)}" if self.attempts > 1 else ""
@@ -71,7 +75,7 @@ def summarize(lines: Iterable[Mapping[str, Any]]) -> GoodputSummary | None:
             undone, stretches = _cut(stretches, place)
             lost += undone
         for phase in PHASES:
-            spent[phase] += seconds[phase] - last[phase]
+            spent[phase] += seconds.get(phase, 0.0) - last.get(phase, 0.0)
         in_steps, last = seconds[STEP] - last[STEP], seconds
         reached = (before["stage"], before["step"]) if before and not line["resumed"] else place
         settled = before and line.get("settled")
@@ -85,9 +89,11 @@ def summarize(lines: Iterable[Mapping[str, Any]]) -> GoodputSummary | None:
     if before is None:
         return None
     productive = sum(seconds for _, _, seconds in stretches)
-    startup = spent[STARTUP] + spent[COMPILE]
     wall = before["time"] - first
-    return GoodputSummary(productive, lost, startup, spent[EVALUATION], spent[SAVE], idle, wall, attempts)
+    return GoodputSummary(
+        productive, lost, spent[PREPARE], spent[STARTUP], spent[COMPILE], spent[EVALUATION], spent[SAVE], idle, wall,
+        attempts,
+    )  # fmt: skip
 
 
 def _cut(
@@ -121,7 +127,7 @@ def _lines(path: Path) -> Iterable[dict[str, Any]]:
         try:
             line = json.loads(raw)
             numbers = [line[name] for name in ("life", "started", "time", "stage", "step", "resumed")]
-            numbers += [line["seconds"][phase] for phase in PHASES]
+            numbers += [line["seconds"][phase] for phase in PHASES if phase != PREPARE]  # earlier versions have none
         except (ValueError, KeyError, TypeError):
             continue
         if all(isinstance(number, int | float) for number in numbers):

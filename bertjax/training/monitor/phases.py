@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-STARTUP, COMPILE, STEP, EVALUATION, SAVE = PHASES = ("startup", "compile", "step", "evaluation", "save")
+STARTUP, PREPARE, COMPILE, STEP, EVALUATION, SAVE = PHASES = (
+    "startup", "prepare", "compile", "step", "evaluation", "save",
+)  # fmt: skip
 _first = True  # the first run of a process starts with the process
 
 

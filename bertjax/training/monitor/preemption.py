@@ -9,7 +9,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 import jax
 
@@ -17,6 +17,7 @@ from bertjax import interrupts
 from bertjax.errors import StoppedSafely
 from bertjax.interrupts import StopRequested
 from bertjax.parallel.multihost import kv_store
+from bertjax.progress import reporter
 
 JAX_PREEMPTION_KEY = "RECEIVED_PREEMPTION_NOTICE"  # set by jax when a process gets SIGTERM
 RERUN_HINT = "run the same command again"
@@ -98,8 +99,7 @@ class PreemptionHandler:
         return self._exit_activity is not None
 
     def _on_ctrl_c(self) -> None:
-        with suppress(OSError):
-            os.write(2, f"{CTRL_C_MESSAGE}\n".encode())
+        reporter.say_in_thread(CTRL_C_MESSAGE)
         if self._multiprocess:  # jax's preemption service tells the other processes
             os.kill(os.getpid(), signal.SIGTERM)
 

@@ -1,6 +1,5 @@
 """Open everything that monitors a run: preemption, phases, goodput, watchdog, profiler."""
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ import jax
 from bertjax.config.schema.run import Config
 from bertjax.errors import StorageError
 from bertjax.parallel.multihost import primary
+from bertjax.progress import reporter
 from bertjax.training.monitor import goodput
 from bertjax.training.monitor.goodput import GoodputLog
 from bertjax.training.monitor.phases import Phases
@@ -48,6 +48,6 @@ def monitor_run(config: Config, stop: PreemptionHandler, phases: Phases, tracker
         try:
             goodput_log.close()
         except StorageError as error:  # must not hide what ended the run
-            print(error, file=sys.stderr)
+            reporter.say(str(error))
         if is_primary and (found := goodput.read(config.run_dir)):
             tracker.note(str(found))

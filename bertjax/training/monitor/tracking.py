@@ -7,14 +7,15 @@ removes the lines after the restored checkpoint.
 import json
 import math
 import os
-import sys
 import time
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TextIO
 
 from bertjax.errors import StorageError
+from bertjax.progress import reporter as progress
+from bertjax.progress.reporter import Reporter
 from bertjax.storage.atomic import write_text_atomic
 from bertjax.storage.nested import flatten
 from bertjax.training.monitor import writers
@@ -27,8 +28,8 @@ class Tracker:
     """Writer of a run's numbers, a context manager; does nothing on processes other than the primary.
 
     `stages`: stage names in order, each with its number of steps. `tensorboard`: True (a note if tensorboardX is
-    missing), None (used if installed) or False. `config` is shown by Weights & Biases. `is_tty` (default: that of
-    `stream`) chooses between a progress bar and plain lines.
+    missing), None (used if installed) or False. `config` is shown by Weights & Biases. `reporter`: what shows it all
+    (default: the process's).
     """
 
     def __init__(
@@ -39,9 +40,8 @@ class Tracker:
         tensorboard: bool | None = False,
         wandb: bool = False,
         is_primary: bool = True,
-        is_tty: bool | None = None,
         config: Mapping[str, Any] | None = None,
-        stream: TextIO | None = None,
+        reporter: Reporter | None = None,
     ) -> None:
         self.path = Path(run_dir) / "metrics.jsonl"
         self.is_primary = is_primary
@@ -49,8 +49,7 @@ class Tracker:
         self._began = time.monotonic()
         if not is_primary:
             return
-        stream = sys.stdout if stream is None else stream
-        self._console = Console(stages, stream, stream.isatty() if is_tty is None else is_tty)
+        self._console = Console(stages, reporter or progress.current)
         self._tensorboard = self._wandb = None
         if tensorboard is not False:
             notes = self._console if tensorboard else None
@@ -63,6 +62,20 @@ class Tracker:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+    def show_stage(self, stage: str, step: int) -> AbstractContextManager[None]:
+        """Show the steps of a stage inside the block, which begins after `step`."""
+        return self._console.stage(stage, step) if self.is_primary else nullcontext()
+
+    def step(self, step: int) -> None:
+        """Count a step that was started; nothing is written."""
+        if self.is_primary:
+            self._console.step(step)
+
+    def leave_out(self, seconds: float) -> None:
+        """Leave a time in which steps were compiled out of the pace from which the time left is estimated."""
+        if self.is_primary:
+            self._console.leave_out(seconds)
 
     def train(self, stage: str, step: int, metrics: Mapping[str, Any]) -> None:
         """Write the numbers of a training step; `elapsed` (seconds over all restarts) is added if missing."""
@@ -121,10 +134,9 @@ class Tracker:
         self._began = time.monotonic() - max(elapsed, default=0.0)
 
     def close(self) -> None:
-        """Flush everything and restore the terminal; may be called more than once."""
+        """Flush everything; may be called more than once."""
         if not self.is_primary:
             return
-        self._console.close()
         self.close_file()
         for sink in (self._tensorboard, self._wandb):
             if sink is not None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from bertjax.config.schema.run import WatchdogTimeouts as Limits
 from bertjax.errors import StoppedSafely
+from bertjax.progress import reporter
 from bertjax.training.monitor.phases import Phases
 
 POLL_SECONDS = 1.0  # seconds between polls; shorter if a limit is short
@@ -61,7 +62,7 @@ class Watchdog:
         except OSError as error:  # the disk may be the cause
             where = f"; {path} could not be written ({error.strerror})"
         faulthandler.dump_traceback(sys.__stderr__ or sys.stderr)
-        print(f"{line}{where}; run the same command again", file=sys.stderr)
+        reporter.last_words(f"{line}{where}; run the same command again")
         try:
             self.on_hang()
         finally:
