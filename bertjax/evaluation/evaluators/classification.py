@@ -16,6 +16,7 @@ from bertjax.data.sources.class_names import ClassSpec
 from bertjax.evaluation.evaluators.heldout import open_heldout, save_json
 from bertjax.evaluation.evaluators.registry import AbstractBatch, EvaluationKind, Run
 from bertjax.evaluation.inference.batches import device_batches, local_batch_rows
+from bertjax.evaluation.metrics.custom import custom_scores
 from bertjax.evaluation.metrics.labels import label_scores, score_names
 from bertjax.evaluation.records import EvaluationRecord
 from bertjax.parallel.multihost import primary
@@ -50,7 +51,10 @@ def classification_evaluator(
             found, truth, weights = jax.device_get(predict(params, batch))
             logits.append(found[weights > 0])
             truths.append(truth[weights > 0])
-        scores = label_scores(np.concatenate(logits), np.concatenate(truths))
+        targets, outputs = np.concatenate(truths).reshape(-1), np.concatenate(logits).reshape(-1, program.num_classes)
+        scores = label_scores(outputs, targets)
+        for metric in config.metrics:
+            scores |= custom_scores(metric, targets, outputs)
         save_json(record, config.name, {"step": step, "scores": scores, **left_out})
         return scores
 
@@ -80,7 +84,7 @@ def _lower(
 
 def _scores(config: ClassificationEvaluation, stage: Stage) -> tuple[str, ...] | None:
     count = getattr(stage.objective, "num_labels", None)  # None: a head of an earlier stage
-    return None if count is None else score_names(count)
+    return None if count is None or config.metrics else score_names(count)  # those of plugins are not known before
 
 
 CLASSIFICATION = EvaluationKind(build=classification_evaluator, lower=_lower, scores=_scores)
