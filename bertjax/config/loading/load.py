@@ -19,6 +19,7 @@ from bertjax.config.loading.overrides import merge, parse_overrides, parse_secti
 from bertjax.config.loading.shipped import resolve_config
 from bertjax.config.loading.yaml_reader import Node, to_nodes, to_plain
 from bertjax.config.schema.run import Config
+from bertjax.errors import UserError
 from bertjax.storage.nested import flatten
 
 
