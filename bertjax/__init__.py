@@ -9,14 +9,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # what type checkers and editors see; `_MODULES` is what happens
     from bertjax.api.model import Model
     from bertjax.api.model import open as open
+    from bertjax.api.plugins import callback, load_plugins, metric, register, register_objective
+    from bertjax.api.program import StageProgram, batches, build_program
+    from bertjax.api.train import TrainResult, train
     from bertjax.config.loading.load import load
     from bertjax.config.schema.run import Config
     from bertjax.data.tokenizers.load import Tokenizer
-    from bertjax.errors import BertjaxError, UserError
+    from bertjax.errors import BertjaxError, StoppedSafely, UserError
     from bertjax.evaluation.predictors.answers import answer
     from bertjax.evaluation.predictors.masks import fill_mask
     from bertjax.models.registry import build_model
-    from bertjax.training.loop import train
+    from bertjax.training.monitor.callbacks import Callback
 
 __version__ = "0.1.0"
 
@@ -25,19 +28,31 @@ _MODULES = {
     "load": "bertjax.config.loading.load",
     "Tokenizer": "bertjax.data.tokenizers.load",
     "build_model": "bertjax.models.registry",
-    "train": "bertjax.training.loop",
+    "train": "bertjax.api.train",
+    "TrainResult": "bertjax.api.train",
+    "StageProgram": "bertjax.api.program",
+    "build_program": "bertjax.api.program",
+    "batches": "bertjax.api.program",
+    "Callback": "bertjax.training.monitor.callbacks",
+    "callback": "bertjax.api.plugins",
+    "load_plugins": "bertjax.api.plugins",
+    "metric": "bertjax.api.plugins",
+    "register": "bertjax.api.plugins",
+    "register_objective": "bertjax.api.plugins",
     "open": "bertjax.api.model",
     "Model": "bertjax.api.model",
     "fill_mask": "bertjax.evaluation.predictors.masks",
     "answer": "bertjax.evaluation.predictors.answers",
     "BertjaxError": "bertjax.errors",
+    "StoppedSafely": "bertjax.errors",
     "UserError": "bertjax.errors",
 }
 
 # `from bertjax import *` leaves Python's own `open` as it is: call `bertjax.open`.
 __all__ = [
-    "BertjaxError", "Config", "Model", "Tokenizer", "UserError", "__version__", "answer", "build_model", "fill_mask",
-    "load", "train",
+    "BertjaxError", "Callback", "Config", "Model", "StageProgram", "StoppedSafely", "Tokenizer", "TrainResult",
+    "UserError", "__version__", "answer", "batches", "build_model", "build_program", "callback", "fill_mask", "load",
+    "load_plugins", "metric", "register", "register_objective", "train",
 ]  # fmt: skip
 
 

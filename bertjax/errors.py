@@ -1,5 +1,8 @@
 """Errors that end a command, with the exit codes that launchers read (0: done, 70: a bug)."""
 
+import traceback
+from pathlib import Path
+
 
 class BertjaxError(Exception):
     """A failure reported in one line, without a traceback."""
@@ -34,6 +37,12 @@ class StoppedSafely(BertjaxError):
 def brief(error: BaseException, limit: int = 100) -> str:
     """The text of another library's error, or its class, for one line."""
     return " ".join((str(error) or type(error).__name__).split())[:limit]
+
+
+def error_line(error: BaseException) -> str:
+    """The class of an error and the line of code that raised it: `ZeroDivisionError, my_metrics.py:12`."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return f"{type(error).__name__}, {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
 
 
 def escape_unprintable(message: str) -> str:

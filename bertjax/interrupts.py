@@ -61,18 +61,23 @@ def exit_on_signal(
     should_raise: Callable[[int], bool] = lambda number: True,
     on_ctrl_c: Callable[[], None] = lambda: None,
     restore_handler: Callable[[int], bool] = lambda number: True,
+    ends_process: bool = True,
 ) -> Iterator[None]:
     """Raise `error` in the main thread on a signal inside the block; a StopRequested leaves it as StoppedSafely.
 
     If the main thread is still in the block after GRACE_SECONDS, the process ends with the line `exit_message()`,
     unless that is None. A second Ctrl-C ends it at once with `second_message`. `should_raise` is asked in the main
     thread; if it says no, the block polls. `on_ctrl_c` is called in a thread at the first Ctrl-C. `restore_handler`
-    says for which signals the previous handler is restored. Only the main thread handles signals.
+    says for which signals the previous handler is restored. Only the main thread handles signals. Without
+    `ends_process` nothing ends the process, and a second Ctrl-C is a KeyboardInterrupt in the main thread.
     """
     presses, over, raised = CtrlCCounter(), threading.Event(), threading.Event()
+    handled = CtrlCCounter()  # in the main thread
     code = StoppedSafely.exit_code if error is StopRequested else INTERRUPTED_EXIT_CODE
 
     def handler(number: int) -> None:
+        if not ends_process and number == signal.SIGINT and handled.is_repeated():
+            raise KeyboardInterrupt
         if should_raise(number) and not raised.is_set():  # a second exception would interrupt the cleanup
             raised.set()
             raise error
@@ -84,9 +89,12 @@ def exit_on_signal(
     def on_signal(received: bytes) -> None:
         if signal.SIGINT in received:
             if presses.is_repeated():
+                if not ends_process:
+                    return
                 exit_now(INTERRUPTED_EXIT_CODE, second_message)
             on_ctrl_c()
-        threading.Thread(target=exit_after_grace, name="exit_after_grace", daemon=True).start()
+        if ends_process:
+            threading.Thread(target=exit_after_grace, name="exit_after_grace", daemon=True).start()
 
     try:
         with _handle_signals(numbers, handler, on_signal, error, raised.clear, restore_handler):

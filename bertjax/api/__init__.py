@@ -1,2 +1,4 @@
-"""The Python interface: `bertjax.open` and `Model`, what a notebook or another program calls. It adds no logic of its
-own to the layers below: the command line calls the same functions."""
+"""The Python interface: what `import bertjax` offers to programs and notebooks, on one code path with the command line.
+
+Each name of `bertjax` is imported from its module on first use.
+"""

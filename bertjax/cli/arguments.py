@@ -41,7 +41,9 @@ def command(
     rest: str = "",
     note: str = "",
 ) -> Callable[[Callable[[argparse.Namespace], int]], Command]:
-    """Makes a Command of the function below it."""
+    """Makes a Command of the function below it. One that restores a checkpoint gets --plugins; a report does not."""
+    if {"run", "checkpoint", "target"} & {names[0] for names, _ in options} and RUN not in options:
+        options = (*options, PLUGINS)
     return lambda run: Command(name, run, help, options, examples, overrides, rest, note)
 
 
@@ -119,6 +121,28 @@ STEP = option("--step", type=positive_int, help="step of the checkpoint (default
 BASE = option("--base", metavar="PATH", help="model below adapters (default: the one they were trained on)")
 OUTPUT = option("--output", metavar="FILE", help="output file")
 JSON = option("--json", action="store_true", help="print JSON")
+
+
+PLUGINS = option(
+    "--plugins",
+    metavar="FILE",
+    action="append",
+    help="Python file or module that the run was trained with; may be given more than once",
+)
+
+
+def load_plugins(arguments: argparse.Namespace) -> None:
+    """Imports --plugins, after --device has chosen the platform: a plugin may import jax."""
+    if getattr(arguments, "plugins", None):
+        from bertjax.config.loading import plugins
+
+        if hasattr(arguments, "device"):
+            select_platform(arguments)
+        for name in arguments.plugins:
+            try:
+                plugins.load_plugins(name)
+            except UserError as error:
+                raise UserError(f"--plugins: {error}") from error.__cause__
 
 
 def dtype_override(arguments: argparse.Namespace) -> list[str]:
@@ -214,6 +238,8 @@ def require_device(arguments: argparse.Namespace) -> None:
 def load_config(arguments: argparse.Namespace) -> "Config":
     from bertjax.config.loading.load import load
 
+    if hasattr(arguments, "device"):
+        select_platform(arguments)  # before the configuration's plugins, which may import jax
     return load(arguments.config, arguments.overrides)
 
 

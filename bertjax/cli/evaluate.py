@@ -91,6 +91,7 @@ def report(arguments: argparse.Namespace) -> int:
     cli.option("--limit", metavar="N", type=cli.positive_int, help="use a random sample of N questions"),
     cli.option("--output", metavar="FILE", help="HTML page; a .json is written next to it (default: qa-report.html)"),
     cli.option("--json", action="store_true", help="print the scores as JSON"),
+    cli.PLUGINS,
     cli.DEVICE,
     examples=(
         "bertjax qa-report --extractive runs/demo --context runs/demo-t5",

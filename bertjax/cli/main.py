@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bertjax.cli import checks, completion, data, evaluate, inspect, predict, start, train
-from bertjax.cli.arguments import Command
+from bertjax.cli.arguments import Command, load_plugins
 from bertjax.errors import BertjaxError, UserError
 from bertjax.interrupts import INTERRUPTED_EXIT_CODE, interruptible
 from bertjax.progress import reporter
@@ -83,6 +83,7 @@ def _run(argv: list[str]) -> int:
         return 0
     arguments.commands = COMMANDS  # for `completion`
     arguments.command = name
+    load_plugins(arguments)
     reporter.begin(f"bertjax {name}")
     try:
         return command.run(arguments)

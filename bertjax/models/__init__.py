@@ -1,6 +1,7 @@
 """Model families as nnx modules that hold only parameters and name logical axes; random keys are arguments."""
 
-from flax import nnx
+import flax
 
-nnx.set_graph_mode(False)  # modules are plain pytrees; a parameter shared by two modules is an error, not a silent copy
-nnx.use_eager_sharding(False)  # modules only name axes; training/state.py places them
+# For all threads, unlike nnx.set_graph_mode and nnx.use_eager_sharding, which set the thread that imports this.
+flax.config.update("nnx_graph_mode", False)  # modules are plain pytrees; a parameter shared by two is an error, no copy
+flax.config.update("flax_always_shard_variable", False)  # modules only name axes; training/state.py places them

@@ -13,6 +13,9 @@ class ObjectiveKind:
     make: Callable[[Any, int], Objective]  # (section, number of tasks that the batches are mixed from) -> objective
 
 
+BY_METHOD = ObjectiveKind(lambda section, tasks: section.make(tasks))  # of `bertjax.register_objective`
+
+
 def record_of(section: base.Section) -> ObjectiveKind:
     """The record of an objective's section. Raises TypeError where its `implementation` names none."""
     return base.record_of(section, ObjectiveKind)

@@ -10,6 +10,7 @@ from importlib import metadata
 from pathlib import Path
 
 import bertjax
+from bertjax.config.loading import plugins
 from bertjax.config.loading.error_messages import mask_secrets
 from bertjax.config.schema.run import Config
 from bertjax.data.sources.registry import record_of
@@ -63,7 +64,8 @@ def _facts(config: Config, base: Path) -> dict[str, str]:
     shown = {key: str(value) for key, value in flatten(mask_secrets(config.model_dump(mode="json"))).items()}
     shorten = lambda text: text if len(text) <= 200 else hashlib.sha256(text.encode()).hexdigest()[:12]  # noqa: E731
     options = {f"the configuration, {key}": shorten(value) for key, value in shown.items()}
-    return code_versions() | options | data_file_digests(config, base)
+    code = {f"the plugin {name}": digest[:12] for name, digest in plugins.digests(config.plugins).items()}
+    return code_versions() | code | options | data_file_digests(config, base)
 
 
 @lru_cache(maxsize=1)

@@ -1,19 +1,26 @@
 """The training loop: open and check everything a run needs, then train stage after stage."""
 
 import json
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 
+from bertjax.config.loading import plugins
+from bertjax.config.schema.custom import CALLBACKS
 from bertjax.config.schema.run import Config
+from bertjax.errors import BertjaxError
 from bertjax.parallel.mesh import all_devices
 from bertjax.parallel.multihost import initialize, primary
 from bertjax.parallel.multihost.primary import primary_first, run_on_primary
 from bertjax.training import consistency, inputs, run_context, validate
 from bertjax.training.checkpoint.stage_files import hub_models, run_stages
 from bertjax.training.monitor import preemption, run_log
+from bertjax.training.monitor.callbacks import Callbacks, TrainingRun
 from bertjax.training.monitor.phases import PREPARE, Phases
 from bertjax.training.monitor.run_monitor import monitor_run
 from bertjax.training.monitor.tracking import Tracker
@@ -26,13 +33,24 @@ from bertjax.training.stage_plan import StagePlan, open_stage, unfinished_stages
 BuildEvaluators = Callable[[RunContext, int, TrainProgram, list[str] | None], list[Evaluator]]
 
 
-def train(config: Config, base: Path, build_evaluators: BuildEvaluators) -> None:
+def train(
+    config: Config,
+    base: Path,
+    build_evaluators: BuildEvaluators,
+    callbacks: Sequence[Any] = (),
+    *,
+    ends_process: bool = True,
+) -> None:
     """Run, or continue, every stage of a configuration. Raises the errors of `bertjax.errors`.
 
-    Everything is checked before the run folder is created, so that a mistake in the last stage shows at once.
+    Everything is checked before the run folder is created, so that a mistake in the last stage shows at once. The
+    callbacks of the configuration's plugins run besides `callbacks`. Without `ends_process`, as in a notebook, neither
+    a signal nor the watchdog ends the process: a second Ctrl-C is a KeyboardInterrupt.
     """
+    own = plugins.registered_by(plugins.require(config.plugins, str(config.run_dir)), CALLBACKS)
+    watching = Callbacks([*own, *callbacks])
     phases = Phases()
-    stop = preemption.PreemptionHandler(phases.heartbeat)
+    stop = preemption.PreemptionHandler(phases.heartbeat, ends_process=ends_process)
     with (
         run_log.report_run() as reporter,
         preemption.set_current(stop),
@@ -51,6 +69,7 @@ def train(config: Config, base: Path, build_evaluators: BuildEvaluators) -> None
             return
         ctx, plans, evaluators = opened
         run_log.open_run_log(reporter, config.run_dir, jax.process_index())
+        watching = watching if primary.is_primary() else Callbacks()
         tracker = Tracker(
             config.run_dir,
             stages={plan.stage.name: plan.program.steps for plan in plans},
@@ -60,8 +79,24 @@ def train(config: Config, base: Path, build_evaluators: BuildEvaluators) -> None
             config=config.model_dump(mode="json"),
         )
         with tracker, monitor_run(config, stop, phases, tracker) as monitor:
-            for index in evaluators:
-                StageRunner(ctx, plans[index], tracker, monitor, evaluators[index]).run()
+            with _notify(watching, config, stop):
+                for index in evaluators:
+                    StageRunner(ctx, plans[index], tracker, monitor, evaluators[index], watching).run()
+
+
+@contextmanager
+def _notify(callbacks: Callbacks, config: Config, stop: preemption.PreemptionHandler) -> Iterator[None]:
+    """Tell the callbacks of the beginning and the end of the run."""
+    callbacks.call("on_train_begin", TrainingRun(config, config.run_dir, stop.request))
+    try:
+        yield
+    except BaseException:
+        try:
+            callbacks.call("on_train_end")
+        except BertjaxError as error:  # must not hide what ended the run
+            print(error, file=sys.stderr)
+        raise
+    callbacks.call("on_train_end")
 
 
 def open_run(

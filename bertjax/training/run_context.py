@@ -13,6 +13,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh as JaxMesh
 
+from bertjax.config.loading import plugins
 from bertjax.config.loading.load import dump, fingerprint
 from bertjax.config.schema.run import Config
 from bertjax.data.sources import registry as source_kinds
@@ -181,4 +182,14 @@ def checkpoint_meta(ctx: RunContext, program: TrainProgram, stage_index: int, st
         "tokenizer_sha256": ctx.tokenizer.sha256,
         "tokenizer_json": ctx.tokenizer.json,
         "environment": environment(ctx.mesh),
-    }
+    } | ({"plugins": plugins.digests(ctx.config.plugins)} if ctx.config.plugins else {})
+
+
+def plugin_changes(config: Config, meta: Mapping[str, Any]) -> list[str]:
+    """A note for each plugin whose code has changed since the checkpoint with these meta data."""
+    before, now = meta.get("plugins", {}), plugins.digests(config.plugins)
+    changed = [name for name in before if name in now and now[name] != before[name]]
+    gone = [name for name in before if name not in now]
+    notes = [f"note: plugin {name} has changed since step {meta['step']} was saved; the run continues with it as it is"
+             for name in changed]  # fmt: skip
+    return notes + [f"note: plugin {name}, which step {meta['step']} was saved with, is not used now" for name in gone]

@@ -21,6 +21,7 @@ from bertjax.training import freezing, run_context
 from bertjax.training.checkpoint import adapters, warmstart
 from bertjax.training.checkpoint.layout import PENDING_EVAL, has_pending_eval, num_bytes
 from bertjax.training.checkpoint.manager import CheckpointManager
+from bertjax.training.monitor.callbacks import Callbacks
 from bertjax.training.monitor.meter import Meter, non_padding_tokens
 from bertjax.training.monitor.param_summary import model_summary
 from bertjax.training.monitor.phases import COMPILE, EVALUATION, SAVE, STARTUP, STEP
@@ -28,8 +29,8 @@ from bertjax.training.monitor.run_monitor import RunMonitor
 from bertjax.training.monitor.tracking import Tracker
 from bertjax.training.run_context import RunContext
 from bertjax.training.stage_plan import StagePlan, check_sources
-from bertjax.training.state import Params, TrainState, from_tree
-from bertjax.training.step import jit_train_step
+from bertjax.training.state import Params, TrainState, from_tree, stage_keys
+from bertjax.training.step import Metrics, jit_train_step
 from bertjax.training.untrained_heads import UntrainedHeads, add_heads, restored_heads, summary_line
 
 
@@ -45,13 +46,20 @@ class StageRunner:
     """Train one stage from its first or its restored step to its last."""
 
     def __init__(
-        self, ctx: RunContext, plan: StagePlan, tracker: Tracker, monitor: RunMonitor, evaluators: list[Evaluator]
+        self,
+        ctx: RunContext,
+        plan: StagePlan,
+        tracker: Tracker,
+        monitor: RunMonitor,
+        evaluators: list[Evaluator],
+        callbacks: Callbacks | None = None,
     ):
         self.ctx, self.index, self.plan, self.tracker, self.monitor = ctx, plan.files.index, plan, tracker, monitor
         self.stop, self.phases = monitor.stop, monitor.phases
-        self.evaluators = evaluators
+        self.evaluators, self.callbacks = evaluators, callbacks or Callbacks()
         self.program, self.stage, self.name = plan.program, plan.stage, plan.stage.name
         self.scores: dict[str, float] = {}
+        self.metrics: Metrics = {}  # of the last step, on the devices
         self.base: dict[str, Any] | None = None  # the base of adapter-only checkpoints
         self.pretrained: dict[str, str] | None = None  # the model on the Hub that the stage started from
         self.has_stepped = False  # in this process
@@ -74,6 +82,7 @@ class StageRunner:
                 state = self.init_or_restore()
             start = int(state.step)
             self.monitor.goodput_log.start_stage(self.index, start)
+            self.callbacks.call("on_stage_begin", self.name, start, self.program.steps)
             meter = Meter(self.program, self.plan.batches, self.tracker, self.name, run, self.unlogged)
             with self.tracker.show_stage(self.name, start), self.phases.enter(STEP):
                 if self.pending_eval:
@@ -88,8 +97,7 @@ class StageRunner:
     def init_or_restore(self) -> TrainState:
         """Restore the state of a stage that has begun, else make a fresh one; remove metrics of later steps."""
         before = [stage.name for stage in self.ctx.config.stages[: self.index]]
-        key = jax.random.fold_in(jax.random.key(self.ctx.config.run.seed), self.index)
-        init_key, step_key = jax.random.split(key)
+        init_key, step_key = stage_keys(self.ctx.config.run.seed, self.index)
         if self.checkpoints.committed_steps():
             state, step = self.restore(step_key)
             self.tracker.rewind(before, self.name, step, scored=not self.pending_eval)
@@ -125,6 +133,8 @@ class StageRunner:
         step, tree, meta = self.checkpoints.restore(abstract)
         check_sources(self.ctx, self.plan, meta["sources"], self.checkpoints.folder, step)
         self.pretrained = meta.get("pretrained")
+        for line in run_context.plugin_changes(self.ctx.config, meta):
+            self.tracker.note(line)
         self.base, self.pending_eval = meta.get("base"), has_pending_eval(self.checkpoints.folder, meta)
         self.unlogged, self.scores = meta.get("unlogged"), self.checkpoints.scores(step)
         saved = param_paths.flatten(tree["params"])
@@ -163,6 +173,7 @@ class StageRunner:
             with self.compile_phase("compiling the training step") if step == begun + 1 else nullcontext():
                 state = self.run_step(state, step, train_step, feed, meter)
             self.has_stepped = True
+            self.notify_step(state, step, meter)
             last, due = step == self.program.steps, self.due_evaluations(step)
             saved = last or step % policy.save_every == 0 or any(e.config.name in compared for e in due)
             if saved:
@@ -200,10 +211,20 @@ class StageRunner:
         batch, tokens, waited = next(feed)
         state, metrics = train_step(state, batch)
         self.check_finite(meter.record_step(step, metrics, tokens, waited), step)
+        self.metrics = metrics
         self.monitor.profiler.after_step(metrics["loss"])
         self.monitor.step_done(self.index, step, last=step == self.program.steps)
         self.tracker.step(step)
         return state
+
+    def notify_step(self, state: TrainState, step: int, meter: Meter) -> None:
+        """Tell the callbacks of a step; if one fails, the step is saved first."""
+        try:
+            self.callbacks.step_end(step, self.metrics)
+        except Exception:
+            if jax.process_count() == 1:
+                self.save(state, step, {}, meter, pending_eval=bool(self.due_evaluations(step)))
+            raise
 
     def check_finite(self, nonfinite_steps: int, step: int) -> None:
         if nonfinite_steps >= self.ctx.config.run.max_nonfinite_steps:
@@ -230,6 +251,7 @@ class StageRunner:
                     with reporter.task(f"{self.name} {step}: evaluating '{name}'", finish=False):
                         scores = evaluator.run({**state.params, **state.frozen}, step)
                     self.tracker.evaluation(self.name, step, name, scores)
+                    self.callbacks.call("on_evaluate", name, scores)
                     found |= {f"{name}/{key}": value for key, value in scores.items()}
         except StopRequested:
             if not saved:
@@ -256,17 +278,12 @@ class StageRunner:
             self.checkpoint_bytes = num_bytes(param_paths.flatten(tree))
             self.checkpoints.save(step, tree, meta, scores)
             meter.pause()
+        self.callbacks.call("on_save", step, self.checkpoints.folder / str(step))
 
     def meta(self, step: int, meter: Meter) -> dict[str, Any]:
         """The meta data of a step's checkpoint."""
-        batches, untrained = self.plan.batches, self.untrained
-        about = {"steps": self.program.steps, "sources": batches.source_fingerprints, "labels": self.plan.labels.names}
-        about |= {"unanswerable": batches.unanswerable} if batches.unanswerable is not None else {}
-        about |= untrained.meta
-        about |= {"base": self.base} if self.base else {}
-        about |= {"pretrained": self.pretrained} if self.pretrained else {}
-        about |= {"unlogged": meter.unlogged(), "carried": list(untrained.heads)}
-        about |= {"num_labels": untrained.num_labels} if untrained.num_labels else {}
+        about = self.plan.checkpoint_facts(self.untrained, self.base, self.pretrained)
+        about |= {"unlogged": meter.unlogged()}
         return run_context.checkpoint_meta(self.ctx, self.program, self.index, step) | about
 
     def end_steps(self) -> None:
@@ -284,6 +301,7 @@ class StageRunner:
         if mixture := meter.mixture():
             self.event(int(state.step), "mixture", rows=mixture)
         self.event(int(state.step), "stage_end", scores=self.scores)
+        self.callbacks.call("on_stage_end", self.name, self.scores)
 
     def should_stop(self, step: int) -> bool:
         """Whether to save and exit after this step; the same on all processes."""

@@ -24,6 +24,7 @@ from bertjax.training.checkpoint.label_mapping import StageLabels
 from bertjax.training.checkpoint.stage_files import StageFiles
 from bertjax.training.program import TrainProgram, stage_program
 from bertjax.training.run_context import RunContext
+from bertjax.training.untrained_heads import UntrainedHeads
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,19 @@ class StagePlan:
     @property
     def stage(self) -> Stage:
         return self.files.stage
+
+    def checkpoint_facts(
+        self, untrained: UntrainedHeads, base: Mapping[str, Any] | None, pretrained: Mapping[str, str] | None
+    ) -> dict[str, Any]:
+        """The meta data of a checkpoint about data, carried heads, the base of adapters and the model on the Hub."""
+        batches = self.batches
+        about = {"steps": self.program.steps, "sources": batches.source_fingerprints, "labels": self.labels.names}
+        about |= {"unanswerable": batches.unanswerable} if batches.unanswerable is not None else {}
+        about |= untrained.meta
+        about |= {"base": dict(base)} if base else {}
+        about |= {"pretrained": dict(pretrained)} if pretrained else {}
+        about |= {"carried": list(untrained.heads)}
+        return about | ({"num_labels": untrained.num_labels} if untrained.num_labels else {})
 
 
 def open_stage(ctx: RunContext, files: StageFiles, previous: StageLabels | None) -> StagePlan:

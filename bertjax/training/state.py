@@ -30,6 +30,12 @@ class TrainState:
     nonfinite_steps: jax.Array  # int32, non-finite steps in a row; each was skipped
 
 
+def stage_keys(seed: int, index: int) -> tuple[jax.Array, jax.Array]:
+    """The keys of stage `index` of a run: (of its initial parameters, of its steps)."""
+    init_key, step_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), index))
+    return init_key, step_key
+
+
 def group_params(params: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """{path: x} -> {group: {path: x}}."""
     grouped: dict[str, dict[str, Any]] = {}

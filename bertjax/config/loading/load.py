@@ -6,51 +6,94 @@ directory; only `extends` is relative to the file that contains it.
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from bertjax.config.loading import pretrained, yaml_reader
+from bertjax.config.loading import plugins, pretrained, yaml_reader
 from bertjax.config.loading.earlier_versions import upgrade_config
 from bertjax.config.loading.error_messages import config_error, format_errors, locate, mask_secrets
-from bertjax.config.loading.overrides import merge, parse_overrides, read_with_extends
+from bertjax.config.loading.overrides import merge, parse_overrides, parse_sections, read_with_extends
 from bertjax.config.loading.shipped import resolve_config
 from bertjax.config.loading.yaml_reader import Node, to_nodes, to_plain
 from bertjax.config.schema.run import Config
+from bertjax.errors import UserError
 from bertjax.storage.nested import flatten
 
 
-def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Load a YAML file, the files it extends and `key.path=value` overrides.
+def load(path: str | Path, overrides: Sequence[str] = (), sections: Mapping[str, Any] | None = None) -> Config:
+    """Load a YAML file, the files it extends, `sections` merged like YAML and `key.path=value` overrides.
 
     `path` may be the name of a shipped configuration, such as `bert/pretrain_base`; a file of that name has precedence.
-    Raises UserError with one line per problem: `file:line: key.path: reason (got value); did you mean 'x'?`.
+    Imports the plugins that they list. Raises UserError with one line per problem: `file:line: key.path: reason (got
+    value); did you mean 'x'?`.
+    """
+    return _with_plugins(lambda problems: read_with_extends(resolve_config(path), problems), overrides, sections)
+
+
+def build(
+    data: dict[str, Any],
+    overrides: Sequence[str] = (),
+    *,
+    where: str = "config",
+    sections: Mapping[str, Any] | None = None,
+) -> Config:
+    """Build a configuration from plain data, sections and overrides; `where` names the data in errors."""
+    return _with_plugins(lambda problems: to_nodes(data, where), overrides, sections)
+
+
+def build_saved(
+    saved: dict[str, Any], overrides: Sequence[str] = (), *, where: str, sections: Mapping[str, Any] | None = None
+) -> Config:
+    """Build a configuration saved in a run folder or a checkpoint, possibly by an earlier version.
+
+    Only plugins in `sections` and `overrides` are imported. Raises UserError that names the plugins of the saved
+    configuration when it is not valid without them.
     """
     problems: list[str] = []
-    return _merge_and_validate(read_with_extends(resolve_config(path), problems), overrides, problems)
-
-
-def build(data: dict[str, Any], overrides: Sequence[str] = (), *, where: str = "config") -> Config:
-    """Build a configuration from plain data and overrides; `where` names the data in errors."""
-    return _merge_and_validate(to_nodes(data, where), overrides, [])
-
-
-def build_saved(saved: dict[str, Any], overrides: Sequence[str] = (), *, where: str) -> Config:
-    """Build a configuration saved in a run folder or a checkpoint, possibly by an earlier version."""
-    return build(upgrade_config(saved), overrides, where=where)
+    named = _merge_changes(Node({}, where), overrides, sections, problems)
+    if "plugins" in named.value:
+        plugins.import_listed(named.value["plugins"])
+    try:
+        tree = to_nodes(upgrade_config(saved), where)
+        return _check(_merge_changes(tree, overrides, sections, []), problems)
+    except UserError:
+        if missing := plugins.not_loaded(saved.get("plugins")):
+            raise plugins.missing_plugins(where, missing) from None
+        raise
 
 
 def load_saved(path: Path) -> Config:
     """Load the config.yaml of a run folder, possibly written by an earlier version."""
     problems: list[str] = []
     tree = yaml_reader.read(path, problems)
-    return _merge_and_validate(to_nodes(upgrade_config(to_plain(tree)), str(path)), (), problems)
+    return _check(to_nodes(upgrade_config(to_plain(tree)), str(path)), problems)
 
 
-def _merge_and_validate(tree: Node, overrides: Sequence[str], problems: list[str]) -> Config:
-    tree = merge(tree, parse_overrides(overrides, problems), problems)
+def _with_plugins(
+    read: Callable[[list[str]], Node], overrides: Sequence[str], sections: Mapping[str, Any] | None
+) -> Config:
+    """Read, import the plugins found, and read again: merging depends on the kinds that there are."""
+    problems: list[str] = []
+    tree = _merge_changes(read(problems), overrides, sections, problems)
+    if "plugins" in tree.value:
+        plugins.import_listed(tree.value["plugins"])
+        problems = []
+        tree = _merge_changes(read(problems), overrides, sections, problems)
+    return _check(tree, problems)
+
+
+def _merge_changes(
+    tree: Node, overrides: Sequence[str], sections: Mapping[str, Any] | None, problems: list[str]
+) -> Node:
+    for changes in (parse_sections(sections or {}, problems), parse_overrides(overrides, problems)):
+        tree = merge(tree, changes, problems)
+    return tree
+
+
+def _check(tree: Node, problems: list[str]) -> Config:
     pretrained.fill(tree, problems)
     config = _validate(tree, problems)
     _reject_control_characters(tree, [], problems)

@@ -1,7 +1,7 @@
 """Merge configurations: files that extend others, and overrides from the command line."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from bertjax.storage.locations import path_problem
 from bertjax.storage.text import suggest_file
 
 COMMAND_LINE = "command line"
+ARGUMENTS = "keyword argument"
 OVERRIDE_PATTERN = re.compile(r"(?:--)?([A-Za-z_][\w-]*(?:\.[\w-]+)*)(?:=(.*))?\Z", re.DOTALL)
 
 
@@ -174,14 +175,25 @@ def parse_overrides(overrides: Sequence[str], problems: list[str]) -> Node:
     return tree
 
 
+def parse_sections(sections: Mapping[str, Any], problems: list[str]) -> Node:
+    """Turn keyword arguments (`run={"name": "x"}`, `**{"run.seed": 1}`) into one tree of overrides."""
+    tree: Node = DottedOverride({}, ARGUMENTS)
+    for key, value in sections.items():
+        if OVERRIDE_PATTERN.fullmatch(key) is None or "=" in key:
+            problems.append(f"{ARGUMENTS}: {ascii(key)[1:-1][:80]}: expected a key or a dotted key")
+        else:
+            _set_dotted(tree, key.split("."), yaml_reader.to_nodes(value, ARGUMENTS), problems)
+    return tree
+
+
 def _set_dotted(tree: Node, keys: list[str], value: Node, problems: list[str]) -> None:
     for depth, key in enumerate(keys[:-1]):
-        below = tree.value.setdefault(key, DottedOverride({}, COMMAND_LINE))
+        below = tree.value.setdefault(key, DottedOverride({}, tree.where))
         if key == "trainable":
             below = tree.value[key] = _expand_shorthand(below)
         if not isinstance(below.value, dict):
             given = ".".join(keys[: depth + 1])
-            problems.append(f"{COMMAND_LINE}: {'.'.join(keys)}: {given} is also given as one value; put it there")
+            problems.append(f"{tree.where}: {'.'.join(keys)}: {given} is also given as one value; put it there")
             return
         tree = below
     key = keys[-1]

@@ -8,10 +8,12 @@ expanding aliases) are limited.
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import BaseModel
 
 from bertjax.errors import UserError
 from bertjax.storage.text import MAX_BYTES, read_text
@@ -52,10 +54,16 @@ def shallow_plain(value: dict[str, Node]) -> dict[str, Any]:
 
 
 def to_nodes(value: Any, where: str) -> Node:
-    """Give every part of `value` the origin `where`."""
+    """Give every part of `value` the origin `where`. Paths become text, sections mappings, NumPy's scalars numbers."""
+    if isinstance(value, BaseModel):
+        value = value.model_dump(mode="json")
+    elif isinstance(value, PathLike):
+        value = fspath(value)
+    elif type(value).__module__ == "numpy" and not getattr(value, "ndim", 1):
+        value = value.item()
     if isinstance(value, dict):
         return Node({str(key): to_nodes(item, where) for key, item in value.items()}, where)
-    return Node([to_nodes(item, where) for item in value] if isinstance(value, list) else value, where)
+    return Node([to_nodes(item, where) for item in value] if isinstance(value, list | tuple) else value, where)
 
 
 class _Loader(yaml.SafeLoader):

@@ -81,7 +81,10 @@ def record_of(section: Section | type[Section], expected: type[Record]) -> Recor
     Raises TypeError where it names none: a kind without a record never passes for another one.
     """
     own = vars(section if isinstance(section, type) else type(section))  # not the record of a kind that it extends
-    place = str(own.get("implementation", ""))
+    place = own.get("implementation", "")
+    if isinstance(place, expected):  # registered with its section
+        return place
+    place = place if isinstance(place, str) else type(place).__name__
     try:
         return record_at(place, expected)
     except MissingRecordError:
@@ -91,8 +94,12 @@ def record_of(section: Section | type[Section], expected: type[Record]) -> Recor
 
 
 def register(table: dict[str, type[Section]], kind: str, section: type[Section]) -> None:
-    """Add a kind to a table and rebuild the sections, so that configurations may use it."""
-    if kind in table:
+    """Add a kind to a table and rebuild the sections, so that configurations may use it.
+
+    A class that is defined again, as by a notebook cell that runs twice, replaces the one before.
+    """
+    place = lambda one: (one.__module__, one.__qualname__)  # noqa: E731
+    if kind in table and place(table[kind]) != place(section):
         raise ValueError(f"kind '{kind}' is already registered")
     if kind not in {section.model_fields[tag].default for tag in ("kind", "family") if tag in section.model_fields}:
         raise ValueError(f"{section.__name__} is not of kind '{kind}': see the default of its `kind` or `family`")

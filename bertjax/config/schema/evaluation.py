@@ -1,16 +1,14 @@
 """Configuration sections of evaluations and of text generation, and the table of evaluation kinds."""
 
-from typing import Annotated, Any, ClassVar, Literal, TypeAlias
+from operator import not_
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from bertjax.config.schema.base import FiniteFloat, KindOf, Name, Positive, Section
+from bertjax.config.schema.custom import LabelMetric, TextMetric
 from bertjax.config.schema.data import Task
 
-Metric: TypeAlias = Literal[
-    "accuracy", "f1", "mean_3class_f1", "matthews", "pearson", "spearman", "squad", "trivia_qa", "exact_match", "bleu",
-    "rouge", "multirc", "record", "wsc",
-]  # fmt: skip
 _NAME = "Name of the evaluation in logs and files."
 Heldout = Annotated[Task, Field(description="Held-out data and their preprocessing.")]
 BatchSize = Annotated[Positive, Field(description="Rows per batch, over all devices.")]
@@ -93,6 +91,9 @@ class ClassificationEvaluation(Section):
     data: Heldout
     batch_size: BatchSize = 32
     every: Every = None
+    metrics: list[LabelMetric] = Field(
+        [], exclude_if=not_, description="Metrics of plugins (`@bertjax.metric(name, inputs='labels')`), besides those."
+    )
 
 
 class LossEvaluation(Section):
@@ -122,7 +123,7 @@ class TextToTextEvaluation(Section):
     data: Heldout
     batch_size: BatchSize = 32
     every: Every = None
-    metrics: list[Metric] | None = Field(None, description="Metrics. Default: those of the prompt.")
+    metrics: list[TextMetric] | None = Field(None, description="Metrics. Default: those of the prompt.")
     decoding: Decoding = Field(Decoding(), description="How the text is generated.")
 
 

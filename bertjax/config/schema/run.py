@@ -169,6 +169,11 @@ class Config(Section):
     mixtures: dict[str, Mixture] = Field({}, description="Mixtures by name, for stages and other mixtures.")
     stages: list[Stage] = Field(min_length=1, description="Training stages, in order.")
     compare: list[Variant] = Field([], exclude_if=not_, description="Variants of the last stage for `bertjax compare`.")
+    plugins: Annotated[list[LocalPath], BeforeValidator(lambda one: [one] if isinstance(one, str) else one)] = Field(
+        [],
+        exclude_if=not_,
+        description="Python files (`my_objective.py`) or modules that register kinds, metrics and callbacks.",
+    )
 
     @model_validator(mode="after")
     def _check(self) -> "Config":

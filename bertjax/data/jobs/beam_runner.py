@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 
+from bertjax.config.loading import plugins
 from bertjax.data.jobs.jobs import JobRecord, Jobs, Shuffle, load_finished, read_record, run_job
 from bertjax.data.jobs.scratch_dir import KEPT_MESSAGE
 from bertjax.errors import BertjaxError, StorageError, UserError
@@ -100,8 +101,10 @@ class BeamRunner:
 class _WithSpec(beam.DoFn):
     def __init__(self, path: str) -> None:
         self._path = path
+        self._plugins = [plugin.place for plugin in plugins.loaded()]
 
     def setup(self) -> None:
+        plugins.load_plugins(*self._plugins)  # the spec may contain their classes
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # Beam has a process for each core
         self._spec: _Spec = _read_pickle(self._path)
 

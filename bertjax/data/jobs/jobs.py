@@ -6,13 +6,15 @@ A finished job has a record: sizes and hashes of its files, and facts. Run again
 import base64
 import json
 import os
+import pickle
 import secrets
 import shutil
 import signal
+import sys
 import threading
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -24,6 +26,9 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from bertjax.config.loading import plugins
+from bertjax.config.schema.data import PREPROCESS
+from bertjax.config.schema.sources import SOURCES
 from bertjax.errors import StorageError, UserError
 from bertjax.progress import reporter
 from bertjax.storage import remote, staging
@@ -154,17 +159,27 @@ class LocalRunner:
         self, jobs: Jobs, arguments: Iterable[Any], *, workers: int, shuffle: Shuffle | None = None
     ) -> Iterator[JobRecord]:
         """In order; with more than one worker some jobs are ahead of the reader."""
-        if workers > 1:
+        if workers > 1 and not _defined_in_notebook():
             yield from _in_pool(jobs, arguments, workers)
             return
         for index, argument in enumerate(arguments):
             yield run_job(jobs, index, argument)
 
 
+def _defined_in_notebook() -> bool:
+    """Whether a kind is defined in a notebook or an interactive session, which other processes cannot import."""
+    if hasattr(sys.modules["__main__"], "__file__"):
+        return False
+    return any(section.__module__ == "__main__" for section in (*SOURCES.values(), *PREPROCESS.values()))
+
+
 def _in_pool(jobs: Jobs, arguments: Iterable[Any], workers: int) -> Iterator[JobRecord]:
+    # Jobs may contain classes of plugins, which a process imports before it unpickles the jobs.
+    places = tuple(plugin.place for plugin in plugins.loaded())
+    state = (pickle.dumps(jobs) if places else jobs, places)
     # spawn: this process may hold threads (the tokenizer's, XLA's), and a fork would copy their locks as they are.
     counts = reporter.share_with_workers("bytes", "rows", "documents")
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), _init_worker, (jobs, counts))
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), _init_worker, (*state, counts))
     waiting: deque[Future[JobRecord]] = deque()
     try:
         for index, argument in enumerate(arguments):
@@ -200,14 +215,15 @@ def _sigint_blocked() -> Iterator[None]:
 _state: Jobs  # of a worker process, set once when it starts
 
 
-def _init_worker(jobs: Jobs, counts: Any) -> None:
+def _init_worker(jobs: Jobs | bytes, places: Sequence[str], counts: Any) -> None:
     global _state
     reporter.forward_to(counts)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
     for number in (signal.SIGINT, signal.SIGTERM):  # sent to all of a terminal or a job: the parent decides
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
-    _state = jobs
+    plugins.load_plugins(*places)
+    _state = pickle.loads(jobs) if isinstance(jobs, bytes) else jobs
 
 
 def _exit_with_parent() -> None:

@@ -16,6 +16,7 @@ from bertjax.evaluation.evaluators.heldout import open_heldout, save_json
 from bertjax.evaluation.evaluators.label_samples import LabelSamples, fetch_fields
 from bertjax.evaluation.evaluators.registry import AbstractBatch, EvaluationKind, Run
 from bertjax.evaluation.inference.batches import device_batches, local_batch_rows
+from bertjax.evaluation.metrics.custom import custom_scores
 from bertjax.evaluation.metrics.labels import label_details, label_scores, score_names
 from bertjax.evaluation.records import EvaluationRecord
 from bertjax.parallel.multihost import primary
@@ -58,9 +59,11 @@ def classification_evaluator(
             logits.append(found[weights > 0])
             truths.append(truth[weights > 0])
             samples.add(found, truth, weights, fetch_fields(replicate, batch))
-        outputs, golds = np.concatenate(logits), np.concatenate(truths)
-        scores = label_scores(outputs, golds)
-        details = label_details(outputs, golds, shown_names)
+        targets, outputs = np.concatenate(truths).reshape(-1), np.concatenate(logits).reshape(-1, program.num_classes)
+        scores = label_scores(outputs, targets)
+        for metric in config.metrics:
+            scores |= custom_scores(metric, targets, outputs)
+        details = label_details(outputs, targets, shown_names)
         content = {"step": step, "scores": scores, **left_out, **details, "samples": samples.samples()}
         save_json(record, config.name, content)
         return scores
@@ -91,7 +94,7 @@ def _lower(
 
 def _scores(config: ClassificationEvaluation, stage: Stage) -> tuple[str, ...] | None:
     count = getattr(stage.objective, "num_labels", None)  # None: a head of an earlier stage
-    return None if count is None else score_names(count)
+    return None if count is None or config.metrics else score_names(count)  # those of plugins are not known before
 
 
 CLASSIFICATION = EvaluationKind(build=classification_evaluator, lower=_lower, scores=_scores)

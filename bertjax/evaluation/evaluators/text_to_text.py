@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from bertjax.config.schema.custom import METRICS
 from bertjax.config.schema.data import Prompt, TextToText
 from bertjax.config.schema.evaluation import TextToTextEvaluation
 from bertjax.config.schema.run import Stage
@@ -165,8 +166,11 @@ def _problems(config: TextToTextEvaluation, base: Path) -> Iterator[str]:
     yield from ()
 
 
-def _scores(config: TextToTextEvaluation, stage: Stage) -> set[str]:
-    return by_prompt.score_names(by_prompt.metrics_for(config.data.preprocess, config.metrics))
+def _scores(config: TextToTextEvaluation, stage: Stage) -> set[str] | None:
+    names = by_prompt.metrics_for(config.data.preprocess, config.metrics)
+    return (
+        None if METRICS.keys() & set(names) else by_prompt.score_names(names)
+    )  # those of plugins are not known before
 
 
 TEXT_TO_TEXT = EvaluationKind(

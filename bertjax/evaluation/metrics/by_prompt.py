@@ -6,12 +6,14 @@ from typing import Any
 
 import numpy as np
 
+from bertjax.config.schema.custom import METRICS as METRICS_OF_PLUGINS
 from bertjax.config.schema.data import TextToText
 from bertjax.data.preprocess.prompts.t5_prompts import GLUE_TASKS as CLASSES
 from bertjax.data.preprocess.prompts.t5_prompts import UNKNOWN_TARGET, TextExample
 from bertjax.data.sources.squad import Example
 from bertjax.errors import UserError
 from bertjax.evaluation.metrics import text as metrics
+from bertjax.evaluation.metrics.custom import custom_scores
 from bertjax.evaluation.metrics.squad import V1_SCORES, V2_SCORES
 from bertjax.evaluation.metrics.squad import score as score_squad
 from bertjax.evaluation.metrics.text import Scores
@@ -103,6 +105,8 @@ def _metric(
 ) -> Scores:  # fmt: skip
     references = [example.references for example in examples]
     targets = [example.targets for example in examples]
+    if name in METRICS_OF_PLUGINS:
+        return custom_scores(name, [list(texts) for texts in references], predictions)
     if name in _CLASS_METRICS and labels is not None:
         return _CLASS_METRICS[name](metrics.class_ids(targets, labels), metrics.class_ids(predictions, labels))
     if name == "accuracy":  # of free text

@@ -30,9 +30,10 @@ CTRL_C_MESSAGE = (
 class PreemptionHandler:
     """Whether a run was asked to stop; made once for a run, in its main thread."""
 
-    def __init__(self, heartbeat: Callable[[], None] | None = None) -> None:
-        """heartbeat: called at each `check`, to report progress."""
+    def __init__(self, heartbeat: Callable[[], None] | None = None, *, ends_process: bool = True) -> None:
+        """heartbeat: called at each `check`, to report progress. ends_process: whether a signal may end the process."""
         self._heartbeat = heartbeat or (lambda: None)
+        self.ends_process = ends_process
         self._requested, self._over = threading.Event(), threading.Event()
         self._exit_activity: str | None = None  # what is being done, while nothing can be lost
         self._stopped_activity: str | None = None  # what was being done when it stopped
@@ -49,6 +50,13 @@ class PreemptionHandler:
         if not self._requested.is_set() and multihost_utils.reached_preemption_sync_point(self._polls):
             self._requested.set()
         return self._requested.is_set()
+
+    def request(self) -> None:
+        """Ask the run to stop, as a signal does."""
+        if self._multiprocess:  # jax's preemption service tells the other processes
+            os.kill(os.getpid(), signal.SIGTERM)
+        else:
+            self._requested.set()
 
     def check(self) -> None:
         """Raise StopRequested if `poll` is true."""
@@ -77,6 +85,7 @@ class PreemptionHandler:
             should_raise=self._on_signal,
             on_ctrl_c=self._on_ctrl_c,
             restore_handler=lambda number: number == signal.SIGINT or not self._multiprocess,  # then SIGTERM's is jax's
+            ends_process=self.ends_process,
         )
         try:
             with context:

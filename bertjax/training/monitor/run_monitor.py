@@ -40,7 +40,8 @@ def monitor_run(config: Config, stop: PreemptionHandler, phases: Phases, tracker
     is_primary = primary.is_primary()
     goodput_log = GoodputLog(config.run_dir, phases, is_primary=is_primary)
     profiler = Profiler(config.run_dir / "profile", config.run.profile, is_primary=is_primary, log=tracker.note)
-    watchdog = Watchdog(phases, config.run.watchdog, config.run_dir, jax.process_index(), goodput_log.close)
+    limits = config.run.watchdog if stop.ends_process else None
+    watchdog = Watchdog(phases, limits, config.run_dir, jax.process_index(), goodput_log.close)
     try:
         with watchdog, profiler.handle_signals():
             yield RunMonitor(stop, phases, goodput_log, profiler)
