@@ -68,7 +68,7 @@ def test_help_names_every_command_and_each_has_an_example(capsys):
     for name in COMMANDS:
         assert f"  {name} " in overview
         text = said(capsys, [*name.split(), "--help"], 0)
-        assert text.startswith(f"usage: bertjax {name}") and f"bertjax {name}" in text.split("examples")[1]
+        assert text.startswith(f"usage: bertjax {name}") and f"bertjax {name}" in text.split("\nexamples")[1]
         assert max(map(len, text.splitlines())) <= 120
     assert "  predict answer " in said(capsys, ["predict", "--help"], 0) and "130" in overview
     assert said(capsys, ["--version"], 0) == f"bertjax {bertjax.__version__}\n"
