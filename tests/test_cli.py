@@ -92,11 +92,17 @@ def test_help_names_every_command_and_each_has_an_example(capsys):
         ("evaluate nowhere", "nowhere: no such folder"),
         ("evaluate . --step x", "bertjax evaluate: argument --step: must be an integer above 0 (got 'x')"),
         ("evaluate . --step -1", "bertjax evaluate: argument --step"),
-        ("predict", "bertjax predict: expected fill-mask, answer or generate"),
-        ("predict fil-mask", "bertjax predict: expected fill-mask, answer or generate (got 'fil-mask'); did you"),
-        ("predict fill-mask .", "bertjax predict fill-mask: missing: TEXT"),
+        ("predict", "bertjax predict: expected fill-mask, answer, classify, embed or generate"),
+        ("predict fil-mask", "bertjax predict: expected fill-mask, answer, classify, embed or generate (got 'fil"),
+        ("predict fill-mask", "bertjax predict fill-mask: missing: "),
+        ("predict fill-mask . a --file c.yaml", "bertjax predict fill-mask: give either TEXT or --file"),
+        ("predict embed . a --output v.txt", "v.txt: the name of --output must end with .npy or .jsonl"),
+        ("predict classify . --file no.csv", "'no.csv': no such file or folder"),
+        ("predict classify . --file c.yaml --pair x", "bertjax predict classify: --pair is for TEXT"),
+        ("predict answer . --file c.yaml --question q", "bertjax predict answer: give either --file or --question"),
+        ("predict answer . --context c", "bertjax predict answer: give --question and either --context or"),
         ("predict fill-mask . a --top-k 0", "bertjax predict fill-mask: argument --top-k: must be an integer"),
-        ("predict answer . --question q", "bertjax predict answer: give either --context or --context-file"),
+        ("predict answer . --question q", "bertjax predict answer: give --question and either --context"),
         ("predict answer . --question q --context-file no.txt", "no.txt: no such file"),
         ("predict answer . --question q --null-threshold x", "bertjax predict answer: argument --null-threshold"),
         ("predict answer . --question q --null-threshold nan", "bertjax predict answer: argument --null-threshold"),
@@ -156,20 +162,30 @@ def test_evaluate_prints_json(here, fake, capsys):
     assert "no such file or folder" in said(capsys, ["evaluate", ".", "--output", str(here / "none" / "x.json")], 2)
 
 
-def test_predictions_take_text_as_it_is(here, fake, capsys):
-    calls = fake("bertjax.evaluation.predict", "fill_mask", ["é"])
+def test_predictions_take_text_as_it_is(here, capsys, monkeypatch):
+    calls = []
+    for name in ("fill_mask", "answer", "classify", "embed"):
+        monkeypatch.setattr(
+            f"bertjax.tools.predict.{name}", lambda *a: calls.append(a) or [{"value": 2.0, "text": "é"}]
+        )
     assert "é" in said(capsys, ["predict", "fill-mask", ".", "x = [MASK].y=1", "b", "--top-k", "2"], 0)
-    assert calls == [(Path("."), ["x = [MASK].y=1", "b"], 2, {"overrides": []})]
     (here / "t.txt").write_text("context\n")
-    calls = fake("bertjax.evaluation.predict", "answer", [])
     said(capsys, ["predict", "answer", ".", "--question", "q=1?", "--context-file", "t.txt", "--dtype", "bfloat16"], 0)
-    assert calls == [(Path("."), "q=1?", "context\n", 3, None, None, {"overrides": ["run.compute_dtype=bfloat16"]})]
+    assert said(capsys, ["predict", "classify", ".", "a=1", "--pair", "b"], 0) == "2.0000\té\n"
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("é\nf\n".encode())))
+    said(capsys, ["predict", "embed", ".", "--no-normalize", "--batch-size", "4"], 0)
+    fill, answer, classify, embed = calls
+    assert list(fill[0].texts) == ["x = [MASK].y=1", "b"] and fill[1:] == (2, None)
+    assert answer[1:] == ("q=1?", "context\n", {"n_best": 3, "null_threshold": None, "min_probability": None})
+    assert answer[0].dtype == "bfloat16" and answer[0].checkpoint == Path(".")
+    assert classify[0].texts == ["a=1"] and classify[1:] == ("b", None, None, None)
+    assert embed[0].texts == ["é", "f"] and embed[0].batch_size == 4 and embed[1:] == ("mean", False, None, None)
 
 
 def test_texts_to_generate_from(here, fake, capsys, monkeypatch):
     """From the command line, a file or standard input; options may stand between; plain text out, or JSON."""
     found = [{"text": "a", "generated": "é"}, {"text": "b", "generated": ""}]
-    calls = fake("bertjax.evaluation.predict", "generate", found)
+    calls = fake("bertjax.evaluation.predictors.generation", "generate", found)
     beams = "--beam 4 a b=1 --beam-rules transformers --length-penalty -0.5"
     assert said(capsys, f"predict generate . {beams}".split(), 0) == "é\n\n"
     (here / "t.txt").write_bytes("x y\r\n\nz\u2028z\n".encode())

@@ -54,8 +54,8 @@ def here(tmp_path, monkeypatch) -> Path:
     ("argv", "function"),
     [
         (["evaluate", "."], "bertjax.tools.evaluate.evaluate_command"),
-        (["predict", "fill-mask", ".", "A [MASK]."], "bertjax.evaluation.predict.fill_mask"),
-        (["predict", "generate", ".", "A text."], "bertjax.evaluation.predict.generate"),
+        (["predict", "fill-mask", ".", "A [MASK]."], "bertjax.tools.predict.fill_mask"),
+        (["predict", "generate", ".", "A text."], "bertjax.evaluation.predictors.generation.generate"),
         (["export", ".", "out"], "bertjax.tools.convert_hf.export_checkpoint"),
     ],
 )

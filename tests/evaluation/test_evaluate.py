@@ -1,5 +1,6 @@
 """Evaluators inside training and from a restored checkpoint, labels by name, probes, and their commands."""
 
+import csv
 import json
 import lzma
 import os
@@ -19,6 +20,7 @@ import numpy as np
 import pytest
 import tokenizers as rust
 
+import bertjax
 from bertjax import demo
 from bertjax.cli.main import main
 from bertjax.config.loading.load import build, load
@@ -505,6 +507,66 @@ def test_a_head_that_a_stage_only_carries_is_used_and_said(run, here, capsys):
     assert "note: stage 'qa' trained the encoder without the 'mlm' head" in capsys.readouterr().err
     assert masks.fill_mask(run / "checkpoints" / "00-pretrain", ["[MASK]"])[0]["masks"]
     assert capsys.readouterr().err == ""
+
+
+def test_an_opened_run_labels_as_its_evaluation_does(run, here, capsys):
+    model = bertjax.open(run, stage="moods")
+    unseen = [json.loads(line) for line in (here / "unseen.jsonl").read_text().splitlines()]
+    found = model.classify([one["sentence"] for one in unseen])
+    right = [one["label"] == truth["mood"] for one, truth in zip(found, unseen, strict=True)]
+    assert np.mean(right) == pytest.approx(scores_of(run)["moods"]["accuracy"], abs=1e-6)
+    assert model.labels == LABELS and model.step == 40 and model.config.run.name == "tiny"
+    batch = next(model.batches())
+    assert batch["input_ids"].shape == (32, 16) and set(batch["labels"].ravel().tolist()) <= {0, 1, 2}
+    assert next(model.batches("pretrain"))["masked_positions"].shape[0] == 8
+    assert sum(len(each["labels"]) for each in model.batches(evaluation="moods")) >= 23
+    with pytest.raises(UserError, match="has no stage 'none'|stage 'none' has no checkpoint"):
+        bertjax.open(run, stage="none")
+    capsys.readouterr()
+
+
+def test_a_file_of_texts_is_labelled(run, here, tmp_path, capsys):
+    where = ["predict", "classify", str(run / "checkpoints" / "02-moods"), "--device", "cpu"]
+    assert main([*where, "The owl sleeps.", "The dog\nsleeps."]) == 0
+    lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    assert [line[2] for line in lines] == ["The owl sleeps.", "The dog sleeps."] and {x[0] for x in lines} <= set(
+        LABELS
+    )
+    (tmp_path / "in.csv").write_text('id,sentence\n7,"The owl, and more"\n8,The eel sleeps.\n')
+    out = tmp_path / "out.csv"
+    assert main([*where, "--file", str(tmp_path / "in.csv"), "--output", str(out)]) == 0
+    rows = list(csv.DictReader(out.open()))
+    assert [(row["id"], row["sentence"]) for row in rows] == [("7", "The owl, and more"), ("8", "The eel sleeps.")]
+    assert all(row["predicted_label"] in LABELS and 0 < float(row["probability"]) <= 1 for row in rows)
+    assert main([*where, "--file", "unseen.jsonl", "--output", str(tmp_path / "out.jsonl")]) == 0
+    made = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert len(made) == 23 and made[0].keys() == {"id", "sentence", "mood", "predicted_label", "probability",
+                                                 "probabilities"}  # fmt: skip
+    capsys.readouterr()
+    (tmp_path / "bad.csv").write_text("id,text\n7,The owl\n")
+    assert main([*where, "--file", str(tmp_path / "bad.csv"), "--output", str(tmp_path / "none.csv")]) == 2
+    said = capsys.readouterr().err
+    assert said == f"{tmp_path}/bad.csv: line 2: no field 'sentence'; the fields are: id, text; name it with --column\n"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.csv", "in.csv", "out.csv", "out.jsonl"]
+
+
+def test_vectors_and_answers_go_to_files(run, here, tmp_path, capsys):
+    (tmp_path / "in.txt").write_text("The owl sleeps.\n\nThe eel.\n")
+    arguments = ["predict", "embed", str(run), "--file", str(tmp_path / "in.txt"), "--output", str(tmp_path / "v.npy")]
+    assert main(arguments) == 0 and main(["predict", "embed", str(run), "The eel."]) == 0
+    vectors = np.load(tmp_path / "v.npy")
+    (alone,) = json.loads(capsys.readouterr().out)
+    assert vectors.shape == (3, 16) and vectors.dtype == np.float32
+    np.testing.assert_allclose(alone["embedding"], vectors[2], atol=1e-5)
+    asked = [{"id": i, "question": "Where is the dog?", "context": "The dog sleeps in the barn. " * i} for i in (1, 5)]
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(one) + "\n" for one in asked))
+    where = ["predict", "answer", str(run / "checkpoints" / "01-qa"), "--file", str(tmp_path / "q.jsonl")]
+    assert main(where) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [one["id"] for one in found] == [1, 5]
+    alone = answers.answer(run / "checkpoints" / "01-qa", asked[1]["question"], asked[1]["context"])
+    assert found[1]["answer"] == alone["answer"]
+    assert found[1]["probability"] == pytest.approx(alone["probability"], abs=1e-3)
 
 
 @pytest.mark.parametrize(
