@@ -8,7 +8,7 @@ from bertjax.config.loading import input_paths
 from bertjax.config.schema import base as schema
 from bertjax.config.schema.evaluation import Evaluation
 from bertjax.config.schema.run import Config, Stage
-from bertjax.data.pipeline.preview import preview_task
+from bertjax.data.pipeline.preview import find_text_problem, preview_task
 from bertjax.data.sources.class_names import ClassSpec
 from bertjax.errors import BertjaxError, UserError
 from bertjax.training.checkpoint import label_mapping
@@ -30,6 +30,17 @@ class EvaluationChecks(Protocol):
 
 def checks_of(evaluation: Evaluation) -> EvaluationChecks:
     return schema.record_of(evaluation, EvaluationChecks)  # type: ignore[type-abstract]
+
+
+def find_tokenizer_problems(config: Config, base: Path, problems: Collection[str]) -> Iterator[str]:
+    """Read the first text of the sources that a tokenizer is trained on; `problems`: of missing files."""
+    sources = config.tokenizer.train_on if config.tokenizer.path is None else None
+    for number, source in enumerate(sources or ()):
+        key = f"tokenizer.train_on.{number}"
+        if any(line.startswith(f"{key}.") for line in problems):
+            continue
+        if problem := find_text_problem(source, base):
+            yield f"{key}: {problem}"
 
 
 def find_data_problems(

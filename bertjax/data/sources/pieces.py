@@ -22,7 +22,7 @@ def is_last(piece: Any) -> bool:
 
 
 def cut_text(chunks: Iterable[str]) -> Iterator[str]:
-    """A text, given in chunks, in pieces of at most MAX_CHARACTERS without the white space between them.
+    """A text, given in chunks, in pieces of at most MAX_CHARACTERS; joined they are the text. None of them is blank.
 
     A piece ends at a blank line if there is one in its second half, else at a line end, else at a space.
     """
