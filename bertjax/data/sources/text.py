@@ -70,7 +70,7 @@ def stream_texts(source: Any, base: Path) -> Iterator[str]:
 
 
 def _pieces(text: str) -> Iterator[str]:
-    if len(text) > MAX_CHARACTERS:
+    if is_last(text) and len(text) > MAX_CHARACTERS:
         return cut_text([text])
     return iter(()) if not text or text.isspace() else iter((text,))
 
@@ -130,7 +130,7 @@ def _texts(source: TextFiles, base: Path) -> Iterator[str]:
 
 def _joined(between: str, lines: list[str]) -> str:
     text = between.join(lines)
-    return text if is_last(lines) else UnfinishedText(text)
+    return text if is_last(lines) else UnfinishedText(text + between)
 
 
 def _blocks(source: TextFiles, base: Path) -> Iterator[list[str]]:
