@@ -107,9 +107,7 @@ def test_a_new_source_kind_is_a_section_and_a_record(toy, tmp_path):
     (source,) = source.stages[0].data.source
     assert list(text.read_texts(source, tmp_path)) == ["One line. And more.", "Two lines."]
     assert list(text.read_documents(source, tmp_path)) == [["One line.", "And more."], ["Two lines."]]
-    with pytest.raises(
-        UserError, match="source of kind 'toy': has no fields; use jsonl, json, tsv, csv, parquet, hugging"
-    ):
+    with pytest.raises(UserError, match="source of kind 'toy': has no fields; use jsonl, json, tsv, csv, parquet"):
         records.read_located(source, tmp_path)
     with pytest.raises(UserError, match="kind 'toy' holds no questions; use jsonl.* or stdlib_qa for span_qa"):
         squad.read_squad(source, tmp_path)

@@ -46,13 +46,26 @@ def test_rows_of_a_document_in_pieces(tmp_path: Path, monkeypatch, options) -> N
         assert same == counts and np.array_equal(again, wanted)
 
 
+def test_documents_without_text_are_counted(tmp_path: Path) -> None:
+    (tmp_path / "blank.txt").write_text(" \n\n")
+    (tmp_path / "a.txt").write_text("ban kolo .")
+    (tmp_path / "a.jsonl").write_text('{"text": "ban kolo ."}\n{"text": ""}\n{"text": null}\n{"text": "\\u200b"}\n')
+    for options in (BertPairs(sequence_length=32), SpanCorruption(sequence_length=32)):
+        tokenizer = preparing.bert() if options.kind == "bert_pairs" else preparing.Numbers()
+        sources = [TextFiles(files=["blank.txt", "a.txt"]), JsonLines(files=["a.jsonl"])]
+        said: list[str] = []
+        task = Task(source=sources, preprocess=options)
+        prepare(task, "t", tokenizer, seed=3, base=tmp_path, cache=tmp_path / "c", workers=1, report=said.append)
+        assert "t: 4 of 6 documents left out: they hold no text, or no token" in said
+
+
 def test_pieces_join_to_the_text_and_end_where_sentences_do(monkeypatch) -> None:
     monkeypatch.setattr(pieces, "MAX_CHARACTERS", 40)
     for whole in ("One two three. " * 20, "x" * 100, "a\n\nb " * 30, "short", "y" * 39 + "\n" * 60 + "z"):
         found = list(cut_text([whole[:7], whole[7:50], whole[50:]]))
         assert "".join(found).split() == whole.split() and all(len(piece) <= 40 for piece in found)
         assert [is_last(piece) for piece in found] == [False] * (len(found) - 1) + [True]
-    assert list(cut_text([" \n" * 50])) == []
+    assert list(cut_text([" \n" * 50])) == [""]
     small = "no capitals here. nor here. " * 3  # the first piece decides for all
     parts = [UnfinishedText(small), UnfinishedText("- "), "and here. or here."]
     assert list(split_documents(parts)) == [["no capitals here.", "nor here."] * 3, ["and here.", "or here."]]

@@ -13,7 +13,7 @@ CONFIG = """
 model: {family: bert, vocab_size: 200, hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 2,
   intermediate_size: 32, max_position_embeddings: 64}
 tasks:
-  docs: {source: {kind: text, files: [text.txt], layout: paragraphs}, preprocess: {kind: bert_pairs, sequence_length: 32}}
+  docs: {source: {files: [text.txt], layout: paragraphs}, preprocess: {kind: bert_pairs, sequence_length: 32}}
   labels: {source: {kind: jsonl, files: [ab.jsonl]}, preprocess: {kind: classify, sequence_length: 32}}
 stages:
   - {name: pre, data: docs, steps: 1, batch_size: 8}
