@@ -9,6 +9,7 @@ from bertjax.config.schema import base as schema
 from bertjax.config.schema.evaluation import Evaluation
 from bertjax.config.schema.run import Config, Stage
 from bertjax.data.pipeline.preview import find_text_problem, preview_task
+from bertjax.data.pipeline.row_fields import find_mixing_problem
 from bertjax.data.sources.class_names import ClassSpec
 from bertjax.errors import BertjaxError, UserError
 from bertjax.training.checkpoint import label_mapping
@@ -53,6 +54,8 @@ def find_data_problems(
     problems: list[str] = []
     classes: StageClasses = {}
     for files in stages:
+        if mixing := find_mixing_problem(files.config, files.stage):
+            problems.append(f"stages.{files.stage.name}.data: {mixing}")
         tasks = input_paths.stage_tasks(files.config, files.stage)
         expected = None if files.index in begun else _expected_classes(files, stages[: files.index])
         found = [

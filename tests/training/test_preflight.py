@@ -92,6 +92,13 @@ def test_all_mistakes_are_reported_at_once(folder):
         (["tasks.labels.preprocess.labels=[x, b]"], "tasks.labels: {0}/ab.jsonl: line 1: label 'a' is not one of"),
         ([f"{DEV}.source.0.files=[ax.jsonl]"], DEV + ": {0}/ax.jsonl: line 2: label 'x' is not one of those: a, b"),
         ([f"{DEV}.source.0.split='[9:]'"], DEV + ".source.0: ab.jsonl: holds 4 records, and split '[9:]' takes none"),
+        (
+            [
+                "tasks.more={source: {files: [text.txt]}, preprocess: {kind: bert_pairs, sequence_length: 64}}",
+                "stages.pre.data={mixture: [docs, more]}",
+            ],
+            "stages.pre.data: tasks 'docs' and 'more' cannot be mixed: input_ids is int32[32] in the first",
+        ),
         (["run.prepared_dir={0}/text.txt"], "run.prepared_dir: {0}/text.txt: is a file"),
         (["tokenizer.path={0}/text.txt"], "tokenizer.path: {0}/text.txt: the vocabulary has no [PAD]"),
     ],

@@ -89,9 +89,11 @@ def tokenize_sources(
     for number, source in enumerate(context.task.source):
         if not any(record.facts["read"] for (n, _), record in zip(parts, found, strict=True) if n == number):
             raise text.no_text_error(source)
-    read = sum(record.facts["read"] + record.facts.get(text.BLANK, 0) for record in found)
-    if left_out := read - sum(len(record.counts) for record in found):
-        context.report(f"{context.name}: {left_out:,} of {read:,} documents left out: they hold no text, or no token")
+    documents = sum(record.facts["read"] + record.facts.get(text.BLANK, 0) for record in found)
+    if left_out := documents - sum(len(record.counts) for record in found):
+        context.report(
+            f"{context.name}: {left_out:,} of {documents:,} documents left out: they hold no text, or no token"
+        )
     filled = tuple(_part(jobs, index, record) for index, record in enumerate(found) if len(record.counts))
     if not filled:
         raise UserError(f"task '{context.name}': its source holds no text; check the files and the text field")
