@@ -171,7 +171,7 @@ DATA: dict[str, tuple[str, dict[str, str | bytes | None], str | tuple[str, ...]]
     "half a character in a label": ("labels", {"labels.jsonl": '{"text": "a", "label": "\\ud83d"}\n'},
                                     ("labels.jsonl: line 1", "'label' holds a lone surrogate")),
     "a name with line ends": ("lines", {"data.jsonl": '{"te\\nxt": "a"}\n'}, ("data.jsonl: line 1", "te\\nxt")),
-    "no label": ("labels", {"labels.jsonl": '{"text": "a"}\n'}, ("task 'labels'", "labels.jsonl: line 1", "'label'")),
+    "no label": ("labels", {"labels.jsonl": '{"text": "a"}\n'}, ("tasks.labels.source.0: ", "line 1", "'label'")),
     "labels of two types": ("labels", {"labels.jsonl": TWO_TYPES}, "label"),
     "no vocabulary": ("text", {"vocab.txt": None}, "vocab.txt"),
     "empty vocabulary": ("text", {"vocab.txt": ""}, "vocab.txt"),

@@ -11,10 +11,10 @@ from typing import Any
 import jax
 
 from bertjax.config.schema.run import Config, Stage
+from bertjax.data.pipeline.row_fields import dummy_tokenizer, stage_fields
 from bertjax.data.pipeline.task_rows import Fields
 from bertjax.errors import UserError
 from bertjax.parallel.mesh import make_mesh
-from bertjax.plan.batch import dummy_tokenizer, stage_fields
 from bertjax.progress import reporter
 from bertjax.training import freezing, stage_plan, validate
 from bertjax.training.program import TrainProgram, stage_program

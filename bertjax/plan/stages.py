@@ -5,13 +5,13 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from bertjax.config.schema.run import Config, Stage
+from bertjax.data.pipeline.row_fields import task_fields, tokens_per_row
 from bertjax.evaluation.evaluators.registry import record_of
 from bertjax.evaluation.inference.batches import round_up_batch
 from bertjax.models import families
 from bertjax.models.attention import select_kernel
 from bertjax.parallel.hardware import Chip
 from bertjax.plan import memory
-from bertjax.plan.batch import task_fields, tokens_per_row
 from bertjax.plan.compile import CompileResult, StageProgram, abstract_batch, build_stage_program, compile_lowered
 from bertjax.plan.estimate import Interconnect, Roofline, roofline
 from bertjax.plan.hlo.collectives import Collective, find_collectives

@@ -35,6 +35,7 @@ def check_run(stages: Sequence[StageFiles]) -> preflight.StageClasses:
     problems += _evaluations(to_do, base)
     begun_stages = {files.index for files, has_begun in zip(stages, begun, strict=True) if has_begun}
     lines, classes = preflight.find_data_problems(stages, preflight.broken_tasks(problems), begun_stages)
+    lines = [*preflight.find_tokenizer_problems(config, base, problems), *lines]
     scores = [*preflight.find_score_problems(config)]
     lines = [*_tokenizer_fits(config, base, problems), *_mesh(config, to_do), *lines]
     _raise_problems([*problems, *lines, *_evaluated(to_do, base, problems, classes), *scores])
@@ -46,6 +47,7 @@ def check_prepare(config: Config, base: Path) -> None:
     problems = [*_prepared_dir(config), *_data(config, base), *_evaluations(config.stages, base)]
     stages = run_stages(config, base)
     lines, classes = preflight.find_data_problems(stages, preflight.broken_tasks(problems))
+    lines = [*preflight.find_tokenizer_problems(config, base, problems), *lines]
     _raise_problems([*problems, *lines, *_evaluated(config.stages, base, problems, classes)])
 
 

@@ -8,7 +8,8 @@ from bertjax.config.loading import input_paths
 from bertjax.config.schema import base as schema
 from bertjax.config.schema.evaluation import Evaluation
 from bertjax.config.schema.run import Config, Stage
-from bertjax.data.pipeline.preview import preview_task
+from bertjax.data.pipeline.preview import find_text_problem, preview_task
+from bertjax.data.pipeline.row_fields import find_mixing_problem
 from bertjax.data.sources.class_names import ClassSpec
 from bertjax.errors import BertjaxError, UserError
 from bertjax.training.checkpoint import label_mapping
@@ -32,6 +33,17 @@ def checks_of(evaluation: Evaluation) -> EvaluationChecks:
     return schema.record_of(evaluation, EvaluationChecks)  # type: ignore[type-abstract]
 
 
+def find_tokenizer_problems(config: Config, base: Path, problems: Collection[str]) -> Iterator[str]:
+    """Read the first text of the sources that a tokenizer is trained on; `problems`: of missing files."""
+    sources = config.tokenizer.train_on if config.tokenizer.path is None else None
+    for number, source in enumerate(sources or ()):
+        key = f"tokenizer.train_on.{number}"
+        if any(line.startswith(f"{key}.") for line in problems):
+            continue
+        if problem := find_text_problem(source, base):
+            yield f"{key}: {problem}"
+
+
 def find_data_problems(
     stages: Sequence[StageFiles], skip: Collection[str], begun: Collection[int] = ()
 ) -> tuple[list[str], StageClasses]:
@@ -42,6 +54,8 @@ def find_data_problems(
     problems: list[str] = []
     classes: StageClasses = {}
     for files in stages:
+        if mixing := find_mixing_problem(files.config, files.stage):
+            problems.append(f"stages.{files.stage.name}.data: {mixing}")
         tasks = input_paths.stage_tasks(files.config, files.stage)
         expected = None if files.index in begun else _expected_classes(files, stages[: files.index])
         found = [

@@ -16,8 +16,8 @@ from jax.sharding import Mesh as JaxMesh
 from bertjax.config.loading import plugins
 from bertjax.config.loading.load import dump, fingerprint
 from bertjax.config.schema.run import Config
+from bertjax.data.pipeline import tokenizer_text
 from bertjax.data.sources import registry as source_kinds
-from bertjax.data.sources import text as sources_text
 from bertjax.data.tokenizers import load
 from bertjax.errors import StorageError, UserError
 from bertjax.parallel.mesh import make_mesh
@@ -77,15 +77,17 @@ def load_tokenizer(config: Config, base: Path, source_fingerprint: Fingerprint |
     """Load or train the configured tokenizer. Raises UserError when it has more pieces than the model."""
     source_fingerprint = source_fingerprint or source_fingerprints(base)
     settings = config.tokenizer
-    wanted = settings.train_on
-    if wanted is None:
-        wanted = [source for task in config.stage_tasks(config.stages[0]).values() for source in task.source]
+    wanted: list[tokenizer_text.TokenizerSource] = []
+    if settings.path is None and settings.train_on is not None:
+        wanted = tokenizer_text.of_sources(settings.train_on)
+    elif settings.path is None:
+        wanted = tokenizer_text.of_tasks([*config.stage_tasks(config.stages[0]).values()], base)
 
     def documents() -> Iterator[list[str]]:
-        return chain.from_iterable(sources_text.read_documents(source, base) for source in wanted)
+        return chain.from_iterable(one.documents(base) for one in wanted)
 
     size = settings.vocab_size or config.model.vocab_size
-    key = "".join(map(source_fingerprint, wanted)) if settings.path is None else None
+    key = "".join(source_fingerprint(one.source) + one.key for one in wanted) if settings.path is None else None
     cache = prepared_dir(config)
     if remote.is_remote(cache):  # a trained tokenizer is small, and the same wherever it is trained
         cache = config.run_dir.parent / "prepared"

@@ -12,9 +12,9 @@ from bertjax.config.loading.load import build
 from bertjax.config.schema.base import rebuild, register
 from bertjax.config.schema.data import PREPROCESS
 from bertjax.data.pipeline.loader import open_task
+from bertjax.data.pipeline.row_fields import task_fields
 from bertjax.data.preprocess.registry import record_of
 from bertjax.errors import UserError
-from bertjax.plan.batch import task_fields
 
 
 @pytest.fixture

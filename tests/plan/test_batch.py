@@ -8,8 +8,8 @@ import pytest
 from bertjax.config.loading.load import build, load
 from bertjax.config.schema.run import Config
 from bertjax.data.pipeline.loader import open_batches
+from bertjax.data.pipeline.row_fields import stage_fields, task_fields, tokens_per_row
 from bertjax.errors import UserError
-from bertjax.plan.batch import stage_fields, task_fields, tokens_per_row
 from bertjax.training.run_context import load_tokenizer
 
 TEXT = {"kind": "text", "files": ["text.txt"], "layout": "sentences"}

@@ -1,5 +1,6 @@
 """Text of any source as a corpus of ids: one job for each part of the sources, in their order."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ DOCUMENTS_AT_ONCE = 16  # reported
 LONG_DOCUMENT_SENTENCES = 1000  # a chapter has some hundred
 MIN_POOL_BYTES = 8 << 20  # of files; less is tokenized before worker processes have started
 DocumentIds = Iterable[Sequence[int]]  # of one document, in pieces
-ReadFn = Callable[[Any, Path], Iterator[Any]]  # a source as documents
+ReadFn = Callable[[Any, Path, Counter[str]], Iterator[Any]]  # a source as documents; counts those without text
 TokenizeFn = Callable[[Iterator[Any], "Tokenizer"], Iterator[DocumentIds]]
 
 
@@ -88,6 +89,11 @@ def tokenize_sources(
     for number, source in enumerate(context.task.source):
         if not any(record.facts["read"] for (n, _), record in zip(parts, found, strict=True) if n == number):
             raise text.no_text_error(source)
+    documents = sum(record.facts["read"] + record.facts.get(text.BLANK, 0) for record in found)
+    if left_out := documents - sum(len(record.counts) for record in found):
+        context.report(
+            f"{context.name}: {left_out:,} of {documents:,} documents left out: they hold no text, or no token"
+        )
     filled = tuple(_part(jobs, index, record) for index, record in enumerate(found) if len(record.counts))
     if not filled:
         raise UserError(f"task '{context.name}': its source holds no text; check the files and the text field")
@@ -105,12 +111,13 @@ def tokenize_sources(
 def tokenize_part(reading: TokenizeContext, part: Any, index: int, folder: Path) -> JobOutput:
     """A job (`jobs.JobFn`): a `TokenizedCorpus` of one part. Counts: the tokens of each document that has any."""
     counts: list[int] = []
+    blank: Counter[str] = Counter()
     read = 0
     facts = {"sentences": 0, "unknown": 0, "cut": 0, "most": 0, "long": 0}
 
     def documents() -> Iterator[Any]:
         nonlocal read
-        for document in reading.read(part, reading.base):
+        for document in reading.read(part, reading.base, blank):
             read += is_last(document)
             yield document
 
@@ -145,10 +152,10 @@ def tokenize_part(reading: TokenizeContext, part: Any, index: int, folder: Path)
     first = next(stream, None)
     name = f"{index:05d}"
     if first is None:
-        return JobOutput([], {"read": read, **facts}, np.zeros(0, np.int64))
+        return JobOutput([], {"read": read, **facts, **blank}, np.zeros(0, np.int64))
     TokenizedCorpus.write(folder / name, chain([first], stream), reading.tokenizer.vocab_size)
     files = [f"{name}/{file}" for file in FILES]
-    return JobOutput(files, {"read": read, **facts}, np.array(counts, np.int64))
+    return JobOutput(files, {"read": read, **facts, **blank}, np.array(counts, np.int64))
 
 
 def _part(jobs: Jobs, index: int, record: JobRecord) -> CorpusPart:

@@ -42,6 +42,20 @@ def preview_task(
         return Findings([f"{key}: {escape_unprintable(str(error))}"])
 
 
+def find_text_problem(source: Any, base: Path) -> str | None:
+    """Why a source gives no text to train a tokenizer on, by its first record; None if it does."""
+    try:
+        _first_text(source, base)
+    except UserError as error:
+        return escape_unprintable(str(error))
+    return None
+
+
+def _first_text(source: Any, base: Path) -> None:
+    if next(stream_texts(source, base), None) is None:
+        raise no_text_error(source)
+
+
 def _source_problems(preview: Preview) -> Iterator[tuple[int, str]]:
     for number, source in enumerate(preview.task.source):
         one = replace(preview, task=preview.task.model_copy(update={"source": [source]}))
@@ -58,8 +72,7 @@ def _check_source(preview: Preview, source: Any) -> None:
     if kind.check is not None:
         kind.check(preview, RECORDS)
     elif kind.reads in ("documents", "texts"):
-        if next(stream_texts(source, preview.base), None) is None:
-            raise no_text_error(source)
+        _first_text(source, preview.base)
     else:
         read = stream_squad if kind.reads == "questions" else read_located
         for _ in islice(read(source, preview.base), RECORDS):  # type: ignore[operator]

@@ -22,7 +22,8 @@ def is_last(piece: Any) -> bool:
 
 
 def cut_text(chunks: Iterable[str]) -> Iterator[str]:
-    """A text, given in chunks, in pieces of at most MAX_CHARACTERS without the white space between them.
+    """A text, given in chunks, in pieces of at most MAX_CHARACTERS; joined they are the text. No piece is blank; a
+    blank text is one empty piece.
 
     A piece ends at a blank line if there is one in its second half, else at a line end, else at a space.
     """
@@ -32,8 +33,7 @@ def cut_text(chunks: Iterable[str]) -> Iterator[str]:
             if last is not None:
                 yield UnfinishedText(last)
             last = piece
-    if last is not None:
-        yield last
+    yield last or ""
 
 
 def _cut(chunks: Iterable[str]) -> Iterator[str]:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, cast
 
 from bertjax.config.schema import base as schema
 from bertjax.config.schema.slices import parse_slice
@@ -129,7 +129,7 @@ def count_records(source: Any, base: Path) -> int:
             total += _count(source, path)
         else:
             stat = path.stat()
-            total += _count_local(type(source), options, str(path.resolve()), stat.st_size, stat.st_mtime_ns)
+            total += _count_local(cast(Any, type(source)), options, str(path.resolve()), stat.st_size, stat.st_mtime_ns)
     return total
 
 
@@ -140,7 +140,7 @@ def _count(source: Any, path: Path) -> int:
 
 
 @functools.lru_cache(maxsize=4096)
-def _count_local(section: type[schema.Section], options: str, path: str, size: int, mtime_ns: int) -> int:
+def _count_local(section: Any, options: str, path: str, size: int, mtime_ns: int) -> int:
     # size and mtime_ns are part of the cache key: a changed file is read again
     return _count(section.model_validate({**json.loads(options), "files": [path]}), Path(path))
 

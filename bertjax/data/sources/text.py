@@ -4,6 +4,7 @@ Reading streams: memory holds one line, one row group or a piece of a document.
 """
 
 import itertools
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,6 +26,7 @@ from bertjax.storage import remote
 from bertjax.storage.files import expand_globs, read_lines, read_pieces
 
 T = TypeVar("T")
+BLANK = "blank"
 
 
 def read_documents(source: Any, base: Path) -> Iterator[list[str]]:
@@ -35,15 +37,21 @@ def read_documents(source: Any, base: Path) -> Iterator[list[str]]:
     yield from _require_documents(stream_documents(source, base), source)
 
 
-def stream_documents(source: Any, base: Path) -> Iterator[list[str]]:
+def stream_documents(source: Any, base: Path, blank: Counter[str] | None = None) -> Iterator[list[str]]:
     """`read_documents` of a source that may have none, such as a part of one.
 
     A document of more than `pieces.MAX_CHARACTERS` comes in several lists, of which all but the last are
-    `UnfinishedDocument`s.
+    `UnfinishedDocument`s. `blank`: counts those without text under BLANK.
     """
     read = record_of(source).documents
-    found = split_documents(stream_texts(source, base)) if read is None else read(source, base)
-    return filter(None, found)
+    if read is None:
+        yield from filter(None, split_documents(stream_texts(source, base, blank)))
+        return
+    for document in read(source, base):
+        if document:
+            yield document
+        elif blank is not None:
+            blank[BLANK] += 1
 
 
 def read_texts(source: Any, base: Path) -> Iterator[str]:
@@ -51,10 +59,11 @@ def read_texts(source: Any, base: Path) -> Iterator[str]:
     yield from _require_documents(stream_texts(source, base), source)
 
 
-def stream_texts(source: Any, base: Path) -> Iterator[str]:
+def stream_texts(source: Any, base: Path, blank: Counter[str] | None = None) -> Iterator[str]:
     """`read_texts` of a source that may have none.
 
     A text of more than `pieces.MAX_CHARACTERS` comes in pieces, of which all but the last are `UnfinishedText`s.
+    `blank`: counts those without text under BLANK.
     """
     record = record_of(source)
     if record.texts:
@@ -66,13 +75,12 @@ def stream_texts(source: Any, base: Path) -> Iterator[str]:
         found = (_field(fields, field, where) for where, fields in record.records(source, base, field))
     else:
         found = _contexts(source, base)
-    return (piece for text in found for piece in _pieces(text))
-
-
-def _pieces(text: str) -> Iterator[str]:
-    if len(text) > MAX_CHARACTERS:
-        return cut_text([text])
-    return iter(()) if not text or text.isspace() else iter((text,))
+    for text in found:
+        for piece in cut_text([text]) if is_last(text) and len(text) > MAX_CHARACTERS else (text,):
+            if piece and not piece.isspace():
+                yield piece
+            elif blank is not None:
+                blank[BLANK] += 1
 
 
 def no_text_error(source: Any) -> UserError:
@@ -130,7 +138,7 @@ def _texts(source: TextFiles, base: Path) -> Iterator[str]:
 
 def _joined(between: str, lines: list[str]) -> str:
     text = between.join(lines)
-    return text if is_last(lines) else UnfinishedText(text)
+    return text if is_last(lines) else UnfinishedText(text + between)
 
 
 def _blocks(source: TextFiles, base: Path) -> Iterator[list[str]]:

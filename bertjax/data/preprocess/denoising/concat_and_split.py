@@ -145,10 +145,8 @@ def tokenize_texts(texts: Iterator[str], tokenizer: "Tokenizer") -> Iterator[lis
     The ids of an `UnfinishedText` are an `UnfinishedDocument`.
     """
     document: list[array[int]] = []
-    split = ((text, split_long_text(text)) for text in texts)
-    pieces = ((piece, text if at == len(found) else None) for text, found in split for at, piece in enumerate(found, 1))
     goes_on = False
-    for held, last in _batched(pieces):
+    for held, last in _batched(_split_texts(texts)):
         for ids, end in zip(tokenizer.encode_batch(held), last, strict=True):
             document.append(array("i", ids))
             if end is None:
@@ -158,6 +156,20 @@ def tokenize_texts(texts: Iterator[str], tokenizer: "Tokenizer") -> Iterator[lis
             elif goes_on or any(map(len, document)):  # an empty list ends a document too
                 yield document
             document, goes_on = [], not is_last(end)
+
+
+def _split_texts(texts: Iterator[str]) -> Iterator[tuple[str, str | None]]:
+    """The pieces of each text by `split_long_text`, each with the text that it is the last piece of.
+
+    An `UnfinishedText` is split where it would be if it were not in pieces itself: ties between segmentations are
+    decided by rounding, which depends on the place in a piece.
+    """
+    rest = ""
+    for text in texts:
+        found = split_long_text(rest + text)
+        rest = "" if is_last(text) else found.pop()
+        for number, piece in enumerate(found, 1):
+            yield piece, text if number == len(found) else None
 
 
 def _batched(stream: Iterator[tuple[str, str | None]]) -> Iterator[tuple[list[str], list[str | None]]]:

@@ -12,6 +12,7 @@ from bertjax.data.pipeline.loader import Batches, is_decoder_only
 from bertjax.data.pipeline.task_rows import Fields, TaskData, make_task_data
 from bertjax.data.preprocess.registry import record_of
 from bertjax.data.store.row_format import packed_dtype
+from bertjax.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,19 @@ def stage_fields(config: Config, stage: Stage) -> Fields:
     regression = getattr(stage.objective, "num_labels", None) == 1
     tasks = {name: _task_data(config, task, regression) for name, task in config.stage_tasks(stage).items()}
     return Batches(tasks, dict.fromkeys(tasks, 1.0), stage.batch_size).fields
+
+
+def find_mixing_problem(config: Config, stage: Stage) -> str | None:
+    """Why the rows of a stage's tasks cannot be in one batch; None if they can, or if only a tokenizer could tell."""
+    try:
+        tasks = {name: _task_data(config, task, False) for name, task in config.stage_tasks(stage).items()}
+    except UserError:  # its real tokenizer may have the ids that are missing
+        return None
+    try:
+        Batches(tasks, dict.fromkeys(tasks, 1.0), stage.batch_size)
+    except UserError as error:
+        return str(error)
+    return None
 
 
 def task_fields(config: Config, task: Task, regression: bool = False) -> Fields:
