@@ -1,5 +1,6 @@
 """The content of a report as JSON, for `bertjax report --json`."""
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -9,12 +10,18 @@ from typing import Any
 from bertjax.config.loading.error_messages import mask_secrets
 from bertjax.report.classes import class_scores
 from bertjax.report.comparison import ABSENT, ComparedRun, differences, read_runs, scores
+from bertjax.report.page import save_text
 from bertjax.report.record import RunRecord, read_run
 
 
 def report_json(runs: Sequence[Path]) -> dict[str, Any]:
     """The record of one run, or the comparison of several. Raises UserError."""
     return record_json(read_run(runs[0])) if len(runs) == 1 else comparison_json(read_runs(runs))
+
+
+def write_json(runs: Sequence[Path], output: Path) -> Path:
+    """Write `report_json` to a file. Raises UserError and StorageError."""
+    return save_text(output, json.dumps(report_json(runs), ensure_ascii=False, indent=1) + "\n")
 
 
 def record_json(record: RunRecord) -> dict[str, Any]:
