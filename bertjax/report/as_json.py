@@ -33,7 +33,7 @@ def record_json(record: RunRecord) -> dict[str, Any]:
                 evaluated["by_class"] = class_scores(evaluated["details"]["classes"])
             except (KeyError, ValueError, TypeError):
                 continue
-    return without_nan(found)
+    return _storable(found)
 
 
 def comparison_json(runs: Sequence[ComparedRun]) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def comparison_json(runs: Sequence[ComparedRun]) -> dict[str, Any]:
             for key, values in found.items()
         }
 
-    return without_nan({
+    return _storable({
         "runs": {run.label: {"path": str(run.path), **record_json(run.record)} for run in runs},
         "differences": by_run(differences([run.learned for run in runs])),
         "other_differences": by_run(differences([run.others for run in runs])),
@@ -58,10 +58,12 @@ def comparison_json(runs: Sequence[ComparedRun]) -> dict[str, Any]:
     })  # fmt: skip
 
 
-def without_nan(value: Any) -> Any:
-    """JSON has no NaN or infinity: null."""
+def _storable(value: Any) -> Any:
+    """JSON has no NaN or infinity (null here), and UTF-8 no lone surrogates (? here)."""
     if isinstance(value, Mapping):
-        return {str(key): without_nan(inner) for key, inner in value.items()}
+        return {_storable(str(key)): _storable(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
-        return [without_nan(inner) for inner in value]
+        return [_storable(inner) for inner in value]
+    if isinstance(value, str):
+        return value if value.isascii() else value.encode("utf-8", "replace").decode()
     return None if isinstance(value, float) and not math.isfinite(value) else value
