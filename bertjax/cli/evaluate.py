@@ -67,13 +67,8 @@ def report(arguments: argparse.Namespace) -> int:
     runs, output = [cli.existing_path(run) for run in arguments.runs], cli.output_path(arguments.output)
     if arguments.json:
         from bertjax.report import as_json
-        from bertjax.storage.atomic import write_json_atomic
 
-        found = as_json.report_json(runs)
-        if output is None:
-            return cli.print_result(found)
-        write_json_atomic(output, found)
-        return cli.print_result(str(output))
+        return cli.print_result(str(as_json.write_json(runs, output)) if output else as_json.report_json(runs))
     from bertjax import report
 
     if len(runs) > 1:

@@ -1,5 +1,6 @@
 """The content of a report as JSON, for `bertjax report --json`."""
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -9,12 +10,18 @@ from typing import Any
 from bertjax.config.loading.error_messages import mask_secrets
 from bertjax.report.classes import class_scores
 from bertjax.report.comparison import ABSENT, ComparedRun, differences, read_runs, scores
+from bertjax.report.page import save_text
 from bertjax.report.record import RunRecord, read_run
 
 
 def report_json(runs: Sequence[Path]) -> dict[str, Any]:
     """The record of one run, or the comparison of several. Raises UserError."""
     return record_json(read_run(runs[0])) if len(runs) == 1 else comparison_json(read_runs(runs))
+
+
+def write_json(runs: Sequence[Path], output: Path) -> Path:
+    """Write `report_json` to a file. Raises UserError and StorageError."""
+    return save_text(output, json.dumps(report_json(runs), ensure_ascii=False, indent=1) + "\n")
 
 
 def record_json(record: RunRecord) -> dict[str, Any]:
@@ -26,7 +33,7 @@ def record_json(record: RunRecord) -> dict[str, Any]:
                 evaluated["by_class"] = class_scores(evaluated["details"]["classes"])
             except (KeyError, ValueError, TypeError):
                 continue
-    return without_nan(found)
+    return _storable(found)
 
 
 def comparison_json(runs: Sequence[ComparedRun]) -> dict[str, Any]:
@@ -39,7 +46,7 @@ def comparison_json(runs: Sequence[ComparedRun]) -> dict[str, Any]:
             for key, values in found.items()
         }
 
-    return without_nan({
+    return _storable({
         "runs": {run.label: {"path": str(run.path), **record_json(run.record)} for run in runs},
         "differences": by_run(differences([run.learned for run in runs])),
         "other_differences": by_run(differences([run.others for run in runs])),
@@ -51,10 +58,12 @@ def comparison_json(runs: Sequence[ComparedRun]) -> dict[str, Any]:
     })  # fmt: skip
 
 
-def without_nan(value: Any) -> Any:
-    """JSON has no NaN or infinity: null."""
+def _storable(value: Any) -> Any:
+    """JSON has no NaN or infinity (null here), and UTF-8 no lone surrogates (? here)."""
     if isinstance(value, Mapping):
-        return {str(key): without_nan(inner) for key, inner in value.items()}
+        return {_storable(str(key)): _storable(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
-        return [without_nan(inner) for inner in value]
+        return [_storable(inner) for inner in value]
+    if isinstance(value, str):
+        return value if value.isascii() else value.encode("utf-8", "replace").decode()
     return None if isinstance(value, float) and not math.isfinite(value) else value

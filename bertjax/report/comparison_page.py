@@ -9,7 +9,7 @@ from typing import Any
 from bertjax.report import comparison
 from bertjax.report.charts import Chart, Series, figure, key_html
 from bertjax.report.comparison import ABSENT, ComparedRun
-from bertjax.report.page import device_text, save_page
+from bertjax.report.page import device_text, save_text
 from bertjax.report.parts import PERCENTAGES, details, html_document, metric_label, score_text, table, text_html
 from bertjax.report.record import StageRecord, is_finite
 from bertjax.report.stages import is_loss
@@ -38,7 +38,7 @@ def write_comparison(paths: Sequence[Path], output: Path) -> Path:
     if shared and (rest := _only(runs, {name: one for name, one in aligned.items() if name not in shared})):
         body.append(f'<p class="muted below">{rest}</p>')
     notes = "Tokens are the logged rate times the time of a step; training time counts all restarts."
-    return save_page(output, html_document(_title(runs), filter(None, [*body, f"<footer>{notes}</footer>"])))
+    return save_text(output, html_document(_title(runs), filter(None, [*body, f"<footer>{notes}</footer>"])))
 
 
 def _title(runs: Sequence[ComparedRun]) -> str:

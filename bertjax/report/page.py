@@ -35,11 +35,11 @@ def write_report(run: Path, output: Path | None = None) -> Path:
     body = [_header(record), _tiles(record), _summary(record), _baselines(record)]
     body += [stage_section(stage, place) for place, stage in enumerate(record.stages, 1)]
     body += [_provenance_section(record), _footer(record)]
-    return save_page(target, html_document(record.name, filter(None, body)))
+    return save_text(target, html_document(record.name, filter(None, body)))
 
 
-def save_page(target: Path, content: str) -> Path:
-    """Write a page, with the folders above it. Raises StorageError."""
+def save_text(target: Path, content: str) -> Path:
+    """Write a page or its JSON, with the folders above it. Raises StorageError."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         write_text_atomic(target, content)

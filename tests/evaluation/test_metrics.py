@@ -17,6 +17,8 @@ from bertjax.data.preprocess.prompts.t5_prompts import TextExample
 from bertjax.errors import UserError
 from bertjax.evaluation.metrics import by_prompt, glue_average
 from bertjax.evaluation.metrics import text as metrics_text
+from bertjax.evaluation.metrics.labels import label_details
+from bertjax.report.classes import class_scores
 
 IDS = st.lists(st.tuples(st.integers(0, 2), st.integers(-1, 2)), min_size=1, max_size=30)
 WORDS = st.sampled_from(["the cat", "Cat.", "a dog", "dog", "", "U . S . ", "U.S.", "‘owl’", "an  owl_s", "x-y", "x y"])
@@ -38,6 +40,25 @@ def test_labels_as_sklearn(pairs):
     two = targets % 2
     flipped = np.where((guesses == 0) | (guesses == 1), guesses, 1 - two)
     assert metrics_text.f1(two, guesses)["f1"] == pytest.approx(100 * sklearn.f1_score(two, flipped, zero_division=0))
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=30))
+def test_scores_by_class_as_sklearn(pairs):
+    sklearn = pytest.importorskip("sklearn.metrics")
+    targets, guesses = np.array(pairs).T
+    counts = label_details(np.eye(5)[guesses], targets, None)["classes"]
+    assert counts["confusion"] == sklearn.confusion_matrix(targets, guesses, labels=range(5)).tolist()
+    found = class_scores(counts)
+    each = sklearn.precision_recall_fscore_support(targets, guesses, labels=range(5), zero_division=0)
+    assert [[row[key] for row in found["rows"]] for key in ("precision", "recall", "f1", "support")] == [
+        pytest.approx(list(column)) for column in each
+    ]
+    for mean in ("macro", "weighted"):
+        precision, recall, f1, _ = sklearn.precision_recall_fscore_support(
+            targets, guesses, average=mean, zero_division=0
+        )
+        assert found[mean] == pytest.approx({"precision": precision, "recall": recall, "f1": f1})
 
 
 @settings(deadline=None)

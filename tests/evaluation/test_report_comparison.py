@@ -123,10 +123,14 @@ def test_the_command(tmp_path: Path, capsys, monkeypatch) -> None:
     assert found["differences"] == {"stages.s.optimizer.learning_rate": {"a": 1e-3, "b": 2e-3}}
     assert found["scores"][0]["values"] == {"a": 1.0, "b": 1.0} and found["scores"][0]["same_data"] is True
     with (runs[0] / "metrics.jsonl").open("a") as file:
-        file.write('{"kind": "train", "stage": "s", "step": 101, "loss": NaN}\n')
+        file.write('{"kind": "train", "stage": "s", "step": 101, "loss": NaN, "note": "\\ud800"}\n')
     assert main(["report", "a", "--json", "--output", "a.json"]) == 0 and capsys.readouterr().out == "a.json\n"
     (stage,) = json.loads(Path("a.json").read_text())["stages"]
-    assert stage["train"][-1]["loss"] is None and stage["evaluations"][0]["scores"]["total"] == 7
+    assert (
+        stage["train"][-1]["loss"] is None
+        and stage["train"][-1]["note"] == "?"
+        and stage["evaluations"][0]["scores"]["total"] == 7
+    )
     assert not (runs[0] / "report.html").exists()
     assert main(["report", "a", "a.json"]) == 2
     assert capsys.readouterr().err == "a.json: is a file; name the folder of a run, which 'bertjax train' wrote\n"
