@@ -168,9 +168,7 @@ def _problems(config: TextToTextEvaluation, base: Path) -> Iterator[str]:
 
 def _scores(config: TextToTextEvaluation, stage: Stage) -> set[str] | None:
     names = by_prompt.metrics_for(config.data.preprocess, config.metrics)
-    return (
-        None if METRICS.keys() & set(names) else by_prompt.score_names(names)
-    )  # those of plugins are not known before
+    return None if METRICS.keys() & set(names) else by_prompt.score_names(names)  # None: not known for plugins
 
 
 TEXT_TO_TEXT = EvaluationKind(
