@@ -17,7 +17,7 @@ from bertjax.config.loading.load import build
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
-WITHDRAWN = r"\b(rollcall|lifelines|patience|workplace|whole|anew|mend|lies|stands)\b"
+WITHDRAWN = r"\b(rollcall|lifelines|workplace|whole|anew|mend|lies|stands)\b"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(DOCS).as_posix())

@@ -38,7 +38,7 @@ FLOORS = {
         "registry",
         "decoding",
     ],
-    "training": ["freezing", "state", "program", "checkpoint", "monitor", "stage", "loop"],
+    "training": ["freezing", "rates state", "program", "checkpoint", "monitor triggers", "stage", "loop"],
     "evaluation": ["metrics", "inference", "evaluators", "predictors"],
     "api": ["batches", "model"],
 }

@@ -184,3 +184,23 @@ def wait_for(run: Path, lines: int) -> None:
             return
         time.sleep(0.02)
     raise AssertionError("the run does not get on")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_two_processes_save_by_time_and_stop_early_together(tiny_project, tmp_path):
+    """The primary process decides on both; a process that decided otherwise would wait for the others forever."""
+    checkpoint = "{save_every: 100000, save_minutes: 0.02, keep_last: 99}"
+    overrides = [
+        f"run.root={tmp_path}/runs", "run.name=timed", f"run.checkpoint={checkpoint}", "stages.pretrain.steps=400",
+        "stages.pretrain.evaluate.0.every=20", "stages.qa.steps=1", "stages.qa.trainable=all",
+        "stages.pretrain.early_stopping={metric: mlm/mlm_loss, patience: 2, min_delta: 9}",
+    ]  # fmt: skip
+    with train(tiny_project, *overrides, processes=2) as job:
+        ended = job.ended(timeout=500)
+    assert [code for code, _, _ in ended] == [0, 0], ended
+    steps = committed_steps(tmp_path / "runs" / "timed" / "checkpoints" / "00-pretrain")
+    assert steps[-1] == 60, steps  # the first score, and two that are not better by 9
+    assert [step for step in steps if step % 20], steps
+    assert "stopped early at step 60 of 400" in ended[0][1]
+    shutil.rmtree(tmp_path / "runs")

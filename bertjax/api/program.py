@@ -127,7 +127,7 @@ def build_program(config: ConfigLike, stage: str | None = None, *overrides: str,
         raise UserError(f"there is no stage '{stage}'; the stages are {', '.join(names)}")
     index = names.index(stage) if stage else 0
     first = index
-    while first and stages[first].init_source == "previous":  # whose labels the next one has
+    while first and stages[first].starts_from_previous:  # whose labels the next one has
         first -= 1
     for files in stages[first : index + 1]:
         validate.check_kinds(config, files.stage)

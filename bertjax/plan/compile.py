@@ -16,7 +16,7 @@ from bertjax.data.pipeline.task_rows import Fields
 from bertjax.errors import UserError
 from bertjax.parallel.mesh import make_mesh
 from bertjax.progress import reporter
-from bertjax.training import freezing, stage_plan, validate
+from bertjax.training import freezing, rates, stage_plan, validate
 from bertjax.training.program import TrainProgram, stage_program
 from bertjax.training.run_context import RunContext
 from bertjax.training.state import TrainState
@@ -79,6 +79,7 @@ def build_stage_program(
     stage_plan.check_batch(stage, program)
     groups = freezing.param_groups(program.abstract_params())
     plan = freezing.episodes(stage.trainable, groups, program.steps)
+    rates.check_patterns(stage, program.abstract_params(), plan)
     number = len(plan) - 1 if episode is None else episode
     if number >= len(plan):
         raise UserError(f"--episode: stage '{stage.name}' has episodes 0 to {len(plan) - 1}; got {number}")

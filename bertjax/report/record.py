@@ -65,6 +65,7 @@ class StageRecord:
     evaluations: list[EvaluationResult]
     others: list[OtherEvaluation] = field(default_factory=list)
     resumes: list[int] = field(default_factory=list)  # steps of the checkpoints that the stage resumed from
+    stopped_early: int | None = None  # the step at which early stopping ended it
 
 
 @dataclass(frozen=True)
@@ -149,6 +150,7 @@ def _stage(run: Path, name: str, planned: int | None, lines: list[dict[str, Any]
         name=name,
         steps=steps,
         finished=any(line.get("event") == "stage_end" for line in by_kind["event"]),
+        stopped_early=next((line["step"] for line in by_kind["event"] if line.get("stopped_early")), None),
         train=ordered,
         evals=sorted(evals.values(), key=lambda line: line["step"]),
         episodes=_episodes(ordered, [line for line in by_kind["event"] if line.get("event") == "episode"]),

@@ -20,6 +20,9 @@ def stage_section(stage: StageRecord, place: int) -> str:
     state = ""
     if not stage.finished:
         state = f' <span class="pill fair">{"not finished" if stage.train else "not started"}</span>'
+    elif stage.stopped_early is not None:
+        planned = f" of {console.number(stage.steps)}" if stage.steps else ""
+        state = f' <span class="pill">stopped early at step {console.number(stage.stopped_early)}{planned}</span>'
     charts = [chart for chart in stage_charts(stage) if chart.series]
     narrow = sum(not chart.wide for chart in charts)
     drawn = "".join(map(figure, charts))

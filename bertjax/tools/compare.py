@@ -76,6 +76,8 @@ def build_runs(config: Config) -> tuple[Config | None, list[Config]]:
         raise UserError(
             f"stages.{last.name}.init_from: all variants start from one checkpoint: name it, or give a stage before it"
         )
+    if source == "best":
+        raise UserError(f"stages.{last.name}.init_from: best: variants start from the last checkpoint; use previous")
     if source in (None, "previous"):
         start = _run_config(config, "base", {"stages": before})
         source = str(start.run_dir)

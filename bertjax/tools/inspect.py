@@ -21,12 +21,13 @@ from bertjax.parallel.mesh import make_mesh
 from bertjax.parallel.mesh_shape import merge_rules
 from bertjax.storage import pretrained
 from bertjax.storage.pretrained import Pretrained
-from bertjax.training import freezing, optimizers, run_context
+from bertjax.training import freezing, optimizers, rates, run_context
 from bertjax.training.checkpoint.locate import find, find_run_dir
 from bertjax.training.checkpoint.reader import CheckpointReader
 from bertjax.training.monitor import goodput
 from bertjax.training.monitor.param_summary import model_summary
 from bertjax.training.program import adapter_size
+from bertjax.training.triggers.early_stopping import StopRule
 from bertjax.training.untrained_heads import all_heads, summary_line
 
 NOMINAL_STEPS = 10_000  # steps assumed for a stage of unknown length
@@ -82,6 +83,7 @@ def inspect_checkpoint(target: Path, step: int | None) -> dict[str, Any]:
         "step": meta["step"],
         "stage": stage.name,
         "heads": meta["heads"],
+        **_early_stopping(checkpoints, stage, meta),
         **({"labels": meta["labels"]} if meta.get("labels") else {}),
         **({"carried_heads": meta["carried"]} if meta.get("carried") else {}),
         "tokenizer_sha256": meta["tokenizer_sha256"],
@@ -91,6 +93,16 @@ def inspect_checkpoint(target: Path, step: int | None) -> dict[str, Any]:
         **({"pretrained": meta["pretrained"]} if meta.get("pretrained") else {}),
         **_model(config, stage, meta),
     }
+
+
+def _early_stopping(checkpoints: CheckpointReader, stage: Stage, meta: dict[str, Any]) -> dict[str, Any]:
+    """The scores that early stopping has seen, and the step at which it ended the stage."""
+    if stage.early_stopping is None:
+        return {}
+    rule = StopRule(stage.early_stopping)
+    rule.restore(meta, checkpoints.scores_of(meta["step"]))
+    seen = {str(step): value for step, value in rule.history}
+    return {"early_stopping": {"metric": stage.early_stopping.metric, "scores": seen, "stopped_at": rule.step}}
 
 
 def inspect_config(config: Config, step: int | None) -> dict[str, Any]:
@@ -128,7 +140,8 @@ def _model(config: Config, stage: Stage, meta: dict[str, Any]) -> dict[str, Any]
     steps = meta.get("steps") or stage.steps or meta["step"]
     plan = freezing.episodes(stage.trainable, freezing.param_groups(own), steps) if meta["step"] else ()
     trained = next((e.groups for e in reversed(plan) if e.start < meta["step"]), ())
-    text = model_summary(own, param_shardings, trained)
+    factors = {path: rate.factor for path, rate in rates.other_rates(stage.optimizer, own).items()}
+    text = model_summary(own, param_shardings, trained, factors)
     if untrained := {path: x for path, x in params.items() if path not in own}:
         text += summary_line(untrained)
     return {"parameters": sum(prod(x.shape) for x in params.values()), "table": text}
@@ -141,6 +154,8 @@ def _stage(config: Config, stage: Stage) -> dict[str, Any]:
     shapes = registry.abstract_params(config.model, objective.heads, objective.num_labels, adapters)
     sizes = freezing.group_sizes(shapes)
     plan = freezing.episodes(stage.trainable, tuple(sizes), stage.steps or NOMINAL_STEPS)
+    rates.check_patterns(stage, shapes, plan)
+    others = {rate.name: rate.factor for rate in rates.other_rates(stage.optimizer, shapes).values()}
     bound = lambda at: at if stage.steps else at / NOMINAL_STEPS  # noqa: E731
     warmup = {"warmup_steps": optimizers.warmup_steps(stage.optimizer, stage.steps)} if stage.steps else {}
     length = {"steps": stage.steps} if stage.steps else {"epochs": stage.epochs}
@@ -154,7 +169,9 @@ def _stage(config: Config, stage: Stage) -> dict[str, Any]:
         "tokens_per_step": stage.batch_size * longest,
         "parameters": sum(sizes.values()),
         **({"adapter_size": adapters} if adapters else {}),
+        **({"early_stopping": stage.early_stopping.model_dump()} if stage.early_stopping else {}),
         **warmup,
+        **({"rate_factors": others} if others else {}),
         "episodes": [
             {"start": bound(e.start), "stop": bound(e.stop), "groups": list(e.groups), "trained": trained[e]}
             for e in plan
@@ -166,11 +183,14 @@ def _at(stage: Stage, described: dict[str, Any], steps: int, step: int) -> dict[
     """The state at `step` of a stage."""
     number = next((i for i, e in enumerate(described["episodes"]) if step < e["stop"]), -1)
     episode = described["episodes"][number]
+    rate = float(optimizers.schedule(stage.optimizer, steps)(jnp.int32(step)))
+    others = described.get("rate_factors", {})
     return {
         "stage": stage.name,
         "stage_step": step,
         "episode": number % len(described["episodes"]),
-        "learning_rate": float(optimizers.schedule(stage.optimizer, steps)(jnp.int32(step))),
+        "learning_rate": rate,
+        **({"learning_rates": {name: rate * factor for name, factor in others.items()}} if others else {}),
         "trains": episode["groups"],
         "trained_parameters": episode["trained"],
     }
@@ -180,6 +200,10 @@ def _lines(found: dict[str, Any]) -> list[str]:
     if "checkpoint" in found:
         head = [f"{key}: {found[key]}" for key in ("checkpoint", "steps", "step", "stage", "heads", "tokenizer_sha256")]
         names = [f"{number}={name}" for number, name in enumerate(found.get("labels", ()))]
+        if rule := found.get("early_stopping"):
+            seen = ", ".join(f"{value} at {step}" for step, value in rule["scores"].items()) or "no scores yet"
+            ended = f"; stopped the stage at step {rule['stopped_at']}" if rule["stopped_at"] else ""
+            head.append(f"early stopping: {rule['metric']}: {seen}{ended}")
         if names:
             head.append(f"labels: {', '.join(names)}")
         if "carried_heads" in found:
@@ -200,6 +224,10 @@ def _lines(found: dict[str, Any]) -> list[str]:
             f"stage {s['stage']}: {s['objective']}, {length} of {s['batch_size']} rows a step "
             f"({s['tokens_per_step']:,} positions), {s['parameters']:,} parameters{adapters}{warmup}"
         )
+        if rule := s.get("early_stopping"):
+            lines.append(f"  ends early when {rule['metric']} has not improved in {rule['patience']} evaluations")
+        if factors := s.get("rate_factors"):
+            lines.append("  learning rate x " + ", ".join(f"{factor:.4g}: {name}" for name, factor in factors.items()))
         for number, e in enumerate(s["episodes"]):
             bounds = f"steps {e['start']}..{e['stop'] - 1}" if "steps" in s else f"{e['start']:.0%} to {e['stop']:.0%}"
             trains = f"trains {e['trained']:,} parameters: {freezing.format_groups(e['groups'])}"
@@ -209,4 +237,5 @@ def _lines(found: dict[str, Any]) -> list[str]:
             f"at step {at['step']}: stage {at['stage']} step {at['stage_step']}, episode {at['episode']}, "
             f"learning rate {at['learning_rate']:.3g}, trains {freezing.format_groups(at['trains'])}"
         )
+        lines += [f"  {name}: learning rate {rate:.3g}" for name, rate in at.get("learning_rates", {}).items()]
     return lines

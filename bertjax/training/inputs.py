@@ -176,6 +176,8 @@ def _prepared_dir(config: Config) -> Iterator[str]:
 def _init_sources(stages: Iterable[StageFiles]) -> Iterator[str]:
     """Check that the folder of `init_from` holds a model or a checkpoint; `validate` checks that it fits."""
     for files in stages:
+        if files.starts_from_previous:
+            continue
         try:
             _ = files.init_checkpoints
         except UserError as error:

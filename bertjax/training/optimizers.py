@@ -76,19 +76,45 @@ def warmup_steps(config: Optimizer, steps: int) -> int:
     return int(steps * config.warmup_ratio) if config.warmup_steps is None else config.warmup_steps
 
 
+def decay_steps(config: Optimizer, steps: int) -> int:
+    """Steps of the decay of `wsd`, at most those after the warm-up."""
+    wanted = max(int(steps * config.decay_ratio), 1) if config.decay_steps is None else config.decay_steps
+    return min(wanted, max(steps - warmup_steps(config, steps), 1))
+
+
 def schedule(config: Optimizer, steps: int) -> Callable[[jax.Array], jax.Array]:
     """Learning rate as a function of the step s within the stage, from 0.
 
     `linear` as in optimization.py: lr * s / W during warm-up, then lr * (1 - s / N), so the rate drops at s = W.
+    `cosine`, `polynomial` and `wsd` as transformers' schedules with minimum: they fall from lr at s = W (`wsd`: at
+    s = N - decay_steps) to lr * min_lr_ratio at s = N, so that `polynomial` of power 1 is transformers' `linear`.
     `inverse_sqrt` is t5x's 'constant * rsqrt_decay': lr / sqrt(max(s, W, 1)), constant until W.
     """
     base, warmup = config.learning_rate, warmup_steps(config, steps)
+
+    def fraction(s: jax.Array) -> jax.Array:
+        """The part of the learning rate, 1 to 0, that is left after warm-up."""
+        name = config.schedule
+        length = decay_steps(config, steps) if name == "wsd" else max(steps - warmup, 1)
+        done = jnp.clip((s - (steps - length)) / length, 0, 1)
+        shape = config.decay_shape if name == "wsd" else name
+        if shape == "cosine":
+            return 0.5 * (1 + jnp.cos(jnp.pi * done))
+        if shape == "1-sqrt":
+            return 1 - jnp.sqrt(done)
+        return (1 - done) ** (config.power if name == "polynomial" else 1.0)
 
     def rate(step: jax.Array) -> jax.Array:
         s = jnp.asarray(step, jnp.float32)
         if config.schedule == "inverse_sqrt":
             return base / jnp.sqrt(jnp.maximum(s, max(warmup, 1)))
-        after = base * ((steps - s) / steps) if config.schedule == "linear" else jnp.float32(base)
+        if config.schedule == "linear":
+            after = base * ((steps - s) / steps)
+        elif config.schedule == "constant":
+            after = jnp.float32(base)
+        else:
+            low = config.min_lr_ratio
+            after = base * (low + (1 - low) * fraction(s))
         return jnp.where(s < warmup, base * s / max(warmup, 1), jnp.maximum(after, 0))
 
     return rate

@@ -71,10 +71,10 @@ def _expected_classes(files: StageFiles, before: Sequence[StageFiles]) -> ClassS
     count = getattr(files.stage.objective, "num_labels", None)
     if CLASSIFIER not in files.stage.objective.heads or count is None:
         return None
-    if files.init_source == "previous" and CLASSIFIER not in files.stage.fresh and count != 1:
+    if files.starts_from_previous and CLASSIFIER not in files.stage.fresh and count != 1:
         if any(CLASSIFIER in one.stage.objective.heads or one.init_folder is not None for one in before):
             return None
-    elif files.init_source != "previous":
+    elif not files.starts_from_previous:
         try:
             start = label_mapping.init_classes(files, None)
         except BertjaxError:  # reported by the check of init_from

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,9 @@ from bertjax.objectives import registry as objectives
 from bertjax.objectives.base import Objective
 from bertjax.parallel import sharding
 from bertjax.parallel.mesh_shape import RULES, Rules, batch_shards, merge_rules
-from bertjax.training import optimizers
+from bertjax.training import optimizers, rates
 from bertjax.training import state as training_state
-from bertjax.training.freezing import parse_layer
+from bertjax.training.freezing import param_group, parse_layer
 from bertjax.training.state import Params, TrainState
 
 
@@ -75,6 +75,17 @@ class TrainProgram:
 
     def param_shardings(self) -> dict[str, NamedSharding]:
         return {path: x.sharding for path, x in self.abstract_params().items()}
+
+    @cached_property
+    def rate_factors(self) -> dict[str, float]:
+        """{path: factor of the learning rate} of the parameters whose factor is not 1."""
+        others = rates.other_rates(self.optimizer, self.abstract_params())
+        return {path: rate.factor for path, rate in others.items() if rate.factor != 1.0}
+
+    def named_rates(self, groups: Collection[str]) -> dict[str, float]:
+        """{pattern or parameter group: factor of the learning rate} of these groups, where an option gives one."""
+        others = rates.other_rates(self.optimizer, self.abstract_params())
+        return {rate.name: rate.factor for path, rate in others.items() if param_group(path) in groups}
 
     @property
     def manual_axes(self) -> tuple[str, ...]:

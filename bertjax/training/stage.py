@@ -10,7 +10,8 @@ import jax
 import numpy as np
 
 from bertjax.config.schema.evaluation import Evaluation
-from bertjax.errors import DivergedError, StoppedSafely
+from bertjax.config.schema.run import CheckpointPolicy
+from bertjax.errors import DivergedError, StoppedSafely, UserError
 from bertjax.interrupts import StopRequested
 from bertjax.models import param_paths
 from bertjax.parallel.batches import place
@@ -31,15 +32,22 @@ from bertjax.training.run_context import RunContext
 from bertjax.training.stage_plan import StagePlan, check_sources
 from bertjax.training.state import Params, TrainState, from_tree, stage_keys
 from bertjax.training.step import Metrics, jit_train_step
+from bertjax.training.triggers.early_stopping import StopRule
+from bertjax.training.triggers.evaluation_steps import intervals
+from bertjax.training.triggers.save_timer import SaveTimer
 from bertjax.training.untrained_heads import UntrainedHeads, add_heads, restored_heads, summary_line
 
 
 @dataclass(frozen=True)
 class Evaluator:
-    """An evaluation of a stage; `run(params, step)` returns its scores and writes its files."""
+    """An evaluation of a stage; `run(params, step)` returns its scores and writes its files.
+
+    cost: about how many training rows take as long as one run of it; 0 if unknown.
+    """
 
     config: Evaluation
     run: Callable[[Params, int], dict[str, float]]
+    cost: float = 0.0
 
 
 class StageRunner:
@@ -57,6 +65,13 @@ class StageRunner:
         self.ctx, self.index, self.plan, self.tracker, self.monitor = ctx, plan.files.index, plan, tracker, monitor
         self.stop, self.phases = monitor.stop, monitor.phases
         self.evaluators, self.callbacks = evaluators, callbacks or Callbacks()
+        self.stop_rule = StopRule(plan.stage.early_stopping)
+        self.every = intervals(
+            {e.config.name: e.config.every for e in evaluators},
+            plan.program.steps,
+            {e.config.name: e.cost / plan.stage.batch_size for e in evaluators},
+            self.stop_rule.evaluation,
+        )
         self.program, self.stage, self.name = plan.program, plan.stage, plan.stage.name
         self.scores: dict[str, float] = {}
         self.metrics: Metrics = {}  # of the last step, on the devices
@@ -73,7 +88,7 @@ class StageRunner:
         saved = lambda step, seconds: self.event(  # noqa: E731
             step, "checkpoint", seconds=round(seconds, 3), bytes=self.checkpoint_bytes
         )
-        with CheckpointManager(self.plan.files.checkpoints, run.checkpoint, on_commit=saved) as self.checkpoints:
+        with CheckpointManager(self.plan.files.checkpoints, self.policy(), on_commit=saved) as self.checkpoints:
             with (
                 self.phases.enter(STARTUP),
                 self.stop.may_exit("restoring or making the parameters"),
@@ -82,6 +97,7 @@ class StageRunner:
                 state = self.init_or_restore()
             start = int(state.step)
             self.monitor.goodput_log.start_stage(self.index, start)
+            self.save_timer = SaveTimer(run.checkpoint.save_minutes, start)
             self.callbacks.call("on_stage_begin", self.name, start, self.program.steps)
             meter = Meter(self.program, self.plan.batches, self.tracker, self.name, run, self.unlogged)
             with self.tracker.show_stage(self.name, start), self.phases.enter(STEP):
@@ -90,9 +106,16 @@ class StageRunner:
                 with self.plan.batches.iterate(start, self.program.steps, self.plan.rows, run.prefetch) as source:
                     feed = self.prefetch_to_device(source)
                     for number, episode in enumerate(self.plan.episodes):
-                        if start < episode.stop:
+                        if start < episode.stop and self.stop_rule.step is None:
                             state = self.run_episode(state, number, feed, meter)
                 self.finish(state, meter)
+
+    def policy(self) -> CheckpointPolicy:
+        """Which checkpoints are kept: also the best by the score of early stopping."""
+        policy, rule = self.ctx.config.run.checkpoint, self.stop_rule.rule
+        if rule is None or rule.metric in policy.best_metrics:
+            return policy
+        return policy.model_copy(update={"keep_best": [*policy.best_metrics, rule.metric]})
 
     def init_or_restore(self) -> TrainState:
         """Restore the state of a stage that has begun, else make a fresh one; remove metrics of later steps."""
@@ -111,7 +134,8 @@ class StageRunner:
         )
         state = self.program.init_state(params, self.plan.episodes[0].groups, step_key)
         if primary.is_primary():
-            text = model_summary(params, self.program.param_shardings(), self.plan.episodes[0].groups)
+            factors, groups = self.program.rate_factors, self.plan.episodes[0].groups
+            text = model_summary(params, self.program.param_shardings(), groups, factors)
             text += summary_line(self.untrained.params) if self.untrained.params else ""
             atomic.write_text_atomic(self.ctx.config.run_dir / "model.txt", text)
         self.event(0, "start", init="; ".join(lines))
@@ -137,6 +161,7 @@ class StageRunner:
             self.tracker.note(line)
         self.base, self.pending_eval = meta.get("base"), has_pending_eval(self.checkpoints.folder, meta)
         self.unlogged, self.scores = meta.get("unlogged"), self.checkpoints.scores(step)
+        self.stop_rule.restore(meta, {} if self.pending_eval else self.scores)
         saved = param_paths.flatten(tree["params"])
         self.untrained = restored_heads(meta, {path: saved[path] for path in untrained})
         if self.base is not None:
@@ -167,7 +192,7 @@ class StageRunner:
     def run_episode(self, state: TrainState, number: int, feed: Iterator, meter: Meter) -> TrainState:
         with self.compile_phase(f"setting up episode {number}"):
             state, train_step = self.start_episode(state, number, meter)
-        policy, begun = self.ctx.config.run.checkpoint, int(state.step)
+        policy, begun = self.policy(), int(state.step)
         compared = {score.partition("/")[0] for score in policy.best_metrics}
         for step in range(begun + 1, self.plan.episodes[number].stop + 1):
             with self.compile_phase("compiling the training step") if step == begun + 1 else nullcontext():
@@ -176,9 +201,12 @@ class StageRunner:
             self.notify_step(state, step, meter)
             last, due = step == self.program.steps, self.due_evaluations(step)
             saved = last or step % policy.save_every == 0 or any(e.config.name in compared for e in due)
+            saved = self.save_timer.due(step) or saved
             if saved:
                 self.save(state, step, {}, meter, pending_eval=bool(due))
             scores = self.evaluate(state, step, due, meter, saved=saved) if due else {}
+            if self.stop_rule.step is not None:
+                break
             if self.should_stop(step) and not last:
                 if not saved:
                     self.save(state, step, scores, meter)
@@ -236,7 +264,7 @@ class StageRunner:
     def due_evaluations(self, step: int) -> list[Evaluator]:
         """The evaluations to run after this step: at the end of the stage all of them."""
         last = step == self.program.steps
-        return [e for e in self.evaluators if last or (e.config.every and step % e.config.every == 0)]
+        return [e for e in self.evaluators if last or ((n := self.every[e.config.name]) and step % n == 0)]
 
     def evaluate(
         self, state: TrainState, step: int, due: list[Evaluator], meter: Meter, *, saved: bool
@@ -247,12 +275,14 @@ class StageRunner:
         try:
             with self.phases.enter(EVALUATION):
                 for evaluator in due:
-                    name = evaluator.config.name
-                    with reporter.task(f"{self.name} {step}: evaluating '{name}'", finish=False):
-                        scores = evaluator.run({**state.params, **state.frozen}, step)
-                    self.tracker.evaluation(self.name, step, name, scores)
-                    self.callbacks.call("on_evaluate", name, scores)
-                    found |= {f"{name}/{key}": value for key, value in scores.items()}
+                    self.run_evaluator(evaluator, state, step, found)
+                if problem := self.stop_rule.unknown_metric(found):
+                    raise UserError(f"stages.{self.name}.{problem}")
+                self.stop_rule.add(step, primary.run_on_primary(lambda: found) if self.stop_rule.rule else found)
+                if self.stop_rule.step is not None and step < self.program.steps:  # all run at the end of a stage
+                    for evaluator in self.evaluators:
+                        if evaluator not in due:
+                            self.run_evaluator(evaluator, state, step, found)
         except StopRequested:
             if not saved:
                 self.save(state, step, {}, meter, pending_eval=True)
@@ -267,6 +297,15 @@ class StageRunner:
         self.scores |= found
         return found
 
+    def run_evaluator(self, evaluator: Evaluator, state: TrainState, step: int, found: dict[str, float]) -> None:
+        """Run one evaluation and add its scores to `found` as NAME/SCORE."""
+        name = evaluator.config.name
+        with reporter.task(f"{self.name} {step}: evaluating '{name}'", finish=False):
+            scores = evaluator.run({**state.params, **state.frozen}, step)
+        self.tracker.evaluation(self.name, step, name, scores)
+        self.callbacks.call("on_evaluate", name, scores)
+        found |= {f"{name}/{key}": value for key, value in scores.items()}
+
     def save(
         self, state: TrainState, step: int, scores: dict[str, float], meter: Meter, *, pending_eval: bool = False
     ) -> None:
@@ -277,13 +316,14 @@ class StageRunner:
             tree = adapters.checkpoint_tree(state, self.stage, self.index, self.untrained.params)
             self.checkpoint_bytes = num_bytes(param_paths.flatten(tree))
             self.checkpoints.save(step, tree, meta, scores)
+            self.save_timer.saved(step)
             meter.pause()
         self.callbacks.call("on_save", step, self.checkpoints.folder / str(step))
 
     def meta(self, step: int, meter: Meter) -> dict[str, Any]:
         """The meta data of a step's checkpoint."""
         about = self.plan.checkpoint_facts(self.untrained, self.base, self.pretrained)
-        about |= {"unlogged": meter.unlogged()}
+        about |= {**self.stop_rule.meta, "unlogged": meter.unlogged()}
         return run_context.checkpoint_meta(self.ctx, self.program, self.index, step) | about
 
     def end_steps(self) -> None:
@@ -300,7 +340,12 @@ class StageRunner:
         self.end_steps()
         if mixture := meter.mixture():
             self.event(int(state.step), "mixture", rows=mixture)
-        self.event(int(state.step), "stage_end", scores=self.scores)
+        step = int(state.step)
+        early = {"stopped_early": True} if self.stop_rule.step is not None and step < self.program.steps else {}
+        self.event(step, "stage_end", scores=self.scores, **early)
+        if early and (rule := self.stop_rule.rule):
+            said = f"{rule.metric} has not improved in {rule.patience} evaluations"
+            self.tracker.note(f"{self.name}: stopped early at step {step} of {self.program.steps}: {said}")
         self.callbacks.call("on_stage_end", self.name, self.scores)
 
     def should_stop(self, step: int) -> bool:

@@ -18,7 +18,7 @@ from bertjax.parallel.batches import local_rows
 from bertjax.parallel.mesh_shape import batch_problem
 from bertjax.parallel.multihost import primary
 from bertjax.progress import reporter
-from bertjax.training import freezing
+from bertjax.training import freezing, rates
 from bertjax.training.checkpoint import label_mapping
 from bertjax.training.checkpoint.label_mapping import StageLabels
 from bertjax.training.checkpoint.stage_files import StageFiles
@@ -68,6 +68,7 @@ def open_stage(ctx: RunContext, files: StageFiles, previous: StageLabels | None)
     check_batch(stage, program)
     groups = freezing.param_groups(program.abstract_params())
     plan = freezing.episodes(stage.trainable, groups, steps)
+    rates.check_patterns(stage, program.abstract_params(), plan)
     return StagePlan(files, batches, labels, program, plan, local_rows(program.batch_sharding(), stage.batch_size))
 
 

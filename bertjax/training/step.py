@@ -49,13 +49,15 @@ def train_step(program: TrainProgram, state: TrainState, batch: Batch) -> tuple[
     grads = {path: jax.lax.with_sharding_constraint(g, param_shardings[path]) for path, g in grads.items()}
     grads, norm = optimizers.clip_by_global_norm(grads, program.optimizer.clip_norm)
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+    factor = program.rate_factors
 
     params: Params = {}
     opt: dict[str, Any] = {}
     for group, part in training_state.group_params(grads).items():
         old = {path: state.params[path] for path in part}
         update, opt_state = program.tx.update(part, state.opt_state[group], old)  # type: ignore[attr-defined]
-        params |= {path: jnp.where(finite, w - rate * update[path], w) for path, w in old.items()}
+        rates = {path: rate * factor[path] if path in factor else rate for path in old}
+        params |= {path: jnp.where(finite, w - rates[path] * update[path], w) for path, w in old.items()}
         opt[group] = jax.tree.map(lambda new, before: jnp.where(finite, new, before), opt_state, state.opt_state[group])
     nonfinite_steps = jnp.where(finite, 0, state.nonfinite_steps + 1)
     state = replace(state, step=state.step + 1, params=params, opt_state=opt, nonfinite_steps=nonfinite_steps)

@@ -15,6 +15,7 @@ from bertjax.training.checkpoint.stage_files import StageFiles
 from bertjax.training.program import stage_program
 from bertjax.training.run_context import RunContext
 from bertjax.training.stage_plan import StagePlan
+from bertjax.training.triggers.early_stopping import stopped_early
 
 
 def check_settings(config: Config) -> None:
@@ -116,5 +117,8 @@ def is_complete(last: StageFiles) -> bool:
     if not (steps := last.checkpoints.committed_steps()):
         return False
     meta = last.checkpoints.meta()
-    pending = has_pending_eval(last.checkpoints.folder, meta)
-    return meta["step"] == steps[-1] == meta.get("steps") and not pending
+    if meta["step"] != steps[-1] or has_pending_eval(last.checkpoints.folder, meta):
+        return False
+    return meta["step"] == meta.get("steps") or stopped_early(
+        last.stage, meta, last.checkpoints.scores_of(meta["step"])
+    )

@@ -2,13 +2,13 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import ValidationError
 
-from bertjax.config.loading import introspect
+from bertjax.config.loading import foreign_names, introspect
 from bertjax.config.loading.earlier_versions import RENAMED
 from bertjax.config.loading.list_elements import element_name
 from bertjax.config.loading.yaml_reader import Node, shallow_plain, to_plain
@@ -89,6 +89,7 @@ def format_errors(error: ValidationError, tree: Node) -> list[str]:
     lines: dict[tuple[str, ...], tuple[str, list[str], str]] = {}
     for place, item in found:
         head, reason, tail = _error_parts(place, item)
+        tail = _name_stage(tail, place.path, tree)
         deeper = any(
             other.union == place.union >= 0 and other.path[: place.union] == place.path[: place.union]
             and len(other.path) > len(place.path) for other, _ in found
@@ -111,7 +112,7 @@ def _error_parts(place: ErrorLocation, item: Mapping[str, Any]) -> tuple[str, st
     elif kind == "extra_forbidden":
         key = ".".join("*" if isinstance(part, int) else part for part in place.raw)
         reason = f"now called '{RENAMED[key]}'" if key in RENAMED else "unknown key"
-        tail = "" if key in RENAMED else introspect.suggest_key(path[-1], place.annotation, place.siblings)
+        tail = "" if key in RENAMED else _suggest_key(place)
     elif kind == "literal_error" and path[-1:] not in _NO_SUGGESTIONS:
         tail = _suggestion(item["input"], re.findall(r"'([^']*)'", context["expected"]))
     elif kind == "unknown_kind":
@@ -125,6 +126,35 @@ def _error_parts(place: ErrorLocation, item: Mapping[str, Any]) -> tuple[str, st
     got = "" if kind in _WITHOUT_VALUE else f" (got {format_value(node, path)})"
     written = ascii(".".join(path))[1:-1]
     return (f"{node.where}: {written[:120]}" if written else node.where), reason, got + tail
+
+
+def _name_stage(text: str, path: Sequence[str], tree: Node) -> str:
+    """Replace STAGE in a suggestion by the stage that the path names or the only one, or say which there are."""
+    stages = tree.value.get("stages") if isinstance(tree.value, dict) else None
+    elements = stages.value if stages is not None and isinstance(stages.value, list) else []
+    names = [name for stage in elements if (name := element_name(stage))]
+    if path[:1] == ["stages"] and len(path) > 1:
+        names = [path[1]]
+    if "stages.STAGE" not in text or not names:
+        return text
+    if len(names) == 1:
+        return text.replace("stages.STAGE", f"stages.{names[0]}")
+    return f"{text}; STAGE is {' or '.join(names[:4])}"
+
+
+def _suggest_key(place: ErrorLocation) -> str:
+    """Suggest an option for an unknown key, or for the names of another trainer in an unknown section."""
+    if isinstance(place.node.value, dict):
+        inner = [known for name in _leaves(place.node) if (known := foreign_names.explain(name))]
+        if inner:
+            return "; " + "; ".join(dict.fromkeys(inner))
+    return introspect.suggest_key(place.path[-1], place.annotation, place.siblings)
+
+
+def _leaves(node: Node) -> Iterator[str]:
+    """The last keys of nested mappings."""
+    for name, value in node.value.items():
+        yield from _leaves(value) if isinstance(value.value, dict) and value.value else [name]
 
 
 def _suggestion(given: Any, allowed: list[str]) -> str:

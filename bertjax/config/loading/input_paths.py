@@ -50,7 +50,7 @@ def input_paths(config: Config) -> Iterator[tuple[str, str]]:
     models += [(f"stages.{stage.name}.init_from", stage.init_from) for stage in config.stages]
     for key, name in models:
         is_path = name is not None and (hub_name(name) is None or name.startswith(f"{config.run.root}/"))
-        if is_path and name not in ("scratch", "previous"):
+        if is_path and name not in ("scratch", "previous", "best"):
             yield key, str(name)
     for key, source in (*training_sources(config), *evaluation_sources(config.stages)):
         for option in getattr(source, "paths", ("files",)):

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, Discriminator, Tag
 
+from bertjax.config.loading import foreign_names
 from bertjax.config.schema.base import KindOf
 from bertjax.config.schema.run import Config
 
@@ -79,6 +80,28 @@ def key_paths(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
                 yield from key_paths(member, f"{prefix}{name}.")
 
 
+ELEMENT_NAMES = {"stages": "STAGE", "tasks": "TASK", "mixtures": "NAME", "evaluate": "NAME", "compare": "NAME"}
+
+
+@cache
+def all_paths() -> tuple[str, ...]:
+    """Dotted paths of all keys, those in lists and in tables of names included: `stages.STAGE.optimizer.b1`."""
+    return tuple(dict.fromkeys(_all_paths(Config, "")))
+
+
+def _all_paths(section: type[BaseModel], prefix: str) -> Iterator[str]:
+    for name, annotation in field_types(section).items():
+        yield prefix + name
+        core, which = unwrap(annotation)
+        below = f"{prefix}{name}."
+        if get_origin(core) in (list, dict):
+            below += f"{ELEMENT_NAMES[name]}." if name in ELEMENT_NAMES else ""
+            core, which = unwrap(get_args(core)[-1])
+        for member in [core] if which is None else dict.fromkeys(union_members(core).values()):
+            if is_section(member):
+                yield from _all_paths(member, below)
+
+
 def closest_match(word: str, words: Any, cutoff: float = 0.6) -> str | None:
     found = difflib.get_close_matches(word, [str(item) for item in words], 1, cutoff)
     return found[0] if found else None
@@ -90,12 +113,22 @@ def suggest_key(key: str, section: Any, siblings: dict[str, Any]) -> str:
     for tag, member in siblings.items():
         if is_section(member) and member is not section and key in field_types(member):
             return f"; it is a key of kind '{tag}'"
+    below = (
+        next((path for path in key_paths(section) if path.endswith(f".{key}")), None) if is_section(section) else None
+    )
+    if below:
+        return f"; did you mean '{below}'?"
+    if known := foreign_names.explain(key):
+        return f"; {known}"
     if found := closest_match(key, own, 0.75):
         return f"; did you mean '{found}'?"
     for root in (section, Config):
         paths = {path.rsplit(".", 1)[-1]: path for path in key_paths(root)} if is_section(root) else {}
         if found := closest_match(key, paths, 0.8):
             return f"; did you mean '{paths[found]}'?"
+    places = [path for path in all_paths() if path.rsplit(".", 1)[-1] == key]
+    if places:
+        return f"; did you mean '{min(places, key=len)}'?"
     if found := closest_match(key, own):
         return f"; did you mean '{found}'?"
     others = {name for member in siblings.values() if is_section(member) for name in field_types(member)}

@@ -144,6 +144,7 @@ def identity_fields(config: Config) -> dict[str, Any]:
     data = config.model_dump(mode="json", include={"model", "tokenizer", "tasks", "mixtures", "stages"})
     for stage in data["stages"]:
         stage.pop("evaluate")
+        stage.pop("early_stopping", None)
         stage.pop("grad_accum")
         stage.pop("adapter_base", None)
     return data | {"seed": config.run.seed, "dropout_rng": config.run.dropout_rng}

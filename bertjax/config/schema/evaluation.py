@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from bertjax.config.schema.base import FiniteFloat, KindOf, Name, Positive, Section
+from bertjax.config.schema.base import FiniteFloat, KindOf, Name, NonNegativeFloat, Positive, Section
 from bertjax.config.schema.custom import LabelMetric, TextMetric
 from bertjax.config.schema.data import Task
 
@@ -13,7 +13,24 @@ _NAME = "Name of the evaluation in logs and files."
 Heldout = Annotated[Task, Field(description="Held-out data and their preprocessing.")]
 BatchSize = Annotated[Positive, Field(description="Rows per batch, over all devices.")]
 Batches = Annotated[Positive | None, Field(description="Batches to score. Default: all.")]
-Every = Annotated[Positive | None, Field(description="Steps between evaluations. A stage always ends with one.")]
+Every = Annotated[
+    Positive | Literal["auto", "end"] | None,
+    Field(
+        description="Steps between evaluations; a stage always ends with one. `auto`: up to ten in a stage, at least "
+        "100 steps apart, for about a tenth of its time; `end` or null: only at its end."
+    ),
+]
+
+
+class EarlyStopping(Section):
+    """End of a stage before its last step, once a score has not improved for some evaluations."""
+
+    metric: str = Field(description="Score to watch, of an evaluation of this stage: `dev/f1`.")
+    patience: Positive = Field(3, description="Evaluations in a row without improvement that end the stage.")
+    min_delta: NonNegativeFloat = Field(0.0, description="Improvements must be greater than this.")
+    best_mode: Literal["auto", "highest", "lowest"] = Field(
+        "auto", description="Which score is better. `auto`: the lower loss or perplexity, the higher of other scores."
+    )
 
 
 class Decoding(Section):
@@ -58,7 +75,7 @@ class MlmEvaluation(Section):
     data: Heldout
     batch_size: BatchSize = 32
     batches: Batches = None
-    every: Every = None
+    every: Every = "auto"
 
 
 class SquadEvaluation(Section):
@@ -72,7 +89,7 @@ class SquadEvaluation(Section):
     name: Name = Field("squad", description=_NAME)
     data: Heldout
     batch_size: BatchSize = 32
-    every: Every = None
+    every: Every = "auto"
     n_best: Positive = Field(20, description="Candidate answers per question.")
     max_answer_length: Positive = Field(30, description="Longest answer, in tokens.")
     null_score_diff_threshold: FiniteFloat = Field(0.0, description="Answer nothing if the null score leads by more.")
@@ -90,7 +107,7 @@ class ClassificationEvaluation(Section):
     name: Name = Field("classification", description=_NAME)
     data: Heldout
     batch_size: BatchSize = 32
-    every: Every = None
+    every: Every = "auto"
     metrics: list[LabelMetric] = Field(
         [], exclude_if=not_, description="Metrics of plugins (`@bertjax.metric(name, inputs='labels')`), besides those."
     )
@@ -108,7 +125,7 @@ class LossEvaluation(Section):
     data: Heldout
     batch_size: BatchSize = 32
     batches: Batches = None
-    every: Every = None
+    every: Every = "auto"
 
 
 class TextToTextEvaluation(Section):
@@ -122,7 +139,7 @@ class TextToTextEvaluation(Section):
     name: Name = Field("text_to_text", description=_NAME)
     data: Heldout
     batch_size: BatchSize = 32
-    every: Every = None
+    every: Every = "auto"
     metrics: list[TextMetric] | None = Field(None, description="Metrics. Default: those of the prompt.")
     decoding: Decoding = Field(Decoding(), description="How the text is generated.")
 

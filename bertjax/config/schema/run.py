@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from bertjax.config.schema.base import AnyPath, LocalPath, Name, NonNegative, Positive, PositiveFloat, Section
 from bertjax.config.schema.data import Data, Mixture, Task, Tokenizer, WordPieceConfig
-from bertjax.config.schema.evaluation import Evaluation
+from bertjax.config.schema.evaluation import EarlyStopping, Evaluation
 from bertjax.config.schema.model import BertConfig, Model
 from bertjax.config.schema.training import AdamW, MlmNspObjective, Objective, Optimizer, Trainable, expand_trainable
 
@@ -30,8 +30,9 @@ class Stage(Section):
     trainable: TrainableField = Trainable()
     init_from: AnyPath | None = Field(
         None,
-        description="Initial weights: `scratch`, `previous`, a run folder, a checkpoint, a Hugging Face folder or a "
-        "model on the Hub. Default: `previous`, in the first stage `scratch`.",
+        description="Initial weights: `scratch`, `previous` (the last checkpoint of the previous stage), `best` (its "
+        "best one), a run folder, a checkpoint, a Hugging Face folder or a model on the Hub. Default: `previous`, in "
+        "the first stage `scratch`.",
     )
     fresh: list[Literal["classifier", "pooler", "qa", "mlm", "nsp", "adapters"]] = Field(
         [],
@@ -42,6 +43,11 @@ class Stage(Section):
         None, exclude_if=lambda path: path is None, description="Weights below the adapters, if they were moved."
     )
     evaluate: list[Evaluation] = Field([], description="Evaluations during and after the stage.")
+    early_stopping: EarlyStopping | None = Field(
+        None,
+        exclude_if=lambda rule: rule is None,
+        description="End the stage early when a score stops improving. Its best checkpoint is kept.",
+    )
 
     @model_validator(mode="after")
     def _check(self) -> "Stage":
@@ -49,11 +55,27 @@ class Stage(Section):
             raise ValueError("give either steps or epochs")
         if self.batch_size % self.grad_accum:
             raise ValueError(f"grad_accum ({self.grad_accum}) must divide batch_size ({self.batch_size})")
+        if self.early_stopping is not None:
+            self._check_early_stopping(self.early_stopping)
         warmup = self.optimizer.warmup_steps
         ramp = self.optimizer.schedule != "inverse_sqrt"  # which is constant during warm-up
         if ramp and self.steps is not None and warmup is not None and warmup > self.steps:
             raise ValueError(f"warmup_steps ({warmup}) is more than steps ({self.steps})")
+        decay = self.optimizer.decay_steps
+        if self.steps is not None and decay is not None and decay + (warmup or 0) > self.steps:
+            raise ValueError(f"decay_steps ({decay}) and warm-up are more than steps ({self.steps})")
         return self
+
+    def _check_early_stopping(self, rule: EarlyStopping) -> None:
+        names = {evaluation.name: evaluation.every for evaluation in self.evaluate}
+        name, slash, _ = rule.metric.partition("/")
+        if name not in names or not slash:
+            there = ", ".join(f"{name}/..." for name in names) or "none"
+            raise ValueError(
+                f"early_stopping: no evaluation of this stage gives '{rule.metric}'; the scores are {there}"
+            )
+        if names[name] in (None, "end"):
+            raise ValueError(f"early_stopping needs evaluations during the stage: set evaluate.{name}.every")
 
 
 class Variant(Section):
@@ -89,6 +111,11 @@ class CheckpointPolicy(Section):
     """Which checkpoints are saved and kept."""
 
     save_every: Positive = Field(1000, description="Steps between checkpoints.")
+    save_minutes: PositiveFloat | None = Field(
+        None,
+        exclude_if=lambda minutes: minutes is None,
+        description="Minutes after which a checkpoint is saved too, counted from the last one.",
+    )
     keep_last: Positive = Field(3, description="Newest checkpoints to keep.")
     keep_every: Positive | None = Field(None, description="Keep all checkpoints whose step is a multiple of this.")
     keep_best: str | list[str] | None = Field(None, description="Scores whose best checkpoint is kept: `squad/f1`.")
@@ -191,8 +218,14 @@ class Config(Section):
             raise ValueError(f"a model of family '{self.model.family}' needs tokenizer.kind: {self.model.tokenizer}")
         for stage in self.stages:
             self._check_stage(stage)
-        if self.stages[0].init_from == "previous":
+        if self.stages[0].init_from in ("previous", "best"):
             raise ValueError("the first stage has no previous stage to start from")
+        for stage, before in zip(self.stages[1:], self.stages, strict=False):
+            if stage.init_from == "best" and self.best_score(before) is None:
+                raise ValueError(
+                    f"stage '{stage.name}': init_from: best needs a score of stage '{before.name}': set its "
+                    "early_stopping, or run.checkpoint.keep_best to one of its scores"
+                )
         evaluations = {e.name: None for stage in self.stages for e in stage.evaluate}
         for score in self.run.checkpoint.best_metrics:
             if score.split("/")[0] not in evaluations or "/" not in score:
@@ -201,6 +234,17 @@ class Config(Section):
         if isinstance(self.run.segments, list) and sum(self.run.segments) != self.model.num_hidden_layers:
             raise ValueError(f"run.segments must add up to num_hidden_layers ({self.model.num_hidden_layers})")
         return self
+
+    def best_score(self, stage: Stage) -> tuple[str, str] | None:
+        """The score whose best checkpoint is that of a stage, and its `best_mode`; None without one.
+
+        It is that of `early_stopping`, else the first one in `keep_best` that an evaluation of the stage gives.
+        """
+        if rule := stage.early_stopping:
+            return rule.metric, rule.best_mode
+        policy, names = self.run.checkpoint, {evaluation.name for evaluation in stage.evaluate}
+        found = next((score for score in policy.best_metrics if score.partition("/")[0] in names), None)
+        return (found, policy.best_mode) if found else None
 
     def _check_stage(self, stage: Stage) -> None:
         where = f"stage '{stage.name}'"

@@ -30,7 +30,8 @@ def build_evaluators(
         name = config.name
         if kept is None or name in kept:
             record = kept[name] if kept else EvaluationRecord(folder, name, name, provenance(ctx, program, config))
+            kind = registry.record_of(config)
             with reporter.task(f"evaluation '{name}': reading its data", finish=False):
-                run = registry.record_of(config).build(ctx, program, config, record, labels)
-            made.append(Evaluator(config, run))
+                run = kind.build(ctx, program, config, record, labels)
+            made.append(Evaluator(config, run, kind.cost(config, run)))
     return with_suite_averages(made)

@@ -14,7 +14,7 @@ from bertjax.data.preprocess.labels import report_lines as label_lines
 from bertjax.data.sources.class_names import ClassSpec
 from bertjax.evaluation.evaluators.heldout import open_heldout, save_json
 from bertjax.evaluation.evaluators.label_samples import LabelSamples, fetch_fields
-from bertjax.evaluation.evaluators.registry import AbstractBatch, EvaluationKind, Run
+from bertjax.evaluation.evaluators.registry import AbstractBatch, CountedRun, EvaluationKind, Run
 from bertjax.evaluation.inference.batches import device_batches, local_batch_rows
 from bertjax.evaluation.metrics.custom import custom_scores
 from bertjax.evaluation.metrics.labels import label_details, label_scores, score_names
@@ -68,7 +68,7 @@ def classification_evaluator(
         save_json(record, config.name, content)
         return scores
 
-    return run
+    return CountedRun(run, batches.rows_per_epoch)
 
 
 def _make_logits_fn(program: TrainProgram) -> MeshJit:

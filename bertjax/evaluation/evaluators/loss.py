@@ -9,7 +9,7 @@ import numpy as np
 from bertjax.config.schema.evaluation import LossEvaluation, MlmEvaluation
 from bertjax.config.schema.run import Stage
 from bertjax.evaluation.evaluators.heldout import open_heldout, save_json
-from bertjax.evaluation.evaluators.registry import AbstractBatch, EvaluationKind, Run
+from bertjax.evaluation.evaluators.registry import AbstractBatch, CountedRun, EvaluationKind, Run
 from bertjax.evaluation.evaluators.token_samples import make_sampler
 from bertjax.evaluation.inference.batches import device_batches, local_batch_rows
 from bertjax.evaluation.records import EvaluationRecord
@@ -49,7 +49,8 @@ def loss_evaluator(
         save_json(record, config.name, {"step": step, "scores": scores, **samples})
         return scores
 
-    return run
+    rows = batches.rows_per_epoch
+    return CountedRun(run, rows if config.batches is None else min(rows, config.batches * config.batch_size))
 
 
 def _lower(

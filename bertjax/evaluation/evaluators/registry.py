@@ -19,6 +19,17 @@ AbstractBatch = Mapping[str, jax.ShapeDtypeStruct]
 
 
 @dataclass(frozen=True)
+class CountedRun:
+    """An evaluation that says how many rows of data one run of it reads."""
+
+    run: Run
+    rows: int
+
+    def __call__(self, params: Params, step: int) -> dict[str, float]:
+        return self.run(params, step)
+
+
+@dataclass(frozen=True)
 class EvaluationKind:
     """What the program asks of an evaluation kind; the heads and rows that fit it are facts of its section."""
 
@@ -32,6 +43,12 @@ class EvaluationKind:
     problems: Callable[[Any, Path], Iterable[str]] = lambda config, base: ()
     # (section, stage) -> the names of all scores that it can give, for `keep_best`; None where they are not known
     scores: Callable[[Any, Stage], Collection[str] | None] = lambda config, stage: None
+    # section -> about how many training rows take as long as one row of it; default: a forward pass
+    row_cost: Callable[[Any], float] = lambda config: 1 / 3
+
+    def cost(self, config: Any, run: Run) -> float:
+        """About how many training rows take as long as one run; 0 if its rows are not counted."""
+        return run.rows * self.row_cost(config) if isinstance(run, CountedRun) else 0.0
 
 
 def record_of(section: base.Section) -> EvaluationKind:

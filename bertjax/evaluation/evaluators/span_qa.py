@@ -16,7 +16,7 @@ from bertjax.data.preprocess.sampling import sample_items
 from bertjax.data.tokenizers.load import AnyTokenizer
 from bertjax.errors import UserError
 from bertjax.evaluation.evaluators.heldout import NUM_SAMPLES, save_json
-from bertjax.evaluation.evaluators.registry import AbstractBatch, EvaluationKind, Run
+from bertjax.evaluation.evaluators.registry import AbstractBatch, CountedRun, EvaluationKind, Run
 from bertjax.evaluation.inference.batches import round_up_batch
 from bertjax.evaluation.inference.span_decoding import predict_answers
 from bertjax.evaluation.metrics import squad
@@ -58,7 +58,7 @@ def squad_evaluator(
             save_json(record, f"{config.name}.null_odds", null_odds)
         return scores
 
-    return run
+    return CountedRun(run, len(examples))
 
 
 def _sample(example: span_qa.Example, prediction: str) -> dict[str, Any]:

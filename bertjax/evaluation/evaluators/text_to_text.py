@@ -17,7 +17,7 @@ from bertjax.data.jobs import text_counts
 from bertjax.data.preprocess.text_to_text import TextExample, class_names, read_examples
 from bertjax.errors import UserError
 from bertjax.evaluation.evaluators.heldout import NUM_SAMPLES, report_truncation, save_json
-from bertjax.evaluation.evaluators.registry import AbstractBatch, EvaluationKind, Run
+from bertjax.evaluation.evaluators.registry import AbstractBatch, CountedRun, EvaluationKind, Run
 from bertjax.evaluation.inference.batches import round_up_batch
 from bertjax.evaluation.inference.generate import Generator
 from bertjax.evaluation.metrics import by_prompt
@@ -71,7 +71,7 @@ def text_to_text_evaluator(
         save_json(record, f"{config.name}.predictions", dict(zip(keys, answers, strict=True)))
         return scores
 
-    return run
+    return CountedRun(run, len({example.inputs for example in examples}))
 
 
 def _count_truncation(
@@ -171,8 +171,19 @@ def _scores(config: TextToTextEvaluation, stage: Stage) -> set[str] | None:
     return None if METRICS.keys() & set(names) else by_prompt.score_names(names)  # None: not known for plugins
 
 
+def _row_cost(config: TextToTextEvaluation) -> float:
+    """A forward pass, and one token at a time for each beam: a rough estimate."""
+    length = config.decoding.max_new_tokens or config.data.preprocess.target_length
+    return (1 + config.decoding.beam_size * length / 8) / 3
+
+
 TEXT_TO_TEXT = EvaluationKind(
-    build=text_to_text_evaluator, lower=_lower, asks_questions=_asks_questions, problems=_problems, scores=_scores
+    build=text_to_text_evaluator,
+    lower=_lower,
+    asks_questions=_asks_questions,
+    problems=_problems,
+    scores=_scores,
+    row_cost=_row_cost,
 )
 
 
@@ -181,7 +192,7 @@ class SuiteAverage:
     """The section of an average, for Evaluator; `every` is that of its tasks where they agree."""
 
     name: str
-    every: int | None
+    every: int | str | None
     kind: str = "average"
 
 
@@ -211,7 +222,7 @@ def _track_latest(evaluator: Evaluator, task: str, latest: dict[str, tuple[int, 
         latest[evaluator.config.name] = (step, task, scores)
         return scores
 
-    return Evaluator(evaluator.config, run)
+    return Evaluator(evaluator.config, run, evaluator.cost)
 
 
 def _average(

@@ -40,7 +40,7 @@ def init_classes(files: StageFiles, previous: StageLabels | None) -> InitClasses
     stage = files.stage
     if files.init_source == "scratch" or CLASSIFIER in stage.fresh:
         return None
-    if files.init_source == "previous":
+    if files.starts_from_previous:
         if previous is None or previous.outputs is None:
             return None
         return InitClasses(previous.outputs, tuple(previous.names) if previous.names else None, files.init_name)

@@ -65,12 +65,16 @@ def steps_to_keep(
 
 def best_step(score: str, best_mode: str, scores: Mapping[int, Mapping[str, float]]) -> int | None:
     """The step whose `score` is the "highest" or "lowest" ("auto": by its name), the newer of equals; NaN never is."""
+    known = {step: of[score] for step, of in scores.items() if score in of}
+    ranked = [(sign(score, best_mode) * value, step) for step, value in known.items() if not math.isnan(value)]
+    return max(ranked)[1] if ranked else None
+
+
+def sign(score: str, best_mode: str) -> int:
+    """1 for a score whose highest value is best, -1 for the lowest; "auto": by its name."""
     if best_mode == "auto":
         best_mode = "lowest" if score.endswith(("loss", "perplexity")) else "highest"
-    sign = 1 if best_mode == "highest" else -1
-    known = {step: of[score] for step, of in scores.items() if score in of}
-    ranked = [(sign * value, step) for step, value in known.items() if not math.isnan(value)]
-    return max(ranked)[1] if ranked else None
+    return 1 if best_mode == "highest" else -1
 
 
 def write_scores(folder: Path, step: int, scores: Mapping[str, float]) -> None:

@@ -10,7 +10,7 @@ from bertjax.config.schema.run import Config, Stage
 from bertjax.errors import UserError
 from bertjax.storage import pretrained, remote
 from bertjax.storage.pretrained import Pretrained
-from bertjax.training.checkpoint.locate import find, stage_folder
+from bertjax.training.checkpoint.locate import CheckpointRef, find, stage_folder
 from bertjax.training.checkpoint.reader import CheckpointReader
 
 
@@ -38,8 +38,13 @@ class StageFiles:
 
     @property
     def init_source(self) -> str:
-        """Where the stage starts from: "scratch", "previous" or a folder."""
+        """Where the stage starts from: "scratch", "previous", "best" (of the previous stage) or a folder."""
         return init_source(self.stage, self.index)
+
+    @property
+    def starts_from_previous(self) -> bool:
+        """Whether the stage starts from a checkpoint of the previous stage."""
+        return self.init_source in ("previous", "best")
 
     @cached_property
     def init_place(self) -> Pretrained | None:
@@ -47,7 +52,9 @@ class StageFiles:
 
         Raises UserError for a name that is neither a folder nor a model that can be fetched.
         """
-        return None if self.init_source in ("scratch", "previous") else locate_model(self.init_source, self.base)
+        return (
+            None if self.init_source in ("scratch", "previous", "best") else locate_model(self.init_source, self.base)
+        )
 
     @property
     def init_folder(self) -> Path | None:
@@ -59,14 +66,25 @@ class StageFiles:
         """`init_folder` if it holds Hugging Face weights (a config.json)."""
         return self.init_folder if self.init_folder and (self.init_folder / "config.json").is_file() else None
 
-    @cached_property
+    @property
     def init_checkpoints(self) -> CheckpointReader | None:
         """The checkpoint that the stage starts from; None for scratch and Hugging Face weights.
 
-        Raises UserError when the folder of `init_from` holds neither weights nor a checkpoint.
+        Raises UserError when the folder of `init_from` holds neither weights nor a checkpoint; for `best` also when the
+        previous stage has no scores yet.
         """
+        if not self.starts_from_previous:
+            return self._named_checkpoints
+        previous = self.previous or StageFiles(self.config, self.index - 1, self.base)
         if self.init_source == "previous":
-            return (self.previous or StageFiles(self.config, self.index - 1, self.base)).checkpoints
+            return previous.checkpoints
+        score = self.config.best_score(previous.stage)
+        assert score is not None, "the configuration is checked"
+        folder = previous.checkpoints.folder  # a new reader: its scores have changed since the run began
+        return CheckpointReader(CheckpointRef(folder, CheckpointReader(folder).best_step(*score)))
+
+    @cached_property
+    def _named_checkpoints(self) -> CheckpointReader | None:
         if self.init_place is None or self.init_weights:
             return None
         with pretrained.name_in_errors(self.init_place):
@@ -75,8 +93,9 @@ class StageFiles:
     @property
     def init_name(self) -> str:
         """What the stage starts from, in messages."""
-        previous = self.init_source == "previous"
-        return f"stage '{self.config.stages[self.index - 1].name}'" if previous else f"{self.init_place}"
+        best = "the best checkpoint of " if self.init_source == "best" else ""
+        previous = self.starts_from_previous
+        return f"{best}stage '{self.config.stages[self.index - 1].name}'" if previous else f"{self.init_place}"
 
     @property
     def adapter_base(self) -> Path | None:

@@ -51,7 +51,7 @@ def check_init(
             with pretrained.name_in_errors(files.init_place):
                 check_tokenizer(files.init_weights, ctx)
                 before = hf_folder.load_params(files.init_weights, ctx.config.model)
-        elif files.init_source != "previous" and files.init_checkpoints:
+        elif not files.starts_from_previous and files.init_checkpoints:
             before = checkpoint_shapes(ctx, files.init_checkpoints)
         held = drop_fresh(before, fresh)
         check_shapes(wanted, held, files.init_name, stage.name)
@@ -98,6 +98,7 @@ def init_params(
         meta = checkpoints.meta()
         named = files.adapter_base if files.init_folder else None
         step, loaded = adapters.restore_params(checkpoints, ctx, named=named)
+        where += f" (step {step})" if files.init_source == "best" else ""
     untrained = load_untrained_heads(program, drop_fresh(loaded, left), meta)
     params, lines = merge_params(fresh, loaded, program, where, untrained, left, stage.name)
     lines += [f"tensors without a place here: {', '.join(unused)}"] if unused else []

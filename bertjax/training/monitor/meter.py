@@ -54,6 +54,7 @@ class Meter:
         self.pending: _Pending | None = None
         self.nonfinite_steps = 0
         self.extra: dict[str, Any] = {}
+        self.other_rates: dict[str, float] = {}  # factor of the learning rate by pattern or group
         self._clear(unlogged)
         self._mark: float | None = None  # end of the previous step; None: the next one compiles and is not timed
         self._waiting = 0.0  # seconds waited for batches since `_mark`
@@ -69,6 +70,7 @@ class Meter:
         """Start an episode in which these groups train; its first step compiles and is not timed."""
         self.flush()
         self.extra = {"episode": number, "trainable_parameters": trained}
+        self.other_rates = self.program.named_rates(groups)
         self.flops = self.rows * self.program.row_flops(self.fields, groups)
         self._mark = None
 
@@ -164,6 +166,7 @@ class Meter:
                 "memory_bytes": memory["peak_bytes_in_use"] if memory else None,
             }
             | self.extra
+            | {f"learning_rate/{name}": values["learning_rate"] * f for name, f in self.other_rates.items()}
             | ({"bad_steps": self.nonfinite_steps} if self.nonfinite_steps else {}),
         )
         self._clear()

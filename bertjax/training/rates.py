@@ -1,0 +1,90 @@
+"""Learning rates of single parameters: `learning_rates` by pattern of paths, and `layer_decay` by depth."""
+
+import difflib
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+from typing import NamedTuple
+
+from bertjax.config.schema.run import Stage
+from bertjax.config.schema.training import Optimizer
+from bertjax.errors import UserError
+from bertjax.training import freezing
+
+
+class Rate(NamedTuple):
+    """A factor of the learning rate, and the pattern or parameter group that it is for."""
+
+    factor: float
+    name: str
+
+
+def matches(pattern: str, path: str) -> bool:
+    """Whether a pattern is for a path: `layers/1` for all below it; `*`, `?`, `[a-b]` as in file names, also for /."""
+    return fnmatchcase(path, pattern) or fnmatchcase(path, f"{pattern}/*")
+
+
+def other_rates(optimizer: Optimizer, paths: Iterable[str]) -> dict[str, Rate]:
+    """{path: its rate} of the parameters that `learning_rates` or `layer_decay` names; the others have factor 1."""
+    paths = list(paths)
+    patterns = sorted(optimizer.learning_rates, key=_specificity, reverse=True)
+    decays = depth_factors(paths, optimizer.layer_decay) if optimizer.layer_decay != 1.0 else {}
+    found: dict[str, Rate] = {}
+    for path in paths:
+        pattern = next((pattern for pattern in patterns if matches(pattern, path)), None)
+        group = freezing.param_group(path)
+        if pattern is not None:
+            found[path] = Rate(_factor(optimizer.learning_rates[pattern], optimizer.learning_rate), pattern)
+        elif group in decays:
+            found[path] = Rate(decays[group], group)
+    return found
+
+
+def depth_factors(paths: Iterable[str], decay: float) -> dict[str, float]:
+    """{parameter group: decay^(layers between it and the heads, its own included)}.
+
+    In a stack of L layers, the top one has decay^1 and layer 0 decay^L, each with its norms and adapters. Position
+    biases, which are in layer 0, have decay^L and embeddings decay^(L+1). Heads and final norms are above all layers.
+    T5's stacks each count from their own top, as in gradual unfreezing.
+    """
+    groups = freezing.param_groups(paths)
+    depths = freezing.stack_depths(groups)
+    found: dict[str, float] = {}
+    for group in groups:
+        if place := freezing.parse_layer(group):
+            stack, layer = place
+            found[group] = decay ** (depths[stack] - layer)
+        elif group.endswith("/shared"):
+            found[group] = decay ** depths.get(group.split("/")[0], 0)
+        elif group == "embeddings":
+            found[group] = decay ** (max(depths.values(), default=0) + 1)
+    return found
+
+
+def check_patterns(stage: Stage, paths: Iterable[str], plan: Iterable[freezing.Episode]) -> None:
+    """Raise UserError for a pattern of `learning_rates` that no parameter has, or none that trains in this stage."""
+    paths, trained = list(paths), {group for episode in plan for group in episode.groups}
+    for pattern in stage.optimizer.learning_rates:
+        there = [path for path in paths if matches(pattern, path)]
+        where = f"stages.{stage.name}.optimizer.learning_rates.{pattern}"
+        if not there:
+            raise UserError(f"{where}: matches no parameter of this model{_suggestion(pattern, paths)}")
+        if not any(freezing.param_group(path) in trained for path in there):
+            raise UserError(
+                f"{where}: nothing that it matches trains in this stage (trainable: {stage.trainable.kind})"
+            )
+
+
+def _factor(rate: float | str, base: float) -> float:
+    return float(rate[:-1]) if isinstance(rate, str) else rate / base
+
+
+def _specificity(pattern: str) -> tuple[int, str]:
+    return sum(char not in "*?[]" for char in pattern), pattern
+
+
+def _suggestion(pattern: str, paths: Iterable[str]) -> str:
+    """The closest path or beginning of one."""
+    names = dict.fromkeys("/".join(path.split("/")[:end]) for path in paths for end in range(1, path.count("/") + 2))
+    found = difflib.get_close_matches(pattern, names, 1, 0.5)
+    first = ", ".join(dict.fromkeys(name.split("/")[0] for name in names))
+    return f"; did you mean '{found[0]}'?" if found else f"; paths begin with {first}"

@@ -1,0 +1,205 @@
+"""Schedules against transformers, and several learning rates against torch.optim.AdamW with parameter groups."""
+
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from bertjax.config.schema.model import T5Config
+from bertjax.config.schema.run import Stage
+from bertjax.config.schema.training import Adafactor, AdamW, SpanQaObjective, Trainable
+from bertjax.errors import UserError
+from bertjax.models import registry
+from bertjax.training import freezing, optimizers, rates
+from bertjax.training.state import TrainState
+from bertjax.training.step import compute_gradients, jit_train_step
+
+N, W = 200, 20
+HUGGING_FACE = [  # (name and options of transformers, options here)
+    ("linear", {}, {"schedule": "polynomial"}),
+    ("polynomial", {"power": 2.0, "lr_end": 1e-4}, {"schedule": "polynomial", "power": 2.0, "min_lr_ratio": 0.1}),
+    ("cosine", {}, {"schedule": "cosine"}),
+    ("cosine_with_min_lr", {"min_lr_rate": 0.1}, {"schedule": "cosine_with_min_lr", "min_lr_ratio": 0.1}),
+    ("constant_with_warmup", {}, {"schedule": "constant_with_warmup"}),
+    *(
+        ("warmup_stable_decay", {"num_decay_steps": 50, "decay_type": shape},
+         {"schedule": "warmup_stable_decay", "decay_steps": 50, "decay_shape": shape})
+        for shape in ("linear", "1-sqrt", "cosine")
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "theirs", "ours"), HUGGING_FACE)
+def test_schedules_are_those_of_transformers(name, theirs, ours):
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1e-3)
+    scheduler = transformers.get_scheduler(name, optimizer, W, N, scheduler_specific_kwargs=theirs)
+    expected = []
+    for _ in range(N + 1):
+        expected.append(scheduler.get_last_lr()[0])
+        optimizer.step()
+        scheduler.step()
+    rate = optimizers.schedule(AdamW(learning_rate=1e-3, warmup_steps=W, **ours), N)
+    np.testing.assert_allclose(jax.vmap(rate)(np.arange(N + 1)), expected, rtol=2e-5, atol=1e-10)
+
+
+def test_the_end_of_a_schedule():
+    def last(**options: object) -> list[float]:
+        rate = optimizers.schedule(AdamW(learning_rate=1.0, warmup_steps=0, **options), N)
+        return [float(rate(step)) for step in (0, 180, 190, N, N + 50)]
+
+    assert last(schedule="wsd", min_lr_ratio=0.1) == pytest.approx([1, 1, 0.55, 0.1, 0.1])  # decay_ratio 0.1
+    assert last(schedule="cosine", min_lr_ratio=0.1)[3:] == pytest.approx([0.1, 0.1])
+    assert float(optimizers.schedule(Adafactor(schedule="wsd", learning_rate=2.0), N)(50)) == 2.0  # no warm-up
+    assert optimizers.decay_steps(AdamW(schedule="wsd", warmup_steps=150, decay_ratio=0.9), N) == 50
+
+
+def test_a_schedule_refuses_options_that_it_does_not_read():
+    for given, words in (
+        ({"min_lr_ratio": 0.1}, "min_lr_ratio is for schedule: cosine or polynomial or wsd, not linear"),
+        ({"schedule": "cosine", "power": 2.0}, "power is for schedule: polynomial"),
+        ({"schedule": "wsd", "decay_steps": 5, "decay_ratio": 0.5}, "give either decay_steps or decay_ratio"),
+        ({"learning_rates": {"heads": "0x"}}, "must be a factor above 0 such as 0.1x"),
+        ({"learning_rates": {"heads": "fast"}}, "must be a factor above 0 such as 0.1x"),
+    ):
+        with pytest.raises(ValidationError, match=words):
+            AdamW(**given)
+    with pytest.raises(ValidationError, match="decay_steps"):
+        Stage(name="a", data="t", steps=10, optimizer=AdamW(schedule="wsd", warmup_steps=5, decay_steps=6))
+
+
+def test_options_that_are_not_used_are_not_saved():
+    for section in (AdamW(), Adafactor()):
+        assert (
+            not {"min_lr_ratio", "power", "decay_steps", "learning_rates", "layer_decay"} & section.model_dump().keys()
+        )
+    saved = AdamW(learning_rates={"heads": "10x"}, layer_decay=0.9).model_dump()
+    assert (saved["learning_rates"], saved["layer_decay"]) == ({"heads": "10x"}, 0.9)
+
+
+# ---- several rates ---------------------------------------------------------------------------------------------------
+
+SEVERAL = AdamW(
+    kind="adamw", learning_rate=1e-2, schedule="constant", warmup_steps=0, clip_norm=None, weight_decay=0.1, eps=1e-8,
+    learning_rates={"heads": 3e-2, "*bias": "0.5x", "layers/1/attention": "0.1x"}, layer_decay=0.8,
+)  # fmt: skip
+PLAIN = SEVERAL.model_copy(update={"learning_rates": {}, "layer_decay": 1.0})
+
+
+def expected_factor(path: str) -> float:
+    """Written out by hand for the two layers of the tiny model."""
+    if path.startswith("layers/1/attention"):  # more letters than *bias
+        return 0.1
+    if path.startswith("heads"):
+        return 3.0
+    if path.endswith("bias"):
+        return 0.5
+    return {"layers/1": 0.8, "layers/0": 0.8**2}.get("/".join(path.split("/")[:2]), 0.8**3)
+
+
+def start(program, groups=None) -> TrainState:
+    groups = groups or freezing.param_groups(program.abstract_params())
+    return program.init_state(program.initialize(jax.random.key(1)), groups, jax.random.key(2))
+
+
+def test_several_rates_are_torch_parameter_groups(make_program, make_rows):
+    torch = pytest.importorskip("torch")
+    batches = [make_rows("span", 8, groups=2, seed=seed) for seed in range(3)]
+    program = make_program(SpanQaObjective(), optimizer=SEVERAL, dropout=0.0)
+    state = start(program)
+    weights = {path: torch.nn.Parameter(torch.tensor(np.asarray(x))) for path, x in state.params.items()}
+    groups = [
+        {"params": [w], "lr": 1e-2 * expected_factor(path),
+         "weight_decay": 0.1 if optimizers.has_weight_decay(path) else 0.0}
+        for path, w in weights.items()
+    ]  # fmt: skip
+    adamw = torch.optim.AdamW(groups, betas=(SEVERAL.b1, SEVERAL.b2), eps=SEVERAL.eps)
+    step, gradients = jit_train_step(program, state), jax.jit(lambda s, b: compute_gradients(program, s, b)[0])
+    for batch in batches:
+        for path, grad in gradients(state, batch).items():
+            weights[path].grad = torch.tensor(np.asarray(grad))
+        adamw.step()
+        state, metrics = step(state, jax.device_put(batch, program.batch_sharding()))
+        assert float(metrics["learning_rate"]) == pytest.approx(1e-2)
+    for path, w in weights.items():
+        np.testing.assert_allclose(state.params[path], w.detach(), rtol=2e-4, atol=2e-5, err_msg=path)
+
+
+@pytest.mark.parametrize(
+    ("axes", "groups"),
+    [
+        ({"fsdp": 2, "tensor": 2, "segments": (2,)}, None),
+        pytest.param({"segments": (2,)}, ("layers/1", "heads"), marks=pytest.mark.slow),
+    ],
+    ids=["sharded and scanned", "partly frozen"],
+)
+def test_a_factor_scales_the_update_of_its_parameter(make_program, make_rows, axes, groups):
+    batch = make_rows("span", 8, groups=2, seed=0)
+
+    def change(optimizer: AdamW) -> dict[str, np.ndarray]:
+        program = make_program(SpanQaObjective(), optimizer=optimizer, dropout=0.0, **axes)
+        state = start(program, groups)
+        before = jax.device_get(state.params)
+        after = jit_train_step(program, state)(state, jax.device_put(batch, program.batch_sharding()))[0].params
+        return {path: np.asarray(after[path]) - x for path, x in before.items()}
+
+    plain, several = change(PLAIN), change(SEVERAL)
+    for path, moved in plain.items():
+        np.testing.assert_allclose(several[path], moved * expected_factor(path), rtol=2e-3, atol=2e-7, err_msg=path)
+
+
+def t5_paths(adapter_size: int = 0) -> list[str]:
+    model = T5Config(num_layers=2, num_decoder_layers=3, d_model=8, d_ff=16, num_heads=2, d_kv=4, vocab_size=32)
+    return list(registry.abstract_params(model, ("lm",), None, adapter_size))
+
+
+def test_layers_of_both_stacks_decay_from_their_own_top():
+    factor = rates.depth_factors(t5_paths(4), 0.5)
+    shared = {
+        name: factor.get(name) for name in ("encoder/shared", "decoder/shared", "encoder/shared/norms", "embeddings")
+    }
+    assert shared == {
+        "encoder/shared": 0.25,
+        "decoder/shared": 0.125,
+        "encoder/shared/norms": None,
+        "embeddings": 0.0625,
+    }
+    assert [factor[f"decoder/layers/{n}"] for n in range(3)] == [0.125, 0.25, 0.5]
+    assert factor["encoder/layers/1"] == factor["encoder/layers/1/norms"] == factor["encoder/layers/1/adapter"] == 0.5
+
+
+def test_a_pattern_needs_a_parameter_that_trains():
+    paths = t5_paths(4)
+
+    def check(pattern: str, kind: str) -> None:
+        trainable = Trainable(kind=kind)
+        stage = Stage(
+            name="qa", data="t", steps=10, trainable=trainable, optimizer=AdamW(learning_rates={pattern: 1e-3})
+        )
+        rates.check_patterns(stage, paths, freezing.episodes(trainable, freezing.param_groups(paths), 10))
+
+    check("encoder/layers/0", "all")
+    check("*/adapter", "adapters")
+    check("encoder/layers/0", "gradual")
+    with pytest.raises(
+        UserError, match="qa.optimizer.learning_rates.encoder/layer/0: .* did you mean 'encoder/layers/0'"
+    ):
+        check("encoder/layer/0", "all")
+    with pytest.raises(UserError, match="paths begin with decoder, embeddings, encoder"):
+        check("xyzzy", "all")
+    with pytest.raises(UserError, match="nothing that it matches trains"):
+        check("embeddings", "adapters")
+
+
+def test_a_layer_number_is_not_the_beginning_of_another():
+    assert rates.matches("layers/1", "layers/1/mlp/output/bias") and not rates.matches("layers/1", "layers/11/mlp")
+    assert rates.matches("layers/1*", "layers/11/mlp") and rates.matches("*bias", "layers/11/mlp/output/bias")
+
+
+def test_a_program_without_other_rates_has_no_factors(make_program):
+    program = make_program()
+    assert program.rate_factors == {}
+    same = replace(program, optimizer=AdamW(learning_rate=1e-3, learning_rates={"heads": 1e-3}))
+    assert same.rate_factors == {} and same.named_rates(("heads",)) == {"heads": 1.0}
