@@ -99,7 +99,7 @@ def _early_stopping(checkpoints: CheckpointReader, stage: Stage, meta: dict[str,
     """The scores that early stopping has seen, and the step at which it ended the stage."""
     if stage.early_stopping is None:
         return {}
-    rule = StopRule(stage.early_stopping)
+    rule = StopRule(stage.early_stopping, checkpoints.config().run.checkpoint.best_mode)
     rule.restore(meta, checkpoints.scores_of(meta["step"]))
     seen = {str(step): value for step, value in rule.history}
     return {"early_stopping": {"metric": stage.early_stopping.metric, "scores": seen, "stopped_at": rule.step}}

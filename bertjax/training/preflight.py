@@ -99,18 +99,21 @@ def find_evaluation_problems(
 
 
 def find_score_problems(config: Config) -> Iterator[str]:
-    """Check that evaluations can give the scores in `run.checkpoint.keep_best`."""
+    """Check that evaluations can give the scores in `run.checkpoint.keep_best` and `early_stopping`."""
     given: dict[str, set[str] | None] = {}
     for stage in config.stages:
         for evaluation in stage.evaluate:
             scores, before = checks_of(evaluation).scores(evaluation, stage), given.get(evaluation.name, set())
             given[evaluation.name] = None if scores is None or before is None else {*before, *scores}
-    for score in config.run.checkpoint.best_metrics:
+    wanted = [("run.checkpoint.keep_best", score) for score in config.run.checkpoint.best_metrics]
+    rules = [(stage.name, stage.early_stopping) for stage in config.stages if stage.early_stopping]
+    wanted += [(f"stages.{stage}.early_stopping.metric", rule.metric) for stage, rule in rules]
+    for key, score in wanted:
         name, _, metric = score.partition("/")
         known = given.get(name)
         if known is not None and metric not in known:
             there = ", ".join(f"{name}/{one}" for one in sorted(known)) or "none"
-            yield f"run.checkpoint.keep_best: evaluation '{name}' gives no score '{metric}'; its scores are {there}"
+            yield f"{key}: evaluation '{name}' gives no score '{metric}'; its scores are {there}"
 
 
 def broken_tasks(problems: Iterable[str]) -> set[str]:

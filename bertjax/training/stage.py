@@ -65,7 +65,7 @@ class StageRunner:
         self.ctx, self.index, self.plan, self.tracker, self.monitor = ctx, plan.files.index, plan, tracker, monitor
         self.stop, self.phases = monitor.stop, monitor.phases
         self.evaluators, self.callbacks = evaluators, callbacks or Callbacks()
-        self.stop_rule = StopRule(plan.stage.early_stopping)
+        self.stop_rule = StopRule(plan.stage.early_stopping, ctx.config.run.checkpoint.best_mode)
         self.every = intervals(
             {e.config.name: e.config.every for e in evaluators},
             plan.program.steps,

@@ -120,5 +120,5 @@ def is_complete(last: StageFiles) -> bool:
     if meta["step"] != steps[-1] or has_pending_eval(last.checkpoints.folder, meta):
         return False
     return meta["step"] == meta.get("steps") or stopped_early(
-        last.stage, meta, last.checkpoints.scores_of(meta["step"])
+        last.config, last.stage, meta, last.checkpoints.scores_of(meta["step"])
     )

@@ -23,14 +23,14 @@ Every = Annotated[
 
 
 class EarlyStopping(Section):
-    """End of a stage before its last step, once a score has not improved for some evaluations."""
+    """End of a stage before its last step, once a score has not improved for some evaluations.
+
+    `run.checkpoint.best_mode` says whether the highest or the lowest score is best.
+    """
 
     metric: str = Field(description="Score to watch, of an evaluation of this stage: `dev/f1`.")
     patience: Positive = Field(3, description="Evaluations in a row without improvement that end the stage.")
     min_delta: NonNegativeFloat = Field(0.0, description="Improvements must be greater than this.")
-    best_mode: Literal["auto", "highest", "lowest"] = Field(
-        "auto", description="Which score is better. `auto`: the lower loss or perplexity, the higher of other scores."
-    )
 
 
 class Decoding(Section):

@@ -235,16 +235,15 @@ class Config(Section):
             raise ValueError(f"run.segments must add up to num_hidden_layers ({self.model.num_hidden_layers})")
         return self
 
-    def best_score(self, stage: Stage) -> tuple[str, str] | None:
-        """The score whose best checkpoint is that of a stage, and its `best_mode`; None without one.
+    def best_score(self, stage: Stage) -> str | None:
+        """The score whose best checkpoint is that of a stage; None without one.
 
         It is that of `early_stopping`, else the first one in `keep_best` that an evaluation of the stage gives.
         """
         if rule := stage.early_stopping:
-            return rule.metric, rule.best_mode
+            return rule.metric
         policy, names = self.run.checkpoint, {evaluation.name for evaluation in stage.evaluate}
-        found = next((score for score in policy.best_metrics if score.partition("/")[0] in names), None)
-        return (found, policy.best_mode) if found else None
+        return next((score for score in policy.best_metrics if score.partition("/")[0] in names), None)
 
     def _check_stage(self, stage: Stage) -> None:
         where = f"stage '{stage.name}'"

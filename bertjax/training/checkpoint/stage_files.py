@@ -80,8 +80,9 @@ class StageFiles:
             return previous.checkpoints
         score = self.config.best_score(previous.stage)
         assert score is not None, "the configuration is checked"
+        mode = self.config.run.checkpoint.best_mode
         folder = previous.checkpoints.folder  # a new reader: its scores have changed since the run began
-        return CheckpointReader(CheckpointRef(folder, CheckpointReader(folder).best_step(*score)))
+        return CheckpointReader(CheckpointRef(folder, CheckpointReader(folder).best_step(score, mode)))
 
     @cached_property
     def _named_checkpoints(self) -> CheckpointReader | None:

@@ -9,22 +9,22 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from bertjax.config.schema.evaluation import EarlyStopping
-from bertjax.config.schema.run import Stage
+from bertjax.config.schema.run import Config, Stage
 from bertjax.training.checkpoint.layout import sign
 
 META_KEY = "early_stopping"  # in a step's meta data: [[step, score], ...] of the evaluations before it
 History = list[tuple[int, float | None]]  # a score that is not finite is None
 
 
-def stops_at(rule: EarlyStopping, history: Iterable[tuple[int, float | None]]) -> int | None:
-    """The step at which a stage with these scores ends early; None if it goes on.
+def stops_at(rule: EarlyStopping, history: Iterable[tuple[int, float | None]], best_mode: str = "auto") -> int | None:
+    """The step at which a stage with these scores ends early; None if it goes on. best_mode: as for `keep_best`.
 
     A score improves if it is better than the best before it by more than `min_delta`; one that is not finite does not.
     """
     best, waited = -math.inf, 0
     for step, value in history:
-        better = value is not None and sign(rule.metric, rule.best_mode) * value > best + rule.min_delta
-        best, waited = (sign(rule.metric, rule.best_mode) * (value or 0.0), 0) if better else (best, waited + 1)
+        better = value is not None and sign(rule.metric, best_mode) * value > best + rule.min_delta
+        best, waited = (sign(rule.metric, best_mode) * (value or 0.0), 0) if better else (best, waited + 1)
         if waited >= rule.patience:
             return step
     return None
@@ -33,8 +33,8 @@ def stops_at(rule: EarlyStopping, history: Iterable[tuple[int, float | None]]) -
 class StopRule:
     """The scores of the metric of `early_stopping` in this stage so far; without the option it never stops."""
 
-    def __init__(self, rule: EarlyStopping | None) -> None:
-        self.rule = rule
+    def __init__(self, rule: EarlyStopping | None, best_mode: str) -> None:
+        self.rule, self.best_mode = rule, best_mode
         self.history: History = []
 
     @property
@@ -45,7 +45,7 @@ class StopRule:
     @property
     def step(self) -> int | None:
         """The step at which the stage has ended early; None while it goes on."""
-        return stops_at(self.rule, self.history) if self.rule else None
+        return stops_at(self.rule, self.history, self.best_mode) if self.rule else None
 
     def add(self, step: int, scores: Mapping[str, float]) -> None:
         """Add the scores of an evaluation, {"dev/f1": ...}; those without the metric count as none."""
@@ -71,8 +71,8 @@ class StopRule:
         return f"early_stopping.metric: there is no score '{self.rule.metric}'; the scores are {', '.join(mine)}"
 
 
-def stopped_early(stage: Stage, meta: Mapping[str, Any], scores: Mapping[str, float]) -> bool:
+def stopped_early(config: Config, stage: Stage, meta: Mapping[str, Any], scores: Mapping[str, float]) -> bool:
     """Whether a stage has stopped early by the meta data and scores of its last checkpoint."""
-    rule = StopRule(stage.early_stopping)
+    rule = StopRule(stage.early_stopping, config.run.checkpoint.best_mode)
     rule.restore(meta, scores)
     return rule.step is not None

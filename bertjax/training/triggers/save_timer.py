@@ -6,12 +6,15 @@ from typing import Any
 
 from bertjax.parallel.multihost import primary
 
+MOST_STEPS = 100  # between two decisions: steps may become slower
+
 
 class SaveTimer:
     """Whether a checkpoint is due because the last one is `minutes` old; all processes get the same answer.
 
     The primary process decides. With several processes it does so at few steps that all agreed on, so that most steps
-    need no message: after each decision, half the steps that fit into the remaining time pass before the next one.
+    need no message: after each decision, half the steps that fit into the remaining time, at most MOST_STEPS, pass
+    before the next one.
     """
 
     def __init__(
@@ -47,4 +50,4 @@ class SaveTimer:
         if passed >= self.seconds:
             return True, step + 1
         pace = max(passed / max(step - self._step, 1), 1e-6)  # seconds per step, with the pauses between them
-        return False, step + max(1, int((self.seconds - passed) / pace / 2))
+        return False, step + max(1, min(MOST_STEPS, int((self.seconds - passed) / pace / 2)))
