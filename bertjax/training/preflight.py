@@ -1,6 +1,7 @@
 """Checks what the data hold and what evaluations give, before anything is prepared; each problem is one line."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -58,11 +59,17 @@ def find_data_problems(
             problems.append(f"stages.{files.stage.name}.data: {mixing}")
         tasks = input_paths.stage_tasks(files.config, files.stage)
         expected = None if files.index in begun else _expected_classes(files, stages[: files.index])
-        found = [
-            preview_task(key, task, files.base, classes=expected) for key, task in tasks.items() if key not in skip
-        ]
-        problems += [line for one in found for line in one.problems]
-        classes[files.stage.name] = found[0].classes if len(found) == len(tasks) == 1 and expected else None
+        found: ClassSpec | None = None
+        for number, (key, task) in enumerate(tasks.items()):
+            if key in skip:
+                expected = found = None
+                continue
+            lines, named = preview_task(key, task, files.base, classes=expected)
+            problems += lines
+            if number == 0 and expected is not None:  # later tasks have the labels of the first
+                found = named
+                expected = named and replace(named, required=named.names is not None, keep_unlabeled=False)
+        classes[files.stage.name] = found
     return list(dict.fromkeys(problems)), classes
 
 

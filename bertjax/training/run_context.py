@@ -93,7 +93,7 @@ def load_tokenizer(config: Config, base: Path, source_fingerprint: Fingerprint |
         cache = config.run_dir.parent / "prepared"
     tokenizer = load.load(
         settings, base, vocab_size=size, train_source_documents=documents, cache=cache, fingerprint=key,
-        text_bytes=sum(size for source in wanted for _, size in source_kinds.record_of(source).parts(source, base))
+        text_bytes=sum(size for one in wanted for _, size in source_kinds.record_of(one.source).parts(one.source, base))
         if settings.path is None else 0,
     )  # fmt: skip
     if tokenizer.vocab_size > config.model.vocab_size:

@@ -108,6 +108,14 @@ def test_one_mistake(folder, overrides, says):
     assert line.startswith(says.replace("{0}", str(folder))), line
 
 
+def test_later_tasks_of_a_mixture_may_lack_labels(folder):
+    """They have the labels of the first task, as when the rows are made."""
+    few = "tasks.few={source: {kind: jsonl, files: [a.jsonl]}, preprocess: {kind: classify, sequence_length: 32}}"
+    assert problems(folder, few, "stages.cls.data={mixture: [labels, few]}") == []
+    (line,) = problems(folder, few.replace("a.jsonl", "ax.jsonl"), "stages.cls.data={mixture: [labels, few]}")
+    assert line.startswith(f"tasks.few: {folder}/ax.jsonl: line 2: label 'x' is not one of those: a, b")
+
+
 def test_labels_beyond_the_first_records_are_not_judged(folder, monkeypatch):
     """The first records may lack labels that come later; more labels than classes are wrong in any case."""
     monkeypatch.setattr("bertjax.data.preprocess.classify.LABELED_RECORDS", 5)
