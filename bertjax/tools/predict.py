@@ -126,8 +126,8 @@ def embed(request: Request, pooling: Pooling, normalize: bool, max_tokens: int |
 
     if request.output is not None and request.output.suffix == ".npy":
         began = time.perf_counter()
-        blocks = (vectors(chunk) for chunk in files.chunks(records))
-        _report(request.output, files.write_vectors(request.output, blocks), began)
+        found = files.predict_chunks(records, vectors, request.file)
+        _report(request.output, files.write_vectors(request.output, found), began)
         embedder.print_notes()
         return None
     return _finish(request, embedder, records, predict, digits=None)
@@ -143,7 +143,7 @@ def _finish(
 ) -> list[Record] | None:  # fmt: skip
     """Write the predictions to the output of the request, else return them, rounded."""
     began = time.perf_counter()
-    found = files.predict_chunks(records, predict)
+    found = files.predict_chunks(records, predict, request.file)
     made = None
     if request.output is None:
         made = list(found) if digits is None else files.rounded(list(found), digits)

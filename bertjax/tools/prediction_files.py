@@ -54,10 +54,21 @@ def _field_error(where: str, field: str, record: Record, hint: str) -> str:
     return f"{where}: no field '{field}'; the fields are: {names}{hint}"
 
 
-def predict_chunks(records: Iterable[Record], predict: Callable[[list[Record]], Sequence[Record]]) -> Iterator[Record]:
-    """The predictions for all records in order; only one chunk of them is in memory."""
+def predict_chunks(
+    records: Iterable[Record], predict: Callable[[list[Record]], Sequence[Any]], file: Path | None = None
+) -> Iterator[Any]:
+    """The predictions for all records in order; only one chunk of them is in memory. Errors name the `file`."""
+    first = 1
     for chunk in chunks(records):
-        yield from predict(chunk)
+        try:
+            found = predict(chunk)
+        except UserError as error:
+            if file is None or str(error).startswith(str(file)):
+                raise
+            place = f"record {first}" if len(chunk) == 1 else f"records {first:,} to {first + len(chunk) - 1:,}"
+            raise UserError(f"{file}: {place}: {error}") from None
+        yield from found
+        first += len(chunk)
 
 
 def chunks(records: Iterable[Record]) -> Iterator[list[Record]]:
@@ -110,9 +121,8 @@ def _cell(value: Any) -> Any:
 
 
 def write_vectors(path: Path, vectors: Iterable[np.ndarray]) -> int:
-    """Write blocks of vectors, float32 [n, D], as one .npy array [N, D] -> N. The file appears when it is complete."""
-    blocks = [*vectors]
-    found = np.concatenate(blocks)
+    """Write vectors, float32 [D], as one .npy array [N, D] -> N. The file appears when it is complete."""
+    found = np.stack([*vectors])
     try:
         with replace_file(path) as partial, partial.open("wb") as file:
             np.save(file, found)
