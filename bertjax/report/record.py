@@ -1,8 +1,8 @@
 """Read a run folder for the report. Missing or truncated content is omitted, not an error."""
 
 import json
-import math
 import re
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -94,7 +94,7 @@ def read_run(run: Path) -> RunRecord:
         raise UserError(
             f"{run}: is not a run folder (no config.yaml, no metrics.jsonl); name a folder that 'bertjax train' wrote"
         )
-    lines = list(read_lines(metrics)) if metrics.is_file() else []
+    lines = [line for line in read_lines(metrics) if _is_step(line["step"])] if metrics.is_file() else []
     written = sum(1 for raw in metrics.read_bytes().splitlines() if raw.strip()) if metrics.is_file() else 0
     config_text = _text(run / "config.yaml")
     environment = _json(run / "environment.json", dict)
@@ -117,6 +117,11 @@ def read_run(run: Path) -> RunRecord:
     )
 
 
+def _is_step(value: Any) -> bool:
+    """Whether a value counts steps, exactly as a float too."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53
+
+
 def find_key(tree: Any, *names: str) -> Any:
     """The first value of one of these keys in nested mappings, names in order of preference; else None."""
     for name in names:
@@ -131,8 +136,8 @@ def find_key(tree: Any, *names: str) -> Any:
 
 
 def is_finite(value: Any) -> TypeGuard[float]:
-    """Whether `value` is a finite number."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether `value` is a finite number that a float can hold."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _stage(run: Path, name: str, planned: int | None, lines: list[dict[str, Any]]) -> StageRecord:
