@@ -114,7 +114,8 @@ def _confused(classes: Mapping[str, Any]) -> str:
 def _regression(evaluated: EvaluationResult) -> str:
     content: Any = evaluated.details.get("regression")
     points = content.get("points") if isinstance(content, dict) else None
-    pairs = [p for p in points or () if isinstance(p, list) and len(p) == 2 and all(map(is_finite, p))]
+    listed = points if isinstance(points, list) else []
+    pairs = [p for p in listed if isinstance(p, list) and len(p) == 2 and all(map(is_finite, p))]
     if not pairs:
         return ""
     total = content.get("of")

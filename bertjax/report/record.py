@@ -171,7 +171,8 @@ def _episodes(train: list[dict[str, Any]], events: list[dict[str, Any]]) -> list
     marks = [line for line in (*train, *events) if isinstance(line.get("episode"), int)]
     found: list[Episode] = []
     for line in sorted(marks, key=lambda line: line["step"]):
-        step, number, trained = line["step"], line["episode"], line.get("trainable_parameters")
+        step, number = line["step"], line["episode"]
+        trained = line["trainable_parameters"] if is_finite(line.get("trainable_parameters")) else None
         if found and found[-1].number == number:
             last = found.pop()
             found.append(Episode(number, last.first_step, step, last.trainable_parameters or trained))
