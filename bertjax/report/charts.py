@@ -107,16 +107,19 @@ class _Axes:
 
     def x(self, value: float) -> float:
         """0..1 from left to right."""
-        low, high = self.x_range
-        return (value - low) / (high - low) if high > low else 0.5
+        return _fraction(value, *self.x_range)
 
     def y(self, value: float) -> float:
         """0..1 from top to bottom."""
         low, high = self.y_range
         if self.log:
             low, high, value = np.log10([low, high, value])
-        low, high, value = low / 2, high / 2, value / 2  # so that the difference of huge numbers stays finite
-        return 1 - (value - low) / (high - low) if high > low else 0.5
+        return 1 - _fraction(value, low, high)
+
+
+def _fraction(value: float, low: float, high: float) -> float:
+    """0 at low, 1 at high; halves, so that the difference of huge numbers stays finite."""
+    return (value / 2 - low / 2) / (high / 2 - low / 2) if high / 2 > low / 2 else 0.5
 
 
 def _points_of(chart: Chart, series: Series) -> scales.Curve:
@@ -279,7 +282,7 @@ def _description(chart: Chart) -> str:
     """The chart in words, for screen readers."""
     parts = []
     for series in chart.series:
-        finite = [(x, y) for x, y in zip(series.x, series.y, strict=True) if np.isfinite(y)]
+        finite = [(x, y) for x, y in zip(series.x, series.y, strict=True) if np.isfinite(float(y))]
         if finite and not chart.scatter:
             (a, first), (b, last) = finite[0], finite[-1]
             kind = " in evaluations" if series.points else ""

@@ -25,7 +25,7 @@ def class_scores(classes: Mapping[str, Any]) -> dict[str, Any]:
     counts = zip(classes["names"], classes["support"], classes["predicted"], classes["correct"], strict=True)
     rows = []
     for name, support, predicted, correct in counts:
-        if not 0 <= correct <= min(support, predicted):
+        if not 0 <= correct <= min(support, predicted) or max(support, predicted) >= 2**53:
             raise ValueError("counts do not fit")
         scores = {"precision": correct / max(predicted, 1), "recall": correct / max(support, 1)}
         scores["f1"] = 2 * correct / max(support + predicted, 1)
@@ -114,7 +114,8 @@ def _confused(classes: Mapping[str, Any]) -> str:
 def _regression(evaluated: EvaluationResult) -> str:
     content: Any = evaluated.details.get("regression")
     points = content.get("points") if isinstance(content, dict) else None
-    pairs = [p for p in points or () if isinstance(p, list) and len(p) == 2 and all(map(is_finite, p))]
+    listed = points if isinstance(points, list) else []
+    pairs = [p for p in listed if isinstance(p, list) and len(p) == 2 and all(map(is_finite, p))]
     if not pairs:
         return ""
     total = content.get("of")

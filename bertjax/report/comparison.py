@@ -13,7 +13,7 @@ import numpy as np
 from bertjax.config.loading.error_messages import mask_secrets
 from bertjax.config.loading.load import identity_fields, load_saved
 from bertjax.errors import UserError
-from bertjax.report.record import RunRecord, StageRecord, is_finite, read_run
+from bertjax.report.record import RunRecord, StageRecord, find_key, is_finite, read_run
 from bertjax.storage.nested import flatten
 
 COUNTS = ("total", "examples", "tasks")  # entries of scores that are no scores
@@ -143,7 +143,8 @@ def scores(runs: Sequence[ComparedRun]) -> list[ScoreRow]:
             metrics = dict.fromkeys(k for r in results if r for k, v in r.scores.items() if is_finite(v))
             if "exact" in metrics:
                 metrics.pop("exact_match", None)  # equal ones
-            data = [(r.details.get("made_from") or {}).get("data") for r in results if r]
+            data = [find_key(r.details.get("made_from"), "data") for r in results if r]
+            data = [one if isinstance(one, str) else None for one in data]
             same = None if None in data or len(data) < 2 else len(set(data)) == 1
             for metric in metrics:
                 values = [float(r.scores[metric]) if r and is_finite(r.scores.get(metric)) else None for r in results]
@@ -186,7 +187,8 @@ def positions(stage: StageRecord, began: float, unit: str) -> Callable[[Sequence
 
 def _tokens_per_step(line: Mapping[str, Any]) -> float | None:
     rate, seconds = line.get("tokens_per_second"), line.get("step_seconds")
-    return float(rate * seconds) if is_finite(rate) and is_finite(seconds) else None
+    tokens = float(rate) * float(seconds) if is_finite(rate) and is_finite(seconds) else -1.0
+    return tokens if 0 <= tokens < 1e15 else None
 
 
 def stage_starts(run: RunRecord) -> dict[str, float]:

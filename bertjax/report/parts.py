@@ -1,6 +1,7 @@
 """Tables and numbers of the report pages. Arguments are escaped unless documented as HTML."""
 
 import html
+import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -91,7 +92,7 @@ def score_text(key: str, value: Any) -> str:
     if key.endswith(_PERCENT):
         return console.percent(value)
     if abs(value) >= 1e12:
-        return f"{value:.3e}"
+        return f"{value:.3e}" if isinstance(value, float) or abs(value) <= sys.float_info.max else "beyond 1e308"
     return f"{value:.2f}" if key.lower().endswith(PERCENTAGES) else console.number(value)
 
 

@@ -1,8 +1,8 @@
 """Read a run folder for the report. Missing or truncated content is omitted, not an error."""
 
 import json
-import math
 import re
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -95,7 +95,7 @@ def read_run(run: Path) -> RunRecord:
         raise UserError(
             f"{run}: is not a run folder (no config.yaml, no metrics.jsonl); name a folder that 'bertjax train' wrote"
         )
-    lines = list(read_lines(metrics)) if metrics.is_file() else []
+    lines = [line for line in read_lines(metrics) if _is_step(line["step"])] if metrics.is_file() else []
     written = sum(1 for raw in metrics.read_bytes().splitlines() if raw.strip()) if metrics.is_file() else 0
     config_text = _text(run / "config.yaml")
     environment = _json(run / "environment.json", dict)
@@ -118,6 +118,11 @@ def read_run(run: Path) -> RunRecord:
     )
 
 
+def _is_step(value: Any) -> bool:
+    """Whether a value counts steps, exactly as a float too."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53
+
+
 def find_key(tree: Any, *names: str) -> Any:
     """The first value of one of these keys in nested mappings, names in order of preference; else None."""
     for name in names:
@@ -132,8 +137,8 @@ def find_key(tree: Any, *names: str) -> Any:
 
 
 def is_finite(value: Any) -> TypeGuard[float]:
-    """Whether `value` is a finite number."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether `value` is a finite number that a float can hold."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _stage(run: Path, name: str, planned: int | None, lines: list[dict[str, Any]]) -> StageRecord:
@@ -168,7 +173,8 @@ def _episodes(train: list[dict[str, Any]], events: list[dict[str, Any]]) -> list
     marks = [line for line in (*train, *events) if isinstance(line.get("episode"), int)]
     found: list[Episode] = []
     for line in sorted(marks, key=lambda line: line["step"]):
-        step, number, trained = line["step"], line["episode"], line.get("trainable_parameters")
+        step, number = line["step"], line["episode"]
+        trained = line["trainable_parameters"] if is_finite(line.get("trainable_parameters")) else None
         if found and found[-1].number == number:
             last = found.pop()
             found.append(Episode(number, last.first_step, step, last.trainable_parameters or trained))

@@ -60,7 +60,8 @@ def runs_of_finite(values: np.ndarray) -> list[slice]:
 
 def wants_log(values: np.ndarray) -> bool:
     """Whether positive values [N] spread so far that a linear axis would flatten most of them."""
-    return len(values) > 0 and bool(values.min() > 0) and float(values.max()) > LOG_RATIO * float(np.median(values))
+    with np.errstate(over="ignore"):  # the mean of two huge numbers
+        return len(values) > 0 and bool(values.min() > 0) and float(values.max()) > LOG_RATIO * float(np.median(values))
 
 
 def axis_range(values: np.ndarray, from_zero: bool, log: bool) -> tuple[float, float]:

@@ -56,9 +56,8 @@ def stage_charts(stage: StageRecord) -> list[Chart]:
     marks = [Mark(step, "evaluation", f"evaluation {name} at step {step:,}") for step, name in evaluated]
 
     def single(title: str, key: str, unit: str, scale: float = 1) -> Chart:
-        return Chart(
-            title, _curves(stage, lambda k: k == key, scale)[0], unit, smoothed=unit == "", bands=bands, marks=resumes
-        )
+        curves, _ = _curves(stage, lambda k: k.split("/")[0] == key, scale)  # learning_rate/heads: of a group
+        return Chart(title, curves, unit, smoothed=unit == "", bands=bands, marks=resumes)
 
     title, note = "Accuracy" if shares or not answers else "Scores", _left_out(left_out + further)
     return [
@@ -99,7 +98,7 @@ def _curves(
     """
     found = _points(stage, wanted)
     # The total comes first. If it has only one part, that part equals the total and is omitted.
-    keys = sorted(dict.fromkeys(key for key, _ in found), key=lambda key: key != "loss")
+    keys = sorted(dict.fromkeys(key for key, _ in found), key=lambda key: key not in ("loss", "learning_rate"))
     if len(keys) == 2 and keys[0] == "loss":
         keys = keys[:1]
     if "exact" in keys and "exact_match" in keys:  # equal ones

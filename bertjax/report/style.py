@@ -35,7 +35,7 @@ nav a { max-width: 300px; overflow: hidden; text-overflow: ellipsis; white-space
 .facts dt { color: var(--muted); }
 .facts dd { margin: 0; overflow-wrap: anywhere; }
 .pill { display: inline-block; padding: 1px 10px; border-radius: 99px; font-size: 12.5px; font-weight: 600;
-  white-space: nowrap; vertical-align: 1px; }
+  white-space: nowrap; vertical-align: 1px; color: var(--muted); background: var(--shade); }
 .good { color: var(--good); background: var(--good-soft); }
 .fair { color: var(--fair); background: var(--fair-soft); }
 .bad { color: var(--bad); background: var(--bad-soft); }
