@@ -13,7 +13,6 @@ import jax
 from bertjax.config.loading import plugins
 from bertjax.config.schema.custom import CALLBACKS
 from bertjax.config.schema.run import Config
-from bertjax.errors import BertjaxError
 from bertjax.parallel.mesh import all_devices
 from bertjax.parallel.multihost import initialize, primary
 from bertjax.parallel.multihost.primary import primary_first, run_on_primary
@@ -93,7 +92,7 @@ def _notify(callbacks: Callbacks, config: Config, stop: preemption.PreemptionHan
     except BaseException:
         try:
             callbacks.call("on_train_end")
-        except BertjaxError as error:  # must not hide what ended the run
+        except Exception as error:  # must not hide what ended the run
             print(error, file=sys.stderr)
         raise
     callbacks.call("on_train_end")

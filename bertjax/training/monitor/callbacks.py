@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from bertjax.config.schema.run import Config
 from bertjax.errors import BertjaxError, UserError, brief, error_line
 
@@ -52,7 +54,8 @@ class Callback:
     """Base class of callbacks; override what you need. Any object with some of these methods is a callback too.
 
     Callbacks run on the primary process, in the main thread, between two steps: what they take, training waits. An
-    exception ends the run with a line that names the callback; with one process the state is saved first.
+    exception ends the run with a line that names the callback; with one process the step is saved first, with several
+    the exit code is 70.
     """
 
     def on_train_begin(self, run: TrainingRun) -> None:
@@ -95,18 +98,29 @@ class Callbacks:
                 continue
             try:
                 method(*arguments)
-            except BertjaxError:
-                raise
             except Exception as error:
-                name = f"{type(callback).__name__}.{event}"
-                if isinstance(callback, _OnStep):
-                    name = getattr(callback.function, "__name__", repr(callback.function))
-                where = f"callback '{name}' ({error_line(error)}) failed"
-                raise UserError(f"{where}: {brief(error, 200)}") from error
+                failed = _failed(callback, event, error)
+                if failed is error:
+                    raise
+                raise failed from error
 
     def step_end(self, step: int, metrics: Mapping[str, Any]) -> None:
         if self.callbacks:
             self.call("on_step_end", step, StepMetrics(metrics))
+
+
+def _failed(callback: Any, event: str, error: Exception) -> Exception:
+    """The error that ends the run and names the callback; a BertjaxError that it raises itself stays as it is."""
+    if jax.process_count() > 1:  # the others do not know: not a BertjaxError, which would wait for them
+        kind: type[Exception] = RuntimeError
+    elif isinstance(error, BertjaxError):
+        return error
+    else:
+        kind = UserError
+    name = f"{type(callback).__name__}.{event}"
+    if isinstance(callback, _OnStep):
+        name = getattr(callback.function, "__name__", repr(callback.function))
+    return kind(f"callback '{name}' ({error_line(error)}) failed: {brief(error, 200)}")
 
 
 class _OnStep:
