@@ -170,10 +170,14 @@ def existing_path(path: str) -> Path:
 
 def pretrained_model(name: str) -> str | Path:
     """A run, checkpoint, Hugging Face folder or model on the Hub, whose files are fetched now if they are not here."""
+    from bertjax.storage import pretrained, remote
+
+    if not remote.is_remote(name) and pretrained.hub_name(name) is None:
+        return existing_path(name)
     from bertjax.config.loading.pretrained import locate_model
 
-    found = locate_model(name)
-    return found.path if found.is_local else name
+    locate_model(name)
+    return name
 
 
 def config_or_model(target: str) -> str | Path:
