@@ -39,10 +39,15 @@ def fetch(url: str, *, weights: bool) -> Path:
     copy = home / root.name
     with staging.exclusive_lock(_made(home) / "lock"):
         _copy(root, copy, wanted, home / _RECORD)
-        for older in (copy / step).parent.glob("[0-9]*") if step not in (None, ".") else ():
-            if older != copy / step and older.name.isdigit():
-                shutil.rmtree(older)
+        if step is not None and step != ".":
+            _remove_other_steps(copy / step)
     return copy
+
+
+def _remove_other_steps(step: Path) -> None:
+    for other in step.parent.glob("[0-9]*"):
+        if other != step and other.name.isdigit():
+            shutil.rmtree(other)
 
 
 def _made(folder: Path) -> Path:
