@@ -26,7 +26,6 @@ from bertjax.training.run_context import load_tokenizer
 TEXT = [["The cat sat on the mat and the dog sat beside the cat.", "Zebras jump over 13 lazy dogs, why?"]] * 5
 CONFIG = """\
 pretrained: org/bert
-mesh: {data: 1}
 run: {name: one, tensorboard: false, compilation_cache_dir: null, prepare_workers: 1}
 stages:
   - name: mlm
