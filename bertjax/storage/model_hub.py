@@ -68,7 +68,7 @@ def _download(model: str, listing: Listing, names: list[str]) -> Path:
     pairs = zip(names, places, strict=True)
     size = sum(listing.files[name] or 0 for name, place in pairs if not isinstance(place, str))
     if size >= _NOTED_BYTES:
-        print(f"{model}: fetching {size / 1e6:,.0f} MB from the Hugging Face Hub", file=sys.stderr, flush=True)
+        reporter.say(f"{model}: fetching {size / 1e6:,.0f} MB from the Hugging Face Hub")
     bars = size >= _NOTED_BYTES and sys.stderr.isatty()  # the library's own
     if bars:
         reporter.current.close()

@@ -13,8 +13,8 @@ from bertjax.cli.main import main
 from bertjax.config.loading.load import load
 from bertjax.data.tokenizers import sentencepiece
 from bertjax.errors import UserError
-from bertjax.evaluation import predict
 from bertjax.evaluation.evaluators.build import build_evaluators
+from bertjax.evaluation.predictors import generation
 from bertjax.evaluation.restore import restore
 from bertjax.interop import hf_folder
 from bertjax.storage import model_hub
@@ -114,7 +114,7 @@ def test_a_t5_generates_as_it_does_when_imported(hub):
     tokenizer = sentencepiece.train(lambda: iter(TEXT), vocab_size=170, extra_ids=100, character_coverage=1.0)
     hub.add("org/t5", t5_folder(Path("t5"), T5_MODELS["1.1"], tokenizer))
     convert_hf.import_folder(Path("t5"), Path("runs/t5"))
-    found = [predict.generate(name, ["The cat"], {"max_new_tokens": 4}) for name in ("org/t5", "runs/t5")]
+    found = [generation.generate(name, ["The cat"], {"max_new_tokens": 4}) for name in ("org/t5", "runs/t5")]
     assert found[0] == found[1]
 
 
