@@ -18,7 +18,7 @@ from bertjax.config.schema.run import Config
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted(path.relative_to(ROOT / "configs").as_posix() for path in ROOT.glob("configs/**/*.yaml"))
 GOLDEN = ROOT / "tests" / "golden" / "configs"
-# The sizes in config.json of google-bert/bert-base-uncased: the folder that the fine-tuning configurations expect.
+# The sizes in config.json of google-bert/bert-base-uncased: the model that the fine-tuning configurations start from.
 BERT_BASE = {
     "model_type": "bert", "vocab_size": 30522, "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12,
     "intermediate_size": 3072, "max_position_embeddings": 512, "type_vocab_size": 2, "hidden_act": "gelu",
@@ -47,10 +47,10 @@ def golden(name: str) -> Path:
 
 
 def resolved(name: str, folder: Path) -> Config:
-    """The configuration as seen from `folder`, where Hugging Face folders with the base models' sizes are put."""
-    for name_of_model, sizes in (("bert-base-uncased", BERT_BASE), ("t5-base", T5_BASE)):
+    """The configuration as seen from `folder`, where folders with the names of the models on the Hub come first."""
+    for name_of_model, sizes in (("google-bert/bert-base-uncased", BERT_BASE), ("google-t5/t5-base", T5_BASE)):
         place = folder / name_of_model
-        place.mkdir(exist_ok=True)
+        place.mkdir(exist_ok=True, parents=True)
         (place / "config.json").write_text(json.dumps(sizes), encoding="utf-8")
     before = Path.cwd()
     os.chdir(folder)

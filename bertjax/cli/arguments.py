@@ -118,7 +118,7 @@ RUN = option("run", metavar="RUN", help="a run folder")
 DEVICE = option("--device", choices=("cpu", "gpu", "tpu"), help="compute device (default: the best one available)")
 DTYPE = option("--dtype", choices=("float32", "bfloat16"), help="compute dtype (default: run.compute_dtype of the run)")
 STEP = option("--step", type=positive_int, help="step of the checkpoint (default: the latest)")
-BASE = option("--base", metavar="PATH", help="model below adapters (default: the one they were trained on)")
+BASE = option("--base", metavar="MODEL", help="model below adapters (default: the one they were trained on)")
 OUTPUT = option("--output", metavar="FILE", help="output file")
 JSON = option("--json", action="store_true", help="print JSON")
 
@@ -152,7 +152,7 @@ def dtype_override(arguments: argparse.Namespace) -> list[str]:
 
 def base_model_argument(arguments: argparse.Namespace) -> dict[str, Any]:
     """--base as a keyword argument."""
-    return {"base_model": existing_path(arguments.base)} if arguments.base else {}
+    return {"base_model": pretrained_model(arguments.base)} if arguments.base else {}
 
 
 # ---- paths ----------------------------------------------------------------------------------------------------------
@@ -170,10 +170,14 @@ def existing_path(path: str) -> Path:
 
 def pretrained_model(name: str) -> str | Path:
     """A run, checkpoint, Hugging Face folder or model on the Hub, whose files are fetched now if they are not here."""
+    from bertjax.storage import pretrained, remote
+
+    if not remote.is_remote(name) and pretrained.hub_name(name) is None:
+        return existing_path(name)
     from bertjax.config.loading.pretrained import locate_model
 
-    found = locate_model(name)
-    return found.path if found.is_local else name
+    locate_model(name)
+    return name
 
 
 def config_or_model(target: str) -> str | Path:

@@ -87,7 +87,7 @@ def _restore_checkpoint(
     ctx = RunContext(config, Path.cwd(), make_mesh(config.mesh, devices), tokenizer)
     heads, classes = all_heads(meta), meta["num_labels"]
     program = stage_program(config, config.stages[meta["stage"]], ctx.mesh, 1, heads=heads, num_labels=classes)
-    named = Path(base_model).expanduser() if base_model is not None else None
+    named = Path(base_model).expanduser() if base_model is not None else None  # or the name of a model on the Hub
     restored_step, params = adapters.restore_params(checkpoints, ctx, named=named, program=program)
     return RestoredCheckpoint(
         ctx,

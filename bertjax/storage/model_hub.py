@@ -5,13 +5,17 @@ read; what is missing there is reported in one line.
 """
 
 import contextlib
+import errno
+import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from bertjax.errors import UserError, brief
+from bertjax.errors import StorageError, UserError, brief
 from bertjax.progress import reporter
+from bertjax.storage.atomic import write_bytes_atomic
 
 TIMEOUT = 8.0  # seconds to wait for the Hub's first answer
 WEIGHTS, INDEX, SHARDS = "model.safetensors", "model.safetensors.index.json", "model-*.safetensors"
@@ -22,6 +26,7 @@ SMALL_FILES = (
 )  # fmt: skip
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "tf_model.h5", "flax_model.msgpack")
 _NOTED_BYTES = 10_000_000
+_STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES)
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,8 @@ _listings: dict[tuple[str, str | None], Listing] = {}  # one commit for all file
 def fetch(model: str, revision: str | None, *, weights: bool) -> tuple[Path, str]:
     """Fetch a model's configuration and tokenizer files, with `weights` also its safetensors -> (folder, commit).
 
-    Files that are in the cache are not fetched again. Raises UserError, within seconds without network.
+    Files that are in the cache are not fetched again. Raises UserError, within seconds without network, and
+    StorageError when the cache cannot be written.
     """
     listing, why = _listing(model, revision)
     if listing is None:
@@ -47,21 +53,32 @@ def fetch(model: str, revision: str | None, *, weights: bool) -> tuple[Path, str
     names += _weight_files(model, listing) if weights else []
     if "config.json" not in names:
         raise UserError(f"{model}: has no config.json on the Hub; name a model of transformers")
-    from huggingface_hub import snapshot_download
-
-    size = sum(listing.files[name] or 0 for name in names)
-    try:
-        if size < _NOTED_BYTES:
-            with _quiet(True), reporter.task(f"fetching {model}"):
-                folder = snapshot_download(model, revision=listing.commit, allow_patterns=names)
-        else:
-            reporter.current.close()  # the library shows its own progress bars
-            folder = snapshot_download(model, revision=listing.commit, allow_patterns=names)
-    except Exception as error:  # noqa: BLE001  (the library's, its HTTP library's and the system's errors)
-        raise UserError(f"{model}: {_reason(error, revision)}") from None
-    _check_present(model, Path(folder), names)
+    folder = _download(model, listing, names)
+    _check_present(model, folder, names)
     _remember_revision(model, revision, listing.commit)
-    return Path(folder), listing.commit
+    return folder, listing.commit
+
+
+def _download(model: str, listing: Listing, names: list[str]) -> Path:
+    from huggingface_hub import snapshot_download, try_to_load_from_cache
+
+    places = [try_to_load_from_cache(model, name, revision=listing.commit) for name in names]
+    if all(isinstance(place, str) for place in places):
+        return Path(str(places[0])).parent
+    pairs = zip(names, places, strict=True)
+    size = sum(listing.files[name] or 0 for name, place in pairs if not isinstance(place, str))
+    if size >= _NOTED_BYTES:
+        reporter.say(f"{model}: fetching {size / 1e6:,.0f} MB from the Hugging Face Hub")
+    bars = size >= _NOTED_BYTES and sys.stderr.isatty()  # the library's own
+    if bars:
+        reporter.current.close()
+    try:
+        with _quiet(not bars), nullcontext() if bars else reporter.task(f"fetching {model}"):
+            return Path(snapshot_download(model, revision=listing.commit, allow_patterns=names))
+    except Exception as error:  # noqa: BLE001  (the library's, its HTTP library's and the system's errors)
+        if isinstance(error, OSError) and error.errno in _STORAGE_ERRORS:
+            raise StorageError(f"{model}: cannot be kept in the Hub's cache ({error.strerror}); set HF_HOME") from None
+        raise UserError(f"{model}: {_reason(error, listing.commit)}") from None
 
 
 def _listing(model: str, revision: str | None) -> tuple[Listing | None, str]:
@@ -145,8 +162,7 @@ def _remember_revision(model: str, revision: str | None, commit: str) -> None:
     name = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=model, repo_type="model") / "refs"
     path = name / (revision or constants.DEFAULT_REVISION)
     with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(commit)
+        write_bytes_atomic(path, commit.encode(), parents=True)
 
 
 def _reason(error: Exception, revision: str | None) -> str:

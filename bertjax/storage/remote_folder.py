@@ -30,14 +30,24 @@ def fetch(url: str, *, weights: bool) -> Path:
     """
     root = remote.as_path(url.rstrip("/"))
     with remote.remote_errors(root):
-        wanted = sorted(_wanted(root, weights))
+        names = _names(root)
+        step = None if "config.json" in names else _newest_step(root, names)
+        wanted = sorted(_hugging_face(names, weights) if "config.json" in names else _run(root, names, step, weights))
     if not wanted:
         raise UserError(f"{url}: no such folder, or it holds neither config.json (Hugging Face) nor a checkpoint")
     home = staging.staging_dir() / "models" / hashlib.sha256(str(root).encode()).hexdigest()[:24]
     copy = home / root.name
     with staging.exclusive_lock(_made(home) / "lock"):
         _copy(root, copy, wanted, home / _RECORD)
+        if step is not None and step != ".":
+            _remove_other_steps(copy / step)
     return copy
+
+
+def _remove_other_steps(step: Path) -> None:
+    for other in step.parent.glob("[0-9]*"):
+        if other != step and other.name.isdigit():
+            shutil.rmtree(other)
 
 
 def _made(folder: Path) -> Path:
@@ -45,26 +55,22 @@ def _made(folder: Path) -> Path:
     return folder
 
 
-def _wanted(root: Path, weights: bool) -> Iterator[str]:
-    """The names, relative to `root`, of the files to copy."""
-    names = _names(root)
-    if "config.json" in names and not names & set(_STEP_PARTS[:1]):
-        yield from names & set(SMALL_FILES)
-        if weights:
-            shards = [name for name in names if name.startswith("model-") and name.endswith(".safetensors")]
-            yield from [WEIGHTS] if WEIGHTS in names else [INDEX, *shards] if INDEX in names else []
-        return
+def _hugging_face(names: set[str], weights: bool) -> Iterator[str]:
+    """The files of a Hugging Face folder to copy."""
+    yield from names & set(SMALL_FILES)
+    if weights:
+        shards = [name for name in names if name.startswith("model-") and name.endswith(".safetensors")]
+        yield from [WEIGHTS] if WEIGHTS in names else [INDEX, *shards] if INDEX in names else []
+
+
+def _run(root: Path, names: set[str], step: str | None, weights: bool) -> Iterator[str]:
+    """The files of a run, a stage or a step to copy."""
     yield from (name for name in _RUN_FILES if name in names)
     if "tokenizer" in names:
         yield from (f"tokenizer/{name}" for name in _names(root / "tokenizer"))
-    step = _newest_step(root, names)
     if step is not None:
-        parts = _STEP_PARTS if weights else _STEP_PARTS[1:]
-        step_files = (f"{step}/{part}".removeprefix("./") for part in parts)
-        for part in step_files:
-            yield from _below(root, part)
-        inside = _names(root / step)
-        yield from (f"{step}/{name}".removeprefix("./") for name in inside if name not in _STEP_PARTS and "." in name)
+        for name in _names(root / step) - (set() if weights else {"state"}):
+            yield from _below(root, f"{step}/{name}".removeprefix("./"))
 
 
 def _newest_step(root: Path, names: set[str]) -> str | None:
@@ -109,8 +115,6 @@ def _copy(root: Path, copy: Path, wanted: list[str], record: Path) -> None:
             f"{copy}: {size / 1e9:.1f} GB are to be copied here and {free / 1e9:.1f} GB are free; set "
             f"{staging.STAGING_ENV} to a larger disk"
         )
-    for step in {Path(name).parent for name in wanted if name.endswith("metadata")}:
-        _made(copy / step)
     remote.map_threaded(lambda name: _fetch(root / name, copy / name, facts[name][0]), missing)
     if missing:
         write_json_atomic(record, known | {name: facts[name] for name in missing})

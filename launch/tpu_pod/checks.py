@@ -29,7 +29,7 @@ SIZES = {
 _ZONE = re.compile(r"[a-z]+(?:-[a-z]+)+\d+-[a-z]\d?")
 _URL = re.compile(r"(?:https?|ssh|git)://[^/\s]+/\S+|[\w.-]+@[\w.-]+:\S+|[\w-]+(?:\.[\w-]+)+:(?!/)\S+")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")
-_ABSENT_MODEL = re.compile(r"(?:.*: )?model\.config_from: (.+): no such folder")
+_ABSENT_MODEL = re.compile(r"(?:.*: )?(pretrained|model\.config_from): (.+?): no such folder.*")
 CHECK = (
     "import json, sys\n"
     "try:\n"
@@ -149,10 +149,11 @@ def _check_config(
     done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True)
     if done.returncode == 2:
         lines = done.stderr.strip().splitlines()
-        absent = {line: match[1] for line in lines if (match := _ABSENT_MODEL.fullmatch(line))}
+        absent = {line: (match[1], match[2]) for line in lines if (match := _ABSENT_MODEL.fullmatch(line))}
         for line in lines:
-            if line in absent and place.is_mounted(absent[line]):  # exists on the workers only
-                said = f"mesh, batches and files not checked: model.config_from {absent[line]} is not on this machine"
+            key, folder = absent.get(line, ("", ""))
+            if folder and place.is_mounted(folder):  # exists on the workers only
+                said = f"mesh, batches and files not checked: {key} {folder} is not on this machine"
                 found.notes.append(f"{name}: {said}")
             else:
                 found.problems.append(line)

@@ -127,8 +127,8 @@ def _is_variable(leaf: object) -> bool:
 
 def test_the_recipe_is_a_comparison(tmp_path: Path):
     recipe = Path(__file__).resolve().parents[2] / "configs" / "recipes" / "compare_finetuning.yaml"
-    (tmp_path / "t5-base").mkdir()
-    (tmp_path / "t5-base" / "config.json").write_text(json.dumps({"model_type": "t5", "num_layers": 12}))
+    (tmp_path / "google-t5" / "t5-base").mkdir(parents=True)
+    (tmp_path / "google-t5" / "t5-base" / "config.json").write_text(json.dumps({"model_type": "t5", "num_layers": 12}))
     with chdir(tmp_path):
         start, runs = build_runs(load(recipe))
     assert start is None and len(runs) == 7

@@ -228,13 +228,13 @@ def test_two_shares_at_one_mount_are_refused(here):
 
 @pytest.mark.parametrize("folder", ["/mnt/share/bert", "models/bert"])
 def test_a_model_that_the_workers_alone_have_is_no_mistake(here, folder):
-    command = ["configs/finetune/squad_v1.yaml", "run.root=/mnt/share/runs", f"model.config_from={folder}"]
+    command = ["configs/finetune/squad_v1.yaml", "run.root=/mnt/share/runs", f"pretrained={folder}"]
     found = checks.check_command(pod(), command, MOUNTED, False)
     assert found.problems == [] and found.notes == [
         "configs/finetune/squad_v1.yaml: mesh, batches and files not checked: "
-        f"model.config_from {folder} is not on this machine"
+        f"pretrained {folder} is not on this machine"
     ]
-    command[2] = "model.config_from=/home/me/bert"
+    command[2] = "pretrained=/home/me/bert"
     assert "no such folder" in checks.check_command(pod(), command, MOUNTED, False).problems[0]
 
 

@@ -7,47 +7,22 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from hf_folders import BERT, DISTILBERT, PIECES, SIZES, assert_same_tensors
+from hf_folders import bert_folder as folder
 from safetensors.numpy import load_file, save_file
 
 from bertjax.config.loading.load import build, load
-from bertjax.config.schema.model import BertConfig, DistilBertConfig
-from bertjax.data.tokenizers.load import Tokenizer, build_wordpiece, from_file
+from bertjax.data.tokenizers.load import Tokenizer, from_file
 from bertjax.errors import StorageError, UserError
 from bertjax.evaluation.predictors import answers, masks
 from bertjax.evaluation.restore import restore
 from bertjax.interop import hf_folder, safetensors_folder
-from bertjax.models import registry
 from bertjax.tools import convert_hf
 from bertjax.tools.evaluate import evaluate_command
 from bertjax.training import run_context
 from bertjax.training.checkpoint import warmstart
 from bertjax.training.checkpoint.stage_files import StageFiles
 from bertjax.training.program import stage_program
-
-PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefgh", *(f"##{x}" for x in "abcdefgh"), "word", "!"]
-SIZES = {
-    "vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24,
-    "max_position_embeddings": 64,
-}  # fmt: skip
-BERT, DISTILBERT = BertConfig(**SIZES), DistilBertConfig(type_vocab_size=0, **SIZES)
-
-
-def folder(out: Path, heads: tuple[str, ...], model: BertConfig = BERT, labels: list[str] | None = None) -> Path:
-    """A Hugging Face folder with random weights."""
-    make = jax.jit(registry.init_params, static_argnums=(0, 1, 2))
-    fresh = make(model, heads, len(labels or "ab"), jax.random.key(0))
-    backend = build_wordpiece({piece: i for i, piece in enumerate(PIECES)}, lowercase=True)
-    hf_folder.save_folder(
-        out, {path: np.asarray(x) for path, x in fresh.items()}, model, heads,
-        tokenizer=Tokenizer(backend, "test"), labels=labels,
-    )  # fmt: skip
-    return out
-
-
-def assert_same_tensors(one: Path, other: Path) -> None:
-    a, b = load_file(one / "model.safetensors"), load_file(other / "model.safetensors")
-    assert a.keys() == b.keys()
-    assert all((a[name].view(np.uint32) == b[name].view(np.uint32)).all() for name in a)
 
 
 @pytest.fixture(autouse=True)

@@ -6,16 +6,16 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from hf_folders import T5_MODELS as MODELS
+from hf_folders import t5_folder as folder
 from safetensors.numpy import load_file
 
 from bertjax.config.loading.load import build, load
-from bertjax.config.schema.model import T5Config
 from bertjax.data.tokenizers import sentencepiece
 from bertjax.data.tokenizers.wordpiece import SPECIAL_TOKENS
 from bertjax.errors import UserError
 from bertjax.evaluation.restore import restore
 from bertjax.interop import hf_folder
-from bertjax.models import registry
 from bertjax.tools import convert_hf
 from bertjax.tools.evaluate import evaluate_command
 from bertjax.training import run_context
@@ -23,11 +23,6 @@ from bertjax.training.checkpoint import warmstart
 from bertjax.training.checkpoint.stage_files import StageFiles
 from bertjax.training.program import stage_program
 
-SIZES = dict(vocab_size=320, d_model=16, d_kv=4, d_ff=24, num_layers=2, num_heads=3, num_decoder_layers=1)
-MODELS = {
-    "1.0": T5Config(**SIZES, scale_decoder_outputs=True),
-    "1.1": T5Config(**SIZES, feed_forward_proj="gated-gelu", tie_word_embeddings=False, scale_decoder_outputs=False),
-}
 TEXT = [["The cat sat on the mat and the dog sat beside the cat.", "Zebras jump over 13 lazy dogs, why?"]] * 5
 
 
@@ -39,13 +34,6 @@ def here(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def tokenizer() -> sentencepiece.SentencePieceTokenizer:
     return sentencepiece.train(lambda: iter(TEXT), vocab_size=170, extra_ids=100, character_coverage=1.0)
-
-
-def folder(out: Path, model: T5Config, tokenizer) -> Path:
-    """A Hugging Face folder with random weights."""
-    fresh = jax.jit(registry.init_params, static_argnums=(0, 1, 2))(model, ("lm",), 2, jax.random.key(0))
-    hf_folder.save_folder(out, {path: np.asarray(x) for path, x in fresh.items()}, model, ("lm",), tokenizer=tokenizer)
-    return out
 
 
 @pytest.mark.parametrize("version", MODELS)

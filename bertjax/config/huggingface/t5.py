@@ -36,13 +36,14 @@ def _read(path: Path, found: dict[str, Any]) -> dict[str, Any]:
 
     Transformers 4 ties and scales the output by `tie_word_embeddings`. In version 5 that is always true:
     `scale_decoder_outputs` decides about scaling, and the output is tied unless the weights have an output matrix.
+    Before the weights are fetched, an output that is not scaled counts as not tied, as in T5 1.1.
     """
     sizes = {name: found[name] for name in _T5_FIELDS if found.get(name) is not None}
     tied = found.get("tie_word_embeddings") is not False
     scale = found.get("scale_decoder_outputs")
     own = _has_own_lm_head(path.parent)
     versions = {
-        "tie_word_embeddings": tied if own is None else not own,
+        "tie_word_embeddings": tied and scale is not False if own is None else not own,
         "scale_decoder_outputs": tied if scale is None else scale,
     }
     start = found.get("decoder_start_token_id")

@@ -94,7 +94,10 @@ def _merge_changes(
 
 
 def _check(tree: Node, problems: list[str]) -> Config:
+    known = len(problems)
     pretrained.fill(tree, problems)
+    if len(problems) > known:  # without the family, rules between sections would report what is not wrong
+        raise config_error(problems)
     config = _validate(tree, problems)
     _reject_control_characters(tree, [], problems)
     if problems or config is None:
