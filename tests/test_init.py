@@ -118,6 +118,22 @@ def test_pretrained_weights_get_other_options(here, capsys):
     assert "evaluate" not in text and not (here / "classify-train.jsonl").exists()
 
 
+def test_a_local_model_sets_limits(here, capsys):
+    (here / "a.jsonl").write_text(
+        "".join(json.dumps({"text": t, "label": n % 2}) + "\n" for n, t in enumerate(texts(50, 90)))
+    )
+    for name, family in (("bert", {"model_type": "bert", "max_position_embeddings": 48}), ("t5", {"model_type": "t5"})):
+        (here / name).mkdir()
+        (here / name / "config.json").write_text(json.dumps(family))
+    out = said(capsys, "init classify a.jsonl --pretrained ./bert --device gpu")
+    assert "downloads" not in out and "sequence_length: 48" in written("classify.yaml")
+    assert "./t5 is a t5 model; classify needs bert" in said(
+        capsys, "init classify a.jsonl --pretrained ./t5 --force", 2
+    )
+    line = said(capsys, "init classify a.jsonl --pretrained runs/no --force", 2)
+    assert line == "--pretrained: runs/no: no such folder; name a model on the Hub, a folder, a run, or none\n"
+
+
 def test_given_held_out_data_and_columns_without_a_header(here, capsys):
     for name in ("train.tsv", "dev.tsv"):
         (here / name).write_text("".join(f"{n}\t{t}\t{n % 3 - 1}\n" for n, t in enumerate(texts(30))))

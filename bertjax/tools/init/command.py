@@ -37,8 +37,8 @@ def init_command(request: Request) -> list[str]:
     write_json_atomic(request.output.with_name(SCHEMA_FILE), json_schema())
     write_text_atomic(request.output, text)
     lines.append(f"wrote {request.output}, for training on {request.device_name}; read it, then run:")
-    if request.pretrained is not None:
-        lines.append(f"(the first run downloads {request.pretrained} if it is a name on the Hugging Face Hub)")
+    if request.pretrained is not None and not request.is_local:
+        lines.append(f"(the first run downloads {request.pretrained} from the Hugging Face Hub)")
     return [*lines, *(f"  {command}" for command in result.recipe.commands)]
 
 

@@ -30,6 +30,7 @@ class Machine:
 
     device: str
     pretrained: str | None
+    longest: int = 512  # tokens that the pretrained model reads
 
     @property
     def is_small(self) -> bool:
@@ -39,7 +40,8 @@ class Machine:
         """Tokens for texts of so many characters: a multiple of 16 (32 above 128), bounded by what the machine does."""
         tokens = characters / CHARACTERS_PER_TOKEN[self.pretrained is not None] * 1.1 + 3
         step = 16 if tokens <= 128 else 32
-        return max(least, min(most or MAX_LENGTH[self.device], -(-int(tokens) // step) * step))
+        wanted = max(least, min(most or MAX_LENGTH[self.device], -(-int(tokens) // step) * step))
+        return min(wanted, self.longest)
 
     def batch_size(self, length: int) -> int:
         """Rows of a fine-tuning step."""

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bertjax.config.loading.pretrained import read_model_fields
 from bertjax.data.sources.hub import huggingface_records
 from bertjax.errors import UserError
-from bertjax.storage.files import expand_globs
 from bertjax.tools.init import heldout
 from bertjax.tools.init.recipe import Machine
 from bertjax.tools.init.source import Data, make_data, open_files
@@ -66,7 +66,32 @@ class Request:
 
     @property
     def machine(self) -> Machine:
-        return Machine(self.device, self.pretrained)
+        longest = self.model_fields().get("max_position_embeddings")
+        return Machine(self.device, self.pretrained, longest or 512)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether `pretrained` is a folder here rather than a name on the Hub."""
+        return self.pretrained is not None and Path(self.pretrained).expanduser().exists()
+
+    def model_fields(self) -> dict[str, Any]:
+        """Family and sizes of a local pretrained model; nothing for a name on the Hub. Raises UserError."""
+        name = self.pretrained
+        if name is None:
+            return {}
+        if not self.is_local:
+            if name.startswith((".", "/", "~", "runs/")):
+                raise UserError(
+                    f"--pretrained: {name}: no such folder; name a model on the Hub, a folder, a run, or none"
+                )
+            return {}
+        fields = read_model_fields(Path(name).expanduser())
+        fits = ("t5",) if self.kind == "t5" else ("bert", "distilbert")
+        if fields["family"] not in fits:
+            raise UserError(
+                f"--pretrained: {name} is a {fields['family']} model; {self.kind} needs {' or '.join(fits)}"
+            )
+        return fields
 
     def part_names(self, suffix: str) -> heldout.Parts:
         """The files beside the configuration for training and for evaluation."""
@@ -132,8 +157,8 @@ def given_sides(request: Request, data: Data) -> Sides | None:
         return Sides(data.keys, evaluation.keys)
     if request.evaluation == "none":
         return Sides(data.keys, None)
-    if data.size > heldout.MAX_BYTES and (whole := heldout.hold_out_files(expand_globs(data.keys["files"], BASE))):
-        return Sides(data.keys | {"files": whole[0]}, data.keys | {"files": whole[1]})
+    if data.size > heldout.MAX_BYTES and "split" in type(data.section).model_fields:  # too much to copy
+        return Sides(data.keys | {"split": "[:95%]"}, data.keys | {"split": "[95%:]"})
     heldout.check_size(data)
     return None
 

@@ -20,9 +20,10 @@ def pretrain(request: Request) -> Result:
     """Masked language modelling, with next-sentence prediction where there are documents. Raises UserError."""
     machine = request.machine
     data, sides, size = running_text(request)
-    length = 128 if machine.is_small else 256
+    length = min(128 if machine.is_small else 256, machine.longest)
     documents = data.keys.get("layout") != "documents" or len(expand_globs(data.keys["files"], BASE)) > 1
-    pairs = documents and "distil" not in (request.pretrained or "")
+    family = request.model_fields().get("family", "distilbert" if "distil" in (request.pretrained or "") else "bert")
+    pairs = documents and family == "bert"
     preprocess = {"kind": "bert_pairs", "sequence_length": length} | ({} if pairs else {"next_sentence": False})
     steps = 3000 if machine.is_small else 50_000
     rate = {"kind": "adamw", "learning_rate": 1e-3 if machine.is_small else 3e-4, "b2": 0.98}
