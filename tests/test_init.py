@@ -118,6 +118,16 @@ def test_pretrained_weights_get_other_options(here, capsys):
     assert "evaluate" not in text and not (here / "classify-train.jsonl").exists()
 
 
+def test_records_without_a_label_are_left_out(here, capsys):
+    records = [{"text": t, "label": (None, True, False)[n % 3]} for n, t in enumerate(texts(60))]
+    (here / "a.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    out = said(capsys, "init classify a.jsonl --pretrained none")
+    assert "True (20), False (20)" in out and "left out 20 records without a label" in out and "of 40 records" in out
+    assert "null" not in (here / "classify-train.jsonl").read_text() + (here / "classify-heldout.jsonl").read_text()
+    line = said(capsys, "init classify a.jsonl --eval none --output b.yaml", 2)
+    assert line == "a.jsonl: 20 records have no 'label'; remove them\n" and not (here / "b.yaml").exists()
+
+
 def test_a_local_model_sets_limits(here, capsys):
     (here / "a.jsonl").write_text(
         "".join(json.dumps({"text": t, "label": n % 2}) + "\n" for n, t in enumerate(texts(50, 90)))

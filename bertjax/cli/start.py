@@ -110,7 +110,7 @@ def schema(arguments: argparse.Namespace) -> int:
         "bertjax init pretrain 'texts/*.txt' --device gpu",
         "bertjax init t5 articles.jsonl --text article --target summary --pretrained none",
     ),
-    note="the files in the examples are yours",
+    note="the files are yours",
 )
 def init(arguments: argparse.Namespace) -> int:
     if bool(arguments.files) == (arguments.data is not None):

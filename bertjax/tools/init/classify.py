@@ -30,9 +30,12 @@ def classify(request: Request) -> Result:
     keys = {"text_field": text} if scratch and text != "text" else {}  # the texts that a tokenizer is trained on
 
     def examples() -> Iterator[tuple[dict[str, Any], str, str]]:
-        return ((record, "\n".join(texts), "" if regression else value) for record, texts, value in read())
+        return ((record, "\n".join(texts), "" if regression else value) for record, texts, value in read() if value)
 
+    unlabeled = survey.count - survey.labels.total()
     sides = record_sides(request, data, examples, **keys)
+    if unlabeled and sides.write is None:
+        raise UserError(f"{data.described}: {unlabeled:,} records have no '{label}'; remove them")
     most = survey.length_at(0.95)
     length = machine.sequence_length(most)
     preprocess = {"kind": "classify", "sequence_length": length, "text_a": text}
@@ -49,12 +52,11 @@ def classify(request: Request) -> Result:
         **evaluations("classification", sides, preprocess),
     }
     what = "one number each (regression)" if regression else f"{labels.count} labels"
-    found = [
-        f"{data.described}: {survey.count:,} records, text '{text}'"
-        + (f", second text '{pair}'" if pair else "")
-        + f", label '{label}': "
-        + (what if regression else f"{what}: {format_counts(survey.labels)}")
-    ]
+    pair_named = f", second text '{pair}'" if pair else ""
+    counts = what if regression else f"{what}: {format_counts(survey.labels, labels)}"
+    found = [f"{data.described}: {survey.count:,} records, text '{text}'{pair_named}, label '{label}': {counts}"]
+    if unlabeled:
+        found.append(f"left out {unlabeled:,} records without a label")
     size = int(sum(survey.lengths) / max(len(survey.lengths), 1) * survey.count)
     return Result(
         Recipe(

@@ -116,7 +116,7 @@ class Request:
             return found
         return open_files([str(self.evaluation)], BASE, self.fields)
 
-    def _evaluation_split(self, data: Data) -> Data:
+    def _evaluation_split(self, data: Data) -> Data | None:
         for split in EVALUATION_SPLITS:
             try:
                 found = data.replace(split=split)
@@ -124,7 +124,7 @@ class Request:
                     return found
             except UserError:
                 continue
-        raise UserError(f"--eval: {self.data_set} has no split {' or '.join(EVALUATION_SPLITS)}; name one, or none")
+        return None
 
 
 @dataclass(frozen=True)

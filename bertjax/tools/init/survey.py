@@ -113,9 +113,13 @@ def choose_labels(survey: Survey, data: Data, base: Path, column: str) -> Labels
     return Labels(len(names), tuple(sorted(names.values())))
 
 
-def format_counts(counts: Counter[str], most: int = 8) -> str:
-    """`neg (4,080), pos (4,080)`, the most frequent ones."""
-    shown = [f"{escape_unprintable(name)[:30]} ({count:,})" for name, count in counts.most_common(most)]
+def format_counts(counts: Counter[str], labels: Labels, most: int = 8) -> str:
+    """`neg (4,080), pos (4,080)`, the most frequent ones; numbers of named classes by their names."""
+    names = labels.names or ()
+    by_id = {str(at): name for at, name in enumerate(names)} if not set(counts) & set(names) else {}
+    shown = [
+        f"{escape_unprintable(by_id.get(name, name))[:30]} ({count:,})" for name, count in counts.most_common(most)
+    ]
     return ", ".join(shown) + (", ..." if len(counts) > most else "")
 
 

@@ -41,7 +41,7 @@ def pretrain(request: Request) -> Result:
     model = None if request.pretrained else recipe.bert_sizes(machine, size, length, pretraining=True)
     return Result(
         Recipe(
-            title=f"Pre-training of a BERT on {data.described} (about {size / 1e6:,.1f} MB of text): {nsp}.",
+            title=f"Pre-training of a BERT on {data.described} (about {_amount(size)} of text): {nsp}.",
             commands=[f"bertjax predict fill-mask {request.run_dir} {words}"],
             notes=["Fine-tune it then: bertjax init classify DATA --pretrained " + str(request.run_dir)],
             name=request.name,
@@ -50,7 +50,7 @@ def pretrain(request: Request) -> Result:
             stage=stage,
         ),
         sides,
-        [f"{data.described}: about {size / 1e6:,.1f} MB of text{_layout(data)}"],
+        [f"{data.described}: about {_amount(size)} of text{_layout(data)}"],
     )
 
 
@@ -73,7 +73,7 @@ def span_corruption(request: Request) -> Result:
     }
     return Result(
         Recipe(
-            title=f"Pre-training of a T5 on {data.described} (about {size / 1e6:,.1f} MB of text): span corruption.",
+            title=f"Pre-training of a T5 on {data.described} (about {_amount(size)} of text): span corruption.",
             commands=[f"bertjax predict generate {request.run_dir} 'Thank <extra_id_0> me.'"],
             name=request.name,
             pretrained=request.pretrained,
@@ -82,8 +82,12 @@ def span_corruption(request: Request) -> Result:
             stage=stage,
         ),
         sides,
-        [f"{data.described}: about {size / 1e6:,.1f} MB of text{_layout(data)}; the task is span corruption"],
+        [f"{data.described}: about {_amount(size)} of text{_layout(data)}; the task is span corruption"],
     )
+
+
+def _amount(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB" if size >= 100_000 else f"{max(size // 1000, 1)} KB"
 
 
 def _layout(data: Data) -> str:
