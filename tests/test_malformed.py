@@ -201,7 +201,7 @@ def test_files_and_globs(refused):
     refused(
         "prepare",
         "c.yaml",
-        f"{data}={{mixture: [qa, text]}}",
+        f"{data}={{mixture: [qa]}}",
         "tasks.qa.source.files=[none.json]",
         mentions="none.json",
     )
