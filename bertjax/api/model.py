@@ -141,7 +141,11 @@ class Model:
 
     @cached_property
     def module(self) -> Any:
-        """The flax `nnx.Module` with these parameters; its methods (`encode`, `mlm_logits`, ...) are pure functions."""
+        """The flax `nnx.Module` with these parameters; its methods (`encode`, `mlm_logits`, ...) are pure functions.
+
+        Printing it shows its modules with their sizes, and `nnx.split` takes it apart. `nnx.tabulate` cannot trace it:
+        its layers take static options as arguments.
+        """
         return self.restored.program.build_model(self.restored.params)
 
     # ---- predictions ------------------------------------------------------------------------------------------------

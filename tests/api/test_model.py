@@ -11,10 +11,12 @@ from model_sections import model_section  # noqa: E402
 
 import bertjax  # noqa: E402
 from bertjax.config.loading.load import build  # noqa: E402
+from bertjax.config.schema.data import Classify  # noqa: E402
 from bertjax.data.tokenizers import load, sentencepiece  # noqa: E402
 from bertjax.data.tokenizers.load import Tokenizer  # noqa: E402
 from bertjax.errors import UserError  # noqa: E402
 from bertjax.evaluation.inference.length_batches import padded_width  # noqa: E402
+from bertjax.evaluation.predictors import labels  # noqa: E402
 from bertjax.evaluation.restore import RestoredCheckpoint  # noqa: E402
 from bertjax.interop import hf_folder  # noqa: E402
 from bertjax.models import families  # noqa: E402
@@ -86,8 +88,8 @@ def opened(tmp_path_factory):
             program = stage_program(config, config.stages[0], mesh, 1, heads=heads)
             shardings = program.param_shardings()
             params = {path: jax.device_put(x, shardings[path]) for path, x in params.items()}
-            labels = LABELS if head == "classifier" else None
-            model = bertjax.Model(RestoredCheckpoint(ctx, 0, 1, program, params, labels=labels), batch_size=8)
+            names = LABELS if head == "classifier" else None
+            model = bertjax.Model(RestoredCheckpoint(ctx, 0, 1, program, params, labels=names), batch_size=8)
             made[kind, devices] = theirs, model
         return made[kind, devices]
 
@@ -185,6 +187,15 @@ def test_labels_are_those_of_transformers_in_any_batch(opened, kind, capsys):
     model.classify(["dog " * 60, "dog"], ["cat", "cat"])
     said = capsys.readouterr().err
     assert said == "note: 1 of 2 texts cut to 45 tokens, as in training (25.4% of all tokens lost)\n"
+
+
+def test_a_model_of_pairs_is_given_pairs(opened, monkeypatch):
+    _, model = opened("BertForSequenceClassification")
+    monkeypatch.setattr(labels, "stage_options", lambda _: Classify(text_a="premise", text_b="hypothesis"))
+    with pytest.raises(UserError, match="labels pairs of texts .'premise', 'hypothesis'.; give both"):
+        bertjax.Model(model.restored).classify("dog")
+    with pytest.raises(UserError, match="pairs: there are 1 for 2 texts"):
+        model.classify(["dog", "cat"], ["cat"])
 
 
 def test_a_t5_generates_one_text_for_each(opened):

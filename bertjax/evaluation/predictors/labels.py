@@ -35,6 +35,7 @@ class Classifier(Predictor):
         names = families.record_of(program.model).encoder_inputs(program.model)
         self.is_regression = program.num_classes == 1
         self.labels: list[str | int] = list(self.restored.labels or range(program.num_classes))
+        self._pair = (options.text_a, options.text_b) if options is not None and options.text_b is not None else None
         self._length, self._why = program.model.max_length, "the most that the model reads"
         if options is not None:
             self._length, self._why = options.sequence_length, "as in training"
@@ -52,11 +53,13 @@ class Classifier(Predictor):
         """The label of each text, or of each text with the one of `pairs` beside it.
 
         Texts are cut to the `sequence_length` of the stage's data, a pair from the end of its longer text, as in
-        training. UserError for what is not a text, or for another number of `pairs` than of texts.
+        training. UserError for what is not a text, another number of `pairs` than of texts, or missing pairs.
         """
         given, seconds = check_texts("texts", texts), None if pairs is None else check_texts("pairs", pairs)
         if seconds is not None and len(seconds) != len(given):
             raise UserError(f"pairs: there are {len(seconds)} for {len(given)} texts; give one for each")
+        if self._pair is not None and seconds is None:
+            raise UserError(f"pairs: the model labels pairs of texts ('{self._pair[0]}', '{self._pair[1]}'); give both")
         kept = len(self.labels) if top_k is None else check_count("top_k", top_k)
         found = self._batches(self.params, self._rows(given, seconds))
         results: list[Classification] = []
