@@ -12,6 +12,7 @@ from bertjax.training.monitor import console
 
 MAX_CLASSES = 40  # rows of the table by class; of more, those with the lowest F1
 SIDE_CLASSES = 8  # the matrix of at most so many classes is beside the table
+MAX_NAME = 100  # characters of a label beside a text
 MAX_PAIRS = 20  # most frequent confusions, where there is no matrix
 
 
@@ -151,4 +152,5 @@ def _error(sample: Mapping[str, Any]) -> str:
 
 
 def _value(value: Any) -> str:
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
+    text = f"{value:.3f}" if isinstance(value, float) else str(value)
+    return text if len(text) <= MAX_NAME else f"{text[:MAX_NAME]} …"

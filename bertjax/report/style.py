@@ -137,12 +137,12 @@ figcaption b { font-size: 13.5px; margin-right: 4px; }
   align-content: start; font-size: 14px; }
 .said-by dt { color: var(--muted); font-size: 12.5px; padding-top: 1px; overflow-wrap: anywhere; max-width: 130px; }
 .said-by dd { margin: 0; overflow-wrap: anywhere; min-width: 0; }
-.said-by .pill { margin-right: 8px; }
+.said-by .pill { margin-right: 8px; white-space: normal; overflow-wrap: anywhere; border-radius: 12px; }
 mark { color: var(--ink); background: var(--good-soft); border-radius: 3px; padding: 1px 2px; }
 mark.said { background: var(--bad-soft); text-decoration: underline wavy 1px var(--bad); text-underline-offset: 3px; }
 .runners { margin: 6px 0 0; padding: 0; list-style: none; color: var(--muted); font-size: 12.5px; }
 .runners li { display: flex; justify-content: space-between; gap: 12px; font-variant-numeric: tabular-nums; }
-.runners span:last-child { white-space: nowrap; }
+.runners li > span:last-child { white-space: nowrap; }
 .masked { margin: 0; line-height: 2; }
 .slot { padding: 2px 6px; border-radius: 5px; font-weight: 600; }
 .slot sup { font-size: 10.5px; font-weight: 400; margin-left: 3px; line-height: 1; }
@@ -181,13 +181,16 @@ footer { margin-top: 40px; color: var(--muted); font-size: 13px; overflow-wrap: 
 }
 @media print {
   @page { margin: 14mm; }
+  :root { color-scheme: light; }
   body { background: none; font-size: 10.5pt; }
   main { max-width: none; padding: 0; }
   nav { display: none; }
   figure, .tile, .sample, tr, header { break-inside: avoid; }
   h2, h3 { break-after: avoid; }
   .scroll { overflow: visible; }
-  th, td { padding: 6px 10px; }
+  table, tbody th { font-size: 9.5pt; }
+  th { white-space: normal; }
+  th, td { padding: 5px 7px; }
   * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
 }
 """
