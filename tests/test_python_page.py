@@ -21,6 +21,7 @@ def test_every_block_compiles() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_the_page_runs(tmp_path: Path) -> None:
     env = os.environ | {"PYTHONPATH": str(PAGE.parents[1]), "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
     cells = [
