@@ -27,13 +27,13 @@ def told(ctx, index, program, labels):
     made = []
     for evaluator in build_evaluators(ctx, index, program, labels) if index else ctx.config.stages[0].evaluate:
         of = SCORES.get(getattr(evaluator, "name", ""))
-        made.append(Evaluator(evaluator, lambda _, step, of=of: {"f1": of[step]}) if of else evaluator)
+        made.append(Evaluator(evaluator, lambda _, step, of=of: {"mlm_accuracy": of[step]}) if of else evaluator)
     return made
 
 
 @pytest.fixture
 def run(tiny_project, tmp_path, one_device) -> Path:
-    keep = "run.checkpoint.keep_best=[cola/f1,squad/f1]"
+    keep = "run.checkpoint.keep_best=[cola/mlm_accuracy,squad/mlm_accuracy]"
     config = load(tiny_project / "tiny.yaml", [f"run.root={tmp_path}", "run.name=best", keep, *OVERRIDES])
     loop.train(config, tiny_project, told)
     return config.run_dir
@@ -46,18 +46,20 @@ def test_each_task_keeps_its_best_step(run, tiny_project, monkeypatch, capsys):
     checkpoints = CheckpointReader(folder)
     for step in (2, 4, 5):
         scores[step] = json.loads((folder / str(step) / SCORES_FILE).read_text())
-    assert (checkpoints.best_step("cola/f1"), checkpoints.best_step("squad/f1")) == (2, 4)
-    assert scores == {step: {f"{name}/f1": of[step] for name, of in SCORES.items()} for step in (2, 4, 5)}
+    assert (checkpoints.best_step("cola/mlm_accuracy"), checkpoints.best_step("squad/mlm_accuracy")) == (2, 4)
+    assert scores == {step: {f"{name}/mlm_accuracy": of[step] for name, of in SCORES.items()} for step in (2, 4, 5)}
     monkeypatch.chdir(tiny_project)
-    for score, step in (("cola/f1", 2), ("squad/f1", 4)):
+    for score, step in (("cola/mlm_accuracy", 2), ("squad/mlm_accuracy", 4)):
         assert restore(run, stage="pretrain", best=score).step == step
         assert main.main(["evaluate", str(run), "--stage", "pretrain", "--best", score, "--name", "cola"]) == 0
         found = json.loads(capsys.readouterr().out)
         assert found["step"] == step and found["scores"].keys() == {"cola"}
-    with pytest.raises(UserError, match="no checkpoint has a score 'cola/em'; their scores: cola/f1, squad/f1"):
+    with pytest.raises(
+        UserError, match="no checkpoint has a score 'cola/em'; their scores: cola/mlm_accuracy, squad/mlm_accuracy"
+    ):
         restore(run, stage="pretrain", best="cola/em")
     with pytest.raises(UserError, match="step 2 is named already"):
-        restore(folder / "2", best="squad/f1")
+        restore(folder / "2", best="squad/mlm_accuracy")
 
 
 def test_a_score_no_evaluation_gives_is_refused(tiny_project):
