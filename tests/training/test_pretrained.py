@@ -47,6 +47,7 @@ def hub(tmp_path, monkeypatch):
     model_hub.forget()
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_the_hub_and_says_which_commit(hub, monkeypatch, capsys):
     source = folder(Path("hf"), ("mlm", "nsp"))
     commit = hub.add("org/bert", source)
@@ -100,7 +101,7 @@ def test_commands_take_names(hub, capsys):
     assert "heads: ['mlm', 'nsp']" in capsys.readouterr().out
     for argv, said in {
         "evaluate org/bert --step 3": "is a Hugging Face model, without steps and stages; leave out --step 3",
-        "predict answer org/bert --question q --context c": "org/bert: has no 'qa' head",
+        "predict answer org/bert --question q --context c": "has no 'qa' head",
         "predict fill-mask org/none x": "org/none: no such folder, and there is no such model on the Hub",
         "evaluate hf --stage qa": "hf: is a Hugging Face model, without steps and stages; leave out --stage qa",
     }.items():
@@ -124,6 +125,8 @@ def test_a_tokenizer_of_the_other_kind_is_one_line(hub, capsys):
     hub.add("org/bert", folder(Path("hf"), ("mlm", "nsp")))
     Path("c.yaml").write_text(CONFIG)
     Path("a.txt").write_text("word a b c\nd e f g h !\n\n" * 40)
-    with pytest.raises(UserError, match=r"^org/t5@\w{40}: is a SentencePiece tokenizer; tokenizer.kind is wordpiece"):
+    with pytest.raises(
+        UserError, match=r"^tokenizer.path: org/t5@\w{40}: is a SentencePiece tokenizer; tokenizer.kind is wordpiece"
+    ):
         loop.train(load("c.yaml", ["tokenizer.path=org/t5"]), Path(), build_evaluators)
     assert not Path("runs").exists()
