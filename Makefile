@@ -6,7 +6,7 @@ BIN := .venv/bin
 READY := .venv/.ready-$(VERSION)
 SHELL_FILES := .ci/run .ci/setup $(wildcard launch/*.sh launch/*.sbatch)
 LOCK := --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
-	--extra report --extra tensorboard --group dev --custom-compile-command "make lock"
+	--extra tensorboard --group dev --custom-compile-command "make lock"
 
 .PHONY: help demo test test-all lint bench docs lock clean
 

@@ -19,7 +19,7 @@ import bertjax
 from bertjax.tools.doctor import requirements
 
 ROOT = Path(__file__).resolve().parents[1]
-LOCKED_EXTRAS = ("report", "tensorboard")  # what `make demo` and `make test` install beside the core and the dev group
+LOCKED_EXTRAS = ("tensorboard",)  # what `make demo` and `make test` install beside the core and the dev group
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 
 # Import names that differ from the name of the distribution.

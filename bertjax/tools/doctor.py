@@ -14,7 +14,6 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 OPTIONAL = {  # module: (extra that installs it, purpose)
-    "matplotlib": ("report", "figures in reports"),
     "sacrebleu": ("eval", "BLEU"),
     "rouge_score": ("eval", "ROUGE"),
     "tensorboardX": ("tensorboard", "TensorBoard logs"),
