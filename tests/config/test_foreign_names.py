@@ -98,8 +98,11 @@ def test_the_configurations_of_the_page_load(tmp_path, monkeypatch):
     blocks = [block.split("```")[0] for block in page.split("```yaml\n")[1:]]
     assert len(blocks) >= 3
     monkeypatch.chdir(tmp_path)
-    for name, sizes in (("bert-base-uncased", {"model_type": "bert"}), ("t5-base", {"model_type": "t5"})):
-        (tmp_path / name).mkdir()
+    for name, sizes in (
+        ("google-bert/bert-base-uncased", {"model_type": "bert"}),
+        ("google-t5/t5-base", {"model_type": "t5"}),
+    ):
+        (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "config.json").write_text(json.dumps(sizes), encoding="utf-8")
     for number, block in enumerate(blocks):
         path = tmp_path / f"{number}.yaml"

@@ -199,11 +199,11 @@ def exits(monkeypatch) -> list[int]:
         ("INVALID_ARGUMENT: Argument does not match host shape or layout of computation parameter 0", 70),
     ],
 )
-def test_a_lost_process_is_75_and_a_failure_of_the_program_is_70(exits, capsys, text, code):
+def test_a_lost_process_is_75_and_a_failure_of_the_program_is_70(exits, capfd, text, code):
     with pytest.raises(SystemExit), initialize.exit_together():
         raise jax.errors.JaxRuntimeError(text)
     assert exits == [code]
-    err = capsys.readouterr().err
+    err = capfd.readouterr().err
     assert ("another process is gone" in err) == (code == 75) and ("Traceback" in err) == (code == 70)
 
 

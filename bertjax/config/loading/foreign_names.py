@@ -150,7 +150,7 @@ generation_num_beams | stages.STAGE.evaluate.NAME.decoding.beam_size |
 generation_config | stages.STAGE.evaluate.NAME.decoding |
 """,
     "transformers examples (run_mlm, run_qa, run_glue, run_summarization, run_t5_mlm_flax)": """
-model_name_or_path | stages.STAGE.init_from, model.config_from, tokenizer.path |
+model_name_or_path | pretrained |
 config_name | model.config_from |
 config_overrides | model |
 tokenizer_name | tokenizer.path |
