@@ -266,9 +266,8 @@ def test_a_hub_name_without_a_network_fails_at_once(tmp_path: Path, monkeypatch,
     import datasets  # noqa: F401  (its import takes seconds of its own)
     from huggingface_hub import constants
 
-    if how == "offline":
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)  # what HF_HUB_OFFLINE=1 sets at import
-    else:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", how == "offline")  # what the variable sets at import
+    if how == "unreachable":
         monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     start = time.monotonic()
     fails(HuggingFaceData(name="nobody/no-such-dataset"), tmp_path, "out of reach", "save_to_disk")
