@@ -33,7 +33,8 @@ def run_demo(root: Path = Path("runs")) -> int:
     train_shipped("demo_random", root)
     print_title("3  Restore the checkpoints in new processes and score them on modules not seen in training")
     scores = evaluate_run(run), evaluate_run(scratch)
-    baselines = write_baselines(run, scores[1])
+    with reporter.task("scoring guesses without a model"):
+        baselines = write_baselines(run, scores[1])
     print_title("4  Fill masks, answer questions")
     show_masks(run)
     show_answers(run)
