@@ -17,6 +17,7 @@ from types import MappingProxyType
 from typing import Any
 
 from bertjax.config.loading.shipped import shipped_configs
+from bertjax.progress import reporter
 
 Questions = list[tuple[str, str, list[str]]]  # id, context, answers
 
@@ -24,6 +25,7 @@ Questions = list[tuple[str, str, list[str]]]  # id, context, answers
 def run_demo(root: Path = Path("runs")) -> int:
     """Run the demo, with its runs in the folder `root` -> exit code."""
     began = time.monotonic()
+    reporter.current.close()  # the commands show their own progress
     run, scratch = root / "demo", root / "demo-from-random-weights"
     print_title("1  Train the tokenizer, pre-train BERT (MLM + NSP), fine-tune on questions with gradual unfreezing")
     train_shipped("demo", root)
@@ -31,7 +33,8 @@ def run_demo(root: Path = Path("runs")) -> int:
     train_shipped("demo_random", root)
     print_title("3  Restore the checkpoints in new processes and score them on modules not seen in training")
     scores = evaluate_run(run), evaluate_run(scratch)
-    baselines = write_baselines(run, scores[1])
+    with reporter.task("scoring guesses without a model"):
+        baselines = write_baselines(run, scores[1])
     print_title("4  Fill masks, answer questions")
     show_masks(run)
     show_answers(run)

@@ -228,6 +228,12 @@ def test_running_text(here, capsys):
     said(capsys, "init pretrain f*.txt --output many.yaml --device gpu")
     stage = load("many.yaml").stages[0]
     assert stage.data.source[0].files[-1] == "f10.txt" and stage.evaluate[0].data.source[0].files == ["f11.txt"]
+    for n in range(12, 40):
+        (here / f"f{n:02}.txt").write_text("\n".join(texts(30, seed=n)))
+    assert "held out 2 of 40 documents" in said(capsys, "init pretrain f*.txt --output more.yaml --device cpu")
+    stage = load("more.yaml").stages[0]
+    assert stage.data.source[0].files == ["more-train.jsonl"] and stage.data.preprocess.next_sentence
+    assert len((here / "more-train.jsonl").read_text().splitlines()) == 38
     said(capsys, "init pretrain f00.txt --output lines.yaml --device cpu")
     stage = load("lines.yaml").stages[0]
     assert not stage.data.preprocess.next_sentence and stage.objective.nsp_weight == 0

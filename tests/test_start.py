@@ -197,6 +197,7 @@ CASES = {
     "bertjax inspect my": {"my.yaml"},
     "bertjax train my.yaml run.se": {"run.seed=", "run.segments="},
     "bertjax train my.yaml stages.0.optimizer.warmup_r": {"stages.0.optimizer.warmup_ratio="},
+    "bertjax train my.yaml stages.qa.optimizer.warmup_r": {"stages.qa.optimizer.warmup_ratio="},
     "bertjax plan my.yaml --top": {"--topology"},
     "bertjax evaluate mo": {"more/"},
     "bertjax configs finetune/squad_v2": {"finetune/squad_v2"},

@@ -26,7 +26,7 @@ _bertjax_files() {{  # files that match a pattern (default: all), and folders wi
 }}
 
 _bertjax() {{
-    local cur=${{COMP_WORDS[COMP_CWORD]}} prev= first= second= command= at word _bertjax_open= flags= kind= keys=
+    local cur=${{COMP_WORDS[COMP_CWORD]}} prev= first= second= command= at word _bertjax_open= flags= kind= keys= stage=0
     [[ $COMP_CWORD -gt 0 ]] && prev=${{COMP_WORDS[COMP_CWORD-1]}}
     COMPREPLY=()
     for ((at = 1; at < COMP_CWORD; at++)); do
@@ -58,7 +58,11 @@ _bertjax() {{
     esac
     if [[ -n $second && -n $keys ]]; then
         [[ $cur == *=* || $prev == "=" ]] && return
-        COMPREPLY=($(compgen -W "{keys}" -S = -- "$cur"))
+        if [[ $cur == stages.*.* ]]; then  # stages are also named: stages.qa.steps
+            stage=${{cur#stages.}}; stage=${{stage%%.*}}
+        fi
+        COMPREPLY=($(compgen -W "{keys}" -S = -- "${{cur/#stages.$stage./stages.0.}}"))
+        COMPREPLY=("${{COMPREPLY[@]/#stages.0./stages.$stage.}}")
         _bertjax_open=1
     else
         case $kind in

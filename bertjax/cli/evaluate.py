@@ -49,7 +49,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
 @cli.command(
     "report",
     "write an HTML page about a run, or about several side by side",
-    cli.option("runs", metavar="RUN", nargs="+", help="a run folder; several are compared on one page"),
+    cli.option("runs", metavar="RUN ...", nargs="+", help="a run folder; several are compared on one page"),
     cli.option(
         "--output",
         metavar="FILE",

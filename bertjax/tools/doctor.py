@@ -80,8 +80,13 @@ def _python() -> Iterator[Finding]:
 
 def requirements() -> list[Requirement]:
     """The dependencies that this installation of bertjax declares for this Python, extras excluded."""
-    found = [Requirement(line) for line in metadata.requires("bertjax") or ()]
-    return [one for one in found if one.marker is None or one.marker.evaluate({"extra": ""})]
+    found: dict[str, Requirement] = {}
+    for one in map(Requirement, metadata.requires("bertjax") or ()):
+        if one.marker is None or one.marker.evaluate({"extra": ""}):
+            if one.name in found:
+                one.specifier &= found[one.name].specifier
+            found[one.name] = one
+    return list(found.values())
 
 
 def _packages() -> Iterator[Finding]:

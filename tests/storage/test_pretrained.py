@@ -121,7 +121,7 @@ def test_a_hub_that_cannot_be_reached_is_said_at_once(hub, monkeypatch):
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(UserError, match=r"the Hub cannot be reached \(ConnectError: .*; run `hf download org/name`"):
+    with pytest.raises(UserError, match=r"the Hub cannot be reached \(ConnectError: .*: run `hf download org/name`"):
         locate("org/name")
 
 

@@ -189,6 +189,19 @@ def test_the_time_that_remains_follows_the_clock(monkeypatch: pytest.MonkeyPatch
     assert [line.rsplit("ETA ")[1] for line in out.getvalue().splitlines()] == ["3m00s", "5m20s", "4m40s"]
 
 
+def test_the_compiling_around_the_first_step_is_no_part_of_the_pace(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SimpleNamespace(now=1000.0)
+    monkeypatch.setattr(console.time, "monotonic", lambda: clock.now)
+    out = io.StringIO()
+    shown = console.Console({"qa": 100}, Reporter(results=out, display=lambda: None))
+    clock.now += 60
+    shown.step(1)  # at the end of a block that compiled for a minute
+    shown.leave_out(60)
+    clock.now += 18
+    shown.train("qa", 10, {"step_seconds": 2.0})
+    assert out.getvalue().rstrip().endswith("ETA 3m00s")
+
+
 def test_a_progress_bar_on_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setenv("TERM", "xterm-256color")

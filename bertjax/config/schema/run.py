@@ -52,7 +52,7 @@ class Stage(Section):
     @model_validator(mode="after")
     def _check(self) -> "Stage":
         if (self.steps is None) == (self.epochs is None):
-            raise ValueError("give either steps or epochs")
+            raise ValueError("give either steps or epochs, and null for the other")
         if self.batch_size % self.grad_accum:
             raise ValueError(f"grad_accum ({self.grad_accum}) must divide batch_size ({self.batch_size})")
         if self.early_stopping is not None:

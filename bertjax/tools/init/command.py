@@ -38,7 +38,10 @@ def init_command(request: Request) -> list[str]:
     write_text_atomic(request.output, text)
     lines.append(f"wrote {request.output}, for training on {request.device_name}; read it, then run:")
     if request.pretrained is not None and not request.is_local:
-        lines.append(f"(the first run downloads {request.pretrained} from the Hugging Face Hub)")
+        lines.append(
+            f"(the first run downloads {request.pretrained} from the Hugging Face Hub; without a network: --pretrained "
+            "FOLDER, or --pretrained none for a small model from random weights, and --force)"
+        )
     return [*lines, *(f"  {command}" for command in result.recipe.commands)]
 
 

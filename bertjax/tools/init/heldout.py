@@ -114,6 +114,16 @@ def split_text(paths: Sequence[Path], parts: Parts) -> tuple[int, int]:
     return write_parts(((block, text_hash(block) in heldout) for block in read_blocks(paths)), parts)
 
 
+def split_documents(paths: Sequence[Path], parts: Parts) -> tuple[int, int]:
+    """Split text files that are a document each, into JSON lines with the field `text` -> documents in each."""
+
+    def texts() -> Iterator[str]:
+        return (text for path in paths if (text := read_text(path)).strip())
+
+    found = choose_heldout(((text, "") for text in texts()), 0.05, 1000, "documents")
+    return split_records((({"text": text}, text) for text in texts()), found, parts)
+
+
 def hold_out_files(paths: Sequence[Path]) -> tuple[list[str], list[str]] | None:
     """(training files, held-out files): the last file, if it is at most a fifth of all; None if it is larger."""
     sizes = [path.stat().st_size for path in paths]

@@ -111,7 +111,10 @@ def running_text(request: Request) -> tuple[Data, Sides, int]:
     if data.keys["layout"] == "documents" and (files := heldout.hold_out_files(paths)):
         return data, Sides(data.keys | {"files": files[0]}, data.keys | {"files": files[1]}), size
     if data.keys["layout"] == "documents" and len(paths) > 1:
-        raise UserError(f"{data.described}: name files of held-out text with --eval, or train on all: --eval none")
+        heldout.check_size(data)
+        parts = request.part_names(".jsonl")
+        train, evaluation = ({"kind": "jsonl", "files": [str(part)]} for part in parts)
+        return data, Sides(train, evaluation, lambda: heldout.split_documents(paths, parts), "documents"), size
     parts = request.part_names(".txt")
     train, evaluation = (data.keys | {"files": [str(part)]} for part in parts)
     return data, Sides(train, evaluation, lambda: heldout.split_text(paths, parts), "blocks of text"), size

@@ -48,9 +48,9 @@ class Console:
             self._pace = (time.monotonic(), step)
 
     def leave_out(self, took: float) -> None:
-        """Leave a time, in seconds, out of the pace."""
-        if self._pace is not None:
-            self._pace = (self._pace[0] + took, self._pace[1])
+        """Leave a time, in seconds, that ended just now out of the pace."""
+        if self._pace is not None:  # the pace may have begun inside that time
+            self._pace = (min(self._pace[0] + took, time.monotonic()), self._pace[1])
 
     def train(self, stage: str, step: int, metrics: Mapping[str, Any]) -> None:
         """Show the numbers of a training step."""
