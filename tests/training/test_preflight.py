@@ -108,6 +108,16 @@ def test_one_mistake(folder, overrides, says):
     assert line.startswith(says.replace("{0}", str(folder))), line
 
 
+def test_a_question_id_twice(folder):
+    rows = [{"id": name, "question": "Who?", "context": "Ada.", "answers": []} for name in ("a", "b", "a")]
+    (folder / "qa.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    qa = "source: {kind: jsonl, files: [qa.jsonl]}, preprocess: {kind: span_qa, sequence_length: 32, doc_stride: 8, \
+        max_query_length: 8}"
+    asked = f"stages.cls.evaluate=[{{kind: squad, name: dev, data: {{{qa}}}}}]"
+    (line,) = problems(folder, f"stages.cls.data={{{qa}}}", "stages.cls.objective={kind: span_qa}", asked)
+    assert line.startswith("stages.cls.evaluate.dev: qa.jsonl: question 'a' is there twice")
+
+
 def test_later_tasks_of_a_mixture_may_lack_labels(folder):
     """They have the labels of the first task, as when the rows are made."""
     few = "tasks.few={source: {kind: jsonl, files: [a.jsonl]}, preprocess: {kind: classify, sequence_length: 32}}"
