@@ -128,6 +128,30 @@ def test_records_without_a_label_are_left_out(here, capsys):
     assert line == "a.jsonl: 20 records have no 'label'; remove them\n" and not (here / "b.yaml").exists()
 
 
+def test_labels_are_counted_as_training_reads_them(here, capsys):
+    names = ("Pos", "pos", "neg", float("nan"))  # what pandas writes for a missing label
+    (here / "a.jsonl").write_text(
+        "".join(json.dumps({"text": t, "label": names[n % 4]}) + "\n" for n, t in enumerate(texts(80)))
+    )
+    out = said(capsys, "init classify a.jsonl --pretrained none")
+    assert "2 labels: Pos (40), neg (20)" in out and "left out 20 records without a label" in out
+
+
+def test_what_training_would_refuse_is_not_written(here, capsys):
+    rows = "\n".join(f"{text},{('neg', 'pos')[n % 2]}" for n, text in enumerate(texts(40)))
+    (here / "a.csv").write_text(f"text,label\n{rows}\n")
+    (here / "b.csv").write_text(f"txt,label\n{rows}\n")
+    (here / "twice.csv").write_text(f"label,label\n{rows}\n")
+    start = "init classify a.csv --pretrained "
+    assert "b.csv: line 2: 'text' is missing" in said(capsys, f"{start}none --eval b.csv", 2)
+    assert "--pretrained: a/b::c: no such folder" in said(capsys, f"{start}a/b::c", 2)
+    line = said(capsys, f"{start}none --text text --pair Text --label label", 2)
+    assert line == "--pair: 'text' is the column of --text too; name another one\n"
+    line = said(capsys, "init classify twice.csv --pretrained none", 2)
+    assert line == "twice.csv: line 1: two columns are called 'label'; rename one of them in that line\n"
+    assert not [*here.glob("*.yaml")] and not [*here.glob("*.jsonl")]
+
+
 def test_a_local_model_sets_limits(here, capsys):
     (here / "a.jsonl").write_text(
         "".join(json.dumps({"text": t, "label": n % 2}) + "\n" for n, t in enumerate(texts(50, 90)))

@@ -65,7 +65,7 @@ def _glob_files(path: Path, base: Path) -> dict[Path, int | None]:
         inside = sorted(p.name for p in path.iterdir())
         if not inside:
             raise UserError(f"{path}: the folder is empty; name files, or a glob over them")
-        raise UserError(f"{path}: is a folder; name its files, or a glob such as {path.name}/*{Path(inside[0]).suffix}")
+        raise UserError(f"{path}: is a folder; name its files, or a glob such as {path / '*'}{Path(inside[0]).suffix}")
     far = remote.is_remote(path)
     if not glob.has_magic(str(path)):
         hint = "check the bucket and the name" if far else f"check the name (relative names start at {base.resolve()})"
@@ -144,7 +144,11 @@ def _decode(raw: bytes, path: Path, number: int) -> str:
         return raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
     except UnicodeDecodeError as error:
         byte = f"0x{raw[error.start]:02x} at byte {error.start + 1}"
-        raise UserError(f"{path}: line {number}: not UTF-8 ({byte}); convert the file with iconv -t UTF-8") from None
+        # a byte order mark tells UTF-16; what is left of 8-bit files is mostly Excel's
+        found = "UTF-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "WINDOWS-1252"
+        raise UserError(
+            f"{path}: line {number}: not UTF-8 ({byte}); save it as UTF-8, or convert it: iconv -f {found} -t UTF-8"
+        ) from None
 
 
 def sha256_of_files(paths: list[Path], root: Path | None = None) -> str:

@@ -106,6 +106,7 @@ def test_other_names_than_the_heads_are_taken_for_another_task():
 
 
 def test_names_that_are_alike_but_for_case_are_told_apart_by_spelling():
+    assert [find_class_id(label, ("a", "b")) for label in ("1e999", float("inf"), 10**400, "1.0")] == [None] * 3 + [1]
     assert [find_class_id(name, ("Us", "us")) for name in ("us", "Us", "US")] == [1, 0, None]
 
 

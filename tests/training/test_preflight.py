@@ -88,7 +88,7 @@ def test_all_mistakes_are_reported_at_once(folder):
     ("overrides", "says"),
     [
         (["tasks.labels.source.0.files=[abc.jsonl]"], "tasks.labels: objective.num_labels is 2 but the data have 3"),
-        (["tasks.labels.source.0.files=[a.jsonl]"], "tasks.labels: objective.num_labels is 2 but the data have 1"),
+        (["tasks.labels.source.0.files=[a.jsonl]"], "tasks.labels: objective.num_labels is 2 but the data have one label (a); name data with"),
         (["tasks.labels.preprocess.labels=[x, b]"], "tasks.labels: {0}/ab.jsonl: line 1: label 'a' is not one of"),
         ([f"{DEV}.source.0.files=[ax.jsonl]"], DEV + ": {0}/ax.jsonl: line 2: label 'x' is not one of those: a, b"),
         ([f"{DEV}.source.0.split='[9:]'"], DEV + ".source.0: ab.jsonl: holds 4 records, and split '[9:]' takes none"),
@@ -106,6 +106,16 @@ def test_all_mistakes_are_reported_at_once(folder):
 def test_one_mistake(folder, overrides, says):
     (line,) = problems(folder, *(text.replace("{0}", str(folder)) for text in overrides))
     assert line.startswith(says.replace("{0}", str(folder))), line
+
+
+def test_a_question_id_twice(folder):
+    rows = [{"id": name, "question": "Who?", "context": "Ada.", "answers": []} for name in ("a", "b", "a")]
+    (folder / "qa.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    qa = "source: {kind: jsonl, files: [qa.jsonl]}, preprocess: {kind: span_qa, sequence_length: 32, doc_stride: 8, \
+        max_query_length: 8}"
+    asked = f"stages.cls.evaluate=[{{kind: squad, name: dev, data: {{{qa}}}}}]"
+    (line,) = problems(folder, f"stages.cls.data={{{qa}}}", "stages.cls.objective={kind: span_qa}", asked)
+    assert line.startswith("stages.cls.evaluate.dev: qa.jsonl: question 'a' is there twice")
 
 
 def test_later_tasks_of_a_mixture_may_lack_labels(folder):

@@ -120,7 +120,7 @@ def suggest_key(key: str, section: Any, siblings: dict[str, Any]) -> str:
         return f"; did you mean '{below}'?"
     if known := foreign_names.explain(key):
         return f"; {known}"
-    if found := closest_match(key, own, 0.75):
+    if found := closest_match(key, own, 0.75) or next((name for name in own if name.endswith(f"_{key}")), None):
         return f"; did you mean '{found}'?"
     for root in (section, Config):
         paths = {path.rsplit(".", 1)[-1]: path for path in key_paths(root)} if is_section(root) else {}

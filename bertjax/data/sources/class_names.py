@@ -24,7 +24,9 @@ def parse_class_id(value: Any) -> int | None:
     if isinstance(value, str):
         unnamed = _UNNAMED.fullmatch(value)
         found = float(unnamed[1]) if unnamed else parse_number(value)
-    return int(found) if found is not None and found == found and found in (int(found),) else None
+    if isinstance(found, float) and not found.is_integer():  # fractions, NaN and infinity
+        return None
+    return None if found is None else int(found)
 
 
 def are_integers(names: Sequence[str]) -> bool:

@@ -6,6 +6,7 @@
 import csv
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -144,9 +145,9 @@ def _named(path: Path, rows: Iterator[tuple[int, list[str]]], names: Sequence[st
         where = f"{path}: line {number}"
         if names is None:
             names = cells
-            if twice := sorted({name for name in names if names.count(name) > 1}):
-                name = escape_unprintable(twice[0])[:60]
-                raise UserError(f"{where}: two columns are called '{name}'; name all of them with 'fields'")
+            if len(set(names)) < len(names):
+                name = escape_unprintable(next(name for name, count in Counter(names).items() if count > 1))[:60]
+                raise UserError(f"{where}: two columns are called '{name}'; rename one of them in that line")
         elif len(cells) != len(names):
             shown = escape_unprintable(", ".join(names)[:100])
             raise UserError(f"{where}: {len(cells)} columns, not the {len(names)} named ({shown}); correct the line")

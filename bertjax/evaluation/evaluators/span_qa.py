@@ -1,6 +1,8 @@
 """Extractive question answering: the span logits of a model, its answers, and the evaluation kind squad."""
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,6 +15,8 @@ from bertjax.config.schema.evaluation import SquadEvaluation
 from bertjax.config.schema.run import Config, Stage
 from bertjax.data.preprocess import span_qa
 from bertjax.data.preprocess.sampling import sample_items
+from bertjax.data.sources.registry import describe_source
+from bertjax.data.sources.squad import stream_squad
 from bertjax.data.tokenizers.load import AnyTokenizer
 from bertjax.errors import UserError
 from bertjax.evaluation.evaluators.heldout import NUM_SAMPLES, save_json
@@ -29,6 +33,7 @@ from bertjax.training.run_context import RunContext
 from bertjax.training.state import Params
 
 INPUTS = ("input_ids", "token_type_ids", "segment_ids", "positions")
+FIRST_QUESTIONS = 20_000  # whose ids are checked before anything is prepared
 WIDTH_MULTIPLE = 64  # windows are padded to a multiple: few widths, few programs, little padding
 Answers = tuple[dict[str, str], dict[str, list[dict]], dict[str, float]]  # see predict_answers
 
@@ -148,4 +153,18 @@ def _scores(config: SquadEvaluation, stage: Stage) -> tuple[str, ...]:
     return squad.V2_SCORES if config.version_2 else squad.V1_SCORES
 
 
-SQUAD = EvaluationKind(build=squad_evaluator, lower=_lower, asks_questions=lambda config: True, scores=_scores)
+def _problems(config: SquadEvaluation, base: Path) -> Iterator[str]:
+    """A question id that is there twice among the first questions."""
+    seen: set[str] = set()
+    found = ((source, e.id) for source in config.data.source for e in stream_squad(source, base))
+    for source, name in islice(found, FIRST_QUESTIONS if config.data.limit is None else 0):
+        if name in seen:
+            place = describe_source(source)
+            yield f"{place}: question '{name[:60]}' is there twice; answers are identified by id: remove one"
+            return
+        seen.add(name)
+
+
+SQUAD = EvaluationKind(
+    build=squad_evaluator, lower=_lower, asks_questions=lambda config: True, problems=_problems, scores=_scores
+)

@@ -44,9 +44,13 @@ def find_column(sample: Records, option: str, given: str | None) -> str | None:
 
 
 def check_given(sample: Records, **given: str | None) -> None:
-    """Check all columns that options name. Raises UserError for an unknown one."""
+    """Check all columns that options name. Raises UserError for an unknown one and for one named twice."""
+    found: dict[str, str] = {}
     for option, name in given.items():
-        find_column(sample, f"--{option}", name)
+        if (column := find_column(sample, f"--{option}", name)) is not None and column in found:
+            raise UserError(f"--{option}: '{column[:60]}' is the column of --{found[column]} too; name another one")
+        elif column is not None:
+            found[column] = option
 
 
 def column_names(sample: Records) -> list[str]:

@@ -7,10 +7,11 @@ from bertjax.errors import UserError
 from bertjax.storage.atomic import write_json_atomic, write_text_atomic
 from bertjax.tools.init.classify import classify
 from bertjax.tools.init.questions import questions
-from bertjax.tools.init.request import Request, Result
+from bertjax.tools.init.request import BASE, Request, Result
 from bertjax.tools.init.text import pretrain
 from bertjax.tools.init.text_to_text import text_to_text
 from bertjax.tools.init.write import SCHEMA_FILE, render
+from bertjax.training.inputs import check_prepare
 
 KINDS: dict[str, Callable[[Request], Result]] = {
     "classify": classify, "qa": questions, "pretrain": pretrain, "t5": text_to_text,
@@ -26,7 +27,9 @@ def init_command(request: Request) -> list[str]:
     result = KINDS[request.kind](request)
     _refuse_existing(request, result.sides.files)
     result.recipe.commands.insert(0, f"bertjax train {request.quoted_output}")
-    text = render(result.recipe)
+    text, config = render(result.recipe)
+    if result.sides.write is None:  # its files are there; parts that are written come from records that were read
+        check_prepare(config, BASE)
     lines = list(result.found)
     if result.sides.write is not None:
         train, heldout = result.sides.write()

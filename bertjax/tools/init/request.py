@@ -10,6 +10,8 @@ from typing import Any
 from bertjax.config.loading.pretrained import read_model_fields
 from bertjax.data.sources.hub import huggingface_records
 from bertjax.errors import UserError
+from bertjax.storage.pretrained import hub_name
+from bertjax.storage.remote import is_remote
 from bertjax.tools.init import heldout
 from bertjax.tools.init.recipe import Machine
 from bertjax.tools.init.source import Data, make_data, open_files
@@ -72,7 +74,7 @@ class Request:
     @property
     def is_local(self) -> bool:
         """Whether `pretrained` is a folder here rather than a name on the Hub."""
-        return self.pretrained is not None and Path(self.pretrained).expanduser().exists()
+        return bool(self.pretrained) and Path(str(self.pretrained)).expanduser().exists()
 
     def model_fields(self) -> dict[str, Any]:
         """Family and sizes of a local pretrained model; nothing for a name on the Hub. Raises UserError."""
@@ -80,9 +82,10 @@ class Request:
         if name is None:
             return {}
         if not self.is_local:
-            if name.startswith((".", "/", "~", "runs/")):
+            if name.startswith("runs/") or (hub_name(name, BASE) is None and not is_remote(name)):
+                shown = name or "(empty)"
                 raise UserError(
-                    f"--pretrained: {name}: no such folder; name a model on the Hub, a folder, a run, or none"
+                    f"--pretrained: {shown}: no such folder; name a model on the Hub, a folder, a run, or none"
                 )
             return {}
         fields = read_model_fields(Path(name).expanduser())

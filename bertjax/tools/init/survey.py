@@ -59,7 +59,7 @@ def record_reader(
 ) -> Callable[[], Iterator[tuple[dict[str, Any], list[str], str]]]:
     """-> a function that yields (record, its texts, its label as text) of all records.
 
-    A missing label, null or an empty text is "". Raises UserError for a record without a text.
+    A missing label, null, NaN or an empty text is "". Raises UserError for a record without a text.
     """
 
     def read() -> Iterator[tuple[dict[str, Any], list[str], str]]:
@@ -71,7 +71,7 @@ def record_reader(
             value = record.get(label) if label else None
             if not isinstance(value, str | int | float | None):
                 raise UserError(f"{where}: label '{label}' is {_brief(value)}; a text or a number is needed")
-            yield record, found, "" if value is None else str(value).strip()  # type: ignore[misc]
+            yield record, found, "" if value is None or value != value else str(value).strip()  # type: ignore[misc]
 
     return read
 
@@ -117,10 +117,12 @@ def format_counts(counts: Counter[str], labels: Labels, most: int = 8) -> str:
     """`neg (4,080), pos (4,080)`, the most frequent ones; numbers of named classes by their names."""
     names = labels.names or ()
     by_id = {str(at): name for at, name in enumerate(names)} if not set(counts) & set(names) else {}
-    shown = [
-        f"{escape_unprintable(by_id.get(name, name))[:30]} ({count:,})" for name, count in counts.most_common(most)
-    ]
-    return ", ".join(shown) + (", ..." if len(counts) > most else "")
+    known = {name.casefold(): name for name in names}
+    merged: Counter[str] = Counter()
+    for name, count in counts.items():  # `Pos` and `pos` are one label
+        merged[by_id.get(name, known.get(name.casefold(), name))] += count
+    shown = [f"{escape_unprintable(name)[:30]} ({count:,})" for name, count in merged.most_common(most)]
+    return ", ".join(shown) + (", ..." if len(merged) > most else "")
 
 
 def _brief(value: Any) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 from bertjax.config.loading.load import build
 from bertjax.config.loading.yaml_reader import dump_flow, parse, to_plain
+from bertjax.config.schema.run import Config
 from bertjax.errors import UserError
 
 SCHEMA_FILE = ".bertjax.schema.json"
@@ -37,8 +38,8 @@ class Recipe:
     comments: dict[str, str] = field(default_factory=dict)
 
 
-def render(recipe: Recipe) -> str:
-    """Return the YAML text. Raises UserError if the loader would refuse it."""
+def render(recipe: Recipe) -> tuple[str, Config]:
+    """Return the YAML text and what it says without `pretrained`. Raises UserError if the loader would refuse it."""
     lines = [f"# {recipe.title}", *(f"#   {command}" for command in recipe.commands)]
     lines += [f"# {note}" for note in recipe.notes]
     lines += [
@@ -55,8 +56,7 @@ def render(recipe: Recipe) -> str:
     stage = [line for key, value in recipe.stage.items() for line in _entry(key, value, "    ", recipe.comments)]
     lines += ["  - " + stage[0].removeprefix("    "), *stage[1:]]
     text = "\n".join(lines) + "\n"
-    check(text)
-    return text
+    return text, check(text)
 
 
 def _flow(value: Any) -> str:
@@ -91,7 +91,7 @@ def _keys(value: Any) -> set[str]:
     return set()  # comments are for the training data, not for the evaluations in a list
 
 
-def check(text: str) -> None:
+def check(text: str) -> Config:
     """Load the text like a file, without `pretrained`, which may need a network."""
     problems: list[str] = []
     content = to_plain(parse(text, lambda line: f"line {line}", problems))
@@ -99,4 +99,4 @@ def check(text: str) -> None:
         content |= {"model": {"family": "t5"}, "tokenizer": {"kind": "sentencepiece"}}
     if problems:
         raise UserError(problems[0])
-    build(content, where="the configuration")
+    return build(content, where="the configuration")
