@@ -49,6 +49,27 @@ def test_a_task_inside_one_long_call_is_seen_and_a_short_one_is_not(quick: None)
     assert first.startswith("compiling ...") and re.fullmatch(r"compiling: done in \d+\.\d s", last)
 
 
+def test_an_amount_that_is_expected_later_is_timed_from_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(reporter.time, "monotonic", lambda: now[0])
+    task = Reporter(lines=io.StringIO(), display=lambda: None).task("predict")
+    now[0] = 130.0  # the model is restored
+    task.expect(40, "texts")
+    now[0] = 140.0
+    task.advance(20, "texts")
+    assert task.plain_text() == "predict: 20 of 40 texts (2/s) | 40s | ETA 10s"
+
+
+def test_tasks_are_seen_after_a_reporter_was_closed(quick: None) -> None:
+    out = io.StringIO()
+    with reporter.use(Reporter(lines=out, display=lambda: None)) as shown:
+        for _ in range(20):
+            shown.push(shown.task("one"))
+            shown.close()
+        with shown.task("another"):
+            wait_for(out.getvalue)
+
+
 def test_lines_are_few_however_often_a_task_advances(quick: None) -> None:
     out = io.StringIO()
     with reporter.use(Reporter(lines=out, display=lambda: None)) as shown, shown.task("reading", 1e6, "bytes"):

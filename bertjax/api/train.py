@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,7 @@ class TrainResult:
         scores: {stage: {"evaluation/score": value}} of each stage's last checkpoint; {} without evaluations.
     """
 
-    config: Config
+    config: Config = field(repr=False)  # of hundreds of lines
     run_dir: Path
     scores: dict[str, dict[str, float]]
 
