@@ -268,3 +268,9 @@ def test_the_log_is_bounded_and_a_full_disk_is_no_error(tmp_path: Path) -> None:
     assert all(path.stat().st_size <= 1000 for path in tmp_path.iterdir())
     assert log_lines(tmp_path / "train.log")[-1] == "line 99"
     log_file.LogFile(tmp_path / "no folder" / "train.log").write("lost", time.time())
+
+
+def test_lines_for_a_closed_standard_error_are_dropped(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setattr("sys.stderr", None)
+    Reporter(display=lambda: None).say("note: x")
+    assert capsys.readouterr().out == ""

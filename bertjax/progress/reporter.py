@@ -187,10 +187,12 @@ class Reporter:
         finally:
             self._lock.release()
 
-    def _write(self, text: str, stream: TextIO) -> None:
+    def _write(self, text: str, stream: TextIO | None) -> None:
         with self._lock:
             self.log(text)
             self._last_line = time.monotonic()
+            if stream is None:  # closed by the caller; print would take standard output
+                return
             if self._live is not None and self._live.covers(stream):
                 self._live.print(text)
             else:

@@ -53,6 +53,8 @@ class Answerer(Predictor):
         n_best = check_count("n_best", n_best)
         null_threshold = check_number("null_threshold", null_threshold)
         min_probability = check_number("min_probability", min_probability)
+        if min_probability is not None and not 0 <= min_probability <= 1:
+            raise UserError(f"min_probability: must be from 0 to 1 (got {min_probability})")
         asked = self._examples(check_texts("questions", questions), check_texts("contexts", contexts))
         restored = self.restored
         settings, windows = span_qa.stage_settings(restored.ctx.config, restored.ctx.config.stages[restored.stage])
