@@ -49,6 +49,27 @@ def test_a_task_inside_one_long_call_is_seen_and_a_short_one_is_not(quick: None)
     assert first.startswith("compiling ...") and re.fullmatch(r"compiling: done in \d+\.\d s", last)
 
 
+def test_an_amount_that_is_expected_later_is_timed_from_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(reporter.time, "monotonic", lambda: now[0])
+    task = Reporter(lines=io.StringIO(), display=lambda: None).task("predict")
+    now[0] = 130.0  # the model is restored
+    task.expect(40, "texts")
+    now[0] = 140.0
+    task.advance(20, "texts")
+    assert task.plain_text() == "predict: 20 of 40 texts (2/s) | 40s | ETA 10s"
+
+
+def test_tasks_are_seen_after_a_reporter_was_closed(quick: None) -> None:
+    out = io.StringIO()
+    with reporter.use(Reporter(lines=out, display=lambda: None)) as shown:
+        for _ in range(20):
+            shown.push(shown.task("one"))
+            shown.close()
+        with shown.task("another"):
+            wait_for(out.getvalue)
+
+
 def test_lines_are_few_however_often_a_task_advances(quick: None) -> None:
     out = io.StringIO()
     with reporter.use(Reporter(lines=out, display=lambda: None)) as shown, shown.task("reading", 1e6, "bytes"):
@@ -247,3 +268,9 @@ def test_the_log_is_bounded_and_a_full_disk_is_no_error(tmp_path: Path) -> None:
     assert all(path.stat().st_size <= 1000 for path in tmp_path.iterdir())
     assert log_lines(tmp_path / "train.log")[-1] == "line 99"
     log_file.LogFile(tmp_path / "no folder" / "train.log").write("lost", time.time())
+
+
+def test_lines_for_a_closed_standard_error_are_dropped(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setattr("sys.stderr", None)
+    Reporter(display=lambda: None).say("note: x")
+    assert capsys.readouterr().out == ""

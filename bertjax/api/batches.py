@@ -25,8 +25,6 @@ def stage_batches(
     The data are opened, and prepared where needed, before this returns. Raises UserError.
     """
     ctx, found = restored.ctx, _stage(restored, stage)
-    if start < 0:
-        raise UserError(f"start: must be 0 or above (got {start})")
     own = found is ctx.config.stages[restored.stage]
     names = tuple(restored.labels) if own and restored.labels else None
     classes = None

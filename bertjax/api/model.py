@@ -10,6 +10,7 @@ import numpy as np
 from bertjax.api.batches import stage_batches
 from bertjax.config.schema.run import Config
 from bertjax.errors import UserError
+from bertjax.evaluation.inference.token_rows import check_texts
 from bertjax.evaluation.predictors import base
 from bertjax.evaluation.predictors.answers import Answerer
 from bertjax.evaluation.predictors.generation import TextGenerator
@@ -75,6 +76,12 @@ def open(
 
     Raises UserError, one line that names the path and what to do.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise UserError(f"path: must be a text or a path (got {path!r})")
+    if step is not None:
+        step = base.check_count("step", step, least=0)
+    if batch_size is not None:
+        batch_size = base.check_count("batch_size", batch_size)
     restored = base.restore_for_prediction(
         os.fspath(path), stage=stage, step=step, best=best, device=device, dtype=dtype,
         base_model=None if base_model is None else os.fspath(base_model),
@@ -234,7 +241,7 @@ class Model:
         default the length of the training targets. `max_input_tokens`: longer texts are cut there, with a note.
         """
         given = {
-            "beam_size": beam_size, "sample": sample or None, "temperature": temperature, "top_k": top_k,
+            "beam_size": beam_size, "sample": sample, "temperature": temperature, "top_k": top_k,
             "top_p": top_p, "length_penalty": length_penalty, "beam_rules": beam_rules,
             "max_new_tokens": max_new_tokens,
         }  # fmt: skip
@@ -277,7 +284,7 @@ class Model:
         stage: default that of the checkpoint. Data are prepared first where they are missing; relative paths start at
         the current folder.
         """
-        return stage_batches(self.restored, stage, evaluation, start)
+        return stage_batches(self.restored, stage, evaluation, base.check_count("start", start, least=0))
 
     # ---- predictors, made when first used ---------------------------------------------------------------------------
 
@@ -309,9 +316,7 @@ class Model:
 def _as_list(texts: Texts) -> list[str]:
     if isinstance(texts, str):
         return [texts]
-    if isinstance(texts, bytes) or not hasattr(texts, "__iter__"):
-        raise UserError(f"texts: a {type(texts).__name__}; give a text or a list of texts")
-    return list(texts)
+    return check_texts("texts", texts)
 
 
 def _one_or_all(found: list[T], texts: Texts) -> Any:

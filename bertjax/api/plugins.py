@@ -1,5 +1,6 @@
 """What the user's own files register: kinds, metrics and callbacks; importing it imports no jax."""
 
+import os
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -12,6 +13,7 @@ from bertjax.config.schema.evaluation import EVALUATIONS
 from bertjax.config.schema.model import FAMILIES
 from bertjax.config.schema.sources import SOURCES
 from bertjax.config.schema.training import OBJECTIVES
+from bertjax.errors import UserError
 
 T = TypeVar("T")
 SectionT = TypeVar("SectionT", bound=type[Section])
@@ -25,13 +27,16 @@ _TABLES: dict[str, tuple[dict[str, type[Section]], str]] = {
 }
 
 
-def load_plugins(*names: str) -> None:
+def load_plugins(*names: str | os.PathLike[str]) -> None:
     """Import plugins: paths of Python files, or names of modules; one that has not changed is imported once.
 
     Needed before a run that uses them is opened from its own folder: what is saved there never imports code by itself.
     Raises UserError when one cannot be found or its code fails.
     """
-    plugins.load_plugins(*names)
+    for name in names:
+        if not isinstance(name, str | os.PathLike):
+            raise UserError(f"load_plugins: give paths or names of modules, each as an argument (got {name!r:.60})")
+    plugins.load_plugins(*map(os.fspath, names))
 
 
 def register(section: type[Section], record: Any) -> None:

@@ -86,6 +86,8 @@ class StageProgram:
 
         `stop` is by default the end of the stage. Batch k depends only on the data, the seed and k.
         """
+        if start < 0:
+            raise UserError(f"start: must be 0 or above (got {start})")
         source = self._plan.batches.iterate(
             start, self.steps if stop is None else stop, self._plan.rows, self.config.run.prefetch
         )

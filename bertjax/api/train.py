@@ -1,8 +1,8 @@
 """`bertjax.train`: training from Python, on the code path of the command `bertjax train`."""
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,7 @@ class TrainResult:
         scores: {stage: {"evaluation/score": value}} of each stage's last checkpoint; {} without evaluations.
     """
 
-    config: Config
+    config: Config = field(repr=False)  # of hundreds of lines
     run_dir: Path
     scores: dict[str, dict[str, float]]
 
@@ -43,6 +43,8 @@ def make_config(config: ConfigLike, *overrides: str, **sections: Any) -> Config:
     `sections` are merged like YAML (`run={"name": "x"}`, `stages={"qa": {"steps": 10}}`, `**{"run.seed": 1}`), then
     `overrides` ("run.name=x") as on the command line. Raises UserError with one line per problem.
     """
+    if wrong := [one for one in overrides if not isinstance(one, str)]:
+        raise UserError(f"an override is a text such as 'run.seed=1' (got {wrong[0]!r:.60})")
     if isinstance(config, Config):
         if not overrides and not sections:
             return config
@@ -67,6 +69,8 @@ def train(config: ConfigLike, *overrides: str, callbacks: Sequence[Any] = (), **
     DivergedError and StorageError (`bertjax.errors`).
     """
     made = make_config(config, *overrides, **sections)
+    if isinstance(callbacks, str) or not isinstance(callbacks, Iterable):
+        raise UserError(f"callbacks: give a list of callbacks (got {callbacks!r:.60})")
     from bertjax.evaluation.evaluators.build import build_evaluators
     from bertjax.parallel.host_allocator import cpu_only, keep_freed_memory
     from bertjax.training import loop
@@ -74,7 +78,7 @@ def train(config: ConfigLike, *overrides: str, callbacks: Sequence[Any] = (), **
     if cpu_only():
         keep_freed_memory()
     base = Path.cwd()
-    loop.train(made, base, build_evaluators, callbacks, ends_process=False)
+    loop.train(made, base, build_evaluators, [*callbacks], ends_process=False)
     return TrainResult(made, made.run_dir, final_scores(made, base))
 
 

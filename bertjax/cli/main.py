@@ -45,6 +45,7 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
+    _open_closed_streams()
     try:
         with interruptible():
             code = _run(list(sys.argv[1:] if argv is None else argv))
@@ -60,6 +61,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _broken_pipe(error)
     except Exception as error:
         return _unexpected_error(error)
+
+
+def _open_closed_streams() -> None:
+    """Opens what the caller closed (`>&-`): the next file would take its number, and get what is printed."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
 
 
 def _run(argv: list[str]) -> int:

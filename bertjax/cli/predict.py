@@ -264,6 +264,8 @@ def _lines(arguments: argparse.Namespace) -> list[str]:
 
 def _standard_input(command: str) -> list[str]:
     reporter.current.close()  # someone may be typing
+    if sys.stdin is None:
+        raise UserError(f"{command}: standard input is closed; give TEXT or --file")
     if sys.stdin.isatty():
         print(f"{command}: reading texts, one a line, from standard input; end with Ctrl-D", file=sys.stderr)
     try:

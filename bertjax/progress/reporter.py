@@ -46,6 +46,7 @@ class Task:
         self.line: Callable[[], str] | None = None  # replaces the plain line
         self.remaining: Callable[[], float | None] | None = None  # replaces the time estimated here
         self.started = self.said = time.monotonic()
+        self.counting: dict[str, float] = {}  # since when a unit is counted, if later than the start
         self.lines = 0
         self.min_age = 0.3  # seconds until the live display shows it
         self.has_own_lines = False  # something else says lines as it advances
@@ -67,7 +68,7 @@ class Task:
 
     def expect(self, total: float, unit: str) -> None:
         """State the total amount of a unit; the count starts again."""
-        self.totals[unit], self.counts[unit] = total, 0
+        self.totals[unit], self.counts[unit], self.counting[unit] = total, 0, time.monotonic()
 
     def share_with_workers(self, *units: str) -> tuple[tuple[str, ...], Any]:
         """What the worker processes of this task count in these units: an argument of `forward_to` in each of them."""
@@ -86,16 +87,24 @@ class Task:
                 found[unit] = found.get(unit, 0) + count
         return {unit: count for unit, count in found.items() if count or unit in self.totals}
 
+    def seconds_of(self, unit: str | None) -> float:
+        """Seconds since this unit is counted."""
+        return time.monotonic() - self.counting.get(unit or "", self.started)
+
     def share(self) -> float | None:
         """The share that is done, 0..1, where a total is known."""
-        amounts = self.amounts()
-        return next((min(1.0, amounts.get(unit, 0) / total) for unit, total in self.totals.items() if total), None)
+        unit = self._counted()
+        return None if unit is None else min(1.0, self.amounts().get(unit, 0) / self.totals[unit])
+
+    def _counted(self) -> str | None:
+        """The unit whose total is known."""
+        return next((unit for unit, total in self.totals.items() if total), None)
 
     def seconds_left(self) -> float | None:
         if self.remaining is not None:
             return self.remaining()
         share = self.share()  # at 1 something follows that is not counted
-        return self.elapsed * (1 - share) / share if share and share < 1 else None
+        return self.seconds_of(self._counted()) * (1 - share) / share if share and share < 1 else None
 
     def amounts_text(self) -> str:
         """Such as `12 MB of 80 MB (3 MB/s), 1,204 documents`."""
@@ -106,7 +115,7 @@ class Task:
                 text = size(count) + (f" of {size(total)}" if total else "")
             else:
                 text = f"{count:,.0f}" + (f" of {total:,.0f}" if total else "") + f" {unit}"
-            rate = count / max(self.elapsed, 1e-9)
+            rate = count / max(self.seconds_of(unit), 1e-9)
             if not self.has_own_lines and number == 0 and count and self.elapsed > 1:
                 text += f" ({size(rate)}/s)" if unit == "bytes" else f" ({compact(rate)}/s)" if rate >= 0.1 else ""
             parts.append(text)
@@ -149,7 +158,7 @@ class Reporter:
         self._lock = threading.RLock()
         self._live: Any = None
         self._ticker: threading.Thread | None = None
-        self._wake = threading.Event()
+        self._wake = threading.Event()  # ends this ticker
         self._log: LogFile | None = None
         self._buffer: list[tuple[float, str]] | None = []
 
@@ -178,10 +187,12 @@ class Reporter:
         finally:
             self._lock.release()
 
-    def _write(self, text: str, stream: TextIO) -> None:
+    def _write(self, text: str, stream: TextIO | None) -> None:
         with self._lock:
             self.log(text)
             self._last_line = time.monotonic()
+            if stream is None:  # closed by the caller; print would take standard output
+                return
             if self._live is not None and self._live.covers(stream):
                 self._live.print(text)
             else:
@@ -220,8 +231,8 @@ class Reporter:
         with self._lock:
             self.tasks.append(task)
             if self._ticker is None or not self._ticker.is_alive():
-                self._wake.clear()
-                self._ticker = threading.Thread(target=self._tick, name="progress", daemon=True)
+                self._wake = threading.Event()
+                self._ticker = threading.Thread(target=self._tick, args=(self._wake,), name="progress", daemon=True)
                 self._ticker.start()
 
     def pop(self, task: Task) -> None:
@@ -249,20 +260,22 @@ class Reporter:
         with self._lock:
             self.tasks.clear()
             self._stop_display()
-        self._wake.set()
+            self._ticker = None
+            self._wake.set()
 
     def _stop_display(self) -> None:
         live, self._live = self._live, None
         if live is not None:
             live.close()
 
-    def _tick(self) -> None:
+    def _tick(self, wake: threading.Event) -> None:
         """Refresh the display and say the lines that are due, until there is no task."""
         with suppress(OSError, ValueError):  # the terminal or the pipe is gone
-            while not self._wake.wait(TICK_SECONDS):
+            while not wake.wait(TICK_SECONDS):
                 with self._lock:
-                    if not self.tasks:
+                    if not self.tasks and not wake.is_set():
                         self._ticker = None
+                    if not self.tasks or wake.is_set():
                         return
                     self.refresh()
                     self._say_due(time.monotonic())
@@ -356,9 +369,9 @@ def track(items: Iterable[T], total: float | None, unit: str) -> Iterator[T]:
         advance(1, unit)
 
 
-def ensure_task(what: str) -> AbstractContextManager[Any]:
+def ensure_task(what: str, total: float | None = None, unit: str | None = None) -> AbstractContextManager[Any]:
     """A task, unless one is open that counts what happens here."""
-    return nullcontext() if current.tasks else current.task(what, finish=False)
+    return nullcontext() if current.tasks else current.task(what, total, unit, finish=False)
 
 
 def share_with_workers(*units: str) -> tuple[tuple[str, ...], Any] | None:

@@ -1,6 +1,5 @@
 """`bertjax predict`: predictions for texts of the command line or of a file, printed or written to a file."""
 
-import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from bertjax.evaluation.predictors.base import Predictor, restore_for_prediction
 from bertjax.evaluation.predictors.labels import Classifier, stage_options
 from bertjax.evaluation.predictors.masks import MaskFiller
 from bertjax.evaluation.predictors.vectors import Embedder, Pooling
+from bertjax.progress import reporter
 from bertjax.tools import prediction_files as files
 from bertjax.tools.prediction_files import Record
 
@@ -155,8 +155,7 @@ def _finish(
 
 def _report(output: Path, count: int, began: float) -> None:
     seconds = time.perf_counter() - began
-    line = f"{output}: {count:,} predictions in {seconds:.1f} s ({count / seconds:,.3g}/s)"
-    print(line, file=sys.stderr, flush=True)
+    reporter.say(f"{output}: {count:,} predictions in {seconds:.1f} s ({count / seconds:,.3g}/s)")
 
 
 def label_line(found: Record) -> str:

@@ -1,5 +1,8 @@
 """`bertjax.Model` against transformers' torch models, in any batch; and what it refuses."""
 
+import io
+import re
+
 import jax
 import numpy as np
 import pytest
@@ -21,6 +24,7 @@ from bertjax.evaluation.restore import RestoredCheckpoint  # noqa: E402
 from bertjax.interop import hf_folder  # noqa: E402
 from bertjax.models import families  # noqa: E402
 from bertjax.parallel.mesh import make_mesh  # noqa: E402
+from bertjax.progress import reporter  # noqa: E402
 from bertjax.training.program import stage_program  # noqa: E402
 from bertjax.training.run_context import RunContext  # noqa: E402
 
@@ -207,6 +211,8 @@ def test_a_t5_generates_one_text_for_each(opened):
     drawn = model.generate(some, max_new_tokens=6, sample=True, temperature=2.0, seed=2)
     assert beams != found and drawn == model.generate(some, max_new_tokens=6, sample=True, temperature=2.0, seed=2)
     assert model.heads == ("lm",)
+    with pytest.raises(UserError, match="length_penalty needs beam search; give beam_size N above 1"):
+        model.generate("dog", length_penalty=1.0)
 
 
 # ---- what it says of itself, and refuses ----------------------------------------------------------------------------
@@ -229,9 +235,12 @@ def test_its_parts_can_be_used_alone(opened):
         (lambda m: m.fill_mask("dog"), r"text 'dog': contains no \[MASK\]"),
         (lambda m: m.fill_mask("[MASK]" + " dog" * 99), "102 tokens exceed the 48 positions of the model; shorten it"),
         (lambda m: m.fill_mask("[MASK]", top_k=0), "top_k: must be an integer above 0"),
-        (lambda m: m.fill_mask(["[MASK]", None]), "texts: item 1 is a NoneType, not a text"),
-        (lambda m: m.embed(b"dog"), "a bytes; give a text or a list"),
-        (lambda m: m.embed(3), "a int; give a text or a list"),
+        (lambda m: m.fill_mask(["[MASK]", None]), "texts: item 1 is of type NoneType, not a text"),
+        (lambda m: m.embed(b"dog"), r"a text or a list of texts \(got bytes\)"),
+        (lambda m: m.embed(3), r"a text or a list of texts \(got int\)"),
+        (lambda m: m.embed({"text": ["dog"]}), r"\(got dict with the fields text; take one of them\)"),
+        (lambda m: m.embed(np.array("dog")), r"\(got ndarray\)"),
+        (lambda m: m.embed([["dog"]]), "texts: item 0 is of type list"),
         (lambda m: m.embed("a \ud800"), "half of a surrogate pair"),
         (lambda m: m.embed("a", pooling="max"), "pooling: must be one of mean, cls"),
         (lambda m: m.embed("a", max_tokens=49), "max_tokens: must be at most 48"),
@@ -240,6 +249,9 @@ def test_its_parts_can_be_used_alone(opened):
         (lambda m: m.answer("a", "b"), "has no 'qa' head"),
         (lambda m: m.generate("a"), "a bert model generates no text"),
         (lambda m: bertjax.Model(m.restored, batch_size=0), "batch_size: must be an integer above 0"),
+        (lambda m: m.batches(start="1"), "start: must be an integer of 0 or more"),
+        (lambda m: bertjax.open(3), r"path: must be a text or a path \(got 3\)"),
+        (lambda m: bertjax.open("runs/x", step="3"), r"step: must be an integer of 0 or more \(got '3'\)"),
         (lambda m: m.batches("t"), "there is no stage 't'; there are: s"),
         (lambda m: m.batches(evaluation="t"), r"no evaluation 't' \(it has: none\)"),
     ],
@@ -249,6 +261,23 @@ def test_what_is_refused(opened, call, message):
     with pytest.raises(UserError, match=message) as caught:
         call(model)
     assert "\n" not in str(caught.value)
+
+
+def test_numbers_and_texts_of_numpy_are_taken(opened):
+    _, model = opened("BertForMaskedLM")
+    found = model.fill_mask(np.array(["dog [MASK]", "cat [MASK]"]), top_k=np.int64(2))
+    assert [type(one["text"]) for one in found] == [str, str] and len(found[0]["masks"][0]) == 2
+    assert model.embed("dog " * 9, max_tokens=np.int32(5)).shape == (24,)
+
+
+def test_many_texts_are_counted_while_they_are_computed(opened, monkeypatch):
+    _, model = opened("BertForMaskedLM")
+    for name, value in (("FIRST_SECONDS", 0.0), ("TICK_SECONDS", 0.001)):
+        monkeypatch.setattr(reporter, name, value)
+    out = io.StringIO()
+    with reporter.use(reporter.Reporter(lines=out, display=lambda: None)):
+        model.embed(["dog " * (1 + n % 40) for n in range(400)])
+    assert re.search(r"^predicting: [\d,]+ of 400 texts", out.getvalue(), re.M), out.getvalue()
 
 
 def test_a_text_too_long_to_embed_is_cut_and_said(opened, capsys):

@@ -257,8 +257,15 @@ def test_another_family_is_refused():
         generation.generate(RestoredCheckpoint(ctx, 0, 1, None, {}), ["x"], {})
 
 
+def test_sampling_can_be_turned_off():
+    assert generation.override_decoding(Decoding(sample=True, top_k=3), {"sample": False}) == Decoding()
+    assert generation.override_decoding(Decoding(beam_size=3), {"sample": False}).beam_size == 3
+
+
 @pytest.mark.parametrize("choice", [{"length_penalty": 2.0}, {"beam_rules": "transformers"}])
 def test_what_is_for_beams_is_refused_without_them(choice):
     with pytest.raises(UserError, match="needs beam search; give --beam N above 1"):
         generation.override_decoding(Decoding(), choice)
+    with pytest.raises(UserError, match=f"^generate: {next(iter(choice))} needs beam search; give beam_size N above 1"):
+        generation.override_decoding(Decoding(), choice, str)
     assert generation.override_decoding(Decoding(beam_size=2), choice).beam_size == 2

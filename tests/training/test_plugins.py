@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -15,6 +16,7 @@ import bertjax
 from bertjax.api.train import make_config
 from bertjax.config.loading import plugins
 from bertjax.config.loading.load import build, build_saved, load
+from bertjax.config.loading.yaml_reader import to_nodes
 from bertjax.config.schema import base, custom
 from bertjax.config.schema.data import PREPROCESS
 from bertjax.config.schema.evaluation import EVALUATIONS
@@ -172,6 +174,8 @@ def test_it_stops_safely_and_names_a_callback_that_fails(project, one_device):
         bertjax.train("own.yaml", callbacks=[stopper], run={"name": "other"})
     with pytest.raises(UserError, match="callbacks: 7 is no callback; give an object with methods such as"):
         bertjax.train("own.yaml", callbacks=[7])
+    with pytest.raises(UserError, match="callbacks: give a list of callbacks"):
+        bertjax.train("own.yaml", callbacks=stopper)
     with pytest.raises(UserError, match=r"callback 'Needs' \(TypeError, .*cannot be made without arguments"):
         Callbacks([type("Needs", (), {"__init__": lambda self, x: None})])
 
@@ -189,6 +193,16 @@ def test_a_changed_configuration_is_merged_like_yaml(project, new_process):
         make_config("own.yaml", stages={"d": {"steps": 1}})
     with pytest.raises(UserError, match=r"a configuration is a Config, .* \(got int\)"):
         make_config(3)
+    for wrong in ({1, 2}, print):
+        with pytest.raises(UserError, match=r"^a: stages\.0\.name: a value of type .*; give a number, a text"):
+            to_nodes({"stages": [{"name": wrong}]}, "a")
+    with pytest.raises(UserError, match="^the configuration: stages: required key is missing"):
+        make_config({})
+    with pytest.raises(UserError, match=r"an override is a text such as 'run.seed=1' \(got 3\)"):
+        make_config({}, 3)
+    with pytest.raises(UserError, match="load_plugins: give paths or names of modules, each as an argument"):
+        bertjax.load_plugins(["own.py"])
+    bertjax.load_plugins(Path("own.py"))
     saved = config.model_dump(mode="json")
     new_process()  # a saved configuration imports what the command line names
     with pytest.raises(UserError, match="somewhere: this run uses the plugin own.py"):
@@ -249,6 +263,8 @@ def test_metrics_of_plugins(new_process):
     with pytest.raises(UserError, match="'wsc' or 'longest' .*did you mean 'longest'"):
         build(wanted(["longst"]))
     assert by_prompt.score(["longest"], examples, ["x", "xyz"])["longest"] == 5.0
+    bertjax.metric("array")(lambda references, predictions: jax.numpy.float32(2))
+    assert by_prompt.score(["array"], examples, ["x", "y"])["array"] == 2.0
     for wrong, message in (
         (lambda a, b: "high", "metric 'wrong' gave 'high'; return a number"),
         (lambda a, b: 1 / 0, r"metric 'wrong' \(ZeroDivisionError, test_plugins.py:\d+\) failed: division by zero"),

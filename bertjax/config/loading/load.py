@@ -89,7 +89,8 @@ def _merge_changes(
     tree: Node, overrides: Sequence[str], sections: Mapping[str, Any] | None, problems: list[str]
 ) -> Node:
     for changes in (parse_sections(sections or {}, problems), parse_overrides(overrides, problems)):
-        tree = merge(tree, changes, problems)
+        if changes.value:  # or the merged tree would be said to come from them
+            tree = merge(tree, changes, problems)
     return tree
 
 

@@ -123,7 +123,8 @@ def _failed(name: str, file: str, error: BaseException) -> UserError:
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
     where = where or (f"line {frames[-1].lineno}: " if frames else "")
     kind = "" if isinstance(error, BertjaxError) else f"{type(error).__name__}: "
-    return UserError(f"{name}: {where}{kind}{brief(error, 200)}")
+    text = error.msg if isinstance(error, SyntaxError) else brief(error, 200)  # its text repeats the place
+    return UserError(f"{name}: {where}{kind}{text}")
 
 
 def import_listed(node: Node) -> None:

@@ -53,17 +53,25 @@ def shallow_plain(value: dict[str, Node]) -> dict[str, Any]:
     return {key: item.value for key, item in value.items()}
 
 
-def to_nodes(value: Any, where: str) -> Node:
-    """Give every part of `value` the origin `where`. Paths become text, sections mappings, NumPy's scalars numbers."""
+def to_nodes(value: Any, where: str, key: str = "") -> Node:
+    """Give every part of `value` the origin `where`. Paths become text, sections mappings, NumPy's arrays numbers.
+
+    Raises UserError for a value that no YAML file can hold; `key` names it.
+    """
     if isinstance(value, BaseModel):
         value = value.model_dump(mode="json")
     elif isinstance(value, PathLike):
         value = fspath(value)
-    elif type(value).__module__ == "numpy" and not getattr(value, "ndim", 1):
-        value = value.item()
+    elif hasattr(value, "tolist"):  # of NumPy or jax
+        value = value.tolist()
     if isinstance(value, dict):
-        return Node({str(key): to_nodes(item, where) for key, item in value.items()}, where)
-    return Node([to_nodes(item, where) for item in value] if isinstance(value, list | tuple) else value, where)
+        return Node({str(k): to_nodes(item, where, f"{key}.{k}".lstrip(".")) for k, item in value.items()}, where)
+    if isinstance(value, list | tuple):
+        return Node([to_nodes(item, where, f"{key}.{n}".lstrip(".")) for n, item in enumerate(value)], where)
+    if not isinstance(value, str | int | float | None):
+        kind = type(value).__name__
+        raise UserError(f"{where}: {key}: a value of type {kind}; give a number, a text, a list or a dictionary")
+    return Node(value, where)
 
 
 class _Loader(yaml.SafeLoader):

@@ -91,6 +91,7 @@ def make_answer_fn(
     size = round_up_batch(settings.batch_size, program)
 
     def answer(params: Params) -> Answers:
+        reporter.expect(len(features.inputs["input_ids"]), "windows")
         start, end = compute_span_logits(logits, params, features, program, size)
         return predict_answers(
             examples, features, start, end, n_best=settings.n_best, max_answer_length=settings.max_answer_length,
@@ -121,7 +122,6 @@ def compute_span_logits(
     order = np.argsort(used, kind="stable")
     sharding = program.batch_sharding()
     rows = local_rows(sharding, size)
-    reporter.expect(total, "windows")
     for first in range(0, total, size):
         preemption.check()
         picked = order[first : first + size]

@@ -35,13 +35,16 @@ class Generator:
     def __init__(
         self, program: TrainProgram, tokenizer: SentencePieceTokenizer, decoding: Decoding, *,
         sequence_length: int | None, target_length: int, batch_size: int, seed: int = 0, causal: bool = False,
+        length_option: str = "max_input_tokens",
     ) -> None:  # fmt: skip
         """sequence_length: maximum input tokens, EOS included (None: no limit, but UserError above MAX_INPUT_TOKENS).
         target_length: tokens to generate, unless `decoding` has its own number. seed: of sampling.
         causal: the model continues a text: causal attention, and no EOS after the input.
+        length_option: what errors call the option that sets `sequence_length`.
         """
         self.program, self.tokenizer, self.decoding, self.causal = program, tokenizer, decoding, causal
         self.sequence_length, self.batch_size, self.seed = sequence_length, batch_size, seed
+        self.length_option = length_option
         self.max_new_tokens = decoding.max_new_tokens or target_length
         jitted = jax.jit(self._decode, out_shardings=NamedSharding(program.mesh, P()))
         self.num_unfinished = 0  # answers so far that reached the maximum length without EOS
@@ -60,7 +63,7 @@ class Generator:
             number = int(np.argmax(lengths > MAX_INPUT_TOKENS))
             raise UserError(
                 f"text {number + 1}: has {lengths[number]:,} tokens, and attention memory grows with their square; "
-                f"above {MAX_INPUT_TOKENS:,} set --max-input-tokens"
+                f"above {MAX_INPUT_TOKENS:,} set {self.length_option}"
             )
         found: dict[int, str] = {}
         order = np.argsort(lengths, kind="stable")

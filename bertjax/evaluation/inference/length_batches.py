@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 from bertjax.evaluation.inference.batches import round_up_batch
 from bertjax.evaluation.inference.token_rows import TokenRow
 from bertjax.parallel.batches import local_rows, place
+from bertjax.progress import reporter
 from bertjax.training.monitor import preemption
 from bertjax.training.program import MeshJit, TrainProgram
 from bertjax.training.state import Params
@@ -44,14 +45,16 @@ class LengthBatches:
     def __call__(self, params: Params, rows: Sequence[TokenRow]) -> list[Any]:
         """-> the result of each row in order; an axis of the padded width keeps its padding."""
         found: dict[int, Any] = {}
-        for picked, batch in self._batches(rows):
-            preemption.check()
-            size = len(batch["input_ids"])
-            sharding = self.program.batch_sharding()
-            ours = local_rows(sharding, size)
-            put = place({name: x[ours] for name, x in batch.items()}, sharding, size)
-            out = jax.tree.map(np.asarray, jax.device_get(self._jitted(params, put)))
-            found |= {index: jax.tree.map(lambda x, i=i: x[i], out) for i, index in enumerate(picked)}
+        sharding = self.program.batch_sharding()
+        with reporter.ensure_task("predicting", len(rows), "texts"):
+            for picked, batch in self._batches(rows):
+                preemption.check()
+                size = len(batch["input_ids"])
+                ours = local_rows(sharding, size)
+                put = place({name: x[ours] for name, x in batch.items()}, sharding, size)
+                out = jax.tree.map(np.asarray, jax.device_get(self._jitted(params, put)))
+                found |= {index: jax.tree.map(lambda x, i=i: x[i], out) for i, index in enumerate(picked)}
+                reporter.advance(len(picked), "texts")
         return [found[i] for i in range(len(rows))]
 
     def _batches(self, rows: Sequence[TokenRow]) -> Iterator[tuple[list[int], dict[str, np.ndarray]]]:

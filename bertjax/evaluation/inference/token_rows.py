@@ -1,6 +1,6 @@
 """Texts as rows of token ids: checked, framed by special tokens, and cut to a length where that is asked for."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,12 +33,13 @@ class TokenRow:
 
 def check_texts(name: str, texts: Iterable[Any]) -> list[str]:
     """The texts as a list. Raises UserError, naming the item, for anything that is not a text of Unicode characters."""
-    if isinstance(texts, bytes) or not isinstance(texts, Iterable):
-        raise UserError(f"{name}: is a {type(texts).__name__}; give a text or a list of texts")
+    unordered = isinstance(texts, bytes | Mapping | Set) or getattr(texts, "ndim", 1) != 1  # a DataFrame: 2
+    if unordered or not isinstance(texts, Iterable):
+        raise UserError(f"{name}: must be a text or a list of texts (got {_kind(texts)})")
     found = list(texts)
     for number, text in enumerate(found):
         if not isinstance(text, str):
-            raise UserError(f"{name}: item {number} is a {type(text).__name__}, not a text; give texts alone")
+            raise UserError(f"{name}: item {number} is of type {type(text).__name__}, not a text; give texts alone")
         try:
             text.encode()
         except UnicodeEncodeError:
@@ -46,7 +47,12 @@ def check_texts(name: str, texts: Iterable[Any]) -> list[str]:
             raise UserError(
                 f"{place} contains half of a surrogate pair or bytes that are not UTF-8; fix its encoding"
             ) from None
-    return found
+    return [str(text) for text in found]  # str() of a subclass, such as NumPy's
+
+
+def _kind(value: object) -> str:
+    names = ", ".join(map(str, list(value)[:5])) if isinstance(value, Mapping) or hasattr(value, "columns") else ""
+    return type(value).__name__ + (f" with the fields {names}; take one of them" if names else "")
 
 
 def frame(tokenizer: AnyTokenizer, ids: Sequence[int]) -> list[int]:

@@ -4,8 +4,6 @@ import math
 import numbers
 from typing import Any
 
-import numpy as np
-
 from bertjax.config.schema.custom import METRICS
 from bertjax.errors import BertjaxError, UserError, brief, error_line
 
@@ -29,7 +27,7 @@ def custom_scores(name: str, targets: Any, predictions: Any) -> dict[str, float]
 
 
 def _number(name: str, value: Any) -> float:
-    if isinstance(value, np.ndarray) and value.ndim == 0:
+    if getattr(value, "ndim", None) == 0:  # an array of NumPy or jax
         value = value.item()
     if not isinstance(value, numbers.Real) or math.isinf(value):
         raise UserError(f"metric '{name}' gave {repr(value)[:60]}; return a number or {{name: number}}")

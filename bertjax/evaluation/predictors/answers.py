@@ -10,8 +10,9 @@ from bertjax.evaluation.evaluators import span_qa
 from bertjax.evaluation.inference.batches import round_up_batch
 from bertjax.evaluation.inference.span_decoding import predict_answers
 from bertjax.evaluation.inference.token_rows import check_texts
-from bertjax.evaluation.predictors.base import Checkpoint, Predictor, as_restored, check_count
+from bertjax.evaluation.predictors.base import Checkpoint, Predictor, as_restored, check_count, check_number
 from bertjax.evaluation.predictors.results import Answer, AnswerCandidate
+from bertjax.progress import reporter
 
 WINDOWS_PER_BATCH, WINDOWS_PER_CPU_BATCH = 32, 4  # unless a batch size is given
 MAX_WINDOWS_AT_ONCE = 4096  # of which the logits are kept
@@ -49,7 +50,11 @@ class Answerer(Predictor):
 
         Raises UserError when a text is empty or not Unicode, or the numbers of questions and contexts differ.
         """
-        check_count("n_best", n_best)
+        n_best = check_count("n_best", n_best)
+        null_threshold = check_number("null_threshold", null_threshold)
+        min_probability = check_number("min_probability", min_probability)
+        if min_probability is not None and not 0 <= min_probability <= 1:
+            raise UserError(f"min_probability: must be from 0 to 1 (got {min_probability})")
         asked = self._examples(check_texts("questions", questions), check_texts("contexts", contexts))
         restored = self.restored
         settings, windows = span_qa.stage_settings(restored.ctx.config, restored.ctx.config.stages[restored.stage])
@@ -61,17 +66,19 @@ class Answerer(Predictor):
         on_cpu = restored.program.compute.platform == "cpu"
         most = self.batch_size or (WINDOWS_PER_CPU_BATCH if on_cpu else WINDOWS_PER_BATCH)
         found: list[Answer] = []
-        for part in _parts(asked, windows.sequence_length):
-            features = evaluation_features(part, self.tokenizer, windows)
-            size = round_up_batch(min(most, 1 << (len(features) - 1).bit_length()), restored.program)
-            start, end = span_qa.compute_span_logits(self._logits, self.params, features, restored.program, size)
-            _, nbest, odds = predict_answers(
-                part, features, start, end, n_best=settings.n_best, max_answer_length=settings.max_answer_length,
-                null_score_diff_threshold=threshold, version_2=version_2,
-            )  # fmt: skip
-            for one in part:
-                picked = _select(one, nbest[one.id], n_best, odds.get(one.id), threshold, min_probability)
-                found.append({"question": one.question, **picked})  # type: ignore[typeddict-item]
+        with reporter.ensure_task("answering", len(asked), "questions"):
+            for part in _parts(asked, windows.sequence_length):
+                features = evaluation_features(part, self.tokenizer, windows)
+                size = round_up_batch(min(most, 1 << (len(features) - 1).bit_length()), restored.program)
+                start, end = span_qa.compute_span_logits(self._logits, self.params, features, restored.program, size)
+                _, nbest, odds = predict_answers(
+                    part, features, start, end, n_best=settings.n_best, max_answer_length=settings.max_answer_length,
+                    null_score_diff_threshold=threshold, version_2=version_2,
+                )  # fmt: skip
+                for one in part:
+                    picked = _select(one, nbest[one.id], n_best, odds.get(one.id), threshold, min_probability)
+                    found.append({"question": one.question, **picked})  # type: ignore[typeddict-item]
+                reporter.advance(len(part), "questions")
         return found
 
     def _examples(self, questions: list[str], contexts: list[str]) -> list[Example]:

@@ -1,7 +1,9 @@
 """What the predictors share: opening a checkpoint, its heads, and notes about texts that are cut."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -129,11 +131,21 @@ def print_line(line: str) -> None:
         reporter.say(line)
 
 
-def check_count(name: str, value: Any) -> int:
-    """`value` if it is an integer above 0, else UserError."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise UserError(f"{name}: must be an integer above 0 (got {value!r})")
-    return value
+def check_count(name: str, value: Any, least: int = 1) -> int:
+    """`value` as an int if it is an integer of at least `least`, NumPy's included; else UserError."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+        bound = f"of {least} or more" if least != 1 else "above 0"
+        raise UserError(f"{name}: must be an integer {bound} (got {value!r})")
+    return int(value)
+
+
+def check_number(name: str, value: Any) -> float | None:
+    """`value` as a float if it is a finite number, NumPy's included, or None; else UserError."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+        raise UserError(f"{name}: must be a finite number (got {value!r})")
+    return float(value)
 
 
 def quoted(text: str) -> str:

@@ -1,7 +1,7 @@
 """Generate text with a T5, or continue a text with a decoder-only model."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -16,12 +16,13 @@ from bertjax.evaluation.evaluators import text_to_text
 from bertjax.evaluation.evaluators.heldout import report_truncation
 from bertjax.evaluation.inference.generate import Generator
 from bertjax.evaluation.inference.token_rows import check_texts
-from bertjax.evaluation.predictors.base import Checkpoint, Predictor, print_note
+from bertjax.evaluation.predictors.base import Checkpoint, Predictor, check_count, print_note
 from bertjax.evaluation.restore import RestoredCheckpoint, restore
 
 _SENTINEL = re.compile(r"▁?<extra_id_\d+>")
 BATCH_SIZE = 8  # unless one is given
 MAX_GENERATORS = 8  # compiled programs for different options that are kept
+Spell = Callable[[str], str]  # how messages write an option
 
 
 class GeneratedText(TypedDict):
@@ -35,24 +36,31 @@ def generate(
     checkpoint: Checkpoint, texts: list[str], choices: dict[str, Any], seed: int = 0, batch_size: int | None = None, *,
     max_input_tokens: int | None = None, overrides: Sequence[str] = (), base_model: Path | None = None,
 ) -> list[GeneratedText]:  # fmt: skip
-    """`TextGenerator` for one call; `base_model` is that of `restore`."""
+    """`TextGenerator` for one call of `bertjax predict generate`; `base_model` is that of `restore`."""
     if not isinstance(checkpoint, RestoredCheckpoint):
         checkpoint = restore(checkpoint, overrides=overrides, base_model=base_model)
-    predictor = TextGenerator(checkpoint, batch_size)
+    predictor = TextGenerator(checkpoint, batch_size, spell=as_flag)
     found = predictor(texts, choices, seed, max_input_tokens)
     return [{"text": text, "generated": new} for text, new in zip(texts, found, strict=True)]
+
+
+def as_flag(option: str) -> str:
+    """An option as `bertjax predict generate` has it."""
+    return "--beam" if option == "beam_size" else "--" + option.replace("_", "-")
 
 
 class TextGenerator(Predictor):
     """Generates by the settings of the stage's text-to-text evaluation; the maximum length is that of its tasks."""
 
-    def __init__(self, restored: RestoredCheckpoint, batch_size: int | None = None) -> None:
+    def __init__(self, restored: RestoredCheckpoint, batch_size: int | None = None, spell: Spell = str) -> None:
+        """`spell`: how messages write an option, by default as an argument of `Model.generate`."""
         config = restored.ctx.config
         if "lm" not in config.model.heads:
             raise UserError(
                 f"{restored.where}: a {config.model.family} model generates no text; name a run of family t5"
             )  # fmt: skip
         super().__init__(restored, batch_size)
+        self.spell = spell
         stage = config.stages[restored.stage]
         evaluations = text_to_text.stage_settings(stage)
         options = [task.preprocess for task in (*config.stage_tasks(stage).values(), *(e.data for e in evaluations))]
@@ -70,6 +78,10 @@ class TextGenerator(Predictor):
         characters and unread sentinels on stderr.
         """
         given = check_texts("texts", texts)
+        if max_input_tokens is not None:
+            max_input_tokens = check_count(self.spell("max_input_tokens"), max_input_tokens)
+        seed = check_count(self.spell("seed"), seed, least=0)
+        choices = {name: getattr(value, "item", lambda value=value: value)() for name, value in choices.items()}
         generator = self._generator(dict(choices), seed, max_input_tokens)
         rows = self.tokenizer.encode_batch(given)
         _report_truncation(generator, given, rows)
@@ -77,11 +89,11 @@ class TextGenerator(Predictor):
         found = generator.from_ids(self.params, rows)
         if generator.num_unfinished and "max_new_tokens" not in choices:
             ends = f"{generator.num_unfinished:,} of {len(given):,} answers reach {generator.max_new_tokens} tokens"
-            print_note(f"{ends} and are truncated; --max-new-tokens sets another length")
+            print_note(f"{ends} and are truncated; {self.spell('max_new_tokens')} sets another length")
         return found
 
     def _generator(self, choices: dict[str, Any], seed: int, max_input_tokens: int | None) -> Generator:
-        decoding = override_decoding(self.decoding, choices)
+        decoding = override_decoding(self.decoding, choices, self.spell)
         key = (decoding.model_dump_json(), seed, max_input_tokens)
         if key not in self._generators:
             if len(self._generators) == MAX_GENERATORS:
@@ -89,7 +101,7 @@ class TextGenerator(Predictor):
             self._generators[key] = Generator(
                 self.restored.program, self.tokenizer, decoding, sequence_length=max_input_tokens,
                 target_length=self.target_length, batch_size=self.batch_size or BATCH_SIZE, seed=seed,
-                causal=self.is_causal,
+                causal=self.is_causal, length_option=self.spell("max_input_tokens"),
             )  # fmt: skip
         return self._generators[key]
 
@@ -98,7 +110,7 @@ def _report_truncation(generator: Generator, texts: Sequence[str], rows: Sequenc
     tokenizer, limit = generator.tokenizer, generator.sequence_length
     capacity = None if limit is None else generator.input_capacity(limit)
     counts = {"inputs": text_counts.count(rows, capacity, tokenizer.unk_id)}
-    report_truncation("note", counts, {"inputs": ("--max-input-tokens", limit)})
+    report_truncation("note", counts, {"inputs": (generator.length_option, limit)})
     sentinels = {i for i, piece in enumerate(tokenizer.pieces) if _SENTINEL.fullmatch(piece)}
     read = [sum(i in sentinels for i in row) for row in rows]
     if wrong := sum(len(_SENTINEL.findall(text)) > count for text, count in zip(texts, read, strict=True)):
@@ -118,17 +130,16 @@ def _imported_decoding(restored: RestoredCheckpoint) -> Decoding:
     return override_decoding(Decoding(), generation.to_decoding_fields(settings))
 
 
-def override_decoding(settings: Decoding, choices: dict[str, Any]) -> Decoding:
+def override_decoding(settings: Decoding, choices: dict[str, Any], spell: Spell = as_flag) -> Decoding:
     """Override fields; choosing sampling or a beam size resets the fields of the other methods."""
-    if "sample" in choices or "beam_size" in choices:
+    if choices.get("sample", settings.sample) != settings.sample or choices.get("sample") or "beam_size" in choices:
         settings = Decoding(**settings.model_dump(include={"length_penalty", "beam_rules", "max_new_tokens"}))
     try:
         made = Decoding(**settings.model_dump() | choices)
     except ValidationError as error:
         reason = error.errors()[0]
         field = "".join(f"{name}: " for name in reason["loc"])
-        raise UserError(f"predict generate: {field}{reason['msg'].removeprefix('Value error, ')}") from None
+        raise UserError(f"generate: {field}{reason['msg'].removeprefix('Value error, ')}") from None
     if made.beam_size == 1 and (unused := [name for name in ("length_penalty", "beam_rules") if name in choices]):
-        option = unused[0].replace("_", "-")
-        raise UserError(f"predict generate: --{option} needs beam search; give --beam N above 1")
+        raise UserError(f"generate: {spell(unused[0])} needs beam search; give {spell('beam_size')} N above 1")
     return made
