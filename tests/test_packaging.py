@@ -27,6 +27,7 @@ DISTRIBUTION = {
     "apache_beam": "apache-beam",
     "array_record": "array-record",
     "orbax": "orbax-checkpoint",
+    "pydantic_core": "pydantic",  # which pins it and documents its errors
     "rouge_score": "rouge-score",
     "sklearn": "scikit-learn",
     "tensorflow_datasets": "tensorflow-datasets",

@@ -26,7 +26,8 @@ _bertjax_files() {{  # files that match a pattern (default: all), and folders wi
 }}
 
 _bertjax() {{
-    local cur=${{COMP_WORDS[COMP_CWORD]}} prev= first= second= command= at word _bertjax_open= flags= kind= keys= stage=0
+    local cur=${{COMP_WORDS[COMP_CWORD]}} prev= first= second= command= at word
+    local _bertjax_open= flags= kind= keys= stage=0
     [[ $COMP_CWORD -gt 0 ]] && prev=${{COMP_WORDS[COMP_CWORD-1]}}
     COMPREPLY=()
     for ((at = 1; at < COMP_CWORD; at++)); do

@@ -88,7 +88,10 @@ def test_all_mistakes_are_reported_at_once(folder):
     ("overrides", "says"),
     [
         (["tasks.labels.source.0.files=[abc.jsonl]"], "tasks.labels: objective.num_labels is 2 but the data have 3"),
-        (["tasks.labels.source.0.files=[a.jsonl]"], "tasks.labels: objective.num_labels is 2 but the data have one label (a); name data with"),
+        (
+            ["tasks.labels.source.0.files=[a.jsonl]"],
+            "tasks.labels: objective.num_labels is 2 but the data have one label (a)",
+        ),
         (["tasks.labels.preprocess.labels=[x, b]"], "tasks.labels: {0}/ab.jsonl: line 1: label 'a' is not one of"),
         ([f"{DEV}.source.0.files=[ax.jsonl]"], DEV + ": {0}/ax.jsonl: line 2: label 'x' is not one of those: a, b"),
         ([f"{DEV}.source.0.split='[9:]'"], DEV + ".source.0: ab.jsonl: holds 4 records, and split '[9:]' takes none"),

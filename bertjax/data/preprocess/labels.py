@@ -122,8 +122,8 @@ def _from_data_names(found: LabelSurvey, classes: ClassSpec) -> LabelEncoder | N
         few = decided_by == "data" and len(names) < (classes.count or 0)
         if len(names) == 1:  # num_labels=1 would be a regression
             raise UserError(
-                f"objective.num_labels is {classes.count} but the data have one label ({format_names(names)}); name data "
-                "with several, or name all of them: preprocess.labels: [...]"
+                f"objective.num_labels is {classes.count} but the data have one label ({format_names(names)}); name "
+                "data with several, or name all of them: preprocess.labels: [...]"
             )
         also = ", or name all of them: preprocess.labels: [...]" if few else ""
         if decided_by == "data" and all(class_names.parse_number(name) is not None for name in names):
