@@ -1,7 +1,5 @@
 """`python -m bertjax`."""
 
-import sys
+from bertjax.cli.main import run_process
 
-from bertjax.cli.main import main
-
-sys.exit(main())
+run_process()

@@ -12,6 +12,7 @@ import pytest
 from packaging.requirements import Requirement
 
 import bertjax
+from bertjax.cli import main as main_module
 from bertjax.cli.main import COMMANDS, main
 from bertjax.errors import DivergedError, StoppedSafely, StorageError, UserError
 
@@ -302,3 +303,22 @@ def test_doctor_finds_this_machine_fit_and_says_what_to_do_otherwise(here, capsy
     out = capsys.readouterr().out
     assert "pip install 'no-such-package>=1'" in out and "pip install 'numpy>=99'" in out
     assert "OSError: broken" in out and "not ready" in out
+
+
+def test_an_interrupted_process_ends_without_cleaning_up(monkeypatch):
+    """The devices may still compute, and jax's clean-up crashed in that."""
+    monkeypatch.setattr(main_module, "main", lambda: 130)
+    monkeypatch.setattr(os, "_exit", lambda code: (_ for _ in ()).throw(SystemExit(f"at once: {code}")))
+    with pytest.raises(SystemExit, match="at once: 130"):
+        main_module.run_process()
+    monkeypatch.setattr(main_module, "main", lambda: 2)
+    with pytest.raises(SystemExit, match="2"):
+        main_module.run_process()
+
+
+def test_closed_streams_are_opened(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", None)
+    assert main_module.main(["--version"]) == 0 and main_module.main(["nosuch"]) == 2
+    for stream in (sys.stdout, sys.stderr):
+        stream.close()

@@ -36,7 +36,7 @@ def load_plugins(*names: str | os.PathLike[str]) -> None:
     for name in names:
         if not isinstance(name, str | os.PathLike):
             raise UserError(f"load_plugins: give paths or names of modules, each as an argument (got {name!r:.60})")
-    plugins.load_plugins(*map(os.fspath, names))
+    plugins.load_plugins(*(os.fspath(name) for name in names))
 
 
 def register(section: type[Section], record: Any) -> None:

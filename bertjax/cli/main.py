@@ -13,7 +13,9 @@ import select
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
-from typing import Any
+from contextlib import suppress
+from multiprocessing import active_children
+from typing import Any, NoReturn
 
 from bertjax.cli import checks, completion, data, evaluate, inspect, predict, start, train
 from bertjax.cli.arguments import Command, load_plugins
@@ -41,6 +43,19 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> Any:  # type: ignore[override]
         message = message.replace("the following arguments are required", "missing")
         raise UserError(f"{self.prog}: {message[:200]}; try --help")
+
+
+def run_process() -> NoReturn:
+    """The console script: ends the process with the exit code of `main`."""
+    code = main()
+    if code == INTERRUPTED_EXIT_CODE:  # the device may still compute: the interpreter's clean-up would crash in it
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):
+                stream.flush()
+        for child in active_children():
+            child.kill()
+        os._exit(code)
+    sys.exit(code)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

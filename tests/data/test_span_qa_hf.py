@@ -145,7 +145,7 @@ def test_where_an_answer_is(context, text, start, want):
     assert (context[slice(*found)] if found else None) == want
 
 
-def test_questions_left_out_and_cut_are_counted(caplog):
+def test_questions_left_out_and_cut_are_counted(caplog, capsys):
     tokenizer = wordpiece(NORMALIZERS["cased"])
     context = TEXTS[1][0]
     examples = [
@@ -160,9 +160,9 @@ def test_questions_left_out_and_cut_are_counted(caplog):
     assert counts["questions"].pop("left_out") == 1
     assert counts["questions"] | {"unknown": 0} == {"texts": 3, "cut": 1, "tokens": 55, "tokens_cut": 29, "unknown": 0}
     assert counts["contexts"]["texts"] == 2 and counts["contexts"]["cut"] == 0  # two questions share one
-    assert not caplog.text  # `prepare` says it
+    assert not caplog.text and not capsys.readouterr().err  # `prepare` says it
     span_qa.evaluation_features(examples, tokenizer, options)
-    assert "1 of 3 questions cut at max_query_length 16 (first: long)" in caplog.text
+    assert "1 of 3 questions cut at max_query_length 16 (first: long)" in capsys.readouterr().err
 
 
 ACCENTS = "NFD, Lowercase, StripAccents"

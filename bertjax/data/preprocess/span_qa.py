@@ -23,6 +23,7 @@ from bertjax.data.sources.squad import Example, read_squad, stream_squad
 from bertjax.data.store import row_format
 from bertjax.data.tokenizers.load import Tokenizer
 from bertjax.errors import UserError
+from bertjax.progress import reporter
 
 __all__ = ["Example", "Features", "evaluation_features", "read_squad", "row_dtype", "training_features"]
 
@@ -117,10 +118,8 @@ def evaluation_features(examples: Sequence[Example], tokenizer: Tokenizer, span_
     prepared = list(_tokenize_examples(examples, tokenizer, span_qa))
     cut = [e.id for e, item in zip(examples, prepared, strict=True) if len(item.question) > len(item.query)]
     if cut:
-        _log.warning(
-            "%d of %d questions cut at max_query_length %d (first: %s)",
-            len(cut), len(examples), span_qa.max_query_length, cut[0],
-        )  # fmt: skip
+        share = f"{len(cut)} of {len(examples)} questions cut"
+        reporter.say(f"note: {share} at max_query_length {span_qa.max_query_length} (first: {cut[0]})")
     total, length = sum(len(p.windows) for p in prepared), span_qa.sequence_length
     names = ("input_ids", "token_type_ids", "segment_ids", "positions")
     inputs = {name: np.zeros((total, length), np.int32) for name in names}

@@ -50,8 +50,8 @@ def check_texts(name: str, texts: Iterable[Any]) -> list[str]:
     return [str(text) for text in found]  # str() of a subclass, such as NumPy's
 
 
-def _kind(value: object) -> str:
-    names = ", ".join(map(str, list(value)[:5])) if isinstance(value, Mapping) or hasattr(value, "columns") else ""
+def _kind(value: Any) -> str:
+    names = ", ".join(map(str, [*value][:5])) if isinstance(value, Mapping) or hasattr(value, "columns") else ""
     return type(value).__name__ + (f" with the fields {names}; take one of them" if names else "")
 
 
