@@ -1,5 +1,6 @@
 """Run `bertjax init`: look at the data, then write the held-out split, the configuration and the schema."""
 
+import os
 from collections.abc import Callable
 
 from bertjax.config.json_schema import json_schema
@@ -23,6 +24,9 @@ def init_command(request: Request) -> list[str]:
 
     Raises UserError, with nothing written, for data that cannot be understood and for files that exist.
     """
+    folder = request.output.absolute().parent
+    if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"{request.output}: its folder cannot be written; choose another place with --output")
     _refuse_existing(request, [request.output])
     result = KINDS[request.kind](request)
     _refuse_existing(request, result.sides.files)
