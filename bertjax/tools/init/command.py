@@ -53,7 +53,10 @@ def init_command(request: Request) -> list[str]:
 
 
 def _refuse_existing(request: Request, paths: list) -> None:
+    own = {os.path.realpath(name) for name in (*request.files, request.evaluation or "none")}
     for path in paths:
+        if os.path.realpath(path) in own:
+            raise UserError(f"{path}: is a file of your data; choose another name with --output")
         if path.is_dir():
             raise UserError(f"{path}: is a folder; name a file")
         if path.exists() and not request.force:
