@@ -152,6 +152,20 @@ def test_what_training_would_refuse_is_not_written(here, capsys):
     assert not [*here.glob("*.yaml")] and not [*here.glob("*.jsonl")]
 
 
+def test_columns_without_a_name_and_files_of_ones_own(here, capsys):
+    """pandas writes its index as a column without a name; spreadsheets write empty columns."""
+    rows = "\n".join(f"{n},{text},{('neg', 'pos')[n % 2]},," for n, text in enumerate(texts(40)))
+    (here / "a.csv").write_text(f",text,label,,\n{rows}\n")
+    assert "40 records, text 'text', label 'label': 2 labels" in said(capsys, "init classify a.csv --pretrained none")
+    assert load("classify.yaml").stages
+    before = (here / "classify-train.jsonl").read_text()
+    line = said(capsys, "init classify classify-train.jsonl --pretrained none --force", 2)
+    assert line == "classify-train.jsonl: is a file of your data; choose another name with --output\n"
+    assert (here / "classify-train.jsonl").read_text() == before
+    (here / "loop.csv").symlink_to("loop.csv")
+    assert "loop.csv" in said(capsys, "init classify loop.csv --output b.yaml", 2)
+
+
 def test_a_local_model_sets_limits(here, capsys):
     (here / "a.jsonl").write_text(
         "".join(json.dumps({"text": t, "label": n % 2}) + "\n" for n, t in enumerate(texts(50, 90)))

@@ -36,7 +36,7 @@ _EXIT_CODES_HELP = (
 )
 _KEY = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)*\Z")
 _STORAGE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG}
-_PATH_ERRORS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}
+_PATH_ERRORS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP}
 
 
 class _Parser(argparse.ArgumentParser):

@@ -111,7 +111,7 @@ def test_one_mistake(folder, overrides, says):
     assert line.startswith(says.replace("{0}", str(folder))), line
 
 
-def test_a_question_id_twice(folder):
+def test_questions(folder):
     rows = [{"id": name, "question": "Who?", "context": "Ada.", "answers": []} for name in ("a", "b", "a")]
     (folder / "qa.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     qa = "source: {kind: jsonl, files: [qa.jsonl]}, preprocess: {kind: span_qa, sequence_length: 32, doc_stride: 8, \
@@ -119,6 +119,11 @@ def test_a_question_id_twice(folder):
     asked = f"stages.cls.evaluate=[{{kind: squad, name: dev, data: {{{qa}}}}}]"
     (line,) = problems(folder, f"stages.cls.data={{{qa}}}", "stages.cls.objective={kind: span_qa}", asked)
     assert line.startswith("stages.cls.evaluate.dev: qa.jsonl: question 'a' is there twice")
+    answers = [{"text": "Bob", "answer_start": 0}]
+    (folder / "off.jsonl").write_text(json.dumps(rows[0] | {"answers": answers}) + "\n")
+    training = [f"stages.cls.data={{{qa.replace('qa.', 'off.')}}}", "stages.cls.objective={kind: span_qa}"]
+    (line,) = problems(folder, *training, "stages.cls.evaluate=[]")
+    assert line.startswith("stages.cls.data.source.0: off.jsonl: no answer is in its place (question 'a': 'Bob' at")
 
 
 def test_later_tasks_of_a_mixture_may_lack_labels(folder):

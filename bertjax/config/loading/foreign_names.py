@@ -151,11 +151,12 @@ generation_config | stages.STAGE.evaluate.NAME.decoding |
 """,
     "transformers examples (run_mlm, run_qa, run_glue, run_summarization, run_t5_mlm_flax)": """
 model_name_or_path | pretrained |
+pretrained_model_name_or_path | pretrained |
 config_name | model.config_from |
 config_overrides | model |
 tokenizer_name | tokenizer.path |
 use_fast_tokenizer | | tokenizers are always fast ones
-model_revision | | download that revision and name its folder
+model_revision | pretrained | NAME@REVISION
 cache_dir | run.prepared_dir | of prepared data
 token | | set HF_TOKEN
 trust_remote_code | | not supported: no code of a data set or model runs

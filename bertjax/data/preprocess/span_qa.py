@@ -6,7 +6,7 @@ The profile defines documents and answers: see `qa_documents`.
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -17,8 +17,9 @@ from bertjax.data.jobs import job_plan, text_counts
 from bertjax.data.jobs.job_plan import CountedBlocks, JobPlan, PrepareContext
 from bertjax.data.preprocess import qa_documents
 from bertjax.data.preprocess.qa_documents import Document, TextDocument, WordDocument
-from bertjax.data.preprocess.registry import PreprocessKind
+from bertjax.data.preprocess.registry import PreprocessKind, Preview
 from bertjax.data.preprocess.sampling import sample_items
+from bertjax.data.sources.registry import describe_source
 from bertjax.data.sources.squad import Example, read_squad, stream_squad
 from bertjax.data.store import row_format
 from bertjax.data.tokenizers.load import Tokenizer
@@ -220,11 +221,34 @@ def _texts(task: Task, source: Any, base: Path) -> Iterator[str]:
     return (context for context, _ in groupby(example.context for example in stream_squad(source, base)))
 
 
+def _check(preview: Preview, most: int) -> None:
+    """Read the first questions; for training, not all of their answers may be elsewhere than they say."""
+    (source,) = preview.task.source
+    examples = list(islice(stream_squad(source, preview.base), most))
+    sampled = preview.task.limit is not None
+    if preview.training and not sampled and not any(each.is_impossible or _is_in_place(each) for each in examples):
+        first = examples[0]
+        raise UserError(
+            f"{describe_source(source)}: no answer is in its place (question '{first.id[:60]}': "
+            f"'{first.answers[0][0][:40]}' at answer_start {first.answers[0][1]}); answer_start counts "
+            "characters of the context from 0"
+        )
+
+
+def _is_in_place(example: Example) -> bool:
+    """Whether the words at the place of the first answer hold its text."""
+    text, start = example.answers[0]
+    end = start + len(text)
+    before, after = example.context[:start].rpartition(" ")[2], example.context[end:].partition(" ")[0]
+    return " ".join(text.split()) in " ".join((before + example.context[start:end] + after).split())
+
+
 SPAN_QA = PreprocessKind(
     version=1,
     reads="questions",
     layout="encoder",
     plan=plan_qa,
     dtype=lambda options, regression: row_dtype(options.sequence_length),
+    check=_check,
     texts=_texts,
 )

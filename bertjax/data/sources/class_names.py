@@ -1,5 +1,6 @@
 """Names of classes: the ids of names and numbers, and the names that a data set gives (ClassLabel)."""
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,8 +15,8 @@ _UNNAMED = re.compile(r"LABEL_(\d+)")  # what transformers calls classes without
 
 
 def parse_number(text: str) -> float | None:
-    """The number that a text spells, or None."""
-    return float(text) if _NUMBER.fullmatch(text) else None
+    """The number that a text spells, or None; 1e999 is more than a float holds."""
+    return number if _NUMBER.fullmatch(text) and math.isfinite(number := float(text)) else None
 
 
 def parse_class_id(value: Any) -> int | None:

@@ -145,8 +145,9 @@ def _named(path: Path, rows: Iterator[tuple[int, list[str]]], names: Sequence[st
         where = f"{path}: line {number}"
         if names is None:
             names = cells
-            if len(set(names)) < len(names):
-                name = escape_unprintable(next(name for name, count in Counter(names).items() if count > 1))[:60]
+            named = [name for name in names if name.strip()]  # pandas' index and Excel's empty columns have no name
+            if len(set(named)) < len(named):
+                name = escape_unprintable(next(name for name, count in Counter(named).items() if count > 1))[:60]
                 raise UserError(f"{where}: two columns are called '{name}'; rename one of them in that line")
         elif len(cells) != len(names):
             shown = escape_unprintable(", ".join(names)[:100])

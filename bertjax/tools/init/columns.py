@@ -54,7 +54,8 @@ def check_given(sample: Records, **given: str | None) -> None:
 
 
 def column_names(sample: Records) -> list[str]:
-    return list(dict.fromkeys(name for record in sample for name in record))
+    """All names; a column without one is passed over."""
+    return list(dict.fromkeys(name for record in sample for name in record if name.strip()))
 
 
 def text_columns(sample: Records) -> list[str]:

@@ -1,5 +1,6 @@
 """Run `bertjax init`: look at the data, then write the held-out split, the configuration and the schema."""
 
+import os
 from collections.abc import Callable
 
 from bertjax.config.json_schema import json_schema
@@ -23,6 +24,9 @@ def init_command(request: Request) -> list[str]:
 
     Raises UserError, with nothing written, for data that cannot be understood and for files that exist.
     """
+    folder = request.output.absolute().parent
+    if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"{request.output}: its folder cannot be written; choose another place with --output")
     _refuse_existing(request, [request.output])
     result = KINDS[request.kind](request)
     _refuse_existing(request, result.sides.files)
@@ -49,7 +53,10 @@ def init_command(request: Request) -> list[str]:
 
 
 def _refuse_existing(request: Request, paths: list) -> None:
+    own = {os.path.realpath(name) for name in (*request.files, request.evaluation or "none")}
     for path in paths:
+        if os.path.realpath(path) in own:
+            raise UserError(f"{path}: is a file of your data; choose another name with --output")
         if path.is_dir():
             raise UserError(f"{path}: is a folder; name a file")
         if path.exists() and not request.force:

@@ -152,8 +152,11 @@ def sample_records(data: Data, base: Path, count: int = 1000) -> list[dict[str, 
 
 
 def _not_a_name(names: Sequence[str]) -> str | None:
-    """The first cell of a header that looks like data: empty, a number or a sentence."""
-    for name in names:
+    """The first cell of a header that looks like data: a number or a sentence, or all are empty.
+
+    Single columns may have no name, such as the index that pandas writes.
+    """
+    for name in [name for name in names if name.strip()] or names[:1]:
         number = name.strip().lstrip("+-").replace(".", "", 1).isdecimal()
         if not name.strip() or number or len(name) > MAX_NAME or len(name.split()) > 6:
             return name

@@ -1,5 +1,6 @@
 """Count the records, text lengths and labels of the user's data."""
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -69,7 +70,7 @@ def record_reader(
                 if not isinstance(value, str):
                     raise UserError(f"{where}: '{name}' is {_brief(value)}, not a text; correct or remove the record")
             value = record.get(label) if label else None
-            if not isinstance(value, str | int | float | None):
+            if not isinstance(value, str | int | float | None) or value in (math.inf, -math.inf):
                 raise UserError(f"{where}: label '{label}' is {_brief(value)}; a text or a number is needed")
             yield record, found, "" if value is None or value != value else str(value).strip()  # type: ignore[misc]
 
