@@ -46,8 +46,8 @@ def init_command(request: Request) -> list[str]:
     lines.append(f"wrote {request.output}, for training on {request.device_name}; read it, then run:")
     if request.pretrained is not None and not request.is_local:
         lines.append(
-            f"(the first run downloads {request.pretrained} from the Hugging Face Hub; without a network: --pretrained "
-            "FOLDER, or --pretrained none for a small model from random weights, and --force)"
+            f"(the first run downloads {request.pretrained} from the Hugging Face Hub; without a network, write it "
+            "again with --force and --pretrained FOLDER, or --pretrained none: a small model from random weights)"
         )
     return [*lines, *(f"  {command}" for command in result.recipe.commands)]
 
