@@ -110,8 +110,14 @@ class Layer(nnx.Module):
         qkv = self._heads(self.attention.qkv(all_gather_sequence(x_BSD)))
         q, k, v = (x[:, :, 0] for x in jnp.split(qkv, 3, axis=2))
         context = dot_product_attention(
-            q, k, v, segment_ids if examples is None else examples, packed=examples is not None,
-            rate=c.attention_probs_dropout_prob, key=k1, compute=compute,
+            q,
+            k,
+            v,
+            segment_ids if examples is None else examples,
+            packed=examples is not None,
+            rate=c.attention_probs_dropout_prob,
+            key=k1,
+            compute=compute,
         )
         context = checkpoint_name(context.reshape(*context.shape[:2], -1), REMAT_NAME)
         y = self.attention.output(context)
@@ -142,17 +148,19 @@ class Bert(nnx.Module):
     def __call__(
         self, input_ids: jax.Array, attention_mask: jax.Array | None = None, token_type_ids: jax.Array | None = None
     ) -> dict[str, jax.Array]:
-        """int [B, S] -> {"hidden": [B, S, D]} and the logits of each head: float32 mlm [B, S, V], nsp [B, 2], start and
-        end [B, S], classifier [B, C].
+        """int [B, S] -> {"hidden": [B, S, D]}, with the output of each head that it has.
 
-        One example a row, its first token [CLS]. `attention_mask` is 0 on padding (default: 1), `token_type_ids`
-        default to 0.
+        pooled [B, D], mlm [B, S, V], nsp float32 [B, 2], start and end float32 [B, S], classifier float32 [B, C]. A row
+        is an example that begins with [CLS]. `attention_mask` is 0 on padding (default: 1), `token_type_ids` default
+        to 0.
         """
         places = jnp.broadcast_to(jnp.arange(input_ids.shape[1]), input_ids.shape)
         real = jnp.ones_like(input_ids) if attention_mask is None else attention_mask
         types = jnp.zeros_like(input_ids) if token_type_ids is None else token_type_ids
         hidden = self.encode(input_ids, types, real, places)
         found, first = {"hidden": hidden}, places[:, :1]
+        if hasattr(self.heads, "pooler"):
+            found["pooled"] = self.heads.pooler(gather_positions(hidden, first))[:, 0]
         if hasattr(self.heads, "mlm"):
             found["mlm"] = self.mlm_logits(hidden, places)
         if hasattr(self.heads, "nsp"):
