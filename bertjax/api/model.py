@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, Literal, Protocol, TypedDict, TypeVar, Unpack, cast, overload
 
@@ -150,10 +151,14 @@ class Model:
     def module(self) -> Any:
         """The flax `nnx.Module` with these parameters; its methods (`encode`, `mlm_logits`, ...) are pure functions.
 
-        Printing it shows its modules with their sizes, and `nnx.split` takes it apart. `nnx.tabulate` cannot trace it:
-        its layers take static options as arguments.
+        A call with ids int [B, S], and `attention_mask` where rows are padded, gives a BERT's hidden states and the
+        logits of its heads, or a T5's logits. `nnx.tabulate(module, ids)` lists its layers with shapes and parameters,
+        `nnx.split` takes it apart. Layers are called one by one, also where the run scans them.
         """
-        return self.restored.program.build_model(self.restored.params)
+        program = self.restored.program
+        if program.compute.segments:  # flax's table has no rows for layers that a scan calls
+            program = replace(program, compute=replace(program.compute, segments=()))
+        return program.build_model(self.restored.params)
 
     # ---- predictions ------------------------------------------------------------------------------------------------
 

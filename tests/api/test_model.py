@@ -2,10 +2,12 @@
 
 import io
 import re
+from dataclasses import replace
 
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -113,6 +115,55 @@ def torch_outputs(theirs, rows: list[list[int]], types: list[list[int]] | None =
 def framed(model: bertjax.Model, some: list[str]) -> list[list[int]]:
     bare = model.tokenizer.encode_batch(some)
     return [[*ids, 1] for ids in bare] if model.config.model.family == "t5" else [[2, *ids, 3] for ids in bare]
+
+
+# ---- the module -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["BertForMaskedLM", "DistilBertModel", "T5ForConditionalGeneration"])
+def test_module_is_tabulated_and_called_as_that_of_transformers(opened, kind):
+    theirs, model = opened(kind)
+    rows = framed(model, ["the dog sleeps", "a cat"])
+    width = max(map(len, rows))
+    ids, mask = (np.array([[f(i) for i in row] + [0] * (width - len(row)) for row in rows]) for f in (int, lambda _: 1))
+    tables: list[str] = []
+
+    def tabulate(ids, mask):
+        shown = {"width": 300, "force_terminal": False}
+        tables.append(nnx.tabulate(model.module, ids, attention_mask=mask, console_kwargs=shown))
+
+    if kind == "DistilBertModel":
+        tabulate(ids, mask)
+    else:  # traced without compiling it
+        jax.eval_shape(tabulate, ids, mask)
+    table = tables[0]
+    size = sum(x.size for x in model.params.values())
+    assert f"Total Parameters: {size:,} (" in table and f"{size:,} ({4 * size / 1e3:.1f} KB)" in table
+    t5 = kind.startswith("T5")
+    paths = [line.split("│")[1].strip() for line in table.splitlines() if line.startswith("│")]
+    stacks = ("encoder/layers", "decoder/layers") if t5 else ("layers",)
+    assert {f"{layers}/{number}/mlp/output" for layers in stacks for number in range(2)} <= set(paths)
+    assert f"float32[2,{width},24]" in table
+    start = {"decoder_input_ids": np.zeros((2, 3), int)} if t5 else {}
+    call = jax.jit(lambda module, inputs: module(**inputs))
+    given = {"input_ids": ids, "attention_mask": mask, **start}
+    found = call(model.module, given)
+    with torch.no_grad():
+        out = theirs(**{name: torch.tensor(x) for name, x in given.items()})
+    if t5:
+        np.testing.assert_allclose(found, out.logits, atol=1e-4)
+        assert jax.eval_shape(call, model.module, {"input_ids": ids}).shape == (2, 1, model.config.model.vocab_size)
+    else:
+        name = "mlm" if "mlm" in model.heads else "hidden"
+        expected = (out.logits if name == "mlm" else out.last_hidden_state).numpy()
+        np.testing.assert_allclose(found[name][..., : expected.shape[-1]][mask == 1], expected[mask == 1], atol=1e-4)
+
+
+def test_module_of_a_run_that_scans_its_layers_calls_each(opened):
+    _, model = opened("DistilBertModel")
+    program = model.restored.program
+    scanned = replace(program, compute=replace(program.compute, segments=(2,)))
+    assert bertjax.Model(replace(model.restored, program=scanned)).module.compute.segments == ()
 
 
 # ---- as transformers ------------------------------------------------------------------------------------------------

@@ -43,12 +43,13 @@ class Embeddings(nnx.Module):
 
 
 class Layer(nnx.Module):
-    def __init__(self, config: ToyConfig, rngs: nnx.Rngs):
-        self.mlp = Dense((config.width, config.width), ("embed", "mlp"), INIT, rngs)
+    def __init__(self, config: ToyConfig, compute: ComputeOptions, rngs: nnx.Rngs):
+        self.mlp = Dense((config.width, config.width), ("embed", "mlp"), INIT, compute, rngs)
         self.norm = LayerNorm(config.width, 1e-6)
+        self.compute = compute
 
-    def __call__(self, x: jax.Array, key: jax.Array | None, compute: ComputeOptions) -> jax.Array:
-        return self.norm(x + dropout(jax.nn.relu(self.mlp(x, compute)), 0.1, key, compute))
+    def __call__(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
+        return self.norm(x + dropout(jax.nn.relu(self.mlp(x)), 0.1, key, self.compute))
 
 
 class Toy(nnx.Module):
@@ -56,19 +57,19 @@ class Toy(nnx.Module):
         self, config: ToyConfig, heads: tuple[str, ...], num_labels: int, compute: ComputeOptions, rngs: nnx.Rngs
     ):
         self.embeddings = Embeddings(config, rngs)
-        self.layers = nnx.List([Layer(config, rngs) for _ in range(config.num_hidden_layers)])
-        self.heads = nnx.Dict(toy=Dense((config.width, num_labels), ("embed", None), INIT, rngs))
+        self.layers = nnx.List([Layer(config, compute, rngs) for _ in range(config.num_hidden_layers)])
+        self.heads = nnx.Dict(toy=Dense((config.width, num_labels), ("embed", None), INIT, compute, rngs))
         self.config, self.compute = config, compute
 
     def encode(self, input_ids: jax.Array, key: jax.Array | None = None) -> jax.Array:
         """int [B, S] -> [B, S, D]."""
         x = embedding_lookup(self.embeddings.word[...], input_ids).astype(self.compute.dtype)
-        call = lambda layer, x, key: layer(x, key, self.compute)  # noqa: E731
+        call = lambda layer, x, key: layer(x, key)  # noqa: E731
         return layer_stack.apply_layers(list(self.layers), x, call, key, self.compute, heads=1)
 
     def toy_logits(self, hidden: jax.Array) -> jax.Array:
         """[B, S, D] -> float32 [B, S, C]."""
-        return self.heads["toy"](hidden, self.compute).astype(jnp.float32)
+        return self.heads["toy"](hidden).astype(jnp.float32)
 
 
 def row_flops(model: ToyConfig, widths: Any, heads: Any, groups: Any, adapter_size: int) -> int:

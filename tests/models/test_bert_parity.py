@@ -111,7 +111,7 @@ def our_outputs(params, config: BertConfig, batch: dict[str, np.ndarray]) -> dic
     if "classifier" in heads:
         out["classifier"] = model.class_logits(hidden, first)[:, 0]
     if "pooler" in heads:
-        out["pooled"] = model.heads.pooler(hidden[:, :1], model.compute)[:, 0]
+        out["pooled"] = model.heads.pooler(hidden[:, :1])[:, 0]
     return {name: np.asarray(x) for name, x in out.items()}
 
 

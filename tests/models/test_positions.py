@@ -27,13 +27,13 @@ class Block(nnx.Module):
 
     def __init__(self, width: int):
         rngs = nnx.Rngs(params=0)
-        self.inner = Linear((8, width), ("embed", "mlp"), 1.0, rngs)
-        self.output = Linear((width, 8), ("mlp", "embed"), 1.0, rngs)
+        self.inner = Linear((8, width), ("embed", "mlp"), 1.0, EXECUTION, rngs)
+        self.output = Linear((width, 8), ("mlp", "embed"), 1.0, EXECUTION, rngs)
 
     def __call__(self, x: jax.Array, key: jax.Array, shift: jax.Array) -> jax.Array:
-        h = jnp.sin(self.inner(sequence_parallel.all_gather_sequence(x), EXECUTION) + shift)
+        h = jnp.sin(self.inner(sequence_parallel.all_gather_sequence(x)) + shift)
         h = dropout(h, 0.3, key, EXECUTION, names=("batch", None, "mlp"))
-        return x + dropout(self.output(h, EXECUTION), 0.3, key, EXECUTION)
+        return x + dropout(self.output(h), 0.3, key, EXECUTION)
 
 
 EXECUTION = ComputeOptions()
@@ -81,7 +81,7 @@ def test_when_a_stack_runs_in_pieces(rules, length, width, expected):
 
 @pytest.mark.parametrize(("heads", "expected"), [(4, ("tensor",)), (3, ())])
 def test_heads_that_do_not_divide_though_their_columns_do(heads, expected):
-    columns = Linear((8, 8 * heads), ("embed", "heads"), 1.0, nnx.Rngs(params=0))
+    columns = Linear((8, 8 * heads), ("embed", "heads"), 1.0, EXECUTION, nnx.Rngs(params=0))
     with sharding.use_mesh_and_rules(make_mesh(MeshConfig(**AXES)), merge_rules(RULES)):
         assert sequence_parallel.stack_shard_axes(6, [columns], heads) == expected
 

@@ -22,15 +22,16 @@ def gather_positions(hidden_BSD: jax.Array, positions_BN: jax.Array) -> jax.Arra
 class MlmHead(nnx.Module):
     """Dense, activation, layer norm, then the word embeddings as output matrix, and a bias (run_pretraining.py)."""
 
-    def __init__(self, config: BertConfig, init: Initializer, rngs: nnx.Rngs):
+    def __init__(self, config: BertConfig, init: Initializer, compute: ComputeOptions, rngs: nnx.Rngs):
         D = config.hidden_size
-        self.transform = Dense((D, D), ("embed", None), init, rngs)
+        self.transform = Dense((D, D), ("embed", None), init, compute, rngs)
         self.norm = LayerNorm(D, config.layer_norm_eps)
         self.bias = nnx.Param(jnp.zeros((config.vocab_size,), jnp.float32), **out_sharding("vocab"))
-        self.act = config.hidden_act
+        self.act, self.compute = config.hidden_act, compute
 
-    def __call__(self, hidden_BKD: jax.Array, table_VD: jax.Array, compute: ComputeOptions) -> jax.Array:
-        h = activation(self.act, self.transform(hidden_BKD, compute).astype(jnp.float32))
+    def __call__(self, hidden_BKD: jax.Array, table_VD: jax.Array) -> jax.Array:
+        compute = self.compute
+        h = activation(self.act, self.transform(hidden_BKD).astype(jnp.float32))
         h = self.norm(h).astype(compute.dtype)
         table = all_gather_fsdp(table_VD.astype(compute.dtype), "vocab", "embed")
         logits = einsum_lowp("bkd,vd->bkv", h, table, compute.platform)
@@ -40,45 +41,52 @@ class MlmHead(nnx.Module):
 class Pooler(nnx.Module):
     """tanh(dense([CLS])) per example of a packed row; relu in DistilBERT."""
 
-    def __init__(self, config: BertConfig, init: Initializer, rngs: nnx.Rngs):
+    def __init__(self, config: BertConfig, init: Initializer, compute: ComputeOptions, rngs: nnx.Rngs):
         D = config.hidden_size
         self.kernel = nnx.Param(init(rngs.params(), (D, D), jnp.float32), **out_sharding("embed", None))
         self.bias = nnx.Param(jnp.zeros((D,), jnp.float32), **out_sharding(None))
         self.act = "tanh" if "pooler" in config.heads else "relu"
+        self.compute = compute
 
-    def __call__(self, cls_BGD: jax.Array, compute: ComputeOptions) -> jax.Array:
+    def __call__(self, cls_BGD: jax.Array) -> jax.Array:
+        compute = self.compute
         kernel = all_gather_fsdp(self.kernel[...].astype(compute.dtype), "embed", None)
         y = add_bias(einsum_lowp("bgd,df->bgf", cls_BGD, kernel, compute.platform), self.bias[...])
         return (jax.nn.relu if self.act == "relu" else jnp.tanh)(y).astype(compute.dtype)
 
 
-def linear_logits(head: Dense, x: jax.Array, compute: ComputeOptions) -> jax.Array:
+class Output(Dense):
     """A small output layer, x [B, S, D] -> float32 [B, S, F]."""
-    kernel = all_gather_fsdp(head.kernel[...].astype(compute.dtype), *head.names)
-    y = einsum_lowp("bsd,df->bsf", x, kernel, compute.platform).astype(jnp.float32)
-    return add_bias(y, head.bias[...])
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernel = all_gather_fsdp(self.kernel[...].astype(self.compute.dtype), *self.names)
+        y = einsum_lowp("bsd,df->bsf", x, kernel, self.compute.platform).astype(jnp.float32)
+        return add_bias(y, self.bias[...])
 
 
 class Heads(nnx.Module):
     """The heads `names`: mlm, nsp, qa, classifier, and pooler if no other head reads it."""
 
-    def __init__(self, config: BertConfig, names: tuple[str, ...], num_labels: int, init: Initializer, rngs: nnx.Rngs):
+    def __init__(
+        self, config: BertConfig, names: tuple[str, ...], num_labels: int, init: Initializer, compute: ComputeOptions,
+        rngs: nnx.Rngs,
+    ):  # fmt: skip
         if other := set(names) - set(config.heads):
             known = ", ".join(config.heads)
             raise ValueError(f"a {config.family} model has no head '{min(other)}'; it can have {known}")
         D, has_pooler = config.hidden_size, "pooler" in config.heads
-        output = lambda width: Dense((D, width), ("embed", None), init, rngs)  # noqa: E731
+        output = lambda width: Output((D, width), ("embed", None), init, compute, rngs)  # noqa: E731
         if "mlm" in names:
-            self.mlm = MlmHead(config, init, rngs)
+            self.mlm = MlmHead(config, init, compute, rngs)
         if has_pooler and {"nsp", "classifier", "pooler"} & set(names):
-            self.pooler = Pooler(config, init, rngs)
+            self.pooler = Pooler(config, init, compute, rngs)
         if "nsp" in names:
             self.nsp = output(2)
         if "qa" in names:
             self.qa = output(2)
         if "classifier" in names:
             if not has_pooler:
-                self.pre_classifier = Pooler(config, init, rngs)
+                self.pre_classifier = Pooler(config, init, compute, rngs)
             self.classifier = output(num_labels)
 
 

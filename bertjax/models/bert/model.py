@@ -14,7 +14,7 @@ from bertjax.config.schema.model import BertConfig
 from bertjax.models import layer_stack
 from bertjax.models.attention import dot_product_attention
 from bertjax.models.bert.flops import row_flops
-from bertjax.models.bert.heads import Heads, find_heads, gather_positions, linear_logits
+from bertjax.models.bert.heads import Heads, find_heads, gather_positions
 from bertjax.models.compute_options import ComputeOptions
 from bertjax.models.families import Family
 from bertjax.models.layers.dropout import dropout
@@ -54,7 +54,7 @@ class Embed(nnx.Module):
 class Embeddings(nnx.Module):
     """Word + position (+ segment) embeddings, layer norm, dropout."""
 
-    def __init__(self, config: BertConfig, rngs: nnx.Rngs):
+    def __init__(self, config: BertConfig, compute: ComputeOptions, rngs: nnx.Rngs):
         init = initializer(config)
         start = sinusoidal_init(config) if config.position_init == "sinusoidal" else init
         self.word = Embed(config.vocab_size, config, ("vocab", "embed"), init, rngs)
@@ -62,11 +62,9 @@ class Embeddings(nnx.Module):
         if config.type_vocab_size:
             self.token_type = Embed(config.type_vocab_size, config, (None, "embed"), init, rngs)
         self.norm = LayerNorm(config.hidden_size, config.layer_norm_eps)
-        self.rate = config.hidden_dropout_prob
+        self.rate, self.compute = config.hidden_dropout_prob, compute
 
-    def __call__(
-        self, ids: jax.Array, types: jax.Array, positions: jax.Array, key: jax.Array | None, compute: ComputeOptions
-    ) -> jax.Array:
+    def __call__(self, ids: jax.Array, types: jax.Array, positions: jax.Array, key: jax.Array | None) -> jax.Array:
         x = embedding_lookup(self.word.embedding[...], ids)
         table = all_gather_fsdp(self.position.embedding[...], None, "embed")
         x = x + replicated_lookup(lambda table, positions: jnp.take(table, positions, axis=0), table, positions)
@@ -74,52 +72,60 @@ class Embeddings(nnx.Module):
             table = all_gather_fsdp(self.token_type.embedding[...], None, "embed")
             one_hot = lambda table, ids: jax.nn.one_hot(ids, table.shape[0], dtype=table.dtype) @ table  # noqa: E731
             x = x + replicated_lookup(one_hot, table, types)
-        x = map_shards(self.norm, with_logical_constraint(x, "batch", "sequence", None)).astype(compute.dtype)
-        return dropout(x, self.rate, key, compute)
+        x = map_shards(self.norm, with_logical_constraint(x, "batch", "sequence", None)).astype(self.compute.dtype)
+        return dropout(x, self.rate, key, self.compute)
 
 
 class Attention(nnx.Module):
-    def __init__(self, config: BertConfig, init: Initializer, rngs: nnx.Rngs):
+    def __init__(self, config: BertConfig, init: Initializer, compute: ComputeOptions, rngs: nnx.Rngs):
         D = config.hidden_size
-        self.qkv = Dense((D, 3, D), ("embed", None, "heads"), init, rngs)
-        self.output = Dense((D, D), ("heads", "embed"), init, rngs)
+        self.qkv = Dense((D, 3, D), ("embed", None, "heads"), init, compute, rngs)
+        self.output = Dense((D, D), ("heads", "embed"), init, compute, rngs)
         self.norm = LayerNorm(D, config.layer_norm_eps)
 
 
 class Mlp(nnx.Module):
-    def __init__(self, config: BertConfig, init: Initializer, rngs: nnx.Rngs):
+    def __init__(self, config: BertConfig, init: Initializer, compute: ComputeOptions, rngs: nnx.Rngs):
         D, F = config.hidden_size, config.intermediate_size
-        self.intermediate = Dense((D, F), ("embed", "mlp"), init, rngs)
-        self.output = Dense((F, D), ("mlp", "embed"), init, rngs)
+        self.intermediate = Dense((D, F), ("embed", "mlp"), init, compute, rngs)
+        self.output = Dense((F, D), ("mlp", "embed"), init, compute, rngs)
         self.norm = LayerNorm(D, config.layer_norm_eps)
 
 
 class Layer(nnx.Module):
     """Self-attention and feed-forward, each: dropout, add, then norm (post-LN)."""
 
-    def __init__(self, config: BertConfig, rngs: nnx.Rngs):
-        self.attention = Attention(config, initializer(config), rngs)
-        self.mlp = Mlp(config, initializer(config), rngs)
-        self.config = config
+    def __init__(self, config: BertConfig, compute: ComputeOptions, rngs: nnx.Rngs):
+        self.attention = Attention(config, initializer(config), compute, rngs)
+        self.mlp = Mlp(config, initializer(config), compute, rngs)
+        self.config, self.compute = config, compute
 
     def __call__(
-        self, x_BSD: jax.Array, segment_ids: jax.Array, packed: bool, key: jax.Array | None, compute: ComputeOptions
+        self, x_BSD: jax.Array, segment_ids: jax.Array, examples: jax.Array | None, key: jax.Array | None
     ) -> jax.Array:
-        c = self.config
+        """`segment_ids` is 0 on padding. A packed row has `examples`, the same ids: a token sees those of its own."""
+        c, compute = self.config, self.compute
         k1, k2, k3 = (None, None, None) if key is None else jax.random.split(key, 3)
         # the gradient of split is a concatenation, that of indexing a sum of three padded arrays
-        qkv = self._heads(self.attention.qkv(all_gather_sequence(x_BSD), compute))
+        qkv = self._heads(self.attention.qkv(all_gather_sequence(x_BSD)))
         q, k, v = (x[:, :, 0] for x in jnp.split(qkv, 3, axis=2))
         context = dot_product_attention(
-            q, k, v, segment_ids, packed=packed, rate=c.attention_probs_dropout_prob, key=k1, compute=compute
+            q,
+            k,
+            v,
+            segment_ids if examples is None else examples,
+            packed=examples is not None,
+            rate=c.attention_probs_dropout_prob,
+            key=k1,
+            compute=compute,
         )
         context = checkpoint_name(context.reshape(*context.shape[:2], -1), REMAT_NAME)
-        y = self.attention.output(context, compute)
+        y = self.attention.output(context)
         x_BSD = self.attention.norm(x_BSD + dropout(y, c.hidden_dropout_prob, k2, compute))
         x_BSD = with_logical_constraint(x_BSD, "batch", None, None)
-        h_BSF = self.mlp.intermediate(all_gather_sequence(x_BSD), compute)
+        h_BSF = self.mlp.intermediate(all_gather_sequence(x_BSD))
         h_BSF = activation(c.hidden_act, with_logical_constraint(h_BSF, "batch", None, "mlp"))
-        y = self.mlp.output(h_BSF, compute)
+        y = self.mlp.output(h_BSF)
         x_BSD = self.mlp.norm(x_BSD + dropout(y, c.hidden_dropout_prob, k3, compute))
         return with_logical_constraint(x_BSD, "batch", None, None)
 
@@ -134,10 +140,36 @@ class Bert(nnx.Module):
     def __init__(
         self, config: BertConfig, heads: tuple[str, ...], num_labels: int, compute: ComputeOptions, rngs: nnx.Rngs
     ):
-        self.embeddings = Embeddings(config, rngs)
-        self.layers = nnx.List([Layer(config, rngs) for _ in range(config.num_hidden_layers)])
-        self.heads = Heads(config, heads, num_labels, initializer(config), rngs)
+        self.embeddings = Embeddings(config, compute, rngs)
+        self.layers = nnx.List([Layer(config, compute, rngs) for _ in range(config.num_hidden_layers)])
+        self.heads = Heads(config, heads, num_labels, initializer(config), compute, rngs)
         self.config, self.compute = config, compute
+
+    def __call__(
+        self, input_ids: jax.Array, attention_mask: jax.Array | None = None, token_type_ids: jax.Array | None = None
+    ) -> dict[str, jax.Array]:
+        """int [B, S] -> {"hidden": [B, S, D]}, with the output of each head that it has.
+
+        pooled [B, D], mlm [B, S, V], nsp float32 [B, 2], start and end float32 [B, S], classifier float32 [B, C]. A row
+        is an example that begins with [CLS]. `attention_mask` is 0 on padding (default: 1), `token_type_ids` default
+        to 0.
+        """
+        places = jnp.broadcast_to(jnp.arange(input_ids.shape[1]), input_ids.shape)
+        real = jnp.ones_like(input_ids) if attention_mask is None else attention_mask
+        types = jnp.zeros_like(input_ids) if token_type_ids is None else token_type_ids
+        hidden = self.encode(input_ids, types, real, places)
+        found, first = {"hidden": hidden}, places[:, :1]
+        if hasattr(self.heads, "pooler"):
+            found["pooled"] = self.heads.pooler(gather_positions(hidden, first))[:, 0]
+        if hasattr(self.heads, "mlm"):
+            found["mlm"] = self.mlm_logits(hidden, places)
+        if hasattr(self.heads, "nsp"):
+            found["nsp"] = self.nsp_logits(hidden, first)[:, 0]
+        if hasattr(self.heads, "qa"):
+            found["start"], found["end"] = self.qa_logits(hidden)
+        if hasattr(self.heads, "classifier"):
+            found["classifier"] = self.class_logits(hidden, first)[:, 0]
+        return found
 
     def encode(
         self,
@@ -151,8 +183,8 @@ class Bert(nnx.Module):
     ) -> jax.Array:
         """int [B, S] x 4 -> hidden [B, S, D]. `segment_ids` is 0 on padding; no dropout without a key."""
         embed_key, stack_key = (None, None) if key is None else jax.random.split(key)
-        x = self.embeddings(input_ids, token_type_ids, positions, embed_key, self.compute)
-        call = lambda layer, x, key, ids: layer(x, ids, packed, key, self.compute)  # noqa: E731
+        x = self.embeddings(input_ids, token_type_ids, positions, embed_key)
+        call = lambda layer, x, key, ids: layer(x, ids, ids if packed else None, key)  # noqa: E731
         layers, heads = list(self.layers), self.config.num_attention_heads
         return layer_stack.apply_layers(layers, x, call, stack_key, self.compute, (segment_ids, ()), heads=heads)
 
@@ -160,34 +192,34 @@ class Bert(nnx.Module):
         self, input_ids: jax.Array, token_type_ids: jax.Array, segment_ids: jax.Array, positions: jax.Array
     ) -> list[jax.Array]:
         """int [B, S] x 4 -> the embeddings and the output of each layer (the last is that of `encode`), [B, S, D]."""
-        states = [self.embeddings(input_ids, token_type_ids, positions, None, self.compute)]
+        states = [self.embeddings(input_ids, token_type_ids, positions, None)]
         for layer in self.layers:
-            states.append(layer(states[-1], segment_ids, False, None, self.compute))
+            states.append(layer(states[-1], segment_ids, None, None))
         return states
 
     def mlm_logits(self, hidden: jax.Array, masked_positions: jax.Array) -> jax.Array:
         """hidden [B, S, D], positions [B, N] -> logits [B, N, V] at these positions."""
         hidden = gather_positions(hidden, masked_positions)
-        return self.heads.mlm(hidden, self.embeddings.word.embedding[...], self.compute)
+        return self.heads.mlm(hidden, self.embeddings.word.embedding[...])
 
     def nsp_logits(self, hidden: jax.Array, cls_positions: jax.Array) -> jax.Array:
         """-> float32 [B, G, 2]: next, random."""
-        pooled = self.heads.pooler(gather_positions(hidden, cls_positions), self.compute)
-        return linear_logits(self.heads.nsp, pooled, self.compute)
+        pooled = self.heads.pooler(gather_positions(hidden, cls_positions))
+        return self.heads.nsp(pooled)
 
     def qa_logits(self, hidden: jax.Array, key: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
         """-> start and end logits, float32 [B, S]."""
         hidden = dropout(hidden, self.config.qa_dropout, key, self.compute)
-        logits = linear_logits(self.heads.qa, hidden, self.compute)
+        logits = self.heads.qa(hidden)
         return logits[..., 0], logits[..., 1]
 
     def class_logits(self, hidden: jax.Array, cls_positions: jax.Array, key: jax.Array | None = None) -> jax.Array:
         """-> float32 [B, G, C]; dropout before the output layer as in run_classifier.py."""
         pool = self.heads.pre_classifier if hasattr(self.heads, "pre_classifier") else self.heads.pooler
-        pooled = pool(gather_positions(hidden, cls_positions), self.compute)
+        pooled = pool(gather_positions(hidden, cls_positions))
         own = self.config.classifier_dropout
         pooled = dropout(pooled, self.config.hidden_dropout_prob if own is None else own, key, self.compute)
-        return linear_logits(self.heads.classifier, pooled, self.compute)
+        return self.heads.classifier(pooled)
 
 
 BERT = Family(

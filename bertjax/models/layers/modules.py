@@ -22,12 +22,16 @@ def out_sharding(*names: str | None) -> dict[str, tuple[str | None, ...]]:
 class Dense(nnx.Module):
     """y [B, S, *out] = x [B, S, D] @ kernel [D, *out] + bias [*out], in the compute dtype."""
 
-    def __init__(self, shape: tuple[int, ...], names: tuple[str | None, ...], init: Initializer, rngs: nnx.Rngs):
+    def __init__(
+        self, shape: tuple[int, ...], names: tuple[str | None, ...], init: Initializer, compute: ComputeOptions,
+        rngs: nnx.Rngs,
+    ):  # fmt: skip
         self.kernel = nnx.Param(init(rngs.params(), shape, jnp.float32), **out_sharding(*names))
         self.bias = nnx.Param(jnp.zeros(shape[1:], jnp.float32), **out_sharding(*names[1:]))
-        self.names = names
+        self.names, self.compute = names, compute
 
-    def __call__(self, x: jax.Array, compute: ComputeOptions) -> jax.Array:
+    def __call__(self, x: jax.Array) -> jax.Array:
+        compute = self.compute
         kernel = all_gather_fsdp(self.kernel[...].astype(compute.dtype), *self.names)
         out = "tf" if kernel.ndim == 3 else "f"
         lead = "bs"[: x.ndim - 1]
@@ -49,11 +53,15 @@ class LayerNorm(nnx.Module):
 class Linear(nnx.Module):
     """y [B, S, F] = x [B, S, D] @ kernel [D, F] without a bias, in the compute dtype."""
 
-    def __init__(self, shape: tuple[int, int], names: tuple[str | None, str | None], std: float, rngs: nnx.Rngs):
+    def __init__(
+        self, shape: tuple[int, int], names: tuple[str | None, str | None], std: float, compute: ComputeOptions,
+        rngs: nnx.Rngs,
+    ):  # fmt: skip
         self.kernel = nnx.Param(nnx.initializers.normal(std)(rngs.params(), shape, jnp.float32), **out_sharding(*names))
-        self.names = names
+        self.names, self.compute = names, compute
 
-    def __call__(self, x: jax.Array, compute: ComputeOptions) -> jax.Array:
+    def __call__(self, x: jax.Array) -> jax.Array:
+        compute = self.compute
         kernel = all_gather_fsdp(self.kernel[...].astype(compute.dtype), *self.names)
         y = reduce_scatter_sequence(einsum_lowp("bsd,df->bsf", x, kernel, compute.platform), self.names)
         return checkpoint_name(y, REMAT_NAME).astype(compute.dtype)

@@ -51,18 +51,19 @@ class RelativePositionBias(nnx.Module):
         self.embedding = nnx.Param(init(rngs.params(), shape, jnp.float32), out_sharding=(None, "heads"))
         self.config, self.bidirectional = config, bidirectional
 
-    def __call__(self, queries: int, keys: int) -> jax.Array:
-        """The bias of positions 0, 1, ... of queries and keys, float32 [1, H, queries, keys].
+    def __call__(self, ids_BS: jax.Array) -> jax.Array:
+        """The bias between all positions 0, 1, ... of ids, of which only the shape is read: float32 [1, H, S, S].
 
-        Entry (q, s) depends only on s - q, so the queries + keys - 1 values are placed along diagonals by two reshapes.
+        Entry (q, s) depends only on s - q, so the 2 S - 1 values are placed along diagonals by two reshapes.
         Their gradient is a sum; that of a look-up of all pairs would be a scatter into a few buckets.
         """
-        width = queries + keys - 1
-        values = self.bias_at(jnp.arange(width) - (queries - 1)).T  # [H, width]; c is for s - q = c - (queries - 1)
+        length = ids_BS.shape[1]
+        width = 2 * length - 1
+        values = self.bias_at(jnp.arange(width) - (length - 1)).T  # [H, width]; c is for s - q = c - (length - 1)
         heads = values.shape[0]
-        rows = jnp.broadcast_to(jnp.pad(values, ((0, 0), (0, 1)))[:, None], (heads, queries, width + 1))
-        skewed = rows.reshape(heads, -1)[:, : queries * width].reshape(heads, queries, width)  # row q is shifted by q
-        return with_logical_constraint(skewed[None, :, :, queries - 1 :], None, "heads", None, None)
+        rows = jnp.broadcast_to(jnp.pad(values, ((0, 0), (0, 1)))[:, None], (heads, length, width + 1))
+        skewed = rows.reshape(heads, -1)[:, : length * width].reshape(heads, length, width)  # row q is shifted by q
+        return with_logical_constraint(skewed[None, :, :, length - 1 :], None, "heads", None, None)
 
     def bias_at(self, relative: jax.Array) -> jax.Array:
         """Key position minus query position, int32 [...] -> bias float32 [..., H]."""
@@ -117,33 +118,33 @@ def dot_product_attention(
 class Attention(nnx.Module):
     """A residual sublayer: x + dropout(output(attend(norm(x), ...)))."""
 
-    def __init__(self, config: T5Config, rngs: nnx.Rngs):
+    def __init__(self, config: T5Config, compute: ComputeOptions, rngs: nnx.Rngs):
         D, K, inner = config.d_model, config.d_kv, config.num_heads * config.d_kv
         # the initial query replaces the division of scores by sqrt(K) (transformers T5 _init_weights)
-        self.query = Linear((D, inner), ("embed", "heads"), (D * K) ** -0.5, rngs)
-        self.key = Linear((D, inner), ("embed", "heads"), D**-0.5, rngs)
-        self.value = Linear((D, inner), ("embed", "heads"), D**-0.5, rngs)
-        self.output = Linear((inner, D), ("heads", "embed"), inner**-0.5, rngs)
+        self.query = Linear((D, inner), ("embed", "heads"), (D * K) ** -0.5, compute, rngs)
+        self.key = Linear((D, inner), ("embed", "heads"), D**-0.5, compute, rngs)
+        self.value = Linear((D, inner), ("embed", "heads"), D**-0.5, compute, rngs)
+        self.output = Linear((inner, D), ("heads", "embed"), inner**-0.5, compute, rngs)
         self.norm = RmsNorm(D, config.layer_norm_epsilon)
-        self.config = config
+        self.config, self.compute = config, compute
 
-    def keys_values(self, source_BSD: jax.Array, compute: ComputeOptions) -> KeysValues:
+    def keys_values(self, source_BSD: jax.Array) -> KeysValues:
         """Source [B, S, D] (normalized, for self-attention) -> keys and values, each [B, S, H, K]."""
-        return self._heads(self.key(source_BSD, compute)), self._heads(self.value(source_BSD, compute))
+        return self._heads(self.key(source_BSD)), self._heads(self.value(source_BSD))
 
     def __call__(
         self, x_BQD: jax.Array, keys_values: KeysValues | None, bias: jax.Array | None, visible: jax.Array,
-        key: jax.Array | None, compute: ComputeOptions,
+        key: jax.Array | None,
     ) -> jax.Array:  # fmt: skip
         """`keys_values`: of the encoder or a cache; None: of x."""
-        rate = self.config.dropout_rate
+        rate, compute = self.config.dropout_rate, self.compute
         k1, k2 = (None, None) if key is None else jax.random.split(key)
         y = all_gather_sequence(self.norm(x_BQD))
-        keys_values = self.keys_values(y, compute) if keys_values is None else keys_values
-        q = self._heads(self.query(y, compute))
+        keys_values = self.keys_values(y) if keys_values is None else keys_values
+        q = self._heads(self.query(y))
         context = dot_product_attention(q, keys_values, bias, visible, rate=rate, key=k1, compute=compute)
         context = checkpoint_name(context.reshape(*context.shape[:2], -1), REMAT_NAME)
-        y = dropout(self.output(context, compute), rate, k2, compute, broadcast_length=True)
+        y = dropout(self.output(context), rate, k2, compute, broadcast_length=True)
         return with_logical_constraint(x_BQD + y, "batch", None, None)
 
     def _heads(self, x: jax.Array) -> jax.Array:

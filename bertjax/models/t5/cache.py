@@ -31,7 +31,7 @@ def init_cache(model: T5, hidden: jax.Array | None, segment_ids: jax.Array, leng
     empty = with_logical_constraint(jnp.zeros((rows, length, c.num_heads, c.d_kv), dtype), "batch", None, "heads", None)
     cross: tuple[KeysValues, ...] = ()
     if hidden is not None:
-        cross = tuple(layer.cross_attention.keys_values(hidden, model.compute) for layer in model.decoder.layers)
+        cross = tuple(layer.cross_attention.keys_values(hidden) for layer in model.decoder.layers)
     return Cache(
         layers=tuple((empty, empty) for _ in model.decoder.layers),
         positions=jnp.zeros((rows, length), jnp.int32),
@@ -55,7 +55,7 @@ def prefill(
         positions=cache.positions.at[:, :width].set(jnp.where(real, jnp.cumsum(real, axis=1) - 1, 0)),
         visible=cache.visible.at[:, :width].set(real),
     )
-    bias = model.decoder.position(width, width)
+    bias = model.decoder.position(ids)
     visible = make_decoder_mask(segment_ids, prefix_mask)
     x, cache = _run_layers(model, ids, bias, visible, cache, 0, width)
     last = jnp.max(jnp.where(real, jnp.arange(width), 0), axis=1)
@@ -103,11 +103,11 @@ def _run_layers(
     width: int | None,
 ) -> tuple[jax.Array, Cache]:  # fmt: skip
     """The decoder's layers over ids [B, Q]: writes keys and values to slots from `at` on, reads the first `width`."""
-    x = model.embeddings(ids, None, model.compute)
+    x = model.embeddings(ids, None)
     source = None
     filled = []
     for number, layer in enumerate(model.decoder.layers):
-        new = layer.attention.keys_values(layer.attention.norm(x), model.compute)
+        new = layer.attention.keys_values(layer.attention.norm(x))
         keys, values = (
             jax.lax.dynamic_update_slice_in_dim(old, part, at, axis=1)
             for old, part in zip(cache.layers[number], new, strict=True)
@@ -116,5 +116,5 @@ def _run_layers(
         if cache.cross_visible is not None:
             source = cache.cross[number], cache.cross_visible[:, None, None]
         seen = keys[:, :width], values[:, :width]
-        x = layer(x, bias, visible, None, model.compute, keys_values=seen, source=source)
+        x = layer(x, bias, visible, None, keys_values=seen, source=source)
     return x, cache._replace(layers=tuple(filled))

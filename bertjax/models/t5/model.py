@@ -48,55 +48,56 @@ class Embed(nnx.Module):
 class Embeddings(nnx.Module):
     """One table for encoder inputs, decoder inputs and, when tied, the output."""
 
-    def __init__(self, config: T5Config, rngs: nnx.Rngs):
+    def __init__(self, config: T5Config, compute: ComputeOptions, rngs: nnx.Rngs):
         self.word = Embed(config, rngs)
-        self.rate = config.dropout_rate
+        self.rate, self.compute = config.dropout_rate, compute
 
-    def __call__(self, ids: jax.Array, key: jax.Array | None, compute: ComputeOptions) -> jax.Array:
-        x = embedding_lookup(self.word.embedding[...], ids).astype(compute.dtype)
+    def __call__(self, ids: jax.Array, key: jax.Array | None) -> jax.Array:
+        x = embedding_lookup(self.word.embedding[...], ids).astype(self.compute.dtype)
         x = with_logical_constraint(x, "batch", "sequence", None)
-        return dropout(x, self.rate, key, compute, broadcast_length=True)
+        return dropout(x, self.rate, key, self.compute, broadcast_length=True)
 
 
 class Mlp(nnx.Module):
     """x + dropout(output(dropout(act(intermediate(norm(x)))))) with F inner columns; `gated`: times gate(norm(x))."""
 
-    def __init__(self, config: T5Config, F: int, act: str, gated: bool, rngs: nnx.Rngs):
+    def __init__(self, config: T5Config, F: int, act: str, gated: bool, compute: ComputeOptions, rngs: nnx.Rngs):
         D = config.d_model
-        self.intermediate = Linear((D, F), ("embed", "mlp"), D**-0.5, rngs)
+        self.intermediate = Linear((D, F), ("embed", "mlp"), D**-0.5, compute, rngs)
         self.act = act
         if gated:
-            self.gate = Linear((D, F), ("embed", "mlp"), D**-0.5, rngs)
-        self.output = Linear((F, D), ("mlp", "embed"), F**-0.5, rngs)
+            self.gate = Linear((D, F), ("embed", "mlp"), D**-0.5, compute, rngs)
+        self.output = Linear((F, D), ("mlp", "embed"), F**-0.5, compute, rngs)
         self.norm = RmsNorm(D, config.layer_norm_epsilon)
-        self.rate = config.dropout_rate
+        self.rate, self.compute = config.dropout_rate, compute
 
-    def __call__(self, x_BSD: jax.Array, key: jax.Array | None, compute: ComputeOptions) -> jax.Array:
+    def __call__(self, x_BSD: jax.Array, key: jax.Array | None) -> jax.Array:
+        compute = self.compute
         k1, k2 = (None, None) if key is None else jax.random.split(key)
         y = all_gather_sequence(self.norm(x_BSD))
-        h_BSF = with_logical_constraint(self.intermediate(y, compute), "batch", None, "mlp")
+        h_BSF = with_logical_constraint(self.intermediate(y), "batch", None, "mlp")
         if hasattr(self, "gate"):  # t5x: intermediate is wi_1, gate is wi_0
-            h_BSF = h_BSF * activation(self.act, with_logical_constraint(self.gate(y, compute), "batch", None, "mlp"))
+            h_BSF = h_BSF * activation(self.act, with_logical_constraint(self.gate(y), "batch", None, "mlp"))
         else:
             h_BSF = activation(self.act, h_BSF)
         h_BSF = dropout(h_BSF, self.rate, k1, compute, broadcast_length=True, names=("batch", None, "mlp"))
-        y = dropout(self.output(h_BSF, compute), self.rate, k2, compute, broadcast_length=True)
+        y = dropout(self.output(h_BSF), self.rate, k2, compute, broadcast_length=True)
         return with_logical_constraint(x_BSD + y, "batch", None, None)
 
 
 class Layer(nnx.Module):
     """Self-attention, cross attention (`cross`), feed-forward and adapter (`adapter_size` above 0), each a residual."""
 
-    def __init__(self, config: T5Config, cross: bool, adapter_size: int, rngs: nnx.Rngs):
-        self.attention = attention.Attention(config, rngs)
+    def __init__(self, config: T5Config, cross: bool, adapter_size: int, compute: ComputeOptions, rngs: nnx.Rngs):
+        self.attention = attention.Attention(config, compute, rngs)
         if cross:
-            self.cross_attention = attention.Attention(config, rngs)
-        self.mlp = Mlp(config, config.d_ff, config.activation, config.gated, rngs)
+            self.cross_attention = attention.Attention(config, compute, rngs)
+        self.mlp = Mlp(config, config.d_ff, config.activation, config.gated, compute, rngs)
         if adapter_size:  # arXiv 1910.10683 section 3.5.1 and the reference's task_adapter.gin
-            self.adapter = Mlp(config, adapter_size, "relu", False, rngs)
+            self.adapter = Mlp(config, adapter_size, "relu", False, compute, rngs)
 
     def __call__(
-        self, x_BTD: jax.Array, bias: jax.Array, visible: jax.Array, key: jax.Array | None, compute: ComputeOptions, *,
+        self, x_BTD: jax.Array, bias: jax.Array, visible: jax.Array, key: jax.Array | None, *,
         keys_values: KeysValues | None = None, source: tuple[jax.Array | KeysValues, jax.Array] | None = None,
     ) -> jax.Array:  # fmt: skip
         """x [B, T, D] -> [B, T, D].
@@ -105,23 +106,23 @@ class Layer(nnx.Module):
         values, which of them each query sees).
         """
         k1, k2, k3, k4 = (None,) * 4 if key is None else jax.random.split(key, 4)
-        x_BTD = self.attention(x_BTD, keys_values, bias, visible, k1, compute)
+        x_BTD = self.attention(x_BTD, keys_values, bias, visible, k1)
         if source is not None:
             hidden, across = source
-            cross = hidden if isinstance(hidden, tuple) else self.cross_attention.keys_values(hidden, compute)
-            x_BTD = self.cross_attention(x_BTD, cross, None, across, k2, compute)
-        x_BTD = self.mlp(x_BTD, k3, compute)
-        return self.adapter(x_BTD, k4, compute) if hasattr(self, "adapter") else x_BTD
+            cross = hidden if isinstance(hidden, tuple) else self.cross_attention.keys_values(hidden)
+            x_BTD = self.cross_attention(x_BTD, cross, None, across, k2)
+        x_BTD = self.mlp(x_BTD, k3)
+        return self.adapter(x_BTD, k4) if hasattr(self, "adapter") else x_BTD
 
 
 class Stack(nnx.Module):
     """Position bias, layers and final norm of the encoder or the decoder."""
 
-    def __init__(self, config: T5Config, decoder: bool, adapter_size: int, rngs: nnx.Rngs):
+    def __init__(self, config: T5Config, decoder: bool, adapter_size: int, compute: ComputeOptions, rngs: nnx.Rngs):
         cross = decoder and config.architecture == "encoder_decoder"
         self.position = attention.RelativePositionBias(config, not decoder, rngs)
         depth = config.decoder_layers if decoder else config.encoder_layers
-        self.layers = nnx.List([Layer(config, cross, adapter_size, rngs) for _ in range(depth)])
+        self.layers = nnx.List([Layer(config, cross, adapter_size, compute, rngs) for _ in range(depth)])
         self.norm = RmsNorm(config.d_model, config.layer_norm_epsilon)
 
 
@@ -139,20 +140,36 @@ class T5(nnx.Module):
         self, config: T5Config, heads: tuple[str, ...], compute: ComputeOptions, rngs: nnx.Rngs, adapter_size: int = 0
     ):
         attention.check_kernel(compute)
-        self.embeddings = Embeddings(config, rngs)
+        self.embeddings = Embeddings(config, compute, rngs)
         if config.architecture == "encoder_decoder":
-            self.encoder = Stack(config, False, adapter_size, rngs)
-        self.decoder = Stack(config, True, adapter_size, rngs)
+            self.encoder = Stack(config, False, adapter_size, compute, rngs)
+        self.decoder = Stack(config, True, adapter_size, compute, rngs)
         if "lm" in heads and not config.tie_word_embeddings:
             D, V = config.d_model, config.vocab_size
-            self.heads = nnx.Dict(lm=Linear((D, V), ("embed", "vocab"), D**-0.5, rngs))
+            self.heads = nnx.Dict(lm=Linear((D, V), ("embed", "vocab"), D**-0.5, compute, rngs))
         self.config, self.compute = config, compute
+
+    def __call__(
+        self, input_ids: jax.Array, decoder_input_ids: jax.Array | None = None, attention_mask: jax.Array | None = None
+    ) -> jax.Array:
+        """int [B, S], [B, T] -> logits, float32 [B, T, V], of the token after each decoder input.
+
+        decoder_input_ids: default the start id alone (T is 1). attention_mask: 0 on padding of input_ids (default: 1).
+        A decoder-only model reads input_ids alone: T is S.
+        """
+        real = jnp.ones_like(input_ids) if attention_mask is None else attention_mask
+        if not hasattr(self, "encoder"):
+            return self.logits(self.decode(input_ids, real, None, None))
+        if decoder_input_ids is None:
+            decoder_input_ids = jnp.full_like(input_ids[:, :1], self.config.decoder_start_token_id)
+        hidden = self.encode(input_ids, real)
+        return self.logits(self.decode(decoder_input_ids, jnp.ones_like(decoder_input_ids), hidden, real))
 
     def encode(self, input_ids: jax.Array, segment_ids: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
         """int [B, S] x 2 -> hidden [B, S, D]. `segment_ids` is 0 on padding; no dropout without a key."""
         visible = attention.make_segment_mask(segment_ids, segment_ids)
-        bias = self.encoder.position(input_ids.shape[1], input_ids.shape[1])
-        call = lambda layer, x, key, bias, visible: layer(x, bias, visible, key, self.compute)  # noqa: E731
+        bias = self.encoder.position(input_ids)
+        call = lambda layer, x, key, bias, visible: layer(x, bias, visible, key)  # noqa: E731
         return self._run(self.encoder, input_ids, call, key, (bias, BIAS_AXES), (visible, ()))
 
     def hidden_states(self, input_ids: jax.Array, segment_ids: jax.Array) -> list[jax.Array]:
@@ -161,10 +178,10 @@ class T5(nnx.Module):
         The last one is normalized, as that of `encode` and as transformers lists it.
         """
         visible = attention.make_segment_mask(segment_ids, segment_ids)
-        bias = self.encoder.position(input_ids.shape[1], input_ids.shape[1])
-        states = [self.embeddings(input_ids, None, self.compute)]
+        bias = self.encoder.position(input_ids)
+        states = [self.embeddings(input_ids, None)]
         for layer in self.encoder.layers:
-            states.append(layer(states[-1], bias, visible, None, self.compute))
+            states.append(layer(states[-1], bias, visible, None))
         return [*states[:-1], self.encoder.norm(states[-1])]
 
     def decode(
@@ -176,14 +193,14 @@ class T5(nnx.Module):
         `prefix_mask`, int [B, T], is 1 for decoder inputs that all of their segment sees.
         """
         visible = attention.make_decoder_mask(target_segment_ids, prefix_mask)
-        bias = self.decoder.position(decoder_input_ids.shape[1], decoder_input_ids.shape[1])
+        bias = self.decoder.position(decoder_input_ids)
         source = None
         if hidden is not None and segment_ids is not None:
             source = hidden, attention.make_segment_mask(target_segment_ids, segment_ids)
 
         def call(layer: Layer, x: jax.Array, key: jax.Array | None, bias: jax.Array, *sees: Any) -> jax.Array:
             own, source = sees
-            return layer(x, bias, own, key, self.compute, source=source)
+            return layer(x, bias, own, key, source=source)
 
         return self._run(self.decoder, decoder_input_ids, call, key, (bias, BIAS_AXES), (visible, ()), (source, ()))
 
@@ -205,7 +222,7 @@ class T5(nnx.Module):
         self, part: Stack, ids: jax.Array, call: layer_stack.LayerFn, key: jax.Array | None, *given: LogicalArray
     ) -> jax.Array:
         embed_key, stack_key, final_key = (None,) * 3 if key is None else jax.random.split(key, 3)
-        x = self.embeddings(ids, embed_key, self.compute)
+        x = self.embeddings(ids, embed_key)
         segments = self.compute.segments if sum(self.compute.segments) == len(part.layers) else ()
         compute, heads = replace(self.compute, segments=segments), self.config.num_heads
         x = layer_stack.apply_layers(list(part.layers), x, call, stack_key, compute, *given, heads=heads)
