@@ -161,7 +161,10 @@ def test_an_earlier_step_has_the_scores_of_then_without_prepared_data(project, n
 def test_predictions_are_those_of_then(project, name, what):
     project(name)
     about = EXPECTED[name]["predict"][what]
-    assert near(json.loads(run(*about["argv"])), json.loads(about["stdout"]))
+    found = json.loads(run(*about["argv"]))
+    if what == "answer":
+        assert found.pop("question") == "Where is the bee?"  # which was not printed then
+    assert near(found, json.loads(about["stdout"]))
 
 
 @pytest.mark.slow
