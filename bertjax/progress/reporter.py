@@ -5,9 +5,9 @@
         reporter.advance(len(block), "bytes")
 
 On a terminal the open tasks are one live display, and lines scroll above it. Elsewhere a task that lasts says a line
-after FIRST_SECONDS, then one every NEXT_SECONDS or STEP_SHARE of its total. Progress goes to standard error, `result`
-to standard output, and both to the log file if there is one. A thread writes the timed lines, so that a task inside
-one long call (a compiler) is seen too; advancing a task is an addition.
+after FIRST_SECONDS, then one every NEXT_SECONDS (at first YOUNG_NEXT) or STEP_SHARE of its total. Progress goes to
+standard error, `result` to standard output, and both to the log file if there is one. A thread writes the timed lines,
+so that a task inside one long call (a compiler) is seen too; advancing a task is an addition.
 """
 
 import os
@@ -25,6 +25,7 @@ from bertjax.progress.text import compact, duration, size
 
 FIRST_SECONDS = 5.0  # age of a task at its first line
 NEXT_SECONDS = 30.0  # seconds between later lines; FIRST_SECONDS where it has advanced by STEP_SHARE
+YOUNG_SECONDS, YOUNG_NEXT = 60.0, 10.0  # up to this age of a task, seconds between its lines
 STEP_SHARE = 0.1
 COMPILE_SECONDS = 1.0  # age of a compilation at its first line
 TICK_SECONDS = 0.33  # between two refreshes of the display
@@ -284,7 +285,8 @@ class Reporter:
         task, share = self.tasks[-1], self.tasks[-1].share() or 0.0
         since = now - max(task.said, self._last_line)
         far = share - task.said_share >= STEP_SHARE and not task.has_own_lines
-        due = since >= NEXT_SECONDS or (far and since >= FIRST_SECONDS)
+        between = YOUNG_NEXT if now - task.started < YOUNG_SECONDS else NEXT_SECONDS
+        due = since >= between or (far and since >= FIRST_SECONDS)
         if not self.quiet and (due or (task.lines == 0 and since >= task.first)):
             text = task.plain_text()
             task.lines, task.said, task.said_share = task.lines + 1, now, share

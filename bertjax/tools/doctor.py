@@ -108,7 +108,7 @@ def _packages() -> Iterator[Finding]:
 
 def _extras() -> Iterator[Finding]:
     for module, (extra, purpose) in OPTIONAL.items():
-        yield module, "present" if find_spec(module) else f"missing; bertjax[{extra}] adds {purpose}", None
+        yield module, "present" if find_spec(module) else f"not installed; bertjax[{extra}] adds {purpose}", None
 
 
 def _devices() -> Iterator[Finding]:

@@ -3,13 +3,14 @@
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from bertjax.config.loading import input_paths
 from bertjax.config.loading.error_messages import config_error
 from bertjax.config.schema.run import Config, Stage
 from bertjax.data.sources.registry import record_of
 from bertjax.data.tokenizers import locate
+from bertjax.data.tokenizers.load import AnyTokenizer
 from bertjax.errors import UserError
 from bertjax.parallel import mesh
 from bertjax.parallel.mesh_shape import find_problems as find_mesh_problems
@@ -21,11 +22,17 @@ from bertjax.training.checkpoint.stage_files import StageFiles, run_stages
 from bertjax.training.run_context import load_tokenizer
 
 
-def check_run(stages: Sequence[StageFiles]) -> preflight.StageClasses:
+class Checked(NamedTuple):
+    """What the checks have read: the classes of each stage as far as known, and the tokenizer if it is not trained."""
+
+    classes: preflight.StageClasses
+    tokenizer: AnyTokenizer | None
+
+
+def check_run(stages: Sequence[StageFiles]) -> Checked:
     """Check the data, the tokenizer, the mesh, and `init_from` and evaluations of unfinished stages, for `train`.
 
-    Returns the classes of each stage as far as the first records show them. Raises UserError with a line for each
-    problem: `stages.qa.evaluate.squad.data.source.0.files: ...`.
+    Raises UserError with a line for each problem: `stages.qa.evaluate.squad.data.source.0.files: ...`.
     """
     config, base = stages[0].config, stages[0].base
     begun = [files.has_begun for files in stages]
@@ -37,9 +44,10 @@ def check_run(stages: Sequence[StageFiles]) -> preflight.StageClasses:
     lines, classes = preflight.find_data_problems(stages, preflight.broken_tasks(problems), begun_stages)
     lines = [*preflight.find_tokenizer_problems(config, base, problems), *lines]
     scores = [*preflight.find_score_problems(config)]
-    lines = [*_tokenizer_fits(config, base, problems), *_mesh(config, to_do), *lines]
+    tokenizer, misfit = _fitting_tokenizer(config, base, problems)
+    lines = [*misfit, *_mesh(config, to_do), *lines]
     _raise_problems([*problems, *lines, *_evaluated(to_do, base, problems, classes), *scores])
-    return classes
+    return Checked(classes, tokenizer)
 
 
 def check_prepare(config: Config, base: Path) -> None:
@@ -106,15 +114,15 @@ def _evaluated(
                 yield from preflight.find_evaluation_problems(key, evaluation, base, classes.get(stage.name))
 
 
-def _tokenizer_fits(config: Config, base: Path, problems: Sequence[str]) -> Iterator[str]:
-    """Load the tokenizer, unless it is trained, or fetched first of all: its kind, and its size for the model."""
+def _fitting_tokenizer(config: Config, base: Path, problems: Sequence[str]) -> tuple[AnyTokenizer | None, list[str]]:
+    """Load the tokenizer, unless it is trained or fetched first of all -> (it, what is wrong with its kind or size)."""
     path = config.tokenizer.path
     if path is None or remote.is_remote(path) or any(line.startswith("tokenizer.path:") for line in problems):
-        return
+        return None, []
     try:
-        load_tokenizer(config, base)
+        return load_tokenizer(config, base), []
     except UserError as error:
-        yield str(error) if str(error).startswith("model.") else f"tokenizer.path: {error}"
+        return None, [str(error) if str(error).startswith("model.") else f"tokenizer.path: {error}"]
 
 
 def _mesh(config: Config, stages: Sequence[Stage]) -> list[str]:

@@ -59,8 +59,8 @@ def train(
         with stop.may_exit("starting"), reporter.task("starting", finish=False):
             initialize.initialize_distributed()
             stop.after_distributed_init()
-            reporter.quiet = not primary.is_primary()
             all_devices()  # that there are some, before anything is prepared
+            reporter.quiet = not primary.is_primary()
             opened = open_run(config, base, build_evaluators, phases)
         if opened is None:
             if primary.is_primary():
@@ -107,10 +107,11 @@ def open_run(
     validate.check_settings(config)
     if run_on_primary(lambda: validate.is_complete(stages[-1])):
         return None
-    primary_first(lambda: validate.check_init_shapes(stages, inputs.check_run(stages)))
+    checked = primary_first(lambda: inputs.check_run(stages))
+    primary_first(lambda: validate.check_init_shapes(stages, checked.classes))
     run_context.enable_compilation_cache(config)
     with phases.enter(PREPARE):  # the tokenizer
-        ctx = primary_first(lambda: run_context.open_run_context(config, base))
+        ctx = primary_first(lambda: run_context.open_run_context(config, base, checked.tokenizer))
     initialize.warm_up_collectives(ctx.mesh)
     plans: list[StagePlan] = []
     for files in stages:

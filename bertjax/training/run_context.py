@@ -54,9 +54,10 @@ def prepared_dir(config: Config) -> Path:
     return remote.as_path(config.run.prepared_dir) if config.run.prepared_dir else config.run_dir.parent / "prepared"
 
 
-def open_run_context(config: Config, base: Path) -> RunContext:
+def open_run_context(config: Config, base: Path, tokenizer: load.AnyTokenizer | None = None) -> RunContext:
+    """The context of a run, with a tokenizer that has been loaded already, if any."""
     mesh, fingerprint = make_mesh(config.mesh), source_fingerprints(base)
-    return RunContext(config, base, mesh, load_tokenizer(config, base, fingerprint), fingerprint)
+    return RunContext(config, base, mesh, tokenizer or load_tokenizer(config, base, fingerprint), fingerprint)
 
 
 def source_fingerprints(base: Path) -> Fingerprint:

@@ -90,7 +90,7 @@ def test_all_mistakes_are_reported_at_once(folder):
         (["tasks.labels.source.0.files=[abc.jsonl]"], "tasks.labels: objective.num_labels is 2 but the data have 3"),
         (
             ["tasks.labels.source.0.files=[a.jsonl]"],
-            "objective.num_labels is 2 but the data have one label (a)",
+            "tasks.labels: objective.num_labels is 2 but the data have one",
         ),
         (["tasks.labels.preprocess.labels=[x, b]"], "tasks.labels: {0}/ab.jsonl: line 1: label 'a' is not one of"),
         ([f"{DEV}.source.0.files=[ax.jsonl]"], DEV + ": {0}/ax.jsonl: line 2: label 'x' is not one of those: a, b"),
