@@ -20,6 +20,7 @@ from bertjax.training.monitor import console
 
 # Scores shown as tiles at the top of the page, in this order.
 HEADLINES = ("f1", "exact", "accuracy", "mlm_accuracy", "nsp_accuracy", "pearson", "perplexity", "loss")
+UNKNOWN = "n/a"  # a column of the summary that has nothing else is left out
 
 
 def write_report(run: Path, output: Path | None = None) -> Path:
@@ -125,8 +126,21 @@ def _headlines(evaluated: EvaluationResult) -> list[str]:
 def _summary(run: RunRecord) -> str:
     if not run.stages:
         return '<section id="summary"><h2>Summary</h2><p class="muted">No stage has started.</p></section>'
-    head = ("Stage", "Steps", "Time", "Last loss", "Tokens/s", "Step", "Data wait", "MFU", "Memory", "Parameters")
+    head: tuple[str, ...] = (
+        "Stage",
+        "Steps",
+        "Time",
+        "Last loss",
+        "Tokens/s",
+        "Step",
+        "Data wait",
+        "MFU",
+        "Memory",
+        "Parameters",
+    )
     rows = [_summary_row(stage, before) for stage, before in zip(run.stages, stage_starts(run).values(), strict=True)]
+    known = [i for i in range(len(head)) if any(row[i] != UNKNOWN for row in rows)]
+    head, rows = tuple(head[i] for i in known), [[row[i] for i in known] for row in rows]
     scores = [
         (html.escape(stage.name), html.escape(e.name), console.number(e.step), scores_list(e.scores))
         for stage in run.stages
@@ -169,13 +183,13 @@ def _summary_row(stage: StageRecord, began: float) -> list[str]:
 
     def shown(key: str, form: Callable[[float], str], over: Callable[[list], float] = statistics.median) -> str:
         values = [line[key] for line in stage.train if is_finite(line.get(key))]
-        return form(over(values)) if values else "n/a"
+        return form(over(values)) if values else UNKNOWN
 
     elapsed = last.get("elapsed")
     return [
         html.escape(stage.name),
         steps,
-        console.duration(elapsed - began) if is_finite(elapsed) else "n/a",
+        console.duration(elapsed - began) if is_finite(elapsed) else UNKNOWN,
         console.number(last.get("loss")),
         shown("tokens_per_second", console.compact),
         shown("step_seconds", console.seconds),
