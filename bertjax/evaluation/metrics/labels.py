@@ -42,7 +42,7 @@ def score_names(classes: int) -> tuple[str, ...]:
 def label_details(logits: np.ndarray, labels: np.ndarray, names: Sequence[str] | None) -> dict[str, Any]:
     """Counts behind the scores, as JSON; arguments as of `label_scores`, `names` of the classes by id.
 
-    Classes: {"classes": {"names", "support" [C], "predicted" [C], "correct" [C], "confusion" [C][C] (rows: labels,
+    Classes: {"classes": {"names", "support" [C], "predicted" [C], "correct" [C], "confusion" [C, C] (rows: labels,
     columns: predictions) or "confused" [[label, prediction, count]...]}}, by id.
     Regression: {"regression": {"points": [[label, prediction]...], "of": N}}, evenly spread over the data.
     """
