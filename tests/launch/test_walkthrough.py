@@ -60,7 +60,8 @@ def test_the_steps_before_the_launch_fit_it():
     assert [step[0] for step in steps] == ["bertjax", "launch/local.py", "bertjax", *["launch/tpu.py"] * 3]
     assert steps[0][:2] == ["bertjax", "plan"] and steps[2][:2] == ["bertjax", "prepare"]
     for step, at in ((steps[0], 2), (steps[1], 6), (steps[2], 2)):
-        assert load(ROOT / step[at]).stages
+        path = ROOT / step[at]
+        assert load(path if path.exists() else step[at]).stages
     topology = parse(steps[0][4])
     launched = steps[4]
     assert launched[launched.index("--type") + 1] == f"v5litepod-{topology.size}"
@@ -81,7 +82,7 @@ def test_what_ctrl_c_says_is_on_the_page(cloud):
 def test_xpk_takes_the_line_of_the_page():
     (line,) = re.findall(r"^    (xpk .*)$", PAGE, re.MULTILINE)
     words = shlex.split(line)
-    assert words[-1].startswith("--command=python -m bertjax train configs/bert/pretrain_large.yaml")
+    assert words[-1].startswith("--command=python -m bertjax train bert/pretrain_large ")
     assert "--restart-on-user-code-failure" in words and "--max-restarts=50" in words
     if shutil.which("xpk") is None:
         pytest.skip("xpk is not installed: its parser is not asked")
