@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from bertjax.cli import arguments as cli
+from bertjax.errors import UserError
 from bertjax.progress import reporter
 
 
@@ -81,18 +82,45 @@ def import_folder(arguments: argparse.Namespace) -> int:
 
 @cli.command(
     "export",
-    "convert a bertjax checkpoint to a Hugging Face folder",
+    "convert a bertjax checkpoint to a Hugging Face folder, and upload it to the Hub",
     cli.MODEL,
-    cli.option("out", metavar="OUT"),
-    examples=("bertjax export runs/demo hf/demo",),
-    note="runs/demo is a run of `bertjax demo`",
+    cli.option("out", metavar="OUT", nargs="?", help="the folder to write; with --push it may be left out"),
+    cli.option("--push", metavar="NAME", help="upload it to the Hugging Face Hub as NAME, such as org/model"),
+    cli.option("--private", action="store_true", help="with --push: make the model private if it is new"),
+    cli.option("--revision", metavar="BRANCH", help="with --push: the branch to upload to (default: main)"),
+    cli.option("--create-pr", action="store_true", help="with --push: open a pull request instead of a commit"),
+    cli.option("--license", metavar="ID", help="licence for the model card, such as apache-2.0"),
+    examples=("bertjax export runs/demo hf/demo", "bertjax export runs/demo --push my-org/demo --private"),
+    note="runs/demo is a run of `bertjax demo`; --push needs a login (`hf auth login`, or HF_TOKEN)",
 )
 def export(arguments: argparse.Namespace) -> int:
-    out, source = cli.new_dir(arguments.out), cli.pretrained_model(arguments.checkpoint)
+    if arguments.out is None and arguments.push is None:
+        raise UserError("OUT: name the folder to write, or a model on the Hub with --push NAME")
+    _check_push_options(arguments)
+    out = None if arguments.out is None else cli.new_dir(arguments.out)
+    source = cli.pretrained_model(arguments.checkpoint)
     cli.require_device(arguments)
+    to = None
+    if arguments.push is not None:
+        from bertjax.storage import hub_upload
+
+        to = hub_upload.check(
+            arguments.push, revision=arguments.revision, private=arguments.private or None,
+            create_pr=arguments.create_pr,
+        )  # fmt: skip
     from bertjax.tools import convert_hf
     from bertjax.training.untrained_heads import format_modules
 
-    if left_out := convert_hf.export_checkpoint(source, out):
+    if to is not None:
+        result, left_out = convert_hf.push_checkpoint(source, out, to, license=arguments.license)
+    else:
+        result, left_out = str(out), convert_hf.export_checkpoint(source, out, license=arguments.license)
+    if left_out:
         reporter.say(f"note: not exported, the Hugging Face class lacks them: {format_modules(left_out)}")
-    return cli.print_result(str(out))
+    return cli.print_result(result)
+
+
+def _check_push_options(arguments: argparse.Namespace) -> None:
+    given = {"--private": arguments.private, "--revision": arguments.revision, "--create-pr": arguments.create_pr}
+    if arguments.push is None and (name := next((name for name, value in given.items() if value), None)):
+        raise UserError(f"{name} is for --push NAME; give both, or leave it out")

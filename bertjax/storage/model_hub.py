@@ -73,7 +73,7 @@ def _download(model: str, listing: Listing, names: list[str]) -> Path:
     if bars:
         reporter.current.close()
     try:
-        with _quiet(not bars), nullcontext() if bars else reporter.task(f"fetching {model}"):
+        with quiet(not bars), nullcontext() if bars else reporter.task(f"fetching {model}"):
             return Path(snapshot_download(model, revision=listing.commit, allow_patterns=names))
     except Exception as error:  # noqa: BLE001  (the library's, its HTTP library's and the system's errors)
         if isinstance(error, OSError) and error.errno in _STORAGE_ERRORS:
@@ -126,7 +126,7 @@ def _cached(model: str, revision: str | None, weights: bool, why: str) -> tuple[
     from huggingface_hub import snapshot_download
 
     try:
-        with _quiet(True):
+        with quiet(True):
             # named alone: with several patterns the library wants every file that the model has on the Hub
             found = snapshot_download(model, revision=revision, allow_patterns=["config.json"], local_files_only=True)
     except Exception:  # noqa: BLE001  (not there, or not a name: both are said below)
@@ -190,7 +190,7 @@ def _named(model: str, revision: str | None) -> str:
 
 
 @contextlib.contextmanager
-def _quiet(wanted: bool) -> Iterator[None]:
+def quiet(wanted: bool) -> Iterator[None]:
     """Without the library's progress bars, which are for large files."""
     from huggingface_hub import utils
 

@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +18,10 @@ from bertjax.interop import hf_folder
 from bertjax.models import param_paths, registry
 from bertjax.progress import reporter
 from bertjax.progress.text import size
-from bertjax.storage import atomic, pretrained
+from bertjax.storage import atomic, hub_upload, pretrained
+from bertjax.storage.hub_upload import Destination
 from bertjax.storage.pretrained import Pretrained
+from bertjax.tools.hub.model_card import model_card
 from bertjax.training import run_context
 from bertjax.training.checkpoint.locate import find, stage_folder
 from bertjax.training.checkpoint.manager import CheckpointManager
@@ -66,18 +70,34 @@ def _write(model: hf_model.HuggingFaceModel, out: Path) -> None:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def export_checkpoint(source: str | Path, out: Path) -> list[str]:
-    """Write a checkpoint as a Hugging Face folder: weights, config.json and tokenizer files.
+def export_checkpoint(
+    source: str | Path, out: Path, *, name: str | None = None, license: str | None = None
+) -> list[str]:
+    """Write a checkpoint as a Hugging Face folder: weights, config.json, tokenizer files and a model card.
 
     The class is that of the heads that the stage trained; -> the arrays of carried heads, which it has no place for.
     source: a run folder, a stage's checkpoint folder, a step, or the name of a pretrained model. Raises UserError for
-    no checkpoint, or none that transformers has a class for, StorageError when `out` cannot be written.
+    no checkpoint, or none that transformers has a class for, StorageError when `out` cannot be written. name, license:
+    of the model, for its card (default: the name of `out`, no licence). A Hugging Face model gets no card.
     """
     place = locate_model(source)
     with pretrained.name_in_errors(place):
         if (place.path / "config.json").is_file():
             return _export_hugging_face(place, out)
-        return _export_checkpoint(place.path, out)
+        return _export_checkpoint(place.path, out, name or out.name, license)
+
+
+def push_checkpoint(
+    source: str | Path, out: Path | None, to: Destination, *, license: str | None = None
+) -> tuple[str, list[str]]:
+    """Export a checkpoint to `out` (default: a temporary folder) and upload it -> (its address, as above).
+
+    Raises like `export_checkpoint`, and UserError if the Hub refuses the upload.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = out or Path(scratch) / "model"
+        left_out = export_checkpoint(source, folder, name=to.name, license=license)
+        return hub_upload.upload(folder, to, f"Export of {Path(str(source)).name} by bertjax"), left_out
 
 
 def _export_hugging_face(place: Pretrained, out: Path) -> list[str]:
@@ -93,7 +113,7 @@ def _export_hugging_face(place: Pretrained, out: Path) -> list[str]:
     return []
 
 
-def _export_checkpoint(source: Path, out: Path) -> list[str]:
+def _export_checkpoint(source: Path, out: Path, name: str, license: str | None) -> list[str]:
     found = find(source)
     checkpoints = CheckpointReader(found)
     meta, config = checkpoints.meta(), checkpoints.config()
@@ -112,6 +132,21 @@ def _export_checkpoint(source: Path, out: Path) -> list[str]:
     try:
         with reporter.task(f"writing {out} ({size(sum(array.nbytes for array in arrays.values()))} of weights)"):
             hf_folder.save_folder(out, arrays, config.model, heads, **about)
+            if meta["stage_name"] != hf_model.STAGE or meta["step"]:  # others were trained elsewhere
+                card = _card(checkpoints, arrays, name, about["labels"], license)
+                atomic.write_text_atomic(out / hub_upload.CARD, card)
     except OSError as error:
         raise StorageError(f"{out}: could not be written: {error.strerror}") from error
     return [path for path in every if path not in own]
+
+
+def _card(
+    checkpoints: CheckpointReader, arrays: Mapping[str, np.ndarray], name: str, labels: Sequence[str] | None,
+    license: str | None,
+) -> str:  # fmt: skip
+    meta = checkpoints.meta()
+    return model_card(
+        checkpoints.config(), meta["stage"], meta["step"], name=name, heads=meta["heads"], labels=labels,
+        params=sum(array.size for array in arrays.values()), scores=checkpoints.scores_of(meta["step"]),
+        versions=meta.get("environment", {}).get("versions", {}), license=license,
+    )  # fmt: skip

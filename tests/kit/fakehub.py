@@ -40,6 +40,9 @@ class Hub:
         self.requests.clear()
         return [name for name in found if name.endswith(ending)]
 
+    def handler(self) -> type:
+        return type("Handler", (_Handler,), {"hub": self})
+
     @property
     def environment(self) -> dict[str, str]:
         return {"HF_ENDPOINT": self.url, "HF_HUB_CACHE": str(self.cache), "HF_HUB_OFFLINE": "0"}
@@ -56,7 +59,7 @@ def install(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> ThreadingHTTPServer:
     """Start the server and point huggingface_hub of this process to it; the caller shuts it down."""
     from huggingface_hub import constants
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub}))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), hub.handler())
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     hub.url = f"http://127.0.0.1:{server.server_address[1]}"
     monkeypatch.setattr(constants, "ENDPOINT", hub.url)
