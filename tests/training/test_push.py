@@ -111,8 +111,11 @@ def test_a_pushed_model_is_the_exported_folder_and_can_be_used_by_its_name(run, 
     there.pop(".gitattributes")
     assert there == {p.name: p.read_bytes() for p in Path("out").iterdir()}
     assert hub.private == {"org/reviews"}
-    assert main(["predict", "classify", "org/reviews", "good fine"]) == 0
-    assert "nice" in capsys.readouterr().out
+    answers = []
+    for name in ("org/reviews", str(run)):
+        assert main(["predict", "classify", name, "good fine", "--dtype", "float32"]) == 0
+        answers.append(capsys.readouterr().out)
+    assert answers[0] == answers[1] and answers[0].split()[0] in ("nice", "bad")
 
 
 def test_a_name_without_an_owner_is_the_users_own_and_needs_no_folder(run, hub):
