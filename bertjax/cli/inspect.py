@@ -113,7 +113,7 @@ def export(arguments: argparse.Namespace) -> int:
 
     if to is not None:
         result, left_out = convert_hf.push_checkpoint(source, out, to, license=arguments.license)
-    else:
+    elif out is not None:
         result, left_out = str(out), convert_hf.export_checkpoint(source, out, license=arguments.license)
     if left_out:
         reporter.say(f"note: not exported, the Hugging Face class lacks them: {format_modules(left_out)}")
