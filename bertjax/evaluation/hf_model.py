@@ -71,7 +71,7 @@ def open_model(
     source, name = place.path, str(place)
     files = hf_folder.read_config_files(source)
     tokenizer = load.from_file(source)
-    model = _model(source, FAMILIES[files["config"]["model_type"]])
+    model = _model(source, FAMILIES[fields.families_by_type()[files["config"]["model_type"]]])
     _check_tokenizer(place, tokenizer, model)
     hf_folder.format_of(model).check_files(source, files, model, tokenizer)
     with reporter.task(f"reading the weights of {name}"):
@@ -156,7 +156,7 @@ def _describe(
     return {
         "model": model.model_dump(exclude={"config_from"}),
         "tokenizer": {"kind": model.tokenizer, **about},
-        "stages": [_stage(heads, num_labels, getattr(model, "max_position_embeddings", 128))],
+        "stages": [_stage(heads, num_labels, model.max_length or 128)],
     }
 
 
