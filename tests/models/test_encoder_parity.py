@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -13,7 +12,6 @@ transformers = pytest.importorskip("transformers")
 
 from model_sections import model_section  # noqa: E402
 
-from bertjax.config.schema.model import FAMILIES  # noqa: E402
 from bertjax.data.tokenizers import load  # noqa: E402
 from bertjax.data.tokenizers.load import Tokenizer  # noqa: E402
 from bertjax.interop import hf_folder  # noqa: E402
