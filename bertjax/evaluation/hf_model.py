@@ -118,6 +118,11 @@ def _check_tokenizer(place: Pretrained, tokenizer: load.AnyTokenizer, model: Mod
             f"{place}: the tokenizer has {tokenizer.vocab_size} pieces, vocab_size is {model.vocab_size}: no weights "
             f"for {', '.join(late[:3])}{more}; give the folder the tokenizer it was trained with"
         )
+    if (padding := getattr(model, "pad_token_id", tokenizer.pad_id)) != tokenizer.pad_id:
+        raise UserError(
+            f"{place}: padding is {tokenizer.pad_id} in the tokenizer and pad_token_id is {padding} in config.json; "
+            "give the folder the tokenizer it was trained with"
+        )
     if not hasattr(tokenizer, "special") or tokenizer.special.is_native:
         note = (
             "a special token spelled in a text is characters here, as in the reference; in transformers it is the token"

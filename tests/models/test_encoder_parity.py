@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ transformers = pytest.importorskip("transformers")
 
 from model_sections import model_section  # noqa: E402
 
+from bertjax.config.schema.model import FAMILIES  # noqa: E402
 from bertjax.data.tokenizers import load  # noqa: E402
 from bertjax.data.tokenizers.load import Tokenizer  # noqa: E402
 from bertjax.interop import hf_folder  # noqa: E402
@@ -140,3 +142,72 @@ def test_outputs_and_round_trip(name, number, tmp_path):
     assert back.keys() == params.keys()
     for path, array in params.items():
         np.testing.assert_array_equal(back[path].view(np.uint32), array.view(np.uint32), err_msg=path)
+
+
+@pytest.mark.parametrize(("name", "number"), [("RobertaForMaskedLM", 1), ("ElectraForMaskedLM", 0),
+                                              ("AlbertForMaskedLM", 3)])  # fmt: skip
+def test_gradients(name, number, tmp_path):
+    """Of the masked-language-model loss over all real tokens; those of shared and tied weights are sums."""
+    theirs = torch_model(name, number)
+    theirs.save_pretrained(tmp_path / "weights")
+    config = model_section(tmp_path / "weights")
+    params = hf_folder.load_params(tmp_path / "weights", config)
+    batch = rows(theirs)
+    labels = np.where(batch["attention_mask"] > 0, batch["input_ids"], -100)
+    theirs(**{k: torch.tensor(v) for k, v in batch.items()}, labels=torch.tensor(labels)).loss.backward()
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.copy_(parameter.grad)
+    theirs.save_pretrained(tmp_path / "gradients")
+    expected = hf_folder.load_params(tmp_path / "gradients", config)
+
+    inputs = [jnp.asarray(batch[name], jnp.int32) for name in ("input_ids", "attention_mask", "token_type_ids")]
+
+    @jax.jit
+    @jax.grad
+    def gradients(params):
+        logits = jax.nn.log_softmax(our_model(params, config)(*inputs)["mlm"])
+        each = jnp.take_along_axis(logits, inputs[0][..., None], axis=-1)[..., 0]
+        return -(each * inputs[1]).sum() / inputs[1].sum()
+
+    found = gradients({path: jnp.asarray(x) for path, x in params.items()})
+    for path, x in expected.items():
+        assert np.abs(found[path] - x).max() < 1e-5 * max(1, np.abs(x).max()), path
+
+
+def test_padding_inside_a_text_counts_no_position(tmp_path):
+    """As `create_position_ids_from_input_ids`; in packed rows too."""
+    theirs = torch_model("RobertaModel", 0)
+    theirs.save_pretrained(tmp_path)
+    model = our_model(hf_folder.load_params(tmp_path, model_section(tmp_path)), model_section(tmp_path))
+    texts = [[5, 1, 7, 8, 1, 1, 9, 6], [1, 1, 4], [3, 2, 9, 1]]
+    with torch.no_grad():
+        expected = np.concatenate([theirs(torch.tensor([text])).last_hidden_state[0].numpy() for text in texts])
+    apart = np.concatenate([np.asarray(model(jnp.asarray([text]))["hidden"][0]) for text in texts])
+    np.testing.assert_allclose(apart, expected, atol=1e-5)
+    row = lambda parts: jnp.asarray([[*np.concatenate(parts), 0]], jnp.int32)  # noqa: E731
+    ids = row(texts).at[0, -1].set(1)
+    segments, places = row([[i + 1] * len(x) for i, x in enumerate(texts)]), row([range(len(x)) for x in texts])
+    packed = model.encode(ids, jnp.zeros_like(ids), segments, places, packed=True)
+    np.testing.assert_allclose(packed[0, :-1], expected, atol=1e-5)
+
+
+def test_parameter_counts_of_published_models():
+    """Numbers of the bare models that transformers' `num_parameters` gives."""
+    sizes = {
+        "roberta": ({}, 124_645_632),
+        "electra": ({}, 13_548_800),
+        "albert": ({}, 11_683_584),
+    }
+    for family, (change, expected) in sizes.items():
+        config = FAMILIES[family](**change)
+        heads = ("pooler",) if "pooler" in config.heads else ()
+        assert sum(np.prod(x.shape) for x in registry.abstract_params(config, heads).values()) == expected, family
+        if family == "roberta":
+            theirs = transformers.RobertaConfig(type_vocab_size=1, max_position_embeddings=514)
+        elif family == "electra":
+            theirs = transformers.ElectraConfig()
+        else:
+            theirs = transformers.AlbertConfig(hidden_size=768, intermediate_size=3072, num_attention_heads=12)
+        with torch.device("meta"):
+            assert transformers.AutoModel.from_config(theirs).num_parameters() == expected
