@@ -71,7 +71,7 @@ def open_model(
     source, name = place.path, str(place)
     files = hf_folder.read_config_files(source)
     tokenizer = load.from_file(source)
-    model = _model(source, FAMILIES[files["config"]["model_type"]])
+    model = _model(source, FAMILIES[fields.families_by_type()[files["config"]["model_type"]]])
     _check_tokenizer(place, tokenizer, model)
     hf_folder.format_of(model).check_files(source, files, model, tokenizer)
     with reporter.task(f"reading the weights of {name}"):
@@ -118,6 +118,11 @@ def _check_tokenizer(place: Pretrained, tokenizer: load.AnyTokenizer, model: Mod
             f"{place}: the tokenizer has {tokenizer.vocab_size} pieces, vocab_size is {model.vocab_size}: no weights "
             f"for {', '.join(late[:3])}{more}; give the folder the tokenizer it was trained with"
         )
+    if (padding := getattr(model, "pad_token_id", tokenizer.pad_id)) != tokenizer.pad_id:
+        raise UserError(
+            f"{place}: padding is {tokenizer.pad_id} in the tokenizer and pad_token_id is {padding} in config.json; "
+            "give the folder the tokenizer it was trained with"
+        )
     if not hasattr(tokenizer, "special") or tokenizer.special.is_native:
         note = (
             "a special token spelled in a text is characters here, as in the reference; in transformers it is the token"
@@ -156,7 +161,7 @@ def _describe(
     return {
         "model": model.model_dump(exclude={"config_from"}),
         "tokenizer": {"kind": model.tokenizer, **about},
-        "stages": [_stage(heads, num_labels, getattr(model, "max_position_embeddings", 128))],
+        "stages": [_stage(heads, num_labels, model.max_length or 128)],
     }
 
 

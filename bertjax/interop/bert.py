@@ -1,4 +1,4 @@
-"""Folders of transformers' BERT and DistilBERT: read into our parameters, and written from them."""
+"""Folders of transformers' BERT and of encoders derived from it: read into our parameters, and written from them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -7,20 +7,23 @@ from typing import Any
 
 import numpy as np
 
-from bertjax.config.huggingface.bert import DISTILBERT_FIELDS
+from bertjax.config.huggingface.bert import ALBERT_FIELDS, DISTILBERT_FIELDS, Names
 from bertjax.config.loading.pretrained import read_model_fields
 from bertjax.config.schema.model import BertConfig
 from bertjax.data.tokenizers.files import write
 from bertjax.data.tokenizers.load import Tokenizer
 from bertjax.errors import UserError
-from bertjax.interop import bert_names, safetensors_folder
+from bertjax.interop import bert_names, encoder_names, safetensors_folder
 from bertjax.interop.bert_names import EncoderNames
 from bertjax.interop.hf_folder import FolderFormat
 from bertjax.interop.safetensors_folder import StoredTensor
 from bertjax.models import registry
 
 # Fields that change the function of equal parameters; the others show in shapes.
-_COMPUTE_FIELDS = ("family", "num_hidden_layers", "num_attention_heads", "hidden_act", "layer_norm_eps")
+_COMPUTE_FIELDS = (
+    "family", "num_hidden_layers", "num_attention_heads", "hidden_act", "layer_norm_eps", "pad_token_id",
+    "num_hidden_groups", "inner_group_num",
+)  # fmt: skip
 
 
 def _load_params(names: EncoderNames, folder: Path, model: BertConfig) -> dict[str, np.ndarray]:
@@ -32,7 +35,7 @@ def _load_params(names: EncoderNames, folder: Path, model: BertConfig) -> dict[s
         table["heads/mlm/bias"] = (names.tied["bias"],)
     _check_names(names, folder, found, table, model.family)
     params = {}
-    for path, shape in _shapes(model, heads, found).items():
+    for path, shape in _shapes(names, model, heads, found).items():
         for name in table[path]:
             safetensors_folder.check_tensor(found[name], bert_names.hf_shape(path, shape, len(table[path])))
         params[path] = bert_names.from_hf(path, [found[name].read() for name in table[path]])
@@ -50,15 +53,19 @@ def _unused_tensors(names: EncoderNames, folder: Path, model: BertConfig) -> lis
 
 def _classifier_outputs(names: EncoderNames, folder: Path) -> int | None:
     found = safetensors_folder.open_folder(folder, names.normalize)
-    bias = found.get("classifier.bias") if "classifier" in _heads_in(names, found) else None
+    bias = found.get(_classifier_bias(names)) if "classifier" in _heads_in(names, found) else None
     return None if bias is None else bias.shape[0]
+
+
+def _classifier_bias(names: EncoderNames) -> str:
+    return f"{names.heads['classifier']['classifier']}.bias"
 
 
 def _heads_in(names: EncoderNames, found: Mapping[str, StoredTensor]) -> tuple[str, ...]:
     first = {head: next(iter(modules.values())) for head, modules in names.heads.items()}
     heads = tuple(head for head, module in first.items() if f"{module}.weight" in found)
     pooler = f"{names.prefix}{names.pooler}.weight" in found
-    return (*heads, "pooler") if pooler and not {"nsp", "classifier"} & set(heads) else heads
+    return (*heads, "pooler") if pooler and not names.pooler_readers & set(heads) else heads
 
 
 def _check_names(
@@ -71,9 +78,12 @@ def _check_names(
             raise UserError(f"{stored.path}: tensor '{stored.name}' has no place in a {family} encoder of this size")
 
 
-def _shapes(model: BertConfig, heads: Sequence[str], found: Mapping[str, StoredTensor]) -> dict[str, tuple[int, ...]]:
+def _shapes(
+    names: EncoderNames, model: BertConfig, heads: Sequence[str], found: Mapping[str, StoredTensor]
+) -> dict[str, tuple[int, ...]]:
     """{our path: the shape the model wants}."""
-    labels = found["classifier.bias"].shape[0] if "classifier" in heads and found["classifier.bias"].shape else 2
+    bias = found[_classifier_bias(names)].shape if "classifier" in heads else ()
+    labels = bias[0] if bias else 2
     return {path: x.shape for path, x in registry.abstract_params(model, tuple(heads), labels).items()}
 
 
@@ -100,9 +110,12 @@ def _save_folder(
     """
     if (kind := frozenset(heads) - {"pooler"}) not in names.classes:
         raise UserError(f"{out}: transformers has no {model.family} class with the heads {', '.join(sorted(kind))}")
+    model_type = getattr(model, "model_type", model.family)
+    if (padding := getattr(model, "pad_token_id", tokenizer.pad_id)) != tokenizer.pad_id:
+        raise UserError(f"{out}: padding is {tokenizer.pad_id} in the tokenizer and {padding} in model.pad_token_id")
     config = {
-        "architectures": [names.classes[kind]],
-        "model_type": model.family,
+        "architectures": [names.class_name(kind, model_type)],
+        "model_type": model_type,
         **config_fields(out, model),
         "pad_token_id": tokenizer.pad_id,
         "tie_word_embeddings": True,
@@ -112,7 +125,7 @@ def _save_folder(
         config |= _label_fields(labels or [f"LABEL_{i}" for i in range(registry.num_labels(params))])
     config = safetensors_folder.merge_config(imported, config)
     inputs = ["input_ids", *(["token_type_ids"] if names.token_types else []), "attention_mask"]
-    files = tokenizer.files({"model_input_names": inputs, "model_max_length": model.max_position_embeddings})
+    files = tokenizer.files({"model_input_names": inputs, "model_max_length": model.max_length})
     weights = _to_tensors(names, params, model, heads)
     safetensors_folder.write_folder(out, weights, config, partial(write, files=files))
 
@@ -127,7 +140,8 @@ def _to_tensors(
         pieces = bert_names.to_hf(path, np.asarray(params[path], np.float32), len(tensors))
         found |= dict(zip(tensors, pieces, strict=True))
     if names.token_types and not model.type_vocab_size:  # transformers always has segment embeddings: zeros
-        found[f"{names.prefix}embeddings.token_type_embeddings.weight"] = np.zeros((2, model.hidden_size), np.float32)
+        zeros = np.zeros((2, model.embedding_width), np.float32)
+        found[f"{names.prefix}embeddings.token_type_embeddings.weight"] = zeros
     return {name.removeprefix(names.prefix): t for name, t in found.items()} if bare else found
 
 
@@ -142,18 +156,27 @@ def _bert_fields(out: Path, model: BertConfig) -> dict[str, Any]:
     return model.model_dump(exclude=ours) | {"type_vocab_size": model.type_vocab_size or 2}
 
 
+def _albert_fields(out: Path, model: BertConfig) -> dict[str, Any]:
+    return _rename(ALBERT_FIELDS, model) | {"type_vocab_size": model.type_vocab_size or 2}
+
+
 def _distilbert_fields(out: Path, model: BertConfig) -> dict[str, Any]:
     if model.layer_norm_eps != 1e-12:
         raise UserError(f"{out}: distilbert in transformers has layer_norm_eps 1e-12, not {model.layer_norm_eps}")
+    return _rename(DISTILBERT_FIELDS, model)
+
+
+def _rename(names: Names, model: BertConfig) -> dict[str, Any]:
+    """The fields of config.json under other names than ours."""
     sizes = dict(model)
     if sizes["classifier_dropout"] is None:
         sizes["classifier_dropout"] = model.hidden_dropout_prob
-    return {theirs: sizes[ours] for ours, (theirs, _) in DISTILBERT_FIELDS.items()}
+    return {theirs: sizes[ours] for ours, (theirs, _) in names.items()}
 
 
 def _format(names: EncoderNames, config_fields: Callable[[Path, BertConfig], dict[str, Any]]) -> FolderFormat:
     return FolderFormat(
-        classes=tuple(names.classes.values()),
+        classes=names.all_classes,
         load_params=partial(_load_params, names),
         save_folder=partial(_save_folder, names, config_fields),
         unused_tensors=partial(_unused_tensors, names),
@@ -163,3 +186,6 @@ def _format(names: EncoderNames, config_fields: Callable[[Path, BertConfig], dic
 
 BERT = _format(bert_names.BERT, _bert_fields)
 DISTILBERT = _format(bert_names.DISTILBERT, _distilbert_fields)
+ROBERTA = _format(encoder_names.ROBERTA, _bert_fields)
+ELECTRA = _format(encoder_names.ELECTRA, _bert_fields)
+ALBERT = _format(encoder_names.ALBERT, _albert_fields)

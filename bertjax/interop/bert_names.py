@@ -1,11 +1,13 @@
 """Names of the tensors that transformers' BertFor* and DistilBertFor* save, and conversion to and from our parameters.
 
+encoder_names.py has the names of RoBERTa, ELECTRA and ALBERT.
+
 A torch Linear keeps its weight as [out, in], ours is [in, out]; our query, key and value are one array with an axis of
 three.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -29,27 +31,58 @@ class EncoderNames:
     classes: Mapping[frozenset[str], str]  # {heads: the transformers class with just these}
     pooler: str | None  # its module
     token_types: bool  # whether transformers always has segment embeddings
+    inner: str = ""  # where the layers are inside a group of layers
+    project: str | None = None  # the module that projects factorized embeddings
+    class_prefixes: Mapping[str, str] = field(default_factory=dict)  # {model_type: what its classes begin with}
 
     def tensors(self, model: BertConfig, heads: Sequence[str]) -> TensorNames:
         """{our path: its tensors, named as in a model with heads}: one tensor, or query, key and value."""
         embeddings = {ours: name for ours, name in _EMBEDDINGS.items() if model.type_vocab_size or ours != "token_type"}
         modules: TensorNames = {f"embeddings/{a}": (f"{self.prefix}embeddings.{b}",) for a, b in embeddings.items()}
-        for i in range(model.num_hidden_layers):
-            for ours, names in self.layer.items():
-                modules[f"layers/{i}/{ours}"] = tuple(f"{self.prefix}{self.layers}{i}.{name}" for name in names)
+        if self.project and model.projects_embeddings:
+            modules["embeddings/project"] = (f"{self.prefix}{self.project}",)
+        for here, there in self._layers(model):
+            modules |= {
+                f"{here}/{a}": tuple(f"{self.prefix}{there}.{name}" for name in b) for a, b in self.layer.items()
+            }
         for head, parts in self.heads.items():
             if head in heads:
                 modules |= {f"heads/{ours}": (name,) for ours, name in parts.items()}
-        if self.pooler and {"nsp", "classifier", "pooler"} & set(heads):
+        if self.pooler and self.pooler_readers & set(heads):
             modules["heads/pooler"] = (f"{self.prefix}{self.pooler}",)
         found = {path: names for ours, theirs in modules.items() for path, names in _leaves(ours, theirs)}
         return found | ({"heads/mlm/bias": (self.mlm_bias,)} if "mlm" in heads else {})
+
+    def _layers(self, model: BertConfig) -> Iterator[tuple[str, str]]:
+        """(Our module, theirs) of each layer that has its own parameters."""
+        inner = getattr(model, "inner_group_num", 1)
+        for i in range(max(model.layer_order) + 1):
+            for k in range(inner):
+                here = f"layers/{i}" if inner == 1 else f"layers/{i}/inner/{k}"
+                yield here, f"{self.layers}{i}.{self.inner}{k}" if self.inner else f"{self.layers}{i}"
+
+    @property
+    def pooler_readers(self) -> set[str]:
+        """The heads that come with a pooler: "pooler" and those that read it."""
+        own = "pre_classifier" in self.heads["classifier"]
+        return {"nsp", "sop", "pooler"} | (set() if own else {"classifier"})
+
+    def class_name(self, heads: frozenset[str], model_type: str) -> str:
+        """The transformers class with just these heads. Raises KeyError if there is none."""
+        prefixes = self.class_prefixes
+        default = next(iter(prefixes.values()), "")
+        return prefixes.get(model_type, default) + self.classes[heads].removeprefix(default)
+
+    @property
+    def all_classes(self) -> tuple[str, ...]:
+        return tuple(self.class_name(heads, kind) for kind in self.class_prefixes or [""] for heads in self.classes)
 
     def normalize(self, name: str) -> str:
         """A tensor's name as a model with heads saves it today: prefixed, and without TensorFlow's gamma and beta."""
         for old, new in (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias")):
             name = name.removesuffix(old) + new if name.endswith(old) else name
-        inside = name.startswith(("embeddings.", self.layers, *([f"{self.pooler}."] if self.pooler else [])))
+        modules = [f"{module}." for module in (self.pooler, self.project) if module]
+        inside = name.startswith(("embeddings.", self.layers, *modules))
         return self.prefix + name if inside else name
 
     def is_ignored(self, name: str) -> bool:
@@ -58,7 +91,8 @@ class EncoderNames:
 
     def is_encoder(self, name: str) -> bool:
         """Whether a tensor of this (normalized) name is part of the encoder."""
-        return name.startswith((f"{self.prefix}embeddings.", f"{self.prefix}{self.layers.split('.')[0]}."))
+        modules = ("embeddings", self.layers.split(".")[0], *([self.project] if self.project else []))
+        return name.startswith(tuple(f"{self.prefix}{module}." for module in modules))
 
 
 BERT = EncoderNames(

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bertjax.config.huggingface import generation
+from bertjax.config.huggingface import fields, generation
 from bertjax.config.loading.pretrained import read_model_fields
 from bertjax.config.schema.base import Section, record_at
 from bertjax.config.schema.model import FAMILIES, ModelConfig
@@ -70,9 +70,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise UserError(f"{folder}: holds no config.json; give a folder that transformers' save_pretrained wrote")
-    fields = read_model_fields(folder)  # raises for invalid JSON and unknown model types
+    family = read_model_fields(folder)["family"]  # raises for invalid JSON and unknown model types
     config = json.loads(path.read_text(encoding="utf-8"))
-    known = format_of(FAMILIES[fields["family"]]).classes
+    known = format_of(FAMILIES[family]).classes
     asked = config.get("architectures") or []
     if unknown := [name for name in asked if name not in known] if isinstance(asked, list) else [asked]:
         raise UserError(f"{path}: architectures: {unknown[0]!a:.60} is not known; known: {', '.join(sorted(known))}")
@@ -107,7 +107,8 @@ def read_classifier(folder: Path) -> Classifier | None:
     Raises UserError where config.json describes another classifier than the tensors hold, or one of several labels.
     """
     config = read_config(folder)
-    outputs = format_of(FAMILIES[config["model_type"]]).classifier_outputs(Path(folder))
+    family = FAMILIES[fields.families_by_type()[config["model_type"]]]
+    outputs = format_of(family).classifier_outputs(Path(folder))
     return None if outputs is None else _classifier(Path(folder) / "config.json", config, outputs)
 
 

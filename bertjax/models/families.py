@@ -20,6 +20,8 @@ class Family:
             attention adds a bias, which only the XLA kernel computes.
         encoder_inputs: model -> names of the arrays that the module's `encode` and `hidden_states` read, in order:
             input_ids, token_type_ids, segment_ids, positions, each int32 [B, S]; () for a model without an encoder.
+        layer_order: model -> the number N of the parameters `layers/N` of each layer from the bottom up, where layers
+            share parameters; None where each has its own.
         interop: "package.module:NAME" of its `interop.hf_folder.FolderFormat`; None without one.
     """
 
@@ -28,6 +30,7 @@ class Family:
     row_flops: Callable[[Any, Mapping[str, int], Collection[str], Collection[str], int], int]
     fused_attention: Callable[[Any], tuple[int, float]] | None = None
     encoder_inputs: Callable[[Any], tuple[str, ...]] = lambda model: ()
+    layer_order: Callable[[Any], tuple[int, ...]] | None = None
     interop: str | None = None
 
 

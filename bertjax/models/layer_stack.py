@@ -6,6 +6,7 @@ dtype makes anyway.
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import groupby
 from typing import Any
 
 import jax
@@ -45,14 +46,17 @@ def apply_layers(
     compute: ComputeOptions,
     *given: sequence_parallel.LogicalArray,
     heads: int,
+    order: Sequence[int] | None = None,
 ) -> jax.Array:
     """Apply `call(layer, x, key, *arrays)` to x [B, S, D] through all layers.
 
     Layer i gets `fold_in(key, i)` with any segments. `given`: other arrays that a layer reads, with their logical axes;
-    `heads`: the number of attention heads. Returns x with sharded positions if the rules shard them and dropout does
-    not need full rows.
+    `heads`: the number of attention heads; `order`: from the bottom up, the index in `layers` of the parameters that
+    each layer reads (default: each has its own). Returns x with sharded positions if the rules shard them and dropout
+    does not need full rows.
     """
-    inside = partial(_scan_segments, call=call, compute=compute)
+    order = tuple(range(len(layers))) if order is None else tuple(order)
+    inside = partial(_scan_segments, call=call, compute=compute, order=order)
     full_rows = key is not None and compute.dropout_rng != "hash"
     axes = () if full_rows else sequence_parallel.stack_shard_axes(x.shape[1], layers, heads)
     if not axes:
@@ -67,10 +71,11 @@ def _scan_segments(
     *arrays: Any,
     call: LayerFn,
     compute: ComputeOptions,
+    order: tuple[int, ...],
 ) -> jax.Array:
-    lengths = compute.segments or (1,) * len(layers)
-    if sum(lengths) != len(layers):
-        raise ValueError(f"segments {lengths} do not add up to {len(layers)} layers")
+    lengths = compute.segments or (1,) * len(order)
+    if sum(lengths) != len(order):
+        raise ValueError(f"segments {lengths} do not add up to {len(order)} layers")
 
     def one(x: jax.Array, layer: nnx.Module, index: jax.Array | int) -> jax.Array:
         return call(layer, x, None if key is None else jax.random.fold_in(key, index), *arrays)
@@ -80,14 +85,28 @@ def _scan_segments(
 
     step = _remat(one, compute.remat)
     start = 0
-    for length in lengths:
-        segment = layers[start : start + length]
-        if length == 1:
-            x = step(x, segment[0], start)
+    for numbers in _scans(lengths, order):
+        indices = jnp.arange(start, start + len(numbers))
+        if len(numbers) == 1:
+            x = step(x, layers[numbers[0]], start)
+        elif len(set(numbers)) == 1:  # shared parameters in float32, so that their gradients are summed in float32
+            shared = layers[numbers[0]]
+            x, _ = jax.lax.scan(lambda x, index, layer=shared: (step(x, layer, index), None), x, indices)
         else:
-            low = [jax.tree_util.tree_map_with_path(lower, layer) for layer in segment]
+            low = [jax.tree_util.tree_map_with_path(lower, layers[number]) for number in numbers]
             stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *low)
-            indices = jnp.arange(start, start + length)
             x, _ = jax.lax.scan(lambda x, layer: (step(x, *layer), None), x, (stacked, indices))
-        start += length
+        start += len(numbers)
     return x
+
+
+def _scans(lengths: Sequence[int], order: Sequence[int]) -> list[tuple[int, ...]]:
+    """The layers of each segment; a segment with shared layers is split where the parameters change."""
+    found: list[tuple[int, ...]] = []
+    start = 0
+    for length in lengths:
+        segment = tuple(order[start : start + length])
+        shared = len(set(segment)) < length
+        found += [tuple(run) for _, run in groupby(segment)] if shared else [segment]
+        start += length
+    return found

@@ -163,8 +163,9 @@ class TrainProgram:
         lowest: dict[str, int] = {}
         for name, layer in filter(None, map(parse_layer, state.opt_state)):
             lowest[name] = min(layer, lowest.get(name, layer))
-        segments = self.compute.segments
+        segments, order = self.compute.segments, families.record_of(self.model).layer_order
         for at in lowest.values():
+            at = at if order is None else order(self.model).index(at)  # the first layer with these parameters
             segments = layer_stack.split_segments(segments, at)
         if segments == self.compute.segments:
             return self

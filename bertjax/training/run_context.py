@@ -102,6 +102,11 @@ def load_tokenizer(config: Config, base: Path, source_fingerprint: Fingerprint |
             f"model.vocab_size: {config.model.vocab_size} is less than the tokenizer's {tokenizer.vocab_size} pieces; "
             f"set model.vocab_size={tokenizer.vocab_size} or more"
         )
+    if (padding := getattr(config.model, "pad_token_id", tokenizer.pad_id)) != tokenizer.pad_id:
+        raise UserError(
+            f"model.pad_token_id: {padding} is not the id of padding in the tokenizer, above which positions begin; "
+            f"set model.pad_token_id={tokenizer.pad_id}"
+        )
     return tokenizer
 
 

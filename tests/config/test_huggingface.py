@@ -10,11 +10,19 @@ from bertjax.config.huggingface import generation
 from bertjax.config.huggingface.fields import ACTIVATIONS, unknown_fields
 from bertjax.config.loading.load import build
 from bertjax.config.loading.pretrained import read_model_fields
-from bertjax.config.schema.model import BertConfig, T5Config
+from bertjax.config.schema.model import (
+    FAMILIES,
+    AlbertConfig,
+    BertConfig,
+    ElectraConfig,
+    RobertaConfig,
+    T5Config,
+)
 from bertjax.errors import UserError
 
 # configuration_utils.py of transformers 4.57, PretrainedConfig.__init__, and the files of bert-base-multilingual-cased,
-# bert-base-uncased, distilbert-base-uncased, t5-small and google/flan-t5-small.
+# bert-base-uncased, distilbert-base-uncased, t5-small, google/flan-t5-small, roberta-base, xlm-roberta-base,
+# google/electra-small-discriminator and albert-base-v2.
 VERSION_4 = """return_dict output_hidden_states torchscript torch_dtype use_bfloat16 tf_legacy_loss pruned_heads
 tie_word_embeddings chunk_size_feed_forward is_encoder_decoder is_decoder cross_attention_hidden_size
 add_cross_attention tie_encoder_decoder architectures finetuning_task id2label label2id tokenizer_class prefix
@@ -29,7 +37,43 @@ OWN = {
     "pooler_size_per_head pooler_type",
     "distilbert": "sinusoidal_pos_embds tie_weights_",
     "t5": "n_positions",
+    "roberta": "position_embedding_type classifier_dropout",
+    "xlm-roberta": "position_embedding_type classifier_dropout",
+    "camembert": "position_embedding_type classifier_dropout",
+    "electra": "position_embedding_type embedding_size summary_type summary_use_proj summary_activation "
+    "summary_last_dropout classifier_dropout",
+    "albert": "position_embedding_type down_scale_factor gap_size net_structure_type num_memory_blocks "
+    "classifier_dropout_prob inner_group_num num_hidden_groups embedding_size",
 }
+NAMES = [("bert", "Bert"), ("distilbert", "DistilBert"), ("t5", "T5"), ("roberta", "Roberta"),
+         ("xlm-roberta", "XLMRoberta"), ("camembert", "Camembert"), ("electra", "Electra"),
+         ("albert", "Albert")]  # fmt: skip
+# config.json of models on the Hub, and our section.
+PUBLISHED = {
+    "roberta-base": (
+        {"model_type": "roberta", "vocab_size": 50265, "type_vocab_size": 1, "max_position_embeddings": 514,
+         "layer_norm_eps": 1e-05, "bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1},
+        RobertaConfig(), 512,
+    ),
+    "xlm-roberta-base": (
+        {"model_type": "xlm-roberta", "vocab_size": 250002, "type_vocab_size": 1, "max_position_embeddings": 514,
+         "layer_norm_eps": 1e-05, "output_past": True, "pad_token_id": 1, "position_embedding_type": "absolute"},
+        RobertaConfig(model_type="xlm-roberta", vocab_size=250002), 512,
+    ),
+    "electra-base-discriminator": (
+        {"model_type": "electra", "embedding_size": 768, "hidden_size": 768, "intermediate_size": 3072,
+         "num_attention_heads": 12, "summary_type": "first", "summary_use_proj": True, "summary_activation": "gelu",
+         "summary_last_dropout": 0.1},
+        ElectraConfig(embedding_size=768, hidden_size=768, intermediate_size=3072, num_attention_heads=12), 512,
+    ),
+    "albert-base-v2": (
+        {"model_type": "albert", "attention_probs_dropout_prob": 0, "hidden_dropout_prob": 0, "embedding_size": 128,
+         "classifier_dropout_prob": 0.1, "hidden_act": "gelu_new", "hidden_size": 768, "intermediate_size": 3072,
+         "num_attention_heads": 12, "num_hidden_groups": 1, "inner_group_num": 1, "down_scale_factor": 1,
+         "gap_size": 0, "net_structure_type": 0, "num_memory_blocks": 0, "vocab_size": 30000},
+        AlbertConfig(), 512,
+    ),
+}  # fmt: skip
 
 
 def described(folder: Path, **fields) -> dict:
@@ -38,7 +82,7 @@ def described(folder: Path, **fields) -> dict:
     return read_model_fields(folder)
 
 
-@pytest.mark.parametrize(("family", "name"), [("bert", "Bert"), ("distilbert", "DistilBert"), ("t5", "T5")])
+@pytest.mark.parametrize(("family", "name"), NAMES)
 def test_every_field_of_transformers_has_a_rule(family, name, tmp_path):
     transformers = pytest.importorskip("transformers")
     fields = getattr(transformers, f"{name}Config")().to_dict()
@@ -49,7 +93,31 @@ def test_every_field_of_transformers_has_a_rule(family, name, tmp_path):
     sizes = described(tmp_path, **plain)  # defaults are what we compute
     config = build({"model": sizes, "tokenizer": {"kind": "sentencepiece" if family == "t5" else "wordpiece"},
                     "stages": [STAGES[family == "t5"]]}).model  # fmt: skip
-    assert config.family == family
+    assert getattr(config, "model_type", config.family) == family
+    for ours in ("hidden_dropout_prob", "max_position_embeddings", "vocab_size", "layer_norm_eps", "type_vocab_size"):
+        if hasattr(config, ours) and ours in plain:
+            assert getattr(config, ours) == plain[ours], ours
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_models(name, tmp_path):
+    fields, expected, length = PUBLISHED[name]
+    assert unknown_fields(fields) == []
+    found = FAMILIES[expected.family](**described(tmp_path, **fields))
+    assert found == expected and found.max_length == length
+
+
+def test_fields_that_a_file_leaves_out_have_the_defaults_of_transformers(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    for family, name in NAMES[3:]:
+        sizes = described(tmp_path, model_type=family)
+        theirs = getattr(transformers, f"{name}Config")()
+        section = FAMILIES[sizes["family"]](**sizes)
+        for field in section.model_dump(exclude={"family", "position_init", "config_from", "classifier_dropout"}):
+            assert getattr(section, field) == getattr(theirs, field), (family, field)
+    assert FAMILIES["albert"](**described(tmp_path, model_type="albert")).classifier_dropout == 0.1
+    same = described(tmp_path, model_type="albert", classifier_dropout_prob=0.0)
+    assert FAMILIES["albert"](**same).classifier_dropout == 0.0
 
 
 STAGES = [
@@ -75,6 +143,9 @@ def test_every_setting_of_generation_has_a_rule():
         ("bert", "position_embedding_type", "relative_key"), ("bert", "pruned_heads", {"0": [1]}),
         ("bert", "problem_type", "multi_label_classification"), ("bert", "tie_encoder_decoder", True),
         ("distilbert", "is_encoder_decoder", True), ("distilbert", "auto_map", {"AutoModel": "x.Y"}),
+        ("roberta", "position_embedding_type", "relative_key_query"), ("xlm-roberta", "is_decoder", True),
+        ("roberta", "pad_token_id", None), ("electra", "is_decoder", True), ("albert", "pruned_heads", {"0": [1]}),
+        ("camembert", "quantization_config", {"bits": 4}), ("albert", "is_encoder_decoder", True),
     ],
 )  # fmt: skip
 def test_another_function_is_refused_in_one_line(tmp_path, family, field, value):

@@ -318,7 +318,7 @@ def test_sizes_from_hugging_face_folders(write, tmp_path):
     }  # fmt: skip
     (line,) = lines_of("c.yaml", "model.config_from=hf")
     assert line.startswith("command line (from hf): model.num_attention_heads: num_attention_heads (5) must divide")
-    wrong = {"{": "not valid JSON", '{"model_type": "gpt2"}': "must be bert, distilbert or t5", "[]": "must be bert"}
+    wrong = {"{": "not valid JSON", '{"model_type": "gpt2"}': "must be bert, distilbert, roberta", "[]": "must be bert"}
     for content, reason in wrong.items():
         write(content, "hf/config.json")
         assert reason in lines_of("c.yaml", "model.config_from=hf")[0]

@@ -95,14 +95,17 @@ def test_a_model_on_the_hub_stays_a_name_and_only_small_files_are_fetched(hub):
         ({"pretrained": ["hf"]}, 'pretrained: must be a folder or a model on the Hugging Face Hub (got ["hf"])'),
         ({"pretrained": 3}, "pretrained: must be a folder or a model on the Hugging Face Hub (got 3)"),
         ({"pretrained": "hdfs://x/y"}, "pretrained: 'hdfs://x/y': 'hdfs://' is not known"),
-        ({"pretrained": "other"}, "model_type must be bert, distilbert or t5 (got 'roberta')"),
+        (
+            {"pretrained": "other"},
+            "electra, albert or t5 (got 'gpt2')",
+        ),
         ({"pretrained": "empty"}, "has no config.json (Hugging Face) or config.yaml (a bertjax run)"),
         ({"pretrain": "hf"}, "did you mean 'pretrained'?"),
     ],
 )
 def test_problems_are_one_line_that_names_the_key(hub, change, reason):
     put("hf", BERT)
-    put("other", {"model_type": "roberta"})
+    put("other", {"model_type": "gpt2"})
     Path("empty").mkdir()
     with pytest.raises(UserError) as caught:
         build(change | {"stages": STAGES})

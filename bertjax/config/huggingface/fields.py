@@ -79,6 +79,12 @@ class ConfigJson:
     read: Callable[[Path, dict[str, Any]], dict[str, Any]]  # (path, content) -> fields of our section, or UserError
 
 
+def families_by_type() -> dict[str, str]:
+    """{model_type of a config.json: our family}."""
+    known = {name: section for name, section in FAMILIES.items() if getattr(section, "config_json", None)}
+    return {kind: name for name, section in known.items() for kind in getattr(section, "model_types", (name,))}
+
+
 def config_json_of(family: str) -> ConfigJson:
     return record_at(FAMILIES[family].config_json, ConfigJson)
 
@@ -86,10 +92,12 @@ def config_json_of(family: str) -> ConfigJson:
 def read_fields(path: Path) -> dict[str, Any]:
     """Translate a config.json to the fields of a model section. Raises UserError."""
     found = text.read_json(path)
-    family = found.get("model_type") if isinstance(found, dict) else None
-    known = [name for name, section in FAMILIES.items() if getattr(section, "config_json", None)]
-    if family not in known:
-        raise UserError(f"{path}: model_type must be {', '.join(known[:-1])} or {known[-1]} (got {family!a:.60})")
+    kind = found.get("model_type") if isinstance(found, dict) else None
+    families = families_by_type()
+    if not isinstance(kind, str) or kind not in families:
+        *most, last = families
+        raise UserError(f"{path}: model_type must be {', '.join(most)} or {last} (got {kind!a:.60})")
+    family = families[kind]
     record = config_json_of(family)
     for name, rule in record.rules.items():
         if isinstance(rule, RequiredValue) and name in found and found[name] not in rule.values:
@@ -99,7 +107,7 @@ def read_fields(path: Path) -> dict[str, Any]:
 
 def unknown_fields(found: Mapping[str, Any]) -> list[str]:
     """List the fields of a config.json without a rule."""
-    return sorted(found.keys() - config_json_of(found["model_type"]).rules.keys())
+    return sorted(found.keys() - config_json_of(families_by_type()[found["model_type"]]).rules.keys())
 
 
 def map_activation(path: Path, field: str, name: Any) -> str:

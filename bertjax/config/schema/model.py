@@ -16,6 +16,8 @@ ConfigFrom = Annotated[
 # transformers has the family) its ConfigJson record (config/huggingface/fields.py), `tokenizer` the kind that it reads,
 # `heads` those that it can have, `stacks` the prefixes of its `layers/N` parameters from the bottom up ("" for the only
 # stack), `has_adapters` whether `trainable: adapters` is possible, `max_length` the longest sequence in tokens or None.
+# `model_types` are those that transformers has for the family (default: its name). Encoders: `classifier_dense` is the
+# activation of a dense layer that only the classifier reads (None: it reads the pooler).
 # A section has num_hidden_layers (of the deepest stack), num_attention_heads, intermediate_size and vocab_size.
 # An option added later is excluded from saved configurations while it has no effect: old fingerprints stay valid.
 
@@ -29,6 +31,7 @@ class BertConfig(Section):
     heads: ClassVar[tuple[str, ...]] = ("mlm", "nsp", "qa", "classifier", "pooler")
     stacks: ClassVar[tuple[str, ...]] = ("",)
     has_adapters: ClassVar[bool] = False
+    classifier_dense: ClassVar[Literal["relu", "tanh", "gelu"] | None] = None
 
     family: Literal["bert"] = "bert"
     config_from: ConfigFrom = None
@@ -54,6 +57,21 @@ class BertConfig(Section):
     position_init: Literal["normal", "sinusoidal"] = Field("normal", description="Initial position embeddings.")
 
     @property
+    def embedding_width(self) -> int:
+        """Width of the embeddings and of the output matrix."""
+        return self.hidden_size
+
+    @property
+    def projects_embeddings(self) -> bool:
+        """Whether a dense layer maps the embeddings to `hidden_size`."""
+        return False
+
+    @property
+    def layer_order(self) -> tuple[int, ...]:
+        """The number N of the parameters `layers/N` of each layer, from the bottom up."""
+        return tuple(range(self.num_hidden_layers))
+
+    @property
     def max_length(self) -> int | None:
         return self.max_position_embeddings
 
@@ -71,6 +89,7 @@ class DistilBertConfig(BertConfig):
     implementation: ClassVar[str] = "bertjax.models.bert.model:DISTILBERT"
     config_json: ClassVar[str] = "bertjax.config.huggingface.bert:DISTILBERT"
     heads: ClassVar[tuple[str, ...]] = ("mlm", "qa", "classifier")
+    classifier_dense: ClassVar[Literal["relu", "tanh", "gelu"] | None] = "relu"
 
     family: Literal["distilbert"] = "distilbert"  # type: ignore[assignment]
     type_vocab_size: NonNegative = Field(0, description="Segment embeddings; a DistilBERT has none.")
@@ -79,6 +98,104 @@ class DistilBertConfig(BertConfig):
     def _check_segments(self) -> Self:
         if self.type_vocab_size != 0:
             raise ValueError("a distilbert model has no segment embeddings: set type_vocab_size to 0")
+        return self
+
+
+class RobertaConfig(BertConfig):
+    """A RoBERTa (arXiv 1907.11692), XLM-RoBERTa or CamemBERT encoder. Defaults: roberta-base."""
+
+    implementation: ClassVar[str] = "bertjax.models.bert.model:ROBERTA"
+    config_json: ClassVar[str] = "bertjax.config.huggingface.bert:ROBERTA"
+    model_types: ClassVar[tuple[str, ...]] = ("roberta", "xlm-roberta", "camembert")
+    heads: ClassVar[tuple[str, ...]] = ("mlm", "qa", "classifier", "pooler")
+    classifier_dense: ClassVar[Literal["relu", "tanh", "gelu"] | None] = "tanh"
+
+    family: Literal["roberta"] = "roberta"  # type: ignore[assignment]
+    model_type: Literal["roberta", "xlm-roberta", "camembert"] = Field(
+        "roberta",
+        exclude_if=lambda name: name == "roberta",
+        description="Classes of transformers that read an exported model; all compute the same.",
+    )
+    vocab_size: Positive = Field(50265, description="Rows of the token embeddings.")
+    max_position_embeddings: Positive = Field(
+        514, description="Rows of the position embeddings: the longest sequence and `pad_token_id` + 1."
+    )
+    type_vocab_size: NonNegative = Field(1, description="Number of segment embeddings.")
+    layer_norm_eps: PositiveFloat = Field(1e-5, description="Epsilon of the layer norms.")
+    pad_token_id: NonNegative = Field(1, description="Id of padding in the tokenizer; positions begin above it.")
+
+    @property
+    def max_length(self) -> int | None:
+        return self.max_position_embeddings - self.pad_token_id - 1
+
+    @model_validator(mode="after")
+    def _check_positions(self) -> Self:
+        if self.max_position_embeddings < self.pad_token_id + 2:
+            raise ValueError(f"max_position_embeddings must be above pad_token_id + 1 ({self.pad_token_id + 1})")
+        return self
+
+
+class ElectraConfig(BertConfig):
+    """An ELECTRA (arXiv 2003.10555) discriminator or generator. Defaults: electra-small-discriminator."""
+
+    implementation: ClassVar[str] = "bertjax.models.bert.model:ELECTRA"
+    config_json: ClassVar[str] = "bertjax.config.huggingface.bert:ELECTRA"
+    heads: ClassVar[tuple[str, ...]] = ("mlm", "discriminator", "qa", "classifier")
+    classifier_dense: ClassVar[Literal["relu", "tanh", "gelu"] | None] = "gelu"
+
+    family: Literal["electra"] = "electra"  # type: ignore[assignment]
+    embedding_size: Positive = Field(128, description="Width of the embeddings.")
+    hidden_size: Positive = Field(256, description="Width of the residual stream.")
+    num_attention_heads: Positive = Field(4, description="Attention heads per layer; must divide `hidden_size`.")
+    intermediate_size: Positive = Field(1024, description="Width of the feed-forward layers.")
+
+    @property
+    def embedding_width(self) -> int:
+        return self.embedding_size
+
+    @property
+    def projects_embeddings(self) -> bool:
+        return self.embedding_size != self.hidden_size
+
+
+class AlbertConfig(BertConfig):
+    """An ALBERT (arXiv 1909.11942) encoder, whose layers share parameters. Defaults: albert-base-v2."""
+
+    implementation: ClassVar[str] = "bertjax.models.bert.model:ALBERT"
+    config_json: ClassVar[str] = "bertjax.config.huggingface.bert:ALBERT"
+    heads: ClassVar[tuple[str, ...]] = ("mlm", "sop", "qa", "classifier", "pooler")
+
+    family: Literal["albert"] = "albert"  # type: ignore[assignment]
+    vocab_size: Positive = Field(30000, description="Rows of the token embeddings.")
+    embedding_size: Positive = Field(128, description="Width of the embeddings.")
+    num_hidden_groups: Positive = Field(
+        1, description="Groups of layers; the layers of a group share their parameters. Groups are frozen as units."
+    )
+    inner_group_num: Positive = Field(1, description="Different layers, one after the other, in each layer of a group.")
+    hidden_act: Literal["gelu", "gelu_new", "relu", "silu", "quick_gelu"] = Field(
+        "gelu_new", description="Activation of the feed-forward layers; see `bert`."
+    )
+    hidden_dropout_prob: Probability = Field(0.0, description="Dropout after the embeddings and after each sublayer.")
+    attention_probs_dropout_prob: Probability = Field(0.0, description="Dropout of the attention probabilities.")
+    classifier_dropout: Probability | None = Field(0.1, description="Classifier dropout; null: `hidden_dropout_prob`.")
+
+    @property
+    def embedding_width(self) -> int:
+        return self.embedding_size
+
+    @property
+    def projects_embeddings(self) -> bool:
+        return True
+
+    @property
+    def layer_order(self) -> tuple[int, ...]:
+        per_group = self.num_hidden_layers / self.num_hidden_groups
+        return tuple(int(layer / per_group) for layer in range(self.num_hidden_layers))
+
+    @model_validator(mode="after")
+    def _check_groups(self) -> Self:
+        if self.num_hidden_groups > self.num_hidden_layers:
+            raise ValueError(f"num_hidden_groups must be at most num_hidden_layers ({self.num_hidden_layers})")
         return self
 
 
@@ -160,6 +277,9 @@ class T5Config(Section):
         return self
 
 
-FAMILIES: dict[str, Any] = {"bert": BertConfig, "distilbert": DistilBertConfig, "t5": T5Config}
+FAMILIES: dict[str, Any] = {
+    "bert": BertConfig, "distilbert": DistilBertConfig, "roberta": RobertaConfig, "electra": ElectraConfig,
+    "albert": AlbertConfig, "t5": T5Config,
+}  # fmt: skip
 Model = Annotated[Any, KindOf("family", "bert", FAMILIES)]
 ModelConfig: TypeAlias = BertConfig | T5Config

@@ -10,20 +10,26 @@ from bertjax.config.schema.model import BertConfig
 
 
 def encoder_flops(model: BertConfig, tokens: int, squared_lengths: int | None = None, layers: int | None = None) -> int:
-    """FLOPs of a forward pass of `layers` layers (default: all) over a row of S `tokens`.
+    """FLOPs of a forward pass of `layers` layers (default: all), shared or not, over a row of S `tokens`.
 
     2 L (4 D^2 + 2 D F) S for the projections and 4 L D sum(s^2) for bidirectional attention. `squared_lengths` is that
     sum over the packed examples of the row (default: one example, S^2).
     """
     hidden, inner = model.hidden_size, model.intermediate_size
     depth = model.num_hidden_layers if layers is None else layers
+    depth *= getattr(model, "inner_group_num", 1)
     pairs = tokens * tokens if squared_lengths is None else squared_lengths
     return 2 * depth * (4 * hidden * hidden + 2 * hidden * inner) * tokens + 4 * depth * hidden * pairs
 
 
 def head_flops(model: BertConfig, predictions: int) -> int:
     """FLOPs of a forward pass of the MLM head, transform and decoder, over `predictions` masked positions."""
-    return predictions * (2 * model.hidden_size**2 + 2 * model.hidden_size * model.vocab_size)
+    return predictions * 2 * model.embedding_width * (model.hidden_size + model.vocab_size)
+
+
+def projection_flops(model: BertConfig, tokens: int) -> int:
+    """FLOPs of a forward pass of the projection of factorized embeddings over a row of S `tokens`: 2 E D S."""
+    return 2 * model.embedding_width * model.hidden_size * tokens if model.projects_embeddings else 0
 
 
 def train_flops(
@@ -52,5 +58,7 @@ def row_flops(
 ) -> int:
     """`train_flops` of a batch's row while `groups` train; see `models.families.Family`."""
     predictions = widths.get("masked_positions", 0) if "mlm" in heads else 0
-    layers = sum(group.startswith("layers/") for group in groups)
-    return train_flops(model, widths["input_ids"], predictions, trainable_layers=layers)
+    trained, order = {int(group.split("/")[1]) for group in groups if group.startswith("layers/")}, model.layer_order
+    layers = len(order) - order.index(min(trained)) if trained else 0
+    flops = train_flops(model, widths["input_ids"], predictions, trainable_layers=layers)
+    return flops + (3 if "embeddings" in groups else 1) * projection_flops(model, widths["input_ids"])

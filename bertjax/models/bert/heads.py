@@ -1,4 +1,4 @@
-"""Heads of BERT and DistilBERT: MLM, NSP, answer spans and classification."""
+"""Heads of BERT and of the encoders derived from it."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -20,39 +20,43 @@ def gather_positions(hidden_BSD: jax.Array, positions_BN: jax.Array) -> jax.Arra
 
 
 class MlmHead(nnx.Module):
-    """Dense, activation, layer norm, then the word embeddings as output matrix, and a bias (run_pretraining.py)."""
+    """Dense, activation, layer norm, then the word embeddings as output matrix, and a bias (run_pretraining.py).
+
+    The dense layer maps to the width of the embeddings, E.
+    """
 
     def __init__(self, config: BertConfig, init: Initializer, compute: ComputeOptions, rngs: nnx.Rngs):
-        D = config.hidden_size
-        self.transform = Dense((D, D), ("embed", None), init, compute, rngs)
-        self.norm = LayerNorm(D, config.layer_norm_eps)
+        D, E = config.hidden_size, config.embedding_width
+        self.transform = Dense((D, E), ("embed", None), init, compute, rngs)
+        self.norm = LayerNorm(E, config.layer_norm_eps)
         self.bias = nnx.Param(jnp.zeros((config.vocab_size,), jnp.float32), **out_sharding("vocab"))
-        self.act, self.compute = config.hidden_act, compute
+        # RobertaLMHead and ElectraGeneratorPredictions have gelu, whatever hidden_act is
+        self.act = "gelu" if config.family in ("roberta", "electra") else config.hidden_act
+        self.compute = compute
 
-    def __call__(self, hidden_BKD: jax.Array, table_VD: jax.Array) -> jax.Array:
+    def __call__(self, hidden_BKD: jax.Array, table_VE: jax.Array) -> jax.Array:
         compute = self.compute
         h = activation(self.act, self.transform(hidden_BKD).astype(jnp.float32))
         h = self.norm(h).astype(compute.dtype)
-        table = all_gather_fsdp(table_VD.astype(compute.dtype), "vocab", "embed")
+        table = all_gather_fsdp(table_VE.astype(compute.dtype), "vocab", "embed")
         logits = einsum_lowp("bkd,vd->bkv", h, table, compute.platform)
         return with_logical_constraint(add_bias(logits, self.bias[...]), "batch", None, "vocab")
 
 
 class Pooler(nnx.Module):
-    """tanh(dense([CLS])) per example of a packed row; relu in DistilBERT."""
+    """activation(dense([CLS])) per example of a packed row: the pooler (tanh), or the classifier's own dense layer."""
 
-    def __init__(self, config: BertConfig, init: Initializer, compute: ComputeOptions, rngs: nnx.Rngs):
+    def __init__(self, config: BertConfig, act: str, init: Initializer, compute: ComputeOptions, rngs: nnx.Rngs):
         D = config.hidden_size
         self.kernel = nnx.Param(init(rngs.params(), (D, D), jnp.float32), **out_sharding("embed", None))
         self.bias = nnx.Param(jnp.zeros((D,), jnp.float32), **out_sharding(None))
-        self.act = "tanh" if "pooler" in config.heads else "relu"
-        self.compute = compute
+        self.act, self.compute = act, compute
 
     def __call__(self, cls_BGD: jax.Array) -> jax.Array:
         compute = self.compute
         kernel = all_gather_fsdp(self.kernel[...].astype(compute.dtype), "embed", None)
         y = add_bias(einsum_lowp("bgd,df->bgf", cls_BGD, kernel, compute.platform), self.bias[...])
-        return (jax.nn.relu if self.act == "relu" else jnp.tanh)(y).astype(compute.dtype)
+        return (jnp.tanh(y) if self.act == "tanh" else activation(self.act, y)).astype(compute.dtype)
 
 
 class Output(Dense):
@@ -64,8 +68,22 @@ class Output(Dense):
         return add_bias(y, self.bias[...])
 
 
+class Discriminator(nnx.Module):
+    """Whether a token was replaced (ElectraDiscriminatorPredictions): hidden [B, S, D] -> logits, float32 [B, S]."""
+
+    def __init__(self, config: BertConfig, init: Initializer, compute: ComputeOptions, rngs: nnx.Rngs):
+        D = config.hidden_size
+        self.dense = Dense((D, D), ("embed", None), init, compute, rngs)
+        self.output = Output((D, 1), ("embed", None), init, compute, rngs)
+        self.act, self.compute = config.hidden_act, compute
+
+    def __call__(self, hidden_BSD: jax.Array) -> jax.Array:
+        h = activation(self.act, self.dense(hidden_BSD).astype(jnp.float32)).astype(self.compute.dtype)
+        return self.output(h)[..., 0]
+
+
 class Heads(nnx.Module):
-    """The heads `names`: mlm, nsp, qa, classifier, and pooler if no other head reads it."""
+    """The heads `names`; a pooler also where a head reads it: nsp, sop, and a classifier without a dense layer."""
 
     def __init__(
         self, config: BertConfig, names: tuple[str, ...], num_labels: int, init: Initializer, compute: ComputeOptions,
@@ -74,24 +92,29 @@ class Heads(nnx.Module):
         if other := set(names) - set(config.heads):
             known = ", ".join(config.heads)
             raise ValueError(f"a {config.family} model has no head '{min(other)}'; it can have {known}")
-        D, has_pooler = config.hidden_size, "pooler" in config.heads
+        D, dense = config.hidden_size, config.classifier_dense
         output = lambda width: Output((D, width), ("embed", None), init, compute, rngs)  # noqa: E731
         if "mlm" in names:
             self.mlm = MlmHead(config, init, compute, rngs)
-        if has_pooler and {"nsp", "classifier", "pooler"} & set(names):
-            self.pooler = Pooler(config, init, compute, rngs)
+        if {"nsp", "sop", "pooler", *([] if dense else ["classifier"])} & set(names):
+            self.pooler = Pooler(config, "tanh", init, compute, rngs)
         if "nsp" in names:
             self.nsp = output(2)
+        if "sop" in names:
+            self.sop = output(2)
+        if "discriminator" in names:
+            self.discriminator = Discriminator(config, init, compute, rngs)
         if "qa" in names:
             self.qa = output(2)
         if "classifier" in names:
-            if not has_pooler:
-                self.pre_classifier = Pooler(config, init, compute, rngs)
+            if dense:
+                self.pre_classifier = Pooler(config, dense, init, compute, rngs)
             self.classifier = output(num_labels)
 
 
 def find_heads(params: Mapping[str, Any]) -> tuple[str, ...]:
-    """The heads that {path: parameter} holds: mlm, nsp, qa, classifier, and pooler where no other head reads it."""
+    """The heads that {path: parameter} holds: pooler only where no other head reads it."""
     inside = {path.split("/")[1] for path in params if path.startswith("heads/")}
-    heads = tuple(head for head in ("mlm", "nsp", "qa", "classifier") if head in inside)
-    return (*heads, "pooler") if "pooler" in inside and not {"nsp", "classifier"} & inside else heads
+    heads = tuple(head for head in ("mlm", "nsp", "sop", "discriminator", "qa", "classifier") if head in inside)
+    readers = {"nsp", "sop", *(["classifier"] if "pre_classifier" not in inside else [])}
+    return (*heads, "pooler") if "pooler" in inside and not readers & inside else heads

@@ -1,4 +1,6 @@
-"""BERT (arXiv 1810.04805, google-research/bert modeling.py) and DistilBERT (arXiv 1910.01108, no segments and pooler).
+"""BERT (arXiv 1810.04805, google-research/bert modeling.py) and the encoders that share its layers.
+
+DistilBERT (arXiv 1910.01108), RoBERTa (1907.11692), ELECTRA (2003.10555) and ALBERT (1909.11942).
 
 B rows, S positions, D hidden, H heads, K head size, F feed-forward, V vocabulary, G examples in a row.
 """
@@ -13,67 +15,16 @@ from jax.ad_checkpoint import checkpoint_name
 from bertjax.config.schema.model import BertConfig
 from bertjax.models import layer_stack
 from bertjax.models.attention import dot_product_attention
+from bertjax.models.bert.embeddings import Embeddings, initializer
 from bertjax.models.bert.flops import row_flops
 from bertjax.models.bert.heads import Heads, find_heads, gather_positions
 from bertjax.models.compute_options import ComputeOptions
 from bertjax.models.families import Family
 from bertjax.models.layers.dropout import dropout
-from bertjax.models.layers.modules import Dense, Initializer, LayerNorm, out_sharding
+from bertjax.models.layers.modules import Dense, Initializer, LayerNorm
 from bertjax.models.layers.numerics import REMAT_NAME, activation
-from bertjax.models.sequence_parallel import all_gather_sequence, map_shards
-from bertjax.models.vocab_parallel import embedding_lookup, replicated_lookup
-from bertjax.parallel.sharding import all_gather_fsdp, with_logical_constraint
-
-
-def initializer(config: BertConfig) -> Initializer:
-    """Normal, truncated at two standard deviations, as tf.truncated_normal_initializer."""
-    return nnx.initializers.truncated_normal(config.initializer_range / 0.87962566)
-
-
-def sinusoidal_init(config: BertConfig) -> Initializer:
-    """Initial learnt positions: sin and cos of arXiv 1706.03762 section 3.5, scaled like the word embeddings.
-
-    A shift is one linear map of all positions, so that attention to a neighbour need not be learnt per position.
-    """
-
-    def init(_key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
-        half = (shape[1] + 1) // 2
-        rates = 10000.0 ** (-jnp.arange(half) / half)
-        angles = jnp.arange(shape[0])[:, None] * rates
-        waves = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=1)[:, : shape[1]]
-        return (waves * 2**0.5 * config.initializer_range).astype(dtype)
-
-    return init
-
-
-class Embed(nnx.Module):
-    def __init__(self, rows: int, config: BertConfig, names: tuple[str | None, ...], init: Initializer, rngs: nnx.Rngs):
-        self.embedding = nnx.Param(init(rngs.params(), (rows, config.hidden_size), jnp.float32), **out_sharding(*names))
-
-
-class Embeddings(nnx.Module):
-    """Word + position (+ segment) embeddings, layer norm, dropout."""
-
-    def __init__(self, config: BertConfig, compute: ComputeOptions, rngs: nnx.Rngs):
-        init = initializer(config)
-        start = sinusoidal_init(config) if config.position_init == "sinusoidal" else init
-        self.word = Embed(config.vocab_size, config, ("vocab", "embed"), init, rngs)
-        self.position = Embed(config.max_position_embeddings, config, (None, "embed"), start, rngs)
-        if config.type_vocab_size:
-            self.token_type = Embed(config.type_vocab_size, config, (None, "embed"), init, rngs)
-        self.norm = LayerNorm(config.hidden_size, config.layer_norm_eps)
-        self.rate, self.compute = config.hidden_dropout_prob, compute
-
-    def __call__(self, ids: jax.Array, types: jax.Array, positions: jax.Array, key: jax.Array | None) -> jax.Array:
-        x = embedding_lookup(self.word.embedding[...], ids)
-        table = all_gather_fsdp(self.position.embedding[...], None, "embed")
-        x = x + replicated_lookup(lambda table, positions: jnp.take(table, positions, axis=0), table, positions)
-        if hasattr(self, "token_type"):
-            table = all_gather_fsdp(self.token_type.embedding[...], None, "embed")
-            one_hot = lambda table, ids: jax.nn.one_hot(ids, table.shape[0], dtype=table.dtype) @ table  # noqa: E731
-            x = x + replicated_lookup(one_hot, table, types)
-        x = map_shards(self.norm, with_logical_constraint(x, "batch", "sequence", None)).astype(self.compute.dtype)
-        return dropout(x, self.rate, key, self.compute)
+from bertjax.models.sequence_parallel import all_gather_sequence
+from bertjax.parallel.sharding import with_logical_constraint
 
 
 class Attention(nnx.Module):
@@ -134,6 +85,21 @@ class Layer(nnx.Module):
         return with_logical_constraint(qkv, "batch", None, None, "heads", None)
 
 
+class LayerGroup(nnx.Module):
+    """The `inner_group_num` layers of a group of ALBERT, one after the other."""
+
+    def __init__(self, config: BertConfig, count: int, compute: ComputeOptions, rngs: nnx.Rngs):
+        self.inner = nnx.List([Layer(config, compute, rngs) for _ in range(count)])
+
+    def __call__(
+        self, x_BSD: jax.Array, segment_ids: jax.Array, examples: jax.Array | None, key: jax.Array | None
+    ) -> jax.Array:
+        for number, layer in enumerate(self.inner):
+            own = None if key is None else jax.random.fold_in(key, number)
+            x_BSD = layer(x_BSD, segment_ids, examples, own)
+        return x_BSD
+
+
 class Bert(nnx.Module):
     """Encoder and heads; all methods are pure."""
 
@@ -141,7 +107,9 @@ class Bert(nnx.Module):
         self, config: BertConfig, heads: tuple[str, ...], num_labels: int, compute: ComputeOptions, rngs: nnx.Rngs
     ):
         self.embeddings = Embeddings(config, compute, rngs)
-        self.layers = nnx.List([Layer(config, compute, rngs) for _ in range(config.num_hidden_layers)])
+        inner = getattr(config, "inner_group_num", 1)
+        make = lambda: Layer(config, compute, rngs) if inner == 1 else LayerGroup(config, inner, compute, rngs)  # noqa: E731
+        self.layers = nnx.List([make() for _ in range(max(config.layer_order) + 1)])
         self.heads = Heads(config, heads, num_labels, initializer(config), compute, rngs)
         self.config, self.compute = config, compute
 
@@ -150,9 +118,9 @@ class Bert(nnx.Module):
     ) -> dict[str, jax.Array]:
         """int [B, S] -> {"hidden": [B, S, D]}, with the output of each head that it has.
 
-        pooled [B, D], mlm [B, S, V], nsp float32 [B, 2], start and end float32 [B, S], classifier float32 [B, C]. A row
-        is an example that begins with [CLS]. `attention_mask` is 0 on padding (default: 1), `token_type_ids` default
-        to 0.
+        pooled [B, D], mlm [B, S, V], nsp and sop float32 [B, 2], start, end and discriminator float32 [B, S],
+        classifier float32 [B, C]. A row is an example that begins with [CLS]. `attention_mask` is 0 on padding
+        (default: 1), `token_type_ids` default to 0.
         """
         places = jnp.broadcast_to(jnp.arange(input_ids.shape[1]), input_ids.shape)
         real = jnp.ones_like(input_ids) if attention_mask is None else attention_mask
@@ -165,6 +133,10 @@ class Bert(nnx.Module):
             found["mlm"] = self.mlm_logits(hidden, places)
         if hasattr(self.heads, "nsp"):
             found["nsp"] = self.nsp_logits(hidden, first)[:, 0]
+        if hasattr(self.heads, "sop"):
+            found["sop"] = self.heads.sop(self.heads.pooler(gather_positions(hidden, first)))[:, 0]
+        if hasattr(self.heads, "discriminator"):
+            found["discriminator"] = self.heads.discriminator(hidden)
         if hasattr(self.heads, "qa"):
             found["start"], found["end"] = self.qa_logits(hidden)
         if hasattr(self.heads, "classifier"):
@@ -185,16 +157,20 @@ class Bert(nnx.Module):
         embed_key, stack_key = (None, None) if key is None else jax.random.split(key)
         x = self.embeddings(input_ids, token_type_ids, positions, embed_key)
         call = lambda layer, x, key, ids: layer(x, ids, ids if packed else None, key)  # noqa: E731
-        layers, heads = list(self.layers), self.config.num_attention_heads
-        return layer_stack.apply_layers(layers, x, call, stack_key, self.compute, (segment_ids, ()), heads=heads)
+        layers, c = list(self.layers), self.config
+        return layer_stack.apply_layers(
+            layers, x, call, stack_key, self.compute, (segment_ids, ()), heads=c.num_attention_heads,
+            order=c.layer_order,
+        )  # fmt: skip
 
     def hidden_states(
         self, input_ids: jax.Array, token_type_ids: jax.Array, segment_ids: jax.Array, positions: jax.Array
     ) -> list[jax.Array]:
-        """int [B, S] x 4 -> the embeddings and the output of each layer (the last is that of `encode`), [B, S, D]."""
+        """int [B, S] x 4 -> the embeddings [B, S, D] and the output of each layer (the last is that of `encode`)."""
         states = [self.embeddings(input_ids, token_type_ids, positions, None)]
-        for layer in self.layers:
-            states.append(layer(states[-1], segment_ids, None, None))
+        for number in self.config.layer_order:
+            for layer in getattr(self.layers[number], "inner", [self.layers[number]]):
+                states.append(layer(states[-1], segment_ids, None, None))
         return states
 
     def mlm_logits(self, hidden: jax.Array, masked_positions: jax.Array) -> jax.Array:
@@ -214,12 +190,21 @@ class Bert(nnx.Module):
         return logits[..., 0], logits[..., 1]
 
     def class_logits(self, hidden: jax.Array, cls_positions: jax.Array, key: jax.Array | None = None) -> jax.Array:
-        """-> float32 [B, G, C]; dropout before the output layer as in run_classifier.py."""
-        pool = self.heads.pre_classifier if hasattr(self.heads, "pre_classifier") else self.heads.pooler
-        pooled = pool(gather_positions(hidden, cls_positions))
-        own = self.config.classifier_dropout
-        pooled = dropout(pooled, self.config.hidden_dropout_prob if own is None else own, key, self.compute)
-        return self.heads.classifier(pooled)
+        """-> float32 [B, G, C]; dropout before the output layer as in run_classifier.py.
+
+        RoBERTa and ELECTRA also have it before their dense layer (RobertaClassificationHead).
+        """
+        own, c = self.config.classifier_dropout, self.config
+        rate = c.hidden_dropout_prob if own is None else own
+        pooled = gather_positions(hidden, cls_positions)
+        if c.classifier_dense is None:
+            pooled = self.heads.pooler(pooled)
+        else:
+            if c.classifier_dense != "relu":
+                first, key = (None, None) if key is None else jax.random.split(key)
+                pooled = dropout(pooled, rate, first, self.compute)
+            pooled = self.heads.pre_classifier(pooled)
+        return self.heads.classifier(dropout(pooled, rate, key, self.compute))
 
 
 BERT = Family(
@@ -231,3 +216,6 @@ BERT = Family(
     interop="bertjax.interop.bert:BERT",
 )
 DISTILBERT = replace(BERT, interop="bertjax.interop.bert:DISTILBERT")
+ROBERTA = replace(BERT, interop="bertjax.interop.bert:ROBERTA")
+ELECTRA = replace(BERT, interop="bertjax.interop.bert:ELECTRA")
+ALBERT = replace(BERT, interop="bertjax.interop.bert:ALBERT", layer_order=lambda model: model.layer_order)

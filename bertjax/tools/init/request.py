@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bertjax.config.loading.pretrained import read_model_fields
+from bertjax.config.schema.model import FAMILIES
 from bertjax.data.sources.hub import huggingface_records
 from bertjax.errors import UserError
 from bertjax.storage.pretrained import hub_name
@@ -89,7 +90,8 @@ class Request:
                 )
             return {}
         fields = read_model_fields(Path(name).expanduser())
-        fits = ("t5",) if self.kind == "t5" else ("bert", "distilbert")
+        kind = "sentencepiece" if self.kind == "t5" else "wordpiece"  # T5, or an encoder
+        fits = [family for family, section in FAMILIES.items() if section.tokenizer == kind]
         if fields["family"] not in fits:
             raise UserError(
                 f"--pretrained: {name} is a {fields['family']} model; {self.kind} needs {' or '.join(fits)}"

@@ -22,8 +22,9 @@ def pretrain(request: Request) -> Result:
     data, sides, size = running_text(request)
     length = min(128 if machine.is_small else 256, machine.longest)
     documents = data.keys.get("layout") != "documents" or len(expand_globs(data.keys["files"], BASE)) > 1
-    family = request.model_fields().get("family", "distilbert" if "distil" in (request.pretrained or "") else "bert")
-    pairs = documents and family == "bert"
+    name = (request.pretrained or "").lower()
+    other = next((family for family in ("distil", "roberta", "camembert", "electra", "albert") if family in name), None)
+    pairs = documents and request.model_fields().get("family", other or "bert") == "bert"  # others have no NSP head
     preprocess = {"kind": "bert_pairs", "sequence_length": length} | ({} if pairs else {"next_sentence": False})
     steps = 3000 if machine.is_small else 50_000
     rate = {"kind": "adamw", "learning_rate": 1e-3 if machine.is_small else 3e-4, "b2": 0.98}
