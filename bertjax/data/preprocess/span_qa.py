@@ -1,5 +1,6 @@
 """The kind `span_qa`: overlapping windows of a document, [CLS] question [SEP] window [SEP], to train and to evaluate.
 
+The tokenizer's layout decides which special tokens stand there: `<s> question </s></s> window </s>` for RoBERTa.
 The profile defines documents and answers: see `qa_documents`.
 """
 
@@ -150,7 +151,7 @@ def _tokenize_examples(
     queries = tokenizer.encode_batch([e.question for e in examples])
     for example, question in zip(examples, queries, strict=True):
         query, document = question[: span_qa.max_query_length], documents[example.context]
-        room = span_qa.sequence_length - len(query) - 3  # [CLS] and two [SEP]
+        room = span_qa.sequence_length - len(query) - tokenizer.layout.num_special(pair=True)
         if room < 1 or (span_qa.doc_stride_mode == "overlap" and room <= span_qa.doc_stride):
             raise UserError(
                 f"question '{example.id}' takes {len(query)} of {span_qa.sequence_length} positions, too many for "
@@ -193,16 +194,13 @@ def _fill(
     tokenizer: Tokenizer,
 ) -> int:
     """Write window (start, length) as row n; the position of its first document piece."""
-    first = len(item.query) + 2
-    end = first + length + 1
-    ids = rows["input_ids"][n]
-    ids[0], ids[first - 1], ids[end - 1] = tokenizer.cls_id, tokenizer.sep_id, tokenizer.sep_id
-    ids[1 : first - 1] = item.query
-    ids[first : end - 1] = item.document.ids[start : start + length]
-    rows["token_type_ids"][n, first:end] = 1
+    ids, types = tokenizer.layout.row(item.query, item.document.ids[start : start + length].tolist())
+    end = len(ids)
+    rows["input_ids"][n, :end] = ids
+    rows["token_type_ids"][n, :end] = types
     rows["segment_ids"][n, :end] = 1
     rows["positions"][n, :end] = np.arange(end)
-    return first
+    return tokenizer.layout.second_start(len(item.query))
 
 
 def plan_qa(context: PrepareContext) -> JobPlan:

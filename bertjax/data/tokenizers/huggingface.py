@@ -19,6 +19,7 @@ from bertjax.config.schema.data import SentencePieceConfig, WordPieceConfig
 from bertjax.config.schema.model import FAMILIES
 from bertjax.data.tokenizers import backend_state
 from bertjax.data.tokenizers.files import ADDED, CONFIG, JSON, ROLES, SPECIAL, SpecialTokens, json_object
+from bertjax.data.tokenizers.row_layout import RowLayout, find_layout
 from bertjax.errors import UserError, escape_unprintable
 from bertjax.progress import reporter
 
@@ -232,8 +233,8 @@ def _comparable(part: Any) -> Any:
 
 
 def _template_difference(backend: tokenizers.Tokenizer, special: SpecialTokens) -> str:
-    """A note on how a tokenizer's template differs from bertjax's rows; "" if it does not."""
-    if _is_standard(backend, special):
+    """A note on how a tokenizer's template differs from the rows that bertjax builds; "" if it does not."""
+    if _is_supported(backend, special):
         return ""
     if special.is_t5:
         return "transformers does not append eos to a text; bertjax and its exports do"
@@ -241,29 +242,26 @@ def _template_difference(backend: tokenizers.Tokenizer, special: SpecialTokens) 
     return f"transformers writes two texts as {written}; bertjax and its exports as [CLS] a [SEP] b [SEP]"
 
 
-def _is_standard(backend: tokenizers.Tokenizer, special: SpecialTokens) -> bool:
-    token = {role: backend.token_to_id(name) for role, name in special.roles.items()}
+def _is_supported(backend: tokenizers.Tokenizer, special: SpecialTokens) -> bool:
+    if not special.is_t5:
+        return find_layout(backend, special) is not None
+    eos = backend.token_to_id(special.roles["eos"])
     (a,), (b,) = (backend.encode_batch_fast([text], add_special_tokens=False) for text in "ab")
-    pair = backend.encode("a", "b")
-    if special.is_t5:
-        return bool(pair.ids == [*a.ids, token["eos"], *b.ids, token["eos"]])
-    ids = [token["cls"], *a.ids, token["sep"], *b.ids, token["sep"]]
-    return bool((pair.ids, pair.type_ids) == (ids, [0] * (len(a.ids) + 2) + [1] * (len(b.ids) + 1)))
+    return bool(backend.encode("a", "b").ids == [*a.ids, eos, *b.ids, eos])
 
 
 def _set_template(backend: tokenizers.Tokenizer, special: SpecialTokens) -> None:
-    """Give a tokenizer, and so an exported one, the special tokens of BERT's or T5's rows, whatever its folder has."""
-    if _is_standard(backend, special):
+    """Give a tokenizer, and so an exported one, BERT's or T5's template if its own is not supported."""
+    if _is_supported(backend, special):
         return
     if special.is_t5:
         eos = special.roles["eos"]
-        single, pair, tokens = ["$A", eos], ["$A", eos, "$B", eos], [eos]
+        backend.post_processor = tokenizers.processors.TemplateProcessing(
+            single=["$A", eos], pair=["$A", eos, "$B", eos], special_tokens=[(eos, backend.token_to_id(eos))]
+        )
     else:
-        cls, sep = special.roles["cls"], special.roles["sep"]
-        single, pair, tokens = [cls, "$A", sep], [cls, "$A", sep, "$B:1", f"{sep}:1"], list(dict.fromkeys([cls, sep]))
-    backend.post_processor = tokenizers.processors.TemplateProcessing(
-        single=single, pair=pair, special_tokens=[(token, backend.token_to_id(token)) for token in tokens]
-    )
+        cls_id, sep_id = (backend.token_to_id(special.roles[role]) for role in ("cls", "sep"))
+        backend.post_processor = RowLayout(cls_id, sep_id).template(special)
 
 
 def note_once(path: Path, note: str) -> None:

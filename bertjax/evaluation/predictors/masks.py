@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from bertjax.data.tokenizers.load import Tokenizer
 from bertjax.errors import UserError
 from bertjax.evaluation.inference.length_batches import LengthBatches
-from bertjax.evaluation.inference.token_rows import TokenRow, check_texts
+from bertjax.evaluation.inference.token_rows import TokenRow, check_texts, frame
 from bertjax.evaluation.predictors.base import Checkpoint, Predictor, as_restored, check_count
 from bertjax.evaluation.predictors.results import FilledText, MaskCandidate
 from bertjax.models import families
@@ -103,7 +103,7 @@ def encode_with_masks(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[i
         for text in parts:
             first, *others = (next(encoded) for _ in text)
             found.append([*first, *(i for part in others for i in (mask_id, *part))])
-    return [[tokenizer.cls_id, *ids, tokenizer.sep_id] for ids in found]
+    return [frame(tokenizer, ids) for ids in found]
 
 
 def fill_result(tokenizer: Tokenizer, text: str, number: int, index: int, probability: float) -> MaskCandidate:
