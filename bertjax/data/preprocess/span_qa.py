@@ -146,6 +146,7 @@ def evaluation_features(examples: Sequence[Example], tokenizer: Tokenizer, span_
 def _tokenize_examples(
     examples: Sequence[Example], tokenizer: Tokenizer, span_qa: SpanQa
 ) -> Iterator[TokenizedExample]:
+    _check_profile(span_qa, tokenizer)
     make = qa_documents.text_documents if span_qa.profile == "hf" else qa_documents.word_documents
     documents = make(dict.fromkeys(e.context for e in examples), tokenizer)
     queries = tokenizer.encode_batch([e.question for e in examples])
@@ -159,6 +160,15 @@ def _tokenize_examples(
             )
         step = span_qa.doc_stride if span_qa.doc_stride_mode == "step" else room - span_qa.doc_stride
         yield TokenizedExample(question, query, document, list(_windows(len(document.ids), room, step)))
+
+
+def _check_profile(span_qa: SpanQa, tokenizer: Tokenizer) -> None:
+    """Raise UserError if `get_final_text` could not restore answers from the tokenizer's pieces."""
+    if span_qa.profile == "bert" and (tokenizer.marks_word_starts or not tokenizer.marks_words):
+        raise UserError(
+            "preprocess.profile: bert follows run_squad.py, which restores answers from WordPiece's '##' pieces, and "
+            "this tokenizer has none; set profile to hf"
+        )
 
 
 def _windows(tokens: int, room: int, step: int) -> Iterator[tuple[int, int]]:
@@ -205,6 +215,7 @@ def _fill(
 
 def plan_qa(context: PrepareContext) -> JobPlan:
     options: SpanQa = context.task.preprocess
+    _check_profile(options, context.tokenizer)
     found = (question for source in context.task.source for question in read_squad(source, context.base))
     questions = list(sample_items(found, context.task.limit, context.seed))
     size = job_plan.EXAMPLES_PER_JOB

@@ -22,9 +22,10 @@ class Tokenizer:
     """A tokenizer for encoders, with [CLS] and [SEP] or tokens that take their place.
 
     `layout` builds the rows of one text or two. `pieces` lists the pieces by id, `is_continuation [V]` (bool) marks the
-    pieces that continue a word (none if `marks_words` is false), `sha256` identifies the tokenizer. `mask_id` and
-    `unk_id` may be None. Text never gives a special token, as in the reference, unless transformers loaded the
-    tokenizer; `text_special_ids` are those that text can give, without [CLS], [SEP] and [UNK].
+    pieces that continue a word (none if `marks_words` is false; `marks_word_starts`: pieces show it by ▁ or Ġ).
+    `mask_takes_space`: the mask token contains the white space before it (RoBERTa). `sha256` identifies the tokenizer.
+    `mask_id` and `unk_id` may be None. Text never gives a special token, as in the reference, unless transformers
+    loaded the tokenizer; `text_special_ids` are those that text can give, without [CLS], [SEP] and [UNK].
     """
 
     kind = "wordpiece"  # of the configuration's tokenizer sections
@@ -52,8 +53,11 @@ class Tokenizer:
         state = backend_state.tokenizer_state(backend)
         inside = backend_state.continuation_mask(state, self.pieces)
         self.marks_words = inside is not None
+        self.marks_word_starts = backend_state.word_start_mark(state) is not None
         self.is_continuation = np.zeros(self.vocab_size, bool) if inside is None else inside
         self.lowercase = backend_state.lowercases(state)
+        added = {token["content"]: token for token in state.get("added_tokens") or []}
+        self.mask_takes_space = bool(added.get(special.roles.get("mask"), {}).get("lstrip"))
         self.json = json.dumps(state, ensure_ascii=False, indent=1, sort_keys=False) + "\n"
         if not self._is_bert_s:
             self.json = tokenizer_files.to_state_json(state, special)

@@ -15,7 +15,7 @@ from typing import Any
 import tokenizers
 import tokenizers.processors
 
-from bertjax.config.schema.data import SentencePieceConfig, WordPieceConfig
+from bertjax.config.schema.data import BpeConfig, SentencePieceConfig, WordPieceConfig
 from bertjax.config.schema.model import FAMILIES
 from bertjax.data.tokenizers import backend_state
 from bertjax.data.tokenizers.files import ADDED, CONFIG, JSON, ROLES, SPECIAL, SpecialTokens, json_object
@@ -25,7 +25,9 @@ from bertjax.progress import reporter
 
 SETTINGS_FILES = ("config.json", CONFIG, SPECIAL, ADDED)
 _MODELS = ("spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
-VOCAB_FILES = (JSON, "vocab.txt", "vocab.json", "merges.txt", *_MODELS)
+_BPE = ("vocab.json", "merges.txt")
+VOCAB_FILES = (JSON, "vocab.txt", *_BPE, *_MODELS)
+NAMED_BY_CLASS = (*_BPE, "sentencepiece.bpe.model")  # files that mean nothing without a tokenizer class
 _TYPES = {"vocab.txt": "bert", "spiece.model": "t5"}  # transformers' tokenizer_type where nothing names a class
 _GENERIC = ("PreTrainedTokenizerFast", "TokenizersBackend")  # classes that are nothing without a tokenizer.json
 _UNKNOWN = "\U00013000"  # a letter that hardly any vocabulary holds
@@ -92,7 +94,10 @@ def load(path: Path, options: Mapping[str, Any]) -> tuple[tokenizers.Tokenizer, 
 def _isolated_folder(path: Path, scratch: Path) -> Path:
     """A folder with one vocabulary file under the name that transformers looks for, and its settings."""
     name = {".model": "spiece.model", ".json": JSON}.get(path.suffix, "vocab.txt")
-    shutil.copyfile(path, scratch / name)
+    shutil.copyfile(path, scratch / (path.name if path.name in VOCAB_FILES else name))
+    if path.name in _BPE and all((path.parent / each).is_file() for each in _BPE):
+        for each in _BPE:  # one tokenizer in two files
+            shutil.copyfile(path.parent / each, scratch / each)
     for setting in SETTINGS_FILES:
         if (path.parent / setting).is_file():
             shutil.copyfile(path.parent / setting, scratch / setting)
@@ -271,8 +276,10 @@ def note_once(path: Path, note: str) -> None:
         reporter.say(line)
 
 
-def note_unused_options(config: WordPieceConfig | SentencePieceConfig, found: Any, path: Path) -> None:
+def note_unused_options(config: WordPieceConfig | BpeConfig | SentencePieceConfig, found: Any, path: Path) -> None:
     """Note options that were set but differ from the files, which take precedence."""
+    if isinstance(config, BpeConfig):
+        return  # it has none that a file could decide
     if isinstance(config, SentencePieceConfig):
         pairs = {"extra_ids": (config.extra_ids, found.extra_ids)}
     else:

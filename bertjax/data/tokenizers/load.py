@@ -10,8 +10,8 @@ import sentencepiece
 import tokenizers
 
 from bertjax.config.loading.step_meta import is_checkpoint_step, read_meta
-from bertjax.config.schema.data import SentencePieceConfig, WordPieceConfig
-from bertjax.data.tokenizers import backend_state, encoder, huggingface
+from bertjax.config.schema.data import BpeConfig, SentencePieceConfig, WordPieceConfig
+from bertjax.data.tokenizers import backend_state, bpe, encoder, huggingface
 from bertjax.data.tokenizers import files as tokenizer_files
 from bertjax.data.tokenizers import sentencepiece as tokenizers_sentencepiece
 from bertjax.data.tokenizers import wordpiece as tokenizers_wordpiece
@@ -29,7 +29,7 @@ AnyTokenizer: TypeAlias = Any
 
 
 def load(
-    config: WordPieceConfig | SentencePieceConfig,
+    config: WordPieceConfig | BpeConfig | SentencePieceConfig,
     base: Path,
     *,
     vocab_size: int,
@@ -46,7 +46,7 @@ def load(
     if config.path is not None:
         place = locate(config.path, base)
         with pretrained.name_in_errors(place):
-            found = from_pretrained(place.path, **config.model_dump(include=set(DEFAULTS)))  # each kind has some
+            found = from_pretrained(place.path, **config.model_dump(include=set(DEFAULTS)))
         if isinstance(found, Tokenizer) == isinstance(config, SentencePieceConfig):
             has = "WordPiece" if isinstance(found, Tokenizer) else "SentencePiece"
             raise UserError(f"{place}: is a {has} tokenizer; tokenizer.kind is {config.kind}: name one of that kind")
@@ -60,6 +60,10 @@ def load(
         trainer = tokenizers_sentencepiece.train
         options |= {"extra_ids": config.extra_ids, "character_coverage": config.character_coverage}
         recipe = [config.kind, tokenizers_sentencepiece.VERSION, sentencepiece.__version__, *options.values()]
+    elif isinstance(config, BpeConfig):
+        trainer = train_bpe
+        options |= {"min_frequency": config.min_frequency}
+        recipe = [config.kind, bpe.VERSION, tokenizers.__version__, *options.values()]
     else:
         trainer = train
         options |= {"lowercase": config.lowercase, "min_frequency": config.min_frequency}
@@ -71,7 +75,7 @@ def load(
     recipe.append(fingerprint or _hash_documents(train_source_documents()))
     folder = cache / "tokenizers" / hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:24]
     if not (folder / "tokenizer.json").is_file():
-        passes = 1 if isinstance(config, SentencePieceConfig) else 2
+        passes = 2 if isinstance(config, WordPieceConfig) else 1
         title = f"training a tokenizer of {options['vocab_size']:,} pieces"
         with reporter.task(title, passes * text_bytes, "bytes") as task:
             trainer(_CountedDocuments(train_source_documents, task), **options).save(folder)
@@ -130,6 +134,8 @@ def from_file(path: Path, **options: Any) -> AnyTokenizer:
     if path.is_dir():
         present = [path / name for name in FILES if (path / name).is_file()]
         if not present:
+            present = [path / name for name in huggingface.NAMED_BY_CLASS if (path / name).is_file()]
+        if not present:
             raise UserError(huggingface.NO_VOCAB_FILE.format(path))
         path = present[0]
     return _from_bare(path, options)
@@ -145,6 +151,11 @@ def _load_native(path: Path) -> AnyTokenizer | None:
 
 
 def _from_bare(path: Path, options: dict[str, Any]) -> AnyTokenizer:
+    if path.name in huggingface.NAMED_BY_CLASS:
+        raise UserError(
+            f"{path}: only its model's settings say how it is read; put the config.json or tokenizer_config.json of "
+            "the model beside it"
+        )
     if path.suffix == ".model":
         return tokenizers_sentencepiece.from_model(path, extra_ids=options["extra_ids"])
     try:
@@ -165,6 +176,11 @@ def _from_bare(path: Path, options: dict[str, Any]) -> AnyTokenizer:
 def train(documents: tokenizers_wordpiece.Documents, **options: Any) -> Tokenizer:
     """A WordPiece vocabulary of at most `vocab_size` pieces: the same for the same text (`wordpiece.train`)."""
     return Tokenizer(tokenizers_wordpiece.train(documents, **options), "the trained tokenizer")
+
+
+def train_bpe(documents: tokenizers_wordpiece.Documents, **options: Any) -> Tokenizer:
+    """A byte-level BPE of at most `vocab_size` pieces: the same for the same text (`bpe.train`)."""
+    return Tokenizer(bpe.train(documents, **options), "the trained tokenizer", bpe.SPECIAL)
 
 
 class _CountedDocuments:
