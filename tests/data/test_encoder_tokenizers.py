@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from encoder_folders import KINDS, LETTERS, SENTENCES, TEXTS, is_double, tokeniz
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from span_oracle import oracle_answers
+from transformers_qa import postprocess_qa_predictions
 
 from bertjax.config.schema.data import BertPairs, BpeConfig, Classify, SpanQa
 from bertjax.data.preprocess import bert_pairs, span_qa
@@ -20,6 +22,7 @@ from bertjax.data.sources.squad import Example
 from bertjax.data.tokenizers import load
 from bertjax.data.tokenizers.load import Tokenizer
 from bertjax.errors import UserError
+from bertjax.evaluation.inference import span_decoding
 
 transformers = pytest.importorskip("transformers")
 
@@ -296,3 +299,59 @@ def test_a_bpe_of_a_configuration(tmp_path):
         made(min_frequency=1000)
     ours.save(tmp_path / "kept")
     assert made(path="kept").sha256 == ours.sha256
+
+
+# ---- answers out of logits ------------------------------------------------------------------------------------------
+
+
+def widened(text: str, start: int, stop: int) -> tuple[int, int] | None:
+    """Offsets of transformers without white space, and as bertjax widens them: to complete words and numbers."""
+
+    def inside(place: int) -> bool:
+        pair = text[place - 1 : place + 1] if place else ""
+        latin = all(unicodedata.name(char, "").startswith("LATIN ") for char in pair)
+        return len(pair) == 2 and (latin or pair.isdigit())
+
+    start += len(text[start:stop]) - len(text[start:stop].lstrip())
+    stop = max(start, len(text[:stop].rstrip()))
+    if start == stop:
+        return None  # a piece of white space
+    while inside(start):
+        start -= 1
+    while inside(stop):
+        stop += 1
+    return start, stop
+
+
+@pytest.mark.parametrize("kind", ["roberta, json", "xlm-roberta", "albert", "own"])
+def test_answers_are_those_of_run_qa(kind, both):
+    """postprocess_qa_predictions of transformers' utils_qa.py on the offsets of transformers' tokenizer."""
+    ours, theirs = both[kind]
+    options = SpanQa(sequence_length=40, doc_stride=8, doc_stride_mode="overlap")
+    contexts = [" ".join(SENTENCES[:2]), " ".join(SENTENCES[2:4]), SENTENCES[5] + " " + SENTENCES[6]]
+    examples = [Example(str(n), "What cat?", context, []) for n, context in enumerate(contexts)]
+    features = span_qa.evaluation_features(examples, ours, options)
+    logits = np.random.default_rng(3).normal(size=(2, *features.token_to_word.shape)) * 3
+    predictions, nbest, _ = span_decoding.predict_answers(examples, features, *logits, version_2=True)
+    for number, example in enumerate(examples):
+        found = theirs(
+            example.question, example.context, truncation="only_second", max_length=40, stride=8,
+            return_overflowing_tokens=True, return_offsets_mapping=True, padding="max_length",
+        )  # fmt: skip
+        rows = np.flatnonzero(features.example_index == number)
+        windows = [
+            {
+                "offset_mapping": [
+                    widened(example.context, *place) if sequence == 1 else None
+                    for place, sequence in zip(found["offset_mapping"][n], found.sequence_ids(n), strict=True)
+                ],
+                "token_is_max_context": features.max_context[row],
+            }
+            for n, row in enumerate(rows)
+        ]
+        want, entries, _ = postprocess_qa_predictions(
+            example.context, windows, *logits[:, rows], version_2=True, n_best_size=20, max_answer_length=30,
+            null_score_diff_threshold=0.0,
+        )  # fmt: skip
+        assert predictions[example.id] == want
+        assert [entry["text"] for entry in nbest[example.id]] == [entry["text"] for entry in entries]
