@@ -14,6 +14,7 @@ from bertjax.config.schema.data import BertPairs
 from bertjax.data.jobs.token_corpus import TokenizedCorpus
 from bertjax.data.preprocess.bert_pairs import to_row
 from bertjax.data.preprocess.sentence_pairs import Pair, document_rng, pairs_from_document, truncate_seq_pair
+from bertjax.data.tokenizers.row_layout import RowLayout
 from bertjax.errors import StorageError, UserError
 from bertjax.verify import runner
 
@@ -112,7 +113,7 @@ def test_document_rng_differs_by_seed_pass_and_document() -> None:
 
 
 def test_row_of_a_pair() -> None:
-    row = to_row(Pair([11, 12], [13], True), 8, cls_id=1, sep_id=2, pad_id=9)
+    row = to_row(Pair([11, 12], [13], True), 8, layout=RowLayout(1, 2), pad_id=9)
     expected = {
         "input_ids": [1, 11, 12, 2, 13, 2, 9, 9],
         "token_type_ids": [0, 0, 0, 0, 1, 1, 0, 0],
@@ -128,11 +129,11 @@ def test_row_of_a_pair() -> None:
 
 
 def test_row_without_nsp_and_one_that_does_not_fit() -> None:
-    row = to_row(Pair([11, 12], [], None), 8, cls_id=1, sep_id=2)
+    row = to_row(Pair([11, 12], [], None), 8, layout=RowLayout(1, 2))
     assert row["input_ids"].tolist() == [1, 11, 12, 2, 0, 0, 0, 0]
     assert row["nsp_weights"].tolist() == [0.0] and not row["token_type_ids"].any()
     with pytest.raises(ValueError, match="does not fit"):
-        to_row(Pair([1] * 5, [1] * 5, False), 8, cls_id=1, sep_id=2)
+        to_row(Pair([1] * 5, [1] * 5, False), 8, layout=RowLayout(1, 2))
 
 
 # ---- the corpus on disk ---------------------------------------------------------------------------------------------

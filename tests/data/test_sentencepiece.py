@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from bertjax.config.schema.data import SentencePieceConfig, WordPieceConfig
 from bertjax.data.tokenizers import load as tokenizers_load
-from bertjax.data.tokenizers import spm_proto
+from bertjax.data.tokenizers import spm_proto, wordpiece
 from bertjax.data.tokenizers.sentencepiece import SentencePieceTokenizer, train
 from bertjax.data.tokenizers.spm_proto import CONTROL, UNKNOWN, Model, Piece
 from bertjax.errors import UserError
@@ -317,7 +317,7 @@ def test_path_and_kind(tokenizer, folder, tmp_path):
     assert load(config, tmp_path, None).vocab_size == PIECES + 3
     with pytest.raises(UserError, match="is a SentencePiece tokenizer; tokenizer.kind is wordpiece"):
         load(WordPieceConfig(path=str(folder)), tmp_path, None)
-    (tmp_path / "vocab.txt").write_text("\n".join(tokenizers_load.SPECIAL_TOKENS) + "\n")
+    (tmp_path / "vocab.txt").write_text("\n".join(wordpiece.SPECIAL_TOKENS) + "\n")
     with pytest.raises(UserError, match="is a WordPiece tokenizer; tokenizer.kind is sentencepiece"):
         load(SentencePieceConfig(kind="sentencepiece", path=str(tmp_path / "vocab.txt")), tmp_path, None)
     with pytest.raises(UserError, match="neither 'path' nor text"):

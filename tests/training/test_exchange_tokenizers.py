@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from bertjax.config.loading.load import build
 from bertjax.config.schema.model import BertConfig, T5Config
 from bertjax.config.schema.run import Config
-from bertjax.data.tokenizers import load, sentencepiece
+from bertjax.data.tokenizers import load, sentencepiece, wordpiece
 from bertjax.errors import UserError
 from bertjax.evaluation.evaluators.build import build_evaluators
 from bertjax.evaluation.predictors import masks
@@ -80,7 +80,7 @@ def folder(files: dict, model=BERT, heads: tuple[str, ...] = ("mlm",)) -> Path:
         hf_folder.save_folder(Path("hf"), params, model, ("lm",), tokenizer=own)
         size = own.vocab_size
     else:
-        backend = load.build_wordpiece({piece: i for i, piece in enumerate(load.SPECIAL_TOKENS)}, lowercase=True)
+        backend = load.build_wordpiece({piece: i for i, piece in enumerate(wordpiece.SPECIAL_TOKENS)}, lowercase=True)
         hf_folder.save_folder(Path("hf"), params, model, heads, tokenizer=load.Tokenizer(backend, "test"))
         size = 0
         for path in Path("hf").iterdir():

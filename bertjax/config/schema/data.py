@@ -244,6 +244,18 @@ class WordPieceConfig(Section):
     train_on: TrainOn = None
 
 
+class BpeConfig(Section):
+    """Byte-level BPE with RoBERTa's special tokens and rows, for any encoder; or a tokenizer as for `wordpiece`."""
+
+    stands_for: ClassVar[str] = "wordpiece"  # in the `tokenizer` of a model family
+
+    kind: Literal["bpe"] = "bpe"
+    path: TokenizerPath = None
+    vocab_size: TrainedSize = None
+    min_frequency: Positive = Field(2, description="Least frequency of a merged pair in training.")
+    train_on: TrainOn = None
+
+
 class SentencePieceConfig(Section):
     """SentencePiece unigram with T5's sentinels: a spiece.model, tokenizer.json or folder, or a trained one."""
 
@@ -255,7 +267,11 @@ class SentencePieceConfig(Section):
     train_on: TrainOn = None
 
 
-TOKENIZERS: dict[str, type[Section]] = {"wordpiece": WordPieceConfig, "sentencepiece": SentencePieceConfig}
+TOKENIZERS: dict[str, type[Section]] = {
+    "wordpiece": WordPieceConfig,
+    "bpe": BpeConfig,
+    "sentencepiece": SentencePieceConfig,
+}
 Tokenizer = Annotated[Any, KindOf("kind", "wordpiece", TOKENIZERS)]
 
 

@@ -214,8 +214,9 @@ class Config(Section):
             raise ValueError("entries of compare need different names other than 'base'")
         if shared := self.tasks.keys() & self.mixtures.keys():
             raise ValueError(f"'{min(shared)}' is both a task and a mixture: give one of them another name")
-        if self.tokenizer.kind != self.model.tokenizer:
-            raise ValueError(f"a model of family '{self.model.family}' needs tokenizer.kind: {self.model.tokenizer}")
+        if getattr(self.tokenizer, "stands_for", self.tokenizer.kind) != self.model.tokenizer:
+            needed = " or ".join([self.model.tokenizer, *(["bpe"] if self.model.tokenizer == "wordpiece" else [])])
+            raise ValueError(f"a model of family '{self.model.family}' needs tokenizer.kind: {needed}")
         for stage in self.stages:
             self._check_stage(stage)
         if self.stages[0].init_from in ("previous", "best"):

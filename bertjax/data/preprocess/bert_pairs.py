@@ -23,29 +23,27 @@ from bertjax.data.sources.pieces import UnfinishedDocument, is_last
 from bertjax.data.sources.registry import record_of
 from bertjax.data.sources.text import stream_documents
 from bertjax.data.store.row_format import row_dtype
+from bertjax.data.tokenizers.row_layout import RowLayout
 
 if TYPE_CHECKING:
     from bertjax.data.tokenizers.load import Tokenizer
 
 
-def to_row(pair: Pair, sequence_length: int, *, cls_id: int, sep_id: int, pad_id: int = 0) -> dict[str, np.ndarray]:
-    """`[CLS] A [SEP] B [SEP]`, or `[CLS] A [SEP]` without NSP, padded to one unmasked row.
+def to_row(pair: Pair, sequence_length: int, *, layout: RowLayout, pad_id: int = 0) -> dict[str, np.ndarray]:
+    """`[CLS] A [SEP] B [SEP]`, or `[CLS] A [SEP]` without NSP, as `layout` has them, padded to one unmasked row.
 
     Returns input_ids, token_type_ids, segment_ids (1 on the example, 0 on padding), positions: int32 [S];
     cls_positions, nsp_labels (1 = random next): int32 [1]; nsp_weights: float32 [1], 0 without NSP.
     Raises ValueError when the pair does not fit.
     """
-    ids = [cls_id, *pair.tokens_a, sep_id]
-    first = len(ids)
-    if pair.is_random_next is not None:
-        ids += [*pair.tokens_b, sep_id]
+    ids, types = layout.row(pair.tokens_a, None if pair.is_random_next is None else pair.tokens_b)
     length = len(ids)
     if length > sequence_length:
         raise ValueError(f"a pair of {length} tokens does not fit a row of {sequence_length}")
     row = {name: np.zeros(sequence_length, np.int32) for name in ("token_type_ids", "segment_ids", "positions")}
     row["input_ids"] = np.full(sequence_length, pad_id, np.int32)
     row["input_ids"][:length] = ids
-    row["token_type_ids"][first:length] = 1
+    row["token_type_ids"][:length] = types
     row["segment_ids"][:length] = 1
     row["positions"][:length] = np.arange(length)
     row["cls_positions"] = np.zeros(1, np.int32)
@@ -66,7 +64,8 @@ class PairsContext(NamedTuple):
     corpus: Documents
     pairs: BertPairs
     seed: int
-    ids: dict[str, int]  # cls_id, sep_id, pad_id
+    layout: RowLayout
+    pad_id: int
     dtype: np.dtype
     masker: StaticMasker | None
 
@@ -81,12 +80,13 @@ class PairsUnit(NamedTuple):
 def pairs_blocks(context: PairsContext, unit: PairsUnit) -> Blocks:
     """The pairs of a unit, document by document."""
     made = (
-        to_row(pair, context.pairs.sequence_length, **context.ids)
+        to_row(pair, context.pairs.sequence_length, layout=context.layout, pad_id=context.pad_id)
         for document in range(unit.first, unit.last)
         for pair in pairs_from_document(
-            document, context.corpus, context.pairs, document_rng(context.seed, unit.repeat, document)
+            document, context.corpus, context.pairs, document_rng(context.seed, unit.repeat, document),
+            context.layout.num_special(context.pairs.next_sentence),
         )
-    )
+    )  # fmt: skip
     done = 0
     while chunk := list(islice(made, BLOCK_ROWS)):
         rows = np.zeros(len(chunk), context.dtype)
@@ -112,7 +112,7 @@ def pairs_units(tokens: Sequence[int], repeats: int, unit_tokens: int) -> Iterat
 
 def plan_pairs(context: PrepareContext) -> JobPlan:
     options, tokenizer = context.task.preprocess, context.tokenizer
-    longest = options.sequence_length - 3 if options.next_sentence else None
+    longest = options.sequence_length - tokenizer.layout.num_special(pair=True) if options.next_sentence else None
     text = apply_limit(context, tokenize_sources(context, stream_documents, tokenize_sentences, longest))
     total = int(text.tokens.sum())
     context.report(f"{context.name}: {len(text.tokens):,} documents, {text.sentences:,} sentences, {total:,} tokens")
@@ -120,10 +120,10 @@ def plan_pairs(context: PrepareContext) -> JobPlan:
         context.report(f"{context.name}: sentences of more than {longest:,} tokens, cut into pieces: {cut:,}")
     masker = None if options.pack else static_masker(options, tokenizer, context.seed)  # packed rows are masked later
     dtype = masker.with_fields(pairs_dtype(options)) if masker else pairs_dtype(options)
-    ids = {"cls_id": tokenizer.cls_id, "sep_id": tokenizer.sep_id, "pad_id": tokenizer.pad_id}
     everything = total * options.dupe_factor
     return JobPlan(
-        pairs_blocks, PairsContext(text.corpus, options, context.seed, ids, dtype, masker),
+        pairs_blocks,
+        PairsContext(text.corpus, options, context.seed, tokenizer.layout, tokenizer.pad_id, dtype, masker),
         pairs_units(text.tokens.tolist(), options.dupe_factor, shard_tokens(everything)), dtype,
         use_pool=needs_worker_pool(everything),
         facts={"documents": len(text.tokens), "sentences": text.sentences, "tokens": total,

@@ -35,7 +35,8 @@ class ClassifyContext(NamedTuple):
 
 
 def classify_blocks(context: ClassifyContext, records: Sequence[dict[str, Any]]) -> CountedBlocks:
-    """`[CLS] a [SEP]` or `[CLS] a [SEP] b [SEP]`: run_classifier.py's convert_single_example (google-research/bert).
+    """`[CLS] a [SEP]` or `[CLS] a [SEP] b [SEP]`: run_classifier.py's convert_single_example (google-research/bert),
+    with the special tokens of the tokenizer's layout.
 
     A single text is cut at its end; of a pair the longer text loses tokens from its end (B when equal).
     """
@@ -46,15 +47,13 @@ def classify_blocks(context: ClassifyContext, records: Sequence[dict[str, Any]])
         texts_b = tokenizer.encode_batch([record[options.text_b] for record in records])
     rows = np.zeros(len(records), context.dtype)
     rows["input_ids"] = tokenizer.pad_id
-    room = options.sequence_length - (2 if options.text_b is None else 3)
+    pair = options.text_b is not None
+    room = options.sequence_length - tokenizer.layout.num_special(pair)
     for row, record, a, b in zip(rows, records, texts_a, texts_b, strict=True):
         a, b = truncate_pair(a, b, room)
-        ids = [tokenizer.cls_id, *a, tokenizer.sep_id]
-        first = len(ids)
-        if options.text_b is not None:
-            ids += [*b, tokenizer.sep_id]
+        ids, types = tokenizer.layout.row(a, b if pair else None)
         row["input_ids"][: len(ids)] = ids
-        row["token_type_ids"][first : len(ids)] = 1
+        row["token_type_ids"][: len(ids)] = types
         row["segment_ids"][: len(ids)] = 1
         row["positions"][: len(ids)] = np.arange(len(ids))
         row["labels"], row["label_weights"] = context.labels.encode(record[options.label])

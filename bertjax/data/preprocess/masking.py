@@ -30,6 +30,7 @@ class Vocabulary(Protocol):
     sep_id: int
     mask_id: int | None
     is_continuation: np.ndarray
+    # Of a real tokenizer also `marks_words`, `marks_word_starts` and `text_special_ids`; their defaults are BERT's.
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,8 @@ class MaskingRules:
     sep_id: int
     mask_id: int
     is_continuation: np.ndarray  # bool [V]: pieces that continue a word ('##' in WordPiece)
+    is_special: np.ndarray | None = None  # bool [V]: more tokens than cls and sep that are never chosen; None: none
+    special_ends_word: bool = False  # whether a piece behind a token that is never chosen begins a word
 
     @classmethod
     def from_options(cls, pairs: BertPairs, tokenizer: Vocabulary) -> "MaskingRules":
@@ -58,7 +61,8 @@ class MaskingRules:
         return cls(
             pairs.masked_lm_prob, pairs.max_predictions_per_seq, max_predictions(pairs), pairs.whole_word_mask,
             tokenizer.vocab_size, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id,
-            np.asarray(tokenizer.is_continuation, bool),
+            np.asarray(tokenizer.is_continuation, bool), _special_mask(tokenizer),
+            getattr(tokenizer, "marks_word_starts", False),
         )  # fmt: skip
 
     def num_predictions(self, length: np.ndarray | int) -> np.ndarray:
@@ -69,6 +73,15 @@ class MaskingRules:
         """
         share = np.rint(np.asarray(length) * self.masked_lm_prob).astype(np.int64)
         return np.minimum(self.max_predictions_per_seq, np.maximum(1, share))
+
+
+def _special_mask(tokenizer: Vocabulary) -> np.ndarray | None:
+    """bool [V]: special tokens that text can give, such as a spelled <mask>; [UNK] is masked, as in the reference."""
+    if not (ids := getattr(tokenizer, "text_special_ids", ())):
+        return None
+    special = np.zeros(tokenizer.vocab_size, bool)
+    special[list(ids)] = True
+    return special
 
 
 # ---- one example, as in the reference -------------------------------------------------------------------------------
@@ -82,13 +95,16 @@ def mask_tokens(
     Returns (tokens with replacements, masked positions in order, the original ids there), without padding.
     """
     groups: list[list[int]] = []
+    word_ended = True
     for position, token in enumerate(tokens):
-        if token in (rules.cls_id, rules.sep_id):
+        if token in (rules.cls_id, rules.sep_id) or (rules.is_special is not None and rules.is_special[token]):
+            word_ended = word_ended or rules.special_ends_word
             continue
-        if rules.whole_word_mask and groups and rules.is_continuation[token]:
+        if rules.whole_word_mask and not word_ended and rules.is_continuation[token]:
             groups[-1].append(position)
         else:
             groups.append([position])
+        word_ended = False
     rng.shuffle(groups)
     wanted = int(rules.num_predictions(len(tokens)))
     output = list(tokens)
@@ -147,9 +163,14 @@ def _mask_block(
 ) -> dict[str, np.ndarray]:
     input_ids = np.array(input_ids, np.int32, order="C")
     candidates = (segment_ids > 0) & (input_ids != rules.cls_id) & (input_ids != rules.sep_id)
+    if rules.is_special is not None:
+        candidates &= ~rules.is_special[input_ids]
     wanted = rules.num_predictions(_count_per_example(segment_ids, segment_ids > 0))
     if rules.whole_word_mask:
-        positions = _choose_words(streams, candidates, rules.is_continuation[input_ids], segment_ids, wanted)
+        continues = rules.is_continuation[input_ids]
+        if rules.special_ends_word:
+            continues[:, 1:] &= candidates[:, :-1]
+        positions = _choose_words(streams, candidates, continues, segment_ids, wanted)
     else:
         positions = _choose(streams, candidates, segment_ids, wanted, rules.row_predictions)
     positions.sort(axis=1)
@@ -203,7 +224,8 @@ def _choose_words(
     """Words in random order while they fit `wanted` [B, G + 1]; one that exceeds the count is skipped.
 
     Every example of the batch is a lane; a round offers each unfinished lane its next word. As in the reference, a '##'
-    piece right after [SEP] belongs to the word before it.
+    piece right after [SEP] belongs to the word before it (not where pieces mark the starts of words:
+    `special_ends_word`).
     """
     batch, length = candidates.shape
     places = np.arange(length, dtype=np.int64)

@@ -23,18 +23,21 @@ def document_rng(seed: int, repeat: int, document: int) -> random.Random:
     return random.Random(f"pairs {seed} {repeat} {document}")
 
 
-def pairs_from_document(document: int, corpus: Sentences, pairs: BertPairs, rng: random.Random) -> Iterator[Pair]:
-    """The examples of one pass over one document.
+def pairs_from_document(
+    document: int, corpus: Sentences, pairs: BertPairs, rng: random.Random, special: int | None = None
+) -> Iterator[Pair]:
+    """The examples of one pass over one document; `special`: the special tokens of a row (default: BERT's).
 
     With `pairs.next_sentence` this is create_instances_from_document, draw for draw: the same `rng` state gives the
     same pairs and leaves the same state. A and B together have at most sequence_length - 3 tokens. A chunk of one
     sentence always gets a random B, so more than half of all labels are "random".
     Without it, `full_sentences`: only A, at most sequence_length - 2 tokens.
     """
+    special = (3 if pairs.next_sentence else 2) if special is None else special
+    limit = pairs.sequence_length - special
     if not pairs.next_sentence:
-        yield from full_sentences(document, corpus, pairs, rng)
+        yield from full_sentences(document, corpus, limit, pairs.short_seq_prob, rng)
         return
-    limit = pairs.sequence_length - 3
     target = _target_length(limit, pairs.short_seq_prob, rng)
     count = corpus.num_sentences(document)
     first = 0
@@ -53,11 +56,13 @@ def pairs_from_document(document: int, corpus: Sentences, pairs: BertPairs, rng:
         yield Pair(tokens_a, tokens_b, is_random_next)
 
 
-def full_sentences(document: int, corpus: Sentences, pairs: BertPairs, rng: random.Random) -> Iterator[Pair]:
+def full_sentences(
+    document: int, corpus: Sentences, limit: int, short_seq_prob: float, rng: random.Random
+) -> Iterator[Pair]:
     """Examples without NSP: consecutive complete sentences of one document (RoBERTa's DOC-SENTENCES, arXiv 1907.11692
     section 4.2). No token is lost or repeated: a sentence that does not fit starts the next example, and one longer
     than an example is continued in the next. short_seq_prob applies once for the document."""
-    target = _target_length(pairs.sequence_length - 2, pairs.short_seq_prob, rng)
+    target = _target_length(limit, short_seq_prob, rng)
     held: list[int] = []
     for sentence in range(corpus.num_sentences(document)):
         tokens = list(corpus.sentence_tokens(document, sentence))

@@ -1,5 +1,6 @@
 """The kind `span_qa`: overlapping windows of a document, [CLS] question [SEP] window [SEP], to train and to evaluate.
 
+The tokenizer's layout decides which special tokens stand there: `<s> question </s></s> window </s>` for RoBERTa.
 The profile defines documents and answers: see `qa_documents`.
 """
 
@@ -145,12 +146,13 @@ def evaluation_features(examples: Sequence[Example], tokenizer: Tokenizer, span_
 def _tokenize_examples(
     examples: Sequence[Example], tokenizer: Tokenizer, span_qa: SpanQa
 ) -> Iterator[TokenizedExample]:
+    _check_profile(span_qa, tokenizer)
     make = qa_documents.text_documents if span_qa.profile == "hf" else qa_documents.word_documents
     documents = make(dict.fromkeys(e.context for e in examples), tokenizer)
     queries = tokenizer.encode_batch([e.question for e in examples])
     for example, question in zip(examples, queries, strict=True):
         query, document = question[: span_qa.max_query_length], documents[example.context]
-        room = span_qa.sequence_length - len(query) - 3  # [CLS] and two [SEP]
+        room = span_qa.sequence_length - len(query) - tokenizer.layout.num_special(pair=True)
         if room < 1 or (span_qa.doc_stride_mode == "overlap" and room <= span_qa.doc_stride):
             raise UserError(
                 f"question '{example.id}' takes {len(query)} of {span_qa.sequence_length} positions, too many for "
@@ -158,6 +160,15 @@ def _tokenize_examples(
             )
         step = span_qa.doc_stride if span_qa.doc_stride_mode == "step" else room - span_qa.doc_stride
         yield TokenizedExample(question, query, document, list(_windows(len(document.ids), room, step)))
+
+
+def _check_profile(span_qa: SpanQa, tokenizer: Tokenizer) -> None:
+    """Raise UserError if `get_final_text` could not restore answers from the tokenizer's pieces."""
+    if span_qa.profile == "bert" and (tokenizer.marks_word_starts or not tokenizer.marks_words):
+        raise UserError(
+            "preprocess.profile: bert follows run_squad.py, which restores answers from WordPiece's '##' pieces, and "
+            "this tokenizer has none; set profile to hf"
+        )
 
 
 def _windows(tokens: int, room: int, step: int) -> Iterator[tuple[int, int]]:
@@ -193,20 +204,18 @@ def _fill(
     tokenizer: Tokenizer,
 ) -> int:
     """Write window (start, length) as row n; the position of its first document piece."""
-    first = len(item.query) + 2
-    end = first + length + 1
-    ids = rows["input_ids"][n]
-    ids[0], ids[first - 1], ids[end - 1] = tokenizer.cls_id, tokenizer.sep_id, tokenizer.sep_id
-    ids[1 : first - 1] = item.query
-    ids[first : end - 1] = item.document.ids[start : start + length]
-    rows["token_type_ids"][n, first:end] = 1
+    ids, types = tokenizer.layout.row(item.query, item.document.ids[start : start + length].tolist())
+    end = len(ids)
+    rows["input_ids"][n, :end] = ids
+    rows["token_type_ids"][n, :end] = types
     rows["segment_ids"][n, :end] = 1
     rows["positions"][n, :end] = np.arange(end)
-    return first
+    return tokenizer.layout.second_start(len(item.query))
 
 
 def plan_qa(context: PrepareContext) -> JobPlan:
     options: SpanQa = context.task.preprocess
+    _check_profile(options, context.tokenizer)
     found = (question for source in context.task.source for question in read_squad(source, context.base))
     questions = list(sample_items(found, context.task.limit, context.seed))
     size = job_plan.EXAMPLES_PER_JOB

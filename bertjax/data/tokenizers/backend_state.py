@@ -11,6 +11,20 @@ from bertjax.errors import UserError, brief
 
 _INSIDE = {"normalizer": "normalizers", "pre_tokenizer": "pretokenizers", "decoder": "decoders"}
 _WORD_STARTS = {"Metaspace": "▁", "ByteLevel": "Ġ"}  # pre-tokenizer: the mark of a piece that begins a word
+_UNSPACED = (  # Thai and Lao, Burmese, Khmer, Chinese and Japanese
+    (0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x2E80, 0x312F), (0x31A0, 0xA4CF), (0xF900, 0xFAFF),
+    (0xFF66, 0xFF9F), (0x20000, 0x3FFFF),
+)  # fmt: skip
+
+
+def _letters_of_bytes() -> dict[str, int]:
+    """{letter: byte} of byte-level BPE (bytes_to_unicode of GPT-2's encoder.py)."""
+    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in plain]
+    return {chr(byte): byte for byte in plain} | {chr(256 + n): byte for n, byte in enumerate(others)}
+
+
+_BYTES = _letters_of_bytes()
 
 
 def parse_backend(text: str, where: str) -> tokenizers.Tokenizer:
@@ -82,6 +96,9 @@ def describe_unused_ids(vocab: Mapping[str, int]) -> list[str]:
 def continuation_mask(state: Mapping[str, Any], listed: Sequence[str]) -> np.ndarray | None:
     """bool [V]: the pieces that continue a word, by the model's prefix or the pre-tokenizer's mark of word starts.
 
+    A mark (▁, Ġ) stands for white space, as in fairseq's get_whole_word_mask and transformers'
+    DataCollatorForLanguageModeling, and a punctuation mark belongs to the word before it. A sentence in a script
+    without spaces would be one word: there every piece is one.
     None where a piece does not show it (end-of-word suffixes, word starts without a mark).
     """
     model, added = state["model"], {token["content"] for token in state.get("added_tokens") or []}
@@ -91,11 +108,32 @@ def continuation_mask(state: Mapping[str, Any], listed: Sequence[str]) -> np.nda
         return np.zeros(len(listed), bool)
     if prefix:
         return np.array([piece.startswith(prefix) and piece not in added for piece in listed])
-    steps = [step["type"] for step in pipeline_steps(state, "pre_tokenizer")]
-    marks = [_WORD_STARTS[kind] for kind in steps if kind in _WORD_STARTS]
-    if not marks or model.get("end_of_word_suffix"):
+    mark = word_start_mark(state)
+    if mark is None or model.get("end_of_word_suffix"):
         return None
-    return np.array([not piece.startswith((marks[-1], "[unused ")) and piece not in added for piece in listed])
+    in_bytes = mark == _WORD_STARTS["ByteLevel"]
+    starts = [piece.startswith((mark, "[unused ")) or _is_unspaced(piece, in_bytes) for piece in listed]
+    return np.array([not start and piece not in added for start, piece in zip(starts, listed, strict=True)])
+
+
+def word_start_mark(state: Mapping[str, Any]) -> str | None:
+    """The mark of a piece that begins a word, by the pre-tokenizer; None without one."""
+    steps = [step["type"] for step in pipeline_steps(state, "pre_tokenizer")]
+    return next((_WORD_STARTS[kind] for kind in reversed(steps) if kind in _WORD_STARTS), None)
+
+
+def _is_unspaced(piece: str, in_bytes: bool) -> bool:
+    """Whether a piece begins with a letter of a script without spaces between words.
+
+    In a byte-level piece that holds a part of a letter, the first byte of Chinese and Japanese ones shows it.
+    """
+    if in_bytes:
+        data = bytes(_BYTES.get(letter, 0x20) for letter in piece[:4])
+        piece = data.decode(errors="ignore") or ("\u4e00" if data and 0xE3 <= data[0] <= 0xE9 else "")
+        if data and 0x80 <= data[0] < 0xC0:
+            return False  # inside a letter
+    code = ord(piece[0]) if piece else 0
+    return code >= _UNSPACED[0][0] and any(low <= code <= high for low, high in _UNSPACED)
 
 
 def behavior(state: Mapping[str, Any], listed: Sequence[str]) -> dict[str, Any]:

@@ -15,16 +15,19 @@ from typing import Any
 import tokenizers
 import tokenizers.processors
 
-from bertjax.config.schema.data import SentencePieceConfig, WordPieceConfig
+from bertjax.config.schema.data import BpeConfig, SentencePieceConfig, WordPieceConfig
 from bertjax.config.schema.model import FAMILIES
 from bertjax.data.tokenizers import backend_state
 from bertjax.data.tokenizers.files import ADDED, CONFIG, JSON, ROLES, SPECIAL, SpecialTokens, json_object
+from bertjax.data.tokenizers.row_layout import RowLayout, find_layout
 from bertjax.errors import UserError, escape_unprintable
 from bertjax.progress import reporter
 
 SETTINGS_FILES = ("config.json", CONFIG, SPECIAL, ADDED)
 _MODELS = ("spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
-VOCAB_FILES = (JSON, "vocab.txt", "vocab.json", "merges.txt", *_MODELS)
+_BPE = ("vocab.json", "merges.txt")
+VOCAB_FILES = (JSON, "vocab.txt", *_BPE, *_MODELS)
+NAMED_BY_CLASS = (*_BPE, "sentencepiece.bpe.model")  # files that mean nothing without a tokenizer class
 _TYPES = {"vocab.txt": "bert", "spiece.model": "t5"}  # transformers' tokenizer_type where nothing names a class
 _GENERIC = ("PreTrainedTokenizerFast", "TokenizersBackend")  # classes that are nothing without a tokenizer.json
 _UNKNOWN = "\U00013000"  # a letter that hardly any vocabulary holds
@@ -91,7 +94,10 @@ def load(path: Path, options: Mapping[str, Any]) -> tuple[tokenizers.Tokenizer, 
 def _isolated_folder(path: Path, scratch: Path) -> Path:
     """A folder with one vocabulary file under the name that transformers looks for, and its settings."""
     name = {".model": "spiece.model", ".json": JSON}.get(path.suffix, "vocab.txt")
-    shutil.copyfile(path, scratch / name)
+    shutil.copyfile(path, scratch / (path.name if path.name in VOCAB_FILES else name))
+    if path.name in _BPE and all((path.parent / each).is_file() for each in _BPE):
+        for each in _BPE:  # one tokenizer in two files
+            shutil.copyfile(path.parent / each, scratch / each)
     for setting in SETTINGS_FILES:
         if (path.parent / setting).is_file():
             shutil.copyfile(path.parent / setting, scratch / setting)
@@ -232,8 +238,8 @@ def _comparable(part: Any) -> Any:
 
 
 def _template_difference(backend: tokenizers.Tokenizer, special: SpecialTokens) -> str:
-    """A note on how a tokenizer's template differs from bertjax's rows; "" if it does not."""
-    if _is_standard(backend, special):
+    """A note on how a tokenizer's template differs from the rows that bertjax builds; "" if it does not."""
+    if _is_supported(backend, special):
         return ""
     if special.is_t5:
         return "transformers does not append eos to a text; bertjax and its exports do"
@@ -241,29 +247,26 @@ def _template_difference(backend: tokenizers.Tokenizer, special: SpecialTokens) 
     return f"transformers writes two texts as {written}; bertjax and its exports as [CLS] a [SEP] b [SEP]"
 
 
-def _is_standard(backend: tokenizers.Tokenizer, special: SpecialTokens) -> bool:
-    token = {role: backend.token_to_id(name) for role, name in special.roles.items()}
+def _is_supported(backend: tokenizers.Tokenizer, special: SpecialTokens) -> bool:
+    if not special.is_t5:
+        return find_layout(backend, special) is not None
+    eos = backend.token_to_id(special.roles["eos"])
     (a,), (b,) = (backend.encode_batch_fast([text], add_special_tokens=False) for text in "ab")
-    pair = backend.encode("a", "b")
-    if special.is_t5:
-        return bool(pair.ids == [*a.ids, token["eos"], *b.ids, token["eos"]])
-    ids = [token["cls"], *a.ids, token["sep"], *b.ids, token["sep"]]
-    return bool((pair.ids, pair.type_ids) == (ids, [0] * (len(a.ids) + 2) + [1] * (len(b.ids) + 1)))
+    return bool(backend.encode("a", "b").ids == [*a.ids, eos, *b.ids, eos])
 
 
 def _set_template(backend: tokenizers.Tokenizer, special: SpecialTokens) -> None:
-    """Give a tokenizer, and so an exported one, the special tokens of BERT's or T5's rows, whatever its folder has."""
-    if _is_standard(backend, special):
+    """Give a tokenizer, and so an exported one, BERT's or T5's template if its own is not supported."""
+    if _is_supported(backend, special):
         return
     if special.is_t5:
         eos = special.roles["eos"]
-        single, pair, tokens = ["$A", eos], ["$A", eos, "$B", eos], [eos]
+        backend.post_processor = tokenizers.processors.TemplateProcessing(
+            single=["$A", eos], pair=["$A", eos, "$B", eos], special_tokens=[(eos, backend.token_to_id(eos))]
+        )
     else:
-        cls, sep = special.roles["cls"], special.roles["sep"]
-        single, pair, tokens = [cls, "$A", sep], [cls, "$A", sep, "$B:1", f"{sep}:1"], list(dict.fromkeys([cls, sep]))
-    backend.post_processor = tokenizers.processors.TemplateProcessing(
-        single=single, pair=pair, special_tokens=[(token, backend.token_to_id(token)) for token in tokens]
-    )
+        cls_id, sep_id = (backend.token_to_id(special.roles[role]) for role in ("cls", "sep"))
+        backend.post_processor = RowLayout(cls_id, sep_id).template(special)
 
 
 def note_once(path: Path, note: str) -> None:
@@ -273,8 +276,10 @@ def note_once(path: Path, note: str) -> None:
         reporter.say(line)
 
 
-def note_unused_options(config: WordPieceConfig | SentencePieceConfig, found: Any, path: Path) -> None:
+def note_unused_options(config: WordPieceConfig | BpeConfig | SentencePieceConfig, found: Any, path: Path) -> None:
     """Note options that were set but differ from the files, which take precedence."""
+    if isinstance(config, BpeConfig):
+        return  # it has none that a file could decide
     if isinstance(config, SentencePieceConfig):
         pairs = {"extra_ids": (config.extra_ids, found.extra_ids)}
     else:

@@ -57,8 +57,8 @@ def _kind(value: Any) -> str:
 
 def frame(tokenizer: AnyTokenizer, ids: Sequence[int]) -> list[int]:
     """The ids of a text with the special tokens around it: [CLS] ids [SEP], or ids </s> for T5's tokenizers."""
-    if hasattr(tokenizer, "cls_id"):
-        return [tokenizer.cls_id, *ids, tokenizer.sep_id]
+    if hasattr(tokenizer, "layout"):
+        return tokenizer.layout.row(ids)[0]
     return [*ids, tokenizer.eos_id]
 
 

@@ -79,15 +79,13 @@ class Classifier(Predictor):
         }  # fmt: skip
 
     def _rows(self, texts: list[str], pairs: list[str] | None) -> list[TokenRow]:
-        cls_id, sep_id = self.tokenizer.cls_id, self.tokenizer.sep_id
+        layout = self.tokenizer.layout
         firsts = self.tokenizer.encode_batch(texts)
         seconds = [[]] * len(texts) if pairs is None else self.tokenizer.encode_batch(pairs)
-        room = None if self._length is None else self._length - (2 if pairs is None else 3)
+        room = None if self._length is None else self._length - layout.num_special(pairs is not None)
         rows = []
         for a, b in zip(firsts, seconds, strict=True):
             a, b = (a, b) if room is None else truncate_pair(a, b, room)
-            ids, first = [cls_id, *a, sep_id], len(a) + 2
-            ids += [] if pairs is None else [*b, sep_id]
-            rows.append(TokenRow(ids, [0] * first + [1] * (len(ids) - first)))
+            rows.append(TokenRow(*layout.row(a, None if pairs is None else b)))
         self.count_tokens([[*a, *b] for a, b in zip(firsts, seconds, strict=True)], room, self._why)
         return rows

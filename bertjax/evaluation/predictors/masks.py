@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from bertjax.data.tokenizers.load import Tokenizer
 from bertjax.errors import UserError
 from bertjax.evaluation.inference.length_batches import LengthBatches
-from bertjax.evaluation.inference.token_rows import TokenRow, check_texts
+from bertjax.evaluation.inference.token_rows import TokenRow, check_texts, frame
 from bertjax.evaluation.predictors.base import Checkpoint, Predictor, as_restored, check_count
 from bertjax.evaluation.predictors.results import FilledText, MaskCandidate
 from bertjax.models import families
@@ -98,12 +98,14 @@ def encode_with_masks(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[i
     else:
         mask, mask_id = tokenizer.special.roles["mask"], cast(int, tokenizer.mask_id)
         parts = [[part if part.strip() else "" for part in text.split(mask)] for text in texts]
+        if tokenizer.mask_takes_space:
+            parts = [[*(part.rstrip() for part in text[:-1]), text[-1]] for text in parts]
         encoded = iter(tokenizer.encode_batch([part for text in parts for part in text]))
         found = []
         for text in parts:
             first, *others = (next(encoded) for _ in text)
             found.append([*first, *(i for part in others for i in (mask_id, *part))])
-    return [[tokenizer.cls_id, *ids, tokenizer.sep_id] for ids in found]
+    return [frame(tokenizer, ids) for ids in found]
 
 
 def fill_result(tokenizer: Tokenizer, text: str, number: int, index: int, probability: float) -> MaskCandidate:
@@ -111,6 +113,8 @@ def fill_result(tokenizer: Tokenizer, text: str, number: int, index: int, probab
     token, mask = tokenizer.pieces[index], tokenizer.special.roles["mask"]
     parts = text.split(mask)
     before, after = mask.join(parts[: number + 1]), mask.join(parts[number + 1 :])
+    if tokenizer.mask_takes_space:
+        before = before.rstrip()
     if token.startswith("##"):
         before, word = before.rstrip(), token[2:]
     else:  # Metaspace and byte-level BPE mark the start of a word
