@@ -49,8 +49,22 @@ def check_kinds(config: Config, stage: Stage) -> None:
             use = f"use kind {_join_or(objective.evaluations)}"
             raise UserError(f"{head} cannot be scored by {which} of kind {evaluation.kind}; {use}")
         _check_rows(stage, evaluation, f"stage '{stage.name}': {which}")
+        if (source := getattr(evaluation, "threshold_from", None)) is not None:
+            _check_threshold_source(stage, evaluation.name, source)
         if names.count(evaluation.name) > 1:
             raise UserError(f"stage '{stage.name}': there are two of {which}; give one another name")
+
+
+def _check_threshold_source(stage: Stage, name: str, source: str) -> None:
+    """Raise UserError unless `source` is another evaluation of the stage that sweeps a threshold of its own."""
+    found = next((e for e in stage.evaluate if e.name == source), None)
+    if found is None or source == name or getattr(found, "threshold_from", "") is not None:
+        fitting = [e.name for e in stage.evaluate if getattr(e, "threshold_from", "") is None and e.name != name]
+        use = f"use {_join_or(fitting)}" if fitting else "add one"
+        raise UserError(
+            f"stage '{stage.name}': evaluation '{name}': threshold_from: '{source}' is not another evaluation of this "
+            f"stage that sweeps a threshold; {use}"
+        )
 
 
 def _check_rows(stage: Stage, evaluation: Evaluation, where: str) -> None:
