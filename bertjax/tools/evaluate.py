@@ -88,7 +88,8 @@ def _report_fit(restored: RestoredCheckpoint, evaluator: Evaluator, record: Eval
     name = evaluator.config.name
     for line in describe_fit(name, json.loads(record.path.read_bytes()) if record.path.is_file() else {}):
         reporter.say(line)
-    if evaluator.fit is None or not (keep or (not record.differs and restored.folder is not None)):
+    own = restored.in_run and restored.folder is not None and not record.differs
+    if evaluator.fit is None or not (keep or own):
         return
     fit = evaluator.fit(restored.params, restored.step)
     if fit["null_threshold"] is None and fit["calibration"] is None:
@@ -96,9 +97,9 @@ def _report_fit(restored: RestoredCheckpoint, evaluator: Evaluator, record: Eval
             reporter.say(f"{name}: nothing to keep: no unanswerable questions, and too few for a calibration")
     elif keep:
         reporter.say(f"{name}: null threshold and calibration kept in {keep_fits(restored, {name: fit})}")
-    elif restored.fitted.get(name) != fit:
+    elif restored.fitted.get(name) != fit:  # of a run that an earlier version has trained, or on other devices
         try:
-            keep_fits(restored, {name: fit})
+            reporter.say(f"{name}: null threshold and calibration kept in {keep_fits(restored, {name: fit})}")
         except StorageError as error:  # scores of a read-only run may be written elsewhere
             reporter.say(f"note: {error}")
 

@@ -2,7 +2,8 @@
 
 A fit is a JSON object: the `step` that was scored, the number of `questions`, those `unanswerable`, the hash of the
 `data`, the `null_threshold` with the best F1 and that `best_f1` (null without unanswerable questions), and the
-`calibration` (null for too few questions): `temperature`, `null_bias` and the number of candidates, `n_best`.
+`calibration` (null for too few questions): `temperature`, `null_bias`, the number of candidates, `n_best`, and whether
+"no answer" was among them, `with_null`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -39,13 +40,18 @@ def fit_answers(
         "unanswerable": unanswerable,
         "null_threshold": threshold,
         "best_f1": best_f1,
-        "calibration": None if found is None else {**found._asdict(), "n_best": n_best},
+        "calibration": found and {**found._asdict(), "n_best": n_best, "with_null": null_odds is not None},
     }
 
 
 def calibrated(entries: Sequence[Entries], calibration: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Calibrated probabilities, by n-best list: that the best span is right [N], that "no answer" is [N]."""
+    """Calibrated probabilities, by n-best list: that the best span is right [N], that "no answer" is [N].
+
+    The latter are 0 where the calibration was fitted without "no answer".
+    """
     values = Calibration(calibration["temperature"], calibration["null_bias"])
+    if not calibration["with_null"]:
+        entries = [[entry for entry in of if entry["text"]] for of in entries]
     return calibrations.probabilities(_candidates(entries, calibration["n_best"]), values)
 
 
@@ -58,7 +64,7 @@ def calibration_scores(
     entries = [nbest[example.id] for example in examples]
     right = np.array([_is_right(example, predictions[example.id]) for example in examples])
     answered = np.array([bool(predictions[example.id]) for example in examples])
-    plain = {**Calibration()._asdict(), "n_best": calibration["n_best"]}
+    plain = {**calibration, **Calibration()._asdict()}
     found = {}
     for name, values in zip(CALIBRATION_SCORES, (plain, calibration), strict=True):
         span, null = calibrated(entries, values)

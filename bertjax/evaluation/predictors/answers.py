@@ -108,6 +108,8 @@ class Answerer(Predictor):
         version_2 = version_2 or swept or given is not None or isinstance(settings.null_threshold, float)
         found = fitted.pick_fit(restored, settings)
         calibration = None if found is None else found[1]["calibration"]
+        if calibration is not None and calibration["with_null"] and not version_2:
+            calibration = None  # of other candidates
         if min_confidence is not None and calibration is None:
             raise UserError(
                 f"min_confidence: {restored.where} keeps no calibration; make one with bertjax evaluate "
@@ -172,6 +174,7 @@ def _select(entries: list[dict[str, Any]], odds: float | None, rule: _Rule) -> d
     right = null_right = None
     if rule.calibration is not None:
         right, null_right = (float(values[0]) for values in calibrated([entries], rule.calibration))
+        null_right = null_right if rule.calibration["with_null"] else None
     result: dict[str, Any] = {"answer": None}
     if odds is not None and odds > rule.threshold:
         result["reason"] = f"the null odds, {odds:.4g}, are above the threshold, {rule.threshold:.4g}"
