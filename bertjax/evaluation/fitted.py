@@ -71,21 +71,6 @@ def _with_kept(restored: RestoredCheckpoint, one: Any) -> Any:
     return one.model_copy(update={"threshold_from": found[0]})
 
 
-def describe_fit(name: str, scored: Mapping[str, Any]) -> list[str]:
-    """Lines for the user about the threshold in the content of a score file: where it is from, what its scores mean."""
-    lines, used = [], scored.get("null_threshold")
-    if (fit := scored.get("fitted_by")) is not None and used is not None:
-        same = fit.get("data") == (scored.get("made_from") or {}).get("data")
-        where = "these same data: not an estimate for new ones" if same else "other data"
-        lines.append(f"{name}: null threshold {used:.4g}, swept on {where} ({fit['questions']:,} questions)")
-    elif (fit := scored.get("fitted")) is not None and fit["null_threshold"] is not None:
-        lines.append(
-            f"{name}: the best null threshold on these data is {fit['null_threshold']:.4g}: F1 {fit['best_f1']:.2f}, "
-            f"not an estimate for new data; with {used:.4g}, which was used, F1 {scored['scores']['f1']:.2f}"
-        )
-    return lines
-
-
 def keep_fits(restored: RestoredCheckpoint, fitted: fits.Fits) -> str:
     """Keep what evaluations fitted with the checkpoint -> the file.
 

@@ -9,8 +9,8 @@ from bertjax.config.schema.evaluation import SquadEvaluation
 from bertjax.errors import StorageError, UserError
 from bertjax.evaluation.evaluators.build import build_evaluators
 from bertjax.evaluation.evaluators.heldout import open_records, with_writable_cache
-from bertjax.evaluation.fitted import describe_fit, keep_fits, use_kept_thresholds
-from bertjax.evaluation.records import EvaluationRecord, check_writable
+from bertjax.evaluation.fitted import keep_fits, use_kept_thresholds
+from bertjax.evaluation.records import EvaluationRecord, check_writable, describe_fit
 from bertjax.evaluation.restore import RestoredCheckpoint, restore
 from bertjax.progress import reporter
 from bertjax.storage import atomic
@@ -86,8 +86,8 @@ def evaluate_command(
 def _report_fit(restored: RestoredCheckpoint, evaluator: Evaluator, record: EvaluationRecord, keep: bool) -> None:
     """Say which threshold was used and where it is from; keep what was fitted by the run's own evaluation."""
     name = evaluator.config.name
-    for line in describe_fit(name, json.loads(record.path.read_bytes()) if record.path.is_file() else {}):
-        reporter.say(line)
+    for line in describe_fit(json.loads(record.path.read_bytes()) if record.path.is_file() else {}):
+        reporter.say(f"{name}: {line}")
     own = restored.in_run and restored.folder is not None and not record.differs
     if evaluator.fit is None or not (keep or own):
         return

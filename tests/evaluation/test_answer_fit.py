@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import bertjax
+from bertjax import report
 from bertjax.cli.main import main
 from bertjax.config.loading.load import load
 from bertjax.config.schema.evaluation import SquadEvaluation
@@ -244,7 +245,7 @@ def step_folder(run: Path) -> Path:
     return run / "checkpoints" / "00-qa" / "40"
 
 
-def test_a_run_keeps_what_its_evaluation_sweeps_and_predictions_use_it(run, here):
+def test_a_run_keeps_what_its_evaluation_sweeps_and_predictions_use_it(run, here, tmp_path):
     ((name, fit),) = fits.read_fits(step_folder(run), 40).items()  # not of `honest`, which has another's
     assert name == "dev" and fit["kind"] == "squad" and (fit["questions"], fit["unanswerable"]) == (160, 40)
     folder = run / "evaluations" / "00-qa"
@@ -260,6 +261,9 @@ def test_a_run_keeps_what_its_evaluation_sweeps_and_predictions_use_it(run, here
     assert squad.find_null_threshold(examples, best, odds) == (fit["null_threshold"], fit["best_f1"])
     honest = json.loads((folder / "honest.json").read_text())
     assert honest["null_threshold"] == fit["null_threshold"] and honest["fitted_by"] == fit
+    page = report.write_report(run, tmp_path / "page.html").read_text()
+    assert f"The best null threshold on these data is {fit['null_threshold']:.4g}" in page
+    assert f"Null threshold {fit['null_threshold']:.4g}, swept on other data (160 questions)." in page
     model = bertjax.open(run)
     found = model.answer(*ASKED)
     assert found["no_answer"]["threshold"] == fit["null_threshold"]
