@@ -97,7 +97,7 @@ def _report_fit(restored: RestoredCheckpoint, evaluator: Evaluator, record: Eval
             reporter.say(f"{name}: nothing to keep: no unanswerable questions, and too few for a calibration")
     elif keep:
         reporter.say(f"{name}: null threshold and calibration kept in {keep_fits(restored, {name: fit})}")
-    elif restored.fitted.get(name) != fit:  # of a run that an earlier version has trained, or on other devices
+    elif restored.fitted.get(name, {}).get("data") != fit["data"]:  # of a run that an earlier version has trained
         try:
             reporter.say(f"{name}: null threshold and calibration kept in {keep_fits(restored, {name: fit})}")
         except StorageError as error:  # scores of a read-only run may be written elsewhere

@@ -381,6 +381,21 @@ def test_a_threshold_from_nowhere_is_refused_before_the_run(here, source, messag
     assert not (here / "none").exists()
 
 
+def test_scores_with_the_swept_threshold_and_of_one_evaluation_alone(run, here, tmp_path):
+    fit = fits.read_fits(step_folder(run))["dev"]
+    found = evaluate_command(run, None, "qa", "dev", ["stages.qa.evaluate.dev.null_threshold=swept"])
+    assert found["scores"]["dev"]["f1"] == pytest.approx(fit["best_f1"])
+    assert json.loads(Path(found["kept"]["dev"]).read_text())["null_threshold"] == fit["null_threshold"]
+    recorded = (run / "evaluations" / "00-qa" / "honest.json").read_bytes()
+    alone = evaluate_command(run, None, "qa", "honest", [])
+    assert alone["differs"] == {} and (run / "evaluations" / "00-qa" / "honest.json").read_bytes() == recorded
+    # a copy without the file: the other evaluation is run for its threshold
+    shutil.copytree(step_folder(run), tmp_path / "copied")
+    (tmp_path / "copied" / "fitted.json").unlink()
+    again = evaluate_command(tmp_path / "copied", None, None, "honest", [], output=tmp_path / "scores")
+    assert again["scores"] == alone["scores"] and not (tmp_path / "scores" / "dev.json").exists()
+
+
 def test_predictions_dir_is_for_one_evaluation(run, here, tmp_path):
     with pytest.raises(UserError, match="is for one evaluation, but there are dev, honest; give --name"):
         evaluate_command(run, None, "qa", None, [], predictions_dir=tmp_path / "p")
