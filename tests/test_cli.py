@@ -177,7 +177,9 @@ def test_predictions_take_text_as_it_is(here, capsys, monkeypatch):
     said(capsys, ["predict", "embed", ".", "--no-normalize", "--batch-size", "4"], 0)
     fill, answer, classify, embed = calls
     assert list(fill[0].texts) == ["x = [MASK].y=1", "b"] and fill[1:] == (2, None)
-    assert answer[1:] == ("q=1?", "context\n", {"n_best": 3, "null_threshold": None, "min_probability": None})
+    assert answer[1:] == ("q=1?", "context\n", {
+        "n_best": 3, "null_threshold": None, "min_probability": None, "min_confidence": None,
+    })  # fmt: skip
     assert answer[0].dtype == "bfloat16" and answer[0].checkpoint == Path(".")
     assert classify[0].texts == ["a=1"] and classify[1:] == ("b", None, None, None)
     assert embed[0].texts == ["é", "f"] and embed[0].batch_size == 4 and embed[1:] == ("mean", False, None, None)

@@ -177,16 +177,16 @@ class Model:
     @overload
     def answer(  # type: ignore[overload-overlap]
         self, questions: str, contexts: str, *, n_best: int = 3, null_threshold: float | None = None,
-        min_probability: float | None = None,
+        min_probability: float | None = None, min_confidence: float | None = None,
     ) -> Answer: ...  # fmt: skip
     @overload
     def answer(
         self, questions: Texts, contexts: Texts, *, n_best: int = 3, null_threshold: float | None = None,
-        min_probability: float | None = None,
+        min_probability: float | None = None, min_confidence: float | None = None,
     ) -> list[Answer]: ...  # fmt: skip
     def answer(
         self, questions: Texts, contexts: Texts, *, n_best: int = 3, null_threshold: float | None = None,
-        min_probability: float | None = None,
+        min_probability: float | None = None, min_confidence: float | None = None,
     ) -> Answer | list[Answer]:  # fmt: skip
         """Answer each question with a span of the context beside it; one context serves all questions.
 
@@ -194,14 +194,16 @@ class Model:
         ...]}, the `n_best` candidates best first; probabilities are a softmax over all candidates. A model for
         unanswerable questions, or one given `null_threshold`, adds "no_answer": {"probability", "null_odds",
         "threshold"}. The answer is None, with "reason" instead of "probability", where the null odds exceed the
-        threshold or the best probability is below `min_probability`.
+        threshold (default: the one that was swept by the checkpoint's evaluation, else the configured one), the best
+        probability is below `min_probability` or the best confidence below `min_confidence`. A checkpoint that keeps a
+        calibration adds "confidence", the calibrated probability that the answer (or "no answer") is right.
         """
         asked, given = _as_list(questions), _as_list(contexts)
         if isinstance(contexts, str):
             given = given * len(asked)
         elif isinstance(questions, str):
             asked = asked * len(given)
-        found = self._answerer(asked, given, n_best, null_threshold, min_probability)
+        found = self._answerer(asked, given, n_best, null_threshold, min_probability, min_confidence)
         return found[0] if isinstance(questions, str) and isinstance(contexts, str) else found
 
     @overload

@@ -20,6 +20,14 @@ from bertjax.storage.locations import local_path
         metavar="FOLDER",
         help="folder of scores and predictions (default: the run folder), or .json file of one evaluation's scores",
     ),
+    cli.option(
+        "--predictions-dir", metavar="FOLDER",
+        help="also write predictions.json, nbest_predictions.json and null_odds.json, as run_squad.py does",
+    ),
+    cli.option(
+        "--keep-threshold", action="store_true",
+        help="keep the null threshold and calibration of these data with the checkpoint, for `predict answer`",
+    ),
     cli.BASE,
     cli.DEVICE,
     cli.DTYPE,
@@ -31,7 +39,7 @@ from bertjax.storage.locations import local_path
     ),
     note="the runs are those of `bertjax demo`",
     overrides=True,
-)
+)  # fmt: skip
 def evaluate(arguments: argparse.Namespace) -> int:
     output = local_path(arguments.output) if arguments.output else None
     if output is not None:
@@ -43,6 +51,10 @@ def evaluate(arguments: argparse.Namespace) -> int:
     where = (arguments.step, arguments.stage, arguments.name)
     overrides = arguments.overrides + cli.dtype_override(arguments)
     more = cli.base_model_argument(arguments)
+    if arguments.predictions_dir is not None:
+        more["predictions_dir"] = local_path(arguments.predictions_dir)
+    if arguments.keep_threshold:
+        more["keep_threshold"] = True
     return cli.print_result(evaluate_command(run, *where, overrides, arguments.best, output, **more))
 
 
@@ -113,12 +125,21 @@ def qa_report(arguments: argparse.Namespace) -> int:
     "score SQuAD predictions with the metrics of the official script",
     cli.option("gold", metavar="GOLD", help="the SQuAD JSON file, v1.1 or v2.0"),
     cli.option("predictions", metavar="PREDICTIONS", help="JSON: question id -> answer"),
-    cli.option("--na-prob-file", metavar="FILE", help="JSON: question id -> no-answer probability"),
-    cli.option("--na-prob-thresh", metavar="X", type=float, default=1.0, help="threshold on FILE (default: 1)"),
-    cli.OUTPUT,
-    examples=("bertjax score squad dev-v1.1.json predictions.json",),
+    cli.option(
+        "--na-prob-file", "--null-odds", metavar="FILE", dest="na_prob_file",
+        help="JSON: question id -> no-answer probability, or the null odds",
+    ),
+    cli.option(
+        "--na-prob-thresh", metavar="X", type=cli.finite_float, default=1.0,
+        help="answer nothing where FILE has more than X (default: 1)",
+    ),
+    cli.option("--output", "--out-file", metavar="FILE", dest="output", help="write JSON to FILE"),
+    examples=(
+        "bertjax score squad dev-v1.1.json predictions.json",
+        "bertjax score squad dev-v2.0.json predictions.json --null-odds null_odds.json",
+    ),
     note="dev-v1.1.json is SQuAD's file, predictions.json yours: {question id: answer}",
-)
+)  # fmt: skip
 def score_squad(arguments: argparse.Namespace) -> int:
     gold, predictions = cli.existing_path(arguments.gold), cli.existing_path(arguments.predictions)
     na_prob_file = cli.existing_path(arguments.na_prob_file) if arguments.na_prob_file else None

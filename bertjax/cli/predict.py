@@ -73,9 +73,12 @@ def fill_mask(arguments: argparse.Namespace) -> int:
         "--null-threshold",
         metavar="X",
         type=cli.finite_float,
-        help="give no answer when the null odds exceed X (default: that of the evaluation, after training for v2.0)",
+        help="give no answer when the null odds exceed X (default: as swept by the evaluation, else its setting)",
     ),
     cli.option("--min-probability", metavar="P", type=cli.fraction, help="give no answer below this probability"),
+    cli.option(
+        "--min-confidence", metavar="P", type=cli.fraction, help="give no answer below this calibrated confidence"
+    ),
     _output(".jsonl"),
     _BATCH,
     cli.DEVICE,
@@ -102,7 +105,9 @@ def answer(arguments: argparse.Namespace) -> int:
 
         context = read_text(local_path(arguments.context_file), 10_000_000)
     request = _request("answer", arguments, (".jsonl",))
-    options = {name: getattr(arguments, name) for name in ("n_best", "null_threshold", "min_probability")}
+    options = {
+        name: getattr(arguments, name) for name in ("n_best", "null_threshold", "min_probability", "min_confidence")
+    }
     from bertjax.tools import predict
 
     return _print(predict.answer(request, arguments.question, context, options))

@@ -155,3 +155,23 @@ def _describe_change(key: str, value: Mapping[str, Any]) -> str:
         return f"{key}, which is not in the run's configuration"
     here, run = (json.dumps(value[side], ensure_ascii=False) for side in ("here", "run"))
     return f"{key} = {here:.80} (the run: {run:.80})"
+
+
+def describe_fit(scored: Mapping[str, Any]) -> list[str]:
+    """Lines for the user about the threshold in the content of a score file: where it is from, what its scores mean."""
+    used, own, other = (scored.get(key) for key in ("null_threshold", "fitted", "fitted_by"))
+    if not isinstance(used, float):
+        return []
+    if isinstance(other, Mapping):
+        provenance = scored.get("made_from")
+        same = isinstance(provenance, Mapping) and other.get("data") == provenance.get("data")
+        where = "these same data: not an estimate for new ones" if same else "other data"
+        return [f"null threshold {used:.4g}, swept on {where} ({other.get('questions')} questions)"]
+    if isinstance(own, Mapping) and isinstance(best := own.get("null_threshold"), float):
+        scores = (own.get("best_f1"), scored.get("scores", {}).get("f1"))
+        best_f1, f1 = (f"{score:.2f}" if isinstance(score, float) else "unknown" for score in scores)
+        return [
+            f"the best null threshold on these data is {best:.4g}: F1 {best_f1}, not an estimate for new data; "
+            f"with {used:.4g}, which was used, F1 {f1}"
+        ]
+    return []

@@ -1,7 +1,7 @@
 """Restore a checkpoint, or a pretrained model, onto this machine's devices from its own files alone."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from bertjax.evaluation import hf_model
 from bertjax.parallel.mesh import make_mesh
 from bertjax.storage import pretrained
 from bertjax.storage.pretrained import Pretrained
-from bertjax.training.checkpoint import adapters
+from bertjax.training.checkpoint import adapters, fits
 from bertjax.training.checkpoint.locate import CheckpointRef, find, results_folder
 from bertjax.training.checkpoint.reader import CheckpointReader
 from bertjax.training.program import TrainProgram, stage_program
@@ -39,6 +39,8 @@ class RestoredCheckpoint:
     in_run: bool = True  # whether ctx.config.run_dir is the run that the checkpoint belongs to
     untrained_heads: tuple[str, ...] = ()  # heads that the stage has not trained
     where: str = "the checkpoint"  # its path, for error messages
+    folder: Path | None = None  # of the step, or the Hugging Face folder; None for a copy of a model from elsewhere
+    fitted: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by its evaluations: see checkpoint/fits
 
 
 def restore(
@@ -65,7 +67,8 @@ def restore(
         if (place.path / "config.json").is_file():
             _check_no_steps(place, stage, step, best, base_model)
             return _restore_hugging_face(place, overrides, devices)
-        return _restore_checkpoint(place.path, stage, step, best, overrides, base_model, devices)
+        found = _restore_checkpoint(place.path, stage, step, best, overrides, base_model, devices)
+        return found if place.is_local else replace(found, folder=None)
 
 
 def _restore_checkpoint(
@@ -103,6 +106,8 @@ def _restore_checkpoint(
         in_run=in_run,
         untrained_heads=tuple(meta.get("carried", ())),
         where=where,
+        folder=checkpoints.step_path(restored_step),
+        fitted=fits.read_fits(checkpoints.step_path(restored_step), restored_step),
     )
 
 
@@ -132,6 +137,8 @@ def _restore_hugging_face(
         saved_config=model.saved_config,
         in_run=False,
         where=str(place),
+        folder=place.path if place.is_local else None,
+        fitted=fits.read_fits(place.path),
     )
 
 

@@ -14,6 +14,7 @@ CONTENT_SECURITY_POLICY = f"default-src 'none'; style-src 'unsafe-inline'; scrip
 MAX_CHARS = 1200  # of a text from the data
 _METRIC_WORDS = {
     "f1": "F1",
+    "ece": "ECE",
     "mlm": "MLM",
     "nsp": "NSP",
     "hasans": "answerable",

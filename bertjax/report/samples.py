@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from bertjax.evaluation.metrics.squad import score
+from bertjax.evaluation.records import describe_fit
 from bertjax.report.parts import MAX_CHARS, text_html
 from bertjax.report.record import EvaluationResult
 from bertjax.training.monitor import console
@@ -28,10 +29,14 @@ def answer_samples(evaluated: EvaluationResult) -> str:
     if len(usable) > MAX_SAMPLES:
         counted = f"{MAX_SAMPLES} of {counted}"
     total = f" from {console.number(evaluated.predictions)} predictions" if evaluated.predictions else ""
+    about = "".join(
+        f'<p class="small muted">{html.escape(line[:1].upper() + line[1:])}.</p>'
+        for line in describe_fit({**evaluated.details, "scores": evaluated.scores})
+    )
     return (
         f"<h3>Sample predictions: {html.escape(evaluated.name)}</h3>"
         f'<p class="small muted">{counted}{total}. In the text: <mark>the answer</mark>, '
-        f'<mark class="said">the prediction, if different</mark>.</p><div class="samples">{cards}</div>'
+        f'<mark class="said">the prediction, if different</mark>.</p>{about}<div class="samples">{cards}</div>'
     )
 
 

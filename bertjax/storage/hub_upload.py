@@ -11,7 +11,7 @@ from typing import Any
 from bertjax.errors import UserError, brief
 from bertjax.progress import reporter
 from bertjax.progress.text import size
-from bertjax.storage.model_hub import INDEX, SHARDS, WEIGHTS, quiet
+from bertjax.storage.model_hub import FITTED, INDEX, SHARDS, WEIGHTS, quiet
 
 CARD = "README.md"
 CARD_MARK = "<!-- Model card written by bertjax export. A card without this line is not replaced. -->"
@@ -69,7 +69,7 @@ def upload(folder: Path, to: Destination, message: str) -> str:
             reporter.say(f"note: {to.name} has a model card that bertjax did not write; it is kept")
         return api.upload_folder(
             repo_id=to.name, folder_path=folder, commit_message=message, revision=to.revision,
-            create_pr=to.create_pr, delete_patterns=[WEIGHTS, INDEX, SHARDS],
+            create_pr=to.create_pr, delete_patterns=[WEIGHTS, INDEX, SHARDS, FITTED],
             ignore_patterns=[CARD] if keeps_card else None,
         )  # fmt: skip
 

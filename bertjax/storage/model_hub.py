@@ -18,11 +18,12 @@ from bertjax.progress import reporter
 from bertjax.storage.atomic import write_bytes_atomic
 
 TIMEOUT = 8.0  # seconds to wait for the Hub's first answer
+FITTED = "bertjax_fitted.json"  # thresholds and calibrations, written by `bertjax export`
 WEIGHTS, INDEX, SHARDS = "model.safetensors", "model.safetensors.index.json", "model-*.safetensors"
 SMALL_FILES = (
     "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
     "added_tokens.json", "vocab.txt", "vocab.json", "merges.txt", "spiece.model", "sentencepiece.bpe.model",
-    "tokenizer.model",
+    "tokenizer.model", FITTED,
 )  # fmt: skip
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "tf_model.h5", "flax_model.msgpack")
 _NOTED_BYTES = 10_000_000

@@ -13,7 +13,7 @@ from bertjax.config.loading.pretrained import locate_model
 from bertjax.config.schema.run import CheckpointPolicy
 from bertjax.data.tokenizers import load
 from bertjax.errors import StorageError, UserError
-from bertjax.evaluation import hf_model
+from bertjax.evaluation import fitted, hf_model
 from bertjax.interop import hf_folder
 from bertjax.models import param_paths, registry
 from bertjax.progress import reporter
@@ -23,6 +23,7 @@ from bertjax.storage.hub_upload import Destination
 from bertjax.storage.pretrained import Pretrained
 from bertjax.tools.hub.model_card import model_card
 from bertjax.training import run_context
+from bertjax.training.checkpoint import fits
 from bertjax.training.checkpoint.locate import find, stage_folder
 from bertjax.training.checkpoint.manager import CheckpointManager
 from bertjax.training.checkpoint.reader import CheckpointReader
@@ -60,6 +61,8 @@ def _write(model: hf_model.HuggingFaceModel, out: Path) -> None:
         meta |= {"pretrained": model.place.record} if model.place.record else {}
         with CheckpointManager(stage_folder(work, 0, hf_model.STAGE), CheckpointPolicy()) as checkpoints:
             checkpoints.save(0, {"params": param_paths.unflatten(arrays)}, meta)
+        if kept := fits.read_fits(model.place.path):
+            fits.write_fits(stage_folder(work, 0, hf_model.STAGE) / "0", {n: f | {"step": 0} for n, f in kept.items()})
         about = {"pretrained": {"import": str(model.place)}} if model.place.record else {}
         ctx.tokenizer.save(work / "tokenizer")
         atomic.write_json_atomic(work / "environment.json", run_context.environment(ctx.mesh) | about)
@@ -108,6 +111,7 @@ def _export_hugging_face(place: Pretrained, out: Path) -> list[str]:
         hf_folder.save_folder(
             out, model.arrays, config, model.heads, tokenizer=tokenizer, labels=model.labels, imported=model.files
         )
+        fitted.write_export(Path(out), fits.read_fits(place.path))
     except OSError as error:
         raise StorageError(f"{out}: could not be written: {error.strerror}") from error
     return []
@@ -135,6 +139,8 @@ def _export_checkpoint(source: Path, out: Path, name: str, license: str | None) 
             if meta["stage_name"] != hf_model.STAGE or meta["step"]:  # others were trained elsewhere
                 card = _card(checkpoints, arrays, name, about["labels"], license)
                 atomic.write_text_atomic(out / hub_upload.CARD, card)
+        if "qa" in heads:
+            fitted.write_export(Path(out), fits.read_fits(checkpoints.step_path(meta["step"]), meta["step"]))
     except OSError as error:
         raise StorageError(f"{out}: could not be written: {error.strerror}") from error
     return [path for path in every if path not in own]

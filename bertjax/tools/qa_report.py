@@ -22,6 +22,8 @@ from bertjax.errors import UserError
 from bertjax.evaluation.evaluators import registry as evaluations
 from bertjax.evaluation.evaluators import span_qa, text_to_text
 from bertjax.evaluation.evaluators.text_to_text import QUESTION_PROMPTS
+from bertjax.evaluation.fitted import null_threshold
+from bertjax.evaluation.inference.span_decoding import apply_null_threshold
 from bertjax.evaluation.metrics.squad import score
 from bertjax.evaluation.metrics.text import squad
 from bertjax.evaluation.predictors.base import restore_with_head
@@ -107,7 +109,8 @@ def _extractive(restored: RestoredCheckpoint, questions: QuestionSet, _: str) ->
     version_2 = any(example.is_impossible for example in examples)
     tokenizer = restored.ctx.tokenizer
     find = span_qa.make_answer_fn(restored.program, tokenizer, examples, windows, settings, version_2)
-    return find(restored.params)[0]
+    best, _nbest, null_odds = find(restored.params)
+    return apply_null_threshold(best, null_odds, null_threshold(restored, settings)[0]) if version_2 else best
 
 
 def _generated(restored: RestoredCheckpoint, questions: QuestionSet, way: str) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """Train one stage of a run: its episodes and steps; evaluations, checkpoints and stops come between two steps."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -42,12 +42,14 @@ from bertjax.training.untrained_heads import UntrainedHeads, add_heads, restored
 class Evaluator:
     """An evaluation of a stage; `run(params, step)` returns its scores and writes its files.
 
-    cost: about how many training rows take as long as one run of it; 0 if unknown.
+    cost: about how many training rows take as long as one run of it; 0 if unknown. fit: what it fitted in this run, to
+    keep with the checkpoint.
     """
 
     config: Evaluation
     run: Callable[[Params, int], dict[str, float]]
     cost: float = 0.0
+    fit: Callable[[Params, int], Mapping[str, Any]] | None = None
 
 
 class StageRunner:
@@ -74,6 +76,7 @@ class StageRunner:
         )
         self.program, self.stage, self.name = plan.program, plan.stage, plan.stage.name
         self.scores: dict[str, float] = {}
+        self.fitted: dict[str, Mapping[str, Any]] = {}  # by the evaluations of the last step that had some
         self.metrics: Metrics = {}  # of the last step, on the devices
         self.base: dict[str, Any] | None = None  # the base of adapter-only checkpoints
         self.pretrained: dict[str, str] | None = None  # the model on the Hub that the stage started from
@@ -210,6 +213,8 @@ class StageRunner:
             if self.should_stop(step) and not last:
                 if not saved:
                     self.save(state, step, scores, meter)
+                    if scores and self.fitted:
+                        self.checkpoints.add_scores(step, scores, self.fitted)
                 self.exit_stopped(step)
         return state
 
@@ -272,6 +277,7 @@ class StageRunner:
         """Run the evaluations of this step; if they fail, the step is saved first (`saved`: it is already)."""
         self.check_finite(meter.flush(), step)
         found: dict[str, float] = {}
+        self.fitted = {}
         try:
             with self.phases.enter(EVALUATION):
                 for evaluator in due:
@@ -292,7 +298,7 @@ class StageRunner:
                 self.save(state, step, {}, meter, pending_eval=True)
             raise
         if saved:
-            self.checkpoints.add_scores(step, found)
+            self.checkpoints.add_scores(step, found, self.fitted)
         meter.pause()
         self.scores |= found
         return found
@@ -301,7 +307,10 @@ class StageRunner:
         """Run one evaluation and add its scores to `found` as NAME/SCORE."""
         name = evaluator.config.name
         with reporter.task(f"{self.name} {step}: evaluating '{name}'", finish=False):
-            scores = evaluator.run({**state.params, **state.frozen}, step)
+            params = {**state.params, **state.frozen}
+            scores = evaluator.run(params, step)
+            if evaluator.fit is not None:
+                self.fitted[name] = evaluator.fit(params, step)
         self.tracker.evaluation(self.name, step, name, scores)
         self.callbacks.call("on_evaluate", name, scores)
         found |= {f"{name}/{key}": value for key, value in scores.items()}

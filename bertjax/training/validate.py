@@ -51,6 +51,25 @@ def check_kinds(config: Config, stage: Stage) -> None:
         _check_rows(stage, evaluation, f"stage '{stage.name}': {which}")
         if names.count(evaluation.name) > 1:
             raise UserError(f"stage '{stage.name}': there are two of {which}; give one another name")
+    check_threshold_sources(stage)
+
+
+def check_threshold_sources(stage: Stage, kept: Collection[str] = ()) -> None:
+    """Raise UserError unless each `threshold_from` names another evaluation that sweeps a threshold of its own.
+
+    kept: names of evaluations whose threshold the checkpoint keeps.
+    """
+    sweeping = [e.name for e in stage.evaluate if getattr(e, "threshold_from", "") is None]
+    for evaluation in stage.evaluate:
+        source, name = getattr(evaluation, "threshold_from", None), evaluation.name
+        if source is None or source in kept or source in sweeping:
+            continue
+        known = [*dict.fromkeys([*sweeping, *kept])]
+        use = f"use {_join_or(known)}" if known else "add one"
+        raise UserError(
+            f"stage '{stage.name}': evaluation '{name}': threshold_from: '{source}' is not another evaluation of this "
+            f"stage that sweeps a threshold; {use}"
+        )
 
 
 def _check_rows(stage: Stage, evaluation: Evaluation, where: str) -> None:

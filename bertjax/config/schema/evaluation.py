@@ -9,6 +9,11 @@ from bertjax.config.schema.base import FiniteFloat, KindOf, Name, NonNegativeFlo
 from bertjax.config.schema.custom import LabelMetric, TextMetric
 from bertjax.config.schema.data import Task
 
+
+def is_none(value: Any) -> bool:
+    return value is None
+
+
 _NAME = "Name of the evaluation in logs and files."
 Heldout = Annotated[Task, Field(description="Held-out data and their preprocessing.")]
 BatchSize = Annotated[Positive, Field(description="Rows per batch, over all devices.")]
@@ -92,8 +97,33 @@ class SquadEvaluation(Section):
     every: Every = "auto"
     n_best: Positive = Field(20, description="Candidate answers per question.")
     max_answer_length: Positive = Field(30, description="Longest answer, in tokens.")
-    null_score_diff_threshold: FiniteFloat = Field(0.0, description="Answer nothing if the null score leads by more.")
+    null_score_diff_threshold: FiniteFloat = Field(
+        0.0,
+        description="Answer nothing if the null score leads by more. Predictions use the threshold that was swept "
+        "instead, where the checkpoint keeps one.",
+    )
+    null_threshold: FiniteFloat | Literal["swept"] | None = Field(
+        None,
+        exclude_if=is_none,
+        description="`swept`: score with the threshold that is best on these data. A number replaces "
+        "`null_score_diff_threshold`, and for predictions the swept threshold.",
+    )
+    threshold_from: Name | None = Field(
+        None,
+        exclude_if=is_none,
+        description="Evaluation of this stage whose swept threshold and calibration are scored on these data.",
+    )
     version_2: bool | None = Field(None, description="Score as v2.0. Default: if a question has no answer.")
+
+    @model_validator(mode="after")
+    def _check(self) -> "SquadEvaluation":
+        if self.threshold_from is not None and self.null_threshold is not None:
+            raise ValueError("use either null_threshold or threshold_from")
+        if isinstance(self.null_threshold, float) and self.null_score_diff_threshold not in (0.0, self.null_threshold):
+            raise ValueError("null_threshold and null_score_diff_threshold differ; give null_threshold alone")
+        if self.version_2 is False and self.null_threshold is not None:
+            raise ValueError("null_threshold needs questions without an answer (version_2: true)")
+        return self
 
 
 class ClassificationEvaluation(Section):

@@ -120,7 +120,8 @@ class CheckpointPolicy(Section):
     keep_every: Positive | None = Field(None, description="Keep all checkpoints whose step is a multiple of this.")
     keep_best: str | list[str] | None = Field(None, description="Scores whose best checkpoint is kept: `squad/f1`.")
     best_mode: Literal["auto", "highest", "lowest"] = Field(
-        "auto", description="Which score is best. `auto`: the lowest loss or perplexity, the highest of other scores."
+        "auto",
+        description="Which score is best. `auto`: the lowest loss, perplexity or calibration error, else the highest.",
     )
 
     @property

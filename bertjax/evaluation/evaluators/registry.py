@@ -15,15 +15,22 @@ from bertjax.training.run_context import RunContext
 from bertjax.training.state import Params
 
 Run = Callable[[Params, int], dict[str, float]]  # (parameters, step) -> scores
+Fit = Callable[[Params, int], Mapping[str, Any]]  # (parameters, step) -> JSON object to keep with the checkpoint
 AbstractBatch = Mapping[str, jax.ShapeDtypeStruct]
 
 
 @dataclass(frozen=True)
 class CountedRun:
-    """An evaluation that says how many rows of data one run of it reads."""
+    """An evaluation that says how many rows of data one run of it reads.
+
+    fit: what it fits on its data for predictions (a threshold, say), computed once a step; None where it fits nothing.
+    use: takes the `fit` of another evaluation, where its section names one (`threshold_from`).
+    """
 
     run: Run
     rows: int
+    fit: Fit | None = None
+    use: Callable[[Fit], None] | None = None
 
     def __call__(self, params: Params, step: int) -> dict[str, float]:
         return self.run(params, step)

@@ -1,6 +1,7 @@
 """Extractive question answering: the span logits of a model, its answers, and the evaluation kind squad."""
 
-from collections.abc import Callable, Hashable, Iterator
+import math
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,10 @@ from bertjax.data.sources.squad import stream_squad
 from bertjax.data.tokenizers.load import AnyTokenizer
 from bertjax.errors import UserError
 from bertjax.evaluation.evaluators.heldout import NUM_SAMPLES, save_json
-from bertjax.evaluation.evaluators.registry import AbstractBatch, CountedRun, EvaluationKind, Run
+from bertjax.evaluation.evaluators.registry import AbstractBatch, CountedRun, EvaluationKind, Fit, Run
+from bertjax.evaluation.inference.answer_fit import CALIBRATION_SCORES, calibration_scores, fit_answers
 from bertjax.evaluation.inference.batches import round_up_batch
-from bertjax.evaluation.inference.span_decoding import predict_answers
+from bertjax.evaluation.inference.span_decoding import apply_null_threshold, predict_answers
 from bertjax.evaluation.metrics import squad
 from bertjax.evaluation.records import EvaluationRecord
 from bertjax.parallel.batches import local_rows, place
@@ -50,20 +52,72 @@ def squad_evaluator(
         raise UserError(f"evaluation '{config.name}': data.preprocess.kind must be span_qa")
     version_2 = any(e.is_impossible for e in examples) if config.version_2 is None else config.version_2
     answer = make_answer_fn(program, ctx.tokenizer, examples, config.data.preprocess, config, version_2)
+    run = _SquadRun(config, record, examples, answer, version_2)
+    return CountedRun(run, len(examples), None if config.threshold_from else run.fit, run.use)
 
-    def run(params: Params, step: int) -> dict[str, float]:
-        predictions, nbest, null_odds = answer(params)
-        scores = squad.score(examples, predictions, null_odds if version_2 else None, version_2=version_2)
-        shown = examples[:: max(1, len(examples) // NUM_SAMPLES)][:NUM_SAMPLES]
+
+class _SquadRun:
+    """One evaluation: the answers of a step, what is fitted on them, and the scores with a null threshold."""
+
+    def __init__(
+        self, config: SquadEvaluation, record: EvaluationRecord, examples: list[span_qa.Example],
+        answer: Callable[[Params], Answers], version_2: bool,
+    ) -> None:  # fmt: skip
+        self.config, self.record, self.examples = config, record, examples
+        self.answer, self.version_2 = answer, version_2
+        self.source: Fit | None = None  # of another evaluation
+        self.last: dict[str, Any] | None = None  # the fit of the last step
+
+    def use(self, source: Fit) -> None:
+        self.source = source
+
+    def fit(self, params: Params, step: int) -> Mapping[str, Any]:
+        """The fit of `fit_answers` to the answers at this step."""
+        if self.last is None or self.last["step"] != step:
+            self._fit_answers(self.answer(params), step)
+        assert self.last is not None
+        return self.last
+
+    def _fit_answers(self, found: Answers, step: int) -> None:
+        made = fit_answers(
+            self.examples, found[0], found[1], found[2] if self.version_2 else None, self.config.n_best
+        )  # fmt: skip
+        self.last = {"kind": self.config.kind, "step": step, "data": self.record.provenance.get("data")} | made
+
+    def __call__(self, params: Params, step: int) -> dict[str, float]:
+        found = answers, nbest, null_odds = self.answer(params)
+        if self.source is None:
+            self._fit_answers(found, step)
+        fit = self.last if self.source is None else self.source(params, step)
+        assert fit is not None
+        threshold = self._threshold(fit) if self.version_2 else None
+        predictions = answers if threshold is None else apply_null_threshold(answers, null_odds, threshold)
+        odds = null_odds if self.version_2 else None
+        scores = squad.score(self.examples, predictions, odds, version_2=self.version_2)
+        scores |= calibration_scores(self.examples, predictions, nbest, fit)
+        shown = self.examples[:: max(1, len(self.examples) // NUM_SAMPLES)][:NUM_SAMPLES]
         samples = [_sample(example, predictions[example.id]) for example in shown]
-        save_json(record, config.name, {"step": step, "scores": scores, "samples": samples})
-        save_json(record, f"{config.name}.predictions", predictions)
-        save_json(record, f"{config.name}.nbest", nbest)
-        if version_2:
-            save_json(record, f"{config.name}.null_odds", null_odds)
+        about: dict[str, Any] = {} if threshold is None else {"null_threshold": threshold}
+        about |= {"fitted_by" if self.config.threshold_from else "fitted": dict(fit)}
+        save_json(self.record, self.config.name, {"step": step, "scores": scores} | about | {"samples": samples})
+        save_json(self.record, f"{self.config.name}.predictions", predictions)
+        save_json(self.record, f"{self.config.name}.nbest", nbest)
+        if odds is not None:
+            save_json(self.record, f"{self.config.name}.null_odds", odds)
         return scores
 
-    return CountedRun(run, len(examples))
+    def _threshold(self, fit: Mapping[str, Any]) -> float:
+        """The null threshold of the scores: that of the fit where the section says so, else a number."""
+        config = self.config
+        if config.threshold_from or config.null_threshold == "swept":
+            if (swept := fit["null_threshold"]) is not None:
+                return float(swept)
+            name = config.threshold_from or config.name
+            raise UserError(
+                f"evaluation '{config.name}': no null threshold is swept by evaluation '{name}', whose data have no "
+                "unanswerable questions; give null_threshold a number"
+            )
+        return config.null_score_diff_threshold if config.null_threshold is None else float(config.null_threshold)
 
 
 def _sample(example: span_qa.Example, prediction: str) -> dict[str, Any]:
@@ -85,7 +139,7 @@ def make_answer_fn(
     program: TrainProgram, tokenizer: AnyTokenizer, examples: list[span_qa.Example], windows: SpanQa,
     settings: SquadEvaluation, version_2: bool,
 ) -> Callable[[Params], Answers]:  # fmt: skip
-    """params -> the answers of `predict_answers` to these questions."""
+    """params -> the answers of `predict_answers` to these questions, without a null threshold."""
     features = span_qa.evaluation_features(examples, tokenizer, windows)
     logits = make_span_logits_fn(program)
     size = round_up_batch(settings.batch_size, program)
@@ -95,7 +149,7 @@ def make_answer_fn(
         start, end = compute_span_logits(logits, params, features, program, size)
         return predict_answers(
             examples, features, start, end, n_best=settings.n_best, max_answer_length=settings.max_answer_length,
-            null_score_diff_threshold=settings.null_score_diff_threshold, version_2=version_2,
+            null_score_diff_threshold=math.inf, version_2=version_2,
         )  # fmt: skip
 
     return answer
@@ -149,8 +203,8 @@ def _lower(
 
 def _scores(config: SquadEvaluation, stage: Stage) -> tuple[str, ...]:
     if config.version_2 is None:  # the data decide
-        return tuple(dict.fromkeys([*squad.V1_SCORES, *squad.V2_SCORES]))
-    return squad.V2_SCORES if config.version_2 else squad.V1_SCORES
+        return tuple(dict.fromkeys([*squad.V1_SCORES, *squad.V2_SCORES, *CALIBRATION_SCORES]))
+    return (*(squad.V2_SCORES if config.version_2 else squad.V1_SCORES), *CALIBRATION_SCORES)
 
 
 def _problems(config: SquadEvaluation, base: Path) -> Iterator[str]:

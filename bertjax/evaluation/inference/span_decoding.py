@@ -8,7 +8,7 @@ probabilities, a text is listed once, and the best span is searched when no pair
 import functools
 import math
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -64,6 +64,13 @@ def predict_answers(
             null_odds[example.id] = odds
             predictions[example.id] = "" if answer is None or odds > null_score_diff_threshold else answer[0]
     return predictions, nbest, null_odds
+
+
+def apply_null_threshold(
+    answers: Mapping[str, str], null_odds: Mapping[str, float], threshold: float
+) -> dict[str, str]:
+    """The answers, "" where the null odds are strictly above the threshold."""
+    return {name: "" if null_odds[name] > threshold else text for name, text in answers.items()}
 
 
 def _best_indexes(logits: np.ndarray, n_best: int) -> np.ndarray:

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from bertjax.data.sources.squad import Example
 from bertjax.errors import UserError
 from bertjax.progress import reporter
@@ -124,13 +126,9 @@ def _score_v2(
     threshold: float,
 ) -> dict[str, float]:  # fmt: skip
     has_answer = {key: bool(answers) for key, answers in questions}
-    exact_raw: dict[str, float] = {}
-    f1_raw: dict[str, float] = {}
-    for key, answers in questions:
-        if key in predictions:
-            golds = [answer for answer in answers if normalize(answer)] or [""]
-            exact_raw[key] = max(_exact(answer, predictions[key]) for answer in golds)
-            f1_raw[key] = max(_f1(answer, predictions[key], both_empty=1) for answer in golds)
+    judged = {key: judge(answers, predictions[key]) for key, answers in questions if key in predictions}
+    exact_raw: dict[str, float] = {key: exact for key, (exact, _) in judged.items()}
+    f1_raw = {key: f1 for key, (_, f1) in judged.items()}
     if not exact_raw:
         raise UserError("predictions: none is for a question of the gold data; check that the files belong together")
     if na_prob is not None and (absent := [key for key in exact_raw if key not in na_prob]):
@@ -172,6 +170,43 @@ def _best_threshold(
         if current > best:
             best, threshold = current, na_prob[key]
     return 100.0 * best / len(raw), threshold
+
+
+def judge(answers: Sequence[str], predicted: str) -> tuple[int, float]:
+    """(exact match 0 or 1, F1 from 0 to 1) of a prediction by the rules of v2.0; without answers "" is right."""
+    golds = [answer for answer in answers if normalize(answer)] or [""]
+    exact = max(_exact(answer, predicted) for answer in golds)
+    return exact, max(_f1(answer, predicted, both_empty=1) for answer in golds)
+
+
+def find_null_threshold(
+    examples: Sequence[Example], answers: Mapping[str, str], null_odds: Mapping[str, float]
+) -> tuple[float, float]:
+    """Sweep the threshold on the null odds -> (the best one, the F1 in percent with it), as find_best_thresh does.
+
+    answers: the best answer to each question, also where "no answer" is likelier. Questions whose odds are strictly
+    above the threshold are not answered. Unlike in the official sweep, equal odds count together, and where it is best
+    to answer nothing the threshold is below all odds (there it is 0.0, for probabilities): with the threshold that is
+    returned, predictions have exactly this F1. Of equal ones the lowest is returned.
+    """
+    odds = np.array([null_odds[example.id] for example in examples], np.float64)
+    gains = np.array([_gain(example, answers[example.id]) for example in examples], np.float64)
+    order = np.argsort(odds, kind="stable")
+    odds, reached = odds[order], np.cumsum(gains[order])
+    last = np.append(odds[1:] != odds[:-1], True)  # of equal odds
+    odds, reached = odds[last], reached[last]
+    nothing = sum(not example.answers for example in examples)
+    best = int(np.argmax(reached))
+    if reached[best] <= 0:
+        return float(odds[0]) - 1.0, 100.0 * nothing / len(examples)
+    return float(odds[best]), 100.0 * float(nothing + reached[best]) / len(examples)
+
+
+def _gain(example: Example, answer: str) -> float:
+    """What a question adds to the F1 if it is answered, against no answer."""
+    if not example.answers:
+        return -float(bool(answer))
+    return judge([text for text, _ in example.answers], answer)[1]
 
 
 @functools.lru_cache(maxsize=1 << 16)

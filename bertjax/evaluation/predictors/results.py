@@ -34,6 +34,7 @@ class NoAnswer(TypedDict):
     probability: float
     null_odds: float  # logit of "no answer" minus that of the best answer
     threshold: float  # of the null odds, above which no answer is given
+    confidence: NotRequired[float]  # calibrated: that "no answer" is right
 
 
 class Answer(TypedDict):
@@ -42,6 +43,7 @@ class Answer(TypedDict):
     question: str
     answer: str | None
     probability: NotRequired[float]  # of the answer; missing where it is None
+    confidence: NotRequired[float]  # calibrated: that the answer, or "no answer", is right; missing without calibration
     reason: NotRequired[str]
     no_answer: NotRequired[NoAnswer]  # of models for unanswerable questions
     candidates: list[AnswerCandidate]  # best first

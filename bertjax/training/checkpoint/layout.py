@@ -73,7 +73,7 @@ def best_step(score: str, best_mode: str, scores: Mapping[int, Mapping[str, floa
 def sign(score: str, best_mode: str) -> int:
     """1 for a score whose highest value is best, -1 for the lowest; "auto": by its name."""
     if best_mode == "auto":
-        best_mode = "lowest" if score.endswith(("loss", "perplexity")) else "highest"
+        best_mode = "lowest" if score.endswith(("loss", "perplexity", "ece")) else "highest"
     return 1 if best_mode == "highest" else -1
 
 

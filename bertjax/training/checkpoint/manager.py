@@ -15,7 +15,8 @@ from bertjax.models import param_paths
 from bertjax.parallel.multihost.primary import any_error, is_primary, run_on_primary
 from bertjax.progress import reporter
 from bertjax.storage import atomic
-from bertjax.training.checkpoint import layout, orbax_io
+from bertjax.training.checkpoint import fits, layout, orbax_io
+from bertjax.training.checkpoint.fits import Fits
 from bertjax.training.checkpoint.integrity import seal
 from bertjax.training.checkpoint.lock import WriterLock
 from bertjax.training.checkpoint.reader import CheckpointReader, one_line
@@ -101,19 +102,26 @@ class CheckpointManager:
         self._saving = threading.Thread(target=self._finish, args=(step, started), name="checkpoint_commit")
         self._saving.start()
 
-    def add_scores(self, step: int, scores: Mapping[str, float]) -> None:
-        """Add scores of a step after `save`, in the background; failures are raised like those of a save."""
+    def add_scores(self, step: int, scores: Mapping[str, float], fitted: Fits | None = None) -> None:
+        """Add scores of a step after `save`, and what its evaluations fitted, in the background.
+
+        Failures are raised like those of a save.
+        """
         self.reader.scores[step] = dict(scores)
-        arguments = (self._saving, step, dict(scores))
+        arguments = (self._saving, step, dict(scores), fitted or {})
         self._saving = threading.Thread(target=self._add_scores, args=arguments, name="checkpoint_scores")
         self._saving.start()
 
-    def _add_scores(self, saving: threading.Thread | None, step: int, scores: Mapping[str, float]) -> None:
+    def _add_scores(
+        self, saving: threading.Thread | None, step: int, scores: Mapping[str, float], fitted: Fits
+    ) -> None:
         if saving is not None:
             saving.join()
         if self._failure is not None or not is_primary():
             return
         try:
+            if fitted:  # before the scores, which say that the evaluations of a step are done
+                fits.write_fits(self.folder / str(step), fitted)
             layout.write_scores(self.folder, step, scores)
             self._remove_old()
         except OSError as error:
