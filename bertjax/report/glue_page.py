@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bertjax.errors import UserError
+from bertjax.evaluation.metrics.glue_average import TITLES
 from bertjax.report.charts import Chart, Series, figure
 from bertjax.report.page import save_text
 from bertjax.report.parts import details, html_document, table
@@ -14,7 +15,7 @@ from bertjax.report.record import is_finite, read_run
 from bertjax.training.monitor import console
 
 _AVERAGES = {"bert_paper": "BERT paper's average", "glue": "GLUE average"}
-_METRICS = {
+METRIC_NAMES = {
     "matthews": "Matthews", "accuracy": "accuracy", "f1": "F1", "spearman": "Spearman", "pearson": "Pearson",
     "accuracy_matched": "accuracy, matched", "accuracy_mismatched": "accuracy, mismatched",
 }  # fmt: skip
@@ -46,7 +47,7 @@ def _tiles(found: Mapping[str, Any]) -> str:
         about = found["averages"][key]
         if about["average"] is None:
             continue
-        titles = [found["tasks"][task]["title"] if task in found["tasks"] else task for task in about["missing"]]
+        titles = [TITLES[task] for task in about["missing"]]
         part = f", partial: without {', '.join(titles)}" if titles else ""
         tiles += f'<div class="tile"><b>{about["average"]:.2f}</b><span>{html.escape(name + part)}</span></div>'
     return f'<div class="tiles">{tiles}</div>' if tiles else ""
@@ -55,7 +56,7 @@ def _tiles(found: Mapping[str, Any]) -> str:
 def _scores(found: Mapping[str, Any]) -> str:
     rows = []
     for about in found["tasks"].values():
-        metrics = {_METRICS[name]: values for name, values in about["metrics"].items()}
+        metrics = {METRIC_NAMES[name]: values for name, values in about["metrics"].items()}
         metrics |= {"Matthews, diagnostic set": about["ax"]["matthews"]} if "ax" in about else {}
         for name, values in metrics.items():
             width = min(max(values["median"], 0.0), 100.0)
@@ -91,7 +92,7 @@ def _task(name: str, about: Mapping[str, Any], folder: Path) -> str:
         place = html.escape(os.path.relpath(one["run"], folder))
         took = console.duration(one["seconds"]) if is_finite(one.get("seconds")) else "n/a"
         rows.append([place, html.escape(point), str(one["seed"]), console.number(one["step"] or 0), *scores, took])
-    head = ("Run", "Grid", "Seed", "Step", *(_METRICS[m] for m in metrics), "Training time")
+    head = ("Run", "Grid", "Seed", "Step", *(METRIC_NAMES[m] for m in metrics), "Training time")
     shown = table(head, rows, numbers=range(2, len(head)))
     if not any(one.get("grid") for one in runs):
         shown = table(("Run", *head[2:]), [[row[0], *row[2:]] for row in rows], numbers=range(1, len(head) - 1))

@@ -59,6 +59,10 @@ DEV_METRICS: dict[str, dict[str, str]] = {
     "rte": {"accuracy": "dev/accuracy"},
     "wnli": {"accuracy": "dev/accuracy"},
 }  # fmt: skip
+TITLES = {
+    "cola": "CoLA", "sst2": "SST-2", "mrpc": "MRPC", "stsb": "STS-B", "qqp": "QQP", "mnli": "MNLI", "qnli": "QNLI",
+    "rte": "RTE", "wnli": "WNLI",
+}  # fmt: skip
 # The columns of table 1 of the BERT paper (arXiv 1810.04805): "F1 scores are reported for QQP and MRPC, Spearman
 # correlations for STS-B, and accuracy scores for the other tasks" (CoLA: Matthews correlation); without WNLI. MNLI has
 # two columns, and both count.

@@ -4,10 +4,13 @@ import contextlib
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from bertjax.config.loading.load import identity_diff, load_saved
+from bertjax.config.loading.pretrained import read_model_fields
+from bertjax.config.schema.model import FAMILIES
 from bertjax.errors import DivergedError, UserError
 from bertjax.evaluation.evaluators.build import build_evaluators
 from bertjax.progress import reporter
@@ -73,6 +76,7 @@ def _check(request: Request) -> tuple[list[TaskData], list[str], dict[str, list[
         raise UserError(f"command line: {unused[0]}....: the task {TASKS[unused[0]].title} is not among those to run")
     if request.intermediate and "mnli" not in there:
         raise UserError("--intermediate mnli: needs the task mnli, whose model others start from")
+    _check_start(request.init)
     check_options(request, request.output / OPTIONS)
     if request.intermediate:  # MNLI first
         found.sort(key=lambda one: one.task.name != "mnli")
@@ -81,6 +85,17 @@ def _check(request: Request) -> tuple[list[TaskData], list[str], dict[str, list[
         if not (request.intermediate and task in INTERMEDIATE):  # theirs are known after MNLI; `loop.train` checks them
             _check_settings(listed)
     return found, missing, runs
+
+
+def _check_start(name: str) -> None:
+    """Raise UserError for a model that cannot be found or has no classifier. Reads only its small files."""
+    try:
+        family = read_model_fields(name)["family"]
+    except UserError as error:
+        raise UserError(f"--init: {error}") from None
+    if "classifier" not in FAMILIES[family].heads:
+        fitting = ", ".join(one for one, section in FAMILIES.items() if "classifier" in section.heads)
+        raise UserError(f"--init: {name}: is a {family}, which has no classifier; name one of: {fitting}")
 
 
 def _check_settings(runs: Sequence[SubRun]) -> None:
@@ -143,7 +158,7 @@ def _train(request: Request, run: SubRun) -> Result:
 
 def _with_ax(result: Result, data: Path) -> Result:
     scores = submission.score_ax(result, data)
-    return result if scores is None else Result(result.run, result.step, result.scores, more=scores)
+    return result if scores is None else replace(result, more=scores)
 
 
 def _mnli_checkpoint(summaries: Sequence[TaskSummary]) -> str:

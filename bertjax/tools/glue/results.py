@@ -23,6 +23,7 @@ class Result:
     step: int | None
     scores: Mapping[str, float]
     diverged: str | None = None
+    seconds: float | None = None  # of training
     more: Mapping[str, Any] = field(default_factory=dict)  # scores of the diagnostic set
 
     @property
@@ -33,7 +34,7 @@ class Result:
         about: dict[str, Any] = {"run": str(self.run.config.run_dir), "seed": self.run.seed, "step": self.step}
         about |= {"grid": dict(self.run.point)} if self.run.point else {}
         about |= {"scores": dict(self.scores)} | ({"ax": dict(self.more)} if self.more else {})
-        return about | ({"diverged": self.diverged} if self.diverged else {"seconds": training_seconds(self.run)})
+        return about | ({"diverged": self.diverged} if self.diverged else {"seconds": self.seconds})
 
 
 def is_finished(run: SubRun, base: Path) -> bool:
@@ -52,7 +53,8 @@ def read_result(run: SubRun, base: Path, select: Select) -> Result:
         raise UserError(
             f"{run.config.run_dir}: step {step} has no finite score {absent[0]}; remove the folder, and run again"
         )
-    return Result(run, step, {metric: float(found[score]) for metric, score in metrics.items()})
+    scores = {metric: float(found[score]) for metric, score in metrics.items()}
+    return Result(run, step, scores, seconds=training_seconds(run))
 
 
 def training_seconds(run: SubRun) -> float | None:

@@ -76,41 +76,37 @@ def score_ax(result: Result, data: Path) -> dict[str, float] | None:
 
 
 def write_submission(summaries: Sequence[TaskSummary], rule: str, data: Path, folder: Path) -> dict[str, Any]:
-    """Predict the tests of each task with its chosen run, unless the files are there -> what was made.
+    """Predict the tests of each task with its chosen run, unless the files are there -> what the folder has.
 
-    -> {folder, from: median or best, runs: {task: run}, files, missing: [files that the server wants], archive}.
-    Without all eleven files there is no archive, since the server refuses it.
+    -> {folder, from: median or best, runs: {file: run}, missing: [files that the server wants], archive}. Files of
+    tasks that are not among `summaries` remain. Without all eleven there is no archive, since the server refuses it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    made_by, runs = _read(folder / _MADE_BY), {}
-    files: list[str] = []
+    made_by = _read(folder / _MADE_BY)
     for summary in summaries:
         if not summary.scored:
             continue
         chosen, task = summary.chosen(rule), summary.task
-        there = {
-            name: path for name, split in task.tests.items() if (path := data / task.name / f"{split}.jsonl").is_file()
+        maker = {"run": str(chosen.run.config.run_dir), "step": chosen.step}
+        copies = {name: data / task.name / f"{split}.jsonl" for name, split in task.tests.items()}
+        todo = {
+            name: copy
+            for name, copy in copies.items()
+            if copy.is_file() and not (made_by.get(name) == maker and (folder / f"{name}.tsv").is_file())
         }
-        runs[task.name] = str(chosen.run.config.run_dir)
-        maker = {"run": runs[task.name], "step": chosen.step}
-        todo = [name for name in there if made_by.get(name) != maker or not (folder / f"{name}.tsv").is_file()]
-        classifier = open_classifier(chosen) if todo else None
-        for name in todo:
-            assert classifier is not None
-            records = read_copy(there[name])
+        if not todo:
+            continue
+        classifier = open_classifier(chosen)
+        for name, copy in todo.items():
+            records = read_copy(copy)
             _write_file(folder / f"{name}.tsv", task, records, predict(classifier, task, records))
-            classifier.print_notes()
             made_by[name] = maker
             write_json_atomic(folder / _MADE_BY, made_by)
-        files += there
-    missing = [name for name in FILES if name not in files]
-    archive = None if missing else _write_archive(folder)
-    if missing:
-        (folder / ARCHIVE).unlink(missing_ok=True)
-    return {
-        "folder": str(folder), "from": rule, "runs": runs, "files": [f"{name}.tsv" for name in files],
-        "missing": [f"{name}.tsv" for name in missing], "archive": str(archive) if archive else None,
-    }  # fmt: skip
+        classifier.print_notes()
+    runs = {name: made_by[name]["run"] for name in FILES if name in made_by and (folder / f"{name}.tsv").is_file()}
+    missing = [f"{name}.tsv" for name in FILES if name not in runs]
+    archive = None if missing else str(_write_archive(folder))
+    return {"folder": str(folder), "from": rule, "runs": runs, "missing": missing, "archive": archive}
 
 
 def _write_file(path: Path, task: GlueTask, records: Sequence[Mapping[str, Any]], values: Sequence[Any]) -> None:

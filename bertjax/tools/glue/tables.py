@@ -3,16 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from bertjax.report.glue_page import METRIC_NAMES
 from bertjax.tools.glue.tasks import TASKS
 
 AVERAGES = {
     "bert_paper": "average of the BERT paper (table 1: without WNLI; F1 of MRPC and QQP, Spearman of STS-B)",
     "glue": "average of the GLUE leaderboard (nine tasks; the mean of a task's metrics)",
 }
-NAMES = {
-    "matthews": "Matthews", "accuracy": "accuracy", "f1": "F1", "spearman": "Spearman", "pearson": "Pearson",
-    "accuracy_matched": "accuracy, matched", "accuracy_mismatched": "accuracy, mismatched",
-}  # fmt: skip
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -29,7 +26,7 @@ def score_rows(found: Mapping[str, Any]) -> list[list[str]]:
     for about in found["tasks"].values():
         scored = sum("diverged" not in one for one in about["runs"])
         seeds = str(scored) if scored == len(about["runs"]) else f"{scored} of {len(about['runs'])}"
-        metrics = {NAMES[metric]: values for metric, values in about["metrics"].items()}
+        metrics = {METRIC_NAMES[metric]: values for metric, values in about["metrics"].items()}
         metrics |= {"Matthews, diagnostic set AX": about["ax"]["matthews"]} if "ax" in about else {}
         for name, values in metrics.items():
             rows.append([about["title"], name, *(f"{values[key]:.2f}" for key in ("median", "min", "max")), seeds])

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from bertjax.evaluation.metrics.glue_average import DEV_METRICS
+from bertjax.evaluation.metrics.glue_average import DEV_METRICS, TITLES
 
 
 @dataclass(frozen=True)
@@ -14,12 +14,16 @@ class GlueTask:
     """
 
     name: str
-    title: str  # in the paper, and of the official folder
     texts: tuple[str, ...]
     labels: tuple[str, ...]
     evaluations: dict[str, str] = field(default_factory=lambda: {"dev": "validation"})
     tests: dict[str, str] = field(default_factory=dict)
     says_words: bool = False  # whether a submission has the names of labels, not their ids
+
+    @property
+    def title(self) -> str:
+        """Its name in the paper, and of its official folder."""
+        return TITLES[self.name]
 
     @property
     def metrics(self) -> dict[str, str]:
@@ -41,19 +45,19 @@ _NLI = ("entailment", "not_entailment")
 _SENTENCES = ("sentence1", "sentence2")
 AX = "ax"  # the split of the diagnostic set, which the MNLI model predicts
 _ALL = (
-    GlueTask("cola", "CoLA", ("sentence",), ("unacceptable", "acceptable"), tests={"CoLA": "test"}),
-    GlueTask("sst2", "SST-2", ("sentence",), ("negative", "positive"), tests={"SST-2": "test"}),
-    GlueTask("mrpc", "MRPC", _SENTENCES, ("not_equivalent", "equivalent"), tests={"MRPC": "test"}),
-    GlueTask("stsb", "STS-B", _SENTENCES, (), tests={"STS-B": "test"}),
-    GlueTask("qqp", "QQP", ("question1", "question2"), ("not_duplicate", "duplicate"), tests={"QQP": "test"}),
+    GlueTask("cola", ("sentence",), ("unacceptable", "acceptable"), tests={"CoLA": "test"}),
+    GlueTask("sst2", ("sentence",), ("negative", "positive"), tests={"SST-2": "test"}),
+    GlueTask("mrpc", _SENTENCES, ("not_equivalent", "equivalent"), tests={"MRPC": "test"}),
+    GlueTask("stsb", _SENTENCES, (), tests={"STS-B": "test"}),
+    GlueTask("qqp", ("question1", "question2"), ("not_duplicate", "duplicate"), tests={"QQP": "test"}),
     GlueTask(
-        "mnli", "MNLI", ("premise", "hypothesis"), ("entailment", "neutral", "contradiction"),
+        "mnli", ("premise", "hypothesis"), ("entailment", "neutral", "contradiction"),
         {"matched": "validation_matched", "mismatched": "validation_mismatched"},
         {"MNLI-m": "test_matched", "MNLI-mm": "test_mismatched", "AX": AX}, says_words=True,
     ),
-    GlueTask("qnli", "QNLI", ("question", "sentence"), _NLI, tests={"QNLI": "test"}, says_words=True),
-    GlueTask("rte", "RTE", _SENTENCES, _NLI, tests={"RTE": "test"}, says_words=True),
-    GlueTask("wnli", "WNLI", _SENTENCES, ("not_entailment", "entailment"), tests={"WNLI": "test"}),
+    GlueTask("qnli", ("question", "sentence"), _NLI, tests={"QNLI": "test"}, says_words=True),
+    GlueTask("rte", _SENTENCES, _NLI, tests={"RTE": "test"}, says_words=True),
+    GlueTask("wnli", _SENTENCES, ("not_entailment", "entailment"), tests={"WNLI": "test"}),
 )  # fmt: skip
 TASKS = {task.name: task for task in _ALL}
 FILES = tuple(name for task in _ALL for name in task.tests)  # all files of a submission
