@@ -28,7 +28,7 @@ from bertjax.evaluation.metrics.squad import score
 from bertjax.evaluation.metrics.text import squad
 from bertjax.evaluation.predictors.base import restore_with_head
 from bertjax.evaluation.restore import RestoredCheckpoint, restore
-from bertjax.report.answers import answers_page
+from bertjax.report.pages.answers import answers_page
 from bertjax.storage import atomic
 
 WAYS = ("extractive", "context", "closed_book")
@@ -109,7 +109,7 @@ def _extractive(restored: RestoredCheckpoint, questions: QuestionSet, _: str) ->
     version_2 = any(example.is_impossible for example in examples)
     tokenizer = restored.ctx.tokenizer
     find = span_qa.make_answer_fn(restored.program, tokenizer, examples, windows, settings, version_2)
-    best, _nbest, null_odds = find(restored.params)
+    best, _, null_odds = find(restored.params)
     return apply_null_threshold(best, null_odds, null_threshold(restored, settings)[0]) if version_2 else best
 
 

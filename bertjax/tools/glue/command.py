@@ -14,7 +14,7 @@ from bertjax.config.schema.model import FAMILIES
 from bertjax.errors import DivergedError, UserError
 from bertjax.evaluation.evaluators.build import build_evaluators
 from bertjax.progress import reporter
-from bertjax.report.glue_page import write_glue_page
+from bertjax.report.pages.glue import write_glue_page
 from bertjax.storage.atomic import write_json_atomic, write_text_atomic
 from bertjax.tools.glue import data as glue_data
 from bertjax.tools.glue import submission, tables

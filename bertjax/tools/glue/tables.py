@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bertjax.report.glue_page import METRIC_NAMES
+from bertjax.report.pages.glue import METRIC_NAMES
 from bertjax.tools.glue.tasks import TASKS
 
 AVERAGES = {
