@@ -123,7 +123,7 @@ class CheckpointPolicy(Section):
     keep_best: str | list[str] | None = Field(None, description="Scores whose best checkpoint is kept: `squad/f1`.")
     best_mode: Literal["auto", "highest", "lowest"] = Field(
         "auto",
-        description="Which score is best. `auto`: the lowest loss, perplexity, mse or calibration error, else the highest.",
+        description="Which score is best. `auto`: the lowest loss, perplexity, mse or ece, else the highest.",
     )
 
     @property
