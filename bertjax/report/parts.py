@@ -28,8 +28,7 @@ _METRIC_WORDS = {
 _PERCENT = ("_accuracy",)  # training metrics are fractions; task scores, `accuracy` included, are percentages
 PERCENTAGES = (
     "exact", "exact_match", "f1", "em", "accuracy", "average", "matthews", "pearson", "spearman", "bleu", "rouge1",
-    "rouge2", "rougel", "rougelsum", "macro_f1", "weighted_f1", "micro_f1", "subset_accuracy", "average_precision",
-    "roc_auc", "label_ranking_average_precision", "r2",
+    "rouge2", "rougel", "rougelsum", "average_precision", "roc_auc", "r2",
 )  # fmt: skip
 
 

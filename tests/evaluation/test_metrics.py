@@ -111,7 +111,7 @@ def test_scores_of_several_labels_as_sklearn(texts, labels, seed, threshold):
     }
     expected = {
         "micro_f1": f1(average="micro"), "macro_f1": f1(average="macro"), "weighted_f1": f1(average="weighted"),
-        "subset_accuracy": sklearn.accuracy_score(truth, guesses),
+        "exact_match": sklearn.accuracy_score(truth, guesses),
         "label_ranking_average_precision": sklearn.label_ranking_average_precision_score(truth, logits),
     } | means  # fmt: skip
     assert found == pytest.approx({name: 100 * float(value) for name, value in expected.items()}, abs=1e-6)

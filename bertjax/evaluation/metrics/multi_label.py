@@ -8,7 +8,7 @@ import numpy as np
 from bertjax.evaluation.metrics.labels import mean_scores, prf, ranks
 
 SCORES = (
-    "micro_f1", "macro_f1", "weighted_f1", "subset_accuracy", "average_precision", "roc_auc",
+    "micro_f1", "macro_f1", "weighted_f1", "exact_match", "average_precision", "roc_auc",
     "label_ranking_average_precision",
 )  # fmt: skip
 
@@ -24,7 +24,7 @@ def multi_label_scores(logits: np.ndarray, labels: np.ndarray, threshold: float 
     """logits [N, C] and labels [N, C] of 0 and 1 -> scores in percent.
 
     A text has the labels with a probability of `threshold` or more. micro_f1, macro_f1 and weighted_f1: `f1_score` of
-    scikit-learn with zero_division=0, over all labels; subset_accuracy: `accuracy_score`, the texts with exactly their
+    scikit-learn with zero_division=0, over all labels; exact_match: `accuracy_score`, the texts with exactly their
     labels. Without a threshold: average_precision and roc_auc, the means over the labels for which they are defined
     (with a positive example; with a negative one too), and label_ranking_average_precision_score. 0 if none is.
     """
