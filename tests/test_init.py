@@ -16,6 +16,7 @@ from bertjax.tools.init import recipe
 from bertjax.tools.init.columns import choose_label, choose_target, choose_texts
 from bertjax.tools.init.heldout import choose_heldout, text_hash
 from bertjax.tools.init.recipe import Machine
+from bertjax.tools.init.several_labels import find_delimiter
 from bertjax.tools.init.survey import Survey, choose_labels, survey_records
 
 WORDS = "the a list of text returns value file name is not none true when called with and from module object".split()
@@ -126,6 +127,54 @@ def test_records_without_a_label_are_left_out(here, capsys):
     assert "null" not in (here / "classify-train.jsonl").read_text() + (here / "classify-heldout.jsonl").read_text()
     line = said(capsys, "init classify a.jsonl --eval none --output b.yaml", 2)
     assert line == "a.jsonl: 20 records have no 'label'; remove them\n" and not (here / "b.yaml").exists()
+
+
+def test_records_without_a_text_are_left_out(here, capsys):
+    records = [{"text": None if n in (4, 9) else t, "label": "ab"[n % 2]} for n, t in enumerate(texts(60))]
+    (here / "a.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    out = said(capsys, "init classify a.jsonl --pretrained none")
+    assert "58 records" in out and "left out 2 records without a text (null), the first: a.jsonl: line 5" in out
+    line = said(capsys, "init classify a.jsonl --eval none --output b.yaml", 2)
+    assert line == "a.jsonl: 2 records have no text (null; the first: a.jsonl: line 5); remove them\n"
+    (here / "c.jsonl").write_text('{"text": 7, "label": "a"}\n')
+    assert "'text' is 7, not a text" in said(
+        capsys, "init classify c.jsonl --text text --pretrained none --output c.yaml", 2
+    )
+
+
+def test_several_labels_are_found_as_lists_texts_and_columns(here, capsys):
+    names = ["joy", "fear", "awe"]
+    sets = [
+        [name for at, name in enumerate(names) if (n % 5 + 1) >> at & 1 and (at < 2 or n % 4 == 0)] for n in range(80)
+    ]
+    rows = list(zip(texts(80), sets, strict=True))
+    (here / "lists.jsonl").write_text("".join(json.dumps({"text": t, "emotions": s}) + "\n" for t, s in rows))
+    cells = "".join(f"{t}\t{'|'.join(s)}\n" for t, s in rows)
+    (here / "cells.tsv").write_text("text\tlabel\n" + cells)
+    columns = "".join(f"{n},{t},{','.join(str(int(name in s)) for name in names)}\n" for n, (t, s) in enumerate(rows))
+    (here / "columns.csv").write_text("id,text,joy,fear,awe\n" + columns)
+    named = ["awe", "fear", "joy"]
+    expected = {
+        "lists.jsonl": {"label": "emotions", "labels": named},
+        "cells.tsv": {"label": "label", "label_delimiter": "|", "labels": named},
+        "columns.csv": {"label_columns": names},
+        "columns.csv --label joy,fear": {"label_columns": names[:2]},
+    }
+    for number, (file, options) in enumerate(expected.items()):
+        out = said(capsys, f"init classify {file} --pretrained none --output {number}.yaml --text text")
+        (stage,) = load(f"{number}.yaml").stages
+        preprocess = stage.data.preprocess
+        assert {key: getattr(preprocess, key) for key in options} == options, file
+        assert "labels, several or none for a text: joy (48)" in out and " texts have none" in out, out
+        assert stage.objective.multi_label and stage.objective.num_labels == (2 if "--label" in file else 3)
+    assert "8 to 48 texts a class; class_weights: balanced" in written("0.yaml")
+
+
+def test_a_comma_in_a_name_is_no_delimiter(here, capsys):
+    rows = [f'{t},"{("Food, drink", "Sport")[n % 2]}"' for n, t in enumerate(texts(40))]
+    (here / "a.csv").write_text("\n".join(["text,label", *rows]) + "\n")
+    assert "label 'label': 2 labels: Food, drink (20)" in said(capsys, "init classify a.csv --pretrained none")
+    assert find_delimiter(["a;b", "a", "b", "c;a", "c"]) == ";" and find_delimiter(["a, b", "c, d", "e"]) is None
 
 
 def test_labels_are_counted_as_training_reads_them(here, capsys):

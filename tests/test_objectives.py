@@ -197,6 +197,58 @@ def test_regression_is_mean_squared_error():
     assert float(objective.losses(model, batch, None)["label"].correct) == 1  # within one half
 
 
+def weighed_batch(rng: np.random.Generator, several: bool) -> dict[str, np.ndarray]:
+    """Two examples a row, as packed ones are; three of the six have no label."""
+    labels = rng.integers(0, 2, (B, 2, 3)).astype(np.uint8) if several else rng.integers(0, 3, (B, 2)).astype(np.int32)
+    weights = np.float32([[1, 1], [0, 1], [0, 0]])
+    return encoder_fields() | {"cls_positions": np.zeros((B, 2), np.int32), "labels": labels, "label_weights": weights}
+
+
+@pytest.mark.parametrize("weights", [None, [0.5, 3.0, 1.25]])
+@pytest.mark.parametrize("several", [False, True])
+def test_weights_of_classes_are_those_of_torch(several, weights):
+    """CrossEntropyLoss(weight=), BCEWithLogitsLoss(pos_weight=): losses, gradients, and parts that add up."""
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(7)
+    batch, logits = weighed_batch(rng, several), rng.normal(size=(B, 2, 3)).astype(np.float32) * 3
+    kind = "multi_label_classification" if several else None
+    objective = build(ClassificationObjective(num_labels=3, problem_type=kind, class_weights=weights))
+    there = batch["label_weights"] > 0
+    theirs, labels = torch.tensor(logits[there], requires_grad=True), torch.tensor(batch["labels"][there])
+    weight = None if weights is None else torch.tensor(weights)
+    if several:
+        expected = torch.nn.BCEWithLogitsLoss(pos_weight=weight)(theirs, labels.float())
+    else:
+        expected = torch.nn.CrossEntropyLoss(weight=weight)(theirs, labels.long())
+    expected.backward()
+
+    def loss(x: jax.Array, rows: slice = slice(None)) -> jax.Array:
+        some = {name: values[rows] for name, values in batch.items()}
+        return objective.total_loss(
+            objective.losses(answering(**{"class": x[rows]}), some, None), objective.normalizers(batch)
+        )
+
+    assert float(loss(jnp.asarray(logits))) == pytest.approx(expected.item(), rel=1e-6)
+    parts = [float(loss(jnp.asarray(logits), rows)) for rows in (slice(0, 1), slice(1, 3))]
+    assert sum(parts) == pytest.approx(expected.item(), rel=1e-6)
+    grads = np.asarray(jax.grad(loss)(jnp.asarray(logits)))
+    np.testing.assert_allclose(grads[there], theirs.grad.numpy(), atol=2e-7)
+    assert not grads[~there].any()
+    term = objective.losses(answering(**{"class": jnp.asarray(logits)}), batch, None)["label"]
+    plain = build(ClassificationObjective(num_labels=3, problem_type=kind))
+    unweighed = plain.losses(answering(**{"class": jnp.asarray(logits)}), batch, None)["label"]
+    assert float(term.loss) == pytest.approx(float(unweighed.loss)) and float(term.weight) == 3  # the loss of the log
+
+
+def test_a_text_is_right_with_all_of_its_labels():
+    logits = np.float32([[[5, -5, -5], [5, 5, -5]], [[1, 1, 1], [-1, -1, -1]], [[0, 0, 0]] * 2])
+    batch = encoder_fields() | {"cls_positions": np.zeros((B, 2), np.int32), "label_weights": np.float32([[1, 1]] * 3)}
+    batch["labels"] = np.uint8([[[1, 0, 0], [1, 0, 0]], [[1, 1, 1], [0, 0, 0]], [[1, 1, 1], [0, 0, 0]]])
+    objective = build(ClassificationObjective(num_labels=3, problem_type="multi_label_classification"))
+    term = objective.losses(answering(**{"class": jnp.asarray(logits)}), batch, None)["label"]
+    assert float(term.correct) == 4 and float(term.weight) == 6  # a probability of 0.5 is a label
+
+
 @pytest.mark.parametrize("kind", ["pairs", "span"])
 def test_sums_add_up_over_the_parts_of_a_batch(kind):
     """What makes accumulation and several hosts exact: sums and weights, no means."""

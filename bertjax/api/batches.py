@@ -29,7 +29,7 @@ def stage_batches(
     names = tuple(restored.labels) if own and restored.labels else None
     classes = None
     if CLASSIFIER in found.objective.heads:
-        classes = ClassSpec(found.objective.num_labels, names, required=names is not None)
+        classes = ClassSpec.of_objective(found.objective, names, required=names is not None)
     if evaluation is not None:
         held = {one.name: one for one in found.evaluate}
         if evaluation not in held:

@@ -208,25 +208,28 @@ class Model:
 
     @overload
     def classify(  # type: ignore[overload-overlap]
-        self, texts: str, pairs: str | None = None, *, top_k: int | None = None
+        self, texts: str, pairs: str | None = None, *, top_k: int | None = None, threshold: float | None = None
     ) -> Classification: ...
     @overload
     def classify(
-        self, texts: Sequence[str], pairs: Sequence[str] | None = None, *, top_k: int | None = None
-    ) -> list[Classification]: ...
+        self, texts: Sequence[str], pairs: Sequence[str] | None = None, *, top_k: int | None = None,
+        threshold: float | None = None,
+    ) -> list[Classification]: ...  # fmt: skip
     def classify(
-        self, texts: Texts, pairs: Texts | None = None, *, top_k: int | None = None
+        self, texts: Texts, pairs: Texts | None = None, *, top_k: int | None = None, threshold: float | None = None
     ) -> Classification | list[Classification]:
         """Label each text, or each text with the one of `pairs` beside it.
 
         -> {"text", "pair", "label", "probability", "labels": [{"label", "probability"}, ...]}, all labels or the first
-        `top_k`, best first, named as in the training data. A regression gives {"text", "pair", "value"}. Longer texts
-        are cut as in training, with a note.
+        `top_k`, best first, named as in the training data. A regression gives {"text", "pair", "value"}. A model that
+        gives a text several labels has "predicted", those with a probability of `threshold` or more (default: that of
+        the stage's evaluation, or 0.5), instead of "label" and "probability". Longer texts are cut as in training, with
+        a note.
         """
         if pairs is not None and isinstance(texts, str) != isinstance(pairs, str):
             raise UserError("pairs: give a text for a text, or a list for a list")
         predictor = self._classifier
-        found = predictor(_as_list(texts), None if pairs is None else _as_list(pairs), top_k)
+        found = predictor(_as_list(texts), None if pairs is None else _as_list(pairs), top_k, threshold)
         predictor.print_notes()
         return _one_or_all(found, texts)
 

@@ -80,7 +80,8 @@ def metric(name: str, *, inputs: MetricInputs = "texts") -> Callable[[T], T]:
 
     With inputs="texts" (evaluations of kind text_to_text) it takes the references of each example, a list of lists of
     text, and the generated texts. With inputs="labels" (kind classification) it takes the labels [N] and the logits,
-    float32 [N, C]; of a regression C is 1. Evaluations list it in `metrics`. Raises ValueError for a taken name.
+    float32 [N, C]; of a regression C is 1, with several labels for one text the labels are [N, C] of 0 and 1.
+    Evaluations list it in `metrics`. Raises ValueError for a taken name.
     """
     if inputs not in ("texts", "labels"):
         raise ValueError(f"metric '{name}': inputs must be 'texts' or 'labels' (got {inputs!r})")

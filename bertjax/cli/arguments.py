@@ -115,6 +115,7 @@ MODEL = option(
     help="a run, one of its checkpoints, a Hugging Face folder, or a model on the Hub: org/name, org/name@revision",
 )
 RUN = option("run", metavar="RUN", help="a run folder")
+BEST = option("--best", metavar="SCORE", help="the checkpoint with the best value of a score, such as squad/f1")
 DEVICE = option("--device", choices=("cpu", "gpu", "tpu"), help="compute device (default: the best one available)")
 DTYPE = option("--dtype", choices=("float32", "bfloat16"), help="compute dtype (default: run.compute_dtype of the run)")
 STEP = option("--step", type=positive_int, help="step of the checkpoint (default: the latest)")

@@ -12,7 +12,7 @@ from bertjax.storage.locations import local_path
     "restore a checkpoint and score it",
     cli.option("run", **cli.MODEL[1]),
     cli.STEP,
-    cli.option("--best", metavar="SCORE", help="the checkpoint with the best value of a score, such as squad/f1"),
+    cli.BEST,
     cli.option("--stage", metavar="NAME", help="the stage to score (default: the last one)"),
     cli.option("--name", metavar="EVAL", help="run only the evaluation with this name"),
     cli.option(

@@ -90,6 +90,7 @@ def import_folder(arguments: argparse.Namespace) -> int:
     cli.option("--revision", metavar="BRANCH", help="with --push: the branch to upload to (default: main)"),
     cli.option("--create-pr", action="store_true", help="with --push: open a pull request instead of a commit"),
     cli.option("--license", metavar="ID", help="licence for the model card, such as apache-2.0"),
+    cli.BEST,
     examples=("bertjax export runs/demo hf/demo", "bertjax export runs/demo --push my-org/demo --private"),
     note="runs/demo is a run of `bertjax demo`; --push needs a login (`hf auth login`, or HF_TOKEN)",
 )
@@ -111,10 +112,11 @@ def export(arguments: argparse.Namespace) -> int:
     from bertjax.tools import convert_hf
     from bertjax.training.untrained_heads import format_modules
 
+    options = {"license": arguments.license, "best": arguments.best}
     if to is not None:
-        result, left_out = convert_hf.push_checkpoint(source, out, to, license=arguments.license)
+        result, left_out = convert_hf.push_checkpoint(source, out, to, **options)
     elif out is not None:
-        result, left_out = str(out), convert_hf.export_checkpoint(source, out, license=arguments.license)
+        result, left_out = str(out), convert_hf.export_checkpoint(source, out, **options)
     if left_out:
         reporter.say(f"note: not exported, the Hugging Face class lacks them: {format_modules(left_out)}")
     return cli.print_result(result)

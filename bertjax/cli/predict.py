@@ -123,8 +123,13 @@ def answer(arguments: argparse.Namespace) -> int:
     cli.option("--column", metavar="NAME", help="field of the file with the text (default: as in training, or text)"),
     cli.option("--pair-column", metavar="NAME", help="field with the second text (default: as in training)"),
     cli.option("--top-k", metavar="K", type=cli.positive_int, help="list the K most likely labels (default: all)"),
+    cli.option(
+        "--threshold", metavar="P", type=cli.fraction,
+        help="with several labels for one text: give those with this probability (default: as in the evaluation, 0.5)",
+    ),
     _output(".csv", ".tsv", ".jsonl"),
     cli.option("--json", action="store_true", help="print JSON that includes all probabilities"),
+    cli.BEST,
     _BATCH,
     cli.DEVICE,
     _DTYPE,
@@ -134,14 +139,15 @@ def answer(arguments: argparse.Namespace) -> int:
         "bertjax predict classify runs/entailment 'It rains.' --pair 'It is wet.' --json",
     ),
     note="runs/reviews and runs/entailment are runs of your own",
-)
+)  # fmt: skip
 def classify(arguments: argparse.Namespace) -> int:
     request = _request("classify", arguments, (".csv", ".tsv", ".jsonl"))
     if request.file is not None and arguments.pair is not None:
         raise UserError("bertjax predict classify: --pair is for TEXT; a file has its second texts in --pair-column")
     from bertjax.tools import predict
 
-    found = predict.classify(request, arguments.pair, arguments.column, arguments.pair_column, arguments.top_k)
+    options = {"top_k": arguments.top_k, "threshold": arguments.threshold}
+    found = predict.classify(request, arguments.pair, arguments.column, arguments.pair_column, **options)
     if found is None or arguments.json:
         return _print(found)
     return cli.print_result("\n".join(map(predict.label_line, found)))
@@ -247,7 +253,8 @@ def _request(name: str, arguments: argparse.Namespace, suffixes: tuple[str, ...]
     cli.require_device(arguments)
     from bertjax.tools.predict import Request
 
-    return Request(checkpoint, texts, file, output, arguments.batch_size, arguments.dtype)
+    best = getattr(arguments, "best", None)
+    return Request(checkpoint, texts, file, output, arguments.batch_size, arguments.dtype, best)
 
 
 def _print(found: object) -> int:

@@ -92,7 +92,12 @@ def schema(arguments: argparse.Namespace) -> int:
     ),
     cli.option("--text", metavar="COLUMN", help="column of the text, or of the inputs of a T5"),
     cli.option("--pair", metavar="COLUMN", help="column of the second text of a pair"),
-    cli.option("--label", "--target", metavar="COLUMN", help="column of the label, or of the targets of a T5"),
+    cli.option(
+        "--label",
+        "--target",
+        metavar="COLUMN",
+        help="column of the label (a,b,c: of 0 and 1 for each label), or of the targets of a T5",
+    ),
     cli.option("--fields", metavar="A,B,...", help="names of the columns of a CSV or TSV file without a header"),
     cli.option(
         "--pretrained",

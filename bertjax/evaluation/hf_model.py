@@ -78,14 +78,15 @@ def open_model(
         params = hf_folder.load_params(source, model)
     heads = families.record_of(model).find_heads(params)
     dtype = hf_folder.stored_dtype(source)
-    described = _describe(model, heads, registry.num_labels(params), tokenizer)
+    classifier = hf_folder.read_classifier(source)
+    several = classifier is not None and classifier.multi_label
+    described = _describe(model, heads, registry.num_labels(params), tokenizer, several)
     described["run"] = {"compute_dtype": dtype} | _run_dir(place, run_dir)
     described["tokenizer"]["path"] = name if run_dir is None else str(run_dir / "tokenizer")
     saved_config = config = build(described, where=name)
     if overrides:
         config = build(described, overrides, where=name)
     ctx = RunContext(config, Path.cwd(), make_mesh(config.mesh, devices), tokenizer)
-    classifier = hf_folder.read_classifier(source)
     for note in classifier.notes if classifier else ():
         reporter.say(f"note: {note}".replace(str(source), name))
     names = list(classifier.names) if classifier and classifier.names else None
@@ -153,7 +154,7 @@ def _model(source: Path, family: type[ModelConfig]) -> ModelConfig:
 
 
 def _describe(
-    model: ModelConfig, heads: tuple[str, ...], num_labels: int, tokenizer: load.AnyTokenizer
+    model: ModelConfig, heads: tuple[str, ...], num_labels: int, tokenizer: load.AnyTokenizer, multi_label: bool
 ) -> dict[str, Any]:
     """The configuration of the run: the objective of its heads, and data available on every machine."""
     options = TOKENIZERS[model.tokenizer].model_fields
@@ -161,11 +162,11 @@ def _describe(
     return {
         "model": model.model_dump(exclude={"config_from"}),
         "tokenizer": {"kind": model.tokenizer, **about},
-        "stages": [_stage(heads, num_labels, model.max_length or 128)],
+        "stages": [_stage(heads, num_labels, model.max_length or 128, multi_label)],
     }
 
 
-def _stage(heads: Sequence[str], num_labels: int, positions: int) -> dict[str, Any]:
+def _stage(heads: Sequence[str], num_labels: int, positions: int, multi_label: bool = False) -> dict[str, Any]:
     length = min(128, positions)
     objective: dict[str, Any]
     if "qa" in heads:
@@ -174,6 +175,7 @@ def _stage(heads: Sequence[str], num_labels: int, positions: int) -> dict[str, A
         preprocess = {"kind": "span_qa", "doc_stride": min(128, length // 3), "max_query_length": min(64, length // 4)}
     elif "classifier" in heads:  # there are no labels that every machine has: the file is named when it is scored
         objective = {"kind": "classification", "num_labels": num_labels}
+        objective |= {"problem_type": hf_folder.MULTI_LABEL} if multi_label else {}
         source = {"kind": "jsonl", "files": ["examples.jsonl"]}
         data = {"source": source, "preprocess": {"kind": "classify", "sequence_length": length}}
         return {"name": STAGE, "steps": 1, "objective": objective, "data": data}

@@ -19,7 +19,7 @@ from bertjax.training.checkpoint import adapters, fits
 from bertjax.training.checkpoint.locate import CheckpointRef, find, results_folder
 from bertjax.training.checkpoint.reader import CheckpointReader
 from bertjax.training.program import TrainProgram, stage_program
-from bertjax.training.run_context import RunContext
+from bertjax.training.run_context import RunContext, is_multi_label
 from bertjax.training.state import Params
 from bertjax.training.untrained_heads import all_heads
 
@@ -41,6 +41,7 @@ class RestoredCheckpoint:
     where: str = "the checkpoint"  # its path, for error messages
     folder: Path | None = None  # of the step, or the Hugging Face folder; None for a copy of a model from elsewhere
     fitted: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by its evaluations: see checkpoint/fits
+    better: str | None = None  # a line about an earlier step with a better score, where the last one was taken
 
 
 def restore(
@@ -78,7 +79,7 @@ def _restore_checkpoint(
     found = find(path, stage=stage, step=step)
     checkpoints = CheckpointReader(found)
     if best is not None:
-        found = replace(found, step=_best_step(checkpoints, best))
+        found = replace(found, step=best_step(checkpoints, best))
         checkpoints.ref = found
     meta = checkpoints.meta()
     here = dict(meta["config"], mesh={})
@@ -89,7 +90,10 @@ def _restore_checkpoint(
     tokenizer = load.from_json(meta["tokenizer_json"], where)
     ctx = RunContext(config, Path.cwd(), make_mesh(config.mesh, devices), tokenizer)
     heads, classes = all_heads(meta), meta["num_labels"]
-    program = stage_program(config, config.stages[meta["stage"]], ctx.mesh, 1, heads=heads, num_labels=classes)
+    program = stage_program(
+        config, config.stages[meta["stage"]], ctx.mesh, 1, heads=heads, num_labels=classes,
+        multi_label=is_multi_label(meta),
+    )  # fmt: skip
     named = Path(base_model).expanduser() if base_model is not None else None  # or the name of a model on the Hub
     restored_step, params = adapters.restore_params(checkpoints, ctx, named=named, program=program)
     return RestoredCheckpoint(
@@ -108,6 +112,7 @@ def _restore_checkpoint(
         where=where,
         folder=checkpoints.step_path(restored_step),
         fitted=fits.read_fits(checkpoints.step_path(restored_step), restored_step),
+        better=better_step(checkpoints, config, meta["stage"], restored_step) if found.step is None else None,
     )
 
 
@@ -156,7 +161,18 @@ def _with_run_dir(config: Config, meta: Mapping[str, Any], found: CheckpointRef)
     return config.model_copy(update={"run": run.model_copy(update=changes)}), in_run
 
 
-def _best_step(checkpoints: CheckpointReader, score: str) -> int:
+def better_step(checkpoints: CheckpointReader, config: Config, stage: int, step: int) -> str | None:
+    """A line about the best step of a stage by its `early_stopping` or `keep_best`; None if `step` is the best."""
+    score = config.best_score(config.stages[stage])
+    try:
+        best = step if score is None else checkpoints.best_step(score, config.run.checkpoint.best_mode)
+    except UserError:  # no score yet
+        return None
+    return None if best == step else f"step {step} is the last one; step {best} has the best {score}: --best {score}"
+
+
+def best_step(checkpoints: CheckpointReader, score: str) -> int:
+    """The step with the best value of a score. Raises UserError without one, or where a step is named already."""
     if (found := checkpoints.ref).step is not None:
         raise UserError(f"{found.path}: step {found.step} is named already; leave it out to get the best {score}")
     return checkpoints.best_step(score, upgrade_config(checkpoints.meta()["config"])["run"]["checkpoint"]["best_mode"])

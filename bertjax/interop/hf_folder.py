@@ -14,7 +14,9 @@ from bertjax.config.schema.base import Section, record_at
 from bertjax.config.schema.model import FAMILIES, ModelConfig
 from bertjax.errors import UserError
 from bertjax.interop import safetensors_folder
-from bertjax.models import families
+from bertjax.models import families, registry
+
+MULTI_LABEL = "multi_label_classification"
 
 
 @dataclass(frozen=True)
@@ -55,14 +57,28 @@ def unused_tensors(folder: str | Path, model: ModelConfig) -> list[str]:
 
 def save_folder(
     out: str | Path, params: Mapping[str, np.ndarray], model: ModelConfig, heads: Sequence[str], *, tokenizer: Any,
-    labels: Sequence[str] | None = None, imported: Mapping[str, Any] | None = None,
+    labels: Sequence[str] | None = None, imported: Mapping[str, Any] | None = None, multi_label: bool = False,
 ) -> None:  # fmt: skip
     """Writes a folder that transformers' AutoModelFor... and AutoTokenizer load; `out` appears atomically.
 
     params: {our path: float32 array}, unsharded. labels: names of the classes. imported: `read_config_files` of an
-    imported folder. Raises UserError for a model that transformers has no class for, OSError if writing fails.
+    imported folder. multi_label: whether a text may have several labels. Raises UserError for a model that transformers
+    has no class for, OSError if writing fails.
     """
-    format_of(model).save_folder(Path(out), params, model, heads, tokenizer=tokenizer, labels=labels, imported=imported)
+    about = {"labels": labels, "imported": _with_problem_type(imported, params, multi_label)}
+    format_of(model).save_folder(Path(out), params, model, heads, tokenizer=tokenizer, **about)
+
+
+def _with_problem_type(
+    imported: Mapping[str, Any] | None, params: Mapping[str, np.ndarray], multi_label: bool
+) -> Mapping[str, Any] | None:
+    """`imported` with the problem type of this classifier, where the imported one was of another."""
+    before = dict((imported or {}).get("config", {}))
+    one = registry.num_labels(params) == 1
+    own = MULTI_LABEL if multi_label else "regression" if one else "single_label_classification"
+    if before.get("problem_type") == own or (not multi_label and before.get("problem_type") is None):
+        return imported
+    return {**(imported or {}), "config": before | {"problem_type": own}}
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -99,24 +115,31 @@ class Classifier(NamedTuple):
     outputs: int
     names: tuple[str, ...] | None
     notes: tuple[str, ...]
+    multi_label: bool = False  # whether a text may have several of the labels
 
 
 def read_classifier(folder: Path) -> Classifier | None:
     """The classifier in a folder; None without one.
 
-    Raises UserError where config.json describes another classifier than the tensors hold, or one of several labels.
+    Raises UserError where config.json describes another classifier than the tensors hold.
     """
     config = read_config(folder)
     family = FAMILIES[fields.families_by_type()[config["model_type"]]]
     outputs = format_of(family).classifier_outputs(Path(folder))
-    return None if outputs is None else _classifier(Path(folder) / "config.json", config, outputs)
+    if outputs is None:
+        return None
+    found = _classifier(Path(folder) / "config.json", config, outputs)
+    return found._replace(multi_label=config.get("problem_type") == MULTI_LABEL)
 
 
 def _classifier(path: Path, config: Mapping[str, Any], count: int) -> Classifier:
     kind = config.get("problem_type")
-    fitting = (None, "regression") if count == 1 else (None, "single_label_classification")
+    fitting = (None, "regression") if count == 1 else (None, "single_label_classification", MULTI_LABEL)
     if kind not in fitting:
-        raise UserError(f"{path}: problem_type {kind!a:.40} with {count} outputs: bertjax has one label or one number")
+        raise UserError(
+            f"{path}: problem_type {kind!a:.40} with {count} outputs is not supported: one output is the number of a "
+            "regression, several are classes"
+        )
     listed = config.get("id2label")
     if listed is None:
         if config.get("num_labels", count) != count:

@@ -36,6 +36,7 @@ class Objective:
     weights: Mapping[str, float]  # {name of a loss: its weight in the total loss}
     normalizers: Callable[[Batch], dict[str, jax.Array]]
     losses: Callable[[Module, Batch, jax.Array | None], dict[str, LossTerm]]  # of model, batch and key
+    multi_label: bool = False  # whether a text may have several of the labels, or none
 
     def total_loss(self, losses: Mapping[str, LossTerm], normalizers: Mapping[str, jax.Array]) -> jax.Array:
         sums = {name: t.loss if t.train_loss is None else t.train_loss for name, t in losses.items()}
@@ -46,6 +47,15 @@ def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
     """-log softmax(logits [..., V])[target] in float32 -> [...]."""
     logits = logits.astype(jnp.float32)
     return jax.nn.logsumexp(logits, axis=-1) - target_logits(logits, targets)
+
+
+def binary_cross_entropy(logits: jax.Array, targets: jax.Array, positive: jax.Array | float = 1.0) -> jax.Array:
+    """-(positive * y log sigmoid(x) + (1 - y) log sigmoid(-x)) in float32, logits x and targets y [...] -> [...].
+
+    As `binary_cross_entropy_with_logits` of PyTorch, whose `pos_weight` is `positive`.
+    """
+    logits, targets = logits.astype(jnp.float32), targets.astype(jnp.float32)
+    return -(positive * targets * jax.nn.log_sigmoid(logits) + (1 - targets) * jax.nn.log_sigmoid(-logits))
 
 
 def target_logits(logits: jax.Array, targets: jax.Array) -> jax.Array:

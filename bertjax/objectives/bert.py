@@ -1,11 +1,21 @@
 """Objectives of encoders: masked language modelling with NSP, answer spans and classification."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 
 from bertjax.config.schema.training import ClassificationObjective, MlmNspObjective, SpanQaObjective
 from bertjax.models.bert.model import Bert
-from bertjax.objectives.base import Batch, LossTerm, Objective, cross_entropy, is_correct, weighted_sums
+from bertjax.objectives.base import (
+    Batch,
+    LossTerm,
+    Objective,
+    binary_cross_entropy,
+    cross_entropy,
+    is_correct,
+    weighted_sums,
+)
 from bertjax.objectives.registry import ObjectiveKind
 
 
@@ -68,22 +78,45 @@ def span_qa(_: SpanQaObjective, tasks: int) -> Objective:
 
 
 def classification(config: ClassificationObjective, tasks: int) -> Objective:
-    """run_classifier.py: mean cross-entropy of the label; with one label, mean squared error (as for STS-B)."""
+    """run_classifier.py: mean cross-entropy of the label; with one label, mean squared error (as for STS-B).
+
+    With several labels for one text, the sigmoid cross-entropy, averaged over labels and examples as in transformers
+    (BCEWithLogitsLoss). `class_weights` are those of PyTorch's losses: the weighted mean sum(w[y] ce) / sum(w[y]), and
+    `pos_weight` with several labels. They are a list by id once the data are open (`weigh_classes`); before, as in the
+    plan of a stage, all are 1. The loss `label_loss` of the log is never weighted.
+    """
+    table = None
+    if config.class_weights is not None:
+        known = isinstance(config.class_weights, list)
+        table = jnp.asarray(config.class_weights if known else [1.0] * config.num_labels, jnp.float32)
+    by_class = None if config.multi_label else table
 
     def normalizers(batch: Batch) -> dict[str, jax.Array]:
-        return {"label": jnp.maximum(batch["label_weights"].sum(), 1e-5)}
+        weights = batch["label_weights"]
+        weights = weights if by_class is None else weights * by_class[batch["labels"]]
+        return {"label": jnp.maximum(weights.sum(), 1e-5)}
 
     def losses(model: Bert, batch: Batch, key: jax.Array | None) -> dict[str, LossTerm]:
         keys = (None, None) if key is None else jax.random.split(key)
         logits = model.class_logits(_encode(model, batch, keys[0]), batch["cls_positions"], keys[1])
         labels, weights = batch["labels"], batch["label_weights"]
+        trained: jax.Array | None = None  # where it is another loss than that of the log
         if config.num_labels == 1:
-            error = (logits[..., 0] - labels) ** 2
-            return {"label": weighted_sums(error, error < 0.25, weights, batch, tasks)}
-        right = logits.argmax(-1) == labels
-        return {"label": weighted_sums(cross_entropy(logits, labels), right, weights, batch, tasks)}
+            loss = (logits[..., 0] - labels) ** 2
+            right = loss < 0.25
+        elif config.multi_label:
+            loss = binary_cross_entropy(logits, labels).mean(-1)
+            trained = None if table is None else binary_cross_entropy(logits, labels, table).mean(-1)
+            right = ((logits >= 0) == (labels > 0)).all(-1)
+        else:
+            loss, right = cross_entropy(logits, labels), logits.argmax(-1) == labels
+            trained = None if by_class is None else loss * by_class[labels]
+        term = weighted_sums(loss, right, weights, batch, tasks)
+        return {"label": term if trained is None else replace(term, train_loss=(trained * weights).sum())}
 
-    return Objective(("classifier",), config.num_labels, {"label": 1.0}, normalizers, losses)
+    return Objective(
+        ("classifier",), config.num_labels, {"label": 1.0}, normalizers, losses, multi_label=config.multi_label
+    )
 
 
 MLM_NSP = ObjectiveKind(mlm_nsp)

@@ -6,6 +6,7 @@ from typing import Any
 
 from bertjax.config.schema.run import Config, Stage
 from bertjax.data.pipeline.row_fields import task_fields, tokens_per_row
+from bertjax.data.sources.class_names import ClassSpec
 from bertjax.evaluation.evaluators.registry import record_of
 from bertjax.evaluation.inference.batches import round_up_batch
 from bertjax.models import families
@@ -53,11 +54,12 @@ def evaluation_steps(opened: StageProgram) -> Iterator[tuple[str, Any]]:
     """(names of the evaluations, function that lowers their program) for each distinct program of a stage."""
     names: dict[Any, list[str]] = {}
     lowers: dict[Any, Any] = {}
-    regression = opened.program.objective.num_labels == 1
+    program = opened.program
+    classes = ClassSpec(program.num_classes, multi_label=program.is_multi_label)
     for config in opened.stage.evaluate:
-        fields = task_fields(opened.config, config.data, regression)
-        batch = abstract_batch(fields, round_up_batch(config.batch_size, opened.program), opened.program)
-        key, lower = record_of(config).lower(opened.ctx, opened.program, config, batch)
+        fields = task_fields(opened.config, config.data, classes)
+        batch = abstract_batch(fields, round_up_batch(config.batch_size, program), program)
+        key, lower = record_of(config).lower(opened.ctx, program, config, batch)
         lowers[key] = lower
         names.setdefault(key, []).append(config.name)
     for key, lower in lowers.items():

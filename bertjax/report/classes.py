@@ -19,10 +19,12 @@ MAX_PAIRS = 20  # most frequent confusions, where there is no matrix
 def class_scores(classes: Mapping[str, Any]) -> dict[str, Any]:
     """Precision, recall and F1 of each class and their means, 0..1, from the counts that an evaluation saved.
 
-    -> {"rows": [{"name", "precision", "recall", "f1", "support", "predicted"}...], "macro": {...}, "weighted": {...}}.
-    A score with denominator 0 is 0, and means are over the classes that occur in labels or predictions, as in
-    scikit-learn. Raises ValueError or TypeError for counts that do not fit each other.
+    -> {"rows": [{"name", "precision", "recall", "f1", "support", "predicted"}...], "macro": {...}, "weighted": {...}},
+    and "micro" where a text may have several labels. A score with denominator 0 is 0, and means are over the classes
+    that occur in labels or predictions (with several labels: over all), as in scikit-learn. Raises ValueError or
+    TypeError for counts that do not fit each other.
     """
+    several = isinstance(classes.get("multi_label"), Mapping)
     counts = zip(classes["names"], classes["support"], classes["predicted"], classes["correct"], strict=True)
     rows = []
     for name, support, predicted, correct in counts:
@@ -31,12 +33,17 @@ def class_scores(classes: Mapping[str, Any]) -> dict[str, Any]:
         scores = {"precision": correct / max(predicted, 1), "recall": correct / max(support, 1)}
         scores["f1"] = 2 * correct / max(support + predicted, 1)
         rows.append({"name": str(name), **scores, "support": int(support), "predicted": int(predicted)})
-    seen = [row for row in rows if row["support"] or row["predicted"]]
+    seen = [row for row in rows if several or row["support"] or row["predicted"]]
     total = sum(row["support"] for row in seen)
     keys = ("precision", "recall", "f1")
     macro = {key: math.fsum(row[key] for row in seen) / max(len(seen), 1) for key in keys}
     weighted = {key: math.fsum(row[key] * row["support"] for row in seen) / max(total, 1) for key in keys}
-    return {"rows": rows, "macro": macro, "weighted": weighted, "total": total}
+    found = {"rows": rows, "macro": macro, "weighted": weighted, "total": total}
+    if several:
+        hits, predicted = sum(map(int, classes["correct"])), sum(row["predicted"] for row in rows)
+        micro = {"precision": hits / max(predicted, 1), "recall": hits / max(total, 1)}
+        found["micro"] = micro | {"f1": 2 * hits / max(total + predicted, 1)}
+    return found
 
 
 def class_sections(evaluated: EvaluationResult, key: str) -> str:
@@ -59,16 +66,44 @@ def _by_class(evaluated: EvaluationResult) -> str:
         note = f'<p class="small muted">The {MAX_CLASSES} of {len(rows):,} classes with the lowest F1.</p>'
         occurring = [row for row in rows if row["support"] or row["predicted"]]
         rows = sorted(occurring, key=lambda row: (row["f1"], -row["support"]))[:MAX_CLASSES]
-    cells = [[html.escape(row["name"]), *_cells(row), console.number(row["support"])] for row in rows]
-    for name in ("macro", "weighted"):
-        cells.append([f"<i>{name} average</i>", *_cells(found[name]), console.number(found["total"])])
-    head = ("Class", "Precision", "Recall", "F1", "Support")
-    shown = note + table(head, cells, numbers=range(1, 5))
+    ranked = _ranking_columns(classes)
+    more = {name: cells for name, *cells in zip(map(str, classes["names"]), *ranked.values(), strict=True)}
+    cells = [
+        [html.escape(row["name"]), *_cells(row), console.number(row["support"]), *more[row["name"]]] for row in rows
+    ]
+    for name in (name for name in ("micro", "macro", "weighted") if name in found):
+        average = [f"<i>{name} average</i>", *_cells(found[name]), console.number(found["total"])]
+        cells.append([*average, *([""] * len(ranked))])
+    head = ("Class", "Precision", "Recall", "F1", "Support", *ranked)
+    shown = note + _several_note(classes) + table(head, cells, numbers=range(1, len(head)))
     title = f"<h3>Classes: {html.escape(evaluated.name)}</h3>"
     confusion = _confusion(classes["names"], classes.get("confusion")) or _confused(classes)
     if not confusion or len(rows) > SIDE_CLASSES:
         return title + confusion + (f'<div class="below">{shown}</div>' if confusion else shown)
     return f'{title}<div class="side"><div>{confusion}</div><div>{shown}</div></div>'
+
+
+def _several_note(classes: Mapping[str, Any]) -> str:
+    """What the figures are by, where a text may have several labels."""
+    about = classes.get("multi_label")
+    wanted = ("threshold", "records", "without", "predicted_without")
+    if not isinstance(about, Mapping) or not all(is_finite(about.get(key)) for key in wanted):
+        return ""
+    threshold, records, without, predicted = (about[key] for key in wanted)
+    return (
+        f'<p class="small muted">A text has the labels with a probability of {threshold:g} or more. {without:,} of '
+        f"{records:,} texts have no label; {predicted:,} are predicted to have none.</p>"
+    )
+
+
+def _ranking_columns(classes: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Scores by label that need no threshold, as cells; a score that is undefined is a dash."""
+    found = {}
+    for title, key in (("Average precision", "average_precision"), ("ROC AUC", "roc_auc")):
+        values = classes.get(key)
+        if isinstance(values, list) and len(values) == len(classes["names"]):
+            found[title] = [f"{100 * value:.2f}" if is_finite(value) else "–" for value in values]
+    return found
 
 
 def _cells(scores: Mapping[str, float]) -> list[str]:
@@ -133,7 +168,9 @@ def _errors(evaluated: EvaluationResult) -> str:
     if not usable:
         return ""
     sure = any(is_finite(s.get("probability")) for s in usable)
-    which = "The errors in which the model was most certain." if sure else "The largest errors."
+    several = isinstance((evaluated.details.get("classes") or {}).get("multi_label"), dict)
+    certain = "The errors in which the model was most certain."
+    which = certain if sure or several else "The largest errors."
     note = f'<p class="small muted" style="padding:0 16px">{which} Texts are as the tokenizer reads them.</p>'
     cards = "".join(map(_error, usable))
     title = f"{len(usable)} errors: {evaluated.name}"

@@ -15,6 +15,7 @@ from bertjax.config.loading.load import identity_fields, load_saved
 from bertjax.errors import UserError
 from bertjax.report.record import RunRecord, StageRecord, find_key, is_finite, read_run
 from bertjax.storage.nested import flatten
+from bertjax.training.checkpoint.layout import LOWEST
 
 COUNTS = ("total", "examples", "tasks")  # entries of scores that are no scores
 ABSENT = object()  # an option that a run does not have
@@ -49,7 +50,7 @@ class ScoreRow:
         found = [value for value in self.values if value is not None]
         if len(found) < 2 or len(set(found)) == 1 or self.metric in COUNTS:
             return None
-        return min(found) if self.metric.endswith(("loss", "perplexity")) else max(found)
+        return min(found) if self.metric.endswith(LOWEST) else max(found)
 
 
 def read_runs(paths: Sequence[Path]) -> list[ComparedRun]:

@@ -19,7 +19,7 @@ from bertjax.storage.nested import flatten
 from bertjax.training.monitor import console
 
 # Scores shown as tiles at the top of the page, in this order.
-HEADLINES = ("f1", "exact", "accuracy", "mlm_accuracy", "nsp_accuracy", "pearson", "perplexity", "loss")
+HEADLINES = ("f1", "exact", "accuracy", "mlm_accuracy", "nsp_accuracy", "pearson", "micro_f1", "perplexity", "loss")
 UNKNOWN = "n/a"  # a column of the summary that has nothing else is left out
 
 

@@ -20,11 +20,15 @@ _METRIC_WORDS = {
     "hasans": "answerable",
     "noans": "unanswerable",
     "lr": "learning rate",
+    "mse": "MSE",
+    "r2": "R²",
+    "roc": "ROC",
+    "auc": "AUC",
 }
 _PERCENT = ("_accuracy",)  # training metrics are fractions; task scores, `accuracy` included, are percentages
 PERCENTAGES = (
     "exact", "exact_match", "f1", "em", "accuracy", "average", "matthews", "pearson", "spearman", "bleu", "rouge1",
-    "rouge2", "rougel", "rougelsum",
+    "rouge2", "rougel", "rougelsum", "average_precision", "roc_auc", "r2",
 )  # fmt: skip
 
 

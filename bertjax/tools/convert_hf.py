@@ -4,6 +4,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from bertjax.config.schema.run import CheckpointPolicy
 from bertjax.data.tokenizers import load
 from bertjax.errors import StorageError, UserError
 from bertjax.evaluation import fitted, hf_model
+from bertjax.evaluation.restore import best_step, better_step
 from bertjax.interop import hf_folder
 from bertjax.models import param_paths, registry
 from bertjax.progress import reporter
@@ -74,24 +76,27 @@ def _write(model: hf_model.HuggingFaceModel, out: Path) -> None:
 
 
 def export_checkpoint(
-    source: str | Path, out: Path, *, name: str | None = None, license: str | None = None
+    source: str | Path, out: Path, *, name: str | None = None, license: str | None = None, best: str | None = None
 ) -> list[str]:
     """Write a checkpoint as a Hugging Face folder: weights, config.json, tokenizer files and a model card.
 
     The class is that of the heads that the stage trained; -> the arrays of carried heads, which it has no place for.
     source: a run folder, a stage's checkpoint folder, a step, or the name of a pretrained model. Raises UserError for
     no checkpoint, or none that transformers has a class for, StorageError when `out` cannot be written. name, license:
-    of the model, for its card (default: the name of `out`, no licence). A Hugging Face model gets no card.
+    of the model, for its card (default: the name of `out`, no licence). A Hugging Face model gets no card. best: the
+    score whose best step is taken, instead of the last one.
     """
     place = locate_model(source)
     with pretrained.name_in_errors(place):
         if (place.path / "config.json").is_file():
+            if best is not None:
+                raise UserError(f"{place}: is a Hugging Face model, without steps; leave out --best {best}")
             return _export_hugging_face(place, out)
-        return _export_checkpoint(place.path, out, name or out.name, license)
+        return _export_checkpoint(place.path, out, name or out.name, license, best)
 
 
 def push_checkpoint(
-    source: str | Path, out: Path | None, to: Destination, *, license: str | None = None
+    source: str | Path, out: Path | None, to: Destination, *, license: str | None = None, best: str | None = None
 ) -> tuple[str, list[str]]:
     """Export a checkpoint to `out` (default: a temporary folder) and upload it -> (its address, as above).
 
@@ -99,7 +104,7 @@ def push_checkpoint(
     """
     with tempfile.TemporaryDirectory() as scratch:
         folder = out or Path(scratch) / "model"
-        left_out = export_checkpoint(source, folder, name=to.name, license=license)
+        left_out = export_checkpoint(source, folder, name=to.name, license=license, best=best)
         return hub_upload.upload(folder, to, f"Export of {Path(str(source)).name} by bertjax"), left_out
 
 
@@ -109,18 +114,23 @@ def _export_hugging_face(place: Pretrained, out: Path) -> list[str]:
     config, tokenizer = model.ctx.config.model, model.ctx.tokenizer
     try:
         hf_folder.save_folder(
-            out, model.arrays, config, model.heads, tokenizer=tokenizer, labels=model.labels, imported=model.files
-        )
+            out, model.arrays, config, model.heads, tokenizer=tokenizer, labels=model.labels, imported=model.files,
+            multi_label=model.program.is_multi_label,
+        )  # fmt: skip
         fitted.write_export(Path(out), fits.read_fits(place.path))
     except OSError as error:
         raise StorageError(f"{out}: could not be written: {error.strerror}") from error
     return []
 
 
-def _export_checkpoint(source: Path, out: Path, name: str, license: str | None) -> list[str]:
+def _export_checkpoint(source: Path, out: Path, name: str, license: str | None, best: str | None) -> list[str]:
     found = find(source)
     checkpoints = CheckpointReader(found)
+    if best is not None:
+        checkpoints.ref = found = replace(found, step=best_step(checkpoints, best))
     meta, config = checkpoints.meta(), checkpoints.config()
+    if found.step is None and (better := better_step(checkpoints, config, meta["stage"], meta["step"])):
+        reporter.say(f"note: {better}")
     heads = tuple(meta["heads"])
     if adapter_size(config.stages[meta["stage"]].trainable):
         raise UserError(f"{found.path}: has adapters, for which transformers' T5 has no place; export its base")
@@ -133,6 +143,7 @@ def _export_checkpoint(source: Path, out: Path, name: str, license: str | None) 
     labels = meta.get("labels")
     about = {"tokenizer": tokenizer, "imported": meta.get("hugging_face")}
     about["labels"] = labels if labels and len(labels) == meta["num_labels"] else None
+    about["multi_label"] = run_context.is_multi_label(meta)
     try:
         with reporter.task(f"writing {out} ({size(sum(array.nbytes for array in arrays.values()))} of weights)"):
             hf_folder.save_folder(out, arrays, config.model, heads, **about)

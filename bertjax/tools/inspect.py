@@ -183,7 +183,8 @@ def _at(stage: Stage, described: dict[str, Any], steps: int, step: int) -> dict[
     """The state at `step` of a stage."""
     number = next((i for i, e in enumerate(described["episodes"]) if step < e["stop"]), -1)
     episode = described["episodes"][number]
-    rate = float(optimizers.schedule(stage.optimizer, steps)(jnp.int32(step)))
+    bounds = [(e["start"], e["stop"]) for e in described["episodes"]]
+    rate = float(optimizers.restarting_schedule(stage.optimizer, steps, bounds)(jnp.int32(step)))
     others = described.get("rate_factors", {})
     return {
         "stage": stage.name,

@@ -31,10 +31,11 @@ class Request:
     output: Path | None = None
     batch_size: int | None = None
     dtype: Literal["float32", "bfloat16"] | None = None
+    best: str | None = None
 
     def open(self, kind: type[P]) -> P:
         """The predictor of this kind for the checkpoint."""
-        return kind(restore_for_prediction(self.checkpoint, dtype=self.dtype), self.batch_size)
+        return kind(restore_for_prediction(self.checkpoint, best=self.best, dtype=self.dtype), self.batch_size)
 
     def records(self, fields: Sequence[str], hint: str = "") -> Iterable[Record]:
         """The records of the file, else one for each text."""
@@ -66,14 +67,20 @@ def answer(request: Request, question: str | None, context: str | None, options:
     return _finish(request, answerer, records, predict)
 
 
-def classify(request: Request, pair: str | None, column: str | None, pair_column: str | None, top_k: int | None) -> Any:
+def classify(
+    request: Request, pair: str | None, column: str | None, pair_column: str | None, top_k: int | None = None,
+    threshold: float | None = None,
+) -> Any:  # fmt: skip
     """Label each text -> the predictions to print, or None when they were written to a file.
 
     The fields of a file are those of the stage's data unless `column` and `pair_column` name others. A file of
-    predictions has the fields of its input, `predicted_label` and `probability` (`predicted_value` for a regression),
-    and in .jsonl all `probabilities`.
+    predictions has the fields of its input, `predicted_label` and `probability` (`predicted_value` for a regression,
+    the list `predicted_labels` where a text may have several), and in .jsonl, or with several labels, all
+    `probabilities`.
     """
     classifier = request.open(Classifier)
+    if threshold is not None and not classifier.multi_label:
+        raise UserError("--threshold: the model gives each text one label or number; leave it out")
     options = stage_options(classifier.restored)
     column = column or (options.text_a if options is not None else "text")
     if request.file is None and pair is None and options is not None and options.text_b is not None:
@@ -89,7 +96,7 @@ def classify(request: Request, pair: str | None, column: str | None, pair_column
 
     def predict(chunk: list[Record]) -> Sequence[Record]:
         pairs = None if pair_column is None else [one[pair_column] for one in chunk]
-        found = classifier([one[column] for one in chunk], pairs, top_k)
+        found = classifier([one[column] for one in chunk], pairs, top_k, threshold)
         if request.output is None:
             return _with_ids(chunk, found)
         nested = request.output.suffix == ".jsonl"
@@ -102,6 +109,9 @@ def _labelled(request: Request, record: Record, found: Any, nested: bool) -> Rec
     """A record with its prediction."""
     if "value" in found:
         added: Record = {"predicted_value": found["value"]}
+    elif "predicted" in found:
+        chances = {str(one["label"]): one["probability"] for one in found["labels"]}
+        added = {"predicted_labels": found["predicted"], "probabilities": chances}
     else:
         added = {"predicted_label": found["label"], "probability": found["probability"]}
         if nested:
@@ -159,7 +169,11 @@ def _report(output: Path, count: int, began: float) -> None:
 
 
 def label_line(found: Record) -> str:
-    """A classification as a line of text: label and probability, or the number, then the text."""
-    head = f"{found['value']:.4f}" if "value" in found else f"{found['label']}\t{found['probability']:.4f}"
+    """A classification as a line of text: label and probability (a list, or the number), then the text."""
+    if "predicted" in found:
+        chances = {one["label"]: f" {one['probability']:.4f}" for one in found["labels"]}
+        head = ", ".join(f"{label}{chances.get(label, '')}" for label in found["predicted"]) or "(none)"
+    else:
+        head = f"{found['value']:.4f}" if "value" in found else f"{found['label']}\t{found['probability']:.4f}"
     texts = [" ".join(found[name].split()) for name in ("text", "pair") if name in found]
     return "\t".join([head, *texts])

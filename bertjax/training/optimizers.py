@@ -1,7 +1,7 @@
 """Optimizers as optax transformations without the learning rate, one state for each parameter group, and schedules."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -82,6 +82,43 @@ def decay_steps(config: Optimizer, steps: int) -> int:
     return min(wanted, max(steps - warmup_steps(config, steps), 1))
 
 
+def restarting_schedule(
+    config: Optimizer, steps: int, episodes: Sequence[tuple[int, int]]
+) -> Callable[[jax.Array], jax.Array]:
+    """`schedule`, or with `restart` one for each of the `episodes`, [start, stop) of steps within the stage."""
+    if not config.restart or len(episodes) < 2:
+        return schedule(config, steps)
+    starts = [start for start, _ in episodes]
+    parts = [schedule(config, stop - start) for start, stop in episodes]
+
+    def rate(step: jax.Array) -> jax.Array:
+        step = jnp.asarray(step)
+        rates = jnp.stack([part(step - start) for part, start in zip(parts, starts, strict=True)])
+        return rates[jnp.searchsorted(jnp.asarray(starts), step, side="right") - 1]
+
+    return rate
+
+
+def slanted_triangular(
+    base: float, ratio: float, warmup: int, fraction: float | None, steps: int
+) -> Callable[[jax.Array], jax.Array]:
+    """Slanted triangular rates, equation 3 of arXiv 1801.06146 (ULMFiT).
+
+    With cut = `warmup` = floor(steps * cut_frac): p = s / cut up to there, then 1 - (s - cut) / (cut * (1 / cut_frac -
+    1)), and the rate is base * (1 + p * (ratio - 1)) / ratio. `fraction` is cut_frac; None: cut / steps. Where
+    steps * cut_frac is not an integer the equation's p falls below 0 in the last steps, even to negative rates; it is 0
+    there. Without warm-up p falls from 1 to 0.
+    """
+    down = max(warmup * (1 / fraction - 1) if warmup and fraction else steps - warmup, 1)
+
+    def rate(step: jax.Array) -> jax.Array:
+        s = jnp.asarray(step, jnp.float32)
+        part = jnp.where(s < warmup, s / max(warmup, 1), 1 - (s - warmup) / down)
+        return base * (1 + jnp.maximum(part, 0) * (ratio - 1)) / ratio
+
+    return rate
+
+
 def schedule(config: Optimizer, steps: int) -> Callable[[jax.Array], jax.Array]:
     """Learning rate as a function of the step s within the stage, from 0.
 
@@ -91,6 +128,9 @@ def schedule(config: Optimizer, steps: int) -> Callable[[jax.Array], jax.Array]:
     `inverse_sqrt` is t5x's 'constant * rsqrt_decay': lr / sqrt(max(s, W, 1)), constant until W.
     """
     base, warmup = config.learning_rate, warmup_steps(config, steps)
+    if config.schedule == "slanted_triangular":
+        share = config.warmup_ratio if config.warmup_steps is None else None
+        return slanted_triangular(base, config.ratio, warmup, share, steps)
 
     def fraction(s: jax.Array) -> jax.Array:
         """The part of the learning rate, 1 to 0, that is left after warm-up."""

@@ -86,8 +86,8 @@ def _expected_classes(files: StageFiles, before: Sequence[StageFiles]) -> ClassS
             start = label_mapping.init_classes(files, None)
         except BertjaxError:  # reported by the check of init_from
             return None
-        return ClassSpec(count, start.names if start else None)
-    return ClassSpec(count)
+        return ClassSpec.of_objective(files.stage.objective, start.names if start else None)
+    return ClassSpec.of_objective(files.stage.objective)
 
 
 def find_evaluation_problems(

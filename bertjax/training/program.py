@@ -45,10 +45,16 @@ class TrainProgram:
     adapter_size: int = 0  # inner width of the adapters; 0: none
     adapter_init: str = "reference"
     num_labels: int | None = None  # outputs of a classifier; default: the objective's
+    multi_label: bool | None = None  # whether a text may have several of its labels; default: as the objective says
+    episodes: tuple[tuple[int, int], ...] = ()  # steps of each episode, for schedules that restart
 
     @property
     def num_classes(self) -> int:
         return self.objective.num_labels if self.num_labels is None else self.num_labels
+
+    @property
+    def is_multi_label(self) -> bool:
+        return self.objective.multi_label if self.multi_label is None else self.multi_label
 
     def __post_init__(self) -> None:
         structure = registry.abstract_model(self.model, self.heads, self.num_classes, self.compute, self.adapter_size)
@@ -174,9 +180,9 @@ class TrainProgram:
 
 def stage_program(
     config: Config, stage: Stage, mesh: Mesh, steps: int, *, heads: tuple[str, ...] | None = None,
-    num_labels: int | None = None,
+    num_labels: int | None = None, multi_label: bool | None = None,
 ) -> TrainProgram:  # fmt: skip
-    """The program of a stage; `heads` and `num_labels` of a checkpoint (default: the objective's)."""
+    """The program of a stage; `heads`, `num_labels` and `multi_label` of a checkpoint (default: the objective's)."""
     tasks = len(config.stage_tasks(stage))
     objective = objectives.build(stage.objective, tasks)
     return TrainProgram(
@@ -184,6 +190,7 @@ def stage_program(
         objective=objective,
         heads=objective.heads if heads is None else heads,
         num_labels=num_labels,
+        multi_label=multi_label,
         optimizer=stage.optimizer,
         steps=steps,
         tasks=tasks,

@@ -1,7 +1,7 @@
 """Learning rates of single parameters: `learning_rates` by pattern of paths, and `layer_decay` by depth."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
@@ -58,6 +58,18 @@ def depth_factors(paths: Iterable[str], decay: float) -> dict[str, float]:
         elif group == "embeddings":
             found[group] = decay ** (max(depths.values(), default=0) + 1)
     return found
+
+
+def restarts(stage: Stage, plan: Sequence[freezing.Episode]) -> tuple[tuple[int, int], ...]:
+    """The steps of each episode, over which a schedule with `restart` runs. Raises UserError for a longer warm-up."""
+    steps = tuple((episode.start, episode.stop) for episode in plan)
+    shortest, warmup = min(stop - start for start, stop in steps), stage.optimizer.warmup_steps or 0
+    if warmup > shortest and stage.optimizer.schedule != "inverse_sqrt":
+        raise UserError(
+            f"stages.{stage.name}.optimizer: warmup_steps ({warmup}) is more than an episode has ({shortest}), and "
+            "restart begins each with a warm-up"
+        )
+    return steps
 
 
 def check_patterns(stage: Stage, paths: Iterable[str], plan: Iterable[freezing.Episode]) -> None:

@@ -27,6 +27,7 @@ from bertjax.storage.atomic import write_json_atomic, write_text_atomic
 from bertjax.training.program import TrainProgram
 
 Fingerprint = Callable[[Any], str]
+MULTI_LABEL = "multi_label_classification"  # `problem_type` in meta data; other classifiers have none
 PACKAGES = "bertjax jax jaxlib flax optax orbax-checkpoint grain tokenizers sentencepiece numpy".split()
 
 
@@ -190,7 +191,13 @@ def checkpoint_meta(ctx: RunContext, program: TrainProgram, stage_index: int, st
         "tokenizer_sha256": ctx.tokenizer.sha256,
         "tokenizer_json": ctx.tokenizer.json,
         "environment": environment(ctx.mesh),
+        **({"problem_type": MULTI_LABEL} if program.is_multi_label else {}),
     } | ({"plugins": plugins.digests(ctx.config.plugins)} if ctx.config.plugins else {})
+
+
+def is_multi_label(meta: Mapping[str, Any]) -> bool:
+    """Whether the classifier of a checkpoint with these meta data gives a text any number of labels."""
+    return meta.get("problem_type") == MULTI_LABEL
 
 
 def plugin_changes(config: Config, meta: Mapping[str, Any]) -> list[str]:

@@ -1,7 +1,7 @@
 """Plan a stage: open its data, build its program and episodes, before its parameters exist."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from bertjax.data.sources.class_names import ClassSpec
 from bertjax.data.sources.registry import match_earlier_version
 from bertjax.data.tokenizers.load import AnyTokenizer
 from bertjax.errors import UserError
+from bertjax.objectives import class_weights
 from bertjax.parallel.batches import local_rows
 from bertjax.parallel.mesh_shape import batch_problem
 from bertjax.parallel.multihost import primary
@@ -23,7 +24,7 @@ from bertjax.training.checkpoint import label_mapping
 from bertjax.training.checkpoint.label_mapping import StageLabels
 from bertjax.training.checkpoint.stage_files import StageFiles
 from bertjax.training.program import TrainProgram, stage_program
-from bertjax.training.run_context import RunContext
+from bertjax.training.run_context import MULTI_LABEL, RunContext
 from bertjax.training.untrained_heads import UntrainedHeads
 
 
@@ -53,6 +54,7 @@ class StagePlan:
         about |= {"base": dict(base)} if base else {}
         about |= {"pretrained": dict(pretrained)} if pretrained else {}
         about |= {"carried": list(untrained.heads)}
+        about |= {"problem_type": MULTI_LABEL} if self.labels.multi_label else {}
         return about | ({"num_labels": untrained.num_labels} if untrained.num_labels else {})
 
 
@@ -64,12 +66,26 @@ def open_stage(ctx: RunContext, files: StageFiles, previous: StageLabels | None)
         files, ctx.tokenizer, previous, cache=ctx.prepared_dir, report=report, fingerprint=ctx.fingerprint
     )
     steps = batches.steps(stage)
-    program = stage_program(ctx.config, stage, ctx.mesh, steps)
+    program = stage_program(ctx.config, _weighted(stage, batches, labels, report), ctx.mesh, steps)
     check_batch(stage, program)
     groups = freezing.param_groups(program.abstract_params())
     plan = freezing.episodes(stage.trainable, groups, steps)
     rates.check_patterns(stage, program.abstract_params(), plan)
+    if stage.optimizer.restart:
+        program = replace(program, episodes=rates.restarts(stage, plan))
     return StagePlan(files, batches, labels, program, plan, local_rows(program.batch_sharding(), stage.batch_size))
+
+
+def _weighted(stage: Stage, batches: Batches, labels: StageLabels, report: ReportFn) -> Stage:
+    """The stage with the `class_weights` of its objective by id."""
+    if getattr(stage.objective, "class_weights", None) is None:
+        return stage
+    try:
+        objective, line = class_weights.weigh_classes(stage.objective, labels.names, batches.stores.values())
+    except UserError as error:
+        raise UserError(f"stages.{stage.name}.objective.class_weights: {error}") from None
+    report(f"stage '{stage.name}': {line}")
+    return stage.model_copy(update={"objective": objective})
 
 
 def open_data(
@@ -86,7 +102,7 @@ def open_data(
     if label_mapping.CLASSIFIER in stage.objective.heads:
         kept = label_mapping.saved_names(files)
         if kept is not None and list(kept) != batches.labels:
-            batches = opened(ClassSpec(stage.objective.num_labels, kept, required=True))
+            batches = opened(ClassSpec.of_objective(stage.objective, kept, required=True))
     labels = label_mapping.resolve_labels(stage, start, batches)
     for line in labels.lines:
         options["report"](line)

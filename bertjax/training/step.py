@@ -43,7 +43,7 @@ def jit_eval_step(program: TrainProgram) -> Callable[[Params, Batch], dict[str, 
 
 def train_step(program: TrainProgram, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
     """One optimizer step on a global batch (arrays [B, ...]); a non-finite one changes only `nonfinite_steps`."""
-    rate = optimizers.schedule(program.optimizer, program.steps)(state.step)
+    rate = optimizers.restarting_schedule(program.optimizer, program.steps, program.episodes)(state.step)
     grads, terms, loss = compute_gradients(program, state, batch)
     param_shardings = program.param_shardings()
     grads = {path: jax.lax.with_sharding_constraint(g, param_shardings[path]) for path, g in grads.items()}

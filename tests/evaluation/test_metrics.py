@@ -17,7 +17,8 @@ from bertjax.data.preprocess.prompts.t5_prompts import TextExample
 from bertjax.errors import UserError
 from bertjax.evaluation.metrics import by_prompt, glue_average
 from bertjax.evaluation.metrics import text as metrics_text
-from bertjax.evaluation.metrics.labels import label_details
+from bertjax.evaluation.metrics.labels import label_details, label_scores, score_names
+from bertjax.evaluation.metrics.multi_label import SCORES, multi_label_details, multi_label_scores
 from bertjax.report.classes import class_scores
 
 IDS = st.lists(st.tuples(st.integers(0, 2), st.integers(-1, 2)), min_size=1, max_size=30)
@@ -59,6 +60,69 @@ def test_scores_by_class_as_sklearn(pairs):
             targets, guesses, average=mean, zero_division=0
         )
         assert found[mean] == pytest.approx({"precision": precision, "recall": recall, "f1": f1})
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(2, 5), st.data())
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")
+def test_scores_of_classes_as_sklearn(count, data):
+    sklearn = pytest.importorskip("sklearn.metrics")
+    one = st.integers(0, count - 1)
+    targets, guesses = np.array(data.draw(st.lists(st.tuples(one, one), min_size=1, max_size=30))).T
+    found = label_scores(np.eye(count)[guesses], targets)
+    assert tuple(found) == score_names(count)
+    f1 = lambda **how: 100 * sklearn.f1_score(targets, guesses, zero_division=0, **how)  # noqa: E731
+    expected = {
+        "accuracy": 100 * sklearn.accuracy_score(targets, guesses),
+        "matthews": 100 * sklearn.matthews_corrcoef(targets, guesses),
+        "macro_f1": f1(average="macro"), "weighted_f1": f1(average="weighted"),
+    } | ({"f1": f1()} if count == 2 else {})  # fmt: skip
+    assert found == pytest.approx(expected, abs=1e-9)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=2, max_size=30))
+def test_scores_of_numbers_as_sklearn(pairs):
+    sklearn = pytest.importorskip("sklearn.metrics")
+    guesses, numbers = np.array(pairs, np.float64).T / 3
+    found = label_scores(guesses[:, None], numbers)
+    assert tuple(found) == score_names(1)
+    assert found["mse"] == pytest.approx(sklearn.mean_squared_error(numbers, guesses))
+    assert found["r2"] == pytest.approx(100 * sklearn.r2_score(numbers, guesses), abs=1e-9)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(1, 12), st.integers(2, 4), st.integers(0, 10_000), st.sampled_from([0.5, 0.3]))
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")
+def test_scores_of_several_labels_as_sklearn(texts, labels, seed, threshold):
+    """With equal logits, labels that never occur or always do, and texts without a label."""
+    sklearn = pytest.importorskip("sklearn.metrics")
+    rng = np.random.default_rng(seed)
+    logits = rng.integers(-2, 3, (texts, labels)).astype(np.float32)
+    truth = rng.random((texts, labels)) < rng.choice([0.0, 0.3, 0.7, 1.0], labels)
+    guesses = 1 / (1 + np.exp(-logits.astype(np.float64))) >= threshold
+    found = multi_label_scores(logits, truth.astype(np.uint8), threshold)
+    assert tuple(found) == SCORES
+    f1 = lambda **how: sklearn.f1_score(truth, guesses, zero_division=0, **how)  # noqa: E731
+    some, both = truth.any(0), truth.any(0) & ~truth.all(0)
+    means = {
+        "average_precision": sklearn.average_precision_score(truth[:, some], logits[:, some]) if some.any() else 0,
+        "roc_auc": np.mean([sklearn.roc_auc_score(truth[:, c], logits[:, c]) for c in np.flatnonzero(both)] or [0]),
+    }
+    expected = {
+        "micro_f1": f1(average="micro"), "macro_f1": f1(average="macro"), "weighted_f1": f1(average="weighted"),
+        "exact_match": sklearn.accuracy_score(truth, guesses),
+        "label_ranking_average_precision": sklearn.label_ranking_average_precision_score(truth, logits),
+    } | means  # fmt: skip
+    assert found == pytest.approx({name: 100 * float(value) for name, value in expected.items()}, abs=1e-6)
+    details = multi_label_details(logits, truth, None, threshold)["classes"]
+    each = sklearn.precision_recall_fscore_support(truth, guesses, zero_division=0)
+    for key, column in zip(("precision", "recall", "f1", "support"), each, strict=True):
+        assert details[key] == pytest.approx(list(column), abs=1e-6)
+    means = class_scores(details)
+    for mean in ("micro", "macro", "weighted"):
+        wanted = sklearn.precision_recall_fscore_support(truth, guesses, average=mean, zero_division=0)[:3]
+        assert list(means[mean].values()) == pytest.approx(list(wanted))
 
 
 @settings(deadline=None)

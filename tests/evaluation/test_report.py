@@ -16,6 +16,7 @@ from report_page import Page
 
 from bertjax.errors import StorageError, UserError
 from bertjax.evaluation.metrics.labels import label_details
+from bertjax.evaluation.metrics.multi_label import multi_label_details, multi_label_scores
 from bertjax.report import parts, write_report
 from bertjax.report.record import read_run
 from bertjax.report.samples import excerpt, verdict
@@ -329,6 +330,23 @@ def test_many_classes_list_their_confusions(tmp_path: Path) -> None:
     assert details["classes"]["confused"] == [[7, 8, 3]] and "confusion" not in details["classes"]
     page, _ = report(with_evaluation(tmp_path / "run", "dev", {"scores": {"accuracy": 99.0}} | details))
     assert "7 8 3" in page.text and "The 40 of 100 classes with the lowest F1." in page.text
+
+
+def test_several_labels_have_figures_of_each_and_no_matrix(tmp_path: Path) -> None:
+    logits = np.float32([[3, -3, 2, -1], [3, 3, -2, -1], [-3, -3, -2, -1], [-3, 3, 2, -1]])
+    truth = np.uint8([[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0], [0, 1, 1, 0]])
+    details = multi_label_details(logits, truth, ["a", "<b>", "c", "never"], 0.5)
+    error = {"text": "t", "label": "a", "predicted": "a, c"}
+    content = {"scores": multi_label_scores(logits, truth), "samples": [error]} | details
+    page, source = report(with_evaluation(tmp_path / "run", "dev", content))
+    assert "<b>" not in source.split("Classes: dev")[1] and 'class="confusion"' not in source
+    assert (
+        "A text has the labels with a probability of 0.5 or more. 1 of 4 texts have no label; 1 are predicted"
+        in page.text
+    )
+    assert "c 50.00 100.00 66.67 1 50.00 83.33" in page.text and "never 0.00 0.00 0.00 0 – –" in page.text
+    assert "micro average 83.33 100.00 90.91 5" in page.text and "macro average 62.50 75.00 66.67 5" in page.text
+    assert "The errors in which the model was most certain." in page.text and "a, c" in page.text
 
 
 def test_a_regression_is_a_scatter_plot(tmp_path: Path) -> None:

@@ -45,6 +45,63 @@ def test_schedules_are_those_of_transformers(name, theirs, ours):
     np.testing.assert_allclose(jax.vmap(rate)(np.arange(N + 1)), expected, rtol=2e-5, atol=1e-10)
 
 
+def slanted(step: int, steps: int, cut_frac: float = 0.1, ratio: float = 32, highest: float = 1.0) -> float:
+    """Equation 3 of arXiv 1801.06146, as it is written there."""
+    cut = int(steps * cut_frac)
+    p = step / cut if step < cut else 1 - (step - cut) / (cut * (1 / cut_frac - 1))
+    return highest * (1 + p * (ratio - 1)) / ratio
+
+
+@pytest.mark.parametrize(
+    ("steps", "options", "paper"),
+    [
+        (200, {}, {}),
+        (1000, {"warmup_ratio": 0.2, "ratio": 10.0}, {"cut_frac": 0.2, "ratio": 10}),
+        (105, {}, {}),  # floor(10.5): the equation goes below 0 at the end
+    ],
+)
+def test_slanted_triangular_rates_are_those_of_the_paper(steps, options, paper):
+    rate = optimizers.schedule(AdamW(learning_rate=1.0, schedule="slanted_triangular", **options), steps)
+    ratio = paper.get("ratio", 32)
+    expected = [max(slanted(step, steps, **paper), 1 / ratio) for step in range(steps + 1)]
+    np.testing.assert_allclose(jax.vmap(rate)(np.arange(steps + 1)), expected, rtol=1e-5)
+    assert max(expected) == 1 and expected[0] == pytest.approx(1 / ratio)
+    below = [step for step in range(steps) if slanted(step, steps, **paper) < expected[step] - 1e-9]
+    assert below == ([] if steps != 105 else list(range(100, 105)))[-len(below) :]
+
+
+def test_slanted_triangular_rates_with_steps_or_without_warm_up():
+    options = {"schedule": "slanted_triangular", "learning_rate": 1.0}
+    rate = optimizers.schedule(AdamW(warmup_steps=20, **options), 200)
+    assert [float(rate(step)) for step in (0, 20, 200)] == pytest.approx([1 / 32, 1, 1 / 32])
+    falling = optimizers.schedule(AdamW(warmup_steps=0, **options), 100)
+    assert [float(falling(step)) for step in (0, 50, 100)] == pytest.approx([1, 33 / 64, 1 / 32])
+    assert Adafactor(schedule="slanted_triangular").warmup_ratio == 0.1
+    with pytest.raises(ValidationError, match="ratio is for schedule: slanted_triangular, not linear"):
+        AdamW(ratio=10.0)
+    assert "ratio" not in AdamW().model_dump() and "restart" not in AdamW().model_dump()
+
+
+def test_a_schedule_that_restarts_runs_over_each_episode():
+    config = AdamW(schedule="slanted_triangular", learning_rate=1.0, restart=True)
+    episodes = ((0, 50), (50, 100), (100, 205))
+    rate = jax.vmap(optimizers.restarting_schedule(config, 205, episodes))(np.arange(205))
+    expected = [max(slanted(step, stop - start), 1 / 32) for start, stop in episodes for step in range(stop - start)]
+    np.testing.assert_allclose(rate, expected, rtol=1e-5)
+    plain = jax.vmap(optimizers.restarting_schedule(replace_restart(config), 205, episodes))(np.arange(205))
+    np.testing.assert_allclose(plain, [max(slanted(step, 205), 1 / 32) for step in range(205)], rtol=1e-5)
+    stage = {"name": "s", "steps": 20, "data": "t", "optimizer": {"restart": True}}
+    with pytest.raises(ValidationError, match="optimizer.restart is for the episodes of trainable: gradual"):
+        Stage.model_validate(stage)
+    long = Stage.model_validate(stage | {"trainable": "gradual", "optimizer": {"restart": True, "warmup_steps": 6}})
+    with pytest.raises(UserError, match="warmup_steps .6. is more than an episode has .5., and restart"):
+        rates.restarts(long, [freezing.Episode(0, 5, ()), freezing.Episode(5, 20, ())])
+
+
+def replace_restart(config: AdamW) -> AdamW:
+    return config.model_copy(update={"restart": False})
+
+
 def test_the_end_of_a_schedule():
     def last(**options: object) -> list[float]:
         rate = optimizers.schedule(AdamW(learning_rate=1.0, warmup_steps=0, **options), N)

@@ -36,7 +36,7 @@ COMMON: dict[str, FieldRule] = {
     ),
     "auto_map": RequiredValue(_NONE, "the model needs code from its folder, which bertjax never runs"),
     "problem_type": RequiredValue(
-        (None, "regression", "single_label_classification"), "several labels for one text are not supported"
+        (None, "regression", "single_label_classification", "multi_label_classification"), "is not known"
     ),
     "is_decoder": RequiredValue((False, None), CAUSAL),
     "add_cross_attention": RequiredValue((False, None), CAUSAL),

@@ -93,7 +93,7 @@ save_total_limit | run.checkpoint.keep_last |
 save_only_model | | checkpoints resume exactly; `bertjax export` writes the weights alone
 save_on_each_node | | all processes write one checkpoint together
 enable_jit_checkpoint | | SIGTERM always saves and exits with code 75
-load_best_model_at_end | run.checkpoint.keep_best, stages.STAGE.init_from | init_from: best; `bertjax evaluate --best`
+load_best_model_at_end | run.checkpoint.keep_best, stages.STAGE.init_from | init_from: best, or `--best` of a command
 metric_for_best_model | run.checkpoint.keep_best | NAME/SCORE, such as dev/f1
 greater_is_better | run.checkpoint.best_mode |
 early_stopping_patience | stages.STAGE.early_stopping.patience |
@@ -194,7 +194,7 @@ summary_column | tasks.TASK.preprocess.fields | or write {field} in the template
 source_lang | tasks.TASK.preprocess.languages |
 target_lang | tasks.TASK.preprocess.languages |
 num_labels | stages.STAGE.objective.num_labels |
-problem_type | stages.STAGE.objective.num_labels | 1 is regression
+problem_type | stages.STAGE.objective.problem_type | by default num_labels decides: 1 is regression
 label_column_name | tasks.TASK.preprocess.label |
 ignore_mismatched_sizes | stages.STAGE.fresh | heads to start fresh
 freeze_encoder | stages.STAGE.trainable | head, gradual or adapters

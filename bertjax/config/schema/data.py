@@ -61,12 +61,27 @@ class Classify(Section):
     labels: Annotated[list[str], Field(min_length=2)] | None = Field(
         None, description="Names of the labels 0, 1, ... Default: from the data."
     )
+    label_delimiter: Annotated[str, Field(min_length=1)] | None = Field(
+        None,
+        exclude_if=lambda text: text is None,
+        description="Text between the labels in the field `label`, for several labels per text in a CSV file: `|`. "
+        "Default: the field holds a list.",
+    )
+    label_columns: Annotated[list[str], Field(min_length=2)] | None = Field(
+        None,
+        exclude_if=lambda names: names is None,
+        description="Fields that hold 1 or 0 for each label, for several labels per text; their names are the labels'.",
+    )
 
     @model_validator(mode="after")
     def _check(self) -> "Classify":
-        names = [name.strip().casefold() for name in self.labels or ()]
+        if self.label_columns is not None and (self.label_delimiter is not None or self.labels is not None):
+            other = "labels" if self.labels is not None else "label_delimiter"
+            raise ValueError(f"give either label_columns or {other}: the names of the columns are the labels'")
+        names = [name.strip().casefold() for name in self.labels or self.label_columns or ()]
         if twice := [name for name in names if names.count(name) > 1]:
-            raise ValueError(f"labels: two of them are '{twice[0]}'; upper and lower case are the same")
+            option = "labels" if self.labels else "label_columns"
+            raise ValueError(f"{option}: two of them are '{twice[0]}'; upper and lower case are the same")
         return self
 
 

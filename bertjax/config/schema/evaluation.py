@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from bertjax.config.schema.base import FiniteFloat, KindOf, Name, NonNegativeFloat, Positive, Section
+from bertjax.config.schema.base import FiniteFloat, KindOf, Name, NonNegativeFloat, Positive, Probability, Section
 from bertjax.config.schema.custom import LabelMetric, TextMetric
 from bertjax.config.schema.data import Task
 
@@ -138,6 +138,11 @@ class ClassificationEvaluation(Section):
     data: Heldout
     batch_size: BatchSize = 32
     every: Every = "auto"
+    threshold: Probability = Field(
+        0.5,
+        exclude_if=lambda at: at == 0.5,
+        description="Probability from which a text has a label, where it may have several.",
+    )
     metrics: list[LabelMetric] = Field(
         [], exclude_if=not_, description="Metrics of plugins (`@bertjax.metric(name, inputs='labels')`), besides those."
     )

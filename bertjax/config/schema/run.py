@@ -57,6 +57,8 @@ class Stage(Section):
             raise ValueError(f"grad_accum ({self.grad_accum}) must divide batch_size ({self.batch_size})")
         if self.early_stopping is not None:
             self._check_early_stopping(self.early_stopping)
+        if self.optimizer.restart and self.trainable.kind != "gradual":
+            raise ValueError("optimizer.restart is for the episodes of trainable: gradual")
         warmup = self.optimizer.warmup_steps
         ramp = self.optimizer.schedule != "inverse_sqrt"  # which is constant during warm-up
         if ramp and self.steps is not None and warmup is not None and warmup > self.steps:
@@ -121,7 +123,7 @@ class CheckpointPolicy(Section):
     keep_best: str | list[str] | None = Field(None, description="Scores whose best checkpoint is kept: `squad/f1`.")
     best_mode: Literal["auto", "highest", "lowest"] = Field(
         "auto",
-        description="Which score is best. `auto`: the lowest loss, perplexity or calibration error, else the highest.",
+        description="Which score is best. `auto`: the lowest loss, perplexity, mse or ece, else the highest.",
     )
 
     @property
@@ -277,6 +279,10 @@ class Config(Section):
             needed = getattr(task.preprocess, "architecture", None)
             if needed not in (None, getattr(self.model, "architecture", None)):
                 raise ValueError(f"{where}: task '{name}': {task.preprocess.kind} needs model.architecture: {needed}")
+        for evaluation in stage.evaluate:
+            if getattr(evaluation, "threshold", 0.5) != 0.5 and not getattr(stage.objective, "multi_label", True):
+                needed = "objective.problem_type: multi_label_classification"
+                raise ValueError(f"{where}: evaluate.{evaluation.name}.threshold needs {needed}")
         for task in (*tasks.values(), *(evaluation.data for evaluation in stage.evaluate)):
             self._check_classes(where, stage, task)
             length, longest = task.preprocess.sequence_length, self.model.max_length
@@ -286,6 +292,17 @@ class Config(Section):
 
     def _check_classes(self, where: str, stage: Stage, task: Task) -> None:
         names, count = getattr(task.preprocess, "labels", None), getattr(stage.objective, "num_labels", None)
+        columns = getattr(task.preprocess, "label_columns", None)
+        several = next(
+            (key for key in ("label_columns", "label_delimiter") if getattr(task.preprocess, key, None)), None
+        )
+        if several and count is not None and not getattr(stage.objective, "multi_label", False):
+            raise ValueError(f"{where}: {several} needs objective.problem_type: multi_label_classification")
+        if columns and count not in (None, len(columns)):
+            raise ValueError(
+                f"{where}: label_columns has {len(columns)} columns and objective.num_labels is {count}: "
+                f"set objective.num_labels={len(columns)}"
+            )
         if names and count not in (None, len(names)):
             hint = "1 is regression, without labels" if count == 1 else f"set objective.num_labels={len(names)}"
             raise ValueError(f"{where}: labels has {len(names)} names and objective.num_labels is {count}: {hint}")

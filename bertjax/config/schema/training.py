@@ -48,8 +48,15 @@ class SpanQaObjective(Section):
     kind: Literal["span_qa"] = "span_qa"
 
 
+def _names_as_text(weights: Any) -> Any:
+    return {str(name): weight for name, weight in weights.items()} if isinstance(weights, dict) else weights
+
+
 class ClassificationObjective(Section):
-    """Cross-entropy of the class of a text or a pair of texts; mean squared error with one label (regression)."""
+    """Cross-entropy of the class of a text or a pair of texts; mean squared error with one label (regression).
+
+    Several labels for one text: the sigmoid cross-entropy of each label, averaged over labels and examples.
+    """
 
     implementation: ClassVar[str] = "bertjax.objectives.bert:CLASSIFICATION"
     heads: ClassVar[tuple[str, ...]] = ("classifier", "pooler")
@@ -58,6 +65,52 @@ class ClassificationObjective(Section):
 
     kind: Literal["classification"] = "classification"
     num_labels: Positive = Field(2, description="Number of classes; 1 for regression.")
+    problem_type: Literal["single_label_classification", "multi_label_classification", "regression"] | None = Field(
+        None,
+        exclude_if=lambda kind: kind is None,
+        description="Labels of a text, in the words of transformers. Default: `regression` with one label, else "
+        "`single_label_classification`. `multi_label_classification`: any number of labels for one text, or none.",
+    )
+    class_weights: Annotated[
+        Literal["balanced"] | dict[str, PositiveFloat] | list[PositiveFloat] | None, BeforeValidator(_names_as_text)
+    ] = Field(
+        None,
+        exclude_if=lambda weights: weights is None,
+        description="Weights of the classes in the training loss: `{name: weight}` (others: 1), a list by id, or "
+        "`balanced` by the training data: examples / (classes * examples of the class). With several labels for one "
+        "text: of the positive examples (`pos_weight`), balanced negatives / positives.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _leave_out_default(cls, given: Any) -> Any:
+        """A `problem_type` that the number of labels implies is left out, so that it does not change a run."""
+        if not isinstance(given, dict) or given.get("problem_type") is None:
+            return given
+        count = given.get("num_labels", 2)
+        implied = "regression" if count == 1 else "single_label_classification"
+        same = isinstance(count, int) and given["problem_type"] == implied
+        return {key: value for key, value in given.items() if key != "problem_type"} if same else given
+
+    @model_validator(mode="after")
+    def _check(self) -> "ClassificationObjective":
+        if self.problem_type == "regression":
+            raise ValueError(
+                f"problem_type regression needs num_labels: 1 (got {self.num_labels}): one number per text"
+            )
+        if self.problem_type is not None and self.num_labels == 1:
+            raise ValueError(f"problem_type {self.problem_type} needs num_labels of 2 or more; 1 is regression")
+        weights = self.class_weights
+        if weights is not None and self.num_labels == 1:
+            raise ValueError("class_weights: a regression has no classes; remove them")
+        if isinstance(weights, list) and len(weights) != self.num_labels:
+            raise ValueError(f"class_weights: lists {len(weights)} weights and num_labels is {self.num_labels}")
+        return self
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether a text may have several labels, or none."""
+        return self.problem_type == "multi_label_classification"
 
 
 class TextToTextObjective(Section):
@@ -94,7 +147,7 @@ _SCHEDULE = (
     "Learning rate at step s of N with W warm-up steps. `linear`: lr * (1 - s/N), as google-research/bert; `constant`: "
     "lr; `cosine`, `polynomial`: from lr at W to lr * `min_lr_ratio` at N (Hugging Face's `linear` is `polynomial` "
     "with power 1); `wsd`: lr, then down in the last `decay_steps`. All warm up as lr * s/W. `inverse_sqrt`: "
-    "lr / sqrt(max(s, W))."
+    "lr / sqrt(max(s, W)). `slanted_triangular` (arXiv 1801.06146): from lr / `ratio` up to lr at W and down again."
 )
 # Names of transformers.SchedulerType that mean one of these schedules (`linear` and `inverse_sqrt` differ there).
 HUGGING_FACE_SCHEDULES = {
@@ -107,7 +160,7 @@ def _own_schedule(name: Any) -> Any:
 
 
 Schedule = Annotated[
-    Literal["linear", "constant", "inverse_sqrt", "cosine", "polynomial", "wsd"],
+    Literal["linear", "constant", "inverse_sqrt", "cosine", "polynomial", "wsd", "slanted_triangular"],
     BeforeValidator(_own_schedule),
     Field(description=_SCHEDULE),
 ]
@@ -131,6 +184,25 @@ DecayRatio = Annotated[
 DecayShape = Annotated[
     Literal["linear", "1-sqrt", "cosine"],
     Field(exclude_if=lambda shape: shape == "linear", description="Decay of `wsd`; `1-sqrt` as in arXiv 2405.18392."),
+]
+
+
+SlantRatio = Annotated[
+    float,
+    Field(
+        gt=1,
+        allow_inf_nan=False,
+        exclude_if=lambda ratio: ratio == 32,
+        description="Highest divided by lowest rate of `slanted_triangular`.",
+    ),
+]
+Restart = Annotated[
+    bool,
+    Field(
+        exclude_if=not_,
+        description="Begin the schedule again in each episode of `trainable: gradual`, warm-up included, over its "
+        "steps.",
+    ),
 ]
 
 
@@ -161,7 +233,7 @@ LayerDecay = Annotated[
 ]
 _SCHEDULE_OPTIONS = {
     "min_lr_ratio": ("cosine", "polynomial", "wsd"), "power": ("polynomial",), "decay_steps": ("wsd",),
-    "decay_ratio": ("wsd",), "decay_shape": ("wsd",),
+    "decay_ratio": ("wsd",), "decay_shape": ("wsd",), "ratio": ("slanted_triangular",),
 }  # fmt: skip
 
 
@@ -196,6 +268,8 @@ class AdamW(Section):
     decay_steps: DecaySteps = None
     decay_ratio: DecayRatio = 0.1
     decay_shape: DecayShape = "linear"
+    ratio: SlantRatio = 32.0
+    restart: Restart = False
     learning_rates: LearningRates = {}
     layer_decay: LayerDecay = 1.0
     weight_decay: WeightDecay = 0.01
@@ -220,6 +294,8 @@ class Adafactor(Section):
     decay_steps: DecaySteps = None
     decay_ratio: DecayRatio = 0.1
     decay_shape: DecayShape = "linear"
+    ratio: SlantRatio = 32.0
+    restart: Restart = False
     learning_rates: LearningRates = {}
     layer_decay: LayerDecay = 1.0
     decay_rate: float = Field(0.8, gt=0, lt=1, description="Second moments decay by 1 - (step + 1)^-decay_rate.")
@@ -237,6 +313,8 @@ class Adafactor(Section):
         """10,000 warm-up steps are the default of inverse_sqrt only: a constant rate would rise until the end."""
         if not isinstance(given, dict) or "warmup_steps" in given or given.get("warmup_ratio"):
             return given
+        if given.get("schedule") == "slanted_triangular" and "warmup_ratio" not in given:
+            return given | {"warmup_ratio": 0.1}  # `cut_frac` of the paper
         return given | {"warmup_steps": 10_000} if given.get("schedule", "inverse_sqrt") == "inverse_sqrt" else given
 
 

@@ -207,7 +207,7 @@ def open_batches(
     Raises UserError when a task is empty or the rows of mixed tasks differ.
     """
     workers = config.run.prepare_workers or os.cpu_count() or 1
-    classes = classes or ClassSpec(getattr(stage.objective, "num_labels", None))
+    classes = classes or ClassSpec.of_objective(stage.objective)
     decoder_only = is_decoder_only(config)
     tasks = {}
     for name, task in config.stage_tasks(stage).items():

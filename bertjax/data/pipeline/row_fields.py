@@ -11,6 +11,7 @@ from bertjax.config.schema.run import Config, Stage
 from bertjax.data.pipeline.loader import Batches, is_decoder_only
 from bertjax.data.pipeline.task_rows import Fields, TaskData, make_task_data
 from bertjax.data.preprocess.registry import record_of
+from bertjax.data.sources.class_names import ClassSpec
 from bertjax.data.store.row_format import packed_dtype
 from bertjax.errors import UserError
 
@@ -45,15 +46,16 @@ def stage_fields(config: Config, stage: Stage) -> Fields:
 
     Raises UserError where a section does not fit the model's vocabulary, or rows of mixed tasks differ.
     """
-    regression = getattr(stage.objective, "num_labels", None) == 1
-    tasks = {name: _task_data(config, task, regression) for name, task in config.stage_tasks(stage).items()}
+    classes = ClassSpec.of_objective(stage.objective)
+    tasks = {name: _task_data(config, task, classes) for name, task in config.stage_tasks(stage).items()}
     return Batches(tasks, dict.fromkeys(tasks, 1.0), stage.batch_size).fields
 
 
 def find_mixing_problem(config: Config, stage: Stage) -> str | None:
     """Why the rows of a stage's tasks cannot be in one batch; None if they can, or if only a tokenizer could tell."""
     try:
-        tasks = {name: _task_data(config, task, False) for name, task in config.stage_tasks(stage).items()}
+        classes = ClassSpec.of_objective(stage.objective)
+        tasks = {name: _task_data(config, task, classes) for name, task in config.stage_tasks(stage).items()}
     except UserError:  # its real tokenizer may have the ids that are missing
         return None
     try:
@@ -63,23 +65,23 @@ def find_mixing_problem(config: Config, stage: Stage) -> str | None:
     return None
 
 
-def task_fields(config: Config, task: Task, regression: bool = False) -> Fields:
-    """The same for the task of an evaluation."""
-    return _task_data(config, task, regression).fields
+def task_fields(config: Config, task: Task, classes: ClassSpec | None = None) -> Fields:
+    """The same for the task of an evaluation; `classes` of a classification."""
+    return _task_data(config, task, classes or ClassSpec()).fields
 
 
-def _task_data(config: Config, task: Task, regression: bool) -> TaskData:
+def _task_data(config: Config, task: Task, classes: ClassSpec) -> TaskData:
     tokenizer = dummy_tokenizer(config)
-    rows: Any = EmptyStore(stored_dtype(task, tokenizer, regression), {})
+    rows: Any = EmptyStore(stored_dtype(task, tokenizer, classes), {})
     return make_task_data(task, rows, tokenizer, 0, is_decoder_only(config))
 
 
-def stored_dtype(task: Task, tokenizer: Any, regression: bool = False) -> np.dtype:
-    """The rows that `prepare` stores for this task; labels are fractions for `regression` and integers otherwise."""
+def stored_dtype(task: Task, tokenizer: Any, classes: ClassSpec) -> np.dtype:
+    """The rows that `prepare` stores for this task; `classes` decide the type of their labels."""
     options = task.preprocess
     kind = record_of(options)
     masker = kind.masker(options, tokenizer, 0)
-    dtype = kind.dtype(options, regression)
+    dtype = kind.dtype(options, classes)
     if getattr(options, "pack", False):
         dtype = packed_dtype(dtype, options.max_segments)
     return masker.with_fields(dtype) if masker else dtype

@@ -208,7 +208,7 @@ BERT_PAIRS = PreprocessKind(
     reads="documents",
     layout="encoder",
     plan=plan_pairs,
-    dtype=lambda options, regression: pairs_dtype(options),
+    dtype=lambda options, classes: pairs_dtype(options),
     uses_seed=True,
     stages=lambda options: {"masking": masking.VERSION} if options.masking == "static" else {},
     masker=static_masker,

@@ -4,6 +4,8 @@ of the data set (ClassLabel), the numbers themselves, or sorted order."""
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from bertjax.data.preprocess.label_survey import LabelKey, LabelSurvey, label_key
 from bertjax.data.sources import class_names
 from bertjax.data.sources.class_names import UNLABELED, ClassSpec, find_class_id, format_names
@@ -20,21 +22,29 @@ class LabelEncoder(NamedTuple):
     decided_by: str | None  # start (`ClassSpec.names`), labels (of the section), source (ClassLabel) or data
     given: tuple[str, ...] | None  # the source's own order of names
     unlabeled: int  # rows without a label
+    several: int | None = None  # the number of classes where a text may have several of them
 
-    def encode(self, label: Any) -> tuple[float, float]:
-        """(id or number, weight) of a label."""
+    def encode(self, label: Any) -> tuple[Any, float]:
+        """(id or number, weight) of a label; of a list of labels ([C] of 1 for those in it and 0 else, weight)."""
+        if self.several is not None:
+            return self._encode_list(label)
         key = label_key(label)
         found = self.ids.get(key, UNLABELED) if self.ids is not None else None
         if key is None or found == UNLABELED:
             return 0.0, 0.0
         return (float(key) if found is None else found), 1.0
 
+    def _encode_list(self, labels: Sequence[Any] | None) -> tuple[np.ndarray, float]:
+        row = np.zeros(self.several or 0, np.uint8)
+        row[[(self.ids or {})[label_key(label)] for label in labels or ()]] = 1
+        return row, float(labels is not None)
+
 
 def build_label_encoder(found: LabelSurvey, classes: ClassSpec) -> LabelEncoder:
     """The table of a task's labels. Raises UserError, naming a record, for labels that do not fit the classifier."""
     if found.texts and (set(found.numbers) - {UNLABELED} or found.fraction) and not found.has_bools:
         raise UserError(f"'{found.name}' is a text in some records and a number in others; write all in one form")
-    if classes.count == 1 or (classes.count is None and found.fraction):
+    if not found.several and (classes.count == 1 or (classes.count is None and found.fraction)):
         labels = _regression(found)
     elif found.fraction:
         raise UserError(
@@ -44,11 +54,18 @@ def build_label_encoder(found: LabelSurvey, classes: ClassSpec) -> LabelEncoder:
     else:
         named = _from_classifier_names(found, classes) or _from_data_names(found, classes)
         labels = named or _from_numbers(found, classes)
+        if found.several:
+            if bad := next((key for key, number in (labels.ids or {}).items() if number == UNLABELED and key), None):
+                raise UserError(
+                    f"{found.where(bad)}: '{found.name}' holds {bad}, which is no label; correct the record"
+                )
+            most = max((number for number in (labels.ids or {}).values()), default=0) + 1
+            labels = labels._replace(several=classes.count or len(labels.names or range(most)))
     if labels.unlabeled == found.records and found.complete:
         raise UserError(f"none of the {found.records:,} records has a label ('{found.name}'); name data that have them")
     if labels.unlabeled and not classes.keep_unlabeled:
         key = next(key for key in found.occurrences if key is None or (labels.ids or {}).get(key) == UNLABELED)
-        said = "empty or null" if key is None else key
+        said = ("null (an empty list means none)" if found.several else "empty or null") if key is None else key
         raise UserError(f"{found.where(key)}: '{found.name}' is {said}; leave out records without a label")
     return labels
 
@@ -162,14 +179,16 @@ def _from_numbers(found: LabelSurvey, classes: ClassSpec) -> LabelEncoder:
     return _encoder(found, ids, None, None)
 
 
-def label_metadata(labels: LabelEncoder) -> dict[str, Any]:
+def label_metadata(labels: LabelEncoder, found: LabelSurvey) -> dict[str, Any]:
     """The entries of `Store.meta` about labels."""
-    return {
+    about: dict[str, Any] = {
         "labels": labels.names and list(labels.names),
         "labels_by": labels.decided_by,
         "labels_given": labels.given and list(labels.given),
         "hidden": labels.unlabeled,
     }
+    about |= {"label_lists": {"labels": found.assigned, "without": found.without}} if found.several else {}
+    return about | ({"empty_texts": found.empty_texts} if found.empty_texts else {})
 
 
 def report_lines(meta: Mapping[str, Any], *, training: bool) -> list[str]:
@@ -186,6 +205,11 @@ def report_lines(meta: Mapping[str, Any], *, training: bool) -> list[str]:
         report.append(f"labels: {_numbered(names)} ({_ORDERS[by]})")
     if meta.get("hidden"):
         report.append(f"{meta['hidden']:,} of {meta['records']:,} records have no label and are left out of the scores")
+    if lists := meta.get("label_lists"):
+        known = max(meta["records"] - (meta.get("hidden") or 0), 1)
+        report.append(f"{lists['labels'] / known:.2f} labels a text; {lists['without']:,} texts have none")
+    if meta.get("empty_texts"):
+        report.append(f"{meta['empty_texts']:,} of {meta['records']:,} records have an empty text")
     return report
 
 

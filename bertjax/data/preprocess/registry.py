@@ -46,7 +46,7 @@ class PreprocessKind:
     reads: Literal["documents", "texts", "records", "questions"]  # from a source; documents are lists of sentences
     layout: Literal["encoder", "encoder_decoder", "decoder"]  # of the model; `decoder_only` converts the second
     plan: Callable[[PrepareContext], JobPlan]  # of the jobs that make unpacked rows
-    dtype: Callable[[Any, bool], np.dtype]  # (options, regression) -> an unpacked row without static masks
+    dtype: Callable[[Any, ClassSpec], np.dtype]  # (options, classes) -> an unpacked row without static masks
     uses_seed: bool = False  # whether rows depend on the seed of the run
     uses_classes: bool = False  # whether rows depend on the classes of a classifier
     stages: Callable[[Any], Mapping[str, int]] = lambda options: {}  # VERSIONs besides packing and sampling

@@ -257,7 +257,7 @@ SPAN_QA = PreprocessKind(
     reads="questions",
     layout="encoder",
     plan=plan_qa,
-    dtype=lambda options, regression: row_dtype(options.sequence_length),
+    dtype=lambda options, classes: row_dtype(options.sequence_length),
     check=_check,
     texts=_texts,
 )

@@ -274,7 +274,7 @@ TEXT_TO_TEXT = PreprocessKind(
     reads="records",
     layout="encoder_decoder",
     plan=plan_text_to_text,
-    dtype=lambda options, regression: row_dtype(options.sequence_length, options.target_length),
+    dtype=lambda options, classes: row_dtype(options.sequence_length, options.target_length),
     check=check_records,
     texts=_texts,
 )

@@ -75,8 +75,18 @@ class ClassSpec:
     names: tuple[str, ...] | None = None  # by id
     required: bool = False  # labels outside `names` are an error; else the ids are those of the data's own names
     keep_unlabeled: bool = False  # keep rows without a label, with weight 0
+    multi_label: bool = False  # a text has any number of them
+
+    @classmethod
+    def of_objective(
+        cls, objective: Any, names: tuple[str, ...] | None = None, *, required: bool = False
+    ) -> "ClassSpec":
+        """The classes of a section of the configuration; of another objective than classification, an empty one."""
+        several = getattr(objective, "multi_label", False)
+        return cls(getattr(objective, "num_labels", None), names, required, multi_label=several)
 
     def as_json(self) -> dict[str, Any]:
         """What a row depends on."""
         names = self.names and list(self.names)
-        return {"count": self.count, "names": names, "required": self.required, "hidden": self.keep_unlabeled}
+        found = {"count": self.count, "names": names, "required": self.required, "hidden": self.keep_unlabeled}
+        return found | ({"multi_label": True} if self.multi_label else {})

@@ -285,7 +285,8 @@ def _folder_hash(path: Path) -> str:
 
 def _feature_names(features: Any, field: str) -> tuple[str, ...] | None:
     try:
-        names = features[field].names
+        feature = features[field]
+        names = getattr(feature, "names", None) or feature.feature.names  # of a list of labels
     except (KeyError, TypeError, AttributeError):
         return None
     return tuple(map(str, names)) if isinstance(names, list | tuple) and names else None

@@ -200,8 +200,9 @@ def parquet_label_names(path: Path, field: str) -> tuple[str, ...] | None:
     try:
         with remote.remote_errors(path), path.open("rb") as opened:
             about = (pq.read_schema(opened).metadata or {}).get(b"huggingface")
-        names = json.loads(about)["info"]["features"][field]["names"] if about else None
-    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError):
+        feature = json.loads(about)["info"]["features"][field] if about else {}
+        names = feature.get("names") or feature.get("feature", {}).get("names")  # the second of a list of labels
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError):
         return None  # damage is reported when the records are read
     return tuple(map(str, names)) if isinstance(names, list) and names else None
 

@@ -18,6 +18,7 @@ from bertjax.evaluation.evaluators.registry import AbstractBatch, CountedRun, Ev
 from bertjax.evaluation.inference.batches import device_batches, local_batch_rows
 from bertjax.evaluation.metrics.custom import custom_scores
 from bertjax.evaluation.metrics.labels import label_details, label_scores, score_names
+from bertjax.evaluation.metrics.multi_label import SCORES, multi_label_details, multi_label_scores
 from bertjax.evaluation.records import EvaluationRecord
 from bertjax.parallel.multihost import primary
 from bertjax.progress import reporter
@@ -33,13 +34,14 @@ def classification_evaluator(
     record: EvaluationRecord,
     labels: list[str] | None,
 ) -> Run:
-    """Scores of `label_scores`; rows without a label are skipped.
+    """Scores of `label_scores`, or `multi_label_scores`; rows without a label are skipped.
 
     The file has also the counts of `label_details` and samples of errors. labels: names of the classes by id, to which
     the labels of the data are matched.
     """
     names = tuple(labels) if labels else None
-    classes = ClassSpec(program.num_classes, names, required=True, keep_unlabeled=True)
+    several = program.is_multi_label
+    classes = ClassSpec(program.num_classes, names, required=True, keep_unlabeled=True, multi_label=several)
     batches = open_heldout(ctx, program, config, classes)
     meta = batches.stores[config.name].meta
     for line in label_lines(meta, training=False) if primary.is_primary() else ():
@@ -53,22 +55,35 @@ def classification_evaluator(
 
     def run(params: Params, step: int) -> dict[str, float]:
         logits, truths = [], []
-        samples = LabelSamples(ctx.tokenizer, shown_names)
+        samples = LabelSamples(ctx.tokenizer, shown_names, config.threshold if several else None)
         for batch in device_batches(batches.epoch_batches(local_batch_rows(program, batches)), program, batches):
             found, truth, weights = jax.device_get(predict(params, batch))
             logits.append(found[weights > 0])
             truths.append(truth[weights > 0])
             samples.add(found, truth, weights, fetch_fields(replicate, batch))
-        targets, outputs = np.concatenate(truths).reshape(-1), np.concatenate(logits).reshape(-1, program.num_classes)
-        scores = label_scores(outputs, targets)
-        for metric in config.metrics:
-            scores |= custom_scores(metric, targets, outputs)
-        details = label_details(outputs, targets, shown_names)
+        targets, outputs = np.concatenate(truths), np.concatenate(logits).reshape(-1, program.num_classes)
+        scores, details = _score(config, outputs, targets, shown_names, several)
         content = {"step": step, "scores": scores, **left_out, **details, "samples": samples.samples()}
         save_json(record, config.name, content)
         return scores
 
     return CountedRun(run, batches.rows_per_epoch)
+
+
+def _score(
+    config: ClassificationEvaluation, logits: np.ndarray, labels: np.ndarray, names: list[str] | None, several: bool
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """(scores, their details) of logits [N, C] and labels of N texts."""
+    if several:
+        labels = labels.reshape(logits.shape)
+        scores = multi_label_scores(logits, labels, config.threshold)
+        details = multi_label_details(logits, labels, names, config.threshold)
+    else:
+        labels = labels.reshape(-1)
+        scores, details = label_scores(logits, labels), label_details(logits, labels, names)
+    for metric in config.metrics:
+        scores |= custom_scores(metric, labels, logits)
+    return scores, details
 
 
 def _make_logits_fn(program: TrainProgram) -> MeshJit:
@@ -94,7 +109,9 @@ def _lower(
 
 def _scores(config: ClassificationEvaluation, stage: Stage) -> tuple[str, ...] | None:
     count = getattr(stage.objective, "num_labels", None)  # None: a head of an earlier stage
-    return None if count is None or config.metrics else score_names(count)  # those of plugins are not known before
+    if count is None or config.metrics:  # those of plugins are not known before
+        return None
+    return SCORES if stage.objective.multi_label else score_names(count)
 
 
 CLASSIFICATION = EvaluationKind(build=classification_evaluator, lower=_lower, scores=_scores)

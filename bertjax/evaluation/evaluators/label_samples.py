@@ -9,23 +9,31 @@ import numpy as np
 
 from bertjax.data.tokenizers.load import AnyTokenizer
 from bertjax.evaluation.evaluators.heldout import NUM_SAMPLES
+from bertjax.evaluation.metrics.multi_label import probabilities
 
 MAX_CHARS = 1000  # of each text of a sample
 Fields = Callable[[], Mapping[str, np.ndarray]]  # the rows of a batch, fetched only where one is kept
 
 
 class LabelSamples:
-    """The NUM_SAMPLES most certain errors (regression: largest errors) so far; equal ones in order of the data."""
+    """The NUM_SAMPLES most certain errors (regression: largest errors) so far; equal ones in order of the data.
 
-    def __init__(self, tokenizer: AnyTokenizer, names: Sequence[str] | None) -> None:
-        self.tokenizer, self.names = tokenizer, names
+    threshold: of the probability of each label, where a text may have several; None: it has one.
+    """
+
+    def __init__(self, tokenizer: AnyTokenizer, names: Sequence[str] | None, threshold: float | None = None) -> None:
+        self.tokenizer, self.names, self.threshold = tokenizer, names, threshold
         self._kept: list[tuple[float, int, dict[str, Any]]] = []  # a heap, the least certain first
         self._seen = 0
 
     def add(self, logits: np.ndarray, labels: np.ndarray, weights: np.ndarray, fields: Fields) -> None:
-        """logits [B, G, C], labels and weights [B, G] of a batch; all processes make the same calls."""
+        """logits [B, G, C], labels [B, G] or [B, G, C] and weights [B, G] of a batch; all processes call it alike."""
         scored = weights > 0
-        if logits.shape[-1] == 1:
+        if self.threshold is not None:
+            chances = probabilities(logits)
+            errors = np.abs(chances - labels).max(-1)
+            wrong = scored & ((chances >= self.threshold) != (labels > 0)).any(-1)
+        elif logits.shape[-1] == 1:
             errors = np.abs(logits[..., 0] - labels)
             wrong = scored & (errors > 0)
         else:
@@ -35,14 +43,14 @@ class LabelSamples:
         rows: Mapping[str, np.ndarray] | None = None
         for at in np.argwhere(wrong):
             row, group = (int(i) for i in at)
-            key = (float(errors[row, group]), -(self._seen + row * labels.shape[1] + group))
+            key = (float(errors[row, group]), -(self._seen + row * weights.shape[1] + group))
             if len(self._kept) == NUM_SAMPLES and key <= self._kept[0][:2]:
                 continue
             rows = fields() if rows is None else rows
             sample = self._sample(rows, row, group, logits[row, group], labels[row, group])
             push = heapq.heappushpop if len(self._kept) == NUM_SAMPLES else heapq.heappush
             push(self._kept, (*key, sample))
-        self._seen += labels.size
+        self._seen += weights.size
 
     def samples(self) -> list[dict[str, Any]]:
         """[{"text", "text_b"?, "label", "predicted", "probability"? }...], the most certain error first."""
@@ -54,11 +62,17 @@ class LabelSamples:
         own = rows["segment_ids"][row] == group + 1
         ids, types = rows["input_ids"][row][own], rows["token_type_ids"][row][own]
         texts = {"text": self._text(ids[types == 0])} | ({"text_b": self._text(ids[types == 1])} if types.any() else {})
+        if self.threshold is not None:
+            sets = {"label": label > 0, "predicted": probabilities(logits) >= self.threshold}
+            return texts | {key: self._names(np.flatnonzero(there)) for key, there in sets.items()}
         if len(logits) == 1:
             return texts | {"label": round(float(label), 4), "predicted": round(float(logits[0]), 4)}
         best = int(logits.argmax())
         shown = {"label": label_name(self.names, int(label)), "predicted": label_name(self.names, best)}
         return texts | shown | {"probability": round(float(_softmax(logits)[best]), 4)}
+
+    def _names(self, numbers: np.ndarray) -> str:
+        return ", ".join(label_name(self.names, int(number)) for number in numbers) or "(none)"
 
     def _text(self, ids: np.ndarray) -> str:
         text = self.tokenizer.decode(ids.tolist())

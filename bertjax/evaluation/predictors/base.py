@@ -80,6 +80,8 @@ def restore_for_prediction(
     found = restore(
         path, stage=stage, step=step, best=best, overrides=overrides, base_model=base_model, devices=_devices(device)
     )
+    if found.better is not None:
+        print_note(found.better)
     compute = found.program.compute
     if found.ctx.config.run.compute_dtype == "auto" and compute.platform == "cpu":
         found = replace(

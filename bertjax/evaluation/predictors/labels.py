@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 
 from bertjax.config.schema.data import Classify
+from bertjax.config.schema.evaluation import ClassificationEvaluation
 from bertjax.data.preprocess.classify import truncate_pair
 from bertjax.errors import UserError
 from bertjax.evaluation.inference.token_rows import TokenRow, check_texts
-from bertjax.evaluation.predictors.base import Predictor, check_count
+from bertjax.evaluation.predictors.base import Predictor, check_count, check_number
 from bertjax.evaluation.predictors.results import Classification
 from bertjax.models import families
 
@@ -24,6 +25,12 @@ def stage_options(restored: Any) -> Classify | None:
     return next((task.preprocess for task in tasks if isinstance(task.preprocess, Classify)), None)
 
 
+def _evaluation_threshold(restored: Any) -> float:
+    """The threshold of the stage's evaluation of labels; 0.5 without one."""
+    evaluations = restored.ctx.config.stages[restored.stage].evaluate
+    return next((one.threshold for one in evaluations if isinstance(one, ClassificationEvaluation)), 0.5)
+
+
 class Classifier(Predictor):
     """Labels of texts, or of pairs of texts, as the classes are named in the training data."""
 
@@ -33,7 +40,8 @@ class Classifier(Predictor):
         super().__init__(*args, **kwargs)
         program, options = self.restored.program, stage_options(self.restored)
         names = families.record_of(program.model).encoder_inputs(program.model)
-        self.is_regression = program.num_classes == 1
+        self.is_regression, self.multi_label = program.num_classes == 1, program.is_multi_label
+        self.threshold = _evaluation_threshold(self.restored)
         self.labels: list[str | int] = list(self.restored.labels or range(program.num_classes))
         self._pair = (options.text_a, options.text_b) if options is not None and options.text_b is not None else None
         self._length, self._why = program.model.max_length, "the most that the model reads"
@@ -43,14 +51,20 @@ class Classifier(Predictor):
         def forward(model: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
             hidden = model.encode(*(batch[name] for name in names))
             logits = model.class_logits(hidden, jnp.zeros((len(hidden), 1), jnp.int32))[:, 0].astype(jnp.float32)
+            if program.is_multi_label:
+                return jax.nn.sigmoid(logits)
             return logits if program.num_classes == 1 else jax.nn.softmax(logits, axis=-1)
 
         self._batches = self.length_batches(forward)
 
     def __call__(
-        self, texts: Sequence[str], pairs: Sequence[str] | None = None, top_k: int | None = None
-    ) -> list[Classification]:
+        self, texts: Sequence[str], pairs: Sequence[str] | None = None, top_k: int | None = None,
+        threshold: float | None = None,
+    ) -> list[Classification]:  # fmt: skip
         """The label of each text, or of each text with the one of `pairs` beside it.
+
+        Where a text may have several labels, those with a probability of `threshold` or more are predicted (default:
+        that of the stage's evaluation, 0.5 without one).
 
         Texts are cut to the `sequence_length` of the stage's data, a pair from the end of its longer text, as in
         training. UserError for what is not a text, another number of `pairs` than of texts, or missing pairs.
@@ -61,17 +75,32 @@ class Classifier(Predictor):
         if self._pair is not None and seconds is None:
             raise UserError(f"pairs: the model labels pairs of texts ('{self._pair[0]}', '{self._pair[1]}'); give both")
         kept = len(self.labels) if top_k is None else check_count("top_k", top_k)
+        at = self._threshold(threshold)
         found = self._batches(self.params, self._rows(given, seconds))
         results: list[Classification] = []
         for number, (text, values) in enumerate(zip(given, found, strict=True)):
             head: Classification = {"text": text} if seconds is None else {"text": text, "pair": seconds[number]}
-            results.append(self._result(head, values.tolist(), kept))
+            results.append(self._result(head, values.tolist(), kept, at))
         return results
 
-    def _result(self, head: Classification, values: list[float], kept: int) -> Classification:
+    def _threshold(self, given: float | None) -> float:
+        if given is None:
+            return self.threshold
+        if not self.multi_label:
+            raise UserError("threshold: the model gives each text one label or number; leave it out")
+        if (value := check_number("threshold", given)) is None or not 0 <= value <= 1:
+            raise UserError(f"threshold: must be a probability from 0 to 1 (got {given!r})")
+        return value
+
+    def _result(self, head: Classification, values: list[float], kept: int, threshold: float) -> Classification:
         if self.is_regression:
             return {**head, "value": values[0]}
         order = sorted(range(len(values)), key=lambda i: -values[i])
+        if self.multi_label:
+            return {
+                **head, "predicted": [self.labels[i] for i in order if values[i] >= threshold],
+                "labels": [{"label": self.labels[i], "probability": values[i]} for i in order[:kept]],
+            }  # fmt: skip
         first = order[0]
         return {
             **head, "label": self.labels[first], "probability": values[first],

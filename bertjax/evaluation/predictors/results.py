@@ -57,12 +57,17 @@ class LabelProbability(TypedDict):
 
 
 class Classification(TypedDict):
-    """The most likely label, and all labels (or the first `top_k`), best first. A regression has `value` instead."""
+    """The most likely label, and all labels (or the first `top_k`), best first. A regression has `value` instead.
+
+    Where a text may have several labels, `predicted` lists those with the probability or more of the threshold, instead
+    of `label` and `probability`.
+    """
 
     text: str
     pair: NotRequired[str]
     label: NotRequired[str | int]
     probability: NotRequired[float]
+    predicted: NotRequired[list[str | int]]
     labels: NotRequired[list[LabelProbability]]
     value: NotRequired[float]
 

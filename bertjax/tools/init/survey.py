@@ -56,16 +56,21 @@ class Labels:
 
 
 def record_reader(
-    data: Data, base: Path, texts: Sequence[str], label: str | None = None
+    data: Data, base: Path, texts: Sequence[str], label: str | None = None, skipped: list[str] | None = None
 ) -> Callable[[], Iterator[tuple[dict[str, Any], list[str], str]]]:
     """-> a function that yields (record, its texts, its label as text) of all records.
 
-    A missing label, null, NaN or an empty text is "". Raises UserError for a record without a text.
+    A missing label, null, NaN or an empty text is "". With `skipped`, records whose text is null are left out, and the
+    list gets their places. Raises UserError for other records without a text.
     """
 
     def read() -> Iterator[tuple[dict[str, Any], list[str], str]]:
+        (skipped if skipped is not None else []).clear()
         for where, record in read_located(data.section, base):
             found = [record.get(name) for name in texts]
+            if skipped is not None and all(name in record for name in texts) and None in found:
+                skipped.append(where)
+                continue
             for name, value in zip(texts, found, strict=True):
                 if not isinstance(value, str):
                     raise UserError(f"{where}: '{name}' is {_brief(value)}, not a text; correct or remove the record")

@@ -18,7 +18,7 @@ from bertjax.interop import hf_folder
 from bertjax.models import param_paths
 from bertjax.storage import pretrained, remote
 from bertjax.storage.pretrained import Pretrained
-from bertjax.training import freezing
+from bertjax.training import freezing, run_context
 from bertjax.training import state as training_state
 from bertjax.training.checkpoint import checksums
 from bertjax.training.checkpoint.integrity import json_sha256
@@ -52,7 +52,10 @@ def saved_program(checkpoints: CheckpointReader, step: int | None, ctx: RunConte
     """The program of a checkpoint, on the run's mesh."""
     meta, config = checkpoints.meta(step), checkpoints.config(step)
     stage = config.stages[meta["stage"]]
-    return stage_program(config, stage, ctx.mesh, 1, heads=all_heads(meta), num_labels=meta["num_labels"])
+    return stage_program(
+        config, stage, ctx.mesh, 1, heads=all_heads(meta), num_labels=meta["num_labels"],
+        multi_label=run_context.is_multi_label(meta),
+    )  # fmt: skip
 
 
 def checkpoint_tree(state: TrainState, stage: Stage, index: int, untrained: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from bertjax.data.sources.class_names import ClassSpec, format_names
 from bertjax.errors import UserError
 from bertjax.interop import hf_folder
 from bertjax.training.checkpoint.stage_files import StageFiles, init_error
+from bertjax.training.run_context import is_multi_label
 from bertjax.training.untrained_heads import all_heads
 
 CLASSIFIER = "classifier"
@@ -21,6 +22,7 @@ class InitClasses(NamedTuple):
     outputs: int
     names: tuple[str, ...] | None
     where: str
+    multi_label: bool = False  # whether it was trained to give a text several labels
 
 
 class StageLabels(NamedTuple):
@@ -30,6 +32,7 @@ class StageLabels(NamedTuple):
     outputs: int | None  # of the stage's classifier
     fresh: tuple[str, ...]  # heads and adapters that start fresh although the start has them
     lines: tuple[str, ...]
+    multi_label: bool = False  # whether a text may have several of them
 
 
 def init_classes(files: StageFiles, previous: StageLabels | None) -> InitClasses | None:
@@ -43,14 +46,19 @@ def init_classes(files: StageFiles, previous: StageLabels | None) -> InitClasses
     if files.starts_from_previous:
         if previous is None or previous.outputs is None:
             return None
-        return InitClasses(previous.outputs, tuple(previous.names) if previous.names else None, files.init_name)
+        names = tuple(previous.names) if previous.names else None
+        return InitClasses(previous.outputs, names, files.init_name, previous.multi_label)
     try:
         if files.init_weights:
             found = hf_folder.read_classifier(files.init_weights)
-            return None if found is None else InitClasses(found.outputs, found.names, files.init_name)
+            if found is None:
+                return None
+            return InitClasses(found.outputs, found.names, files.init_name, found.multi_label)
         meta = files.init_checkpoints.meta() if files.init_checkpoints else None
         has_classifier = meta is not None and CLASSIFIER in all_heads(meta)
-        return InitClasses(meta["num_labels"], _names(meta), files.init_name) if meta and has_classifier else None
+        if meta is None or not has_classifier:
+            return None
+        return InitClasses(meta["num_labels"], _names(meta), files.init_name, is_multi_label(meta))
     except UserError as error:
         if files.has_begun or CLASSIFIER not in stage.objective.heads:  # others only pass the names on
             return None
@@ -65,7 +73,7 @@ def expected_classes(stage: Stage, start: InitClasses | None) -> ClassSpec | Non
     """The classes that the rows of a classification stage are made for; None for other stages."""
     if CLASSIFIER not in stage.objective.heads:
         return None
-    return ClassSpec(stage.objective.num_labels, start.names if start else None)
+    return ClassSpec.of_objective(stage.objective, start.names if start else None)
 
 
 def saved_names(files: StageFiles) -> tuple[str, ...] | None:
@@ -77,7 +85,8 @@ def resolve_labels(stage: Stage, start: InitClasses | None, batches: Batches) ->
     """Decide the labels of a stage and which heads start fresh, once its data are open."""
     if CLASSIFIER not in stage.objective.heads:
         names = list(start.names) if start and start.names else None
-        return StageLabels(names, start.outputs if start else None, tuple(stage.fresh), ())
+        several = start is not None and start.multi_label
+        return StageLabels(names, start.outputs if start else None, tuple(stage.fresh), (), several)
     names = batches.labels
     reports = {name: labels.report_lines(store.meta, training=True) for name, store in batches.stores.items()}
     lines = [f"{name}: {line}" for name, found in reports.items() for line in found]
@@ -87,8 +96,18 @@ def resolve_labels(stage: Stage, start: InitClasses | None, batches: Batches) ->
     elif start is not None and start.names is None and names is not None:
         order = format_names(names)
         lines.append(f"stage '{stage.name}': the classes of {start.where} have no names; they are taken to be {order}")
+    several = getattr(stage.objective, "multi_label", False)
+    if (
+        why is None
+        and start is not None
+        and start.multi_label != several
+        and 1 not in (start.outputs, stage.objective.num_labels)
+    ):
+        kinds = {True: "several labels for a text", False: "one label for each text"}
+        was, now = kinds[start.multi_label], kinds[several]
+        lines.append(f"stage '{stage.name}': the classifier of {start.where} gives {was}; it is trained on for {now}")
     fresh = dict.fromkeys([*stage.fresh, *([CLASSIFIER] if why is not None else [])])
-    return StageLabels(names, stage.objective.num_labels, tuple(fresh), tuple(lines))
+    return StageLabels(names, stage.objective.num_labels, tuple(fresh), tuple(lines), several)
 
 
 def _why_fresh(count: int, start: InitClasses | None, batches: Batches) -> str | None:

@@ -19,6 +19,7 @@ TRASH = "trash"
 QUARANTINE = "quarantine"
 UNFINISHED = ".orbax-checkpoint-tmp"
 PENDING_EVAL = "unscored"  # in a step's meta data: it was saved before its evaluations had ended
+LOWEST = ("loss", "perplexity", "mse", "ece")  # ends of the names of scores whose lowest value is best
 SCORES = "scores.json"  # in a step's folder: scores of evaluations that ended after it was saved
 
 
@@ -73,7 +74,7 @@ def best_step(score: str, best_mode: str, scores: Mapping[int, Mapping[str, floa
 def sign(score: str, best_mode: str) -> int:
     """1 for a score whose highest value is best, -1 for the lowest; "auto": by its name."""
     if best_mode == "auto":
-        best_mode = "lowest" if score.endswith(("loss", "perplexity", "ece")) else "highest"
+        best_mode = "lowest" if score.endswith(LOWEST) else "highest"
     return 1 if best_mode == "highest" else -1
 
 

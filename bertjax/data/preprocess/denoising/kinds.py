@@ -21,7 +21,7 @@ def _kind(
         reads="texts",
         layout=layout,
         plan=plan_chunks,
-        dtype=lambda options, regression: chunk_dtype(corruption.lengths(options)[0]),
+        dtype=lambda options, classes: chunk_dtype(corruption.lengths(options)[0]),
         uses_seed=True,
         transform=_corrupt,
         corruption=corruption,
