@@ -26,6 +26,7 @@ from bertjax.cli.main import main
 from bertjax.config.loading.load import build, load
 from bertjax.data.tokenizers.files import SpecialTokens
 from bertjax.data.tokenizers.load import Tokenizer
+from bertjax.data.tokenizers.row_layout import RowLayout
 from bertjax.errors import UserError
 from bertjax.evaluation.evaluators import span_qa
 from bertjax.evaluation.evaluators.build import build_evaluators
@@ -343,6 +344,7 @@ def tiny_tokenizer_rows():
     """40 pairs of texts with their logits and labels, half of them wrong."""
 
     class Words:
+        layout = RowLayout(998, 998)
         decode = staticmethod(lambda ids: " ".join("second" if i == 999 else f"word{i}" for i in ids if i != 998))
 
     rng = np.random.default_rng(0)

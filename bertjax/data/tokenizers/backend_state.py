@@ -142,7 +142,7 @@ def behavior(state: Mapping[str, Any], listed: Sequence[str]) -> dict[str, Any]:
     Leaves out the post_processor, the decoder, rules for text that spells special tokens, and WordPiece's word limit.
     """
     added = {token["content"] for token in state.get("added_tokens") or []}
-    model = dict(state["model"])
+    model = without_empty_affixes(state["model"])
     vocab = model.pop("vocab", None)
     for name in ("type", "max_input_chars_per_word", "dropout"):
         model.pop(name, None)
@@ -155,6 +155,12 @@ def behavior(state: Mapping[str, Any], listed: Sequence[str]) -> dict[str, Any]:
             step["strip_accents"] = step.get("lowercase")  # BERT's rule
     split = pipeline_steps(state, "pre_tokenizer")
     return {"pieces": list(listed), "model": model, "normalizer": normalizer, "pre_tokenizer": split}
+
+
+def without_empty_affixes(model: Mapping[str, Any]) -> dict[str, Any]:
+    """A model's state without BPE's prefix and suffix where they are "" or null, which is the same."""
+    affixes = ("continuing_subword_prefix", "end_of_word_suffix")
+    return {name: value for name, value in model.items() if value or name not in affixes}
 
 
 def unigram_scores(vocab: Sequence[Any], without: Collection[str] = ()) -> list[float]:

@@ -232,6 +232,7 @@ def _comparable(part: Any) -> Any:
     if not isinstance(part, dict):
         return part
     found = {name: value for name, value in part.items() if name not in ("type", "fuse_unk", "merges")}
+    found = backend_state.without_empty_affixes(found)
     if isinstance(vocab := found.get("vocab"), list):
         found["vocab"] = list(zip((piece for piece, _ in vocab), backend_state.unigram_scores(vocab), strict=True))
     return found

@@ -37,6 +37,17 @@ class RowLayout:
         ids = [self.cls_id, *a, *[self.sep_id] * self.separators, *b, self.sep_id]
         return ids, [0] * self.second_start(len(a)) + [self.second_type] * (len(b) + 1)
 
+    def split(self, ids: Sequence[int], types: Sequence[int]) -> tuple[list[int], list[int] | None]:
+        """The texts of a row that `row` has made; of two texts without types the first separator parts them."""
+        body = list(ids[1:-1])
+        if any(types):
+            second = list(types).index(1)
+        elif self.second_type == 0 and self.sep_id in body:
+            second = 1 + body.index(self.sep_id) + self.separators
+        else:
+            return body, None
+        return list(ids[1 : second - self.separators]), list(ids[second:-1])
+
     def template(self, special: SpecialTokens) -> tokenizers.processors.TemplateProcessing:
         """The post-processor with which the tokenizers library writes such rows."""
         cls, sep = special.roles["cls"], special.roles["sep"]
@@ -51,6 +62,8 @@ class RowLayout:
 def find_layout(backend: tokenizers.Tokenizer, special: SpecialTokens) -> RowLayout | None:
     """The layout of the rows that the template of a tokenizer writes; None for another one than `RowLayout` has."""
     cls_id, sep_id = (backend.token_to_id(special.roles[role]) for role in ("cls", "sep"))
+    if cls_id is None or sep_id is None:
+        return None
     a, b = (found.ids for found in backend.encode_batch_fast(["a", "b"], add_special_tokens=False))
     single, pair = backend.encode("a"), backend.encode("a", "b")
     written = (single.ids, single.type_ids), (pair.ids, pair.type_ids)

@@ -61,7 +61,8 @@ class LabelSamples:
     ) -> dict[str, Any]:
         own = rows["segment_ids"][row] == group + 1
         ids, types = rows["input_ids"][row][own], rows["token_type_ids"][row][own]
-        texts = {"text": self._text(ids[types == 0])} | ({"text_b": self._text(ids[types == 1])} if types.any() else {})
+        first, second = self.tokenizer.layout.split(ids.tolist(), types.tolist())
+        texts = {"text": self._text(first)} | ({} if second is None else {"text_b": self._text(second)})
         if self.threshold is not None:
             sets = {"label": label > 0, "predicted": probabilities(logits) >= self.threshold}
             return texts | {key: self._names(np.flatnonzero(there)) for key, there in sets.items()}
@@ -74,8 +75,8 @@ class LabelSamples:
     def _names(self, numbers: np.ndarray) -> str:
         return ", ".join(label_name(self.names, int(number)) for number in numbers) or "(none)"
 
-    def _text(self, ids: np.ndarray) -> str:
-        text = self.tokenizer.decode(ids.tolist())
+    def _text(self, ids: list[int]) -> str:
+        text = self.tokenizer.decode(ids)
         return text if len(text) <= MAX_CHARS else text[:MAX_CHARS] + " …"
 
 
