@@ -92,7 +92,7 @@ def _report_fit(restored: RestoredCheckpoint, evaluator: Evaluator, record: Eval
     if evaluator.fit is None or not (keep or own):
         return
     fit = evaluator.fit(restored.params, restored.step)
-    if fit["null_threshold"] is None and fit["calibration"] is None:
+    if not fit:
         if keep:
             reporter.say(f"{name}: nothing to keep: no unanswerable questions, and too few for a calibration")
     elif keep:
