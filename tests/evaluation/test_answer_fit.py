@@ -405,7 +405,7 @@ def test_what_cannot_be_scored_or_kept_is_refused(run, here, tmp_path):
     (here / "answerable.json").write_text(json.dumps(data))
     files = "stages.qa.evaluate.dev.data.source.files=[answerable.json]"
     with pytest.raises(
-        UserError, match="evaluation 'dev': null_threshold: its data have no question without an answer"
+        UserError, match="null_threshold: its data have no question without an answer"
     ):
         evaluate_command(run, None, "qa", "dev", [files, "stages.qa.evaluate.dev.null_threshold=swept"])
     with pytest.raises(UserError, match="so --keep-threshold has nothing to keep"):
