@@ -404,9 +404,7 @@ def test_what_cannot_be_scored_or_kept_is_refused(run, here, tmp_path):
         paragraph["qas"] = [asked for asked in paragraph["qas"] if asked["answers"]]
     (here / "answerable.json").write_text(json.dumps(data))
     files = "stages.qa.evaluate.dev.data.source.files=[answerable.json]"
-    with pytest.raises(
-        UserError, match="null_threshold: its data have no question without an answer"
-    ):
+    with pytest.raises(UserError, match="null_threshold: its data have no question without an answer"):
         evaluate_command(run, None, "qa", "dev", [files, "stages.qa.evaluate.dev.null_threshold=swept"])
     with pytest.raises(UserError, match="so --keep-threshold has nothing to keep"):
         evaluate_command(run, None, "qa", "honest", [], keep_threshold=True)
