@@ -51,7 +51,7 @@ def squad_evaluator(
     if config.data.preprocess.kind not in (config.preprocess or ()):
         raise UserError(f"evaluation '{config.name}': data.preprocess.kind must be span_qa")
     version_2 = any(e.is_impossible for e in examples) if config.version_2 is None else config.version_2
-    if config.null_threshold is not None and not any(e.is_impossible for e in examples):
+    if config.null_threshold == "swept" and not any(e.is_impossible for e in examples):
         raise UserError(f"evaluation '{config.name}': null_threshold: its data have no question without an answer")
     answer = make_answer_fn(program, ctx.tokenizer, examples, config.data.preprocess, config, version_2)
     run = _SquadRun(config, record, examples, answer, version_2)
