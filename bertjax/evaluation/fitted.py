@@ -14,7 +14,8 @@ from bertjax.training.checkpoint import fits
 
 def pick_fit(restored: RestoredCheckpoint, settings: SquadEvaluation) -> tuple[str, Mapping[str, Any]] | None:
     """(name, fit) of the evaluation that `settings` take theirs from, else of the first one that the step keeps."""
-    kept = {name: fit for name, fit in restored.fitted.items() if fit["kind"] == settings.kind}
+    needed = {"null_threshold", "calibration", "data"}
+    kept = {name: fit for name, fit in restored.fitted.items() if fit["kind"] == settings.kind and needed <= fit.keys()}
     name = settings.threshold_from or settings.name
     name = name if name in kept else next(iter(kept), "")
     return (name, kept[name]) if name else None
@@ -66,7 +67,9 @@ def _with_kept(restored: RestoredCheckpoint, one: Any) -> Any:
         return one
     before, found = _saved_evaluation(restored, one.name), pick_fit(restored, one)
     same = before is not None and before.data == one.data
-    if found is None or same or one.version_2 is False or _is_overridden(restored, one):
+    if found is None or found[1]["null_threshold"] is None or same or one.version_2 is False:
+        return one
+    if _is_overridden(restored, one):
         return one
     return one.model_copy(update={"threshold_from": found[0]})
 

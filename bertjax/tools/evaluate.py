@@ -1,6 +1,7 @@
 """`bertjax evaluate`: run the evaluations of a stage on a checkpoint."""
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ def evaluate_command(
     "stage", "step", "scores": {name: scores}, "kept": {name: file}, "differs": {name: differences}}.
     """
     restored = restore(path, stage=stage, step=step, best=best, overrides=overrides, base_model=base_model)
+    validate.check_threshold_sources(restored.ctx.config.stages[restored.stage], restored.fitted)
     if not keep_threshold:
         restored = use_kept_thresholds(restored, name)
     config = restored.ctx.config.stages[restored.stage]
@@ -63,8 +65,8 @@ def evaluate_command(
     chosen = [e for e in config.evaluate if name in (None, e.name)]
     if predictions_dir is not None:
         _check_predictions_dir(predictions_dir, chosen, str(path))
-    if keep_threshold and restored.folder is None:
-        keep_fits(restored, {})  # raises
+    if keep_threshold:
+        _check_keeping(restored, chosen, str(path))
     kept = open_records(restored, chosen, output)
     ctx = with_writable_cache(restored.ctx, output)
     evaluators = build_evaluators(ctx, restored.stage, restored.program, restored.labels, kept, restored.fitted)
@@ -92,7 +94,7 @@ def _report_fit(restored: RestoredCheckpoint, evaluator: Evaluator, record: Eval
     if evaluator.fit is None or not (keep or own):
         return
     fit = evaluator.fit(restored.params, restored.step)
-    if fit["null_threshold"] is None and fit["calibration"] is None:
+    if not fit:
         if keep:
             reporter.say(f"{name}: nothing to keep: no unanswerable questions, and too few for a calibration")
     elif keep:
@@ -102,6 +104,18 @@ def _report_fit(restored: RestoredCheckpoint, evaluator: Evaluator, record: Eval
             reporter.say(f"{name}: null threshold and calibration kept in {keep_fits(restored, {name: fit})}")
         except StorageError as error:  # scores of a read-only run may be written elsewhere
             reporter.say(f"note: {error}")
+
+
+def _check_keeping(restored: RestoredCheckpoint, chosen: Sequence[Any], path: str) -> None:
+    if not any(isinstance(one, SquadEvaluation) and one.threshold_from is None for one in chosen):
+        raise UserError(
+            f"{path}: none of its evaluations here is of kind squad with a threshold of its own, so --keep-threshold "
+            "has nothing to keep"
+        )
+    if restored.folder is None:
+        keep_fits(restored, {})  # raises
+    elif not os.access(restored.folder, os.W_OK):
+        raise UserError(f"{restored.folder}: cannot be written, as --keep-threshold needs; copy the checkpoint first")
 
 
 def _check_predictions_dir(folder: Path, chosen: Sequence[Any], path: str) -> None:

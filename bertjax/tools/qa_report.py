@@ -109,7 +109,7 @@ def _extractive(restored: RestoredCheckpoint, questions: QuestionSet, _: str) ->
     version_2 = any(example.is_impossible for example in examples)
     tokenizer = restored.ctx.tokenizer
     find = span_qa.make_answer_fn(restored.program, tokenizer, examples, windows, settings, version_2)
-    best, _, null_odds = find(restored.params)
+    best, _nbest, null_odds = find(restored.params)
     return apply_null_threshold(best, null_odds, null_threshold(restored, settings)[0]) if version_2 else best
 
 

@@ -309,8 +309,8 @@ class StageRunner:
         with reporter.task(f"{self.name} {step}: evaluating '{name}'", finish=False):
             params = {**state.params, **state.frozen}
             scores = evaluator.run(params, step)
-            if evaluator.fit is not None:
-                self.fitted[name] = evaluator.fit(params, step)
+            if evaluator.fit is not None and (fitted := evaluator.fit(params, step)):
+                self.fitted[name] = fitted
         self.tracker.evaluation(self.name, step, name, scores)
         self.callbacks.call("on_evaluate", name, scores)
         found |= {f"{name}/{key}": value for key, value in scores.items()}

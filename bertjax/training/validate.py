@@ -49,18 +49,23 @@ def check_kinds(config: Config, stage: Stage) -> None:
             use = f"use kind {_join_or(objective.evaluations)}"
             raise UserError(f"{head} cannot be scored by {which} of kind {evaluation.kind}; {use}")
         _check_rows(stage, evaluation, f"stage '{stage.name}': {which}")
-        if (source := getattr(evaluation, "threshold_from", None)) is not None:
-            _check_threshold_source(stage, evaluation.name, source)
         if names.count(evaluation.name) > 1:
             raise UserError(f"stage '{stage.name}': there are two of {which}; give one another name")
+    check_threshold_sources(stage)
 
 
-def _check_threshold_source(stage: Stage, name: str, source: str) -> None:
-    """Raise UserError unless `source` is another evaluation of the stage that sweeps a threshold of its own."""
-    found = next((e for e in stage.evaluate if e.name == source), None)
-    if found is None or source == name or getattr(found, "threshold_from", "") is not None:
-        fitting = [e.name for e in stage.evaluate if getattr(e, "threshold_from", "") is None and e.name != name]
-        use = f"use {_join_or(fitting)}" if fitting else "add one"
+def check_threshold_sources(stage: Stage, kept: Collection[str] = ()) -> None:
+    """Raise UserError unless each `threshold_from` names another evaluation that sweeps a threshold of its own.
+
+    kept: names of evaluations whose threshold the checkpoint keeps.
+    """
+    sweeping = [e.name for e in stage.evaluate if getattr(e, "threshold_from", "") is None]
+    for evaluation in stage.evaluate:
+        source, name = getattr(evaluation, "threshold_from", None), evaluation.name
+        if source is None or source in kept or source in sweeping:
+            continue
+        known = [*dict.fromkeys([*sweeping, *kept])]
+        use = f"use {_join_or(known)}" if known else "add one"
         raise UserError(
             f"stage '{stage.name}': evaluation '{name}': threshold_from: '{source}' is not another evaluation of this "
             f"stage that sweeps a threshold; {use}"

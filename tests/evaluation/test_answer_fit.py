@@ -396,6 +396,17 @@ def test_scores_with_the_swept_threshold_and_of_one_evaluation_alone(run, here, 
     assert again["scores"] == alone["scores"] and not (tmp_path / "scores" / "dev.json").exists()
 
 
-def test_predictions_dir_is_for_one_evaluation(run, here, tmp_path):
+def test_what_cannot_be_scored_or_kept_is_refused(run, here, tmp_path):
+    with pytest.raises(UserError, match="threshold_from: 'none' is not another evaluation of this stage"):
+        evaluate_command(run, None, "qa", "honest", ["stages.qa.evaluate.honest.threshold_from=none"])
+    data = json.loads((here / "other.json").read_text())
+    for paragraph in (paragraph for article in data["data"] for paragraph in article["paragraphs"]):
+        paragraph["qas"] = [asked for asked in paragraph["qas"] if asked["answers"]]
+    (here / "answerable.json").write_text(json.dumps(data))
+    files = "stages.qa.evaluate.dev.data.source.files=[answerable.json]"
+    with pytest.raises(UserError, match="null_threshold: its data have no question without an answer"):
+        evaluate_command(run, None, "qa", "dev", [files, "stages.qa.evaluate.dev.null_threshold=swept"])
+    with pytest.raises(UserError, match="so --keep-threshold has nothing to keep"):
+        evaluate_command(run, None, "qa", "honest", [], keep_threshold=True)
     with pytest.raises(UserError, match="is for one evaluation, but there are dev, honest; give --name"):
         evaluate_command(run, None, "qa", None, [], predictions_dir=tmp_path / "p")

@@ -51,6 +51,8 @@ def squad_evaluator(
     if config.data.preprocess.kind not in (config.preprocess or ()):
         raise UserError(f"evaluation '{config.name}': data.preprocess.kind must be span_qa")
     version_2 = any(e.is_impossible for e in examples) if config.version_2 is None else config.version_2
+    if config.null_threshold == "swept" and not any(e.is_impossible for e in examples):
+        raise UserError(f"evaluation '{config.name}': null_threshold: its data have no question without an answer")
     answer = make_answer_fn(program, ctx.tokenizer, examples, config.data.preprocess, config, version_2)
     run = _SquadRun(config, record, examples, answer, version_2)
     return CountedRun(run, len(examples), None if config.threshold_from else run.fit, run.use)
@@ -72,11 +74,12 @@ class _SquadRun:
         self.source = source
 
     def fit(self, params: Params, step: int) -> Mapping[str, Any]:
-        """The fit of `fit_answers` to the answers at this step."""
+        """The fit of `fit_answers` to the answers at this step; {} where nothing can be fitted to them."""
         if self.last is None or self.last["step"] != step:
             self._fit_answers(self.answer(params), step)
         assert self.last is not None
-        return self.last
+        found = self.last["null_threshold"] is not None or self.last["calibration"] is not None
+        return self.last if found else {}
 
     def _fit_answers(self, found: Answers, step: int) -> None:
         made = fit_answers(
@@ -110,7 +113,7 @@ class _SquadRun:
         """The null threshold of the scores: that of the fit where the section says so, else a number."""
         config = self.config
         if config.threshold_from or config.null_threshold == "swept":
-            if (swept := fit["null_threshold"]) is not None:
+            if (swept := fit.get("null_threshold")) is not None:
                 return float(swept)
             name = config.threshold_from or config.name
             raise UserError(

@@ -59,7 +59,7 @@ def calibration_scores(
     examples: Sequence[Example], predictions: Mapping[str, str], nbest: Mapping[str, Entries], fit: Fit
 ) -> dict[str, float]:
     """Expected calibration error of the predictions' probabilities (`ece`) and confidences (`calibrated_ece`), in %."""
-    if (calibration := fit["calibration"]) is None:
+    if (calibration := fit.get("calibration")) is None:
         return {}
     entries = [nbest[example.id] for example in examples]
     right = np.array([_is_right(example, predictions[example.id]) for example in examples])
