@@ -415,7 +415,7 @@ def test_a_run_keeps_what_it_is_through_stages_files_and_folders(capsys):
         assert main(["predict", "classify", str(run), "--file", "new.csv", "--output", out]) == 0
     (one, _) = map(json.loads, Path("out.jsonl").read_text().splitlines())
     assert list(one) == ["id", "text", "predicted_labels", "probabilities"] and set(one["probabilities"]) == set(NAMES)
-    (row, _) = csv.DictReader(open("out.csv", newline=""))
+    (row, _) = csv.DictReader(Path("out.csv").read_text().splitlines())
     assert json.loads(row["predicted_labels"]) == one["predicted_labels"]
     convert_hf.export_checkpoint(run, Path("folder"))
     again = bertjax.open("folder").classify(TEXTS[0])
