@@ -13,7 +13,7 @@ import bertjax
 from bertjax.cli.main import main
 from bertjax.config.loading.load import build
 from bertjax.config.schema.data import Classify, Task
-from bertjax.config.schema.sources import Csv, JsonLines
+from bertjax.config.schema.sources import Csv, JsonLines, Parquet
 from bertjax.config.schema.training import ClassificationObjective
 from bertjax.data.pipeline.loader import open_batches
 from bertjax.data.pipeline.row_fields import stage_fields
@@ -21,7 +21,8 @@ from bertjax.data.preprocess.classify import check_classes
 from bertjax.data.preprocess.label_survey import survey_labels, with_label_lists, with_label_names
 from bertjax.data.preprocess.labels import build_label_encoder
 from bertjax.data.preprocess.registry import Preview
-from bertjax.data.sources.class_names import ClassSpec
+from bertjax.data.sources.class_names import ClassSpec, names_from_source
+from bertjax.data.sources.records import read_located
 from bertjax.data.tokenizers import load
 from bertjax.errors import UserError
 from bertjax.evaluation.evaluators.build import build_evaluators
@@ -173,6 +174,24 @@ def test_hidden_and_empty_sets_are_told_apart():
 def test_sets_that_do_not_fit_are_refused_by_record(rows, options, message):
     with pytest.raises(UserError, match=message):
         sets_of(rows, **options)
+
+
+@pytest.mark.parametrize("kind", ["List", "Sequence"])
+def test_a_list_of_class_labels_has_their_names(tmp_path, kind):
+    """As `datasets` writes go_emotions: ids in the file, names in the schema."""
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    feature = {"feature": {"names": NAMES, "_type": "ClassLabel"}, "_type": kind}
+    about = {"info": {"features": {"text": {"dtype": "string", "_type": "Value"}, "label": feature}}}
+    table = pa.table({"text": ["good", "fine", "dull"], "label": [[2, 0], [], [1]]})
+    pq.write_table(table.replace_schema_metadata({"huggingface": json.dumps(about)}), tmp_path / "a.parquet")
+    section = Classify()
+    task = Task(source=Parquet(files=["a.parquet"]), preprocess=section)
+    assert check_classes(Preview(task, tmp_path, SPEC)).names == tuple(NAMES)
+    names = names_from_source(task.source[0], tmp_path, "label")
+    lists = with_label_lists(read_located(task.source[0], tmp_path), section)
+    assert [record["label"] for _, record in with_label_names(lists, names, "label")] == [
+        ["threat", "toxic"], [], ["Obscene"],
+    ]  # fmt: skip
 
 
 def test_a_list_for_one_label_names_the_option():
@@ -396,7 +415,7 @@ def test_a_run_keeps_what_it_is_through_stages_files_and_folders(capsys):
         assert main(["predict", "classify", str(run), "--file", "new.csv", "--output", out]) == 0
     (one, _) = map(json.loads, Path("out.jsonl").read_text().splitlines())
     assert list(one) == ["id", "text", "predicted_labels", "probabilities"] and set(one["probabilities"]) == set(NAMES)
-    (row, _) = csv.DictReader(open("out.csv", newline=""))
+    (row, _) = csv.DictReader(Path("out.csv").read_text().splitlines())
     assert json.loads(row["predicted_labels"]) == one["predicted_labels"]
     convert_hf.export_checkpoint(run, Path("folder"))
     again = bertjax.open("folder").classify(TEXTS[0])
