@@ -183,7 +183,12 @@ def _write(
         one.task.name: one.as_json() | {key: manifests[one.task.name][key] for key in ("rows", "left_out", "source")}
         for one in listed
     }
-    about = {"init": request.init, "data": request.data, "seeds": list(request.seeds), "select": request.select}
+    about: dict[str, Any] = {
+        "init": request.init,
+        "data": request.data,
+        "seeds": list(request.seeds),
+        "select": request.select,
+    }
     about |= {"limit": request.limit, "missing": list(missing), "tasks": tasks, "averages": averages(listed)}
     about |= {"intermediate": list(INTERMEDIATE)} if request.intermediate else {}
     results = about | ({"submission": dict(made)} if made is not None else {})

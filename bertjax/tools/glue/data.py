@@ -182,7 +182,13 @@ def copy_data(found: TaskData, folder: Path, limit: int | None) -> dict[str, Any
             left_out[name] = dict(counter)
             said = "; ".join(f"{count:,} {reason}" for reason, count in counter.items())
             reporter.say(f"{found.task.title}: {name}: left out: {said}")
-    made = {"source": found.place, "limit": limit, "rows": rows, "left_out": left_out, "missing": list(found.missing)}
+    made: dict[str, Any] = {
+        "source": found.place,
+        "limit": limit,
+        "rows": rows,
+        "left_out": left_out,
+        "missing": list(found.missing),
+    }
     made["digests"] = digests
     write_json_atomic(folder / MANIFEST, made)
     return made
