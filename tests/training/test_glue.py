@@ -333,7 +333,7 @@ def test_predictions_as_the_server_takes_them():
 
 # ---- the command ----------------------------------------------------------------------------------------------------
 
-# no text is cut: of a pair of equal lengths the tokenizers cut another one than run_classifier.py
+# no text is cut: transformers' tokenizers cut pairs by another rule than run_classifier.py
 FAST = (
     "epochs=1 batch_size=8 sequence_length=56 learning_rate=1e-3 run.compilation_cache_dir=null run.tensorboard=false "
     "run.prepare_workers=1 run.compute_dtype=float32"
@@ -517,7 +517,7 @@ def test_scores_are_those_of_transformers_and_scikit_learn(all_tasks, tmp_path, 
         else:
             expected = {"f1": metrics.f1_score(*found["dev"]), "accuracy": metrics.accuracy_score(*found["dev"])}
     for metric, value in expected.items():
-        assert own[metric] == pytest.approx(100 * value, abs=1e-3), metric
+        assert own[metric] == pytest.approx(100 * value, abs=0.01), metric  # predictions of STS-B differ by 1e-6
     file, split = next(iter(task.tests.items()))
     values, _ = logits(split)
     lines = (all_tasks / "out" / "submission" / f"{file}.tsv").read_text().splitlines()[1:]
