@@ -21,7 +21,7 @@ def rows_of(name: str, train: int = 24, heldout: int = 10) -> Rows:
     rng, task = random.Random(name), TASKS[name]
 
     def example() -> tuple[tuple[str, ...], Any]:
-        texts = tuple(" ".join(rng.choices(WORDS, k=rng.randint(2, 6))) for _ in task.texts)
+        texts = tuple(" ".join(rng.choices(WORDS, k=rng.randint(2, 4))) for _ in task.texts)
         first = WORDS.index(texts[0].split()[0])
         return texts, (task.labels[first % len(task.labels)] if task.labels else round(first * 5 / 11, 3))
 

@@ -107,7 +107,7 @@ def _task(name: str, about: Mapping[str, Any], folder: Path) -> str:
 
 def _curves(runs: list[Mapping[str, Any]]) -> str:
     """The training losses of the runs whose log can be read."""
-    series = []
+    series: list[Series] = []
     for one in runs:
         try:
             lines = [line for stage in read_run(Path(one["run"])).stages for line in stage.train]

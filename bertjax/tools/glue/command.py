@@ -46,7 +46,7 @@ def glue_command(request: Request, *, dry_run: bool = False, as_json: bool = Fal
     Writes glue.json, glue.md and glue.html to the output folder, and the test predictions to `submission/`. Raises the
     errors of `loop.train`; UserError, with nothing written, for options, data and settings that do not fit.
     """
-    with contextlib.redirect_stdout(sys.stderr):  # standard output is only for the results
+    with contextlib.redirect_stdout(sys.stderr):  # standard output is only for the result
         found, missing, runs = _check(request)
         if dry_run:
             return _plan(request, found, missing, runs)
@@ -73,11 +73,12 @@ def _check(request: Request) -> tuple[list[TaskData], list[str], dict[str, list[
     found, missing = glue_data.find_data(request.data, names, required=bool(request.tasks))
     there = [one.task.name for one in found]
     if unused := [task for task in split_settings(request.settings)[1] if task not in there]:
-        raise UserError(f"command line: {unused[0]}....: the task {TASKS[unused[0]].title} is not among those to run")
+        raise UserError(f"command line: {unused[0]}.*: the task {TASKS[unused[0]].title} is not among those to run")
     if request.intermediate and "mnli" not in there:
         raise UserError("--intermediate mnli: needs the task mnli, whose model others start from")
     _check_start(request.init)
-    check_options(request, request.output / OPTIONS)
+    if any(request.output.glob("*/config.yaml")):  # before a run has begun, everything may change
+        check_options(request, request.output / OPTIONS)
     if request.intermediate:  # MNLI first
         found.sort(key=lambda one: one.task.name != "mnli")
     runs = {one.task.name: make_runs(request, one.task) for one in found}
@@ -182,7 +183,12 @@ def _write(
         one.task.name: one.as_json() | {key: manifests[one.task.name][key] for key in ("rows", "left_out", "source")}
         for one in listed
     }
-    about = {"init": request.init, "data": request.data, "seeds": list(request.seeds), "select": request.select}
+    about: dict[str, Any] = {
+        "init": request.init,
+        "data": request.data,
+        "seeds": list(request.seeds),
+        "select": request.select,
+    }
     about |= {"limit": request.limit, "missing": list(missing), "tasks": tasks, "averages": averages(listed)}
     about |= {"intermediate": list(INTERMEDIATE)} if request.intermediate else {}
     results = about | ({"submission": dict(made)} if made is not None else {})

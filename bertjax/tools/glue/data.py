@@ -144,7 +144,7 @@ def _from_source(
 
 def count_rows(found: TaskData, folder: Path, limit: int | None) -> dict[str, int]:
     """Records of each split, of the copy in `folder` if there is one, without writing anything."""
-    if (kept := _read_manifest(folder)) is not None:
+    if (kept := _read_manifest(found, folder, limit)) is not None:
         return dict(kept["rows"])
     counts = {}
     for name, split in found.splits.items():
@@ -160,7 +160,7 @@ def copy_data(found: TaskData, folder: Path, limit: int | None) -> dict[str, Any
     limit: most records of training and development, sampled. Raises UserError if the data have changed since the copy.
     """
     digests = {name: split.digest() for name, split in found.splits.items() if split.digest is not None}
-    if (kept := _read_manifest(folder)) is not None:
+    if (kept := _read_manifest(found, folder, limit)) is not None:
         if changed := [name for name, digest in digests.items() if kept["digests"].get(name, digest) != digest]:
             raise UserError(
                 f"{found.place}: '{changed[0]}' has changed since {folder} was made of it; restore it, or name another "
@@ -168,6 +168,7 @@ def copy_data(found: TaskData, folder: Path, limit: int | None) -> dict[str, Any
             )
         return kept
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / MANIFEST).unlink(missing_ok=True)
     rows, left_out = {}, {}
     for name, split in found.splits.items():
         counter: LeftOut = Counter()
@@ -181,7 +182,13 @@ def copy_data(found: TaskData, folder: Path, limit: int | None) -> dict[str, Any
             left_out[name] = dict(counter)
             said = "; ".join(f"{count:,} {reason}" for reason, count in counter.items())
             reporter.say(f"{found.task.title}: {name}: left out: {said}")
-    made = {"source": found.place, "limit": limit, "rows": rows, "left_out": left_out, "missing": list(found.missing)}
+    made: dict[str, Any] = {
+        "source": found.place,
+        "limit": limit,
+        "rows": rows,
+        "left_out": left_out,
+        "missing": list(found.missing),
+    }
     made["digests"] = digests
     write_json_atomic(folder / MANIFEST, made)
     return made
@@ -200,13 +207,15 @@ def _write(path: Path, located: LocatedRecords) -> int:
     return count
 
 
-def _read_manifest(folder: Path) -> dict[str, Any] | None:
+def _read_manifest(found: TaskData, folder: Path, limit: int | None) -> dict[str, Any] | None:
+    """The manifest of the copy in `folder`; None without one, or if it is of other data or has another limit."""
     try:
-        return dict(json.loads((folder / MANIFEST).read_text(encoding="utf-8")))
+        kept = dict(json.loads((folder / MANIFEST).read_text(encoding="utf-8")))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError):
         raise UserError(f"{folder / MANIFEST}: cannot be read; remove {folder}, which is made again") from None
+    return kept if (kept["source"], kept["limit"]) == (found.place, limit) else None
 
 
 def read_copy(path: Path) -> list[dict[str, Any]]:

@@ -72,6 +72,7 @@ def read_split(task: GlueTask, split: str, files: Sequence[Path], left_out: Left
 
 
 def _read_table(path: Path, kind: str, left_out: LeftOut) -> Iterator[tuple[str, dict[str, str]]]:
+    lines: Iterator[tuple[int, list[str]]]
     lines = ((number, line.split("\t")) for number, line in read_lines(path) if line.strip())
     first, names = next(lines, (0, []))
     if kind == "cola" and "sentence" not in names:  # the header of the test file has it
@@ -119,8 +120,8 @@ def _choose_pairs(
         if (pair in pairs) == inside:
             yield where, row
     if missing:
-        pair = " ".join(min(missing))
-        raise UserError(f"{ids}: {len(missing):,} pairs are not in the data, such as {escape_unprintable(pair)[:60]}")
+        shown = escape_unprintable(" ".join(min(missing)))[:60]
+        raise UserError(f"{ids}: {len(missing):,} pairs are not in the data, such as {shown}")
 
 
 def parse_label(task: GlueTask, value: Any, where: str) -> str | float | None:
