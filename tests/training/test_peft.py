@@ -172,7 +172,7 @@ def test_after_adapters(train, tuned):
     run = tuned("adapters")
     with pytest.raises(UserError, match="has adapters of size 4, this stage has none"):
         train("refused", "gradual", base=run)
-    with pytest.raises(UserError, match=r"no such adapter; set trainable.adapter_placement"):
+    with pytest.raises(UserError, match=r"has an adapter .*, this stage none; set trainable.adapter_placement"):
         train("elsewhere", ADAPTERS | {"adapter_placement": "feed_forward"}, base=run)
     left = train("left", {"kind": "gradual", "episodes": 2}, base=run, fresh=["adapters"])
     assert "left unused: adapters" in start_line(left)
