@@ -85,6 +85,7 @@ def import_folder(arguments: argparse.Namespace) -> int:
     "convert a bertjax checkpoint to a Hugging Face folder, and upload it to the Hub",
     cli.MODEL,
     cli.option("out", metavar="OUT", nargs="?", help="the folder to write; with --push it may be left out"),
+    cli.option("--adapter", action="store_true", help="write only LoRA and the head, as a folder of the peft library"),
     cli.option("--push", metavar="NAME", help="upload it to the Hugging Face Hub as NAME, such as org/model"),
     cli.option("--private", action="store_true", help="with --push: make the model private if it is new"),
     cli.option("--revision", metavar="BRANCH", help="with --push: the branch to upload to (default: main)"),
@@ -97,6 +98,8 @@ def import_folder(arguments: argparse.Namespace) -> int:
 def export(arguments: argparse.Namespace) -> int:
     if arguments.out is None and arguments.push is None:
         raise UserError("OUT: name the folder to write, or a model on the Hub with --push NAME")
+    if arguments.adapter and (arguments.push is not None or arguments.out is None):
+        raise UserError("--adapter writes a folder: name OUT, and leave out --push")
     _check_push_options(arguments)
     out = None if arguments.out is None else cli.new_dir(arguments.out)
     source = cli.pretrained_model(arguments.checkpoint)
@@ -112,6 +115,11 @@ def export(arguments: argparse.Namespace) -> int:
     from bertjax.tools import convert_hf
     from bertjax.training.untrained_heads import format_modules
 
+    if arguments.adapter:
+        from bertjax.tools.export_adapter import export_adapter
+
+        export_adapter(source, out, arguments.best)
+        return cli.print_result(str(out))
     options = {"license": arguments.license, "best": arguments.best}
     if to is not None:
         result, left_out = convert_hf.push_checkpoint(source, out, to, **options)

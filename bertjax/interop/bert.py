@@ -181,6 +181,7 @@ def _format(names: EncoderNames, config_fields: Callable[[Path, BertConfig], dic
         save_folder=partial(_save_folder, names, config_fields),
         unused_tensors=partial(_unused_tensors, names),
         classifier_outputs=partial(_classifier_outputs, names),
+        tensor_names=names.tensors,
     )
 
 

@@ -24,6 +24,7 @@ class FolderFormat:
     """How transformers stores a family of models; the family's record names it.
 
     `check_files` gets what `read_config_files` returns, and raises UserError where it disagrees with the others.
+    `tensor_names`: (model, heads) -> {our path: its tensors}, where adapter folders of peft can be written.
     """
 
     classes: Collection[str]  # the transformers classes whose tensors are known
@@ -32,6 +33,7 @@ class FolderFormat:
     unused_tensors: Callable[[Path, Any], list[str]] = lambda folder, model: []
     classifier_outputs: Callable[[Path], int | None] = lambda folder: None  # None without a classifier
     check_files: Callable[[Path, Mapping[str, Any], Any, Any], None] = lambda folder, files, model, tokenizer: None
+    tensor_names: Callable[[Any, Sequence[str]], Mapping[str, tuple[str, ...]]] | None = None
 
 
 def format_of(model: Section | type[Section]) -> FolderFormat:

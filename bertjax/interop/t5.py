@@ -153,4 +153,10 @@ def _config_json(model: T5Config, tokenizer: SentencePieceTokenizer | UnigramTok
     }
 
 
-T5_FORMAT = FolderFormat(CLASSES, _load_params, _save_folder, check_files=_check_files)
+T5_FORMAT = FolderFormat(
+    CLASSES,
+    _load_params,
+    _save_folder,
+    check_files=_check_files,
+    tensor_names=lambda model, heads: {ours: (theirs,) for ours, theirs in t5_tensor_names(model).items()},
+)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bertjax.config.schema import base
+from bertjax.models.peft_options import PeftOptions
 
 
 @dataclass(frozen=True)
@@ -12,9 +13,10 @@ class Family:
     """Functions and facts of one family; `model` is a section of it.
 
     Attributes:
-        build: (model, heads, num_labels, compute options, nnx.Rngs, adapter size) -> the module.
+        build: (model, heads, num_labels, compute options, nnx.Rngs, PeftOptions) -> the module. Added layers take their
+            initial values from `rngs.peft()`.
         find_heads: {path: parameter} -> names of the heads that these parameters hold.
-        row_flops: (model, {batch field: its first dimension}, heads, trained groups, adapter size) -> model FLOPs of a
+        row_flops: (model, {batch field: its first dimension}, heads, trained groups, PeftOptions) -> model FLOPs of a
             training step for one row.
         fused_attention: model -> (head size, dropout rate) that a fused attention kernel must support; None where
             attention adds a bias, which only the XLA kernel computes.
@@ -27,7 +29,7 @@ class Family:
 
     build: Callable[..., Any]
     find_heads: Callable[[Mapping[str, Any]], tuple[str, ...]]
-    row_flops: Callable[[Any, Mapping[str, int], Collection[str], Collection[str], int], int]
+    row_flops: Callable[[Any, Mapping[str, int], Collection[str], Collection[str], PeftOptions], int]
     fused_attention: Callable[[Any], tuple[int, float]] | None = None
     encoder_inputs: Callable[[Any], tuple[str, ...]] = lambda model: ()
     layer_order: Callable[[Any], tuple[int, ...]] | None = None

@@ -81,7 +81,8 @@ def _scan_segments(
         return call(layer, x, None if key is None else jax.random.fold_in(key, index), *arrays)
 
     def lower(path: tuple, weight: jax.Array) -> jax.Array:
-        return weight.astype(compute.dtype) if "/kernel" in param_paths.keystr(path) else weight
+        name = param_paths.keystr(path)
+        return weight.astype(compute.dtype) if "/kernel" in name or "/lora/" in name else weight
 
     step = _remat(one, compute.remat)
     start = 0

@@ -9,6 +9,7 @@ from flax import nnx
 from bertjax.config.schema.model import ModelConfig
 from bertjax.models import families, param_paths
 from bertjax.models.compute_options import ComputeOptions
+from bertjax.models.peft_options import PeftOptions
 
 Module: TypeAlias = Any  # of any family: its objective and its evaluations know which methods it has
 Shapes: TypeAlias = dict[str, jax.ShapeDtypeStruct]  # {parameter path: shape and dtype}
@@ -18,12 +19,12 @@ def _make_module(
     config: ModelConfig,
     heads: tuple[str, ...],
     num_labels: int,
-    adapter_size: int,
+    peft: PeftOptions,
     compute: ComputeOptions,
     key: jax.Array,
 ) -> Module:
-    rngs = nnx.Rngs(params=key)
-    return families.record_of(config).build(config, heads, num_labels, compute, rngs, adapter_size)
+    rngs = nnx.Rngs(params=key, peft=jax.random.fold_in(key, 2**31 + 1))  # other parameters do not depend on `peft`
+    return families.record_of(config).build(config, heads, num_labels, compute, rngs, peft)
 
 
 def abstract_model(
@@ -31,26 +32,35 @@ def abstract_model(
     heads: tuple[str, ...],
     num_labels: int = 2,
     compute: ComputeOptions = ComputeOptions(),  # noqa: B008
-    adapter_size: int = 0,
+    peft: PeftOptions = PeftOptions(),  # noqa: B008
 ) -> tuple[nnx.GraphDef, nnx.State]:
     """-> (graphdef, abstract nnx.State with shapes, dtypes and logical axes); allocates nothing."""
     make = lambda key: nnx.split(  # noqa: E731
-        _make_module(config, heads, num_labels, adapter_size, compute, key), nnx.Param
+        _make_module(config, heads, num_labels, peft, compute, key), nnx.Param
     )
     return nnx.eval_shape(make, jax.random.key(0))
 
 
-def abstract_params(config: ModelConfig, heads: tuple[str, ...], num_labels: int = 2, adapter_size: int = 0) -> Shapes:
+def abstract_params(
+    config: ModelConfig,
+    heads: tuple[str, ...],
+    num_labels: int = 2,
+    peft: PeftOptions = PeftOptions(),  # noqa: B008
+) -> Shapes:
     """{path: shape and dtype} of the parameters."""
-    abstract = abstract_model(config, heads, num_labels, adapter_size=adapter_size)[1]
+    abstract = abstract_model(config, heads, num_labels, peft=peft)[1]
     return param_paths.flatten(nnx.as_pure(abstract))
 
 
 def init_params(
-    config: ModelConfig, heads: tuple[str, ...], num_labels: int, key: jax.Array, adapter_size: int = 0
+    config: ModelConfig,
+    heads: tuple[str, ...],
+    num_labels: int,
+    key: jax.Array,
+    peft: PeftOptions = PeftOptions(),  # noqa: B008
 ) -> dict[str, jax.Array]:
     """Initial parameters {path: float32 array}; jit it with out_shardings to create each in its shards."""
-    model = _make_module(config, heads, num_labels, adapter_size, ComputeOptions(), key)
+    model = _make_module(config, heads, num_labels, peft, ComputeOptions(), key)
     return param_paths.flatten(nnx.as_pure(nnx.split(model, nnx.Param)[1]))
 
 
@@ -87,10 +97,10 @@ def build_model(
     *,
     num_labels: int = 2,
     compute: ComputeOptions = ComputeOptions(),  # noqa: B008
-    adapter_size: int = 0,
+    peft: PeftOptions = PeftOptions(),  # noqa: B008
 ) -> Module:
     """The module of a section with flat parameters."""
-    graphdef, abstract = abstract_model(config, heads, num_labels, compute, adapter_size)
+    graphdef, abstract = abstract_model(config, heads, num_labels, compute, peft)
     return merge(graphdef, abstract, params)
 
 

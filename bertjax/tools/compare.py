@@ -100,7 +100,7 @@ def _run_config(config: Config, name: str, changes: Mapping[str, Any]) -> Config
 def measure_run(config: Config, base: Path) -> dict[str, Any]:
     """Scores and costs of a finished run of one stage; memory in bytes per device, of the most expensive episode.
 
-    Shares are relative to the model without adapters, as in arXiv 1902.00751.
+    Shares are relative to the model without what was added, as in arXiv 1902.00751.
     """
     (stage,) = config.stages
     (files,) = run_stages(config, base)
@@ -109,7 +109,7 @@ def measure_run(config: Config, base: Path) -> dict[str, Any]:
     sizes = freezing.group_sizes(program.abstract_params())
     trained = [sum(sizes[group] for group in episode.groups) for episode in episodes]
     mean = sum(n * (e.stop - e.start) for n, e in zip(trained, episodes, strict=True)) / episodes[-1].stop
-    total = sum(n for group, n in sizes.items() if not group.endswith("/adapter"))
+    total = sum(n for group, n in sizes.items() if not group.endswith(("/adapter", "/lora")))
     like = program.abstract_state(episodes[-1].groups, jax.random.key(0))
     slots = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(like.opt_state))
     record = next(s for s in read_run(config.run_dir).stages if s.name == stage.name)

@@ -18,6 +18,7 @@ from bertjax.evaluation import fitted, hf_model
 from bertjax.evaluation.restore import best_step, better_step
 from bertjax.interop import hf_folder
 from bertjax.models import param_paths, registry
+from bertjax.models.layers import lora
 from bertjax.progress import reporter
 from bertjax.progress.text import size
 from bertjax.storage import atomic, hub_upload, pretrained
@@ -25,12 +26,11 @@ from bertjax.storage.hub_upload import Destination
 from bertjax.storage.pretrained import Pretrained
 from bertjax.tools.hub.model_card import model_card
 from bertjax.training import run_context
-from bertjax.training.checkpoint import fits
+from bertjax.training.checkpoint import adapters, fits
 from bertjax.training.checkpoint.locate import find, stage_folder
 from bertjax.training.checkpoint.manager import CheckpointManager
 from bertjax.training.checkpoint.reader import CheckpointReader
 from bertjax.training.monitor.param_summary import model_summary
-from bertjax.training.program import adapter_size
 from bertjax.training.untrained_heads import all_heads
 
 
@@ -132,13 +132,17 @@ def _export_checkpoint(source: Path, out: Path, name: str, license: str | None, 
     if found.step is None and (better := better_step(checkpoints, config, meta["stage"], meta["step"])):
         reporter.say(f"note: {better}")
     heads = tuple(meta["heads"])
-    if adapter_size(config.stages[meta["stage"]].trainable):
-        raise UserError(f"{found.path}: has adapters, for which transformers' T5 has no place; export its base")
+    peft = adapters.checkpoint_peft(checkpoints)
+    if peft.adapter_size:
+        raise UserError(f"{found.path}: has adapters, for which transformers has no place; export its base")
     own = registry.abstract_params(config.model, heads, meta["num_labels"])
-    stored = registry.abstract_params(config.model, all_heads(meta), meta["num_labels"])
-    _, params, _ = checkpoints.restore_params(param_paths.unflatten(stored), meta["step"])
     tokenizer = load.from_json(meta["tokenizer_json"], str(found.path))
-    every = param_paths.flatten(params)
+    if peft.lora_rank:
+        ctx = adapters.lone_context(checkpoints)
+        every = lora.merge(adapters.restore_params(checkpoints, ctx, meta["step"])[1], peft.lora_scale)
+    else:
+        stored = registry.abstract_params(config.model, all_heads(meta), meta["num_labels"])
+        every = param_paths.flatten(checkpoints.restore_params(param_paths.unflatten(stored), meta["step"])[1])
     arrays = {path: np.asarray(every[path]) for path in own}
     labels = meta.get("labels")
     about = {"tokenizer": tokenizer, "imported": meta.get("hugging_face")}

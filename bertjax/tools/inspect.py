@@ -26,7 +26,7 @@ from bertjax.training.checkpoint.locate import find, find_run_dir
 from bertjax.training.checkpoint.reader import CheckpointReader
 from bertjax.training.monitor import goodput
 from bertjax.training.monitor.param_summary import model_summary
-from bertjax.training.program import adapter_size
+from bertjax.training.program import peft_options
 from bertjax.training.triggers.early_stopping import StopRule
 from bertjax.training.untrained_heads import all_heads, summary_line
 
@@ -130,11 +130,11 @@ def _place(config: Config, described: list[dict[str, Any]], step: int | None) ->
 
 def _model(config: Config, stage: Stage, meta: dict[str, Any]) -> dict[str, Any]:
     """The arrays of a checkpoint, marked if they trained in its last step; an import (step 0) trained none."""
-    size = adapter_size(stage.trainable)
+    peft = peft_options(stage.trainable)
     heads, labels = all_heads(meta), meta["num_labels"]
-    names = registry.logical_axes(registry.abstract_model(config.model, heads, labels, adapter_size=size)[1])
-    params = registry.abstract_params(config.model, heads, labels, size)
-    own = registry.abstract_params(config.model, tuple(meta["heads"]), labels, size)
+    names = registry.logical_axes(registry.abstract_model(config.model, heads, labels, peft=peft)[1])
+    params = registry.abstract_params(config.model, heads, labels, peft)
+    own = registry.abstract_params(config.model, tuple(meta["heads"]), labels, peft)
     mesh, table = make_mesh(config.mesh), merge_rules(config.mesh.rules)
     param_shardings = {p: sharding.named_sharding(mesh, names[p], x.shape, table) for p, x in params.items()}
     steps = meta.get("steps") or stage.steps or meta["step"]
@@ -150,8 +150,8 @@ def _model(config: Config, stage: Stage, meta: dict[str, Any]) -> dict[str, Any]
 def _stage(config: Config, stage: Stage) -> dict[str, Any]:
     """Describes a stage. Episode bounds are steps, or fractions of a stage in epochs."""
     objective = objectives_registry.build(stage.objective)
-    adapters = adapter_size(stage.trainable)
-    shapes = registry.abstract_params(config.model, objective.heads, objective.num_labels, adapters)
+    peft = peft_options(stage.trainable)
+    shapes = registry.abstract_params(config.model, objective.heads, objective.num_labels, peft)
     sizes = freezing.group_sizes(shapes)
     plan = freezing.episodes(stage.trainable, tuple(sizes), stage.steps or NOMINAL_STEPS)
     rates.check_patterns(stage, shapes, plan)
@@ -168,7 +168,8 @@ def _stage(config: Config, stage: Stage) -> dict[str, Any]:
         "batch_size": stage.batch_size,
         "tokens_per_step": stage.batch_size * longest,
         "parameters": sum(sizes.values()),
-        **({"adapter_size": adapters} if adapters else {}),
+        **({"adapter_size": peft.adapter_size} if peft.adapter_size else {}),
+        **({"lora_rank": peft.lora_rank, "lora_targets": list(peft.lora_targets)} if peft.lora_rank else {}),
         **({"early_stopping": stage.early_stopping.model_dump()} if stage.early_stopping else {}),
         **warmup,
         **({"rate_factors": others} if others else {}),
@@ -220,10 +221,12 @@ def _lines(found: dict[str, Any]) -> list[str]:
     for s in found["stages"]:
         length = f"{s['steps']} steps" if "steps" in s else f"{s['epochs']:g} epochs"
         warmup = f", warm-up {s['warmup_steps']}" if "steps" in s else ""
-        adapters = f" with adapters of size {s['adapter_size']}" if "adapter_size" in s else ""
+        added = f" with adapters of size {s['adapter_size']}" if "adapter_size" in s else ""
+        if "lora_rank" in s:
+            added = f" with LoRA of rank {s['lora_rank']} on {', '.join(s['lora_targets'])}"
         lines.append(
             f"stage {s['stage']}: {s['objective']}, {length} of {s['batch_size']} rows a step "
-            f"({s['tokens_per_step']:,} positions), {s['parameters']:,} parameters{adapters}{warmup}"
+            f"({s['tokens_per_step']:,} positions), {s['parameters']:,} parameters{added}{warmup}"
         )
         if rule := s.get("early_stopping"):
             lines.append(f"  ends early when {rule['metric']} has not improved in {rule['patience']} evaluations")

@@ -13,6 +13,7 @@ from bertjax.config.schema.model import FAMILIES
 from bertjax.config.schema.training import Trainable
 from bertjax.errors import UserError
 
+ADDED = ("adapter", "lora")  # parts of paths, and of groups, of the parameters that `trainable` adds to a model
 _LAYER = re.compile(r"(?:(\w+)/)?layers/(\d+)(?:/|$)")
 
 
@@ -30,8 +31,11 @@ class Episode:
     groups: tuple[str, ...]
 
 
-def param_group(path: str) -> str:
+def param_group(path: str, norms: bool = False) -> str:
     """The group of a parameter: layers/3/mlp/output/kernel -> layers/3; heads/mlm/... -> heads.
+
+    What a stage adds to a layer is a group: layers/3/adapter, layers/3/lora. With `norms` (beside adapters, which train
+    with them) norms below the heads are groups too: layers/3/norms, embeddings/norms.
 
     T5: encoder/layers/3/mlp/output/kernel -> encoder/layers/3, its mlp/norm/scale -> encoder/layers/3/norms, its
     adapter/... -> encoder/layers/3/adapter; encoder/position/embedding -> encoder/shared, encoder/norm/scale ->
@@ -39,14 +43,23 @@ def param_group(path: str) -> str:
     """
     parts = path.split("/")
     if parts[0] == "layers":
-        return "/".join(parts[:2])
-    if parts[0] not in stack_names():
-        return parts[0]
-    base, inside = (3, parts[3:]) if parts[1] == "layers" else (1, ["shared", *parts[1:]])
-    group = "/".join(parts[:3]) if base == 3 else f"{parts[0]}/shared"
-    if inside[0] == "adapter":
-        return f"{group}/adapter"
-    return f"{group}/norms" if "norm" in inside else group
+        group, inside = "/".join(parts[:2]), parts[2:]
+    elif parts[0] not in stack_names():
+        return f"{parts[0]}/norms" if norms and parts[0] != "heads" and "norm" in parts else parts[0]
+    else:
+        norms = True
+        group = "/".join(parts[:3]) if parts[1] == "layers" else f"{parts[0]}/shared"
+        inside = parts[3:] if parts[1] == "layers" else parts[1:]
+    if added := next((name for name in ADDED if name in inside), None):
+        return f"{group}/{added}"
+    return f"{group}/norms" if norms and "norm" in inside else group
+
+
+def grouped(paths: Iterable[str]) -> dict[str, str]:
+    """{path: its group} of a model's parameters, or of those that train: adapters are among either."""
+    paths = list(paths)
+    norms = any("/adapter/" in path for path in paths)
+    return {path: param_group(path, norms) for path in paths}
 
 
 def parse_layer(group: str) -> tuple[str, int] | None:
@@ -63,14 +76,14 @@ def param_groups(paths: Iterable[str]) -> tuple[str, ...]:
         stack, layer = parse_layer(group) or (group.split("/")[0], -1)
         return bottom_up.index(stack), layer, group
 
-    return tuple(sorted({param_group(path) for path in paths}, key=place))
+    return tuple(sorted(set(grouped(paths).values()), key=place))
 
 
 def group_sizes(params: Mapping[str, Any]) -> dict[str, int]:
     """The number of parameters of each group, from {path: array or shape}."""
     counted = dict.fromkeys(param_groups(params), 0)
-    for path, x in params.items():
-        counted[param_group(path)] += prod(x.shape)
+    for path, group in grouped(params).items():
+        counted[group] += prod(params[path].shape)
     return counted
 
 
@@ -89,15 +102,19 @@ def episodes(trainable: Trainable, groups: tuple[str, ...], steps: int) -> tuple
     `head` (feature-based) trains the heads, or the embeddings of a T5 whose output matrix they are. `adapters` (arXiv
     1910.10683 section 3.5.1) trains with adapter_norms `paper` the adapters and every norm of the model ("only the
     adapter layer and layer normalization parameters are updated"), with `houlsby` the adapters and the norms inside
-    them (variable_filter of T5's task_adapter.gin). Raises UserError for fewer steps or layers than episodes.
+    them (variable_filter of T5's task_adapter.gin). `lora` trains the low-rank updates. The heads of an encoder, which
+    are new, train with either (arXiv 1902.00751: adapters, norms and the output layer); T5's output matrix, which is
+    pre-trained, does not. Raises UserError for fewer steps or layers than episodes.
     """
     if trainable.kind == "gradual":
         return _gradual(trainable, groups, steps)
     if trainable.kind == "head":
         groups = ("heads",) if "heads" in groups else ("embeddings",)
-    if trainable.kind == "adapters":
-        trained = ("/adapter", "/norms") if trainable.adapter_norms == "paper" else ("/adapter",)
-        groups = tuple(group for group in groups if group.endswith(trained))
+    if trainable.kind in ("adapters", "lora"):
+        norms = trainable.kind == "adapters" and trainable.adapter_norms == "paper"
+        trained = ("/lora",) if trainable.kind == "lora" else ("/adapter", *(["/norms"] if norms else []))
+        new = ("heads",) if "" in stack_depths(groups) else ()
+        groups = tuple(group for group in groups if group in new or group.endswith(trained))
     return (Episode(0, steps, groups),)
 
 
@@ -146,13 +163,13 @@ def format_groups(groups: Sequence[str]) -> str:
     for stack in stack_names():
         layers = {g: place[1] for g in groups if (place := parse_layer(g)) and place[0] == stack}
         full = {g: n for g, n in layers.items() if g.endswith(f"layers/{n}")}
-        adapters = {g: n for g, n in layers.items() if g.endswith("/adapter")}
-        norms = {g: n for g, n in layers.items() if not full and g not in adapters}  # a full layer includes its norms
-        for name, found in (("layer", full), ("adapter", adapters), ("norm", norms)):
+        added = [{g: n for g, n in layers.items() if g.endswith(f"/{name}")} for name in ADDED]
+        norms = {g: n for g, n in layers.items() if not full and g.endswith("/norms")}  # layers include their norms
+        for name, found in (("layers", full), ("adapters", added[0]), ("lora", added[1]), ("norms", norms)):
             if found:
                 first, last = min(found.values()), max(found.values())
-                span = f"{name}s {first}..{last}" if last > first else f"{name} {first}"
+                span = f"{name} {first}..{last}" if last > first else f"{name.removesuffix('s')} {first}"
                 names.append(f"{stack} {span}".strip())
     others = [g for g in groups if g != "embeddings" and parse_layer(g) is None]
-    plain = {"shared/norms": "final norm", "shared": "position bias"}
+    plain = {"shared/norms": "final norm", "shared": "position bias", "norms": "norm"}
     return ", ".join(names + [" ".join(plain.get(part, part) for part in g.split("/", 1)) for g in others])

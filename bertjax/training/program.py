@@ -18,13 +18,14 @@ from bertjax.config.schema.training import Optimizer, Trainable
 from bertjax.data.pipeline.task_rows import Fields
 from bertjax.models import families, layer_stack, param_paths, registry
 from bertjax.models.compute_options import ComputeOptions
+from bertjax.models.peft_options import PeftOptions
 from bertjax.objectives import registry as objectives
 from bertjax.objectives.base import Objective
 from bertjax.parallel import sharding
 from bertjax.parallel.mesh_shape import RULES, Rules, batch_shards, merge_rules
-from bertjax.training import optimizers, rates
+from bertjax.training import freezing, optimizers, rates
 from bertjax.training import state as training_state
-from bertjax.training.freezing import param_group, parse_layer
+from bertjax.training.freezing import parse_layer
 from bertjax.training.state import Params, TrainState
 
 
@@ -42,8 +43,7 @@ class TrainProgram:
     mesh: Mesh
     rules: Rules
     tasks: int = 1  # that its batches are mixed from
-    adapter_size: int = 0  # inner width of the adapters; 0: none
-    adapter_init: str = "reference"
+    peft: PeftOptions = PeftOptions()
     num_labels: int | None = None  # outputs of a classifier; default: the objective's
     multi_label: bool | None = None  # whether a text may have several of its labels; default: as the objective says
     episodes: tuple[tuple[int, int], ...] = ()  # steps of each episode, for schedules that restart
@@ -57,7 +57,7 @@ class TrainProgram:
         return self.objective.multi_label if self.multi_label is None else self.multi_label
 
     def __post_init__(self) -> None:
-        structure = registry.abstract_model(self.model, self.heads, self.num_classes, self.compute, self.adapter_size)
+        structure = registry.abstract_model(self.model, self.heads, self.num_classes, self.compute, self.peft)
         object.__setattr__(self, "_structure", structure)
         object.__setattr__(self, "tx", optimizers.make_transform(self.optimizer))
 
@@ -90,8 +90,10 @@ class TrainProgram:
 
     def named_rates(self, groups: Collection[str]) -> dict[str, float]:
         """{pattern or parameter group: factor of the learning rate} of these groups, where an option gives one."""
-        others = rates.other_rates(self.optimizer, self.abstract_params())
-        return {rate.name: rate.factor for path, rate in others.items() if param_group(path) in groups}
+        params = self.abstract_params()
+        of = freezing.grouped(params)
+        others = rates.other_rates(self.optimizer, params)
+        return {rate.name: rate.factor for path, rate in others.items() if of[path] in groups}
 
     @property
     def manual_axes(self) -> tuple[str, ...]:
@@ -128,7 +130,7 @@ class TrainProgram:
     def row_flops(self, fields: Fields, groups: Collection[str]) -> int:
         """Model FLOPs of a training step for one row of a batch while `groups` train."""
         widths = {name: shape[0] for name, (shape, _) in fields.items() if shape}
-        return families.record_of(self.model).row_flops(self.model, widths, self.heads, groups, self.adapter_size)
+        return families.record_of(self.model).row_flops(self.model, widths, self.heads, groups, self.peft)
 
     def constrain_grads(self, grads: Params) -> Params:
         """Constrain gradients to the shardings of their parameters, so that each device keeps only its part."""
@@ -138,9 +140,11 @@ class TrainProgram:
     def initialize(self, key: jax.Array) -> Params:
         """Fresh parameters, created in their shards."""
 
+        near = self.peft.adapter_init == "near_identity"
+
         def make(key: jax.Array) -> Params:
-            params = registry.init_params(self.model, self.heads, self.num_classes, key, self.adapter_size)
-            return registry.init_adapters_near_identity(params, key) if self.adapter_init == "near_identity" else params
+            params = registry.init_params(self.model, self.heads, self.num_classes, key, self.peft)
+            return registry.init_adapters_near_identity(params, key) if near else params
 
         with sharding.use_mesh_and_rules(self.mesh, self.rules):
             return jax.jit(make, out_shardings=self.param_shardings())(key)
@@ -194,8 +198,7 @@ def stage_program(
         optimizer=stage.optimizer,
         steps=steps,
         tasks=tasks,
-        adapter_size=adapter_size(stage.trainable),
-        adapter_init=stage.trainable.adapter_init,
+        peft=peft_options(stage.trainable),
         grad_accum=stage.grad_accum,
         compute=compute_options(config, mesh),
         mesh=mesh,
@@ -203,9 +206,22 @@ def stage_program(
     )
 
 
-def adapter_size(trainable: Trainable) -> int:
-    """The inner width of the adapters; 0 without adapters."""
-    return trainable.adapter_size if trainable.kind == "adapters" else 0
+def peft_options(trainable: Trainable) -> PeftOptions:
+    """The layers that a stage adds to the model."""
+    if trainable.kind == "adapters":
+        return PeftOptions(
+            adapter_size=trainable.adapter_size,
+            adapter_placement=trainable.adapter_placement,
+            adapter_init=trainable.adapter_init,
+        )
+    if trainable.kind == "lora":
+        return PeftOptions(
+            lora_rank=trainable.lora_rank,
+            lora_scale=trainable.lora_scale,
+            lora_dropout=trainable.lora_dropout,
+            lora_targets=tuple(trainable.lora_targets),
+        )
+    return PeftOptions()
 
 
 @lru_cache

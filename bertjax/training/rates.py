@@ -29,9 +29,8 @@ def other_rates(optimizer: Optimizer, paths: Iterable[str]) -> dict[str, Rate]:
     patterns = sorted(optimizer.learning_rates, key=_specificity, reverse=True)
     decays = depth_factors(paths, optimizer.layer_decay) if optimizer.layer_decay != 1.0 else {}
     found: dict[str, Rate] = {}
-    for path in paths:
+    for path, group in freezing.grouped(paths).items():
         pattern = next((pattern for pattern in patterns if matches(pattern, path)), None)
-        group = freezing.param_group(path)
         if pattern is not None:
             found[path] = Rate(_factor(optimizer.learning_rates[pattern], optimizer.learning_rate), pattern)
         elif group in decays:
@@ -55,7 +54,7 @@ def depth_factors(paths: Iterable[str], decay: float) -> dict[str, float]:
             found[group] = decay ** (depths[stack] - layer)
         elif group.endswith("/shared"):
             found[group] = decay ** depths.get(group.split("/")[0], 0)
-        elif group == "embeddings":
+        elif group.split("/")[0] == "embeddings":
             found[group] = decay ** (max(depths.values(), default=0) + 1)
     return found
 
@@ -74,13 +73,14 @@ def restarts(stage: Stage, plan: Sequence[freezing.Episode]) -> tuple[tuple[int,
 
 def check_patterns(stage: Stage, paths: Iterable[str], plan: Iterable[freezing.Episode]) -> None:
     """Raise UserError for a pattern of `learning_rates` that no parameter has, or none that trains in this stage."""
-    paths, trained = list(paths), {group for episode in plan for group in episode.groups}
+    groups, trained = freezing.grouped(paths), {group for episode in plan for group in episode.groups}
+    paths = list(groups)
     for pattern in stage.optimizer.learning_rates:
         there = [path for path in paths if matches(pattern, path)]
         where = f"stages.{stage.name}.optimizer.learning_rates.{pattern}"
         if not there:
             raise UserError(f"{where}: matches no parameter of this model{_suggestion(pattern, paths)}")
-        if not any(freezing.param_group(path) in trained for path in there):
+        if not any(groups[path] in trained for path in there):
             raise UserError(
                 f"{where}: nothing that it matches trains in this stage (trainable: {stage.trainable.kind})"
             )

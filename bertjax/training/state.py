@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from bertjax.models import param_paths
-from bertjax.training.freezing import param_group
+from bertjax.training import freezing
 
 Params = dict[str, jax.Array]
 
@@ -38,15 +38,16 @@ def stage_keys(seed: int, index: int) -> tuple[jax.Array, jax.Array]:
 
 def group_params(params: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """{path: x} -> {group: {path: x}}."""
-    grouped: dict[str, dict[str, Any]] = {}
-    for path, value in params.items():
-        grouped.setdefault(param_group(path), {})[path] = value
-    return grouped
+    found: dict[str, dict[str, Any]] = {}
+    for path, group in freezing.grouped(params).items():
+        found.setdefault(group, {})[path] = params[path]
+    return found
 
 
 def split_trainable(params: Mapping[str, Any], groups: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, Any]]:
     """-> (trained, frozen)."""
-    trainable = {path: x for path, x in params.items() if param_group(path) in groups}
+    of = freezing.grouped(params)
+    trainable = {path: x for path, x in params.items() if of[path] in groups}
     return trainable, {path: x for path, x in params.items() if path not in trainable}
 
 

@@ -82,10 +82,11 @@ def summary_line(params: Mapping[str, Any]) -> str:
 
 
 def format_modules(paths: Iterable[str]) -> str:
-    """Format parameters by module: "embeddings, layers 0..11, heads/mlm, heads/pooler, adapters"."""
+    """Format parameters by module: "embeddings, layers 0..11, heads/mlm, heads/pooler, adapters"; or "LoRA"."""
     paths = list(paths)
-    adapters = ["adapters"] if any("/adapter/" in path for path in paths) else []
-    rest = [path for path in paths if "/adapter/" not in path]
+    names = {"adapters": "/adapter/", "LoRA": "/lora/"}
+    added = [name for name, part in names.items() if any(part in path for path in paths)]
+    rest = [path for path in paths if not any(part in path for part in names.values())]
     heads = dict.fromkeys("/".join(path.split("/")[:2]) for path in sorted(rest) if path.startswith("heads/"))
     others = format_groups(param_groups(path for path in rest if not path.startswith("heads/")))
-    return ", ".join([*([others] if others else []), *heads, *adapters])
+    return ", ".join([*([others] if others else []), *heads, *added])

@@ -12,6 +12,7 @@ from bertjax.data.pipeline import mixing
 from bertjax.models import registry
 from bertjax.models.decoding.beam import length_penalty
 from bertjax.models.decoding.sample import filter_logits
+from bertjax.models.peft_options import PeftOptions
 from bertjax.models.t5.attention import bucket_table
 from bertjax.objectives import registry as objective_registry
 from bertjax.objectives.losses import target_losses
@@ -88,7 +89,7 @@ def unfreezing() -> Comparisons:
 def adapter_parameters() -> Comparisons:
     """24 adapters of 768 x d + d x 768 without biases, each with its norm of 768; `paper` adds all other norms."""
     for size, count in ADAPTERS.items():
-        sizes = freezing.group_sizes(registry.abstract_params(BASE, ("lm",), adapter_size=size))
+        sizes = freezing.group_sizes(registry.abstract_params(BASE, ("lm",), peft=PeftOptions(adapter_size=size)))
         for norms, more in (("houlsby", 0), ("paper", 12 * 2 * 768 + 12 * 3 * 768 + 2 * 768)):
             trainable = Trainable(kind="adapters", adapter_size=size, adapter_norms=norms)  # type: ignore[arg-type]
             (episode,) = freezing.episodes(trainable, tuple(sizes), 1)

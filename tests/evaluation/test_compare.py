@@ -13,6 +13,7 @@ from bertjax.cli.main import main
 from bertjax.config.loading.load import build, load
 from bertjax.errors import UserError
 from bertjax.models import param_paths, registry
+from bertjax.models.peft_options import PeftOptions
 from bertjax.tools.compare import build_runs, format_markdown, table_scores
 from bertjax.training import freezing
 
@@ -108,7 +109,9 @@ def test_ways_are_trained_once_and_tabulated(kind, tiny_project, tmp_path, capsy
     for name, row in rows.items():
         size = 4 if name == "d4" else 0
         sizes = freezing.group_sizes(
-            param_paths.flatten(registry.abstract_model(model, heads, adapter_size=size)[1], _is_variable)
+            param_paths.flatten(
+                registry.abstract_model(model, heads, peft=PeftOptions(adapter_size=size))[1], _is_variable
+            )
         )
         whole = sum(sizes.values())
         expected = {"head": sizes.get("heads"), "d4": 2 * 2 * (32 * 4 * 2 + 32) + 32 * (2 * 2 + 2 * 3 + 2)}

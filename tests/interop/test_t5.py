@@ -18,6 +18,7 @@ from bertjax.data.tokenizers.load import from_file
 from bertjax.errors import UserError
 from bertjax.interop import hf_folder, safetensors_folder
 from bertjax.models import families, registry
+from bertjax.models.peft_options import PeftOptions
 
 V, D, K, H, F, BUCKETS = 40, 16, 4, 3, 24, 8
 SIZES = dict(vocab_size=V, d_model=D, d_kv=K, d_ff=F, num_layers=2, num_heads=H, num_decoder_layers=1,
@@ -236,7 +237,7 @@ def test_what_transformers_has_no_class_for(tmp_path, tokenizer):
     with pytest.raises(UserError, match="no class for a decoder-only T5"):
         hf_folder.save_folder(tmp_path / "out", params, alone, ("lm",), tokenizer=tokenizer)
     whole = T5Config(**SIZES)
-    with_adapters = registry.init_params(whole, ("lm",), 2, jax.random.key(1), adapter_size=4)
+    with_adapters = registry.init_params(whole, ("lm",), 2, jax.random.key(1), PeftOptions(adapter_size=4))
     with pytest.raises(UserError, match="no place for adapters"):
         arrays = {p: np.asarray(x) for p, x in with_adapters.items()}
         hf_folder.save_folder(tmp_path / "out", arrays, whole, ("lm",), tokenizer=tokenizer)

@@ -9,6 +9,7 @@ from bertjax.config.schema.model import T5Config
 from bertjax.config.schema.run import MeshConfig
 from bertjax.config.schema.training import AdamW, TextToTextObjective
 from bertjax.models.compute_options import ComputeOptions
+from bertjax.models.peft_options import PeftOptions
 from bertjax.objectives import registry
 from bertjax.parallel.mesh import make_mesh
 from bertjax.parallel.mesh_shape import merge_rules
@@ -42,6 +43,7 @@ def make_t5(
     segments: tuple[int, ...] = (),
     adapter_size: int = 0,
     adapter_init: str = "reference",
+    peft: PeftOptions | None = None,
     mesh: dict[str, int] | None = None,
     grad_accum: int = 1,
     **sizes: object,
@@ -59,6 +61,5 @@ def make_t5(
         compute=ComputeOptions(platform="cpu", segments=segments),
         mesh=make_mesh(MeshConfig(**axes), jax.devices()[: prod(axes.values())]),
         rules=merge_rules({}),
-        adapter_size=adapter_size,
-        adapter_init=adapter_init,
+        peft=PeftOptions(adapter_size=adapter_size, adapter_init=adapter_init) if peft is None else peft,
     )

@@ -15,6 +15,7 @@ from bertjax.config.schema.model import T5Config
 from bertjax.config.schema.run import MeshConfig
 from bertjax.models import registry
 from bertjax.models.compute_options import ComputeOptions
+from bertjax.models.peft_options import PeftOptions
 from bertjax.models.t5.model import shift_right
 from bertjax.parallel import sharding
 from bertjax.parallel.mesh import make_mesh
@@ -33,7 +34,7 @@ BASE = {"d_model": 768, "d_ff": 3072, "num_layers": 12, "num_heads": 12}
 @cache
 def parameters(config: T5Config, adapter_size: int = 0) -> dict[str, jax.Array]:
     """Fresh, with random norms and livelier position biases, so that no part goes unseen."""
-    params = registry.init_params(config, ("lm",), 2, jax.random.key(0), adapter_size)
+    params = registry.init_params(config, ("lm",), 2, jax.random.key(0), PeftOptions(adapter_size=adapter_size))
     draw = np.random.default_rng(1)
     livelier = lambda path: 1.0 if "position" in path else 0.1 if path.endswith("scale") else 0.0  # noqa: E731
     return {p: x + livelier(p) * draw.normal(size=x.shape).astype(np.float32) for p, x in params.items()}
@@ -41,7 +42,7 @@ def parameters(config: T5Config, adapter_size: int = 0) -> dict[str, jax.Array]:
 
 def model_of(config: T5Config, compute: ComputeOptions = ComputeOptions(), adapter_size: int = 0):  # noqa: B008
     params = parameters(config, adapter_size)
-    return registry.build_model(config, ("lm",), params, compute=compute, adapter_size=adapter_size)
+    return registry.build_model(config, ("lm",), params, compute=compute, peft=PeftOptions(adapter_size=adapter_size))
 
 
 def fields(prefix: str, lengths: list[list[int]], width: int, seed: int) -> dict[str, np.ndarray]:
@@ -88,7 +89,7 @@ def runner(config: T5Config):
 
 def loss_and_grads(config, params, rows, compute, key=None, adapter_size=0):
     """Logits of real targets and the gradient of their summed cross-entropy."""
-    graph = registry.abstract_model(config, ("lm",), compute=compute, adapter_size=adapter_size)
+    graph = registry.abstract_model(config, ("lm",), compute=compute, peft=PeftOptions(adapter_size=adapter_size))
 
     def run(params):
         logits = logits_of(registry.merge(*graph, params), rows, key)
@@ -112,7 +113,12 @@ def assert_close(found, expected, tolerance=1e-5):
 
 @cache
 def size(config: T5Config, adapter_size: int = 0) -> int:
-    return sum(x.size for x in jax.tree.leaves(registry.abstract_model(config, ("lm",), adapter_size=adapter_size)[1]))
+    return sum(
+        x.size
+        for x in jax.tree.leaves(
+            registry.abstract_model(config, ("lm",), peft=PeftOptions(adapter_size=adapter_size))[1]
+        )
+    )
 
 
 @pytest.mark.parametrize(
@@ -140,7 +146,11 @@ def test_adapter_counts(width, expected):
 
 def test_parameter_paths():
     def paths(config: T5Config, adapter_size: int = 0) -> set[str]:
-        return set(registry.logical_axes(registry.abstract_model(config, ("lm",), adapter_size=adapter_size)[1]))
+        return set(
+            registry.logical_axes(
+                registry.abstract_model(config, ("lm",), peft=PeftOptions(adapter_size=adapter_size))[1]
+            )
+        )
 
     attention = {f"{k}/kernel" for k in ("query", "key", "value", "output")} | {"norm/scale"}
     mlp = {"mlp/intermediate/kernel", "mlp/output/kernel", "mlp/norm/scale"}
@@ -409,7 +419,7 @@ def test_a_model_split_over_eight_devices_is_the_same_model(sizes):
     params, rows = parameters(config, 4), examples(8)
     expected = loss_and_grads(config, params, rows, ComputeOptions(), KEY, 4)
     mesh = make_mesh(MeshConfig(**sizes))
-    names = registry.logical_axes(registry.abstract_model(config, ("lm",), adapter_size=4)[1])
+    names = registry.logical_axes(registry.abstract_model(config, ("lm",), peft=PeftOptions(adapter_size=4))[1])
     placed = {p: jax.device_put(x, sharding.named_sharding(mesh, names[p], x.shape)) for p, x in params.items()}
     assert len({x.sharding.spec for x in placed.values()}) > 3
     split = jax.sharding.NamedSharding(mesh, sharding.logical_to_mesh_axes(("batch",)))

@@ -8,6 +8,7 @@ import pytest
 
 from bertjax.config.loading.load import load
 from bertjax.models.bert import flops as bert_flops
+from bertjax.models.peft_options import PeftOptions
 from bertjax.models.t5 import flops as t5_flops
 from bertjax.parallel.hardware import CHIPS_BY_NAME
 from bertjax.plan.estimate import Interconnect, Roofline, roofline, transfer_factor
@@ -112,7 +113,7 @@ def test_model_flops_of_plan_and_log_are_the_family_s(model: str, groups, tiny_p
     config = load({"bert": tiny_project, "t5": tiny_t5_project}[model] / "tiny.yaml")
     lengths = {"input_ids": 32, "target_ids": 16, "masked_positions": 5}
     fields = {name: ((length,), np.dtype(np.int32)) for name, length in lengths.items()}
-    program: Any = SimpleNamespace(model=config.model, heads=("mlm", "nsp"), adapter_size=0)
+    program: Any = SimpleNamespace(model=config.model, heads=("mlm", "nsp"), peft=PeftOptions())
     expected = {
         "bert": lambda: bert_flops.train_flops(config.model, 32, 5, trainable_layers=1),
         "t5": lambda: t5_flops.train_flops(config.model, 32, 16, groups=groups),

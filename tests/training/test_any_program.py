@@ -11,6 +11,7 @@ from t5_models import make_t5
 from t5_models import rows as t5_rows
 
 from bertjax.config.schema.training import Adafactor, AdamW, MlmNspObjective, SpanQaObjective
+from bertjax.models.peft_options import PeftOptions
 from bertjax.parallel.mesh_shape import merge_rules
 from bertjax.training import freezing
 from bertjax.training.program import TrainProgram
@@ -22,6 +23,10 @@ RULES: list[dict[str, Any]] = [
     {}, {"sequence": "tensor"}, {"vocab": None}, {"embed": None}, {"sequence": "tensor", "vocab": None},
     {"heads": None}, {"mlp": None, "sequence": "tensor"}, {"embed": ["data", "fsdp"]}, {"batch": ["data", "fsdp"]},
 ]  # fmt: skip
+PEFT = (
+    PeftOptions(adapter_size=8),
+    PeftOptions(lora_rank=2, lora_dropout=0.1, lora_targets=("query", "value", "attention_output", "mlp_output")),
+)
 STEPS = 2
 
 
@@ -48,9 +53,14 @@ def draw(seed: int, make_program: Any, make_rows: Any) -> tuple[TrainProgram, Tr
         shared |= choose([{}, untied]) | {"optimizer": optimizer, "steps": 100, "num_heads": heads}
         pair = [make_t5(mesh=axes, **shared) for axes in ({}, mesh)]
         batches = [t5_rows(count, k) for k in range(STEPS)]
-    remat, adapter_size = choose(["none", "none", "full", "dots"]), choose([0, 0, 0, 8])
+    remat, peft = choose(["none", "none", "full", "dots"]), choose([PeftOptions(), PeftOptions(), *PEFT])
     one, many = (
-        replace(p, compute=replace(p.compute, remat=remat), adapter_size=adapter_size, rules=merge_rules(r))
+        replace(
+            p,
+            compute=replace(p.compute, remat=remat),
+            peft=peft,
+            rules=merge_rules(r),
+        )
         for p, r in zip(pair, ({}, rules), strict=True)
     )
     return one, many, batches, choose([0, 0, 1, 3, 4])

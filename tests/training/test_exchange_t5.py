@@ -16,6 +16,7 @@ from bertjax.data.tokenizers.wordpiece import SPECIAL_TOKENS
 from bertjax.errors import UserError
 from bertjax.evaluation.restore import restore
 from bertjax.interop import hf_folder
+from bertjax.models.peft_options import PeftOptions
 from bertjax.tools import convert_hf
 from bertjax.tools.evaluate import evaluate_command
 from bertjax.training import run_context
@@ -135,7 +136,7 @@ def test_folders_that_cannot_become_runs(tokenizer):
 
 def test_adapters_have_no_place_there(tokenizer, monkeypatch):
     convert_hf.import_folder(folder(Path("hf"), MODELS["1.0"], tokenizer), Path("runs/imported"))
-    monkeypatch.setattr(convert_hf, "adapter_size", lambda trainable: 8)
-    with pytest.raises(UserError, match="has adapters, for which transformers' T5 has no place"):
+    monkeypatch.setattr(convert_hf.adapters, "checkpoint_peft", lambda checkpoints: PeftOptions(adapter_size=8))
+    with pytest.raises(UserError, match="has adapters, for which transformers has no place"):
         convert_hf.export_checkpoint(Path("runs/imported"), Path("back"))
     assert not Path("back").exists()

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from bertjax.config.schema.model import BertConfig
 from bertjax.models.bert import flops
+from bertjax.models.peft_options import PeftOptions
 from bertjax.parallel import hardware
 
 BASE = BertConfig()
@@ -98,3 +99,44 @@ def test_utilization_of_a_known_rate() -> None:
     assert hardware.utilization(done, 1.0, "NVIDIA H100 80GB HBM3", 1) == pytest.approx(0.60, abs=0.001)
     assert hardware.utilization(8 * done, 1.0, "NVIDIA H100 80GB HBM3", 8) == pytest.approx(0.60, abs=0.001)
     assert hardware.utilization(done, 0.0, "NVIDIA H100 80GB HBM3", 1) is None
+
+
+LORA = PeftOptions(lora_rank=8, lora_targets=("query", "value"))
+
+
+def test_added_layers_by_hand() -> None:
+    """Frozen weights: forward and the gradient of their inputs, 4 N S; what trains costs 6 N S, attention as ever."""
+    S, D, weights = 128, 768, 84_934_656
+    attention = 12 * 12 * D * S * S
+    lora, adapters = 12 * 2 * 8 * (D + D), 12 * 2 * 2 * D * 64
+    assert flops.peft_flops(BASE, LORA, S) == 4 * weights * S + attention + 6 * lora * S
+    assert flops.peft_flops(BASE, PeftOptions(adapter_size=64), S) == 4 * weights * S + attention + 6 * adapters * S
+    head = flops.peft_flops(BASE, LORA, S, 20) - flops.peft_flops(BASE, LORA, S)
+    assert head == 20 * (6 * D * D + 4 * D * 30522), "the word embeddings are frozen"
+
+
+@pytest.mark.parametrize("peft", [LORA, PeftOptions(adapter_size=16)], ids=["lora", "adapters"])
+def test_added_layers_agree_with_xla(peft: PeftOptions) -> None:
+    """As T5's (test_flops_t5.py): the lowest layer needs no gradients of what it reads, which the formula counts."""
+    jax = pytest.importorskip("jax")
+    from bertjax.models import registry
+    from bertjax.training import freezing
+
+    model = BertConfig(
+        hidden_size=128, num_hidden_layers=3, num_attention_heads=4, intermediate_size=384, vocab_size=96,
+        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+    )  # fmt: skip
+    S = 48
+    params = jax.eval_shape(lambda key: registry.init_params(model, ("qa",), 2, key, peft), jax.random.key(0))
+    of = freezing.grouped(params)
+    trained = {path: x for path, x in params.items() if of[path].endswith(("/lora", "/adapter", "/norms"))}
+    frozen = {path: x for path, x in params.items() if path not in trained}
+
+    def loss(trained, frozen, ids):
+        return registry.build_model(model, ("qa",), trained | frozen, peft=peft)(ids)["start"].sum()
+
+    ids = jax.ShapeDtypeStruct((1, S), jax.numpy.int32)
+    counted = jax.jit(jax.grad(loss)).lower(trained, frozen, ids).compile().cost_analysis()["flops"]
+    formula = flops.peft_flops(model, peft, S)
+    lowest = flops.encoder_flops(model, S, layers=1)
+    assert formula - 2 * lowest < counted < 1.15 * formula

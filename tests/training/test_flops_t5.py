@@ -6,6 +6,7 @@ import pytest
 
 from bertjax.config.schema.model import T5Config
 from bertjax.models import registry
+from bertjax.models.peft_options import PeftOptions
 from bertjax.models.t5 import flops
 from bertjax.models.t5.model import shift_right
 from bertjax.training.freezing import param_group
@@ -37,19 +38,30 @@ TOP = {"decoder/layers/1", "decoder/layers/1/norms", "heads"}
 ADAPTERS = {f"{stack}/layers/{i}/adapter" for stack in ("encoder", "decoder") for i in range(2)}
 
 
+WITH_ADAPTERS = PeftOptions(adapter_size=16)
+WITH_LORA = PeftOptions(lora_rank=8, lora_targets=("query", "value", "mlp_gate", "mlp_output"))
+
+
 @pytest.mark.parametrize(
-    "groups",
-    [None, {"heads"}, TOP, TOP | {"encoder/layers/1"}, TOP | {"embeddings"}, ADAPTERS],
-    ids=["all", "head", "top decoder layer", "top layers", "embeddings and top", "adapters"],
+    ("groups", "peft"),
+    [
+        *(
+            (groups, WITH_ADAPTERS)
+            for groups in (None, {"heads"}, TOP, TOP | {"encoder/layers/1"}, TOP | {"embeddings"})
+        ),
+        (ADAPTERS, WITH_ADAPTERS),
+        ({group.replace("adapter", "lora") for group in ADAPTERS}, WITH_LORA),
+    ],
+    ids=["all", "head", "top decoder layer", "top layers", "embeddings and top", "adapters", "lora"],
 )
-def test_agrees_with_xla(groups) -> None:
+def test_agrees_with_xla(groups, peft) -> None:
     """What is frozen is an argument without a gradient; the compiler counts elementwise work besides.
 
     It also sees that the lowest trained layers need no gradients of what they read, which the formula counts.
     """
-    S, T, width = 48, 32, 16
-    graph = registry.abstract_model(SMALL, ("lm",), adapter_size=width)
-    params = jax.eval_shape(lambda key: registry.init_params(SMALL, ("lm",), 2, key, width), jax.random.key(0))
+    S, T = 48, 32
+    graph = registry.abstract_model(SMALL, ("lm",), peft=peft)
+    params = jax.eval_shape(lambda key: registry.init_params(SMALL, ("lm",), 2, key, peft), jax.random.key(0))
     trained = {p: x for p, x in params.items() if groups is None or param_group(p) in groups}
     frozen = {p: x for p, x in params.items() if p not in trained}
     inputs, targets = (jax.ShapeDtypeStruct((1, n), jnp.int32) for n in (S, T))
@@ -62,7 +74,7 @@ def test_agrees_with_xla(groups) -> None:
         return -jnp.take_along_axis(log_p, targets[..., None], axis=-1).sum()
 
     counted = jax.jit(jax.grad(loss)).lower(trained, frozen, inputs, targets).compile().cost_analysis()["flops"]
-    formula = flops.train_flops(SMALL, S, T, groups=groups, adapter_size=width)
+    formula = flops.train_flops(SMALL, S, T, groups=groups, peft=peft)
     lowest = (flops.encoder_layer(SMALL, S), flops.decoder_layer(SMALL, S, T))
     unneeded = 0 if groups is None else sum(cost.kernels + 2 * cost.attention for cost in lowest)
     assert formula - unneeded < counted < 1.1 * formula

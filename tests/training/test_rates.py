@@ -12,6 +12,7 @@ from bertjax.config.schema.run import Stage
 from bertjax.config.schema.training import Adafactor, AdamW, SpanQaObjective, Trainable
 from bertjax.errors import UserError
 from bertjax.models import registry
+from bertjax.models.peft_options import PeftOptions
 from bertjax.training import freezing, optimizers, rates
 from bertjax.training.state import TrainState
 from bertjax.training.step import compute_gradients, jit_train_step
@@ -209,7 +210,7 @@ def test_a_factor_scales_the_update_of_its_parameter(make_program, make_rows, ax
 
 def t5_paths(adapter_size: int = 0) -> list[str]:
     model = T5Config(num_layers=2, num_decoder_layers=3, d_model=8, d_ff=16, num_heads=2, d_kv=4, vocab_size=32)
-    return list(registry.abstract_params(model, ("lm",), None, adapter_size))
+    return list(registry.abstract_params(model, ("lm",), None, PeftOptions(adapter_size=adapter_size)))
 
 
 def test_layers_of_both_stacks_decay_from_their_own_top():

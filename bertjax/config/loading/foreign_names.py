@@ -197,7 +197,10 @@ num_labels | stages.STAGE.objective.num_labels |
 problem_type | stages.STAGE.objective.problem_type | by default num_labels decides: 1 is regression
 label_column_name | tasks.TASK.preprocess.label |
 ignore_mismatched_sizes | stages.STAGE.fresh | heads to start fresh
-freeze_encoder | stages.STAGE.trainable | head, gradual or adapters
+freeze_encoder | stages.STAGE.trainable | head, gradual, adapters or lora
+lora_r | stages.STAGE.trainable.lora_rank |
+target_modules | stages.STAGE.trainable.lora_targets | query, value, attention_output, mlp_output, ...
+use_rslora | stages.STAGE.trainable.lora_rslora |
 max_train_samples | tasks.TASK.limit |
 max_eval_samples | stages.STAGE.evaluate.NAME.data.limit |
 max_predict_samples | stages.STAGE.evaluate.NAME.data.limit |

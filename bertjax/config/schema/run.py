@@ -34,10 +34,10 @@ class Stage(Section):
         "best one), a run folder, a checkpoint, a Hugging Face folder or a model on the Hub. Default: `previous`, in "
         "the first stage `scratch`.",
     )
-    fresh: list[Literal["classifier", "pooler", "qa", "mlm", "nsp", "adapters"]] = Field(
+    fresh: list[Literal["classifier", "pooler", "qa", "mlm", "nsp", "adapters", "lora"]] = Field(
         [],
         exclude_if=not_,
-        description="Heads (or adapters) to initialize although `init_from` has them, as for other classes.",
+        description="Heads (or adapters, LoRA) to initialize although `init_from` has them, as for other classes.",
     )
     adapter_base: LocalPath | None = Field(
         None, exclude_if=lambda path: path is None, description="Weights below the adapters, if they were moved."
@@ -269,12 +269,12 @@ class Config(Section):
             raise ValueError(f"{where}: a {family} model has no '{head}' head: set objective.{head}_weight=0")
         if stage.fresh and (stage.init_from or ("previous" if stage is not self.stages[0] else "scratch")) == "scratch":
             raise ValueError(f"{where}: fresh: needs init_from; without it everything starts fresh")
-        there = (*stage.objective.heads, *(["adapters"] if self.model.has_adapters else []))
+        there = (*stage.objective.heads, *(["adapters", "lora"] if self.model.has_adapters else []))
         if other := [name for name in stage.fresh if name not in there]:
             has = f"has no '{other[0]}'; it has: {', '.join(there)}"
             raise ValueError(f"{where}: fresh: a stage of {stage.objective.kind} {has}")
-        if stage.trainable.kind == "adapters" and not self.model.has_adapters:
-            raise ValueError(f"{where}: trainable: adapters: a {self.model.family} model has none")
+        if problem := self._find_added_problem(stage.trainable):
+            raise ValueError(f"{where}: trainable{problem}")
         for name, task in tasks.items():
             needed = getattr(task.preprocess, "architecture", None)
             if needed not in (None, getattr(self.model, "architecture", None)):
@@ -289,6 +289,20 @@ class Config(Section):
             if longest is not None and length > longest:
                 limit = f"model.max_position_embeddings ({longest})"
                 raise ValueError(f"{where}: sequence_length ({length}) is more than {limit}")
+
+    def _find_added_problem(self, trainable: Trainable) -> str | None:
+        """Why this model cannot have the layers that a stage adds."""
+        kind, family = trainable.kind, self.model.family
+        if kind not in ("adapters", "lora"):
+            return None
+        if not self.model.has_adapters:
+            return f": {kind}: a {family} model has none"
+        stacked = "" not in self.model.stacks  # T5, whose adapters are sublayers of their own
+        if kind == "adapters" and stacked and trainable.adapter_placement != "houlsby":
+            return f".adapter_placement: a {family} has its adapters after each layer; leave it out"
+        if kind == "lora" and "mlp_gate" in trainable.lora_targets and not getattr(self.model, "gated", False):
+            return f".lora_targets: this {family} model has no mlp_gate"
+        return None
 
     def _check_classes(self, where: str, stage: Stage, task: Task) -> None:
         names, count = getattr(task.preprocess, "labels", None), getattr(stage.objective, "num_labels", None)

@@ -4,7 +4,7 @@ import re
 from operator import not_
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from bertjax.config.schema.base import (
     KindOf,
@@ -322,13 +322,20 @@ OPTIMIZERS: dict[str, type[Section]] = {"bert_adamw": AdamW, "adamw": AdamW, "ad
 Optimizer = Annotated[Any, KindOf("kind", "bert_adamw", OPTIMIZERS)]
 
 
+LoraTarget = Literal[
+    "query", "key", "value", "attention_output", "mlp_intermediate", "mlp_gate", "mlp_output"
+]  # weights of a layer that can have a low-rank update
+
+
 class Trainable(Section):
     """Parameters that train. `trainable: head` is short for `trainable: {kind: head}`."""
 
-    kind: Literal["all", "head", "gradual", "adapters"] = Field(
+    kind: Literal["all", "head", "gradual", "adapters", "lora"] = Field(
         "all",
         description="`head`: the output layer (feature-based); `gradual`: unfreeze layers from the top, one episode at "
-        "a time (arXiv 1910.10683, section 3.5.1); `adapters`: small layers after each feed-forward layer (T5).",
+        "a time (arXiv 1910.10683, section 3.5.1); `adapters`: small layers inside each layer (arXiv 1902.00751; T5: "
+        "arXiv 1910.10683); `lora`: low-rank updates of weights (arXiv 2106.09685). With the last two an encoder's "
+        "heads train too.",
     )
     episodes: Positive | None = Field(None, description="Episodes of `gradual`. Default: one per layer.")
     embeddings: Literal["auto", "last", "always", "never"] = Field(
@@ -336,13 +343,48 @@ class Trainable(Section):
         description="When `gradual` trains the input embeddings. `auto`: last for BERT, always for T5 (tied outputs).",
     )
     adapter_size: Positive = Field(64, description="Inner width of adapters.")
+    adapter_placement: Literal["houlsby", "feed_forward"] = Field(
+        "houlsby",
+        exclude_if=lambda place: place == "houlsby",
+        description="Where an encoder has adapters. `houlsby`: after both sublayers; `feed_forward`: after that one.",
+    )
     adapter_norms: Literal["paper", "houlsby"] = Field(
-        "paper", description="Norms that train with adapters. `paper`: all; `houlsby`: those inside the adapters."
+        "paper",
+        description="Norms that train with adapters. `paper`: all; `houlsby`: those inside the adapters (T5).",
     )
     adapter_init: Literal["reference", "near_identity"] = Field(
-        "reference", description="Initial adapters. `reference`: as in T5; `near_identity`: as in arXiv 1902.00751."
+        "reference",
+        description="Initial adapters. `reference`: of T5 as its other layers, of an encoder near the identity; "
+        "`near_identity`: as in arXiv 1902.00751.",
     )
     adapter_only_checkpoints: bool = Field(True, description="Save only what trains; `init_from` has the rest.")
+    lora_rank: Positive = Field(8, exclude_if=lambda rank: rank == 8, description="Rank of LoRA's updates.")
+    lora_alpha: PositiveFloat = Field(
+        16.0, exclude_if=lambda alpha: alpha == 16, description="LoRA's updates are scaled by `lora_alpha / lora_rank`."
+    )
+    lora_rslora: bool = Field(
+        False, exclude_if=not_, description="Scale by `lora_alpha / sqrt(lora_rank)` (arXiv 2312.03732) instead."
+    )
+    lora_dropout: Probability = Field(0.0, exclude_if=not_, description="Dropout of the inputs of the updates.")
+    lora_targets: list[LoraTarget] = Field(
+        ["query", "value"],
+        min_length=1,
+        exclude_if=lambda targets: targets == ["query", "value"],
+        description="Weights with an update, in every layer and, with a T5, in cross attention too. `mlp_gate`: of a "
+        "gated T5.",
+    )
+
+    @field_validator("lora_targets")
+    @classmethod
+    def _check_targets(cls, targets: list[LoraTarget]) -> list[LoraTarget]:
+        if len(set(targets)) < len(targets):
+            raise ValueError("lora_targets: names a weight twice")
+        return targets
+
+    @property
+    def lora_scale(self) -> float:
+        """The factor of LoRA's updates."""
+        return self.lora_alpha / (self.lora_rank**0.5 if self.lora_rslora else self.lora_rank)
 
 
 def expand_trainable(value: Any) -> Any:

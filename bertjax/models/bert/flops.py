@@ -7,6 +7,7 @@ The vocabulary projection counts for masked positions. Embedding look-ups, norms
 from collections.abc import Collection, Mapping
 
 from bertjax.config.schema.model import BertConfig
+from bertjax.models.peft_options import PeftOptions
 
 
 def encoder_flops(model: BertConfig, tokens: int, squared_lengths: int | None = None, layers: int | None = None) -> int:
@@ -53,11 +54,36 @@ def train_flops(
     return forward + 2 * backward
 
 
+def added_flops(model: BertConfig, peft: PeftOptions, tokens: int) -> int:
+    """FLOPs of a forward pass of a layer's adapters, 4 D d S each, or low-rank updates, 2 r (rows + columns) S each."""
+    D, F = model.hidden_size, model.intermediate_size
+    adapters = 0 if not peft.adapter_size else 2 if peft.adapter_placement == "houlsby" else 1
+    sizes = {"query": 2 * D, "key": 2 * D, "value": 2 * D, "attention_output": 2 * D}
+    sizes |= {"mlp_intermediate": D + F, "mlp_output": D + F}
+    ranks = peft.lora_rank * sum(sizes[target] for target in peft.rank_of(*sizes))
+    return tokens * (4 * D * peft.adapter_size * adapters + 2 * ranks)
+
+
+def peft_flops(model: BertConfig, peft: PeftOptions, tokens: int, predictions: int = 0) -> int:
+    """FLOPs of a training step for one row when added layers and heads train.
+
+    Backward, frozen weights cost one product, for the gradient of their inputs, and trained ones two.
+    """
+    depth = model.num_hidden_layers * getattr(model, "inner_group_num", 1)
+    added = depth * added_flops(model, peft, tokens)
+    kernels, whole = encoder_flops(model, tokens, squared_lengths=0), encoder_flops(model, tokens)
+    decoder = 2 * predictions * model.embedding_width * model.vocab_size  # the word embeddings, which are frozen
+    forward = whole + added + head_flops(model, predictions) + projection_flops(model, tokens)
+    return forward + kernels + 2 * (whole - kernels) + 2 * added + 2 * head_flops(model, predictions) - decoder
+
+
 def row_flops(
-    model: BertConfig, widths: Mapping[str, int], heads: Collection[str], groups: Collection[str], adapter_size: int = 0
+    model: BertConfig, widths: Mapping[str, int], heads: Collection[str], groups: Collection[str], peft: PeftOptions
 ) -> int:
     """`train_flops` of a batch's row while `groups` train; see `models.families.Family`."""
     predictions = widths.get("masked_positions", 0) if "mlm" in heads else 0
+    if peft != PeftOptions():
+        return peft_flops(model, peft, widths["input_ids"], predictions)
     trained, order = {int(group.split("/")[1]) for group in groups if group.startswith("layers/")}, model.layer_order
     layers = len(order) - order.index(min(trained)) if trained else 0
     flops = train_flops(model, widths["input_ids"], predictions, trainable_layers=layers)

@@ -5,6 +5,7 @@ DistilBERT (arXiv 1910.01108), RoBERTa (1907.11692), ELECTRA (2003.10555) and AL
 B rows, S positions, D hidden, H heads, K head size, F feed-forward, V vocabulary, G examples in a row.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import jax
@@ -20,35 +21,63 @@ from bertjax.models.bert.flops import row_flops
 from bertjax.models.bert.heads import Heads, find_heads, gather_positions
 from bertjax.models.compute_options import ComputeOptions
 from bertjax.models.families import Family
+from bertjax.models.layers.adapter import Adapter, adapt
 from bertjax.models.layers.dropout import dropout
+from bertjax.models.layers.lora import make_lora
 from bertjax.models.layers.modules import Dense, Initializer, LayerNorm
 from bertjax.models.layers.numerics import REMAT_NAME, activation
+from bertjax.models.peft_options import PeftOptions
 from bertjax.models.sequence_parallel import all_gather_sequence
 from bertjax.parallel.sharding import with_logical_constraint
 
 
+def dense_layers(
+    init: Initializer, compute: ComputeOptions, rngs: nnx.Rngs, peft: PeftOptions
+) -> Callable[[tuple[int, ...], tuple[str | None, ...], str | None], Dense]:
+    """(shape, logical axes, LoRA target or None for query, key and value fused) -> a dense layer."""
+
+    def make(shape: tuple[int, ...], names: tuple[str | None, ...], target: str | None) -> Dense:
+        return Dense(shape, names, init, compute, rngs, make_lora(target, shape, names, peft, compute, rngs))
+
+    return make
+
+
 class Attention(nnx.Module):
-    def __init__(self, config: BertConfig, init: Initializer, compute: ComputeOptions, rngs: nnx.Rngs):
-        D = config.hidden_size
-        self.qkv = Dense((D, 3, D), ("embed", None, "heads"), init, compute, rngs)
-        self.output = Dense((D, D), ("heads", "embed"), init, compute, rngs)
+    def __init__(
+        self, config: BertConfig, init: Initializer, compute: ComputeOptions, rngs: nnx.Rngs, peft: PeftOptions
+    ):
+        D, dense = config.hidden_size, dense_layers(init, compute, rngs, peft)
+        self.qkv = dense((D, 3, D), ("embed", None, "heads"), None)
+        self.output = dense((D, D), ("heads", "embed"), "attention_output")
+        if peft.adapter_size and peft.adapter_placement == "houlsby":
+            self.adapter = Adapter(D, peft.adapter_size, compute, rngs)
         self.norm = LayerNorm(D, config.layer_norm_eps)
 
 
 class Mlp(nnx.Module):
-    def __init__(self, config: BertConfig, init: Initializer, compute: ComputeOptions, rngs: nnx.Rngs):
-        D, F = config.hidden_size, config.intermediate_size
-        self.intermediate = Dense((D, F), ("embed", "mlp"), init, compute, rngs)
-        self.output = Dense((F, D), ("mlp", "embed"), init, compute, rngs)
+    def __init__(
+        self, config: BertConfig, init: Initializer, compute: ComputeOptions, rngs: nnx.Rngs, peft: PeftOptions
+    ):
+        D, F, dense = config.hidden_size, config.intermediate_size, dense_layers(init, compute, rngs, peft)
+        self.intermediate = dense((D, F), ("embed", "mlp"), "mlp_intermediate")
+        self.output = dense((F, D), ("mlp", "embed"), "mlp_output")
+        if peft.adapter_size:
+            self.adapter = Adapter(D, peft.adapter_size, compute, rngs)
         self.norm = LayerNorm(D, config.layer_norm_eps)
 
 
 class Layer(nnx.Module):
-    """Self-attention and feed-forward, each: dropout, add, then norm (post-LN)."""
+    """Self-attention and feed-forward, each: dropout, adapter (if any), add, then norm (post-LN)."""
 
-    def __init__(self, config: BertConfig, compute: ComputeOptions, rngs: nnx.Rngs):
-        self.attention = Attention(config, initializer(config), compute, rngs)
-        self.mlp = Mlp(config, initializer(config), compute, rngs)
+    def __init__(
+        self,
+        config: BertConfig,
+        compute: ComputeOptions,
+        rngs: nnx.Rngs,
+        peft: PeftOptions = PeftOptions(),  # noqa: B008
+    ):
+        self.attention = Attention(config, initializer(config), compute, rngs, peft)
+        self.mlp = Mlp(config, initializer(config), compute, rngs, peft)
         self.config, self.compute = config, compute
 
     def __call__(
@@ -58,7 +87,7 @@ class Layer(nnx.Module):
         c, compute = self.config, self.compute
         k1, k2, k3 = (None, None, None) if key is None else jax.random.split(key, 3)
         # the gradient of split is a concatenation, that of indexing a sum of three padded arrays
-        qkv = self._heads(self.attention.qkv(all_gather_sequence(x_BSD)))
+        qkv = self._heads(self.attention.qkv(all_gather_sequence(x_BSD), k1))
         q, k, v = (x[:, :, 0] for x in jnp.split(qkv, 3, axis=2))
         context = dot_product_attention(
             q,
@@ -71,13 +100,13 @@ class Layer(nnx.Module):
             compute=compute,
         )
         context = checkpoint_name(context.reshape(*context.shape[:2], -1), REMAT_NAME)
-        y = self.attention.output(context)
-        x_BSD = self.attention.norm(x_BSD + dropout(y, c.hidden_dropout_prob, k2, compute))
+        y = adapt(self.attention, dropout(self.attention.output(context, k2), c.hidden_dropout_prob, k2, compute))
+        x_BSD = self.attention.norm(x_BSD + y)
         x_BSD = with_logical_constraint(x_BSD, "batch", None, None)
-        h_BSF = self.mlp.intermediate(all_gather_sequence(x_BSD))
+        h_BSF = self.mlp.intermediate(all_gather_sequence(x_BSD), key)
         h_BSF = activation(c.hidden_act, with_logical_constraint(h_BSF, "batch", None, "mlp"))
-        y = self.mlp.output(h_BSF)
-        x_BSD = self.mlp.norm(x_BSD + dropout(y, c.hidden_dropout_prob, k3, compute))
+        y = adapt(self.mlp, dropout(self.mlp.output(h_BSF, k3), c.hidden_dropout_prob, k3, compute))
+        x_BSD = self.mlp.norm(x_BSD + y)
         return with_logical_constraint(x_BSD, "batch", None, None)
 
     def _heads(self, qkv: jax.Array) -> jax.Array:
@@ -88,8 +117,8 @@ class Layer(nnx.Module):
 class LayerGroup(nnx.Module):
     """The `inner_group_num` layers of a group of ALBERT, one after the other."""
 
-    def __init__(self, config: BertConfig, count: int, compute: ComputeOptions, rngs: nnx.Rngs):
-        self.inner = nnx.List([Layer(config, compute, rngs) for _ in range(count)])
+    def __init__(self, config: BertConfig, count: int, compute: ComputeOptions, rngs: nnx.Rngs, peft: PeftOptions):
+        self.inner = nnx.List([Layer(config, compute, rngs, peft) for _ in range(count)])
 
     def __call__(
         self, x_BSD: jax.Array, segment_ids: jax.Array, examples: jax.Array | None, key: jax.Array | None
@@ -104,12 +133,16 @@ class Bert(nnx.Module):
     """Encoder and heads; all methods are pure."""
 
     def __init__(
-        self, config: BertConfig, heads: tuple[str, ...], num_labels: int, compute: ComputeOptions, rngs: nnx.Rngs
-    ):
+        self, config: BertConfig, heads: tuple[str, ...], num_labels: int, compute: ComputeOptions, rngs: nnx.Rngs,
+        peft: PeftOptions = PeftOptions(),  # noqa: B008
+    ):  # fmt: skip
         self.embeddings = Embeddings(config, compute, rngs)
         inner = getattr(config, "inner_group_num", 1)
-        make = lambda: Layer(config, compute, rngs) if inner == 1 else LayerGroup(config, inner, compute, rngs)  # noqa: E731
-        self.layers = nnx.List([make() for _ in range(max(config.layer_order) + 1)])
+        count = max(config.layer_order) + 1
+        if inner == 1:
+            self.layers = nnx.List([Layer(config, compute, rngs, peft) for _ in range(count)])
+        else:
+            self.layers = nnx.List([LayerGroup(config, inner, compute, rngs, peft) for _ in range(count)])
         self.heads = Heads(config, heads, num_labels, initializer(config), compute, rngs)
         self.config, self.compute = config, compute
 
@@ -208,7 +241,7 @@ class Bert(nnx.Module):
 
 
 BERT = Family(
-    build=lambda config, heads, num_labels, compute, rngs, _: Bert(config, heads, num_labels, compute, rngs),
+    build=Bert,
     find_heads=find_heads,
     row_flops=row_flops,
     fused_attention=lambda c: (c.hidden_size // c.num_attention_heads, c.attention_probs_dropout_prob),

@@ -1,6 +1,7 @@
 """Modules with parameters that all families use: dense layers and norms."""
 
 from collections.abc import Callable
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -8,11 +9,13 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from bertjax.models.compute_options import ComputeOptions
+from bertjax.models.layers.lora import FusedLora, Lora
 from bertjax.models.layers.numerics import REMAT_NAME, add_bias, einsum_lowp, layer_norm, rms_norm
 from bertjax.models.sequence_parallel import reduce_scatter_sequence
 from bertjax.parallel.sharding import all_gather_fsdp, unshard
 
 Initializer = Callable[..., jax.Array]
+Update: TypeAlias = Lora | FusedLora
 
 
 def out_sharding(*names: str | None) -> dict[str, tuple[str | None, ...]]:
@@ -20,22 +23,29 @@ def out_sharding(*names: str | None) -> dict[str, tuple[str | None, ...]]:
 
 
 class Dense(nnx.Module):
-    """y [B, S, *out] = x [B, S, D] @ kernel [D, *out] + bias [*out], in the compute dtype."""
+    """y [B, S, *out] = x [B, S, D] @ kernel [D, *out] + bias [*out], in the compute dtype.
+
+    `lora` is a low-rank update of the kernel; it reads `key` for its dropout.
+    """
 
     def __init__(
         self, shape: tuple[int, ...], names: tuple[str | None, ...], init: Initializer, compute: ComputeOptions,
-        rngs: nnx.Rngs,
+        rngs: nnx.Rngs, lora: Update | None = None,
     ):  # fmt: skip
         self.kernel = nnx.Param(init(rngs.params(), shape, jnp.float32), **out_sharding(*names))
         self.bias = nnx.Param(jnp.zeros(shape[1:], jnp.float32), **out_sharding(*names[1:]))
+        if lora is not None:
+            self.lora = lora
         self.names, self.compute = names, compute
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
         compute = self.compute
         kernel = all_gather_fsdp(self.kernel[...].astype(compute.dtype), *self.names)
         out = "tf" if kernel.ndim == 3 else "f"
         lead = "bs"[: x.ndim - 1]
         y = einsum_lowp(f"{lead}d,d{out}->{lead}{out}", x, kernel, compute.platform)
+        if hasattr(self, "lora"):
+            y = y + self.lora(x, key)
         y = checkpoint_name(reduce_scatter_sequence(y, self.names), REMAT_NAME)
         return add_bias(y, unshard(self.bias[...], *self.names[1:])).astype(compute.dtype)
 
@@ -51,19 +61,24 @@ class LayerNorm(nnx.Module):
 
 
 class Linear(nnx.Module):
-    """y [B, S, F] = x [B, S, D] @ kernel [D, F] without a bias, in the compute dtype."""
+    """y [B, S, F] = x [B, S, D] @ kernel [D, F] without a bias, in the compute dtype; `lora` as in `Dense`."""
 
     def __init__(
         self, shape: tuple[int, int], names: tuple[str | None, str | None], std: float, compute: ComputeOptions,
-        rngs: nnx.Rngs,
+        rngs: nnx.Rngs, lora: Update | None = None,
     ):  # fmt: skip
         self.kernel = nnx.Param(nnx.initializers.normal(std)(rngs.params(), shape, jnp.float32), **out_sharding(*names))
+        if lora is not None:
+            self.lora = lora
         self.names, self.compute = names, compute
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
         compute = self.compute
         kernel = all_gather_fsdp(self.kernel[...].astype(compute.dtype), *self.names)
-        y = reduce_scatter_sequence(einsum_lowp("bsd,df->bsf", x, kernel, compute.platform), self.names)
+        y = einsum_lowp("bsd,df->bsf", x, kernel, compute.platform)
+        if hasattr(self, "lora"):
+            y = y + self.lora(x, key)
+        y = reduce_scatter_sequence(y, self.names)
         return checkpoint_name(y, REMAT_NAME).astype(compute.dtype)
 
 

@@ -3,6 +3,8 @@
 Shape letters: B rows, Q queries, S keys, D d_model, H heads, K d_kv.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,8 +15,10 @@ from bertjax.config.schema.model import T5Config
 from bertjax.models.attention import MASK_VALUE
 from bertjax.models.compute_options import ComputeOptions
 from bertjax.models.layers.dropout import dropout
+from bertjax.models.layers.lora import make_lora
 from bertjax.models.layers.modules import Linear, RmsNorm
 from bertjax.models.layers.numerics import REMAT_NAME, einsum_lowp
+from bertjax.models.peft_options import PeftOptions
 from bertjax.models.sequence_parallel import all_gather_sequence
 from bertjax.parallel.sharding import all_gather_fsdp, with_logical_constraint
 
@@ -115,22 +119,34 @@ def dot_product_attention(
     return jnp.moveaxis(context, 1, 2)
 
 
+def linear_layers(
+    compute: ComputeOptions, rngs: nnx.Rngs, peft: PeftOptions
+) -> Callable[[tuple[int, int], tuple[str | None, str | None], float, str], Linear]:
+    """(shape, logical axes, standard deviation, LoRA target) -> a linear layer."""
+
+    def make(shape: tuple[int, int], names: tuple[str | None, str | None], std: float, target: str) -> Linear:
+        return Linear(shape, names, std, compute, rngs, make_lora(target, shape, names, peft, compute, rngs))
+
+    return make
+
+
 class Attention(nnx.Module):
     """A residual sublayer: x + dropout(output(attend(norm(x), ...)))."""
 
-    def __init__(self, config: T5Config, compute: ComputeOptions, rngs: nnx.Rngs):
+    def __init__(self, config: T5Config, compute: ComputeOptions, rngs: nnx.Rngs, peft: PeftOptions):
         D, K, inner = config.d_model, config.d_kv, config.num_heads * config.d_kv
         # the initial query replaces the division of scores by sqrt(K) (transformers T5 _init_weights)
-        self.query = Linear((D, inner), ("embed", "heads"), (D * K) ** -0.5, compute, rngs)
-        self.key = Linear((D, inner), ("embed", "heads"), D**-0.5, compute, rngs)
-        self.value = Linear((D, inner), ("embed", "heads"), D**-0.5, compute, rngs)
-        self.output = Linear((inner, D), ("heads", "embed"), inner**-0.5, compute, rngs)
+        linear = linear_layers(compute, rngs, peft)
+        self.query = linear((D, inner), ("embed", "heads"), (D * K) ** -0.5, "query")
+        self.key = linear((D, inner), ("embed", "heads"), D**-0.5, "key")
+        self.value = linear((D, inner), ("embed", "heads"), D**-0.5, "value")
+        self.output = linear((inner, D), ("heads", "embed"), inner**-0.5, "attention_output")
         self.norm = RmsNorm(D, config.layer_norm_epsilon)
         self.config, self.compute = config, compute
 
-    def keys_values(self, source_BSD: jax.Array) -> KeysValues:
+    def keys_values(self, source_BSD: jax.Array, key: jax.Array | None = None) -> KeysValues:
         """Source [B, S, D] (normalized, for self-attention) -> keys and values, each [B, S, H, K]."""
-        return self._heads(self.key(source_BSD)), self._heads(self.value(source_BSD))
+        return self._heads(self.key(source_BSD, key)), self._heads(self.value(source_BSD, key))
 
     def __call__(
         self, x_BQD: jax.Array, keys_values: KeysValues | None, bias: jax.Array | None, visible: jax.Array,
@@ -140,11 +156,11 @@ class Attention(nnx.Module):
         rate, compute = self.config.dropout_rate, self.compute
         k1, k2 = (None, None) if key is None else jax.random.split(key)
         y = all_gather_sequence(self.norm(x_BQD))
-        keys_values = self.keys_values(y) if keys_values is None else keys_values
-        q = self._heads(self.query(y))
+        keys_values = self.keys_values(y, key) if keys_values is None else keys_values
+        q = self._heads(self.query(y, key))
         context = dot_product_attention(q, keys_values, bias, visible, rate=rate, key=k1, compute=compute)
         context = checkpoint_name(context.reshape(*context.shape[:2], -1), REMAT_NAME)
-        y = dropout(self.output(context), rate, k2, compute, broadcast_length=True)
+        y = dropout(self.output(context, key), rate, k2, compute, broadcast_length=True)
         return with_logical_constraint(x_BQD + y, "batch", None, None)
 
     def _heads(self, x: jax.Array) -> jax.Array:

@@ -20,6 +20,7 @@ from bertjax.models.families import Family
 from bertjax.models.layers.dropout import dropout
 from bertjax.models.layers.modules import Linear, RmsNorm, out_sharding
 from bertjax.models.layers.numerics import activation, einsum_lowp
+from bertjax.models.peft_options import PeftOptions
 from bertjax.models.sequence_parallel import LogicalArray, all_gather_sequence, map_shards, unshard_sequence
 from bertjax.models.t5 import attention, cache
 from bertjax.models.t5.attention import KeysValues
@@ -61,13 +62,16 @@ class Embeddings(nnx.Module):
 class Mlp(nnx.Module):
     """x + dropout(output(dropout(act(intermediate(norm(x)))))) with F inner columns; `gated`: times gate(norm(x))."""
 
-    def __init__(self, config: T5Config, F: int, act: str, gated: bool, compute: ComputeOptions, rngs: nnx.Rngs):
-        D = config.d_model
-        self.intermediate = Linear((D, F), ("embed", "mlp"), D**-0.5, compute, rngs)
+    def __init__(
+        self, config: T5Config, F: int, act: str, gated: bool, compute: ComputeOptions, rngs: nnx.Rngs,
+        peft: PeftOptions = PeftOptions(),  # noqa: B008
+    ):  # fmt: skip
+        D, linear = config.d_model, attention.linear_layers(compute, rngs, peft)
+        self.intermediate = linear((D, F), ("embed", "mlp"), D**-0.5, "mlp_intermediate")
         self.act = act
         if gated:
-            self.gate = Linear((D, F), ("embed", "mlp"), D**-0.5, compute, rngs)
-        self.output = Linear((F, D), ("mlp", "embed"), F**-0.5, compute, rngs)
+            self.gate = linear((D, F), ("embed", "mlp"), D**-0.5, "mlp_gate")
+        self.output = linear((F, D), ("mlp", "embed"), F**-0.5, "mlp_output")
         self.norm = RmsNorm(D, config.layer_norm_epsilon)
         self.rate, self.compute = config.dropout_rate, compute
 
@@ -75,26 +79,26 @@ class Mlp(nnx.Module):
         compute = self.compute
         k1, k2 = (None, None) if key is None else jax.random.split(key)
         y = all_gather_sequence(self.norm(x_BSD))
-        h_BSF = with_logical_constraint(self.intermediate(y), "batch", None, "mlp")
+        h_BSF = with_logical_constraint(self.intermediate(y, k1), "batch", None, "mlp")
         if hasattr(self, "gate"):  # t5x: intermediate is wi_1, gate is wi_0
-            h_BSF = h_BSF * activation(self.act, with_logical_constraint(self.gate(y), "batch", None, "mlp"))
+            h_BSF = h_BSF * activation(self.act, with_logical_constraint(self.gate(y, key), "batch", None, "mlp"))
         else:
             h_BSF = activation(self.act, h_BSF)
         h_BSF = dropout(h_BSF, self.rate, k1, compute, broadcast_length=True, names=("batch", None, "mlp"))
-        y = dropout(self.output(h_BSF), self.rate, k2, compute, broadcast_length=True)
+        y = dropout(self.output(h_BSF, k2), self.rate, k2, compute, broadcast_length=True)
         return with_logical_constraint(x_BSD + y, "batch", None, None)
 
 
 class Layer(nnx.Module):
-    """Self-attention, cross attention (`cross`), feed-forward and adapter (`adapter_size` above 0), each a residual."""
+    """Self-attention, cross attention (`cross`), feed-forward and adapter (if any), each a residual."""
 
-    def __init__(self, config: T5Config, cross: bool, adapter_size: int, compute: ComputeOptions, rngs: nnx.Rngs):
-        self.attention = attention.Attention(config, compute, rngs)
+    def __init__(self, config: T5Config, cross: bool, compute: ComputeOptions, rngs: nnx.Rngs, peft: PeftOptions):
+        self.attention = attention.Attention(config, compute, rngs, peft)
         if cross:
-            self.cross_attention = attention.Attention(config, compute, rngs)
-        self.mlp = Mlp(config, config.d_ff, config.activation, config.gated, compute, rngs)
-        if adapter_size:  # arXiv 1910.10683 section 3.5.1 and the reference's task_adapter.gin
-            self.adapter = Mlp(config, adapter_size, "relu", False, compute, rngs)
+            self.cross_attention = attention.Attention(config, compute, rngs, peft)
+        self.mlp = Mlp(config, config.d_ff, config.activation, config.gated, compute, rngs, peft)
+        if peft.adapter_size:  # arXiv 1910.10683 section 3.5.1 and the reference's task_adapter.gin
+            self.adapter = Mlp(config, peft.adapter_size, "relu", False, compute, rngs)
 
     def __call__(
         self, x_BTD: jax.Array, bias: jax.Array, visible: jax.Array, key: jax.Array | None, *,
@@ -109,7 +113,7 @@ class Layer(nnx.Module):
         x_BTD = self.attention(x_BTD, keys_values, bias, visible, k1)
         if source is not None:
             hidden, across = source
-            cross = hidden if isinstance(hidden, tuple) else self.cross_attention.keys_values(hidden)
+            cross = hidden if isinstance(hidden, tuple) else self.cross_attention.keys_values(hidden, k2)
             x_BTD = self.cross_attention(x_BTD, cross, None, across, k2)
         x_BTD = self.mlp(x_BTD, k3)
         return self.adapter(x_BTD, k4) if hasattr(self, "adapter") else x_BTD
@@ -118,32 +122,33 @@ class Layer(nnx.Module):
 class Stack(nnx.Module):
     """Position bias, layers and final norm of the encoder or the decoder."""
 
-    def __init__(self, config: T5Config, decoder: bool, adapter_size: int, compute: ComputeOptions, rngs: nnx.Rngs):
+    def __init__(self, config: T5Config, decoder: bool, compute: ComputeOptions, rngs: nnx.Rngs, peft: PeftOptions):
         cross = decoder and config.architecture == "encoder_decoder"
         self.position = attention.RelativePositionBias(config, not decoder, rngs)
         depth = config.decoder_layers if decoder else config.encoder_layers
-        self.layers = nnx.List([Layer(config, cross, adapter_size, compute, rngs) for _ in range(depth)])
+        self.layers = nnx.List([Layer(config, cross, compute, rngs, peft) for _ in range(depth)])
         self.norm = RmsNorm(config.d_model, config.layer_norm_epsilon)
 
 
 class T5(nnx.Module):
     """Both stacks and the output matrix; all methods are pure.
 
-    `adapter_size` d: a bottleneck of width d after each feed-forward sublayer. `compute.segments` applies to a stack of
-    that depth; another one runs layer by layer. Raises ValueError for an attention kernel without position bias.
+    `peft.adapter_size` d: a bottleneck of width d after each feed-forward sublayer. `compute.segments` applies to a
+    stack of that depth; another one runs layer by layer. Raises ValueError for a kernel without position bias.
     """
 
     init_cache, prefill = cache.init_cache, cache.prefill
     decode_step, beam_step = cache.decode_step, cache.beam_step
 
     def __init__(
-        self, config: T5Config, heads: tuple[str, ...], compute: ComputeOptions, rngs: nnx.Rngs, adapter_size: int = 0
-    ):
+        self, config: T5Config, heads: tuple[str, ...], compute: ComputeOptions, rngs: nnx.Rngs,
+        peft: PeftOptions = PeftOptions(),  # noqa: B008
+    ):  # fmt: skip
         attention.check_kernel(compute)
         self.embeddings = Embeddings(config, compute, rngs)
         if config.architecture == "encoder_decoder":
-            self.encoder = Stack(config, False, adapter_size, compute, rngs)
-        self.decoder = Stack(config, True, adapter_size, compute, rngs)
+            self.encoder = Stack(config, False, compute, rngs, peft)
+        self.decoder = Stack(config, True, compute, rngs, peft)
         if "lm" in heads and not config.tie_word_embeddings:
             D, V = config.d_model, config.vocab_size
             self.heads = nnx.Dict(lm=Linear((D, V), ("embed", "vocab"), D**-0.5, compute, rngs))
@@ -233,7 +238,7 @@ class T5(nnx.Module):
 
 
 FAMILY = Family(
-    build=lambda config, heads, _, compute, rngs, adapter_size: T5(config, heads, compute, rngs, adapter_size),
+    build=lambda config, heads, _, compute, rngs, peft: T5(config, heads, compute, rngs, peft),
     find_heads=lambda params: ("lm",),
     row_flops=row_flops,
     encoder_inputs=lambda model: ("input_ids", "segment_ids") if model.encoder_layers else (),

@@ -1,7 +1,8 @@
 """Restore the parameters of a checkpoint, also of an adapter-only one, which holds only what trains.
 
 The other weights come from its base, the checkpoint or Hugging Face folder that the stage started from; `base` in its
-meta data names the base and has a digest of the weights taken from it.
+meta data names the base and has a digest of the weights taken from it. LoRA of the base that the stage merged into
+these weights (`lora_merged`) is in the digest and merged again: a sum may differ in the last bits between devices.
 """
 
 from collections.abc import Mapping
@@ -11,11 +12,15 @@ from typing import Any
 import jax
 
 from bertjax.config.loading.pretrained import locate_model
-from bertjax.config.schema.run import Stage
+from bertjax.config.schema.run import MeshConfig, Stage
 from bertjax.config.schema.training import Trainable
+from bertjax.data.tokenizers import load
 from bertjax.errors import StorageError, UserError
 from bertjax.interop import hf_folder
 from bertjax.models import param_paths
+from bertjax.models.layers import lora
+from bertjax.models.peft_options import PeftOptions
+from bertjax.parallel.mesh import make_mesh
 from bertjax.storage import pretrained, remote
 from bertjax.storage.pretrained import Pretrained
 from bertjax.training import freezing, run_context
@@ -25,7 +30,7 @@ from bertjax.training.checkpoint.integrity import json_sha256
 from bertjax.training.checkpoint.locate import CheckpointRef, find
 from bertjax.training.checkpoint.reader import CheckpointReader
 from bertjax.training.checkpoint.stage_files import init_source
-from bertjax.training.program import TrainProgram, stage_program
+from bertjax.training.program import TrainProgram, peft_options, stage_program
 from bertjax.training.run_context import RunContext
 from bertjax.training.state import Params, TrainState
 from bertjax.training.untrained_heads import all_heads
@@ -33,14 +38,18 @@ from bertjax.training.untrained_heads import all_heads
 
 def is_adapter_only(stage: Stage, index: int) -> bool:
     """Whether the checkpoints of a stage hold only what trains; without a base (from scratch) they hold all."""
-    kind = stage.trainable
-    return kind.kind == "adapters" and kind.adapter_only_checkpoints and init_source(stage, index) != "scratch"
+    return can_be_adapter_only(stage) and init_source(stage, index) != "scratch"
+
+
+def can_be_adapter_only(stage: Stage) -> bool:
+    return stage.trainable.kind in ("adapters", "lora") and stage.trainable.adapter_only_checkpoints
 
 
 def omitted_params(params: Mapping[str, Any], trainable: Trainable) -> dict[str, Any]:
     """The part of {path: x} that an adapter-only checkpoint omits."""
     (episode,) = freezing.episodes(trainable, freezing.param_groups(params), 1)
-    return {path: x for path, x in params.items() if freezing.param_group(path) not in episode.groups}
+    groups = freezing.grouped(params)
+    return {path: x for path, x in params.items() if groups[path] not in episode.groups}
 
 
 def params_digest(params: Mapping[str, jax.Array]) -> str:
@@ -98,14 +107,16 @@ def base_params(
     for place in [named] if named is not None else _candidate_paths(base, folder):
         name = f"{place}" if base["step"] is None else f"{place} step {base['step']}"
         try:
-            loaded = _load(place, base["step"], ctx)
+            loaded, peft = _load(place, base["step"], ctx)
         except (UserError, StorageError) as error:
             problems.append(f"the weights below them cannot be read from {name}; put them back there ({error})")
             continue
         fits = {path: x for path, x in wanted.items() if path in loaded and loaded[path].shape == x.shape}
+        merged = {path: x for path, x in loaded.items() if lora.is_lora(path)} if base.get("lora_merged") else {}
         found = {path: jax.device_put(loaded[path], x.sharding) for path, x in fits.items()}
-        if params_digest(found) == base["digest"]:
-            return found
+        if params_digest({**found, **merged}) == base["digest"]:
+            whole = lora.merge({**found, **merged}, peft.lora_scale)
+            return {path: jax.device_put(whole[path], x.sharding) for path, x in fits.items()} if merged else found
         problems.append(f"{name} no longer has the weights they were trained on; put those back")
     raise UserError(
         f"{folder}: holds adapters alone, and {problems[0]}, or name a folder that has them (digest "
@@ -124,16 +135,27 @@ def _candidate_paths(base: Mapping[str, Any], folder: Path) -> list[Path | str]:
     return [*known, *dict.fromkeys(place for place in around if place not in (*known, folder) and place.is_dir())]
 
 
-def _load(name: Path | str, step: int | None, ctx: RunContext) -> Mapping[str, Any]:
+def _load(name: Path | str, step: int | None, ctx: RunContext) -> tuple[Mapping[str, Any], PeftOptions]:
     place = locate_model(name)
     with pretrained.name_in_errors(place):
         if (place.path / "config.json").is_file():
-            return hf_folder.load_params(place.path, ctx.config.model)
+            return hf_folder.load_params(place.path, ctx.config.model), PeftOptions()
         checkpoints = CheckpointReader(find(place.path))
     asked = checkpoints.ref.step
     if asked is None and step in checkpoints.committed_steps():
         asked = step
-    return restore_params(checkpoints, ctx, asked)[1]
+    return restore_params(checkpoints, ctx, asked)[1], checkpoint_peft(checkpoints, asked)
+
+
+def lone_context(checkpoints: CheckpointReader) -> RunContext:
+    """A context of this machine's devices for reading a checkpoint outside its run."""
+    tokenizer = load.from_json(checkpoints.meta()["tokenizer_json"], str(checkpoints.path))
+    return RunContext(checkpoints.config(), Path.cwd(), make_mesh(MeshConfig()), tokenizer)
+
+
+def checkpoint_peft(checkpoints: CheckpointReader, step: int | None = None) -> PeftOptions:
+    """The layers that the stage of a checkpoint added."""
+    return peft_options(checkpoints.config(step).stages[checkpoints.meta(step)["stage"]].trainable)
 
 
 def base_meta(
@@ -142,8 +164,11 @@ def base_meta(
     start: Pretrained | None,
     frozen: Mapping[str, jax.Array],
     named: Path | None = None,
+    merged: bool = False,
 ) -> dict[str, Any]:
     """The entry `base` in the meta data of an adapter-only checkpoint, whose weights `frozen` come from `found`.
+
+    With `merged`, `frozen` is as in `found`, with the LoRA that is to be merged into it.
 
     step: None for Hugging Face weights. start: what `init_from` names, None for a stage of the same run, which is
     recorded without its path: runs may be moved. Copies are recorded by their name, with the commit.
@@ -153,4 +178,5 @@ def base_meta(
     if start is not None and not start.is_local:
         where = {"path": str(start)}
     where |= {"init_base": str(named.absolute())} if named else {}
+    where |= {"lora_merged": True} if merged else {}
     return where | {"step": step, "digest": params_digest(frozen)}

@@ -30,7 +30,7 @@ class StageLabels(NamedTuple):
 
     names: list[str] | None  # of the classes by id, as saved in checkpoints
     outputs: int | None  # of the stage's classifier
-    fresh: tuple[str, ...]  # heads and adapters that start fresh although the start has them
+    fresh: tuple[str, ...]  # heads, adapters and LoRA that start fresh although the start has them
     lines: tuple[str, ...]
     multi_label: bool = False  # whether a text may have several of them
 
@@ -123,9 +123,10 @@ def _why_fresh(count: int, start: InitClasses | None, batches: Batches) -> str |
 
 
 def drop_fresh(params: Mapping[str, Any], fresh: Sequence[str]) -> dict[str, Any]:
-    """The parameters without those of the heads (or "adapters") in `fresh`."""
+    """The parameters without those of the heads (or "adapters", "lora") in `fresh`."""
+    added = {"adapters": "adapter", "lora": "lora"}
 
     def is_fresh(parts: list[str]) -> bool:
-        return any(("adapter" in parts) if name == "adapters" else parts[:2] == ["heads", name] for name in fresh)
+        return any(added[name] in parts if name in added else parts[:2] == ["heads", name] for name in fresh)
 
     return {path: x for path, x in params.items() if not is_fresh(path.split("/"))}

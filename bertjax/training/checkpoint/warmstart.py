@@ -11,6 +11,8 @@ from bertjax.data.tokenizers import backend_state, huggingface, load
 from bertjax.data.tokenizers.load import Tokenizer
 from bertjax.errors import UserError
 from bertjax.interop import hf_folder
+from bertjax.models.layers import lora
+from bertjax.models.peft_options import PeftOptions
 from bertjax.storage import pretrained
 from bertjax.storage.pretrained import Pretrained
 from bertjax.training.checkpoint import adapters
@@ -18,7 +20,7 @@ from bertjax.training.checkpoint.label_mapping import drop_fresh
 from bertjax.training.checkpoint.locate import CheckpointRef, find_run_dir
 from bertjax.training.checkpoint.reader import CheckpointReader
 from bertjax.training.checkpoint.stage_files import StageFiles, init_error
-from bertjax.training.program import TrainProgram
+from bertjax.training.program import TrainProgram, peft_options
 from bertjax.training.run_context import RunContext
 from bertjax.training.state import Params
 from bertjax.training.untrained_heads import UntrainedHeads, find_untrained_heads, format_modules, load_untrained_heads
@@ -53,6 +55,8 @@ def check_init(
                 before = hf_folder.load_params(files.init_weights, ctx.config.model)
         elif not files.starts_from_previous and files.init_checkpoints:
             before = checkpoint_shapes(ctx, files.init_checkpoints)
+        if not program.peft.same_lora(source_peft(files)):
+            before = {path: x for path, x in before.items() if not lora.is_lora(path)}
         held = drop_fresh(before, fresh)
         check_shapes(wanted, held, files.init_name, stage.name)
     except UserError as error:
@@ -66,18 +70,26 @@ def checkpoint_shapes(ctx: RunContext, checkpoints: CheckpointReader) -> Shapes:
     return adapters.saved_program(checkpoints, None, ctx).abstract_params()
 
 
+def source_peft(files: StageFiles) -> PeftOptions:
+    """The layers that the stage before, or that of the checkpoint which `init_from` names, has added."""
+    if files.starts_from_previous:
+        return peft_options(files.config.stages[files.index - 1].trainable)
+    return adapters.checkpoint_peft(files.init_checkpoints) if files.init_checkpoints else PeftOptions()
+
+
 def init_params(
     ctx: RunContext, files: StageFiles, program: TrainProgram, key: jax.Array, left: Sequence[str] = ()
 ) -> StageInit:
     """Make the first parameters of a stage.
 
-    Heads and adapters that the source lacks, and those named in `left`, start fresh; heads that the stage does not read
-    are carried. Raises UserError when another parameter is missing or has another shape.
+    LoRA of the source trains on in a stage with the same options, and is merged into the weights for any other. Heads
+    and adapters that the source lacks, and those named in `left`, start fresh; heads that the stage does not read are
+    carried. Raises UserError when another parameter is missing or has another shape.
     """
     stage, where = files.stage, files.init_name
     fresh = program.initialize(key)
     if files.init_source == "scratch":
-        alone = stage.trainable.kind == "adapters" and stage.trainable.adapter_only_checkpoints
+        alone = adapters.can_be_adapter_only(stage)
         why = ["checkpoints hold all of them, because there is no base to omit"] if alone else []
         return StageInit(fresh, ["fresh parameters", *why], None)
     loaded: Mapping[str, Any]
@@ -99,8 +111,12 @@ def init_params(
         named = files.adapter_base if files.init_folder else None
         step, loaded = adapters.restore_params(checkpoints, ctx, named=named)
         where += f" (step {step})" if files.init_source == "best" else ""
+    raw, merged = loaded, 0
+    if "lora" not in left and not program.peft.same_lora(source := source_peft(files)):
+        loaded, merged = merge_lora(raw, source.lora_scale)
     untrained = load_untrained_heads(program, drop_fresh(loaded, left), meta)
     params, lines = merge_params(fresh, loaded, program, where, untrained, left, stage.name)
+    lines += [f"LoRA of rank {source.lora_rank} merged into {merged} kernels"] if merged else []
     lines += [f"tensors without a place here: {', '.join(unused)}"] if unused else []
     if not adapters.is_adapter_only(stage, files.index):
         return StageInit(params, lines, None, untrained)
@@ -110,8 +126,15 @@ def init_params(
             f"stage '{stage.name}': init_from: {where}: has no parameter '{missing[0]}', so adapters alone cannot "
             f"stand on it; set stages.{stage.name}.trainable.adapter_only_checkpoints=false"
         )
-    base = adapters.base_meta(found, step, files.init_place, frozen, files.adapter_base)
+    own = {path: x for path, x in raw.items() if lora.is_lora(path) or path in frozen} if merged else frozen
+    base = adapters.base_meta(found, step, files.init_place, own, files.adapter_base, merged=merged > 0)
     return StageInit(params, lines, base, untrained)
+
+
+def merge_lora(loaded: Mapping[str, Any], scale: float) -> tuple[Mapping[str, Any], int]:
+    """-> (parameters with their LoRA merged into them, number of kernels that this changed)."""
+    kernels = {path.partition("/lora/")[0] for path in loaded if lora.is_lora(path)}
+    return (lora.merge(loaded, scale), len(kernels)) if kernels else (loaded, 0)
 
 
 def check_tokenizer(folder: Path, ctx: RunContext) -> None:
@@ -163,7 +186,8 @@ def merge_params(
 def check_shapes(wanted: Mapping[str, Any], loaded: Mapping[str, Any], where: str, stage: str = "") -> None:
     """Raise UserError naming the first parameter of another shape, or missing in `loaded` (except heads and adapters).
 
-    Adapters of another size, or in a model without them, are refused too: weights trained with them need them.
+    Adapters of another size or in other places, or in a model without them, are refused too: weights trained with them
+    need them.
     """
     if size := _adapter_size(loaded):
         here = _adapter_size(wanted)
@@ -173,9 +197,13 @@ def check_shapes(wanted: Mapping[str, Any], loaded: Mapping[str, Any], where: st
                 f"{where}: has adapters of size {size}, {has}; set trainable.kind=adapters "
                 f"trainable.adapter_size={size}, or start from the weights below those adapters"
             )
+        if elsewhere := [path for path in loaded if "/adapter/" in path and path not in wanted]:
+            raise UserError(
+                f"{where}: has an adapter '{elsewhere[0]}', this stage none; set trainable.adapter_placement"
+            )
     for path, start in wanted.items():
         value = loaded.get(path)
-        if value is None and not (path.startswith("heads/") or "/adapter/" in path):
+        if value is None and not (path.startswith("heads/") or "/adapter/" in path or lora.is_lora(path)):
             raise UserError(f"{where}: has no parameter '{path}'; init_from needs a model of the same family and size")
         if value is not None and value.shape != start.shape and path.startswith("heads/classifier/"):
             raise UserError(
