@@ -265,6 +265,7 @@ def test_labels_are_compared_by_class(tmp_path, monkeypatch, capsys):
         ("a.csv a.csv --data a.csv", "a.csv: holds labels, whose true ones are in --label"),
         ("a.csv x.json", "a.csv: holds labels, and x.json does not"),
         ("ids.csv ids.csv", "ids.csv: no true label is a label that was predicted"),
+        ("many.jsonl a.csv", "many.jsonl: 'predicted_labels': only one label for each text can be compared"),
         ("none.csv none.csv", "none.csv: no text has a true label in the field 'label'"),
     ],
 )
@@ -276,6 +277,7 @@ def test_labels_that_cannot_be_compared(tmp_path, monkeypatch, capsys, arguments
     Path("other.csv").write_text(Path("a.csv").read_text().replace("t0", "u0"))
     Path("none.csv").write_text("text,label,predicted_label\nx,,good\n")
     Path("x.json").write_text("{}")
+    Path("many.jsonl").write_text('{"text": "x", "predicted_labels": ["a"]}\n')
     assert main(["compare-predictions", *arguments.split()]) == 2
     said = capsys.readouterr().err
     assert said.startswith(message) and said.count("\n") == 1

@@ -23,12 +23,18 @@ class Answers:
 
 
 def is_labels(path: Path) -> bool:
-    """Whether a file has predicted labels, as `bertjax predict classify` writes them."""
+    """Whether a file has predicted labels, as `bertjax predict classify` writes them.
+
+    Raises UserError for its predictions of several labels and of numbers.
+    """
     if not path.is_file() or content_suffix(path) not in _TABLES:
         return False
     located = read_by_suffix(path)
     first = next(located, None) if located is not None else None
-    return first is not None and LABEL_FIELD in first[1]
+    fields = {} if first is None else first[1]
+    if other := [field for field in ("predicted_labels", "predicted_value") if field in fields]:
+        raise UserError(f"{path}: '{other[0]}': only one label for each text can be compared, and answers")
+    return LABEL_FIELD in fields
 
 
 def read_answers(path: Path, name: str | None = None) -> Answers:
