@@ -39,7 +39,7 @@ FLOORS = {
         "decoding",
     ],
     "training": ["freezing", "rates state", "program", "checkpoint", "monitor triggers", "stage", "loop"],
-    "evaluation": ["metrics", "inference", "evaluators", "predictors"],
+    "evaluation": ["metrics", "inference retrieval", "evaluators", "predictors"],
     "api": ["batches", "model"],
 }
 FREE = {"__init__", "__main__"}
@@ -63,7 +63,7 @@ KNOWN_TO = {
 }
 LAZY = {
     "grain", "transformers", "datasets", "tensorflow_datasets", "matplotlib", "torch", "wandb", "tensorboardX",
-    "sacrebleu", "rouge_score",
+    "sacrebleu", "rouge_score", "bm25s",
 }  # fmt: skip
 MOST_MODULES = 15
 

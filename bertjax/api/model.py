@@ -13,13 +13,14 @@ from bertjax.config.schema.run import Config
 from bertjax.errors import UserError
 from bertjax.evaluation.inference.token_rows import check_texts
 from bertjax.evaluation.predictors import base
-from bertjax.evaluation.predictors.answers import Answerer
+from bertjax.evaluation.predictors.documents import N_BEST, TOP_PASSAGES, DocumentAnswerer
 from bertjax.evaluation.predictors.generation import TextGenerator
 from bertjax.evaluation.predictors.labels import Classifier
 from bertjax.evaluation.predictors.masks import MaskFiller
 from bertjax.evaluation.predictors.results import Answer, Classification, FilledText, HiddenStates
 from bertjax.evaluation.predictors.vectors import Embedder, LayerReader, Pooling
 from bertjax.evaluation.restore import RestoredCheckpoint
+from bertjax.storage.locations import local_path
 
 T = TypeVar("T")
 Texts = str | Sequence[str]
@@ -176,34 +177,67 @@ class Model:
 
     @overload
     def answer(  # type: ignore[overload-overlap]
-        self, questions: str, contexts: str, *, n_best: int = 3, null_threshold: float | None = None,
+        self, questions: str, contexts: str, *, n_best: int | None = None, null_threshold: float | None = None,
         min_probability: float | None = None, min_confidence: float | None = None,
     ) -> Answer: ...  # fmt: skip
     @overload
     def answer(
-        self, questions: Texts, contexts: Texts, *, n_best: int = 3, null_threshold: float | None = None,
+        self, questions: Texts, contexts: Texts, *, n_best: int | None = None, null_threshold: float | None = None,
         min_probability: float | None = None, min_confidence: float | None = None,
     ) -> list[Answer]: ...  # fmt: skip
+    @overload
+    def answer(  # type: ignore[overload-overlap]
+        self, questions: str, *, documents: str | os.PathLike[str], n_best: int | None = None,
+        null_threshold: float | None = None, min_probability: float | None = None, min_confidence: float | None = None,
+        top_passages: int = TOP_PASSAGES, text_field: str = "text",
+    ) -> Answer: ...  # fmt: skip
+    @overload
     def answer(
-        self, questions: Texts, contexts: Texts, *, n_best: int = 3, null_threshold: float | None = None,
-        min_probability: float | None = None, min_confidence: float | None = None,
+        self, questions: Sequence[str], *, documents: str | os.PathLike[str], n_best: int | None = None,
+        null_threshold: float | None = None, min_probability: float | None = None, min_confidence: float | None = None,
+        top_passages: int = TOP_PASSAGES, text_field: str = "text",
+    ) -> list[Answer]: ...  # fmt: skip
+    def answer(
+        self, questions: Texts, contexts: Texts | None = None, *, documents: str | os.PathLike[str] | None = None,
+        n_best: int | None = None, null_threshold: float | None = None, min_probability: float | None = None,
+        min_confidence: float | None = None, top_passages: int = TOP_PASSAGES, text_field: str = "text",
     ) -> Answer | list[Answer]:  # fmt: skip
-        """Answer each question with a span of the context beside it; one context serves all questions.
+        """Answer each question with a span of the context beside it, or of documents; one context serves all questions.
 
         Contexts may be of any length. -> {"question", "answer", "probability", "candidates": [{"text", "probability"},
-        ...]}, the `n_best` candidates best first; probabilities are a softmax over all candidates. A model for
-        unanswerable questions, or one given `null_threshold`, adds "no_answer": {"probability", "null_odds",
+        ...]}, the `n_best` candidates (default: 3) best first; probabilities are a softmax over all candidates. A model
+        for unanswerable questions, or one given `null_threshold`, adds "no_answer": {"probability", "null_odds",
         "threshold"}. The answer is None, with "reason" instead of "probability", where the null odds exceed the
         threshold (default: the one that was swept by the checkpoint's evaluation, else the configured one), the best
         probability is below `min_probability` or the best confidence below `min_confidence`. A checkpoint that keeps a
         calibration adds "confidence", the calibrated probability that the answer (or "no answer") is right.
+
+        documents: a folder of .txt, .md, .rst and .jsonl files (field `text_field`), or one such file, instead of
+        contexts. BM25 selects the `top_passages` that are read for a question; the answer and each candidate (default:
+        5) have a "source": {"file", "line" in .jsonl, "start", "end", "passage", "passage_start", "bm25"}. The index is
+        kept until the files change or others are named.
         """
-        asked, given = _as_list(questions), _as_list(contexts)
+        asked = _as_list(questions)
+        if documents is not None:
+            if contexts is not None:
+                raise UserError("answer: give either contexts or documents")
+            if not isinstance(documents, str | os.PathLike):
+                raise UserError(f"documents: must be a text or a path (got {documents!r})")
+            found = self._answerer.from_documents(
+                asked, local_path(os.fspath(documents)), N_BEST if n_best is None else n_best, top_passages,
+                null_threshold, min_probability, min_confidence, text_field,
+            )  # fmt: skip
+            return found[0] if isinstance(questions, str) else found
+        if contexts is None:
+            raise UserError("answer: give the contexts of the questions, or documents")
+        given = _as_list(contexts)
         if isinstance(contexts, str):
             given = given * len(asked)
         elif isinstance(questions, str):
             asked = asked * len(given)
-        found = self._answerer(asked, given, n_best, null_threshold, min_probability, min_confidence)
+        found = self._answerer(
+            asked, given, 3 if n_best is None else n_best, null_threshold, min_probability, min_confidence
+        )
         return found[0] if isinstance(questions, str) and isinstance(contexts, str) else found
 
     @overload
@@ -303,8 +337,8 @@ class Model:
         return MaskFiller(self.restored, self.batch_size)
 
     @cached_property
-    def _answerer(self) -> Answerer:
-        return Answerer(self.restored, self.batch_size)
+    def _answerer(self) -> DocumentAnswerer:
+        return DocumentAnswerer(self.restored, self.batch_size)
 
     @cached_property
     def _classifier(self) -> Classifier:

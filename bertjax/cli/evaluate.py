@@ -121,6 +121,41 @@ def qa_report(arguments: argparse.Namespace) -> int:
 
 
 @cli.command(
+    "compare-predictions",
+    "compare two sets of predictions: won and lost, by kind of question, with significance tests",
+    cli.option("a", metavar="A", help="predictions: a .json file {question id: answer}, a file that `bertjax predict "
+               "answer` or `predict classify` wrote, the record of an evaluation, or a run"),
+    cli.option("b", metavar="B", help="predictions for the same questions or texts"),
+    cli.option("--data", metavar="FILE", help="questions and answers: SQuAD's JSON, or .jsonl or .parquet records"),
+    cli.option("--name", metavar="EVAL", help="the evaluation of a run that has several"),
+    cli.option("--label", metavar="FIELD", help="field of A with the true labels of texts (default: label)"),
+    cli.option("--examples", metavar="N", type=cli.positive_int, default=20, help="examples each way (default: 20)"),
+    cli.option("--seed", metavar="N", type=cli.non_negative_int, default=1, help="seed of the bootstrap (default: 1)"),
+    cli.option("--output", metavar="FILE", help="write an HTML page; a .json is written next to it"),
+    cli.option("--json", action="store_true", help="print JSON"),
+    examples=(
+        "bertjax compare-predictions old.json new.json --data dev-v1.1.json",
+        "bertjax compare-predictions runs/all runs/gradual --data dev-v1.1.json --output comparison.html",
+        "bertjax compare-predictions labels-a.csv labels-b.csv --label sentiment",
+    ),
+    note="the files, runs/all and runs/gradual are your own",
+)  # fmt: skip
+def compare_predictions(arguments: argparse.Namespace) -> int:
+    a, b = cli.existing_path(arguments.a), cli.existing_path(arguments.b)
+    data = cli.existing_path(arguments.data) if arguments.data else None
+    output = cli.output_path(arguments.output)
+    from bertjax.tools.compare_predictions import command
+
+    names = {"name": arguments.name, "label": arguments.label}
+    more = {"seed": arguments.seed, "examples": arguments.examples, "output": output}
+    found = command.compare_predictions(a, b, data, **names, **more)
+    if arguments.json:
+        return cli.print_result(found)
+    text = command.format_text(found)
+    return cli.print_result(f"{text}\n\n{output.with_suffix('.html')}" if output else text)
+
+
+@cli.command(
     "score squad",
     "score SQuAD predictions with the metrics of the official script",
     cli.option("gold", metavar="GOLD", help="the SQuAD JSON file, v1.1 or v2.0"),

@@ -59,16 +59,27 @@ def fill_mask(arguments: argparse.Namespace) -> int:
 
 @cli.command(
     "predict answer",
-    "find the span of a text that answers a question",
+    "find the span of a text, or of a folder of documents, that answers a question",
     cli.MODEL,
     cli.option("--question", metavar="Q", help="the question"),
     cli.option("--context", metavar="TEXT", help="the text to search for the answer"),
     cli.option("--context-file", metavar="FILE", help="read the text from a UTF-8 file"),
     cli.option(
-        "--file", metavar="FILE", help="read questions from a .jsonl, .json, .csv, .tsv or .parquet file: fields "
-        "question, context and possibly id",
+        "--documents", metavar="FOLDER", help="search documents: a folder of .txt, .md, .rst and .jsonl files, or one "
+        "of them; BM25 selects the passages that the model reads",
     ),
-    cli.option("--n-best", type=cli.positive_int, default=3, help="number of candidates to list (default: 3)"),
+    cli.option(
+        "--file", metavar="FILE", help="read questions from a .jsonl, .json (SQuAD's form too), .csv, .tsv or "
+        ".parquet file: fields question, context and possibly id; with --documents without context, or .txt",
+    ),
+    cli.option(
+        "--top-passages", metavar="N", type=cli.positive_int, help="passages of --documents read for a question "
+        "(default: 10)",
+    ),
+    cli.option("--column", metavar="NAME", help="field of .jsonl --documents with the text (default: text)"),
+    cli.option(
+        "--n-best", metavar="N", type=cli.positive_int, help="candidates to list (default: 3, with --documents 5)"
+    ),
     cli.option(
         "--null-threshold",
         metavar="X",
@@ -79,38 +90,63 @@ def fill_mask(arguments: argparse.Namespace) -> int:
     cli.option(
         "--min-confidence", metavar="P", type=cli.fraction, help="give no answer below this calibrated confidence"
     ),
-    _output(".jsonl"),
+    cli.option(
+        "--output", metavar="FILE", help="write the predictions to a .jsonl, .csv or .tsv file, or to a .json file "
+        "in SQuAD's form, {id: answer}",
+    ),
     _BATCH,
     cli.DEVICE,
     _DTYPE,
     examples=(
         "bertjax predict answer runs/demo --question 'What does it return?' --context 'It returns a new list.'",
         "bertjax predict answer runs/demo --question 'Who?' --context 'It rained.' --null-threshold -1.5",
+        "bertjax predict answer runs/demo --question 'Where is it kept?' --documents handbook/",
         "bertjax predict answer runs/demo --file questions.jsonl --output answers.jsonl",
     ),
     note="runs/demo is a run of `bertjax demo`",
 )  # fmt: skip
 def answer(arguments: argparse.Namespace) -> int:
-    context = arguments.context
-    given = [arguments.question, context, arguments.context_file]
-    if arguments.file is not None:
-        if any(one is not None for one in given):
-            raise UserError("bertjax predict answer: give either --file or --question with a context")
-    elif arguments.question is None or (context is None) == (arguments.context_file is None):
-        raise UserError("bertjax predict answer: give --question and either --context or --context-file, or --file")
-    elif arguments.output is not None:
-        raise UserError("bertjax predict answer: --output needs --file")
-    if arguments.context_file is not None:
-        from bertjax.storage.text import read_text
+    context = _check_answer(arguments)
+    documents = None if arguments.documents is None else cli.existing_path(arguments.documents)
+    if documents is not None:
+        from bertjax.evaluation.retrieval.document_files import LeftOut, find_files
 
-        context = read_text(local_path(arguments.context_file), 10_000_000)
-    request = _request("answer", arguments, (".jsonl",))
-    options = {
-        name: getattr(arguments, name) for name in ("n_best", "null_threshold", "min_probability", "min_confidence")
-    }
+        find_files(documents, LeftOut())  # its errors come before anything is loaded
+    request = _request("answer", arguments, (".jsonl", ".csv", ".tsv", ".json"))
+    options = {name: getattr(arguments, name) for name in ("null_threshold", "min_probability", "min_confidence")}
+    options["n_best"] = arguments.n_best or (3 if documents is None else 5)
+    if documents is not None:
+        options |= {
+            "documents": documents,
+            "top_passages": arguments.top_passages or 10,
+            "text_field": arguments.column or "text",
+        }
     from bertjax.tools import predict
 
     return _print(predict.answer(request, arguments.question, context, options))
+
+
+def _check_answer(arguments: argparse.Namespace) -> str | None:
+    """Raise UserError for options that exclude each other -> the context, if it is not in a file of questions."""
+    name = "bertjax predict answer"
+    texts = [arguments.context, arguments.context_file]
+    if arguments.file is not None:
+        if any(one is not None for one in [arguments.question, *texts]):
+            raise UserError(f"{name}: give either --file or --question with a context")
+    elif arguments.question is None or sum(one is not None for one in [*texts, arguments.documents]) != 1:
+        raise UserError(
+            f"{name}: give --question and either --context or --context-file or --documents, or give --file"
+        )
+    elif arguments.output is not None:
+        raise UserError(f"{name}: --output needs --file")
+    for option in ("top_passages", "column"):
+        if arguments.documents is None and getattr(arguments, option) is not None:
+            raise UserError(f"{name}: --{option.replace('_', '-')} needs --documents")
+    if arguments.context_file is None:
+        return arguments.context
+    from bertjax.storage.text import read_text
+
+    return read_text(local_path(arguments.context_file), 10_000_000)
 
 
 @cli.command(

@@ -9,10 +9,12 @@ from typing import Any, Literal, TypeVar
 from bertjax.errors import UserError
 from bertjax.evaluation.predictors.answers import Answerer
 from bertjax.evaluation.predictors.base import Predictor, restore_for_prediction
+from bertjax.evaluation.predictors.documents import DocumentAnswerer
 from bertjax.evaluation.predictors.labels import Classifier, stage_options
 from bertjax.evaluation.predictors.masks import MaskFiller
 from bertjax.evaluation.predictors.vectors import Embedder, Pooling
 from bertjax.progress import reporter
+from bertjax.tools import answer_files
 from bertjax.tools import prediction_files as files
 from bertjax.tools.prediction_files import Record
 
@@ -54,17 +56,33 @@ def fill_mask(request: Request, top_k: int, column: str | None = None) -> Any:
 
 
 def answer(request: Request, question: str | None, context: str | None, options: dict[str, Any]) -> Any:
-    """Answer one question, or those of a file (`question`, `context`) -> the predictions to print, None as above."""
+    """Answer one question, or those of a file -> the predictions to print, None as above.
+
+    The text to search is `context`, the field of that name in the file, or the `documents` among the options.
+    """
+    searching = "documents" in options
+    predictor: type[Answerer] = DocumentAnswerer if searching else Answerer
     if request.file is None:
-        return files.rounded(request.open(Answerer)([str(question)], [str(context)], **options)[0])
-    records = request.records(["question", "context"])
-    answerer = request.open(Answerer)
+        return files.rounded(_answers(request.open(predictor), [str(question)], [str(context)], options)[0])
+    identified = request.output is not None and request.output.suffix == ".json"
+    records = answer_files.read_questions(request.file, not searching, identified)
+    answerer = request.open(predictor)
 
     def predict(chunk: list[Record]) -> Sequence[Record]:
-        found = answerer([one["question"] for one in chunk], [one["context"] for one in chunk], **options)
-        return _with_ids(chunk, found)
+        contexts = [] if searching else [one["context"] for one in chunk]
+        found = _answers(answerer, [one["question"] for one in chunk], contexts, options)
+        if request.output is None:
+            return _with_ids(chunk, found)
+        shape = answer_files.shape_of(request.output)
+        return [shape(record, one, request.file) for record, one in zip(chunk, found, strict=True)]
 
     return _finish(request, answerer, records, predict)
+
+
+def _answers(answerer: Answerer, questions: list[str], contexts: list[str], options: dict[str, Any]) -> Sequence[Any]:
+    if isinstance(answerer, DocumentAnswerer):
+        return answerer.from_documents(questions, **options)
+    return answerer(questions, contexts, **options)
 
 
 def classify(

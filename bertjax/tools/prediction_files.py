@@ -10,7 +10,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from bertjax.data.sources.record_files import read_by_suffix
+from bertjax.data.sources.record_files import LocatedRecords, read_by_suffix
 from bertjax.errors import StorageError, UserError, escape_unprintable
 from bertjax.storage.atomic import replace_file
 
@@ -19,13 +19,16 @@ INPUT_SUFFIXES = ".txt, .csv, .tsv, .json, .jsonl or .parquet"
 Record = dict[str, Any]
 
 
-def read_records(path: Path, fields: Sequence[str], hint: str = "") -> Iterator[Record]:
+def read_records(
+    path: Path, fields: Sequence[str], hint: str = "", located: LocatedRecords | None = None, identified: bool = False
+) -> Iterator[Record]:
     """The records of a file, each with a text in all `fields`; a .txt file has one text a line, the first field.
 
+    `located`: the records where the file is not read by its suffix. `identified`: each needs an `id` of its own.
     Raises UserError, at once for a file that cannot be read or is empty, later for a line with a field that is missing
     or no text; `hint` says how to name another field.
     """
-    located = read_by_suffix(path)
+    located = read_by_suffix(path) if located is None else located
     if located is None:
         raise UserError(f"{path}: unknown kind of file; the name must end with {INPUT_SUFFIXES}")
     is_lines = Path(path.name.removesuffix(".gz").removesuffix(".xz").removesuffix(".bz2")).suffix == ".txt"
@@ -37,11 +40,14 @@ def read_records(path: Path, fields: Sequence[str], hint: str = "") -> Iterator[
         raise UserError(f"{path}: contains no text")
 
     def records() -> Iterator[Record]:
+        seen: set[str] = set()
         for where, record in chain([first], located):
             record = {fields[0]: record["text"]} if is_lines else record
             for field in fields:
                 if not isinstance(record.get(field), str):
                     raise UserError(_field_error(where, field, record, hint))
+            if identified:
+                _check_id(where, record, seen)
             yield record
 
     return records()
@@ -52,6 +58,16 @@ def _field_error(where: str, field: str, record: Record, hint: str) -> str:
         return f"{where}: '{field}' is a {type(record[field]).__name__}, not a text; correct the record"
     names = escape_unprintable(", ".join(map(str, record))[:120])
     return f"{where}: no field '{field}'; the fields are: {names}{hint}"
+
+
+def _check_id(where: str, record: Record, seen: set[str]) -> None:
+    name = record.get("id")
+    if isinstance(name, bool) or not isinstance(name, str | int) or name == "":
+        problem = f"'id' is {json.dumps(name, default=str)[:40]}" if "id" in record else "no field 'id'"
+        raise UserError(f"{where}: {problem}, but a .json file of answers needs ids; write a .jsonl file instead")
+    if str(name) in seen:
+        raise UserError(f"{where}: id '{escape_unprintable(str(name)[:60])}' is there twice; remove one of the two")
+    seen.add(str(name))
 
 
 def predict_chunks(
@@ -78,11 +94,11 @@ def chunks(records: Iterable[Record]) -> Iterator[list[Record]]:
 
 
 def write_predictions(path: Path, predictions: Iterable[Record]) -> int:
-    """Write a .jsonl, .csv or .tsv file -> the number of predictions. The file appears when it is complete.
+    """Write a .jsonl, .csv, .tsv or .json file -> the number of predictions. The file appears when it is complete.
 
-    Values of .csv and .tsv files that are lists or objects are JSON.
+    Values of .csv and .tsv files that are lists or objects are JSON. A .json file is one object {key: value} of all.
     """
-    write = _write_json_lines if path.suffix == ".jsonl" else _write_table
+    write = {".jsonl": _write_json_lines, ".json": _write_object}.get(path.suffix, _write_table)
     with ExitStack() as stack:
         try:
             partial = stack.enter_context(replace_file(path))
@@ -97,6 +113,16 @@ def _write_json_lines(path: Path, file: TextIO, predictions: Iterable[Record]) -
     for one in predictions:
         file.write(json.dumps(one, ensure_ascii=False) + "\n")
         count += 1
+    return count
+
+
+def _write_object(path: Path, file: TextIO, predictions: Iterable[Record]) -> int:
+    count = 0
+    for key, value in (item for one in predictions for item in one.items()):
+        file.write(("{" if count == 0 else ",") + f"\n  {json.dumps(key, ensure_ascii=False)}: ")
+        file.write(json.dumps(value, ensure_ascii=False))
+        count += 1
+    file.write("\n}\n" if count else "{}\n")
     return count
 
 

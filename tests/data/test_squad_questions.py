@@ -70,6 +70,23 @@ def test_records(monkeypatch, tmp_path, source):
     assert type(found[2].answers[0][1]) is int
 
 
+def test_the_export_of_an_annotation_tool(tmp_path):
+    """Haystack's: numbers as ids, no titles, more fields of answers and paragraphs."""
+    answer = {"answer_id": 1, "document_id": 7, "question_id": 55, "text": "the mat", "answer_start": 15,
+              "answer_end": 22, "answer_category": None}  # fmt: skip
+    context = "The cat sat on the mat."
+    qas = [
+        {"question": "Where?", "id": 55, "answers": [answer], "is_impossible": False},
+        {"question": "Who flew?", "id": 56, "answers": [], "is_impossible": True},
+    ]
+    paragraph = {"qas": qas, "context": context, "document_id": 7}
+    (tmp_path / "answers.json").write_text(json.dumps({"data": [{"paragraphs": [paragraph]}]}))
+    found = read_squad(SquadFiles(files=["answers.json"]), tmp_path)
+    assert found == [
+        Example("55", "Where?", context, [("the mat", 15)]), Example("56", "Who flew?", context, [], is_impossible=True)
+    ]  # fmt: skip
+
+
 def test_json_lines(tmp_path):
     lines = "".join(json.dumps(record) + "\n" for record in RECORDS[:2])
     (tmp_path / "a.jsonl").write_text(lines, encoding="utf-8")

@@ -82,6 +82,25 @@ def _load(file: Path) -> dict[str, Any]:
     return content
 
 
+def read_unanswered(file: Path) -> LocatedRecords:
+    """(where, {id, title, question, context, ...}) of a SQuAD file whose questions need no answers, in its order.
+
+    Other fields of a question are kept. Raises UserError, naming file and place, for a file of another form.
+    """
+    for paragraph in _paragraphs(_load(file), f"{file}: "):
+        context = _get(paragraph.content, "context", str, f"{file}: {paragraph.where}")
+        for q, qa in enumerate(_get(paragraph.content, "qas", list, f"{file}: {paragraph.where}")):
+            where = f"{file}: {paragraph.where}.qas[{q}]"
+            _get(qa, "question", str, where)
+            title = {"title": paragraph.title} if paragraph.title else {}
+            yield where, {**title, **qa, "context": context}
+
+
+def is_version_2(file: Path) -> bool:
+    """Whether a SQuAD file names a version that begins with 2, as "v2.0"."""
+    return str(_load(file).get("version")).lower().lstrip("v").startswith("2")
+
+
 class _Paragraph(NamedTuple):
     file: str  # with ": ", for messages
     where: str

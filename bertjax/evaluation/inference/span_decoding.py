@@ -51,11 +51,10 @@ def predict_answers(
     for index, example in enumerate(examples):
         windows = range(bounds[index], bounds[index + 1])
         null = _null_logits(windows, start_logits, end_logits) if version_2 else None
-        found = [_window_spans(w, features, start_logits[w], end_logits[w], n_best, max_answer_length) for w in windows]
-        if features.profile == "hf" and not any(len(spans.start) for spans in found):
-            found = [_best_span(w, features, start_logits[w], end_logits[w], max_answer_length) for w in windows]
-        entries = _nbest_entries(_rank_spans(found, null), features, index, n_best, null)
-        nbest[example.id] = _with_probabilities(entries)
+        ranked = ranked_spans(windows, features, start_logits, end_logits, n_best=n_best,
+                              max_answer_length=max_answer_length, version_2=version_2)  # fmt: skip
+        entries = _nbest_entries(ranked, features, index, n_best, null)
+        nbest[example.id] = with_probabilities(entries)
         predictions[example.id] = entries[0][0] if entries else ""
         if null is not None:
             answer = next((entry for entry in entries if entry[0]), None)
@@ -137,6 +136,21 @@ def _rank_spans(found: list[Spans], null: tuple[float, float] | None) -> Spans:
     return Spans(*(column[order] for column in merged))
 
 
+def ranked_spans(
+    windows: range, features: Features, start_logits: np.ndarray, end_logits: np.ndarray, *,
+    n_best: int, max_answer_length: int, version_2: bool,
+) -> Spans:  # fmt: skip
+    """All candidates of some windows, float64 logits [N, S], best first, without merging equal texts.
+
+    With `version_2`, "no answer" is among them, with the smallest null score of the windows.
+    """
+    null = _null_logits(windows, start_logits, end_logits) if version_2 else None
+    found = [_window_spans(w, features, start_logits[w], end_logits[w], n_best, max_answer_length) for w in windows]
+    if features.profile == "hf" and not any(len(spans.start) for spans in found):
+        found = [_best_span(w, features, start_logits[w], end_logits[w], max_answer_length) for w in windows]
+    return _rank_spans(found, null)
+
+
 def _nbest_entries(
     spans: Spans, features: Features, index: int, n_best: int, null: tuple[float, float] | None
 ) -> list[tuple[str, float, float]]:
@@ -156,7 +170,7 @@ def _nbest_entries(
     return entries or ([("empty", 0.0, 0.0)] if features.profile == "bert" else [])
 
 
-def _with_probabilities(entries: list[tuple[str, float, float]]) -> list[dict]:
+def with_probabilities(entries: list[tuple[str, float, float]]) -> list[dict]:
     scores = [start + end for _, start, end in entries]
     weights = [math.exp(score - max(scores)) for score in scores]
     total = sum(weights)

@@ -3,8 +3,11 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from bertjax.config.schema.data import SpanQa
-from bertjax.data.preprocess.span_qa import Example, evaluation_features
+from bertjax.config.schema.evaluation import SquadEvaluation
+from bertjax.data.preprocess.span_qa import Example, Features, evaluation_features
 from bertjax.errors import UserError
 from bertjax.evaluation import fitted
 from bertjax.evaluation.evaluators import span_qa
@@ -21,7 +24,7 @@ WINDOWS_PER_BATCH, WINDOWS_PER_CPU_BATCH = 32, 4  # unless a batch size is given
 MAX_WINDOWS_AT_ONCE = 4096  # of which the logits are kept
 
 
-class _Rule(NamedTuple):
+class Rule(NamedTuple):
     """What decides about an answer."""
 
     n_best: int
@@ -69,36 +72,30 @@ class Answerer(Predictor):
         Raises UserError when a text is empty or not Unicode, when the numbers of questions and contexts differ, and for
         `min_confidence` without a calibration.
         """
-        rule = self._rule(
-            check_count("n_best", n_best), null_threshold, _fraction("min_probability", min_probability),
-            _fraction("min_confidence", min_confidence),
+        rule = self.rule(
+            check_count("n_best", n_best), null_threshold, check_fraction("min_probability", min_probability),
+            check_fraction("min_confidence", min_confidence),
         )  # fmt: skip
         asked = self._examples(check_texts("questions", questions), check_texts("contexts", contexts))
-        restored = self.restored
-        settings, windows = span_qa.stage_settings(restored.ctx.config, restored.ctx.config.stages[restored.stage])
-        most_candidates = max(rule.n_best, settings.n_best, (rule.calibration or {}).get("n_best", 0))
-        windows = _fitting(windows, restored.program.model.max_length)
-        on_cpu = restored.program.compute.platform == "cpu"
-        most = self.batch_size or (WINDOWS_PER_CPU_BATCH if on_cpu else WINDOWS_PER_BATCH)
+        settings, windows = self.decoding(rule)
         found: list[Answer] = []
         with reporter.ensure_task("answering", len(asked), "questions"):
-            for part in _parts(asked, windows.sequence_length):
+            for part in parts_of(asked, windows.sequence_length):
                 features = evaluation_features(part, self.tokenizer, windows)
-                size = round_up_batch(min(most, 1 << (len(features) - 1).bit_length()), restored.program)
-                start, end = span_qa.compute_span_logits(self._logits, self.params, features, restored.program, size)
+                start, end = self.span_logits(features)
                 _, nbest, odds = predict_answers(
-                    part, features, start, end, n_best=most_candidates, max_answer_length=settings.max_answer_length,
+                    part, features, start, end, n_best=settings.n_best, max_answer_length=settings.max_answer_length,
                     null_score_diff_threshold=rule.threshold, version_2=rule.version_2,
                 )  # fmt: skip
                 for one in part:
-                    picked = _select(nbest[one.id], odds.get(one.id), rule)
+                    picked = select_answer(nbest[one.id], odds.get(one.id), rule)
                     found.append({"question": one.question, **picked})  # type: ignore[typeddict-item]
                 reporter.advance(len(part), "questions")
         return found
 
-    def _rule(
+    def rule(
         self, n_best: int, null_threshold: float | None, min_probability: float | None, min_confidence: float | None
-    ) -> "_Rule":
+    ) -> Rule:
         """What decides about the answers: options given here first, then what the checkpoint keeps and its settings."""
         restored = self.restored
         settings, _ = span_qa.stage_settings(restored.ctx.config, restored.ctx.config.stages[restored.stage])
@@ -116,7 +113,22 @@ class Answerer(Predictor):
                 f"--keep-threshold on at least {MIN_QUESTIONS} questions, or use min_probability"
             )
         threshold = threshold if given is None else given
-        return _Rule(n_best, version_2, threshold, calibration, min_probability, min_confidence)
+        return Rule(n_best, version_2, threshold, calibration, min_probability, min_confidence)
+
+    def decoding(self, rule: Rule) -> tuple[SquadEvaluation, SpanQa]:
+        """The settings of the evaluation, with enough candidates for the rule, and the windows of a context."""
+        restored = self.restored
+        settings, windows = span_qa.stage_settings(restored.ctx.config, restored.ctx.config.stages[restored.stage])
+        candidates = max(rule.n_best, settings.n_best, (rule.calibration or {}).get("n_best", 0))
+        windows = fit_windows(windows, restored.program.model.max_length)
+        return settings.model_copy(update={"n_best": candidates}), windows
+
+    def span_logits(self, features: Features) -> tuple[np.ndarray, np.ndarray]:
+        """Start and end logits of all windows, float32 [N, S]."""
+        on_cpu = self.restored.program.compute.platform == "cpu"
+        most = self.batch_size or (WINDOWS_PER_CPU_BATCH if on_cpu else WINDOWS_PER_BATCH)
+        size = round_up_batch(min(most, 1 << (len(features) - 1).bit_length()), self.restored.program)
+        return span_qa.compute_span_logits(self._logits, self.params, features, self.restored.program, size)
 
     def _examples(self, questions: list[str], contexts: list[str]) -> list[Example]:
         if len(questions) != len(contexts):
@@ -131,7 +143,7 @@ class Answerer(Predictor):
         return [Example(id=str(i), question=q, context=c, answers=[]) for i, (q, c) in enumerate(pairs)]
 
 
-def _fitting(windows: SpanQa, longest: int | None) -> SpanQa:
+def fit_windows(windows: SpanQa, longest: int | None) -> SpanQa:
     """The windows with profile hf, all of whose candidates are in the context, and not longer than the model's rows."""
     changes: dict[str, Any] = {"profile": "hf"}
     if longest is not None and windows.sequence_length > longest:
@@ -142,7 +154,7 @@ def _fitting(windows: SpanQa, longest: int | None) -> SpanQa:
     return windows.model_copy(update=changes)
 
 
-def _parts(asked: Sequence[Example], width: int) -> Iterator[list[Example]]:
+def parts_of(asked: Sequence[Example], width: int) -> Iterator[list[Example]]:
     """The questions in parts of a limited number of windows, by a low estimate of the characters in one."""
     part: list[Example] = []
     windows = 0
@@ -156,14 +168,14 @@ def _parts(asked: Sequence[Example], width: int) -> Iterator[list[Example]]:
         yield part
 
 
-def _fraction(name: str, value: float | None) -> float | None:
+def check_fraction(name: str, value: float | None) -> float | None:
     value = check_number(name, value)
     if value is not None and not 0 <= value <= 1:
         raise UserError(f"{name}: must be from 0 to 1 (got {value})")
     return value
 
 
-def _select(entries: list[dict[str, Any]], odds: float | None, rule: _Rule) -> dict[str, Any]:
+def select_answer(entries: list[dict[str, Any]], odds: float | None, rule: Rule) -> dict[str, Any]:
     """The result of a question from its n-best list and its null odds, if any."""
     candidates: list[AnswerCandidate] = [
         {"text": e["text"], "probability": e["probability"]} for e in entries if e["text"]

@@ -21,11 +21,24 @@ class FilledText(TypedDict):
     masks: list[list[MaskCandidate]]
 
 
+class AnswerSource(TypedDict):
+    """Where in the documents an answer is: `text[start:end]` of the file is the answer."""
+
+    file: str
+    line: NotRequired[int]  # of the record, in .jsonl files; `start` and `end` are characters of its text
+    start: int  # characters of the file as UTF-8, without translation of line ends
+    end: int
+    passage: str  # that was read
+    passage_start: int
+    bm25: float  # score of the passage
+
+
 class AnswerCandidate(TypedDict):
     """A span of the context."""
 
     text: str
     probability: float  # of a softmax over all candidates, and "no answer" where the model can predict it
+    source: NotRequired[AnswerSource]  # of answers from documents
 
 
 class NoAnswer(TypedDict):
@@ -44,6 +57,7 @@ class Answer(TypedDict):
     answer: str | None
     probability: NotRequired[float]  # of the answer; missing where it is None
     confidence: NotRequired[float]  # calibrated: that the answer, or "no answer", is right; missing without calibration
+    source: NotRequired[AnswerSource]  # of answers from documents
     reason: NotRequired[str]
     no_answer: NotRequired[NoAnswer]  # of models for unanswerable questions
     candidates: list[AnswerCandidate]  # best first

@@ -1,1 +1,1 @@
-"""Pages that are not about one run: answers of several ways, and the tasks of GLUE."""
+"""Pages that are not about one run: answers of several ways, two sets of predictions, and the tasks of GLUE."""
