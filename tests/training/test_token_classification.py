@@ -52,7 +52,7 @@ def run(tmp_path_factory) -> Path:
     (home / "dev.conll").write_text(sentences(12, 1))
     texts = [{"text": f"{name} met {name}", "label": "ab"[i % 2]} for i, name in enumerate(NAMES * 4)]
     (home / "texts.jsonl").write_text("".join(json.dumps(one) + "\n" for one in texts))
-    words = {"kind": "token_labels", "sequence_length": 8}
+    words = {"kind": "token_labels", "sequence_length": 12}
     train = {"source": {"kind": "conll", "files": ["train.conll"]}, "preprocess": words | {"pack": True}}
     dev = {"source": {"kind": "conll", "files": ["dev.conll"]}, "preprocess": words}
     classes = {"source": {"kind": "jsonl", "files": ["texts.jsonl"]}, "preprocess": {"kind": "classify"}}
@@ -119,7 +119,7 @@ def test_folders_of_transformers_in_and_out(run, tmp_path):
     )  # fmt: skip
     assert not info["missing_keys"] and not info["unexpected_keys"]
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
-    words = ["anna", "smith", "met", "bob", "in"]  # as many pieces as fit into a row of the run
+    words = ["anna", "smith", "met", "bob", "in", "new"]  # one row, for both
     batch = tokenizer(words, is_split_into_words=True, return_tensors="pt")
     with torch.no_grad():
         expected = theirs.eval()(**batch).logits.softmax(-1).amax(-1)[0]
