@@ -71,6 +71,7 @@ OTHER = {
     "split": "[:1]",
     "delimiter": ";",
     "data_dir": "d",
+    "comment": "#",
 }
 
 

@@ -12,7 +12,7 @@ from bertjax.evaluation.evaluators.heldout import open_heldout
 from bertjax.evaluation.restore import RestoredCheckpoint
 from bertjax.progress import reporter
 from bertjax.training import inputs
-from bertjax.training.checkpoint.label_mapping import CLASSIFIER
+from bertjax.training.untrained_heads import label_head
 
 Batch = dict[str, np.ndarray]
 
@@ -28,7 +28,7 @@ def stage_batches(
     own = found is ctx.config.stages[restored.stage]
     names = tuple(restored.labels) if own and restored.labels else None
     classes = None
-    if CLASSIFIER in found.objective.heads:
+    if label_head(found.objective.heads):
         classes = ClassSpec.of_objective(found.objective, names, required=names is not None)
     if evaluation is not None:
         held = {one.name: one for one in found.evaluate}

@@ -17,7 +17,15 @@ from bertjax.evaluation.predictors.documents import N_BEST, TOP_PASSAGES, Docume
 from bertjax.evaluation.predictors.generation import TextGenerator
 from bertjax.evaluation.predictors.labels import Classifier
 from bertjax.evaluation.predictors.masks import MaskFiller
-from bertjax.evaluation.predictors.results import Answer, Classification, FilledText, HiddenStates
+from bertjax.evaluation.predictors.results import (
+    Answer,
+    Classification,
+    FilledText,
+    HiddenStates,
+    TaggedText,
+    TaggedWords,
+)
+from bertjax.evaluation.predictors.tags import Aggregation, Tagger
 from bertjax.evaluation.predictors.vectors import Embedder, LayerReader, Pooling
 from bertjax.evaluation.restore import RestoredCheckpoint
 from bertjax.storage.locations import local_path
@@ -98,8 +106,8 @@ class Model:
     first call is slow. A text's result does not depend on the texts beside it. Notes (texts that are cut, a head that
     the stage has not trained) are printed on stderr. Invalid input raises `bertjax.UserError`.
 
-    `fill_mask`, `answer` and `classify` need the head that the checkpoint's stage trained (`heads`), `generate` a T5,
-    `embed` and `hidden_states` any model with an encoder.
+    `fill_mask`, `answer`, `classify`, `tag` and `tag_words` need the head that the checkpoint's stage trained
+    (`heads`), `generate` a T5, `embed` and `hidden_states` any model with an encoder.
     """
 
     def __init__(self, restored: RestoredCheckpoint, batch_size: int | None = None) -> None:
@@ -125,7 +133,7 @@ class Model:
 
     @property
     def heads(self) -> tuple[str, ...]:
-        """The heads of the checkpoint: mlm, nsp, qa, classifier, pooler, lm."""
+        """The heads of the checkpoint: mlm, nsp, qa, classifier, token_classifier, pooler, lm."""
         return self.restored.program.heads
 
     @property
@@ -268,6 +276,29 @@ class Model:
         return _one_or_all(found, texts)
 
     @overload
+    def tag(self, texts: str, *, aggregation: Aggregation = "first") -> TaggedText: ...  # type: ignore[overload-overlap]
+    @overload
+    def tag(self, texts: Sequence[str], *, aggregation: Aggregation = "first") -> list[TaggedText]: ...
+    def tag(self, texts: Texts, *, aggregation: Aggregation = "first") -> TaggedText | list[TaggedText]:
+        """Find the entities of each text, of any length.
+
+        -> {"text", "entities": [{"text", "label", "score", "start", "end"}, ...]}, characters start..end (exclusive).
+        aggregation: as `aggregation_strategy` of transformers' pipeline. `first`, `average`, `max`: one label for each
+        word; `simple`: pieces are joined; `none`: each piece with its label, its `token` and its `index`.
+        """
+        predictor = self._tagger
+        found = predictor(_as_list(texts), aggregation)
+        predictor.print_notes()
+        return _one_or_all(found, texts)
+
+    def tag_words(self, sentences: Sequence[Sequence[str]]) -> list[TaggedWords]:
+        """Label the words of sentences, each a list of words -> [{"words", "labels", "scores"}, ...]."""
+        predictor = self._tagger
+        found = predictor.tag_words(sentences)
+        predictor.print_notes()
+        return found
+
+    @overload
     def generate(self, texts: str, **options: Unpack[GenerateOptions]) -> str: ...  # type: ignore[overload-overlap]
     @overload
     def generate(self, texts: Sequence[str], **options: Unpack[GenerateOptions]) -> list[str]: ...
@@ -343,6 +374,10 @@ class Model:
     @cached_property
     def _classifier(self) -> Classifier:
         return Classifier(self.restored, self.batch_size)
+
+    @cached_property
+    def _tagger(self) -> Tagger:
+        return Tagger(self.restored, self.batch_size)
 
     @cached_property
     def _generator(self) -> TextGenerator:

@@ -114,7 +114,7 @@ def completion_script(shell: str, commands: Iterable[Command]) -> str:
         values="\n".join(filter(None, map(_value_cases, listed))),
         configs=" ".join(shipped_configs()),
         keys=" ".join(override_keys()),
-        kinds="classify qa pretrain t5",
+        kinds="classify tag qa pretrain t5",
         valued=" ".join(
             dict.fromkeys(
                 flag

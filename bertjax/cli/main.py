@@ -25,8 +25,8 @@ from bertjax.progress import reporter
 
 _ALL = (
     start.demo, start.init, start.configs, train.train, evaluate.evaluate, train.compare, glue.glue,
-    predict.fill_mask, predict.answer, predict.classify, predict.embed, predict.generate, data.prepare, data.mix,
-    inspect.inspect, inspect.plan, inspect.import_folder, inspect.export, evaluate.report, evaluate.qa_report,
+    predict.fill_mask, predict.answer, predict.classify, predict.tag, predict.embed, predict.generate, data.prepare,
+    data.mix, inspect.inspect, inspect.plan, inspect.import_folder, inspect.export, evaluate.report, evaluate.qa_report,
     evaluate.score_squad, evaluate.compare_predictions, checks.verify, checks.doctor, start.schema,
     completion.completion,
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""`bertjax predict`: fill masks, answer questions, label, embed and generate texts with a checkpoint."""
+"""`bertjax predict`: fill masks, answer questions, label, tag, embed and generate texts with a checkpoint."""
 
 import argparse
 import sys
@@ -187,6 +187,38 @@ def classify(arguments: argparse.Namespace) -> int:
     if found is None or arguments.json:
         return _print(found)
     return cli.print_result("\n".join(map(predict.label_line, found)))
+
+
+@cli.command(
+    "predict tag",
+    "find entities in texts, or label words, with a token classification run",
+    cli.MODEL,
+    _TEXT,
+    cli.option(
+        "--file", metavar="FILE", help="read texts from a .txt (one a line), .csv, .tsv, .jsonl, .json or .parquet "
+        "file, or words from a .conll file (one a line) or from lists in records",
+    ),
+    cli.option("--column", metavar="NAME", help="field with the text, or the list of words (default: as in training)"),
+    cli.option(
+        "--aggregation", choices=("none", "simple", "first", "average", "max"), default="first",
+        help="aggregation_strategy of transformers: how labels of pieces become entities (default: first)",
+    ),
+    _output(".jsonl", ".conll"),
+    _BATCH,
+    cli.DEVICE,
+    _DTYPE,
+    examples=(
+        "bertjax predict tag dslim/bert-base-NER 'Angela Merkel visited New York.'",
+        "bertjax predict tag runs/entities --file texts.txt --output entities.jsonl",
+        "bertjax predict tag runs/entities --file test.conll --output labelled.conll",
+    ),
+    note="runs/entities is a run of your own",
+)  # fmt: skip
+def tag(arguments: argparse.Namespace) -> int:
+    request = _request("tag", arguments, (".jsonl", ".conll"))
+    from bertjax.tools import tagging
+
+    return _print(tagging.tag(request, arguments.aggregation, arguments.column))
 
 
 @cli.command(

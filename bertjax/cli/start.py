@@ -80,10 +80,13 @@ def schema(arguments: argparse.Namespace) -> int:
     "init",
     "write a configuration that trains on your own files",
     cli.option(
-        "kind", metavar="KIND", choices=("classify", "qa", "pretrain", "t5"), help="classify, qa, pretrain or t5"
+        "kind",
+        metavar="KIND",
+        choices=("classify", "tag", "qa", "pretrain", "t5"),
+        help="classify, tag (entities, parts of speech), qa, pretrain or t5",
     ),
     cli.option(
-        "files", metavar="[FILE ...]", nargs="*", help="CSV, TSV, JSON, JSON lines, Parquet, SQuAD or text files"
+        "files", metavar="[FILE ...]", nargs="*", help="CSV, TSV, JSON, JSON lines, Parquet, CoNLL, SQuAD or text files"
     ),
     cli.option("--data", metavar="NAME", help="a Hugging Face data set instead of files: NAME or NAME:CONFIG"),
     cli.option("--split", metavar="S", default="train", help="split of --data to train on (default: train)"),
@@ -111,6 +114,7 @@ def schema(arguments: argparse.Namespace) -> int:
     examples=(
         "bertjax init classify reviews.csv",
         "bertjax init classify pairs.tsv --text question --pair sentence --label same --eval dev.tsv",
+        "bertjax init tag train.conll --eval dev.conll",
         "bertjax init qa train-v1.1.json --eval dev-v1.1.json --output squad.yaml",
         "bertjax init pretrain 'texts/*.txt' --device gpu",
         "bertjax init t5 articles.jsonl --text article --target summary --pretrained none",

@@ -179,6 +179,11 @@ def _stage(heads: Sequence[str], num_labels: int, positions: int, multi_label: b
         source = {"kind": "jsonl", "files": ["examples.jsonl"]}
         data = {"source": source, "preprocess": {"kind": "classify", "sequence_length": length}}
         return {"name": STAGE, "steps": 1, "objective": objective, "data": data}
+    elif "token_classifier" in heads:
+        objective = {"kind": "token_classification", "num_labels": num_labels}
+        source = {"kind": "conll", "files": ["examples.conll"]}
+        data = {"source": source, "preprocess": {"kind": "token_labels", "sequence_length": length}}
+        return {"name": STAGE, "steps": 1, "objective": objective, "data": data}
     elif "lm" in heads:
         objective, kind, evaluation = {"kind": "text_to_text"}, "stdlib_docs", "loss"
         preprocess = {"kind": "span_corruption"}

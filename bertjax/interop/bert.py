@@ -1,5 +1,6 @@
 """Folders of transformers' BERT and of encoders derived from it: read into our parameters, and written from them."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -24,12 +25,13 @@ _COMPUTE_FIELDS = (
     "family", "num_hidden_layers", "num_attention_heads", "hidden_act", "layer_norm_eps", "pad_token_id",
     "num_hidden_groups", "inner_group_num",
 )  # fmt: skip
+LABELLED = ("classifier", "token_classifier")  # heads with class names; a folder has one of them
 
 
 def _load_params(names: EncoderNames, folder: Path, model: BertConfig) -> dict[str, np.ndarray]:
     safetensors_folder.check_fields(folder, read_model_fields(folder), dict(model), _COMPUTE_FIELDS)
     found = safetensors_folder.open_folder(folder, names.normalize)
-    heads = _heads_in(names, found)
+    heads = _heads_in(names, folder, found)
     table = names.tensors(model, heads)
     if "mlm" in heads and names.mlm_bias not in found and "bias" in names.tied:
         table["heads/mlm/bias"] = (names.tied["bias"],)
@@ -46,26 +48,42 @@ def _load_params(names: EncoderNames, folder: Path, model: BertConfig) -> dict[s
 def _unused_tensors(names: EncoderNames, folder: Path, model: BertConfig) -> list[str]:
     """Tensors without a place here (other heads, mostly)."""
     found = safetensors_folder.open_folder(folder, names.normalize)
-    table = names.tensors(model, _heads_in(names, found))
+    table = names.tensors(model, _heads_in(names, folder, found))
     known = {name for tensors in table.values() for name in tensors} | {*names.tied.values()}
     return sorted(x.name for name, x in found.items() if name not in known and not names.is_ignored(name))
 
 
-def _classifier_outputs(names: EncoderNames, folder: Path) -> int | None:
+def _find_classifier(names: EncoderNames, folder: Path) -> tuple[str, int] | None:
     found = safetensors_folder.open_folder(folder, names.normalize)
-    bias = found.get(_classifier_bias(names)) if "classifier" in _heads_in(names, found) else None
-    return None if bias is None else bias.shape[0]
+    head = next((head for head in _heads_in(names, folder, found) if head in LABELLED), None)
+    bias = found.get(_classifier_bias(names, head)) if head else None
+    return None if head is None or bias is None else (head, bias.shape[0])
 
 
-def _classifier_bias(names: EncoderNames) -> str:
-    return f"{names.heads['classifier']['classifier']}.bias"
+def _classifier_bias(names: EncoderNames, head: str) -> str:
+    return f"{names.heads[head][head]}.bias"
 
 
-def _heads_in(names: EncoderNames, found: Mapping[str, StoredTensor]) -> tuple[str, ...]:
+def _heads_in(names: EncoderNames, folder: Path, found: Mapping[str, StoredTensor]) -> tuple[str, ...]:
     first = {head: next(iter(modules.values())) for head, modules in names.heads.items()}
-    heads = tuple(head for head, module in first.items() if f"{module}.weight" in found)
     pooler = f"{names.prefix}{names.pooler}.weight" in found
+    heads = tuple(head for head, module in first.items() if f"{module}.weight" in found)
+    if set(LABELLED) <= set(heads):  # they have one name
+        other = "classifier" if _labels_tokens(folder, found, pooler) else "token_classifier"
+        heads = tuple(head for head in heads if head != other)
     return (*heads, "pooler") if pooler and not names.pooler_readers & set(heads) else heads
+
+
+def _labels_tokens(folder: Path, found: Mapping[str, StoredTensor], pooler: bool) -> bool:
+    """Whether `classifier.weight` labels tokens: two classes of BERT, DistilBERT and ALBERT have a layer of this name.
+
+    `architectures` decides. Without it, a layer before the classifier (a pooler, DistilBERT's pre_classifier), which
+    only the class for sequences has, tells them apart.
+    """
+    asked = str(json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures"))
+    if ("ForTokenClassification" in asked) != ("ForSequenceClassification" in asked):
+        return "ForTokenClassification" in asked
+    return not pooler and "pre_classifier.weight" not in found
 
 
 def _check_names(
@@ -82,7 +100,8 @@ def _shapes(
     names: EncoderNames, model: BertConfig, heads: Sequence[str], found: Mapping[str, StoredTensor]
 ) -> dict[str, tuple[int, ...]]:
     """{our path: the shape the model wants}."""
-    bias = found[_classifier_bias(names)].shape if "classifier" in heads else ()
+    head = next((head for head in heads if head in LABELLED), None)
+    bias = found[_classifier_bias(names, head)].shape if head else ()
     labels = bias[0] if bias else 2
     return {path: x.shape for path, x in registry.abstract_params(model, tuple(heads), labels).items()}
 
@@ -121,8 +140,10 @@ def _save_folder(
         "tie_word_embeddings": True,
         "torch_dtype": "float32",
     }
-    if "classifier" in kind:
+    if set(LABELLED) & kind:
         config |= _label_fields(labels or [f"LABEL_{i}" for i in range(registry.num_labels(params))])
+    if "token_classifier" in kind:
+        config.pop("problem_type", None)
     config = safetensors_folder.merge_config(imported, config)
     inputs = ["input_ids", *(["token_type_ids"] if names.token_types else []), "attention_mask"]
     files = tokenizer.files({"model_input_names": inputs, "model_max_length": model.max_length})
@@ -180,7 +201,7 @@ def _format(names: EncoderNames, config_fields: Callable[[Path, BertConfig], dic
         load_params=partial(_load_params, names),
         save_folder=partial(_save_folder, names, config_fields),
         unused_tensors=partial(_unused_tensors, names),
-        classifier_outputs=partial(_classifier_outputs, names),
+        find_classifier=partial(_find_classifier, names),
         tensor_names=names.tensors,
     )
 

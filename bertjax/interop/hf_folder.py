@@ -31,7 +31,8 @@ class FolderFormat:
     load_params: Callable[[Path, Any], dict[str, np.ndarray]]  # as the function of this name below
     save_folder: Callable[..., None]
     unused_tensors: Callable[[Path, Any], list[str]] = lambda folder, model: []
-    classifier_outputs: Callable[[Path], int | None] = lambda folder: None  # None without a classifier
+    # (the head, classifier or token_classifier, its outputs); None without one
+    find_classifier: Callable[[Path], tuple[str, int] | None] = lambda folder: None
     check_files: Callable[[Path, Mapping[str, Any], Any, Any], None] = lambda folder, files, model, tokenizer: None
     tensor_names: Callable[[Any, Sequence[str]], Mapping[str, tuple[str, ...]]] | None = None
 
@@ -112,12 +113,13 @@ def stored_dtype(folder: Path) -> str:
 
 
 class Classifier(NamedTuple):
-    """The classifier in a folder: its outputs, their names by id (None: none), and notes for the user."""
+    """The classifier in a folder: its outputs, their names by id (None: none), notes for the user, and its head."""
 
     outputs: int
     names: tuple[str, ...] | None
     notes: tuple[str, ...]
     multi_label: bool = False  # whether a text may have several of the labels
+    head: str = "classifier"
 
 
 def read_classifier(folder: Path) -> Classifier | None:
@@ -127,11 +129,12 @@ def read_classifier(folder: Path) -> Classifier | None:
     """
     config = read_config(folder)
     family = FAMILIES[fields.families_by_type()[config["model_type"]]]
-    outputs = format_of(family).classifier_outputs(Path(folder))
-    if outputs is None:
+    if (classifier := format_of(family).find_classifier(Path(folder))) is None:
         return None
+    head, outputs = classifier
+    config = config if head == "classifier" else {**config, "problem_type": None}  # which is for texts
     found = _classifier(Path(folder) / "config.json", config, outputs)
-    return found._replace(multi_label=config.get("problem_type") == MULTI_LABEL)
+    return found._replace(multi_label=config.get("problem_type") == MULTI_LABEL, head=head)
 
 
 def _classifier(path: Path, config: Mapping[str, Any], count: int) -> Classifier:

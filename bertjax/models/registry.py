@@ -105,6 +105,6 @@ def build_model(
 
 
 def num_labels(params: Mapping[str, Any]) -> int:
-    """Outputs of the classifier in {path: parameter}; 2 where there is none."""
-    bias = params.get("heads/classifier/bias")
+    """Outputs of the classifier of texts or of tokens in {path: parameter}; 2 where there is none."""
+    bias = params.get("heads/classifier/bias", params.get("heads/token_classifier/bias"))
     return 2 if bias is None else int(bias.shape[0])

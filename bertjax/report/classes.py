@@ -48,7 +48,7 @@ def class_scores(classes: Mapping[str, Any]) -> dict[str, Any]:
 
 def class_sections(evaluated: EvaluationResult, key: str) -> str:
     """The results by class, or of a regression, and the errors; "" where the file has none of them. `key`: for ids."""
-    body = _by_class(evaluated) + _regression(evaluated) + _errors(evaluated)
+    body = _by_class(evaluated) + _words_by_type(evaluated) + _regression(evaluated) + _errors(evaluated)
     return f'<div id="{key}">{body}</div>' if body else ""
 
 
@@ -104,6 +104,14 @@ def _ranking_columns(classes: Mapping[str, Any]) -> dict[str, list[str]]:
         if isinstance(values, list) and len(values) == len(classes["names"]):
             found[title] = [f"{100 * value:.2f}" if is_finite(value) else "–" for value in values]
     return found
+
+
+def _words_by_type(evaluated: EvaluationResult) -> str:
+    """The confusion matrix of words by type of entity, below the entities by type."""
+    words: Any = evaluated.details.get("words")
+    names = words.get("names") if isinstance(words, dict) else None
+    shown = _confusion(names, words.get("confusion")) if isinstance(names, list) else ""
+    return f"<h3>Words by type: {html.escape(evaluated.name)}</h3>{shown}" if shown else ""
 
 
 def _cells(scores: Mapping[str, float]) -> list[str]:

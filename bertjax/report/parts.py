@@ -27,8 +27,8 @@ _METRIC_WORDS = {
 }
 _PERCENT = ("_accuracy",)  # training metrics are fractions; task scores, `accuracy` included, are percentages
 PERCENTAGES = (
-    "exact", "exact_match", "f1", "em", "accuracy", "average", "matthews", "pearson", "spearman", "bleu", "rouge1",
-    "rouge2", "rougel", "rougelsum", "average_precision", "roc_auc", "r2",
+    "exact", "exact_match", "f1", "em", "accuracy", "precision", "recall", "average", "matthews", "pearson",
+    "spearman", "bleu", "rouge1", "rouge2", "rougel", "rougelsum", "average_precision", "roc_auc", "r2",
 )  # fmt: skip
 
 

@@ -51,8 +51,8 @@ def fill_mask(request: Request, top_k: int, column: str | None = None) -> Any:
     field = column or "text"
     records = request.records([field], _COLUMN_HINT)
     filler = request.open(MaskFiller)
-    predict = lambda chunk: _with_ids(chunk, filler([one[field] for one in chunk], top_k))  # noqa: E731
-    return _finish(request, filler, records, predict)
+    predict = lambda chunk: with_ids(chunk, filler([one[field] for one in chunk], top_k))  # noqa: E731
+    return finish(request, filler, records, predict)
 
 
 def answer(request: Request, question: str | None, context: str | None, options: dict[str, Any]) -> Any:
@@ -72,11 +72,11 @@ def answer(request: Request, question: str | None, context: str | None, options:
         contexts = [] if searching else [one["context"] for one in chunk]
         found = _answers(answerer, [one["question"] for one in chunk], contexts, options)
         if request.output is None:
-            return _with_ids(chunk, found)
+            return with_ids(chunk, found)
         shape = answer_files.shape_of(request.output)
         return [shape(record, one, request.file) for record, one in zip(chunk, found, strict=True)]
 
-    return _finish(request, answerer, records, predict)
+    return finish(request, answerer, records, predict)
 
 
 def _answers(answerer: Answerer, questions: list[str], contexts: list[str], options: dict[str, Any]) -> Sequence[Any]:
@@ -116,11 +116,11 @@ def classify(
         pairs = None if pair_column is None else [one[pair_column] for one in chunk]
         found = classifier([one[column] for one in chunk], pairs, top_k, threshold)
         if request.output is None:
-            return _with_ids(chunk, found)
+            return with_ids(chunk, found)
         nested = request.output.suffix == ".jsonl"
         return [_labelled(request, record, one, nested) for record, one in zip(chunk, found, strict=True)]
 
-    return _finish(request, classifier, records, predict)
+    return finish(request, classifier, records, predict)
 
 
 def _labelled(request: Request, record: Record, found: Any, nested: bool) -> Record:
@@ -150,22 +150,23 @@ def embed(request: Request, pooling: Pooling, normalize: bool, max_tokens: int |
 
     def predict(chunk: list[Record]) -> Sequence[Record]:
         pairs = zip(chunk, vectors(chunk).tolist(), strict=True)
-        return _with_ids(chunk, [{"text": one[field], "embedding": values} for one, values in pairs])
+        return with_ids(chunk, [{"text": one[field], "embedding": values} for one, values in pairs])
 
     if request.output is not None and request.output.suffix == ".npy":
         began = time.perf_counter()
         found = files.predict_chunks(records, vectors, request.file)
-        _report(request.output, files.write_vectors(request.output, found), began)
+        report(request.output, files.write_vectors(request.output, found), began)
         embedder.print_notes()
         return None
-    return _finish(request, embedder, records, predict, digits=None)
+    return finish(request, embedder, records, predict, digits=None)
 
 
-def _with_ids(chunk: Sequence[Record], found: Sequence[Any]) -> Sequence[Record]:
+def with_ids(chunk: Sequence[Record], found: Sequence[Any]) -> Sequence[Record]:
+    """Predictions with the `id` of their records."""
     return [{ID: one[ID], **made} if ID in one else made for one, made in zip(chunk, found, strict=True)]
 
 
-def _finish(
+def finish(
     request: Request, predictor: Predictor, records: Iterable[Record],
     predict: Callable[[list[Record]], Sequence[Record]], digits: int | None = 4,
 ) -> list[Record] | None:  # fmt: skip
@@ -176,12 +177,12 @@ def _finish(
     if request.output is None:
         made = list(found) if digits is None else files.rounded(list(found), digits)
     else:
-        _report(request.output, files.write_predictions(request.output, found), began)
+        report(request.output, files.write_predictions(request.output, found), began)
     predictor.print_notes()
     return made
 
 
-def _report(output: Path, count: int, began: float) -> None:
+def report(output: Path, count: int, began: float) -> None:
     seconds = time.perf_counter() - began
     reporter.say(f"{output}: {count:,} predictions in {seconds:.1f} s ({count / seconds:,.3g}/s)")
 

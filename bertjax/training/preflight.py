@@ -14,8 +14,8 @@ from bertjax.data.pipeline.row_fields import find_mixing_problem
 from bertjax.data.sources.class_names import ClassSpec
 from bertjax.errors import BertjaxError, UserError
 from bertjax.training.checkpoint import label_mapping
-from bertjax.training.checkpoint.label_mapping import CLASSIFIER
 from bertjax.training.checkpoint.stage_files import StageFiles
+from bertjax.training.untrained_heads import LABEL_HEADS, label_head
 
 StageClasses = dict[str, ClassSpec | None]  # {stage: the classes of its data}; None where they are not known
 
@@ -76,10 +76,11 @@ def find_data_problems(
 def _expected_classes(files: StageFiles, before: Sequence[StageFiles]) -> ClassSpec | None:
     """The classes of the classifier of a stage; None where it may start from one whose names are not known yet."""
     count = getattr(files.stage.objective, "num_labels", None)
-    if CLASSIFIER not in files.stage.objective.heads or count is None:
+    head = label_head(files.stage.objective.heads)
+    if head is None or count is None:
         return None
-    if files.starts_from_previous and CLASSIFIER not in files.stage.fresh and count != 1:
-        if any(CLASSIFIER in one.stage.objective.heads or one.init_folder is not None for one in before):
+    if files.starts_from_previous and head not in files.stage.fresh and count != 1:
+        if any(head in one.stage.objective.heads or one.init_folder is not None for one in before):
             return None
     elif not files.starts_from_previous:
         try:
@@ -133,4 +134,4 @@ def maybe_fresh(stage: Stage, classes: Mapping[str, ClassSpec | None]) -> tuple[
     """Heads whose shapes cannot be checked yet: a classifier starts fresh if its labels turn out to be others."""
     known = classes.get(stage.name)
     numbered = known is not None and known.names is None and known.count != 1
-    return tuple(stage.fresh) if numbered else tuple(dict.fromkeys([*stage.fresh, CLASSIFIER]))
+    return tuple(stage.fresh) if numbered else tuple(dict.fromkeys([*stage.fresh, *LABEL_HEADS]))

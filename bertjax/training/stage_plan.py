@@ -25,7 +25,7 @@ from bertjax.training.checkpoint.label_mapping import StageLabels
 from bertjax.training.checkpoint.stage_files import StageFiles
 from bertjax.training.program import TrainProgram, stage_program
 from bertjax.training.run_context import MULTI_LABEL, RunContext
-from bertjax.training.untrained_heads import UntrainedHeads
+from bertjax.training.untrained_heads import UntrainedHeads, label_head
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def open_data(
         return open_batches(files.config, stage, tokenizer, base=files.base, classes=classes, **options)
 
     batches = opened(label_mapping.expected_classes(stage, start))
-    if label_mapping.CLASSIFIER in stage.objective.heads:
+    if label_head(stage.objective.heads):
         kept = label_mapping.saved_names(files)
         if kept is not None and list(kept) != batches.labels:
             batches = opened(ClassSpec.of_objective(stage.objective, kept, required=True))

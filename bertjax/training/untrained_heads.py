@@ -15,6 +15,14 @@ from bertjax.training.freezing import format_groups, param_groups
 from bertjax.training.program import TrainProgram
 from bertjax.training.state import Params
 
+# A checkpoint has the names of one classifier's classes, so it holds one of these.
+LABEL_HEADS = ("classifier", "token_classifier")
+
+
+def label_head(heads: Iterable[str]) -> str | None:
+    """The classifier, of texts or of tokens, among heads; None without one."""
+    return next((head for head in heads if head in LABEL_HEADS), None)
+
 
 @dataclass(frozen=True)
 class UntrainedHeads:
@@ -26,8 +34,8 @@ class UntrainedHeads:
 
     @property
     def num_labels(self) -> int | None:
-        """The number of outputs of a carried classifier."""
-        return registry.num_labels(self.params) if "classifier" in self.heads else None
+        """The number of outputs of a carried classifier, of texts or of tokens."""
+        return registry.num_labels(self.params) if label_head(self.heads) else None
 
 
 def all_heads(meta: Mapping[str, Any]) -> tuple[str, ...]:
@@ -37,19 +45,23 @@ def all_heads(meta: Mapping[str, Any]) -> tuple[str, ...]:
 
 def add_heads(program: TrainProgram, heads: Iterable[str], num_labels: int) -> TrainProgram:
     """`program` with carried heads added; `num_labels` is used if the classifier is carried."""
-    own = "classifier" in program.heads
+    own = label_head(program.heads)
     return replace(program, heads=(*program.heads, *heads), num_labels=program.num_classes if own else num_labels)
 
 
 def find_untrained_heads(
     program: TrainProgram, loaded: Mapping[str, Any]
 ) -> tuple[tuple[str, ...], dict[str, jax.ShapeDtypeStruct]]:
-    """-> (heads of `loaded` that a stage carries, their abstract arrays); heads that do not fit are left out."""
+    """-> (heads of `loaded` that a stage carries, their abstract arrays).
+
+    Heads that do not fit are left out, and so is a classifier beside one of the other kind (`LABEL_HEADS`).
+    """
     own = program.abstract_params()
     there = families.record_of(program.model).find_heads({**own, **loaded})
     heads: tuple[str, ...] = ()
     found: dict[str, jax.ShapeDtypeStruct] = {}
-    for head in (head for head in there if head not in program.heads):
+    others = [head for head in there if head not in program.heads]
+    for head in others if label_head(program.heads) is None else [one for one in others if one not in LABEL_HEADS]:
         added = add_heads(program, (head,), registry.num_labels(loaded)).abstract_params()
         extra = {path: x for path, x in added.items() if path not in own}
         if all(path in loaded and loaded[path].shape == x.shape for path, x in extra.items()):

@@ -14,7 +14,16 @@ import pytest
 from preparing import WORDS, Numbers, bert, small_jobs
 
 from bertjax.config.schema import data
-from bertjax.config.schema.data import PREPROCESS, BertPairs, Classify, IidDenoising, SpanQa, Task, TextToText
+from bertjax.config.schema.data import (
+    PREPROCESS,
+    BertPairs,
+    Classify,
+    IidDenoising,
+    SpanQa,
+    Task,
+    TextToText,
+    TokenLabels,
+)
 from bertjax.config.schema.sources import JsonLines
 from bertjax.data.jobs.scratch_dir import JOBS_FORMAT
 from bertjax.data.pipeline.prepare import prepare
@@ -42,6 +51,9 @@ CASES: dict[str, Any] = {
     "spans, overlap, packed": SpanQa(**SPANS, doc_stride_mode="overlap", pack=True),
     "classes": Classify(sequence_length=16, text_b="question"),
     "numbers": Classify(sequence_length=16, label="score"),
+    "words": TokenLabels(sequence_length=12),
+    "words, all pieces, packed": TokenLabels(sequence_length=16, stride=2, label_all_tokens=True, pack=True),
+    "entities": TokenLabels(sequence_length=16, text="context", spans="entities"),
     "template": TextToText(**TEXTS, **TEMPLATE),
     "template, packed": TextToText(**TEXTS, **TEMPLATE, pack=True),
     "prompt": TextToText(**TEXTS, prompt="squad"),
@@ -69,6 +81,11 @@ def write_input(folder: Path) -> None:
             record = {"id": f"q{n}", "text": context, "context": context, "question": f"{words[1]} {words[2]}?"}
             space = "\u200b" * (n % 6 == 0)  # of zero width: profile hf finds the answer all the same
             record["answers"] = {"text": [answer + space], "answer_start": [context.index(answer)]}
+            record |= {
+                "tokens": words,
+                "ner_tags": ["BIO"[(n + k) % 3] + "-X" * ((n + k) % 3 < 2) for k in range(len(words))],
+            }
+            record["entities"] = [{"start": 0, "end": len(words[0]) - n % 2, "label": "X"}]
             file.write(json.dumps(record | {"label": n % 3, "score": n / 8}) + "\n")
 
 
@@ -81,7 +98,7 @@ def digest(rows: dict[str, np.ndarray]) -> str:
 
 def measure(case: str, folder: Path) -> list[Any]:
     options = CASES[case]
-    tokenizer: Any = bert() if isinstance(options, BertPairs | SpanQa | Classify) else Numbers()
+    tokenizer: Any = bert() if isinstance(options, BertPairs | SpanQa | Classify | TokenLabels) else Numbers()
     task = Task(source=JsonLines(files=["a.jsonl"]), preprocess=options)
     classes = ClassSpec(1 if case == "numbers" else 3)
     store = prepare(task, "t", tokenizer, seed=5, base=folder, cache=folder / case, workers=1, classes=classes)

@@ -31,9 +31,9 @@ SIZES = {
     "seven heads of one": (7, 4, 7, 9, "gelu", 13),
 }
 BERT = ["BertModel", "BertForPreTraining", "BertForMaskedLM", "BertForNextSentencePrediction",
-        "BertForQuestionAnswering", "BertForSequenceClassification"]  # fmt: skip
+        "BertForQuestionAnswering", "BertForSequenceClassification", "BertForTokenClassification"]  # fmt: skip
 DISTILBERT = ["DistilBertModel", "DistilBertForMaskedLM", "DistilBertForQuestionAnswering",
-              "DistilBertForSequenceClassification"]  # fmt: skip
+              "DistilBertForSequenceClassification", "DistilBertForTokenClassification"]  # fmt: skip
 # Every class at one size, and the classes that hold all kinds of heads at every size.
 FIRST, *OTHERS = SIZES
 WIDE = ["BertForPreTraining", "BertForSequenceClassification", "DistilBertForQuestionAnswering"]
@@ -44,7 +44,7 @@ TOLERANCE = 1e-4
 def torch_model(name: str, size: str):
     """A transformers model whose every parameter is random, biases and norms too."""
     hidden, layers, heads, feed_forward, act, positions = SIZES[size]
-    labels = 3 if name.endswith("SequenceClassification") else 2
+    labels = 3 if name.endswith(("SequenceClassification", "TokenClassification")) else 2
     if name.startswith("Distil"):
         config = transformers.DistilBertConfig(
             vocab_size=V, dim=hidden, n_layers=layers, n_heads=heads, hidden_dim=feed_forward, activation=act,
@@ -91,7 +91,8 @@ def torch_outputs(model, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
             named[ours] = found[theirs]
     if "logits" in found:
         kind = type(model).__name__
-        named["mlm" if "MaskedLM" in kind else "nsp" if "NextSentence" in kind else "classifier"] = found["logits"]
+        heads = {"MaskedLM": "mlm", "NextSentence": "nsp", "Token": "token_classifier", "Sequence": "classifier"}
+        named[next(head for part, head in heads.items() if part in kind)] = found["logits"]
     return {name: x.numpy() for name, x in named.items()}
 
 
@@ -110,6 +111,8 @@ def our_outputs(params, config: BertConfig, batch: dict[str, np.ndarray]) -> dic
         out["start"], out["end"] = model.qa_logits(hidden)
     if "classifier" in heads:
         out["classifier"] = model.class_logits(hidden, first)[:, 0]
+    if "token_classifier" in heads:
+        out["token_classifier"] = model.token_logits(hidden)
     if "pooler" in heads:
         out["pooled"] = model.heads.pooler(hidden[:, :1])[:, 0]
     return {name: np.asarray(x) for name, x in out.items()}
@@ -154,7 +157,9 @@ def test_outputs_and_round_trip(name, size, tmp_path):
         np.testing.assert_array_equal(back[path].view(np.uint32), array.view(np.uint32), err_msg=path)
 
 
-@pytest.mark.parametrize("heads", [("mlm", "nsp"), ("mlm",), ("nsp",), ("qa",), ("classifier",), ("pooler",)])
+@pytest.mark.parametrize(
+    "heads", [("mlm", "nsp"), ("mlm",), ("nsp",), ("qa",), ("classifier",), ("token_classifier",), ("pooler",)]
+)
 @pytest.mark.parametrize("family", ["bert", "distilbert"])
 def test_our_own_models_load_in_the_auto_classes(family, heads, tmp_path):
     """Fresh parameters of ours, with the names and sizes only our configuration says."""
@@ -165,12 +170,13 @@ def test_our_own_models_load_in_the_auto_classes(family, heads, tmp_path):
         max_position_embeddings=16, type_vocab_size=0 if family == "distilbert" else 2, hidden_act="gelu_new",
     )  # fmt: skip
     rng = np.random.default_rng(0)
-    shapes = init_params(config, heads, 1, jax.random.key(0))
+    shapes = init_params(config, heads, 3 if "token_classifier" in heads else 1, jax.random.key(0))
     params = {path: rng.normal(size=x.shape).astype(np.float32) for path, x in shapes.items()}
     export(tmp_path / "ours", params, config, labels=["score"] if "classifier" in heads else None)
     auto = {("mlm", "nsp"): "AutoModelForPreTraining", ("mlm",): "AutoModelForMaskedLM",
             ("nsp",): "AutoModelForNextSentencePrediction", ("qa",): "AutoModelForQuestionAnswering",
-            ("classifier",): "AutoModelForSequenceClassification"}.get(heads, "AutoModel")  # fmt: skip
+            ("classifier",): "AutoModelForSequenceClassification",
+            ("token_classifier",): "AutoModelForTokenClassification"}.get(heads, "AutoModel")  # fmt: skip
     loaded, info = getattr(transformers, auto).from_pretrained(tmp_path / "ours", output_loading_info=True)
     assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")), info
     assert type(loaded).__name__ == json.loads((tmp_path / "ours/config.json").read_text())["architectures"][0]

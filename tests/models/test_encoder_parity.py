@@ -40,7 +40,7 @@ SETTINGS = {
                WIDE | {"embedding_size": 8, "num_hidden_layers": 4, "num_hidden_groups": 2, "inner_group_num": 3,
                        "classifier_dropout_prob": 0.0, "type_vocab_size": 1}],
 }  # fmt: skip
-HEADS = ["Model", "ForMaskedLM", "ForQuestionAnswering", "ForSequenceClassification"]
+HEADS = ["Model", "ForMaskedLM", "ForQuestionAnswering", "ForSequenceClassification", "ForTokenClassification"]
 MORE = {"Electra": ["ForPreTraining"], "Albert": ["ForPreTraining"]}
 CASES = [(f"{family}{head}", number) for family, settings in SETTINGS.items() for number in range(len(settings))
          for head in HEADS + MORE.get(family, [])]  # fmt: skip
@@ -49,7 +49,7 @@ CASES = [(f"{family}{head}", number) for family, settings in SETTINGS.items() fo
 def torch_model(name: str, number: int):
     """A transformers model whose every parameter is random, biases and norms too."""
     family = next(family for family in SETTINGS if name.startswith(family))
-    more = {"num_labels": 3} if name.endswith("SequenceClassification") else {}
+    more = {"num_labels": 3} if name.endswith(("SequenceClassification", "TokenClassification")) else {}
     config = getattr(transformers, f"{family}Config")(**SETTINGS[family][number], **more)
     torch.manual_seed(len(name) + number)
     model = getattr(transformers, name)(config).eval()
@@ -84,7 +84,8 @@ def torch_outputs(model, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         if theirs in found:
             named[ours] = found[theirs]
     if "logits" in found:
-        heads = {"MaskedLM": "mlm", "PreTraining": "discriminator", "Classification": "classifier"}
+        heads = {"MaskedLM": "mlm", "PreTraining": "discriminator", "TokenClassification": "token_classifier",
+                 "SequenceClassification": "classifier"}  # fmt: skip
         named[next(head for end, head in heads.items() if kind.endswith(end))] = found["logits"]
     return {name: x.numpy() for name, x in named.items()}
 

@@ -85,6 +85,42 @@ class Classify(Section):
         return self
 
 
+class TokenLabels(Section):
+    """Words with a label each: named entities, parts of speech, chunks."""
+
+    implementation: ClassVar[str] = "bertjax.data.preprocess.token_labels.rows:TOKEN_LABELS"
+    kind: Literal["token_labels"] = "token_labels"
+    sequence_length: int = Field(128, ge=8, description="Tokens per row; longer sentences are split into windows.")
+    stride: NonNegative | None = Field(
+        None, description="Tokens that neighboring windows share. Default: a quarter of `sequence_length`."
+    )
+    tokens: str = Field("tokens", description="Field of a record that holds the list of words.")
+    tags: str = Field("ner_tags", description="Field that holds the list of labels: names, or ids.")
+    text: str | None = Field(None, description="Field that holds a text, instead of `tokens` and `tags`.")
+    spans: str = Field("spans", description="Field with the entities of `text`: a list of {start, end, label}.")
+    labels: Annotated[list[str], Field(min_length=2)] | None = Field(
+        None, description="Names of the labels 0, 1, ... Default: from the data."
+    )
+    label_all_tokens: bool = Field(False, description="Train on all pieces of a word. Default: on its first piece.")
+    pack: Pack = False
+    max_segments: MaxSegments = 8
+
+    @model_validator(mode="after")
+    def _check(self) -> "TokenLabels":
+        names = [name.strip() for name in self.labels or ()]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"labels: two of them are '{twice[0]}'")
+        most = self.sequence_length - 3  # [CLS], [SEP] and a token that is new
+        if self.stride is not None and self.stride > most:
+            raise ValueError(f"stride ({self.stride}) must be at most sequence_length - 3 ({most})")
+        return self
+
+    @property
+    def overlap(self) -> int:
+        """`stride`, or its default."""
+        return self.sequence_length // 4 if self.stride is None else self.stride
+
+
 class SpanCorruption(Section):
     """T5's denoising: sentinels replace spans of the inputs, and the targets are the hidden spans (span_corruption)."""
 
@@ -184,6 +220,7 @@ PREPROCESS: dict[str, type[Section]] = {
     "bert_pairs": BertPairs,
     "span_qa": SpanQa,
     "classify": Classify,
+    "token_labels": TokenLabels,
     "span_corruption": SpanCorruption,
     "iid_denoising": IidDenoising,
     "deshuffling": Deshuffling,

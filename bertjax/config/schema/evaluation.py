@@ -148,6 +148,25 @@ class ClassificationEvaluation(Section):
     )
 
 
+class TokenClassificationEvaluation(Section):
+    """Precision, recall and F1 of entities by the rules of conlleval and seqeval, and accuracy of words."""
+
+    implementation: ClassVar[str] = "bertjax.evaluation.evaluators.token_classification:TOKEN_CLASSIFICATION"
+    head: ClassVar[str | None] = "token_classifier"
+    preprocess: ClassVar[tuple[str, ...] | None] = ("token_labels",)
+
+    kind: Literal["token_classification"] = "token_classification"
+    name: Name = Field("token_classification", description=_NAME)
+    data: Heldout
+    batch_size: BatchSize = 32
+    every: Every = "auto"
+    scheme: Literal["IOB2", "IOE2", "IOBES", "BILOU"] | None = Field(
+        None,
+        description="Count only entities that this scheme allows (seqeval's `mode='strict'`). Default: every run of "
+        "labels with one type, as conlleval.",
+    )
+
+
 class LossEvaluation(Section):
     """The objective's loss and accuracy, teacher-forced."""
 
@@ -183,6 +202,7 @@ EVALUATIONS: dict[str, type[Section]] = {
     "mlm": MlmEvaluation,
     "squad": SquadEvaluation,
     "classification": ClassificationEvaluation,
+    "token_classification": TokenClassificationEvaluation,
     "loss": LossEvaluation,
     "text_to_text": TextToTextEvaluation,
 }

@@ -29,7 +29,7 @@ class BertConfig(Section):
     implementation: ClassVar[str] = "bertjax.models.bert.model:BERT"
     config_json: ClassVar[str] = "bertjax.config.huggingface.bert:BERT"
     tokenizer: ClassVar[str] = "wordpiece"
-    heads: ClassVar[tuple[str, ...]] = ("mlm", "nsp", "qa", "classifier", "pooler")
+    heads: ClassVar[tuple[str, ...]] = ("mlm", "nsp", "qa", "classifier", "token_classifier", "pooler")
     stacks: ClassVar[tuple[str, ...]] = ("",)
     has_adapters: ClassVar[bool] = True
     classifier_dense: ClassVar[Literal["relu", "tanh", "gelu"] | None] = None
@@ -89,7 +89,7 @@ class DistilBertConfig(BertConfig):
 
     implementation: ClassVar[str] = "bertjax.models.bert.model:DISTILBERT"
     config_json: ClassVar[str] = "bertjax.config.huggingface.bert:DISTILBERT"
-    heads: ClassVar[tuple[str, ...]] = ("mlm", "qa", "classifier")
+    heads: ClassVar[tuple[str, ...]] = ("mlm", "qa", "classifier", "token_classifier")
     classifier_dense: ClassVar[Literal["relu", "tanh", "gelu"] | None] = "relu"
 
     family: Literal["distilbert"] = "distilbert"  # type: ignore[assignment]
@@ -108,7 +108,7 @@ class RobertaConfig(BertConfig):
     implementation: ClassVar[str] = "bertjax.models.bert.model:ROBERTA"
     config_json: ClassVar[str] = "bertjax.config.huggingface.bert:ROBERTA"
     model_types: ClassVar[tuple[str, ...]] = ("roberta", "xlm-roberta", "camembert")
-    heads: ClassVar[tuple[str, ...]] = ("mlm", "qa", "classifier", "pooler")
+    heads: ClassVar[tuple[str, ...]] = ("mlm", "qa", "classifier", "token_classifier", "pooler")
     classifier_dense: ClassVar[Literal["relu", "tanh", "gelu"] | None] = "tanh"
 
     family: Literal["roberta"] = "roberta"  # type: ignore[assignment]
@@ -141,7 +141,7 @@ class ElectraConfig(BertConfig):
 
     implementation: ClassVar[str] = "bertjax.models.bert.model:ELECTRA"
     config_json: ClassVar[str] = "bertjax.config.huggingface.bert:ELECTRA"
-    heads: ClassVar[tuple[str, ...]] = ("mlm", "discriminator", "qa", "classifier")
+    heads: ClassVar[tuple[str, ...]] = ("mlm", "discriminator", "qa", "classifier", "token_classifier")
     classifier_dense: ClassVar[Literal["relu", "tanh", "gelu"] | None] = "gelu"
 
     family: Literal["electra"] = "electra"  # type: ignore[assignment]
@@ -164,7 +164,7 @@ class AlbertConfig(BertConfig):
 
     implementation: ClassVar[str] = "bertjax.models.bert.model:ALBERT"
     config_json: ClassVar[str] = "bertjax.config.huggingface.bert:ALBERT"
-    heads: ClassVar[tuple[str, ...]] = ("mlm", "sop", "qa", "classifier", "pooler")
+    heads: ClassVar[tuple[str, ...]] = ("mlm", "sop", "qa", "classifier", "token_classifier", "pooler")
 
     family: Literal["albert"] = "albert"  # type: ignore[assignment]
     vocab_size: Positive = Field(30000, description="Rows of the token embeddings.")

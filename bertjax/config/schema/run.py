@@ -34,7 +34,7 @@ class Stage(Section):
         "best one), a run folder, a checkpoint, a Hugging Face folder or a model on the Hub. Default: `previous`, in "
         "the first stage `scratch`.",
     )
-    fresh: list[Literal["classifier", "pooler", "qa", "mlm", "nsp", "adapters", "lora"]] = Field(
+    fresh: list[Literal["classifier", "token_classifier", "pooler", "qa", "mlm", "nsp", "adapters", "lora"]] = Field(
         [],
         exclude_if=not_,
         description="Heads (or adapters, LoRA) to initialize although `init_from` has them, as for other classes.",

@@ -103,6 +103,23 @@ class Parquet(Section):
     split: FileSplit = None
 
 
+class Conll(Section):
+    """Files in columns, as of CoNLL-2003: a word and its labels per line, an empty line between sentences."""
+
+    implementation: ClassVar[str] = "bertjax.data.sources.conll:CONLL"
+    kind: Literal["conll"] = "conll"
+    files: Files
+    fields: Annotated[list[str], Field(min_length=1)] | None = Field(
+        None,
+        description="Names of the columns; one is `tokens`. Default: the first is `tokens`, the last `ner_tags`; of "
+        "CoNLL-U files: `tokens` (FORM), `lemmas`, `upos_tags`, `xpos_tags`, ...",
+    )
+    comment: str | None = Field(
+        None, min_length=1, description="Lines that begin with this text are skipped. CoNLL-U files: `#`."
+    )
+    split: FileSplit = None
+
+
 class HuggingFaceData(Section):
     """A Hugging Face dataset: a `Dataset.save_to_disk` folder, a local dataset folder or a name on the Hub."""
 
@@ -162,6 +179,7 @@ SOURCES: dict[str, type[Section]] = {
     "tsv": Tsv,
     "csv": Csv,
     "parquet": Parquet,
+    "conll": Conll,
     "huggingface": HuggingFaceData,
     "tfds": TfdsData,
     "stdlib_docs": StdlibDocs,

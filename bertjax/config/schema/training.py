@@ -113,6 +113,18 @@ class ClassificationObjective(Section):
         return self.problem_type == "multi_label_classification"
 
 
+class TokenClassificationObjective(Section):
+    """Cross-entropy of the label of each word, at its first piece (run_ner.py of transformers)."""
+
+    implementation: ClassVar[str] = "bertjax.objectives.token_classification:TOKEN_CLASSIFICATION"
+    heads: ClassVar[tuple[str, ...]] = ("token_classifier",)
+    preprocess: ClassVar[tuple[str, ...]] = ("token_labels",)
+    evaluations: ClassVar[tuple[str, ...]] = ("token_classification",)
+
+    kind: Literal["token_classification"] = "token_classification"
+    num_labels: int = Field(9, ge=2, description="Number of labels, `O` included. Default: that of CoNLL-2003.")
+
+
 class TextToTextObjective(Section):
     """Cross-entropy of all non-padding target tokens, sentinels and end token included (t5x/losses.py)."""
 
@@ -139,6 +151,7 @@ OBJECTIVES: dict[str, type[Section]] = {
     "mlm_nsp": MlmNspObjective,
     "span_qa": SpanQaObjective,
     "classification": ClassificationObjective,
+    "token_classification": TokenClassificationObjective,
     "text_to_text": TextToTextObjective,
 }
 Objective = Annotated[Any, KindOf("kind", "mlm_nsp", OBJECTIVES)]

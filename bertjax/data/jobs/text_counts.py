@@ -1,7 +1,7 @@
 """Counts of texts that are truncated or left out, and of pieces that are unknown to the tokenizer.
 
 A store's meta["text_counts"] is {side: {"texts", "cut", "tokens", "tokens_cut", "unknown"}}; a side is inputs, targets,
-texts, questions or contexts. Questions and records without a row: "left_out" of "texts".
+texts, words, questions or contexts. Questions and records without a row: "left_out" of "texts".
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ META_KEY = "text_counts"  # in a store's meta and in a job's facts
 # The option that limits the length of each side.
 _LENGTHS = {
     "inputs": "sequence_length", "texts": "sequence_length", "targets": "target_length",
-    "questions": "max_query_length",
+    "questions": "max_query_length", "words": "sequence_length",
 }  # fmt: skip
 _WHY_LEFT_OUT = {
     "questions": "their answer's text is not where answer_start says; correct it to train on them",

@@ -20,7 +20,7 @@ VERSION = 1  # of packed rows, in the key of prepared data
 
 # Fields with a value for each token, under the name of the segment ids that number their sequence.
 _PER_TOKEN = {
-    "segment_ids": ("input_ids", "token_type_ids", "segment_ids", "positions"),
+    "segment_ids": ("input_ids", "token_type_ids", "segment_ids", "positions", "token_labels", "word_ids"),
     "target_segment_ids": ("target_ids", "target_segment_ids", "target_positions", "target_weights"),
 }
 _COORDINATES = ("cls_positions", "start_positions", "end_positions")
@@ -201,7 +201,7 @@ def pack_rows(
     layouts = {
         name: _layout(np.asarray(rows[segments]) > 0, assignment, row, place, max_segments)
         for segments, names in _PER_TOKEN.items() if segments in fields
-        for name in names
+        for name in names if name in fields
     }  # fmt: skip
     packed = {}
     for name in fields:

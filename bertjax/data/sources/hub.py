@@ -284,6 +284,7 @@ def _folder_hash(path: Path) -> str:
 
 
 def _feature_names(features: Any, field: str) -> tuple[str, ...] | None:
+    """The names of a ClassLabel, or of those in a list."""
     try:
         feature = features[field]
         names = getattr(feature, "names", None) or feature.feature.names  # of a list of labels

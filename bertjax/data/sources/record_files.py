@@ -193,7 +193,7 @@ def parquet_length(path: Path) -> int:
 
 
 def parquet_label_names(path: Path, field: str) -> tuple[str, ...] | None:
-    """The names of a ClassLabel by id: `datasets` writes the features of a file into its schema."""
+    """The names of a ClassLabel, or a list of them, by id: `datasets` writes the features of a file into its schema."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -86,6 +86,33 @@ class Classification(TypedDict):
     value: NotRequired[float]
 
 
+class TaggedEntity(TypedDict):
+    """An entity, or a piece with its label (aggregation `none`)."""
+
+    text: str  # characters start..end of the text
+    label: str  # of an entity without B- and I-
+    score: float  # probability of the label; of an entity the mean over its words or pieces
+    start: int
+    end: int  # exclusive
+    token: NotRequired[str]  # the piece, as the tokenizer has it; of the unknown token its characters
+    index: NotRequired[int]  # of the piece; [CLS] is 0
+
+
+class TaggedText(TypedDict):
+    """The entities of a text, in order."""
+
+    text: str
+    entities: list[TaggedEntity]
+
+
+class TaggedWords(TypedDict):
+    """The labels of the words of a sentence, with their probabilities."""
+
+    words: list[str]
+    labels: list[str]
+    scores: list[float]
+
+
 @dataclass(frozen=True)
 class HiddenStates:
     """The outputs of all layers for N texts, padded to the S tokens of the longest one; D is the hidden size."""

@@ -110,11 +110,14 @@ class Heads(nnx.Module):
             if dense:
                 self.pre_classifier = Pooler(config, dense, init, compute, rngs)
             self.classifier = output(num_labels)
+        if "token_classifier" in names:
+            self.token_classifier = output(num_labels)
 
 
 def find_heads(params: Mapping[str, Any]) -> tuple[str, ...]:
     """The heads that {path: parameter} holds: pooler only where no other head reads it."""
     inside = {path.split("/")[1] for path in params if path.startswith("heads/")}
-    heads = tuple(head for head in ("mlm", "nsp", "sop", "discriminator", "qa", "classifier") if head in inside)
+    known = ("mlm", "nsp", "sop", "discriminator", "qa", "classifier", "token_classifier")
+    heads = tuple(head for head in known if head in inside)
     readers = {"nsp", "sop", *(["classifier"] if "pre_classifier" not in inside else [])}
     return (*heads, "pooler") if "pooler" in inside and not readers & inside else heads

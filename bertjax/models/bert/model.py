@@ -152,8 +152,8 @@ class Bert(nnx.Module):
         """int [B, S] -> {"hidden": [B, S, D]}, with the output of each head that it has.
 
         pooled [B, D], mlm [B, S, V], nsp and sop float32 [B, 2], start, end and discriminator float32 [B, S],
-        classifier float32 [B, C]. A row is an example that begins with [CLS]. `attention_mask` is 0 on padding
-        (default: 1), `token_type_ids` default to 0.
+        classifier float32 [B, C], token_classifier float32 [B, S, C]. A row is an example that begins with [CLS].
+        `attention_mask` is 0 on padding (default: 1), `token_type_ids` default to 0.
         """
         places = jnp.broadcast_to(jnp.arange(input_ids.shape[1]), input_ids.shape)
         real = jnp.ones_like(input_ids) if attention_mask is None else attention_mask
@@ -174,6 +174,8 @@ class Bert(nnx.Module):
             found["start"], found["end"] = self.qa_logits(hidden)
         if hasattr(self.heads, "classifier"):
             found["classifier"] = self.class_logits(hidden, first)[:, 0]
+        if hasattr(self.heads, "token_classifier"):
+            found["token_classifier"] = self.token_logits(hidden)
         return found
 
     def encode(
@@ -238,6 +240,15 @@ class Bert(nnx.Module):
                 pooled = dropout(pooled, rate, first, self.compute)
             pooled = self.heads.pre_classifier(pooled)
         return self.heads.classifier(dropout(pooled, rate, key, self.compute))
+
+    def token_logits(self, hidden: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        """hidden [B, S, D] -> float32 [B, S, C]; dropout and a linear layer, as ForTokenClassification has.
+
+        DistilBERT's `classifier_dropout` is for sequences (seq_classif_dropout): its tokens have `hidden_dropout_prob`.
+        """
+        own = None if self.config.classifier_dense == "relu" else self.config.classifier_dropout
+        rate = self.config.hidden_dropout_prob if own is None else own
+        return self.heads.token_classifier(dropout(hidden, rate, key, self.compute))
 
 
 BERT = Family(

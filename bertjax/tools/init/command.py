@@ -9,13 +9,14 @@ from bertjax.storage.atomic import write_json_atomic, write_text_atomic
 from bertjax.tools.init.classify import classify
 from bertjax.tools.init.questions import questions
 from bertjax.tools.init.request import BASE, Request, Result
+from bertjax.tools.init.tag import tag
 from bertjax.tools.init.text import pretrain
 from bertjax.tools.init.text_to_text import text_to_text
 from bertjax.tools.init.write import SCHEMA_FILE, render
 from bertjax.training.inputs import check_prepare
 
 KINDS: dict[str, Callable[[Request], Result]] = {
-    "classify": classify, "qa": questions, "pretrain": pretrain, "t5": text_to_text,
+    "classify": classify, "tag": tag, "qa": questions, "pretrain": pretrain, "t5": text_to_text,
 }  # fmt: skip
 
 

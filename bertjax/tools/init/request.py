@@ -106,7 +106,7 @@ class Request:
     def open(self) -> Data:
         """The training data. Raises UserError."""
         if self.data_set is None:
-            return open_files(self.files, BASE, self.fields)
+            return open_files(self.files, BASE, self.fields, in_columns=self.kind == "tag")
         name, _, config = self.data_set.partition(":")
         keys = {"kind": "huggingface", "name": name} | ({"config": config} if config else {}) | {"split": self.split}
         return make_data(keys, 0)
@@ -119,7 +119,7 @@ class Request:
             found = data.replace(split=self.evaluation)
             next(huggingface_records(found.section, BASE), None)
             return found
-        return open_files([str(self.evaluation)], BASE, self.fields)
+        return open_files([str(self.evaluation)], BASE, self.fields, in_columns=self.kind == "tag")
 
     def _evaluation_split(self, data: Data) -> Data | None:
         for split in EVALUATION_SPLITS:

@@ -18,6 +18,7 @@ from bertjax.storage.files import OPENERS, expand_globs, read_lines, read_text
 KINDS = {
     ".txt": "text", ".text": "text", ".md": "text", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json",
     ".tsv": "tsv", ".tab": "tsv", ".csv": "csv", ".parquet": "parquet",
+    **dict.fromkeys((".conll", ".conllu", ".iob", ".iob2", ".bio"), "conll"),
 }  # fmt: skip
 MAX_NAME = 60  # characters of a column name
 
@@ -63,13 +64,17 @@ def make_data(keys: dict[str, Any], size: int) -> Data:
         raise UserError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
 
 
-def open_files(files: Sequence[str], base: Path, fields: Sequence[str] | None = None) -> Data:
+def open_files(
+    files: Sequence[str], base: Path, fields: Sequence[str] | None = None, *, in_columns: bool = False
+) -> Data:
     """The source that files or globs make. `fields` names the columns of a table without a header.
+
+    `in_columns`: text files, and those with an unknown ending, have a word and its labels per line.
 
     Raises UserError for missing files, files of different kinds and unknown ones.
     """
     paths = expand_globs(list(files), base)
-    kinds = {_find_kind(path): path for path in paths}
+    kinds = {_find_kind(path, in_columns): path for path in paths}
     if len(kinds) > 1:
         (one, a), (other, b) = list(kinds.items())[:2]
         raise UserError(f"{a} holds {one} and {b} {other}; name files of one kind")
@@ -77,7 +82,7 @@ def open_files(files: Sequence[str], base: Path, fields: Sequence[str] | None = 
     if keys["kind"] == "csv" and (delimiter := _delimiter(paths[0])) != ",":
         keys["delimiter"] = delimiter
     if fields is not None:
-        if keys["kind"] not in ("csv", "tsv"):
+        if keys["kind"] not in ("csv", "tsv", "conll"):
             raise UserError(f"--fields: only for tables (CSV, TSV); {paths[0]} holds {keys['kind']}")
         keys["fields"] = list(fields)
     elif keys["kind"] == "text":
@@ -85,9 +90,11 @@ def open_files(files: Sequence[str], base: Path, fields: Sequence[str] | None = 
     return make_data(keys, sum(path.stat().st_size for path in paths))
 
 
-def _find_kind(path: Path) -> str:
+def _find_kind(path: Path, in_columns: bool) -> str:
     suffix = Path(path.stem).suffix if path.suffix in {*OPENERS, ".zst"} else path.suffix
     kind = KINDS.get(suffix.lower())
+    if in_columns and kind in (None, "text"):
+        return "conll"
     if kind is None:
         raise UserError(f"{path}: cannot tell its format; known endings: {' '.join(KINDS)}, also compressed; rename it")
     return _kind_of_json(path) if kind == "json" else kind

@@ -11,17 +11,16 @@ from bertjax.errors import UserError
 from bertjax.interop import hf_folder
 from bertjax.training.checkpoint.stage_files import StageFiles, init_error
 from bertjax.training.run_context import is_multi_label
-from bertjax.training.untrained_heads import all_heads
-
-CLASSIFIER = "classifier"
+from bertjax.training.untrained_heads import all_heads, label_head
 
 
 class InitClasses(NamedTuple):
-    """The classifier a stage starts from: number of outputs, names by id, and location."""
+    """The classifier a stage starts from, of texts or of tokens: number of outputs, names by id, location, head."""
 
     outputs: int
     names: tuple[str, ...] | None
     where: str
+    head: str
     multi_label: bool = False  # whether it was trained to give a text several labels
 
 
@@ -33,6 +32,7 @@ class StageLabels(NamedTuple):
     fresh: tuple[str, ...]  # heads, adapters and LoRA that start fresh although the start has them
     lines: tuple[str, ...]
     multi_label: bool = False  # whether a text may have several of them
+    head: str | None = None  # the classifier that these are of: the stage's own, or one that it carries
 
 
 def init_classes(files: StageFiles, previous: StageLabels | None) -> InitClasses | None:
@@ -40,29 +40,35 @@ def init_classes(files: StageFiles, previous: StageLabels | None) -> InitClasses
 
     previous: labels of the previous stage. Raises UserError if a classification that has not begun cannot read it.
     """
-    stage = files.stage
-    if files.init_source == "scratch" or CLASSIFIER in stage.fresh:
+    stage, own = files.stage, label_head(files.stage.objective.heads)
+    if files.init_source == "scratch" or (own in stage.fresh):
         return None
-    if files.starts_from_previous:
-        if previous is None or previous.outputs is None:
-            return None
-        names = tuple(previous.names) if previous.names else None
-        return InitClasses(previous.outputs, names, files.init_name, previous.multi_label)
     try:
-        if files.init_weights:
-            found = hf_folder.read_classifier(files.init_weights)
-            if found is None:
-                return None
-            return InitClasses(found.outputs, found.names, files.init_name, found.multi_label)
-        meta = files.init_checkpoints.meta() if files.init_checkpoints else None
-        has_classifier = meta is not None and CLASSIFIER in all_heads(meta)
-        if meta is None or not has_classifier:
-            return None
-        return InitClasses(meta["num_labels"], _names(meta), files.init_name, is_multi_label(meta))
+        found = _start_classes(files, previous)
     except UserError as error:
-        if files.has_begun or CLASSIFIER not in stage.objective.heads:  # others only pass the names on
+        if files.has_begun or own is None:  # others only pass the names on
             return None
         raise init_error(stage, error) from None
+    return found if found is not None and own in (None, found.head) else None
+
+
+def _start_classes(files: StageFiles, previous: StageLabels | None) -> InitClasses | None:
+    """The classifier, of any kind, in what a stage starts from."""
+    if files.starts_from_previous:
+        if previous is None or previous.outputs is None or previous.head is None:
+            return None
+        names = tuple(previous.names) if previous.names else None
+        return InitClasses(previous.outputs, names, files.init_name, previous.head, previous.multi_label)
+    if files.init_weights:
+        found = hf_folder.read_classifier(files.init_weights)
+        if found is None:
+            return None
+        return InitClasses(found.outputs, found.names, files.init_name, found.head, found.multi_label)
+    meta = files.init_checkpoints.meta() if files.init_checkpoints else None
+    head = label_head(all_heads(meta)) if meta is not None else None
+    if meta is None or head is None:
+        return None
+    return InitClasses(meta["num_labels"], _names(meta), files.init_name, head, is_multi_label(meta))
 
 
 def _names(meta: Mapping[str, Any]) -> tuple[str, ...] | None:
@@ -71,7 +77,7 @@ def _names(meta: Mapping[str, Any]) -> tuple[str, ...] | None:
 
 def expected_classes(stage: Stage, start: InitClasses | None) -> ClassSpec | None:
     """The classes that the rows of a classification stage are made for; None for other stages."""
-    if CLASSIFIER not in stage.objective.heads:
+    if label_head(stage.objective.heads) is None:
         return None
     return ClassSpec.of_objective(stage.objective, start.names if start else None)
 
@@ -83,10 +89,11 @@ def saved_names(files: StageFiles) -> tuple[str, ...] | None:
 
 def resolve_labels(stage: Stage, start: InitClasses | None, batches: Batches) -> StageLabels:
     """Decide the labels of a stage and which heads start fresh, once its data are open."""
-    if CLASSIFIER not in stage.objective.heads:
+    if (head := label_head(stage.objective.heads)) is None:
         names = list(start.names) if start and start.names else None
+        outputs, carried = (start.outputs, start.head) if start else (None, None)
         several = start is not None and start.multi_label
-        return StageLabels(names, start.outputs if start else None, tuple(stage.fresh), (), several)
+        return StageLabels(names, outputs, tuple(stage.fresh), (), several, carried)
     names = batches.labels
     reports = {name: labels.report_lines(store.meta, training=True) for name, store in batches.stores.items()}
     lines = [f"{name}: {line}" for name, found in reports.items() for line in found]
@@ -106,8 +113,8 @@ def resolve_labels(stage: Stage, start: InitClasses | None, batches: Batches) ->
         kinds = {True: "several labels for a text", False: "one label for each text"}
         was, now = kinds[start.multi_label], kinds[several]
         lines.append(f"stage '{stage.name}': the classifier of {start.where} gives {was}; it is trained on for {now}")
-    fresh = dict.fromkeys([*stage.fresh, *([CLASSIFIER] if why is not None else [])])
-    return StageLabels(names, stage.objective.num_labels, tuple(fresh), tuple(lines), several)
+    fresh = dict.fromkeys([*stage.fresh, *([head] if why is not None else [])])
+    return StageLabels(names, stage.objective.num_labels, tuple(fresh), tuple(lines), several, head)
 
 
 def _why_fresh(count: int, start: InitClasses | None, batches: Batches) -> str | None:

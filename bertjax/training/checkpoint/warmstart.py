@@ -23,7 +23,13 @@ from bertjax.training.checkpoint.stage_files import StageFiles, init_error
 from bertjax.training.program import TrainProgram, peft_options
 from bertjax.training.run_context import RunContext
 from bertjax.training.state import Params
-from bertjax.training.untrained_heads import UntrainedHeads, find_untrained_heads, format_modules, load_untrained_heads
+from bertjax.training.untrained_heads import (
+    UntrainedHeads,
+    find_untrained_heads,
+    format_modules,
+    label_head,
+    load_untrained_heads,
+)
 
 
 class StageInit(NamedTuple):
@@ -205,10 +211,11 @@ def check_shapes(wanted: Mapping[str, Any], loaded: Mapping[str, Any], where: st
         value = loaded.get(path)
         if value is None and not (path.startswith("heads/") or "/adapter/" in path or lora.is_lora(path)):
             raise UserError(f"{where}: has no parameter '{path}'; init_from needs a model of the same family and size")
-        if value is not None and value.shape != start.shape and path.startswith("heads/classifier/"):
+        head = label_head(path.split("/")[1:2])
+        if value is not None and value.shape != start.shape and head is not None:
             raise UserError(
                 f"{where}: its classifier has {value.shape[-1]} outputs, this stage's {start.shape[-1]}; set "
-                f"objective.num_labels={value.shape[-1]}, or stages.{stage}.fresh=[classifier] to start a fresh one"
+                f"objective.num_labels={value.shape[-1]}, or stages.{stage}.fresh=[{head}] to start a fresh one"
             )
         if value is not None and value.shape != start.shape:
             raise UserError(
