@@ -6,6 +6,8 @@ Frozen groups are not inputs of the gradient (a partition, not a mask): no weigh
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
+from itertools import pairwise
 from math import prod
 from typing import Any
 
@@ -121,6 +123,8 @@ def episodes(trainable: Trainable, groups: tuple[str, ...], steps: int) -> tuple
 def _gradual(trainable: Trainable, groups: tuple[str, ...], steps: int) -> tuple[Episode, ...]:
     """Gradual unfreezing (arXiv 1910.10683 section 3.5.1): E episodes with boundaries floor(i * steps / E).
 
+    With `episode_lengths` w they are at floor(steps * sum(w[:i]) / sum(w)).
+
     Episode n trains the top ceil((n+1) * L / E) of the L layers of every stack, with their norms; E is by default the
     depth of the deeper stack. Heads and final norms always train. As in the paper T5's embeddings always train, since
     its output matrix is shared with them; BERT's join in the last episode by default. The paper does not mention the
@@ -129,7 +133,8 @@ def _gradual(trainable: Trainable, groups: tuple[str, ...], steps: int) -> tuple
     """
     stacks = stack_depths(groups)
     deepest = max(stacks.values())
-    count = trainable.episodes or deepest
+    lengths = trainable.episode_lengths or [1.0] * (trainable.episodes or deepest)
+    count = len(lengths)
     if count > deepest:
         raise UserError(f"trainable.episodes: {count} is more than the {deepest} layers there are to unfreeze")
     if count > steps:
@@ -146,10 +151,21 @@ def _gradual(trainable: Trainable, groups: tuple[str, ...], steps: int) -> tuple
         stack, number = layer
         return number >= stacks[stack] + -(n + 1) * stacks[stack] // count
 
+    ends = _boundaries(lengths, steps)
     return tuple(
-        Episode(n * steps // count, (n + 1) * steps // count, tuple(g for g in groups if is_open(g, n)))
-        for n in range(count)
+        Episode(start, stop, tuple(g for g in groups if is_open(g, n)))
+        for n, (start, stop) in enumerate(pairwise(ends))
     )
+
+
+def _boundaries(lengths: Sequence[float], steps: int) -> list[int]:
+    """The first step of each episode, and `steps`. Raises UserError for an episode without a step."""
+    # exact: a float product such as 0.3 * 10 / 3 may be below the whole number that it stands for
+    parts = [Fraction(length).limit_denominator(10**6) for length in lengths]
+    ends = [int(steps * sum(parts[:n]) / sum(parts)) for n in range(len(parts) + 1)]
+    if short := [n for n, (start, stop) in enumerate(pairwise(ends)) if start == stop]:
+        raise UserError(f"trainable.episode_lengths: episode {short[0]} has no step; the stage has {steps} steps")
+    return ends
 
 
 def episode_at(plan: tuple[Episode, ...], step: int) -> int:

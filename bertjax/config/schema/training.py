@@ -351,6 +351,12 @@ class Trainable(Section):
         "heads train too.",
     )
     episodes: Positive | None = Field(None, description="Episodes of `gradual`. Default: one per layer.")
+    episode_lengths: list[PositiveFloat] | None = Field(
+        None,
+        exclude_if=lambda lengths: lengths is None,
+        description="Relative lengths of the episodes of `gradual`: `[1, 1, 8]` trains everything for the last 80 % of "
+        "the steps. Default: equal.",
+    )
     embeddings: Literal["auto", "last", "always", "never"] = Field(
         "auto",
         description="When `gradual` trains the input embeddings. `auto`: last for BERT, always for T5 (tied outputs).",
@@ -398,6 +404,16 @@ class Trainable(Section):
     def lora_scale(self) -> float:
         """The factor of LoRA's updates."""
         return self.lora_alpha / (self.lora_rank**0.5 if self.lora_rslora else self.lora_rank)
+
+    @model_validator(mode="after")
+    def _check_lengths(self) -> "Trainable":
+        if self.episode_lengths is None:
+            return self
+        if self.kind != "gradual":
+            raise ValueError("episode_lengths is for kind: gradual")
+        if self.episodes is not None and self.episodes != len(self.episode_lengths):
+            raise ValueError(f"episode_lengths has {len(self.episode_lengths)} entries for {self.episodes} episodes")
+        return self
 
 
 def expand_trainable(value: Any) -> Any:
