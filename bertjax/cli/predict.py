@@ -204,6 +204,7 @@ def classify(arguments: argparse.Namespace) -> int:
         help="aggregation_strategy of transformers: how labels of pieces become entities (default: first)",
     ),
     _output(".jsonl", ".conll"),
+    cli.BEST,
     _BATCH,
     cli.DEVICE,
     _DTYPE,
