@@ -176,7 +176,7 @@ def test_predictions_take_text_as_it_is(here, capsys, monkeypatch):
     calls = []
     for name in ("fill_mask", "answer", "classify", "embed"):
         monkeypatch.setattr(
-            f"bertjax.tools.predict.{name}", lambda *a: calls.append(a) or [{"value": 2.0, "text": "é"}]
+            f"bertjax.tools.predict.{name}", lambda *a, **_: calls.append(a) or [{"value": 2.0, "text": "é"}]
         )
     assert "é" in said(capsys, ["predict", "fill-mask", ".", "x = [MASK].y=1", "b", "--top-k", "2"], 0)
     (here / "t.txt").write_text("context\n")

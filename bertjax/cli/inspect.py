@@ -98,8 +98,8 @@ def import_folder(arguments: argparse.Namespace) -> int:
 def export(arguments: argparse.Namespace) -> int:
     if arguments.out is None and arguments.push is None:
         raise UserError("OUT: name the folder to write, or a model on the Hub with --push NAME")
-    if arguments.adapter and (arguments.push is not None or arguments.out is None):
-        raise UserError("--adapter writes a folder: name OUT, and leave out --push")
+    if arguments.adapter and arguments.push is not None:
+        raise UserError("--adapter writes a folder: leave out --push")
     _check_push_options(arguments)
     out = None if arguments.out is None else cli.new_dir(arguments.out)
     source = cli.pretrained_model(arguments.checkpoint)
@@ -115,7 +115,7 @@ def export(arguments: argparse.Namespace) -> int:
     from bertjax.tools import convert_hf
     from bertjax.training.untrained_heads import format_modules
 
-    if arguments.adapter:
+    if arguments.adapter and out is not None:
         from bertjax.tools.export_adapter import export_adapter
 
         export_adapter(source, out, arguments.best)

@@ -91,8 +91,8 @@ def _scan_segments(
         if len(numbers) == 1:
             x = step(x, layers[numbers[0]], start)
         elif len(set(numbers)) == 1:  # shared parameters in float32, so that their gradients are summed in float32
-            shared = layers[numbers[0]]
-            x, _ = jax.lax.scan(lambda x, index, layer=shared: (step(x, layer, index), None), x, indices)
+            repeat = partial(_repeat, step, layers[numbers[0]])
+            x, _ = jax.lax.scan(repeat, x, indices)
         else:
             low = [jax.tree_util.tree_map_with_path(lower, layers[number]) for number in numbers]
             stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *low)
@@ -111,3 +111,7 @@ def _scans(lengths: Sequence[int], order: Sequence[int]) -> list[tuple[int, ...]
         found += [tuple(run) for _, run in groupby(segment)] if shared else [segment]
         start += length
     return found
+
+
+def _repeat(step: Callable[..., jax.Array], layer: nnx.Module, x: jax.Array, index: jax.Array) -> tuple:
+    return step(x, layer, index), None

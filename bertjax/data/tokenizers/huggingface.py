@@ -267,6 +267,7 @@ def _set_template(backend: tokenizers.Tokenizer, special: SpecialTokens) -> None
         )
     else:
         cls_id, sep_id = (backend.token_to_id(special.roles[role]) for role in ("cls", "sep"))
+        assert cls_id is not None and sep_id is not None  # `special` names tokens that are there
         backend.post_processor = RowLayout(cls_id, sep_id).template(special)
 
 

@@ -119,11 +119,12 @@ def _in_order(found: Sequence[Words]) -> Words:
 def _score(words: Words, names: Sequence[str], scheme: str | None) -> tuple[dict[str, float], dict[str, Any]]:
     scored = words.gold >= 0
     starts = np.flatnonzero(np.diff(words.sentences[scored], prepend=-1))[1:]
-    parts = []
-    for ids in (words.gold[scored], words.predicted[scored]):
-        parts.append([[names[i] for i in part.tolist()] for part in np.split(ids, starts)])
+    gold, predicted = (
+        [[names[i] for i in part.tolist()] for part in np.split(ids[scored], starts)]
+        for ids in (words.gold, words.predicted)
+    )
     has_entities = scheme is not None or entities.has_entities(names)
-    return entities.entity_scores(*parts, scheme) if has_entities else entities.word_scores(*parts)
+    return entities.entity_scores(gold, predicted, scheme) if has_entities else entities.word_scores(gold, predicted)
 
 
 def _describe(words: Words, sentences: Iterable[Sentence], names: Sequence[str]) -> tuple[str, list[dict[str, Any]]]:

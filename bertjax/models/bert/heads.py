@@ -62,7 +62,7 @@ class Pooler(nnx.Module):
 class Output(Dense):
     """A small output layer, x [B, S, D] -> float32 [B, S, F]."""
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
         kernel = all_gather_fsdp(self.kernel[...].astype(self.compute.dtype), *self.names)
         y = einsum_lowp("bsd,df->bsf", x, kernel, self.compute.platform).astype(jnp.float32)
         return add_bias(y, self.bias[...])

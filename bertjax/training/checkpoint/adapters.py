@@ -178,5 +178,5 @@ def base_meta(
     if start is not None and not start.is_local:
         where = {"path": str(start)}
     where |= {"init_base": str(named.absolute())} if named else {}
-    where |= {"lora_merged": True} if merged else {}
-    return where | {"step": step, "digest": params_digest(frozen)}
+    about: dict[str, Any] = {"lora_merged": True} if merged else {}
+    return where | about | {"step": step, "digest": params_digest(frozen)}

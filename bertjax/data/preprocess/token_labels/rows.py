@@ -41,7 +41,7 @@ class TagContext(NamedTuple):
     dtype: np.dtype
 
 
-def tag_dtype(options: TokenLabels, regression: bool = False) -> np.dtype:
+def tag_dtype(options: TokenLabels) -> np.dtype:
     """One unpacked row. S = sequence_length.
 
     token_labels int32 [S]: ids, IGNORED where there is none; word_ids int32 [S]: the number of the word that begins
@@ -196,7 +196,7 @@ TOKEN_LABELS = PreprocessKind(
     reads="records",
     layout="encoder",
     plan=plan_tags,
-    dtype=tag_dtype,
+    dtype=lambda options, classes: tag_dtype(options),
     uses_classes=True,
     metadata=_metadata,
     report=_report,

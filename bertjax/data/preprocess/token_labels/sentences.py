@@ -120,7 +120,8 @@ def _from_text(where: str, record: Mapping[str, Any], text_field: str, spans_fie
     entities.sort()
     places = split_words(text)
     tags = [OUTSIDE] * len(places)
-    widened, owner = 0, {}
+    widened = 0
+    owner: dict[int, Entity] = {}
     for entity in entities:
         covered = [i for i, (start, end) in enumerate(places) if start < entity.end and end > entity.start]
         if taken := [i for i in covered if i in owner]:

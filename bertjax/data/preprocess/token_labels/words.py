@@ -147,8 +147,8 @@ def windows(sentence: Pieces, room: int, overlap: int) -> list[Window]:
         spans.append((start, stop))
         if stop == total:
             break
-        after = int(bounds[min(np.searchsorted(bounds, stop, side="right"), len(bounds) - 1)])  # of the next word
-        shared = int(bounds[max(np.searchsorted(bounds, stop - overlap, side="right") - 1, 0)])
+        after = int(bounds[min(int(np.searchsorted(bounds, stop, side="right")), len(bounds) - 1)])  # of the next word
+        shared = int(bounds[max(int(np.searchsorted(bounds, stop - overlap, side="right")) - 1, 0)])
         if shared < after - room:  # the next word would not fit
             shared = int(bounds[np.searchsorted(bounds, after - room)])
         start = shared if start < shared <= stop else stop
