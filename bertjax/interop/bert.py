@@ -145,7 +145,9 @@ def _save_folder(
     if "token_classifier" in kind:
         config.pop("problem_type", None)
     config = safetensors_folder.merge_config(imported, config)
-    inputs = ["input_ids", *(["token_type_ids"] if names.token_types else []), "attention_mask"]
+    # without them transformers' tokenizer makes none, and the model takes 0: a single row has no index 1
+    typed = names.token_types and model.type_vocab_size != 1
+    inputs = ["input_ids", *(["token_type_ids"] if typed else []), "attention_mask"]
     files = tokenizer.files({"model_input_names": inputs, "model_max_length": model.max_length})
     weights = _to_tensors(names, params, model, heads)
     safetensors_folder.write_folder(out, weights, config, partial(write, files=files))

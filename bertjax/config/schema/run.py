@@ -287,7 +287,8 @@ class Config(Section):
             self._check_classes(where, stage, task)
             length, longest = task.preprocess.sequence_length, self.model.max_length
             if longest is not None and length > longest:
-                limit = f"model.max_position_embeddings ({longest})"
+                less = " - model.pad_token_id - 1" if hasattr(self.model, "pad_token_id") else ""
+                limit = f"model.max_position_embeddings{less} ({longest})"
                 raise ValueError(f"{where}: sequence_length ({length}) is more than {limit}")
 
     def _find_added_problem(self, trainable: Trainable) -> str | None:

@@ -69,8 +69,9 @@ class Request:
 
     @property
     def machine(self) -> Machine:
-        longest = self.model_fields().get("max_position_embeddings")
-        return Machine(self.device, self.pretrained, longest or 512)
+        fields = self.model_fields()
+        longest = fields.get("max_position_embeddings", 512) - (fields.get("pad_token_id", -1) + 1)
+        return Machine(self.device, self.pretrained, longest)
 
     @property
     def is_local(self) -> bool:
