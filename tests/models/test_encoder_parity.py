@@ -42,8 +42,14 @@ SETTINGS = {
 }  # fmt: skip
 HEADS = ["Model", "ForMaskedLM", "ForQuestionAnswering", "ForSequenceClassification", "ForTokenClassification"]
 MORE = {"Electra": ["ForPreTraining"], "Albert": ["ForPreTraining"]}
-CASES = [(f"{family}{head}", number) for family, settings in SETTINGS.items() for number in range(len(settings))
-         for head in HEADS + MORE.get(family, [])]  # fmt: skip
+# Every head with the usual configuration; with the odd ones two, and the others in the slow tests.
+FEW = ("ForMaskedLM", "ForSequenceClassification")
+CASES = [
+    pytest.param(f"{family}{head}", number, marks=() if number == 0 or head in FEW else pytest.mark.slow)
+    for family, settings in SETTINGS.items()
+    for number in range(len(settings))
+    for head in HEADS + MORE.get(family, [])
+]
 
 
 def torch_model(name: str, number: int):
