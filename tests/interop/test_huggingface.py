@@ -219,7 +219,8 @@ def test_writing_is_the_inverse_of_reading(kind, tmp_path):
 def test_the_tables_are_one_to_one():
     for kind, table in {"bert": bert_names.BERT, "distilbert": bert_names.DISTILBERT}.items():
         model = FAMILIES[kind](type_vocab_size=2 if kind == "bert" else 0)
-        names = [n for theirs in table.tensors(model, tuple(table.heads)).values() for n in theirs]
+        heads = tuple(head for head in table.heads if head != "token_classifier")  # its tensors are those of classifier
+        names = [n for theirs in table.tensors(model, heads).values() for n in theirs]
         assert len(names) == len(set(names))
         assert all(table.normalize(re.sub(r"^(distil)?bert\.", "", name)) == name for name in names)
 
@@ -231,7 +232,7 @@ def test_the_tables_are_one_to_one():
     ("config", "mentions"),
     [
         (BERT | {"auto_map": {"AutoModel": "modeling.My"}}, ("auto_map", "code")),
-        (BERT | {"architectures": ["BertForTokenClassification"]}, ("BertForTokenClassification", "known")),
+        (BERT | {"architectures": ["BertForMultipleChoice"]}, ("BertForMultipleChoice", "known")),
         (BERT | {"architectures": 3}, ("architectures",)),
         (BERT | {"is_decoder": True}, ("is_decoder",)),
     ],
