@@ -219,6 +219,7 @@ def test_an_adapter_folder_has_the_names_of_the_layers(tuned, tmp_path, once):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of transformers and peft
 def test_peft_loads_an_adapter_folder(tuned, tmp_path, once):
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     peft = pytest.importorskip("peft")
