@@ -132,7 +132,9 @@ def init_params(
             f"stage '{stage.name}': init_from: {where}: has no parameter '{missing[0]}', so adapters alone cannot "
             f"stand on it; set stages.{stage.name}.trainable.adapter_only_checkpoints=false"
         )
-    own: dict[str, Any] = {path: x for path, x in raw.items() if lora.is_lora(path) or path in frozen} if merged else frozen
+    own: dict[str, Any] = frozen
+    if merged:
+        own = {path: x for path, x in raw.items() if lora.is_lora(path) or path in frozen}
     base = adapters.base_meta(found, step, files.init_place, own, files.adapter_base, merged=merged > 0)
     return StageInit(params, lines, base, untrained)
 
