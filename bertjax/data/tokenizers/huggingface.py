@@ -15,6 +15,7 @@ from typing import Any
 import tokenizers
 import tokenizers.processors
 
+from bertjax.config.huggingface.fields import families_by_type
 from bertjax.config.schema.data import BpeConfig, SentencePieceConfig, WordPieceConfig
 from bertjax.config.schema.model import FAMILIES
 from bertjax.data.tokenizers import backend_state
@@ -74,7 +75,8 @@ def load(path: Path, options: Mapping[str, Any]) -> tuple[tokenizers.Tokenizer, 
         _reject_placeholder_vocab(found, path, at)
         backend = _backend(found, path)
         family = json_object(folder / "config.json").get("model_type")
-        wanted = FAMILIES[family].tokenizer if family in FAMILIES else None
+        known = families_by_type()
+        wanted = FAMILIES[known[family]].tokenizer if family in known else None
         special = _special_tokens(found, backend, {"cls", "sep"} if wanted == "sentencepiece" else set())
         if wanted == "wordpiece" and special.is_t5:
             missing = next(role for role in ("cls", "sep") if role not in special.roles)
