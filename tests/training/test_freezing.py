@@ -73,6 +73,41 @@ def test_fewer_episodes_open_several_layers(episodes, expected):
     assert [sum(g.startswith("layers/") for g in e.groups) for e in plan] == expected
 
 
+def test_lengths_of_episodes():
+    """`episode_lengths` are shares of the steps; layers are unfrozen as with that number of equal episodes."""
+    plan = gradual(3, 100, episode_lengths=[1, 1, 8])
+    assert [(e.start, e.stop) for e in plan] == [(0, 10), (10, 20), (20, 100)]
+    assert [e.groups for e in plan] == [e.groups for e in gradual(3, 100)]
+    assert gradual(4, 2**18, episode_lengths=[2.5] * 4) == gradual(4, 2**18)
+    # 0.1 + 0.2 is above 0.3 in floating point, and 0.7 * 10 / 1.0 below 7
+    assert [e.stop for e in gradual(2, 10, episode_lengths=[0.7, 0.3])] == [7, 10]
+
+
+@given(
+    st.lists(st.floats(0.01, 100).map(lambda x: round(x, 3)), min_size=1, max_size=6), st.integers(1, 10**6)
+)  # fmt: skip
+def test_lengths_cover_all_steps_or_are_refused(lengths, steps):
+    try:
+        plan = gradual(6, steps, episode_lengths=lengths)
+    except UserError as error:
+        assert "trainable" in str(error) and steps < 10**5 * len(lengths)
+        return
+    assert plan[0].start == 0 and plan[-1].stop == steps
+    assert all(a.stop == b.start and a.start < a.stop for a, b in zip(plan, plan[1:], strict=False))
+    for n, episode in enumerate(plan):
+        assert abs(episode.stop - steps * sum(lengths[: n + 1]) / sum(lengths)) < 1 + 1e-6 * steps
+
+
+def test_lengths_that_do_not_fit():
+    with pytest.raises(UserError, match=r"episode_lengths: episode 0 has no step; the stage has 5 steps"):
+        gradual(2, 5, episode_lengths=[1, 100])
+    with pytest.raises(ValueError, match="2 entries for 3 episodes"):
+        Trainable(kind="gradual", episodes=3, episode_lengths=[1, 2])
+    with pytest.raises(ValueError, match="episode_lengths is for kind: gradual"):
+        Trainable(kind="all", episode_lengths=[1, 2])
+    assert "episode_lengths" not in Trainable(kind="gradual").model_dump()
+
+
 def test_plans_without_episodes():
     assert freezing.episodes(Trainable(kind="all"), groups(3), 9) == (freezing.Episode(0, 9, groups(3)),)
     assert freezing.episodes(Trainable(kind="head"), groups(3), 9) == (freezing.Episode(0, 9, ("heads",)),)
