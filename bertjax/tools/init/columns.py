@@ -13,8 +13,8 @@ LABELS = (
     "topic", "emotion", "is_duplicate", "score", "rating", "stars", "y",
 )  # fmt: skip
 TEXTS = (
-    "text", "sentence", "review", "content", "comment", "comment_text", "tweet", "message", "body", "question", "utterance",
-    "verse", "document", "article", "title", "description",
+    "text", "sentence", "review", "content", "comment", "comment_text", "tweet", "message", "body", "question",
+    "utterance", "verse", "document", "article", "title", "description",
 )  # fmt: skip
 PAIRS = (
     ("sentence1", "sentence2"), ("sentence_1", "sentence_2"), ("sentence_a", "sentence_b"), ("text_a", "text_b"),

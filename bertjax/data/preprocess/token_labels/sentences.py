@@ -171,8 +171,8 @@ def _entity(where: str, text: str, field: str, value: Any) -> Entity:
     if isinstance(said, str) and said.strip() != text[start:end].strip():
         held = escape_unprintable(f"'{said[:40]}', the text has '{text[start:end][:40]}'")
         raise UserError(
-            f"{where}: an entity of '{field}' says {held} at characters {start} to {end}{_utf16_hint(text)}; correct the "
-            "record"
+            f"{where}: an entity of '{field}' says {held} at characters {start} to {end}"
+            f"{_utf16_hint(text)}; correct the record"
         )
     return Entity(start, end, label.strip())
 
