@@ -363,7 +363,7 @@ def test_running_text(here, capsys):
         ("init classify a.tsv text.txt", "a.tsv holds tsv and text.txt text; name files of one kind"),
         ("init classify a.doc", "a.doc: cannot tell its format; known endings:"),
         ("init classify bad.json", "bad.json: not valid JSON"),
-        ("init classify null.jsonl", "null.jsonl: line 2: 'text' is missing, not a text; correct or remove the record"),
+        ("init classify bare.jsonl", "bare.jsonl: line 2: 'text' is missing, not a text; correct or remove the record"),
         ("init qa a.tsv", "a.tsv: no column 'id'; questions need id, question, context and answers"),
         ("init qa text.txt", "text.txt: holds text, not questions"),
         (
@@ -384,7 +384,7 @@ def test_refusals_leave_nothing_behind(here, capsys, line, message):
     (here / "text.txt").write_text("One line.")
     (here / "a.doc").write_text("x")
     (here / "bad.json").write_text("{bad")
-    (here / "null.jsonl").write_text('{"text": "a", "label": 1}\n{"text": null, "label": 0}\n')
+    (here / "bare.jsonl").write_text('{"text": "a", "label": 1}\n{"label": 0}\n')
     (here / "empty.txt").write_text("")
     before = {path.name for path in here.iterdir()}
     error = said(capsys, line, 2)
@@ -421,3 +421,40 @@ def test_sizes_follow_the_machine(monkeypatch):
 
 def test_hashes_do_not_change():
     assert text_hash(" a text\n") == int(hashlib.sha256(b"a text").hexdigest()[:16], 16)
+
+
+def test_rare_labels_ids_and_odd_numbers_of_a_table_with_a_column_per_label(here, capsys):
+    rows = [f"{n:04x}ff,{text},{n % 2}.0,{(n // 2) % 2}.0,{int(n == 1100)}.0" for n, text in enumerate(texts(1200))]
+    (here / "toxic.csv").write_text("\n".join(["id,body_text,toxic,insult,threat", *rows]) + "\n")
+    out = said(capsys, "init classify toxic.csv --pretrained none --device cpu")
+    assert "text 'body_text', label 'toxic, insult, threat': 3 labels" in out and "threat (1)" in out
+    assert load("classify.yaml").stages[0].data.preprocess.label_columns == ["toxic", "insult", "threat"]
+
+
+def test_combinations_of_labels_that_occur_once_are_held_out_too(here, capsys):
+    rng = random.Random(1)
+    rows = [{"text": text, "labels": rng.sample("abcdefghijkl", 5)} for text in texts(200)]
+    (here / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert "held out 20 of 200 records" in said(capsys, "init classify a.jsonl --pretrained none --device cpu")
+
+
+@pytest.mark.parametrize(
+    ("records", "message"),
+    [
+        ([{"labels": [n % 2, 0, 1.0]} for n in range(30)], "line 1: 'labels' holds 0 twice; a list names the labels"),
+        ([{"labels": [float(n == i) for i in range(4)]} for n in range(30)], "line 1: 'labels' holds 0 twice"),
+        (
+            [{"label": "['a', 'b']" if n % 2 else "[]"} for n in range(30)],
+            "holds lists that are written as texts (['a'",
+        ),
+        ([{"label": "x" if n % 2 else 3} for n in range(30)], "line 2: 'label' is a text in some records and a number"),
+        (
+            [{"label": f"c{n}"} for n in range(2000)],
+            "--label: column 'label' has more than 1,000 different values, too",
+        ),
+    ],
+)
+def test_labels_that_would_be_misread_are_refused(here, capsys, records, message):
+    (here / "a.jsonl").write_text("\n".join(json.dumps({"text": f"a text {n}"} | r) for n, r in enumerate(records)))
+    assert message in said(capsys, "init classify a.jsonl --pretrained none --device cpu", 2)
+    assert not (here / "classify.yaml").exists()

@@ -77,3 +77,27 @@ def test_refusals_leave_nothing_behind(here, capsys, line, message):
     error = said(capsys, f"{line} --label ner_tags" if "short" in line else line, 2)
     assert message in error and error.count("\n") == 1
     assert {path.name for path in here.iterdir()} == before
+
+
+def test_columns_that_number_words_are_not_read_as_words(here, capsys):
+    lines = "".join(f"1\t{a}\tNN\tB-PER\n2\tran{i}\tVB\tO\n\n" for i, a in enumerate(NAMES) for _ in range(5))
+    (here / "a.conll").write_text(lines)
+    line = said(capsys, "init tag a.conll --pretrained none", 2)
+    assert "a.conll: the first column has the numbers of words; name all columns: --fields id,tokens,..." in line
+    out = said(capsys, "init tag a.conll --fields id,tokens,pos,ner_tags --pretrained none --device cpu")
+    assert "30 sentences, 60 words, 2 labels: B-PER (30), O (30)" in out
+
+
+def test_examples_that_an_annotator_rejected_are_not_trained_on(here, capsys):
+    records = [
+        {"text": f"Ann ran {n}", "spans": [[0, 3, "PER"]], "answer": "reject" if n == 7 else "accept"} for n in range(9)
+    ]
+    (here / "a.jsonl").write_text("\n".join(map(json.dumps, records)))
+    line = said(capsys, "init tag a.jsonl --pretrained none", 2)
+    assert "a.jsonl: 1 of the first 9 records have the answer 'reject' or 'ignore'; remove those" in line
+
+
+def test_offsets_in_utf16_units_are_named(here, capsys):
+    (here / "a.jsonl").write_text(json.dumps({"text": "\U0001f600 Ann", "spans": [[3, 6, "PER"]]}, ensure_ascii=False))
+    line = said(capsys, "init tag a.jsonl --pretrained none", 2)
+    assert "at characters 3 to 6 of a text of 5;" in line and "an emoji is one, not two as in JavaScript" in line

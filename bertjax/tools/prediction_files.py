@@ -133,13 +133,22 @@ def _write_table(path: Path, file: TextIO, predictions: Iterable[Record]) -> int
     for number, one in enumerate(predictions, 1):
         if writer is None:
             names = list(one)
-            writer = csv.writer(file, delimiter="\t" if path.suffix == ".tsv" else ",", lineterminator="\n")
-            writer.writerow(names)
+            writer = csv.writer(file, lineterminator="\n")
+            if path.suffix == ".tsv":  # nothing is a quote, as such files are read
+                writer = csv.writer(file, delimiter="\t", lineterminator="\n", quoting=csv.QUOTE_NONE, quotechar=None)
+            _write_row(writer, names, path, "the header")
         if len(one) > len(names) or one.keys() - set(names):
             new = min(one.keys() - set(names))
             raise UserError(f"record {number} has a field '{new}' that the first has not; write a .jsonl file instead")
-        writer.writerow([_cell(one.get(name)) for name in names])
+        _write_row(writer, [_cell(one.get(name)) for name in names], path, f"record {number}")
     return number
+
+
+def _write_row(writer: Any, cells: list[Any], path: Path, what: str) -> None:
+    broken = path.suffix == ".tsv" and any(isinstance(cell, str) and set(cell) & set("\t\r\n") for cell in cells)
+    if broken:
+        raise UserError(f"{path}: {what} has a tab or a line end in a field; write a .csv or .jsonl file instead")
+    writer.writerow(cells)
 
 
 def _cell(value: Any) -> Any:

@@ -79,9 +79,11 @@ STRICT = {"IOB2": "BI", "IOE2": "IE", "IOBES": "BIES", "BILOU": "BILU", None: "B
 @settings(max_examples=40, deadline=None)
 def test_scores_are_those_of_seqeval(scheme, data):
     metrics, schemes = pytest.importorskip("seqeval.metrics"), pytest.importorskip("seqeval.scheme")
-    gold = data.draw(st.lists(tags(STRICT[scheme]), min_size=1, max_size=4))
     some = st.sampled_from(["O", *(f"{p}-{t}" for p in STRICT[scheme] for t in TYPES)])
-    guess = [[data.draw(st.just(tag) | some) for tag in sentence] for sentence in gold]
+    word = st.tuples(some, st.none() | some)  # the label, another prediction
+    sentences = data.draw(st.lists(st.lists(word, min_size=1, max_size=9), min_size=1, max_size=4))
+    gold = [[tag for tag, _ in sentence] for sentence in sentences]
+    guess = [[other or tag for tag, other in sentence] for sentence in sentences]
     mode = {"mode": "strict", "scheme": getattr(schemes, scheme)} if scheme else {}
     scores, _ = entity_scores(gold, guess, scheme)
     expected = [getattr(metrics, f"{name}_score")(gold, guess, zero_division=0, **mode) for name in SCORES[:3]]

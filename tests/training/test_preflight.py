@@ -146,7 +146,8 @@ def test_a_stage_that_starts_from_another_classifier_does_not_know_its_labels_ye
     config = load(folder / "run.yaml", ["stages.cls.init_from=previous"])
     stages = run_stages(config, folder)
     _, classes = preflight.find_data_problems(stages, set())
-    assert classes["cls"].names == ("a", "b") and preflight.maybe_fresh(stages[1].stage, classes) == ("classifier",)
+    assert classes["cls"].names == ("a", "b")
+    assert preflight.maybe_fresh(stages[1].stage, classes) == ("classifier", "token_classifier")
 
 
 def test_shapes_of_initial_weights(folder, whole):

@@ -20,6 +20,7 @@ from bertjax.objectives import registry as objectives
 from bertjax.report.page import write_report
 from bertjax.training import loop
 from bertjax.training.checkpoint.reader import CheckpointReader
+from bertjax.training.preflight import find_score_problems
 
 NAMES, CITIES = "anna bob clara dan eve".split(), "paris london rome oslo".split()
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *NAMES, *CITIES, "met", "in", "new", ".", "smi", "##th"]
@@ -174,3 +175,25 @@ def test_the_loss_is_that_of_torch():
     expected = torch.nn.functional.cross_entropy(logits.reshape(-1, 5), torch.tensor(labels[:2]).reshape(-1))
     assert float(objective.total_loss(terms, divisors)) == pytest.approx(float(expected), rel=1e-5)
     assert float(terms["tag"].weight) == (labels[:2] >= 0).sum() == float(divisors["tag"])
+
+
+@pytest.mark.parametrize(
+    ("labels", "problems"),
+    [
+        (
+            ["DET", "NOUN"],
+            ["run.checkpoint.keep_best: evaluation 'dev' gives no score 'f1'; its scores are dev/accuracy"],
+        ),
+        (["O", "B-PER"], []),
+        (None, []),
+    ],
+)
+def test_parts_of_speech_have_no_f1_to_keep_the_best_of(labels, problems):
+    words = {"kind": "token_labels", "sequence_length": 12} | ({"labels": labels} if labels else {})
+    data = {"source": {"kind": "conll", "files": ["dev.conll"]}, "preprocess": words}
+    evaluation = {"kind": "token_classification", "name": "dev", "data": data}
+    config = build({
+        "model": SIZES, "run": {"name": "r", "checkpoint": {"keep_best": "dev/f1"}},
+        "stages": [stage("words", "token_classification", data, objective={"num_labels": 2}, evaluate=[evaluation])],
+    })  # fmt: skip
+    assert list(find_score_problems(config)) == problems

@@ -148,14 +148,25 @@ def with_label_lists(located: Iterable[LocatedRecord], options: Classify) -> Ite
                 )
             if isinstance(one, float) and (not isfinite(one) or one != int(one)):
                 raise UserError(f"{where}: '{options.label}' holds {one}, which is no label; correct the record")
+        if (twice := _repeated_id(value or ())) is not None:
+            raise UserError(
+                f"{where}: '{options.label}' holds {twice} twice; a list names the labels that the text has, each "
+                "once, and is no vector of 0 and 1: write their names or ids, or a column of 0 and 1 for each label"
+            )
         yield where, {**record, options.label: None if value is None else list(value)}
+
+
+def _repeated_id(labels: Sequence[Any]) -> LabelKey:
+    """The first number that is in a list more than once, as in `[0, 1, 0, 0]`, a 0 or 1 for each label."""
+    ids = [label_key(label) for label in labels]
+    return next((key for key in ids if isinstance(key, int) and ids.count(key) > 1), None)
 
 
 def _labels_of_columns(where: str, record: Mapping[str, Any], columns: Sequence[str]) -> list[str] | None:
     if missing := [name for name in columns if name not in record]:
         there = ", ".join(record)[:120]
         raise UserError(f"{where}: label column '{missing[0]}' is missing; it has: {there}; name the right columns")
-    values = {name: _indicator(record[name]) for name in columns}
+    values = {name: indicator(record[name]) for name in columns}
     if all(value is None for value in values.values()):
         return None
     for name, value in values.items():
@@ -164,7 +175,7 @@ def _labels_of_columns(where: str, record: Mapping[str, Any], columns: Sequence[
     return [name for name, value in values.items() if value]
 
 
-def _indicator(value: Any) -> float | None:
+def indicator(value: Any) -> float | None:
     """0 or 1; None for a value that is hidden (-1, null or empty), another number for all others."""
     if isinstance(value, str):
         words = {"": -1, "false": 0, "true": 1}

@@ -117,6 +117,12 @@ def tsv_rows(path: Path, fields: Sequence[str] | None = None, skip_lines: int = 
     return _named(path, rows, fields)
 
 
+def find_delimiter(path: Path) -> str:
+    """The most common of `,`, `;`, tab and `|` in the first line of a CSV file."""
+    header = next((line for _, line in read_lines(path)), "")
+    return max(",;\t|", key=header.count)
+
+
 def csv_rows(
     path: Path, fields: Sequence[str] | None = None, skip_lines: int = 0, delimiter: str = ","
 ) -> LocatedRecords:
@@ -220,7 +226,7 @@ def read_by_suffix(path: Path) -> LocatedRecords | None:
     """The records of a file by the end of its name, None for an unknown one."""
     suffix = content_suffix(path)
     readers = {
-        ".json": json_auto, ".jsonl": json_lines, ".csv": csv_rows, ".tsv": tsv_rows, ".parquet": parquet_rows,
-        ".txt": text_lines,
+        ".json": json_auto, ".jsonl": json_lines, ".tsv": tsv_rows, ".parquet": parquet_rows, ".txt": text_lines,
+        ".csv": lambda path: csv_rows(path, delimiter=find_delimiter(path)),
     }  # fmt: skip
     return readers[suffix](path) if suffix in readers else None  # type: ignore[operator]

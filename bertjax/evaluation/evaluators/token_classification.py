@@ -163,7 +163,8 @@ def _lower(
 
 
 def _scores(config: TokenClassificationEvaluation, stage: Stage) -> tuple[str, ...] | None:
-    return entities.SCORES  # a set of labels without entities has the last one alone
+    named = config.data.preprocess.labels  # without them a set of labels may prove to have the accuracy alone
+    return entities.SCORES if not named or entities.has_entities(named) else entities.SCORES[-1:]
 
 
 TOKEN_CLASSIFICATION = EvaluationKind(build=token_evaluator, lower=_lower, scores=_scores)

@@ -151,8 +151,8 @@ def _several_labels(data: Data, texts: Sequence[str], options: dict[str, Any], s
 
     def examples() -> Examples:
         for record, found, labels in read():
-            if labels is not None:
-                yield record, "\n".join(found), ", ".join(labels)
+            if labels is not None:  # split by the rarest label: most combinations of labels may occur once
+                yield record, "\n".join(found), min(labels, key=lambda label: (counts[label], label), default="")
 
     objective = {"num_labels": number, "problem_type": "multi_label_classification"}
     return Found(preprocess, objective, survey, what, shown, hidden, balance), examples

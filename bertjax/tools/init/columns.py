@@ -13,8 +13,8 @@ LABELS = (
     "topic", "emotion", "is_duplicate", "score", "rating", "stars", "y",
 )  # fmt: skip
 TEXTS = (
-    "text", "sentence", "review", "content", "comment", "tweet", "message", "body", "question", "utterance", "verse",
-    "document", "article", "title", "description",
+    "text", "sentence", "review", "content", "comment", "comment_text", "tweet", "message", "body", "question",
+    "utterance", "verse", "document", "article", "title", "description",
 )  # fmt: skip
 PAIRS = (
     ("sentence1", "sentence2"), ("sentence_1", "sentence_2"), ("sentence_a", "sentence_b"), ("text_a", "text_b"),
@@ -97,8 +97,9 @@ def choose_texts(sample: Records, label: str, text: str | None, pair: str | None
         return found
     if found_text := _by_name([{name: "" for name in texts}], TEXTS):
         return found_text, None
-    if len(texts) == 1:
-        return texts[0], None
+    running = [name for name in texts if _has_spaces(sample, name)] or texts  # the others may be ids
+    if len(running) == 1:
+        return running[0], None
     names = _shown(texts or column_names(sample))
     raise UserError(f"--text: name the column of the text (and --pair for a second one); the columns are: {names}")
 
@@ -147,6 +148,10 @@ def _pair_by_name(names: Sequence[str], wanted: Sequence[tuple[str, str]]) -> tu
 
 def _values(sample: Records, name: str) -> set[Any]:
     return {value for record in sample if isinstance(value := record.get(name), str | int | float | bool)}
+
+
+def _has_spaces(sample: Records, name: str) -> bool:
+    return any(len(value.split()) > 1 for record in sample if isinstance(value := record.get(name), str))
 
 
 def _is_number(text: str) -> bool:

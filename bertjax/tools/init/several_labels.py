@@ -6,16 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from bertjax.config.schema.data import Classify
-from bertjax.data.preprocess.label_survey import label_field, with_label_lists, with_label_names
+from bertjax.data.preprocess.label_survey import indicator, label_field, with_label_lists, with_label_names
 from bertjax.data.sources.class_names import are_integers, names_from_source
 from bertjax.data.sources.records import read_located
-from bertjax.errors import UserError
+from bertjax.errors import UserError, escape_unprintable
 from bertjax.tools.init import columns
 from bertjax.tools.init.source import Data
 from bertjax.tools.init.survey import MAX_LABELS
 
 DELIMITERS = ("|", ";", ",")
-_BINARY = {0, 1, "0", "1"}
 Labelled = tuple[dict[str, Any], list[str], list[str] | None]  # a record, its texts, its labels (None: hidden)
 
 
@@ -30,15 +29,21 @@ def find_several(sample: columns.Records, label: str | None) -> dict[str, Any] |
     try:
         column = columns.choose_label(sample, label)
     except UserError:
-        binary = [name for name in columns.column_names(sample) if _is_binary([one.get(name) for one in sample])]
-        if label is None and len(binary) > 1:
+        binary = _binary_columns(sample) if label is None else []
+        if binary:
             return {"label_columns": binary}
         column = next((name for name in columns.column_names(sample) if _holds_lists(sample, name)), "")
         if label is not None or not column:
             return None
     if _holds_lists(sample, column):
         return {"label": column}
-    delimiter = find_delimiter([value for one in sample if isinstance(value := one.get(column), str)])
+    values = [value for one in sample if isinstance(value := one.get(column), str)]
+    if (shown := _written_list(values)) is not None:
+        raise UserError(
+            f"--label: column '{column}' holds lists that are written as texts ({shown}); write JSON lines with real "
+            "lists, or the labels alone with | between them"
+        )
+    delimiter = find_delimiter(values)
     return None if delimiter is None else {"label": column, "label_delimiter": delimiter}
 
 
@@ -56,15 +61,30 @@ def find_delimiter(values: Sequence[str]) -> str | None:
     return None
 
 
-def _is_binary(values: Sequence[Any]) -> bool:
-    cleaned = {value.strip() if isinstance(value, str) else value for value in values if not isinstance(value, list)}
-    return len(cleaned) > 1 and cleaned <= _BINARY and not any(isinstance(value, list) for value in values)
+def _binary_columns(sample: columns.Records) -> list[str]:
+    """The columns of 0 and 1, if two or more have both. With them those of 0 alone: labels that are rare."""
+    found: dict[str, set[float | None]] = {}
+    for name in columns.column_names(sample):
+        values = [one.get(name) for one in sample]
+        if not any(isinstance(value, list | dict) for value in values):
+            found[name] = {indicator(value) for value in values} - {None}
+    if sum(values == {0, 1} for values in found.values()) < 2:
+        return []
+    return [name for name, values in found.items() if values in ({0, 1}, {0})]
+
+
+def _written_list(values: Sequence[str]) -> str | None:
+    """The first of values such as `['a', 'b']`, as pandas writes lists into CSV files; None for others."""
+    cells = [cell for value in values if (cell := value.strip())]
+    if not cells or not all(cell[0] == "[" and cell[-1] == "]" for cell in cells):
+        return None
+    return escape_unprintable(next((cell for cell in cells if len(cell) > 2), cells[0]))[:60]
 
 
 def _holds_lists(sample: columns.Records, name: str) -> bool:
     values = [value for one in sample if (value := one.get(name)) is not None]
     return bool(values) and all(
-        isinstance(value, list) and all(isinstance(one, str | int) for one in value) for value in values
+        isinstance(value, list) and all(isinstance(one, str | int | float) for one in value) for value in values
     )
 
 

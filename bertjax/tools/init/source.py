@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from bertjax.config.schema.sources import SOURCES
+from bertjax.data.sources.record_files import find_delimiter
 from bertjax.data.sources.records import read_located
 from bertjax.data.sources.registry import record_of
 from bertjax.errors import UserError, escape_unprintable
@@ -79,7 +80,7 @@ def open_files(
         (one, a), (other, b) = list(kinds.items())[:2]
         raise UserError(f"{a} holds {one} and {b} {other}; name files of one kind")
     keys: dict[str, Any] = {"kind": next(iter(kinds)), "files": list(files)}
-    if keys["kind"] == "csv" and (delimiter := _delimiter(paths[0])) != ",":
+    if keys["kind"] == "csv" and (delimiter := find_delimiter(paths[0])) != ",":
         keys["delimiter"] = delimiter
     if fields is not None:
         if keys["kind"] not in ("csv", "tsv", "conll"):
@@ -119,12 +120,6 @@ def _kind_of_json(path: Path) -> str:
     raise UserError(
         f"{path}: expected a list of objects, an object a line, or SQuAD's format (data > paragraphs > qas)"
     )
-
-
-def _delimiter(path: Path) -> str:
-    """The most common of `,`, `;`, tab and `|` in the first line."""
-    header = next((line for _, line in read_lines(path)), "")
-    return max(",;\t|", key=header.count)
 
 
 def find_layout(paths: Sequence[Path]) -> str:

@@ -65,6 +65,7 @@ def record_reader(
     """
 
     def read() -> Iterator[tuple[dict[str, Any], list[str], str]]:
+        kinds: set[bool] = set()  # whether labels are texts
         (skipped if skipped is not None else []).clear()
         for where, record in read_located(data.section, base):
             found = [record.get(name) for name in texts]
@@ -77,6 +78,12 @@ def record_reader(
             value = record.get(label) if label else None
             if not isinstance(value, str | int | float | None) or value in (math.inf, -math.inf):
                 raise UserError(f"{where}: label '{label}' is {_brief(value)}; a text or a number is needed")
+            if value not in (None, "", -1) and value == value and not isinstance(value, bool):
+                kinds.add(isinstance(value, str))
+            if len(kinds) > 1:
+                raise UserError(
+                    f"{where}: '{label}' is a text in some records and a number in others; write all in one form"
+                )
             yield record, found, "" if value is None or value != value else str(value).strip()  # type: ignore[misc]
 
     return read
@@ -112,10 +119,10 @@ def choose_labels(survey: Survey, data: Data, base: Path, column: str) -> Labels
         only = f"only one value: {next(iter(names.values()))[:40]!r}" if names else "no values"
         raise UserError(f"--label: column '{column}' has {only}; name the column of the labels")
     if len(names) > min(MAX_LABELS, max(20, survey.count // 2)):
-        raise UserError(
-            f"--label: column '{column}' has {len(names):,} different values in {survey.count:,} records, too many for "
-            "labels; name the column of the labels"
-        )
+        counted = f"{len(names):,} different values in {survey.count:,} records"
+        if len(names) > MAX_LABELS:  # `survey_records` stops there
+            counted = f"more than {MAX_LABELS:,} different values"
+        raise UserError(f"--label: column '{column}' has {counted}, too many for labels; name the column of the labels")
     return Labels(len(names), tuple(sorted(names.values())))
 
 

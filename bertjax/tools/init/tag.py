@@ -26,7 +26,9 @@ def tag(request: Request) -> Result:
     data, machine = request.open(), request.machine
     if data.holds != "records":
         raise UserError(f"{data.described}: labels of words need a CoNLL file or records; name one of those")
-    fields = _choose_fields(sample_records(data, BASE), request.text, request.label)
+    sample = sample_records(data, BASE)
+    fields = _choose_fields(sample, request.text, request.label)
+    _check_sample(data, sample, fields)
     options = TokenLabels(**fields)
     task = Task(source=[data.section], preprocess=options)
     names_of, given, given_by = source_names(task, BASE)
@@ -83,6 +85,24 @@ def tag(request: Request) -> Result:
     )
 
 
+def _check_sample(data: Data, sample: Records, fields: dict[str, str]) -> None:
+    """Raise UserError for words that are numbers of words, and for examples that an annotator did not accept."""
+    words = [record[fields["tokens"]] for record in sample] if "tokens" in fields else []
+    if data.keys["kind"] == "conll" and any(len(one) > 1 for one in words) and all(map(_is_numbered, words)):
+        raise UserError(
+            f"{data.described}: the first column has the numbers of words; name all columns: --fields id,tokens,..."
+        )
+    if refused := sum(record.get("answer") in ("reject", "ignore") for record in sample):
+        raise UserError(
+            f"{data.described}: {refused:,} of the first {len(sample):,} records have the answer 'reject' or 'ignore'; "
+            "remove those that were not accepted"
+        )
+
+
+def _is_numbered(words: Any) -> bool:
+    return list(words) in ([str(i) for i in range(start, start + len(words))] for start in (0, 1))
+
+
 def _examples(data: Data, options: TokenLabels) -> Iterator[tuple[dict[str, Any], str, str]]:
     """(record, its text, "") to split by."""
     for _, record in read_located(data.section, BASE):
@@ -127,6 +147,9 @@ def _fits(sample: Records, words: str, name: str) -> bool:
 def _counts(found: Any, names: Sequence[str] | None) -> str:
     """`9 labels: O (1,234), B-PER (56), ...`, the most frequent ones."""
     by_count = sorted(found.occurrences.items(), key=lambda one: -one[1][0])
-    shown = [f"{escape_unprintable(str(key))[:30]} ({count:,})" for key, (count, _) in by_count[:SHOWN]]
+    shown = [
+        f"{escape_unprintable('no label' if key is None else str(key))[:30]} ({count:,})"
+        for key, (count, _) in by_count[:SHOWN]
+    ]
     more = ", ..." if len(by_count) > SHOWN else ""
     return f"{len(names) if names else len(by_count)} labels: {', '.join(shown)}{more}"

@@ -165,15 +165,25 @@ def _entity(where: str, text: str, field: str, value: Any) -> Entity:
     if not 0 <= start < end <= len(text):
         raise UserError(
             f"{where}: an entity of '{field}' is at characters {start} to {end} of a text of {len(text)}; start counts "
-            "from 0 and end is exclusive; correct the record"
+            f"from 0 and end is exclusive{_utf16_hint(text)}; correct the record"
         )
     said = value.get("text") if isinstance(value, Mapping) else None
     if isinstance(said, str) and said.strip() != text[start:end].strip():
         held = escape_unprintable(f"'{said[:40]}', the text has '{text[start:end][:40]}'")
         raise UserError(
-            f"{where}: an entity of '{field}' says {held} at characters {start} to {end}; correct the record"
+            f"{where}: an entity of '{field}' says {held} at characters {start} to {end}"
+            f"{_utf16_hint(text)}; correct the record"
         )
     return Entity(start, end, label.strip())
+
+
+def _utf16_hint(text: str) -> str:
+    """What may be wrong with offsets into a text with characters of two UTF-16 units, such as emoji."""
+    return (
+        " (characters are code points: an emoji is one, not two as in JavaScript)"
+        if max(text, default="") > "\uffff"
+        else ""
+    )
 
 
 class TagSurvey(NamedTuple):
