@@ -17,12 +17,15 @@ from bertjax.training.checkpoint import fits
 def pick_fit(restored: RestoredCheckpoint, settings: SquadEvaluation) -> tuple[str, Mapping[str, Any]] | None:
     """(name, fit) of the evaluation that `settings` take theirs from, else of the first one that the step keeps.
 
+    An evaluation that could not sweep a threshold yields to one that did, unless `settings` name it or exclude one.
     Raises UserError for one whose values are not those that an evaluation writes.
     """
     needed = {"null_threshold", "calibration", "data"}
     kept = {name: fit for name, fit in restored.fitted.items() if fit["kind"] == settings.kind and needed <= fit.keys()}
-    name = settings.threshold_from or settings.name
-    name = name if name in kept else next(iter(kept), "")
+    swept = [] if settings.version_2 is False else [x for x, fit in kept.items() if fit["null_threshold"] is not None]
+    own = settings.threshold_from or settings.name
+    first = [own] if settings.threshold_from or own in swept else [*swept, own]
+    name = next((name for name in [*first, *kept] if name in kept), "")
     if not name:
         return None
     if not _is_valid(kept[name]):
@@ -72,7 +75,9 @@ def null_threshold(restored: RestoredCheckpoint, settings: SquadEvaluation) -> t
     if isinstance(settings.null_threshold, float):
         return settings.null_threshold, False
     found = pick_fit(restored, settings)
-    if found is None or found[1]["null_threshold"] is None or _is_overridden(restored, settings):
+    if found is None or found[1]["null_threshold"] is None or settings.version_2 is False:
+        return settings.null_score_diff_threshold, False
+    if _is_overridden(restored, settings):
         return settings.null_score_diff_threshold, False
     return float(found[1]["null_threshold"]), True
 
