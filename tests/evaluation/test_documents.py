@@ -150,7 +150,7 @@ def test_many_questions_in_parts_are_the_same_as_alone(answerer, here, monkeypat
 def test_cut_questions_are_counted_as_questions(answerer, capsys):
     """Not once for each passage."""
     answerer.from_documents(["where " * 100 + "is the dog?", "Where is the cat?"], Path("docs"), top_passages=3)
-    assert "note: 1 of 2 questions cut at max_query_length" in capsys.readouterr().err
+    assert "note: 1 questions cut at max_query_length 12 (first: where where" in capsys.readouterr().err
 
 
 def test_the_index_is_kept_until_files_change(answerer, here, monkeypatch, tmp_path):

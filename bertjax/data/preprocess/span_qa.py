@@ -124,7 +124,8 @@ def evaluation_features(
     names = [e.question if by_text else e.id for e in examples]
     cut = [name for name, item in zip(names, prepared, strict=True) if len(item.question) > len(item.query)]
     if cut:
-        share = f"{len(set(cut))} of {len(set(names))} questions cut"
+        of = "" if by_text else f" of {len(names)}"  # others may be in another call
+        share = f"{len(set(cut))}{of} questions cut"
         first = escape_unprintable(" ".join(cut[0].split())[:60])
         reporter.say(f"note: {share} at max_query_length {span_qa.max_query_length} (first: {first})")
     total, length = sum(len(p.windows) for p in prepared), span_qa.sequence_length
