@@ -126,7 +126,7 @@ def _check_predictions_dir(folder: Path, chosen: Sequence[Any], path: str) -> No
         raise UserError(
             f"{folder}: --predictions-dir is for one evaluation, but there are {', '.join(squads)}; give --name"
         )
-    check_writable(folder)
+    check_writable(folder, "--predictions-dir")
 
 
 def _write_official_files(record: EvaluationRecord, folder: Path) -> None:
