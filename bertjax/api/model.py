@@ -225,7 +225,7 @@ class Model:
         5) have a "source": {"file", "line" in .jsonl, "start", "end", "passage", "passage_start", "bm25"}. The index is
         kept until the files change or others are named.
         """
-        asked = _as_list(questions)
+        asked = _as_list(questions, "questions")
         if documents is not None:
             if contexts is not None:
                 raise UserError("answer: give either contexts or documents")
@@ -238,7 +238,7 @@ class Model:
             return found[0] if isinstance(questions, str) else found
         if contexts is None:
             raise UserError("answer: give the contexts of the questions, or documents")
-        given = _as_list(contexts)
+        given = _as_list(contexts, "contexts")
         if isinstance(contexts, str):
             given = given * len(asked)
         elif isinstance(questions, str):
@@ -392,10 +392,10 @@ class Model:
         return LayerReader(self.restored, self.batch_size)
 
 
-def _as_list(texts: Texts) -> list[str]:
+def _as_list(texts: Texts, name: str = "texts") -> list[str]:
     if isinstance(texts, str):
         return [texts]
-    return check_texts("texts", texts)
+    return check_texts(name, texts)
 
 
 def _one_or_all(found: list[T], texts: Texts) -> Any:

@@ -4,7 +4,7 @@ import argparse
 import json
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -195,15 +195,29 @@ def config_or_model(target: str) -> str | Path:
     return shipped or pretrained_model(target)
 
 
-def output_path(path: str | None) -> Path | None:
-    """A file to write. Raises UserError, before any work, where its folder does not exist."""
+def output_path(path: str | None, inputs: Sequence[Path | None] = (), beside: Sequence[str] = ()) -> Path | None:
+    """A file to write, and files `beside` it of the same name with these suffixes.
+
+    Raises UserError, before any work, where its folder does not exist, or where one of them is a file that the command
+    reads, which would be lost.
+    """
     if path is None:
         return None
     out = local_path(path)
     existing_path(str(out.parent))
     if out.is_dir():
         raise UserError(f"{path[:200]!a}: is a folder; name a file")
+    for written in [out.with_suffix(suffix) for suffix in beside] or [out]:
+        if any(one is not None and _is_same_file(one, written) for one in inputs):
+            raise UserError(f"{str(written)[:200]!a}: is read by this command and would be overwritten; name another")
     return out
+
+
+def _is_same_file(one: Path, other: Path) -> bool:
+    try:
+        return one.is_file() and one.samefile(other)
+    except OSError:  # there is none yet
+        return False
 
 
 def new_dir(path: str) -> Path:

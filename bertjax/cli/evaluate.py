@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from bertjax.cli import arguments as cli
+from bertjax.errors import UserError
 from bertjax.storage.locations import local_path
 
 
@@ -110,7 +111,8 @@ def qa_report(arguments: argparse.Namespace) -> int:
     named = {"extractive": arguments.extractive, "context": arguments.context, "closed_book": arguments.closed_book}
     runs = {way: cli.existing_path(run) for way, run in named.items() if run}
     data = cli.existing_path(arguments.data) if arguments.data else None
-    output = cli.output_path(arguments.output) or Path("qa-report.html")
+    output = cli.output_path(arguments.output or "qa-report.html", [data], (".html", ".json"))
+    assert output is not None
     cli.require_device(arguments)
     from bertjax.tools import qa_report
 
@@ -143,7 +145,7 @@ def qa_report(arguments: argparse.Namespace) -> int:
 def compare_predictions(arguments: argparse.Namespace) -> int:
     a, b = cli.existing_path(arguments.a), cli.existing_path(arguments.b)
     data = cli.existing_path(arguments.data) if arguments.data else None
-    output = cli.output_path(arguments.output)
+    output = cli.output_path(arguments.output, [a, b, data], (".html", ".json"))
     from bertjax.tools.compare_predictions import command
 
     names = {"name": arguments.name, "label": arguments.label}
@@ -165,7 +167,7 @@ def compare_predictions(arguments: argparse.Namespace) -> int:
         help="JSON: question id -> no-answer probability, or the null odds",
     ),
     cli.option(
-        "--na-prob-thresh", metavar="X", type=cli.finite_float, default=1.0,
+        "--na-prob-thresh", metavar="X", type=cli.finite_float,
         help="answer nothing where FILE has more than X (default: 1)",
     ),
     cli.option("--output", "--out-file", metavar="FILE", dest="output", help="write JSON to FILE"),
@@ -178,11 +180,14 @@ def compare_predictions(arguments: argparse.Namespace) -> int:
 def score_squad(arguments: argparse.Namespace) -> int:
     gold, predictions = cli.existing_path(arguments.gold), cli.existing_path(arguments.predictions)
     na_prob_file = cli.existing_path(arguments.na_prob_file) if arguments.na_prob_file else None
-    output = cli.output_path(arguments.output)
+    output = cli.output_path(arguments.output, [gold, predictions, na_prob_file])
+    if arguments.na_prob_thresh is not None and na_prob_file is None:
+        raise UserError("bertjax score squad: --na-prob-thresh needs --null-odds")
     from bertjax.evaluation.metrics.squad import score_command
     from bertjax.storage.atomic import write_json_atomic
 
-    scores = score_command(gold, predictions, na_prob_file, arguments.na_prob_thresh)
+    threshold = 1.0 if arguments.na_prob_thresh is None else arguments.na_prob_thresh
+    scores = score_command(gold, predictions, na_prob_file, threshold)
     if not output:
         return cli.print_result(scores)
     write_json_atomic(output, scores, indent=2)

@@ -40,6 +40,7 @@ def _output(*suffixes: str) -> cli.Option:
     _COLUMN,
     cli.option("--top-k", type=cli.positive_int, default=5, help="number of tokens for each [MASK] (default: 5)"),
     _output(".jsonl"),
+    cli.BEST,
     _BATCH,
     cli.DEVICE,
     _DTYPE,
@@ -94,6 +95,7 @@ def fill_mask(arguments: argparse.Namespace) -> int:
         "--output", metavar="FILE", help="write the predictions to a .jsonl, .csv or .tsv file, or to a .json file "
         "in SQuAD's form, {id: answer}",
     ),
+    cli.BEST,
     _BATCH,
     cli.DEVICE,
     _DTYPE,
@@ -236,6 +238,7 @@ def tag(arguments: argparse.Namespace) -> int:
     cli.option("--no-normalize", action="store_true", help="keep the lengths of the vectors (default: length 1)"),
     cli.option("--max-tokens", metavar="N", type=cli.positive_int, help="cut longer texts (default: at the model's)"),
     _output(".npy", ".jsonl"),
+    cli.BEST,
     _BATCH,
     cli.DEVICE,
     _DTYPE,
@@ -304,15 +307,16 @@ def generate(arguments: argparse.Namespace) -> int:
 
 def _request(name: str, arguments: argparse.Namespace, suffixes: tuple[str, ...]) -> "Request":
     """Check the paths and the device of a command, in this order, before anything is loaded."""
-    output = cli.output_path(arguments.output)
-    if output is not None and output.suffix not in suffixes:
-        ends = " or ".join(filter(None, [", ".join(suffixes[:-1]), suffixes[-1]]))
-        raise UserError(f"{output}: the name of --output must end with {ends}")
     file = None
     if arguments.file is not None:
         file = cli.existing_path(arguments.file)
         if file.is_dir():
             raise UserError(f"{file}: is a folder; name a file")
+    documents = getattr(arguments, "documents", None)
+    output = cli.output_path(arguments.output, [file, None if documents is None else local_path(documents)])
+    if output is not None and output.suffix not in suffixes:
+        ends = " or ".join(filter(None, [", ".join(suffixes[:-1]), suffixes[-1]]))
+        raise UserError(f"{output}: the name of --output must end with {ends}")
     texts = getattr(arguments, "text", [])
     if texts and file is not None:
         raise UserError(f"bertjax predict {name}: give either TEXT or --file")

@@ -1,24 +1,69 @@
 """The null threshold and the calibration that a checkpoint keeps, for predictions and for evaluations on other data."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from bertjax.config.schema.evaluation import SquadEvaluation
-from bertjax.errors import StorageError, UserError
+from bertjax.errors import StorageError, UserError, escape_unprintable
+from bertjax.evaluation.metrics.calibration import Calibration
 from bertjax.evaluation.restore import RestoredCheckpoint
 from bertjax.progress import reporter
 from bertjax.training.checkpoint import fits
 
 
 def pick_fit(restored: RestoredCheckpoint, settings: SquadEvaluation) -> tuple[str, Mapping[str, Any]] | None:
-    """(name, fit) of the evaluation that `settings` take theirs from, else of the first one that the step keeps."""
+    """(name, fit) of the evaluation that `settings` take theirs from, else of the first one that the step keeps.
+
+    An evaluation that could not sweep a threshold yields to one that did, unless `settings` name it or exclude one.
+    Raises UserError for one whose values are not those that an evaluation writes.
+    """
     needed = {"null_threshold", "calibration", "data"}
     kept = {name: fit for name, fit in restored.fitted.items() if fit["kind"] == settings.kind and needed <= fit.keys()}
-    name = settings.threshold_from or settings.name
-    name = name if name in kept else next(iter(kept), "")
-    return (name, kept[name]) if name else None
+    swept = [] if settings.version_2 is False else [x for x, fit in kept.items() if fit["null_threshold"] is not None]
+    own = settings.threshold_from or settings.name
+    first = [own] if settings.threshold_from or own in swept else [*swept, own]
+    name = next((name for name in [*first, *kept] if name in kept), "")
+    if not name:
+        return None
+    if not _is_valid(kept[name]):
+        where = restored.where if restored.folder is None else fits.fits_file(restored.folder)
+        raise UserError(
+            f"{where}: the values of '{escape_unprintable(name)[:60]}' are damaged; copy the file again, or delete it "
+            "(bertjax evaluate --keep-threshold can make it again)"
+        )
+    return name, kept[name]
+
+
+def _is_valid(fit: Mapping[str, Any]) -> bool:
+    """Whether the threshold and the calibration of a fit can be used, as `answer_fit.fit_answers` makes them."""
+    threshold, calibration = fit["null_threshold"], fit["calibration"]
+    if threshold is not None and not _is_number(threshold):
+        return False
+    if calibration is None:
+        return True
+    if not isinstance(calibration, Mapping) or not calibration.keys() >= {*Calibration._fields, "n_best", "with_null"}:
+        return False
+    n_best = calibration["n_best"]
+    return (
+        _is_number(calibration["temperature"]) and calibration["temperature"] > 0
+        and _is_number(calibration["null_bias"]) and isinstance(calibration["with_null"], bool)
+        and isinstance(n_best, int) and not isinstance(n_best, bool) and n_best > 0
+    )  # fmt: skip
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def describe_fits(fitted: fits.Fits) -> str:
+    """What is in the fits: null thresholds, calibrations or both."""
+    names = {"null_threshold": "null threshold", "calibration": "calibration"}
+    return " and ".join(
+        words for key, words in names.items() if any(fit.get(key) is not None for fit in fitted.values())
+    )
 
 
 def null_threshold(restored: RestoredCheckpoint, settings: SquadEvaluation) -> tuple[float, bool]:
@@ -30,7 +75,9 @@ def null_threshold(restored: RestoredCheckpoint, settings: SquadEvaluation) -> t
     if isinstance(settings.null_threshold, float):
         return settings.null_threshold, False
     found = pick_fit(restored, settings)
-    if found is None or found[1]["null_threshold"] is None or _is_overridden(restored, settings):
+    if found is None or found[1]["null_threshold"] is None or settings.version_2 is False:
+        return settings.null_score_diff_threshold, False
+    if _is_overridden(restored, settings):
         return settings.null_score_diff_threshold, False
     return float(found[1]["null_threshold"]), True
 
@@ -98,5 +145,5 @@ def write_export(folder: Path, fitted: fits.Fits) -> None:
     if fitted:
         path = fits.write_fits(folder, fitted)
         reporter.say(
-            f"{path}: null threshold and calibration of {', '.join(fitted)}, which bertjax reads with the folder"
+            f"{path}: {describe_fits(fitted) or 'fits'} of {', '.join(fitted)}, which bertjax reads with the folder"
         )

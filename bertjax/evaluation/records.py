@@ -123,14 +123,14 @@ def output_paths(output: Path, names: list[str]) -> dict[str, tuple[Path, str]]:
     return {name: (output.parent, output.stem) for name in names}
 
 
-def check_writable(folder: Path) -> None:
-    """Creates the folder. Raises UserError when it cannot be created or written."""
+def check_writable(folder: Path, option: str = "--output") -> None:
+    """Creates the folder, which `option` names. Raises UserError when it cannot be created or written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error.strerror}); name a folder with --output") from None
+        raise UserError(f"{folder}: cannot be written ({error.strerror}); name a folder with {option}") from None
 
 
 def is_writable(folder: Path) -> bool:

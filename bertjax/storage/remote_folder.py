@@ -39,9 +39,17 @@ def fetch(url: str, *, weights: bool) -> Path:
     copy = home / root.name
     with staging.exclusive_lock(_made(home) / "lock"):
         _copy(root, copy, wanted, home / _RECORD)
+        if weights:
+            _remove_deleted(copy, wanted, home / _RECORD)
         if step is not None and step != ".":
             _remove_other_steps(copy / step)
     return copy
+
+
+def _remove_deleted(copy: Path, wanted: list[str], record: Path) -> None:
+    """Remove what was copied earlier and is no longer in the store, such as a kept threshold."""
+    for name in _read_record(record).keys() - set(wanted):
+        (copy / name).unlink(missing_ok=True)
 
 
 def _remove_other_steps(step: Path) -> None:

@@ -24,7 +24,7 @@ def read_questions(path: Path, with_context: bool, identified: bool) -> Iterable
     """
     fields = ["question", "context"] if with_context else ["question"]
     located = read_unanswered(path) if _is_squad(path) else None
-    records = files.read_records(path, fields, located=located, identified=identified)
+    records = files.read_records(path, fields, located=located, identified=identified, filled=True)
     return records if with_context else _without_contexts(records, path)
 
 

@@ -112,12 +112,13 @@ def _export_hugging_face(place: Pretrained, out: Path) -> list[str]:
     """Write a Hugging Face model again, as bertjax reads it."""
     model = hf_model.open_model(place)
     config, tokenizer = model.ctx.config.model, model.ctx.tokenizer
+    kept = fits.read_fits(place.path)
     try:
         hf_folder.save_folder(
             out, model.arrays, config, model.heads, tokenizer=tokenizer, labels=model.labels, imported=model.files,
             multi_label=model.program.is_multi_label,
         )  # fmt: skip
-        fitted.write_export(Path(out), fits.read_fits(place.path))
+        fitted.write_export(Path(out), kept)
     except OSError as error:
         raise StorageError(f"{out}: could not be written: {error.strerror}") from error
     return []
@@ -148,14 +149,14 @@ def _export_checkpoint(source: Path, out: Path, name: str, license: str | None, 
     about = {"tokenizer": tokenizer, "imported": meta.get("hugging_face")}
     about["labels"] = labels if labels and len(labels) == meta["num_labels"] else None
     about["multi_label"] = run_context.is_multi_label(meta)
+    kept = fits.read_fits(checkpoints.step_path(meta["step"]), meta["step"]) if "qa" in heads else {}
     try:
         with reporter.task(f"writing {out} ({size(sum(array.nbytes for array in arrays.values()))} of weights)"):
             hf_folder.save_folder(out, arrays, config.model, heads, **about)
             if meta["stage_name"] != hf_model.STAGE or meta["step"]:  # others were trained elsewhere
                 card = _card(checkpoints, arrays, name, about["labels"], license)
                 atomic.write_text_atomic(out / hub_upload.CARD, card)
-        if "qa" in heads:
-            fitted.write_export(Path(out), fits.read_fits(checkpoints.step_path(meta["step"]), meta["step"]))
+        fitted.write_export(Path(out), kept)
     except OSError as error:
         raise StorageError(f"{out}: could not be written: {error.strerror}") from error
     return [path for path in every if path not in own]

@@ -10,7 +10,7 @@ from bertjax.config.schema.evaluation import SquadEvaluation
 from bertjax.errors import StorageError, UserError
 from bertjax.evaluation.evaluators.build import build_evaluators
 from bertjax.evaluation.evaluators.heldout import open_records, with_writable_cache
-from bertjax.evaluation.fitted import keep_fits, use_kept_thresholds
+from bertjax.evaluation.fitted import describe_fits, keep_fits, use_kept_thresholds
 from bertjax.evaluation.records import EvaluationRecord, check_writable, describe_fit
 from bertjax.evaluation.restore import RestoredCheckpoint, restore
 from bertjax.progress import reporter
@@ -98,10 +98,10 @@ def _report_fit(restored: RestoredCheckpoint, evaluator: Evaluator, record: Eval
         if keep:
             reporter.say(f"{name}: nothing to keep: no unanswerable questions, and too few for a calibration")
     elif keep:
-        reporter.say(f"{name}: null threshold and calibration kept in {keep_fits(restored, {name: fit})}")
+        reporter.say(f"{name}: {describe_fits({name: fit})} kept in {keep_fits(restored, {name: fit})}")
     elif restored.fitted.get(name, {}).get("data") != fit["data"]:  # of a run that an earlier version has trained
         try:
-            reporter.say(f"{name}: null threshold and calibration kept in {keep_fits(restored, {name: fit})}")
+            reporter.say(f"{name}: {describe_fits({name: fit})} kept in {keep_fits(restored, {name: fit})}")
         except StorageError as error:  # scores of a read-only run may be written elsewhere
             reporter.say(f"note: {error}")
 
@@ -126,7 +126,7 @@ def _check_predictions_dir(folder: Path, chosen: Sequence[Any], path: str) -> No
         raise UserError(
             f"{folder}: --predictions-dir is for one evaluation, but there are {', '.join(squads)}; give --name"
         )
-    check_writable(folder)
+    check_writable(folder, "--predictions-dir")
 
 
 def _write_official_files(record: EvaluationRecord, folder: Path) -> None:
@@ -143,3 +143,6 @@ def _write_official_files(record: EvaluationRecord, folder: Path) -> None:
             raise StorageError(f"{folder / name}: cannot be written: {error.strerror}") from error
         written.append(name)
     reporter.say(f"{folder}: {', '.join(written)}")
+    for name in OFFICIAL_FILES.values():
+        if name not in written and (folder / name).is_file():
+            reporter.say(f"note: {folder / name} is there already and is of another evaluation")

@@ -20,13 +20,14 @@ Record = dict[str, Any]
 
 
 def read_records(
-    path: Path, fields: Sequence[str], hint: str = "", located: LocatedRecords | None = None, identified: bool = False
-) -> Iterator[Record]:
+    path: Path, fields: Sequence[str], hint: str = "", located: LocatedRecords | None = None, identified: bool = False,
+    filled: bool = False,
+) -> Iterator[Record]:  # fmt: skip
     """The records of a file, each with a text in all `fields`; a .txt file has one text a line, the first field.
 
     `located`: the records where the file is not read by its suffix. `identified`: each needs an `id` of its own.
-    Raises UserError, at once for a file that cannot be read or is empty, later for a line with a field that is missing
-    or no text; `hint` says how to name another field.
+    `filled`: no text may be empty. Raises UserError, at once for a file that cannot be read or is empty, later for a
+    line with a field that is missing or no text; `hint` says how to name another field.
     """
     located = read_by_suffix(path) if located is None else located
     if located is None:
@@ -46,6 +47,8 @@ def read_records(
             for field in fields:
                 if not isinstance(record.get(field), str):
                     raise UserError(_field_error(where, field, record, hint))
+                if filled and not record[field].strip():
+                    raise UserError(f"{where}: the {field} is empty; give a {field} of at least one word")
             if identified:
                 _check_id(where, record, seen)
             yield record

@@ -1,9 +1,11 @@
 """Null thresholds and calibrated confidences: how they are fitted, kept with a checkpoint, and used."""
 
 import json
+import math
 import random
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -18,6 +20,7 @@ from bertjax.config.loading.load import load
 from bertjax.config.schema.evaluation import SquadEvaluation
 from bertjax.data.sources.squad import Example
 from bertjax.errors import UserError
+from bertjax.evaluation import fitted
 from bertjax.evaluation.evaluators.build import build_evaluators
 from bertjax.evaluation.inference import answer_fit
 from bertjax.evaluation.metrics import calibration, squad
@@ -157,6 +160,63 @@ def test_the_file_of_another_step_and_a_damaged_one_are_refused(tmp_path):
     (tmp_path / "fitted.json").write_text('{"a": ')
     with pytest.raises(UserError, match="fitted.json: damaged; copy it again, or delete it"):
         fits.read_fits(tmp_path)
+
+
+def test_what_json_cannot_hold_is_damaged_and_not_written(tmp_path):
+    """An infinite threshold, of logits that overflow."""
+    (tmp_path / "fitted.json").write_text('{"a": {"kind": "squad", "step": 3, "null_threshold": -Infinity}}')
+    with pytest.raises(UserError, match="fitted.json: damaged"):
+        fits.read_fits(tmp_path, 3)
+    examples = [Example("a", "q?", "c", [], True), Example("b", "q?", "c", [("c", 0)])]
+    entries = {
+        "a": [{"text": "c", "start_logit": 1.0, "end_logit": 0.0}],
+        "b": [{"text": "c", "start_logit": 1.0, "end_logit": 0.0}],
+    }
+    made = answer_fit.fit_answers(examples, {"a": "c", "b": "c"}, entries, {"a": -math.inf, "b": -math.inf}, 20)
+    assert made["null_threshold"] is None and made["best_f1"] is None
+
+
+FIT = {"kind": "squad", "step": 0, "data": "d", "null_threshold": 1.5, "calibration": None}
+CALIBRATION = {"temperature": 2.0, "null_bias": 0.5, "n_best": 20, "with_null": True}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"null_threshold": "1.5"}, {"null_threshold": True}, {"calibration": []}, {"calibration": {"temperature": 2.0}},
+        {"calibration": CALIBRATION | {"temperature": 0}}, {"calibration": CALIBRATION | {"temperature": "2"}},
+        {"calibration": CALIBRATION | {"null_bias": None}}, {"calibration": CALIBRATION | {"n_best": 2.5}},
+        {"calibration": CALIBRATION | {"with_null": 1}},
+    ],
+)  # fmt: skip
+def test_values_that_no_evaluation_writes_are_refused(wrong):
+    def picked(fit):
+        restored = SimpleNamespace(fitted={"dev": fit}, where="runs/x", folder=None)
+        return fitted.pick_fit(restored, settings_of(name="dev"))
+
+    assert picked(FIT | {"calibration": CALIBRATION}) is not None
+    with pytest.raises(UserError, match="^runs/x: the values of 'dev' are damaged; copy the file again, or delete it"):
+        picked(FIT | wrong)
+
+
+def settings_of(**options) -> SquadEvaluation:
+    return SquadEvaluation(data={"source": [{"kind": "stdlib_qa"}], "preprocess": {"kind": "span_qa"}}, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"name": "v1"}, "v2"),  # v1 could not sweep a threshold
+        ({"name": "v2"}, "v2"),
+        ({"name": "squad"}, "v2"),
+        ({"name": "v1", "version_2": False}, "v1"),
+        ({"name": "v2", "threshold_from": "v1"}, "v1"),
+    ],
+)
+def test_the_threshold_of_several_evaluations_is_that_of_one_with_unanswerable_questions(options, name):
+    kept = {"v1": FIT | {"null_threshold": None}, "v2": FIT}
+    found = fitted.pick_fit(SimpleNamespace(fitted=kept, where="", folder=None), settings_of(**options))
+    assert found == (name, kept[name])
 
 
 @pytest.mark.parametrize(

@@ -185,6 +185,17 @@ def test_the_command_prints_and_writes(files, capsys):
     assert {"scores", "counts", "tests", "question", "title", "won", "lost"} <= set(page.sections)
 
 
+def test_answers_of_several_lines_and_control_characters_stay_in_their_line(files, capsys):
+    a, asked = json.loads(Path("a.json").read_text()), questions(files)
+    key = next(q["id"] for q in asked if q["answers"])
+    right = next(q["answers"][0]["text"] for q in asked if q["id"] == key)
+    Path("c.json").write_text(json.dumps(a | {key: "wrong\nin two \x1b[31mlines"}))
+    Path("d.json").write_text(json.dumps(a | {key: right}))
+    assert main(["compare-predictions", "c.json", "d.json", "--data", "dev.json"]) == 0
+    out = capsys.readouterr().out
+    assert f"gold: {right}" in out and f"| A: wrong in two \\x1b[31mlines | B: {right}" in out and "\x1b" not in out
+
+
 def test_predictions_are_found_in_runs_records_and_files_of_predict(files, capsys):
     a = guesses(files, 1)
     folder = Path("run/evaluations/00-qa")
@@ -214,6 +225,7 @@ def test_predictions_are_found_in_runs_records_and_files_of_predict(files, capsy
         ("{\n]", "bad.json: line 2: not JSON"),
         ('{"z": "x"}', "bad.json: has an answer to no question of dev.json"),
         ('{"step": 1, "scores": {}}', "bad.json: is the record of an evaluation without predictions"),
+        ('{"q1": "\\ud800"}', "bad.json: 'q1' holds a lone surrogate"),
     ],
 )
 def test_files_that_cannot_be_compared(files, capsys, content, message):
@@ -221,6 +233,16 @@ def test_files_that_cannot_be_compared(files, capsys, content, message):
     assert main(["compare-predictions", "a.json", "bad.json", "--data", "dev.json", "--output", "p.html"]) == 2
     said = capsys.readouterr().err
     assert said.startswith(message) and said.count("\n") == 1 and not Path("p.html").exists()
+
+
+@pytest.mark.parametrize("output", ["b.html", "a.json", "dev.html"])
+def test_no_file_that_is_read_is_overwritten(files, capsys, output):
+    """A page called b.html has b.json beside it."""
+    before = {path: path.read_bytes() for path in Path().iterdir()}
+    assert main(["compare-predictions", "a.json", "b.json", "--data", "dev.json", "--output", output]) == 2
+    said = capsys.readouterr().err
+    assert said == f"'{Path(output).stem}.json': is read by this command and would be overwritten; name another\n"
+    assert {path: path.read_bytes() for path in Path().iterdir()} == before
 
 
 # ---- labels ---------------------------------------------------------------------------------------------------------

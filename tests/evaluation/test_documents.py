@@ -147,6 +147,12 @@ def test_many_questions_in_parts_are_the_same_as_alone(answerer, here, monkeypat
         assert one["reason"] == "no document has a word of the question"
 
 
+def test_cut_questions_are_counted_as_questions(answerer, capsys):
+    """Not once for each passage."""
+    answerer.from_documents(["where " * 100 + "is the dog?", "Where is the cat?"], Path("docs"), top_passages=3)
+    assert "note: 1 questions cut at max_query_length 12 (first: where where" in capsys.readouterr().err
+
+
 def test_the_index_is_kept_until_files_change(answerer, here, monkeypatch, tmp_path):
     built = []
     make = indexes._build
@@ -244,6 +250,9 @@ def test_a_squad_file_is_answered_in_its_order(here, tmp_path, capsys):
         ("q.json", '{"data": [{"paragraphs": [{"context": "c", "qas": [{"id": 1}]}]}]}', "a.json",
          "q.json: data[0].paragraphs[0].qas[0]: 'question' is missing"),
         ("q.json", '{"data": [\n{]}', "a.json", "q.json: line 2: not JSON"),
+        ("q.jsonl", '{"question": "q", "context": "c"}\n{"question": " ", "context": "c"}\n', "a.jsonl",
+         "q.jsonl: line 2: the question is empty"),
+        ("q.jsonl", '{"question": "q", "context": "c"}\n', "q.jsonl", "q.jsonl': is read by this command"),
         ("q.csv", "id,question\n1,q\n", "a.jsonl", "q.csv: line 2: no field 'context'"),
         ("q.txt", "q\n", "a.jsonl", "q.txt: a line has one text, 'question' and 'context' are needed"),
         ("q.jsonl", '{"question": "q", "context": "c"}\n', "a.txt", "a.txt: the name of --output must end with"),

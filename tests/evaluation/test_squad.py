@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bertjax.cli.main import main
 from bertjax.config.schema.sources import SquadFiles
 from bertjax.data.sources.squad import Example, read_squad
 from bertjax.errors import UserError
@@ -147,6 +148,17 @@ def test_score_command(files, tmp_path, capsys):
     packed.write_bytes(gzip.compress(gold.read_bytes()))
     assert squad.score_command(str(packed), str(predictions), str(odds), case["na_prob_thresh"]) == scores
     json.dumps(scores, allow_nan=False)
+
+
+def test_scores_do_not_replace_the_files_they_are_of(files, capsys):
+    gold, predictions = map(str, files(gold=TINY, predictions={"a": "x"}))
+    for name in (gold, predictions):
+        before = Path(name).read_bytes()
+        assert main(["score", "squad", gold, predictions, "--out-file", name]) == 2
+        assert capsys.readouterr().err == f"'{name}': is read by this command and would be overwritten; name another\n"
+        assert Path(name).read_bytes() == before
+    assert main(["score", "squad", gold, predictions, "--na-prob-thresh", "0.5"]) == 2
+    assert capsys.readouterr().err == "bertjax score squad: --na-prob-thresh needs --null-odds\n"
 
 
 def test_score_command_counts_missing_predictions_on_stderr(files, capsys):

@@ -166,6 +166,10 @@ def test_a_folder_in_a_bucket_is_copied_once_and_again_when_it_changes(bucket):
     assert (locate("gs://bucket/hf").path / "model.safetensors").stat().st_ino == first
     (bucket / "hf" / "model.safetensors").write_text("WEIGHTS")
     assert (locate("gs://bucket/hf").path / "model.safetensors").read_text() == "WEIGHTS"
+    (bucket / "hf" / model_hub.FITTED).write_text("{}")
+    assert (locate("gs://bucket/hf").path / model_hub.FITTED).is_file()
+    (bucket / "hf" / model_hub.FITTED).unlink()  # a threshold that is no longer wanted
+    assert {p.name for p in locate("gs://bucket/hf").path.iterdir()} == {*SMALL, "model.safetensors"}
     (bucket.parent / "FAULT").write_text("unreachable")
     with pytest.raises(StorageError, match=r"^gs://bucket/hf: cannot be reached"):
         locate("gs://bucket/hf")
@@ -189,6 +193,12 @@ def test_of_a_run_in_a_bucket_the_newest_step_is_copied(bucket):
     assert [p.name for p in step.parent.iterdir()] == ["10"] and not (small / "checkpoints" / "00-a").exists()
     stage = locate("gs://bucket/run/checkpoints/00-a").path
     assert (stage / "9" / "state" / "d" / "0").is_file()
+    (bucket / "run" / "checkpoints" / "01-b" / "10" / "fitted.json").write_text("{}")
+    locate("gs://bucket/run")
+    assert (step / "fitted.json").is_file()
+    (bucket / "run" / "checkpoints" / "01-b" / "10" / "fitted.json").unlink()
+    locate("gs://bucket/run")
+    assert not (step / "fitted.json").exists() and (step / "state" / "d" / "0").is_file()
     (bucket / "run" / "checkpoints" / "01-b" / "10").rename(bucket / "run" / "checkpoints" / "01-b" / "20")
     locate("gs://bucket/run")
     assert [p.name for p in step.parent.iterdir()] == ["20"]

@@ -24,7 +24,7 @@ from bertjax.data.sources.registry import describe_source
 from bertjax.data.sources.squad import Example, read_squad, stream_squad
 from bertjax.data.store import row_format
 from bertjax.data.tokenizers.load import Tokenizer
-from bertjax.errors import UserError
+from bertjax.errors import UserError, escape_unprintable
 from bertjax.progress import reporter
 
 __all__ = ["Example", "Features", "evaluation_features", "read_squad", "row_dtype", "training_features"]
@@ -107,9 +107,12 @@ def qa_blocks(context: tuple[Tokenizer, SpanQa], examples: Sequence[Example]) ->
     }
 
 
-def evaluation_features(examples: Sequence[Example], tokenizer: Tokenizer, span_qa: SpanQa) -> Features:
-    """Every window of every example, with what turns logits [N, S] back into text; logs the number of cut questions.
+def evaluation_features(
+    examples: Sequence[Example], tokenizer: Tokenizer, span_qa: SpanQa, by_text: bool = False
+) -> Features:
+    """Every window of every example, with what turns logits [N, S] back into text; says how many questions are cut.
 
+    by_text: the ids of the examples are not those of the user, who knows a question by its text.
     Raises UserError if a question leaves no room for its document, or two questions have one id.
     """
     seen: set[str] = set()
@@ -118,10 +121,13 @@ def evaluation_features(examples: Sequence[Example], tokenizer: Tokenizer, span_
             raise UserError(f"question '{example.id}' is there twice; answers are identified by id: remove one")
         seen.add(example.id)
     prepared = list(_tokenize_examples(examples, tokenizer, span_qa))
-    cut = [e.id for e, item in zip(examples, prepared, strict=True) if len(item.question) > len(item.query)]
+    names = [e.question if by_text else e.id for e in examples]
+    cut = [name for name, item in zip(names, prepared, strict=True) if len(item.question) > len(item.query)]
     if cut:
-        share = f"{len(cut)} of {len(examples)} questions cut"
-        reporter.say(f"note: {share} at max_query_length {span_qa.max_query_length} (first: {cut[0]})")
+        of = "" if by_text else f" of {len(names)}"  # others may be in another call
+        share = f"{len(set(cut))}{of} questions cut"
+        first = escape_unprintable(" ".join(cut[0].split())[:60])
+        reporter.say(f"note: {share} at max_query_length {span_qa.max_query_length} (first: {first})")
     total, length = sum(len(p.windows) for p in prepared), span_qa.sequence_length
     names = ("input_ids", "token_type_ids", "segment_ids", "positions")
     inputs = {name: np.zeros((total, length), np.int32) for name in names}

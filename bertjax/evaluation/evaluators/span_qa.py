@@ -150,6 +150,10 @@ def make_answer_fn(
     def answer(params: Params) -> Answers:
         reporter.expect(len(features.inputs["input_ids"]), "windows")
         start, end = compute_span_logits(logits, params, features, program, size)
+        if bad := int((~(np.isfinite(start) & np.isfinite(end))).any(axis=1).sum()):
+            reporter.say(
+                f"note: the scores of {bad:,} of {len(start):,} windows are NaN or infinite: the answers are arbitrary"
+            )
         return predict_answers(
             examples, features, start, end, n_best=settings.n_best, max_answer_length=settings.max_answer_length,
             null_score_diff_threshold=math.inf, version_2=version_2,

@@ -6,6 +6,7 @@ A fit is a JSON object: the `step` that was scored, the number of `questions`, t
 "no answer" was among them, `with_null`.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -30,6 +31,8 @@ def fit_answers(
     threshold, best_f1 = None, None
     if null_odds is not None and unanswerable:
         threshold, best_f1 = squad.find_null_threshold(examples, answers, null_odds)
+        if not math.isfinite(threshold):  # that of logits that overflow
+            threshold, best_f1 = None, None
     right = np.array([_is_right(example, answers[example.id]) for example in examples])
     null_is_right = np.array([null_odds is not None and not example.answers for example in examples])
     found = calibrations.fit(

@@ -8,7 +8,7 @@ import numpy as np
 from bertjax.config.schema.data import SpanQa
 from bertjax.config.schema.evaluation import SquadEvaluation
 from bertjax.data.preprocess.span_qa import Example, Features, evaluation_features
-from bertjax.errors import UserError
+from bertjax.errors import UserError, escape_unprintable
 from bertjax.evaluation import fitted
 from bertjax.evaluation.evaluators import span_qa
 from bertjax.evaluation.inference.answer_fit import calibrated
@@ -81,13 +81,18 @@ class Answerer(Predictor):
         found: list[Answer] = []
         with reporter.ensure_task("answering", len(asked), "questions"):
             for part in parts_of(asked, windows.sequence_length):
-                features = evaluation_features(part, self.tokenizer, windows)
+                features = evaluation_features(part, self.tokenizer, windows, by_text=True)
                 start, end = self.span_logits(features)
                 _, nbest, odds = predict_answers(
                     part, features, start, end, n_best=settings.n_best, max_answer_length=settings.max_answer_length,
                     null_score_diff_threshold=rule.threshold, version_2=rule.version_2,
                 )  # fmt: skip
                 for one in part:
+                    if not any(entry["text"] for entry in nbest[one.id]):
+                        of = f" of '{escape_unprintable(one.question[:60])}'" if len(asked) > 1 else ""
+                        raise UserError(
+                            f"the tokenizer finds no token in the context{of}; give a context of at least one word"
+                        )
                     picked = select_answer(nbest[one.id], odds.get(one.id), rule)
                     found.append({"question": one.question, **picked})  # type: ignore[typeddict-item]
                 reporter.advance(len(part), "questions")
@@ -124,11 +129,17 @@ class Answerer(Predictor):
         return settings.model_copy(update={"n_best": candidates}), windows
 
     def span_logits(self, features: Features) -> tuple[np.ndarray, np.ndarray]:
-        """Start and end logits of all windows, float32 [N, S]."""
+        """Start and end logits of all windows, float32 [N, S]. Raises UserError where they are not finite."""
         on_cpu = self.restored.program.compute.platform == "cpu"
         most = self.batch_size or (WINDOWS_PER_CPU_BATCH if on_cpu else WINDOWS_PER_BATCH)
         size = round_up_batch(min(most, 1 << (len(features) - 1).bit_length()), self.restored.program)
-        return span_qa.compute_span_logits(self._logits, self.params, features, self.restored.program, size)
+        start, end = span_qa.compute_span_logits(self._logits, self.params, features, self.restored.program, size)
+        if not (np.isfinite(start).all() and np.isfinite(end).all()):
+            raise UserError(
+                f"{self.restored.where}: its scores are NaN or infinite, so it has no answers; take a step before the "
+                "training diverged"
+            )
+        return start, end
 
     def _examples(self, questions: list[str], contexts: list[str]) -> list[Example]:
         if len(questions) != len(contexts):
@@ -180,8 +191,6 @@ def select_answer(entries: list[dict[str, Any]], odds: float | None, rule: Rule)
     candidates: list[AnswerCandidate] = [
         {"text": e["text"], "probability": e["probability"]} for e in entries if e["text"]
     ]  # fmt: skip
-    if not candidates:
-        raise UserError("the tokenizer finds no token in the context; give a context of at least one word")
     best, probability = candidates[0]["text"], candidates[0]["probability"]
     right = null_right = None
     if rule.calibration is not None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from bertjax.errors import UserError
+from bertjax.errors import UserError, escape_unprintable
 from bertjax.evaluation.metrics.paired import SAMPLES, mcnemar, paired_bootstrap
 from bertjax.report.pages.predictions import TITLES, predictions_page
 from bertjax.storage import atomic
@@ -169,10 +169,15 @@ def format_text(report: Mapping[str, Any]) -> str:
         if report["examples"][name]:
             lines += ["", f"{title}:"]
             for one in report["examples"][name][:3]:
-                gold = " / ".join(one["gold"][:3]) or "(no answer)"
-                lines.append(f"  {' '.join(one['text'].split())[:100]}")
-                lines.append(f"    gold: {gold[:80]} | A: {one['a'][:60] or '(none)'} | B: {one['b'][:60] or '(none)'}")
+                gold = _line(" / ".join(one["gold"][:3]), 80) or "(no answer)"
+                a, b = (_line(one[side], 60) or "(none)" for side in "ab")
+                lines += [f"  {_line(one['text'], 100)}", f"    gold: {gold} | A: {a} | B: {b}"]
     return "\n".join(lines)
+
+
+def _line(text: str, most: int) -> str:
+    """The first characters of a text in one line of a terminal."""
+    return escape_unprintable(" ".join(text.split())[:most])
 
 
 def _metrics(report: Mapping[str, Any]) -> list[str]:
@@ -208,5 +213,5 @@ def _table(kind: str, rows: Sequence[Mapping[str, Any]], metrics: Sequence[str])
     for row in shown:
         values = "".join(f"{row[side][metric]:>11.2f}" for metric in metrics for side in "ab")
         counted = "".join(f"{row[name]:>7,}" for name in ("won", "lost", "tied"))
-        lines.append(f"{row['name'][:27]:<28}{row['questions']:>7,}{values}{counted}")
+        lines.append(f"{_line(row['name'], 27):<28}{row['questions']:>7,}{values}{counted}")
     return lines

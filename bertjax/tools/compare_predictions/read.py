@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bertjax.data.sources.record_files import read_by_suffix
+from bertjax.data.sources.record_files import check_characters, read_by_suffix
 from bertjax.errors import UserError, escape_unprintable
 from bertjax.evaluation.records import OTHER_DIR
 from bertjax.storage.files import content_suffix, read_text
@@ -71,6 +71,7 @@ def _from_object(path: Path, content: Any) -> dict[str, str]:
                 "write {id: answer}"
             )  # fmt: skip
             raise UserError(f"{path}: '{escape_unprintable(key)[:60]}': a string is needed, not {kind}; {hint}")
+    check_characters(content, str(path))
     return content
 
 

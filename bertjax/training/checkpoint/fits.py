@@ -30,16 +30,21 @@ def read_fits(folder: Path, step: int | None = None) -> dict[str, dict[str, Any]
     """
     path = fits_file(folder)
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         found = None
     if not isinstance(found, dict) or not all(isinstance(fit, dict) and "kind" in fit for fit in found.values()):
         raise UserError(f"{path}: damaged; copy it again, or delete it (bertjax evaluate can make it again)")
     if other := [fit["step"] for fit in found.values() if step is not None and fit.get("step") != step]:
         raise UserError(f"{path}: is of step {other[0]}, not of step {step}; delete it")
     return found
+
+
+def _refuse(name: str) -> None:
+    """NaN and Infinity, which no fit holds."""
+    raise ValueError(name)
 
 
 def write_fits(folder: Path, fits: Fits) -> Path:
