@@ -12,6 +12,11 @@ from bertjax.data.jobs import text_counts
 from bertjax.data.pipeline.prepare import prepare
 
 
+def test_a_share_that_is_not_zero_is_not_called_zero():
+    shares = [text_counts.share(part, 10_000) for part in (1, 4, 5, 14, 10_000)]
+    assert shares == ["less than 0.1%", "less than 0.1%", "0.1%", "0.1%", "100.0%"]
+
+
 def test_pairs_cut_and_pieces_unknown_are_counted(tmp_path: Path):
     """Rows of 8: [CLS] a [SEP] b [SEP] leaves 5 pieces for a pair; the second has 1 + 8, one of them unknown."""
     lines = [{"a": WORDS[0], "b": " ".join(WORDS[:4]), "label": 0}]

@@ -199,6 +199,10 @@ def test_questions_and_answers_in_files(here, tmp_path, capsys):
     assert all(text_at(line["source"]) == line["answer"] and len(line["candidates"]) <= 2 for line in lines)
     said = capsys.readouterr().err
     assert "note: docs: 13 documents, 13 passages\n" in said
+    (tmp_path / "one.txt").write_text("The dog is here.\n")
+    one = ["predict", "answer", "runs/tiny", "--question", "dog?", "--documents", str(tmp_path / "one.txt")]
+    assert main(one) == 0
+    assert f"note: {tmp_path / 'one.txt'}: 1 document, 1 passage\n" in capsys.readouterr().err
     assert main([*where, str(tmp_path / "q.csv"), "--output", str(tmp_path / "a.csv")]) == 0
     with (tmp_path / "a.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))

@@ -51,17 +51,18 @@ def report_lines(name: str, counts: TextCounts | None, options: Any) -> list[str
             named = isinstance(options, Mapping)
             key, limit = options[side] if named else (_LENGTHS[side], getattr(options, _LENGTHS[side], None))
             found.append(
-                f"{name}: {n['cut']:,} of {n['texts']:,} {side} cut ({_share(n['tokens_cut'], n['tokens'])} of their "
+                f"{name}: {n['cut']:,} of {n['texts']:,} {side} cut ({share(n['tokens_cut'], n['tokens'])} of their "
                 f"tokens lost); raise {key} (now {limit}) to keep them"
             )
         if n.get("unknown"):
             advice = ""
             if n["unknown"] >= UNKNOWN_WARNING_SHARE * n["tokens"]:
                 advice = "; the tokenizer has none for their characters, take one that was trained on such text"
-            share = _share(n["unknown"], n["tokens"])
-            found.append(f"{name}: unknown pieces in the {side}: {n['unknown']:,} ({share}){advice}")
+            part = share(n["unknown"], n["tokens"])
+            found.append(f"{name}: unknown pieces in the {side}: {n['unknown']:,} ({part}){advice}")
     return found
 
 
-def _share(part: int, whole: int) -> str:
+def share(part: int, whole: int) -> str:
+    """Percentage as a person reads it: what is there, but rounds to nothing, is not called 0.0%."""
     return f"{part / whole:.1%}" if part / whole >= 0.0005 else "less than 0.1%"

@@ -55,7 +55,7 @@ class Predictor:
         counts, self._counts = self._counts, {}
         if (n := counts.get("texts")) and n["cut"]:
             room, why = self._limit
-            share = f"{n['tokens_cut'] / n['tokens']:.1%}"
+            share = text_counts.share(n["tokens_cut"], n["tokens"])
             print_note(
                 f"{n['cut']:,} of {n['texts']:,} texts cut to {room:,} tokens, {why} ({share} of all tokens lost)"
             )

@@ -76,7 +76,9 @@ class PassageIndex:
 
     def summary(self) -> str:
         """One line for the user."""
-        text = f"{self.root}: {self.documents:,} documents, {len(self):,} passages"
+        documents = "1 document" if self.documents == 1 else f"{self.documents:,} documents"
+        passages = "1 passage" if len(self) == 1 else f"{len(self):,} passages"
+        text = f"{self.root}: {documents}, {passages}"
         return text + (f"; left out: {self.left_out}" if self.left_out.reasons else "")
 
     def is_current(self, text_field: str) -> bool:

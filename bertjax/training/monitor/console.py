@@ -116,7 +116,7 @@ def event_text(event: str, fields: Mapping[str, Any]) -> str:
             return "resumed"
         case "episode":
             groups = fields.get("groups")
-            where = f" in {len(groups)} groups" if groups else ""
+            where = f" in {len(groups)} group{'s' if len(groups) > 1 else ''}" if groups else ""
             return f"training {number(fields.get('trainable_parameters'))} parameters{where}"
         case "checkpoint" if "seconds" in fields:
             written = f"{size(fields['bytes'])} " if fields.get("bytes") else ""
