@@ -48,7 +48,7 @@ def _load_params(names: EncoderNames, folder: Path, model: BertConfig) -> dict[s
 def _with_embeddings(
     names: EncoderNames, folder: Path, found: Mapping[str, StoredTensor]
 ) -> Mapping[str, StoredTensor]:
-    """`found`, with the word embeddings where the file has them only as the output matrix, the other name of a tied one.
+    """`found`, with the word embeddings also where the file has them only as the output matrix that is tied to them.
 
     safetensors stores a shared matrix once, and not every converter chose the name that transformers saves.
     """
