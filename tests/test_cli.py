@@ -72,6 +72,12 @@ def test_help_names_every_command_and_each_has_an_example(capsys):
         assert text.startswith(f"usage: bertjax {name}") and f"bertjax {name}" in text.split("\nexamples")[1]
         assert max(map(len, text.splitlines())) <= 120
     assert "  predict answer " in said(capsys, ["predict", "--help"], 0) and "130" in overview
+
+
+def test_every_prediction_takes_the_base_of_adapters(capsys):
+    """The error about a base that moved names --base."""
+    for name in ("evaluate", *(name for name in COMMANDS if name.startswith("predict "))):
+        assert "--base MODEL" in said(capsys, [*name.split(), "--help"], 0), name
     assert said(capsys, ["--version"], 0) == f"bertjax {bertjax.__version__}\n"
 
 

@@ -119,7 +119,7 @@ BEST = option("--best", metavar="SCORE", help="the checkpoint with the best valu
 DEVICE = option("--device", choices=("cpu", "gpu", "tpu"), help="compute device (default: the best one available)")
 DTYPE = option("--dtype", choices=("float32", "bfloat16"), help="compute dtype (default: run.compute_dtype of the run)")
 STEP = option("--step", type=positive_int, help="step of the checkpoint (default: the latest)")
-BASE = option("--base", metavar="MODEL", help="model below adapters (default: the one they were trained on)")
+BASE = option("--base", metavar="MODEL", help="model below adapters or LoRA (default: the one they were trained on)")
 OUTPUT = option("--output", metavar="FILE", help="output file")
 JSON = option("--json", action="store_true", help="print JSON")
 

@@ -44,6 +44,7 @@ def _output(*suffixes: str) -> cli.Option:
     _BATCH,
     cli.DEVICE,
     _DTYPE,
+    cli.BASE,
     examples=(
         "bertjax predict fill-mask runs/demo/checkpoints/00-pretrain 'Return the [MASK] of the list.'",
         "bertjax predict fill-mask google-bert/bert-base-uncased 'Paris is the [MASK] of France.'",
@@ -99,6 +100,7 @@ def fill_mask(arguments: argparse.Namespace) -> int:
     _BATCH,
     cli.DEVICE,
     _DTYPE,
+    cli.BASE,
     examples=(
         "bertjax predict answer runs/demo --question 'What does it return?' --context 'It returns a new list.'",
         "bertjax predict answer runs/demo --question 'Who?' --context 'It rained.' --null-threshold -1.5",
@@ -171,6 +173,7 @@ def _check_answer(arguments: argparse.Namespace) -> str | None:
     _BATCH,
     cli.DEVICE,
     _DTYPE,
+    cli.BASE,
     examples=(
         "bertjax predict classify distilbert/distilbert-base-uncased-finetuned-sst-2-english 'A film to remember.'",
         "bertjax predict classify runs/reviews --file unlabelled.csv --output labelled.csv",
@@ -210,6 +213,7 @@ def classify(arguments: argparse.Namespace) -> int:
     _BATCH,
     cli.DEVICE,
     _DTYPE,
+    cli.BASE,
     examples=(
         "bertjax predict tag dslim/bert-base-NER 'Angela Merkel visited New York.'",
         "bertjax predict tag runs/entities --file texts.txt --output entities.jsonl",
@@ -242,6 +246,7 @@ def tag(arguments: argparse.Namespace) -> int:
     _BATCH,
     cli.DEVICE,
     _DTYPE,
+    cli.BASE,
     examples=(
         "bertjax predict embed sentence-transformers/all-MiniLM-L6-v2 'A sentence.' 'Another.' --output vectors.jsonl",
         "bertjax predict embed sentence-transformers/all-MiniLM-L6-v2 --file sentences.txt --output vectors.npy",
@@ -327,7 +332,8 @@ def _request(name: str, arguments: argparse.Namespace, suffixes: tuple[str, ...]
     from bertjax.tools.predict import Request
 
     best = getattr(arguments, "best", None)
-    return Request(checkpoint, texts, file, output, arguments.batch_size, arguments.dtype, best)
+    more = cli.base_model_argument(arguments)
+    return Request(checkpoint, texts, file, output, arguments.batch_size, arguments.dtype, best, **more)
 
 
 def _print(found: object) -> int:

@@ -30,7 +30,7 @@ LABELLED = ("classifier", "token_classifier")  # heads with class names; a folde
 
 def _load_params(names: EncoderNames, folder: Path, model: BertConfig) -> dict[str, np.ndarray]:
     safetensors_folder.check_fields(folder, read_model_fields(folder), dict(model), _COMPUTE_FIELDS)
-    found = safetensors_folder.open_folder(folder, names.normalize)
+    found = _with_embeddings(names, folder, safetensors_folder.open_folder(folder, names.normalize))
     heads = _heads_in(names, folder, found)
     table = names.tensors(model, heads)
     if "mlm" in heads and names.mlm_bias not in found and "bias" in names.tied:
@@ -43,6 +43,20 @@ def _load_params(names: EncoderNames, folder: Path, model: BertConfig) -> dict[s
         params[path] = bert_names.from_hf(path, [found[name].read() for name in table[path]])
     _check_tied(names, found, params)
     return params
+
+
+def _with_embeddings(
+    names: EncoderNames, folder: Path, found: Mapping[str, StoredTensor]
+) -> Mapping[str, StoredTensor]:
+    """`found`, with the word embeddings also where the file has them only as the output matrix that is tied to them.
+
+    safetensors stores a shared matrix once, and not every converter chose the name that transformers saves.
+    """
+    word, decoder = f"{names.prefix}embeddings.word_embeddings.weight", names.tied["decoder"]
+    if word in found or decoder not in found:
+        return found
+    tied = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("tie_word_embeddings")
+    return found if tied is False else {**found, word: found[decoder]}
 
 
 def _unused_tensors(names: EncoderNames, folder: Path, model: BertConfig) -> list[str]:

@@ -47,9 +47,18 @@ def save_adapter(
         elif path.startswith("heads/") and tasks != [_TASKS["lm"]]:
             pieces = bert_names.to_hf(path, np.asarray(x, np.float32), len(table[path]))
             tensors |= dict(zip(table[path], pieces, strict=True))
-            saved |= {name.rpartition(".")[0] for name in table[path]}
+            saved |= {_saved_module(name.rpartition(".")[0]) for name in table[path]}
     config = _config(trainable, tasks[0], sorted(targets), sorted(saved), base)
     _write(out, {f"base_model.model.{name}": x for name, x in tensors.items()}, config)
+
+
+def _saved_module(module: str) -> str:
+    """The entry of a head's module in `modules_to_save`.
+
+    peft saves the `classifier` of every sequence classification as a whole: with its layers as entries too, those of
+    RoBERTa and ELECTRA would be wrapped twice, and loading fails.
+    """
+    return "classifier" if module.startswith("classifier.") else module
 
 
 def _config(trainable: Trainable, task: str, targets: list[str], saved: list[str], base: str | None) -> dict[str, Any]:

@@ -34,10 +34,12 @@ class Request:
     batch_size: int | None = None
     dtype: Literal["float32", "bfloat16"] | None = None
     best: str | None = None
+    base_model: str | Path | None = None  # where the weights below adapters and LoRA are, if they moved
 
     def open(self, kind: type[P]) -> P:
         """The predictor of this kind for the checkpoint."""
-        return kind(restore_for_prediction(self.checkpoint, best=self.best, dtype=self.dtype), self.batch_size)
+        found = restore_for_prediction(self.checkpoint, best=self.best, dtype=self.dtype, base_model=self.base_model)
+        return kind(found, self.batch_size)
 
     def records(self, fields: Sequence[str], hint: str = "") -> Iterable[Record]:
         """The records of the file, else one for each text."""

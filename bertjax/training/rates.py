@@ -95,7 +95,10 @@ def _specificity(pattern: str) -> tuple[int, str]:
 
 
 def _suggestion(pattern: str, paths: Iterable[str]) -> str:
-    """The closest path or beginning of one."""
+    """The closest path or beginning of one; `*/lora` for lora."""
+    paths, added = list(paths), f"*/{pattern.lower().removesuffix('s')}"
+    if any(matches(added, path) for path in paths):
+        return f"; did you mean '{added}'?"
     names = dict.fromkeys("/".join(path.split("/")[:end]) for path in paths for end in range(1, path.count("/") + 2))
     found = difflib.get_close_matches(pattern, names, 1, 0.5)
     first = ", ".join(dict.fromkeys(name.split("/")[0] for name in names))

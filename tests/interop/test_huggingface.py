@@ -181,6 +181,18 @@ def test_old_names_buffers_and_tied_copies(tmp_path):
         assert all((found[path] == x).all() for path, x in expected.items())
 
 
+def test_word_embeddings_under_the_name_of_the_output_matrix(tmp_path):
+    """safetensors has a tied matrix once, and a converter may have kept either name."""
+    weights = random(bert_shapes())
+    expected = load(put(tmp_path / "usual", BERT, weights))
+    weights["cls.predictions.decoder.weight"] = weights.pop("bert.embeddings.word_embeddings.weight")
+    folder = put(tmp_path / "other", BERT, weights)
+    found = load(folder)
+    assert found.keys() == expected.keys() and all((found[path] == x).all() for path, x in expected.items())
+    assert hf_folder.unused_tensors(folder, model_section(folder)) == []
+    refused(put(tmp_path / "untied", BERT | {"tie_word_embeddings": False}, weights), "word_embeddings.weight")
+
+
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float64])
 def test_other_float_types_are_read_as_float32(dtype, tmp_path):
     weights = {name: x.astype(dtype) for name, x in random(bert_shapes()).items()}

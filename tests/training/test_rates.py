@@ -245,6 +245,9 @@ def test_a_pattern_needs_a_parameter_that_trains():
         UserError, match="qa.optimizer.learning_rates.encoder/layer/0: .* did you mean 'encoder/layers/0'"
     ):
         check("encoder/layer/0", "all")
+    for pattern in ("adapter", "adapters"):
+        with pytest.raises(UserError, match=rf"rates.{pattern}: .* did you mean '\*/adapter'\?"):
+            check(pattern, "adapters")
     with pytest.raises(UserError, match="paths begin with decoder, embeddings, encoder"):
         check("xyzzy", "all")
     with pytest.raises(UserError, match="nothing that it matches trains"):
