@@ -86,7 +86,7 @@ def test_toys_train_save_and_resume(toys, project):
 
 
 def test_an_unregistered_kind_is_one_clear_error(project):
-    with pytest.raises(UserError, match="'family' must be one of: bert, distilbert, t5"):
+    with pytest.raises(UserError, match="'family' must be one of: bert, distilbert, roberta, electra, albert, t5"):
         load(project / "toy.yaml")
 
 

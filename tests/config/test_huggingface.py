@@ -141,7 +141,7 @@ def test_every_setting_of_generation_has_a_rule():
         ("t5", "is_encoder_decoder", False), ("t5", "is_decoder", True), ("t5", "pruned_heads", {"0": [1]}),
         ("t5", "quantization_config", {"bits": 4}), ("bert", "is_decoder", True), ("bert", "add_cross_attention", True),
         ("bert", "position_embedding_type", "relative_key"), ("bert", "pruned_heads", {"0": [1]}),
-        ("bert", "problem_type", "multi_label_classification"), ("bert", "tie_encoder_decoder", True),
+        ("bert", "problem_type", "ranking"), ("bert", "tie_encoder_decoder", True),
         ("distilbert", "is_encoder_decoder", True), ("distilbert", "auto_map", {"AutoModel": "x.Y"}),
         ("roberta", "position_embedding_type", "relative_key_query"), ("xlm-roberta", "is_decoder", True),
         ("roberta", "pad_token_id", None), ("electra", "is_decoder", True), ("albert", "pruned_heads", {"0": [1]}),

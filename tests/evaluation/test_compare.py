@@ -134,4 +134,4 @@ def test_the_recipe_is_a_comparison(tmp_path: Path):
     (tmp_path / "google-t5" / "t5-base" / "config.json").write_text(json.dumps({"model_type": "t5", "num_layers": 12}))
     with chdir(tmp_path):
         start, runs = build_runs(load(recipe))
-    assert start is None and len(runs) == 7
+    assert start is None and len(runs) == 8

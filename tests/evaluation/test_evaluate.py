@@ -384,7 +384,11 @@ def test_regression(here):
     config = load("tiny.yaml", [f"stages={json.dumps([stage])}", "run.name=similar", "run.root=runs", tokenizer])
     loop.train(config, here, build_evaluators)
     scores = scores_of(config.run_dir)["classification"]
-    assert scores.keys() == {"pearson", "spearman"} and all(-100 <= s <= 100 for s in scores.values())
+    assert scores.keys() == {"pearson", "spearman", "r2", "mse"}
+    assert (
+        all(-100 <= scores[name] <= 100 for name in ("pearson", "spearman"))
+    assert scores["mse"] > 0 and scores["r2"] <= 100
+    )
     kept = json.loads((config.run_dir / "evaluations" / "00-similar" / "classification.json").read_text())
     assert kept["regression"]["of"] == len(kept["regression"]["points"]) == 64 and "classes" not in kept
     errors = [abs(one["label"] - one["predicted"]) for one in kept["samples"]]

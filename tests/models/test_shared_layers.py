@@ -11,6 +11,7 @@ from bertjax.errors import UserError
 from bertjax.models import registry
 from bertjax.models.bert import flops
 from bertjax.models.compute_options import ComputeOptions
+from bertjax.models.peft_options import PeftOptions
 from bertjax.training import freezing, rates
 
 SIZES = {"vocab_size": 31, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 24,
@@ -92,10 +93,11 @@ def test_flops_are_those_of_all_layers(inner):
     bert = BertConfig(**SIZES, num_hidden_layers=5 * inner)
     widths, project = {"input_ids": 12}, 2 * 16 * 16 * 12
     every = tuple(f"layers/{i}" for i in range(5 * inner))
-    row = flops.row_flops(bert, widths, (), ("embeddings", *every))
-    assert flops.row_flops(albert, widths, (), ("embeddings", "layers/0", "layers/1")) == row + 3 * project
-    top = flops.row_flops(bert, widths, (), every[3 * inner :])  # the second group is the upper two layers
-    assert flops.row_flops(albert, widths, (), ("layers/1", "heads")) == top + project
-    assert flops.row_flops(albert, widths, (), ("heads",)) == flops.encoder_flops(bert, 12) + project
+    none = PeftOptions()
+    row = flops.row_flops(bert, widths, (), ("embeddings", *every), none)
+    assert flops.row_flops(albert, widths, (), ("embeddings", "layers/0", "layers/1"), none) == row + 3 * project
+    top = flops.row_flops(bert, widths, (), every[3 * inner :], none)  # the second group is the upper two layers
+    assert flops.row_flops(albert, widths, (), ("layers/1", "heads"), none) == top + project
+    assert flops.row_flops(albert, widths, (), ("heads",), none) == flops.encoder_flops(bert, 12) + project
     narrow = albert.model_copy(update={"embedding_size": 8})
     assert flops.head_flops(narrow, 3) == 3 * (2 * 16 * 8 + 2 * 8 * 31)

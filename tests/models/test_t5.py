@@ -173,7 +173,7 @@ def test_initialisation():
     """Deviations of transformers' T5 _init_weights; unit norms; no array twice the same."""
     config = GATED.model_copy(update={"d_model": 256, "d_kv": 16, "d_ff": 300, "num_heads": 12, "vocab_size": 400})
     D, K, inner, F, d = 256, 16, 192, 300, 64
-    params = registry.init_params(config, ("lm",), 2, jax.random.key(0), d)
+    params = registry.init_params(config, ("lm",), 2, jax.random.key(0), PeftOptions(adapter_size=d))
     expected = {
         "word/embedding": 1.0, "position/embedding": D**-0.5, "query": (D * K) ** -0.5, "key": D**-0.5,
         "value": D**-0.5, "attention/output": inner**-0.5, "mlp/intermediate": D**-0.5, "mlp/gate": D**-0.5,

@@ -153,4 +153,4 @@ def test_a_carried_classifier_is_scored_by_its_own_classes(run, project, one_dev
     scores = lambda stage: evaluate_command(  # noqa: E731
         run, None, stage, None, [f"stages.{stage}.evaluate=[{{kind: classification, {rows}}}]"]
     )["scores"]["classification"]  # fmt: skip
-    assert scores("again").keys() == {"accuracy"}
+    assert scores("again").keys() == {"accuracy", "matthews", "macro_f1", "weighted_f1"}

@@ -106,7 +106,7 @@ def test_evaluate_asks_for_the_files_of_the_evaluations_that_it_runs(project, mo
     def restored(path, **options):
         config = load("tiny.yaml", options["overrides"])
         ctx, program = SimpleNamespace(config=config, base=inputs.Path.cwd()), SimpleNamespace(heads=("qa",))
-        return SimpleNamespace(ctx=ctx, stage=1, program=program)
+        return SimpleNamespace(ctx=ctx, stage=1, program=program, fitted={}, saved_config=config)
 
     monkeypatch.setattr(evaluate, "restore", restored)
     overrides = ["stages.qa.evaluate.0.data.source.files=[gone.json]"]
