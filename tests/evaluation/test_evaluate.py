@@ -385,10 +385,8 @@ def test_regression(here):
     loop.train(config, here, build_evaluators)
     scores = scores_of(config.run_dir)["classification"]
     assert scores.keys() == {"pearson", "spearman", "r2", "mse"}
-    assert (
-        all(-100 <= scores[name] <= 100 for name in ("pearson", "spearman"))
+    assert all(-100 <= scores[name] <= 100 for name in ("pearson", "spearman"))
     assert scores["mse"] > 0 and scores["r2"] <= 100
-    )
     kept = json.loads((config.run_dir / "evaluations" / "00-similar" / "classification.json").read_text())
     assert kept["regression"]["of"] == len(kept["regression"]["points"]) == 64 and "classes" not in kept
     errors = [abs(one["label"] - one["predicted"]) for one in kept["samples"]]

@@ -121,13 +121,13 @@ def evaluation_features(
             raise UserError(f"question '{example.id}' is there twice; answers are identified by id: remove one")
         seen.add(example.id)
     prepared = list(_tokenize_examples(examples, tokenizer, span_qa))
-    names = [e.question if by_text else e.id for e in examples]
-    cut = [name for name, item in zip(names, prepared, strict=True) if len(item.question) > len(item.query)]
+    asked = [e.question if by_text else e.id for e in examples]
+    cut = [name for name, item in zip(asked, prepared, strict=True) if len(item.question) > len(item.query)]
     if cut:
-        of = "" if by_text else f" of {len(names)}"  # others may be in another call
+        of = "" if by_text else f" of {len(asked)}"  # others may be in another call
         share = f"{len(set(cut))}{of} questions cut"
-        first = escape_unprintable(" ".join(cut[0].split())[:60])
-        reporter.say(f"note: {share} at max_query_length {span_qa.max_query_length} (first: {first})")
+        shown = escape_unprintable(" ".join(cut[0].split())[:60])
+        reporter.say(f"note: {share} at max_query_length {span_qa.max_query_length} (first: {shown})")
     total, length = sum(len(p.windows) for p in prepared), span_qa.sequence_length
     names = ("input_ids", "token_type_ids", "segment_ids", "positions")
     inputs = {name: np.zeros((total, length), np.int32) for name in names}
