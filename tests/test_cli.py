@@ -76,7 +76,7 @@ def test_help_names_every_command_and_each_has_an_example(capsys):
 
 def test_every_prediction_takes_the_base_of_adapters(capsys):
     """The error about a base that moved names --base."""
-    for name in ("evaluate", *(name for name in COMMANDS if name.startswith("predict "))):
+    for name in ("evaluate", "export", *(name for name in COMMANDS if name.startswith("predict "))):
         assert "--base MODEL" in said(capsys, [*name.split(), "--help"], 0), name
     assert said(capsys, ["--version"], 0) == f"bertjax {bertjax.__version__}\n"
 

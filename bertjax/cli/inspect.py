@@ -92,6 +92,7 @@ def import_folder(arguments: argparse.Namespace) -> int:
     cli.option("--create-pr", action="store_true", help="with --push: open a pull request instead of a commit"),
     cli.option("--license", metavar="ID", help="licence for the model card, such as apache-2.0"),
     cli.BEST,
+    cli.BASE,
     examples=("bertjax export runs/demo hf/demo", "bertjax export runs/demo --push my-org/demo --private"),
     note="runs/demo is a run of `bertjax demo`; --push needs a login (`hf auth login`, or HF_TOKEN)",
 )
@@ -100,6 +101,8 @@ def export(arguments: argparse.Namespace) -> int:
         raise UserError("OUT: name the folder to write, or a model on the Hub with --push NAME")
     if arguments.adapter and arguments.push is not None:
         raise UserError("--adapter writes a folder: leave out --push")
+    if arguments.adapter and arguments.base is not None:
+        raise UserError("--adapter leaves the base out: leave out --base")
     _check_push_options(arguments)
     out = None if arguments.out is None else cli.new_dir(arguments.out)
     source = cli.pretrained_model(arguments.checkpoint)
@@ -120,7 +123,8 @@ def export(arguments: argparse.Namespace) -> int:
 
         export_adapter(source, out, arguments.best)
         return cli.print_result(str(out))
-    options = {"license": arguments.license, "best": arguments.best}
+    base = None if arguments.base is None else cli.pretrained_model(arguments.base)
+    options = {"license": arguments.license, "best": arguments.best, "base": base}
     if to is not None:
         result, left_out = convert_hf.push_checkpoint(source, out, to, **options)
     elif out is not None:

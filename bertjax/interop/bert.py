@@ -129,7 +129,10 @@ def _check_tied(names: EncoderNames, found: Mapping[str, StoredTensor], params: 
             continue
         safetensors_folder.check_tensor(found[name], twin.shape)
         if not np.array_equal(found[name].read(), twin):
-            raise UserError(f"{found[name].path}: tensor '{found[name].name}' is not tied; bertjax ties outputs")
+            raise UserError(
+                f"{found[name].path}: tensor '{found[name].name}' is not tied to the word "
+                "embeddings, and bertjax ties them; to use the encoder alone, save it without that head (AutoModel)"
+            )
 
 
 def _save_folder(

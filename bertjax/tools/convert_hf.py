@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -76,35 +77,37 @@ def _write(model: hf_model.HuggingFaceModel, out: Path) -> None:
 
 
 def export_checkpoint(
-    source: str | Path, out: Path, *, name: str | None = None, license: str | None = None, best: str | None = None
-) -> list[str]:
+    source: str | Path, out: Path, *, name: str | None = None, license: str | None = None, best: str | None = None,
+    base: str | Path | None = None,
+) -> list[str]:  # fmt: skip
     """Write a checkpoint as a Hugging Face folder: weights, config.json, tokenizer files and a model card.
 
     The class is that of the heads that the stage trained; -> the arrays of carried heads, which it has no place for.
     source: a run folder, a stage's checkpoint folder, a step, or the name of a pretrained model. Raises UserError for
     no checkpoint, or none that transformers has a class for, StorageError when `out` cannot be written. name, license:
     of the model, for its card (default: the name of `out`, no licence). A Hugging Face model gets no card. best: the
-    score whose best step is taken, instead of the last one.
+    score whose best step is taken, instead of the last one. base: where the weights below LoRA are, if they moved.
     """
     place = locate_model(source)
     with pretrained.name_in_errors(place):
         if (place.path / "config.json").is_file():
             if best is not None:
                 raise UserError(f"{place}: is a Hugging Face model, without steps; leave out --best {best}")
+            if base is not None:
+                raise UserError(f"{place}: holds all its weights and needs no base; leave out --base {base}")
             return _export_hugging_face(place, out)
-        return _export_checkpoint(place.path, out, name or out.name, license, best)
+        named = None if base is None else Path(base).expanduser()
+        return _export_checkpoint(place.path, out, name or out.name, license, best, named)
 
 
-def push_checkpoint(
-    source: str | Path, out: Path | None, to: Destination, *, license: str | None = None, best: str | None = None
-) -> tuple[str, list[str]]:
+def push_checkpoint(source: str | Path, out: Path | None, to: Destination, **options: Any) -> tuple[str, list[str]]:
     """Export a checkpoint to `out` (default: a temporary folder) and upload it -> (its address, as above).
 
-    Raises like `export_checkpoint`, and UserError if the Hub refuses the upload.
+    options: of `export_checkpoint`. Raises like `export_checkpoint`, and UserError if the Hub refuses the upload.
     """
     with tempfile.TemporaryDirectory() as scratch:
         folder = out or Path(scratch) / "model"
-        left_out = export_checkpoint(source, folder, name=to.name, license=license, best=best)
+        left_out = export_checkpoint(source, folder, name=to.name, **options)
         return hub_upload.upload(folder, to, f"Export of {Path(str(source)).name} by bertjax"), left_out
 
 
@@ -124,7 +127,9 @@ def _export_hugging_face(place: Pretrained, out: Path) -> list[str]:
     return []
 
 
-def _export_checkpoint(source: Path, out: Path, name: str, license: str | None, best: str | None) -> list[str]:
+def _export_checkpoint(
+    source: Path, out: Path, name: str, license: str | None, best: str | None, base: Path | None
+) -> list[str]:
     found = find(source)
     checkpoints = CheckpointReader(found)
     if best is not None:
@@ -140,7 +145,9 @@ def _export_checkpoint(source: Path, out: Path, name: str, license: str | None, 
     tokenizer = load.from_json(meta["tokenizer_json"], str(found.path))
     if peft.lora_rank:
         ctx = adapters.lone_context(checkpoints)
-        every = lora.merge(adapters.restore_params(checkpoints, ctx, meta["step"])[1], peft.lora_scale)
+        every = lora.merge(adapters.restore_params(checkpoints, ctx, meta["step"], base)[1], peft.lora_scale)
+    elif base is not None:
+        raise UserError(f"{found.path}: holds all its weights and needs no base; leave out --base {base}")
     else:
         stored = registry.abstract_params(config.model, all_heads(meta), meta["num_labels"])
         every = param_paths.flatten(checkpoints.restore_params(param_paths.unflatten(stored), meta["step"])[1])

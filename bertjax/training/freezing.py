@@ -168,6 +168,25 @@ def _boundaries(lengths: Sequence[float], steps: int) -> list[int]:
     return ends
 
 
+_OPTIONS = {
+    "gradual": ("episodes", "episode_lengths", "embeddings"),
+    "adapters": ("adapter_size", "adapter_placement", "adapter_norms", "adapter_init", "adapter_only_checkpoints"),
+    "lora": (
+        "lora_rank", "lora_alpha", "lora_rslora", "lora_dropout", "lora_targets", "adapter_only_checkpoints",
+    ),
+}  # fmt: skip
+
+
+def unused_options(trainable: Trainable) -> list[str]:
+    """Options with a value of their own that only other kinds read.
+
+    They are not refused: `trainable=all` on the command line leaves the other options of a file in place.
+    """
+    fields, read = type(trainable).model_fields, _OPTIONS.get(trainable.kind, ())
+    others = dict.fromkeys(name for names in _OPTIONS.values() for name in names if name not in read)
+    return [name for name in others if getattr(trainable, name) != fields[name].default]
+
+
 def episode_at(plan: tuple[Episode, ...], step: int) -> int:
     """Index of the episode of `step`; from the end of the stage on, of the last one."""
     return next((i for i, episode in enumerate(plan) if step < episode.stop), len(plan) - 1)

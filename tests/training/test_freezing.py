@@ -103,9 +103,18 @@ def test_lengths_that_do_not_fit():
         gradual(2, 5, episode_lengths=[1, 100])
     with pytest.raises(ValueError, match="2 entries for 3 episodes"):
         Trainable(kind="gradual", episodes=3, episode_lengths=[1, 2])
-    with pytest.raises(ValueError, match="episode_lengths is for kind: gradual"):
-        Trainable(kind="all", episode_lengths=[1, 2])
     assert "episode_lengths" not in Trainable(kind="gradual").model_dump()
+
+
+def test_options_of_other_kinds_are_named():
+    unused = lambda **options: freezing.unused_options(Trainable(**options))  # noqa: E731
+    assert unused(kind="all", episode_lengths=[1, 2], embeddings="never") == ["episode_lengths", "embeddings"]
+    assert unused(kind="lora", adapter_size=4, lora_rank=4) == ["adapter_size"]
+    assert unused(kind="adapters", lora_targets=["key"], adapter_size=4) == ["lora_targets"]
+    assert unused(kind="head", adapter_only_checkpoints=False) == ["adapter_only_checkpoints"]
+    assert not unused(kind="gradual", episodes=2) and not unused(kind="lora", adapter_only_checkpoints=False)
+    known = {name for names in freezing._OPTIONS.values() for name in names}
+    assert known == set(Trainable.model_fields) - {"kind"}, "a new option needs its kind here"
 
 
 def test_plans_without_episodes():

@@ -248,6 +248,11 @@ def test_a_moved_base(tuned, tmp_path, once):
     with once():
         found = restore(lone, base_model=run.parent / "pretrained").params
     assert all(np.array_equal(found[path], x) for path, x in wanted.items())
+    with once():
+        convert_hf.export_checkpoint(run, tmp_path / "there")
+        convert_hf.export_checkpoint(lone, tmp_path / "moved", base=run.parent / "pretrained")
+    files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("there", "moved")]
+    assert files[0] == files[1]
 
 
 @pytest.mark.parametrize(

@@ -407,11 +407,9 @@ class Trainable(Section):
 
     @model_validator(mode="after")
     def _check_lengths(self) -> "Trainable":
-        if self.episode_lengths is None:
+        if self.episode_lengths is None or self.episodes is None:
             return self
-        if self.kind != "gradual":
-            raise ValueError("episode_lengths is for kind: gradual")
-        if self.episodes is not None and self.episodes != len(self.episode_lengths):
+        if self.episodes != len(self.episode_lengths):
             raise ValueError(f"episode_lengths has {len(self.episode_lengths)} entries for {self.episodes} episodes")
         return self
 

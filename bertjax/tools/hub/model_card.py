@@ -135,7 +135,13 @@ def _first_paragraph(
 ) -> str:
     model = config.model
     layers = f"{model.num_hidden_layers} layers, {params:,} parameters"
-    start = f"starting from [{base}](https://huggingface.co/{base})" if base else "starting from other weights"
+    named = (config.pretrained, config.stages[0].init_from, stage.init_from)
+    given = next((str(x) for x in named if x and x not in ("previous", "best", "scratch")), "other weights")
+    start = (
+        f"starting from [{base}](https://huggingface.co/{base})"
+        if base
+        else f"starting from `{_without_folders(given)}`"
+    )
     if config.pretrained is None and all(each.init_from in (None, "scratch") for each in config.stages[:1]):
         start = "starting from random weights"
     trained = {"all": "all parameters", "head": "the head only", "gradual": "gradual unfreezing"}
