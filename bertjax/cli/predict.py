@@ -182,9 +182,9 @@ def _check_answer(arguments: argparse.Namespace) -> str | None:
     note="runs/reviews and runs/entailment are runs of your own",
 )  # fmt: skip
 def classify(arguments: argparse.Namespace) -> int:
-    request = _request("classify", arguments, (".csv", ".tsv", ".jsonl"))
-    if request.file is not None and arguments.pair is not None:
+    if arguments.file is not None and arguments.pair is not None:
         raise UserError("bertjax predict classify: --pair is for TEXT; a file has its second texts in --pair-column")
+    request = _request("classify", arguments, (".csv", ".tsv", ".jsonl"))
     from bertjax.tools import predict
 
     options = {"top_k": arguments.top_k, "threshold": arguments.threshold}
