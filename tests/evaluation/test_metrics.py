@@ -100,19 +100,20 @@ def test_scores_of_several_labels_as_sklearn(texts, labels, seed, threshold):
     rng = np.random.default_rng(seed)
     logits = rng.integers(-2, 3, (texts, labels)).astype(np.float32)
     truth = rng.random((texts, labels)) < rng.choice([0.0, 0.3, 0.7, 1.0], labels)
-    guesses = 1 / (1 + np.exp(-logits.astype(np.float64))) >= threshold
+    doubles = logits.astype(np.float64)  # sklearn's means keep the type of the scores
+    guesses = 1 / (1 + np.exp(-doubles)) >= threshold
     found = multi_label_scores(logits, truth.astype(np.uint8), threshold)
     assert tuple(found) == SCORES
     f1 = lambda **how: sklearn.f1_score(truth, guesses, zero_division=0, **how)  # noqa: E731
     some, both = truth.any(0), truth.any(0) & ~truth.all(0)
     means = {
-        "average_precision": sklearn.average_precision_score(truth[:, some], logits[:, some]) if some.any() else 0,
-        "roc_auc": np.mean([sklearn.roc_auc_score(truth[:, c], logits[:, c]) for c in np.flatnonzero(both)] or [0]),
+        "average_precision": sklearn.average_precision_score(truth[:, some], doubles[:, some]) if some.any() else 0,
+        "roc_auc": np.mean([sklearn.roc_auc_score(truth[:, c], doubles[:, c]) for c in np.flatnonzero(both)] or [0]),
     }
     expected = {
         "micro_f1": f1(average="micro"), "macro_f1": f1(average="macro"), "weighted_f1": f1(average="weighted"),
         "exact_match": sklearn.accuracy_score(truth, guesses),
-        "label_ranking_average_precision": sklearn.label_ranking_average_precision_score(truth, logits),
+        "label_ranking_average_precision": sklearn.label_ranking_average_precision_score(truth, doubles),
     } | means  # fmt: skip
     assert found == pytest.approx({name: 100 * float(value) for name, value in expected.items()}, abs=1e-6)
     details = multi_label_details(logits, truth, None, threshold)["classes"]
