@@ -74,6 +74,20 @@ def test_classify_splits_a_table(here, capsys):
     assert {path.name: path.read_bytes() for path in here.iterdir()} == before, "the same data, the same split"
 
 
+def test_a_text_file_in_columns_is_a_table(here, capsys):
+    """SICK's and many SemEval files are tables named .txt; running text with a tab here and there is not."""
+    rows = [f"{n}\t{text}\t{n % 5 / 2}" for n, text in enumerate(texts(60))]
+    (here / "train.txt").write_text("\n".join(["pair_ID\tsentence\trelatedness_score", *rows]) + "\n")
+    out = said(
+        capsys, "init classify train.txt --text sentence --label relatedness_score --pretrained none --device cpu"
+    )
+    assert "60 records, text 'sentence', label 'relatedness_score'" in out
+    (here / "prose.txt").write_text("One\ttab.\n" + "\n".join(texts(60)) + "\n")
+    assert "classification needs records" in said(
+        capsys, "init classify prose.txt --pretrained none --output prose.yaml", 2
+    )
+
+
 def test_pairs_and_numbered_labels(here, capsys):
     records = [
         {"a": a, "b": b, "same": n % 3} for n, (a, b) in enumerate(zip(texts(60), texts(60, seed=1), strict=True))

@@ -96,9 +96,17 @@ def _find_kind(path: Path, in_columns: bool) -> str:
     kind = KINDS.get(suffix.lower())
     if in_columns and kind in (None, "text"):
         return "conll"
+    if kind == "text" and _is_table(path):
+        return "tsv"
     if kind is None:
         raise UserError(f"{path}: cannot tell its format; known endings: {' '.join(KINDS)}, also compressed; rename it")
     return _kind_of_json(path) if kind == "json" else kind
+
+
+def _is_table(path: Path) -> bool:
+    """Whether the first lines of a text file have the same number of tabs, at least one (such as SICK_train.txt)."""
+    tabs = [line.rstrip("\r\n").count("\t") for _, line in islice(read_lines(path), 20)]
+    return len(tabs) > 1 and tabs[0] > 0 and len(set(tabs)) == 1
 
 
 def _kind_of_json(path: Path) -> str:
