@@ -4,6 +4,7 @@ import argparse
 import json
 import math
 import os
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -225,6 +226,41 @@ def new_dir(path: str) -> Path:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{path[:200]!a}: already exists; name a new folder")
     return out
+
+
+# ---- texts ----------------------------------------------------------------------------------------------------------
+
+
+def given_texts(arguments: argparse.Namespace) -> list[str]:
+    """The texts on the command line, else the lines of --file or of standard input."""
+    if arguments.text and arguments.file:
+        raise UserError(f"bertjax {arguments.command}: give either TEXT or --file")
+    if arguments.text:
+        return list(arguments.text)
+    if arguments.file:
+        from bertjax.storage.text import read_text
+
+        return split_lines(read_text(local_path(arguments.file), 100_000_000), arguments.file)
+    return standard_input(f"bertjax {arguments.command}")
+
+
+def standard_input(command: str) -> list[str]:
+    reporter.current.close()  # someone may be typing
+    if sys.stdin is None:
+        raise UserError(f"{command}: standard input is closed; give TEXT or --file")
+    if sys.stdin.isatty():
+        print(f"{command}: reading texts, one a line, from standard input; end with Ctrl-D", file=sys.stderr)
+    try:
+        content = sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"standard input: not UTF-8 text (byte {error.start}); convert it first") from None
+    return split_lines(content, "standard input")
+
+
+def split_lines(content: str, where: str) -> list[str]:
+    if not content.strip():
+        raise UserError(f"{where}: contains no text; give one text per line")
+    return [line.rstrip("\r") for line in content.removesuffix("\n").split("\n")]
 
 
 # ---- start and end of a command --------------------------------------------------------------------------------------

@@ -1,12 +1,10 @@
 """`bertjax predict`: fill masks, answer questions, label, tag, embed and generate texts with a checkpoint."""
 
 import argparse
-import sys
 from typing import TYPE_CHECKING
 
 from bertjax.cli import arguments as cli
 from bertjax.errors import UserError
-from bertjax.progress import reporter
 from bertjax.storage.locations import local_path
 
 if TYPE_CHECKING:
@@ -299,7 +297,7 @@ def generate(arguments: argparse.Namespace) -> int:
             raise UserError("bertjax predict generate: --sample and beam search options exclude each other")
     elif sampling := [name for name in ("temperature", "top_k", "top_p") if name in decoding]:
         raise UserError(f"bertjax predict generate: --{sampling[0].replace('_', '-')} needs --sample")
-    texts = _lines(arguments)
+    texts = cli.given_texts(arguments)
     checkpoint = cli.pretrained_model(arguments.checkpoint)
     cli.require_device(arguments)
     more = {"max_input_tokens": arguments.max_input_tokens, "overrides": cli.dtype_override(arguments)}
@@ -326,7 +324,7 @@ def _request(name: str, arguments: argparse.Namespace, suffixes: tuple[str, ...]
     if texts and file is not None:
         raise UserError(f"bertjax predict {name}: give either TEXT or --file")
     if not texts and file is None and hasattr(arguments, "text"):
-        texts = _standard_input(f"bertjax predict {name}")
+        texts = cli.standard_input(f"bertjax predict {name}")
     checkpoint = cli.pretrained_model(arguments.checkpoint)
     cli.require_device(arguments)
     from bertjax.tools.predict import Request
@@ -338,35 +336,3 @@ def _request(name: str, arguments: argparse.Namespace, suffixes: tuple[str, ...]
 
 def _print(found: object) -> int:
     return 0 if found is None else cli.print_result(found)
-
-
-def _lines(arguments: argparse.Namespace) -> list[str]:
-    """The texts on the command line, else the lines of --file or of standard input."""
-    if arguments.text and arguments.file:
-        raise UserError("bertjax predict generate: give either TEXT or --file")
-    if arguments.text:
-        return list(arguments.text)
-    if arguments.file:
-        from bertjax.storage.text import read_text
-
-        return _split(read_text(local_path(arguments.file), 100_000_000), arguments.file)
-    return _standard_input("bertjax predict generate")
-
-
-def _standard_input(command: str) -> list[str]:
-    reporter.current.close()  # someone may be typing
-    if sys.stdin is None:
-        raise UserError(f"{command}: standard input is closed; give TEXT or --file")
-    if sys.stdin.isatty():
-        print(f"{command}: reading texts, one a line, from standard input; end with Ctrl-D", file=sys.stderr)
-    try:
-        content = sys.stdin.buffer.read().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"standard input: not UTF-8 text (byte {error.start}); convert it first") from None
-    return _split(content, "standard input")
-
-
-def _split(content: str, where: str) -> list[str]:
-    if not content.strip():
-        raise UserError(f"{where}: contains no text; give one text per line")
-    return [line.rstrip("\r") for line in content.removesuffix("\n").split("\n")]
