@@ -4,15 +4,15 @@ import json
 from pathlib import Path
 
 import numpy as np
+import preparing
 import pytest
 import yaml
+from report_page import Page
+from t5_project import write_project
 
 from bertjax.cli.main import main
 from bertjax.tools.show.rows import Piece, decode_row
 from bertjax.tools.show.text import pieces_text
-from tests.kit import preparing
-from tests.kit.report_page import Page
-from tests.kit.t5_project import write_project
 
 TEXT_ROLES = ("text", "answer", "masked", "given")
 

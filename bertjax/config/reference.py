@@ -103,7 +103,9 @@ def _type(schema: Schema, paths: dict[str, str]) -> str:
     if schema["type"] == "array":
         return f"list of {_type(schema['items'], paths)}"
     if schema["type"] == "object":
-        return f"mapping of names to {_type(schema['additionalProperties'], paths)}"
+        values = schema["additionalProperties"]
+        keys = f"names to {_type(values, paths)}" if isinstance(values, dict) else "keys to values"
+        return f"mapping of {keys}"
     bounds = [f"{sign} {schema[bound]:g}" for bound, sign in _BOUNDS.items() if bound in schema]
     return " ".join([_TYPES[schema["type"]], ", ".join(bounds)]).strip()
 

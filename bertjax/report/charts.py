@@ -53,7 +53,8 @@ class Chart:
     title: str
     series: list[Series]
     unit: str = ""  # "%", "count", "rate", "GiB" or "": how the values are written
-    x_unit: str = "step"  # step, tokens, seconds or, in a scatter plot, a name
+    x_unit: str = "step"  # step, tokens, seconds, examples or, in a scatter plot, a name
+    log_x: bool = False
     wide: bool = False
     smoothed: bool = True
     scatter: bool = False  # points of (label, prediction) and their diagonal
@@ -79,7 +80,7 @@ def figure(chart: Chart) -> str:
             y_range = (y_range[0], y_range[1] + 0.09 * (y_range[1] - y_range[0]))
     elif x_range[0] == x_range[1]:
         x_range = (x_range[0] - 0.5, x_range[1] + 0.5)
-    axes = _Axes(x_range, y_range, log)
+    axes = _Axes(x_range, y_range, log, chart.log_x and 0 < x_range[0] < x_range[1])
     body = [_bands_svg(chart.bands, axes), _grid_svg(chart, axes), _marks_svg(chart.marks, axes)]
     body += [_curve_svg(curve, series, chart, axes) for curve, series in zip(shown, chart.series, strict=True)]
     svg = (
@@ -104,10 +105,14 @@ class _Axes:
     x_range: tuple[float, float]
     y_range: tuple[float, float]
     log: bool
+    log_x: bool = False
 
     def x(self, value: float) -> float:
         """0..1 from left to right."""
-        return _fraction(value, *self.x_range)
+        low, high = self.x_range
+        if self.log_x:
+            low, high, value = np.log10([low, high, value])
+        return _fraction(value, low, high)
 
     def y(self, value: float) -> float:
         """0..1 from top to bottom."""
@@ -222,7 +227,7 @@ def _labels(chart: Chart, axes: _Axes) -> str:
     ]
     unit = "" if chart.scatter else chart.x_unit
     whole = not chart.scatter and chart.x_unit != "seconds"
-    for v in scales.ticks(*axes.x_range, 8 if chart.wide else 4, integers=whole):
+    for v in scales.ticks(*axes.x_range, 8 if chart.wide else 4, integers=whole, log=axes.log_x):
         rows.append(f'<span class="x" style="left:{100 * axes.x(v):.2f}%">{axis_text(v, unit)}</span>')
     for band in chart.bands if chart.wide and len(chart.bands) > 1 else ():
         left, right = axes.x(band.start), axes.x(band.stop)
@@ -236,7 +241,11 @@ def _labels(chart: Chart, axes: _Axes) -> str:
 
 def _axis_name(chart: Chart) -> str:
     """Steps need no name."""
-    return "" if chart.scatter else {"seconds": "training time", "tokens": "tokens"}.get(chart.x_unit, "")
+    return (
+        ""
+        if chart.scatter
+        else {"seconds": "training time", "tokens": "tokens", "examples": "examples"}.get(chart.x_unit, "")
+    )
 
 
 def axis_text(value: float, unit: str) -> str:
@@ -248,7 +257,7 @@ def axis_text(value: float, unit: str) -> str:
         return f"{value:g} GiB" if value else "0"
     if unit == "rate" or (value and (abs(value) < 1e-3 or abs(value) >= 1e6) and unit == ""):
         return re.sub(r"\.?0*e([+-])0*", r"e\1", f"{value:.2e}").replace("e+", "e") if value else "0"
-    if unit in ("count", "step", "tokens"):
+    if unit in ("count", "step", "tokens", "examples"):
         return console.compact(value) if value else "0"
     return f"{value:g}"
 
@@ -305,7 +314,7 @@ def _data(chart: Chart, shown: Sequence[scales.Curve], axes: _Axes) -> str:
         series.append(entry)
     content = {
         "unit": chart.unit, "xUnit": chart.x_unit, "x": axes.x_range, "y": axes.y_range, "log": axes.log,
-        "scatter": chart.scatter, "series": series,
+        "logX": axes.log_x, "scatter": chart.scatter, "series": series,
         "bands": [[b.start, b.stop, b.label] for b in chart.bands] if len(chart.bands) > 1 else [],
         "marks": [[m.x, m.text] for m in chart.marks],
     }  # fmt: skip

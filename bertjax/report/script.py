@@ -42,9 +42,11 @@ SCRIPT = r"""
     const source = figure.querySelector("script"), area = figure.querySelector(".area");
     if (!source || !area) continue;
     const chart = JSON.parse(source.textContent);
-    const width = chart.x[1] - chart.x[0] || 1;
     const log = (v) => chart.log ? Math.log10(v) : v;
-    const xAt = (v) => (v - chart.x[0]) / width;
+    const logX = (v) => chart.logX ? Math.log10(v) : v;
+    const width = logX(chart.x[1]) - logX(chart.x[0]) || 1;
+    const xAt = (v) => (logX(v) - logX(chart.x[0])) / width;
+    const valueAt = (f) => chart.logX ? 10 ** (logX(chart.x[0]) + f * width) : chart.x[0] + f * width;
     const yAt = (v) => 1 - (log(v) - log(chart.y[0])) / (log(chart.y[1]) - log(chart.y[0]) || 1);
     const drawn = chart.series.filter((s) => s.y.some((v) => v !== null));
     if (!drawn.length) continue;
@@ -60,7 +62,7 @@ SCRIPT = r"""
     const nearest = (list, v) => {
       let low = 0, high = list.length - 1;
       while (high - low > 1) { const mid = (low + high) >> 1; if (list[mid] <= v) low = mid; else high = mid; }
-      return Math.abs(list[low] - v) <= Math.abs(list[high] - v) ? low : high;
+      return Math.abs(logX(list[low]) - logX(v)) <= Math.abs(logX(list[high]) - logX(v)) ? low : high;
     };
     const row = (colour, name, value) => {
       const made = element("div", "tip-row"), swatch = element("i");
@@ -77,11 +79,12 @@ SCRIPT = r"""
     };
     const show = (x) => {
       tip.replaceChildren(element("div", "tip-head", chart.xUnit === "step" ? "step " + plain(Math.round(x)) :
-        chart.xUnit === "tokens" ? compact(x) + " tokens" : write(x, chart.xUnit)));
+        chart.xUnit === "tokens" ? compact(x) + " tokens" :
+        chart.xUnit === "examples" ? plain(x) + " examples" : write(x, chart.xUnit)));
       dots.replaceChildren();
       for (const s of drawn) {
         const i = nearest(s.x, x);
-        if (Math.abs(s.x[i] - x) > (s.eval ? 0.012 : 0.03) * width) continue;
+        if (Math.abs(xAt(s.x[i]) - xAt(x)) > (s.eval ? 0.012 : 0.03)) continue;
         const name = s.label + (s.eval ? " (eval)" : "");
         if (s.y[i] === null) { tip.append(row(s.colour, name, "not finite")); continue; }
         let text = write(s.y[i], chart.unit);
@@ -96,7 +99,7 @@ SCRIPT = r"""
           break;
         }
       for (const [at, text] of chart.marks)
-        if (Math.abs(at - x) <= 0.006 * width) tip.append(element("div", "tip-note", text));
+        if (Math.abs(xAt(at) - xAt(x)) <= 0.006) tip.append(element("div", "tip-note", text));
       line.style.left = 100 * xAt(x) + "%";
       reveal(xAt(x));
     };
@@ -123,7 +126,7 @@ SCRIPT = r"""
       const box = area.getBoundingClientRect();
       const x = Math.min(Math.max((event.clientX - box.left) / box.width, 0), 1);
       if (chart.scatter) return showPoint(x, (event.clientY - box.top) / box.height);
-      place = nearest(stops, chart.x[0] + x * width);
+      place = nearest(stops, valueAt(x));
       show(stops[place]);
     };
     area.addEventListener("pointermove", follow);

@@ -21,6 +21,7 @@ from bertjax.evaluation.evaluators.build import build_evaluators
 from bertjax.parallel.multihost import primary
 from bertjax.progress import reporter
 from bertjax.progress.text import memory, number, seconds
+from bertjax.report.pages.variants import variants_page
 from bertjax.report.record import StageRecord, is_finite, read_run
 from bertjax.storage import atomic
 from bertjax.training import freezing, inputs, loop, run_context
@@ -34,7 +35,8 @@ MAX_SCORES_SHOWN = 2  # scores per evaluation in the table, unless run.checkpoin
 def compare_command(config: Config, base: Path, as_json: bool) -> str:
     """Train the runs that are not finished, and return the comparison as Markdown or JSON.
 
-    Writes both to run.root as <run.name>-comparison.md and .json. A variant that diverges is a row without scores.
+    Writes both to run.root as <run.name>-comparison.md and .json, and a page with curves as .html. A variant that
+    diverges is a row without scores.
     Raises the errors of `loop.train`, and UserError when there is nothing to compare or to start from.
     """
     start, variants = build_runs(config)
@@ -51,12 +53,15 @@ def compare_command(config: Config, base: Path, as_json: bool) -> str:
             except DivergedError as error:
                 diverged = str(error)
             about = {"method": variant.name, "kind": variant.trainable.kind, "run": str(run.run_dir)}
+            about |= {"start": run.stages[0].init_from} | ({"curve": variant.curve} if variant.curve else {})
             with reporter.task(f"{run.run.name}: measuring a step", finish=False):
                 measured = measure_run(run, base)
             rows.append(about | measured | ({"diverged": diverged} if diverged else {}))
-    found = {"name": config.run.name, "start": variants[0].stages[0].init_from, "methods": rows}
-    table = format_markdown(rows, table_scores(config, rows))
-    texts = {"json": json.dumps(found, indent=2, ensure_ascii=False), "md": table}
+    starts = {row["start"] for row in rows}
+    found = {"name": config.run.name, "start": starts.pop() if len(starts) == 1 else None, "methods": rows}
+    scores = table_scores(config, rows)
+    texts = {"json": json.dumps(found, indent=2, ensure_ascii=False), "md": format_markdown(rows, scores)}
+    texts["html"] = variants_page(config.run.name, *table_cells(rows, scores), rows, scores)
     if primary.is_primary():
         for ending, text in texts.items():
             atomic.write_text_atomic(config.run_dir.with_name(f"{config.run.name}-comparison.{ending}"), text + "\n")
@@ -66,35 +71,52 @@ def compare_command(config: Config, base: Path, as_json: bool) -> str:
 def build_runs(config: Config) -> tuple[Config | None, list[Config]]:
     """-> (the run of the stages before the last, if variants start from it; a run of the last stage per variant).
 
-    All variants start from the same weights, with the same data and seed.
+    All variants start from the same weights, with the same data and seed, unless their overrides say otherwise.
     """
     *before, last = config.stages
     if not config.compare:
         raise UserError("compare: names no ways to fine-tune; give compare: [{name: full, trainable: all}, ...]")
     start, source, tokenizer = None, last.init_from, config.tokenizer
-    if source == "scratch" or (source is None and not before):
-        raise UserError(
-            f"stages.{last.name}.init_from: all variants start from one checkpoint: name it, or give a stage before it"
-        )
-    if source == "best":
-        raise UserError(f"stages.{last.name}.init_from: best: variants start from the last checkpoint; use previous")
-    if source in (None, "previous"):
-        start = _run_config(config, "base", {"stages": before})
-        source = str(start.run_dir)
-        tokenizer = tokenizer.model_copy(update={"path": str(start.run_dir / "tokenizer")})
+    if any("init_from" not in entry.overrides for entry in config.compare):
+        if source == "scratch" or (source is None and not before):
+            raise UserError(
+                f"stages.{last.name}.init_from: all variants start from one checkpoint: name it, or give a stage "
+                "before it, or init_from in the overrides of each variant"
+            )
+        if source == "best":
+            raise UserError(
+                f"stages.{last.name}.init_from: best: variants start from the last checkpoint; use previous"
+            )
+        if source in (None, "previous"):
+            start = _run_config(config, "base", {"stages": before})
+            source = str(start.run_dir)
+            tokenizer = tokenizer.model_copy(update={"path": str(start.run_dir / "tokenizer")})
+    source = "scratch" if source in (None, "previous", "best") else source  # replaced by overrides
 
     def variant(entry: Variant) -> Config:
         changes = {"trainable": entry.trainable, "init_from": source, "optimizer": entry.optimizer or last.optimizer}
-        return _run_config(config, entry.name, {"stages": [last.model_copy(update=changes)], "tokenizer": tokenizer})
+        stages = {"stages": [last.model_copy(update=changes)], "tokenizer": tokenizer}
+        return _run_config(config, entry.name, stages, _full_keys(entry.overrides, last.name))
 
     return start, [variant(entry) for entry in config.compare]
 
 
-def _run_config(config: Config, name: str, changes: Mapping[str, Any]) -> Config:
+def _full_keys(overrides: Mapping[str, Any], stage: str) -> dict[str, Any]:
+    """Keys of the stage as keys of the configuration."""
+    known = Config.model_fields.keys()
+    return {key if key.split(".")[0] in known else f"stages.{stage}.{key}": x for key, x in overrides.items()}
+
+
+def _run_config(
+    config: Config, name: str, changes: Mapping[str, Any], overrides: Mapping[str, Any] | None = None
+) -> Config:
     """A validated configuration of a run under the same root."""
     run = config.run.model_copy(update={"name": f"{config.run.name}-{name}"})
     made = config.model_copy(update={"run": run, "compare": [], **changes})
-    return build(made.model_dump(mode="json"), where=f"compare: {name}")
+    try:
+        return build(made.model_dump(mode="json"), where=f"compare: {name}", sections=overrides)
+    except UserError as error:
+        raise UserError(str(error).replace("keyword argument: ", f"compare.{name}.overrides: ")) from None
 
 
 def measure_run(config: Config, base: Path) -> dict[str, Any]:
@@ -120,6 +142,7 @@ def measure_run(config: Config, base: Path) -> dict[str, Any]:
         "trained_mean": mean,
         "share": trained[-1] / total,
         "share_mean": mean / total,
+        "examples": sum(opened.batches.example_counts.values()),
         "episodes": len(episodes),
         "steps": episodes[-1].stop,
         "scores": {name: value for name, value in scores.items() if is_finite(value)},
@@ -157,9 +180,20 @@ def table_scores(config: Config, rows: Sequence[Mapping[str, Any]]) -> list[str]
 
 
 def format_markdown(rows: Sequence[Mapping[str, Any]], scores: Sequence[str]) -> str:
-    """One line per method; for gradual unfreezing the parameters of the last episode and the mean over all steps."""
-    head = ["method", "trained parameters", "share", *scores, "s/step", "step memory", "optimizer state"]
-    lines = [head, ["---", *["---:"] * (len(head) - 1)]]
+    head, cells = table_cells(rows, scores)
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *cells]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def table_cells(rows: Sequence[Mapping[str, Any]], scores: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+    """The head, and one line per method; of gradual unfreezing the parameters of the last episode and their mean.
+
+    Examples are shown where methods differ in them.
+    """
+    differ = len({row.get("examples") for row in rows}) > 1
+    head = ["method", *(["examples"] if differ else []), "trained parameters", "share", *scores]
+    head += ["s/step", "step memory", "optimizer state"]
+    lines = []
     for row in rows:
         count, share = f"{row['trained']:,}", f"{row['share']:.2%}"
         if row["episodes"] > 1:
@@ -170,5 +204,6 @@ def format_markdown(rows: Sequence[Mapping[str, Any]], scores: Sequence[str]) ->
         took = seconds(row["step_seconds"]) if row["step_seconds"] else "-"
         size = row["optimizer_bytes"]
         slots = f"{size / 1024:.0f} KiB" if size < 2**20 else memory(size)
-        lines.append([row["method"], count, share, *found, took, memory(row["step_bytes"]), slots])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        examples = [f"{row['examples']:,}"] if differ else []
+        lines.append([row["method"], *examples, count, share, *found, took, memory(row["step_bytes"]), slots])
+    return head, lines

@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 import pytest
 import yaml
+from report_page import Page
 from t5_project import CONFIG, write_project
 
 from bertjax.cli.main import main
@@ -14,7 +15,8 @@ from bertjax.config.loading.load import build, load
 from bertjax.errors import UserError
 from bertjax.models import param_paths, registry
 from bertjax.models.peft_options import PeftOptions
-from bertjax.tools.compare import build_runs, format_markdown, table_scores
+from bertjax.report.pages.variants import variants_page
+from bertjax.tools.compare import build_runs, format_markdown, table_cells, table_scores
 from bertjax.training import freezing
 
 WAYS = [
@@ -61,6 +63,47 @@ def test_without_a_start_there_is_nothing_to_compare(init_from):
 def test_ways_have_names_of_their_own(names):
     with pytest.raises(UserError, match="compare need different names"):
         config(compare=[{"name": name, "trainable": "all"} for name in names])
+
+
+def test_a_variant_overrides_its_stage_and_its_run():
+    changes = {"init_from": "scratch", "tasks.places.source.split": "[:10]", "steps": 3, "run.seed": 7}
+    start, (full, small) = build_runs(config(compare=[WAYS[0], {**WAYS[0], "name": "small", "overrides": changes}]))
+    assert start is not None and full.stages[0].init_from == "runs/tiny-base" and full.run.seed != 7
+    (stage,) = small.stages
+    assert (stage.init_from, stage.steps, small.run.seed) == ("scratch", 3, 7)
+    assert [run.tasks["places"].source[0].split for run in (full, small)] == [None, "[:10]"]
+
+
+def test_variants_that_all_name_their_start_need_no_other():
+    stage = yaml.safe_load(CONFIG)["stages"][-1] | {"init_from": None}
+    ways = [
+        {**way, "overrides": {"init_from": place}} for way, place in zip(WAYS, ("scratch", "t5-base"), strict=False)
+    ]
+    start, runs = build_runs(config(stages=[stage], compare=ways))
+    assert start is None and [run.stages[0].init_from for run in runs] == ["scratch", "t5-base"]
+
+
+def test_an_unknown_override_is_named():
+    with pytest.raises(UserError, match=r"compare.full.overrides: stages.tune.stepz: unknown key .*did you mean"):
+        build_runs(config(compare=[{**WAYS[0], "overrides": {"stepz": 3}}]))
+
+
+def test_curves_are_drawn_by_examples():
+    row = {
+        "method": "a", "trained": 10, "share": 1.0, "episodes": 1, "step_seconds": None, "step_bytes": None,
+        "optimizer_bytes": 0,
+    }  # fmt: skip
+    rows = [
+        row | {"curve": curve, "examples": n, "scores": {"dev/f1": f1}}
+        for curve, n, f1 in (("scratch", 1000, 20.0), ("scratch", 10, 5.0), ("pre-trained", 10, 40.5))
+    ] + [row | {"examples": 500, "scores": {}}]
+    head, cells = table_cells(rows, ["dev/f1"])
+    assert head[:2] == ["method", "examples"] and [line[1] for line in cells] == ["1,000", "10", "10", "500"]
+    (chart,) = Page(variants_page("trial", head, cells, rows, ["dev/f1"])).data
+    assert chart["logX"] and [(s["label"], s["x"], s["y"]) for s in chart["series"]] == [
+        ("scratch", [10, 1000], [5, 20]), ("pre-trained", [10], [40.5]),
+    ]  # fmt: skip
+    assert not Page(variants_page("trial", head, cells, rows[-1:], ["dev/f1"])).data
 
 
 def test_the_table():

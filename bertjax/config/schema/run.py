@@ -3,7 +3,7 @@
 import re
 from operator import not_
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -86,6 +86,15 @@ class Variant(Section):
     name: Name = Field(description="Name of the variant.")
     trainable: TrainableField
     optimizer: Optimizer | None = Field(None, description="Optimizer. Default: that of the stage.")
+    overrides: dict[str, Any] = Field(
+        {},
+        exclude_if=not_,
+        description="Other changes: keys of the stage such as `init_from: scratch` or `data.source.split: '[:1000]'`, "
+        "and of the configuration such as `run.seed`.",
+    )
+    curve: str | None = Field(
+        None, exclude_if=not_, description="Curve of the scores against the training examples that it is a point of."
+    )
 
 
 class MeshConfig(Section):
