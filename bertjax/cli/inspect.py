@@ -138,3 +138,24 @@ def _check_push_options(arguments: argparse.Namespace) -> None:
     given = {"--private": arguments.private, "--revision": arguments.revision, "--create-pr": arguments.create_pr}
     if arguments.push is None and (name := next((name for name, value in given.items() if value), None)):
         raise UserError(f"{name} is for --push NAME; give both, or leave it out")
+
+
+@cli.command(
+    "quantize",
+    "write a model with 8-bit integer weights, and compare its size and scores",
+    cli.MODEL,
+    cli.option("out", metavar="OUT", help="the folder to write, which the other commands take as a model"),
+    cli.option("--no-evaluate", action="store_true", help="do not score the model before and after"),
+    cli.BEST,
+    cli.DEVICE,
+    cli.JSON,
+    examples=("bertjax quantize runs/demo small/demo", "bertjax predict answer small/demo --question Q --context C"),
+    note="runs/demo is a run of `bertjax demo`",
+)
+def quantize(arguments: argparse.Namespace) -> int:
+    out, source = cli.new_dir(arguments.out), cli.pretrained_model(arguments.checkpoint)
+    cli.require_device(arguments)
+    from bertjax.tools.quantize import quantize_command, quantize_table
+
+    found = quantize_command(source, out, best=arguments.best, evaluate=not arguments.no_evaluate)
+    return cli.print_result(found if arguments.json else quantize_table(found))

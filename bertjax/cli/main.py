@@ -27,8 +27,8 @@ _ALL = (
     start.demo, start.init, start.configs, train.train, evaluate.evaluate, train.compare, glue.glue,
     predict.fill_mask, predict.answer, predict.classify, predict.tag, predict.embed, predict.generate, data.prepare,
     data.mix, show.show, show.tokenize, inspect.inspect, inspect.plan, inspect.import_folder, inspect.export,
-    evaluate.report, evaluate.qa_report, evaluate.score_squad, evaluate.compare_predictions, checks.verify,
-    checks.doctor, start.schema, completion.completion,
+    inspect.quantize, evaluate.report, evaluate.qa_report, evaluate.score_squad, evaluate.compare_predictions,
+    checks.verify, checks.doctor, start.schema, completion.completion,
 )  # fmt: skip
 COMMANDS = {command.name: command for command in _ALL}
 _EXIT_CODES_HELP = (

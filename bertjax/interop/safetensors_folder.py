@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from safetensors.numpy import save_file
 from bertjax.errors import UserError
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+INT8_WEIGHTS, SCALE = "model.int8.safetensors", ".int8_scale"  # `bertjax quantize`: int8 rows and their float32 scales
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "tf_model.h5", "flax_model.msgpack")
 _FRAMEWORK = {"tf_model.h5": "tf", "flax_model.msgpack": "flax"}
 _FLOATS = ("F32", "F16", "BF16", "F64")
@@ -29,11 +30,14 @@ class StoredTensor:
     shape: tuple[int, ...]
     dtype: str
     file: Any  # safetensors' open file
+    scale: str | None = None  # of int8 weights: the tensor with the scale of each row
 
     def read(self) -> np.ndarray:
         """The tensor as float32 [*shape]. Raises UserError for NaN or infinity."""
         try:
             array = self.file.get_tensor(self.name).astype(np.float32)
+            if self.scale is not None:
+                array *= self.file.get_tensor(self.scale)[:, None]
         except Exception as error:
             raise corrupt_file(self.path, error) from None
         if not np.isfinite(array).all():
@@ -42,7 +46,7 @@ class StoredTensor:
 
 
 def open_folder(folder: Path, rename: Callable[[str], str] = str) -> dict[str, StoredTensor]:
-    """{rename(name): tensor} of model.safetensors or of the files in model.safetensors.index.json."""
+    """{rename(name): tensor} of model.safetensors, of the files in its index, or of model.int8.safetensors."""
     tensors: dict[str, StoredTensor] = {}
     for path in _files(folder):
         for stored in _open(path):
@@ -58,6 +62,8 @@ def _files(folder: Path) -> list[Path]:
         return [folder / WEIGHTS]
     if (folder / INDEX).is_file():
         return _shards(folder / INDEX)
+    if (folder / INT8_WEIGHTS).is_file():
+        return [folder / INT8_WEIGHTS]
     pickles = [name for name in _PICKLES if (folder / name).is_file()]
     if pickles:
         old = _FRAMEWORK.get(pickles[0])
@@ -91,9 +97,27 @@ def _open(path: Path) -> list[StoredTensor]:
     try:
         file = safe_open(str(path), framework="np")
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
-        return [StoredTensor(path, name, tuple(s.get_shape()), s.get_dtype(), file) for name, s in slices.items()]
+        tensors = {n: StoredTensor(path, n, tuple(s.get_shape()), s.get_dtype(), file) for n, s in slices.items()}
     except Exception as error:  # safetensors raises more than its one error class
         raise corrupt_file(path, error) from None
+    return _with_scales(tensors) if path.name == INT8_WEIGHTS else list(tensors.values())
+
+
+def _with_scales(tensors: Mapping[str, StoredTensor]) -> list[StoredTensor]:
+    """int8 weights [rows, columns] as float32 tensors that read their scale [rows]."""
+    found = []
+    for name, stored in tensors.items():
+        if (scale := tensors.get(name + SCALE)) is not None:
+            if (
+                stored.dtype != "I8"
+                or len(stored.shape) != 2
+                or (scale.dtype, scale.shape) != ("F32", stored.shape[:1])
+            ):
+                raise corrupt_file(stored.path, ValueError(f"{name} and its scale do not fit"))
+            stored = replace(stored, dtype="F32", scale=scale.name)
+        if not name.endswith(SCALE):
+            found.append(stored)
+    return found
 
 
 def corrupt_file(path: Path, error: Exception) -> UserError:
