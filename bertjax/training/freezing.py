@@ -123,7 +123,8 @@ def episodes(trainable: Trainable, groups: tuple[str, ...], steps: int) -> tuple
 def _gradual(trainable: Trainable, groups: tuple[str, ...], steps: int) -> tuple[Episode, ...]:
     """Gradual unfreezing (arXiv 1910.10683 section 3.5.1): E episodes with boundaries floor(i * steps / E).
 
-    With `episode_lengths` w they are at floor(steps * sum(w[:i]) / sum(w)).
+    With `episode_lengths` w they are at floor(steps * sum(w[:i]) / sum(w)); `unfreeze_ratio` r stands for E - 1 lengths
+    of r / (E - 1) and one of 1 - r.
 
     Episode n trains the top ceil((n+1) * L / E) of the L layers of every stack, with their norms; E is by default the
     depth of the deeper stack. Heads and final norms always train. As in the paper T5's embeddings always train, since
@@ -135,6 +136,8 @@ def _gradual(trainable: Trainable, groups: tuple[str, ...], steps: int) -> tuple
     deepest = max(stacks.values())
     lengths = trainable.episode_lengths or [1.0] * (trainable.episodes or deepest)
     count = len(lengths)
+    if count > 1 and (ratio := trainable.unfreeze_ratio) is not None:
+        lengths = [*[ratio / (count - 1)] * (count - 1), 1 - ratio]
     if count > deepest:
         raise UserError(f"trainable.episodes: {count} is more than the {deepest} layers there are to unfreeze")
     if count > steps:
@@ -164,12 +167,14 @@ def _boundaries(lengths: Sequence[float], steps: int) -> list[int]:
     parts = [Fraction(length).limit_denominator(10**6) for length in lengths]
     ends = [int(steps * sum(parts[:n]) / sum(parts)) for n in range(len(parts) + 1)]
     if short := [n for n, (start, stop) in enumerate(pairwise(ends)) if start == stop]:
-        raise UserError(f"trainable.episode_lengths: episode {short[0]} has no step; the stage has {steps} steps")
+        raise UserError(
+            f"trainable: episode {short[0]} has no step, by the lengths of its episodes; the stage has {steps} steps"
+        )
     return ends
 
 
 _OPTIONS = {
-    "gradual": ("episodes", "episode_lengths", "embeddings"),
+    "gradual": ("episodes", "episode_lengths", "unfreeze_ratio", "embeddings"),
     "adapters": ("adapter_size", "adapter_placement", "adapter_norms", "adapter_init", "adapter_only_checkpoints"),
     "lora": (
         "lora_rank", "lora_alpha", "lora_rslora", "lora_dropout", "lora_targets", "adapter_only_checkpoints",

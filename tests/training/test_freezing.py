@@ -83,6 +83,22 @@ def test_lengths_of_episodes():
     assert [e.stop for e in gradual(2, 10, episode_lengths=[0.7, 0.3])] == [7, 10]
 
 
+def test_unfreeze_ratio_is_where_everything_trains():
+    """The same option fits models of any depth."""
+    for layers in (2, 6, 12):
+        plan = gradual(layers, 4400, unfreeze_ratio=0.25)
+        assert len(plan) == layers and plan[-1].start == 1100 and plan[-1].stop == 4400
+        assert {e.stop - e.start for e in plan[:-1]} <= {1100 // (layers - 1), 1100 // (layers - 1) + 1}
+    assert gradual(12, 440, unfreeze_ratio=0.25) == gradual(12, 440, episode_lengths=[1] * 11 + [33])
+    assert gradual(12, 440, episodes=3, unfreeze_ratio=0.5) == gradual(12, 440, episode_lengths=[1, 1, 2])
+    assert gradual(6, 100, episodes=1, unfreeze_ratio=0.5) == gradual(6, 100, episodes=1)
+    with pytest.raises(ValueError, match="both say how long episodes are"):
+        Trainable(kind="gradual", unfreeze_ratio=0.5, episode_lengths=[1, 2])
+    with pytest.raises(ValueError, match="less than 1"):
+        Trainable(kind="gradual", unfreeze_ratio=1.0)
+    assert "unfreeze_ratio" not in Trainable(kind="gradual").model_dump()
+
+
 @given(
     st.lists(st.floats(0.01, 100).map(lambda x: round(x, 3)), min_size=1, max_size=6), st.integers(1, 10**6)
 )  # fmt: skip
@@ -99,7 +115,7 @@ def test_lengths_cover_all_steps_or_are_refused(lengths, steps):
 
 
 def test_lengths_that_do_not_fit():
-    with pytest.raises(UserError, match=r"episode_lengths: episode 0 has no step; the stage has 5 steps"):
+    with pytest.raises(UserError, match=r"trainable: episode 0 has no step, by the lengths .* the stage has 5 steps"):
         gradual(2, 5, episode_lengths=[1, 100])
     with pytest.raises(ValueError, match="2 entries for 3 episodes"):
         Trainable(kind="gradual", episodes=3, episode_lengths=[1, 2])

@@ -357,6 +357,14 @@ class Trainable(Section):
         description="Relative lengths of the episodes of `gradual`: `[1, 1, 8]` trains everything for the last 80 % of "
         "the steps. Default: equal.",
     )
+    unfreeze_ratio: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        exclude_if=lambda ratio: ratio is None,
+        description="Share of the steps of `gradual` after which everything trains; the episodes before share it "
+        "equally. Default: by `episode_lengths`.",
+    )
     embeddings: Literal["auto", "last", "always", "never"] = Field(
         "auto",
         description="When `gradual` trains the input embeddings. `auto`: last for BERT, always for T5 (tied outputs).",
@@ -407,6 +415,8 @@ class Trainable(Section):
 
     @model_validator(mode="after")
     def _check_lengths(self) -> "Trainable":
+        if self.episode_lengths is not None and self.unfreeze_ratio is not None:
+            raise ValueError("episode_lengths and unfreeze_ratio both say how long episodes are; give one of them")
         if self.episode_lengths is None or self.episodes is None:
             return self
         if self.episodes != len(self.episode_lengths):
