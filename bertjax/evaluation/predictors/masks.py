@@ -31,8 +31,7 @@ class MaskFiller(Predictor):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if self.tokenizer.mask_id is None:
-            raise UserError("the checkpoint's tokenizer has no mask_token; fill-mask needs a model trained with masks")
+        require_mask_token(self.tokenizer)
         self._forwards: dict[int, LengthBatches] = {}  # by top_k
 
     def __call__(self, texts: Sequence[str], top_k: int = 5) -> list[FilledText]:
@@ -84,6 +83,12 @@ class MaskFiller(Predictor):
             ]
             for number in range(masks)
         ]
+
+
+def require_mask_token(tokenizer: Tokenizer) -> None:
+    """Raise UserError for a tokenizer without a mask token."""
+    if tokenizer.mask_id is None:
+        raise UserError("the checkpoint's tokenizer has no mask_token; name a model trained with masks")
 
 
 def to_tokenizer_mask(tokenizer: Tokenizer, text: str) -> str:
