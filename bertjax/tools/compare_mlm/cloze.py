@@ -17,7 +17,7 @@ from bertjax.storage import atomic
 from bertjax.storage.files import content_suffix, read_lines
 from bertjax.tools.compare_mlm.texts import TextSample, find_words
 
-STOP_WORDS = 100  # the most frequent words of the text, which are not masked
+STOP_WORDS = 50  # the most frequent words of the text, which are not masked; later ones are often its subject
 STOP_SHARE = 0.1  # of the different words: the most that are stop words
 MIN_LETTERS, MIN_WORDS = 3, 5  # of a masked word, and of a sentence
 _CHUNK = 256  # sentences encoded at once
@@ -114,7 +114,7 @@ def fitting_items(items: Sequence[ClozeItem], scorers: tuple[MaskScorer, MaskSco
 
 
 def stop_words(frequencies: Counter[str]) -> set[str]:
-    """The 100 most frequent words of a text, at most a tenth of its different words; equals in alphabetical order."""
+    """The 50 most frequent words of a text, at most a tenth of its different words; equals in alphabetical order."""
     most = min(STOP_WORDS, int(STOP_SHARE * len(frequencies)))
     return set(sorted(frequencies, key=lambda word: (-frequencies[word], word))[:most])
 
