@@ -48,12 +48,12 @@ def compare_mlm(request: Request) -> dict[str, Any]:
     if not request.text and request.cloze is None:
         raise UserError("bertjax compare-mlm: give --text, --cloze or both")
     given = None if request.cloze is None else cloze.read_cloze(request.cloze)
+    scorers = (_open(request.base, request), _open(request.adapted, request))
     samples = {
         name: read_sample(files, request.column, request.seed, request.limit)
         for name, files in (("domain", request.text), ("general", request.general))
         if files
     }
-    scorers = (_open(request.base, request), _open(request.adapted, request))
     found = _cloze_set(request, given, samples.get("domain"), scorers)
     report = {
         "a": _about(request.base, scorers[0]), "b": _about(request.adapted, scorers[1]),

@@ -44,7 +44,10 @@ def _row(name: str, values: Sequence[str]) -> str:
 
 def _cloze(found: Mapping[str, Any]) -> list[str]:
     source = found["source"].get("cloze") or ", ".join(found["source"]["text"][:3])
-    lines = [_row(f"cloze, {found['masks']:,} masks", "AB") + f"   {source}"]
+    lines = [
+        _row(f"cloze, {found['masks']:,} masks", "AB")
+        + f"   {source}, seed {found['significance']['bootstrap']['seed']}"
+    ]
     for name, digits in (
         ("mean_reciprocal_rank", 4), ("accuracy@1", 2), ("accuracy@10", 2), ("mean_log_probability", 3)
     ):  # fmt: skip
@@ -71,7 +74,7 @@ def bootstrap_line(name: str, bootstrap: Mapping[str, Any]) -> str:
     """One paired bootstrap."""
     one = bootstrap[name]
     return (
-        f"paired bootstrap ({bootstrap['samples']:,} samples, seed {bootstrap['seed']}), {name.replace('_', ' ')} of "
+        f"paired bootstrap ({bootstrap['samples']:,} samples), {name.replace('_', ' ')}, "
         f"B - A: {one['difference']:+.4f} (95 % from {one['low']:+.4f} to {one['high']:+.4f}), p = {one['p']:.2g}"
     )
 
@@ -89,9 +92,9 @@ def _likelihood(name: str, found: Mapping[str, Any]) -> list[str]:
     if any(found[side]["unknown_tokens"] for side in "ab"):
         lines.append(_row("unknown tokens", [f"{found[side]['unknown_tokens']:,}" for side in "ab"]))
     lines.append(
-        f"sentences: B better {counts['won']:,}, A better {counts['lost']:,}, equal {counts['tied']:,}; "
-        + bootstrap_line("pseudo_log_likelihood", found["bootstrap"])
+        f"likelihood of sentences: B better {counts['won']:,}, A better {counts['lost']:,}, equal {counts['tied']:,}"
     )
+    lines.append(bootstrap_line("pseudo_log_likelihood", found["bootstrap"]))
     return lines
 
 

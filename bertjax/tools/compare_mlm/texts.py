@@ -42,10 +42,15 @@ def find_words(sentence: str) -> Iterator[Unit]:
     Scripts without spaces between words have none.
     """
     for unit in units(sentence):
-        beside = sentence[max(unit.start - 1, 0) : unit.start] + sentence[unit.end : unit.end + 1]
-        letters = (x for x in sentence[unit.start : unit.end] if not unicodedata.category(x).startswith("M"))
-        if not unit.unspaced and all(map(str.isalpha, letters)) and not _JOINS.intersection(beside):
+        if unit.unspaced or not _is_letters(sentence[unit.start : unit.end]):
+            continue
+        if sentence[unit.start - 1 : unit.start] not in _JOINS and sentence[unit.end : unit.end + 1] not in _JOINS:
             yield unit
+
+
+def _is_letters(word: str) -> bool:
+    """Whether all characters are letters or combining marks."""
+    return word.isalpha() or all(x.isalpha() or unicodedata.category(x).startswith("M") for x in word)
 
 
 def read_sample(files: Sequence[Path], field: str, seed: int, limit: int) -> TextSample:
