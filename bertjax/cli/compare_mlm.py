@@ -50,13 +50,13 @@ def compare_mlm(arguments: argparse.Namespace) -> int:
     write_cloze = cli.output_path(arguments.write_cloze, inputs)
     if output is not None and write_cloze in (output.with_suffix(".html"), output.with_suffix(".json")):
         raise UserError("bertjax compare-mlm: --write-cloze and --output name the same file; name two")
-    models = [cli.pretrained_model(name) for name in (arguments.base, arguments.adapted)]
+    base, adapted = cli.pretrained_model(arguments.base), cli.pretrained_model(arguments.adapted)
     cli.require_device(arguments)
     from bertjax.tools.compare_mlm import command, table
 
     shared = ("column", "limit", "top_k", "seed", "batch_size", "dtype")
     request = command.Request(
-        *models, text=text, general=general, cloze=cloze, output=output, write_cloze=write_cloze,
+        base, adapted, text=text, general=general, cloze=cloze, output=output, write_cloze=write_cloze,
         **{name: getattr(arguments, name) for name in shared},
     )  # fmt: skip
     report = command.compare_mlm(request)

@@ -164,9 +164,9 @@ def mask_rows(
     encoded = tokenizer.encode_batch_offsets([text for text, _ in filled])
     marked = encode_with_masks(tokenizer, [to_tokenizer_mask(tokenizer, text) for text, _ in items])
     rows: list[MaskedRow | str] = []
-    for (text, spans), (ids, offsets), row in zip(filled, encoded, marked, strict=True):
+    for (text, spans), pieces, row in zip(filled, encoded, marked, strict=True):
         places = np.flatnonzero(np.asarray(row) == tokenizer.mask_id).tolist()
-        gold = [find_piece(tokenizer, text, ids, offsets, span) for span in spans]
+        gold = [find_piece(tokenizer, text, pieces, span) for span in spans]
         if any(piece is None for piece in gold) or len(places) != len(spans):
             rows.append("not one piece")
         elif room is not None and len(row) > room + num_special(tokenizer):
@@ -187,11 +187,14 @@ def _fill(text: str, answers: Sequence[str]) -> tuple[str, list[tuple[int, int]]
 
 
 def find_piece(
-    tokenizer: Tokenizer, text: str, ids: Sequence[int], offsets: Sequence[tuple[int, int]], span: tuple[int, int]
+    tokenizer: Tokenizer, text: str, encoded: tuple[Sequence[int], Sequence[tuple[int, int]]], span: tuple[int, int]
 ) -> int | None:
-    """The id of the piece that covers these characters of a text and, but for white space, nothing else; else None."""
+    """The id of the piece that covers these characters of a text and, but for white space, nothing else; else None.
+
+    `encoded`: the ids and offsets of the text, as `encode_batch_offsets` gives them.
+    """
     start, stop = span
-    inside = [(i, a, b) for i, (a, b) in zip(ids, offsets, strict=True) if a < stop and b > start]
+    inside = [(i, a, b) for i, (a, b) in zip(*encoded, strict=True) if a < stop and b > start]
     if len(inside) != 1 or inside[0][0] == tokenizer.unk_id:
         return None
     piece, a, b = inside[0]

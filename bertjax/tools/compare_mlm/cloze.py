@@ -154,7 +154,7 @@ def _draw_words(
         for word in words:
             span = (word.start, word.end)
             if all(
-                find_piece(scorer.tokenizer, sentence, *side[number], span) is not None
+                find_piece(scorer.tokenizer, sentence, side[number], span) is not None
                 for scorer, side in zip(scorers, encoded, strict=True)
             ):
                 text = sentence[: word.start] + MASK + sentence[word.end :]
