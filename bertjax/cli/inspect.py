@@ -149,7 +149,7 @@ def _check_push_options(arguments: argparse.Namespace) -> None:
     cli.BEST,
     cli.DEVICE,
     cli.JSON,
-    examples=("bertjax quantize runs/demo small/demo", "bertjax predict answer small/demo --question Q --context C"),
+    examples=("bertjax quantize runs/demo small/demo", "bertjax quantize runs/demo small/demo2 --no-evaluate --json"),
     note="runs/demo is a run of `bertjax demo`",
 )
 def quantize(arguments: argparse.Namespace) -> int:
