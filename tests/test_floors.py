@@ -31,7 +31,7 @@ FLOORS = {
     "config": ["schema", "huggingface", "loading"],
     "data": ["store", "sources", "tokenizers", "jobs", "preprocess", "pipeline"],
     "models": [
-        "compute_options families param_paths sequence_parallel vocab_parallel",
+        "compute_options families param_paths pooling sequence_parallel vocab_parallel",
         "layers",
         "attention layer_stack",
         "bert t5",

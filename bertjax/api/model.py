@@ -26,8 +26,9 @@ from bertjax.evaluation.predictors.results import (
     TaggedWords,
 )
 from bertjax.evaluation.predictors.tags import Aggregation, Tagger
-from bertjax.evaluation.predictors.vectors import Embedder, LayerReader, Pooling
+from bertjax.evaluation.predictors.vectors import Embedder, LayerReader
 from bertjax.evaluation.restore import RestoredCheckpoint
+from bertjax.models.pooling import Pooling
 from bertjax.storage.locations import local_path
 
 T = TypeVar("T")
@@ -324,13 +325,19 @@ class Model:
         return _one_or_all(self._generator(_as_list(texts), choices, seed, max_input_tokens), texts)
 
     def embed(
-        self, texts: Texts, *, pooling: Pooling = "mean", normalize: bool = True, max_tokens: int | None = None
+        self,
+        texts: Texts,
+        *,
+        pooling: Pooling | None = None,
+        normalize: bool | None = None,
+        max_tokens: int | None = None,
     ) -> np.ndarray:
         """One vector for each text: N texts -> float32 [N, D]; a single text -> [D].
 
         pooling: `mean` of the last layer over the tokens of a text, special tokens included, as sentence-transformers
-        does it; `cls`: the first token, for BERT. normalize: to length 1. max_tokens: longer texts are cut there
-        (default: at the model's positions), with a note.
+        does it; `cls`: the first token, for BERT. normalize: to length 1. max_tokens: longer texts are cut there, with
+        a note. Defaults: as the model was trained, or as its sentence-transformers folder says; else the mean, of
+        length 1, and the model's positions.
         """
         predictor = self._embedder
         found = predictor(_as_list(texts), pooling, normalize, max_tokens)

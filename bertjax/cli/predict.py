@@ -234,11 +234,17 @@ def tag(arguments: argparse.Namespace) -> int:
     _FILE,
     _COLUMN,
     cli.option(
-        "--pooling", choices=("mean", "cls"), default="mean",
-        help="mean of the last layer over the text's tokens, or its first token (default: mean)",
+        "--pooling", choices=("mean", "cls"),
+        help="mean of the last layer over the text's tokens, or its first token (default: as trained, else mean)",
     ),
-    cli.option("--no-normalize", action="store_true", help="keep the lengths of the vectors (default: length 1)"),
-    cli.option("--max-tokens", metavar="N", type=cli.positive_int, help="cut longer texts (default: at the model's)"),
+    cli.option(
+        "--no-normalize", action="store_true",
+        help="keep the lengths of the vectors (default: as trained, else length 1)",
+    ),
+    cli.option(
+        "--max-tokens", metavar="N", type=cli.positive_int,
+        help="cut longer texts (default: at the length in training, else the model's)",
+    ),
     _output(".npy", ".jsonl"),
     cli.BEST,
     _BATCH,
@@ -254,7 +260,8 @@ def embed(arguments: argparse.Namespace) -> int:
     request = _request("embed", arguments, (".npy", ".jsonl"))
     from bertjax.tools import predict
 
-    options = (arguments.pooling, not arguments.no_normalize, arguments.max_tokens, arguments.column)
+    normalize = False if arguments.no_normalize else None
+    options = (arguments.pooling, normalize, arguments.max_tokens, arguments.column)
     return _print(predict.embed(request, *options))
 
 

@@ -14,9 +14,11 @@ from bertjax.config.loading.load import build
 from bertjax.config.schema.data import TOKENIZERS
 from bertjax.config.schema.model import FAMILIES, ModelConfig
 from bertjax.config.schema.run import Config
+from bertjax.config.schema.training import SentenceEmbeddingObjective
 from bertjax.data.tokenizers import load
 from bertjax.errors import UserError
-from bertjax.interop import hf_folder
+from bertjax.interop import hf_folder, sentence_folder
+from bertjax.interop.sentence_folder import SentenceModules
 from bertjax.models import families, registry
 from bertjax.parallel.mesh import make_mesh
 from bertjax.progress import reporter
@@ -80,20 +82,26 @@ def open_model(
     dtype = hf_folder.stored_dtype(source)
     classifier = hf_folder.read_classifier(source)
     several = classifier is not None and classifier.multi_label
-    described = _describe(model, heads, registry.num_labels(params), tokenizer, several)
+    sentences = sentence_folder.read_modules(source) if _makes_vectors(model, heads) else None
+    described = _describe(model, heads, registry.num_labels(params), tokenizer, several, sentences)
     described["run"] = {"compute_dtype": dtype} | _run_dir(place, run_dir)
     described["tokenizer"]["path"] = name if run_dir is None else str(run_dir / "tokenizer")
     saved_config = config = build(described, where=name)
     if overrides:
         config = build(described, overrides, where=name)
     ctx = RunContext(config, Path.cwd(), make_mesh(config.mesh, devices), tokenizer)
-    for note in classifier.notes if classifier else ():
+    for note in (*(classifier.notes if classifier else ()), *(sentences.notes if sentences else ())):
         reporter.say(f"note: {note}".replace(str(source), name))
     names = list(classifier.names) if classifier and classifier.names else None
     notes = _notes(name, files, config)
     if unused := hf_folder.unused_tensors(source, model):
         notes.append(f"{name}: tensors without a place in bertjax, left out: {', '.join(unused)}")
     return HuggingFaceModel(place, ctx, saved_config, heads, params, files, names, tuple(notes))
+
+
+def _makes_vectors(model: ModelConfig, heads: Sequence[str]) -> bool:
+    """Whether a model can be one of sentence-transformers: of a family that has vectors, without a head for a task."""
+    return model.family in SentenceEmbeddingObjective.families and set(heads) <= {"pooler"}
 
 
 def _run_dir(place: Pretrained, run_dir: Path | None) -> dict[str, Any]:
@@ -154,16 +162,27 @@ def _model(source: Path, family: type[ModelConfig]) -> ModelConfig:
 
 
 def _describe(
-    model: ModelConfig, heads: tuple[str, ...], num_labels: int, tokenizer: load.AnyTokenizer, multi_label: bool
-) -> dict[str, Any]:
+    model: ModelConfig, heads: tuple[str, ...], num_labels: int, tokenizer: load.AnyTokenizer, multi_label: bool,
+    sentences: SentenceModules | None,
+) -> dict[str, Any]:  # fmt: skip
     """The configuration of the run: the objective of its heads, and data available on every machine."""
     options = TOKENIZERS[model.tokenizer].model_fields
     about = {name: getattr(tokenizer, name) for name in ("extra_ids", "lowercase") if name in options}
+    stage = _stage(heads, num_labels, model.max_length or 128, multi_label)
     return {
         "model": model.model_dump(exclude={"config_from"}),
         "tokenizer": {"kind": model.tokenizer, **about},
-        "stages": [_stage(heads, num_labels, model.max_length or 128, multi_label)],
+        "stages": [stage if sentences is None else _sentence_stage(sentences, model.max_length or 128)],
     }
+
+
+def _sentence_stage(sentences: SentenceModules, positions: int) -> dict[str, Any]:
+    """The stage of a sentence-transformers folder; the file of pairs is named when it is scored."""
+    objective = {"kind": "sentence_embedding", "pooling": sentences.pooling, "normalize": sentences.normalize}
+    length = min(sentences.max_length or positions, positions)
+    source = {"kind": "jsonl", "files": ["pairs.jsonl"]}
+    data = {"source": source, "preprocess": {"kind": "text_pairs", "sequence_length": max(length, 8)}}
+    return {"name": STAGE, "steps": 1, "objective": objective, "data": data}
 
 
 def _stage(heads: Sequence[str], num_labels: int, positions: int, multi_label: bool = False) -> dict[str, Any]:

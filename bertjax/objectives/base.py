@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +38,10 @@ class Objective:
     normalizers: Callable[[Batch], dict[str, jax.Array]]
     losses: Callable[[Module, Batch, jax.Array | None], dict[str, LossTerm]]  # of model, batch and key
     multi_label: bool = False  # whether a text may have several of the labels, or none
+    # {field: (shape, dtype)} of a row -> sequences of equal length that the encoder reads one by one
+    sequences: Callable[[Mapping[str, Any]], int] = lambda fields: 1
+    # (model, batch of B rows of T texts) -> the vectors of the texts, float32 [B, T, D], of sentence embeddings
+    vectors: Callable[[Module, Batch], jax.Array] | None = None
 
     def total_loss(self, losses: Mapping[str, LossTerm], normalizers: Mapping[str, jax.Array]) -> jax.Array:
         sums = {name: t.loss if t.train_loss is None else t.train_loss for name, t in losses.items()}

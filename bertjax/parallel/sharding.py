@@ -120,6 +120,18 @@ def unshard(weight: jax.Array, *names: str | None) -> jax.Array:
     return weight
 
 
+def all_gather_rows(x: jax.Array) -> jax.Array:
+    """The rows of all shards of a batch, x [B, ...] -> [N, ...], on every device; gradients are summed over them.
+
+    N is B times the shards inside a `jax.shard_map` over batch axes, where `shard_index("batch")` says which rows are
+    those of x; elsewhere the array has all rows already.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    cut = () if mesh.empty else manual_axes(mesh, "batch")
+    names = (None,) * x.ndim
+    return with_logical_constraint(_all_gather(x, cut, 0, names) if cut else x, *names)
+
+
 def psum_manual(x: jax.Array, axes: tuple[str, ...], *names: str | None) -> jax.Array:
     """Sum a gradient over `axes` inside a `jax.shard_map` over them."""
     return _shard_map_auto(lambda x: jax.lax.psum(x, axes), x, names) if axes else x

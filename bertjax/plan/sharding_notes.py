@@ -62,7 +62,8 @@ def _undivided_heads(opened: StageProgram) -> list[str]:
 def _undivided_sequences(opened: StageProgram) -> list[str]:
     axes = opened.program.rules.get("sequence", ())
     width = prod(opened.program.mesh.shape[axis] for axis in axes)
-    lengths = {opened.fields[name][0][0] for name in ("input_ids", "target_ids") if name in opened.fields}
+    parts = opened.program.objective.sequences(opened.fields)
+    lengths = {opened.fields[name][0][0] // parts for name in ("input_ids", "target_ids") if name in opened.fields}
     return [
         f"rule sequence -> {'+'.join(axes)}={width}: rows of {length} positions do not divide and are replicated"
         for length in sorted(lengths)

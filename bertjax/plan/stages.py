@@ -165,6 +165,7 @@ def _attention(opened: StageProgram, found: dict[str, int]) -> dict[str, Any]:
     fused = families.record_of(model).fused_attention
     if fused and kernel == "xla" and own and compute.attention != "xla":
         (head_dim, rate), length = fused(model), opened.fields["input_ids"][0][0]
+        length //= opened.program.objective.sequences(opened.fields)
         try:
             select_kernel(replace(compute, attention=own), length=length, head_dim=head_dim, rate=rate)
         except ValueError as error:

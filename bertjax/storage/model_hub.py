@@ -23,7 +23,7 @@ WEIGHTS, INDEX, SHARDS = "model.safetensors", "model.safetensors.index.json", "m
 SMALL_FILES = (
     "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
     "added_tokens.json", "vocab.txt", "vocab.json", "merges.txt", "spiece.model", "sentencepiece.bpe.model",
-    "tokenizer.model", FITTED,
+    "tokenizer.model", FITTED, "modules.json", "sentence_bert_config.json", "1_Pooling/config.json",
 )  # fmt: skip
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "tf_model.h5", "flax_model.msgpack")
 _NOTED_BYTES = 10_000_000

@@ -12,12 +12,13 @@ import numpy as np
 
 from bertjax.config.loading.load import dump
 from bertjax.config.loading.pretrained import locate_model
-from bertjax.config.schema.run import CheckpointPolicy
+from bertjax.config.schema.run import CheckpointPolicy, Config
+from bertjax.config.schema.training import SentenceEmbeddingObjective
 from bertjax.data.tokenizers import load
 from bertjax.errors import StorageError, UserError
 from bertjax.evaluation import fitted, hf_model
 from bertjax.evaluation.restore import best_step, better_step
-from bertjax.interop import hf_folder
+from bertjax.interop import hf_folder, sentence_folder
 from bertjax.models import param_paths, registry
 from bertjax.models.layers import lora
 from bertjax.progress import reporter
@@ -122,9 +123,20 @@ def _export_hugging_face(place: Pretrained, out: Path) -> list[str]:
             multi_label=model.program.is_multi_label,
         )  # fmt: skip
         fitted.write_export(Path(out), kept)
+        _write_sentence_modules(Path(out), model.ctx.config, 0)
     except OSError as error:
         raise StorageError(f"{out}: could not be written: {error.strerror}") from error
     return []
+
+
+def _write_sentence_modules(out: Path, config: Config, stage: int) -> None:
+    """Add the files of sentence-transformers where the stage trained sentence embeddings."""
+    if not isinstance(objective := config.stages[stage].objective, SentenceEmbeddingObjective):
+        return
+    tasks = config.stage_tasks(config.stages[stage]).values()
+    length = max(task.preprocess.sequence_length for task in tasks)
+    modules = sentence_folder.SentenceModules(objective.pooling, objective.normalize, length)
+    sentence_folder.write_modules(out, modules, config.model.hidden_size)
 
 
 def _export_checkpoint(
@@ -163,6 +175,7 @@ def _export_checkpoint(
             if meta["stage_name"] != hf_model.STAGE or meta["step"]:  # others were trained elsewhere
                 card = _card(checkpoints, arrays, name, about["labels"], license)
                 atomic.write_text_atomic(out / hub_upload.CARD, card)
+            _write_sentence_modules(out, checkpoints.config(), meta["stage"])
         fitted.write_export(Path(out), kept)
     except OSError as error:
         raise StorageError(f"{out}: could not be written: {error.strerror}") from error

@@ -12,7 +12,8 @@ from bertjax.evaluation.predictors.base import Predictor, restore_for_prediction
 from bertjax.evaluation.predictors.documents import DocumentAnswerer
 from bertjax.evaluation.predictors.labels import Classifier, stage_options
 from bertjax.evaluation.predictors.masks import MaskFiller
-from bertjax.evaluation.predictors.vectors import Embedder, Pooling
+from bertjax.evaluation.predictors.vectors import Embedder
+from bertjax.models.pooling import Pooling
 from bertjax.progress import reporter
 from bertjax.tools import answer_files
 from bertjax.tools import prediction_files as files
@@ -141,7 +142,9 @@ def _labelled(request: Request, record: Record, found: Any, nested: bool) -> Rec
     return record | added
 
 
-def embed(request: Request, pooling: Pooling, normalize: bool, max_tokens: int | None, column: str | None) -> Any:
+def embed(
+    request: Request, pooling: Pooling | None, normalize: bool | None, max_tokens: int | None, column: str | None
+) -> Any:
     """Vectors of the texts: float32 [N, D] to a .npy file, {"text", "embedding"} to a .jsonl file or to be printed."""
     field = column or "text"
     records = request.records([field], _COLUMN_HINT)

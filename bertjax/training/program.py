@@ -129,8 +129,9 @@ class TrainProgram:
 
     def row_flops(self, fields: Fields, groups: Collection[str]) -> int:
         """Model FLOPs of a training step for one row of a batch while `groups` train."""
-        widths = {name: shape[0] for name, (shape, _) in fields.items() if shape}
-        return families.record_of(self.model).row_flops(self.model, widths, self.heads, groups, self.peft)
+        parts = self.objective.sequences(fields)
+        widths = {name: shape[0] // parts for name, (shape, _) in fields.items() if shape}
+        return parts * families.record_of(self.model).row_flops(self.model, widths, self.heads, groups, self.peft)
 
     def constrain_grads(self, grads: Params) -> Params:
         """Constrain gradients to the shardings of their parameters, so that each device keeps only its part."""

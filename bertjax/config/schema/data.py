@@ -5,7 +5,16 @@ from typing import Annotated, Any, ClassVar, Literal, TypeAlias, Union
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from bertjax.config.schema.base import AnyPath, KindOf, NonNegative, Positive, PositiveFloat, Probability, Section
+from bertjax.config.schema.base import (
+    AnyPath,
+    FiniteFloat,
+    KindOf,
+    NonNegative,
+    Positive,
+    PositiveFloat,
+    Probability,
+    Section,
+)
 from bertjax.config.schema.sources import Sources
 
 Density = Annotated[float, Field(gt=0, lt=1, description="Fraction of the tokens that are hidden.")]
@@ -121,6 +130,35 @@ class TokenLabels(Section):
         return self.sequence_length // 4 if self.stride is None else self.stride
 
 
+class TextPairs(Section):
+    """Two texts that belong together, each encoded alone, for sentence embeddings; with a negative text or a score."""
+
+    implementation: ClassVar[str] = "bertjax.data.preprocess.text_pairs:TEXT_PAIRS"
+    kind: Literal["text_pairs"] = "text_pairs"
+    sequence_length: int = Field(128, ge=8, description="Tokens of each text; longer texts are truncated.")
+    text_a: str = Field("anchor", description="Field of a record that holds the first text, such as a question.")
+    text_b: str = Field("positive", description="Field that holds the text that belongs to it, such as its answer.")
+    negative: str | None = Field(None, description="Field that holds a text that does not belong to `text_a`.")
+    score: str | None = Field(None, description="Field that holds the similarity of the two texts, a number.")
+    score_range: Annotated[list[FiniteFloat], Field(min_length=2, max_length=2)] | None = Field(
+        None,
+        description="Lowest and highest `score`, which become 0 and 1: `[0, 5]`. Default: scores are from -1 to 1.",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> "TextPairs":
+        if self.score_range is not None and self.score is None:
+            raise ValueError("score_range needs score, the field that holds the number")
+        if self.score_range is not None and not self.score_range[0] < self.score_range[1]:
+            raise ValueError("score_range: the first number must be below the second")
+        return self
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The fields of the texts, in the order of a row: T = 2 or 3 of them."""
+        return (self.text_a, self.text_b, *([self.negative] if self.negative is not None else []))
+
+
 class SpanCorruption(Section):
     """T5's denoising: sentinels replace spans of the inputs, and the targets are the hidden spans (span_corruption)."""
 
@@ -221,6 +259,7 @@ PREPROCESS: dict[str, type[Section]] = {
     "span_qa": SpanQa,
     "classify": Classify,
     "token_labels": TokenLabels,
+    "text_pairs": TextPairs,
     "span_corruption": SpanCorruption,
     "iid_denoising": IidDenoising,
     "deshuffling": Deshuffling,

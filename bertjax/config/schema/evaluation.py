@@ -167,6 +167,41 @@ class TokenClassificationEvaluation(Section):
     )
 
 
+class StsEvaluation(Section):
+    """Correlation of the cosines of pairs of texts with their scores (semantic textual similarity)."""
+
+    implementation: ClassVar[str] = "bertjax.evaluation.evaluators.embedding:STS"
+    head: ClassVar[str | None] = None
+    preprocess: ClassVar[tuple[str, ...] | None] = ("text_pairs",)
+
+    kind: Literal["sts"] = "sts"
+    name: Name = Field("sts", description=_NAME)
+    data: Heldout
+    batch_size: BatchSize = 32
+    every: Every = "auto"
+
+    @model_validator(mode="after")
+    def _check(self) -> "StsEvaluation":
+        options = self.data.preprocess
+        if options.kind == "text_pairs" and options.score is None:
+            raise ValueError("kind sts needs data.preprocess.score, the field of the similarity of the two texts")
+        return self
+
+
+class RetrievalEvaluation(Section):
+    """Search for the `text_b` of each `text_a` among those of all records, by cosine."""
+
+    implementation: ClassVar[str] = "bertjax.evaluation.evaluators.embedding:RETRIEVAL"
+    head: ClassVar[str | None] = None
+    preprocess: ClassVar[tuple[str, ...] | None] = ("text_pairs",)
+
+    kind: Literal["retrieval"] = "retrieval"
+    name: Name = Field("retrieval", description=_NAME)
+    data: Heldout
+    batch_size: BatchSize = 32
+    every: Every = "auto"
+
+
 class LossEvaluation(Section):
     """The objective's loss and accuracy, teacher-forced."""
 
@@ -203,6 +238,8 @@ EVALUATIONS: dict[str, type[Section]] = {
     "squad": SquadEvaluation,
     "classification": ClassificationEvaluation,
     "token_classification": TokenClassificationEvaluation,
+    "sts": StsEvaluation,
+    "retrieval": RetrievalEvaluation,
     "loss": LossEvaluation,
     "text_to_text": TextToTextEvaluation,
 }

@@ -271,8 +271,12 @@ class Config(Section):
                 f"{where}: mixture '{error.args[0]}' is inside a mixture with proportional rates, which count the "
                 f"examples of tasks; give that one rate: explicit with a number for '{error.args[0]}', or rate: equal"
             ) from None
-        if not set(stage.objective.heads) & set(self.model.heads):
+        families = getattr(stage.objective, "families", None)
+        fits = self.model.family in families if families else set(stage.objective.heads) & set(self.model.heads)
+        if not fits:
             raise ValueError(f"{where}: objective '{stage.objective.kind}' is not for a {self.model.family} model")
+        if families and stage.trainable.kind == "head":
+            raise ValueError(f"{where}: trainable: head: the objective '{stage.objective.kind}' has no head to train")
         if absent := set(getattr(stage.objective, "required_heads", ())) - set(self.model.heads):
             head, family = min(absent), self.model.family
             raise ValueError(f"{where}: a {family} model has no '{head}' head: set objective.{head}_weight=0")
@@ -288,6 +292,9 @@ class Config(Section):
             needed = getattr(task.preprocess, "architecture", None)
             if needed not in (None, getattr(self.model, "architecture", None)):
                 raise ValueError(f"{where}: task '{name}': {task.preprocess.kind} needs model.architecture: {needed}")
+            check = getattr(stage.objective, "find_task_problem", None)
+            if check is not None and (problem := check(task.preprocess)):
+                raise ValueError(f"{where}: task '{name}': {problem}")
         for evaluation in stage.evaluate:
             if getattr(evaluation, "threshold", 0.5) != 0.5 and not getattr(stage.objective, "multi_label", True):
                 needed = "objective.problem_type: multi_label_classification"

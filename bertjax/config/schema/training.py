@@ -17,7 +17,8 @@ from bertjax.config.schema.base import (
 )
 
 # Facts of an objective's section: `implementation` names its ObjectiveKind (objectives/registry.py), `heads` the model
-# heads that it may train (of a family that has them), `preprocess` and `evaluations` the kinds that fit.
+# heads that it may train (of a family that has them), `preprocess` and `evaluations` the kinds that fit. One without
+# heads has `families`, the model families that it trains. A method `find_task_problem` checks preprocess sections.
 
 
 class MlmNspObjective(Section):
@@ -125,6 +126,68 @@ class TokenClassificationObjective(Section):
     num_labels: int = Field(9, ge=2, description="Number of labels, `O` included. Default: that of CoNLL-2003.")
 
 
+class SentenceEmbeddingObjective(Section):
+    """One vector for each text, trained on pairs (losses and defaults of sentence-transformers).
+
+    The model has no head: its output is the pooled last layer.
+    """
+
+    implementation: ClassVar[str] = "bertjax.objectives.sentence_embedding:SENTENCE_EMBEDDING"
+    heads: ClassVar[tuple[str, ...]] = ()
+    families: ClassVar[tuple[str, ...]] = ("bert", "distilbert", "roberta", "electra", "albert")
+    preprocess: ClassVar[tuple[str, ...]] = ("text_pairs",)
+    evaluations: ClassVar[tuple[str, ...]] = ("sts", "retrieval", "loss")
+
+    kind: Literal["sentence_embedding"] = "sentence_embedding"
+    loss: Literal["multiple_negatives", "triplet", "cosine_similarity"] = Field(
+        "multiple_negatives",
+        description="`multiple_negatives`: cross-entropy of the positive among all positives and negatives of the "
+        "batch, which are the negatives of the other anchors; `triplet`: the positive is nearer than `negative` by "
+        "`margin`; `cosine_similarity`: mean squared error of the cosine and `score`.",
+    )
+    pooling: Literal["mean", "cls"] = Field(
+        "mean", description="Vector of a text: mean of the last layer over its tokens, or its first token."
+    )
+    normalize: bool = Field(True, description="Scale vectors to length 1.")
+    scale: PositiveFloat = Field(20.0, description="Factor of the cosines (1 / temperature) in `multiple_negatives`.")
+    symmetric: bool = Field(
+        False,
+        description="`multiple_negatives` in both directions: also the anchor of each positive among all anchors.",
+    )
+    distance: Literal["euclidean", "cosine"] = Field("euclidean", description="Distance of `triplet`.")
+    margin: PositiveFloat | None = Field(
+        None,
+        description="Margin of `triplet`. Default: 5 as in sentence-transformers, or 0.5 where distances are at most 2 "
+        "(vectors of length 1, `distance: cosine`).",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> "SentenceEmbeddingObjective":
+        owner = {"scale": "multiple_negatives", "symmetric": "multiple_negatives"}
+        owner |= {"distance": "triplet", "margin": "triplet"}
+        for option, loss in owner.items():
+            if loss != self.loss and getattr(self, option) != type(self).model_fields[option].default:
+                raise ValueError(f"{option} is for loss: {loss}, not {self.loss}")
+        return self
+
+    @property
+    def triplet_margin(self) -> float:
+        """`margin`, or its default."""
+        if self.margin is not None:
+            return self.margin
+        return 0.5 if self.normalize or self.distance == "cosine" else 5.0
+
+    def find_task_problem(self, preprocess: Any) -> str | None:
+        """Why rows of this preprocess section cannot be trained on."""
+        if getattr(preprocess, "kind", None) != "text_pairs":
+            return None  # reported with the kinds that fit
+        if self.loss == "triplet" and preprocess.negative is None:
+            return "loss: triplet needs preprocess.negative, the field of a text that does not belong to the first"
+        if self.loss == "cosine_similarity" and preprocess.score is None:
+            return "loss: cosine_similarity needs preprocess.score, the field of the similarity of the two texts"
+        return None
+
+
 class TextToTextObjective(Section):
     """Cross-entropy of all non-padding target tokens, sentinels and end token included (t5x/losses.py)."""
 
@@ -152,6 +215,7 @@ OBJECTIVES: dict[str, type[Section]] = {
     "span_qa": SpanQaObjective,
     "classification": ClassificationObjective,
     "token_classification": TokenClassificationObjective,
+    "sentence_embedding": SentenceEmbeddingObjective,
     "text_to_text": TextToTextObjective,
 }
 Objective = Annotated[Any, KindOf("kind", "mlm_nsp", OBJECTIVES)]

@@ -1,22 +1,39 @@
 """Vectors of texts: one for each text (embeddings), and the outputs of all layers for each token (hidden states)."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bertjax.config.schema.training import SentenceEmbeddingObjective
 from bertjax.errors import UserError
 from bertjax.evaluation.inference.generate import MAX_INPUT_TOKENS
 from bertjax.evaluation.inference.length_batches import LengthBatches
 from bertjax.evaluation.inference.token_rows import TokenRow, check_texts, frame, num_special
 from bertjax.evaluation.predictors.base import Predictor, check_count
 from bertjax.evaluation.predictors.results import HiddenStates
+from bertjax.evaluation.restore import RestoredCheckpoint
 from bertjax.models import families
+from bertjax.models.pooling import POOLINGS, Pooling, pool
 
-Pooling = Literal["mean", "cls"]
-POOLINGS: tuple[Pooling, ...] = ("mean", "cls")
+
+class Defaults(NamedTuple):
+    """Options of `Embedder` that are not given: those of the training, or of a sentence-transformers folder."""
+
+    pooling: Pooling = "mean"
+    normalize: bool = True
+    max_tokens: int | None = None  # None: as many as the model reads
+
+
+def defaults_of(restored: RestoredCheckpoint) -> Defaults:
+    """Those of the stage if it trained sentence embeddings, else the mean, of length 1."""
+    stage = restored.ctx.config.stages[restored.stage]
+    if not isinstance(objective := stage.objective, SentenceEmbeddingObjective):
+        return Defaults()
+    tasks = restored.ctx.config.stage_tasks(stage).values()
+    return Defaults(objective.pooling, objective.normalize, max(task.preprocess.sequence_length for task in tasks))
 
 
 class TextEncoder(Predictor):
@@ -29,10 +46,10 @@ class TextEncoder(Predictor):
         if not self._inputs:
             raise UserError(f"{self.restored.where}: a model without an encoder gives no vectors; name a BERT or a T5")
 
-    def encode(self, texts: Sequence[str], max_tokens: int | None) -> list[TokenRow]:
+    def encode(self, texts: Sequence[str], max_tokens: int | None, why: str = "max_tokens") -> list[TokenRow]:
         """Rows of at most `max_tokens` tokens with the special ones (default: as many as the model reads)."""
         longest = self.restored.program.model.max_length
-        limit, why = (longest, "the most that the model reads") if max_tokens is None else (max_tokens, "max_tokens")
+        limit, why = (longest, "the most that the model reads") if max_tokens is None else (max_tokens, why)
         if limit is not None and longest is not None and limit > longest:
             raise UserError(f"max_tokens: must be at most {longest}, the positions of the model (got {limit})")
         special = num_special(self.tokenizer)
@@ -54,20 +71,31 @@ class Embedder(TextEncoder):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._forwards: dict[tuple[Pooling, bool], LengthBatches] = {}
+        self.defaults = defaults_of(self.restored)
 
     def __call__(
-        self, texts: Sequence[str], pooling: Pooling = "mean", normalize: bool = True, max_tokens: int | None = None
+        self,
+        texts: Sequence[str],
+        pooling: Pooling | None = None,
+        normalize: bool | None = None,
+        max_tokens: int | None = None,
     ) -> np.ndarray:
         """N texts -> float32 [N, D].
 
         pooling: `mean` of the last layer over the tokens of the text, the special ones included (as
         sentence-transformers); `cls`: the first token. normalize: to length 1. max_tokens: longer texts are cut there.
+        Options that are not given: see `defaults_of`.
         """
+        pooling = self.defaults.pooling if pooling is None else pooling
+        normalize = self.defaults.normalize if normalize is None else normalize
         if pooling not in POOLINGS:
             raise UserError(f"pooling: must be one of {', '.join(POOLINGS)} (got {pooling!r})")
         if pooling == "cls" and not hasattr(self.tokenizer, "cls_id"):
             raise UserError("pooling: this model reads no [CLS]; use mean")
-        rows = self.encode(texts, None if max_tokens is None else check_count("max_tokens", max_tokens))
+        if max_tokens is None:
+            rows = self.encode(texts, self.defaults.max_tokens, "the length that the model was trained with")
+        else:
+            rows = self.encode(texts, check_count("max_tokens", max_tokens))
         found = self._forward(pooling, bool(normalize))(self.params, rows)
         return np.stack(found) if found else np.zeros((0, self.size), np.float32)
 
@@ -87,14 +115,8 @@ def _pooled(
     inputs: Sequence[str], pooling: Pooling, normalize: bool
 ) -> Callable[[Any, Mapping[str, jax.Array]], jax.Array]:
     def forward(model: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
-        hidden = model.encode(*(batch[name] for name in inputs)).astype(jnp.float32)
-        if pooling == "cls":
-            pooled = hidden[:, 0]
-        else:
-            mask = (batch["segment_ids"] > 0).astype(jnp.float32)[:, :, None]
-            pooled = (hidden * mask).sum(1) / jnp.maximum(mask.sum(1), 1e-9)
-        length = jnp.linalg.norm(pooled, axis=-1, keepdims=True)
-        return pooled / jnp.maximum(length, 1e-12) if normalize else pooled
+        hidden = model.encode(*(batch[name] for name in inputs))
+        return pool(hidden, batch["segment_ids"], pooling, normalize)
 
     return forward
 

@@ -8,6 +8,7 @@ from typing import Any
 from bertjax.config.loading import yaml_reader
 from bertjax.config.schema.run import Config, Stage
 from bertjax.config.schema.sources import HuggingFaceData, TfdsData
+from bertjax.config.schema.training import SentenceEmbeddingObjective
 from bertjax.data.sources.registry import describe_source
 from bertjax.storage.hub_upload import CARD_MARK
 from bertjax.storage.pretrained import hub_name
@@ -28,6 +29,7 @@ _USES = {
     "mlm": ("fill-mask", "AutoModelForMaskedLM", 'bertjax predict fill-mask {name} "... {mask} ..."'),
     "lm": ("text2text-generation", "AutoModelForSeq2SeqLM", 'bertjax predict generate {name} "..."'),
 }
+_SENTENCES = ("sentence-similarity", "SentenceTransformer", 'bertjax predict embed {name} "..." "..."')
 _BARE = ("feature-extraction", "AutoModel", "bertjax predict embed {name} --file texts.txt --output vectors.npy")
 _ADDRESS = re.compile(r"[a-z0-9]+://")
 _LOCAL = ("/", "~", ".")
@@ -46,7 +48,9 @@ def model_card(
     from huggingface_hub import EvalResult, ModelCardData
 
     one = config.stages[stage]
-    pipeline, auto, command = next((_USES[head] for head in _USES if head in heads), _BARE)
+    sentences = isinstance(one.objective, SentenceEmbeddingObjective)
+    bare = _SENTENCES if sentences else _BARE
+    pipeline, auto, command = next((_USES[head] for head in _USES if head in heads), bare)
     results = [
         EvalResult(
             task_type=pipeline, dataset_type=evaluation, dataset_name=_evaluation_data(one, evaluation),
@@ -56,7 +60,8 @@ def model_card(
     ]  # fmt: skip
     base = _base_model(config, one)
     data = ModelCardData(
-        model_name=name.rsplit("/", 1)[-1], eval_results=results or None, library_name="transformers",
+        model_name=name.rsplit("/", 1)[-1], eval_results=results or None, 
+        library_name="sentence-transformers" if sentences else "transformers",
         pipeline_tag=pipeline, tags=["bertjax", "jax", config.model.family], license=license, base_model=base,
         datasets=_hub_datasets(config) or None,
     )  # fmt: skip
@@ -173,6 +178,8 @@ def _data_lines(config: Config, stage: Stage) -> list[str]:
 
 
 def _python(name: str, auto: str) -> list[str]:
+    if auto == "SentenceTransformer":
+        return [f"from sentence_transformers import {auto}", "", f'model = {auto}("{name}")']
     return [
         f"from transformers import {auto}, AutoTokenizer",
         "",

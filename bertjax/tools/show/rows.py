@@ -135,6 +135,10 @@ def _facts(fields: Mapping[str, np.ndarray], g: int, labels: Sequence[str] | Non
         return name in fields and g < len(fields[name]) and fields[name][g] > 0
 
     found = {}
+    if "text_starts" in fields:  # each text is an example of its own
+        found["text"] = ("text_a", "text_b", "negative")[g]
+        if g == 0 and "scores" in fields:
+            found["score"] = f"{fields['scores'][0]:g}"
     if weighted("nsp_weights"):  # 0: the next sentence (BERT's labels)
         found["second sentence"] = "random" if fields["nsp_labels"][g] else "next"
     if weighted("span_weights"):
