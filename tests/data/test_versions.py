@@ -21,6 +21,7 @@ from bertjax.config.schema.data import (
     IidDenoising,
     SpanQa,
     Task,
+    TextPairs,
     TextToText,
     TokenLabels,
 )
@@ -54,6 +55,10 @@ CASES: dict[str, Any] = {
     "words": TokenLabels(sequence_length=12),
     "words, all pieces, packed": TokenLabels(sequence_length=16, stride=2, label_all_tokens=True, pack=True),
     "entities": TokenLabels(sequence_length=16, text="context", spans="entities"),
+    "two texts": TextPairs(sequence_length=12, text_a="question", text_b="context"),
+    "three texts": TextPairs(
+        sequence_length=10, text_a="question", text_b="context", negative="text", score="score", score_range=[0, 3]
+    ),
     "template": TextToText(**TEXTS, **TEMPLATE),
     "template, packed": TextToText(**TEXTS, **TEMPLATE, pack=True),
     "prompt": TextToText(**TEXTS, prompt="squad"),
@@ -98,7 +103,7 @@ def digest(rows: dict[str, np.ndarray]) -> str:
 
 def measure(case: str, folder: Path) -> list[Any]:
     options = CASES[case]
-    tokenizer: Any = bert() if isinstance(options, BertPairs | SpanQa | Classify | TokenLabels) else Numbers()
+    tokenizer: Any = bert() if isinstance(options, BertPairs | SpanQa | Classify | TokenLabels | TextPairs) else Numbers()
     task = Task(source=JsonLines(files=["a.jsonl"]), preprocess=options)
     classes = ClassSpec(1 if case == "numbers" else 3)
     store = prepare(task, "t", tokenizer, seed=5, base=folder, cache=folder / case, workers=1, classes=classes)
