@@ -103,7 +103,9 @@ def digest(rows: dict[str, np.ndarray]) -> str:
 
 def measure(case: str, folder: Path) -> list[Any]:
     options = CASES[case]
-    tokenizer: Any = bert() if isinstance(options, BertPairs | SpanQa | Classify | TokenLabels | TextPairs) else Numbers()
+    tokenizer: Any = (
+        bert() if isinstance(options, BertPairs | SpanQa | Classify | TokenLabels | TextPairs) else Numbers()
+    )
     task = Task(source=JsonLines(files=["a.jsonl"]), preprocess=options)
     classes = ClassSpec(1 if case == "numbers" else 3)
     store = prepare(task, "t", tokenizer, seed=5, base=folder, cache=folder / case, workers=1, classes=classes)
