@@ -18,6 +18,7 @@ from bertjax.evaluation.evaluators.build import build_evaluators
 from bertjax.interop import hf_folder, sentence_folder
 from bertjax.models.registry import build_model, init_params
 from bertjax.objectives import registry as objectives
+from bertjax.report.page import write_report
 from bertjax.training import freezing, loop, step
 
 V, S, B = 40, 12, 6
@@ -326,6 +327,8 @@ def test_a_small_model_learns_to_find_answers(run, home):
     assert sts["scores"]["pearson"] == pytest.approx(100 * scipy.pearsonr(cosines, scores)[0], abs=1e-2)
     loss = json.loads((run / "evaluations/00-pairs/loss.json").read_text())
     assert loss["scores"].keys() == {"pair_loss", "pair_accuracy"}
+    page = write_report(run).read_text()
+    assert "accuracy@10" in page and "spearman" in page
 
 
 def test_export_and_back(run, tmp_path, capsys):

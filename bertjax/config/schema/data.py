@@ -133,7 +133,7 @@ class TokenLabels(Section):
 class TextPairs(Section):
     """Two texts that belong together, each encoded alone, for sentence embeddings; with a negative text or a score."""
 
-    implementation: ClassVar[str] = "bertjax.data.preprocess.text_pairs:TEXT_PAIRS"
+    implementation: ClassVar[str] = "bertjax.data.preprocess.text_pairs.rows:TEXT_PAIRS"
     kind: Literal["text_pairs"] = "text_pairs"
     sequence_length: int = Field(128, ge=8, description="Tokens of each text; longer texts are truncated.")
     text_a: str = Field("anchor", description="Field of a record that holds the first text, such as a question.")
