@@ -197,7 +197,7 @@ def test_predictions_take_text_as_it_is(here, capsys, monkeypatch):
     })  # fmt: skip
     assert answer[0].dtype == "bfloat16" and answer[0].checkpoint == Path(".")
     assert classify[0].texts == ["a=1"] and classify[1:] == ("b", None, None)
-    assert embed[0].texts == ["é", "f"] and embed[0].batch_size == 4 and embed[1:] == ("mean", False, None, None)
+    assert embed[0].texts == ["é", "f"] and embed[0].batch_size == 4 and embed[1:] == (None, False, None, None)
 
 
 def test_texts_to_generate_from(here, fake, capsys, monkeypatch):
