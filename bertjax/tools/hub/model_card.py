@@ -60,7 +60,7 @@ def model_card(
     ]  # fmt: skip
     base = _base_model(config, one)
     data = ModelCardData(
-        model_name=name.rsplit("/", 1)[-1], eval_results=results or None, 
+        model_name=name.rsplit("/", 1)[-1], eval_results=results or None,
         library_name="sentence-transformers" if sentences else "transformers",
         pipeline_tag=pipeline, tags=["bertjax", "jax", config.model.family], license=license, base_model=base,
         datasets=_hub_datasets(config) or None,
