@@ -6,8 +6,9 @@
 Trains the first stage of CONFIG (objective span_qa or classification, rows that are not packed) as transformers'
 run_qa.py and run_glue.py do: AdamW, clipped gradients, dropout, float32 or with --bfloat16 autocast. The initial
 weights (heads included), the batches, their order, the learning rate of every step and weight decay are those of
-`bertjax train CONFIG`; dropout masks and arithmetic differ. The result is written as the last checkpoint of a bertjax
-run, which `bertjax evaluate` scores. Prints one JSON line. Needs: pip install torch transformers.
+`bertjax train CONFIG`; dropout masks and arithmetic differ. transformers' softmax over the tokens of a window includes
+its padding, bertjax's does not: --own-tokens trains with the latter. The result is written as the last checkpoint of a
+bertjax run, which `bertjax evaluate` scores. Prints one JSON line. Needs: pip install torch transformers.
 """
 
 import argparse
@@ -40,9 +41,18 @@ def torch_inputs(batch, torch):
     }
 
 
-def torch_loss(model, batch, torch):
+def torch_loss(model, batch, torch, own_tokens):
+    """transformers' own loss; with `own_tokens` that of spans as in bertjax, whose softmax leaves out padding."""
     inputs = torch_inputs(batch, torch)
     take = lambda name: torch.from_numpy(np.asarray(batch[name]).astype(np.int64))  # noqa: E731
+    if "start_positions" in batch and own_tokens:
+        found, real = model(**inputs), inputs["attention_mask"] > 0
+        ends = ((found.start_logits, "start_positions"), (found.end_logits, "end_positions"))
+        losses = [
+            torch.nn.functional.cross_entropy(logits.float().masked_fill(~real, -1e30), take(name)[:, 0])
+            for logits, name in ends
+        ]
+        return sum(losses) / 2
     if "start_positions" in batch:
         return model(
             **inputs, start_positions=take("start_positions")[:, 0], end_positions=take("end_positions")[:, 0]
@@ -55,6 +65,7 @@ def main() -> None:
     parser.add_argument("config")
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--bfloat16", action="store_true", help="torch.autocast to bfloat16")
+    parser.add_argument("--own-tokens", action="store_true", help="leave padding out of the softmax over a window")
     asked = parser.parse_args()
     import torch
     import transformers
@@ -88,7 +99,7 @@ def main() -> None:
         for group in optimizer.param_groups:
             group["lr"] = float(rates[step])
         with torch.autocast("cpu", torch.bfloat16, enabled=asked.bfloat16):
-            loss = torch_loss(model, batch, torch)
+            loss = torch_loss(model, batch, torch, asked.own_tokens)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), tx.clip_norm or float("inf"))
         optimizer.step()
