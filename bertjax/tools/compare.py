@@ -52,7 +52,7 @@ def compare_command(config: Config, base: Path, as_json: bool) -> str:
                 loop.train(run, base, build_evaluators)
             except DivergedError as error:
                 diverged = str(error)
-            about = {"method": variant.name, "kind": variant.trainable.kind, "run": str(run.run_dir)}
+            about: dict[str, Any] = {"method": variant.name, "kind": variant.trainable.kind, "run": str(run.run_dir)}
             about |= {"start": run.stages[0].init_from} | ({"curve": variant.curve} if variant.curve else {})
             with reporter.task(f"{run.run.name}: measuring a step", finish=False):
                 measured = measure_run(run, base)

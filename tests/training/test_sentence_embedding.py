@@ -159,7 +159,9 @@ def test_equal_texts_of_other_rows_stay_negatives():
     assert loss == pytest.approx(np.log(2), abs=1e-5)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family", [name if name in ("bert", "albert") else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES]
+)
 def test_every_encoder_family_trains(family):
     sizes = MODEL.model_dump(exclude={"family"}) | {"max_position_embeddings": S + 2}
     section = FAMILIES[family]

@@ -54,7 +54,8 @@ def decode_row(
     fields: Mapping[str, np.ndarray], tokenizer: AnyTokenizer, labels: Sequence[str] | None, **place: Any
 ) -> Row:
     """The examples of one row, from its arrays as a training step reads them. `place`: task, step and number."""
-    used, by_example = {}, {}
+    used: dict[str, tuple[int, int]] = {}
+    by_example: dict[int, dict[str, list[Piece]]] = {}
     for name, ids, segments in (
         ("inputs", "input_ids", "segment_ids"),
         ("targets", "target_ids", "target_segment_ids"),
