@@ -6,12 +6,14 @@ from pathlib import Path
 import numpy as np
 import preparing
 import pytest
+import tokenizers
 import yaml
 from report_page import Page
 from t5_project import write_project
 
 from bertjax.cli.main import main
-from bertjax.tools.show.rows import Piece, decode_row
+from bertjax.data.tokenizers import load
+from bertjax.tools.show.rows import Piece, decode_row, text_pieces
 from bertjax.tools.show.text import pieces_text
 
 TEXT_ROLES = ("text", "answer", "masked", "given")
@@ -124,6 +126,37 @@ def test_rows_of_a_task_and_of_a_step(tmp_path, monkeypatch, capsys):
     assert text.startswith("marks: <extra_id_N>") and "inputs: " in text and "targets: <extra_id_0>" in text
 
 
+def byte_level(tmp_path: Path):
+    """A byte-level BPE of single bytes, with RoBERTa's special tokens."""
+    special = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "<mask>": 4}
+    letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    vocab = special | {letter: 5 + n for n, letter in enumerate(letters)}
+    (tmp_path / "vocab.json").write_text(json.dumps(vocab))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+    (tmp_path / "config.json").write_text('{"model_type": "roberta"}')
+    return load.from_pretrained(tmp_path)
+
+
+def test_characters_of_several_byte_pieces_are_shown_as_characters(tmp_path):
+    tokenizer = byte_level(tmp_path)
+    text = "é 日 שלום"
+    (ids,) = tokenizer.encode_batch([text])
+    assert "".join(piece.text for piece in text_pieces(ids, tokenizer)) == text.replace(" ", "")
+    assert pieces_text(text_pieces(ids, tokenizer), colors=False) == text
+    assert [piece.text for piece in text_pieces(ids[:1], tokenizer)] == ["<0xC3>"]  # of é without its second byte
+    fields = {
+        "input_ids": np.array([ids[0], tokenizer.mask_id]), "segment_ids": np.ones(2, int),
+        "masked_positions": np.array([1]), "masked_ids": np.array([ids[1]]), "masked_weights": np.ones(1),
+    }  # fmt: skip
+    row = decode_row(fields, tokenizer, None, task="t", step=0, number=0)
+    assert pieces_text(row.examples[0].sequences["inputs"], colors=False) == "<0xC3>[<0xA9>|<mask>]"
+
+
+def test_a_label_follows_all_pieces_of_its_word():
+    pieces = [Piece("George", label="B"), Piece("town", joined=True), Piece("", label="O"), Piece("x"), Piece("y")]
+    assert pieces_text(pieces, colors=False) == "Georgetown/B x/O y"
+
+
 def test_text_and_page(project, capsys):
     text = said(capsys, "show", "bert.yaml", "--stage", "qa", "-n", "3")
     assert "«" in text and "\x1b" not in text and max(map(len, text.splitlines())) <= 120
@@ -143,6 +176,7 @@ def test_text_and_page(project, capsys):
         ("-n 0", "must be an integer above 0"),
         ("--output rows.html --json", "leave out --json"),
         ("--output missing/rows.html", "no such file or folder"),
+        ("--output bert.yaml", "is read by this command and would be overwritten"),
     ],
 )
 def test_refusals(project, capsys, options, message):
@@ -174,3 +208,5 @@ def test_tokenize(project, capsys):
     found = json.loads(said(capsys, "tokenize", "vocab.txt", "--file", "texts.txt", "--json"))
     assert [one["pieces"] for one in found] == [["kon"], ["min", "tun"]] and found[1]["decoded"] == "min tun"
     assert "no such" in said(capsys, "tokenize", "missing.txt", "a", code=2)
+    assert "tokenizer.json" in said(capsys, "tokenize", "/", "a", code=2)
+    assert "TEXT: '\\udcff a' is not UTF-8" in said(capsys, "tokenize", "vocab.txt", "\udcff a", code=2)

@@ -225,6 +225,8 @@ def new_dir(path: str) -> Path:
     out = local_path(path)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{path[:200]!a}: already exists; name a new folder")
+    if out.name in ("", ".."):
+        raise UserError(f"{path[:200]!a}: the current folder, or one above it; name a new folder")
     return out
 
 
@@ -236,12 +238,24 @@ def given_texts(arguments: argparse.Namespace) -> list[str]:
     if arguments.text and arguments.file:
         raise UserError(f"bertjax {arguments.command}: give either TEXT or --file")
     if arguments.text:
+        for text in arguments.text:
+            if not is_utf8(text):
+                raise UserError(f"TEXT: {text[:60]!a} is not UTF-8 text; convert it first")
         return list(arguments.text)
     if arguments.file:
         from bertjax.storage.text import read_text
 
         return split_lines(read_text(local_path(arguments.file), 100_000_000), arguments.file)
     return standard_input(f"bertjax {arguments.command}")
+
+
+def is_utf8(text: str) -> bool:
+    """Whether an argument is text; Python keeps its other bytes as lone surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def standard_input(command: str) -> list[str]:

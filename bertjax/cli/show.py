@@ -7,6 +7,7 @@ import sys
 
 from bertjax.cli import arguments as cli
 from bertjax.errors import UserError
+from bertjax.storage.locations import local_path
 
 MAX_WIDTH = 120  # columns of text
 
@@ -29,7 +30,7 @@ MAX_WIDTH = 120  # columns of text
     overrides=True,
 )
 def show(arguments: argparse.Namespace) -> int:
-    output = cli.output_path(arguments.output)
+    output = cli.output_path(arguments.output, [local_path(arguments.config)])
     if output and arguments.json:
         raise UserError("--output: writes HTML; leave out --json")
     config = cli.load_config(arguments)

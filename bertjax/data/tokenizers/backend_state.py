@@ -27,6 +27,13 @@ def _letters_of_bytes() -> dict[str, int]:
 _BYTES = _letters_of_bytes()
 
 
+def format_bytes(piece: str) -> str:
+    """A piece of byte-level BPE as `<0xE2><0x82>`, in the notation of SentencePiece's byte pieces, which stay."""
+    if any(letter not in _BYTES for letter in piece) or piece.startswith("<0x"):
+        return piece
+    return "".join(f"<0x{_BYTES[letter]:02X}>" for letter in piece)
+
+
 def parse_backend(text: str, where: str) -> tokenizers.Tokenizer:
     """The tokenizer of a tokenizer.json. Raises UserError."""
     try:

@@ -130,7 +130,7 @@ def json_object(path: Path) -> dict[str, Any]:
 
 def prefer_tokenizer_json(path: Path) -> Path:
     """The tokenizer.json of the folder for a vocab.txt with the same pieces, since only it records case and accents."""
-    beside = path.with_name(JSON)
+    beside = path.parent / JSON
     if path.name != "vocab.txt" or not path.is_file() or not beside.is_file():
         return path
     try:

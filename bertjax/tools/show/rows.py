@@ -1,14 +1,16 @@
 """Decode rows of a batch: every piece with what a model sees in its place and what is predicted there."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
+from bertjax.data.tokenizers import backend_state
 from bertjax.data.tokenizers.load import AnyTokenizer
 
 METASPACE, BYTE_SPACE = "▁", "Ġ"  # of SentencePiece and of byte-level BPE, at the start of a word
+UNDECODED = "\ufffd"  # in the text of a piece that is a part of a character
 
 
 @dataclass(frozen=True)
@@ -16,7 +18,8 @@ class Piece:
     """One piece of a sequence.
 
     Attributes:
-        text: the piece as text; of a masked piece the original one. "" for a space alone.
+        text: the piece as text; of a masked piece the original one. "" for a space alone, and where a character of
+            several byte-level pieces is the text of the first of them; `<0xE2>` for a byte of one that is incomplete.
         joined: whether it continues the text before it without a space.
         role: `text`, `special`, `masked` (predicted; the model sees `shown`), `answer`, `given` (of a decoder-only row:
             not predicted) or `sentinel`.
@@ -72,10 +75,41 @@ def decode_row(
     return Row(examples=examples, used=used, **place)
 
 
-def text_pieces(ids: Sequence[int], tokenizer: AnyTokenizer) -> list[Piece]:
-    """Pieces of a text, without what a row adds."""
+def text_pieces(ids: Sequence[int], tokenizer: AnyTokenizer, replaced: Collection[int] = ()) -> list[Piece]:
+    """Pieces of a text, without what a row adds. Those at the positions `replaced` are no part of its characters."""
     special = special_ids(tokenizer)
-    return [_piece(tokenizer, int(i), special) for i in ids]
+    pieces = [_piece(tokenizer, int(i), special) for i in ids]
+    return _join_bytes(pieces, ids, tokenizer, replaced) if any(_in_bytes(piece) for piece in pieces) else pieces
+
+
+def _in_bytes(piece: Piece) -> bool:
+    """Whether a piece begins or ends inside a character."""
+    return UNDECODED in piece.text and piece.role == "text"
+
+
+def _join_bytes(
+    pieces: list[Piece], ids: Sequence[int], tokenizer: AnyTokenizer, replaced: Collection[int]
+) -> list[Piece]:
+    """The pieces with each character that consists of several as the text of its first piece."""
+
+    def follows(i: int) -> bool:
+        return i < len(pieces) and pieces[i].joined and _in_bytes(pieces[i]) and not {i, i - 1} & set(replaced)
+
+    found, start = list(pieces), 0
+    while start < len(pieces):
+        stop = start + 1
+        if _in_bytes(pieces[start]):
+            text = UNDECODED
+            while UNDECODED in text and follows(stop):
+                stop += 1
+                text = tokenizer.decode([int(i) for i in ids[start:stop]]).strip()
+            if UNDECODED in text:  # incomplete: the rest is masked or cut
+                stop = start + 1
+                text = backend_state.format_bytes(tokenizer.pieces[int(ids[start])].removeprefix(BYTE_SPACE))
+            found[start] = replace(pieces[start], text=text)
+            found[start + 1 : stop] = [replace(piece, text="") for piece in pieces[start + 1 : stop]]
+        start = stop
+    return found
 
 
 def special_ids(tokenizer: AnyTokenizer) -> set[int]:
@@ -104,7 +138,8 @@ def _pieces(
     fields: Mapping[str, np.ndarray], name: str, ids: np.ndarray, tokenizer: AnyTokenizer, labels: Sequence[str] | None
 ) -> list[Piece]:
     """The pieces of a sequence with their roles, by position; padding included."""
-    pieces = text_pieces(ids.tolist(), tokenizer)
+    masks = fields["masked_positions"][fields["masked_weights"] > 0] if "masked_positions" in fields else np.zeros(0)
+    pieces = text_pieces(ids.tolist(), tokenizer, set(masks.tolist()) if name == "inputs" else ())
     if name == "targets":
         if "input_ids" not in fields:  # a decoder-only row
             for i in np.flatnonzero(fields["target_weights"] == 0).tolist():

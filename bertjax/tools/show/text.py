@@ -29,16 +29,24 @@ def rows_text(rows: Sequence[Row], width: int, colors: bool) -> str:
 def pieces_text(pieces: Sequence[Piece], colors: bool) -> str:
     """Pieces joined to words, with their marks."""
     words: list[str] = []
+    label = ""  # of the word before, whose other pieces may follow
     for run in _runs(pieces):
         text = "".join((" " if not piece.joined and i else "") + _shown(piece) for i, piece in enumerate(run))
         marked = _color(_mark(text, run[0]), run[0].role, colors)
-        if run[0].label:
-            marked += _color(f"/{run[0].label}", "label", colors)
-        if run[0].joined and words:
+        after = bool(words) and (run[0].joined or not words[-1])  # a piece that is a space begins the word after it
+        if words and (run[0].label or not after):
+            words[-1] += _label(label, colors)
+            label = ""
+        if after:
             words[-1] += marked
         else:
             words.append(marked)
-    return " ".join(words)
+        label = run[0].label or label
+    return " ".join(words) + _label(label, colors)
+
+
+def _label(label: str, colors: bool) -> str:
+    return _color(f"/{escape_unprintable(label)}", "label", colors) if label else ""
 
 
 def _runs(pieces: Iterable[Piece]) -> list[list[Piece]]:
