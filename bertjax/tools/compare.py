@@ -24,11 +24,19 @@ from bertjax.progress.text import memory, number, seconds
 from bertjax.report.pages.variants import variants_page
 from bertjax.report.record import StageRecord, is_finite, read_run
 from bertjax.storage import atomic
+from bertjax.storage.nested import flatten
 from bertjax.training import freezing, inputs, loop, run_context
 from bertjax.training.checkpoint.stage_files import run_stages
 from bertjax.training.program import TrainProgram
 from bertjax.training.step import jit_train_step
 
+_NO_OVERRIDES = {  # keys that overrides of a variant cannot have
+    "trainable": "give trainable of the variant itself",
+    "pretrained": "is not read here; for another start give init_from",
+    "run.name": "a run is named after its variant; change the variant's name",
+    "stages": "give keys of the last stage",
+    "compare": "is not read here; leave it out",
+}
 MAX_SCORES_SHOWN = 2  # scores per evaluation in the table, unless run.checkpoint.keep_best names some
 
 
@@ -76,8 +84,9 @@ def build_runs(config: Config) -> tuple[Config | None, list[Config]]:
     *before, last = config.stages
     if not config.compare:
         raise UserError("compare: names no ways to fine-tune; give compare: [{name: full, trainable: all}, ...]")
+    overrides = {entry.name: _full_keys(entry, config) for entry in config.compare}
     start, source, tokenizer = None, last.init_from, config.tokenizer
-    if any("init_from" not in entry.overrides for entry in config.compare):
+    if any(f"stages.{last.name}.init_from" not in keys for keys in overrides.values()):
         if source == "scratch" or (source is None and not before):
             raise UserError(
                 f"stages.{last.name}.init_from: all variants start from one checkpoint: name it, or give a stage "
@@ -96,15 +105,45 @@ def build_runs(config: Config) -> tuple[Config | None, list[Config]]:
     def variant(entry: Variant) -> Config:
         changes = {"trainable": entry.trainable, "init_from": source, "optimizer": entry.optimizer or last.optimizer}
         stages = {"stages": [last.model_copy(update=changes)], "tokenizer": tokenizer}
-        return _run_config(config, entry.name, stages, _full_keys(entry.overrides, last.name))
+        return _run_config(config, entry.name, stages, overrides[entry.name])
 
     return start, [variant(entry) for entry in config.compare]
 
 
-def _full_keys(overrides: Mapping[str, Any], stage: str) -> dict[str, Any]:
-    """Keys of the stage as keys of the configuration."""
-    known = Config.model_fields.keys()
-    return {key if key.split(".")[0] in known else f"stages.{stage}.{key}": x for key, x in overrides.items()}
+def _full_keys(entry: Variant, config: Config) -> dict[str, Any]:
+    """The overrides with the keys of the stage as keys of the configuration.
+
+    Raises UserError for keys that a variant cannot change, and for two of which one contains the other.
+    """
+    found: dict[str, Any] = {}
+    for key, value in entry.overrides.items():
+        where = f"compare.{entry.name}.overrides: {key}"
+        full = _full_key(key, config, where)
+        for name in (full, *flatten({full: value})):
+            field = name.removeprefix(f"stages.{config.stages[-1].name}.")
+            if reason := next((why for no, why in _NO_OVERRIDES.items() if f"{field}.".startswith(f"{no}.")), None):
+                raise UserError(f"{where}: {reason}")
+        if full == f"stages.{config.stages[-1].name}.init_from" and value in (None, "previous", "best"):
+            raise UserError(f"{where}: leave it out to start from the stage before, or name a checkpoint or scratch")
+        if other := next(
+            (one for one in found if f"{one}.".startswith(f"{full}.") or full.startswith(f"{one}.")), None
+        ):
+            raise UserError(f"{where}: {other} is given too, which changes the same; leave one of them out")
+        found[full] = value
+    return found
+
+
+def _full_key(key: str, config: Config, where: str) -> str:
+    """The key with the name of the last stage. Raises UserError where it names another stage."""
+    first, *rest = key.split(".")
+    last, number = config.stages[-1].name, len(config.stages) - 1
+    if first not in Config.model_fields:
+        return f"stages.{last}.{key}"
+    if first != "stages" or not rest:
+        return key
+    if rest[0] not in (last, str(number)):
+        raise UserError(f"{where}: variants are of the last stage, '{last}', only; the stages before it are shared")
+    return ".".join(("stages", last, *rest[1:]))
 
 
 def _run_config(

@@ -88,6 +88,33 @@ def test_an_unknown_override_is_named():
         build_runs(config(compare=[{**WAYS[0], "overrides": {"stepz": 3}}]))
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"stages.before.steps": 3}, "stages.before.steps: variants are of the last stage, 'tune', only"),
+        ({"stages.0.steps": 3}, "stages.0.steps: variants are of the last stage"),
+        ({"stages.tune.steps": 3, "steps": 4}, "steps: stages.tune.steps is given too"),
+        ({"data.source.split": "[:3]", "stages.tune.data": "places"}, "stages.tune.data: .* is given too"),
+        ({"trainable.kind": "head"}, "trainable.kind: give trainable of the variant itself"),
+        ({"run.name": "tiny-base"}, "run.name: a run is named after its variant"),
+        ({"run": {"name": "other"}}, "run: a run is named after its variant"),
+        ({"pretrained": "t5-base"}, "pretrained: is not read here"),
+        ({"compare": []}, "compare: is not read here"),
+        ({"init_from": "previous"}, "init_from: leave it out"),
+    ],
+)
+def test_overrides_that_would_not_do_what_they_say_are_refused(overrides, message):
+    with pytest.raises(UserError, match=rf"compare\.full\.overrides: {message}"):
+        build_runs(config(compare=[{**WAYS[0], "overrides": overrides}]))
+
+
+def test_an_override_may_name_the_last_stage():
+    stage = yaml.safe_load(CONFIG)["stages"][-1] | {"init_from": None}
+    changes = {"stages.tune.init_from": "scratch", "stages.0.steps": 3}
+    start, (run,) = build_runs(config(stages=[stage], compare=[{**WAYS[0], "overrides": changes}]))
+    assert start is None and (run.stages[0].init_from, run.stages[0].steps) == ("scratch", 3)
+
+
 def test_curves_are_drawn_by_examples():
     row = {
         "method": "a", "trained": 10, "share": 1.0, "episodes": 1, "step_seconds": None, "step_bytes": None,
