@@ -1,7 +1,7 @@
 """`bertjax quantize`: write a model with 8-bit weights, and compare its size and scores with the original's."""
 
 import os
-import tempfile
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,21 +30,25 @@ def quantize_command(
     -> {"out", "matrices", "others", "bytes": {"float32", "int8"}, "largest_error", "scores": {"float32", "int8"}}.
     bytes: of the weights' files. largest_error: the largest change of a weight. Raises UserError and StorageError.
     """
-    restored = restore(source, best=best) if evaluate else None
-    stage = restored.ctx.config.stages[restored.stage] if restored else None
-    if restored and stage and stage.evaluate:
-        inputs.check_evaluations(stage, restored.ctx.base, None)
+    work = out.with_name(f".{out.name}.unfinished")
     try:
-        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
-            whole, small = Path(scratch) / "float32", Path(scratch) / "int8"
-            convert_hf.export_checkpoint(source, whole, name=out.name, best=best)
-            counts = quantize_folder(whole, small)
-            about = {"out": str(out), **counts, "bytes": {"float32": _bytes(whole), "int8": _bytes(small)}}
-            if restored:
-                about |= _compare(restored, small)
-            os.replace(small, out)
+        shutil.rmtree(work, ignore_errors=True)  # of a try that was killed
+        work.mkdir(parents=True)
+        restored = restore(source, best=best) if evaluate else None
+        stage = restored.ctx.config.stages[restored.stage] if restored else None
+        if restored and stage and stage.evaluate:
+            inputs.check_evaluations(stage, restored.ctx.base, None)
+        whole, small = work / "float32", work / "int8"
+        convert_hf.export_checkpoint(source, whole, name=out.name, best=best)
+        counts = quantize_folder(whole, small)
+        about = {"out": str(out), **counts, "bytes": {"float32": _bytes(whole), "int8": _bytes(small)}}
+        if restored:
+            about |= _compare(restored, small)
+        os.replace(small, out)
     except OSError as error:
         raise StorageError(f"{out}: could not be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
     return about
 
 

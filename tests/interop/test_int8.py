@@ -87,6 +87,30 @@ def test_a_scale_that_does_not_fit_is_refused(tmp_path, monkeypatch):
         hf_folder.load_params(small, BERT)
 
 
+def test_the_folder_appears_in_one_piece(tmp_path, monkeypatch, capsys):
+    """Folders above it are made, what a killed try has left is removed, and a failure leaves nothing."""
+    monkeypatch.setattr(int8, "MIN_ELEMENTS", 200)
+    monkeypatch.chdir(tmp_path)
+    bert_folder(tmp_path / "whole", ("qa",))
+    left = tmp_path / "new/deep/.small.unfinished"
+    left.mkdir(parents=True)
+    (left / "model.safetensors").write_text("half")
+    assert main(["quantize", "whole", "new/deep/small", "--no-evaluate"]) == 0
+    assert [path.name for path in (tmp_path / "new/deep").iterdir()] == ["small"]
+
+    def fails(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(int8, "save_file", fails)
+    assert main(["quantize", "whole", "new/deep/other", "--no-evaluate"]) == 4
+    assert "new/deep/other: could not be written: No space left" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "new/deep").iterdir()] == ["small"]
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    for command in ("quantize", "export"):
+        assert main([command, "../whole", "."]) == 2 and "name a new folder" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_the_command_compares_scores(tmp_path, monkeypatch, capsys):
     """Of a run with an evaluation: the table has its scores before and after, and OUT can be used as a model."""
