@@ -88,6 +88,23 @@ def test_a_text_file_in_columns_is_a_table(here, capsys):
     )
 
 
+def test_running_text_with_tabs_loses_no_line(here, capsys):
+    """Indented lines are no table, and pre-training reads every text file as text."""
+    (here / "indented.txt").write_text("".join(f"\t{text}\n" for text in texts(60)))
+    error = said(capsys, "init classify indented.txt --pretrained none --output indented.yaml", 2)
+    assert "classification needs records with a text and a label" in error
+    (here / "glossary.txt").write_text("".join(f"word\t{text}\n" for text in texts(60)))
+    for name in ("indented", "glossary"):
+        said(capsys, f"init pretrain {name}.txt --device cpu --output {name}.yaml")
+        assert load(here / f"{name}.yaml").stages[0].data.source[0].kind == "text"
+    (here / "short.txt").write_text(
+        "sentence\tlabel\n" + "".join(f"{x}\t{n % 2}\n" for n, x in enumerate(texts(8))) + "\n"
+    )
+    assert "text 'sentence', label 'label'" in said(
+        capsys, "init classify short.txt --pretrained none --eval none --device cpu --output short.yaml"
+    )
+
+
 def test_pairs_and_numbered_labels(here, capsys):
     records = [
         {"a": a, "b": b, "same": n % 3} for n, (a, b) in enumerate(zip(texts(60), texts(60, seed=1), strict=True))

@@ -107,7 +107,9 @@ class Request:
     def open(self) -> Data:
         """The training data. Raises UserError."""
         if self.data_set is None:
-            return open_files(self.files, BASE, self.fields, in_columns=self.kind == "tag")
+            return open_files(
+                self.files, BASE, self.fields, in_columns=self.kind == "tag", tables=self.kind != "pretrain"
+            )
         name, _, config = self.data_set.partition(":")
         keys = {"kind": "huggingface", "name": name} | ({"config": config} if config else {}) | {"split": self.split}
         return make_data(keys, 0)
@@ -120,7 +122,9 @@ class Request:
             found = data.replace(split=self.evaluation)
             next(huggingface_records(found.section, BASE), None)
             return found
-        return open_files([str(self.evaluation)], BASE, self.fields, in_columns=self.kind == "tag")
+        return open_files(
+            [str(self.evaluation)], BASE, self.fields, in_columns=self.kind == "tag", tables=self.kind != "pretrain"
+        )
 
     def _evaluation_split(self, data: Data) -> Data | None:
         for split in EVALUATION_SPLITS:

@@ -66,16 +66,22 @@ def make_data(keys: dict[str, Any], size: int) -> Data:
 
 
 def open_files(
-    files: Sequence[str], base: Path, fields: Sequence[str] | None = None, *, in_columns: bool = False
+    files: Sequence[str],
+    base: Path,
+    fields: Sequence[str] | None = None,
+    *,
+    in_columns: bool = False,
+    tables: bool = True,
 ) -> Data:
     """The source that files or globs make. `fields` names the columns of a table without a header.
 
-    `in_columns`: text files, and those with an unknown ending, have a word and its labels per line.
+    `in_columns`: text files, and those with an unknown ending, have a word and its labels per line. `tables`: a text
+    file may be a table of which only the name says otherwise.
 
     Raises UserError for missing files, files of different kinds and unknown ones.
     """
     paths = expand_globs(list(files), base)
-    kinds = {_find_kind(path, in_columns): path for path in paths}
+    kinds = {_find_kind(path, in_columns, tables): path for path in paths}
     if len(kinds) > 1:
         (one, a), (other, b) = list(kinds.items())[:2]
         raise UserError(f"{a} holds {one} and {b} {other}; name files of one kind")
@@ -91,12 +97,12 @@ def open_files(
     return make_data(keys, sum(path.stat().st_size for path in paths))
 
 
-def _find_kind(path: Path, in_columns: bool) -> str:
+def _find_kind(path: Path, in_columns: bool, tables: bool) -> str:
     suffix = Path(path.stem).suffix if path.suffix in {*OPENERS, ".zst"} else path.suffix
     kind = KINDS.get(suffix.lower())
     if in_columns and kind in (None, "text"):
         return "conll"
-    if kind == "text" and _is_table(path):
+    if kind == "text" and tables and _is_table(path):
         return "tsv"
     if kind is None:
         raise UserError(f"{path}: cannot tell its format; known endings: {' '.join(KINDS)}, also compressed; rename it")
@@ -104,9 +110,13 @@ def _find_kind(path: Path, in_columns: bool) -> str:
 
 
 def _is_table(path: Path) -> bool:
-    """Whether the first lines of a text file have the same number of tabs, at least one (such as SICK_train.txt)."""
-    tabs = [line.rstrip("\r\n").count("\t") for _, line in islice(read_lines(path), 20)]
-    return len(tabs) > 1 and tabs[0] > 0 and len(set(tabs)) == 1
+    """Whether the first lines of a text file have the same number of tabs (such as SICK_train.txt), without blank lines
+    at their end, and the first of them two names or more, which indented lines do not have."""
+    lines = [line.rstrip("\r\n") for _, line in islice(read_lines(path), 20)]
+    while lines and not lines[-1].strip():
+        del lines[-1]
+    tabs = {line.count("\t") for line in lines}
+    return len(lines) > 1 and len(tabs) == 1 and sum(bool(name.strip()) for name in lines[0].split("\t")) > 1
 
 
 def _kind_of_json(path: Path) -> str:
