@@ -168,7 +168,8 @@ def _boundaries(lengths: Sequence[float], steps: int) -> list[int]:
     ends = [int(steps * sum(parts[:n]) / sum(parts)) for n in range(len(parts) + 1)]
     if short := [n for n, (start, stop) in enumerate(pairwise(ends)) if start == stop]:
         raise UserError(
-            f"trainable: episode {short[0]} has no step, by the lengths of its episodes; the stage has {steps} steps"
+            f"trainable: episode {short[0]} has no step, by the lengths of its episodes; the stage has {steps} steps; "
+            "give it more, or fewer episodes"
         )
     return ends
 

@@ -398,6 +398,7 @@ def test_parts_of_the_model_train_from_a_run(run, home, once, trainable):
     [
         ({"objective": {"loss": "triplet"}}, "needs preprocess.negative"),
         ({"objective": {"loss": "cosine_similarity"}}, "needs preprocess.score"),
+        ({"batch_size": 1}, "needs batch_size / grad_accum of 2 or more"),
         ({"objective": {"margin": 1}}, "margin is for loss: triplet"),
         ({"objective": {"loss": "triplet", "scale": 10}}, "scale is for loss: multiple_negatives"),
         ({"trainable": "head"}, "has no head to train"),

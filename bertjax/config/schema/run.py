@@ -293,19 +293,21 @@ class Config(Section):
             if needed not in (None, getattr(self.model, "architecture", None)):
                 raise ValueError(f"{where}: task '{name}': {task.preprocess.kind} needs model.architecture: {needed}")
             check = getattr(stage.objective, "find_task_problem", None)
-            if check is not None and (problem := check(task.preprocess)):
+            if check is not None and (problem := check(task.preprocess, stage.batch_size // stage.grad_accum)):
                 raise ValueError(f"{where}: task '{name}': {problem}")
         for evaluation in stage.evaluate:
             if getattr(evaluation, "threshold", 0.5) != 0.5 and not getattr(stage.objective, "multi_label", True):
                 needed = "objective.problem_type: multi_label_classification"
                 raise ValueError(f"{where}: evaluate.{evaluation.name}.threshold needs {needed}")
-        for task in (*tasks.values(), *(evaluation.data for evaluation in stage.evaluate)):
+        places = [(where, task) for task in tasks.values()]
+        places += [(f"{where}: evaluate.{evaluation.name}", evaluation.data) for evaluation in stage.evaluate]
+        for place, task in places:
             self._check_classes(where, stage, task)
             length, longest = task.preprocess.sequence_length, self.model.max_length
             if longest is not None and length > longest:
                 less = " - model.pad_token_id - 1" if hasattr(self.model, "pad_token_id") else ""
                 limit = f"model.max_position_embeddings{less} ({longest})"
-                raise ValueError(f"{where}: sequence_length ({length}) is more than {limit}")
+                raise ValueError(f"{place}: sequence_length ({length}) is more than {limit}")
 
     def _find_added_problem(self, trainable: Trainable) -> str | None:
         """Why this model cannot have the layers that a stage adds."""

@@ -177,14 +177,16 @@ class SentenceEmbeddingObjective(Section):
             return self.margin
         return 0.5 if self.normalize or self.distance == "cosine" else 5.0
 
-    def find_task_problem(self, preprocess: Any) -> str | None:
-        """Why rows of this preprocess section cannot be trained on."""
+    def find_task_problem(self, preprocess: Any, rows: int) -> str | None:
+        """Why rows of this preprocess section cannot be trained on, `rows` of them at once."""
         if getattr(preprocess, "kind", None) != "text_pairs":
             return None  # reported with the kinds that fit
         if self.loss == "triplet" and preprocess.negative is None:
             return "loss: triplet needs preprocess.negative, the field of a text that does not belong to the first"
         if self.loss == "cosine_similarity" and preprocess.score is None:
             return "loss: cosine_similarity needs preprocess.score, the field of the similarity of the two texts"
+        if self.loss == "multiple_negatives" and preprocess.negative is None and rows < 2:
+            return "loss: multiple_negatives needs batch_size / grad_accum of 2 or more, or preprocess.negative"
         return None
 
 
