@@ -19,6 +19,11 @@ def number(value: Any) -> str:
     return f"{value:.4f}" if 1e-2 <= abs(value) < 10 else f"{value:.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
 
 
+def decimals(value: float, digits: int) -> str:
+    """Format a number with `digits` decimals, in at most 11 characters where they are two: large ones as 4.307e+06."""
+    return f"{value:,.{digits}f}" if abs(value) < 1e6 else f"{value:.3e}"
+
+
 def percent(share: Any) -> str:
     """Format a share (0..1) as a percentage."""
     return "n/a" if share is None else f"{100 * float(share):.1f}%"

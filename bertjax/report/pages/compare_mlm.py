@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from bertjax.progress.text import decimals
 from bertjax.report.parts import html_document, table, text_html
 from bertjax.training.monitor import console
 
@@ -67,7 +68,7 @@ def _text(name: str, found: Mapping[str, Any]) -> str:
 
 def _sides(found: Mapping[str, Any], names: Mapping[str, tuple[str, int]]) -> str:
     rows = [
-        [html.escape(title), *(f"{found[side][key]:,.{digits}f}" for side in "ab")]
+        [html.escape(title), *(decimals(found[side][key], digits) for side in "ab")]
         for key, (title, digits) in names.items()
     ]
     return table(("", "A", "B"), rows, numbers=(1, 2))

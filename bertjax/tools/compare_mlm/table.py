@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bertjax.errors import escape_unprintable
+from bertjax.progress.text import decimals
 
 SHOWN = 3  # items of the largest changes each way
 CANDIDATES = 5  # of a mask
@@ -88,7 +89,7 @@ def _likelihood(name: str, found: Mapping[str, Any]) -> list[str]:
     ]
     for key, digits in (("perplexity_per_token", 2), ("perplexity_per_word", 2), ("tokens_per_word", 3)):
         shown = "pseudo-" * key.startswith("perplexity") + key.replace("_", " ")
-        lines.append(_row(shown, [f"{found[side][key]:,.{digits}f}" for side in "ab"]))
+        lines.append(_row(shown, [decimals(found[side][key], digits) for side in "ab"]))
     if any(found[side]["unknown_tokens"] for side in "ab"):
         lines.append(_row("unknown tokens", [f"{found[side]['unknown_tokens']:,}" for side in "ab"]))
     lines.append(
