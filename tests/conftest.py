@@ -30,6 +30,17 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_compile_cache()))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
 
+SLOW = (Path(__file__).parent / "slow.txt").read_text(encoding="utf-8").split("\n")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the cases in slow.txt: of parametrized tests those that took longest, where others stay fast."""
+    for item in items:
+        if item.nodeid in SLOW:
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Real data sets (vocabularies, SQuAD, text): $BERTJAX_TEST_DATA, else ../shared/data beside the repository."""

@@ -163,3 +163,12 @@ def test_heavy_libraries_wait_until_they_are_needed():
                 else {node.module if isinstance(node, ast.ImportFrom) else None}
             )
             assert not LAZY & {str(name).split(".")[0] for name in found}, f"{path.name}:{node.lineno}"
+
+
+def test_slow_cases_exist():
+    """tests/slow.txt names tests that there are (their parameters are only seen when they are collected)."""
+    root = PACKAGE.parent
+    for case in (root / "tests" / "slow.txt").read_text(encoding="utf-8").split():
+        if "::" in case:
+            file, name = case.split("::")
+            assert f"def {name.split('[')[0]}(" in (root / file).read_text(encoding="utf-8"), case

@@ -142,7 +142,8 @@ def test_outputs_and_round_trip(name, number, tmp_path):
     again, info = type(theirs).from_pretrained(tmp_path / "ours", output_loading_info=True)
     assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")), info
     for output, value in torch_outputs(again.eval(), batch).items():
-        np.testing.assert_array_equal(value, expected[output], err_msg=output)
+        # the weights are the same bits (below); sums of PyTorch depend on where they are in memory
+        np.testing.assert_allclose(value, expected[output], rtol=1e-6, atol=1e-6, err_msg=output)
     assert json.loads((tmp_path / "ours/config.json").read_text())["model_type"] == theirs.config.model_type
     assert model_section(tmp_path / "ours") == config
     back = hf_folder.load_params(tmp_path / "ours", config)
