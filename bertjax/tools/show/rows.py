@@ -138,8 +138,10 @@ def _pieces(
     fields: Mapping[str, np.ndarray], name: str, ids: np.ndarray, tokenizer: AnyTokenizer, labels: Sequence[str] | None
 ) -> list[Piece]:
     """The pieces of a sequence with their roles, by position; padding included."""
-    masks = fields["masked_positions"][fields["masked_weights"] > 0] if "masked_positions" in fields else np.zeros(0)
-    pieces = text_pieces(ids.tolist(), tokenizer, set(masks.tolist()) if name == "inputs" else ())
+    masked: set[int] = set()
+    if name == "inputs" and "masked_positions" in fields:
+        masked = set(fields["masked_positions"][fields["masked_weights"] > 0].tolist())
+    pieces = text_pieces(ids.tolist(), tokenizer, masked)
     if name == "targets":
         if "input_ids" not in fields:  # a decoder-only row
             for i in np.flatnonzero(fields["target_weights"] == 0).tolist():
