@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,9 @@ def quantize_command(
         shutil.rmtree(work, ignore_errors=True)  # of a try that was killed
         work.mkdir(parents=True)
         restored = restore(source, best=best) if evaluate else None
+        if restored and restored.hugging_face is not None and not restored.in_run and restored.step == 0:
+            reporter.say(f"{source}: a Hugging Face model has no evaluations of its own; scores are not compared")
+            restored = None
         stage = restored.ctx.config.stages[restored.stage] if restored else None
         if restored and stage and stage.evaluate:
             inputs.check_evaluations(stage, restored.ctx.base, None)
@@ -67,6 +71,9 @@ def _compare(restored: RestoredCheckpoint, folder: Path) -> dict[str, Any]:
     records = folder.with_name("records")  # the run's own are of the original weights
     kept = open_records(restored, restored.ctx.config.stages[restored.stage].evaluate, records)
     ctx = with_writable_cache(restored.ctx, records)
+    if not restored.in_run:  # its own folder for prepared data would stay behind, next to the checkpoint
+        run = ctx.config.run.model_copy(update={"prepared_dir": str(records / "prepared")})
+        ctx = replace(ctx, config=ctx.config.model_copy(update={"run": run}))
     evaluators = build_evaluators(ctx, restored.stage, restored.program, restored.labels, kept, restored.fitted)
     scores: dict[str, dict[str, Any]] = {"float32": {}, "int8": {}}
     for evaluator in evaluators:

@@ -58,6 +58,11 @@ def test_a_row_holds_each_text_alone(tmp_path):
     assert [piece.text for piece in shown.examples[2].sequences["inputs"]] == ["[CLS]", B, "[SEP]"]
 
 
+def test_records_that_are_all_empty_are_refused_with_their_number(tmp_path):
+    with pytest.raises(UserError, match="task 't': all 2 records have an empty text; check preprocess.text_a"):
+        make(tmp_path, [{"anchor": "", "positive": A}, {"anchor": A, "positive": " "}])
+
+
 def test_empty_texts_are_left_out_and_counted(tmp_path):
     lines: list[str] = []
     store = make(tmp_path, [{"q": A, "a": B}, {"q": " ", "a": B}, {"q": C, "a": A}], lines, text_a="q", text_b="a")

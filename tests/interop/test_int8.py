@@ -111,6 +111,16 @@ def test_the_folder_appears_in_one_piece(tmp_path, monkeypatch, capsys):
         assert main([command, "../whole", "."]) == 2 and "name a new folder" in capsys.readouterr().err
 
 
+def test_a_hugging_face_folder_has_no_scores_to_compare(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(int8, "MIN_ELEMENTS", 200)
+    monkeypatch.chdir(tmp_path)
+    bert_folder(tmp_path / "given", ("qa",))
+    assert main(["quantize", "given", "small", "--json"]) == 0
+    said = capsys.readouterr()
+    assert "scores" not in json.loads(said.out) and "has no evaluations of its own" in said.err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["given", "small"]
+
+
 @pytest.mark.slow
 def test_the_command_compares_scores(tmp_path, monkeypatch, capsys):
     """Of a run with an evaluation: the table has its scores before and after, and OUT can be used as a model."""

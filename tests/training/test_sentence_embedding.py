@@ -333,6 +333,16 @@ def test_a_small_model_learns_to_find_answers(run, home):
     assert "accuracy@10" in page and "spearman" in page
 
 
+def test_scores_that_are_all_equal_are_refused(run, tmp_path, capsys):
+    record = {"question": "ba de", "answer": "be da", "score": 3}
+    (tmp_path / "equal.jsonl").write_text(f"{json.dumps(record)}\n" * 4)
+    data = {"source": {"kind": "jsonl", "files": [str(tmp_path / "equal.jsonl")]},
+            "preprocess": PAIRS | {"score": "score", "score_range": [0, 5]}}  # fmt: skip
+    evaluate = json.dumps([{"kind": "sts", "name": "equal", "data": data}])
+    assert main(["evaluate", str(run), "--name", "equal", f"stages.pairs.evaluate={evaluate}"]) == 2
+    assert "evaluation 'equal': all 4 scores are equal" in capsys.readouterr().err
+
+
 def test_export_and_back(run, tmp_path, capsys):
     """Vectors of the run, of its folder, and of transformers with the mean written by hand."""
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")

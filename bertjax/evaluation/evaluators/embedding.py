@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 from bertjax.config.schema.evaluation import RetrievalEvaluation, StsEvaluation
 from bertjax.data.pipeline.loader import Batches
 from bertjax.data.store.reader import Store
+from bertjax.errors import UserError
 from bertjax.evaluation.evaluators.heldout import open_heldout, save_json
 from bertjax.evaluation.evaluators.registry import AbstractBatch, CountedRun, EvaluationKind, Run
 from bertjax.evaluation.inference.batches import device_batches, local_batch_rows
@@ -33,6 +34,10 @@ def sts_evaluator(
     store = batches.stores[config.name]
     encode = _make_vectors_fn(program)
     scores = np.concatenate([store.rows(numbers)["scores"][:, 0] for numbers in _blocks(store)])
+    if np.ptp(scores) == 0:
+        raise UserError(
+            f"evaluation '{config.name}': all {len(scores):,} scores are equal; a correlation needs different ones"
+        )
 
     def run(params: Params, step: int) -> dict[str, float]:
         vectors = _vectors(encode, params, program, batches)

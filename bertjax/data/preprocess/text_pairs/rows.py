@@ -70,6 +70,8 @@ def plan_pairs(context: PrepareContext) -> JobPlan:
             pass
         if not survey.records:
             raise UserError("its source holds no records; check the files")
+        if survey.empty == survey.records:
+            raise UserError(f"all {survey.records:,} records have an empty text; check preprocess.text_a and text_b")
     except UserError as error:
         raise UserError(escape_unprintable(f"task '{context.name}': {error}")) from None
     pairs = to_pairs(_records(context), options, PairSurvey())
