@@ -1,6 +1,7 @@
 """Configuration sections of preprocessing, tasks, mixtures and tokenizers, and their tables of kinds."""
 
 import math
+from operator import not_
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias, Union
 
 from pydantic import Discriminator, Field, Tag, model_validator
@@ -333,6 +334,12 @@ class WordPieceConfig(Section):
     vocab_size: TrainedSize = None
     min_frequency: Positive = Field(2, description="Least frequency of a piece in training.")
     train_on: TrainOn = None
+    extra_ids: NonNegative = Field(
+        0,
+        exclude_if=not_,
+        description="For a `t5` model that reads WordPiece: sentinels after the pieces; `[PAD]` must be id 0, `[SEP]` "
+        "ends a text.",
+    )
 
 
 class BpeConfig(Section):

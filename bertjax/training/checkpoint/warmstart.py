@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from bertjax.data.tokenizers import backend_state, huggingface, load
-from bertjax.data.tokenizers.load import Tokenizer
+from bertjax.data.tokenizers.load import SentinelTokenizer, Tokenizer
 from bertjax.errors import UserError
 from bertjax.interop import hf_folder
 from bertjax.models.layers import lora
@@ -150,6 +150,8 @@ def check_tokenizer(folder: Path, ctx: RunContext) -> None:
     if ctx.tokenizer is None or not any((folder / name).is_file() for name in huggingface.VOCAB_FILES):
         return
     options: dict[str, Any]
+    if isinstance(ctx.tokenizer, SentinelTokenizer):
+        raise UserError(f"{folder}: is read with its own tokenizer; set tokenizer: {{kind: sentencepiece, path: ...}}")
     if isinstance(ctx.tokenizer, Tokenizer):
         options = {"lowercase": ctx.tokenizer.lowercase} | backend_state.bert_options(ctx.tokenizer.backend)
     else:
