@@ -130,7 +130,7 @@ def _run_config(
     config: Config, name: str, changes: Mapping[str, Any], overrides: Mapping[str, Any] | None = None
 ) -> Config:
     """A validated configuration of a run under the same root."""
-    return variants.run_config(config, name, changes, overrides, where=f"compare.{name}.overrides")
+    return variants.run_config(config, name, changes, {f"compare.{name}.overrides": overrides or {}})
 
 
 def measure_run(config: Config, base: Path) -> dict[str, Any]:

@@ -46,12 +46,19 @@ def _full_key(key: str, config: Config, stage: int, problem: str) -> str:
 
 
 def run_config(
-    config: Config, name: str, changes: Mapping[str, Any], overrides: Mapping[str, Any] | None = None, *, where: str
+    config: Config, name: str, changes: Mapping[str, Any], overrides: Mapping[str, Mapping[str, Any]]
 ) -> Config:
-    """A validated configuration of the run NAME-`name` under the same root; `where` names the overrides in errors."""
-    run = config.run.model_copy(update={"name": f"{config.run.name}-{name}"})
-    made = config.model_copy(update={"run": run, "compare": [], "ladder": None, **changes})
-    try:
-        return build(made.model_dump(mode="json"), where=f"{where.split('.')[0]}: {name}", sections=overrides)
-    except UserError as error:
-        raise UserError(str(error).replace("keyword argument: ", f"{where}: ")) from None
+    """A validated configuration of the run NAME-`name` under the same root.
+
+    `changes`: fields that are replaced, `overrides`: {where they are written: keys of the configuration}, merged in
+    order. Raises UserError, which says where.
+    """
+    run = changes.get("run", config.run)
+    run = run.model_copy(update={"name": f"{run.name}-{name}"})
+    made = config.model_copy(update={"compare": [], "ladder": None, **changes, "run": run})
+    for where, sections in (overrides or {name: {}}).items():
+        try:
+            made = build(made.model_dump(mode="json"), where=f"run {run.name}", sections=sections)
+        except UserError as error:
+            raise UserError(str(error).replace("keyword argument: ", f"{where}: ")) from None
+    return made

@@ -284,3 +284,17 @@ FAMILIES: dict[str, Any] = {
 }  # fmt: skip
 Model = Annotated[Any, KindOf("family", "bert", FAMILIES)]
 ModelConfig: TypeAlias = BertConfig | T5Config
+
+
+def find_tokenizer_problem(model: Section, tokenizer: Section) -> str | None:
+    """Why a model of this family cannot read what a tokenizer of this kind gives."""
+    kind, needed, family = tokenizer.kind, model.tokenizer, model.family  # type: ignore[attr-defined]
+    sentinels = getattr(tokenizer, "extra_ids", 0)
+    if getattr(tokenizer, "stands_for", kind) == needed:
+        unread = kind == "wordpiece" and sentinels
+        return f"tokenizer.extra_ids: a {family} model reads no sentinels; leave it out" if unread else None
+    if needed == "sentencepiece" and kind == "wordpiece":
+        how = "sentencepiece; for wordpiece give tokenizer.extra_ids, the number of sentinels"
+        return None if sentinels else f"a model of family '{family}' needs tokenizer.kind: {how}"
+    names = " or ".join([needed, *(["bpe"] if needed == "wordpiece" else [])])
+    return f"a model of family '{family}' needs tokenizer.kind: {names}"

@@ -11,7 +11,7 @@ from bertjax.config.schema.base import AnyPath, LocalPath, Name, NonNegative, Po
 from bertjax.config.schema.data import Data, Mixture, Task, Tokenizer, WordPieceConfig
 from bertjax.config.schema.evaluation import EarlyStopping, Evaluation
 from bertjax.config.schema.ladder import Ladder
-from bertjax.config.schema.model import BertConfig, Model
+from bertjax.config.schema.model import BertConfig, Model, find_tokenizer_problem
 from bertjax.config.schema.training import AdamW, MlmNspObjective, Objective, Optimizer, Trainable, expand_trainable
 
 TrainableField = Annotated[Trainable, BeforeValidator(expand_trainable), Field(description="What trains, or its kind.")]
@@ -230,7 +230,7 @@ class Config(Section):
             raise ValueError("entries of compare need different names other than 'base'")
         if shared := self.tasks.keys() & self.mixtures.keys():
             raise ValueError(f"'{min(shared)}' is both a task and a mixture: give one of them another name")
-        if problem := self._find_tokenizer_problem():
+        if problem := find_tokenizer_problem(self.model, self.tokenizer):
             raise ValueError(problem)
         for stage in self.stages:
             self._check_stage(stage)
@@ -250,19 +250,6 @@ class Config(Section):
         if isinstance(self.run.segments, list) and sum(self.run.segments) != self.model.num_hidden_layers:
             raise ValueError(f"run.segments must add up to num_hidden_layers ({self.model.num_hidden_layers})")
         return self
-
-    def _find_tokenizer_problem(self) -> str | None:
-        kind, needed, family = self.tokenizer.kind, self.model.tokenizer, self.model.family
-        if getattr(self.tokenizer, "stands_for", kind) == needed:
-            has_sentinels = kind == "wordpiece" and self.tokenizer.extra_ids
-            return f"tokenizer.extra_ids: a {family} model reads no sentinels; leave it out" if has_sentinels else None
-        if needed == "sentencepiece" and kind == "wordpiece":
-            return None if self.tokenizer.extra_ids else (
-                f"a model of family '{family}' needs tokenizer.kind: sentencepiece; with wordpiece set "
-                "tokenizer.extra_ids, the number of sentinels"
-            )  # fmt: skip
-        names = " or ".join([needed, *(["bpe"] if needed == "wordpiece" else [])])
-        return f"a model of family '{family}' needs tokenizer.kind: {names}"
 
     def best_score(self, stage: Stage) -> str | None:
         """The score whose best checkpoint is that of a stage; None without one.

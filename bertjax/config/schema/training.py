@@ -27,7 +27,7 @@ class MlmNspObjective(Section):
     implementation: ClassVar[str] = "bertjax.objectives.bert:MLM_NSP"
     heads: ClassVar[tuple[str, ...]] = ("mlm", "nsp", "pooler")
     preprocess: ClassVar[tuple[str, ...]] = ("bert_pairs",)
-    evaluations: ClassVar[tuple[str, ...]] = ("mlm",)
+    evaluations: ClassVar[tuple[str, ...]] = ("mlm", "loss")
 
     kind: Literal["mlm_nsp"] = "mlm_nsp"
     mlm_weight: NonNegativeFloat = Field(1.0, description="Weight of the masked-token loss.")

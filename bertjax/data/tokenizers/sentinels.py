@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from bertjax.data.tokenizers.encoder import Tokenizer
 from bertjax.data.tokenizers.files import JSON, json_object, write
 from bertjax.errors import UserError
@@ -30,6 +32,7 @@ class SentinelTokenizer:
         self.inner, self.extra_ids = inner, extra_ids
         self.pad_id, self.eos_id, self.unk_id = 0, inner.sep_id, inner.unk_id
         self.lowercase = inner.lowercase
+        self.is_continuation = np.append(inner.is_continuation, np.zeros(extra_ids, bool))
         self.vocab_size = inner.vocab_size + extra_ids
         self.pieces = [*inner.pieces, *(f"<extra_id_{number}>" for number in reversed(range(extra_ids)))]
         state = {"type": STATE_KEY, "extra_ids": extra_ids, "tokenizer": inner.json}
