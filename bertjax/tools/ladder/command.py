@@ -14,7 +14,10 @@ from bertjax.evaluation.evaluators.build import build_evaluators
 from bertjax.parallel.multihost import primary
 from bertjax.report.pages.ladder import ladder_page
 from bertjax.storage import atomic
-from bertjax.tools.explore.questions import Question, read_questions
+from bertjax.storage.files import resolve_path
+from bertjax.tools.explore.analogies import Question
+from bertjax.tools.explore.inputs import read_questions
+from bertjax.tools.explore.words import default_questions
 from bertjax.tools.ladder import scores, table
 from bertjax.tools.ladder.pairs import Pair, read_pairs
 from bertjax.tools.ladder.runs import RungRuns, build_runs, tokenizer_folder
@@ -32,7 +35,8 @@ def ladder_command(config: Config, base: Path, as_json: bool) -> str:
     every = build_runs(config)
     assert config.ladder is not None, "build_runs refuses a configuration without one"
     pairs = read_pairs(config.ladder.minimal_pairs, base) if config.ladder.minimal_pairs else []
-    questions = read_questions(base / config.ladder.analogies if config.ladder.analogies else None)
+    file = config.ladder.analogies
+    questions = read_questions(resolve_path(file, base)) if file else default_questions()
     if not all(inputs.has_begun(run) for runs in every for run in runs.all()):
         inputs.check_prepare(config, base)
     with contextlib.redirect_stdout(sys.stderr):  # standard output is only for the table

@@ -24,6 +24,7 @@ from bertjax.tools.ladder.pairs import Pair, accuracies
 
 FILE = "ladder.json"  # in the folder of a pre-training: what was measured of it
 NEIGHBORS = 8
+_TASK_SCORES = ("accuracy", "f1", "squad_f1")
 _KINDS = {  # of perplexities, by the terms of the objective
     ("lm",): "causal",
     ("forward", "backward"): "bidirectional",
@@ -104,10 +105,10 @@ def heldout(record: StageRecord) -> dict[str, Any] | None:
 
 
 def task_score(run: Config) -> float | None:
-    """The accuracy in the first evaluation of a finished run of one task, or its first score."""
+    """The accuracy or F1 in the first evaluation of a finished run of one task, or its first score."""
     record = read_run(run.run_dir).stages[0]
     scores: Mapping[str, Any] = record.evaluations[0].scores if record.evaluations else {}
-    found = scores.get("accuracy", next(iter(scores.values()), None))
+    found = next((scores[name] for name in (*_TASK_SCORES, *scores) if name in scores), None)
     return float(found) if is_finite(found) else None
 
 
