@@ -35,6 +35,8 @@ FLOORS = {
         "layers",
         "attention layer_stack",
         "bert t5",
+        "task_heads",
+        "elmo gpt word2vec",
         "registry",
         "decoding",
     ],

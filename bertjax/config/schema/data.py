@@ -41,6 +41,17 @@ class BertPairs(Section):
     max_segments: MaxSegments = 8
 
 
+class TextRows(Section):
+    """Rows of consecutive sentences for language models and word vectors: those of `bert_pairs` without NSP or masks."""
+
+    implementation: ClassVar[str] = "bertjax.data.preprocess.bert_pairs:TEXT_ROWS"
+    kind: Literal["text_rows"] = "text_rows"
+    sequence_length: int = Field(128, ge=8, description="Tokens per row.")
+    short_seq_prob: Probability = Field(0.1, description="Probability of a document with rows of a random length.")
+    pack: Pack = False
+    max_segments: MaxSegments = 8
+
+
 class SpanQa(Section):
     """Windows over a document for extractive question answering."""
 
@@ -257,6 +268,7 @@ class TextToText(Section):
 
 PREPROCESS: dict[str, type[Section]] = {
     "bert_pairs": BertPairs,
+    "text_rows": TextRows,
     "span_qa": SpanQa,
     "classify": Classify,
     "token_labels": TokenLabels,

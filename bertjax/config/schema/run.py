@@ -278,7 +278,7 @@ class Config(Section):
         fits = self.model.family in families if families else set(stage.objective.heads) & set(self.model.heads)
         if not fits:
             raise ValueError(f"{where}: objective '{stage.objective.kind}' is not for a {self.model.family} model")
-        if families and stage.trainable.kind == "head":
+        if not stage.objective.heads and stage.trainable.kind == "head":
             raise ValueError(f"{where}: trainable: head: the objective '{stage.objective.kind}' has no head to train")
         if absent := set(getattr(stage.objective, "required_heads", ())) - set(self.model.heads):
             head, family = min(absent), self.model.family
@@ -313,8 +313,10 @@ class Config(Section):
                 raise ValueError(f"{place}: sequence_length ({length}) is more than {limit}")
 
     def _find_added_problem(self, trainable: Trainable) -> str | None:
-        """Why this model cannot have the layers that a stage adds."""
+        """Why this model cannot have the layers that a stage adds or unfreezes."""
         kind, family = trainable.kind, self.model.family
+        if kind == "gradual" and not self.model.num_hidden_layers:
+            return f": gradual: a {family} model has no layers"
         if kind not in ("adapters", "lora"):
             return None
         if not self.model.has_adapters:

@@ -15,10 +15,16 @@ from bertjax.config.schema.base import (
     Probability,
     Section,
 )
+from bertjax.config.schema.ladder_objectives import (
+    BidirectionalLmObjective,
+    CausalLmObjective,
+    CbowObjective,
+    SkipGramObjective,
+)
 
 # Facts of an objective's section: `implementation` names its ObjectiveKind (objectives/registry.py), `heads` the model
-# heads that it may train (of a family that has them), `preprocess` and `evaluations` the kinds that fit. One without
-# heads has `families`, the model families that it trains. A method `find_task_problem` checks preprocess sections.
+# heads that it may train (of a family that has them), `preprocess` and `evaluations` the kinds that fit. `families` are
+# the model families that it trains, where heads do not tell. A method `find_task_problem` checks preprocess sections.
 
 
 class MlmNspObjective(Section):
@@ -195,6 +201,7 @@ class TextToTextObjective(Section):
 
     implementation: ClassVar[str] = "bertjax.objectives.text_to_text:TEXT_TO_TEXT"
     heads: ClassVar[tuple[str, ...]] = ("lm",)
+    families: ClassVar[tuple[str, ...]] = ("t5",)
     preprocess: ClassVar[tuple[str, ...]] = (
         "text_to_text", "span_corruption", "iid_denoising", "deshuffling", "prefix_lm", "causal_lm",
     )  # fmt: skip
@@ -219,6 +226,10 @@ OBJECTIVES: dict[str, type[Section]] = {
     "token_classification": TokenClassificationObjective,
     "sentence_embedding": SentenceEmbeddingObjective,
     "text_to_text": TextToTextObjective,
+    "cbow": CbowObjective,
+    "skip_gram": SkipGramObjective,
+    "bidirectional_lm": BidirectionalLmObjective,
+    "causal_lm": CausalLmObjective,
 }
 Objective = Annotated[Any, KindOf("kind", "mlm_nsp", OBJECTIVES)]
 

@@ -98,6 +98,7 @@ class Layer(nnx.Module):
             rate=c.attention_probs_dropout_prob,
             key=k1,
             compute=compute,
+            causal=c.causal,
         )
         context = checkpoint_name(context.reshape(*context.shape[:2], -1), REMAT_NAME)
         y = adapt(self.attention, dropout(self.attention.output(context, k2), c.hidden_dropout_prob, k2, compute))
