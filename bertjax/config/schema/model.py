@@ -15,8 +15,8 @@ ConfigFrom = Annotated[
 # Facts of a family's section: `implementation` names its Family record (models/families.py), `config_json` (if
 # transformers has the family) its ConfigJson record (config/huggingface/fields.py), `tokenizer` the kind that it reads,
 # `heads` those that it can have, `stacks` the prefixes of its `layers/N` parameters from the bottom up ("" for the only
-# stack), `has_adapters` whether `trainable: adapters` and `lora` are possible, `max_length` the longest sequence in
-# tokens or None.
+# stack), `has_adapters` whether `trainable: adapters` and `lora` are possible, `has_features` (default: False) whether
+# `features` are, `max_length` the longest sequence in tokens or None.
 # `model_types` are those that transformers has for the family (default: its name). Encoders: `classifier_dense` is the
 # activation of a dense layer that only the classifier reads (None: it reads the pooler).
 # A section has num_hidden_layers (of the deepest stack), num_attention_heads, intermediate_size and vocab_size.
@@ -32,6 +32,7 @@ class BertConfig(Section):
     heads: ClassVar[tuple[str, ...]] = ("mlm", "nsp", "qa", "classifier", "token_classifier", "pooler")
     stacks: ClassVar[tuple[str, ...]] = ("",)
     has_adapters: ClassVar[bool] = True
+    has_features: ClassVar[bool] = True
     classifier_dense: ClassVar[Literal["relu", "tanh", "gelu"] | None] = None
 
     family: Literal["bert"] = "bert"
