@@ -18,6 +18,7 @@ from bertjax.config.loading import variants
 from bertjax.config.schema.run import Config, Variant
 from bertjax.errors import DivergedError, UserError
 from bertjax.evaluation.evaluators.build import build_evaluators
+from bertjax.objectives.base import FEATURES
 from bertjax.parallel.multihost import primary
 from bertjax.progress import reporter
 from bertjax.progress.text import memory, number, seconds
@@ -26,6 +27,8 @@ from bertjax.report.record import StageRecord, is_finite, read_run
 from bertjax.storage import atomic
 from bertjax.training import freezing, inputs, loop, run_context
 from bertjax.training.checkpoint.stage_files import run_stages
+from bertjax.training.feature_cache.cache import feature_field
+from bertjax.training.monitor.tracking import read_lines
 from bertjax.training.program import TrainProgram
 from bertjax.training.step import jit_train_step
 
@@ -136,7 +139,8 @@ def _run_config(
 def measure_run(config: Config, base: Path) -> dict[str, Any]:
     """Scores and costs of a finished run of one stage; memory in bytes per device, of the most expensive episode.
 
-    Shares are relative to the model without what was added, as in arXiv 1902.00751.
+    Shares are relative to the model without what was added, as in arXiv 1902.00751. `cache_seconds`: the time that
+    features took before training, where the run kept them; its steps read these.
     """
     (stage,) = config.stages
     (files,) = run_stages(config, base)
@@ -150,6 +154,10 @@ def measure_run(config: Config, base: Path) -> dict[str, Any]:
     slots = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(like.opt_state))
     record = next(s for s in read_run(config.run_dir).stages if s.name == stage.name)
     scores = {f"{e.name}/{key}": value for e in record.evaluations for key, value in e.scores.items()}
+    cached = [line for line in read_lines(config.run_dir / "metrics.jsonl") if line.get("event") == "features"]
+    fields = opened.batches.fields
+    if cached:
+        fields = fields | {FEATURES: feature_field(program, fields)}
     return {
         "parameters": sum(sizes.values()),
         "trained": trained[-1],
@@ -161,7 +169,8 @@ def measure_run(config: Config, base: Path) -> dict[str, Any]:
         "steps": episodes[-1].stop,
         "scores": {name: value for name, value in scores.items() if is_finite(value)},
         "step_seconds": _step_seconds(record),
-        "step_bytes": step_memory_bytes(program, like, opened.batches.fields, stage.batch_size),
+        "step_bytes": step_memory_bytes(program, like, fields, stage.batch_size),
+        **({"cache_seconds": cached[-1]["seconds"]} if cached else {}),
         "optimizer_bytes": slots,
     }
 

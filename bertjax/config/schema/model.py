@@ -19,8 +19,8 @@ from bertjax.config.schema.ladder_models import ElmoConfig, Word2VecConfig
 # Facts of a family's section: `implementation` names its Family record (models/families.py), `config_json` (if
 # transformers has the family) its ConfigJson record (config/huggingface/fields.py), `tokenizer` the kind that it reads,
 # `heads` those that it can have, `stacks` the prefixes of its `layers/N` parameters from the bottom up ("" for the only
-# stack), `has_adapters` whether `trainable: adapters` and `lora` are possible, `max_length` the longest sequence in
-# tokens or None.
+# stack), `has_adapters` whether `trainable: adapters` and `lora` are possible, `has_features` (default: False) whether
+# `features` are, `max_length` the longest sequence in tokens or None.
 # `model_types` are those that transformers has for the family (default: its name). Encoders: `classifier_dense` is the
 # activation of a dense layer that only the classifier reads (None: it reads the pooler).
 # Those of BERT's layers: `causal`, whether a token sees only itself and those before it; `embedding_norm`, whether a norm
@@ -38,6 +38,7 @@ class BertConfig(Section):
     heads: ClassVar[tuple[str, ...]] = ("mlm", "nsp", "qa", "classifier", "token_classifier", "pooler")
     stacks: ClassVar[tuple[str, ...]] = ("",)
     has_adapters: ClassVar[bool] = True
+    has_features: ClassVar[bool] = True
     classifier_dense: ClassVar[Literal["relu", "tanh", "gelu"] | None] = None
     causal: ClassVar[bool] = False
     embedding_norm: ClassVar[bool] = True

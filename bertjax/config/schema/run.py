@@ -278,8 +278,8 @@ class Config(Section):
         fits = self.model.family in families if families else set(stage.objective.heads) & set(self.model.heads)
         if not fits:
             raise ValueError(f"{where}: objective '{stage.objective.kind}' is not for a {self.model.family} model")
-        if not stage.objective.heads and stage.trainable.kind == "head":
-            raise ValueError(f"{where}: trainable: head: the objective '{stage.objective.kind}' has no head to train")
+        if not stage.objective.heads and (kind := stage.trainable.kind) in ("head", "features"):
+            raise ValueError(f"{where}: trainable: {kind}: the objective '{stage.objective.kind}' has no head to train")
         if absent := set(getattr(stage.objective, "required_heads", ())) - set(self.model.heads):
             head, family = min(absent), self.model.family
             raise ValueError(f"{where}: a {family} model has no '{head}' head: set objective.{head}_weight=0")
@@ -317,6 +317,12 @@ class Config(Section):
         kind, family = trainable.kind, self.model.family
         if kind == "gradual" and not self.model.num_hidden_layers:
             return f": gradual: a {family} model has no layers"
+        if kind == "features" and not getattr(self.model, "has_features", False):
+            return f": features: not for a {family} model, only for encoders; use trainable: head"
+        if kind == "features" and trainable.feature_layers == "sum_last_four" and self.model.num_hidden_layers < 4:
+            return (
+                f".feature_layers: sum_last_four needs 4 layers or more; the model has {self.model.num_hidden_layers}"
+            )
         if kind not in ("adapters", "lora"):
             return None
         if not self.model.has_adapters:

@@ -420,12 +420,30 @@ LoraTarget = Literal[
 class Trainable(Section):
     """Parameters that train. `trainable: head` is short for `trainable: {kind: head}`."""
 
-    kind: Literal["all", "head", "gradual", "adapters", "lora"] = Field(
+    kind: Literal["all", "head", "features", "gradual", "adapters", "lora"] = Field(
         "all",
-        description="`head`: the output layer (feature-based); `gradual`: unfreeze layers from the top, one episode at "
-        "a time (arXiv 1910.10683, section 3.5.1); `adapters`: small layers inside each layer (arXiv 1902.00751; T5: "
-        "arXiv 1910.10683); `lora`: low-rank updates of weights (arXiv 2106.09685). With the last two an encoder's "
-        "heads train too.",
+        description="`head`: the output layer; `features`: the same on fixed features of an encoder, which has no "
+        "dropout and reads each row once (arXiv 1810.04805, section 5.3); `gradual`: unfreeze layers from the top, one "
+        "episode at a time (arXiv 1910.10683, section 3.5.1); `adapters`: small layers inside each layer (arXiv "
+        "1902.00751; T5: arXiv 1910.10683); `lora`: low-rank updates of weights (arXiv 2106.09685). With the last two "
+        "an encoder's heads train too.",
+    )
+    feature_layers: Literal["last", "sum_last_four", "weighted"] = Field(
+        "last",
+        exclude_if=lambda layers: layers == "last",
+        description="Layers that are the `features`. `weighted`: the embeddings and all layers, with trained weights "
+        "(arXiv 1802.05365, equation 1).",
+    )
+    cache_features: bool = Field(
+        True,
+        exclude_if=lambda cache: cache,
+        description="Encode each training row once, before training, and keep its `features` in the host's memory.",
+    )
+    cache_gib: PositiveFloat | None = Field(
+        None,
+        exclude_if=lambda limit: limit is None,
+        description="Largest cache of features in GiB, in each process; without a cache the losses are the same. "
+        "Default: half of the free memory.",
     )
     episodes: Positive | None = Field(None, description="Episodes of `gradual`. Default: one per layer.")
     episode_lengths: list[PositiveFloat] | None = Field(
@@ -461,7 +479,9 @@ class Trainable(Section):
         description="Initial adapters. `reference`: of T5 as its other layers, of an encoder near the identity; "
         "`near_identity`: as in arXiv 1902.00751.",
     )
-    adapter_only_checkpoints: bool = Field(True, description="Save only what trains; `init_from` has the rest.")
+    adapter_only_checkpoints: bool = Field(
+        True, description="With `adapters`, `lora` and `features`: save only what trains; `init_from` has the rest."
+    )
     lora_rank: Positive = Field(8, exclude_if=lambda rank: rank == 8, description="Rank of LoRA's updates.")
     lora_alpha: PositiveFloat = Field(
         16.0, exclude_if=lambda alpha: alpha == 16, description="LoRA's updates are scaled by `lora_alpha / lora_rank`."
@@ -494,6 +514,8 @@ class Trainable(Section):
     def _check_lengths(self) -> "Trainable":
         if self.episode_lengths is not None and self.unfreeze_ratio is not None:
             raise ValueError("episode_lengths and unfreeze_ratio both say how long episodes are; give one of them")
+        if self.kind == "gradual" and self.unfreeze_ratio is not None and self.episodes == 1:
+            raise ValueError("unfreeze_ratio needs episodes of 2 or more (got 1): with one everything trains at once")
         if self.episode_lengths is None or self.episodes is None:
             return self
         if self.episodes != len(self.episode_lengths):

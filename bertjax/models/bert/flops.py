@@ -83,6 +83,10 @@ def row_flops(
 ) -> int:
     """`train_flops` of a batch's row while `groups` train; see `models.families.Family`."""
     predictions = widths.get("masked_positions", 0) if "mlm" in heads else 0
+    if peft.feature_layers:
+        tokens = 0 if "features" in widths else widths["input_ids"]  # a cache has the outputs of the encoder
+        encoder = encoder_flops(model, tokens) + projection_flops(model, tokens)
+        return encoder + 3 * head_flops(model, predictions)
     if peft != PeftOptions():
         return peft_flops(model, peft, widths["input_ids"], predictions)
     trained, order = {int(group.split("/")[1]) for group in groups if group.startswith("layers/")}, model.layer_order

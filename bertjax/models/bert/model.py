@@ -144,8 +144,9 @@ class Bert(nnx.Module):
             self.layers = nnx.List([Layer(config, compute, rngs, peft) for _ in range(count)])
         else:
             self.layers = nnx.List([LayerGroup(config, inner, compute, rngs, peft) for _ in range(count)])
-        self.heads = Heads(config, heads, num_labels, initializer(config), compute, rngs)
-        self.config, self.compute = config, compute
+        states = 1 + inner * len(config.layer_order) if peft.feature_layers == "weighted" else 0
+        self.heads = Heads(config, heads, num_labels, initializer(config), compute, rngs, states)
+        self.config, self.compute, self.feature_layers = config, compute, peft.feature_layers
 
     def __call__(
         self, input_ids: jax.Array, attention_mask: jax.Array | None = None, token_type_ids: jax.Array | None = None
@@ -189,7 +190,16 @@ class Bert(nnx.Module):
         packed: bool = False,
         key: jax.Array | None = None,
     ) -> jax.Array:
-        """int [B, S] x 4 -> hidden [B, S, D]. `segment_ids` is 0 on padding; no dropout without a key."""
+        """int [B, S] x 4 -> hidden [B, S, D] for the heads. `segment_ids` is 0 on padding; no dropout without a key."""
+        if self.feature_layers:
+            found = self.features(input_ids, token_type_ids, segment_ids, positions, packed=packed)
+            return self.mix_layers(found)
+        return self._last_layer(input_ids, token_type_ids, segment_ids, positions, packed, key)
+
+    def _last_layer(
+        self, input_ids: jax.Array, token_type_ids: jax.Array, segment_ids: jax.Array, positions: jax.Array,
+        packed: bool, key: jax.Array | None,
+    ) -> jax.Array:  # fmt: skip
         embed_key, stack_key = (None, None) if key is None else jax.random.split(key)
         x = self.embeddings(input_ids, token_type_ids, positions, embed_key)
         call = lambda layer, x, key, ids: layer(x, ids, ids if packed else None, key)  # noqa: E731
@@ -199,14 +209,46 @@ class Bert(nnx.Module):
             order=c.layer_order,
         )  # fmt: skip
 
+    def features(
+        self,
+        input_ids: jax.Array,
+        token_type_ids: jax.Array,
+        segment_ids: jax.Array,
+        positions: jax.Array,
+        *,
+        packed: bool = False,
+    ) -> jax.Array:
+        """int [B, S] x 4 -> what `mix_layers` reads, [B, S, D], or [B, S, N * D] of the N hidden states to mix."""
+        if self.feature_layers in ("", "last"):
+            return self._last_layer(input_ids, token_type_ids, segment_ids, positions, packed, None)
+        states = self.hidden_states(input_ids, token_type_ids, segment_ids, positions, packed=packed)
+        if self.feature_layers == "weighted":
+            return jnp.concatenate(states, axis=-1)
+        return sum((x.astype(jnp.float32) for x in states[-4:]), jnp.float32(0)).astype(self.compute.dtype)
+
+    def mix_layers(self, features: jax.Array) -> jax.Array:
+        """`features` of any number of positions -> what heads read, [B, S, D]."""
+        if self.feature_layers != "weighted":
+            return features
+        return self.heads.layer_mix(features.reshape(*features.shape[:-1], -1, self.config.hidden_size))
+
     def hidden_states(
-        self, input_ids: jax.Array, token_type_ids: jax.Array, segment_ids: jax.Array, positions: jax.Array
+        self,
+        input_ids: jax.Array,
+        token_type_ids: jax.Array,
+        segment_ids: jax.Array,
+        positions: jax.Array,
+        *,
+        packed: bool = False,
     ) -> list[jax.Array]:
-        """int [B, S] x 4 -> the embeddings [B, S, D] and the output of each layer (the last is that of `encode`)."""
+        """int [B, S] x 4 -> the embeddings [B, S, D] and the output of each layer (the last: of `encode`, if not mixed)."""
+        call = lambda layer, x, key, ids: layer(x, ids, ids if packed else None, key)  # noqa: E731
+        compute, heads = replace(self.compute, segments=()), self.config.num_attention_heads
         states = [self.embeddings(input_ids, token_type_ids, positions, None)]
         for number in self.config.layer_order:
             for layer in getattr(self.layers[number], "inner", [self.layers[number]]):
-                states.append(layer(states[-1], segment_ids, None, None))
+                given = (segment_ids, ())
+                states.append(layer_stack.apply_layers([layer], states[-1], call, None, compute, given, heads=heads))
         return states
 
     def mlm_logits(self, hidden: jax.Array, masked_positions: jax.Array) -> jax.Array:

@@ -42,7 +42,7 @@ def is_adapter_only(stage: Stage, index: int) -> bool:
 
 
 def can_be_adapter_only(stage: Stage) -> bool:
-    return stage.trainable.kind in ("adapters", "lora") and stage.trainable.adapter_only_checkpoints
+    return stage.trainable.kind in ("adapters", "lora", "features") and stage.trainable.adapter_only_checkpoints
 
 
 def omitted_params(params: Mapping[str, Any], trainable: Trainable) -> dict[str, Any]:
