@@ -8,10 +8,13 @@ import numpy as np
 
 from bertjax.errors import UserError
 from bertjax.evaluation.predictors.vectors import LayerReader
+from bertjax.evaluation.restore import RestoredCheckpoint
+from bertjax.models import families
 from bertjax.tools.explore.vocabulary import normalize, words_in
 
 TEMPLATE = "This is about {}."  # the sentence of a word where no text is given
-_CHUNK = 256  # sentences in memory at once
+MAX_TOKENS = 128  # of a sentence
+_CHUNK = 64  # sentences whose layers are in memory at once
 
 
 @dataclass(frozen=True)
@@ -24,12 +27,11 @@ class WordVectors:
     layer: int
 
 
-def layer_number(layer: int | None, layers: int) -> int:
-    """A layer from 0 (the embeddings) to `layers`; None is the last, -1 too. Raises UserError."""
-    number = layers if layer is None else layer if layer >= 0 else layers + 1 + layer
-    if not 0 <= number <= layers:
-        raise UserError(f"--layer: the model has layers 1 to {layers}, and 0 for its embeddings (got {layer})")
-    return number
+def has_layers(restored: RestoredCheckpoint) -> bool:
+    """Whether the model has an encoder whose layers can be read."""
+    model = restored.program.model
+    module = restored.program.build_model(restored.params)
+    return bool(families.record_of(model).encoder_inputs(model)) and hasattr(module, "hidden_states")
 
 
 def template_vectors(reader: LayerReader, words: Sequence[str], layer: int | None) -> WordVectors:
@@ -47,10 +49,13 @@ def _pool(reader: LayerReader, texts: Sequence[str], words: Sequence[str] | None
     """`words`: the one that is read in each text; None: all of them."""
     sums: dict[str, np.ndarray] = {}
     counts: Counter[str] = Counter()
-    number = 0
+    number, longest = 0, reader.restored.program.model.max_length
     for start in range(0, len(texts), _CHUNK):
-        found = reader(texts[start : start + _CHUNK])
-        number = layer_number(layer, len(found.layers) - 1)
+        found = reader(texts[start : start + _CHUNK], min(longest or MAX_TOKENS, MAX_TOKENS))
+        last = len(found.layers) - 1
+        number = last if layer is None else layer
+        if number > last:
+            raise UserError(f"--layer: the model has layers 1 to {last}, and 0 for its embeddings (got {layer})")
         for place, (ids, mask, states) in enumerate(
             zip(found.input_ids, found.attention_mask, found.layers[number], strict=True), start
         ):
@@ -58,6 +63,7 @@ def _pool(reader: LayerReader, texts: Sequence[str], words: Sequence[str] | None
                 if words is None or word.text == words[place]:
                     sums[word.text] = sums.get(word.text, 0) + states[word.start : word.stop].mean(axis=0)
                     counts[word.text] += 1
+    reader.print_notes()
     order = [word for word, _ in counts.most_common()]
     rows = [sums[word] / counts[word] for word in order]
     return WordVectors(order, np.stack(rows) if rows else np.zeros((0, 1)), [counts[word] for word in order], number)

@@ -22,7 +22,8 @@ _PAIRS: Mapping[str, str] = {
     "family": "man woman king queen boy girl father mother son daughter brother sister husband wife uncle aunt",
     "past tense": "walk walked run ran eat ate write wrote speak spoke think thought buy bought go went",
     "plural": "dog dogs car cars house houses city cities child children man men woman women book books",
-    "comparative": "good better bad worse large larger small smaller old older young younger strong stronger long longer",
+    "comparative": "good better bad worse large larger small smaller old older young younger strong stronger "
+    "long longer",
     "opposite": "good bad big small hot cold up down left right old new rich poor high low",
 }
 _NEXT = 2
