@@ -66,9 +66,9 @@ def _sentence(sentence: Mapping[str, Any], number: int) -> str:
     data = {"tokens": list(sentence["tokens"]), "heads": heads, "values": encode_values(maps)}
     shown = f'<span class="text" dir="auto">{html.escape(sentence["text"])}</span>'
     return (
-        f'<div class="attention" id="sentence-{number + 1}"><h3>{shown}</h3>'
+        f'<div class="attention" id="sentence-{number + 1}"><h3>{shown}</h3><div class="both">'
         f'<div class="grid-of-maps" style="--heads: {heads}" tabindex="0">{"".join(lines)}</div>'
         f'<div class="enlarged" hidden><p class="small"><b></b> <span class="muted" role="status"></span></p>'
-        f'<div class="sheet" tabindex="0"></div></div>'
+        f'<div class="sheet" tabindex="0"></div></div></div>'
         f'<script type="application/json">{script_json(data)}</script></div>'
     )

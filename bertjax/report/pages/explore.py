@@ -15,6 +15,7 @@ from bertjax.training.monitor import console
 _TITLES = {"static": "Input vectors", "contextual": "Contextual vectors"}
 _PICTURES = {"pca": "Principal components", "tsne": "t-SNE"}
 _WIDTH, _HEIGHT, _EDGE = 1000, 640, 50  # of a picture, which the page stretches
+_LETTER = 8.4  # the width of a letter of a label
 MAX_ANSWERS = 12  # wrong answers listed for a section
 
 
@@ -92,8 +93,10 @@ def _picture(kind: str, picture: Mapping[str, Any], groups: Sequence[str]) -> st
         f"</i>{html.escape(group)}</span>"
         for group in used
     )
+    labels = _labels([point["word"] for point in points], places)
     drawn = "".join(
-        _point(point, x, y, colours[point["group"]]) for point, (x, y) in zip(points, places.tolist(), strict=True)
+        _point(point, x, y, colours[point["group"]], label)
+        for point, (x, y), label in zip(points, places.tolist(), labels, strict=True)
     )
     explained = ""
     if picture["explained"]:
@@ -107,15 +110,40 @@ def _picture(kind: str, picture: Mapping[str, Any], groups: Sequence[str]) -> st
     )
 
 
-def _point(point: Mapping[str, Any], x: float, y: float, colour: int) -> str:
+def _point(point: Mapping[str, Any], x: float, y: float, colour: int, label: tuple[float, float, str]) -> str:
     word, group = html.escape(point["word"]), html.escape(point["group"])
-    right = x > 0.85 * _WIDTH  # the label is on the other side
-    anchor = f'x="{x - 9:.1f}" text-anchor="end"' if right else f'x="{x + 9:.1f}"'
+    at_x, at_y, anchor = label
     return (
         f'<g tabindex="0"><title>{word} ({group})</title><circle class="hit" cx="{x:.1f}" cy="{y:.1f}" r="16"/>'
         f'<circle class="dot" cx="{x:.1f}" cy="{y:.1f}" r="5.5" fill="var(--c{colour})"/>'
-        f'<text {anchor} y="{y + 5:.1f}">{word}</text></g>'
+        f'<text x="{at_x:.1f}" y="{at_y:.1f}" text-anchor="{anchor}">{word}</text></g>'
     )
+
+
+def _labels(words: Sequence[str], places: np.ndarray) -> list[tuple[float, float, str]]:
+    """(x, y, anchor) of each word's label: of right, left, above and below of its point, where it covers least."""
+    taken = [(x - 6, y - 6, x + 6, y + 6) for x, y in places.tolist()]
+    found = []
+    for word, (x, y) in zip(words, places.tolist(), strict=True):
+        width = _LETTER * len(word)
+        choices = [
+            ((x + 9, y + 5, "start"), (x + 7, y - 9, x + 9 + width, y + 9)),
+            ((x - 9, y + 5, "end"), (x - 9 - width, y - 9, x - 7, y + 9)),
+            ((x, y - 10, "middle"), (x - width / 2, y - 25, x + width / 2, y - 7)),
+            ((x, y + 21, "middle"), (x - width / 2, y + 7, x + width / 2, y + 25)),
+        ]
+        label, box = min(choices, key=lambda choice: _covered(choice[1], taken))
+        found.append(label)
+        taken.append(box)
+    return found
+
+
+def _covered(box: tuple[float, float, float, float], taken: Sequence[tuple[float, float, float, float]]) -> float:
+    """The area of a box (left, top, right, bottom) that others, or the space outside of the drawing, take."""
+    left, top, right, bottom = box
+    outside = max(0, -left) + max(0, right - _WIDTH)
+    overlaps = (max(0, min(right, r) - max(left, a)) * max(0, min(bottom, b) - max(top, t)) for a, t, r, b in taken)
+    return sum(overlaps) + outside * (bottom - top)
 
 
 def _fit(points: np.ndarray) -> np.ndarray:
@@ -132,9 +160,9 @@ def _analogies(found: Mapping[str, Any]) -> str:
     rows = [_score_row(section["section"], section) for section in found["sections"]]
     total = found["total"]
     rows.append([f"<b>{cell}</b>" for cell in _score_row("All", total)])
-    shown = table(("Section", "Correct", "Answered", "Unknown words", "Accuracy (%)"), rows, numbers=(1, 2, 3, 4))
+    shown = table(("Section", "Accuracy (%)", "Correct", "Answered", "Unknown words"), rows, numbers=(1, 2, 3, 4))
     note = (
-        f"{html.escape(found['source'])}: “a is to b as c is to d”, answered with the word whose input vector is "
+        f"From {html.escape(found['source'])}: “a is to b as c is to d”, answered with the word whose input vector is "
         f"nearest to b - a + c (3CosAdd), a, b and c excluded. {total['unknown']:,} questions with a word that is no "
         "piece of the vocabulary are not answered and do not count."
     )
@@ -146,7 +174,7 @@ def _analogies(found: Mapping[str, Any]) -> str:
 def _score_row(name: str, score: Mapping[str, Any]) -> list[str]:
     accuracy = "" if score["accuracy"] is None else f"{score['accuracy']:.1f}"
     counts = (f"{score[key]:,}" for key in ("correct", "answered", "unknown"))
-    return [html.escape(name), *counts, accuracy]
+    return [html.escape(name), accuracy, *counts]
 
 
 def _wrong(section: str, answers: Sequence[Mapping[str, Any]]) -> str:

@@ -10,13 +10,14 @@ STYLE = """
 .words g:hover circle.dot, .words g:focus circle.dot { stroke: var(--ink); stroke-width: 2px; }
 .words g:focus { outline: none; }
 .words .key i { border-top-width: 9px; width: 9px; border-radius: 50%; vertical-align: 0; }
-.near td { line-height: 1.9; }
+.near th, .near td { padding-top: 4px; padding-bottom: 4px; }
 .near span { display: inline-block; margin-right: 14px; white-space: nowrap; }
 .near span i { color: var(--muted); font-style: normal; font-size: 12px; font-variant-numeric: tabular-nums; }
 .attention { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 2px 16px 16px;
   margin-top: 16px; }
 .attention h3 { margin: 12px 0; }
-.grid-of-maps { overflow-x: auto; max-width: 860px; }
+.both { display: grid; grid-template-columns: minmax(0, 1.15fr) minmax(0, 1fr); gap: 12px 24px; align-items: start; }
+.grid-of-maps { overflow-x: auto; max-width: 860px; padding: 2px; }
 .grid-of-maps div { display: grid; gap: 3px; margin-bottom: 3px; align-items: center;
   grid-template-columns: 20px repeat(var(--heads), minmax(22px, 1fr)); }
 .grid-of-maps span { color: var(--muted); font-size: 11.5px; text-align: center; font-variant-numeric: tabular-nums; }
@@ -25,7 +26,7 @@ STYLE = """
 .grid-of-maps button[aria-pressed="true"] { outline: 2px solid var(--ink); outline-offset: 0; }
 .grid-of-maps svg { display: block; width: 100%; height: auto; aspect-ratio: 1; fill: var(--accent);
   shape-rendering: crispEdges; }
-.enlarged { margin-top: 16px; }
+.enlarged { position: sticky; top: 8px; }
 .enlarged p { min-height: 22px; margin-bottom: 6px; overflow-wrap: anywhere; }
 .sheet { overflow-x: auto; }
 .sheet svg { display: block; width: 100%; height: auto; }
@@ -33,7 +34,10 @@ STYLE = """
 .sheet rect.cell { stroke: var(--line); stroke-width: 0.5; }
 .sheet rect.frame { fill: none; stroke: var(--line); }
 .sheet text { fill: var(--ink); }
+@media screen and (max-width: 860px) { .both { grid-template-columns: minmax(0, 1fr); } }
 @media screen and (max-width: 620px) {
+  .words circle.dot { r: 11px; }
+  .words circle.hit { r: 34px; }
   .words text { opacity: 0; font-size: 34px; }
   .words g:hover text, .words g:focus text { font-size: 40px; }
   .attention { padding: 2px 8px 10px; }
@@ -102,7 +106,11 @@ SCRIPT = r"""
     };
     let chosen = 0;
     buttons.forEach((button, map) => {
-      button.addEventListener("click", () => { chosen = map; enlarge(map); });
+      button.addEventListener("click", () => {
+        chosen = map;
+        enlarge(map);
+        panel.scrollIntoView({ block: "nearest" });
+      });
       button.addEventListener("pointerenter", (event) => { if (event.pointerType === "mouse") enlarge(map); });
     });
     box.querySelector(".grid-of-maps").addEventListener("pointerleave", (event) => {
