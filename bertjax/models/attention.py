@@ -70,14 +70,27 @@ def make_attention_mask(segment_ids: jax.Array, packed: bool, causal: bool = Fal
     return visible
 
 
+def attention_probabilities(
+    q_BSHK: jax.Array, k_BSHK: jax.Array, segment_ids_BS: jax.Array, *, packed: bool, compute: ComputeOptions
+) -> jax.Array:
+    """softmax(q k^T / sqrt(K)), float32 [B, H, Q, S], as `dot_product_attention` has it without dropout."""
+    q, k = (jnp.moveaxis(x, 2, 1) for x in (q_BSHK, k_BSHK))
+    return _probabilities(q, k, make_attention_mask(segment_ids_BS, packed), compute)
+
+
+def _probabilities(q: jax.Array, k: jax.Array, mask: jax.Array, compute: ComputeOptions) -> jax.Array:
+    """[B, H, Q, K], [B, H, S, K] -> float32 [B, H, Q, S]."""
+    scores = einsum_lowp("bhqk,bhsk->bhqs", q, k, compute.platform).astype(jnp.float32) * q.shape[-1] ** -0.5
+    scores = jnp.where(mask, scores, MASK_VALUE)
+    return jax.nn.softmax(scores, axis=-1)
+
+
 def _xla(
     q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, rate: float, key: jax.Array | None,
     compute: ComputeOptions,
 ) -> jax.Array:  # fmt: skip
     q, k, v = (jnp.moveaxis(x, 2, 1) for x in (q, k, v))
-    scores = einsum_lowp("bhqk,bhsk->bhqs", q, k, compute.platform).astype(jnp.float32) * q.shape[-1] ** -0.5
-    scores = jnp.where(mask, scores, MASK_VALUE)
-    probabilities = jax.nn.softmax(scores, axis=-1)
+    probabilities = _probabilities(q, k, mask, compute)
     probabilities = dropout(probabilities, rate, key, compute, names=("batch", "heads")).astype(q.dtype)
     context = einsum_lowp("bhqs,bhsk->bhqk", probabilities, v, compute.platform).astype(q.dtype)
     return jnp.moveaxis(context, 1, 2)

@@ -15,7 +15,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from bertjax.config.schema.model import BertConfig
 from bertjax.models import layer_stack
-from bertjax.models.attention import dot_product_attention
+from bertjax.models.attention import attention_probabilities, dot_product_attention
 from bertjax.models.bert.embeddings import Embeddings, initializer
 from bertjax.models.bert.flops import row_flops
 from bertjax.models.bert.heads import Heads, find_heads, gather_positions
@@ -109,6 +109,13 @@ class Layer(nnx.Module):
         y = adapt(self.mlp, dropout(self.mlp.output(h_BSF, k3), c.hidden_dropout_prob, k3, compute))
         x_BSD = self.mlp.norm(x_BSD + y)
         return with_logical_constraint(x_BSD, "batch", None, None)
+
+    def attention_probabilities(self, x_BSD: jax.Array, segment_ids: jax.Array) -> jax.Array:
+        """The weights of the heads on an input of the layer, float32 [B, H, S, S]: a row for each query."""
+        qkv = self._heads(self.attention.qkv(x_BSD))
+        return attention_probabilities(
+            qkv[:, :, 0], qkv[:, :, 1], segment_ids, packed=False, compute=self.compute
+        )  # fmt: skip
 
     def _heads(self, qkv: jax.Array) -> jax.Array:
         qkv = qkv.reshape(*qkv.shape[:-1], -1, self.config.hidden_size // self.config.num_attention_heads)
@@ -245,11 +252,23 @@ class Bert(nnx.Module):
         call = lambda layer, x, key, ids: layer(x, ids, ids if packed else None, key)  # noqa: E731
         compute, heads = replace(self.compute, segments=()), self.config.num_attention_heads
         states = [self.embeddings(input_ids, token_type_ids, positions, None)]
-        for number in self.config.layer_order:
-            for layer in getattr(self.layers[number], "inner", [self.layers[number]]):
-                given = (segment_ids, ())
-                states.append(layer_stack.apply_layers([layer], states[-1], call, None, compute, given, heads=heads))
+        for layer in self._layers_in_order():
+            given = (segment_ids, ())
+            states.append(layer_stack.apply_layers([layer], states[-1], call, None, compute, given, heads=heads))
         return states
+
+    def attention_probabilities(
+        self, input_ids: jax.Array, token_type_ids: jax.Array, segment_ids: jax.Array, positions: jax.Array
+    ) -> list[jax.Array]:
+        """int [B, S] x 4 -> the attention of each layer, float32 [B, H, S, S]: how much a query reads of each key."""
+        states = self.hidden_states(input_ids, token_type_ids, segment_ids, positions)
+        layers = self._layers_in_order()
+        return [layer.attention_probabilities(x, segment_ids) for layer, x in zip(layers, states[:-1], strict=True)]
+
+    def _layers_in_order(self) -> list[Layer]:
+        """Every layer from the bottom up, also those that share parameters."""
+        groups = [self.layers[number] for number in self.config.layer_order]
+        return [layer for group in groups for layer in getattr(group, "inner", [group])]
 
     def mlm_logits(self, hidden: jax.Array, masked_positions: jax.Array) -> jax.Array:
         """hidden [B, S, D], positions [B, N] -> logits [B, N, V] at these positions."""
