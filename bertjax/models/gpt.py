@@ -7,6 +7,7 @@ B rows, S positions, D hidden, V vocabulary, G examples in a row.
 """
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -21,7 +22,7 @@ from bertjax.models.compute_options import ComputeOptions
 from bertjax.models.families import Family
 from bertjax.models.layers.numerics import einsum_lowp
 from bertjax.models.peft_options import PeftOptions
-from bertjax.models.task_heads import TASK_HEADS, TaskHeads, put_last_first
+from bertjax.models.task_heads import TASK_HEADS, TaskHeads, join_layers, put_last_first
 from bertjax.parallel.sharding import all_gather_fsdp, with_logical_constraint
 
 
@@ -40,8 +41,9 @@ class Gpt(nnx.Module):
         self.layers = nnx.List([Layer(config, compute, rngs, peft) for _ in range(config.num_hidden_layers)])
         rate = config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
         init = initializer(config)
-        self.heads = TaskHeads(config.hidden_size, heads, config.heads, num_labels, rate, init, compute, rngs)
-        self.config, self.compute = config, compute
+        mixed = 1 + config.num_hidden_layers if peft.feature_layers == "weighted" else 0
+        self.heads = TaskHeads(config.hidden_size, heads, config.heads, num_labels, rate, init, compute, rngs, mixed)
+        self.config, self.compute, self.feature_layers = config, compute, peft.feature_layers
 
     def token_states(
         self, input_ids: jax.Array, token_type_ids: jax.Array, segment_ids: jax.Array, positions: jax.Array, *,
@@ -59,16 +61,34 @@ class Gpt(nnx.Module):
         packed: bool = False, key: jax.Array | None = None,
     ) -> jax.Array:  # fmt: skip
         """`token_states`, with the state of each example's last token at its first position."""
+        if self.feature_layers:
+            return self.mix_layers(self.features(input_ids, token_type_ids, segment_ids, positions, packed=packed))
         hidden = self.token_states(input_ids, token_type_ids, segment_ids, positions, packed=packed, key=key)
         return put_last_first(hidden, segment_ids, positions)
 
+    def features(
+        self, input_ids: jax.Array, token_type_ids: jax.Array, segment_ids: jax.Array, positions: jax.Array, *,
+        packed: bool = False,
+    ) -> jax.Array:  # fmt: skip
+        """int [B, S] x 4 -> what `mix_layers` reads, [B, S, D], or [B, S, N * D] of the N hidden states to mix."""
+        states = self.hidden_states(input_ids, token_type_ids, segment_ids, positions, packed=packed)
+        return join_layers(states, self.feature_layers)
+
+    def mix_layers(self, features: jax.Array) -> jax.Array:
+        """`features` of any number of positions -> what heads read, [B, S, D]."""
+        return self.heads.mix_layers(features)
+
     def hidden_states(
-        self, input_ids: jax.Array, token_type_ids: jax.Array, segment_ids: jax.Array, positions: jax.Array
-    ) -> list[jax.Array]:
+        self, input_ids: jax.Array, token_type_ids: jax.Array, segment_ids: jax.Array, positions: jax.Array, *,
+        packed: bool = False,
+    ) -> list[jax.Array]:  # fmt: skip
         """int [B, S] x 4 -> the embeddings [B, S, D] and the output of each layer, first positions as in `encode`."""
+        call = lambda layer, x, key, ids: layer(x, ids, ids if packed else None, key)  # noqa: E731
+        compute, heads = replace(self.compute, segments=()), self.config.num_attention_heads
         states = [self.embeddings(input_ids, token_type_ids, positions, None)]
         for layer in self.layers:
-            states.append(layer(states[-1], segment_ids, None, None))
+            given = (segment_ids, ())
+            states.append(layer_stack.apply_layers([layer], states[-1], call, None, compute, given, heads=heads))
         return [put_last_first(x, segment_ids, positions) for x in states]
 
     def lm_logits(self, hidden: jax.Array) -> jax.Array:

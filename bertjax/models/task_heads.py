@@ -3,11 +3,13 @@
 B rows, S positions, D hidden, G examples in a row.
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from bertjax.models.bert.heads import Output, gather_positions
+from bertjax.models.bert.heads import LayerMix, Output, gather_positions
 from bertjax.models.compute_options import ComputeOptions
 from bertjax.models.layers.dropout import dropout
 from bertjax.models.layers.modules import Initializer
@@ -16,11 +18,14 @@ TASK_HEADS = ("qa", "classifier", "token_classifier")
 
 
 class TaskHeads(nnx.Module):
-    """Dropout and a linear layer for each task, on hidden states of `width`."""
+    """Dropout and a linear layer for each task, on hidden states of `width`.
+
+    `mixed`: the number of hidden states whose mixture the heads read; 0: they read one.
+    """
 
     def __init__(
         self, width: int, names: tuple[str, ...], known: tuple[str, ...], num_labels: int, rate: float,
-        init: Initializer, compute: ComputeOptions, rngs: nnx.Rngs,
+        init: Initializer, compute: ComputeOptions, rngs: nnx.Rngs, mixed: int = 0,
     ):  # fmt: skip
         """`known`: the heads of the family. Raises ValueError for another one in `names`."""
         if other := set(names) - set(known):
@@ -29,7 +34,15 @@ class TaskHeads(nnx.Module):
             if name in names:
                 outputs = 2 if name == "qa" else num_labels
                 setattr(self, name, Output((width, outputs), ("embed", None), init, compute, rngs))
-        self.rate, self.compute = rate, compute
+        if mixed:
+            self.layer_mix = LayerMix(mixed, compute)
+        self.width, self.rate, self.compute = width, rate, compute
+
+    def mix_layers(self, features: jax.Array) -> jax.Array:
+        """`join_layers` of hidden states, at any number of positions -> what the heads read, [B, S, D]."""
+        if not hasattr(self, "layer_mix"):
+            return features
+        return self.layer_mix(features.reshape(*features.shape[:-1], -1, self.width))
 
     def class_logits(self, hidden: jax.Array, cls_positions: jax.Array, key: jax.Array | None) -> jax.Array:
         """hidden [B, S, D] at int [B, G] -> float32 [B, G, C]."""
@@ -44,6 +57,15 @@ class TaskHeads(nnx.Module):
         """hidden [B, S, D] -> start and end logits, float32 [B, S]."""
         logits = self.qa(hidden)
         return logits[..., 0], logits[..., 1]
+
+
+def join_layers(states: Sequence[jax.Array], feature_layers: str) -> jax.Array:
+    """Hidden states [B, S, D] -> the last, the sum of the last four or, `weighted`, all N of them, [B, S, N * D]."""
+    if feature_layers == "weighted":
+        return jnp.concatenate(states, axis=-1)
+    if feature_layers == "sum_last_four":
+        return sum((x.astype(jnp.float32) for x in states[-4:]), jnp.float32(0)).astype(states[-1].dtype)
+    return states[-1]
 
 
 def put_mean_first(hidden: jax.Array, segment_ids: jax.Array, positions: jax.Array) -> jax.Array:

@@ -15,7 +15,7 @@ from bertjax.models.compute_options import ComputeOptions
 from bertjax.models.families import Family
 from bertjax.models.layers.modules import Initializer, out_sharding
 from bertjax.models.peft_options import PeftOptions
-from bertjax.models.task_heads import TASK_HEADS, TaskHeads, put_mean_first
+from bertjax.models.task_heads import TASK_HEADS, TaskHeads, join_layers, put_mean_first
 from bertjax.models.vocab_parallel import embedding_lookup
 
 
@@ -39,14 +39,15 @@ class Word2Vec(nnx.Module):
 
     def __init__(
         self, config: Word2VecConfig, heads: tuple[str, ...], num_labels: int, compute: ComputeOptions, rngs: nnx.Rngs,
-        _: PeftOptions = PeftOptions(),  # noqa: B008
+        peft: PeftOptions = PeftOptions(),  # noqa: B008
     ):  # fmt: skip
         self.embeddings = nnx.Dict(word=Embed(config, input_init, rngs))
         D, init, rate = config.hidden_size, nnx.initializers.normal(config.initializer_range), config.classifier_dropout
-        self.heads = TaskHeads(D, heads, config.heads, num_labels, rate, init, compute, rngs)
+        mixed = int(peft.feature_layers == "weighted")
+        self.heads = TaskHeads(D, heads, config.heads, num_labels, rate, init, compute, rngs, mixed)
         if "context" in heads:
             self.heads.context = Embed(config, nnx.initializers.zeros, rngs)
-        self.config, self.compute = config, compute
+        self.config, self.compute, self.feature_layers = config, compute, peft.feature_layers
 
     def input_vectors(self, ids: jax.Array) -> jax.Array:
         """int [B, N] -> float32 [B, N, D]."""
@@ -68,14 +69,30 @@ class Word2Vec(nnx.Module):
         packed: bool = False, key: jax.Array | None = None,
     ) -> jax.Array:  # fmt: skip
         """`token_states`, with the mean over the tokens of each example at its first position."""
+        if self.feature_layers:
+            return self.mix_layers(self.features(input_ids, token_type_ids, segment_ids, positions, packed=packed))
         hidden = self.token_states(input_ids, token_type_ids, segment_ids, positions)
         return put_mean_first(hidden, segment_ids, positions)
 
+    def features(
+        self, input_ids: jax.Array, token_type_ids: jax.Array, segment_ids: jax.Array, positions: jax.Array, *,
+        packed: bool = False,
+    ) -> jax.Array:  # fmt: skip
+        """int [B, S] x 4 -> what `mix_layers` reads, [B, S, D], or [B, S, N * D] of the N hidden states to mix."""
+        states = self.hidden_states(input_ids, token_type_ids, segment_ids, positions, packed=packed)
+        return join_layers(states, self.feature_layers)
+
+    def mix_layers(self, features: jax.Array) -> jax.Array:
+        """`features` of any number of positions -> what heads read, [B, S, D]."""
+        return self.heads.mix_layers(features)
+
     def hidden_states(
-        self, input_ids: jax.Array, token_type_ids: jax.Array, segment_ids: jax.Array, positions: jax.Array
-    ) -> list[jax.Array]:
+        self, input_ids: jax.Array, token_type_ids: jax.Array, segment_ids: jax.Array, positions: jax.Array, *,
+        packed: bool = False,
+    ) -> list[jax.Array]:  # fmt: skip
         """int [B, S] x 4 -> [`encode`]."""
-        return [self.encode(input_ids, token_type_ids, segment_ids, positions)]
+        hidden = self.token_states(input_ids, token_type_ids, segment_ids, positions)
+        return [put_mean_first(hidden, segment_ids, positions)]
 
     def qa_logits(self, hidden: jax.Array, key: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
         """-> start and end logits, float32 [B, S]."""

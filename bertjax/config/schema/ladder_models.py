@@ -15,6 +15,7 @@ class Word2VecConfig(Section):
     heads: ClassVar[tuple[str, ...]] = ("context", "qa", "classifier", "token_classifier")
     stacks: ClassVar[tuple[str, ...]] = ("",)
     has_adapters: ClassVar[bool] = False
+    has_features: ClassVar[bool] = True
     max_length: ClassVar[int | None] = None
     num_hidden_layers: ClassVar[int] = 0
     num_attention_heads: ClassVar[int] = 1
@@ -40,6 +41,7 @@ class ElmoConfig(Section):
     heads: ClassVar[tuple[str, ...]] = ("lm", "qa", "classifier", "token_classifier")
     stacks: ClassVar[tuple[str, ...]] = ("",)
     has_adapters: ClassVar[bool] = False
+    has_features: ClassVar[bool] = True
     max_length: ClassVar[int | None] = None
     num_attention_heads: ClassVar[int] = 1
     qa_dropout: ClassVar[float] = 0.0

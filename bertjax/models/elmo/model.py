@@ -21,7 +21,7 @@ from bertjax.models.layers.dropout import dropout
 from bertjax.models.layers.modules import Initializer, out_sharding
 from bertjax.models.layers.numerics import add_bias, einsum_lowp
 from bertjax.models.peft_options import PeftOptions
-from bertjax.models.task_heads import TASK_HEADS, TaskHeads, put_mean_first
+from bertjax.models.task_heads import TASK_HEADS, TaskHeads, join_layers, put_mean_first
 from bertjax.models.vocab_parallel import embedding_lookup
 from bertjax.parallel.sharding import all_gather_fsdp, unshard, with_logical_constraint
 
@@ -97,17 +97,18 @@ class Elmo(nnx.Module):
 
     def __init__(
         self, config: ElmoConfig, heads: tuple[str, ...], num_labels: int, compute: ComputeOptions, rngs: nnx.Rngs,
-        _: PeftOptions = PeftOptions(),  # noqa: B008
+        peft: PeftOptions = PeftOptions(),  # noqa: B008
     ):  # fmt: skip
         init = nnx.initializers.normal(config.initializer_range)
         self.embeddings = nnx.Dict(word=Embed(config.vocab_size, config.embedding_width, init, rngs))
         self.layers = nnx.List([Layer(config, compute, rngs) for _ in range(config.num_hidden_layers)])
         rate = config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
         width = 2 * config.embedding_width
-        self.heads = TaskHeads(width, heads, config.heads, num_labels, rate, init, compute, rngs)
+        mixed = 1 + config.num_hidden_layers if peft.feature_layers == "weighted" else 0
+        self.heads = TaskHeads(width, heads, config.heads, num_labels, rate, init, compute, rngs, mixed)
         if "lm" in heads:
             self.heads.lm = LmHead(config.vocab_size)
-        self.config, self.compute = config, compute
+        self.config, self.compute, self.feature_layers = config, compute, peft.feature_layers
 
     def _all_states(self, input_ids: jax.Array, segment_ids: jax.Array, key: jax.Array | None) -> list[jax.Array]:
         x = embedding_lookup(self.embeddings["word"].embedding[...], input_ids).astype(self.compute.dtype)
@@ -132,11 +133,26 @@ class Elmo(nnx.Module):
         packed: bool = False, key: jax.Array | None = None,
     ) -> jax.Array:  # fmt: skip
         """`token_states`, with the mean over the tokens of each example at its first position."""
+        if self.feature_layers:
+            return self.mix_layers(self.features(input_ids, token_type_ids, segment_ids, positions, packed=packed))
         return put_mean_first(self._all_states(input_ids, segment_ids, key)[-1], segment_ids, positions)
 
+    def features(
+        self, input_ids: jax.Array, token_type_ids: jax.Array, segment_ids: jax.Array, positions: jax.Array, *,
+        packed: bool = False,
+    ) -> jax.Array:  # fmt: skip
+        """int [B, S] x 4 -> what `mix_layers` reads, [B, S, D], or [B, S, N * D] of the N hidden states to mix."""
+        states = self.hidden_states(input_ids, token_type_ids, segment_ids, positions, packed=packed)
+        return join_layers(states, self.feature_layers)
+
+    def mix_layers(self, features: jax.Array) -> jax.Array:
+        """`features` of any number of positions -> what heads read, [B, S, D]."""
+        return self.heads.mix_layers(features)
+
     def hidden_states(
-        self, input_ids: jax.Array, token_type_ids: jax.Array, segment_ids: jax.Array, positions: jax.Array
-    ) -> list[jax.Array]:
+        self, input_ids: jax.Array, token_type_ids: jax.Array, segment_ids: jax.Array, positions: jax.Array, *,
+        packed: bool = False,
+    ) -> list[jax.Array]:  # fmt: skip
         """int [B, S] x 4 -> the embeddings and each layer, all [B, S, 2 D], first positions as in `encode`."""
         return [put_mean_first(x, segment_ids, positions) for x in self._all_states(input_ids, segment_ids, None)]
 
@@ -175,6 +191,8 @@ def row_flops(
     trained ones once more; the softmax is that of both directions.
     """
     S, D, H = widths["input_ids"], model.embedding_width, model.hidden_size
+    if "features" in widths:  # a cache has the outputs of the encoder
+        return 0
     layer = 2 * 2 * S * (8 * D * H + (H * D if model.projection_size is not None else 0))
     trained = [f"layers/{number}" in groups for number in range(model.num_hidden_layers)]
     below = "embeddings" in groups
