@@ -46,19 +46,22 @@ def _full_key(key: str, config: Config, stage: int, problem: str) -> str:
 
 
 def run_config(
-    config: Config, name: str, changes: Mapping[str, Any], overrides: Mapping[str, Mapping[str, Any]]
-) -> Config:
+    config: Config, name: str, changes: Mapping[str, Any], overrides: Mapping[str, Mapping[str, Any]],
+    replaced: Mapping[str, Any] | None = None,
+) -> Config:  # fmt: skip
     """A validated configuration of the run NAME-`name` under the same root.
 
-    `changes`: fields that are replaced, `overrides`: {where they are written: keys of the configuration}, merged in
-    order. Raises UserError, which says where.
+    `changes`: fields that are replaced, `replaced`: the same as plain data, `overrides`: {where they are written: keys
+    of the configuration}, merged in order. Raises UserError, which says where.
     """
     run = changes.get("run", config.run)
     run = run.model_copy(update={"name": f"{run.name}-{name}"})
     made = config.model_copy(update={"compare": [], "ladder": None, **changes, "run": run})
+    data = made.model_dump(mode="json") | dict(replaced or {})
     for where, sections in (overrides or {name: {}}).items():
         try:
-            made = build(made.model_dump(mode="json"), where=f"run {run.name}", sections=sections)
+            made = build(data, where=f"run {run.name}", sections=sections)
         except UserError as error:
             raise UserError(str(error).replace("keyword argument: ", f"{where}: ")) from None
+        data = made.model_dump(mode="json")
     return made

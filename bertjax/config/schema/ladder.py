@@ -51,7 +51,7 @@ class Ladder(Section):
     minimal_pairs: MinimalPairs | None = Field(None, description="Minimal pairs to score. Default: none.")
     analogies: LocalPath | None = Field(
         None,
-        description="Word analogies: lines of four words, with `: section` headings as in Google's questions-words.txt. "
+        description="Word analogies: lines of four words, with `: section` headings as in questions-words.txt. "
         "Default: a built-in set.",
     )
     words: list[str] = Field([], exclude_if=not_, description="Words whose neighbours are shown. Default: a few.")

@@ -81,7 +81,12 @@ class SentinelTokenizer:
 def from_state(state: dict[str, Any], inner: Any, where: str) -> SentinelTokenizer:
     """From the parsed `json` of a tokenizer, or the content of FILE, and the tokenizer inside. Raises UserError."""
     count = state.get("extra_ids")
-    if not isinstance(count, int) or isinstance(count, bool) or not 0 < count < 2**20 or not isinstance(inner, Tokenizer):
+    if (
+        not isinstance(count, int)
+        or isinstance(count, bool)
+        or not 0 < count < 2**20
+        or not isinstance(inner, Tokenizer)
+    ):
         raise UserError(f"{where}: not a tokenizer with sentinels as bertjax keeps it; copy or export it again")
     return SentinelTokenizer(inner, count, where)
 

@@ -32,12 +32,12 @@ def _hidden_spans(restored: RestoredCheckpoint) -> Score:
     """Each token in turn is a hidden span: ln p(token) after its sentinel, given the text with the sentinel in it."""
     predictor = Predictor(restored)
     tokenizer, model = predictor.tokenizer, restored.program.model
-    forward = _token_of_span(tokenizer.sentinel_id(0), model.decoder_start_token_id)
+    forward = token_of_span(tokenizer.sentinel_id(0), model.decoder_start_token_id)
     batches = predictor.length_batches(forward)
     return lambda texts: sum_over_tokens(tokenizer, texts, lambda rows: batches(predictor.params, rows))
 
 
-def _token_of_span(sentinel: int, start: int) -> Forward:
+def token_of_span(sentinel: int, start: int) -> Forward:
     """(model, batch) -> float32 [B]: ln p of the token `gold` at the place `masks`, where the sentinel is."""
 
     def forward(model: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
@@ -57,17 +57,25 @@ def _in_direction(offsets: tuple[int, ...]) -> Callable[[RestoredCheckpoint], Sc
     def make(restored: RestoredCheckpoint) -> Score:
         predictor = Predictor(restored)
         inputs = families.record_of(restored.program.model).encoder_inputs(restored.program.model)
-
-        def forward(model: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
-            hidden = jnp.split(model.token_states(*(batch[name] for name in inputs)), len(offsets), axis=-1)
-            terms = (_neighbor_sum(model.lm_logits(h), batch, o) for h, o in zip(hidden, offsets, strict=True))
-            return sum(terms, jnp.float32(0))
-
-        batches = predictor.length_batches(forward)
+        batches = predictor.length_batches(chain_of_tokens(inputs, offsets))
         rows = lambda texts: [TokenRow(frame(predictor.tokenizer, ids)) for ids in texts]  # noqa: E731
         return lambda texts: [float(x) for x in batches(predictor.params, rows(texts))]
 
     return make
+
+
+def chain_of_tokens(inputs: Sequence[str], offsets: Sequence[int]) -> Forward:
+    """(model, batch) -> float32 [B]: ln p of the row, special tokens included, of each direction in turn, added.
+
+    A direction has its part of the states, and predicts the token `offset` places on: 1, or -1 for backward.
+    """
+
+    def forward(model: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
+        hidden = jnp.split(model.token_states(*(batch[name] for name in inputs)), len(offsets), axis=-1)
+        terms = (_neighbor_sum(model.lm_logits(h), batch, o) for h, o in zip(hidden, offsets, strict=True))
+        return sum(terms, jnp.float32(0))
+
+    return forward
 
 
 def _neighbor_sum(logits: jax.Array, batch: Mapping[str, jax.Array], offset: int) -> jax.Array:
@@ -89,12 +97,13 @@ def _word_vectors(mean_context: bool) -> Callable[[RestoredCheckpoint], Score]:
         window = restored.ctx.config.stages[restored.stage].objective.window
         tables = [restored.params[f"{name}/embedding"] for name in ("embeddings/word", "heads/context")]
         inner, outer = (np.asarray(jax.device_get(table), np.float32) for table in tables)
-        return lambda texts: [_mean_log_sigmoid(inner, outer, np.asarray(ids), window, mean_context) for ids in texts]
+        return lambda texts: [mean_log_sigmoid(inner, outer, np.asarray(ids), window, mean_context) for ids in texts]
 
     return make
 
 
-def _mean_log_sigmoid(inner: np.ndarray, outer: np.ndarray, ids: np.ndarray, window: int, mean_context: bool) -> float:
+def mean_log_sigmoid(inner: np.ndarray, outer: np.ndarray, ids: np.ndarray, window: int, mean_context: bool) -> float:
+    """The score of one sentence, ids [N]; input vectors [V, D] and output vectors [V, D]. 0 without a neighbour."""
     distance = np.abs(np.arange(len(ids))[:, None] - np.arange(len(ids)))
     near = (distance > 0) & (distance <= window)
     if not near.any():

@@ -29,8 +29,8 @@ _ADDS = {  # by objective, which says what a kind of model is
     ),
     "mlm_nsp": (
         "Both sides in every layer",
-        "Words are hidden and guessed from all the others, so that every layer sees left and right together. The price: "
-        "only the hidden words teach.",
+        "Words are hidden and guessed from all the others, so that every layer sees left and right together. The "
+        "price: only the hidden words teach.",
     ),
     "text_to_text": (
         "Text in, text out",
@@ -93,7 +93,9 @@ def _bars(rungs: Sequence[Mapping[str, Any]], bars: Mapping[str, Sequence[Sequen
 
 def _phenomena(rungs: Sequence[Mapping[str, Any]]) -> str:
     """Minimal pairs as a heat map: phenomena by rungs, from red through white at 50 (chance) to green."""
-    found = {rung["name"]: [one["minimal_pairs"] for one in rung["seeds"] if one.get("minimal_pairs")] for rung in rungs}
+    found = {
+        rung["name"]: [one["minimal_pairs"] for one in rung["seeds"] if one.get("minimal_pairs")] for rung in rungs
+    }
     found = {name: scored for name, scored in found.items() if scored}
     if not found:
         return ""

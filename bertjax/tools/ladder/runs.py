@@ -49,7 +49,8 @@ def build_runs(config: Config) -> list[RungRuns]:
     if config.tokenizer.path is None:
         shared = config.tokenizer.model_copy(update={"path": tokenizer_folder(config)})
         config = config.model_copy(update={"tokenizer": shared})
-    return [_rung_runs(config, config.ladder, rung, seed) for rung in config.ladder.rungs for seed in config.ladder.seeds]
+    ladder = config.ladder
+    return [_rung_runs(config, ladder, rung, seed) for rung in ladder.rungs for seed in ladder.seeds]
 
 
 def _rung_runs(config: Config, ladder: Ladder, rung: Rung, seed: int) -> RungRuns:
@@ -84,4 +85,8 @@ def _run(config: Config, name: str, changes: Mapping[str, Mapping[str, Any]]) ->
         where: variants.full_keys(overrides, config, 0, where=where, scope=scope, refused=_REFUSED)
         for where, overrides in changes.items()
     }
-    return variants.run_config(config, name, {}, keyed)
+    replaced: dict[str, Any] = {}
+    for keys in keyed.values():
+        if "model" in keys:  # replaced as one: no sizes of the base stay
+            replaced["model"] = keys.pop("model")
+    return variants.run_config(config, name, {}, keyed, replaced)

@@ -1,4 +1,4 @@
-"""Turn a stage that classifies texts or answers questions into one that generates text (arXiv 1910.10683 section 2.4)."""
+"""Turn a stage that classifies texts or answers questions into one that generates text (arXiv 1910.10683, 2.4)."""
 
 from typing import Any
 
@@ -23,7 +23,9 @@ def as_text_to_text(config: Config, stage: Stage) -> Stage:
     tasks = list(config.stage_tasks(stage).values())
     options: Any = tasks[0].preprocess
     if len(tasks) != 1 or config.stage_mixture(stage) is not None or not isinstance(options, Classify | SpanQa):
-        raise UserError(f"{where}.data: only one task of kind classify or span_qa becomes text; set text_to_text: false")
+        raise UserError(
+            f"{where}.data: only one task of kind classify or span_qa becomes text; set text_to_text: false"
+        )
     several = isinstance(options, Classify) and (options.label_delimiter or options.label_columns)
     if several or getattr(stage.objective, "num_labels", None) == 1:
         raise UserError(f"{where}.objective: only one label per text becomes text; set text_to_text: false")
