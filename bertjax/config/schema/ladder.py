@@ -44,8 +44,8 @@ class Ladder(Section):
     rungs: Annotated[list[Rung], Field(min_length=1)] = Field(description="Kinds of models, in order.")
     seeds: Annotated[list[NonNegative], Field(min_length=1)] = Field([1, 2, 3], description="Seeds, `run.seed`.")
     frozen: Overrides = Field(
-        {"trainable": "head"},
-        description="Keys of a later stage for the runs with frozen weights, such as `trainable: {kind: features, "
+        {},
+        description="Keys of a later stage for the runs with frozen weights, whose `trainable` is `head`, such as `trainable: {kind: features, "
         "feature_layers: weighted}` or another learning rate.",
     )
     minimal_pairs: MinimalPairs | None = Field(None, description="Minimal pairs to score. Default: none.")

@@ -109,7 +109,7 @@ def _phenomena(rungs: Sequence[Mapping[str, Any]]) -> str:
         lines += f"<tr><th scope=row>{html.escape(name.replace('_', ' '))}</th>{cells}</tr>"
     head = "".join(f"<th scope=col>{html.escape(name)}</th>" for name in found)
     shown = (
-        '<div class="scroll" tabindex="0"><table class="confusion"><thead><tr><th scope=col>Phenomenon</th>'
+        '<div class="scroll" tabindex="0"><table class="confusion heat"><thead><tr><th scope=col>Phenomenon</th>'
         f"{head}</tr></thead><tbody>{lines}</tbody></table></div>"
     )
     note = (

@@ -73,9 +73,14 @@ def _rung_runs(config: Config, ladder: Ladder, rung: Rung, seed: int) -> RungRun
         changes = {f"ladder.{rung.name}.tasks": rung.tasks}
         tuned[task.name] = _run(alone, f"{name}-{task.name}-tuned", changes)
         if rung.frozen is not None:
-            changes |= {"ladder.frozen": ladder.frozen, f"ladder.{rung.name}.frozen": rung.frozen}
+            changes |= {"ladder.frozen": _with_trainable(ladder.frozen), f"ladder.{rung.name}.frozen": rung.frozen}
             frozen[task.name] = _run(alone, f"{name}-{task.name}-frozen", changes)
     return RungRuns(rung, seed, pretraining, frozen, tuned)
+
+
+def _with_trainable(overrides: Mapping[str, Any]) -> Mapping[str, Any]:
+    given = any(key.split(".")[-1] == "trainable" or ".trainable." in f".{key}" for key in overrides)
+    return overrides if given else {"trainable": "head", **overrides}
 
 
 def _run(config: Config, name: str, changes: Mapping[str, Mapping[str, Any]]) -> Config:

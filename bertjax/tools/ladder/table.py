@@ -56,7 +56,7 @@ def table_cells(rungs: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[lis
     names = columns(rungs)
     lines = []
     for rung in rungs:
-        first = next((one for one in rung["seeds"] if "parameters" in one), {})
+        first: Mapping[str, Any] = next((one for one in rung["seeds"] if "parameters" in one), {})
         sizes = [compact(first[key]) if first.get(key) else "-" for key in ("parameters", "tokens")]
         cells = [spread(values(rung, name)) for name in names]
         if rung["diverged"]:
