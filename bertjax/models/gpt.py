@@ -29,8 +29,8 @@ from bertjax.parallel.sharding import all_gather_fsdp, with_logical_constraint
 class Gpt(nnx.Module):
     """Causal encoder and heads; all methods are pure.
 
-    A classifier reads [CLS], which sees no other token: `encode` puts the hidden state of the last token of each example
-    there. `token_states` has every token's own.
+    A classifier reads [CLS], which sees no other token: `encode` puts the hidden state of the last token of each
+    example there. `token_states` has every token's own.
     """
 
     def __init__(

@@ -42,7 +42,7 @@ class BertPairs(Section):
 
 
 class TextRows(Section):
-    """Rows of consecutive sentences for language models and word vectors: those of `bert_pairs` without NSP or masks."""
+    """Rows of consecutive sentences for language models and word vectors: those of `bert_pairs`, never masked."""
 
     implementation: ClassVar[str] = "bertjax.data.preprocess.bert_pairs:TEXT_ROWS"
     kind: Literal["text_rows"] = "text_rows"

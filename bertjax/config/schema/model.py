@@ -23,8 +23,8 @@ from bertjax.config.schema.ladder_models import ElmoConfig, Word2VecConfig
 # `features` are, `max_length` the longest sequence in tokens or None.
 # `model_types` are those that transformers has for the family (default: its name). Encoders: `classifier_dense` is the
 # activation of a dense layer that only the classifier reads (None: it reads the pooler).
-# Those of BERT's layers: `causal`, whether a token sees only itself and those before it; `embedding_norm`, whether a norm
-# follows the embeddings.
+# Those of BERT's layers: `causal`, whether a token sees only itself and those before it; `embedding_norm`, whether a
+# norm follows the embeddings.
 # A section has num_hidden_layers (of the deepest stack), num_attention_heads, intermediate_size and vocab_size.
 # An option added later is excluded from saved configurations while it has no effect: old fingerprints stay valid.
 

@@ -101,7 +101,7 @@ def pairs_blocks(context: PairsContext, unit: PairsUnit) -> Blocks:
     done = 0
     while chunk := list(islice(made, BLOCK_ROWS)):
         rows = np.zeros(len(chunk), context.dtype)
-        for name in chunk[0].keys() & context.dtype.fields.keys():
+        for name in chunk[0].keys() & set(context.dtype.names or ()):
             rows[name] = [row[name] for row in chunk]
         if context.frequencies is not None:
             rows["frequencies"] = context.frequencies[rows["input_ids"]]

@@ -44,7 +44,8 @@ def _forward(x: jax.Array, keep: jax.Array, recurrent: jax.Array, projection: ja
 
     rows, cells = x.shape[1], x.shape[3]
     zeros = jnp.zeros((rows, recurrent.shape[0]), jnp.float32), jnp.zeros((rows, cells), jnp.float32)
-    _, (y, c, gates) = lax.scan(step, zeros, (x, keep))
+    kept: tuple[jax.Array, jax.Array, jax.Array] = lax.scan(step, zeros, (x, keep))[1]
+    y, c, gates = kept
     return y, (y, c, gates, keep, recurrent, projection)
 
 
@@ -53,17 +54,19 @@ def _backward(saved: tuple, dy: jax.Array) -> tuple:
     before = lambda x: jnp.concatenate([jnp.zeros_like(x[:1]), x[:-1]]) * keep  # noqa: E731
 
     def step(state: tuple[jax.Array, jax.Array], now: tuple) -> tuple:
-        dh, (dy, c, c_before, gates, keep) = now[0] + state[0], now
+        (dy, c, c_before, gates, keep), (dh, dc) = now, state
+        dh = dh + dy
         i, f, g, o = (gates[:, n].astype(jnp.float32) for n in range(4))
         dm = dh if projection is None else _product("bp,hp->bh", dh, projection)
         t = jnp.tanh(c)
-        dc = state[1] + dm * o * (1 - t * t)
+        dc = dc + dm * o * (1 - t * t)
         parts = dc * g * i * (1 - i), dc * c_before * f * (1 - f), dc * i * (1 - g * g), dm * t * o * (1 - o)
         dz = jnp.stack(parts, axis=1)
         return (keep * _product("bgh,pgh->bp", dz, recurrent), keep * dc * f), (dz.astype(gates.dtype), dh)
 
     zeros = jnp.zeros(y.shape[1:], jnp.float32), jnp.zeros(c.shape[1:], jnp.float32)
-    _, (dz, dh) = lax.scan(step, zeros, (dy, c, before(c), gates, keep), reverse=True)
+    inner: tuple[jax.Array, jax.Array] = lax.scan(step, zeros, (dy, c, before(c), gates, keep), reverse=True)[1]
+    dz, dh = inner
     d_recurrent = _product("sbp,sbgh->pgh", before(y), dz).astype(recurrent.dtype)
     d_projection = None
     if projection is not None:

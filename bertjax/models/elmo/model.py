@@ -91,8 +91,8 @@ class LmHead(nnx.Module):
 class Elmo(nnx.Module):
     """Encoder and heads; all methods are pure. States are [forward; backward], token embeddings [x; x].
 
-    A classifier reads [CLS], whose forward state has seen no other token: `encode` puts the mean over the tokens of each
-    example there. `token_states` has every token's own.
+    A classifier reads [CLS], whose forward state has seen no other token: `encode` puts the mean over the tokens of
+    each example there. `token_states` has every token's own.
     """
 
     def __init__(
