@@ -1,4 +1,4 @@
-"""Frozen features against transformers' BertModel: mixtures of its hidden states, and the gradients of heads on them."""
+"""Frozen features against transformers' BertModel: mixtures of its hidden states, and gradients of heads on them."""
 
 import jax
 import numpy as np
@@ -80,10 +80,9 @@ def test_features_and_gradients_of_a_head_are_those_of_torch(folder, layers):
     real = MASK > 0
     np.testing.assert_allclose(np.asarray(mixed)[real], hidden.detach().numpy()[real], atol=1e-4, rtol=1e-4)
     np.testing.assert_allclose(found, loss.item(), rtol=1e-5)
-    theirs = {
-        "heads/pooler/kernel": model.bert.pooler.dense.weight.grad.T, "heads/classifier/bias": model.classifier.bias.grad,
-        "heads/classifier/kernel": model.classifier.weight.grad.T, "heads/pooler/bias": model.bert.pooler.dense.bias.grad,
-    }  # fmt: skip
+    theirs = {}
+    for name, layer in (("pooler", model.bert.pooler.dense), ("classifier", model.classifier)):
+        theirs |= {f"heads/{name}/kernel": layer.weight.grad.T, f"heads/{name}/bias": layer.bias.grad}
     if layers == "weighted":
         theirs |= {"heads/layer_mix/weights": shares.grad, "heads/layer_mix/gamma": gamma.grad}
     assert theirs.keys() == grads.keys()

@@ -1,4 +1,4 @@
-"""Frozen features over eight devices, in micro-batches, kept or computed in each step: the same losses and parameters."""
+"""Frozen features over eight devices, in micro-batches, kept or not: the same losses and parameters."""
 
 from dataclasses import replace
 
