@@ -18,6 +18,8 @@ from bertjax.evaluation.evaluators.build import build_evaluators
 from bertjax.evaluation.restore import restore
 from bertjax.models.bert.flops import encoder_flops, row_flops
 from bertjax.models.peft_options import PeftOptions
+from bertjax.plan.compile import build_stage_program
+from bertjax.plan.stages import _stage_info
 from bertjax.tools import compare, convert_hf
 from bertjax.tools.inspect import inspect_command
 from bertjax.training import loop
@@ -151,6 +153,15 @@ def test_inspect_and_compare(weighted, tiny_project, tree, train, pretrained, on
     assert found["cache_seconds"] > 0 and found["optimizer_bytes"] == 2 * 38 * 4
     text = inspect_command(weighted / "config.yaml", [], None, False)
     assert "on features of the encoder (weighted)" in text and "trains 38 parameters: heads" in text
+
+
+def test_a_plan_says_what_its_step_does(weighted):
+    """It compiles the step without a cache, whose size depends on the data."""
+    config = load(weighted / "config.yaml")
+    opened = build_stage_program(config, config.stages[0], jax.devices()[:1])
+    (note,) = _stage_info(opened)["notes"]
+    assert "this step encodes its rows" in note and "9.22 kB a row" in note  # 48 positions of 3 states of 16 floats
+    assert _stage_info(opened)["trained_parameters"] == 38
 
 
 def test_flops_of_steps_that_read_features():
