@@ -40,7 +40,15 @@ FLOORS = {
         "registry",
         "decoding",
     ],
-    "training": ["freezing", "rates state", "program", "checkpoint", "monitor triggers", "stage", "loop"],
+    "training": [
+        "freezing",
+        "rates state",
+        "program",
+        "checkpoint feature_cache",
+        "monitor triggers",
+        "stage",
+        "loop",
+    ],
     "evaluation": ["metrics", "inference retrieval", "evaluators", "predictors"],
     "api": ["batches", "model"],
 }

@@ -21,7 +21,7 @@ from bertjax.plan.hlo.costs import matmul_flops, memory_bytes
 from bertjax.plan.hlo.module import HloModule, attention_kernel, custom_kernels
 from bertjax.plan.sharding_notes import sharding_notes
 from bertjax.progress import reporter
-from bertjax.progress.text import memory as memory_text
+from bertjax.progress.text import size
 from bertjax.training.feature_cache.cache import feature_field
 from bertjax.training.feature_cache.memory import wants_cache
 
@@ -101,7 +101,7 @@ def _feature_notes(opened: StageProgram) -> list[str]:
     if not wants_cache(opened.stage) or opened.program.objective.kept_positions is None:
         return []
     shape, dtype = feature_field(opened.program, opened.fields)
-    kept = f"{memory_text(math.prod(shape) * dtype.itemsize)} a row in each host's memory"
+    kept = f"{size(math.prod(shape) * dtype.itemsize)} a row in each host's memory"
     return [f"this step encodes its rows; one that reads cached features ({kept}) is faster and smaller"]
 
 

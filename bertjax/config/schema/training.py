@@ -442,7 +442,7 @@ class Trainable(Section):
     cache_gib: PositiveFloat | None = Field(
         None,
         exclude_if=lambda limit: limit is None,
-        description="Largest cache of features in GiB, in each process; without a cache the losses are the same. "
+        description="Largest cache of features in GiB, in each process; a stage without one has the same losses. "
         "Default: half of the free memory.",
     )
     episodes: Positive | None = Field(None, description="Episodes of `gradual`. Default: one per layer.")

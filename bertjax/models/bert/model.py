@@ -248,7 +248,7 @@ class Bert(nnx.Module):
         *,
         packed: bool = False,
     ) -> list[jax.Array]:
-        """int [B, S] x 4 -> the embeddings [B, S, D] and the output of each layer (the last: of `encode`, if not mixed)."""
+        """int [B, S] x 4 -> the embeddings [B, S, D] and the output of each layer, which `encode` may mix."""
         call = lambda layer, x, key, ids: layer(x, ids, ids if packed else None, key)  # noqa: E731
         compute, heads = replace(self.compute, segments=()), self.config.num_attention_heads
         states = [self.embeddings(input_ids, token_type_ids, positions, None)]

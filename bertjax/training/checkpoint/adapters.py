@@ -119,7 +119,7 @@ def base_params(
             return {path: jax.device_put(whole[path], x.sharding) for path, x in fits.items()} if merged else found
         problems.append(f"{name} no longer has the weights they were trained on; put those back")
     raise UserError(
-        f"{folder}: holds adapters alone, and {problems[0]}, or name a folder that has them (digest "
+        f"{folder}: holds only what was trained, and {problems[0]}, or name a folder that has them (digest "
         f"{base['digest'][:12]}): --base PATH, in a configuration stages.NAME.adapter_base"
     )
 

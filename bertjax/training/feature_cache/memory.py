@@ -6,7 +6,7 @@ from pathlib import Path
 from bertjax.config.schema.run import Stage
 from bertjax.data.pipeline.loader import Batches
 from bertjax.parallel.multihost import primary
-from bertjax.progress.text import memory
+from bertjax.progress.text import size
 from bertjax.training.feature_cache.cache import cache_bytes
 from bertjax.training.program import TrainProgram
 
@@ -28,7 +28,7 @@ def find_obstacle(stage: Stage, program: TrainProgram, batches: Batches, start: 
     needed, limit = cache_bytes(program, batches), _smallest_limit(stage)
     if needed > limit:
         limited = f"stages.{stage.name}.trainable.cache_gib, by default half of the free memory"
-        return f"{memory(needed)} for {batches.rows_per_epoch:,} rows is more than {memory(limit)} ({limited})"
+        return f"{size(needed)} for {batches.rows_per_epoch:,} rows is more than {size(limit)} ({limited})"
     return None
 
 
