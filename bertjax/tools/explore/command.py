@@ -62,7 +62,7 @@ def explore(request: Request) -> dict[str, Any]:
     if TABLE not in restored.params:
         raise UserError(f"{restored.where}: has no word vectors ({TABLE}); name a model that reads words or pieces")
     tokenizer = restored.ctx.tokenizer
-    groups = {name: [normalize(word, tokenizer) for word in listed] for name, listed in request.groups.items()}
+    groups = _groups(request, tokenizer)
     ids = word_ids(tokenizer)
     notes: list[str] = []
     table = np.asarray(restored.params[TABLE], np.float32)[list(ids.values())]
@@ -130,6 +130,15 @@ def _pictures(
             if str(error) not in notes:
                 notes.append(str(error))
     return found
+
+
+def _groups(request: Request, tokenizer: Any) -> dict[str, list[str]]:
+    """The words as the tokenizer writes them, each in its first group."""
+    group_of: dict[str, str] = {}
+    for group, listed in request.groups.items():
+        for word in listed:
+            group_of.setdefault(normalize(word, tokenizer), group)
+    return {group: [word for word, own in group_of.items() if own == group] for group in request.groups}
 
 
 def _normalized(request: Request, tokenizer: Any) -> list[Question]:
