@@ -129,6 +129,25 @@ def test_bad_data_end_both_processes_with_2(tiny_project, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+def test_two_processes_keep_the_features_of_one(tiny_project, tmp_path):
+    """Each encodes its rows of every batch and keeps those of all: the order of the next epoch asks for any of them."""
+    overrides = [
+        f"run.root={tmp_path}/runs", "stages.pretrain.steps=2", "stages.pretrain.evaluate=[]", "stages.qa.evaluate=[]",
+        "stages.qa.trainable={kind: features, feature_layers: weighted}", "stages.qa.steps=20",
+    ]  # fmt: skip
+    for processes, name in ((1, "one"), (2, "two")):
+        with train(tiny_project, *overrides, f"run.name={name}", processes=processes) as job:
+            ended = job.ended(400)
+        assert [code for code, _, _ in ended] == [0] * processes, ended
+        assert "cached in" in ended[0][1], ended[0][1]
+    one, other = (learnt(tmp_path / "runs" / name) for name in ("one", "two"))
+    assert one.keys() == other.keys() and len(one) == 22
+    for place, line in one.items():
+        assert other[place]["loss"] == pytest.approx(line["loss"], abs=2e-5), place
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_training_by_two_processes_lost_stopped_and_finished_by_one(tiny_project, tmp_path):
     """Two processes, one killed; the same two, one told to stop; then a single one goes on to the end."""
     overrides = [

@@ -13,6 +13,7 @@ from t5_project import write_project
 
 from bertjax.cli.main import main
 from bertjax.data.tokenizers import load
+from bertjax.report.pages.rows import rows_page
 from bertjax.tools.show.rows import Piece, decode_row, text_pieces
 from bertjax.tools.show.text import pieces_text
 
@@ -155,6 +156,15 @@ def test_characters_of_several_byte_pieces_are_shown_as_characters(tmp_path):
 def test_a_label_follows_all_pieces_of_its_word():
     pieces = [Piece("George", label="B"), Piece("town", joined=True), Piece("", label="O"), Piece("x"), Piece("y")]
     assert pieces_text(pieces, colors=False) == "Georgetown/B x/O y"
+    listed = [{"text": p.text, "joined": p.joined, "label": p.label} for p in pieces]
+    row = {"task": "t", "step": 0, "number": 0, "used": {"inputs": (5, 5)}, "examples": [{"inputs": listed}]}
+    assert 'Georgetown<sub class="muted">B</sub>  x<sub class="muted">O</sub> y' in rows_page("c", "s", [row])
+
+
+def test_a_run_is_named_with_its_configuration(tmp_path, capsys):
+    (tmp_path / "config.yaml").write_text("run: {name: one}\n")
+    error = said(capsys, "show", str(tmp_path), code=2)
+    assert error == f"{tmp_path}: is a run; `show` reads a configuration: bertjax show {tmp_path}/config.yaml\n"
 
 
 def test_text_and_page(project, capsys):

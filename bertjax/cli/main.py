@@ -17,18 +17,32 @@ from contextlib import suppress
 from multiprocessing import active_children
 from typing import Any, NoReturn
 
-from bertjax.cli import checks, compare_mlm, completion, data, evaluate, glue, inspect, predict, show, start, train
+from bertjax.cli import (
+    checks,
+    compare_mlm,
+    completion,
+    data,
+    evaluate,
+    explore,
+    glue,
+    inspect,
+    predict,
+    show,
+    start,
+    train,
+)
 from bertjax.cli.arguments import Command, load_plugins
 from bertjax.errors import BertjaxError, UserError
 from bertjax.interrupts import INTERRUPTED_EXIT_CODE, interruptible
 from bertjax.progress import reporter
 
 _ALL = (
-    start.demo, start.init, start.configs, train.train, evaluate.evaluate, train.compare, glue.glue,
+    start.demo, start.init, start.configs, train.train, evaluate.evaluate, train.compare, train.ladder,
+    glue.glue,
     predict.fill_mask, predict.answer, predict.classify, predict.tag, predict.embed, predict.generate, data.prepare,
     data.mix, show.show, show.tokenize, inspect.inspect, inspect.plan, inspect.import_folder, inspect.export,
     inspect.quantize, evaluate.report, evaluate.qa_report, evaluate.score_squad, evaluate.compare_predictions,
-    compare_mlm.compare_mlm, checks.verify, checks.doctor, start.schema, completion.completion,
+    compare_mlm.compare_mlm, explore.explore, checks.verify, checks.doctor, start.schema, completion.completion,
 )  # fmt: skip
 COMMANDS = {command.name: command for command in _ALL}
 _EXIT_CODES_HELP = (

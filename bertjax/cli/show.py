@@ -33,6 +33,8 @@ def show(arguments: argparse.Namespace) -> int:
     output = cli.output_path(arguments.output, [local_path(arguments.config)])
     if output and arguments.json:
         raise UserError("--output: writes HTML; leave out --json")
+    if (kept := local_path(arguments.config) / "config.yaml").is_file():
+        raise UserError(f"{arguments.config}: is a run; `show` reads a configuration: bertjax show {kept}")
     config = cli.load_config(arguments)
     from bertjax.tools.show.command import rows_json, show_rows
 

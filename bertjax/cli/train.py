@@ -1,4 +1,4 @@
-"""`bertjax train` and `bertjax compare`."""
+"""`bertjax train`, `bertjax compare` and `bertjax ladder`."""
 
 import argparse
 from pathlib import Path
@@ -45,3 +45,20 @@ def compare(arguments: argparse.Namespace) -> int:
     from bertjax.tools.compare import compare_command
 
     return cli.print_result(compare_command(config, Path.cwd(), arguments.json))
+
+
+@cli.command(
+    "ladder",
+    "pre-train the kinds of models listed under `ladder` on one corpus and score them side by side",
+    cli.CONFIG,
+    cli.DEVICE,
+    cli.JSON,
+    examples=("bertjax ladder debug/ladder_cpu", "bertjax ladder debug/ladder_cpu --json 'ladder.seeds=[1]'"),
+    overrides=True,
+)
+def ladder(arguments: argparse.Namespace) -> int:
+    config = cli.load_config(arguments)
+    cli.select_platform(arguments)
+    from bertjax.tools.ladder.command import ladder_command
+
+    return cli.print_result(ladder_command(config, Path.cwd(), arguments.json))

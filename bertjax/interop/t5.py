@@ -112,6 +112,8 @@ def _save_folder(
     """Writes a folder that T5ForConditionalGeneration and AutoTokenizer of transformers load."""
     if model.architecture != "encoder_decoder":
         raise UserError(f"{out}: transformers has no class for a decoder-only T5")
+    if tokenizer.kind != T5Config.tokenizer:
+        raise UserError(f"{out}: transformers' T5 reads SentencePiece; this model reads WordPiece with sentinels")
     table = t5_tensor_names(model)
     if extra := [path for path in params if path not in table]:
         what = "adapters" if "/adapter/" in extra[0] else f"'{extra[0]}'"

@@ -42,49 +42,69 @@ def select_kernel(compute: ComputeOptions, *, length: int, head_dim: int, rate: 
 
 def dot_product_attention(
     q_BSHK: jax.Array, k_BSHK: jax.Array, v_BSHK: jax.Array, segment_ids_BS: jax.Array, *,
-    packed: bool, rate: float, key: jax.Array | None, compute: ComputeOptions,
+    packed: bool, rate: float, key: jax.Array | None, compute: ComputeOptions, causal: bool = False,
 ) -> jax.Array:  # fmt: skip
-    """softmax(q k^T / sqrt(K)) v with bidirectional attention (arXiv 1706.03762 section 3.2.1).
+    """softmax(q k^T / sqrt(K)) v (arXiv 1706.03762 section 3.2.1).
 
-    `segment_ids` is 0 on padding. With `packed`, a token sees its own example; without, all non-padding tokens.
+    `segment_ids` is 0 on padding. With `packed`, a token sees its own example; without, all non-padding tokens. With
+    `causal`, of these only itself and those before it.
     """
     rate = 0.0 if key is None else rate
     kernel = select_kernel(compute, length=q_BSHK.shape[1], head_dim=q_BSHK.shape[-1], rate=rate)
     if kernel == "cudnn":
-        return _cudnn(q_BSHK, k_BSHK, v_BSHK, segment_ids_BS, packed)
+        return _cudnn(q_BSHK, k_BSHK, v_BSHK, segment_ids_BS, packed, causal)
     if kernel == "splash":
-        return _splash(q_BSHK, k_BSHK, v_BSHK, segment_ids_BS)
-    return _xla(q_BSHK, k_BSHK, v_BSHK, segment_ids_BS, packed, rate, key, compute)
+        return _splash(q_BSHK, k_BSHK, v_BSHK, segment_ids_BS, causal)
+    mask = make_attention_mask(segment_ids_BS, packed, causal)
+    return _xla(q_BSHK, k_BSHK, v_BSHK, mask, rate, key, compute)
 
 
-def make_attention_mask(segment_ids: jax.Array, packed: bool) -> jax.Array:
-    """The keys that a query sees, bool [B, 1, Q, S] if packed, else [B, 1, 1, S]."""
-    real = (segment_ids > 0)[:, None, None, :]
-    return real & (segment_ids[:, None, :, None] == segment_ids[:, None, None, :]) if packed else real
+def make_attention_mask(segment_ids: jax.Array, packed: bool, causal: bool = False) -> jax.Array:
+    """The keys that a query sees, bool [B, 1, Q, S] if packed or causal, else [B, 1, 1, S]."""
+    visible = (segment_ids > 0)[:, None, None, :]
+    if packed:
+        visible &= segment_ids[:, None, :, None] == segment_ids[:, None, None, :]
+    if causal:
+        place = jnp.arange(segment_ids.shape[1])
+        visible &= place[:, None] >= place
+    return visible
+
+
+def attention_probabilities(
+    q_BSHK: jax.Array, k_BSHK: jax.Array, segment_ids_BS: jax.Array, *, packed: bool, compute: ComputeOptions
+) -> jax.Array:
+    """softmax(q k^T / sqrt(K)), float32 [B, H, Q, S], as `dot_product_attention` has it without dropout."""
+    q, k = (jnp.moveaxis(x, 2, 1) for x in (q_BSHK, k_BSHK))
+    return _probabilities(q, k, make_attention_mask(segment_ids_BS, packed), compute)
+
+
+def _probabilities(q: jax.Array, k: jax.Array, mask: jax.Array, compute: ComputeOptions) -> jax.Array:
+    """[B, H, Q, K], [B, H, S, K] -> float32 [B, H, Q, S]."""
+    scores = einsum_lowp("bhqk,bhsk->bhqs", q, k, compute.platform).astype(jnp.float32) * q.shape[-1] ** -0.5
+    scores = jnp.where(mask, scores, MASK_VALUE)
+    return jax.nn.softmax(scores, axis=-1)
 
 
 def _xla(
-    q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, packed: bool, rate: float,
-    key: jax.Array | None, compute: ComputeOptions,
+    q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, rate: float, key: jax.Array | None,
+    compute: ComputeOptions,
 ) -> jax.Array:  # fmt: skip
     q, k, v = (jnp.moveaxis(x, 2, 1) for x in (q, k, v))
-    scores = einsum_lowp("bhqk,bhsk->bhqs", q, k, compute.platform).astype(jnp.float32) * q.shape[-1] ** -0.5
-    scores = jnp.where(make_attention_mask(segment_ids, packed), scores, MASK_VALUE)
-    probabilities = jax.nn.softmax(scores, axis=-1)
+    probabilities = _probabilities(q, k, mask, compute)
     probabilities = dropout(probabilities, rate, key, compute, names=("batch", "heads")).astype(q.dtype)
     context = einsum_lowp("bhqs,bhsk->bhqk", probabilities, v, compute.platform).astype(q.dtype)
     return jnp.moveaxis(context, 1, 2)
 
 
-def _cudnn(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, packed: bool) -> jax.Array:
+def _cudnn(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, packed: bool, causal: bool) -> jax.Array:
     def local(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array) -> jax.Array:
         if packed:  # cuDNN needs the full mask
             B, S = segment_ids.shape
-            mask = jnp.broadcast_to(make_attention_mask(segment_ids, True), (B, 1, S, S))
+            mask = jnp.broadcast_to(make_attention_mask(segment_ids, True, causal), (B, 1, S, S))
             return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn")
         lengths = (segment_ids > 0).sum(-1).astype(jnp.int32)
         return jax.nn.dot_product_attention(
-            q, k, v, query_seq_lengths=lengths, key_value_seq_lengths=lengths, implementation="cudnn"
+            q, k, v, query_seq_lengths=lengths, key_value_seq_lengths=lengths, is_causal=causal, implementation="cudnn"
         )
 
     mesh = jax.sharding.get_abstract_mesh()
@@ -93,7 +113,7 @@ def _cudnn(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, pac
     return _shard_map_kernel(local, q, k, v, segment_ids)
 
 
-def _splash(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array) -> jax.Array:
+def _splash(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, causal: bool) -> jax.Array:
     """Packed or not, segment ids are the mask; padding (segment 0) sees padding, so that its rows are finite."""
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
@@ -104,7 +124,8 @@ def _splash(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array) ->
 
     def local(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array) -> jax.Array:
         heads, length = q.shape[2], q.shape[1]
-        mask = splash.MultiHeadMask([splash.FullMask((length, length)) for _ in range(heads)])
+        kind = splash.CausalMask if causal else splash.FullMask
+        mask = splash.MultiHeadMask([kind((length, length)) for _ in range(heads)])
         kernel = splash.make_splash_mha(
             mask, block_sizes=blocks, head_shards=1, q_seq_shards=1, residual_checkpoint_name=REMAT_NAME
         )

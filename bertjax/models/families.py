@@ -20,8 +20,9 @@ class Family:
             training step for one row.
         fused_attention: model -> (head size, dropout rate) that a fused attention kernel must support; None where
             attention adds a bias, which only the XLA kernel computes.
-        encoder_inputs: model -> names of the arrays that the module's `encode` and `hidden_states` read, in order:
-            input_ids, token_type_ids, segment_ids, positions, each int32 [B, S]; () for a model without an encoder.
+        encoder_inputs: model -> names of the arrays that the module's `encode`, `hidden_states` and, in a model with
+            attention, `attention_probabilities` read, in order: input_ids, token_type_ids, segment_ids, positions, each
+            int32 [B, S]; () for a model without an encoder.
         layer_order: model -> the number N of the parameters `layers/N` of each layer from the bottom up, where layers
             share parameters; None where each has its own.
         interop: "package.module:NAME" of its `interop.hf_folder.FolderFormat`; None without one.

@@ -1,4 +1,4 @@
-"""Which layers a stage adds to a model: adapters, or low-rank updates (LoRA) of its weights."""
+"""Which layers a stage adds to a model: adapters, low-rank updates (LoRA) of its weights, a mixture of its layers."""
 
 from dataclasses import dataclass
 
@@ -15,6 +15,8 @@ class PeftOptions:
         lora_scale: factor of the updates.
         lora_dropout: dropout rate of their inputs.
         lora_targets: names of the weights, as in `Trainable.lora_targets`.
+        feature_layers: layers of a frozen encoder, without dropout, that heads read, as in `Trainable.feature_layers`;
+            "": the last one, of an encoder that may train.
     """
 
     adapter_size: int = 0
@@ -24,10 +26,16 @@ class PeftOptions:
     lora_scale: float = 1.0
     lora_dropout: float = 0.0
     lora_targets: tuple[str, ...] = ()
+    feature_layers: str = ""
 
     def rank_of(self, *targets: str) -> tuple[str, ...]:
         """Those of these weights that have a low-rank update, in order."""
         return tuple(target for target in targets if self.lora_rank and target in self.lora_targets)
+
+    @property
+    def mixes_layers(self) -> bool:
+        """Whether heads read other layers than the last."""
+        return self.feature_layers not in ("", "last")
 
     def same_lora(self, other: "PeftOptions") -> bool:
         """Whether updates of the other can train on here."""

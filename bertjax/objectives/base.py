@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from bertjax.models.registry import Module
 
 Batch = Mapping[str, jax.Array]
+FEATURES = "features"  # field of a batch with kept hidden states, see `encoder.features`
+ALL_POSITIONS = "all"
 
 
 @jax.tree_util.register_dataclass
@@ -38,6 +40,9 @@ class Objective:
     normalizers: Callable[[Batch], dict[str, jax.Array]]
     losses: Callable[[Module, Batch, jax.Array | None], dict[str, LossTerm]]  # of model, batch and key
     multi_label: bool = False  # whether a text may have several of the labels, or none
+    # field of the positions [B, G] whose hidden states its losses read through `encoder.encode`, or ALL_POSITIONS;
+    # None: they read more of the encoder, whose outputs cannot be kept
+    kept_positions: str | None = None
     # {field: (shape, dtype)} of a row -> sequences of equal length that the encoder reads one by one
     sequences: Callable[[Mapping[str, Any]], int] = lambda fields: 1
     # (model, batch of B rows of T texts) -> the vectors of the texts, float32 [B, T, D], of sentence embeddings

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from bertjax.config.schema.training import ClassificationObjective, MlmNspObjective, SpanQaObjective
 from bertjax.models.bert.model import Bert
 from bertjax.objectives.base import (
+    ALL_POSITIONS,
     Batch,
     LossTerm,
     Objective,
@@ -16,12 +17,8 @@ from bertjax.objectives.base import (
     is_correct,
     weighted_sums,
 )
+from bertjax.objectives.encoder import encode, positions
 from bertjax.objectives.registry import ObjectiveKind
-
-
-def _encode(model: Bert, batch: Batch, key: jax.Array | None) -> jax.Array:
-    fields = (batch[name] for name in ("input_ids", "token_type_ids", "segment_ids", "positions"))
-    return model.encode(*fields, packed=batch["cls_positions"].shape[1] > 1, key=key)
 
 
 def mlm_nsp(config: MlmNspObjective, tasks: int) -> Objective:
@@ -37,7 +34,7 @@ def mlm_nsp(config: MlmNspObjective, tasks: int) -> Objective:
         return {name: sums[name] for name in weights}
 
     def losses(model: Bert, batch: Batch, key: jax.Array | None) -> dict[str, LossTerm]:
-        hidden, out = _encode(model, batch, key), {}
+        hidden, out = encode(model, batch, key), {}
         if "mlm" in weights:
             logits = model.mlm_logits(hidden, batch["masked_positions"])
             loss, right = cross_entropy(logits, batch["masked_ids"]), is_correct(logits, batch["masked_ids"])
@@ -49,7 +46,7 @@ def mlm_nsp(config: MlmNspObjective, tasks: int) -> Objective:
             out["nsp"] = weighted_sums(loss, right, batch["nsp_weights"], batch, tasks)
         return out
 
-    return Objective(tuple(weights), 2, weights, normalizers, losses)
+    return Objective(tuple(weights), 2, weights, normalizers, losses, kept_positions=ALL_POSITIONS)
 
 
 def span_qa(_: SpanQaObjective, tasks: int) -> Objective:
@@ -66,7 +63,7 @@ def span_qa(_: SpanQaObjective, tasks: int) -> Objective:
         own_BGS = batch["segment_ids"][:, None, :] == groups[None, :, None]
         loss, right = jnp.float32(0), jnp.bool_(True)
         keys = jax.random.split(key) if key is not None and model.config.qa_dropout else (key, None)
-        logits = model.qa_logits(_encode(model, batch, keys[0]), keys[1])
+        logits = model.qa_logits(encode(model, batch, keys[0]), keys[1])
         for logits_BS, targets in zip(logits, (batch["start_positions"], batch["end_positions"]), strict=True):
             logits_BGS = jnp.where(own_BGS, logits_BS[:, None, :], -1e30)
             loss = loss + cross_entropy(logits_BGS, targets) / 2
@@ -74,7 +71,7 @@ def span_qa(_: SpanQaObjective, tasks: int) -> Objective:
         weights = batch["span_weights"]
         return {"span": weighted_sums(jnp.where(weights > 0, loss, 0), right, weights, batch, tasks)}
 
-    return Objective(("qa",), 2, {"span": 1.0}, normalizers, losses)
+    return Objective(("qa",), 2, {"span": 1.0}, normalizers, losses, kept_positions=ALL_POSITIONS)
 
 
 def classification(config: ClassificationObjective, tasks: int) -> Objective:
@@ -98,7 +95,7 @@ def classification(config: ClassificationObjective, tasks: int) -> Objective:
 
     def losses(model: Bert, batch: Batch, key: jax.Array | None) -> dict[str, LossTerm]:
         keys = (None, None) if key is None else jax.random.split(key)
-        logits = model.class_logits(_encode(model, batch, keys[0]), batch["cls_positions"], keys[1])
+        logits = model.class_logits(encode(model, batch, keys[0]), positions(batch, "cls_positions"), keys[1])
         labels, weights = batch["labels"], batch["label_weights"]
         trained: jax.Array | None = None  # where it is another loss than that of the log
         if config.num_labels == 1:
@@ -115,8 +112,9 @@ def classification(config: ClassificationObjective, tasks: int) -> Objective:
         return {"label": term if trained is None else replace(term, train_loss=(trained * weights).sum())}
 
     return Objective(
-        ("classifier",), config.num_labels, {"label": 1.0}, normalizers, losses, multi_label=config.multi_label
-    )
+        ("classifier",), config.num_labels, {"label": 1.0}, normalizers, losses, multi_label=config.multi_label,
+        kept_positions="cls_positions",
+    )  # fmt: skip
 
 
 MLM_NSP = ObjectiveKind(mlm_nsp)

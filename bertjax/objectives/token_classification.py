@@ -5,7 +5,16 @@ import jax.numpy as jnp
 
 from bertjax.config.schema.training import TokenClassificationObjective
 from bertjax.models.bert.model import Bert
-from bertjax.objectives.base import Batch, LossTerm, Objective, cross_entropy, is_correct, weighted_sums
+from bertjax.objectives.base import (
+    ALL_POSITIONS,
+    Batch,
+    LossTerm,
+    Objective,
+    cross_entropy,
+    is_correct,
+    weighted_sums,
+)
+from bertjax.objectives.encoder import encode
 from bertjax.objectives.registry import ObjectiveKind
 
 
@@ -24,13 +33,14 @@ def token_classification(config: TokenClassificationObjective, tasks: int) -> Ob
 
     def losses(model: Bert, batch: Batch, key: jax.Array | None) -> dict[str, LossTerm]:
         keys = (None, None) if key is None else jax.random.split(key)
-        fields = (batch[name] for name in ("input_ids", "token_type_ids", "segment_ids", "positions"))
-        hidden = model.encode(*fields, packed=batch["cls_positions"].shape[1] > 1, key=keys[0])
-        logits, labels = model.token_logits(hidden, keys[1]), jnp.maximum(batch["token_labels"], 0)
+        logits = model.token_logits(encode(model, batch, keys[0]), keys[1])
+        labels = jnp.maximum(batch["token_labels"], 0)
         loss = cross_entropy(logits, labels)
         return {"tag": weighted_sums(loss, is_correct(logits, labels), weights(batch), batch, tasks)}
 
-    return Objective(("token_classifier",), config.num_labels, {"tag": 1.0}, normalizers, losses)
+    return Objective(
+        ("token_classifier",), config.num_labels, {"tag": 1.0}, normalizers, losses, kept_positions=ALL_POSITIONS
+    )
 
 
 TOKEN_CLASSIFICATION = ObjectiveKind(token_classification)

@@ -1,5 +1,6 @@
 """The plan of a stage as one dictionary, the --json output of `bertjax plan`."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -20,6 +21,9 @@ from bertjax.plan.hlo.costs import matmul_flops, memory_bytes
 from bertjax.plan.hlo.module import HloModule, attention_kernel, custom_kernels
 from bertjax.plan.sharding_notes import sharding_notes
 from bertjax.progress import reporter
+from bertjax.progress.text import size
+from bertjax.training.feature_cache.cache import feature_field
+from bertjax.training.feature_cache.memory import wants_cache
 
 
 @dataclass(frozen=True)
@@ -88,8 +92,17 @@ def _stage_info(opened: StageProgram) -> dict[str, Any]:
         "batch_sizes_in_steps_of": shards * stage.grad_accum,
         "positions_per_row": width,
         "positions_per_step": width * stage.batch_size,
-        "notes": sharding_notes(opened),
+        "notes": [*sharding_notes(opened), *_feature_notes(opened)],
     }
+
+
+def _feature_notes(opened: StageProgram) -> list[str]:
+    """That the compiled step encodes its rows, where a run keeps their features, and what a row takes."""
+    if not wants_cache(opened.stage) or opened.program.objective.kept_positions is None:
+        return []
+    shape, dtype = feature_field(opened.program, opened.fields)
+    kept = f"{size(math.prod(shape) * dtype.itemsize)} a row in each host's memory"
+    return [f"this step encodes its rows; one that reads cached features ({kept}) is faster and smaller"]
 
 
 def _step(opened: StageProgram, outcome: CompileResult, target: Target) -> dict[str, Any]:

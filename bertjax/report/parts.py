@@ -5,12 +5,12 @@ import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from bertjax.report.script import DIGEST, SCRIPT
+from bertjax.report.script import SCRIPT, digest
 from bertjax.report.style import STYLE
 from bertjax.training.monitor import console
 
 # The page loads nothing and runs only its own script, whatever text the data contain.
-CONTENT_SECURITY_POLICY = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{DIGEST}'"
+CONTENT_SECURITY_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{}'"
 MAX_CHARS = 1200  # of a text from the data
 _METRIC_WORDS = {
     "f1": "F1",
@@ -32,15 +32,19 @@ PERCENTAGES = (
 )  # fmt: skip
 
 
-def html_document(title: str, parts: Iterable[str]) -> str:
-    """A page from its parts, which are HTML. Characters that UTF-8 cannot store are replaced."""
+def html_document(title: str, parts: Iterable[str], *, style: str = "", script: str = "") -> str:
+    """A page from its parts, which are HTML. Characters that UTF-8 cannot store are replaced.
+
+    `style`, `script`: what only this page needs, after what all pages have.
+    """
+    script = SCRIPT + script
     body = chr(10).join(parts).encode("utf-8", "replace").decode()
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{CONTENT_SECURITY_POLICY}">'
+        f'<meta http-equiv="Content-Security-Policy" content="{CONTENT_SECURITY_POLICY.format(digest(script))}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{html.escape(title)} · bertjax</title><style>{STYLE}</style></head>\n"
-        f"<body><main>\n{body}\n</main><script>{SCRIPT}</script></body></html>\n"
+        f"<title>{html.escape(title)} · bertjax</title><style>{STYLE}{style}</style></head>\n"
+        f"<body><main>\n{body}\n</main><script>{script}</script></body></html>\n"
     )
 
 

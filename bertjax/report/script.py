@@ -148,4 +148,8 @@ SCRIPT = r"""
   }
 })();
 """
-DIGEST = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()  # for the content security policy
+
+
+def digest(script: str) -> str:
+    """The SHA-256 of a script, as a content security policy names it."""
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

@@ -157,6 +157,16 @@ mark.said { background: var(--bad-soft); text-decoration: underline wavy 1px var
   overflow: hidden; text-overflow: ellipsis; }
 .confusion td { min-width: 48px; background: color-mix(in srgb, var(--bad) calc(var(--share) * 55%), var(--card)); }
 .confusion td.hit { background: color-mix(in srgb, var(--good) calc(var(--share) * 45%), var(--card)); }
+.samples.two .sample { align-content: start; }
+.heat tbody th { max-width: none; text-align: left; }
+.samples.two { grid-template-columns: repeat(2, minmax(0, 1fr)); }
+.bars { display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: 4px 12px; margin: 0 0 6px; }
+.bars dt { font-size: 13px; color: var(--muted); }
+.bars dd { display: flex; gap: 10px; align-items: center; margin: 0; }
+.bars .bar { margin: 0; min-width: 60px; }
+.bars .bar i { background: var(--accent); opacity: 1; }
+.bars b { min-width: 38px; text-align: right; font-size: 13px; font-weight: 600; font-variant-numeric: tabular-nums; }
+.words td { white-space: normal; min-width: 150px; }
 .side { display: grid; grid-template-columns: minmax(0, max-content) minmax(280px, 1fr); gap: 12px;
   align-items: start; }
 details { background: var(--card); border: 1px solid var(--line); border-radius: 10px; margin-top: 12px; }
@@ -173,7 +183,9 @@ footer { margin-top: 40px; color: var(--muted); font-size: 13px; overflow-wrap: 
 @media screen and (max-width: 620px) {
   main { padding: 24px 14px 48px; }
   h1 { font-size: 25px; }
-  .charts, .charts.two, .sample { grid-template-columns: minmax(0, 1fr); }
+  .charts, .charts.two, .sample, .samples.two .sample { align-content: start; }
+.heat tbody th { max-width: none; text-align: left; }
+.samples.two { grid-template-columns: minmax(0, 1fr); }
   .wide .area { height: 210px; }
   .wide .x:nth-of-type(even) { display: none; }
   .tiles { grid-template-columns: repeat(2, minmax(0, 1fr)); }

@@ -14,19 +14,21 @@ from typing import Any
 
 import jax
 
-from bertjax.config.loading.load import build
+from bertjax.config.loading import variants
 from bertjax.config.schema.run import Config, Variant
 from bertjax.errors import DivergedError, UserError
 from bertjax.evaluation.evaluators.build import build_evaluators
+from bertjax.objectives.base import FEATURES
 from bertjax.parallel.multihost import primary
 from bertjax.progress import reporter
 from bertjax.progress.text import memory, number, seconds
 from bertjax.report.pages.variants import variants_page
 from bertjax.report.record import StageRecord, is_finite, read_run
 from bertjax.storage import atomic
-from bertjax.storage.nested import flatten
 from bertjax.training import freezing, inputs, loop, run_context
 from bertjax.training.checkpoint.stage_files import run_stages
+from bertjax.training.feature_cache.cache import feature_field
+from bertjax.training.monitor.tracking import read_lines
 from bertjax.training.program import TrainProgram
 from bertjax.training.step import jit_train_step
 
@@ -36,6 +38,7 @@ _NO_OVERRIDES = {  # keys that overrides of a variant cannot have
     "run.name": "a run is named after its variant; change the variant's name",
     "stages": "give keys of the last stage",
     "compare": "is not read here; leave it out",
+    "ladder": "is not read here; leave it out",
 }
 MAX_SCORES_SHOWN = 2  # scores per evaluation in the table, unless run.checkpoint.keep_best names some
 
@@ -47,14 +50,14 @@ def compare_command(config: Config, base: Path, as_json: bool) -> str:
     diverges is a row without scores.
     Raises the errors of `loop.train`, and UserError when there is nothing to compare or to start from.
     """
-    start, variants = build_runs(config)
-    if not all(inputs.has_begun(run) for run in variants):
+    start, runs = build_runs(config)
+    if not all(inputs.has_begun(run) for run in runs):
         inputs.check_comparison(config, base, start is not None)
     rows = []
     with contextlib.redirect_stdout(sys.stderr):  # standard output is only for the table
         if start is not None:
             loop.train(start, base, build_evaluators)
-        for variant, run in zip(config.compare, variants, strict=True):
+        for variant, run in zip(config.compare, runs, strict=True):
             diverged = None
             try:
                 loop.train(run, base, build_evaluators)
@@ -102,12 +105,12 @@ def build_runs(config: Config) -> tuple[Config | None, list[Config]]:
             tokenizer = tokenizer.model_copy(update={"path": str(start.run_dir / "tokenizer")})
     source = "scratch" if source in (None, "previous", "best") else source  # replaced by overrides
 
-    def variant(entry: Variant) -> Config:
+    def make(entry: Variant) -> Config:
         changes = {"trainable": entry.trainable, "init_from": source, "optimizer": entry.optimizer or last.optimizer}
         stages = {"stages": [last.model_copy(update=changes)], "tokenizer": tokenizer}
         return _run_config(config, entry.name, stages, overrides[entry.name])
 
-    return start, [variant(entry) for entry in config.compare]
+    return start, [make(entry) for entry in config.compare]
 
 
 def _full_keys(entry: Variant, config: Config) -> dict[str, Any]:
@@ -115,53 +118,29 @@ def _full_keys(entry: Variant, config: Config) -> dict[str, Any]:
 
     Raises UserError for keys that a variant cannot change, and for two of which one contains the other.
     """
-    found: dict[str, Any] = {}
-    for key, value in entry.overrides.items():
-        where = f"compare.{entry.name}.overrides: {key}"
-        full = _full_key(key, config, where)
-        for name in (full, *flatten({full: value})):
-            field = name.removeprefix(f"stages.{config.stages[-1].name}.")
-            if reason := next((why for no, why in _NO_OVERRIDES.items() if f"{field}.".startswith(f"{no}.")), None):
-                raise UserError(f"{where}: {reason}")
-        if full == f"stages.{config.stages[-1].name}.init_from" and value in (None, "previous", "best"):
-            raise UserError(f"{where}: leave it out to start from the stage before, or name a checkpoint or scratch")
-        if other := next(
-            (one for one in found if f"{one}.".startswith(f"{full}.") or full.startswith(f"{one}.")), None
-        ):
-            raise UserError(f"{where}: {other} is given too, which changes the same; leave one of them out")
-        found[full] = value
+    where, last = f"compare.{entry.name}.overrides", config.stages[-1].name
+    scope = f"variants are of the last stage, '{last}', only; the stages before it are shared"
+    place = {"where": where, "scope": scope}
+    found = variants.full_keys(entry.overrides, config, len(config.stages) - 1, **place, refused=_NO_OVERRIDES)
+    if found.get(key := f"stages.{last}.init_from", "scratch") in (None, "previous", "best"):
+        short = next(one for one in entry.overrides if key.endswith(f".{one}") or key == one)
+        problem = "leave it out to start from the stage before, or name a checkpoint or scratch"
+        raise UserError(f"{where}: {short}: {problem}")
     return found
-
-
-def _full_key(key: str, config: Config, where: str) -> str:
-    """The key with the name of the last stage. Raises UserError where it names another stage."""
-    first, *rest = key.split(".")
-    last, number = config.stages[-1].name, len(config.stages) - 1
-    if first not in Config.model_fields:
-        return f"stages.{last}.{key}"
-    if first != "stages" or not rest:
-        return key
-    if rest[0] not in (last, str(number)):
-        raise UserError(f"{where}: variants are of the last stage, '{last}', only; the stages before it are shared")
-    return ".".join(("stages", last, *rest[1:]))
 
 
 def _run_config(
     config: Config, name: str, changes: Mapping[str, Any], overrides: Mapping[str, Any] | None = None
 ) -> Config:
     """A validated configuration of a run under the same root."""
-    run = config.run.model_copy(update={"name": f"{config.run.name}-{name}"})
-    made = config.model_copy(update={"run": run, "compare": [], **changes})
-    try:
-        return build(made.model_dump(mode="json"), where=f"compare: {name}", sections=overrides)
-    except UserError as error:
-        raise UserError(str(error).replace("keyword argument: ", f"compare.{name}.overrides: ")) from None
+    return variants.run_config(config, name, changes, {f"compare.{name}.overrides": overrides or {}})
 
 
 def measure_run(config: Config, base: Path) -> dict[str, Any]:
     """Scores and costs of a finished run of one stage; memory in bytes per device, of the most expensive episode.
 
-    Shares are relative to the model without what was added, as in arXiv 1902.00751.
+    Shares are relative to the model without what was added, as in arXiv 1902.00751. `cache_seconds`: the time that
+    features took before training, where the run kept them; its steps read these.
     """
     (stage,) = config.stages
     (files,) = run_stages(config, base)
@@ -175,6 +154,10 @@ def measure_run(config: Config, base: Path) -> dict[str, Any]:
     slots = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(like.opt_state))
     record = next(s for s in read_run(config.run_dir).stages if s.name == stage.name)
     scores = {f"{e.name}/{key}": value for e in record.evaluations for key, value in e.scores.items()}
+    cached = [line for line in read_lines(config.run_dir / "metrics.jsonl") if line.get("event") == "features"]
+    fields = opened.batches.fields
+    if cached:
+        fields = fields | {FEATURES: feature_field(program, fields)}
     return {
         "parameters": sum(sizes.values()),
         "trained": trained[-1],
@@ -186,7 +169,8 @@ def measure_run(config: Config, base: Path) -> dict[str, Any]:
         "steps": episodes[-1].stop,
         "scores": {name: value for name, value in scores.items() if is_finite(value)},
         "step_seconds": _step_seconds(record),
-        "step_bytes": step_memory_bytes(program, like, opened.batches.fields, stage.batch_size),
+        "step_bytes": step_memory_bytes(program, like, fields, stage.batch_size),
+        **({"cache_seconds": cached[-1]["seconds"]} if cached else {}),
         "optimizer_bytes": slots,
     }
 

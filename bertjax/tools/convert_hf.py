@@ -153,11 +153,18 @@ def _export_checkpoint(
     peft = adapters.checkpoint_peft(checkpoints)
     if peft.adapter_size:
         raise UserError(f"{found.path}: has adapters, for which transformers has no place; export its base")
+    if peft.mixes_layers:
+        raise UserError(
+            f"{found.path}: its heads read a mixture of layers (feature_layers: {peft.feature_layers}), for which "
+            "transformers has no class; use the checkpoint itself, or train with feature_layers: last"
+        )
     own = registry.abstract_params(config.model, heads, meta["num_labels"])
     tokenizer = load.from_json(meta["tokenizer_json"], str(found.path))
     if peft.lora_rank:
         ctx = adapters.lone_context(checkpoints)
         every = lora.merge(adapters.restore_params(checkpoints, ctx, meta["step"], base)[1], peft.lora_scale)
+    elif meta.get("base"):
+        every = adapters.restore_params(checkpoints, adapters.lone_context(checkpoints), meta["step"], base)[1]
     elif base is not None:
         raise UserError(f"{found.path}: holds all its weights and needs no base; leave out --base {base}")
     else:

@@ -170,6 +170,7 @@ def _stage(config: Config, stage: Stage) -> dict[str, Any]:
         "parameters": sum(sizes.values()),
         **({"adapter_size": peft.adapter_size} if peft.adapter_size else {}),
         **({"lora_rank": peft.lora_rank, "lora_targets": list(peft.lora_targets)} if peft.lora_rank else {}),
+        **({"feature_layers": peft.feature_layers} if peft.feature_layers else {}),
         **({"early_stopping": stage.early_stopping.model_dump()} if stage.early_stopping else {}),
         **warmup,
         **({"rate_factors": others} if others else {}),
@@ -224,6 +225,8 @@ def _lines(found: dict[str, Any]) -> list[str]:
         added = f" with adapters of size {s['adapter_size']}" if "adapter_size" in s else ""
         if "lora_rank" in s:
             added = f" with LoRA of rank {s['lora_rank']} on {', '.join(s['lora_targets'])}"
+        if "feature_layers" in s:
+            added = f" on features of the encoder ({s['feature_layers']})"
         lines.append(
             f"stage {s['stage']}: {s['objective']}, {length} of {s['batch_size']} rows a step "
             f"({s['tokens_per_step']:,} positions), {s['parameters']:,} parameters{added}{warmup}"

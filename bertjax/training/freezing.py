@@ -101,7 +101,7 @@ def stack_depths(groups: Iterable[str]) -> dict[str, int]:
 def episodes(trainable: Trainable, groups: tuple[str, ...], steps: int) -> tuple[Episode, ...]:
     """The episodes of a stage, a single one for all kinds but `gradual`.
 
-    `head` (feature-based) trains the heads, or the embeddings of a T5 whose output matrix they are. `adapters` (arXiv
+    `head` and `features` train the heads, or the embeddings of a T5 whose output matrix they are. `adapters` (arXiv
     1910.10683 section 3.5.1) trains with adapter_norms `paper` the adapters and every norm of the model ("only the
     adapter layer and layer normalization parameters are updated"), with `houlsby` the adapters and the norms inside
     them (variable_filter of T5's task_adapter.gin). `lora` trains the low-rank updates. The heads of an encoder, which
@@ -110,7 +110,7 @@ def episodes(trainable: Trainable, groups: tuple[str, ...], steps: int) -> tuple
     """
     if trainable.kind == "gradual":
         return _gradual(trainable, groups, steps)
-    if trainable.kind == "head":
+    if trainable.kind in ("head", "features"):
         groups = ("heads",) if "heads" in groups else ("embeddings",)
     if trainable.kind in ("adapters", "lora"):
         norms = trainable.kind == "adapters" and trainable.adapter_norms == "paper"
@@ -136,7 +136,11 @@ def _gradual(trainable: Trainable, groups: tuple[str, ...], steps: int) -> tuple
     deepest = max(stacks.values())
     lengths = trainable.episode_lengths or [1.0] * (trainable.episodes or deepest)
     count = len(lengths)
-    if count > 1 and (ratio := trainable.unfreeze_ratio) is not None:
+    if (ratio := trainable.unfreeze_ratio) is not None:
+        if count == 1:
+            raise UserError(
+                "trainable.unfreeze_ratio: the model has 1 layer, which trains from the start; leave it out"
+            )
         lengths = [*[ratio / (count - 1)] * (count - 1), 1 - ratio]
     if count > deepest:
         raise UserError(f"trainable.episodes: {count} is more than the {deepest} layers there are to unfreeze")
@@ -175,6 +179,7 @@ def _boundaries(lengths: Sequence[float], steps: int) -> list[int]:
 
 
 _OPTIONS = {
+    "features": ("feature_layers", "cache_features", "cache_gib", "adapter_only_checkpoints"),
     "gradual": ("episodes", "episode_lengths", "unfreeze_ratio", "embeddings"),
     "adapters": ("adapter_size", "adapter_placement", "adapter_norms", "adapter_init", "adapter_only_checkpoints"),
     "lora": (

@@ -10,7 +10,8 @@ import optax
 
 from bertjax.config.schema.training import Adafactor, Optimizer
 
-NO_DECAY = re.compile(r"(^|/)(norm|bias)(/|$)")  # optimization.py excludes LayerNorm, layer_norm and bias
+# optimization.py excludes LayerNorm, layer_norm and bias; the factor of a mixture of layers must not decay to zero
+NO_DECAY = re.compile(r"(^|/)(norm|bias|layer_mix)(/|$)")
 
 
 class AdamState(NamedTuple):
@@ -33,7 +34,7 @@ def bert_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
 
 
 def has_weight_decay(path: str) -> bool:
-    """Whether weight decay applies: all parameters but norms and biases (embeddings are decayed)."""
+    """Whether weight decay applies: all parameters but norms, biases and layer mixtures."""
     return NO_DECAY.search(path) is None
 
 

@@ -222,7 +222,7 @@ def peft_options(trainable: Trainable) -> PeftOptions:
             lora_dropout=trainable.lora_dropout,
             lora_targets=tuple(trainable.lora_targets),
         )
-    return PeftOptions()
+    return PeftOptions(feature_layers=trainable.feature_layers if trainable.kind == "features" else "")
 
 
 @lru_cache

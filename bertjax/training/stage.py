@@ -22,6 +22,8 @@ from bertjax.training import freezing, run_context
 from bertjax.training.checkpoint import adapters, warmstart
 from bertjax.training.checkpoint.layout import PENDING_EVAL, has_pending_eval, num_bytes
 from bertjax.training.checkpoint.manager import CheckpointManager
+from bertjax.training.feature_cache import cache as feature_cache
+from bertjax.training.feature_cache.memory import find_obstacle, wants_cache
 from bertjax.training.monitor.callbacks import Callbacks
 from bertjax.training.monitor.meter import Meter, non_padding_tokens
 from bertjax.training.monitor.param_summary import model_summary
@@ -103,10 +105,13 @@ class StageRunner:
             self.save_timer = SaveTimer(run.checkpoint.save_minutes, start)
             self.callbacks.call("on_stage_begin", self.name, start, self.program.steps)
             meter = Meter(self.program, self.plan.batches, self.tracker, self.name, run, self.unlogged)
+            cache = self.cache_features(state, start, meter)
             with self.tracker.show_stage(self.name, start), self.phases.enter(STEP):
                 if self.pending_eval:
                     self.evaluate(state, start, self.due_evaluations(start), meter, saved=True)
-                with self.plan.batches.iterate(start, self.program.steps, self.plan.rows, run.prefetch) as source:
+                with self.plan.batches.iterate(
+                    start, self.program.steps, self.plan.rows, run.prefetch, cache.rows if cache else None
+                ) as source:
                     feed = self.prefetch_to_device(source)
                     for number, episode in enumerate(self.plan.episodes):
                         if start < episode.stop and self.stop_rule.step is None:
@@ -171,6 +176,26 @@ class StageRunner:
             named, folder = self.plan.files.adapter_base, self.checkpoints.folder
             saved |= adapters.base_params(self.base, folder, likes[step].frozen, self.ctx, named)
         return from_tree(tree | {"params": param_paths.unflatten(saved)}, likes[step]), step
+
+    def cache_features(self, state: TrainState, start: int, meter: Meter) -> feature_cache.FeatureCache | None:
+        """Encode the training rows once if the stage asks for it, has steps left and can; else say why not."""
+        batches = self.plan.batches
+        if start >= self.program.steps or self.stop_rule.step is not None or not wants_cache(self.stage):
+            return None
+        if reason := find_obstacle(self.stage, self.program, batches, start):
+            self.tracker.note(f"{self.name}: features are not cached, every step encodes its rows: {reason}")
+            return None
+        with (
+            self.phases.enter(STARTUP),
+            self.stop.may_exit("encoding the training rows"),
+            reporter.task(f"{self.name}: encoding the training rows", finish=False),
+        ):
+            params = {**state.params, **state.frozen}
+            found = feature_cache.encode_rows(self.program, batches, self.plan.rows, params, self.phases.heartbeat)
+        size = {"rows": len(found.features), "bytes": found.features.nbytes, "seconds": round(found.seconds, 3)}
+        self.event(start, "features", **size)
+        meter.fields = meter.fields | found.fields
+        return found
 
     def prefetch_to_device(
         self, source: Iterator[dict[str, np.ndarray]]

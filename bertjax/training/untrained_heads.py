@@ -54,8 +54,11 @@ def find_untrained_heads(
 ) -> tuple[tuple[str, ...], dict[str, jax.ShapeDtypeStruct]]:
     """-> (heads of `loaded` that a stage carries, their abstract arrays).
 
-    Heads that do not fit are left out, and so is a classifier beside one of the other kind (`LABEL_HEADS`).
+    Heads that do not fit are left out, and so is a classifier beside one of the other kind (`LABEL_HEADS`). A stage
+    with a mixture of layers carries none: predictions would give it to heads that were trained on the last layer.
     """
+    if program.peft.mixes_layers:
+        return (), {}
     own = program.abstract_params()
     there = families.record_of(program.model).find_heads({**own, **loaded})
     heads: tuple[str, ...] = ()

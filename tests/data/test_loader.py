@@ -96,6 +96,24 @@ def test_any_number_of_processes_builds_the_same_batch(which: str, processes: in
 
 
 @pytest.mark.parametrize("which", ["one", "two"])
+def test_stored_rows_are_numbered_as_an_epoch_reads_them(which: str, request: pytest.FixtureRequest):
+    """What is kept of row n of `epoch_batch` comes back with that row, in any epoch and any order."""
+    batches = request.getfixturevalue(which)
+    with batches.epoch_batches() as epoch:
+        stored = np.concatenate(
+            [np.stack([batch["token_type_ids"][:, 0], batch["nsp_labels"][:, 0]], 1) for batch in epoch]
+        )
+    more = lambda numbers: {"kept": stored[numbers]}  # noqa: E731
+    seen = set()
+    with batches.iterate(3, 40, slice(2, 7), more=more) as found:
+        for batch in found:
+            assert batch["kept"][:, 0].tolist() == marks(batch)
+            assert batch["kept"][:, 1].tolist() == batch["nsp_labels"][:, 0].tolist()
+            seen.update(marks(batch))
+    assert len(seen) > 45 and not batches.are_fixed  # masks are dynamic
+
+
+@pytest.mark.parametrize("which", ["one", "two"])
 @pytest.mark.parametrize("prefetch", [0, 1, 4, 50])
 def test_iterating_seeking_and_resuming_agree(which: str, prefetch: int, request: pytest.FixtureRequest):
     batches = request.getfixturevalue(which)

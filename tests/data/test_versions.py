@@ -22,6 +22,7 @@ from bertjax.config.schema.data import (
     SpanQa,
     Task,
     TextPairs,
+    TextRows,
     TextToText,
     TokenLabels,
 )
@@ -47,6 +48,8 @@ CASES: dict[str, Any] = {
     "pairs, static, whole-word": BertPairs(**PAIRS, masking="static", whole_word_mask=True),
     "pairs, static, packed": BertPairs(**PAIRS, masking="static", pack=True),
     "sentences without NSP": BertPairs(**PAIRS, next_sentence=False),
+    "text": TextRows(sequence_length=24),
+    "text, packed": TextRows(sequence_length=24, short_seq_prob=0.5, pack=True),
     "spans, hf": SpanQa(**SPANS),
     "spans, bert": SpanQa(**SPANS, profile="bert"),
     "spans, overlap, packed": SpanQa(**SPANS, doc_stride_mode="overlap", pack=True),
@@ -104,7 +107,7 @@ def digest(rows: dict[str, np.ndarray]) -> str:
 def measure(case: str, folder: Path) -> list[Any]:
     options = CASES[case]
     tokenizer: Any = (
-        bert() if isinstance(options, BertPairs | SpanQa | Classify | TokenLabels | TextPairs) else Numbers()
+        bert() if isinstance(options, BertPairs | TextRows | SpanQa | Classify | TokenLabels | TextPairs) else Numbers()
     )
     task = Task(source=JsonLines(files=["a.jsonl"]), preprocess=options)
     classes = ClassSpec(1 if case == "numbers" else 3)

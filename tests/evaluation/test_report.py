@@ -21,7 +21,7 @@ from bertjax.report import parts, write_report
 from bertjax.report.record import read_run
 from bertjax.report.samples import excerpt, verdict
 from bertjax.report.scales import downsample, smooth, ticks
-from bertjax.report.script import DIGEST
+from bertjax.report.script import SCRIPT, digest
 
 CONTEXT = "The Grotto stands behind the basilica. It is a replica of the grotto at Lourdes, France. " * 3
 EVIL = "<script>alert('x')</script><img src=x onerror=alert(1)> & \"quoted\" $x^2$ {}"
@@ -140,11 +140,13 @@ def test_the_page_needs_nothing_from_outside(finished_run: Path) -> None:
     links = [value for _, key, value in page.attributes if key in ("src", "href", "xlink:href", "action")]
     assert {link.removeprefix("#") for link in links} <= set(page.ids)
     assert not [key for _, key, _ in page.attributes if key.startswith("on")]
-    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{DIGEST}'"
+    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest(SCRIPT)}'"
     assert ("meta", "content", policy) in page.attributes
     *data, script = re.findall(r"<script([^>]*)>(.*?)</script>", source, re.DOTALL)
     assert all(kind == ' type="application/json"' for kind, _ in data) and script[0] == ""
-    assert base64.b64encode(hashlib.sha256(script[1].encode()).digest()).decode() == DIGEST  # else it would not run
+    assert base64.b64encode(hashlib.sha256(script[1].encode()).digest()).decode() == digest(
+        SCRIPT
+    )  # else it would not run
     assert len(page.ids) == len(set(page.ids))
 
 

@@ -193,7 +193,9 @@ def test_a_missing_or_changed_base_is_said_in_one_line(train, whole, tmp_path):
     base = shutil.copytree(whole, tmp_path / "base")
     run = train("lost", base / "checkpoints" / "00-pretrain")
     base.rename(tmp_path / "elsewhere")
-    with pytest.raises(UserError, match=r"^\S+: holds adapters alone, .* cannot be read from \S+/00-pretrain step 2;"):
+    with pytest.raises(UserError, match=r"^\S+: holds only what was trained, .* be read from \S+/00-pretrain step 2;"):
+        UserError, match=r"^\S+: holds only what was trained, .* cannot be read from \S+/00-pretrain step 2;"
+    ):
         restore(run)
     changed = shutil.copytree(train("seed", seed=1), base)
     assert (changed / "checkpoints" / "00-pretrain" / "2").is_dir()
@@ -207,7 +209,7 @@ def test_a_lone_step_finds_its_base_by_content(whole, tmp_path, one_device):
     """Beside it under its name, or wherever a person says; what counts is the digest."""
     last = str(restore(whole).step)
     lone = shutil.copytree(whole / "checkpoints" / "01-tune" / last, tmp_path / "adapters")
-    said = rf"^{lone}: holds adapters alone, .*\(digest [0-9a-f]{{12}}\): --base PATH"
+    said = rf"^{lone}: holds only what was trained, .*\(digest [0-9a-f]{{12}}\): --base PATH"
     with pytest.raises(UserError, match=said):
         restore(lone)
     wanted = restore(whole).params

@@ -91,7 +91,10 @@ def test_unfreeze_ratio_is_where_everything_trains():
         assert {e.stop - e.start for e in plan[:-1]} <= {1100 // (layers - 1), 1100 // (layers - 1) + 1}
     assert gradual(12, 440, unfreeze_ratio=0.25) == gradual(12, 440, episode_lengths=[1] * 11 + [33])
     assert gradual(12, 440, episodes=3, unfreeze_ratio=0.5) == gradual(12, 440, episode_lengths=[1, 1, 2])
-    assert gradual(6, 100, episodes=1, unfreeze_ratio=0.5) == gradual(6, 100, episodes=1)
+    with pytest.raises(ValueError, match="unfreeze_ratio needs episodes of 2 or more"):
+        gradual(6, 100, episodes=1, unfreeze_ratio=0.5)
+    with pytest.raises(UserError, match="unfreeze_ratio: the model has 1 layer"):
+        gradual(1, 100, unfreeze_ratio=0.5)
     with pytest.raises(ValueError, match="both say how long episodes are"):
         Trainable(kind="gradual", unfreeze_ratio=0.5, episode_lengths=[1, 2])
     with pytest.raises(ValueError, match="less than 1"):

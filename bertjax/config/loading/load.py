@@ -151,6 +151,8 @@ def identity_fields(config: Config) -> dict[str, Any]:
         stage.pop("early_stopping", None)
         stage.pop("grad_accum")
         stage.pop("adapter_base", None)
+        for option in ("cache_features", "cache_gib"):
+            stage["trainable"].pop(option, None)
     return data | {"seed": config.run.seed, "dropout_rng": config.run.dropout_rng}
 
 

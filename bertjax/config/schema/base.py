@@ -27,6 +27,9 @@ def _path_validator(remote: bool) -> AfterValidator:
 
 LocalPath = Annotated[str, _path_validator(remote=False)]
 AnyPath = Annotated[str, _path_validator(remote=True)]  # local, or in an object store
+ConfigFrom = Annotated[
+    AnyPath | None, Field(description="Hugging Face folder, model on the Hub, run or checkpoint with the sizes.")
+]
 
 
 class Section(BaseModel):

@@ -1,6 +1,7 @@
 """Configuration sections of preprocessing, tasks, mixtures and tokenizers, and their tables of kinds."""
 
 import math
+from operator import not_
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias, Union
 
 from pydantic import Discriminator, Field, Tag, model_validator
@@ -36,6 +37,17 @@ class BertPairs(Section):
     masked_lm_prob: Density = 0.15
     max_predictions_per_seq: Positive = Field(20, description="Most masked tokens of an example.")
     whole_word_mask: bool = Field(False, description="Mask all pieces of a word together.")
+    pack: Pack = False
+    max_segments: MaxSegments = 8
+
+
+class TextRows(Section):
+    """Rows of consecutive sentences for language models and word vectors: those of `bert_pairs`, never masked."""
+
+    implementation: ClassVar[str] = "bertjax.data.preprocess.bert_pairs:TEXT_ROWS"
+    kind: Literal["text_rows"] = "text_rows"
+    sequence_length: int = Field(128, ge=8, description="Tokens per row.")
+    short_seq_prob: Probability = Field(0.1, description="Probability of a document with rows of a random length.")
     pack: Pack = False
     max_segments: MaxSegments = 8
 
@@ -256,6 +268,7 @@ class TextToText(Section):
 
 PREPROCESS: dict[str, type[Section]] = {
     "bert_pairs": BertPairs,
+    "text_rows": TextRows,
     "span_qa": SpanQa,
     "classify": Classify,
     "token_labels": TokenLabels,
@@ -333,6 +346,12 @@ class WordPieceConfig(Section):
     vocab_size: TrainedSize = None
     min_frequency: Positive = Field(2, description="Least frequency of a piece in training.")
     train_on: TrainOn = None
+    extra_ids: NonNegative = Field(
+        0,
+        exclude_if=not_,
+        description="For a `t5` model that reads WordPiece: sentinels after the pieces; `[PAD]` must be id 0, `[SEP]` "
+        "ends a text.",
+    )
 
 
 class BpeConfig(Section):

@@ -5,20 +5,26 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
 
 from pydantic import Field, model_validator
 
-from bertjax.config.schema.base import AnyPath, KindOf, NonNegative, Positive, PositiveFloat, Probability, Section
-
-ConfigFrom = Annotated[
-    AnyPath | None, Field(description="Hugging Face folder, model on the Hub, run or checkpoint with the sizes.")
-]
-
+from bertjax.config.schema.base import (
+    ConfigFrom,
+    KindOf,
+    NonNegative,
+    Positive,
+    PositiveFloat,
+    Probability,
+    Section,
+)
+from bertjax.config.schema.ladder_models import ElmoConfig, Word2VecConfig
 
 # Facts of a family's section: `implementation` names its Family record (models/families.py), `config_json` (if
 # transformers has the family) its ConfigJson record (config/huggingface/fields.py), `tokenizer` the kind that it reads,
 # `heads` those that it can have, `stacks` the prefixes of its `layers/N` parameters from the bottom up ("" for the only
-# stack), `has_adapters` whether `trainable: adapters` and `lora` are possible, `max_length` the longest sequence in
-# tokens or None.
+# stack), `has_adapters` whether `trainable: adapters` and `lora` are possible, `has_features` (default: False) whether
+# `features` are, `max_length` the longest sequence in tokens or None.
 # `model_types` are those that transformers has for the family (default: its name). Encoders: `classifier_dense` is the
 # activation of a dense layer that only the classifier reads (None: it reads the pooler).
+# Those of BERT's layers: `causal`, whether a token sees only itself and those before it; `embedding_norm`, whether a
+# norm follows the embeddings.
 # A section has num_hidden_layers (of the deepest stack), num_attention_heads, intermediate_size and vocab_size.
 # An option added later is excluded from saved configurations while it has no effect: old fingerprints stay valid.
 
@@ -32,7 +38,10 @@ class BertConfig(Section):
     heads: ClassVar[tuple[str, ...]] = ("mlm", "nsp", "qa", "classifier", "token_classifier", "pooler")
     stacks: ClassVar[tuple[str, ...]] = ("",)
     has_adapters: ClassVar[bool] = True
+    has_features: ClassVar[bool] = True
     classifier_dense: ClassVar[Literal["relu", "tanh", "gelu"] | None] = None
+    causal: ClassVar[bool] = False
+    embedding_norm: ClassVar[bool] = True
 
     family: Literal["bert"] = "bert"
     config_from: ConfigFrom = None
@@ -200,6 +209,29 @@ class AlbertConfig(BertConfig):
         return self
 
 
+class GptConfig(BertConfig):
+    """A GPT (OpenAI, 2018): BERT's layers with causal attention. Options as of `bert`; defaults: openai-gpt."""
+
+    implementation: ClassVar[str] = "bertjax.models.gpt:GPT"
+    config_json: ClassVar[str] = ""
+    heads: ClassVar[tuple[str, ...]] = ("lm", "qa", "classifier", "token_classifier")
+    causal: ClassVar[bool] = True
+    embedding_norm: ClassVar[bool] = False
+
+    family: Literal["gpt"] = "gpt"  # type: ignore[assignment]
+    type_vocab_size: NonNegative = Field(0, description="Segment embeddings; a GPT has none.")
+    hidden_act: Literal["gelu", "gelu_new", "relu", "silu", "quick_gelu"] = Field(
+        "gelu_new", description="Activation of the feed-forward layers; see `bert`."
+    )
+    layer_norm_eps: PositiveFloat = Field(1e-5, description="Epsilon of the layer norms.")
+
+    @model_validator(mode="after")
+    def _check_segments(self) -> Self:
+        if self.type_vocab_size != 0:
+            raise ValueError("a gpt model has no segment embeddings: set type_vocab_size to 0")
+        return self
+
+
 class T5Config(Section):
     """T5 (arXiv 1910.10683) or its decoder. Options are named as in Hugging Face's T5Config; defaults: T5-small."""
 
@@ -280,7 +312,21 @@ class T5Config(Section):
 
 FAMILIES: dict[str, Any] = {
     "bert": BertConfig, "distilbert": DistilBertConfig, "roberta": RobertaConfig, "electra": ElectraConfig,
-    "albert": AlbertConfig, "t5": T5Config,
+    "albert": AlbertConfig, "t5": T5Config, "word2vec": Word2VecConfig, "elmo": ElmoConfig, "gpt": GptConfig,
 }  # fmt: skip
 Model = Annotated[Any, KindOf("family", "bert", FAMILIES)]
-ModelConfig: TypeAlias = BertConfig | T5Config
+ModelConfig: TypeAlias = BertConfig | T5Config | Word2VecConfig | ElmoConfig
+
+
+def find_tokenizer_problem(model: Section, tokenizer: Section) -> str | None:
+    """Why a model of this family cannot read what a tokenizer of this kind gives."""
+    kind, needed, family = tokenizer.kind, model.tokenizer, model.family  # type: ignore[attr-defined]
+    sentinels = getattr(tokenizer, "extra_ids", 0)
+    if getattr(tokenizer, "stands_for", kind) == needed:
+        unread = kind == "wordpiece" and sentinels
+        return f"tokenizer.extra_ids: a {family} model reads no sentinels; leave it out" if unread else None
+    if needed == "sentencepiece" and kind == "wordpiece":
+        how = "sentencepiece; for wordpiece give tokenizer.extra_ids, the number of sentinels"
+        return None if sentinels else f"a model of family '{family}' needs tokenizer.kind: {how}"
+    names = " or ".join([needed, *(["bpe"] if needed == "wordpiece" else [])])
+    return f"a model of family '{family}' needs tokenizer.kind: {names}"

@@ -10,7 +10,8 @@ from pydantic import BeforeValidator, Field, model_validator
 from bertjax.config.schema.base import AnyPath, LocalPath, Name, NonNegative, Positive, PositiveFloat, Section
 from bertjax.config.schema.data import Data, Mixture, Task, Tokenizer, WordPieceConfig
 from bertjax.config.schema.evaluation import EarlyStopping, Evaluation
-from bertjax.config.schema.model import BertConfig, Model
+from bertjax.config.schema.ladder import Ladder
+from bertjax.config.schema.model import BertConfig, Model, find_tokenizer_problem
 from bertjax.config.schema.training import AdamW, MlmNspObjective, Objective, Optimizer, Trainable, expand_trainable
 
 TrainableField = Annotated[Trainable, BeforeValidator(expand_trainable), Field(description="What trains, or its kind.")]
@@ -208,6 +209,9 @@ class Config(Section):
     mixtures: dict[str, Mixture] = Field({}, description="Mixtures by name, for stages and other mixtures.")
     stages: list[Stage] = Field(min_length=1, description="Training stages, in order.")
     compare: list[Variant] = Field([], exclude_if=not_, description="Variants of the last stage for `bertjax compare`.")
+    ladder: Ladder | None = Field(
+        None, exclude_if=lambda one: one is None, description="Kinds of models to compare with `bertjax ladder`."
+    )
     plugins: Annotated[list[LocalPath], BeforeValidator(lambda one: [one] if isinstance(one, str) else one)] = Field(
         [],
         exclude_if=not_,
@@ -226,9 +230,8 @@ class Config(Section):
             raise ValueError("entries of compare need different names other than 'base'")
         if shared := self.tasks.keys() & self.mixtures.keys():
             raise ValueError(f"'{min(shared)}' is both a task and a mixture: give one of them another name")
-        if getattr(self.tokenizer, "stands_for", self.tokenizer.kind) != self.model.tokenizer:
-            needed = " or ".join([self.model.tokenizer, *(["bpe"] if self.model.tokenizer == "wordpiece" else [])])
-            raise ValueError(f"a model of family '{self.model.family}' needs tokenizer.kind: {needed}")
+        if problem := find_tokenizer_problem(self.model, self.tokenizer):
+            raise ValueError(problem)
         for stage in self.stages:
             self._check_stage(stage)
         if self.stages[0].init_from in ("previous", "best"):
@@ -275,8 +278,8 @@ class Config(Section):
         fits = self.model.family in families if families else set(stage.objective.heads) & set(self.model.heads)
         if not fits:
             raise ValueError(f"{where}: objective '{stage.objective.kind}' is not for a {self.model.family} model")
-        if families and stage.trainable.kind == "head":
-            raise ValueError(f"{where}: trainable: head: the objective '{stage.objective.kind}' has no head to train")
+        if not stage.objective.heads and (kind := stage.trainable.kind) in ("head", "features"):
+            raise ValueError(f"{where}: trainable: {kind}: the objective '{stage.objective.kind}' has no head to train")
         if absent := set(getattr(stage.objective, "required_heads", ())) - set(self.model.heads):
             head, family = min(absent), self.model.family
             raise ValueError(f"{where}: a {family} model has no '{head}' head: set objective.{head}_weight=0")
@@ -310,8 +313,16 @@ class Config(Section):
                 raise ValueError(f"{place}: sequence_length ({length}) is more than {limit}")
 
     def _find_added_problem(self, trainable: Trainable) -> str | None:
-        """Why this model cannot have the layers that a stage adds."""
+        """Why this model cannot have the layers that a stage adds or unfreezes."""
         kind, family = trainable.kind, self.model.family
+        if kind == "gradual" and not self.model.num_hidden_layers:
+            return f": gradual: a {family} model has no layers"
+        if kind == "features" and not getattr(self.model, "has_features", False):
+            return f": features: not for a {family} model, only for encoders; use trainable: head"
+        if kind == "features" and trainable.feature_layers == "sum_last_four" and self.model.num_hidden_layers < 4:
+            return (
+                f".feature_layers: sum_last_four needs 4 layers or more; the model has {self.model.num_hidden_layers}"
+            )
         if kind not in ("adapters", "lora"):
             return None
         if not self.model.has_adapters:

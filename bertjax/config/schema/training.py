@@ -15,10 +15,16 @@ from bertjax.config.schema.base import (
     Probability,
     Section,
 )
+from bertjax.config.schema.ladder_objectives import (
+    BidirectionalLmObjective,
+    CausalLmObjective,
+    CbowObjective,
+    SkipGramObjective,
+)
 
 # Facts of an objective's section: `implementation` names its ObjectiveKind (objectives/registry.py), `heads` the model
-# heads that it may train (of a family that has them), `preprocess` and `evaluations` the kinds that fit. One without
-# heads has `families`, the model families that it trains. A method `find_task_problem` checks preprocess sections.
+# heads that it may train (of a family that has them), `preprocess` and `evaluations` the kinds that fit. `families` are
+# the model families that it trains, where heads do not tell. A method `find_task_problem` checks preprocess sections.
 
 
 class MlmNspObjective(Section):
@@ -27,7 +33,7 @@ class MlmNspObjective(Section):
     implementation: ClassVar[str] = "bertjax.objectives.bert:MLM_NSP"
     heads: ClassVar[tuple[str, ...]] = ("mlm", "nsp", "pooler")
     preprocess: ClassVar[tuple[str, ...]] = ("bert_pairs",)
-    evaluations: ClassVar[tuple[str, ...]] = ("mlm",)
+    evaluations: ClassVar[tuple[str, ...]] = ("mlm", "loss")
 
     kind: Literal["mlm_nsp"] = "mlm_nsp"
     mlm_weight: NonNegativeFloat = Field(1.0, description="Weight of the masked-token loss.")
@@ -195,6 +201,7 @@ class TextToTextObjective(Section):
 
     implementation: ClassVar[str] = "bertjax.objectives.text_to_text:TEXT_TO_TEXT"
     heads: ClassVar[tuple[str, ...]] = ("lm",)
+    families: ClassVar[tuple[str, ...]] = ("t5",)
     preprocess: ClassVar[tuple[str, ...]] = (
         "text_to_text", "span_corruption", "iid_denoising", "deshuffling", "prefix_lm", "causal_lm",
     )  # fmt: skip
@@ -219,6 +226,10 @@ OBJECTIVES: dict[str, type[Section]] = {
     "token_classification": TokenClassificationObjective,
     "sentence_embedding": SentenceEmbeddingObjective,
     "text_to_text": TextToTextObjective,
+    "cbow": CbowObjective,
+    "skip_gram": SkipGramObjective,
+    "bidirectional_lm": BidirectionalLmObjective,
+    "causal_lm": CausalLmObjective,
 }
 Objective = Annotated[Any, KindOf("kind", "mlm_nsp", OBJECTIVES)]
 
@@ -409,12 +420,30 @@ LoraTarget = Literal[
 class Trainable(Section):
     """Parameters that train. `trainable: head` is short for `trainable: {kind: head}`."""
 
-    kind: Literal["all", "head", "gradual", "adapters", "lora"] = Field(
+    kind: Literal["all", "head", "features", "gradual", "adapters", "lora"] = Field(
         "all",
-        description="`head`: the output layer (feature-based); `gradual`: unfreeze layers from the top, one episode at "
-        "a time (arXiv 1910.10683, section 3.5.1); `adapters`: small layers inside each layer (arXiv 1902.00751; T5: "
-        "arXiv 1910.10683); `lora`: low-rank updates of weights (arXiv 2106.09685). With the last two an encoder's "
-        "heads train too.",
+        description="`head`: the output layer; `features`: the same on fixed features of an encoder, which has no "
+        "dropout and reads each row once (arXiv 1810.04805, section 5.3); `gradual`: unfreeze layers from the top, one "
+        "episode at a time (arXiv 1910.10683, section 3.5.1); `adapters`: small layers inside each layer (arXiv "
+        "1902.00751; T5: arXiv 1910.10683); `lora`: low-rank updates of weights (arXiv 2106.09685). With the last two "
+        "an encoder's heads train too.",
+    )
+    feature_layers: Literal["last", "sum_last_four", "weighted"] = Field(
+        "last",
+        exclude_if=lambda layers: layers == "last",
+        description="Layers that are the `features`. `weighted`: the embeddings and all layers, with trained weights "
+        "(arXiv 1802.05365, equation 1).",
+    )
+    cache_features: bool = Field(
+        True,
+        exclude_if=lambda cache: cache,
+        description="Encode each training row once, before training, and keep its `features` in the host's memory.",
+    )
+    cache_gib: PositiveFloat | None = Field(
+        None,
+        exclude_if=lambda limit: limit is None,
+        description="Largest cache of features in GiB, in each process; a stage without one has the same losses. "
+        "Default: half of the free memory.",
     )
     episodes: Positive | None = Field(None, description="Episodes of `gradual`. Default: one per layer.")
     episode_lengths: list[PositiveFloat] | None = Field(
@@ -450,7 +479,9 @@ class Trainable(Section):
         description="Initial adapters. `reference`: of T5 as its other layers, of an encoder near the identity; "
         "`near_identity`: as in arXiv 1902.00751.",
     )
-    adapter_only_checkpoints: bool = Field(True, description="Save only what trains; `init_from` has the rest.")
+    adapter_only_checkpoints: bool = Field(
+        True, description="With `adapters`, `lora` and `features`: save only what trains; `init_from` has the rest."
+    )
     lora_rank: Positive = Field(8, exclude_if=lambda rank: rank == 8, description="Rank of LoRA's updates.")
     lora_alpha: PositiveFloat = Field(
         16.0, exclude_if=lambda alpha: alpha == 16, description="LoRA's updates are scaled by `lora_alpha / lora_rank`."
@@ -483,6 +514,8 @@ class Trainable(Section):
     def _check_lengths(self) -> "Trainable":
         if self.episode_lengths is not None and self.unfreeze_ratio is not None:
             raise ValueError("episode_lengths and unfreeze_ratio both say how long episodes are; give one of them")
+        if self.kind == "gradual" and self.unfreeze_ratio is not None and self.episodes == 1:
+            raise ValueError("unfreeze_ratio needs episodes of 2 or more (got 1): with one everything trains at once")
         if self.episode_lengths is None or self.episodes is None:
             return self
         if self.episodes != len(self.episode_lengths):

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 Batch = dict[str, np.ndarray]
 ALL_ROWS = slice(None)
 RowSelection = slice | np.ndarray  # part of a batch: a range of its rows, or their numbers in order
+MoreFields = Callable[[np.ndarray], Batch]  # numbers [n] of stored rows, see `Batches.batch` -> other fields
 PREFETCH_THREADS = 2  # reading and masking mostly hold the interpreter's lock; more threads would only wait for it
 
 
@@ -95,12 +96,18 @@ class Batches:
         if len(tasks) > 1:
             self.fields["task_ids"] = ((), np.dtype(np.int32))
         self._pad_id = pad_id
+        self._starts = np.cumsum([0, *self.row_counts.values()])  # the first stored row of each task, and their number
         seeds = [data.seed for data in self._tasks]
         self._order = mixing.order(list(self.row_counts.values()), [shares[name] for name in tasks], seeds)
 
     def steps(self, stage: Stage) -> int:
         """The steps of `stage`: its `steps`, or what its epochs of this data take."""
         return stage.steps or max(1, ceil((stage.epochs or 1) * self.rows_per_epoch / stage.batch_size))
+
+    @property
+    def are_fixed(self) -> bool:
+        """Whether a stored row is the same in every epoch: nothing is masked or corrupted when it is read."""
+        return all(data.transform is None for data in self._tasks)
 
     @property
     def example_counts(self) -> dict[str, int]:
@@ -138,16 +145,27 @@ class Batches:
         known = [count for count in found if count is not None]
         return sum(known) if known else None
 
-    def batch(self, k: int, rows: RowSelection = ALL_ROWS) -> Batch:
-        """Rows `rows` (default: all) of global batch k >= 0, in order; the same bits in every process."""
+    def batch(self, k: int, rows: RowSelection = ALL_ROWS, more: MoreFields | None = None) -> Batch:
+        """Rows `rows` (default: all) of global batch k >= 0, in order; the same bits in every process.
+
+        `more` adds fields by the numbers of the stored rows, counted task after task as `epoch_batch` reads them.
+        """
         first = k * self.batch_size
         places = [self._order[first + row] for row in _range(rows, self.batch_size)]
-        columns = np.array(places, np.int64).reshape(len(places), 3).T
-        return self._gather(*columns)
+        tasks, epochs, indices = np.array(places, np.int64).reshape(len(places), 3).T
+        batch = self._gather(tasks, epochs, indices)
+        return batch if more is None else batch | more(self._starts[tasks] + indices)
 
-    def iterate(self, start: int, stop: int, rows: RowSelection = ALL_ROWS, prefetch: int = 4) -> BatchIterator:
-        """Batches start..stop-1; background threads prefetch up to `prefetch` of them (0: none)."""
-        return BatchIterator(lambda k: self.batch(k, rows), start, stop, prefetch)
+    def iterate(
+        self,
+        start: int,
+        stop: int,
+        rows: RowSelection = ALL_ROWS,
+        prefetch: int = 4,
+        more: MoreFields | None = None,
+    ) -> BatchIterator:
+        """Batches start..stop-1 as `batch`; background threads prefetch up to `prefetch` of them (0: none)."""
+        return BatchIterator(lambda k: self.batch(k, rows, more), start, stop, prefetch)
 
     def epoch_batch(self, k: int, rows: RowSelection = ALL_ROWS) -> Batch:
         """Batch k < batches_per_epoch of one finite pass in stored order, task after task, with epoch 0's masks.
@@ -156,10 +174,8 @@ class Batches:
         """
         wanted = np.array(_range(rows, self.batch_size), np.int64) + k * self.batch_size
         real = wanted[wanted < self.rows_per_epoch]
-        ends = np.cumsum(list(self.row_counts.values()))
-        task = np.searchsorted(ends, real, side="right")
-        starts = ends - list(self.row_counts.values())
-        batch = self._gather(task, np.zeros_like(real), real - starts[task])
+        task = np.searchsorted(self._starts[1:], real, side="right")
+        batch = self._gather(task, np.zeros_like(real), real - self._starts[task])
         missing = len(wanted) - len(real)
         if not missing:
             return batch

@@ -35,7 +35,7 @@ def dummy_tokenizer(config: Config) -> Any:
     size = config.model.vocab_size
     found: dict[str, Any] = {"vocab_size": size, "pad_id": 0, "cls_id": 1, "sep_id": 2, "mask_id": 3, "sha256": ""}
     found["is_continuation"] = np.zeros(size, bool)
-    if config.tokenizer.kind == "sentencepiece":
+    if config.model.tokenizer == "sentencepiece":
         sentinels = config.tokenizer.extra_ids
         found |= {"eos_id": 1, "extra_ids": sentinels, "sentinel_id": lambda number: size - 1 - number}
     return SimpleNamespace(**found)

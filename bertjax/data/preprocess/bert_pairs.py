@@ -1,4 +1,4 @@
-"""The kind `bert_pairs`: rows of sentence pairs for MLM and NSP, made in jobs of some documents each."""
+"""The kinds `bert_pairs` and `text_rows`: rows of sentences, made in jobs of some documents each."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from bertjax.config.schema.data import BertPairs
+from bertjax.config.schema.data import BertPairs, TextRows
 from bertjax.data.jobs import text_counts
 from bertjax.data.jobs.job_plan import Blocks, JobPlan, PrepareContext, needs_worker_pool, shard_tokens
 from bertjax.data.jobs.shards import BLOCK_ROWS
@@ -22,7 +22,7 @@ from bertjax.data.preprocess.sentence_pairs import Pair, document_rng, pairs_fro
 from bertjax.data.sources.pieces import UnfinishedDocument, is_last
 from bertjax.data.sources.registry import record_of
 from bertjax.data.sources.text import stream_documents
-from bertjax.data.store.row_format import row_dtype
+from bertjax.data.store.row_format import field_list, row_dtype
 from bertjax.data.tokenizers.row_layout import RowLayout
 
 if TYPE_CHECKING:
@@ -60,6 +60,16 @@ def pairs_dtype(pairs: BertPairs) -> np.dtype:
     return row_dtype(pairs.sequence_length, cls_positions="i4", nsp_labels="i4", nsp_weights="f4")
 
 
+def text_dtype(options: TextRows) -> np.dtype:
+    """`[CLS] text [SEP]` as `to_row` makes it without NSP, and what word2vec reads.
+
+    frequencies: float32 [S], the share of each token's id among all tokens of the task's text; 0 for special tokens,
+    which are not in the text, and padding.
+    """
+    fields = field_list(row_dtype(options.sequence_length, cls_positions="i4"))
+    return np.dtype([*fields, ("frequencies", "<f4", (options.sequence_length,))])
+
+
 class PairsContext(NamedTuple):
     corpus: Documents
     pairs: BertPairs
@@ -68,6 +78,7 @@ class PairsContext(NamedTuple):
     pad_id: int
     dtype: np.dtype
     masker: StaticMasker | None
+    frequencies: np.ndarray | None = None  # of each id, float32 [V], for a row's field of this name
 
 
 class PairsUnit(NamedTuple):
@@ -90,8 +101,10 @@ def pairs_blocks(context: PairsContext, unit: PairsUnit) -> Blocks:
     done = 0
     while chunk := list(islice(made, BLOCK_ROWS)):
         rows = np.zeros(len(chunk), context.dtype)
-        for name in chunk[0]:
+        for name in chunk[0].keys() & set(context.dtype.names or ()):
             rows[name] = [row[name] for row in chunk]
+        if context.frequencies is not None:
+            rows["frequencies"] = context.frequencies[rows["input_ids"]]
         if context.masker:
             context.masker(rows, (unit.number << UNIT_BITS) + done)
         done += len(rows)
@@ -113,23 +126,53 @@ def pairs_units(tokens: Sequence[int], repeats: int, unit_tokens: int) -> Iterat
 def plan_pairs(context: PrepareContext) -> JobPlan:
     options, tokenizer = context.task.preprocess, context.tokenizer
     longest = options.sequence_length - tokenizer.layout.num_special(pair=True) if options.next_sentence else None
+    text = read_text(context, longest)
+    masker = None if options.pack else static_masker(options, tokenizer, context.seed)  # packed rows are masked later
+    dtype = masker.with_fields(pairs_dtype(options)) if masker else pairs_dtype(options)
+    shared = PairsContext(text.corpus, options, context.seed, tokenizer.layout, tokenizer.pad_id, dtype, masker)
+    plan = plan_rows(shared, text)
+    facts = plan.facts | {"sentences_cut": text.sentences_cut, "undivided": _find_undivided_file(context, text)}
+    return replace(plan, facts=facts, row_sums=pair_statistics.pair_sums)
+
+
+def read_text(context: PrepareContext, longest: int | None = None) -> TokenizedText:
+    """The tokenized text of a task after its `limit`, reported; `longest`: tokens above which sentences are cut."""
     text = apply_limit(context, tokenize_sources(context, stream_documents, tokenize_sentences, longest))
     total = int(text.tokens.sum())
     context.report(f"{context.name}: {len(text.tokens):,} documents, {text.sentences:,} sentences, {total:,} tokens")
     if cut := text.sentences_cut:
         context.report(f"{context.name}: sentences of more than {longest:,} tokens, cut into pieces: {cut:,}")
-    masker = None if options.pack else static_masker(options, tokenizer, context.seed)  # packed rows are masked later
-    dtype = masker.with_fields(pairs_dtype(options)) if masker else pairs_dtype(options)
-    everything = total * options.dupe_factor
+    return text
+
+
+def plan_text(context: PrepareContext) -> JobPlan:
+    options, tokenizer, text = context.task.preprocess, context.tokenizer, read_text(context)
+    pairs = BertPairs(
+        sequence_length=options.sequence_length, short_seq_prob=options.short_seq_prob, next_sentence=False
+    )
+    frequencies, dtype = token_frequencies(text.corpus, tokenizer.vocab_size), text_dtype(options)
+    shared = PairsContext(
+        text.corpus, pairs, context.seed, tokenizer.layout, tokenizer.pad_id, dtype, None, frequencies
+    )
+    return plan_rows(shared, text)
+
+
+def token_frequencies(corpus: Documents, vocab_size: int) -> np.ndarray:
+    """The share of each id among the tokens of a corpus, float32 [V]."""
+    counts = np.zeros(vocab_size, np.int64)
+    for document in range(len(corpus)):
+        counts += np.bincount(corpus.document_tokens(document), minlength=vocab_size)
+    return (counts / counts.sum()).astype(np.float32)
+
+
+def plan_rows(shared: PairsContext, text: TokenizedText) -> JobPlan:
+    """Jobs of some documents each that make the rows of `shared`."""
+    total, repeats = int(text.tokens.sum()), shared.pairs.dupe_factor
     return JobPlan(
-        pairs_blocks,
-        PairsContext(text.corpus, options, context.seed, tokenizer.layout, tokenizer.pad_id, dtype, masker),
-        pairs_units(text.tokens.tolist(), options.dupe_factor, shard_tokens(everything)), dtype,
-        use_pool=needs_worker_pool(everything),
+        pairs_blocks, shared, pairs_units(text.tokens.tolist(), repeats, shard_tokens(total * repeats)), shared.dtype,
+        use_pool=needs_worker_pool(total * repeats),
         facts={"documents": len(text.tokens), "sentences": text.sentences, "tokens": total,
-               "sentences_cut": cut, "undivided": _find_undivided_file(context, text),
                text_counts.META_KEY: text.text_counts},
-        row_sums=pair_statistics.pair_sums,
     )  # fmt: skip
 
 
@@ -215,4 +258,12 @@ BERT_PAIRS = PreprocessKind(
     transform=_dynamic_masking,
     metadata=pair_statistics.pair_metadata,
     report=pair_statistics.report_lines,
+)
+TEXT_ROWS = PreprocessKind(
+    version=1,
+    reads="documents",
+    layout="encoder",
+    plan=plan_text,
+    dtype=lambda options, classes: text_dtype(options),
+    uses_seed=True,
 )

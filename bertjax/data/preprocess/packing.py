@@ -20,9 +20,11 @@ VERSION = 1  # of packed rows, in the key of prepared data
 
 # Fields with a value for each token, under the name of the segment ids that number their sequence.
 _PER_TOKEN = {
-    "segment_ids": ("input_ids", "token_type_ids", "segment_ids", "positions", "token_labels", "word_ids"),
+    "segment_ids": (
+        "input_ids", "token_type_ids", "segment_ids", "positions", "token_labels", "word_ids", "frequencies",
+    ),
     "target_segment_ids": ("target_ids", "target_segment_ids", "target_positions", "target_weights"),
-}
+}  # fmt: skip
 _COORDINATES = ("cls_positions", "start_positions", "end_positions")
 
 

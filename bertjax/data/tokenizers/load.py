@@ -11,20 +11,21 @@ import tokenizers
 
 from bertjax.config.loading.step_meta import is_checkpoint_step, read_meta
 from bertjax.config.schema.data import BpeConfig, SentencePieceConfig, WordPieceConfig
-from bertjax.data.tokenizers import backend_state, bpe, encoder, huggingface
+from bertjax.data.tokenizers import backend_state, bpe, encoder, huggingface, sentinels
 from bertjax.data.tokenizers import files as tokenizer_files
 from bertjax.data.tokenizers import sentencepiece as tokenizers_sentencepiece
 from bertjax.data.tokenizers import wordpiece as tokenizers_wordpiece
 from bertjax.data.tokenizers.encoder import Tokenizer
 from bertjax.data.tokenizers.files import JSON, SpecialTokens
 from bertjax.data.tokenizers.locate import FILES, find_tokenizer, locate
+from bertjax.data.tokenizers.sentinels import SentinelTokenizer
 from bertjax.data.tokenizers.unigram import UnigramTokenizer
 from bertjax.data.tokenizers.wordpiece import VERSION, build_wordpiece
 from bertjax.errors import UserError
 from bertjax.progress import reporter
 from bertjax.storage import pretrained
 
-# A Tokenizer, a SentencePieceTokenizer or a UnigramTokenizer: the kind of preprocessing says which.
+# A Tokenizer, or for T5 a SentencePieceTokenizer, UnigramTokenizer or SentinelTokenizer: preprocessing says which.
 AnyTokenizer: TypeAlias = Any
 
 
@@ -46,15 +47,17 @@ def load(
     if config.path is not None:
         place = locate(config.path, base)
         with pretrained.name_in_errors(place):
-            found = from_pretrained(place.path, **config.model_dump(include=set(DEFAULTS)))
-        if isinstance(found, Tokenizer) == isinstance(config, SentencePieceConfig):
-            has = "WordPiece" if isinstance(found, Tokenizer) else "SentencePiece"
+            read = set(DEFAULTS) if isinstance(config, SentencePieceConfig) else set(encoder.DEFAULTS)
+            found = from_pretrained(place.path, **config.model_dump(include=read))
+        is_wordpiece = isinstance(found, Tokenizer | SentinelTokenizer)
+        if is_wordpiece == isinstance(config, SentencePieceConfig):
+            has = "WordPiece" if is_wordpiece else "SentencePiece"
             raise UserError(f"{place}: is a {has} tokenizer; tokenizer.kind is {config.kind}: name one of that kind")
-        huggingface.note_unused_options(config, found, Path(str(place)))
-        return found
+        huggingface.note_unused_options(config, getattr(found, "inner", found), Path(str(place)))
+        return _with_sentinels(config, found, str(place))
     if train_source_documents is None:
         raise UserError("tokenizer: neither 'path' nor text to train on; set tokenizer.path or tokenizer.train_on")
-    options: dict[str, Any] = {"vocab_size": config.vocab_size or vocab_size}
+    options: dict[str, Any] = {"vocab_size": (config.vocab_size or vocab_size) - _sentinels(config)}
     trainer: Callable[..., AnyTokenizer]
     if isinstance(config, SentencePieceConfig):
         trainer = tokenizers_sentencepiece.train
@@ -79,7 +82,20 @@ def load(
         title = f"training a tokenizer of {options['vocab_size']:,} pieces"
         with reporter.task(title, passes * text_bytes, "bytes") as task:
             trainer(_CountedDocuments(train_source_documents, task), **options).save(folder)
-    return from_file(folder)
+    return _with_sentinels(config, from_file(folder), "the trained tokenizer")
+
+
+def _sentinels(config: Any) -> int:
+    """The sentinels that bertjax appends to a WordPiece vocabulary, which a T5 reads."""
+    return config.extra_ids if isinstance(config, WordPieceConfig) else 0
+
+
+def _with_sentinels(config: Any, found: AnyTokenizer, where: str) -> AnyTokenizer:
+    """`found` with the configured sentinels. Raises UserError if it has another number of them already."""
+    wanted = _sentinels(config)
+    if isinstance(found, SentinelTokenizer) and found.extra_ids != wanted:
+        raise UserError(f"{where}: has {found.extra_ids} sentinels; set tokenizer.extra_ids to {found.extra_ids}")
+    return SentinelTokenizer(found, wanted, where) if wanted and isinstance(found, Tokenizer) else found
 
 
 def from_json(text: str, where: str) -> AnyTokenizer:
@@ -88,6 +104,8 @@ def from_json(text: str, where: str) -> AnyTokenizer:
         state = json.loads(text)
         if isinstance(state, dict) and state.get("type") == "sentencepiece":
             return tokenizers_sentencepiece.from_state(state, where)
+        if isinstance(state, dict) and state.get("type") == sentinels.STATE_KEY:
+            return sentinels.from_state(state, from_json(str(state.get("tokenizer")), where), where)
         if isinstance(state, dict) and state.get("type") == tokenizer_files.STATE_KEY:
             return _build(*tokenizer_files.from_state_json(state, where), where)
         return Tokenizer(tokenizers.Tokenizer.from_str(text), where)
@@ -124,6 +142,9 @@ def from_file(path: Path, **options: Any) -> AnyTokenizer:
         wanted = "a vocab.txt, a tokenizer.json, a spiece.model or a folder with one"
         raise UserError(f"{path}: no such file; give {wanted}")
     path = tokenizer_files.prefer_tokenizer_json(path)
+    if kept := sentinels.saved_count(path):
+        inner = _load_native(path) or _from_bare(path / JSON if path.is_dir() else path, options)
+        return sentinels.from_state(kept, inner, str(path))
     if found := _load_native(path):
         return found
     if huggingface.needs_transformers(path):

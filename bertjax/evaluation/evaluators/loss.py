@@ -19,13 +19,13 @@ from bertjax.training.run_context import RunContext
 from bertjax.training.state import Params
 from bertjax.training.step import jit_eval_step, loss_metrics
 
-TOKEN_TERMS = {"mlm", "target"}  # terms of an objective that are over a vocabulary
+TOKEN_TERMS = {"mlm", "target", "lm", "forward", "backward"}  # terms of an objective that are over a vocabulary
 
 
 def loss_evaluator(
     ctx: RunContext, program: TrainProgram, config: MlmEvaluation | LossEvaluation, record: EvaluationRecord, *_: Any
 ) -> Run:
-    """Loss and accuracy of each term of the stage's objective, and the perplexity of masked or target tokens.
+    """Loss and accuracy of each term of the stage's objective, and the perplexity of predicted tokens.
 
     The file has also the samples of `token_samples`.
     """

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bertjax.data.tokenizers.load import Tokenizer
+from bertjax.data.tokenizers.load import AnyTokenizer, Tokenizer
 from bertjax.evaluation.inference.length_batches import LengthBatches
 from bertjax.evaluation.inference.token_rows import TokenRow, frame, num_special
 from bertjax.evaluation.predictors.base import Predictor
@@ -85,23 +85,35 @@ class MaskScorer(Predictor):
         `texts`: ids without special tokens, which are added and never masked. Salazar et al. 2020 (arXiv 1910.14659),
         equation 1.
         """
-        found = [0.0] * len(texts)
-        before = _tokens_in_front(self.tokenizer)
-        for chunk in _chunks(texts):
-            rows, owners = [], []
-            for index in chunk:
-                ids = frame(self.tokenizer, texts[index])
-                for place, token in enumerate(texts[index], before):
-                    rows.append(TokenRow(ids, extra={"masks": [place], "gold": [token]}))
-                    owners.append(index)
-            sums: dict[int, list[float]] = {index: [] for index in chunk}
-            for index, value in zip(owners, self._token_batches(self.params, rows), strict=True):
-                sums[index].append(float(value))
-            found = [math.fsum(sums[i]) if i in sums else value for i, value in enumerate(found)]
-        return found
+        score = lambda rows: self._token_batches(self.params, rows)  # noqa: E731
+        return sum_over_tokens(self.tokenizer, texts, score)
 
 
-def _tokens_in_front(tokenizer: Tokenizer) -> int:
+def sum_over_tokens(
+    tokenizer: AnyTokenizer, texts: Sequence[Sequence[int]], score: Callable[[Sequence[TokenRow]], Sequence[Any]]
+) -> list[float]:
+    """Sums over the tokens of each text of what `score` gives for a row in which one token is to be hidden.
+
+    `texts`: ids without special tokens. A row has the framed text, and as `masks` and `gold` the place of the token and
+    its id.
+    """
+    found = [0.0] * len(texts)
+    before = _tokens_in_front(tokenizer)
+    for chunk in _chunks(texts):
+        rows, owners = [], []
+        for index in chunk:
+            ids = frame(tokenizer, texts[index])
+            for place, token in enumerate(texts[index], before):
+                rows.append(TokenRow(ids, extra={"masks": [place], "gold": [token]}))
+                owners.append(index)
+        sums: dict[int, list[float]] = {index: [] for index in chunk}
+        for index, value in zip(owners, score(rows), strict=True):
+            sums[index].append(float(value))
+        found = [math.fsum(sums[i]) if i in sums else value for i, value in enumerate(found)]
+    return found
+
+
+def _tokens_in_front(tokenizer: AnyTokenizer) -> int:
     """The number of special tokens in front of a text."""
     marker = tokenizer.vocab_size  # no id of a piece
     return frame(tokenizer, [marker]).index(marker)

@@ -1,4 +1,5 @@
-"""Vectors of texts: one for each text (embeddings), and the outputs of all layers for each token (hidden states)."""
+"""Vectors of texts: one for each text (embeddings), the outputs of all layers for each token (hidden states), and the
+attention between tokens."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -151,3 +152,35 @@ class LayerReader(TextEncoder):
             layers.append(layer)
         tokens = [[self.tokenizer.pieces[i] for i in row.input_ids] for row in rows]
         return HiddenStates(layers, mask, ids, tokens)
+
+
+class AttentionReader(TextEncoder):
+    """The attention of every layer and head. Raises UserError for an encoder without attention."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        inputs = self._inputs
+        if not has_attention(self.restored):
+            raise UserError(f"{self.restored.where}: the model has no attention; name a BERT or a T5")
+
+        def forward(model: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
+            maps = model.attention_probabilities(*(batch[name] for name in inputs))
+            return jnp.stack(maps, axis=1)  # [B, L, H, S, S]
+
+        self._batches = self.length_batches(forward)
+
+    def __call__(self, texts: Sequence[str], max_tokens: int | None = None) -> list[tuple[list[str], np.ndarray]]:
+        """N texts -> (tokens, float32 [L, H, S, S]) of each: row q of a map says how much token q reads of each."""
+        rows = self.encode(texts, max_tokens)
+        found = self._batches(self.params, rows)
+        return [
+            ([self.tokenizer.pieces[i] for i in row.input_ids], maps[:, :, : len(row), : len(row)])
+            for row, maps in zip(rows, found, strict=True)
+        ]
+
+
+def has_attention(restored: RestoredCheckpoint) -> bool:
+    """Whether the model has an encoder whose attention can be read."""
+    model = restored.program.model
+    module = restored.program.build_model(restored.params)
+    return bool(families.record_of(model).encoder_inputs(model)) and hasattr(module, "attention_probabilities")

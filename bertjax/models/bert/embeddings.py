@@ -63,7 +63,8 @@ class Embeddings(nnx.Module):
         self.position = Embed(config.max_position_embeddings, config, (None, "embed"), start, rngs)
         if config.type_vocab_size:
             self.token_type = Embed(config.type_vocab_size, config, (None, "embed"), init, rngs)
-        self.norm = LayerNorm(config.embedding_width, config.layer_norm_eps)
+        if config.embedding_norm:
+            self.norm = LayerNorm(config.embedding_width, config.layer_norm_eps)
         if config.projects_embeddings:
             shape = (config.embedding_width, config.hidden_size)
             self.project = Dense(shape, ("embed", None), init, compute, rngs)
@@ -81,6 +82,7 @@ class Embeddings(nnx.Module):
                 types = jnp.zeros_like(types)
             one_hot = lambda table, ids: jax.nn.one_hot(ids, table.shape[0], dtype=table.dtype) @ table  # noqa: E731
             x = x + replicated_lookup(one_hot, table, types)
-        x = map_shards(self.norm, with_logical_constraint(x, "batch", "sequence", None)).astype(self.compute.dtype)
+        x = with_logical_constraint(x, "batch", "sequence", None)
+        x = (map_shards(self.norm, x) if hasattr(self, "norm") else x).astype(self.compute.dtype)
         x = dropout(x, self.rate, key, self.compute)
         return with_logical_constraint(self.project(x), "batch", "sequence", None) if hasattr(self, "project") else x

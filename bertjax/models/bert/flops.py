@@ -14,12 +14,13 @@ def encoder_flops(model: BertConfig, tokens: int, squared_lengths: int | None = 
     """FLOPs of a forward pass of `layers` layers (default: all), shared or not, over a row of S `tokens`.
 
     2 L (4 D^2 + 2 D F) S for the projections and 4 L D sum(s^2) for bidirectional attention. `squared_lengths` is that
-    sum over the packed examples of the row (default: one example, S^2).
+    sum over the packed examples of the row (default: one example, S^2). Causal attention: S (S + 1) / 2 pairs.
     """
     hidden, inner = model.hidden_size, model.intermediate_size
     depth = model.num_hidden_layers if layers is None else layers
     depth *= getattr(model, "inner_group_num", 1)
-    pairs = tokens * tokens if squared_lengths is None else squared_lengths
+    visible = tokens * (tokens + 1) // 2 if model.causal else tokens * tokens
+    pairs = visible if squared_lengths is None else squared_lengths
     return 2 * depth * (4 * hidden * hidden + 2 * hidden * inner) * tokens + 4 * depth * hidden * pairs
 
 
@@ -82,6 +83,10 @@ def row_flops(
 ) -> int:
     """`train_flops` of a batch's row while `groups` train; see `models.families.Family`."""
     predictions = widths.get("masked_positions", 0) if "mlm" in heads else 0
+    if peft.feature_layers:
+        tokens = 0 if "features" in widths else widths["input_ids"]  # a cache has the outputs of the encoder
+        encoder = encoder_flops(model, tokens) + projection_flops(model, tokens)
+        return encoder + 3 * head_flops(model, predictions)
     if peft != PeftOptions():
         return peft_flops(model, peft, widths["input_ids"], predictions)
     trained, order = {int(group.split("/")[1]) for group in groups if group.startswith("layers/")}, model.layer_order

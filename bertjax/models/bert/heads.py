@@ -82,12 +82,30 @@ class Discriminator(nnx.Module):
         return self.output(h)[..., 0]
 
 
+class LayerMix(nnx.Module):
+    """gamma * sum_l softmax(weights)_l h_l over the embeddings and all layers (ELMo, arXiv 1802.05365, equation 1)."""
+
+    def __init__(self, states: int, compute: ComputeOptions):
+        self.weights = nnx.Param(jnp.zeros((states,), jnp.float32), **out_sharding(None))
+        self.gamma = nnx.Param(jnp.ones((1,), jnp.float32), **out_sharding(None))
+        self.compute = compute
+
+    def __call__(self, states_BSND: jax.Array) -> jax.Array:
+        """-> [B, S, D], summed in float32."""
+        shares = jax.nn.softmax(self.weights[...])
+        mixed = (shares[:, None] * states_BSND.astype(jnp.float32)).sum(-2)
+        return (self.gamma[...] * mixed).astype(self.compute.dtype)
+
+
 class Heads(nnx.Module):
-    """The heads `names`; a pooler also where a head reads it: nsp, sop, and a classifier without a dense layer."""
+    """The heads `names`; a pooler also where a head reads it: nsp, sop, and a classifier without a dense layer.
+
+    `mixed`: the number of hidden states whose mixture the heads read; 0: they read one.
+    """
 
     def __init__(
         self, config: BertConfig, names: tuple[str, ...], num_labels: int, init: Initializer, compute: ComputeOptions,
-        rngs: nnx.Rngs,
+        rngs: nnx.Rngs, mixed: int = 0,
     ):  # fmt: skip
         if other := set(names) - set(config.heads):
             known = ", ".join(config.heads)
@@ -112,6 +130,8 @@ class Heads(nnx.Module):
             self.classifier = output(num_labels)
         if "token_classifier" in names:
             self.token_classifier = output(num_labels)
+        if mixed:
+            self.layer_mix = LayerMix(mixed, compute)
 
 
 def find_heads(params: Mapping[str, Any]) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from bertjax.config.schema.model import BertConfig
 from bertjax.models import layer_stack
-from bertjax.models.attention import dot_product_attention
+from bertjax.models.attention import attention_probabilities, dot_product_attention
 from bertjax.models.bert.embeddings import Embeddings, initializer
 from bertjax.models.bert.flops import row_flops
 from bertjax.models.bert.heads import Heads, find_heads, gather_positions
@@ -98,6 +98,7 @@ class Layer(nnx.Module):
             rate=c.attention_probs_dropout_prob,
             key=k1,
             compute=compute,
+            causal=c.causal,
         )
         context = checkpoint_name(context.reshape(*context.shape[:2], -1), REMAT_NAME)
         y = adapt(self.attention, dropout(self.attention.output(context, k2), c.hidden_dropout_prob, k2, compute))
@@ -108,6 +109,13 @@ class Layer(nnx.Module):
         y = adapt(self.mlp, dropout(self.mlp.output(h_BSF, k3), c.hidden_dropout_prob, k3, compute))
         x_BSD = self.mlp.norm(x_BSD + y)
         return with_logical_constraint(x_BSD, "batch", None, None)
+
+    def attention_probabilities(self, x_BSD: jax.Array, segment_ids: jax.Array) -> jax.Array:
+        """The weights of the heads on an input of the layer, float32 [B, H, S, S]: a row for each query."""
+        qkv = self._heads(self.attention.qkv(x_BSD))
+        return attention_probabilities(
+            qkv[:, :, 0], qkv[:, :, 1], segment_ids, packed=False, compute=self.compute
+        )  # fmt: skip
 
     def _heads(self, qkv: jax.Array) -> jax.Array:
         qkv = qkv.reshape(*qkv.shape[:-1], -1, self.config.hidden_size // self.config.num_attention_heads)
@@ -143,8 +151,9 @@ class Bert(nnx.Module):
             self.layers = nnx.List([Layer(config, compute, rngs, peft) for _ in range(count)])
         else:
             self.layers = nnx.List([LayerGroup(config, inner, compute, rngs, peft) for _ in range(count)])
-        self.heads = Heads(config, heads, num_labels, initializer(config), compute, rngs)
-        self.config, self.compute = config, compute
+        states = 1 + inner * len(config.layer_order) if peft.feature_layers == "weighted" else 0
+        self.heads = Heads(config, heads, num_labels, initializer(config), compute, rngs, states)
+        self.config, self.compute, self.feature_layers = config, compute, peft.feature_layers
 
     def __call__(
         self, input_ids: jax.Array, attention_mask: jax.Array | None = None, token_type_ids: jax.Array | None = None
@@ -188,7 +197,16 @@ class Bert(nnx.Module):
         packed: bool = False,
         key: jax.Array | None = None,
     ) -> jax.Array:
-        """int [B, S] x 4 -> hidden [B, S, D]. `segment_ids` is 0 on padding; no dropout without a key."""
+        """int [B, S] x 4 -> hidden [B, S, D] for the heads. `segment_ids` is 0 on padding; no dropout without a key."""
+        if self.feature_layers:
+            found = self.features(input_ids, token_type_ids, segment_ids, positions, packed=packed)
+            return self.mix_layers(found)
+        return self._last_layer(input_ids, token_type_ids, segment_ids, positions, packed, key)
+
+    def _last_layer(
+        self, input_ids: jax.Array, token_type_ids: jax.Array, segment_ids: jax.Array, positions: jax.Array,
+        packed: bool, key: jax.Array | None,
+    ) -> jax.Array:  # fmt: skip
         embed_key, stack_key = (None, None) if key is None else jax.random.split(key)
         x = self.embeddings(input_ids, token_type_ids, positions, embed_key)
         call = lambda layer, x, key, ids: layer(x, ids, ids if packed else None, key)  # noqa: E731
@@ -198,15 +216,59 @@ class Bert(nnx.Module):
             order=c.layer_order,
         )  # fmt: skip
 
+    def features(
+        self,
+        input_ids: jax.Array,
+        token_type_ids: jax.Array,
+        segment_ids: jax.Array,
+        positions: jax.Array,
+        *,
+        packed: bool = False,
+    ) -> jax.Array:
+        """int [B, S] x 4 -> what `mix_layers` reads, [B, S, D], or [B, S, N * D] of the N hidden states to mix."""
+        if self.feature_layers in ("", "last"):
+            return self._last_layer(input_ids, token_type_ids, segment_ids, positions, packed, None)
+        states = self.hidden_states(input_ids, token_type_ids, segment_ids, positions, packed=packed)
+        if self.feature_layers == "weighted":
+            return jnp.concatenate(states, axis=-1)
+        return sum((x.astype(jnp.float32) for x in states[-4:]), jnp.float32(0)).astype(self.compute.dtype)
+
+    def mix_layers(self, features: jax.Array) -> jax.Array:
+        """`features` of any number of positions -> what heads read, [B, S, D]."""
+        if self.feature_layers != "weighted":
+            return features
+        return self.heads.layer_mix(features.reshape(*features.shape[:-1], -1, self.config.hidden_size))
+
     def hidden_states(
+        self,
+        input_ids: jax.Array,
+        token_type_ids: jax.Array,
+        segment_ids: jax.Array,
+        positions: jax.Array,
+        *,
+        packed: bool = False,
+    ) -> list[jax.Array]:
+        """int [B, S] x 4 -> the embeddings [B, S, D] and the output of each layer, which `encode` may mix."""
+        call = lambda layer, x, key, ids: layer(x, ids, ids if packed else None, key)  # noqa: E731
+        compute, heads = replace(self.compute, segments=()), self.config.num_attention_heads
+        states = [self.embeddings(input_ids, token_type_ids, positions, None)]
+        for layer in self._layers_in_order():
+            given = (segment_ids, ())
+            states.append(layer_stack.apply_layers([layer], states[-1], call, None, compute, given, heads=heads))
+        return states
+
+    def attention_probabilities(
         self, input_ids: jax.Array, token_type_ids: jax.Array, segment_ids: jax.Array, positions: jax.Array
     ) -> list[jax.Array]:
-        """int [B, S] x 4 -> the embeddings [B, S, D] and the output of each layer (the last is that of `encode`)."""
-        states = [self.embeddings(input_ids, token_type_ids, positions, None)]
-        for number in self.config.layer_order:
-            for layer in getattr(self.layers[number], "inner", [self.layers[number]]):
-                states.append(layer(states[-1], segment_ids, None, None))
-        return states
+        """int [B, S] x 4 -> the attention of each layer, float32 [B, H, S, S]: how much a query reads of each key."""
+        states = self.hidden_states(input_ids, token_type_ids, segment_ids, positions)
+        layers = self._layers_in_order()
+        return [layer.attention_probabilities(x, segment_ids) for layer, x in zip(layers, states[:-1], strict=True)]
+
+    def _layers_in_order(self) -> list[Layer]:
+        """Every layer from the bottom up, also those that share parameters."""
+        groups = [self.layers[number] for number in self.config.layer_order]
+        return [layer for group in groups for layer in getattr(group, "inner", [group])]
 
     def mlm_logits(self, hidden: jax.Array, masked_positions: jax.Array) -> jax.Array:
         """hidden [B, S, D], positions [B, N] -> logits [B, N, V] at these positions."""

@@ -111,12 +111,19 @@ def dot_product_attention(
     `bias` broadcasts to [B, H, Q, S] (None in cross attention), `visible` is bool [B, 1, Q or 1, S].
     """
     q, k, v = (jnp.moveaxis(x, 2, 1) for x in (q_BQHK, *keys_values))
-    scores = einsum_lowp("bhqk,bhsk->bhqs", q, k, compute.platform).astype(jnp.float32)
-    scores = scores if bias is None else scores + bias
-    probabilities = jax.nn.softmax(jnp.where(visible, scores, MASK_VALUE), axis=-1)
+    probabilities = _probabilities(q, k, bias, visible, compute)
     kept = dropout(probabilities, rate, key, compute, broadcast_length=True, names=("batch", "heads")).astype(q.dtype)
     context = einsum_lowp("bhqs,bhsk->bhqk", kept, v, compute.platform).astype(q.dtype)
     return jnp.moveaxis(context, 1, 2)
+
+
+def _probabilities(
+    q: jax.Array, k: jax.Array, bias: jax.Array | None, visible: jax.Array, compute: ComputeOptions
+) -> jax.Array:
+    """[B, H, Q, K], [B, H, S, K] -> float32 [B, H, Q, S]."""
+    scores = einsum_lowp("bhqk,bhsk->bhqs", q, k, compute.platform).astype(jnp.float32)
+    scores = scores if bias is None else scores + bias
+    return jax.nn.softmax(jnp.where(visible, scores, MASK_VALUE), axis=-1)
 
 
 def linear_layers(
@@ -162,6 +169,12 @@ class Attention(nnx.Module):
         context = checkpoint_name(context.reshape(*context.shape[:2], -1), REMAT_NAME)
         y = dropout(self.output(context, key), rate, k2, compute, broadcast_length=True)
         return with_logical_constraint(x_BQD + y, "batch", None, None)
+
+    def probabilities(self, x_BSD: jax.Array, bias: jax.Array, visible: jax.Array) -> jax.Array:
+        """The weights of self-attention on an input of the sublayer, float32 [B, H, S, S]: a row for each query."""
+        y = self.norm(x_BSD)
+        q, k = (jnp.moveaxis(self._heads(part(y)), 2, 1) for part in (self.query, self.key))
+        return _probabilities(q, k, bias, visible, self.compute)
 
     def _heads(self, x: jax.Array) -> jax.Array:
         x = x.reshape(*x.shape[:-1], -1, self.config.d_kv)

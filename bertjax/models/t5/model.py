@@ -189,6 +189,14 @@ class T5(nnx.Module):
             states.append(layer(states[-1], bias, visible, None))
         return [*states[:-1], self.encoder.norm(states[-1])]
 
+    def attention_probabilities(self, input_ids: jax.Array, segment_ids: jax.Array) -> list[jax.Array]:
+        """int [B, S] x 2 -> the self-attention of each encoder layer, float32 [B, H, S, S]: a row for each query."""
+        visible = attention.make_segment_mask(segment_ids, segment_ids)
+        bias = self.encoder.position(input_ids)
+        states = self.hidden_states(input_ids, segment_ids)[:-1]
+        layers = self.encoder.layers
+        return [layer.attention.probabilities(x, bias, visible) for layer, x in zip(layers, states, strict=True)]
+
     def decode(
         self, decoder_input_ids: jax.Array, target_segment_ids: jax.Array, hidden: jax.Array | None,
         segment_ids: jax.Array | None, *, prefix_mask: jax.Array | None = None, key: jax.Array | None = None,

@@ -70,8 +70,14 @@ def _example(example: Mapping[str, Any], number: int) -> str:
 
 
 def _pieces(pieces: Sequence[Mapping[str, Any]]) -> str:
-    parts = []
+    parts: list[str] = []
+    label, has_text = "", False  # of the word so far: its other pieces may follow
     for place, piece in enumerate(pieces):
+        if (begins := has_text and not piece.get("joined")) or piece.get("label"):
+            parts.append(_label(label))
+            label = ""
+        label = piece.get("label") or label
+        has_text = bool(piece["text"]) or (has_text and not begins)
         role = piece.get("role", "text")
         text = html.escape(piece["text"])
         if role == "masked":
@@ -80,7 +86,9 @@ def _pieces(pieces: Sequence[Mapping[str, Any]]) -> str:
             text = f'<span class="{LEGEND[role][0]}"><bdi>{text}</bdi></span>'
         elif role == "special":
             text = f'<span class="muted">{text}</span>'
-        if piece.get("label"):
-            text += f'<sub class="muted">{html.escape(piece["label"])}</sub>'
         parts.append(text if piece.get("joined") or not place else f" {text}")
-    return "".join(parts)
+    return "".join([*parts, _label(label)])
+
+
+def _label(label: str) -> str:
+    return f'<sub class="muted">{html.escape(label)}</sub>' if label else ""

@@ -42,13 +42,13 @@ def find_words(sentence: str) -> Iterator[Unit]:
     Scripts without spaces between words have none.
     """
     for unit in units(sentence):
-        if unit.unspaced or not _is_letters(sentence[unit.start : unit.end]):
+        if unit.unspaced or not is_letters(sentence[unit.start : unit.end]):
             continue
         if sentence[unit.start - 1 : unit.start] not in _JOINS and sentence[unit.end : unit.end + 1] not in _JOINS:
             yield unit
 
 
-def _is_letters(word: str) -> bool:
+def is_letters(word: str) -> bool:
     """Whether all characters are letters or combining marks."""
     return word.isalpha() or all(x.isalpha() or unicodedata.category(x).startswith("M") for x in word)
 

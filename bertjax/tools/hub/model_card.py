@@ -149,7 +149,12 @@ def _first_paragraph(
     )
     if config.pretrained is None and all(each.init_from in (None, "scratch") for each in config.stages[:1]):
         start = "starting from random weights"
-    trained = {"all": "all parameters", "head": "the head only", "gradual": "gradual unfreezing"}
+    trained = {
+        "all": "all parameters",
+        "head": "the head only",
+        "features": "the head only, on fixed features",
+        "gradual": "gradual unfreezing",
+    }
     how = trained.get(stage.trainable.kind, stage.trainable.kind)
     return (
         f"{'DistilBERT' if model.family == 'distilbert' else model.family.upper()} ({layers}; heads: "

@@ -42,7 +42,7 @@ def is_adapter_only(stage: Stage, index: int) -> bool:
 
 
 def can_be_adapter_only(stage: Stage) -> bool:
-    return stage.trainable.kind in ("adapters", "lora") and stage.trainable.adapter_only_checkpoints
+    return stage.trainable.kind in ("adapters", "lora", "features") and stage.trainable.adapter_only_checkpoints
 
 
 def omitted_params(params: Mapping[str, Any], trainable: Trainable) -> dict[str, Any]:
@@ -119,7 +119,7 @@ def base_params(
             return {path: jax.device_put(whole[path], x.sharding) for path, x in fits.items()} if merged else found
         problems.append(f"{name} no longer has the weights they were trained on; put those back")
     raise UserError(
-        f"{folder}: holds adapters alone, and {problems[0]}, or name a folder that has them (digest "
+        f"{folder}: holds only what was trained, and {problems[0]}, or name a folder that has them (digest "
         f"{base['digest'][:12]}): --base PATH, in a configuration stages.NAME.adapter_base"
     )
 

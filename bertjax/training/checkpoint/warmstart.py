@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from bertjax.data.tokenizers import backend_state, huggingface, load
-from bertjax.data.tokenizers.load import Tokenizer
+from bertjax.data.tokenizers.load import SentinelTokenizer, Tokenizer
 from bertjax.errors import UserError
 from bertjax.interop import hf_folder
 from bertjax.models.layers import lora
@@ -65,9 +65,10 @@ def check_init(
             before = {path: x for path, x in before.items() if not lora.is_lora(path)}
         held = drop_fresh(before, fresh)
         check_shapes(wanted, held, files.init_name, stage.name)
+        check_mixture(source_peft(files), program, held, files.init_name, stage.name)
     except UserError as error:
         raise init_error(stage, error) from None
-    return wanted | find_untrained_heads(program, held)[1]
+    return wanted | find_untrained_heads(program, {} if source_peft(files).mixes_layers else held)[1]
 
 
 def checkpoint_shapes(ctx: RunContext, checkpoints: CheckpointReader) -> Shapes:
@@ -117,10 +118,10 @@ def init_params(
         named = files.adapter_base if files.init_folder else None
         step, loaded = adapters.restore_params(checkpoints, ctx, named=named)
         where += f" (step {step})" if files.init_source == "best" else ""
-    raw, merged = loaded, 0
-    if "lora" not in left and not program.peft.same_lora(source := source_peft(files)):
+    raw, merged, source = loaded, 0, source_peft(files)
+    if "lora" not in left and not program.peft.same_lora(source):
         loaded, merged = merge_lora(raw, source.lora_scale)
-    untrained = load_untrained_heads(program, drop_fresh(loaded, left), meta)
+    untrained = load_untrained_heads(program, {} if source.mixes_layers else drop_fresh(loaded, left), meta)
     params, lines = merge_params(fresh, loaded, program, where, untrained, left, stage.name)
     lines += [f"LoRA of rank {source.lora_rank} merged into {merged} kernels"] if merged else []
     lines += [f"tensors without a place here: {', '.join(unused)}"] if unused else []
@@ -150,6 +151,8 @@ def check_tokenizer(folder: Path, ctx: RunContext) -> None:
     if ctx.tokenizer is None or not any((folder / name).is_file() for name in huggingface.VOCAB_FILES):
         return
     options: dict[str, Any]
+    if isinstance(ctx.tokenizer, SentinelTokenizer):
+        raise UserError(f"{folder}: is read with its own tokenizer; set tokenizer: {{kind: sentencepiece, path: ...}}")
     if isinstance(ctx.tokenizer, Tokenizer):
         options = {"lowercase": ctx.tokenizer.lowercase} | backend_state.bert_options(ctx.tokenizer.backend)
     else:
@@ -224,6 +227,19 @@ def check_shapes(wanted: Mapping[str, Any], loaded: Mapping[str, Any], where: st
                 f"{where}: '{path}' has shape {list(value.shape)}, the model here needs {list(start.shape)}; "
                 "make the model section agree with it (or use model.config_from)"
             )
+
+
+def check_mixture(source: PeftOptions, program: TrainProgram, loaded: Shapes, where: str, stage: str) -> None:
+    """Raise UserError if a head of `loaded` that the stage takes over was trained on another mixture of layers."""
+    if not source.mixes_layers or source.feature_layers == program.peft.feature_layers:
+        return
+    taken = [head for head in program.heads if any(path.startswith(f"heads/{head}/") for path in loaded)]
+    if taken:
+        raise UserError(
+            f"{where}: its heads were trained on feature_layers: {source.feature_layers}; set trainable.kind=features "
+            f"trainable.feature_layers={source.feature_layers}, or stages.{stage}.fresh="
+            f"[{','.join(taken)}] to start fresh ones"
+        )
 
 
 def _adapter_size(params: Mapping[str, Any]) -> int:

@@ -118,6 +118,9 @@ def event_text(event: str, fields: Mapping[str, Any]) -> str:
             groups = fields.get("groups")
             where = f" in {len(groups)} group{'s' if len(groups) > 1 else ''}" if groups else ""
             return f"training {number(fields.get('trainable_parameters'))} parameters{where}"
+        case "features" if {"rows", "bytes", "seconds"} <= fields.keys():
+            kept = f"{number(fields['rows'])} rows ({size(fields['bytes'])})"
+            return f"features of {kept} cached in {seconds(fields['seconds'])}; steps train the head alone"
         case "checkpoint" if "seconds" in fields:
             written = f"{size(fields['bytes'])} " if fields.get("bytes") else ""
             return f"checkpoint saved ({written}in {seconds(fields['seconds'])})"

@@ -1,0 +1,1 @@
+"""ELMo: a bidirectional LSTM language model, its recurrence and its FLOPs."""

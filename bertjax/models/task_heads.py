@@ -1,0 +1,88 @@
+"""Linear heads of word2vec, ELMo and GPT, and the summary of an example that their classifier reads.
+
+B rows, S positions, D hidden, G examples in a row.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from bertjax.models.bert.heads import LayerMix, Output, gather_positions
+from bertjax.models.compute_options import ComputeOptions
+from bertjax.models.layers.dropout import dropout
+from bertjax.models.layers.modules import Initializer
+
+TASK_HEADS = ("qa", "classifier", "token_classifier")
+
+
+class TaskHeads(nnx.Module):
+    """Dropout and a linear layer for each task, on hidden states of `width`.
+
+    `mixed`: the number of hidden states whose mixture the heads read; 0: they read one.
+    """
+
+    def __init__(
+        self, width: int, names: tuple[str, ...], known: tuple[str, ...], num_labels: int, rate: float,
+        init: Initializer, compute: ComputeOptions, rngs: nnx.Rngs, mixed: int = 0,
+    ):  # fmt: skip
+        """`known`: the heads of the family. Raises ValueError for another one in `names`."""
+        if other := set(names) - set(known):
+            raise ValueError(f"this model has no head '{min(other)}'; it can have {', '.join(known)}")
+        for name in TASK_HEADS:
+            if name in names:
+                outputs = 2 if name == "qa" else num_labels
+                setattr(self, name, Output((width, outputs), ("embed", None), init, compute, rngs))
+        if mixed:
+            self.layer_mix = LayerMix(mixed, compute)
+        self.width, self.rate, self.compute = width, rate, compute
+
+    def mix_layers(self, features: jax.Array) -> jax.Array:
+        """`join_layers` of hidden states, at any number of positions -> what the heads read, [B, S, D]."""
+        if not hasattr(self, "layer_mix"):
+            return features
+        return self.layer_mix(features.reshape(*features.shape[:-1], -1, self.width))
+
+    def class_logits(self, hidden: jax.Array, cls_positions: jax.Array, key: jax.Array | None) -> jax.Array:
+        """hidden [B, S, D] at int [B, G] -> float32 [B, G, C]."""
+        pooled = gather_positions(hidden, cls_positions)
+        return self.classifier(dropout(pooled, self.rate, key, self.compute))
+
+    def token_logits(self, hidden: jax.Array, key: jax.Array | None) -> jax.Array:
+        """hidden [B, S, D] -> float32 [B, S, C]."""
+        return self.token_classifier(dropout(hidden, self.rate, key, self.compute))
+
+    def qa_logits(self, hidden: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """hidden [B, S, D] -> start and end logits, float32 [B, S]."""
+        logits = self.qa(hidden)
+        return logits[..., 0], logits[..., 1]
+
+
+def join_layers(states: Sequence[jax.Array], feature_layers: str) -> jax.Array:
+    """Hidden states [B, S, D] -> the last, the sum of the last four or, `weighted`, all N of them, [B, S, N * D]."""
+    if feature_layers == "weighted":
+        return jnp.concatenate(states, axis=-1)
+    if feature_layers == "sum_last_four":
+        return sum((x.astype(jnp.float32) for x in states[-4:]), jnp.float32(0)).astype(states[-1].dtype)
+    return states[-1]
+
+
+def put_mean_first(hidden: jax.Array, segment_ids: jax.Array, positions: jax.Array) -> jax.Array:
+    """hidden [B, S, D] with the mean over the tokens of each example at its first position, [CLS]."""
+    same = (segment_ids[:, :, None] == segment_ids[:, None, :]) & (segment_ids > 0)[:, :, None]
+    share = same.astype(jnp.float32) / jnp.maximum(same.sum(-1, keepdims=True), 1)
+    mean = jnp.einsum("bqs,bsd->bqd", share.astype(hidden.dtype), hidden, preferred_element_type=jnp.float32)
+    return _put_first(hidden, mean.astype(hidden.dtype), segment_ids, positions)
+
+
+def put_last_first(hidden: jax.Array, segment_ids: jax.Array, positions: jax.Array) -> jax.Array:
+    """hidden [B, S, D] with the state of the last token of each example at its first position, [CLS]."""
+    lengths = (segment_ids[:, :, None] == segment_ids[:, None, :]).sum(-1)
+    last = jnp.minimum(jnp.arange(hidden.shape[1]) + lengths - 1, hidden.shape[1] - 1)
+    return _put_first(hidden, gather_positions(hidden, last), segment_ids, positions)
+
+
+def _put_first(hidden: jax.Array, summary: jax.Array, segment_ids: jax.Array, positions: jax.Array) -> jax.Array:
+    first = (segment_ids > 0) & (positions == 0)
+    return jnp.where(first[..., None], summary, hidden)

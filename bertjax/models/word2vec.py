@@ -1,0 +1,129 @@
+"""word2vec (arXiv 1301.3781, 1310.4546): a table of input vectors and, for training, one of output vectors.
+
+B rows, S positions, D width, V vocabulary, G examples in a row.
+"""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from bertjax.config.schema.ladder_models import Word2VecConfig
+from bertjax.models.compute_options import ComputeOptions
+from bertjax.models.families import Family
+from bertjax.models.layers.modules import Initializer, out_sharding
+from bertjax.models.peft_options import PeftOptions
+from bertjax.models.task_heads import TASK_HEADS, TaskHeads, join_layers, put_mean_first
+from bertjax.models.vocab_parallel import embedding_lookup
+
+
+class Embed(nnx.Module):
+    def __init__(self, config: Word2VecConfig, init: Initializer, rngs: nnx.Rngs):
+        shape = (config.vocab_size, config.hidden_size)
+        self.embedding = nnx.Param(init(rngs.params(), shape, jnp.float32), **out_sharding("vocab", "embed"))
+
+
+def input_init(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    """Uniform in +-0.5 / D, as word2vec.c; output vectors begin at zero there."""
+    return jax.random.uniform(key, shape, dtype, -0.5 / shape[1], 0.5 / shape[1])
+
+
+class Word2Vec(nnx.Module):
+    """Input vectors and heads; all methods are pure. The only hidden states are the input vectors.
+
+    A classifier reads [CLS], whose vector is the same in all texts: `encode` puts the mean over the tokens of each
+    example there. `token_states` has every token's own.
+    """
+
+    def __init__(
+        self, config: Word2VecConfig, heads: tuple[str, ...], num_labels: int, compute: ComputeOptions, rngs: nnx.Rngs,
+        peft: PeftOptions = PeftOptions(),  # noqa: B008
+    ):  # fmt: skip
+        self.embeddings = nnx.Dict(word=Embed(config, input_init, rngs))
+        D, init, rate = config.hidden_size, nnx.initializers.normal(config.initializer_range), config.classifier_dropout
+        mixed = int(peft.feature_layers == "weighted")
+        self.heads = TaskHeads(D, heads, config.heads, num_labels, rate, init, compute, rngs, mixed)
+        if "context" in heads:
+            self.heads.context = Embed(config, nnx.initializers.zeros, rngs)
+        self.config, self.compute, self.feature_layers = config, compute, peft.feature_layers
+
+    def input_vectors(self, ids: jax.Array) -> jax.Array:
+        """int [B, N] -> float32 [B, N, D]."""
+        return embedding_lookup(self.embeddings["word"].embedding[...], ids)
+
+    def output_vectors(self, ids: jax.Array) -> jax.Array:
+        """int [B, N] -> float32 [B, N, D], with which input vectors are multiplied."""
+        return embedding_lookup(self.heads.context.embedding[...], ids)
+
+    def token_states(
+        self, input_ids: jax.Array, token_type_ids: jax.Array, segment_ids: jax.Array, positions: jax.Array, *,
+        packed: bool = False, key: jax.Array | None = None,
+    ) -> jax.Array:  # fmt: skip
+        """int [B, S] x 4 -> the input vectors [B, S, D]; only `input_ids` are read."""
+        return self.input_vectors(input_ids).astype(self.compute.dtype)
+
+    def encode(
+        self, input_ids: jax.Array, token_type_ids: jax.Array, segment_ids: jax.Array, positions: jax.Array, *,
+        packed: bool = False, key: jax.Array | None = None,
+    ) -> jax.Array:  # fmt: skip
+        """`token_states`, with the mean over the tokens of each example at its first position."""
+        if self.feature_layers:
+            return self.mix_layers(self.features(input_ids, token_type_ids, segment_ids, positions, packed=packed))
+        hidden = self.token_states(input_ids, token_type_ids, segment_ids, positions)
+        return put_mean_first(hidden, segment_ids, positions)
+
+    def features(
+        self, input_ids: jax.Array, token_type_ids: jax.Array, segment_ids: jax.Array, positions: jax.Array, *,
+        packed: bool = False,
+    ) -> jax.Array:  # fmt: skip
+        """int [B, S] x 4 -> what `mix_layers` reads, [B, S, D], or [B, S, N * D] of the N hidden states to mix."""
+        states = self.hidden_states(input_ids, token_type_ids, segment_ids, positions, packed=packed)
+        return join_layers(states, self.feature_layers)
+
+    def mix_layers(self, features: jax.Array) -> jax.Array:
+        """`features` of any number of positions -> what heads read, [B, S, D]."""
+        return self.heads.mix_layers(features)
+
+    def hidden_states(
+        self, input_ids: jax.Array, token_type_ids: jax.Array, segment_ids: jax.Array, positions: jax.Array, *,
+        packed: bool = False,
+    ) -> list[jax.Array]:  # fmt: skip
+        """int [B, S] x 4 -> [`encode`]."""
+        hidden = self.token_states(input_ids, token_type_ids, segment_ids, positions)
+        return [put_mean_first(hidden, segment_ids, positions)]
+
+    def qa_logits(self, hidden: jax.Array, key: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+        """-> start and end logits, float32 [B, S]."""
+        return self.heads.qa_logits(hidden)
+
+    def class_logits(self, hidden: jax.Array, cls_positions: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        """-> float32 [B, G, C]."""
+        return self.heads.class_logits(hidden, cls_positions, key)
+
+    def token_logits(self, hidden: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        """-> float32 [B, S, C]."""
+        return self.heads.token_logits(hidden, key)
+
+
+def find_heads(params: Mapping[str, Any]) -> tuple[str, ...]:
+    """The heads that {path: parameter} holds."""
+    inside = {path.split("/")[1] for path in params if path.startswith("heads/")}
+    return tuple(name for name in ("context", *TASK_HEADS) if name in inside)
+
+
+def row_flops(
+    model: Word2VecConfig, widths: Mapping[str, int], heads: Collection[str], groups: Collection[str], peft: PeftOptions
+) -> int:
+    """FLOPs of a training step for one row of S tokens: 6 products of D numbers a token, a target and five negatives,
+    forward and for both gradients. Look-ups, sums over windows and the outputs of tasks are not counted."""
+    return 3 * 6 * 2 * widths["input_ids"] * model.hidden_size if "context" in heads else 0
+
+
+WORD2VEC = Family(
+    build=Word2Vec,
+    find_heads=find_heads,
+    row_flops=row_flops,
+    encoder_inputs=lambda model: ("input_ids", "token_type_ids", "segment_ids", "positions"),
+)
