@@ -3,9 +3,20 @@
 import jax
 import jax.numpy as jnp
 
+from bertjax.config.schema.distillation import Distillation
 from bertjax.config.schema.training import TokenClassificationObjective
 from bertjax.models.bert.model import Bert
-from bertjax.objectives.base import Batch, LossTerm, Objective, cross_entropy, is_correct, weighted_sums
+from bertjax.objectives.base import (
+    Batch,
+    LossTerm,
+    Objective,
+    Outputs,
+    SoftTargets,
+    cross_entropy,
+    is_correct,
+    weighted_sums,
+)
+from bertjax.objectives.distillation import compare_logits
 from bertjax.objectives.registry import ObjectiveKind
 
 
@@ -22,15 +33,27 @@ def token_classification(config: TokenClassificationObjective, tasks: int) -> Ob
     def normalizers(batch: Batch) -> dict[str, jax.Array]:
         return {"tag": jnp.maximum(weights(batch).sum(), 1e-5)}
 
-    def losses(model: Bert, batch: Batch, key: jax.Array | None) -> dict[str, LossTerm]:
+    def outputs(model: Bert, batch: Batch, key: jax.Array | None) -> Outputs:
         keys = (None, None) if key is None else jax.random.split(key)
         fields = (batch[name] for name in ("input_ids", "token_type_ids", "segment_ids", "positions"))
         hidden = model.encode(*fields, packed=batch["cls_positions"].shape[1] > 1, key=keys[0])
-        logits, labels = model.token_logits(hidden, keys[1]), jnp.maximum(batch["token_labels"], 0)
+        return {"hidden": hidden, "token_classifier": model.token_logits(hidden, keys[1])}
+
+    def terms(found: Outputs, batch: Batch) -> dict[str, LossTerm]:
+        logits, labels = found["token_classifier"], jnp.maximum(batch["token_labels"], 0)
         loss = cross_entropy(logits, labels)
         return {"tag": weighted_sums(loss, is_correct(logits, labels), weights(batch), batch, tasks)}
 
-    return Objective(("token_classifier",), config.num_labels, {"tag": 1.0}, normalizers, losses)
+    def soft_targets(distillation: Distillation) -> SoftTargets:
+        def compare(mine: Outputs, theirs: Outputs, _: Batch) -> tuple[jax.Array, jax.Array]:
+            return compare_logits(mine["token_classifier"], theirs["token_classifier"], distillation.temperature)
+
+        return SoftTargets(("token_classifier",), outputs, terms, compare, weights)
+
+    losses = lambda model, batch, key: terms(outputs(model, batch, key), batch)  # noqa: E731
+    return Objective(
+        ("token_classifier",), config.num_labels, {"tag": 1.0}, normalizers, losses, soft_targets=soft_targets
+    )
 
 
 TOKEN_CLASSIFICATION = ObjectiveKind(token_classification)
