@@ -3,7 +3,6 @@
 The losses are those of transformers' research_projects/distillation (distiller.py, run_squad_w_distillation.py).
 """
 
-from collections.abc import Mapping
 from dataclasses import replace
 
 import jax
@@ -13,7 +12,7 @@ from bertjax.config.schema.distillation import Distillation
 from bertjax.errors import UserError
 from bertjax.models.pooling import unit_length
 from bertjax.models.registry import Module
-from bertjax.objectives.base import Batch, LossTerm, Objective, weighted_sums
+from bertjax.objectives.base import Batch, LossTerm, Objective, SoftTargets, weighted_sums
 
 PREFIX = "teacher/"  # of the batch fields that hold the teacher's outputs
 
@@ -25,9 +24,7 @@ def distill(objective: Objective, config: Distillation, tasks: int) -> Objective
     the share of predictions equal to the teacher's, that of `cosine` the mean cosine. Raises UserError for an objective
     that cannot be distilled.
     """
-    if objective.soft_targets is None:
-        raise UserError("the objective has no soft targets (Objective.soft_targets)")
-    soft = objective.soft_targets(config)
+    soft = soft_targets(objective, config)
     added = {"kd": config.kd_weight} | ({"cosine": config.cosine_weight} if config.cosine_weight else {})
 
     def normalizers(batch: Batch) -> dict[str, jax.Array]:
@@ -58,6 +55,13 @@ def distill(objective: Objective, config: Distillation, tasks: int) -> Objective
     )  # fmt: skip
 
 
+def soft_targets(objective: Objective, config: Distillation) -> SoftTargets:
+    """How an objective learns a teacher's outputs. Raises UserError for one that cannot be distilled."""
+    if objective.soft_targets is None:
+        raise UserError("the objective does not say how it learns from a teacher (Objective.soft_targets)")
+    return objective.soft_targets(config)
+
+
 def soft_cross_entropy(logits: jax.Array, teacher: jax.Array, temperature: float) -> jax.Array:
     """KL(softmax(teacher / T) || softmax(logits / T)) * T^2, logits [..., V] -> float32 [...].
 
@@ -83,5 +87,3 @@ def compare_logits(logits: jax.Array, teacher: jax.Array, temperature: float) ->
 def cosine(hidden: jax.Array, teacher: jax.Array) -> jax.Array:
     """The cosine of vectors [..., D] -> float32 [...]."""
     return (unit_length(hidden.astype(jnp.float32)) * unit_length(teacher.astype(jnp.float32))).sum(-1)
-
-

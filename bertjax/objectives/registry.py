@@ -7,7 +7,7 @@ from typing import Any
 from bertjax.config.schema import base
 from bertjax.config.schema.distillation import Distillation
 from bertjax.objectives.base import Objective
-from bertjax.objectives.distillation import distill
+from bertjax.objectives.distillation import distill, soft_targets
 
 
 @dataclass(frozen=True)
@@ -30,3 +30,8 @@ def build(section: base.Section, tasks: int = 1, distillation: Distillation | No
     """
     objective = record_of(section).make(section, tasks)
     return objective if distillation is None else distill(objective, distillation, tasks)
+
+
+def teacher_heads(section: base.Section, distillation: Distillation) -> tuple[str, ...]:
+    """The heads of a teacher that a distilled objective reads. Raises UserError as `build`."""
+    return soft_targets(record_of(section).make(section, 1), distillation).heads

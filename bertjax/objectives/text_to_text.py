@@ -45,9 +45,7 @@ def text_to_text(config: TextToTextObjective, tasks: int) -> Objective:
         return {"hidden": decoded, "lm": model.logits(decoded)}
 
     def terms(found: Outputs, batch: Batch) -> dict[str, LossTerm]:
-        trained, plain, right = target_losses(
-            found["lm"], batch["target_ids"], config.z_loss, config.label_smoothing
-        )
+        trained, plain, right = target_losses(found["lm"], batch["target_ids"], config.z_loss, config.label_smoothing)
         term = weighted_sums(plain, right, batch["target_weights"], batch, tasks)
         return {"target": replace(term, train_loss=(trained * weights(batch)).sum())}
 

@@ -82,6 +82,7 @@ def _stage_info(opened: StageProgram) -> dict[str, Any]:
         "episodes": opened.episodes,
         "trained_parameters": sum(x.size for x in opened.state.params.values()),
         "frozen_parameters": sum(x.size for x in opened.state.frozen.values()),
+        **({"teacher_parameters": _teacher_parameters(opened)} if opened.program.teacher else {}),
         "batch_size": stage.batch_size,
         "grad_accum": stage.grad_accum,
         "rows_per_device": stage.batch_size // shards,
@@ -90,6 +91,11 @@ def _stage_info(opened: StageProgram) -> dict[str, Any]:
         "positions_per_step": width * stage.batch_size,
         "notes": sharding_notes(opened),
     }
+
+
+def _teacher_parameters(opened: StageProgram) -> int:
+    teacher = opened.program.teacher
+    return sum(x.size for x in teacher.abstract_params().values()) if teacher else 0
 
 
 def _step(opened: StageProgram, outcome: CompileResult, target: Target) -> dict[str, Any]:
