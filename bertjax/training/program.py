@@ -29,6 +29,13 @@ from bertjax.training.freezing import parse_layer
 from bertjax.training.state import Params, TrainState
 
 
+class Teacher(NamedTuple):
+    """The model of a teacher, with the layers that its own training added."""
+
+    model: ModelConfig
+    peft: PeftOptions = PeftOptions()
+
+
 @dataclass(frozen=True)
 class TrainProgram:
     """Everything static about a stage."""
@@ -130,7 +137,7 @@ class TrainProgram:
         return batch_shards(self.mesh.shape, self.rules["batch"])
 
     def row_flops(self, fields: Fields, groups: Collection[str]) -> int:
-        """Model FLOPs of a training step for one row of a batch while `groups` train, with the teacher's forward pass."""
+        """Model FLOPs of a training step for one row while `groups` train, and of a teacher's forward pass."""
         parts = self.objective.sequences(fields)
         widths = {name: shape[0] // parts for name, (shape, _) in fields.items() if shape}
         widths = self.objective.row_widths(widths)
@@ -218,13 +225,6 @@ def stage_program(
     )
 
 
-class Teacher(NamedTuple):
-    """The model of a teacher, with the layers that its own training added."""
-
-    model: ModelConfig
-    peft: PeftOptions = PeftOptions()
-
-
 def _teacher_program(config: Config, stage: Stage, mesh: Mesh, teacher: Teacher) -> TrainProgram:
     """The teacher with the heads that the objective of a distilled stage reads, on the mesh of the stage."""
     run = config.run if isinstance(config.run.segments, str) else config.run.model_copy(update={"segments": "auto"})
@@ -284,7 +284,7 @@ def compute_options(config: Config, mesh: Mesh) -> ComputeOptions:
 
 
 class MeshJit:
-    """A jitted function that runs, and lowers, under its mesh and rules; `last`: its last arguments, always the same."""
+    """A jitted function that runs, and lowers, under its mesh and rules; `last`: arguments that are always the same."""
 
     def __init__(self, jitted: Any, mesh: Mesh, rules: Rules, last: tuple[Any, ...] = ()):
         self.jitted, self.mesh, self.rules, self.last = jitted, mesh, rules, last

@@ -11,8 +11,8 @@ class Distillation(Section):
     """A teacher whose outputs a stage learns besides its labels (arXiv 1503.02531, 1910.01108)."""
 
     teacher: AnyPath = Field(
-        description="A run, a checkpoint, a Hugging Face folder or a model on the Hub, of any size, with the tokenizer of "
-        "this run and the head that the objective reads."
+        description="A run, a checkpoint, a Hugging Face folder or a model on the Hub, of any size, with the tokenizer "
+        "of this run and the head that the objective reads."
     )
     temperature: PositiveFloat = Field(2.0, description="Divisor of both models' logits in the soft-target loss.")
     kd_weight: PositiveFloat = Field(

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from bertjax.config.loading.pretrained import read_model_fields
+from bertjax.config.loading.pretrained import read_model
 from bertjax.config.schema.distillation import find_source_problem
-from bertjax.config.schema.model import FAMILIES, ModelConfig
+from bertjax.config.schema.model import ModelConfig
 from bertjax.config.schema.run import Stage
 from bertjax.errors import UserError
 from bertjax.training.checkpoint.reader import CheckpointReader
@@ -28,8 +28,7 @@ def source_model(stage: Stage, folder: Path | None, checkpoints: CheckpointReade
     if checkpoints is not None:
         return checkpoints.config().model
     assert folder is not None, "the configuration is checked"
-    fields = read_model_fields(folder)
-    return FAMILIES[fields["family"]].model_validate(fields)
+    return read_model(folder)
 
 
 def select_layers(params: Mapping[str, Leaf], stage: Stage, source: Any, model: Any, where: str) -> Selected:

@@ -2,13 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 
-from bertjax.config.loading.pretrained import read_model_fields
-from bertjax.config.schema.model import FAMILIES, ModelConfig
+from bertjax.config.loading.pretrained import read_model
 from bertjax.config.schema.run import Config, Stage
 from bertjax.errors import UserError
 from bertjax.interop import hf_folder
@@ -26,18 +24,12 @@ from bertjax.training.state import Params
 from bertjax.training.untrained_heads import all_heads, label_head
 
 
-def teacher_model(name: str | Path) -> ModelConfig:
-    """The model section of a teacher, from its small files. Raises UserError."""
-    fields = read_model_fields(name)
-    return FAMILIES[fields["family"]].model_validate(fields)  # type: ignore[return-value]
-
-
 def planned_teacher(stage: Stage) -> Teacher | None:
     """The teacher of a stage for a plan, which needs its sizes alone. Raises UserError naming the option."""
     if stage.distillation is None:
         return None
     try:
-        return Teacher(teacher_model(stage.distillation.teacher))
+        return Teacher(read_model(stage.distillation.teacher))
     except UserError as error:
         raise _error(stage, error) from None
 
@@ -74,7 +66,7 @@ class TeacherFiles:
             assert place is not None, "the stage is distilled"
             self.place = place
             with pretrained.name_in_errors(place):
-                self.model = teacher_model(place.path)
+                self.model = read_model(place.path)
                 weights = (place.path / "config.json").is_file()
                 self.checkpoints = None if weights else CheckpointReader(find(place.path))
         except UserError as error:
