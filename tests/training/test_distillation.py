@@ -21,8 +21,6 @@ def distilled(
     make_program: Any, objective: Any, rule: Distillation, *, layers: int = 3, **options: Any
 ) -> TrainProgram:
     """A program of two layers with a teacher of `layers`, on the same mesh."""
-    from dataclasses import replace
-
     program = make_program(objective, **options)
     heads = registry.teacher_heads(objective, rule)
     model = program.model.model_copy(update={"num_hidden_layers": layers})
