@@ -35,12 +35,13 @@ class SoftTargets:
     """How an objective learns a teacher's outputs: its losses in two steps, so that both read outputs computed once.
 
     Attributes:
-        heads: of the teacher that `outputs` reads.
-        outputs: (model, batch, key) -> what the losses read of the model or of its teacher.
+        heads: of the teacher that are read.
+        outputs: (model, batch, key) -> what the losses read of the model.
         losses: (outputs of the model, batch) -> the objective's own terms.
         compare: (outputs, the teacher's outputs, batch) -> (losses [B, N], whether both predict the same [B, N]).
         weights: batch -> weights of these losses, float32 [B, N].
         tokens: batch -> weights of the hidden states, float32 [B, S].
+        teacher_outputs: (teacher, batch) -> what `compare` reads of it; None: `outputs` without a key.
         row_widths: {batch field: its first dimension} -> the same, as the teacher and the model compute them.
     """
 
@@ -50,6 +51,7 @@ class SoftTargets:
     compare: Callable[[Outputs, Outputs, Batch], tuple[jax.Array, jax.Array]]
     weights: Callable[[Batch], jax.Array]
     tokens: Callable[[Batch], jax.Array] = lambda batch: (batch["segment_ids"] > 0).astype(jnp.float32)
+    teacher_outputs: Callable[[Module, Batch], Outputs] | None = None
     row_widths: Callable[[dict[str, int]], dict[str, int]] = lambda widths: widths
 
 

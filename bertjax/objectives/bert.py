@@ -1,6 +1,6 @@
 """Objectives of encoders: masked language modelling with NSP, answer spans and classification."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 
 import jax
@@ -42,14 +42,16 @@ def mlm_nsp(config: MlmNspObjective, tasks: int) -> Objective:
         sums = {"mlm": batch["masked_weights"].sum() + 1e-5, "nsp": jnp.maximum(batch["nsp_weights"].sum(), 1e-5)}
         return {name: sums[name] for name in weights}
 
-    def outputs(model: Bert, batch: Batch, key: jax.Array | None, every: bool = False) -> Outputs:
+    def outputs(
+        model: Bert, batch: Batch, key: jax.Array | None, every: bool = False, heads: Collection[str] = weights
+    ) -> Outputs:
         """With `every`, the MLM logits of all positions, else of those to predict."""
         hidden = _encode(model, batch, key)
         found = {"hidden": hidden}
-        if "mlm" in weights:
+        if "mlm" in heads:
             places = jnp.broadcast_to(jnp.arange(hidden.shape[1]), hidden.shape[:2]) if every else None
             found["mlm"] = model.mlm_logits(hidden, batch["masked_positions"] if places is None else places)
-        if "nsp" in weights:
+        if "nsp" in heads:
             found["nsp"] = model.nsp_logits(hidden, batch["cls_positions"])
         return found
 
@@ -72,6 +74,7 @@ def mlm_nsp(config: MlmNspObjective, tasks: int) -> Objective:
         return SoftTargets(
             heads=("mlm",),
             outputs=lambda model, batch, key: outputs(model, batch, key, every),
+            teacher_outputs=lambda model, batch: outputs(model, batch, None, every, ("mlm",)),
             losses=lambda found, batch: terms(found, batch, every),
             compare=lambda mine, theirs, _: compare_logits(mine["mlm"], theirs["mlm"], distillation.temperature),
             weights=lambda batch: chosen(batch).astype(jnp.float32),

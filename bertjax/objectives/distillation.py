@@ -32,7 +32,7 @@ def distill(objective: Objective, config: Distillation, tasks: int) -> Objective
         return objective.normalizers(batch) | {name: jnp.maximum(sums[name], 1e-5) for name in added}
 
     def teach(model: Module, batch: Batch) -> dict[str, jax.Array]:
-        found = soft.outputs(model, batch, None)
+        found = soft.outputs(model, batch, None) if soft.teacher_outputs is None else soft.teacher_outputs(model, batch)
         return {f"{PREFIX}{name}": x for name, x in found.items() if name != "hidden" or "cosine" in added}
 
     def losses(model: Module, batch: Batch, key: jax.Array | None) -> dict[str, LossTerm]:

@@ -201,10 +201,13 @@ def test_a_mesh_changes_nothing(make_program, batches, single, mesh, accum):
 
 
 def test_micro_batches_on_a_mesh_change_nothing(make_program, batches):
-    """One device in one batch against eight with two micro-batches, without dropout, whose bits they would change."""
-    rule = Distillation(teacher="t")
-    alone, expected = train(distilled(make_program, MLM, rule, dropout=0.0), batches[:1])
-    program = distilled(make_program, MLM, rule, dropout=0.0, grad_accum=2, data=2, fsdp=2, tensor=2)
+    """One device in one batch against eight with two micro-batches, without dropout, whose bits they would change.
+
+    The model has a next-sentence head, its teacher none.
+    """
+    rule, both = Distillation(teacher="t"), MlmNspObjective(mlm_weight=2.0)
+    alone, expected = train(distilled(make_program, both, rule, dropout=0.0), batches[:1])
+    program = distilled(make_program, both, rule, dropout=0.0, grad_accum=2, data=2, fsdp=2, tensor=2)
     metrics, params = train(program, batches[:1])
     assert metrics[0] == pytest.approx(alone[0], abs=2e-5) and {"kd_loss", "cosine_loss", "mlm_loss"} <= set(metrics[0])
     for path, value in expected.items():

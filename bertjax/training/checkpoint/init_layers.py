@@ -65,4 +65,4 @@ def _is_absent(parts: list[str], model: Any) -> bool:
     """Whether a parameter belongs to a part that this model cannot have."""
     if parts[0] == "heads":
         return parts[1] not in (*model.heads, "pre_classifier")
-    return parts[:2] == ["embeddings", "token_type"] and not model.type_vocab_size
+    return parts[:2] == ["embeddings", "token_type"] and not getattr(model, "type_vocab_size", 0)

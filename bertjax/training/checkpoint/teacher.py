@@ -14,12 +14,12 @@ from bertjax.models import families
 from bertjax.models.peft_options import PeftOptions
 from bertjax.storage import pretrained
 from bertjax.training.checkpoint import adapters, warmstart
-from bertjax.training.checkpoint.label_mapping import InitClasses, StageLabels
+from bertjax.training.checkpoint.label_mapping import InitClasses, StageLabels, classifier_in
 from bertjax.training.checkpoint.locate import find
 from bertjax.training.checkpoint.reader import CheckpointReader
 from bertjax.training.checkpoint.stage_files import StageFiles
 from bertjax.training.program import Teacher, TrainProgram
-from bertjax.training.run_context import RunContext, is_multi_label
+from bertjax.training.run_context import RunContext
 from bertjax.training.state import Params
 from bertjax.training.untrained_heads import all_heads, label_head
 
@@ -66,9 +66,9 @@ class TeacherFiles:
             assert place is not None, "the stage is distilled"
             self.place = place
             with pretrained.name_in_errors(place):
-                self.model = read_model(place.path)
                 weights = (place.path / "config.json").is_file()
                 self.checkpoints = None if weights else CheckpointReader(find(place.path))
+                self.model = self.checkpoints.config().model if self.checkpoints else read_model(place.path)
         except UserError as error:
             raise _error(self.stage, error) from None
 
@@ -106,14 +106,9 @@ class TeacherFiles:
 
     def _classes(self) -> InitClasses | None:
         """Its classifier, if the objective reads one."""
-        if (head := label_head(self.stage.objective.heads)) is None:
+        if label_head(self.stage.objective.heads) is None:
             return None
-        if self.checkpoints is None:
-            found = hf_folder.read_classifier(self.place.path)
-            return found and InitClasses(found.outputs, found.names, str(self.place), head, found.multi_label)
-        meta = self.checkpoints.meta()
-        names = tuple(meta["labels"]) if meta.get("labels") else None
-        return InitClasses(meta["num_labels"], names, str(self.place), head, is_multi_label(meta))
+        return classifier_in(None if self.checkpoints else self.place.path, self.checkpoints, str(self.place))
 
     def check_tokenizer(self, ctx: RunContext) -> None:
         """Raise UserError for a teacher with another tokenizer."""
