@@ -66,7 +66,7 @@ def open_stage(ctx: RunContext, files: StageFiles, previous: StageLabels | None)
     teacher = None if stage.distillation is None or files.is_past else TeacherFiles(files)
     if teacher is not None:
         teacher.check_tokenizer(ctx)
-        teacher.check(stage_program(ctx.config, stage, ctx.mesh, 1, teacher=teacher.teacher))
+        teacher.check()
     batches, labels = open_data(
         files, ctx.tokenizer, previous, cache=ctx.prepared_dir, report=report, fingerprint=ctx.fingerprint
     )

@@ -31,6 +31,8 @@ class Distillation(Section):
 
     def find_problem(self, objective: Any) -> str | None:
         """Why a stage with this objective cannot have these options."""
+        if self.teacher in ("scratch", "previous", "best"):
+            return f"teacher: names a run, a checkpoint or a model, not {self.teacher}: give its path"
         if objective.kind != "mlm_nsp" and self.tokens != "all":
             return f"tokens: is for objective mlm_nsp, not {objective.kind}; leave it out"
         if objective.kind == "mlm_nsp" and objective.mlm_weight == 0:
