@@ -20,6 +20,7 @@ from bertjax.training import inputs, run_context, validate
 from bertjax.training.checkpoint import adapters, warmstart
 from bertjax.training.checkpoint.manager import CheckpointManager
 from bertjax.training.checkpoint.stage_files import run_stages
+from bertjax.training.checkpoint.teacher import load_teacher
 from bertjax.training.freezing import Episode
 from bertjax.training.run_context import RunContext
 from bertjax.training.stage_plan import StagePlan, open_stage
@@ -79,7 +80,8 @@ class StageProgram:
         `learning_rate`, and the loss and accuracy of each term of the objective. A batch is one of `batches`, or NumPy
         arrays of the same shapes (in one process).
         """
-        return jit_train_step(self.program, state)
+        teacher = load_teacher(self._ctx, self._plan.files, self.program)
+        return jit_train_step(self.program, state, teacher.params if teacher else None)
 
     def batches(self, start: int = 0, stop: int | None = None) -> Iterator[Batch]:
         """The batches of steps [start, stop), {name: array [batch_size, ...]} on the devices; read ahead by threads.

@@ -7,11 +7,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from bertjax.config.schema.distillation import Distillation
 from bertjax.models.registry import Module
 
 Batch = Mapping[str, jax.Array]
 FEATURES = "features"  # field of a batch with kept hidden states, see `encoder.features`
 ALL_POSITIONS = "all"
+Outputs = Mapping[str, jax.Array]  # of a model for a batch, with leading axis B: "hidden" [B, S, D] and logits
 
 
 @jax.tree_util.register_dataclass
@@ -31,6 +33,31 @@ class LossTerm:
 
 
 @dataclass(frozen=True)
+class SoftTargets:
+    """How an objective learns a teacher's outputs: its losses in two steps, so that both read outputs computed once.
+
+    Attributes:
+        heads: of the teacher that are read.
+        outputs: (model, batch, key) -> what the losses read of the model.
+        losses: (outputs of the model, batch) -> the objective's own terms.
+        compare: (outputs, the teacher's outputs, batch) -> (losses [B, N], whether both predict the same [B, N]).
+        weights: batch -> weights of these losses, float32 [B, N].
+        tokens: batch -> weights of the hidden states, float32 [B, S].
+        teacher_outputs: (teacher, batch) -> what `compare` reads of it; None: `outputs` without a key.
+        row_widths: {batch field: its first dimension} -> the same, as the teacher and the model compute them.
+    """
+
+    heads: tuple[str, ...]
+    outputs: Callable[[Module, Batch, jax.Array | None], Outputs]
+    losses: Callable[[Outputs, Batch], dict[str, LossTerm]]
+    compare: Callable[[Outputs, Outputs, Batch], tuple[jax.Array, jax.Array]]
+    weights: Callable[[Batch], jax.Array]
+    tokens: Callable[[Batch], jax.Array] = lambda batch: (batch["segment_ids"] > 0).astype(jnp.float32)
+    teacher_outputs: Callable[[Module, Batch], Outputs] | None = None
+    row_widths: Callable[[dict[str, int]], dict[str, int]] = lambda widths: widths
+
+
+@dataclass(frozen=True)
 class Objective:
     """An objective; `normalizers` maps a global batch to {name of a loss: divisor of its sum}."""
 
@@ -47,6 +74,12 @@ class Objective:
     sequences: Callable[[Mapping[str, Any]], int] = lambda fields: 1
     # (model, batch of B rows of T texts) -> the vectors of the texts, float32 [B, T, D], of sentence embeddings
     vectors: Callable[[Module, Batch], jax.Array] | None = None
+    # section -> how it learns a teacher's outputs; None: it cannot
+    soft_targets: Callable[[Distillation], SoftTargets] | None = None
+    # of a distilled one: (teacher, batch) -> fields that its `losses` read, each [B, ...], for the batch
+    teach: Callable[[Module, Batch], dict[str, jax.Array]] | None = None
+    # {batch field: its first dimension} -> the same, as the model computes them
+    row_widths: Callable[[dict[str, int]], dict[str, int]] = lambda widths: widths
 
     def total_loss(self, losses: Mapping[str, LossTerm], normalizers: Mapping[str, jax.Array]) -> jax.Array:
         sums = {name: t.loss if t.train_loss is None else t.train_loss for name, t in losses.items()}

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from bertjax.config.schema import base
+from bertjax.config.schema.distillation import Distillation
 from bertjax.objectives.base import Objective
+from bertjax.objectives.distillation import distill, soft_targets
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,15 @@ def record_of(section: base.Section) -> ObjectiveKind:
     return base.record_of(section, ObjectiveKind)
 
 
-def build(section: base.Section, tasks: int = 1) -> Objective:
-    """The objective of a stage whose batches are mixed from `tasks` tasks."""
-    return record_of(section).make(section, tasks)
+def build(section: base.Section, tasks: int = 1, distillation: Distillation | None = None) -> Objective:
+    """The objective of a stage whose batches are mixed from `tasks` tasks; with `distillation`, a distilled one.
+
+    Raises UserError for an objective that cannot be distilled.
+    """
+    objective = record_of(section).make(section, tasks)
+    return objective if distillation is None else distill(objective, distillation, tasks)
+
+
+def teacher_heads(section: base.Section, distillation: Distillation) -> tuple[str, ...]:
+    """The heads of a teacher that a distilled objective reads. Raises UserError as `build`."""
+    return soft_targets(record_of(section).make(section, 1), distillation).heads

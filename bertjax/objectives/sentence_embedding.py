@@ -12,7 +12,17 @@ import jax.numpy as jnp
 from bertjax.config.schema.training import SentenceEmbeddingObjective
 from bertjax.models.bert.model import Bert
 from bertjax.models.pooling import Pooling, pool, unit_length
-from bertjax.objectives.base import Batch, LossTerm, Objective, cross_entropy, is_correct, weighted_sums
+from bertjax.objectives.base import (
+    Batch,
+    LossTerm,
+    Objective,
+    Outputs,
+    SoftTargets,
+    cross_entropy,
+    is_correct,
+    weighted_sums,
+)
+from bertjax.objectives.distillation import cosine
 from bertjax.objectives.registry import ObjectiveKind
 from bertjax.parallel.sharding import all_gather_rows, shard_index
 
@@ -23,11 +33,19 @@ def text_vectors(
     model: Bert, batch: Batch, pooling: Pooling, normalize: bool, key: jax.Array | None = None
 ) -> jax.Array:
     """The vectors of all texts of a batch of `text_pairs` rows -> float32 [B, T, D]."""
+    return encode_texts(model, batch, pooling, normalize, key)["vectors"]
+
+
+def encode_texts(
+    model: Bert, batch: Batch, pooling: Pooling, normalize: bool, key: jax.Array | None = None
+) -> dict[str, jax.Array]:
+    """-> {"hidden": the last layer [B, S, D] of rows of all their texts, "vectors": float32 [B, T, D]}."""
     rows, texts = batch["text_starts"].shape
     fields = {name: batch[name].reshape(rows * texts, -1) for name in ("input_ids", "token_type_ids", "positions")}
     segments = jnp.minimum(batch["segment_ids"].reshape(rows * texts, -1), 1)
     hidden = model.encode(fields["input_ids"], fields["token_type_ids"], segments, fields["positions"], key=key)
-    return pool(hidden, segments, pooling, normalize).reshape(rows, texts, -1)
+    vectors = pool(hidden, segments, pooling, normalize).reshape(rows, texts, -1)
+    return {"hidden": hidden.reshape(rows, -1, hidden.shape[-1]), "vectors": vectors}
 
 
 def sentence_embedding(config: SentenceEmbeddingObjective, tasks: int) -> Objective:
@@ -39,8 +57,11 @@ def sentence_embedding(config: SentenceEmbeddingObjective, tasks: int) -> Object
     def normalizers(batch: Batch) -> dict[str, jax.Array]:
         return {"pair": jnp.maximum(batch["pair_weights"].sum(), 1e-5)}
 
-    def losses(model: Bert, batch: Batch, key: jax.Array | None) -> dict[str, LossTerm]:
-        vectors = text_vectors(model, batch, config.pooling, config.normalize, key)
+    def outputs(model: Bert, batch: Batch, key: jax.Array | None) -> Outputs:
+        return encode_texts(model, batch, config.pooling, config.normalize, key)
+
+    def terms(found: Outputs, batch: Batch) -> dict[str, LossTerm]:
+        vectors = found["vectors"]
         if config.loss == "triplet":
             loss, right = triplet(vectors, config.distance, config.triplet_margin)
         elif config.loss == "cosine_similarity":
@@ -54,7 +75,22 @@ def sentence_embedding(config: SentenceEmbeddingObjective, tasks: int) -> Object
     def vectors(model: Bert, batch: Batch) -> jax.Array:
         return text_vectors(model, batch, config.pooling, config.normalize)
 
-    return Objective((), 2, {"pair": 1.0}, normalizers, losses, sequences=_texts_per_row, vectors=vectors)
+    losses = lambda model, batch, key: terms(outputs(model, batch, key), batch)  # noqa: E731
+    return Objective(
+        (), 2, {"pair": 1.0}, normalizers, losses, sequences=_texts_per_row, vectors=vectors,
+        soft_targets=lambda _: SoftTargets((), outputs, terms, _compare_vectors, _text_weights),
+    )  # fmt: skip
+
+
+def _compare_vectors(mine: Outputs, theirs: Outputs, _: Batch) -> tuple[jax.Array, jax.Array]:
+    """The mean squared error of each text's vector (MSELoss of sentence-transformers), and whether cosines are near."""
+    error = ((mine["vectors"] - theirs["vectors"]) ** 2).mean(-1)
+    return error, 1 - cosine(mine["vectors"], theirs["vectors"]) <= NEAR
+
+
+def _text_weights(batch: Batch) -> jax.Array:
+    """float32 [B, T]: 0 for rows after the end of the data."""
+    return jnp.broadcast_to(batch["pair_weights"], batch["text_starts"].shape).astype(jnp.float32)
 
 
 def _texts_per_row(fields: Mapping[str, Any]) -> int:

@@ -17,6 +17,7 @@ from bertjax.errors import UserError
 from bertjax.parallel.mesh import make_mesh
 from bertjax.progress import reporter
 from bertjax.training import freezing, rates, stage_plan, validate
+from bertjax.training.checkpoint.teacher import planned_teacher
 from bertjax.training.program import TrainProgram, stage_program
 from bertjax.training.run_context import RunContext
 from bertjax.training.state import TrainState
@@ -75,7 +76,7 @@ def build_stage_program(
     """
     validate.check_kinds(config, stage)
     ctx = RunContext(config, Path(), make_mesh(config.mesh, devices), dummy_tokenizer(config))
-    program = stage_program(config, stage, ctx.mesh, stage.steps or DEFAULT_STEPS)
+    program = stage_program(config, stage, ctx.mesh, stage.steps or DEFAULT_STEPS, teacher=planned_teacher(stage))
     stage_plan.check_batch(stage, program)
     groups = freezing.param_groups(program.abstract_params())
     plan = freezing.episodes(stage.trainable, groups, program.steps)

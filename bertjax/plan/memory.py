@@ -42,7 +42,10 @@ def shard_bytes(arrays: Iterable[Any]) -> int:
 
 
 def parameter_bytes(opened: StageProgram) -> int:
-    return shard_bytes([*opened.state.params.values(), *opened.state.frozen.values()])
+    """Of the model, and of the teacher of a distilled stage."""
+    teacher = opened.program.teacher
+    taught = teacher.abstract_params().values() if teacher else ()
+    return shard_bytes([*opened.state.params.values(), *opened.state.frozen.values(), *taught])
 
 
 def optimizer_bytes(opened: StageProgram) -> int:

@@ -51,11 +51,12 @@ def stage_lines(stage: dict[str, Any]) -> list[str]:
     accum = f" in {stage['grad_accum']} micro-batches" if stage["grad_accum"] > 1 else ""
     episode = f", episode {stage['episode']} of 0..{stage['episodes'] - 1}" if stage["episodes"] > 1 else ""
     frozen = f" ({stage['frozen_parameters']:,} frozen)" if stage["frozen_parameters"] else ""
+    teacher = f", teacher of {stage['teacher_parameters']:,}" if "teacher_parameters" in stage else ""
     remat = f", remat {stage['remat']}" if stage["remat"] != "none" else ""
     unit = stage["batch_sizes_in_steps_of"]
     lines = [
         f"stage {stage['stage']}{episode}: {stage['objective']}, mesh {format_mesh(stage['mesh'])}{remat}",
-        f"  trains {stage['trained_parameters']:,} parameters{frozen}",
+        f"  trains {stage['trained_parameters']:,} parameters{frozen}{teacher}",
         f"  {stage['batch_size']} rows of {stage['positions_per_row']} positions per step{accum}; "
         f"{stage['rows_per_device']} on each device (batch_size: any multiple of {unit})",
         *_memory(stage),

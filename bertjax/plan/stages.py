@@ -86,6 +86,7 @@ def _stage_info(opened: StageProgram) -> dict[str, Any]:
         "episodes": opened.episodes,
         "trained_parameters": sum(x.size for x in opened.state.params.values()),
         "frozen_parameters": sum(x.size for x in opened.state.frozen.values()),
+        **({"teacher_parameters": _teacher_parameters(opened)} if opened.program.teacher else {}),
         "batch_size": stage.batch_size,
         "grad_accum": stage.grad_accum,
         "rows_per_device": stage.batch_size // shards,
@@ -103,6 +104,11 @@ def _feature_notes(opened: StageProgram) -> list[str]:
     shape, dtype = feature_field(opened.program, opened.fields)
     kept = f"{size(math.prod(shape) * dtype.itemsize)} a row in each host's memory"
     return [f"this step encodes its rows; one that reads cached features ({kept}) is faster and smaller"]
+
+
+def _teacher_parameters(opened: StageProgram) -> int:
+    teacher = opened.program.teacher
+    return sum(x.size for x in teacher.abstract_params().values()) if teacher else 0
 
 
 def _step(opened: StageProgram, outcome: CompileResult, target: Target) -> dict[str, Any]:

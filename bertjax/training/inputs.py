@@ -19,6 +19,7 @@ from bertjax.storage.files import UNSUPPORTED, UNSUPPORTED_SUFFIXES, expand_glob
 from bertjax.storage.pretrained import hub_name
 from bertjax.training import preflight
 from bertjax.training.checkpoint.stage_files import StageFiles, run_stages
+from bertjax.training.checkpoint.teacher import TeacherFiles
 from bertjax.training.run_context import load_tokenizer
 
 
@@ -38,6 +39,7 @@ def check_run(stages: Sequence[StageFiles]) -> Checked:
     begun = [files.has_begun for files in stages]
     to_do = config.stages[max((i for i, has_begun in enumerate(begun) if has_begun), default=0) :]
     starts = _init_sources(files for files, has_begun in zip(stages, begun, strict=True) if not has_begun)
+    starts = [*starts, *_teachers(files for files in stages if not files.is_past)]
     problems = [*_run_dir(config.run_dir), *_prepared_dir(config), *starts, *_data(config, base)]
     problems += _evaluations(to_do, base)
     begun_stages = {files.index for files, has_begun in zip(stages, begun, strict=True) if has_begun}
@@ -190,6 +192,16 @@ def _init_sources(stages: Iterable[StageFiles]) -> Iterator[str]:
             _ = files.init_checkpoints
         except UserError as error:
             yield f"stages.{files.stage.name}.init_from: {error}"
+
+
+def _teachers(stages: Iterable[StageFiles]) -> Iterator[str]:
+    """Check that the teachers are there; `stage_plan` checks that they fit."""
+    for files in stages:
+        if files.stage.distillation is not None:
+            try:
+                TeacherFiles(files)
+            except UserError as error:
+                yield str(error)
 
 
 def _run_dir(run_dir: Path) -> Iterator[str]:

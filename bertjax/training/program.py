@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,13 @@ from bertjax.training.freezing import parse_layer
 from bertjax.training.state import Params, TrainState
 
 
+class Teacher(NamedTuple):
+    """The model of a teacher, with the layers that its own training added."""
+
+    model: ModelConfig
+    peft: PeftOptions = PeftOptions()
+
+
 @dataclass(frozen=True)
 class TrainProgram:
     """Everything static about a stage."""
@@ -47,6 +54,7 @@ class TrainProgram:
     num_labels: int | None = None  # outputs of a classifier; default: the objective's
     multi_label: bool | None = None  # whether a text may have several of its labels; default: as the objective says
     episodes: tuple[tuple[int, int], ...] = ()  # steps of each episode, for schedules that restart
+    teacher: "TrainProgram | None" = None  # of a distilled stage: the model that gives soft targets, never trained
 
     @property
     def num_classes(self) -> int:
@@ -110,6 +118,7 @@ class TrainProgram:
         inner = [axes for name, axes in self.rules.items() if name not in ("batch", "embed")]
         plain = batch == RULES["batch"] and not any(set(batch) & set(axes) for axes in inner)
         plain = plain and self.compute.dropout_rng == "hash" and self._divides_evenly()
+        plain = plain and (self.teacher is None or self.teacher._divides_evenly())
         return tuple(a for a in batch if size[a] > 1) if gains and plain else ()
 
     def _divides_evenly(self) -> bool:
@@ -128,10 +137,15 @@ class TrainProgram:
         return batch_shards(self.mesh.shape, self.rules["batch"])
 
     def row_flops(self, fields: Fields, groups: Collection[str]) -> int:
-        """Model FLOPs of a training step for one row of a batch while `groups` train."""
+        """Model FLOPs of a training step for one row while `groups` train, and of a teacher's forward pass."""
         parts = self.objective.sequences(fields)
         widths = {name: shape[0] // parts for name, (shape, _) in fields.items() if shape}
-        return parts * families.record_of(self.model).row_flops(self.model, widths, self.heads, groups, self.peft)
+        widths = self.objective.row_widths(widths)
+        flops = parts * families.record_of(self.model).row_flops(self.model, widths, self.heads, groups, self.peft)
+        if self.teacher is None:
+            return flops
+        forward = families.record_of(self.teacher.model).row_flops
+        return flops + parts * forward(self.teacher.model, widths, self.teacher.heads, (), PeftOptions())
 
     def constrain_grads(self, grads: Params) -> Params:
         """Constrain gradients to the shardings of their parameters, so that each device keeps only its part."""
@@ -185,12 +199,16 @@ class TrainProgram:
 
 def stage_program(
     config: Config, stage: Stage, mesh: Mesh, steps: int, *, heads: tuple[str, ...] | None = None,
-    num_labels: int | None = None, multi_label: bool | None = None,
+    num_labels: int | None = None, multi_label: bool | None = None, teacher: Teacher | None = None,
 ) -> TrainProgram:  # fmt: skip
-    """The program of a stage; `heads`, `num_labels` and `multi_label` of a checkpoint (default: the objective's)."""
+    """The program of a stage; `heads`, `num_labels` and `multi_label` of a checkpoint (default: the objective's).
+
+    Without a `teacher` the program of a distilled stage has the losses of the labels alone, as evaluations need.
+    """
     tasks = len(config.stage_tasks(stage))
-    objective = objectives.build(stage.objective, tasks)
+    objective = objectives.build(stage.objective, tasks, stage.distillation if teacher else None)
     return TrainProgram(
+        teacher=_teacher_program(config, stage, mesh, teacher) if teacher else None,
         model=config.model,
         objective=objective,
         heads=objective.heads if heads is None else heads,
@@ -205,6 +223,15 @@ def stage_program(
         mesh=mesh,
         rules=merge_rules(config.mesh.rules),
     )
+
+
+def _teacher_program(config: Config, stage: Stage, mesh: Mesh, teacher: Teacher) -> TrainProgram:
+    """The teacher with the heads that the objective of a distilled stage reads, on the mesh of the stage."""
+    run = config.run if isinstance(config.run.segments, str) else config.run.model_copy(update={"segments": "auto"})
+    alone = stage.model_copy(update={"distillation": None})
+    made = config.model_copy(update={"model": teacher.model, "run": run, "stages": [alone]})
+    heads = objectives.teacher_heads(stage.objective, stage.distillation)
+    return replace(stage_program(made, alone, mesh, 1, heads=heads), peft=teacher.peft)
 
 
 def peft_options(trainable: Trainable) -> PeftOptions:
@@ -257,15 +284,15 @@ def compute_options(config: Config, mesh: Mesh) -> ComputeOptions:
 
 
 class MeshJit:
-    """A jitted function that runs, and lowers, under its mesh and rules."""
+    """A jitted function that runs, and lowers, under its mesh and rules; `last`: arguments that are always the same."""
 
-    def __init__(self, jitted: Any, mesh: Mesh, rules: Rules):
-        self.jitted, self.mesh, self.rules = jitted, mesh, rules
+    def __init__(self, jitted: Any, mesh: Mesh, rules: Rules, last: tuple[Any, ...] = ()):
+        self.jitted, self.mesh, self.rules, self.last = jitted, mesh, rules, last
 
     def __call__(self, *args: Any) -> Any:
         with sharding.use_mesh_and_rules(self.mesh, self.rules):
-            return self.jitted(*args)
+            return self.jitted(*args, *self.last)
 
     def lower(self, *args: Any) -> Any:
         with sharding.use_mesh_and_rules(self.mesh, self.rules):
-            return self.jitted.lower(*args)
+            return self.jitted.lower(*args, *self.last)

@@ -22,6 +22,7 @@ from bertjax.training import freezing, run_context
 from bertjax.training.checkpoint import adapters, warmstart
 from bertjax.training.checkpoint.layout import PENDING_EVAL, has_pending_eval, num_bytes
 from bertjax.training.checkpoint.manager import CheckpointManager
+from bertjax.training.checkpoint.teacher import LoadedTeacher, load_teacher
 from bertjax.training.feature_cache import cache as feature_cache
 from bertjax.training.feature_cache.memory import find_obstacle, wants_cache
 from bertjax.training.monitor.callbacks import Callbacks
@@ -86,6 +87,7 @@ class StageRunner:
         self.checkpoint_bytes = 0  # of the last checkpoint
         self.pending_eval = False  # the restored step was saved before its evaluations had ended
         self.untrained = UntrainedHeads()
+        self.teacher: LoadedTeacher | None = None  # of a distilled stage
         self.unlogged: dict[str, Any] | None = None  # what the meter had not logged at the restored step
 
     def run(self) -> None:
@@ -99,6 +101,7 @@ class StageRunner:
                 self.stop.may_exit("restoring or making the parameters"),
                 reporter.task(f"{self.name}: making or restoring the parameters", finish=False),
             ):
+                self.teacher = load_teacher(self.ctx, self.plan.files, self.program)
                 state = self.init_or_restore()
             start = int(state.step)
             self.monitor.goodput_log.start_stage(self.index, start)
@@ -146,7 +149,7 @@ class StageRunner:
             text = model_summary(params, self.program.param_shardings(), groups, factors)
             text += summary_line(self.untrained.params) if self.untrained.params else ""
             atomic.write_text_atomic(self.ctx.config.run_dir / "model.txt", text)
-        self.event(0, "start", init="; ".join(lines))
+        self.event(0, "start", init="; ".join([*lines, *([self.teacher.line] if self.teacher else [])]))
         return state
 
     def restore(self, key: jax.Array) -> tuple[TrainState, int]:
@@ -164,6 +167,8 @@ class StageRunner:
 
         step, tree, meta = self.checkpoints.restore(abstract)
         check_sources(self.ctx, self.plan, meta["sources"], self.checkpoints.folder, step)
+        if self.teacher is not None:
+            self.teacher.check_same(self.stage, meta)
         self.pretrained = meta.get("pretrained")
         for line in run_context.plugin_changes(self.ctx.config, meta):
             self.tracker.note(line)
@@ -252,7 +257,7 @@ class StageRunner:
         trained = sum(x.size for x in state.params.values())
         self.event(int(state.step), "episode", episode=number, groups=list(groups), trainable_parameters=trained)
         meter.start_episode(number, trained, tuple(state.opt_state))
-        return state, jit_train_step(self.program, state)
+        return state, jit_train_step(self.program, state, self.teacher.params if self.teacher else None)
 
     @contextmanager
     def compile_phase(self, doing: str) -> Iterator[None]:
@@ -358,6 +363,7 @@ class StageRunner:
         """The meta data of a step's checkpoint."""
         about = self.plan.checkpoint_facts(self.untrained, self.base, self.pretrained)
         about |= {**self.stop_rule.meta, "unlogged": meter.unlogged()}
+        about |= {"teacher": self.teacher.record} if self.teacher else {}
         return run_context.checkpoint_meta(self.ctx, self.program, self.index, step) | about
 
     def end_steps(self) -> None:

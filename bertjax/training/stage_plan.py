@@ -23,6 +23,7 @@ from bertjax.training import freezing, rates
 from bertjax.training.checkpoint import label_mapping
 from bertjax.training.checkpoint.label_mapping import StageLabels
 from bertjax.training.checkpoint.stage_files import StageFiles
+from bertjax.training.checkpoint.teacher import TeacherFiles
 from bertjax.training.program import TrainProgram, stage_program
 from bertjax.training.run_context import MULTI_LABEL, RunContext
 from bertjax.training.untrained_heads import UntrainedHeads, label_head
@@ -62,11 +63,20 @@ def open_stage(ctx: RunContext, files: StageFiles, previous: StageLabels | None)
     """Prepare the data of a stage and check its batch, mesh and episodes; `previous`: labels of the previous stage."""
     stage = files.stage
     report: ReportFn = reporter.result if primary.is_primary() else lambda line: None
+    teacher = None if stage.distillation is None or files.is_past else TeacherFiles(files)
+    if teacher is not None:
+        teacher.check_tokenizer(ctx)
+        teacher.check()
     batches, labels = open_data(
         files, ctx.tokenizer, previous, cache=ctx.prepared_dir, report=report, fingerprint=ctx.fingerprint
     )
     steps = batches.steps(stage)
-    program = stage_program(ctx.config, _weighted(stage, batches, labels, report), ctx.mesh, steps)
+    if teacher is not None:
+        teacher.check_labels(labels)
+    program = stage_program(
+        ctx.config, _weighted(stage, batches, labels, report), ctx.mesh, steps,
+        teacher=teacher.teacher if teacher else None,
+    )  # fmt: skip
     check_batch(stage, program)
     groups = freezing.param_groups(program.abstract_params())
     plan = freezing.episodes(stage.trainable, groups, steps)

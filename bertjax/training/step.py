@@ -20,18 +20,25 @@ Metrics = dict[str, jax.Array]
 
 
 def jit_train_step(
-    program: TrainProgram, like: TrainState
+    program: TrainProgram, like: TrainState, teacher: Params | None = None
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """Jit the step for states shaped like `like` (one per episode); the state is donated."""
+    """Jit the step for states shaped like `like` (one per episode); the state is donated.
+
+    teacher: the parameters of `program.teacher` in their shards; without them the step can only be lowered.
+    """
     shardings = training_state.shardings(like, program.param_shardings(), program.mesh)
     split = program.split_segments(like)
+    last: tuple[Any, ...] = ()
+    where: tuple[Any, ...] = ()
+    if program.teacher is not None:
+        last, where = (teacher or program.teacher.abstract_params(),), (program.teacher.param_shardings(),)
     jitted = jax.jit(
-        lambda state, batch: train_step(split, state, batch),
-        in_shardings=(shardings, program.batch_sharding()),
+        lambda state, batch, *last: train_step(split, state, batch, *last),
+        in_shardings=(shardings, program.batch_sharding(), *where),
         out_shardings=(shardings, None),
         donate_argnums=0,
     )
-    return MeshJit(jitted, program.mesh, program.rules)
+    return MeshJit(jitted, program.mesh, program.rules, last)
 
 
 def jit_eval_step(program: TrainProgram) -> Callable[[Params, Batch], dict[str, LossTerm]]:
@@ -41,10 +48,12 @@ def jit_eval_step(program: TrainProgram) -> Callable[[Params, Batch], dict[str, 
     return MeshJit(jitted, program.mesh, program.rules)
 
 
-def train_step(program: TrainProgram, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+def train_step(
+    program: TrainProgram, state: TrainState, batch: Batch, teacher: Params | None = None
+) -> tuple[TrainState, Metrics]:
     """One optimizer step on a global batch (arrays [B, ...]); a non-finite one changes only `nonfinite_steps`."""
     rate = optimizers.restarting_schedule(program.optimizer, program.steps, program.episodes)(state.step)
-    grads, terms, loss = compute_gradients(program, state, batch)
+    grads, terms, loss = compute_gradients(program, state, batch, teacher)
     param_shardings = program.param_shardings()
     grads = {path: jax.lax.with_sharding_constraint(g, param_shardings[path]) for path, g in grads.items()}
     grads, norm = optimizers.clip_by_global_norm(grads, program.optimizer.clip_norm)
@@ -80,17 +89,21 @@ def loss_metrics(terms: Mapping[str, LossTerm]) -> Metrics:
 
 
 def compute_gradients(
-    program: TrainProgram, state: TrainState, batch: Batch
+    program: TrainProgram, state: TrainState, batch: Batch, teacher: Params | None = None
 ) -> tuple[Params, dict[str, LossTerm], jax.Array]:
     """-> (gradients of the trained parameters, summed terms, loss), summed here along `program.manual_axes`."""
+    teacher = teacher or {}
     normalizers = program.objective.normalizers(batch)
     key = jax.random.fold_in(state.key, state.step)
     axes = program.manual_axes
     if not axes:
-        return accumulate_gradients(program, state.params, state.frozen, batch, normalizers, key)
-    where = {
-        path: P(*(_restrict_axes(entry, axes) for entry in s.spec)) for path, s in program.param_shardings().items()
-    }
+        return accumulate_gradients(program, state.params, state.frozen, teacher, batch, normalizers, key)
+
+    def manual_specs(one: TrainProgram) -> dict[str, P]:
+        shardings = one.param_shardings()
+        return {path: P(*(_restrict_axes(entry, axes) for entry in s.spec)) for path, s in shardings.items()}
+
+    where, taught = manual_specs(program), manual_specs(program.teacher) if program.teacher else {}
     names = program.logical_axes()
     trainable, frozen = ({path: where[path] for path in part} for part in (state.params, state.frozen))
 
@@ -104,10 +117,14 @@ def compute_gradients(
         return sums, terms, loss
 
     run = jax.shard_map(
-        per_shard, mesh=program.mesh, in_specs=(trainable, frozen, P(axes), P(), P()), out_specs=(trainable, P(), P()),
-        axis_names={*axes, *(a for a, size in program.mesh.shape.items() if size == 1)}, check_vma=False,
-    )  # fmt: skip
-    return run(state.params, state.frozen, batch, normalizers, key)
+        per_shard,
+        mesh=program.mesh,
+        in_specs=(trainable, frozen, taught, P(axes), P(), P()),
+        out_specs=(trainable, P(), P()),
+        axis_names={*axes, *(a for a, size in program.mesh.shape.items() if size == 1)},
+        check_vma=False,
+    )
+    return run(state.params, state.frozen, teacher, batch, normalizers, key)
 
 
 def _restrict_axes(entry: Any, axes: tuple[str, ...]) -> tuple[str, ...] | None:
@@ -120,20 +137,29 @@ def accumulate_gradients(
     program: TrainProgram,
     params: Params,
     frozen: Params,
+    teacher: Params,
     batch: Batch,
     normalizers: Mapping[str, jax.Array],
     key: jax.Array,
 ) -> tuple[Params, dict[str, LossTerm], jax.Array]:
     """`compute_gradients` of a batch or one shard of it; `normalizers` of the full batch make micro-batches add up.
 
-    Row i goes to micro-batch i mod N, so that every device splits its own rows.
+    Row i goes to micro-batch i mod N, so that every device splits its own rows. A teacher reads each micro-batch,
+    without dropout and outside the gradient: its logits of a global batch may be larger than all parameters.
     """
 
     def loss_fn(params: Params, micro: Batch, key: jax.Array) -> tuple[jax.Array, dict[str, LossTerm]]:
         terms = program.objective.losses(program.build_model({**frozen, **params}), micro, key)
         return program.objective.total_loss(terms, normalizers), terms
 
-    grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+    differentiate = jax.value_and_grad(loss_fn, has_aux=True)
+
+    def grad_fn(params: Params, micro: Batch, key: jax.Array) -> Any:
+        if program.teacher is not None and program.objective.teach is not None:
+            taught = program.objective.teach(program.teacher.build_model(teacher), micro)
+            micro = {**micro, **jax.lax.stop_gradient(taught)}
+        return differentiate(params, micro, key)
+
     n = program.grad_accum
     if n == 1:
         (loss, terms), grads = grad_fn(params, batch, key)

@@ -6,6 +6,7 @@ from bertjax.config.loading.load import identity_diff, load_saved
 from bertjax.config.schema.evaluation import Evaluation
 from bertjax.config.schema.run import Config, Stage
 from bertjax.errors import BertjaxError, UserError
+from bertjax.objectives import registry as objectives
 from bertjax.parallel.mesh import make_mesh
 from bertjax.parallel.mesh_shape import merge_rules
 from bertjax.training import preflight
@@ -37,6 +38,11 @@ def check_kinds(config: Config, stage: Stage) -> None:
     """Raise UserError when the rows or evaluations of a stage do not fit its objective."""
     objective = stage.objective
     head = f"stage '{stage.name}': objective {objective.kind}"
+    if stage.distillation is not None:
+        try:
+            objectives.build(objective, distillation=stage.distillation)
+        except UserError as error:
+            raise UserError(f"{head}: distillation: {error}") from None
     for name, task in config.stage_tasks(stage).items():
         kind = task.preprocess.kind
         if kind not in objective.preprocess:

@@ -48,6 +48,11 @@ def input_paths(config: Config) -> Iterator[tuple[str, str]]:
     """Yield (key, path or glob as written) for all files and folders that a run reads, without models on the Hub."""
     models = [("tokenizer.path", config.tokenizer.path)]
     models += [(f"stages.{stage.name}.init_from", stage.init_from) for stage in config.stages]
+    models += [
+        (f"stages.{stage.name}.distillation.teacher", stage.distillation.teacher)
+        for stage in config.stages
+        if stage.distillation is not None
+    ]
     for key, name in models:
         is_path = name is not None and (hub_name(name) is None or name.startswith(f"{config.run.root}/"))
         if is_path and name not in ("scratch", "previous", "best"):

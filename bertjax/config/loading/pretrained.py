@@ -7,11 +7,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from bertjax.config.huggingface.fields import read_fields
 from bertjax.config.loading import yaml_reader
 from bertjax.config.loading.step_meta import is_checkpoint_step, list_steps, read_meta
 from bertjax.config.loading.yaml_reader import Node, to_nodes, to_plain
-from bertjax.config.schema.model import FAMILIES
+from bertjax.config.schema.model import FAMILIES, ModelConfig
 from bertjax.errors import StorageError, UserError
 from bertjax.storage import pretrained, remote
 from bertjax.storage.locations import path_problem
@@ -102,6 +104,16 @@ def read_model_fields(name: str | Path) -> dict[str, Any]:
     place = pretrained.locate(name, weights=False)
     with pretrained.name_in_errors(place):
         return _read_folder(place.path)
+
+
+def read_model(name: str | Path) -> ModelConfig:
+    """The model section of a pretrained model, as `read_model_fields` finds it. Raises UserError."""
+    fields = read_model_fields(name)
+    try:
+        return FAMILIES[fields["family"]].model_validate(fields)  # type: ignore[return-value]
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(f"{name}: model.{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
 
 
 def _read_folder(folder: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from bertjax.config.schema.base import AnyPath, LocalPath, Name, NonNegative, Positive, PositiveFloat, Section
 from bertjax.config.schema.data import Data, Mixture, Task, Tokenizer, WordPieceConfig
+from bertjax.config.schema.distillation import Distillation, find_stage_problem
 from bertjax.config.schema.evaluation import EarlyStopping, Evaluation
 from bertjax.config.schema.ladder import Ladder
 from bertjax.config.schema.model import BertConfig, Model, find_tokenizer_problem
@@ -39,6 +40,18 @@ class Stage(Section):
         [],
         exclude_if=not_,
         description="Heads (or adapters, LoRA) to initialize although `init_from` has them, as for other classes.",
+    )
+    init_layers: list[NonNegative] | None = Field(
+        None,
+        min_length=1,
+        exclude_if=lambda layers: layers is None,
+        description="Layer i starts from layer `init_layers[i]` of `init_from`, a deeper model of the same width: "
+        "`[0, 2, 4, 7, 9, 11]` for DistilBERT from BERT-base.",
+    )
+    distillation: Distillation | None = Field(
+        None,
+        exclude_if=lambda teacher: teacher is None,
+        description="Learn from the outputs of a trained model (the teacher) besides the labels.",
     )
     adapter_base: LocalPath | None = Field(
         None, exclude_if=lambda path: path is None, description="Weights below the adapters, if they were moved."
@@ -283,8 +296,13 @@ class Config(Section):
         if absent := set(getattr(stage.objective, "required_heads", ())) - set(self.model.heads):
             head, family = min(absent), self.model.family
             raise ValueError(f"{where}: a {family} model has no '{head}' head: set objective.{head}_weight=0")
-        if stage.fresh and (stage.init_from or ("previous" if stage is not self.stages[0] else "scratch")) == "scratch":
+        source = stage.init_from or ("previous" if stage is not self.stages[0] else "scratch")
+        if stage.fresh and source == "scratch":
             raise ValueError(f"{where}: fresh: needs init_from; without it everything starts fresh")
+        if problem := find_stage_problem(stage, self.model, source):
+            raise ValueError(f"{where}: {problem}")
+        if stage.distillation is not None and (problem := stage.distillation.find_problem(stage.objective)):
+            raise ValueError(f"{where}: distillation: {problem}")
         there = (*stage.objective.heads, *(["adapters", "lora"] if self.model.has_adapters else []))
         if other := [name for name in stage.fresh if name not in there]:
             has = f"has no '{other[0]}'; it has: {', '.join(there)}"

@@ -1,6 +1,7 @@
 """Match the classes of a stage's data by name to those of the classifier it starts from, else start a fresh one."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from bertjax.config.schema.run import Stage
@@ -9,6 +10,7 @@ from bertjax.data.preprocess import labels
 from bertjax.data.sources.class_names import ClassSpec, format_names
 from bertjax.errors import UserError
 from bertjax.interop import hf_folder
+from bertjax.training.checkpoint.reader import CheckpointReader
 from bertjax.training.checkpoint.stage_files import StageFiles, init_error
 from bertjax.training.run_context import is_multi_label
 from bertjax.training.untrained_heads import all_heads, label_head
@@ -59,16 +61,19 @@ def _start_classes(files: StageFiles, previous: StageLabels | None) -> InitClass
             return None
         names = tuple(previous.names) if previous.names else None
         return InitClasses(previous.outputs, names, files.init_name, previous.head, previous.multi_label)
-    if files.init_weights:
-        found = hf_folder.read_classifier(files.init_weights)
-        if found is None:
-            return None
-        return InitClasses(found.outputs, found.names, files.init_name, found.head, found.multi_label)
-    meta = files.init_checkpoints.meta() if files.init_checkpoints else None
+    return classifier_in(files.init_weights, files.init_checkpoints, files.init_name)
+
+
+def classifier_in(weights: Path | None, checkpoints: CheckpointReader | None, where: str) -> InitClasses | None:
+    """The classifier, of any kind, in a Hugging Face folder or a checkpoint; None without one."""
+    if weights:
+        found = hf_folder.read_classifier(weights)
+        return found and InitClasses(found.outputs, found.names, where, found.head, found.multi_label)
+    meta = checkpoints.meta() if checkpoints else None
     head = label_head(all_heads(meta)) if meta is not None else None
     if meta is None or head is None:
         return None
-    return InitClasses(meta["num_labels"], _names(meta), files.init_name, head, is_multi_label(meta))
+    return InitClasses(meta["num_labels"], _names(meta), where, head, is_multi_label(meta))
 
 
 def _names(meta: Mapping[str, Any]) -> tuple[str, ...] | None:

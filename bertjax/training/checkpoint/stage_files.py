@@ -91,6 +91,21 @@ class StageFiles:
         with pretrained.name_in_errors(self.init_place):
             return CheckpointReader(find(self.init_place.path))
 
+    @cached_property
+    def teacher_place(self) -> Pretrained | None:
+        """What `distillation.teacher` names, fetched if it is not on this machine; None without distillation.
+
+        Raises UserError for a name that is neither a folder nor a model that can be fetched.
+        """
+        rule = self.stage.distillation
+        return None if rule is None else locate_model(rule.teacher, self.base)
+
+    @property
+    def is_past(self) -> bool:
+        """Whether a later stage has begun, so that this one is not trained any more."""
+        later = range(self.index + 1, len(self.config.stages))
+        return any(StageFiles(self.config, index, self.base).has_begun for index in later)
+
     @property
     def init_name(self) -> str:
         """What the stage starts from, in messages."""
@@ -123,6 +138,7 @@ def run_stages(config: Config, base: Path) -> list[StageFiles]:
 def hub_models(config: Config, stages: Sequence[StageFiles]) -> dict[str, str]:
     """The models on the Hub that a run reads now: {key of the configuration: name@commit}."""
     found = {f"stages.{one.stage.name}.init_from": one.init_place for one in stages if not one.has_begun}
+    found |= {f"stages.{one.stage.name}.distillation.teacher": one.teacher_place for one in stages if not one.is_past}
     path = config.tokenizer.path
     if path is not None and not remote.is_remote(path):
         found["tokenizer.path"] = pretrained.locate(path, stages[0].base, weights=False)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from bertjax.config.schema.model import ModelConfig
 from bertjax.data.tokenizers import backend_state, huggingface, load
 from bertjax.data.tokenizers.load import SentinelTokenizer, Tokenizer
 from bertjax.errors import UserError
@@ -15,7 +16,7 @@ from bertjax.models.layers import lora
 from bertjax.models.peft_options import PeftOptions
 from bertjax.storage import pretrained
 from bertjax.storage.pretrained import Pretrained
-from bertjax.training.checkpoint import adapters
+from bertjax.training.checkpoint import adapters, init_layers
 from bertjax.training.checkpoint.label_mapping import drop_fresh
 from bertjax.training.checkpoint.locate import CheckpointRef, find_run_dir
 from bertjax.training.checkpoint.reader import CheckpointReader
@@ -58,9 +59,13 @@ def check_init(
         if files.init_weights and files.init_place:
             with pretrained.name_in_errors(files.init_place):
                 check_tokenizer(files.init_weights, ctx)
-                before = hf_folder.load_params(files.init_weights, ctx.config.model)
+                before = hf_folder.load_params(files.init_weights, _source_model(files))
         elif not files.starts_from_previous and files.init_checkpoints:
             before = checkpoint_shapes(ctx, files.init_checkpoints)
+        if stage.init_layers is not None:
+            before = init_layers.select_layers(
+                before, stage, _source_model(files), program.model, files.init_name
+            ).params
         if not program.peft.same_lora(source_peft(files)):
             before = {path: x for path, x in before.items() if not lora.is_lora(path)}
         held = drop_fresh(before, fresh)
@@ -69,6 +74,13 @@ def check_init(
     except UserError as error:
         raise init_error(stage, error) from None
     return wanted | find_untrained_heads(program, {} if source_peft(files).mixes_layers else held)[1]
+
+
+def _source_model(files: StageFiles) -> ModelConfig:
+    """The model section of what a stage starts from."""
+    if files.starts_from_previous:
+        return files.config.model  # type: ignore[no-any-return]
+    return init_layers.source_model(files.stage, files.init_weights, files.init_checkpoints, files.config.model)
 
 
 def checkpoint_shapes(ctx: RunContext, checkpoints: CheckpointReader) -> Shapes:
@@ -109,8 +121,8 @@ def init_params(
         found = CheckpointRef(place.path, None)
         with pretrained.name_in_errors(place):
             check_tokenizer(place.path, ctx)
-            loaded = hf_folder.load_params(place.path, ctx.config.model)
-            unused = hf_folder.unused_tensors(place.path, ctx.config.model)
+            loaded = hf_folder.load_params(place.path, _source_model(files))
+            unused = hf_folder.unused_tensors(place.path, _source_model(files))
     else:
         found = checkpoints.ref
         check_same_tokenizer(checkpoints, ctx)
@@ -118,11 +130,13 @@ def init_params(
         named = files.adapter_base if files.init_folder else None
         step, loaded = adapters.restore_params(checkpoints, ctx, named=named)
         where += f" (step {step})" if files.init_source == "best" else ""
+    loaded, chosen = init_layers.select_layers(loaded, stage, _source_model(files), program.model, where)
     raw, merged, source = loaded, 0, source_peft(files)
     if "lora" not in left and not program.peft.same_lora(source):
         loaded, merged = merge_lora(raw, source.lora_scale)
     untrained = load_untrained_heads(program, {} if source.mixes_layers else drop_fresh(loaded, left), meta)
     params, lines = merge_params(fresh, loaded, program, where, untrained, left, stage.name)
+    lines = [*chosen, *lines]
     lines += [f"LoRA of rank {source.lora_rank} merged into {merged} kernels"] if merged else []
     lines += [f"tensors without a place here: {', '.join(unused)}"] if unused else []
     if not adapters.is_adapter_only(stage, files.index):

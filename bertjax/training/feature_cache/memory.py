@@ -20,6 +20,8 @@ def find_obstacle(stage: Stage, program: TrainProgram, batches: Batches, start: 
     """Why the features that the steps after `start` read are not cached; None if they are. All processes agree."""
     if program.objective.kept_positions is None:
         return f"the objective '{stage.objective.kind}' does not read them through objectives/encoder.py"
+    if stage.distillation is not None:
+        return "the teacher reads the rows, and losses of hidden states read all positions"
     if not batches.are_fixed:
         return "rows are masked when they are read, so they differ in each epoch"
     reads = (program.steps - start) * stage.batch_size
