@@ -71,6 +71,12 @@ class Embeddings(nnx.Module):
         self.padding = getattr(config, "pad_token_id", None)
 
     def __call__(self, ids: jax.Array, types: jax.Array, positions: jax.Array, key: jax.Array | None) -> jax.Array:
+        """int [B, S] x 3 -> [B, S, D]; no dropout without a key."""
+        x = self.sum(ids, types, positions, key)
+        return with_logical_constraint(self.project(x), "batch", "sequence", None) if hasattr(self, "project") else x
+
+    def sum(self, ids: jax.Array, types: jax.Array, positions: jax.Array, key: jax.Array | None) -> jax.Array:
+        """The embeddings before their projection, [B, S, E]."""
         x = embedding_lookup(self.word.embedding[...], ids)
         positions = positions if self.padding is None else roberta_positions(ids, positions, self.padding)
         table = all_gather_fsdp(self.position.embedding[...], None, "embed")
@@ -82,5 +88,4 @@ class Embeddings(nnx.Module):
             one_hot = lambda table, ids: jax.nn.one_hot(ids, table.shape[0], dtype=table.dtype) @ table  # noqa: E731
             x = x + replicated_lookup(one_hot, table, types)
         x = map_shards(self.norm, with_logical_constraint(x, "batch", "sequence", None)).astype(self.compute.dtype)
-        x = dropout(x, self.rate, key, self.compute)
-        return with_logical_constraint(self.project(x), "batch", "sequence", None) if hasattr(self, "project") else x
+        return dropout(x, self.rate, key, self.compute)

@@ -83,7 +83,10 @@ class Discriminator(nnx.Module):
 
 
 class Heads(nnx.Module):
-    """The heads `names`; a pooler also where a head reads it: nsp, sop, and a classifier without a dense layer."""
+    """The heads `names`; a pooler also where a head reads it: nsp, sop, and a classifier without a dense layer.
+
+    `generator`, which has layers, is added by the model.
+    """
 
     def __init__(
         self, config: BertConfig, names: tuple[str, ...], num_labels: int, init: Initializer, compute: ComputeOptions,
@@ -117,7 +120,7 @@ class Heads(nnx.Module):
 def find_heads(params: Mapping[str, Any]) -> tuple[str, ...]:
     """The heads that {path: parameter} holds: pooler only where no other head reads it."""
     inside = {path.split("/")[1] for path in params if path.startswith("heads/")}
-    known = ("mlm", "nsp", "sop", "discriminator", "qa", "classifier", "token_classifier")
+    known = ("mlm", "nsp", "sop", "generator", "discriminator", "qa", "classifier", "token_classifier")
     heads = tuple(head for head in known if head in inside)
     readers = {"nsp", "sop", *(["classifier"] if "pre_classifier" not in inside else [])}
     return (*heads, "pooler") if "pooler" in inside and not readers & inside else heads

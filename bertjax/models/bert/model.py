@@ -5,7 +5,7 @@ DistilBERT (arXiv 1910.01108), RoBERTa (1907.11692), ELECTRA (2003.10555) and AL
 B rows, S positions, D hidden, H heads, K head size, F feed-forward, V vocabulary, G examples in a row.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import jax
@@ -18,6 +18,7 @@ from bertjax.models import layer_stack
 from bertjax.models.attention import dot_product_attention
 from bertjax.models.bert.embeddings import Embeddings, initializer
 from bertjax.models.bert.flops import row_flops
+from bertjax.models.bert.generator import Generator
 from bertjax.models.bert.heads import Heads, find_heads, gather_positions
 from bertjax.models.compute_options import ComputeOptions
 from bertjax.models.families import Family
@@ -129,6 +130,17 @@ class LayerGroup(nnx.Module):
         return x_BSD
 
 
+def apply_layers(
+    layers: Sequence[nnx.Module], x: jax.Array, segment_ids: jax.Array, packed: bool, key: jax.Array | None,
+    config: BertConfig, compute: ComputeOptions,
+) -> jax.Array:  # fmt: skip
+    """x [B, S, D] through the layers of a stack that `config` describes."""
+    call = lambda layer, x, key, ids: layer(x, ids, ids if packed else None, key)  # noqa: E731
+    return layer_stack.apply_layers(
+        layers, x, call, key, compute, (segment_ids, ()), heads=config.num_attention_heads, order=config.layer_order
+    )
+
+
 class Bert(nnx.Module):
     """Encoder and heads; all methods are pure."""
 
@@ -144,12 +156,16 @@ class Bert(nnx.Module):
         else:
             self.layers = nnx.List([LayerGroup(config, inner, compute, rngs, peft) for _ in range(count)])
         self.heads = Heads(config, heads, num_labels, initializer(config), compute, rngs)
+        if "generator" in heads:
+            own = config.generator
+            own_layers = [Layer(own, compute, rngs) for _ in range(own.num_hidden_layers)]
+            self.heads.generator = Generator(own, own_layers, compute, rngs)
         self.config, self.compute = config, compute
 
     def __call__(
         self, input_ids: jax.Array, attention_mask: jax.Array | None = None, token_type_ids: jax.Array | None = None
     ) -> dict[str, jax.Array]:
-        """int [B, S] -> {"hidden": [B, S, D]}, with the output of each head that it has.
+        """int [B, S] -> {"hidden": [B, S, D]}, with the output of each head that it has, except `generator`.
 
         pooled [B, D], mlm [B, S, V], nsp and sop float32 [B, 2], start, end and discriminator float32 [B, S],
         classifier float32 [B, C], token_classifier float32 [B, S, C]. A row is an example that begins with [CLS].
@@ -191,12 +207,7 @@ class Bert(nnx.Module):
         """int [B, S] x 4 -> hidden [B, S, D]. `segment_ids` is 0 on padding; no dropout without a key."""
         embed_key, stack_key = (None, None) if key is None else jax.random.split(key)
         x = self.embeddings(input_ids, token_type_ids, positions, embed_key)
-        call = lambda layer, x, key, ids: layer(x, ids, ids if packed else None, key)  # noqa: E731
-        layers, c = list(self.layers), self.config
-        return layer_stack.apply_layers(
-            layers, x, call, stack_key, self.compute, (segment_ids, ()), heads=c.num_attention_heads,
-            order=c.layer_order,
-        )  # fmt: skip
+        return apply_layers(list(self.layers), x, segment_ids, packed, stack_key, self.config, self.compute)
 
     def hidden_states(
         self, input_ids: jax.Array, token_type_ids: jax.Array, segment_ids: jax.Array, positions: jax.Array
@@ -212,6 +223,17 @@ class Bert(nnx.Module):
         """hidden [B, S, D], positions [B, N] -> logits [B, N, V] at these positions."""
         hidden = gather_positions(hidden, masked_positions)
         return self.heads.mlm(hidden, self.embeddings.word.embedding[...])
+
+    def generator_logits(
+        self, input_ids: jax.Array, token_type_ids: jax.Array, segment_ids: jax.Array, positions: jax.Array,
+        masked_positions: jax.Array, *, packed: bool = False, key: jax.Array | None = None,
+    ) -> jax.Array:  # fmt: skip
+        """int [B, S] x 4, masked positions [B, N] -> logits [B, N, V] of the generator at these positions."""
+        embed_key, stack_key = (None, None) if key is None else jax.random.split(key)
+        own = self.heads.generator
+        x = own.inputs(self.embeddings.sum(input_ids, token_type_ids, positions, embed_key))
+        hidden = apply_layers(list(own.layers), x, segment_ids, packed, stack_key, own.config, own.compute)
+        return own.mlm(gather_positions(hidden, masked_positions), self.embeddings.word.embedding[...])
 
     def nsp_logits(self, hidden: jax.Array, cls_positions: jax.Array) -> jax.Array:
         """-> float32 [B, G, 2]: next, random."""
