@@ -40,15 +40,17 @@ def replaced_tokens(config: ReplacedTokensObjective, tasks: int) -> Objective:
 
     def losses(model: Bert, batch: Batch, key: jax.Array | None) -> dict[str, LossTerm]:
         keys = (None, None, jax.random.key(EVALUATION_SEED)) if key is None else tuple(jax.random.split(key, 3))
-        masked, *fields = (batch[name] for name in ("input_ids", "token_type_ids", "segment_ids", "positions"))
-        packed = batch["cls_positions"].shape[1] > 1
-        logits = model.generator_logits(masked, *fields, batch["masked_positions"], packed=packed, key=keys[0])
+        masked, packed = batch["input_ids"], batch["cls_positions"].shape[1] > 1
+        types, segments, positions = batch["token_type_ids"], batch["segment_ids"], batch["positions"]
+        logits = model.generator_logits(
+            masked, types, segments, positions, batch["masked_positions"], packed=packed, key=keys[0]
+        )
         loss, right = cross_entropy(logits, batch["masked_ids"]), is_correct(logits, batch["masked_ids"])
         mlm = weighted_sums(loss, right, batch["masked_weights"], batch, tasks)
 
         original = put_tokens(masked, batch, batch["masked_ids"])
         ids = put_tokens(masked, batch, sample_tokens(logits, keys[2], config.temperature))
-        hidden = model.encode(ids, *fields, packed=packed, key=keys[1])
+        hidden = model.encode(ids, types, segments, positions, packed=packed, key=keys[1])
         return {"mlm": mlm, "rtd": _detection(model.heads.discriminator(hidden), ids != original, batch, tasks)}
 
     return Objective(("generator", "discriminator"), 2, weights, normalizers, losses, decisions=("rtd",))

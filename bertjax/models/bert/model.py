@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from bertjax.config.schema.model import BertConfig
+from bertjax.config.schema.model import BertConfig, ElectraConfig
 from bertjax.models import layer_stack
 from bertjax.models.attention import dot_product_attention
 from bertjax.models.bert.embeddings import Embeddings, initializer
@@ -156,7 +156,7 @@ class Bert(nnx.Module):
         else:
             self.layers = nnx.List([LayerGroup(config, inner, compute, rngs, peft) for _ in range(count)])
         self.heads = Heads(config, heads, num_labels, initializer(config), compute, rngs)
-        if "generator" in heads:
+        if "generator" in heads and isinstance(config, ElectraConfig):
             own = config.generator
             own_layers = [Layer(own, compute, rngs) for _ in range(own.num_hidden_layers)]
             self.heads.generator = Generator(own, own_layers, compute, rngs)
