@@ -91,6 +91,7 @@ def import_folder(arguments: argparse.Namespace) -> int:
     cli.option("--revision", metavar="BRANCH", help="with --push: the branch to upload to (default: main)"),
     cli.option("--create-pr", action="store_true", help="with --push: open a pull request instead of a commit"),
     cli.option("--license", metavar="ID", help="licence for the model card, such as apache-2.0"),
+    cli.option("--head", metavar="NAME", help="write only this head, such as `generator` of replaced-token detection"),
     cli.BEST,
     cli.BASE,
     examples=("bertjax export runs/demo hf/demo", "bertjax export runs/demo --push my-org/demo --private"),
@@ -103,6 +104,8 @@ def export(arguments: argparse.Namespace) -> int:
         raise UserError("--adapter writes a folder: leave out --push")
     if arguments.adapter and arguments.base is not None:
         raise UserError("--adapter leaves the base out: leave out --base")
+    if arguments.adapter and arguments.head is not None:
+        raise UserError("--adapter writes the head of the stage: leave out --head")
     _check_push_options(arguments)
     out = None if arguments.out is None else cli.new_dir(arguments.out)
     source = cli.pretrained_model(arguments.checkpoint)
@@ -124,7 +127,7 @@ def export(arguments: argparse.Namespace) -> int:
         export_adapter(source, out, arguments.best)
         return cli.print_result(str(out))
     base = None if arguments.base is None else cli.pretrained_model(arguments.base)
-    options = {"license": arguments.license, "best": arguments.best, "base": base}
+    options = {"license": arguments.license, "best": arguments.best, "base": base, "head": arguments.head}
     if to is not None:
         result, left_out = convert_hf.push_checkpoint(source, out, to, **options)
     elif out is not None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,10 @@ from bertjax.data.tokenizers.load import Tokenizer
 from bertjax.errors import UserError
 from bertjax.interop import bert_names, encoder_names, safetensors_folder
 from bertjax.interop.bert_names import EncoderNames
-from bertjax.interop.hf_folder import FolderFormat
+from bertjax.interop.hf_folder import FolderFormat, InnerModel
 from bertjax.interop.safetensors_folder import StoredTensor
 from bertjax.models import registry
+from bertjax.models.bert.generator import standalone_paths
 
 # Fields that change the function of equal parameters; the others show in shapes.
 _COMPUTE_FIELDS = (
@@ -192,7 +194,7 @@ def _label_fields(names: Sequence[str]) -> dict[str, Any]:
 
 
 def _bert_fields(out: Path, model: BertConfig) -> dict[str, Any]:
-    ours = {"family", "config_from", "position_init", "qa_dropout"}
+    ours = {"family", "config_from", "position_init", "qa_dropout", "generator_hidden_size", "generator_layers"}
     return model.model_dump(exclude=ours) | {"type_vocab_size": model.type_vocab_size or 2}
 
 
@@ -228,5 +230,6 @@ def _format(names: EncoderNames, config_fields: Callable[[Path, BertConfig], dic
 BERT = _format(bert_names.BERT, _bert_fields)
 DISTILBERT = _format(bert_names.DISTILBERT, _distilbert_fields)
 ROBERTA = _format(encoder_names.ROBERTA, _bert_fields)
-ELECTRA = _format(encoder_names.ELECTRA, _bert_fields)
+GENERATOR = InnerModel(model=lambda model: model.generator, head="mlm", paths=standalone_paths)
+ELECTRA = replace(_format(encoder_names.ELECTRA, _bert_fields), inner_models={"generator": GENERATOR})
 ALBERT = _format(encoder_names.ALBERT, _albert_fields)

@@ -1,8 +1,8 @@
 """Folders of Hugging Face transformers of any model family: configuration files, parameters, classifier, dtype."""
 
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,11 +20,21 @@ MULTI_LABEL = "multi_label_classification"
 
 
 @dataclass(frozen=True)
+class InnerModel:
+    """A model inside another one, such as ELECTRA's generator, which transformers has a class for."""
+
+    model: Callable[[Any], Any]  # model section -> its own
+    head: str  # of the model alone
+    paths: Callable[[Iterable[str]], Mapping[str, str]]  # all our paths -> {path in the model alone: path here}
+
+
+@dataclass(frozen=True)
 class FolderFormat:
     """How transformers stores a family of models; the family's record names it.
 
     `check_files` gets what `read_config_files` returns, and raises UserError where it disagrees with the others.
     `tensor_names`: (model, heads) -> {our path: its tensors}, where adapter folders of peft can be written.
+    `inner_models`: {head that is a model of its own: how to take it out}.
     """
 
     classes: Collection[str]  # the transformers classes whose tensors are known
@@ -35,6 +45,7 @@ class FolderFormat:
     find_classifier: Callable[[Path], tuple[str, int] | None] = lambda folder: None
     check_files: Callable[[Path, Mapping[str, Any], Any, Any], None] = lambda folder, files, model, tokenizer: None
     tensor_names: Callable[[Any, Sequence[str]], Mapping[str, tuple[str, ...]]] | None = None
+    inner_models: Mapping[str, InnerModel] = field(default_factory=dict)
 
 
 def format_of(model: Section | type[Section]) -> FolderFormat:

@@ -22,7 +22,8 @@ class LossTerm:
     """Sums of one loss over a batch, float32 scalars. `correct` sums the weights of correct predictions.
 
     `by_task`, for batches of T tasks: float32 [T, 2], loss and weight of each. `train_loss`: the sum to train on, if
-    not `loss`, such as one with regularization or other weights.
+    not `loss`, such as one with regularization or other weights. `positives`, of a yes-or-no decision: float32 [3], the
+    weights of true positives, predicted positives and positives.
     """
 
     loss: jax.Array
@@ -30,6 +31,7 @@ class LossTerm:
     weight: jax.Array
     by_task: jax.Array | None = None
     train_loss: jax.Array | None = None
+    positives: jax.Array | None = None
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ class Objective:
     # field of the positions [B, G] whose hidden states its losses read through `encoder.encode`, or ALL_POSITIONS;
     # None: they read more of the encoder, whose outputs cannot be kept
     kept_positions: str | None = None
+    decisions: tuple[str, ...] = ()  # losses whose terms have `positives`
     # {field: (shape, dtype)} of a row -> sequences of equal length that the encoder reads one by one
     sequences: Callable[[Mapping[str, Any]], int] = lambda fields: 1
     # (model, batch of B rows of T texts) -> the vectors of the texts, float32 [B, T, D], of sentence embeddings

@@ -10,7 +10,16 @@ from bertjax.report import comparison
 from bertjax.report.charts import Chart, Series, figure, key_html
 from bertjax.report.comparison import ABSENT, ComparedRun
 from bertjax.report.page import device_text, save_text
-from bertjax.report.parts import PERCENTAGES, details, html_document, metric_label, score_text, table, text_html
+from bertjax.report.parts import (
+    FRACTIONS,
+    PERCENTAGES,
+    details,
+    html_document,
+    metric_label,
+    score_text,
+    table,
+    text_html,
+)
 from bertjax.report.record import StageRecord, is_finite
 from bertjax.report.stages import is_loss
 from bertjax.training.monitor import console
@@ -166,7 +175,7 @@ def _charts(runs: Sequence[ComparedRun], stages: Sequence[StageRecord | None], u
         if place is None:
             continue
         for (key, evaluation), pairs in points[number].items():
-            scale = 100 if key.endswith("_accuracy") else 1
+            scale = 100 if key.endswith(FRACTIONS) else 1
             values = [scale * value if is_finite(value) else float("nan") for _, value in pairs]
             if any(map(is_finite, values)):
                 # The only evaluation of a metric is in the chart of its training curve.

@@ -17,6 +17,7 @@ _METRIC_WORDS = {
     "ece": "ECE",
     "mlm": "MLM",
     "nsp": "NSP",
+    "rtd": "RTD",
     "hasans": "answerable",
     "noans": "unanswerable",
     "lr": "learning rate",
@@ -25,7 +26,8 @@ _METRIC_WORDS = {
     "roc": "ROC",
     "auc": "AUC",
 }
-_PERCENT = ("_accuracy",)  # training metrics are fractions; task scores, `accuracy` included, are percentages
+# Training metrics are fractions; task scores, `accuracy` included, are percentages.
+FRACTIONS = ("_accuracy", "rtd_precision", "rtd_recall")
 PERCENTAGES = (
     "exact", "exact_match", "f1", "em", "accuracy", "precision", "recall", "average", "matthews", "pearson",
     "spearman", "bleu", "rouge1", "rouge2", "rougel", "rougelsum", "average_precision", "roc_auc", "r2",
@@ -98,7 +100,7 @@ def score_text(key: str, value: Any) -> str:
     """A score in the unit of its metric."""
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         return console.number(value)
-    if key.endswith(_PERCENT):
+    if key.endswith(FRACTIONS):
         return console.percent(value)
     if abs(value) >= 1e12:
         return f"{value:.3e}" if isinstance(value, float) or abs(value) <= sys.float_info.max else "beyond 1e308"

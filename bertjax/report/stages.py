@@ -6,7 +6,7 @@ from typing import Any
 
 from bertjax.report.charts import Band, Chart, Mark, Series, figure
 from bertjax.report.classes import class_sections
-from bertjax.report.parts import PERCENTAGES, metric_label, scores_list, table
+from bertjax.report.parts import FRACTIONS, PERCENTAGES, metric_label, scores_list, table
 from bertjax.report.record import Episode, OtherEvaluation, StageRecord, is_finite
 from bertjax.report.samples import answer_samples
 from bertjax.report.tokens import token_samples
@@ -44,7 +44,7 @@ def is_loss(key: str) -> bool:
 
 def stage_charts(stage: StageRecord) -> list[Chart]:
     """The curves of a stage; a chart without data has no series."""
-    shares, left_out = _curves(stage, lambda key: key.endswith("_accuracy"), scale=100)
+    shares, left_out = _curves(stage, lambda key: key.endswith(FRACTIONS), scale=100)
     next_colour = max((series.colour + 1 for series in shares), default=0)
     answers, further = _curves(stage, _is_percentage, first_colour=next_colour)
     losses, hidden = _curves(stage, is_loss)
@@ -72,7 +72,7 @@ def stage_charts(stage: StageRecord) -> list[Chart]:
 
 
 def _is_percentage(key: str) -> bool:
-    return key.lower().endswith(PERCENTAGES) and not key.endswith("_accuracy")
+    return key.lower().endswith(PERCENTAGES) and not key.endswith(FRACTIONS)
 
 
 def _left_out(count: int) -> str:

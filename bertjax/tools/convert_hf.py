@@ -12,6 +12,7 @@ import numpy as np
 
 from bertjax.config.loading.load import dump
 from bertjax.config.loading.pretrained import locate_model
+from bertjax.config.schema.model import ModelConfig
 from bertjax.config.schema.run import CheckpointPolicy, Config
 from bertjax.config.schema.training import SentenceEmbeddingObjective
 from bertjax.data.tokenizers import load
@@ -79,7 +80,7 @@ def _write(model: hf_model.HuggingFaceModel, out: Path) -> None:
 
 def export_checkpoint(
     source: str | Path, out: Path, *, name: str | None = None, license: str | None = None, best: str | None = None,
-    base: str | Path | None = None,
+    base: str | Path | None = None, head: str | None = None,
 ) -> list[str]:  # fmt: skip
     """Write a checkpoint as a Hugging Face folder: weights, config.json, tokenizer files and a model card.
 
@@ -88,6 +89,7 @@ def export_checkpoint(
     no checkpoint, or none that transformers has a class for, StorageError when `out` cannot be written. name, license:
     of the model, for its card (default: the name of `out`, no licence). A Hugging Face model gets no card. best: the
     score whose best step is taken, instead of the last one. base: where the weights below LoRA are, if they moved.
+    head: the only head to write, also a carried one.
     """
     place = locate_model(source)
     with pretrained.name_in_errors(place):
@@ -96,9 +98,11 @@ def export_checkpoint(
                 raise UserError(f"{place}: is a Hugging Face model, without steps; leave out --best {best}")
             if base is not None:
                 raise UserError(f"{place}: holds all its weights and needs no base; leave out --base {base}")
+            if head is not None:
+                raise UserError(f"{place}: is a Hugging Face model and is written with all its heads; leave out --head")
             return _export_hugging_face(place, out)
         named = None if base is None else Path(base).expanduser()
-        return _export_checkpoint(place.path, out, name or out.name, license, best, named)
+        return _export_checkpoint(place.path, out, name or out.name, license, best, named, head)
 
 
 def push_checkpoint(source: str | Path, out: Path | None, to: Destination, **options: Any) -> tuple[str, list[str]]:
@@ -140,7 +144,7 @@ def _write_sentence_modules(out: Path, config: Config, stage: int) -> None:
 
 
 def _export_checkpoint(
-    source: Path, out: Path, name: str, license: str | None, best: str | None, base: Path | None
+    source: Path, out: Path, name: str, license: str | None, best: str | None, base: Path | None, head: str | None
 ) -> list[str]:
     found = find(source)
     checkpoints = CheckpointReader(found)
@@ -149,7 +153,7 @@ def _export_checkpoint(
     meta, config = checkpoints.meta(), checkpoints.config()
     if found.step is None and (better := better_step(checkpoints, config, meta["stage"], meta["step"])):
         reporter.say(f"note: {better}")
-    heads = tuple(meta["heads"])
+    heads = _chosen_heads(found.path, meta, config.model, head)
     peft = adapters.checkpoint_peft(checkpoints)
     if peft.adapter_size:
         raise UserError(f"{found.path}: has adapters, for which transformers has no place; export its base")
@@ -170,7 +174,8 @@ def _export_checkpoint(
     else:
         stored = registry.abstract_params(config.model, all_heads(meta), meta["num_labels"])
         every = param_paths.flatten(checkpoints.restore_params(param_paths.unflatten(stored), meta["step"])[1])
-    arrays = {path: np.asarray(every[path]) for path in own}
+    model, heads, taken = _inner_model(config.model, heads, {path: path for path in own})
+    arrays = {path: np.asarray(every[here]) for path, here in taken.items()}
     labels = meta.get("labels")
     about = {"tokenizer": tokenizer, "imported": meta.get("hugging_face")}
     about["labels"] = labels if labels and len(labels) == meta["num_labels"] else None
@@ -178,24 +183,42 @@ def _export_checkpoint(
     kept = fits.read_fits(checkpoints.step_path(meta["step"]), meta["step"]) if "qa" in heads else {}
     try:
         with reporter.task(f"writing {out} ({size(sum(array.nbytes for array in arrays.values()))} of weights)"):
-            hf_folder.save_folder(out, arrays, config.model, heads, **about)
+            hf_folder.save_folder(out, arrays, model, heads, **about)
             if meta["stage_name"] != hf_model.STAGE or meta["step"]:  # others were trained elsewhere
-                card = _card(checkpoints, arrays, name, about["labels"], license)
+                card = _card(checkpoints, arrays, heads, name, about["labels"], license)
                 atomic.write_text_atomic(out / hub_upload.CARD, card)
             _write_sentence_modules(out, checkpoints.config(), meta["stage"])
         fitted.write_export(Path(out), kept)
     except OSError as error:
         raise StorageError(f"{out}: could not be written: {error.strerror}") from error
-    return [path for path in every if path not in own]
+    return [path for path in every if path not in taken.values()]
+
+
+def _chosen_heads(place: Path, meta: Mapping[str, Any], model: ModelConfig, head: str | None) -> tuple[str, ...]:
+    """The heads to write: `head`, or those that the stage trained, without models inside this one."""
+    if head is None:
+        inner = hf_folder.format_of(model).inner_models
+        return tuple(name for name in meta["heads"] if name not in inner)
+    if head not in (there := all_heads(meta)):
+        raise UserError(f"{place}: has no head '{head}'; --head can be {', '.join(there) or 'left out only'}")
+    return (head,)
+
+
+def _inner_model(
+    model: ModelConfig, heads: tuple[str, ...], paths: Mapping[str, str]
+) -> tuple[ModelConfig, tuple[str, ...], Mapping[str, str]]:
+    """-> (model, heads, {path in it: path in the checkpoint}) of the model that `heads` is, if it is one inside."""
+    inner = hf_folder.format_of(model).inner_models.get(heads[0]) if len(heads) == 1 else None
+    return (model, heads, paths) if inner is None else (inner.model(model), (inner.head,), inner.paths(paths))
 
 
 def _card(
-    checkpoints: CheckpointReader, arrays: Mapping[str, np.ndarray], name: str, labels: Sequence[str] | None,
-    license: str | None,
+    checkpoints: CheckpointReader, arrays: Mapping[str, np.ndarray], heads: Sequence[str], name: str,
+    labels: Sequence[str] | None, license: str | None,
 ) -> str:  # fmt: skip
     meta = checkpoints.meta()
     return model_card(
-        checkpoints.config(), meta["stage"], meta["step"], name=name, heads=meta["heads"], labels=labels,
+        checkpoints.config(), meta["stage"], meta["step"], name=name, heads=heads, labels=labels,
         params=sum(array.size for array in arrays.values()), scores=checkpoints.scores_of(meta["step"]),
         versions=meta.get("environment", {}).get("versions", {}), license=license,
     )  # fmt: skip

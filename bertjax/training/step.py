@@ -77,11 +77,19 @@ def train_step(
 
 
 def loss_metrics(terms: Mapping[str, LossTerm]) -> Metrics:
-    """{mlm: term} -> mlm_loss, mlm_accuracy (means) and mlm_weight; of a mixture also mlm_loss/tasks [T]."""
+    """{mlm: term} -> mlm_loss, mlm_accuracy (means) and mlm_weight; of a mixture also mlm_loss/tasks [T].
+
+    Of a yes-or-no decision also `precision`, `recall` and the share of `positives`.
+    """
     out: Metrics = {}
     for name, t in terms.items():
         weight = jnp.maximum(t.weight, 1e-5)
         out |= {f"{name}_loss": t.loss / weight, f"{name}_accuracy": t.correct / weight, f"{name}_weight": t.weight}
+        if t.positives is not None:
+            true, predicted, positives = t.positives
+            out[f"{name}_precision"] = true / jnp.maximum(predicted, 1e-5)
+            out[f"{name}_recall"] = true / jnp.maximum(positives, 1e-5)
+            out[f"{name}_positives"] = positives / weight
         if t.by_task is not None:
             losses, weights = t.by_task.T
             out |= {f"{name}_loss/tasks": losses / jnp.maximum(weights, 1e-5), f"{name}_weight/tasks": weights}

@@ -223,3 +223,18 @@ def test_rows_choose_with_the_references_distribution(words: bool) -> None:
     for choice in set(ours) | set(reference):
         expected = (ours[choice] + reference[choice]) / 2
         assert abs(ours[choice] - reference[choice]) < 5 * np.sqrt(2 * expected) + 3, choice
+
+
+def test_shares_of_the_replacements():
+    """ELECTRA's 85 % [MASK] and 15 % kept, none random; and one example as by the reference's loop."""
+    rule = rules(sequence_length=64, mask_token_prob=0.85, random_token_prob=0)
+    rows = {"input_ids": np.full((4000, 64), 7, np.int32), "segment_ids": np.ones((4000, 64), np.int32)}
+    found = mask_rows(rows, rule, seed=1, epoch=0, indices=np.arange(4000))
+    ids = np.take_along_axis(found["input_ids"], found["masked_positions"], axis=1)[found["masked_weights"] > 0]
+    assert set(ids.tolist()) == {7, rule.mask_id} and len(ids) > 30_000
+    assert (ids == rule.mask_id).mean() == pytest.approx(0.85, abs=0.01)
+    rng = random.Random(0)
+    drawn = [token for _ in range(500) for token in mask_tokens([7] * 64, rule, rng)[0]]
+    share = drawn.count(rule.mask_id) / (500 * int(rule.num_predictions(64)))
+    assert set(drawn) == {7, rule.mask_id} and share == pytest.approx(0.85, abs=0.02)
+    assert rules().kept_share == 0.5 and "mask_token_prob" not in BertPairs().model_dump()

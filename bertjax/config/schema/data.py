@@ -19,6 +19,7 @@ from bertjax.config.schema.base import (
 from bertjax.config.schema.sources import Sources
 
 Density = Annotated[float, Field(gt=0, lt=1, description="Fraction of the tokens that are hidden.")]
+Fraction = Annotated[float, Field(ge=0, le=1)]
 InputLength = Annotated[int, Field(ge=8, description="Tokens per row of the encoder, end token included.")]
 Pack = Annotated[bool, Field(description="Put several examples into one row; attention does not cross examples.")]
 MaxSegments = Annotated[Positive, Field(description="Most examples in a packed row.")]
@@ -36,9 +37,28 @@ class BertPairs(Section):
     masking: Literal["dynamic", "static"] = Field("dynamic", description="Mask as batches are read, or in preparation.")
     masked_lm_prob: Density = 0.15
     max_predictions_per_seq: Positive = Field(20, description="Most masked tokens of an example.")
+    mask_token_prob: Fraction = Field(
+        0.8,
+        exclude_if=lambda fraction: fraction == 0.8,
+        description="Fraction of the masked tokens that [MASK] replaces (ELECTRA: 0.85).",
+    )
+    random_token_prob: Fraction = Field(
+        0.1,
+        exclude_if=lambda fraction: fraction == 0.1,
+        description="Fraction of the masked tokens that a random token replaces (ELECTRA: 0); the rest is kept.",
+    )
     whole_word_mask: bool = Field(False, description="Mask all pieces of a word together.")
     pack: Pack = False
     max_segments: MaxSegments = 8
+
+    @model_validator(mode="after")
+    def _check(self) -> "BertPairs":
+        if self.mask_token_prob + self.random_token_prob > 1 + 1e-9:
+            raise ValueError(
+                f"mask_token_prob ({self.mask_token_prob}) and random_token_prob ({self.random_token_prob}) must add "
+                "up to at most 1"
+            )
+        return self
 
 
 class TextRows(Section):

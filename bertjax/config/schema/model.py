@@ -16,6 +16,9 @@ from bertjax.config.schema.base import (
 )
 from bertjax.config.schema.ladder_models import ElmoConfig, Word2VecConfig
 
+Fraction = Annotated[float, Field(gt=0, le=1)]
+
+
 # Facts of a family's section: `implementation` names its Family record (models/families.py), `config_json` (if
 # transformers has the family) its ConfigJson record (config/huggingface/fields.py), `tokenizer` the kind that it reads,
 # `heads` those that it can have, `stacks` the prefixes of its `layers/N` parameters from the bottom up ("" for the only
@@ -150,7 +153,7 @@ class ElectraConfig(BertConfig):
 
     implementation: ClassVar[str] = "bertjax.models.bert.model:ELECTRA"
     config_json: ClassVar[str] = "bertjax.config.huggingface.bert:ELECTRA"
-    heads: ClassVar[tuple[str, ...]] = ("mlm", "discriminator", "qa", "classifier", "token_classifier")
+    heads: ClassVar[tuple[str, ...]] = ("mlm", "generator", "discriminator", "qa", "classifier", "token_classifier")
     classifier_dense: ClassVar[Literal["relu", "tanh", "gelu"] | None] = "gelu"
 
     family: Literal["electra"] = "electra"  # type: ignore[assignment]
@@ -158,6 +161,17 @@ class ElectraConfig(BertConfig):
     hidden_size: Positive = Field(256, description="Width of the residual stream.")
     num_attention_heads: Positive = Field(4, description="Attention heads per layer; must divide `hidden_size`.")
     intermediate_size: Positive = Field(1024, description="Width of the feed-forward layers.")
+    generator_hidden_size: Fraction = Field(
+        0.25,
+        exclude_if=lambda fraction: fraction == 0.25,
+        description="Width of the generator of `replaced_tokens`, as a fraction of `hidden_size`; its feed-forward "
+        "layers and attention heads scale with it.",
+    )
+    generator_layers: Fraction = Field(
+        1.0,
+        exclude_if=lambda fraction: fraction == 1.0,
+        description="Layers of the generator, as a fraction of `num_hidden_layers`.",
+    )
 
     @property
     def embedding_width(self) -> int:
@@ -166,6 +180,22 @@ class ElectraConfig(BertConfig):
     @property
     def projects_embeddings(self) -> bool:
         return self.embedding_size != self.hidden_size
+
+    @property
+    def generator(self) -> "ElectraConfig":
+        """The generator as a model of its own (get_generator_config of run_pretraining.py).
+
+        Heads keep the size of the discriminator's, or the next larger one that divides the width.
+        """
+        width = max(1, round(self.hidden_size * self.generator_hidden_size))
+        most = max(1, width * self.num_attention_heads // self.hidden_size)
+        sizes = {
+            "hidden_size": width,
+            "num_attention_heads": next(heads for heads in range(most, 0, -1) if width % heads == 0),
+            "intermediate_size": max(1, round(self.intermediate_size * self.generator_hidden_size)),
+            "num_hidden_layers": max(1, round(self.num_hidden_layers * self.generator_layers)),
+        }
+        return self.model_copy(update=sizes | {"generator_hidden_size": 0.25, "generator_layers": 1.0})
 
 
 class AlbertConfig(BertConfig):

@@ -17,6 +17,10 @@ from bertjax.config.schema.training import AdamW, MlmNspObjective, Objective, Op
 
 TrainableField = Annotated[Trainable, BeforeValidator(expand_trainable), Field(description="What trains, or its kind.")]
 
+FreshName = Literal[
+    "classifier", "token_classifier", "pooler", "qa", "mlm", "nsp", "generator", "discriminator", "adapters", "lora"
+]
+
 
 class Stage(Section):
     """One training stage: data, objective, optimizer and evaluations."""
@@ -36,7 +40,7 @@ class Stage(Section):
         "best one), a run folder, a checkpoint, a Hugging Face folder or a model on the Hub. Default: `previous`, in "
         "the first stage `scratch`.",
     )
-    fresh: list[Literal["classifier", "token_classifier", "pooler", "qa", "mlm", "nsp", "adapters", "lora"]] = Field(
+    fresh: list[FreshName] = Field(
         [],
         exclude_if=not_,
         description="Heads (or adapters, LoRA) to initialize although `init_from` has them, as for other classes.",

@@ -21,6 +21,7 @@ from bertjax.config.schema.ladder_objectives import (
     CbowObjective,
     SkipGramObjective,
 )
+from bertjax.config.schema.pretraining import ReplacedTokensObjective
 
 # Facts of an objective's section: `implementation` names its ObjectiveKind (objectives/registry.py), `heads` the model
 # heads that it may train (of a family that has them), `preprocess` and `evaluations` the kinds that fit. `families` are
@@ -221,6 +222,7 @@ class TextToTextObjective(Section):
 
 OBJECTIVES: dict[str, type[Section]] = {
     "mlm_nsp": MlmNspObjective,
+    "replaced_tokens": ReplacedTokensObjective,
     "span_qa": SpanQaObjective,
     "classification": ClassificationObjective,
     "token_classification": TokenClassificationObjective,

@@ -48,6 +48,8 @@ class MaskingRules:
     is_continuation: np.ndarray  # bool [V]: pieces that continue a word ('##' in WordPiece)
     is_special: np.ndarray | None = None  # bool [V]: more tokens than cls and sep that are never chosen; None: none
     special_ends_word: bool = False  # whether a piece behind a token that is never chosen begins a word
+    mask_token_prob: float = 0.8  # of the chosen tokens
+    random_token_prob: float = 0.1
 
     @classmethod
     def from_options(cls, pairs: BertPairs, tokenizer: Vocabulary) -> "MaskingRules":
@@ -62,8 +64,14 @@ class MaskingRules:
             pairs.masked_lm_prob, pairs.max_predictions_per_seq, max_predictions(pairs), pairs.whole_word_mask,
             tokenizer.vocab_size, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id,
             np.asarray(tokenizer.is_continuation, bool), _special_mask(tokenizer),
-            getattr(tokenizer, "marks_word_starts", False),
+            getattr(tokenizer, "marks_word_starts", False), pairs.mask_token_prob, pairs.random_token_prob,
         )  # fmt: skip
+
+    @property
+    def kept_share(self) -> float:
+        """Fraction of the chosen tokens without [MASK] that are kept: 0.5 with the reference's 80, 10 and 10 %."""
+        other = 1 - self.mask_token_prob
+        return round(1 - self.random_token_prob / other, 12) if other > 0 else 1.0
 
     def num_predictions(self, length: np.ndarray | int) -> np.ndarray:
         """How many tokens an example of `length` tokens (special ones counted) predicts: int64, shaped like `length`.
@@ -107,7 +115,7 @@ def mask_tokens(
         word_ended = False
     rng.shuffle(groups)
     wanted = int(rules.num_predictions(len(tokens)))
-    output = list(tokens)
+    output, kept_share = list(tokens), rules.kept_share
     masked: list[int] = []
     for group in groups:
         if len(masked) >= wanted:
@@ -115,9 +123,9 @@ def mask_tokens(
         if len(masked) + len(group) > wanted:
             continue  # a word that exceeds the count is skipped, not cut
         for position in group:
-            if rng.random() < 0.8:
+            if rng.random() < rules.mask_token_prob:
                 output[position] = rules.mask_id
-            elif rng.random() >= 0.5:
+            elif rng.random() >= kept_share:
                 output[position] = rng.randint(0, rules.vocab_size - 1)
         masked += group
     masked.sort()
@@ -128,8 +136,6 @@ def mask_tokens(
 
 _KEY_EXAMPLE = np.uint64(48)  # a sort key: example (16 bits), random (32), position (16)
 _REPLACEMENT = np.uint64(1 << 16)  # the replacement draws' counters begin beyond every position
-_MASK_BELOW = np.uint64(round(0.8 * 2**32))
-_KEEP_BELOW = np.uint64(round(0.9 * 2**32))
 
 
 def mask_rows(
@@ -257,7 +263,10 @@ def _choose_words(
 def _replace(
     streams: np.ndarray, positions: np.ndarray, input_ids: np.ndarray, rules: MaskingRules
 ) -> dict[str, np.ndarray]:
-    """80% [MASK], 10% kept, 10% any id of the vocabulary, special ones included: per token. Changes `input_ids`."""
+    """80% [MASK], 10% kept, 10% any id of the vocabulary, special ones included: per token. Changes `input_ids`.
+
+    The shares are `mask_token_prob`, the rest, and `random_token_prob`.
+    """
     width = rules.row_predictions
     if positions.shape[1] > width and (positions[:, width] != NO_POSITION).any():
         raise ValueError(f"a row predicts more than {width} tokens: it holds more examples than its config allows")
@@ -271,7 +280,10 @@ def _replace(
     draws = random_bits(streams, places.astype(np.uint64) + _REPLACEMENT)
     kind, number = draws >> np.uint64(32), draws & np.uint64(0xFFFFFFFF)
     anything = ((number * np.uint64(rules.vocab_size)) >> np.uint64(32)).astype(np.int32)
-    instead = np.where(kind < _MASK_BELOW, rules.mask_id, np.where(kind < _KEEP_BELOW, original, anything))
+    mask_below, keep_below = (
+        np.uint64(round(share * 2**32)) for share in (rules.mask_token_prob, 1 - rules.random_token_prob)
+    )
+    instead = np.where(kind < mask_below, rules.mask_id, np.where(kind < keep_below, original, anything))
     flat = places + np.arange(len(places))[:, None] * input_ids.shape[1]
     input_ids.reshape(-1)[flat[real]] = instead[real]
     return {

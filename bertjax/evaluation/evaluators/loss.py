@@ -62,8 +62,10 @@ def _lower(
 
 
 def _scores(config: MlmEvaluation | LossEvaluation, stage: Stage) -> set[str]:
-    terms = objectives.build(stage.objective).weights
+    objective = objectives.build(stage.objective)
+    terms = objective.weights
     names = {f"{term}_{what}" for term in terms for what in ("loss", "accuracy")}
+    names |= {f"{term}_{what}" for term in objective.decisions for what in ("precision", "recall", "positives")}
     return names | {f"{term}_perplexity" for term in TOKEN_TERMS & terms.keys()}
 
 

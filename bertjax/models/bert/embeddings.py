@@ -72,6 +72,12 @@ class Embeddings(nnx.Module):
         self.padding = getattr(config, "pad_token_id", None)
 
     def __call__(self, ids: jax.Array, types: jax.Array, positions: jax.Array, key: jax.Array | None) -> jax.Array:
+        """int [B, S] x 3 -> [B, S, D]; no dropout without a key."""
+        x = self.sum(ids, types, positions, key)
+        return with_logical_constraint(self.project(x), "batch", "sequence", None) if hasattr(self, "project") else x
+
+    def sum(self, ids: jax.Array, types: jax.Array, positions: jax.Array, key: jax.Array | None) -> jax.Array:
+        """The embeddings before their projection, [B, S, E]."""
         x = embedding_lookup(self.word.embedding[...], ids)
         positions = positions if self.padding is None else roberta_positions(ids, positions, self.padding)
         table = all_gather_fsdp(self.position.embedding[...], None, "embed")
@@ -84,5 +90,4 @@ class Embeddings(nnx.Module):
             x = x + replicated_lookup(one_hot, table, types)
         x = with_logical_constraint(x, "batch", "sequence", None)
         x = (map_shards(self.norm, x) if hasattr(self, "norm") else x).astype(self.compute.dtype)
-        x = dropout(x, self.rate, key, self.compute)
-        return with_logical_constraint(self.project(x), "batch", "sequence", None) if hasattr(self, "project") else x
+        return dropout(x, self.rate, key, self.compute)

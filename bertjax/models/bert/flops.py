@@ -1,12 +1,13 @@
 """Model FLOPs of BERT by formula: two per multiplication of the definition, without recomputed activations.
 
 The vocabulary projection counts for masked positions. Embedding look-ups, norms, dropout, the optimizer and small heads
-(pooler, NSP, spans, classes; under 0.1 %) are not counted.
+(pooler, NSP, spans, classes; under 0.1 %) are not counted. Of replaced-token detection the generator counts, and the
+dense layer of the discriminator's head.
 """
 
 from collections.abc import Collection, Mapping
 
-from bertjax.config.schema.model import BertConfig
+from bertjax.config.schema.model import BertConfig, ElectraConfig
 from bertjax.models.peft_options import PeftOptions
 
 
@@ -78,18 +79,31 @@ def peft_flops(model: BertConfig, peft: PeftOptions, tokens: int, predictions: i
     return forward + kernels + 2 * (whole - kernels) + 2 * added + 2 * head_flops(model, predictions) - decoder
 
 
+def replaced_token_flops(model: BertConfig, heads: Collection[str], tokens: int, predictions: int) -> int:
+    """FLOPs of a training step for one row of S `tokens` in the heads `generator` and `discriminator`, if there."""
+    forward = 0
+    if "generator" in heads and isinstance(model, ElectraConfig):
+        own = model.generator
+        forward += encoder_flops(own, tokens) + projection_flops(own, tokens) + head_flops(own, predictions)
+    if "discriminator" in heads:
+        forward += 2 * model.hidden_size * (model.hidden_size + 1) * tokens
+    return 3 * forward
+
+
 def row_flops(
     model: BertConfig, widths: Mapping[str, int], heads: Collection[str], groups: Collection[str], peft: PeftOptions
 ) -> int:
     """`train_flops` of a batch's row while `groups` train; see `models.families.Family`."""
-    predictions = widths.get("masked_positions", 0) if "mlm" in heads else 0
+    tokens, masked = widths["input_ids"], widths.get("masked_positions", 0)
+    predictions = masked if "mlm" in heads else 0
+    pretraining = replaced_token_flops(model, heads, tokens, masked)
     if peft.feature_layers:
-        tokens = 0 if "features" in widths else widths["input_ids"]  # a cache has the outputs of the encoder
-        encoder = encoder_flops(model, tokens) + projection_flops(model, tokens)
+        read = 0 if "features" in widths else tokens  # a cache has the outputs of the encoder
+        encoder = encoder_flops(model, read) + projection_flops(model, read)
         return encoder + 3 * head_flops(model, predictions)
     if peft != PeftOptions():
-        return peft_flops(model, peft, widths["input_ids"], predictions)
+        return peft_flops(model, peft, tokens, predictions) + pretraining
     trained, order = {int(group.split("/")[1]) for group in groups if group.startswith("layers/")}, model.layer_order
     layers = len(order) - order.index(min(trained)) if trained else 0
-    flops = train_flops(model, widths["input_ids"], predictions, trainable_layers=layers)
-    return flops + (3 if "embeddings" in groups else 1) * projection_flops(model, widths["input_ids"])
+    flops = train_flops(model, tokens, predictions, trainable_layers=layers) + pretraining
+    return flops + (3 if "embeddings" in groups else 1) * projection_flops(model, tokens)

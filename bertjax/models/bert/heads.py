@@ -100,7 +100,8 @@ class LayerMix(nnx.Module):
 class Heads(nnx.Module):
     """The heads `names`; a pooler also where a head reads it: nsp, sop, and a classifier without a dense layer.
 
-    `mixed`: the number of hidden states whose mixture the heads read; 0: they read one.
+    `generator`, which has layers, is added by the model. `mixed`: the number of hidden states whose mixture the heads
+    read; 0: they read one.
     """
 
     def __init__(
@@ -137,7 +138,7 @@ class Heads(nnx.Module):
 def find_heads(params: Mapping[str, Any]) -> tuple[str, ...]:
     """The heads that {path: parameter} holds: pooler only where no other head reads it."""
     inside = {path.split("/")[1] for path in params if path.startswith("heads/")}
-    known = ("mlm", "nsp", "sop", "discriminator", "qa", "classifier", "token_classifier")
+    known = ("mlm", "nsp", "sop", "generator", "discriminator", "qa", "classifier", "token_classifier")
     heads = tuple(head for head in known if head in inside)
     readers = {"nsp", "sop", *(["classifier"] if "pre_classifier" not in inside else [])}
     return (*heads, "pooler") if "pooler" in inside and not readers & inside else heads

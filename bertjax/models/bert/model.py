@@ -5,7 +5,7 @@ DistilBERT (arXiv 1910.01108), RoBERTa (1907.11692), ELECTRA (2003.10555) and AL
 B rows, S positions, D hidden, H heads, K head size, F feed-forward, V vocabulary, G examples in a row.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import jax
@@ -13,11 +13,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from bertjax.config.schema.model import BertConfig
+from bertjax.config.schema.model import BertConfig, ElectraConfig
 from bertjax.models import layer_stack
 from bertjax.models.attention import attention_probabilities, dot_product_attention
 from bertjax.models.bert.embeddings import Embeddings, initializer
 from bertjax.models.bert.flops import row_flops
+from bertjax.models.bert.generator import Generator
 from bertjax.models.bert.heads import Heads, find_heads, gather_positions
 from bertjax.models.compute_options import ComputeOptions
 from bertjax.models.families import Family
@@ -137,6 +138,17 @@ class LayerGroup(nnx.Module):
         return x_BSD
 
 
+def apply_layers(
+    layers: Sequence[nnx.Module], x: jax.Array, segment_ids: jax.Array, packed: bool, key: jax.Array | None,
+    config: BertConfig, compute: ComputeOptions,
+) -> jax.Array:  # fmt: skip
+    """x [B, S, D] through the layers of a stack that `config` describes."""
+    call = lambda layer, x, key, ids: layer(x, ids, ids if packed else None, key)  # noqa: E731
+    return layer_stack.apply_layers(
+        layers, x, call, key, compute, (segment_ids, ()), heads=config.num_attention_heads, order=config.layer_order
+    )
+
+
 class Bert(nnx.Module):
     """Encoder and heads; all methods are pure."""
 
@@ -153,12 +165,16 @@ class Bert(nnx.Module):
             self.layers = nnx.List([LayerGroup(config, inner, compute, rngs, peft) for _ in range(count)])
         states = 1 + inner * len(config.layer_order) if peft.feature_layers == "weighted" else 0
         self.heads = Heads(config, heads, num_labels, initializer(config), compute, rngs, states)
+        if "generator" in heads and isinstance(config, ElectraConfig):
+            own = config.generator
+            own_layers = [Layer(own, compute, rngs) for _ in range(own.num_hidden_layers)]
+            self.heads.generator = Generator(own, own_layers, compute, rngs)
         self.config, self.compute, self.feature_layers = config, compute, peft.feature_layers
 
     def __call__(
         self, input_ids: jax.Array, attention_mask: jax.Array | None = None, token_type_ids: jax.Array | None = None
     ) -> dict[str, jax.Array]:
-        """int [B, S] -> {"hidden": [B, S, D]}, with the output of each head that it has.
+        """int [B, S] -> {"hidden": [B, S, D]}, with the output of each head that it has, except `generator`.
 
         pooled [B, D], mlm [B, S, V], nsp and sop float32 [B, 2], start, end and discriminator float32 [B, S],
         classifier float32 [B, C], token_classifier float32 [B, S, C]. A row is an example that begins with [CLS].
@@ -209,12 +225,7 @@ class Bert(nnx.Module):
     ) -> jax.Array:  # fmt: skip
         embed_key, stack_key = (None, None) if key is None else jax.random.split(key)
         x = self.embeddings(input_ids, token_type_ids, positions, embed_key)
-        call = lambda layer, x, key, ids: layer(x, ids, ids if packed else None, key)  # noqa: E731
-        layers, c = list(self.layers), self.config
-        return layer_stack.apply_layers(
-            layers, x, call, stack_key, self.compute, (segment_ids, ()), heads=c.num_attention_heads,
-            order=c.layer_order,
-        )  # fmt: skip
+        return apply_layers(list(self.layers), x, segment_ids, packed, stack_key, self.config, self.compute)
 
     def features(
         self,
@@ -274,6 +285,17 @@ class Bert(nnx.Module):
         """hidden [B, S, D], positions [B, N] -> logits [B, N, V] at these positions."""
         hidden = gather_positions(hidden, masked_positions)
         return self.heads.mlm(hidden, self.embeddings.word.embedding[...])
+
+    def generator_logits(
+        self, input_ids: jax.Array, token_type_ids: jax.Array, segment_ids: jax.Array, positions: jax.Array,
+        masked_positions: jax.Array, *, packed: bool = False, key: jax.Array | None = None,
+    ) -> jax.Array:  # fmt: skip
+        """int [B, S] x 4, masked positions [B, N] -> logits [B, N, V] of the generator at these positions."""
+        embed_key, stack_key = (None, None) if key is None else jax.random.split(key)
+        own = self.heads.generator
+        x = own.inputs(self.embeddings.sum(input_ids, token_type_ids, positions, embed_key))
+        hidden = apply_layers(list(own.layers), x, segment_ids, packed, stack_key, own.config, own.compute)
+        return own.mlm(gather_positions(hidden, masked_positions), self.embeddings.word.embedding[...])
 
     def nsp_logits(self, hidden: jax.Array, cls_positions: jax.Array) -> jax.Array:
         """-> float32 [B, G, 2]: next, random."""
