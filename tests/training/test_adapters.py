@@ -194,8 +194,6 @@ def test_a_missing_or_changed_base_is_said_in_one_line(train, whole, tmp_path):
     run = train("lost", base / "checkpoints" / "00-pretrain")
     base.rename(tmp_path / "elsewhere")
     with pytest.raises(UserError, match=r"^\S+: holds only what was trained, .* be read from \S+/00-pretrain step 2;"):
-        UserError, match=r"^\S+: holds only what was trained, .* cannot be read from \S+/00-pretrain step 2;"
-    ):
         restore(run)
     changed = shutil.copytree(train("seed", seed=1), base)
     assert (changed / "checkpoints" / "00-pretrain" / "2").is_dir()
