@@ -285,7 +285,8 @@ tasks:
 stages:
   - {{name: pretrain, data: masked, objective: {{kind: replaced_tokens}}, steps: 4, batch_size: 8,
      optimizer: {{learning_rate: 5e-3}},
-     evaluate: [{{kind: mlm, data: {{source: {{kind: text, files: [more.txt], layout: sentences}}, preprocess: *rows}}}}]}}
+     evaluate: [{{kind: mlm, data: {{source: {{kind: text, files: [more.txt], layout: sentences}},
+       preprocess: *rows}}}}]}}
   - {{name: qa, data: questions, objective: {{kind: span_qa}}, steps: 2, batch_size: 8, trainable: gradual,
      optimizer: {{learning_rate: 5e-3}}, evaluate: []}}
 """

@@ -6,6 +6,8 @@ import jax
 import numpy as np
 import pytest
 
+from bertjax.config.schema.ladder_models import ElmoConfig, Word2VecConfig
+from bertjax.config.schema.model import GptConfig
 from bertjax.config.schema.training import ClassificationObjective, SpanQaObjective, Trainable
 from bertjax.models.peft_options import PeftOptions
 from bertjax.objectives.base import FEATURES
@@ -17,6 +19,12 @@ from bertjax.training.step import jit_train_step
 STEPS = 3
 SEQUENCE = {"sequence": "tensor"}
 SLOW = pytest.mark.slow
+OTHERS = {
+    "word2vec": Word2VecConfig(vocab_size=64, hidden_size=32),
+    "elmo": ElmoConfig(vocab_size=64, hidden_size=32, projection_size=16, initializer_range=0.3),
+    "gpt": GptConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
+                     max_position_embeddings=32, initializer_range=0.1),
+}  # fmt: skip
 
 
 def run(program: TrainProgram, batches: list[dict], *, cached: bool) -> tuple[list[float], dict[str, np.ndarray]]:
@@ -81,6 +89,22 @@ def test_kept_features_on_a_mesh_change_nothing(make_program, make_rows, objecti
     one, many = of(**shared), of(rules=rules, **options, **mesh)
     expected = run(one, batches, cached=False)
     for program, cached in ((one, True), (many, False), (many, True)):
+        compare(expected, run(program, batches, cached=cached))
+
+
+@pytest.mark.parametrize("family", ["word2vec", "elmo", pytest.param("gpt", marks=SLOW)])
+def test_kept_features_of_a_mesh_in_other_families(make_program, make_rows, family):
+    """The summary of each example, which is at its [CLS], is what is kept and mixed."""
+    batches = [classes(make_rows("span", 16, groups=2, seed=seed), seed) for seed in range(STEPS)]
+    peft = PeftOptions(feature_layers="weighted")
+
+    def of(**given: object) -> TrainProgram:
+        program = make_program(ClassificationObjective(), model=OTHERS[family], grad_accum=2, **given)
+        return replace(program, peft=peft)
+
+    one, many = of(), of(data=2, fsdp=2, tensor=2)
+    expected = run(one, batches, cached=False)
+    for program, cached in ((one, True), (many, True)):
         compare(expected, run(program, batches, cached=cached))
 
 

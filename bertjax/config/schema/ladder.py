@@ -45,8 +45,8 @@ class Ladder(Section):
     seeds: Annotated[list[NonNegative], Field(min_length=1)] = Field([1, 2, 3], description="Seeds, `run.seed`.")
     frozen: Overrides = Field(
         {},
-        description="Keys of a later stage for the runs with frozen weights, whose `trainable` is `head`, such as `trainable: {kind: features, "
-        "feature_layers: weighted}` or another learning rate.",
+        description="Keys of a later stage for the runs with frozen weights, whose `trainable` is `head` by default: "
+        "`trainable: {kind: features, feature_layers: weighted}` or another learning rate.",
     )
     minimal_pairs: MinimalPairs | None = Field(None, description="Minimal pairs to score. Default: none.")
     analogies: LocalPath | None = Field(

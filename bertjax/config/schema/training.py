@@ -222,7 +222,6 @@ class TextToTextObjective(Section):
 
 OBJECTIVES: dict[str, type[Section]] = {
     "mlm_nsp": MlmNspObjective,
-    "replaced_tokens": ReplacedTokensObjective,
     "span_qa": SpanQaObjective,
     "classification": ClassificationObjective,
     "token_classification": TokenClassificationObjective,
@@ -232,6 +231,7 @@ OBJECTIVES: dict[str, type[Section]] = {
     "skip_gram": SkipGramObjective,
     "bidirectional_lm": BidirectionalLmObjective,
     "causal_lm": CausalLmObjective,
+    "replaced_tokens": ReplacedTokensObjective,
 }
 Objective = Annotated[Any, KindOf("kind", "mlm_nsp", OBJECTIVES)]
 
