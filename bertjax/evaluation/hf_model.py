@@ -167,7 +167,11 @@ def _describe(
 ) -> dict[str, Any]:  # fmt: skip
     """The configuration of the run: the objective of its heads, and data available on every machine."""
     options = TOKENIZERS[model.tokenizer].model_fields
-    about = {name: getattr(tokenizer, name) for name in ("extra_ids", "lowercase") if name in options}
+    about = {
+        name: getattr(tokenizer, name)
+        for name in ("extra_ids", "lowercase")
+        if name in options and hasattr(tokenizer, name)
+    }
     stage = _stage(heads, num_labels, model.max_length or 128, multi_label)
     return {
         "model": model.model_dump(exclude={"config_from"}),
