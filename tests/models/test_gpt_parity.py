@@ -21,15 +21,8 @@ COMPUTE = ComputeOptions(platform="cpu", dtype=jnp.float32)
 def theirs():
     """A small OpenAI GPT whose weights are random, norms and biases too."""
     torch.manual_seed(0)
-    sizes = {
-        "vocab_size": 48,
-        "n_positions": 20,
-        "n_embd": 32,
-        "n_layer": 2,
-        "n_head": 4,
-        "attn_implementation": "eager",
-    }
-    model = transformers.OpenAIGPTLMHeadModel(transformers.OpenAIGPTConfig(**sizes)).eval()
+    config = transformers.OpenAIGPTConfig(vocab_size=48, n_positions=20, n_embd=32, n_layer=2, n_head=4)
+    model = transformers.OpenAIGPTLMHeadModel(config).eval()
     with torch.no_grad():
         for path, parameter in model.named_parameters():
             norm = "ln_" in path and path.endswith("weight")
@@ -54,10 +47,9 @@ def params_of(theirs) -> dict[str, jax.Array]:
     for layer in range(2):
         there = {name: state[f"transformer.h.{layer}.{name}"] for name in parts.values()}
         found |= {f"layers/{layer}/{ours}": there[name] for ours, name in parts.items()}
-        found[f"layers/{layer}/attention/qkv/kernel"] = state[f"transformer.h.{layer}.attn.c_attn.weight"].reshape(
-            32, 3, 32
-        )
-        found[f"layers/{layer}/attention/qkv/bias"] = state[f"transformer.h.{layer}.attn.c_attn.bias"].reshape(3, 32)
+        for ours, name, shape in (("kernel", "weight", (32, 3, 32)), ("bias", "bias", (3, 32))):
+            fused = state[f"transformer.h.{layer}.attn.c_attn.{name}"]
+            found[f"layers/{layer}/attention/qkv/{ours}"] = fused.reshape(shape)
     return {path: jnp.asarray(x) for path, x in found.items()}
 
 
@@ -93,13 +85,6 @@ def test_causal_attention_is_that_of_torch():
     q, k, v = (np.random.default_rng(n).normal(size=(2, 6, 3, 8)).astype(np.float32) for n in range(3))
     heads_first = [torch.tensor(np.moveaxis(x, 2, 1)) for x in (q, k, v)]
     expected = torch.nn.functional.scaled_dot_product_attention(*heads_first, is_causal=True).numpy()
-    found = dot_product_attention(
-        *map(jnp.asarray, (q, k, v)),
-        jnp.ones((2, 6), int),
-        packed=False,
-        rate=0.0,
-        key=None,
-        compute=COMPUTE,
-        causal=True,
-    )
+    options = {"packed": False, "rate": 0.0, "key": None, "compute": COMPUTE, "causal": True}
+    found = dot_product_attention(*map(jnp.asarray, (q, k, v)), jnp.ones((2, 6), int), **options)
     np.testing.assert_allclose(np.moveaxis(np.asarray(found), 2, 1), expected, atol=1e-5)
