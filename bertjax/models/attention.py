@@ -63,10 +63,10 @@ def make_attention_mask(segment_ids: jax.Array, packed: bool, causal: bool = Fal
     """The keys that a query sees, bool [B, 1, Q, S] if packed or causal, else [B, 1, 1, S]."""
     visible = (segment_ids > 0)[:, None, None, :]
     if packed:
-        visible &= segment_ids[:, None, :, None] == segment_ids[:, None, None, :]
+        visible = visible & (segment_ids[:, None, :, None] == segment_ids[:, None, None, :])
     if causal:
         place = jnp.arange(segment_ids.shape[1])
-        visible &= place[:, None] >= place
+        visible = visible & (place[:, None] >= place)
     return visible
 
 

@@ -60,17 +60,22 @@ def test_outputs_and_gradients_are_those_of_torch(projection):
 def test_examples_of_a_packed_row_are_those_of_rows_of_their_own(projection):
     config = ElmoConfig(vocab_size=40, hidden_size=8, projection_size=projection, initializer_range=1.0)
     params = registry.init_params(config, ("lm",), 2, jax.random.key(0))
-    model = registry.build_model(config, ("lm",), params, compute=COMPUTE)
+
+    @jax.jit
+    def states(ids, segments, places):
+        model = registry.build_model(config, ("lm",), params, compute=COMPUTE)
+        fields = ids, 0 * ids, segments, places
+        return model.hidden_states(*fields), model.token_states(*fields)
+
     ids = np.random.default_rng(1).integers(0, 40, (1, 12))
     segments = np.array([[1] * 5 + [2] * 4 + [0] * 3])
     places = np.array([[*range(5), *range(4), 0, 0, 0]])
-    packed = model.hidden_states(ids, 0 * ids, segments, places)
+    packed, _ = states(ids, segments, places)
     assert {x.shape[-1] for x in packed} == {2 * config.embedding_width}
     for start, stop in ((0, 5), (5, 9)):
         own = ids[:, start:stop]
-        alone = model.hidden_states(own, 0 * own, np.ones_like(own), np.arange(stop - start)[None])
+        alone, tokens = states(own, np.ones_like(own), np.arange(stop - start)[None])
         for one, other in zip(packed, alone, strict=True):
             np.testing.assert_allclose(one[:, start:stop], other, atol=1e-5)
-        tokens = model.token_states(own, 0 * own, np.ones_like(own), np.arange(stop - start)[None])
         np.testing.assert_allclose(alone[-1][0, 0], tokens[0].mean(0), atol=1e-5)
         np.testing.assert_allclose(alone[-1][0, 1:], tokens[0, 1:], atol=1e-6)

@@ -1,5 +1,7 @@
 """GPT against OpenAIGPTLMHeadModel of transformers with the same weights; causal masks in packed rows."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,15 +23,8 @@ COMPUTE = ComputeOptions(platform="cpu", dtype=jnp.float32)
 def theirs():
     """A small OpenAI GPT whose weights are random, norms and biases too."""
     torch.manual_seed(0)
-    sizes = {
-        "vocab_size": 48,
-        "n_positions": 20,
-        "n_embd": 32,
-        "n_layer": 2,
-        "n_head": 4,
-        "attn_implementation": "eager",
-    }
-    model = transformers.OpenAIGPTLMHeadModel(transformers.OpenAIGPTConfig(**sizes)).eval()
+    config = transformers.OpenAIGPTConfig(vocab_size=48, n_positions=20, n_embd=32, n_layer=2, n_head=4)
+    model = transformers.OpenAIGPTLMHeadModel(config).eval()
     with torch.no_grad():
         for path, parameter in model.named_parameters():
             norm = "ln_" in path and path.endswith("weight")
@@ -54,10 +49,9 @@ def params_of(theirs) -> dict[str, jax.Array]:
     for layer in range(2):
         there = {name: state[f"transformer.h.{layer}.{name}"] for name in parts.values()}
         found |= {f"layers/{layer}/{ours}": there[name] for ours, name in parts.items()}
-        found[f"layers/{layer}/attention/qkv/kernel"] = state[f"transformer.h.{layer}.attn.c_attn.weight"].reshape(
-            32, 3, 32
-        )
-        found[f"layers/{layer}/attention/qkv/bias"] = state[f"transformer.h.{layer}.attn.c_attn.bias"].reshape(3, 32)
+        for ours, name, shape in (("kernel", "weight", (32, 3, 32)), ("bias", "bias", (3, 32))):
+            fused = state[f"transformer.h.{layer}.attn.c_attn.{name}"]
+            found[f"layers/{layer}/attention/qkv/{ours}"] = fused.reshape(shape)
     return {path: jnp.asarray(x) for path, x in found.items()}
 
 
@@ -76,30 +70,28 @@ def test_logits_are_those_of_transformers(theirs):
 
 
 def test_examples_of_a_packed_row_are_those_of_rows_of_their_own(theirs):
-    model = registry.build_model(CONFIG, ("lm",), params_of(theirs), compute=COMPUTE)
+    params = params_of(theirs)
+
+    @partial(jax.jit, static_argnames="packed")
+    def encode(ids, segments, places, packed=False):
+        model = registry.build_model(CONFIG, ("lm",), params, compute=COMPUTE)
+        return model.encode(ids, 0 * ids, segments, places, packed=packed)
+
     ids = np.random.default_rng(1).integers(0, 48, (1, 12))
     segments = np.array([[1] * 5 + [2] * 4 + [0] * 3])
     places = np.array([[*range(5), *range(4), 0, 0, 0]])
-    packed = model.encode(ids, 0 * ids, segments, places, packed=True)
+    packed = encode(ids, segments, places, packed=True)
     for start, stop in ((0, 5), (5, 9)):
         own = ids[:, start:stop]
-        ones, at = np.ones_like(own), np.arange(stop - start)[None]
-        np.testing.assert_allclose(packed[:, start:stop], model.encode(own, 0 * own, ones, at), atol=1e-5)
-    padded = model.encode(ids, 0 * ids, np.minimum(segments * (segments < 2), 1), places)
-    np.testing.assert_allclose(padded[:, :5], packed[:, :5], atol=1e-5)
+        alone = encode(own, np.ones_like(own), np.arange(stop - start)[None])
+        np.testing.assert_allclose(packed[:, start:stop], alone, atol=1e-5)
+    np.testing.assert_allclose(encode(ids, 1 * (segments == 1), places)[:, :5], packed[:, :5], atol=1e-5)
 
 
 def test_causal_attention_is_that_of_torch():
     q, k, v = (np.random.default_rng(n).normal(size=(2, 6, 3, 8)).astype(np.float32) for n in range(3))
     heads_first = [torch.tensor(np.moveaxis(x, 2, 1)) for x in (q, k, v)]
     expected = torch.nn.functional.scaled_dot_product_attention(*heads_first, is_causal=True).numpy()
-    found = dot_product_attention(
-        *map(jnp.asarray, (q, k, v)),
-        jnp.ones((2, 6), int),
-        packed=False,
-        rate=0.0,
-        key=None,
-        compute=COMPUTE,
-        causal=True,
-    )
+    options = {"packed": False, "rate": 0.0, "key": None, "compute": COMPUTE, "causal": True}
+    found = dot_product_attention(*map(jnp.asarray, (q, k, v)), jnp.ones((2, 6), int), **options)
     np.testing.assert_allclose(np.moveaxis(np.asarray(found), 2, 1), expected, atol=1e-5)
