@@ -29,8 +29,10 @@ class Distillation(Section):
         "all", description="Tokens whose soft targets are compared with MLM: all, or those to predict (less memory)."
     )
 
-    def find_problem(self, objective: Any) -> str | None:
-        """Why a stage with this objective cannot have these options."""
+    def find_problem(self, objective: Any, trainable: Any) -> str | None:
+        """Why a stage with this objective and these trained parameters cannot have these options."""
+        if trainable.kind == "features":
+            return "trainable: features: keeps hidden states of the model alone; use trainable: head"
         if self.teacher in ("scratch", "previous", "best"):
             return f"teacher: names a run, a checkpoint or a model, not {self.teacher}: give its path"
         if objective.kind != "mlm_nsp" and self.tokens != "all":

@@ -305,7 +305,8 @@ class Config(Section):
             raise ValueError(f"{where}: fresh: needs init_from; without it everything starts fresh")
         if problem := find_stage_problem(stage, self.model, source):
             raise ValueError(f"{where}: {problem}")
-        if stage.distillation is not None and (problem := stage.distillation.find_problem(stage.objective)):
+        teacher = stage.distillation
+        if teacher is not None and (problem := teacher.find_problem(stage.objective, stage.trainable)):
             raise ValueError(f"{where}: distillation: {problem}")
         there = (*stage.objective.heads, *(["adapters", "lora"] if self.model.has_adapters else []))
         if other := [name for name in stage.fresh if name not in there]:
