@@ -14,6 +14,7 @@ from bertjax.evaluation.inference.token_rows import num_special
 from bertjax.evaluation.predictors.base import restore_for_prediction
 from bertjax.evaluation.predictors.sentence_scores import sentence_score
 from bertjax.evaluation.restore import RestoredCheckpoint
+from bertjax.parallel.multihost import primary
 from bertjax.progress import reporter
 from bertjax.report.record import StageRecord, is_finite, read_run
 from bertjax.storage.atomic import write_json_atomic
@@ -52,7 +53,8 @@ def measure_pretraining(
     kept = _read(run.run_dir / FILE)
     if kept.get("asked") != asked:
         kept = {"asked": asked, "minimal_pairs": _minimal_pairs(restored, pairs, run.run.name)}
-        write_json_atomic(run.run_dir / FILE, kept)
+        if primary.is_primary():
+            write_json_atomic(run.run_dir / FILE, kept)
     return found | {"minimal_pairs": kept["minimal_pairs"]}
 
 
