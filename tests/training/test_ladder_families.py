@@ -107,9 +107,9 @@ stages:
     batch_size: 8
 """
 RUNS = {
-    "word2vec": ("{family: word2vec, vocab_size: 80, hidden_size: 8}", "cbow", "head"),
-    "elmo": ("{family: elmo, vocab_size: 80, hidden_size: 8}", "bidirectional_lm", "gradual"),
-    "gpt": ("{family: gpt, vocab_size: 80, hidden_size: 8, num_hidden_layers: 2, num_attention_heads: 2, "
+    "word2vec": ("{family: word2vec, vocab_size: 128, hidden_size: 8}", "cbow", "head"),
+    "elmo": ("{family: elmo, vocab_size: 128, hidden_size: 8}", "bidirectional_lm", "gradual"),
+    "gpt": ("{family: gpt, vocab_size: 128, hidden_size: 8, num_hidden_layers: 2, num_attention_heads: 2, "
             "intermediate_size: 16, max_position_embeddings: 40}", "causal_lm", "{kind: lora, lora_rank: 2}"),
 }  # fmt: skip
 
@@ -141,7 +141,7 @@ def test_from_text_to_a_classifier_and_vectors(family, once, tmp_path, monkeypat
 @pytest.mark.parametrize(
     "override, problem",
     [
-        ("model={family: bert, vocab_size: 80}", "objective 'cbow' is not for a bert model"),
+        ("model={family: bert, vocab_size: 128}", "objective 'cbow' is not for a bert model"),
         ("stages.classify.trainable=gradual", "trainable: gradual: a word2vec model has no layers"),
         ("stages.classify.trainable=adapters", "trainable: adapters: a word2vec model has none"),
         ("stages.pretrain.objective={kind: text_to_text}", "objective 'text_to_text' is not for a word2vec model"),
