@@ -118,8 +118,10 @@ def span_qa(_: SpanQaObjective, tasks: int) -> Objective:
     def soft_targets(distillation: Distillation) -> SoftTargets:
         def compare(mine: Outputs, theirs: Outputs, batch: Batch) -> tuple[jax.Array, jax.Array]:
             """As run_squad_w_distillation.py, over the tokens of each example."""
-            pairs = [[by_example(of[name], batch) for of in (mine, theirs)] for name in ("start", "end")]
-            (start, same_start), (end, same_end) = (compare_logits(*pair, distillation.temperature) for pair in pairs)
+            (start, same_start), (end, same_end) = (
+                compare_logits(by_example(mine[name], batch), by_example(theirs[name], batch), distillation.temperature)
+                for name in ("start", "end")
+            )
             return (start + end) / 2, same_start & same_end
 
         return SoftTargets(("qa",), outputs, terms, compare, lambda batch: batch["span_weights"])

@@ -38,8 +38,8 @@ def check_run(stages: Sequence[StageFiles]) -> Checked:
     config, base = stages[0].config, stages[0].base
     begun = [files.has_begun for files in stages]
     to_do = config.stages[max((i for i, has_begun in enumerate(begun) if has_begun), default=0) :]
-    starts = _init_sources(files for files, has_begun in zip(stages, begun, strict=True) if not has_begun)
-    starts = [*starts, *_teachers(files for files in stages if not files.is_past)]
+    starts = [*_init_sources(files for files, has_begun in zip(stages, begun, strict=True) if not has_begun)]
+    starts += _teachers(files for files in stages if not files.is_past)
     problems = [*_run_dir(config.run_dir), *_prepared_dir(config), *starts, *_data(config, base)]
     problems += _evaluations(to_do, base)
     begun_stages = {files.index for files, has_begun in zip(stages, begun, strict=True) if has_begun}

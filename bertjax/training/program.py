@@ -228,6 +228,7 @@ def stage_program(
 def _teacher_program(config: Config, stage: Stage, mesh: Mesh, teacher: Teacher) -> TrainProgram:
     """The teacher with the heads that the objective of a distilled stage reads, on the mesh of the stage."""
     run = config.run if isinstance(config.run.segments, str) else config.run.model_copy(update={"segments": "auto"})
+    assert stage.distillation is not None, "a program has a teacher only then"
     alone = stage.model_copy(update={"distillation": None})
     made = config.model_copy(update={"model": teacher.model, "run": run, "stages": [alone]})
     heads = objectives.teacher_heads(stage.objective, stage.distillation)

@@ -329,7 +329,7 @@ def test_export_of_either_network(run, tmp_path, capsys):
     assert (configs["generator"]["hidden_size"], configs["discriminator"]["hidden_size"]) == (8, 16)
     assert not any(name.startswith("generator_") for config in configs.values() for name in config)
     capsys.readouterr()
-    assert main(["predict", "fill-mask", str(tmp_path / "generator"), "The dog [MASK] near the barn.", "--json"]) == 0
+    assert main(["predict", "fill-mask", str(tmp_path / "generator"), "The dog [MASK] near the barn."]) == 0
     assert main(["export", str(run), str(tmp_path / "again"), "--head", "generator"]) == 0  # carried
     assert (tmp_path / "again/config.json").read_text() == (tmp_path / "generator/config.json").read_text()
     capsys.readouterr()

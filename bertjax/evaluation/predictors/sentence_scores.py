@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bertjax.config.schema.model import T5Config
 from bertjax.evaluation.inference.length_batches import Forward
 from bertjax.evaluation.inference.token_rows import TokenRow, frame
 from bertjax.evaluation.predictors.base import Predictor
@@ -32,6 +33,7 @@ def _hidden_spans(restored: RestoredCheckpoint) -> Score:
     """Each token in turn is a hidden span: ln p(token) after its sentinel, given the text with the sentinel in it."""
     predictor = Predictor(restored)
     tokenizer, model = predictor.tokenizer, restored.program.model
+    assert isinstance(model, T5Config), "the objective text_to_text trains no other family"
     forward = token_of_span(tokenizer.sentinel_id(0), model.decoder_start_token_id)
     batches = predictor.length_batches(forward)
     return lambda texts: sum_over_tokens(tokenizer, texts, lambda rows: batches(predictor.params, rows))

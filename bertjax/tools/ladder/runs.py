@@ -44,12 +44,12 @@ def tokenizer_folder(config: Config) -> str:
 
 def build_runs(config: Config) -> list[RungRuns]:
     """The runs of each rung and seed, in order; all are validated. Raises UserError."""
-    if config.ladder is None:
+    ladder = config.ladder
+    if ladder is None:
         raise UserError("ladder: names no rungs; give ladder: {rungs: [{name: bert}, ...]}")
     if config.tokenizer.path is None:
         shared = config.tokenizer.model_copy(update={"path": tokenizer_folder(config)})
         config = config.model_copy(update={"tokenizer": shared})
-    ladder = config.ladder
     return [_rung_runs(config, ladder, rung, seed) for rung in ladder.rungs for seed in ladder.seeds]
 
 
@@ -70,7 +70,7 @@ def _rung_runs(config: Config, ladder: Ladder, rung: Rung, seed: int) -> RungRun
         stage = as_text_to_text(config, task) if rung.text_to_text else task
         stage = stage.model_copy(update={"init_from": str(pretraining.run_dir)})
         alone = config.model_copy(update={**begun, "stages": [stage]})
-        changes = {f"ladder.{rung.name}.tasks": rung.tasks}
+        changes: dict[str, Mapping[str, Any]] = {f"ladder.{rung.name}.tasks": rung.tasks}
         tuned[task.name] = _run(alone, f"{name}-{task.name}-tuned", changes)
         if rung.frozen is not None:
             changes |= {"ladder.frozen": _with_trainable(ladder.frozen), f"ladder.{rung.name}.frozen": rung.frozen}
