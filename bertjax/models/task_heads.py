@@ -20,7 +20,7 @@ TASK_HEADS = ("qa", "classifier", "token_classifier")
 class TaskHeads(nnx.Module):
     """Dropout and a linear layer for each task, on hidden states of `width`.
 
-    `mixed`: the number of hidden states whose mixture the heads read; 0: they read one.
+    `mixed`: the number of hidden states that the heads read a mixture of, each normalized; 0: they read one.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class TaskHeads(nnx.Module):
                 outputs = 2 if name == "qa" else num_labels
                 setattr(self, name, Output((width, outputs), ("embed", None), init, compute, rngs))
         if mixed:
-            self.layer_mix = LayerMix(mixed, compute)
+            self.layer_mix = LayerMix(mixed, compute, normalize=True)
         self.width, self.rate, self.compute = width, rate, compute
 
     def mix_layers(self, features: jax.Array) -> jax.Array:

@@ -25,7 +25,11 @@ class Word2VecConfig(Section):
     config_from: ConfigFrom = None
     vocab_size: Positive = Field(30522, description="Rows of both tables.")
     hidden_size: Positive = Field(300, description="Width of the vectors.")
-    classifier_dropout: Probability = Field(0.1, description="Dropout before the output of a task.")
+    classifier_dropout: Probability = Field(
+        0.0,
+        description="Dropout before the output of a task. Means of word vectors are much alike: dropout of what they share "
+        "is more noise than what differs.",
+    )
     initializer_range: PositiveFloat = Field(0.02, description="Standard deviation of the initial task outputs.")
 
     @property

@@ -83,17 +83,24 @@ class Discriminator(nnx.Module):
 
 
 class LayerMix(nnx.Module):
-    """gamma * sum_l softmax(weights)_l h_l over the embeddings and all layers (ELMo, arXiv 1802.05365, equation 1)."""
+    """gamma * sum_l softmax(weights)_l h_l over the embeddings and all layers (ELMo, arXiv 1802.05365, equation 1).
 
-    def __init__(self, states: int, compute: ComputeOptions):
+    `normalize`: a layer norm without parameters of each h_l first (`do_layer_norm` of AllenNLP's ScalarMix), for models
+    whose states have no norm.
+    """
+
+    def __init__(self, states: int, compute: ComputeOptions, normalize: bool = False):
         self.weights = nnx.Param(jnp.zeros((states,), jnp.float32), **out_sharding(None))
         self.gamma = nnx.Param(jnp.ones((1,), jnp.float32), **out_sharding(None))
-        self.compute = compute
+        self.compute, self.normalize = compute, normalize
 
     def __call__(self, states_BSND: jax.Array) -> jax.Array:
         """-> [B, S, D], summed in float32."""
+        states = states_BSND.astype(jnp.float32)
+        if self.normalize:
+            states = jax.nn.standardize(states, axis=-1, epsilon=1e-12)
         shares = jax.nn.softmax(self.weights[...])
-        mixed = (shares[:, None] * states_BSND.astype(jnp.float32)).sum(-2)
+        mixed = (shares[:, None] * states).sum(-2)
         return (self.gamma[...] * mixed).astype(self.compute.dtype)
 
 
