@@ -172,7 +172,7 @@ def test_every_problem_at_once_each_with_its_line(write):
         ("stages.0.objective.kind=mlm", "stages.pretrain.objective.kind: 'kind' must be one of: mlm_nsp, span_qa, "),
         ("stages.0.data.source.fles=[x]", "stages.pretrain.data.source.fles: unknown key"),
         ("stages.0.data.preprocess.doc_stride=4", "data.preprocess.doc_stride: unknown key (got 4); it is a key"),
-        ("stages.0.trainable=hed", "'head', 'gradual', 'adapters' or 'lora' (got 'hed')"),
+        ("stages.0.trainable=hed", "'head', 'features', 'gradual', 'adapters' or 'lora' (got 'hed')"),
         ("stages.pretain.steps=3", "stages.pretain: no such element; must be one of pretrain, squad or its index; did"),
         ("stages.7.steps=3", "stages.7: no such element"),
         ("stages.0.data={mixture: [qa], rat: equal}", "stages.pretrain.data.rat: unknown key (got 'equal'); did you"),

@@ -27,8 +27,8 @@ class Word2VecConfig(Section):
     hidden_size: Positive = Field(300, description="Width of the vectors.")
     classifier_dropout: Probability = Field(
         0.0,
-        description="Dropout before the output of a task. Means of word vectors are much alike: dropout of what they share "
-        "is more noise than what differs.",
+        description="Dropout before the output of a task. Means of word vectors are much alike: dropout of what they "
+        "share is more noise than what differs.",
     )
     initializer_range: PositiveFloat = Field(0.02, description="Standard deviation of the initial task outputs.")
 
