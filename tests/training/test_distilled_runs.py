@@ -20,6 +20,9 @@ from bertjax.plan.compile import build_stage_program
 from bertjax.training import loop
 from bertjax.training.checkpoint.init_layers import select_layers
 from bertjax.training.checkpoint.reader import CheckpointReader
+from bertjax.training.checkpoint.teacher import TeacherFiles
+
+TEXT = {"source": {"kind": "text", "files": ["x"]}, "preprocess": {"sequence_length": 32}}
 
 
 @pytest.fixture(autouse=True)
@@ -70,7 +73,7 @@ def test_a_distilled_run_resumes_with_the_same_losses(student, tiny_project, sto
     saved = {path.split("/")[0] for path in reader.items(4)[0]["leaves"]}
     assert saved == {"params", "opt", "step", "key", "bad_steps"}  # and no teacher
     assert reader.meta()["teacher"]["name"].endswith("00-pretrain")
-    event = next(json.loads(line) for line in (whole / "events.jsonl").read_text().splitlines() if "init" in line)
+    event = next(json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines() if '"init"' in line)
     assert "layers 1 of 2 start layers 0 to 0" in event["init"] and "left out: layers (" in event["init"]
     assert "teacher: " in event["init"]
 
@@ -79,7 +82,6 @@ def test_a_distilled_run_resumes_with_the_same_losses(student, tiny_project, sto
     ("override", "reason"),
     [
         ("stages.pretrain.distillation.teacher=nowhere/at/all", "distillation.teacher: .*no such folder"),
-        ("stages.pretrain.distillation.teacher={teacher}", "needs a teacher with the head 'mlm'"),
         ("model.hidden_size=32", "set distillation.cosine_weight=0|has shape"),
         ("stages.pretrain.distillation.teacher={other}", "was trained with another tokenizer"),
         ("stages.pretrain.objective.mlm_weight=0", "set objective.mlm_weight above 0"),
@@ -89,15 +91,22 @@ def test_a_distilled_run_resumes_with_the_same_losses(student, tiny_project, sto
         ("model.num_attention_heads=4", "set model.num_attention_heads=2"),
     ],
 )
-def test_what_does_not_fit_is_refused_in_one_line(student, tiny_project, teacher, tmp_path, override, reason):
+def test_what_does_not_fit_is_refused_in_one_line(student, tiny_project, tmp_path, override, reason):
     other = bert_folder(tmp_path / "other", ("mlm",), BERT.model_copy(update={"vocab_size": 128}))
     with pytest.raises(UserError, match=reason) as error:
-        config = student("wrong", override.format(teacher=teacher, other=other))
+        config = student("wrong", override.format(other=other))
         loop.train(config, tiny_project, build_evaluators)
     assert len(str(error.value).strip().splitlines()) == 1
     assert not (tmp_path / "runs" / "wrong").exists()
 
 
+def test_a_teacher_without_the_head_is_refused(student, tiny_project, monkeypatch):
+    monkeypatch.setattr(TeacherFiles, "heads", ("qa",))
+    with pytest.raises(UserError, match="has the heads qa; objective mlm_nsp needs a teacher with the head 'mlm'"):
+        loop.train(student("headless"), tiny_project, build_evaluators)
+
+
+@pytest.mark.slow
 def test_another_teacher_cannot_take_over(student, tiny_project, teacher):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop.StageRunner, "should_stop", lambda self, now: now == 2)
@@ -124,7 +133,7 @@ def test_distilbert_starts_from_layers_of_bert_as_extract_distilbert_does(tmp_pa
     folder = bert_folder(tmp_path / "bert", ("mlm", "nsp"), source)
     model = DistilBertConfig(type_vocab_size=0, **(SIZES | {"num_hidden_layers": 2}))
     loaded = hf_folder.load_params(folder, source)
-    stage = build({"stages": [{"name": "s", "data": {"source": {"kind": "text", "files": ["x"]}}, "steps": 1,
+    stage = build({"stages": [{"name": "s", "data": TEXT, "steps": 1,
                                "init_from": str(folder), "init_layers": [0, 3], "objective": {"nsp_weight": 0}}],
                    "model": model.model_dump(), "tokenizer": {"path": str(folder)}}).stages[0]  # fmt: skip
     found = select_layers(loaded, stage, source, model, "bert")
