@@ -15,8 +15,10 @@ from bertjax.models.compute_options import ComputeOptions
 from bertjax.models.families import Family
 from bertjax.models.layers.modules import Initializer, out_sharding
 from bertjax.models.peft_options import PeftOptions
+from bertjax.models.pooling import unit_length
 from bertjax.models.task_heads import TASK_HEADS, TaskHeads, join_layers, put_mean_first
 from bertjax.models.vocab_parallel import embedding_lookup
+from bertjax.parallel.sharding import all_gather_fsdp
 
 
 class Embed(nnx.Module):
@@ -78,9 +80,16 @@ class Word2Vec(nnx.Module):
         self, input_ids: jax.Array, token_type_ids: jax.Array, segment_ids: jax.Array, positions: jax.Array, *,
         packed: bool = False,
     ) -> jax.Array:  # fmt: skip
-        """int [B, S] x 4 -> what `mix_layers` reads, [B, S, D], or [B, S, N * D] of the N hidden states to mix."""
+        """int [B, S] x 4 -> what `mix_layers` reads, [B, S, D], or [B, S, N * D] of the N hidden states to mix.
+
+        Without what all input vectors share, the projection on their mean (arXiv 1702.01417): it is many times what
+        differs between texts, and a head on fixed features would have to cancel it first.
+        """
         states = self.hidden_states(input_ids, token_type_ids, segment_ids, positions, packed=packed)
-        return join_layers(states, self.feature_layers)
+        shared = unit_length(all_gather_fsdp(self.embeddings["word"].embedding[...], "vocab", "embed").mean(0))
+        states = [x.astype(jnp.float32) for x in states]
+        own = [(x - (x * shared).sum(-1, keepdims=True) * shared).astype(self.compute.dtype) for x in states]
+        return join_layers(own, self.feature_layers)
 
     def mix_layers(self, features: jax.Array) -> jax.Array:
         """`features` of any number of positions -> what heads read, [B, S, D]."""

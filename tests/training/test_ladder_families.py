@@ -16,8 +16,9 @@ from bertjax.config.schema.ladder_objectives import (
     SkipGramObjective,
 )
 from bertjax.config.schema.model import BertConfig, GptConfig
-from bertjax.models import families
+from bertjax.models import families, registry
 from bertjax.models.bert import flops
+from bertjax.models.compute_options import ComputeOptions
 from bertjax.models.peft_options import PeftOptions
 from bertjax.training import freezing
 from bertjax.training.step import jit_train_step
@@ -66,6 +67,25 @@ def test_a_mesh_changes_nothing(make_program, make_rows, case, mesh):
     for path, x in params.items():
         if not path.endswith("qkv/bias"):  # the bias of keys has a gradient of rounding
             np.testing.assert_allclose(found[path], x, atol=5e-4, err_msg=path)
+
+
+def test_features_of_word_vectors_leave_out_what_all_share(make_rows):
+    """The projection on the mean of all vectors, by numpy; a mixture of one state is that state, normalized."""
+    batch, peft = text_rows(make_rows, 0), PeftOptions(feature_layers="weighted")
+    params = registry.init_params(WORD2VEC, ("classifier",), 2, jax.random.key(0), peft)
+    table = np.random.default_rng(0).normal(size=(64, 32)).astype(np.float32) + 3  # with a common part
+    model = registry.build_model(WORD2VEC, ("classifier",), params | {"embeddings/word/embedding": table}, peft=peft,
+                                 compute=ComputeOptions(dtype=jax.numpy.float32))  # fmt: skip
+    fields = [batch[name] for name in ("input_ids", "token_type_ids", "segment_ids", "positions")]
+    shared = table.mean(0) / np.linalg.norm(table.mean(0))
+    row, ids, segments = 0, batch["input_ids"], batch["segment_ids"]
+    text = table[ids[row][segments[row] == 1]].mean(0)
+    own = text - text @ shared * shared
+    assert np.linalg.norm(own) < 0.2 * np.linalg.norm(text)
+    first = int(batch["cls_positions"][row, 0])
+    np.testing.assert_allclose(model.features(*fields, packed=True)[row, first], own, atol=1e-5)
+    mixed = model.encode(*fields, packed=True)[row, first]
+    np.testing.assert_allclose(mixed, (own - own.mean()) / own.std(), atol=1e-4)
 
 
 def test_flops_by_hand():
