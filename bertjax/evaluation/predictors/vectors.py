@@ -97,14 +97,10 @@ class Embedder(TextEncoder):
             rows = self.encode(texts, self.defaults.max_tokens, "the length that the model was trained with")
         else:
             rows = self.encode(texts, check_count("max_tokens", max_tokens))
-        found = self._forward(pooling, bool(normalize))(self.params, rows)
-        return np.stack(found) if found else np.zeros((0, self.size), np.float32)
-
-    @property
-    def size(self) -> int:
-        """D, the numbers in a vector."""
-        params = self.restored.program.abstract_params()
-        return params["embeddings/word/embedding"].shape[1]
+        forward = self._forward(pooling, bool(normalize))
+        if not rows:  # the width of a vector is not that of a parameter in all families
+            return np.stack(forward(self.params, [TokenRow(frame(self.tokenizer, []))]))[:0]
+        return np.stack(forward(self.params, rows))
 
     def _forward(self, pooling: Pooling, normalize: bool) -> LengthBatches:
         if (pooling, normalize) not in self._forwards:
