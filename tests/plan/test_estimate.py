@@ -113,8 +113,9 @@ def test_model_flops_of_plan_and_log_are_the_family_s(model: str, groups, tiny_p
     config = load({"bert": tiny_project, "t5": tiny_t5_project}[model] / "tiny.yaml")
     lengths = {"input_ids": 32, "target_ids": 16, "masked_positions": 5}
     fields = {name: ((length,), np.dtype(np.int32)) for name, length in lengths.items()}
-    one = SimpleNamespace(sequences=lambda fields: 1)
-    program: Any = SimpleNamespace(model=config.model, heads=("mlm", "nsp"), peft=PeftOptions(), objective=one)
+    one = SimpleNamespace(sequences=lambda fields: 1, row_widths=lambda widths: widths)
+    program: Any = SimpleNamespace(model=config.model, heads=("mlm", "nsp"), peft=PeftOptions(), objective=one,
+                                   teacher=None)  # fmt: skip
     expected = {
         "bert": lambda: bert_flops.train_flops(config.model, 32, 5, trainable_layers=1),
         "t5": lambda: t5_flops.train_flops(config.model, 32, 16, groups=groups),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bertjax.cli.main import main
-from bertjax.data.pipeline.loader import ALL_ROWS, Batches, RowSelection
+from bertjax.data.pipeline.loader import Batches
 from bertjax.errors import DivergedError, StoppedSafely
 from bertjax.evaluation.restore import restore
 from bertjax.training.checkpoint.layout import committed_steps
@@ -36,8 +36,8 @@ def poison(monkeypatch) -> Callable[..., None]:
     batch = Batches.batch
 
     def install(*steps: int) -> None:
-        def poisoned(self: Batches, k: int, rows: RowSelection = ALL_ROWS) -> dict[str, np.ndarray]:
-            found = batch(self, k, rows)
+        def poisoned(self: Batches, k: int, *given: object) -> dict[str, np.ndarray]:
+            found = batch(self, k, *given)
             if k + 1 in steps and "masked_weights" in found:
                 found["masked_weights"][:] = np.nan
             return found

@@ -288,11 +288,11 @@ class TextToText(Section):
 
 PREPROCESS: dict[str, type[Section]] = {
     "bert_pairs": BertPairs,
-    "text_rows": TextRows,
     "span_qa": SpanQa,
     "classify": Classify,
     "token_labels": TokenLabels,
     "text_pairs": TextPairs,
+    "text_rows": TextRows,
     "span_corruption": SpanCorruption,
     "iid_denoising": IidDenoising,
     "deshuffling": Deshuffling,
