@@ -268,6 +268,7 @@ def test_the_table_has_means_over_seeds():
     assert text[2] == "| gpt | 1k | 2M | 62.0 ± 2.8 (causal) | 62.0 ± 2.8 | 50.0 | 75.0 ± 7.1 |"
 
 
+@pytest.mark.slow
 def test_a_ladder_trains_scores_and_continues(tmp_path, capsys):
     with chdir(project(tmp_path)):
         assert main(["ladder", "ladder.yaml", "--json"]) == 0
