@@ -160,10 +160,10 @@ mark.said { background: var(--bad-soft); text-decoration: underline wavy 1px var
 .samples.two .sample { align-content: start; }
 .heat tbody th { max-width: none; text-align: left; }
 .samples.two { grid-template-columns: repeat(2, minmax(0, 1fr)); }
-.bars { display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: 4px 12px; margin: 0 0 6px; }
+.bars { display: grid; grid-template-columns: minmax(0, max-content) minmax(76px, 1fr); gap: 4px 8px; margin: 0 0 6px; }
 .bars dt { font-size: 13px; color: var(--muted); }
 .bars dd { display: flex; gap: 10px; align-items: center; margin: 0; }
-.bars .bar { margin: 0; min-width: 60px; }
+.bars .bar { margin: 0; flex: 1 1 0; min-width: 16px; }
 .bars .bar i { background: var(--accent); opacity: 1; }
 .bars b { min-width: 38px; text-align: right; font-size: 13px; font-weight: 600; font-variant-numeric: tabular-nums; }
 .words td { white-space: normal; min-width: 150px; }

@@ -25,6 +25,7 @@ from bertjax.tools.ladder.pairs import Pair, accuracies
 
 FILE = "ladder.json"  # in the folder of a pre-training: what was measured of it
 NEIGHBORS = 8
+MIN_LETTERS = 3  # of a neighbour; shorter pieces are letters and parts of words
 _TASK_SCORES = ("accuracy", "f1", "squad_f1")
 _KINDS = {  # of perplexities, by the terms of the objective
     ("lm",): "causal",
@@ -77,8 +78,9 @@ def vocabulary_scores(
     vectors = np.asarray(jax.device_get(restored.params["embeddings/word/embedding"]), np.float32)
     index = word_ids(tokenizer)
     score = analogies(vectors, index, questions).total
-    rows = vectors[list(index.values())]
-    near = nearest(rows, list(index), [normalize(word, tokenizer) for word in words], NEIGHBORS)
+    wanted = [normalize(word, tokenizer) for word in words]
+    listed = [word for word in index if word in wanted or len(word) >= MIN_LETTERS]
+    near = nearest(vectors[[index[word] for word in listed]], listed, wanted, NEIGHBORS)
     return {
         "analogies": {"accuracy": score.accuracy, "answered": score.answered, "questions": len(questions)},
         "neighbors": {word: [name for name, _ in found] for word, found in near.items()},
