@@ -42,7 +42,7 @@ def _runs(row: np.ndarray, number: int) -> str:
 
 
 def attention_section(sentences: Sequence[Mapping[str, Any]]) -> str:
-    """The grids of all sentences; each is {"text", "tokens", "maps" [L][H][S][S]}."""
+    """The grids of all sentences; each is {"text", "tokens", "maps" [L, H, S, S]}."""
     grids = "".join(_sentence(sentence, number) for number, sentence in enumerate(sentences))
     note = (
         "Rows of the grid are layers, the first at the top; columns are heads. In a map, each line is a token and "

@@ -55,7 +55,7 @@ def explore(request: Request) -> dict[str, Any]:
 
     The report: {"path", "family", "vocabulary", "words", "groups", "notes", "static", "analogies", "contextual" (None
     for a model without an encoder), "attention" (None without attention)}. Cosines are of -1 to 1, accuracies percent,
-    attention {"text", "tokens", "maps" [L][H][S][S]} of each sentence. Raises UserError for a model without a table of
+    attention {"text", "tokens", "maps" [L, H, S, S]} of each sentence. Raises UserError for a model without a table of
     word vectors, a layer that it does not have and --picture tsne without scikit-learn.
     """
     restored = restore_for_prediction(request.model, dtype=request.dtype)
