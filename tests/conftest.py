@@ -14,7 +14,12 @@ import json  # noqa: E402
 import random  # noqa: E402
 from pathlib import Path  # noqa: E402
 
+import hypothesis  # noqa: E402
 import pytest  # noqa: E402
+
+# an example may take long on a busy machine
+hypothesis.settings.register_profile("any_speed", deadline=None)
+hypothesis.settings.load_profile("any_speed")
 
 
 def _compile_cache() -> Path:
