@@ -95,3 +95,21 @@ def test_causal_attention_is_that_of_torch():
     options = {"packed": False, "rate": 0.0, "key": None, "compute": COMPUTE, "causal": True}
     found = dot_product_attention(*map(jnp.asarray, (q, k, v)), jnp.ones((2, 6), int), **options)
     np.testing.assert_allclose(np.moveaxis(np.asarray(found), 2, 1), expected, atol=1e-5)
+
+
+def test_attention_is_that_of_transformers(theirs):
+    """Layer by layer, also in a row with padding; nothing of a key behind the query."""
+    model = registry.build_model(CONFIG, ("lm",), params_of(theirs), compute=COMPUTE)
+    ids = np.random.default_rng(2).integers(0, 48, (2, 17))
+    real = (np.arange(17) < np.array([[17], [9]])).astype(int)
+    places = np.broadcast_to(np.arange(17), ids.shape)
+    theirs.set_attn_implementation("eager")
+    with torch.no_grad():
+        out = theirs(torch.tensor(ids), attention_mask=torch.tensor(real), output_attentions=True)
+    found = model.attention_probabilities(ids, 0 * ids, real, places)
+    assert len(found) == len(out.attentions) == 2
+    for mine, other in zip(found, out.attentions, strict=True):
+        assert mine.dtype == jnp.float32 and mine.shape == (2, 4, 17, 17)
+        assert not np.triu(mine, 1).any() and np.std(mine) > 0.01
+        mine, other = (np.moveaxis(np.asarray(x), 1, 2)[real > 0] for x in (mine, other.numpy()))
+        np.testing.assert_allclose(mine, other, atol=2e-5)
