@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bertjax.config.schema.training import Adafactor, Optimizer
+from bertjax.config.schema.optimizers import Adafactor, Optimizer
 
 # optimization.py excludes LayerNorm, layer_norm and bias; the factor of a mixture of layers must not decay to zero
 NO_DECAY = re.compile(r"(^|/)(norm|bias|layer_mix)(/|$)")
