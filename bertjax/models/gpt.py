@@ -77,7 +77,7 @@ class Gpt(nnx.Module):
     def attention_probabilities(
         self, input_ids: jax.Array, token_type_ids: jax.Array, segment_ids: jax.Array, positions: jax.Array
     ) -> list[jax.Array]:
-        """int [B, S] x 4 -> the attention of each layer, float32 [B, H, S, S], 0 where a key is behind the query."""
+        """int [B, S] x 4 -> the attention of each layer, float32 [B, H, S, S], 0 for keys after the query."""
         states = self.all_states(input_ids, token_type_ids, segment_ids, positions)[:-1]
         return [layer.attention_probabilities(x, segment_ids) for layer, x in zip(self.layers, states, strict=True)]
 

@@ -99,7 +99,7 @@ def test_causal_attention_is_that_of_torch():
 
 
 def test_attention_is_that_of_transformers(theirs):
-    """Layer by layer, also in a row with padding; nothing of a key behind the query."""
+    """Layer by layer, also in a row with padding; later tokens have no weight."""
     model = registry.build_model(CONFIG, ("lm",), params_of(theirs), compute=COMPUTE)
     ids = np.random.default_rng(2).integers(0, 48, (2, 17))
     real = (np.arange(17) < np.array([[17], [9]])).astype(int)

@@ -156,12 +156,13 @@ def test_a_folder_teaches_classes(home, tmp_path, classes):
     assert_losses(first_losses(run), "label", expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "trainable",
     [
         {"kind": "lora", "lora_rank": 2, "lora_alpha": 32},
-        pytest.param({"kind": "adapters", "adapter_size": 4}, marks=pytest.mark.slow),
-        pytest.param({"kind": "features", "feature_layers": "weighted"}, marks=pytest.mark.slow),
+        {"kind": "adapters", "adapter_size": 4},
+        {"kind": "features", "feature_layers": "weighted"},
     ],
     ids=lambda trainable: trainable["kind"],
 )

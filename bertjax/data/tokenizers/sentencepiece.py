@@ -16,7 +16,7 @@ import sentencepiece
 
 from bertjax.data.tokenizers import backend_state, spm_proto, unigram_json
 from bertjax.data.tokenizers.files import ADDED, CONFIG, JSON, SPECIAL, json_object, write
-from bertjax.data.tokenizers.sentinels import is_count, sentinel_id, sentinel_pieces
+from bertjax.data.tokenizers.sentinels import id_of_sentinel, is_count, sentinel_pieces
 from bertjax.errors import UserError
 
 VERSION = 2  # of the training recipe, part of the cache key
@@ -39,7 +39,7 @@ class SentencePieceTokenizer:
 
     kind = "sentencepiece"
     lowercase = False  # T5's text keeps its case
-    sentinel_id = sentinel_id
+    sentinel_id = id_of_sentinel
 
     def __init__(self, model: bytes, extra_ids: int, where: str) -> None:
         """model: the bytes of a spiece.model; `where` names the file in errors. Raises UserError."""

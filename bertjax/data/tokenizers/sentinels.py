@@ -26,7 +26,7 @@ def is_count(value: Any) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**20
 
 
-def sentinel_id(tokenizer: Any, number: int) -> int:
+def id_of_sentinel(tokenizer: Any, number: int) -> int:
     """The id of <extra_id_number>. Raises UserError when there are not that many."""
     if not 0 <= number < tokenizer.extra_ids:
         count = tokenizer.extra_ids
@@ -42,7 +42,7 @@ class SentinelTokenizer:
     """
 
     kind = "wordpiece"
-    sentinel_id = sentinel_id
+    sentinel_id = id_of_sentinel
 
     def __init__(self, inner: Tokenizer, extra_ids: int, where: str) -> None:
         """`where` names the file in errors. Raises UserError for padding that is not 0."""
