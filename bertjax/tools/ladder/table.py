@@ -7,9 +7,9 @@ from typing import Any
 from bertjax.progress.text import compact
 
 NOTE = (
-    "Perplexity is that of each rung's own objective on held-out text; different kinds cannot be compared. Other scores "
-    "are percentages; that of a task is its accuracy, for answers and entities F1. Chance is 50 for minimal pairs and "
-    "for tasks with two classes."
+    "Perplexity is that of each rung's own objective on held-out text; different kinds cannot be compared. Other "
+    "scores are percentages; that of a task is its accuracy, for answers and entities F1. Chance is 50 for minimal "
+    "pairs and for tasks with two classes."
 )
 
 
