@@ -37,6 +37,7 @@ def train(arguments: argparse.Namespace) -> int:
     cli.DEVICE,
     cli.JSON,
     examples=("bertjax compare debug/compare", "bertjax compare debug/compare --json compare.0.name=everything"),
+    note="also written to run.root: NAME-comparison.md, .json and .html, where NAME is run.name",
     overrides=True,
 )
 def compare(arguments: argparse.Namespace) -> int:
@@ -54,6 +55,7 @@ def compare(arguments: argparse.Namespace) -> int:
     cli.DEVICE,
     cli.JSON,
     examples=("bertjax ladder debug/ladder_cpu", "bertjax ladder debug/ladder_cpu --json 'ladder.seeds=[1]'"),
+    note="also written to run.root: NAME-ladder.md, .json and .html, where NAME is run.name",
     overrides=True,
 )
 def ladder(arguments: argparse.Namespace) -> int:

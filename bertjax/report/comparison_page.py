@@ -140,7 +140,7 @@ def _scores(runs: Sequence[ComparedRun]) -> str:
             [html.escape(row.stage), html.escape(row.evaluation) + mark, metric_label(html.escape(row.metric)), *cells]
         )
     head = ("Stage", "Evaluation", "Score", *(run.label for run in runs))
-    note = '<p class="small muted">The best value of a row is bold.'
+    note = '<p class="small muted below">The best value of a row is bold.'
     note += " † Not scored on the same data, so these values cannot be compared." * unequal
     return f'<section id="scores"><h2>Scores</h2>{table(head, shown, numbers=range(3, len(head)))}{note}</p></section>'
 

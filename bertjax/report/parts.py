@@ -15,6 +15,8 @@ MAX_CHARS = 1200  # of a text from the data
 _METRIC_WORDS = {
     "f1": "F1",
     "ece": "ECE",
+    "kd": "KD",
+    "lm": "LM",
     "mlm": "MLM",
     "nsp": "NSP",
     "rtd": "RTD",
@@ -108,5 +110,7 @@ def score_text(key: str, value: Any) -> str:
 
 
 def metric_label(key: str) -> str:
+    if key == "cosine_accuracy":  # of distillation, whose share is a mean
+        return "mean cosine"
     words = [_METRIC_WORDS.get(word.lower(), word) for word in key.replace("/", " / ").split("_")]
     return " ".join(words).replace("exact match", "exact").replace("exact", "exact match")

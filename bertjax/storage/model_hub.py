@@ -132,9 +132,8 @@ def _cached(model: str, revision: str | None, weights: bool, why: str) -> tuple[
             found = snapshot_download(model, revision=revision, allow_patterns=["config.json"], local_files_only=True)
     except Exception:  # noqa: BLE001  (not there, or not a name: both are said below)
         raise UserError(
-            f"{_named(model, revision)}: no such folder, not in the Hub's cache here, and the Hub cannot be reached "
-            f"({why}); check the path, or if it is a model on the Hub: run `hf download {model}` where there is a "
-            "network, or give a folder with the model"
+            f"{_named(model, revision)}: no such folder, not in the Hub's cache, and the Hub cannot be reached "
+            f"({why}); give a folder, or run `hf download {model}` where there is a network"
         ) from None
     folder = Path(found)
     wanted = ["config.json"]

@@ -359,6 +359,17 @@ def said(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
     return f"{errors[0]}\n"
 
 
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_long_text_is_cut_around_its_mask(number):
+    text = "start " + "a " * 60 + "first [MASK] word " + "b\n" * 60 + "second [MASK] word " + "c " * 60 + "end"
+    shown = table.around_mask(text, number, 60)
+    assert len(shown) == 60 and shown.startswith("...") and shown.endswith("...")
+    assert f"{('first', 'second')[number]} [MASK] word" in shown and "\n" not in shown
+    assert table.around_mask("a  [MASK]\nb", 0, 60) == "a [MASK] b"
+    assert table.around_mask("[MASK] " + "a " * 60, 0, 20) == "[MASK] a a a a a ..."
+    assert table.around_mask("a " * 60 + "[MASK]", 0, 20).endswith("a a a [MASK]")
+
+
 def test_mistakes_are_one_line_and_nothing_is_written(here, folders, capsys):
     a, b = map(str, folders)
     headless = str(bert_folder(here / "qa", ("qa",)))

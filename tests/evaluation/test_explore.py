@@ -1,6 +1,7 @@
 """`bertjax explore`: neighbors and analogies against gensim, projections against scikit-learn, words of tokenizers."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -183,6 +184,7 @@ def test_report_and_page_of_a_bert(tmp_path, capsys):
     line = (*line, "--sentence", "a <b> & word", "--picture", "pca")
     shown = run(capsys, *line, "--output", tmp_path / "page.html")
     assert "unknown: abc" in shown and "1 with unknown words" in shown and shown.endswith(f"{tmp_path}/page.html\n")
+    assert re.findall(r"  \.\.\. (\d) more on the page", shown) == ["3", "4"], "besides the first word of each group"
     report = json.loads((tmp_path / "page.json").read_text())
     assert report == json.loads(run(capsys, *line, "--json"))
     assert report["groups"] == {"letters": ["a", "b", "c", "d"], "others": ["word", "abc"]} and report["words"] == 9
@@ -202,6 +204,7 @@ def test_report_and_page_of_a_bert(tmp_path, capsys):
     page = Page(source)
     assert "://" not in source and len(page.ids) == len(set(page.ids))
     assert page.tags.count("button") == 4 and page.tags.count("figure") == 2 and "a <b> & word" in page.text
+    assert "Questions with a word that is not one piece of the vocabulary, left out: 1." in page.text
     script = source.rsplit("<script>", 1)[1].split("</script>")[0]
     assert f"'sha256-{digest(script)}'" in source  # else it would not run
 

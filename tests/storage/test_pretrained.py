@@ -109,7 +109,7 @@ def test_without_network_the_cache_is_read(hub, monkeypatch):
     assert locate("org/small", weights=False).commit
     for name, said in {
         "org/small": "its cache here does not have model.safetensors and the Hub cannot be reached",
-        "org/other": "org/other: no such folder, not in the Hub's cache here, and the Hub cannot be reached",
+        "org/other": "org/other: no such folder, not in the Hub's cache, and the Hub cannot be reached",
         "org/name@v2": "org/name@v2: no such folder, not in the Hub's cache",
     }.items():
         with pytest.raises(UserError, match=said) as caught:
@@ -121,7 +121,7 @@ def test_a_hub_that_cannot_be_reached_is_said_at_once(hub, monkeypatch):
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(UserError, match=r"the Hub cannot be reached \(ConnectError: .*: run `hf download org/name`"):
+    with pytest.raises(UserError, match=r"the Hub cannot be reached \(ConnectError: .*run `hf download org/name`"):
         locate("org/name")
 
 

@@ -45,8 +45,8 @@ def attention_section(sentences: Sequence[Mapping[str, Any]]) -> str:
     """The grids of all sentences; each is {"text", "tokens", "maps" [L, H, S, S]}."""
     grids = "".join(_sentence(sentence, number) for number, sentence in enumerate(sentences))
     note = (
-        "Rows of the grid are layers, the first at the top; columns are heads. In a map, each line is a token and "
-        "shows how much it reads of the tokens from left to right; darker is more, and a line adds up to 1. Choose a "
+        "Rows of the grid are layers, the first at the top; columns are heads. In a map, each row is a token and "
+        "shows how much it attends to each token, from left to right; darker is more, and a row sums to 1. Choose a "
         "map to enlarge it."
     )
     return f'<section id="attention"><h2>Attention</h2><p class="small muted">{note}</p>{grids}</section>'

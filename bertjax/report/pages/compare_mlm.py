@@ -42,10 +42,10 @@ def _cloze(found: Mapping[str, Any]) -> str:
     counts = found["counts"]
     source = html.escape(found["source"].get("cloze") or ", ".join(found["source"]["text"]))
     note = (
-        f"{console.number(found['masks'])} masks from {source}. The gold word has a better rank in B {counts['won']:,} "
-        f"times, in A {counts['lost']:,} times, and {counts['tied']:,} times the same."
+        f"{console.number(found['masks'])} masks from {source}. The gold word ranks higher in B for {counts['won']:,}, "
+        f"higher in A for {counts['lost']:,} and equally in both for {counts['tied']:,}."
     )
-    return f'<section id="cloze"><h2>Cloze</h2>{_sides(found, _CLOZE)}<p class="small muted">{note}</p></section>'
+    return f'<section id="cloze"><h2>Cloze</h2>{_sides(found, _CLOZE)}<p class="small muted below">{note}</p></section>'
 
 
 def _text(name: str, found: Mapping[str, Any]) -> str:
@@ -61,8 +61,8 @@ def _text(name: str, found: Mapping[str, Any]) -> str:
     )
     title = html.escape(f"{name.capitalize()} text")
     return (
-        f'<section id="{html.escape(name)}"><h2>{title}</h2>{_sides(found, _TEXT)}<p class="small muted">{note}</p>'
-        "</section>"
+        f'<section id="{html.escape(name)}"><h2>{title}</h2>{_sides(found, _TEXT)}'
+        f'<p class="small muted below">{note}</p></section>'
     )
 
 
@@ -90,7 +90,7 @@ def _tests(report: Mapping[str, Any]) -> str:
     shown = table(("Test", "B - A", "95% interval", "p"), rows, numbers=(1, 2, 3))
     samples = found["bootstrap"]
     note = f"{samples['samples']:,} samples with replacement, seed {samples['seed']}."
-    return f'<section id="tests"><h2>Tests</h2>{shown}<p class="small muted">{note}</p></section>'
+    return f'<section id="tests"><h2>Tests</h2>{shown}<p class="small muted below">{note}</p></section>'
 
 
 def _items(items: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -111,7 +111,8 @@ def _items(items: Sequence[Mapping[str, Any]]) -> list[str]:
 def _card(item: Mapping[str, Any]) -> str:
     """One mask: the text, and the candidates of both models, which open on a click."""
     number = f", mask {item['mask'] + 1}" if item["mask"] else ""
-    ranks = f"{item['answer']}{number}: rank {item['a']['rank']:,} to {item['b']['rank']:,}"
+    change = f"rank {item['a']['rank']:,} to {item['b']['rank']:,}"
+    ranks = f'<span class="small muted">{html.escape(item["answer"])}{number}: {change}</span>'
     rows = []
     for place in range(max(len(item[side]["top"]) for side in "ab")):
         row = [str(place + 1)]
@@ -125,7 +126,7 @@ def _card(item: Mapping[str, Any]) -> str:
     head = ("", "A", "Probability", "B", "Probability")
     note = f'<p class="small muted">{html.escape(item["answer"])}: {gold[0]} in A, {gold[1]} in B.</p>'
     shown = table(head, rows, numbers=(2, 4))
-    return f"<details><summary>{html.escape(ranks)} {text_html(item['text'])}</summary>{note}{shown}</details>"
+    return f"<details><summary>{text_html(item['text'])} {ranks}</summary>{note}{shown}</details>"
 
 
 def _percent(probability: float) -> str:

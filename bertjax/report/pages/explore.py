@@ -163,9 +163,10 @@ def _analogies(found: Mapping[str, Any]) -> str:
     shown = table(("Section", "Accuracy (%)", "Correct", "Answered", "Unknown words"), rows, numbers=(1, 2, 3, 4))
     note = (
         f"From {html.escape(found['source'])}: “a is to b as c is to d”, answered with the word whose input vector is "
-        f"nearest to b - a + c (3CosAdd), a, b and c excluded. {total['unknown']:,} questions with a word that is no "
-        "piece of the vocabulary are not answered and do not count."
+        "nearest to b - a + c (3CosAdd); a, b and c are excluded."
     )
+    if total["unknown"]:
+        note += f" Questions with a word that is not one piece of the vocabulary, left out: {total['unknown']:,}."
     wrong = "".join(_wrong(section["section"], found["answers"]) for section in found["sections"])
     shown += f'<p class="small muted below">{note}</p>{wrong}'
     return f'<section id="analogies"><h2>Word analogies</h2>{shown}</section>'
@@ -190,4 +191,4 @@ def _wrong(section: str, answers: Sequence[Mapping[str, Any]]) -> str:
         a, b, c = one["question"]
         rows.append([html.escape(f"{a} : {b} = {c} : ?"), html.escape(one["gold"]), html.escape(one["answer"])])
     more = f", the first {MAX_ANSWERS}" if len(wrong) > MAX_ANSWERS else ""
-    return details(f"{section}: {len(wrong):,} wrong answers{more}", table(("Question", "Right", "Answer"), rows))
+    return details(f"{section}: {len(wrong):,} wrong{more}", table(("Question", "Right", "Answer"), rows))

@@ -13,8 +13,8 @@ _ADDS = {  # by objective, which says what a kind of model is
         "Guesses a word from the average of the words around it. One vector for a word, in every sentence the same.",
     ),
     "skip_gram": (
-        "One neighbour at a time",
-        "Guesses a word from each of its neighbours alone, so that rare words get more of the training. Still one "
+        "One neighbor at a time",
+        "Guesses a word from each of its neighbors alone, so that rare words get more of the training. Still one "
         "vector for a word.",
     ),
     "bidirectional_lm": (
@@ -29,8 +29,8 @@ _ADDS = {  # by objective, which says what a kind of model is
     ),
     "mlm_nsp": (
         "Both sides in every layer",
-        "Words are hidden and guessed from all the others, so that every layer sees left and right together. The "
-        "price: only the hidden words teach.",
+        "Masked words are predicted from all the others, so that every layer sees left and right together. The price: "
+        "only the masked words are trained on.",
     ),
     "text_to_text": (
         "Text in, text out",
@@ -47,10 +47,10 @@ def ladder_page(
     """One HTML file. `head`, `cells`: the table; `bars`: {score: values of each rung, one a seed}."""
     rungs = report["rungs"]
     title = html.escape(report["name"])
-    seeds = ", ".join(map(str, report["seeds"]))
+    seeds = f"seed{'s' * (len(report['seeds']) > 1)} {', '.join(map(str, report['seeds']))}"
     top = (
         f'<header><p class="eyebrow">bertjax ladder</p><div class="title"><h1>{title}</h1></div>'
-        f'<p class="muted">{len(rungs)} kinds of models on one corpus, with one vocabulary; seeds {seeds}.</p></header>'
+        f'<p class="muted">{len(rungs)} kinds of models on one corpus, with one vocabulary; {seeds}.</p></header>'
     )
     shown = table(head, [[html.escape(cell) for cell in line] for line in cells], numbers=range(1, len(head)))
     notes = "".join(f'<p class="small muted below">{html.escape(note)}</p>' for note in report["notes"])
@@ -87,7 +87,7 @@ def _bars(rungs: Sequence[Mapping[str, Any]], bars: Mapping[str, Sequence[Sequen
         figures += f'<figure><figcaption><b>{html.escape(name)}</b></figcaption><dl class="bars">{lines}</dl></figure>'
     if not figures:
         return ""
-    note = '<p class="small muted">Percent, means over the seeds; the values of the seeds show under the pointer.</p>'
+    note = '<p class="small muted below">Percent, means over the seeds; a pointer on a bar shows each seed.</p>'
     return f'<section id="bars"><h2>Side by side</h2><div class="charts">{figures}</div>{note}</section>'
 
 

@@ -4,10 +4,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bertjax.errors import escape_unprintable
+from bertjax.evaluation.predictors.masks import MASK
 from bertjax.progress.text import decimals
 
 SHOWN = 3  # items of the largest changes each way
 CANDIDATES = 5  # of a mask
+WIDTH = 110  # characters of a line of an item
 
 
 def format_text(report: Mapping[str, Any]) -> str:
@@ -100,14 +102,27 @@ def _likelihood(name: str, found: Mapping[str, Any]) -> list[str]:
 
 
 def _item(item: Mapping[str, Any]) -> list[str]:
-    lines = [f"  {_line(item['text'], 110)}"]
+    lines = [f"  {escape_unprintable(around_mask(item['text'], item['mask'], WIDTH))}"]
     lines.append(f"    {_line(item['answer'], 40)}: rank {item['a']['rank']:,} -> {item['b']['rank']:,}")
     for side in "ab":
         top = ", ".join(f"{one['token']} ({one['probability']:.2f})" for one in item[side]["top"][:CANDIDATES])
-        lines.append(f"    {side.upper()}: {_line(top, 110)}")
+        lines.append(f"    {side.upper()}: {_line(top, WIDTH)}")
     return lines
 
 
 def _line(text: str, most: int) -> str:
     """The first characters of a text in one line of a terminal."""
     return escape_unprintable(" ".join(text.split())[:most])
+
+
+def around_mask(text: str, number: int, most: int) -> str:
+    """At most `most` characters of a text, on one line, that include its [MASK] `number`; "..." is where it is cut."""
+    line = " ".join(text.split())
+    if len(line) <= most:
+        return line
+    place = len(MASK.join(line.split(MASK)[: number + 1]))
+    start = max(0, min(place - most // 2, len(line) - most))
+    shown = line[start : start + most]
+    if start:
+        shown = f"...{shown[3:]}"
+    return f"{shown[:-3]}..." if start + most < len(line) else shown

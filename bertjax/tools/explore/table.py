@@ -18,7 +18,7 @@ def format_text(report: Mapping[str, Any]) -> str:
     lines += ["", *_analogies(report["analogies"])]
     if report["attention"]:
         maps = report["attention"][0]["maps"]
-        lines += ["", f"attention: {len(maps)} layers of {len(maps[0])} heads (maps: --output)"]
+        lines += ["", f"attention: {len(maps)} layers of {len(maps[0])} heads"]
     return "\n".join(map(escape_unprintable, lines))
 
 
@@ -26,11 +26,13 @@ def _neighbors(name: str, space: Mapping[str, Any], groups: Mapping[str, Any]) -
     kind = "input vectors" if name == "static" else f"contextual vectors, layer {space['layer']}"
     lines = [f"nearest words, {kind} ({space['words']:,} words)"]
     near = {one["word"]: one["neighbors"] for one in space["nearest"]}
-    for words in groups.values():
+    for words in groups.values():  # one word of each, to be short
         word = next((word for word in words if word in near), None)
         if word is not None:
             listed = ", ".join(f"{one['word']} {one['cosine']:.2f}" for one in near[word][:SHOWN])
             lines.append(f"  {word:<12} {listed}")
+    if (others := len(near) - len(lines) + 1) > 0:
+        lines.append(f"  ... {others:,} more on the page")
     if space["unknown"]:
         lines.append(f"  unknown: {', '.join(space['unknown'])}")
     return lines

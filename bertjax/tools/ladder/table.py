@@ -7,8 +7,9 @@ from typing import Any
 from bertjax.progress.text import compact
 
 NOTE = (
-    "Perplexities are of each rung's own objective on held-out text; those of different kinds do not compare. Other "
-    "scores are percentages, on minimal pairs and binary tasks with 50 by chance."
+    "Perplexity is that of each rung's own objective on held-out text; different kinds cannot be compared. Other "
+    "scores are percentages; that of a task is its accuracy, for answers and entities F1. Chance is 50 for minimal "
+    "pairs and for tasks with two classes."
 )
 
 
