@@ -215,7 +215,7 @@ def table_cells(rows: Sequence[Mapping[str, Any]], scores: Sequence[str]) -> tup
     """
     differ = len({row.get("examples") for row in rows}) > 1
     head = ["method", *(["examples"] if differ else []), "trained parameters", "share", *scores]
-    head += ["s/step", "step memory", "optimizer state"]
+    head += ["step time", "step memory", "optimizer state"]
     lines = []
     for row in rows:
         count, share = f"{row['trained']:,}", f"{row['share']:.2%}"

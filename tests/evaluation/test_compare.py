@@ -141,7 +141,7 @@ def test_the_table():
     }  # fmt: skip
     other = row | {"method": "all", "episodes": 1, "scores": {}, "diverged": "...", "step_seconds": None}
     text = format_markdown([row, other], ["dev/f1"]).splitlines()
-    assert text[0] == "| method | trained parameters | share | dev/f1 | s/step | step memory | optimizer state |"
+    assert text[0] == "| method | trained parameters | share | dev/f1 | step time | step memory | optimizer state |"
     assert text[2] == "| gradual | 1,000 (mean 500) | 50.00% (mean 25.00%) | 88.5 | 250 ms | 3.0 GiB | 2 KiB |"
     assert text[3] == "| all | 1,000 | 50.00% | diverged | - | 3.0 GiB | 2 KiB |"
 
