@@ -154,9 +154,14 @@ def test_from_text_to_a_classifier_and_vectors(family, once, tmp_path, monkeypat
         assert "classifier" in capsys.readouterr().out
         assert main(["predict", "classify", f"runs/{family}", "the old dog", "--json"]) == 0
         assert main(["predict", "embed", f"runs/{family}", "the old dog", "a cat"]) == 0
-        assert main(["export", f"runs/{family}", "out"]) == 2
-    (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
-    assert "neither read from Hugging Face folders nor written" in line and not Path("out").exists()
+        for command in ("export", "quantize"):
+            capsys.readouterr()
+            assert main([command, f"runs/{family}", "out"]) == 2
+            (line,) = capsys.readouterr().err.strip().splitlines()
+            assert line.startswith(f"runs/{family}/") and f"models of family {family} are neither read" in line
+        assert not Path("out").exists() and not Path(".out.unfinished").exists()
+        assert main(["predict", "generate", f"runs/{family}", "the"]) == 2
+        assert f"{family} model generates no text" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
