@@ -42,6 +42,9 @@ class SentinelTokenizer:
     def __reduce__(self) -> tuple[Any, ...]:
         return SentinelTokenizer, (self.inner, self.extra_ids, "the tokenizer")
 
+    def normalize(self, text: str) -> str:
+        return self.inner.normalize(text)
+
     def sentinel_id(self, number: int) -> int:
         """The id of <extra_id_number>. Raises UserError when there are not that many."""
         if not 0 <= number < self.extra_ids:
