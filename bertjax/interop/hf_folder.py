@@ -51,7 +51,9 @@ class FolderFormat:
 def format_of(model: Section | type[Section]) -> FolderFormat:
     """The folder format of a model's family. Raises UserError for a family that transformers does not have."""
     if (place := families.record_of(model).interop) is None:
-        raise UserError("models of this family are neither read from Hugging Face folders nor written to them")
+        family = model.model_fields["family"].default if isinstance(model, type) else getattr(model, "family", "this")
+        place = "neither read from Hugging Face folders nor written to them"
+        raise UserError(f"models of family {family} are {place}; use the run itself")
     return record_at(place, FolderFormat)
 
 

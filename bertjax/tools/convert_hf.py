@@ -105,6 +105,21 @@ def export_checkpoint(
         return _export_checkpoint(place.path, out, name or out.name, license, best, named, head)
 
 
+def check_family(source: str | Path) -> None:
+    """Raise UserError for a checkpoint of a family that transformers does not have, before anything is restored."""
+    place = locate_model(source)
+    with pretrained.name_in_errors(place):
+        if not (place.path / "config.json").is_file():
+            _check_family(find(place.path).path, CheckpointReader(find(place.path)).config().model)
+
+
+def _check_family(place: Path, model: ModelConfig) -> None:
+    try:
+        hf_folder.format_of(model)
+    except UserError as error:
+        raise UserError(f"{place}: {error}") from None
+
+
 def push_checkpoint(source: str | Path, out: Path | None, to: Destination, **options: Any) -> tuple[str, list[str]]:
     """Export a checkpoint to `out` (default: a temporary folder) and upload it -> (its address, as above).
 
@@ -151,6 +166,7 @@ def _export_checkpoint(
     if best is not None:
         checkpoints.ref = found = replace(found, step=best_step(checkpoints, best))
     meta, config = checkpoints.meta(), checkpoints.config()
+    _check_family(found.path, config.model)
     if found.step is None and (better := better_step(checkpoints, config, meta["stage"], meta["step"])):
         reporter.say(f"note: {better}")
     heads = _chosen_heads(found.path, meta, config.model, head)

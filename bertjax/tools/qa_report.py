@@ -27,6 +27,7 @@ from bertjax.evaluation.inference.span_decoding import apply_null_threshold
 from bertjax.evaluation.metrics.squad import score
 from bertjax.evaluation.metrics.text import squad
 from bertjax.evaluation.predictors.base import restore_with_head
+from bertjax.evaluation.predictors.generation import generates_text
 from bertjax.evaluation.restore import RestoredCheckpoint, restore
 from bertjax.report.pages.answers import answers_page
 from bertjax.storage import atomic
@@ -79,7 +80,7 @@ def restore_for_way(way: str, run: Path) -> RestoredCheckpoint:
     if way == "extractive":
         return restore_with_head(run, "qa")
     restored = restore(run)
-    if "lm" not in (model := restored.ctx.config.model).heads:
+    if not generates_text(model := restored.ctx.config.model):
         raise UserError(
             f"{run}: a {model.family} model generates no text; name a run of family t5, or use --extractive"
         )

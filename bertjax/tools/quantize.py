@@ -35,6 +35,7 @@ def quantize_command(
     try:
         shutil.rmtree(work, ignore_errors=True)  # of a try that was killed
         work.mkdir(parents=True)
+        convert_hf.check_family(source)
         restored = restore(source, best=best) if evaluate else None
         if restored and restored.hugging_face is not None and not restored.in_run and restored.step == 0:
             reporter.say(f"{source}: a Hugging Face model has no evaluations of its own; scores are not compared")

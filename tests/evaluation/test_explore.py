@@ -129,6 +129,8 @@ def test_words_of_each_kind_of_tokenizer(kind, some, text, tmp_path):
     assert not any("#" in word or "Ġ" in word or "▁" in word or "<" in word for word in found)
     for word, number in found.items():  # a piece that is a word begins one, where the text has a space before it
         assert tokenizer.decode([number]).strip() == word
+    for word in ("Café", "Cafe\u0301") if tokenizer.lowercase else ():
+        assert vocabulary.normalize(word, tokenizer) == "cafe", "without accents, as its pieces"
     ids = tokenizer.encode_batch(["The cat's café, “unaffable” (Paris)!"])[0]
     row = vocabulary.words_in(ids, tokenizer)
     cafe, paris = ("cafe", "paris") if tokenizer.lowercase else ("café", "Paris")

@@ -10,6 +10,7 @@ import pytest
 
 from bertjax.config.loading.load import build
 from bertjax.config.schema.evaluation import Decoding
+from bertjax.config.schema.model import FAMILIES
 from bertjax.config.schema.run import MeshConfig
 from bertjax.data.preprocess.text_to_text import row_dtype, text_to_text_blocks
 from bertjax.data.tokenizers import sentencepiece
@@ -251,9 +252,11 @@ def test_answers_without_an_end_are_counted(opened, capsys):
     assert "are truncated" not in capsys.readouterr().err
 
 
-def test_another_family_is_refused():
-    ctx = SimpleNamespace(config=SimpleNamespace(model=SimpleNamespace(family="bert", heads=())), tokenizer=None)
-    with pytest.raises(UserError, match="a bert model generates no text; name a run of family t5"):
+@pytest.mark.parametrize("family", sorted(FAMILIES.keys() - {"t5"}))
+def test_another_family_is_refused(family):
+    """Also those with a language model's head."""
+    ctx = SimpleNamespace(config=SimpleNamespace(model=FAMILIES[family]()), tokenizer=None)
+    with pytest.raises(UserError, match=f"an? {family} model generates no text; name a run of family t5"):
         generation.generate(RestoredCheckpoint(ctx, 0, 1, None, {}), ["x"], {})
 
 

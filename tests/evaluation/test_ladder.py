@@ -285,3 +285,26 @@ def test_a_ladder_trains_scores_and_continues(tmp_path, capsys):
     page = (tmp_path / "runs/tiny-ladder.html").read_text()
     Page(page)
     assert "Minimal pairs by phenomenon" in page and "Nearest words" in page
+
+
+@pytest.mark.parametrize(
+    ("rung", "run", "key"),
+    [
+        ({"overrides": {"data.source.files": ["no.txt"]}}, "tiny-last-s1", "stages.pretrain.data.source.0.files: "),
+        ({"tasks": {"data.source.files": ["no.txt"]}}, "tiny-last-s1-mood-frozen", "stages.mood.data.source.0.files: "),
+        (
+            {"frozen": {"evaluate.dev.data.source.files": ["no.txt"]}},
+            "tiny-last-s1-mood-frozen",
+            "stages.mood.evaluate.dev.data.source.0.files: ",
+        ),
+    ],
+)
+def test_data_that_only_the_last_rung_reads_are_checked_before_the_first_is_trained(rung, run, key, tmp_path, capsys):
+    given = yaml.safe_load(CONFIG)
+    given["ladder"]["rungs"] += [{"name": "bert"}, {"name": "last", **rung}]
+    with chdir(project(tmp_path)):
+        Path("ladder.yaml").write_text(yaml.safe_dump(given))
+        assert main(["ladder", "ladder.yaml"]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"run {run}: {key}") and "no.txt: no such file" in line
+        assert not Path("runs").exists()

@@ -162,9 +162,14 @@ def test_from_text_to_a_classifier_and_vectors(family, once, tmp_path, monkeypat
             assert maps.shape == (2, 2, *2 * [len(attention[0]["tokens"])]) and not np.triu(maps, 1).any()
         else:
             assert attention is None
-        assert main(["export", f"runs/{family}", "out"]) == 2
-    (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
-    assert "neither read from Hugging Face folders nor written" in line and not Path("out").exists()
+        for command in ("export", "quantize"):
+            capsys.readouterr()
+            assert main([command, f"runs/{family}", "out"]) == 2
+            (line,) = capsys.readouterr().err.strip().splitlines()
+            assert line.startswith(f"runs/{family}/") and f"models of family {family} are neither read" in line
+        assert not Path("out").exists() and not Path(".out.unfinished").exists()
+        assert main(["predict", "generate", f"runs/{family}", "the"]) == 2
+        assert f"{family} model generates no text" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,16 @@ class Tokenizer:
         """Piece ids of each text, without special tokens. Runs on all cores unless TOKENIZERS_PARALLELISM=false."""
         return [encoding.ids for encoding in self.backend.encode_batch_fast(texts, add_special_tokens=False)]
 
+    def normalize(self, text: str) -> str:
+        """A text as its pieces spell it: in lower case, and without accents, where the vocabulary is.
+
+        It is `text` where the tokenizer also changes its spaces, as around Chinese characters.
+        """
+        if self.backend.normalizer is None:
+            return text
+        found = str(self.backend.normalizer.normalize_str(text))
+        return found if found.split() == [found] else text.lower() if self.lowercase else text
+
     @property
     def space_between(self) -> str:
         """What to prepend to a text to get the pieces that it has after another word: a space if word-initial pieces

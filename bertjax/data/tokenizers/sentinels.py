@@ -61,6 +61,9 @@ class SentinelTokenizer:
     def __reduce__(self) -> tuple[Any, ...]:
         return SentinelTokenizer, (self.inner, self.extra_ids, "the tokenizer")
 
+    def normalize(self, text: str) -> str:
+        return self.inner.normalize(text)
+
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """Piece ids of each text, without [SEP]."""
         return self.inner.encode_batch(list(texts))

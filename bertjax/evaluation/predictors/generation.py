@@ -44,6 +44,11 @@ def generate(
     return [{"text": text, "generated": new} for text, new in zip(texts, found, strict=True)]
 
 
+def generates_text(model: Any) -> bool:
+    """Whether text can be generated with a model (its section): a language model with T5's decoder and its cache."""
+    return "lm" in model.heads and "decoder" in model.stacks
+
+
 def as_flag(option: str) -> str:
     """An option as `bertjax predict generate` has it."""
     return "--beam" if option == "beam_size" else "--" + option.replace("_", "-")
@@ -55,7 +60,7 @@ class TextGenerator(Predictor):
     def __init__(self, restored: RestoredCheckpoint, batch_size: int | None = None, spell: Spell = str) -> None:
         """`spell`: how messages write an option, by default as an argument of `Model.generate`."""
         config = restored.ctx.config
-        if "lm" not in config.model.heads:
+        if not generates_text(config.model):
             raise UserError(
                 f"{restored.where}: a {config.model.family} model generates no text; name a run of family t5"
             )  # fmt: skip

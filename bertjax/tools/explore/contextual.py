@@ -55,7 +55,8 @@ def _pool(reader: LayerReader, texts: Sequence[str], words: Sequence[str] | None
         last = len(found.layers) - 1
         number = last if layer is None else layer
         if number > last:
-            raise UserError(f"--layer: the model has layers 1 to {last}, and 0 for its embeddings (got {layer})")
+            others = f"layers 1 to {last}, and 0 for its embeddings" if last else "no layers, and 0 for its embeddings"
+            raise UserError(f"--layer: the model has {others} (got {layer})")
         for place, (ids, mask, states) in enumerate(
             zip(found.input_ids, found.attention_mask, found.layers[number], strict=True), start
         ):

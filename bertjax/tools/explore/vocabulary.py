@@ -39,8 +39,8 @@ def word_ids(tokenizer: AnyTokenizer) -> dict[str, int]:
 
 
 def normalize(word: str, tokenizer: AnyTokenizer) -> str:
-    """A word as the tokenizer's pieces write it: in lower case where it lowers text."""
-    return word.lower() if getattr(tokenizer, "lowercase", False) else word
+    """A word as the tokenizer's pieces write it: in lower case, or without accents, where these are."""
+    return str(tokenizer.normalize(word)) if hasattr(tokenizer, "normalize") else word
 
 
 def words_in(ids: Sequence[int], tokenizer: AnyTokenizer) -> list[Word]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from bertjax.config.schema.ladder import Ladder, Rung
 from bertjax.config.schema.run import Config
-from bertjax.errors import DivergedError
+from bertjax.errors import DivergedError, UserError
 from bertjax.evaluation.evaluators.build import build_evaluators
 from bertjax.parallel.multihost import primary
 from bertjax.report.pages.ladder import ladder_page
@@ -37,8 +37,7 @@ def ladder_command(config: Config, base: Path, as_json: bool) -> str:
     pairs = read_pairs(config.ladder.minimal_pairs, base) if config.ladder.minimal_pairs else []
     file = config.ladder.analogies
     questions = read_questions(resolve_path(file, base)) if file else default_questions()
-    if not all(inputs.has_begun(run) for runs in every for run in runs.all()):
-        inputs.check_prepare(config, base)
+    _check_data(config, every, base)
     with contextlib.redirect_stdout(sys.stderr):  # standard output is only for the table
         if config.tokenizer.path is None:
             run_context.load_tokenizer(config, base).save(Path(tokenizer_folder(config)))
@@ -50,6 +49,27 @@ def ladder_command(config: Config, base: Path, as_json: bool) -> str:
         for ending, text in texts.items():
             atomic.write_text_atomic(config.run_dir.with_name(f"{config.run.name}-ladder.{ending}"), text + "\n")
     return texts["json" if as_json else "md"]
+
+
+def _check_data(config: Config, every: Sequence[RungRuns], base: Path) -> None:
+    """Check the data of all runs that are not begun, before the first is trained. Raises UserError with the run's name.
+
+    Runs that read the same, as those of other seeds, are checked once. The shared vocabulary and the pre-trained models
+    are not there yet.
+    """
+    seen = set()
+    for run in (run for runs in every for run in runs.all() if not inputs.has_begun(run)):
+        (stage,) = run.stages
+        tokenizer = run.tokenizer.model_copy(update={"path": config.tokenizer.path})
+        stages = [stage.model_copy(update={"init_from": "scratch"})]
+        checked = run.model_copy(update={"tokenizer": tokenizer, "stages": stages})
+        reads = checked.model_dump_json(exclude={"run"})
+        if reads not in seen:
+            seen.add(reads)
+            try:
+                inputs.check_prepare(checked, base)
+            except UserError as error:
+                raise UserError(f"run {run.run.name}: {error}") from None
 
 
 def _train_and_score(
