@@ -7,7 +7,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-
 from optax import contrib
 
 from bertjax.config.schema.training import Adafactor, AdamW, Muon, Optimizer

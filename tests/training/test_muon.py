@@ -14,15 +14,18 @@ from bertjax.training.state import from_tree, to_tree
 from bertjax.training.step import jit_train_step
 
 SHAPES = {
-    "layers/0/mlp/intermediate/kernel": (24, 40),
-    "layers/0/mlp/output/kernel": (40, 24),
-    "heads/qa/kernel": (24, 2),
-}
-OTHERS = ["embeddings/word/embedding", "heads/pooler/kernel", "heads/mlm/transform/kernel", "layers/0/attention/qkv/bias",
-          "layers/0/mlp/norm/scale", "embeddings/project/kernel", "encoder/position/embedding",
-          "layers/0/attention/qkv/lora/query/a", "layers/0/mlp/adapter/down/kernel", "encoder/layers/1/mlp/adapter/up/kernel"]  # fmt: skip
-MATRICES = ["layers/11/attention/qkv/kernel", "decoder/layers/0/cross_attention/key/kernel", "layers/0/forward/recurrent_kernel",
-            "heads/generator/layers/2/mlp/output/kernel"]  # fmt: skip
+    "layers/0/mlp/intermediate/kernel": (24, 40), "layers/0/mlp/output/kernel": (40, 24), "heads/qa/kernel": (24, 2),
+}  # fmt: skip
+OTHERS = [
+    "embeddings/word/embedding", "heads/pooler/kernel", "heads/mlm/transform/kernel", "layers/0/attention/qkv/bias",
+    "layers/0/mlp/norm/scale", "embeddings/project/kernel", "encoder/position/embedding",
+    "layers/0/attention/qkv/lora/query/a", "layers/0/mlp/adapter/down/kernel",
+    "encoder/layers/1/mlp/adapter/up/kernel",
+]  # fmt: skip
+MATRICES = [
+    "layers/11/attention/qkv/kernel", "decoder/layers/0/cross_attention/key/kernel",
+    "layers/0/forward/recurrent_kernel", "heads/generator/layers/2/mlp/output/kernel",
+]  # fmt: skip
 
 
 def random_tree(seed: int, shapes: dict = SHAPES) -> dict[str, jax.Array]:

@@ -371,8 +371,8 @@ class AdamW(Section):
     multiply_by_parameter_scale: bool = Field(
         False,
         exclude_if=not_,
-        description="Scale updates by the parameter's root mean square, at least 1e-3, as Adafactor does (AdamWScale of "
-        "nanoT5, arXiv 2309.02373: rate 2e-2, no weight decay).",
+        description="Scale updates by the parameter's root mean square, at least 1e-3, as Adafactor does (AdamWScale "
+        "of nanoT5, arXiv 2309.02373: rate 2e-2, no weight decay).",
     )
     clip_norm: ClipNorm = 1.0
 
@@ -408,8 +408,8 @@ class Muon(Section):
     ns_steps: Positive = Field(5, description="Newton-Schulz iterations of the orthogonalization.")
     update_rms: PositiveFloat | None = Field(
         0.2,
-        description="Root mean square of a matrix's update, times the rate: 0.2 is about AdamW's, so that AdamW's rates "
-        "fit (arXiv 2502.16982). null: updates are scaled by sqrt(max(1, outputs / inputs)) (rates near 0.02).",
+        description="Root mean square of a matrix's update, times the rate: 0.2 is about AdamW's, so that AdamW's "
+        "rates fit (arXiv 2502.16982). null: updates are scaled by sqrt(max(1, outputs / inputs)) (rates near 0.02).",
     )
     b1: Probability = Field(0.9, description="AdamW: decay rate of the first moments.")
     b2: Probability = Field(0.999, description="AdamW: decay rate of the second moments.")
