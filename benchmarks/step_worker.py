@@ -85,8 +85,9 @@ def build(shape: tuple[int, ...], *, objective: str = "mlm_nsp", dropout: bool =
 
     if cpu_only():  # as the commands do, before jax starts its threads
         keep_freed_memory()
+    from bertjax.config.schema.optimizers import AdamW
     from bertjax.config.schema.run import Config
-    from bertjax.config.schema.training import AdamW, MlmNspObjective, SpanQaObjective
+    from bertjax.config.schema.training import MlmNspObjective, SpanQaObjective
     from bertjax.objectives import registry
     from bertjax.parallel.mesh import make_mesh
     from bertjax.parallel.mesh_shape import merge_rules

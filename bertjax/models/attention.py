@@ -71,11 +71,12 @@ def make_attention_mask(segment_ids: jax.Array, packed: bool, causal: bool = Fal
 
 
 def attention_probabilities(
-    q_BSHK: jax.Array, k_BSHK: jax.Array, segment_ids_BS: jax.Array, *, packed: bool, compute: ComputeOptions
-) -> jax.Array:
+    q_BSHK: jax.Array, k_BSHK: jax.Array, segment_ids_BS: jax.Array, *, packed: bool, compute: ComputeOptions,
+    causal: bool = False,
+) -> jax.Array:  # fmt: skip
     """softmax(q k^T / sqrt(K)), float32 [B, H, Q, S], as `dot_product_attention` has it without dropout."""
     q, k = (jnp.moveaxis(x, 2, 1) for x in (q_BSHK, k_BSHK))
-    return _probabilities(q, k, make_attention_mask(segment_ids_BS, packed), compute)
+    return _probabilities(q, k, make_attention_mask(segment_ids_BS, packed, causal), compute)
 
 
 def _probabilities(q: jax.Array, k: jax.Array, mask: jax.Array, compute: ComputeOptions) -> jax.Array:

@@ -14,7 +14,7 @@ import jax
 from flax import nnx
 
 from bertjax.config.schema.model import GptConfig
-from bertjax.models import layer_stack
+from bertjax.models import layer_stack, task_heads
 from bertjax.models.bert import flops
 from bertjax.models.bert.embeddings import Embeddings, initializer
 from bertjax.models.bert.model import Layer
@@ -22,7 +22,7 @@ from bertjax.models.compute_options import ComputeOptions
 from bertjax.models.families import Family
 from bertjax.models.layers.numerics import einsum_lowp
 from bertjax.models.peft_options import PeftOptions
-from bertjax.models.task_heads import TASK_HEADS, TaskHeads, join_layers, put_last_first
+from bertjax.models.task_heads import TASK_HEADS, TaskHeads, put_last_first
 from bertjax.parallel.sharding import all_gather_fsdp, with_logical_constraint
 
 
@@ -32,6 +32,11 @@ class Gpt(nnx.Module):
     A classifier reads [CLS], which sees no other token: `encode` puts the hidden state of the last token of each
     example there. `token_states` has every token's own.
     """
+
+    put_summary = staticmethod(put_last_first)
+    encode, features, hidden_states = task_heads.encode, task_heads.features, task_heads.hidden_states
+    mix_layers, class_logits = task_heads.mix_layers, task_heads.class_logits
+    token_logits, qa_logits = task_heads.token_logits, task_heads.qa_logits
 
     def __init__(
         self, config: GptConfig, heads: tuple[str, ...], num_labels: int, compute: ComputeOptions, rngs: nnx.Rngs,
@@ -56,40 +61,25 @@ class Gpt(nnx.Module):
         layers, heads = list(self.layers), self.config.num_attention_heads
         return layer_stack.apply_layers(layers, x, call, stack_key, self.compute, (segment_ids, ()), heads=heads)
 
-    def encode(
-        self, input_ids: jax.Array, token_type_ids: jax.Array, segment_ids: jax.Array, positions: jax.Array, *,
-        packed: bool = False, key: jax.Array | None = None,
-    ) -> jax.Array:  # fmt: skip
-        """`token_states`, with the state of each example's last token at its first position."""
-        if self.feature_layers:
-            return self.mix_layers(self.features(input_ids, token_type_ids, segment_ids, positions, packed=packed))
-        hidden = self.token_states(input_ids, token_type_ids, segment_ids, positions, packed=packed, key=key)
-        return put_last_first(hidden, segment_ids, positions)
-
-    def features(
-        self, input_ids: jax.Array, token_type_ids: jax.Array, segment_ids: jax.Array, positions: jax.Array, *,
-        packed: bool = False,
-    ) -> jax.Array:  # fmt: skip
-        """int [B, S] x 4 -> what `mix_layers` reads, [B, S, D], or [B, S, N * D] of the N hidden states to mix."""
-        states = self.hidden_states(input_ids, token_type_ids, segment_ids, positions, packed=packed)
-        return join_layers(states, self.feature_layers)
-
-    def mix_layers(self, features: jax.Array) -> jax.Array:
-        """`features` of any number of positions -> what heads read, [B, S, D]."""
-        return self.heads.mix_layers(features)
-
-    def hidden_states(
+    def all_states(
         self, input_ids: jax.Array, token_type_ids: jax.Array, segment_ids: jax.Array, positions: jax.Array, *,
         packed: bool = False,
     ) -> list[jax.Array]:  # fmt: skip
-        """int [B, S] x 4 -> the embeddings [B, S, D] and the output of each layer, first positions as in `encode`."""
+        """int [B, S] x 4 -> the embeddings [B, S, D] and the output of each layer, of each token."""
         call = lambda layer, x, key, ids: layer(x, ids, ids if packed else None, key)  # noqa: E731
         compute, heads = replace(self.compute, segments=()), self.config.num_attention_heads
         states = [self.embeddings(input_ids, token_type_ids, positions, None)]
         for layer in self.layers:
             given = (segment_ids, ())
             states.append(layer_stack.apply_layers([layer], states[-1], call, None, compute, given, heads=heads))
-        return [put_last_first(x, segment_ids, positions) for x in states]
+        return states
+
+    def attention_probabilities(
+        self, input_ids: jax.Array, token_type_ids: jax.Array, segment_ids: jax.Array, positions: jax.Array
+    ) -> list[jax.Array]:
+        """int [B, S] x 4 -> the attention of each layer, float32 [B, H, S, S], 0 for keys after the query."""
+        states = self.all_states(input_ids, token_type_ids, segment_ids, positions)[:-1]
+        return [layer.attention_probabilities(x, segment_ids) for layer, x in zip(self.layers, states, strict=True)]
 
     def lm_logits(self, hidden: jax.Array) -> jax.Array:
         """hidden [B, S, D] -> logits of the next token [B, S, V]; the word embeddings are the output matrix."""
@@ -97,18 +87,6 @@ class Gpt(nnx.Module):
         table = self.embeddings.word.embedding[...].astype(compute.dtype)
         logits = einsum_lowp("bsd,vd->bsv", hidden, all_gather_fsdp(table, "vocab", "embed"), compute.platform)
         return with_logical_constraint(logits, "batch", None, "vocab")
-
-    def qa_logits(self, hidden: jax.Array, key: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
-        """-> start and end logits, float32 [B, S]."""
-        return self.heads.qa_logits(hidden)
-
-    def class_logits(self, hidden: jax.Array, cls_positions: jax.Array, key: jax.Array | None = None) -> jax.Array:
-        """-> float32 [B, G, C]."""
-        return self.heads.class_logits(hidden, cls_positions, key)
-
-    def token_logits(self, hidden: jax.Array, key: jax.Array | None = None) -> jax.Array:
-        """-> float32 [B, S, C]."""
-        return self.heads.token_logits(hidden, key)
 
 
 def find_heads(params: Mapping[str, Any]) -> tuple[str, ...]:

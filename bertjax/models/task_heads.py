@@ -1,9 +1,10 @@
-"""Linear heads of word2vec, ELMo and GPT, and the summary of an example that their classifier reads.
+"""Linear heads of word2vec, ELMo and GPT, the summary of an example that their classifier reads, and their methods.
 
 B rows, S positions, D hidden, G examples in a row.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -86,3 +87,57 @@ def put_last_first(hidden: jax.Array, segment_ids: jax.Array, positions: jax.Arr
 def _put_first(hidden: jax.Array, summary: jax.Array, segment_ids: jax.Array, positions: jax.Array) -> jax.Array:
     first = (segment_ids > 0) & (positions == 0)
     return jnp.where(first[..., None], summary, hidden)
+
+
+# ---- methods of the models with these heads -------------------------------------------------------------------------
+# Each family assigns them in its class. It has `token_states` (the top layer of each token), `all_states` (a list of
+# all layers), `put_summary` (one of the functions above), `heads` (TaskHeads) and `feature_layers`.
+
+
+def encode(
+    model: Any, input_ids: jax.Array, token_type_ids: jax.Array, segment_ids: jax.Array, positions: jax.Array, *,
+    packed: bool = False, key: jax.Array | None = None,
+) -> jax.Array:  # fmt: skip
+    """int [B, S] x 4 -> [B, S, D]: `token_states`, with the summary of each example at its first position."""
+    fields = (input_ids, token_type_ids, segment_ids, positions)
+    if model.feature_layers:
+        return model.mix_layers(model.features(*fields, packed=packed))
+    return model.put_summary(model.token_states(*fields, packed=packed, key=key), segment_ids, positions)
+
+
+def hidden_states(
+    model: Any, input_ids: jax.Array, token_type_ids: jax.Array, segment_ids: jax.Array, positions: jax.Array, *,
+    packed: bool = False,
+) -> list[jax.Array]:  # fmt: skip
+    """int [B, S] x 4 -> the embeddings [B, S, D] and the output of each layer, first positions as in `encode`."""
+    states = model.all_states(input_ids, token_type_ids, segment_ids, positions, packed=packed)
+    return [model.put_summary(x, segment_ids, positions) for x in states]
+
+
+def features(
+    model: Any, input_ids: jax.Array, token_type_ids: jax.Array, segment_ids: jax.Array, positions: jax.Array, *,
+    packed: bool = False,
+) -> jax.Array:  # fmt: skip
+    """int [B, S] x 4 -> what `mix_layers` reads, [B, S, D], or [B, S, N * D] of the N hidden states to mix."""
+    states = model.hidden_states(input_ids, token_type_ids, segment_ids, positions, packed=packed)
+    return join_layers(states, model.feature_layers)
+
+
+def mix_layers(model: Any, features: jax.Array) -> jax.Array:
+    """`features` of any number of positions -> what heads read, [B, S, D]."""
+    return model.heads.mix_layers(features)
+
+
+def class_logits(model: Any, hidden: jax.Array, cls_positions: jax.Array, key: jax.Array | None = None) -> jax.Array:
+    """-> float32 [B, G, C]."""
+    return model.heads.class_logits(hidden, cls_positions, key)
+
+
+def token_logits(model: Any, hidden: jax.Array, key: jax.Array | None = None) -> jax.Array:
+    """-> float32 [B, S, C]."""
+    return model.heads.token_logits(hidden, key)
+
+
+def qa_logits(model: Any, hidden: jax.Array, key: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+    """-> start and end logits, float32 [B, S]."""
+    return model.heads.qa_logits(hidden)

@@ -11,20 +11,15 @@ import jax.numpy as jnp
 from flax import nnx
 
 from bertjax.config.schema.ladder_models import Word2VecConfig
+from bertjax.models import task_heads
 from bertjax.models.compute_options import ComputeOptions
 from bertjax.models.families import Family
-from bertjax.models.layers.modules import Initializer, out_sharding
+from bertjax.models.layers.modules import Embed
 from bertjax.models.peft_options import PeftOptions
 from bertjax.models.pooling import unit_length
 from bertjax.models.task_heads import TASK_HEADS, TaskHeads, join_layers, put_mean_first
 from bertjax.models.vocab_parallel import embedding_lookup
 from bertjax.parallel.sharding import all_gather_fsdp
-
-
-class Embed(nnx.Module):
-    def __init__(self, config: Word2VecConfig, init: Initializer, rngs: nnx.Rngs):
-        shape = (config.vocab_size, config.hidden_size)
-        self.embedding = nnx.Param(init(rngs.params(), shape, jnp.float32), **out_sharding("vocab", "embed"))
 
 
 def input_init(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
@@ -39,16 +34,22 @@ class Word2Vec(nnx.Module):
     example there. `token_states` has every token's own.
     """
 
+    put_summary = staticmethod(put_mean_first)
+    encode, hidden_states, mix_layers = task_heads.encode, task_heads.hidden_states, task_heads.mix_layers
+    class_logits, token_logits = task_heads.class_logits, task_heads.token_logits
+    qa_logits = task_heads.qa_logits
+
     def __init__(
         self, config: Word2VecConfig, heads: tuple[str, ...], num_labels: int, compute: ComputeOptions, rngs: nnx.Rngs,
         peft: PeftOptions = PeftOptions(),  # noqa: B008
     ):  # fmt: skip
-        self.embeddings = nnx.Dict(word=Embed(config, input_init, rngs))
-        D, init, rate = config.hidden_size, nnx.initializers.normal(config.initializer_range), config.classifier_dropout
+        V, D = config.vocab_size, config.hidden_size
+        self.embeddings = nnx.Dict(word=Embed(V, D, input_init, rngs))
+        init, rate = nnx.initializers.normal(config.initializer_range), config.classifier_dropout
         mixed = int(peft.feature_layers == "weighted")
         self.heads = TaskHeads(D, heads, config.heads, num_labels, rate, init, compute, rngs, mixed)
         if "context" in heads:
-            self.heads.context = Embed(config, nnx.initializers.zeros, rngs)
+            self.heads.context = Embed(V, D, nnx.initializers.zeros, rngs)
         self.config, self.compute, self.feature_layers = config, compute, peft.feature_layers
 
     def input_vectors(self, ids: jax.Array) -> jax.Array:
@@ -66,15 +67,9 @@ class Word2Vec(nnx.Module):
         """int [B, S] x 4 -> the input vectors [B, S, D]; only `input_ids` are read."""
         return self.input_vectors(input_ids).astype(self.compute.dtype)
 
-    def encode(
-        self, input_ids: jax.Array, token_type_ids: jax.Array, segment_ids: jax.Array, positions: jax.Array, *,
-        packed: bool = False, key: jax.Array | None = None,
-    ) -> jax.Array:  # fmt: skip
-        """`token_states`, with the mean over the tokens of each example at its first position."""
-        if self.feature_layers:
-            return self.mix_layers(self.features(input_ids, token_type_ids, segment_ids, positions, packed=packed))
-        hidden = self.token_states(input_ids, token_type_ids, segment_ids, positions)
-        return put_mean_first(hidden, segment_ids, positions)
+    def all_states(self, *fields: jax.Array, packed: bool = False) -> list[jax.Array]:
+        """int [B, S] x 4 -> [`token_states`]."""
+        return [self.token_states(*fields)]
 
     def features(
         self, input_ids: jax.Array, token_type_ids: jax.Array, segment_ids: jax.Array, positions: jax.Array, *,
@@ -90,30 +85,6 @@ class Word2Vec(nnx.Module):
         states = [x.astype(jnp.float32) for x in states]
         own = [(x - (x * shared).sum(-1, keepdims=True) * shared).astype(self.compute.dtype) for x in states]
         return join_layers(own, self.feature_layers)
-
-    def mix_layers(self, features: jax.Array) -> jax.Array:
-        """`features` of any number of positions -> what heads read, [B, S, D]."""
-        return self.heads.mix_layers(features)
-
-    def hidden_states(
-        self, input_ids: jax.Array, token_type_ids: jax.Array, segment_ids: jax.Array, positions: jax.Array, *,
-        packed: bool = False,
-    ) -> list[jax.Array]:  # fmt: skip
-        """int [B, S] x 4 -> [`encode`]."""
-        hidden = self.token_states(input_ids, token_type_ids, segment_ids, positions)
-        return [put_mean_first(hidden, segment_ids, positions)]
-
-    def qa_logits(self, hidden: jax.Array, key: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
-        """-> start and end logits, float32 [B, S]."""
-        return self.heads.qa_logits(hidden)
-
-    def class_logits(self, hidden: jax.Array, cls_positions: jax.Array, key: jax.Array | None = None) -> jax.Array:
-        """-> float32 [B, G, C]."""
-        return self.heads.class_logits(hidden, cls_positions, key)
-
-    def token_logits(self, hidden: jax.Array, key: jax.Array | None = None) -> jax.Array:
-        """-> float32 [B, S, C]."""
-        return self.heads.token_logits(hidden, key)
 
 
 def find_heads(params: Mapping[str, Any]) -> tuple[str, ...]:

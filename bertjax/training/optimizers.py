@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from optax import contrib
 
-from bertjax.config.schema.training import Adafactor, AdamW, Muon, Optimizer
+from bertjax.config.schema.optimizers import Adafactor, AdamW, Muon, Optimizer
 
 # optimization.py excludes LayerNorm, layer_norm and bias; the factor of a mixture of layers must not decay to zero
 NO_DECAY = re.compile(r"(^|/)(norm|bias|layer_mix)(/|$)")

@@ -13,8 +13,9 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
 from bertjax.config.schema.model import ModelConfig
+from bertjax.config.schema.optimizers import Optimizer
 from bertjax.config.schema.run import Config, Stage
-from bertjax.config.schema.training import Optimizer, Trainable
+from bertjax.config.schema.training import Trainable
 from bertjax.data.pipeline.task_rows import Fields
 from bertjax.models import families, layer_stack, param_paths, registry
 from bertjax.models.compute_options import ComputeOptions

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
+from bertjax.config.schema.optimizers import Optimizer
 from bertjax.config.schema.run import Stage
-from bertjax.config.schema.training import Optimizer
 from bertjax.errors import UserError
 from bertjax.training import freezing
 from bertjax.training.optimizers import is_matrix

@@ -10,7 +10,7 @@ import numpy as np
 
 from bertjax.config.schema.data import BertPairs
 from bertjax.config.schema.model import BertConfig, DistilBertConfig
-from bertjax.config.schema.training import AdamW
+from bertjax.config.schema.optimizers import AdamW
 from bertjax.data.preprocess.masking import MaskingRules, mask_rows, mask_tokens
 from bertjax.data.preprocess.sentence_pairs import pairs_from_document
 from bertjax.models import registry

@@ -7,7 +7,8 @@ import numpy as np
 
 from bertjax.config.schema.data import Mixture
 from bertjax.config.schema.model import T5Config
-from bertjax.config.schema.training import Adafactor, TextToTextObjective, Trainable
+from bertjax.config.schema.optimizers import Adafactor
+from bertjax.config.schema.training import TextToTextObjective, Trainable
 from bertjax.data.pipeline import mixing
 from bertjax.models import registry
 from bertjax.models.decoding.beam import length_penalty

@@ -1,4 +1,4 @@
-"""GPT against OpenAIGPTLMHeadModel of transformers with the same weights; causal masks in packed rows."""
+"""GPT against OpenAIGPTLMHeadModel of transformers with the same weights: logits, attention, scores of sentences."""
 
 from functools import partial
 
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from bertjax.config.schema.model import GptConfig
+from bertjax.evaluation.predictors.sentence_scores import chain_of_tokens
 from bertjax.models import registry
 from bertjax.models.attention import dot_product_attention
 from bertjax.models.compute_options import ComputeOptions
@@ -95,3 +96,52 @@ def test_causal_attention_is_that_of_torch():
     options = {"packed": False, "rate": 0.0, "key": None, "compute": COMPUTE, "causal": True}
     found = dot_product_attention(*map(jnp.asarray, (q, k, v)), jnp.ones((2, 6), int), **options)
     np.testing.assert_allclose(np.moveaxis(np.asarray(found), 2, 1), expected, atol=1e-5)
+
+
+def test_attention_is_that_of_transformers(theirs):
+    """Layer by layer, also in a row with padding; later tokens have no weight."""
+    model = registry.build_model(CONFIG, ("lm",), params_of(theirs), compute=COMPUTE)
+    ids = np.random.default_rng(2).integers(0, 48, (2, 17))
+    real = (np.arange(17) < np.array([[17], [9]])).astype(int)
+    places = np.broadcast_to(np.arange(17), ids.shape)
+    theirs.set_attn_implementation("eager")
+    with torch.no_grad():
+        out = theirs(torch.tensor(ids), attention_mask=torch.tensor(real), output_attentions=True)
+    found = model.attention_probabilities(ids, 0 * ids, real, places)
+    assert len(found) == len(out.attentions) == 2
+    for mine, other in zip(found, out.attentions, strict=True):
+        assert mine.dtype == jnp.float32 and mine.shape == (2, 4, 17, 17)
+        assert not np.triu(mine, 1).any() and np.std(mine) > 0.01
+        mine, other = (np.moveaxis(np.asarray(x), 1, 2)[real > 0] for x in (mine, other.numpy()))
+        np.testing.assert_allclose(mine, other, atol=2e-5)
+
+
+def test_sentence_scores_are_those_of_the_harness(theirs):
+    """`blimp` of lm-evaluation-harness, whose context of a sentence is the start token, and the end token's score.
+
+    It adds the log probabilities of all tokens of the sentence, the first one given the start token ([CLS] here), and
+    scores no end token. Sentences of different lengths are in one padded batch.
+    """
+    model = registry.build_model(CONFIG, ("lm",), params_of(theirs), compute=COMPUTE)
+    start, end, rng = 2, 3, np.random.default_rng(4)
+    sentences = [rng.integers(5, 48, length).tolist() for length in (1, 6, 14)]
+    expected = []
+    for sentence in sentences:
+        given = torch.tensor([[start, *sentence]])  # context and continuation, without their last token in the harness
+        with torch.no_grad():
+            scores = torch.log_softmax(theirs(given).logits[0], -1)
+            loss = theirs(torch.tensor([[start, *sentence, end]]), labels=torch.tensor([[start, *sentence, end]])).loss
+        harness = scores[:-1].gather(-1, torch.tensor(sentence)[:, None]).sum().item()
+        expected.append(harness + scores[-1, end].item())
+        assert -loss.item() * (len(sentence) + 1) == pytest.approx(expected[-1], abs=1e-3)
+    rows = [[start, *sentence, end] for sentence in sentences]
+    segments = np.array([[1] * len(row) + [0] * (16 - len(row)) for row in rows])
+    ids = np.array([row + [0] * (16 - len(row)) for row in rows])
+    batch = {
+        "input_ids": ids,
+        "token_type_ids": 0 * ids,
+        "segment_ids": segments,
+        "positions": np.arange(16) * segments,
+    }
+    found = chain_of_tokens(tuple(batch), (1,))(model, {name: jnp.asarray(x) for name, x in batch.items()})
+    np.testing.assert_allclose(found, expected, atol=1e-3)

@@ -154,6 +154,14 @@ def test_from_text_to_a_classifier_and_vectors(family, once, tmp_path, monkeypat
         assert "classifier" in capsys.readouterr().out
         assert main(["predict", "classify", f"runs/{family}", "the old dog", "--json"]) == 0
         assert main(["predict", "embed", f"runs/{family}", "the old dog", "a cat"]) == 0
+        capsys.readouterr()
+        assert main(["explore", f"runs/{family}", "--sentence", "the old dog", "--picture", "pca", "--json"]) == 0
+        attention = json.loads(capsys.readouterr().out)["attention"]
+        if family == "gpt":
+            maps = np.array(attention[0]["maps"])
+            assert maps.shape == (2, 2, *2 * [len(attention[0]["tokens"])]) and not np.triu(maps, 1).any()
+        else:
+            assert attention is None
         assert main(["export", f"runs/{family}", "out"]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
     assert "neither read from Hugging Face folders nor written" in line and not Path("out").exists()

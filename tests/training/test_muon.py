@@ -7,7 +7,7 @@ import pytest
 from t5_models import make_t5, rows
 
 from bertjax.config.schema.run import Stage
-from bertjax.config.schema.training import AdamW, Muon
+from bertjax.config.schema.optimizers import AdamW, Muon
 from bertjax.models import param_paths
 from bertjax.training import freezing, optimizers
 from bertjax.training.state import from_tree, to_tree

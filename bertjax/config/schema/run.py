@@ -13,7 +13,8 @@ from bertjax.config.schema.distillation import Distillation, find_stage_problem
 from bertjax.config.schema.evaluation import EarlyStopping, Evaluation
 from bertjax.config.schema.ladder import Ladder
 from bertjax.config.schema.model import BertConfig, Model, find_tokenizer_problem
-from bertjax.config.schema.training import AdamW, MlmNspObjective, Objective, Optimizer, Trainable, expand_trainable
+from bertjax.config.schema.optimizers import AdamW, Optimizer
+from bertjax.config.schema.training import MlmNspObjective, Objective, Trainable, expand_trainable
 
 TrainableField = Annotated[Trainable, BeforeValidator(expand_trainable), Field(description="What trains, or its kind.")]
 

@@ -16,6 +16,7 @@ import sentencepiece
 
 from bertjax.data.tokenizers import backend_state, spm_proto, unigram_json
 from bertjax.data.tokenizers.files import ADDED, CONFIG, JSON, SPECIAL, json_object, write
+from bertjax.data.tokenizers.sentinels import id_of_sentinel, is_count, sentinel_pieces
 from bertjax.errors import UserError
 
 VERSION = 2  # of the training recipe, part of the cache key
@@ -38,22 +39,21 @@ class SentencePieceTokenizer:
 
     kind = "sentencepiece"
     lowercase = False  # T5's text keeps its case
+    sentinel_id = id_of_sentinel
 
     def __init__(self, model: bytes, extra_ids: int, where: str) -> None:
         """model: the bytes of a spiece.model; `where` names the file in errors. Raises UserError."""
         parsed, listed = _split(_parse(model, where), where)
         self.model, self.extra_ids = (spm_proto.write(parsed), listed) if listed else (model, extra_ids)
-        self._parsed = parsed
+        self._parsed, sentinels = parsed, sentinel_pieces(self.extra_ids)
         extended = self.model + spm_proto.encode_extra_pieces(
-            spm_proto.Piece(f"{METASPACE}<extra_id_{i}>", 0.0, spm_proto.USER_DEFINED)
-            for i in reversed(range(self.extra_ids))
+            spm_proto.Piece(f"{METASPACE}{sentinel}", 0.0, spm_proto.USER_DEFINED) for sentinel in sentinels
         )
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=extended)
         self.eos_id: int = self._processor.eos_id()
         self.unk_id: int = self._processor.unk_id()
         self.pad_id = 0
         self.vocab_size = len(parsed.pieces) + self.extra_ids
-        sentinels = [f"<extra_id_{i}>" for i in reversed(range(self.extra_ids))]
         self.pieces = [piece.text for piece in parsed.pieces] + sentinels
         self._check_ids(parsed, where)
         self.sha256 = _identity(parsed, self.extra_ids)
@@ -71,13 +71,6 @@ class SentencePieceTokenizer:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return SentencePieceTokenizer, (self.model, self.extra_ids, "the tokenizer")
-
-    def sentinel_id(self, number: int) -> int:
-        """The id of <extra_id_number>. Raises UserError when there are not that many."""
-        if not 0 <= number < self.extra_ids:
-            count = self.extra_ids
-            raise UserError(f"tokenizer.extra_ids: there are {count} sentinels, <extra_id_{number}> is asked for")
-        return self.vocab_size - 1 - number
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """Piece ids of each text, without special tokens. Runs on all cores unless TOKENIZERS_PARALLELISM=false."""
@@ -120,7 +113,7 @@ def from_state(state: dict[str, Any], where: str) -> SentencePieceTokenizer:
     """From the parsed `json` of a tokenizer. Raises UserError."""
     extra_ids, model = state.get("extra_ids"), state.get("model")
     try:
-        if not isinstance(extra_ids, int) or isinstance(extra_ids, bool) or not 0 <= extra_ids < 2**20:
+        if not is_count(extra_ids):
             raise ValueError
         content = base64.b64decode(model, validate=True)  # type: ignore[arg-type]
     except (ValueError, TypeError, binascii.Error):
@@ -163,7 +156,7 @@ def from_saved(folder: Path) -> SentencePieceTokenizer | None:
 def _saved_extra_ids(path: Path, default: int) -> int:
     settings = path.with_name(CONFIG)
     declared = json_object(settings).get("extra_ids", default)
-    if not isinstance(declared, int) or isinstance(declared, bool) or not 0 <= declared < 2**20:
+    if not is_count(declared):
         raise UserError(f"{settings}: extra_ids must be an integer, 100 for T5 (got {declared!a:.40})")
     return declared
 

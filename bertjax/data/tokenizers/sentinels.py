@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -16,6 +16,24 @@ STATE_KEY = "wordpiece_sentinels"  # the `type` of the JSON that a checkpoint ke
 FILE = "sentinels.json"  # beside the tokenizer.json of a folder that `save` writes
 
 
+def sentinel_pieces(count: int) -> list[str]:
+    """The last `count` pieces of a vocabulary: <extra_id_N> counted down to 0."""
+    return [f"<extra_id_{number}>" for number in reversed(range(count))]
+
+
+def is_count(value: Any) -> TypeGuard[int]:
+    """Whether a value of a file can be the number of sentinels."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**20
+
+
+def id_of_sentinel(tokenizer: Any, number: int) -> int:
+    """The id of <extra_id_number>. Raises UserError when there are not that many."""
+    if not 0 <= number < tokenizer.extra_ids:
+        count = tokenizer.extra_ids
+        raise UserError(f"tokenizer.extra_ids: there are {count} sentinels, <extra_id_{number}> is asked for")
+    return int(tokenizer.vocab_size - 1 - number)
+
+
 class SentinelTokenizer:
     """The pieces of `inner`, and sentinels <extra_id_N> counted down from the last id, as in T5.
 
@@ -24,6 +42,7 @@ class SentinelTokenizer:
     """
 
     kind = "wordpiece"
+    sentinel_id = id_of_sentinel
 
     def __init__(self, inner: Tokenizer, extra_ids: int, where: str) -> None:
         """`where` names the file in errors. Raises UserError for padding that is not 0."""
@@ -34,20 +53,13 @@ class SentinelTokenizer:
         self.lowercase = inner.lowercase
         self.is_continuation = np.append(inner.is_continuation, np.zeros(extra_ids, bool))
         self.vocab_size = inner.vocab_size + extra_ids
-        self.pieces = [*inner.pieces, *(f"<extra_id_{number}>" for number in reversed(range(extra_ids)))]
+        self.pieces = [*inner.pieces, *sentinel_pieces(extra_ids)]
         state = {"type": STATE_KEY, "extra_ids": extra_ids, "tokenizer": inner.json}
         self.json = json.dumps(state, ensure_ascii=False) + "\n"
         self.sha256 = hashlib.sha256(f"{STATE_KEY} {extra_ids} {inner.sha256}".encode()).hexdigest()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return SentinelTokenizer, (self.inner, self.extra_ids, "the tokenizer")
-
-    def sentinel_id(self, number: int) -> int:
-        """The id of <extra_id_number>. Raises UserError when there are not that many."""
-        if not 0 <= number < self.extra_ids:
-            count = self.extra_ids
-            raise UserError(f"tokenizer.extra_ids: there are {count} sentinels, <extra_id_{number}> is asked for")
-        return self.vocab_size - 1 - number
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """Piece ids of each text, without [SEP]."""
@@ -81,12 +93,7 @@ class SentinelTokenizer:
 def from_state(state: dict[str, Any], inner: Any, where: str) -> SentinelTokenizer:
     """From the parsed `json` of a tokenizer, or the content of FILE, and the tokenizer inside. Raises UserError."""
     count = state.get("extra_ids")
-    if (
-        not isinstance(count, int)
-        or isinstance(count, bool)
-        or not 0 < count < 2**20
-        or not isinstance(inner, Tokenizer)
-    ):
+    if not count or not is_count(count) or not isinstance(inner, Tokenizer):
         raise UserError(f"{where}: not a tokenizer with sentinels as bertjax keeps it; copy or export it again")
     return SentinelTokenizer(inner, count, where)
 

@@ -157,7 +157,7 @@ class AttentionReader(TextEncoder):
         super().__init__(*args, **kwargs)
         inputs = self._inputs
         if not has_attention(self.restored):
-            raise UserError(f"{self.restored.where}: the attention of this family is not read; name a BERT or a T5")
+            raise UserError(f"{self.restored.where}: the attention of this family is not read; name BERT, GPT or T5")
 
         def forward(model: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
             maps = model.attention_probabilities(*(batch[name] for name in inputs))

@@ -7,7 +7,7 @@ from flax import nnx
 from bertjax.config.schema.model import BertConfig
 from bertjax.models.compute_options import ComputeOptions
 from bertjax.models.layers.dropout import dropout
-from bertjax.models.layers.modules import Dense, Initializer, LayerNorm, out_sharding
+from bertjax.models.layers.modules import Dense, Embed, Initializer, LayerNorm
 from bertjax.models.sequence_parallel import map_shards
 from bertjax.models.vocab_parallel import embedding_lookup, replicated_lookup
 from bertjax.parallel.sharding import all_gather_fsdp, with_logical_constraint
@@ -47,22 +47,16 @@ def roberta_positions(ids: jax.Array, positions: jax.Array, padding: int) -> jax
     return jnp.where(is_pad > 0, padding, positions - own + padding + 1)
 
 
-class Embed(nnx.Module):
-    def __init__(self, rows: int, config: BertConfig, names: tuple[str | None, ...], init: Initializer, rngs: nnx.Rngs):
-        shape = (rows, config.embedding_width)
-        self.embedding = nnx.Param(init(rngs.params(), shape, jnp.float32), **out_sharding(*names))
-
-
 class Embeddings(nnx.Module):
     """Word + position (+ segment) embeddings, layer norm, dropout; factorized ones (ALBERT, ELECTRA) are projected."""
 
     def __init__(self, config: BertConfig, compute: ComputeOptions, rngs: nnx.Rngs):
-        init = initializer(config)
+        init, width = initializer(config), config.embedding_width
         start = sinusoidal_init(config) if config.position_init == "sinusoidal" else init
-        self.word = Embed(config.vocab_size, config, ("vocab", "embed"), init, rngs)
-        self.position = Embed(config.max_position_embeddings, config, (None, "embed"), start, rngs)
+        self.word = Embed(config.vocab_size, width, init, rngs)
+        self.position = Embed(config.max_position_embeddings, width, start, rngs, (None, "embed"))
         if config.type_vocab_size:
-            self.token_type = Embed(config.type_vocab_size, config, (None, "embed"), init, rngs)
+            self.token_type = Embed(config.type_vocab_size, width, init, rngs, (None, "embed"))
         if config.embedding_norm:
             self.norm = LayerNorm(config.embedding_width, config.layer_norm_eps)
         if config.projects_embeddings:

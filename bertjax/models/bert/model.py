@@ -114,9 +114,8 @@ class Layer(nnx.Module):
     def attention_probabilities(self, x_BSD: jax.Array, segment_ids: jax.Array) -> jax.Array:
         """The weights of the heads on an input of the layer, float32 [B, H, S, S]: a row for each query."""
         qkv = self._heads(self.attention.qkv(x_BSD))
-        return attention_probabilities(
-            qkv[:, :, 0], qkv[:, :, 1], segment_ids, packed=False, compute=self.compute
-        )  # fmt: skip
+        q, k, causal = qkv[:, :, 0], qkv[:, :, 1], self.config.causal
+        return attention_probabilities(q, k, segment_ids, packed=False, compute=self.compute, causal=causal)
 
     def _heads(self, qkv: jax.Array) -> jax.Array:
         qkv = qkv.reshape(*qkv.shape[:-1], -1, self.config.hidden_size // self.config.num_attention_heads)

@@ -14,14 +14,15 @@ import jax.numpy as jnp
 from flax import nnx
 
 from bertjax.config.schema.ladder_models import ElmoConfig
+from bertjax.models import task_heads
 from bertjax.models.compute_options import ComputeOptions
 from bertjax.models.elmo.lstm import run_lstm
 from bertjax.models.families import Family
 from bertjax.models.layers.dropout import dropout
-from bertjax.models.layers.modules import Initializer, out_sharding
+from bertjax.models.layers.modules import Embed, Initializer, out_sharding
 from bertjax.models.layers.numerics import add_bias, einsum_lowp
 from bertjax.models.peft_options import PeftOptions
-from bertjax.models.task_heads import TASK_HEADS, TaskHeads, join_layers, put_mean_first
+from bertjax.models.task_heads import TASK_HEADS, TaskHeads, put_mean_first
 from bertjax.models.vocab_parallel import embedding_lookup
 from bertjax.parallel.sharding import all_gather_fsdp, unshard, with_logical_constraint
 
@@ -76,11 +77,6 @@ class Layer(nnx.Module):
         return jnp.concatenate([ahead, back], axis=-1).astype(self.compute.dtype)
 
 
-class Embed(nnx.Module):
-    def __init__(self, rows: int, width: int, init: Initializer, rngs: nnx.Rngs):
-        self.embedding = nnx.Param(init(rngs.params(), (rows, width), jnp.float32), **out_sharding("vocab", "embed"))
-
-
 class LmHead(nnx.Module):
     """The bias of the softmax that both directions share; its matrix is the token embeddings."""
 
@@ -94,6 +90,11 @@ class Elmo(nnx.Module):
     A classifier reads [CLS], whose forward state has seen no other token: `encode` puts the mean over the tokens of
     each example there. `token_states` has every token's own.
     """
+
+    put_summary = staticmethod(put_mean_first)
+    encode, features, hidden_states = task_heads.encode, task_heads.features, task_heads.hidden_states
+    mix_layers, class_logits = task_heads.mix_layers, task_heads.class_logits
+    token_logits, qa_logits = task_heads.token_logits, task_heads.qa_logits
 
     def __init__(
         self, config: ElmoConfig, heads: tuple[str, ...], num_labels: int, compute: ComputeOptions, rngs: nnx.Rngs,
@@ -110,7 +111,14 @@ class Elmo(nnx.Module):
             self.heads.lm = LmHead(config.vocab_size)
         self.config, self.compute, self.feature_layers = config, compute, peft.feature_layers
 
-    def _all_states(self, input_ids: jax.Array, segment_ids: jax.Array, key: jax.Array | None) -> list[jax.Array]:
+    def all_states(
+        self, input_ids: jax.Array, token_type_ids: jax.Array, segment_ids: jax.Array, positions: jax.Array, *,
+        packed: bool = False, key: jax.Array | None = None,
+    ) -> list[jax.Array]:  # fmt: skip
+        """int [B, S] x 4 -> the embeddings and each layer, all [B, S, 2 D], of each token.
+
+        `segment_ids` is 0 on padding and numbers examples, packed or not; token types and positions are not read.
+        """
         x = embedding_lookup(self.embeddings["word"].embedding[...], input_ids).astype(self.compute.dtype)
         states = [with_logical_constraint(jnp.concatenate([x, x], axis=-1), "batch", None, None)]
         for number, layer in enumerate(self.layers):
@@ -120,41 +128,9 @@ class Elmo(nnx.Module):
             states.append(y + states[-1] if number else y)  # residual between layers
         return states
 
-    def token_states(
-        self, input_ids: jax.Array, token_type_ids: jax.Array, segment_ids: jax.Array, positions: jax.Array, *,
-        packed: bool = False, key: jax.Array | None = None,
-    ) -> jax.Array:  # fmt: skip
-        """int [B, S] x 4 -> top layer [B, S, 2 D] of each token. `segment_ids` is 0 on padding and numbers examples,
-        packed or not; token types and positions are not read."""
-        return self._all_states(input_ids, segment_ids, key)[-1]
-
-    def encode(
-        self, input_ids: jax.Array, token_type_ids: jax.Array, segment_ids: jax.Array, positions: jax.Array, *,
-        packed: bool = False, key: jax.Array | None = None,
-    ) -> jax.Array:  # fmt: skip
-        """`token_states`, with the mean over the tokens of each example at its first position."""
-        if self.feature_layers:
-            return self.mix_layers(self.features(input_ids, token_type_ids, segment_ids, positions, packed=packed))
-        return put_mean_first(self._all_states(input_ids, segment_ids, key)[-1], segment_ids, positions)
-
-    def features(
-        self, input_ids: jax.Array, token_type_ids: jax.Array, segment_ids: jax.Array, positions: jax.Array, *,
-        packed: bool = False,
-    ) -> jax.Array:  # fmt: skip
-        """int [B, S] x 4 -> what `mix_layers` reads, [B, S, D], or [B, S, N * D] of the N hidden states to mix."""
-        states = self.hidden_states(input_ids, token_type_ids, segment_ids, positions, packed=packed)
-        return join_layers(states, self.feature_layers)
-
-    def mix_layers(self, features: jax.Array) -> jax.Array:
-        """`features` of any number of positions -> what heads read, [B, S, D]."""
-        return self.heads.mix_layers(features)
-
-    def hidden_states(
-        self, input_ids: jax.Array, token_type_ids: jax.Array, segment_ids: jax.Array, positions: jax.Array, *,
-        packed: bool = False,
-    ) -> list[jax.Array]:  # fmt: skip
-        """int [B, S] x 4 -> the embeddings and each layer, all [B, S, 2 D], first positions as in `encode`."""
-        return [put_mean_first(x, segment_ids, positions) for x in self._all_states(input_ids, segment_ids, None)]
+    def token_states(self, *fields: jax.Array, packed: bool = False, key: jax.Array | None = None) -> jax.Array:
+        """The top layer of `all_states`, [B, S, 2 D]."""
+        return self.all_states(*fields, packed=packed, key=key)[-1]
 
     def lm_logits(self, hidden: jax.Array) -> jax.Array:
         """States of one direction [B, S, D] -> logits [B, S, V] of the token that it predicts."""
@@ -162,18 +138,6 @@ class Elmo(nnx.Module):
         table = all_gather_fsdp(self.embeddings["word"].embedding[...].astype(compute.dtype), "vocab", "embed")
         logits = einsum_lowp("bsd,vd->bsv", hidden, table, compute.platform)
         return with_logical_constraint(add_bias(logits, self.heads.lm.bias[...]), "batch", None, "vocab")
-
-    def qa_logits(self, hidden: jax.Array, key: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
-        """-> start and end logits, float32 [B, S]."""
-        return self.heads.qa_logits(hidden)
-
-    def class_logits(self, hidden: jax.Array, cls_positions: jax.Array, key: jax.Array | None = None) -> jax.Array:
-        """-> float32 [B, G, C]."""
-        return self.heads.class_logits(hidden, cls_positions, key)
-
-    def token_logits(self, hidden: jax.Array, key: jax.Array | None = None) -> jax.Array:
-        """-> float32 [B, S, C]."""
-        return self.heads.token_logits(hidden, key)
 
 
 def find_heads(params: Mapping[str, Any]) -> tuple[str, ...]:

@@ -22,6 +22,16 @@ def out_sharding(*names: str | None) -> dict[str, tuple[str | None, ...]]:
     return {"out_sharding": names}
 
 
+class Embed(nnx.Module):
+    """A table [rows, width], float32; the models look rows up and multiply with it themselves."""
+
+    def __init__(
+        self, rows: int, width: int, init: Initializer, rngs: nnx.Rngs,
+        names: tuple[str | None, ...] = ("vocab", "embed"),
+    ):  # fmt: skip
+        self.embedding = nnx.Param(init(rngs.params(), (rows, width), jnp.float32), **out_sharding(*names))
+
+
 class Dense(nnx.Module):
     """y [B, S, *out] = x [B, S, D] @ kernel [D, *out] + bias [*out], in the compute dtype.
 

@@ -18,7 +18,7 @@ from bertjax.models import layer_stack
 from bertjax.models.compute_options import ComputeOptions
 from bertjax.models.families import Family
 from bertjax.models.layers.dropout import dropout
-from bertjax.models.layers.modules import Linear, RmsNorm, out_sharding
+from bertjax.models.layers.modules import Embed, Linear, RmsNorm
 from bertjax.models.layers.numerics import activation, einsum_lowp
 from bertjax.models.peft_options import PeftOptions
 from bertjax.models.sequence_parallel import LogicalArray, all_gather_sequence, map_shards, unshard_sequence
@@ -39,18 +39,11 @@ def shift_right(target_ids: jax.Array, target_positions: jax.Array, start: int =
     return jnp.where(target_positions == 0, start, jnp.roll(target_ids, 1, axis=1))
 
 
-class Embed(nnx.Module):
-    def __init__(self, config: T5Config, rngs: nnx.Rngs):
-        init = nnx.initializers.normal(1.0)
-        table = init(rngs.params(), (config.vocab_size, config.d_model), jnp.float32)
-        self.embedding = nnx.Param(table, **out_sharding("vocab", "embed"))
-
-
 class Embeddings(nnx.Module):
     """One table for encoder inputs, decoder inputs and, when tied, the output."""
 
     def __init__(self, config: T5Config, compute: ComputeOptions, rngs: nnx.Rngs):
-        self.word = Embed(config, rngs)
+        self.word = Embed(config.vocab_size, config.d_model, nnx.initializers.normal(1.0), rngs)
         self.rate, self.compute = config.dropout_rate, compute
 
     def __call__(self, ids: jax.Array, key: jax.Array | None) -> jax.Array:

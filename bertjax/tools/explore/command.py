@@ -191,7 +191,7 @@ def _contextual(
 
 def _attention(restored: RestoredCheckpoint, request: Request, notes: list[str]) -> list[dict[str, Any]] | None:
     if not has_attention(restored):
-        notes.append("attention maps are those of the BERT families and of T5's encoder: there are none of this model")
+        notes.append("attention maps are those of the BERT families, of GPT and of T5's encoder: this model has none")
         return None
     reader = AttentionReader(restored, request.batch_size)
     longest = restored.program.model.max_length or ATTENTION_TOKENS

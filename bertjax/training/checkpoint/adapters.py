@@ -6,6 +6,7 @@ these weights (`lora_merged`) is in the digest and merged again: a sum may diffe
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,11 @@ def restore_params(
     left = omitted_params(wanted, checkpoints.config(step).stages[meta["stage"]].trainable) if base else {}
     saved = {path: x for path, x in wanted.items() if path not in left}
     step, params, _ = checkpoints.restore_params(param_paths.unflatten(saved), step)
-    return step, param_paths.flatten(params) | (base_params(base, checkpoints.path, left, ctx, named) if base else {})
+    found = param_paths.flatten(params)
+    if not base:
+        return step, found
+    own = replace(ctx, config=checkpoints.config(step))  # the base has the sizes of this model, not those of the run's
+    return step, found | base_params(base, checkpoints.path, left, own, named)
 
 
 def base_params(
