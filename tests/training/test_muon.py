@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from t5_models import make_t5, rows
 
-from bertjax.config.schema.run import Stage
 from bertjax.config.schema.optimizers import AdamW, Muon
+from bertjax.config.schema.run import Stage
 from bertjax.models import param_paths
 from bertjax.training import freezing, optimizers
 from bertjax.training.state import from_tree, to_tree
