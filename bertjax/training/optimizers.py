@@ -7,11 +7,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from optax import contrib
 
-from bertjax.config.schema.optimizers import Adafactor, Optimizer
+from bertjax.config.schema.optimizers import Adafactor, AdamW, Muon, Optimizer
 
 # optimization.py excludes LayerNorm, layer_norm and bias; the factor of a mixture of layers must not decay to zero
 NO_DECAY = re.compile(r"(^|/)(norm|bias|layer_mix)(/|$)")
+# weights of the layers' linear maps [inputs, ..., outputs]; those of adapters and LoRA have other names
+MATRIX = re.compile(r"(^|/)layers/\d+/(?!.*\b(adapter|lora)).*kernel$")
 
 
 class AdamState(NamedTuple):
@@ -57,14 +60,68 @@ def adafactor(config: Adafactor) -> optax.GradientTransformation:
     )
 
 
+def is_matrix(path: str) -> bool:
+    """Whether Muon orthogonalizes this parameter: the linear maps of the layers, but no embedding, head or adapter."""
+    return MATRIX.search(path) is not None
+
+
+class MuonState(NamedTuple):
+    matrices: optax.OptState
+    others: optax.OptState
+
+
+def muon(config: Muon) -> optax.GradientTransformation:
+    """Muon (github.com/KellerJordan/Muon) for matrices, Adam for the other parameters, without rate and weight decay.
+
+    A matrix is [inputs, ..., outputs], float32; axes between them count matrices that are orthogonalized one by one:
+    query, key and value of BERT's fused [D, 3, D], the four gates of an LSTM's [D, 4, H]. The update, U V^T of the
+    momentum's singular value decomposition but for the error of the iteration, is scaled to a root mean square of
+    `update_rms` (arXiv 2502.16982, equation 4), or by sqrt(max(1, outputs / inputs)) without it.
+    """
+    dims = lambda tree: {path: contrib.MuonDimensionNumbers(0, x.ndim - 1) for path, x in tree.items()}  # noqa: E731
+    rule = contrib.scale_by_muon(
+        ns_steps=config.ns_steps, beta=config.momentum, nesterov=config.nesterov, weight_dimension_numbers=dims
+    )
+    adam = optax.scale_by_adam(config.b1, config.b2, config.eps)
+
+    def split(tree: optax.Params) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+        matrices = {path: x for path, x in tree.items() if is_matrix(path)}
+        return matrices, {path: x for path, x in tree.items() if path not in matrices}
+
+    def scale(update: jax.Array) -> jax.Array:
+        inputs, outputs = update.shape[0], update.shape[-1]
+        if config.update_rms is None:
+            return update * max(1, outputs / inputs) ** 0.5
+        return update * (config.update_rms * max(inputs, outputs) ** 0.5)
+
+    def init(params: optax.Params) -> MuonState:
+        matrices, others = split(params)
+        return MuonState(rule.init(matrices), adam.init(others))
+
+    def update(grads: optax.Updates, state: MuonState, params: optax.Params | None = None) -> tuple:
+        matrices, others = split(grads)
+        matrices, first = rule.update(matrices, state.matrices)
+        others, second = adam.update(others, state.others)
+        return {path: scale(x) for path, x in matrices.items()} | others, MuonState(first, second)
+
+    return optax.GradientTransformation(init, update)
+
+
+def adamw(config: AdamW) -> optax.GradientTransformation:
+    """Adam with or without bias correction; its updates scaled by the parameter's RMS if the configuration says so."""
+    own = config.kind == "bert_adamw"
+    rule = (bert_adam if own else optax.scale_by_adam)(config.b1, config.b2, config.eps)
+    return optax.chain(rule, optax.scale_by_param_block_rms(1e-3)) if config.multiply_by_parameter_scale else rule
+
+
 def make_transform(config: Optimizer) -> optax.GradientTransformation:
     """The transformation that gives the update, weight decay included, to be multiplied by -learning_rate."""
     if config.kind == "adafactor":
         rule = adafactor(config)
-    elif config.kind == "bert_adamw":
-        rule = bert_adam(config.b1, config.b2, config.eps)
-    elif config.kind == "adamw":
-        rule = optax.scale_by_adam(config.b1, config.b2, config.eps)
+    elif config.kind == "muon":
+        rule = muon(config)
+    elif config.kind in ("bert_adamw", "adamw"):
+        rule = adamw(config)
     else:
         raise TypeError(f"optimizer kind '{config.kind}' has no case in training/optimizers.py: make_transform")
     if not config.weight_decay:

@@ -9,6 +9,7 @@ from bertjax.config.schema.optimizers import Optimizer
 from bertjax.config.schema.run import Stage
 from bertjax.errors import UserError
 from bertjax.training import freezing
+from bertjax.training.optimizers import is_matrix
 
 
 class Rate(NamedTuple):
@@ -24,8 +25,13 @@ def matches(pattern: str, path: str) -> bool:
 
 
 def other_rates(optimizer: Optimizer, paths: Iterable[str]) -> dict[str, Rate]:
-    """{path: its rate} of the parameters that `learning_rates` or `layer_decay` names; the others have factor 1."""
+    """{path: its rate} of the parameters that `learning_rates`, `layer_decay` or `adam_learning_rate` is for.
+
+    The others have factor 1.
+    """
     paths = list(paths)
+    adam = getattr(optimizer, "adam_learning_rate", None)
+    adam = 1.0 if adam is None else adam / optimizer.learning_rate
     patterns = sorted(optimizer.learning_rates, key=_specificity, reverse=True)
     decays = depth_factors(paths, optimizer.layer_decay) if optimizer.layer_decay != 1.0 else {}
     found: dict[str, Rate] = {}
@@ -33,8 +39,12 @@ def other_rates(optimizer: Optimizer, paths: Iterable[str]) -> dict[str, Rate]:
         pattern = next((pattern for pattern in patterns if matches(pattern, path)), None)
         if pattern is not None:
             found[path] = Rate(_factor(optimizer.learning_rates[pattern], optimizer.learning_rate), pattern)
-        elif group in decays:
-            found[path] = Rate(decays[group], group)
+            continue
+        own = 1.0 if is_matrix(path) else adam
+        if group in decays:
+            found[path] = Rate(own * decays[group], group)
+        elif own != 1.0:
+            found[path] = Rate(own, "adam_learning_rate")
     return found
 
 

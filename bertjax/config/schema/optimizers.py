@@ -149,6 +149,52 @@ class AdamW(Section):
     b1: Probability = Field(0.9, description="Decay rate of the first moments.")
     b2: Probability = Field(0.999, description="Decay rate of the second moments.")
     eps: PositiveFloat = Field(1e-6, description="Added to the root of the second moments.")
+    multiply_by_parameter_scale: bool = Field(
+        False,
+        exclude_if=not_,
+        description="Scale updates by the parameter's root mean square, at least 1e-3, as Adafactor does (AdamWScale "
+        "of nanoT5, arXiv 2309.02373: rate 2e-2, no weight decay).",
+    )
+    clip_norm: ClipNorm = 1.0
+
+    _check_rates = model_validator(mode="after")(check_rates)
+
+
+class Muon(Section):
+    """Muon: orthogonalized momentum for the matrices of the layers, AdamW for all other parameters."""
+
+    kind: Literal["muon"] = "muon"
+    learning_rate: PositiveFloat = Field(1e-3, description="Learning rate after warm-up.")
+    adam_learning_rate: PositiveFloat | None = Field(
+        None,
+        exclude_if=lambda rate: rate is None,
+        description="Rate after warm-up of the parameters that AdamW trains: embeddings, heads, norms, biases, "
+        "position biases, adapters and LoRA. Default: `learning_rate`. A pattern of `learning_rates` overrides it.",
+    )
+    schedule: Schedule = "linear"
+    warmup_steps: NonNegative | None = Field(None, description="Warm-up steps. Default: by `warmup_ratio`.")
+    warmup_ratio: WarmupRatio = 0.1
+    min_lr_ratio: MinLrRatio = 0.0
+    power: Power = 1.0
+    decay_steps: DecaySteps = None
+    decay_ratio: DecayRatio = 0.1
+    decay_shape: DecayShape = "linear"
+    ratio: SlantRatio = 32.0
+    restart: Restart = False
+    learning_rates: LearningRates = {}
+    layer_decay: LayerDecay = 1.0
+    weight_decay: WeightDecay = 0.01
+    momentum: float = Field(0.95, ge=0, lt=1, description="Decay rate of the momentum of matrices.")
+    nesterov: bool = Field(True, description="Nesterov momentum.")
+    ns_steps: Positive = Field(5, description="Newton-Schulz iterations of the orthogonalization.")
+    update_rms: PositiveFloat | None = Field(
+        0.2,
+        description="Root mean square of a matrix's update, times the rate: 0.2 is about AdamW's, so that AdamW's "
+        "rates fit (arXiv 2502.16982). null: updates are scaled by sqrt(max(1, outputs / inputs)) (rates near 0.02).",
+    )
+    b1: Probability = Field(0.9, description="AdamW: decay rate of the first moments.")
+    b2: Probability = Field(0.999, description="AdamW: decay rate of the second moments.")
+    eps: PositiveFloat = Field(1e-6, description="AdamW: added to the root of the second moments.")
     clip_norm: ClipNorm = 1.0
 
     _check_rates = model_validator(mode="after")(check_rates)
@@ -191,5 +237,5 @@ class Adafactor(Section):
         return given | {"warmup_steps": 10_000} if given.get("schedule", "inverse_sqrt") == "inverse_sqrt" else given
 
 
-OPTIMIZERS: dict[str, type[Section]] = {"bert_adamw": AdamW, "adamw": AdamW, "adafactor": Adafactor}
+OPTIMIZERS: dict[str, type[Section]] = {"bert_adamw": AdamW, "adamw": AdamW, "adafactor": Adafactor, "muon": Muon}
 Optimizer = Annotated[Any, KindOf("kind", "bert_adamw", OPTIMIZERS)]
