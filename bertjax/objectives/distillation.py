@@ -58,7 +58,10 @@ def distill(objective: Objective, config: Distillation, tasks: int) -> Objective
 def soft_targets(objective: Objective, config: Distillation) -> SoftTargets:
     """How an objective learns a teacher's outputs. Raises UserError for one that cannot be distilled."""
     if objective.soft_targets is None:
-        raise UserError("the objective does not say how it learns from a teacher (Objective.soft_targets)")
+        raise UserError(
+            "distillation: this objective cannot learn from a teacher: its Objective has no soft_targets; remove "
+            "distillation, or add them to the plugin"
+        )
     return objective.soft_targets(config)
 
 

@@ -177,6 +177,8 @@ def test_a_ladder_has_rungs_of_different_names():
         build_runs(config(ladder=None))
     with pytest.raises(UserError, match="rungs need different names"):
         config(ladder={"rungs": [{"name": "a"}, {"name": "a"}]})
+    with pytest.raises(UserError, match="rung 'a-s1-mood': '-s' and a number"):
+        config(ladder={"rungs": [{"name": "a"}, {"name": "a-s1-mood"}]})
 
 
 # ---- scores ---------------------------------------------------------------------------------------------------------

@@ -266,6 +266,6 @@ def test_a_language_model_has_no_teacher(home, tmp_path):
         "init_from": "scratch",
         "distillation": DISTILLATION | {"teacher": str(home / "classifier_teacher")},
     }  # fmt: skip
-    with pytest.raises(UserError, match="objective causal_lm: distillation: the objective does not say how"):
+    with pytest.raises(UserError, match="distillation: the objective 'causal_lm' cannot learn from a teacher"):
         train(home, tmp_path, "r", gpt, home / "classifier_student", **stage)
     assert not (tmp_path / "r").exists()

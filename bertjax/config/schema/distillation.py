@@ -31,6 +31,8 @@ class Distillation(Section):
 
     def find_problem(self, objective: Any, trainable: Any) -> str | None:
         """Why a stage with this objective and these trained parameters cannot have these options."""
+        if not getattr(objective, "has_soft_targets", True):
+            return f"the objective '{objective.kind}' cannot learn from a teacher; remove distillation"
         if trainable.kind == "features":
             return "trainable: features: keeps hidden states of the model alone; use trainable: head"
         if self.teacher in ("scratch", "previous", "best"):

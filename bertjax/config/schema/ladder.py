@@ -1,5 +1,6 @@
 """Configuration section of `bertjax ladder`: kinds of models pre-trained on one corpus and scored on the same tasks."""
 
+import re
 from operator import not_
 from typing import Annotated, Any
 
@@ -61,6 +62,8 @@ class Ladder(Section):
         names = [rung.name for rung in self.rungs]
         if len(set(names)) < len(names) or "tokenizer" in names:
             raise ValueError("rungs need different names other than 'tokenizer'")
+        if unclear := [name for name in names if re.search(r"-s\d+(-|$)", name)]:
+            raise ValueError(f"rung {unclear[0]!r}: '-s' and a number in a name stand for a seed in the names of runs")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError("seeds must differ")
         return self

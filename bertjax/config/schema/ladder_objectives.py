@@ -22,6 +22,7 @@ class CbowObjective(Section):
 
     implementation: ClassVar[str] = "bertjax.objectives.word2vec:CBOW"
     heads: ClassVar[tuple[str, ...]] = ("context",)
+    has_soft_targets: ClassVar[bool] = False
     preprocess: ClassVar[tuple[str, ...]] = ("text_rows",)
     evaluations: ClassVar[tuple[str, ...]] = ("loss",)
 
@@ -36,6 +37,7 @@ class SkipGramObjective(Section):
 
     implementation: ClassVar[str] = "bertjax.objectives.word2vec:SKIP_GRAM"
     heads: ClassVar[tuple[str, ...]] = ("context",)
+    has_soft_targets: ClassVar[bool] = False
     preprocess: ClassVar[tuple[str, ...]] = ("text_rows",)
     evaluations: ClassVar[tuple[str, ...]] = ("loss",)
 
@@ -50,6 +52,7 @@ class BidirectionalLmObjective(Section):
 
     implementation: ClassVar[str] = "bertjax.objectives.language_model:BIDIRECTIONAL_LM"
     heads: ClassVar[tuple[str, ...]] = ("lm",)
+    has_soft_targets: ClassVar[bool] = False
     families: ClassVar[tuple[str, ...]] = ("elmo",)
     preprocess: ClassVar[tuple[str, ...]] = ("text_rows",)
     evaluations: ClassVar[tuple[str, ...]] = ("loss",)
@@ -62,6 +65,7 @@ class CausalLmObjective(Section):
 
     implementation: ClassVar[str] = "bertjax.objectives.language_model:CAUSAL_LM"
     heads: ClassVar[tuple[str, ...]] = ("lm",)
+    has_soft_targets: ClassVar[bool] = False
     families: ClassVar[tuple[str, ...]] = ("gpt",)
     preprocess: ClassVar[tuple[str, ...]] = ("text_rows",)
     evaluations: ClassVar[tuple[str, ...]] = ("loss",)

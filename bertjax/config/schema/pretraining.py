@@ -15,6 +15,7 @@ class ReplacedTokensObjective(Section):
 
     implementation: ClassVar[str] = "bertjax.objectives.replaced_tokens:REPLACED_TOKENS"
     heads: ClassVar[tuple[str, ...]] = ("generator", "discriminator")
+    has_soft_targets: ClassVar[bool] = False
     preprocess: ClassVar[tuple[str, ...]] = ("bert_pairs",)
     evaluations: ClassVar[tuple[str, ...]] = ("mlm", "loss")
 

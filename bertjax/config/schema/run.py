@@ -298,6 +298,10 @@ class Config(Section):
             raise ValueError(f"{where}: objective '{stage.objective.kind}' is not for a {self.model.family} model")
         if not stage.objective.heads and (kind := stage.trainable.kind) in ("head", "features"):
             raise ValueError(f"{where}: trainable: {kind}: the objective '{stage.objective.kind}' has no head to train")
+        tied = "lm" in stage.objective.heads and getattr(self.model, "has_features", False)
+        if tied and stage.trainable.kind == "features":
+            what = "is made of the embeddings, which the features depend on"
+            raise ValueError(f"{where}: trainable: features: the output of '{stage.objective.kind}' {what}")
         if absent := set(getattr(stage.objective, "required_heads", ())) - set(self.model.heads):
             head, family = min(absent), self.model.family
             raise ValueError(f"{where}: a {family} model has no '{head}' head: set objective.{head}_weight=0")
