@@ -149,6 +149,12 @@ def test_overrides_change_a_named_task() -> None:
     )
     own = load("t5/multitask_base", ["tasks.cola.source={kind: huggingface, name: ./glue_cola}"]).tasks["cola"]
     assert (own.source[0].kind, own.preprocess.prompt) == ("huggingface", "glue_cola")
+    folder = "tasks.glue_cola_v002.source={kind: huggingface, name: ./cola}"
+    task = config_of("glue_cola_v002", overrides=[folder]).tasks["glue_cola_v002"]
+    assert (task.source[0].name, task.preprocess.prompt) == ("./cola", "glue_cola")
+    c4 = "mixtures.all_mix.mixture.c4_v020_unsupervised=3"
+    rates = config_of("all_mix", overrides=[c4]).mixtures["all_mix"].mixture
+    assert rates["c4_v020_unsupervised"] == 3 and len(rates) == 23
     inline = config_of({"extends": "glue_cola_v002", "limit": 3}).stages[0].data
     assert (inline.limit, inline.preprocess.prompt) == (3, "glue_cola")
 

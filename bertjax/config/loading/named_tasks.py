@@ -1,4 +1,4 @@
-"""Tasks and mixtures by name: `data: glue_v002_proportional` stands for a section of a registry file.
+"""Tasks and mixtures by name: `data: glue_v002_proportional` means a section of a registry file.
 
 A registry is a YAML file with `tasks` and `mixtures`. A name is looked up in the configuration, in the files of
 `registries` in their order, and in `config/registry/t5.yaml`, which has SeqIO's names. What a configuration uses is
@@ -18,7 +18,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from bertjax.config.loading import yaml_reader
-from bertjax.config.loading.overrides import expand_name, merge
+from bertjax.config.loading.overrides import DottedOverride, expand_name, merge
 from bertjax.config.loading.yaml_reader import Node, to_plain
 from bertjax.config.schema.data import PREPROCESS, Mixture, Task
 from bertjax.config.schema.run import FeatureLengths
@@ -240,10 +240,9 @@ class _Expansion:
         stages = _mappings(self.tree.value.get("stages"))
         for stage in stages:
             if (data := stage.value.get("data")) is not None:
-                if isinstance(data.value, dict) and "extends" in data.value:
-                    data = stage.value["data"] = self._find_inline(
-                        data, f"stages.{_plain(stage.value.get('name'))}.data"
-                    ).section
+                if _extends(data):
+                    path = f"stages.{_plain(stage.value.get('name'))}.data"
+                    data = stage.value["data"] = self._find_inline(data, path).section
                 self._add_all(data)
         for variant in _mappings(self.tree.value.get("compare")):
             for data in _named_data(variant):
@@ -283,7 +282,7 @@ class _Expansion:
             self._add_all(entry.section)
 
     def _find_inline(self, data: Node, path: str) -> Entry:
-        """The section that data written at their place stand for, with `extends`."""
+        """The section that data with `extends`, written where they are used, start from and change."""
         registry = Registry([{**self.own, path: data}, *self.registry.layers[1:]], self.registry.lengths, self.problems)
         entry = registry.find(path)
         assert entry is not None
@@ -292,9 +291,7 @@ class _Expansion:
     def _evaluations(self, item: Node, stage: Node) -> list[Node]:
         """An evaluation with the held-out data that it names; one for each task if it names a mixture."""
         data = item.value.get("data") if isinstance(item.value, dict) else None
-        if data is None or not (
-            isinstance(data.value, str) or (isinstance(data.value, dict) and "extends" in data.value)
-        ):
+        if data is None or not (isinstance(data.value, str) or _extends(data)):
             return [item]
         label = _plain(item.value.get("name")) or _plain(item.value.get("kind"))
         path = f"stages.{_plain(stage.value.get('name'))}.evaluate.{label}.data"
@@ -370,11 +367,14 @@ def _fits(task: Node, base: Node) -> bool:
 
 
 def _is_complete(section: dict[str, Node]) -> bool:
-    """Whether an own section has data: sources with a kind or files, or the members of a mixture."""
+    """Whether an own section is more than changes of the one with its name in a registry."""
     if "mixture" in section:
-        return True
-    source = section.get("source")
-    return source is not None and (not isinstance(source.value, dict) or bool({"kind", "files"} & source.value.keys()))
+        return not isinstance(section["mixture"], DottedOverride)
+    source, preprocess = section.get("source"), section.get("preprocess")
+    if source is None or preprocess is None:
+        return False
+    changes = isinstance(source.value, dict) and not {"kind", "files"} & source.value.keys()
+    return not changes and not (isinstance(preprocess.value, dict) and "kind" not in preprocess.value)
 
 
 def _has_split(data: Node) -> bool:
