@@ -37,7 +37,7 @@ from bertjax.interrupts import INTERRUPTED_EXIT_CODE, interruptible
 from bertjax.progress import reporter
 
 _ALL = (
-    start.demo, start.init, start.configs, train.train, evaluate.evaluate, train.compare, train.ladder,
+    start.demo, start.init, start.configs, start.tasks, train.train, evaluate.evaluate, train.compare, train.ladder,
     glue.glue,
     predict.fill_mask, predict.answer, predict.classify, predict.tag, predict.embed, predict.generate, data.prepare,
     data.mix, show.show, show.tokenize, inspect.inspect, inspect.plan, inspect.import_folder, inspect.export,

@@ -1,4 +1,4 @@
-"""Commands to start with: `demo`, `configs`, `init`, `schema` and `completion`."""
+"""Commands to start with: `demo`, `configs`, `tasks`, `init`, `schema` and `completion`."""
 
 import argparse
 import sys
@@ -55,6 +55,36 @@ def configs(arguments: argparse.Namespace) -> int:
         return cli.print_result(listed)
     width = max(map(len, found)) + 2
     return cli.print_result("\n".join(f"{each:<{width}}{summary(path)}" for each, path in found.items()))
+
+
+@cli.command(
+    "tasks",
+    "list the named tasks and mixtures that a configuration can use (`data: NAME`), or print one",
+    cli.option("task", metavar="[NAME]", nargs="?", help="a task or mixture to print, or how its name begins"),
+    cli.option("--registry", metavar="FILE", action="append", default=[], help="a registry file, or huggingface: the "
+               "tasks from the Hub; may be given more than once"),
+    cli.JSON,
+    examples=("bertjax tasks", "bertjax tasks super_glue", "bertjax tasks glue_mnli_v002 --registry huggingface"),
+)  # fmt: skip
+def tasks(arguments: argparse.Namespace) -> int:
+    from bertjax.config.loading import named_tasks, yaml_reader
+
+    paths = []
+    for given in arguments.registry:
+        path = named_tasks.registry_path(given, Path())
+        paths.append(cli.existing_path(given) if path is None else path)
+    registry, name = named_tasks.shipped_registry(paths), arguments.task
+    if name in registry.names():
+        section = registry.describe(name)
+        return cli.print_result(section if arguments.json else yaml_reader.dump(section).rstrip("\n"))
+    names = [each for each in registry.names() if each.startswith(name or "")]
+    if not names:
+        raise UserError(f"{name[:200]!a}: no task or mixture{registry.suggest(name)}")
+    summaries = {each: registry.summary(each) for each in names}
+    if arguments.json:
+        return cli.print_result([{"name": each, "summary": text} for each, text in summaries.items()])
+    width = max(map(len, names)) + 2
+    return cli.print_result("\n".join(f"{each:<{width}}{text}" for each, text in summaries.items()))
 
 
 @cli.command(

@@ -5,13 +5,14 @@ lists. It refuses unknown keys and values of a wrong type. The loader also check
 """
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
 
 from bertjax.config.loading import list_elements
 from bertjax.config.loading.introspect import field_types, unwrap
 from bertjax.config.schema.base import Section
+from bertjax.config.schema.data import Task
 from bertjax.config.schema.run import Config
 from bertjax.config.schema.training import Trainable
 
@@ -19,6 +20,8 @@ DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _EXTENDS = (
     "File to start from: relative to this file, or the name of a shipped configuration, such as `finetune/squad_v1`."
 )
+_NAME = "Task or mixture of this file or of a registry that this section starts from."
+_VALIDATION = "Options of the source for held-out data. Default: `split: validation` of TFDS and the Hub."
 Schema = dict[str, Any]
 
 
@@ -31,6 +34,11 @@ def json_schema() -> Schema:
         section["properties"] = {key: _relax(option, annotations[key]) for key, option in section["properties"].items()}
         section.pop("required", None)
         section.pop("title", None)
+    for name in ("Task", "Mixture"):
+        root["$defs"][name]["properties"]["extends"] = {"type": "string", "description": _NAME}
+    root["$defs"]["Task"]["properties"]["validation"] = {"type": "object", "description": _VALIDATION}
+    names = {"type": "array", "items": {"type": "string"}}
+    root["$defs"]["Mixture"]["properties"]["validation"] = names | {"description": "Tasks to evaluate. Default: all."}
     extends = {"extends": {"type": "string", "description": _EXTENDS}}
     head = {"$schema": DIALECT, "title": "bertjax configuration"}
     needed = {"anyOf": [{"required": ["stages"]}, {"required": ["extends"]}]}
@@ -50,7 +58,11 @@ def _relax(option: Schema, annotation: Any) -> Schema:
         del found["default"]  # long, and repeated in the sections
     if "oneOf" in found:  # sections differ by `kind`, which may be left out: several can fit
         found["anyOf"] = found.pop("oneOf")
-    if unwrap(annotation)[0] is Trainable:
+    core = unwrap(annotation)[0]
+    if core is Task or (get_origin(core) is dict and get_args(core)[1] is Task):  # or a name
+        place = found if core is Task else found["additionalProperties"]
+        place["anyOf"] = [{"type": "string"}, {"$ref": place.pop("$ref")}]
+    if core is Trainable:
         kinds = {"type": "string", "enum": Trainable.model_json_schema()["properties"]["kind"]["enum"]}
         found["anyOf"] = [kinds, {"$ref": found.pop("$ref")}]
     if "anyOf" in found:

@@ -106,6 +106,8 @@ def test_short_forms_fit(text):
         "extends: demo\nstages: {0: {steps: 5, data: questions}}",
         "extends: demo\ntasks: {docs: {source: {split: all}, preprocess: {dupe_factor: 1}}}",
         "extends: demo\ntasks: {docs: {source: {'0': {split: all}}}}",
+        "extends: demo\nregistries: mine.yaml\ntasks: {cola: glue_cola_v002, rte: {extends: glue_rte_v002, limit: 3}}",
+        "extends: demo\nstages: {qa: {data: glue_cola_v002, evaluate: [{kind: loss, data: glue_cola_v002}]}}",
     ],
 )
 def test_overrides_of_another_file_fit(text, tmp_path):
@@ -124,6 +126,9 @@ def test_overrides_of_another_file_fit(text, tmp_path):
         "extends: demo\nstages: {qa: {objective: {kind: span_qaa}}}",
         "extends: demo\ntasks: {docs: {source: {kind: jsonl, splt: all}}}",
         "extends: demo\ntasks: {docs: {source: {first: {split: all}}}}",
+        "extends: demo\ntasks: {cola: {extends: 3}}",
+        "extends: demo\ntasks: {cola: [glue_cola_v002]}",
+        "extends: demo\ntask_feature_lengths: {input: 3}",
         "extends: [demo]",
     ],
 )

@@ -240,9 +240,9 @@ tpu_name | | launch/tpu.py
 """,
     "T5X": """
 model_dir | run.root, run.name | a run writes to ROOT/NAME
-mixture_or_task_name | stages.STAGE.data | a task or mixture under tasks: or mixtures:
-mixture_or_task_module | tasks | tasks and mixtures are written in the configuration
-task_feature_lengths | tasks.TASK.preprocess.sequence_length, tasks.TASK.preprocess.target_length | inputs, targets
+mixture_or_task_name | stages.STAGE.data | SeqIO's names: bertjax tasks
+mixture_or_task_module | registries | a YAML file with your own tasks and mixtures
+task_feature_lengths | task_feature_lengths | of the tasks that are used by name
 train_steps | stages.STAGE.steps | here of the stage: without the steps of the checkpoint before it
 total_steps | stages.STAGE.steps | here of the stage: without the steps of the checkpoint before it
 batch_size | stages.STAGE.batch_size | rows over all devices

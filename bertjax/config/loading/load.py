@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from bertjax.config.loading import plugins, pretrained, yaml_reader
+from bertjax.config.loading import named_tasks, plugins, pretrained, yaml_reader
 from bertjax.config.loading.earlier_versions import upgrade_config
 from bertjax.config.loading.error_messages import config_error, format_errors, locate, mask_secrets
 from bertjax.config.loading.overrides import merge, parse_overrides, parse_sections, read_with_extends
@@ -96,13 +96,14 @@ def _merge_changes(
 
 def _check(tree: Node, problems: list[str]) -> Config:
     known = len(problems)
+    hints = named_tasks.expand(tree, problems)
     pretrained.fill(tree, problems)
     if len(problems) > known:  # without the family, rules between sections would report what is not wrong
         raise config_error(problems)
     config = _validate(tree, problems)
     _reject_control_characters(tree, [], problems)
     if problems or config is None:
-        raise config_error(problems)
+        raise config_error(named_tasks.add_hints(problems, hints))
     return config
 
 

@@ -9,6 +9,7 @@ from bertjax.config.loading import list_elements, yaml_reader
 from bertjax.config.loading.introspect import item_annotation, union_members, unwrap
 from bertjax.config.loading.shipped import find_shipped
 from bertjax.config.loading.yaml_reader import Node, shallow_plain
+from bertjax.config.schema.data import Task
 from bertjax.config.schema.run import Config
 from bertjax.config.schema.training import Trainable
 from bertjax.errors import UserError
@@ -29,6 +30,7 @@ class DottedOverride(Node):
 def read_with_extends(path: Path, problems: list[str], seen: tuple[Path, ...] = ()) -> Node:
     """Read a file and merge it over the files that it `extends`. Raises UserError, also for a cycle."""
     node = yaml_reader.read(path, problems)
+    _anchor_registries(node, path.parent)
     extends = node.value.pop("extends", None)
     if extends is None:
         return node
@@ -46,6 +48,21 @@ def read_with_extends(path: Path, problems: list[str], seen: tuple[Path, ...] = 
     return merge(read_with_extends(parent, problems, seen), node, problems)
 
 
+def _anchor_registries(node: Node, folder: Path) -> None:
+    """Make the paths of registries absolute; names of shipped registries stay."""
+    given = node.value.get("registries")
+    for item in given.value if given is not None and isinstance(given.value, list) else filter(None, [given]):
+        if isinstance(item.value, str) and not path_problem(item.value, remote=False):
+            path = folder / Path(item.value).expanduser()
+            if path.is_file():
+                item.value = str(path.resolve())
+
+
+def expand_name(task: Node) -> Node:
+    """`cola: glue_cola_v002` as `cola: {extends: glue_cola_v002}`."""
+    return Node({"extends": task}, task.where) if isinstance(task.value, str) else task
+
+
 def merge(parent: Node, child: Node, problems: list[str], annotation: Any = Config, path: str = "") -> Node:
     """Merge `child` over `parent`: sections by key, mappings over lists by element (`_merge_into_list`); else replace.
 
@@ -53,6 +70,8 @@ def merge(parent: Node, child: Node, problems: list[str], annotation: Any = Conf
     """
     if unwrap(annotation)[0] is Trainable:
         parent, child = _expand_shorthand(parent), _expand_shorthand(child)
+    if unwrap(annotation)[0] is Task and isinstance(child.value, dict):
+        parent = expand_name(parent)
     if isinstance(child.value, list):
         problems += list_elements.implicit_kind_changes(parent, child, annotation, path)
         return child

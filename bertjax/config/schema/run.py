@@ -16,6 +16,7 @@ from bertjax.config.schema.model import BertConfig, Model, find_tokenizer_proble
 from bertjax.config.schema.optimizers import AdamW, Optimizer
 from bertjax.config.schema.training import MlmNspObjective, Objective, Trainable, expand_trainable
 
+Files = Annotated[list[LocalPath], BeforeValidator(lambda one: [one] if isinstance(one, str) else one)]
 TrainableField = Annotated[Trainable, BeforeValidator(expand_trainable), Field(description="What trains, or its kind.")]
 
 FreshName = Literal[
@@ -209,6 +210,13 @@ class RunConfig(Section):
     wandb: bool = Field(False, description="Log to Weights & Biases.")
 
 
+class FeatureLengths(Section):
+    """Tokens per row, as in T5X; the lengths that a configuration gives to a task itself have precedence."""
+
+    inputs: int | None = Field(None, ge=8, description="`preprocess.sequence_length`. Default: that of the task.")
+    targets: Positive | None = Field(None, description="`preprocess.target_length`. Default: that of the task.")
+
+
 class Config(Section):
     """A run."""
 
@@ -225,12 +233,21 @@ class Config(Section):
     run: RunConfig = Field(RunConfig(), description="How and where the run is executed.")
     tasks: dict[str, Task] = Field({}, description="Tasks by name, for stages and mixtures.")
     mixtures: dict[str, Mixture] = Field({}, description="Mixtures by name, for stages and other mixtures.")
+    registries: Files = Field(
+        [],
+        exclude_if=not_,
+        description="YAML files with more `tasks` and `mixtures`, relative to this file, or `huggingface`: the shipped "
+        "tasks from the Hub instead of TFDS. What is used of them is copied into the configuration.",
+    )
+    task_feature_lengths: FeatureLengths | None = Field(
+        None, exclude_if=lambda one: one is None, description="Lengths of all tasks that are used by name."
+    )
     stages: list[Stage] = Field(min_length=1, description="Training stages, in order.")
     compare: list[Variant] = Field([], exclude_if=not_, description="Variants of the last stage for `bertjax compare`.")
     ladder: Ladder | None = Field(
         None, exclude_if=lambda one: one is None, description="Kinds of models to compare with `bertjax ladder`."
     )
-    plugins: Annotated[list[LocalPath], BeforeValidator(lambda one: [one] if isinstance(one, str) else one)] = Field(
+    plugins: Files = Field(
         [],
         exclude_if=not_,
         description="Python files (`my_objective.py`) or modules that register kinds, metrics and callbacks.",
@@ -238,8 +255,9 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _check(self) -> "Config":
-        if self.pretrained is not None:  # replaced before, by config/loading/pretrained.py
-            raise ValueError("pretrained: load the configuration with bertjax.config.loading.load")
+        for key in ("pretrained", "registries", "task_feature_lengths"):  # replaced before, by config/loading
+            if getattr(self, key):
+                raise ValueError(f"{key}: load the configuration with bertjax.config.loading.load")
         names = [stage.name for stage in self.stages]
         if len(set(names)) != len(names):
             raise ValueError("stages need different names")
