@@ -349,6 +349,8 @@ def test_the_gin_file_says_the_activation_and_the_vocabulary(t5, spiece, tmp_pat
     refused(here, "operative_config.gin names gs://t5-data/vocabs/x.model")
     spiece(here)
     assert imported(here, tmp_path)[2]["feed_forward_proj"] == "gated-silu"
+    gin.write_text("DenseReluDense.activation = ('tanh', 'linear')\n")
+    refused(here, "feed_forward_proj", "gated-tanh")
     gin.write_text("DenseReluDense.activation = 'relu'\n")
     refused(here, "operative_config.gin", "does not fit")
 
@@ -428,6 +430,14 @@ def test_t5x_checkpoints_that_cannot_be_read(t5, spiece, tmp_path):
     write_t5x(tmp_path / "more", parameters | more, "flat")
     spiece(tmp_path / "more")
     refused(tmp_path / "more", "decoder/layers_0/adapter/kernel", "no place")
+    encoder = {name: x for name, x in parameters.items() if not name.startswith("decoder/")}
+    write_t5x(tmp_path / "encoder", encoder, "flat")
+    spiece(tmp_path / "encoder")
+    refused(tmp_path / "encoder", "its arrays are not those of a T5")
+    flat = {"token_embedder/embedding": np.zeros(4, np.float32)}
+    write_t5x(tmp_path / "vector", flat, "flat")
+    spiece(tmp_path / "vector")
+    refused(tmp_path / "vector", "token_embedder/embedding has shape [4]")
 
 
 # ---- the command ----------------------------------------------------------------------------------------------------

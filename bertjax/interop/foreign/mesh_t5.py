@@ -22,8 +22,7 @@ _UNUSED = "decoder/block_000/layer_001/EncDecAttention/relative_attention_bias"
 
 def read(folder: Path, index: Path, tensors: Mapping[str, BundleTensor], tokenizer: Path | None) -> ForeignCheckpoint:
     """The weights, a config.json and the tokenizer of a folder. Raises UserError."""
-    folders = (folder, folder.absolute().parent)
-    files = {t5_folder.TOKENIZER: t5_folder.find_tokenizer(folder, folders, tokenizer)}
+    files = {t5_folder.TOKENIZER: t5_folder.find_tokenizer(folder, (folder,), tokenizer)}
 
     def variable(name: str) -> str:
         old = _variable(name)
@@ -38,7 +37,7 @@ def read(folder: Path, index: Path, tensors: Mapping[str, BundleTensor], tokeniz
         files["config.json"] = folder / "config.json"
     config, notes = t5_folder.read_config(folder, (folder,), shape_of)
     state = {name: found[1] or name for name in tensors if (found := _STATE.fullmatch(name))}
-    wanted = {name: variable(name) for name in t5_folder.tensor_names(config)}
+    wanted = {name: variable(name) for name in t5_folder.tensor_names(folder, config)}
     check_names(index, tensors, wanted.values(), "T5 of this size", {*state, _UNUSED})
     weights = {}
     for name, here in wanted.items():

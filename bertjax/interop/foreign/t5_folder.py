@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from bertjax.config.schema.model import T5Config
 from bertjax.errors import UserError
 from bertjax.interop.t5 import t5_tensor_names
@@ -45,6 +47,7 @@ def read_config(
     vocab_size, width = need("shared.weight")
     first = "encoder.block.0.layer"
     buckets, heads = need(_BIAS.format("encoder"))
+    need(_BIAS.format("decoder"))
     inner = need(f"{first}.0.SelfAttention.q.weight")[0]
     if not heads or inner % heads:
         raise UserError(f"{place}: {inner} outputs of the queries are no multiple of {heads} heads")
@@ -67,10 +70,16 @@ def read_config(
     return config, [f"{note} {source}"]
 
 
-def tensor_names(config: dict[str, Any]) -> list[str]:
-    """The tensors of transformers' T5 of these sizes."""
+def tensor_names(place: Path, config: dict[str, Any]) -> list[str]:
+    """The tensors of transformers' T5 of these sizes. Raises UserError for sizes that no T5 here can have."""
     sizes = {name: value for name, value in config.items() if name in T5Config.model_fields}
-    return list(t5_tensor_names(T5Config.model_validate(sizes)).values())
+    try:
+        return list(t5_tensor_names(T5Config.model_validate(sizes)).values())
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(
+            f"{place}: {'.'.join(map(str, first['loc']))}: {first['msg']} (got {first['input']!a:.40})"
+        ) from None
 
 
 def find_tokenizer(place: Path, folders: tuple[Path, ...], named: Path | None) -> Path:

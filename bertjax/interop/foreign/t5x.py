@@ -68,7 +68,7 @@ def read(place: Path, path: Path, tokenizer: Path | None) -> ForeignCheckpoint:
         return None if (found := arrays.get(_parameter(name))) is None else _to_torch(name, found).shape
 
     config, notes = t5_folder.read_config(place, folders, shape_of)
-    wanted = {name: _parameter(name) for name in t5_folder.tensor_names(config)}
+    wanted = {name: _parameter(name) for name in t5_folder.tensor_names(path, config)}
     check_names(path, arrays, wanted.values(), "T5 of this size")
     weights = {name: _to_torch(name, arrays[here]) for name, here in wanted.items()}
     if others:
@@ -148,7 +148,11 @@ def _read_zarr(folder: Path, index: Path) -> np.ndarray:
 
 def _unscan(path: Path, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """`arrays` with scanned layers taken apart: {"encoder/layers_0/...": array of one layer}."""
-    width = arrays[_EMBEDDING].shape[-1]
+    if arrays[_EMBEDDING].ndim != 2:
+        raise UserError(
+            f"{path}: {_EMBEDDING} has shape {list(arrays[_EMBEDDING].shape)}; it must be [vocabulary, d_model]"
+        )
+    width = arrays[_EMBEDDING].shape[1]
     found = {}
     for stack in _NORMS:
         norm = next((n for n in arrays if re.fullmatch(rf"{stack}/(layers|{stack})/{_NORMS[stack][0]}/scale", n)), None)
