@@ -283,7 +283,7 @@ HUGGING_FACE: dict[str, tuple[dict[str, str | bytes], str]] = {
     "another family": ({"config.json": json.dumps(BERT | {"model_type": "gpt2"})}, "gpt2"),
     "no family": ({"config.json": "{}"}, "config.json"),
     "heads do not divide": ({"config.json": json.dumps(BERT | {"num_attention_heads": 3})}, "num_attention_heads"),
-    "pickle only": (CONFIG_JSON | {"pytorch_model.bin": pickle.dumps(Canary())}, "safetensors"),
+    "pickle only": (CONFIG_JSON | {"pytorch_model.bin": pickle.dumps(Canary())}, "pytorch_model.bin"),
     "empty weights": (CONFIG_JSON | {"model.safetensors": ""}, "model.safetensors"),
     "header too long": (CONFIG_JSON | {"model.safetensors": b"\xff" * 7 + b"\x7f{}"}, "model.safetensors"),
     "cut weights": (CONFIG_JSON | {"model.safetensors": safetensors({WORDS: [57, 16]})[:-9]}, "model.safetensors"),

@@ -13,7 +13,7 @@ from bertjax.cli.arguments import Command
 # What the first argument of a command is, by its metavar; the script completes others as files.
 _KINDS = {
     "CONFIG": "config", "CONFIG|MODEL": "config", "[NAME]": "name", "KIND": "kind", "SHELL": "shell",
-    "MODEL": "folder", "RUN": "folder", "OUT": "folder", "HF_MODEL": "folder",
+    "MODEL": "folder", "RUN": "folder", "OUT": "folder",
 }  # fmt: skip
 _SCRIPT = """\
 # {how}

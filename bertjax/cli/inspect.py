@@ -61,9 +61,12 @@ def plan(arguments: argparse.Namespace) -> int:
 
 @cli.command(
     "import",
-    "convert a Hugging Face model to a bertjax checkpoint",
-    cli.option("source", metavar="HF_MODEL", help="a Hugging Face folder, or a model on the Hub"),
+    "convert a model of Hugging Face, T5X or google-research to a bertjax checkpoint",
+    cli.option("source", metavar="MODEL", help="a Hugging Face folder, a model on the Hub, a T5X or TF1 checkpoint"),
     cli.option("out", metavar="OUT"),
+    cli.option(
+        "--tokenizer", metavar="FILE", help="the SentencePiece model of a T5 checkpoint that has none beside it"
+    ),
     examples=(
         "bertjax import hf/demo runs/imported",
         "bertjax import google-bert/bert-base-uncased runs/bert-base",
@@ -75,7 +78,8 @@ def import_folder(arguments: argparse.Namespace) -> int:
     cli.require_device(arguments)
     from bertjax.tools import convert_hf
 
-    for line in convert_hf.import_folder(source, out):
+    tokenizer = None if arguments.tokenizer is None else cli.existing_path(arguments.tokenizer)
+    for line in convert_hf.import_folder(source, out, tokenizer):
         reporter.say(f"note: {line}")
     return cli.print_result(str(out))
 

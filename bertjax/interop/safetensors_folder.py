@@ -16,8 +16,11 @@ from bertjax.errors import UserError
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 INT8_WEIGHTS, SCALE = "model.int8.safetensors", ".int8_scale"  # `bertjax quantize`: int8 rows and their float32 scales
-_PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "tf_model.h5", "flax_model.msgpack")
-_FRAMEWORK = {"tf_model.h5": "tf", "flax_model.msgpack": "flax"}
+# Weights that transformers 4 saved beside or instead of safetensors; `bertjax import` reads all but the last.
+_OLD_WEIGHTS = (
+    "pytorch_model.bin", "pytorch_model.bin.index.json", "flax_model.msgpack", "flax_model.msgpack.index.json",
+    "tf_model.h5",
+)  # fmt: skip
 _FLOATS = ("F32", "F16", "BF16", "F64")
 
 
@@ -61,30 +64,31 @@ def _files(folder: Path) -> list[Path]:
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
     if (folder / INDEX).is_file():
-        return _shards(folder / INDEX)
+        return shard_files(folder / INDEX)
     if (folder / INT8_WEIGHTS).is_file():
         return [folder / INT8_WEIGHTS]
-    pickles = [name for name in _PICKLES if (folder / name).is_file()]
-    if pickles:
-        old = _FRAMEWORK.get(pickles[0])
-        where = f"transformers 4 with torch and {old} (5 reads no such file)" if old else "transformers"
-        argument = f", from_{old}=True" if old else ""
+    old = next((name for name in _OLD_WEIGHTS if (folder / name).is_file()), None)
+    if old == "tf_model.h5":
         raise UserError(
-            f"{folder}: holds {pickles[0]} and no {WEIGHTS}; convert it where it is trusted: in {where}, "
-            f"AutoModel...from_pretrained(folder{argument}).save_pretrained(new_folder), AutoModel... being the class "
-            "that config.json names under architectures"
+            f"{folder}: holds {old} and no {WEIGHTS}; convert it where it is trusted: in transformers 4 with torch and "
+            "tf (5 reads no such file), AutoModel...from_pretrained(folder, from_tf=True).save_pretrained(new_folder), "
+            "AutoModel... being the class that config.json names under architectures"
         )
+    if old:
+        raise UserError(f"{folder}: holds {old} and no {WEIGHTS}; `bertjax import` of it makes a run folder to use")
     raise UserError(f"{folder}: holds no {WEIGHTS}; give a folder that transformers' save_pretrained wrote")
 
 
-def _shards(index: Path) -> list[Path]:
+def shard_files(index: Path, ending: str = ".safetensors") -> list[Path]:
+    """The files that an index of weights lists. Raises UserError for no index, other names and missing files."""
+    kind = ending.removeprefix(".")
     try:
         names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
-        raise UserError(f"{index}: not an index of safetensors files (weight_map); download it again") from None
+        raise UserError(f"{index}: not an index of {kind} files (weight_map); download it again") from None
     for name in names:
-        if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
-            raise UserError(f"{index}: {name!a:.60} is not the name of a safetensors file beside it; download it again")
+        if not isinstance(name, str) or Path(name).name != name or not name.endswith(ending):
+            raise UserError(f"{index}: {name!a:.60} is not the name of a {kind} file beside it; download it again")
         if not (index.parent / name).is_file():
             raise UserError(f"{index}: lists {name}, which is not there; download it too")
     return sorted(index.parent / name for name in names)

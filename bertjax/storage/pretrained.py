@@ -27,11 +27,12 @@ class Pretrained:
     name: str  # as the user wrote it
     path: Path  # its folder here (or a file: tokenizers may be one)
     commit: str | None = None  # of a model on the Hub
+    is_converted: bool = False  # `path` is a temporary copy in the format of Hugging Face
 
     @property
     def is_local(self) -> bool:
         """Whether the name is a path on this machine, and not the source of a copy."""
-        return self.commit is None and not remote.is_remote(self.name)
+        return self.commit is None and not remote.is_remote(self.name) and not self.is_converted
 
     @property
     def record(self) -> dict[str, str] | None:
@@ -41,7 +42,7 @@ class Pretrained:
     def __str__(self) -> str:
         """The name for messages and records: a path, or the name with its commit."""
         if self.commit is None:
-            return self.name if remote.is_remote(self.name) else str(self.path)
+            return str(self.path) if self.is_local else self.name
         return f"{self.name.partition('@')[0]}@{self.commit}"
 
 

@@ -1,4 +1,4 @@
-"""`bertjax import` and `export`: convert a Hugging Face folder to a run folder with a checkpoint, and back."""
+"""`bertjax import` and `export`: convert models of other libraries to run folders, and runs to Hugging Face folders."""
 
 import os
 import shutil
@@ -20,13 +20,14 @@ from bertjax.errors import StorageError, UserError
 from bertjax.evaluation import fitted, hf_model
 from bertjax.evaluation.restore import best_step, better_step
 from bertjax.interop import hf_folder, sentence_folder
+from bertjax.interop.foreign import convert
 from bertjax.models import param_paths, registry
 from bertjax.models.layers import lora
 from bertjax.progress import reporter
 from bertjax.progress.text import size
-from bertjax.storage import atomic, hub_upload, pretrained
+from bertjax.storage import atomic, hub_upload, pretrained, remote
 from bertjax.storage.hub_upload import Destination
-from bertjax.storage.pretrained import Pretrained
+from bertjax.storage.pretrained import Pretrained, hub_name
 from bertjax.tools.hub.model_card import model_card
 from bertjax.training import run_context
 from bertjax.training.checkpoint import adapters, fits
@@ -37,21 +38,36 @@ from bertjax.training.monitor.param_summary import model_summary
 from bertjax.training.untrained_heads import all_heads
 
 
-def import_folder(source: str | Path, out: Path) -> list[str]:
+def import_folder(source: str | Path, out: Path, tokenizer: Path | None = None) -> list[str]:
     """Write a run folder with the weights as step 0 of a stage called import -> notes for the user, one line each.
 
     `evaluate`, `predict`, `export` and `init_from` read it like any run. The objective of the stage is that of its
     heads; heads missing in the folder stay absent. `out` is written atomically. Raises UserError for a folder that
-    cannot be read, StorageError when `out` cannot be written. source: a folder, or the name of a pretrained model.
+    cannot be read, StorageError when `out` cannot be written. source: a folder of Hugging Face or one that
+    `interop.foreign` knows, or the name of a pretrained model. tokenizer: the file of a T5 checkpoint without one.
     """
-    place, out = locate_model(source), Path(out)
+    out = Path(out)
+    place = None if remote.is_remote(source) or hub_name(source) else pretrained.locate(source).path
+    if place is not None:
+        with reporter.task(f"reading {place}"):
+            found = convert.read(place, tokenizer)
+        if found is not None:
+            with convert.as_folder(found, out.parent) as copy:
+                notes = _import(Pretrained(str(place), copy, is_converted=True), out)
+            return [*notes, *found.notes]
+    elif tokenizer is not None:
+        raise UserError(f"--tokenizer is for a T5 checkpoint on this machine; {source} has its own: leave it out")
+    return _import(locate_model(source), out)
+
+
+def _import(place: Pretrained, out: Path) -> list[str]:
     with pretrained.name_in_errors(place):
         model = hf_model.open_model(place, out)
     try:
         _write(model, out)
     except OSError as error:
         raise StorageError(f"{out}: could not be written: {error.strerror}") from error
-    return list(model.notes)
+    return [note.replace(str(place.path), str(place)) for note in model.notes]
 
 
 def _write(model: hf_model.HuggingFaceModel, out: Path) -> None:

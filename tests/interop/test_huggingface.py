@@ -280,10 +280,12 @@ def test_weights_that_are_not_safetensors(tmp_path):
     weights.unlink()
     refused(folder, "no model.safetensors")
     (folder / "pytorch_model.bin").write_bytes(b"\x80\x04.")
-    refused(folder, "pytorch_model.bin", "in transformers, ", "from_pretrained(folder).save_pretrained(new_folder)")
+    refused(folder, "holds pytorch_model.bin and no model.safetensors", "`bertjax import`")
     (folder / "pytorch_model.bin").rename(folder / "flax_model.msgpack")
-    # transformers 5 has no Flax classes and no from_flax
-    refused(folder, "in transformers 4 with torch and flax (5 reads no such file)", "(folder, from_flax=True)")
+    refused(folder, "holds flax_model.msgpack and no model.safetensors", "`bertjax import`")
+    (folder / "flax_model.msgpack").rename(folder / "tf_model.h5")
+    # transformers 5 has no TensorFlow classes and no from_tf
+    refused(folder, "in transformers 4 with torch and tf (5 reads no such file)", "(folder, from_tf=True)")
 
 
 def test_files_cut_short_and_headers_overwritten(tmp_path):

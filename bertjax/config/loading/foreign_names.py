@@ -247,7 +247,7 @@ train_steps | stages.STAGE.steps | here of the stage: without the steps of the c
 total_steps | stages.STAGE.steps | here of the stage: without the steps of the checkpoint before it
 batch_size | stages.STAGE.batch_size | rows over all devices
 num_microbatches | stages.STAGE.grad_accum |
-initial_checkpoint_path | stages.STAGE.init_from | export it to Hugging Face weights first
+initial_checkpoint_path | stages.STAGE.init_from | the run folder that `bertjax import` makes of it
 eval_period | stages.STAGE.evaluate.NAME.every |
 evaluator_num_examples | stages.STAGE.evaluate.NAME.data.limit |
 period | run.checkpoint.save_every | in MaxText: checkpoint_period
