@@ -126,7 +126,7 @@ def _read_leaf(path: Path, name: str, leaf: Any) -> np.ndarray:
 
 
 def _read_zarr(folder: Path, index: Path) -> np.ndarray:
-    """A zarr array in its dtype. Raises UserError, also for missing chunks, which zarr takes for zeros."""
+    """A zarr array in its dtype. Raises UserError, also for missing chunks, which would read as zeros."""
     import tensorstore
 
     if not (folder / ".zarray").is_file():
@@ -135,11 +135,11 @@ def _read_zarr(folder: Path, index: Path) -> np.ndarray:
         about = json.loads((folder / ".zarray").read_text(encoding="utf-8"))
         grid = [ceil(size / chunk) for size, chunk in zip(about["shape"], about["chunks"], strict=True)]
         chunks = sum(1 for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
-        if chunks < prod(grid):
+        if about["fill_value"] is None and chunks < prod(grid):  # with one, chunks of it are not stored
             raise ValueError(f"{prod(grid) - chunks} of {prod(grid)} chunks are missing")
         spec = {"driver": "zarr", "kvstore": {"driver": "file", "path": f"{folder.absolute()}/"}}
         array = tensorstore.open(spec, open=True, read=True).result().read().result()
-    except (ValueError, KeyError, TypeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, ArithmeticError, OSError) as error:
         raise damaged(folder, error, "zarr array") from None
     if array.dtype.kind not in "fV":  # V: bfloat16
         raise UserError(f"{folder}: is stored as {array.dtype}; only floats are read")
