@@ -302,10 +302,10 @@ class _Expansion:
             members = entry.validation or Node([], data.where)
         else:
             members = Node([data], data.where)
-            entry = self.registry.find(data.value)
-            if entry is not None and entry.is_mixture:
-                names = [Node(name, data.where) for name in _names(entry.section)]
-                members = entry.validation or Node(names, data.where)
+            named = self.registry.find(data.value)
+            if named is not None and named.is_mixture:
+                names = [Node(name, data.where) for name in _names(named.section)]
+                members = named.validation or Node(names, data.where)
         made = []
         for member in _elements(members):
             found = self.registry.find(member.value) if isinstance(member.value, str) else None

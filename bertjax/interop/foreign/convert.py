@@ -26,7 +26,10 @@ def read(place: Path, tokenizer: Path | None = None) -> ForeignCheckpoint | None
     if found is None:
         index = tf_bundle.find_index(place) if place.is_dir() else None
         if index is None:
-            return t5x.read(place, path, tokenizer) if (path := t5x.find_checkpoint(place)) else _reject(tokenizer)
+            if path := t5x.find_checkpoint(place):
+                return t5x.read(place, path, tokenizer)
+            _reject(tokenizer)
+            return None
         tensors = tf_bundle.read_index(index)
         if mesh_t5.FIRST in tensors:
             return mesh_t5.read(place, index, tensors, tokenizer)

@@ -153,7 +153,7 @@ def _unscan(path: Path, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarra
             f"{path}: {_EMBEDDING} has shape {list(arrays[_EMBEDDING].shape)}; it must be [vocabulary, d_model]"
         )
     width = arrays[_EMBEDDING].shape[1]
-    found = {}
+    found: dict[str, np.ndarray] = {}
     for stack in _NORMS:
         norm = next((n for n in arrays if re.fullmatch(rf"{stack}/(layers|{stack})/{_NORMS[stack][0]}/scale", n)), None)
         if norm is None:
