@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from bertjax.errors import UserError
@@ -107,6 +107,7 @@ def test_units_are_characters_of_the_text(text):
 
 
 @given(SEVERAL_SCRIPTS, st.integers(2, 12), st.integers(0, 6))
+@example("㐀0𠀀0", 2, 1)
 @settings(max_examples=80, deadline=None)
 def test_passages_cover_all_words_and_overlap(text, words, overlap):
     overlap = min(overlap, words - 1)

@@ -141,8 +141,10 @@ def test_beams_are_those_of_the_reference_algorithm(rules, seed, beams, alpha, e
     plain = t5x_beams if rules == "t5x" else partial(transformers_beams, never=False)
     for row in range(rows):
         score, tokens = plain(partial(log_p, table, row), length, beams, alpha)
-        assert ids[row].tolist() == padded(tokens, length)
         assert scores[row] == pytest.approx(score, abs=2e-5)
+        if ids[row].tolist() != padded(tokens, length):  # a state may be reached twice: two texts of one score
+            own = sum(log_p(table, row, tuple(ids[row, :n].tolist()))[int(ids[row, n])] for n in range(length))
+            assert EOS not in ids[row] and alpha == 0 and own == pytest.approx(score, abs=2e-5)
 
 
 def test_where_nothing_finishes_the_best_open_beam_is_the_answer():

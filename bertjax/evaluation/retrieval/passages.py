@@ -78,15 +78,24 @@ def _cut_units(text: str, ids: TermIds) -> Iterator[Passage]:
         if len(held) >= _BUFFER:
             while (size := _fitting(held, WORDS)) < len(held):
                 yield _passage(text, held, size, before, ids)
-                step = _fitting(held, WORDS - OVERLAP)
+                step = _next_start(held, size)
                 before, held = held[step - 1].end, held[step:]
     while held:
         size = _fitting(held, WORDS)
         yield _passage(text, held, size, before, ids)
         if size == len(held):
             return
-        step = _fitting(held, WORDS - OVERLAP)
+        step = _next_start(held, size)
         before, held = held[step - 1].end, held[step:]
+
+
+def _next_start(held: list[Unit], size: int) -> int:
+    """Where the passage after one of `size` units begins: after `WORDS` - `OVERLAP` words, or later if it would end with
+    this one, as where a word follows characters that count half."""
+    start = _fitting(held, WORDS - OVERLAP)
+    while start + _fitting(held[start : size + 1], WORDS) <= size:
+        start += 1
+    return start
 
 
 def _fitting(held: list[Unit], words: int) -> int:
