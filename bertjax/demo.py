@@ -38,7 +38,7 @@ def run_demo(root: Path = Path("runs")) -> int:
     print_title("4  Fill masks, answer questions")
     show_masks(run)
     show_answers(run)
-    print_title("5  A T5: copies of text, then a mixture of questions and span corruption, answers generated token by token")
+    print_title("5  A T5: copies of text, then questions and span corruption mixed, answers generated token by token")
     generated = text_to_text(root / "demo-t5")
     print_title("6  The reports")
     run_bertjax("report", str(run))

@@ -90,8 +90,10 @@ def _cut_units(text: str, ids: TermIds) -> Iterator[Passage]:
 
 
 def _next_start(held: list[Unit], size: int) -> int:
-    """Where the passage after one of `size` units begins: after `WORDS` - `OVERLAP` words, or later if it would end with
-    this one, as where a word follows characters that count half."""
+    """Where the passage after one of `size` units begins: after `WORDS` - `OVERLAP` words.
+
+    Later if it would end within this one, as it may where a word follows characters that count half.
+    """
     start = _fitting(held, WORDS - OVERLAP)
     while start + _fitting(held[start : size + 1], WORDS) <= size:
         start += 1
