@@ -13,7 +13,10 @@ from bertjax.models.peft_options import PeftOptions
 from bertjax.objectives import registry
 from bertjax.parallel.mesh import make_mesh
 from bertjax.parallel.mesh_shape import merge_rules
+from bertjax.training import freezing
 from bertjax.training.program import TrainProgram
+from bertjax.training.state import TrainState
+from bertjax.training.step import jit_train_step
 
 TINY_T5 = T5Config(vocab_size=64, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4)
 ADAMW = AdamW(kind="adamw", learning_rate=1e-2, warmup_steps=0)
@@ -63,3 +66,14 @@ def make_t5(
         rules=merge_rules({}),
         peft=PeftOptions(adapter_size=adapter_size, adapter_init=adapter_init) if peft is None else peft,
     )
+
+
+def train_t5(program: TrainProgram, steps: int) -> tuple[list[float], TrainState]:
+    """-> (the loss of each step on 16 rows, the state after them), from fixed keys, with all groups training."""
+    groups = freezing.param_groups(program.abstract_params())
+    state = program.init_state(program.initialize(jax.random.key(1)), groups, jax.random.key(2))
+    step, losses = jit_train_step(program, state), []
+    for seed in range(steps):
+        state, metrics = step(state, jax.device_put(rows(16, seed), program.batch_sharding()))
+        losses.append(float(metrics["loss"]))
+    return losses, state

@@ -4,14 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from t5_models import make_t5, rows
+from t5_models import make_t5, train_t5
 
 from bertjax.config.schema.optimizers import AdamW, Muon
 from bertjax.config.schema.run import Stage
 from bertjax.models import param_paths
 from bertjax.training import freezing, optimizers
 from bertjax.training.state import from_tree, to_tree
-from bertjax.training.step import jit_train_step
 
 SHAPES = {
     "layers/0/mlp/intermediate/kernel": (24, 40), "layers/0/mlp/output/kernel": (40, 24), "heads/qa/kernel": (24, 2),
@@ -124,13 +123,7 @@ MUON = Muon(learning_rate=1e-3, adam_learning_rate=4e-3, weight_decay=0.01)
 
 def train(steps: int, **options: object) -> tuple:
     program = make_t5(optimizer=MUON, steps=100, **options)
-    groups = freezing.param_groups(program.abstract_params())
-    state = program.init_state(program.initialize(jax.random.key(1)), groups, jax.random.key(2))
-    step, losses = jit_train_step(program, state), []
-    for seed in range(steps):
-        state, metrics = step(state, jax.device_put(rows(16, seed), program.batch_sharding()))
-        losses.append(float(metrics["loss"]))
-    return losses, state, program
+    return *train_t5(program, steps), program
 
 
 def test_a_mesh_changes_nothing_and_the_state_is_kept():

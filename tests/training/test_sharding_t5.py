@@ -5,13 +5,11 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
-from t5_models import ADAMW, make_t5, rows
+from t5_models import ADAMW, make_t5, train_t5
 
 from bertjax.config.schema.training import Adafactor
 from bertjax.parallel.mesh_shape import merge_rules
-from bertjax.training import freezing
 from bertjax.training.program import TrainProgram
-from bertjax.training.step import jit_train_step
 
 MESHES = {
     "data8": {"data": 8},
@@ -25,12 +23,7 @@ SLOW = pytest.mark.slow
 
 
 def run(program: TrainProgram, steps: int = STEPS) -> tuple[list[float], dict[str, np.ndarray]]:
-    groups = freezing.param_groups(program.abstract_params())
-    state = program.init_state(program.initialize(jax.random.key(1)), groups, jax.random.key(2))
-    step, losses = jit_train_step(program, state), []
-    for seed in range(steps):
-        state, metrics = step(state, jax.device_put(rows(16, seed), program.batch_sharding()))
-        losses.append(float(metrics["loss"]))
+    losses, state = train_t5(program, steps)
     return losses, jax.device_get(state.params)
 
 
