@@ -116,7 +116,7 @@ def _run_dir(place: Pretrained, run_dir: Path | None) -> dict[str, Any]:
 
 
 def _check_tokenizer(place: Pretrained, tokenizer: load.AnyTokenizer, model: ModelConfig) -> None:
-    if tokenizer.kind != model.tokenizer:
+    if getattr(TOKENIZERS[tokenizer.kind], "stands_for", tokenizer.kind) != model.tokenizer:
         raise UserError(
             f"{place}: its tokenizer does not fit a {model.family} model; replace it by the tokenizer of the model"
         )
@@ -166,7 +166,7 @@ def _describe(
     sentences: SentenceModules | None,
 ) -> dict[str, Any]:  # fmt: skip
     """The configuration of the run: the objective of its heads, and data available on every machine."""
-    options = TOKENIZERS[model.tokenizer].model_fields
+    options = TOKENIZERS[tokenizer.kind].model_fields
     about = {
         name: getattr(tokenizer, name)
         for name in ("extra_ids", "lowercase")
@@ -175,7 +175,7 @@ def _describe(
     stage = _stage(heads, num_labels, model.max_length or 128, multi_label)
     return {
         "model": model.model_dump(exclude={"config_from"}),
-        "tokenizer": {"kind": model.tokenizer, **about},
+        "tokenizer": {"kind": tokenizer.kind, **about},
         "stages": [stage if sentences is None else _sentence_stage(sentences, model.max_length or 128)],
     }
 

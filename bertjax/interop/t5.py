@@ -1,14 +1,15 @@
-"""T5 folders of Hugging Face transformers, v1.0 and v1.1: read into our parameters, and written from them."""
+"""Folders of transformers' T5 (v1.0, v1.1, ByT5, UL2), mT5 and umT5: read into our parameters, and written."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from bertjax.config.huggingface.generation import FILENAME
 from bertjax.config.loading.pretrained import read_model_fields
 from bertjax.config.schema.model import T5Config
+from bertjax.data.tokenizers.byte_level import ByteTokenizer
 from bertjax.data.tokenizers.sentencepiece import SentencePieceTokenizer
 from bertjax.data.tokenizers.unigram import UnigramTokenizer
 from bertjax.errors import UserError
@@ -17,10 +18,15 @@ from bertjax.interop.hf_folder import FolderFormat
 from bertjax.interop.safetensors_folder import StoredTensor
 from bertjax.models import registry
 
-CLASSES = ("T5ForConditionalGeneration", "T5Model", "T5WithLMHeadModel")  # the last is what the first was once called
+Tokenizer: TypeAlias = SentencePieceTokenizer | UnigramTokenizer | ByteTokenizer
+_PREFIX = {"t5": "T5", "mt5": "MT5", "umt5": "UMT5"}  # of the names of classes, by model_type
+CLASSES = (
+    *(f"{prefix}{kind}" for prefix in _PREFIX.values() for kind in ("ForConditionalGeneration", "Model")),
+    "T5WithLMHeadModel",  # what T5ForConditionalGeneration was once called
+)
 # Fields that change the function of equal parameters; the others show in shapes.
 _COMPUTE_FIELDS = (
-    "family", "architecture", "num_layers", "num_decoder_layers", "num_heads", "feed_forward_proj",
+    "family", "model_type", "architecture", "num_layers", "num_decoder_layers", "num_heads", "feed_forward_proj",
     "relative_attention_max_distance", "layer_norm_epsilon", "tie_word_embeddings", "scale_decoder_outputs",
     "decoder_start_token_id",
 )  # fmt: skip
@@ -57,9 +63,13 @@ def t5_tensor_names(model: T5Config) -> dict[str, str]:
         "decoder": {"attention": attention, "cross_attention": cross, "mlp": mlp},
     }
     for stack, depth in (("encoder", model.encoder_layers), ("decoder", model.decoder_layers)):
-        first = f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
-        found |= {f"{stack}/position/embedding": first, f"{stack}/norm/scale": f"{stack}.final_layer_norm.weight"}
+        bias = f"{stack}.block.{{}}.layer.0.SelfAttention.relative_attention_bias.weight"
+        found[f"{stack}/norm/scale"] = f"{stack}.final_layer_norm.weight"
+        if not model.has_layer_bias:
+            found[f"{stack}/position/embedding"] = bias.format(0)
         for i in range(depth):
+            if model.has_layer_bias:
+                found[f"{stack}/layers/{i}/position/embedding"] = bias.format(i)
             for number, (ours, (theirs, kernels)) in enumerate(sublayers[stack].items()):
                 here, there = f"{stack}/layers/{i}/{ours}", f"{stack}.block.{i}.layer.{number}"
                 found[f"{here}/norm/scale"] = f"{there}.layer_norm.weight"
@@ -67,9 +77,7 @@ def t5_tensor_names(model: T5Config) -> dict[str, str]:
     return found if model.tie_word_embeddings else found | {"heads/lm/kernel": _OUTPUT}
 
 
-def _check_files(
-    folder: Path, files: Mapping[str, Any], model: T5Config, tokenizer: SentencePieceTokenizer | UnigramTokenizer
-) -> None:
+def _check_files(folder: Path, files: Mapping[str, Any], model: T5Config, tokenizer: Tokenizer) -> None:
     """Raises UserError unless both JSON files start and end a text as model and tokenizer do."""
     config, generation = files["config"], files["generation_config"]
     start = ("decoder_start_token_id", model.decoder_start_token_id, "config.json says")
@@ -88,7 +96,9 @@ def _compute_fields(sizes: Mapping[str, Any]) -> dict[str, Any]:
     if found["num_decoder_layers"] is None:
         found["num_decoder_layers"] = sizes["num_layers"]
     if found["scale_decoder_outputs"] is None:
-        found["scale_decoder_outputs"] = sizes["tie_word_embeddings"]
+        found["scale_decoder_outputs"] = sizes["tie_word_embeddings"] and sizes["model_type"] != "mt5"
+    if found["model_type"] == "mt5":  # the same function under another name
+        found["model_type"] = "t5"
     return found
 
 
@@ -106,13 +116,13 @@ def _drop_tied_copies(found: dict[str, StoredTensor], model: T5Config) -> dict[s
 
 def _save_folder(
     out: Path, params: Mapping[str, np.ndarray], model: T5Config, heads: Sequence[str], *,
-    tokenizer: SentencePieceTokenizer | UnigramTokenizer, labels: Sequence[str] | None = None,
+    tokenizer: Tokenizer, labels: Sequence[str] | None = None,
     imported: Mapping[str, Any] | None = None,
 ) -> None:  # fmt: skip
     """Writes a folder that T5ForConditionalGeneration and AutoTokenizer of transformers load."""
     if model.architecture != "encoder_decoder":
         raise UserError(f"{out}: transformers has no class for a decoder-only T5")
-    if tokenizer.kind != T5Config.tokenizer:
+    if tokenizer.kind not in (T5Config.tokenizer, ByteTokenizer.kind):
         raise UserError(f"{out}: transformers' T5 reads SentencePiece; this model reads WordPiece with sentinels")
     table = t5_tensor_names(model)
     if extra := [path for path in params if path not in table]:
@@ -133,17 +143,18 @@ def _save_folder(
     safetensors_folder.write_folder(out, weights, config, add)
 
 
-def _config_json(model: T5Config, tokenizer: SentencePieceTokenizer | UnigramTokenizer) -> dict[str, Any]:
-    """Transformers 4 ties and scales by tie_word_embeddings; 5 scales by scale_decoder_outputs and ties a model without
-    lm_head.weight. A model that is tied but not scaled, or the reverse, computes our function only in 5.
+def _config_json(model: T5Config, tokenizer: Tokenizer) -> dict[str, Any]:
+    """Transformers 4 ties and scales by tie_word_embeddings; 5 scales T5 by scale_decoder_outputs, mT5 never and umT5
+    always, and ties a model without lm_head.weight. A model that is tied but not scaled, or the reverse, computes our
+    function only in 5, a umT5 that is not scaled only in 4.
     """
-    tied, scale = model.tie_word_embeddings, model.scale_decoder_outputs
     return {
-        "architectures": [CLASSES[0]],
-        "model_type": "t5",
-        **model.model_dump(exclude={"family", "config_from", "architecture"}),
+        "architectures": [f"{_PREFIX[model.model_type]}ForConditionalGeneration"],
+        "model_type": model.model_type,
+        **model.model_dump(exclude={"family", "model_type", "config_from", "architecture"}),
+        **({"tie_word_embeddings": model.scales_outputs} if model.has_layer_bias else {}),
         "num_decoder_layers": model.decoder_layers,
-        "scale_decoder_outputs": tied if scale is None else scale,
+        "scale_decoder_outputs": model.scales_outputs,
         "dense_act_fn": model.activation,
         "is_gated_act": model.gated,
         "is_encoder_decoder": True,

@@ -18,7 +18,7 @@ from bertjax.config.loading.load import dump, fingerprint
 from bertjax.config.schema.run import Config
 from bertjax.data.pipeline import tokenizer_text
 from bertjax.data.sources import registry as source_kinds
-from bertjax.data.tokenizers import load
+from bertjax.data.tokenizers import byte_level, load
 from bertjax.errors import StorageError, UserError
 from bertjax.parallel.mesh import make_mesh
 from bertjax.progress import reporter
@@ -80,23 +80,24 @@ def load_tokenizer(config: Config, base: Path, source_fingerprint: Fingerprint |
     source_fingerprint = source_fingerprint or source_fingerprints(base)
     settings = config.tokenizer
     wanted: list[tokenizer_text.TokenizerSource] = []
-    if settings.path is None and settings.train_on is not None:
+    is_trained = settings.path is None and settings.kind != "bytes"
+    if is_trained and settings.train_on is not None:
         wanted = tokenizer_text.of_sources(settings.train_on)
-    elif settings.path is None:
+    elif is_trained:
         wanted = tokenizer_text.of_tasks([*config.stage_tasks(config.stages[0]).values()], base)
 
     def documents() -> Iterator[list[str]]:
         return chain.from_iterable(one.documents(base) for one in wanted)
 
     size = settings.vocab_size or config.model.vocab_size
-    key = "".join(source_fingerprint(one.source) + one.key for one in wanted) if settings.path is None else None
+    key = "".join(source_fingerprint(one.source) + one.key for one in wanted) if is_trained else None
     cache = prepared_dir(config)
     if remote.is_remote(cache):  # a trained tokenizer is small, and the same wherever it is trained
         cache = config.run_dir.parent / "prepared"
     tokenizer = load.load(
         settings, base, vocab_size=size, train_source_documents=documents, cache=cache, fingerprint=key,
         text_bytes=sum(size for one in wanted for _, size in source_kinds.record_of(one.source).parts(one.source, base))
-        if settings.path is None else 0,
+        if is_trained else 0,
     )  # fmt: skip
     if tokenizer.vocab_size > config.model.vocab_size:
         raise UserError(
@@ -154,7 +155,8 @@ def create_run_dir(ctx: RunContext, models: Mapping[str, str] | None = None) -> 
     """
     folder = ctx.config.run_dir
     kept = folder / "tokenizer"
-    if (kept / "tokenizer.json").exists() and load.from_file(kept).sha256 != ctx.tokenizer.sha256:
+    has_one = (kept / "tokenizer.json").exists() or byte_level.is_byt5(kept)
+    if has_one and load.from_file(kept).sha256 != ctx.tokenizer.sha256:
         raise UserError(
             f"{kept}: this run has another tokenizer; its file or the text it is trained on has changed since: "
             "undo that, or give this run another run.name"

@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 
 from bertjax.config.schema.data import SentencePieceConfig, WordPieceConfig
 from bertjax.data.tokenizers import load as tokenizers_load
-from bertjax.data.tokenizers import spm_proto, wordpiece
+from bertjax.data.tokenizers import wordpiece
 from bertjax.data.tokenizers.sentencepiece import SentencePieceTokenizer, train
-from bertjax.data.tokenizers.spm_proto import CONTROL, UNKNOWN, Model, Piece
+from bertjax.data.tokenizers.unigram_formats import spm_proto
+from bertjax.data.tokenizers.unigram_formats.spm_proto import CONTROL, UNKNOWN, Model, Piece
 from bertjax.errors import UserError
 
 SENTENCES = [

@@ -15,8 +15,11 @@ def flat_parameters(model, config: T5Config) -> dict[str, np.ndarray]:
     gated = config.gated
     mlp = {"wi_0": "gate", "wi_1": "intermediate", "wo": "output"} if gated else {"wi": "intermediate", "wo": "output"}
     for part, depth in (("encoder", config.encoder_layers), ("decoder", config.decoder_layers)):
-        first = f"{part}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
-        out[f"{part}/position/embedding"] = state[first]
+        bias = f"{part}.block.{{}}.layer.0.SelfAttention.relative_attention_bias.weight"
+        if config.model_type == "umt5":
+            out |= {f"{part}/layers/{i}/position/embedding": state[bias.format(i)] for i in range(depth)}
+        else:
+            out[f"{part}/position/embedding"] = state[bias.format(0)]
         out[f"{part}/norm/scale"] = state[f"{part}.final_layer_norm.weight"]
         for i in range(depth):
             sublayers = [("SelfAttention", "attention", attention), ("DenseReluDense", "mlp", mlp)]

@@ -1,4 +1,4 @@
-"""Read T5Config from a Hugging Face folder: from config.json, and the output matrix from the weights' header."""
+"""Read T5Config from a Hugging Face folder of a T5, mT5 or umT5: from config.json and the header of the weights."""
 
 import json
 from pathlib import Path
@@ -15,6 +15,10 @@ _T5_FIELDS = (
     "vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_decoder_layers", "num_heads",
     "relative_attention_num_buckets", "relative_attention_max_distance", "dropout_rate", "layer_norm_epsilon",
 )  # fmt: skip
+# Fields whose default in MT5Config and UMT5Config is not that of T5Config, which our section has.
+_MULTILINGUAL = {
+    "vocab_size": 250112, "d_ff": 1024, "num_layers": 8, "num_heads": 6, "feed_forward_proj": "gated-gelu",
+}  # fmt: skip
 _RULES: dict[str, FieldRule] = COMMON | dict.fromkeys(generation.CONFIG_JSON_FIELDS, SUPPORTED) | {
     **dict.fromkeys(
         (
@@ -24,7 +28,8 @@ _RULES: dict[str, FieldRule] = COMMON | dict.fromkeys(generation.CONFIG_JSON_FIE
         SUPPORTED,
     ),
     "is_encoder_decoder": RequiredValue((True, None), "a T5 encoder without a decoder is not supported"),
-    **dict.fromkeys(("initializer_factor", "n_positions", "classifier_dropout"), IGNORED),
+    # umT5's `scalable_attention` is in Google's files; transformers does not read it
+    **dict.fromkeys(("initializer_factor", "n_positions", "classifier_dropout", "scalable_attention"), IGNORED),
 }  # fmt: skip
 _WEIGHTS = "model.safetensors"
 _EMBEDDINGS = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")  # copies of one matrix
@@ -37,10 +42,14 @@ def _read(path: Path, found: dict[str, Any]) -> dict[str, Any]:
     Transformers 4 ties and scales the output by `tie_word_embeddings`. In version 5 that is always true:
     `scale_decoder_outputs` decides about scaling, and the output is tied unless the weights have an output matrix.
     Before the weights are fetched, an output that is not scaled counts as not tied, as in T5 1.1.
+    mT5 is never scaled (in version 4 a tied one, which Google's are not, was). umT5 is scaled by `tie_word_embeddings`;
+    version 5 scales Google's models too, whose files say false: that changes no greedy output, but beams and losses.
     """
+    kind = found["model_type"]
+    found = (_MULTILINGUAL if kind != "t5" else {}) | found
     sizes = {name: found[name] for name in _T5_FIELDS if found.get(name) is not None}
     tied = found.get("tie_word_embeddings") is not False
-    scale = found.get("scale_decoder_outputs")
+    scale = {"t5": found.get("scale_decoder_outputs"), "mt5": False, "umt5": None}[kind]
     own = _has_own_lm_head(path.parent)
     versions = {
         "tie_word_embeddings": tied and scale is not False if own is None else not own,
@@ -51,7 +60,8 @@ def _read(path: Path, found: dict[str, Any]) -> dict[str, Any]:
         start = generation.read_generation_config(path.parent).get("decoder_start_token_id")
     if start is None:  # T5's convention
         start = found.get("pad_token_id") or 0
-    return {**sizes, **versions, "decoder_start_token_id": start} | _feed_forward(path, found)
+    named = {} if kind == "t5" else {"model_type": kind}
+    return {**named, **sizes, **versions, "decoder_start_token_id": start} | _feed_forward(path, found)
 
 
 def _feed_forward(path: Path, found: dict[str, Any]) -> dict[str, str]:

@@ -15,7 +15,7 @@ from bertjax.config.loading.step_meta import is_checkpoint_step, list_steps, rea
 from bertjax.config.loading.yaml_reader import Node, to_nodes, to_plain
 from bertjax.config.schema.model import FAMILIES, ModelConfig
 from bertjax.errors import StorageError, UserError
-from bertjax.storage import pretrained, remote
+from bertjax.storage import pretrained, remote, text
 from bertjax.storage.locations import path_problem
 from bertjax.storage.pretrained import Pretrained
 
@@ -42,12 +42,23 @@ def _fill_pretrained(tree: Node, problems: list[str]) -> None:
     if isinstance(model.value, dict) and "config_from" not in model.value:
         _fill_sizes(model, source, fields, problems)
     if isinstance(tokenizer.value, dict):
-        kind = FAMILIES[fields["family"]].tokenizer
+        kind = _tokenizer_kind(name, FAMILIES[fields["family"]].tokenizer)
         tokenizer.value.setdefault("kind", Node(kind, source.where))
         if not {"path", "train_on"} & tokenizer.value.keys():
             tokenizer.value["path"] = Node(name, source.where)
     if first is not None and isinstance(first.value, dict):
         first.value.setdefault("init_from", Node(name, source.where))
+
+
+def _tokenizer_kind(name: str, usual: str) -> str:
+    """The kind of the tokenizer of a pretrained model: `usual` in its family, or `bytes`."""
+    folder = pretrained.locate(name, weights=False).path
+    for file in ("tokenizer_config.json", "config.json"):  # of Hugging Face
+        settings = text.read_json(folder / file) if (folder / file).is_file() else None
+        if isinstance(settings, dict) and (named := settings.get("tokenizer_class")):
+            return "bytes" if named == "ByT5Tokenizer" else usual
+    section = (_run_config(folder) or {}).get("tokenizer")
+    return "bytes" if isinstance(section, dict) and section.get("kind") == "bytes" else usual
 
 
 def _fill_model(tree: Node, problems: list[str]) -> None:
@@ -121,18 +132,23 @@ def _read_folder(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder}: no such folder")
     if (folder / "config.json").is_file():
         return read_fields(folder / "config.json")
+    if (config := _run_config(folder)) is None:
+        missing = "has no config.json (Hugging Face) or config.yaml (a bertjax run) and is not a checkpoint"
+        raise UserError(f"{folder}: {missing}")
+    sizes = config.get("model") or {}
+    return {"family": "bert"} | {key: value for key, value in sizes.items() if key != "config_from"}
+
+
+def _run_config(folder: Path) -> dict[str, Any] | None:
+    """The configuration of a checkpoint or a run; None for another folder."""
     if found := find_checkpoint(folder):
-        model = read_meta(found)["config"].get("model") or {}
-        return {"family": "bert"} | {key: value for key, value in model.items() if key != "config_from"}
+        return dict(read_meta(found)["config"])
     full = folder.resolve()
     runs = [above.parent for above in (full, *full.parents[:2]) if above.name == "checkpoints"]
     for place in (folder, *runs):
         if (place / "config.yaml").is_file():
-            model = yaml_reader.read(place / "config.yaml", []).value.get("model")
-            sizes = to_plain(model) if model is not None else {}
-            return {"family": "bert"} | {key: value for key, value in sizes.items() if key != "config_from"}
-    missing = "has no config.json (Hugging Face) or config.yaml (a bertjax run) and is not a checkpoint"
-    raise UserError(f"{folder}: {missing}")
+            return dict(to_plain(yaml_reader.read(place / "config.yaml", [])))
+    return None
 
 
 def find_checkpoint(folder: Path) -> Path | None:

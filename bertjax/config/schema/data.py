@@ -25,6 +25,16 @@ Pack = Annotated[bool, Field(description="Put several examples into one row; att
 MaxSegments = Annotated[Positive, Field(description="Most examples in a packed row.")]
 
 
+Prefix = Annotated[
+    str,
+    Field(
+        exclude_if=not_,
+        description="Text before the inputs of each row, such as UL2's mode tokens `[NLU]`, `[S2S]` and `[NLG]`. It "
+        "counts in `sequence_length`.",
+    ),
+]
+
+
 class BertPairs(Section):
     """Sentence pairs for MLM and NSP, as made by create_pretraining_data.py of google-research/bert."""
 
@@ -201,6 +211,7 @@ class SpanCorruption(Section):
     noise_density: Density = 0.15
     mean_noise_span_length: float = Field(3.0, ge=1, description="Mean length of a hidden span, in tokens.")
     random_roll: bool = Field(False, description="Rotate the mask: a row's start is hidden as often as its end.")
+    prefix: Prefix = ""
 
 
 class IidDenoising(Section):
@@ -218,6 +229,7 @@ class IidDenoising(Section):
         "`drop`: hidden tokens are removed and are the targets.",
     )
     random_token_prob: Probability = Field(0.1, description="Fraction of hidden tokens that become random (`bert`).")
+    prefix: Prefix = ""
 
 
 class Deshuffling(Section):
@@ -227,6 +239,7 @@ class Deshuffling(Section):
     kind: Literal["deshuffling"] = "deshuffling"
     sequence_length: InputLength = 512
     target_length: Positive | None = Field(None, description="Tokens per row of targets. Default: `sequence_length`.")
+    prefix: Prefix = ""
 
 
 class PrefixLm(Section):
@@ -237,6 +250,7 @@ class PrefixLm(Section):
     sequence_length: InputLength = 512
     target_length: Positive | None = Field(None, description="Tokens per row of targets. Default: `sequence_length`.")
     noise_density: float = Field(0.5, gt=0, le=0.5, description="Mean fraction of the tokens that are targets.")
+    prefix: Prefix = ""
 
 
 class CausalLm(Section):
@@ -397,10 +411,27 @@ class SentencePieceConfig(Section):
     train_on: TrainOn = None
 
 
+class BytesConfig(Section):
+    """ByT5's bytes of UTF-8, for a `t5` model: 3 special ids, 256 bytes and `extra_ids`; no file is needed."""
+
+    stands_for: ClassVar[str] = "sentencepiece"
+    train_on: ClassVar[None] = None  # it is not trained
+    vocab_size: ClassVar[None] = None
+
+    kind: Literal["bytes"] = "bytes"
+    path: Annotated[
+        AnyPath | None, Field(description="ByT5 folder, run or model that says `extra_ids`. Default: none is read.")
+    ] = None
+    extra_ids: NonNegative = Field(
+        125, description="Ids after the bytes, and sentinels, which are the last bytes: number N is id 258 - N."
+    )
+
+
 TOKENIZERS: dict[str, type[Section]] = {
     "wordpiece": WordPieceConfig,
     "bpe": BpeConfig,
     "sentencepiece": SentencePieceConfig,
+    "bytes": BytesConfig,
 }
 Tokenizer = Annotated[Any, KindOf("kind", "wordpiece", TOKENIZERS)]
 

@@ -263,10 +263,11 @@ class GptConfig(BertConfig):
 
 
 class T5Config(Section):
-    """T5 (arXiv 1910.10683) or its decoder. Options are named as in Hugging Face's T5Config; defaults: T5-small."""
+    """T5 (arXiv 1910.10683), mT5, umT5, ByT5, or its decoder. Options: Hugging Face's T5Config; defaults: T5-small."""
 
     implementation: ClassVar[str] = "bertjax.models.t5.model:FAMILY"
     config_json: ClassVar[str] = "bertjax.config.huggingface.t5:T5"
+    model_types: ClassVar[tuple[str, ...]] = ("t5", "mt5", "umt5")
     tokenizer: ClassVar[str] = "sentencepiece"
     heads: ClassVar[tuple[str, ...]] = ("lm",)
     stacks: ClassVar[tuple[str, ...]] = ("encoder", "decoder")
@@ -278,6 +279,12 @@ class T5Config(Section):
         "encoder_decoder", description="`decoder_only`: one stack reads inputs and targets as one sequence."
     )
     config_from: ConfigFrom = None
+    model_type: Literal["t5", "mt5", "umt5"] = Field(
+        "t5",
+        exclude_if=lambda name: name == "t5",
+        description="Classes of transformers that read an exported model. `mt5` computes what `t5` does and never "
+        "scales outputs; in `umt5` each layer has a relative position bias of its own.",
+    )
     vocab_size: Positive = Field(32128, description="Rows of the token embeddings.")
     d_model: Positive = Field(512, description="Width of the residual stream.")
     d_kv: Positive = Field(64, description="Width of an attention head.")
@@ -290,12 +297,26 @@ class T5Config(Section):
         description="Activation of the feed-forward layers. T5 1.0: `relu`; 1.1: `gated-gelu` (tanh approximation).",
     )
     tie_word_embeddings: bool = Field(True, description="Output matrix = token embeddings. T5 1.0: true; 1.1: false.")
-    scale_decoder_outputs: bool | None = Field(None, description="Scale outputs by 1/sqrt(d_model). Default: if tied.")
+    scale_decoder_outputs: bool | None = Field(
+        None, description="Scale outputs by 1/sqrt(d_model). Default: if tied, except `mt5`."
+    )
     relative_attention_num_buckets: int = Field(32, ge=4, multiple_of=2, description="Buckets of relative positions.")
     relative_attention_max_distance: Positive = Field(128, description="Distance from which positions share a bucket.")
     dropout_rate: Probability = Field(0.1, description="Dropout rate.")
     layer_norm_epsilon: PositiveFloat = Field(1e-6, description="Epsilon of the RMS norms.")
     decoder_start_token_id: NonNegative = Field(0, exclude_if=not_, description="First token of the decoder.")
+
+    @property
+    def has_layer_bias(self) -> bool:
+        """Whether each layer has a relative position bias of its own, instead of one that its stack shares."""
+        return self.model_type == "umt5"
+
+    @property
+    def scales_outputs(self) -> bool:
+        """`scale_decoder_outputs`, or its default."""
+        if self.scale_decoder_outputs is None:
+            return self.tie_word_embeddings and self.model_type != "mt5"
+        return self.scale_decoder_outputs
 
     @property
     def gated(self) -> bool:
@@ -330,6 +351,10 @@ class T5Config(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if self.model_type == "mt5" and self.scale_decoder_outputs:
+            raise ValueError(
+                "an mt5 model never scales its outputs: set scale_decoder_outputs: false, or model_type: t5"
+            )
         if self.decoder_start_token_id >= self.vocab_size:
             raise ValueError(f"decoder_start_token_id must be below vocab_size ({self.vocab_size})")
         if not self.decoder_layers or (self.architecture == "encoder_decoder" and not self.num_layers):
@@ -356,7 +381,7 @@ def find_tokenizer_problem(model: Section, tokenizer: Section) -> str | None:
         unread = kind == "wordpiece" and sentinels
         return f"tokenizer.extra_ids: a {family} model reads no sentinels; leave it out" if unread else None
     if needed == "sentencepiece" and kind == "wordpiece":
-        how = "sentencepiece; for wordpiece give tokenizer.extra_ids, the number of sentinels"
+        how = "sentencepiece or bytes; for wordpiece give tokenizer.extra_ids, the number of sentinels"
         return None if sentinels else f"a model of family '{family}' needs tokenizer.kind: {how}"
-    names = " or ".join([needed, *(["bpe"] if needed == "wordpiece" else [])])
+    names = " or ".join([needed, "bpe" if needed == "wordpiece" else "bytes"])
     return f"a model of family '{family}' needs tokenizer.kind: {names}"

@@ -16,7 +16,7 @@ import tokenizers
 import tokenizers.processors
 
 from bertjax.config.huggingface.fields import families_by_type
-from bertjax.config.schema.data import BpeConfig, SentencePieceConfig, WordPieceConfig
+from bertjax.config.schema.data import BpeConfig, BytesConfig, SentencePieceConfig, WordPieceConfig
 from bertjax.config.schema.model import FAMILIES
 from bertjax.data.tokenizers import backend_state
 from bertjax.data.tokenizers.files import ADDED, CONFIG, JSON, ROLES, SPECIAL, SpecialTokens, json_object
@@ -280,11 +280,13 @@ def note_once(path: Path, note: str) -> None:
         reporter.say(line)
 
 
-def note_unused_options(config: WordPieceConfig | BpeConfig | SentencePieceConfig, found: Any, path: Path) -> None:
+def note_unused_options(
+    config: WordPieceConfig | BpeConfig | SentencePieceConfig | BytesConfig, found: Any, path: Path
+) -> None:
     """Note options that were set but differ from the files, which take precedence."""
     if isinstance(config, BpeConfig):
         return  # it has none that a file could decide
-    if isinstance(config, SentencePieceConfig):
+    if isinstance(config, SentencePieceConfig | BytesConfig):
         pairs = {"extra_ids": (config.extra_ids, found.extra_ids)}
     else:
         bert = backend_state.bert_options(found.backend)

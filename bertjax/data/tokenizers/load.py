@@ -10,11 +10,12 @@ import sentencepiece
 import tokenizers
 
 from bertjax.config.loading.step_meta import is_checkpoint_step, read_meta
-from bertjax.config.schema.data import BpeConfig, SentencePieceConfig, WordPieceConfig
-from bertjax.data.tokenizers import backend_state, bpe, encoder, huggingface, sentinels
+from bertjax.config.schema.data import BpeConfig, BytesConfig, SentencePieceConfig, WordPieceConfig
+from bertjax.data.tokenizers import backend_state, bpe, byte_level, encoder, huggingface, sentinels
 from bertjax.data.tokenizers import files as tokenizer_files
 from bertjax.data.tokenizers import sentencepiece as tokenizers_sentencepiece
 from bertjax.data.tokenizers import wordpiece as tokenizers_wordpiece
+from bertjax.data.tokenizers.byte_level import ByteTokenizer
 from bertjax.data.tokenizers.encoder import Tokenizer
 from bertjax.data.tokenizers.files import JSON, SpecialTokens
 from bertjax.data.tokenizers.locate import FILES, find_tokenizer, locate
@@ -25,12 +26,13 @@ from bertjax.errors import UserError
 from bertjax.progress import reporter
 from bertjax.storage import pretrained
 
-# A Tokenizer, or for T5 a SentencePieceTokenizer, UnigramTokenizer or SentinelTokenizer: preprocessing says which.
+# A Tokenizer, or for T5 one of SentencePieceTokenizer, UnigramTokenizer, SentinelTokenizer and ByteTokenizer:
+# preprocessing says which.
 AnyTokenizer: TypeAlias = Any
 
 
 def load(
-    config: WordPieceConfig | BpeConfig | SentencePieceConfig,
+    config: WordPieceConfig | BpeConfig | SentencePieceConfig | BytesConfig,
     base: Path,
     *,
     vocab_size: int,
@@ -49,12 +51,14 @@ def load(
         with pretrained.name_in_errors(place):
             read = set(DEFAULTS) if isinstance(config, SentencePieceConfig) else set(encoder.DEFAULTS)
             found = from_pretrained(place.path, **config.model_dump(include=read))
-        is_wordpiece = isinstance(found, Tokenizer | SentinelTokenizer)
-        if is_wordpiece == isinstance(config, SentencePieceConfig):
-            has = "WordPiece" if is_wordpiece else "SentencePiece"
-            raise UserError(f"{place}: is a {has} tokenizer; tokenizer.kind is {config.kind}: name one of that kind")
+        if found.kind != ("wordpiece" if isinstance(config, BpeConfig) else config.kind):
+            names = {"wordpiece": "a WordPiece tokenizer", "bytes": "ByT5's tokenizer of bytes"}
+            has = names.get(found.kind, "a SentencePiece tokenizer")
+            raise UserError(f"{place}: is {has}; tokenizer.kind is {config.kind}: name one of that kind")
         huggingface.note_unused_options(config, getattr(found, "inner", found), Path(str(place)))
         return _with_sentinels(config, found, str(place))
+    if isinstance(config, BytesConfig):
+        return ByteTokenizer(config.extra_ids)
     if train_source_documents is None:
         raise UserError("tokenizer: neither 'path' nor text to train on; set tokenizer.path or tokenizer.train_on")
     options: dict[str, Any] = {"vocab_size": (config.vocab_size or vocab_size) - _sentinels(config)}
@@ -104,6 +108,8 @@ def from_json(text: str, where: str) -> AnyTokenizer:
         state = json.loads(text)
         if isinstance(state, dict) and state.get("type") == "sentencepiece":
             return tokenizers_sentencepiece.from_state(state, where)
+        if isinstance(state, dict) and state.get("type") == byte_level.STATE_KEY:
+            return byte_level.from_state(state, where)
         if isinstance(state, dict) and state.get("type") == sentinels.STATE_KEY:
             return sentinels.from_state(state, from_json(str(state.get("tokenizer")), where), where)
         if isinstance(state, dict) and state.get("type") == tokenizer_files.STATE_KEY:
@@ -132,7 +138,7 @@ DEFAULTS: dict[str, Any] = encoder.DEFAULTS | {"extra_ids": tokenizers_sentencep
 
 
 def from_file(path: Path, **options: Any) -> AnyTokenizer:
-    """A tokenizer from *.model (SentencePiece), tokenizer.json, vocab.txt, or a folder with one of them.
+    """A tokenizer from *.model (SentencePiece), tokenizer.json, vocab.txt, or a folder with one of them or ByT5's.
 
     Options: `lowercase`, `strip_accents` and `tokenize_chinese_chars` for a vocab.txt, `extra_ids` for a *.model, where
     files leave them open. With settings in the folder, transformers loads it. Raises UserError.
@@ -141,6 +147,8 @@ def from_file(path: Path, **options: Any) -> AnyTokenizer:
     if not path.exists():
         wanted = "a vocab.txt, a tokenizer.json, a spiece.model or a folder with one"
         raise UserError(f"{path}: no such file; give {wanted}")
+    if byte_level.is_byt5(path):
+        return byte_level.from_folder(path)
     path = tokenizer_files.prefer_tokenizer_json(path)
     if kept := sentinels.saved_count(path):
         inner = _load_native(path) or _from_bare(path / JSON if path.is_dir() else path, options)

@@ -14,9 +14,10 @@ from typing import Any
 
 import sentencepiece
 
-from bertjax.data.tokenizers import backend_state, spm_proto, unigram_json
+from bertjax.data.tokenizers import backend_state
 from bertjax.data.tokenizers.files import ADDED, CONFIG, JSON, SPECIAL, json_object, write
 from bertjax.data.tokenizers.sentinels import id_of_sentinel, is_count, sentinel_pieces
+from bertjax.data.tokenizers.unigram_formats import spm_proto, unigram_json
 from bertjax.errors import UserError
 
 VERSION = 2  # of the training recipe, part of the cache key

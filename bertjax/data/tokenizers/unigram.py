@@ -13,7 +13,7 @@ from bertjax.data.tokenizers import backend_state
 from bertjax.data.tokenizers.files import SpecialTokens, from_state_json, hf_folder_files, to_state_json, write
 from bertjax.errors import UserError
 
-_SENTINEL = re.compile(r"<extra_id_(\d+)>")
+_SENTINEL = re.compile(r"▁?<extra_id_(\d+)>")  # with the mark of a word in mT5, where they are ordinary pieces
 
 
 class UnigramTokenizer:
@@ -69,7 +69,7 @@ class UnigramTokenizer:
             if i in (self.pad_id, self.eos_id):
                 continue
             if i in self._sentinels:
-                words += [*self._decoded(run), self.pieces[i]]
+                words += [*self._decoded(run), self.pieces[i].removeprefix("▁")]
                 run = []
             elif i < self.vocab_size:
                 run.append(i)

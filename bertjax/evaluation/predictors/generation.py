@@ -116,9 +116,12 @@ def _report_truncation(generator: Generator, texts: Sequence[str], rows: Sequenc
     capacity = None if limit is None else generator.input_capacity(limit)
     counts = {"inputs": text_counts.count(rows, capacity, tokenizer.unk_id)}
     report_truncation("note", counts, {"inputs": (generator.length_option, limit)})
-    sentinels = {i for i, piece in enumerate(tokenizer.pieces) if _SENTINEL.fullmatch(piece)}
+    listed = tokenizer.pieces if tokenizer.kind != "bytes" else []  # whose sentinels are bytes
+    sentinels = {i for i, piece in enumerate(listed) if _SENTINEL.fullmatch(piece)}
     read = [sum(i in sentinels for i in row) for row in rows]
-    if wrong := sum(len(_SENTINEL.findall(text)) > count for text, count in zip(texts, read, strict=True)):
+    if not sentinels and any(_SENTINEL.search(text) for text in texts):
+        print_note("an <extra_id_N> in a text is read as characters: the tokenizer has no pieces for sentinels")
+    elif wrong := sum(len(_SENTINEL.findall(text)) > count for text, count in zip(texts, read, strict=True)):
         print_note(
             f"{wrong:,} of {len(texts):,} texts contain an <extra_id_N> that is read as characters: it is inside a "
             f"word (put a space before it), or N is too large ({len(sentinels)} sentinels)"

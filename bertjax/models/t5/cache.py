@@ -1,5 +1,6 @@
 """Methods of T5 for decoding with a key-value cache, whose arrays all begin with the row axis."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -9,6 +10,7 @@ from bertjax.models.t5.attention import KeysValues, make_decoder_mask
 from bertjax.parallel.sharding import with_logical_constraint
 
 T5: TypeAlias = Any  # models/t5/model.py imports this module
+BiasOf: TypeAlias = Callable[[Any], jax.Array]  # RelativePositionBias -> its bias, broadcasting to [B, H, Q, length]
 
 
 class Cache(NamedTuple):
@@ -55,9 +57,8 @@ def prefill(
         positions=cache.positions.at[:, :width].set(jnp.where(real, jnp.cumsum(real, axis=1) - 1, 0)),
         visible=cache.visible.at[:, :width].set(real),
     )
-    bias = model.decoder.position(ids)
     visible = make_decoder_mask(segment_ids, prefix_mask)
-    x, cache = _run_layers(model, ids, bias, visible, cache, 0, width)
+    x, cache = _run_layers(model, ids, lambda table: table(width), visible, cache, 0, width)
     last = jnp.max(jnp.where(real, jnp.arange(width), 0), axis=1)
     x = jnp.take_along_axis(x, last[:, None, None], axis=1)
     return model.logits(model.decoder.norm(x))[:, 0], cache
@@ -74,9 +75,8 @@ def decode_step(model: T5, ids: jax.Array, cache: Cache, index: jax.Array | int)
     cache = cache._replace(
         positions=jnp.where(slots == index, position[:, None], cache.positions), visible=before | (slots == index)
     )
-    bias = model.decoder.position.bias_at(cache.positions - position[:, None])  # [B, length, H]
-    bias = jnp.moveaxis(bias, 2, 1)[:, :, None]
-    x, cache = _run_layers(model, ids[:, None], bias, cache.visible[:, None, None], cache, index, None)
+    bias_of = _bias_at(cache.positions - position[:, None])
+    x, cache = _run_layers(model, ids[:, None], bias_of, cache.visible[:, None, None], cache, index, None)
     return model.logits(model.decoder.norm(x))[:, 0], cache
 
 
@@ -93,19 +93,25 @@ def beam_step(
     seen = seen | (slots == at + jnp.arange(beams)[:, None])
     new = (slots >= at) & (slots < at + beams)
     cache = cache._replace(positions=jnp.where(new, position, cache.positions), visible=cache.visible | new)
-    bias = jnp.moveaxis(model.decoder.position.bias_at(cache.positions - position), 2, 1)[:, :, None]
-    x, cache = _run_layers(model, ids, bias, seen[:, None], cache, at, None)
+    bias_of = _bias_at(cache.positions - position)
+    x, cache = _run_layers(model, ids, bias_of, seen[:, None], cache, at, None)
     return model.logits(model.decoder.norm(x)), cache, seen
 
 
+def _bias_at(relative: jax.Array) -> BiasOf:
+    """Key position minus query position, int32 [B, length] -> the bias of one query, float32 [B, H, 1, length]."""
+    return lambda table: jnp.moveaxis(table.bias_at(relative), 2, 1)[:, :, None]
+
+
 def _run_layers(
-    model: T5, ids: jax.Array, bias: jax.Array, visible: jax.Array, cache: Cache, at: jax.Array | int,
+    model: T5, ids: jax.Array, bias_of: BiasOf, visible: jax.Array, cache: Cache, at: jax.Array | int,
     width: int | None,
 ) -> tuple[jax.Array, Cache]:  # fmt: skip
     """The decoder's layers over ids [B, Q]: writes keys and values to slots from `at` on, reads the first `width`."""
     x = model.embeddings(ids, None)
     source = None
     filled = []
+    shared = bias_of(model.decoder.position) if hasattr(model.decoder, "position") else None
     for number, layer in enumerate(model.decoder.layers):
         new = layer.attention.keys_values(layer.attention.norm(x))
         keys, values = (
@@ -116,5 +122,6 @@ def _run_layers(
         if cache.cross_visible is not None:
             source = cache.cross[number], cache.cross_visible[:, None, None]
         seen = keys[:, :width], values[:, :width]
+        bias = bias_of(layer.position) if shared is None else shared
         x = layer(x, bias, visible, None, keys_values=seen, source=source)
     return x, cache._replace(layers=tuple(filled))

@@ -83,26 +83,30 @@ class Mlp(nnx.Module):
 
 
 class Layer(nnx.Module):
-    """Self-attention, cross attention (`cross`), feed-forward and adapter (if any), each a residual."""
+    """Self-attention, cross attention (of a decoder with an encoder), feed-forward and adapter (if any), each a
+    residual; with a position bias of its own if configured."""
 
-    def __init__(self, config: T5Config, cross: bool, compute: ComputeOptions, rngs: nnx.Rngs, peft: PeftOptions):
+    def __init__(self, config: T5Config, decoder: bool, compute: ComputeOptions, rngs: nnx.Rngs, peft: PeftOptions):
+        if config.has_layer_bias:
+            self.position = attention.RelativePositionBias(config, not decoder, rngs)
         self.attention = attention.Attention(config, compute, rngs, peft)
-        if cross:
+        if decoder and config.architecture == "encoder_decoder":
             self.cross_attention = attention.Attention(config, compute, rngs, peft)
         self.mlp = Mlp(config, config.d_ff, config.activation, config.gated, compute, rngs, peft)
         if peft.adapter_size:  # arXiv 1910.10683 section 3.5.1 and the reference's task_adapter.gin
             self.adapter = Mlp(config, peft.adapter_size, "relu", False, compute, rngs)
 
     def __call__(
-        self, x_BTD: jax.Array, bias: jax.Array, visible: jax.Array, key: jax.Array | None, *,
+        self, x_BTD: jax.Array, bias: jax.Array | None, visible: jax.Array, key: jax.Array | None, *,
         keys_values: KeysValues | None = None, source: tuple[jax.Array | KeysValues, jax.Array] | None = None,
     ) -> jax.Array:  # fmt: skip
         """x [B, T, D] -> [B, T, D].
 
-        `keys_values`: of a cache; None: of x. `source`: of cross attention, (the encoder's output or its keys and
-        values, which of them each query sees).
+        `bias`: of the stack, or of cached positions; None: the layer's own. `keys_values`: of a cache; None: of x.
+        `source`: of cross attention, (the encoder's output or its keys and values, which of them each query sees).
         """
         k1, k2, k3, k4 = (None,) * 4 if key is None else jax.random.split(key, 4)
+        bias = self.position(visible.shape[-1]) if bias is None else bias
         x_BTD = self.attention(x_BTD, keys_values, bias, visible, k1)
         if source is not None:
             hidden, across = source
@@ -113,14 +117,18 @@ class Layer(nnx.Module):
 
 
 class Stack(nnx.Module):
-    """Position bias, layers and final norm of the encoder or the decoder."""
+    """Position bias (unless layers have their own), layers and final norm of the encoder or the decoder."""
 
     def __init__(self, config: T5Config, decoder: bool, compute: ComputeOptions, rngs: nnx.Rngs, peft: PeftOptions):
-        cross = decoder and config.architecture == "encoder_decoder"
-        self.position = attention.RelativePositionBias(config, not decoder, rngs)
+        if not config.has_layer_bias:
+            self.position = attention.RelativePositionBias(config, not decoder, rngs)
         depth = config.decoder_layers if decoder else config.encoder_layers
-        self.layers = nnx.List([Layer(config, cross, compute, rngs, peft) for _ in range(depth)])
+        self.layers = nnx.List([Layer(config, decoder, compute, rngs, peft) for _ in range(depth)])
         self.norm = RmsNorm(config.d_model, config.layer_norm_epsilon)
+
+    def bias(self, length: int) -> jax.Array | None:
+        """The bias of all layers, float32 [1, H, S, S] for S tokens; None where each layer has its own."""
+        return self.position(length) if hasattr(self, "position") else None
 
 
 class T5(nnx.Module):
@@ -166,7 +174,7 @@ class T5(nnx.Module):
     def encode(self, input_ids: jax.Array, segment_ids: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
         """int [B, S] x 2 -> hidden [B, S, D]. `segment_ids` is 0 on padding; no dropout without a key."""
         visible = attention.make_segment_mask(segment_ids, segment_ids)
-        bias = self.encoder.position(input_ids)
+        bias = self.encoder.bias(input_ids.shape[1])
         call = lambda layer, x, key, bias, visible: layer(x, bias, visible, key)  # noqa: E731
         return self._run(self.encoder, input_ids, call, key, (bias, BIAS_AXES), (visible, ()))
 
@@ -176,7 +184,7 @@ class T5(nnx.Module):
         The last one is normalized, as that of `encode` and as transformers lists it.
         """
         visible = attention.make_segment_mask(segment_ids, segment_ids)
-        bias = self.encoder.position(input_ids)
+        bias = self.encoder.bias(input_ids.shape[1])
         states = [self.embeddings(input_ids, None)]
         for layer in self.encoder.layers:
             states.append(layer(states[-1], bias, visible, None))
@@ -185,10 +193,13 @@ class T5(nnx.Module):
     def attention_probabilities(self, input_ids: jax.Array, segment_ids: jax.Array) -> list[jax.Array]:
         """int [B, S] x 2 -> the self-attention of each encoder layer, float32 [B, H, S, S]: a row for each query."""
         visible = attention.make_segment_mask(segment_ids, segment_ids)
-        bias = self.encoder.position(input_ids)
+        shared, length = self.encoder.bias(input_ids.shape[1]), input_ids.shape[1]
         states = self.hidden_states(input_ids, segment_ids)[:-1]
-        layers = self.encoder.layers
-        return [layer.attention.probabilities(x, bias, visible) for layer, x in zip(layers, states, strict=True)]
+        found = []
+        for layer, x in zip(self.encoder.layers, states, strict=True):
+            bias = layer.position(length) if shared is None else shared
+            found.append(layer.attention.probabilities(x, bias, visible))
+        return found
 
     def decode(
         self, decoder_input_ids: jax.Array, target_segment_ids: jax.Array, hidden: jax.Array | None,
@@ -199,21 +210,21 @@ class T5(nnx.Module):
         `prefix_mask`, int [B, T], is 1 for decoder inputs that all of their segment sees.
         """
         visible = attention.make_decoder_mask(target_segment_ids, prefix_mask)
-        bias = self.decoder.position(decoder_input_ids)
+        bias = self.decoder.bias(decoder_input_ids.shape[1])
         source = None
         if hidden is not None and segment_ids is not None:
             source = hidden, attention.make_segment_mask(target_segment_ids, segment_ids)
 
-        def call(layer: Layer, x: jax.Array, key: jax.Array | None, bias: jax.Array, *sees: Any) -> jax.Array:
+        def call(layer: Layer, x: jax.Array, key: jax.Array | None, bias: jax.Array | None, *sees: Any) -> jax.Array:
             own, source = sees
             return layer(x, bias, own, key, source=source)
 
         return self._run(self.decoder, decoder_input_ids, call, key, (bias, BIAS_AXES), (visible, ()), (source, ()))
 
     def logits(self, decoded: jax.Array) -> jax.Array:
-        """[B, T, D] -> float32 [B, T, V], scaled by D^-0.5 if configured (default: if the matrix is tied)."""
+        """[B, T, D] -> float32 [B, T, V], scaled by D^-0.5 if configured."""
         c, dtype = self.config, self.compute.dtype
-        if c.tie_word_embeddings if c.scale_decoder_outputs is None else c.scale_decoder_outputs:
+        if c.scales_outputs:
             decoded = (decoded.astype(jnp.float32) * c.d_model**-0.5).astype(dtype)
         # "cpu": `einsum_lowp` with a float32 result; bfloat16 logits would round the loss
         if c.tie_word_embeddings:

@@ -32,6 +32,7 @@ def denoise_rows(
     targets end in EOS, followed by 0. A causal language model gets those of targets and prefix_mask int32 [B, S], all
     of S places, and no EOS except in the text. Row b is a pure function of its content and (seed, epoch or epoch[b],
     indices[b]): give tasks different seeds.
+    Inputs begin with the tokens of `prefix`, which are never hidden.
     Random targets of `iid_denoising` that are longer than T lose their end, but not their EOS, as in the reference.
     """
     tokens, length = np.asarray(rows["tokens"]), np.asarray(rows["length"])
@@ -48,6 +49,8 @@ def _denoise_block(
     if rules.corruption.corrupt is None:
         return _causal(tokens, real)
     inputs, targets = rules.corruption.corrupt(streams, tokens, real, rules)
+    if len(rules.prefix):
+        inputs = _prepend(rules.prefix, inputs)
     ids, segments, positions = _compact(inputs, rules.options.sequence_length, rules.eos_id)
     target_ids, target_segments, target_positions = _compact(targets, rules.target_length, rules.eos_id)
     return {
@@ -55,6 +58,12 @@ def _denoise_block(
         "target_ids": target_ids, "target_segment_ids": target_segments, "target_positions": target_positions,
         "target_weights": target_segments.astype(np.float32),
     }  # fmt: skip
+
+
+def _prepend(prefix: np.ndarray, side: MaskedSequence) -> MaskedSequence:
+    both = (np.broadcast_to(prefix, (len(side.ids), len(prefix))), np.ones((len(side.ids), len(prefix)), bool))
+    ids, keep = (np.concatenate(pair, axis=1) for pair in zip(both, side, strict=True))
+    return MaskedSequence(ids, keep)
 
 
 def _compact(side: MaskedSequence, width: int, eos_id: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -146,7 +146,8 @@ def tokenize_texts(texts: Iterator[str], tokenizer: "Tokenizer") -> Iterator[lis
     """
     document: list[array[int]] = []
     goes_on = False
-    for held, last in _batched(_split_texts(texts)):
+    anywhere = getattr(tokenizer, "splits_anywhere", False)
+    for held, last in _batched(_split_texts(texts, anywhere)):
         for ids, end in zip(tokenizer.encode_batch(held), last, strict=True):
             document.append(array("i", ids))
             if end is None:
@@ -158,7 +159,7 @@ def tokenize_texts(texts: Iterator[str], tokenizer: "Tokenizer") -> Iterator[lis
             document, goes_on = [], not is_last(end)
 
 
-def _split_texts(texts: Iterator[str]) -> Iterator[tuple[str, str | None]]:
+def _split_texts(texts: Iterator[str], anywhere: bool) -> Iterator[tuple[str, str | None]]:
     """The pieces of each text by `split_long_text`, each with the text that it is the last piece of.
 
     An `UnfinishedText` is split where it would be if it were not in pieces itself: ties between segmentations are
@@ -166,7 +167,7 @@ def _split_texts(texts: Iterator[str]) -> Iterator[tuple[str, str | None]]:
     """
     rest = ""
     for text in texts:
-        found = split_long_text(rest + text)
+        found = split_long_text(rest + text, anywhere)
         rest = "" if is_last(text) else found.pop()
         for number, piece in enumerate(found, 1):
             yield piece, text if number == len(found) else None
@@ -187,9 +188,11 @@ def _batched(stream: Iterator[tuple[str, str | None]]) -> Iterator[tuple[list[st
     yield held, last
 
 
-def split_long_text(text: str) -> list[str]:
+def split_long_text(text: str, anywhere: bool = False) -> list[str]:
     """Split a text at white space into pieces of MAX_PIECE_CHARACTERS, or more where there is none. The ids do not
-    change, because SentencePiece starts a text and a word alike."""
+    change, because SentencePiece starts a text and a word alike. `anywhere`: those of its characters do not either."""
+    if anywhere:
+        return [text[at : at + MAX_PIECE_CHARACTERS] for at in range(0, max(len(text), 1), MAX_PIECE_CHARACTERS)]
     found: list[str] = []
     start = 0
     while len(text) - start > MAX_PIECE_CHARACTERS and (cut := _SPACE.search(text, start + MAX_PIECE_CHARACTERS)):

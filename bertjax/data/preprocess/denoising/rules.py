@@ -12,6 +12,7 @@ from bertjax.data.preprocess.denoising.reference import noise_counts, span_lengt
 from bertjax.data.preprocess.registry import record_of
 from bertjax.errors import UserError
 
+MIN_INPUTS = 8  # tokens of a row of inputs without its prefix
 _DEVIATIONS = 4  # default room for targets of random length, in standard deviations above their mean
 
 
@@ -21,6 +22,8 @@ class Vocabulary(Protocol):
     vocab_size: int
     eos_id: int
     extra_ids: int
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]: ...
 
     def sentinel_id(self, number: int) -> int: ...
 
@@ -59,6 +62,7 @@ class DenoisingRules:
     eos_id: int
     sentinels: np.ndarray  # int32 [extra_ids] the ids of <extra_id_0>, <extra_id_1>...
     corruption: Corruption
+    prefix: np.ndarray  # int32 [P], what the inputs of each row begin with
 
     @classmethod
     def from_options(cls, options: Any, tokenizer: Vocabulary) -> "DenoisingRules":
@@ -67,7 +71,11 @@ class DenoisingRules:
             raise UserError(f"preprocess.kind: {options.kind} needs an end of text; set tokenizer.kind: sentencepiece")
         corruption = record_of(options).corruption
         assert corruption, f"preprocess kind '{options.kind}' is no denoising kind"
+        prefix = _prefix_ids(options, tokenizer)
         tokens, needed, sentinels = corruption.lengths(options)
+        if len(prefix):  # targets keep the room that they need without it: widths do not depend on the tokenizer
+            shorter = options.model_copy(update={"sequence_length": options.sequence_length - len(prefix)})
+            tokens, _, sentinels = corruption.lengths(shorter)
         if sentinels > tokenizer.extra_ids:
             raise UserError(
                 f"preprocess: sequence_length {options.sequence_length} of {options.kind} needs {sentinels} sentinels "
@@ -80,7 +88,20 @@ class DenoisingRules:
                 f"{options.sequence_length} need {needed}; set {needed} or leave it out"
             )
         sentinel_ids = np.array([tokenizer.sentinel_id(number) for number in range(tokenizer.extra_ids)], np.int32)
-        return cls(options, tokens, target_length, tokenizer.vocab_size, tokenizer.eos_id, sentinel_ids, corruption)
+        about = (tokenizer.vocab_size, tokenizer.eos_id, sentinel_ids, corruption, prefix)
+        return cls(options, tokens, target_length, *about)
+
+
+def _prefix_ids(options: Any, tokenizer: Vocabulary) -> np.ndarray:
+    """int32 [P]. Raises UserError for a prefix that leaves no room for text."""
+    text = getattr(options, "prefix", "")
+    found = np.array(tokenizer.encode_batch([text])[0] if text else [], np.int32)
+    if len(found) > options.sequence_length - MIN_INPUTS:
+        raise UserError(
+            f"preprocess.prefix: {text!a:.40} is {len(found)} tokens, which leaves no room for text in "
+            f"sequence_length {options.sequence_length}; shorten it"
+        )
+    return found
 
 
 def iid_lengths(options: IidDenoising) -> tuple[int, int, int]:

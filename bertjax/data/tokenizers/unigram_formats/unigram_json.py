@@ -9,7 +9,7 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from bertjax.data.tokenizers.backend_state import parse_backend, pipeline_steps
-from bertjax.data.tokenizers.spm_proto import CONTROL, NORMAL, UNKNOWN, USER_DEFINED, Model, Piece
+from bertjax.data.tokenizers.unigram_formats.spm_proto import CONTROL, NORMAL, UNKNOWN, USER_DEFINED, Model, Piece
 from bertjax.errors import UserError
 
 _SPACES = ("Strip", "Replace")  # further normalizers with which transformers imitates SentencePiece

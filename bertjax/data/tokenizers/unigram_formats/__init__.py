@@ -1,0 +1,1 @@
+"""File formats of SentencePiece unigram models: spiece.model and tokenizer.json."""
