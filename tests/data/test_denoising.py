@@ -1,6 +1,7 @@
 """Whole batches against the rules of one text, and the promises about places in the stream."""
 
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bertjax.config.loading.load import load
 from bertjax.config.schema.data import CausalLm, Deshuffling, IidDenoising, PrefixLm, SpanCorruption
 from bertjax.data.preprocess.denoising.batch import denoise_rows
 from bertjax.data.preprocess.denoising.reference import noise_counts, random_spans_noise_mask
@@ -20,8 +22,9 @@ EOS = 1
 
 def tokenizer(vocab_size: int = 1000, extra_ids: int = 100) -> SimpleNamespace:
     return SimpleNamespace(
-        vocab_size=vocab_size, eos_id=EOS, extra_ids=extra_ids, sentinel_id=lambda number: vocab_size - 1 - number
-    )
+        vocab_size=vocab_size, eos_id=EOS, extra_ids=extra_ids, sentinel_id=lambda number: vocab_size - 1 - number,
+        encode_batch=lambda texts: [[3 + ord(letter) for letter in text] for text in texts],
+    )  # fmt: skip
 
 
 SENTINELS = [999 - number for number in range(100)]
@@ -227,6 +230,63 @@ def test_what_cannot_be_is_said():
     rules = DenoisingRules.from_options(CausalLm(), tokenizer(extra_ids=0))
     with pytest.raises(ValueError, match="too long"):
         denoise_rows(texts([5], 70_000), rules, seed=0, epoch=0, indices=[0])
+
+
+PREFIX = "[NLU]"  # five tokens of the tokenizer above
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "causal_lm"])
+def test_a_prefix_comes_before_inputs_that_are_as_without_it(kind: str):
+    options = KINDS[kind]
+    with_prefix = options.model_copy(update={"prefix": PREFIX})
+    shorter = options.model_copy(update={"sequence_length": options.sequence_length - len(PREFIX)})
+    rules, plain = (DenoisingRules.from_options(each, tokenizer()) for each in (with_prefix, shorter))
+    widths = DenoisingRules.from_options(options, tokenizer())
+    assert (rules.tokens_length, rules.target_length) == (plain.tokens_length, widths.target_length)
+    rows = texts([rules.tokens_length, 1, 9, 20], rules.tokens_length)
+    found, expected = (
+        denoise_rows(rows, each, seed=5, epoch=1, indices=np.arange(4))
+        for each in (rules, replace(plain, target_length=rules.target_length))
+    )
+    assert found["input_ids"].shape == (4, options.sequence_length)
+    for row in range(4):
+        (inputs, targets), (bare, same) = sides(found, row), sides(expected, row)
+        assert inputs == [3 + ord(letter) for letter in PREFIX] + bare and targets == same
+
+
+def test_the_rows_of_ul2():
+    """configs/t5/pretrain_ul2_base.yaml: table 1 of arXiv 2205.05131 in one batch, with the vocabulary's sentinels."""
+    config = load(Path(__file__).resolve().parents[2] / "configs/t5/pretrain_ul2_base.yaml")
+    ids = tokenizer(32128, config.tokenizer.extra_ids)
+    table = {  # prefix, share of the text that is hidden, mean length of a span: 89 is one span of 15 % of 594 tokens
+        "r_3_15": ("[NLU]", 0.15, 3), "r_8_15": ("[NLU]", 0.15, 8), "x_3_50": ("[NLG]", 0.5, 3),
+        "x_8_50": ("[NLG]", 0.5, 8), "x_64_50": ("[NLG]", 0.5, 64), "x_64_15": ("[NLG]", 0.15, 89),
+        "s": ("[S2S]", 0.25, None),
+    }  # fmt: skip
+    assert config.tasks.keys() == table.keys()
+    for name, (prefix, share, length) in table.items():
+        rules = DenoisingRules.from_options(config.tasks[name].preprocess, ids)
+        out = denoise_rows(
+            texts([rules.tokens_length] * 200, rules.tokens_length), rules, seed=0, epoch=0, indices=np.arange(200)
+        )
+        assert out["input_ids"].shape == out["target_ids"].shape == (200, 512)
+        assert {"".join(chr(token - 3) for token in row[:5]) for row in out["input_ids"]} == {prefix}
+        hidden = ((out["target_ids"] > EOS) & (out["target_ids"] < 900)).sum(axis=1)  # text is below 900
+        spans = (out["target_ids"] >= 32000).sum(axis=1)
+        assert hidden.mean() / rules.tokens_length == pytest.approx(share, abs=0.002 if length else 0.03)
+        if length is None:
+            assert not spans.any()
+        else:
+            assert hidden.mean() / spans.mean() == pytest.approx(length, rel=0.03)
+            assert out["segment_ids"].sum(axis=1).min() >= 511, "inputs are full"
+    rates = config.stages[0].data.mixture  # type: ignore[union-attr]
+    groups = [sum(rate for name, rate in rates.items() if name[0] == kind) for kind in "rxs"]
+    assert groups == pytest.approx([0.4, 0.4, 0.2])
+
+
+def test_a_prefix_that_leaves_no_room():
+    with pytest.raises(UserError, match="preprocess.prefix: 'x+' is 33 tokens, which leaves no room"):
+        DenoisingRules.from_options(SpanCorruption(sequence_length=40, prefix="x" * 33), tokenizer())
 
 
 def test_no_rows():

@@ -41,13 +41,14 @@ def single() -> dict[str, tuple]:
     ],
     ids=lambda x: x if isinstance(x, str) else x.kind,
 )
-@pytest.mark.parametrize("variant", ["tied", pytest.param("v1_1", marks=SLOW), pytest.param("scanned", marks=SLOW)])
+@pytest.mark.parametrize("variant", ["tied", *(pytest.param(name, marks=SLOW) for name in ("v1_1", "scanned", "umt5"))])
 def test_a_mesh_changes_nothing(single, optimizer, mesh, variant):
     """Twenty steps with dropout, as for BERT; Adafactor's factored slots are split where their parameter is."""
     options: dict = {
         "tied": {},
         "v1_1": {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
         "scanned": {"segments": (2,)},
+        "umt5": {"model_type": "umt5", "segments": (2,)},
     }[variant]
     key = f"{optimizer.kind} {variant}"
     if key not in single:
@@ -72,6 +73,7 @@ def assert_equal(found: tuple, expected: tuple) -> None:
         *(pytest.param(mesh, {}, marks=SLOW) for mesh in ("fsdp4_tensor2", "data2_fsdp2_tensor2")),
         pytest.param("dcn2_fsdp2_tensor2", {"segments": (2,)}, marks=SLOW),
         pytest.param("fsdp4_tensor2", {"num_heads": 3}, marks=SLOW),  # do not divide: left to the partitioner
+        pytest.param("dcn2_fsdp2_tensor2", {"model_type": "umt5"}, marks=SLOW),
     ],
 )
 def test_split_positions_change_nothing(mesh, options, grad_accum):
