@@ -34,7 +34,8 @@ class FolderFormat:
 
     `check_files` gets what `read_config_files` returns, and raises UserError where it disagrees with the others.
     `tensor_names`: (model, heads) -> {our path: its tensors}, where adapter folders of peft can be written.
-    `inner_models`: {head that is a model of its own: how to take it out}.
+    `inner_models`: {head that is a model of its own: how to take it out}. `export_note`: what a user should know of the
+    folder that a model is written to.
     """
 
     classes: Collection[str]  # the transformers classes whose tensors are known
@@ -46,6 +47,7 @@ class FolderFormat:
     check_files: Callable[[Path, Mapping[str, Any], Any, Any], None] = lambda folder, files, model, tokenizer: None
     tensor_names: Callable[[Any, Sequence[str]], Mapping[str, tuple[str, ...]]] | None = None
     inner_models: Mapping[str, InnerModel] = field(default_factory=dict)
+    export_note: Callable[[Any], str | None] = lambda model: None
 
 
 def format_of(model: Section | type[Section]) -> FolderFormat:

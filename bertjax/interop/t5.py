@@ -166,10 +166,20 @@ def _config_json(model: T5Config, tokenizer: Tokenizer) -> dict[str, Any]:
     }
 
 
+def _export_note(model: T5Config) -> str | None:
+    if not model.has_layer_bias or model.scales_outputs:
+        return None
+    return (
+        "transformers 5 multiplies the decoder outputs of every umT5 by 1/sqrt(d_model), which this one is computed "
+        "without: its greedy answers are the same there, its losses and beams are not"
+    )
+
+
 T5_FORMAT = FolderFormat(
     CLASSES,
     _load_params,
     _save_folder,
     check_files=_check_files,
+    export_note=_export_note,
     tensor_names=lambda model, heads: {ours: (theirs,) for ours, theirs in t5_tensor_names(model).items()},
 )

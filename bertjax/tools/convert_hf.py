@@ -157,11 +157,17 @@ def _export_hugging_face(place: Pretrained, out: Path) -> list[str]:
             out, model.arrays, config, model.heads, tokenizer=tokenizer, labels=model.labels, imported=model.files,
             multi_label=model.program.is_multi_label,
         )  # fmt: skip
+        _say_note(out, config)
         fitted.write_export(Path(out), kept)
         _write_sentence_modules(Path(out), model.ctx.config, 0)
     except OSError as error:
         raise StorageError(f"{out}: could not be written: {error.strerror}") from error
     return []
+
+
+def _say_note(out: Path, model: ModelConfig) -> None:
+    if note := hf_folder.format_of(model).export_note(model):
+        reporter.say(f"note: {out}: {note}")
 
 
 def _write_sentence_modules(out: Path, config: Config, stage: int) -> None:
@@ -216,6 +222,7 @@ def _export_checkpoint(
     try:
         with reporter.task(f"writing {out} ({size(sum(array.nbytes for array in arrays.values()))} of weights)"):
             hf_folder.save_folder(out, arrays, model, heads, **about)
+            _say_note(out, model)
             if meta["stage_name"] != hf_model.STAGE or meta["step"]:  # others were trained elsewhere
                 card = _card(checkpoints, arrays, heads, name, about["labels"], license)
                 atomic.write_text_atomic(out / hub_upload.CARD, card)

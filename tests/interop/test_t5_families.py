@@ -212,6 +212,15 @@ def test_an_mt5_that_scales_its_outputs_has_no_class():
     assert "model_type" not in T5Config().model_dump(), "fingerprints of before stay valid"
 
 
+def test_a_umt5_that_transformers_5_would_scale_is_exported_with_a_note(tmp_path):
+    section, params, _ = ours("umt5")
+    plain = section.model_copy(update={"scale_decoder_outputs": False})
+    note = hf_folder.format_of(section).export_note
+    assert note(section) is None and "multiplies the decoder outputs of every umT5" in str(note(plain))
+    hf_folder.save_folder(tmp_path / "out", params, plain, ("lm",), tokenizer=Words())
+    assert model_section(tmp_path / "out") == plain
+
+
 def test_weights_of_another_family_are_refused(tmp_path):
     theirs("umt5").save_pretrained(tmp_path)
     section = model_section(tmp_path)
