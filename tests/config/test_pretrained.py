@@ -97,7 +97,7 @@ def test_a_model_on_the_hub_stays_a_name_and_only_small_files_are_fetched(hub):
         ({"pretrained": "hdfs://x/y"}, "pretrained: 'hdfs://x/y': 'hdfs://' is not known"),
         (
             {"pretrained": "other"},
-            "electra, albert or t5 (got 'gpt2')",
+            "electra, albert, t5, mt5 or umt5 (got 'gpt2')",
         ),
         ({"pretrained": "empty"}, "has no config.json (Hugging Face) or config.yaml (a bertjax run)"),
         ({"pretrain": "hf"}, "did you mean 'pretrained'?"),

@@ -190,8 +190,8 @@ def test_what_is_refused(tmp_path):
     refused(put(tmp_path / "h", weights, is_decoder=True), "is_decoder")
     (tmp_path / "a/model.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
     refused(tmp_path / "a", "Git LFS")
-    with pytest.raises(UserError, match="model_type must be bert, .* or t5"):
-        read_model_fields(put(tmp_path / "i", weights, model_type="mt5"))
+    with pytest.raises(UserError, match="model_type must be bert, .* or umt5"):
+        read_model_fields(put(tmp_path / "i", weights, model_type="longt5"))
 
 
 def test_a_model_that_differs(tmp_path):
