@@ -1,6 +1,7 @@
 """The relatives of T5 in transformers: folders of its torch classes with random weights, read, run and written."""
 
 import json
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -9,12 +10,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tokenizers
 from model_sections import model_section
 
 from bertjax.config.huggingface.fields import read_fields, unknown_fields
 from bertjax.config.schema.model import T5Config
+from bertjax.data.tokenizers import sentencepiece
 from bertjax.data.tokenizers.byte_level import ByteTokenizer
 from bertjax.data.tokenizers.load import from_file
+from bertjax.data.tokenizers.unigram_formats import spm_proto
+from bertjax.data.tokenizers.unigram_formats.spm_proto import Piece
 from bertjax.errors import UserError
 from bertjax.interop import hf_folder
 from bertjax.models import registry
@@ -248,3 +253,58 @@ def test_a_folder_without_a_vocabulary_file_is_read_as_bytes(tmp_path):
     )
     with pytest.raises(UserError, match=r"tokenizer_config.json: the token '<mine>' is none of ByT5's"):
         from_file(tmp_path)
+
+
+def test_mt5_s_sentinels_are_ordinary_pieces(tmp_path):
+    """google/mt5-small: extra_ids 0, the last pieces are ▁<extra_id_99> to ▁<extra_id_0>; ids are transformers'."""
+    text = ["the cat and the dog sat on the mat with a hat"] * 4
+    plain = sentencepiece.train(lambda: iter([text]), vocab_size=30, extra_ids=0, character_coverage=1.0)
+    model = spm_proto.read(plain.model)
+    more = tuple(Piece(f"▁<extra_id_{number}>", 0.0, spm_proto.USER_DEFINED) for number in reversed(range(10)))
+    (tmp_path / "spiece.model").write_bytes(spm_proto.write(replace(model, pieces=model.pieces + more)))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "T5Tokenizer", "extra_ids": 0}))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "mt5"}))
+    found, expected = from_file(tmp_path), transformers.AutoTokenizer.from_pretrained(tmp_path)
+    size = len(plain.pieces) + 10
+    assert (found.vocab_size, found.extra_ids, found.sentinel_id(0), found.sentinel_id(9)) == (
+        size,
+        10,
+        size - 1,
+        size - 10,
+    )
+    sentence = "the cat <extra_id_0> sat <extra_id_3>"
+    (ids,) = found.encode_batch([sentence])
+    assert ids == expected(sentence).input_ids[:-1] and size - 1 in ids
+    assert found.decode(ids) == sentence
+    found.save(tmp_path / "again")
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path / "again")(sentence).input_ids == [*ids, 1]
+    assert from_file(tmp_path / "again").sha256 == found.sha256
+
+
+def test_umt5_s_tokenizer_falls_back_to_bytes(tmp_path):
+    """google/umt5-small: a tokenizer.json with byte fallback and 300 sentinels after its pieces."""
+    pieces = ["<pad>", "</s>", "<s>", "<unk>", *(f"<0x{b:02X}>" for b in range(256)), "▁", "▁the", "▁cat"]
+    backend = tokenizers.Tokenizer(
+        tokenizers.models.Unigram([(piece, -float(i > 3)) for i, piece in enumerate(pieces)], 3, byte_fallback=True)
+    )
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+    backend.decoder = tokenizers.decoders.Sequence(
+        [tokenizers.decoders.ByteFallback(), tokenizers.decoders.Metaspace()]
+    )
+    names = [f"<extra_id_{number}>" for number in reversed(range(300))]
+    backend.add_special_tokens([*pieces[:4], *names])
+    backend.save(str(tmp_path / "tokenizer.json"))
+    settings = {"tokenizer_class": "T5Tokenizer", "extra_ids": 300, "additional_special_tokens": names[::-1]}
+    settings |= {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "umt5"}))
+    found, expected = from_file(tmp_path), transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert (found.vocab_size, found.extra_ids) == (563, 300) and len(expected) == 563
+    assert [found.sentinel_id(number) for number in (0, 299)] == [562, 263]
+    sentence = "the cat ü <extra_id_7>"
+    (ids,) = found.encode_batch([sentence])
+    assert ids == [i for i in expected(sentence).input_ids if i != 1] and {4 + 0xC3, 4 + 0xBC, 555} <= set(ids)
+    assert found.decode(ids).split() == sentence.split()
+    found.save(tmp_path / "again")
+    again = transformers.AutoTokenizer.from_pretrained(tmp_path / "again")
+    assert again(sentence).input_ids == [*ids, 1]

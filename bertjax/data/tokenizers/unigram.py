@@ -42,7 +42,10 @@ class UnigramTokenizer:
         self.unk_id = vocab.get(special.roles.get("unk", ""))
         if self.pad_id:
             raise UserError(f"{where}: pads with id {self.pad_id}; T5 pads with 0 and starts decoding with it")
-        numbered = {int(found[1]): i for piece, i in vocab.items() if (found := _SENTINEL.fullmatch(piece))}
+        listed = sorted(
+            vocab.items(), reverse=True
+        )  # a sentinel without the mark comes after the same with it, and holds
+        numbered = {int(found[1]): i for piece, i in listed if (found := _SENTINEL.fullmatch(piece))}
         self.extra_ids = next(number for number in range(len(numbered) + 1) if number not in numbered)
         self._sentinels = [numbered[number] for number in range(self.extra_ids)]
         state = backend_state.tokenizer_state(backend)
