@@ -142,6 +142,7 @@ def test_every_prediction_takes_the_base_of_adapters(capsys):
         ("export nowhere out", "nowhere: no such folder"),
         ("report . --output no/x.html", "'no': no such file or folder"),
         ("report . --output .", "'.': is a folder; name a file"),
+        ("report . --output /sys/x.html", "'/sys': no file can be written here ("),
         ("score", "bertjax score: expected squad"),
         ("score squad c.yaml", "bertjax score squad: missing: PREDICTIONS"),
         ("score squad c.yaml no.json", "'no.json': no such file or folder"),

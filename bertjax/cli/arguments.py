@@ -5,6 +5,7 @@ import json
 import math
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -199,8 +200,8 @@ def config_or_model(target: str) -> str | Path:
 def output_path(path: str | None, inputs: Sequence[Path | None] = (), beside: Sequence[str] = ()) -> Path | None:
     """A file to write, and files `beside` it of the same name with these suffixes.
 
-    Raises UserError, before any work, where its folder does not exist, or where one of them is a file that the command
-    reads, which would be lost.
+    Raises UserError, before any work, where its folder does not exist or cannot be written, or where one of them is a
+    file that the command reads, which would be lost.
     """
     if path is None:
         return None
@@ -208,10 +209,21 @@ def output_path(path: str | None, inputs: Sequence[Path | None] = (), beside: Se
     existing_path(str(out.parent))
     if out.is_dir():
         raise UserError(f"{path[:200]!a}: is a folder; name a file")
+    require_writable(out.parent)
     for written in [out.with_suffix(suffix) for suffix in beside] or [out]:
         if any(one is not None and _is_same_file(one, written) for one in inputs):
             raise UserError(f"{str(written)[:200]!a}: is read by this command and would be overwritten; name another")
     return out
+
+
+def require_writable(folder: Path) -> None:
+    """Raise UserError for a folder in which no file can be made, also by root."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        why = f"no file can be written here ({error.strerror}); name another"
+        raise UserError(f"{str(folder)[:200]!a}: {why}") from None
 
 
 def _is_same_file(one: Path, other: Path) -> bool:

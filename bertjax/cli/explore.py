@@ -94,5 +94,6 @@ def _output(given: str | None, inputs: Sequence[Path | None]) -> Path | None:
             raise UserError(f"--output: {given[:200]!a} is a file; name a folder or a file .html")
         path = path / _PAGE
         if not path.parent.exists():
+            cli.require_writable(path.parent.parent)
             return path
     return cli.output_path(str(path), inputs, (".html", ".json"))

@@ -289,6 +289,19 @@ def test_a_ladder_trains_scores_and_continues(tmp_path, capsys):
     assert "Minimal pairs by phenomenon" in page and "Nearest words" in page
 
 
+def test_tasks_of_a_pretraining_that_is_gone_are_refused(tmp_path, capsys):
+    with chdir(project(tmp_path)):
+        step = Path("runs/tiny-cbow-s1-mood-tuned/checkpoints/00-mood/5")
+        (step / "meta").mkdir(parents=True)
+        assert main(["ladder", "ladder.yaml"]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line == (
+            "runs/tiny-cbow-s1: has no checkpoint, but tasks have begun from one; put it back, or delete "
+            "runs/tiny-cbow-s1-mood-tuned"
+        )
+        assert not Path("runs/tiny-tokenizer").exists()
+
+
 @pytest.mark.parametrize(
     ("rung", "run", "key"),
     [

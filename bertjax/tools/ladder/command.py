@@ -33,6 +33,7 @@ def ladder_command(config: Config, base: Path, as_json: bool) -> str:
     `loop.train`; UserError, before anything is written, for a configuration or data that do not fit.
     """
     every = build_runs(config)
+    _refuse_other_pretraining(every)
     assert config.ladder is not None, "build_runs refuses a configuration without one"
     pairs = read_pairs(config.ladder.minimal_pairs, base) if config.ladder.minimal_pairs else []
     file = config.ladder.analogies
@@ -49,6 +50,18 @@ def ladder_command(config: Config, base: Path, as_json: bool) -> str:
         for ending, text in texts.items():
             atomic.write_text_atomic(config.run_dir.with_name(f"{config.run.name}-ladder.{ending}"), text + "\n")
     return texts["json" if as_json else "md"]
+
+
+def _refuse_other_pretraining(every: Sequence[RungRuns]) -> None:
+    """Raise UserError where tasks have begun from a pre-training that is no longer there."""
+    for runs in every:
+        begun = [run for run in runs.all() if run is not runs.pretraining and inputs.has_begun(run)]
+        if begun and not inputs.has_begun(runs.pretraining):
+            folders = ", ".join(str(run.run_dir) for run in begun)
+            raise UserError(
+                f"{runs.pretraining.run_dir}: has no checkpoint, but tasks have begun from one; put it back, or delete "
+                f"{folders}"
+            )
 
 
 def _check_data(config: Config, every: Sequence[RungRuns], base: Path) -> None:
