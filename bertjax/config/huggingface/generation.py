@@ -18,7 +18,8 @@ DECODING = (
 SUPPORTED = (*DECODING, "decoder_start_token_id", "eos_token_id", "pad_token_id")
 # These change the text and are not implemented; with the values that have no effect.
 UNSUPPORTED: dict[str, tuple[Any, ...]] = {
-    "encoder_repetition_penalty": (1.0,), "encoder_no_repeat_ngram_size": (0,), "force_words_ids": ([],), "constraints": ([],), "forced_bos_token_id": (),
+    "encoder_repetition_penalty": (1.0,), "encoder_no_repeat_ngram_size": (0,),
+    "force_words_ids": ([],), "constraints": ([],), "forced_bos_token_id": (),
     "forced_eos_token_id": (), "suppress_tokens": ([],), "begin_suppress_tokens": ([],), "sequence_bias": ({}, []),
     "exponential_decay_length_penalty": (), "num_beam_groups": (1,), "diversity_penalty": (0.0,),
     "min_p": (0.0,), "top_h": (1.0,), "typical_p": (1.0,), "epsilon_cutoff": (0.0,),

@@ -69,7 +69,7 @@ class Decoding(Section):
         gt=0,
         le=100,
         exclude_if=lambda penalty: penalty == 1,
-        description="Makes tokens of the output less likely to occur again (above 1) or more likely, as in transformers.",
+        description="Above 1, tokens of the output are less likely to occur again; below 1, more likely.",
     )
     bad_words_ids: list[list[NonNegative]] = Field(
         [], exclude_if=not_, description="Sequences of token ids that no output contains."

@@ -7,8 +7,8 @@ EOS at the last position count only in a row without finished beams; they compet
 once its best open beam cannot reach the worst finished score at the greatest length; at its current length
 (`early_stopping` "never": at the greatest one if alpha is above 0; True: once K beams have finished). With alpha
 0 only (2) and (3) matter. A negative penalty, which favours short answers, needs transformers' rules: the bound of t5x
-does not hold for it; `early_stopping` needs transformers' rules, too. Unlike transformers, which pads with EOS where the
-padding id is 0, padding is 0 here. Processors change the log probabilities of the next tokens, as in transformers.
+does not hold for it; `early_stopping` needs transformers' rules, too. Unlike transformers, which pads with EOS where
+the padding id is 0, padding is 0 here. Processors change the log probabilities of the next tokens, as in transformers.
 
 Shape letters: B rows, K beams, L new tokens, V vocabulary.
 """

@@ -93,8 +93,8 @@ def _decode_loop(
             scores += jnp.where(state.ended, 0.0, _log_p(logits, token))
         ids = lax.dynamic_update_slice_in_dim(state.ids, token[:, None], state.length, 1)
         return _DecodeState(
-            state.length + 1, token, state.ended | (token == eos_id), with_logical_constraint(ids, "batch", None), cache,
-            scores,
+            state.length + 1, token, state.ended | (token == eos_id), with_logical_constraint(ids, "batch", None),
+            cache, scores,
         )  # fmt: skip
 
     def step(state: _DecodeState) -> _DecodeState:
