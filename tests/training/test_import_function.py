@@ -43,7 +43,10 @@ def source(tmp_path_factory) -> Path:
         for path, parameter in theirs.named_parameters():
             wild = 0.3 if path.startswith("shared") else 1.0
             parameter.copy_(torch.randn_like(parameter) * wild + path.endswith("layer_norm.weight"))
-    theirs.generation_config.update(num_beams=3, length_penalty=-1.0, max_new_tokens=7, no_repeat_ngram_size=0)
+    theirs.generation_config.update(
+        num_beams=3, length_penalty=-1.0, max_new_tokens=7, no_repeat_ngram_size=2, repetition_penalty=1.2,
+        min_length=4, early_stopping=True, num_return_sequences=2,
+    )  # fmt: skip
     theirs.save_pretrained(folder)
     (folder / "spiece.model").write_bytes(model.getvalue())
     (folder / "tokenizer_config.json").write_text(json.dumps({"extra_ids": 4}))
@@ -57,7 +60,8 @@ def imported(source, tmp_path_factory) -> Path:
     assert notes[0].startswith("computes in float32, as the weights are stored")
     assert notes[1] == (
         "predict generate decodes as the folder says: beam_size 3, beam_rules transformers, length_penalty -1.0, "
-        "max_new_tokens 7"
+        "early_stopping True, max_new_tokens 7, min_new_tokens 3, no_repeat_ngram_size 2, repetition_penalty 1.2, "
+        "num_return_sequences 2"
     )
     return out
 
@@ -85,8 +89,11 @@ def test_it_generates_what_transformers_generates(source, imported, capsys):
     asked = ["the cat", "zebras jump over the mat", "why", "dogs with a hat <extra_id_1>"]
     expected = generated(source, [[*row, END] for row in tokenizer.encode_batch(asked)])
     assert len({tuple(row) for row in expected}) > 2
-    found = generation.generate(restored, asked, {})
-    assert [one["generated"] for one in found] == [tokenizer.decode(row) for row in expected]
+    texts = [tokenizer.decode(row) for row in expected]  # two answers for each
+    found = generation.TextGenerator(restored).scored_answers(asked, {})
+    assert [answer["generated"] for answers in found for answer in answers] == texts
+    assert [one["generated"] for one in generation.generate(restored, asked, {})] == texts[::2]
+    assert len(generation.TextGenerator(restored).scored_answers(asked, {"beam_size": 2})[0]) == 1
 
 
 def test_its_loss_is_that_of_transformers(source, imported):
