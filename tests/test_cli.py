@@ -126,7 +126,7 @@ def test_every_prediction_takes_the_base_of_adapters(capsys):
         ("predict generate", "bertjax predict generate: missing: MODEL"),
         ("predict generate nowhere a", "nowhere: no such folder"),
         ("predict generate . a --file c.yaml", "bertjax predict generate: give either TEXT or --file"),
-        ("predict generate . --file no.txt", "no.txt: no such file"),
+        ("predict generate . --file no.txt", "'no.txt': no such file or folder"),
         ("predict generate . a --output a.csv", "a.csv: the name of --output must end with .jsonl"),
         ("predict generate . a --sample --early-stopping true", "bertjax predict generate: --sample and beam search"),
         ("predict generate . a --min-new-tokens -1", "bertjax predict generate: argument --min-new-tokens: must be"),

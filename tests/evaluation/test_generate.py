@@ -273,7 +273,10 @@ def test_several_answers_of_files_in_batches(opened, tmp_path, monkeypatch, caps
     request = predict.Request(".", file=tmp_path / "asked.jsonl", output=tmp_path / "out.jsonl", batch_size=4)
     assert predict.generate(request, choices, 3, seed=5, column="q") is None
     written = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
-    assert [one["answers"] for one in written] == expected
+    for one, answers in zip(written, expected, strict=True):
+        assert [answer["generated"] for answer in one["answers"]] == [answer["generated"] for answer in answers]
+        scores = [answer["score"] for answer in answers]
+        np.testing.assert_allclose([answer["score"] for answer in one["answers"]], scores, rtol=1e-4)
     assert [(one["id"], one["text"]) for one in written] == list(enumerate(asked))
     assert all(one["generated"] == one["answers"][0]["generated"] for one in written)
     assert sum("of 21 answers reach 9 tokens" in line for line in capsys.readouterr().err.splitlines()) <= 1

@@ -137,10 +137,18 @@ def test_settings_that_are_not_done_are_said(source, tmp_path, capsys):
         (folder / file.name).write_bytes(file.read_bytes())
     config = json.loads((folder / "config.json").read_text()) | {"attention_temperature": 2}
     (folder / "config.json").write_text(json.dumps(config))
-    (folder / "generation_config.json").write_text('{"repetition_penalty": 1.5, "max_new_tokens": 3}')
+    (folder / "generation_config.json").write_text('{"suppress_tokens": [5], "max_new_tokens": 3}')
     notes = convert_hf.import_folder(folder, tmp_path / "out")
     assert notes[1].endswith("config.json: not known and not used: attention_temperature")
-    assert notes[3].endswith("does not do what the folder's generation settings say: repetition_penalty 1.5")
+    assert notes[3].endswith("does not do what the folder's generation settings say: suppress_tokens [5]")
+    (folder / "generation_config.json").write_text('{"min_length": "4"}')
+    with pytest.raises(UserError, match="generation_config.json: min_length is '4', not a number; correct it"):
+        convert_hf.import_folder(folder, tmp_path / "other")
+    (folder / "generation_config.json").write_text('{"repetition_penalty": 0.0}')
+    with pytest.raises(
+        UserError, match="generation_config.json, or config.json: repetition_penalty: .* greater than 0"
+    ):
+        generation.TextGenerator(restore(folder))
     (folder / "generation_config.json").write_text("[")
     with pytest.raises(UserError, match="generation_config.json: not valid JSON"):
         convert_hf.import_folder(folder, tmp_path / "other")

@@ -37,6 +37,13 @@ IGNORED = (
     "continuous_batching_config", "low_memory", "prefill_chunk_size", "_from_model_config", "transformers_version",
     "_commit_hash", "_name_or_path", "generation_kwargs", "trust_remote_code", "custom_generate",
 )  # fmt: skip
+_OFF: dict[str, Any] = {
+    "min_new_tokens": 0, "no_repeat_ngram_size": 0, "repetition_penalty": 1.0, "bad_words_ids": [],
+}  # fmt: skip
+_NUMBERS = (
+    "num_beams", "temperature", "top_k", "top_p", "length_penalty", "max_length", "max_new_tokens", "min_length",
+    "min_new_tokens", "repetition_penalty", "no_repeat_ngram_size", "num_return_sequences",
+)  # fmt: skip
 CONFIG_JSON_FIELDS = (*DECODING, *UNSUPPORTED)  # those that transformers 4 keeps in config.json
 
 
@@ -48,14 +55,24 @@ def read_generation_config(folder: Path) -> dict[str, Any]:
     found = text.read_json(path)
     if not isinstance(found, dict):
         raise UserError(f"{path}: not a JSON object; repair or remove it")
+    _check_numbers(found, str(path))
     return found
+
+
+def _check_numbers(found: Mapping[str, Any], where: str) -> None:
+    for name in _NUMBERS:
+        value = found.get(name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise UserError(f"{where}: {name} is {value!a:.40}, not a number; correct it")
 
 
 def generation_settings(files: Mapping[str, Any]) -> dict[str, Any]:
     """Choose the settings in {"config", "generation_config"}: transformers 4 wrote them into config.json."""
-    return files["generation_config"] or {
-        name: files["config"][name] for name in CONFIG_JSON_FIELDS if name in files["config"]
-    }
+    found: dict[str, Any] = files["generation_config"]
+    if not found:
+        found = {name: files["config"][name] for name in CONFIG_JSON_FIELDS if name in files["config"]}
+        _check_numbers(found, "config.json")
+    return found
 
 
 def to_decoding_fields(found: Mapping[str, Any]) -> dict[str, Any]:
@@ -77,17 +94,17 @@ def to_decoding_fields(found: Mapping[str, Any]) -> dict[str, Any]:
     elif given.get("max_length", 20) != 20:  # 20 is the default of transformers
         made["max_new_tokens"] = max(1, given["max_length"] - 1)  # it counts the start token
     least = given.get("min_new_tokens", max(0, given.get("min_length", 0) - 1))  # min_length also counts it
-    rules = {name: given.get(name) for name in ("no_repeat_ngram_size", "repetition_penalty", "bad_words_ids")}
-    for name, value in {"min_new_tokens": least, **rules}.items():
-        if value and (name, value) != ("repetition_penalty", 1.0):
-            made[name] = value
+    rules = {
+        name: given[name] for name in ("no_repeat_ngram_size", "repetition_penalty", "bad_words_ids") if name in given
+    }
+    made |= {name: value for name, value in {"min_new_tokens": least, **rules}.items() if value != _OFF[name]}
     return made
 
 
 def num_return_sequences(found: Mapping[str, Any]) -> int:
     """The number of answers for each text; 1 where transformers refuses the number that is set."""
-    count = found.get("num_return_sequences") or 1
-    most = count if found.get("do_sample") else found.get("num_beams") or 1
+    count: int = found.get("num_return_sequences") or 1
+    most: int = count if found.get("do_sample") else found.get("num_beams") or 1
     return count if count <= most else 1
 
 

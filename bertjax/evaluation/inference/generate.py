@@ -5,7 +5,7 @@ answers = generator(params, ["translate English to German: Hello."])
 """
 
 from collections.abc import Iterator, Sequence
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import jax
 import numpy as np
@@ -168,11 +168,15 @@ class Generator:
         model, how = self.program.build_model(params), self.decoding
         inputs = (model, input_ids, segment_ids, self.max_new_tokens)
         count = self.num_return_sequences
-        shared = {"causal": self.causal, "eos_id": self.tokenizer.eos_id, "processors": self._processors}
+        shared: dict[str, Any] = {
+            "causal": self.causal,
+            "eos_id": self.tokenizer.eos_id,
+            "processors": self._processors,
+        }
         if how.sample:
             options = shared | {"temperature": how.temperature, "top_k": how.top_k, "top_p": how.top_p}
-            inputs = (*inputs, jax.random.key(self.seed), rows)
-            return sample_answers(*inputs, count, **options) if count else (sample(*inputs, **options),)
+            drawn = (*inputs, jax.random.key(self.seed), rows)
+            return sample_answers(*drawn, count, **options) if count else (sample(*drawn, **options),)
         if how.beam_size > 1:
             options = shared | {
                 "beam_size": how.beam_size, "alpha": how.length_penalty, "rules": how.beam_rules,

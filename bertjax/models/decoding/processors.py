@@ -7,6 +7,7 @@ transformers sets to -inf is MASK_VALUE here. All shapes are static.
 Shape letters: B rows, K beams, P tokens before the first new one, L new tokens, T = P + L, V vocabulary.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -114,6 +115,7 @@ def _marked(tokens: jax.Array, marked: jax.Array, vocabulary: int) -> jax.Array:
     def mark(row: jax.Array) -> jax.Array:
         return jnp.zeros(vocabulary, bool).at[row].set(True, mode="drop")
 
+    mark_all: Callable[[jax.Array], jax.Array] = mark
     for _ in range(tokens.ndim - 1):
-        mark = jax.vmap(mark)
-    return mark(jnp.where(marked, tokens, vocabulary))
+        mark_all = jax.vmap(mark_all)
+    return mark_all(jnp.where(marked, tokens, vocabulary))
