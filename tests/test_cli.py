@@ -126,7 +126,12 @@ def test_every_prediction_takes_the_base_of_adapters(capsys):
         ("predict generate", "bertjax predict generate: missing: MODEL"),
         ("predict generate nowhere a", "nowhere: no such folder"),
         ("predict generate . a --file c.yaml", "bertjax predict generate: give either TEXT or --file"),
-        ("predict generate . --file no.txt", "no.txt: no such file"),
+        ("predict generate . --file no.txt", "'no.txt': no such file or folder"),
+        ("predict generate . a --output a.csv", "a.csv: the name of --output must end with .jsonl"),
+        ("predict generate . a --sample --early-stopping true", "bertjax predict generate: --sample and beam search"),
+        ("predict generate . a --min-new-tokens -1", "bertjax predict generate: argument --min-new-tokens: must be"),
+        ("predict generate . a --repetition-penalty 0", "bertjax predict generate: argument --repetition-penalty: mus"),
+        ("predict generate . a --num-return-sequences 0", "bertjax predict generate: argument --num-return-sequences"),
         ("predict generate .", "standard input: contains no text; give one text per line"),
         ("predict generate . a --top-p 0.5", "bertjax predict generate: --top-p needs --sample"),
         ("predict generate . a --sample --beam 2", "bertjax predict generate: --sample and beam search options"),
@@ -203,21 +208,40 @@ def test_predictions_take_text_as_it_is(here, capsys, monkeypatch):
 
 def test_texts_to_generate_from(here, fake, capsys, monkeypatch):
     """From the command line, a file or standard input; options may stand between; plain text out, or JSON."""
-    found = [{"text": "a", "generated": "é"}, {"text": "b", "generated": ""}]
-    calls = fake("bertjax.evaluation.predictors.generation", "generate", found)
-    beams = "--beam 4 a b=1 --beam-rules transformers --length-penalty -0.5"
-    assert said(capsys, f"predict generate . {beams}".split(), 0) == "é\n\n"
+    answers = [{"generated": "é", "score": -0.5}, {"generated": "", "score": -1.0}]
+    found = [{"text": "a", "generated": "é", "answers": answers}, {"text": "b", "generated": "c"}]
+    calls, options = [], []
+
+    def generate(*args, **kwargs):
+        calls.append(args)
+        options.append(kwargs)
+        return found
+
+    monkeypatch.setattr("bertjax.tools.predict.generate", generate)
+    beams = "--beam 4 a b=1 --beam-rules transformers --length-penalty -0.5 --early-stopping never"
+    assert said(capsys, f"predict generate . {beams}".split(), 0) == "é\n\nc\n"
     (here / "t.txt").write_bytes("x y\r\n\nz\u2028z\n".encode())
-    assert json.loads(said(capsys, "predict generate . --file t.txt --json --max-new-tokens 9".split(), 0)) == found
+    limits = "--max-new-tokens 9 --min-new-tokens 2 --no-repeat-ngram-size 3 --repetition-penalty 1.5"
+    assert json.loads(said(capsys, f"predict generate . --file t.txt --json {limits}".split(), 0)) == found
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("é\nf".encode())))
-    said(capsys, "predict generate . --sample --temperature 0.5 --top-k 3 --top-p 0.9 --max-input-tokens 7".split(), 0)
+    sampling = "--sample --temperature 0.5 --top-k 3 --top-p 0.9 --max-input-tokens 7 --num-return-sequences 3"
+    said(capsys, f"predict generate . {sampling} --batch-size 2".split(), 0)
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\xff")))
     assert said(capsys, "predict generate .".split()).startswith("standard input: not UTF-8")
-    assert [call[4] for call in calls] == [{"max_input_tokens": n, "overrides": []} for n in (None, None, 7)]
-    assert [call[1:4] for call in calls] == [
-        (["a", "b=1"], {"beam_size": 4, "beam_rules": "transformers", "length_penalty": -0.5}, 1),
-        (["x y", "", "z\u2028z"], {"max_new_tokens": 9}, 1),
-        (["é", "f"], {"temperature": 0.5, "top_k": 3, "top_p": 0.9, "sample": True}, 1),
+    assert said(capsys, ["predict", "generate", ".", "\udcff"]).startswith("TEXT: '\\udcff' is not UTF-8 text")
+    shared = {"seed": 1, "column": None}
+    assert options == [
+        {**shared, "scored": scored, "max_input_tokens": n} for scored, n in ((False, None), (True, None), (False, 7))
+    ]
+    requests = [call[0] for call in calls]
+    assert [[one["text"] for one in request.records(["text"])] for request in requests] == [
+        ["a", "b=1"], ["x y", "", "z\u2028z"], ["é", "f"],
+    ]  # fmt: skip
+    assert [request.batch_size for request in requests] == [None, None, 2]
+    assert [call[1:] for call in calls] == [
+        ({"beam_size": 4, "beam_rules": "transformers", "length_penalty": -0.5, "early_stopping": "never"}, None),
+        ({"max_new_tokens": 9, "min_new_tokens": 2, "no_repeat_ngram_size": 3, "repetition_penalty": 1.5}, None),
+        ({"temperature": 0.5, "top_k": 3, "top_p": 0.9, "sample": True}, 3),
     ]
 
 

@@ -55,7 +55,7 @@ def here(tmp_path, monkeypatch) -> Path:
     [
         (["evaluate", "."], "bertjax.tools.evaluate.evaluate_command"),
         (["predict", "fill-mask", ".", "A [MASK]."], "bertjax.tools.predict.fill_mask"),
-        (["predict", "generate", ".", "A text."], "bertjax.evaluation.predictors.generation.generate"),
+        (["predict", "generate", ".", "A text."], "bertjax.tools.predict.generate"),
         (["export", ".", "out"], "bertjax.tools.convert_hf.export_checkpoint"),
     ],
 )

@@ -11,6 +11,7 @@ import numpy as np
 from bertjax.api.batches import stage_batches
 from bertjax.config.schema.run import Config
 from bertjax.errors import UserError
+from bertjax.evaluation.inference.generate import ScoredText
 from bertjax.evaluation.inference.token_rows import check_texts
 from bertjax.evaluation.predictors import base
 from bertjax.evaluation.predictors.documents import N_BEST, TOP_PASSAGES, DocumentAnswerer
@@ -45,7 +46,12 @@ class GenerateOptions(TypedDict, total=False):
     top_p: float | None
     length_penalty: float | None
     beam_rules: Literal["t5x", "transformers"] | None
+    early_stopping: bool | Literal["never"] | None
     max_new_tokens: int | None
+    min_new_tokens: int | None
+    no_repeat_ngram_size: int | None
+    repetition_penalty: float | None
+    bad_words_ids: Sequence[Sequence[int]] | None
     max_input_tokens: int | None
     seed: int
 
@@ -303,26 +309,44 @@ class Model:
     def generate(self, texts: str, **options: Unpack[GenerateOptions]) -> str: ...  # type: ignore[overload-overlap]
     @overload
     def generate(self, texts: Sequence[str], **options: Unpack[GenerateOptions]) -> list[str]: ...
-    def generate(
-        self, texts: Texts, *, beam_size: int | None = None, sample: bool | None = None,
-        temperature: float | None = None, top_k: int | None = None, top_p: float | None = None,
-        length_penalty: float | None = None, beam_rules: Literal["t5x", "transformers"] | None = None,
-        max_new_tokens: int | None = None, max_input_tokens: int | None = None, seed: int = 1,
-    ) -> str | list[str]:  # fmt: skip
+    def generate(self, texts: Texts, **options: Unpack[GenerateOptions]) -> str | list[str]:
         """Generate a text for each text with a T5, or continue it with a decoder-only model.
 
         Options default to those of the stage's text-to-text evaluation, else greedy search. `beam_size` above 1:
-        beam search with `length_penalty`, by the rules of t5x or of transformers. `sample`: draw tokens, by `seed`,
-        with `temperature`, from the `top_k` most likely ones or a total probability of `top_p`. `max_new_tokens`:
-        default the length of the training targets. `max_input_tokens`: longer texts are cut there, with a note.
+        beam search with `length_penalty`, by the rules of t5x or of transformers, the latter with `early_stopping`.
+        `sample`: draw tokens, by `seed` (default: 1), with `temperature`, from the `top_k` most likely ones or a total
+        probability of `top_p`. `max_new_tokens`: default the length of the training targets. `max_input_tokens`: longer
+        texts are cut there, with a note. `min_new_tokens`, `no_repeat_ngram_size`, `repetition_penalty` and
+        `bad_words_ids` are those of transformers.
         """
-        given = {
-            "beam_size": beam_size, "sample": sample, "temperature": temperature, "top_k": top_k,
-            "top_p": top_p, "length_penalty": length_penalty, "beam_rules": beam_rules,
-            "max_new_tokens": max_new_tokens,
-        }  # fmt: skip
-        choices = {name: value for name, value in given.items() if value is not None}
-        return _one_or_all(self._generator(_as_list(texts), choices, seed, max_input_tokens), texts)
+        choices, seed, max_input_tokens = _generate_choices(options)
+        found = self._generator(_as_list(texts), choices, seed, max_input_tokens)
+        self._generator.print_notes()
+        return _one_or_all(found, texts)
+
+    @overload
+    def generate_answers(  # type: ignore[overload-overlap]
+        self, texts: str, num_return_sequences: int | None = None, **options: Unpack[GenerateOptions]
+    ) -> list[ScoredText]: ...
+    @overload
+    def generate_answers(
+        self, texts: Sequence[str], num_return_sequences: int | None = None, **options: Unpack[GenerateOptions]
+    ) -> list[list[ScoredText]]: ...
+    def generate_answers(
+        self, texts: Texts, num_return_sequences: int | None = None, **options: Unpack[GenerateOptions]
+    ) -> list[ScoredText] | list[list[ScoredText]]:
+        """Several answers for each text, {"generated", "score"}: the best beams, best first, or independent samples.
+
+        num_return_sequences: at most `beam_size`, and 1 in greedy search (default: 1, or as an imported folder says).
+        `score` is what beam search ranks by, the log probability divided by its length penalty; otherwise the log
+        probability by the distributions from which the tokens were taken. The options are those of `generate`.
+        """
+        choices, seed, max_input_tokens = _generate_choices(options)
+        found = self._generator.scored_answers(
+            _as_list(texts), choices, num_return_sequences, seed, max_input_tokens
+        )  # fmt: skip
+        self._generator.print_notes()
+        return found[0] if isinstance(texts, str) else found
 
     def embed(
         self,
@@ -397,6 +421,14 @@ class Model:
     @cached_property
     def _layer_reader(self) -> LayerReader:
         return LayerReader(self.restored, self.batch_size)
+
+
+def _generate_choices(options: GenerateOptions) -> tuple[dict[str, Any], int, int | None]:
+    """-> (fields of Decoding that are set, seed, max_input_tokens). TypeError for an unknown option."""
+    if unknown := options.keys() - GenerateOptions.__annotations__:
+        raise TypeError(f"generate() got an unexpected keyword argument '{min(unknown)}'")
+    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    return given, given.pop("seed", 1), given.pop("max_input_tokens", None)
 
 
 def _as_list(texts: Texts, name: str = "texts") -> list[str]:

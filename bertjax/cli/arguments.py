@@ -250,15 +250,19 @@ def given_texts(arguments: argparse.Namespace) -> list[str]:
     if arguments.text and arguments.file:
         raise UserError(f"bertjax {arguments.command}: give either TEXT or --file")
     if arguments.text:
-        for text in arguments.text:
-            if not is_utf8(text):
-                raise UserError(f"TEXT: {text[:60]!a} is not UTF-8 text; convert it first")
+        check_utf8(arguments.text)
         return list(arguments.text)
     if arguments.file:
         from bertjax.storage.text import read_text
 
         return split_lines(read_text(local_path(arguments.file), 100_000_000), arguments.file)
     return standard_input(f"bertjax {arguments.command}")
+
+
+def check_utf8(texts: Sequence[str]) -> None:
+    for text in texts:
+        if not is_utf8(text):
+            raise UserError(f"TEXT: {text[:60]!a} is not UTF-8 text; convert it first")
 
 
 def is_utf8(text: str) -> bool:

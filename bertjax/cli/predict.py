@@ -23,6 +23,8 @@ _DTYPE = cli.option(
     help="compute dtype (default: run.compute_dtype; where that is auto, float32 on a CPU)",
 )  # fmt: skip
 
+_EARLY_STOPPING: dict[str, bool | str] = {"true": True, "false": False, "never": "never"}
+
 
 def _output(*suffixes: str) -> cli.Option:
     ends = " or ".join(filter(None, [", ".join(suffixes[:-1]), suffixes[-1]]))
@@ -270,49 +272,79 @@ def embed(arguments: argparse.Namespace) -> int:
     "generate text with a T5, or continue a text with a decoder-only run",
     cli.MODEL,
     _TEXT,
-    cli.option("--file", metavar="FILE", help="read input texts from a UTF-8 file, one per line"),
+    _FILE,
+    _COLUMN,
     cli.option(
         "--beam", dest="beam_size", metavar="N", type=cli.positive_int, help="beams (default: of the run, else 1)"
     ),
     cli.option("--beam-rules", choices=("t5x", "transformers"), help="beam search (default: of the run, else t5x)"),
     cli.option("--length-penalty", metavar="X", type=cli.length_penalty, help="default: of the run, else 0.6"),
+    cli.option(
+        "--early-stopping", choices=tuple(_EARLY_STOPPING), help="when beam search by transformers' rules ends: with "
+        "as many answers as beams, when a better one is unlikely (default), or impossible",
+    ),
     cli.option("--sample", action="store_true", help="sample tokens instead of searching"),
     cli.option("--temperature", metavar="X", type=cli.positive_float, help="sampling temperature (default: 1)"),
     cli.option("--top-k", metavar="K", type=cli.positive_int, help="sample only from the K most likely tokens"),
     cli.option("--top-p", metavar="P", type=cli.fraction, help="nucleus sampling with total probability P"),
     cli.option("--seed", metavar="N", type=cli.positive_int, default=1, help="seed of sampling (default: 1)"),
+    cli.option(
+        "--num-return-sequences", metavar="N", type=cli.positive_int,
+        help="answers for each text: the best beams, or N samples (default: 1, or of an imported folder)",
+    ),
     cli.option("--max-input-tokens", metavar="N", type=cli.positive_int, help="longest input, end token included"),
     cli.option("--max-new-tokens", metavar="N", type=cli.positive_int, help="longest output (default: of the data)"),
-    cli.option("--json", action="store_true", help="print JSON that includes the input texts"),
-    cli.BASE,
+    cli.option(
+        "--min-new-tokens", metavar="N", type=cli.non_negative_int, help="shortest output, without the end token"
+    ),
+    cli.option(
+        "--no-repeat-ngram-size", metavar="N", type=cli.non_negative_int, help="let no N tokens in a row occur twice"
+    ),
+    cli.option(
+        "--repetition-penalty", metavar="X", type=cli.positive_float,
+        help="above 1: make tokens that the output already has less likely (default: 1)",
+    ),
+    _output(".jsonl"),
+    cli.option("--json", action="store_true", help="print JSON: input texts, and all answers with their scores"),
+    cli.BEST,
+    cli.option("--batch-size", metavar="N", type=cli.positive_int, help="texts computed at once (default: 8)"),
     cli.DEVICE,
-    cli.DTYPE,
+    _DTYPE,
+    cli.BASE,
     examples=(
         "bertjax predict generate google-t5/t5-small 'translate English to German: Thank you.'",
         "bertjax predict generate runs/demo-t5 'question: What is it? context: It is a list.' --beam 4",
+        "bertjax predict generate runs/demo-t5 'Return <extra_id_0> it.' --beam 4 --num-return-sequences 3 --json",
         "echo 'Return the <extra_id_0> of it.' | bertjax predict generate runs/demo-t5 --json",
         "bertjax predict generate runs/demo-t5/checkpoints/00-pretrain 'Return <extra_id_0> it.' --sample --top-p 0.9",
+        "bertjax predict generate runs/demo-t5 --file questions.jsonl --column input --output answers.jsonl",
     ),
     note="runs/demo-t5 is a run of `bertjax demo`",
-)
+)  # fmt: skip
 def generate(arguments: argparse.Namespace) -> int:
-    names = ("beam_size", "beam_rules", "length_penalty", "temperature", "top_k", "top_p", "max_new_tokens")
+    names = (
+        "beam_size", "beam_rules", "length_penalty", "temperature", "top_k", "top_p", "max_new_tokens",
+        "min_new_tokens", "no_repeat_ngram_size", "repetition_penalty",
+    )  # fmt: skip
     decoding = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+    if arguments.early_stopping is not None:
+        decoding["early_stopping"] = _EARLY_STOPPING[arguments.early_stopping]
     if arguments.sample:
         decoding["sample"] = True
-        if not decoding.keys().isdisjoint(("beam_size", "beam_rules", "length_penalty")):
+        if not decoding.keys().isdisjoint(("beam_size", "beam_rules", "length_penalty", "early_stopping")):
             raise UserError("bertjax predict generate: --sample and beam search options exclude each other")
     elif sampling := [name for name in ("temperature", "top_k", "top_p") if name in decoding]:
         raise UserError(f"bertjax predict generate: --{sampling[0].replace('_', '-')} needs --sample")
-    texts = cli.given_texts(arguments)
-    checkpoint = cli.pretrained_model(arguments.checkpoint)
-    cli.require_device(arguments)
-    more = {"max_input_tokens": arguments.max_input_tokens, "overrides": cli.dtype_override(arguments)}
-    more |= cli.base_model_argument(arguments)
-    from bertjax.evaluation.predictors import generation
+    request = _request("generate", arguments, (".jsonl",))
+    from bertjax.tools import predict
 
-    found = generation.generate(checkpoint, texts, decoding, arguments.seed, **more)
-    return cli.print_result(found if arguments.json else "\n".join(one["generated"] for one in found))
+    found = predict.generate(
+        request, decoding, arguments.num_return_sequences, scored=arguments.json or request.output is not None,
+        seed=arguments.seed, max_input_tokens=arguments.max_input_tokens, column=arguments.column,
+    )  # fmt: skip
+    if found is None or arguments.json:
+        return _print(found)
+    return cli.print_result("\n".join(answer["generated"] for one in found for answer in one.get("answers", [one])))
 
 
 def _request(name: str, arguments: argparse.Namespace, suffixes: tuple[str, ...]) -> "Request":
@@ -332,6 +364,7 @@ def _request(name: str, arguments: argparse.Namespace, suffixes: tuple[str, ...]
         raise UserError(f"bertjax predict {name}: give either TEXT or --file")
     if not texts and file is None and hasattr(arguments, "text"):
         texts = cli.standard_input(f"bertjax predict {name}")
+    cli.check_utf8(texts)
     checkpoint = cli.pretrained_model(arguments.checkpoint)
     cli.require_device(arguments)
     from bertjax.tools.predict import Request

@@ -9,7 +9,12 @@ import jax
 import numpy as np
 
 from bertjax.config.huggingface import fields
-from bertjax.config.huggingface.generation import generation_settings, to_decoding_fields, unsupported_settings
+from bertjax.config.huggingface.generation import (
+    generation_settings,
+    num_return_sequences,
+    to_decoding_fields,
+    unsupported_settings,
+)
 from bertjax.config.loading.load import build
 from bertjax.config.schema.data import TOKENIZERS
 from bertjax.config.schema.model import FAMILIES, ModelConfig
@@ -146,7 +151,10 @@ def _notes(name: str, files: Mapping[str, Any], config: Config) -> list[str]:
         notes.append(f"{name}/config.json: not known and not used: {', '.join(unknown)[:200]}")
     if "lm" in config.model.heads:
         generation = generation_settings(files)
-        if made := to_decoding_fields(generation):
+        made = to_decoding_fields(generation)
+        if (count := num_return_sequences(generation)) > 1:
+            made["num_return_sequences"] = count
+        if made:
             said = ", ".join(f"{name} {value}" for name, value in made.items() if value is not None)
             notes.append(f"predict generate decodes as the folder says: {said}")
         if left := unsupported_settings(generation):

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -10,9 +11,11 @@ from bertjax.errors import UserError
 from bertjax.evaluation.predictors.answers import Answerer
 from bertjax.evaluation.predictors.base import Predictor, restore_for_prediction
 from bertjax.evaluation.predictors.documents import DocumentAnswerer
+from bertjax.evaluation.predictors.generation import TextGenerator, as_flag
 from bertjax.evaluation.predictors.labels import Classifier, stage_options
 from bertjax.evaluation.predictors.masks import MaskFiller
 from bertjax.evaluation.predictors.vectors import Embedder
+from bertjax.evaluation.restore import RestoredCheckpoint
 from bertjax.models.pooling import Pooling
 from bertjax.progress import reporter
 from bertjax.tools import answer_files
@@ -37,7 +40,7 @@ class Request:
     best: str | None = None
     base_model: str | Path | None = None  # where the weights below adapters and LoRA are, if they moved
 
-    def open(self, kind: type[P]) -> P:
+    def open(self, kind: Callable[[RestoredCheckpoint, int | None], P]) -> P:
         """The predictor of this kind for the checkpoint."""
         found = restore_for_prediction(self.checkpoint, best=self.best, dtype=self.dtype, base_model=self.base_model)
         return kind(found, self.batch_size)
@@ -164,6 +167,36 @@ def embed(
         embedder.print_notes()
         return None
     return finish(request, embedder, records, predict, digits=None)
+
+
+def generate(
+    request: Request, choices: dict[str, Any], num_return_sequences: int | None = None, *, scored: bool = True,
+    seed: int = 1, max_input_tokens: int | None = None, column: str | None = None,
+) -> list[Record] | None:  # fmt: skip
+    """Generate for each text -> records `text`, `generated` and `answers`; None when they were written to a file.
+
+    choices: fields of Decoding that override those of the run. Without `scored`, a single answer has no `answers`.
+    """
+    field = column or "text"
+    records = request.records([field], _COLUMN_HINT)
+    generator = request.open(partial(TextGenerator, spell=as_flag))
+    first = 0
+
+    def predict(chunk: list[Record]) -> Sequence[Record]:
+        nonlocal first
+        texts, start = [one[field] for one in chunk], first
+        first += len(chunk)
+        if not scored and (num_return_sequences or generator.num_return_sequences) == 1:
+            plain = generator(texts, choices, seed, max_input_tokens, start)
+            return [{"text": text, "generated": new} for text, new in zip(texts, plain, strict=True)]
+        found = generator.scored_answers(texts, choices, num_return_sequences, seed, max_input_tokens, start)
+        made = [
+            {"text": text, "generated": answers[0]["generated"], "answers": answers}
+            for text, answers in zip(texts, found, strict=True)
+        ]
+        return with_ids(chunk, made)
+
+    return finish(request, generator, records, predict)
 
 
 def with_ids(chunk: Sequence[Record], found: Sequence[Any]) -> Sequence[Record]:

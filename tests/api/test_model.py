@@ -267,6 +267,11 @@ def test_a_t5_generates_one_text_for_each(opened):
     assert model.heads == ("lm",)
     with pytest.raises(UserError, match="length_penalty needs beam search; give beam_size N above 1"):
         model.generate("dog", length_penalty=1.0)
+    several = model.generate_answers(some, 2, max_new_tokens=6, beam_size=3)
+    assert [answers[0]["generated"] for answers in several] == beams and len(several[0]) == 2
+    assert model.generate_answers(some[0], 2, max_new_tokens=6, beam_size=3) == several[0]
+    with pytest.raises(TypeError, match="beams"):
+        model.generate("dog", beams=3)
 
 
 # ---- what it says of itself, and refuses ----------------------------------------------------------------------------

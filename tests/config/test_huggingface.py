@@ -10,6 +10,7 @@ from bertjax.config.huggingface import generation
 from bertjax.config.huggingface.fields import ACTIVATIONS, unknown_fields
 from bertjax.config.loading.load import build
 from bertjax.config.loading.pretrained import read_model_fields
+from bertjax.config.schema.evaluation import Decoding
 from bertjax.config.schema.model import (
     FAMILIES,
     AlbertConfig,
@@ -243,15 +244,19 @@ def test_new_fields_do_not_change_the_identity_of_older_runs():
         ({"num_beams": 4, "max_new_tokens": 9}, {"beam_size": 4, "beam_rules": "transformers", "length_penalty": 1.0,
                                                  "max_new_tokens": 9}, []),
         ({"num_beams": 4, "length_penalty": -1, "early_stopping": True},
-         {"beam_size": 4, "beam_rules": "transformers", "length_penalty": -1.0}, ["early_stopping True"]),
+         {"beam_size": 4, "beam_rules": "transformers", "length_penalty": -1.0, "early_stopping": True}, []),
         ({"do_sample": True}, {"sample": True, "temperature": 1.0, "top_k": 50, "top_p": None}, []),
         ({"do_sample": True, "top_k": 0, "top_p": 0.9, "temperature": 0.7},
          {"sample": True, "temperature": 0.7, "top_k": None, "top_p": 0.9}, []),
         ({"temperature": 0.7, "early_stopping": True, "length_penalty": 2.0}, {}, []),  # of no effect in greedy search
         ({"max_length": 33}, {"max_new_tokens": 32}, []),
         ({"max_length": 20}, {}, []),
-        ({"no_repeat_ngram_size": 3, "min_length": 0, "suppress_tokens": [5]}, {},
-         ["no_repeat_ngram_size 3", "suppress_tokens [5]"]),
+        ({"no_repeat_ngram_size": 3, "min_length": 0, "repetition_penalty": 1.0, "suppress_tokens": [5]},
+         {"no_repeat_ngram_size": 3}, ["suppress_tokens [5]"]),
+        ({"min_length": 30, "repetition_penalty": 1.2, "bad_words_ids": [[4], [5, 6]]},  # min_length counts the start
+         {"min_new_tokens": 29, "repetition_penalty": 1.2, "bad_words_ids": [[4], [5, 6]]}, []),
+        ({"min_length": 30, "min_new_tokens": 1}, {"min_new_tokens": 1}, []),
+        ({"num_return_sequences": 3}, {}, ["num_return_sequences 3"]),  # transformers refuses it in greedy search
         ({"num_beams": 2, "do_sample": True, "top_k": 5},
          {"sample": True, "temperature": 1.0, "top_k": 5, "top_p": None}, ["num_beams 2"]),
     ],
@@ -259,3 +264,11 @@ def test_new_fields_do_not_change_the_identity_of_older_runs():
 def test_settings_of_generation(settings, expected, left):
     assert generation.to_decoding_fields(settings) == expected
     assert generation.unsupported_settings(settings) == left
+    Decoding(**expected)
+
+
+def test_the_number_of_answers():
+    count = lambda **settings: generation.num_return_sequences(settings)  # noqa: E731
+    assert (count(), count(num_return_sequences=2), count(num_return_sequences=None)) == (1, 1, 1)
+    assert count(num_return_sequences=2, num_beams=4) == count(num_return_sequences=2, do_sample=True) == 2
+    assert count(num_return_sequences=5, num_beams=4) == 1

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from generated_texts import generated
 
 from bertjax.config.loading.load import build
 from bertjax.config.schema.evaluation import Decoding
@@ -22,6 +23,7 @@ from bertjax.evaluation.restore import RestoredCheckpoint
 from bertjax.models.decoding.beam import beam_search
 from bertjax.models.decoding.sample import greedy, sample
 from bertjax.parallel.mesh import make_mesh
+from bertjax.tools import predict, prediction_files
 from bertjax.training.program import stage_program
 from bertjax.training.run_context import RunContext
 
@@ -175,12 +177,11 @@ def test_the_probe_decodes_as_the_stage_does_unless_told(opened, monkeypatch):
     restored, asked = opened(decoding={"beam_size": 3, "length_penalty": 1.0}), texts(3)
     made = []
     monkeypatch.setattr(generation, "Generator", lambda *a, **k: made.append((a[2], k)) or Generator(*a, **k))
-    found = generation.generate(restored, asked, {})
-    assert [one["text"] for one in found] == asked
-    assert [one["generated"] for one in found] == generator(restored, "beam")(restored.params, asked)
+    found = generated(restored, asked)
+    assert found == generator(restored, "beam")(restored.params, asked)
     by_rules = {"beam_rules": "transformers"}
     for choices in ({"sample": True, "top_k": 2}, {"beam_size": 5}, {"max_new_tokens": 2}, by_rules):
-        generation.generate(restored, asked, choices)
+        generated(restored, asked, **choices)
     assert [decoding.model_dump(exclude_defaults=True) for decoding, _ in made] == [
         {"beam_size": 3, "length_penalty": 1.0},
         {"length_penalty": 1.0, "sample": True, "top_k": 2},
@@ -195,9 +196,9 @@ def test_the_probe_decodes_as_the_stage_does_unless_told(opened, monkeypatch):
 
 def test_the_probe_of_a_language_model_goes_on(opened, tokenizer):
     restored = opened("decoder_only", {"kind": "causal_lm", "sequence_length": 24})
-    found = generation.generate(restored, ["the old"], {"max_new_tokens": 9})
+    found = generated(restored, ["the old"], max_new_tokens=9)
     ids = tokenizer.encode_batch(["the old"])
-    assert found == [{"text": "the old", "generated": one_by_one(restored, "greedy", ids, causal=True)[0]}]
+    assert found == one_by_one(restored, "greedy", ids, causal=True)
     json.dumps(found)
 
 
@@ -208,10 +209,10 @@ def test_sentinels_in_a_text_are_those_of_training(opened, tokenizer, capsys):
     (rows,) = text_to_text_blocks((tokenizer, row_dtype(24, 9)), [(text, "") for text in asked])
     ids = [row["input_ids"][row["segment_ids"] > 0].tolist() for row in rows]
     assert [tokenizer.sentinel_id(0) in row for row in ids] == [True, True]
-    found = generation.generate(restored, asked, {})
-    assert [one["generated"] for one in found] == one_by_one(restored, "greedy", ids)
+    found = generated(restored, asked)
+    assert found == one_by_one(restored, "greedy", ids)
     assert "read as characters" not in capsys.readouterr().err
-    generation.generate(restored, ["<extra_id_7>", "dog", "dog<extra_id_0>"], {})
+    generated(restored, ["<extra_id_7>", "dog", "dog<extra_id_0>"])
     assert "note: 2 of 3 texts contain an <extra_id_N> that is read as characters" in capsys.readouterr().err
 
 
@@ -220,17 +221,17 @@ def test_the_probe_reads_texts_whole_or_says_what_it_cuts(opened, tokenizer, cap
     restored, asked = opened(), ["the dog", " ".join(WORDS * 3)]
     ids = tokenizer.encode_batch(asked)
     assert len(ids[1]) > 40
-    found = generation.generate(restored, asked, {"max_new_tokens": 9})
-    assert found[1]["generated"] == one_by_one(restored, "greedy", [[*ids[1], 1]])[0]
+    found = generated(restored, asked, max_new_tokens=9)
+    assert found[1] == one_by_one(restored, "greedy", [[*ids[1], 1]])[0]
     assert "inputs cut" not in capsys.readouterr().err
-    generation.generate(restored, asked, {"max_new_tokens": 9}, max_input_tokens=10)
+    generated(restored, asked, max_input_tokens=10, max_new_tokens=9)
     lost = (len(ids[1]) - 9) / (len(ids[0]) + len(ids[1]))
     assert capsys.readouterr().err.splitlines()[0] == (
         f"note: 1 of 2 inputs cut ({lost:.1%} of their tokens lost); raise --max-input-tokens (now 10) to keep them"
     )
     monkeypatch.setattr(generate, "MAX_INPUT_TOKENS", 40)
     with pytest.raises(UserError, match=r"^text 2: has \d\d tokens, .* --max-input-tokens$"):
-        generation.generate(restored, asked, {})
+        generated(restored, asked)
 
 
 def test_long_texts_go_in_few_widths_and_small_batches(opened):
@@ -246,9 +247,9 @@ def test_long_texts_go_in_few_widths_and_small_batches(opened):
 
 def test_answers_without_an_end_are_counted(opened, capsys):
     restored = opened(preprocess=DATA | {"target_length": 2})
-    generation.generate(restored, texts(3), {})
+    generated(restored, texts(3))
     assert "of 3 answers reach 2 tokens and are truncated" in capsys.readouterr().err
-    generation.generate(restored, texts(3), {"max_new_tokens": 2})
+    generated(restored, texts(3), max_new_tokens=2)
     assert "are truncated" not in capsys.readouterr().err
 
 
@@ -257,7 +258,83 @@ def test_another_family_is_refused(family):
     """Also those with a language model's head."""
     ctx = SimpleNamespace(config=SimpleNamespace(model=FAMILIES[family]()), tokenizer=None)
     with pytest.raises(UserError, match=f"an? {family} model generates no text; name a run of family t5"):
-        generation.generate(RestoredCheckpoint(ctx, 0, 1, None, {}), ["x"], {})
+        generated(RestoredCheckpoint(ctx, 0, 1, None, {}), ["x"])
+
+
+def test_several_answers_of_files_in_batches(opened, tmp_path, monkeypatch, capsys):
+    """What is written of a file in chunks is what one call gives: also its samples, and its notes are counted once."""
+    restored, asked = opened(), texts(7)
+    choices = {"sample": True, "top_k": 12, "no_repeat_ngram_size": 2, "repetition_penalty": 1.2}
+    expected = generation.TextGenerator(restored, 4).scored_answers(asked, choices, 3, seed=5)
+    assert [len(answers) for answers in expected] == [3] * 7
+    (tmp_path / "asked.jsonl").write_text("".join(json.dumps({"id": i, "q": q}) + "\n" for i, q in enumerate(asked)))
+    monkeypatch.setattr(predict, "restore_for_prediction", lambda *_, **__: restored)
+    monkeypatch.setattr(prediction_files, "CHUNK", 3)
+    request = predict.Request(".", file=tmp_path / "asked.jsonl", output=tmp_path / "out.jsonl", batch_size=4)
+    assert predict.generate(request, choices, 3, seed=5, column="q") is None
+    written = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    for one, answers in zip(written, expected, strict=True):
+        assert [answer["generated"] for answer in one["answers"]] == [answer["generated"] for answer in answers]
+        scores = [answer["score"] for answer in answers]
+        np.testing.assert_allclose([answer["score"] for answer in one["answers"]], scores, rtol=1e-4)
+    assert [(one["id"], one["text"]) for one in written] == list(enumerate(asked))
+    assert all(one["generated"] == one["answers"][0]["generated"] for one in written)
+    assert sum("of 21 answers reach 9 tokens" in line for line in capsys.readouterr().err.splitlines()) <= 1
+    plain = predict.generate(predict.Request(".", asked, batch_size=4), choices, scored=False, seed=5)
+    assert plain == [{"text": one["text"], "generated": one["generated"]} for one in written]
+
+
+def test_constraints_hold_in_all_answers_on_a_mesh(opened):
+    """Eight devices with a sharded vocabulary give what one gives: beams, minimum length, no pair twice, bad words."""
+    asked, banned = texts(6, seed=2), [[5], [7, 8]]
+    how = Decoding(
+        beam_size=4, min_new_tokens=4, no_repeat_ngram_size=2, repetition_penalty=1.3, bad_words_ids=banned
+    )  # fmt: skip
+    found = []
+    for restored in (opened(), opened(devices=(2, 2, 2))):
+        run = Generator(
+            restored.program, restored.ctx.tokenizer, how, sequence_length=24, target_length=9, batch_size=4,
+            num_return_sequences=3,
+        )  # fmt: skip
+        found.append(run.scored_answers(restored.params, restored.ctx.tokenizer.encode_batch(asked)))
+    one, eight = ([[answer["generated"] for answer in answers] for answers in answers_of] for answers_of in found)
+    assert one == eight
+    for ours, theirs in zip(*found, strict=True):
+        scores = [answer["score"] for answer in ours]
+        assert scores == sorted(scores, reverse=True)
+        np.testing.assert_allclose(scores, [answer["score"] for answer in theirs], rtol=1e-4)
+
+
+def test_options_that_contradict_each_other(opened):
+    restored = opened()
+    asks = generation.TextGenerator(restored, spell=generation.as_flag)
+    for choices, count, line in (
+        ({}, 2, "--num-return-sequences 2: more than the beams (1); give --beam 2 or --sample"),
+        ({"beam_size": 3}, 4, "--num-return-sequences 4: more than the beams (3); give --beam 4 or --sample"),
+        (
+            {"min_new_tokens": 10},
+            1,
+            "generate: min_new_tokens 10 is above the 9 tokens of an answer; lower it or raise",
+        ),
+        ({"min_new_tokens": 4, "max_new_tokens": 3}, 1, "generate: min_new_tokens 4 is above max_new_tokens 3"),
+        ({"bad_words_ids": [[3, 64]]}, 1, "generate: bad_words_ids has 64; the ids of the model end at 63"),
+        ({"bad_words_ids": [[]]}, 1, "generate: bad_words_ids has an empty list; remove it"),
+        ({"beam_size": 2, "early_stopping": True}, 1, "generate: early_stopping needs beam_rules: transformers"),
+        ({"early_stopping": True, "beam_rules": "transformers"}, 1, "generate: --beam-rules needs beam search"),
+    ):
+        with pytest.raises(UserError) as error:
+            asks.scored_answers(["a"], choices, count)
+        assert str(error.value).startswith(line)
+
+
+def test_constraints_stay_when_another_method_is_chosen():
+    given = Decoding(beam_size=3, min_new_tokens=2, no_repeat_ngram_size=3, repetition_penalty=1.2, bad_words_ids=[[4]])
+    made = generation.override_decoding(given, {"sample": True})
+    assert made.model_dump(exclude_defaults=True) == {
+        "sample": True, "min_new_tokens": 2, "no_repeat_ngram_size": 3, "repetition_penalty": 1.2,
+        "bad_words_ids": [[4]],
+    }  # fmt: skip
+    assert not {"min_new_tokens", "early_stopping", "bad_words_ids"} & Decoding().model_dump().keys()
 
 
 def test_sampling_can_be_turned_off():

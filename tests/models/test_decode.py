@@ -15,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from bertjax.models.decoding.beam import Rules, beam_search, length_penalty
-from bertjax.models.decoding.sample import EOS, filter_logits, greedy, sample
+from bertjax.models.decoding.beam import Rules, beam_answers, beam_search, length_penalty
+from bertjax.models.decoding.processors import Processors
+from bertjax.models.decoding.sample import EOS, filter_logits, greedy, sample, sample_answers
 
 STATES = 61
 
@@ -156,6 +157,27 @@ def test_where_nothing_finishes_the_best_open_beam_is_the_answer():
         assert scores[row] == pytest.approx(score, abs=1e-5)  # without penalty, as the reference has it
 
 
+def test_open_beams_follow_the_finished_ones():
+    """By t5x's rules, with four answers of five beams: answers differ, and no finished one is behind an open one."""
+    rows, length = 6, 4
+    table = tables(rows, 9, seed=3, eos=-1.0)
+    ids, scores = beam_answers(Table(table), *inputs(rows), length, 4, beam_size=5, alpha=0.6)
+    best, best_scores = beam_search(Table(table), *inputs(rows), length, beam_size=5, alpha=0.6)
+    np.testing.assert_array_equal(ids[:, 0], best)
+    np.testing.assert_array_equal(scores[:, 0], best_scores)
+    mixed = 0
+    for row in range(rows):
+        found = [tuple(one) for one in ids[row].tolist()]
+        ended = [EOS in one for one in found]
+        assert len(set(found)) == 4 and ended == sorted(ended, reverse=True)
+        mixed += 0 < sum(ended) < 4
+        for one, score, is_ended in zip(found, scores[row].tolist(), ended, strict=True):
+            tokens = one[: one.index(EOS) + 1] if is_ended else one
+            penalty = ((5 + len(tokens)) / 6) ** 0.6 if is_ended else 1
+            assert score == pytest.approx(joint(table, row, tokens) / penalty, abs=1e-4)
+    assert mixed
+
+
 def test_penalty():
     """arXiv 1609.08144 equation 14, by hand."""
     assert float(length_penalty(0.6, 1)) == 1.0
@@ -278,6 +300,24 @@ def test_a_rows_text_is_its_own():
     )
 
 
+def test_several_samples_of_a_row():
+    """The first is that of `sample`; they differ, depend on their row alone, and score their log probability."""
+    table, length, rows = tables(4, 9, seed=5), 6, jnp.arange(4)
+    key, model = jax.random.key(3), Table(table)
+    ids, scores = sample_answers(model, *inputs(4), length, key, rows, 3, temperature=0.8)
+    np.testing.assert_array_equal(ids[:, 0], sample(model, *inputs(4), length, key, rows, temperature=0.8))
+    assert all(len({tuple(one) for one in ids[row].tolist()}) > 1 for row in range(4))
+    one, real = (x[2:3] for x in inputs(4))
+    alone = sample_answers(model, one, real, length, key, rows[2:3], 3, temperature=0.8)
+    np.testing.assert_array_equal(alone.ids[0], ids[2])
+    for row, number in itertools.product(range(4), range(3)):
+        tokens = ids[row, number].tolist()
+        tokens = tokens[: tokens.index(EOS) + 1] if EOS in tokens else tokens
+        warm = [log_p(table, row, tuple(tokens[:i])) / 0.8 for i in range(len(tokens))]
+        own = sum(x[token] - np.log(np.exp(x).sum()) for x, token in zip(warm, tokens, strict=True))
+        assert scores[row, number] == pytest.approx(own, abs=1e-4)
+
+
 # ---- a decoder alone ------------------------------------------------------------------------------------------------
 
 
@@ -302,3 +342,26 @@ def test_a_decoder_alone_goes_on_from_its_prompt():
         score, best = t5x_beams(after, length, 4, 0.6)
         assert beams[row].tolist() == padded(best, length)
         assert math.isclose(scores[row], score, abs_tol=1e-5)
+
+
+def test_a_decoder_alone_repeats_no_pair_of_its_prompt():
+    """Greedy search and several samples; the prompts have padding."""
+    table, length = tables(1, 7, seed=6, eos=-2.0), 8
+    ids, real, texts = prompts()
+    model, processors = Table(table, "decoder_only"), Processors(no_repeat_ngram_size=2, min_new_tokens=3)
+    found = greedy(model, jnp.asarray(ids), jnp.asarray(real), length, processors=processors)
+    for row, text in enumerate(texts):
+        past = [0, *text]
+        while len(past) < 1 + len(text) + length and EOS not in past:
+            scores = log_p(table, 0, tuple(past[1:])).copy()
+            pairs = {b for a, b in itertools.pairwise(past) if a == past[-1]}
+            scores[[*pairs, *([EOS] if len(past) - 1 - len(text) < 3 else [])]] = -np.inf
+            past.append(int(scores.argmax()))
+        assert found[row].tolist() == padded(tuple(past[1 + len(text) :]), length)
+    drawn, _ = sample_answers(
+        model, jnp.asarray(ids), jnp.asarray(real), length, jax.random.key(0), jnp.arange(3), 4, processors=processors
+    )
+    for row, number in itertools.product(range(3), range(4)):
+        answer = drawn[row, number].tolist()
+        past = [0, *texts[row], *(answer[: answer.index(EOS)] if EOS in answer else answer)]
+        assert len(set(itertools.pairwise(past))) == len(past) - 1 >= len(texts[row]) + 3

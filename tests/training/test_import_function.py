@@ -13,6 +13,8 @@ import sentencepiece
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
+import generated_texts  # noqa: E402
+
 from bertjax.config.schema.training import TextToTextObjective  # noqa: E402
 from bertjax.errors import UserError  # noqa: E402
 from bertjax.evaluation.predictors import generation  # noqa: E402
@@ -43,7 +45,10 @@ def source(tmp_path_factory) -> Path:
         for path, parameter in theirs.named_parameters():
             wild = 0.3 if path.startswith("shared") else 1.0
             parameter.copy_(torch.randn_like(parameter) * wild + path.endswith("layer_norm.weight"))
-    theirs.generation_config.update(num_beams=3, length_penalty=-1.0, max_new_tokens=7, no_repeat_ngram_size=0)
+    theirs.generation_config.update(
+        num_beams=3, length_penalty=-1.0, max_new_tokens=7, no_repeat_ngram_size=2, repetition_penalty=1.2,
+        min_length=4, early_stopping=True, num_return_sequences=2,
+    )  # fmt: skip
     theirs.save_pretrained(folder)
     (folder / "spiece.model").write_bytes(model.getvalue())
     (folder / "tokenizer_config.json").write_text(json.dumps({"extra_ids": 4}))
@@ -57,7 +62,8 @@ def imported(source, tmp_path_factory) -> Path:
     assert notes[0].startswith("computes in float32, as the weights are stored")
     assert notes[1] == (
         "predict generate decodes as the folder says: beam_size 3, beam_rules transformers, length_penalty -1.0, "
-        "max_new_tokens 7"
+        "early_stopping True, max_new_tokens 7, min_new_tokens 3, no_repeat_ngram_size 2, repetition_penalty 1.2, "
+        "num_return_sequences 2"
     )
     return out
 
@@ -85,8 +91,11 @@ def test_it_generates_what_transformers_generates(source, imported, capsys):
     asked = ["the cat", "zebras jump over the mat", "why", "dogs with a hat <extra_id_1>"]
     expected = generated(source, [[*row, END] for row in tokenizer.encode_batch(asked)])
     assert len({tuple(row) for row in expected}) > 2
-    found = generation.generate(restored, asked, {})
-    assert [one["generated"] for one in found] == [tokenizer.decode(row) for row in expected]
+    texts = [tokenizer.decode(row) for row in expected]  # two answers for each
+    found = generation.TextGenerator(restored).scored_answers(asked, {})
+    assert [answer["generated"] for answers in found for answer in answers] == texts
+    assert generated_texts.generated(restored, asked) == texts[::2]
+    assert len(generation.TextGenerator(restored).scored_answers(asked, {"beam_size": 2})[0]) == 1
 
 
 def test_its_loss_is_that_of_transformers(source, imported):
@@ -130,10 +139,18 @@ def test_settings_that_are_not_done_are_said(source, tmp_path, capsys):
         (folder / file.name).write_bytes(file.read_bytes())
     config = json.loads((folder / "config.json").read_text()) | {"attention_temperature": 2}
     (folder / "config.json").write_text(json.dumps(config))
-    (folder / "generation_config.json").write_text('{"repetition_penalty": 1.5, "max_new_tokens": 3}')
+    (folder / "generation_config.json").write_text('{"suppress_tokens": [5], "max_new_tokens": 3}')
     notes = convert_hf.import_folder(folder, tmp_path / "out")
     assert notes[1].endswith("config.json: not known and not used: attention_temperature")
-    assert notes[3].endswith("does not do what the folder's generation settings say: repetition_penalty 1.5")
+    assert notes[3].endswith("does not do what the folder's generation settings say: suppress_tokens [5]")
+    (folder / "generation_config.json").write_text('{"min_length": "4"}')
+    with pytest.raises(UserError, match="generation_config.json: min_length is '4', not a number; correct it"):
+        convert_hf.import_folder(folder, tmp_path / "other")
+    (folder / "generation_config.json").write_text('{"repetition_penalty": 0.0}')
+    with pytest.raises(
+        UserError, match="generation_config.json, or config.json: repetition_penalty: .* greater than 0"
+    ):
+        generation.TextGenerator(restore(folder))
     (folder / "generation_config.json").write_text("[")
     with pytest.raises(UserError, match="generation_config.json: not valid JSON"):
         convert_hf.import_folder(folder, tmp_path / "other")

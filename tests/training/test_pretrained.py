@@ -6,6 +6,7 @@ from pathlib import Path
 import fakehub
 import numpy as np
 import pytest
+from generated_texts import generated
 from hf_folders import BERT, PIECES, T5_MODELS, assert_same_tensors, t5_folder
 from hf_folders import bert_folder as folder
 
@@ -14,7 +15,6 @@ from bertjax.config.loading.load import load
 from bertjax.data.tokenizers import sentencepiece
 from bertjax.errors import UserError
 from bertjax.evaluation.evaluators.build import build_evaluators
-from bertjax.evaluation.predictors import generation
 from bertjax.evaluation.restore import restore
 from bertjax.interop import hf_folder
 from bertjax.storage import model_hub
@@ -115,7 +115,7 @@ def test_a_t5_generates_as_it_does_when_imported(hub):
     tokenizer = sentencepiece.train(lambda: iter(TEXT), vocab_size=170, extra_ids=100, character_coverage=1.0)
     hub.add("org/t5", t5_folder(Path("t5"), T5_MODELS["1.1"], tokenizer))
     convert_hf.import_folder(Path("t5"), Path("runs/t5"))
-    found = [generation.generate(name, ["The cat"], {"max_new_tokens": 4}) for name in ("org/t5", "runs/t5")]
+    found = [generated(name, ["The cat"], max_new_tokens=4) for name in ("org/t5", "runs/t5")]
     assert found[0] == found[1]
 
 

@@ -8,19 +8,21 @@ from bertjax.errors import UserError
 from bertjax.storage import text
 
 FILENAME = "generation_config.json"
-# Read into Decoding, or ids that are compared with config.json and the tokenizer.
-SUPPORTED = (
-    "num_beams", "do_sample", "temperature", "top_k", "top_p", "length_penalty", "max_length", "max_new_tokens",
-    "decoder_start_token_id", "eos_token_id", "pad_token_id",
+# Read into Decoding, or the number of answers.
+DECODING = (
+    "num_beams", "do_sample", "temperature", "top_k", "top_p", "length_penalty", "early_stopping", "max_length",
+    "max_new_tokens", "min_length", "min_new_tokens", "repetition_penalty", "no_repeat_ngram_size", "bad_words_ids",
+    "num_return_sequences",
 )  # fmt: skip
+# These ids are compared with config.json and the tokenizer.
+SUPPORTED = (*DECODING, "decoder_start_token_id", "eos_token_id", "pad_token_id")
 # These change the text and are not implemented; with the values that have no effect.
 UNSUPPORTED: dict[str, tuple[Any, ...]] = {
-    "min_length": (0,), "min_new_tokens": (0,), "early_stopping": (False,), "repetition_penalty": (1.0,),
-    "encoder_repetition_penalty": (1.0,), "no_repeat_ngram_size": (0,), "encoder_no_repeat_ngram_size": (0,),
-    "bad_words_ids": ([],), "force_words_ids": ([],), "constraints": ([],), "forced_bos_token_id": (),
+    "encoder_repetition_penalty": (1.0,), "encoder_no_repeat_ngram_size": (0,),
+    "force_words_ids": ([],), "constraints": ([],), "forced_bos_token_id": (),
     "forced_eos_token_id": (), "suppress_tokens": ([],), "begin_suppress_tokens": ([],), "sequence_bias": ({}, []),
     "exponential_decay_length_penalty": (), "num_beam_groups": (1,), "diversity_penalty": (0.0,),
-    "num_return_sequences": (1,), "min_p": (0.0,), "top_h": (1.0,), "typical_p": (1.0,), "epsilon_cutoff": (0.0,),
+    "min_p": (0.0,), "top_h": (1.0,), "typical_p": (1.0,), "epsilon_cutoff": (0.0,),
     "eta_cutoff": (0.0,), "guidance_scale": (1.0,), "penalty_alpha": (0.0,), "dola_layers": (), "stop_strings": ([],),
     "max_time": (), "watermarking_config": (), "token_healing": (False,), "forced_decoder_ids": ([],),
 }  # fmt: skip
@@ -35,7 +37,14 @@ IGNORED = (
     "continuous_batching_config", "low_memory", "prefill_chunk_size", "_from_model_config", "transformers_version",
     "_commit_hash", "_name_or_path", "generation_kwargs", "trust_remote_code", "custom_generate",
 )  # fmt: skip
-CONFIG_JSON_FIELDS = (*SUPPORTED[:8], *UNSUPPORTED)  # those that transformers 4 keeps in config.json
+_OFF: dict[str, Any] = {
+    "min_new_tokens": 0, "no_repeat_ngram_size": 0, "repetition_penalty": 1.0, "bad_words_ids": [],
+}  # fmt: skip
+_NUMBERS = (
+    "num_beams", "temperature", "top_k", "top_p", "length_penalty", "max_length", "max_new_tokens", "min_length",
+    "min_new_tokens", "repetition_penalty", "no_repeat_ngram_size", "num_return_sequences",
+)  # fmt: skip
+CONFIG_JSON_FIELDS = (*DECODING, *UNSUPPORTED)  # those that transformers 4 keeps in config.json
 
 
 def read_generation_config(folder: Path) -> dict[str, Any]:
@@ -46,14 +55,24 @@ def read_generation_config(folder: Path) -> dict[str, Any]:
     found = text.read_json(path)
     if not isinstance(found, dict):
         raise UserError(f"{path}: not a JSON object; repair or remove it")
+    _check_numbers(found, str(path))
     return found
+
+
+def _check_numbers(found: Mapping[str, Any], where: str) -> None:
+    for name in _NUMBERS:
+        value = found.get(name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise UserError(f"{where}: {name} is {value!a:.40}, not a number; correct it")
 
 
 def generation_settings(files: Mapping[str, Any]) -> dict[str, Any]:
     """Choose the settings in {"config", "generation_config"}: transformers 4 wrote them into config.json."""
-    return files["generation_config"] or {
-        name: files["config"][name] for name in CONFIG_JSON_FIELDS if name in files["config"]
-    }
+    found: dict[str, Any] = files["generation_config"]
+    if not found:
+        found = {name: files["config"][name] for name in CONFIG_JSON_FIELDS if name in files["config"]}
+        _check_numbers(found, "config.json")
+    return found
 
 
 def to_decoding_fields(found: Mapping[str, Any]) -> dict[str, Any]:
@@ -66,6 +85,7 @@ def to_decoding_fields(found: Mapping[str, Any]) -> dict[str, Any]:
     if given.get("num_beams", 1) > 1 and not given.get("do_sample"):
         made = {"beam_size": given["num_beams"], "beam_rules": "transformers"}
         made["length_penalty"] = float(given.get("length_penalty", 1.0))
+        made |= {name: given[name] for name in ("early_stopping",) if given.get(name)}
     elif given.get("do_sample"):
         made = {"sample": True, "temperature": float(given.get("temperature", 1.0))}
         made |= {"top_k": given.get("top_k", 50) or None, "top_p": float(given["top_p"]) if "top_p" in given else None}
@@ -73,15 +93,26 @@ def to_decoding_fields(found: Mapping[str, Any]) -> dict[str, Any]:
         made["max_new_tokens"] = given["max_new_tokens"]
     elif given.get("max_length", 20) != 20:  # 20 is the default of transformers
         made["max_new_tokens"] = max(1, given["max_length"] - 1)  # it counts the start token
+    least = given.get("min_new_tokens", max(0, given.get("min_length", 0) - 1))  # min_length also counts it
+    rules: dict[str, Any] = {"min_new_tokens": least}
+    rules |= {n: given[n] for n in ("no_repeat_ngram_size", "repetition_penalty", "bad_words_ids") if n in given}
+    made |= {name: value for name, value in rules.items() if value != _OFF[name]}
     return made
+
+
+def num_return_sequences(found: Mapping[str, Any]) -> int:
+    """The number of answers for each text; 1 where transformers refuses the number that is set."""
+    count: int = found.get("num_return_sequences") or 1
+    most: int = count if found.get("do_sample") else found.get("num_beams") or 1
+    return count if count <= most else 1
 
 
 def unsupported_settings(found: Mapping[str, Any]) -> list[str]:
     """List `name value` of the settings with which `generate` of transformers gives another text than bertjax."""
     given = {name: value for name, value in found.items() if value is not None}
     names = [name for name, same in UNSUPPORTED.items() if name in given and given[name] not in same]
-    beams = given.get("num_beams", 1) > 1
-    names = [name for name in names if name != "early_stopping" or beams]
-    if beams and given.get("do_sample"):
+    if given.get("num_return_sequences", 1) != num_return_sequences(given):
+        names.insert(0, "num_return_sequences")
+    if given.get("num_beams", 1) > 1 and given.get("do_sample"):
         names.insert(0, "num_beams")  # sampled beams
     return [f"{name} {given[name]!a:.40}" for name in names]

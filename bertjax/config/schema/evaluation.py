@@ -5,7 +5,16 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from bertjax.config.schema.base import FiniteFloat, KindOf, Name, NonNegativeFloat, Positive, Probability, Section
+from bertjax.config.schema.base import (
+    FiniteFloat,
+    KindOf,
+    Name,
+    NonNegative,
+    NonNegativeFloat,
+    Positive,
+    Probability,
+    Section,
+)
 from bertjax.config.schema.custom import LabelMetric, TextMetric
 from bertjax.config.schema.data import Task
 
@@ -51,6 +60,26 @@ class Decoding(Section):
     top_k: Positive | None = Field(None, description="Sample from the k likeliest tokens. Default: all.")
     top_p: float | None = Field(None, gt=0, le=1, description="Total probability of the likeliest tokens to sample.")
     max_new_tokens: Positive | None = Field(None, description="Longest output. Default: `target_length` of the data.")
+    min_new_tokens: NonNegative = Field(0, exclude_if=not_, description="No end token before this number of tokens.")
+    no_repeat_ngram_size: NonNegative = Field(
+        0, exclude_if=not_, description="No sequence of this many tokens occurs twice in an output; 0 turns it off."
+    )
+    repetition_penalty: float = Field(
+        1.0,
+        gt=0,
+        le=100,
+        exclude_if=lambda penalty: penalty == 1,
+        description="Above 1, tokens of the output are less likely to occur again; below 1, more likely.",
+    )
+    bad_words_ids: list[list[NonNegative]] = Field(
+        [], exclude_if=not_, description="Sequences of token ids that no output contains."
+    )
+    early_stopping: bool | Literal["never"] = Field(
+        False,
+        exclude_if=not_,
+        description="End of `beam_rules: transformers`: once `beam_size` beams have finished (`true`), once it is "
+        "unlikely that a better one follows (`false`), or once it is impossible (`never`).",
+    )
 
     @model_validator(mode="after")
     def _check(self) -> "Decoding":
@@ -60,6 +89,12 @@ class Decoding(Section):
             raise ValueError("temperature, top_k and top_p need sample: true")
         if self.length_penalty < 0 and self.beam_rules != "transformers":
             raise ValueError("a length_penalty below 0 needs beam_rules: transformers")
+        if self.early_stopping and self.beam_rules != "transformers":
+            raise ValueError("early_stopping needs beam_rules: transformers")
+        if self.max_new_tokens is not None and self.min_new_tokens > self.max_new_tokens:
+            raise ValueError(f"min_new_tokens {self.min_new_tokens} is above max_new_tokens {self.max_new_tokens}")
+        if any(not words for words in self.bad_words_ids):
+            raise ValueError("bad_words_ids has an empty list; remove it")
         return self
 
 

@@ -163,7 +163,8 @@ def _problems(config: TextToTextEvaluation, base: Path) -> Iterator[str]:
     by_prompt.check_metrics(names, class_names(options), [])
     task = config.data.model_copy(update={"limit": None})
     by_prompt.check_metrics(names, class_names(options), list(read_examples(task, base, most=FIRST_EXAMPLES)))
-    yield from ()
+    if config.decoding.min_new_tokens > (longest := config.decoding.max_new_tokens or options.target_length):
+        yield f"decoding.min_new_tokens {config.decoding.min_new_tokens} is above the {longest} tokens of an answer"
 
 
 def _scores(config: TextToTextEvaluation, stage: Stage) -> set[str] | None:

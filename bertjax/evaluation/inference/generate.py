@@ -4,7 +4,8 @@ generator = Generator(program, tokenizer, Decoding(beam_size=4), sequence_length
 answers = generator(params, ["translate English to German: Hello."])
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any, TypedDict
 
 import jax
 import numpy as np
@@ -15,8 +16,9 @@ from bertjax.config.schema.evaluation import Decoding
 from bertjax.data.tokenizers.sentencepiece import SentencePieceTokenizer
 from bertjax.errors import UserError
 from bertjax.evaluation.inference.batches import round_up_batch
-from bertjax.models.decoding.beam import beam_search
-from bertjax.models.decoding.sample import greedy, sample
+from bertjax.models.decoding.beam import beam_answers, beam_search
+from bertjax.models.decoding.processors import Processors
+from bertjax.models.decoding.sample import greedy, greedy_answers, sample, sample_answers
 from bertjax.parallel import batches
 from bertjax.progress import reporter
 from bertjax.training.monitor import preemption
@@ -29,43 +31,89 @@ WIDTH_MULTIPLE = 64  # input widths are multiples: few programs, little padding
 MAX_INPUT_TOKENS, MAX_TOKEN_PAIRS = 8192, 8 * 2048**2
 
 
+class ScoredText(TypedDict):
+    """One answer. `score`: what beam search ranks by, the log probability divided by its length penalty; in greedy
+    search and sampling the log probability by the distributions from which the tokens were taken.
+    """
+
+    generated: str
+    score: float
+
+
 class Generator:
     """Generates text with one model, tokenizer and decoding method; every process makes the same calls."""
 
     def __init__(
         self, program: TrainProgram, tokenizer: SentencePieceTokenizer, decoding: Decoding, *,
         sequence_length: int | None, target_length: int, batch_size: int, seed: int = 0, causal: bool = False,
-        length_option: str = "max_input_tokens",
+        length_option: str = "max_input_tokens", num_return_sequences: int | None = None,
     ) -> None:  # fmt: skip
         """sequence_length: maximum input tokens, EOS included (None: no limit, but UserError above MAX_INPUT_TOKENS).
         target_length: tokens to generate, unless `decoding` has its own number. seed: of sampling.
         causal: the model continues a text: causal attention, and no EOS after the input.
         length_option: what errors call the option that sets `sequence_length`.
+        num_return_sequences: answers for each text, for `scored_answers`, at most the number of beams and 1 in greedy
+        search; None: one answer, without score.
+
+        Raises UserError for options that contradict each other, or name tokens that the model does not have.
         """
         self.program, self.tokenizer, self.decoding, self.causal = program, tokenizer, decoding, causal
         self.sequence_length, self.batch_size, self.seed = sequence_length, batch_size, seed
         self.length_option = length_option
         self.max_new_tokens = decoding.max_new_tokens or target_length
+        self.num_return_sequences = num_return_sequences
+        self._check()
+        bad_words = tuple(tuple(words) for words in decoding.bad_words_ids)
+        self._processors = Processors(
+            decoding.repetition_penalty, decoding.no_repeat_ngram_size, bad_words, decoding.min_new_tokens
+        )
         jitted = jax.jit(self._decode, out_shardings=NamedSharding(program.mesh, P()))
         self.num_unfinished = 0  # answers so far that reached the maximum length without EOS
         self._jitted = MeshJit(jitted, program.mesh, program.rules)
         self.lower = self._jitted.lower  # (params, input_ids, segment_ids, row numbers) of any width
 
+    def _check(self) -> None:
+        how = self.decoding
+        if how.min_new_tokens > self.max_new_tokens:
+            raise UserError(
+                f"generate: min_new_tokens {how.min_new_tokens} is above the {self.max_new_tokens} tokens of an "
+                "answer; lower it or raise max_new_tokens"
+            )
+        size = self.program.model.vocab_size
+        if wrong := [i for words in how.bad_words_ids for i in words if i >= size]:
+            raise UserError(f"generate: bad_words_ids has {wrong[0]}; the ids of the model end at {size - 1}")
+
     def __call__(self, params: Params, texts: Sequence[str]) -> list[str]:
         """-> one generated text for each text, in their order."""
         return self.from_ids(params, self.tokenizer.encode_batch(list(texts)))
 
-    def from_ids(self, params: Params, rows: Sequence[Sequence[int]]) -> list[str]:
-        """Generate from token ids without EOS."""
+    def from_ids(self, params: Params, rows: Sequence[Sequence[int]], first_row: int = 0) -> list[str]:
+        """Generate from token ids without EOS. `first_row`: number of the first of them in the data set."""
+        found = {i: self._text(ids) for i, (ids,) in self._batches(params, rows, first_row)}
+        return [found[i] for i in range(len(rows))]
+
+    def scored_answers(
+        self, params: Params, rows: Sequence[Sequence[int]], first_row: int = 0
+    ) -> list[list[ScoredText]]:
+        """`num_return_sequences` answers from the ids of each text; of beam search the best first."""
+        found = {
+            i: [ScoredText(generated=self._text(one), score=float(score)) for one, score in zip(*pair, strict=True)]
+            for i, pair in self._batches(params, rows, first_row)
+        }
+        return [found[i] for i in range(len(rows))]
+
+    def _batches(
+        self, params: Params, rows: Sequence[Sequence[int]], first_row: int
+    ) -> Iterator[tuple[int, tuple[np.ndarray, ...]]]:
+        """(number of a text, what the program gives for it), shortest text first."""
         fitted = [self._truncate(row) for row in rows]
         lengths = np.array([len(row) for row in fitted], np.int64)
         if self.sequence_length is None and (lengths > MAX_INPUT_TOKENS).any():
             number = int(np.argmax(lengths > MAX_INPUT_TOKENS))
             raise UserError(
-                f"text {number + 1}: has {lengths[number]:,} tokens, and attention memory grows with their square; "
-                f"above {MAX_INPUT_TOKENS:,} set {self.length_option}"
+                f"text {first_row + number + 1}: has {lengths[number]:,} tokens, and attention memory grows with their "
+                f"square; above {MAX_INPUT_TOKENS:,} set {self.length_option}"
             )
-        found: dict[int, str] = {}
         order = np.argsort(lengths, kind="stable")
         with reporter.ensure_task("generating"):
             reporter.expect(len(fitted), "texts")
@@ -73,10 +121,9 @@ class Generator:
                 preemption.check()
                 size, width = self._batch(lengths[order])
                 picked, order = order[:size], order[size:]
-                ids = self._generate(params, [fitted[i] for i in picked], picked, width, size)
-                found |= {int(i): self._text(row) for i, row in zip(picked, ids, strict=False)}
+                made = self._generate(params, [fitted[i] for i in picked], picked + first_row, width, size)
+                yield from ((int(i), one) for i, one in zip(picked, zip(*made, strict=True), strict=False))
                 reporter.advance(len(picked), "texts")
-        return [found[i] for i in range(len(fitted))]
 
     def _batch(self, lengths: np.ndarray) -> tuple[int, int]:
         """(rows, width) of the next batch of texts with these lengths, shortest first."""
@@ -101,8 +148,8 @@ class Generator:
 
     def _generate(
         self, params: Params, rows: list[list[int]], numbers: np.ndarray, width: int, size: int
-    ) -> np.ndarray:
-        """-> ids int32 [size, L]; rows after the last one repeat it."""
+    ) -> tuple[np.ndarray, ...]:
+        """-> ids int32 [size, L], or ids [size, N, L] and scores [size, N]; rows after the last one repeat it."""
         ids = np.zeros((size, width), np.int32)
         lengths = np.array([len(row) for row in rows])
         for i, row in enumerate(rows):
@@ -113,23 +160,30 @@ class Generator:
         sharding = self.program.batch_sharding()
         ours = batches.local_rows(sharding, size)
         put = batches.place({name: x[ours] for name, x in batch.items()}, sharding, size)
-        return np.asarray(jax.device_get(self._jitted(params, *put.values())))
+        return tuple(np.asarray(x) for x in jax.device_get(self._jitted(params, *put.values())))
 
-    def _decode(self, params: Params, input_ids: jax.Array, segment_ids: jax.Array, rows: jax.Array) -> jax.Array:
+    def _decode(
+        self, params: Params, input_ids: jax.Array, segment_ids: jax.Array, rows: jax.Array
+    ) -> tuple[jax.Array, ...]:
         model, how = self.program.build_model(params), self.decoding
         inputs = (model, input_ids, segment_ids, self.max_new_tokens)
-        causal, eos_id = self.causal, self.tokenizer.eos_id
+        count = self.num_return_sequences
+        shared: dict[str, Any] = {
+            "causal": self.causal,
+            "eos_id": self.tokenizer.eos_id,
+            "processors": self._processors,
+        }
         if how.sample:
-            return sample(
-                *inputs, jax.random.key(self.seed), rows, causal=causal, eos_id=eos_id,
-                temperature=how.temperature, top_k=how.top_k, top_p=how.top_p,
-            )  # fmt: skip
+            options = shared | {"temperature": how.temperature, "top_k": how.top_k, "top_p": how.top_p}
+            drawn = (*inputs, jax.random.key(self.seed), rows)
+            return sample_answers(*drawn, count, **options) if count else (sample(*drawn, **options),)
         if how.beam_size > 1:
-            return beam_search(
-                *inputs, beam_size=how.beam_size, alpha=how.length_penalty, causal=causal, eos_id=eos_id,
-                rules=how.beam_rules,
-            )[0]  # fmt: skip
-        return greedy(*inputs, causal=causal, eos_id=eos_id)
+            options = shared | {
+                "beam_size": how.beam_size, "alpha": how.length_penalty, "rules": how.beam_rules,
+                "early_stopping": how.early_stopping,
+            }  # fmt: skip
+            return beam_answers(*inputs, count, **options) if count else (beam_search(*inputs, **options)[0],)
+        return greedy_answers(*inputs, **shared) if count else (greedy(*inputs, **shared),)
 
     def _text(self, ids: np.ndarray) -> str:
         ends = np.flatnonzero(ids == self.tokenizer.eos_id)

@@ -2,46 +2,28 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, TypedDict
+from dataclasses import dataclass, field
+from typing import Any
 
 from pydantic import ValidationError
 
 from bertjax.config.huggingface import generation
 from bertjax.config.schema.evaluation import Decoding
 from bertjax.data.jobs import text_counts
+from bertjax.data.jobs.text_counts import TextCounts
 from bertjax.data.preprocess.registry import record_of
 from bertjax.errors import UserError
 from bertjax.evaluation.evaluators import text_to_text
 from bertjax.evaluation.evaluators.heldout import report_truncation
-from bertjax.evaluation.inference.generate import Generator
+from bertjax.evaluation.inference.generate import Generator, ScoredText
 from bertjax.evaluation.inference.token_rows import check_texts
-from bertjax.evaluation.predictors.base import Checkpoint, Predictor, check_count, print_note
-from bertjax.evaluation.restore import RestoredCheckpoint, restore
+from bertjax.evaluation.predictors.base import Predictor, check_count, print_note
+from bertjax.evaluation.restore import RestoredCheckpoint
 
 _SENTINEL = re.compile(r"▁?<extra_id_\d+>")
 BATCH_SIZE = 8  # unless one is given
 MAX_GENERATORS = 8  # compiled programs for different options that are kept
 Spell = Callable[[str], str]  # how messages write an option
-
-
-class GeneratedText(TypedDict):
-    """A text and what the model generates for it."""
-
-    text: str
-    generated: str
-
-
-def generate(
-    checkpoint: Checkpoint, texts: list[str], choices: dict[str, Any], seed: int = 0, batch_size: int | None = None, *,
-    max_input_tokens: int | None = None, overrides: Sequence[str] = (), base_model: Path | None = None,
-) -> list[GeneratedText]:  # fmt: skip
-    """`TextGenerator` for one call of `bertjax predict generate`; `base_model` is that of `restore`."""
-    if not isinstance(checkpoint, RestoredCheckpoint):
-        checkpoint = restore(checkpoint, overrides=overrides, base_model=base_model)
-    predictor = TextGenerator(checkpoint, batch_size, spell=as_flag)
-    found = predictor(texts, choices, seed, max_input_tokens)
-    return [{"text": text, "generated": new} for text, new in zip(texts, found, strict=True)]
 
 
 def generates_text(model: Any) -> bool:
@@ -52,6 +34,19 @@ def generates_text(model: Any) -> bool:
 def as_flag(option: str) -> str:
     """An option as `bertjax predict generate` has it."""
     return "--beam" if option == "beam_size" else "--" + option.replace("_", "-")
+
+
+@dataclass
+class _Counts:
+    """What is reported after the last text."""
+
+    inputs: TextCounts = field(default_factory=dict)
+    limit: tuple[str, int | None] = ("", None)  # the option of the longest input, and its value
+    texts: int = 0
+    wrong_sentinels: int = 0  # texts with one that is read as characters
+    answers: int = 0
+    unfinished: int = 0
+    longest: int = 0  # tokens of an answer
 
 
 class TextGenerator(Predictor):
@@ -69,37 +64,94 @@ class TextGenerator(Predictor):
         stage = config.stages[restored.stage]
         evaluations = text_to_text.stage_settings(stage)
         options = [task.preprocess for task in (*config.stage_tasks(stage).values(), *(e.data for e in evaluations))]
-        self.decoding = evaluations[0].decoding if evaluations else _imported_decoding(restored)
+        self.num_return_sequences = 1  # by default
+        if evaluations:
+            self.decoding = evaluations[0].decoding
+        else:
+            self.decoding, self.num_return_sequences = _imported_decoding(restored)
         self.target_length = max(getattr(one, "target_length", None) or one.sequence_length for one in options)
         self.is_causal = all(record_of(one).layout == "decoder" for one in options)
         self._generators: dict[tuple[Any, ...], Generator] = {}
+        listed = self.tokenizer.pieces if self.tokenizer.kind != "bytes" else []  # whose sentinels are bytes
+        self._sentinels = {i for i, piece in enumerate(listed) if _SENTINEL.fullmatch(piece)}
+        self._counted = _Counts()
 
     def __call__(
-        self, texts: Sequence[str], choices: Mapping[str, Any], seed: int = 0, max_input_tokens: int | None = None
-    ) -> list[str]:
+        self, texts: Sequence[str], choices: Mapping[str, Any], seed: int = 0, max_input_tokens: int | None = None,
+        first_row: int = 0,
+    ) -> list[str]:  # fmt: skip
         """One generated text for each text.
 
-        choices: fields of Decoding that override those of the stage's evaluation. Reports truncation, unknown
-        characters and unread sentinels on stderr.
+        choices: fields of Decoding that override those of the stage's evaluation. first_row: number of the first text,
+        by which samples are drawn. Truncation, unknown characters and unread sentinels are counted; `print_notes`
+        reports them.
         """
+        generator, rows = self._prepare(texts, choices, seed, max_input_tokens, None)
+        found = generator.from_ids(self.params, rows, first_row)
+        self._count_answers(generator, len(found), choices)
+        return found
+
+    def scored_answers(
+        self, texts: Sequence[str], choices: Mapping[str, Any], num_return_sequences: int | None = None, seed: int = 0,
+        max_input_tokens: int | None = None, first_row: int = 0,
+    ) -> list[list[ScoredText]]:  # fmt: skip
+        """As `__call__`, all answers for each text, of beam search the best first.
+
+        num_return_sequences: default: 1, or as the imported folder says.
+        """
+        name = self.spell("num_return_sequences")
+        if num_return_sequences is not None:
+            count = check_count(name, num_return_sequences)
+        else:
+            count = 1 if _resets(self.decoding, choices) else self.num_return_sequences
+        decoding = override_decoding(self.decoding, _plain(choices), self.spell)
+        if not decoding.sample and count > decoding.beam_size:
+            raise UserError(
+                f"{name} {count}: more than the beams ({decoding.beam_size}); give {self.spell('beam_size')} {count} "
+                f"or {self.spell('sample')}"
+            )
+        generator, rows = self._prepare(texts, choices, seed, max_input_tokens, count)
+        found = generator.scored_answers(self.params, rows, first_row)
+        self._count_answers(generator, sum(map(len, found)), choices)
+        return found
+
+    def print_notes(self) -> None:
+        """Report on stderr what was counted since the last report."""
+        counted, self._counted = self._counted, _Counts()
+        if counted.inputs:
+            report_truncation("note", counted.inputs, {"inputs": counted.limit})
+        if counted.wrong_sentinels and not self._sentinels:
+            print_note("an <extra_id_N> in a text is read as characters: the tokenizer has no pieces for sentinels")
+        elif counted.wrong_sentinels:
+            print_note(
+                f"{counted.wrong_sentinels:,} of {counted.texts:,} texts contain an <extra_id_N> that is read as "
+                f"characters: it is inside a word (put a space before it), or N is too large "
+                f"({len(self._sentinels)} sentinels)"
+            )
+        if counted.unfinished:
+            ends = f"{counted.unfinished:,} of {counted.answers:,} answers reach {counted.longest} tokens"
+            print_note(f"{ends} and are truncated; {self.spell('max_new_tokens')} sets another length")
+
+    def _prepare(
+        self, texts: Sequence[str], choices: Mapping[str, Any], seed: int, max_input_tokens: int | None,
+        num_return_sequences: int | None,
+    ) -> tuple[Generator, list[list[int]]]:  # fmt: skip
+        """Check the arguments -> the generator and the ids of the texts, which are counted."""
         given = check_texts("texts", texts)
         if max_input_tokens is not None:
             max_input_tokens = check_count(self.spell("max_input_tokens"), max_input_tokens)
         seed = check_count(self.spell("seed"), seed, least=0)
-        choices = {name: getattr(value, "item", lambda value=value: value)() for name, value in choices.items()}
-        generator = self._generator(dict(choices), seed, max_input_tokens)
+        generator = self._generator(_plain(choices), seed, max_input_tokens, num_return_sequences)
         rows = self.tokenizer.encode_batch(given)
-        _report_truncation(generator, given, rows)
+        self._count_inputs(generator, given, rows)
         generator.num_unfinished = 0
-        found = generator.from_ids(self.params, rows)
-        if generator.num_unfinished and "max_new_tokens" not in choices:
-            ends = f"{generator.num_unfinished:,} of {len(given):,} answers reach {generator.max_new_tokens} tokens"
-            print_note(f"{ends} and are truncated; {self.spell('max_new_tokens')} sets another length")
-        return found
+        return generator, rows
 
-    def _generator(self, choices: dict[str, Any], seed: int, max_input_tokens: int | None) -> Generator:
+    def _generator(
+        self, choices: dict[str, Any], seed: int, max_input_tokens: int | None, num_return_sequences: int | None
+    ) -> Generator:
         decoding = override_decoding(self.decoding, choices, self.spell)
-        key = (decoding.model_dump_json(), seed, max_input_tokens)
+        key = (decoding.model_dump_json(), seed, max_input_tokens, num_return_sequences)
         if key not in self._generators:
             if len(self._generators) == MAX_GENERATORS:
                 del self._generators[next(iter(self._generators))]
@@ -107,47 +159,72 @@ class TextGenerator(Predictor):
                 self.restored.program, self.tokenizer, decoding, sequence_length=max_input_tokens,
                 target_length=self.target_length, batch_size=self.batch_size or BATCH_SIZE, seed=seed,
                 causal=self.is_causal, length_option=self.spell("max_input_tokens"),
+                num_return_sequences=num_return_sequences,
             )  # fmt: skip
         return self._generators[key]
 
+    def _count_inputs(self, generator: Generator, texts: Sequence[str], rows: Sequence[Sequence[int]]) -> None:
+        limit = generator.sequence_length
+        capacity = None if limit is None else generator.input_capacity(limit)
+        counts = {"inputs": text_counts.count(rows, capacity, self.tokenizer.unk_id)}
+        self._counted.inputs = text_counts.merge_counts(self._counted.inputs, counts)
+        self._counted.limit = (generator.length_option, limit)
+        read = [sum(i in self._sentinels for i in row) for row in rows]
+        wrong = (len(_SENTINEL.findall(text)) > count for text, count in zip(texts, read, strict=True))
+        self._counted.texts += len(texts)
+        self._counted.wrong_sentinels += sum(wrong)
 
-def _report_truncation(generator: Generator, texts: Sequence[str], rows: Sequence[Sequence[int]]) -> None:
-    tokenizer, limit = generator.tokenizer, generator.sequence_length
-    capacity = None if limit is None else generator.input_capacity(limit)
-    counts = {"inputs": text_counts.count(rows, capacity, tokenizer.unk_id)}
-    report_truncation("note", counts, {"inputs": (generator.length_option, limit)})
-    listed = tokenizer.pieces if tokenizer.kind != "bytes" else []  # whose sentinels are bytes
-    sentinels = {i for i, piece in enumerate(listed) if _SENTINEL.fullmatch(piece)}
-    read = [sum(i in sentinels for i in row) for row in rows]
-    if not sentinels and any(_SENTINEL.search(text) for text in texts):
-        print_note("an <extra_id_N> in a text is read as characters: the tokenizer has no pieces for sentinels")
-    elif wrong := sum(len(_SENTINEL.findall(text)) > count for text, count in zip(texts, read, strict=True)):
-        print_note(
-            f"{wrong:,} of {len(texts):,} texts contain an <extra_id_N> that is read as characters: it is inside a "
-            f"word (put a space before it), or N is too large ({len(sentinels)} sentinels)"
-        )
+    def _count_answers(self, generator: Generator, answers: int, choices: Mapping[str, Any]) -> None:
+        self._counted.answers += answers
+        if "max_new_tokens" not in choices:
+            self._counted.unfinished += generator.num_unfinished
+            self._counted.longest = generator.max_new_tokens
 
 
-def _imported_decoding(restored: RestoredCheckpoint) -> Decoding:
-    """The generation settings of an imported folder, else greedy."""
+def _plain(choices: Mapping[str, Any]) -> dict[str, Any]:
+    """The options with Python's numbers in place of NumPy's."""
+    return {name: getattr(value, "item", lambda value=value: value)() for name, value in choices.items()}
+
+
+def _imported_decoding(restored: RestoredCheckpoint) -> tuple[Decoding, int]:
+    """The generation settings of an imported folder and its number of answers, else greedy search and 1."""
     if restored.hugging_face is None:
-        return Decoding()
+        return Decoding(), 1
     settings = generation.generation_settings(restored.hugging_face)
     if left := generation.unsupported_settings(settings):
         print_note(f"generation settings of the imported folder that are not supported: {', '.join(left)}")
-    return override_decoding(Decoding(), generation.to_decoding_fields(settings))
+    try:
+        decoding = override_decoding(Decoding(), generation.to_decoding_fields(settings))
+    except UserError as error:
+        place = f"{restored.where}: {generation.FILENAME}, or config.json"
+        raise UserError(f"{place}: {str(error).removeprefix('generate: ')}; correct it") from None
+    return decoding, generation.num_return_sequences(settings)
+
+
+# Fields that hold for every method, and those of beams.
+_KEPT = ("max_new_tokens", "min_new_tokens", "no_repeat_ngram_size", "repetition_penalty", "bad_words_ids")
+_OF_BEAMS = ("length_penalty", "beam_rules", "early_stopping")
+
+
+def _resets(settings: Decoding, choices: Mapping[str, Any]) -> bool:
+    """Whether the choices select a method, so that the settings of the others do not hold."""
+    return bool(
+        choices.get("sample", settings.sample) != settings.sample or choices.get("sample") or "beam_size" in choices
+    )
 
 
 def override_decoding(settings: Decoding, choices: dict[str, Any], spell: Spell = as_flag) -> Decoding:
     """Override fields; choosing sampling or a beam size resets the fields of the other methods."""
-    if choices.get("sample", settings.sample) != settings.sample or choices.get("sample") or "beam_size" in choices:
-        settings = Decoding(**settings.model_dump(include={"length_penalty", "beam_rules", "max_new_tokens"}))
+    if _resets(settings, choices):
+        settings = Decoding(**settings.model_dump(include={*_KEPT, *_OF_BEAMS}))
+    if choices.get("beam_rules") == "t5x":
+        settings = settings.model_copy(update={"early_stopping": False})
     try:
         made = Decoding(**settings.model_dump() | choices)
     except ValidationError as error:
         reason = error.errors()[0]
         field = "".join(f"{name}: " for name in reason["loc"])
         raise UserError(f"generate: {field}{reason['msg'].removeprefix('Value error, ')}") from None
-    if made.beam_size == 1 and (unused := [name for name in ("length_penalty", "beam_rules") if name in choices]):
+    if made.beam_size == 1 and (unused := [name for name in _OF_BEAMS if name in choices]):
         raise UserError(f"generate: {spell(unused[0])} needs beam search; give {spell('beam_size')} N above 1")
     return made
