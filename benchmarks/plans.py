@@ -60,7 +60,7 @@ def command(name: str, topology: str) -> list[str]:
 
 def compiled(words: Sequence[str]) -> dict[str, Any]:
     """What a row's command says, of which the table is made. Raises RuntimeError with the command's own line."""
-    run = [sys.executable, "-m", *words, "--json"]
+    run = [sys.executable, "-P", "-m", *words, "--json"]
     done = subprocess.run(run, cwd=ROOT, capture_output=True, text=True)
     if done.returncode not in (0, 1):
         raise RuntimeError(done.stderr.strip().splitlines()[-1])

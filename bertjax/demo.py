@@ -64,7 +64,7 @@ def run_bertjax(*arguments: str, capture: bool = False, replace: Mapping[str, st
     `replace`: arguments that are passed in another form than they are shown.
     """
     print("$ bertjax " + " ".join(f"'{a}'" if re.search(r"[\s\[\]?\"]", a) else a for a in arguments), flush=True)
-    command = [sys.executable, "-m", "bertjax", *(replace.get(word, word) for word in arguments)]
+    command = [sys.executable, "-P", "-m", "bertjax", *(replace.get(word, word) for word in arguments)]
     done = subprocess.run(command, text=True, stdout=subprocess.PIPE if capture else None, check=False)
     if done.returncode:
         sys.exit(done.returncode)

@@ -1,6 +1,7 @@
 """Handle Ctrl-C and SIGTERM at once, even while the main thread is inside a long C call.
 
 A thread reads the signals. A handler whose exception the interpreter ignored (in a __del__, a GC callback) runs again.
+Blocks with `polled` raise nothing in the handler: their loops call `check`.
 """
 
 import os
@@ -19,11 +20,34 @@ from bertjax.progress import reporter
 GRACE_SECONDS = 5.0  # seconds that the main thread has for cleaning up, before the process ends
 DEBOUNCE_SECONDS = 0.5  # seconds: a terminal and a wrapper both pass on one Ctrl-C
 INTERRUPTED_EXIT_CODE = 128 + signal.SIGINT
+KEPT_MESSAGE = "what is finished is kept: run the same command again"
 RETRY_SECONDS = 0.02  # seconds until a handler whose exception was lost runs again
 
 
 class StopRequested(BaseException):
     """Raised in the main thread where a command must stop; not an Exception, so that no handler catches it."""
+
+
+class Flag:
+    """A flag that a signal handler may set. An Event has a lock, for which a handler inside a handler waits forever."""
+
+    def __init__(self) -> None:
+        self._is_set = False
+
+    def is_set(self) -> bool:
+        return self._is_set
+
+    def set(self) -> None:
+        self._is_set = True
+
+    def clear(self) -> None:
+        self._is_set = False
+
+
+profile_requested = Flag()  # by SIGUSR1, which may come before there is a profiler
+_NO_BLOCK = Flag()
+_stop = _NO_BLOCK  # of the innermost block
+_was_stopped = Flag()  # a signal ended a block of this process
 
 
 class CtrlCCounter:
@@ -41,14 +65,49 @@ class CtrlCCounter:
 
 def exit_now(code: int, line: str) -> NoReturn:
     """End the process at once, with its worker processes."""
-    from multiprocessing import active_children
-
-    for child in active_children():  # or they would outlive this process
-        child.kill()
+    kill_children()
     reporter.last_words(line)  # not print: the main thread may be inside one
     with suppress(Exception):
         sys.stdout.flush()
     os._exit(code)
+
+
+def kill_children() -> None:
+    """Kill the worker processes, which would outlive this one, and do not wait for them."""
+    from multiprocessing import active_children
+
+    for child in active_children():
+        child.kill()
+
+
+def check() -> None:
+    """Raise StopRequested if a signal asks the innermost block of `exit_on_signal` to stop; for loops that last."""
+    if _stop.is_set():
+        raise StopRequested
+
+
+@contextmanager
+def note_signal(number: int, flag: Flag) -> Iterator[None]:
+    """Set `flag` when the signal arrives inside the block, which it does not interrupt; in the main thread only."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(number, lambda *_: flag.set())
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
+
+
+def keep_exit_code_on_sigterm() -> None:
+    """Ignore a SIGTERM on the way out of a command that a signal has ended; otherwise it ends the process as usual."""
+
+    def on_sigterm(number: int, _: object) -> None:
+        if not _was_stopped.is_set():
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+    signal.signal(signal.SIGTERM, on_sigterm)
 
 
 @contextmanager
@@ -62,28 +121,47 @@ def exit_on_signal(
     on_ctrl_c: Callable[[], None] = lambda: None,
     restore_handler: Callable[[int], bool] = lambda number: True,
     ends_process: bool = True,
+    polled: bool = False,
+    grace: float = GRACE_SECONDS,
 ) -> Iterator[None]:
     """Raise `error` in the main thread on a signal inside the block; a StopRequested leaves it as StoppedSafely.
 
-    If the main thread is still in the block after GRACE_SECONDS, the process ends with the line `exit_message()`,
+    If the main thread is still in the block after `grace` seconds, the process ends with the line `exit_message()`,
     unless that is None. A second Ctrl-C ends it at once with `second_message`. `should_raise` is asked in the main
     thread; if it says no, the block polls. `on_ctrl_c` is called in a thread at the first Ctrl-C. `restore_handler`
     says for which signals the previous handler is restored. Only the main thread handles signals. Without
     `ends_process` nothing ends the process, and a second Ctrl-C is a KeyboardInterrupt in the main thread.
+
+    `polled`: the handler raises nothing, since libraries may drop or convert what it raises in their callbacks; the
+    block calls `check` instead, and a second SIGTERM ends the process at once. Any exception that leaves the block
+    after a signal asked it to stop counts as a StopRequested.
     """
-    presses, over, raised = CtrlCCounter(), threading.Event(), threading.Event()
-    handled = CtrlCCounter()  # in the main thread
+    global _stop
+    presses, over, raised = CtrlCCounter(), threading.Event(), Flag()
+    handled, terms = CtrlCCounter(), CtrlCCounter()  # in the main thread; of SIGTERM
+    before, _stop, received_here = _stop, (stop := Flag()), Flag()
+    if before is _NO_BLOCK:
+        _was_stopped.clear()
     code = StoppedSafely.exit_code if error is StopRequested else INTERRUPTED_EXIT_CODE
 
     def handler(number: int) -> None:
         if not ends_process and number == signal.SIGINT and handled.is_repeated():
             raise KeyboardInterrupt
-        if should_raise(number) and not raised.is_set():  # a second exception would interrupt the cleanup
+        if error is StopRequested:
+            if _was_stopped.is_set() and not received_here.is_set():
+                return  # an inner block was stopped: its exception is on the way
+            _was_stopped.set()
+            received_here.set()
+        if not should_raise(number):
+            return
+        if error is StopRequested:
+            stop.set()
+        if not polled and not raised.is_set():  # a second exception would interrupt the cleanup
             raised.set()
             raise error
 
     def exit_after_grace() -> None:
-        if not over.wait(GRACE_SECONDS) and (line := exit_message()) is not None:
+        if not over.wait(grace) and (line := exit_message()) is not None:
             exit_now(code, line)
 
     def on_signal(received: bytes) -> None:
@@ -93,16 +171,21 @@ def exit_on_signal(
                     return
                 exit_now(INTERRUPTED_EXIT_CODE, second_message)
             on_ctrl_c()
+        if polled and signal.SIGTERM in received and terms.is_repeated() and (line := exit_message()) is not None:
+            exit_now(code, line)
         if ends_process:
             threading.Thread(target=exit_after_grace, name="exit_after_grace", daemon=True).start()
 
     try:
         with _handle_signals(numbers, handler, on_signal, error, raised.clear, restore_handler):
             yield
-    except StopRequested:
-        raise StoppedSafely(exit_message() or "stopped; run the same command again") from None
+    except BaseException as caught:
+        if isinstance(caught, StopRequested) or (stop.is_set() and isinstance(caught, Exception)):
+            raise StoppedSafely(exit_message() or "stopped; run the same command again") from None
+        raise
     finally:
         over.set()
+        _stop = before
 
 
 def interruptible() -> AbstractContextManager[None]:

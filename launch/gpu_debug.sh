@@ -31,9 +31,9 @@ found = [d for d in jax.devices() if d.platform == "gpu"]
 print("jax", jax.__version__, "|", ", ".join(d.device_kind for d in found) or "no GPU")
 sys.exit(not found)
 ' || fail "JAX sees no GPU; install its support: pip install '.[cuda13]' (or cuda12)"
-show "$PYTHON" -m bertjax doctor
+show "$PYTHON" -P -m bertjax doctor
 
 for config in configs/debug/gpu.yaml configs/debug/t5_gpu.yaml; do
-    show "$PYTHON" -m bertjax train "$config" "$@"
+    show "$PYTHON" -P -m bertjax train "$config" "$@"
 done
 echo "gpu_debug: both models trained on GPU $CUDA_VISIBLE_DEVICES"

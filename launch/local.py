@@ -52,7 +52,7 @@ class Processes:
     def __init__(self, count: int, devices: int, command: Sequence[str]) -> None:
         self.stop_requested = False
         self._printing = threading.Lock()
-        self._argv = [_python(), "-m", "bertjax", *command]
+        self._argv = [_python(), "-P", "-m", "bertjax", *command]
         self._width = len(str(count - 1))
         address = f"127.0.0.1:{_free_port()}"
         self._environments = [_environment(address, count, index, devices) for index in range(count)]

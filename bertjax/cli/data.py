@@ -4,6 +4,9 @@ import argparse
 from pathlib import Path
 
 from bertjax.cli import arguments as cli
+from bertjax.interrupts import KEPT_MESSAGE, exit_on_signal
+
+STOP_SECONDS = 2.0  # seconds for reaching the end of a job; files appear complete, so nothing is lost after that
 
 
 @cli.command(
@@ -25,10 +28,12 @@ from bertjax.cli import arguments as cli
 def prepare(arguments: argparse.Namespace) -> int:
     if arguments.workers:
         arguments.overrides.append(f"run.prepare_workers={arguments.workers}")
-    config = cli.load_config(arguments)
-    from bertjax.tools.prepare import prepare_command
+    stopped, interrupted = f"stopped; {KEPT_MESSAGE}", f"interrupted; {KEPT_MESSAGE}"
+    with exit_on_signal(lambda: stopped, interrupted, polled=True, grace=STOP_SECONDS):
+        config = cli.load_config(arguments)
+        from bertjax.tools.prepare import prepare_command
 
-    prepare_command(config, arguments.runner, arguments.beam_args, arguments.rest, arguments.verify)
+        prepare_command(config, arguments.runner, arguments.beam_args, arguments.rest, arguments.verify)
     return 0
 
 

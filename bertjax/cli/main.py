@@ -10,13 +10,14 @@ import errno
 import os
 import re
 import select
+import signal
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from multiprocessing import active_children
 from typing import Any, NoReturn
 
+from bertjax import interrupts
 from bertjax.cli import (
     checks,
     compare_mlm,
@@ -32,8 +33,8 @@ from bertjax.cli import (
     train,
 )
 from bertjax.cli.arguments import Command, load_plugins
-from bertjax.errors import BertjaxError, UserError
-from bertjax.interrupts import INTERRUPTED_EXIT_CODE, interruptible
+from bertjax.errors import BertjaxError, StoppedSafely, UserError
+from bertjax.interrupts import INTERRUPTED_EXIT_CODE, interruptible, note_signal, profile_requested
 from bertjax.progress import reporter
 
 _ALL = (
@@ -62,22 +63,31 @@ class _Parser(argparse.ArgumentParser):
 
 def run_process() -> NoReturn:
     """The console script: ends the process with the exit code of `main`."""
+    interrupts.keep_exit_code_on_sigterm()
     code = main()
-    if code == INTERRUPTED_EXIT_CODE:  # the device may still compute: the interpreter's clean-up would crash in it
+    # In the interpreter's clean-up, a signal leaves with the code of the command.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(code))
+    if code == INTERRUPTED_EXIT_CODE or (code == StoppedSafely.exit_code and not _is_distributed()):
+        # The device may still compute or compile: the interpreter's clean-up would crash in it, or wait for it.
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError, ValueError):
                 stream.flush()
-        for child in active_children():
-            child.kill()
+        interrupts.kill_children()
         os._exit(code)
     sys.exit(code)
+
+
+def _is_distributed() -> bool:
+    """Whether jax has to tell other processes that this one ends."""
+    jax = sys.modules.get("jax")
+    return jax is not None and jax.distributed.is_initialized()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
     _open_closed_streams()
     try:
-        with interruptible():
+        with interruptible(), note_signal(signal.SIGUSR1, profile_requested):
             code = _run(list(sys.argv[1:] if argv is None else argv))
             sys.stdout.flush()
         return code

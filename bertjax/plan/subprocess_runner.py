@@ -49,7 +49,7 @@ def compile_in_subprocess(config: Config, name: str, topology: Topology, wanted:
     package = str(Path(__file__).resolve().parents[2])
     paths = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
     own = os.environ | compiler_env(topology) | {"PYTHONPATH": paths}
-    words = [sys.executable, "-m", "bertjax.plan"]
+    words = [sys.executable, "-P", "-m", "bertjax.plan"]
     reporter.current.close()  # the other process shows what it does
     done = subprocess.run(words, input=json.dumps(request), stdout=subprocess.PIPE, text=True, env=own)
     if done.returncode < 0 or done.returncode > 128:

@@ -26,7 +26,13 @@ class LogFile:
             try:
                 if self.path.exists() and self.path.stat().st_size + len(data) > self.max_bytes:
                     os.replace(self.path, self.path.with_name(self.path.name + ".1"))
-                with self.path.open("ab") as out:  # opened for each line: rare, and another process may rename it
+                # Opened for each line: rare, and another process may rename it.
+                with open(self.path, "ab", opener=_no_follow) as out:
                     out.write(data)
             except OSError:  # a full disk: metrics.jsonl or the next checkpoint reports it
                 self._usable = False
+
+
+def _no_follow(path: str, flags: int) -> int:
+    """Not a symbolic link, which may lead to any file of the user."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)

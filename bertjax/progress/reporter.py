@@ -84,7 +84,8 @@ class Task:
         """The amount done of each unit, in this process and its workers."""
         found = dict(self.counts)
         if self._shared is not None:
-            for unit, count in zip(self._shared[0], self._shared[1], strict=True):
+            # Without its lock, which a worker that was killed may hold.
+            for unit, count in zip(self._shared[0], self._shared[1].get_obj(), strict=True):
                 found[unit] = found.get(unit, 0) + count
         return {unit: count for unit, count in found.items() if count or unit in self.totals}
 
@@ -243,6 +244,10 @@ class Reporter:
                 del self.tasks[self.tasks.index(task) :]
             if not self.tasks:
                 self._stop_display()
+
+    def amounts(self) -> list[tuple[str, dict[str, float]]]:
+        """What is open and how far it is; equal at two times if nothing has advanced between them."""
+        return [(task.what, task.amounts()) for task in list(self.tasks)]
 
     def refresh(self) -> None:
         """Draw the live display now, if this is a terminal."""

@@ -2,18 +2,19 @@
 
 import os
 import shlex
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from bertjax.config.schema.run import Config, Stage
 from bertjax.data.jobs.jobs import LocalRunner, Runner
-from bertjax.data.jobs.scratch_dir import KEPT_MESSAGE
 from bertjax.data.pipeline.loader import Batches
 from bertjax.errors import UserError
-from bertjax.interrupts import exit_on_signal
 from bertjax.progress import reporter
 from bertjax.training import inputs
 from bertjax.training.checkpoint.stage_files import run_stages
+from bertjax.training.monitor.phases import PREPARE, Phases
+from bertjax.training.monitor.watchdog import watch_preparation
 from bertjax.training.run_context import load_tokenizer, prepared_dir, source_fingerprints
 from bertjax.training.stage_plan import open_data
 
@@ -58,6 +59,12 @@ def prepare_command(config: Config, runner: str, beam_args: str | None, rest: Se
 
     Raises StorageError for a shard that differs from its manifest, StoppedSafely after SIGTERM.
     """
+    phases = Phases(started=time.time())
+    with watch_preparation(phases, config.run.watchdog, is_here=runner == "local"), phases.enter(PREPARE):
+        _prepare(config, runner, beam_args, rest, verify)
+
+
+def _prepare(config: Config, runner: str, beam_args: str | None, rest: Sequence[str], verify: bool) -> None:
     inputs.check_prepare(config, Path.cwd())
     workers = config.run.prepare_workers or os.cpu_count() or 1
     try:
@@ -65,11 +72,10 @@ def prepare_command(config: Config, runner: str, beam_args: str | None, rest: Se
     except ValueError as error:
         raise UserError(f"--beam-args: {error} in {beam_args!a:.80}; close the quotes") from None
     chosen = make_runner(runner, options, workers)
-    with exit_on_signal(lambda: f"stopped; {KEPT_MESSAGE}", f"interrupted; {KEPT_MESSAGE}"):
-        for stage, batches in open_stage_data(config, reporter.result, chosen):
-            counts = ", ".join(f"{name} {count:,}" for name, count in batches.row_counts.items())
-            reporter.result(f"{stage.name}: rows: {counts}")
-            for name, store in batches.stores.items() if verify else ():
-                store.verify(workers)
-                size = f"{len(store.shards)} shards, {store.num_bytes:,} bytes"
-                reporter.result(f"{name}: {size}: as the manifest says")
+    for stage, batches in open_stage_data(config, reporter.result, chosen):
+        counts = ", ".join(f"{name} {count:,}" for name, count in batches.row_counts.items())
+        reporter.result(f"{stage.name}: rows: {counts}")
+        for name, store in batches.stores.items() if verify else ():
+            store.verify(workers)
+            size = f"{len(store.shards)} shards, {store.num_bytes:,} bytes"
+            reporter.result(f"{name}: {size}: as the manifest says")

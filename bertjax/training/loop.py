@@ -23,6 +23,7 @@ from bertjax.training.monitor.callbacks import Callbacks, TrainingRun
 from bertjax.training.monitor.phases import PREPARE, Phases
 from bertjax.training.monitor.run_monitor import monitor_run
 from bertjax.training.monitor.tracking import Tracker
+from bertjax.training.monitor.watchdog import watch_preparation
 from bertjax.training.program import TrainProgram
 from bertjax.training.run_context import RunContext
 from bertjax.training.stage import Evaluator, StageRunner
@@ -61,7 +62,9 @@ def train(
             stop.after_distributed_init()
             all_devices()  # that there are some, before anything is prepared
             reporter.quiet = not primary.is_primary()
-            opened = open_run(config, base, build_evaluators, phases)
+            limits = config.run.watchdog if ends_process else None
+            with watch_preparation(phases, limits, is_here=primary.is_primary()):
+                opened = open_run(config, base, build_evaluators, phases)
         if opened is None:
             if primary.is_primary():
                 reporter.result(f"{config.run_dir}: every stage is finished")

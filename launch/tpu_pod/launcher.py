@@ -66,7 +66,7 @@ class RemoteCommands:
             *(f"--env={pair}" for pair in self._options.env),
         ]
         own += [f"--cwd={self._options.cwd}"] if self._options.cwd else []
-        return ["python3", *own, "--", ".venv/bin/python", "-m", "bertjax", "train", *self._command]
+        return ["python3", *own, "--", ".venv/bin/python", "-P", "-m", "bertjax", "train", *self._command]
 
     def stop(self) -> list[str]:
         return ["python3", *self._worker_command("stop", 0)]

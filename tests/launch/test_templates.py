@@ -88,7 +88,7 @@ def slurm(tmp_path):
 def test_slurm_requeues_what_is_to_be_run_again(slurm, ends, expected, again):
     code, said = slurm.run("a.yaml", "run.name=x y", ends=ends)
     assert (code, slurm.requeued()) == (expected, again), said
-    assert said.count("trains -m bertjax train a.yaml run.name=x y") == 2
+    assert said.count("trains -P -m bertjax train a.yaml run.name=x y") == 2
     assert not list(slurm.home.glob(".bertjax-*"))
 
 
@@ -194,7 +194,7 @@ def test_skypilot_runs_one_process_for_each_node(tmp_path, nodes):
     }  # fmt: skip
     done = subprocess.run(["bash", "-c", run], cwd=tmp_path, env=environment, capture_output=True, text=True)
     joined = ["BERTJAX_COORDINATOR=10.0.0.1:8476", "BERTJAX_NUM_PROCESSES=2", "BERTJAX_PROCESS_ID=1"]
-    command = "-m bertjax train c.yaml run.root=/shared/runs"
+    command = "-P -m bertjax train c.yaml run.root=/shared/runs"
     assert done.returncode == 75 and done.stdout.splitlines() == [command, *(joined if nodes > 1 else [])]
 
 
@@ -261,9 +261,9 @@ def test_the_gpu_check_says_what_it_does_and_what_is_wrong(tmp_path):
     code, said = debug(tmp_path, {"nvidia-smi": "echo H100"}, "run.name=x")
     assert code == 0, said
     ran = [line for line in said.splitlines() if line.startswith("ran")]
-    configs = [f"ran -m bertjax train configs/debug/{name}.yaml run.name=x on 0" for name in ("gpu", "t5_gpu")]
-    assert ran == ["ran -m bertjax doctor on 0", *configs]
-    assert "+ fake-python -m bertjax train configs/debug/gpu.yaml run.name=x" in said
+    configs = [f"ran -P -m bertjax train configs/debug/{name}.yaml run.name=x on 0" for name in ("gpu", "t5_gpu")]
+    assert ran == ["ran -P -m bertjax doctor on 0", *configs]
+    assert "+ fake-python -P -m bertjax train configs/debug/gpu.yaml run.name=x" in said
     failing = python.replace('echo "ran', '[ "$3" = train ] || [ "$2" = doctor ] || exit 3; echo "ran')
     assert debug(tmp_path, {"fake-python": failing})[0] == 3, "the code of what failed"
     code, said = debug(tmp_path, {"fake-python": python.replace(":-0", ":-1")})

@@ -82,7 +82,7 @@ def test_what_ctrl_c_says_is_on_the_page(cloud):
 def test_xpk_takes_the_line_of_the_page():
     (line,) = re.findall(r"^    (xpk .*)$", PAGE, re.MULTILINE)
     words = shlex.split(line)
-    assert words[-1].startswith("--command=python -m bertjax train bert/pretrain_large ")
+    assert words[-1].startswith("--command=python -P -m bertjax train bert/pretrain_large ")
     assert "--restart-on-user-code-failure" in words and "--max-restarts=50" in words
     if shutil.which("xpk") is None:
         pytest.skip("xpk is not installed: its parser is not asked")

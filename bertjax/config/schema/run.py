@@ -169,6 +169,9 @@ class WatchdogTimeouts(Section):
     evaluation: PositiveFloat | None = Field(7200.0, description="One batch of an evaluation; the first one compiles.")
     save: PositiveFloat | None = Field(3600.0, description="Saving a checkpoint.")
     startup: PositiveFloat | None = Field(3600.0, description="Initializing or restoring a stage, without its data.")
+    prepare: PositiveFloat | None = Field(
+        14400.0, description="Preparing data, on this machine: no byte, row or document counted and no job begun."
+    )
 
 
 class ProfilerConfig(Section):

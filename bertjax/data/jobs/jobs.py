@@ -9,26 +9,23 @@ import os
 import pickle
 import secrets
 import shutil
-import signal
 import sys
-import threading
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import get_context, parent_process
-from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from bertjax import interrupts
 from bertjax.config.loading import plugins
 from bertjax.config.schema.data import PREPROCESS
 from bertjax.config.schema.sources import SOURCES
+from bertjax.data.jobs.worker_pool import WorkerDied, WorkerPool, safe_path
 from bertjax.errors import StorageError, UserError
 from bertjax.progress import reporter
 from bertjax.storage import remote, staging
@@ -163,6 +160,7 @@ class LocalRunner:
             yield from _in_pool(jobs, arguments, workers)
             return
         for index, argument in enumerate(arguments):
+            interrupts.check()
             yield run_job(jobs, index, argument)
 
 
@@ -176,62 +174,34 @@ def _defined_in_notebook() -> bool:
 def _in_pool(jobs: Jobs, arguments: Iterable[Any], workers: int) -> Iterator[JobRecord]:
     # Jobs may contain classes of plugins, which a process imports before it unpickles the jobs.
     places = tuple(plugin.place for plugin in plugins.loaded())
-    state = (pickle.dumps(jobs) if places else jobs, places)
-    # spawn: this process may hold threads (the tokenizer's, XLA's), and a fork would copy their locks as they are.
-    counts = reporter.share_with_workers("bytes", "rows", "documents")
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), _init_worker, (*state, counts))
+    with safe_path():
+        counts = reporter.share_with_workers("bytes", "rows", "documents")
+    pool = WorkerPool(workers, counts, _init_worker, pickle.dumps(jobs), places)
     waiting: deque[Future[JobRecord]] = deque()
     try:
         for index, argument in enumerate(arguments):
-            with _sigint_blocked():
-                waiting.append(pool.submit(_run_in_worker, index, argument))
+            waiting.append(pool.submit(_run_in_worker, index, argument))
             if len(waiting) >= 2 * workers:  # bounded: arguments may be a stream of records
-                yield waiting.popleft().result()
+                yield pool.result(waiting.popleft())
         while waiting:
-            yield waiting.popleft().result()
-    except BrokenProcessPool:
+            yield pool.result(waiting.popleft())
+    except WorkerDied:
         raise WorkerDiedError(
             f"preparing data: one of {workers} worker processes died, for want of memory (set run.prepare_workers to "
             "less) or because the program that started it has no `if __name__ == '__main__':`"
         ) from None
-    except BaseException:  # an interrupt: unfinished files are useless
-        for process in list((getattr(pool, "_processes", None) or {}).values()):
-            process.kill()
-        raise
     finally:
-        pool.shutdown(cancel_futures=True)
-
-
-@contextmanager
-def _sigint_blocked() -> Iterator[None]:
-    """A process started inside the block ignores Ctrl-C from its beginning, not only after `_init_worker`."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        pool.close()
 
 
 _state: Jobs  # of a worker process, set once when it starts
 
 
-def _init_worker(jobs: Jobs | bytes, places: Sequence[str], counts: Any) -> None:
+def _init_worker(jobs: bytes, places: Sequence[str]) -> None:
     global _state
-    reporter.forward_to(counts)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
-    for number in (signal.SIGINT, signal.SIGTERM):  # sent to all of a terminal or a job: the parent decides
-        signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
     plugins.load_plugins(*places)
-    _state = pickle.loads(jobs) if isinstance(jobs, bytes) else jobs
-
-
-def _exit_with_parent() -> None:
-    """Ends this worker with its parent: the pool of a killed parent would wait for work forever."""
-    parent = parent_process()
-    if parent:
-        wait([parent.sentinel])
-        os._exit(1)
+    _state = pickle.loads(jobs)
 
 
 def _run_in_worker(index: int, argument: Any) -> JobRecord:

@@ -16,10 +16,10 @@ from typing import IO
 from bertjax.data.jobs.jobs import WorkerDiedError
 from bertjax.data.store.writer import STALE_SECONDS
 from bertjax.errors import StorageError, UserError
+from bertjax.interrupts import KEPT_MESSAGE
 from bertjax.storage import remote, staging
 
 DISK_FULL_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-KEPT_MESSAGE = "what is finished is kept: run the same command again"
 # Raise it when the division into jobs, their records or the files they share change, so that a preparation begun by
 # earlier code is not continued.
 JOBS_FORMAT = 2

@@ -2,6 +2,8 @@
 
 import contextlib
 import csv
+import json
+import re
 from collections.abc import Callable, Iterator
 from itertools import chain, count, islice
 from pathlib import Path
@@ -18,6 +20,9 @@ from bertjax.storage.remote import is_remote
 
 READERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".txt": "text"}
 TIMEOUT = 4.0  # seconds to wait for the Hub
+# Features that TensorFlow Datasets has itself. It imports the module of every class that a features.json names.
+_OWN_FEATURE = re.compile(r"tensorflow_datasets(\.[A-Za-z_]\w*)+")
+_CLASS_KEYS = ("pythonClassName", "type")  # the second one: before version 4.5
 
 
 def _local_only(name: str | None) -> None:
@@ -250,6 +255,7 @@ def tfds_builder(source: TfdsData, base: Path) -> Any:
     folder = resolve_path(source.data_dir, base) if source.data_dir else None
     if problem := missing_data_dir_message(source, base):
         raise UserError(problem)
+    _check_features(source.name, folder)
     try:
         if folder is not None and (folder / "dataset_info.json").is_file():
             builder = tfds.builder_from_directory(folder)
@@ -267,6 +273,37 @@ def tfds_builder(source: TfdsData, base: Path) -> Any:
             f"'tfds build {source.name} --file_format=array_record' first, or set data_dir"
         )
     return builder
+
+
+def _check_features(name: str, folder: Path | None) -> None:
+    """Refuse a prepared data set whose features.json names code outside TensorFlow Datasets. Raises UserError."""
+    from tensorflow_datasets.core.utils.file_utils import list_data_dirs
+
+    if folder is not None and (folder / "dataset_info.json").is_file():
+        found = [folder / "features.json"]
+    else:
+        folders = [Path(each) for each in list_data_dirs(given_data_dir=folder) if not is_remote(str(each))]
+        inside = re.split("[/:]", name)[0]
+        found = [path for each in folders for path in sorted((each / inside).rglob("features.json"))]
+    for path in filter(Path.is_file, found):
+        try:
+            content = json.loads(path.read_bytes())
+        except (OSError, ValueError, RecursionError) as error:
+            raise UserError(f"{path}: not readable as JSON ({brief(error)}); prepare the dataset again") from None
+        waiting = [content]
+        while waiting:
+            value = waiting.pop()
+            if isinstance(value, dict):
+                for key in _CLASS_KEYS:
+                    named = value.get(key)
+                    if isinstance(named, str) and not _OWN_FEATURE.fullmatch(named):
+                        raise UserError(
+                            f"{path}: {key} {named[:80]!a} is code outside tensorflow_datasets, which is never run; "
+                            "prepare the dataset again with features of tensorflow_datasets"
+                        )
+                waiting += value.values()
+            elif isinstance(value, list):
+                waiting += value
 
 
 def missing_data_dir_message(source: TfdsData, base: Path) -> str | None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from bertjax.errors import StorageError, UserError
+from bertjax.storage.atomic import open_no_follow
 
 log = logging.getLogger(__name__)
 FILE_NAME = "writer.lock"
@@ -34,7 +35,7 @@ class WriterLock:
         if _own_locks.get(str(self.path), {}).get("pid") == os.getpid():  # not a parent's entry, copied by fork
             raise _locked_error(self.path, _own_locks[str(self.path)])
         try:
-            self._file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+            self._file = open_no_follow(self.path, os.O_RDWR | os.O_CREAT)
         except OSError as error:
             raise StorageError(f"{self.path}: cannot be written: {error.strerror}") from error
         try:

@@ -13,6 +13,7 @@ from typing import Any
 
 from bertjax.errors import StorageError
 from bertjax.progress.text import duration, percent
+from bertjax.storage.atomic import open_append
 from bertjax.training.monitor.phases import COMPILE, EVALUATION, PHASES, PREPARE, SAVE, STARTUP, STEP, Phases
 
 FILE_NAME = "goodput.jsonl"
@@ -183,7 +184,7 @@ class GoodputLog:
             "seconds": {phase: round(spent, 3) for phase, spent in seconds.items()},
         }  # fmt: skip
         try:
-            with self.path.open("ab+") as out:
+            with open_append(self.path) as out:
                 if out.tell() and (out.seek(-1, 2), out.read(1))[1] != b"\n":
                     out.write(b"\n")  # a killed process left an incomplete line
                 out.write(json.dumps(line).encode() + b"\n")

@@ -34,7 +34,7 @@ class PreemptionHandler:
         """heartbeat: called at each `check`, to report progress. ends_process: whether a signal may end the process."""
         self._heartbeat = heartbeat or (lambda: None)
         self.ends_process = ends_process
-        self._requested, self._over = threading.Event(), threading.Event()
+        self._requested, self._over = interrupts.Flag(), threading.Event()
         self._exit_activity: str | None = None  # what is being done, while nothing can be lost
         self._stopped_activity: str | None = None  # what was being done when it stopped
         self._polls = 0

@@ -1,7 +1,6 @@
 """Profile a window of steps, at `run.profile` and when the primary process gets SIGUSR1; traces go to RUN/profile/."""
 
 import signal
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 import jax
 
 from bertjax.config.schema.run import ProfilerConfig
+from bertjax.interrupts import note_signal, profile_requested
 
 
 class Profiler:
@@ -21,16 +21,15 @@ class Profiler:
         self.folder, self.is_primary, self.log = folder, is_primary, log
         self._window = window
         self._steps = (window or ProfilerConfig()).steps
-        self._requested = False  # by a signal
         self._steps_left = 0  # steps of the running trace
 
     def before_step(self, step: int) -> None:
         """Start a trace if it is due; called before a step with its number in the stage."""
         due = self._window is not None and step == self._window.start_step
-        if not self.is_primary or self._steps_left or not (due or self._requested):
+        if not self.is_primary or self._steps_left or not (due or profile_requested.is_set()):
             return
         self._window = None if due else self._window
-        self._requested = False
+        profile_requested.clear()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             jax.profiler.start_trace(str(self.folder))
@@ -57,18 +56,10 @@ class Profiler:
     @contextmanager
     def handle_signals(self) -> Iterator[None]:
         """Start a trace on SIGUSR1 inside the block; every process handles it, since launchers send it to all."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def request(*_: object) -> None:
-            self._requested = True
-
-        before = signal.signal(signal.SIGUSR1, request)
         try:
-            yield
+            with note_signal(signal.SIGUSR1, profile_requested):
+                yield
         finally:
-            signal.signal(signal.SIGUSR1, before)
             if self._steps_left:
                 self._steps_left = 0
                 self._end()

@@ -16,7 +16,7 @@ from typing import Any, TextIO
 from bertjax.errors import StorageError
 from bertjax.progress import reporter as progress
 from bertjax.progress.reporter import Reporter
-from bertjax.storage.atomic import write_text_atomic
+from bertjax.storage.atomic import open_no_follow, write_text_atomic
 from bertjax.storage.nested import flatten
 from bertjax.training.monitor import writers
 from bertjax.training.monitor.console import Console
@@ -156,7 +156,7 @@ class Tracker:
             if self._file is None:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 torn = _ends_mid_line(self.path)
-                self._file = self.path.open("a", encoding="utf-8")
+                self._file = open(self.path, "a", encoding="utf-8", opener=open_no_follow)
                 if torn:  # a killed process left an incomplete line
                     self._file.write("\n")
             self._file.write(line)
