@@ -99,15 +99,23 @@ def note_signal(number: int, flag: Flag) -> Iterator[None]:
         signal.signal(number, before)
 
 
-def keep_exit_code_on_sigterm() -> None:
-    """Ignore a SIGTERM on the way out of a command that a signal has ended; otherwise it ends the process as usual."""
+def install_process_handlers() -> None:
+    """Handle signals from the start of the process to its end, where no block of this module does.
+
+    `train` and `prepare` leave with 75 on SIGTERM, other commands end as usual; on the way out of a block that a signal
+    has ended, it is ignored. SIGUSR1 is noted for the profiler.
+    """
 
     def on_sigterm(number: int, _: object) -> None:
-        if not _was_stopped.is_set():
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
+        if _was_stopped.is_set():
+            return
+        if sys.argv[1:2] in (["train"], ["prepare"]):
+            exit_now(StoppedSafely.exit_code, "stopped; run the same command again")
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
 
     signal.signal(signal.SIGTERM, on_sigterm)
+    signal.signal(signal.SIGUSR1, lambda *_: profile_requested.set())
 
 
 @contextmanager

@@ -34,7 +34,7 @@ from bertjax.cli import (
 )
 from bertjax.cli.arguments import Command, load_plugins
 from bertjax.errors import BertjaxError, StoppedSafely, UserError
-from bertjax.interrupts import INTERRUPTED_EXIT_CODE, interruptible, note_signal, profile_requested
+from bertjax.interrupts import INTERRUPTED_EXIT_CODE, interruptible
 from bertjax.progress import reporter
 
 _ALL = (
@@ -62,8 +62,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def run_process() -> NoReturn:
-    """The console script: ends the process with the exit code of `main`."""
-    interrupts.keep_exit_code_on_sigterm()
+    """Ends the process with the exit code of `main`."""
     code = main()
     # In the interpreter's clean-up, a signal leaves with the code of the command.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(code))
@@ -87,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
     _open_closed_streams()
     try:
-        with interruptible(), note_signal(signal.SIGUSR1, profile_requested):
+        with interruptible():
             code = _run(list(sys.argv[1:] if argv is None else argv))
             sys.stdout.flush()
         return code

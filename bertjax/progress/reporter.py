@@ -31,6 +31,7 @@ COMPILE_SECONDS = 1.0  # age of a compilation at its first line
 TICK_SECONDS = 0.33  # between two refreshes of the display
 MAX_BUFFERED_LINES = 2000  # kept until the log file is opened
 T = TypeVar("T")
+SharedCounts = tuple[tuple[str, ...], Any]  # units, and an integer for each worker and unit in shared memory
 
 
 class Task:
@@ -52,7 +53,7 @@ class Task:
         self.min_age = 0.3  # seconds until the live display shows it
         self.has_own_lines = False  # something else says lines as it advances
         self.said_share = 0.0
-        self._shared: tuple[tuple[str, ...], Any] | None = None
+        self._shared: SharedCounts | None = None
 
     def __enter__(self) -> "Task":
         self.reporter.push(self)
@@ -71,9 +72,10 @@ class Task:
         """State the total amount of a unit; the count starts again."""
         self.totals[unit], self.counts[unit], self.counting[unit] = total, 0, time.monotonic()
 
-    def share_with_workers(self, *units: str) -> tuple[tuple[str, ...], Any]:
+    def share_with_workers(self, *units: str, workers: int = 1) -> SharedCounts:
         """What the worker processes of this task count in these units: an argument of `forward_to` in each of them."""
-        self._shared = units, get_context("spawn").Array("q", len(units))
+        # A part for each worker instead of a lock, which a worker that is killed could hold.
+        self._shared = units, get_context("spawn").RawArray("q", len(units) * workers)
         return self._shared
 
     @property
@@ -84,8 +86,9 @@ class Task:
         """The amount done of each unit, in this process and its workers."""
         found = dict(self.counts)
         if self._shared is not None:
-            # Without its lock, which a worker that was killed may hold.
-            for unit, count in zip(self._shared[0], self._shared[1].get_obj(), strict=True):
+            units, counts = self._shared
+            for place, count in enumerate(counts):
+                unit = units[place % len(units)]
                 found[unit] = found.get(unit, 0) + count
         return {unit: count for unit, count in found.items() if count or unit in self.totals}
 
@@ -311,7 +314,8 @@ def terminal(stream: Any) -> TextIO | None:
 
 
 current = Reporter()
-_forward: tuple[tuple[str, ...], Any] | None = None
+_forward: tuple[SharedCounts, int] | None = None
+_forward_lock = threading.Lock()
 
 
 @contextmanager
@@ -353,10 +357,10 @@ def begin(what: str) -> None:
 def advance(amount: float, unit: str) -> None:
     """Add to the amount done of the innermost task, in this process or in the one that started it as a worker."""
     if _forward is not None:
-        units, counts = _forward
+        (units, counts), worker = _forward
         if unit in units:
-            with counts.get_lock():
-                counts[units.index(unit)] += int(amount)
+            with _forward_lock:
+                counts[worker * len(units) + units.index(unit)] += int(amount)
     elif current.tasks:
         current.tasks[-1].advance(amount, unit)
 
@@ -381,15 +385,15 @@ def ensure_task(what: str, total: float | None = None, unit: str | None = None) 
     return nullcontext() if current.tasks else current.task(what, total, unit, finish=False)
 
 
-def share_with_workers(*units: str) -> tuple[tuple[str, ...], Any] | None:
+def share_with_workers(*units: str, workers: int = 1) -> SharedCounts | None:
     """`Task.share_with_workers` of the innermost task; None without one."""
-    return current.tasks[-1].share_with_workers(*units) if current.tasks else None
+    return current.tasks[-1].share_with_workers(*units, workers=workers) if current.tasks else None
 
 
-def forward_to(counts: tuple[tuple[str, ...], Any] | None) -> None:
-    """In a worker process: count there what this process does."""
+def forward_to(counts: SharedCounts | None, worker: int = 0) -> None:
+    """In a worker process: count there what this process does; `worker`: its number."""
     global _forward
-    _forward = counts
+    _forward = (counts, worker) if counts else None
 
 
 def last_words(text: str) -> None:

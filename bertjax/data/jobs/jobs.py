@@ -25,7 +25,7 @@ from bertjax import interrupts
 from bertjax.config.loading import plugins
 from bertjax.config.schema.data import PREPROCESS
 from bertjax.config.schema.sources import SOURCES
-from bertjax.data.jobs.worker_pool import WorkerDied, WorkerPool, safe_path
+from bertjax.data.jobs.worker_pool import WorkerDied, WorkerPool
 from bertjax.errors import StorageError, UserError
 from bertjax.progress import reporter
 from bertjax.storage import remote, staging
@@ -174,8 +174,7 @@ def _defined_in_notebook() -> bool:
 def _in_pool(jobs: Jobs, arguments: Iterable[Any], workers: int) -> Iterator[JobRecord]:
     # Jobs may contain classes of plugins, which a process imports before it unpickles the jobs.
     places = tuple(plugin.place for plugin in plugins.loaded())
-    with safe_path():
-        counts = reporter.share_with_workers("bytes", "rows", "documents")
+    counts = reporter.share_with_workers("bytes", "rows", "documents", workers=workers)
     pool = WorkerPool(workers, counts, _init_worker, pickle.dumps(jobs), places)
     waiting: deque[Future[JobRecord]] = deque()
     try:

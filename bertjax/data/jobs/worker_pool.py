@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from concurrent.futures import wait as wait_for
 from contextlib import contextmanager, suppress
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context, parent_process, resource_tracker
 from multiprocessing.connection import Connection, wait
 from queue import SimpleQueue
 from typing import Any
@@ -40,7 +40,9 @@ class WorkerPool:
     `initialize(*arguments)` runs in each process before its first task. `counts`: of `reporter.share_with_workers`.
     """
 
-    def __init__(self, size: int, counts: Any, initialize: Initializer, *arguments: Any) -> None:
+    def __init__(
+        self, size: int, counts: reporter.SharedCounts | None, initialize: Initializer, *arguments: Any
+    ) -> None:
         self.size, self._counts = size, counts
         self._setup = pickle.dumps((initialize, arguments))
         self._tasks: SimpleQueue[Task | None] = SimpleQueue()
@@ -75,7 +77,9 @@ class WorkerPool:
     def _start(self) -> None:
         ours, theirs = get_context("spawn").Pipe()
         # spawn: this process may hold threads (the tokenizer's, XLA's), and a fork would copy their locks as they are.
-        process = get_context("spawn").Process(target=_serve, args=(theirs, self._counts))
+        process = get_context("spawn").Process(target=_serve, args=(theirs, self._counts, len(self._processes)))
+        with safe_path():
+            resource_tracker.ensure_running()  # its start, which is part of the first process's, unblocks signals
         with signals_blocked(), safe_path():
             self._processes.append(process)
             try:
@@ -137,9 +141,9 @@ def safe_path() -> Iterator[None]:
             os.environ["PYTHONSAFEPATH"] = before
 
 
-def _serve(connection: Connection, counts: Any) -> None:
+def _serve(connection: Connection, counts: reporter.SharedCounts | None, worker: int) -> None:
     """The main function of a worker process."""
-    reporter.forward_to(counts)
+    reporter.forward_to(counts, worker)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     failed: BaseException | None = None
     with suppress(EOFError, OSError):  # the parent is gone
