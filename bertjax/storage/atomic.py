@@ -49,12 +49,12 @@ def replace_file(path: Path) -> Iterator[Path]:
 
 
 def _is_special(path: Path) -> bool:
-    """Whether something other than a file or a folder is there, such as /dev/stdout or /dev/null."""
+    """Whether something other than a file or a folder is there, such as /dev/null, or /dev/stdout wherever it leads."""
     try:
         mode = path.stat().st_mode
     except OSError:
         return False
-    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)) or str(path.absolute().parent) in ("/dev", "/dev/fd")
 
 
 def open_no_follow(path: Path | str, flags: int) -> int:
