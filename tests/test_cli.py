@@ -3,8 +3,10 @@
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 import types
 from pathlib import Path
 
@@ -351,11 +353,20 @@ def test_an_interrupted_process_ends_without_cleaning_up(monkeypatch):
     """The devices may still compute, and jax's clean-up crashed in that."""
     monkeypatch.setattr(main_module, "main", lambda: 130)
     monkeypatch.setattr(os, "_exit", lambda code: (_ for _ in ()).throw(SystemExit(f"at once: {code}")))
-    with pytest.raises(SystemExit, match="at once: 130"):
-        main_module.run_process()
-    monkeypatch.setattr(main_module, "main", lambda: 2)
-    with pytest.raises(SystemExit, match="2"):
-        main_module.run_process()
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        for code in (130, 75):
+            monkeypatch.setattr(main_module, "main", lambda code=code: code)
+            with pytest.raises(SystemExit, match=f"at once: {code}"):
+                main_module.run_process()
+        monkeypatch.setattr(main_module, "main", lambda: 2)
+        with pytest.raises(SystemExit, match="2"):
+            main_module.run_process()
+        with pytest.raises(SystemExit, match="at once: 2"):  # a signal during the interpreter's clean-up
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_closed_streams_are_opened(monkeypatch):

@@ -131,3 +131,65 @@ def test_in_another_thread_nothing_is_changed():
     thread.start()
     thread.join()
     assert handlers == [before]
+
+
+def test_a_second_signal_on_the_way_out_of_an_inner_block_changes_nothing():
+    outer = interrupts.exit_on_signal(lambda: "stopped outside", "interrupted")
+    with pytest.raises(StoppedSafely, match="stopped inside"), outer:
+        try:
+            with interrupts.exit_on_signal(lambda: "stopped inside", "interrupted"):
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(5)
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.01)
+    with pytest.raises(StoppedSafely, match="stopped"), stoppable():  # the control: the next block hears it
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+
+
+PROCESS = """
+import os, signal, sys, time
+from bertjax import interrupts
+
+sys.argv[1:] = sys.argv[1:2]
+interrupts.install_process_handlers()
+os.kill(os.getpid(), signal.SIGUSR1)
+if sys.argv[1] == "stopped":
+    try:
+        with interrupts.exit_on_signal(lambda: "stopped", "interrupted"):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+    except interrupts.StoppedSafely:
+        pass
+os.kill(os.getpid(), signal.SIGTERM)
+sys.exit(7 if interrupts.profile_requested.is_set() else 1)
+"""
+
+
+@pytest.mark.parametrize(("word", "code"), [("train", 75), ("prepare", 75), ("stopped", 7), ("evaluate", -15)])
+def test_signals_outside_of_all_blocks(word, code):
+    """Before the first and after the last block of a process. SIGUSR1 never ends it."""
+    done = subprocess.run([sys.executable, "-c", PROCESS, word], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == code, done.stderr
+    assert done.stderr == ("stopped; run the same command again\n" if code == 75 else "")
+
+
+def test_a_second_sigterm_ends_a_block_that_does_not_poll():
+    code = """
+import os, signal, sys, threading, time
+from bertjax import interrupts
+
+def send():
+    for _ in range(2):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(interrupts.DEBOUNCE_SECONDS + 0.1)
+
+with interrupts.exit_on_signal(lambda: "stopped", "interrupted", polled=True, grace=float(sys.argv[1])):
+    threading.Thread(target=send, daemon=True).start()
+    time.sleep(30)
+"""
+    for grace in ("60", "0.1"):  # by the second one, and by the first one alone
+        began = time.monotonic()
+        done = subprocess.run([sys.executable, "-c", code, grace], capture_output=True, text=True, cwd=ROOT)
+        assert (done.returncode, done.stderr) == (75, "stopped\n") and time.monotonic() - began < 20

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import pytest
 
 from bertjax.config.schema.run import ProfilerConfig
+from bertjax.interrupts import note_signal, profile_requested
 from bertjax.training.monitor.profiler import Profiler
 from bertjax.training.monitor.tracking import Tracker
 
@@ -18,6 +19,7 @@ from bertjax.training.monitor.tracking import Tracker
 def traces(monkeypatch) -> list[str]:
     """Starts and stops, instead of the real profiler."""
     found: list[str] = []
+    profile_requested.clear()  # by another test
     monkeypatch.setattr(jax.profiler, "start_trace", lambda folder: found.append("start"))
     monkeypatch.setattr(jax.profiler, "stop_trace", lambda: found.append("stop"))
     return found
@@ -51,6 +53,16 @@ def test_a_signal_asks_for_a_trace_on_the_lead_alone(traces, tmp_path):
         *"12", "start", *"34567", "stop", *"89", *"123456789"
     ]  # fmt: skip
     assert signal.getsignal(signal.SIGUSR1) == before
+
+
+def test_a_signal_before_there_is_a_profiler_asks_for_a_trace_of_the_first_steps(traces, tmp_path):
+    """The signal's default would end the process."""
+    with note_signal(signal.SIGUSR1, profile_requested):
+        os.kill(os.getpid(), signal.SIGUSR1)
+    profiler = Profiler(tmp_path, None, is_primary=True, log=lambda line: None)
+    with profiler.handle_signals():
+        steps(profiler, traces, range(1, 8))
+    assert traces == ["start", *"12345", "stop", *"67"]
 
 
 def test_a_trace_under_way_is_ended_with_the_run(traces, tmp_path):

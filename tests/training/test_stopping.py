@@ -266,3 +266,26 @@ def test_sigterm_while_modules_are_imported(tiny_project, tmp_path):
     assert process.returncode == 75
     assert rest.splitlines()[-1] == "stopped before the run started; run the same command again"
     shutil.rmtree(tmp_path, ignore_errors=True)
+
+
+@pytest.mark.slow
+def test_more_sigterms_on_the_way_out_of_a_compilation(tiny_project, tmp_path):
+    command = [sys.executable, "-u", "-m", "bertjax", "train", "tiny.yaml", f"run.root={tmp_path}"]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(Path(__file__).parents[2])}
+    with subprocess.Popen(
+        command, cwd=tiny_project, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if "compiling the training step" in line:
+                break
+        for number in range(1000):
+            process.send_signal(signal.SIGTERM)
+            time.sleep(0.5 if number == 0 else 0.01)
+            if process.poll() is not None:
+                break
+        rest = process.stdout.read()
+    assert process.returncode == 75, rest
+    assert (
+        rest.splitlines()[-1] == "stopped while compiling the first step; nothing was lost; run the same command again"
+    )

@@ -12,9 +12,10 @@ import pytest
 
 from bertjax.config.loading.load import build
 from bertjax.config.schema.run import WatchdogTimeouts as Limits
+from bertjax.progress import reporter
 from bertjax.training.monitor import watchdog
-from bertjax.training.monitor.phases import COMPILE, SAVE, STEP, Phases
-from bertjax.training.monitor.watchdog import Watchdog
+from bertjax.training.monitor.phases import COMPILE, PREPARE, SAVE, STEP, Phases
+from bertjax.training.monitor.watchdog import Watchdog, watch_preparation
 
 
 @pytest.fixture
@@ -94,6 +95,30 @@ def test_a_disk_that_cannot_be_written_does_not_keep_it(exits, tmp_path, capfd):
         while not exits and time.monotonic() < until:
             time.sleep(0.05)
     assert exits == [75] and "could not be written" in capfd.readouterr().err
+
+
+def test_a_preparation_that_hangs(exits, capfd):
+    """Before there is a run folder; bytes, rows and documents are its progress."""
+    phases = Phases()
+    with reporter.use(reporter.Reporter()), reporter.task("tokenizing", 100, "rows") as task:
+        with watch_preparation(phases, limits(prepare=0.4), is_here=True), phases.enter(PREPARE):
+            for _ in range(10):
+                time.sleep(0.1)
+                task.advance(1, "rows")
+            assert not exits
+            until = time.monotonic() + 10
+            while not exits and time.monotonic() < until:
+                time.sleep(0.05)
+    assert exits == [75] and "in phase 'prepare' (run.watchdog.prepare); run the same" in capfd.readouterr().err
+
+
+def test_only_the_preparation_and_only_here(exits):
+    phases = Phases()
+    with watch_preparation(phases, limits(prepare=0.2), is_here=False), phases.enter(PREPARE):
+        time.sleep(0.6)  # another process does it
+    with watch_preparation(phases, limits(prepare=0.2), is_here=True), phases.enter(STEP):
+        time.sleep(0.6)
+    assert exits == []
 
 
 def test_the_configuration_takes_seconds_and_null():
