@@ -96,13 +96,13 @@ def model_folder(files: dict[str, object], argv: list[str] | None = None) -> Cal
     return make
 
 
-def tfds(**named: str) -> Callable[[], list[str]]:
+def tfds(name: str = "toy", **named: str) -> Callable[[], list[str]]:
     def make() -> list[str]:
         path = write_tfds(Path("tf"), "toy", {"text": "text"}, {"train": [{"text": "a b"}]}) / "features.json"
         features = json.loads(path.read_text())
         features["featuresDict"]["features"]["text"] = {"content": "{}", "text": {}} | named
         put(str(path), features)
-        return prepare("{kind: tfds, name: toy, data_dir: tf}")
+        return prepare(f"{{kind: tfds, name: '{name}', data_dir: tf}}")
 
     return make
 
@@ -126,6 +126,8 @@ ARTIFACTS: dict[str, tuple[Callable[[], list[str]], str]] = {  # how it is made 
     "features.json": (tfds(pythonClassName="payload.Feature"), "features.json: pythonClassName 'payload.Feature'"),
     "features.json of earlier versions": (tfds(type="payload.Feature"), "features.json: type 'payload.Feature'"),
     "features.json, a module beside tfds": (tfds(pythonClassName="tensorflow_datasets_x.F"), "pythonClassName"),
+    "features.json by another name": (tfds("Toy:1.0.0", pythonClassName="payload.Feature"), "pythonClassName"),
+    "a data set of a community": (tfds("others:toy"), "others:toy: data sets of a community come with code"),
     "an array of objects": (huggingface({"train.npy": object_array()}), "data"),
     "a pickle among the data": (huggingface({"train.pkl": pickle.dumps(Payload())}), "data"),
     "a data set with a script": (huggingface({"data.py": SCRIPT}), "data"),

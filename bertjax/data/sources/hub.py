@@ -22,6 +22,7 @@ READERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "cs
 TIMEOUT = 4.0  # seconds to wait for the Hub
 # Features that TensorFlow Datasets has itself. It imports the module of every class that a features.json names.
 _OWN_FEATURE = re.compile(r"tensorflow_datasets(\.[A-Za-z_]\w*)+")
+_COMMUNITY = re.compile(r"[\w.-]+:(?!experimental_latest)[A-Za-z_]")  # community:name, unlike name:1.0.0
 _CLASS_KEYS = ("pythonClassName", "type")  # the second one: before version 4.5
 
 
@@ -277,14 +278,20 @@ def tfds_builder(source: TfdsData, base: Path) -> Any:
 
 def _check_features(name: str, folder: Path | None) -> None:
     """Refuse a prepared data set whose features.json names code outside TensorFlow Datasets. Raises UserError."""
+    from tensorflow_datasets.core.naming import camelcase_to_snakecase
     from tensorflow_datasets.core.utils.file_utils import list_data_dirs
 
+    if _COMMUNITY.match(name):
+        raise UserError(
+            f"{name}: data sets of a community come with code, which is never run; prepare it and set data_dir"
+        )
     if folder is not None and (folder / "dataset_info.json").is_file():
         found = [folder / "features.json"]
     else:
         folders = [Path(each) for each in list_data_dirs(given_data_dir=folder) if not is_remote(str(each))]
         inside = re.split("[/:]", name)[0]
-        found = [path for each in folders for path in sorted((each / inside).rglob("features.json"))]
+        roots = [each / one for each in folders for one in {inside, camelcase_to_snakecase(inside)}]
+        found = [path for root in roots for path in sorted(root.rglob("features.json"))]
     for path in filter(Path.is_file, found):
         try:
             content = json.loads(path.read_bytes())
