@@ -4,6 +4,7 @@ A thread reads the signals. A handler whose exception the interpreter ignored (i
 Blocks with `polled` raise nothing in the handler: their loops call `check`.
 """
 
+import atexit
 import os
 import signal
 import socket
@@ -116,6 +117,8 @@ def install_process_handlers() -> None:
 
     signal.signal(signal.SIGTERM, on_sigterm)
     signal.signal(signal.SIGUSR1, lambda *_: profile_requested.set())
+    # The interpreter's last clean-up, which can take long, restores the defaults of all but ignored signals.
+    atexit.register(lambda: [signal.signal(number, signal.SIG_IGN) for number in (signal.SIGTERM, signal.SIGUSR1)])
 
 
 @contextmanager

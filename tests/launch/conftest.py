@@ -50,7 +50,7 @@ SETUP = """\
 set -eu
 echo "installing with $1"
 mkdir -p .venv/bin .tools/bin
-printf '#!/bin/sh\\nexec "%s" -S "$@"\\n' "$REAL_PYTHON" >.venv/bin/python
+printf '#!/bin/sh\\nPYTHONPATH="%s" exec "%s" -S "$@"\\n' "$PWD" "$REAL_PYTHON" >.venv/bin/python
 printf '#!/bin/sh\\necho "uv $*"\\n' >.tools/bin/uv
 chmod +x .venv/bin/python .tools/bin/uv
 """
