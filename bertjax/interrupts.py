@@ -46,8 +46,7 @@ class Flag:
 
 
 profile_requested = Flag()  # by SIGUSR1, which may come before there is a profiler
-_NO_BLOCK = Flag()
-_stop = _NO_BLOCK  # of the innermost block
+_stop = Flag()  # of the innermost block
 _was_stopped = Flag()  # a signal ended a block of this process
 
 
@@ -151,7 +150,7 @@ def exit_on_signal(
     presses, over, raised = CtrlCCounter(), threading.Event(), Flag()
     handled, terms = CtrlCCounter(), CtrlCCounter()  # in the main thread; of SIGTERM
     before, _stop, received_here = _stop, (stop := Flag()), Flag()
-    if before is _NO_BLOCK:
+    if error is StopRequested:  # the command goes on, whatever ended a block before
         _was_stopped.clear()
     code = StoppedSafely.exit_code if error is StopRequested else INTERRUPTED_EXIT_CODE
 
