@@ -157,9 +157,11 @@ def remove_objects(folder: Path) -> None:
     """Remove every object below a folder of an object store."""
     with remote.remote_errors(folder):
         files = remote.file_system(folder)
+        files.invalidate_cache()
         try:
-            files.rm(str(folder), recursive=True)
-        except FileNotFoundError:  # nothing there, or another client was faster
+            if names := files.find(str(folder)):
+                files.rm(names)
+        except FileNotFoundError:  # another client was faster
             pass
         finally:
             files.invalidate_cache()

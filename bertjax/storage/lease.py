@@ -172,7 +172,7 @@ def _parse(data: bytes | None) -> dict[str, Any] | None:
 
 
 def _is_gone(holder: dict[str, Any]) -> bool:
-    """Whether a holder on this machine has ended, or one elsewhere has been silent so long that no clock is so wrong."""
+    """Whether a holder on this machine has ended, or one elsewhere is silent for longer than clocks may differ."""
     try:
         if holder["host"] != socket.gethostname():
             silent = datetime.now(UTC) - datetime.fromisoformat(holder["renewed"])

@@ -111,6 +111,8 @@ def open_run(
     validate.check_settings(config)
     if run_on_primary(lambda: validate.is_complete(stages[-1])):
         return None
+    if primary.is_primary():
+        run_mirror.note_prepared_dir(config)
     checked = primary_first(lambda: inputs.check_run(stages))
     primary_first(lambda: validate.check_init_shapes(stages, checked.classes))
     run_context.enable_compilation_cache(config)

@@ -161,8 +161,8 @@ def create_run_dir(ctx: RunContext, models: Mapping[str, str] | None = None) -> 
     has_one = (kept / "tokenizer.json").exists() or byte_level.is_byt5(kept)
     if has_one and load.from_file(kept).sha256 != ctx.tokenizer.sha256:
         raise UserError(
-            f"{place / 'tokenizer'}: this run has another tokenizer; its file or the text it is trained on has changed since: "
-            "undo that, or give this run another run.name"
+            f"{place / 'tokenizer'}: this run has another tokenizer; its file or the text it is trained on has changed "
+            "since: undo that, or give this run another run.name"
         )
     try:
         folder.mkdir(parents=True, exist_ok=True)

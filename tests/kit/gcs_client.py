@@ -86,7 +86,8 @@ class JsonApi(AbstractFileSystem):
         bucket, name = self._object(path)
         if mode == "rb":
             return io.BytesIO(self._ask("GET", f"storage/v1/b/{bucket}/o/{quote(name, safe='')}", alt="media"))
-        return _Upload(lambda data: self._ask("POST", f"upload/storage/v1/b/{bucket}/o", data, uploadType="media", name=name))
+        place = f"upload/storage/v1/b/{bucket}/o"
+        return _Upload(lambda data: self._ask("POST", place, data, uploadType="media", name=name))
 
     def rm_file(self, path: str) -> None:
         bucket, name = self._object(path)

@@ -33,8 +33,9 @@ _PATH = re.compile(r"(?:/upload|/download)?/storage/v1/b/([^/]+)(?:/(o|storageLa
 class Fault:
     """What the next `times` requests that match get.
 
-    kind: a status, or "slow", "lost" (the request is done, the answer is not sent) or "stale" (a listing as it was
-    before the last change). name: a regular expression in the object's name or a listing's prefix.
+    kind: a status, or "slow", "lost" (the request is done, the answer is not sent), "stale" (a listing as it was
+    before the last change) or "hold" (nothing happens, for ever). name: a regular expression in the object's name or a
+    listing's prefix.
     """
 
     kind: int | str
@@ -54,6 +55,7 @@ class Server:
     requests: list[tuple[str, str]] = field(default_factory=list)  # method, name or prefix
     lock: Any = field(default_factory=threading.RLock)
     generation: int = 1_000_000
+    held: Any = field(default_factory=threading.Event)  # a request waits for ever
     url: str = ""
 
     def names(self, prefix: str = "", bucket: str = "bucket") -> list[str]:
@@ -106,6 +108,9 @@ class _Handler(BaseHTTPRequestHandler):
         fault = store.fault(self.command, shown)
         if isinstance(fault, int):
             return self._send(fault, {"error": {"code": fault, "message": "asked for by a test"}})
+        if fault == "hold":
+            store.held.set()
+            time.sleep(3600)
         if fault == "slow":
             time.sleep(1.0)
         if fault == "lost":

@@ -212,7 +212,8 @@ class RunConfig(Section):
     checkpoint: CheckpointPolicy = Field(CheckpointPolicy(), description="Saving and removal of checkpoints.")
     prefetch: Positive = Field(4, description="Batches to prepare ahead of training.")
     prepared_dir: AnyPath | None = Field(
-        None, description="Folder or bucket of prepared data. Default: ROOT/prepared, a local folder for a root in gs://."
+        None,
+        description="Folder or bucket of prepared data. Default: ROOT/prepared, a local folder for a root in gs://.",
     )
     prepare_workers: Positive | None = Field(None, description="Processes that prepare data. Default: one per core.")
     max_nonfinite_steps: Positive = Field(3, description="Non-finite (skipped) steps in a row before exit with code 3.")

@@ -141,11 +141,13 @@ def _candidate_paths(base: Mapping[str, Any], folder: Path) -> list[Path | str]:
 
 
 def _load(name: Path | str, step: int | None, ctx: RunContext) -> tuple[Mapping[str, Any], PeftOptions]:
-    place = locate_model(name)
-    with pretrained.name_in_errors(place):
-        if (place.path / "config.json").is_file():
-            return hf_folder.load_params(place.path, ctx.config.model), PeftOptions()
-        checkpoints = CheckpointReader(find(place.path))
+    checkpoints = CheckpointReader(remote.as_path(name))
+    if not remote.is_remote(name) or not checkpoints.committed_steps():  # a stage in an object store is read there
+        place = locate_model(name)
+        with pretrained.name_in_errors(place):
+            if (place.path / "config.json").is_file():
+                return hf_folder.load_params(place.path, ctx.config.model), PeftOptions()
+            checkpoints = CheckpointReader(find(place.path))
     asked = checkpoints.ref.step
     if asked is None and step in checkpoints.committed_steps():
         asked = step

@@ -30,7 +30,8 @@ class CheckpointManager:
 
     With several processes each makes its own and calls `save`, `restore`, `wait` and `close` at the same points.
     `before_commit()` is called on process 0, in a background thread, before a step or its scores can be seen,
-    `on_commit(step, seconds since save)` once a step is on disk. Raises UserError when another process writes here, StorageError when the folder cannot be written.
+    `on_commit(step, seconds since save)` once a step is there. Raises UserError when another process writes here,
+    StorageError when the folder cannot be written.
     """
 
     def __init__(

@@ -39,6 +39,10 @@ def open_mirror(mirror: Mirror | None, config: Config) -> None:
     if mirror is None:
         return
     primary.primary_first(lambda: mirror.open(primary.is_primary(), jax.process_index()))
-    if primary.is_primary() and config.run.prepared_dir is None:
+
+
+def note_prepared_dir(config: Config) -> None:
+    """Say where the data of a run in an object store are prepared, if run.prepared_dir does not name it."""
+    if remote.is_remote(config.run.root) and config.run.prepared_dir is None:
         folder = config.run_dir.parent / "prepared"
-        reporter.say(f"note: data are prepared in {folder}, on each machine; run.prepared_dir=gs://... shares them")
+        reporter.say(f"note: data are prepared in {folder} on each machine; run.prepared_dir=gs://... shares them")
