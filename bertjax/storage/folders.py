@@ -161,7 +161,9 @@ def remove_objects(folder: Path) -> None:
         try:
             if names := files.find(str(folder)):
                 files.rm(names)
-        except FileNotFoundError:  # another client was faster
+                files.invalidate_cache()
+                files.rm(str(folder), recursive=True)  # the folder itself, in a bucket that has such
+        except FileNotFoundError:  # it has none, or another client was faster
             pass
         finally:
             files.invalidate_cache()

@@ -232,12 +232,18 @@ def _resource(bucket: str, name: str, generation: int, data: bytes) -> dict[str,
     }  # fmt: skip
 
 
+class _Http(ThreadingHTTPServer):
+    request_queue_size = 128
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Nothing: clients are killed."""
+
+
 @contextlib.contextmanager
 def serve() -> Iterator[Server]:
     """A server with an empty bucket called `bucket`."""
-    ThreadingHTTPServer.request_queue_size = 128
-    http = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-    http.daemon_threads = True
+    http = _Http(("127.0.0.1", 0), _Handler)
     store = Server(objects={"bucket": {}}, url=f"http://127.0.0.1:{http.server_port}")
     http.store = store  # type: ignore[attr-defined]
     threading.Thread(target=http.serve_forever, args=(0.05,), daemon=True).start()
@@ -254,6 +260,8 @@ def install(store: Server, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("TENSORSTORE_GCS_HTTP_URL", store.url)
     monkeypatch.setenv("BERTJAX_STAGING", str(folder / "staged"))
     monkeypatch.setenv("NO_GCE_CHECK", "true")  # do not look for credentials
+    monkeypatch.setenv("GOOGLE_AUTH_TOKEN_FOR_TESTING", "none")  # tensorstore's
+    monkeypatch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # would ask Google for the kind of bucket
     monkeypatch.setattr("etils.epath.gpath._is_tf_installed", lambda: False)
     packages = folder / "packages"
     if importlib.util.find_spec("gcsfs") is None and not packages.exists():

@@ -28,6 +28,7 @@ from bertjax.storage.mirror import Mirror
 from bertjax.training.checkpoint.manager import CheckpointManager
 from bertjax.training.checkpoint.reader import CheckpointReader
 
+pytestmark = pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")  # of gcsfs
 ROOT = Path(__file__).parents[2]
 SHORT = ["stages.pretrain.steps=3", "stages.qa.steps=4", "stages.qa.trainable=all"]
 
@@ -233,6 +234,7 @@ def test_busy_and_slow_stores_are_asked_again(bucket: Server):
         np.testing.assert_array_equal(steps.restore(LIKE)[1]["b"], TREE["b"] + 1)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of a loop that Orbax closed
 def test_a_refused_save_is_one_line_and_the_run_before_it_stays(bucket: Server):
     with manager() as steps:
         save(steps, 1)
