@@ -170,12 +170,17 @@ def _check_config(
 def _check_root(pod: Pod, root: str | None, place: WorkerPaths, found: Findings) -> None:
     """Checks that checkpoints are not on a worker's own disk, unseen by others and deleted with the machine."""
     workers = (pod.node_count or 1) * pod.planned_workers()
-    advice = "name a folder that outlives the machines (--nfs HOST:/SHARE:/MOUNT run.root=/MOUNT/runs)"
+    advice = (
+        "name a bucket (run.root=gs://BUCKET/runs) or a folder that outlives the machines "
+        "(--nfs HOST:/SHARE:/MOUNT run.root=/MOUNT/runs)"
+    )
     many = f"{workers} worker{'s' * (workers > 1)}"
     if any("run.root:" in problem for problem in found.problems):
         return
+    if root is not None and root.startswith("gs://"):
+        return  # bertjax says what is wrong with the name; rights and the bucket show when training starts
     if root is not None and _SCHEME.match(root):
-        found.problems.append(f"run.root: {root}: must be a folder in a mounted file system; {advice}")
+        found.problems.append(f"run.root: {root}: must be in gs:// or a mounted file system; {advice}")
     elif place.shared or (root is not None and place.is_mounted(root)):
         return
     elif root is None:
