@@ -6,8 +6,10 @@ The server is tests/kit/gcs_server.py, asked by tensorstore itself and by gcsfs 
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +19,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import yaml
 from gcs_server import Fault, Server
 
 from bertjax.cli.main import main
@@ -373,6 +374,20 @@ def test_small_files_follow_a_run_to_another_machine(bucket: Server, tmp_path: P
     fourth.close(failed=False)
 
 
+def test_another_process_fetches_what_it_starts_from_and_uploads_its_own_files(bucket: Server, tmp_path: Path):
+    for name in ("config.yaml", "tokenizer/vocab.txt", "metrics.jsonl", "checkpoints/00-a/1/meta/metadata"):
+        bucket.put("bucket", f"r/x/{name}", b"content")
+    other = Mirror(remote.as_path("gs://bucket/r/x"), tmp_path / "x")
+    other.open(False, 1)
+    there = {path.relative_to(tmp_path / "x").as_posix() for path in (tmp_path / "x").rglob("*") if path.is_file()}
+    assert there == {"config.yaml", "tokenizer/vocab.txt"}
+    for name in ("train.1.log", "hang-1.txt", "train.log", "config.yaml"):
+        (tmp_path / "x" / name).write_text("its own")
+    other.close(failed=False)
+    assert bucket.text("r/x/train.1.log") == bucket.text("r/x/hang-1.txt") == "its own"
+    assert bucket.text("r/x/config.yaml") == "content" and "r/x/train.log" not in bucket.names()
+
+
 def test_lines_that_were_not_sent_when_a_process_died_stay(bucket: Server, tmp_path: Path):
     first = mirror(tmp_path)
     (tmp_path / "x").mkdir()
@@ -460,33 +475,71 @@ def test_a_bucket_that_is_no_use_ends_a_run_before_data_are_prepared(
 # ---- long ones ------------------------------------------------------------------------------------------------------
 
 
+KILLS = 40
+
+
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(3000)
 def test_forty_kills(bucket: Server, tiny_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Killed after a random time and continued, each time on a machine without copies: bits of a run without kills."""
     rng = np.random.default_rng(0)
-    steps = ["stages.pretrain.steps=30", "stages.qa.steps=30", "run.checkpoint.save_every=3"]
-    steps += [f"run.compilation_cache_dir={tmp_path / 'xla'}"]
-    kills = 0
-    while True:
-        gcs_server.install(bucket, tmp_path / str(kills), monkeypatch)
-        child = in_child(tiny_project, "gs://bucket/runs", *steps)
+    options = ["stages.pretrain.steps=40", "stages.qa.steps=40", "run.checkpoint.save_every=4"]
+    options += [f"run.compilation_cache_dir={tmp_path / 'xla'}"]
+    kills = finished = 0
+    while kills < KILLS or not finished:
+        gcs_server.install(bucket, tmp_path / f"{finished}-{kills}", monkeypatch)
+        before = bucket.generation
+        child = in_child(tiny_project, "gs://bucket/runs", *options, f"run.name=r{finished}")
+        while bucket.generation == before and child.poll() is None:
+            time.sleep(0.05)
         try:
-            limit = None if kills == 40 else 6 + 8 * rng.random()
-            output, _ = child.communicate(timeout=limit)
+            output, _ = child.communicate(timeout=None if kills == KILLS else 6 * rng.random())
             assert child.returncode == 0, output[-3000:]
-            break
+            finished += 1
         except subprocess.TimeoutExpired:
             child.kill()
             child.communicate()
             kills += 1
-    print(f"{kills} kills")
+    print(f"{kills} kills, {finished} runs")
     monkeypatch.chdir(tiny_project)
-    assert train(tiny_project, str(tmp_path / "local"), *steps) == 0
-    for name in ("checkpoints/00-pretrain/30/digest/metadata", "checkpoints/01-qa/30/digest/metadata"):
-        ours = json.loads(bucket.text(f"runs/tiny/{name}"))
-        assert ours["leaves"] == json.loads((tmp_path / "local/tiny" / name).read_text())["leaves"]
+    assert train(tiny_project, str(tmp_path / "local"), *options) == 0
+    for number in range(finished):
+        for name in ("checkpoints/00-pretrain/40/digest/metadata", "checkpoints/01-qa/40/digest/metadata"):
+            ours = json.loads(bucket.text(f"runs/r{number}/{name}"))
+            assert ours["leaves"] == json.loads((tmp_path / "local/tiny" / name).read_text())["leaves"]
+        lines = [json.loads(line) for line in bucket.text(f"runs/r{number}/metrics.jsonl").splitlines()]
+        seen = [(line["stage"], line["step"]) for line in lines if line["kind"] == "train"]
+        assert len(seen) == len(set(seen)) == 80
+
+
+@pytest.mark.slow
+def test_two_processes_write_one_run(bucket: Server, tiny_project: Path, tmp_path: Path):
+    """Each writes its shards and has its own disk; both save and stop by SIGTERM."""
+    port = socket.socket()
+    port.bind(("127.0.0.1", 0))
+    address = f"127.0.0.1:{port.getsockname()[1]}"
+    port.close()
+    options = ["mesh.fsdp=4", "stages.pretrain.steps=400", "run.checkpoint.save_every=4"]
+    children = []
+    for process in range(2):
+        more = {
+            "BERTJAX_STAGING": str(tmp_path / f"machine{process}"), "BERTJAX_COORDINATOR": address,
+            "BERTJAX_NUM_PROCESSES": "2", "BERTJAX_PROCESS_ID": str(process),
+            "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        }  # fmt: skip
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in more.items():
+                patch.setenv(name, value)
+            children.append(in_child(tiny_project, "gs://bucket/runs", *options))
+    while "runs/tiny/checkpoints/00-pretrain/8/commit_success.txt" not in bucket.names():
+        assert all(child.poll() is None for child in children), [child.communicate()[0][-2000:] for child in children]
+        time.sleep(0.2)
+    children[0].send_signal(signal.SIGTERM)
+    outputs = [child.communicate(timeout=200)[0].decode() for child in children]
+    assert [child.returncode for child in children] == [75, 75], outputs
+    reader = CheckpointReader(remote.as_path("gs://bucket/runs/tiny/checkpoints/00-pretrain"))
+    last = reader.committed_steps()[-1]
+    assert any("/ocdbt.process_1/" in name for name in bucket.names(f"runs/tiny/checkpoints/00-pretrain/{last}/"))
+    assert not bucket.names("runs/tiny/writer.lock")
     lines = [json.loads(line) for line in bucket.text("runs/tiny/metrics.jsonl").splitlines()]
-    seen = [(line["stage"], line["step"]) for line in lines if line["kind"] == "train"]
-    assert len(seen) == len(set(seen)) == 60
-    assert yaml.safe_load(bucket.text("runs/tiny/config.yaml"))["run"]["root"] == "gs://bucket/runs"
+    assert [line["step"] for line in lines if line["kind"] == "train"] == [*range(1, last + 1)]
