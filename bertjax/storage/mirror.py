@@ -25,11 +25,12 @@ from bertjax.storage.atomic import write_json_atomic
 
 log = logging.getLogger(__name__)
 CHECKPOINTS = "checkpoints"
-NOT_FETCHED = ("tensorboard", "profile", "wandb")  # written anew by each start, read by no later one
+NOT_UPLOADED = "wandb"  # its own service has it
+NOT_FETCHED = ("tensorboard", "profile", NOT_UPLOADED)  # written anew by each start, read by no later one
 STARTING_FILES = ("config.yaml", "environment.json", "tokenizer")  # what each machine of a run reads
 UPLOAD_SECONDS = 30.0  # between two uploads of changed files
 UPLOAD_RATE = 1e6  # bytes a second that one growing file takes at most
-PROBE_SECONDS = 10.0  # for the last upload of a process that hangs
+LAST_SECONDS = 10.0  # for the last upload of a process that hangs
 Facts = list[Any]  # size and checksum in the store
 
 
@@ -59,10 +60,11 @@ class Mirror:
 
     def open(self, is_primary: bool, process: int) -> None:
         """Fetch what is in the store. Raises UserError (rights, no bucket, another writer) and StorageError."""
-        self._own = (lambda name: True) if is_primary else {f"train.{process}.log", f"hang-{process}.txt"}.__contains__
         if is_primary:
             self._lease = lease.hold(self.place)
         self.fetch(only=None if is_primary else STARTING_FILES)
+        own = {f"train.{process}.log", f"hang-{process}.txt"}
+        self._own = (lambda name: True) if is_primary else own.__contains__  # nothing is uploaded before
 
     def start(self) -> None:
         """Upload everything, then go on doing so in a thread."""
@@ -146,7 +148,9 @@ class Mirror:
                 self._write_record()
 
     def _local_files(self) -> Iterator[tuple[str, Path]]:
-        for parent, _, names in os.walk(self.local):
+        for parent, folders_inside, names in os.walk(self.local):
+            if Path(parent) == self.local and NOT_UPLOADED in folders_inside:
+                folders_inside.remove(NOT_UPLOADED)
             for name in names:
                 if not (name.startswith(".") and name.endswith(".partial")):
                     path = Path(parent, name)
@@ -186,7 +190,7 @@ class Mirror:
         """Upload what there is before a process that hangs is ended; gives up after some seconds."""
         thread = threading.Thread(target=self._push_quietly, daemon=True)
         thread.start()
-        thread.join(PROBE_SECONDS)
+        thread.join(LAST_SECONDS)
 
     def _push_quietly(self) -> None:
         try:

@@ -119,9 +119,20 @@ def _run(root: Path, names: set[str], step: str | None, weights: bool) -> Iterat
     yield from (name for name in _RUN_FILES if name in names)
     for folder in (name for name in _RUN_FOLDERS if name in names):
         yield from _below(root, folder)
-    if step is not None:
-        for name in _names(root / step) - (set() if weights else {"state"}):
-            yield from _below(root, f"{step}/{name}".removeprefix("./"))
+    for one in [step, *(_bases(root, step) if weights else [])] if step is not None else []:
+        for name in _names(root / one) - (set() if weights else {"state"}):
+            yield from _below(root, f"{one}/{name}".removeprefix("./"))
+
+
+def _bases(root: Path, step: str) -> Iterator[str]:
+    """The steps of other stages of the run that hold the weights below an adapter-only checkpoint."""
+    while step.startswith("checkpoints/"):
+        item = folders.read_json(root / step / "meta" / "metadata")
+        base = (item.get("meta") or {}).get("base") if isinstance(item, dict) else None
+        if not isinstance(base, dict) or not {"stage", "step"} <= base.keys():
+            return
+        step = f"checkpoints/{base['stage']}/{base['step']}"
+        yield step
 
 
 def _newest_step(root: Path, names: set[str]) -> str | None:

@@ -181,6 +181,40 @@ def test_a_damaged_step_is_put_aside(run: str, bucket: Server, tiny_project: Pat
     assert local.committed_steps() == [2, 4] and local.meta(4)["step"] == 4
 
 
+@pytest.mark.slow
+def test_variants_are_compared_in_a_bucket(bucket: Server, tiny_project: Path, monkeypatch, capsys):
+    monkeypatch.chdir(tiny_project)
+    compare = "compare=[{name: full, trainable: all}, {name: head, trainable: head}]"
+    assert main(["compare", "tiny.yaml", "run.root=gs://bucket/runs", *SHORT, compare]) == 0
+    assert "head" in capsys.readouterr().out
+    assert {f"runs/tiny-comparison.{ending}" for ending in ("md", "json", "html")} <= set(bucket.names("runs/"))
+    found = json.loads(bucket.text("runs/tiny-comparison.json"))
+    assert [row["run"] for row in found["methods"]] == [f"gs://bucket/runs/tiny-{name}" for name in ("full", "head")]
+
+
+@pytest.mark.slow
+def test_a_loop_of_ones_own_saves_into_a_bucket(bucket: Server, tiny_project: Path, monkeypatch):
+    import bertjax
+
+    monkeypatch.chdir(tiny_project)
+    stage = bertjax.build_program("tiny.yaml", None, "run.root=gs://bucket/runs", *SHORT)
+    assert str(stage.save(stage.init_state())) == "gs://bucket/runs/tiny/checkpoints/00-pretrain/0"
+    assert {"runs/tiny/config.yaml", "runs/tiny/tokenizer/tokenizer.json"} <= set(bucket.names())
+    assert not bucket.names("runs/tiny/writer.lock")
+    assert bertjax.open("gs://bucket/runs/tiny").step == 0
+
+
+@pytest.mark.slow
+def test_adapters_find_their_base_in_the_bucket(bucket: Server, tiny_project: Path, monkeypatch):
+    monkeypatch.chdir(tiny_project)
+    lora = "stages.qa.trainable={kind: lora, lora_rank: 2}"
+    assert train(tiny_project, "gs://bucket/runs", lora) == 0
+    assert main(["evaluate", "gs://bucket/runs/tiny"]) == 0
+    del bucket.objects["bucket"]["runs/tiny/checkpoints/01-qa/4/commit_success.txt"]
+    assert train(tiny_project, "gs://bucket/runs", lora) == 0
+    assert "runs/tiny/checkpoints/01-qa/4/commit_success.txt" in bucket.names()
+
+
 # ---- checkpoints ----------------------------------------------------------------------------------------------------
 
 FOLDER = "gs://bucket/r/checkpoints/00-a"
@@ -220,6 +254,15 @@ def test_an_unfinished_step_is_not_there_and_is_removed_by_the_next_writer(bucke
         assert not bucket.names("r/checkpoints/00-a/2/")
         assert steps.restore(LIKE)[0] == 1
         save(steps, 2)
+        assert steps.committed_steps() == [1, 2]
+
+
+def test_a_stale_listing_removes_nothing(bucket: Server):
+    with manager() as steps:
+        save(steps, 1)
+        save(steps, 2)
+    bucket.faults = [Fault("stale", "GET", "r/checkpoints/00-a/$", 9)]
+    with manager() as steps:
         assert steps.committed_steps() == [1, 2]
 
 

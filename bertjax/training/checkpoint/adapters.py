@@ -134,6 +134,8 @@ def _candidate_paths(base: Mapping[str, Any], folder: Path) -> list[Path | str]:
     if "path" in base and (remote.is_remote(base["path"]) or pretrained.hub_name(base["path"])):
         return [base["path"], *([Path(base["init_base"])] if "init_base" in base else [])]
     recorded = folder.parent / base["stage"] if "stage" in base else Path(base["path"])
+    if remote.is_remote(folder):
+        return [recorded, *([Path(base["init_base"])] if "init_base" in base else [])]
     tails = [Path(*recorded.parts[-length:]) for length in range(1, min(5, len(recorded.parts)))]
     around = [above / tail for above in [folder, *folder.absolute().parents[:4]] for tail in tails]
     known = [recorded, *([Path(base["init_base"])] if "init_base" in base else [])]
