@@ -1,8 +1,8 @@
 """Keep the small files of a run in an object store: they are written to a local folder, which is copied there.
 
 Checkpoints are not among them: Orbax writes those to the store itself. The local folder is that of run.root's URL below
-BERTJAX_STAGING, so that everything which writes a run on a disk writes these runs too. A file is uploaded as a whole
-when it has changed, a large one less often than a small one. On a machine that has not seen the run, or where another
+BERTJAX_STAGING, so that everything which writes a run on a disk writes these runs too. A file that has changed is
+uploaded from its beginning, a large one less often than a small one. On a machine that has not seen the run, or where another
 one has written since, the folder is fetched first.
 """
 
@@ -26,7 +26,7 @@ from bertjax.storage.atomic import write_json_atomic
 log = logging.getLogger(__name__)
 CHECKPOINTS = "checkpoints"
 NOT_UPLOADED = "wandb"  # its own service has it
-NOT_FETCHED = ("tensorboard", "profile", NOT_UPLOADED)  # written anew by each start, read by no later one
+NOT_FETCHED = ("tensorboard", "profile", NOT_UPLOADED)  # each start writes its own, and reads no earlier ones
 STARTING_FILES = ("config.yaml", "environment.json", "tokenizer")  # what each machine of a run reads
 UPLOAD_SECONDS = 30.0  # between two uploads of changed files
 UPLOAD_RATE = 1e6  # bytes a second that one growing file takes at most
@@ -181,7 +181,7 @@ class Mirror:
             try:
                 self.push(everything=is_asked and not self._over.is_set())
                 self._failing = False
-            except BertjaxError as error:
+            except (BertjaxError, OSError) as error:
                 if not self._failing:
                     log.warning("%s: its small files are not uploaded for now: %s", self.place, brief(error, 200))
                 self._failing = True
@@ -195,7 +195,7 @@ class Mirror:
     def _push_quietly(self) -> None:
         try:
             self.push(everything=True)
-        except BertjaxError as error:
+        except (BertjaxError, OSError) as error:
             log.debug("%s", error)
 
     def close(self, failed: bool) -> None:
@@ -207,7 +207,7 @@ class Mirror:
         try:
             if self._lease is None or self._lease.is_held():
                 self.push(everything=True)
-        except BertjaxError as error:
+        except (BertjaxError, OSError) as error:
             line = f"{self.place}: the last small files were not uploaded, they are in {self.local} ({brief(error)})"
             if not failed:
                 raise StorageError(f"{line}; run the same command again") from error
