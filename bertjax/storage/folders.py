@@ -34,7 +34,7 @@ def absolute(folder: Path) -> Path:
 
 
 def list_folders(folder: Path, wanted: Callable[[str], bool] = lambda name: True) -> list[str]:
-    """The names of the folders in a folder that are `wanted`, in an object store never from a cache; none in a missing one."""
+    """The names of the folders in a folder that are `wanted`; none in a missing one. Of a store no cache is used."""
     if remote.is_remote(folder):
         return [name for name, is_folder in list_names(folder).items() if is_folder and wanted(name)]
     try:

@@ -2,8 +2,8 @@
 
 Checkpoints are not among them: Orbax writes those to the store itself. The local folder is that of run.root's URL below
 BERTJAX_STAGING, so that everything which writes a run on a disk writes these runs too. A file that has changed is
-uploaded from its beginning, a large one less often than a small one. On a machine that has not seen the run, or where another
-one has written since, the folder is fetched first.
+uploaded from its beginning, a large one less often than a small one. On a machine that has not seen the run, or where
+another one has written since, the folder is fetched first.
 """
 
 import hashlib
