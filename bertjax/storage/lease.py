@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 FILE_NAME = "writer.lock"
 RENEW_SECONDS = 15.0
 EXPIRE_SECONDS = 90.0  # without a renewal; far longer than a request with its retries
+RETRIES = {"max_retries": 5, "initial_delay": "500ms", "max_delay": "8s"}  # of one request: about 20 seconds
 _held: dict[str, "Lease"] = {}  # folder -> lease of this process
 
 
@@ -158,8 +159,7 @@ def _open(folder: Path) -> Any:
     import tensorstore
 
     bucket, _, path = str(folder).removeprefix("gs://").partition("/")
-    retries = {"max_retries": 5, "initial_delay": "500ms", "max_delay": "8s"}
-    spec = {"driver": "gcs", "bucket": bucket, "path": f"{path}/", "context": {"gcs_request_retries": retries}}
+    spec = {"driver": "gcs", "bucket": bucket, "path": f"{path}/", "context": {"gcs_request_retries": RETRIES}}
     return tensorstore.KvStore.open(spec).result()
 
 

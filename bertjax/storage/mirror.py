@@ -60,6 +60,8 @@ class Mirror:
 
     def open(self, is_primary: bool, process: int) -> None:
         """Fetch what is in the store. Raises UserError (rights, no bucket, another writer) and StorageError."""
+        with remote.remote_errors(self.place):
+            remote.file_system(self.place)  # that its package is installed
         if is_primary:
             self._lease = lease.hold(self.place)
         self.fetch(only=None if is_primary else STARTING_FILES)

@@ -541,6 +541,21 @@ def test_a_bucket_that_is_no_use_ends_a_run_before_data_are_prepared(
     assert not list((tmp_path / "staged").rglob("prepared")) and not Path("gs:").exists()
 
 
+def test_a_store_out_of_reach_and_a_missing_package(bucket: Server, tiny_project: Path, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tiny_project)
+    monkeypatch.setattr(lease, "RETRIES", {"max_retries": 1, "initial_delay": "1ms", "max_delay": "1ms"})
+    bucket.faults = [Fault(503, "", "", 999)]
+    assert train(tiny_project, "gs://bucket/runs") == 4
+    assert "gs://bucket/runs/tiny/writer.lock: cannot be reached" in capsys.readouterr().err
+
+    def missing(path: Path) -> None:
+        raise ImportError("Please install gcsfs to access Google Storage")
+
+    monkeypatch.setattr(remote, "file_system", missing)
+    assert train(tiny_project, "gs://bucket/runs") == 2
+    assert "the package 'gcsfs' is missing; pip install gcsfs" in capsys.readouterr().err
+
+
 # ---- long ones ------------------------------------------------------------------------------------------------------
 
 
