@@ -56,13 +56,14 @@ def list_names(folder: Path) -> dict[str, bool]:
     """The names in a folder of an object store, as the store has them now -> {name: whether it is a folder}."""
     with remote.remote_errors(folder):
         files = remote.file_system(folder)
+        files.invalidate_cache()  # tensorstore and other machines write without this client's knowledge
         try:
             found = files.ls(str(folder), detail=True)
         except FileNotFoundError:
             _check_bucket(folder)
             return {}
         finally:
-            files.invalidate_cache()  # tensorstore writes without this client's knowledge
+            files.invalidate_cache()  # Orbax asks the same client
         return {each["name"].rstrip("/").rpartition("/")[2]: each["type"] == "directory" for each in found}
 
 
