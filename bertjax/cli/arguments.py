@@ -187,11 +187,11 @@ def pretrained_model(name: str) -> str | Path:
     return name
 
 
-def run_folder(name: str) -> Path:
-    """A run folder; of one in an object store a copy of its small files, which is made now."""
+def run_folder(name: str, *, weights: bool = False) -> Path:
+    """A run folder; of one in an object store a copy, which is made now: of its small files, or with its last step."""
     from bertjax.storage import remote, remote_folder
 
-    return remote_folder.fetch(name, weights=False) if remote.is_remote(name) else existing_path(name)
+    return remote_folder.fetch(name, weights=weights) if remote.is_remote(name) else existing_path(name)
 
 
 def config_or_model(target: str) -> str | Path:

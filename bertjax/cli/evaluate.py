@@ -112,7 +112,7 @@ def report(arguments: argparse.Namespace) -> int:
 )
 def qa_report(arguments: argparse.Namespace) -> int:
     named = {"extractive": arguments.extractive, "context": arguments.context, "closed_book": arguments.closed_book}
-    runs = {way: cli.run_folder(run) for way, run in named.items() if run}
+    runs = {way: cli.run_folder(run, weights=True) for way, run in named.items() if run}
     data = cli.existing_path(arguments.data) if arguments.data else None
     output = cli.output_path(arguments.output or "qa-report.html", [data], (".html", ".json"))
     assert output is not None

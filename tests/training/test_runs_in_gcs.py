@@ -152,6 +152,9 @@ def test_commands_read_the_run(run: str, bucket: Server, tmp_path: Path, capsys)
     page = tmp_path / "page.html"
     output("report", run, "--output", str(page))
     assert "squad" in page.read_text()
+    assert json.loads(output("compare-predictions", run, run, "--data", "heldout.json", "--json"))
+    found = output("qa-report", "--extractive", run, "--limit", "3", "--output", str(tmp_path / "qa.html"), "--json")
+    assert json.loads(found)["questions"] == 3
     output("export", run, str(tmp_path / "hf"))
     assert (tmp_path / "hf" / "model.safetensors").is_file()
 
