@@ -10,17 +10,15 @@ import os
 import re
 from pathlib import Path
 
-_CHANGED = re.compile(
-    r"Offending (?:\S+ )?key in (?P<file>\S*google_compute_known_hosts):\d+"
-    r"(?:(?!Offending ).)*?Host key for (?P<alias>tpu\.\S+) has changed",
-    re.DOTALL,
-)
+# Lines of several workers may be mixed, so files and aliases are collected apart.
+_FILE = re.compile(r"Offending (?:\S+ )?key in (\S*google_compute_known_hosts):\d+")
+_ALIAS = re.compile(r"Host key for (tpu\.\S+) has changed")
 
 
 def forget_changed(said: str) -> list[str]:
     """Removes the entries that ssh refuses in its output -> their aliases. Other entries stay as they are."""
-    found = {(match["alias"], Path(match["file"]).expanduser()) for match in _CHANGED.finditer(said)}
-    return sorted(alias for alias, file in found if _remove(alias, file))
+    files = {Path(name).expanduser() for name in _FILE.findall(said)}
+    return sorted({alias for alias in _ALIAS.findall(said) for file in files if _remove(alias, file)})
 
 
 def _remove(alias: str, file: Path) -> bool:

@@ -155,7 +155,10 @@ class Launcher:
         shown, since = "", time.monotonic()
         while True:
             code, out, err = self.state_dir.run_command(self.pod.describe())
-            if code and gcloud.is_not_found(err):
+            # A zone without TPUs refuses even this question, and another may have them.
+            fresh = not self.pod_seen and not self.state.started
+            elsewhere = fresh and len(self.options.zones) > 1 and not gcloud.is_transient(err)
+            if code and (gcloud.is_not_found(err) or elsewhere):
                 self._create()
                 continue
             if code and not gcloud.is_transient(err):

@@ -23,7 +23,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from run_summary import summary_lines
@@ -99,16 +99,17 @@ def run(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     home.mkdir(parents=True, exist_ok=True)
     with locked(home / "start.lock"):
         if not folder.exists():
-            stop(home)
-            free_tpu()
-            _start(folder, arguments, command)
+            notes: list[str] = []  # in the log, which every connection repeats from its first line
+            stop(home, notes.append)
+            notes.append(free_tpu())
+            _start(folder, arguments, command, [note for note in notes if note])
     return stream_logs(folder)
 
 
-def _start(folder: Path, arguments: argparse.Namespace, command: Sequence[str]) -> None:
+def _start(folder: Path, arguments: argparse.Namespace, command: Sequence[str], notes: Sequence[str]) -> None:
     new = folder.with_name(f"{folder.name}.new")
     new.mkdir(exist_ok=True)
-    (new / "log").touch()
+    (new / "log").write_text("".join(f"{note}\n" for note in notes))
     lock = os.open(new / "alive", os.O_RDWR | os.O_CREAT, 0o600)
     fcntl.flock(lock, fcntl.LOCK_EX)  # inherited by the supervisor; released when it ends in any way
     new.rename(folder)
@@ -226,12 +227,12 @@ def stream_logs(folder: Path) -> int:
         return LOST_EXIT_CODE
 
 
-def stop(home: Path) -> int:
+def stop(home: Path, say: Callable[[str], object] = print_line) -> int:
     """Asks the running attempt (or doctor), if any, to save and exit; kills it when it does not -> 0."""
     for folder in _started(home):
         if not _alive(folder):
             continue
-        print_line(f"launch: stopping {folder.name}")
+        say(f"launch: stopping {folder.name}")
         pid, until = _pid(folder), time.monotonic() + STOP_TIMEOUT
         if pid:
             os.kill(pid, signal.SIGTERM)

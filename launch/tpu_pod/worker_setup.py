@@ -88,24 +88,26 @@ def _python(code: Path) -> str | None:
     return found.stdout.strip() or None
 
 
-def free_tpu(lock: Path = TPU_LOCK) -> None:
-    """Removes a lock file that no process holds: one of another user stops libtpu. Names the process that holds it."""
+def free_tpu(lock: Path = TPU_LOCK) -> str:
+    """Removes a lock file that no process holds: one of another user stops libtpu -> what it did, or who holds it."""
     try:
         found = lock.stat()
     except OSError:
-        return
+        return ""
     holders = sorted({*_lock_holders(found), *_users_of(found)})
     if holders:
-        print_line(f"launch: {lock} is held by process {', '.join(map(_named, holders))}; training needs the TPU")
-        return
+        return f"launch: {lock} is held by process {', '.join(map(_named, holders))}; training needs the TPU"
     try:
         lock.unlink()
     except FileNotFoundError:
-        return
+        return ""
     except PermissionError:  # of another user, in a sticky folder
-        if run_logged(["sudo", "rm", "-f", str(lock)], Path.cwd()):
-            return
-    print_line(f"launch: removed {lock}, which no process held")
+        try:
+            subprocess.run(["sudo", "-n", "rm", "-f", str(lock)], check=True, capture_output=True, text=True)
+        except (OSError, subprocess.SubprocessError) as error:
+            said = (getattr(error, "stderr", "") or str(error)).strip().splitlines()[-1]
+            return f"launch: {lock}, which no process holds, could not be removed: {said}"
+    return f"launch: removed {lock}, which no process held"
 
 
 def _lock_holders(file: os.stat_result) -> Iterator[int]:

@@ -142,6 +142,8 @@ def queued_resources_describe(names: list[str], flags: dict[str, str]) -> int:
 
 def look(names: list[str]) -> int:
     found = resource()
+    if problem := planned(f"describe {ZONE}"):
+        return fail(f"ERROR: (gcloud.compute.tpus.queued-resources.describe) {problem}")
     if found is None:
         return fail(f"ERROR: (gcloud.compute.tpus.queued-resources.describe) NOT_FOUND: {names[0]} was not found")
     if problem := planned("describe"):

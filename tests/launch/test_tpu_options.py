@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 import sys
-from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -30,10 +29,9 @@ def lines(said: str) -> list[str]:
 
 def test_everything_at_once(cloud):
     """The second zone refuses the type, the third has capacity; a key has changed; a lock file was left; a doctor."""
-    cloud.plan(
-        scp=["changed key"],
-        **{"create_us-a1-a": [STOCKOUT], "create_us-b1-b": ["INVALID_ARGUMENT: no v5litepod here"]},
-    )
+    denied = ["PERMISSION_DENIED: Permission denied on 'locations/us-a1-a' (or it may not exist)"] * 9
+    refused = {"create_us-a1-a": [STOCKOUT], "create_us-b1-b": ["INVALID_ARGUMENT: no v5litepod here"]}
+    cloud.plan(scp=["changed key"], **refused, **{"describe_us-a1-a": denied})
     known, stale = cloud.home / "google_compute_known_hosts", cloud.home / "libtpu_lockfile"
     others = ["tpu.other-1 ssh-ed25519 AAAA", "compute.123 ssh-ed25519 BBBB", "tpu.my-pod-11 ssh-ed25519 CCCC"]
     known.write_text("\n".join([others[0], "tpu.my-pod-1 ssh-ed25519 OLD", *others[1:]]) + "\n")
@@ -155,7 +153,8 @@ def test_only_entries_of_tpus_in_gcloud_s_own_file_are_forgotten(tmp_path):
         assert host_keys.forget_changed(said.format(file, alias)) == [] and file.read_text()
     file = tmp_path / "google_compute_known_hosts"
     file.write_text("tpu.1-0 ssh-ed25519 A\ntpu.1-0 ssh-rsa B\ntpu.1-1 ssh-rsa C\n")
-    both = said.format(file, "tpu.1-0") + said.format(file, "tpu.1-9")
+    first, second = said.format(file, "tpu.1-0").splitlines(), said.format(file, "tpu.1-9").splitlines()
+    both = "\n".join([first[0], second[0], second[1], first[1]])  # of workers that speak at once
     assert host_keys.forget_changed(both) == ["tpu.1-0"] and file.read_text() == "tpu.1-1 ssh-rsa C\n"
     assert file.stat().st_mode & 0o777 == 0o600
     file.unlink()
@@ -165,36 +164,44 @@ def test_only_entries_of_tpus_in_gcloud_s_own_file_are_forgotten(tmp_path):
 # --- on the workers ------------------------------------------------------------------------------------------------
 
 
-def said_by(call, *words) -> list[str]:
-    """What a function of the worker prints; it writes to the descriptor of standard output."""
-    read, write = os.pipe()
-    with open(read) as reader:
-        with open(write, "w") as writer, redirect_stdout(writer):
-            call(*words)
-        return reader.read().splitlines()
-
-
 def test_a_lock_file_of_the_tpu_goes_only_if_no_process_holds_it(tmp_path):
     lock = tmp_path / "libtpu_lockfile"
-    assert said_by(worker_setup.free_tpu, lock) == []
+    assert worker_setup.free_tpu(lock) == ""
     holder = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print(); sys.stdin.read()"
     with subprocess.Popen(
-        [sys.executable, "-S", "-c", holder, str(lock)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [sys.executable, "-S", "-uc", holder, str(lock)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as process:
         process.stdout.readline()
         (found,) = worker_setup._lock_holders(lock.stat())
         assert found == process.pid, "as libtpu holds it, seen for the processes of all users"
-        (line,) = said_by(worker_setup.free_tpu, lock)
-        assert lock.exists() and f"{lock} is held by process {process.pid} (" in line
+        said = worker_setup.free_tpu(lock)
+        assert lock.exists() and said.startswith(f"launch: {lock} is held by process {process.pid} (")
         process.stdin.close()
-    assert said_by(worker_setup.free_tpu, lock) == [f"launch: removed {lock}, which no process held"]
+    assert worker_setup.free_tpu(lock) == f"launch: removed {lock}, which no process held"
     assert not lock.exists()
     with open(lock, "w") as file:  # open without a lock
-        said_by(worker_setup.free_tpu, lock)
-        assert lock.exists()
+        assert "is held by process" in worker_setup.free_tpu(lock)
         fcntl.flock(file, fcntl.LOCK_EX)
-        said_by(worker_setup.free_tpu, lock)
-        assert lock.exists()
+        assert "is held by process" in worker_setup.free_tpu(lock) and lock.exists()
+
+
+def test_a_lock_file_of_another_user_is_removed_by_root_or_named(tmp_path, monkeypatch):
+    lock = tmp_path / "libtpu_lockfile"
+    lock.touch()
+
+    def refuse(self: Path) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(worker_setup.Path, "unlink", refuse)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    for script, expected in (
+        ("echo no password >&2; exit 1", "could not be removed: no password"),
+        ('shift; exec "$@"', "removed"),
+    ):
+        (tmp_path / "sudo").write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / "sudo").chmod(0o755)
+        assert expected in worker_setup.free_tpu(lock)
+    assert not lock.exists()
 
 
 def test_apt_waits_for_its_locks_and_tries_again(tmp_path, monkeypatch):
@@ -202,12 +209,14 @@ def test_apt_waits_for_its_locks_and_tries_again(tmp_path, monkeypatch):
     (tmp_path / "sudo").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setattr(worker_setup, "APT_PAUSE", 0.01)
-    said = said_by(worker_setup.apt_install, "nfs-common")
+    said: list[str] = []
+    monkeypatch.setattr(worker_setup, "print_line", said.append)
+    assert worker_setup.apt_install("nfs-common") == 0
     own = "apt-get -o DPkg::Lock::Timeout=300 --yes --quiet"
     assert (tmp_path / "sudo.log").read_text().splitlines() == [
         f"{own} install nfs-common", f"{own} update", f"{own} install nfs-common"
     ]  # fmt: skip
-    assert said == ["launch: sudo failed with 100", "launch: trying again in 0.01 s to install nfs-common"]
+    assert said == ["launch: trying again in 0.01 s to install nfs-common"]
 
 
 SETUP_TOOLS = {  # a Python whose pip installs a uv that fails or not, and shows its words

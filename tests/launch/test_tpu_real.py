@@ -23,7 +23,14 @@ def test_gcloud_takes_every_command_of_a_dry_run():
     if shutil.which("gcloud") is None:
         pytest.skip("gcloud is not installed: its grammar is not asked")
     common = ["--project=p", "--nfs=10.0.0.2:/share:/mnt/s", "--env=A=it's", "--internal-ip", "--labels=team=nlp"]
-    common += ["--labels=cost=x", "--valid-until-duration=1d12h", "--metadata=a=b,c", "--metadata=d=e", "--doctor"]
+    common += [
+        "--labels=cost=x",
+        "--valid-until-duration=1d12h",
+        "--metadata=a=b,c",
+        "--metadata=d=e",
+        "--doctor",
+        "--cwd=/mnt/s",
+    ]
     network = ["--network=n", "--subnetwork=s", "--service-account=a@p.iam.gserviceaccount.com"]
     kinds = [
         ["--type=v5litepod-256", "--spot", "--zone=us-west4-a"],
@@ -33,7 +40,9 @@ def test_gcloud_takes_every_command_of_a_dry_run():
     seen = 0
     for kind in kinds:
         argv = [sys.executable, "launch/tpu.py", "--name=my-pod", *kind, *common, *network, "--dry-run"]
-        done = subprocess.run([*argv, "configs/bert/pretrain_large.yaml"], cwd=ROOT, capture_output=True, text=True)
+        slices = ["mesh.dcn=2"] if "--node-count=2" in kind else []
+        job = ["configs/bert/pretrain_large.yaml", "run.root=/mnt/s/runs", *slices]
+        done = subprocess.run([*argv, *job], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         for line in done.stdout.splitlines():
             if line.startswith("gcloud"):
