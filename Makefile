@@ -6,7 +6,7 @@ BIN := .venv/bin
 READY := .venv/.ready-$(VERSION)
 SHELL_FILES := .ci/run .ci/setup $(wildcard launch/*.sh launch/*.sbatch)
 LOCK := --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
-	--extra tensorboard --group dev --custom-compile-command "make lock"
+	--extra tensorboard --custom-compile-command "make lock"
 
 .PHONY: help demo test test-all lint bench docs lock clean
 
@@ -15,7 +15,7 @@ help:
 	@echo "make test      the fast tests             make test-all  all tests"
 	@echo "make lint      ruff, mypy, shellcheck     make bench     time the training step"
 	@echo "make docs      the documentation as a website in site/"
-	@echo "make lock      requirements.lock from pyproject.toml (UPGRADE=--upgrade: newest versions)"
+	@echo "make lock      requirements.lock and that of TPU pods from pyproject.toml (UPGRADE=--upgrade: newest versions)"
 	@echo "make clean     remove .venv, .tools and caches"
 	@echo "Options: PYTHON=python3.12 (which Python), ARGS='-k name' (more arguments for pytest, the demo or the benchmark)"
 
@@ -48,7 +48,9 @@ docs: $(READY)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 lock: $(READY)
-	$(BIN)/uv pip compile --quiet $(LOCK) $(UPGRADE) pyproject.toml --output-file requirements.lock
+	$(BIN)/uv pip compile --quiet $(LOCK) --group dev $(UPGRADE) pyproject.toml --output-file requirements.lock
+	$(BIN)/uv pip compile --quiet $(LOCK) --group build --extra tpu --extra gcs --constraint requirements.lock $(UPGRADE) \
+		pyproject.toml --output-file launch/requirements-tpu.lock
 
 clean:
 	rm -rf .venv .tools build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis

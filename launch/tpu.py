@@ -2,6 +2,7 @@
 """Train on a TPU pod: create it, send the code, train on all workers, restart after preemptions, delete it.
 
     launch/tpu.py --name my-pod --type v5litepod-256 configs/bert/pretrain_large.yaml --dry-run
+    launch/tpu.py --status my-pod
 
 Needs only Python 3.9, git and gcloud. Running the same command again continues an interrupted launch. Exit codes:
 bertjax's (0 done, 2 bad input, 3 diverged, 4 storage, 70 a bug), 75 after the last retry, 130 when interrupted.
@@ -10,38 +11,38 @@ bertjax's (0 done, 2 bad input, 3 diverged, 4 storage, 70 a bug), 75 after the l
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import replace
 from types import FrameType
-from typing import NoReturn
 
-from tpu_pod import checks
-from tpu_pod.gcloud import RUNTIMES, LaunchError, Pod, generation
+from tpu_pod import checks, status
+from tpu_pod.gcloud import LaunchError, Pod
 from tpu_pod.launcher import Launcher, LaunchOptions, RemoteCommands
+from tpu_pod.options import make_pod, parse_launch, parse_status
 from tpu_pod.redact import redact, redact_command
-from tpu_pod.state import StateDir, archive_command, check_name, checkout_path, clone_url, head_revision, load_or_create
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise LaunchError(f"{self.prog}: {message}; try --help")
+from tpu_pod.state import StateDir, archive_command, checkout_path, clone_url, head_revision, load_or_create
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a job to its end -> one of the exit codes listed above."""
     launcher = None
     try:
-        arguments = _arguments(argv)
-        pod = _pod(arguments)
-        retries, keep, cwd = arguments.max_retries, arguments.keep, arguments.cwd
-        options = LaunchOptions(arguments.env, arguments.nfs, retries, keep, arguments.poll, cwd)
+        words = list(sys.argv[1:] if argv is None else argv)
+        if any(word.split("=", 1)[0] == "--status" for word in words):
+            asked = parse_status(words)
+            return status.show(StateDir(asked.state_dir, asked.status))
+        arguments = parse_launch(words)
+        pod = make_pod(arguments)
         command = _command(arguments)
-        _check(pod, command, arguments)
+        found = _check(pod, command, arguments)
+        options = LaunchOptions(
+            arguments.env, arguments.nfs, arguments.max_retries, arguments.keep, arguments.poll, arguments.cwd,
+            arguments.zone, arguments.logs or checks.log_folder(found.root, pod.name), arguments.doctor,
+        )  # fmt: skip
         if arguments.dry_run:
             try:
                 _dry_run(pod, options, command, arguments)
@@ -53,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         folder = StateDir(arguments.state_dir, pod.name)
         with folder.locked():
             state = load_or_create(folder, command, arguments.repo, arguments.ref)
+            state.run = found.run_folder(arguments.cwd)
             repo = clone_url(state, arguments.repo)
             launcher = Launcher(pod, folder, state, options, command, repo)
             return _carry_through(launcher)
@@ -85,129 +87,6 @@ def _carry_through(launcher: Launcher) -> int:
         raise
 
 
-def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    p = _Parser(
-        prog="launch/tpu.py", allow_abbrev=False, description="Train on a TPU pod and restart after preemptions.",
-        usage="launch/tpu.py --name NAME --type TYPE [options] CONFIG [key.path=value ...]",
-        epilog="Remote state: ~/bertjax-NAME on every worker. Output lines start with the worker: [w3] or [s0 w3].",
-    )  # fmt: skip
-    p.add_argument("config", metavar="CONFIG")
-    p.add_argument("overrides", nargs="*", metavar="key.path=value")
-    p.add_argument("--name", required=True, help="name of the queued resource: lower-case letters, digits, dashes")
-    p.add_argument("--type", required=True, help="accelerator type: v5litepod-256, v5p-128, v6e-64, v4-32 ...")
-    p.add_argument("--project", help="default: that of gcloud")
-    p.add_argument("--zone", help="default: that of gcloud")
-    capacity = p.add_mutually_exclusive_group()
-    capacity.add_argument("--spot", dest="capacity", action="store_const", const="spot", help="preemptible machines")
-    capacity.add_argument("--reserved", dest="capacity", action="store_const", const="reserved")
-    slices = p.add_mutually_exclusive_group()
-    slices.add_argument("--node-id", help="name of the single slice; default: the pod's name")
-    slices.add_argument("--node-count", type=_int_from(2), metavar="N", help="number of slices (multislice)")
-    p.add_argument("--runtime-version", help="TPU software version; default: by type")
-    p.add_argument("--network")
-    p.add_argument("--subnetwork")
-    p.add_argument("--service-account")
-    p.add_argument("--internal-ip", action="store_true", help="use internal IP addresses only")
-    p.add_argument(
-        "--env",
-        action="append",
-        default=[],
-        type=_pair,
-        metavar="KEY=VALUE",
-        help="environment variable for training (repeatable)",
-    )
-    p.add_argument(
-        "--nfs",
-        action="append",
-        default=[],
-        type=_share,
-        metavar="HOST:/SHARE:/MOUNT",
-        help="NFS share to mount (repeatable)",
-    )
-    p.add_argument(
-        "--cwd", type=_absolute_path, metavar="DIR", help="working directory of training; relative paths start there"
-    )
-    p.add_argument("--root-is-shared", action="store_true", help="all workers share run.root without --nfs")
-    p.add_argument("--repo", metavar="URL", help="clone the code from URL instead of sending this checkout")
-    p.add_argument("--ref", type=_ref, default="HEAD", help="branch, tag or commit of --repo; default: its HEAD")
-    p.add_argument(
-        "--max-retries", type=_int_from(0), default=50, metavar="N", help="maximum number of retries; default: 50"
-    )
-    p.add_argument("--keep", action="store_true", help="keep the pod at the end")
-    p.add_argument(
-        "--state-dir",
-        type=_local_dir,
-        default=Path("runs/launch"),
-        help="folder for state and logs; default: runs/launch",
-    )
-    p.add_argument(
-        "--poll", type=_seconds, default=15.0, metavar="SECONDS", help="seconds between polls of the pod; default: 15"
-    )
-    p.add_argument("--dry-run", action="store_true", help="print the commands without running them")
-    p.set_defaults(capacity="on-demand")
-    return p.parse_intermixed_args(argv)
-
-
-def _int_from(least: int) -> Callable[[str], int]:
-    def parse(word: str) -> int:
-        if not word.isdecimal() or int(word) < least:
-            raise argparse.ArgumentTypeError(f"must be an integer of at least {least} (got {word!r})")
-        return int(word)
-
-    return parse
-
-
-def _seconds(word: str) -> float:
-    try:
-        found = float(word)
-    except ValueError:
-        found = math.nan
-    if not 0 < found < math.inf:
-        raise argparse.ArgumentTypeError(f"must be a number above 0 (got {word!r})")
-    return found
-
-
-def _ref(word: str) -> str:
-    if not re.fullmatch(r"[^\s:~^?*\[\\-][^\s:~^?*\[\\]*", word):
-        raise argparse.ArgumentTypeError(f"must be a branch, tag or commit (got {word!r})")
-    return word
-
-
-def _pair(word: str) -> str:
-    if not re.fullmatch(r"[A-Za-z_]\w*=.*", word):
-        raise argparse.ArgumentTypeError("must be KEY=VALUE")
-    return word
-
-
-def _share(word: str) -> str:
-    if not re.fullmatch(r"[\w.-]+:/[^:\s]*:/[^:\s]+", word):
-        raise argparse.ArgumentTypeError(f"must be HOST:/SHARE:/MOUNT (got {word!r})")
-    return word
-
-
-def _local_dir(word: str) -> Path:
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:/", word):
-        raise argparse.ArgumentTypeError(f"must be a local folder (got {word!r})")
-    return Path(word)
-
-
-def _absolute_path(word: str) -> str:
-    if not word.startswith("/"):
-        raise argparse.ArgumentTypeError(f"must be an absolute path on the workers (got {word!r})")
-    return word.rstrip("/") or "/"
-
-
-def _pod(arguments: argparse.Namespace) -> Pod:
-    kind = arguments.type.lower()
-    runtime = arguments.runtime_version or RUNTIMES[generation(kind)]
-    name = check_name(arguments.name)
-    node_id = None if arguments.node_count else arguments.node_id or name
-    return Pod(
-        name, kind, runtime, node_id, arguments.node_count, arguments.capacity, arguments.project, arguments.zone,
-        arguments.network, arguments.subnetwork, arguments.service_account, arguments.internal_ip,
-    )  # fmt: skip
-
-
 def _command(arguments: argparse.Namespace) -> list[str]:
     """-> [path of the configuration in the code, overrides...]."""
     for word in arguments.overrides:
@@ -217,17 +96,23 @@ def _command(arguments: argparse.Namespace) -> list[str]:
     return [name, *arguments.overrides]
 
 
-def _check(pod: Pod, command: list[str], arguments: argparse.Namespace) -> None:
+def _check(pod: Pod, command: list[str], arguments: argparse.Namespace) -> checks.Findings:
     """Checks the job before waiting for machines: raises LaunchError for problems, prints notes about doubts."""
-    checks.check_pod(pod, arguments.runtime_version is not None)
+    for zone in arguments.zone:
+        checks.check_pod(replace(pod, zone=zone), arguments.runtime_version is not None)
     mounts = [share.rpartition(":")[2] for share in arguments.nfs]
     place = checks.WorkerPaths(mounts, arguments.cwd, arguments.root_is_shared, arguments.keep)
     if arguments.repo:
         checks.check_repo(arguments.repo, place)
     found = checks.check_command(pod, command, place, bool(arguments.repo))
+    if len(arguments.zone) > 1 and not pod.valid_until:
+        found.notes.append(
+            f"--zone: a request may wait in {pod.zone} for ever; give --valid-until-duration to try the next zone"
+        )
     for note in found.notes:
         print(f"launch: note: {redact(note)}", file=sys.stderr, flush=True)
     found.stop()
+    return found
 
 
 def _dry_run(pod: Pod, options: LaunchOptions, command: list[str], arguments: argparse.Namespace) -> None:
@@ -243,13 +128,21 @@ def _dry_run(pod: Pod, options: LaunchOptions, command: list[str], arguments: ar
     show("run it yourself first: memory fit and roofline speed", plan)
     if not arguments.repo:
         show("pack the code", ["git", *archive_command(archive, revision)])
-    show("does it exist?", pod.describe())
-    show("create it", pod.create())
+    pods = [replace(pod, zone=zone) for zone in options.zones]
+    several = len(pods) > 1
+    show("does it exist?", *(there.describe() for there in pods))
+    show(f"create it{', in the first zone that accepts it' * several}", *(there.create() for there in pods))
+    if several:
+        print(f"# the rest in that zone, shown for {pod.zone}")
     show(f"every {options.poll:g} s until it is ACTIVE, and while training", pod.describe())
     show("count the workers", *(pod.describe_node(node) for node in nodes))
     if not arguments.repo:
         show("send the code", *(pod.copy(archive, node) for node in nodes))
     show("install, on all workers", *(pod.ssh(node, remote.setup(i)) for i, node in enumerate(nodes)))
+    if options.doctor:
+        show(
+            "check the machines, on all workers", *(pod.ssh(node, remote.doctor(i, 1)) for i, node in enumerate(nodes))
+        )
     show("train, on all workers", *(pod.ssh(node, remote.run(i, 1)) for i, node in enumerate(nodes)))
     if not options.keep:
         show("at the end, and before recreating it after a preemption", pod.delete())

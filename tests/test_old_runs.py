@@ -15,6 +15,7 @@ import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -157,11 +158,19 @@ def test_an_earlier_step_has_the_scores_of_then_without_prepared_data(project, n
     assert all(rows in old.values() for rows in new.values())
 
 
+def said_then(argv: list[str]) -> Any:
+    """What a command says now, without the list of answers, which `predict generate` did not print then."""
+    found = json.loads(run(*argv))
+    for one in found if argv[1] == "generate" else ():
+        assert len(one.pop("answers")) == 1
+    return found
+
+
 @pytest.mark.parametrize(("name", "what"), [("bert", "fill-mask"), ("bert", "answer"), ("t5", "generate")])
 def test_predictions_are_those_of_then(project, name, what):
     project(name)
     about = EXPECTED[name]["predict"][what]
-    found = json.loads(run(*about["argv"]))
+    found = said_then(about["argv"])
     if what == "answer":
         assert found.pop("question") == "Where is the bee?"  # which was not printed then
     assert near(found, json.loads(about["stdout"]))
@@ -172,7 +181,7 @@ def test_predictions_are_those_of_then(project, name, what):
 def test_beams_and_samples_are_those_of_then(project, what):
     project("t5")
     about = EXPECTED["t5"]["predict"][what]
-    assert near(json.loads(run(*about["argv"])), json.loads(about["stdout"]))
+    assert near(said_then(about["argv"]), json.loads(about["stdout"]))
 
 
 @pytest.mark.slow

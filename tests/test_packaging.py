@@ -20,6 +20,9 @@ from bertjax.tools.doctor import requirements
 
 ROOT = Path(__file__).resolve().parents[1]
 LOCKED_EXTRAS = ("tensorboard",)  # what `make demo` and `make test` install beside the core and the dev group
+# The locks, each with the extras and groups it has beside the core.
+LOCK, TPU_LOCK = "requirements.lock", "launch/requirements-tpu.lock"
+LOCKED = {LOCK: (LOCKED_EXTRAS, "dev"), TPU_LOCK: ((*LOCKED_EXTRAS, "tpu", "gcs"), "build")}
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 
 # Import names that differ from the name of the distribution.
@@ -41,14 +44,14 @@ def project() -> dict:
 
 
 @cache
-def lock_text() -> str:
-    return (ROOT / "requirements.lock").read_text(encoding="utf-8")
+def lock_text(name: str = LOCK) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
 
 
 @cache
-def lock() -> list[tuple[Requirement, list[str]]]:
+def lock(name: str = LOCK) -> list[tuple[Requirement, list[str]]]:
     """The lock's requirements, each with its hashes; a line that is neither (nor a comment) fails."""
-    joined = re.sub(r"\\\n\s*", "", lock_text())
+    joined = re.sub(r"\\\n\s*", "", lock_text(name))
     pins = []
     for line in joined.splitlines():
         if line.strip() and not line.lstrip().startswith("#"):
@@ -75,21 +78,34 @@ def applies(marker: Marker | None, python: str) -> bool:
     return marker is None or marker.evaluate(environment(python))
 
 
-def locked_direct() -> list[Requirement]:
-    extras = project()["project"]["optional-dependencies"]
-    lines = [*project()["project"]["dependencies"], *project()["dependency-groups"]["dev"]]
-    return [Requirement(line) for line in [*lines, *(line for name in LOCKED_EXTRAS for line in extras[name])]]
+def locked_direct(name: str = LOCK) -> list[Requirement]:
+    extras, (added, group) = project()["project"]["optional-dependencies"], LOCKED[name]
+    lines = [*project()["project"]["dependencies"], *project()["dependency-groups"][group]]
+    return [Requirement(line) for line in [*lines, *(line for extra in added for line in extras[extra])]]
 
 
-def test_lock_names_no_host_and_no_path() -> None:
+def pins(name: str, python: str) -> dict[str, Version]:
+    """The one version of each package for a Python."""
+    found: dict[str, list[Version]] = {}
+    for requirement, _ in lock(name):
+        if applies(requirement.marker, python):
+            version = Version(str(requirement.specifier).removeprefix("=="))
+            found.setdefault(canonicalize_name(requirement.name), []).append(version)
+    assert all(len(versions) == 1 for versions in found.values()), "one version of each for a given Python"
+    return {package: versions[0] for package, versions in found.items()}
+
+
+@pytest.mark.parametrize("name", LOCKED)
+def test_lock_names_no_host_and_no_path(name: str) -> None:
     for pattern in (r"://", r"--(extra-)?index-url", r"--find-links", r"--trusted-host", r" @ ", r"(^|[\s=])[/~]\w"):
-        found = re.search(pattern, lock_text(), re.MULTILINE)
-        assert found is None, f"{pattern!r} in requirements.lock: {found and lock_text()[found.start() :][:80]!r}"
+        found = re.search(pattern, lock_text(name), re.MULTILINE)
+        assert found is None, f"{pattern!r} in {name}: {found and lock_text(name)[found.start() :][:80]!r}"
 
 
-def test_every_requirement_is_pinned_and_hashed() -> None:
-    assert len(lock()) > 50
-    for requirement, hashes in lock():
+@pytest.mark.parametrize("name", LOCKED)
+def test_every_requirement_is_pinned_and_hashed(name: str) -> None:
+    assert len(lock(name)) > 50
+    for requirement, hashes in lock(name):
         assert re.fullmatch(r"==[^,*]+", str(requirement.specifier)), requirement
         assert requirement.url is None, requirement
         assert hashes, f"{requirement.name} has no hash"
@@ -97,18 +113,22 @@ def test_every_requirement_is_pinned_and_hashed() -> None:
 
 
 @pytest.mark.parametrize("python", PYTHONS)
-def test_lock_satisfies_every_direct_dependency(python: str) -> None:
-    pins: dict[str, list[Version]] = {}
-    for requirement, _ in lock():
-        if applies(requirement.marker, python):
-            version = Version(str(requirement.specifier).removeprefix("=="))
-            pins.setdefault(canonicalize_name(requirement.name), []).append(version)
-    assert all(len(versions) == 1 for versions in pins.values()), "one version of each for a given Python"
-    for wanted in locked_direct():
+@pytest.mark.parametrize("name", LOCKED)
+def test_lock_satisfies_every_direct_dependency(name: str, python: str) -> None:
+    found = pins(name, python)
+    for wanted in locked_direct(name):
         if applies(wanted.marker, python):
-            versions = pins.get(canonicalize_name(wanted.name))
-            assert versions, f"{wanted.name} is not in requirements.lock: run `make lock`"
-            assert wanted.specifier.contains(versions[0], prereleases=True), f"{wanted} is pinned to {versions[0]}"
+            version = found.get(canonicalize_name(wanted.name))
+            assert version, f"{wanted.name} is not in {name}: run `make lock`"
+            assert wanted.specifier.contains(version, prereleases=True), f"{wanted} is pinned to {version}"
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+def test_the_lock_of_pods_has_the_tested_versions_and_those_that_tpus_need(python: str) -> None:
+    tested, pods = pins(LOCK, python), pins(TPU_LOCK, python)
+    assert {name for name in tested.keys() & pods.keys() if tested[name] != pods[name]} == set()
+    assert {"libtpu", "gcsfs", "hatchling", "editables"} <= pods.keys()
+    assert not pods.keys() & {"pytest", "mypy", "ruff", "torch"}
 
 
 def test_lock_leaves_out_what_only_some_need() -> None:

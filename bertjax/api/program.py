@@ -16,12 +16,14 @@ from bertjax.errors import UserError
 from bertjax.parallel.batches import place
 from bertjax.parallel.multihost import initialize
 from bertjax.parallel.multihost.primary import primary_first, run_on_primary
+from bertjax.storage.mirror import Mirror
 from bertjax.training import inputs, run_context, validate
 from bertjax.training.checkpoint import adapters, warmstart
 from bertjax.training.checkpoint.manager import CheckpointManager
 from bertjax.training.checkpoint.stage_files import run_stages
 from bertjax.training.checkpoint.teacher import load_teacher
 from bertjax.training.freezing import Episode
+from bertjax.training.monitor import run_mirror
 from bertjax.training.run_context import RunContext
 from bertjax.training.stage_plan import StagePlan, open_stage
 from bertjax.training.state import TrainState, stage_keys
@@ -104,8 +106,15 @@ class StageProgram:
         folder holds a newer step or other settings.
         """
         step = int(state.step)
+        with run_mirror.mirrored(self.config) as mirror:
+            run_mirror.open_mirror(mirror, self.config)
+            return self._save(state, step, mirror)
+
+    def _save(self, state: TrainState, step: int, mirror: Mirror | None) -> Path:
         run_on_primary(lambda: validate.check_settings(self.config))
         run_on_primary(lambda: run_context.create_run_dir(self._ctx))
+        if mirror is not None:
+            run_on_primary(lambda: mirror.push(everything=True))
         tree = adapters.checkpoint_tree(state, self._plan.stage, self._plan.files.index, self._untrained.params)
         meta = run_context.checkpoint_meta(self._ctx, self.program, self._plan.files.index, step)
         meta |= self._plan.checkpoint_facts(self._untrained, self._base, self._pretrained)

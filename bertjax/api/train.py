@@ -22,7 +22,7 @@ class TrainResult:
 
     Attributes:
         config: the configuration that was trained.
-        run_dir: the run folder.
+        run_dir: the run folder; of a run in gs:// its mirror on this machine (`config.run_place` is the run).
         scores: {stage: {"evaluation/score": value}} of each stage's last checkpoint; {} without evaluations.
     """
 
@@ -34,7 +34,7 @@ class TrainResult:
         """Open the last checkpoint of the run, or another one: `options` are those of `bertjax.open`."""
         from bertjax.api import model
 
-        return model.open(self.run_dir, **options)
+        return model.open(self.config.run_place, **options)
 
 
 def make_config(config: ConfigLike, *overrides: str, **sections: Any) -> Config:

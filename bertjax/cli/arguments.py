@@ -172,21 +172,35 @@ def existing_path(path: str) -> Path:
 
 
 def pretrained_model(name: str) -> str | Path:
-    """A run, checkpoint, Hugging Face folder or model on the Hub, whose files are fetched now if they are not here."""
+    """A run, checkpoint, Hugging Face folder or model on the Hub.
+
+    Raises UserError if there is none. A model on the Hub is fetched now if it is not here. Of a folder in an object
+    store only small files are: which weights are needed is known when they are read.
+    """
     from bertjax.storage import pretrained, remote
 
     if not remote.is_remote(name) and pretrained.hub_name(name) is None:
         return existing_path(name)
-    from bertjax.config.loading.pretrained import locate_model
+    from bertjax.config.loading.pretrained import locate_model, read_model_fields
 
-    locate_model(name)
+    (read_model_fields if remote.is_remote(name) else locate_model)(name)
     return name
+
+
+def run_folder(name: str, *, weights: bool = False) -> Path:
+    """A run folder; of one in an object store a copy, which is made now: of its small files, or with its last step."""
+    from bertjax.storage import remote, remote_folder
+
+    return remote_folder.fetch(name, weights=weights) if remote.is_remote(name) else existing_path(name)
 
 
 def config_or_model(target: str) -> str | Path:
     """A configuration file (a path or a shipped name), else what `pretrained_model` finds."""
     from bertjax.config.loading.shipped import find_shipped
+    from bertjax.storage.remote import is_remote
 
+    if is_remote(target):
+        return pretrained_model(target)
     found = local_path(target)
     try:
         if found.is_file():

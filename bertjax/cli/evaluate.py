@@ -62,11 +62,12 @@ def evaluate(arguments: argparse.Namespace) -> int:
 @cli.command(
     "report",
     "write an HTML page about a run, or about several side by side",
-    cli.option("runs", metavar="RUN ...", nargs="+", help="a run folder; several are compared on one page"),
+    cli.option("runs", metavar="RUN ...", nargs="+", help="a run; several are compared on one page"),
     cli.option(
         "--output",
         metavar="FILE",
-        help="HTML page (default: report.html in the run folder, or comparison.html for several)",
+        help="HTML page (default: report.html in the run folder, RUN-report.html here for one in a bucket, or "
+        "comparison.html for several)",
     ),
     cli.option("--json", action="store_true", help="print the content as JSON, or write it to --output; no page"),
     examples=(
@@ -77,7 +78,9 @@ def evaluate(arguments: argparse.Namespace) -> int:
     note="the runs are those of `bertjax demo`",
 )
 def report(arguments: argparse.Namespace) -> int:
-    runs, output = [cli.existing_path(run) for run in arguments.runs], cli.output_path(arguments.output)
+    runs, output = [cli.run_folder(run) for run in arguments.runs], cli.output_path(arguments.output)
+    if output is None and not arguments.json and len(runs) == 1 and "://" in arguments.runs[0]:
+        output = Path(f"{runs[0].name}-report.html")  # the run folder is a copy
     if arguments.json:
         from bertjax.report import as_json
 
@@ -109,7 +112,7 @@ def report(arguments: argparse.Namespace) -> int:
 )
 def qa_report(arguments: argparse.Namespace) -> int:
     named = {"extractive": arguments.extractive, "context": arguments.context, "closed_book": arguments.closed_book}
-    runs = {way: cli.existing_path(run) for way, run in named.items() if run}
+    runs = {way: cli.run_folder(run, weights=True) for way, run in named.items() if run}
     data = cli.existing_path(arguments.data) if arguments.data else None
     output = cli.output_path(arguments.output or "qa-report.html", [data], (".html", ".json"))
     assert output is not None
@@ -143,7 +146,7 @@ def qa_report(arguments: argparse.Namespace) -> int:
     note="the files, runs/all and runs/gradual are your own",
 )  # fmt: skip
 def compare_predictions(arguments: argparse.Namespace) -> int:
-    a, b = cli.existing_path(arguments.a), cli.existing_path(arguments.b)
+    a, b = cli.run_folder(arguments.a), cli.run_folder(arguments.b)
     data = cli.existing_path(arguments.data) if arguments.data else None
     output = cli.output_path(arguments.output, [a, b, data], (".html", ".json"))
     from bertjax.tools.compare_predictions import command

@@ -13,10 +13,10 @@ from bertjax.data.tokenizers import load
 from bertjax.errors import UserError
 from bertjax.evaluation import hf_model
 from bertjax.parallel.mesh import make_mesh
-from bertjax.storage import pretrained
+from bertjax.storage import pretrained, remote
 from bertjax.storage.pretrained import Pretrained
 from bertjax.training.checkpoint import adapters, fits
-from bertjax.training.checkpoint.locate import CheckpointRef, find, results_folder
+from bertjax.training.checkpoint.locate import CheckpointRef, find, find_remote, results_folder
 from bertjax.training.checkpoint.reader import CheckpointReader
 from bertjax.training.program import TrainProgram, stage_program
 from bertjax.training.run_context import RunContext, is_multi_label
@@ -63,13 +63,23 @@ def restore(
     Instead of a step, `best` names a score (squad/f1) whose best step is taken. `base_model`: where the weights below
     adapters are, if they moved. Raises UserError when `path` holds no checkpoint, or none with that score.
     """
-    place = locate_model(path)
+    place = locate_model(path, step=remote_step(path, stage, step, best))
     with pretrained.name_in_errors(place):
         if (place.path / "config.json").is_file():
             _check_no_steps(place, stage, step, best, base_model)
             return _restore_hugging_face(place, overrides, devices)
         found = _restore_checkpoint(place.path, stage, step, best, overrides, base_model, devices)
         return found if place.is_local else replace(found, folder=None)
+
+
+def remote_step(
+    path: str | Path, stage: str | None = None, step: int | None = None, best: str | None = None
+) -> str | None:
+    """The step of a run in an object store that is to be copied here; None: the newest, or `path` is no such run."""
+    if not remote.is_remote(path):
+        return None
+    with_best = None if best is None else lambda folder: best_step(CheckpointReader(folder), best)
+    return find_remote(str(path), stage=stage, step=step, best_step=with_best)
 
 
 def _restore_checkpoint(
@@ -94,7 +104,7 @@ def _restore_checkpoint(
         config, config.stages[meta["stage"]], ctx.mesh, 1, heads=heads, num_labels=classes,
         multi_label=is_multi_label(meta),
     )  # fmt: skip
-    named = Path(base_model).expanduser() if base_model is not None else None  # or the name of a model on the Hub
+    named = None if base_model is None else remote.as_path(base_model)  # or the name of a model on the Hub
     restored_step, params = adapters.restore_params(checkpoints, ctx, named=named, program=program)
     return RestoredCheckpoint(
         ctx,

@@ -23,7 +23,8 @@ class LossTerm:
 
     `by_task`, for batches of T tasks: float32 [T, 2], loss and weight of each. `train_loss`: the sum to train on, if
     not `loss`, such as one with regularization or other weights. `positives`, of a yes-or-no decision: float32 [3], the
-    weights of true positives, predicted positives and positives.
+    weights of true positives, predicted positives and positives. `by_score`, of one without a key: float32 [2, bins],
+    the weights of negatives and positives by their score, which rises from bin to bin.
     """
 
     loss: jax.Array
@@ -32,6 +33,7 @@ class LossTerm:
     by_task: jax.Array | None = None
     train_loss: jax.Array | None = None
     positives: jax.Array | None = None
+    by_score: jax.Array | None = None
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from bertjax.objectives.base import (
 from bertjax.objectives.registry import ObjectiveKind
 
 EVALUATION_SEED = 0  # of the tokens that are sampled without a key
+SCORE_BINS, LARGEST_SCORE = 1000, 10.0  # of the curve in evaluations: logits between -10 and 10
 
 
 def replaced_tokens(config: ReplacedTokensObjective, tasks: int) -> Objective:
@@ -51,7 +52,11 @@ def replaced_tokens(config: ReplacedTokensObjective, tasks: int) -> Objective:
         original = put_tokens(masked, batch, batch["masked_ids"])
         ids = put_tokens(masked, batch, sample_tokens(logits, keys[2], config.temperature))
         hidden = model.encode(ids, types, segments, positions, packed=packed, key=keys[1])
-        return {"mlm": mlm, "rtd": _detection(model.heads.discriminator(hidden), ids != original, batch, tasks)}
+        scores, replaced = model.heads.discriminator(hidden), ids != original
+        rtd = _detection(scores, replaced, batch, tasks)
+        if key is None:
+            rtd = replace(rtd, by_score=_weights_by_score(scores, replaced, _real_tokens(batch)))
+        return {"mlm": mlm, "rtd": rtd}
 
     return Objective(("generator", "discriminator"), 2, weights, normalizers, losses, decisions=("rtd",))
 
@@ -67,6 +72,13 @@ def _detection(logits: jax.Array, replaced: jax.Array, batch: Batch, tasks: int)
     term = weighted_sums(binary_cross_entropy(logits, replaced), found == replaced, weights, batch, tasks)
     counted = [(x * weights).sum() for x in (found & replaced, found, replaced)]
     return replace(term, positives=jnp.stack(counted))
+
+
+def _weights_by_score(scores: jax.Array, positive: jax.Array, weights: jax.Array) -> jax.Array:
+    """[B, S] each -> float32 [2, SCORE_BINS]: the weights of negatives and positives by their score."""
+    place = (scores.astype(jnp.float32) + LARGEST_SCORE) * (SCORE_BINS / (2 * LARGEST_SCORE))
+    index = jnp.clip(place.astype(jnp.int32), 0, SCORE_BINS - 1)
+    return jnp.zeros((2, SCORE_BINS), jnp.float32).at[positive.astype(jnp.int32), index].add(weights)
 
 
 def sample_tokens(logits: jax.Array, key: jax.Array, temperature: float = 1.0) -> jax.Array:

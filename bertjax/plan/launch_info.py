@@ -8,8 +8,9 @@ from bertjax.parallel import mesh_shape
 
 
 def launch_info(config: Config, devices: int, slices: int) -> dict[str, Any]:
-    """-> `problems` (one line each), `root` (run.root) and `paths` ([key, path] of inputs)."""
+    """-> `problems` (one line each), `root` and `name` (run.root, run.name) and `paths` ([key, path] of inputs)."""
     problems = mesh_shape.find_problems(config.mesh, config.stages, devices, slices)
     if config.run.attention == "cudnn":
         problems.append("run.attention: cudnn is for GPUs; use auto, splash or xla")
-    return {"problems": problems, "root": config.run.root, "paths": list(input_paths.input_paths(config))}
+    paths = list(input_paths.input_paths(config))
+    return {"problems": problems, "root": config.run.root, "name": config.run.name, "paths": paths}

@@ -29,7 +29,7 @@ _METRIC_WORDS = {
     "auc": "AUC",
 }
 # Training metrics are fractions; task scores, `accuracy` included, are percentages.
-FRACTIONS = ("_accuracy", "rtd_precision", "rtd_recall")
+FRACTIONS = ("_accuracy", "rtd_precision", "rtd_recall", "rtd_auc")
 PERCENTAGES = (
     "exact", "exact_match", "f1", "em", "accuracy", "precision", "recall", "average", "matthews", "pearson",
     "spearman", "bleu", "rouge1", "rouge2", "rougel", "rougelsum", "average_precision", "roc_auc", "r2",

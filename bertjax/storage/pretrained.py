@@ -59,15 +59,16 @@ def hub_name(name: str | Path, base: Path | None = None) -> tuple[str, str | Non
     return found[1], found[2]
 
 
-def locate(name: str | Path, base: Path | None = None, *, weights: bool = True) -> Pretrained:
+def locate(name: str | Path, base: Path | None = None, *, weights: bool = True, step: str | None = None) -> Pretrained:
     """Find a pretrained model and bring what is not on this machine: with `weights` all of it, else its small files.
 
-    `base`: where relative paths start (default: the current folder). Raises UserError for a name that is neither a path
+    `base`: where relative paths start (default: the current folder). `step`: of a run in an object store, the folder of
+    the step to bring. Raises UserError for a name that is neither a path
     that exists nor a model that can be fetched, StorageError when an object store cannot be read.
     """
     text = str(name)
     if remote.is_remote(text):
-        return Pretrained(text, remote_folder.fetch(text, weights=weights))
+        return Pretrained(text, remote_folder.fetch(text, weights=weights, step=step))
     if found := hub_name(name, base):
         folder, commit = model_hub.fetch(*found, weights=weights)
         return Pretrained(text, folder, commit)

@@ -7,7 +7,7 @@ be reached or returns other bytes than were written.
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -43,6 +43,13 @@ def as_path(name: Path | str) -> Path:
     return epath.Path(str(name))  # type: ignore[return-value]
 
 
+def file_system(path: Path) -> Any:
+    """The fsspec file system of a remote path, the one that epath uses."""
+    from etils.epath.backend import fsspec_backend
+
+    return fsspec_backend.fs(path)
+
+
 @contextmanager
 def remote_errors(path: Path | str) -> Iterator[None]:
     """Turn errors of a remote path into UserError or StorageError; those of a local path pass."""
@@ -62,6 +69,8 @@ def remote_errors(path: Path | str) -> Iterator[None]:
         raise UserError(f"{path}: the package '{package}' is missing; pip install {package}") from None
     except Exception as error:  # noqa: BLE001  (gcsfs, aiohttp and google-auth raise errors of their own)
         reason = f"{type(error).__name__}: {brief(error)}"
+        if getattr(error, "code", None) in (401, "401") or brief(error).startswith("Forbidden"):  # of gcsfs
+            raise UserError(f"{path}: access is refused ({reason}); log in, or ask for rights") from None
         raise StorageError(f"{path}: cannot be reached ({reason}); check network and log-in") from error
 
 
@@ -79,14 +88,18 @@ def file_size(path: Path) -> int | None:
 
 def checksum(path: Path) -> str:
     """The checksum that the object store keeps (CRC32C or entity tag); without one, the sha256 of the content."""
-    from etils.epath.backend import fsspec_backend
-
     with remote_errors(path):
-        found = fsspec_backend.fs(path).info(str(path))
-        for name in ("crc32c", "md5Hash", "ETag", "etag", "content_md5"):
-            if value := found.get(name):
-                return f"{name.lower()}:{value}"
+        if found := stored_checksum(file_system(path).info(str(path))):
+            return found
     return sha256_file(path)
+
+
+def stored_checksum(info: Mapping[str, Any]) -> str | None:
+    """The checksum in what an fsspec file system says about a file; None without one."""
+    for name in ("crc32c", "md5Hash", "ETag", "etag", "content_md5"):
+        if value := info.get(name):
+            return f"{name.lower()}:{value}"
+    return None
 
 
 def sha256_file(path: Path) -> str:

@@ -1,7 +1,7 @@
 """Copies of model folders in object stores: Hugging Face folders, runs, a stage's checkpoints, single steps.
 
-Each file is fetched once per machine and again when the store holds another one. Of a run or a stage, only the newest
-step of the last stage is copied.
+Each file is fetched once per machine and again when the store holds another one. Of a run or a stage, one step is
+copied: the newest complete one of the last stage, or the one asked for. The small files of a run come with it.
 """
 
 import hashlib
@@ -9,33 +9,76 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from bertjax.errors import StorageError, UserError
-from bertjax.storage import remote, staging
+from bertjax.storage import folders, lease, remote, staging
 from bertjax.storage.atomic import write_json_atomic
 from bertjax.storage.model_hub import INDEX, SMALL_FILES, WEIGHTS
 
 _STEP_PARTS = ("state", "meta", "digest")  # of a checkpoint step (config/loading/step_meta.py)
-_RUN_FILES = ("config.yaml", "environment.json")
+_RUN_FILES = ("config.yaml", "environment.json", "metrics.jsonl", "goodput.jsonl", "baselines.json", "model.txt")
+_RUN_FOLDERS = ("tokenizer", "evaluations")
 _RECORD = "fetched.json"
+_ATTEMPTS = 3  # a step may be deleted by its run while it is copied
 
 
-def fetch(url: str, *, weights: bool) -> Path:
+def fetch(url: str, *, weights: bool, step: str | None = None) -> Path:
     """Copy a model folder, or with `weights` false its small files -> the local copy.
 
+    step: of a run or a stage, the folder of the step to copy, such as checkpoints/00-qa/400 (default: the newest).
     Raises UserError for a folder that holds no model or cannot be read, StorageError when the store cannot be reached.
     """
     root = remote.as_path(url.rstrip("/"))
-    with remote.remote_errors(root):
-        names = _names(root)
-        step = None if "config.json" in names else _newest_step(root, names)
-        wanted = sorted(_hugging_face(names, weights) if "config.json" in names else _run(root, names, step, weights))
-    if not wanted:
-        raise UserError(f"{url}: no such folder, or it holds neither config.json (Hugging Face) nor a checkpoint")
-    home = staging.staging_dir() / "models" / hashlib.sha256(str(root).encode()).hexdigest()[:24]
+    for attempt in range(1, _ATTEMPTS + 1):
+        newest: str | None = None
+        try:
+            with remote.remote_errors(root):
+                names = _names(root)
+                newest = step or (None if "config.json" in names else _newest_step(root, names))
+                is_model = "config.json" in names
+                wanted = sorted(_hugging_face(names, weights) if is_model else _run(root, names, newest, weights))
+            if not wanted:
+                what = "neither config.json (Hugging Face) nor a checkpoint"
+                raise UserError(f"{url}: no such folder, or it holds {what}")
+            return _copy_wanted(root, wanted, newest, weights)
+        except UserError:
+            is_gone = newest not in (None, ".", step) and not _names(root / str(newest))
+            if attempt == _ATTEMPTS or not is_gone:
+                raise
+    raise AssertionError("unreachable")
+
+
+def copy_of(url: str) -> Path:
+    """The local copy of a model folder, as `fetch` makes it."""
+    root = remote.as_path(url.rstrip("/"))
+    return _home(root) / root.name
+
+
+def _home(root: Path) -> Path:
+    return staging.staging_dir() / "models" / hashlib.sha256(str(root).encode()).hexdigest()[:24]
+
+
+def upload_results(url: str, files: Iterable[Path]) -> list[str]:
+    """Upload files of the local copy of a run to the same places in the store -> their names there.
+
+    Raises UserError without the rights, StorageError when the store cannot be reached.
+    """
+    root, copy = remote.as_path(url.rstrip("/")), copy_of(url)
+    names = [path.relative_to(copy).as_posix() for path in files]
+
+    def upload(name: str) -> None:
+        with remote.remote_errors(root / name):
+            (root / name).write_bytes((copy / name).read_bytes())
+
+    remote.map_threaded(upload, names)
+    return names
+
+
+def _copy_wanted(root: Path, wanted: list[str], step: str | None, weights: bool) -> Path:
+    home = _home(root)
     copy = home / root.name
     with staging.exclusive_lock(_made(home) / "lock"):
         _copy(root, copy, wanted, home / _RECORD)
@@ -74,19 +117,32 @@ def _hugging_face(names: set[str], weights: bool) -> Iterator[str]:
 def _run(root: Path, names: set[str], step: str | None, weights: bool) -> Iterator[str]:
     """The files of a run, a stage or a step to copy."""
     yield from (name for name in _RUN_FILES if name in names)
-    if "tokenizer" in names:
-        yield from (f"tokenizer/{name}" for name in _names(root / "tokenizer"))
-    if step is not None:
-        for name in _names(root / step) - (set() if weights else {"state"}):
-            yield from _below(root, f"{step}/{name}".removeprefix("./"))
+    for folder in (name for name in _RUN_FOLDERS if name in names):
+        yield from _below(root, folder)
+    for one in [step, *(_bases(root, step) if weights else [])] if step is not None else []:
+        for name in _names(root / one) - (set() if weights else {"state"}):
+            yield from _below(root, f"{one}/{name}".removeprefix("./"))
+
+
+def _bases(root: Path, step: str) -> Iterator[str]:
+    """The steps of other stages of the run that hold the weights below an adapter-only checkpoint."""
+    while step.startswith("checkpoints/"):
+        item = folders.read_json(root / step / "meta" / "metadata")
+        base = (item.get("meta") or {}).get("base") if isinstance(item, dict) else None
+        if not isinstance(base, dict) or not {"stage", "step"} <= base.keys():
+            return
+        step = f"checkpoints/{base['stage']}/{base['step']}"
+        yield step
 
 
 def _newest_step(root: Path, names: set[str]) -> str | None:
     """The folder of the newest step below `root`; "." if that is a step."""
     if len(names & set(_STEP_PARTS)) >= 2:
         return "."
-    if steps := [int(name) for name in names if name.isascii() and name.isdigit()]:
-        return str(max(steps))
+    if steps := [name for name in names if name.isascii() and name.isdigit()]:
+        complete = folders.complete_folders(root, steps.__contains__)
+        if complete or not _is_being_written(root):
+            return max(complete or steps, key=int)
     if "checkpoints" in names:
         found = _newest_step(root / "checkpoints", _names(root / "checkpoints"))
         return found and f"checkpoints/{found}"
@@ -94,6 +150,11 @@ def _newest_step(root: Path, names: set[str]) -> str | None:
         if found := _newest_step(root / stage, _names(root / stage)):
             return f"{stage}/{found}"
     return None
+
+
+def _is_being_written(folder: Path) -> bool:
+    """Whether a step without a marker is one that a run has not finished; elsewhere it was copied from a disk."""
+    return any((place / lease.FILE_NAME).exists() for place in (folder, folder.parent.parent))
 
 
 def _names(folder: Path) -> set[str]:

@@ -63,7 +63,7 @@ def compare_command(config: Config, base: Path, as_json: bool) -> str:
                 loop.train(run, base, build_evaluators)
             except DivergedError as error:
                 diverged = str(error)
-            about: dict[str, Any] = {"method": variant.name, "kind": variant.trainable.kind, "run": str(run.run_dir)}
+            about: dict[str, Any] = {"method": variant.name, "kind": variant.trainable.kind, "run": str(run.run_place)}
             about |= {"start": run.stages[0].init_from} | ({"curve": variant.curve} if variant.curve else {})
             with reporter.task(f"{run.run.name}: measuring a step", finish=False):
                 measured = measure_run(run, base)
@@ -75,7 +75,7 @@ def compare_command(config: Config, base: Path, as_json: bool) -> str:
     texts["html"] = variants_page(config.run.name, *table_cells(rows, scores), rows, scores)
     if primary.is_primary():
         for ending, text in texts.items():
-            atomic.write_text_atomic(config.run_dir.with_name(f"{config.run.name}-comparison.{ending}"), text + "\n")
+            atomic.write_text_atomic(config.run_place.with_name(f"{config.run.name}-comparison.{ending}"), text + "\n")
     return texts["json" if as_json else "md"]
 
 
@@ -101,8 +101,8 @@ def build_runs(config: Config) -> tuple[Config | None, list[Config]]:
             )
         if source in (None, "previous"):
             start = _run_config(config, "base", {"stages": before})
-            source = str(start.run_dir)
-            tokenizer = tokenizer.model_copy(update={"path": str(start.run_dir / "tokenizer")})
+            source = str(start.run_place)
+            tokenizer = tokenizer.model_copy(update={"path": str(start.run_place / "tokenizer")})
     source = "scratch" if source in (None, "previous", "best") else source  # replaced by overrides
 
     def make(entry: Variant) -> Config:

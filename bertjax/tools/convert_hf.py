@@ -18,7 +18,7 @@ from bertjax.config.schema.training import SentenceEmbeddingObjective
 from bertjax.data.tokenizers import load
 from bertjax.errors import StorageError, UserError
 from bertjax.evaluation import fitted, hf_model
-from bertjax.evaluation.restore import best_step, better_step
+from bertjax.evaluation.restore import best_step, better_step, remote_step
 from bertjax.interop import hf_folder, sentence_folder
 from bertjax.interop.foreign import convert
 from bertjax.models import param_paths, registry
@@ -107,7 +107,7 @@ def export_checkpoint(
     score whose best step is taken, instead of the last one. base: where the weights below LoRA are, if they moved.
     head: the only head to write, also a carried one.
     """
-    place = locate_model(source)
+    place = locate_model(source, step=remote_step(source, best=best))
     with pretrained.name_in_errors(place):
         if (place.path / "config.json").is_file():
             if best is not None:
@@ -117,7 +117,7 @@ def export_checkpoint(
             if head is not None:
                 raise UserError(f"{place}: is a Hugging Face model and is written with all its heads; leave out --head")
             return _export_hugging_face(place, out)
-        named = None if base is None else Path(base).expanduser()
+        named = None if base is None else remote.as_path(base)
         return _export_checkpoint(place.path, out, name or out.name, license, best, named, head)
 
 

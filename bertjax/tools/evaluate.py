@@ -2,19 +2,20 @@
 
 import json
 import os
-from collections.abc import Sequence
+import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from bertjax.config.schema.evaluation import SquadEvaluation
-from bertjax.errors import StorageError, UserError
+from bertjax.errors import BertjaxError, StorageError, UserError
 from bertjax.evaluation.evaluators.build import build_evaluators
 from bertjax.evaluation.evaluators.heldout import open_records, with_writable_cache
 from bertjax.evaluation.fitted import describe_fits, keep_fits, use_kept_thresholds
 from bertjax.evaluation.records import EvaluationRecord, check_writable, describe_fit
 from bertjax.evaluation.restore import RestoredCheckpoint, restore
 from bertjax.progress import reporter
-from bertjax.storage import atomic
+from bertjax.storage import atomic, remote, remote_folder
 from bertjax.training import inputs, validate
 from bertjax.training.stage import Evaluator
 
@@ -70,7 +71,7 @@ def evaluate_command(
     kept = open_records(restored, chosen, output)
     ctx = with_writable_cache(restored.ctx, output)
     evaluators = build_evaluators(ctx, restored.stage, restored.program, restored.labels, kept, restored.fitted)
-    scores = {}
+    scores, started = {}, time.time()
     for evaluator in evaluators:
         with reporter.task(f"evaluating '{evaluator.config.name}'"):
             scores[evaluator.config.name] = evaluator.run(restored.params, restored.step)
@@ -79,10 +80,27 @@ def evaluate_command(
             _report_fit(restored, evaluator, record, keep_threshold)
             if predictions_dir is not None and isinstance(evaluator.config, SquadEvaluation):
                 _write_official_files(record, predictions_dir)
+    if remote.is_remote(path) and restored.in_run and output is None:
+        _upload_records(str(path), kept.values(), started)
     dtype = str(restored.program.compute.dtype)
     found = {"checkpoint": str(path), "stage": config.name, "step": restored.step, "compute_dtype": dtype}
     found |= {"scores": scores, "kept": {name: str(record.path) for name, record in kept.items()}}
     return found | {"differs": {name: dict(record.differs) for name, record in kept.items() if record.differs}}
+
+
+def _upload_records(url: str, kept: Iterable[EvaluationRecord], started: float) -> None:
+    """Upload what evaluations have written into the local copy of a run; without the rights it stays there."""
+    folders = {record.folder for record in kept}
+    run = next((above for folder in folders for above in folder.parents if (above / "config.yaml").is_file()), None)
+    if run is None or run != remote_folder.copy_of(url):
+        return
+    written = [path for folder in folders for path in folder.iterdir()
+               if path.is_file() and path.stat().st_mtime >= started]  # fmt: skip
+    try:
+        names = remote_folder.upload_results(url, written)
+        reporter.say(f"{url}: uploaded {', '.join(sorted(names))}")
+    except BertjaxError as error:
+        reporter.say(f"note: not uploaded: {error}")
 
 
 def _report_fit(restored: RestoredCheckpoint, evaluator: Evaluator, record: EvaluationRecord, keep: bool) -> None:

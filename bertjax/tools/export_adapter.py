@@ -7,7 +7,7 @@ import numpy as np
 
 from bertjax.config.loading.pretrained import locate_model
 from bertjax.errors import StorageError, UserError
-from bertjax.evaluation.restore import best_step
+from bertjax.evaluation.restore import best_step, remote_step
 from bertjax.interop import peft_folder
 from bertjax.models import param_paths, registry
 from bertjax.storage import pretrained
@@ -24,7 +24,7 @@ def export_adapter(source: str | Path, out: Path, best: str | None = None) -> No
     Raises UserError for a checkpoint without LoRA, or one that peft has no place for, StorageError when `out` cannot be
     written.
     """
-    place = locate_model(source)
+    place = locate_model(source, step=remote_step(source, best=best))
     with pretrained.name_in_errors(place):
         found = find(place.path)
         checkpoints = CheckpointReader(found)

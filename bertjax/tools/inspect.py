@@ -19,10 +19,10 @@ from bertjax.objectives import registry as objectives_registry
 from bertjax.parallel import sharding
 from bertjax.parallel.mesh import make_mesh
 from bertjax.parallel.mesh_shape import merge_rules
-from bertjax.storage import pretrained
+from bertjax.storage import pretrained, remote
 from bertjax.storage.pretrained import Pretrained
 from bertjax.training import freezing, optimizers, rates, run_context
-from bertjax.training.checkpoint.locate import find, find_run_dir
+from bertjax.training.checkpoint.locate import find, find_remote, find_run_dir, list_remote_steps
 from bertjax.training.checkpoint.reader import CheckpointReader
 from bertjax.training.monitor import goodput
 from bertjax.training.monitor.param_summary import model_summary
@@ -42,13 +42,29 @@ def inspect_command(target: str | Path, overrides: Sequence[str], step: int | No
     if Path(target).is_file():
         found = inspect_config(load(target, overrides), step)
     else:
-        place = locate_model(target)
+        place = locate_model(target) if not remote.is_remote(target) else _copy_remote(str(target), step)
         with pretrained.name_in_errors(place):
             is_hugging_face = (place.path / "config.json").is_file()
             found = inspect_hugging_face(place) if is_hugging_face else inspect_checkpoint(place.path, step)
+            if not place.is_local and "checkpoint" in found and not is_hugging_face:
+                found |= _remote_facts(place, found)
     if as_json:
         return json.dumps({k: v for k, v in found.items() if k != "table"}, indent=2)
     return "\n".join(_lines(found))
+
+
+def _copy_remote(url: str, step: int | None) -> Pretrained:
+    """A copy of the small files of a model in an object store; of a Hugging Face folder all of it."""
+    place = pretrained.locate(url, weights=False, step=find_remote(url, step=step))
+    return locate_model(url) if (place.path / "config.json").is_file() else place
+
+
+def _remote_facts(place: Pretrained, found: dict[str, Any]) -> dict[str, Any]:
+    """What `inspect_checkpoint` cannot see in the copy of a run: its place in the store, and the other steps there."""
+    if not remote.is_remote(place.name):
+        return {}
+    where = found["checkpoint"].replace(str(place.path), place.name.rstrip("/"))
+    return {"checkpoint": where, "steps": list_remote_steps(remote.as_path(where)) or found["steps"]}
 
 
 def inspect_hugging_face(place: Pretrained) -> dict[str, Any]:

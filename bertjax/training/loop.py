@@ -18,7 +18,7 @@ from bertjax.parallel.multihost import initialize, primary
 from bertjax.parallel.multihost.primary import primary_first, run_on_primary
 from bertjax.training import consistency, inputs, run_context, validate
 from bertjax.training.checkpoint.stage_files import hub_models, run_stages
-from bertjax.training.monitor import preemption, run_log
+from bertjax.training.monitor import preemption, run_log, run_mirror
 from bertjax.training.monitor.callbacks import Callbacks, TrainingRun
 from bertjax.training.monitor.phases import PREPARE, Phases
 from bertjax.training.monitor.run_monitor import monitor_run
@@ -52,6 +52,7 @@ def train(
     phases = Phases()
     stop = preemption.PreemptionHandler(phases.heartbeat, ends_process=ends_process)
     with (
+        run_mirror.mirrored(config) as mirror,
         run_log.report_run() as reporter,
         preemption.set_current(stop),
         stop.handle_signals(),
@@ -62,14 +63,17 @@ def train(
             stop.after_distributed_init()
             all_devices()  # that there are some, before anything is prepared
             reporter.quiet = not primary.is_primary()
+            run_mirror.open_mirror(mirror, config)
             limits = config.run.watchdog if ends_process else None
             with watch_preparation(phases, limits, is_here=primary.is_primary()):
                 opened = open_run(config, base, build_evaluators, phases)
         if opened is None:
             if primary.is_primary():
-                reporter.result(f"{config.run_dir}: every stage is finished")
+                reporter.result(f"{config.run_place}: every stage is finished")
             return
         ctx, plans, evaluators = opened
+        if mirror is not None:
+            run_on_primary(mirror.start)
         run_log.open_run_log(reporter, config.run_dir, jax.process_index())
         watching = watching if primary.is_primary() else Callbacks()
         tracker = Tracker(
@@ -80,7 +84,7 @@ def train(
             is_primary=primary.is_primary(),
             config=config.model_dump(mode="json"),
         )
-        with tracker, monitor_run(config, stop, phases, tracker) as monitor:
+        with tracker, monitor_run(config, stop, phases, tracker, mirror) as monitor:
             with _notify(watching, config, stop):
                 for index in evaluators:
                     StageRunner(ctx, plans[index], tracker, monitor, evaluators[index], watching).run()
@@ -110,6 +114,8 @@ def open_run(
     validate.check_settings(config)
     if run_on_primary(lambda: validate.is_complete(stages[-1])):
         return None
+    if primary.is_primary():
+        run_mirror.note_prepared_dir(config)
     checked = primary_first(lambda: inputs.check_run(stages))
     primary_first(lambda: validate.check_init_shapes(stages, checked.classes))
     run_context.enable_compilation_cache(config)

@@ -51,7 +51,10 @@ class RunContext:
 
 
 def prepared_dir(config: Config) -> Path:
-    """The folder of prepared data, by default shared by all runs under one root; may be a remote path."""
+    """The folder of prepared data, by default shared by all runs under one root; may be a remote path.
+
+    For a root in an object store the default is on this machine: `prepared` beside the mirrors of its runs.
+    """
     return remote.as_path(config.run.prepared_dir) if config.run.prepared_dir else config.run_dir.parent / "prepared"
 
 
@@ -153,13 +156,13 @@ def create_run_dir(ctx: RunContext, models: Mapping[str, str] | None = None) -> 
 
     models: the models on the Hub that the run reads, {key of the configuration: name@commit}, for environment.json.
     """
-    folder = ctx.config.run_dir
+    folder, place = ctx.config.run_dir, ctx.config.run_place
     kept = folder / "tokenizer"
     has_one = (kept / "tokenizer.json").exists() or byte_level.is_byt5(kept)
     if has_one and load.from_file(kept).sha256 != ctx.tokenizer.sha256:
         raise UserError(
-            f"{kept}: this run has another tokenizer; its file or the text it is trained on has changed since: "
-            "undo that, or give this run another run.name"
+            f"{place / 'tokenizer'}: this run has another tokenizer; its file or the text it is trained on has changed "
+            "since: undo that, or give this run another run.name"
         )
     try:
         folder.mkdir(parents=True, exist_ok=True)

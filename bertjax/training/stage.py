@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NoReturn
 
 import jax
@@ -92,10 +93,17 @@ class StageRunner:
 
     def run(self) -> None:
         run = self.ctx.config.run
-        saved = lambda step, seconds: self.event(  # noqa: E731
-            step, "checkpoint", seconds=round(seconds, 3), bytes=self.checkpoint_bytes
-        )
-        with CheckpointManager(self.plan.files.checkpoints, self.policy(), on_commit=saved) as self.checkpoints:
+        mirror = self.monitor.mirror
+
+        def saved(step: int, seconds: float) -> None:
+            self.event(step, "checkpoint", seconds=round(seconds, 3), bytes=self.checkpoint_bytes)
+            if mirror is not None:
+                mirror.request()
+
+        before_commit = None if mirror is None else partial(mirror.push, everything=True)
+        with CheckpointManager(
+            self.plan.files.checkpoints, self.policy(), before_commit=before_commit, on_commit=saved
+        ) as self.checkpoints:
             with (
                 self.phases.enter(STARTUP),
                 self.stop.may_exit("restoring or making the parameters"),
@@ -342,6 +350,8 @@ class StageRunner:
             if evaluator.fit is not None and (fitted := evaluator.fit(params, step)):
                 self.fitted[name] = fitted
         self.tracker.evaluation(self.name, step, name, scores)
+        if self.monitor.mirror is not None:
+            self.monitor.mirror.request()
         self.callbacks.call("on_evaluate", name, scores)
         found |= {f"{name}/{key}": value for key, value in scores.items()}
 

@@ -79,7 +79,8 @@ def train_step(
 def loss_metrics(terms: Mapping[str, LossTerm]) -> Metrics:
     """{mlm: term} -> mlm_loss, mlm_accuracy (means) and mlm_weight; of a mixture also mlm_loss/tasks [T].
 
-    Of a yes-or-no decision also `precision`, `recall` and the share of `positives`.
+    Of a yes-or-no decision also `precision`, `recall` and the share of `positives`, and in evaluations `auc`, the area
+    under the ROC curve (0.5 where one of the classes is missing).
     """
     out: Metrics = {}
     for name, t in terms.items():
@@ -90,10 +91,19 @@ def loss_metrics(terms: Mapping[str, LossTerm]) -> Metrics:
             out[f"{name}_precision"] = true / jnp.maximum(predicted, 1e-5)
             out[f"{name}_recall"] = true / jnp.maximum(positives, 1e-5)
             out[f"{name}_positives"] = positives / weight
+        if t.by_score is not None:
+            out[f"{name}_auc"] = _area_under_roc(*t.by_score)
         if t.by_task is not None:
             losses, weights = t.by_task.T
             out |= {f"{name}_loss/tasks": losses / jnp.maximum(weights, 1e-5), f"{name}_weight/tasks": weights}
     return out
+
+
+def _area_under_roc(negatives: jax.Array, positives: jax.Array) -> jax.Array:
+    """The chance that a positive has a higher score than a negative, equal ones half: from weights by score [bins]."""
+    below = jnp.cumsum(negatives) - negatives / 2
+    pairs = negatives.sum() * positives.sum()
+    return jnp.where(pairs > 0, (positives * below).sum() / jnp.maximum(pairs, 1e-5), 0.5)
 
 
 def compute_gradients(

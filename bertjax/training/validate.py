@@ -29,7 +29,8 @@ def check_settings(config: Config) -> None:
     if changed:
         more = f" and {len(changed) - 2} more" if len(changed) > 2 else ""
         raise UserError(
-            f"{kept}: this run has other settings ({'; '.join(line[:80] for line in changed[:2])}{more}); "
+            f"{config.run_place / 'config.yaml'}: this run has other settings "
+            f"({'; '.join(line[:80] for line in changed[:2])}{more}); "
             "give this one another run.name, or undo the change to continue"
         )
 

@@ -67,14 +67,27 @@ class WorkerPaths:
 
 @dataclass
 class Findings:
-    """`problems` stop the launch; `notes` are printed."""
+    """`problems` stop the launch; `notes` are printed. `root` and `name`: run.root and run.name, if known."""
 
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    root: str | None = None
+    name: str | None = None
 
     def stop(self) -> None:
         if self.problems:
             raise LaunchError("\n".join(map(redact, self.problems)))
+
+    def run_folder(self, cwd: str | None) -> str | None:
+        """The run's folder as the workers name it, if known; a relative one starts in `cwd` or in the code."""
+        if self.root is None or self.name is None:
+            return None
+        return posixpath.join("" if _SCHEME.match(self.root) else cwd or "", self.root, self.name)
+
+
+def log_folder(root: str | None, name: str) -> str | None:
+    """Where workers upload their output: beside the runs, if those are in gs://."""
+    return f"{root.rstrip('/')}/launch/{name}" if root is not None and root.startswith("gs://") else None
 
 
 def device_count(kind: str) -> int:
@@ -129,8 +142,10 @@ def check_command(pod: Pod, command: Sequence[str], place: WorkerPaths, repo: bo
     if repo:  # the copy in this checkout may differ
         found.notes += [f"in this checkout's copy: {problem}" for problem in found.problems]
         found.problems, known = [], None
-    root = next((word[len("run.root=") :] for word in reversed(command) if word.startswith("run.root=")), None)
-    _check_root(pod, known["root"] if known else root, place, found)
+    given = dict(word.split("=", 1) for word in command[1:])
+    found.root = known["root"] if known else given.get("run.root")
+    found.name = known["name"] if known else given.get("run.name")
+    _check_root(pod, found.root, place, found)
     return found
 
 
@@ -170,12 +185,17 @@ def _check_config(
 def _check_root(pod: Pod, root: str | None, place: WorkerPaths, found: Findings) -> None:
     """Checks that checkpoints are not on a worker's own disk, unseen by others and deleted with the machine."""
     workers = (pod.node_count or 1) * pod.planned_workers()
-    advice = "name a folder that outlives the machines (--nfs HOST:/SHARE:/MOUNT run.root=/MOUNT/runs)"
+    advice = (
+        "name a bucket (run.root=gs://BUCKET/runs) or a folder that outlives the machines "
+        "(--nfs HOST:/SHARE:/MOUNT run.root=/MOUNT/runs)"
+    )
     many = f"{workers} worker{'s' * (workers > 1)}"
     if any("run.root:" in problem for problem in found.problems):
         return
+    if root is not None and root.startswith("gs://"):
+        return  # bertjax says what is wrong with the name; rights and the bucket show when training starts
     if root is not None and _SCHEME.match(root):
-        found.problems.append(f"run.root: {root}: must be a folder in a mounted file system; {advice}")
+        found.problems.append(f"run.root: {root}: must be in gs:// or a mounted file system; {advice}")
     elif place.shared or (root is not None and place.is_mounted(root)):
         return
     elif root is None:

@@ -20,8 +20,8 @@ from pathlib import Path
 from tpu_pod.gcloud import Node
 
 _LINE = re.compile(r"\[s(\d+) w(\d+)\] (.*)")
-_EXIT = re.compile(r"launch: (setup|run|stop) exit (\d+)")
-_BEGIN = re.compile(r"launch: (setup|run|stop) begins")  # of this connection, which repeats all lines
+_EXIT = re.compile(r"launch: (setup|run|doctor|stop) exit (\d+)")
+_BEGIN = re.compile(r"launch: (setup|run|doctor|stop) begins")  # of this connection, which repeats all lines
 GRACE_SECONDS = 120.0  # seconds the other workers have to exit after a failure
 MAX_RECONNECTS = 3  # in a row without a new line; gcloud retries each connection ten times
 
@@ -41,10 +41,12 @@ class NodeStream:
         self.node, self._argv, self._file = node, argv, file
         self.reconnects = 0
         self._rest, self._position = "", file.stat().st_size if file.exists() else 0
+        self._start = self._position  # of the output of this connection
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         with open(self._file, "ab") as out:
+            self._start = out.tell()
             self._process = subprocess.Popen(
                 self._argv, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
             )
@@ -60,6 +62,12 @@ class NodeStream:
         self._position += len(data)
         *complete, self._rest = (self._rest + data.decode(errors="replace")).split("\n")
         return complete
+
+    def output(self) -> str:
+        """What the current connection wrote."""
+        with open(self._file, "rb") as file:
+            file.seek(self._start)
+            return file.read().decode(errors="replace")
 
     def last_line(self) -> str:
         """The last line that gcloud wrote."""
@@ -89,10 +97,14 @@ class LogStreamer:
 
     def __init__(
         self, nodes: Sequence[Node], argv: Callable[[Node], list[str]], logs: Path, verb: str, poll: float,
-        watch: Callable[[], str],
+        watch: Callable[[], str], on_drop: Callable[[str], None] | None = None,
     ) -> None:  # fmt: skip
-        """`watch`: called every `poll` seconds; returns why the pod is lost, or an empty string."""
+        """`watch`: called every `poll` seconds; returns why the pod is lost, or an empty string.
+
+        `on_drop`: called with the output of a connection that ended early, before the next.
+        """
         self._verb, self._poll, self._watch, self._logs = verb, poll, watch, logs
+        self._on_drop = on_drop
         self._several = len(nodes) > 1
         self._expected = {(node.index, worker) for node in nodes for worker in range(node.workers)}
         self._streams = [NodeStream(n, argv(n), logs / f"gcloud-{verb}-{n.index}.log") for n in nodes]
@@ -138,6 +150,8 @@ class LogStreamer:
             self._result.lost = f"no answer from {stream.node.name}: {stream.last_line()}"
         else:
             stream.reconnects += 1
+            if self._on_drop is not None:
+                self._on_drop(stream.output())
             print(f"launch: the connection to {stream.node.name} ended; connecting again", flush=True)
             time.sleep(min(self._poll, 10.0))
             stream.start()
@@ -160,7 +174,7 @@ class LogStreamer:
                     self._pass_on(key, text)
 
     def _pass_on(self, key: tuple[int, int], text: str) -> None:
-        if self._verb == "run":
+        if self._verb in ("run", "doctor"):
             self._printed_before[key] = self._seen[key]
         with open(self._log(key), "a", encoding="utf-8") as log:
             log.write(text + "\n")

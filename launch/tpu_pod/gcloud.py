@@ -55,22 +55,41 @@ class Pod:
     runtime: str
     node_id: str | None  # one slice, or
     node_count: int | None  # several
-    capacity: str = "on-demand"  # spot | reserved | on-demand
+    capacity: str = "on-demand"  # spot | reserved | reservation | on-demand
     project: str | None = None
     zone: str | None = None
     network: str | None = None
     subnetwork: str | None = None
     service_account: str | None = None
-    internal_ip: bool = False
+    internal_ip: bool = False  # no external addresses, and connections by internal ones
+    tunnel: bool = False  # connections through IAP
+    reservation: str | None = None  # name of a reservation, with capacity "reservation"
+    valid_until: str | None = None  # how long the request may wait, as a duration of gcloud
+    labels: tuple[str, ...] = ()  # KEY=VALUE
+    metadata: tuple[str, ...] = ()  # KEY=VALUE
+
+    @property
+    def request(self) -> str:
+        """The type and capacity in words, such as `v5litepod-16, spot`."""
+        return f"{self.type}, {f'reservation {self.reservation}' if self.reservation else self.capacity}"
 
     def create(self) -> list[str]:
-        argv = self._queued("create", self.name, f"--accelerator-type={self.type}", f"--runtime-version={self.runtime}")
+        words = [self.name, f"--accelerator-type={self.type}", f"--runtime-version={self.runtime}"]
+        argv = self._queued("create", *words, alpha=bool(self.reservation))
         if self.node_count:
             argv += [f"--node-count={self.node_count}", f"--node-prefix={self.name}"]
         else:
             argv += [f"--node-id={self.node_id}"]
-        argv += [] if self.capacity == "on-demand" else [f"--{self.capacity}"]
-        given = {"network": self.network, "subnetwork": self.subnetwork, "service-account": self.service_account}
+        argv += [f"--{self.capacity}"] if self.capacity in ("spot", "reserved") else []
+        given = {
+            "reservation": self.reservation,
+            "valid-until-duration": self.valid_until,
+            "labels": join_pairs(self.labels),
+            "metadata": join_pairs(self.metadata),
+            "network": self.network,
+            "subnetwork": self.subnetwork,
+            "service-account": self.service_account,
+        }
         argv += [f"--{flag}={value}" for flag, value in given.items() if value]
         return argv + (["--internal-ips"] if self.internal_ip else [])
 
@@ -87,7 +106,7 @@ class Pod:
         """Copies a file to the home folder of every worker of a slice."""
         flags = [f"--scp-flag={flag}" for flag in _SSH_FLAGS]
         return [
-            *self._start("tpu-vm", "scp"),
+            *self._start("tpu-vm", "scp", alpha=self.tunnel),
             str(source),
             f"{node}:",
             *self._where(),
@@ -96,14 +115,14 @@ class Pod:
             *flags,
         ]
 
-    def ssh(self, node: str, remote: Sequence[str]) -> list[str]:
-        """Runs a command on all workers of a slice at once.
+    def ssh(self, node: str, remote: Sequence[str], worker: str = "all") -> list[str]:
+        """Runs a command on all workers of a slice at once, or on one.
 
         Not `queued-resources ssh`: that runs at most 64 workers at a time, and training waits for all of them.
         """
         flags = [f"--ssh-flag={flag}" for flag in _SSH_FLAGS]
-        argv = [*self._start("tpu-vm", "ssh"), node, *self._where(), "--worker=all", *self._via(), *flags]
-        return [*argv, f"--command={shlex.join(remote)}"]
+        argv = [*self._start("tpu-vm", "ssh", alpha=self.tunnel), node, *self._where(), f"--worker={worker}"]
+        return [*argv, *self._via(), *flags, f"--command={shlex.join(remote)}"]
 
     def planned_nodes(self) -> list[str]:
         """The names that the slices will have."""
@@ -117,18 +136,29 @@ class Pod:
             return 1 if number <= 8 else number // 4
         return max(1, number // 8)  # the number counts cores, two per chip
 
-    def _queued(self, verb: str, *words: str) -> list[str]:
-        return [*self._start("queued-resources", verb), *words[:1], *self._where(), *words[1:]]
+    def _queued(self, verb: str, *words: str, alpha: bool = False) -> list[str]:
+        return [*self._start("queued-resources", verb, alpha), *words[:1], *self._where(), *words[1:]]
 
-    def _start(self, kind: str, verb: str) -> list[str]:
-        return ["gcloud", "compute", "tpus", kind, verb]
+    def _start(self, kind: str, verb: str, alpha: bool = False) -> list[str]:
+        """`alpha`: for --reservation and --tunnel-through-iap, which gcloud 528 has in its alpha commands only."""
+        return ["gcloud", *(["alpha"] if alpha else []), "compute", "tpus", kind, verb]
 
     def _where(self) -> list[str]:
         given = {"project": self.project, "zone": self.zone}
         return ["--quiet", *(f"--{flag}={value}" for flag, value in given.items() if value)]
 
     def _via(self) -> list[str]:
+        if self.tunnel:
+            return ["--tunnel-through-iap"]
         return ["--internal-ip"] if self.internal_ip else []
+
+
+def join_pairs(pairs: Sequence[str]) -> str:
+    """KEY=VALUE pairs as one value of a gcloud flag; with a delimiter of its own if a value has commas."""
+    if not any("," in pair for pair in pairs):
+        return ",".join(pairs)
+    delimiter = next(mark for mark in (":", ";", "|", "@@", "#@#", "@#@#") if not any(mark in pair for pair in pairs))
+    return f"^{delimiter}^{delimiter.join(pairs)}"
 
 
 def generation(accelerator: str) -> str:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 
 import exit_codes
 
-from tpu_pod import gcloud
+from tpu_pod import gcloud, host_keys
 from tpu_pod.follow import FollowResult, LogStreamer
 from tpu_pod.gcloud import LaunchError, Node, Pod
 from tpu_pod.redact import redact
@@ -42,6 +42,9 @@ class LaunchOptions:
     keep: bool = False
     poll: float = 15.0
     cwd: str | None = None  # working directory of training; None: the code
+    zones: Sequence[str | None] = (None,)  # tried in this order
+    logs: str | None = None  # folder of a bucket to which workers upload their output
+    doctor: bool = False  # check new machines before training
 
 
 class RemoteCommands:
@@ -61,12 +64,22 @@ class RemoteCommands:
         return ["bash", "-c", UNPACK, "unpack", self.code, f"code-{self._revision}.tar.gz", *own]
 
     def run(self, slice_: int, attempt: int) -> list[str]:
-        own = self._worker_command("run", slice_) + [
-            f"--attempt={attempt}",
+        return self._bertjax("run", slice_, attempt, "train", *self._command)
+
+    def doctor(self, slice_: int, number: int) -> list[str]:
+        return self._bertjax("doctor", slice_, number, "doctor", "--cluster")
+
+    def _bertjax(self, verb: str, slice_: int, number: int, *words: str) -> list[str]:
+        own = self._worker_command(verb, slice_) + [
+            f"--attempt={number}",
             *(f"--env={pair}" for pair in self._options.env),
         ]
         own += [f"--cwd={self._options.cwd}"] if self._options.cwd else []
-        return ["python3", *own, "--", ".venv/bin/python", "-P", "-m", "bertjax", "train", *self._command]
+        own += [f"--logs={self._options.logs}"] if self._options.logs else []
+        return ["python3", *own, "--", ".venv/bin/python", "-P", "-m", "bertjax", *words]
+
+    def status(self, run: str | None) -> list[str]:
+        return ["python3", *self._worker_command("status", 0), *([f"--run={run}"] if run else [])]
 
     def stop(self) -> list[str]:
         return ["python3", *self._worker_command("stop", 0)]
@@ -90,10 +103,13 @@ class Launcher:
         """`command` and `repo`: as in the state, but with their secrets."""
         self.pod, self.state_dir, self.state, self.options = pod, folder, state, options
         self.pod_seen = False  # whether the pod was seen or created in this call
+        self._next_zone = 0  # where the next creation begins
+        self._use_zone(state.pod.get("zone", pod.zone))
         self.remote = RemoteCommands(pod.name, command, state.source["revision"], repo, options)
 
     def run(self) -> int:
         """Runs until the job is done or fails -> its exit code. Raises LaunchError when it cannot continue."""
+        self._find_zone()
         while True:
             created = self._wait_for_pod()
             began = self._run_attempt(created)
@@ -111,12 +127,38 @@ class Launcher:
             self.state_dir.note(f"deleting {self.pod.name}")
             self._delete()
 
+    def _use_zone(self, zone: str | None) -> None:
+        self.pod = replace(self.pod, zone=zone)
+        kept = {name: value for name, value in asdict(self.pod).items() if name != "metadata"}
+        self.state.pod = kept
+
+    def _find_zone(self) -> None:
+        """Chooses the zone that has the pod, if one has. Raises LaunchError if it may be in a zone not named."""
+        zones = self.options.zones
+        if self.pod.zone not in zones and self.state.started:
+            raise LaunchError(f"--zone: {self.pod.name} was created in {self.pod.zone}; name that zone too")
+        if self.pod.zone in zones and (len(zones) == 1 or self._exists()):
+            return
+        for zone in zones:
+            self._use_zone(zone)
+            if len(zones) > 1 and self._exists():
+                break
+        else:
+            self._use_zone(zones[0])
+        self.state_dir.save(self.state)
+
+    def _exists(self) -> bool:
+        return self.state_dir.run_command(self.pod.describe())[0] == 0
+
     def _wait_for_pod(self) -> str:
         """Waits for the pod, creating it where it does not exist -> its creation time."""
         shown, since = "", time.monotonic()
         while True:
             code, out, err = self.state_dir.run_command(self.pod.describe())
-            if code and gcloud.is_not_found(err):
+            # A zone without TPUs refuses even this question, and another may have them.
+            fresh = not self.pod_seen and not self.state.started
+            elsewhere = fresh and len(self.options.zones) > 1 and not gcloud.is_transient(err)
+            if code and (gcloud.is_not_found(err) or elsewhere):
                 self._create()
                 continue
             if code and not gcloud.is_transient(err):
@@ -131,6 +173,7 @@ class Launcher:
             if found in ("SUSPENDED", "FAILED"):
                 self._count_retry(f"{self.pod.name} is {found}")
                 self._replace()
+                self._next_zone = self.options.zones.index(self.pod.zone) + 1
                 shown = ""
             time.sleep(self.options.poll)
 
@@ -143,18 +186,42 @@ class Launcher:
         return created
 
     def _create(self) -> None:
-        self.state_dir.note(f"creating {self.pod.name}: {self.pod.type}, {self.pod.capacity}")
-        pause = self.options.poll
-        while True:
-            code, _, err = self.state_dir.run_command(self.pod.create())
-            if code == 0 or "ALREADY_EXISTS" in err or "already exists" in err:
-                self.pod_seen = True
-                return
-            if not gcloud.is_transient(err):
-                raise LaunchError(gcloud.error_line(err))
-            self._count_retry(gcloud.error_line(err))
-            time.sleep(pause)
-            pause = min(2 * pause, MAX_BACKOFF)
+        """Creates the pod in the first zone that accepts it. Raises LaunchError when all refuse it for good."""
+        first, self._next_zone = self._next_zone, 0
+        zones = [*self.options.zones[first:], *self.options.zones[:first]]
+        if len(zones) == 1:
+            self.state_dir.note(f"creating {self.pod.name}: {self.pod.request}")
+        pause, failure = self.options.poll, ""
+        while zones:
+            for zone in list(zones):
+                self._use_zone(zone)
+                self.state_dir.save(self.state)
+                if len(self.options.zones) > 1:
+                    self.state_dir.note(f"creating {self.pod.name} in {zone}: {self.pod.request}")
+                failure = self._create_in_zone(zones)
+                if not failure:
+                    return
+            if zones:
+                self._count_retry(failure)
+                time.sleep(pause)
+                pause = min(2 * pause, MAX_BACKOFF)
+        raise LaunchError(failure)
+
+    def _create_in_zone(self, zones: list[str | None]) -> str:
+        """-> why the pod was not created, or "". Removes a zone that refuses it for good from `zones`."""
+        several = len(self.options.zones) > 1
+        code, _, err = self.state_dir.run_command(self.pod.create())
+        # With several zones, a request whose answer was lost must not be left behind in this one.
+        if code == 0 or "ALREADY_EXISTS" in err or "already exists" in err or (several and self._exists()):
+            self.pod_seen = True
+            return ""
+        if not gcloud.is_transient(err):
+            zones.remove(self.pod.zone)
+        failure = gcloud.error_line(err)
+        if several:
+            final = "" if self.pod.zone in zones else "; not tried again"
+            self.state_dir.note(f"{self.pod.zone}: {failure}{final}")
+        return failure
 
     def _delete(self) -> None:
         """Raises LaunchError when the deletion fails."""
@@ -173,6 +240,7 @@ class Launcher:
         ready = f"{created} {self.state.source['revision']}"
         if not self.state.started:
             lost = self._set_up(nodes, ready)
+            lost = lost or self._check_machines(nodes, ready)
             if lost:
                 return FollowResult(lost=lost)
             self.state.started, self.state.began = True, time.time()
@@ -220,6 +288,27 @@ class Launcher:
         self.state_dir.save(self.state)
         return ""
 
+    def _check_machines(self, nodes: Sequence[Node], ready: str) -> str:
+        """Runs bertjax doctor on them once -> why they are lost, or "". Raises LaunchError when it finds a problem."""
+        if not self.options.doctor or self.state.checked == ready:
+            return ""
+        self.state.checks += 1
+        self.state_dir.save(self.state)
+        self.state_dir.note("checking the machines with bertjax doctor --cluster")
+        done = self._follow(nodes, "doctor", lambda n: self.remote.doctor(n.index, self.state.checks))
+        code = exit_codes.combine(done.codes.values())
+        if code == exit_codes.RETRY:
+            return done.lost or "bertjax doctor lost a process (75)"
+        if code:
+            raise LaunchError(
+                f"bertjax doctor: {self._failure_line(done, code, 'doctor')}; {self.pod.name} is kept, run the same "
+                "command again"
+            )
+        if not done.lost:
+            self.state.checked = ready
+            self.state_dir.save(self.state)
+        return done.lost
+
     def _copy(self, nodes: Sequence[Node]) -> str:
         archive = self.state_dir.path / self.state.source["archive"]
         for node in nodes:
@@ -229,6 +318,7 @@ class Launcher:
                     break
                 if lost := self._lost():
                     return lost
+                self._forget_host_keys(err)
                 if tries == 2:
                     return f"no answer from {node.name}: {gcloud.error_line(err)}"
                 time.sleep(self.options.poll)
@@ -247,9 +337,15 @@ class Launcher:
         def argv(node: Node) -> list[str]:
             return self.pod.ssh(node.name, remote(node))
 
+        # On machines used before, a changed key is not expected: then ssh refuses, and they are replaced.
+        on_drop = self._forget_host_keys if verb == "setup" else None
         return LogStreamer(
-            nodes, argv, self.state_dir.logs(self.state.attempt), verb, self.options.poll, self._lost
+            nodes, argv, self.state_dir.logs(self.state.attempt), verb, self.options.poll, self._lost, on_drop
         ).run()
+
+    def _forget_host_keys(self, said: str) -> None:
+        for alias in host_keys.forget_changed(said):
+            self.state_dir.note(f"the host key of {alias} has changed, as of a machine made again: forgot the old one")
 
     def _lost(self) -> str:
         """Why the pod is lost; "" if it is not, or when gcloud fails."""

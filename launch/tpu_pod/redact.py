@@ -28,6 +28,12 @@ def redact(text: str) -> str:
 
 def redact_word(word: str) -> str:
     """Redacts one argument; the entire value of KEY=VALUE where the key is named like a secret."""
+    if word.startswith("--metadata="):  # several pairs, see gcloud.join_pairs
+        pairs = re.fullmatch(r"--metadata=(?:\^([^^]+)\^)?(.*)", word, re.DOTALL)
+        assert pairs is not None
+        mark = pairs[1] or ","
+        start = word[: -len(pairs[2])] if pairs[2] else word
+        return start + mark.join(map(redact_word, pairs[2].split(mark)))
     found = _PAIR.fullmatch(word)
     return f"{found[1]}{HIDDEN}" if found else _urls(word)
 

@@ -44,6 +44,13 @@ class State:
     ready: str = ""  # the machines (by their creation time) that have the code
     code: int | None = None
     reason: str = ""
+    pod: dict[str, Any] = field(default_factory=dict)  # the fields of gcloud.Pod without metadata, for --status
+    run: str | None = None  # the run's folder on the workers or in a bucket, if known
+    checks: int = 0  # number of the last `bertjax doctor --cluster`
+    checked: str = ""  # the machines (as `ready`) that passed it
+
+
+_ADDED = ("pod", "run", "checks", "checked")  # absent from states of earlier versions
 
 
 class StateDir:
@@ -60,7 +67,8 @@ class StateDir:
         """The saved state, or a new one. Raises LaunchError when the file is damaged."""
         try:
             found = json.loads(self.state_file.read_text(encoding="utf-8"))
-            return State(**{name.name: found[name.name] for name in fields(State)})
+            names = [name.name for name in fields(State) if name.name in found or name.name not in _ADDED]
+            return State(**{name: found[name] for name in names})
         except FileNotFoundError:
             return State()
         except (ValueError, KeyError, TypeError) as error:
@@ -123,7 +131,7 @@ def load_or_create(folder: StateDir, command: Sequence[str], repo: str | None, r
     source = Source(resolve_ref(repo, ref), repo=redact_word(repo)) if repo else create_archive(folder.path)
     # Attempt numbers continue: the workers identify attempts by them.
     fresh = State(command=shown, source=asdict(source), status="running", attempt=state.attempt + 1)
-    fresh = replace(fresh, ready=state.ready)
+    fresh = replace(fresh, ready=state.ready, pod=state.pod, checks=state.checks, checked=state.checked)
     folder.save(fresh)
     return fresh
 

@@ -1,5 +1,7 @@
 #!/usr/bin/env python3
-"""The script of launch/tpu.py on every worker: set up, start training, follow it. Standard library, Python 3.8+.
+"""The script of launch/tpu.py on every worker: set up, start training, follow it, stop it, tell of it.
+
+Standard library, Python 3.8+.
 
 gcloud repeats a remote command when its connection drops, and a launcher may be restarted, so each command here may run
 twice: training is detached from the connection and runs once per attempt; `run` starts it, or follows it where it is
@@ -21,20 +23,24 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-MAX_LINE_BYTES = 3000  # bytes per write: less than a pipe writes atomically
+from run_summary import summary_lines
+from worker_output import locked, print_line, set_prefix
+from worker_setup import free_tpu, setup
+
 POLL_SECONDS = 0.1
 STOP_TIMEOUT = 120.0  # seconds for the current step and its checkpoint
-PYTHONS = ("python3.11", "python3.12", "python3.13", "python3")
+UPLOAD_SECONDS = 60.0  # seconds between uploads of the output, at least
+UPLOAD_RATE = 1e6  # bytes per second of uploads, on average: each sends the file from its beginning
+UPLOAD_TIMEOUT = 60.0
 LOST_EXIT_CODE = 137  # the supervisor ended without writing an exit code: the machine went down
-_prefix = ""
 
 
 def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="worker.py", allow_abbrev=False)
-    parser.add_argument("verb", choices=("setup", "run", "stop", "supervise"))
+    parser.add_argument("verb", choices=("setup", "run", "doctor", "stop", "status", "supervise"))
     parser.add_argument("--home", required=True, type=Path)
     parser.add_argument("--code", type=Path)
     parser.add_argument("--slice", default="0")
@@ -42,21 +48,27 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--env", action="append", default=[])
     parser.add_argument("--nfs", action="append", default=[])
     parser.add_argument("--cwd", type=Path)
+    parser.add_argument("--logs", help="folder of a bucket; with supervise, the file itself")
+    parser.add_argument("--run", help="folder of the run, for status")
+    parser.add_argument("--task", default="attempt")
     parser.add_argument("--lock", type=int)
     split = list(argv).index("--") if "--" in argv else len(argv)
     arguments = parser.parse_args(argv[:split])
     command = list(argv[split + 1 :])
     if arguments.verb == "supervise":
-        return supervise(_attempt_dir(arguments), arguments.code, command, arguments.lock, arguments.cwd)
-    global _prefix
-    _prefix = f"[s{arguments.slice} w{worker()}] "
+        folder = _attempt_dir(arguments)
+        return supervise(folder, arguments.code, command, arguments.lock, arguments.cwd, arguments.logs)
+    set_prefix(f"[s{arguments.slice} w{worker()}] ")
     print_line(f"launch: {arguments.verb} begins")
     try:
         if arguments.verb == "setup":
             code = setup(arguments.home, arguments.code, arguments.nfs)
         elif arguments.verb == "stop":
             code = stop(arguments.home)
+        elif arguments.verb == "status":
+            code = status(arguments.home, arguments.code, arguments.run)
         else:
+            arguments.task = "attempt" if arguments.verb == "run" else arguments.verb
             code = run(arguments, command)
     except (OSError, subprocess.SubprocessError) as error:
         print_line(f"launch: {error}")
@@ -81,97 +93,33 @@ def worker() -> str:
     return found
 
 
-def setup(home: Path, code: Path, nfs: Sequence[str]) -> int:
-    """Mounts the shares and installs bertjax for TPU, where that is not done yet -> 0 or 1."""
-    home.mkdir(parents=True, exist_ok=True)
-    with _locked(home / "setup.lock"):
-        for share in nfs:
-            if _mount(share):
-                return 1
-        stamp = code / ".venv" / ".launched"
-        if stamp.exists():
-            return 0
-        python = _python(code)
-        if python is None:
-            return 1
-        print_line(f"launch: installing bertjax with {python}")
-        # The hashed lock first, then JAX's TPU runtime and gs:// support, constrained to the versions of the lock.
-        extra = [".tools/bin/uv", "pip", "install", "--quiet", "--python", ".venv/bin/python"]
-        extra += ["--constraint", "requirements.lock", "--no-build-isolation", "--editable", ".[tpu,gcs]"]
-        for argv in ([".ci/setup", python], extra):
-            if _run_logged(argv, code):
-                return 1
-        stamp.touch()
-    return 0
-
-
-def _mount(share: str) -> int:
-    source, _, where = share.rpartition(":")
-    if os.path.ismount(where):
-        return 0
-    print_line(f"launch: mounting {source} at {where}")
-    steps = [["sudo", "mkdir", "-p", where], ["sudo", "mount", "-t", "nfs", source, where]]
-    if not Path("/sbin/mount.nfs").exists():
-        steps.insert(0, ["sudo", "apt-get", "install", "--yes", "--quiet", "nfs-common"])
-    return next((code for argv in steps if (code := _run_logged(argv, Path.cwd()))), 0)
-
-
-def _python(code: Path) -> str | None:
-    """A Python of 3.11 or newer; TPU images have 3.10, so uv, pinned by the lock, may have to install it."""
-    check = "import sys; sys.exit(sys.version_info < (3, 11))"
-    for name in PYTHONS:
-        with contextlib.suppress(OSError):
-            if subprocess.run([name, "-c", check], capture_output=True).returncode == 0:
-                return name
-    tools, uv = code / ".tools", code / ".tools" / "bin" / "uv"
-    if not uv.exists():
-        pins = re.search(r"^uv==(?:.*\\\n)*.*\n", (code / "requirements.lock").read_text(), re.MULTILINE)
-        tools.mkdir(exist_ok=True)
-        (tools / "uv.txt").write_text(pins[0] if pins else "uv\n")
-        argv = ["python3", "-m", "pip", "install", "--quiet", "--require-hashes", "--target", ".tools"]
-        if _run_logged([*argv, "-r", ".tools/uv.txt"], code):
-            return None
-    if _run_logged([".tools/bin/uv", "python", "install", "--quiet", "3.11"], code):
-        return None
-    found = subprocess.run([str(uv.resolve()), "python", "find", "3.11"], capture_output=True, text=True)
-    return found.stdout.strip() or None
-
-
-def _run_logged(argv: Sequence[str], cwd: Path) -> int:
-    """Runs a command and prints its output -> its exit code."""
-    process = subprocess.Popen(
-        argv, cwd=cwd, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    assert process.stdout is not None
-    for line in process.stdout:
-        print_line(line.rstrip())
-    code = process.wait()
-    if code:
-        print_line(f"launch: {argv[0]} failed with {code}")
-    return code
-
-
 def run(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     """Starts this attempt (stopping an earlier one) unless it is running, and follows it -> its exit code."""
     folder, home = _attempt_dir(arguments), arguments.home
     home.mkdir(parents=True, exist_ok=True)
-    with _locked(home / "start.lock"):
+    with locked(home / "start.lock"):
         if not folder.exists():
-            stop(home)
-            _start(folder, arguments, command)
+            notes: list[str] = []  # in the log, which every connection repeats from its first line
+            stop(home, notes.append)
+            notes.append(free_tpu())
+            _start(folder, arguments, command, [note for note in notes if note])
     return stream_logs(folder)
 
 
-def _start(folder: Path, arguments: argparse.Namespace, command: Sequence[str]) -> None:
+def _start(folder: Path, arguments: argparse.Namespace, command: Sequence[str], notes: Sequence[str]) -> None:
     new = folder.with_name(f"{folder.name}.new")
     new.mkdir(exist_ok=True)
-    (new / "log").touch()
+    (new / "log").write_text("".join(f"{note}\n" for note in notes))
     lock = os.open(new / "alive", os.O_RDWR | os.O_CREAT, 0o600)
     fcntl.flock(lock, fcntl.LOCK_EX)  # inherited by the supervisor; released when it ends in any way
     new.rename(folder)
     argv = [sys.executable, str(Path(__file__).resolve()), "supervise", "--home", str(arguments.home)]
     argv += ["--code", str(arguments.code), "--attempt", str(arguments.attempt), "--lock", str(lock)]
+    argv += ["--task", arguments.task]
     argv += ["--cwd", str(arguments.cwd)] if arguments.cwd else []
+    if arguments.logs:
+        name = f"{folder.name}/{arguments.verb}-s{arguments.slice}-w{worker()}.log"
+        argv += ["--logs", f"{arguments.logs}/{name}"]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", **dict(pair.split("=", 1) for pair in arguments.env)}
     subprocess.Popen(
         [*argv, "--", *command], env=environment, pass_fds=(lock,), start_new_session=True,
@@ -180,13 +128,19 @@ def _start(folder: Path, arguments: argparse.Namespace, command: Sequence[str]) 
     os.close(lock)
 
 
-def supervise(folder: Path, code: Path, command: Sequence[str], lock: int, cwd: Path | None = None) -> int:
-    """Runs the command in the code or `cwd`; writes output to `log`, the exit code to `exit`; forwards SIGTERM."""
+def supervise(
+    folder: Path, code: Path, command: Sequence[str], lock: int, cwd: Path | None = None, url: str | None = None
+) -> int:
+    """Runs the command in the code or `cwd`; writes output to `log`, the exit code to `exit`; forwards SIGTERM.
+
+    `url`: where the output is uploaded, every minute or less often and at the end.
+    """
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     if cwd:  # make the paths of files in the code absolute
         code = code.absolute()
         command = [str(code / word) if "=" not in word and (code / word).is_file() else word for word in command]
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(code), os.environ.get("PYTHONPATH"))))
+    upload = Upload(folder / "log", url)
     with open(folder / "log", "ab") as log:
         try:
             child = subprocess.Popen(command, cwd=cwd or code, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
@@ -196,11 +150,52 @@ def supervise(folder: Path, code: Path, command: Sequence[str], lock: int, cwd: 
         else:
             signal.signal(signal.SIGTERM, lambda number, frame: child.send_signal(number))
             (folder / "pid").write_text(str(os.getpid()))
+            while url and child.poll() is None:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    child.wait(upload.pause())
+                    break
+                upload.run()
             returncode = child.wait()
     (folder / "exit.new").write_text(str(128 - returncode if returncode < 0 else returncode))
     (folder / "exit.new").rename(folder / "exit")
+    upload.run()  # before the lock goes, after which the machine may be deleted
     os.close(lock)
     return 0
+
+
+class Upload:
+    """Copies a growing file to a bucket; without a URL it does nothing."""
+
+    def __init__(self, file: Path, url: str | None) -> None:
+        self._file, self._url = file, url
+        self._sent, self._failed = 0, False
+
+    def pause(self) -> float:
+        """Seconds until the next copy."""
+        return max(UPLOAD_SECONDS, self._sent / UPLOAD_RATE)
+
+    def run(self) -> None:
+        """Copies the file if it has grown; the first failure is noted in it."""
+        size = self._file.stat().st_size
+        if self._url is None or size == self._sent:
+            return
+        try:
+            argv = ["gcloud", "storage", "cp", str(self._file), self._url, "--quiet"]
+            done = subprocess.run(
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                timeout=UPLOAD_TIMEOUT,
+            )
+            failure = done.stderr.decode(errors="replace").strip() if done.returncode else ""
+        except (OSError, subprocess.SubprocessError) as error:
+            failure = str(error)
+        self._sent = size
+        if failure and not self._failed:
+            self._failed = True
+            with open(self._file, "a") as log:
+                log.write(f"launch: the output is not in {self._url}: {failure.splitlines()[-1][:300]}\n")
 
 
 def stream_logs(folder: Path) -> int:
@@ -232,12 +227,12 @@ def stream_logs(folder: Path) -> int:
         return LOST_EXIT_CODE
 
 
-def stop(home: Path) -> int:
-    """Asks the running attempt, if any, to save and exit; kills it when it does not -> 0."""
-    for folder in sorted(home.glob("attempt-[0-9]*")):
+def stop(home: Path, say: Callable[[str], object] = print_line) -> int:
+    """Asks the running attempt (or doctor), if any, to save and exit; kills it when it does not -> 0."""
+    for folder in _started(home):
         if not _alive(folder):
             continue
-        print_line(f"launch: stopping {folder.name}")
+        say(f"launch: stopping {folder.name}")
         pid, until = _pid(folder), time.monotonic() + STOP_TIMEOUT
         if pid:
             os.kill(pid, signal.SIGTERM)
@@ -248,6 +243,28 @@ def stop(home: Path) -> int:
             while _alive(folder):
                 time.sleep(POLL_SECONDS)
     return 0
+
+
+def status(home: Path, code: Path, run: str | None) -> int:
+    """Prints the last attempt and whether it runs, and the metrics and goodput of the run -> 0."""
+    started = _started(home)
+    for folder in started[-1:]:
+        ended = folder / "exit"
+        last = (
+            "is running" if _alive(folder) else f"ended with {ended.read_text() if ended.exists() else 'no exit code'}"
+        )
+        print_line(f"{folder.name} {last}")
+    if not started:
+        print_line("nothing has been started here")
+    for line in summary_lines(run, code, ".venv/bin/python") if run else ():
+        print_line(line)
+    return 0
+
+
+def _started(home: Path) -> list[Path]:
+    """The folders of attempts and doctors, the last one last."""
+    found = [path for path in home.glob("*-[0-9]*") if re.fullmatch(r"(?:attempt|doctor)-\d+", path.name)]
+    return sorted(found, key=lambda path: (path / "alive").stat().st_mtime)
 
 
 def _pid(folder: Path) -> int | None:
@@ -274,26 +291,9 @@ def _alive(folder: Path) -> bool:
     return False
 
 
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Held by one process at a time: after a dropped connection there may be two."""
-    with open(path, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 def _attempt_dir(arguments: argparse.Namespace) -> Path:
-    folder: Path = arguments.home / f"attempt-{arguments.attempt:03d}"
+    folder: Path = arguments.home / f"{arguments.task}-{arguments.attempt:03d}"
     return folder
-
-
-def print_line(line: str) -> None:
-    """Writes a line at once: the lines of all workers share one stream."""
-    data = f"{_prefix}{line}".encode()[:MAX_LINE_BYTES] + b"\n"
-    try:
-        os.write(sys.stdout.fileno(), data)
-    except BrokenPipeError:
-        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -125,7 +125,9 @@ def test_sentinels_are_above_the_pieces(tmp_path):
 
 def test_only_a_t5_reads_sentinels():
     t5 = {"family": "t5", "vocab_size": 130, "d_model": 16, "num_layers": 1}
-    with pytest.raises(UserError, match="needs tokenizer.kind: sentencepiece; for wordpiece give tokenizer.extra_ids"):
+    with pytest.raises(
+        UserError, match="needs tokenizer.kind: sentencepiece or bytes; for wordpiece give tokenizer.extra_ids"
+    ):
         config(model=t5)
     with pytest.raises(UserError, match="tokenizer.extra_ids: a bert model reads no sentinels"):
         config(tokenizer={"extra_ids": 10})

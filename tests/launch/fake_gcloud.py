@@ -19,33 +19,73 @@ from contextlib import contextmanager
 from pathlib import Path
 
 HOME = Path(os.environ["FAKE_GCLOUD"])
-RESOURCE, PLAN = HOME / "resource.json", HOME / "plan.json"
+PLAN = HOME / "plan.json"
 WHERE = {"--project", "--zone", "--quiet"}
 SSH = WHERE | {"--worker", "--internal-ip"}
 FLAGS = {
     "queued-resources create": WHERE
     | {"--accelerator-type", "--runtime-version", "--node-id", "--node-count", "--node-prefix", "--spot", "--reserved"}
-    | {"--network", "--subnetwork", "--service-account", "--internal-ips"},
+    | {"--network", "--subnetwork", "--service-account", "--internal-ips"}
+    | {"--valid-until-duration", "--labels", "--metadata"},
     "queued-resources describe": WHERE | {"--format"},
     "queued-resources delete": WHERE | {"--force"},
     "tpu-vm describe": WHERE | {"--format"},
     "tpu-vm scp": SSH | {"--scp-flag"},
     "tpu-vm ssh": SSH | {"--ssh-flag", "--command"},
 }
+ALPHA = {  # flags that only the alpha commands have
+    "queued-resources create": {"--reservation"},
+    "tpu-vm scp": {"--tunnel-through-iap", "--batch-size"},
+    "tpu-vm ssh": {"--tunnel-through-iap", "--batch-size"},
+}
+EXCLUDE = [{"--internal-ip", "--tunnel-through-iap"}, {"--node-id", "--node-count"}]
 
 
 def main() -> int:
     words = sys.argv[1:]
     with open(HOME / "calls.jsonl", "a") as calls:
         calls.write(json.dumps(words) + "\n")
+    if words[:1] == ["storage"]:
+        return storage(words[1], words[2:])
+    alpha = words[:1] == ["alpha"]
+    words = words[alpha:]
     assert words[:2] == ["compute", "tpus"], words
     verb = " ".join(words[2:4])
     flags = dict((w.split("=", 1) + [""])[:2] for w in words[4:] if w.startswith("--"))
-    unknown = set(flags) - FLAGS[verb]
-    if unknown:
-        return fail(f"ERROR: (gcloud.compute.tpus) unrecognized arguments: {unknown}", 2)
+    unknown = set(flags) - FLAGS[verb] - (ALPHA.get(verb, set()) if alpha else set())
+    if unknown or any(both <= set(flags) for both in EXCLUDE):
+        return fail(f"ERROR: (gcloud.compute.tpus) unrecognized arguments: {unknown or set(flags)}", 2)
+    global ZONE
+    ZONE = flags.get("--zone", "")
     names = [w for w in words[4:] if not w.startswith("--")]
     return globals()[verb.replace("-", "_").replace(" ", "_")](names, flags)
+
+
+ZONE = ""
+
+
+def resource_file() -> Path:
+    """The queued resource of the zone of this call."""
+    return HOME / f"resource{'-' * bool(ZONE)}{ZONE}.json"
+
+
+def storage(verb: str, words: list[str]) -> int:
+    """Buckets are folders here."""
+    if problem := planned(f"storage {verb}"):
+        return fail(f"ERROR: (gcloud.storage.{verb}) {problem}")
+    own = lambda url: HOME / "buckets" / url[len("gs://") :]  # noqa: E731
+    names = [word for word in words if not word.startswith("--")]
+    if verb == "cp":
+        assert set(words) - set(names) <= {"--quiet"}
+        own(names[1]).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(names[0], own(names[1]))
+        return 0
+    assert verb == "cat"
+    if not own(names[0]).exists():
+        return fail(f"ERROR: (gcloud.storage.cat) The following URLs matched no objects or files: {names[0]}")
+    (last,) = [int(w.partition("=-")[2]) for w in words if w.startswith("--range=-")] or [1 << 40]
+    os.write(1, own(names[0]).read_bytes()[-last:])
+    return 0
 
 
 @contextmanager
@@ -73,11 +113,11 @@ def planned(key: str) -> str:
 
 
 def resource() -> dict | None:
-    return json.loads(RESOURCE.read_text()) if RESOURCE.exists() else None
+    return json.loads(resource_file().read_text()) if resource_file().exists() else None
 
 
 def queued_resources_create(names: list[str], flags: dict[str, str]) -> int:
-    if problem := planned("create"):
+    if (problem := planned(f"create {ZONE}") or planned("create")) and problem != "lost":
         return fail(f"ERROR: (gcloud.compute.tpus.queued-resources.create) {problem}")
     if resource():
         return fail("ERROR: (gcloud.compute.tpus.queued-resources.create) ALREADY_EXISTS: Resource already exists")
@@ -89,7 +129,9 @@ def queued_resources_create(names: list[str], flags: dict[str, str]) -> int:
         "state": {"state": "ACCEPTED"},
         "tpu": {"nodeSpec": [{"nodeId": n, "node": {"acceleratorType": flags["--accelerator-type"]}} for n in nodes]},
     }
-    RESOURCE.write_text(json.dumps(made))
+    resource_file().write_text(json.dumps(made))
+    if problem == "lost":  # it was created, and the answer did not arrive
+        return fail("ERROR: (gcloud.compute.tpus.queued-resources.create) DEADLINE_EXCEEDED: Deadline exceeded")
     return 0
 
 
@@ -100,13 +142,15 @@ def queued_resources_describe(names: list[str], flags: dict[str, str]) -> int:
 
 def look(names: list[str]) -> int:
     found = resource()
+    if problem := planned(f"describe {ZONE}"):
+        return fail(f"ERROR: (gcloud.compute.tpus.queued-resources.describe) {problem}")
     if found is None:
         return fail(f"ERROR: (gcloud.compute.tpus.queued-resources.describe) NOT_FOUND: {names[0]} was not found")
     if problem := planned("describe"):
         return fail(f"ERROR: (gcloud.compute.tpus.queued-resources.describe) {problem}")
     if found["state"]["state"] not in ("SUSPENDED", "FAILED"):
-        found["state"]["state"] = planned("states") or "ACTIVE"
-        RESOURCE.write_text(json.dumps(found))
+        found["state"]["state"] = planned(f"states {ZONE}") or planned("states") or "ACTIVE"
+        resource_file().write_text(json.dumps(found))
     print(json.dumps(found))
     return 0
 
@@ -117,13 +161,14 @@ def queued_resources_delete(names: list[str], flags: dict[str, str]) -> int:
     if problem := planned("delete"):
         return fail(f"ERROR: (gcloud.compute.tpus.queued-resources.delete) {problem}")
     power_off()
-    RESOURCE.unlink()
+    resource_file().unlink()
     return 0
 
 
 def tpu_vm_describe(names: list[str], flags: dict[str, str]) -> int:
     workers = int(os.environ.get("FAKE_WORKERS", "2"))
-    print(json.dumps({"networkEndpoints": [{"ipAddress": f"10.0.0.{i}"} for i in range(workers)]}))
+    ends = [{"ipAddress": f"10.0.0.{i}"} for i in range(workers)]
+    print(json.dumps({"state": "READY", "health": "HEALTHY", "networkEndpoints": ends}))
     return 0
 
 
@@ -134,10 +179,34 @@ def homes(node: str) -> list[Path]:
     return found
 
 
-def tpu_vm_scp(names: list[str], flags: dict[str, str]) -> int:
-    if planned("scp"):
+def known_hosts() -> Path:
+    return HOME / "google_compute_known_hosts"
+
+
+def changed_key(node: str) -> int:
+    """What ssh says when the key of worker 1 is not the known one."""
+    alias, file = f"tpu.{node}-1", known_hosts()
+    known = [i for i, line in enumerate(file.read_text().splitlines(), 1) if line.startswith(f"{alias} ")]
+    if not known:
         return fail("ssh: connect to host port 22: Connection refused", 255)
+    said = [
+        "@    WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED!     @",
+        f"Add correct host key in {file} to get rid of this message.",
+        f"Offending ED25519 key in {file}:{known[0]}",
+        "  remove with:",
+        f'  ssh-keygen -f "{file}" -R "{alias}"',
+        f"Host key for {alias} has changed and you have requested strict checking.",
+        "Host key verification failed.",
+    ]
+    return fail("\n".join(said), 255)
+
+
+def tpu_vm_scp(names: list[str], flags: dict[str, str]) -> int:
     source, target = names
+    if event := planned("scp"):
+        if event == "changed key":
+            return changed_key(target.removesuffix(":"))
+        return fail("ssh: connect to host port 22: Connection refused", 255)
     for home in homes(target.removesuffix(":")):
         shutil.copy(source, home)
     return 0
@@ -150,28 +219,35 @@ def tpu_vm_ssh(names: list[str], flags: dict[str, str]) -> int:
     `unreachable` for it.
     """
     command = flags["--command"]
-    verb = next(v for v in ("setup", "run", "stop") if f"tpu_pod/worker.py {v}" in command)
+    verb = next(v for v in ("setup", "run", "doctor", "stop", "status") if f"tpu_pod/worker.py {v}" in command)
     event, _, text = planned(f"ssh {verb}").partition(" at ")
     cut_at = lambda count, line: text.encode() in line if text else count >= 3  # noqa: E731
     if event == "unreachable":
         return fail('ERROR: SSH Key is not present in the SSH agent. Please run "ssh-add"')
+    if event == "changed key":
+        return changed_key(names[0])
     print(f"Using ssh batch size of 1. Attempting to SSH into 1 nodes with a total of {len(homes(names[0]))} workers.")
     if event == "rerun":  # a first connection that drops and that gcloud itself makes again
         connect(names[0], command, cut_at)
-    codes = connect(names[0], command, cut_at if event in ("drop", "preempt") else None)
+    only = None if flags["--worker"] == "all" else int(flags["--worker"])
+    codes = connect(names[0], command, cut_at if event in ("drop", "preempt") else None, only)
     if event == "preempt":
         with alone():
             found = resource()
             found["state"]["state"] = "SUSPENDED"
-            RESOURCE.write_text(json.dumps(found))
+            resource_file().write_text(json.dumps(found))
         power_off()
     return 255 if event in ("drop", "preempt") else next((code for code in codes if code), 0)
 
 
-def connect(node: str, command: str, cut_at: Callable[[int, bytes], bool] | None = None) -> list[int]:
-    """The command in each worker's home; cut at a line (number, text) of one of them, if at all."""
+def connect(
+    node: str, command: str, cut_at: Callable[[int, bytes], bool] | None = None, only: int | None = None
+) -> list[int]:
+    """The command in each (or one) worker's home; cut at a line (number, text) of one of them, if at all."""
     sessions, readers, cut = [], [], threading.Event()
     for index, home in enumerate(homes(node)):
+        if only not in (None, index):
+            continue
         environment = os.environ | {"HOME": str(home), "TPU_WORKER_ID": str(index)}
         if "FAKE_JOIN" in os.environ:  # for trainers that are real: what they would learn from the machine
             count = os.environ.get("FAKE_WORKERS", "2")

@@ -2,10 +2,12 @@
 """A kubectl with one JobSet, whose pods are processes of this machine, on a cluster whose nodes fail when told to.
 
 Everything is in $FAKE_KUBECTL: `plan.json` (calls that are refused, pods whose node goes away once worker 0 tells of a
-step), `jobset.json` (the object with its status), `pods/START/INDEX.log` (what a pod of that start wrote), and
-`volumes/NAME`. What becomes of pods that fail follows the pod failure policy of Kubernetes' Job (docs, "Pod failure
-policy") and JobSet's FailurePolicy (API reference v1alpha2: the first rule that matches; none: all anew until
-maxRestarts). A pod's process is what launch/Dockerfile starts, in the folder of the checkout; volumes are folders here.
+step, which gives them the condition DisruptionTarget), `jobset.json` (the object with its status),
+`pods/START/INDEX.log` (what a pod of that start wrote), and `volumes/NAME`. What becomes of pods that fail follows the
+pod failure policy of Kubernetes' Job (docs, "Pod failure policy"; messages as its controller writes them) and JobSet's
+FailurePolicy (API reference v1alpha2: the first rule whose reasons and message patterns match; none: all anew, while
+restartsCountTowardsMax is below maxRestarts). A pod's process is what launch/Dockerfile starts, in the folder of the
+checkout; volumes are folders here.
 """
 
 import json
@@ -62,7 +64,7 @@ def create(path: Path) -> int:
     name = made["metadata"]["name"]
     if OBJECT.exists():
         return fail(f'Error from server (AlreadyExists): error when creating {path}: "{name}" already exists')
-    keep(made, restarts=0)
+    keep(made, restarts=0, restartsCountTowardsMax=0)
     subprocess.Popen(
         [sys.executable, __file__, "--control"], start_new_session=True, stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL, stderr=(HOME / "controller.log").open("w"),
@@ -111,21 +113,31 @@ def control() -> None:
     while True:
         made = json.loads(OBJECT.read_text())
         policy, restarts = made["spec"]["failurePolicy"], made["status"]["restarts"]
-        reason = job(made, HOME / "pods" / str(restarts))
+        counted = made["status"]["restartsCountTowardsMax"]
+        reason, message = job(made, HOME / "pods" / str(restarts))
         if reason == "deleted":
             return
-        rules = (r for r in policy.get("rules", []) if reason in r.get("onJobFailureReasons", [reason]))
+        rules = (
+            rule
+            for rule in policy.get("rules", [])
+            if reason in rule.get("onJobFailureReasons", [reason])
+            and any(re.search(pattern, message) for pattern in rule.get("onJobFailureMessagePatterns", [""]))
+        )
         action = next(rules, {"action": "RestartJobSet"})["action"]
         if reason is None:
             return keep(made, terminalState="Completed")
-        if action == "FailJobSet" or restarts >= policy["maxRestarts"]:
+        free = action == "RestartJobSetAndIgnoreMaxRestarts"
+        if action == "FailJobSet" or (not free and counted >= policy["maxRestarts"]):
             return keep(made, terminalState="Failed", reason=reason)
-        assert action == "RestartJobSet", action
-        keep(made, restarts=restarts + 1)
+        assert free or action == "RestartJobSet", action
+        keep(made, restarts=restarts + 1, restartsCountTowardsMax=counted + (not free))
 
 
-def job(made: dict, folder: Path) -> str | None:
-    """One Job from its pods to its end: None when it is complete, else its reason. The others' pods then go."""
+def job(made: dict, folder: Path) -> tuple[str | None, str]:
+    """One Job from its pods to its end: the reason (None when it is complete) and the message of its failure.
+
+    The others' pods then go.
+    """
     (one,) = made["spec"]["replicatedJobs"]
     spec = one["template"]["spec"]
     (container,) = spec["template"]["spec"]["containers"]
@@ -133,16 +145,25 @@ def job(made: dict, folder: Path) -> str | None:
     pods = [start(made, container, index, spec["parallelism"], folder) for index in range(spec["parallelism"])]
     lost = taken("nodes")
     reason: str | None = ""
+    message = ""
     while reason == "":
         time.sleep(0.02)
         if lost and "step" in (folder / "0.log").read_text():
             os.killpg(pods[int(lost)].pid, signal.SIGKILL)
         codes = [pod.poll() for pod in pods]
-        failed = [128 - code if code < 0 else code for code in codes if code]
+        failed = [(i, 128 - code if code < 0 else code) for i, code in enumerate(codes) if code]
         if failed:
-            matched = any(matches(rule, container["name"], failed[0]) for rule in spec["podFailurePolicy"]["rules"])
+            index, code = failed[0]
+            pod = f"default/{made['metadata']['name']}-slice-0-{index}"
+            conditions = ["DisruptionTarget"] if lost == str(index) else []
+            rules = enumerate(spec["podFailurePolicy"]["rules"])
+            found = ((i, matches(rule, container["name"], code, conditions)) for i, rule in rules)
+            at, what = next(((i, what) for i, what in found if what), (None, ""))
             assert spec["backoffLimit"] == 0
-            reason = "PodFailurePolicy" if matched else "BackoffLimitExceeded"
+            reason = "BackoffLimitExceeded" if at is None else "PodFailurePolicy"
+            message = "Job has reached the specified backoff limit"
+            if at is not None:
+                message = f"{what.format(pod=pod)} matching FailJob rule at index {at}"
         elif all(code == 0 for code in codes):
             reason = None
         elif not OBJECT.exists():
@@ -157,13 +178,18 @@ def job(made: dict, folder: Path) -> str | None:
         except subprocess.TimeoutExpired:
             os.killpg(pod.pid, signal.SIGKILL)
         (folder / f"{index}.code").write_text(str(pod.wait()))
-    return reason
+    return reason, message
 
 
-def matches(rule: dict, container: str, code: int) -> bool:
-    codes = rule["onExitCodes"]
-    assert rule["action"] == "FailJob" and codes.get("containerName", container) == container
-    return (code in codes["values"]) == (codes["operator"] == "In")
+def matches(rule: dict, container: str, code: int, conditions: list[str]) -> str:
+    """What of a failed pod fits a rule, as Kubernetes writes it; empty when nothing does."""
+    assert rule["action"] == "FailJob" and len({"onExitCodes", "onPodConditions"} & rule.keys()) == 1
+    if codes := rule.get("onExitCodes"):
+        assert codes.get("containerName", container) == container
+        fits = (code in codes["values"]) == (codes["operator"] == "In")
+        return f"Container {container} for pod {{pod}} failed with exit code {code}" if fits else ""
+    wanted = [one["type"] for one in rule["onPodConditions"] if one.get("status", "True") == "True"]
+    return next((f"Pod {{pod}} has condition {name}" for name in wanted if name in conditions), "")
 
 
 def start(made: dict, container: dict, index: int, count: int, folder: Path) -> subprocess.Popen:

@@ -1,7 +1,7 @@
 """The fields an object of the JobSet API may have, as far as launch/jobset.yaml goes down.
 
-From the published references: jobset.x-k8s.io/v1alpha2 (JobSetSpec, FailurePolicy, FailurePolicyRule, ReplicatedJob,
-Network) and Kubernetes 1.31 (JobSpec, PodFailurePolicy, PodSpec, Container).
+From the published references: jobset.x-k8s.io/v1alpha2 of JobSet 0.10 (JobSetSpec, FailurePolicy, FailurePolicyRule,
+ReplicatedJob, Network) and Kubernetes 1.31 (JobSpec, PodFailurePolicy, PodSpec, Container).
 A dict: an object with these fields; a list: a list of these; a type or a set: a value of that type, or one of these.
 """
 
@@ -54,7 +54,7 @@ JOBSET = {
                 "name": str, "action": {"FailJobSet", "RestartJobSet", "RestartJobSetAndIgnoreMaxRestarts"},
                 "onJobFailureReasons": [{"BackoffLimitExceeded", "DeadlineExceeded", "FailedIndexes",
                                          "MaxFailedIndexesExceeded", "PodFailurePolicy"}],
-                "targetReplicatedJobs": [str],
+                "onJobFailureMessagePatterns": [str], "targetReplicatedJobs": [str],
             }],
         },
         "successPolicy": {"operator": {"All", "Any"}, "targetReplicatedJobs": [str]},

@@ -112,7 +112,7 @@ def test_mesh_batches_paths_and_attention_are_checked_on_the_pod_s_devices(here)
     [
         (pod("v5p-16"), ["mesh.data=7"], "mesh: data=7 x fsdp=1 x tensor=1 does not fit 8 devices"),
         (pod(node_id=None, count=2), [], "mesh.dcn: the devices come in slices: 2, not 1; set mesh.dcn=2"),
-        (pod(), ["run.root=gs://b/r"], "run.root: 'gs://b/r': only a local path works here"),
+        (pod(), ["run.root=s3://b/r"], "run.root: 's3://b/r': runs are kept in a local folder or in gs://"),
         (pod(), ["run.root=/mnt/shared"], "run.root: /mnt/shared: is on each machine's own disk: no other worker"),
     ],
 )
@@ -143,6 +143,7 @@ def test_roots():
         (WorkerPaths(keep=True), "/data", 0, 1),
         (WorkerPaths(), None, 0, 1),
         (WorkerPaths(), "s3://b/r", 1, 0),
+        (WorkerPaths(), "gs://b/r", 0, 0),
     ):
         found = checks.Findings()
         checks._check_root(alone, root, place, found)
@@ -152,9 +153,9 @@ def test_roots():
 def test_of_a_repository_this_checkout_can_only_tell_its_own_copy(here):
     found = check(pod(), MOUNTED, "run.root=/mnt/share/runs", "mesh.data=7", repo=True)
     assert found.problems == [] and found.notes[0].startswith("in this checkout's copy: mesh: data=7")
-    found = check(pod(), MOUNTED, "run.root=gs://b/r", repo=True)
-    assert len(found.problems) == 1 and found.problems[0].startswith("run.root: gs://b/r: must be a folder")
-    away = checks.check_command(pod(), ["configs/elsewhere.yaml", "run.root=gs://b/r"], MOUNTED, True)
+    found = check(pod(), MOUNTED, "run.root=s3://b/r", repo=True)
+    assert len(found.problems) == 1 and found.problems[0].startswith("run.root: s3://b/r: must be in gs://")
+    away = checks.check_command(pod(), ["configs/elsewhere.yaml", "run.root=s3://b/r"], MOUNTED, True)
     assert away.notes == ["configs/elsewhere.yaml: not checked, it is only in --repo"] and len(away.problems) == 1
 
 

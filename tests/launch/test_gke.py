@@ -118,12 +118,15 @@ def test_what_would_come_again_fails_it_at_once(cluster, code):
     assert codes["2"] == str(code) and {codes["0"], codes["1"]} <= {"75", "0"}, "the others were told to save and leave"
 
 
-def test_nodes_that_go_away_again_and_again(cluster):
+def test_nodes_that_go_away_again_and_again_do_not_count(cluster):
     cluster.few()
+    cluster.edit("maxRestarts: 50", "maxRestarts: 1")
     cluster.adds("steps=60")
     cluster.plan(nodes=["0", "2", "1"])
     cluster.run(COMMANDS[0])
     assert cluster.end() == ("Completed", 3)
+    status = json.loads((cluster.home / "jobset.json").read_text())["status"]
+    assert status["restartsCountTowardsMax"] == 0
     assert (cluster.home / "pods/1/0.code").read_text() in ("75", "0", str(-signal.SIGTERM))
 
 

@@ -144,15 +144,28 @@ def test_a_wrong_jobset_is_found():
     assert len(problems(wrong, JOBSET)) == 3
 
 
-def test_jobset_restarts_on_75_and_fails_on_a_reason():
+def test_jobset_restarts_on_75_fails_on_a_reason_and_does_not_count_preemptions():
     spec = jobset()["spec"]
     job = spec["replicatedJobs"][0]["template"]["spec"]
-    (rule,) = job["podFailurePolicy"]["rules"]
+    rule, disrupted = job["podFailurePolicy"]["rules"]
     (container,) = job["template"]["spec"]["containers"]
     assert rule["action"] == "FailJob" and set(rule["onExitCodes"]["values"]) == TERMINAL
     assert rule["onExitCodes"]["containerName"] == container["name"]
-    (stops,) = spec["failurePolicy"]["rules"]
-    assert stops["action"] == "FailJobSet" and stops["onJobFailureReasons"] == ["PodFailurePolicy"]
+    assert disrupted["action"] == "FailJob"
+    assert disrupted["onPodConditions"] == [{"type": "DisruptionTarget", "status": "True"}]
+    # The messages of Kubernetes' Job controller (its own tests have them); both have the reason PodFailurePolicy.
+    messages = {
+        "FailJobSet": "Container train for pod default/bert-large-slice-0-3 failed with exit code 70 matching FailJob "
+        "rule at index 0",
+        "RestartJobSetAndIgnoreMaxRestarts": "Pod default/bert-large-slice-0-3 has condition DisruptionTarget matching "
+        "FailJob rule at index 1",
+    }
+    rules = spec["failurePolicy"]["rules"]
+    assert [found["action"] for found in rules] == list(messages)
+    for found in rules:
+        assert found["onJobFailureReasons"] == ["PodFailurePolicy"]
+        (pattern,) = found["onJobFailureMessagePatterns"]
+        assert [name for name, said in messages.items() if re.search(pattern, said)] == [found["action"]]
     assert spec["failurePolicy"]["maxRestarts"] > 0 and job["backoffLimit"] == 0
     assert "kueue.x-k8s.io/queue-name" in jobset()["metadata"]["labels"]
 
@@ -284,14 +297,13 @@ def test_shell_files_pass_shellcheck_and_configurations_are_there():
 
 def test_launchers_need_an_old_python_and_nothing_else():
     own = {path.stem for path in LAUNCH.glob("*.py")} | {"tpu_pod"}
+    on_workers = {"worker", "worker_output", "worker_setup", "run_summary"}
     for path in LAUNCH.rglob("*.py"):
-        tree = ast.parse(path.read_text(), feature_version=(3, 8) if path.stem == "worker" else (3, 9))
+        remote = path.stem in on_workers
+        tree = ast.parse(path.read_text(), feature_version=(3, 8) if remote else (3, 9))
         for node in ast.walk(tree):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
             names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
-            foreign = {name.split(".")[0] for name in names} - set(sys.stdlib_module_names) - own
-            assert not foreign and not (path.stem == "worker" and own & {name.split(".")[0] for name in names}), (
-                path,
-                names,
-            )
+            foreign = {name.split(".")[0] for name in names} - set(sys.stdlib_module_names)
+            assert foreign <= (on_workers if remote else own), (path, names)
     assert signal.SIGABRT == 6  # the 134 of the shell scripts

@@ -270,6 +270,13 @@ def test_words_it_does_not_take(cloud):
         "--nfs=/mnt": "must be HOST:/SHARE:/MOUNT",
         "--state-dir=gs://b/x": "must be a local folder",
         "--zone=us-west4": "is a region; name a zone of it, such as us-west4-a",
+        "--zone=us-west4-a,us-west4": "is a region; name a zone of it, such as us-west4-a",
+        "--zone=us-west4-a,us-west4-a": "names a zone twice",
+        "--valid-until-duration=6": "must be a duration such as 90m, 6h or 1d12h",
+        "--reservation=a b": "must be a name or projects/PROJECT/reservations/NAME",
+        "--labels=Team=x": "must be KEY=VALUE of lower-case letters",
+        "--metadata=novalue": "must be KEY=VALUE",
+        "--logs=/tmp/x": "must be gs://BUCKET/FOLDER",
         "--type=v5litepod-9": "there is no v5litepod-9; did you mean v5litepod-8 or v5litepod-16?",
         "--node-count=1": "must be an integer of at least 2",
         "nonsense": "expected key.path=value",
@@ -278,8 +285,9 @@ def test_words_it_does_not_take(cloud):
     for word, expected in wrong.items():
         code, said = cloud.launch(word)
         assert code == 2 and expected in said and "Traceback" not in said, (word, said)
-    code, said = cloud.launch("--node-id=a", "--node-count=2")
-    assert code == 2 and "not allowed with" in said
+    for both in (["--node-id=a", "--node-count=2"], ["--spot", "--reservation=r"]):
+        code, said = cloud.launch(*both)
+        assert code == 2 and "not allowed with" in said
     (cloud.checkout / "configs" / "new.yaml").write_text("steps: 8\n")
     command = [word.replace("tiny", "new") for word in cloud.words()]
     done = subprocess.run(command, cwd=cloud.checkout, env=cloud.environment, capture_output=True, text=True)

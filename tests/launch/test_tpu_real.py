@@ -22,19 +22,39 @@ def test_gcloud_takes_every_command_of_a_dry_run():
     """`gcloud meta lint-gcloud-commands` checks against gcloud's own grammar; it needs no account and no network."""
     if shutil.which("gcloud") is None:
         pytest.skip("gcloud is not installed: its grammar is not asked")
-    common = ["--project=p", "--zone=us-west4-a", "--nfs=10.0.0.2:/share:/mnt/s", "--env=A=it's", "--internal-ip"]
+    common = ["--project=p", "--nfs=10.0.0.2:/share:/mnt/s", "--env=A=it's", "--internal-ip", "--labels=team=nlp"]
+    common += [
+        "--labels=cost=x",
+        "--valid-until-duration=1d12h",
+        "--metadata=a=b,c",
+        "--metadata=d=e",
+        "--doctor",
+        "--cwd=/mnt/s",
+    ]
     network = ["--network=n", "--subnetwork=s", "--service-account=a@p.iam.gserviceaccount.com"]
-    kinds = [["--type=v5litepod-256", "--spot"], ["--type=v5p-128", "--node-count=2", "--reserved"], ["--type=v4-8"]]
+    kinds = [
+        ["--type=v5litepod-256", "--spot", "--zone=us-west4-a"],
+        ["--type=v5p-128", "--node-count=2", "--reserved", "--zone=us-east5-a"],
+        ["--type=v4-8", "--reservation=res-1", "--tunnel-through-iap", "--zone=us-central2-b,us-central2-c"],
+    ]
     seen = 0
     for kind in kinds:
         argv = [sys.executable, "launch/tpu.py", "--name=my-pod", *kind, *common, *network, "--dry-run"]
-        done = subprocess.run([*argv, "configs/bert/pretrain_large.yaml"], cwd=ROOT, capture_output=True, text=True)
+        slices = ["mesh.dcn=2"] if "--node-count=2" in kind else []
+        job = ["configs/bert/pretrain_large.yaml", "run.root=/mnt/s/runs", *slices]
+        done = subprocess.run([*argv, *job], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         for line in done.stdout.splitlines():
             if line.startswith("gcloud"):
                 seen += 1
                 assert lint(line) is None, line
-    assert seen == 8 + 12 + 8
+    assert seen == 9 + 14 + 11
+    for command in ("cp log gs://b/l/run-s0-w0.log --quiet", "cat gs://b/r/metrics.jsonl --range=-65536"):
+        assert lint(f"gcloud storage {command}") is None
+    # Not in the commands that are generally available, which the launcher uses otherwise.
+    request = "--zone=z --accelerator-type=v4-8 --runtime-version=r --node-id=n"
+    assert "gcloud alpha" in str(lint(f"gcloud compute tpus queued-resources create q {request} --reservation=r"))
+    assert "gcloud alpha" in str(lint("gcloud compute tpus tpu-vm ssh n --zone=z --tunnel-through-iap"))
     assert "unrecognized" in str(lint("gcloud compute tpus queued-resources delete x --zone=z --forced"))
 
 

@@ -33,7 +33,7 @@ def missing(shown: list[str], said: list[str]) -> list[str]:
 def test_the_walk_through_ends_in_a_finished_run(cloud):
     cloud.plan(states=["WAITING_FOR_RESOURCES", "PROVISIONING"], ssh_run=["preempt"])
     cloud.shared.mkdir()
-    commands = blocks(POD)[3:]
+    commands = blocks(POD)[3:6]
     assert len(commands) == 3
     for command, shown in commands:
         # A folder of this test in place of /mnt/share, and no fifteen seconds between looks.
@@ -57,7 +57,7 @@ def test_the_walk_through_ends_in_a_finished_run(cloud):
 def test_the_steps_before_the_launch_fit_it():
     """The plan is for the pod that is launched, and the configurations of plan, rehearsal and preparation load."""
     steps = [shlex.split(command) for command, _ in blocks(PAGE)]
-    assert [step[0] for step in steps] == ["bertjax", "launch/local.py", "bertjax", *["launch/tpu.py"] * 3]
+    assert [step[0] for step in steps] == ["bertjax", "launch/local.py", "bertjax", *["launch/tpu.py"] * 4]
     assert steps[0][:2] == ["bertjax", "plan"] and steps[2][:2] == ["bertjax", "prepare"]
     for step, at in ((steps[0], 2), (steps[1], 6), (steps[2], 2)):
         path = ROOT / step[at]
@@ -66,6 +66,35 @@ def test_the_steps_before_the_launch_fit_it():
     launched = steps[4]
     assert launched[launched.index("--type") + 1] == f"v5litepod-{topology.size}"
     assert steps[3] == [*launched, "--dry-run"] and steps[5] == launched
+
+
+@pytest.mark.slow
+def test_the_status_on_the_page_is_that_of_its_job(cloud):
+    """After the preemption of the page, while training runs."""
+    launched, asked = blocks(POD)[4][0], blocks(POD)[6]
+    assert asked[0].startswith("launch/tpu.py --status ")
+    cloud.plan(ssh_run=["preempt"])
+    run = cloud.shared / "runs" / "bert-base"
+    run.mkdir(parents=True)
+    (run / "metrics.jsonl").write_text('{"loss": 1.5}\n')
+    (run / "goodput.jsonl").write_text("{}\n")
+    package = cloud.checkout / "bertjax" / "training" / "monitor"
+    package.mkdir(parents=True)
+    (package / "goodput.py").write_text("def summarize(lines): return 'goodput 93%'\n")
+    cloud.git("add", ".")
+    argv = shlex.split(f"{launched} --poll=0.05 steps=60 run.name=bert-base".replace("/mnt/share", str(cloud.shared)))
+    environment = cloud.environment | {"FAKE_WORKERS": "4"}
+    with subprocess.Popen(argv, cwd=cloud.checkout, env=environment, stdout=subprocess.PIPE, text=True) as launcher:
+        assert any(line.startswith("[w0] resume") for line in launcher.stdout)
+        done = subprocess.run(
+            shlex.split(asked[0]), cwd=cloud.checkout, env=environment, capture_output=True, text=True, timeout=60
+        )
+        launcher.stdout.read()
+    said = [
+        line.replace(str(cloud.shared), "/mnt/share").replace(" steps=60 run.name=bert-base", "")
+        for line in done.stdout.splitlines()
+    ]
+    assert done.returncode == 0 and launcher.returncode == 0 and not missing(asked[1], said), done.stdout + done.stderr
 
 
 def test_what_ctrl_c_says_is_on_the_page(cloud):

@@ -11,7 +11,7 @@ from bertjax.storage.locations import REMOTE_SCHEMES, local_path, path_problem
 CONFIG = "stages: [{name: s, steps: 1, data: {source: {files: [a.txt]}}}]\n"
 SOURCE = "stages.s.data.source"
 LOCAL_ONLY = {
-    "run.root": "run.root={}",
+    "stages.s.adapter_base": "stages.s.adapter_base={}",
     f"{SOURCE}.name": SOURCE + "={{kind: huggingface, name: '{}'}}",
     f"{SOURCE}.data_dir": SOURCE + "={{kind: tfds, name: x, data_dir: '{}'}}",
 }
@@ -71,11 +71,9 @@ def test_names_with_colons_are_local_paths_and_the_schemes_are_those_with_a_pack
 @pytest.mark.parametrize(
     "argv",
     [
-        "train c.yaml run.root=gs://b/r", "inspect c.yaml run.root=gs://b/r", "prepare c.yaml run.root=gs://b/r",
-        "compare c.yaml run.root=gs://b/r", "train gs://b/c.yaml",
+        "train gs://b/c.yaml", "demo --root gs://b/r",
         "predict answer . --question q --context-file gs://b/c", "import . gs://b/out", "export . gs://b/out",
-        "report gs://b/run", "report . --output gs://b/x.html", "qa-report --context gs://b/run",
-        "plan c.yaml --topology cpu:1 run.root=gs://b/r", "mix c.yaml run.root=gs://b/r",
+        "report . --output gs://b/x.html",
     ],
 )  # fmt: skip
 def test_every_command_says_so_before_it_writes_anything(here, capsys, argv):

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from bertjax.config.schema.run import CheckpointPolicy
 from bertjax.errors import DivergedError, StorageError, UserError
 from bertjax.models import param_paths
+from bertjax.storage import folders
 from bertjax.training.checkpoint import layout, lock
 from bertjax.training.checkpoint.manager import CheckpointManager
 from bertjax.training.checkpoint.reader import CheckpointReader
@@ -320,7 +321,7 @@ def test_a_failed_save_is_told_once_and_the_next_one_succeeds(tmp_path: Path, mo
             raise OSError(28, "No space left on device")
 
         with monkeypatch.context() as patch:
-            patch.setattr(layout, "fsync_tree", full)
+            patch.setattr(folders, "flush_tree", full)
             ck.save(2, make_tree(2), META)
             with pytest.raises(StorageError, match="/2: could not be written: .*No space left on device"):
                 ck.wait()

@@ -24,6 +24,7 @@ from bertjax.models.bert import flops
 from bertjax.models.bert.generator import standalone_paths
 from bertjax.objectives import registry as objectives
 from bertjax.objectives import replaced_tokens
+from bertjax.objectives.base import LossTerm
 from bertjax.training import freezing, loop, step
 
 V, S = 64, 32  # as the rows of conftest.py
@@ -159,13 +160,29 @@ def test_scores_of_the_discriminator(make_rows):
     logits = model.generator_logits(*fields, jnp.asarray(batch["masked_positions"]))
     sampled = np.asarray(replaced_tokens.sample_tokens(logits, jax.random.key(replaced_tokens.EVALUATION_SEED)))
     ids, original = replaced_ids(batch, sampled)
-    said = np.asarray(model.heads.discriminator(model.encode(jnp.asarray(ids), *fields[1:]))) > 0
+    scores = np.asarray(model.heads.discriminator(model.encode(jnp.asarray(ids), *fields[1:])))
+    said = scores > 0
     real, replaced = batch["segment_ids"] > 0, ids != original
     assert float(found["rtd_accuracy"]) == pytest.approx((said == replaced)[real].mean())
     assert float(found["rtd_precision"]) == pytest.approx(replaced[real & said].mean())
     assert float(found["rtd_recall"]) == pytest.approx(said[real & replaced].mean())
     assert float(found["rtd_positives"]) == pytest.approx(replaced[real].mean())
     assert 0 < replaced.sum() <= batch["masked_weights"].sum()
+    high, low = scores[real & replaced][:, None], scores[real & ~replaced]
+    assert float(found["rtd_auc"]) == pytest.approx(((high > low) + (high == low) / 2).mean(), abs=5e-3)
+
+
+@pytest.mark.parametrize(
+    ("scores", "positive", "area"),
+    [([3.0, -2.0, 0.5], [1, 0, 1], 1.0), ([3.0, -2.0, 0.5], [0, 1, 0], 0.0), ([1.0, 1.0], [1, 0], 0.5),
+     ([99.0, -99.0, 0.0, 0.0], [1, 0, 1, 0], 0.875), ([1.0, 2.0], [0, 0], 0.5)],
+)  # fmt: skip
+def test_the_area_under_the_roc_curve(scores, positive, area):
+    given = jnp.array([scores]), jnp.array([positive], bool), jnp.ones((1, len(scores)))
+    counts = replaced_tokens._weights_by_score(*given)
+    zero = jnp.float32(0)
+    term = LossTerm(zero, zero, jnp.float32(1), positives=jnp.zeros(3), by_score=counts)
+    assert float(step.loss_metrics({"rtd": term})["rtd_auc"]) == pytest.approx(area)
 
 
 def test_padding_of_masked_positions_replaces_nothing():

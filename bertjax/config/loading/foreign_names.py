@@ -239,7 +239,7 @@ num_tpu_cores | mesh |
 tpu_name | | launch/tpu.py
 """,
     "T5X": """
-model_dir | run.root, run.name | a run writes to ROOT/NAME
+model_dir | run.root, run.name | a run writes to ROOT/NAME; ROOT may be in gs://
 mixture_or_task_name | stages.STAGE.data | SeqIO's names: bertjax tasks
 mixture_or_task_module | registries | a YAML file with your own tasks and mixtures
 task_feature_lengths | task_feature_lengths | of the tasks that are used by name
@@ -277,7 +277,7 @@ remat_policy | run.remat | none, full or dots
     "MaxText": """
 steps | stages.STAGE.steps |
 per_device_batch_size | stages.STAGE.batch_size | here rows over all devices: multiply by their number
-base_output_directory | run.root |
+base_output_directory | run.root | a folder, or gs://bucket/runs
 ici_data_parallelism | mesh.data |
 ici_fsdp_parallelism | mesh.fsdp |
 ici_tensor_parallelism | mesh.tensor |

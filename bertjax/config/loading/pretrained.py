@@ -97,14 +97,16 @@ def _fill_sizes(model: Node, source: Node, fields: dict[str, Any], problems: lis
     model.value = {key: to_nodes(value, where) for key, value in fields.items()} | model.value
 
 
-def locate_model(name: str | Path, base: Path | None = None) -> Pretrained:
+def locate_model(name: str | Path, base: Path | None = None, step: str | None = None) -> Pretrained:
     """Find a pretrained model and fetch its weights if they are not on this machine.
+
+    step: of a run in an object store, the folder of the step to fetch (default: the newest).
 
     Raises UserError, also for a model of another kind, before its weights are fetched.
     """
     if remote.is_remote(name) or pretrained.hub_name(name, base):
         read_model_fields(name)
-    return pretrained.locate(name, base)
+    return pretrained.locate(name, base, step=step)
 
 
 def read_model_fields(name: str | Path) -> dict[str, Any]:

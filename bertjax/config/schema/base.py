@@ -6,6 +6,7 @@ from typing import Annotated, Any, TypeVar, Union
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, GetCoreSchemaHandler, Tag
 
 from bertjax.storage.locations import path_problem
+from bertjax.storage.remote import is_remote
 
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
@@ -25,8 +26,19 @@ def _path_validator(remote: bool) -> AfterValidator:
     return AfterValidator(check)
 
 
+def _check_root(path: str) -> str:
+    if problem := path_problem(path, remote=True):
+        raise ValueError(problem)
+    if is_remote(path) and not path.startswith("gs://"):
+        raise ValueError(
+            f"{path[:100]!a}: runs are kept in a local folder or in gs://; prepared data may be in s3:// and az://"
+        )
+    return path.rstrip("/") if is_remote(path) else path
+
+
 LocalPath = Annotated[str, _path_validator(remote=False)]
 AnyPath = Annotated[str, _path_validator(remote=True)]  # local, or in an object store
+RunRoot = Annotated[str, AfterValidator(_check_root)]  # local, or in gs://
 ConfigFrom = Annotated[
     AnyPath | None, Field(description="Hugging Face folder, model on the Hub, run or checkpoint with the sizes.")
 ]

@@ -7,7 +7,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from bertjax.config.schema.base import AnyPath, LocalPath, Name, NonNegative, Positive, PositiveFloat, Section
+from bertjax.config.schema.base import (
+    AnyPath,
+    LocalPath,
+    Name,
+    NonNegative,
+    Positive,
+    PositiveFloat,
+    RunRoot,
+    Section,
+)
 from bertjax.config.schema.data import Data, Mixture, Task, Tokenizer, WordPieceConfig
 from bertjax.config.schema.distillation import Distillation, find_stage_problem
 from bertjax.config.schema.evaluation import EarlyStopping, Evaluation
@@ -15,6 +24,8 @@ from bertjax.config.schema.ladder import Ladder
 from bertjax.config.schema.model import BertConfig, Model, find_tokenizer_problem
 from bertjax.config.schema.optimizers import AdamW, Optimizer
 from bertjax.config.schema.training import MlmNspObjective, Objective, Trainable, expand_trainable
+from bertjax.storage.mirror import local_root
+from bertjax.storage.remote import as_path, is_remote
 
 Files = Annotated[list[LocalPath], BeforeValidator(lambda one: [one] if isinstance(one, str) else one)]
 TrainableField = Annotated[Trainable, BeforeValidator(expand_trainable), Field(description="What trains, or its kind.")]
@@ -185,7 +196,7 @@ class RunConfig(Section):
     """How and where a run is executed."""
 
     name: Name = Field("run", description="Name of the run and of its folder.")
-    root: LocalPath = Field("runs", description="Folder of the run folders.")
+    root: RunRoot = Field("runs", description="Folder of the run folders, local or in a bucket (`gs://bucket/runs`).")
     seed: NonNegative = Field(0, description="Seed of initial weights, data order, masking and dropout.")
     compute_dtype: Literal["auto", "bfloat16", "float32"] = Field(
         "auto", description="Type of matrix multiplications. `auto`: bfloat16 where the hardware multiplies it fast."
@@ -203,7 +214,10 @@ class RunConfig(Section):
     log_every: Positive = Field(10, description="Steps between log lines.")
     checkpoint: CheckpointPolicy = Field(CheckpointPolicy(), description="Saving and removal of checkpoints.")
     prefetch: Positive = Field(4, description="Batches to prepare ahead of training.")
-    prepared_dir: AnyPath | None = Field(None, description="Folder or bucket of prepared data. Default: ROOT/prepared.")
+    prepared_dir: AnyPath | None = Field(
+        None,
+        description="Folder or bucket of prepared data. Default: ROOT/prepared, a local folder for a root in gs://.",
+    )
     prepare_workers: Positive | None = Field(None, description="Processes that prepare data. Default: one per core.")
     max_nonfinite_steps: Positive = Field(3, description="Non-finite (skipped) steps in a row before exit with code 3.")
     compilation_cache_dir: AnyPath | None = Field("~/.cache/bertjax/xla", description="Compilation cache; null: none.")
@@ -437,7 +451,15 @@ class Config(Section):
 
     @property
     def run_dir(self) -> Path:
+        """The run folder on this machine; for a run in gs:// the mirror of its small files (storage/mirror.py)."""
+        if is_remote(self.run.root):
+            return local_root(self.run.root) / self.run.name
         return Path(self.run.root).expanduser() / self.run.name
+
+    @property
+    def run_place(self) -> Path:
+        """The run folder with the checkpoints, on this machine or in gs://."""
+        return as_path(self.run.root) / self.run.name if is_remote(self.run.root) else self.run_dir
 
 
 SECRET_KEY = re.compile(r"(api_?key|token|secret|password)$", re.IGNORECASE)

@@ -65,7 +65,7 @@ def _scores(config: MlmEvaluation | LossEvaluation, stage: Stage) -> set[str]:
     objective = objectives.build(stage.objective)
     terms = objective.weights
     names = {f"{term}_{what}" for term in terms for what in ("loss", "accuracy")}
-    names |= {f"{term}_{what}" for term in objective.decisions for what in ("precision", "recall", "positives")}
+    names |= {f"{term}_{what}" for term in objective.decisions for what in ("precision", "recall", "positives", "auc")}
     return names | {f"{term}_perplexity" for term in TOKEN_TERMS & terms.keys()}
 
 

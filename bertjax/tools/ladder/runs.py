@@ -8,6 +8,7 @@ from bertjax.config.loading import variants
 from bertjax.config.schema.ladder import Ladder, Rung
 from bertjax.config.schema.run import Config
 from bertjax.errors import UserError
+from bertjax.storage.remote import is_remote
 from bertjax.tools.ladder.text_tasks import as_text_to_text
 
 _REFUSED = {  # keys that overrides of a rung cannot have
@@ -47,6 +48,8 @@ def build_runs(config: Config) -> list[RungRuns]:
     ladder = config.ladder
     if ladder is None:
         raise UserError("ladder: names no rungs; give ladder: {rungs: [{name: bert}, ...]}")
+    if is_remote(config.run.root):
+        raise UserError(f"run.root: {config.run.root}: `ladder` keeps its runs in a local folder only; name one")
     if config.tokenizer.path is None:
         shared = config.tokenizer.model_copy(update={"path": tokenizer_folder(config)})
         config = config.model_copy(update={"tokenizer": shared})

@@ -134,6 +134,8 @@ def _candidate_paths(base: Mapping[str, Any], folder: Path) -> list[Path | str]:
     if "path" in base and (remote.is_remote(base["path"]) or pretrained.hub_name(base["path"])):
         return [base["path"], *([Path(base["init_base"])] if "init_base" in base else [])]
     recorded = folder.parent / base["stage"] if "stage" in base else Path(base["path"])
+    if remote.is_remote(folder):
+        return [recorded, *([Path(base["init_base"])] if "init_base" in base else [])]
     tails = [Path(*recorded.parts[-length:]) for length in range(1, min(5, len(recorded.parts)))]
     around = [above / tail for above in [folder, *folder.absolute().parents[:4]] for tail in tails]
     known = [recorded, *([Path(base["init_base"])] if "init_base" in base else [])]
@@ -141,11 +143,13 @@ def _candidate_paths(base: Mapping[str, Any], folder: Path) -> list[Path | str]:
 
 
 def _load(name: Path | str, step: int | None, ctx: RunContext) -> tuple[Mapping[str, Any], PeftOptions]:
-    place = locate_model(name)
-    with pretrained.name_in_errors(place):
-        if (place.path / "config.json").is_file():
-            return hf_folder.load_params(place.path, ctx.config.model), PeftOptions()
-        checkpoints = CheckpointReader(find(place.path))
+    checkpoints = CheckpointReader(remote.as_path(name))
+    if not remote.is_remote(name) or not checkpoints.committed_steps():  # a stage in an object store is read there
+        place = locate_model(name)
+        with pretrained.name_in_errors(place):
+            if (place.path / "config.json").is_file():
+                return hf_folder.load_params(place.path, ctx.config.model), PeftOptions()
+            checkpoints = CheckpointReader(find(place.path))
     asked = checkpoints.ref.step
     if asked is None and step in checkpoints.committed_steps():
         asked = step

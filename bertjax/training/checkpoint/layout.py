@@ -1,22 +1,16 @@
-"""Manage checkpoint steps as folders on disk: list, select, keep, delete and quarantine them."""
+"""Manage checkpoint steps as folders, on disk or in an object store: list, select, keep, delete and quarantine."""
 
-import json
 import logging
 import math
-import os
-import shutil
-import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from bertjax.config.schema.run import CheckpointPolicy
 from bertjax.errors import StorageError, UserError
-from bertjax.storage import atomic
+from bertjax.storage import atomic, folders
 
 log = logging.getLogger(__name__)
-TRASH = "trash"
-QUARANTINE = "quarantine"
 UNFINISHED = ".orbax-checkpoint-tmp"
 PENDING_EVAL = "unscored"  # in a step's meta data: it was saved before its evaluations had ended
 LOWEST = ("loss", "perplexity", "mse", "ece")  # ends of the names of scores whose lowest value is best
@@ -24,15 +18,12 @@ SCORES = "scores.json"  # in a step's folder: scores of evaluations that ended a
 
 
 def committed_steps(folder: Path) -> list[int]:
-    """Steps whose folder has its final name and is not empty, oldest first.
+    """Complete steps, oldest first: on disk those whose folder has its final name and is not empty.
 
-    A damaged step is listed too: without it, a run whose only checkpoint is damaged would start from scratch.
+    A damaged step is listed too: without it, a run whose only checkpoint is damaged would start from scratch. Raises
+    StorageError and UserError for an object store that cannot be read.
     """
-    try:
-        entries = [entry for entry in os.scandir(folder) if _is_step(entry.name) and entry.is_dir()]
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    return sorted(int(entry.name) for entry in entries if not _is_empty(entry.path))
+    return sorted(map(int, folders.complete_folders(folder, _is_step)))
 
 
 def num_bytes(leaves: Mapping[str, Any]) -> int:
@@ -42,13 +33,6 @@ def num_bytes(leaves: Mapping[str, Any]) -> int:
 
 def _is_step(name: str) -> bool:
     return name.isascii() and name.isdigit() and name == str(int(name))
-
-
-def _is_empty(path: str) -> bool:
-    try:
-        return not os.listdir(path)
-    except OSError:  # deleted since it was listed
-        return True
 
 
 def steps_to_keep(
@@ -86,10 +70,8 @@ def write_scores(folder: Path, step: int, scores: Mapping[str, float]) -> None:
 
 def read_scores(step_folder: Path) -> dict[str, float] | None:
     """The scores written by `write_scores`; None if there are none or they cannot be read."""
-    try:
-        return dict(json.loads((step_folder / SCORES).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        return None
+    found = folders.read_json(step_folder / SCORES)
+    return found if isinstance(found, dict) else None
 
 
 def has_pending_eval(folder: Path, meta: Mapping[str, Any]) -> bool:
@@ -98,11 +80,8 @@ def has_pending_eval(folder: Path, meta: Mapping[str, Any]) -> bool:
 
 
 def delete(folder: Path, step: int) -> None:
-    """Delete a step; it is renamed first, so that a crash leaves no half-deleted step listed."""
-    trash = folder / TRASH / f"{step}-{time.time_ns()}"
-    trash.parent.mkdir(exist_ok=True)
-    os.rename(folder / str(step), trash)
-    shutil.rmtree(trash, ignore_errors=True)
+    """Delete a step so that a crash leaves no half-deleted step listed."""
+    folders.delete_folder(folder, str(step))
 
 
 def select_step(folder: Path, reasons: Mapping[int, str], named: int | None) -> int:
@@ -128,40 +107,25 @@ def select_step(folder: Path, reasons: Mapping[int, str], named: int | None) -> 
 def quarantine(folder: Path, reasons: Mapping[int, str], good: int, *, move: bool) -> None:
     """Warn of each damaged step and move it to quarantine/, once a `good` one is read (else a run could start over)."""
     for step in sorted(set(reasons) & set(committed_steps(folder)), reverse=True):
-        place = "left in place"
-        if move:
-            target = folder / QUARANTINE / str(step)
-            target.parent.mkdir(exist_ok=True)
-            if target.exists():
-                target = target.with_name(f"{step}-{time.time_ns()}")
-            os.rename(folder / str(step), target)
-            place = f"moved to {target.relative_to(folder)}"
+        place = folders.quarantine_folder(folder, str(step), reasons[step]) if move else "left in place"
         log.warning("%s: step %d is damaged (%s): %s, step %d is used", folder, step, reasons[step], place, good)
+
+
+def make_room(folder: Path, step: int) -> None:
+    """Before a step is saved, remove what an object store holds under its name: it is incomplete or in quarantine."""
+    folders.make_room(folder, str(step))
 
 
 def remove_unfinished(folder: Path, step: int) -> None:
     """Remove the files of a failed save of this step."""
-    for path in folder.glob(f"{step}{UNFINISHED}*"):
-        shutil.rmtree(path, ignore_errors=True)
+    folders.remove_unfinished(folder, str(step), UNFINISHED)
 
 
 def remove_leftovers(folder: Path) -> None:
     """Remove unfinished saves and deletions and empty step folders. Only the writer that holds the lock may call it."""
-    for entry in list(os.scandir(folder)):
-        if UNFINISHED in entry.name or entry.name == TRASH:
-            shutil.rmtree(entry.path, ignore_errors=True)
-        elif _is_step(entry.name) and entry.is_dir() and _is_empty(entry.path):
-            os.rmdir(entry.path)
+    folders.remove_leftovers(folder, UNFINISHED, _is_step)
 
 
-def fsync_unfinished(folder: Path) -> None:
-    """Flush a save that is about to get its final name to the disk."""
-    for path in folder.glob(f"*{UNFINISHED}*"):
-        fsync_tree(path)
-
-
-def fsync_tree(path: Path) -> None:
-    """Flush a folder and everything below it to the disk."""
-    for parent, _, files in os.walk(path):
-        for name in [*files, "."]:
-            atomic.fsync_path(os.path.join(parent, name))
+def flush_unfinished(folder: Path) -> None:
+    """Flush a save that is about to be committed to the disk."""
+    folders.flush_unfinished(folder, UNFINISHED)

@@ -2,12 +2,14 @@
 
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from bertjax.config.loading.step_meta import is_checkpoint_step, list_steps, read_meta, read_meta_item
 from bertjax.errors import UserError
+from bertjax.storage import folders, remote
 from bertjax.storage.locations import local_path
 
 
@@ -56,6 +58,47 @@ def find(path: str | Path, *, stage: str | None = None, step: int | None = None)
     if stage not in names:
         raise UserError(f"{path}: stage '{stage}' has no checkpoint; there are: {', '.join(names)}")
     return CheckpointRef(stages[names.index(stage)], step)
+
+
+def find_remote(
+    url: str, *, stage: str | None = None, step: int | None = None, best_step: Callable[[Path], int] | None = None
+) -> str | None:
+    """The folder, relative to a run or a stage in an object store, of the step asked for; None if none is.
+
+    best_step: gives the step of a stage's folder. Raises UserError when there is none, StorageError for a store out of
+    reach.
+    """
+    if stage is None and step is None and best_step is None:
+        return None
+    root = remote.as_path(url.rstrip("/"))
+    above = {name: folders.list_folders(root / name, _is_stage) for name in ("checkpoints", ".")}
+    places = [root / place / name for place, names in above.items() for name in sorted(names)]
+    if not places and root.parent.name == "checkpoints":
+        places = [root]
+    steps = {place: list_remote_steps(place) for place in places}
+    places = [place for place in places if steps[place]]
+    if not places:
+        return None  # a step, a Hugging Face folder, or nothing: the copy shows it
+    named = [place for place in places if stage in (None, place.name[3:])]
+    if not named:
+        there = ", ".join(place.name[3:] for place in places)
+        raise UserError(f"{url}: stage '{stage}' has no checkpoint; there are: {there}")
+    chosen = named[-1]
+    if best_step is not None and step is None:
+        step = best_step(chosen)
+    if step is not None and step not in steps[chosen]:
+        there = ", ".join(map(str, steps[chosen][-8:]))
+        raise UserError(f"{chosen}: there is no step {step}; complete steps: {there}")
+    return f"{chosen}/{steps[chosen][-1] if step is None else step}".removeprefix(f"{root}/")
+
+
+def list_remote_steps(folder: Path) -> list[int]:
+    """The complete steps of a stage in an object store, oldest first."""
+    return sorted(map(int, folders.complete_folders(folder, lambda name: name.isascii() and name.isdigit())))
+
+
+def _is_stage(name: str) -> bool:
+    return re.fullmatch(r"\d\d-.+", name) is not None
 
 
 def _stage_folders(path: Path) -> list[Path]:

@@ -14,9 +14,10 @@ import threading
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from bertjax.errors import StorageError, UserError
+from bertjax.storage import lease, remote
 from bertjax.storage.atomic import open_no_follow
 
 log = logging.getLogger(__name__)
@@ -24,6 +25,23 @@ FILE_NAME = "writer.lock"
 HEARTBEAT_SECONDS = 5.0  # seconds between heartbeats
 STALE_SECONDS = 20.0  # how long another machine's heartbeat must stay silent
 _own_locks: dict[str, dict[str, Any]] = {}  # path -> holder: a record lock does not exclude its own process
+
+
+class Lock(Protocol):
+    """A lock on a folder for one writer."""
+
+    def check(self) -> None:
+        """Raise StorageError if another writer has taken the lock over."""
+
+    def is_held(self) -> bool:
+        """Whether no other writer is known to have taken it over."""
+
+    def release(self) -> None: ...
+
+
+def lock_folder(folder: Path) -> Lock:
+    """Lock a folder on a disk or in an object store. Raises UserError naming another holder; StorageError."""
+    return lease.hold(folder) if remote.is_remote(folder) else WriterLock(folder)
 
 
 class WriterLock:
@@ -89,6 +107,12 @@ class WriterLock:
                 os.utime(self._file)
             except OSError as error:
                 log.debug("%s: no heartbeat: %s", self.path, error)
+
+    def check(self) -> None:
+        """Nothing: the kernel lets no other process take the lock."""
+
+    def is_held(self) -> bool:
+        return not self._stop.is_set()
 
     def release(self) -> None:
         """Release the lock; an emptied file means that its holder ended normally."""

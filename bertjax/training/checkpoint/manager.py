@@ -4,21 +4,22 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from bertjax.config.schema.run import CheckpointPolicy
-from bertjax.errors import StorageError, UserError
+from bertjax.errors import BertjaxError, StorageError, UserError, brief
 from bertjax.models import param_paths
 from bertjax.parallel.multihost.primary import any_error, is_primary, run_on_primary
 from bertjax.progress import reporter
-from bertjax.storage import atomic
+from bertjax.storage import folders
 from bertjax.training.checkpoint import fits, layout, orbax_io
 from bertjax.training.checkpoint.fits import Fits
 from bertjax.training.checkpoint.integrity import seal
-from bertjax.training.checkpoint.lock import WriterLock
+from bertjax.training.checkpoint.lock import Lock, lock_folder
 from bertjax.training.checkpoint.reader import CheckpointReader, one_line
 
 log = logging.getLogger(__name__)
@@ -28,8 +29,9 @@ class CheckpointManager:
     """The writer of the checkpoints in one folder; it holds the folder's lock until `close`.
 
     With several processes each makes its own and calls `save`, `restore`, `wait` and `close` at the same points.
-    `on_commit(step, seconds since save)` is called on process 0, in a background thread, once a step is on disk. Raises
-    UserError when another process writes here, StorageError when the folder cannot be written.
+    `before_commit()` is called on process 0, in a background thread, before a step or its scores can be seen,
+    `on_commit(step, seconds since save)` once a step is there. Raises UserError when another process writes here,
+    StorageError when the folder cannot be written.
     """
 
     def __init__(
@@ -37,28 +39,37 @@ class CheckpointManager:
         reader: CheckpointReader | Path,
         policy: CheckpointPolicy,
         *,
+        before_commit: Callable[[], None] | None = None,
         on_commit: Callable[[int, float], None] | None = None,
     ) -> None:
         self.reader = reader if isinstance(reader, CheckpointReader) else CheckpointReader(reader)
         self.folder = self.reader.folder
         self.policy = policy
-        self._on_commit = on_commit
+        self._before_commit, self._on_commit = before_commit, on_commit
         self._verified: int | None = None  # the last step restored, every array checked
         self._newest: int | None = None  # the last step saved or restored
         self._saving: threading.Thread | None = None
         self._failure: Exception | None = None
-        self._lock: WriterLock | None = None
+        self._lock: Lock | None = None
         self._closed = False
         run_on_primary(self._open)
-        self._writer = orbax_io.open_writer(lambda: layout.fsync_unfinished(self.folder))
+        self._writer = orbax_io.open_writer(self._prepare_commit)
 
     def _open(self) -> None:
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = WriterLock(self.folder)
+            folders.make_folder(self.folder)
+            self._lock = lock_folder(self.folder)
             layout.remove_leftovers(self.folder)
         except OSError as error:
             raise StorageError(f"{self.folder}: cannot be written: {error.strerror}") from error
+
+    def _prepare_commit(self) -> None:
+        """Called on process 0, in a background thread, once every file of a step is written."""
+        layout.flush_unfinished(self.folder)
+        if self._before_commit:
+            self._before_commit()
+        if self._lock:
+            self._lock.check()
 
     def committed_steps(self) -> list[int]:
         """Steps that are complete on disk at this moment, oldest first."""
@@ -81,7 +92,7 @@ class CheckpointManager:
         self.wait()
         if step == self._newest:
             return
-        newest = run_on_primary(lambda: self.committed_steps()[-1:])
+        newest = run_on_primary(partial(self._make_room, step))
         if newest and newest[0] >= step:
             raise UserError(
                 f"{self.folder}: step {newest[0]} is there, so step {step} cannot follow; "
@@ -102,6 +113,15 @@ class CheckpointManager:
         self._saving = threading.Thread(target=self._finish, args=(step, started), name="checkpoint_commit")
         self._saving.start()
 
+    def _make_room(self, step: int) -> list[int]:
+        """The newest step, if any; where it is older than `step`, nothing incomplete is left in the place of `step`."""
+        if self._lock:
+            self._lock.check()
+        newest = self.committed_steps()[-1:]
+        if not newest or newest[0] < step:
+            layout.make_room(self.folder, step)
+        return newest
+
     def add_scores(self, step: int, scores: Mapping[str, float], fitted: Fits | None = None) -> None:
         """Add scores of a step after `save`, and what its evaluations fitted, in the background.
 
@@ -120,6 +140,10 @@ class CheckpointManager:
         if self._failure is not None or not is_primary():
             return
         try:
+            if self._before_commit:
+                self._before_commit()
+            if self._lock:
+                self._lock.check()
             if fitted:  # before the scores, which say that the evaluations of a step are done
                 fits.write_fits(self.folder / str(step), fitted)
             layout.write_scores(self.folder, step, scores)
@@ -137,7 +161,7 @@ class CheckpointManager:
             if is_primary():
                 if step not in self.committed_steps():
                     raise OSError("it is not there after the commit")
-                atomic.fsync_path(self.folder)
+                folders.flush_names(self.folder)
         except Exception as error:
             self._failure = self._not_written(step, error)
             return
@@ -155,8 +179,8 @@ class CheckpointManager:
         for step in set(steps) - layout.steps_to_keep(self.policy, steps, scores, self._verified):
             try:
                 layout.delete(self.folder, step)
-            except OSError as error:
-                log.warning("%s: step %d could not be removed: %s", self.folder, step, error.strerror)
+            except (OSError, BertjaxError) as error:
+                log.warning("%s: step %d could not be removed: %s", self.folder, step, brief(error))
 
     def scores(self, step: int) -> dict[str, float]:
         """The scores of a step, {"squad/f1": ...}; the same on every process."""
@@ -179,9 +203,9 @@ class CheckpointManager:
 
     def _not_written(self, step: int, error: Exception) -> Exception:
         self._newest = None
-        if is_primary():
+        if is_primary() and self._lock and self._lock.is_held():  # else another writer's
             layout.remove_unfinished(self.folder, step)
-        if isinstance(error, jax.errors.JaxRuntimeError):  # another process has ended: not the disk's fault
+        if isinstance(error, BertjaxError | jax.errors.JaxRuntimeError):  # another process has ended, or took over
             return error
         found = StorageError(f"{self.folder / str(step)}: could not be written: {one_line(error)}")
         found.__cause__ = error

@@ -23,9 +23,12 @@ from bertjax.training.checkpoint.integrity import unwrap_prng_key
 logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
 
 
-def open_writer(before_rename: Callable[[], None]) -> ocp.AsyncCheckpointer:
-    """A writer that calls `before_rename` on process 0 once every file of a step is written."""
-    options = ocp.AsyncOptions(post_finalization_callback=before_rename)
+def open_writer(before_commit: Callable[[], None]) -> ocp.AsyncCheckpointer:
+    """A writer that calls `before_commit` on process 0 once every file of a step is written.
+
+    Then a folder on a disk gets its final name, and one in an object store its `commit_success.txt`.
+    """
+    options = ocp.AsyncOptions(post_finalization_callback=before_commit)
     return ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(), async_options=options)
 
 

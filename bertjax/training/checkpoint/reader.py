@@ -15,6 +15,7 @@ from bertjax.models import param_paths
 from bertjax.parallel.multihost.primary import any_error, run_on_primary
 from bertjax.progress import reporter
 from bertjax.progress.text import size
+from bertjax.storage import folders
 from bertjax.training.checkpoint import integrity, layout, orbax_io
 from bertjax.training.checkpoint.integrity import CorruptStepError
 from bertjax.training.checkpoint.locate import CheckpointRef
@@ -32,7 +33,7 @@ class CheckpointReader:
 
     def __init__(self, found: CheckpointRef | Path) -> None:
         ref = found if isinstance(found, CheckpointRef) else CheckpointRef(found, None)
-        self.folder = ref.folder.expanduser().absolute()
+        self.folder = folders.absolute(ref.folder)
         self.ref = replace(ref, folder=self.folder)
         self.scores: dict[int, dict[str, float]] = {}  # by step, as far as known
         self._items: dict[int, tuple[dict[str, Any], dict[str, Any]]] = {}  # record and meta data of one step

@@ -30,7 +30,7 @@ class StageFiles:
     @cached_property
     def checkpoints(self) -> CheckpointReader:
         """The stage's own checkpoints."""
-        return CheckpointReader(stage_folder(self.config.run_dir, self.index, self.stage.name))
+        return CheckpointReader(stage_folder(self.config.run_place, self.index, self.stage.name))
 
     @property
     def has_begun(self) -> bool:
