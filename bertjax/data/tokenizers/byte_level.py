@@ -29,6 +29,7 @@ class ByteTokenizer:
     kind = "bytes"
     lowercase = False
     pad_id, eos_id, unk_id = range(_FIRST)
+    max_sentinels = _BYTES  # which are bytes themselves, however many `extra_ids` there are
     splits_anywhere = True  # the ids of a text are those of its parts, wherever it is split
 
     def __init__(self, extra_ids: int = EXTRA_IDS) -> None:
@@ -41,8 +42,7 @@ class ByteTokenizer:
 
     def sentinel_id(self, number: int) -> int:
         """The id of sentinel `number`. Raises UserError when there are not that many."""
-        if not 0 <= number < min(self.extra_ids, _BYTES):
-            count = min(self.extra_ids, _BYTES)
+        if not 0 <= number < (count := min(self.extra_ids, self.max_sentinels)):
             raise UserError(f"tokenizer.extra_ids: there are {count} sentinels, number {number} is asked for")
         return _FIRST + _BYTES - 1 - number
 
