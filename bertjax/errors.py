@@ -1,7 +1,10 @@
 """Errors that end a command, with the exit codes that launchers read (0: done, 70: a bug)."""
 
+import re
 import traceback
 from pathlib import Path
+
+_CONTROLS = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]")  # without the tab
 
 
 class BertjaxError(Exception):
@@ -50,3 +53,8 @@ def escape_unprintable(message: str) -> str:
     if message.isprintable():
         return message
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in message)
+
+
+def escape_controls(text: str) -> str:
+    """Escape control characters and line ends, so that a text that a model wrote is one line in a terminal."""
+    return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)

@@ -375,3 +375,12 @@ def test_closed_streams_are_opened(monkeypatch):
     assert main_module.main(["--version"]) == 0 and main_module.main(["nosuch"]) == 2
     for stream in (sys.stdout, sys.stderr):
         stream.close()
+
+
+def test_every_generated_answer_is_one_line(here, monkeypatch, capsys):
+    from bertjax.tools import predict
+
+    answers = [{"generated": text} for text in ("two\nlines\r\x1b[2J", "a tab\tand 👩\u200d🌾", "")]
+    monkeypatch.setattr(predict, "generate", lambda *_, **__: [{"text": "a", "answers": answers}])
+    assert main(["predict", "generate", ".", "a"]) == 0
+    assert capsys.readouterr().out == "two\\nlines\\r\\x1b[2J\na tab\tand 👩\u200d🌾\n\n"

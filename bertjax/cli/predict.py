@@ -4,7 +4,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from bertjax.cli import arguments as cli
-from bertjax.errors import UserError
+from bertjax.errors import UserError, escape_controls
 from bertjax.storage.locations import local_path
 
 if TYPE_CHECKING:
@@ -344,7 +344,8 @@ def generate(arguments: argparse.Namespace) -> int:
     )  # fmt: skip
     if found is None or arguments.json:
         return _print(found)
-    return cli.print_result("\n".join(answer["generated"] for one in found for answer in one.get("answers", [one])))
+    answers = (answer["generated"] for one in found for answer in one.get("answers", [one]))
+    return cli.print_result("\n".join(map(escape_controls, answers)))
 
 
 def _request(name: str, arguments: argparse.Namespace, suffixes: tuple[str, ...]) -> "Request":

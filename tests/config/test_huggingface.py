@@ -270,5 +270,8 @@ def test_settings_of_generation(settings, expected, left):
 def test_the_number_of_answers():
     count = lambda **settings: generation.num_return_sequences(settings)  # noqa: E731
     assert (count(), count(num_return_sequences=2), count(num_return_sequences=None)) == (1, 1, 1)
+    for wrong in (2.5, -3, float("inf"), float("nan")):
+        given = {"num_return_sequences": wrong, "do_sample": True}
+        assert count(**given) == 1 and generation.unsupported_settings(given) == [f"num_return_sequences {wrong}"]
     assert count(num_return_sequences=2, num_beams=4) == count(num_return_sequences=2, do_sample=True) == 2
     assert count(num_return_sequences=5, num_beams=4) == 1

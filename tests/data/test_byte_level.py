@@ -114,3 +114,19 @@ def test_pretrained_fills_in_bytes(tmp_path):
         assert config.tokenizer == BytesConfig(path=str(place)) and config.model.d_model == 16
     (tmp_path / "config.json").write_text(json.dumps({**sizes, "tokenizer_class": "T5Tokenizer"}))
     assert build({"pretrained": str(tmp_path), "stages": [stage]}).tokenizer.kind == "sentencepiece"
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"additional_special_tokens": 5}, "the special tokens are 5, not a list; correct it"),
+        ({"additional_special_tokens": "abc"}, "the special tokens are 'abc', not a list; correct it"),
+        ({"added_tokens_decoder": {"3": "<mine>"}}, "the token '<mine>' is none of ByT5's"),
+        ({"extra_special_tokens": {"image_token": "<img>"}}, "the token '<img>' is none of ByT5's"),
+        ({"eos_token": {"content": ["</s>"]}}, r"the token \['</s>'\] is none of ByT5's"),
+    ],
+)
+def test_settings_that_are_not_byt5s_are_refused_in_one_line(tmp_path, settings, problem):
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "ByT5Tokenizer"} | settings))
+    with pytest.raises(UserError, match=rf"tokenizer_config.json: {problem}"):
+        from_file(tmp_path)

@@ -15,6 +15,7 @@ from bertjax.config.schema.data import CausalLm, Deshuffling, IidDenoising, Pref
 from bertjax.data.preprocess.denoising.batch import denoise_rows
 from bertjax.data.preprocess.denoising.reference import noise_counts, random_spans_noise_mask
 from bertjax.data.preprocess.denoising.rules import DenoisingRules
+from bertjax.data.tokenizers.byte_level import ByteTokenizer
 from bertjax.errors import UserError
 
 EOS = 1
@@ -22,7 +23,8 @@ EOS = 1
 
 def tokenizer(vocab_size: int = 1000, extra_ids: int = 100) -> SimpleNamespace:
     return SimpleNamespace(
-        vocab_size=vocab_size, eos_id=EOS, extra_ids=extra_ids, sentinel_id=lambda number: vocab_size - 1 - number,
+        vocab_size=vocab_size, eos_id=EOS, unk_id=2, extra_ids=extra_ids,
+        sentinel_id=lambda number: vocab_size - 1 - number,
         encode_batch=lambda texts: [[3 + ord(letter) for letter in text] for text in texts],
     )  # fmt: skip
 
@@ -293,3 +295,21 @@ def test_no_rows():
     for kind in KINDS:
         rules, _, out = made(kind, [])
         assert all(len(values) == 0 for values in out.values()), kind
+
+
+@pytest.mark.parametrize("ids", [[], [2], [2, 2]])
+def test_a_prefix_that_the_tokenizer_does_not_know_is_refused(ids):
+    unknown = SimpleNamespace(**vars(tokenizer()) | {"encode_batch": lambda texts: [ids] * len(texts)})
+    with pytest.raises(UserError, match=r"^preprocess.prefix: the tokenizer has no piece for '\[NLU\]'; take another"):
+        DenoisingRules.from_options(KINDS["prefix_lm"].model_copy(update={"prefix": PREFIX}), unknown)
+
+
+@pytest.mark.parametrize("extra_ids", [125, 300])
+def test_sentinels_of_bytes_end_at_256(extra_ids):
+    rules = DenoisingRules.from_options(SpanCorruption(sequence_length=64), ByteTokenizer(extra_ids))
+    assert rules.sentinels.tolist() == list(range(258, 258 - min(extra_ids, 256), -1))
+    for length, advice in ((1000, "set tokenizer.extra_ids: [0-9]+ or shorten it"), (8192, "shorten it")):
+        needed = SpanCorruption(sequence_length=length, mean_noise_span_length=1)
+        if length == 8192 or extra_ids == 125:
+            with pytest.raises(UserError, match=f"the tokenizer has {min(extra_ids, 256)}; {advice}$"):
+                DenoisingRules.from_options(needed, ByteTokenizer(extra_ids))

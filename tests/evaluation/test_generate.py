@@ -349,3 +349,30 @@ def test_what_is_for_beams_is_refused_without_them(choice):
     with pytest.raises(UserError, match=f"^generate: {next(iter(choice))} needs beam search; give beam_size N above 1"):
         generation.override_decoding(Decoding(), choice, str)
     assert generation.override_decoding(Decoding(beam_size=2), choice).beam_size == 2
+
+
+def test_options_of_numpy_and_numbers_that_no_device_holds(opened, monkeypatch):
+    restored = opened()
+    asks = generation.TextGenerator(restored, spell=generation.as_flag)
+    plain = asks(["dog owl"], {"bad_words_ids": [[5], [6, 7]], "beam_size": 2, "max_new_tokens": 4})
+    arrays = {"bad_words_ids": [np.array([5]), np.array([6, 7])], "beam_size": np.int64(2), "max_new_tokens": 4}
+    assert asks(["dog owl"], arrays) == plain
+    assert generation._plain({"bad_words_ids": np.array([[5], [6]])}) == {"bad_words_ids": [[5], [6]]}
+    for choices, seed, line in (
+        ({"max_new_tokens": 10**10}, 0, "generate: 1 beams or answers of 10,000,000,000 tokens are above the limit"),
+        ({"beam_size": 10**6}, 0, "generate: 1,000,000 beams or answers of 9 tokens are above the limit of 1,048,576"),
+        ({"sample": True}, 2**63, "--seed: must be at most 9223372036854775807"),
+        ({"early_stopping": "always"}, 0, "generate: early_stopping: Input should be a valid boolean, unable to "),
+        ({"bad_words_ids": [[3, "a"]]}, 0, "generate: bad_words_ids: 0: 1: Input should be a valid integer"),
+    ):
+        with pytest.raises(UserError) as error:
+            asks(["a"], choices, seed)
+        assert str(error.value).startswith(line)
+
+    def full(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
+
+    made = generator(restored, "greedy")
+    monkeypatch.setattr(made, "_jitted", full)
+    with pytest.raises(UserError, match="more memory than the device has; lower the batch size"):
+        made(restored.params, ["dog"])

@@ -102,9 +102,9 @@ def to_decoding_fields(found: Mapping[str, Any]) -> dict[str, Any]:
 
 def num_return_sequences(found: Mapping[str, Any]) -> int:
     """The number of answers for each text; 1 where transformers refuses the number that is set."""
-    count: int = found.get("num_return_sequences") or 1
-    most: int = count if found.get("do_sample") else found.get("num_beams") or 1
-    return count if count <= most else 1
+    count = found.get("num_return_sequences") or 1
+    most = count if found.get("do_sample") else found.get("num_beams") or 1
+    return int(count) if 1 <= count <= most and count % 1 == 0 else 1
 
 
 def unsupported_settings(found: Mapping[str, Any]) -> list[str]:

@@ -37,7 +37,7 @@ def dummy_tokenizer(config: Config) -> Any:
     found["is_continuation"] = np.zeros(size, bool)
     if config.model.tokenizer == "sentencepiece":
         sentinels = config.tokenizer.extra_ids
-        found |= {"eos_id": 1, "extra_ids": sentinels, "sentinel_id": lambda number: size - 1 - number}
+        found |= {"eos_id": 1, "unk_id": -1, "extra_ids": sentinels, "sentinel_id": lambda number: size - 1 - number}
         found["encode_batch"] = lambda texts: [[2]] * len(texts)  # of prefixes, on which no shape depends
     return SimpleNamespace(**found)
 

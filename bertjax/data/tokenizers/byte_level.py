@@ -29,6 +29,7 @@ class ByteTokenizer:
     kind = "bytes"
     lowercase = False
     pad_id, eos_id, unk_id = range(_FIRST)
+    max_sentinels = _BYTES  # which are bytes themselves, however many `extra_ids` there are
     splits_anywhere = True  # the ids of a text are those of its parts, wherever it is split
 
     def __init__(self, extra_ids: int = EXTRA_IDS) -> None:
@@ -41,8 +42,7 @@ class ByteTokenizer:
 
     def sentinel_id(self, number: int) -> int:
         """The id of sentinel `number`. Raises UserError when there are not that many."""
-        if not 0 <= number < min(self.extra_ids, _BYTES):
-            count = min(self.extra_ids, _BYTES)
+        if not 0 <= number < (count := min(self.extra_ids, self.max_sentinels)):
             raise UserError(f"tokenizer.extra_ids: there are {count} sentinels, number {number} is asked for")
         return _FIRST + _BYTES - 1 - number
 
@@ -92,19 +92,27 @@ def from_folder(folder: Path) -> ByteTokenizer:
     count = settings.get("extra_ids", EXTRA_IDS)
     listed = settings.get("additional_special_tokens", settings.get("extra_special_tokens"))
     added = settings.get("added_tokens_decoder", {})
-    tokens = [token.get("content") for token in added.values()] if isinstance(added, dict) else []
-    names = [token.get("content") if isinstance(token, dict) else token for token in listed or []]
+    tokens = [_content(token) for token in added.values()] if isinstance(added, dict) else []
+    if isinstance(listed, dict):  # of version 5: {role: token}
+        listed = list(listed.values())
+    if not isinstance(listed, list | None):
+        raise UserError(f"{folder / CONFIG}: the special tokens are {listed!a:.40}, not a list; correct it")
+    names = [_content(token) for token in listed or []]
     if count == 0 and names:  # what version 5 of transformers writes for any number
         count = len(names)
     if not is_count(count):
         raise UserError(f"{folder / CONFIG}: extra_ids must be an integer, {EXTRA_IDS} for ByT5 (got {count!a:.40})")
     found = ByteTokenizer(count)
     roles = [settings.get(f"{role}_token", token) for role, token in _SPECIAL.items()]
-    roles = [token.get("content") if isinstance(token, dict) else token for token in roles]
-    tokens += [*names, *roles, *json_object(folder / ADDED)]
+    tokens += [*names, *map(_content, roles), *json_object(folder / ADDED)]
     if unknown := [token for token in tokens if token not in found.pieces]:
         raise UserError(
             f"{folder / CONFIG}: the token {unknown[0]!a:.40} is none of ByT5's, bytes and {count} extra ids; bertjax "
             "reads ByT5 tokenizers without added tokens"
         )
     return found
+
+
+def _content(token: Any) -> Any:
+    """A token of the settings as text: an object says more about it."""
+    return token.get("content") if isinstance(token, dict) else token

@@ -29,6 +29,7 @@ WIDTH_MULTIPLE = 64  # input widths are multiples: few programs, little padding
 # For inputs without a maximum length: the longest input accepted by default, and the token pairs per batch (8 attention
 # heads need 1 GB of float32 for them).
 MAX_INPUT_TOKENS, MAX_TOKEN_PAIRS = 8192, 8 * 2048**2
+MAX_KEPT_TOKENS = 2**20  # of all answers to one text: each token has keys and values in every layer
 
 
 class ScoredText(TypedDict):
@@ -78,6 +79,12 @@ class Generator:
             raise UserError(
                 f"generate: min_new_tokens {how.min_new_tokens} is above the {self.max_new_tokens} tokens of an "
                 "answer; lower it or raise max_new_tokens"
+            )
+        answers = max(how.beam_size, self.num_return_sequences or 1)
+        if answers * self.max_new_tokens > MAX_KEPT_TOKENS:
+            raise UserError(
+                f"generate: {answers:,} beams or answers of {self.max_new_tokens:,} tokens are above the limit of "
+                f"{MAX_KEPT_TOKENS:,} tokens for a text; lower one of the numbers"
             )
         size = self.program.model.vocab_size
         if wrong := [i for words in how.bad_words_ids for i in words if i >= size]:
@@ -160,7 +167,15 @@ class Generator:
         sharding = self.program.batch_sharding()
         ours = batches.local_rows(sharding, size)
         put = batches.place({name: x[ours] for name, x in batch.items()}, sharding, size)
-        return tuple(np.asarray(x) for x in jax.device_get(self._jitted(params, *put.values())))
+        try:
+            return tuple(np.asarray(x) for x in jax.device_get(self._jitted(params, *put.values())))
+        except jax.errors.JaxRuntimeError as error:
+            if not str(error).startswith("RESOURCE_EXHAUSTED"):
+                raise
+            raise UserError(
+                f"generate: {size} texts of {width} tokens with answers of {self.max_new_tokens} need more memory than "
+                "the device has; lower the batch size, the number of beams or answers, or max_new_tokens"
+            ) from None
 
     def _decode(
         self, params: Params, input_ids: jax.Array, segment_ids: jax.Array, rows: jax.Array

@@ -22,6 +22,7 @@ from bertjax.evaluation.restore import RestoredCheckpoint
 
 _SENTINEL = re.compile(r"▁?<extra_id_\d+>")
 BATCH_SIZE = 8  # unless one is given
+MAX_SEED = 2**63 - 1  # of jax.random.key
 MAX_GENERATORS = 8  # compiled programs for different options that are kept
 Spell = Callable[[str], str]  # how messages write an option
 
@@ -140,7 +141,7 @@ class TextGenerator(Predictor):
         given = check_texts("texts", texts)
         if max_input_tokens is not None:
             max_input_tokens = check_count(self.spell("max_input_tokens"), max_input_tokens)
-        seed = check_count(self.spell("seed"), seed, least=0)
+        seed = check_count(self.spell("seed"), seed, least=0, most=MAX_SEED)
         generator = self._generator(_plain(choices), seed, max_input_tokens, num_return_sequences)
         rows = self.tokenizer.encode_batch(given)
         self._count_inputs(generator, given, rows)
@@ -182,8 +183,8 @@ class TextGenerator(Predictor):
 
 
 def _plain(choices: Mapping[str, Any]) -> dict[str, Any]:
-    """The options with Python's numbers in place of NumPy's."""
-    return {name: getattr(value, "item", lambda value=value: value)() for name, value in choices.items()}
+    """The options with Python's numbers and lists in place of NumPy's."""
+    return {name: getattr(value, "tolist", lambda value=value: value)() for name, value in choices.items()}
 
 
 def _imported_decoding(restored: RestoredCheckpoint) -> tuple[Decoding, int]:
@@ -222,9 +223,12 @@ def override_decoding(settings: Decoding, choices: dict[str, Any], spell: Spell 
     try:
         made = Decoding(**settings.model_dump() | choices)
     except ValidationError as error:
-        reason = error.errors()[0]
-        field = "".join(f"{name}: " for name in reason["loc"])
-        raise UserError(f"generate: {field}{reason['msg'].removeprefix('Value error, ')}") from None
+        reasons = error.errors()
+        name, *inside = reasons[0]["loc"] or [""]
+        place = "".join(f"{part}: " for part in (name, *(i for i in inside if isinstance(i, int))) if part != "")
+        same = [reason["msg"].removeprefix("Value error, ") for reason in reasons if (*reason["loc"], "")[0] == name]
+        said = " or ".join(same) if any(isinstance(part, str) for part in inside) else same[0]  # the kinds of a union
+        raise UserError(f"generate: {place}{said}") from None
     if made.beam_size == 1 and (unused := [name for name in _OF_BEAMS if name in choices]):
         raise UserError(f"generate: {spell(unused[0])} needs beam search; give {spell('beam_size')} N above 1")
     return made

@@ -46,5 +46,5 @@ def tsne(vectors: np.ndarray, seed: int) -> np.ndarray:
     except ImportError:
         raise UserError("t-SNE needs scikit-learn: pip install 'bertjax[eval]', or --picture pca") from None
     perplexity = min(MOST_PERPLEXITY, (len(vectors) - 1) / 3)
-    model = TSNE(2, perplexity=perplexity, metric="cosine", init="random", random_state=seed, n_jobs=1)
+    model = TSNE(2, perplexity=perplexity, metric="cosine", init="random", random_state=seed % 2**32, n_jobs=1)
     return np.asarray(model.fit_transform(np.asarray(vectors, np.float32)), np.float64)

@@ -21,6 +21,7 @@ class Vocabulary(Protocol):
 
     vocab_size: int
     eos_id: int
+    unk_id: int
     extra_ids: int
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]: ...
@@ -76,10 +77,13 @@ class DenoisingRules:
         if len(prefix):  # targets keep the room that they need without it: widths do not depend on the tokenizer
             shorter = options.model_copy(update={"sequence_length": options.sequence_length - len(prefix)})
             tokens, _, sentinels = corruption.lengths(shorter)
-        if sentinels > tokenizer.extra_ids:
+        available = min(tokenizer.extra_ids, getattr(tokenizer, "max_sentinels", tokenizer.extra_ids))
+        if sentinels > available:
+            at_most = getattr(tokenizer, "max_sentinels", sentinels)
+            more = f"set tokenizer.extra_ids: {sentinels} or shorten it" if sentinels <= at_most else "shorten it"
             raise UserError(
                 f"preprocess: sequence_length {options.sequence_length} of {options.kind} needs {sentinels} sentinels "
-                f"and the tokenizer has {tokenizer.extra_ids}; set tokenizer.extra_ids: {sentinels} or shorten it"
+                f"and the tokenizer has {available}; {more}"
             )
         target_length = getattr(options, "target_length", None) or needed
         if target_length < needed:
@@ -87,18 +91,23 @@ class DenoisingRules:
                 f"preprocess.target_length: {target_length} is too short, the targets of sequence_length "
                 f"{options.sequence_length} need {needed}; set {needed} or leave it out"
             )
-        sentinel_ids = np.array([tokenizer.sentinel_id(number) for number in range(tokenizer.extra_ids)], np.int32)
+        sentinel_ids = np.array([tokenizer.sentinel_id(number) for number in range(available)], np.int32)
         about = (tokenizer.vocab_size, tokenizer.eos_id, sentinel_ids, corruption, prefix)
         return cls(options, tokens, target_length, *about)
 
 
 def _prefix_ids(options: Any, tokenizer: Vocabulary) -> np.ndarray:
-    """int32 [P]. Raises UserError for a prefix that leaves no room for text."""
+    """int32 [P]. Raises UserError for a prefix that leaves no room for text, or that says nothing."""
     text = getattr(options, "prefix", "")
     found = np.array(tokenizer.encode_batch([text])[0] if text else [], np.int32)
+    if text and (found == tokenizer.unk_id).all():  # also without any token
+        raise UserError(
+            f"preprocess.prefix: the tokenizer has no piece for {text[:40]!a}; take another prefix, or a tokenizer "
+            "trained on such text"
+        )
     if len(found) > options.sequence_length - MIN_INPUTS:
         raise UserError(
-            f"preprocess.prefix: {text!a:.40} is {len(found)} tokens, which leaves no room for text in "
+            f"preprocess.prefix: {text[:40]!a} is {len(found)} tokens, which leaves no room for text in "
             f"sequence_length {options.sequence_length}; shorten it"
         )
     return found
