@@ -112,9 +112,9 @@ def test_the_demo_names_its_folder(here, capsys, monkeypatch):
     )
     with pytest.raises(SystemExit) as stopped:
         main(["demo", "--root", "my runs"])
-    assert stopped.value.code == 3 and ran[0][4] == str(ROOT / "configs" / "demo.yaml")
+    assert stopped.value.code == 3 and ran[0][5] == str(ROOT / "configs" / "demo.yaml")
     assert (
-        ran[0][5] == 'run.root="my runs"' and "$ bertjax train demo 'run.root=\"my runs\"'" in capsys.readouterr().out
+        ran[0][6] == 'run.root="my runs"' and "$ bertjax train demo 'run.root=\"my runs\"'" in capsys.readouterr().out
     )
     (here / "file").write_text("x")
     assert "--root: file: is a file; name a folder" in said(capsys, ["demo", "--root", "file"], 2)

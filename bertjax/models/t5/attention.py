@@ -55,12 +55,13 @@ class RelativePositionBias(nnx.Module):
         self.embedding = nnx.Param(init(rngs.params(), shape, jnp.float32), out_sharding=(None, "heads"))
         self.config, self.bidirectional = config, bidirectional
 
-    def __call__(self, length: int) -> jax.Array:
-        """The bias between all positions 0, 1, ... of `length` S tokens: float32 [1, H, S, S].
+    def __call__(self, like_BS: jax.Array) -> jax.Array:
+        """The bias between all positions 0, 1, ... of an array, of which only the shape is read: float32 [1, H, S, S].
 
         Entry (q, s) depends only on s - q, so the 2 S - 1 values are placed along diagonals by two reshapes.
         Their gradient is a sum; that of a look-up of all pairs would be a scatter into a few buckets.
         """
+        length = like_BS.shape[1]
         width = 2 * length - 1
         values = self.bias_at(jnp.arange(width) - (length - 1)).T  # [H, width]; c is for s - q = c - (length - 1)
         heads = values.shape[0]

@@ -58,7 +58,7 @@ def prefill(
         visible=cache.visible.at[:, :width].set(real),
     )
     visible = make_decoder_mask(segment_ids, prefix_mask)
-    x, cache = _run_layers(model, ids, lambda table: table(width), visible, cache, 0, width)
+    x, cache = _run_layers(model, ids, lambda table: table(ids), visible, cache, 0, width)
     last = jnp.max(jnp.where(real, jnp.arange(width), 0), axis=1)
     x = jnp.take_along_axis(x, last[:, None, None], axis=1)
     return model.logits(model.decoder.norm(x))[:, 0], cache

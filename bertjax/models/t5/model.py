@@ -106,7 +106,7 @@ class Layer(nnx.Module):
         `source`: of cross attention, (the encoder's output or its keys and values, which of them each query sees).
         """
         k1, k2, k3, k4 = (None,) * 4 if key is None else jax.random.split(key, 4)
-        bias = self.position(visible.shape[-1]) if bias is None else bias
+        bias = self.position(visible[:, 0, 0]) if bias is None else bias
         x_BTD = self.attention(x_BTD, keys_values, bias, visible, k1)
         if source is not None:
             hidden, across = source
@@ -126,9 +126,9 @@ class Stack(nnx.Module):
         self.layers = nnx.List([Layer(config, decoder, compute, rngs, peft) for _ in range(depth)])
         self.norm = RmsNorm(config.d_model, config.layer_norm_epsilon)
 
-    def bias(self, length: int) -> jax.Array | None:
-        """The bias of all layers, float32 [1, H, S, S] for S tokens; None where each layer has its own."""
-        return self.position(length) if hasattr(self, "position") else None
+    def bias(self, ids: jax.Array) -> jax.Array | None:
+        """The bias of all layers, float32 [1, H, S, S] for ids [B, S]; None where each layer has its own."""
+        return self.position(ids) if hasattr(self, "position") else None
 
 
 class T5(nnx.Module):
@@ -174,7 +174,7 @@ class T5(nnx.Module):
     def encode(self, input_ids: jax.Array, segment_ids: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
         """int [B, S] x 2 -> hidden [B, S, D]. `segment_ids` is 0 on padding; no dropout without a key."""
         visible = attention.make_segment_mask(segment_ids, segment_ids)
-        bias = self.encoder.bias(input_ids.shape[1])
+        bias = self.encoder.bias(input_ids)
         call = lambda layer, x, key, bias, visible: layer(x, bias, visible, key)  # noqa: E731
         return self._run(self.encoder, input_ids, call, key, (bias, BIAS_AXES), (visible, ()))
 
@@ -184,7 +184,7 @@ class T5(nnx.Module):
         The last one is normalized, as that of `encode` and as transformers lists it.
         """
         visible = attention.make_segment_mask(segment_ids, segment_ids)
-        bias = self.encoder.bias(input_ids.shape[1])
+        bias = self.encoder.bias(input_ids)
         states = [self.embeddings(input_ids, None)]
         for layer in self.encoder.layers:
             states.append(layer(states[-1], bias, visible, None))
@@ -193,11 +193,11 @@ class T5(nnx.Module):
     def attention_probabilities(self, input_ids: jax.Array, segment_ids: jax.Array) -> list[jax.Array]:
         """int [B, S] x 2 -> the self-attention of each encoder layer, float32 [B, H, S, S]: a row for each query."""
         visible = attention.make_segment_mask(segment_ids, segment_ids)
-        shared, length = self.encoder.bias(input_ids.shape[1]), input_ids.shape[1]
+        shared = self.encoder.bias(input_ids)
         states = self.hidden_states(input_ids, segment_ids)[:-1]
         found = []
         for layer, x in zip(self.encoder.layers, states, strict=True):
-            bias = layer.position(length) if shared is None else shared
+            bias = layer.position(input_ids) if shared is None else shared
             found.append(layer.attention.probabilities(x, bias, visible))
         return found
 
@@ -210,7 +210,7 @@ class T5(nnx.Module):
         `prefix_mask`, int [B, T], is 1 for decoder inputs that all of their segment sees.
         """
         visible = attention.make_decoder_mask(target_segment_ids, prefix_mask)
-        bias = self.decoder.bias(decoder_input_ids.shape[1])
+        bias = self.decoder.bias(decoder_input_ids)
         source = None
         if hidden is not None and segment_ids is not None:
             source = hidden, attention.make_segment_mask(target_segment_ids, segment_ids)
