@@ -204,7 +204,7 @@ def test_a_furthest_distance_within_the_exact_buckets_is_refused():
 def test_bias_along_diagonals_is_the_look_up_of_every_pair(part, length):
     position = getattr(model_of(SMALL), part).position
     relative = jnp.arange(length)[None] - jnp.arange(length)[:, None]
-    found = position(length)
+    found = position(jnp.zeros((2, length), jnp.int32))
     np.testing.assert_array_equal(found[0], jnp.moveaxis(position.bias_at(relative), 2, 0))
 
 

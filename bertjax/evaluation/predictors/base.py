@@ -135,10 +135,10 @@ def print_line(line: str) -> None:
 
 def check_count(name: str, value: Any, least: int = 1, most: int | None = None) -> int:
     """`value` as an int if it is an integer from `least` to `most`, NumPy's included; else UserError."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < least:
         bound = f"of {least} or more" if least != 1 else "above 0"
         raise UserError(f"{name}: must be an integer {bound} (got {value!r})")
-    if most is not None and value > most:
+    if most is not None and int(value) > most:
         raise UserError(f"{name}: must be at most {most} (got {value!s:.40})")
     return int(value)
 
