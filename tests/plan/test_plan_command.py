@@ -138,7 +138,7 @@ def test_the_compiling_process_has_its_environment_and_request(tmp_path, monkeyp
     script = f'cat > {tmp_path}/request; echo "$XLA_FLAGS $JAX_PLATFORMS $*" >&2; echo plan; exit 1'
     assert run_child(tmp_path, monkeypatch, script, tiny_project) == 1
     out = capfd.readouterr()
-    assert out.out == "plan\n" and "device_count=4 cpu -m bertjax.plan" in out.err
+    assert out.out == "plan\n" and "device_count=4 cpu -P -m bertjax.plan" in out.err
     request = json.loads((tmp_path / "request").read_text())
     assert (request["topology"], request["stage"], request["limit"]) == ("cpu:4", None, 24)
     assert load(tiny_project / "tiny.yaml").model_dump(mode="json") == request["config"]
