@@ -357,22 +357,22 @@ def test_status_of_a_pod_from_start_to_end(cloud):
         "launch: --status: no launch in runs/launch/my-pod; give the --name and --state-dir of one"
     ]
     add_summary(cloud, cloud.shared / "tiny")
-    launcher = cloud.start("--zone=us-a1-a", "--spot", "run.name=tiny", "steps=40", "--tunnel-through-iap")
+    launcher = cloud.start("--zone=us-a1-a", "--spot", "run.name=tiny", "steps=100", "--tunnel-through-iap")
     assert any(line.startswith("[w0] step 3") for line in launcher.stdout)
     code, said = status(cloud)
     assert code == 0, said
-    command = f"command configs/tiny.yaml run.root={cloud.shared} run.name=tiny steps=40"
+    command = f"command configs/tiny.yaml run.root={cloud.shared} run.name=tiny steps=100"
     assert said == [
         "job running, attempt 1, 0 retries", command, "my-pod is ACTIVE in us-a1-a: v5litepod-8, spot",
         "my-pod: READY, HEALTHY, 2 workers", f"run {cloud.shared}/tiny", "attempt-001 is running",
         'last metrics: {"step": 2, "loss": 3.5}', "goodput of 2 lines",
     ]  # fmt: skip
     assert cloud.flags("tpu-vm ssh", "--worker")[-1] == "0"
-    assert launcher.communicate(timeout=60) and launcher.returncode == 0, "a look does not disturb it"
+    assert launcher.communicate(timeout=120) and launcher.returncode == 0, "a look does not disturb it"
     code, said = status(cloud)
     assert code == 0 and said[0] == "job finished, attempt 1, 0 retries"
     assert said[2] == "my-pod does not exist in us-a1-a"
-    assert said[-1] == "last line of runs/launch/my-pod/attempt-001/run-s0-w0.log: step 40"
+    assert said[-1] == "last line of runs/launch/my-pod/attempt-001/run-s0-w0.log: step 100"
 
 
 @pytest.mark.slow
