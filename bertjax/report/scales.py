@@ -84,6 +84,10 @@ def ticks(low: float, high: float, most: int, *, log: bool = False, integers: bo
         decades = [10.0**p for p in powers]
         if len(decades) >= 2:
             return decades[:: -(-len(decades) // most)]
+        lowest = math.floor(math.log10(low))
+        found = [n * 10.0**p for p in range(lowest, lowest + 3) for n in (1, 2, 5) if low <= n * 10.0**p <= high]
+        if len(found) >= 3:
+            return found
     span = (high / most - low / most) or 1.0
     size = 10.0 ** math.floor(math.log10(span))
     step = next(size * n for n in (1, 2, 5, 10) if size * n >= span * 0.75)

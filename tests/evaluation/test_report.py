@@ -446,6 +446,7 @@ def test_ticks_are_round_and_inside(low: float, span: float, most: int) -> None:
 
 def test_ticks_of_a_logarithmic_axis() -> None:
     assert ticks(0.5, 2e4, 5, log=True) == [1, 10, 100, 1000, 1e4]
+    assert ticks(16, 800, 8, log=True) == [20, 50, 100, 200, 500]
     assert ticks(10, 100, 4, integers=True) == [20, 40, 60, 80, 100]
 
 
