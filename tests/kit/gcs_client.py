@@ -28,6 +28,7 @@ class JsonApi(AbstractFileSystem):
                 with urlopen(Request(url, data=data, method=method), timeout=20) as answer:
                     return answer.read()
             except HTTPError as error:
+                error.close()  # its socket
                 if error.code == 404:
                     raise FileNotFoundError(path) from None
                 if error.code == 403:
