@@ -81,7 +81,7 @@ def evaluate_run(run: Path) -> dict[str, float]:
 def text_to_text(run: Path) -> dict[str, Any]:
     """Train and score the T5 and show generated text -> its row of the table."""
     train_shipped("demo_t5", run.parent)
-    kept = json.loads((run / "evaluations" / "01-multitask" / "unseen_modules.json").read_text())
+    kept = json.loads((run / "evaluations" / "03-multitask" / "unseen_modules.json").read_text())
     show_samples(kept["samples"][:3])
     sample = kept["samples"][3]
     prompts = (f"question: {sample['question']} context: {sample['context']}", SPAN)

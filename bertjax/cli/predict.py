@@ -316,7 +316,7 @@ def embed(arguments: argparse.Namespace) -> int:
         "bertjax predict generate runs/demo-t5 'question: What is it? context: It is a list.' --beam 4",
         "bertjax predict generate runs/demo-t5 'Return <extra_id_0> it.' --beam 4 --num-return-sequences 3 --json",
         "echo 'Return the <extra_id_0> of it.' | bertjax predict generate runs/demo-t5 --json",
-        "bertjax predict generate runs/demo-t5/checkpoints/00-pretrain 'Return <extra_id_0> it.' --sample --top-p 0.9",
+        "bertjax predict generate runs/demo-t5/checkpoints/02-copy_40 'Return <extra_id_0> it.' --sample --top-p 0.9",
         "bertjax predict generate runs/demo-t5 --file questions.jsonl --column input --output answers.jsonl",
     ),
     note="runs/demo-t5 is a run of `bertjax demo`",

@@ -90,10 +90,10 @@ def build_runs(config: Config) -> tuple[Config | None, list[Config]]:
     overrides = {entry.name: _full_keys(entry, config) for entry in config.compare}
     start, source, tokenizer = None, last.init_from, config.tokenizer
     if any(f"stages.{last.name}.init_from" not in keys for keys in overrides.values()):
-        if source == "scratch" or (source is None and not before):
+        if source is None and not before:
             raise UserError(
-                f"stages.{last.name}.init_from: all variants start from one checkpoint: name it, or give a stage "
-                "before it, or init_from in the overrides of each variant"
+                f"stages.{last.name}.init_from: all variants start from one checkpoint: name it (scratch: random "
+                "weights), or give a stage before it, or init_from in the overrides of each variant"
             )
         if source == "best":
             raise UserError(
