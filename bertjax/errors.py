@@ -1,6 +1,8 @@
 """Errors that end a command, with the exit codes that launchers read (0: done, 70: a bug)."""
 
+import errno
 import re
+import signal
 import traceback
 from pathlib import Path
 
@@ -35,6 +37,25 @@ class StoppedSafely(BertjaxError):
     """Interrupted after saving; the same command continues the run."""
 
     exit_code = 75
+
+
+_STORAGE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG}
+_PATH_ERRORS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP}
+
+
+def exit_code(error: BaseException) -> int:
+    """The exit code that an exception deserves: of an OSError 4 or 2 where its number says so, 70 of a bug."""
+    if isinstance(error, BertjaxError):
+        return error.exit_code
+    if isinstance(error, OSError) and error.errno in _STORAGE_ERRORS | _PATH_ERRORS:
+        return StorageError.exit_code if error.errno in _STORAGE_ERRORS else UserError.exit_code
+    if isinstance(error, ModuleNotFoundError) and not (error.name or "bertjax").startswith("bertjax"):
+        return UserError.exit_code
+    if isinstance(error, RuntimeError) and str(error).startswith("Unable to initialize backend"):
+        return UserError.exit_code
+    if not isinstance(error, Exception):  # KeyboardInterrupt and requests to stop
+        return 128 + signal.SIGINT if isinstance(error, KeyboardInterrupt) else StoppedSafely.exit_code
+    return BertjaxError.exit_code
 
 
 def brief(error: BaseException, limit: int = 100) -> str:

@@ -6,7 +6,6 @@ same command again), 70 a bug (traceback), 130 interrupted.
 
 import argparse
 import difflib
-import errno
 import os
 import re
 import select
@@ -33,7 +32,7 @@ from bertjax.cli import (
     train,
 )
 from bertjax.cli.arguments import Command, load_plugins
-from bertjax.errors import BertjaxError, StoppedSafely, UserError
+from bertjax.errors import BertjaxError, StoppedSafely, UserError, exit_code
 from bertjax.interrupts import INTERRUPTED_EXIT_CODE, interruptible
 from bertjax.progress import reporter
 
@@ -51,8 +50,6 @@ _EXIT_CODES_HELP = (
     "130 Ctrl-C"
 )
 _KEY = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)*\Z")
-_STORAGE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG}
-_PATH_ERRORS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -66,7 +63,12 @@ def run_process() -> NoReturn:
     code = main()
     # In the interpreter's clean-up, a signal leaves with the code of the command.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(code))
-    if code == INTERRUPTED_EXIT_CODE or (code == StoppedSafely.exit_code and not _is_distributed()):
+    stopped, distributed = code == StoppedSafely.exit_code, _is_distributed()
+    if distributed and not stopped and code != 0:  # jax's own end waits for processes that may never come
+        from bertjax.parallel.multihost.exit_together import wait_for_others
+
+        wait_for_others()
+    if code == INTERRUPTED_EXIT_CODE or (code and stopped != distributed):
         # The device may still compute or compile: the interpreter's clean-up would crash in it, or wait for it.
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError, ValueError):
@@ -254,14 +256,13 @@ def _broken_pipe(error: BrokenPipeError) -> int:
 
 def _unexpected_error(error: Exception) -> int:
     """Reports an error that no bertjax module raised itself: one line for a system error, a traceback for a bug."""
-    if isinstance(error, OSError) and error.errno in _STORAGE_ERRORS | _PATH_ERRORS:
+    code = exit_code(error)
+    if code == BertjaxError.exit_code:
+        traceback.print_exception(error)
+    elif isinstance(error, OSError):
         print(f"{error.filename or 'storage'}: {error.strerror}", file=sys.stderr)
-        return 4 if error.errno in _STORAGE_ERRORS else 2
-    if isinstance(error, ModuleNotFoundError) and not (error.name or "bertjax").startswith("bertjax"):
+    elif isinstance(error, ModuleNotFoundError):
         print(f"the package '{error.name}' is missing; install it with pip", file=sys.stderr)
-        return 2
-    if isinstance(error, RuntimeError) and str(error).startswith("Unable to initialize backend"):
+    else:
         print(f"{str(error).splitlines()[0][:200]}; choose another --device", file=sys.stderr)
-        return 2
-    traceback.print_exception(error)
-    return 70
+    return code

@@ -15,6 +15,7 @@ from bertjax.config.schema.custom import CALLBACKS
 from bertjax.config.schema.run import Config
 from bertjax.parallel.mesh import all_devices
 from bertjax.parallel.multihost import initialize, primary
+from bertjax.parallel.multihost.exit_together import exit_together
 from bertjax.parallel.multihost.primary import primary_first, run_on_primary
 from bertjax.training import consistency, inputs, run_context, validate
 from bertjax.training.checkpoint.stage_files import hub_models, run_stages
@@ -56,7 +57,7 @@ def train(
         run_log.report_run() as reporter,
         preemption.set_current(stop),
         stop.handle_signals(),
-        initialize.exit_together(),
+        exit_together(),
     ):
         with stop.may_exit("starting"), reporter.task("starting", finish=False):
             initialize.initialize_distributed()

@@ -1,0 +1,199 @@
+"""Start bertjax commands as forks of one process that has imported everything: each starts in tenths of a second.
+
+`ForkServer` is what tests use. As a program, this module answers lines of JSON on standard input:
+{"argv", "environment", "cwd", "out", "faults"} starts a command -> its process id; {"wait": id} -> its status or null.
+
+A fault is [where, call, what]: `where` names a function, `module:function` or `module:Class.method`; at the call of this
+number the process does `what`: "kill" (itself, by SIGKILL), "disk full", "raise TEXT" (a ValueError), "mark FILE"
+(writes the file), "hold FILE" (writes it and waits until it is gone), or "set VALUE" (at once: replaces the object).
+"""
+
+import errno
+import functools
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+Fault = tuple[str, int, str]
+
+
+class ForkedProcess:
+    """A process that a ForkServer has started; standard output and error go to `out` and `err`."""
+
+    def __init__(self, server: "ForkServer", pid: int, out: Path) -> None:
+        self._server, self.pid, self.returncode = server, pid, None
+        self.out, self.err = out.with_suffix(".out"), out.with_suffix(".err")
+
+    def poll(self) -> int | None:
+        """The return code as subprocess has it (negative: signal); None while the process runs."""
+        if self.returncode is None:
+            status = self._server.ask({"wait": self.pid})
+            self.returncode = None if status is None else os.waitstatus_to_exitcode(status)
+        return self.returncode
+
+    def wait(self, timeout: float) -> int:
+        end = time.monotonic() + timeout
+        while (code := self.poll()) is None:
+            if time.monotonic() > end:
+                raise TimeoutError(f"process {self.pid} still runs after {timeout} s:\n{self.err.read_text()}")
+            time.sleep(0.02)
+        return code
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+
+class ForkServer:
+    """Starts processes; those that still run are killed at the end."""
+
+    def __enter__(self) -> "ForkServer":
+        paths = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "kit"), os.environ.get("PYTHONPATH", "")])
+        self._process = subprocess.Popen(
+            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env=os.environ | {"PYTHONPATH": paths, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
+        )  # fmt: skip
+        self.running: list[ForkedProcess] = []
+        return self
+
+    def ask(self, request: Mapping[str, Any]) -> Any:
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        return json.loads(self._process.stdout.readline())
+
+    def start(
+        self, argv: Sequence[str], cwd: Path, out: Path, environment: Mapping[str, str], faults: Sequence[Fault] = ()
+    ) -> ForkedProcess:
+        about = {"cwd": str(cwd), "out": str(out), "environment": dict(environment), "faults": list(faults)}
+        self.running.append(ForkedProcess(self, self.ask({"argv": list(argv), **about}), out))
+        return self.running[-1]
+
+    def __exit__(self, *_: object) -> None:
+        for process in self.running:
+            if process.poll() is None:
+                os.kill(process.pid, signal.SIGKILL)
+                process.wait(10)
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.stdout.close()
+        self._process.wait(30)
+
+
+# ---- the server -----------------------------------------------------------------------------------------------------
+
+
+def serve() -> None:
+    """Answer until standard input ends; then no process is left, also if the test was killed."""
+    import_everything()
+    started: list[int] = []
+    for line in sys.stdin:
+        request = json.loads(line)
+        if "wait" in request:
+            pid, status = os.waitpid(request["wait"], os.WNOHANG)
+            answer = status if pid else None
+            if pid:
+                started.remove(pid)
+        else:
+            answer = os.fork()
+            if answer == 0:
+                return run_command(request)
+            started.append(answer)
+        print(json.dumps(answer), flush=True)
+    for pid in started:
+        os.kill(pid, signal.SIGKILL)
+
+
+def import_everything() -> None:
+    """What a training run needs; no device is touched, which a fork could not use."""
+    import orbax.checkpoint  # noqa: F401
+
+    import bertjax.cli.main
+    import bertjax.evaluation.evaluators.build
+    import bertjax.evaluation.evaluators.loss
+    import bertjax.evaluation.evaluators.span_qa
+    import bertjax.training.loop  # noqa: F401
+
+
+def run_command(request: Mapping[str, Any]) -> None:
+    """Become the command."""
+    from bertjax.cli.main import run_process
+    from bertjax.interrupts import install_process_handlers
+
+    os.setsid()
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    for number, suffix in ((1, ".out"), (2, ".err")):
+        if not (number == 1 and "stdout" in request):
+            os.dup2(os.open(request["out"] + suffix, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), number)
+    os.environ.update(request["environment"])
+    os.chdir(request["cwd"])
+    sys.argv[1:] = request["argv"]
+    for fault in request["faults"]:
+        install(*fault)
+    install_process_handlers()
+    run_process()
+
+
+def install(where: str, call: int, what: str) -> None:
+    module, _, path = where.partition(":")
+    owner: Any = importlib.import_module(module)
+    *parents, name = path.split(".")
+    for parent in parents:
+        owner = getattr(owner, parent)
+    action, _, text = what.partition(" ")
+    if action == "set":
+        value = json.loads(text)
+        kept = getattr(owner, name)
+        if isinstance(kept, dict):
+            kept.update(value)
+        else:
+            setattr(owner, name, value)
+        return
+    real: Callable[..., Any] = getattr(owner, name)
+    calls = [0]
+
+    @functools.wraps(real)
+    def faulty(*arguments: Any, **options: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == call:
+            ACTIONS[action](text)
+        return real(*arguments, **options)
+
+    setattr(owner, name, faulty)
+
+
+def _kill(_: str) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+    signal.pause()
+
+
+def _raise(text: str) -> None:
+    raise ValueError(text)
+
+
+def _disk_full(_: str) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/full/disk")
+
+
+def _mark(path: str) -> None:
+    Path(path).write_text(str(os.getpid()))
+
+
+def _hold(path: str) -> None:
+    Path(path).write_text(str(os.getpid()))
+    while Path(path).exists():
+        time.sleep(0.01)
+
+
+ACTIONS = {"kill": _kill, "raise": _raise, "disk": _disk_full, "mark": _mark, "hold": _hold}
+
+if __name__ == "__main__":
+    serve()
