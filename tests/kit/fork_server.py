@@ -3,8 +3,8 @@
 `ForkServer` is what tests use. As a program, this module answers lines of JSON on standard input:
 {"argv", "environment", "cwd", "out", "faults"} starts a command -> its process id; {"wait": id} -> its status or null.
 
-A fault is [where, call, what]: `where` names a function, `module:function` or `module:Class.method`; at the call of this
-number the process does `what`: "kill" (itself, by SIGKILL), "disk full", "raise TEXT" (a ValueError), "mark FILE"
+A fault is [where, call, what]: `where` names a function, `module:function` or `module:Class.method`; at its call number
+`call` the process does `what`: "kill" (itself, by SIGKILL), "disk full", "raise TEXT" (a ValueError), "mark FILE"
 (writes the file), "hold FILE" (writes it and waits until it is gone), or "set VALUE" (at once: replaces the object).
 """
 

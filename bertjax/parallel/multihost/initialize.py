@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from bertjax.errors import UserError
-from bertjax.parallel.multihost import peer_monitor, rendezvous, sigabrt
+from bertjax.parallel.multihost import addresses, peer_monitor, rendezvous, sigabrt
 
 ENV_NAMES = ("BERTJAX_COORDINATOR", "BERTJAX_NUM_PROCESSES", "BERTJAX_PROCESS_ID")
 ENV_START_TIMEOUT = "BERTJAX_START_TIMEOUT"
@@ -47,6 +47,8 @@ def initialize_distributed() -> None:
     peer_monitor.start(peers, info.index, info.count, sigabrt.exit_restartable)
     sigabrt.install_handler()
     options = JAX_TIMEOUTS | {"initialization_timeout": max(10, int(limit)), "cluster_detection_method": "deactivate"}
+    if info.index == 0 and (bound := addresses.bind_address(info.address)):  # else jax listens at all addresses
+        options["coordinator_bind_address"] = bound
     jax.distributed.initialize(info.address, info.count, info.index, info.devices, **options)
 
 
