@@ -12,6 +12,7 @@ import argparse
 import importlib.util
 import os
 import re
+import secrets
 import shlex
 import signal
 import socket
@@ -55,7 +56,8 @@ class Processes:
         self._argv = [_python(), "-P", "-m", "bertjax", *command]
         self._width = len(str(count - 1))
         address = f"127.0.0.1:{_free_port()}"
-        self._environments = [_environment(address, count, index, devices) for index in range(count)]
+        secret = secrets.token_hex(32)  # in the environment, which `ps` shows to nobody else
+        self._environments = [_environment(address, secret, count, index, devices) for index in range(count)]
         self._running: list[subprocess.Popen[str]] = []
 
     def run(self) -> int:
@@ -170,9 +172,9 @@ def _python() -> str:
     return sys.executable if importlib.util.find_spec("jax") or not own.exists() else str(own)
 
 
-def _environment(address: str, count: int, index: int, devices: int) -> dict[str, str]:
+def _environment(address: str, secret: str, count: int, index: int, devices: int) -> dict[str, str]:
     flags = [f for f in shlex.split(os.environ.get("XLA_FLAGS", "")) if "host_platform_device_count" not in f]
-    joined = {"COORDINATOR": address, "NUM_PROCESSES": str(count), "PROCESS_ID": str(index)}
+    joined = {"COORDINATOR": address, "NUM_PROCESSES": str(count), "PROCESS_ID": str(index), "SECRET": secret}
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {
         **os.environ,

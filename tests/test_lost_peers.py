@@ -36,7 +36,12 @@ def project(tiny_project, tmp_path_factory) -> Path:
     home = tmp_path_factory.mktemp("pretrain")
     for name in ("text.txt", "more.txt"):
         (home / name).symlink_to(tiny_project / name)
-    (home / "tiny.yaml").write_text((tiny_project / "tiny.yaml").read_text().partition("  - {name: qa")[0])
+    (home / "tiny.yaml").write_text(
+        (tiny_project / "tiny.yaml")
+        .read_text()
+        .partition("  - {name: qa")[0]
+        .replace("num_hidden_layers: 2", "num_hidden_layers: 1")
+    )
     return home
 
 

@@ -13,7 +13,6 @@ import signal
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from typing import Any, NoReturn
 
 from bertjax import interrupts
@@ -62,7 +61,9 @@ def run_process() -> NoReturn:
     """Ends the process with the exit code of `main`."""
     code = main()
     # In the interpreter's clean-up, a signal leaves with the code of the command.
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(code))
+    for number in {*interrupts.stop_signals()} - {signal.SIGINT}:
+        signal.signal(number, lambda *_: os._exit(code))
+    _flush()  # else the interpreter does, and a closed pipe or terminal changes the code
     stopped, distributed = code == StoppedSafely.exit_code, _is_distributed()
     if distributed and not stopped and code != 0:  # jax's own end waits for processes that may never come
         from bertjax.parallel.multihost.exit_together import wait_for_others
@@ -70,12 +71,18 @@ def run_process() -> NoReturn:
         wait_for_others()
     if code == INTERRUPTED_EXIT_CODE or (code and stopped != distributed):
         # The device may still compute or compile: the interpreter's clean-up would crash in it, or wait for it.
-        for stream in (sys.stdout, sys.stderr):
-            with suppress(OSError, ValueError):
-                stream.flush()
         interrupts.kill_children()
         os._exit(code)
     sys.exit(code)
+
+
+def _flush() -> None:
+    """Flushes both streams; one whose reader is gone goes nowhere from now on."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            reporter.discard(stream)
 
 
 def _is_distributed() -> bool:
@@ -93,15 +100,22 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
         return code
     except BertjaxError as error:
-        print(error, file=sys.stderr)
+        _print_error(str(error))
         return error.exit_code
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        _print_error("interrupted")
         return INTERRUPTED_EXIT_CODE
     except BrokenPipeError as error:
         return _broken_pipe(error)
     except Exception as error:
         return _unexpected_error(error)
+
+
+def _print_error(line: str) -> None:
+    try:
+        print(line, file=sys.stderr)
+    except OSError:  # the terminal is closed: the code says enough
+        reporter.discard(sys.stderr)
 
 
 def _open_closed_streams() -> None:
@@ -250,7 +264,7 @@ def _broken_pipe(error: BrokenPipeError) -> int:
         gone = False
     if not gone:
         return _unexpected_error(error)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter reports an error at exit
+    reporter.discard(sys.stdout)  # or the interpreter reports an error at exit
     return 141
 
 

@@ -1,7 +1,6 @@
 """The training loop: open and check everything a run needs, then train stage after stage."""
 
 import json
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -17,6 +16,7 @@ from bertjax.parallel.mesh import all_devices
 from bertjax.parallel.multihost import initialize, primary
 from bertjax.parallel.multihost.exit_together import exit_together
 from bertjax.parallel.multihost.primary import primary_first, run_on_primary
+from bertjax.progress import reporter as progress
 from bertjax.training import consistency, inputs, run_context, validate
 from bertjax.training.checkpoint.stage_files import hub_models, run_stages
 from bertjax.training.monitor import preemption, run_log, run_mirror
@@ -101,7 +101,7 @@ def _notify(callbacks: Callbacks, config: Config, stop: preemption.PreemptionHan
         try:
             callbacks.call("on_train_end")
         except Exception as error:  # must not hide what ended the run
-            print(error, file=sys.stderr)
+            progress.say(str(error))
         raise
     callbacks.call("on_train_end")
 

@@ -272,8 +272,7 @@ class Launcher:
         reached_before = bool(self.state.ready)
         if self.state.ready != ready:
             self.state_dir.note(f"sending the code ({self.state.source['revision'][:12]}) and installing it")
-            lost = "" if self.state.source["repo"] else self._copy(nodes)
-            if lost:
+            if lost := self._copy(nodes):
                 return self._unreachable(lost, reached_before)
         done = self._follow(nodes, "setup", lambda n: self.remote.setup(n.index))
         code = exit_codes.combine(done.codes.values())
@@ -310,10 +309,12 @@ class Launcher:
         return done.lost
 
     def _copy(self, nodes: Sequence[Node]) -> str:
-        archive = self.state_dir.path / self.state.source["archive"]
+        """Sends the secret of the processes and, unless workers clone it, the code -> why the pod is lost, or ""."""
+        code = [] if self.state.source["repo"] else [self.state_dir.path / self.state.source["archive"]]
+        files = [*code, self.state_dir.secret_file()]
         for node in nodes:
             for tries in range(3):
-                code, _, err = self.state_dir.run_command(self.pod.copy(archive, node.name))
+                code, _, err = self.state_dir.run_command(self.pod.copy(files, node.name))
                 if code == 0:
                     break
                 if lost := self._lost():

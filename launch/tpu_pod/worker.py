@@ -120,7 +120,13 @@ def _start(folder: Path, arguments: argparse.Namespace, command: Sequence[str], 
     if arguments.logs:
         name = f"{folder.name}/{arguments.verb}-s{arguments.slice}-w{worker()}.log"
         argv += ["--logs", f"{arguments.logs}/{name}"]
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1", **dict(pair.split("=", 1) for pair in arguments.env)}
+    secret = arguments.home.with_name(f"{arguments.home.name}.secret")  # sent by the launcher
+    shared = {}
+    if secret.exists():
+        secret.chmod(0o600)
+        shared["BERTJAX_SECRET"] = secret.read_text().strip()
+    given = dict(pair.split("=", 1) for pair in arguments.env)
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", **shared, **given}
     subprocess.Popen(
         [*argv, "--", *command], env=environment, pass_fds=(lock,), start_new_session=True,
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,

@@ -5,9 +5,12 @@
 
 A fault is [where, call, what]: `where` names a function, `module:function` or `module:Class.method`; at its call number
 `call` the process does `what`: "kill" (itself, by SIGKILL), "disk full", "raise TEXT" (a ValueError), "mark FILE"
-(writes the file), "hold FILE" (writes it and waits until it is gone), or "set VALUE" (at once: replaces the object).
+(writes the file), "hold FILE" (writes it and waits until it is gone), "signals N ..." (gets these signals), "ignored N" (the same, after
+it was started with that signal ignored), "close FD ..." (these lose their readers), or "set VALUE" (at once: replaces
+the object).
 """
 
+import ctypes
 import errno
 import functools
 import importlib
@@ -16,12 +19,16 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
+# The programs are small: compiling them takes far longer than running them.
+FAST_COMPILATION = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+SIGNAL_PAUSE = 0.7  # seconds between two signals
 Fault = tuple[str, int, str]
 
 
@@ -59,7 +66,7 @@ class ForkServer:
         paths = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "kit"), os.environ.get("PYTHONPATH", "")])
         self._process = subprocess.Popen(
             [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            env=os.environ | {"PYTHONPATH": paths, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
+            env=os.environ | {"PYTHONPATH": paths, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": FAST_COMPILATION},
         )  # fmt: skip
         self.running: list[ForkedProcess] = []
         return self
@@ -92,24 +99,18 @@ class ForkServer:
 
 
 def serve() -> None:
-    """Answer until standard input ends; then no process is left, also if the test was killed."""
+    """Answer until standard input ends."""
     import_everything()
-    started: list[int] = []
     for line in sys.stdin:
         request = json.loads(line)
         if "wait" in request:
             pid, status = os.waitpid(request["wait"], os.WNOHANG)
             answer = status if pid else None
-            if pid:
-                started.remove(pid)
         else:
             answer = os.fork()
             if answer == 0:
                 return run_command(request)
-            started.append(answer)
         print(json.dumps(answer), flush=True)
-    for pid in started:
-        os.kill(pid, signal.SIGKILL)
 
 
 def import_everything() -> None:
@@ -128,6 +129,7 @@ def run_command(request: Mapping[str, Any]) -> None:
     from bertjax.cli.main import run_process
     from bertjax.interrupts import install_process_handlers
 
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: no process outlives the server
     os.setsid()
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     for number, suffix in ((1, ".out"), (2, ".err")):
@@ -138,6 +140,8 @@ def run_command(request: Mapping[str, Any]) -> None:
     sys.argv[1:] = request["argv"]
     for fault in request["faults"]:
         install(*fault)
+        if fault[2].startswith("ignored "):
+            signal.signal(int(fault[2].split()[1]), signal.SIG_IGN)
     install_process_handlers()
     run_process()
 
@@ -193,7 +197,30 @@ def _hold(path: str) -> None:
         time.sleep(0.01)
 
 
-ACTIONS = {"kill": _kill, "raise": _raise, "disk": _disk_full, "mark": _mark, "hold": _hold}
+def _signals(numbers: str) -> None:
+    """From a thread, as from outside: the main thread may handle the first one before the second comes."""
+
+    def send() -> None:
+        for number in numbers.split():
+            os.kill(os.getpid(), int(number))
+            time.sleep(SIGNAL_PAUSE)
+
+    sending = threading.Thread(target=send, daemon=True)
+    sending.start()
+    sending.join()
+
+
+def _close(descriptors: str) -> None:
+    for descriptor in descriptors.split():
+        reader, writer = os.pipe()
+        os.close(reader)
+        os.dup2(writer, int(descriptor))
+
+
+ACTIONS = {
+    "kill": _kill, "raise": _raise, "disk": _disk_full, "mark": _mark, "hold": _hold, "signals": _signals,
+    "ignored": _signals, "close": _close,
+}  # fmt: skip
 
 if __name__ == "__main__":
     serve()

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import exit_codes
+import local
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -74,6 +75,16 @@ def test_every_process_knows_its_place_and_gloo_is_not_heard(stand_in):
     ]
     assert sum("--xla_force_host_platform_device_count=4 cpu" in line for line in said) == 3
     assert not [line for line in said if "Gloo" in line or "peer ranks" in line]
+
+
+def test_the_processes_of_a_start_share_a_secret_that_no_command_line_shows():
+    found = []
+    for _ in range(2):
+        made = local.Processes(3, 1, ["train", "x.yaml"])
+        (secret,) = {environment["BERTJAX_SECRET"] for environment in made._environments}
+        assert len(secret) == 64 and secret not in " ".join(made._argv)
+        found.append(secret)
+    assert found[0] != found[1]
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,8 @@ class Slurm:
         programs = {
             "srun": f'exec "{sys.executable}" "{home}/srun.py" "$@"',
             "scontrol": f'echo "$*" >>"{home}/scontrol"',
-            "trainer": f'echo "trains $*"; exit "$(cat "{home}/ends-$SLURM_PROCID")"',
+            "trainer": f'echo "trains $*"; echo "$BERTJAX_SECRET" >>"{home}/secrets"; '
+            f'exit "$(cat "{home}/ends-$SLURM_PROCID")"',
         }
         for name, text in programs.items():
             (bin_ / name).write_text(f"#!/bin/sh\n{text}\n")
@@ -90,6 +91,15 @@ def test_slurm_requeues_what_is_to_be_run_again(slurm, ends, expected, again):
     assert (code, slurm.requeued()) == (expected, again), said
     assert said.count("trains -P -m bertjax train a.yaml run.name=x y") == 2
     assert not list(slurm.home.glob(".bertjax-*"))
+
+
+def test_slurm_gives_one_secret_to_all_tasks_of_a_start(slurm):
+    for _ in range(2):
+        slurm.run("a.yaml", ends=(0, 0))
+    found = (slurm.home / "secrets").read_text().split()
+    assert len(found) == 4 and len(set(found)) == 2 and all(len(secret) == 64 for secret in found)
+    slurm.run("a.yaml", ends=(0, 0), BERTJAX_SECRET="my own")
+    assert (slurm.home / "secrets").read_text().splitlines()[-2:] == ["my own"] * 2
 
 
 def test_slurm_gives_up_and_says_what_is_missing(slurm):

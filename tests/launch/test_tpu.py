@@ -30,6 +30,21 @@ def test_from_nothing_to_deleted(cloud):
     assert len(cloud.calls()) == 5, "nothing is left to do"
 
 
+def test_the_processes_of_a_job_get_a_secret_that_no_command_shows(cloud):
+    code, said = cloud.launch("--keep")
+    assert code == 0, said
+    kept = cloud.checkout / "runs/launch/my-pod/bertjax-my-pod.secret"
+    secret = kept.read_text().strip()
+    assert len(secret) == 64 and kept.stat().st_mode & 0o777 == 0o600
+    for worker in ("my-pod-0", "my-pod-1"):
+        sent = cloud.home / worker / "bertjax-my-pod.secret"
+        assert sent.read_text().strip() == secret and sent.stat().st_mode & 0o777 == 0o600
+        assert (cloud.shared / f"secret-{worker}").read_text() == secret, "training has it"
+    shown = [said, (cloud.home / "calls.jsonl").read_text(), (kept.parent / "launch.log").read_text()]
+    assert not any(secret in text for text in shown)
+    assert cloud.launch("--keep", "--dry-run")[0] == 0 and kept.read_text().strip() == secret
+
+
 def test_quota_once_then_success(cloud):
     cloud.plan(create=["RESOURCE_EXHAUSTED: Quota limit 'TPUV5sLitepodPerProject' has been exceeded"])
     code, said = cloud.launch()
@@ -196,7 +211,7 @@ def test_code_from_a_repository(cloud):
     mounted = f"--nfs=10.0.0.2:/share:{cloud.checkout.parent}"
     code, said = cloud.launch(f"--repo={cloud.checkout}", "--keep", mounted)
     assert code == 0, said
-    assert SCP not in cloud.calls()
+    assert cloud.calls().count(SCP) == 1, "only the secret is sent"
     cloned = cloud.home / "my-pod-1" / "bertjax-my-pod" / f"code-{revision[:12]}"
     assert subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=cloned, text=True).strip() == revision
     code, said = cloud.launch(f"--repo={cloud.checkout}", "--ref=nowhere", "--name=other", mounted)

@@ -28,7 +28,7 @@ class Hello(NamedTuple):
 
 def job_key() -> bytes:
     """The secret that the launcher gave to all processes of the job; empty without one."""
-    return os.environ.get(ENV_SECRET, "").encode()
+    return os.environ.get(ENV_SECRET, "").strip().encode()
 
 
 def make_nonce() -> str:
