@@ -1,6 +1,9 @@
-"""A lost process is recognized wherever it surfaces: the others leave with 75. What is no lost process is not 75."""
+"""A lost process is recognized wherever it surfaces: the others leave with 75. What is no lost process is not 75.
 
-import importlib.util
+The storms disturb runs at random: nothing that was learned may differ from a run that nobody disturbs.
+"""
+
+import json
 import os
 import re
 import socket
@@ -8,20 +11,16 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import peer_storm
 import pytest
 from fork_server import Fault, ForkedProcess, ForkServer
+from peer_storm import Storm, exit_codes
 
 from bertjax.training.checkpoint.layout import committed_steps
 
-ROOT = Path(__file__).parents[1]
 SLOW = pytest.mark.slow
 pytestmark = pytest.mark.timeout(300)
 EXIT_SECONDS = 15  # in which all have left after a kill: three of grace, the rest for a busy machine
-
-_spec = importlib.util.spec_from_file_location("exit_codes", ROOT / "launch" / "exit_codes.py")
-assert _spec is not None and _spec.loader is not None
-exit_codes = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(exit_codes)
 
 
 @pytest.fixture(scope="module")
@@ -177,3 +176,38 @@ def test_a_full_disk_in_the_commit_is_4(start):
 def test_bad_input_is_2_on_both(start):
     job = start({}, "tasks.text.source.files=[none.txt]")
     assert codes(job) == [2, 2], [process.err.read_text() for process in job]
+
+
+# ---- storms ---------------------------------------------------------------------------------------------------------
+
+
+def assert_nothing_lost(storm: Storm, times: int) -> None:
+    report = storm.run(times)
+    print(json.dumps(report.summary()))
+    assert report.times >= times and report.runs >= 1 and report.bad == [], report.summary()
+    assert report.differing == 0 and report.lost_checkpoints == 0, report.summary()
+    assert max(report.redone) <= 2 * peer_storm.SAVE_EVERY and max(report.exits) < peer_storm.EXIT_SECONDS
+
+
+@pytest.mark.timeout(600)
+def test_five_disturbances(server, project, tmp_path, monkeypatch):
+    monkeypatch.setattr(peer_storm, "STEPS", 20)
+    monkeypatch.setattr(peer_storm, "KINDS", ("kill", "SIGTERM"))
+    assert_nothing_lost(Storm(server, project, tmp_path, 2, seed=1), 5)
+
+
+@SLOW
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("processes", [2, 4])
+def test_forty_disturbances(server, project, tmp_path, processes):
+    assert_nothing_lost(Storm(server, project, tmp_path, processes, seed=processes), 40)
+
+
+@SLOW
+@pytest.mark.timeout(900)
+def test_the_storm_sees_a_run_that_forgets_its_place_in_the_data(server, project, tmp_path, monkeypatch):
+    """A control: every resumed run takes the first batches again."""
+    monkeypatch.setattr(peer_storm, "KINDS", ("SIGTERM",))
+    forgetful: Fault = ("bertjax.data.pipeline.loader:Batches.iterate", 0, "wrap forget_position")
+    report = Storm(server, project, tmp_path, 2, seed=3, faults=[forgetful]).run(3)
+    assert report.bad == [] and report.differing > 0, report.summary()

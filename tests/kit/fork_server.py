@@ -4,10 +4,13 @@
 {"argv", "environment", "cwd", "out", "faults"} starts a command -> its process id; {"wait": id} -> its status or null.
 
 A fault is [where, call, what]: `where` names a function, `module:function` or `module:Class.method`; at its call number
-`call` the process does `what`: "kill" (itself, by SIGKILL), "disk full", "raise TEXT" (a ValueError), "mark FILE"
-(writes the file), "hold FILE" (writes it and waits until it is gone), "signals N ..." (gets these signals), "ignored N" (the same, after
-it was started with that signal ignored), "close FD ..." (these lose their readers), or "set VALUE" (at once: replaces
-the object).
+`call` the process does `what`:
+
+    kill             ends by SIGKILL                     raise TEXT       raises a ValueError
+    disk full        raises the OSError of a full disk   hold FILE        writes the file and waits until it is gone
+    signals N ...    gets these signals                  ignored N        the same, started with that signal ignored
+    close FD ...     these lose their readers            set VALUE        (at the start) replaces the object
+    wrap FUNCTION    (at the start) replaces `where` by FUNCTION(where), FUNCTION being one of this module
 """
 
 import ctypes
@@ -162,6 +165,9 @@ def install(where: str, call: int, what: str) -> None:
             setattr(owner, name, value)
         return
     real: Callable[..., Any] = getattr(owner, name)
+    if action == "wrap":
+        setattr(owner, name, globals()[text](real))
+        return
     calls = [0]
 
     @functools.wraps(real)
@@ -185,10 +191,6 @@ def _raise(text: str) -> None:
 
 def _disk_full(_: str) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/full/disk")
-
-
-def _mark(path: str) -> None:
-    Path(path).write_text(str(os.getpid()))
 
 
 def _hold(path: str) -> None:
@@ -217,8 +219,13 @@ def _close(descriptors: str) -> None:
         os.dup2(writer, int(descriptor))
 
 
+def forget_position(iterate: Callable[..., Any]) -> Callable[..., Any]:
+    """For `Batches.iterate`: a run that goes on begins with the first batch again."""
+    return lambda self, start, *arguments, **options: iterate(self, 0, *arguments, **options)
+
+
 ACTIONS = {
-    "kill": _kill, "raise": _raise, "disk": _disk_full, "mark": _mark, "hold": _hold, "signals": _signals,
+    "kill": _kill, "raise": _raise, "disk": _disk_full, "hold": _hold, "signals": _signals,
     "ignored": _signals, "close": _close,
 }  # fmt: skip
 
