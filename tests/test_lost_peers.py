@@ -8,12 +8,12 @@ import os
 import re
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import peer_storm
 import pytest
-from fork_server import Fault, ForkedProcess, ForkServer
+from fork_server import Fault, ForkedProcess
 from peer_storm import Storm, exit_codes
 
 from bertjax.training.checkpoint.layout import committed_steps
@@ -23,32 +23,11 @@ pytestmark = pytest.mark.timeout(300)
 EXIT_SECONDS = 15  # in which all have left after a kill: three of grace, the rest for a busy machine
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[ForkServer]:
-    with ForkServer() as started:
-        yield started
-
-
-@pytest.fixture(scope="module")
-def project(tiny_project, tmp_path_factory) -> Path:
-    """The tiny project with its first stage only."""
-    home = tmp_path_factory.mktemp("pretrain")
-    for name in ("text.txt", "more.txt"):
-        (home / name).symlink_to(tiny_project / name)
-    (home / "tiny.yaml").write_text(
-        (tiny_project / "tiny.yaml")
-        .read_text()
-        .partition("  - {name: qa")[0]
-        .replace("num_hidden_layers: 2", "num_hidden_layers: 1")
-    )
-    return home
-
-
 Start = Callable[..., list[ForkedProcess]]
 
 
 @pytest.fixture
-def start(server, project, tmp_path) -> Start:
+def start(fork_server, pretrain_project, tmp_path) -> Start:
     """start({process: faults}, *overrides, processes=2): a run of six steps, saved at 3 and 6, in runs/tiny."""
 
     def begin(faults: dict[int, Sequence[Fault]], *overrides: str, processes: int = 2) -> list[ForkedProcess]:
@@ -59,8 +38,8 @@ def start(server, project, tmp_path) -> Start:
         words = ["train", "tiny.yaml", f"run.root={tmp_path}/runs", "stages.pretrain.steps=6",
                  "run.checkpoint.save_every=3", f"run.compilation_cache_dir={cache}", *overrides]  # fmt: skip
         return [
-            server.start(
-                words, project, tmp_path / f"{index}-{time.monotonic_ns()}",
+            fork_server.start(
+                words, pretrain_project, tmp_path / f"{index}-{time.monotonic_ns()}",
                 {"BERTJAX_COORDINATOR": address, "BERTJAX_NUM_PROCESSES": str(processes),
                  "BERTJAX_PROCESS_ID": str(index)}, faults.get(index, ()),
             )
@@ -190,24 +169,24 @@ def assert_nothing_lost(storm: Storm, times: int) -> None:
 
 
 @pytest.mark.timeout(600)
-def test_five_disturbances(server, project, tmp_path, monkeypatch):
+def test_five_disturbances(fork_server, pretrain_project, tmp_path, monkeypatch):
     monkeypatch.setattr(peer_storm, "STEPS", 20)
     monkeypatch.setattr(peer_storm, "KINDS", ("kill", "SIGTERM"))
-    assert_nothing_lost(Storm(server, project, tmp_path, 2, seed=1), 5)
+    assert_nothing_lost(Storm(fork_server, pretrain_project, tmp_path, 2, seed=1), 5)
 
 
 @SLOW
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("processes", [2, 4])
-def test_forty_disturbances(server, project, tmp_path, processes):
-    assert_nothing_lost(Storm(server, project, tmp_path, processes, seed=processes), 40)
+def test_forty_disturbances(fork_server, pretrain_project, tmp_path, processes):
+    assert_nothing_lost(Storm(fork_server, pretrain_project, tmp_path, processes, seed=processes), 40)
 
 
 @SLOW
 @pytest.mark.timeout(900)
-def test_the_storm_sees_a_run_that_forgets_its_place_in_the_data(server, project, tmp_path, monkeypatch):
+def test_the_storm_sees_a_run_that_forgets_its_place_in_the_data(fork_server, pretrain_project, tmp_path, monkeypatch):
     """A control: every resumed run takes the first batches again."""
     monkeypatch.setattr(peer_storm, "KINDS", ("SIGTERM",))
     forgetful: Fault = ("bertjax.data.pipeline.loader:Batches.iterate", 0, "wrap forget_position")
-    report = Storm(server, project, tmp_path, 2, seed=3, faults=[forgetful]).run(3)
+    report = Storm(fork_server, pretrain_project, tmp_path, 2, seed=3, faults=[forgetful]).run(3)
     assert report.bad == [] and report.differing > 0, report.summary()

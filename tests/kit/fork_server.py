@@ -69,7 +69,8 @@ class ForkServer:
         paths = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "kit"), os.environ.get("PYTHONPATH", "")])
         self._process = subprocess.Popen(
             [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            env=os.environ | {"PYTHONPATH": paths, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": FAST_COMPILATION},
+            env=os.environ | {"PYTHONPATH": paths, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": FAST_COMPILATION,
+                              "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"},
         )  # fmt: skip
         self.running: list[ForkedProcess] = []
         return self

@@ -74,18 +74,17 @@ class Storm:
             free.bind(("127.0.0.1", 0))
             address = f"127.0.0.1:{free.getsockname()[1]}"
         cache = Path(os.environ["JAX_COMPILATION_CACHE_DIR"]) / f"forks-{self.processes}"
-        words = ["train", "tiny.yaml", f"run.root={self.root}", f"run.name={self.name}",
-                 f"stages.pretrain.steps={STEPS}", f"run.checkpoint.save_every={SAVE_EVERY}", f"run.compilation_cache_dir={cache}"]  # fmt: skip
+        about = {"root": self.root, "name": self.name, "compilation_cache_dir": cache}
+        words = [f"run.{key}={value}" for key, value in about.items()]
+        words += [f"stages.pretrain.steps={STEPS}", f"run.checkpoint.save_every={SAVE_EVERY}"]
+        seat = {"COORDINATOR": address, "NUM_PROCESSES": self.processes, "START_TIMEOUT": START_SECONDS, "SECRET": "x"}
         self.lives += 1
-        about = {"BERTJAX_COORDINATOR": address, "BERTJAX_NUM_PROCESSES": str(self.processes),
-                 "BERTJAX_START_TIMEOUT": str(START_SECONDS), "BERTJAX_SECRET": "storm"}  # fmt: skip
-        return [
-            self.server.start(
-                words, self.project, self.root / f"{self.lives}-{index}", about | {"BERTJAX_PROCESS_ID": str(index)},
-                self.faults if self.processes > 1 or index == 0 else (),
-            )
-            for index in range(self.processes)
-        ]  # fmt: skip
+        job = []
+        for index in range(self.processes):
+            environment = {f"BERTJAX_{name}": str(value) for name, value in (seat | {"PROCESS_ID": index}).items()}
+            out = self.root / f"{self.lives}-{index}"
+            job.append(self.server.start(["train", "tiny.yaml", *words], self.project, out, environment, self.faults))
+        return job
 
     def losses(self) -> dict[int, float]:
         """{step: loss}; JSON keeps every bit. A line cut by a kill is none."""

@@ -4,12 +4,12 @@ import json
 import os
 import re
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fork_server import SIGNAL_PAUSE, ForkedProcess, ForkServer
+from fork_server import SIGNAL_PAUSE, ForkedProcess
 
 from bertjax.interrupts import DEBOUNCE_SECONDS
 from bertjax.training.checkpoint.layout import committed_steps
@@ -35,35 +35,18 @@ EVENTS = {
 FAST = {("SIGHUP", "step"), ("closed output", "step")}
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[ForkServer]:
-    with ForkServer() as started:
-        yield started
-
-
-@pytest.fixture(scope="module")
-def project(tiny_project, tmp_path_factory) -> Path:
-    """The tiny project with its first stage only."""
-    home = tmp_path_factory.mktemp("pretrain")
-    for name in ("text.txt", "more.txt"):
-        (home / name).symlink_to(tiny_project / name)
-    text = (tiny_project / "tiny.yaml").read_text().partition("  - {name: qa")[0]
-    (home / "tiny.yaml").write_text(text.replace("num_hidden_layers: 2", "num_hidden_layers: 1"))
-    return home
-
-
 Train = Callable[..., ForkedProcess]
 
 
 @pytest.fixture
-def train(server, project, tmp_path) -> Train:
+def train(fork_server, pretrain_project, tmp_path) -> Train:
     """train(steps, *faults): a run in tmp_path/runs/tiny, which has ended."""
 
     def run(steps: int, *faults: tuple[str, int, str], root: Path = tmp_path) -> ForkedProcess:
         cache = Path(os.environ["JAX_COMPILATION_CACHE_DIR"]) / "forks-1"
         words = ["train", "tiny.yaml", f"run.root={root}/runs", f"stages.pretrain.steps={steps}",
                  "run.checkpoint.save_every=3", f"run.compilation_cache_dir={cache}"]  # fmt: skip
-        process = server.start(words, project, root / f"{steps}-{len(server.running)}", {}, faults)
+        process = fork_server.start(words, pretrain_project, root / f"{steps}-{len(fork_server.running)}", {}, faults)
         process.wait(200)
         return process
 
@@ -71,12 +54,12 @@ def train(server, project, tmp_path) -> Train:
 
 
 @pytest.fixture(scope="module")
-def whole(server, project, tmp_path_factory) -> dict[int, Any]:
+def whole(fork_server, pretrain_project, tmp_path_factory) -> dict[int, Any]:
     root = tmp_path_factory.mktemp("whole")
     cache = Path(os.environ["JAX_COMPILATION_CACHE_DIR"]) / "forks-1"
     words = ["train", "tiny.yaml", f"run.root={root}/runs", f"stages.pretrain.steps={STEPS}",
              "run.checkpoint.save_every=3", f"run.compilation_cache_dir={cache}"]  # fmt: skip
-    process = server.start(words, project, root / "whole", {})
+    process = fork_server.start(words, pretrain_project, root / "whole", {})
     assert process.wait(200) == 0, process.err.read_text()
     return losses(root / "runs" / "tiny")
 
