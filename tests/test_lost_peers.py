@@ -28,20 +28,26 @@ Start = Callable[..., list[ForkedProcess]]
 
 @pytest.fixture
 def start(fork_server, pretrain_project, tmp_path) -> Start:
-    """start({process: faults}, *overrides, processes=2): a run of six steps, saved at 3 and 6, in runs/tiny."""
+    """start({process: faults}, *overrides, processes=2): a run of six steps, saved at 3 and 6, in runs/tiny.
 
-    def begin(faults: dict[int, Sequence[Fault]], *overrides: str, processes: int = 2) -> list[ForkedProcess]:
+    Its steps are those of kit/small_run.py, with `model=True` those of a small BERT.
+    """
+
+    def begin(
+        faults: dict[int, Sequence[Fault]], *overrides: str, processes: int = 2, model: bool = False
+    ) -> list[ForkedProcess]:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             address = f"127.0.0.1:{free.getsockname()[1]}"
         cache = Path(os.environ["JAX_COMPILATION_CACHE_DIR"]) / f"forks-{processes}"
         words = ["train", "tiny.yaml", f"run.root={tmp_path}/runs", "stages.pretrain.steps=6",
                  "run.checkpoint.save_every=3", f"run.compilation_cache_dir={cache}", *overrides]  # fmt: skip
+        always: list[Fault] = [] if model else [("bertjax.training.loop:train", 0, "wrap small_run:without_model")]
         return [
             fork_server.start(
                 words, pretrain_project, tmp_path / f"{index}-{time.monotonic_ns()}",
                 {"BERTJAX_COORDINATOR": address, "BERTJAX_NUM_PROCESSES": str(processes),
-                 "BERTJAX_PROCESS_ID": str(index)}, faults.get(index, ()),
+                 "BERTJAX_PROCESS_ID": str(index)}, [*always, *faults.get(index, ())],
             )
             for index in range(processes)
         ]  # fmt: skip
@@ -75,15 +81,20 @@ PLACES = {
     "rendezvous": ("bertjax.parallel.multihost.peer_monitor:start", 1),
     "jax's start": ("jax:distributed.initialize", 1),
     "warm-up": ("bertjax.parallel.multihost.initialize:warm_up_collectives", 1),
-    "step": ("bertjax.training.stage:StageRunner.run_step", 2),
+    "step": ("small_run:one_step", 2),
     "digest": ("bertjax.training.checkpoint.checksums:compute_digests", 1),
     "save": ("bertjax.training.checkpoint.orbax_io:start_save", 1),
     "commit": ("bertjax.training.checkpoint.manager:CheckpointManager._finish", 1),
     "next save": ("bertjax.training.checkpoint.manager:CheckpointManager.wait", 2),
+    "end": ("bertjax.training.checkpoint.manager:CheckpointManager.close", 1),
+}
+IN_A_MODEL = {
+    "step": ("bertjax.training.stage:StageRunner.run_step", 2),
+    "digest": PLACES["digest"],
     "evaluation": ("bertjax.evaluation.evaluators.loss:local_batch_rows", 2),
     "end": ("bertjax.training.stage:StageRunner.finish", 1),
 }
-FAST = {("digest", 1)}
+FAST = {("digest", 1), ("commit", 0)}
 
 
 @pytest.mark.parametrize(
@@ -95,6 +106,15 @@ def test_a_process_killed_anywhere_is_75_for_the_other(start, tmp_path, place, v
     survive(start({victim: [(where, call, "kill")]}), victim)
     assert set(codes(start({}))) == {0}, "the same command goes on"
     assert committed_steps(tmp_path / "runs" / "tiny" / "checkpoints" / "00-pretrain")[-1] == 6
+
+
+@SLOW
+@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("place", IN_A_MODEL)
+def test_the_same_in_a_run_with_a_model(start, place, victim):
+    where, call = IN_A_MODEL[place]
+    survive(start({victim: [(where, call, "kill")]}, model=True), victim)
+    assert set(codes(start({}, model=True))) == {0}, "the same command goes on"
 
 
 @SLOW
@@ -153,7 +173,7 @@ def test_a_full_disk_in_the_commit_is_4(start):
 
 @SLOW
 def test_bad_input_is_2_on_both(start):
-    job = start({}, "tasks.text.source.files=[none.txt]")
+    job = start({}, "tasks.text.source.files=[none.txt]", model=True)
     assert codes(job) == [2, 2], [process.err.read_text() for process in job]
 
 
@@ -187,6 +207,6 @@ def test_forty_disturbances(fork_server, pretrain_project, tmp_path, processes):
 def test_the_storm_sees_a_run_that_forgets_its_place_in_the_data(fork_server, pretrain_project, tmp_path, monkeypatch):
     """A control: every resumed run takes the first batches again."""
     monkeypatch.setattr(peer_storm, "KINDS", ("SIGTERM",))
-    forgetful: Fault = ("bertjax.data.pipeline.loader:Batches.iterate", 0, "wrap forget_position")
+    forgetful: Fault = ("bertjax.data.pipeline.loader:Batches.iterate", 0, "wrap peer_storm:forget_position")
     report = Storm(fork_server, pretrain_project, tmp_path, 2, seed=3, faults=[forgetful]).run(3)
     assert report.bad == [] and report.differing > 0, report.summary()

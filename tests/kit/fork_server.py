@@ -10,7 +10,7 @@ A fault is [where, call, what]: `where` names a function, `module:function` or `
     disk full        raises the OSError of a full disk   hold FILE        writes the file and waits until it is gone
     signals N ...    gets these signals                  ignored N        the same, started with that signal ignored
     close FD ...     these lose their readers            set VALUE        (at the start) replaces the object
-    wrap FUNCTION    (at the start) replaces `where` by FUNCTION(where), FUNCTION being one of this module
+    wrap FUNCTION    (at the start) replaces `where` by FUNCTION(where), FUNCTION being MODULE:NAME
 """
 
 import ctypes
@@ -120,6 +120,7 @@ def serve() -> None:
 def import_everything() -> None:
     """What a training run needs; no device is touched, which a fork could not use."""
     import orbax.checkpoint  # noqa: F401
+    import small_run  # noqa: F401
 
     import bertjax.cli.main
     import bertjax.evaluation.evaluators.build
@@ -167,7 +168,8 @@ def install(where: str, call: int, what: str) -> None:
         return
     real: Callable[..., Any] = getattr(owner, name)
     if action == "wrap":
-        setattr(owner, name, globals()[text](real))
+        maker, _, function = text.partition(":")
+        setattr(owner, name, getattr(importlib.import_module(maker), function)(real))
         return
     calls = [0]
 
@@ -218,11 +220,6 @@ def _close(descriptors: str) -> None:
         reader, writer = os.pipe()
         os.close(reader)
         os.dup2(writer, int(descriptor))
-
-
-def forget_position(iterate: Callable[..., Any]) -> Callable[..., Any]:
-    """For `Batches.iterate`: a run that goes on begins with the first batch again."""
-    return lambda self, start, *arguments, **options: iterate(self, 0, *arguments, **options)
 
 
 ACTIONS = {

@@ -8,7 +8,7 @@ import socket
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -190,3 +190,8 @@ class Storm:
             last = [process.err.read_text().splitlines()[-1:] for process in job]
             self.report.bad.append(f"life {self.lives}, {kind} of {victim}: {codes}, {last}")
         return 75
+
+
+def forget_position(iterate: Callable[..., Any]) -> Callable[..., Any]:
+    """For `Batches.iterate`: a run that goes on begins with the first batch again."""
+    return lambda self, start, *arguments, **options: iterate(self, 0, *arguments, **options)
