@@ -188,6 +188,7 @@ def assert_nothing_lost(storm: Storm, times: int) -> None:
     assert max(report.redone) <= 2 * peer_storm.SAVE_EVERY and max(report.exits) < peer_storm.EXIT_SECONDS
 
 
+@SLOW
 @pytest.mark.timeout(600)
 def test_five_disturbances(fork_server, pretrain_project, tmp_path, monkeypatch):
     monkeypatch.setattr(peer_storm, "STEPS", 20)

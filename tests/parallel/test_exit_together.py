@@ -68,6 +68,7 @@ def test_any_error_while_all_are_there_keeps_its_own_code(job, error):
 @pytest.mark.parametrize(
     "error",
     [
+        StorageError(GLOO),
         jax.errors.JaxRuntimeError(GLOO), ValueError(GLOO),
         jax.errors.JaxRuntimeError("UNAVAILABLE: failed to connect to all addresses"),
         jax.errors.JaxRuntimeError("INTERNAL: NCCL operation ncclAllReduce() failed: remote process exited"),
@@ -84,9 +85,10 @@ def test_a_failure_of_the_program_is_not(job, text):
     assert job.said[0][0] == 70
 
 
-def test_an_error_after_another_ended_with_one_of_its_own_is_75(job, capfd):
+@pytest.mark.parametrize("error", [ValueError("no answer"), StorageError("no answer")])
+def test_an_error_after_another_ended_with_one_of_its_own_is_75(job, capfd, error):
     job.left = {1: Departure("process 1 on host-1", 4, "StorageError: full")}
-    assert "(process 1 on host-1 ended with exit code 4)" in leaves_with_75(ValueError("no answer"), capfd)
+    assert "(process 1 on host-1 ended with exit code 4)" in leaves_with_75(error, capfd)
 
 
 @pytest.mark.parametrize(
@@ -94,6 +96,7 @@ def test_an_error_after_another_ended_with_one_of_its_own_is_75(job, capfd):
     [
         (ValueError("the same"), 70, "ValueError: the same"),
         (UserError("the same"), 2, "UserError: the same"),
+        (StorageError("the same"), 4, "StorageError: the same"),
         (UserError("another"), 2, "UserError: the same"),
         (ValueError("after the last step"), 0, ""),
     ],

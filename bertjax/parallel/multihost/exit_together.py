@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import jax
 
-from bertjax.errors import BertjaxError, StoppedSafely, brief, exit_code
+from bertjax.errors import BertjaxError, StoppedSafely, StorageError, brief, exit_code
 from bertjax.parallel.multihost import peer_monitor, sigabrt
 from bertjax.parallel.multihost.initialize import JAX_TIMEOUTS
 from bertjax.progress import reporter
@@ -53,14 +53,14 @@ def restartable_reason(error: Exception, what: str) -> str | None:
     monitor = peer_monitor.current
     if lost := monitor.find_lost(float(JAX_TIMEOUTS["heartbeat_timeout_seconds"])):
         return lost
-    if isinstance(error, BertjaxError):
+    if isinstance(error, BertjaxError) and not isinstance(error, StorageError):  # a save fails for many reasons
         return None
+    ended = (departure for departure in monitor.left.values() if departure.code and departure.why != what)
+    if departure := next(ended, None):
+        return f"{departure.who} ended with exit code {departure.code}"
     text = brief(error, 160)
     is_jax = isinstance(error, jax.errors.JaxRuntimeError) and not text.startswith(_LOCAL_ERRORS)
-    if is_jax or _TRANSPORT.search(text):
-        return text
-    own = (departure for departure in monitor.left.values() if departure.code and departure.why != what)
-    return next((f"{departure.who} ended with exit code {departure.code}" for departure in own), None)
+    return text if is_jax or _TRANSPORT.search(text) else None
 
 
 def wait_for_others() -> None:

@@ -4,6 +4,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ import jax
 from bertjax.config.schema.run import CheckpointPolicy
 from bertjax.errors import BertjaxError, StorageError, UserError, brief
 from bertjax.models import param_paths
-from bertjax.parallel.multihost.primary import any_error, is_primary, run_on_primary
+from bertjax.parallel.multihost import kv_store
+from bertjax.parallel.multihost.primary import any_error, is_multiprocess, is_primary, run_on_primary
 from bertjax.progress import reporter
 from bertjax.storage import folders
 from bertjax.training.checkpoint import fits, layout, orbax_io
@@ -23,6 +25,7 @@ from bertjax.training.checkpoint.lock import Lock, lock_folder
 from bertjax.training.checkpoint.reader import CheckpointReader, one_line
 
 log = logging.getLogger(__name__)
+POLL_SECONDS = 2.0  # between two looks whether another process has failed to write its part
 
 
 class CheckpointManager:
@@ -51,7 +54,7 @@ class CheckpointManager:
         self._saving: threading.Thread | None = None
         self._failure: Exception | None = None
         self._lock: Lock | None = None
-        self._closed = False
+        self._closed = self._abandoned = False
         run_on_primary(self._open)
         self._writer = orbax_io.open_writer(self._prepare_commit)
 
@@ -164,6 +167,7 @@ class CheckpointManager:
                 folders.flush_names(self.folder)
         except Exception as error:
             self._failure = self._not_written(step, error)
+            self._tell_others(step)
             return
         try:
             if is_primary():
@@ -172,6 +176,15 @@ class CheckpointManager:
                 self._remove_old()
         except Exception as error:
             self._failure = error
+
+    def _tell_others(self, step: int) -> None:
+        """Let the others know that this process has not written a step: they wait for it in barriers of Orbax."""
+        if is_multiprocess():
+            with suppress(jax.errors.JaxRuntimeError):  # another one was first, or the coordinator is gone
+                kv_store.put(self._failure_key(step), str(self._failure))
+
+    def _failure_key(self, step: int) -> str:
+        return f"save_failed/{self.folder.name}/{step}"
 
     def _remove_old(self) -> None:
         steps = self.committed_steps()
@@ -195,9 +208,13 @@ class CheckpointManager:
             raise failure or StorageError(str(reason))
 
     def _join(self) -> Exception | None:
-        if self._saving is not None:
-            self._saving.join()
-            self._saving = None
+        while self._saving is not None:
+            self._saving.join(None if not is_multiprocess() else POLL_SECONDS)
+            if not self._saving.is_alive():
+                self._saving = None
+            elif self._newest is not None and (said := kv_store.try_get(self._failure_key(self._newest))):
+                self._saving, self._abandoned = None, True
+                return StorageError(said)
         failure, self._failure = self._failure, None
         return failure
 
@@ -221,7 +238,8 @@ class CheckpointManager:
                 failure = self._join()  # not `wait`: the other processes may have ended
             if failure:
                 raise failure
-            self._writer.close()
+            if not self._abandoned:  # it waits for another process that has failed
+                self._writer.close()
         finally:
             if self._lock:
                 self._lock.release()
