@@ -188,12 +188,17 @@ def assert_nothing_lost(storm: Storm, times: int) -> None:
     assert max(report.redone) <= 2 * peer_storm.SAVE_EVERY and max(report.exits) < peer_storm.EXIT_SECONDS
 
 
+def test_five_disturbances_of_a_run_without_a_model(fork_server, pretrain_project, tmp_path, monkeypatch):
+    monkeypatch.setattr(peer_storm, "KINDS", ("kill", "kill", "SIGTERM", "SIGHUP"))
+    assert_nothing_lost(Storm(fork_server, pretrain_project, tmp_path, 2, seed=1, model=False), 5)
+
+
 @SLOW
-@pytest.mark.timeout(600)
-def test_five_disturbances(fork_server, pretrain_project, tmp_path, monkeypatch):
-    monkeypatch.setattr(peer_storm, "STEPS", 20)
-    monkeypatch.setattr(peer_storm, "KINDS", ("kill", "SIGTERM"))
-    assert_nothing_lost(Storm(fork_server, pretrain_project, tmp_path, 2, seed=1), 5)
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("processes", [2, 4])
+def test_forty_disturbances_of_a_run_without_a_model(fork_server, pretrain_project, tmp_path, processes):
+    """Of more lives most end near a save: nothing else takes long."""
+    assert_nothing_lost(Storm(fork_server, pretrain_project, tmp_path, processes, seed=10, model=False), 40)
 
 
 @SLOW

@@ -56,13 +56,24 @@ class Storm:
     """Runs of `project` in `root`, each by `processes` processes; `faults`: in every process."""
 
     def __init__(
-        self, server: ForkServer, project: Path, root: Path, processes: int, seed: int, faults: Sequence[Fault] = ()
+        self,
+        server: ForkServer,
+        project: Path,
+        root: Path,
+        processes: int,
+        seed: int,
+        faults: Sequence[Fault] = (),
+        *,
+        model: bool = True,
     ) -> None:
+        """model: whether the runs train a model, or are those of small_run.py."""
         self.server, self.project, self.root, self.processes = server, project, root, processes
         self.random, self.report = random.Random(seed), Report()
         heartbeat = json.dumps({"heartbeat_timeout_seconds": HEARTBEAT_SECONDS})
         timeouts = ("bertjax.parallel.multihost.initialize:JAX_TIMEOUTS", 0, f"set {heartbeat}")
-        self.faults: list[Fault] = [timeouts, *faults]
+        small: Fault = ("bertjax.training.loop:train", 0, "wrap small_run:without_model")
+        self.faults: list[Fault] = [timeouts, *faults, *([] if model else [small])]
+        self.line_bytes = 300 if model else 60  # of a step in the record, about
         self.name, self.lives = "whole", 0
 
     @property
@@ -155,7 +166,7 @@ class Storm:
                     start = now.st_size
                 elif now.st_size > start and self.report.times and len(self.report.recoveries) < self.report.times:
                     self.report.recoveries.append(time.monotonic() - began)
-                if now.st_size - start >= 300 * lines:
+                if now.st_size - start >= self.line_bytes * lines:
                     return
             time.sleep(0.01)
 
