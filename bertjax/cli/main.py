@@ -6,7 +6,6 @@ same command again), 70 a bug (traceback), 130 interrupted.
 
 import argparse
 import difflib
-import errno
 import os
 import re
 import select
@@ -33,7 +32,7 @@ from bertjax.cli import (
     train,
 )
 from bertjax.cli.arguments import Command, load_plugins
-from bertjax.errors import BertjaxError, StoppedSafely, UserError
+from bertjax.errors import BertjaxError, StoppedSafely, UserError, escape_unprintable, known_error
 from bertjax.interrupts import INTERRUPTED_EXIT_CODE, interruptible
 from bertjax.progress import reporter
 
@@ -51,8 +50,6 @@ _EXIT_CODES_HELP = (
     "130 Ctrl-C"
 )
 _KEY = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)*\Z")
-_STORAGE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG}
-_PATH_ERRORS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -90,16 +87,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             code = _run(list(sys.argv[1:] if argv is None else argv))
             sys.stdout.flush()
         return code
-    except BertjaxError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED_EXIT_CODE
     except BrokenPipeError as error:
         return _broken_pipe(error)
     except Exception as error:
-        return _unexpected_error(error)
+        return _report(error)
+    except BaseException as error:  # a panic of a Rust library is no Exception
+        if known_error(error) is None:
+            raise
+        return _report(error)
 
 
 def _open_closed_streams() -> None:
@@ -247,21 +245,16 @@ def _broken_pipe(error: BrokenPipeError) -> int:
     except (OSError, ValueError, AttributeError):  # standard output is not a file
         gone = False
     if not gone:
-        return _unexpected_error(error)
+        return _report(error)
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter reports an error at exit
     return 141
 
 
-def _unexpected_error(error: Exception) -> int:
-    """Reports an error that no bertjax module raised itself: one line for a system error, a traceback for a bug."""
-    if isinstance(error, OSError) and error.errno in _STORAGE_ERRORS | _PATH_ERRORS:
-        print(f"{error.filename or 'storage'}: {error.strerror}", file=sys.stderr)
-        return 4 if error.errno in _STORAGE_ERRORS else 2
-    if isinstance(error, ModuleNotFoundError) and not (error.name or "bertjax").startswith("bertjax"):
-        print(f"the package '{error.name}' is missing; install it with pip", file=sys.stderr)
-        return 2
-    if isinstance(error, RuntimeError) and str(error).startswith("Unable to initialize backend"):
-        print(f"{str(error).splitlines()[0][:200]}; choose another --device", file=sys.stderr)
-        return 2
-    traceback.print_exception(error)
-    return 70
+def _report(error: BaseException) -> int:
+    """Print one line for an error with a known cause, a traceback for a bug; return the exit code."""
+    known = known_error(error)
+    if known is None:
+        traceback.print_exception(error)
+        return BertjaxError.exit_code
+    print(known if known is error else escape_unprintable(str(known)), file=sys.stderr)
+    return known.exit_code

@@ -195,16 +195,17 @@ def exits(monkeypatch) -> list[int]:
         ("UNKNOWN: Gloo all-reduce failed: [pair.cc:553] Connection closed by peer [127.0.0.1]:53130", 75),
         ("UNAVAILABLE: failed to connect to all addresses", 75),
         ("INTERNAL: NCCL operation ncclAllReduce() failed: remote process exited", 75),
-        ("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 17179869184 bytes", 70),
+        ("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 17179869184 bytes", 2),
         ("INVALID_ARGUMENT: Argument does not match host shape or layout of computation parameter 0", 70),
     ],
 )
-def test_a_lost_process_is_75_and_a_failure_of_the_program_is_70(exits, capfd, text, code):
+def test_a_lost_process_is_75_missing_memory_2_and_a_failure_of_the_program_70(exits, capfd, text, code):
     with pytest.raises(SystemExit), initialize.exit_together():
         raise jax.errors.JaxRuntimeError(text)
     assert exits == [code]
     err = capfd.readouterr().err
     assert ("another process is gone" in err) == (code == 75) and ("Traceback" in err) == (code == 70)
+    assert (err.count("\n") == 1 and "out of memory on the device" in err) == (code == 2)
 
 
 def test_our_own_errors_and_those_of_a_single_process_take_the_ordinary_way(exits, monkeypatch):

@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from bertjax.errors import BertjaxError, UserError
+from bertjax.errors import BertjaxError, UserError, escape_unprintable, known_error
 from bertjax.parallel.multihost import peer_monitor, rendezvous, sigabrt
 
 ENV_NAMES = ("BERTJAX_COORDINATOR", "BERTJAX_NUM_PROCESSES", "BERTJAX_PROCESS_ID")
@@ -148,7 +148,11 @@ def exit_together() -> Iterator[None]:
         text = " ".join(str(error).split())
         if isinstance(error, jax.errors.JaxRuntimeError) and not text.startswith(_LOCAL_ERRORS):
             sigabrt.exit_restartable(text[:160])
-        traceback.print_exception(error)
+        known = known_error(error)
+        if known is None:
+            traceback.print_exception(error)
+        else:
+            print(escape_unprintable(str(known)), file=sys.stderr)
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(BertjaxError.exit_code)
+        os._exit((known or BertjaxError()).exit_code)
