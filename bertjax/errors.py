@@ -67,9 +67,14 @@ def known_error(error: BaseException) -> BertjaxError | None:
         return UserError(f"the package '{error.name}' is missing; install it with pip")
     if isinstance(error, RuntimeError):
         return _runtime_error(str(error))
-    if type(error).__name__ == "PanicException":  # of pyo3; no Exception, and no module exports the class
+    if is_panic(error):
         return UserError(f"a library failed on the input ({text}; {where}); check the files that it reads")
     return None
+
+
+def is_panic(error: BaseException) -> bool:
+    """Whether a library in Rust panicked; pyo3's class for it is no Exception, and no module exports it."""
+    return type(error).__name__ == "PanicException"
 
 
 def _system_error(error: OSError) -> BertjaxError | None:
@@ -112,6 +117,11 @@ def escape_unprintable(message: str) -> str:
     if message.isprintable():
         return message
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in message)
+
+
+def escape_surrogates(text: str) -> str:
+    """Escape lone surrogates, the bytes of a file name that are not UTF-8, which no stream takes."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def escape_controls(text: str) -> str:

@@ -32,7 +32,7 @@ from bertjax.cli import (
     train,
 )
 from bertjax.cli.arguments import Command, load_plugins
-from bertjax.errors import BertjaxError, StoppedSafely, UserError, escape_unprintable, known_error
+from bertjax.errors import BertjaxError, StoppedSafely, UserError, escape_surrogates, escape_unprintable, known_error
 from bertjax.interrupts import INTERRUPTED_EXIT_CODE, interruptible
 from bertjax.progress import reporter
 
@@ -256,5 +256,5 @@ def _report(error: BaseException) -> int:
     if known is None:
         traceback.print_exception(error)
         return BertjaxError.exit_code
-    print(known if known is error else escape_unprintable(str(known)), file=sys.stderr)
+    print(escape_surrogates(str(known)) if known is error else escape_unprintable(str(known)), file=sys.stderr)
     return known.exit_code
