@@ -123,7 +123,7 @@ def _raw_lines(file: BinaryIO, path: Path) -> Iterator[bytes]:
     """
     parts = _bounded_parts(file, path)
     first = next(parts, b"")
-    found = chain([first] if first else [], parts)
+    found: Iterator[bytes] = chain([first] if first else [], parts)
     if b"\n" not in first and b"\r" in first:
         found = _split_at_returns(found)
     for number, line in enumerate(found, 1):
