@@ -5,7 +5,7 @@ from typing import Annotated, Any, TypeVar, Union
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, GetCoreSchemaHandler, Tag
 
-from bertjax.config.limits import MAX_COUNT, MAX_LAYERS, MAX_RECORDS, MAX_SIZE, MAX_VOCABULARY
+from bertjax.config.limits import MAX_COUNT, MAX_LAYERS, MAX_RECORDS, MAX_SEED, MAX_SIZE, MAX_VOCABULARY
 from bertjax.storage.locations import path_problem
 from bertjax.storage.remote import is_remote
 
@@ -15,7 +15,7 @@ Size = Annotated[int, Field(gt=0, le=MAX_SIZE)]  # an axis of an array: a width,
 VocabSize = Annotated[int, Field(gt=0, le=MAX_VOCABULARY)]
 Layers = Annotated[int, Field(gt=0, le=MAX_LAYERS)]
 Limit = Annotated[int, Field(gt=0, le=MAX_RECORDS)]  # counted on the host alone
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0.0, lt=1.0)]

@@ -74,9 +74,7 @@ def score_command(
     for key, value in (na_prob or {}).items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
             where = f"{na_prob_file}: '{escape_unprintable(key)[:60]}'"
-            raise UserError(
-                f"{where}: a finite number is needed; correct it"
-            )
+            raise UserError(f"{where}: a finite number is needed; correct it")
     try:
         questions = _questions(gold)
     except (KeyError, TypeError, AttributeError) as error:
