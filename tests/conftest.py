@@ -18,6 +18,7 @@ from typing import Any  # noqa: E402
 
 import hypothesis  # noqa: E402
 import pytest  # noqa: E402
+from refusals import refused, small_project  # noqa: E402, F401
 
 # an example may take long on a busy machine
 hypothesis.settings.register_profile("any_speed", deadline=None)
@@ -63,7 +64,7 @@ def no_timed_lines() -> None:
     """Tests of what is printed do not depend on how long it took; tests/test_progress.py sets its own times."""
     from bertjax.progress import reporter
 
-    reporter.FIRST_SECONDS = reporter.NEXT_SECONDS = float("inf")
+    reporter.FIRST_SECONDS = reporter.NEXT_SECONDS = reporter.YOUNG_NEXT = float("inf")
     reporter.COMPILE_SECONDS = float("inf")
 
 

@@ -31,7 +31,7 @@ from bertjax.cli import (
     train,
 )
 from bertjax.cli.arguments import Command, load_plugins
-from bertjax.errors import BertjaxError, StoppedSafely, UserError, exit_code
+from bertjax.errors import BertjaxError, StoppedSafely, UserError, escape_surrogates, escape_unprintable, known_error
 from bertjax.interrupts import INTERRUPTED_EXIT_CODE, interruptible
 from bertjax.progress import reporter
 
@@ -99,16 +99,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             code = _run(list(sys.argv[1:] if argv is None else argv))
             sys.stdout.flush()
         return code
-    except BertjaxError as error:
-        _print_error(str(error))
-        return error.exit_code
     except KeyboardInterrupt:
         _print_error("interrupted")
         return INTERRUPTED_EXIT_CODE
     except BrokenPipeError as error:
         return _broken_pipe(error)
     except Exception as error:
-        return _unexpected_error(error)
+        return _report(error)
+    except BaseException as error:  # a panic of a Rust library is no Exception
+        if known_error(error) is None:
+            raise
+        return _report(error)
 
 
 def _print_error(line: str) -> None:
@@ -263,20 +264,16 @@ def _broken_pipe(error: BrokenPipeError) -> int:
     except (OSError, ValueError, AttributeError):  # standard output is not a file
         gone = False
     if not gone:
-        return _unexpected_error(error)
+        return _report(error)
     reporter.discard(sys.stdout)  # or the interpreter reports an error at exit
     return 141
 
 
-def _unexpected_error(error: Exception) -> int:
-    """Reports an error that no bertjax module raised itself: one line for a system error, a traceback for a bug."""
-    code = exit_code(error)
-    if code == BertjaxError.exit_code:
+def _report(error: BaseException) -> int:
+    """Print one line for an error with a known cause, a traceback for a bug; return the exit code."""
+    known = known_error(error)
+    if known is None:
         traceback.print_exception(error)
-    elif isinstance(error, OSError):
-        print(f"{error.filename or 'storage'}: {error.strerror}", file=sys.stderr)
-    elif isinstance(error, ModuleNotFoundError):
-        print(f"the package '{error.name}' is missing; install it with pip", file=sys.stderr)
-    else:
-        print(f"{str(error).splitlines()[0][:200]}; choose another --device", file=sys.stderr)
-    return code
+        return BertjaxError.exit_code
+    _print_error(escape_surrogates(str(known)) if known is error else escape_unprintable(str(known)))
+    return known.exit_code

@@ -179,7 +179,7 @@ def _recorded_models(path: Path) -> dict[str, str]:
     """The entry `pretrained` of an environment.json; empty without one."""
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")).get("pretrained", {}))
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         return {}
 
 

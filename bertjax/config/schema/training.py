@@ -5,6 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from bertjax.config.limits import MAX_SIZE
 from bertjax.config.schema.base import (
     KindOf,
     NonNegativeFloat,
@@ -12,6 +13,7 @@ from bertjax.config.schema.base import (
     PositiveFloat,
     Probability,
     Section,
+    Size,
 )
 from bertjax.config.schema.ladder_objectives import (
     BidirectionalLmObjective,
@@ -72,7 +74,7 @@ class ClassificationObjective(Section):
     evaluations: ClassVar[tuple[str, ...]] = ("classification",)
 
     kind: Literal["classification"] = "classification"
-    num_labels: Positive = Field(2, description="Number of classes; 1 for regression.")
+    num_labels: Size = Field(2, description="Number of classes; 1 for regression.")
     problem_type: Literal["single_label_classification", "multi_label_classification", "regression"] | None = Field(
         None,
         exclude_if=lambda kind: kind is None,
@@ -130,7 +132,9 @@ class TokenClassificationObjective(Section):
     evaluations: ClassVar[tuple[str, ...]] = ("token_classification",)
 
     kind: Literal["token_classification"] = "token_classification"
-    num_labels: int = Field(9, ge=2, description="Number of labels, `O` included. Default: that of CoNLL-2003.")
+    num_labels: int = Field(
+        9, ge=2, le=MAX_SIZE, description="Number of labels, `O` included. Default: that of CoNLL-2003."
+    )
 
 
 class SentenceEmbeddingObjective(Section):
@@ -288,7 +292,7 @@ class Trainable(Section):
         "auto",
         description="When `gradual` trains the input embeddings. `auto`: last for BERT, always for T5 (tied outputs).",
     )
-    adapter_size: Positive = Field(64, description="Inner width of adapters.")
+    adapter_size: Size = Field(64, description="Inner width of adapters.")
     adapter_placement: Literal["houlsby", "feed_forward"] = Field(
         "houlsby",
         exclude_if=lambda place: place == "houlsby",
@@ -306,7 +310,7 @@ class Trainable(Section):
     adapter_only_checkpoints: bool = Field(
         True, description="With `adapters`, `lora` and `features`: save only what trains; `init_from` has the rest."
     )
-    lora_rank: Positive = Field(8, exclude_if=lambda rank: rank == 8, description="Rank of LoRA's updates.")
+    lora_rank: Size = Field(8, exclude_if=lambda rank: rank == 8, description="Rank of LoRA's updates.")
     lora_alpha: PositiveFloat = Field(
         16.0, exclude_if=lambda alpha: alpha == 16, description="LoRA's updates are scaled by `lora_alpha / lora_rank`."
     )

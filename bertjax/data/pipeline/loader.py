@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bertjax.config.limits import MAX_COUNT
 from bertjax.config.schema.data import Task
 from bertjax.config.schema.run import Config, Stage
 from bertjax.data.jobs.jobs import Runner
@@ -102,7 +103,10 @@ class Batches:
 
     def steps(self, stage: Stage) -> int:
         """The steps of `stage`: its `steps`, or what its epochs of this data take."""
-        return stage.steps or max(1, ceil((stage.epochs or 1) * self.rows_per_epoch / stage.batch_size))
+        steps = stage.steps or max(1, ceil((stage.epochs or 1) * self.rows_per_epoch / stage.batch_size))
+        if steps > MAX_COUNT:
+            raise UserError(f"stages.{stage.name}.epochs: {steps:,} steps; give at most {MAX_COUNT:,}")
+        return steps
 
     @property
     def are_fixed(self) -> bool:

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tokenizers
-
 from bertjax.data.tokenizers import backend_state
 from bertjax.errors import UserError
 from bertjax.storage.atomic import write_bytes_atomic
@@ -134,9 +132,9 @@ def prefer_tokenizer_json(path: Path) -> Path:
     if path.name != "vocab.txt" or not path.is_file() or not beside.is_file():
         return path
     try:
-        vocab = tokenizers.Tokenizer.from_str(beside.read_text(encoding="utf-8")).get_vocab(with_added_tokens=True)
+        vocab = backend_state.parse_backend(beside.read_text(encoding="utf-8"), str(beside)).get_vocab()
         same = path.read_text(encoding="utf-8") == "".join(f"{piece}\n" for piece in backend_state.pieces(vocab))
-    except Exception:  # noqa: BLE001  (the library raises bare Exception; reading the file reports it)
+    except Exception:  # noqa: BLE001  (reading the file reports it)
         return path
     return beside if same else path
 

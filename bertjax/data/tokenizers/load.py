@@ -114,7 +114,7 @@ def from_json(text: str, where: str) -> AnyTokenizer:
             return sentinels.from_state(state, from_json(str(state.get("tokenizer")), where), where)
         if isinstance(state, dict) and state.get("type") == tokenizer_files.STATE_KEY:
             return _build(*tokenizer_files.from_state_json(state, where), where)
-        return Tokenizer(tokenizers.Tokenizer.from_str(text), where)
+        return Tokenizer(backend_state.parse_backend(text, where), where)
     except Exception as error:  # the library raises bare Exception
         if isinstance(error, UserError):
             raise

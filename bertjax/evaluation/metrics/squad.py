@@ -2,9 +2,9 @@
 
 import functools
 import json
-import math
 import re
 import string
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from bertjax.data.sources.squad import Example
-from bertjax.errors import UserError
+from bertjax.errors import UserError, escape_unprintable
 from bertjax.progress import reporter
 from bertjax.storage.files import expand_globs, read_text
 
@@ -68,11 +68,13 @@ def score_command(
     for key, text in predictions.items():
         if not isinstance(text, str):
             kind = type(text).__name__
-            raise UserError(f"{predictions_path}: '{key}': a string is needed, not {kind}; write {{id: answer}}")
+            where = f"{predictions_path}: '{escape_unprintable(key)[:60]}'"
+            raise UserError(f"{where}: a string is needed, not {kind}; write {{id: answer}}")
     na_prob = _object(Path(na_prob_file)) if na_prob_file is not None else None
     for key, value in (na_prob or {}).items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
-            raise UserError(f"{na_prob_file}: '{key}': a number is needed, not {value!r}; write {{id: number}}")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
+            where = f"{na_prob_file}: '{escape_unprintable(key)[:60]}'"
+            raise UserError(f"{where}: a finite number is needed; correct it")
     try:
         questions = _questions(gold)
     except (KeyError, TypeError, AttributeError) as error:
@@ -96,6 +98,8 @@ def _object(path: Path) -> dict[str, Any]:
         content = json.loads(read_text(file))
     except json.JSONDecodeError as error:
         raise UserError(f"{file}: line {error.lineno}: not JSON ({error.msg}); write the file again") from None
+    except (ValueError, RecursionError):
+        raise UserError(f"{file}: not JSON (a number too long, or nested too deeply); write it again") from None
     if not isinstance(content, dict):
         raise UserError(f"{file}: a JSON object is needed, not {type(content).__name__}; write {{key: value}}")
     return content

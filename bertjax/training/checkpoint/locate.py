@@ -49,7 +49,7 @@ def find(path: str | Path, *, stage: str | None = None, step: int | None = None)
         if stage is not None and (there := _stage_name(path)) not in (None, stage):
             raise UserError(f"{path}: holds stage '{there}' alone; leave out --stage, or name the run folder")
         return CheckpointRef(path, step)
-    stages = [p for p in folders if p.is_dir() and any(entry.name.isdigit() for entry in p.iterdir())]
+    stages = [p for p in folders if p.is_dir() and any(entry.name.isdecimal() for entry in p.iterdir())]
     if not stages:
         raise UserError(f"{path}: holds no checkpoint; is it a run folder, and has the run saved one yet?")
     if stage is None:

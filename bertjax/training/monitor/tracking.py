@@ -175,7 +175,7 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
         for raw in lines:
             try:
                 line = json.loads(raw)
-            except ValueError:  # also for invalid UTF-8
+            except (ValueError, RecursionError):  # also for invalid UTF-8
                 continue
             if isinstance(line, dict) and isinstance(line.get("step"), int) and {"kind", "stage"} <= line.keys():
                 yield line
