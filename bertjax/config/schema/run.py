@@ -131,7 +131,11 @@ class Variant(Section):
 class MeshConfig(Section):
     """Size of each axis of the device mesh. One of `data`, `fsdp` and `tensor` may be -1: all remaining devices."""
 
-    dcn: Positive = Field(1, description="TPU slices or groups of GPU hosts; each holds a mesh of the other axes.")
+    dcn: int = Field(
+        1,
+        description="TPU slices or groups of GPU hosts; each holds a mesh of the other axes. -1: as many as there are "
+        "(slices of TPUs, hosts of GPUs, processes with CPU devices), also when the run goes on with more or fewer.",
+    )
     data: int = Field(-1, description="Data parallelism: each device has all parameters.")
     fsdp: int = Field(1, description="Data parallelism with parameters and optimizer state sharded (ZeRO-3).")
     tensor: int = Field(1, description="Tensor parallelism: each layer is split over the devices.")
@@ -144,8 +148,8 @@ class MeshConfig(Section):
     @model_validator(mode="after")
     def _check(self) -> "MeshConfig":
         sizes = (self.data, self.fsdp, self.tensor)
-        if any(n < 1 and n != -1 for n in sizes) or sizes.count(-1) > 1:
-            raise ValueError("axis sizes are positive numbers; one of them may be -1")
+        if any(n < 1 and n != -1 for n in (self.dcn, *sizes)) or sizes.count(-1) > 1:
+            raise ValueError("axis sizes are positive numbers; dcn and one of data, fsdp and tensor may be -1")
         return self
 
 
