@@ -27,12 +27,17 @@ def rehearse(home: Path, counts: str, devices: int, after: int, *words: str) -> 
     options = ["--processes", counts, "--devices", str(devices), "--preempt-after", str(after)]
     cache = Path(os.environ["JAX_COMPILATION_CACHE_DIR"]) / f"elastic-{devices}"
     fast = {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    done = subprocess.run(
+    with subprocess.Popen(
         [sys.executable, str(LOCAL), *options, "train", *words], cwd=home, env=os.environ | fast, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=1500,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-5000:]
-    return done.stdout
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    ) as launcher:  # fmt: skip
+        try:
+            said, _ = launcher.communicate(timeout=1500)
+        except BaseException:
+            launcher.terminate()  # which ends its processes
+            raise
+    assert launcher.returncode == 0, said[-5000:]
+    return said
 
 
 def check_same(expected: str, found: str) -> int:
