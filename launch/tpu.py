@@ -125,7 +125,8 @@ def _dry_run(pod: Pod, options: LaunchOptions, command: list[str], arguments: ar
     def show(title: str, *commands: Sequence[str]) -> None:
         print(f"# {title}", *map(redact_command, commands), sep="\n")
 
-    plan = ["bertjax", "plan", command[0], "--topology", pod.type, *command[1:]]
+    slices = [f"mesh.dcn={pod.node_count}"] if "mesh.dcn=-1" in command and pod.node_count else []
+    plan = ["bertjax", "plan", command[0], "--topology", pod.type, *command[1:], *slices]
     show("run it yourself first: memory fit and roofline speed", plan)
     if not arguments.repo:
         show("pack the code", ["git", *archive_command(archive, revision)])

@@ -21,6 +21,7 @@ from bertjax.data.sources import registry as source_kinds
 from bertjax.data.tokenizers import byte_level, load
 from bertjax.errors import StorageError, UserError
 from bertjax.parallel.mesh import make_mesh
+from bertjax.parallel.mesh_shape import format_mesh
 from bertjax.progress import reporter
 from bertjax.storage import remote
 from bertjax.storage.atomic import write_json_atomic, write_text_atomic
@@ -132,6 +133,21 @@ def environment(mesh: JaxMesh) -> dict[str, Any]:
         "processes": jax.process_count(),
         "devices": devices,
     }
+
+
+def topology_change(mesh: JaxMesh, meta: Mapping[str, Any]) -> str | None:
+    """A line about the processes and devices now and when a checkpoint was saved; None if they are the same."""
+    before, now = meta["environment"], environment(mesh)
+    if all(before[key] == now[key] for key in ("processes", "mesh")):
+        return None
+    was, here = _describe_topology(before), _describe_topology(now)
+    return f"was on {was}, now on {here}; the batches are the same, sums are rounded in another order"
+
+
+def _describe_topology(about: Mapping[str, Any]) -> str:
+    processes, devices = about["processes"], len(about["devices"])
+    held = f"{processes} process{'es' * (processes > 1)} with {devices} device{'s' * (devices > 1)}"
+    return f"{held} ({format_mesh(about['mesh'])})" if devices > 1 else held
 
 
 def enable_compilation_cache(config: Config) -> None:

@@ -123,6 +123,16 @@ def test_a_run_that_cannot_work_there(here, where, overrides, says):
         found.stop()
 
 
+def test_counted_slices_fit_any_number_that_divides_the_batches(here):
+    """BERT-base has 256 rows; 16 chips a slice."""
+    counted = "run.root=/mnt/share/runs", "mesh.dcn=-1"
+    for count in (None, 2, 4):
+        assert check(pod(node_id=None if count else "n", count=count), MOUNTED, *counted).problems == []
+    first, last = check(pod(node_id=None, count=3), MOUNTED, *counted).problems
+    assert "256 rows do not divide over 48 parts (dcn=3 data=16)" in first and "begun" not in first
+    assert last.endswith("numbers of slices that divide them when each slice has 16 devices: 1, 2, 4")
+
+
 def test_a_run_that_can_work_there(here):
     found = check(pod(), MOUNTED, "run.root=runs", "stages.pretrain128.init_from=/home/me/bert")
     assert found.problems == [] and found.notes == [

@@ -134,7 +134,12 @@ class Variant(Section):
 class MeshConfig(Section):
     """Size of each axis of the device mesh. One of `data`, `fsdp` and `tensor` may be -1: all remaining devices."""
 
-    dcn: Size = Field(1, description="TPU slices or groups of GPU hosts; each holds a mesh of the other axes.")
+    dcn: int = Field(
+        1,
+        le=MAX_SIZE,
+        description="TPU slices or groups of GPU hosts; each holds a mesh of the other axes. -1: as many as there are "
+        "(slices of TPUs, hosts of GPUs, processes with CPU devices), also when the run goes on with more or fewer.",
+    )
     data: int = Field(-1, le=MAX_SIZE, description="Data parallelism: each device has all parameters.")
     fsdp: int = Field(
         1, le=MAX_SIZE, description="Data parallelism with parameters and optimizer state sharded (ZeRO-3)."
@@ -149,8 +154,8 @@ class MeshConfig(Section):
     @model_validator(mode="after")
     def _check(self) -> "MeshConfig":
         sizes = (self.data, self.fsdp, self.tensor)
-        if any(n < 1 and n != -1 for n in sizes) or sizes.count(-1) > 1:
-            raise ValueError("axis sizes are positive numbers; one of them may be -1")
+        if any(n < 1 and n != -1 for n in (self.dcn, *sizes)) or sizes.count(-1) > 1:
+            raise ValueError("axis sizes are positive numbers; dcn and one of data, fsdp and tensor may be -1")
         for name, axes in self.rules.items():
             if isinstance(axes, list) and len(set(axes)) < len(axes):
                 raise ValueError(f"rules: {ascii(name)[1:-1][:60]} names a mesh axis twice; name each once")

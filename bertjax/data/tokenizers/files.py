@@ -9,6 +9,7 @@ from typing import Any
 
 from bertjax.data.tokenizers import backend_state
 from bertjax.errors import UserError
+from bertjax.storage import remote
 from bertjax.storage.atomic import write_bytes_atomic
 
 JSON, CONFIG, SPECIAL, ADDED = "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
@@ -107,7 +108,8 @@ def hf_folder_files(
 
 def write(folder: Path, files: Mapping[str, str | bytes]) -> None:
     """Write each file atomically; tokenizer.json, which readers look for, comes last."""
-    folder.mkdir(parents=True, exist_ok=True)
+    if not remote.is_remote(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     for name in sorted(files, key=lambda name: name == JSON):
         content = files[name]
         write_bytes_atomic(folder / name, content if isinstance(content, bytes) else content.encode())
