@@ -114,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _print_error(line: str) -> None:
     try:
-        print(line, file=sys.stderr)
+        sys.stderr.write(f"{line}\n")  # at once, not as print does: other threads write too
     except OSError:  # the terminal is closed: the code says enough
         reporter.discard(sys.stderr)
 

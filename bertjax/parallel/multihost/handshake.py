@@ -11,14 +11,16 @@ import json
 import os
 import secrets
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 ENV_SECRET = "BERTJAX_SECRET"  # noqa: S105 - the name of a variable
 MAX_LINE_BYTES = 4096
 MAX_HOST_CHARS = 100
 
 
-class Hello(NamedTuple):
+@dataclass(frozen=True)
+class Hello:
     """What a process says of itself."""
 
     index: int

@@ -195,7 +195,7 @@ class _Coordinator:
         self.pending.remove(peer)
 
     def _register(self, peer: _PendingPeer, said: Hello) -> None:
-        index, count, host = said
+        index, count, host = said.index, said.count, said.host
         if count != self.count:
             self._reject_all(
                 f"process {index} ({host}) was started for {count} processes, process 0 "

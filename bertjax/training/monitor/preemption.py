@@ -111,7 +111,8 @@ class PreemptionHandler:
         return self._exit_activity is not None
 
     def _on_ctrl_c(self) -> None:
-        reporter.say_in_thread(CTRL_C_MESSAGE)
+        if not (self._stopped_activity or self._exit_activity):  # else it leaves at once, and says so
+            reporter.say_in_thread(CTRL_C_MESSAGE)
         self._tell_others()
 
     def _tell_others(self) -> None:
