@@ -18,7 +18,7 @@ and run
     python -m bertjax.config.reference > docs/configuration_reference.md
 
 Integers have upper limits, which are not repeated below: 1,000 for layers, 2^20 for other sizes, such as widths,
-lengths and rows of a batch, 2^24 for vocabularies, 2^53 for numbers of records, 2^63 - 1 for seeds, 2^31 - 1 for others.
+lengths and rows of a batch, 2^24 for vocabularies, 2^53 for numbers of records, 2^63 - 1 for seeds, else 2^31 - 1.
 """
 _LIMITS = (MAX_COUNT, MAX_SIZE, MAX_VOCABULARY, MAX_LAYERS, MAX_RECORDS, MAX_SEED)
 Schema = dict[str, Any]

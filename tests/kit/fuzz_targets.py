@@ -42,8 +42,10 @@ TOKENIZER = {
               "max_input_chars_per_word": 100, "vocab": {piece: number for number, piece in enumerate(VOCABULARY)}},
 }  # fmt: skip
 UNIGRAM = {
-    "version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "decoder": None, "post_processor": None,
-    "normalizer": None,
+    "version": "1.0", "truncation": None, "padding": None, "decoder": None, "post_processor": None,
+    "normalizer": None, "added_tokens": [
+        {"id": number, "content": content, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False,
+         "special": True} for number, content in enumerate(("<pad>", "</s>", "<unk>"))],
     "pre_tokenizer": {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "always", "split": True},
     "model": {"type": "Unigram", "unk_id": 2, "byte_fallback": False,
               "vocab": [["<pad>", 0.0], ["</s>", 0.0], ["<unk>", 0.0], ["\u2581a", -1.0], ["b", -2.0]]},

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 import re
 import string
 import sys
@@ -72,9 +73,10 @@ def score_command(
             raise UserError(f"{where}: a string is needed, not {kind}; write {{id: answer}}")
     na_prob = _object(Path(na_prob_file)) if na_prob_file is not None else None
     for key, value in (na_prob or {}).items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
+        if not _is_number(value):
             where = f"{na_prob_file}: '{escape_unprintable(key)[:60]}'"
-            raise UserError(f"{where}: a finite number is needed; correct it")
+            shown = escape_unprintable(repr(value))[:60]
+            raise UserError(f"{where}: a number is needed, not {shown}; write {{id: number}}")
     try:
         questions = _questions(gold)
     except (KeyError, TypeError, AttributeError) as error:
@@ -90,6 +92,13 @@ def score_command(
         share = f"{len(missing)} of {len(questions)} questions"
         reporter.say(f"{share} have no prediction and {effect} (first: {missing[0]})")
     return scores
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a value has a float that is not NaN; an integer of many digits has none."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) <= sys.float_info.max if isinstance(value, int) else not math.isnan(value)
 
 
 def _object(path: Path) -> dict[str, Any]:
