@@ -17,6 +17,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from types import FrameType
 
 from tpu_pod import checks, status
@@ -138,6 +139,8 @@ def _dry_run(pod: Pod, options: LaunchOptions, command: list[str], arguments: ar
     show("count the workers", *(pod.describe_node(node) for node in nodes))
     if not arguments.repo:
         show("send the code", *(pod.copy(archive, node) for node in nodes))
+    if remote.env_file:
+        show("send the variables of --env", *(pod.copy(Path(remote.env_file), node) for node in nodes))
     show("install, on all workers", *(pod.ssh(node, remote.setup(i)) for i, node in enumerate(nodes)))
     if options.doctor:
         show(

@@ -19,7 +19,7 @@ def test_from_nothing_to_deleted(cloud):
     cloud.plan(states=["WAITING_FOR_RESOURCES", "PROVISIONING"])
     code, said = cloud.launch("--env", "GREETING=hello 'you'")
     assert code == 0, said
-    assert cloud.calls() == [CREATE, SCP, SSH, SSH, DELETE] and not cloud.there()
+    assert cloud.calls() == [CREATE, SCP, SCP, SSH, SSH, DELETE] and not cloud.there()  # the code, the environment
     assert "my-pod is WAITING_FOR_RESOURCES" in said and "training on 2 workers" in said
     assert steps(said) == list(range(1, 9))
     assert "[w0] start 0 env hello 'you'" in said
@@ -27,7 +27,18 @@ def test_from_nothing_to_deleted(cloud):
     assert log.read_text().splitlines() == ["start 0 env hello 'you'", *(f"step {k}" for k in range(1, 9))]
     code, said = cloud.launch()
     assert code == 0 and "already finished" in said
-    assert len(cloud.calls()) == 5, "nothing is left to do"
+    assert len(cloud.calls()) == 6, "nothing is left to do"
+
+
+def test_variables_are_on_no_command_line(cloud):
+    """Command lines can be read by every user of a machine."""
+    code, said = cloud.launch("--env", "GREETING", "--doctor", GREETING="s3cret-greeting")
+    assert code == 0 and "[w0] start 0 env s3cret-greeting" in said
+    sent = [call for call in (cloud.home / "calls.jsonl").read_text().splitlines() if "s3cret" in call]
+    assert not sent and not list((cloud.checkout / "runs").rglob("*.env"))
+    assert not list(cloud.home.rglob("*.env")), "none is left on the workers"
+    code, said = cloud.launch("--env=NOT_SET_HERE")
+    assert code == 2 and "NOT_SET_HERE is not set here; give NOT_SET_HERE=VALUE" in said
 
 
 def test_quota_once_then_success(cloud):
@@ -266,7 +277,8 @@ def test_words_it_does_not_take(cloud):
     wrong = {
         "--type=v5e-256": "did you mean v5litepod-256",
         "--name=My_pod": "lower-case letters",
-        "--env=novalue": "must be KEY=VALUE",
+        "--env=novalue": "novalue is not set here; give novalue=VALUE",
+        "--env=no-name=x": "must be KEY=VALUE or KEY",
         "--nfs=/mnt": "must be HOST:/SHARE:/MOUNT",
         "--state-dir=gs://b/x": "must be a local folder",
         "--zone=us-west4": "is a region; name a zone of it, such as us-west4-a",
