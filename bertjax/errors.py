@@ -37,6 +37,12 @@ class StoppedSafely(BertjaxError):
     exit_code = 75
 
 
+class CorruptionError(BertjaxError):
+    """A device computed or holds other bits than it should; the last checkpoint is from before."""
+
+    exit_code = 75
+
+
 def brief(error: BaseException, limit: int = 100) -> str:
     """The text of another library's error, or its class, for one line."""
     return " ".join((str(error) or type(error).__name__).split())[:limit]

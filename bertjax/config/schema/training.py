@@ -7,6 +7,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from bertjax.config.schema.base import (
     KindOf,
+    NonNegative,
     NonNegativeFloat,
     Positive,
     PositiveFloat,
@@ -349,3 +350,13 @@ class Trainable(Section):
 
 def expand_trainable(value: Any) -> Any:
     return {"kind": value} if isinstance(value, str) else value
+
+
+class SkipSpikes(Section):
+    """When a step is skipped because its loss or gradient norm is far above those of the last steps."""
+
+    window: int = Field(128, ge=8, description="Steps that mean and deviation are taken of; skips begin at half of it.")
+    sigma: PositiveFloat = Field(6.0, description="Standard deviations above the mean from which on a step is a spike.")
+    after: NonNegative | None = Field(
+        None, description="First steps, which are never skipped. Default: those of the warm-up."
+    )

@@ -52,7 +52,8 @@ class Meter:
         self.tasks, self.planned = batches.task_names, batches.rates
         self.seen = dict.fromkeys(self.tasks, 0)  # rows of each task since the stage began
         self.pending: _Pending | None = None
-        self.nonfinite_steps = 0
+        self.nonfinite_steps = 0  # in a row, up to the last step read
+        self.first_nonfinite = 0  # the first of them
         self.extra: dict[str, Any] = {}
         self.other_rates: dict[str, float] = {}  # factor of the learning rate by pattern or group
         self._clear(unlogged)
@@ -114,6 +115,10 @@ class Meter:
             self.timed += 1
             self._mark, self._waiting = now, 0.0
         self.nonfinite_steps = int(values.pop("bad_steps"))
+        self.first_nonfinite = step - self.nonfinite_steps + 1
+        if values.pop("spike", 0):
+            about = {"loss": values["loss"], "grad_norm": values["grad_norm"]}
+            self.tracker.event(self.stage, step, "spike_skipped", **about)
         self.steps += 1
         for name, value in values.items():
             kind, slash, task = name.partition("/")
