@@ -39,6 +39,7 @@ from bertjax.training.step import Metrics, jit_train_step
 from bertjax.training.triggers.divergence import raise_diverged
 from bertjax.training.triggers.early_stopping import StopRule
 from bertjax.training.triggers.evaluation_steps import intervals
+from bertjax.training.triggers.rewind import batch_position, read_rewinds, rewind
 from bertjax.training.triggers.save_timer import SaveTimer
 from bertjax.training.triggers.silent_corruption import CorruptionCheck
 from bertjax.training.untrained_heads import UntrainedHeads, add_heads, restored_heads, summary_line
@@ -125,8 +126,9 @@ class StageRunner:
                 if self.pending_eval:
                     self.evaluate(state, start, self.due_evaluations(start), meter, saved=True)
                 with self.plan.batches.iterate(
-                    start, self.program.steps, self.plan.rows, run.prefetch, cache.rows if cache else None
-                ) as source:
+                    start, self.program.steps, self.plan.rows, run.prefetch, cache.rows if cache else None,
+                    batch_position(read_rewinds(self.ctx.config.run_dir, self.name)),
+                ) as source:  # fmt: skip
                     feed = self.prefetch_to_device(source)
                     for number, episode in enumerate(self.plan.episodes):
                         if start < episode.stop and self.stop_rule.step is None:
@@ -289,6 +291,7 @@ class StageRunner:
         state, metrics = self.corruption.run_step(step, train_step, state, batch)
         meter.record_step(step, metrics, tokens, waited)
         self.check_finite(meter)
+        self.check_spikes(meter, step)
         self.metrics = metrics
         self.monitor.profiler.after_step(metrics["loss"])
         self.monitor.step_done(self.index, step, last=step == self.program.steps)
@@ -308,6 +311,13 @@ class StageRunner:
         """End the run after too many non-finite steps in a row."""
         if (count := meter.nonfinite_steps) >= self.ctx.config.run.max_nonfinite_steps:
             raise_diverged(self.checkpoints, self.name, meter.first_nonfinite, count)
+
+    def check_spikes(self, meter: Meter, step: int) -> None:
+        """Go back to an earlier checkpoint after many spikes, if the stage asks for it."""
+        rule = self.stage.skip_spikes.rewind if self.stage.skip_spikes else None
+        if rule is not None and len(meter.spikes) >= rule.spikes:
+            record = lambda target, batches: self.event(target, "rewind", batches=batches, spikes=meter.spikes)  # noqa: E731
+            rewind(rule, self.checkpoints, self.ctx.config.run_dir, self.name, meter.spikes, step, record)
 
     def due_evaluations(self, step: int) -> list[Evaluator]:
         """The evaluations to run after this step: at the end of the stage all of them."""

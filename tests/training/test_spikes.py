@@ -2,18 +2,22 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bertjax.errors import StoppedSafely
+from bertjax.data.pipeline.loader import Batches
+from bertjax.errors import DivergedError, StoppedSafely, StorageError
 from bertjax.training import freezing
 from bertjax.training.guards import spikes
 from bertjax.training.guards.spikes import SpikeRule, SpikeWindow
 from bertjax.training.state import from_tree, to_tree
 from bertjax.training.step import jit_train_step
+from bertjax.training.triggers import rewind
+from bertjax.training.triggers.rewind import batch_position, read_rewinds
 
 
 def reference(values: np.ndarray, window: int, sigma: float, after: int) -> list[int]:
@@ -140,3 +144,58 @@ def test_a_resumed_run_skips_the_same_steps(train, stop_at, one_device):
         for run in (whole, stopped)
     ]
     assert digests[0] == digests[1] and "spikes/losses" in digests[0]
+
+
+# ---- rewinds ---------------------------------------------------------------------------------------------------------
+
+
+def test_batches_after_rewinds_and_the_checkpoint_to_go_back_to():
+    at = batch_position([[100, 250], [400, 50]])
+    assert [at(step) for step in (0, 99, 100, 399, 400, 500)] == [0, 99, 350, 649, 700, 800]
+    assert batch_position([])(7) == 7
+    steps = [100, 200, 300, 400]
+    assert rewind._target(steps, 350, 100) == 200 and rewind._target(steps, 350, 0) == 300
+    assert rewind._target(steps, 150, 100) == 100 and rewind._target(steps, 100, 0) is None
+
+
+def test_a_damaged_file_of_rewinds_is_not_ignored(tmp_path):
+    assert read_rewinds(tmp_path, "s") == []
+    rewind._write(tmp_path / rewind.FILE_NAME, "s", [[4, 2]])
+    rewind._write(tmp_path / rewind.FILE_NAME, "t", [[1, 1]])
+    assert read_rewinds(tmp_path, "s") == [[4, 2]] and read_rewinds(tmp_path, "t") == [[1, 1]]
+    (tmp_path / rewind.FILE_NAME).write_text("[")
+    with pytest.raises(StorageError, match="rewinds.json: damaged"):
+        read_rewinds(tmp_path, "s")
+
+
+@pytest.mark.slow
+def test_a_run_goes_back_leaves_data_out_and_is_resumable(train, stop_at, one_device, monkeypatch):
+    rule = "{window: 8, sigma: 0.3, after: 0, rewind: {spikes: 2, back: 0, skip: 3, most: 2}}"
+    options = [f"stages.pretrain.skip_spikes={rule}", "stages.pretrain.steps=14", "run.checkpoint.keep_last=9"]
+    read: list[int] = []
+    batch = Batches.batch
+    monkeypatch.setattr(Batches, "batch", lambda self, k, *given: (read.append(k), batch(self, k, *given))[1])
+
+    def train_through(name: str, stops: list[int]) -> tuple[list[str], Path]:
+        """Train with these stops, and again after each end that says so, up to the last rewind or the end."""
+        ends: list[str] = []
+        for stop in [*stops, *[0] * 4]:
+            stop_at("pretrain", stop)
+            try:
+                return ends, train(name, *options)
+            except StoppedSafely as error:
+                ends += [str(error)] if "back to step" in str(error) else []
+            except DivergedError as error:
+                return [*ends, str(error)], train.root / name
+        raise AssertionError(ends)
+
+    ends, run = train_through("rewound", [])
+    assert ends and "batches are left out; run the same command again" in ends[0]
+    rewinds = read_rewinds(run, "pretrain")
+    assert rewinds and max(read) >= 14  # data after the planned end
+    first, batches = rewinds[0]
+    events = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [(x["step"], x["batches"]) for x in events if x.get("event") == "rewind"][:1] == [(first, batches)]
+    assert f"back to step {first}, and the next {batches} batches" in ends[0]
+    again, stopped = train_through("rewound-stopped", [3, 6, 5])
+    assert again == ends and read_rewinds(stopped, "pretrain") == rewinds
