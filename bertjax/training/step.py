@@ -62,7 +62,9 @@ def train_step(
     grads = {path: jax.lax.with_sharding_constraint(g, param_shardings[path]) for path, g in grads.items()}
     grads, norm = optimizers.clip_by_global_norm(grads, program.optimizer.clip_norm)
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-    applied, spike, window = finite, None, None
+    applied = finite
+    spike: jax.Array | None = None
+    window: spikes.SpikeWindow | None = None
     if program.spike_rule is not None and state.spikes is not None:
         spike, window = spikes.check(program.spike_rule, state.spikes, state.step, loss, norm)
         applied = finite & ~spike
@@ -78,7 +80,7 @@ def train_step(
         before = state.opt_state[group]
         opt[group] = jax.tree.map(lambda new, old: jnp.where(applied, new, old), opt_state, before)
     nonfinite_steps = jnp.where(finite, 0, state.nonfinite_steps + 1)
-    done = {"step": state.step + 1, "nonfinite_steps": nonfinite_steps, "spikes": window}
+    done: dict[str, Any] = {"step": state.step + 1, "nonfinite_steps": nonfinite_steps, "spikes": window}
     state = replace(state, params=params, opt_state=opt, **done)
     metrics = {"loss": loss, "grad_norm": norm, "learning_rate": rate, "bad_steps": nonfinite_steps}
     if spike is not None:
