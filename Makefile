@@ -8,12 +8,13 @@ SHELL_FILES := .ci/run .ci/setup $(wildcard launch/*.sh launch/*.sbatch)
 LOCK := --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
 	--extra tensorboard --custom-compile-command "make lock"
 
-.PHONY: help demo test test-all lint bench docs lock clean
+.PHONY: help demo test test-all lint audit bench docs lock clean
 
 help:
 	@echo "make demo      pre-train, fine-tune and score a small model on this machine's CPU; ends with a report"
 	@echo "make test      the fast tests             make test-all  all tests"
 	@echo "make lint      ruff, mypy, shellcheck     make bench     time the training step"
+	@echo "make audit     known vulnerabilities of the locked packages (needs the network)"
 	@echo "make docs      the documentation as a website in site/"
 	@echo "make lock      requirements.lock and that of TPU pods from pyproject.toml (UPGRADE=--upgrade: newest versions)"
 	@echo "make clean     remove .venv, .tools and caches"
@@ -39,6 +40,11 @@ lint: $(READY)
 	$(BIN)/mypy
 	$(BIN)/shellcheck $(SHELL_FILES)
 	$(BIN)/yamllint .
+
+audit:
+	$(PYTHON) -m venv .tools/audit
+	.tools/audit/bin/pip install --quiet --disable-pip-version-check pip-audit==2.9.0
+	.tools/audit/bin/pip-audit --disable-pip --require-hashes -r requirements.lock -r launch/requirements-tpu.lock
 
 bench: $(READY)
 	$(BIN)/python benchmarks/step.py $(ARGS)

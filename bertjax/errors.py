@@ -44,6 +44,12 @@ class StoppedSafely(BertjaxError):
     exit_code = 75
 
 
+class CorruptionError(BertjaxError):
+    """A device computed or holds other bits than it should; the last checkpoint is from before."""
+
+    exit_code = 75
+
+
 def known_error(error: BaseException) -> BertjaxError | None:
     """Translate an error that Python, the system, jax or a Rust library raised; None for one that only a bug explains.
 

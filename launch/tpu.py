@@ -17,6 +17,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from types import FrameType
 
 from tpu_pod import checks, status
@@ -120,7 +121,6 @@ def _dry_run(pod: Pod, options: LaunchOptions, command: list[str], arguments: ar
     revision = arguments.ref if arguments.repo else head_revision()
     remote = RemoteCommands(pod.name, command, revision, arguments.repo, options)
     nodes, archive = pod.planned_nodes(), folder / f"code-{revision}.tar.gz"
-    secret = StateDir(arguments.state_dir, pod.name).secret_path
 
     def show(title: str, *commands: Sequence[str]) -> None:
         print(f"# {title}", *map(redact_command, commands), sep="\n")
@@ -138,9 +138,10 @@ def _dry_run(pod: Pod, options: LaunchOptions, command: list[str], arguments: ar
         print(f"# the rest in that zone, shown for {pod.zone}")
     show(f"every {options.poll:g} s until it is ACTIVE, and while training", pod.describe())
     show("count the workers", *(pod.describe_node(node) for node in nodes))
-    files = [secret] if arguments.repo else [archive, secret]
-    sent = "the secret of its processes" if arguments.repo else "the code, and the secret of its processes"
-    show(f"send {sent}", *(pod.copy(files, node) for node in nodes))
+    if not arguments.repo:
+        show("send the code", *(pod.copy(archive, node) for node in nodes))
+    sent = "send the variables of training, a secret by which its processes recognize each other among them"
+    show(sent, *(pod.copy(Path(remote.env_file), node) for node in nodes))
     show("install, on all workers", *(pod.ssh(node, remote.setup(i)) for i, node in enumerate(nodes)))
     if options.doctor:
         show(

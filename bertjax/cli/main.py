@@ -41,7 +41,8 @@ _ALL = (
     predict.fill_mask, predict.answer, predict.classify, predict.tag, predict.embed, predict.generate, data.prepare,
     data.mix, show.show, show.tokenize, inspect.inspect, inspect.plan, inspect.import_folder, inspect.export,
     inspect.quantize, evaluate.report, evaluate.qa_report, evaluate.score_squad, evaluate.compare_predictions,
-    compare_mlm.compare_mlm, explore.explore, checks.verify, checks.doctor, start.schema, completion.completion,
+    compare_mlm.compare_mlm, explore.explore, checks.verify, checks.verify_run, checks.doctor, start.schema,
+    completion.completion,
 )  # fmt: skip
 COMMANDS = {command.name: command for command in _ALL}
 _EXIT_CODES_HELP = (

@@ -18,7 +18,7 @@ from bertjax.parallel.multihost.exit_together import exit_together
 from bertjax.parallel.multihost.primary import primary_first, run_on_primary
 from bertjax.progress import reporter as progress
 from bertjax.training import consistency, inputs, run_context, validate
-from bertjax.training.checkpoint.stage_files import hub_models, run_stages
+from bertjax.training.checkpoint.stage_files import hub_models, newest_meta, run_stages
 from bertjax.training.monitor import preemption, run_log, run_mirror
 from bertjax.training.monitor.callbacks import Callbacks, TrainingRun
 from bertjax.training.monitor.phases import PREPARE, Phases
@@ -112,7 +112,7 @@ def open_run(
     """Open a run -> (context, stage plans, evaluators of each stage to do); None when all stages are done."""
     stages = run_stages(config, base)
     consistency.check_start(config, base)
-    validate.check_settings(config)
+    run_on_primary(lambda: validate.check_settings(stages))
     if run_on_primary(lambda: validate.is_complete(stages[-1])):
         return None
     if primary.is_primary():
@@ -141,5 +141,5 @@ def open_run(
             if index in todo
         }
     run_on_primary(lambda: validate.check_init_sources(ctx, plans))
-    run_on_primary(lambda: run_context.create_run_dir(ctx, models))
+    run_on_primary(lambda: run_context.create_run_dir(ctx, models, newest_meta(stages)))
     return ctx, plans, evaluators

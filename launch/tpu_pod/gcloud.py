@@ -102,12 +102,12 @@ class Pod:
     def describe_node(self, node: str) -> list[str]:
         return [*self._start("tpu-vm", "describe"), node, *self._where(), "--format=json"]
 
-    def copy(self, sources: Sequence[Path], node: str) -> list[str]:
-        """Copies files to the home folder of every worker of a slice."""
+    def copy(self, source: Path, node: str) -> list[str]:
+        """Copies a file to the home folder of every worker of a slice."""
         flags = [f"--scp-flag={flag}" for flag in _SSH_FLAGS]
         return [
             *self._start("tpu-vm", "scp", alpha=self.tunnel),
-            *map(str, sources),
+            str(source),
             f"{node}:",
             *self._where(),
             "--worker=all",

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import json
 import os
 import re
-import secrets
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
@@ -64,19 +62,6 @@ class StateDir:
     @property
     def state_file(self) -> Path:
         return self.path / "state.json"
-
-    @property
-    def secret_path(self) -> Path:
-        """By its name the workers find it (worker.py)."""
-        return self.path / f"bertjax-{self.path.name}.secret"
-
-    def secret_file(self) -> Path:
-        """The file with the secret by which the job's processes recognize each other, made once."""
-        with contextlib.suppress(FileExistsError):
-            made = os.open(self.secret_path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(made, "w") as out:
-                out.write(secrets.token_hex(32) + "\n")
-        return self.secret_path
 
     def load(self) -> State:
         """The saved state, or a new one. Raises LaunchError when the file is damaged."""

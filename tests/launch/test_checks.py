@@ -206,8 +206,17 @@ def test_secrets_are_not_shown(text, shown):
 def test_a_secret_of_several_words_is_hidden_and_the_schema_s_words_are_too():
     assert redact.redact_word("--env=MY_PASSWORD=a b c") == "--env=MY_PASSWORD=***"
     assert redact.redact("ran A_KEY='a b c' B=2 TOKEN=x then") == "ran A_KEY=*** B=2 TOKEN=*** then"
-    for name in ("api_key", "apikey", "token", "secret", "password", "HF_TOKEN"):
+    for name in (
+        "api_key", "apikey", "token", "secret", "password", "HF_TOKEN", "AWS_CREDENTIALS", "HF_AUTH", "PGPASS",
+        "AWS_SECRET_ACCESS_KEY", "MYSQL_PWD", "GITHUB_PAT", "SSH_PASSPHRASE", "SLACK_WEBHOOK", "private_key",
+    ):  # fmt: skip
         assert mask_secrets({name: "x"}) == {name: "***"} and redact.redact(f"{name}=x") == f"{name}=***"
+
+
+def test_ordinary_keys_are_shown_in_both_places():
+    assert redact.redact("bypass=1 encompass=1") == "bypass=1 encompass=1"
+    for name in ("path", "tokenizer", "author", "bypass", "compass", "monkey", "passes", "name", "mask_token_prob"):
+        assert mask_secrets({name: "x"}) == {name: "x"}, name
 
 
 @pytest.mark.parametrize(

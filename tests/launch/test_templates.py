@@ -234,10 +234,21 @@ def test_the_image_copies_what_is_there_and_not_ignored():
     sources = [word for name, words in instructions() if name == "COPY" for word in words.split()[:-1]]
     assert {"bertjax", "configs", "requirements.lock", "pyproject.toml"} <= set(sources) == kept
     assert all((ROOT / source).exists() for source in sources)
-    known = {"FROM", "ARG", "ENV", "WORKDIR", "COPY", "RUN", "ENTRYPOINT", "CMD"}
-    assert {name for name, _ in instructions()} <= known and instructions()[0][0] == "FROM"
+    known = {"FROM", "ARG", "ENV", "WORKDIR", "COPY", "RUN", "USER", "ENTRYPOINT", "CMD"}
+    assert {name for name, _ in instructions()} <= known
     if shutil.which("hadolint"):
         subprocess.run(["hadolint", "--ignore", "DL3042", str(LAUNCH / "Dockerfile")], check=True)
+
+
+def test_the_image_is_not_root_and_its_base_has_a_full_version():
+    found = instructions()
+    assert found[:2] == [("ARG", "BASE=python:3.11.13-slim-bookworm"), ("FROM", "$BASE")]
+    names = [name for name, _ in found]
+    assert dict(found)["USER"] == "bertjax" and names.index("USER") > max(i for i, n in enumerate(names) if n == "RUN")
+    assert ("RUN", "useradd --create-home --uid 1000 bertjax") in found
+    pod = jobset()["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+    assert pod["securityContext"] == {"runAsNonRoot": True, "runAsUser": 1000, "fsGroup": 1000}
+    assert pod["containers"][0]["securityContext"] == {"allowPrivilegeEscalation": False}
 
 
 def test_the_image_holds_extras_to_the_lock_and_takes_known_ones_only(tmp_path):

@@ -26,7 +26,7 @@ from bertjax.config.schema.evaluation import EarlyStopping, Evaluation
 from bertjax.config.schema.ladder import Ladder
 from bertjax.config.schema.model import BertConfig, Model, find_tokenizer_problem
 from bertjax.config.schema.optimizers import AdamW, Optimizer
-from bertjax.config.schema.training import MlmNspObjective, Objective, Trainable, expand_trainable
+from bertjax.config.schema.training import MlmNspObjective, Objective, SkipSpikes, Trainable, expand_trainable
 from bertjax.storage.mirror import local_root
 from bertjax.storage.remote import as_path, is_remote
 
@@ -72,6 +72,11 @@ class Stage(Section):
         None,
         exclude_if=lambda teacher: teacher is None,
         description="Learn from the outputs of a trained model (the teacher) besides the labels.",
+    )
+    skip_spikes: SkipSpikes | None = Field(
+        None,
+        exclude_if=lambda rule: rule is None,
+        description="Skip steps with a spike of loss or gradient norm: `{}` for the defaults. Default: none.",
     )
     adapter_base: LocalPath | None = Field(
         None, exclude_if=lambda path: path is None, description="Weights below the adapters, if they were moved."
@@ -233,6 +238,18 @@ class RunConfig(Section):
     )
     prepare_workers: Size | None = Field(None, description="Processes that prepare data. Default: one per core.")
     max_nonfinite_steps: Positive = Field(3, description="Non-finite (skipped) steps in a row before exit with code 3.")
+    check_replicas_every: Positive | None = Field(
+        None,
+        exclude_if=lambda steps: steps is None,
+        description="Steps between comparisons of the copies of the training state on different devices (each save "
+        "compares them too). Default: none.",
+    )
+    repeat_step_every: Positive | None = Field(
+        None,
+        exclude_if=lambda steps: steps is None,
+        description="Run every N-th step twice and compare the results; needs memory for the training state twice. "
+        "Default: none.",
+    )
     compilation_cache_dir: AnyPath | None = Field("~/.cache/bertjax/xla", description="Compilation cache; null: none.")
     watchdog: WatchdogTimeouts | None = Field(WatchdogTimeouts(), description="Time limits; null: none.")
     profile: ProfilerConfig | None = Field(None, description="Steps to profile; SIGUSR1 starts a trace at any time.")
@@ -489,4 +506,8 @@ class Config(Section):
         return as_path(self.run.root) / self.run.name if is_remote(self.run.root) else self.run_dir
 
 
-SECRET_KEY = re.compile(r"(api_?key|token|secret|password)$", re.IGNORECASE)
+SECRET_KEY = re.compile(
+    r"(_key|api_?key|token|secret|passw(or)?d|passphrase|credentials?|webhook|(?<!by)(?<!com)(?<!sur)(?<!er)pass|"
+    r"(?<![a-z])(pat|pwd|auth|jwt))$",
+    re.IGNORECASE,
+)

@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from bertjax.config.limits import MAX_SIZE
 from bertjax.config.schema.base import (
     KindOf,
+    NonNegative,
     NonNegativeFloat,
     Positive,
     PositiveFloat,
@@ -353,3 +354,27 @@ class Trainable(Section):
 
 def expand_trainable(value: Any) -> Any:
     return {"kind": value} if isinstance(value, str) else value
+
+
+class Rewind(Section):
+    """When to go back to an earlier checkpoint and to leave out the batches that led to spikes."""
+
+    spikes: Positive = Field(10, description="Skipped steps within the window after which to go back.")
+    back: NonNegative = Field(100, description="Steps from the checkpoint to the first spike, if one is so old.")
+    skip: NonNegative = Field(200, description="Batches after that of the last spike which are left out too.")
+    most: Positive = Field(3, description="Rewinds of a stage; then the run ends with exit code 3.")
+
+
+class SkipSpikes(Section):
+    """When a step is skipped because its loss or gradient norm is far above those of the last steps."""
+
+    window: int = Field(128, ge=8, description="Steps that mean and deviation are taken of; skips begin at half of it.")
+    sigma: PositiveFloat = Field(6.0, description="Standard deviations above the mean from which on a step is a spike.")
+    after: NonNegative | None = Field(
+        None, description="First steps, which are never skipped. Default: those of the warm-up."
+    )
+    rewind: Rewind | None = Field(
+        None,
+        exclude_if=lambda rule: rule is None,
+        description="Go back after many spikes and leave out data: `{}` for the defaults. Default: never.",
+    )

@@ -167,9 +167,13 @@ class Batches:
         rows: RowSelection = ALL_ROWS,
         prefetch: int = 4,
         more: MoreFields | None = None,
+        position: Callable[[int], int] = lambda k: k,
     ) -> BatchIterator:
-        """Batches start..stop-1 as `batch`; background threads prefetch up to `prefetch` of them (0: none)."""
-        return BatchIterator(lambda k: self.batch(k, rows, more), start, stop, prefetch)
+        """Batches start..stop-1 as `batch`; background threads prefetch up to `prefetch` of them (0: none).
+
+        position: the number in the data of the batch of a step.
+        """
+        return BatchIterator(lambda k: self.batch(position(k), rows, more), start, stop, prefetch)
 
     def epoch_batch(self, k: int, rows: RowSelection = ALL_ROWS) -> Batch:
         """Batch k < batches_per_epoch of one finite pass in stored order, task after task, with epoch 0's masks.

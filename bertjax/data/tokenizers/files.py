@@ -10,10 +10,11 @@ from typing import Any
 from bertjax.data.tokenizers import backend_state
 from bertjax.errors import UserError
 from bertjax.storage import remote
-from bertjax.storage.atomic import write_bytes_atomic
+from bertjax.storage.atomic import write_bytes_atomic, write_json_atomic
 
 JSON, CONFIG, SPECIAL, ADDED = "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
 ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+DIGESTS = "sha256.json"  # of a folder that bertjax trained or keeps with a run
 _SEAL = "bertjax"  # a key of tokenizer_config.json, which transformers ignores
 
 
@@ -113,6 +114,27 @@ def write(folder: Path, files: Mapping[str, str | bytes]) -> None:
     for name in sorted(files, key=lambda name: name == JSON):
         content = files[name]
         write_bytes_atomic(folder / name, content if isinstance(content, bytes) else content.encode())
+
+
+def write_digests(folder: Path) -> None:
+    """Write the SHA-256 of each file of a tokenizer folder, for `is_intact`; after this the folder is complete."""
+    write_json_atomic(folder / DIGESTS, _file_digests(folder))
+
+
+def is_intact(folder: Path) -> bool | None:
+    """Whether the files of a folder are those of `write_digests`; None for a folder without digests."""
+    try:
+        saved = json.loads((folder / DIGESTS).read_text(encoding="utf-8"))
+        return bool(saved == _file_digests(folder))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError):
+        return False
+
+
+def _file_digests(folder: Path) -> dict[str, str]:
+    names = sorted(p.name for p in folder.iterdir() if p.is_file() and p.name != DIGESTS and not p.name.startswith("."))
+    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
 
 
 def json_object(path: Path) -> dict[str, Any]:

@@ -81,11 +81,14 @@ def load(
             recipe.append(chosen)
     recipe.append(fingerprint or _hash_documents(train_source_documents()))
     folder = cache / "tokenizers" / hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:24]
-    if not (folder / "tokenizer.json").is_file():
+    if not tokenizer_files.is_intact(folder):
+        if (folder / JSON).is_file():
+            reporter.say(f"note: {folder}: not as it was written; the tokenizer is trained again")
         passes = 2 if isinstance(config, WordPieceConfig) else 1
         title = f"training a tokenizer of {options['vocab_size']:,} pieces"
         with reporter.task(title, passes * text_bytes, "bytes") as task:
             trainer(_CountedDocuments(train_source_documents, task), **options).save(folder)
+        tokenizer_files.write_digests(folder)
     return _with_sentinels(config, from_file(folder), "the trained tokenizer")
 
 

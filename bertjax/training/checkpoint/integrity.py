@@ -6,16 +6,18 @@ the sha256 of the digest item. Any change of either, or a mix of two steps, is d
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from bertjax.config.loading.step_meta import find_meta_problem
 from bertjax.errors import DivergedError, UserError, brief
 from bertjax.training.checkpoint import checksums
 
 FORMAT = 1
+_KEY_IMPLEMENTATIONS = {"key<fry>": "threefry2x32", "key<rbg>": "rbg", "key<urbg>": "unsafe_rbg"}
 
 
 class CorruptStepError(Exception):
@@ -101,6 +103,14 @@ def check_digests(prefix: str, saved: Mapping[str, Any], leaves: Mapping[str, An
     for path, leaf in checksums.compute_digests(leaves).items():
         if f"{leaf.digest:08x}" != saved[path][2]:
             raise CorruptStepError(f"{prefix}{path} is not what was saved")
+
+
+def abstract_leaf(shape: Sequence[int], dtype: str) -> jax.ShapeDtypeStruct:
+    """The abstract array of a shape and dtype as they are in the digest item."""
+    if dtype not in _KEY_IMPLEMENTATIONS:
+        return jax.ShapeDtypeStruct(tuple(shape), jnp.dtype(dtype))
+    key = jax.eval_shape(lambda: jax.random.key(0, impl=_KEY_IMPLEMENTATIONS[dtype]))
+    return jax.ShapeDtypeStruct(tuple(shape), key.dtype)
 
 
 def unwrap_prng_key(leaf: Any) -> Any:

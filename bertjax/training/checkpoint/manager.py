@@ -26,6 +26,7 @@ from bertjax.training.checkpoint.reader import CheckpointReader, one_line
 
 log = logging.getLogger(__name__)
 POLL_SECONDS = 2.0  # between two looks whether another process has failed to write its part
+_FULL = ("No space left on device", "Disk quota exceeded", "File too large")  # in the middle of long messages
 
 
 class CheckpointManager:
@@ -195,6 +196,24 @@ class CheckpointManager:
             except (OSError, BertjaxError) as error:
                 log.warning("%s: step %d could not be removed: %s", self.folder, step, brief(error))
 
+    def set_aside(self, step: int, reason: str) -> str:
+        """Move `step` and later ones to quarantine/, unless no older one is there -> what is left, for a message."""
+        self.wait()
+        return str(run_on_primary(partial(self._set_aside, step, reason)))
+
+    def _set_aside(self, step: int, reason: str) -> str:
+        steps = self.committed_steps()
+        older, doubtful = [s for s in steps if s < step], [s for s in steps if s >= step]
+        if not doubtful:
+            return f"the last checkpoint, step {older[-1]}, is good" if older else "there is no checkpoint"
+        names = ", ".join(map(str, doubtful))
+        if not older:
+            return f"no checkpoint is from before that: step {names} may be the cause"
+        for each in doubtful:
+            folders.quarantine_folder(self.folder, str(each), reason)
+        self._newest = None
+        return f"step {names} was moved to quarantine/, and the last checkpoint, step {older[-1]}, is good"
+
     def scores(self, step: int) -> dict[str, float]:
         """The scores of a step, {"squad/f1": ...}; the same on every process."""
         return dict(run_on_primary(lambda: self.reader.scores_of(step)))
@@ -224,7 +243,9 @@ class CheckpointManager:
             layout.remove_unfinished(self.folder, step)
         if isinstance(error, BertjaxError | jax.errors.JaxRuntimeError):  # another process has ended, or took over
             return error
-        found = StorageError(f"{self.folder / str(step)}: could not be written: {one_line(error)}")
+        full = next((reason for reason in _FULL if reason in str(error)), None)
+        reason = f"{full}; make room and run the same command again" if full else one_line(error)
+        found = StorageError(f"{self.folder / str(step)}: could not be written: {reason}")
         found.__cause__ = error
         return found
 
