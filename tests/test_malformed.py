@@ -168,6 +168,8 @@ def test_tokenizer_json(refused, content, mentions):
         (json.dumps(SQUAD), '{"q1": "cats"}', '{"q1": "high"}', "odds.json"),
         (json.dumps(SQUAD), '{"q1": "cats"}', '{"q1": NaN}', "odds.json"),
         (b"\xff\xfe{}", "{}", None, "gold.json"),
+        (squad(answers=[{"text": ["cats"], "answer_start": 4}]), '{"q1": "cats"}', None, "gold.json"),
+        (squad(id=["q1"]), '{"q1": "cats"}', None, "gold.json"),
         ("", "{}", None, "gold.json"),
     ],
 )

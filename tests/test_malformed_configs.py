@@ -45,6 +45,11 @@ def test_a_batch_that_no_machine_computes(refused):
     refused("train", "c.yaml", "tokenizer.kind=sentencepiece", *many, mentions="num_heads times d_kv")
 
 
+@pytest.mark.parametrize("value", ["null", "3", "true", "[]", "[text]", "{}", "1.5"])
+def test_data_of_another_type(refused, value):
+    refused("train", "c.yaml", f"stages.s.data={value}", mentions="stages.s.data")
+
+
 def test_epochs(refused):
     put("c.yaml", CONFIG.replace("steps: 2", "epochs: 1e300"))
     refused("train", "c.yaml", mentions="stages.s.epochs: must be less than or equal to 1000000")

@@ -7,6 +7,7 @@ read, or refused with one line of a BertjaxError; anything else is a failure, wi
 the smallest.
 """
 
+import copy
 import json
 import resource
 import shutil
@@ -42,9 +43,7 @@ NASTY_VALUES: list[Any] = [
     *("", " ", "a", "\0", "\ud83d", "a\nb", "9" * 5000, "\u00b2", "x" * 5000, "(a+)+$", "(", "[UNK]"),
     *([], {}, [[]], {"a": {}}, [None], ["a"], [1], {"": 0}, {"kind": "text"}, {"type": "x"}),
 ]
-DEEP: Any = "a"
-for _ in range(300):
-    DEEP = [DEEP]
+DEEP = "[" * 300 + "]" * 300
 
 
 @st.composite
@@ -79,9 +78,9 @@ def changed_json(draw: st.DrawFn, content: bytes) -> bytes:
             if last is not None:
                 del target[last]
         elif how == "deep":
-            target[last] = DEEP
+            target[last] = json.loads(DEEP)
         else:
-            picked = draw(st.sampled_from(NASTY_VALUES))
+            picked = copy.deepcopy(draw(st.sampled_from(NASTY_VALUES)))  # a later change may be inside
             if how == "add" and isinstance(target, dict):
                 target[draw(st.sampled_from(["", "\ud83d", "a\nb", "id", "x" * 300]))] = picked
             else:

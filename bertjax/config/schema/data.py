@@ -359,7 +359,7 @@ class Mixture(Section):
 def _data_tag(value: Any) -> str:
     if isinstance(value, str):
         return "name"
-    keys = value if isinstance(value, dict) else type(value).model_fields
+    keys = value if isinstance(value, dict) else getattr(type(value), "model_fields", ())
     return "mixture" if "mixture" in keys else "task"
 
 

@@ -79,6 +79,10 @@ def score_command(
             raise UserError(f"{where}: a number is needed, not {shown}; write {{id: number}}")
     try:
         questions = _questions(gold)
+        if not all(isinstance(text, str) for _, answers in questions for text in answers) or not all(
+            isinstance(key, str | int) for key, _ in questions
+        ):
+            raise TypeError
     except (KeyError, TypeError, AttributeError) as error:
         what = f"key {error} is missing" if isinstance(error, KeyError) else "a list or an object is of another type"
         raise UserError(f"{gold_path}: {what}; the form is data > paragraphs > qas > id, answers > text") from None
