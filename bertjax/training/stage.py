@@ -186,8 +186,8 @@ class StageRunner:
         self.pretrained = meta.get("pretrained")
         for line in run_context.plugin_changes(self.ctx.config, meta):
             self.tracker.note(line)
-        if line := run_context.topology_change(self.ctx.mesh, meta):
-            self.tracker.note(f"{self.name} {step}: {line}")
+        if change := run_context.topology_change(self.ctx.mesh, meta):
+            self.tracker.note(f"{self.name} {step}: {change}")
         self.base, self.pending_eval = meta.get("base"), has_pending_eval(self.checkpoints.folder, meta)
         self.unlogged, self.scores = meta.get("unlogged"), self.checkpoints.scores(step)
         self.stop_rule.restore(meta, {} if self.pending_eval else self.scores)
