@@ -47,7 +47,9 @@ def test_the_processes_of_a_start_get_a_secret_that_no_command_shows(cloud):
     one, other = ((cloud.shared / f"secret-my-pod-{worker}").read_text() for worker in (0, 1))
     assert one == other and len(one) == 64, "training has it"
     shown = [said, (cloud.home / "calls.jsonl").read_text()]
-    shown += [path.read_text() for path in (cloud.checkout / "runs/launch").rglob("*") if path.suffix in (".log", ".json")]
+    shown += [
+        path.read_text() for path in (cloud.checkout / "runs/launch").rglob("*") if path.suffix in (".log", ".json")
+    ]
     assert not any(one in text for text in shown)
 
 
