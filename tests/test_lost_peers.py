@@ -188,6 +188,7 @@ def assert_nothing_lost(storm: Storm, times: int) -> None:
     assert max(report.redone) <= 2 * peer_storm.SAVE_EVERY and max(report.exits) < peer_storm.EXIT_SECONDS
 
 
+@pytest.mark.timeout(900)
 def test_five_disturbances_of_a_run_without_a_model(fork_server, pretrain_project, tmp_path, monkeypatch):
     monkeypatch.setattr(peer_storm, "KINDS", ("kill", "kill", "SIGTERM", "SIGHUP"))
     assert_nothing_lost(Storm(fork_server, pretrain_project, tmp_path, 2, seed=1, model=False), 5)

@@ -55,7 +55,8 @@ def started(monkeypatch) -> list[tuple]:
     calls: list[tuple] = []
     for name in (*NAMES, *CLUSTERS):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(initialize.rendezvous, "wait_for_all", lambda *_: None)
+    monkeypatch.setattr(initialize.rendezvous, "wait_for_all", lambda *_: {})
+    monkeypatch.setattr(initialize.peer_monitor, "current", initialize.peer_monitor.current)
     monkeypatch.setattr(initialize.sigabrt, "install_handler", lambda: None)
     monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **options: calls.append(args))
     return calls
