@@ -98,7 +98,7 @@ def _runtime_error(text: str) -> BertjaxError | None:
     if line.startswith("RESOURCE_EXHAUSTED"):  # jax, in a step or in the compiler
         return UserError(f"out of memory on the device ({line.partition(': ')[2][:160]}); {_DEVICE_REMEDY}")
     if line.startswith("Unable to initialize backend"):
-        return UserError(f"{line}; choose another --device")
+        return UserError(f"{text.splitlines()[0][:200]}; choose another --device")
     if line.startswith("Symlink loop"):  # pathlib before Python 3.13
         return UserError(f"{line[:160]}: a link leads back to itself; remove it")
     return None
