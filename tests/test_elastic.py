@@ -63,7 +63,7 @@ stages:
 """
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_a_run_goes_on_with_fewer_and_with_more_processes(tiny_project: Path, tmp_path: Path):
     """Vectors of words, which compile fast; BERT and T5 follow below. A signal takes effect some steps later."""
     (tmp_path / "small.yaml").write_text(SMALL)

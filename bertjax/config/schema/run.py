@@ -160,7 +160,7 @@ class MeshConfig(Section):
     def _check(self) -> "MeshConfig":
         sizes = (self.data, self.fsdp, self.tensor)
         if any(n < 1 and n != -1 for n in (self.dcn, *sizes)) or sizes.count(-1) > 1:
-            raise ValueError("axis sizes are positive numbers; dcn and one of data, fsdp and tensor may be -1")
+            raise ValueError("axis sizes are positive numbers; the number of slices and one of the others may be -1")
         for name, axes in self.rules.items():
             if isinstance(axes, list) and len(set(axes)) < len(axes):
                 raise ValueError(f"rules: {ascii(name)[1:-1][:60]} names a mesh axis twice; name each once")
