@@ -78,11 +78,14 @@ def test_broken_communication_is_75_even_if_all_are_there(job, capfd, error):
     assert str(error)[:60] in leaves_with_75(error, capfd)
 
 
-@pytest.mark.parametrize("text", ["RESOURCE_EXHAUSTED: Out of memory", "INVALID_ARGUMENT: Argument does not match"])
-def test_a_failure_of_the_program_is_not(job, text):
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [("RESOURCE_EXHAUSTED: Out of memory", 2), ("INVALID_ARGUMENT: Argument does not match", 70)],
+)
+def test_a_failure_of_the_program_is_not(job, text, code):
     with pytest.raises(jax.errors.JaxRuntimeError), exit_together():
         raise jax.errors.JaxRuntimeError(text)
-    assert job.said[0][0] == 70
+    assert job.said[0][0] == code
 
 
 @pytest.mark.parametrize("error", [ValueError("no answer"), StorageError("no answer")])

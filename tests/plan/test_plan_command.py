@@ -137,7 +137,7 @@ def test_a_gpu_s_share_of_memory_is_the_environment_s():
             ["--topology", "cpu:3", "--stage", "pretrain"],
             "batch_size: 8 rows do not divide over 3 parts (data=3)",
         ),
-        (["--topology", "v5e:2x4", "mesh.data=3"], "mesh: data=3 x fsdp=1 x tensor=1 does not fit 8 devices; set one"),
+        (["--topology", "v5e:2x4", "mesh.data=3"], "mesh: data=3 x fsdp=1 x tensor=1 does not fit 8 devices; set "),
         (["--topology", "cpu:2", "mesh.rules={embed: model}"], "mesh.rules.embed: no mesh axis 'model'; known: dcn,"),
         ([], "missing: --topology"),
     ],

@@ -90,7 +90,7 @@ def test_a_run_from_end_to_end(whole, tiny_project):
     }  # fmt: skip
     assert load(whole / "config.yaml").stages == load(tiny_project / "tiny.yaml").stages
     assert {"versions", "devices", "mesh"} <= json.loads((whole / "environment.json").read_text()).keys()
-    assert {p.name for p in (whole / "tokenizer").iterdir()} == {"tokenizer.json", "vocab.txt"}
+    assert {p.name for p in (whole / "tokenizer").iterdir()} == {"tokenizer.json", "vocab.txt", "sha256.json"}
     assert committed_steps(whole / "checkpoints" / "00-pretrain") == [2, 4, 5]
     assert committed_steps(whole / "checkpoints" / "01-qa") == [2, 4, 6]
     assert {p.name for p in (whole / "evaluations" / "01-qa").iterdir()} == {

@@ -5,6 +5,7 @@ training/checkpoint/orbax_io.py.
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,15 +55,15 @@ def read_meta_item(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path}: cannot be read ({error.strerror}); copy the complete step again") from None
     except (ValueError, KeyError, TypeError, RecursionError):
         meta = None
-    if find_meta_problem(meta):
+    if find_meta_problem(meta, needed=("step", "config")):
         raise UserError(f"{path}: damaged; copy the step again, or take another one")
     return item
 
 
-def find_meta_problem(meta: Any) -> str | None:
+def find_meta_problem(meta: Any, needed: Sequence[str] = ()) -> str | None:
     """What is wrong with the form of metadata, whose sha256 may be right: anyone can compute it. None if nothing."""
-    if not isinstance(meta, dict) or not {"step", "config"} <= meta.keys():
-        return "the metadata have no step and config"
+    if not isinstance(meta, dict) or not meta.keys() >= {*needed}:
+        return f"the metadata have no {' and '.join(needed) or 'keys'}"
     for key in _TYPES.keys() & meta.keys():
         if not isinstance(meta[key], _TYPES[key]) or isinstance(meta[key], bool):
             return f"'{key}' of the metadata is a {type(meta[key]).__name__}"
@@ -71,7 +72,7 @@ def find_meta_problem(meta: Any) -> str | None:
             return f"'{key}' of the metadata holds more than names"
     if any(not 0 <= (meta.get(key) or 0) <= MAX_COUNT for key in _COUNTS):
         return f"a number of the metadata ({', '.join(_COUNTS)}) is out of range"
-    stages = meta["config"].get("stages")
+    stages = meta.get("config", {}).get("stages")
     if isinstance(stages, list) and meta.get("stage", 0) >= len(stages):
         return "'stage' of the metadata is no stage of its config"
     return None
