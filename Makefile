@@ -8,12 +8,19 @@ SHELL_FILES := .ci/run .ci/setup $(wildcard launch/*.sh launch/*.sbatch)
 LOCK := --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
 	--extra tensorboard --custom-compile-command "make lock"
 
-.PHONY: help demo test test-all lint bench docs lock clean
+# Kills, stops, damage, hostile input, full disks, lost processes, other topologies.
+CHAOS := $(addprefix tests/,test_lost_peers.py test_multiprocess_faults.py test_elastic.py test_hostile.py test_fuzz.py \
+	$(addprefix training/,test_kill.py test_checkpoint_storms.py test_stopping.py test_signals_by_phase.py \
+	test_silent_corruption.py test_spikes.py test_verify_run.py test_watchdog.py test_runs_in_gcs.py))
+
+.PHONY: help demo test test-all test-chaos test-soak lint audit bench docs lock clean
 
 help:
 	@echo "make demo      pre-train, fine-tune and score a small model on this machine's CPU; ends with a report"
 	@echo "make test      the fast tests             make test-all  all tests"
+	@echo "make test-chaos the fast tests of kills, damage and hostile input      make test-soak  with the slow storms"
 	@echo "make lint      ruff, mypy, shellcheck     make bench     time the training step"
+	@echo "make audit     known vulnerabilities of the locked packages (needs the network)"
 	@echo "make docs      the documentation as a website in site/"
 	@echo "make lock      requirements.lock and that of TPU pods from pyproject.toml (UPGRADE=--upgrade: newest versions)"
 	@echo "make clean     remove .venv, .tools and caches"
@@ -33,12 +40,23 @@ test: $(READY)
 test-all: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
+test-chaos: $(READY)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" $(CHAOS) $(ARGS)
+
+test-soak: $(READY)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(CHAOS) $(ARGS)
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/shellcheck $(SHELL_FILES)
 	$(BIN)/yamllint .
+
+audit:
+	$(PYTHON) -m venv .tools/audit
+	.tools/audit/bin/pip install --quiet --disable-pip-version-check pip-audit==2.9.0
+	.tools/audit/bin/pip-audit --disable-pip --require-hashes -r requirements.lock -r launch/requirements-tpu.lock
 
 bench: $(READY)
 	$(BIN)/python benchmarks/step.py $(ARGS)

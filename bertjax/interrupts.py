@@ -1,4 +1,4 @@
-"""Handle Ctrl-C and SIGTERM at once, even while the main thread is inside a long C call.
+"""Handle Ctrl-C, SIGTERM and SIGHUP at once, even while the main thread is inside a long C call.
 
 A thread reads the signals. A handler whose exception the interpreter ignored (in a __del__, a GC callback) runs again.
 Blocks with `polled` raise nothing in the handler: their loops call `check`.
@@ -102,11 +102,12 @@ def note_signal(number: int, flag: Flag) -> Iterator[None]:
 def install_process_handlers() -> None:
     """Handle signals from the start of the process to its end, where no block of this module does.
 
-    `train` and `prepare` leave with 75 on SIGTERM, other commands end as usual; on the way out of a block that a signal
-    has ended, it is ignored. SIGUSR1 is noted for the profiler.
+    `train` and `prepare` leave with 75 on SIGTERM and SIGHUP, other commands end as usual; on the way out of a block
+    that a signal has ended, they are ignored. SIGUSR1 is noted for the profiler.
     """
+    numbers = [number for number in stop_signals() if number != signal.SIGINT]
 
-    def on_sigterm(number: int, _: object) -> None:
+    def on_stop(number: int, _: object) -> None:
         if _was_stopped.is_set():
             return
         if sys.argv[1:2] in (["train"], ["prepare"]):
@@ -114,10 +115,17 @@ def install_process_handlers() -> None:
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
 
-    signal.signal(signal.SIGTERM, on_sigterm)
+    for number in numbers:
+        signal.signal(number, on_stop)
     signal.signal(signal.SIGUSR1, lambda *_: profile_requested.set())
     # The interpreter's last clean-up, which can take long, restores the defaults of all but ignored signals.
-    atexit.register(lambda: [signal.signal(number, signal.SIG_IGN) for number in (signal.SIGTERM, signal.SIGUSR1)])
+    atexit.register(lambda: [signal.signal(number, signal.SIG_IGN) for number in (*numbers, signal.SIGUSR1)])
+
+
+def stop_signals() -> list[int]:
+    """The signals that ask a command to stop: SIGHUP, of a terminal that is closed, unless `nohup` ignores it."""
+    hangup = [] if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [signal.SIGHUP]
+    return [signal.SIGTERM, signal.SIGINT, *hangup]
 
 
 @contextmanager
@@ -125,10 +133,11 @@ def exit_on_signal(
     exit_message: Callable[[], str | None],
     second_message: str,
     *,
-    numbers: Collection[int] = (signal.SIGTERM, signal.SIGINT),
+    numbers: Collection[int] | None = None,
     error: type[BaseException] = StopRequested,
     should_raise: Callable[[int], bool] = lambda number: True,
     on_ctrl_c: Callable[[], None] = lambda: None,
+    on_hangup: Callable[[], None] = lambda: None,
     restore_handler: Callable[[int], bool] = lambda number: True,
     ends_process: bool = True,
     polled: bool = False,
@@ -136,11 +145,14 @@ def exit_on_signal(
 ) -> Iterator[None]:
     """Raise `error` in the main thread on a signal inside the block; a StopRequested leaves it as StoppedSafely.
 
+    numbers: of the signals; default: `stop_signals`.
+
     If the main thread is still in the block after `grace` seconds, the process ends with the line `exit_message()`,
     unless that is None. A second Ctrl-C ends it at once with `second_message`. `should_raise` is asked in the main
-    thread; if it says no, the block polls. `on_ctrl_c` is called in a thread at the first Ctrl-C. `restore_handler`
-    says for which signals the previous handler is restored. Only the main thread handles signals. Without
-    `ends_process` nothing ends the process, and a second Ctrl-C is a KeyboardInterrupt in the main thread.
+    thread; if it says no, the block polls. `on_ctrl_c` is called in a thread at the first Ctrl-C, `on_hangup` there at
+    SIGHUP. `restore_handler` says for which signals the previous handler is restored. Only the main thread handles
+    signals. Without `ends_process` nothing ends the process, and a second Ctrl-C is a KeyboardInterrupt in the main
+    thread.
 
     `polled`: the handler raises nothing, since libraries may drop or convert what it raises in their callbacks; the
     block calls `check` instead, and a second SIGTERM ends the process at once. Any exception that leaves the block
@@ -181,13 +193,17 @@ def exit_on_signal(
                     return
                 exit_now(INTERRUPTED_EXIT_CODE, second_message)
             on_ctrl_c()
+        if signal.SIGHUP in received:
+            on_hangup()
         if polled and signal.SIGTERM in received and terms.is_repeated() and (line := exit_message()) is not None:
             exit_now(code, line)
         if ends_process:
             threading.Thread(target=exit_after_grace, name="exit_after_grace", daemon=True).start()
 
     try:
-        with _handle_signals(numbers, handler, on_signal, error, raised.clear, restore_handler):
+        with _handle_signals(
+            stop_signals() if numbers is None else numbers, handler, on_signal, error, raised.clear, restore_handler
+        ):
             yield
     except BaseException as caught:
         if isinstance(caught, StopRequested) or (stop.is_set() and isinstance(caught, Exception)):

@@ -17,6 +17,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from types import FrameType
 
 from tpu_pod import checks, status
@@ -124,7 +125,8 @@ def _dry_run(pod: Pod, options: LaunchOptions, command: list[str], arguments: ar
     def show(title: str, *commands: Sequence[str]) -> None:
         print(f"# {title}", *map(redact_command, commands), sep="\n")
 
-    plan = ["bertjax", "plan", command[0], "--topology", pod.type, *command[1:]]
+    slices = [f"mesh.dcn={pod.node_count}"] if "mesh.dcn=-1" in command and pod.node_count else []
+    plan = ["bertjax", "plan", command[0], "--topology", pod.type, *command[1:], *slices]
     show("run it yourself first: memory fit and roofline speed", plan)
     if not arguments.repo:
         show("pack the code", ["git", *archive_command(archive, revision)])
@@ -138,6 +140,8 @@ def _dry_run(pod: Pod, options: LaunchOptions, command: list[str], arguments: ar
     show("count the workers", *(pod.describe_node(node) for node in nodes))
     if not arguments.repo:
         show("send the code", *(pod.copy(archive, node) for node in nodes))
+    sent = "send the variables of training, a secret by which its processes recognize each other among them"
+    show(sent, *(pod.copy(Path(remote.env_file), node) for node in nodes))
     show("install, on all workers", *(pod.ssh(node, remote.setup(i)) for i, node in enumerate(nodes)))
     if options.doctor:
         show(

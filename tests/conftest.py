@@ -12,10 +12,13 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # tests of the Hub have their own (kit/fakeh
 
 import json  # noqa: E402
 import random  # noqa: E402
+from collections.abc import Iterator  # noqa: E402
 from pathlib import Path  # noqa: E402
+from typing import Any  # noqa: E402
 
 import hypothesis  # noqa: E402
 import pytest  # noqa: E402
+from refusals import refused, small_project  # noqa: E402, F401
 
 # an example may take long on a busy machine
 hypothesis.settings.register_profile("any_speed", deadline=None)
@@ -61,7 +64,7 @@ def no_timed_lines() -> None:
     """Tests of what is printed do not depend on how long it took; tests/test_progress.py sets its own times."""
     from bertjax.progress import reporter
 
-    reporter.FIRST_SECONDS = reporter.NEXT_SECONDS = float("inf")
+    reporter.FIRST_SECONDS = reporter.NEXT_SECONDS = reporter.YOUNG_NEXT = float("inf")
     reporter.COMPILE_SECONDS = float("inf")
 
 
@@ -138,6 +141,22 @@ def tiny_project(tmp_path_factory) -> Path:
 def tiny_t5_project(tmp_path_factory) -> Path:
     """The same with a T5: a mixture of span corruption and questions, then questions, gradually unfrozen."""
     return _project(tmp_path_factory.mktemp("tiny-t5"), TINY_T5)
+
+
+@pytest.fixture(scope="session")
+def pretrain_project(tmp_path_factory) -> Path:
+    """The tiny project with its first stage only and one layer: what compiles fastest."""
+    text = TINY.partition("  - {name: qa")[0].replace("num_hidden_layers: 2", "num_hidden_layers: 1")
+    return _project(tmp_path_factory.mktemp("pretrain"), text)
+
+
+@pytest.fixture(scope="session")
+def fork_server() -> Iterator[Any]:
+    """A kit/fork_server.py:ForkServer, from which runs start without importing everything."""
+    from fork_server import ForkServer
+
+    with ForkServer() as started:
+        yield started
 
 
 def _project(home: Path, config: str) -> Path:

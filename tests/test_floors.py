@@ -41,7 +41,7 @@ FLOORS = {
         "decoding",
     ],
     "training": [
-        "freezing",
+        "freezing guards",
         "rates state",
         "program",
         "checkpoint feature_cache",

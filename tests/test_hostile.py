@@ -21,9 +21,11 @@ import yaml
 from tfds_folder import write_tfds
 
 from bertjax.cli.main import main
+from bertjax.data.jobs import scratch_dir
 from bertjax.errors import StorageError
 from bertjax.progress.log_file import LogFile
 from bertjax.storage import atomic
+from bertjax.storage.staging import exclusive_lock
 from bertjax.training.checkpoint.lock import WriterLock
 from bertjax.training.monitor.goodput import GoodputLog
 from bertjax.training.monitor.phases import Phases
@@ -248,11 +250,25 @@ def goodput(folder: Path) -> None:
 
 
 def metrics(folder: Path) -> None:
-    with Tracker(folder, stages={"s": 1}, tensorboard=False, wandb=None, is_primary=True) as tracker:
+    with Tracker(folder, stages={"s": 1}, tensorboard=False, wandb=False) as tracker:
         tracker.event("s", 0, "x")
 
 
-@pytest.mark.parametrize(("name", "write"), [("writer.lock", WriterLock), ("goodput.jsonl", goodput)])
+def damaged_metrics(folder: Path) -> None:
+    (folder / "metrics.jsonl").write_text("damaged\n")
+    with Tracker(folder, stages={"s": 1}, tensorboard=False, wandb=False) as tracker:
+        tracker.rewind([], "s", 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("writer.lock", WriterLock),
+        ("goodput.jsonl", goodput),
+        ("metrics.jsonl", metrics),
+        ("metrics-damaged.jsonl", damaged_metrics),
+    ],
+)
 def test_links_in_a_run_are_not_followed(folder, name, write):
     put("precious", "precious")
     Path("run").mkdir()
@@ -265,6 +281,20 @@ def test_links_in_a_run_are_not_followed(folder, name, write):
     assert (folder / "run" / name).stat().st_size
     if isinstance(held, WriterLock):
         held.release()
+
+
+def test_links_at_the_names_of_locks_of_prepared_data(folder):
+    put("precious", "precious")
+    Path("scratch").mkdir()
+    (folder / "scratch" / "lock").symlink_to(folder / "precious")
+    lock = exclusive_lock(Path("scratch/lock"))
+    for use in (lambda: scratch_dir._acquire(folder / "scratch"), lock.__enter__):
+        with pytest.raises(OSError, match="is a symbolic link, which is not followed"):
+            use()
+    assert Path("precious").read_text() == "precious"
+    (folder / "scratch" / "lock").unlink()
+    _, held = scratch_dir._acquire(folder / "scratch")
+    held.close()
 
 
 def test_a_linked_log_is_left_alone(folder):

@@ -154,25 +154,28 @@ PROCESS = """
 import os, signal, sys, time
 from bertjax import interrupts
 
-sys.argv[1:] = sys.argv[1:2]
+number, sys.argv[1:] = int(sys.argv[2]), sys.argv[1:2]
 interrupts.install_process_handlers()
 os.kill(os.getpid(), signal.SIGUSR1)
 if sys.argv[1] == "stopped":
     try:
         with interrupts.exit_on_signal(lambda: "stopped", "interrupted"):
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
             time.sleep(5)
     except interrupts.StoppedSafely:
         pass
-os.kill(os.getpid(), signal.SIGTERM)
+os.kill(os.getpid(), number)
 sys.exit(7 if interrupts.profile_requested.is_set() else 1)
 """
 
 
-@pytest.mark.parametrize(("word", "code"), [("train", 75), ("prepare", 75), ("stopped", 7), ("evaluate", -15)])
-def test_signals_outside_of_all_blocks(word, code):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(("word", "code"), [("train", 75), ("prepare", 75), ("stopped", 7), ("evaluate", None)])
+def test_signals_outside_of_all_blocks(word, code, number):
     """Before the first and after the last block of a process. SIGUSR1 never ends it."""
-    done = subprocess.run([sys.executable, "-c", PROCESS, word], capture_output=True, text=True, cwd=ROOT)
+    code = -number if code is None else code
+    argv = [sys.executable, "-c", PROCESS, word, str(int(number))]
+    done = subprocess.run(argv, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == code, done.stderr
     assert done.stderr == ("stopped; run the same command again\n" if code == 75 else "")
 
@@ -195,3 +198,24 @@ with interrupts.exit_on_signal(lambda: "stopped", "interrupted", polled=True, gr
         began = time.monotonic()
         done = subprocess.run([sys.executable, "-c", code, grace], capture_output=True, text=True, cwd=ROOT)
         assert (done.returncode, done.stderr) == (75, "stopped\n") and time.monotonic() - began < 20
+
+
+def test_nohup_is_respected():
+    """SIGHUP stays ignored in a process that was started so; the control asks to stop."""
+    code = """
+import os, signal, sys, time
+from bertjax import interrupts
+
+if sys.argv[1] == "ignored":
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+interrupts.install_process_handlers()
+try:
+    with interrupts.exit_on_signal(lambda: "stopped", "interrupted"):
+        os.kill(os.getpid(), signal.SIGHUP)
+        time.sleep(0.3)
+except interrupts.StoppedSafely:
+    sys.exit(75)
+"""
+    for word, expected in (("ignored", 0), ("heard", 75)):
+        done = subprocess.run([sys.executable, "-c", code, word], capture_output=True, text=True, cwd=ROOT)
+        assert done.returncode == expected, done.stderr

@@ -191,6 +191,7 @@ def test_doctor_speaks_for_all(tiny_project, tmp_path):
     assert [code for code, _, _ in ended.values()] == [0, 0, 0]
     lead, *others = (out for _, out, _ in ended.values())
     assert others == ["", ""] and lead.endswith("ready\n")
+    assert re.search(r"ok  slices +3: mesh.dcn=3, or -1", lead)
     assert re.search(r"ok  processes +3 on 1 host", lead) and re.search(r"ok  sum over all +right over 6", lead)
     assert re.search(r"ok  all-reduce +[\d.]+ GB/s per device, in a ring of 6", lead)
 

@@ -274,3 +274,39 @@ def test_lines_for_a_closed_standard_error_are_dropped(monkeypatch: pytest.Monke
     monkeypatch.setattr("sys.stderr", None)
     Reporter(display=lambda: None).say("note: x")
     assert capsys.readouterr().out == ""
+
+
+def test_a_reader_that_is_gone_ends_nothing_that_outlives_it(tmp_path: Path) -> None:
+    """As `| head` and a closed terminal leave a training run; the control is a command that ends then."""
+    for outlives in (True, False):
+        reader, writer = os.pipe()
+        with os.fdopen(writer, "w") as stream:
+            own = Reporter(results=stream)
+            own.outlives_streams = outlives
+            own.open_log(tmp_path / f"{outlives}.log")
+            own.result("first")
+            os.close(reader)
+            if not outlives:
+                with pytest.raises(BrokenPipeError):
+                    own.result("second")
+                reporter.discard(stream)
+                continue
+            own.result("second")
+            own.result("third")
+            assert os.fstat(writer).st_rdev == os.stat(os.devnull).st_rdev, "whoever else writes there is safe too"
+    lines = [line.split(" ", 1)[1] for line in (tmp_path / "True.log").read_text().splitlines()]
+    assert [line for line in lines if not line.endswith("goes on here")] == lines[:2] + lines[3:]
+    assert "second" in lines[1] and "goes on here" in lines[2] and "third" in lines[3]
+
+
+def test_a_terminal_that_is_closed_ends_no_training(tmp_path: Path) -> None:
+    master, slave = pty.openpty()
+    with os.fdopen(slave, "w") as stream:
+        own = Reporter(results=stream, lines=stream)
+        own.outlives_streams = True
+        own.open_log(tmp_path / "log")
+        own.say("first")
+        os.close(master)
+        own.say("second")
+        own.close()
+    assert "goes on here" in (tmp_path / "log").read_text()

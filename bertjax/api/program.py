@@ -20,7 +20,7 @@ from bertjax.storage.mirror import Mirror
 from bertjax.training import inputs, run_context, validate
 from bertjax.training.checkpoint import adapters, warmstart
 from bertjax.training.checkpoint.manager import CheckpointManager
-from bertjax.training.checkpoint.stage_files import run_stages
+from bertjax.training.checkpoint.stage_files import newest_meta, run_stages
 from bertjax.training.checkpoint.teacher import load_teacher
 from bertjax.training.freezing import Episode
 from bertjax.training.monitor import run_mirror
@@ -111,8 +111,9 @@ class StageProgram:
             return self._save(state, step, mirror)
 
     def _save(self, state: TrainState, step: int, mirror: Mirror | None) -> Path:
-        run_on_primary(lambda: validate.check_settings(self.config))
-        run_on_primary(lambda: run_context.create_run_dir(self._ctx))
+        stages = run_stages(self.config, self._ctx.base)
+        run_on_primary(lambda: validate.check_settings(stages))
+        run_on_primary(lambda: run_context.create_run_dir(self._ctx, meta=newest_meta(stages)))
         if mirror is not None:
             run_on_primary(lambda: mirror.push(everything=True))
         tree = adapters.checkpoint_tree(state, self._plan.stage, self._plan.files.index, self._untrained.params)

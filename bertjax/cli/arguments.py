@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bertjax.config.limits import MAX_COUNT, MAX_SIZE
 from bertjax.errors import UserError
 from bertjax.progress import reporter
 from bertjax.storage.locations import local_path
@@ -65,6 +66,11 @@ def non_negative_int(text: str) -> int:
     return _integer(text, 0, "an integer, 0 or above")
 
 
+def size(text: str) -> int:
+    """The length of an axis of an array."""
+    return _integer(text, 1, "an integer above 0", MAX_SIZE)
+
+
 def positive_ints(text: str) -> list[int]:
     return [positive_int(part) for part in text.split(",")]
 
@@ -93,8 +99,10 @@ def finite_float(text: str) -> float:
     return number if math.isfinite(number) else _reject("a finite number", text)
 
 
-def _integer(text: str, least: int, what: str) -> int:
-    return int(text) if text.isdecimal() and int(text) >= least else _reject(what, text)
+def _integer(text: str, least: int, what: str, most: int = MAX_COUNT) -> int:
+    if not text.isdecimal() or len(text) > 18 or not least <= int(text) <= most:
+        _reject(f"{what} and at most {most}" if text.isdecimal() and text.strip("0") else what, text)
+    return int(text)
 
 
 def _float(text: str) -> float:
@@ -105,7 +113,7 @@ def _float(text: str) -> float:
 
 
 def _reject(what: str, text: str) -> Any:
-    raise argparse.ArgumentTypeError(f"must be {what} (got '{text}')")
+    raise argparse.ArgumentTypeError(f"must be {what} (got {text[:60]!a})")
 
 
 # ---- options of several commands ------------------------------------------------------------------------------------

@@ -1,9 +1,10 @@
-"""`bertjax verify` and `bertjax doctor`: check the code against reference numbers, and the machine."""
+"""`bertjax verify`, `verify-run` and `doctor`: check the code by reference numbers, a run by digests, the machine."""
 
 import argparse
 import logging
 
 from bertjax.cli import arguments as cli
+from bertjax.errors import StorageError
 
 
 @cli.command(
@@ -34,6 +35,24 @@ def verify(arguments: argparse.Namespace) -> int:
         verdict += f"; {left} parts not compared" if left else ""
         print(f"{compared:,} comparisons in {len(results)} checks: {verdict}")
     return 1 if failed else 0
+
+
+@cli.command(
+    "verify-run",
+    "read all checkpoints of a run and compare them with their digests; exit code 4 on any damage",
+    cli.RUN,
+    cli.DEVICE,
+    cli.JSON,
+    examples=("bertjax verify-run runs/qa", "bertjax verify-run runs/qa/checkpoints/01-qa"),
+    note="nothing is changed: a damaged checkpoint is moved aside when the run resumes",
+)
+def verify_run(arguments: argparse.Namespace) -> int:
+    cli.select_platform(arguments)
+    from bertjax.tools.verify_run import verify_run_command
+
+    found, is_good = verify_run_command(arguments.run, arguments.json)
+    cli.print_result(found)
+    return 0 if is_good else StorageError.exit_code
 
 
 @cli.command(

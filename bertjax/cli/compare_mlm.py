@@ -27,7 +27,7 @@ from bertjax.errors import UserError
                "(default: 1)"),
     cli.option("--output", metavar="FILE", help="write an HTML page; a .json is written next to it"),
     cli.JSON,
-    cli.option("--batch-size", metavar="N", type=cli.positive_int, help="rows computed at once (default: by device)"),
+    cli.option("--batch-size", metavar="N", type=cli.size, help="rows computed at once (default: by device)"),
     cli.DEVICE,
     cli.DTYPE,
     cli.PLUGINS,

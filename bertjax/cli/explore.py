@@ -34,7 +34,7 @@ _PAGE = "explore.html"
     cli.option("--output", metavar="PATH", help="write an HTML page, FILE.html, or explore.html in a folder; a .json "
                "is written next to it"),
     cli.JSON,
-    cli.option("--batch-size", metavar="N", type=cli.positive_int, help="rows computed at once (default: by device)"),
+    cli.option("--batch-size", metavar="N", type=cli.size, help="rows computed at once (default: by device)"),
     cli.DEVICE,
     cli.DTYPE,
     examples=(

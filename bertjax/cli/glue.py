@@ -31,7 +31,7 @@ def _seeds(text: str) -> tuple[int, ...]:
     cli.option("--tasks", metavar="A,B", help="cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli (default: all)"),
     cli.option("--seeds", metavar="A,B", type=_seeds, default=(1, 2, 3), help="a run for each (default: 1,2,3)"),
     cli.option("--epochs", type=cli.positive_float, help="passes over the training data (default: 3)"),
-    cli.option("--batch-size", type=cli.positive_int, help="rows per step (default: 32)"),
+    cli.option("--batch-size", type=cli.size, help="rows per step (default: 32)"),
     cli.option("--learning-rate", type=cli.positive_float, help="learning rate after warm-up (default: 2e-5)"),
     cli.option(
         "--grid",

@@ -6,7 +6,6 @@ same command again), 70 a bug (traceback), 130 interrupted.
 
 import argparse
 import difflib
-import errno
 import os
 import re
 import select
@@ -14,7 +13,6 @@ import signal
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from typing import Any, NoReturn
 
 from bertjax import interrupts
@@ -33,7 +31,7 @@ from bertjax.cli import (
     train,
 )
 from bertjax.cli.arguments import Command, load_plugins
-from bertjax.errors import BertjaxError, StoppedSafely, UserError
+from bertjax.errors import BertjaxError, StoppedSafely, UserError, escape_surrogates, escape_unprintable, known_error
 from bertjax.interrupts import INTERRUPTED_EXIT_CODE, interruptible
 from bertjax.progress import reporter
 
@@ -43,7 +41,8 @@ _ALL = (
     predict.fill_mask, predict.answer, predict.classify, predict.tag, predict.embed, predict.generate, data.prepare,
     data.mix, show.show, show.tokenize, inspect.inspect, inspect.plan, inspect.import_folder, inspect.export,
     inspect.quantize, evaluate.report, evaluate.qa_report, evaluate.score_squad, evaluate.compare_predictions,
-    compare_mlm.compare_mlm, explore.explore, checks.verify, checks.doctor, start.schema, completion.completion,
+    compare_mlm.compare_mlm, explore.explore, checks.verify, checks.verify_run, checks.doctor, start.schema,
+    completion.completion,
 )  # fmt: skip
 COMMANDS = {command.name: command for command in _ALL}
 _EXIT_CODES_HELP = (
@@ -51,8 +50,6 @@ _EXIT_CODES_HELP = (
     "130 Ctrl-C"
 )
 _KEY = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)*\Z")
-_STORAGE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG}
-_PATH_ERRORS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -65,15 +62,28 @@ def run_process() -> NoReturn:
     """Ends the process with the exit code of `main`."""
     code = main()
     # In the interpreter's clean-up, a signal leaves with the code of the command.
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(code))
-    if code == INTERRUPTED_EXIT_CODE or (code == StoppedSafely.exit_code and not _is_distributed()):
+    for number in {*interrupts.stop_signals()} - {signal.SIGINT}:
+        signal.signal(number, lambda *_: os._exit(code))
+    _flush()  # else the interpreter does, and a closed pipe or terminal changes the code
+    stopped, distributed = code == StoppedSafely.exit_code, _is_distributed()
+    if distributed and not stopped and code != 0:  # jax's own end waits for processes that may never come
+        from bertjax.parallel.multihost.exit_together import wait_for_others
+
+        wait_for_others()
+    if code == INTERRUPTED_EXIT_CODE or (code and stopped != distributed):
         # The device may still compute or compile: the interpreter's clean-up would crash in it, or wait for it.
-        for stream in (sys.stdout, sys.stderr):
-            with suppress(OSError, ValueError):
-                stream.flush()
         interrupts.kill_children()
         os._exit(code)
     sys.exit(code)
+
+
+def _flush() -> None:
+    """Flushes both streams; one whose reader is gone goes nowhere from now on."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            reporter.discard(stream)
 
 
 def _is_distributed() -> bool:
@@ -90,16 +100,24 @@ def main(argv: Sequence[str] | None = None) -> int:
             code = _run(list(sys.argv[1:] if argv is None else argv))
             sys.stdout.flush()
         return code
-    except BertjaxError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        _print_error("interrupted")
         return INTERRUPTED_EXIT_CODE
     except BrokenPipeError as error:
         return _broken_pipe(error)
     except Exception as error:
-        return _unexpected_error(error)
+        return _report(error)
+    except BaseException as error:  # a panic of a Rust library is no Exception
+        if known_error(error) is None:
+            raise
+        return _report(error)
+
+
+def _print_error(line: str) -> None:
+    try:
+        sys.stderr.write(f"{line}\n")  # at once, not as print does: other threads write too
+    except OSError:  # the terminal is closed: the code says enough
+        reporter.discard(sys.stderr)
 
 
 def _open_closed_streams() -> None:
@@ -247,21 +265,16 @@ def _broken_pipe(error: BrokenPipeError) -> int:
     except (OSError, ValueError, AttributeError):  # standard output is not a file
         gone = False
     if not gone:
-        return _unexpected_error(error)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter reports an error at exit
+        return _report(error)
+    reporter.discard(sys.stdout)  # or the interpreter reports an error at exit
     return 141
 
 
-def _unexpected_error(error: Exception) -> int:
-    """Reports an error that no bertjax module raised itself: one line for a system error, a traceback for a bug."""
-    if isinstance(error, OSError) and error.errno in _STORAGE_ERRORS | _PATH_ERRORS:
-        print(f"{error.filename or 'storage'}: {error.strerror}", file=sys.stderr)
-        return 4 if error.errno in _STORAGE_ERRORS else 2
-    if isinstance(error, ModuleNotFoundError) and not (error.name or "bertjax").startswith("bertjax"):
-        print(f"the package '{error.name}' is missing; install it with pip", file=sys.stderr)
-        return 2
-    if isinstance(error, RuntimeError) and str(error).startswith("Unable to initialize backend"):
-        print(f"{str(error).splitlines()[0][:200]}; choose another --device", file=sys.stderr)
-        return 2
-    traceback.print_exception(error)
-    return 70
+def _report(error: BaseException) -> int:
+    """Print one line for an error with a known cause, a traceback for a bug; return the exit code."""
+    known = known_error(error)
+    if known is None:
+        traceback.print_exception(error)
+        return BertjaxError.exit_code
+    _print_error(escape_surrogates(str(known)) if known is error else escape_unprintable(str(known)))
+    return known.exit_code

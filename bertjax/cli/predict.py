@@ -15,9 +15,7 @@ _FILE = cli.option(
     "--file", metavar="FILE", help="read texts from a .txt (one a line), .csv, .tsv, .jsonl, .json or .parquet file"
 )
 _COLUMN = cli.option("--column", metavar="NAME", help="field of the file with the text (default: text)")
-_BATCH = cli.option(
-    "--batch-size", metavar="N", type=cli.positive_int, help="texts computed at once (default: by device)"
-)
+_BATCH = cli.option("--batch-size", metavar="N", type=cli.size, help="texts computed at once (default: by device)")
 _DTYPE = cli.option(
     "--dtype", choices=("float32", "bfloat16"),
     help="compute dtype (default: run.compute_dtype; where that is auto, float32 on a CPU)",
@@ -75,12 +73,12 @@ def fill_mask(arguments: argparse.Namespace) -> int:
         ".parquet file: fields question, context and possibly id; with --documents without context, or .txt",
     ),
     cli.option(
-        "--top-passages", metavar="N", type=cli.positive_int, help="passages of --documents read for a question "
+        "--top-passages", metavar="N", type=cli.size, help="passages of --documents read for a question "
         "(default: 10)",
     ),
     cli.option("--column", metavar="NAME", help="field of .jsonl --documents with the text (default: text)"),
     cli.option(
-        "--n-best", metavar="N", type=cli.positive_int, help="candidates to list (default: 3, with --documents 5)"
+        "--n-best", metavar="N", type=cli.size, help="candidates to list (default: 3, with --documents 5)"
     ),
     cli.option(
         "--null-threshold",
@@ -244,7 +242,7 @@ def tag(arguments: argparse.Namespace) -> int:
         help="keep the lengths of the vectors (default: as trained, else length 1)",
     ),
     cli.option(
-        "--max-tokens", metavar="N", type=cli.positive_int,
+        "--max-tokens", metavar="N", type=cli.size,
         help="cut longer texts (default: at the length in training, else the model's)",
     ),
     _output(".npy", ".jsonl"),
@@ -275,7 +273,7 @@ def embed(arguments: argparse.Namespace) -> int:
     _FILE,
     _COLUMN,
     cli.option(
-        "--beam", dest="beam_size", metavar="N", type=cli.positive_int, help="beams (default: of the run, else 1)"
+        "--beam", dest="beam_size", metavar="N", type=cli.size, help="beams (default: of the run, else 1)"
     ),
     cli.option("--beam-rules", choices=("t5x", "transformers"), help="beam search (default: of the run, else t5x)"),
     cli.option("--length-penalty", metavar="X", type=cli.length_penalty, help="default: of the run, else 0.6"),
@@ -289,11 +287,11 @@ def embed(arguments: argparse.Namespace) -> int:
     cli.option("--top-p", metavar="P", type=cli.fraction, help="nucleus sampling with total probability P"),
     cli.option("--seed", metavar="N", type=cli.positive_int, default=1, help="seed of sampling (default: 1)"),
     cli.option(
-        "--num-return-sequences", metavar="N", type=cli.positive_int,
+        "--num-return-sequences", metavar="N", type=cli.size,
         help="answers for each text: the best beams, or N samples (default: 1, or of an imported folder)",
     ),
-    cli.option("--max-input-tokens", metavar="N", type=cli.positive_int, help="longest input, end token included"),
-    cli.option("--max-new-tokens", metavar="N", type=cli.positive_int, help="longest output (default: of the data)"),
+    cli.option("--max-input-tokens", metavar="N", type=cli.size, help="longest input, end token included"),
+    cli.option("--max-new-tokens", metavar="N", type=cli.size, help="longest output (default: of the data)"),
     cli.option(
         "--min-new-tokens", metavar="N", type=cli.non_negative_int, help="shortest output, without the end token"
     ),
@@ -307,7 +305,7 @@ def embed(arguments: argparse.Namespace) -> int:
     _output(".jsonl"),
     cli.option("--json", action="store_true", help="print JSON: input texts, and all answers with their scores"),
     cli.BEST,
-    cli.option("--batch-size", metavar="N", type=cli.positive_int, help="texts computed at once (default: 8)"),
+    cli.option("--batch-size", metavar="N", type=cli.size, help="texts computed at once (default: 8)"),
     cli.DEVICE,
     _DTYPE,
     cli.BASE,

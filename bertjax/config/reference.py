@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from bertjax.config.limits import MAX_COUNT, MAX_LAYERS, MAX_RECORDS, MAX_SEED, MAX_SIZE, MAX_VOCABULARY
 from bertjax.config.schema.run import Config
 
 HEAD = """\
@@ -15,7 +16,11 @@ task, mixture, stage, evaluation or variant. This page is generated: edit the de
 and run
 
     python -m bertjax.config.reference > docs/configuration_reference.md
+
+Integers have upper limits, which are not repeated below: 1,000 for layers, 2^20 for other sizes, such as widths,
+lengths and rows of a batch, 2^24 for vocabularies, 2^53 for numbers of records, 2^63 - 1 for seeds, else 2^31 - 1.
 """
+_LIMITS = (MAX_COUNT, MAX_SIZE, MAX_VOCABULARY, MAX_LAYERS, MAX_RECORDS, MAX_SEED)
 Schema = dict[str, Any]
 _BOUNDS = {
     "exclusiveMinimum": ">", "minimum": ">=", "exclusiveMaximum": "<", "maximum": "<=", "multipleOf": "multiple of",
@@ -106,7 +111,10 @@ def _type(schema: Schema, paths: dict[str, str]) -> str:
         values = schema["additionalProperties"]
         keys = f"names to {_type(values, paths)}" if isinstance(values, dict) else "keys to values"
         return f"mapping of {keys}"
-    bounds = [f"{sign} {schema[bound]:g}" for bound, sign in _BOUNDS.items() if bound in schema]
+    found = {bound: schema[bound] for bound in _BOUNDS if bound in schema}
+    if schema["type"] == "integer" and found.get("maximum") in _LIMITS:
+        del found["maximum"]
+    bounds = [f"{_BOUNDS[bound]} {limit:g}" for bound, limit in found.items()]
     return " ".join([_TYPES[schema["type"]], ", ".join(bounds)]).strip()
 
 

@@ -96,7 +96,7 @@ def last_recorded(run: Path, folder: Path, stage: str, name: str) -> tuple[int |
     """-> the last step at which the run ran this evaluation (None: never), and `made_from` of that score."""
     try:
         content = json.loads((folder / f"{name}.json").read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         content = {}
     content = content if isinstance(content, dict) else {}
     metrics = run / "metrics.jsonl"

@@ -55,9 +55,21 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     Raises UserError if the product of the sizes, or the number of slices, does not match the devices.
     """
     devices = all_devices() if devices is None else list(devices)
-    _, *shape = axis_sizes(config, len(devices)).values()
-    grid = np.stack([arrange_devices(part, tuple(shape)) for part in group_by_slice(devices, config.dcn)])
+    slices, *shape = axis_sizes(config, len(devices), count_slices(devices)).values()
+    grid = np.stack([arrange_devices(part, tuple(shape)) for part in group_by_slice(devices, slices)])
     return JaxMesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def count_slices(devices: Sequence[jax.Device]) -> int:
+    """How many slices the devices form, for `mesh.dcn: -1`: groups with a slow network between them.
+
+    TPUs: slices. GPUs: hosts, or NVLink domains of several hosts, as jax numbers them. CPUs: processes, so that a
+    rehearsal on one machine has as many slices as processes.
+    """
+    indices = {getattr(device, "slice_index", None) for device in devices}
+    if devices[0].platform == "cpu" or (None in indices and devices[0].platform != "tpu"):
+        return len({device.process_index for device in devices})
+    return len(indices)
 
 
 def group_by_slice(devices: Sequence[jax.Device], count: int) -> list[list[jax.Device]]:

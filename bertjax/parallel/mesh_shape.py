@@ -33,14 +33,18 @@ def merge_rules(overrides: Mapping[str, str | list[str] | None]) -> dict[str, tu
     return merged
 
 
-def axis_sizes(config: MeshConfig, devices: int) -> dict[str, int]:
-    """The size of each axis. Raises UserError if their product is not the number of devices."""
-    sizes = [config.dcn, config.data, config.fsdp, config.tensor]
+def axis_sizes(config: MeshConfig, devices: int, slices: int = 1) -> dict[str, int]:
+    """The size of each axis over so many devices, which form `slices` slices: the size of `dcn: -1`.
+
+    Raises UserError if the product of the sizes is not the number of devices.
+    """
+    sizes = [slices if config.dcn == -1 else config.dcn, config.data, config.fsdp, config.tensor]
     fixed = prod(n for n in sizes if n != -1)
     if devices % fixed or (-1 not in sizes and fixed != devices):
         named = zip(AXES, sizes, strict=True)
         wanted = " x ".join(f"{name}={n}" for name, n in named if name != "dcn" or n > 1)
-        raise UserError(f"mesh: {wanted} does not fit {devices} devices; set one axis to -1 to take what is left")
+        use = "set data, fsdp or tensor to -1 to take what is left"
+        raise UserError(f"mesh: {wanted} does not fit {devices} devices; {use}")
     return {axis: devices // fixed if n == -1 else n for axis, n in zip(AXES, sizes, strict=True)}
 
 
@@ -62,19 +66,52 @@ def batch_problem(stage: Stage, sizes: Mapping[str, int], table: Rules) -> str |
         return None
     near = sorted({max(1, stage.batch_size // unit) * unit, -(-stage.batch_size // unit) * unit})
     parts = f"{shards} parts" + (f" of {stage.grad_accum} micro-batches" if stage.grad_accum > 1 else "")
-    larger = "" if "tensor" in table["batch"] else ", or a larger mesh.tensor, which splits no rows"
+    fewer = (n for n in range(stage.grad_accum - 1, 0, -1) if stage.batch_size % (shards * n) == 0)
+    other = f", or grad_accum={n}" if (n := next(fewer, 0)) else ""
+    other += "" if "tensor" in table["batch"] else ", or a larger mesh.tensor, which splits no rows"
     return (
         f"stages.{stage.name}.batch_size: {stage.batch_size} rows do not divide over {parts} "
-        f"({format_mesh(sizes)}); set {' or '.join(map(str, near))}{larger}"
+        f"({format_mesh(sizes)}); set {' or '.join(map(str, near))}{other}"
     )
 
 
-def find_problems(mesh: MeshConfig, stages: Sequence[Stage], devices: int, slices: int | None = None) -> list[str]:
-    """Problems of mesh, rules and batches with these devices, which form `slices` TPU slices if known, a line each."""
-    if slices is not None and mesh.dcn != slices:
-        return [f"mesh.dcn: the devices come in slices: {slices}, not {mesh.dcn}; set mesh.dcn={slices}"]
+def find_problems(
+    mesh: MeshConfig, stages: Sequence[Stage], devices: int, slices: int | None = None, processes: int = 1
+) -> list[str]:
+    """Problems of mesh, rules and batches with these devices, a line each.
+
+    slices: how many slices the devices form, if `mesh.dcn` must agree with them. processes: how many processes hold
+    the devices. The last line names the numbers of slices (with `mesh.dcn: -1`) or processes that would do.
+    """
+    lines = _problems(mesh, stages, devices, slices)
+    unit, name = (slices or 1, "slice") if mesh.dcn == -1 else (processes, "process")
+    if not lines or unit == 1 or devices % unit:
+        return lines
+    fitting = fitting_counts(mesh, stages, devices // unit, unit)
+    if fitting:
+        held = f"when each {name} has {devices // unit} device{'s' * (devices // unit > 1)}"
+        many = "slices" if name == "slice" else "processes"
+        lines[-1] += f"; a run that has begun keeps its batches: numbers of {many} that divide them {held}: "
+        lines[-1] += ", ".join(map(str, fitting))
+    return lines
+
+
+def fitting_counts(mesh: MeshConfig, stages: Sequence[Stage], each: int, now: int) -> list[int]:
+    """Numbers of slices or processes with `each` devices over which mesh and batches divide.
+
+    At most six, the nearest to `now`, up to twice as many.
+    """
+    slices = (lambda n: n) if mesh.dcn == -1 else (lambda n: None)
+    fitting = [n for n in range(1, 2 * now + 1) if not _problems(mesh, stages, n * each, slices(n))]
+    return sorted(sorted(fitting, key=lambda n: abs(n - now))[:6])
+
+
+def _problems(mesh: MeshConfig, stages: Sequence[Stage], devices: int, slices: int | None) -> list[str]:
+    if slices is not None and mesh.dcn not in (-1, slices):
+        use = f"set mesh.dcn={slices}, or -1 for as many as there are"
+        return [f"mesh.dcn: the devices come in slices: {slices}, not {mesh.dcn}; {use}"]
     try:
-        sizes, table = axis_sizes(mesh, devices), merge_rules(mesh.rules)
+        sizes, table = axis_sizes(mesh, devices, slices or 1), merge_rules(mesh.rules)
     except UserError as error:
         return [str(error)]
     return [line for stage in stages if (line := batch_problem(stage, sizes, table))]

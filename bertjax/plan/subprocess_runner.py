@@ -12,7 +12,7 @@ from bertjax.config.loading.error_messages import config_error
 from bertjax.config.schema.run import Config
 from bertjax.errors import UserError
 from bertjax.parallel import mesh_shape
-from bertjax.plan.topologies import Topology, check_installed, compiler_env, parse
+from bertjax.plan.topologies import Topology, check_installed, compiler_env, count_slices, parse
 from bertjax.progress import reporter
 
 DEFAULT_SWEEP_LIMIT = 24  # maximum number of programs that a sweep compiles
@@ -21,6 +21,10 @@ DEFAULT_SWEEP_LIMIT = 24  # maximum number of programs that a sweep compiles
 def plan_command(config: Config, arguments: argparse.Namespace) -> int:
     """Check everything that needs no jax, then compile -> exit code. Raises UserError."""
     topology = parse(arguments.topology, config.mesh.dcn)
+    if config.mesh.dcn == -1:
+        config = count_slices(config, topology)
+        said = f"planned as mesh.dcn={config.mesh.dcn}, the slices of --topology {topology.name}"
+        reporter.say(f"note: mesh.dcn: -1 is {said}; mesh.dcn=N plans another number")
     names = [stage.name for stage in config.stages]
     if arguments.stage not in (None, *names):
         raise UserError(f"--stage: {arguments.config} has no stage '{arguments.stage[:80]}'; it has {', '.join(names)}")

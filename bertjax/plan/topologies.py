@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
+from bertjax.config.schema.run import Config
 from bertjax.errors import UserError
 from bertjax.parallel.hardware import CHIPS_BY_NAME, Chip
 
@@ -81,7 +82,10 @@ class Topology:
 
 
 def parse(name: str, slices: int = 1) -> Topology:
-    """Parse the name of one of `slices` TPU slices, or of all GPUs or CPU devices. UserError for an invalid name."""
+    """Parse the name of one of `slices` TPU slices (-1: one), or of all GPUs or CPU devices.
+
+    Raises UserError for an invalid name.
+    """
     wanted = name.strip().lower()
     if found := _TYPE.match(wanted):
         wanted = _type_to_shape(name, _ALIASES.get(found[1], found[1]), int(found[2]))
@@ -96,7 +100,15 @@ def parse(name: str, slices: int = 1) -> Topology:
         torus = f"{kind}:{'x'.join('4' * wide)}"
         form = {"cpu": "cpu:8", "gpu": f"{kind}:8 or {kind}:2x8"}.get(topology.platform, torus)
         raise UserError(f"--topology: {name[:80]!a}: write {kind} like {form}")
-    return replace(topology, slices=slices) if topology.platform == "tpu" else topology
+    return replace(topology, slices=max(1, slices)) if topology.platform == "tpu" else topology
+
+
+def count_slices(config: Config, topology: Topology) -> Config:
+    """The configuration with the number of slices that `mesh.dcn: -1` counts: hosts of GPUs, one TPU slice, one CPU."""
+    if config.mesh.dcn != -1:
+        return config
+    found = topology.shape[0] if topology.platform == "gpu" else topology.slices
+    return config.model_copy(update={"mesh": config.mesh.model_copy(update={"dcn": found})})
 
 
 def _type_to_shape(name: str, kind: str, number: int) -> str:

@@ -10,6 +10,7 @@ standard error, `result` to standard output, and both to the log file if there i
 so that a task inside one long call (a compiler) is seen too; advancing a task is an addition.
 """
 
+import errno
 import os
 import sys
 import threading
@@ -30,6 +31,7 @@ STEP_SHARE = 0.1
 COMPILE_SECONDS = 1.0  # age of a compilation at its first line
 TICK_SECONDS = 0.33  # between two refreshes of the display
 MAX_BUFFERED_LINES = 2000  # kept until the log file is opened
+_GONE = (errno.EPIPE, errno.EIO)  # errors of a pipe without a reader and of a closed terminal
 T = TypeVar("T")
 SharedCounts = tuple[tuple[str, ...], Any]  # units, and an integer for each worker and unit in shared memory
 
@@ -158,6 +160,7 @@ class Reporter:
         self._results, self._lines = results, lines
         self._choose_display = display or (lambda: terminal(sys.stderr))
         self.quiet = False  # tasks are not shown: another process shows them
+        self.outlives_streams = False  # goes on with the log alone when the reader of a stream is gone
         self.tasks: list[Task] = []
         self._last_line = 0.0
         self._lock = threading.RLock()
@@ -198,10 +201,17 @@ class Reporter:
             self._last_line = time.monotonic()
             if stream is None:  # closed by the caller; print would take standard output
                 return
-            if self._live is not None and self._live.covers(stream):
-                self._live.print(text)
-            else:
-                print(text, file=stream, flush=True)
+            try:
+                if self._live is not None and self._live.covers(stream):
+                    self._live.print(text)
+                else:
+                    print(text, file=stream, flush=True)
+            except OSError as error:
+                if not self.outlives_streams or error.errno not in _GONE:
+                    raise
+                self._live = None
+                discard(stream)
+                self.log("note: the reader of the output is gone; it goes on here")
 
     def log(self, text: str) -> None:
         """Write a line to the log only."""
@@ -275,7 +285,8 @@ class Reporter:
     def _stop_display(self) -> None:
         live, self._live = self._live, None
         if live is not None:
-            live.close()
+            with suppress(OSError):  # the terminal is closed
+                live.close()
 
     def _tick(self, wake: threading.Event) -> None:
         """Refresh the display and say the lines that are due, until there is no task."""
@@ -302,6 +313,15 @@ class Reporter:
                 self.log(text)
             else:
                 self.say(text)
+
+
+def discard(stream: TextIO) -> None:
+    """Send what is written to a stream from now on, and what it still holds, nowhere."""
+    with suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+        stream.flush()
 
 
 def terminal(stream: Any) -> TextIO | None:
@@ -401,8 +421,9 @@ def last_words(text: str) -> None:
 
     Nothing here waits long: the main thread may be inside a line.
     """
-    if current._live is not None:
-        current._live.restore()
+    with suppress(OSError):
+        if current._live is not None:
+            current._live.restore()
     with suppress(OSError):
         os.write(2, f"{text}\n".encode())
     if current._lock.acquire(timeout=0.5):

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bertjax.report.charts import Chart, Series, figure
-from bertjax.report.parts import details, table, text_html
+from bertjax.report.parts import details, number_html, table, text_html
 from bertjax.report.record import EvaluationResult, is_finite
 from bertjax.training.monitor import console
 
@@ -68,11 +68,9 @@ def _by_class(evaluated: EvaluationResult) -> str:
         rows = sorted(occurring, key=lambda row: (row["f1"], -row["support"]))[:MAX_CLASSES]
     ranked = _ranking_columns(classes)
     more = {name: cells for name, *cells in zip(map(str, classes["names"]), *ranked.values(), strict=True)}
-    cells = [
-        [html.escape(row["name"]), *_cells(row), console.number(row["support"]), *more[row["name"]]] for row in rows
-    ]
+    cells = [[html.escape(row["name"]), *_cells(row), number_html(row["support"]), *more[row["name"]]] for row in rows]
     for name in (name for name in ("micro", "macro", "weighted") if name in found):
-        average = [f"<i>{name} average</i>", *_cells(found[name]), console.number(found["total"])]
+        average = [f"<i>{name} average</i>", *_cells(found[name]), number_html(found["total"])]
         cells.append([*average, *([""] * len(ranked))])
     head = ("Class", "Precision", "Recall", "F1", "Support", *ranked)
     shown = note + _several_note(classes) + table(head, cells, numbers=range(1, len(head)))

@@ -16,6 +16,7 @@ from bertjax.report.parts import (
     details,
     html_document,
     metric_label,
+    number_html,
     score_text,
     table,
     text_html,
@@ -85,8 +86,8 @@ def _facts(runs: Sequence[ComparedRun]) -> str:
         steps = sum(stage.train[-1]["step"] for stage in record.stages if stage.train)
         restarts = sum(len(stage.resumes) for stage in record.stages)
         rows.append([
-            html.escape(run.label), state, console.number(steps), console.duration(highest("elapsed")),
-            console.duration(record.wall_seconds), console.number(restarts),
+            html.escape(run.label), state, number_html(steps), console.duration(highest("elapsed")),
+            console.duration(record.wall_seconds), number_html(restarts),
             console.compact(trained) if trained is not None else "n/a",
             html.escape(device_text(record.environment) or "n/a"),
         ])  # fmt: skip

@@ -11,7 +11,16 @@ from bertjax.config.schema.run import SECRET_KEY
 from bertjax.errors import StorageError
 from bertjax.report.charts import Band, Chart, Mark, Series, figure
 from bertjax.report.comparison import stage_starts
-from bertjax.report.parts import definition_list, details, html_document, metric_label, score_text, scores_list, table
+from bertjax.report.parts import (
+    definition_list,
+    details,
+    html_document,
+    metric_label,
+    number_html,
+    score_text,
+    scores_list,
+    table,
+)
 from bertjax.report.record import EvaluationResult, RunRecord, StageRecord, find_key, is_finite, read_run
 from bertjax.report.stages import stage_section
 from bertjax.storage.atomic import write_text_atomic
@@ -111,7 +120,7 @@ def _tiles(run: RunRecord) -> str:
         tiles.append((console.duration(elapsed), "training time"))
     steps = sum(stage.train[-1]["step"] for stage in run.stages if stage.train)
     if steps:
-        tiles.append((console.number(steps), f"steps in {len(run.stages)} stage{'s' * (len(run.stages) != 1)}"))
+        tiles.append((number_html(steps), f"steps in {len(run.stages)} stage{'s' * (len(run.stages) != 1)}"))
     trained = [line["trainable_parameters"] for line in lines if is_finite(line.get("trainable_parameters"))]
     if trained:
         tiles.append((console.compact(max(trained)), "parameters trained"))
@@ -142,7 +151,7 @@ def _summary(run: RunRecord) -> str:
     known = [i for i in range(len(head)) if any(row[i] != UNKNOWN for row in rows)]
     head, rows = tuple(head[i] for i in known), [[row[i] for i in known] for row in rows]
     scores = [
-        (html.escape(stage.name), html.escape(e.name), console.number(e.step), scores_list(e.scores))
+        (html.escape(stage.name), html.escape(e.name), number_html(e.step), scores_list(e.scores))
         for stage in run.stages
         for e in stage.evaluations
     ]
@@ -177,9 +186,9 @@ def _overview(run: RunRecord) -> str:
 
 def _summary_row(stage: StageRecord, began: float) -> list[str]:
     last = stage.train[-1] if stage.train else {}
-    steps = console.number(last.get("step", 0))
+    steps = number_html(last.get("step", 0))
     if stage.steps and stage.steps != last.get("step", 0):
-        steps += f" of {console.number(stage.steps)}"
+        steps += f" of {number_html(stage.steps)}"
 
     def shown(key: str, form: Callable[[float], str], over: Callable[[list], float] = statistics.median) -> str:
         values = [line[key] for line in stage.train if is_finite(line.get(key))]
@@ -190,7 +199,7 @@ def _summary_row(stage: StageRecord, began: float) -> list[str]:
         html.escape(stage.name),
         steps,
         console.duration(elapsed - began) if is_finite(elapsed) else UNKNOWN,
-        console.number(last.get("loss")),
+        number_html(last.get("loss")),
         shown("tokens_per_second", console.compact),
         shown("step_seconds", console.seconds),
         shown("data_wait", console.percent),

@@ -109,6 +109,11 @@ def score_text(key: str, value: Any) -> str:
     return f"{value:.2f}" if key.lower().endswith(PERCENTAGES) else console.number(value)
 
 
+def number_html(value: Any) -> str:
+    """A number of a run's files as HTML; what is there instead of a number is text."""
+    return html.escape(console.number(value))
+
+
 def metric_label(key: str) -> str:
     if key == "cosine_accuracy":  # of distillation, whose share is a mean
         return "mean cosine"

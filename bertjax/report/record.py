@@ -240,7 +240,7 @@ def _planned_steps(config_text: str) -> dict[str, int | None]:
     try:
         stages = yaml.safe_load(config_text)["stages"]
         return {str(stage["name"]): stage.get("steps") for stage in stages}
-    except (yaml.YAMLError, TypeError, KeyError, AttributeError):
+    except (yaml.YAMLError, TypeError, KeyError, AttributeError, ValueError, RecursionError):
         return {}
 
 
@@ -255,6 +255,6 @@ def _json(path: Path, kind: type) -> Any:
     """The content of a JSON file, or an empty `kind` if it is missing, invalid or of another kind."""
     try:
         content = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return kind()
     return content if isinstance(content, kind) else kind()

@@ -6,7 +6,7 @@ from typing import Any
 
 from bertjax.evaluation.metrics.squad import score
 from bertjax.evaluation.records import describe_fit
-from bertjax.report.parts import MAX_CHARS, text_html
+from bertjax.report.parts import MAX_CHARS, number_html, text_html
 from bertjax.report.record import EvaluationResult
 from bertjax.training.monitor import console
 
@@ -28,7 +28,7 @@ def answer_samples(evaluated: EvaluationResult) -> str:
     counted = f"{len(usable)} sample{'s' * (len(usable) != 1)}"
     if len(usable) > MAX_SAMPLES:
         counted = f"{MAX_SAMPLES} of {counted}"
-    total = f" from {console.number(evaluated.predictions)} predictions" if evaluated.predictions else ""
+    total = f" from {number_html(evaluated.predictions)} predictions" if evaluated.predictions else ""
     about = "".join(
         f'<p class="small muted">{html.escape(line[:1].upper() + line[1:])}.</p>'
         for line in describe_fit({**evaluated.details, "scores": evaluated.scores})

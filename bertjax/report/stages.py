@@ -6,7 +6,7 @@ from typing import Any
 
 from bertjax.report.charts import Band, Chart, Mark, Series, figure
 from bertjax.report.classes import class_sections
-from bertjax.report.parts import FRACTIONS, PERCENTAGES, metric_label, scores_list, table
+from bertjax.report.parts import FRACTIONS, PERCENTAGES, metric_label, number_html, scores_list, table
 from bertjax.report.record import Episode, OtherEvaluation, StageRecord, is_finite
 from bertjax.report.samples import answer_samples
 from bertjax.report.tokens import token_samples
@@ -21,8 +21,8 @@ def stage_section(stage: StageRecord, place: int) -> str:
     if not stage.finished:
         state = f' <span class="pill fair">{"not finished" if stage.train else "not started"}</span>'
     elif stage.stopped_early is not None:
-        planned = f" of {console.number(stage.steps)}" if stage.steps else ""
-        state = f' <span class="pill">stopped early at step {console.number(stage.stopped_early)}{planned}</span>'
+        planned = f" of {number_html(stage.steps)}" if stage.steps else ""
+        state = f' <span class="pill">stopped early at step {number_html(stage.stopped_early)}{planned}</span>'
     charts = [chart for chart in stage_charts(stage) if chart.series]
     narrow = sum(not chart.wide for chart in charts)
     drawn = "".join(map(figure, charts))
@@ -139,7 +139,7 @@ def _others(others: list[OtherEvaluation]) -> str:
     rows = []
     for one in others:
         name, description = html.escape(one.name), html.escape(one.description)
-        rows.append((name, console.number(one.step), scores_list(one.scores), description))
+        rows.append((name, number_html(one.step), scores_list(one.scores), description))
     note = "Results of bertjax evaluate with other data, options or steps than this run's own evaluations."
     head = ("Evaluation", "Step", "Scores", "Provenance")
     return f'<h3>Other evaluations</h3><p class="muted">{note}</p>{table(head, rows, numbers=(1,))}'
@@ -154,8 +154,8 @@ def _episodes(episodes: list[Episode]) -> str:
     for episode in episodes:
         trained: Any = episode.trainable_parameters
         width = 100 * trained / most if trained and most else 0
-        steps = f"{console.number(episode.first_step)} to {console.number(episode.last_step)}"
+        steps = f"{number_html(episode.first_step)} to {number_html(episode.last_step)}"
         bar = f'<span class="bar"><i style="width:{width:.1f}%"></i></span>'
-        rows.append([str(episode.number), steps, console.number(trained), bar])
+        rows.append([str(episode.number), steps, number_html(trained), bar])
     head = ("Episode", "Steps", "Parameters trained", "Share of the last episode")
     return f"<h3>Gradual unfreezing</h3>{table(head, rows, numbers=(1, 2))}"

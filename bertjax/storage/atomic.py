@@ -72,6 +72,11 @@ def open_append(path: Path) -> IO[bytes]:
     return open(path, "ab+", opener=open_no_follow)
 
 
+def open_lock(path: Path) -> IO[str]:
+    """Open an empty local file to lock it, unless it is a symbolic link."""
+    return open(path, "a", opener=open_no_follow)
+
+
 def write_text_atomic(path: Path, text: str, *, durable: bool = False) -> None:
     write_bytes_atomic(path, text.encode(), durable=durable)
 

@@ -10,6 +10,7 @@ import lzma
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -27,6 +28,9 @@ def _open_zst(file: BinaryIO, mode: str = "rb") -> BinaryIO:
 OPENERS: dict[str, Any] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open, ".zst": _open_zst}
 UNSUPPORTED_SUFFIXES = {".zip", ".7z", ".tar", ".tgz", ".rar"}
 UNSUPPORTED = "files are not read; unpack it, or compress it with gzip, xz, bzip2 or zstd"
+MAX_LINE = 1 << 26  # bytes; memory holds a line, and what it describes as JSON takes up to twenty times as much
+MAX_EXPANSION = 200  # times the size of a compressed file; text reaches 50
+_EXPANSION_START = 1 << 28  # bytes read before the size of the file is looked up
 DECODE_ERRORS = (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, OSError)
 
 
@@ -100,7 +104,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
     number = 0
     with open_binary(path) as file, remote.remote_errors(path):
         try:
-            for number, raw in enumerate(_raw_lines(file), 1):
+            for number, raw in enumerate(_raw_lines(file, path), 1):
                 yield number, _decode(raw, path, number)
         except DECODE_ERRORS as error:
             if remote.is_remote(path) and isinstance(error, OSError) and not isinstance(error, gzip.BadGzipFile):
@@ -112,11 +116,51 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
         raise UserError(f"{path}: the file is empty; remove it from the list or write it again")
 
 
-def _raw_lines(file: BinaryIO) -> Iterator[bytes]:
-    """Lines that end with a line feed or, in a file without one, with a carriage return (old Macs)."""
-    first = next(file, b"")
-    yield from first.rstrip(b"\r").split(b"\r") if b"\n" not in first and b"\r" in first else [first] if first else []
-    yield from file
+def _raw_lines(file: BinaryIO, path: Path) -> Iterator[bytes]:
+    """Lines that end with a line feed or, in a file without one, with a carriage return (old Macs).
+
+    Raises UserError for a line above MAX_LINE.
+    """
+    parts = _bounded_parts(file, path)
+    first = next(parts, b"")
+    found: Iterator[bytes] = chain([first] if first else [], parts)
+    if b"\n" not in first and b"\r" in first:
+        found = _split_at_returns(found)
+    for number, line in enumerate(found, 1):
+        if len(line) > MAX_LINE:
+            remedy = "write one record or paragraph a line"
+            raise UserError(f"{path}: line {number}: longer than {MAX_LINE:,} bytes; {remedy}")
+        yield line
+
+
+def _bounded_parts(file: BinaryIO, path: Path) -> Iterator[bytes]:
+    """Lines, the long ones in parts above MAX_LINE. Raises UserError for an archive that expands too far."""
+    read, limit = 0, _EXPANSION_START if path.suffix in OPENERS else float("inf")
+    while part := file.readline(MAX_LINE + 1):
+        read += len(part)
+        if read > limit:
+            limit = max(limit, MAX_EXPANSION * (remote.file_size(path) or 0))
+        if read > limit:
+            why = f"expands to more than {MAX_EXPANSION} times its size"
+            raise UserError(f"{path}: {why}; unpack it if you trust it, and name the unpacked file")
+        yield part
+
+
+def _split_at_returns(parts: Iterator[bytes]) -> Iterator[bytes]:
+    """Split at carriage returns; those at the end of the file add no empty lines."""
+    held, blank = b"", 0
+    for part in parts:
+        *lines, held = (held + part).split(b"\r")
+        for line in lines:
+            if line:
+                yield from [b""] * blank
+                yield line
+                blank = 0
+            else:
+                blank += 1
+        if len(held) > MAX_LINE:
+            break
+    yield from [*[b""] * blank, held] if held else []
 
 
 def read_pieces(path: Path, characters: int) -> Iterator[str]:

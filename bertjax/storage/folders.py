@@ -196,5 +196,5 @@ def read_json(path: Path) -> Any:
     try:
         with remote.remote_errors(path):
             return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, UserError):
+    except (OSError, ValueError, UserError, RecursionError):
         return None

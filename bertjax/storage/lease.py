@@ -166,7 +166,7 @@ def _open(folder: Path) -> Any:
 def _parse(data: bytes | None) -> dict[str, Any] | None:
     try:
         found = json.loads(data or b"")
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) and {"host", "pid", "started", "renewed"} <= found.keys() else None
 

@@ -225,7 +225,7 @@ class Mirror:
             found = json.loads(self._record_path.read_text(encoding="utf-8"))
             self._there = dict(found["there"])
             self._sent = {name: (size, mtime) for name, (size, mtime) in found["sent"].items()}
-        except (OSError, ValueError, TypeError, KeyError):
+        except (OSError, ValueError, TypeError, KeyError, RecursionError):
             self._there, self._sent = {}, {}
 
     def _write_record(self) -> None:

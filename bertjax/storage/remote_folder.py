@@ -97,7 +97,7 @@ def _remove_deleted(copy: Path, wanted: list[str], record: Path) -> None:
 
 def _remove_other_steps(step: Path) -> None:
     for other in step.parent.glob("[0-9]*"):
-        if other != step and other.name.isdigit():
+        if other != step and other.name.isdecimal():
             shutil.rmtree(other)
 
 
@@ -146,7 +146,7 @@ def _newest_step(root: Path, names: set[str]) -> str | None:
     if "checkpoints" in names:
         found = _newest_step(root / "checkpoints", _names(root / "checkpoints"))
         return found and f"checkpoints/{found}"
-    for stage in sorted((name for name in names if name[:2].isdigit() and name[2:3] == "-"), reverse=True):
+    for stage in sorted((name for name in names if name[:2].isdecimal() and name[2:3] == "-"), reverse=True):
         if found := _newest_step(root / stage, _names(root / stage)):
             return f"{stage}/{found}"
     return None
@@ -209,5 +209,5 @@ def _fetch(path: Path, copy: Path, size: int) -> None:
 def _read_record(path: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         return {}

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from bertjax.errors import StorageError, UserError
 from bertjax.storage import remote
-from bertjax.storage.atomic import write_bytes_atomic
+from bertjax.storage.atomic import open_lock, write_bytes_atomic
 from bertjax.storage.locations import local_path
 
 STAGING_ENV = "BERTJAX_STAGING"
@@ -99,6 +99,6 @@ def _fetch(path: Path, copy: Path, size: int, sha256: str) -> None:
 
 @contextmanager
 def exclusive_lock(lock: Path) -> Iterator[None]:
-    with lock.open("w") as file:
+    with open_lock(lock) as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from bertjax.parallel.mesh import count_slices
 from bertjax.parallel.multihost import rendezvous
 from bertjax.parallel.multihost.primary import reduce_on_primary
 from bertjax.training import consistency
@@ -45,6 +46,8 @@ def _findings(reports: Sequence[dict[str, Any]]) -> Iterator[Check]:
     shown = ", ".join(hosts[:6]) + (f" and {len(hosts) - 6} more" if len(hosts) > 6 else "")
     yield "processes", f"{len(reports)} on {len(hosts)} host{'s' * (len(hosts) > 1)}: {shown}", None
     yield _compare("devices of each", [report["devices"] for report in reports], "give every process the same devices")
+    slices = count_slices(jax.devices())
+    yield "slices", f"{slices}: mesh.dcn={slices}, or -1 for as many as there are" if slices > 1 else "1", None
     for what in sorted({name for report in reports for name in report["facts"]}):
         values = [report["facts"].get(what, "missing") for report in reports]
         if len(set(values)) > 1:

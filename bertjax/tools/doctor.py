@@ -42,9 +42,10 @@ def doctor_cluster() -> tuple[list[str], bool]:
     Raises the errors of `initialize_distributed` when the processes cannot connect.
     """
     from bertjax.parallel.multihost import initialize, primary
+    from bertjax.parallel.multihost.exit_together import exit_together
 
-    initialize.initialize_distributed()
-    with initialize.exit_together():
+    with exit_together():
+        initialize.initialize_distributed()
         lines, ok = doctor()
         from bertjax.tools.cluster_check import check_cluster
 

@@ -22,7 +22,7 @@ from bertjax.parallel.mesh_shape import merge_rules
 from bertjax.storage import pretrained, remote
 from bertjax.storage.pretrained import Pretrained
 from bertjax.training import freezing, optimizers, rates, run_context
-from bertjax.training.checkpoint.locate import find, find_remote, find_run_dir, list_remote_steps
+from bertjax.training.checkpoint.locate import find, find_remote, find_run_dir, list_complete_steps
 from bertjax.training.checkpoint.reader import CheckpointReader
 from bertjax.training.monitor import goodput
 from bertjax.training.monitor.param_summary import model_summary
@@ -64,7 +64,7 @@ def _remote_facts(place: Pretrained, found: dict[str, Any]) -> dict[str, Any]:
     if not remote.is_remote(place.name):
         return {}
     where = found["checkpoint"].replace(str(place.path), place.name.rstrip("/"))
-    return {"checkpoint": where, "steps": list_remote_steps(remote.as_path(where)) or found["steps"]}
+    return {"checkpoint": where, "steps": list_complete_steps(remote.as_path(where)) or found["steps"]}
 
 
 def inspect_hugging_face(place: Pretrained) -> dict[str, Any]:

@@ -5,6 +5,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+
 from bertjax.config.loading import input_paths
 from bertjax.config.loading.error_messages import config_error
 from bertjax.config.schema.run import Config, Stage
@@ -129,7 +131,9 @@ def _fitting_tokenizer(config: Config, base: Path, problems: Sequence[str]) -> t
 
 def _mesh(config: Config, stages: Sequence[Stage]) -> list[str]:
     """Check that mesh and batches fit the devices of this run."""
-    return find_mesh_problems(config.mesh, stages, len(mesh.all_devices()))
+    devices = mesh.all_devices()
+    slices = mesh.count_slices(devices) if config.mesh.dcn == -1 else None
+    return find_mesh_problems(config.mesh, stages, len(devices), slices, jax.process_count())
 
 
 def _data(config: Config, base: Path) -> Iterator[str]:

@@ -1,7 +1,6 @@
 """The training loop: open and check everything a run needs, then train stage after stage."""
 
 import json
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -15,9 +14,11 @@ from bertjax.config.schema.custom import CALLBACKS
 from bertjax.config.schema.run import Config
 from bertjax.parallel.mesh import all_devices
 from bertjax.parallel.multihost import initialize, primary
+from bertjax.parallel.multihost.exit_together import exit_together
 from bertjax.parallel.multihost.primary import primary_first, run_on_primary
+from bertjax.progress import reporter as progress
 from bertjax.training import consistency, inputs, run_context, validate
-from bertjax.training.checkpoint.stage_files import hub_models, run_stages
+from bertjax.training.checkpoint.stage_files import hub_models, newest_meta, run_stages
 from bertjax.training.monitor import preemption, run_log, run_mirror
 from bertjax.training.monitor.callbacks import Callbacks, TrainingRun
 from bertjax.training.monitor.phases import PREPARE, Phases
@@ -56,7 +57,7 @@ def train(
         run_log.report_run() as reporter,
         preemption.set_current(stop),
         stop.handle_signals(),
-        initialize.exit_together(),
+        exit_together(),
     ):
         with stop.may_exit("starting"), reporter.task("starting", finish=False):
             initialize.initialize_distributed()
@@ -100,7 +101,7 @@ def _notify(callbacks: Callbacks, config: Config, stop: preemption.PreemptionHan
         try:
             callbacks.call("on_train_end")
         except Exception as error:  # must not hide what ended the run
-            print(error, file=sys.stderr)
+            progress.say(str(error))
         raise
     callbacks.call("on_train_end")
 
@@ -111,7 +112,7 @@ def open_run(
     """Open a run -> (context, stage plans, evaluators of each stage to do); None when all stages are done."""
     stages = run_stages(config, base)
     consistency.check_start(config, base)
-    validate.check_settings(config)
+    run_on_primary(lambda: validate.check_settings(stages))
     if run_on_primary(lambda: validate.is_complete(stages[-1])):
         return None
     if primary.is_primary():
@@ -140,5 +141,5 @@ def open_run(
             if index in todo
         }
     run_on_primary(lambda: validate.check_init_sources(ctx, plans))
-    run_on_primary(lambda: run_context.create_run_dir(ctx, models))
+    run_on_primary(lambda: run_context.create_run_dir(ctx, models, newest_meta(stages)))
     return ctx, plans, evaluators

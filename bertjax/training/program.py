@@ -27,6 +27,7 @@ from bertjax.parallel.mesh_shape import RULES, Rules, batch_shards, merge_rules
 from bertjax.training import freezing, optimizers, rates
 from bertjax.training import state as training_state
 from bertjax.training.freezing import parse_layer
+from bertjax.training.guards.spikes import SpikeRule
 from bertjax.training.state import Params, TrainState
 
 
@@ -55,6 +56,7 @@ class TrainProgram:
     num_labels: int | None = None  # outputs of a classifier; default: the objective's
     multi_label: bool | None = None  # whether a text may have several of its labels; default: as the objective says
     episodes: tuple[tuple[int, int], ...] = ()  # steps of each episode, for schedules that restart
+    spike_rule: SpikeRule | None = None  # of a stage that skips spikes
     teacher: "TrainProgram | None" = None  # of a distilled stage: the model that gives soft targets, never trained
 
     @property
@@ -167,8 +169,11 @@ class TrainProgram:
 
     def init_state(self, params: Params, groups: tuple[str, ...], key: jax.Array) -> TrainState:
         """The state at step 0 of a stage, from parameters in their shards."""
-        make = lambda p, k: training_state.init_state(p, groups, self.tx, k)  # type: ignore[attr-defined]  # noqa: E731
-        return self._rebuild_opt_state(make, params, key)
+        return self._rebuild_opt_state(self._make_state(groups), params, key)
+
+    def _make_state(self, groups: tuple[str, ...]) -> Callable[[Params, jax.Array], TrainState]:
+        window = self.spike_rule.window if self.spike_rule else 0
+        return lambda p, k: training_state.init_state(p, groups, self.tx, k, window)  # type: ignore[attr-defined]
 
     def unfreeze(self, state: TrainState, groups: tuple[str, ...]) -> TrainState:
         return self._rebuild_opt_state(lambda s: training_state.unfreeze(s, groups, self.tx), state)  # type: ignore[attr-defined]
@@ -180,8 +185,7 @@ class TrainProgram:
 
     def abstract_state(self, groups: tuple[str, ...], key: jax.Array) -> TrainState:
         """Shapes and shardings of the state while `groups` train, for restoring and ahead-of-time compilation."""
-        make = lambda p, k: training_state.init_state(p, groups, self.tx, k)  # type: ignore[attr-defined]  # noqa: E731
-        shape = jax.eval_shape(make, self.abstract_params(), key)
+        shape = jax.eval_shape(self._make_state(groups), self.abstract_params(), key)
         return training_state.abstract(shape, training_state.shardings(shape, self.param_shardings(), self.mesh))
 
     def split_segments(self, state: TrainState) -> "TrainProgram":
@@ -220,6 +224,7 @@ def stage_program(
         tasks=tasks,
         peft=peft_options(stage.trainable),
         grad_accum=stage.grad_accum,
+        spike_rule=_spike_rule(stage, steps),
         compute=compute_options(config, mesh),
         mesh=mesh,
         rules=merge_rules(config.mesh.rules),
@@ -234,6 +239,15 @@ def _teacher_program(config: Config, stage: Stage, mesh: Mesh, teacher: Teacher)
     made = config.model_copy(update={"model": teacher.model, "run": run, "stages": [alone]})
     heads = objectives.teacher_heads(stage.objective, stage.distillation)
     return replace(stage_program(made, alone, mesh, 1, heads=heads), peft=teacher.peft)
+
+
+def _spike_rule(stage: Stage, steps: int) -> SpikeRule | None:
+    """When steps of a stage are skipped: by default from the end of its warm-up on."""
+    rule = stage.skip_spikes
+    if rule is None:
+        return None
+    after = optimizers.warmup_steps(stage.optimizer, steps) if rule.after is None else rule.after
+    return SpikeRule(rule.window, rule.sigma, after)
 
 
 def peft_options(trainable: Trainable) -> PeftOptions:

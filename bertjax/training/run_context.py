@@ -1,9 +1,12 @@
 """Open what the stages of a run share (mesh, tokenizer, fingerprints of sources) and create the run folder."""
 
 import json
+import os
 import platform
+import stat
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from itertools import chain
@@ -18,9 +21,11 @@ from bertjax.config.loading.load import dump, fingerprint
 from bertjax.config.schema.run import Config
 from bertjax.data.pipeline import tokenizer_text
 from bertjax.data.sources import registry as source_kinds
-from bertjax.data.tokenizers import byte_level, load
+from bertjax.data.tokenizers import files as tokenizer_files
+from bertjax.data.tokenizers import load
 from bertjax.errors import StorageError, UserError
 from bertjax.parallel.mesh import make_mesh
+from bertjax.parallel.mesh_shape import format_mesh
 from bertjax.progress import reporter
 from bertjax.storage import remote
 from bertjax.storage.atomic import write_json_atomic, write_text_atomic
@@ -134,6 +139,21 @@ def environment(mesh: JaxMesh) -> dict[str, Any]:
     }
 
 
+def topology_change(mesh: JaxMesh, meta: Mapping[str, Any]) -> str | None:
+    """A line about the processes and devices now and when a checkpoint was saved; None if they are the same."""
+    before, now = meta["environment"], environment(mesh)
+    if all(before[key] == now[key] for key in ("processes", "mesh")):
+        return None
+    was, here = _describe_topology(before), _describe_topology(now)
+    return f"was on {was}, now on {here}; the batches are the same, sums are rounded in another order"
+
+
+def _describe_topology(about: Mapping[str, Any]) -> str:
+    processes, devices = about["processes"], len(about["devices"])
+    held = f"{processes} process{'es' * (processes > 1)} with {devices} device{'s' * (devices > 1)}"
+    return f"{held} ({format_mesh(about['mesh'])})" if devices > 1 else held
+
+
 def enable_compilation_cache(config: Config) -> None:
     """Keep compiled programs between runs. A folder that cannot be written is reported and not used."""
     where = config.run.compilation_cache_dir
@@ -141,29 +161,38 @@ def enable_compilation_cache(config: Config) -> None:
         folder = Path(where).expanduser()
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            problem = _find_other_writers(folder)
             with tempfile.TemporaryFile(dir=folder):
                 where = str(folder)
         except OSError as error:
-            reporter.say(f"note: {folder}: compiled programs are not cached ({error.strerror}); set "
+            problem = error.strerror or str(error)
+        if problem:
+            reporter.say(f"note: {folder}: compiled programs are not cached ({problem}); set "
                          "run.compilation_cache_dir to null or another folder")  # fmt: skip
             return
     if where:
         jax.config.update("jax_compilation_cache_dir", where)
 
 
-def create_run_dir(ctx: RunContext, models: Mapping[str, str] | None = None) -> None:
+def _find_other_writers(folder: Path) -> str:
+    """Why others than this user could put native code into a folder, which this process would run; "" if none can."""
+    found = folder.stat()
+    if found.st_uid not in (0, os.geteuid()):
+        return f"it belongs to another user, {found.st_uid}"
+    return "others can write there: chmod go-w" if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH) else ""
+
+
+def create_run_dir(
+    ctx: RunContext, models: Mapping[str, str] | None = None, meta: Mapping[str, Any] | None = None
+) -> None:
     """Create the run folder on the primary process. Raises UserError if it holds a run with another tokenizer.
 
     models: the models on the Hub that the run reads, {key of the configuration: name@commit}, for environment.json.
+    meta: the meta data of the run's newest checkpoint.
     """
-    folder, place = ctx.config.run_dir, ctx.config.run_place
+    folder = ctx.config.run_dir
     kept = folder / "tokenizer"
-    has_one = (kept / "tokenizer.json").exists() or byte_level.is_byt5(kept)
-    if has_one and load.from_file(kept).sha256 != ctx.tokenizer.sha256:
-        raise UserError(
-            f"{place / 'tokenizer'}: this run has another tokenizer; its file or the text it is trained on has changed "
-            "since: undo that, or give this run another run.name"
-        )
+    _check_tokenizer(ctx, kept, meta)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_text_atomic(folder / "config.yaml", dump(ctx.config))
@@ -171,15 +200,35 @@ def create_run_dir(ctx: RunContext, models: Mapping[str, str] | None = None) -> 
         about = {"pretrained": used} if used else {}
         write_json_atomic(folder / "environment.json", environment(ctx.mesh) | about)
         ctx.tokenizer.save(kept)
+        tokenizer_files.write_digests(kept)
     except OSError as error:
         raise StorageError(f"{folder}: cannot be written: {error.strerror}") from error
+
+
+def _check_tokenizer(ctx: RunContext, kept: Path, meta: Mapping[str, Any] | None) -> None:
+    """Raise UserError if the run began with another tokenizer, by its newest checkpoint, else by its folder.
+
+    A damaged folder is replaced, with a note.
+    """
+    place, found = ctx.config.run_place / "tokenizer", None
+    if is_there := (kept / "tokenizer_config.json").exists() or (kept / "tokenizer.json").exists():
+        with suppress(UserError):
+            found = load.from_file(kept).sha256 if tokenizer_files.is_intact(kept) is not False else None
+    before = meta["tokenizer_sha256"] if meta else found
+    if before not in (None, ctx.tokenizer.sha256):
+        raise UserError(
+            f"{place}: this run has another tokenizer; its file or the text it is trained on has changed "
+            "since: undo that, or give this run another run.name"
+        )
+    if is_there and found != ctx.tokenizer.sha256:
+        reporter.say(f"note: {place}: incomplete or damaged; it is written again")
 
 
 def _recorded_models(path: Path) -> dict[str, str]:
     """The entry `pretrained` of an environment.json; empty without one."""
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")).get("pretrained", {}))
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         return {}
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from bertjax.config.schema.evaluation import Evaluation
 from bertjax.config.schema.run import CheckpointPolicy
-from bertjax.errors import DivergedError, StoppedSafely, UserError
+from bertjax.errors import StoppedSafely, UserError
 from bertjax.interrupts import StopRequested
 from bertjax.models import param_paths
 from bertjax.parallel.batches import place
@@ -36,9 +36,12 @@ from bertjax.training.run_context import RunContext
 from bertjax.training.stage_plan import StagePlan, check_sources
 from bertjax.training.state import Params, TrainState, from_tree, stage_keys
 from bertjax.training.step import Metrics, jit_train_step
+from bertjax.training.triggers.divergence import raise_diverged
 from bertjax.training.triggers.early_stopping import StopRule
 from bertjax.training.triggers.evaluation_steps import intervals
+from bertjax.training.triggers.rewind import batch_position, read_rewinds, rewind
 from bertjax.training.triggers.save_timer import SaveTimer
+from bertjax.training.triggers.silent_corruption import CorruptionCheck
 from bertjax.training.untrained_heads import UntrainedHeads, add_heads, restored_heads, summary_line
 
 
@@ -79,12 +82,14 @@ class StageRunner:
             self.stop_rule.evaluation,
         )
         self.program, self.stage, self.name = plan.program, plan.stage, plan.stage.name
+        self.corruption = CorruptionCheck(ctx.config.run, plan.stage.name)
         self.scores: dict[str, float] = {}
         self.fitted: dict[str, Mapping[str, Any]] = {}  # by the evaluations of the last step that had some
         self.metrics: Metrics = {}  # of the last step, on the devices
         self.base: dict[str, Any] | None = None  # the base of adapter-only checkpoints
         self.pretrained: dict[str, str] | None = None  # the model on the Hub that the stage started from
         self.has_stepped = False  # in this process
+        self.save_postponed = False  # to the next finite step
         self.checkpoint_bytes = 0  # of the last checkpoint
         self.pending_eval = False  # the restored step was saved before its evaluations had ended
         self.untrained = UntrainedHeads()
@@ -121,8 +126,9 @@ class StageRunner:
                 if self.pending_eval:
                     self.evaluate(state, start, self.due_evaluations(start), meter, saved=True)
                 with self.plan.batches.iterate(
-                    start, self.program.steps, self.plan.rows, run.prefetch, cache.rows if cache else None
-                ) as source:
+                    start, self.program.steps, self.plan.rows, run.prefetch, cache.rows if cache else None,
+                    batch_position(read_rewinds(self.ctx.config.run_dir, self.name)),
+                ) as source:  # fmt: skip
                     feed = self.prefetch_to_device(source)
                     for number, episode in enumerate(self.plan.episodes):
                         if start < episode.stop and self.stop_rule.step is None:
@@ -180,6 +186,8 @@ class StageRunner:
         self.pretrained = meta.get("pretrained")
         for line in run_context.plugin_changes(self.ctx.config, meta):
             self.tracker.note(line)
+        if change := run_context.topology_change(self.ctx.mesh, meta):
+            self.tracker.note(f"{self.name} {step}: {change}")
         self.base, self.pending_eval = meta.get("base"), has_pending_eval(self.checkpoints.folder, meta)
         self.unlogged, self.scores = meta.get("unlogged"), self.checkpoints.scores(step)
         self.stop_rule.restore(meta, {} if self.pending_eval else self.scores)
@@ -241,9 +249,10 @@ class StageRunner:
             self.has_stepped = True
             self.notify_step(state, step, meter)
             last, due = step == self.program.steps, self.due_evaluations(step)
-            saved = last or step % policy.save_every == 0 or any(e.config.name in compared for e in due)
-            saved = self.save_timer.due(step) or saved
-            if saved:
+            wanted = last or step % policy.save_every == 0 or any(e.config.name in compared for e in due)
+            wanted = self.save_timer.due(step) or wanted or self.save_postponed
+            self.save_postponed = wanted and not last and meter.flush() > 0  # the parameters may be the cause
+            if saved := wanted and not self.save_postponed:
                 self.save(state, step, {}, meter, pending_eval=bool(due))
             scores = self.evaluate(state, step, due, meter, saved=saved) if due else {}
             if self.stop_rule.step is not None:
@@ -259,7 +268,8 @@ class StageRunner:
     def start_episode(self, state: TrainState, number: int, meter: Meter) -> tuple[TrainState, Callable]:
         """-> (the state divided for this episode, its jitted step)."""
         groups = self.plan.episodes[number].groups
-        self.check_finite(meter.flush(), int(state.step))
+        meter.flush()
+        self.check_finite(meter)
         if set(state.opt_state) != set(groups):
             state = self.program.unfreeze(state, groups)
         trained = sum(x.size for x in state.params.values())
@@ -280,8 +290,10 @@ class StageRunner:
     def run_step(self, state: TrainState, step: int, train_step: Callable, feed: Iterator, meter: Meter) -> TrainState:
         self.monitor.profiler.before_step(step)
         batch, tokens, waited = next(feed)
-        state, metrics = train_step(state, batch)
-        self.check_finite(meter.record_step(step, metrics, tokens, waited), step)
+        state, metrics = self.corruption.run_step(step, train_step, state, batch)
+        meter.record_step(step, metrics, tokens, waited)
+        self.check_finite(meter)
+        self.check_spikes(meter, step)
         self.metrics = metrics
         self.monitor.profiler.after_step(metrics["loss"])
         self.monitor.step_done(self.index, step, last=step == self.program.steps)
@@ -297,12 +309,17 @@ class StageRunner:
                 self.save(state, step, {}, meter, pending_eval=bool(self.due_evaluations(step)))
             raise
 
-    def check_finite(self, nonfinite_steps: int, step: int) -> None:
-        if nonfinite_steps >= self.ctx.config.run.max_nonfinite_steps:
-            raise DivergedError(
-                f"stage '{self.name}' step {step}: the loss or the gradients were not finite {nonfinite_steps} steps "
-                f"in a row; the last checkpoint is good; lower the learning rate or lengthen the warm-up"
-            )
+    def check_finite(self, meter: Meter) -> None:
+        """End the run after too many non-finite steps in a row."""
+        if (count := meter.nonfinite_steps) >= self.ctx.config.run.max_nonfinite_steps:
+            raise_diverged(self.checkpoints, self.name, meter.first_nonfinite, count)
+
+    def check_spikes(self, meter: Meter, step: int) -> None:
+        """Go back to an earlier checkpoint after many spikes, if the stage asks for it."""
+        rule = self.stage.skip_spikes.rewind if self.stage.skip_spikes else None
+        if rule is not None and len(meter.spikes) >= rule.spikes:
+            record = lambda target, batches: self.event(target, "rewind", batches=batches, spikes=meter.spikes)  # noqa: E731
+            rewind(rule, self.checkpoints, self.ctx.config.run_dir, self.name, meter.spikes, step, record)
 
     def due_evaluations(self, step: int) -> list[Evaluator]:
         """The evaluations to run after this step: at the end of the stage all of them."""
@@ -313,7 +330,8 @@ class StageRunner:
         self, state: TrainState, step: int, due: list[Evaluator], meter: Meter, *, saved: bool
     ) -> dict[str, float]:
         """Run the evaluations of this step; if they fail, the step is saved first (`saved`: it is already)."""
-        self.check_finite(meter.flush(), step)
+        meter.flush()
+        self.check_finite(meter)
         found: dict[str, float] = {}
         self.fitted = {}
         try:
@@ -359,8 +377,10 @@ class StageRunner:
         self, state: TrainState, step: int, scores: dict[str, float], meter: Meter, *, pending_eval: bool = False
     ) -> None:
         """Save a step; `pending_eval`: a run that resumes from it does its evaluations first."""
-        self.check_finite(meter.flush(), step)
+        meter.flush()
+        self.check_finite(meter)
         with self.phases.enter(SAVE):
+            self.corruption.before_save(step, state)
             meta = self.meta(step, meter) | ({PENDING_EVAL: True} if pending_eval else {})
             tree = adapters.checkpoint_tree(state, self.stage, self.index, self.untrained.params)
             self.checkpoint_bytes = num_bytes(param_paths.flatten(tree))

@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from bertjax.models import param_paths
 from bertjax.training import freezing
+from bertjax.training.guards.spikes import SpikeWindow, empty_window
 
 Params = dict[str, jax.Array]
 
@@ -28,6 +29,7 @@ class TrainState:
     opt_state: dict[str, optax.OptState]  # {group: state} of groups that train; fresh when a group is unfrozen
     key: jax.Array  # of the stage; step s uses fold_in(key, s)
     nonfinite_steps: jax.Array  # int32, non-finite steps in a row; each was skipped
+    spikes: SpikeWindow | None = None  # of a stage that skips spikes: the last losses and gradient norms
 
 
 def stage_keys(seed: int, index: int) -> tuple[jax.Array, jax.Array]:
@@ -51,18 +53,25 @@ def split_trainable(params: Mapping[str, Any], groups: tuple[str, ...]) -> tuple
     return trainable, {path: x for path, x in params.items() if path not in trainable}
 
 
-def init_state(params: Params, groups: tuple[str, ...], tx: optax.GradientTransformation, key: jax.Array) -> TrainState:
-    """A state at step 0; pure, to be jitted with out_shardings."""
+def init_state(
+    params: Params, groups: tuple[str, ...], tx: optax.GradientTransformation, key: jax.Array, spike_window: int = 0
+) -> TrainState:
+    """A state at step 0; pure, to be jitted with out_shardings. spike_window: 0 if spikes are not skipped."""
     trainable, frozen = split_trainable(params, groups)
     opt = {group: tx.init(part) for group, part in group_params(trainable).items()}
-    return TrainState(jnp.int32(0), trainable, frozen, opt, key, jnp.int32(0))
+    window = empty_window(spike_window) if spike_window else None
+    return TrainState(jnp.int32(0), trainable, frozen, opt, key, jnp.int32(0), window)
 
 
 def unfreeze(state: TrainState, groups: tuple[str, ...], tx: optax.GradientTransformation) -> TrainState:
-    """The state with other groups training: optimizer state is kept, and fresh for unfrozen groups; pure."""
+    """The state with other groups training: optimizer state is kept, and fresh for unfrozen groups; pure.
+
+    The window of spikes is emptied: the gradients of more groups have another norm.
+    """
     trainable, frozen = split_trainable({**state.params, **state.frozen}, groups)
     opt = {group: state.opt_state.get(group, None) or tx.init(part) for group, part in group_params(trainable).items()}
-    return replace(state, params=trainable, frozen=frozen, opt_state=opt)
+    window = empty_window(state.spikes.losses.size) if state.spikes else None
+    return replace(state, params=trainable, frozen=frozen, opt_state=opt, spikes=window)
 
 
 def shardings(state: TrainState, param_shardings: Mapping[str, NamedSharding], mesh: Mesh) -> Any:
@@ -87,6 +96,7 @@ def shardings(state: TrainState, param_shardings: Mapping[str, NamedSharding], m
         opt_state=jax.tree_util.tree_map_with_path(slot, state.opt_state),
         key=replicated,
         nonfinite_steps=replicated,
+        spikes=jax.tree.map(lambda _: replicated, state.spikes),
     )
 
 
@@ -115,7 +125,9 @@ def to_tree(state: TrainState) -> dict[str, Any]:
         for group, slots in state.opt_state.items()
     }
     params = param_paths.unflatten({**state.params, **state.frozen})
-    return {"params": params, "opt": opt, "step": state.step, "key": state.key, "bad_steps": state.nonfinite_steps}
+    spikes = {"spikes": vars(state.spikes)} if state.spikes else {}
+    scalars = {"step": state.step, "key": state.key, "bad_steps": state.nonfinite_steps}
+    return {"params": params, "opt": opt, **scalars, **spikes}
 
 
 def from_tree(tree: Mapping[str, Any], like: TrainState) -> TrainState:
@@ -134,4 +146,5 @@ def from_tree(tree: Mapping[str, Any], like: TrainState) -> TrainState:
         opt_state=opt,
         key=tree["key"],
         nonfinite_steps=tree["bad_steps"],
+        spikes=SpikeWindow(**tree["spikes"]) if like.spikes else None,
     )

@@ -12,6 +12,7 @@ from bertjax.objectives.base import LossTerm, rows_by_task
 from bertjax.parallel import sharding
 from bertjax.training import optimizers
 from bertjax.training import state as training_state
+from bertjax.training.guards import spikes
 from bertjax.training.program import MeshJit, TrainProgram
 from bertjax.training.state import Params, TrainState
 
@@ -51,13 +52,22 @@ def jit_eval_step(program: TrainProgram) -> Callable[[Params, Batch], dict[str, 
 def train_step(
     program: TrainProgram, state: TrainState, batch: Batch, teacher: Params | None = None
 ) -> tuple[TrainState, Metrics]:
-    """One optimizer step on a global batch (arrays [B, ...]); a non-finite one changes only `nonfinite_steps`."""
+    """One optimizer step on a global batch (arrays [B, ...]).
+
+    A non-finite one changes only `nonfinite_steps`, a spike (`program.spike_rule`) only the window of spikes.
+    """
     rate = optimizers.restarting_schedule(program.optimizer, program.steps, program.episodes)(state.step)
     grads, terms, loss = compute_gradients(program, state, batch, teacher)
     param_shardings = program.param_shardings()
     grads = {path: jax.lax.with_sharding_constraint(g, param_shardings[path]) for path, g in grads.items()}
     grads, norm = optimizers.clip_by_global_norm(grads, program.optimizer.clip_norm)
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+    applied = finite
+    spike: jax.Array | None = None
+    window: spikes.SpikeWindow | None = None
+    if program.spike_rule is not None and state.spikes is not None:
+        spike, window = spikes.check(program.spike_rule, state.spikes, state.step, loss, norm)
+        applied = finite & ~spike
     factor = program.rate_factors
 
     params: Params = {}
@@ -66,11 +76,15 @@ def train_step(
         old = {path: state.params[path] for path in part}
         update, opt_state = program.tx.update(part, state.opt_state[group], old)  # type: ignore[attr-defined]
         rates = {path: rate * factor[path] if path in factor else rate for path in old}
-        params |= {path: jnp.where(finite, w - rates[path] * update[path], w) for path, w in old.items()}
-        opt[group] = jax.tree.map(lambda new, before: jnp.where(finite, new, before), opt_state, state.opt_state[group])
+        params |= {path: jnp.where(applied, w - rates[path] * update[path], w) for path, w in old.items()}
+        before = state.opt_state[group]
+        opt[group] = jax.tree.map(lambda new, old: jnp.where(applied, new, old), opt_state, before)
     nonfinite_steps = jnp.where(finite, 0, state.nonfinite_steps + 1)
-    state = replace(state, step=state.step + 1, params=params, opt_state=opt, nonfinite_steps=nonfinite_steps)
+    done: dict[str, Any] = {"step": state.step + 1, "nonfinite_steps": nonfinite_steps, "spikes": window}
+    state = replace(state, params=params, opt_state=opt, **done)
     metrics = {"loss": loss, "grad_norm": norm, "learning_rate": rate, "bad_steps": nonfinite_steps}
+    if spike is not None:
+        metrics["spike"] = spike.astype(jnp.int32)
     if program.tasks > 1:
         metrics["rows/tasks"] = rows_by_task(batch, program.tasks)
     return state, metrics | loss_metrics(terms)

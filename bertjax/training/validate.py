@@ -2,37 +2,66 @@
 
 from collections.abc import Collection, Sequence
 
-from bertjax.config.loading.load import identity_diff, load_saved
+from bertjax.config.loading.load import build_saved, identity_diff, load_saved
 from bertjax.config.schema.evaluation import Evaluation
 from bertjax.config.schema.run import Config, Stage
 from bertjax.errors import BertjaxError, UserError
 from bertjax.objectives import registry as objectives
 from bertjax.parallel.mesh import make_mesh
 from bertjax.parallel.mesh_shape import merge_rules
+from bertjax.progress import reporter
 from bertjax.training import preflight
 from bertjax.training.checkpoint import warmstart
 from bertjax.training.checkpoint.layout import has_pending_eval
-from bertjax.training.checkpoint.stage_files import StageFiles
+from bertjax.training.checkpoint.locate import find_stage_names
+from bertjax.training.checkpoint.stage_files import StageFiles, newest_meta
 from bertjax.training.program import stage_program
 from bertjax.training.run_context import RunContext
 from bertjax.training.stage_plan import StagePlan
 from bertjax.training.triggers.early_stopping import stopped_early
 
 
-def check_settings(config: Config) -> None:
+def check_settings(stages: Sequence[StageFiles]) -> None:
     """Raise UserError when parts of a stage do not fit, or when the run folder holds a run with other settings."""
+    config = stages[0].config
     merge_rules(config.mesh.rules)
     for stage in config.stages:
         check_kinds(config, stage)
-    kept = config.run_dir / "config.yaml"
-    changed = identity_diff(load_saved(kept), config) if kept.exists() else []
-    if changed:
+    saved = _saved_config(stages)
+    if changed := identity_diff(saved, config) if saved else []:
         more = f" and {len(changed) - 2} more" if len(changed) > 2 else ""
         raise UserError(
             f"{config.run_place / 'config.yaml'}: this run has other settings "
             f"({'; '.join(line[:80] for line in changed[:2])}{more}); "
             "give this one another run.name, or undo the change to continue"
         )
+
+
+def _saved_config(stages: Sequence[StageFiles]) -> Config | None:
+    """The configuration that the run began with: of its newest checkpoint, else of its config.yaml; None without both.
+
+    A checkpoint's is compared with a digest, so a damaged config.yaml beside it is replaced, with a note. Without a
+    checkpoint nothing has been learned that it would decide.
+    """
+    config = stages[0].config
+    path, kept, damage = config.run_place / "config.yaml", config.run_dir / "config.yaml", ""
+    written = None
+    try:
+        written = load_saved(kept) if kept.exists() else None
+    except UserError as error:
+        damage = str(error).splitlines()[0].removeprefix(f"{kept}:").strip()[:120]
+    meta = newest_meta(stages)
+    saved = build_saved(meta["config"], where=str(path)) if meta else written
+    if written is not None and saved is not None and saved is not written and identity_diff(written, saved):
+        damage = "it differs from the checkpoints"
+    if damage:
+        if meta is None and (others := find_stage_names(config.run_place)):
+            raise UserError(
+                f"{path}: damaged ({damage}), and the checkpoints there are of other stages ({', '.join(others)}); "
+                "give this run another run.name, or name its stages as they were"
+            )
+        reporter.say(f"note: {path}: damaged ({damage}); it is written again")
+    return saved
 
 
 def check_kinds(config: Config, stage: Stage) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import secrets
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import exit_codes
 
@@ -55,6 +58,7 @@ class RemoteCommands:
     ) -> None:
         self.home = f"bertjax-{name}"
         self.code = f"{self.home}/code-{revision[:12]}"
+        self.env_file = f"bertjax-{name}.env"  # variables are on no command line
         self._command, self._revision, self._repo, self._options = command, revision, repo, options
 
     def setup(self, slice_: int) -> list[str]:
@@ -70,10 +74,7 @@ class RemoteCommands:
         return self._bertjax("doctor", slice_, number, "doctor", "--cluster")
 
     def _bertjax(self, verb: str, slice_: int, number: int, *words: str) -> list[str]:
-        own = self._worker_command(verb, slice_) + [
-            f"--attempt={number}",
-            *(f"--env={pair}" for pair in self._options.env),
-        ]
+        own = [*self._worker_command(verb, slice_), f"--attempt={number}", f"--env-file={self.env_file}"]
         own += [f"--cwd={self._options.cwd}"] if self._options.cwd else []
         own += [f"--logs={self._options.logs}"] if self._options.logs else []
         return ["python3", *own, "--", ".venv/bin/python", "-P", "-m", "bertjax", *words]
@@ -272,9 +273,12 @@ class Launcher:
         reached_before = bool(self.state.ready)
         if self.state.ready != ready:
             self.state_dir.note(f"sending the code ({self.state.source['revision'][:12]}) and installing it")
-            lost = "" if self.state.source["repo"] else self._copy(nodes)
+            archive = self.state.source["archive"]
+            lost = "" if self.state.source["repo"] else self._copy(nodes, self.state_dir.path / archive)
             if lost:
                 return self._unreachable(lost, reached_before)
+        if lost := self._send_environment(nodes):
+            return self._unreachable(lost, reached_before)
         done = self._follow(nodes, "setup", lambda n: self.remote.setup(n.index))
         code = exit_codes.combine(done.codes.values())
         if code:
@@ -309,11 +313,26 @@ class Launcher:
             self.state_dir.save(self.state)
         return done.lost
 
-    def _copy(self, nodes: Sequence[Node]) -> str:
-        archive = self.state_dir.path / self.state.source["archive"]
+    def _send_environment(self, nodes: Sequence[Node]) -> str:
+        """Copies the variables of training to every worker, readable by its user alone -> as `_copy`.
+
+        Among them is a secret by which the processes of this start recognize each other.
+        """
+        variables = {"BERTJAX_SECRET": secrets.token_hex(32)} | dict(pair.split("=", 1) for pair in self.options.env)
+        path = self.state_dir.path / self.remote.env_file
+        path.unlink(missing_ok=True)
+        try:
+            with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+                json.dump(variables, file)
+            return self._copy(nodes, path)
+        finally:
+            path.unlink(missing_ok=True)
+
+    def _copy(self, nodes: Sequence[Node], file: Path) -> str:
+        """Copies a file to every worker -> why the pod is lost, or ""."""
         for node in nodes:
             for tries in range(3):
-                code, _, err = self.state_dir.run_command(self.pod.copy(archive, node.name))
+                code, _, err = self.state_dir.run_command(self.pod.copy(file, node.name))
                 if code == 0:
                     break
                 if lost := self._lost():

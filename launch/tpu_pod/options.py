@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -91,8 +92,8 @@ def _add_connection(p: argparse.ArgumentParser) -> None:
 def _add_training(p: argparse.ArgumentParser) -> None:
     """What runs on the machines, and how long."""
     p.add_argument(
-        "--env", action="append", default=[], type=_pair, metavar="KEY=VALUE",
-        help="environment variable for training (repeatable)",
+        "--env", action="append", default=[], type=_pair, metavar="KEY[=VALUE]",
+        help="environment variable for training (repeatable); KEY alone: as it is set here, for secrets",
     )  # fmt: skip
     p.add_argument(
         "--nfs", action="append", default=[], type=_share, metavar="HOST:/SHARE:/MOUNT",
@@ -210,9 +211,12 @@ def _ref(word: str) -> str:
 
 
 def _pair(word: str) -> str:
-    if not re.fullmatch(r"[A-Za-z_]\w*=.*", word):
-        raise argparse.ArgumentTypeError("must be KEY=VALUE")
-    return word
+    key, equals, _ = word.partition("=")
+    if not re.fullmatch(r"[A-Za-z_]\w*", key):
+        raise argparse.ArgumentTypeError("must be KEY=VALUE or KEY")
+    if not equals and key not in os.environ:
+        raise argparse.ArgumentTypeError(f"{key} is not set here; give {key}=VALUE")
+    return word if equals else f"{key}={os.environ[key]}"
 
 
 def _share(word: str) -> str:

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 HIDDEN = "***"
 _WORDS = r"(?<![A-Za-z])(?:pass|pat|pwd|auth|jwt)(?![A-Za-z])"  # parts of a name between underscores
-_SECRET = rf"(?:key|token(?!i[sz])|secret|passw|credential|webhook|{_WORDS})"
+_ENDS = r"(?<!by)(?<!com)(?<!sur)(?<!er)pass(?![A-Za-z])"  # PGPASS, SSHPASS; not bypass, compass
+_SECRET = rf"(?:key|token(?!i[sz])|secret|passw|passphrase|credential|webhook|{_ENDS}|{_WORDS})"
 # KEY=VALUE where the last part of the dotted key is named like a secret.
 _KEY = rf"(?<![\w.?&-])((?:--env=)?(?:[\w-]+\.)*[\w-]*{_SECRET}[\w-]*=)(?!VALUE\b)"
 _PAIR = re.compile(rf"{_KEY}(.+)", re.IGNORECASE | re.DOTALL)

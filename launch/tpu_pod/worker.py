@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fcntl
+import json
 import os
 import re
 import select
@@ -45,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--code", type=Path)
     parser.add_argument("--slice", default="0")
     parser.add_argument("--attempt", type=int, default=0)
-    parser.add_argument("--env", action="append", default=[])
+    parser.add_argument("--env-file", type=Path, help="JSON with variables of the command")
     parser.add_argument("--nfs", action="append", default=[])
     parser.add_argument("--cwd", type=Path)
     parser.add_argument("--logs", help="folder of a bucket; with supervise, the file itself")
@@ -120,12 +121,23 @@ def _start(folder: Path, arguments: argparse.Namespace, command: Sequence[str], 
     if arguments.logs:
         name = f"{folder.name}/{arguments.verb}-s{arguments.slice}-w{worker()}.log"
         argv += ["--logs", f"{arguments.logs}/{name}"]
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1", **dict(pair.split("=", 1) for pair in arguments.env)}
+    given = _read_environment(arguments.env_file, keep=arguments.verb == "doctor")
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", **given}
     subprocess.Popen(
         [*argv, "--", *command], env=environment, pass_fds=(lock,), start_new_session=True,
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     os.close(lock)
+
+
+def _read_environment(path: Path | None, *, keep: bool) -> dict[str, str]:
+    """The variables that the launcher sent; the file is removed once training has them."""
+    if path is None:
+        return {}
+    found = json.loads(path.read_text(encoding="utf-8"))
+    if not keep:
+        path.unlink()
+    return dict(found)
 
 
 def supervise(

@@ -1,9 +1,13 @@
 """Sentence splitting: cases written by hand, and what must hold for any text."""
 
+import re
+import time
+
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bertjax.data.sources import sentences
 from bertjax.data.sources.sentences import SENTENCE_TERMINAL, split_sentences
 
 # one case a line; the sentences are apart by " | "
@@ -156,3 +160,45 @@ def _ends(sentences: list[str]) -> set[int]:
     """How many visible characters come before the end of each sentence."""
     lengths = [len("".join(sentence.split())) for sentence in sentences]
     return {sum(lengths[: n + 1]) for n in range(len(lengths))}
+
+
+# ---- linear time ----------------------------------------------------------------------------------------------------
+
+# as they were while runs of marks took quadratic time
+_OLD_LATIN = (
+    rf"(?P<end>[.!?\u2026]+)(?P<close>[{sentences._QUOTES}{sentences._BRACKETS}*_]*(?:\[[^\]]{{1,40}}\])*)"
+    r"(?P<space>\s+)"
+    r"(?=(?P<open>[\"'\u201c\u2018\u00ab(\[\u00bf\u00a1_*\u2014\u2013\s-]*)(?P<next>[^\W_]))"
+)
+_OLD = {
+    "_BOUNDARY": re.compile(_OLD_LATIN),
+    "_ANY_BOUNDARY": re.compile(_OLD_LATIN + sentences._ANY_BOUNDARY.pattern.removeprefix(sentences._LATIN)),
+}
+_PARTS = [
+    *"... . ! ? \u2026 \" ' ) ] [1] [a.] * _ A a No Mr 3 The the : ; # \u3002 \u300d \u3068 \u03b1 \u0561 \u0531".split(
+        " "
+    ),
+    *("\u1361", "\u0964", "\uff0e", ". ", " ", "\n", "\n\n", "- "),
+]
+
+
+@given(st.lists(st.sampled_from(_PARTS), max_size=40), st.sampled_from([None, True, False]))
+@settings(max_examples=400)
+def test_the_same_sentences_as_before_on_random_text(parts, lower):
+    text = "".join(parts)
+    found = split_sentences(text, lower)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, pattern in _OLD.items():
+            patch.setattr(sentences, name, pattern)
+        assert split_sentences(text, lower) == found
+
+
+_UNITS = '. ..a !? .) ." [a.] .[a] \u2026 \u3002 \u3002. .\u300d .- a. A.A : ;'.split(" ")
+
+
+@pytest.mark.parametrize("unit", [*_UNITS, ". ", ". -", " .", "- ", "\n.", '. "'])
+def test_a_megabyte_of_marks_takes_no_time(unit):
+    for text in (unit * (1_000_000 // len(unit)), "One. \u3002 " + unit * (1_000_000 // len(unit)) + " Two."):
+        start = time.process_time()
+        split_sentences(text)
+        assert time.process_time() - start < 4, unit

@@ -196,6 +196,25 @@ def test_load_trains_once_and_caches(tmp_path: Path) -> None:
     assert len(list((tmp_path / "tokenizers").iterdir())) == 2
 
 
+@pytest.mark.parametrize("name", ["tokenizer.json", "vocab.txt", "sha256.json"])
+def test_a_flipped_bit_in_the_cache_is_trained_again(tmp_path: Path, capsys, name: str) -> None:
+    options = {"vocab_size": 160, "train_source_documents": documents, "cache": tmp_path, "fingerprint": "f1"}
+    first = tokenizers_load.load(WordPieceConfig(), tmp_path, **options)
+    (folder,) = (tmp_path / "tokenizers").iterdir()
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    capsys.readouterr()
+    assert tokenizers_load.load(WordPieceConfig(), tmp_path, **options).sha256 == first.sha256
+    assert "trained again" not in capsys.readouterr().err  # the control
+    content = bytearray(before[name])
+    content[content.index(b"two" if b"two" in content else b': "') + 2] ^= 1
+    (folder / name).write_bytes(content)
+    if name == "tokenizer.json":  # read without a digest, it is another tokenizer
+        assert tokenizers_load.from_file(folder).sha256 != first.sha256
+    assert tokenizers_load.load(WordPieceConfig(), tmp_path, **options).sha256 == first.sha256
+    assert f"note: {folder}: not as it was written; the tokenizer is trained again" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
 # A vowel sign, a tone or an umlaut is part of the word: uncased vocabularies of these languages keep accents.
 LANGUAGES = {
     "German": "Größe und Maß für Übermut, Öl und Äpfel.",

@@ -359,7 +359,7 @@ def test_options_of_numpy_and_numbers_that_no_device_holds(opened, monkeypatch):
     assert asks(["dog owl"], arrays) == plain
     assert generation._plain({"bad_words_ids": np.array([[5], [6]])}) == {"bad_words_ids": [[5], [6]]}
     for choices, seed, line in (
-        ({"max_new_tokens": 10**10}, 0, "generate: 1 beams or answers of 10,000,000,000 tokens are above the limit"),
+        ({"max_new_tokens": 10**10}, 0, "generate: max_new_tokens: Input should be less than or equal to 1048576"),
         ({"beam_size": 10**6}, 0, "generate: 1,000,000 beams or answers of 9 tokens are above the limit of 1,048,576"),
         ({"sample": True}, 2**63, "--seed: must be at most 9223372036854775807"),
         ({"early_stopping": "always"}, 0, "generate: early_stopping: Input should be a valid boolean, unable to "),

@@ -5,6 +5,7 @@ import pickle
 from contextlib import chdir
 from pathlib import Path
 
+import gcs_server
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -289,6 +290,26 @@ def test_a_ladder_trains_scores_and_continues(tmp_path, capsys):
     page = (tmp_path / "runs/tiny-ladder.html").read_text()
     Page(page)
     assert "Minimal pairs by phenomenon" in page and "Nearest words" in page
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")  # of gcsfs
+def test_a_ladder_in_a_bucket_continues_on_another_machine(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(project(tmp_path))
+    root = "gs://bucket/runs"
+    with gcs_server.serve() as store:
+        store.objects = {"bucket": {}}
+        gcs_server.install(store, tmp_path / "first", monkeypatch)
+        assert main(["ladder", "ladder.yaml", "--json", f"run.root={root}"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert found["rungs"][0]["seeds"][0]["run"] == f"{root}/tiny-cbow-s1" and not Path("runs").exists()
+        assert {f"runs/tiny-ladder.{ending}" for ending in ("md", "json", "html")} < set(store.names("runs/"))
+        assert {"runs/tiny-tokenizer/tokenizer.json", "runs/tiny-cbow-s1/ladder.json"} < set(store.names("runs/"))
+        before = {name: store.text(name) for name in store.names("runs/") if name.endswith("metrics.jsonl")}
+        gcs_server.install(store, tmp_path / "second", monkeypatch)
+        assert len(before) == 5 and main(["ladder", "ladder.yaml", "--json", f"run.root={root}"]) == 0
+        assert {name: store.text(name) for name in before} == before, "a finished run is not repeated"
+        assert json.loads(capsys.readouterr().out) == found
 
 
 def test_tasks_of_a_pretraining_that_is_gone_are_refused(tmp_path, capsys):

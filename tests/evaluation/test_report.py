@@ -182,6 +182,29 @@ def test_hostile_text_stays_text(finished_run: Path, tmp_path: Path) -> None:
     assert "<mark>&lt;script&gt;" in source
 
 
+FORGED: list[tuple[str, str, object]] = [  # kind of line, key, value
+    ("train", "loss", EVIL), ("train", "loss", [EVIL]), ("train", "loss", {EVIL: EVIL}), ("train", "elapsed", EVIL),
+    ("train", "episode", EVIL), ("train", "trainable_parameters", EVIL), ("train", "grad_norm", EVIL),
+    ("train", "mfu", [EVIL]), ("train", EVIL, 1.0), ("eval", "name", [EVIL]), ("eval", "scores", {"f1": EVIL}),
+    ("eval", "scores", {"f1": [EVIL]}), ("eval", "scores", EVIL), ("event", "event", EVIL), ("event", "time", EVIL),
+    ("event", "episode", EVIL),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "key", "value"), FORGED)
+def test_a_forged_record_is_text(finished_run: Path, tmp_path: Path, kind: str, key: str, value: object) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()[:-1]]
+    last = {line["stage"]: i for i, line in enumerate(lines) if line["kind"] == kind}
+    for place in last.values():
+        lines[place][key] = value
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    page, source = report(run)
+    assert "img" not in page.tags and "<script>alert" not in source
+    assert page.tags.count("script") == len(page.data) + 1
+
+
 @pytest.mark.parametrize("left", ["config", "metrics"])
 def test_a_run_that_has_only_begun(tmp_path: Path, left: str) -> None:
     if left == "config":

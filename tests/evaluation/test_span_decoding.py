@@ -2,6 +2,7 @@
 
 import json
 import math
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -181,3 +182,44 @@ def test_a_model_that_knows_the_answers_gets_them(shared_data, name, at_least):
     if version_2:
         assert scores["NoAns_exact"] == 100.0 and scores["NoAns_total"] == 2916
         assert scores["best_exact"] >= scores["exact"]
+
+
+# ---- parts of the windows -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("profile", ["bert", "hf"])
+@pytest.mark.parametrize("most", [1, 2, 5, 1000])
+def test_parts_of_the_windows_give_the_same_answers(tiny, tokenizer, profile, most):
+    options = SpanQa(profile=profile, sequence_length=24, doc_stride=4, max_query_length=7)
+    whole = span_qa.evaluation_features(tiny, tokenizer, options)
+    rng = np.random.default_rng(most)
+    start, end = (rng.normal(size=whole.token_to_word.shape).round(1).astype(np.float32) for _ in range(2))
+    parts, first = [], 0
+    for features in span_qa.feature_parts(tiny, tokenizer, options, most):
+        assert len(features) <= most
+        rows = slice(first, first + len(features))
+        for name in ("example_index", "doc_start", "token_to_word", "max_context"):
+            np.testing.assert_array_equal(getattr(features, name), getattr(whole, name)[rows])
+        parts.append((features, start[rows], end[rows]))
+        first += len(features)
+    assert first == len(whole) > 10
+    for version_2 in (False, True):
+        how = {"n_best": 5, "max_answer_length": 6, "null_score_diff_threshold": 0.0, "version_2": version_2}
+        found = span_decoding.predict_from_parts(tiny, parts, **how)
+        assert found == span_decoding.predict_answers(tiny, whole, start, end, **how)
+
+
+def test_memory_of_a_long_context_grows_with_its_length_alone(tokenizer):
+    """Windows that begin at every piece (stride 1), whose cells outnumber the pieces 64 times."""
+    options, peaks = SpanQa(profile="hf", sequence_length=64, doc_stride=1, max_query_length=7), []
+    for words in (2000, 4000, 8000):
+        example = Example("0", "who", "a b " * (words // 2), [])
+        tracemalloc.start()
+        parts = span_qa.feature_parts([example], tokenizer, options, 256)
+        scored = ((one, *[np.zeros(one.token_to_word.shape, np.float32)] * 2) for one in parts)
+        span_decoding.predict_from_parts(
+            [example], scored, n_best=3, max_answer_length=5, null_score_diff_threshold=0.0, version_2=True
+        )
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[2] < 2.2 * peaks[1] and peaks[2] < 8_000_000 < 8000 * 64 * 45  # the cells of all windows

@@ -30,6 +30,7 @@ assert Path(sys.argv[2]).read_text() == "steps: 8\\n"
 root, worker = Path(settings["run.root"]), os.environ["TPU_WORKER_ID"]
 root.mkdir(parents=True, exist_ok=True)
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+(root / f"secret-{Path.home().name}").write_text(os.environ.get("BERTJAX_SECRET", ""))
 reached = root / f"steps-{Path.home().name}"
 step = int(reached.read_text()) if reached.exists() else 0
 if worker == "0":

@@ -202,13 +202,14 @@ def changed_key(node: str) -> int:
 
 
 def tpu_vm_scp(names: list[str], flags: dict[str, str]) -> int:
-    source, target = names
+    *sources, target = names
     if event := planned("scp"):
         if event == "changed key":
             return changed_key(target.removesuffix(":"))
         return fail("ssh: connect to host port 22: Connection refused", 255)
     for home in homes(target.removesuffix(":")):
-        shutil.copy(source, home)
+        for source in sources:
+            shutil.copyfile(source, home / Path(source).name)  # without its mode, as scp does
     return 0
 
 

@@ -14,11 +14,12 @@ _CONTAINER = {
     "ports": [{"containerPort": int, "name": str, "protocol": {"TCP", "UDP"}, "hostPort": int, "hostIP": str}],
     "resources": {"requests": dict, "limits": dict},
     "volumeMounts": [{"name": str, "mountPath": str, "subPath": str, "readOnly": bool}],
-    "securityContext": {"privileged": bool, "capabilities": object},
+    "securityContext": {"privileged": bool, "allowPrivilegeEscalation": bool, "capabilities": object},
 }  # fmt: skip
 _POD = {
     "restartPolicy": {"Never"},  # what a podFailurePolicy requires
     "terminationGracePeriodSeconds": int, "nodeSelector": TEXTS, "serviceAccountName": str, "hostNetwork": bool,
+    "securityContext": {"runAsNonRoot": bool, "runAsUser": int, "runAsGroup": int, "fsGroup": int},
     "dnsPolicy": str, "priorityClassName": str, "schedulerName": str, "subdomain": str,
     "tolerations": [{"key": str, "operator": {"Exists", "Equal"}, "value": str, "effect": str}],
     "containers": [_CONTAINER], "initContainers": [_CONTAINER],

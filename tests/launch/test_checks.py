@@ -123,6 +123,16 @@ def test_a_run_that_cannot_work_there(here, where, overrides, says):
         found.stop()
 
 
+def test_counted_slices_fit_any_number_that_divides_the_batches(here):
+    """BERT-base has 256 rows; 16 chips a slice."""
+    counted = "run.root=/mnt/share/runs", "mesh.dcn=-1"
+    for count in (None, 2, 4):
+        assert check(pod(node_id=None if count else "n", count=count), MOUNTED, *counted).problems == []
+    first, last = check(pod(node_id=None, count=3), MOUNTED, *counted).problems
+    assert "256 rows do not divide over 48 parts (dcn=3 data=16)" in first and "begun" not in first
+    assert last.endswith("numbers of slices that divide them when each slice has 16 devices: 1, 2, 4")
+
+
 def test_a_run_that_can_work_there(here):
     found = check(pod(), MOUNTED, "run.root=runs", "stages.pretrain128.init_from=/home/me/bert")
     assert found.problems == [] and found.notes == [
@@ -196,8 +206,17 @@ def test_secrets_are_not_shown(text, shown):
 def test_a_secret_of_several_words_is_hidden_and_the_schema_s_words_are_too():
     assert redact.redact_word("--env=MY_PASSWORD=a b c") == "--env=MY_PASSWORD=***"
     assert redact.redact("ran A_KEY='a b c' B=2 TOKEN=x then") == "ran A_KEY=*** B=2 TOKEN=*** then"
-    for name in ("api_key", "apikey", "token", "secret", "password", "HF_TOKEN"):
+    for name in (
+        "api_key", "apikey", "token", "secret", "password", "HF_TOKEN", "AWS_CREDENTIALS", "HF_AUTH", "PGPASS",
+        "AWS_SECRET_ACCESS_KEY", "MYSQL_PWD", "GITHUB_PAT", "SSH_PASSPHRASE", "SLACK_WEBHOOK", "private_key",
+    ):  # fmt: skip
         assert mask_secrets({name: "x"}) == {name: "***"} and redact.redact(f"{name}=x") == f"{name}=***"
+
+
+def test_ordinary_keys_are_shown_in_both_places():
+    assert redact.redact("bypass=1 encompass=1") == "bypass=1 encompass=1"
+    for name in ("path", "tokenizer", "author", "bypass", "compass", "monkey", "passes", "name", "mask_token_prob"):
+        assert mask_secrets({name: "x"}) == {name: "x"}, name
 
 
 @pytest.mark.parametrize(

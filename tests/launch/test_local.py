@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import exit_codes
+import local
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -30,6 +31,10 @@ end = Path(f"{number}-{index}").read_text() if Path(f"{number}-{index}").exists(
 if end == "wait":
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(75))
+for step in ("start: pretrain 5 | starts", "pretrain 5 | resumed", "pretrain 10/20 | loss 1", "pretrain 10 | saved",
+             "qa 0 | starts", "qa 5/20 | loss 1"):
+    print(step)
+if end == "wait":
     Path(f"waits-{index}").touch()
     time.sleep(60)
 if int(end) < 0:
@@ -69,11 +74,21 @@ def run(home: Path, *words: str) -> tuple[int, list[str]]:
 def test_every_process_knows_its_place_and_gloo_is_not_heard(stand_in):
     code, said = run(stand_in, "--processes", "3", "--devices", "4", "train", "x.yaml", "--flag", "a=b c")
     assert code == 0
-    assert sorted(line for line in said if "train" in line) == [
+    assert sorted(line for line in said if "'train'" in line) == [
         f"[{i}] {i} ['train', 'x.yaml', '--flag', 'a=b c'] 3" for i in range(3)
     ]
     assert sum("--xla_force_host_platform_device_count=4 cpu" in line for line in said) == 3
     assert not [line for line in said if "Gloo" in line or "peer ranks" in line]
+
+
+def test_the_processes_of_a_start_share_a_secret_that_no_command_line_shows():
+    found = []
+    for _ in range(2):
+        made = local.Processes(3, 1, ["train", "x.yaml"])
+        (secret,) = {environment["BERTJAX_SECRET"] for environment in made._environments}
+        assert len(secret) == 64 and secret not in " ".join(made._argv)
+        found.append(secret)
+    assert found[0] != found[1]
 
 
 @pytest.mark.parametrize(
@@ -100,6 +115,30 @@ def test_retries_start_again_on_75_only(stand_in):
     assert code == 75 and (stand_in / "starts-0").read_text() == "x" * 6 and said[-1].endswith("(75)")
 
 
+def test_processes_are_preempted_and_the_run_goes_on_with_other_numbers(stand_in):
+    """The stand-in shows 10 steps: those of each stage from where it starts. Processes that leave receive SIGTERM."""
+    for place, end in {"0-0": "75", "0-2": "wait", "1-0": "wait"}.items():
+        (stand_in / place).write_text(end)
+    code, said = run(stand_in, "--processes", "3,1,2", "--preempt-after", "10", "train")
+    assert code == 0
+    assert [line for line in said if line.startswith("launch:")] == [
+        "launch: SIGTERM to 1, 2 of 3 processes", "launch: stopped (75), going on with 1 process",
+        "launch: SIGTERM to 0 of 1 processes", "launch: stopped (75), going on with 2 processes",
+    ]  # fmt: skip
+    assert (stand_in / "starts-0").read_text() == "xxx"  # the others may receive SIGTERM before they are that far
+
+
+def test_a_run_that_ends_before_it_is_preempted_says_so(stand_in):
+    code, said = run(stand_in, "--processes", "2,1", "--preempt-after", "11", "train")
+    assert code == 0 and said[-1] == "launch: the run ended before it could go on with 1 process"
+    (stand_in / "1-0").write_text("75")  # not by the preemption
+    code, said = run(stand_in, "--processes", "2,1", "--preempt-after", "11", "train")
+    assert code == 75 and not [line for line in said if "going on" in line]
+    (stand_in / "2-0").write_text("2")
+    code, said = run(stand_in, "--processes", "2,1", "--preempt-after", "10", "train")
+    assert code == 2 and not [line for line in said if "going on" in line]
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_reaches_all_and_is_not_retried(stand_in, number):
     for index in range(2):
@@ -114,7 +153,11 @@ def test_a_signal_reaches_all_and_is_not_retried(stand_in, number):
 
 
 def test_words_it_does_not_take(stand_in):
-    for words, expected in ((["--processes", "0", "train"], "of at least 1"), ([], "name a command")):
+    both = "need each other"
+    for words, expected in (
+        (["--processes", "0", "train"], "of at least 1"), (["--processes", "2,x", "train"], "(got 'x')"),
+        (["--processes", "2,1", "train"], both), (["--preempt-after", "3", "train"], both), ([], "name a command"),
+    ):  # fmt: skip
         code, said = run(stand_in, *words)
         assert code == 2 and expected in said[-1]
 

@@ -46,7 +46,8 @@ class Slurm:
         programs = {
             "srun": f'exec "{sys.executable}" "{home}/srun.py" "$@"',
             "scontrol": f'echo "$*" >>"{home}/scontrol"',
-            "trainer": f'echo "trains $*"; exit "$(cat "{home}/ends-$SLURM_PROCID")"',
+            "trainer": f'echo "trains $*"; echo "$BERTJAX_SECRET" >>"{home}/secrets"; '
+            f'exit "$(cat "{home}/ends-$SLURM_PROCID")"',
         }
         for name, text in programs.items():
             (bin_ / name).write_text(f"#!/bin/sh\n{text}\n")
@@ -90,6 +91,15 @@ def test_slurm_requeues_what_is_to_be_run_again(slurm, ends, expected, again):
     assert (code, slurm.requeued()) == (expected, again), said
     assert said.count("trains -P -m bertjax train a.yaml run.name=x y") == 2
     assert not list(slurm.home.glob(".bertjax-*"))
+
+
+def test_slurm_gives_one_secret_to_all_tasks_of_a_start(slurm):
+    for _ in range(2):
+        slurm.run("a.yaml", ends=(0, 0))
+    found = (slurm.home / "secrets").read_text().split()
+    assert len(found) == 4 and len(set(found)) == 2 and all(len(secret) == 64 for secret in found)
+    slurm.run("a.yaml", ends=(0, 0), BERTJAX_SECRET="my own")
+    assert (slurm.home / "secrets").read_text().splitlines()[-2:] == ["my own"] * 2
 
 
 def test_slurm_gives_up_and_says_what_is_missing(slurm):
@@ -224,10 +234,21 @@ def test_the_image_copies_what_is_there_and_not_ignored():
     sources = [word for name, words in instructions() if name == "COPY" for word in words.split()[:-1]]
     assert {"bertjax", "configs", "requirements.lock", "pyproject.toml"} <= set(sources) == kept
     assert all((ROOT / source).exists() for source in sources)
-    known = {"FROM", "ARG", "ENV", "WORKDIR", "COPY", "RUN", "ENTRYPOINT", "CMD"}
-    assert {name for name, _ in instructions()} <= known and instructions()[0][0] == "FROM"
+    known = {"FROM", "ARG", "ENV", "WORKDIR", "COPY", "RUN", "USER", "ENTRYPOINT", "CMD"}
+    assert {name for name, _ in instructions()} <= known
     if shutil.which("hadolint"):
         subprocess.run(["hadolint", "--ignore", "DL3042", str(LAUNCH / "Dockerfile")], check=True)
+
+
+def test_the_image_is_not_root_and_its_base_has_a_full_version():
+    found = instructions()
+    assert found[:2] == [("ARG", "BASE=python:3.11.13-slim-bookworm"), ("FROM", "$BASE")]
+    names = [name for name, _ in found]
+    assert dict(found)["USER"] == "bertjax" and names.index("USER") > max(i for i, n in enumerate(names) if n == "RUN")
+    assert ("RUN", "useradd --create-home --uid 1000 bertjax") in found
+    pod = jobset()["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+    assert pod["securityContext"] == {"runAsNonRoot": True, "runAsUser": 1000, "fsGroup": 1000}
+    assert pod["containers"][0]["securityContext"] == {"allowPrivilegeEscalation": False}
 
 
 def test_the_image_holds_extras_to_the_lock_and_takes_known_ones_only(tmp_path):

@@ -19,7 +19,7 @@ def test_from_nothing_to_deleted(cloud):
     cloud.plan(states=["WAITING_FOR_RESOURCES", "PROVISIONING"])
     code, said = cloud.launch("--env", "GREETING=hello 'you'")
     assert code == 0, said
-    assert cloud.calls() == [CREATE, SCP, SSH, SSH, DELETE] and not cloud.there()
+    assert cloud.calls() == [CREATE, SCP, SCP, SSH, SSH, DELETE] and not cloud.there()  # the code, the environment
     assert "my-pod is WAITING_FOR_RESOURCES" in said and "training on 2 workers" in said
     assert steps(said) == list(range(1, 9))
     assert "[w0] start 0 env hello 'you'" in said
@@ -27,7 +27,30 @@ def test_from_nothing_to_deleted(cloud):
     assert log.read_text().splitlines() == ["start 0 env hello 'you'", *(f"step {k}" for k in range(1, 9))]
     code, said = cloud.launch()
     assert code == 0 and "already finished" in said
-    assert len(cloud.calls()) == 5, "nothing is left to do"
+    assert len(cloud.calls()) == 6, "nothing is left to do"
+
+
+def test_variables_are_on_no_command_line(cloud):
+    """Command lines can be read by every user of a machine."""
+    code, said = cloud.launch("--env", "GREETING", "--doctor", GREETING="s3cret-greeting")
+    assert code == 0 and "[w0] start 0 env s3cret-greeting" in said
+    sent = [call for call in (cloud.home / "calls.jsonl").read_text().splitlines() if "s3cret" in call]
+    assert not sent and not list((cloud.checkout / "runs").rglob("*.env"))
+    assert not list(cloud.home.rglob("*.env")), "none is left on the workers"
+    code, said = cloud.launch("--env=NOT_SET_HERE")
+    assert code == 2 and "NOT_SET_HERE is not set here; give NOT_SET_HERE=VALUE" in said
+
+
+def test_the_processes_of_a_start_get_a_secret_that_no_command_shows(cloud):
+    code, said = cloud.launch("--keep")
+    assert code == 0, said
+    one, other = ((cloud.shared / f"secret-my-pod-{worker}").read_text() for worker in (0, 1))
+    assert one == other and len(one) == 64, "training has it"
+    shown = [said, (cloud.home / "calls.jsonl").read_text()]
+    shown += [
+        path.read_text() for path in (cloud.checkout / "runs/launch").rglob("*") if path.suffix in (".log", ".json")
+    ]
+    assert not any(one in text for text in shown)
 
 
 def test_quota_once_then_success(cloud):
@@ -48,7 +71,7 @@ def test_preempted_while_training(cloud):
     cloud.plan(ssh_run=["preempt"])
     code, said = cloud.launch("--spot")
     assert code == 0, said
-    assert cloud.calls() == [CREATE, SCP, SSH, SSH, DELETE, CREATE, SCP, SSH, SSH, DELETE]
+    assert cloud.calls() == [CREATE, SCP, SCP, SSH, SSH, DELETE, CREATE, SCP, SCP, SSH, SSH, DELETE]
     assert "my-pod is SUSPENDED; retry 1 of 50" in said
     assert "[w0] resume" in said, "the run goes on where its folder says, on new machines"
     assert steps(said)[-1] == 8 and (cloud.checkout / "runs/launch/my-pod/attempt-002").is_dir()
@@ -77,7 +100,7 @@ def test_a_worker_that_was_stopped_starts_again_on_the_same_machines_then_on_new
         (cloud.shared / name).write_text("75")
     code, said = cloud.launch()
     assert code == 0, said
-    assert cloud.calls() == [CREATE, SCP, SSH, SSH, SSH, SSH, DELETE, CREATE, SCP, SSH, SSH, DELETE]
+    assert cloud.calls() == [CREATE, SCP, SCP, SSH, SSH, SSH, SSH, DELETE, CREATE, SCP, SCP, SSH, SSH, DELETE]
     assert said.count("training stopped after saving (75)") == 2
 
 
@@ -88,7 +111,7 @@ def test_bad_input_ends_it_with_the_reason(cloud):
     code, said = cloud.launch()
     assert code == 2, said
     assert "bad input (exit code 2) on s0 w1: tiny.yaml: something is wrong" in said
-    assert cloud.calls() == [CREATE, SCP, SSH, SSH, DELETE] and not cloud.there()
+    assert cloud.calls() == [CREATE, SCP, SCP, SSH, SSH, DELETE] and not cloud.there()
     code, said = cloud.launch()
     assert code == 0 and "attempt 2: training" in said, "after a repair the same command starts again"
 
@@ -115,7 +138,7 @@ def test_a_second_call_goes_on_where_an_interrupted_one_stopped(cloud):
     code, said = cloud.launch("steps=60")
     assert code == 0, said
     assert "is already running: following it" in said and said.count("start 0") == 0
-    assert cloud.calls() == [CREATE, SCP, SSH, SSH, SSH, DELETE]
+    assert cloud.calls() == [CREATE, SCP, SCP, SSH, SSH, SSH, DELETE]
     log = (cloud.checkout / "runs/launch/my-pod/attempt-001/run-s0-w0.log").read_text().splitlines()
     assert log[1:] == [f"step {k}" for k in range(1, 61)]
 
@@ -150,7 +173,7 @@ def test_an_existing_pod_is_adopted_unless_it_is_another_kind(cloud):
     code, said = cloud.launch("--type=v4-32")
     assert code == 2 and "already exists, as v5litepod-8" in said and cloud.there()
     code, said = cloud.launch()
-    assert code == 0 and cloud.calls() == [CREATE, SCP, SSH, SSH, DELETE], said
+    assert code == 0 and cloud.calls() == [CREATE, SCP, SCP, SSH, SSH, DELETE], said
 
 
 def test_a_pod_never_reached_is_not_thrown_away(cloud):
@@ -175,7 +198,7 @@ def test_several_slices(cloud):
     code, said = cloud.launch("--node-count=3", "--type=v5litepod-16", "steps=20")
     assert code == 0, said
     assert "training on 6 workers" in said
-    assert cloud.calls() == [CREATE, *[SCP] * 3, *[SSH] * 6, DELETE]
+    assert cloud.calls() == [CREATE, *[SCP] * 6, *[SSH] * 6, DELETE]
     assert {f"my-pod-{i}-{j}" for i in range(3) for j in range(2)} <= {p.name for p in cloud.home.iterdir()}
     logs = sorted(p.name for p in (cloud.checkout / "runs/launch/my-pod/attempt-001").glob("run-*"))
     assert logs[0] == "run-s0-w0.log" and all("step 20" in line for line in said.splitlines() if "] step 20" in line)
@@ -196,7 +219,7 @@ def test_code_from_a_repository(cloud):
     mounted = f"--nfs=10.0.0.2:/share:{cloud.checkout.parent}"
     code, said = cloud.launch(f"--repo={cloud.checkout}", "--keep", mounted)
     assert code == 0, said
-    assert SCP not in cloud.calls()
+    assert cloud.calls().count(SCP) == 1, "only the variables are sent"
     cloned = cloud.home / "my-pod-1" / "bertjax-my-pod" / f"code-{revision[:12]}"
     assert subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=cloned, text=True).strip() == revision
     code, said = cloud.launch(f"--repo={cloud.checkout}", "--ref=nowhere", "--name=other", mounted)
@@ -266,7 +289,8 @@ def test_words_it_does_not_take(cloud):
     wrong = {
         "--type=v5e-256": "did you mean v5litepod-256",
         "--name=My_pod": "lower-case letters",
-        "--env=novalue": "must be KEY=VALUE",
+        "--env=novalue": "novalue is not set here; give novalue=VALUE",
+        "--env=no-name=x": "must be KEY=VALUE or KEY",
         "--nfs=/mnt": "must be HOST:/SHARE:/MOUNT",
         "--state-dir=gs://b/x": "must be a local folder",
         "--zone=us-west4": "is a region; name a zone of it, such as us-west4-a",

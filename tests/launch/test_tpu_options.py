@@ -40,7 +40,7 @@ def test_everything_at_once(cloud):
     more += ["--tunnel-through-iap", "--internal-ip", "--metadata=motd=a,b", "--metadata=MY_TOKEN=s3cret,x"]
     code, said = cloud.launch(*more, "--doctor", "--logs=gs://bucket/logs/")
     assert code == 0 and not cloud.there(), said
-    assert cloud.calls() == [CREATE, CREATE, CREATE, SCP, SCP, SSH, SSH, SSH, DELETE]
+    assert cloud.calls() == [CREATE, CREATE, CREATE, SCP, SCP, SCP, SSH, SSH, SSH, DELETE]
 
     assert cloud.flags(CREATE, "--zone") == ["us-a1-a", "us-b1-b", "us-c1-c"]
     assert set(cloud.flags(SSH, "--zone")) == set(cloud.flags(DELETE, "--zone")) == {"us-c1-c"}

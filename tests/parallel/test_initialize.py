@@ -55,7 +55,8 @@ def started(monkeypatch) -> list[tuple]:
     calls: list[tuple] = []
     for name in (*NAMES, *CLUSTERS):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(initialize.rendezvous, "wait_for_all", lambda *_: None)
+    monkeypatch.setattr(initialize.rendezvous, "wait_for_all", lambda *_: {})
+    monkeypatch.setattr(initialize.peer_monitor, "current", initialize.peer_monitor.current)
     monkeypatch.setattr(initialize.sigabrt, "install_handler", lambda: None)
     monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **options: calls.append(args))
     return calls
@@ -174,46 +175,6 @@ def test_a_start_timeout_that_is_no_number_of_seconds_is_a_user_error(started, m
 
 
 # ---- failing together -----------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def exits(monkeypatch) -> list[int]:
-    codes: list[int] = []
-
-    def leave(code: int) -> None:
-        codes.append(code)
-        raise SystemExit(code)
-
-    monkeypatch.setattr(os, "_exit", leave)
-    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
-    return codes
-
-
-@pytest.mark.parametrize(
-    ("text", "code"),
-    [
-        ("UNKNOWN: Gloo all-reduce failed: [pair.cc:553] Connection closed by peer [127.0.0.1]:53130", 75),
-        ("UNAVAILABLE: failed to connect to all addresses", 75),
-        ("INTERNAL: NCCL operation ncclAllReduce() failed: remote process exited", 75),
-        ("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 17179869184 bytes", 70),
-        ("INVALID_ARGUMENT: Argument does not match host shape or layout of computation parameter 0", 70),
-    ],
-)
-def test_a_lost_process_is_75_and_a_failure_of_the_program_is_70(exits, capfd, text, code):
-    with pytest.raises(SystemExit), initialize.exit_together():
-        raise jax.errors.JaxRuntimeError(text)
-    assert exits == [code]
-    err = capfd.readouterr().err
-    assert ("another process is gone" in err) == (code == 75) and ("Traceback" in err) == (code == 70)
-
-
-def test_our_own_errors_and_those_of_a_single_process_take_the_ordinary_way(exits, monkeypatch):
-    with pytest.raises(UserError), initialize.exit_together():
-        raise UserError("on all alike")
-    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: False)
-    with pytest.raises(ZeroDivisionError), initialize.exit_together():
-        raise ZeroDivisionError
-    assert exits == []
 
 
 @pytest.mark.parametrize("missing", NAMES)

@@ -57,6 +57,30 @@ def test_the_plan_as_json(planned: str):
     assert [one["names"] for one in stage["evaluations"]] == ["mlm"]
 
 
+@pytest.mark.parametrize(
+    ("topology", "slices", "dcn"), [("v5e:4x4", 1, 1), ("h100:2x8", 1, 2), ("h100:8", 1, 1), ("cpu:8", 1, 1)]
+)
+def test_counted_slices_are_those_of_the_topology(tiny_project, topology, slices, dcn):
+    config = load(tiny_project / "tiny.yaml", ["mesh.dcn=-1"])
+    found = topologies.parse(topology, config.mesh.dcn)
+    assert found.slices == slices and topologies.count_slices(config, found).mesh.dcn == dcn
+    fixed = load(tiny_project / "tiny.yaml", ["mesh.dcn=4"])
+    assert topologies.count_slices(fixed, topologies.parse(topology, 4)).mesh.dcn == 4
+
+
+def test_a_plan_says_how_many_slices_it_assumes(tiny_project, monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(subprocess_runner, "compile_in_subprocess", lambda config, *_: asked.append(config.mesh) or 0)
+    monkeypatch.setattr(subprocess_runner, "check_installed", lambda topology: None)
+    words = ["plan", str(tiny_project / "tiny.yaml"), "--topology", "h100:2x4"]
+    assert main([*words, "mesh.dcn=-1"]) == 0 and asked[-1].dcn == 2
+    assert "note: mesh.dcn: -1 is planned as mesh.dcn=2, the slices of --topology h100:2x4" in capsys.readouterr().err
+    assert main([*words, "mesh.dcn=2"]) == 0 and asked[-1].dcn == 2
+    assert "note" not in capsys.readouterr().err
+    assert main([*words, "mesh.dcn=-1", "stages.pretrain.batch_size=12"]) == 2
+    assert "12 rows do not divide over 8 parts (dcn=2 data=4)" in capsys.readouterr().err
+
+
 def test_the_plan_in_words(planned: str):
     text = report.format_text(json.loads(planned))
     assert "my.yaml on h100:8: 8 x cpu" in text and text.endswith("\nfits")
@@ -113,7 +137,7 @@ def test_a_gpu_s_share_of_memory_is_the_environment_s():
             ["--topology", "cpu:3", "--stage", "pretrain"],
             "batch_size: 8 rows do not divide over 3 parts (data=3)",
         ),
-        (["--topology", "v5e:2x4", "mesh.data=3"], "mesh: data=3 x fsdp=1 x tensor=1 does not fit 8 devices; set one"),
+        (["--topology", "v5e:2x4", "mesh.data=3"], "mesh: data=3 x fsdp=1 x tensor=1 does not fit 8 devices; set "),
         (["--topology", "cpu:2", "mesh.rules={embed: model}"], "mesh.rules.embed: no mesh axis 'model'; known: dcn,"),
         ([], "missing: --topology"),
     ],

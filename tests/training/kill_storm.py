@@ -1,9 +1,9 @@
 """Kills a training run with SIGKILL again and again; what it learnt is compared with an uninterrupted run's.
 
-    kill_storm.py PROJECT ROOT --kills N [--forget-slots] [key.path=value ...]   -> one JSON object about what happened
+    kill_storm.py PROJECT ROOT --kills N [--forget WHAT] [key.path=value ...]   -> one JSON object about what happened
 
 This process imports everything and never touches a device, and every life of the run is a fork of it: a life then
-starts in a second. `--forget-slots` restores without the optimizer's slots: a run that must be found different.
+starts in a second. `--forget slots`, `key` or `data` resumes without them: a run that must be found different.
 """
 
 import argparse
@@ -20,13 +20,14 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = ""
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
+import jax
 import jax.numpy as jnp
 
 from bertjax.config.loading.load import load
 from bertjax.config.schema.run import Config
+from bertjax.data.pipeline.loader import Batches
 from bertjax.evaluation.evaluators.build import build_evaluators
-from bertjax.training import loop
-from bertjax.training import state as training_state
+from bertjax.training import loop, stage
 from bertjax.training.checkpoint.layout import committed_steps
 from bertjax.training.state import TrainState
 
@@ -104,14 +105,24 @@ def live_and_die(config: Config, base: Path, rng: random.Random) -> bool:
         time.sleep(0.005)
 
 
-def forget_slots() -> None:
-    remember = training_state.from_tree
+def forget(what: str) -> None:
+    """Break the resume: the optimizer's slots, the random key or the place in the data are not restored."""
+    remember, iterate = stage.from_tree, Batches.iterate
 
-    def forgetful(tree: Any, like: TrainState) -> TrainState:
+    def without_slots(tree: Any, like: TrainState) -> TrainState:
         opt = {group: {name: jnp.zeros_like(x) for name, x in slots.items()} for group, slots in tree["opt"].items()}
         return remember({**tree, "opt": opt}, like)
 
-    training_state.from_tree = forgetful
+    def without_key(tree: Any, like: TrainState) -> TrainState:
+        return remember({**tree, "key": jax.random.fold_in(tree["key"], 1)}, like)
+
+    def from_the_beginning(self: Batches, start: int, stop: int, *given: Any) -> Any:
+        return iterate(self, 0, stop - start, *given)
+
+    if what == "data":
+        Batches.iterate = from_the_beginning
+    else:
+        stage.from_tree = {"slots": without_slots, "key": without_key}[what]
 
 
 def storm(project: Path, root: Path, kills: int, seed: int, overrides: list[str]) -> dict[str, Any]:
@@ -151,9 +162,9 @@ if __name__ == "__main__":
     parser.add_argument("root", type=Path)
     parser.add_argument("--kills", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--forget-slots", action="store_true")
+    parser.add_argument("--forget", choices=("slots", "key", "data"))
     parser.add_argument("overrides", nargs="*")
     given = parser.parse_intermixed_args()
-    if given.forget_slots:
-        forget_slots()
+    if given.forget:
+        forget(given.forget)
     print(json.dumps(storm(given.project, given.root, given.kills, given.seed, given.overrides)))

@@ -53,6 +53,25 @@ def test_restores_onto_other_devices(tmp_path: Path, first: tuple[int, int], sec
         assert a.sharding.is_equivalent_to(b.sharding, a.ndim)
 
 
+SAVED_ON = [(4, 2), (8, 1), (2, 2), (1, 1)]  # (data, fsdp): 8, 8, 4 and 1 devices
+RESTORED_ON = [(4, 2), (2, 4), (8, 1), (1, 8), (2, 2), (1, 2), (1, 1)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("saved_on", SAVED_ON)
+def test_any_topology_restores_on_any_other_bit_by_bit(tmp_path: Path, saved_on: tuple[int, int]) -> None:
+    """28 pairs; each array has the sharding that was asked for."""
+    tree = make_tree(3, mesh_of(*saved_on))
+    with CheckpointManager(tmp_path, CheckpointPolicy()) as ck:
+        ck.save(1, tree, META)
+    for restored_on in RESTORED_ON:
+        wanted = abstract_of(tree, mesh_of(*restored_on))
+        _, found, _ = reader(tmp_path).restore(wanted)
+        assert_same(found, tree)
+        same = jax.tree.map(lambda x, like: x.sharding.is_equivalent_to(like.sharding, x.ndim), found, wanted)
+        assert all(jax.tree.leaves(same)), restored_on
+
+
 def test_donated_buffers_do_not_reach_the_disk(tmp_path: Path) -> None:
     step_fn = jax.jit(lambda tree: jax.tree.map(lambda x: x * -1, tree), donate_argnums=0)
     tree = {"params": {"w": jnp.arange(200_000, dtype=jnp.float32)}}

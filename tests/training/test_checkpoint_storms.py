@@ -204,7 +204,8 @@ from bertjax.config.schema.run import CheckpointPolicy
 from bertjax.errors import BertjaxError
 from bertjax.training.checkpoint.manager import CheckpointManager
 
-tree = {"params": {"w": jnp.asarray(np.random.default_rng(0).standard_normal(500_000), jnp.float32)}}
+draw = np.random.default_rng(0).standard_normal
+tree = {"params": {f"w{i}": jnp.asarray(draw(12_500), jnp.float32) for i in range(40)}}
 commits = []
 ck = CheckpointManager(Path(sys.argv[1]), CheckpointPolicy(keep_last=1), on_commit=lambda step, s: commits.append(step))
 ck.save(1, tree, {"step": 1})
@@ -232,7 +233,8 @@ def test_a_full_disk_is_one_line_and_costs_no_step(tmp_path: Path) -> None:
     lines = done.stdout.splitlines()
     assert done.returncode == 0 and len(lines) == 4, done.stdout + done.stderr
     for line, step in zip(lines[:2], (2, 3), strict=True):
-        assert line.startswith(f"4|{tmp_path}/{step}: could not be written: ")
+        said = "could not be written: File too large; make room and run the same command again"
+        assert line == f"4|{tmp_path}/{step}: {said}"
     assert lines[2] == "steps [1] [1] ['1', 'writer.lock']"
     assert lines[3] == "steps [3] [1, 3]"
     assert done.stderr == ""  # no traceback of Orbax's

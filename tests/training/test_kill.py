@@ -52,6 +52,8 @@ def test_forty_kills(tiny_project, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_storm_sees_a_restore_without_the_optimizers_slots(tiny_project, tmp_path):
-    found = storm(tiny_project, tmp_path, "--kills", "3", "--forget-slots", steps=12)
+@pytest.mark.parametrize("what", ["slots", "key", "data"])
+def test_the_storm_sees_what_is_not_restored(tiny_project, tmp_path, what):
+    """The control: without the optimizer's slots, the random key or the place in the data, a resumed run differs."""
+    found = storm(tiny_project, tmp_path, "--kills", "3", "--forget", what, steps=12)
     assert found["differing"] > 0 and not found["arrays"], found

@@ -90,7 +90,7 @@ def test_a_run_from_end_to_end(whole, tiny_project):
     }  # fmt: skip
     assert load(whole / "config.yaml").stages == load(tiny_project / "tiny.yaml").stages
     assert {"versions", "devices", "mesh"} <= json.loads((whole / "environment.json").read_text()).keys()
-    assert {p.name for p in (whole / "tokenizer").iterdir()} == {"tokenizer.json", "vocab.txt"}
+    assert {p.name for p in (whole / "tokenizer").iterdir()} == {"tokenizer.json", "vocab.txt", "sha256.json"}
     assert committed_steps(whole / "checkpoints" / "00-pretrain") == [2, 4, 5]
     assert committed_steps(whole / "checkpoints" / "01-qa") == [2, 4, 6]
     assert {p.name for p in (whole / "evaluations" / "01-qa").iterdir()} == {
@@ -281,6 +281,39 @@ def test_damage_between_two_stages_is_made_good_before_the_next_one_begins(whole
     shutil.rmtree(train.root / "between" / "checkpoints" / "01-qa")
     damage(train.root / "between" / "checkpoints" / "00-pretrain" / "5")
     assert_same_run(whole, train("between"))
+
+
+def test_damaged_files_of_a_run_do_not_decide_over_its_checkpoints(whole, stopped, train, capsys):
+    """A run resumes by its checkpoints; what they do not confirm in its small files is reported and written again."""
+    run = train.root / "small-files"
+    shutil.copytree(train.root / "at-qa-3", run)
+    config = (run / "config.yaml").read_text().replace("name: at-qa-3", "name: small-files")
+    (run / "config.yaml").write_text(config.replace("hidden_dropout_prob: 0.1", "hidden_dropout_prob: 0.3"))
+    tokenizer = (run / "tokenizer" / "tokenizer.json").read_bytes()
+    (run / "tokenizer" / "tokenizer.json").write_bytes(tokenizer.replace(b'"##e"', b'"##d"'))
+    metrics = (run / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    event = next(i for i, line in enumerate(metrics) if b'"episode"' in line)
+    metrics[event] = metrics[event].replace(b'"kind"', b'"k\x00nd"')
+    (run / "metrics.jsonl").write_bytes(b"".join(metrics))
+    with pytest.raises(UserError, match="this run has other settings"):  # the control: what is asked for differs
+        train("small-files", "model.hidden_dropout_prob=0.3")
+    capsys.readouterr()
+    train("small-files")
+    err = "".join(capsys.readouterr())
+    assert "config.yaml: damaged (it differs from the checkpoints); it is written again" in err
+    assert "tokenizer: incomplete or damaged; it is written again" in err
+    assert "1 line is damaged; moved to metrics-damaged.jsonl" in err
+    assert (run / "tokenizer" / "tokenizer.json").read_bytes() == tokenizer
+    assert (run / "metrics-damaged.jsonl").read_bytes() == metrics[event]
+    assert_same_run(whole, run)
+
+
+def test_a_damaged_configuration_beside_checkpoints_of_other_stages(whole, train):
+    shutil.copytree(whole, train.root / "other-stages")
+    (train.root / "other-stages" / "config.yaml").write_text("damaged: [")
+    rename = ["stages.pretrain.name=first", "stages.qa.name=second"]
+    with pytest.raises(UserError, match=r"config.yaml: damaged .* of other stages \(pretrain, qa\); give this run ano"):
+        train("other-stages", *rename)
 
 
 def test_a_run_of_a_version_that_reads_the_same_source_otherwise(tiny_project):

@@ -49,19 +49,24 @@ def poison(monkeypatch) -> Callable[..., None]:
 
 def test_a_step_that_is_not_finite_is_skipped(whole, train, poison, stop_at):
     poison(2, 3)
-    stop_at("pretrain", 4)
-    with pytest.raises(StoppedSafely):
-        train("skipped", "run.checkpoint.save_every=1", "run.checkpoint.keep_last=9")
+    for step in (3, 4):
+        stop_at("pretrain", step)
+        with pytest.raises(StoppedSafely):
+            train("skipped", "run.checkpoint.save_every=1", "run.checkpoint.keep_last=9")
     found = lines(train.root / "skipped", "train")
     assert [line["loss"] is None for line in found] == [False, True, True, False]
     assert [line.get("bad_steps", 0) for line in found] == [0, 1, 2, 0]
-    one, two, three, four = (digests(train.root / "skipped", "00-pretrain", step) for step in (1, 2, 3, 4))
+    saved = committed_steps(train.root / "skipped" / "checkpoints" / "00-pretrain")
+    assert saved == [1, 3, 4]  # 3 because of the stop: no other step that is not finite is saved
+    one, three, four = (digests(train.root / "skipped", "00-pretrain", step) for step in saved)
     same = [path for path in one if path.startswith(("params/", "opt/", "key"))]
-    assert all(one[path] == two[path] == three[path] for path in same)
+    assert all(one[path] == three[path] for path in same)
     assert any(four[path] != three[path] for path in same)
 
 
-def test_three_such_steps_end_the_run_and_nothing_bad_is_saved(train, poison, stop_at, tiny_project, monkeypatch):
+def test_three_such_steps_end_the_run_and_nothing_bad_is_saved(
+    train, poison, stop_at, tiny_project, monkeypatch, capsys
+):
     monkeypatch.chdir(tiny_project)
     command = ["train", "tiny.yaml", f"run.root={train.root}", "run.name=diverged", "run.checkpoint.save_every=1"]
     poison(3, 4, 5)
@@ -70,7 +75,9 @@ def test_three_such_steps_end_the_run_and_nothing_bad_is_saved(train, poison, st
     stop_at("", 0)
     assert main(command) == 3
     folder = train.root / "diverged" / "checkpoints" / "00-pretrain"
-    assert committed_steps(folder)[-1] == 4
+    said = "step 2, 4 was moved to quarantine/, and the last checkpoint, step 1, is good"
+    assert said in capsys.readouterr().err  # step 2 is what step 3 could not go on from, step 4 the stop after it
+    assert committed_steps(folder) == [1] and {p.name for p in (folder / "quarantine").iterdir()} == {"2", "4"}
     for step in committed_steps(folder):
         params = restore(folder, step=step).params
         assert all(np.isfinite(np.asarray(x)).all() for x in params.values())
@@ -78,6 +85,23 @@ def test_three_such_steps_end_the_run_and_nothing_bad_is_saved(train, poison, st
         train("diverged", "run.checkpoint.save_every=1")
     poison()
     train("diverged", "run.checkpoint.save_every=1")  # the cause is gone: the same run goes on
+
+
+def test_weights_that_exploded_are_not_what_a_run_goes_on_from(train, stop_at):
+    """A step of enormous size leaves finite parameters from which every next step is not finite."""
+    options = ["run.checkpoint.save_every=1", "run.checkpoint.keep_last=9", "stages.pretrain.optimizer.warmup_steps=2"]
+    folder = train.root / "exploded" / "checkpoints" / "00-pretrain"
+    stop_at("pretrain", 2)
+    with pytest.raises(StoppedSafely):
+        train("exploded", *options)
+    explode = [*options, "stages.pretrain.optimizer.learning_rate=1e30"]
+    said = r"not finite 3 steps in a row; no checkpoint is from before that: step 1 may be the cause"
+    with pytest.raises(DivergedError, match=said):
+        train("exploded-at-once", *explode)
+    other = train.root / "exploded-at-once" / "checkpoints" / "00-pretrain"
+    assert committed_steps(other) == [1]  # and none while steps are not finite: parameters there are those of step 1
+    assert all(np.isfinite(np.asarray(x)).all() for x in restore(other, step=1).params.values())
+    assert committed_steps(folder) == [1, 2]  # the control: finite steps are saved
 
 
 # ---- where a stage starts -------------------------------------------------------------------------------------------

@@ -77,12 +77,12 @@ def test_a_kill_between_two_lines(train, mixed, monkeypatch):
     class Kill(BaseException):
         pass
 
-    def kill(self, nonfinite_steps: int, step: int) -> None:
+    def kill(self, state: object, step: int, meter: object) -> None:
         if (self.name, step) == ("qa", 5):
             raise Kill
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop.StageRunner, "check_finite", kill)
+        patch.setattr(loop.StageRunner, "notify_step", kill)
         with pytest.raises(Kill):
             train("killed", FEW_LINES, *MIXED)
     run = train("killed", FEW_LINES, *MIXED)

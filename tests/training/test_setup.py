@@ -15,6 +15,7 @@ from bertjax.data.tokenizers.load import from_file
 from bertjax.errors import StorageError, UserError
 from bertjax.parallel.mesh import make_mesh
 from bertjax.training import program, run_context, validate
+from bertjax.training.checkpoint.stage_files import run_stages
 from bertjax.training.run_context import RunContext
 
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghij", *(f"##{c}" for c in "abcdefghij")]
@@ -121,7 +122,7 @@ def test_the_run_folder_holds_what_made_it(home):
     assert environment["versions"]["jax"] == jax.__version__
     assert environment["mesh"] == {"dcn": 1, "data": 1, "fsdp": 1, "tensor": 1}
     assert not list(folder.rglob("*.partial"))
-    validate.check_settings(ctx.config)
+    validate.check_settings(run_stages(ctx.config, home))
     run_context.create_run_dir(ctx)
 
 
@@ -135,7 +136,7 @@ def test_the_run_folder_holds_what_made_it(home):
 )
 def test_how_it_runs_may_change_between_starts(home, sections):
     run_context.create_run_dir(make_job(home))
-    validate.check_settings(config(home / "runs", **sections))
+    validate.check_settings(run_stages(config(home / "runs", **sections), home))
 
 
 @pytest.mark.parametrize(
@@ -152,7 +153,7 @@ def test_other_settings_are_refused_by_name(home, sections, words):
     run_context.create_run_dir(make_job(home))
     before = (home / "runs" / "one" / "config.yaml").read_text()
     with pytest.raises(UserError) as error:
-        validate.check_settings(config(home / "runs", **sections))
+        validate.check_settings(run_stages(config(home / "runs", **sections), home))
     line = str(error.value)
     assert words in line and "config.yaml: this run has other settings" in line and "run.name" in line
     assert "\n" not in line and (home / "runs" / "one" / "config.yaml").read_text() == before
@@ -165,10 +166,57 @@ def test_another_tokenizer_is_refused(home):
         run_context.create_run_dir(make_job(home))
 
 
+@pytest.mark.parametrize("name", ["tokenizer.json", "vocab.txt", "sha256.json"])
+def test_a_damaged_copy_of_the_tokenizer_is_written_again(home, capsys, name):
+    run_context.create_run_dir(make_job(home))
+    path = home / "runs" / "one" / "tokenizer" / name
+    before = path.read_bytes()
+    path.write_bytes(before.replace(b"j", b"k"))
+    run_context.create_run_dir(make_job(home))
+    assert f"note: {path.parent}: incomplete or damaged; it is written again" in capsys.readouterr().err
+    assert path.read_bytes() == before
+    run_context.create_run_dir(make_job(home))
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"model: {hidden", b"", b"stages: []\n"])
+def test_a_damaged_copy_of_the_configuration_decides_nothing(home, capsys, content):
+    ctx = make_job(home)
+    run_context.create_run_dir(ctx)
+    path = home / "runs" / "one" / "config.yaml"
+    path.write_bytes(content)
+    validate.check_settings(run_stages(ctx.config, home))
+    run_context.create_run_dir(ctx)
+    assert f"note: {path}: damaged (" in capsys.readouterr().err and load(path) == ctx.config
+
+
 def test_a_folder_that_cannot_be_written_is_a_storage_error(home):
     (home / "runs").write_text("a file where the folder should be")
     with pytest.raises(StorageError, match=r"runs/one: cannot be written"):
         run_context.create_run_dir(make_job(home))
+
+
+def test_a_compilation_cache_of_others_is_not_used(home, capsys, monkeypatch):
+    """It holds native code, which jax runs."""
+    used = []
+    monkeypatch.setattr(jax.config, "update", lambda key, value: used.append((key, value)))
+    folder = home / "xla"
+    made = config(home / "runs", run={"compilation_cache_dir": str(folder)})
+    run_context.enable_compilation_cache(made)
+    assert used == [("jax_compilation_cache_dir", str(folder))]  # the control
+    assert folder.stat().st_mode & 0o777 == 0o700
+    for mode in (0o777, 0o770, 0o1777):
+        folder.chmod(mode)
+        run_context.enable_compilation_cache(made)
+        said = capsys.readouterr().err
+        assert said == (
+            f"note: {folder}: compiled programs are not cached (others can write there: chmod go-w); set "
+            "run.compilation_cache_dir to null or another folder\n"
+        )
+    folder.chmod(0o755)
+    of_another = SimpleNamespace(stat=lambda: SimpleNamespace(st_uid=4711, st_mode=0o40700))
+    assert "belongs to another user, 4711" in run_context._find_other_writers(of_another)
+    assert len(used) == 1
 
 
 def test_a_checkpoint_describes_itself(home):

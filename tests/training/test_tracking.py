@@ -128,6 +128,23 @@ def test_a_torn_last_line_does_not_swallow_the_next(tmp_path: Path) -> None:
     assert [line["step"] for line in read_lines(tmp_path / "metrics.jsonl")] == [1, 2]
 
 
+def test_damaged_lines_are_moved_aside_and_reported(tmp_path: Path) -> None:
+    with tracker(tmp_path) as t:
+        for step in (1, 2, 3):
+            t.train("pretrain", step, {"loss": 1.0, "elapsed": step})
+    path = tmp_path / "metrics.jsonl"
+    raw = path.read_bytes().splitlines(keepends=True)
+    damaged = b"\xff" + raw[1][1:]
+    path.write_bytes(raw[0] + damaged + b"null\n" + raw[2] + b'{"kind": "tr')
+    out = io.StringIO()
+    for _ in range(2):  # nothing is left to report the second time
+        with tracker(tmp_path, stream=out) as t:
+            t.rewind([], "pretrain", 3)
+    assert out.getvalue().count(f"note: {path}: 2 lines are damaged; moved to metrics-damaged.jsonl") == 1
+    assert path.read_bytes() == raw[0] + raw[2]
+    assert (tmp_path / "metrics-damaged.jsonl").read_bytes() == damaged + b"null\n"
+
+
 def test_elapsed_goes_on_after_a_restart(tmp_path: Path) -> None:
     with tracker(tmp_path) as t:
         t.train("pretrain", 10, {"elapsed": 500.0})

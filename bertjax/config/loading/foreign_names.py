@@ -285,10 +285,10 @@ ici_sequence_parallelism | mesh.rules | sequence: [tensor]
 ici_context_parallelism | mesh.rules | sequence: [tensor]
 ici_expert_parallelism | | no mixtures of experts
 ici_pipeline_parallelism | | no pipeline parallelism: mesh.fsdp and mesh.tensor
-dcn_data_parallelism | mesh.dcn |
+dcn_data_parallelism | mesh.dcn | -1: the slices that are there
 dcn_fsdp_parallelism | mesh.dcn | slices hold copies: FSDP is inside one
 dcn_tensor_parallelism | mesh.dcn | slices hold copies: tensor parallelism is inside one
-num_slices | mesh.dcn |
+num_slices | mesh.dcn | -1: the slices that are there
 warmup_steps_fraction | stages.STAGE.optimizer.warmup_ratio |
 learning_rate_schedule_steps | stages.STAGE.steps | schedules end with the stage
 cosine_learning_rate_final_fraction | stages.STAGE.optimizer.min_lr_ratio | with schedule: cosine

@@ -6,6 +6,7 @@ directory; only `extends` is relative to the file that contains it.
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from bertjax.config.loading.yaml_reader import Node, to_nodes, to_plain
 from bertjax.config.schema.run import Config
 from bertjax.errors import UserError
 from bertjax.storage.nested import flatten
+
+_UNSAFE = re.compile("[\x00-\x1f\ud800-\udfff]")
 
 
 def load(path: str | Path, overrides: Sequence[str] = (), sections: Mapping[str, Any] | None = None) -> Config:
@@ -129,10 +132,11 @@ def _reject_control_characters(node: Node, path: list[str], problems: list[str])
         items = node.value.items() if isinstance(node.value, dict) else enumerate(node.value)
         for key, item in items:
             _reject_control_characters(item, [*path, str(key)], problems)
-    elif isinstance(node.value, str) and any(ord(char) < 32 for char in node.value):
+    elif isinstance(node.value, str) and (unsafe := _UNSAFE.search(node.value)):
         head = f"{node.where}: {'.'.join(path)}: "
+        what = "control characters" if unsafe[0] < " " else "lone surrogates"
         if not any(problem.startswith(head) for problem in problems):
-            problems.append(f"{head}control characters are not allowed (got {node.value!a:.60})")
+            problems.append(f"{head}{what} are not allowed (got {node.value!a:.60})")
 
 
 def dump(config: Config, *, for_log: bool = False) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 from bertjax.config.loading import list_elements, yaml_reader
 from bertjax.config.loading.introspect import item_annotation, union_members, unwrap
 from bertjax.config.loading.shipped import find_shipped
-from bertjax.config.loading.yaml_reader import Node, shallow_plain
+from bertjax.config.loading.yaml_reader import MAX_DEPTH, Node, shallow_plain
 from bertjax.config.schema.data import Task
 from bertjax.config.schema.run import Config
 from bertjax.config.schema.training import Trainable
@@ -185,6 +185,9 @@ def parse_overrides(overrides: Sequence[str], problems: list[str]) -> Node:
         if key is None or text is None:
             problems.append(f"{COMMAND_LINE}: {ascii(word)[1:-1][:80]}: expected key.path=value")
             continue
+        if key.count(".") >= MAX_DEPTH:
+            problems.append(f"{COMMAND_LINE}: {key[:60]}...: more than {MAX_DEPTH} levels deep")
+            continue
         try:
             value = yaml_reader.parse(text, lambda line: COMMAND_LINE, problems)
         except UserError as error:
@@ -198,7 +201,7 @@ def parse_sections(sections: Mapping[str, Any], problems: list[str]) -> Node:
     """Turn keyword arguments (`run={"name": "x"}`, `**{"run.seed": 1}`) into one tree of overrides."""
     tree: Node = DottedOverride({}, ARGUMENTS)
     for key, value in sections.items():
-        if OVERRIDE_PATTERN.fullmatch(key) is None or "=" in key:
+        if OVERRIDE_PATTERN.fullmatch(key) is None or "=" in key or key.count(".") >= MAX_DEPTH:
             problems.append(f"{ARGUMENTS}: {ascii(key)[1:-1][:80]}: expected a key or a dotted key")
         else:
             _set_dotted(tree, key.split("."), yaml_reader.to_nodes(value, ARGUMENTS), problems)

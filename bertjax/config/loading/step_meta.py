@@ -5,12 +5,22 @@ training/checkpoint/orbax_io.py.
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bertjax.config.limits import MAX_COUNT
 from bertjax.errors import UserError
 
 PARTS = ("state", "meta", "digest")
+# The types of what readers take from the metadata; all of it may be missing but the first two.
+_TYPES: dict[str, type | tuple[type, ...]] = {
+    "step": int, "config": dict, "stage": int, "stage_name": str, "num_labels": int, "tokenizer_sha256": str,
+    "tokenizer_json": str, "environment": dict, "fingerprint": str, "steps": (int, type(None)), "heads": list,
+    "carried": list, "labels": (list, type(None)), "base": (dict, type(None)), "plugins": dict, "sources": dict,
+    "pretrained": (dict, type(None)), "problem_type": (str, type(None)),
+}  # fmt: skip
+_COUNTS = ("step", "stage", "num_labels", "steps")
 
 
 def is_checkpoint_step(folder: Path) -> bool:
@@ -45,6 +55,24 @@ def read_meta_item(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path}: cannot be read ({error.strerror}); copy the complete step again") from None
     except (ValueError, KeyError, TypeError, RecursionError):
         meta = None
-    if not (isinstance(meta, dict) and isinstance(meta.get("step"), int) and isinstance(meta.get("config"), dict)):
+    if find_meta_problem(meta, needed=("step", "config")):
         raise UserError(f"{path}: damaged; copy the step again, or take another one")
     return item
+
+
+def find_meta_problem(meta: Any, needed: Sequence[str] = ()) -> str | None:
+    """What is wrong with the form of metadata, whose sha256 may be right: anyone can compute it. None if nothing."""
+    if not isinstance(meta, dict) or not meta.keys() >= {*needed}:
+        return f"the metadata have no {' and '.join(needed) or 'keys'}"
+    for key in _TYPES.keys() & meta.keys():
+        if not isinstance(meta[key], _TYPES[key]) or isinstance(meta[key], bool):
+            return f"'{key}' of the metadata is a {type(meta[key]).__name__}"
+    for key in ("heads", "carried", "labels"):
+        if not all(isinstance(item, str) for item in meta.get(key) or ()):
+            return f"'{key}' of the metadata holds more than names"
+    if any(not 0 <= (meta.get(key) or 0) <= MAX_COUNT for key in _COUNTS):
+        return f"a number of the metadata ({', '.join(_COUNTS)}) is out of range"
+    stages = meta.get("config", {}).get("stages")
+    if isinstance(stages, list) and meta.get("stage", 0) >= len(stages):
+        return "'stage' of the metadata is no stage of its config"
+    return None

@@ -5,11 +5,17 @@ from typing import Annotated, Any, TypeVar, Union
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, GetCoreSchemaHandler, Tag
 
+from bertjax.config.limits import MAX_COUNT, MAX_LAYERS, MAX_RECORDS, MAX_SEED, MAX_SIZE, MAX_VOCABULARY
 from bertjax.storage.locations import path_problem
 from bertjax.storage.remote import is_remote
 
-Positive = Annotated[int, Field(gt=0)]
-NonNegative = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(gt=0, le=MAX_COUNT)]
+NonNegative = Annotated[int, Field(ge=0, le=MAX_COUNT)]
+Size = Annotated[int, Field(gt=0, le=MAX_SIZE)]  # an axis of an array: a width, a length, rows of a batch
+VocabSize = Annotated[int, Field(gt=0, le=MAX_VOCABULARY)]
+Layers = Annotated[int, Field(gt=0, le=MAX_LAYERS)]
+Limit = Annotated[int, Field(gt=0, le=MAX_RECORDS)]  # counted on the host alone
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0.0, lt=1.0)]

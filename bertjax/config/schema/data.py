@@ -6,23 +6,28 @@ from typing import Annotated, Any, ClassVar, Literal, TypeAlias, Union
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
+from bertjax.config.limits import MAX_SIZE
 from bertjax.config.schema.base import (
     AnyPath,
     FiniteFloat,
     KindOf,
+    Limit,
     NonNegative,
     Positive,
     PositiveFloat,
     Probability,
     Section,
+    Size,
+    VocabSize,
 )
 from bertjax.config.schema.sources import Sources
 
 Density = Annotated[float, Field(gt=0, lt=1, description="Fraction of the tokens that are hidden.")]
 Fraction = Annotated[float, Field(ge=0, le=1)]
-InputLength = Annotated[int, Field(ge=8, description="Tokens per row of the encoder, end token included.")]
+InputLength = Annotated[int, Field(ge=8, le=MAX_SIZE, description="Tokens per row of the encoder, end token included.")]
 Pack = Annotated[bool, Field(description="Put several examples into one row; attention does not cross examples.")]
-MaxSegments = Annotated[Positive, Field(description="Most examples in a packed row.")]
+ExtraIds = Annotated[int, Field(ge=0, le=MAX_SIZE)]
+MaxSegments = Annotated[Size, Field(description="Most examples in a packed row.")]
 
 
 Prefix = Annotated[
@@ -40,13 +45,13 @@ class BertPairs(Section):
 
     implementation: ClassVar[str] = "bertjax.data.preprocess.bert_pairs:BERT_PAIRS"
     kind: Literal["bert_pairs"] = "bert_pairs"
-    sequence_length: int = Field(128, ge=8, description="Tokens per row.")
+    sequence_length: int = Field(128, ge=8, le=MAX_SIZE, description="Tokens per row.")
     short_seq_prob: Probability = Field(0.1, description="Probability of a pair that is made shorter at random.")
     dupe_factor: Positive = Field(1, description="Passes over the documents, each with new pairs and static masks.")
     next_sentence: bool = Field(True, description="Make pairs for NSP; false: fill rows with consecutive sentences.")
     masking: Literal["dynamic", "static"] = Field("dynamic", description="Mask as batches are read, or in preparation.")
     masked_lm_prob: Density = 0.15
-    max_predictions_per_seq: Positive = Field(20, description="Most masked tokens of an example.")
+    max_predictions_per_seq: Size = Field(20, description="Most masked tokens of an example.")
     mask_token_prob: Fraction = Field(
         0.8,
         exclude_if=lambda fraction: fraction == 0.8,
@@ -76,7 +81,7 @@ class TextRows(Section):
 
     implementation: ClassVar[str] = "bertjax.data.preprocess.bert_pairs:TEXT_ROWS"
     kind: Literal["text_rows"] = "text_rows"
-    sequence_length: int = Field(128, ge=8, description="Tokens per row.")
+    sequence_length: int = Field(128, ge=8, le=MAX_SIZE, description="Tokens per row.")
     short_seq_prob: Probability = Field(0.1, description="Probability of a document with rows of a random length.")
     pack: Pack = False
     max_segments: MaxSegments = 8
@@ -90,12 +95,12 @@ class SpanQa(Section):
     profile: Literal["hf", "bert"] = Field(
         "hf", description="`hf`: answers are character spans, by offsets; `bert`: words and rules of run_squad.py."
     )
-    sequence_length: int = Field(384, ge=16, description="Tokens per window, question included.")
-    doc_stride: Positive = Field(128, description="Tokens between windows, by `doc_stride_mode`.")
+    sequence_length: int = Field(384, ge=16, le=MAX_SIZE, description="Tokens per window, question included.")
+    doc_stride: Size = Field(128, description="Tokens between windows, by `doc_stride_mode`.")
     doc_stride_mode: Literal["step", "overlap"] = Field(
         "step", description="`doc_stride` is the step between windows (run_squad.py) or their overlap (transformers)."
     )
-    max_query_length: Positive = Field(64, description="Longest question in tokens; longer ones are truncated.")
+    max_query_length: Size = Field(64, description="Longest question in tokens; longer ones are truncated.")
     pack: Pack = False
     max_segments: MaxSegments = 8
 
@@ -105,7 +110,7 @@ class Classify(Section):
 
     implementation: ClassVar[str] = "bertjax.data.preprocess.classify:CLASSIFY"
     kind: Literal["classify"] = "classify"
-    sequence_length: int = Field(128, ge=8, description="Tokens per row; longer texts are truncated.")
+    sequence_length: int = Field(128, ge=8, le=MAX_SIZE, description="Tokens per row; longer texts are truncated.")
     text_a: str = Field("text", description="Field of a record that holds the first text.")
     text_b: str | None = Field(None, description="Field that holds the second text. Default: no second text.")
     label: str = Field("label", description="Field that holds the label.")
@@ -141,7 +146,9 @@ class TokenLabels(Section):
 
     implementation: ClassVar[str] = "bertjax.data.preprocess.token_labels.rows:TOKEN_LABELS"
     kind: Literal["token_labels"] = "token_labels"
-    sequence_length: int = Field(128, ge=8, description="Tokens per row; longer sentences are split into windows.")
+    sequence_length: int = Field(
+        128, ge=8, le=MAX_SIZE, description="Tokens per row; longer sentences are split into windows."
+    )
     stride: NonNegative | None = Field(
         None, description="Tokens that neighboring windows share. Default: a quarter of `sequence_length`."
     )
@@ -177,7 +184,7 @@ class TextPairs(Section):
 
     implementation: ClassVar[str] = "bertjax.data.preprocess.text_pairs.rows:TEXT_PAIRS"
     kind: Literal["text_pairs"] = "text_pairs"
-    sequence_length: int = Field(128, ge=8, description="Tokens of each text; longer texts are truncated.")
+    sequence_length: int = Field(128, ge=8, le=MAX_SIZE, description="Tokens of each text; longer texts are truncated.")
     text_a: str = Field("anchor", description="Field of a record that holds the first text, such as a question.")
     text_b: str = Field("positive", description="Field that holds the text that belongs to it, such as its answer.")
     negative: str | None = Field(None, description="Field that holds a text that does not belong to `text_a`.")
@@ -207,7 +214,7 @@ class SpanCorruption(Section):
     implementation: ClassVar[str] = "bertjax.data.preprocess.denoising.kinds:SPAN_CORRUPTION"
     kind: Literal["span_corruption"] = "span_corruption"
     sequence_length: InputLength = 512
-    target_length: Positive | None = Field(None, description="Tokens per target row. Default: as needed (114 for 512).")
+    target_length: Size | None = Field(None, description="Tokens per target row. Default: as needed (114 for 512).")
     noise_density: Density = 0.15
     mean_noise_span_length: float = Field(3.0, ge=1, description="Mean length of a hidden span, in tokens.")
     random_roll: bool = Field(False, description="Rotate the mask: a row's start is hidden as often as its end.")
@@ -220,7 +227,7 @@ class IidDenoising(Section):
     implementation: ClassVar[str] = "bertjax.data.preprocess.denoising.kinds:IID_DENOISING"
     kind: Literal["iid_denoising"] = "iid_denoising"
     sequence_length: InputLength = 512
-    target_length: Positive | None = Field(None, description="Tokens per row of targets. Default: as needed.")
+    target_length: Size | None = Field(None, description="Tokens per row of targets. Default: as needed.")
     noise_density: Density = 0.15
     style: Literal["bert", "mass", "replace_spans", "drop"] = Field(
         "bert",
@@ -238,7 +245,7 @@ class Deshuffling(Section):
     implementation: ClassVar[str] = "bertjax.data.preprocess.denoising.kinds:DESHUFFLING"
     kind: Literal["deshuffling"] = "deshuffling"
     sequence_length: InputLength = 512
-    target_length: Positive | None = Field(None, description="Tokens per row of targets. Default: `sequence_length`.")
+    target_length: Size | None = Field(None, description="Tokens per row of targets. Default: `sequence_length`.")
     prefix: Prefix = ""
 
 
@@ -248,7 +255,7 @@ class PrefixLm(Section):
     implementation: ClassVar[str] = "bertjax.data.preprocess.denoising.kinds:PREFIX_LM"
     kind: Literal["prefix_lm"] = "prefix_lm"
     sequence_length: InputLength = 512
-    target_length: Positive | None = Field(None, description="Tokens per row of targets. Default: `sequence_length`.")
+    target_length: Size | None = Field(None, description="Tokens per row of targets. Default: `sequence_length`.")
     noise_density: float = Field(0.5, gt=0, le=0.5, description="Mean fraction of the tokens that are targets.")
     prefix: Prefix = ""
 
@@ -260,7 +267,7 @@ class CausalLm(Section):
 
     implementation: ClassVar[str] = "bertjax.data.preprocess.denoising.kinds:CAUSAL_LM"
     kind: Literal["causal_lm"] = "causal_lm"
-    sequence_length: int = Field(512, ge=8, description="Tokens per row, end token included.")
+    sequence_length: int = Field(512, ge=8, le=MAX_SIZE, description="Tokens per row, end token included.")
 
 
 Prompt: TypeAlias = Literal[
@@ -277,7 +284,7 @@ class TextToText(Section):
     implementation: ClassVar[str] = "bertjax.data.preprocess.text_to_text:TEXT_TO_TEXT"
     kind: Literal["text_to_text"] = "text_to_text"
     sequence_length: InputLength = 512
-    target_length: int = Field(114, ge=2, description="Tokens per row of targets, end token included.")
+    target_length: int = Field(114, ge=2, le=MAX_SIZE, description="Tokens per row of targets, end token included.")
     prompt: Prompt | None = Field(None, description="Prompt of the T5 paper; instead of `inputs` and `targets`.")
     fields: dict[str, str] = Field({}, description="Field of the prompt -> field of the records, where names differ.")
     languages: Annotated[list[str], Field(min_length=2, max_length=2)] | None = Field(
@@ -322,7 +329,7 @@ class Task(Section):
 
     source: Sources = Field(description="A source, or a list of sources.")
     preprocess: Preprocess = Field(BertPairs(), description="Preprocessing of the sources.")
-    limit: Positive | None = Field(None, description="Lines, rows, questions or documents to sample. Default: all.")
+    limit: Limit | None = Field(None, description="Lines, rows, questions or documents to sample. Default: all.")
 
 
 class Mixture(Section):
@@ -335,7 +342,7 @@ class Mixture(Section):
     rate: Literal["proportional", "equal", "explicit"] = Field(
         "proportional", description="`proportional`: to the number of examples, after `limit` and `temperature`."
     )
-    limit: Positive | None = Field(None, description="K: data set sizes above it count as K. Default: no limit.")
+    limit: Limit | None = Field(None, description="K: data set sizes above it count as K. Default: no limit.")
     temperature: PositiveFloat = Field(1.0, description="T: rates are raised to the power 1/T.")
 
     @model_validator(mode="after")
@@ -352,7 +359,7 @@ class Mixture(Section):
 def _data_tag(value: Any) -> str:
     if isinstance(value, str):
         return "name"
-    keys = value if isinstance(value, dict) else type(value).model_fields
+    keys = value if isinstance(value, dict) else getattr(type(value), "model_fields", ())
     return "mixture" if "mixture" in keys else "task"
 
 
@@ -365,7 +372,7 @@ Data = Annotated[
 TokenizerPath = Annotated[
     AnyPath | None, Field(description="Tokenizer file, or any model as for `pretrained`; null: train one.")
 ]
-TrainedSize = Annotated[Positive | None, Field(description="Ids of a trained tokenizer. Default: `model.vocab_size`.")]
+TrainedSize = Annotated[VocabSize | None, Field(description="Ids of a trained tokenizer. Default: `model.vocab_size`.")]
 TrainOn = Annotated[Sources | None, Field(description="Sources to train it on. Default: those of the first stage.")]
 
 
@@ -380,7 +387,7 @@ class WordPieceConfig(Section):
     vocab_size: TrainedSize = None
     min_frequency: Positive = Field(2, description="Least frequency of a piece in training.")
     train_on: TrainOn = None
-    extra_ids: NonNegative = Field(
+    extra_ids: ExtraIds = Field(
         0,
         exclude_if=not_,
         description="For a `t5` model that reads WordPiece: sentinels after the pieces; `[PAD]` must be id 0, `[SEP]` "
@@ -405,7 +412,7 @@ class SentencePieceConfig(Section):
 
     kind: Literal["sentencepiece"] = "sentencepiece"
     path: TokenizerPath = None
-    extra_ids: NonNegative = Field(100, description="Sentinels after the pieces; `<extra_id_0>` has the highest id.")
+    extra_ids: ExtraIds = Field(100, description="Sentinels after the pieces; `<extra_id_0>` has the highest id.")
     vocab_size: TrainedSize = None
     character_coverage: float = Field(0.9995, gt=0, le=1, description="Fraction of the characters that have a piece.")
     train_on: TrainOn = None
@@ -422,7 +429,7 @@ class BytesConfig(Section):
     path: Annotated[
         AnyPath | None, Field(description="ByT5 folder, run or model that says `extra_ids`. Default: none is read.")
     ] = None
-    extra_ids: NonNegative = Field(
+    extra_ids: ExtraIds = Field(
         125, description="Ids after the bytes, and sentinels, which are the last bytes: number N is id 258 - N."
     )
 

@@ -14,6 +14,7 @@ from bertjax.config.schema.base import (
     Positive,
     Probability,
     Section,
+    Size,
 )
 from bertjax.config.schema.custom import LabelMetric, TextMetric
 from bertjax.config.schema.data import Task
@@ -25,7 +26,7 @@ def is_none(value: Any) -> bool:
 
 _NAME = "Name of the evaluation in logs and files."
 Heldout = Annotated[Task, Field(description="Held-out data and their preprocessing.")]
-BatchSize = Annotated[Positive, Field(description="Rows per batch, over all devices.")]
+BatchSize = Annotated[Size, Field(description="Rows per batch, over all devices.")]
 Batches = Annotated[Positive | None, Field(description="Batches to score. Default: all.")]
 Every = Annotated[
     Positive | Literal["auto", "end"] | None,
@@ -50,7 +51,7 @@ class EarlyStopping(Section):
 class Decoding(Section):
     """Text generation; greedy by default."""
 
-    beam_size: Positive = Field(1, description="Beams of the beam search; 1 turns it off.")
+    beam_size: Size = Field(1, description="Beams of the beam search; 1 turns it off.")
     length_penalty: float = Field(0.6, ge=-2, le=100, description="alpha of `beam_rules`; below 0 for `transformers`.")
     beam_rules: Literal["t5x", "transformers"] = Field(
         "t5x", description="Rank beams by log p / ((5 + length) / 6)^alpha (`t5x`) or log p / length^alpha."
@@ -59,7 +60,7 @@ class Decoding(Section):
     temperature: float = Field(1.0, ge=1e-6, description="Divisor of the logits when sampling.")
     top_k: Positive | None = Field(None, description="Sample from the k likeliest tokens. Default: all.")
     top_p: float | None = Field(None, gt=0, le=1, description="Total probability of the likeliest tokens to sample.")
-    max_new_tokens: Positive | None = Field(None, description="Longest output. Default: `target_length` of the data.")
+    max_new_tokens: Size | None = Field(None, description="Longest output. Default: `target_length` of the data.")
     min_new_tokens: NonNegative = Field(0, exclude_if=not_, description="No end token before this number of tokens.")
     no_repeat_ngram_size: NonNegative = Field(
         0, exclude_if=not_, description="No sequence of this many tokens occurs twice in an output; 0 turns it off."
@@ -130,8 +131,8 @@ class SquadEvaluation(Section):
     data: Heldout
     batch_size: BatchSize = 32
     every: Every = "auto"
-    n_best: Positive = Field(20, description="Candidate answers per question.")
-    max_answer_length: Positive = Field(30, description="Longest answer, in tokens.")
+    n_best: Size = Field(20, description="Candidate answers per question.")
+    max_answer_length: Size = Field(30, description="Longest answer, in tokens.")
     null_score_diff_threshold: FiniteFloat = Field(
         0.0,
         description="Answer nothing if the null score leads by more. Predictions use the threshold that was swept "

@@ -6,7 +6,13 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from bertjax.config.schema.base import LocalPath, Name, NonNegative, Positive, Section
+from bertjax.config.schema.base import (
+    Limit,
+    LocalPath,
+    Name,
+    Section,
+    Seed,
+)
 
 Overrides = dict[str, Any]
 
@@ -36,14 +42,14 @@ class MinimalPairs(Section):
     files: Annotated[list[str], Field(min_length=1)] = Field(
         description="Records with sentence_good, sentence_bad, UID and linguistics_term."
     )
-    limit: Positive | None = Field(None, description="Pairs of each paradigm (UID), the first ones. Default: all.")
+    limit: Limit | None = Field(None, description="Pairs of each paradigm (UID), the first ones. Default: all.")
 
 
 class Ladder(Section):
     """The rungs, what they are scored on, and the seeds of their runs."""
 
     rungs: Annotated[list[Rung], Field(min_length=1)] = Field(description="Kinds of models, in order.")
-    seeds: Annotated[list[NonNegative], Field(min_length=1)] = Field([1, 2, 3], description="Seeds, `run.seed`.")
+    seeds: Annotated[list[Seed], Field(min_length=1)] = Field([1, 2, 3], description="Seeds, `run.seed`.")
     frozen: Overrides = Field(
         {},
         description="Keys of a later stage for the runs with frozen weights, whose `trainable` is `head` by default: "

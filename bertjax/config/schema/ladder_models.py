@@ -4,7 +4,15 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from bertjax.config.schema.base import ConfigFrom, Positive, PositiveFloat, Probability, Section
+from bertjax.config.schema.base import (
+    ConfigFrom,
+    Layers,
+    PositiveFloat,
+    Probability,
+    Section,
+    Size,
+    VocabSize,
+)
 
 
 class Word2VecConfig(Section):
@@ -23,8 +31,8 @@ class Word2VecConfig(Section):
 
     family: Literal["word2vec"] = "word2vec"
     config_from: ConfigFrom = None
-    vocab_size: Positive = Field(30522, description="Rows of both tables.")
-    hidden_size: Positive = Field(300, description="Width of the vectors.")
+    vocab_size: VocabSize = Field(30522, description="Rows of both tables.")
+    hidden_size: Size = Field(300, description="Width of the vectors.")
     classifier_dropout: Probability = Field(
         0.0,
         description="Dropout before the output of a task. Means of word vectors are much alike: dropout of what they "
@@ -52,10 +60,10 @@ class ElmoConfig(Section):
 
     family: Literal["elmo"] = "elmo"
     config_from: ConfigFrom = None
-    vocab_size: Positive = Field(30522, description="Rows of the token embeddings.")
-    hidden_size: Positive = Field(512, description="Cells of an LSTM layer in each direction; 4096 in the paper.")
-    num_hidden_layers: Positive = Field(2, description="LSTM layers in each direction.")
-    projection_size: Positive | None = Field(
+    vocab_size: VocabSize = Field(30522, description="Rows of the token embeddings.")
+    hidden_size: Size = Field(512, description="Cells of an LSTM layer in each direction; 4096 in the paper.")
+    num_hidden_layers: Layers = Field(2, description="LSTM layers in each direction.")
+    projection_size: Size | None = Field(
         None,
         exclude_if=lambda size: size is None,
         description="Width of the projected outputs of a layer, below `hidden_size` (512 in the paper), and of the "

@@ -4,13 +4,13 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from bertjax.config.schema.base import NonNegativeFloat, Positive, Section
+from bertjax.config.schema.base import NonNegativeFloat, Section, Size
 
 Window = Annotated[
-    Positive, Field(description="Most tokens on either side of a center; each center draws a width from 1 to this.")
+    Size, Field(description="Most tokens on either side of a center; each center draws a width from 1 to this.")
 ]
 Negatives = Annotated[
-    Positive, Field(description="Random tokens for each center, drawn by their frequency to the power 0.75.")
+    Size, Field(description="Random tokens for each center, drawn by their frequency to the power 0.75.")
 ]
 Sample = Annotated[
     NonNegativeFloat, Field(description="Frequency above which tokens are left out at random (word2vec.c); 0: none.")

@@ -5,18 +5,23 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
 
 from pydantic import Field, model_validator
 
+from bertjax.config.limits import MAX_LAYERS, MAX_SIZE
 from bertjax.config.schema.base import (
     ConfigFrom,
     KindOf,
+    Layers,
     NonNegative,
     Positive,
     PositiveFloat,
     Probability,
     Section,
+    Size,
+    VocabSize,
 )
 from bertjax.config.schema.ladder_models import ElmoConfig, Word2VecConfig
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
+TypeVocabSize = Annotated[int, Field(ge=0, le=MAX_SIZE)]
 
 
 # Facts of a family's section: `implementation` names its Family record (models/families.py), `config_json` (if
@@ -48,13 +53,13 @@ class BertConfig(Section):
 
     family: Literal["bert"] = "bert"
     config_from: ConfigFrom = None
-    vocab_size: Positive = Field(30522, description="Rows of the token embeddings.")
-    hidden_size: Positive = Field(768, description="Width of the residual stream.")
-    num_hidden_layers: Positive = Field(12, description="Number of layers.")
-    num_attention_heads: Positive = Field(12, description="Attention heads per layer; must divide `hidden_size`.")
-    intermediate_size: Positive = Field(3072, description="Width of the feed-forward layers.")
-    max_position_embeddings: Positive = Field(512, description="Longest sequence, in tokens.")
-    type_vocab_size: NonNegative = Field(2, description="Number of segment embeddings; 0 for `distilbert`.")
+    vocab_size: VocabSize = Field(30522, description="Rows of the token embeddings.")
+    hidden_size: Size = Field(768, description="Width of the residual stream.")
+    num_hidden_layers: Layers = Field(12, description="Number of layers.")
+    num_attention_heads: Size = Field(12, description="Attention heads per layer; must divide `hidden_size`.")
+    intermediate_size: Size = Field(3072, description="Width of the feed-forward layers.")
+    max_position_embeddings: Size = Field(512, description="Longest sequence, in tokens.")
+    type_vocab_size: TypeVocabSize = Field(2, description="Number of segment embeddings; 0 for `distilbert`.")
     hidden_act: Literal["gelu", "gelu_new", "relu", "silu", "quick_gelu"] = Field(
         "gelu",
         description="`gelu`: with erf; `gelu_new`: tanh approximation (as BERT); `quick_gelu`: x * sigmoid(1.702 x).",
@@ -105,7 +110,7 @@ class DistilBertConfig(BertConfig):
     classifier_dense: ClassVar[Literal["relu", "tanh", "gelu"] | None] = "relu"
 
     family: Literal["distilbert"] = "distilbert"  # type: ignore[assignment]
-    type_vocab_size: NonNegative = Field(0, description="Segment embeddings; a DistilBERT has none.")
+    type_vocab_size: TypeVocabSize = Field(0, description="Segment embeddings; a DistilBERT has none.")
 
     @model_validator(mode="after")
     def _check_segments(self) -> Self:
@@ -129,11 +134,11 @@ class RobertaConfig(BertConfig):
         exclude_if=lambda name: name == "roberta",
         description="Classes of transformers that read an exported model; all compute the same.",
     )
-    vocab_size: Positive = Field(50265, description="Rows of the token embeddings.")
-    max_position_embeddings: Positive = Field(
+    vocab_size: VocabSize = Field(50265, description="Rows of the token embeddings.")
+    max_position_embeddings: Size = Field(
         514, description="Rows of the position embeddings: the longest sequence and `pad_token_id` + 1."
     )
-    type_vocab_size: NonNegative = Field(1, description="Number of segment embeddings.")
+    type_vocab_size: TypeVocabSize = Field(1, description="Number of segment embeddings.")
     layer_norm_eps: PositiveFloat = Field(1e-5, description="Epsilon of the layer norms.")
     pad_token_id: NonNegative = Field(1, description="Id of padding in the tokenizer; positions begin above it.")
 
@@ -157,10 +162,10 @@ class ElectraConfig(BertConfig):
     classifier_dense: ClassVar[Literal["relu", "tanh", "gelu"] | None] = "gelu"
 
     family: Literal["electra"] = "electra"  # type: ignore[assignment]
-    embedding_size: Positive = Field(128, description="Width of the embeddings.")
-    hidden_size: Positive = Field(256, description="Width of the residual stream.")
-    num_attention_heads: Positive = Field(4, description="Attention heads per layer; must divide `hidden_size`.")
-    intermediate_size: Positive = Field(1024, description="Width of the feed-forward layers.")
+    embedding_size: Size = Field(128, description="Width of the embeddings.")
+    hidden_size: Size = Field(256, description="Width of the residual stream.")
+    num_attention_heads: Size = Field(4, description="Attention heads per layer; must divide `hidden_size`.")
+    intermediate_size: Size = Field(1024, description="Width of the feed-forward layers.")
     generator_hidden_size: Fraction = Field(
         0.25,
         exclude_if=lambda fraction: fraction == 0.25,
@@ -206,12 +211,12 @@ class AlbertConfig(BertConfig):
     heads: ClassVar[tuple[str, ...]] = ("mlm", "sop", "qa", "classifier", "token_classifier", "pooler")
 
     family: Literal["albert"] = "albert"  # type: ignore[assignment]
-    vocab_size: Positive = Field(30000, description="Rows of the token embeddings.")
-    embedding_size: Positive = Field(128, description="Width of the embeddings.")
-    num_hidden_groups: Positive = Field(
+    vocab_size: VocabSize = Field(30000, description="Rows of the token embeddings.")
+    embedding_size: Size = Field(128, description="Width of the embeddings.")
+    num_hidden_groups: Layers = Field(
         1, description="Groups of layers; the layers of a group share their parameters. Groups are frozen as units."
     )
-    inner_group_num: Positive = Field(1, description="Different layers, one after the other, in each layer of a group.")
+    inner_group_num: Layers = Field(1, description="Different layers, one after the other, in each layer of a group.")
     hidden_act: Literal["gelu", "gelu_new", "relu", "silu", "quick_gelu"] = Field(
         "gelu_new", description="Activation of the feed-forward layers; see `bert`."
     )
@@ -249,7 +254,7 @@ class GptConfig(BertConfig):
     embedding_norm: ClassVar[bool] = False
 
     family: Literal["gpt"] = "gpt"  # type: ignore[assignment]
-    type_vocab_size: NonNegative = Field(0, description="Segment embeddings; a GPT has none.")
+    type_vocab_size: TypeVocabSize = Field(0, description="Segment embeddings; a GPT has none.")
     hidden_act: Literal["gelu", "gelu_new", "relu", "silu", "quick_gelu"] = Field(
         "gelu_new", description="Activation of the feed-forward layers; see `bert`."
     )
@@ -285,13 +290,13 @@ class T5Config(Section):
         description="Classes of transformers that read an exported model. `mt5` computes what `t5` does and never "
         "scales outputs; in `umt5` each layer has a relative position bias of its own.",
     )
-    vocab_size: Positive = Field(32128, description="Rows of the token embeddings.")
-    d_model: Positive = Field(512, description="Width of the residual stream.")
-    d_kv: Positive = Field(64, description="Width of an attention head.")
-    d_ff: Positive = Field(2048, description="Width of the feed-forward layers.")
-    num_layers: NonNegative = Field(6, description="Layers of the encoder.")
-    num_decoder_layers: Positive | None = Field(None, description="Layers of the decoder. Default: `num_layers`.")
-    num_heads: Positive = Field(8, description="Attention heads per layer.")
+    vocab_size: VocabSize = Field(32128, description="Rows of the token embeddings.")
+    d_model: Size = Field(512, description="Width of the residual stream.")
+    d_kv: Size = Field(64, description="Width of an attention head.")
+    d_ff: Size = Field(2048, description="Width of the feed-forward layers.")
+    num_layers: int = Field(6, ge=0, le=MAX_LAYERS, description="Layers of the encoder.")
+    num_decoder_layers: Layers | None = Field(None, description="Layers of the decoder. Default: `num_layers`.")
+    num_heads: Size = Field(8, description="Attention heads per layer.")
     feed_forward_proj: Literal["relu", "gelu", "gelu_new", "silu", "gated-relu", "gated-gelu", "gated-silu"] = Field(
         "relu",
         description="Activation of the feed-forward layers. T5 1.0: `relu`; 1.1: `gated-gelu` (tanh approximation).",
@@ -300,7 +305,9 @@ class T5Config(Section):
     scale_decoder_outputs: bool | None = Field(
         None, description="Scale outputs by 1/sqrt(d_model). Default: if tied, except `mt5`."
     )
-    relative_attention_num_buckets: int = Field(32, ge=4, multiple_of=2, description="Buckets of relative positions.")
+    relative_attention_num_buckets: int = Field(
+        32, ge=4, le=MAX_SIZE, multiple_of=2, description="Buckets of relative positions."
+    )
     relative_attention_max_distance: Positive = Field(128, description="Distance from which positions share a bucket.")
     dropout_rate: Probability = Field(0.1, description="Dropout rate.")
     layer_norm_epsilon: PositiveFloat = Field(1e-6, description="Epsilon of the RMS norms.")
@@ -357,6 +364,8 @@ class T5Config(Section):
             )
         if self.decoder_start_token_id >= self.vocab_size:
             raise ValueError(f"decoder_start_token_id must be below vocab_size ({self.vocab_size})")
+        if self.num_heads * self.d_kv > MAX_SIZE:
+            raise ValueError(f"num_heads times d_kv must be at most {MAX_SIZE}")
         if not self.decoder_layers or (self.architecture == "encoder_decoder" and not self.num_layers):
             raise ValueError("num_layers must be above zero")
         exact = self.relative_attention_num_buckets // 2  # distances of the decoder that have a bucket each

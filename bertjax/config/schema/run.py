@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from bertjax.config.limits import MAX_ELEMENTS, MAX_SIZE
 from bertjax.config.schema.base import (
     AnyPath,
     LocalPath,
@@ -16,6 +17,8 @@ from bertjax.config.schema.base import (
     PositiveFloat,
     RunRoot,
     Section,
+    Seed,
+    Size,
 )
 from bertjax.config.schema.data import Data, Mixture, Task, Tokenizer, WordPieceConfig
 from bertjax.config.schema.distillation import Distillation, find_stage_problem
@@ -23,7 +26,7 @@ from bertjax.config.schema.evaluation import EarlyStopping, Evaluation
 from bertjax.config.schema.ladder import Ladder
 from bertjax.config.schema.model import BertConfig, Model, find_tokenizer_problem
 from bertjax.config.schema.optimizers import AdamW, Optimizer
-from bertjax.config.schema.training import MlmNspObjective, Objective, Trainable, expand_trainable
+from bertjax.config.schema.training import MlmNspObjective, Objective, SkipSpikes, Trainable, expand_trainable
 from bertjax.storage.mirror import local_root
 from bertjax.storage.remote import as_path, is_remote
 
@@ -42,9 +45,9 @@ class Stage(Section):
     data: Data = Field(description="Name of a task or mixture, or a task or mixture written here.")
     objective: Objective = Field(MlmNspObjective(), description="What is learned.")
     steps: Positive | None = Field(None, description="Training steps; give either `steps` or `epochs`.")
-    epochs: PositiveFloat | None = Field(None, description="Passes over the data.")
-    batch_size: Positive = Field(32, description="Rows per step, over all devices.")
-    grad_accum: Positive = Field(1, description="Micro-batches per step; must divide `batch_size`. Same results.")
+    epochs: PositiveFloat | None = Field(None, le=1e6, description="Passes over the data.")
+    batch_size: Size = Field(32, description="Rows per step, over all devices.")
+    grad_accum: Size = Field(1, description="Micro-batches per step; must divide `batch_size`. Same results.")
     optimizer: Optimizer = Field(AdamW(), description="Optimizer and learning-rate schedule.")
     trainable: TrainableField = Trainable()
     init_from: AnyPath | None = Field(
@@ -69,6 +72,11 @@ class Stage(Section):
         None,
         exclude_if=lambda teacher: teacher is None,
         description="Learn from the outputs of a trained model (the teacher) besides the labels.",
+    )
+    skip_spikes: SkipSpikes | None = Field(
+        None,
+        exclude_if=lambda rule: rule is None,
+        description="Skip steps with a spike of loss or gradient norm: `{}` for the defaults. Default: none.",
     )
     adapter_base: LocalPath | None = Field(
         None, exclude_if=lambda path: path is None, description="Weights below the adapters, if they were moved."
@@ -131,10 +139,17 @@ class Variant(Section):
 class MeshConfig(Section):
     """Size of each axis of the device mesh. One of `data`, `fsdp` and `tensor` may be -1: all remaining devices."""
 
-    dcn: Positive = Field(1, description="TPU slices or groups of GPU hosts; each holds a mesh of the other axes.")
-    data: int = Field(-1, description="Data parallelism: each device has all parameters.")
-    fsdp: int = Field(1, description="Data parallelism with parameters and optimizer state sharded (ZeRO-3).")
-    tensor: int = Field(1, description="Tensor parallelism: each layer is split over the devices.")
+    dcn: int = Field(
+        1,
+        le=MAX_SIZE,
+        description="TPU slices or groups of GPU hosts; each holds a mesh of the other axes. -1: as many as there are "
+        "(slices of TPUs, hosts of GPUs, processes with CPU devices), also when the run goes on with more or fewer.",
+    )
+    data: int = Field(-1, le=MAX_SIZE, description="Data parallelism: each device has all parameters.")
+    fsdp: int = Field(
+        1, le=MAX_SIZE, description="Data parallelism with parameters and optimizer state sharded (ZeRO-3)."
+    )
+    tensor: int = Field(1, le=MAX_SIZE, description="Tensor parallelism: each layer is split over the devices.")
     rules: dict[str, str | list[str] | None] = Field(
         {},
         description="Changes of the sharding rules: logical axis (batch, sequence, vocab, embed, heads, mlp) -> mesh "
@@ -144,8 +159,11 @@ class MeshConfig(Section):
     @model_validator(mode="after")
     def _check(self) -> "MeshConfig":
         sizes = (self.data, self.fsdp, self.tensor)
-        if any(n < 1 and n != -1 for n in sizes) or sizes.count(-1) > 1:
-            raise ValueError("axis sizes are positive numbers; one of them may be -1")
+        if any(n < 1 and n != -1 for n in (self.dcn, *sizes)) or sizes.count(-1) > 1:
+            raise ValueError("axis sizes are positive numbers; the number of slices and one of the others may be -1")
+        for name, axes in self.rules.items():
+            if isinstance(axes, list) and len(set(axes)) < len(axes):
+                raise ValueError(f"rules: {ascii(name)[1:-1][:60]} names a mesh axis twice; name each once")
         return self
 
 
@@ -197,7 +215,7 @@ class RunConfig(Section):
 
     name: Name = Field("run", description="Name of the run and of its folder.")
     root: RunRoot = Field("runs", description="Folder of the run folders, local or in a bucket (`gs://bucket/runs`).")
-    seed: NonNegative = Field(0, description="Seed of initial weights, data order, masking and dropout.")
+    seed: Seed = Field(0, description="Seed of initial weights, data order, masking and dropout.")
     compute_dtype: Literal["auto", "bfloat16", "float32"] = Field(
         "auto", description="Type of matrix multiplications. `auto`: bfloat16 where the hardware multiplies it fast."
     )
@@ -213,13 +231,25 @@ class RunConfig(Section):
     )
     log_every: Positive = Field(10, description="Steps between log lines.")
     checkpoint: CheckpointPolicy = Field(CheckpointPolicy(), description="Saving and removal of checkpoints.")
-    prefetch: Positive = Field(4, description="Batches to prepare ahead of training.")
+    prefetch: Size = Field(4, description="Batches to prepare ahead of training.")
     prepared_dir: AnyPath | None = Field(
         None,
         description="Folder or bucket of prepared data. Default: ROOT/prepared, a local folder for a root in gs://.",
     )
-    prepare_workers: Positive | None = Field(None, description="Processes that prepare data. Default: one per core.")
+    prepare_workers: Size | None = Field(None, description="Processes that prepare data. Default: one per core.")
     max_nonfinite_steps: Positive = Field(3, description="Non-finite (skipped) steps in a row before exit with code 3.")
+    check_replicas_every: Positive | None = Field(
+        None,
+        exclude_if=lambda steps: steps is None,
+        description="Steps between comparisons of the copies of the training state on different devices (each save "
+        "compares them too). Default: none.",
+    )
+    repeat_step_every: Positive | None = Field(
+        None,
+        exclude_if=lambda steps: steps is None,
+        description="Run every N-th step twice and compare the results; needs memory for the training state twice. "
+        "Default: none.",
+    )
     compilation_cache_dir: AnyPath | None = Field("~/.cache/bertjax/xla", description="Compilation cache; null: none.")
     watchdog: WatchdogTimeouts | None = Field(WatchdogTimeouts(), description="Time limits; null: none.")
     profile: ProfilerConfig | None = Field(None, description="Steps to profile; SIGUSR1 starts a trace at any time.")
@@ -230,8 +260,10 @@ class RunConfig(Section):
 class FeatureLengths(Section):
     """Tokens per row, as in T5X; the lengths that a configuration gives to a task itself have precedence."""
 
-    inputs: int | None = Field(None, ge=8, description="`preprocess.sequence_length`. Default: that of the task.")
-    targets: Positive | None = Field(None, description="`preprocess.target_length`. Default: that of the task.")
+    inputs: int | None = Field(
+        None, ge=8, le=MAX_SIZE, description="`preprocess.sequence_length`. Default: that of the task."
+    )
+    targets: Size | None = Field(None, description="`preprocess.target_length`. Default: that of the task.")
 
 
 class Config(Section):
@@ -374,6 +406,12 @@ class Config(Section):
                 less = " - model.pad_token_id - 1" if hasattr(self.model, "pad_token_id") else ""
                 limit = f"model.max_position_embeddings{less} ({longest})"
                 raise ValueError(f"{place}: sequence_length ({length}) is more than {limit}")
+            widest = max(self.model.vocab_size, self.model.intermediate_size, length * self.model.num_attention_heads)
+            if stage.batch_size * length * widest > MAX_ELEMENTS:
+                raise ValueError(
+                    f"{place}: batch_size ({stage.batch_size}) times sequence_length ({length}) is more than any "
+                    "machine computes; lower one"
+                )
 
     def _find_added_problem(self, trainable: Trainable) -> str | None:
         """Why this model cannot have the layers that a stage adds or unfreezes."""
@@ -425,7 +463,7 @@ class Config(Section):
         if isinstance(stage.data, str) and stage.data in self.tasks:
             return {stage.data: self.tasks[stage.data]}
         mixture = self.mixtures[stage.data] if isinstance(stage.data, str) else stage.data
-        return {name: self.tasks[name] for name in self._members(mixture)}
+        return {name: self.tasks[name] for name in self._members(mixture, {})}
 
     def stage_mixture(self, stage: Stage) -> Mixture | None:
         """The mixture that a stage samples from; None for a single task."""
@@ -433,16 +471,22 @@ class Config(Section):
             return self.mixtures.get(stage.data)
         return stage.data if isinstance(stage.data, Mixture) else None
 
-    def _members(self, mixture: Mixture, depth: int = 0) -> dict[str, None]:
-        """Names of the tasks in a mixture and the mixtures inside it, in order, each once."""
-        if depth > len(self.mixtures):
-            raise RecursionError
+    def _members(self, mixture: Mixture, known: dict[str, dict[str, None] | None]) -> dict[str, None]:
+        """Names of the tasks in a mixture and the mixtures inside it, in order, each once.
+
+        `known` holds those of mixtures already visited, which may be inside many others; None while they are.
+        """
         found: dict[str, None] = {}
         for name in mixture.mixture:
             if name in self.mixtures:
                 if mixture.rate == "proportional":
                     raise TypeError(name)
-                found |= self._members(self.mixtures[name], depth + 1)
+                if name not in known:
+                    known[name] = None
+                    known[name] = self._members(self.mixtures[name], known)
+                if (inside := known[name]) is None:
+                    raise RecursionError
+                found |= inside
             elif name in self.tasks:
                 found[name] = None
             else:
@@ -462,4 +506,8 @@ class Config(Section):
         return as_path(self.run.root) / self.run.name if is_remote(self.run.root) else self.run_dir
 
 
-SECRET_KEY = re.compile(r"(api_?key|token|secret|password)$", re.IGNORECASE)
+SECRET_KEY = re.compile(
+    r"(_key|api_?key|token|secret|passw(or)?d|passphrase|credentials?|webhook|(?<!by)(?<!com)(?<!sur)(?<!er)pass|"
+    r"(?<![a-z])(pat|pwd|auth|jwt))$",
+    re.IGNORECASE,
+)

@@ -3,7 +3,7 @@
 import re
 from typing import NamedTuple
 
-_SLICE = re.compile(r"\[\s*(-?\d+%?)?\s*:\s*(-?\d+%?)?\s*\]")
+_SLICE = re.compile(r"\[\s*(-?\d{1,18}%?)?\s*:\s*(-?\d{1,18}%?)?\s*\]")
 _NAMED = re.compile(r"([^\[\]]+)(\[.*\])?")
 
 

@@ -5,13 +5,16 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from bertjax.config.limits import MAX_SIZE
 from bertjax.config.schema.base import (
     KindOf,
+    NonNegative,
     NonNegativeFloat,
     Positive,
     PositiveFloat,
     Probability,
     Section,
+    Size,
 )
 from bertjax.config.schema.ladder_objectives import (
     BidirectionalLmObjective,
@@ -72,7 +75,7 @@ class ClassificationObjective(Section):
     evaluations: ClassVar[tuple[str, ...]] = ("classification",)
 
     kind: Literal["classification"] = "classification"
-    num_labels: Positive = Field(2, description="Number of classes; 1 for regression.")
+    num_labels: Size = Field(2, description="Number of classes; 1 for regression.")
     problem_type: Literal["single_label_classification", "multi_label_classification", "regression"] | None = Field(
         None,
         exclude_if=lambda kind: kind is None,
@@ -130,7 +133,9 @@ class TokenClassificationObjective(Section):
     evaluations: ClassVar[tuple[str, ...]] = ("token_classification",)
 
     kind: Literal["token_classification"] = "token_classification"
-    num_labels: int = Field(9, ge=2, description="Number of labels, `O` included. Default: that of CoNLL-2003.")
+    num_labels: int = Field(
+        9, ge=2, le=MAX_SIZE, description="Number of labels, `O` included. Default: that of CoNLL-2003."
+    )
 
 
 class SentenceEmbeddingObjective(Section):
@@ -288,7 +293,7 @@ class Trainable(Section):
         "auto",
         description="When `gradual` trains the input embeddings. `auto`: last for BERT, always for T5 (tied outputs).",
     )
-    adapter_size: Positive = Field(64, description="Inner width of adapters.")
+    adapter_size: Size = Field(64, description="Inner width of adapters.")
     adapter_placement: Literal["houlsby", "feed_forward"] = Field(
         "houlsby",
         exclude_if=lambda place: place == "houlsby",
@@ -306,7 +311,7 @@ class Trainable(Section):
     adapter_only_checkpoints: bool = Field(
         True, description="With `adapters`, `lora` and `features`: save only what trains; `init_from` has the rest."
     )
-    lora_rank: Positive = Field(8, exclude_if=lambda rank: rank == 8, description="Rank of LoRA's updates.")
+    lora_rank: Size = Field(8, exclude_if=lambda rank: rank == 8, description="Rank of LoRA's updates.")
     lora_alpha: PositiveFloat = Field(
         16.0, exclude_if=lambda alpha: alpha == 16, description="LoRA's updates are scaled by `lora_alpha / lora_rank`."
     )
@@ -349,3 +354,27 @@ class Trainable(Section):
 
 def expand_trainable(value: Any) -> Any:
     return {"kind": value} if isinstance(value, str) else value
+
+
+class Rewind(Section):
+    """When to go back to an earlier checkpoint and to leave out the batches that led to spikes."""
+
+    spikes: Positive = Field(10, description="Skipped steps within the window after which to go back.")
+    back: NonNegative = Field(100, description="Steps from the checkpoint to the first spike, if one is so old.")
+    skip: NonNegative = Field(200, description="Batches after that of the last spike which are left out too.")
+    most: Positive = Field(3, description="Rewinds of a stage; then the run ends with exit code 3.")
+
+
+class SkipSpikes(Section):
+    """When a step is skipped because its loss or gradient norm is far above those of the last steps."""
+
+    window: int = Field(128, ge=8, description="Steps that mean and deviation are taken of; skips begin at half of it.")
+    sigma: PositiveFloat = Field(6.0, description="Standard deviations above the mean from which on a step is a spike.")
+    after: NonNegative | None = Field(
+        None, description="First steps, which are never skipped. Default: those of the warm-up."
+    )
+    rewind: Rewind | None = Field(
+        None,
+        exclude_if=lambda rule: rule is None,
+        description="Go back after many spikes and leave out data: `{}` for the defaults. Default: never.",
+    )

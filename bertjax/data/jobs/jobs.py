@@ -128,7 +128,7 @@ def read_record(jobs: Jobs, index: int) -> JobRecord | None:
         kind, shape, packed = found["counts"]
         counts = np.frombuffer(zlib.decompress(base64.b64decode(packed)), kind).reshape(shape)
         return JobRecord(found["files"], found["facts"], counts, reused=True)
-    except (OSError, ValueError, KeyError, TypeError, zlib.error):
+    except (OSError, ValueError, KeyError, TypeError, zlib.error, RecursionError):
         return None  # an incomplete record counts as none
 
 

@@ -18,6 +18,7 @@ from bertjax.data.store.writer import STALE_SECONDS
 from bertjax.errors import StorageError, UserError
 from bertjax.interrupts import KEPT_MESSAGE
 from bertjax.storage import remote, staging
+from bertjax.storage.atomic import open_lock
 
 DISK_FULL_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # Raise it when the division into jobs, their records or the files they share change, so that a preparation begun by
@@ -128,7 +129,7 @@ def _acquire(folder: Path) -> tuple[Path, IO[str]]:
     """`folder`, created and locked, or one of another name when another process has it. OSError when that fails."""
     folder.mkdir(exist_ok=True)
     with suppress(FileNotFoundError):
-        lock = (folder / "lock").open("w")
+        lock = open_lock(folder / "lock")
         with suppress(OSError):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.stat(folder / "lock").st_ino == os.fstat(lock.fileno()).st_ino:  # and it was not replaced
@@ -136,7 +137,7 @@ def _acquire(folder: Path) -> tuple[Path, IO[str]]:
                 return folder, lock
         lock.close()
     own = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=".tmp", dir=folder.parent))
-    return own, (own / "lock").open("w")
+    return own, open_lock(own / "lock")
 
 
 def _remove_stale(above: Path) -> None:
@@ -144,6 +145,6 @@ def _remove_stale(above: Path) -> None:
     for folder in above.glob(".*.work*"):
         with suppress(OSError):
             if time.time() - folder.stat().st_mtime > STALE_SECONDS:
-                with (folder / "lock").open("a") as lock:
+                with open_lock(folder / "lock") as lock:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     shutil.rmtree(folder, ignore_errors=True)

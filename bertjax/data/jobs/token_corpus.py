@@ -63,7 +63,7 @@ class TokenizedCorpus:
         try:
             facts = json.loads(path.read_text())
             counts = {name: int(facts[name]) for name in ("vocab_size", "documents", "sentences", "tokens")}
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             reason = f"not a readable corpus ({error!r:.80})"
             raise StorageError(f"{path}: {reason}; remove the folder, and it is made again") from error
         if facts.get("format") != _FORMAT or min(counts.values()) < 1:

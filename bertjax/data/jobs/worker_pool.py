@@ -20,7 +20,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from bertjax import interrupts
-from bertjax.errors import BertjaxError
+from bertjax.errors import BertjaxError, known_error
 from bertjax.progress import reporter
 
 POLL_SECONDS = 0.2  # seconds between looks at the flag of a signal while a result is awaited
@@ -151,16 +151,16 @@ def _serve(connection: Connection, counts: reporter.SharedCounts | None, worker:
         try:
             initialize, arguments = pickle.loads(setup)
             initialize(*arguments)
-        except Exception as error:  # every task reports it
-            failed = _with_traceback(error)
+        except BaseException as error:  # every task reports it
+            failed = _for_parent(error)
         while True:
             try:
                 function, arguments = connection.recv()
                 answer = (False, failed) if failed else (True, function(*arguments))
             except EOFError:
                 return
-            except Exception as error:
-                answer = (False, _with_traceback(error))
+            except BaseException as error:
+                answer = (False, _for_parent(error))
             try:
                 connection.send(answer)
             except OSError:
@@ -169,8 +169,13 @@ def _serve(connection: Connection, counts: reporter.SharedCounts | None, worker:
                 connection.send((False, RuntimeError(f"{type(answer[1]).__name__}: {answer[1]} ({error})")))
 
 
-def _with_traceback(error: Exception) -> Exception:
-    """A bug's traceback, which does not travel between processes, as a note."""
+def _for_parent(error: BaseException) -> Exception:
+    """A bug's traceback, which does not travel between processes, as a note; a panic of a Rust library as UserError."""
+    if not isinstance(error, Exception):
+        known = known_error(error)
+        if known is None:
+            raise error
+        return known
     if not isinstance(error, BertjaxError):
         error.add_note("in a worker process:\n" + "".join(traceback.format_exception(error)))
     return error

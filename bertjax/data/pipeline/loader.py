@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bertjax.config.limits import MAX_COUNT
 from bertjax.config.schema.data import Task
 from bertjax.config.schema.run import Config, Stage
 from bertjax.data.jobs.jobs import Runner
@@ -102,7 +103,10 @@ class Batches:
 
     def steps(self, stage: Stage) -> int:
         """The steps of `stage`: its `steps`, or what its epochs of this data take."""
-        return stage.steps or max(1, ceil((stage.epochs or 1) * self.rows_per_epoch / stage.batch_size))
+        steps = stage.steps or max(1, ceil((stage.epochs or 1) * self.rows_per_epoch / stage.batch_size))
+        if steps > MAX_COUNT:
+            raise UserError(f"stages.{stage.name}.epochs: {steps:,} steps; give at most {MAX_COUNT:,}")
+        return steps
 
     @property
     def are_fixed(self) -> bool:
@@ -163,9 +167,13 @@ class Batches:
         rows: RowSelection = ALL_ROWS,
         prefetch: int = 4,
         more: MoreFields | None = None,
+        position: Callable[[int], int] = lambda k: k,
     ) -> BatchIterator:
-        """Batches start..stop-1 as `batch`; background threads prefetch up to `prefetch` of them (0: none)."""
-        return BatchIterator(lambda k: self.batch(k, rows, more), start, stop, prefetch)
+        """Batches start..stop-1 as `batch`; background threads prefetch up to `prefetch` of them (0: none).
+
+        position: the number in the data of the batch of a step.
+        """
+        return BatchIterator(lambda k: self.batch(position(k), rows, more), start, stop, prefetch)
 
     def epoch_batch(self, k: int, rows: RowSelection = ALL_ROWS) -> Batch:
         """Batch k < batches_per_epoch of one finite pass in stored order, task after task, with epoch 0's masks.

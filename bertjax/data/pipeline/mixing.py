@@ -37,11 +37,22 @@ def rates(
     contributes its rate there times the shares of its own tasks, and a task in several branches adds up
     (seqio.Mixture.get_rate). Raises UserError for a task without examples, or with a share below MIN_SHARE.
     """
+    return _rates(counts, mixture, mixtures, {})
+
+
+def _rates(
+    counts: Mapping[str, int], mixture: Mixture, mixtures: Mapping[str, Mixture], known: dict[str, dict[str, float]]
+) -> dict[str, float]:
+    """`rates`; `known` holds those of mixtures already visited, which may be inside many others."""
     found: dict[str, float] = {}
     for name, rate in _unnormalized_rates(counts, mixture, mixtures).items():
-        parts = rates(counts, mixtures[name], mixtures) if name in mixtures else {name: 1.0}
-        for task, share in parts.items():
+        if name in mixtures and name not in known:
+            known[name] = _rates(counts, mixtures[name], mixtures, known)
+        for task, share in (known[name] if name in mixtures else {name: 1.0}).items():
             found[task] = found.get(task, 0.0) + rate * share
+    largest = max(found.values())
+    if largest > 1e300:  # or the sum may be infinite
+        found = {name: rate / largest for name, rate in found.items()}
     total = sum(found.values())
     shares = {name: rate / total for name, rate in found.items()}
     for name, share in shares.items():

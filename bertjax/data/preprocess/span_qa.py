@@ -115,6 +115,26 @@ def evaluation_features(
     by_text: the ids of the examples are not those of the user, who knows a question by its text.
     Raises UserError if a question leaves no room for its document, or two questions have one id.
     """
+    prepared = _prepare(examples, tokenizer, span_qa, by_text)
+    return _features(prepared, _numbered_windows(prepared), tokenizer, span_qa)
+
+
+def feature_parts(
+    examples: Sequence[Example], tokenizer: Tokenizer, span_qa: SpanQa, most: int, by_text: bool = False
+) -> Iterator[Features]:
+    """`evaluation_features` in parts of at most `most` windows, at least one part; memory holds one of them."""
+    prepared = _prepare(examples, tokenizer, span_qa, by_text)
+    windows = _numbered_windows(prepared)
+    part = list(islice(windows, most))
+    while True:
+        yield _features(prepared, iter(part), tokenizer, span_qa)
+        if not (part := list(islice(windows, most))):
+            return
+
+
+def _prepare(
+    examples: Sequence[Example], tokenizer: Tokenizer, span_qa: SpanQa, by_text: bool
+) -> list[TokenizedExample]:
     seen: set[str] = set()
     for example in examples:
         if example.id in seen:
@@ -128,20 +148,37 @@ def evaluation_features(
         share = f"{len(set(cut))}{of} questions cut"
         shown = escape_unprintable(" ".join(cut[0].split())[:60])
         reporter.say(f"note: {share} at max_query_length {span_qa.max_query_length} (first: {shown})")
-    total, length = sum(len(p.windows) for p in prepared), span_qa.sequence_length
+    return prepared
+
+
+class _Window(NamedTuple):
+    example: int
+    start: int  # first document piece
+    is_best: np.ndarray  # bool [pieces]: no other window sees more around the piece
+
+
+def _numbered_windows(prepared: Sequence[TokenizedExample]) -> Iterator[_Window]:
+    for index, item in enumerate(prepared):
+        best = _best_window(item.windows, len(item.document.ids))
+        for number, (start, size) in enumerate(item.windows):
+            yield _Window(index, start, best[start : start + size] == number)
+
+
+def _features(
+    prepared: Sequence[TokenizedExample], windows: Iterator[_Window], tokenizer: Tokenizer, span_qa: SpanQa
+) -> Features:
+    picked = list(windows)
+    total, length = len(picked), span_qa.sequence_length
     names = ("input_ids", "token_type_ids", "segment_ids", "positions")
     inputs = {name: np.zeros((total, length), np.int32) for name in names}
     example_index, doc_start = np.zeros(total, np.int32), np.zeros(total, np.int32)
     token_to_word, max_context = np.full((total, length), -1, np.int32), np.zeros((total, length), bool)
-    n = 0
-    for index, item in enumerate(prepared):
-        best = _best_window(item.windows, len(item.document.ids))
-        for w, (start, size) in enumerate(item.windows):
-            first = _fill(inputs, n, item, start, size, tokenizer)
-            example_index[n], doc_start[n] = index, start
-            token_to_word[n, first : first + size] = item.document.token_to_word[start : start + size]
-            max_context[n, first : first + size] = best[start : start + size] == w
-            n += 1
+    for n, (index, start, is_best) in enumerate(picked):
+        item, size = prepared[index], len(is_best)
+        first = _fill(inputs, n, item, start, size, tokenizer)
+        example_index[n], doc_start[n] = index, start
+        token_to_word[n, first : first + size] = item.document.token_to_word[start : start + size]
+        max_context[n, first : first + size] = is_best
     inputs["input_ids"][inputs["segment_ids"] == 0] = tokenizer.pad_id
     found = (inputs, example_index, doc_start, token_to_word, max_context, tokenizer.pieces, tokenizer.lowercase)
     words = [item.document.words for item in prepared if isinstance(item.document, WordDocument)]

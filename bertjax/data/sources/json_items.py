@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from bertjax.errors import UserError
+from bertjax.storage.files import MAX_LINE
 
 PIECE = 1 << 22  # characters that are decoded at a time
 ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
@@ -51,6 +52,8 @@ class JsonItems:
             try:
                 value, end = self._decode(self._text, self._at)
             except json.JSONDecodeError as error:
+                if len(self._text) - self._at > MAX_LINE:
+                    self._fail(f"no end of the item within {MAX_LINE:,} characters", self._at)
                 if not self._more(want):
                     self._fail(error.msg, error.pos)
                 want *= 2  # a long item is not decoded again for every piece
@@ -78,8 +81,9 @@ class JsonItems:
 
     def decode_all(self) -> Any:
         """The file as one value that is no list."""
-        while self._more(1 << 62):
-            pass
+        while self._more(PIECE):
+            if len(self._text) > MAX_LINE:
+                self._fail(f"not a list, and longer than {MAX_LINE:,} characters", 0)
         try:
             value, end = self._decode(self._text, self._at)
         except json.JSONDecodeError as error:

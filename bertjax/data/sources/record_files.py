@@ -14,11 +14,11 @@ from typing import Any, NoReturn
 from bertjax.data.sources.json_items import ESCAPED_SURROGATE, PIECE, JsonItems
 from bertjax.errors import UserError, brief, escape_unprintable
 from bertjax.storage import remote
-from bertjax.storage.files import content_suffix, read_lines, read_pieces
+from bertjax.storage.files import MAX_LINE, content_suffix, read_lines, read_pieces
 
 LocatedRecords = Iterator[tuple[str, dict[str, Any]]]
 
-_MAX_CELL = 2**31 - 1
+_MAX_CELL = MAX_LINE  # characters; also what an opening quote without an end may take
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -208,7 +208,7 @@ def parquet_label_names(path: Path, field: str) -> tuple[str, ...] | None:
             about = (pq.read_schema(opened).metadata or {}).get(b"huggingface")
         feature = json.loads(about)["info"]["features"][field] if about else {}
         names = feature.get("names") or feature.get("feature", {}).get("names")  # the second of a list of labels
-    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None  # damage is reported when the records are read
     return tuple(map(str, names)) if isinstance(names, list) and names else None
 

@@ -43,7 +43,7 @@ def read(folder: Path) -> dict[str, Any]:
                 problem = f"{folder}: not a prepared store (no {MANIFEST}); prepare the data again"
                 raise NotAStoreError(problem) from None
         manifest = json.loads(data)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DamagedError(f"{path}: cannot be read ({first_line(error)}); prepare the data again") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise NotAStoreError(f"{path}: not a store of format {FORMAT}; prepare the data again")

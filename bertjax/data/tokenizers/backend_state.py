@@ -2,12 +2,13 @@
 
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import tokenizers
 
-from bertjax.errors import UserError, brief
+from bertjax.errors import UserError, brief, is_panic
 
 _INSIDE = {"normalizer": "normalizers", "pre_tokenizer": "pretokenizers", "decoder": "decoders"}
 _WORD_STARTS = {"Metaspace": "▁", "ByteLevel": "Ġ"}  # pre-tokenizer: the mark of a piece that begins a word
@@ -36,10 +37,23 @@ def format_bytes(piece: str) -> str:
 
 def parse_backend(text: str, where: str) -> tokenizers.Tokenizer:
     """The tokenizer of a tokenizer.json. Raises UserError."""
-    try:
+    with library_errors(where, "cannot read it"):
         return tokenizers.Tokenizer.from_str(text)
-    except Exception as error:  # noqa: BLE001  (the library raises bare Exception)
-        raise UserError(f"{where}: the tokenizers library cannot read it ({brief(error)}); export it again") from None
+
+
+@contextmanager
+def library_errors(where: str, what: str = "cannot encode or decode a text with it") -> Iterator[None]:
+    """Turn an error of the tokenizers library, a bare Exception or a panic, into a UserError.
+
+    A hostile file may hold a regular expression that takes exponential time (its engine gives up after 10 million
+    steps), a damaged table of characters, or a template with tokens that it lacks.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if type(error) is not Exception and not is_panic(error):
+            raise
+        raise UserError(f"{where}: the tokenizers library {what} ({brief(error)}); export it again") from None
 
 
 def tokenizer_state(backend: tokenizers.Tokenizer) -> dict[str, Any]:

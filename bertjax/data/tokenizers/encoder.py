@@ -34,6 +34,7 @@ class Tokenizer:
         self, backend: tokenizers.Tokenizer, where: str, special: SpecialTokens = NATIVE_SPECIAL_TOKENS
     ) -> None:
         """`where` names the file in the errors about missing special tokens."""
+        self._where = where
         backend.no_truncation()
         backend.no_padding()
         backend.encode_special_tokens = not special.in_text
@@ -46,7 +47,8 @@ class Tokenizer:
         self.pad_id, self.cls_id, self.sep_id = roles["pad"], roles["cls"], roles["sep"]
         self.unk_id, self.mask_id = roles.get("unk"), roles.get("mask")
         self._is_bert_s = special == NATIVE_SPECIAL_TOKENS  # rows as in the reference, whatever the file's template
-        found = None if self._is_bert_s else find_layout(backend, special)
+        with backend_state.library_errors(where):
+            found = None if self._is_bert_s else find_layout(backend, special)
         self.layout = found or RowLayout(self.cls_id, self.sep_id)
         others = {*roles.values(), *(vocab[token] for token in special.others if token in vocab)}
         self.text_special_ids = sorted(others - {self.cls_id, self.sep_id, self.unk_id}) if special.in_text else []
@@ -73,7 +75,8 @@ class Tokenizer:
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """Piece ids of each text, without special tokens. Runs on all cores unless TOKENIZERS_PARALLELISM=false."""
-        return [encoding.ids for encoding in self.backend.encode_batch_fast(texts, add_special_tokens=False)]
+        with backend_state.library_errors(self._where):
+            return [encoding.ids for encoding in self.backend.encode_batch_fast(texts, add_special_tokens=False)]
 
     def normalize(self, text: str) -> str:
         """A text as its pieces spell it: in lower case, and without accents, where the vocabulary is.
@@ -82,7 +85,8 @@ class Tokenizer:
         """
         if self.backend.normalizer is None:
             return text
-        found = str(self.backend.normalizer.normalize_str(text))
+        with backend_state.library_errors(self._where):
+            found = str(self.backend.normalizer.normalize_str(text))
         return found if found.split() == [found] else text.lower() if self.lowercase else text
 
     @property
@@ -94,12 +98,14 @@ class Tokenizer:
 
     def encode_batch_offsets(self, texts: list[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
         """(piece ids, offsets) of each text, without special tokens; an offset is (start, stop) in characters of it."""
-        found = self.backend.encode_batch(texts, add_special_tokens=False)
+        with backend_state.library_errors(self._where):
+            found = self.backend.encode_batch(texts, add_special_tokens=False)
         return [(encoding.ids, encoding.offsets) for encoding in found]
 
     def decode(self, ids: list[int]) -> str:
         """Pieces joined to words; special tokens are left out."""
-        return self.backend.decode(list(ids), skip_special_tokens=True)
+        with backend_state.library_errors(self._where):
+            return self.backend.decode(list(ids), skip_special_tokens=True)
 
     def files(self, about: dict[str, Any] | None = None) -> dict[str, str]:
         """{name: text} of a folder that transformers' AutoTokenizer loads; `about`: more for tokenizer_config.json."""

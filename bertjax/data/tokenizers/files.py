@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tokenizers
-
 from bertjax.data.tokenizers import backend_state
 from bertjax.errors import UserError
-from bertjax.storage.atomic import write_bytes_atomic
+from bertjax.storage import remote
+from bertjax.storage.atomic import write_bytes_atomic, write_json_atomic
 
 JSON, CONFIG, SPECIAL, ADDED = "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
 ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+DIGESTS = "sha256.json"  # of a folder that bertjax trained or keeps with a run
 _SEAL = "bertjax"  # a key of tokenizer_config.json, which transformers ignores
 
 
@@ -109,10 +109,32 @@ def hf_folder_files(
 
 def write(folder: Path, files: Mapping[str, str | bytes]) -> None:
     """Write each file atomically; tokenizer.json, which readers look for, comes last."""
-    folder.mkdir(parents=True, exist_ok=True)
+    if not remote.is_remote(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     for name in sorted(files, key=lambda name: name == JSON):
         content = files[name]
         write_bytes_atomic(folder / name, content if isinstance(content, bytes) else content.encode())
+
+
+def write_digests(folder: Path) -> None:
+    """Write the SHA-256 of each file of a tokenizer folder, for `is_intact`; after this the folder is complete."""
+    write_json_atomic(folder / DIGESTS, _file_digests(folder))
+
+
+def is_intact(folder: Path) -> bool | None:
+    """Whether the files of a folder are those of `write_digests`; None for a folder without digests."""
+    try:
+        saved = json.loads((folder / DIGESTS).read_text(encoding="utf-8"))
+        return bool(saved == _file_digests(folder))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError):
+        return False
+
+
+def _file_digests(folder: Path) -> dict[str, str]:
+    names = sorted(p.name for p in folder.iterdir() if p.is_file() and p.name != DIGESTS and not p.name.startswith("."))
+    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
 
 
 def json_object(path: Path) -> dict[str, Any]:
@@ -134,9 +156,9 @@ def prefer_tokenizer_json(path: Path) -> Path:
     if path.name != "vocab.txt" or not path.is_file() or not beside.is_file():
         return path
     try:
-        vocab = tokenizers.Tokenizer.from_str(beside.read_text(encoding="utf-8")).get_vocab(with_added_tokens=True)
+        vocab = backend_state.parse_backend(beside.read_text(encoding="utf-8"), str(beside)).get_vocab()
         same = path.read_text(encoding="utf-8") == "".join(f"{piece}\n" for piece in backend_state.pieces(vocab))
-    except Exception:  # noqa: BLE001  (the library raises bare Exception; reading the file reports it)
+    except Exception:  # noqa: BLE001  (reading the file reports it)
         return path
     return beside if same else path
 

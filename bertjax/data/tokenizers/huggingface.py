@@ -21,7 +21,7 @@ from bertjax.config.schema.model import FAMILIES
 from bertjax.data.tokenizers import backend_state
 from bertjax.data.tokenizers.files import ADDED, CONFIG, JSON, ROLES, SPECIAL, SpecialTokens, json_object
 from bertjax.data.tokenizers.row_layout import RowLayout, find_layout
-from bertjax.errors import UserError, escape_unprintable
+from bertjax.errors import UserError, escape_unprintable, is_panic
 from bertjax.progress import reporter
 
 SETTINGS_FILES = ("config.json", CONFIG, SPECIAL, ADDED)
@@ -130,7 +130,9 @@ def _from_pretrained(path: Path, at: Path, options: Mapping[str, Any]) -> Any:
             )
     except ImportError as error:
         raise UserError(f"{path}: its settings are read by transformers, which does not load: {error}") from None
-    except Exception as error:  # noqa: BLE001  (transformers raises many kinds, and the Rust library bare Exception)
+    except BaseException as error:  # noqa: BLE001  (transformers raises many kinds; a panic in Rust is no Exception)
+        if not isinstance(error, Exception) and not is_panic(error):
+            raise
         reason = " ".join(str(error).split())[:160].replace(str(at), str(path))
         raise UserError(
             f"{path}: transformers cannot load this tokenizer ({type(error).__name__}: {reason}); "
@@ -185,7 +187,9 @@ def _backend(found: Any, path: Path) -> tokenizers.Tokenizer:
     backend.no_truncation()
     try:
         backend.encode(_UNKNOWN)
-    except Exception as error:  # noqa: BLE001  (the library raises bare Exception)
+    except BaseException as error:  # noqa: BLE001  (the library raises bare Exception; a panic is none)
+        if not isinstance(error, Exception) and not is_panic(error):
+            raise
         raise UserError(
             f"{path}: cannot write unknown text ({error}); name the vocabulary's own special tokens in "
             "tokenizer_config.json (unk_token ...)"

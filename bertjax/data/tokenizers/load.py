@@ -81,11 +81,14 @@ def load(
             recipe.append(chosen)
     recipe.append(fingerprint or _hash_documents(train_source_documents()))
     folder = cache / "tokenizers" / hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:24]
-    if not (folder / "tokenizer.json").is_file():
+    if not tokenizer_files.is_intact(folder):
+        if (folder / JSON).is_file():
+            reporter.say(f"note: {folder}: not as it was written; the tokenizer is trained again")
         passes = 2 if isinstance(config, WordPieceConfig) else 1
         title = f"training a tokenizer of {options['vocab_size']:,} pieces"
         with reporter.task(title, passes * text_bytes, "bytes") as task:
             trainer(_CountedDocuments(train_source_documents, task), **options).save(folder)
+        tokenizer_files.write_digests(folder)
     return _with_sentinels(config, from_file(folder), "the trained tokenizer")
 
 
@@ -114,7 +117,7 @@ def from_json(text: str, where: str) -> AnyTokenizer:
             return sentinels.from_state(state, from_json(str(state.get("tokenizer")), where), where)
         if isinstance(state, dict) and state.get("type") == tokenizer_files.STATE_KEY:
             return _build(*tokenizer_files.from_state_json(state, where), where)
-        return Tokenizer(tokenizers.Tokenizer.from_str(text), where)
+        return Tokenizer(backend_state.parse_backend(text, where), where)
     except Exception as error:  # the library raises bare Exception
         if isinstance(error, UserError):
             raise

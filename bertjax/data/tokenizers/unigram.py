@@ -27,6 +27,7 @@ class UnigramTokenizer:
 
     def __init__(self, backend: tokenizers.Tokenizer, where: str, special: SpecialTokens) -> None:
         """`where` names the folder in errors. Raises UserError for one that T5 cannot use."""
+        self._where = where
         backend.no_truncation()
         backend.no_padding()
         backend.encode_special_tokens = not special.in_text
@@ -63,7 +64,8 @@ class UnigramTokenizer:
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """Piece ids of each text, without </s>. Runs on all cores unless TOKENIZERS_PARALLELISM=false."""
-        return [encoding.ids for encoding in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+        with backend_state.library_errors(self._where):
+            return [encoding.ids for encoding in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text without padding and </s>; a sentinel is a separate word <extra_id_N>, as in seqio."""
@@ -81,7 +83,8 @@ class UnigramTokenizer:
         return " ".join([*words, *self._decoded(run)])
 
     def _decoded(self, run: list[int]) -> list[str]:
-        return [self.backend.decode(run, skip_special_tokens=False)] if run else []
+        with backend_state.library_errors(self._where):
+            return [self.backend.decode(run, skip_special_tokens=False)] if run else []
 
     @property
     def behavior(self) -> dict[str, Any]:

@@ -8,7 +8,7 @@ probabilities, a text is listed once, and the best span is searched when no pair
 import functools
 import math
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -40,20 +40,33 @@ def predict_answers(
     odds (only with `version_2`): the smallest null score of the windows minus the score of the best answer. "" is
     predicted when they are strictly above the threshold, or without a valid span (profile bert, v1: "empty").
     """
-    start_logits, end_logits = np.asarray(start_logits, np.float64), np.asarray(end_logits, np.float64)
-    shape = features.token_to_word.shape
-    if start_logits.shape != shape or end_logits.shape != shape:
-        raise ValueError(f"logits of shape {start_logits.shape}, {end_logits.shape} for windows of shape {shape}")
-    bounds = np.searchsorted(features.example_index, np.arange(len(examples) + 1))
+    return predict_from_parts(
+        examples, [(features, start_logits, end_logits)], n_best=n_best, max_answer_length=max_answer_length,
+        null_score_diff_threshold=null_score_diff_threshold, version_2=version_2,
+    )  # fmt: skip
+
+
+def predict_from_parts(
+    examples: Sequence[Example], parts: Iterable[tuple[Features, np.ndarray, np.ndarray]], *,
+    n_best: int, max_answer_length: int, null_score_diff_threshold: float, version_2: bool,
+) -> tuple[dict[str, str], dict[str, list[dict]], dict[str, float]]:  # fmt: skip
+    """`predict_answers` from parts of the windows, in their order, with their logits; memory holds one part."""
+    best = [_Best() for _ in examples]
+    profile = "bert"
+    for features, start_logits, end_logits in parts:
+        shape, profile = features.token_to_word.shape, features.profile
+        if np.shape(start_logits) != shape or np.shape(end_logits) != shape:
+            raise ValueError(f"logits of shape {start_logits.shape}, {end_logits.shape} for windows of shape {shape}")
+        bounds = np.searchsorted(features.example_index, np.arange(len(examples) + 1))
+        for index in range(len(examples)):
+            windows = range(bounds[index], bounds[index + 1])
+            best[index].add(windows, index, features, start_logits, end_logits, n_best, max_answer_length)
     predictions: dict[str, str] = {}
     nbest: dict[str, list[dict]] = {}
     null_odds: dict[str, float] = {}
-    for index, example in enumerate(examples):
-        windows = range(bounds[index], bounds[index + 1])
-        null = _null_logits(windows, start_logits, end_logits) if version_2 else None
-        ranked = ranked_spans(windows, features, start_logits, end_logits, n_best=n_best,
-                              max_answer_length=max_answer_length, version_2=version_2)  # fmt: skip
-        entries = _nbest_entries(ranked, features, index, n_best, null)
+    for example, own in zip(examples, best, strict=True):
+        null = own.null or (0.0, 0.0) if version_2 else None
+        entries = _nbest_entries(own, profile, n_best, null)
         nbest[example.id] = with_probabilities(entries)
         predictions[example.id] = entries[0][0] if entries else ""
         if null is not None:
@@ -63,6 +76,54 @@ def predict_answers(
             null_odds[example.id] = odds
             predictions[example.id] = "" if answer is None or odds > null_score_diff_threshold else answer[0]
     return predictions, nbest, null_odds
+
+
+Entry = tuple[str, float, float]  # text, start logit, end logit
+
+
+class _Best:
+    """What is kept of the windows of an example: the best spans of distinct texts, and the smallest null score."""
+
+    def __init__(self) -> None:
+        self.entries: list[Entry] = []  # highest sum first
+        self.fallback: list[Entry] = []  # the best span of the windows (hf), until there is one of the n best
+        self.null: tuple[float, float] | None = None
+
+    def add(
+        self, windows: range, index: int, features: Features, start_logits: np.ndarray, end_logits: np.ndarray,
+        n_best: int, max_answer_length: int,
+    ) -> None:  # fmt: skip
+        """Add some windows of the example with this index."""
+        if not windows:
+            return
+        null = _null_logits(windows, start_logits, end_logits)
+        self.null = null if self.null is None else min(self.null, null, key=sum)
+        found = _all_spans(windows, features, start_logits, end_logits, n_best, max_answer_length, _window_spans)
+        self.entries = _merge(self.entries, _texts(found, features, index, n_best), n_best)
+        if features.profile == "hf" and not self.entries:
+            found = _all_spans(windows, features, start_logits, end_logits, n_best, max_answer_length, _best_span)
+            self.fallback = _merge(self.fallback, _texts(found, features, index, n_best), n_best)
+
+
+def _texts(spans: Spans, features: Features, index: int, n_best: int) -> list[Entry]:
+    """The first `n_best` spans of distinct texts."""
+    entries: dict[str, Entry] = {}
+    for window, start, end, start_logit, end_logit in zip(*(column.tolist() for column in spans), strict=True):
+        if len(entries) >= n_best:
+            break
+        text = _span_text(features, index, window, start, end)
+        entries.setdefault(text, (text, start_logit, end_logit))
+    return list(entries.values())
+
+
+def _merge(first: list[Entry], second: list[Entry], n_best: int) -> list[Entry]:
+    """The best `n_best` of distinct texts, highest sum first; ties in order."""
+    if not first or not second:
+        return first or second
+    entries: dict[str, Entry] = {}
+    for entry in sorted([*first, *second], key=lambda entry: -(entry[1] + entry[2])):
+        entries.setdefault(entry[0], entry)
+    return list(entries.values())[:n_best]
 
 
 def apply_null_threshold(
@@ -105,7 +166,7 @@ def _window_spans(
 
 
 def _best_span(
-    window: int, features: Features, start_row: np.ndarray, end_row: np.ndarray, max_answer_length: int
+    window: int, features: Features, start_row: np.ndarray, end_row: np.ndarray, _: int, max_answer_length: int
 ) -> Spans:
     """The best valid span of a window, if any."""
     may_end = features.token_to_word[window] >= 0
@@ -140,34 +201,35 @@ def ranked_spans(
     windows: range, features: Features, start_logits: np.ndarray, end_logits: np.ndarray, *,
     n_best: int, max_answer_length: int, version_2: bool,
 ) -> Spans:  # fmt: skip
-    """All candidates of some windows, float64 logits [N, S], best first, without merging equal texts.
+    """All candidates of some windows, logits [N, S], best first, without merging equal texts.
 
     With `version_2`, "no answer" is among them, with the smallest null score of the windows.
     """
     null = _null_logits(windows, start_logits, end_logits) if version_2 else None
-    found = [_window_spans(w, features, start_logits[w], end_logits[w], n_best, max_answer_length) for w in windows]
-    if features.profile == "hf" and not any(len(spans.start) for spans in found):
-        found = [_best_span(w, features, start_logits[w], end_logits[w], max_answer_length) for w in windows]
-    return _rank_spans(found, null)
+    options = (windows, features, start_logits, end_logits, n_best, max_answer_length)
+    found = _all_spans(*options, _window_spans)
+    if features.profile == "hf" and not len(found.start):
+        found = _all_spans(*options, _best_span)
+    return found if null is None else _rank_spans([found], null)
 
 
-def _nbest_entries(
-    spans: Spans, features: Features, index: int, n_best: int, null: tuple[float, float] | None
-) -> list[tuple[str, float, float]]:
-    """(text, start logit, end logit) of at most n_best distinct texts, then the null answer if missing."""
-    entries: list[tuple[str, float, float]] = []
-    seen: set[str] = set()
-    for window, start, end, start_logit, end_logit in zip(*(column.tolist() for column in spans), strict=True):
-        if len(entries) >= n_best:
-            break
-        text = _span_text(features, index, window, start, end) if start > 0 else ""
-        if start > 0 and text in seen:
-            continue
-        seen.add(text)
-        entries.append((text, start_logit, end_logit))
-    if null is not None and "" not in seen:
-        entries.append(("", *null))
-    return entries or ([("empty", 0.0, 0.0)] if features.profile == "bert" else [])
+def _all_spans(
+    windows: range, features: Features, start_logits: np.ndarray, end_logits: np.ndarray, n_best: int,
+    max_answer_length: int, pick: Callable[..., Spans],
+) -> Spans:  # fmt: skip
+    """What `pick` finds in each window, best first. Logits of any type are summed in float64."""
+    rows = ((w, *(np.asarray(x[w], np.float64) for x in (start_logits, end_logits))) for w in windows)
+    return _rank_spans([pick(w, features, start, end, n_best, max_answer_length) for w, start, end in rows], None)
+
+
+def _nbest_entries(best: _Best, profile: str, n_best: int, null: tuple[float, float] | None) -> list[Entry]:
+    """At most n_best distinct texts, best first, then the null answer if missing."""
+    entries = best.entries or best.fallback
+    if null is not None:
+        entries = _merge([*entries], [("", *null)], n_best)
+        if all(text for text, _, _ in entries):
+            entries.append(("", *null))
+    return entries or ([("empty", 0.0, 0.0)] if profile == "bert" else [])
 
 
 def with_probabilities(entries: list[tuple[str, float, float]]) -> list[dict]:

@@ -5,6 +5,7 @@ import json
 import math
 import re
 import string
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from bertjax.data.sources.squad import Example
-from bertjax.errors import UserError
+from bertjax.errors import UserError, escape_unprintable
 from bertjax.progress import reporter
 from bertjax.storage.files import expand_globs, read_text
 
@@ -68,13 +69,20 @@ def score_command(
     for key, text in predictions.items():
         if not isinstance(text, str):
             kind = type(text).__name__
-            raise UserError(f"{predictions_path}: '{key}': a string is needed, not {kind}; write {{id: answer}}")
+            where = f"{predictions_path}: '{escape_unprintable(key)[:60]}'"
+            raise UserError(f"{where}: a string is needed, not {kind}; write {{id: answer}}")
     na_prob = _object(Path(na_prob_file)) if na_prob_file is not None else None
     for key, value in (na_prob or {}).items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
-            raise UserError(f"{na_prob_file}: '{key}': a number is needed, not {value!r}; write {{id: number}}")
+        if not _is_number(value):
+            where = f"{na_prob_file}: '{escape_unprintable(key)[:60]}'"
+            shown = escape_unprintable(repr(value))[:60]
+            raise UserError(f"{where}: a number is needed, not {shown}; write {{id: number}}")
     try:
         questions = _questions(gold)
+        if not all(isinstance(text, str) for _, answers in questions for text in answers) or not all(
+            isinstance(key, str | int) for key, _ in questions
+        ):
+            raise TypeError
     except (KeyError, TypeError, AttributeError) as error:
         what = f"key {error} is missing" if isinstance(error, KeyError) else "a list or an object is of another type"
         raise UserError(f"{gold_path}: {what}; the form is data > paragraphs > qas > id, answers > text") from None
@@ -90,12 +98,21 @@ def score_command(
     return scores
 
 
+def _is_number(value: Any) -> bool:
+    """Whether a value has a float that is not NaN; an integer of many digits has none."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) <= sys.float_info.max if isinstance(value, int) else not math.isnan(value)
+
+
 def _object(path: Path) -> dict[str, Any]:
     file = expand_globs([str(path)], Path())[0]
     try:
         content = json.loads(read_text(file))
     except json.JSONDecodeError as error:
         raise UserError(f"{file}: line {error.lineno}: not JSON ({error.msg}); write the file again") from None
+    except (ValueError, RecursionError):
+        raise UserError(f"{file}: not JSON (a number too long, or nested too deeply); write it again") from None
     if not isinstance(content, dict):
         raise UserError(f"{file}: a JSON object is needed, not {type(content).__name__}; write {{key: value}}")
     return content

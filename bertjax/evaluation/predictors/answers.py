@@ -7,13 +7,13 @@ import numpy as np
 
 from bertjax.config.schema.data import SpanQa
 from bertjax.config.schema.evaluation import SquadEvaluation
-from bertjax.data.preprocess.span_qa import Example, Features, evaluation_features
+from bertjax.data.preprocess.span_qa import Example, Features, feature_parts
 from bertjax.errors import UserError, escape_unprintable
 from bertjax.evaluation import fitted
 from bertjax.evaluation.evaluators import span_qa
 from bertjax.evaluation.inference.answer_fit import calibrated
 from bertjax.evaluation.inference.batches import round_up_batch
-from bertjax.evaluation.inference.span_decoding import predict_answers
+from bertjax.evaluation.inference.span_decoding import predict_from_parts
 from bertjax.evaluation.inference.token_rows import check_texts
 from bertjax.evaluation.metrics.calibration import MIN_QUESTIONS
 from bertjax.evaluation.predictors.base import Checkpoint, Predictor, as_restored, check_count, check_number
@@ -81,11 +81,11 @@ class Answerer(Predictor):
         found: list[Answer] = []
         with reporter.ensure_task("answering", len(asked), "questions"):
             for part in parts_of(asked, windows.sequence_length):
-                features = evaluation_features(part, self.tokenizer, windows, by_text=True)
-                start, end = self.span_logits(features)
-                _, nbest, odds = predict_answers(
-                    part, features, start, end, n_best=settings.n_best, max_answer_length=settings.max_answer_length,
-                    null_score_diff_threshold=rule.threshold, version_2=rule.version_2,
+                found_in = feature_parts(part, self.tokenizer, windows, MAX_WINDOWS_AT_ONCE, by_text=True)
+                _, nbest, odds = predict_from_parts(
+                    part, ((features, *self.span_logits(features)) for features in found_in), n_best=settings.n_best,
+                    max_answer_length=settings.max_answer_length, null_score_diff_threshold=rule.threshold,
+                    version_2=rule.version_2,
                 )  # fmt: skip
                 for one in part:
                     if not any(entry["text"] for entry in nbest[one.id]):

@@ -98,7 +98,7 @@ class DocumentAnswerer(Answerer):
         found: dict[int, list[dict[str, Any]]] = {}
         for some in _parts(examples, windows.sequence_length):
             features = evaluation_features(some, self.tokenizer, windows, by_text=True)
-            logits = [values.astype(np.float64) for values in self.span_logits(features)]
+            logits = self.span_logits(features)
             for i, examples_of in groupby(enumerate(some), key=lambda pair: _question(pair[1])):
                 places = [place for place, _ in examples_of]
                 sources = [_Place(index, hit, texts[hit.number]) for hit in hits[i]]

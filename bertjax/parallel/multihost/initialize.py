@@ -1,10 +1,6 @@
-"""Start and end of multi-process runs: find the other processes, join them, and exit together."""
+"""Start of multi-process runs: find the other processes and join them."""
 
 import os
-import sys
-import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -14,8 +10,8 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from bertjax.errors import BertjaxError, UserError
-from bertjax.parallel.multihost import peer_monitor, rendezvous, sigabrt
+from bertjax.errors import UserError
+from bertjax.parallel.multihost import addresses, peer_monitor, rendezvous, sigabrt
 
 ENV_NAMES = ("BERTJAX_COORDINATOR", "BERTJAX_NUM_PROCESSES", "BERTJAX_PROCESS_ID")
 ENV_START_TIMEOUT = "BERTJAX_START_TIMEOUT"
@@ -47,9 +43,12 @@ def initialize_distributed() -> None:
     info = process_info_from_env() or detect_process_info(limit)
     if info is None:
         return
-    peer_monitor.start(rendezvous.wait_for_all(info.address, info.count, info.index, limit), sigabrt.exit_restartable)
+    peers = rendezvous.wait_for_all(info.address, info.count, info.index, limit)
+    peer_monitor.start(peers, info.index, info.count, sigabrt.exit_restartable)
     sigabrt.install_handler()
     options = JAX_TIMEOUTS | {"initialization_timeout": max(10, int(limit)), "cluster_detection_method": "deactivate"}
+    if info.index == 0 and (bound := addresses.bind_address(info.address)):  # else jax listens at all addresses
+        options["coordinator_bind_address"] = bound
     jax.distributed.initialize(info.address, info.count, info.index, info.devices, **options)
 
 
@@ -124,31 +123,3 @@ def warm_up_collectives(mesh: Mesh) -> None:
         return jax.lax.psum(sum(jax.lax.psum(mine, group) for group in groups), tuple(axes))
 
     jax.block_until_ready(jax.jit(jax.shard_map(sums, mesh=mesh, in_specs=(), out_specs=P(), check_vma=False))())
-
-
-# Status codes that a lost process never causes.
-_LOCAL_ERRORS = ("INVALID_ARGUMENT", "UNIMPLEMENTED", "RESOURCE_EXHAUSTED", "OUT_OF_RANGE")
-
-
-@contextmanager
-def exit_together() -> Iterator[None]:
-    """In a multi-process run, exit at once when another process is gone or an unexpected error ends this one.
-
-    A normal exit waits for the others in barriers. BertjaxErrors are raised on all processes and exit normally.
-    """
-    try:
-        yield
-        peer_monitor.stop()
-    except BertjaxError:
-        peer_monitor.stop()
-        raise
-    except Exception as error:
-        if not jax.distributed.is_initialized():
-            raise
-        text = " ".join(str(error).split())
-        if isinstance(error, jax.errors.JaxRuntimeError) and not text.startswith(_LOCAL_ERRORS):
-            sigabrt.exit_restartable(text[:160])
-        traceback.print_exception(error)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(BertjaxError.exit_code)

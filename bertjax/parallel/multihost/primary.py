@@ -16,6 +16,7 @@ from bertjax.parallel.multihost import kv_store
 
 T = TypeVar("T")
 MAX_REASON_CHARS = 400  # of a message that is sent
+_ERRORS = {2: "UserError", 4: "StorageError", 70: "BertjaxError"}
 _calls = count()
 
 
@@ -48,7 +49,8 @@ def _reply(make: Callable[[], Any]) -> dict[str, Any]:
     except errors.BertjaxError as error:
         return {"error": type(error).__name__, "message": str(error)}
     except Exception as error:  # the others wait for a reply
-        return {"error": "BertjaxError", "message": f"process 0: {type(error).__name__}: {error}"}
+        kind = _ERRORS[errors.exit_code(error)]  # a full disk is no bug
+        return {"error": kind, "message": f"process 0: {type(error).__name__}: {error}"}
 
 
 def primary_first(make: Callable[[], T]) -> T:

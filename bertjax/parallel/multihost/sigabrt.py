@@ -1,7 +1,8 @@
 """Exit with code 75 instead of SIGABRT when jax's coordination service aborts because a process is lost.
 
 A launcher cannot distinguish that SIGABRT from a bug. A C handler (through ctypes: a Python handler runs too late)
-checks whether the service still answers: if so, the abort has another cause and continues; else the process exits.
+asks whether the other processes are there and the service answers: if so, the abort has another cause and continues;
+else the process exits.
 """
 
 import ctypes
@@ -9,19 +10,22 @@ import os
 import signal
 import sys
 import threading
-from typing import Any
+from contextlib import suppress
+from typing import Any, NoReturn
 
 import jax
 
 from bertjax.errors import StoppedSafely
-from bertjax.parallel.multihost import kv_store
+from bertjax.interrupts import kill_children
+from bertjax.parallel.multihost import kv_store, peer_monitor
 from bertjax.progress import reporter
 
-RESPONSE_TIMEOUT = 3.0  # seconds for the service to answer
+RESPONSE_TIMEOUT = 3.0  # seconds for the other processes and the service to answer
 ALARM_SECONDS = 15  # after which the kernel ends a process whose handler hangs
 
 _exit_lock = threading.Lock()  # of several threads the first one exits
 _handler_refs: list[Any] = []  # a collected handler would still be called
+_exit_code: list[int] = []  # with which this process is about to exit
 
 
 def install_handler() -> None:
@@ -38,16 +42,28 @@ def install_handler() -> None:
 
 def _on_sigabrt(libc: Any) -> None:
     libc.alarm(ALARM_SECONDS)
+    if _exit_code:
+        os._exit(_exit_code[0])
+    if lost := peer_monitor.current.find_lost(RESPONSE_TIMEOUT):
+        exit_restartable(lost)
     if not coordinator_responds():  # else abort() continues
         exit_restartable("jax's coordination service ended this process")
 
 
-def exit_restartable(reason: str) -> None:
-    """Exit with code 75 at once, without the barriers of a normal exit."""
+def keep_exit_code(code: int) -> None:
+    """Exit with this code from now on, also when the others are gone before this process is."""
+    _exit_code[:] = [code]
+
+
+def exit_restartable(reason: str) -> NoReturn:
+    """Exit with code 75 at once, without the barriers of a normal exit. reason: which process is gone."""
     with _exit_lock:
+        with suppress(Exception):
+            kill_children()
         reporter.last_words(f"another process is gone ({reason}); run the same command again")
-        sys.stdout.flush()
-        sys.stderr.flush()
+        with suppress(Exception):  # a closed pipe
+            sys.stdout.flush()
+            sys.stderr.flush()
         os._exit(StoppedSafely.exit_code)
 
 

@@ -213,7 +213,7 @@ def _read_manifest(found: TaskData, folder: Path, limit: int | None) -> dict[str
         kept = dict(json.loads((folder / MANIFEST).read_text(encoding="utf-8")))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         raise UserError(f"{folder / MANIFEST}: cannot be read; remove {folder}, which is made again") from None
     return kept if (kept["source"], kept["limit"]) == (found.place, limit) else None
 

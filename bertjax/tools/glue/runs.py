@@ -176,7 +176,7 @@ def check_options(request: Request, path: Path) -> None:
         before = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         raise UserError(f"{path}: cannot be read; name another --output") from None
     now = options_record(request)
     if changed := [f"{key} {before.get(key)} -> {now[key]}" for key in now if before.get(key) != now[key]]:

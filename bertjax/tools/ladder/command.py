@@ -13,7 +13,7 @@ from bertjax.errors import DivergedError, UserError
 from bertjax.evaluation.evaluators.build import build_evaluators
 from bertjax.parallel.multihost import primary
 from bertjax.report.pages.ladder import ladder_page
-from bertjax.storage import atomic
+from bertjax.storage import atomic, remote
 from bertjax.storage.files import resolve_path
 from bertjax.tools.explore.analogies import Question
 from bertjax.tools.explore.inputs import read_questions
@@ -41,14 +41,14 @@ def ladder_command(config: Config, base: Path, as_json: bool) -> str:
     _check_data(config, every, base)
     with contextlib.redirect_stdout(sys.stderr):  # standard output is only for the table
         if config.tokenizer.path is None:
-            run_context.load_tokenizer(config, base).save(Path(tokenizer_folder(config)))
+            run_context.load_tokenizer(config, base).save(remote.as_path(tokenizer_folder(config)))
         found = _train_and_score(config.ladder, every, base, pairs, questions)
     report = {"name": config.run.name, "seeds": config.ladder.seeds, "rungs": found, "notes": _notes(config, found)}
     texts = {"json": json.dumps(report, indent=2, ensure_ascii=False), "md": table.format_markdown(report)}
     texts["html"] = ladder_page(report, *table.table_cells(found), _bars(found))
     if primary.is_primary():
         for ending, text in texts.items():
-            atomic.write_text_atomic(config.run_dir.with_name(f"{config.run.name}-ladder.{ending}"), text + "\n")
+            atomic.write_text_atomic(config.run_place.with_name(f"{config.run.name}-ladder.{ending}"), text + "\n")
     return texts["json" if as_json else "md"]
 
 
@@ -57,10 +57,10 @@ def _refuse_other_pretraining(every: Sequence[RungRuns]) -> None:
     for runs in every:
         begun = [run for run in runs.all() if run is not runs.pretraining and inputs.has_begun(run)]
         if begun and not inputs.has_begun(runs.pretraining):
-            folders = ", ".join(str(run.run_dir) for run in begun)
+            folders = ", ".join(str(run.run_place) for run in begun)
             raise UserError(
-                f"{runs.pretraining.run_dir}: has no checkpoint, but tasks have begun from one; put it back, or delete "
-                f"{folders}"
+                f"{runs.pretraining.run_place}: has no checkpoint, but tasks have begun from one; put it back, or "
+                f"delete {folders}"
             )
 
 
@@ -95,7 +95,7 @@ def _train_and_score(
         if not _train(runs.pretraining, base, record):
             continue
         measured = scores.measure_pretraining(runs.pretraining, pairs, questions, ladder.words or WORDS)
-        record["seeds"].append({"seed": runs.seed, "run": str(runs.pretraining.run_dir)} | measured)
+        record["seeds"].append({"seed": runs.seed, "run": str(runs.pretraining.run_place)} | measured)
         for way, named in (("frozen", runs.frozen), ("tuned", runs.tuned)):
             for task, run in named.items():
                 reached = scores.task_score(run) if _train(run, base, record) else None

@@ -8,7 +8,6 @@ from bertjax.config.loading import variants
 from bertjax.config.schema.ladder import Ladder, Rung
 from bertjax.config.schema.run import Config
 from bertjax.errors import UserError
-from bertjax.storage.remote import is_remote
 from bertjax.tools.ladder.text_tasks import as_text_to_text
 
 _REFUSED = {  # keys that overrides of a rung cannot have
@@ -40,7 +39,7 @@ class RungRuns:
 
 def tokenizer_folder(config: Config) -> str:
     """Where the vocabulary is that the rungs share, trained once."""
-    return str(config.run_dir.with_name(f"{config.run.name}-tokenizer"))
+    return str(config.run_place.with_name(f"{config.run.name}-tokenizer"))
 
 
 def build_runs(config: Config) -> list[RungRuns]:
@@ -48,8 +47,6 @@ def build_runs(config: Config) -> list[RungRuns]:
     ladder = config.ladder
     if ladder is None:
         raise UserError("ladder: names no rungs; give ladder: {rungs: [{name: bert}, ...]}")
-    if is_remote(config.run.root):
-        raise UserError(f"run.root: {config.run.root}: `ladder` keeps its runs in a local folder only; name one")
     if config.tokenizer.path is None:
         shared = config.tokenizer.model_copy(update={"path": tokenizer_folder(config)})
         config = config.model_copy(update={"tokenizer": shared})
@@ -63,7 +60,7 @@ def _rung_runs(config: Config, ladder: Ladder, rung: Rung, seed: int) -> RungRun
     pretraining = _run(seeded, name, {f"ladder.{rung.name}.overrides": rung.overrides})
     begun = {
         "model": pretraining.model,
-        "tokenizer": pretraining.tokenizer.model_copy(update={"path": str(pretraining.run_dir / "tokenizer")}),
+        "tokenizer": pretraining.tokenizer.model_copy(update={"path": str(pretraining.run_place / "tokenizer")}),
         "mesh": pretraining.mesh,
         "run": pretraining.run.model_copy(update={"name": config.run.name}),
     }
@@ -71,7 +68,7 @@ def _rung_runs(config: Config, ladder: Ladder, rung: Rung, seed: int) -> RungRun
     tuned: dict[str, Config] = {}
     for task in tasks:
         stage = as_text_to_text(config, task) if rung.text_to_text else task
-        stage = stage.model_copy(update={"init_from": str(pretraining.run_dir)})
+        stage = stage.model_copy(update={"init_from": str(pretraining.run_place)})
         alone = config.model_copy(update={**begun, "stages": [stage]})
         changes: dict[str, Mapping[str, Any]] = {f"ladder.{rung.name}.tasks": rung.tasks}
         tuned[task.name] = _run(alone, f"{name}-{task.name}-tuned", changes)

@@ -1,9 +1,7 @@
 """What is measured of the runs of a ladder: a pre-trained model, and the scores that its fine-tuning reached."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,6 +15,7 @@ from bertjax.evaluation.restore import RestoredCheckpoint
 from bertjax.parallel.multihost import primary
 from bertjax.progress import reporter
 from bertjax.report.record import StageRecord, is_finite, read_run
+from bertjax.storage import folders
 from bertjax.storage.atomic import write_json_atomic
 from bertjax.tools.explore.analogies import Question, analogies
 from bertjax.tools.explore.neighbors import nearest
@@ -42,7 +41,7 @@ def measure_pretraining(
 
     Scores that take long are kept in its folder, and computed again when the pairs have changed.
     """
-    restored = restore_for_prediction(run.run_dir)
+    restored = restore_for_prediction(run.run_place)
     record = read_run(run.run_dir).stages[0]
     found: dict[str, Any] = {
         "parameters": sum(math.prod(x.shape) for x in restored.params.values()),
@@ -51,11 +50,11 @@ def measure_pretraining(
     }
     found |= vocabulary_scores(restored, questions, words)
     asked = {"step": restored.step, "pairs": [[pair.good, pair.bad] for pair in pairs]}
-    kept = _read(run.run_dir / FILE)
-    if kept.get("asked") != asked:
+    kept = folders.read_json(run.run_place / FILE)
+    if not isinstance(kept, dict) or kept.get("asked") != asked:
         kept = {"asked": asked, "minimal_pairs": _minimal_pairs(restored, pairs, run.run.name)}
         if primary.is_primary():
-            write_json_atomic(run.run_dir / FILE, kept)
+            write_json_atomic(run.run_place / FILE, kept)
     return found | {"minimal_pairs": kept["minimal_pairs"]}
 
 
@@ -114,11 +113,3 @@ def task_score(run: Config) -> float | None:
     scores: Mapping[str, Any] = record.evaluations[0].scores if record.evaluations else {}
     found = next((scores[name] for name in (*_TASK_SCORES, *scores) if name in scores), None)
     return float(found) if is_finite(found) else None
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}

@@ -53,6 +53,46 @@ def compute_digests(leaves: Mapping[str, Any]) -> dict[str, ArrayDigest]:
     }
 
 
+def find_differing_replicas(leaves: Mapping[str, Any]) -> list[tuple[str, list[int]]]:
+    """Compare the digests of copies of the same block on different devices; a collective, with equal results.
+
+    -> [(path, ids of the devices whose copy is not the most frequent one)] of the arrays with differing copies.
+    """
+    pending = [_measure(jax.random.key_data(leaf) if is_prng_key(leaf) else leaf) for leaf in leaves.values()]
+    for sums in pending:
+        sums.copy_to_host_async()
+    devices = jax.local_devices()
+    place = {device.id: row for row, device in enumerate(devices)}
+    found = np.zeros((len(devices), len(pending), 2), np.int64)  # block (-1: none here) and digest by device and array
+    found[:, :, 0] = -1
+    for column, sums in enumerate(pending):
+        for shard in sums.addressable_shards:
+            block = shard.index[0].start or 0
+            found[place[shard.device.id], column] = block, int(np.asarray(shard.data)[0, 0])
+    ids = np.asarray([device.id for device in devices])
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        ids, found = multihost_utils.process_allgather((ids, found.astype(np.uint32)), tiled=True)
+    return _differing(list(leaves), ids.tolist(), found.astype(np.uint32))
+
+
+def _differing(paths: list[str], ids: list[int], found: np.ndarray) -> list[tuple[str, list[int]]]:
+    """found: uint32 [devices, arrays, 2], the block and its digest."""
+    differing = []
+    for column, path in enumerate(paths):
+        odd: list[int] = []
+        blocks, digests = found[:, column, 0], found[:, column, 1]
+        for block in np.unique(blocks[blocks != np.uint32(2**32 - 1)]):
+            here = np.flatnonzero(blocks == block)
+            values, counts = np.unique(digests[here], return_counts=True)
+            usual = values[counts.argmax()]
+            odd += [ids[device] for device in here if digests[device] != usual]
+        if odd:
+            differing.append((path, odd))
+    return differing
+
+
 def _local_sums(sums: jax.Array) -> np.ndarray:
     """This process's share of an array's two sums: replicas count once, process-local arrays only on process 0."""
     if sums.is_fully_addressable and jax.process_index() > 0:

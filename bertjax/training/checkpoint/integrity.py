@@ -6,15 +6,18 @@ the sha256 of the digest item. Any change of either, or a mix of two steps, is d
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
-from bertjax.errors import DivergedError, UserError
+from bertjax.config.loading.step_meta import find_meta_problem
+from bertjax.errors import DivergedError, UserError, brief
 from bertjax.training.checkpoint import checksums
 
 FORMAT = 1
+_KEY_IMPLEMENTATIONS = {"key<fry>": "threefry2x32", "key<rbg>": "rbg", "key<urbg>": "unsafe_rbg"}
 
 
 class CorruptStepError(Exception):
@@ -45,15 +48,31 @@ def seal(
 
 def verify(where: str, step: int, meta_item: Any, record: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """Verify items as read -> (record, meta). Raises CorruptStepError, and UserError for a newer format."""
-    if json_sha256(record) != meta_item["digest_sha256"]:
-        raise CorruptStepError("the digest item is not what was saved")
-    if record["format"] != FORMAT:
-        raise UserError(f"{where}: written in format {record['format']}, this bertjax reads {FORMAT}; upgrade bertjax")
-    if json_sha256(meta_item["meta"]) != record["meta_sha256"]:
-        raise CorruptStepError("the meta item is not what was saved")
-    if record["step"] != step:
-        raise CorruptStepError(f"it holds step {record['step']}")
+    try:
+        if json_sha256(record) != meta_item["digest_sha256"]:
+            raise CorruptStepError("the digest item is not what was saved")
+        if record["format"] != FORMAT:
+            found = brief(ValueError(record["format"]), 20)
+            raise UserError(f"{where}: written in format {found}, this bertjax reads {FORMAT}; upgrade bertjax")
+        if json_sha256(meta_item["meta"]) != record["meta_sha256"]:
+            raise CorruptStepError("the meta item is not what was saved")
+        if record["step"] != step:
+            raise CorruptStepError(f"it holds step {record['step']}")
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise CorruptStepError(f"its items have another form ({brief(error, 60)})") from None
+    if problem := find_meta_problem(meta_item["meta"]) or _find_record_problem(record):
+        raise CorruptStepError(problem)
     return record, meta_item["meta"]
+
+
+def _find_record_problem(record: Mapping[str, Any]) -> str | None:
+    leaves, scores = record.get("leaves"), record.get("scores")
+    for leaf in leaves.values() if isinstance(leaves, dict) else [None]:
+        if not (isinstance(leaf, list) and [type(part) for part in leaf] == [list, str, str]):
+            return "the digest item does not list arrays"
+    if not isinstance(scores, dict) or not all(isinstance(score, int | float) for score in scores.values()):
+        return "the scores of the digest item are no numbers"
+    return None
 
 
 def json_sha256(value: Any) -> str:
@@ -84,6 +103,14 @@ def check_digests(prefix: str, saved: Mapping[str, Any], leaves: Mapping[str, An
     for path, leaf in checksums.compute_digests(leaves).items():
         if f"{leaf.digest:08x}" != saved[path][2]:
             raise CorruptStepError(f"{prefix}{path} is not what was saved")
+
+
+def abstract_leaf(shape: Sequence[int], dtype: str) -> jax.ShapeDtypeStruct:
+    """The abstract array of a shape and dtype as they are in the digest item."""
+    if dtype not in _KEY_IMPLEMENTATIONS:
+        return jax.ShapeDtypeStruct(tuple(shape), jnp.dtype(dtype))
+    key = jax.eval_shape(lambda: jax.random.key(0, impl=_KEY_IMPLEMENTATIONS[dtype]))
+    return jax.ShapeDtypeStruct(tuple(shape), key.dtype)
 
 
 def unwrap_prng_key(leaf: Any) -> Any:

@@ -49,7 +49,7 @@ def find(path: str | Path, *, stage: str | None = None, step: int | None = None)
         if stage is not None and (there := _stage_name(path)) not in (None, stage):
             raise UserError(f"{path}: holds stage '{there}' alone; leave out --stage, or name the run folder")
         return CheckpointRef(path, step)
-    stages = [p for p in folders if p.is_dir() and any(entry.name.isdigit() for entry in p.iterdir())]
+    stages = [p for p in folders if p.is_dir() and any(entry.name.isdecimal() for entry in p.iterdir())]
     if not stages:
         raise UserError(f"{path}: holds no checkpoint; is it a run folder, and has the run saved one yet?")
     if stage is None:
@@ -75,7 +75,7 @@ def find_remote(
     places = [root / place / name for place, names in above.items() for name in sorted(names)]
     if not places and root.parent.name == "checkpoints":
         places = [root]
-    steps = {place: list_remote_steps(place) for place in places}
+    steps = {place: list_complete_steps(place) for place in places}
     places = [place for place in places if steps[place]]
     if not places:
         return None  # a step, a Hugging Face folder, or nothing: the copy shows it
@@ -92,8 +92,19 @@ def find_remote(
     return f"{chosen}/{steps[chosen][-1] if step is None else step}".removeprefix(f"{root}/")
 
 
-def list_remote_steps(folder: Path) -> list[int]:
-    """The complete steps of a stage in an object store, oldest first."""
+def find_stage_names(run: Path) -> list[str]:
+    """The names of the stages that have a complete checkpoint in a run folder, local or in an object store."""
+    return [folder.name[3:] for folder in stage_folders(run) if list_complete_steps(folder)]
+
+
+def stage_folders(run: Path) -> list[Path]:
+    """The folders with the checkpoints of each stage of a run, local or in an object store, in order."""
+    above = run / "checkpoints"
+    return [above / name for name in sorted(folders.list_folders(above, _is_stage))]
+
+
+def list_complete_steps(folder: Path) -> list[int]:
+    """The complete steps of a stage, on disk or in an object store, oldest first."""
     return sorted(map(int, folders.complete_folders(folder, lambda name: name.isascii() and name.isdigit())))
 
 

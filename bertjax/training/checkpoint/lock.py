@@ -88,7 +88,7 @@ class WriterLock:
     def _read(self) -> dict[str, Any]:
         try:
             found = json.loads(os.pread(self._file, 4096, 0))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return {}
         return found if isinstance(found, dict) and {"host", "pid", "started"} <= found.keys() else {}
 

@@ -4,6 +4,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ import jax
 from bertjax.config.schema.run import CheckpointPolicy
 from bertjax.errors import BertjaxError, StorageError, UserError, brief
 from bertjax.models import param_paths
-from bertjax.parallel.multihost.primary import any_error, is_primary, run_on_primary
+from bertjax.parallel.multihost import kv_store
+from bertjax.parallel.multihost.primary import any_error, is_multiprocess, is_primary, run_on_primary
 from bertjax.progress import reporter
 from bertjax.storage import folders
 from bertjax.training.checkpoint import fits, layout, orbax_io
@@ -23,6 +25,8 @@ from bertjax.training.checkpoint.lock import Lock, lock_folder
 from bertjax.training.checkpoint.reader import CheckpointReader, one_line
 
 log = logging.getLogger(__name__)
+POLL_SECONDS = 2.0  # between two looks whether another process has failed to write its part
+_FULL = ("No space left on device", "Disk quota exceeded", "File too large")  # in the middle of long messages
 
 
 class CheckpointManager:
@@ -51,7 +55,7 @@ class CheckpointManager:
         self._saving: threading.Thread | None = None
         self._failure: Exception | None = None
         self._lock: Lock | None = None
-        self._closed = False
+        self._closed = self._abandoned = False
         run_on_primary(self._open)
         self._writer = orbax_io.open_writer(self._prepare_commit)
 
@@ -164,6 +168,7 @@ class CheckpointManager:
                 folders.flush_names(self.folder)
         except Exception as error:
             self._failure = self._not_written(step, error)
+            self._tell_others(step)
             return
         try:
             if is_primary():
@@ -173,6 +178,15 @@ class CheckpointManager:
         except Exception as error:
             self._failure = error
 
+    def _tell_others(self, step: int) -> None:
+        """Let the others know that this process has not written a step: they wait for it in barriers of Orbax."""
+        if is_multiprocess():
+            with suppress(jax.errors.JaxRuntimeError):  # another one was first, or the coordinator is gone
+                kv_store.put(self._failure_key(step), str(self._failure))
+
+    def _failure_key(self, step: int) -> str:
+        return f"save_failed/{self.folder.name}/{step}"
+
     def _remove_old(self) -> None:
         steps = self.committed_steps()
         scores = {step: self.reader.scores_of(step) for step in steps} if self.policy.keep_best else {}
@@ -181,6 +195,24 @@ class CheckpointManager:
                 layout.delete(self.folder, step)
             except (OSError, BertjaxError) as error:
                 log.warning("%s: step %d could not be removed: %s", self.folder, step, brief(error))
+
+    def set_aside(self, step: int, reason: str) -> str:
+        """Move `step` and later ones to quarantine/, unless no older one is there -> what is left, for a message."""
+        self.wait()
+        return str(run_on_primary(partial(self._set_aside, step, reason)))
+
+    def _set_aside(self, step: int, reason: str) -> str:
+        steps = self.committed_steps()
+        older, doubtful = [s for s in steps if s < step], [s for s in steps if s >= step]
+        if not doubtful:
+            return f"the last checkpoint, step {older[-1]}, is good" if older else "there is no checkpoint"
+        names = ", ".join(map(str, doubtful))
+        if not older:
+            return f"no checkpoint is from before that: step {names} may be the cause"
+        for each in doubtful:
+            folders.quarantine_folder(self.folder, str(each), reason)
+        self._newest = None
+        return f"step {names} was moved to quarantine/, and the last checkpoint, step {older[-1]}, is good"
 
     def scores(self, step: int) -> dict[str, float]:
         """The scores of a step, {"squad/f1": ...}; the same on every process."""
@@ -195,9 +227,13 @@ class CheckpointManager:
             raise failure or StorageError(str(reason))
 
     def _join(self) -> Exception | None:
-        if self._saving is not None:
-            self._saving.join()
-            self._saving = None
+        while self._saving is not None:
+            self._saving.join(None if not is_multiprocess() else POLL_SECONDS)
+            if not self._saving.is_alive():
+                self._saving = None
+            elif self._newest is not None and (said := kv_store.try_get(self._failure_key(self._newest))):
+                self._saving, self._abandoned = None, True
+                return StorageError(said)
         failure, self._failure = self._failure, None
         return failure
 
@@ -207,7 +243,9 @@ class CheckpointManager:
             layout.remove_unfinished(self.folder, step)
         if isinstance(error, BertjaxError | jax.errors.JaxRuntimeError):  # another process has ended, or took over
             return error
-        found = StorageError(f"{self.folder / str(step)}: could not be written: {one_line(error)}")
+        full = next((reason for reason in _FULL if reason in str(error)), None)
+        reason = f"{full}; make room and run the same command again" if full else one_line(error)
+        found = StorageError(f"{self.folder / str(step)}: could not be written: {reason}")
         found.__cause__ = error
         return found
 
@@ -221,7 +259,8 @@ class CheckpointManager:
                 failure = self._join()  # not `wait`: the other processes may have ended
             if failure:
                 raise failure
-            self._writer.close()
+            if not self._abandoned:  # it waits for another process that has failed
+                self._writer.close()
         finally:
             if self._lock:
                 self._lock.release()

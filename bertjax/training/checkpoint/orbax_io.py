@@ -21,6 +21,8 @@ from bertjax.training.checkpoint.integrity import unwrap_prng_key
 
 # Orbax logs the traceback of each failure besides raising it; our errors are one line each.
 logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
+# Where one array cannot be written, asyncio logs a traceback for each of the others, which Orbax no longer waits for.
+logging.getLogger("asyncio").addFilter(lambda record: "orbax" not in record.getMessage())
 
 
 def open_writer(before_commit: Callable[[], None]) -> ocp.AsyncCheckpointer:

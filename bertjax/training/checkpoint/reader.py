@@ -23,6 +23,8 @@ from bertjax.training.checkpoint.locate import CheckpointRef
 # Errors of the machine and not of the file, for which a step is not quarantined.
 _MACHINE_ERRORS = ("RuntimeError: RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "Permission denied", "Too many open files")
 
+VERIFY_BYTES = 1 << 30  # that `verify` reads at a time
+
 
 class CheckpointReader:
     """Reader of the checkpoints in one folder, or of the one step that a reference names; may run beside a writer.
@@ -155,6 +157,22 @@ class CheckpointReader:
     def restore_params(self, abstract_params: Any, step: int | None = None) -> tuple[int, Any, dict[str, Any]]:
         """Like `restore`, but read only the subtree "params"."""
         return self.restore(abstract_params, step, "params")
+
+    def verify(self, step: int) -> tuple[int, int]:
+        """Read all arrays of a step, some at a time, and compare them with their digests -> (arrays, bytes).
+
+        Raises CorruptStepError, StorageError or UserError; not collective.
+        """
+        record, _ = self.items(step)
+        wanted = {path: integrity.abstract_leaf(shape, dtype) for path, (shape, dtype, _) in record["leaves"].items()}
+        group: dict[str, Any] = {}
+        for path, leaf in wanted.items():
+            group[path] = leaf
+            if layout.num_bytes(group) >= VERIFY_BYTES:
+                self._read(step, group, "", {"leaves": {name: record["leaves"][name] for name in group}})
+                group = {}
+        self._read(step, group, "", {"leaves": {name: record["leaves"][name] for name in group}})
+        return len(wanted), layout.num_bytes(wanted)
 
     def _read(self, step: int, wanted: Mapping[str, Any], subtree: str, record: Mapping[str, Any]) -> dict[str, Any]:
         """Read one step's arrays by path. Raises CorruptStepError, StorageError, or UserError if they do not fit."""

@@ -1,13 +1,14 @@
 """Find, once, the files of a stage: its own checkpoints and the source of its first parameters."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from bertjax.config.loading.pretrained import locate_model
 from bertjax.config.schema.run import Config, Stage
-from bertjax.errors import UserError
+from bertjax.errors import StorageError, UserError
 from bertjax.storage import pretrained, remote
 from bertjax.storage.pretrained import Pretrained
 from bertjax.training.checkpoint.locate import CheckpointRef, find, stage_folder
@@ -133,6 +134,17 @@ def run_stages(config: Config, base: Path) -> list[StageFiles]:
     for index in range(len(config.stages)):
         stages.append(StageFiles(config, index, base, stages[-1] if stages else None))
     return stages
+
+
+def newest_meta(stages: Sequence[StageFiles]) -> Mapping[str, Any] | None:
+    """The meta data of the run's newest sound checkpoint, compared with their digest; None without one."""
+    for files in reversed(stages):
+        try:
+            if files.has_begun:
+                return files.checkpoints.meta()
+        except StorageError:  # every step is damaged: restoring the stage reports it
+            continue
+    return None
 
 
 def hub_models(config: Config, stages: Sequence[StageFiles]) -> dict[str, str]:

@@ -129,7 +129,7 @@ def _lines(path: Path) -> Iterable[dict[str, Any]]:
             line = json.loads(raw)
             numbers = [line[name] for name in ("life", "started", "time", "stage", "step", "resumed")]
             numbers += [line["seconds"][phase] for phase in PHASES if phase != PREPARE]  # earlier versions have none
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             continue
         if all(isinstance(number, int | float) for number in numbers):
             yield line

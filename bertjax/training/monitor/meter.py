@@ -52,7 +52,9 @@ class Meter:
         self.tasks, self.planned = batches.task_names, batches.rates
         self.seen = dict.fromkeys(self.tasks, 0)  # rows of each task since the stage began
         self.pending: _Pending | None = None
-        self.nonfinite_steps = 0
+        self.nonfinite_steps = 0  # in a row, up to the last step read
+        self.first_nonfinite = 0  # the first of them
+        self.spikes: list[int] = list(unlogged.get("spikes", [])) if unlogged else []  # skipped, in the last window
         self.extra: dict[str, Any] = {}
         self.other_rates: dict[str, float] = {}  # factor of the learning rate by pattern or group
         self._clear(unlogged)
@@ -64,7 +66,9 @@ class Meter:
     def unlogged(self) -> dict[str, Any]:
         """The sums since the last log line (non-finite: as text) and the rows seen, as JSON; call `flush` before."""
         exact = lambda sums: {k: x if math.isfinite(x) else str(x) for k, x in sums.items()}  # noqa: E731
-        return {"sums": exact(self.sums), "weights": exact(self.weights), "steps": self.steps, "seen": self.seen}
+        return {"sums": exact(self.sums), "weights": exact(self.weights), "steps": self.steps, "seen": self.seen} | (
+            {"spikes": self.spikes} if self.spikes else {}
+        )
 
     def start_episode(self, number: int, trained: int, groups: Collection[str]) -> None:
         """Start an episode in which these groups train; its first step compiles and is not timed."""
@@ -114,6 +118,12 @@ class Meter:
             self.timed += 1
             self._mark, self._waiting = now, 0.0
         self.nonfinite_steps = int(values.pop("bad_steps"))
+        self.first_nonfinite = step - self.nonfinite_steps + 1
+        if values.pop("spike", 0):
+            about = {"loss": values["loss"], "grad_norm": values["grad_norm"]}
+            self.tracker.event(self.stage, step, "spike_skipped", **about)
+            rule = self.program.spike_rule
+            self.spikes = [one for one in self.spikes if rule and one > step - rule.window] + [step]
         self.steps += 1
         for name, value in values.items():
             kind, slash, task = name.partition("/")

@@ -39,4 +39,4 @@ def model_summary(
 
 
 def _natural(path: str) -> list[tuple[bool, int, str]]:
-    return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in path.split("/")]
+    return [(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in path.split("/")]

@@ -1,4 +1,4 @@
-"""Stop a run on SIGTERM or Ctrl-C with exit code 75, in every phase, on all processes together.
+"""Stop a run on SIGTERM, SIGHUP or Ctrl-C with exit code 75, in every phase, on all processes together.
 
 A run with unsaved steps continues to the end of the step, or the next batch of an evaluation, and saves; a second
 Ctrl-C ends it at once. Where nothing can be lost (starting, preparing data, compiling the first step) it ends at once.
@@ -78,13 +78,16 @@ class PreemptionHandler:
 
     @contextmanager
     def handle_signals(self) -> Iterator[None]:
-        """Handle SIGTERM and Ctrl-C inside the block; a StopRequested leaves it as StoppedSafely."""
+        """Handle SIGTERM, SIGHUP and Ctrl-C inside the block; a StopRequested leaves it as StoppedSafely."""
         context = interrupts.exit_on_signal(
             self._exit_message,
             f"left at once; {STEPS_LOST}",
             should_raise=self._on_signal,
             on_ctrl_c=self._on_ctrl_c,
-            restore_handler=lambda number: number == signal.SIGINT or not self._multiprocess,  # then SIGTERM's is jax's
+            on_hangup=self._tell_others,
+            restore_handler=lambda number: (
+                number != signal.SIGTERM or not self._multiprocess
+            ),  # then SIGTERM's is jax's
             ends_process=self.ends_process,
         )
         try:
@@ -101,14 +104,18 @@ class PreemptionHandler:
 
     def _on_signal(self, number: int) -> bool:
         """Whether to stop here; runs in the main thread, between two bytecodes."""
-        if number == signal.SIGINT and self._multiprocess:
-            return False  # `_on_ctrl_c` sends a SIGTERM
+        if number != signal.SIGTERM and self._multiprocess:
+            return False  # `_tell_others` sends a SIGTERM
         self._requested.set()
         self._stopped_activity = self._stopped_activity or self._exit_activity
         return self._exit_activity is not None
 
     def _on_ctrl_c(self) -> None:
-        reporter.say_in_thread(CTRL_C_MESSAGE)
+        if not (self._stopped_activity or self._exit_activity):  # else it leaves at once, and says so
+            reporter.say_in_thread(CTRL_C_MESSAGE)
+        self._tell_others()
+
+    def _tell_others(self) -> None:
         if self._multiprocess:  # jax's preemption service tells the other processes
             os.kill(os.getpid(), signal.SIGTERM)
 

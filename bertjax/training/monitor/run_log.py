@@ -26,6 +26,7 @@ def report_run() -> Iterator[Reporter]:
     root, before = logging.getLogger(), warnings.showwarning
     with progress.use(Reporter(display=lambda: terminal(sys.stdout))) as reporter:
         words = shlex.join(["bertjax", *sys.argv[1:]])
+        reporter.outlives_streams = True  # `| head` or a closed terminal must not end a training run
         reporter.log(f"bertjax {bertjax.__version__}: {words}")
         root.addHandler(handler)
         warnings.showwarning = _say_warning  # type: ignore[assignment]

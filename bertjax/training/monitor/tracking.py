@@ -8,7 +8,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TextIO
@@ -16,11 +16,12 @@ from typing import Any, TextIO
 from bertjax.errors import StorageError
 from bertjax.progress import reporter as progress
 from bertjax.progress.reporter import Reporter
-from bertjax.storage.atomic import open_no_follow, write_text_atomic
+from bertjax.storage.atomic import open_append, open_no_follow, write_text_atomic
 from bertjax.storage.nested import flatten
 from bertjax.training.monitor import writers
 from bertjax.training.monitor.console import Console
 
+DAMAGED = "metrics-damaged.jsonl"  # beside metrics.jsonl: lines that a resumed run could not read
 STAGE_END_EVENTS = ("mixture", "stage_end")  # the events that end a stage
 
 
@@ -127,11 +128,26 @@ class Tracker:
                 return line["stage"] in stages_before
             return line["step"] < step or (line["kind"], line.get("event")) not in again
 
-        kept = [line for line in read_lines(self.path) if stays(line)]
+        kept, damaged = list[dict[str, Any]](), list[bytes]()
+        for raw, line in _parse_lines(self.path):
+            if line is None and raw.endswith(b"\n"):  # one without an end is what a killed process has left
+                damaged.append(raw)
+            elif line is not None and stays(line):
+                kept.append(line)
         with _storage_errors(self.path):
+            if damaged:
+                self._set_aside(damaged)
             write_text_atomic(self.path, "".join(map(_line, kept)), durable=True)
         elapsed = [line["elapsed"] for line in kept if _is_number(line.get("elapsed"))]
         self._began = time.monotonic() - max(elapsed, default=0.0)
+
+    def _set_aside(self, damaged: Sequence[bytes]) -> None:
+        """Move lines that cannot be read to a file of their own, and say so."""
+        place = self.path.with_name(DAMAGED)
+        with _storage_errors(place), open_append(place) as out:
+            out.writelines(damaged)
+        what = "1 line is" if len(damaged) == 1 else f"{len(damaged)} lines are"
+        self._console.note(f"note: {self.path}: {what} damaged; moved to {place.name}")
 
     def close(self) -> None:
         """Flush everything; may be called more than once."""
@@ -171,14 +187,25 @@ class Tracker:
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     """The lines of a metrics.jsonl in order; those that are not JSON objects with kind, stage and step are skipped."""
+    return (line for _, line in _parse_lines(path) if line is not None)
+
+
+def count_damaged_lines(path: Path) -> tuple[int, int]:
+    """-> (complete lines of a metrics.jsonl that cannot be read, all its complete lines)."""
+    found = [line is None for raw, line in _parse_lines(path) if raw.endswith(b"\n")]
+    return sum(found), len(found)
+
+
+def _parse_lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
+    """The lines of a metrics.jsonl, each as written and, unless it is damaged, as read."""
     with path.open("rb") as lines:
         for raw in lines:
             try:
                 line = json.loads(raw)
-            except ValueError:  # also for invalid UTF-8
-                continue
-            if isinstance(line, dict) and isinstance(line.get("step"), int) and {"kind", "stage"} <= line.keys():
-                yield line
+            except (ValueError, RecursionError):  # also for invalid UTF-8
+                line = None
+            sound = isinstance(line, dict) and isinstance(line.get("step"), int) and {"kind", "stage"} <= line.keys()
+            yield raw, line if sound else None
 
 
 def _numbers(values: Mapping[str, Any]) -> dict[str, float]:

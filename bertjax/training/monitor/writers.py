@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from bertjax.storage.atomic import write_text_atomic
 from bertjax.training.monitor.console import Console
 
 
@@ -77,7 +78,7 @@ def open_wandb(run_dir: Path, config: Mapping[str, Any], stages: list[str], note
         run_id = saved.read_text().strip() if saved.exists() else secrets.token_hex(4)
         run_dir.mkdir(parents=True, exist_ok=True)
         run = wandb.init(name=run_dir.name, id=run_id, resume="allow", dir=str(run_dir), config=dict(config))
-        saved.write_text(run_id + "\n")
+        write_text_atomic(saved, run_id + "\n")
         return WandbWriter(run, stages)
     except Exception as error:  # no login, no network: training continues
         reason = str(error).strip().splitlines()

@@ -1,0 +1,1 @@
+"""What a training step checks, on the devices, before it changes the parameters."""

@@ -1,0 +1,240 @@
+"""Files that would exhaust memory or the stack: long lines, archives that expand, deep JSON, hostile tokenizers."""
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from fuzz_targets import META, TOKENIZER
+from refusals import SQUAD, VOCABULARY, put
+
+from bertjax.config.loading.step_meta import find_meta_problem, read_meta
+from bertjax.data.sources import json_items, record_files
+from bertjax.data.tokenizers.load import from_file, from_json
+from bertjax.errors import UserError
+from bertjax.storage import files
+from bertjax.training.monitor import tracking
+
+DEEP = "[" * 100_000 + "]" * 100_000
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def short_lines(monkeypatch) -> None:
+    for module in (files, json_items):
+        monkeypatch.setattr(module, "MAX_LINE", 100)
+    monkeypatch.setattr(record_files, "_MAX_CELL", 100)
+    monkeypatch.setattr(json_items, "PIECE", 40)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "mentions"),
+    [
+        ("a.jsonl", '{"text": "a"}\n{"text": "' + "x" * 100 + '"}\n', "a.jsonl: line 2: longer than 100 bytes"),
+        ("a.jsonl", '{"text": "' + "x" * 300 + '"}', "a.jsonl: line 1: longer than 100 bytes"),
+        ("a.txt", "a\rb\r" + "x" * 300 + "\rc\r", "a.txt: line 3: longer than 100 bytes"),
+        ("a.csv", 'text,label\n"' + "a\n" * 100, "a.csv: line "),
+        ("a.json", "[\n" + "[1,\n" * 100, "a.json: line 2: not valid JSON (no end of the item within 100 characters)"),
+        ("a.json", "[" + '{"text": "a"},\n' * 50 + '{"text": \n"' + "xx\n" * 100, "a.json: line "),
+    ],
+)
+def test_long_lines(short_lines, name, content, mentions):
+    put(name, content)
+    with pytest.raises(UserError) as raised:
+        list(record_files.read_by_suffix(Path(name)))
+    assert mentions in str(raised.value) and "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "lines"),
+    [
+        (b"a\nb\n", ["a", "b"]),
+        (b"a\r\nb", ["a", "b"]),
+        (b"a\rb\r\r", ["a", "b"]),
+        (b"a\r\rb", ["a", "", "b"]),
+        (b"\n\na\n", ["", "", "a"]),
+        (b"x" * 100, ["x" * 100]),
+        (b"\r".join([b"y" * 90] * 5), ["y" * 90] * 5),
+        (b"y" * 99 + b"\nz", ["y" * 99, "z"]),
+    ],
+)
+def test_lines_of_the_longest_size_are_read(short_lines, content, lines):
+    put("a.txt", content)
+    assert [line for _, line in files.read_lines(Path("a.txt"))] == lines
+
+
+def test_archives_that_expand_too_far(monkeypatch):
+    monkeypatch.setattr(files, "_EXPANSION_START", 1 << 20)
+    put("bomb.txt.gz", gzip.compress(b"a\n" * (1 << 21)))
+    with pytest.raises(UserError, match=r"bomb.txt.gz: expands to more than 200 times its size; unpack it"):
+        list(files.read_lines(Path("bomb.txt.gz")))
+    plain = b"".join(b"line %d of a log\n" % number for number in range(100_000))
+    put("log.txt.gz", gzip.compress(plain))  # the control: an ordinary file of more than a megabyte
+    assert sum(1 for _ in files.read_lines(Path("log.txt.gz"))) == 100_000
+
+
+CHILD = """
+import resource, sys
+from pathlib import Path
+from bertjax.data.sources.record_files import read_by_suffix
+from bertjax.data.sources.squad import read_unanswered
+from bertjax.errors import UserError
+path = Path(sys.argv[1])
+try:
+    for _ in read_unanswered(path) if sys.argv[2] == "squad" else read_by_suffix(path): pass
+except UserError as error:
+    print(error)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "unit", "times", "kind"),
+    [
+        ("a.jsonl", b'{"text": "' + b"x" * (1 << 20), 400, "records"),
+        ("a.jsonl", b"[[],[]," * (1 << 17), 400, "records"),
+        ("a.jsonl.gz", b"\0" * (1 << 20), 2000, "records"),
+        ("a.jsonl.gz", b"\n" * (1 << 20), 2000, "records"),
+        ("a.csv", b'"' + b"a\n" * (1 << 19), 400, "records"),
+        ("a.json", b"[" + b"[[1,2]," * (1 << 17), 400, "records"),
+        ("a.json.gz", b"{" + b" " * (1 << 20), 2000, "squad"),
+    ],
+)
+def test_memory_is_bounded(name, unit, times, kind):
+    with gzip.open(name, "wb", 6) if name.endswith(".gz") else open(name, "wb") as file:
+        for number in range(times):
+            file.write(unit if number == 0 else unit[1:] or unit)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    command = [sys.executable, "-c", CHILD, name, kind]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=550)
+    message, peak = done.stdout.splitlines()
+    assert name in message and done.returncode == 0 and int(peak) < 2000, (done.stdout, done.stderr)
+
+
+# ---- deep JSON ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "names"),
+    [
+        (("score", "squad", "deep.json", "p.json"), ["deep.json"]),
+        (("score", "squad", "gold.json", "deep.json"), ["deep.json"]),
+        (("score", "squad", "gold.json", "p.json", "--na-prob-file", "deep.json"), ["deep.json"]),
+        (("score", "squad", "gold.json", "p.json", "--na-prob-file", "huge.json"), ["huge.json", "a number is needed"]),
+        (("score", "squad", "gold.json", "lines.json"), ["lines.json", "a\\nb"]),
+        (("compare-predictions", "deep.json", "p.json", "--data", "gold.json"), ["deep.json"]),
+        (("import", "hf", "out"), ["config.json"]),
+    ],
+)
+def test_deep_json(refused, words, names):
+    put("gold.json", json.dumps(SQUAD))
+    put("p.json", '{"q1": "cats"}')
+    put("deep.json", DEEP)
+    put("huge.json", json.dumps({"q1": 10**400}))
+    put("lines.json", json.dumps({"a\nb": 1}))
+    put("hf/config.json", DEEP)
+    refused(*words, mentions=tuple(names))
+
+
+def test_deep_lines_are_left_out_of_reports():
+    from bertjax.report.record import read_run
+
+    step = json.dumps({"kind": "train", "stage": "s", "step": 1, "loss": 1.0})
+    put("run/metrics.jsonl", f"{DEEP}\n{step}\n{'9' * 5000}\n")
+    put("run/goodput.jsonl", DEEP)
+    put("run/environment.json", DEEP)
+    put("run/config.yaml", "a: " + DEEP)
+    found = read_run(Path("run"))
+    assert found.unreadable == 2 and [stage.name for stage in found.stages] == ["s"] and found.environment == {}
+    assert [line["step"] for line in tracking.read_lines(Path("run/metrics.jsonl"))] == [1]
+
+
+# ---- tokenizers -----------------------------------------------------------------------------------------------------
+
+SLOW_REGEX = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"pre_tokenizer": SLOW_REGEX},
+        {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "/////w=="}},
+        {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAAAAAA"}},
+        {"pre_tokenizer": {**SLOW_REGEX, "pattern": {"Regex": "(("}}},
+        {"pre_tokenizer": {**SLOW_REGEX, "pattern": {"Regex": "(" * 5000 + ")" * 5000}}},
+    ],
+)
+def test_hostile_tokenizers(change):
+    put("tokenizer.json", json.dumps({**TOKENIZER, "normalizer": None, **change}))
+    with pytest.raises(UserError) as raised:
+        from_file(Path("tokenizer.json")).encode_batch(["a" * 40 + "!"])
+    assert "tokenizer.json: the tokenizers library" in str(raised.value) and "\n" not in str(raised.value)
+    kept = json.dumps({**TOKENIZER, "normalizer": None, **change})
+    with pytest.raises(UserError, match="the checkpoint: "):
+        from_json(kept, "the checkpoint").encode_batch(["a" * 40 + "!"])
+
+
+def test_a_panic_in_a_worker_process_is_an_error_of_the_input():
+    from bertjax.data.jobs.worker_pool import _for_parent
+
+    panic = type("PanicException", (BaseException,), {})("Onig: Regex search error: retry-limit-in-match over")
+    assert isinstance(_for_parent(panic), UserError) and "retry-limit" in str(_for_parent(panic))
+    with pytest.raises(SystemExit):
+        _for_parent(SystemExit(1))
+
+
+def test_an_ordinary_tokenizer_is_read():
+    put("tokenizer.json", json.dumps(TOKENIZER))
+    assert from_file(Path("tokenizer.json")).vocab_size == len(VOCABULARY)
+
+
+# ---- metadata whose sha256 is right ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "mentions"),
+    [
+        ({"step": "2"}, "'step'"), ({"step": 10**400}, "out of range"), ({"step": True}, "'step'"),
+        ({"stage": 7}, "'stage'"),
+        ({"stage": -1}, "out of range"), ({"heads": "mlm"}, "'heads'"), ({"heads": [["mlm"]]}, "'heads'"),
+        ({"num_labels": 1e9}, "'num_labels'"), ({"num_labels": 10**12}, "out of range"),
+        ({"labels": {"a": 1}}, "'labels'"),
+        ({"labels": [1]}, "'labels'"), ({"carried": None}, "'carried'"), ({"tokenizer_json": {}}, "'tokenizer_json'"),
+        ({"config": []}, "'config'"), ({"base": "x"}, "'base'"), ({"environment": []}, "'environment'"),
+        ({"steps": -5}, "out of range"),
+    ],
+)  # fmt: skip
+def test_resealed_metadata(change, mentions):
+    assert mentions in (find_meta_problem({**META, **change}) or "nothing")
+    put("step/meta/metadata", json.dumps({"meta": {**META, **change}, "digest_sha256": "0"}))
+    with pytest.raises(UserError, match="step/meta/metadata: damaged"):
+        read_meta(Path("step"))
+
+
+def test_resealed_digest_items():
+    from bertjax.training.checkpoint import integrity
+
+    record = {"format": integrity.FORMAT, "step": 2, "leaves": {"a": [[1], "float32", "00000000"]}, "scores": {}}
+    item = {"meta": META}
+    for change, mentions in (
+        ({}, None), ({"leaves": [1]}, "arrays"), ({"leaves": {"a": 1}}, "arrays"), ({"scores": {"a": "b"}}, "numbers"),
+        ({"leaves": {"a": [1, 2, 3]}}, "arrays"), ({"step": 3}, "it holds step 3"),
+    ):  # fmt: skip
+        one = {**record, **change, "meta_sha256": integrity.json_sha256(META)}
+        made = {**item, "digest_sha256": integrity.json_sha256(one)}
+        if mentions is None:
+            assert integrity.verify("here", 2, made, one) == (one, META)
+            continue
+        with pytest.raises(integrity.CorruptStepError, match=mentions):
+            integrity.verify("here", 2, made, one)
+    with pytest.raises(integrity.CorruptStepError, match="another form"):
+        integrity.verify("here", 2, [], {})
