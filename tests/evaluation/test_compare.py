@@ -50,9 +50,14 @@ def test_a_checkpoint_named_is_where_all_start():
     assert {run.tokenizer for run in runs} == {config().tokenizer}
 
 
-@pytest.mark.parametrize("init_from", ["scratch", None])
-def test_without_a_start_there_is_nothing_to_compare(init_from):
-    stage = yaml.safe_load(CONFIG)["stages"][-1] | {"init_from": init_from}
+def test_random_weights_are_a_start_when_they_are_named():
+    stage = yaml.safe_load(CONFIG)["stages"][-1] | {"init_from": "scratch"}
+    start, runs = build_runs(config(stages=[stage]))
+    assert start is None and {run.stages[0].init_from for run in runs} == {"scratch"}
+
+
+def test_without_a_start_there_is_nothing_to_compare():
+    stage = yaml.safe_load(CONFIG)["stages"][-1] | {"init_from": None}
     with pytest.raises(UserError, match="stages.tune.init_from: all variants start from one checkpoint"):
         build_runs(config(stages=[stage]))
     with pytest.raises(UserError, match="^compare: names no ways to fine-tune"):
