@@ -210,7 +210,7 @@ def find_null_threshold(
     gains = np.array([_gain(example, answers[example.id]) for example in examples], np.float64)
     order = np.argsort(odds, kind="stable")
     odds, reached = odds[order], np.cumsum(gains[order])
-    last = np.append(odds[1:] != odds[:-1], True)  # of equal odds
+    last: Any = np.append(odds[1:] != odds[:-1], True)  # of equal odds
     odds, reached = odds[last], reached[last]
     nothing = sum(not example.answers for example in examples)
     best = int(np.argmax(reached))
