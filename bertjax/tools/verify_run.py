@@ -39,7 +39,8 @@ def verify_run_command(path: str | Path, as_json: bool = False) -> tuple[Any, bo
     stages = stage_folders(place)
     findings: list[Finding] = []
     newest: Mapping[str, Any] | None = None
-    for reader in map(CheckpointReader, stages or [find(place)]):
+    readers = [CheckpointReader(stage) for stage in stages] or [CheckpointReader(find(place))]
+    for reader in readers:
         for step in reader.committed_steps() if reader.ref.step is None else [reader.ref.step]:
             findings.append(_verify_step(reader, step))
             newest = newest if findings[-1].problem else reader.items(step)[1]
