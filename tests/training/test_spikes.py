@@ -123,7 +123,7 @@ def test_a_skipped_step_leaves_parameters_and_optimizer_as_they_were(make_progra
 
 @pytest.mark.slow
 def test_a_resumed_run_skips_the_same_steps(train, stop_at, one_device):
-    options = ["stages.pretrain.skip_spikes={window: 8, sigma: 0.3, after: 0}", "stages.pretrain.steps=14"]
+    options = ["stages.pretrain.skip_spikes={window: 8, sigma: 0.01, after: 0}", "stages.pretrain.steps=14"]
     stop_at("", 0)
     whole = train("spiky", *options)
     for step in (3, 7, 10):
@@ -170,7 +170,7 @@ def test_a_damaged_file_of_rewinds_is_not_ignored(tmp_path):
 
 @pytest.mark.slow
 def test_a_run_goes_back_leaves_data_out_and_is_resumable(train, stop_at, one_device, monkeypatch):
-    rule = "{window: 8, sigma: 0.3, after: 0, rewind: {spikes: 2, back: 0, skip: 3, most: 2}}"
+    rule = "{window: 8, sigma: 0.01, after: 0, rewind: {spikes: 2, back: 0, skip: 3, most: 2}}"
     options = [f"stages.pretrain.skip_spikes={rule}", "stages.pretrain.steps=14", "run.checkpoint.keep_last=9"]
     read: list[int] = []
     batch = Batches.batch
