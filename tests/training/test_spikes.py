@@ -170,7 +170,7 @@ def test_a_damaged_file_of_rewinds_is_not_ignored(tmp_path):
 
 @pytest.mark.slow
 def test_a_run_goes_back_leaves_data_out_and_is_resumable(train, stop_at, one_device, monkeypatch):
-    rule = "{window: 8, sigma: 0.01, after: 0, rewind: {spikes: 2, back: 0, skip: 3, most: 2}}"
+    rule = "{window: 8, sigma: 0.01, after: 0, rewind: {spikes: 1, back: 0, skip: 3, most: 2}}"
     options = [f"stages.pretrain.skip_spikes={rule}", "stages.pretrain.steps=14", "run.checkpoint.keep_last=9"]
     read: list[int] = []
     batch = Batches.batch
