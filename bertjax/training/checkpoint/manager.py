@@ -161,7 +161,7 @@ class CheckpointManager:
     def _finish(self, step: int, started: float) -> None:
         """Finish one save in a thread; its failure is raised by the next call of the main thread."""
         try:
-            self._writer.wait_until_finished()
+            orbax_io.finish_save(self._writer)
             if is_primary():
                 if step not in self.committed_steps():
                     raise OSError("it is not there after the commit")

@@ -6,9 +6,9 @@ fallback, replaces an existing folder, and has no hook after the commit.
 """
 
 import asyncio
-import contextlib
 import logging
-from collections.abc import Callable, Iterator, Mapping
+import threading
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,6 @@ from bertjax.training.checkpoint.integrity import unwrap_prng_key
 
 # Orbax logs the traceback of each failure besides raising it; our errors are one line each.
 logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
-# Where one array cannot be written, asyncio logs a traceback for each of the others, which Orbax no longer waits for.
-logging.getLogger("asyncio").addFilter(lambda record: "orbax" not in record.getMessage())
 
 
 def open_writer(before_commit: Callable[[], None]) -> ocp.AsyncCheckpointer:
@@ -41,7 +39,20 @@ def start_save(
     state = param_paths.unflatten({path: unwrap_prng_key(leaf) for path, leaf in leaves.items()})
     items = {"state": ocp.args.PyTreeSave(state)}
     items |= {"meta": ocp.args.JsonSave(meta_item), "digest": ocp.args.JsonSave(record)}
-    writer.save(step, args=ocp.args.Composite(**items))
+    _event_loops.enter()
+    try:
+        writer.save(step, args=ocp.args.Composite(**items))
+    except BaseException:
+        _event_loops.leave()
+        raise
+
+
+def finish_save(writer: ocp.AsyncCheckpointer) -> None:
+    """Wait until the save that `start_save` began is committed; raise its error."""
+    try:
+        writer.wait_until_finished()
+    finally:
+        _event_loops.leave()
 
 
 def read_json(step: Path, item: str) -> Any:
@@ -54,7 +65,7 @@ def read_arrays(step: Path, wanted: Mapping[str, Any], prefix: str) -> dict[str,
     arguments = ocp.args.PyTreeRestore(
         item=target, restore_args=ocp.checkpoint_utils.construct_restore_args(target), partial_restore=True
     )
-    with _waiting_event_loops():
+    with _event_loops:
         read = ocp.PyTreeCheckpointHandler().restore(epath.Path(step / "state"), args=arguments)
     found = param_paths.flatten(read)
     return {path: found[f"{prefix}{path}"] for path in wanted}
@@ -63,7 +74,7 @@ def read_arrays(step: Path, wanted: Mapping[str, Any], prefix: str) -> dict[str,
 class _WaitingEventLoop(asyncio.SelectorEventLoop):
     """An event loop that waits for its tasks before it closes.
 
-    Orbax closes its loop when the first array fails to read; each other read would print a traceback.
+    Orbax closes its loop when the first array fails; each other read or write would print a traceback.
     """
 
     def close(self) -> None:
@@ -79,11 +90,31 @@ class _WaitingEventLoopPolicy(asyncio.DefaultEventLoopPolicy):
         return _WaitingEventLoop()
 
 
-@contextlib.contextmanager
-def _waiting_event_loops() -> Iterator[None]:
-    before = asyncio.get_event_loop_policy()
-    asyncio.set_event_loop_policy(_WaitingEventLoopPolicy())
-    try:
-        yield
-    finally:
-        asyncio.set_event_loop_policy(before)
+class _WaitingEventLoops:
+    """Makes new event loops wait, while at least one read or save is under way; they may overlap, in any thread."""
+
+    def __init__(self) -> None:
+        self._lock, self._users = threading.Lock(), 0
+        self._before: asyncio.AbstractEventLoopPolicy | None = None
+
+    def enter(self) -> None:
+        with self._lock:
+            if not self._users:
+                self._before = asyncio.get_event_loop_policy()
+                asyncio.set_event_loop_policy(_WaitingEventLoopPolicy())
+            self._users += 1
+
+    def leave(self) -> None:
+        with self._lock:
+            self._users -= 1
+            if not self._users:
+                asyncio.set_event_loop_policy(self._before)
+
+    def __enter__(self) -> None:
+        self.enter()
+
+    def __exit__(self, *exception: object) -> None:
+        self.leave()
+
+
+_event_loops = _WaitingEventLoops()
