@@ -192,36 +192,41 @@ def create_run_dir(
     """
     folder = ctx.config.run_dir
     kept = folder / "tokenizer"
-    _check_tokenizer(ctx, kept, meta)
+    is_kept = _keeps_tokenizer(ctx, kept, meta)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_text_atomic(folder / "config.yaml", dump(ctx.config))
         used = dict(models or {}) | _recorded_models(folder / "environment.json")  # it began with those recorded
         about = {"pretrained": used} if used else {}
         write_json_atomic(folder / "environment.json", environment(ctx.mesh) | about)
-        ctx.tokenizer.save(kept)
-        tokenizer_files.write_digests(kept)
+        if not is_kept:
+            ctx.tokenizer.save(kept)
+            tokenizer_files.write_digests(kept, ctx.tokenizer.sha256)
     except OSError as error:
         raise StorageError(f"{folder}: cannot be written: {error.strerror}") from error
 
 
-def _check_tokenizer(ctx: RunContext, kept: Path, meta: Mapping[str, Any] | None) -> None:
-    """Raise UserError if the run began with another tokenizer, by its newest checkpoint, else by its folder.
+def _keeps_tokenizer(ctx: RunContext, kept: Path, meta: Mapping[str, Any] | None) -> bool:
+    """Whether the run's folder has this tokenizer and is intact; a damaged one is to be replaced, with a note.
 
-    A damaged folder is replaced, with a note.
+    Raises UserError if the run began with another tokenizer, by its newest checkpoint, else by its folder.
     """
-    place, found = ctx.config.run_place / "tokenizer", None
-    if is_there := (kept / "tokenizer_config.json").exists() or (kept / "tokenizer.json").exists():
+    place, ours = ctx.config.run_place / "tokenizer", ctx.tokenizer.sha256
+    is_kept = bool(tokenizer_files.is_intact(kept, ours))
+    found = ours if is_kept else None
+    is_there = (kept / "tokenizer_config.json").exists() or (kept / "tokenizer.json").exists()
+    if is_there and not is_kept:
         with suppress(UserError):
             found = load.from_file(kept).sha256 if tokenizer_files.is_intact(kept) is not False else None
     before = meta["tokenizer_sha256"] if meta else found
-    if before not in (None, ctx.tokenizer.sha256):
+    if before not in (None, ours):
         raise UserError(
             f"{place}: this run has another tokenizer; its file or the text it is trained on has changed "
             "since: undo that, or give this run another run.name"
         )
-    if is_there and found != ctx.tokenizer.sha256:
+    if is_there and found != ours:
         reporter.say(f"note: {place}: incomplete or damaged; it is written again")
+    return is_kept
 
 
 def _recorded_models(path: Path) -> dict[str, str]:

@@ -22,6 +22,7 @@ from typing import Any
 from fuzz_targets import TARGETS
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
+from peak_memory import peak_mb
 
 from bertjax.errors import BertjaxError, escape_surrogates
 
@@ -172,7 +173,7 @@ def run(target: str, count: int, number: int) -> dict[str, Any]:
     finally:
         shutil.rmtree(folder)
     found["seconds"] = round(time.monotonic() - started, 2)
-    found["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    found["peak_mb"] = peak_mb()
     return found
 
 

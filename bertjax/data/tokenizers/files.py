@@ -15,6 +15,7 @@ from bertjax.storage.atomic import write_bytes_atomic, write_json_atomic
 JSON, CONFIG, SPECIAL, ADDED = "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
 ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 DIGESTS = "sha256.json"  # of a folder that bertjax trained or keeps with a run
+_IDENTITY = "tokenizer"  # its key there, beside the names of files
 _SEAL = "bertjax"  # a key of tokenizer_config.json, which transformers ignores
 
 
@@ -116,19 +117,27 @@ def write(folder: Path, files: Mapping[str, str | bytes]) -> None:
         write_bytes_atomic(folder / name, content if isinstance(content, bytes) else content.encode())
 
 
-def write_digests(folder: Path) -> None:
-    """Write the SHA-256 of each file of a tokenizer folder, for `is_intact`; after this the folder is complete."""
-    write_json_atomic(folder / DIGESTS, _file_digests(folder))
+def write_digests(folder: Path, identity: str | None = None) -> None:
+    """Write the SHA-256 of each file of a tokenizer folder, for `is_intact`; after this the folder is complete.
+
+    identity: the tokenizer's own `sha256`, which tells the tokenizer of an intact folder without loading it.
+    """
+    about = {} if identity is None else {_IDENTITY: identity}
+    write_json_atomic(folder / DIGESTS, _file_digests(folder) | about)
 
 
-def is_intact(folder: Path) -> bool | None:
-    """Whether the files of a folder are those of `write_digests`; None for a folder without digests."""
+def is_intact(folder: Path, identity: str | None = None) -> bool | None:
+    """Whether the files of a folder are those of `write_digests`; None for a folder without digests.
+
+    With an identity also whether the folder was written with it.
+    """
     try:
         saved = json.loads((folder / DIGESTS).read_text(encoding="utf-8"))
-        return bool(saved == _file_digests(folder))
+        written = saved.pop(_IDENTITY, None)
+        return bool(identity in (None, written) and saved == _file_digests(folder))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, RecursionError):
+    except (OSError, ValueError, RecursionError, AttributeError, TypeError):
         return False
 
 
