@@ -1,0 +1,101 @@
+"""Fused attention as one differentiable function of arrays on one device."""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.ad_checkpoint import checkpoint_name
+
+from bertjax.models.fused_attention.backward import run_backward
+from bertjax.models.fused_attention.distance_bias import lay_out_diagonals
+from bertjax.models.fused_attention.forward import run_forward
+from bertjax.models.fused_attention.options import LANES, FusedOptions, choose_block, choose_heads
+from bertjax.models.layers.numerics import REMAT_NAME
+
+
+class DropoutBits(NamedTuple):
+    """What decides the bits of dropout on probabilities, those of `hash_bits` for [rows, heads, queries, keys].
+
+    Attributes:
+        seeds: of `hash_seeds`, uint32 [2].
+        first_row, first_head: numbers of these arrays' first row and head among those of all devices, int32 [].
+        rows, heads: how many all devices have.
+    """
+
+    seeds: jax.Array
+    first_row: jax.Array | int
+    first_head: jax.Array | int
+    rows: int
+    heads: int
+
+
+def fused_attention(
+    q_BQHK: jax.Array, k_BSHK: jax.Array, v_BSHK: jax.Array, query_ids_BQ: jax.Array, key_ids_BS: jax.Array, *,
+    scale: float, rate: float = 0.0, bits: DropoutBits | None = None, bias: jax.Array | None = None,
+    causal: bool = False, prefix_BS: jax.Array | None = None, window: int | None = None, interpret: bool = False,
+    blocks: tuple[int, int, int] | None = None,
+) -> jax.Array:  # fmt: skip
+    """dropout(softmax(q k^T scale + bias)) v -> [B, Q, H, K] in q's dtype, without an array of scores in memory.
+
+    Products are in the operands' dtype (float32 or bfloat16) and accumulate in float32, softmax and sums are float32.
+
+    Args:
+        query_ids_BQ, key_ids_BS: int32; a query sees the keys with its id. A query without a visible key averages
+            values, of all keys unless `causal` or `window` leaves out blocks; its gradients are those of that.
+        rate: of dropout on the probabilities, by `bits`.
+        bias: float32 [H, Q + S - 1], added to scores by distance: index Q - 1 is for key and query at one position.
+        causal: a query sees no later key, except where `prefix_BS`, int [B, S], is positive.
+        window: a query sees keys at most this far from it.
+        interpret: run by Pallas's interpreter, on any platform.
+        blocks: (queries, keys, heads) of one invocation, divisors of theirs, the first two multiples of 128.
+
+    Raises ValueError for lengths that are not multiples of 128, and for an order of queries and keys of other lengths.
+    """
+    (B, Q, H, K), S = q_BQHK.shape, k_BSHK.shape[1]
+    if Q % LANES or S % LANES:
+        raise ValueError(f"fused attention needs lengths in multiples of {LANES}, not {Q} and {S}")
+    if (causal or window is not None) and Q != S:
+        raise ValueError(f"causal attention and windows need as many queries as keys, not {Q} and {S}")
+    if rate > 0 and bits is None:
+        raise ValueError("dropout needs its bits")
+    block_q, block_k = (choose_block(Q), choose_block(S)) if blocks is None else blocks[:2]
+    heads = choose_heads(H, block_q, block_k) if blocks is None else blocks[2]
+    bits = DropoutBits(jnp.zeros(2, jnp.uint32), 0, 0, B, H) if bits is None else bits
+    options = FusedOptions(
+        scale, rate, (bits.rows, bits.heads, Q), causal, prefix_BS is not None, window, block_q, block_k, heads,
+        interpret,
+    )  # fmt: skip
+    seeds = lax.bitcast_convert_type(bits.seeds, jnp.int32)
+    first = jnp.stack([jnp.asarray(n, jnp.int32) for n in (bits.first_row, bits.first_head)])
+    codes = key_ids_BS if prefix_BS is None else 2 * key_ids_BS + (prefix_BS > 0)
+    diagonals = None if bias is None else lay_out_diagonals(bias, Q, S, options)
+    q, k, v = (jnp.transpose(x, (0, 2, 3, 1)) for x in (q_BQHK, k_BSHK, v_BSHK))
+    ids = (x.astype(jnp.int32)[:, None] for x in (query_ids_BQ, codes))
+    out = _attend(options, jnp.concatenate([seeds, first]), q, k, v, *ids, diagonals)
+    return jnp.transpose(out, (0, 3, 1, 2))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend(
+    options: FusedOptions, scalars: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array, query_ids: jax.Array,
+    key_codes: jax.Array, diagonals: jax.Array | None,
+) -> jax.Array:  # fmt: skip
+    return run_forward(scalars, q, k, v, query_ids, key_codes, diagonals, options)[0]
+
+
+def _attend_forward(options: FusedOptions, *inputs: jax.Array | None) -> tuple[jax.Array, tuple]:
+    out, statistics = run_forward(*inputs, options)
+    out, statistics = (checkpoint_name(x, REMAT_NAME) for x in (out, statistics))
+    return out, (inputs, out, statistics)
+
+
+def _attend_backward(options: FusedOptions, saved: tuple, g: jax.Array) -> tuple[jax.Array | None, ...]:
+    inputs, out, statistics = saved
+    delta = jnp.sum(out.astype(jnp.float32) * g.astype(jnp.float32), axis=2, keepdims=True)
+    dq, dk, dv, *d_diagonals = run_backward(*inputs, statistics, delta, g, options)
+    return None, dq, dk, dv, None, None, (d_diagonals[0] if d_diagonals else None)
+
+
+_attend.defvjp(_attend_forward, _attend_backward)
