@@ -14,6 +14,8 @@ from bertjax.models.fused_attention.forward import run_forward
 from bertjax.models.fused_attention.options import LANES, FusedOptions, choose_block, choose_heads
 from bertjax.models.layers.numerics import REMAT_NAME
 
+_NO_QUERY, _NO_KEY = -3, -4  # ids of padding: not those of any key or query, also as a code
+
 
 class DropoutBits(NamedTuple):
     """What decides the bits of dropout on probabilities, those of `hash_bits` for [rows, heads, queries, keys].
@@ -39,7 +41,7 @@ def fused_attention(
 ) -> jax.Array:  # fmt: skip
     """dropout(softmax(q k^T scale + bias)) v -> [B, Q, H, K] in q's dtype, without an array of scores in memory.
 
-    Products are in the operands' dtype (float32 or bfloat16) and accumulate in float32, softmax and sums are float32.
+    Lengths are padded to multiples of 128. Products are in the operands' dtype (float32 or bfloat16) and accumulate in float32, softmax and sums are float32.
 
     Args:
         query_ids_BQ, key_ids_BS: int32; a query sees the keys with its id. A query without a visible key averages
@@ -49,32 +51,43 @@ def fused_attention(
         causal: a query sees no later key, except where `prefix_BS`, int [B, S], is positive.
         window: a query sees keys at most this far from it.
         interpret: run by Pallas's interpreter, on any platform.
-        blocks: (queries, keys, heads) of one invocation, divisors of theirs, the first two multiples of 128.
+        blocks: (queries, keys, heads) of one invocation, divisors of the padded lengths and of H; the first two are
+            multiples of 128.
 
-    Raises ValueError for lengths that are not multiples of 128, and for an order of queries and keys of other lengths.
+    Raises ValueError for dropout without bits, and for `causal` or `window` where Q is not S.
     """
     (B, Q, H, K), S = q_BQHK.shape, k_BSHK.shape[1]
-    if Q % LANES or S % LANES:
-        raise ValueError(f"fused attention needs lengths in multiples of {LANES}, not {Q} and {S}")
     if (causal or window is not None) and Q != S:
         raise ValueError(f"causal attention and windows need as many queries as keys, not {Q} and {S}")
     if rate > 0 and bits is None:
         raise ValueError("dropout needs its bits")
-    block_q, block_k = (choose_block(Q), choose_block(S)) if blocks is None else blocks[:2]
+    more_q, more_k = -Q % LANES, -S % LANES
+    block_q, block_k = (choose_block(Q + more_q), choose_block(S + more_k)) if blocks is None else blocks[:2]
     heads = choose_heads(H, block_q, block_k) if blocks is None else blocks[2]
     bits = DropoutBits(jnp.zeros(2, jnp.uint32), 0, 0, B, H) if bits is None else bits
     options = FusedOptions(
-        scale, rate, (bits.rows, bits.heads, Q), causal, prefix_BS is not None, window, block_q, block_k, heads,
+        scale, rate, (bits.rows, bits.heads, Q), S, causal, prefix_BS is not None, window, block_q, block_k, heads,
         interpret,
     )  # fmt: skip
     seeds = lax.bitcast_convert_type(bits.seeds, jnp.int32)
     first = jnp.stack([jnp.asarray(n, jnp.int32) for n in (bits.first_row, bits.first_head)])
     codes = key_ids_BS if prefix_BS is None else 2 * key_ids_BS + (prefix_BS > 0)
-    diagonals = None if bias is None else lay_out_diagonals(bias, Q, S, options)
-    q, k, v = (jnp.transpose(x, (0, 2, 3, 1)) for x in (q_BQHK, k_BSHK, v_BSHK))
-    ids = (x.astype(jnp.int32)[:, None] for x in (query_ids_BQ, codes))
-    out = _attend(options, jnp.concatenate([seeds, first]), q, k, v, *ids, diagonals)
-    return jnp.transpose(out, (0, 3, 1, 2))
+    ids = _pad(query_ids_BQ, more_q, _NO_QUERY), _pad(codes, more_k, _NO_KEY)
+    diagonals = None
+    if bias is not None:
+        padded = jnp.pad(bias, ((0, 0), (more_q, more_k)))
+        diagonals = lay_out_diagonals(padded, Q + more_q, S + more_k, options)
+    q, k, v = (_pad(x, more, 0) for x, more in ((q_BQHK, more_q), (k_BSHK, more_k), (v_BSHK, more_k)))
+    q, k, v = (jnp.transpose(x, (0, 2, 3, 1)) for x in (q, k, v))
+    rows = (x.astype(jnp.int32)[:, None] for x in ids)
+    out = _attend(options, jnp.concatenate([seeds, first]), q, k, v, *rows, diagonals)
+    return jnp.transpose(out, (0, 3, 1, 2))[:, :Q]
+
+
+def _pad(x: jax.Array, more: int, value: int) -> jax.Array:
+    """Append positions to x [B, S, ...]."""
+    width = [(0, 0), (0, more), *((0, 0),) * (x.ndim - 2)]
+    return jnp.pad(x, width, constant_values=value) if more else x
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -40,7 +40,10 @@ def masked_scores(
         scores = scores * options.scale
     if diagonal is not None:
         scores = scores + place_block(diagonal, scores.shape)
-    return jnp.where(_visible(query_ids, key_codes, at, options), scores, MASK_VALUE)
+    scores = jnp.where(_visible(query_ids, key_codes, at, options), scores, MASK_VALUE)
+    if options.keys % options.block_k:  # nor does a query that sees no key average padding
+        scores = jnp.where(_iota(at.key, (options.block_k, 1), 0) < options.keys, scores, 2 * MASK_VALUE)
+    return scores
 
 
 def _visible(query_ids: jax.Array, key_codes: jax.Array, at: Block, options: FusedOptions) -> jax.Array:

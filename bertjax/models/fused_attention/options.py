@@ -16,6 +16,7 @@ class FusedOptions:
         scale: of the scores.
         rate: of dropout on probabilities.
         counts: (rows, heads, queries) of the array of probabilities over all devices, which dropout numbers.
+        keys: how many there are; those after them are padding.
         causal: a query sees no key after it, except those of a prefix.
         prefix: key codes hold a bit for keys of a prefix.
         window: a query sees only keys at most this far from it.
@@ -26,6 +27,7 @@ class FusedOptions:
     scale: float
     rate: float
     counts: tuple[int, int, int]
+    keys: int
     causal: bool
     prefix: bool
     window: int | None
