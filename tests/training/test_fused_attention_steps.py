@@ -71,7 +71,7 @@ def test_a_bert_step_is_that_of_xla(make_program, make_rows, mesh, kind, rules, 
 @pytest.mark.parametrize(
     ("mesh", "rules", "sizes"),
     [
-        ("one", {}, {}),
+        pytest.param("one", {}, {}, marks=SLOW),
         pytest.param("one", {}, {"model_type": "umt5", "segments": (2,)}, marks=SLOW),
         pytest.param("data2_fsdp2_tensor2", {}, {}, marks=SLOW),
         pytest.param("dcn2_fsdp2_tensor2", {}, {"segments": (2,)}, marks=SLOW),
