@@ -57,9 +57,12 @@ def cases(draw) -> dict:
     blocks = [draw(st.sampled_from([b for b in (128, 256, 384) if pad(n) % b == 0])) for n in (queries, keys)]
     heads = draw(st.sampled_from([1, 2, 4]))
     causal = square and draw(st.booleans())
+    gpu = draw(st.booleans())
+    if gpu:
+        blocks = draw(st.sampled_from([[128, 64], [64, 64]]))
     return {
         "lengths": (queries, keys), "heads": heads, "size": draw(st.sampled_from([32, 64, 128])),
-        "blocks": (*blocks, draw(st.sampled_from([n for n in (1, 2, 4) if heads % n == 0]))),
+        "blocks": (*blocks, 1 if gpu else draw(st.sampled_from([n for n in (1, 2, 4) if heads % n == 0]))), "gpu": gpu,
         "rate": draw(st.sampled_from([0.0, 0.1, 0.5])), "scale": draw(st.sampled_from([1.0, 0.125, 0.3])),
         "bias": draw(st.booleans()), "causal": causal, "prefix": causal and draw(st.booleans()),
         "window": draw(st.sampled_from([None, 5, 130])) if square else None, "seed": draw(st.integers(0, 1000)),
@@ -82,7 +85,7 @@ def compare(case: dict) -> None:
     def ours(q, k, v, bias):
         return fused_attention(
             q, k, v, query_ids, key_ids, bits=bits, bias=bias, prefix_BS=prefix, interpret=True,
-            blocks=case["blocks"], **options,
+            blocks=case["blocks"], gpu=case["gpu"], **options,
         )  # fmt: skip
 
     def theirs(q, k, v, bias):
@@ -106,7 +109,7 @@ def compare(case: dict) -> None:
 
 
 BASE = {"lengths": (256, 256), "heads": 2, "size": 64, "scale": 0.125, "rate": 0.1, "bias": False, "causal": False,
-        "prefix": False, "window": None, "seed": 0}  # fmt: skip
+        "prefix": False, "window": None, "seed": 0, "gpu": False}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -120,8 +123,9 @@ BASE = {"lengths": (256, 256), "heads": 2, "size": 64, "scale": 0.125, "rate": 0
     ],
     ids=["bert", "bias", "prefix", "window", "padded"],
 )
-def test_it_is_plain_attention(change: dict) -> None:
-    compare(BASE | change)
+@pytest.mark.parametrize("gpu", [False, True], ids=["tpu", "gpu"])
+def test_it_is_plain_attention(change: dict, gpu: bool) -> None:
+    compare(BASE | change | ({"blocks": (128, 64, 1), "gpu": True} if gpu else {}))
 
 
 @pytest.mark.slow
@@ -146,7 +150,8 @@ def test_dropout_has_the_bits_of_the_hash(axes: dict | None) -> None:
     def run(q, k, v):
         return attention.dot_product_attention(q, k, v, ones, packed=False, rate=0.3, key=KEY, compute=FUSED)
 
-    with use_mesh_and_rules(make_mesh(MeshConfig(**(axes or {"data": 1})), jax.devices()[: 8 if axes else 1]), merge_rules({})):
+    mesh = make_mesh(MeshConfig(**(axes or {"data": 1})), jax.devices()[: 8 if axes else 1])
+    with use_mesh_and_rules(mesh, merge_rules({})):
         found = kept_of(run, rows, length, heads)
     bits = hash_bits(KEY, (rows, heads, length, length))
     np.testing.assert_array_equal(found, bits >= np.uint32(round(0.3 * 2**32)))
@@ -235,7 +240,7 @@ def test_bfloat16_is_close_to_float32() -> None:
 @pytest.mark.parametrize("blocks", [(128, 128), (256, 128), (128, 384)])
 def test_diagonals_hold_the_value_of_each_distance(blocks: tuple[int, int]) -> None:
     Q, S = 256, 384
-    options = FusedOptions(1.0, 0.0, (1, 1, Q), S, False, False, None, *blocks, 1, True)
+    options = FusedOptions(1.0, 0.0, (1, 1, Q), S, False, False, None, *blocks, 1, False, True)
     distances = jnp.arange(1 - Q, S, dtype=jnp.float32)[None]
     found = np.asarray(lay_out_diagonals(distances, Q, S, options))[0]
     for number, diagonal in enumerate(found):

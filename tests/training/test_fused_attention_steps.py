@@ -1,4 +1,4 @@
-"""Train steps with `attention: fused`, interpreted, against those with `xla`: BERT and T5, on one device and on eight."""
+"""Train steps with `attention: fused`, interpreted, against those with `xla`: BERT and T5, on one device and eight."""
 
 from dataclasses import replace
 

@@ -8,23 +8,25 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from bertjax.models.fused_attention.block import Block, dot, keep_block, masked_scores, may_see
+from bertjax.models.fused_attention.block import dot, keep_block, may_see
 from bertjax.models.fused_attention.distance_bias import add_block, diagonal_index
 from bertjax.models.fused_attention.forward import for_heads
 from bertjax.models.fused_attention.options import MASK_VALUE, FusedOptions
+from bertjax.models.fused_attention.transposed import block_at, block_scores
 
 
 def run_backward(
     scalars: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array, query_ids: jax.Array, key_codes: jax.Array,
-    diagonals: jax.Array | None, statistics: jax.Array, delta: jax.Array, g: jax.Array, options: FusedOptions,
+    diagonals: jax.Array | None, out: jax.Array, statistics: jax.Array, g: jax.Array, options: FusedOptions,
 ) -> tuple[jax.Array, ...]:  # fmt: skip
-    """As `run_forward`; g [B, H, K, Q] is the gradient of the output, delta float32 [B, H, 1, Q] the sum of g times it.
+    """As `run_forward`, with its results; g [B, H, K, Q] is the gradient of the output.
 
     -> gradients of q, k, v and, with a bias, of its diagonals (float32, summed over B).
     """
     (B, H, K, Q), S = q.shape, k.shape[3]
     bq, bk, bh = options.block_q, options.block_k, options.block_h
     last = S // bk - 1
+    delta = jnp.sum(out.astype(jnp.float32) * g.astype(jnp.float32), axis=2, keepdims=True)
     # the grid goes over queries for each block of keys: the gradient of queries is complete in the last round
     of_queries = pl.BlockSpec((1, bh, K, bq), lambda h, b, j, i, *_: (b, h, 0, i))
     of_keys = pl.BlockSpec((1, bh, K, bk), lambda h, b, j, i, *_: (b, h, 0, j))
@@ -80,9 +82,9 @@ def _kernel(scalars: Any, *refs: Any, options: FusedOptions, queries: int, keys:
 
     def head(h: jax.Array) -> None:
         head = scalars[3] + block_h * options.block_h + h
-        at = Block(scalars[2] + b, head, i * options.block_q, j * options.block_k)
+        at = block_at(scalars[2] + b, head, i, j, options)
         diagonal = diagonals[h, diagonal_index(i, j, queries, options)] if biased else None
-        scores = masked_scores(q[0, h], k[0, h], query_ids[0], key_codes[0], diagonal, at, options)
+        scores = block_scores(q[0, h], k[0, h], query_ids[0], key_codes[0], diagonal, at, options)
         row = statistics[0, h]
         alive = row > MASK_VALUE / 2
         # probabilities over the share that is kept; of a query without a visible key, 1
@@ -119,7 +121,7 @@ def _kernel(scalars: Any, *refs: Any, options: FusedOptions, queries: int, keys:
             rest[3][...] = jnp.zeros(rest[3].shape, jnp.float32)
 
     if options.skips:
-        seen = may_see(Block(b, b, i * options.block_q, j * options.block_k), options)
+        seen = may_see(i * options.block_q, j * options.block_k, options)
         pl.when(seen)(lambda: for_heads(head, options.block_h))
     else:
         for_heads(head, options.block_h)

@@ -1,7 +1,6 @@
-"""What the forward and the backward kernel compute of one block of scores.
+"""What all kernels compute of one block of scores.
 
-Blocks are transposed, keys x queries: a query's statistics are then a row [1, Q], which broadcasts without a transpose,
-and queries, keys and values are [K, Q] and [K, S], whose lanes are full with any head size.
+Blocks may be transposed: the positions of queries and keys say along which axis they go, as [Q, 1] or [1, Q].
 """
 
 from typing import NamedTuple
@@ -11,13 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from bertjax.models.fused_attention.distance_bias import place_block
-from bertjax.models.fused_attention.options import LANES, MASK_VALUE, FusedOptions
+from bertjax.models.fused_attention.options import MASK_VALUE, FusedOptions
 from bertjax.models.layers.dropout import drop_threshold, mix_column
 
 
 class Block(NamedTuple):
-    """Place of a block: its row and head among all devices, its first query and key."""
+    """Place of a block: its row and head among all devices, positions of its queries and of its keys, int32."""
 
     row: jax.Array
     head: jax.Array
@@ -30,61 +28,54 @@ def dot(a: jax.Array, b: jax.Array, a_axis: int, b_axis: int) -> jax.Array:
     return lax.dot_general(a, b, (((a_axis,), (b_axis,)), ((), ())), preferred_element_type=jnp.float32)
 
 
-def masked_scores(
-    q: jax.Array, k: jax.Array, query_ids: jax.Array, key_codes: jax.Array, diagonal: jax.Array | None, at: Block,
+def positions(start: jax.Array | int, shape: tuple[int, int]) -> jax.Array:
+    """start, start + 1, ... along the longer axis: int32."""
+    return start + lax.broadcasted_iota(jnp.int32, shape, int(shape[1] > 1))
+
+
+def finish_scores(
+    scores: jax.Array, query_ids: jax.Array, key_codes: jax.Array, bias: jax.Array | None, at: Block,
     options: FusedOptions,
 ) -> jax.Array:  # fmt: skip
-    """q [K, Q], k [K, S], ids int32 [1, Q], codes int32 [1, S], diagonal of the bias [8, S + Q] -> float32 [S, Q]."""
-    scores = dot(k, q, 0, 0)
+    """Scale products of queries and keys, add the bias and mask, all float32. Ids and codes go along as positions."""
     if options.scale != 1.0:
         scores = scores * options.scale
-    if diagonal is not None:
-        scores = scores + place_block(diagonal, scores.shape)
+    if bias is not None:
+        scores = scores + bias
     scores = jnp.where(_visible(query_ids, key_codes, at, options), scores, MASK_VALUE)
     if options.keys % options.block_k:  # nor does a query that sees no key average padding
-        scores = jnp.where(_iota(at.key, (options.block_k, 1), 0) < options.keys, scores, 2 * MASK_VALUE)
+        scores = jnp.where(at.key < options.keys, scores, 2 * MASK_VALUE)
     return scores
 
 
 def _visible(query_ids: jax.Array, key_codes: jax.Array, at: Block, options: FusedOptions) -> jax.Array:
-    """bool [S, Q]: whether a query sees a key."""
-    codes = _column(key_codes)
-    seen = (codes >> 1 if options.prefix else codes) == query_ids
+    """bool: whether a query sees a key."""
+    seen = (key_codes >> 1 if options.prefix else key_codes) == query_ids
     if not options.causal and options.window is None:
         return seen
-    apart = _iota(at.key, seen.shape, 0) - _iota(at.query, seen.shape, 1)
+    apart = at.key - at.query
     if options.causal:
         before = apart <= 0
-        seen = seen & ((before | ((codes & 1) > 0)) if options.prefix else before)
+        seen = seen & ((before | ((key_codes & 1) > 0)) if options.prefix else before)
     if options.window is not None:
         seen = seen & (jnp.abs(apart) <= options.window)
     return seen
 
 
 def keep_block(seeds: tuple[jax.Array, jax.Array], at: Block, options: FusedOptions) -> jax.Array:
-    """bool [S, Q]: what dropout keeps, by the bits that `hash_bits` has for [rows, heads, queries, keys]."""
+    """bool: what dropout keeps, by the bits that `hash_bits` has for [rows, heads, queries, keys]."""
     rows, heads, queries = (np.uint32(count) for count in options.counts)
     first = ((seeds[0] * rows + at.row.astype(jnp.uint32)) * heads + at.head.astype(jnp.uint32)) * queries
-    row = first + _iota(at.query, (1, options.block_q), 1).astype(jnp.uint32)
-    column = _iota(at.key, (options.block_k, 1), 0).astype(jnp.uint32)
-    return mix_column(row, column, seeds[1]) >= np.uint32(drop_threshold(options.rate))
+    row = first + at.query.astype(jnp.uint32)
+    return mix_column(row, at.key.astype(jnp.uint32), seeds[1]) >= np.uint32(drop_threshold(options.rate))
 
 
-def may_see(at: Block, options: FusedOptions) -> jax.Array | bool:
-    """Whether a block has pairs that order and window let see each other."""
+def may_see(query: jax.Array, key: jax.Array, options: FusedOptions) -> jax.Array | bool:
+    """Whether the block whose first query and key these are has pairs that order and window let see each other."""
     may: jax.Array | bool = True
     if options.causal and not options.prefix:
-        may = at.key < at.query + options.block_q
+        may = key < query + options.block_q
     if options.window is not None:
-        near = at.key <= at.query + options.block_q - 1 + options.window
-        may = near & (at.key + options.block_k - 1 >= at.query - options.window) & may
+        near = key <= query + options.block_q - 1 + options.window
+        may = near & (key + options.block_k - 1 >= query - options.window) & may
     return may
-
-
-def _iota(start: jax.Array, shape: tuple[int, int], axis: int) -> jax.Array:
-    return start + lax.broadcasted_iota(jnp.int32, shape, axis)
-
-
-def _column(row: jax.Array) -> jax.Array:
-    """[1, N] -> [N, 1]; TPUs transpose whole registers."""
-    return jnp.broadcast_to(row, (LANES, row.shape[1])).T[:, :1]

@@ -1,8 +1,8 @@
-"""T5's relative position bias inside the kernels: from values by distance to blocks of scores and back.
+"""T5's relative position bias inside the TPU kernels: from values by distance to blocks of scores and back.
 
-Row j of a block, transposed as in block.py, is row j - 1 moved by one place. Outside the kernels the values of each
-diagonal of blocks are laid out for 8 rows, the sublanes of a TPU register; the other groups of 8 rows are the same,
-moved by a multiple of 8. The gradient moves each group back and adds them up.
+Row j of a block, transposed as in transposed.py, is row j - 1 moved by one place. Outside the kernels the values of
+each diagonal of blocks are laid out for 8 rows, the sublanes of a TPU register; the other groups of 8 rows are the
+same, moved by a multiple of 8. The gradient moves each group back and adds them up.
 """
 
 from typing import Any

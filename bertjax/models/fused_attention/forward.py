@@ -9,9 +9,10 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from bertjax.models.fused_attention.block import Block, dot, keep_block, masked_scores, may_see
+from bertjax.models.fused_attention.block import dot, keep_block, may_see
 from bertjax.models.fused_attention.distance_bias import diagonal_index
 from bertjax.models.fused_attention.options import MASK_VALUE, FusedOptions
+from bertjax.models.fused_attention.transposed import block_at, block_scores
 
 
 def run_forward(
@@ -72,11 +73,11 @@ def _kernel(scalars: Any, *refs: Any, options: FusedOptions, queries: int, keys:
 
     def head(h: jax.Array) -> None:
         head = scalars[3] + block_h * options.block_h + h
-        at = Block(scalars[2] + b, head, i * options.block_q, j * options.block_k)
+        at = block_at(scalars[2] + b, head, i, j, options)
         diagonal = None
         if biased:
             diagonal = diagonals[h, diagonal_index(i, j, queries, options)]
-        scores = masked_scores(q[0, h], k[0, h], query_ids[0], key_codes[0], diagonal, at, options)
+        scores = block_scores(q[0, h], k[0, h], query_ids[0], key_codes[0], diagonal, at, options)
         m = jnp.max(scores, axis=0, keepdims=True)
         if scratch:
             m = jnp.maximum(scratch[0][h], m)
@@ -102,7 +103,7 @@ def _kernel(scalars: Any, *refs: Any, options: FusedOptions, queries: int, keys:
             scratch[2][...] = jnp.zeros(scratch[2].shape, jnp.float32)
 
     if options.skips and scratch:
-        seen = may_see(Block(b, b, i * options.block_q, j * options.block_k), options)
+        seen = may_see(i * options.block_q, j * options.block_k, options)
         pl.when(seen)(lambda: for_heads(head, options.block_h))
     else:
         for_heads(head, options.block_h)

@@ -21,6 +21,7 @@ class FusedOptions:
         prefix: key codes hold a bit for keys of a prefix.
         window: a query sees only keys at most this far from it.
         block_q, block_k, block_h: queries, keys and heads of one invocation.
+        gpu: the kernels of gpu.py, else those for TPUs.
         interpret: run by Pallas's interpreter.
     """
 
@@ -34,6 +35,7 @@ class FusedOptions:
     block_q: int
     block_k: int
     block_h: int
+    gpu: bool
     interpret: bool
 
     @property
@@ -56,3 +58,8 @@ def choose_heads(heads: int, block_q: int, block_k: int) -> int:
     """Heads of one invocation, a divisor of `heads`: short sequences share the cost of starting one."""
     fit = max(1, _MOST_SCORES // (block_q * block_k))
     return max(n for n in range(1, fit + 1) if heads % n == 0)
+
+
+def choose_gpu_blocks(head_dim: int) -> tuple[int, int, int]:
+    """(queries, keys, heads) of one invocation, which fit its registers; the keys divide the queries."""
+    return (128, 64, 1) if head_dim <= 64 else (64, 64, 1)

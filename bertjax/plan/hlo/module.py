@@ -156,4 +156,4 @@ def attention_kernel(found: dict[str, int]) -> str:
 
 def custom_kernel_flops(operation: HloOp) -> int:
     """FLOPs that a custom kernel of Pallas states (`pl.CostEstimate`); 0 if it states none."""
-    return int(operation.attribute(r'"cost_estimate":\{"flops":"(\d+)"') or 0)
+    return int(operation.attribute(r'"cost_estimate":\{[^}]*"flops":"(\d+)"') or 0)
