@@ -16,8 +16,9 @@ MASK_VALUE = -1e30  # finite: no NaN for a row without a key
 _MOST_PADDING = 1.25  # of lengths to multiples of 128, in `auto`
 
 
-KERNELS = {"cpu": (), "gpu": ("cudnn",), "tpu": ("splash", "fused")}  # of a platform, the first that can is used
-_PLATFORMS = {"cudnn": ("gpu",), "splash": ("tpu",), "fused": ("tpu", "cpu")}
+# What `auto` tries, in this order. On GPUs `fused` is not measured yet and used by name only.
+KERNELS = {"cpu": (), "gpu": ("cudnn",), "tpu": ("splash", "fused")}
+_PLATFORMS = {"cudnn": ("gpu",), "splash": ("tpu",), "fused": ("tpu", "gpu", "cpu")}
 
 
 def select_kernel(
@@ -61,6 +62,8 @@ def _why_not(
             return "it has the dropout of run.dropout_rng: hash only"
         if head_dim % 8 or head_dim > 128:
             return f"it needs a head size in multiples of 8 up to 128, not {head_dim}"
+        if compute.platform == "gpu" and head_dim not in (16, 32, 64, 128):
+            return f"on GPUs it needs a head size of 16, 32, 64 or 128, not {head_dim}"
         return None
     if biased or lengths[0] != lengths[1]:
         return "it does not take T5's relative position bias: use fused or xla"

@@ -273,7 +273,8 @@ def test_blocks_and_heads_divide() -> None:
         ({"dropout_rng": "threefry"}, {"rate": 0.1}, "xla"),
         ({"dropout_rng": "threefry"}, {"rate": 0.1, "biased": True, "broadcast_dropout": True}, "fused"),
         ({"attention": "xla"}, {"rate": 0.1}, "xla"),
-        ({"platform": "gpu"}, {"rate": 0.1}, "xla"),
+        ({"platform": "gpu"}, {"rate": 0.1}, "xla"),  # not measured there yet
+        ({"platform": "gpu", "attention": "fused"}, {"rate": 0.1}, "fused"),
         ({"platform": "cpu"}, {"rate": 0.1}, "xla"),
         ({"platform": "cpu", "attention": "fused"}, {"rate": 0.1}, "fused"),
     ],
@@ -288,7 +289,7 @@ def test_when_it_is_chosen(change: dict, options: dict, expected: str) -> None:
     [
         ({"dropout_rng": "threefry"}, {"rate": 0.1}, "run.dropout_rng: hash"),
         ({}, {"head_dim": 256}, "up to 128, not 256"),
-        ({"platform": "gpu"}, {}, "does not run on gpu"),
+        ({"platform": "gpu"}, {"head_dim": 48}, "16, 32, 64 or 128, not 48"),
         ({"attention": "splash"}, {"biased": True}, "position bias: use fused"),
         ({"attention": "splash"}, {"rate": 0.1}, "or use fused"),
     ],

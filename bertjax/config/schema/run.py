@@ -221,8 +221,8 @@ class RunConfig(Section):
     )
     attention: Literal["auto", "xla", "cudnn", "splash", "fused"] = Field(
         "auto",
-        description="Attention kernel: `cudnn` for GPU, `splash` for TPU, `fused` for TPU (has dropout and T5's bias; on "
-        "a CPU interpreted, for tests), `xla` anywhere; `auto`: the first that can, by hardware.",
+        description="Attention kernel: `cudnn` for GPU, `splash` for TPU, `fused` for both (has attention dropout and "
+        "T5's bias; on a CPU interpreted, for tests), `xla` anywhere; `auto`: the first that can, by hardware.",
     )
     dropout_rng: Literal["hash", "threefry"] = Field("hash", description="Dropout bits: counter hash, or jax.random.")
     segments: Literal["auto", "list", "scan"] | list[Positive] = Field(

@@ -64,7 +64,7 @@ def sharded_fused_attention(
         return fused_attention(
             q, k, v, mask.query_ids, mask.key_ids, prefix_BS=mask.prefix, causal=mask.causal, scale=scale, rate=rate,
             bits=DropoutBits(seeds, rows[0], heads[0], row_shards * B, head_shards * H), bias=bias,
-            interpret=compute.platform == "cpu",
+            gpu=compute.platform == "gpu", interpret=compute.platform == "cpu",
         )  # fmt: skip
 
     inputs = (q_BQHK, k_BSHK, v_BSHK, mask, bias, seeds, rows, heads)

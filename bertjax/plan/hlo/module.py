@@ -23,7 +23,7 @@ _CALLED = re.compile(
     r"\b(?:calls|body|condition|to_apply|async_computation|true_computation|false_computation)=%?([\w.-]+)"
 )
 _CALLED_SETS = re.compile(r"\b(?:branch_computations|called_computations|calls)=\{([^}]*)\}")
-_PALLAS_KERNEL = re.compile(r"splash_\w+|fused_attention_(?:forward|backward)")
+_PALLAS_KERNEL = re.compile(r"splash_\w+|fused_attention_(?:forward|backward(?:_(?:query|key|bias)(?![a-z]))?)")
 _TRIPS = re.compile(r'known_trip_count\\?"?:\s*\{\\?"?n\\?"?:\s*\\?"?(\d+)')
 
 
@@ -140,7 +140,7 @@ def custom_kernels(module: HloModule) -> dict[str, int]:
     out: Counter[str] = Counter()
     for operation, _, times, _ in module.executed_ops:
         target = operation.attribute(r'custom_call_target="([^"]+)"') if operation.opcode == "custom-call" else None
-        if target and ("tpu_custom_call" in target or "cudnn" in target):
+        if target and any(kind in target for kind in ("tpu_custom_call", "cudnn", "triton")):
             named = _PALLAS_KERNEL.search(f"{operation.name} {operation.rest}")
             out[named[0] if named else target.strip("_")] += times
     return dict(out)
