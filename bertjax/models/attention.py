@@ -55,6 +55,8 @@ def _why_not(
     cuDNN's public interface and splash have no dropout of probabilities and need bfloat16; splash needs lengths in
     multiples of 128.
     """
+    if kernel != "fused" and (biased or lengths[0] != lengths[1]):
+        return "it does not take T5's relative position bias: use fused or xla"
     if compute.platform not in _PLATFORMS[kernel]:
         return f"it does not run on {compute.platform}"
     if kernel == "fused":
@@ -65,8 +67,6 @@ def _why_not(
         if compute.platform == "gpu" and head_dim not in (16, 32, 64, 128):
             return f"on GPUs it needs a head size of 16, 32, 64 or 128, not {head_dim}"
         return None
-    if biased or lengths[0] != lengths[1]:
-        return "it does not take T5's relative position bias: use fused or xla"
     if rate > 0:
         return "it has no dropout on attention probabilities: set attention_probs_dropout_prob to 0, or use fused"
     if kernel == "cudnn" and (jnp.dtype(compute.dtype).itemsize != 2 or head_dim % 8 or head_dim > 128):
