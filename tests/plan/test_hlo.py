@@ -87,7 +87,8 @@ def test_a_kernel_counts_the_flops_that_it_states():
     """Those of `fused_attention`, also where the line is broken; splash attention states none."""
     stated = '"cost_estimate":{"bytes_accessed":"7","flops":"1000"}'
     broken = HLO.replace("%c.1 =", "%jvp_fused_attention_forward_.1 =").replace(
-        ', metadata={op_name="splash_mha_fwd"}', ", frontend_attributes={kernel_metadata={\n}}, backend_config={" + stated + "}"
+        ', metadata={op_name="splash_mha_fwd"}',
+        ", frontend_attributes={kernel_metadata={\n}}, backend_config={" + stated + "}",
     )
     found = custom_kernels(HloModule.parse(broken))
     assert found == {"fused_attention_forward": 4} and attention_kernel(found) == "fused"
