@@ -13,6 +13,7 @@ from bertjax.models.layers.numerics import REMAT_NAME, einsum_lowp
 from bertjax.parallel.sharding import auto_axes, divisible_spec
 
 MASK_VALUE = -1e30  # finite: no NaN for a row without a key
+_MOST_IN_VMEM = 8192 * 64  # numbers of one head: the fused kernel keeps their gradient
 _MOST_PADDING = 1.25  # of lengths to multiples of 128, in `auto`
 
 
@@ -66,6 +67,8 @@ def _why_not(
             return f"it needs a head size in multiples of 8 up to 128, not {head_dim}"
         if compute.platform == "gpu" and head_dim not in (16, 32, 64, 128):
             return f"on GPUs it needs a head size of 16, 32, 64 or 128, not {head_dim}"
+        if compute.platform == "tpu" and max(lengths) * head_dim > _MOST_IN_VMEM:
+            return f"it needs sequence lengths up to {_MOST_IN_VMEM // head_dim}, not {max(lengths)}"
         return None
     if rate > 0:
         return "it has no dropout on attention probabilities: set attention_probs_dropout_prob to 0, or use fused"

@@ -289,6 +289,7 @@ def test_when_it_is_chosen(change: dict, options: dict, expected: str) -> None:
     [
         ({"dropout_rng": "threefry"}, {"rate": 0.1}, "run.dropout_rng: hash"),
         ({}, {"head_dim": 256}, "up to 128, not 256"),
+        ({}, {"length": 8320}, "up to 8192, not 8320"),
         ({"platform": "gpu"}, {"head_dim": 48}, "16, 32, 64 or 128, not 48"),
         ({"attention": "splash"}, {"biased": True}, "position bias: use fused"),
         ({"attention": "splash"}, {"rate": 0.1}, "or use fused"),

@@ -47,8 +47,9 @@ def fused_attention(
 ) -> jax.Array:  # fmt: skip
     """dropout(softmax(q k^T scale + bias)) v -> [B, Q, H, K] in q's dtype, without an array of scores in memory.
 
-    Lengths are padded to multiples of 128. Products are in the operands' dtype (float32 or bfloat16) and accumulate in
-    float32; softmax and sums are float32.
+    FlashAttention (arXiv 2205.14135, 2307.08691): online softmax, and probabilities recomputed for gradients. Lengths
+    are padded to multiples of 128. Products are in the operands' dtype (float32 or bfloat16) and accumulate in float32;
+    softmax and sums are float32.
 
     Args:
         query_ids_BQ, key_ids_BS: int32; a query sees the keys with its id. A query without a visible key averages
