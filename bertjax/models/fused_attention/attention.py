@@ -1,5 +1,6 @@
 """Fused attention as one differentiable function of arrays on one device."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -111,17 +112,19 @@ def _attend(
     return _attend_forward(options, scalars, q, k, v, query_ids, key_codes, bias)[0]
 
 
-def _attend_forward(options: FusedOptions, *inputs: jax.Array | None) -> tuple[jax.Array, tuple]:
+def _attend_forward(
+    options: FusedOptions, scalars: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array, query_ids: jax.Array,
+    key_codes: jax.Array, bias: jax.Array | None,
+) -> tuple[jax.Array, tuple]:  # fmt: skip
     run = gpu_kernels.run_forward if options.gpu else forward.run_forward
-    out, statistics = run(*inputs, options)
+    out, statistics = run(scalars, q, k, v, query_ids, key_codes, bias, options)
     out, statistics = (checkpoint_name(x, REMAT_NAME) for x in (out, statistics))
-    return out, (inputs, out, statistics)
+    return out, (scalars, q, k, v, query_ids, key_codes, bias, out, statistics)
 
 
 def _attend_backward(options: FusedOptions, saved: tuple, g: jax.Array) -> tuple[jax.Array | None, ...]:
-    inputs, out, statistics = saved
-    run = gpu_kernels.run_backward if options.gpu else backward.run_backward
-    dq, dk, dv, *d_bias = run(*inputs, out, statistics, g, options)
+    run: Callable[..., tuple] = gpu_kernels.run_backward if options.gpu else backward.run_backward
+    dq, dk, dv, *d_bias = run(*saved, g, options)
     return None, dq, dk, dv, None, None, (d_bias[0] if d_bias else None)
 
 

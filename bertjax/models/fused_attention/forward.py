@@ -74,9 +74,7 @@ def _kernel(scalars: Any, *refs: Any, options: FusedOptions, queries: int, keys:
     def head(h: jax.Array) -> None:
         head = scalars[3] + block_h * options.block_h + h
         at = block_at(scalars[2] + b, head, i, j, options)
-        diagonal = None
-        if biased:
-            diagonal = diagonals[h, diagonal_index(i, j, queries, options)]
+        diagonal = None if diagonals is None else diagonals[h, diagonal_index(i, j, queries, options)]
         scores = block_scores(q[0, h], k[0, h], query_ids[0], key_codes[0], diagonal, at, options)
         m = jnp.max(scores, axis=0, keepdims=True)
         if scratch:

@@ -44,7 +44,7 @@ def run_backward(
     delta = jnp.einsum("bqhk,bqhk->bhq", out.astype(jnp.float32), g.astype(jnp.float32))[:, :, None]
     specs = _Specs(q, k, values, options)
     biased = values is not None
-    inputs = [scalars, q, k, v, query_ids, key_codes, statistics, delta, g, *([values] if biased else [])]
+    inputs = [scalars, q, k, v, query_ids, key_codes, statistics, delta, g, *([] if values is None else [values])]
     of = lambda *chosen: [specs.scalars, *chosen, *specs.values]  # noqa: E731
     alike = lambda *arrays: [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in arrays]  # noqa: E731
     (dq,) = _call(
@@ -188,7 +188,9 @@ def _key_kernel(scalars: Any, q: Any, k: Any, v: Any, query_ids: Any, key_codes:
         scores = dot(keys, queries, 1, 1)  # transposed
         bias = _bias(values, at, query_ids.shape[-1])
         scores = finish_scores(scores, _slice(query_ids, i, bq)[None], codes, bias, at, options)
-        rows = _Rows(*(_slice(x, i, bq) for x in (statistics, delta, g)), options, transposed=True)
+        rows = _Rows(
+            _slice(statistics, i, bq), _slice(delta, i, bq), _slice(g, i, bq), options, transposed=True
+        )  # fmt: skip
         ds, kept = rows.gradient(scores, dot(own, rows.g, 1, 1), _seeds(scalars), at)
         sum_v = sum_v + dot(kept.astype(v.dtype), rows.g_values, 1, 0)
         return sum_k + dot(ds.astype(q.dtype), queries, 1, 0), sum_v
@@ -214,7 +216,7 @@ def _bias_kernel(scalars: Any, q: Any, k: Any, v: Any, query_ids: Any, key_codes
         scores = dot(_slice(q, i, bq, b), _slice(k, j, bk, b), 1, 1)
         ids, codes = _slice(query_ids, i, bq, b)[:, None], _slice(key_codes, j, bk, b)[None]
         scores = finish_scores(scores, ids, codes, _bias(values, at, queries), at, options)
-        own = _Rows(*(_slice(x, i, bq, b) for x in (statistics, delta, g)), options)
+        own = _Rows(_slice(statistics, i, bq, b), _slice(delta, i, bq, b), _slice(g, i, bq, b), options)
         return total + own.gradient(scores, dot(own.g, _slice(v, j, bk, b), 1, 1), _seeds(scalars), at)[0]
 
     first = lax.div(jnp.maximum(-between, 0) + bq - 1, bq)
@@ -286,4 +288,4 @@ def _sum_diagonals(sums: jax.Array, queries: int, keys: int, options: FusedOptio
     width = bq + bk - 1
     rows = padded.reshape(H, count, -1)[:, :, : bq * width].reshape(H, count, bq, width).sum(2)
     ends = [(number * options.step, queries + keys - 1 - width - number * options.step) for number in range(count)]
-    return sum(jnp.pad(rows[:, number], ((0, 0), end)) for number, end in enumerate(ends))
+    return jnp.stack([jnp.pad(rows[:, number], ((0, 0), end)) for number, end in enumerate(ends)]).sum(0)

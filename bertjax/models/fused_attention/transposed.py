@@ -24,7 +24,7 @@ def block_scores(
 ) -> jax.Array:  # fmt: skip
     """q [K, Q], k [K, S], ids int32 [1, Q], codes int32 [1, S], diagonal of the bias [8, S + Q] -> float32 [S, Q]."""
     scores = dot(k, q, 0, 0)
-    bias = None if diagonal is None else place_block(diagonal, scores.shape)
+    bias = None if diagonal is None else place_block(diagonal, (options.block_k, options.block_q))
     # TPUs transpose whole registers
     codes = jnp.broadcast_to(key_codes, (LANES, options.block_k)).T[:, :1]
     return finish_scores(scores, query_ids, codes, bias, at, options)
