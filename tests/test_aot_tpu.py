@@ -8,6 +8,7 @@ import importlib.util
 import json
 import os
 from collections import Counter
+from math import prod
 from pathlib import Path
 
 import pytest
@@ -33,11 +34,14 @@ NO_DROPOUT = {"attention_probs_dropout_prob": 0.0}
 
 
 def made(config, topology: str) -> dict:
-    """Of the first stage's train step: bytes of one device, {kind: number of collectives}, {kernel: calls}."""
+    """Of the first stage's train step: bytes of one device, {kind: number of collectives}, {kernel: calls}.
+
+    `arrays` are the shapes of all results outside of fusions.
+    """
     devices = topologies.devices(topologies.parse(topology, config.mesh.dcn))
     outcome = compile_lowered(build_stage_program(config, config.stages[0], devices).lower, dump=True)
     assert outcome.compiled is not None, outcome.reason
-    memory, module, counts = outcome.compiled.memory_analysis(), HloModule.of(outcome.text), Counter()
+    memory, module, counts = outcome.compiled.memory_analysis(), HloModule.parse(outcome.text), Counter()
     for one in find_collectives(module):
         counts[one.kind] += one.count
     kept = memory.argument_size_in_bytes + memory.temp_size_in_bytes
@@ -45,7 +49,14 @@ def made(config, topology: str) -> dict:
         "bytes": kept + memory.output_size_in_bytes - memory.alias_size_in_bytes,
         "collectives": dict(counts),
         "kernels": custom_kernels(module),
+        "arrays": {array.shape for op in module.executed_ops if not op.fused for array in op.operation.result},
     }
+
+
+def scores(found: dict, rows: int, heads: int, length: int) -> set[tuple[int, ...]]:
+    """Arrays as large as the scores of so many rows and heads of a device, with two axes of this length."""
+    size = rows * heads * length**2
+    return {shape for shape in found["arrays"] if shape.count(length) > 1 and prod(shape) >= size}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -58,22 +69,39 @@ def quiet_libtpu():
     os.environ.update(before)
 
 
-def compiled(topology: str, *, model: dict, mesh: dict, rows: int, length: int, pack: bool = False, **stage) -> dict:
+def compiled(
+    topology: str, *, model: dict, mesh: dict, rows: int, length: int, pack: bool = False, run: dict | None = None,
+    **stage,
+) -> dict:  # fmt: skip
     pairs = {"kind": "bert_pairs", "sequence_length": length, "pack": pack}
     task = {"source": {"kind": "stdlib_docs"}, "preprocess": pairs}
     settings = {"name": "pretrain", "data": task, "steps": 1000, "batch_size": rows} | stage
-    return made(build({"model": model, "mesh": mesh, "stages": [settings]}), topology)
+    return made(build({"model": model, "mesh": mesh, "run": run or {}, "stages": [settings]}), topology)
 
 
 def fits(found: dict) -> bool:
     return found["bytes"] < CHIPS_BY_NAME["v5e"].memory
 
 
-def test_base_with_attention_dropout_takes_the_xla_path():
+def test_base_with_attention_dropout_takes_the_fused_kernel():
     found = compiled("v5e:2x4", model={}, mesh={}, rows=256, length=128)
-    assert found["kernels"] == {}
+    assert found["kernels"] == {"fused_attention_forward": 12, "fused_attention_backward": 12}
     assert set(found["collectives"]) == {"all-reduce"}  # plain data parallelism moves gradients and nothing else
     assert fits(found)
+
+
+@pytest.mark.parametrize("pack", [True, False])
+def test_no_scores_are_left_with_attention_dropout(pack: bool):
+    """Split over rows and heads; with XLA's attention, the arrays of scores are there."""
+    mesh = {"data": 1, "fsdp": 4, "tensor": 2}
+    model = MINI | {"intermediate_size": 768}  # no device has as many columns as positions
+    sizes = {"model": model, "mesh": mesh, "rows": 32, "length": 512, "pack": pack}
+    found, plain = (compiled("v5e:2x4", **sizes, run={"attention": kernel}) for kernel in ("auto", "xla"))
+    layers = MINI["num_hidden_layers"]
+    assert found["kernels"] == {"fused_attention_forward": layers, "fused_attention_backward": layers}
+    assert "all-to-all" not in found["collectives"]
+    assert not scores(found, 8, 2, 512) and scores(plain, 8, 2, 512) and plain["kernels"] == {}
+    assert found["bytes"] < plain["bytes"]
 
 
 def test_packed_rows_run_splash_split_over_batch_and_heads():
@@ -105,7 +133,10 @@ def test_t5_base_trains_on_v5e():
     """The paper's batch of 128 x 512 on eight chips, as its configuration says: plain data parallelism, and it fits."""
     config = load(ROOT / "configs" / "t5" / "pretrain_base.yaml")
     found = made(config, "v5e:2x4")
-    assert set(found["collectives"]) == {"all-reduce"} and found["kernels"] == {}
+    assert set(found["collectives"]) == {"all-reduce"}
+    # encoder, decoder and cross attention; 114 targets are padded to 128
+    assert found["kernels"] == {"fused_attention_forward": 36, "fused_attention_backward": 36}
+    assert not scores(found, 16, 12, 512)
     assert fits(found)
 
 
@@ -146,7 +177,7 @@ def test_the_command_plans_for_a_tpu(capfd):
     (stage,) = plan["stages"]
     assert plan["device_kind"] == "TPU v5 lite" and plan["verdict"] == "fits" and stage["fits"]
     assert 0 < stage["roofline"]["best"] <= stage["roofline"]["step"] < 1
-    assert stage["attention"]["kernel"] == "xla" and "attention_probs_dropout_prob" in stage["attention"]["why"]
+    assert stage["attention"]["kernel"] == "fused" and "attention_probs_dropout_prob" in stage["attention"]["why"]
 
 
 def test_what_does_not_fit_a_tpu_ends_with_1(capfd):

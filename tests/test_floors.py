@@ -33,6 +33,7 @@ FLOORS = {
     "models": [
         "compute_options families param_paths pooling sequence_parallel vocab_parallel",
         "layers",
+        "fused_attention",
         "attention layer_stack",
         "bert t5",
         "task_heads",

@@ -1,4 +1,4 @@
-"""Self-attention with a kernel chosen by capability: XLA, cuDNN on GPUs or splash on TPUs."""
+"""Self-attention with a kernel chosen by capability: XLA, cuDNN on GPUs, splash on TPUs or the package's own."""
 
 from collections.abc import Callable
 from functools import partial
@@ -7,37 +7,76 @@ import jax
 import jax.numpy as jnp
 
 from bertjax.models.compute_options import ComputeOptions
+from bertjax.models.fused_attention.sharded import KeyMask, segment_key_mask, sharded_fused_attention
 from bertjax.models.layers.dropout import dropout
 from bertjax.models.layers.numerics import REMAT_NAME, einsum_lowp
 from bertjax.parallel.sharding import auto_axes, divisible_spec
 
 MASK_VALUE = -1e30  # finite: no NaN for a row without a key
+_MOST_IN_VMEM = 8192 * 64  # numbers of one head: the fused kernel keeps their gradient
+_MOST_PADDING = 1.25  # of lengths to multiples of 128, in `auto`
 
 
-def select_kernel(compute: ComputeOptions, *, length: int, head_dim: int, rate: float) -> str:
-    """The kernel to use. `auto`: the platform's fused kernel if it computes exactly the same, else xla.
+# What `auto` tries, in this order. On GPUs `fused` is not measured yet and used by name only.
+KERNELS = {"cpu": (), "gpu": ("cudnn",), "tpu": ("splash", "fused")}
+_PLATFORMS = {"cudnn": ("gpu",), "splash": ("tpu",), "fused": ("tpu", "gpu", "cpu")}
+
+
+def select_kernel(
+    compute: ComputeOptions, *, length: int, head_dim: int, rate: float, key_length: int | None = None,
+    biased: bool = False, broadcast_dropout: bool = False,
+) -> str:  # fmt: skip
+    """The kernel to use. `auto`: the platform's first fused kernel that computes the same, else xla.
+
+    `key_length`: of keys, if not of queries. `biased`: with a bias by distance. `broadcast_dropout`: one mask for all
+    queries. Raises ValueError with the reason for a named kernel that cannot be used.
+    """
+    keys = length if key_length is None else key_length
+    why_not = partial(
+        _why_not, compute=compute, lengths=(length, keys), head_dim=head_dim, rate=rate, biased=biased,
+        broadcast_dropout=broadcast_dropout,
+    )  # fmt: skip
+    if compute.attention == "xla":
+        return "xla"
+    if compute.attention != "auto":
+        if why := why_not(compute.attention):
+            raise ValueError(f"attention kernel '{compute.attention}' cannot be used: {why}")
+        return compute.attention
+    wasteful = max(-(-n // 128) * 128 / n for n in (length, keys)) > _MOST_PADDING
+    kernels = (name for name in KERNELS[compute.platform] if not (name == "fused" and wasteful))
+    return next((name for name in kernels if not why_not(name)), "xla")
+
+
+def _why_not(
+    kernel: str, compute: ComputeOptions, lengths: tuple[int, int], head_dim: int, rate: float, biased: bool,
+    broadcast_dropout: bool,
+) -> str | None:  # fmt: skip
+    """Why a kernel cannot be used.
 
     cuDNN's public interface and splash have no dropout of probabilities and need bfloat16; splash needs lengths in
-    multiples of 128. Raises ValueError with the reason for a named kernel that cannot be used.
+    multiples of 128.
     """
-    if compute.attention == "xla" or (compute.attention == "auto" and compute.platform == "cpu"):
-        return "xla"
-    kernel = {"gpu": "cudnn", "tpu": "splash"}.get(compute.platform, "xla")
-    kernel = kernel if compute.attention == "auto" else compute.attention
-    why = None
+    if kernel != "fused" and (biased or lengths[0] != lengths[1]):
+        return "it does not take T5's relative position bias: use fused or xla"
+    if compute.platform not in _PLATFORMS[kernel]:
+        return f"it does not run on {compute.platform}"
+    if kernel == "fused":
+        if rate > 0 and compute.dropout_rng != "hash" and not broadcast_dropout:
+            return "it has the dropout of run.dropout_rng: hash only"
+        if head_dim % 8 or head_dim > 128:
+            return f"it needs a head size in multiples of 8 up to 128, not {head_dim}"
+        if compute.platform == "gpu" and head_dim not in (16, 32, 64, 128):
+            return f"on GPUs it needs a head size of 16, 32, 64 or 128, not {head_dim}"
+        if compute.platform == "tpu" and max(lengths) * head_dim > _MOST_IN_VMEM:
+            return f"it needs sequence lengths up to {_MOST_IN_VMEM // head_dim}, not {max(lengths)}"
+        return None
     if rate > 0:
-        why = "it has no dropout on attention probabilities: set attention_probs_dropout_prob to 0"
-    elif kernel == "cudnn" and (jnp.dtype(compute.dtype).itemsize != 2 or head_dim % 8 or head_dim > 128):
-        why = f"it needs bfloat16 and a head size in multiples of 8 up to 128, not {compute.dtype} and {head_dim}"
-    elif kernel == "splash" and length % 128:
-        why = f"it needs sequence lengths in multiples of 128, not {length}"
-    elif kernel != {"gpu": "cudnn", "tpu": "splash"}.get(compute.platform):
-        why = f"it does not run on {compute.platform}"
-    if why is None:
-        return kernel
-    if compute.attention != "auto":
-        raise ValueError(f"attention kernel '{kernel}' cannot be used: {why}")
-    return "xla"
+        return "it has no dropout on attention probabilities: set attention_probs_dropout_prob to 0, or use fused"
+    if kernel == "cudnn" and (jnp.dtype(compute.dtype).itemsize != 2 or head_dim % 8 or head_dim > 128):
+        return f"it needs bfloat16 and a head size in multiples of 8 up to 128, not {compute.dtype} and {head_dim}"
+    if kernel == "splash" and lengths[0] % 128:
+        return f"it needs sequence lengths in multiples of 128, not {lengths[0]}"
+    return None
 
 
 def dot_product_attention(
@@ -55,6 +94,10 @@ def dot_product_attention(
         return _cudnn(q_BSHK, k_BSHK, v_BSHK, segment_ids_BS, packed, causal)
     if kernel == "splash":
         return _splash(q_BSHK, k_BSHK, v_BSHK, segment_ids_BS, causal)
+    if kernel == "fused":
+        keys = make_key_mask(segment_ids_BS, packed, causal)
+        scale = q_BSHK.shape[-1] ** -0.5
+        return sharded_fused_attention(q_BSHK, k_BSHK, v_BSHK, keys, scale=scale, rate=rate, key=key, compute=compute)
     mask = make_attention_mask(segment_ids_BS, packed, causal)
     return _xla(q_BSHK, k_BSHK, v_BSHK, mask, rate, key, compute)
 
@@ -68,6 +111,13 @@ def make_attention_mask(segment_ids: jax.Array, packed: bool, causal: bool = Fal
         place = jnp.arange(segment_ids.shape[1])
         visible = visible & (place[:, None] >= place)
     return visible
+
+
+def make_key_mask(segment_ids: jax.Array, packed: bool, causal: bool = False) -> KeyMask:
+    """The same mask by ids."""
+    if packed:
+        return segment_key_mask(segment_ids, segment_ids, causal=causal)
+    return KeyMask(jnp.ones_like(segment_ids), (segment_ids > 0).astype(segment_ids.dtype), causal=causal)
 
 
 def attention_probabilities(

@@ -19,7 +19,7 @@ class Family:
         row_flops: (model, {batch field: its first dimension}, heads, trained groups, PeftOptions) -> model FLOPs of a
             training step for one row.
         fused_attention: model -> (head size, dropout rate) that a fused attention kernel must support; None where
-            attention adds a bias, which only the XLA kernel computes.
+            attention adds a bias, which neither cuDNN nor splash computes.
         encoder_inputs: model -> names of the arrays that the module's `encode`, `hidden_states` and, in a model with
             attention, `attention_probabilities` read, in order: input_ids, token_type_ids, segment_ids, positions, each
             int32 [B, S]; () for a model without an encoder.

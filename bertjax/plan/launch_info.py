@@ -11,6 +11,6 @@ def launch_info(config: Config, devices: int, slices: int) -> dict[str, Any]:
     """-> `problems` (one line each), `root` and `name` (run.root, run.name) and `paths` ([key, path] of inputs)."""
     problems = mesh_shape.find_problems(config.mesh, config.stages, devices, slices)
     if config.run.attention == "cudnn":
-        problems.append("run.attention: cudnn is for GPUs; use auto, splash or xla")
+        problems.append("run.attention: cudnn is for GPUs; use auto, splash, fused or xla")
     paths = list(input_paths.input_paths(config))
     return {"problems": problems, "root": config.run.root, "name": config.run.name, "paths": paths}

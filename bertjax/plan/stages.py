@@ -11,7 +11,7 @@ from bertjax.data.sources.class_names import ClassSpec
 from bertjax.evaluation.evaluators.registry import record_of
 from bertjax.evaluation.inference.batches import round_up_batch
 from bertjax.models import families
-from bertjax.models.attention import select_kernel
+from bertjax.models.attention import KERNELS, select_kernel
 from bertjax.parallel.hardware import Chip
 from bertjax.plan import memory
 from bertjax.plan.compile import CompileResult, StageProgram, abstract_batch, build_stage_program, compile_lowered
@@ -180,9 +180,9 @@ def _attention(opened: StageProgram, found: dict[str, int]) -> dict[str, Any]:
     """The compiled attention kernel, its calls, and why it is not the kernel of the platform."""
     compute, model = opened.program.compute, opened.program.model
     kernel, why = attention_kernel(found), None
-    own = {"gpu": "cudnn", "tpu": "splash"}.get(compute.platform)
+    own = next(iter(KERNELS[compute.platform]), None)
     fused = families.record_of(model).fused_attention
-    if fused and kernel == "xla" and own and compute.attention != "xla":
+    if fused and own and kernel != own and compute.attention == "auto":
         (head_dim, rate), length = fused(model), opened.fields["input_ids"][0][0]
         length //= opened.program.objective.sequences(opened.fields)
         try:

@@ -98,7 +98,7 @@ def test_mesh_batches_paths_and_attention_are_checked_on_the_pod_s_devices(here)
     found = check(pod(), WorkerPaths(["/mnt/share"]), "run.root=/mnt/share/runs", *wrong)
     batches = "stages.pretrain128.batch_size: 250 rows do not divide over 16 parts (data=16); set 240 or 256, or"
     assert found.problems[0].startswith(batches) and found.problems[1].startswith("stages.pretrain512.batch_size: 256")
-    assert found.problems[2] == "run.attention: cudnn is for GPUs; use auto, splash or xla"
+    assert found.problems[2] == "run.attention: cudnn is for GPUs; use auto, splash, fused or xla"
     assert found.problems[3].startswith("tokenizer.path: vocab.txt: is not in the code that is sent; name a path in")
     assert [line.split(":")[0] for line in found.problems[4:]] == [
         "tasks.s128.source.0.files", "tasks.s512.source.0.files",

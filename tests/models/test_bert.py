@@ -255,7 +255,7 @@ CPU, GPU, TPU = (ComputeOptions(platform=p, dtype=jnp.bfloat16) for p in ("cpu",
         (TPU, 128, 64, 0.0, "splash"),
         (TPU, 384, 64, 0.0, "splash"),
         (TPU, 100, 64, 0.0, "xla"),
-        (TPU, 128, 64, 0.1, "xla"),
+        (TPU, 128, 64, 0.1, "fused"),
     ],
 )
 def test_attention_kernels_are_chosen_by_what_they_can_do(compute, length, head_dim, rate, expected):

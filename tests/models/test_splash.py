@@ -43,7 +43,7 @@ def test_splash_equals_xla(packed: bool, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_auto_takes_it_when_it_can() -> None:
     auto = ComputeOptions(platform="tpu")
     assert select_kernel(auto, length=512, head_dim=64, rate=0.0) == "splash"
-    assert select_kernel(auto, length=512, head_dim=64, rate=0.1) == "xla"
-    assert select_kernel(auto, length=320, head_dim=64, rate=0.0) == "xla"
+    assert select_kernel(auto, length=512, head_dim=64, rate=0.1) == "fused"
+    assert select_kernel(auto, length=320, head_dim=64, rate=0.0) == "fused"
     with pytest.raises(ValueError, match="multiples of 128"):
         select_kernel(ComputeOptions(platform="tpu", attention="splash"), length=320, head_dim=64, rate=0.0)

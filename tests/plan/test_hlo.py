@@ -83,6 +83,26 @@ def test_a_kernel_is_known_by_its_operation_too():
     assert found == {"splash_mha_dkv": 4} and attention_kernel(found) == "splash"
 
 
+def test_a_kernel_counts_the_flops_that_it_states():
+    """Those of `fused_attention`, also where the line is broken; splash attention states none."""
+    stated = '"cost_estimate":{"bytes_accessed":"7","flops":"1000"}'
+    broken = HLO.replace("%c.1 =", "%jvp_fused_attention_forward_.1 =").replace(
+        ', metadata={op_name="splash_mha_fwd"}',
+        ", frontend_attributes={kernel_metadata={\n}}, backend_config={" + stated + "}",
+    )
+    found = custom_kernels(HloModule.parse(broken))
+    assert found == {"fused_attention_forward": 4} and attention_kernel(found) == "fused"
+    assert matmul_flops(HloModule.parse(broken)) == 4 * 1000 and matmul_flops(HloModule.parse(HLO)) == 0
+
+
+def test_triton_kernels_are_known_by_their_name():
+    target = 'custom_call_target="__gpu$xla.gpu.triton", metadata={op_name="jit(f)/transpose(jvp(%s))/pallas_call"}'
+    old = 'custom_call_target="tpu_custom_call", metadata={op_name="splash_mha_fwd"}'
+    for name in ("fused_attention_forward", "fused_attention_backward_key", "fused_attention_backward_bias"):
+        found = custom_kernels(HloModule.parse(HLO.replace(old, target % name)))
+        assert found == {name: 4} and attention_kernel(found) == "fused"
+
+
 def test_every_branch_counts_once():
     text = """ENTRY %main (a: f32[2]) -> f32[2] {
   %c = f32[2] conditional(%i, %a, %a), branch_computations={%one, %two}

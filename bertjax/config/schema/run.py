@@ -219,8 +219,10 @@ class RunConfig(Section):
     compute_dtype: Literal["auto", "bfloat16", "float32"] = Field(
         "auto", description="Type of matrix multiplications. `auto`: bfloat16 where the hardware multiplies it fast."
     )
-    attention: Literal["auto", "xla", "cudnn", "splash"] = Field(
-        "auto", description="Attention kernel: `cudnn` for GPU, `splash` for TPU, `xla` anywhere; `auto`: by hardware."
+    attention: Literal["auto", "xla", "cudnn", "splash", "fused"] = Field(
+        "auto",
+        description="Attention kernel: `cudnn` for GPU, `splash` for TPU, `fused` for both (has attention dropout and "
+        "T5's bias; on a CPU interpreted, for tests), `xla` anywhere; `auto`: the first that can, by hardware.",
     )
     dropout_rng: Literal["hash", "threefry"] = Field("hash", description="Dropout bits: counter hash, or jax.random.")
     segments: Literal["auto", "list", "scan"] | list[Positive] = Field(

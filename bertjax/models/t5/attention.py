@@ -12,8 +12,9 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from bertjax.config.schema.model import T5Config
-from bertjax.models.attention import MASK_VALUE
+from bertjax.models.attention import MASK_VALUE, select_kernel
 from bertjax.models.compute_options import ComputeOptions
+from bertjax.models.fused_attention.sharded import KeyMask, segment_key_mask, sharded_fused_attention
 from bertjax.models.layers.dropout import dropout
 from bertjax.models.layers.lora import make_lora
 from bertjax.models.layers.modules import Linear, RmsNorm
@@ -23,6 +24,7 @@ from bertjax.models.sequence_parallel import all_gather_sequence
 from bertjax.parallel.sharding import all_gather_fsdp, with_logical_constraint
 
 KeysValues = tuple[jax.Array, jax.Array]
+Visible = jax.Array | KeyMask  # which keys a query sees
 
 
 def bucket_table(bidirectional: bool, buckets: int, max_distance: int) -> np.ndarray:
@@ -63,11 +65,18 @@ class RelativePositionBias(nnx.Module):
         """
         length = like_BS.shape[1]
         width = 2 * length - 1
-        values = self.bias_at(jnp.arange(width) - (length - 1)).T  # [H, width]; c is for s - q = c - (length - 1)
+        values = self._by_distance(length)
         heads = values.shape[0]
         rows = jnp.broadcast_to(jnp.pad(values, ((0, 0), (0, 1)))[:, None], (heads, length, width + 1))
         skewed = rows.reshape(heads, -1)[:, : length * width].reshape(heads, length, width)  # row q is shifted by q
         return with_logical_constraint(skewed[None, :, :, length - 1 :], None, "heads", None, None)
+
+    def by_distance(self, length: int) -> jax.Array:
+        """The same values once, float32 [H, 2 S - 1]: c is for s - q = c - (length - 1)."""
+        return with_logical_constraint(self._by_distance(length), "heads", None)
+
+    def _by_distance(self, length: int) -> jax.Array:
+        return self.bias_at(jnp.arange(2 * length - 1) - (length - 1)).T
 
     def bias_at(self, relative: jax.Array) -> jax.Array:
         """Key position minus query position, int32 [...] -> bias float32 [..., H]."""
@@ -96,20 +105,50 @@ def make_decoder_mask(segment_ids: jax.Array, prefix_mask: jax.Array | None) -> 
 
 
 def check_kernel(compute: ComputeOptions) -> None:
-    """Raises ValueError for a fused kernel."""
+    """Raises ValueError for a kernel without position bias."""
     if compute.attention not in ("auto", "xla"):
-        why = "it does not take T5's relative position bias: set attention to auto or xla"
-        raise ValueError(f"attention kernel '{compute.attention}' cannot be used: {why}")
+        select_kernel(compute, length=128, head_dim=64, rate=0.0, biased=True)
+
+
+def segment_mask(query_ids: jax.Array, key_ids: jax.Array, config: T5Config, compute: ComputeOptions) -> Visible:
+    """`make_segment_mask`, or ids for the fused kernel where it is used."""
+    if _is_fused(query_ids.shape[1], key_ids.shape[1], config, compute):
+        return segment_key_mask(query_ids, key_ids)
+    return make_segment_mask(query_ids, key_ids)
+
+
+def decoder_mask(
+    segment_ids: jax.Array, prefix_mask: jax.Array | None, config: T5Config, compute: ComputeOptions
+) -> Visible:
+    """`make_decoder_mask`, or ids for the fused kernel where it is used."""
+    length = segment_ids.shape[1]
+    if _is_fused(length, length, config, compute):
+        return segment_key_mask(segment_ids, segment_ids, prefix=prefix_mask, causal=True)
+    return make_decoder_mask(segment_ids, prefix_mask)
+
+
+def _is_fused(queries: int, keys: int, config: T5Config, compute: ComputeOptions) -> bool:
+    kernel = select_kernel(
+        compute, length=queries, key_length=keys, head_dim=config.d_kv, rate=config.dropout_rate, biased=True,
+        broadcast_dropout=True,
+    )  # fmt: skip
+    return kernel == "fused"
 
 
 def dot_product_attention(
-    q_BQHK: jax.Array, keys_values: KeysValues, bias: jax.Array | None, visible: jax.Array, *,
+    q_BQHK: jax.Array, keys_values: KeysValues, bias: jax.Array | None, visible: Visible, *,
     rate: float, key: jax.Array | None, compute: ComputeOptions,
 ) -> jax.Array:  # fmt: skip
     """softmax(q k^T + bias) v -> [B, Q, H, K]; the softmax is in float32.
 
-    `bias` broadcasts to [B, H, Q, S] (None in cross attention), `visible` is bool [B, 1, Q or 1, S].
+    `visible` is bool [B, 1, Q or 1, S], and `bias` broadcasts to [B, H, Q, S]; or they are a `KeyMask` and [H, 2 S - 1]
+    by distance for the fused kernel. bias is None in cross attention.
     """
+    if isinstance(visible, KeyMask):
+        return sharded_fused_attention(
+            q_BQHK, *keys_values, visible, scale=1.0, rate=rate, key=key, compute=compute, bias=bias,
+            broadcast_length=True,
+        )  # fmt: skip
     q, k, v = (jnp.moveaxis(x, 2, 1) for x in (q_BQHK, *keys_values))
     probabilities = _probabilities(q, k, bias, visible, compute)
     kept = dropout(probabilities, rate, key, compute, broadcast_length=True, names=("batch", "heads")).astype(q.dtype)
@@ -156,7 +195,7 @@ class Attention(nnx.Module):
         return self._heads(self.key(source_BSD, key)), self._heads(self.value(source_BSD, key))
 
     def __call__(
-        self, x_BQD: jax.Array, keys_values: KeysValues | None, bias: jax.Array | None, visible: jax.Array,
+        self, x_BQD: jax.Array, keys_values: KeysValues | None, bias: jax.Array | None, visible: Visible,
         key: jax.Array | None,
     ) -> jax.Array:  # fmt: skip
         """`keys_values`: of the encoder or a cache; None: of x."""

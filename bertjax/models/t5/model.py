@@ -17,18 +17,19 @@ from bertjax.config.schema.model import T5Config
 from bertjax.models import layer_stack
 from bertjax.models.compute_options import ComputeOptions
 from bertjax.models.families import Family
+from bertjax.models.fused_attention.sharded import KeyMask
 from bertjax.models.layers.dropout import dropout
 from bertjax.models.layers.modules import Embed, Linear, RmsNorm
 from bertjax.models.layers.numerics import activation, einsum_lowp
 from bertjax.models.peft_options import PeftOptions
 from bertjax.models.sequence_parallel import LogicalArray, all_gather_sequence, map_shards, unshard_sequence
 from bertjax.models.t5 import attention, cache
-from bertjax.models.t5.attention import KeysValues
+from bertjax.models.t5.attention import KeysValues, Visible
 from bertjax.models.t5.flops import row_flops
 from bertjax.models.vocab_parallel import embedding_lookup
 from bertjax.parallel.sharding import all_gather_fsdp, with_logical_constraint
 
-BIAS_AXES = (None, "heads", None, None)  # logical axes of a position bias
+BIAS_AXES = {2: ("heads", None), 4: (None, "heads", None, None)}  # logical axes of a position bias by its number
 
 
 def shift_right(target_ids: jax.Array, target_positions: jax.Array, start: int = 0) -> jax.Array:
@@ -97,8 +98,8 @@ class Layer(nnx.Module):
             self.adapter = Mlp(config, peft.adapter_size, "relu", False, compute, rngs)
 
     def __call__(
-        self, x_BTD: jax.Array, bias: jax.Array | None, visible: jax.Array, key: jax.Array | None, *,
-        keys_values: KeysValues | None = None, source: tuple[jax.Array | KeysValues, jax.Array] | None = None,
+        self, x_BTD: jax.Array, bias: jax.Array | None, visible: Visible, key: jax.Array | None, *,
+        keys_values: KeysValues | None = None, source: tuple[jax.Array | KeysValues, Visible] | None = None,
     ) -> jax.Array:  # fmt: skip
         """x [B, T, D] -> [B, T, D].
 
@@ -106,7 +107,7 @@ class Layer(nnx.Module):
         `source`: of cross attention, (the encoder's output or its keys and values, which of them each query sees).
         """
         k1, k2, k3, k4 = (None,) * 4 if key is None else jax.random.split(key, 4)
-        bias = self.position(visible[:, 0, 0]) if bias is None else bias
+        bias = position_bias(self.position, visible) if bias is None else bias
         x_BTD = self.attention(x_BTD, keys_values, bias, visible, k1)
         if source is not None:
             hidden, across = source
@@ -126,9 +127,16 @@ class Stack(nnx.Module):
         self.layers = nnx.List([Layer(config, decoder, compute, rngs, peft) for _ in range(depth)])
         self.norm = RmsNorm(config.d_model, config.layer_norm_epsilon)
 
-    def bias(self, ids: jax.Array) -> jax.Array | None:
-        """The bias of all layers, float32 [1, H, S, S] for ids [B, S]; None where each layer has its own."""
-        return self.position(ids) if hasattr(self, "position") else None
+    def bias(self, visible: Visible) -> jax.Array | None:
+        """The bias of all layers, as `position_bias`; None where each layer has its own."""
+        return position_bias(self.position, visible) if hasattr(self, "position") else None
+
+
+def position_bias(position: attention.RelativePositionBias, visible: Visible) -> jax.Array:
+    """For bool [B, 1, S, S]: float32 [1, H, S, S]; for the ids of the fused kernel, once by distance: [H, 2 S - 1]."""
+    if isinstance(visible, KeyMask):
+        return position.by_distance(visible.key_ids.shape[1])
+    return position(visible[:, 0, 0])
 
 
 class T5(nnx.Module):
@@ -173,18 +181,18 @@ class T5(nnx.Module):
 
     def encode(self, input_ids: jax.Array, segment_ids: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
         """int [B, S] x 2 -> hidden [B, S, D]. `segment_ids` is 0 on padding; no dropout without a key."""
-        visible = attention.make_segment_mask(segment_ids, segment_ids)
-        bias = self.encoder.bias(input_ids)
+        visible = attention.segment_mask(segment_ids, segment_ids, self.config, self.compute)
+        bias = self.encoder.bias(visible)
         call = lambda layer, x, key, bias, visible: layer(x, bias, visible, key)  # noqa: E731
-        return self._run(self.encoder, input_ids, call, key, (bias, BIAS_AXES), (visible, ()))
+        return self._run(self.encoder, input_ids, call, key, _with_axes(bias), (visible, ()))
 
     def hidden_states(self, input_ids: jax.Array, segment_ids: jax.Array) -> list[jax.Array]:
         """int [B, S] x 2 -> the embeddings and the output of each encoder layer, [B, S, D].
 
         The last one is normalized, as that of `encode` and as transformers lists it.
         """
-        visible = attention.make_segment_mask(segment_ids, segment_ids)
-        bias = self.encoder.bias(input_ids)
+        visible = attention.segment_mask(segment_ids, segment_ids, self.config, self.compute)
+        bias = self.encoder.bias(visible)
         states = [self.embeddings(input_ids, None)]
         for layer in self.encoder.layers:
             states.append(layer(states[-1], bias, visible, None))
@@ -193,7 +201,7 @@ class T5(nnx.Module):
     def attention_probabilities(self, input_ids: jax.Array, segment_ids: jax.Array) -> list[jax.Array]:
         """int [B, S] x 2 -> the self-attention of each encoder layer, float32 [B, H, S, S]: a row for each query."""
         visible = attention.make_segment_mask(segment_ids, segment_ids)
-        shared = self.encoder.bias(input_ids)
+        shared = self.encoder.bias(visible)
         states = self.hidden_states(input_ids, segment_ids)[:-1]
         found = []
         for layer, x in zip(self.encoder.layers, states, strict=True):
@@ -209,17 +217,17 @@ class T5(nnx.Module):
 
         `prefix_mask`, int [B, T], is 1 for decoder inputs that all of their segment sees.
         """
-        visible = attention.make_decoder_mask(target_segment_ids, prefix_mask)
-        bias = self.decoder.bias(decoder_input_ids)
+        visible = attention.decoder_mask(target_segment_ids, prefix_mask, self.config, self.compute)
+        bias = self.decoder.bias(visible)
         source = None
         if hidden is not None and segment_ids is not None:
-            source = hidden, attention.make_segment_mask(target_segment_ids, segment_ids)
+            source = hidden, attention.segment_mask(target_segment_ids, segment_ids, self.config, self.compute)
 
         def call(layer: Layer, x: jax.Array, key: jax.Array | None, bias: jax.Array | None, *sees: Any) -> jax.Array:
             own, source = sees
             return layer(x, bias, own, key, source=source)
 
-        return self._run(self.decoder, decoder_input_ids, call, key, (bias, BIAS_AXES), (visible, ()), (source, ()))
+        return self._run(self.decoder, decoder_input_ids, call, key, _with_axes(bias), (visible, ()), (source, ()))
 
     def logits(self, decoded: jax.Array) -> jax.Array:
         """[B, T, D] -> float32 [B, T, V], scaled by D^-0.5 if configured."""
@@ -247,6 +255,10 @@ class T5(nnx.Module):
         shared = part is self.decoder
         x = map_shards(part.norm, x)
         return unshard_sequence(dropout(x, self.config.dropout_rate, final_key, self.compute, broadcast_length=shared))
+
+
+def _with_axes(bias: jax.Array | None) -> LogicalArray:
+    return bias, () if bias is None else BIAS_AXES[bias.ndim]
 
 
 FAMILY = Family(

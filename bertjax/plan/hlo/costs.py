@@ -6,7 +6,7 @@ from math import prod
 
 import numpy as np
 
-from bertjax.plan.hlo.module import Array, HloModule, HloOp
+from bertjax.plan.hlo.module import Array, HloModule, HloOp, custom_kernel_flops
 
 Computation = Mapping[str, HloOp]
 # No traffic: names of existing values, or calls whose contents are counted.
@@ -20,7 +20,7 @@ _LABELS = re.compile(r"dim_labels=([\w?]+)_([\w?]+)->([\w?]+)")
 
 
 def matmul_flops(module: HloModule) -> int:
-    """FLOPs of all dots and convolutions in a step; custom kernels are opaque."""
+    """FLOPs of all dots and convolutions in a step, and those that custom kernels state."""
     total = 0
     for operation, computation, times, _ in module.executed_ops:
         lines = module.computations[computation]
@@ -28,6 +28,8 @@ def matmul_flops(module: HloModule) -> int:
             total += times * _convolution(operation, lines)
         elif operation.opcode == "dot" or _is_library_dot(operation):
             total += times * _dot(operation, lines)
+        elif operation.opcode == "custom-call":
+            total += times * custom_kernel_flops(operation)
     return total
 
 

@@ -23,6 +23,7 @@ _CALLED = re.compile(
     r"\b(?:calls|body|condition|to_apply|async_computation|true_computation|false_computation)=%?([\w.-]+)"
 )
 _CALLED_SETS = re.compile(r"\b(?:branch_computations|called_computations|calls)=\{([^}]*)\}")
+_PALLAS_KERNEL = re.compile(r"splash_\w+|fused_attention_(?:forward|backward(?:_(?:query|key|bias)(?![a-z]))?)")
 _TRIPS = re.compile(r'known_trip_count\\?"?:\s*\{\\?"?n\\?"?:\s*\\?"?(\d+)')
 
 
@@ -90,7 +91,7 @@ class HloModule:
     def parse(cls, text: str) -> "HloModule":
         entry = name = ""
         computations: dict[str, dict[str, HloOp]] = {}
-        for line in text.splitlines():
+        for line in text.replace("kernel_metadata={\n}}", "kernel_metadata={}}").splitlines():
             if found := _COMPUTATION.match(line):
                 name = found[2]
                 computations[name] = {}
@@ -139,14 +140,20 @@ def custom_kernels(module: HloModule) -> dict[str, int]:
     out: Counter[str] = Counter()
     for operation, _, times, _ in module.executed_ops:
         target = operation.attribute(r'custom_call_target="([^"]+)"') if operation.opcode == "custom-call" else None
-        if target and ("tpu_custom_call" in target or "cudnn" in target):
-            named = re.search(r"splash_\w+", f"{operation.name} {operation.rest}")  # the line may be cut before op_name
+        if target and any(kind in target for kind in ("tpu_custom_call", "cudnn", "triton")):
+            named = _PALLAS_KERNEL.search(f"{operation.name} {operation.rest}")
             out[named[0] if named else target.strip("_")] += times
     return dict(out)
 
 
 def attention_kernel(found: dict[str, int]) -> str:
-    """splash, cudnn or xla, from `custom_kernels`."""
-    if any(name.startswith("splash") for name in found):
-        return "splash"
+    """splash, fused, cudnn or xla, from `custom_kernels`."""
+    for kernel in ("splash", "fused"):
+        if any(name.startswith(kernel) for name in found):
+            return kernel
     return "cudnn" if any("fmha" in name for name in found) else "xla"
+
+
+def custom_kernel_flops(operation: HloOp) -> int:
+    """FLOPs that a custom kernel of Pallas states (`pl.CostEstimate`); 0 if it states none."""
+    return int(operation.attribute(r'"cost_estimate":\{[^}]*"flops":"(\d+)"') or 0)
