@@ -252,7 +252,10 @@ def test_when_one_hangs_all_leave_with_75(job, tmp_path, what, victim):
 
 def test_a_long_compilation_and_a_long_save_are_no_alarm(job, tmp_path):
     limits = "run.watchdog={compile: 60, step: 5, evaluation: 60, save: 60}"
-    for name, place in (("compile", "training.stage:jit_train_step"), ("save", "training.checkpoint:seal")):
+    for name, place in (
+        ("compile", "training.triggers.episode_steps:jit_train_step"),
+        ("save", "training.checkpoint:seal"),
+    ):
         slow = {"SLOW": f"bertjax.{place}:1:1", "FOR": "12"}
         with job("bert", f"slow-{name}", 2, "stages.qa.steps=2", limits, **slow) as running:
             ended = running.ended()
@@ -268,7 +271,7 @@ LOSE_NOTHING = {  # what one process is doing -> where it is held, and what the 
         "bertjax.training.checkpoint.warmstart:init_params:0:1",
         "stopped while restoring or making the parameters",
     ),
-    "compile": ("bertjax.training.stage:jit_train_step:1:1", "stopped while compiling the first step"),
+    "compile": ("bertjax.training.triggers.episode_steps:jit_train_step:1:1", "stopped while compiling the first step"),
 }
 
 

@@ -169,19 +169,22 @@ class TrainProgram:
 
     def init_state(self, params: Params, groups: tuple[str, ...], key: jax.Array) -> TrainState:
         """The state at step 0 of a stage, from parameters in their shards."""
-        return self._rebuild_opt_state(self._make_state(groups), params, key)
+        return self._jit_state(self._make_state(groups), params, key)(params, key)  # type: ignore[no-any-return]
 
     def _make_state(self, groups: tuple[str, ...]) -> Callable[[Params, jax.Array], TrainState]:
         window = self.spike_rule.window if self.spike_rule else 0
         return lambda p, k: training_state.init_state(p, groups, self.tx, k, window)  # type: ignore[attr-defined]
 
     def unfreeze(self, state: TrainState, groups: tuple[str, ...]) -> TrainState:
-        return self._rebuild_opt_state(lambda s: training_state.unfreeze(s, groups, self.tx), state)  # type: ignore[attr-defined]
+        return self.jit_unfreeze(state, groups)(state)  # type: ignore[no-any-return]
 
-    def _rebuild_opt_state(self, make: Callable[..., TrainState], *args: Any) -> TrainState:
-        where = training_state.shardings(jax.eval_shape(make, *args), self.param_shardings(), self.mesh)
-        with sharding.use_mesh_and_rules(self.mesh, self.rules):
-            return jax.jit(make, out_shardings=where)(*args)
+    def jit_unfreeze(self, like: TrainState, groups: tuple[str, ...]) -> "MeshJit":
+        """Jit the change of states shaped like `like` to those that train `groups`."""
+        return self._jit_state(lambda s: training_state.unfreeze(s, groups, self.tx), like)  # type: ignore[attr-defined]
+
+    def _jit_state(self, make: Callable[..., TrainState], *like: Any) -> "MeshJit":
+        where = training_state.shardings(jax.eval_shape(make, *like), self.param_shardings(), self.mesh)
+        return MeshJit(jax.jit(make, out_shardings=where), self.mesh, self.rules)
 
     def abstract_state(self, groups: tuple[str, ...], key: jax.Array) -> TrainState:
         """Shapes and shardings of the state while `groups` train, for restoring and ahead-of-time compilation."""

@@ -35,9 +35,10 @@ from bertjax.training.monitor.tracking import Tracker
 from bertjax.training.run_context import RunContext
 from bertjax.training.stage_plan import StagePlan, check_sources
 from bertjax.training.state import Params, TrainState, from_tree, stage_keys
-from bertjax.training.step import Metrics, jit_train_step
+from bertjax.training.step import Metrics
 from bertjax.training.triggers.divergence import raise_diverged
 from bertjax.training.triggers.early_stopping import StopRule
+from bertjax.training.triggers.episode_steps import EpisodeSteps
 from bertjax.training.triggers.evaluation_steps import intervals
 from bertjax.training.triggers.rewind import batch_position, read_rewinds, rewind
 from bertjax.training.triggers.save_timer import SaveTimer
@@ -130,6 +131,9 @@ class StageRunner:
                     batch_position(read_rewinds(self.ctx.config.run_dir, self.name)),
                 ) as source:  # fmt: skip
                     feed = self.prefetch_to_device(source)
+                    teacher = self.teacher.params if self.teacher else None
+                    ahead = run.compile_ahead
+                    self.episode_steps = EpisodeSteps(self.program, self.plan.episodes, teacher, ahead=ahead)
                     for number, episode in enumerate(self.plan.episodes):
                         if start < episode.stop and self.stop_rule.step is None:
                             state = self.run_episode(state, number, feed, meter)
@@ -270,12 +274,11 @@ class StageRunner:
         groups = self.plan.episodes[number].groups
         meter.flush()
         self.check_finite(meter)
-        if set(state.opt_state) != set(groups):
-            state = self.program.unfreeze(state, groups)
+        state, train_step = self.episode_steps.enter(number, state)
         trained = sum(x.size for x in state.params.values())
         self.event(int(state.step), "episode", episode=number, groups=list(groups), trainable_parameters=trained)
         meter.start_episode(number, trained, tuple(state.opt_state))
-        return state, jit_train_step(self.program, state, self.teacher.params if self.teacher else None)
+        return state, train_step
 
     @contextmanager
     def compile_phase(self, doing: str) -> Iterator[None]:

@@ -21,9 +21,10 @@ from bertjax.objectives import registry
 from bertjax.parallel import mesh
 from bertjax.parallel.mesh import make_mesh
 from bertjax.parallel.mesh_shape import merge_rules
-from bertjax.training import loop, stage, step
+from bertjax.training import loop, step
 from bertjax.training.program import TrainProgram
 from bertjax.training.state import TrainState
+from bertjax.training.triggers import episode_steps
 
 VOCABULARY, LENGTH = 64, 32
 TINY = BertConfig(
@@ -117,7 +118,7 @@ def make_rows() -> Callable[..., dict[str, np.ndarray]]:
 
 PATCHED = {
     "initialize": (TrainProgram,),
-    "jit_train_step": (stage, step),
+    "jit_train_step": (episode_steps, step),
     "jit_eval_step": (evaluate_loss, step),
 }
 ORIGINAL = {name: getattr(places[-1], name) for name, places in PATCHED.items()}

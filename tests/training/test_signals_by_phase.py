@@ -20,7 +20,7 @@ STOPPED = "run the same command again"
 PHASES = {  # a function that runs in the phase, the number of its call
     "preparation": ("bertjax.training.loop:open_stage", 1),
     "restore": ("bertjax.training.checkpoint.orbax_io:read_arrays", 1),
-    "compile": ("bertjax.training.stage:jit_train_step", 1),
+    "compile": ("bertjax.training.triggers.episode_steps:jit_train_step", 1),
     "step": ("bertjax.training.monitor.tracking:Tracker.step", 2),
     "evaluation": ("bertjax.evaluation.evaluators.loss:local_batch_rows", 1),
     "save": ("bertjax.training.checkpoint.manager:seal", 1),

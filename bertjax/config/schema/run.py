@@ -251,6 +251,11 @@ class RunConfig(Section):
         "Default: none.",
     )
     compilation_cache_dir: AnyPath | None = Field("~/.cache/bertjax/xla", description="Compilation cache; null: none.")
+    compile_ahead: bool = Field(
+        True,
+        exclude_if=bool,
+        description="Compile the step of the next episode of gradual unfreezing while this one trains.",
+    )
     watchdog: WatchdogTimeouts | None = Field(WatchdogTimeouts(), description="Time limits; null: none.")
     profile: ProfilerConfig | None = Field(None, description="Steps to profile; SIGUSR1 starts a trace at any time.")
     tensorboard: bool = Field(True, description="Write TensorBoard files.")

@@ -1,1 +1,1 @@
-"""Decisions between two steps: when a stage evaluates, when a checkpoint is due by time, whether the stage ends."""
+"""Decisions between two steps: when a stage evaluates or saves, whether it ends, which function an episode runs."""

@@ -1,0 +1,81 @@
+"""The jitted functions of a stage's episodes; those of the next episode are compiled while this one trains."""
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+from bertjax.training.freezing import Episode
+from bertjax.training.program import MeshJit, TrainProgram
+from bertjax.training.state import Params, TrainState
+from bertjax.training.step import Batch, Metrics, jit_train_step
+
+
+class _Functions(NamedTuple):
+    """Of an episode: `unfreeze` makes its state from that of the episode before; None where that trains the same."""
+
+    unfreeze: MeshJit | None
+    step: MeshJit
+
+
+class EpisodeSteps:
+    """Give each episode its state and its train step.
+
+    ahead: compile those of the next episode in a thread. A compilation that fails there is done again where its result
+    is needed, and fails there. The interpreter waits for the thread before it ends.
+    """
+
+    def __init__(self, program: TrainProgram, episodes: Sequence[Episode], teacher: Params | None, *, ahead: bool):
+        self.program, self.episodes, self.teacher, self.ahead = program, episodes, teacher, ahead
+        self._next: tuple[int, _Functions, threading.Thread] | None = None
+
+    def enter(self, number: int, state: TrainState) -> tuple[TrainState, Callable]:
+        """The state of an episode or of the one before it -> (the state divided for the episode, its train step).
+
+        After the first call of the train step, the functions of the next episode are compiled.
+        """
+        if self._next is not None and self._next[0] == number:
+            _, functions, thread = self._next
+            thread.join()
+        else:
+            functions = self._functions(number, state)
+        self._next = None
+        if functions.unfreeze is not None:
+            state = functions.unfreeze(state)
+
+        def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+            state, metrics = functions.step(state, batch)
+            if self.ahead and self._next is None and number + 1 < len(self.episodes):
+                self._compile(number + 1, *(jax.tree.map(_abstract, tree) for tree in (state, dict(batch))))
+            return state, metrics
+
+        return state, train_step
+
+    def _compile(self, number: int, state: TrainState, batch: Batch) -> None:
+        """Begin to compile the functions of an episode, for the states of the one before it and batches like these."""
+        functions = self._functions(number, state)
+
+        def compile_() -> None:
+            try:
+                if functions.unfreeze is not None:
+                    functions.unfreeze.lower(state).compile()
+                functions.step.lower(self._like(number, state), batch).compile()
+            except Exception:  # the call compiles again, and fails where it is seen
+                return
+
+        thread = threading.Thread(target=compile_, name=f"compiles episode {number}")
+        self._next = number, functions, thread
+        thread.start()
+
+    def _functions(self, number: int, state: TrainState) -> _Functions:
+        groups = self.episodes[number].groups
+        unfreeze = None if set(state.opt_state) == set(groups) else self.program.jit_unfreeze(state, groups)
+        return _Functions(unfreeze, jit_train_step(self.program, self._like(number, state), self.teacher))
+
+    def _like(self, number: int, state: TrainState) -> TrainState:
+        return self.program.abstract_state(self.episodes[number].groups, _abstract(state.key))
+
+
+def _abstract(x: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
