@@ -54,6 +54,8 @@ def command(name: str, topology: str) -> list[str]:
     subject = SUBJECTS[name]
     rows = f"stages.{subject.stage}.batch_size={subject.rows * DEVICES[topology]}"
     more = [*subject.options, *(subject.on or {}).get(topology, ())]
+    if topology.startswith("v"):
+        more.append("run.attention=xla")  # the same on all chips: `auto` has a fused kernel on TPUs alone
     alone = f"stages.{subject.stage}.evaluate=[]"
     return ["bertjax", "plan", subject.config, "--topology", topology, "--stage", subject.stage, rows, alone, *more]
 
