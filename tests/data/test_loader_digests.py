@@ -143,7 +143,7 @@ def measure(case: str, base: Path) -> dict[str, str]:
 def positions() -> np.ndarray:
     rng = np.random.default_rng(0)
     return np.concatenate(
-        [np.arange(600), 10**5 + np.arange(50), rng.integers(0, 2**40, 200), rng.integers(0, 2**52, 50)]
+        [np.arange(600), 10**5 + np.arange(50), rng.integers(0, 2**40, 25), rng.integers(0, 2**52, 10)]
     )
 
 
