@@ -7,7 +7,7 @@ were made when grain's MapDataset gave the order, one position at a time.
 import hashlib
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from bertjax.config.schema.sources import SquadFiles
 from bertjax.data.pipeline import mixing
 from bertjax.data.pipeline.loader import Batches
 from bertjax.data.pipeline.prepare import prepare
+from bertjax.data.pipeline.row_order import RowOrder
 from bertjax.data.pipeline.task_rows import TaskData, make_task_data
 from bertjax.data.store.reader import Store
 from bertjax.data.store.writer import StoreWriter
@@ -147,20 +148,20 @@ def positions() -> np.ndarray:
     )
 
 
-def places(order: Any, at: np.ndarray) -> np.ndarray:
-    """(task, epoch, index) at each position: int64 [n, 3]."""
-    return np.array([order[position] for position in at.tolist()], np.int64)
+def places(counts: Sequence[int], shares: Sequence[float], seeds: Sequence[int]) -> dict[str, np.ndarray]:
+    """(task, epoch, index) at each of `positions`: int64 [n, 3]."""
+    return {"": np.stack(RowOrder(counts, shares, seeds).at(positions()), axis=1)}
 
 
 def measure_orders() -> dict[str, str]:
     found = {
-        f"{count} rows, seed {seed}": digest({"": places(mixing.order([count], [1.0], [seed]), positions())})
+        f"{count} rows, seed {seed}": digest(places([count], [1.0], [seed]))
         for count in COUNTS
         for seed in (0, 7, 2**32 - 1)
     }
     for shares in SHARES:
         counts, seeds = [300, 100_000, 5][: len(shares)], [3, 2**32 - 1, 11][: len(shares)]
-        found[f"shares {shares}"] = digest({"": places(mixing.order(counts, shares, seeds), positions())})
+        found[f"shares {shares}"] = digest(places(counts, shares, seeds))
     return found
 
 

@@ -1,15 +1,15 @@
 """The order in which a stage reads its rows: positions -> (task, epoch, index), many at once and without state.
 
-Each task is reshuffled in each of its epochs. The shuffle is a permutation cipher: four rounds of Simon (Beaulieu et al.,
-IACR 2013/404) on the smallest even number of bits that holds the rows, at least 16, applied again while the result is no
-row (cycle walking, Black and Rogaway 2002). It is the order of grain's `MapDataset.shuffle`, which gives one position
-for each call; a test compares the two. Tasks alternate in the fixed stride of grain's `MapDataset.mix`.
+Each task is reshuffled in each of its epochs. The shuffle is a permutation cipher: four rounds of Simon (Beaulieu et
+al., IACR 2013/404) on the smallest even number of bits that holds the rows, at least 16, applied again while the result
+is no row (cycle walking, Black and Rogaway 2002). It is the order of grain's `MapDataset.shuffle`, which gives one
+position for each call; a test compares the two. Tasks alternate in the fixed stride of grain's `MapDataset.mix`.
 """
 
 import math
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -18,9 +18,12 @@ from bertjax.data.preprocess.counter_rng import row_streams
 RATE_STEPS = 100  # tasks are mixed by integer weights; the rarest task gets this one
 SMALL_TASK_ROWS = 256  # a smaller task is sorted by hashed bits: the cipher would take 65536 / rows steps for each row
 TABLE_ROWS = 1 << 16  # the order of an epoch of a task up to here is made at once, in one table
-KEPT_EPOCHS = 2  # tables for each task: a batch may run over the end of an epoch
+KEPT_EPOCHS = 2  # tables of each task, of 128 KiB at most: a batch may run over the end of an epoch
 MIN_BITS = 16
 SCALAR_ROWS = 8  # fewer than these are walked one by one, which is faster than arrays of them
+
+
+Numbers = TypeVar("Numbers", int, np.ndarray)
 
 
 class RowRefs(NamedTuple):
@@ -88,15 +91,17 @@ class _TaskOrder:
 
     def __init__(self, count: int, seed: int):
         self._count, self._seed = count, seed
-        make = small_task_order if count < SMALL_TASK_ROWS else shuffle_table
-        self._table = lru_cache(KEPT_EPOCHS)(lambda epoch: make(count, seed, epoch))
+        self._table = lru_cache(KEPT_EPOCHS)(lambda epoch: shuffle_table(count, seed, epoch))
 
     def at(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(epoch, index) at `places` (int64 [n])."""
         epochs, rows = np.divmod(places, self._count)
+        each, which = np.unique(epochs, return_inverse=True)
+        if self._count < SMALL_TASK_ROWS:
+            return epochs, small_task_orders(self._count, self._seed, each)[which, rows]
         indices = np.empty_like(rows)
-        for epoch in np.unique(epochs).tolist():
-            where = epochs == epoch
+        for number, epoch in enumerate(each.tolist()):
+            where = which == number
             if self._count <= TABLE_ROWS:
                 indices[where] = self._table(epoch)[rows[where]]
             else:
@@ -104,9 +109,10 @@ class _TaskOrder:
         return epochs, indices
 
 
-def small_task_order(count: int, seed: int, epoch: int) -> np.ndarray:
-    """The rows 0..count-1 in the order of one epoch, sorted by 64 hashed bits of each: int64 [count]."""
-    return np.argsort(row_streams(seed, epoch, np.arange(count))[:, 0], kind="stable")
+def small_task_orders(count: int, seed: int, epochs: np.ndarray) -> np.ndarray:
+    """The rows 0..count-1 in the order of each of `epochs` [E], sorted by 64 hashed bits of each: int64 [E, count]."""
+    rows = np.tile(np.arange(count), len(epochs))
+    return np.argsort(row_streams(seed, np.repeat(epochs, count), rows).reshape(-1, count), axis=1, kind="stable")
 
 
 def shuffle(rows: np.ndarray, count: int, seed: int, epoch: int) -> np.ndarray:
@@ -142,7 +148,7 @@ def _bits(count: int) -> int:
     return max(bits + bits % 2, MIN_BITS)
 
 
-def _encrypt[Numbers: (int, np.ndarray)](value: Numbers, keys: Sequence[int], bits: int) -> Numbers:
+def _encrypt(value: Numbers, keys: Sequence[int], bits: int) -> Numbers:
     """Simon's rounds with `keys`, on words of half of `bits`. Numbers: int, or uint64 of any shape."""
     half = bits // 2
     word = (1 << half) - 1
@@ -153,7 +159,7 @@ def _encrypt[Numbers: (int, np.ndarray)](value: Numbers, keys: Sequence[int], bi
     return left << half | right
 
 
-def _mix[Numbers: (int, np.ndarray)](word: Numbers, bits: int) -> Numbers:
+def _mix(word: Numbers, bits: int) -> Numbers:
     """Simon's round function, (word <<< 1 & word <<< 8) ^ word <<< 2, in its low `bits`."""
     twice = word << bits | word
     return (twice >> (bits - 1) & twice >> (bits - 8)) ^ twice >> (bits - 2)
