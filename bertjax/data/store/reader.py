@@ -40,7 +40,10 @@ class Store:
         self.tokenizer_sha256: str = manifest["tokenizer_sha256"]
         self.versions: dict[str, int] = manifest.get("versions", {})  # none in stores of earlier versions
         self.shards: list[dict[str, Any]] = manifest["shards"]
-        self._ends = np.cumsum([shard["records"] for shard in self.shards], dtype=np.int64)
+        counts = np.array([shard["records"] for shard in self.shards], np.int64)
+        self._ends = np.cumsum(counts)
+        self._starts = self._ends - counts
+        self._coded = {index for index, shard in enumerate(self.shards) if "codec" in shard}
         self._files = [self.folder / shard["file"] for shard in self.shards]  # to be read
         # Readers with their locks; one dropped from the cache lives on until the read that uses it has ended.
         self._reader = lru_cache(maxsize=MAX_OPEN_READERS)(self._open)
@@ -82,13 +85,21 @@ class Store:
             raise IndexError(f"{self.folder} has rows 0 to {len(self) - 1}; asked for {wanted.min()} to {wanted.max()}")
         self.fetch()
         shard_of = np.searchsorted(self._ends, wanted, side="right")
+        places = wanted - self._starts[shard_of]
+        records, parts = [b""] * len(wanted), {}
         for index in np.unique(shard_of).tolist():
-            where = np.flatnonzero(shard_of == index)
-            first = int(self._ends[index]) - self.shards[index]["records"]
-            records = self._read(index, (wanted[where] - first).tolist())
-            decode = row_codec.decode if "codec" in self.shards[index] else row_codec.decode_plain
+            where = parts[index] = np.flatnonzero(shard_of == index)
+            for at, record in zip(where.tolist(), self._read(index, places[where].tolist()), strict=True):
+                records[at] = record
+        if all(index in self._coded for index in parts):
             try:
-                decode(records, self.dtype, fields, where)
+                return row_codec.decode(records, self.dtype, fields)
+            except ValueError:
+                pass  # the shard is found below
+        for index, where in parts.items():
+            decode = row_codec.decode if index in self._coded else row_codec.decode_plain
+            try:
+                decode([records[at] for at in where.tolist()], self.dtype, fields, where)
             except ValueError as error:
                 raise self._damaged(index, f"holds rows of another kind ({first_line(error)})") from error
 

@@ -29,10 +29,10 @@ def write_shard(path: Path, blocks: Iterable[np.ndarray]) -> int:
     from array_record.python.array_record_module import ArrayRecordWriter
 
     records = 0
-    # One record in a chunk makes random reads cheap; a pool of threads would hold many chunks in memory. Reading a
-    # coded row from snappy takes half the time of reading it uncoded from zstd, and the file is smaller.
+    # One record in a chunk makes random reads cheap; a pool of threads would hold many chunks in memory. Coded rows are
+    # about as small as zstd makes uncoded ones, and decompression would be most of the time of reading one.
     with _writing(path):
-        writer = ArrayRecordWriter(str(path), "group_size:1,max_parallelism:1,snappy")
+        writer = ArrayRecordWriter(str(path), "group_size:1,max_parallelism:1,uncompressed")
     for block in blocks:  # outside _writing: an error in making rows is not a disk error
         coded = row_codec.encode(block)
         with _writing(path):
