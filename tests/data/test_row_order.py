@@ -79,7 +79,7 @@ def test_every_epoch_of_every_task_sees_each_row_once(counts: list[int], seed: i
             assert sorted(indices) == list(range(counts[task]))
 
 
-@pytest.mark.parametrize("count", [SMALL_TASK_ROWS, 5000, TABLE_ROWS, 2 * TABLE_ROWS + 1])
+@pytest.mark.parametrize("count", [SMALL_TASK_ROWS, 5000, TABLE_ROWS, TABLE_ROWS + 2])
 def test_a_shuffle_is_a_permutation(count: int):
     assert np.array_equal(np.sort(shuffle(np.arange(count), count, 3, 2)), np.arange(count))
 

@@ -17,8 +17,8 @@ from bertjax.data.preprocess.counter_rng import row_streams
 
 RATE_STEPS = 100  # tasks are mixed by integer weights; the rarest task gets this one
 SMALL_TASK_ROWS = 256  # a smaller task is sorted by hashed bits: the cipher would take 65536 / rows steps for each row
-TABLE_ROWS = 1 << 16  # the order of an epoch of a task up to here is made at once, in one table
-KEPT_EPOCHS = 2  # tables of each task, of 128 KiB at most: a batch may run over the end of an epoch
+TABLE_ROWS = 1 << 18  # the order of an epoch of a task up to here is made at once, in one table
+KEPT_EPOCHS = 2  # tables of each task, of 1 MiB at most: a batch may run over the end of an epoch
 MIN_BITS = 16
 SCALAR_ROWS = 8  # fewer than these are walked one by one, which is faster than arrays of them
 
@@ -131,16 +131,18 @@ def shuffle(rows: np.ndarray, count: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def shuffle_table(count: int, seed: int, epoch: int) -> np.ndarray:
-    """`shuffle` of all rows of a task that fits into MIN_BITS: uint16 [count].
+    """`shuffle` of all rows 0..count-1 of a task: uint32 [count].
 
-    Walks every number at once: `ends` doubles its steps until all have arrived at a row.
+    Walks every number of the cipher at once: `ends` doubles its steps until all have arrived at a row.
     """
-    start = _encrypt(np.arange(1 << MIN_BITS, dtype=np.uint64), round_keys((seed + epoch) % 2**32), MIN_BITS)
-    start = start.astype(np.uint16)
-    ends = np.where(np.arange(len(start)) < count, np.arange(len(start), dtype=np.uint16), start)
-    while (ends[start[:count]] >= count).any():
+    bits = _bits(count)
+    numbers = np.arange(1 << bits, dtype=np.uint32)
+    after = _encrypt(numbers, round_keys((seed + epoch) % 2**32), bits)
+    ends = np.where(numbers < count, numbers, after)
+    first = after[np.arange(count) % (1 << bits)]
+    while (ends[first] >= count).any():
         ends = ends[ends]
-    return ends[start[:count]]
+    return ends[first]
 
 
 def _bits(count: int) -> int:
@@ -149,7 +151,7 @@ def _bits(count: int) -> int:
 
 
 def _encrypt(value: Numbers, keys: Sequence[int], bits: int) -> Numbers:
-    """Simon's rounds with `keys`, on words of half of `bits`. Numbers: int, or uint64 of any shape."""
+    """Simon's rounds with `keys`, on words of half of `bits`. Numbers: int, or unsigned of at least `bits` bits."""
     half = bits // 2
     word = (1 << half) - 1
     left, right = value >> half & word, value & word
