@@ -13,7 +13,7 @@ _GOLDEN_GAMMA = np.uint64(0x9E3779B97F4A7C15)
 KEY_POSITION_MASK = np.uint64(0xFFFF)
 SORT_LAST = np.uint64(0xFFFFFFFFFFFFFFFF)  # the key of what is never chosen
 NO_POSITION = np.uint16(0xFFFF)
-BLOCK_TOKENS = 1 << 15  # tokens per block: temporary arrays stay in the cache
+BLOCK_TOKENS = 1 << 16  # tokens per block: enough to hide the cost of a call, few enough for the cache
 
 
 def splitmix64(state: np.ndarray) -> np.ndarray:
