@@ -117,7 +117,7 @@ def _layout(header: bytes, dtype: np.dtype) -> np.dtype:
     fields = field_list(dtype)
     if len(header) != len(fields):
         raise ValueError("a record is cut short")
-    layout = [(_HEADER, "u1", (len(fields),))]
+    layout: list[tuple[str, str, tuple[int, ...]]] = [(_HEADER, "u1", (len(fields),))]
     for width, (name, kind, shape) in zip(header, fields, strict=True):
         own = np.dtype(kind).itemsize
         if width in (BITS, COUNTS) and shape:
