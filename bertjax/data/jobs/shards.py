@@ -54,7 +54,9 @@ def write_shards(context: PrepareContext, plan: JobPlan, writer: StoreWriter, wh
         for record in results:
             for entry in record.files:
                 # A job finished by an earlier version has no codec: its rows are not coded.
-                facts = {name: record.facts[name] for name in ("records", "codec") if name in record.facts}
+                facts: dict[str, Any] = {
+                    name: record.facts[name] for name in ("records", "codec") if name in record.facts
+                }
                 size = {"bytes": entry["bytes"], "sha256": entry["sha256"]}
                 writer.add_shard({"file": entry["file"], **facts, **size})
             lengths.append(record.counts)

@@ -18,8 +18,8 @@ BLOCK_TOKENS = 1 << 16  # tokens per block: enough to hide the cost of a call, f
 
 def splitmix64(state: np.ndarray) -> np.ndarray:
     """SplitMix64's output function (Steele, Lea and Flood 2014) on uint64 of any shape."""
-    shifted = np.asarray(state >> np.uint64(30))
-    mixed = state ^ shifted
+    shifted: np.ndarray = np.asarray(state >> np.uint64(30))
+    mixed: np.ndarray = state ^ shifted
     mixed *= np.uint64(0xBF58476D1CE4E5B9)
     mixed ^= np.right_shift(mixed, np.uint64(27), out=shifted)
     mixed *= np.uint64(0x94D049BB133111EB)
