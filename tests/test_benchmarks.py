@@ -84,3 +84,27 @@ def test_gpu_benchmark_refuses_without_a_gpu() -> None:
     if done.returncode == 0:
         pytest.skip("there is a GPU here")
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and done.stderr.startswith("benchmarks/gpu.py: ")
+
+
+@pytest.mark.slow
+def test_both_sides_of_the_loader_s_benchmark_load_the_same_batches(tmp_path: Path) -> None:
+    """The script itself compares them, over the end of an epoch too."""
+    options = ["--rows", "2400", "--batches", "2", "--rounds", "1", "--output", str(tmp_path / "found.json")]
+    command = [sys.executable, str(BENCHMARKS / "loader.py"), *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found == json.loads(done.stdout) and [found[case]["rows"] for case in ("mlm_128", "mlm_512")] == [2400, 600]
+    for case in ("mlm_128", "mlm_512", "t5_568_to_512_114"):
+        size = found[case]["bytes_per_row_on_disk"]
+        assert size["after"] <= size["before"]  # equal where ArrayRecord fills few rows up to a block
+
+
+@pytest.mark.slow
+def test_the_loader_s_benchmark_notices_another_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    import loader
+
+    monkeypatch.setattr(loader.RowByRow, "places", lambda self, k: np.zeros((3, self._size), np.int64))
+    monkeypatch.setattr(sys, "argv", ["loader.py", "--rows", "600", "--batches", "1", "--rounds", "1"])
+    with pytest.raises(AssertionError):
+        loader.main()

@@ -70,10 +70,10 @@ KNOWN_TO = {
     "flax": ("models", "interop", "training", "evaluation", "api"),
     "optax": ("training", "api"),
     "orbax": ("training/checkpoint/orbax_io.py",),
-    "grain": ("data",),
+    "grain": (),
 }
 LAZY = {
-    "grain", "transformers", "datasets", "tensorflow_datasets", "matplotlib", "torch", "wandb", "tensorboardX",
+    "transformers", "datasets", "tensorflow_datasets", "matplotlib", "torch", "wandb", "tensorboardX",
     "sacrebleu", "rouge_score", "bm25s",
 }  # fmt: skip
 MOST_MODULES = 15

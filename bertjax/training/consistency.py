@@ -19,7 +19,7 @@ from bertjax.parallel.multihost.primary import is_multiprocess, reduce_on_primar
 from bertjax.storage.files import expand_globs
 from bertjax.storage.nested import flatten
 
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 MAX_SHOWN_CHARS = 60  # characters of a value in a message
 
 

@@ -33,7 +33,7 @@ from bertjax.training.program import TrainProgram
 
 Fingerprint = Callable[[Any], str]
 MULTI_LABEL = "multi_label_classification"  # `problem_type` in meta data; other classifiers have none
-PACKAGES = "bertjax jax jaxlib flax optax orbax-checkpoint grain tokenizers sentencepiece numpy".split()
+PACKAGES = "bertjax jax jaxlib flax optax orbax-checkpoint tokenizers sentencepiece numpy".split()
 
 
 @dataclass(frozen=True)

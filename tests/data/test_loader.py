@@ -159,8 +159,8 @@ def test_masks_can_be_undone(one: Batches, stores: list[Store]):
 def test_a_row_of_a_batch_is_the_row_of_its_task(two: Batches):
     for k in range(10):
         batch = two.batch(k)
-        for row in range(B):
-            task, epoch, index = two._order[k * B + row]
+        refs = two._order.at(k * B + np.arange(B))
+        for row, (task, epoch, index) in enumerate(np.stack(refs, axis=1).tolist()):
             alone = two._tasks[task].rows([epoch], [index])
             assert batch["task_ids"][row] == task
             assert all((batch[name][row] == alone[name][0]).all() for name in alone)

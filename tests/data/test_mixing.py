@@ -1,7 +1,4 @@
-"""Mixing rates against the figures of T5's mixtures, and the order they give."""
-
-import time
-from collections import Counter
+"""Mixing rates against the figures of T5's mixtures."""
 
 import numpy as np
 import pytest
@@ -10,15 +7,7 @@ from hypothesis import strategies as st
 
 from bertjax.config.loading.load import build
 from bertjax.config.schema.data import Mixture
-from bertjax.data.pipeline.mixing import (
-    RATE_STEPS,
-    SMALL_TASK_ROWS,
-    order,
-    rates,
-    small_task_order,
-    task_seed,
-    to_row_rates,
-)
+from bertjax.data.pipeline.mixing import rates, task_seed, to_row_rates
 from bertjax.errors import UserError
 
 # t5/data/glue_utils.py: examples of each GLUE task.
@@ -122,43 +111,10 @@ def test_an_empty_task_is_named():
         rates({"cola": 1, "rte": 0}, Mixture(mixture=["cola", "rte"]))
 
 
-def test_seeds_differ_by_stage_and_task_and_fit_grain():
+def test_seeds_differ_by_stage_and_task_and_fit_the_order():
     seeds = {task_seed(seed, stage, task) for seed in range(3) for stage in "ab" for task in "cd"}
     assert len(seeds) == 12 and all(0 <= seed < 2**32 for seed in seeds)
     assert task_seed(0, "a", "bc") != task_seed(0, "ab", "c")
-
-
-@settings(max_examples=25, deadline=None)
-@given(st.lists(st.integers(1, 40), min_size=1, max_size=4), st.integers(0, 2**32 - 1))
-def test_every_epoch_of_every_task_sees_each_row_once(counts: list[int], seed: int):
-    stream = order(counts, [1.0 / len(counts)] * len(counts), [seed] * len(counts))
-    seen: dict[tuple[int, int], list[int]] = {}
-    for position in range(3 * max(counts) * len(counts)):
-        task, epoch, index = stream[position]
-        seen.setdefault((task, epoch), []).append(index)
-    for (task, epoch), indices in seen.items():
-        assert len(set(indices)) == len(indices)
-        if (task, epoch + 1) in seen:  # a finished epoch
-            assert sorted(indices) == list(range(counts[task]))
-
-
-def test_each_epoch_has_an_order_of_its_own():
-    stream = order([200], [1.0], [7])
-    epochs = [[stream[200 * epoch + at].index for at in range(200)] for epoch in range(4)]
-    assert len({tuple(epoch) for epoch in epochs}) == 4
-    assert all(stream[200 * epoch + at].epoch == epoch for epoch in range(4) for at in (0, 199))
-
-
-def test_the_stream_keeps_the_proportions_everywhere():
-    shares = [GOLDEN[(None, 2.0)][0], GOLDEN[(None, 2.0)][3], GOLDEN[(None, 2.0)][7]]
-    shares = [share / sum(shares) for share in shares]
-    stream = order([1000, 500, 20], shares, [1, 2, 3])
-    for first in (0, 10**6, 10**12):  # far positions cost nothing
-        counts = Counter(stream[position].task for position in range(first, first + 4000))
-        for task, share in enumerate(shares):
-            # one row of stride, and half a step of rounding relative to the rarest task
-            assert abs(counts[task] - 4000 * share) <= 2 + 4000 * share / (2 * RATE_STEPS)
-    assert stream[10**12] == order([1000, 500, 20], shares, [1, 2, 3])[10**12]
 
 
 def test_a_low_temperature_needs_no_number_beyond_a_float():
@@ -169,39 +125,3 @@ def test_a_low_temperature_needs_no_number_beyond_a_float():
     for temperature in (0.01, 1e-300):
         with pytest.raises(UserError, match="task 'rte' has a share of .* raise the mixture's temperature"):
             rates(GLUE, Mixture(mixture=["mnli", "rte"], temperature=temperature))
-
-
-@settings(max_examples=30, deadline=None)
-@given(st.integers(1, SMALL_TASK_ROWS + 1), st.integers(0, 2**32 - 1), st.integers(0, 2**40))
-def test_a_tiny_task_visits_each_row_once_wherever_it_is_read(count: int, seed: int, epoch: int):
-    stream = order([count], [1.0], [seed])
-    assert sorted(stream[count * epoch + at].index for at in range(count)) == list(range(count))
-
-
-def test_tiny_tasks_cost_about_as_much_a_row_as_large_ones():
-    """grain's index_shuffle searches 65536 / rows numbers for each row: 2 rows took 600 times as long as 20,000."""
-
-    def seconds(rows: int) -> float:
-        stream, start = order([rows], [1.0], [7]), time.perf_counter()
-        for position in range(500):
-            stream[position]
-        return time.perf_counter() - start
-
-    large = min(seconds(20_000) for _ in range(3))
-    assert all(min(seconds(rows) for _ in range(3)) < 20 * large for rows in (2, 10))
-
-
-def test_the_orders_of_tiny_tasks_are_uniform():
-    """Of 3 rows each of the 6 orders comes up in about a sixth of 6000 epochs; the chi-squared's 99.99 % is 25.7."""
-    found = Counter(small_task_order(3, 11, epoch) for epoch in range(6000))
-    assert len(found) == 6 and sum((count - 1000) ** 2 / 1000 for count in found.values()) < 25.7
-
-
-def test_the_order_of_larger_tasks_is_grain_s():
-    import grain
-
-    stream, theirs = (
-        order([SMALL_TASK_ROWS], [1.0], [7]),
-        grain.MapDataset.range(SMALL_TASK_ROWS).shuffle(seed=7).repeat(),
-    )
-    assert [stream[at].index for at in range(2 * SMALL_TASK_ROWS)] == [theirs[at] for at in range(2 * SMALL_TASK_ROWS)]

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from array_record.python.array_record_module import ArrayRecordWriter
 from preparing import WORDS, Numbers, bert, small_jobs
 
 from bertjax.config.schema import data
@@ -34,6 +35,7 @@ from bertjax.data.sources.class_names import ClassSpec
 from bertjax.data.store import manifest
 from bertjax.data.store.reader import Store
 from bertjax.data.store.writer import StoreWriter
+from bertjax.errors import StorageError
 
 PAIRS: dict[str, Any] = {"sequence_length": 24}
 SPANS: dict[str, Any] = {"sequence_length": 32, "doc_stride": 8, "max_query_length": 8}
@@ -153,18 +155,38 @@ def test_rows_belong_to_their_versions(case, many_jobs, tmp_path):
     assert [now_versions, now_jobs] == [versions, jobs], f"a VERSION or JOBS_FORMAT is new: {record}"
 
 
-def test_a_store_of_earlier_code_opens(tmp_path):
-    """Its manifest has the same format and a hash of that code in place of the VERSIONs."""
-    rows = np.ones(3, [("segment_ids", "<i4", (4,))])
-    with StoreWriter(tmp_path / "s", rows.dtype, {"examples": 3}, fingerprint="f", versions={"kind": 1}) as writer:
+def test_a_store_of_earlier_code_opens(tmp_path, monkeypatch):
+    """Format 1: rows as they are in memory, no codec in the manifest, a hash of that code in place of the VERSIONs."""
+    rows = np.zeros(5, [("segment_ids", "<i4", (40,))])
+    rows["segment_ids"] = np.arange(5)[:, None] + 1
+    with StoreWriter(tmp_path / "s", rows.dtype, {"examples": 5}, rows_per_shard=3, versions={"kind": 1}) as writer:
         writer.write(rows)
-    written = manifest.read(tmp_path / "s")
+    written, shards = manifest.read(tmp_path / "s"), []
+    assert (written["format"], Store(tmp_path / "s").versions) == (2, {"kind": 1})
+    for part, shard in zip((rows[:3], rows[3:]), written["shards"], strict=True):
+        path = tmp_path / "s" / shard["file"]
+        plain = ArrayRecordWriter(str(path), "group_size:1,max_parallelism:1")
+        for row in part:
+            plain.write(row.tobytes())
+        plain.close()
+        data = path.read_bytes()
+        size = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        shards.append({"file": shard["file"], "records": len(part), **size})
     about = {name: written[name] for name in ("fingerprint", "tokenizer_sha256")} | {"code_version": "0" * 64}
-    earlier = manifest.to_bytes(about, rows.dtype, written["shards"], written["meta"])
-    (tmp_path / "s" / manifest.MANIFEST).write_bytes(earlier)
-    assert json.loads(earlier)["format"] == written["format"] == 1
-    store = Store(tmp_path / "s")
-    assert store.versions == {} and (store.rows([2])["segment_ids"] == 1).all()
+
+    def reopened(shards: list[dict[str, Any]]) -> Store:
+        data = manifest.to_bytes(about, rows.dtype, shards, written["meta"])
+        (tmp_path / "s" / manifest.MANIFEST).write_bytes(data)
+        return Store(tmp_path / "s")
+
+    monkeypatch.setattr(manifest, "FORMAT", 1)
+    store = reopened(shards)
+    assert store.versions == {} and store.rows([4, 0, 3, 2]).tobytes() == rows[[4, 0, 3, 2]].tobytes()
+    mislabelled = reopened([shards[0], shards[1] | {"codec": 1}])
+    assert mislabelled.rows([2, 0]).tobytes() == rows[[2, 0]].tobytes()
+    with pytest.raises(StorageError, match=r"rows-00001.array_record: holds rows of another kind") as caught:
+        mislabelled.rows([2, 4])
+    assert "\n" not in str(caught.value)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from bertjax.data.jobs.job_plan import Blocks, JobPlan, PrepareContext
 from bertjax.data.jobs.jobs import JobOutput, Jobs
 from bertjax.data.jobs.text_counts import META_KEY, TextCounts, merge_counts
 from bertjax.data.store.manifest import shard_name
+from bertjax.data.store.row_codec import CODEC
 from bertjax.data.store.row_format import SEGMENTS
 from bertjax.data.store.writer import StoreWriter, write_shard
 from bertjax.progress import reporter
@@ -52,8 +53,12 @@ def write_shards(context: PrepareContext, plan: JobPlan, writer: StoreWriter, wh
     with task, closing(run) as results:  # type: ignore[type-var]
         for record in results:
             for entry in record.files:
-                size = {"records": record.facts["records"], "bytes": entry["bytes"], "sha256": entry["sha256"]}
-                writer.add_shard({"file": entry["file"], **size})
+                # A job finished by an earlier version has no codec: its rows are not coded.
+                facts: dict[str, Any] = {
+                    name: record.facts[name] for name in ("records", "codec") if name in record.facts
+                }
+                size = {"bytes": entry["bytes"], "sha256": entry["sha256"]}
+                writer.add_shard({"file": entry["file"], **facts, **size})
             lengths.append(record.counts)
             reused += record.reused
             sums.update(record.facts["sums"])
@@ -85,7 +90,7 @@ def make_shard(context: ShardContext, argument: Any, index: int, folder: Path) -
             yield block
 
     records = write_shard(folder / shard_name(index), counted())
-    facts = {"records": records, "sums": dict(sums), META_KEY: counts}
+    facts = {"records": records, "codec": CODEC, "sums": dict(sums), META_KEY: counts}
     return JobOutput([shard_name(index)] if records else [], facts, _concat(lengths))
 
 

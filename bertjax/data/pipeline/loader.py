@@ -1,7 +1,7 @@
 """Batches by number: batch k is a pure function of (data, seed, k).
 
-The stream is endless: `mixing.order` maps position p = k * batch_size + row to (task, epoch, index), so the last batch
-of an epoch continues in the next one.
+The stream is endless: `RowOrder` maps positions k * batch_size + row to (task, epoch, index), so the last batch of an
+epoch continues in the next one. A batch is the unit of work: its order, its rows and their masks are made at once.
 """
 
 import os
@@ -22,6 +22,7 @@ from bertjax.config.schema.run import Config, Stage
 from bertjax.data.jobs.jobs import Runner
 from bertjax.data.pipeline import mixing
 from bertjax.data.pipeline.prepare import ReportFn, prepare
+from bertjax.data.pipeline.row_order import RowOrder
 from bertjax.data.pipeline.task_rows import Fields, TaskData, make_task_data
 from bertjax.data.sources.class_names import ClassSpec
 from bertjax.data.store.reader import Store
@@ -99,7 +100,7 @@ class Batches:
         self._pad_id = pad_id
         self._starts = np.cumsum([0, *self.row_counts.values()])  # the first stored row of each task, and their number
         seeds = [data.seed for data in self._tasks]
-        self._order = mixing.order(list(self.row_counts.values()), [shares[name] for name in tasks], seeds)
+        self._order = RowOrder(list(self.row_counts.values()), [shares[name] for name in tasks], seeds)
 
     def steps(self, stage: Stage) -> int:
         """The steps of `stage`: its `steps`, or what its epochs of this data take."""
@@ -154,9 +155,7 @@ class Batches:
 
         `more` adds fields by the numbers of the stored rows, counted task after task as `epoch_batch` reads them.
         """
-        first = k * self.batch_size
-        places = [self._order[first + row] for row in _range(rows, self.batch_size)]
-        tasks, epochs, indices = np.array(places, np.int64).reshape(len(places), 3).T
+        tasks, epochs, indices = self._order.at(_numbers(k, rows, self.batch_size))
         batch = self._gather(tasks, epochs, indices)
         return batch if more is None else batch | more(self._starts[tasks] + indices)
 
@@ -180,7 +179,7 @@ class Batches:
 
         Rows after the last example are padding: every weight and segment id is 0.
         """
-        wanted = np.array(_range(rows, self.batch_size), np.int64) + k * self.batch_size
+        wanted = _numbers(k, rows, self.batch_size)
         real = wanted[wanted < self.rows_per_epoch]
         task = np.searchsorted(self._starts[1:], real, side="right")
         batch = self._gather(task, np.zeros_like(real), real - self._starts[task])
@@ -303,5 +302,6 @@ def _format_field(field: tuple[tuple[int, ...], np.dtype] | None) -> str:
     return "missing" if field is None else f"{field[1].name}{list(field[0])}"
 
 
-def _range(rows: RowSelection, batch_size: int) -> list[int]:
-    return np.arange(batch_size)[rows].tolist()
+def _numbers(k: int, rows: RowSelection, batch_size: int) -> np.ndarray:
+    """Where the rows of batch k are in the stream: int64 [n]."""
+    return k * batch_size + np.arange(batch_size, dtype=np.int64)[rows]

@@ -1,30 +1,14 @@
-"""Mixing rates, and the order in which a stage reads its examples."""
+"""Mixing rates: the share of each task in the rows of a stage."""
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
-from functools import lru_cache, partial
+from collections.abc import Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, NamedTuple
-
-import numpy as np
 
 from bertjax.config.schema.data import Mixture
-from bertjax.data.preprocess.counter_rng import row_streams
 from bertjax.errors import UserError
 
-if TYPE_CHECKING:
-    import grain
-
-RATE_STEPS = 100  # grain mixes by integer weights; the rarest task gets this one
 MIN_SHARE = 1e-9  # of the examples: a task below it would never be read in any run
-SMALL_TASK_ROWS = 256  # grain's shuffle takes 65536 / rows steps for each row of a smaller task
-
-
-class RowRef(NamedTuple):
-    task: int
-    epoch: int  # of that task
-    index: int  # type: ignore[assignment]  # of the row in its store
 
 
 def rates(
@@ -92,35 +76,3 @@ def to_row_rates(shares: Mapping[str, float], examples: Mapping[str, int], rows:
 def task_seed(seed: int, *names: str) -> int:
     """A 32-bit seed for each (stage, task), so that no two share an order or masks."""
     return int.from_bytes(hashlib.sha256("\0".join([str(seed), *names]).encode()).digest()[:4], "little")
-
-
-def order(counts: Sequence[int], shares: Sequence[float], seeds: Sequence[int]) -> "grain.MapDataset":
-    """An endless random-access stream of `RowRef`: position -> (task, epoch, index), with no iterator state.
-
-    Each task is reshuffled in each of its epochs and visits every row exactly once per epoch. Tasks alternate in
-    grain's fixed stride, so any window has the share of each to within one row.
-    """
-    import grain
-
-    tasks = []
-    for task, (count, seed) in enumerate(zip(counts, seeds, strict=True)):
-        rows = grain.MapDataset.range(count)
-        # repeat() counts on without end, so the position in a task's stream gives its epoch.
-        rows = (rows if count < SMALL_TASK_ROWS else rows.shuffle(seed=seed)).repeat()
-        tasks.append(rows.map_with_index(partial(_row_ref, task, count, seed)))
-    if len(tasks) == 1:
-        return tasks[0]
-    # Rounded here because grain truncates, which costs the rarer tasks up to a hundredth.
-    weights = [round(share / min(shares) * RATE_STEPS) for share in shares]
-    return grain.MapDataset.mix(tasks, weights=weights)
-
-
-def _row_ref(task: int, count: int, seed: int, at: int, row: int) -> RowRef:
-    epoch = at // count
-    return RowRef(task, epoch, small_task_order(count, seed, epoch)[row] if count < SMALL_TASK_ROWS else int(row))
-
-
-@lru_cache(maxsize=1024)
-def small_task_order(count: int, seed: int, epoch: int) -> tuple[int, ...]:
-    """The rows 0..count-1 of a small task in the order of one epoch: sorted by 64 hashed bits of each."""
-    return tuple(np.argsort(row_streams(seed, epoch, np.arange(count))[:, 0], kind="stable").tolist())

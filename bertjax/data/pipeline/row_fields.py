@@ -12,7 +12,7 @@ from bertjax.data.pipeline.loader import Batches, is_decoder_only
 from bertjax.data.pipeline.task_rows import Fields, TaskData, make_task_data
 from bertjax.data.preprocess.registry import record_of
 from bertjax.data.sources.class_names import ClassSpec
-from bertjax.data.store.row_format import packed_dtype
+from bertjax.data.store.row_format import field_list, packed_dtype
 from bertjax.errors import UserError
 
 
@@ -26,8 +26,8 @@ class EmptyStore:
     def __len__(self) -> int:
         return 1
 
-    def rows(self, indices: np.ndarray) -> np.ndarray:
-        return np.empty(len(indices), self.dtype)
+    def columns(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        return {name: np.empty((len(indices), *shape), kind) for name, kind, shape in field_list(self.dtype)}
 
 
 def dummy_tokenizer(config: Config) -> Any:

@@ -39,11 +39,9 @@ class TaskData:
     def rows(self, epochs: Sequence[int] | np.ndarray, indices: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
         """Rows [n] by `epochs` [n] and `indices` [n]: a dict of arrays [n, ...], in one read and one transform."""
         epochs, indices = np.asarray(epochs, np.int64), np.asarray(indices, np.int64)
-        stored = self.store.rows(indices)
+        rows = self.store.columns(indices)
         if self.transform:
-            rows = self.transform(stored, seed=self.seed, epoch=epochs, indices=indices)
-        else:
-            rows = {name: np.ascontiguousarray(stored[name]) for name in stored.dtype.names or ()}
+            rows = self.transform(rows, seed=self.seed, epoch=epochs, indices=indices)
         return to_decoder_only_rows(rows) if self.decoder_only else rows
 
 

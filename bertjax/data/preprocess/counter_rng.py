@@ -13,16 +13,17 @@ _GOLDEN_GAMMA = np.uint64(0x9E3779B97F4A7C15)
 KEY_POSITION_MASK = np.uint64(0xFFFF)
 SORT_LAST = np.uint64(0xFFFFFFFFFFFFFFFF)  # the key of what is never chosen
 NO_POSITION = np.uint16(0xFFFF)
-BLOCK_TOKENS = 1 << 14  # tokens per block: temporary arrays stay in the cache
+BLOCK_TOKENS = 1 << 16  # tokens per block: enough to hide the cost of a call, few enough for the cache
 
 
 def splitmix64(state: np.ndarray) -> np.ndarray:
     """SplitMix64's output function (Steele, Lea and Flood 2014) on uint64 of any shape."""
-    mixed = state ^ (state >> np.uint64(30))
+    shifted: np.ndarray = np.asarray(state >> np.uint64(30))
+    mixed: np.ndarray = state ^ shifted
     mixed *= np.uint64(0xBF58476D1CE4E5B9)
-    mixed ^= mixed >> np.uint64(27)
+    mixed ^= np.right_shift(mixed, np.uint64(27), out=shifted)
     mixed *= np.uint64(0x94D049BB133111EB)
-    mixed ^= mixed >> np.uint64(31)
+    mixed ^= np.right_shift(mixed, np.uint64(31), out=shifted)
     return mixed
 
 

@@ -157,11 +157,10 @@ def mask_rows(
 
 
 def mask_stored(
-    rows: np.ndarray, rules: MaskingRules, *, seed: int, epoch: np.ndarray, indices: np.ndarray
+    rows: Mapping[str, np.ndarray], rules: MaskingRules, *, seed: int, epoch: np.ndarray, indices: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Every field of stored rows [n] (structured), masked: dynamic masking, when rows are loaded."""
-    fields = {name: np.ascontiguousarray(rows[name]) for name in rows.dtype.names or ()}
-    return fields | mask_rows(fields, rules, seed=seed, epoch=epoch, indices=indices)
+    """Every field of stored rows [n, ...], masked: dynamic masking, when rows are loaded."""
+    return dict(rows) | mask_rows(rows, rules, seed=seed, epoch=epoch, indices=indices)
 
 
 def _mask_block(

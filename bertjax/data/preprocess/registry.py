@@ -15,7 +15,7 @@ from bertjax.data.sources.class_names import ClassSpec
 if TYPE_CHECKING:
     from bertjax.data.preprocess.masking import StaticMasker
 
-# (stored rows [n], seed=, epoch= [n], indices= [n]) -> {name: [n, ...]}; a pure function of its arguments.
+# (fields of stored rows {name: [n, ...]}, seed=, epoch= [n], indices= [n]) -> {name: [n, ...]}; a pure function.
 Transform = Callable[..., dict[str, np.ndarray]]
 
 

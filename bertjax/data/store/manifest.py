@@ -11,7 +11,8 @@ from bertjax.errors import UserError
 from bertjax.storage.remote import DamagedError, remote_errors
 
 MANIFEST = "manifest.json"
-FORMAT = 1
+FORMAT = 2
+READ_FORMATS = (1, FORMAT)  # shards of format 1 hold rows as they are in memory, those of 2 say their codec
 
 
 class NotAStoreError(UserError):
@@ -23,7 +24,8 @@ def shard_name(index: int) -> str:
 
 
 def to_bytes(about: dict[str, Any], dtype: np.dtype, shards: list[dict[str, Any]], meta: dict[str, Any]) -> bytes:
-    """The manifest of a store: `about` has its fingerprints, `shards` an entry {file, records, bytes, sha256} each."""
+    """The manifest of a store: `about` has its fingerprints, `shards` an entry {file, records, codec, bytes, sha256}
+    each; rows without codec are stored as they are in memory."""
     records = sum(shard["records"] for shard in shards)
     manifest = {
         "format": FORMAT, **about, "dtype": _describe(dtype), "records": records, "shards": shards, "meta": meta,
@@ -45,7 +47,7 @@ def read(folder: Path) -> dict[str, Any]:
         manifest = json.loads(data)
     except (OSError, ValueError, RecursionError) as error:
         raise DamagedError(f"{path}: cannot be read ({first_line(error)}); prepare the data again") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+    if not isinstance(manifest, dict) or manifest.get("format") not in READ_FORMATS:
         raise NotAStoreError(f"{path}: not a store of format {FORMAT}; prepare the data again")
     if manifest.pop("sha256", None) != _digest(manifest):
         raise DamagedError(f"{path}: damaged (its own sha256 differs); prepare the data again")

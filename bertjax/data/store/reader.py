@@ -1,9 +1,9 @@
-"""Reads prepared rows: ArrayRecord shards, one fixed-length row (a structured numpy scalar) per record.
+"""Reads prepared rows: ArrayRecord shards, one row (a structured numpy scalar) per record, as `row_codec` encodes it.
 
 ArrayRecord detects flipped bits but not truncation, so counts and sizes are compared with the manifest on opening.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from bertjax.data.store import row_codec
 from bertjax.data.store.manifest import MANIFEST, dtype_of, first_line, read
+from bertjax.data.store.row_format import field_list
 from bertjax.progress import reporter
 from bertjax.progress.text import size as size_text
 from bertjax.storage import remote, staging
@@ -38,7 +40,10 @@ class Store:
         self.tokenizer_sha256: str = manifest["tokenizer_sha256"]
         self.versions: dict[str, int] = manifest.get("versions", {})  # none in stores of earlier versions
         self.shards: list[dict[str, Any]] = manifest["shards"]
-        self._ends = np.cumsum([shard["records"] for shard in self.shards], dtype=np.int64)
+        counts = np.array([shard["records"] for shard in self.shards], np.int64)
+        self._ends = np.cumsum(counts)
+        self._starts = self._ends - counts
+        self._coded = {index for index, shard in enumerate(self.shards) if "codec" in shard}
         self._files = [self.folder / shard["file"] for shard in self.shards]  # to be read
         # Readers with their locks; one dropped from the cache lives on until the read that uses it has ended.
         self._reader = lru_cache(maxsize=MAX_OPEN_READERS)(self._open)
@@ -62,18 +67,41 @@ class Store:
 
     def rows(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """The rows at `indices` [n], as a structured array [n]. Thread-safe. IndexError outside [0, len)."""
-        wanted = np.asarray(indices, np.int64)
-        if wanted.size and not (0 <= wanted.min() and wanted.max() < len(self)):
-            raise IndexError(f"{self.folder} has rows 0 to {len(self) - 1}; asked for {wanted.min()} to {wanted.max()}")
-        rows = np.empty(wanted.shape, self.dtype)
-        if wanted.size:
-            self.fetch()
-        shard_of = np.searchsorted(self._ends, wanted, side="right")
-        for index in np.unique(shard_of).tolist():
-            where = np.flatnonzero(shard_of == index)
-            first = int(self._ends[index]) - self.shards[index]["records"]
-            rows[where] = self._read(index, (wanted[where] - first).tolist())
+        rows = np.empty(len(indices), self.dtype)
+        self._read_into({name: rows[name] for name in self.dtype.names or ()}, indices)
         return rows
+
+    def columns(self, indices: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
+        """The fields of `rows`, each a contiguous array [n, ...]: of a batch, without a copy in between."""
+        fields = {name: np.empty((len(indices), *shape), kind) for name, kind, shape in field_list(self.dtype)}
+        self._read_into(fields, indices)
+        return fields
+
+    def _read_into(self, fields: Mapping[str, np.ndarray], indices: Sequence[int] | np.ndarray) -> None:
+        wanted = np.asarray(indices, np.int64)
+        if not wanted.size:
+            return
+        if not (0 <= wanted.min() and wanted.max() < len(self)):
+            raise IndexError(f"{self.folder} has rows 0 to {len(self) - 1}; asked for {wanted.min()} to {wanted.max()}")
+        self.fetch()
+        shard_of = np.searchsorted(self._ends, wanted, side="right")
+        places = wanted - self._starts[shard_of]
+        records, parts = [b""] * len(wanted), {}
+        for index in np.unique(shard_of).tolist():
+            where = parts[index] = np.flatnonzero(shard_of == index)
+            for at, record in zip(where.tolist(), self._read(index, places[where].tolist()), strict=True):
+                records[at] = record
+        if all(index in self._coded for index in parts):
+            try:
+                return row_codec.decode(records, self.dtype, fields)
+            except ValueError:
+                pass  # the shard is found below
+        for index, where in parts.items():
+            decode = row_codec.decode if index in self._coded else row_codec.decode_plain
+            try:
+                decode([records[at] for at in where.tolist()], self.dtype, fields, where)
+            except ValueError as error:
+                raise self._damaged(index, f"holds rows of another kind ({first_line(error)})") from error
 
     def verify(self, workers: int = 1) -> None:
         """Compare the sha256 of every stored shard with the manifest; StorageError names the first that differs."""
@@ -127,20 +155,14 @@ class Store:
             if (count := self._reader(index)[0].num_records()) != shard["records"]:
                 raise self._damaged(index, f"holds {count} rows, not {shard['records']}")
 
-    def _read(self, index: int, positions: list[int]) -> np.ndarray:
+    def _read(self, index: int, positions: list[int]) -> list[bytes]:
         reader, lock = self._reader(index)
-        records = []
+        seek, read = reader.seek, reader.read
         try:
             with lock:  # seek and read share a position; a call of read(positions) costs three times as much a row
-                for position in positions:
-                    reader.seek(position)
-                    records.append(reader.read())
+                return [read() for position in positions if seek(position) is None]
         except Exception as error:  # see _open
             raise self._damaged(index, f"cannot be read ({first_line(error)})") from error
-        data = b"".join(records)
-        if len(data) != len(positions) * self.dtype.itemsize:
-            raise self._damaged(index, "holds rows of another length")
-        return np.frombuffer(data, self.dtype)
 
     def _damaged(self, index: int, what: str) -> DamagedError:
         path = self.folder / self.shards[index]["file"]

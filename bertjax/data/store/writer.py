@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from bertjax.data.store import row_codec
 from bertjax.data.store.manifest import MANIFEST, first_line, shard_name, to_bytes
 from bertjax.data.store.reader import Store
 from bertjax.errors import StorageError, UserError
@@ -28,14 +29,15 @@ def write_shard(path: Path, blocks: Iterable[np.ndarray]) -> int:
     from array_record.python.array_record_module import ArrayRecordWriter
 
     records = 0
-    # One record in a chunk makes random reads cheap; a pool of threads would hold many chunks in memory.
+    # One record in a chunk makes random reads cheap; a pool of threads would hold many chunks in memory. Coded rows are
+    # about as small as zstd makes uncoded ones, and decompression would be most of the time of reading one.
     with _writing(path):
-        writer = ArrayRecordWriter(str(path), "group_size:1,max_parallelism:1")
+        writer = ArrayRecordWriter(str(path), "group_size:1,max_parallelism:1,uncompressed")
     for block in blocks:  # outside _writing: an error in making rows is not a disk error
-        data = memoryview(np.ascontiguousarray(block).view(np.uint8).data) if len(block) else b""
+        coded = row_codec.encode(block)
         with _writing(path):
-            for start in range(0, len(data), block.dtype.itemsize):
-                writer.write(bytes(data[start : start + block.dtype.itemsize]))
+            for record in coded:
+                writer.write(record)
         records += len(block)
     with _writing(path):
         writer.close()
@@ -100,7 +102,7 @@ class StoreWriter:
                 self._flush()
 
     def add_shard(self, entry: dict[str, Any]) -> None:
-        """Record a shard that is already in `.temporary`: {file, records, bytes, sha256}."""
+        """Record a shard of `write_shard` that is already in `.temporary`: {file, records, codec, bytes, sha256}."""
         self._shards.append(entry)
 
     def close(self) -> None:
@@ -139,7 +141,7 @@ class StoreWriter:
         name = shard_name(len(self._shards))
         records = write_shard(self.temporary / name, self._pending)
         entry = remote.move_verified(self.temporary / name, self.temporary / name)
-        self._shards.append({"file": name, "records": records, **entry})
+        self._shards.append({"file": name, "records": records, "codec": row_codec.CODEC, **entry})
         self._pending, self._pending_rows = [], 0
 
     def _put_in_place(self) -> None:

@@ -75,7 +75,11 @@ def _compact(side: MaskedSequence, width: int, eos_id: int) -> tuple[np.ndarray,
         count = np.minimum(count, width - 1)
     places = np.arange(width, dtype=np.int32)
     ids = np.zeros((len(keep), width), np.int32)
-    ids[places < count[:, None]] = side.ids[keep]
+    most = int(count.max(initial=0))
+    if count.min(initial=most) == most:  # full chunks of text, as nearly all are
+        ids[:, :most] = side.ids[keep].reshape(len(keep), most)
+    else:
+        ids[places < count[:, None]] = side.ids[keep]
     ids[np.arange(len(keep)), count] = eos_id
     segments = (places <= count[:, None]).astype(np.int32)
     return ids, segments, places * segments
