@@ -186,7 +186,7 @@ class TrainProgram:
         where = training_state.shardings(jax.eval_shape(make, *like), self.param_shardings(), self.mesh)
         return MeshJit(jax.jit(make, out_shardings=where), self.mesh, self.rules)
 
-    def abstract_state(self, groups: tuple[str, ...], key: jax.Array) -> TrainState:
+    def abstract_state(self, groups: tuple[str, ...], key: jax.Array | jax.ShapeDtypeStruct) -> TrainState:
         """Shapes and shardings of the state while `groups` train, for restoring and ahead-of-time compilation."""
         shape = jax.eval_shape(self._make_state(groups), self.abstract_params(), key)
         return training_state.abstract(shape, training_state.shardings(shape, self.param_shardings(), self.mesh))

@@ -20,12 +20,11 @@ Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
 
 
-def jit_train_step(
-    program: TrainProgram, like: TrainState, teacher: Params | None = None
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """Jit the step for states shaped like `like` (one per episode); the state is donated.
+def jit_train_step(program: TrainProgram, like: TrainState, teacher: Params | None = None) -> MeshJit:
+    """Jit the step for states shaped like `like` (one per episode): (state, batch) -> (state, metrics).
 
-    teacher: the parameters of `program.teacher` in their shards; without them the step can only be lowered.
+    The state is donated. teacher: the parameters of `program.teacher` in their shards; without them the step can only
+    be lowered.
     """
     shardings = training_state.shardings(like, program.param_shardings(), program.mesh)
     split = program.split_segments(like)
