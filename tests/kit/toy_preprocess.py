@@ -1,6 +1,6 @@
 """A preprocess kind of the tests' own: the first tokens of each text. `SECTION` and `RECORD` are all that it needs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -46,8 +46,10 @@ def dtype(options: ToyPreprocess, regression: bool) -> np.dtype:
     return row_dtype(options.sequence_length)
 
 
-def reverse_odd_epochs(rows: np.ndarray, *, seed: int, epoch: np.ndarray, indices: np.ndarray) -> dict[str, np.ndarray]:
-    made = {name: np.array(rows[name]) for name in rows.dtype.names or ()}
+def reverse_odd_epochs(
+    rows: Mapping[str, np.ndarray], *, seed: int, epoch: np.ndarray, indices: np.ndarray
+) -> dict[str, np.ndarray]:
+    made = {name: x.copy() for name, x in rows.items()}
     made["input_ids"][epoch % 2 == 1] = made["input_ids"][epoch % 2 == 1, ::-1]
     return made
 
