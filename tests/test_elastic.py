@@ -58,14 +58,15 @@ run: {name: tiny, log_every: 1, compute_dtype: float32, tensorboard: false, comp
 mesh: {dcn: -1}
 stages:
   - {name: pretrain, data: {source: {kind: text, files: [text.txt], layout: sentences},
-    preprocess: {kind: text_rows, sequence_length: 32}}, objective: {kind: cbow}, steps: 400, batch_size: 8,
+    preprocess: {kind: text_rows, sequence_length: 32}}, objective: {kind: cbow}, steps: 100, batch_size: 4096,
     optimizer: {learning_rate: 2e-3}}
 """
 
 
 @pytest.mark.timeout(1800)
 def test_a_run_goes_on_with_fewer_and_with_more_processes(tiny_project: Path, tmp_path: Path):
-    """Vectors of words, which compile fast; BERT and T5 follow below. A signal takes effect some steps later."""
+    """Vectors of words, which compile fast; BERT and T5 follow below. A signal takes effect some steps later, so steps
+    are large enough that a signal late by seconds still finds the run."""
     (tmp_path / "small.yaml").write_text(SMALL)
     words = [str(tmp_path / "small.yaml"), f"run.prepared_dir={tmp_path}/prepared"]
     said = rehearse(tiny_project, "2,1,2", 1, 10, *words, f"run.root={tmp_path}/runs")
