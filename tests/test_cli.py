@@ -314,6 +314,15 @@ def test_help_and_mistakes_import_nothing(here):
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT).stdout == "\n"
 
 
+def test_training_on_a_cpu_imports_no_kernels_and_no_other_framework():
+    slow = ("jax.experimental.pallas.tpu", "jax.experimental.pallas.triton", "torch", "transformers", "datasets")
+    code = "import sys, bertjax.training.program, bertjax.evaluation.evaluators.build; from pathlib import Path"
+    code += "; from bertjax.training.monitor.writers import open_tensorboard; open_tensorboard(Path('none'), None)"
+    code += f"; print('imported', *(sys.modules.keys() & {set(slow)!r}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout == "imported\n"
+
+
 def test_module_entry_point_and_a_closed_pipe(here):
     python = [sys.executable, "-m", "bertjax"]
     done = subprocess.run([*python, "tain"], capture_output=True, text=True, cwd=ROOT)

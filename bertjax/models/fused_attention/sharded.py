@@ -7,7 +7,6 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from bertjax.models.compute_options import ComputeOptions
-from bertjax.models.fused_attention.attention import DropoutBits, fused_attention
 from bertjax.models.layers.dropout import dropout, hash_seeds
 from bertjax.parallel.sharding import auto_axes, divisible_spec, shard_index
 
@@ -45,6 +44,8 @@ def sharded_fused_attention(
     The probabilities are [B, H, Q, S] with names (batch, heads); broadcast_length: one mask for all queries, as T5.
     bias: float32 [H, Q + S - 1].
     """
+    from bertjax.models.fused_attention.attention import DropoutBits, fused_attention  # imports Pallas, which is slow
+
     (B, _, H, _), S = q_BQHK.shape, k_BSHK.shape[1]
     rate = 0.0 if key is None else rate
     if rate > 0 and broadcast_length:  # a probability dropped for all queries is as a value of zero

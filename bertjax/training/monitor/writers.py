@@ -1,5 +1,6 @@
 """Write to TensorBoard and Weights & Biases on request; a run continues without them if they are missing."""
 
+import importlib.util
 import secrets
 import time
 from collections.abc import Collection, Mapping
@@ -57,13 +58,17 @@ class WandbWriter:
 
 def open_tensorboard(folder: Path, notes: Console | None) -> TensorBoardWriter | None:
     """Open TensorBoard; None, with a note to `notes`, if the package is missing."""
-    try:
-        from tensorboardX import SummaryWriter
-    except ImportError:
+    if importlib.util.find_spec("tensorboardX") is None:
         if notes is not None:
             notes.note("TensorBoard is off: tensorboardX is not installed (pip install 'bertjax[tensorboard]')")
         return None
-    return TensorBoardWriter(folder, SummaryWriter)
+    return TensorBoardWriter(folder, _summary_writer)
+
+
+def _summary_writer(*arguments: Any, **options: Any) -> Any:
+    from tensorboardX import SummaryWriter  # imports torch where it is installed, which takes seconds
+
+    return SummaryWriter(*arguments, **options)
 
 
 def open_wandb(run_dir: Path, config: Mapping[str, Any], stages: list[str], notes: Console) -> WandbWriter | None:
