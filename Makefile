@@ -34,6 +34,8 @@ $(READY): requirements.lock pyproject.toml
 demo: $(READY)
 	$(BIN)/python -m bertjax.demo $(ARGS)
 
+# Compiling for a CPU takes most of the time of the fast tests; the others have LLVM's usual optimizations.
+test: export XLA_FLAGS += --xla_backend_optimization_level=0
 test: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" $(ARGS)
 

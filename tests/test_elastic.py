@@ -64,22 +64,24 @@ stages:
 
 
 @pytest.mark.timeout(1800)
-def test_a_run_goes_on_with_fewer_and_with_more_processes(tiny_project: Path, tmp_path: Path):
+@pytest.mark.parametrize("counts", ["2,1", pytest.param("2,1,2", marks=pytest.mark.slow)])
+def test_a_run_goes_on_with_fewer_and_with_more_processes(tiny_project: Path, tmp_path: Path, counts: str):
     """Vectors of words, which compile fast; BERT and T5 follow below. A signal takes effect some steps later, so steps
     are large enough that a signal late by seconds still finds the run."""
     (tmp_path / "small.yaml").write_text(SMALL)
     words = [str(tmp_path / "small.yaml"), f"run.prepared_dir={tmp_path}/prepared"]
-    said = rehearse(tiny_project, "2,1,2", 1, 10, *words, f"run.root={tmp_path}/runs")
+    said = rehearse(tiny_project, counts, 1, 10, *words, f"run.root={tmp_path}/runs")
     with contextlib.chdir(tiny_project):
         assert main(["train", *words, f"run.root={tmp_path}/alone"]) == 0
     alone, run = tmp_path / "alone" / "tiny", tmp_path / "runs" / "tiny"
-    assert check_same((alone / "metrics.jsonl").read_text(), (run / "metrics.jsonl").read_text()) == 2
+    stops = counts.count(",")
+    assert check_same((alone / "metrics.jsonl").read_text(), (run / "metrics.jsonl").read_text()) == stops, said
     assert "was on 2 processes with 2 devices (dcn=2), now on 1 process with 1 device;" in said
-    assert "was on 1 process with 1 device, now on 2 processes with 2 devices (dcn=2);" in said
+    assert stops == 1 or "was on 1 process with 1 device, now on 2 processes with 2 devices (dcn=2);" in said
     assert [line for line in said.splitlines() if line.startswith("launch:")] == [
         "launch: SIGTERM to 1 of 2 processes", "launch: stopped (75), going on with 1 process",
         "launch: SIGTERM to 0 of 1 processes", "launch: stopped (75), going on with 2 processes",
-    ]  # fmt: skip
+    ][: 2 * stops]  # fmt: skip
 
 
 @pytest.mark.slow
