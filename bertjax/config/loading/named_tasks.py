@@ -48,6 +48,7 @@ class Registry:
 
     def __init__(self, layers: list[dict[str, Node]], lengths: dict[str, Node], problems: list[str]):
         self.layers, self.lengths, self.problems = layers, lengths, problems
+        self.lengths_used = False  # whether a task has got one of `lengths`
 
     def names(self) -> list[str]:
         return list(dict.fromkeys(name for layer in self.layers for name in layer))
@@ -88,10 +89,11 @@ class Registry:
     def _set_lengths(self, task: Node) -> None:
         preprocess = task.value.get("preprocess") or Node({}, task.where)
         if self.lengths and isinstance(preprocess.value, dict):
-            kind = _plain(preprocess.value.get("kind")) or "bert_pairs"
+            kind = _text(preprocess.value.get("kind")) or "bert_pairs"
             known = PREPROCESS[kind].model_fields if kind in PREPROCESS else {}
             given = {option: tokens for option, tokens in self.lengths.items() if option in known}
             task.value["preprocess"] = Node(preprocess.value | given, preprocess.where)
+            self.lengths_used |= bool(given)
 
     def suggest(self, name: str) -> str:
         """`; did you mean 'a' or 'b'?`, or the command that lists all."""
@@ -177,11 +179,19 @@ def expand(tree: Node, problems: list[str]) -> dict[str, str]:
     """
     registries = _registry_files(tree.value.pop("registries", None), problems)
     lengths = _read_lengths(tree.value.pop("task_feature_lengths", None), problems)
+    expansion = _Expansion(tree, registries, lengths, problems)
     try:
-        return _Expansion(tree, registries, lengths, problems).run()
+        unknown = expansion.run()
     except UserError as error:
         problems.append(str(error))
         return {}
+    if lengths and not unknown and not expansion.registry.lengths_used:
+        where = next(iter(lengths.values())).where
+        problems.append(
+            f"{where}: task_feature_lengths: is for tasks from a registry, and none is used here; set sequence_length "
+            "and target_length under preprocess of the tasks"
+        )
+    return unknown
 
 
 def _registry_files(given: Node | None, problems: list[str]) -> list[Path]:
@@ -286,6 +296,7 @@ class _Expansion:
         registry = Registry([{**self.own, path: data}, *self.registry.layers[1:]], self.registry.lengths, self.problems)
         entry = registry.find(path)
         assert entry is not None
+        self.registry.lengths_used |= registry.lengths_used
         return Entry(copy.deepcopy(entry.section), entry.is_mixture, entry.validation)
 
     def _evaluations(self, item: Node, stage: Node) -> list[Node]:
@@ -302,21 +313,27 @@ class _Expansion:
             members = entry.validation or Node([], data.where)
         else:
             members = Node([data], data.where)
-            named = self.registry.find(data.value)
-            if named is not None and named.is_mixture:
-                names = [Node(name, data.where) for name in _names(named.section)]
-                members = named.validation or Node(names, data.where)
-        made = []
+        tasks = self._heldout_tasks(members, path)
+        return [self._evaluation(item, found, path, name) for name, found in tasks.items()]
+
+    def _heldout_tasks(self, members: Node, path: str, seen: frozenset[str] = frozenset()) -> dict[str, Entry]:
+        """{name: entry} of the tasks that score data: those named, and of mixtures their `validation` or their tasks.
+
+        seen: the mixtures around, which a mixture that contains itself would lead back to.
+        """
+        found: dict[str, Entry] = {}
         for member in _elements(members):
-            found = self.registry.find(member.value) if isinstance(member.value, str) else None
-            if found is None or found.is_mixture:
-                name = f"'{member.value!s:.80}'"
-                reason = f"{name} is a mixture; name its tasks" if found else f"no task or mixture {name}"
-                hint = "" if found else self.registry.suggest(str(member.value))
-                self.problems.append(f"{member.where}: {path}: {reason}{hint}")
-            else:
-                made.append(self._evaluation(item, found, path, member.value))
-        return made
+            entry = self.registry.find(member.value) if isinstance(member.value, str) else None
+            if entry is None:
+                shown, hint = _plain(member), self.registry.suggest(str(_plain(member)))
+                self.problems.append(f"{member.where}: {path}: no task or mixture {shown!a:.80}{hint}")
+            elif not entry.is_mixture:
+                found[member.value] = entry
+            elif member.value not in seen:
+                names = [Node(name, member.where) for name in _names(entry.section)]
+                below = entry.validation or Node(names, member.where)
+                found |= self._heldout_tasks(below, path, seen | {member.value})
+        return found
 
     def _evaluation(self, item: Node, entry: Entry, path: str, name: str, has_split: bool = False) -> Node:
         """The evaluation with the held-out data of a task, and with its name if it has none."""
@@ -349,6 +366,12 @@ def _plain(node: Node | None) -> Any:
     return None if node is None else to_plain(node)
 
 
+def _text(node: Node | None) -> str | None:
+    """The text of a node; None for anything else, which validation reports."""
+    value = _plain(node)
+    return value if isinstance(value, str) else None
+
+
 def _mappings(node: Node | None) -> list[Node]:
     return [item for item in _elements(node) if isinstance(item.value, dict)]
 
@@ -357,8 +380,8 @@ def _extends(data: Node) -> bool:
     return isinstance(data.value, dict) and "extends" in data.value
 
 
-def _kinds(task: Node) -> set[Any]:
-    return {_plain(source.value.get("kind")) for source in _mappings(task.value.get("source"))}
+def _kinds(task: Node) -> set[str | None]:
+    return {_text(source.value.get("kind")) for source in _mappings(task.value.get("source"))}
 
 
 def _fits(task: Node, base: Node) -> bool:

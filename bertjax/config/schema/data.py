@@ -351,6 +351,8 @@ class Mixture(Section):
             raise ValueError("explicit rates are written as 'mixture: {task: rate}' with 'rate: explicit'")
         if isinstance(self.mixture, dict) and any(not r > 0 for r in self.mixture.values()):
             raise ValueError("every explicit rate must be above zero")
+        if twice := [name for i, name in enumerate(self.mixture) if name in [*self.mixture][:i]]:
+            raise ValueError(f"mixture names {twice[0]!a:.80} twice; name it once, and its share in 'rate: explicit'")
         if self.rate != "proportional" and (self.limit is not None or self.temperature != 1.0):
             raise ValueError(f"limit and temperature change proportional rates; with 'rate: {self.rate}' give neither")
         return self
