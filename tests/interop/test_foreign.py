@@ -476,7 +476,11 @@ def test_t5x_arrays_that_are_there_twice_or_have_no_file_name(t5, spiece, tmp_pa
     both = parameters | {name: 2 * x for name, x in scanned.items() if "/layers/" in name}
     write_t5x(tmp_path / "both", both, "flat")
     spiece(tmp_path / "both")
-    refused(tmp_path / "both", "encoder/layers_0/attention/key/kernel", "a scanned array with the same layer")
+    refused(
+        tmp_path / "both",
+        "decoder/layers_0/encoder_decoder_attention/key/kernel",
+        "a scanned array with the same layer",
+    )
     path = write_t5x(tmp_path / "long", parameters, "flat")
     spiece(tmp_path / "long")
     tree = serialization.msgpack_restore(path.read_bytes())
