@@ -339,3 +339,9 @@ def test_a_mixture_names_each_task_once() -> None:
     """A task twice has no other rate than once: SeqIO's rates are by name, too."""
     mixture = {"mixture": ["glue_cola_v002", "glue_sst2_v002", "glue_cola_v002"]}
     assert "mixture names 'glue_cola_v002' twice" in error_of(mixture)
+
+
+def test_suggestions_are_one_line_and_other_names(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text('tasks: {capitals: capitals, "capi\\ntals2": {extends: glue_cola_v002}}')
+    said = error_of("capitals", registries=[str(tmp_path / "r.yaml")])
+    assert "capitals.extends: no task or mixture 'capitals'; did you mean 'capi\\ntals2'?" in said

@@ -22,7 +22,7 @@ from bertjax.config.loading.overrides import DottedOverride, expand_name, merge
 from bertjax.config.loading.yaml_reader import Node, to_plain
 from bertjax.config.schema.data import PREPROCESS, Mixture, Task
 from bertjax.config.schema.run import FeatureLengths
-from bertjax.errors import UserError
+from bertjax.errors import UserError, escape_unprintable
 from bertjax.storage.locations import path_problem
 from bertjax.storage.text import suggest_file
 
@@ -97,9 +97,10 @@ class Registry:
 
     def suggest(self, name: str) -> str:
         """`; did you mean 'a' or 'b'?`, or the command that lists all."""
-        close = difflib.get_close_matches(name, self.names(), 3, 0.6)
-        close += [known for known in self.names() if len(name) > 2 and known.startswith(name) and known not in close]
-        shown = " or ".join(f"'{known}'" for known in close[:3])
+        names = [known for known in self.names() if known != name]  # a section that extends itself may have it
+        close = difflib.get_close_matches(name, names, 3, 0.6)
+        close += [known for known in names if len(name) > 2 and known.startswith(name) and known not in close]
+        shown = escape_unprintable(" or ".join(f"'{known}'" for known in close[:3]))
         return f"; did you mean {shown}?" if shown else "; `bertjax tasks` lists the shipped ones"
 
     def describe(self, name: str) -> dict[str, Any]:
@@ -198,8 +199,10 @@ def _registry_files(given: Node | None, problems: list[str]) -> list[Path]:
     paths = []
     for item in _elements(given):
         name = item.value
-        if not isinstance(name, str) or path_problem(name, remote=False):
+        if not isinstance(name, str):
             problems.append(f"{item.where}: registries: expected the path of a YAML file")
+        elif problem := path_problem(name, remote=False):
+            problems.append(f"{item.where}: registries: {problem}")
         elif (path := registry_path(name, Path())) is None:
             shipped = ", ".join(sorted(path.stem for path in FOLDER.glob("*.yaml")))
             hint = suggest_file(Path(name)) or f"; the shipped registries are: {shipped}"
