@@ -345,3 +345,18 @@ def test_suggestions_are_one_line_and_other_names(tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text('tasks: {capitals: capitals, "capi\\ntals2": {extends: glue_cola_v002}}')
     said = error_of("capitals", registries=[str(tmp_path / "r.yaml")])
     assert "capitals.extends: no task or mixture 'capitals'; did you mean 'capi\\ntals2'?" in said
+
+
+def test_a_mistyped_name_in_an_override_is_suggested() -> None:
+    said = error_of("squad_v010_allanswers", (), ["tasks.squad_v010_allanswer.limit=10"])
+    assert said.endswith("source: required key is missing; did you mean 'squad_v010_allanswers'?") or (
+        "source: required key is missing; did you mean 'squad_v010_allanswers' or" in said
+    )
+    own = {"preprocess": {"kind": "span_corruption"}}
+    assert error_of("qqqq", tasks={"qqqq": own}).endswith("tasks.qqqq.source: required key is missing")
+
+
+@pytest.mark.parametrize("rate", [0, -1, ".nan", "x"])
+def test_a_wrong_rate_is_reported_where_it_is(rate: Any) -> None:
+    said = error_of("all_mix", (), [f"mixtures.all_mix.mixture.c4_v020_unsupervised={rate}"])
+    assert said.startswith("command line: mixtures.all_mix.mixture.c4_v020_unsupervised: must be ") and "\n" not in said

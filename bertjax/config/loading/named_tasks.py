@@ -95,13 +95,15 @@ class Registry:
             task.value["preprocess"] = Node(preprocess.value | given, preprocess.where)
             self.lengths_used |= bool(given)
 
-    def suggest(self, name: str) -> str:
-        """`; did you mean 'a' or 'b'?`, or the command that lists all."""
+    def suggest(self, name: str, any_hint: bool = True) -> str:
+        """`; did you mean 'a' or 'b'?`; else the command that lists all, with `any_hint`."""
         names = [known for known in self.names() if known != name]  # a section that extends itself may have it
         close = difflib.get_close_matches(name, names, 3, 0.6)
         close += [known for known in names if len(name) > 2 and known.startswith(name) and known not in close]
         shown = escape_unprintable(" or ".join(f"'{known}'" for known in close[:3]))
-        return f"; did you mean {shown}?" if shown else "; `bertjax tasks` lists the shipped ones"
+        if not shown:
+            return "; `bertjax tasks` lists the shipped ones" if any_hint else ""
+        return f"; did you mean {shown}?"
 
     def describe(self, name: str) -> dict[str, Any]:
         """Return a section as plain data for a configuration file: `{"tasks": {name: {...}}}`."""
@@ -248,6 +250,8 @@ class _Expansion:
                     if "extends" not in section.value and name in shared and not _is_complete(section.value):
                         section = Node({"extends": Node(name, section.where), **section.value}, section.where)
                     self.own.setdefault(name, section)
+                    if kind == "tasks" and not {"extends", "source"} & section.value.keys():
+                        self.unknown[name] = self.registry.suggest(name, any_hint=False)  # a change of another name
         for name in list(self.own):
             self._add(name)
         stages = _mappings(self.tree.value.get("stages"))
@@ -358,10 +362,13 @@ class _Expansion:
 
 
 def add_hints(problems: list[str], hints: dict[str, str]) -> list[str]:
-    """Complete the lines about tasks that are not in the configuration with similar names."""
+    """Complete the lines about tasks that are not in the configuration, or have no source, with similar names."""
     for name, hint in hints.items():
-        ending = f"uses task '{name}', which is not under 'tasks:'"
-        problems = [line + hint if line.endswith(ending) else line for line in problems]
+        endings = (
+            f"uses task '{name}', which is not under 'tasks:'",
+            f": tasks.{name}.source: required key is missing",
+        )
+        problems = [line + hint if line.endswith(endings) else line for line in problems]
     return problems
 
 
